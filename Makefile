@@ -1,0 +1,66 @@
+# The front door: `make` alone prints this list.
+.DEFAULT_GOAL := help
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check -qq
+READY := $(VENV)/.ready
+PYTEST_ARGS ?=
+COMPILE := build/pip-tools/bin/pip-compile -q --generate-hashes --allow-unsafe --strip-extras \
+	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links $(UPGRADE)
+
+# The first interpreter that runs, is new enough and can make a virtual environment.
+define find_python
+python=; for candidate in $(PYTHON) python3.11 python3.12 python3.13 python3.14 python3; do \
+	"$$candidate" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' \
+		2>/dev/null && { python=$$candidate; break; }; done; \
+[ -n "$$python" ] || { echo "No Python >= 3.11 with venv on PATH. Install one (Debian:" \
+	"python3 and python3-venv) or name one: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
+endef
+
+.PHONY: help demo test test-real check constraints clean
+
+help: ## print this list
+	@echo "byoc-agents: what can be done here"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(READY) ## the three daemons against an embedded S3, SQS and control plane
+	@$(VENV)/bin/byoc-agents demo
+
+test: $(READY) ## every test that needs no root, no network and no real part
+	@$(PY) -m pytest -n auto -m "not real" --ignore=tests/real $(PYTEST_ARGS)
+
+test-real: $(READY) ## fetch LocalStack, ClickHouse, Alertmanager, ... and test against them
+	@$(PY) -m tests.real.parts.install
+	@$(PY) -m pytest -m real $(PYTEST_ARGS)
+	@FAULT_SEEDS=40 $(PY) -m pytest tests/faults -s
+
+check: $(READY) ## ruff (lint and format) and mypy
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+
+constraints: ## pin again what is installed; UPGRADE=--upgrade takes newer versions
+	@$(find_python); [ -x build/pip-tools/bin/pip-compile ] || { \
+		"$$python" -m venv build/pip-tools; build/pip-tools/bin/pip install -qq pip-tools==7.6.2; }
+	@export CUSTOM_COMPILE_COMMAND="make constraints"; set -x; \
+	$(COMPILE) pyproject.toml -o constraints/runtime.txt; \
+	$(COMPILE) pyproject.toml -c constraints/runtime.txt --all-build-deps \
+		--extra demo --extra test -o constraints/dev.txt; \
+	$(COMPILE) constraints/real.in -c constraints/dev.txt -o constraints/real.txt
+
+clean: ## remove everything that make made: .venv, build, caches
+	@rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# From nothing to a working environment; the stamp makes the second run start at once.
+$(READY): constraints/dev.txt pyproject.toml
+	@$(find_python); "$(PY)" -c pass 2>/dev/null || { \
+		echo "Making $(VENV) with $$("$$python" -V) and the pinned packages (a minute, once) ..."; \
+		"$$python" -m venv --clear $(VENV); }
+	@$(PIP) install --require-hashes -r constraints/dev.txt
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@

@@ -1,0 +1,89 @@
+"""Puts this folder on `sys.path` (tests import `tests.real.parts`), and guards the whole suite.
+
+A test in whose process a socket is opened to anything but this machine, or a name is asked for,
+fails, wherever in the code that happened and whatever was made of the error.
+"""
+
+import ipaddress
+import socket
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+CONNECTING = frozenset({"socket.connect", "socket.sendto", "socket.sendmsg"})
+ASKING = frozenset({"socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr"})
+NO_QUESTION = frozenset({"", "localhost"})
+
+attempts: list[str] = []
+
+
+class OutsideError(OSError):
+    """A test tried to leave this machine. Nothing was sent."""
+
+
+def stays_here(host: Any) -> bool:
+    """Tell whether an address is this machine: loopback, or all of its own (listening)."""
+    try:
+        address = ipaddress.ip_address(str(host).split("%", 1)[0])
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified
+
+
+def hook(event: str, args: tuple[Any, ...]) -> None:
+    """Refuse and remember what would leave."""
+    if event in CONNECTING:
+        sock, address = args
+        if sock.family in {socket.AF_INET, socket.AF_INET6} and address is not None:
+            _check(event, address[0])
+    elif event in ASKING:
+        host = args[0].decode() if isinstance(args[0], bytes) else args[0] or ""
+        if host not in NO_QUESTION and not _literal(host):
+            _check(event, host)
+
+
+def _literal(host: str) -> bool:
+    try:
+        return bool(ipaddress.ip_address(host.split("%", 1)[0]))
+    except ValueError:
+        return False
+
+
+def _check(event: str, host: Any) -> None:
+    if not stays_here(host) and host not in NO_QUESTION:
+        attempts.append(f"{event} to {host}")
+        raise OutsideError(attempts[-1])
+
+
+sys.addaudithook(hook)
+
+
+def _guarded(item: pytest.Item) -> Iterator[None]:
+    """Fail the test that tried to leave, also where the code under test took the error."""
+    try:
+        yield
+    finally:
+        said = ", ".join(attempts)
+        attempts.clear()
+        if said:
+            pytest.fail(f"{item.name} went past the gate: {said}", pytrace=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    """Guard the fixtures' beginning."""
+    return (yield from _guarded(item))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Guard the test itself."""
+    return (yield from _guarded(item))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """Guard the fixtures' end."""
+    return (yield from _guarded(item))
