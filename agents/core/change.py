@@ -1,0 +1,37 @@
+"""The values that go into the spool and come out of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from agents.core.sink import Message
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A message that was refused for good, kept with the reason."""
+
+    message: Message
+    reason: str
+    detail: str
+    died_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What one commit does: all of it, or nothing."""
+
+    messages: Sequence[Message] = ()  # an id that is already there is left as it is
+    state: Mapping[str, bytes | None] = field(default_factory=dict)  # None removes the key
+    stage: Sequence[bytes] = ()  # lines that wait for their batch
+    unstage: int = 0  # how many of the oldest staged lines leave (they are in `messages` now)
+    dead_letters: Sequence[DeadLetter] = ()  # only where a damaged file is taken over
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What lies in the spool. Bytes count bodies and lines, with an overhead for each row."""
+
+    records: int = 0  # events inside unsent messages, and staged lines
+    bytes: int = 0
+    oldest_created_at_ms: int | None = None  # of the oldest unsent message
+    dead_letters: int = 0

@@ -1,0 +1,54 @@
+"""CloudEvents 1.0 in JSON: the envelope of everything that leaves, and its exact encoding.
+
+Decimals are written as JSON numbers with their own digits, so a receiver that reads them into a
+decimal column gets exactly what was measured; no binary float stands where money depends on it.
+"""
+
+import datetime as dt
+import hashlib
+from typing import Literal
+
+import msgspec
+
+_ENCODER = msgspec.json.Encoder(decimal_format="number", order="deterministic")
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """The envelope. `source` + `id` is the receiver's de-duplication key."""
+
+    specversion: Literal["1.0"] = "1.0"
+    id: str
+    source: str  # /organizations/ORG/services/SERVICE/replicas/REPLICA
+    type: str
+    subject: str = ""
+    time: str  # RFC 3339, UTC
+    datacontenttype: Literal["application/json"] = "application/json"
+
+
+def encode(event: msgspec.Struct) -> bytes:
+    """Return one line of JSON without a line end. The same event gives the same bytes."""
+    return _ENCODER.encode(event)
+
+
+def rfc3339(milliseconds: int) -> str:
+    """Return `2026-11-23T12:00:00.000Z` for milliseconds since 1970."""
+    moment = dt.datetime.fromtimestamp(milliseconds // 1000, tz=dt.UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{milliseconds % 1000:03d}Z"
+
+
+def parse_rfc3339(text: str) -> int:
+    """Return milliseconds since 1970. Raises ValueError where there is no zone or no date."""
+    moment = dt.datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError(f"{text!r} has no time zone")
+    return round(moment.timestamp() * 1000)
+
+
+def stable_id(*parts: str) -> str:
+    """Return 128 bits of SHA-256 over the parts, as 32 hex digits: the same data, the same id."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def source_uri(organization_id: str, service_id: str, replica: str) -> str:
+    """Return the CloudEvents source of one replica."""
+    return f"/organizations/{organization_id}/services/{service_id}/replicas/{replica}"

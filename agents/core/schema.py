@@ -1,0 +1,113 @@
+"""The format of the spool file, how it is opened, and what SQLite's errors mean for us.
+
+WAL with synchronous=FULL: a commit that returned survives kill -9 and a power cut.
+"""
+
+import sqlite3
+from pathlib import Path
+
+from agents.core.errors import SpoolCorruptError, SpoolUnavailableError
+
+VERSION = 1
+NEWEST_VERSION = 1000  # a larger number in the header is damage, not a newer format
+JOURNAL_BYTES = 4 * 1024**2  # the journal is cut down to this after a checkpoint
+MAGIC = b"SQLite format 3\0"
+VERSION_AT = slice(60, 64)  # of the header, big-endian; SQLite's file format, section 1.3
+
+_MESSAGE = """position INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL,
+  type TEXT NOT NULL, body BLOB NOT NULL, created_at_ms INTEGER NOT NULL, records INTEGER NOT NULL,
+  content_type TEXT NOT NULL, content_encoding TEXT NOT NULL, grouped TEXT NOT NULL,
+  replaces TEXT NOT NULL, sha256 BLOB NOT NULL"""
+_SCHEMA = f"""
+PRAGMA auto_vacuum=INCREMENTAL;
+BEGIN IMMEDIATE;
+CREATE TABLE message ({_MESSAGE});
+CREATE INDEX message_replaces ON message (replaces) WHERE replaces <> '';
+CREATE TABLE staged (position INTEGER PRIMARY KEY AUTOINCREMENT, line BLOB NOT NULL,
+  sha256 BLOB NOT NULL);
+CREATE TABLE state (key TEXT PRIMARY KEY, value BLOB NOT NULL, sha256 BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE dead_letter ({_MESSAGE}, reason TEXT NOT NULL, detail TEXT NOT NULL,
+  died_at_ms INTEGER NOT NULL);
+PRAGMA user_version={VERSION};
+COMMIT;
+"""
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Open the file, or make it where there is none. A file that is not ours is not touched.
+
+    Raises SpoolCorruptError, and SpoolUnavailableError for a newer format and a failing disk.
+    """
+    with translated():
+        fresh = not path.exists()
+        if not fresh:
+            _check_header(path)
+        connection = _connection(path, "rwc" if fresh else "rw")
+        try:
+            if fresh:
+                connection.executescript(_SCHEMA)
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=FULL")
+            connection.execute(f"PRAGMA journal_size_limit={JOURNAL_BYTES}")
+        except BaseException:
+            connection.close()
+            raise
+    return connection
+
+
+def connect_damaged(path: Path) -> sqlite3.Connection:
+    """Open a file as it is, to read what can be read. Raises sqlite3.Error."""
+    connection = _connection(path, "rw")
+    connection.execute("PRAGMA writable_schema=ON")  # else a file cut short is not read at all
+    return connection
+
+
+def _connection(path: Path, mode: str) -> sqlite3.Connection:
+    return sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode={mode}",
+        uri=True,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+
+
+def _check_header(path: Path) -> None:
+    with path.open("rb") as file:
+        header = file.read(VERSION_AT.stop)
+    version = int.from_bytes(header[VERSION_AT])
+    if not header.startswith(MAGIC) or not 0 < version <= NEWEST_VERSION:
+        raise SpoolCorruptError(f"{path} is not a spool")
+    if version > VERSION:
+        raise SpoolUnavailableError(
+            f"{path} was written by a newer version (format {version}, this one reads up to "
+            f"{VERSION}): run the newer version, or move the file away"
+        )
+
+
+def place(path: Path) -> tuple[int, int] | None:
+    """Return what tells a file from its successor (device, inode); None where there is none."""
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_dev, found.st_ino
+
+
+class translated:  # noqa: N801  reads as a word in `with translated():`
+    """Turn the errors of sqlite3 and of the disk into ours; a wrong call stays what it is."""
+
+    CORRUPT = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT})
+    DAMAGED = ("no such table", "no such column", "Could not decode", "malformed database")
+    DEFECTS = (sqlite3.ProgrammingError, sqlite3.InterfaceError, sqlite3.IntegrityError)
+
+    def __enter__(self) -> None:
+        """Nothing to set up."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Raise our error from theirs."""
+        if isinstance(error, OSError):
+            raise SpoolUnavailableError(str(error)) from error
+        if isinstance(error, sqlite3.Error) and not isinstance(error, self.DEFECTS):
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            broken = code in self.CORRUPT or str(error).startswith(self.DAMAGED)
+            raise (SpoolCorruptError if broken else SpoolUnavailableError)(str(error)) from error

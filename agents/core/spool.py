@@ -1,0 +1,245 @@
+"""The spool: what has been accepted and not yet been delivered, on disk.
+
+At least once from the moment `put` or `commit` returns. One writer thread owns the file; whatever
+waits for it when it begins a transaction shares that transaction and its fsync (group commit).
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from agents.core.change import Change, DeadLetter, Totals
+from agents.core.clock import Clock
+from agents.core.errors import SpoolCorruptError, SpoolError, SpoolUnavailableError
+from agents.core.lock import DirectoryLock
+from agents.core.reserve import Reserve
+from agents.core.salvage import make, rebuild
+from agents.core.sink import Message
+from agents.core.store import Store
+from agents.core.writer import Kind, Operation, Writer
+
+EPOCH = "spool/epoch"  # when this file was made, milliseconds since 1970; later than any before it
+ORIGIN = "spool/origin"  # why it was made: "created" or "corrupt"
+PROBE = "spool/probe"  # written to learn whether the disk takes writes again
+
+T = TypeVar("T")
+
+
+class Spool:
+    """A durable queue of messages with staged lines, checkpoints and dead letters beside it.
+
+    Every method may wait for the disk. Raises SpoolFullError (bound reached),
+    SpoolUnavailableError (disk full, read-only, failing; worth another try) and SpoolCorruptError
+    (the file was damaged or lost; another one with what could be saved stands in its place, `epoch`
+    has changed and all checkpoints are gone: start anew). After any error but SpoolFullError, and
+    after a cancellation, the caller must not believe its own memory of what is stored, and reads it
+    again.
+    """
+
+    def __init__(self, directory: Path, *, max_bytes: int, clock: Clock) -> None:
+        self.directory = directory
+        self.max_bytes = max_bytes
+        self.path = directory / "spool.db"
+        self.totals = Totals()
+        self.changed = asyncio.Event()  # set when there is something to send after a write
+        self.resets = 0  # how often the file was damaged or lost since the start
+        self.salvaged = 0  # messages, lines and dead letters taken over from damaged files
+        self._clock = clock
+        self._writer = Writer(self)
+        self._lock = DirectoryLock(directory)
+        self._reserve = Reserve(directory / "reserve")
+        self._store: Store | None = None
+        self._epoch = 0
+        self._refused: SpoolError | None = None  # why the last write failed
+
+    async def __aenter__(self) -> Self:
+        """Open the file. Raises SpoolUnavailableError when the directory cannot be used."""
+        self._lock.hold()
+        self._writer.start()
+        try:
+            with contextlib.suppress(SpoolCorruptError):  # another file stands there now
+                await self._writer.ask(Store.totals, Kind.READ)
+            await self._writer.ask(Store.totals, Kind.READ)
+        except BaseException:
+            await self.__aexit__()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Finish what was asked for and close the file."""
+        try:
+            await self._writer.stop()
+        finally:
+            self._lock.release()
+
+    @property
+    def alive(self) -> bool:
+        """Return whether the writer thread runs: part of /healthz."""
+        return self._writer.alive
+
+    async def put(self, *messages: Message) -> None:
+        """Store messages durably. A message whose id is already there is left as it is."""
+        await self.commit(Change(messages=messages))
+
+    async def commit(self, change: Change) -> None:
+        """Do all of the change durably, or nothing."""
+        await self._writer.ask(lambda store: store.apply(change), Kind.GROW)
+
+    async def head(self, max_messages: int = 1, max_bytes: int = 1 << 20) -> list[Message]:
+        """Return the oldest messages: at least one where there is one, within both bounds."""
+        return await self._writer.ask(lambda store: store.head(max_messages, max_bytes), Kind.READ)
+
+    async def remove(self, ids: Sequence[str]) -> None:
+        """Acknowledge: the receiver has these."""
+        await self._writer.ask(lambda store: store.remove(ids), Kind.SHRINK)
+
+    async def bury(self, message: Message, reason: str, detail: str) -> None:
+        """Move a message that was refused for good to the dead letters."""
+        died_at_ms = self._clock.wall_ns() // 1_000_000
+        await self._writer.ask(
+            lambda store: store.bury(message, reason, detail, died_at_ms), Kind.SHRINK
+        )
+
+    async def revive(self, message_id: str) -> bool:
+        """Queue a dead letter again. Return whether there was one."""
+        return await self._writer.ask(lambda store: store.revive(message_id), Kind.SHRINK)
+
+    async def dead_letters(self) -> list[DeadLetter]:
+        """Return what was refused for good, oldest first."""
+        return await self._writer.ask(lambda store: store.dead_letters(), Kind.READ)
+
+    async def staged(self) -> list[bytes]:
+        """Return the lines that wait for their batch, oldest first."""
+        return await self._writer.ask(lambda store: store.staged(), Kind.READ)
+
+    async def state(self, prefix: str = "") -> dict[str, bytes]:
+        """Return the checkpoints whose key starts with `prefix`."""
+        return await self._writer.ask(lambda store: store.state(prefix), Kind.READ)
+
+    async def probe(self) -> None:
+        """Raise SpoolError when the file can be neither read nor written.
+
+        Writes only where the last write failed. A reached bound is no failure of the disk.
+        """
+        if self._refused:
+            await self.commit(Change(state={PROBE: b""}))
+        await self.state("spool/")
+
+    def note(self, totals: Totals, *, written: bool) -> None:
+        """Wake the shipper; here, since who has put the message may have been cancelled."""
+        self.totals = totals
+        if written and totals.oldest_created_at_ms is not None:
+            self.changed.set()
+
+    # Below here runs on the writer's thread only.
+
+    def serve(self, group: list[Operation]) -> tuple[list[Any], Totals]:
+        """Return one answer an operation (its value, or the error it met), and the totals."""
+        try:
+            store = self._opened()
+            answers = self._answers(store, group)
+            return answers, store.totals()
+        except SpoolCorruptError as error:
+            return [self._replace(error)] * len(group), self._count()
+        except SpoolUnavailableError as error:
+            self.let_go()
+            if not _grows(group) and self._reserve.release():
+                return self.serve(group)
+            if len(group) == 1:
+                self._refused = error
+                return [error], self.totals
+        alone = [self.serve([operation]) for operation in group]  # so that one may still succeed
+        return [answer for (answer,), _ in alone], alone[-1][1]
+
+    def _answers(self, store: Store, group: list[Operation]) -> list[Any]:
+        if all(operation.kind is Kind.READ for operation in group):
+            return [_tried(operation.work, store) for operation in group]
+        store.begin()
+        try:
+            if _grows(group):
+                self._reserve.take()
+            answers = [_tried(operation.work, store) for operation in group]
+            store.commit()
+        except BaseException:
+            with contextlib.suppress(SpoolError):
+                store.roll_back()
+            raise
+        store.give_back()
+        if _grows(group):
+            self._refused = None
+        return answers
+
+    def _count(self) -> Totals:
+        return self._store.totals() if self._store else Totals()
+
+    def _opened(self) -> Store:
+        if self._store is None:
+            if not self.path.exists():
+                if self._epoch:
+                    raise SpoolCorruptError(f"{self.path} was removed")
+                make(self.path, self._marks("created"))
+            self._store = Store(self.path, max_bytes=self.max_bytes)
+            self._epoch = max(self._epoch, _epoch(self._store))
+        return self._store
+
+    def _marks(self, origin: str) -> dict[str, bytes]:
+        now_ms = self._clock.wall_ns() // 1_000_000
+        self._epoch = max(now_ms, self._epoch + 1)
+        return {EPOCH: str(self._epoch).encode(), ORIGIN: origin.encode()}
+
+    def _replace(self, error: SpoolCorruptError) -> SpoolError:
+        """Put another file in the place of the damaged one, with what can be taken over."""
+        lost = self._lost()
+        try:
+            self._lock.hold()  # the directory may be gone
+            self._reserve.release()
+            rows, aside = rebuild(self.path, lost, self._marks("corrupt"))
+        except SpoolError as second:
+            self._store = lost  # not lost for good as long as we have it open
+            self._refused = SpoolUnavailableError(f"{error}; no new file could be made: {second}")
+            return self._refused
+        self._opened()
+        self.resets += 1
+        self.salvaged += rows
+        self._refused = None
+        return SpoolCorruptError(f"{error}; {aside}, {rows} rows taken over")
+
+    def _lost(self) -> Store | None:
+        """Return the open store where its file is no longer at its path, else close it."""
+        store, self._store = self._store, None
+        with contextlib.suppress(SpoolError):
+            if store and store.moved():
+                return store
+        if store:
+            store.close()
+        return None
+
+    def let_go(self) -> None:
+        """Close the file, also after an error: what SQLite has in memory may not be on disk."""
+        store, self._store = self._store, None
+        if store:
+            store.close()
+
+
+def _epoch(store: Store) -> int:
+    mark = store.state(EPOCH).get(EPOCH)
+    if mark is None:
+        raise SpoolCorruptError("the file does not say when it was made")
+    return int(mark)
+
+
+def _grows(group: list[Operation]) -> bool:
+    return any(operation.kind is Kind.GROW for operation in group)
+
+
+def _tried(work: Callable[[Store], T], store: Store) -> T | Exception:
+    """Do one operation; what it does wrong is its own affair, not that of its group."""
+    try:
+        with store.whole():
+            return work(store)
+    except (SpoolCorruptError, SpoolUnavailableError):
+        raise  # the whole transaction is lost
+    except Exception as error:  # noqa: BLE001  given to the caller
+        return error

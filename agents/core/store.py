@@ -1,0 +1,300 @@
+"""The SQLite file behind the spool: plain, blocking, one thread.
+
+Everything that must be true together (a message, the checkpoint it was made from, the staged lines
+it holds) changes in one transaction.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from agents.core.change import Change, DeadLetter, Totals
+from agents.core.errors import SpoolCorruptError, SpoolError, SpoolFullError, SpoolUnavailableError
+from agents.core.rows import (
+    COLUMNS,
+    ROW_OVERHEAD_BYTES,
+    checked,
+    count,
+    digest,
+    message_of,
+    row_of,
+)
+from agents.core.schema import connect, place, translated
+from agents.core.sink import Message
+
+__all__ = ["ROW_OVERHEAD_BYTES", "Change", "DeadLetter", "Store", "Totals"]
+
+VACUUM_PAGES = 1024  # give 4 MiB back to the file system once that much is free
+
+
+class Store:
+    """One open file. Every method may block and is called from one thread.
+
+    Raises SpoolFullError (bound reached), SpoolUnavailableError (the disk refuses) and
+    SpoolCorruptError (the file must be set aside).
+    """
+
+    def __init__(self, path: Path, *, max_bytes: int) -> None:
+        self.connection = connect(path)
+        self._path = path
+        self._journal_path = path.with_name(f"{path.name}-wal")
+        self._max_bytes = max_bytes
+        self._inside = False  # of `whole`
+        try:
+            with translated():
+                self._place = place(path)
+                self._journal_place = place(self._journal_path)
+                self._totals = self._count()
+        except BaseException:
+            self.close()
+            raise
+
+    def moved(self) -> bool:
+        """Return whether our file is no longer at its path: what we write now is lost at the end.
+
+        Raises SpoolUnavailableError when the path cannot be looked at.
+        """
+        with translated():
+            return place(self._path) != self._place
+
+    def begin(self) -> None:
+        """Open a transaction, in a file that will be found again."""
+        if self.moved():
+            raise SpoolCorruptError(f"{self._path} was removed or replaced")
+        with translated():
+            there = place(self._journal_path)
+            if self._journal_place not in {None, there}:  # closing writes all of it into the file
+                raise SpoolUnavailableError(f"{self._journal_path} was removed or replaced")
+            self._journal_place = there
+            self.connection.execute("BEGIN IMMEDIATE")
+
+    def commit(self) -> None:
+        """Make the transaction durable."""
+        with translated():
+            self.connection.execute("COMMIT")
+
+    def roll_back(self) -> None:
+        """Undo the open transaction, if there is one."""
+        with translated():
+            if self.connection.in_transaction:
+                self.connection.execute("ROLLBACK")
+            self._totals = self._count()  # it may have been committed all the same
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Do all of what is inside, or nothing of it. One in another is part of that one."""
+        if self._inside:
+            yield
+            return
+        self._inside = True
+        try:
+            with self._savepoint():
+                yield
+        finally:
+            self._inside = False
+
+    @contextmanager
+    def _savepoint(self) -> Iterator[None]:
+        before = self._totals
+        with translated():
+            self.connection.execute("SAVEPOINT whole")
+        try:
+            yield
+        except BaseException:
+            self._totals = before
+            if self.connection.in_transaction:  # SQLite itself rolls all back on some I/O errors
+                with translated():
+                    self.connection.execute("ROLLBACK TO whole")
+                    self.connection.execute("RELEASE whole")
+            raise
+        with translated():
+            self.connection.execute("RELEASE whole")
+
+    def apply(self, change: Change, *, bounded: bool = True) -> None:
+        """Do the change inside the open transaction; on any error nothing of it is left."""
+        before = self._totals.bytes
+        with self.whole():
+            with translated():
+                self._apply(change)
+            if bounded and self._totals.bytes > max(self._max_bytes, before):
+                raise SpoolFullError(f"{self._totals.bytes} bytes are over {self._max_bytes}")
+
+    def _apply(self, change: Change) -> None:
+        run = self.connection.execute
+        if change.unstage:
+            self._unstage(change.unstage)
+        for line in change.stage:
+            run("INSERT INTO staged (line, sha256) VALUES (?, ?)", (line, digest(line)))
+            self._tally(len(line), rows=1, records=1)
+        for message in change.messages:
+            self._insert(message)
+        for letter in change.dead_letters:
+            self._insert_dead(letter)
+        for key, value in change.state.items():
+            if value is None:
+                run("DELETE FROM state WHERE key = ?", (key,))
+            else:
+                row = (key, value, digest(key, value))
+                run("INSERT OR REPLACE INTO state VALUES (?, ?, ?)", row)
+
+    def _unstage(self, lines: int) -> None:
+        oldest = "SELECT position, length(line) FROM staged ORDER BY position LIMIT ?"
+        rows = self.connection.execute(oldest, (lines,)).fetchall()
+        if len(rows) < lines:  # the caller's memory is of a file that has been set aside
+            raise SpoolError(f"{len(rows)} lines are staged, not {lines}: read them again")
+        self.connection.execute("DELETE FROM staged WHERE position <= ?", (rows[-1][0],))
+        self._tally(-sum(size for _, size in rows), rows=-len(rows), records=-len(rows))
+
+    def _insert(self, message: Message) -> None:
+        row = row_of(message)
+        added = self.connection.execute(
+            f"INSERT OR IGNORE INTO message ({COLUMNS}, sha256)"  # noqa: S608  constant columns
+            " VALUES (?,?,?,?,?,?,?,?,?,?)",
+            (*row, digest(*row)),
+        ).rowcount
+        self._tally(added * len(message.body), rows=added, records=added * message.records)
+        if added and message.replaces:
+            self._delete("replaces = ? AND id <> ?", message.replaces, message.id)
+
+    def _insert_dead(self, letter: DeadLetter) -> None:
+        row = row_of(letter.message)
+        self.connection.execute(
+            f"INSERT INTO dead_letter ({COLUMNS}, sha256, reason, detail, died_at_ms)"  # noqa: S608
+            " VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            (*row, digest(*row), letter.reason, letter.detail, letter.died_at_ms),
+        )
+        self._tally(len(letter.message.body), rows=1, dead=1)
+
+    def _delete(self, where: str, *values: str) -> None:
+        rows = self.connection.execute(
+            f"DELETE FROM message WHERE {where} RETURNING length(body), records",  # noqa: S608
+            values,
+        ).fetchall()
+        for size, records in rows:
+            self._tally(-size, rows=-1, records=-records)
+
+    def _tally(self, size: int, *, rows: int, records: int = 0, dead: int = 0) -> None:
+        self._totals = replace(
+            self._totals,
+            bytes=self._totals.bytes + size + rows * ROW_OVERHEAD_BYTES,
+            records=self._totals.records + records,
+            dead_letters=self._totals.dead_letters + dead,
+        )
+
+    def remove(self, ids: Sequence[str]) -> None:
+        """Forget messages that have been stored by the receiver."""
+        with self.whole(), translated():
+            for message_id in ids:
+                self._delete("id = ?", message_id)
+            oldest = "SELECT id FROM message ORDER BY position LIMIT 1"
+            head = self.connection.execute(oldest).fetchone()
+        if head and head[0] in ids:  # it would be sent for ever
+            raise SpoolCorruptError(f"the index does not find {head[0]}")
+
+    def bury(self, message: Message, reason: str, detail: str, died_at_ms: int) -> None:
+        """Move a message to the dead letters, if it is still there. The bytes do not change."""
+        with self.whole(), translated():
+            self._bury(DeadLetter(message, reason, detail, died_at_ms))
+
+    def _bury(self, letter: DeadLetter) -> None:
+        run, message_id = self.connection.execute, letter.message.id
+        there = "SELECT records FROM message WHERE id = ?"
+        found = run(there, (message_id,)).fetchone()
+        if found is None:
+            return
+        self._exhume(message_id)  # the same message may have died before
+        same = "SELECT id FROM dead_letter WHERE replaces = ? AND replaces <> ''"
+        for (older_id,) in run(same, (letter.message.replaces,)).fetchall():
+            self._exhume(older_id)  # only the latest is wanted, dead or not
+        run(
+            f"INSERT INTO dead_letter ({COLUMNS}, sha256, reason, detail, died_at_ms)"  # noqa: S608
+            f" SELECT {COLUMNS}, sha256, ?, ?, ? FROM message WHERE id = ?",
+            (letter.reason, letter.detail, letter.died_at_ms, message_id),
+        )
+        run("DELETE FROM message WHERE id = ?", (message_id,))
+        self._tally(0, rows=0, records=-found[0], dead=1)
+
+    def _exhume(self, message_id: str) -> Message | None:
+        row = self.connection.execute(
+            f"DELETE FROM dead_letter WHERE id = ? RETURNING {COLUMNS}, sha256",  # noqa: S608
+            (message_id,),
+        ).fetchone()
+        if row is None:
+            return None
+        message = message_of(row)
+        self._tally(-len(message.body), rows=-1, dead=-1)
+        return message
+
+    def revive(self, message_id: str) -> bool:
+        """Move a dead letter to the end of the queue. Return whether there was one.
+
+        It replaces nothing any more: what came later is newer than it.
+        """
+        with self.whole(), translated():
+            message = self._exhume(message_id)
+            if message:
+                self._insert(replace(message, replaces=""))
+        return message is not None
+
+    def head(self, max_messages: int, max_bytes: int) -> list[Message]:
+        """Return the oldest messages, at least one where there is one. Reads no more than it gives.
+
+        Raises SpoolCorruptError when stored bytes are not the bytes that were put.
+        """
+        found: list[Message] = []
+        total = 0
+        query = f"SELECT {COLUMNS}, sha256 FROM message ORDER BY position LIMIT ?"  # noqa: S608
+        # A cursor left open would keep the file open after `close`.
+        with translated(), closing(self.connection.execute(query, (max_messages,))) as rows:
+            for row in rows:
+                message = message_of(row)
+                total += len(message.body)
+                if found and total > max_bytes:
+                    break
+                found.append(message)
+        return found
+
+    def staged(self) -> list[bytes]:
+        """Return the staged lines, oldest first."""
+        query = "SELECT line, sha256 FROM staged ORDER BY position"
+        return [line for (line,) in self._proven(query)]
+
+    def state(self, prefix: str) -> dict[str, bytes]:
+        """Return the checkpoints whose key starts with `prefix`."""
+        query = "SELECT key, value, sha256 FROM state WHERE substr(key, 1, ?) = ?"
+        return dict(self._proven(query, len(prefix), prefix))
+
+    def dead_letters(self) -> list[DeadLetter]:
+        """Return what was refused for good, oldest first."""
+        query = f"SELECT {COLUMNS}, reason, detail, died_at_ms FROM dead_letter ORDER BY position"  # noqa: S608
+        with translated():
+            rows = self.connection.execute(query).fetchall()
+        return [DeadLetter(Message(*row[:9]), *row[9:]) for row in rows]
+
+    def _proven(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        with translated():
+            rows = self.connection.execute(query, values).fetchall()
+        return [checked(row) for row in rows]
+
+    def totals(self) -> Totals:
+        """Return what lies in the file."""
+        oldest = "SELECT created_at_ms FROM message ORDER BY position LIMIT 1"
+        with translated():
+            row = self.connection.execute(oldest).fetchone()
+        return replace(self._totals, oldest_created_at_ms=row[0] if row else None)
+
+    def give_back(self) -> None:
+        """Return free pages to the file system once there are many; outside a transaction."""
+        with suppress(SpoolUnavailableError), translated():
+            (free,) = self.connection.execute("PRAGMA freelist_count").fetchone()
+            if free > VACUUM_PAGES:  # as a script: `execute` stops after the first page
+                self.connection.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
+
+    def _count(self) -> Totals:
+        return count(self.connection)
+
+    def close(self) -> None:
+        """Close the file; a last checkpoint of the journal may block."""
+        self.connection.close()

@@ -1,0 +1,199 @@
+"""One daemon's life: start, defects, stop, finish, drain, end."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from agents.core.agent import RESTART_SECONDS, Agent
+from agents.core.errors import SpoolUnavailableError
+from agents.core.metrics import Metrics
+from agents.core.ship import Shipper
+from agents.core.sink import Message
+from agents.core.spool import Spool
+from agents.testing import FakeClock, Hang, NullLedger, ScriptedSink, Step, settle
+
+
+def message(number: int) -> Message:
+    return Message(f"m{number}", "t", b"body", created_at_ms=number)
+
+
+class Source:
+    """Runs what the test gives it, and puts one message when it is finished."""
+
+    def __init__(self, spool: Spool) -> None:
+        self.spool = spool
+        self.script: list[Exception | None] = []
+        self.runs = 0
+        self.finishing: Callable[[], Awaitable[None]] = self.put_last
+
+    async def run(self) -> None:
+        self.runs += 1
+        step = self.script.pop(0) if self.script else asyncio.Event()
+        if isinstance(step, Exception):
+            raise step
+        if step:
+            await step.wait()
+
+    async def put_last(self) -> None:
+        await self.spool.put(message(99))
+
+    async def finish(self) -> None:
+        await self.finishing()
+
+    def status(self) -> dict[str, Any]:
+        return {"source": "fine"}
+
+
+class World:
+    def __init__(self, spool: Spool, sink: ScriptedSink, clock: FakeClock) -> None:
+        self.spool, self.sink, self.clock = spool, sink, clock
+        self.metrics, self.source, self.stop = Metrics(), Source(spool), asyncio.Event()
+        parts: dict[str, Any] = {"clock": clock, "metrics": self.metrics}
+        shipper = Shipper("agent", spool=spool, sink=sink, ledger=NullLedger(), **parts)
+        self.agent = Agent("agent", source=self.source, spool=spool, shipper=shipper, **parts)
+
+    def run(self, grace_seconds: float = 30) -> asyncio.Task[None]:
+        return asyncio.create_task(self.agent.run(self.stop, grace_seconds))
+
+    def defects(self, task: str) -> float:
+        labels = {"agent": "agent", "task": task}
+        return self.metrics.registry.get_sample_value("byoc_defects_total", labels) or 0.0
+
+
+@asynccontextmanager
+async def world(directory: Path, *script: Step) -> AsyncIterator[World]:
+    clock = FakeClock()
+    async with Spool(directory, max_bytes=1 << 20, clock=clock) as spool:
+        yield World(spool, ScriptedSink(script), clock)
+    assert [t.get_name() for t in asyncio.all_tasks() - {asyncio.current_task()}] == []
+
+
+async def test_stop_finishes_the_source_drains_and_ends(tmp_path: Path) -> None:
+    with capture_logs() as logs:
+        async with world(tmp_path) as it:
+            run = it.run()
+            await it.spool.put(message(1))
+            it.stop.set()
+            await run
+            assert list(it.sink.stored) == ["m1", "m99"]
+    assert [line["event"] for line in logs if line["event"].startswith("agent.")] == [
+        "agent.start",
+        "agent.stop",
+    ]
+    assert logs[-1]["backlog_records"] == 0
+
+
+async def test_a_defect_of_the_source_is_counted_and_it_starts_anew(tmp_path: Path) -> None:
+    with capture_logs() as logs:
+        async with world(tmp_path) as it:
+            it.source.script = [ZeroDivisionError("a"), ZeroDivisionError("b")]
+            run = it.run()
+            for starts in (1, 2):
+                assert await it.clock.parked() == [RESTART_SECONDS]
+                assert (it.source.runs, it.defects("source")) == (starts, starts)
+                await it.clock.advance(RESTART_SECONDS)
+            assert it.source.runs == 3
+            it.stop.set()
+            await run
+            assert list(it.sink.stored) == ["m99"]
+    assert [line["error"] for line in logs if line["event"] == "agent.defect"] == ["a", "b"]
+
+
+async def test_a_source_that_returns_is_started_again_without_spinning(tmp_path: Path) -> None:
+    async with world(tmp_path) as it:
+        it.source.script = [None]
+        run = it.run()
+        assert await it.clock.parked() == [RESTART_SECONDS]
+        assert it.defects("source") == 0
+        it.stop.set()
+        await run
+
+
+@pytest.mark.parametrize("error", [SpoolUnavailableError("disk"), ZeroDivisionError("defect")])
+async def test_a_failing_finish_does_not_keep_the_rest_from_being_sent(
+    tmp_path: Path, error: Exception
+) -> None:
+    async with world(tmp_path) as it:
+
+        async def fail() -> None:
+            raise error
+
+        it.source.finishing = fail
+        await it.spool.put(message(1))
+        run = it.run()
+        it.stop.set()
+        await run
+        assert list(it.sink.stored) == ["m1"]
+        assert it.defects("finish") == isinstance(error, ZeroDivisionError)
+
+
+async def test_when_the_grace_is_over_it_ends_and_keeps_what_is_left(tmp_path: Path) -> None:
+    with capture_logs() as logs:
+        async with world(tmp_path, Hang.FOREVER) as it:
+            await it.spool.put(message(1))
+            run = it.run(grace_seconds=0.05)
+            await it.sink.entered.wait()
+            it.stop.set()
+            await run
+            assert [m.id for m in await it.spool.head(9)] == ["m1", "m99"]
+    assert [line["event"] for line in logs][-2:] == ["agent.grace_over", "agent.stop"]
+    assert logs[-1]["backlog_records"] == 2
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_a_cancelled_run_leaves_no_task_behind(tmp_path: Path, times: int) -> None:
+    async with world(tmp_path, Hang.FOREVER) as it:
+        await it.spool.put(message(1))
+        run = it.run(grace_seconds=0.05)
+        await it.sink.entered.wait()
+        for _ in range(times):
+            run.cancel()
+            await settle()
+        await asyncio.wait([run])
+        assert run.cancelled()
+        assert "m1" in {m.id for m in await it.spool.head(9)}
+
+
+async def test_its_repr_is_its_pipeline(tmp_path: Path) -> None:
+    async with world(tmp_path) as it:
+        assert repr(it.agent) == f"agent -> Source -> {tmp_path}/spool.db -> test://sink"
+
+
+async def test_the_gauges_tell_the_backlog_and_its_age(tmp_path: Path) -> None:
+    async with world(tmp_path) as it:
+        created = it.clock.wall_ns() // 1_000_000
+        await it.spool.put(Message("a", "t", b"1234", created, records=3))
+        await it.spool.put(Message("b", "t", b"1234", created))
+        await it.spool.bury(Message("b", "t", b"1234", created), "rejected", "")
+        await it.clock.advance(90)
+        it.agent.observe()
+        for name, value in {
+            "records": 3,
+            "bytes": 2 * 516,
+            "oldest_age_seconds": 90,
+            "dead_letters": 1,
+        }.items():
+            sample = it.metrics.registry.get_sample_value
+            assert sample(f"byoc_spool_{name}", {"agent": "agent"}) == value
+
+
+async def test_a_future_time_stamp_is_no_negative_age(tmp_path: Path) -> None:
+    async with world(tmp_path) as it:
+        await it.spool.put(message(1))
+        it.clock.step_wall(-2_000_000_000)
+        it.agent.observe()
+        name = "byoc_spool_oldest_age_seconds"
+        assert it.metrics.registry.get_sample_value(name, {"agent": "agent"}) == 0
+
+
+async def test_trouble_is_the_spools_word(tmp_path: Path) -> None:
+    async with world(tmp_path) as it:
+        assert await it.agent.trouble() == ""
+        it.spool._refused = SpoolUnavailableError("disk")
+        assert await it.agent.trouble() == ""  # a write works again
+    assert await it.agent.trouble() == "spool: the spool is not open"

@@ -1,0 +1,82 @@
+"""Logs: one line of JSON an event, the libraries' included."""
+
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import structlog
+
+from agents.core import log
+
+
+@pytest.fixture
+def stream() -> Iterator[io.StringIO]:
+    root = logging.getLogger()
+    handlers, level, shown = root.handlers[:], root.level, structlog.get_config()
+    out = io.StringIO()
+    log.configure("info", out)
+    yield out
+    logging.captureWarnings(capture=False)
+    root.handlers[:], root.level = handlers, level
+    structlog.configure(**shown)
+
+
+def lines(stream: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_an_event_is_one_line_with_its_fields(stream: io.StringIO) -> None:
+    structlog.get_logger().bind(agent="a").info("ship.sent", messages=2, text="two\nlines")
+    (line,) = lines(stream)
+    assert line.pop("timestamp").endswith("Z")
+    expected = {"event": "ship.sent", "level": "info", "agent": "a", "messages": 2}
+    assert line == expected | {"text": "two\nlines"}
+
+
+def test_what_is_below_the_level_is_not_written(stream: io.StringIO) -> None:
+    structlog.get_logger().debug("x")
+    logging.getLogger("library").info("chatter")
+    assert stream.getvalue() == ""
+
+
+def test_a_librarys_warning_is_one_short_line_without_its_trace(stream: io.StringIO) -> None:
+    try:
+        raise ZeroDivisionError("secret detail")
+    except ZeroDivisionError:
+        logging.getLogger("asyncio").exception("Task %s failed %s", "t", "x" * 1000)
+    (line,) = lines(stream)
+    assert (line["event"], line["library"], line["level"]) == ("library.log", "asyncio", "error")
+    assert (line["error"], len(line["text"])) == ("ZeroDivisionError", log.MAX_LIBRARY_TEXT)
+    assert "Traceback" not in stream.getvalue()
+    assert "secret" not in stream.getvalue()
+
+
+def test_a_malformed_record_is_written_as_it_is(stream: io.StringIO) -> None:
+    text, args = "%d items", ("no number",)
+    record = logging.LogRecord("library", logging.WARNING, "", 0, text, args, None)
+    logging.getLogger().handlers[0].handle(record)
+    assert [line["text"] for line in lines(stream)] == ["%d items"]
+
+
+def test_pythons_own_warnings_are_lines_too(stream: io.StringIO) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        logging.captureWarnings(capture=True)
+        warnings.warn("old", DeprecationWarning, stacklevel=1)
+        logging.captureWarnings(capture=False)
+    (line,) = lines(stream)
+    assert line["library"] == "py.warnings"
+    assert "old" in line["text"]
+
+
+def test_our_own_defect_carries_its_trace_inside_the_line(stream: io.StringIO) -> None:
+    try:
+        raise ZeroDivisionError("why")
+    except ZeroDivisionError:
+        structlog.get_logger().exception("agent.defect")
+    (line,) = lines(stream)
+    assert "ZeroDivisionError: why" in line["exception"]

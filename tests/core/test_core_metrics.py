@@ -1,0 +1,56 @@
+"""The metrics' names and labels: dashboards and alerts are built on them."""
+
+from prometheus_client import Counter
+from prometheus_client.metrics import MetricWrapperBase
+
+from agents import __version__
+from agents.core.metrics import Metrics
+
+DESIGNED = {  # metric -> its labels beside `agent`; the table of the design
+    "byoc_spool_records": (),
+    "byoc_spool_bytes": (),
+    "byoc_spool_oldest_age_seconds": (),
+    "byoc_sent_total": (),
+    "byoc_attempts_total": ("reason",),
+    "byoc_dead_letters_total": ("reason",),
+    "byoc_last_success_timestamp_seconds": (),
+    "byoc_egress_refused_total": ("reason",),
+    "byoc_billing_gap_seconds_total": ("reason",),
+    "byoc_alerts_total": ("fate",),
+    "byoc_alerts_requests_total": ("status",),
+    "byoc_alerts_truncated_total": (),
+    "byoc_build_info": ("version",),
+}
+UNITS = ("_seconds", "_bytes", "_records", "_letters", "_info")
+
+
+def declared() -> dict[str, tuple[str, ...]]:
+    found = {}
+    for collector in vars(Metrics()).values():
+        if isinstance(collector, MetricWrapperBase):
+            suffix = "_total" if isinstance(collector, Counter) else ""
+            found[collector._name + suffix] = tuple(collector._labelnames)
+    return found
+
+
+def test_every_designed_metric_is_there_with_its_labels() -> None:
+    names = declared()
+    assert {name: names.get(name) for name in DESIGNED} == {
+        name: ("agent", *labels) for name, labels in DESIGNED.items()
+    }
+
+
+def test_every_metric_has_our_prefix_the_agent_and_a_unit() -> None:
+    for name, labels in declared().items():
+        assert name.startswith("byoc_")
+        assert labels[0] == "agent"
+        assert name.endswith(("_total", *UNITS))
+
+
+def test_what_an_alert_must_see_at_zero_is_there_from_the_start() -> None:
+    metrics = Metrics()
+    metrics.build("agent")
+    value = metrics.registry.get_sample_value
+    assert value("byoc_build_info", {"agent": "agent", "version": __version__}) == 1
+    for name in ("byoc_sent_total", "byoc_sent_bytes_total", "byoc_spool_resets_total"):
+        assert value(name, {"agent": "agent"}) == 0

@@ -1,0 +1,108 @@
+"""The four pages, asked over a real socket on loopback."""
+
+import shutil
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+
+from agents.core.agent import Agent
+from agents.core.metrics import Metrics
+from agents.core.server import serve
+from agents.core.ship import Shipper
+from agents.core.sink import Message
+from agents.core.spool import Spool
+from agents.testing import FakeClock, NullLedger, ScriptedSink
+
+
+class Idle:
+    async def run(self) -> None: ...
+
+    async def finish(self) -> None: ...
+
+    def status(self) -> dict[str, Any]:
+        return {"target": "cgroup:/x"}
+
+
+@dataclass
+class World:
+    spool: Spool
+    url: str
+    client: ClientSession
+
+    async def get(self, path: str) -> tuple[int, str]:
+        async with self.client.get(self.url + path) as answer:
+            return answer.status, await answer.text()
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    clock, metrics = FakeClock(), Metrics()
+    async with Spool(tmp_path / "agent", max_bytes=1 << 20, clock=clock) as spool:
+        parts: dict[str, Any] = {"clock": clock, "metrics": metrics, "spool": spool}
+        shipper = Shipper("agent", sink=ScriptedSink(), ledger=NullLedger(), **parts)
+        agent = Agent("agent", source=Idle(), shipper=shipper, **parts)
+        metrics.build("agent")
+        async with (
+            serve([agent], metrics, ("127.0.0.1", 0)) as (host, port),
+            ClientSession() as client,
+        ):
+            yield World(spool, f"http://{host}:{port}", client)
+
+
+async def test_a_sound_process_is_alive_and_ready(world: World) -> None:
+    assert await world.get("/healthz") == (200, "ok\n")
+    assert await world.get("/readyz") == (200, "ok\n")
+
+
+async def test_not_ready_while_the_spool_cannot_be_written_and_ready_again(world: World) -> None:
+    directory = world.spool.directory
+    shutil.rmtree(directory)
+    directory.write_text("in the place of the directory")
+    with pytest.raises(Exception, match="no new file could be made"):
+        await world.spool.put(Message("a", "t", b"x", 1))
+    status, text = await world.get("/readyz")
+    assert status == 503
+    assert text.startswith("agent: spool: ")
+    assert (await world.get("/healthz"))[0] == 200
+    directory.unlink()
+    await world.get("/readyz")  # the first one is told that the file was lost
+    assert await world.get("/readyz") == (200, "ok\n")
+
+
+async def test_not_alive_when_a_writer_thread_has_ended(world: World) -> None:
+    await world.spool.__aexit__()
+    assert await world.get("/healthz") == (503, "dead\n")
+    assert (await world.get("/readyz"))[0] == 503
+
+
+async def test_metrics_are_prometheus_text_with_the_gauges_of_now(world: World) -> None:
+    await world.spool.put(Message("a", "t", b"1234", 1, records=7))
+    async with world.client.get(world.url + "/metrics") as answer:
+        assert answer.headers["Content-Type"].startswith("text/plain; version=")
+        text = await answer.text()
+    assert 'byoc_spool_records{agent="agent"} 7.0' in text
+    assert 'byoc_sent_total{agent="agent"} 0.0' in text
+
+
+async def test_status_is_json_for_people(world: World) -> None:
+    async with world.client.get(world.url + "/status") as answer:
+        page = await answer.json()
+    assert page["agents"]["agent"]["target"] == "cgroup:/x"
+    assert page["agents"]["agent"]["destination"] == "test://sink"
+    assert page["agents"]["agent"]["trouble"] is None
+    assert page["version"]
+
+
+async def test_every_other_page_is_404(world: World) -> None:
+    assert (await world.get("/"))[0] == 404
+
+
+async def test_a_taken_address_is_an_error_of_the_start(world: World) -> None:
+    port = int(world.url.rpartition(":")[2])
+    with pytest.raises(OSError, match="address already in use"):
+        async with serve([], Metrics(), ("127.0.0.1", port)):
+            pass

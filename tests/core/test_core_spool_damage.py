@@ -1,0 +1,267 @@
+"""A damaged or lost file: set aside, counted, told; what proves itself is taken over."""
+
+import asyncio
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from agents.core.change import Change
+from agents.core.errors import SpoolCorruptError, SpoolUnavailableError
+from agents.core.salvage import KEPT_DAMAGED
+from agents.core.sink import Message
+from agents.core.spool import EPOCH, ORIGIN, Spool
+from agents.testing import START_MS, FakeClock
+
+PAGE = 4096
+
+
+def message(number: int) -> Message:
+    return Message(f"m{number}", "t", b"body %d " % number * 300, created_at_ms=number)
+
+
+def spool_at(directory: Path) -> Spool:
+    return Spool(directory, max_bytes=1 << 24, clock=FakeClock())
+
+
+async def fill(directory: Path, messages: int = 20) -> dict[str, Message]:
+    """Leave a closed file with messages, lines, a checkpoint and a dead letter."""
+    async with spool_at(directory) as spool:
+        await spool.put(*map(message, range(messages)))
+        await spool.commit(Change(stage=[b"line 1", b"line 2"], state={"k": b"v"}))
+        await spool.put(message(99))
+        await spool.bury(message(99), "rejected", "400")
+    return {m.id: m for m in map(message, range(messages))}
+
+
+def cut(path: Path, size: int) -> None:
+    path.write_bytes(path.read_bytes()[:size])
+
+
+def flip(path: Path, at: int, size: int = 1) -> None:
+    raw = bytearray(path.read_bytes())
+    for position in range(at, at + size):
+        raw[position] ^= 0xFF
+    path.write_bytes(raw)
+
+
+def set_aside(directory: Path) -> list[Path]:
+    return list(directory.glob("spool.db.corrupt-*"))
+
+
+def flip_body(path: Path) -> None:
+    flip(path, path.read_bytes().index(b"body 7 body 7") + 100)
+
+
+WHOLE = {f"m{n}" for n in range(20)}
+AT_START: dict[str, Callable[[Path], object]] = {
+    "garbage instead of a file": lambda p: p.write_bytes(b"garbage" * 9999),
+    "garbage in the header": lambda p: flip(p, 0, 100),
+    "cut to nothing": lambda p: cut(p, 0),
+    "cut inside the header": lambda p: cut(p, 50),
+}
+
+
+@pytest.mark.parametrize("damage", AT_START.values(), ids=AT_START)
+async def test_damage_seen_at_the_start_is_set_aside(
+    tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    await fill(tmp_path)
+    damage(tmp_path / "spool.db")
+    raw = (tmp_path / "spool.db").read_bytes()
+    async with spool_at(tmp_path) as spool:
+        assert spool.resets == 1
+        assert (await spool.state())[ORIGIN] == b"corrupt"
+        await spool.put(message(100))
+        assert [m.id for m in await spool.head(99)] == ["m100"]
+    (aside,) = set_aside(tmp_path)
+    assert aside.read_bytes() == raw
+
+
+async def test_a_file_cut_short_gives_what_is_left(tmp_path: Path) -> None:
+    put = await fill(tmp_path)
+    path = tmp_path / "spool.db"
+    cut(path, path.stat().st_size * 2 // 3)
+    async with spool_at(tmp_path) as spool:
+        try:
+            found = await spool.head(99)
+        except SpoolCorruptError:
+            found = await spool.head(99)
+        assert spool.resets == 1
+        assert 0 < len(found) < 20
+        assert all(put[m.id] == m for m in found)
+
+
+async def test_a_changed_body_is_found_when_it_is_read_and_only_it_is_lost(tmp_path: Path) -> None:
+    await fill(tmp_path)
+    flip_body(tmp_path / "spool.db")
+    async with spool_at(tmp_path) as spool:
+        before = await spool.state()
+        assert [m.id for m in await spool.head(7)] == [f"m{n}" for n in range(7)]
+        with pytest.raises(SpoolCorruptError, match=r"set aside as .*, 22 rows"):
+            await spool.head(20)
+        assert {m.id for m in await spool.head(99)} == WHOLE - {"m7"}
+        assert await spool.staged() == [b"line 1", b"line 2"]
+        assert [letter.message for letter in await spool.dead_letters()] == [message(99)]
+        after = await spool.state()
+        assert after.keys() == {EPOCH, ORIGIN}  # no old checkpoint
+        assert int(after[EPOCH]) > int(before[EPOCH])  # although the clock stands still
+        assert (spool.resets, spool.salvaged) == (1, 22)
+        await spool.put(message(50))
+    async with spool_at(tmp_path) as spool:
+        assert spool.resets == 0
+        assert {m.id for m in await spool.head(99)} == (WHOLE | {"m50"}) - {"m7"}
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_any_flipped_byte_loses_no_more_than_its_page_and_changes_nothing_silently(
+    tmp_path: Path, seed: int
+) -> None:
+    put = await fill(tmp_path)
+    path = tmp_path / "spool.db"
+    flip(path, random.Random(seed).randrange(PAGE, path.stat().st_size))
+    got: dict[str, Message] = {}
+    async with spool_at(tmp_path) as spool:
+        for _ in range(200):
+            try:
+                head = await spool.head(3)
+                if not head:
+                    break
+                await spool.remove([m.id for m in head])
+            except SpoolCorruptError:
+                continue
+            got |= {m.id: m for m in head}
+        assert spool.totals.oldest_created_at_ms is None
+        assert spool.resets <= 3
+    assert all(put.get(name) == found for name, found in got.items() if name != "m99")
+    assert len(got) >= 14
+
+
+LOSSES = {"file": Path.unlink, "directory": lambda path: shutil.rmtree(path.parent)}
+
+
+@pytest.mark.parametrize("lose", LOSSES.values(), ids=LOSSES)
+async def test_a_file_deleted_while_running_is_still_read_and_written_again(
+    tmp_path: Path, lose: Callable[[Path], None]
+) -> None:
+    directory = tmp_path / "agent"
+    async with spool_at(directory) as spool:
+        await spool.put(message(1))
+        lose(spool.path)
+        with pytest.raises(SpoolCorruptError, match="was removed or replaced; nothing to set"):
+            await spool.put(message(2))
+        assert (spool.resets, spool.salvaged) == (1, 1)
+        assert (await spool.state("spool/"))[ORIGIN] == b"corrupt"
+        await spool.put(message(3))
+        assert [m.id for m in await spool.head(9)] == ["m1", "m3"]
+        with pytest.raises(SpoolUnavailableError, match="in use"):
+            await spool_at(directory).__aenter__()
+        files = {path.name: path.read_bytes() for path in directory.glob("spool.db*")}
+    killed = tmp_path / "killed"  # what a kill would have left
+    killed.mkdir()
+    for name, raw in files.items():
+        (killed / name).write_bytes(raw)
+    (killed / "spool.db-shm").unlink()
+    async with spool_at(killed) as spool:
+        assert [m.id for m in await spool.head(9)] == ["m1", "m3"]
+
+
+async def test_a_file_replaced_while_running_is_not_written_to(tmp_path: Path) -> None:
+    await fill(tmp_path / "other", messages=1)
+    async with spool_at(tmp_path / "agent") as spool:
+        await spool.put(message(5))
+        (tmp_path / "other" / "spool.db").replace(spool.path)
+        with pytest.raises(SpoolCorruptError, match="set aside as"):
+            await spool.put(message(6))
+        assert [m.id for m in await spool.head(9)] == ["m5"]
+
+
+async def test_an_empty_journal_is_an_older_state_and_no_damage(tmp_path: Path) -> None:
+    async with spool_at(tmp_path) as spool:
+        await spool.put(message(1))
+        raw = spool.path.read_bytes()
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / "spool.db").write_bytes(raw)
+    (copy / "spool.db-wal").write_bytes(b"")
+    async with spool_at(copy) as spool:
+        assert spool.resets == 0
+        await spool.put(message(2))
+
+
+async def test_a_stale_journal_is_never_read_into_a_new_file(tmp_path: Path) -> None:
+    async with spool_at(tmp_path) as spool:
+        await spool.put(message(1))
+        journal = (tmp_path / "spool.db-wal").read_bytes()
+    (tmp_path / "spool.db").unlink()
+    (tmp_path / "spool.db-wal").write_bytes(journal)
+    (tmp_path / "spool.db.new").write_bytes(b"half made")
+    async with spool_at(tmp_path) as spool:
+        assert (spool.resets, await spool.head(9)) == (0, [])
+        assert (await spool.state("spool/"))[ORIGIN] == b"created"
+
+
+async def test_only_the_newest_damaged_files_are_kept(tmp_path: Path) -> None:
+    for _ in range(KEPT_DAMAGED + 2):
+        (tmp_path / "spool.db").write_bytes(b"garbage")
+        async with spool_at(tmp_path) as spool:
+            assert spool.resets == 1
+    assert len(set_aside(tmp_path)) == KEPT_DAMAGED
+
+
+async def test_everybody_in_the_group_is_told_and_nobody_hangs(tmp_path: Path) -> None:
+    async with spool_at(tmp_path) as spool:
+        await spool.put(message(1))
+        spool.path.unlink()
+        answers = await asyncio.gather(
+            *(spool.put(message(n)) for n in range(2, 9)), spool.head(), return_exceptions=True
+        )
+        told = [a for a in answers if isinstance(a, SpoolCorruptError)]
+        assert told
+        assert len(set(map(id, told))) == len(told)
+        kept = {m.id for m in await spool.head(99)}
+        stored = {f"m{n}" for n, a in zip(range(2, 9), answers, strict=False) if a is None}
+        assert kept == {"m1"} | stored
+
+
+async def test_no_place_for_a_new_file_is_unavailable_until_there_is_one(tmp_path: Path) -> None:
+    directory = tmp_path / "agent"
+    async with spool_at(directory) as spool:
+        await spool.put(message(1))
+        shutil.rmtree(directory)
+        directory.write_text("a file in its place")
+        with pytest.raises(SpoolUnavailableError, match="no new file could be made"):
+            await spool.put(message(2))
+        with pytest.raises(SpoolUnavailableError):
+            await spool.probe()
+        directory.unlink()
+        with pytest.raises(SpoolCorruptError, match="1 rows taken over"):
+            await spool.probe()
+        await spool.probe()
+        await spool.put(message(3))
+        assert [m.id for m in await spool.head(9)] == ["m1", "m3"]
+
+
+async def test_a_file_that_went_while_it_was_closed_is_told_as_lost(tmp_path: Path) -> None:
+    async with spool_at(tmp_path) as spool:
+        await spool.put(message(1))
+        spool.let_go()
+        spool.path.unlink()
+        with pytest.raises(SpoolCorruptError):
+            await spool.put(message(2))
+        assert spool.resets == 1
+        assert (await spool.state(ORIGIN))[ORIGIN] == b"corrupt"
+
+
+async def test_the_epoch_is_later_than_the_last_one_although_the_clock_went_back(
+    tmp_path: Path,
+) -> None:
+    clock = FakeClock()
+    async with Spool(tmp_path, max_bytes=1 << 20, clock=clock) as spool:
+        clock.step_wall(-3600)
+        spool.path.unlink()
+        with pytest.raises(SpoolCorruptError):
+            await spool.put(message(1))
+        assert int((await spool.state(EPOCH))[EPOCH]) == START_MS + 1

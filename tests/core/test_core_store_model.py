@@ -1,0 +1,173 @@
+"""The store against a model of plain Python values, through reopening and crashes."""
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from agents.core.change import Change
+from agents.core.errors import SpoolFullError
+from agents.core.sink import Message
+from agents.core.store import ROW_OVERHEAD_BYTES, Store
+
+MAX_BYTES = 8 * ROW_OVERHEAD_BYTES
+NUMBERS = st.integers(0, 9)
+MESSAGES = st.builds(
+    Message,
+    id=NUMBERS.map(lambda n: f"m{n}"),
+    type=st.just("t"),
+    body=st.binary(max_size=64),
+    created_at_ms=st.integers(0, 9),
+    records=st.integers(0, 3),
+    replaces=st.sampled_from(["", "", "a", "b"]),
+)
+
+
+class Model:
+    """What a spool is, in 40 lines."""
+
+    def __init__(self) -> None:
+        self.queue: list[Message] = []
+        self.staged: list[bytes] = []
+        self.state: dict[str, bytes] = {}
+        self.dead: list[Message] = []
+
+    def bytes(self) -> int:
+        sizes = [len(m.body) for m in self.queue + self.dead] + [len(x) for x in self.staged]
+        return sum(sizes) + len(sizes) * ROW_OVERHEAD_BYTES
+
+    def put(self, message: Message) -> None:
+        if any(m.id == message.id for m in self.queue):
+            return
+        if message.replaces:
+            self.queue = [m for m in self.queue if m.replaces != message.replaces]
+        self.queue.append(message)
+
+    def take(self, message_id: str, shelf: list[Message]) -> Message | None:
+        found = next((m for m in shelf if m.id == message_id), None)
+        if found:
+            shelf.remove(found)
+        return found
+
+    def copy(self) -> "Model":
+        other = Model()
+        other.queue, other.staged = list(self.queue), list(self.staged)
+        other.state, other.dead = dict(self.state), list(self.dead)
+        return other
+
+
+class StoreAgainstModel(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.directory = Path(tempfile.mkdtemp(prefix="byoc-store-"))
+        self.store = self.opened()
+        self.model = Model()
+
+    def opened(self) -> Store:
+        store = Store(self.directory / "spool.db", max_bytes=MAX_BYTES)
+        store.connection.execute("PRAGMA synchronous=OFF")  # no power cut in here, only kills
+        return store
+
+    def teardown(self) -> None:
+        self.store.close()
+        shutil.rmtree(self.directory)
+
+    def do(self, work: Callable[[], object]) -> None:
+        self.store.begin()
+        work()
+        self.store.commit()
+
+    @rule(
+        messages=st.lists(MESSAGES, max_size=3),
+        lines=st.lists(st.binary(max_size=64), max_size=3),
+        unstaged=st.integers(0, 4),
+        state=st.dictionaries(st.sampled_from("xyz"), st.none() | st.binary(max_size=3)),
+    )
+    def commit(
+        self,
+        messages: list[Message],
+        lines: list[bytes],
+        unstaged: int,
+        state: dict[str, bytes | None],
+    ) -> None:
+        unstaged = min(unstaged, len(self.model.staged))
+        after = self.model.copy()
+        after.staged = after.staged[unstaged:] + lines
+        for message in messages:
+            after.put(message)
+        after.state = {k: v for k, v in (after.state | state).items() if v is not None}
+        fits = after.bytes() <= max(MAX_BYTES, self.model.bytes())
+        refused = False
+        self.store.begin()
+        try:
+            self.store.apply(Change(messages, state, lines, unstaged))
+        except SpoolFullError:
+            refused = True
+        self.store.commit()
+        assert refused is not fits
+        self.model = after if fits else self.model
+
+    @rule(number=NUMBERS)
+    def remove(self, number: int) -> None:
+        self.do(lambda: self.store.remove([f"m{number}"]))
+        self.model.take(f"m{number}", self.model.queue)
+
+    @rule(number=NUMBERS)
+    def bury(self, number: int) -> None:
+        found = self.model.take(f"m{number}", self.model.queue)
+        message = found or Message(f"m{number}", "t", b"", 0)
+        self.do(lambda: self.store.bury(message, "rejected", "", 1))
+        if found:
+            self.model.take(found.id, self.model.dead)
+            self.model.dead.append(found)
+
+    @rule(number=NUMBERS)
+    def revive(self, number: int) -> None:
+        found = self.model.take(f"m{number}", self.model.dead)
+        if found:
+            self.model.put(replace(found, replaces=""))
+        self.store.begin()
+        assert self.store.revive(f"m{number}") is (found is not None)
+        self.store.commit()
+
+    @rule()
+    def reopen(self) -> None:
+        self.store.close()
+        self.store = self.opened()
+
+    @rule(messages=st.lists(MESSAGES, max_size=2))
+    def crash(self, messages: list[Message]) -> None:
+        """Go on from a copy of the files, taken while a transaction was open."""
+        self.store.begin()
+        with suppress(SpoolFullError):
+            self.store.apply(Change(messages=messages, state={"x": b"uncommitted"}))
+        copy = Path(tempfile.mkdtemp(prefix="byoc-store-"))
+        for suffix in ("", "-wal"):
+            file = self.directory / f"spool.db{suffix}"
+            if file.exists():
+                shutil.copy(file, copy)
+        self.store.close()
+        shutil.rmtree(self.directory)
+        self.directory = copy
+        self.store = self.opened()
+
+    @invariant()
+    def same(self) -> None:
+        assert self.store.head(100, 1 << 20) == self.model.queue
+        assert self.store.staged() == self.model.staged
+        assert self.store.state("") == self.model.state
+        assert [letter.message for letter in self.store.dead_letters()] == self.model.dead
+        assert self.store._totals == self.store._count()
+        assert self.store.totals().bytes == self.model.bytes()
+
+
+TestStoreAgainstModel = StoreAgainstModel.TestCase
+TestStoreAgainstModel.settings = settings(
+    max_examples=15, stateful_step_count=25, deadline=None, derandomize=True, database=None
+)
