@@ -1,0 +1,75 @@
+"""One configuration that the tests of all policies look at."""
+
+from dataclasses import replace
+
+from agents.egress.destinations import (
+    Destination,
+    clickhouse_destination,
+    https_destination,
+    s3_destination,
+    sqs_destination,
+)
+from agents.egress.policy.facts import Facts, Listener, Objects
+
+REGION = "eu-west-1"
+S3 = "vendor-usage.s3.eu-west-1.amazonaws.com"
+SQS = "sqs.eu-west-1.amazonaws.com"
+PLANE = "api.vendor.example"
+POD_IDENTITY = "169.254.170.23"
+QUEUE_ARN = "arn:aws:sqs:eu-west-1:123456789012:state.fifo"
+
+ALL = (
+    clickhouse_destination(
+        "http://127.0.0.1:8123", agent="state-exporter", setting="BYOC_CLICKHOUSE_URL"
+    ),
+    s3_destination(
+        "vendor-usage",
+        REGION,
+        agent="billing-scraper",
+        setting="BYOC_BILLING_BUCKET",
+        frequency="300 s",
+    ),
+    https_destination(
+        f"http://{POD_IDENTITY}/v1/credentials",
+        purpose="credentials",
+        agent="billing-scraper",
+        setting="AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    ),
+    sqs_destination(
+        f"https://{SQS}/123456789012/state.fifo",
+        agent="state-exporter",
+        setting="BYOC_STATE_QUEUE_URL",
+    ),
+    https_destination(
+        f"http://{POD_IDENTITY}/v1/credentials",
+        purpose="credentials",
+        agent="state-exporter",
+        setting="AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    ),
+    https_destination(
+        f"https://{PLANE}/v1/alerts",
+        purpose="alerts",
+        agent="alert-forwarder",
+        setting="BYOC_ALERTS_URL",
+    ),
+)
+FACTS = Facts(
+    agents=("billing-scraper", "state-exporter", "alert-forwarder"),
+    region=REGION,
+    destinations=ALL,
+    listeners=(
+        Listener("all", "metrics", "127.0.0.1", 9464, "BYOC_LISTEN"),
+        Listener("alert-forwarder", "webhook", "127.0.0.1", 9095, "BYOC_ALERTS_LISTEN"),
+    ),
+    objects=Objects("vendor-usage", "v1/org=o/service=s/"),
+    queue_arn=QUEUE_ARN,
+)
+PROXY = Destination(
+    "proxy.customer.example", 3128, "http", "the only proxy", setting="BYOC_HTTPS_PROXY"
+)
+
+
+def listening(metrics: str, webhook: str) -> Facts:
+    """Return the same with other addresses that are listened on."""
+    first, second = FACTS.listeners
+    return replace(FACTS, listeners=(replace(first, host=metrics), replace(second, host=webhook)))

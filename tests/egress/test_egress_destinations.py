@@ -1,0 +1,215 @@
+import re
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from aiobotocore.session import AioSession
+
+from agents.core.errors import ConfigError
+from agents.egress.aws import aws_config, aws_session
+from agents.egress.destinations import (
+    LEGACY_STS_REGIONS,
+    Destination,
+    clickhouse_destination,
+    credential_destinations,
+    endpoint_url,
+    https_destination,
+    mistakes,
+    s3_destination,
+    sqs_destination,
+)
+from agents.egress.gate import Gate
+from agents.sinks.s3 import addressing
+
+REGIONS = [
+    "us-east-1",
+    "eu-west-1",
+    "eu-central-2",
+    "cn-north-1",
+    "us-gov-west-1",
+    "eusc-de-east-1",
+    "us-iso-east-1",
+    "us-isob-east-1",
+    "eu-isoe-west-1",
+    "us-isof-south-1",
+]
+
+
+@pytest.fixture(scope="module")
+def session() -> AioSession:
+    made = aws_session(Gate([]), "eu-west-1")
+    made.set_credentials("AKIAEXAMPLE", "secret")
+    return made
+
+
+async def host_botocore_uses(session: AioSession, bucket: str, region: str, **client: Any) -> str:
+    config = aws_config(Gate([]), s3=addressing(bucket, client.get("endpoint_url")))
+    async with session.create_client("s3", region_name=region, config=config, **client) as s3:
+        url = await s3.generate_presigned_url("put_object", Params={"Bucket": bucket, "Key": "k"})
+    return str(urlsplit(url).netloc)
+
+
+@pytest.mark.parametrize("region", REGIONS)
+@pytest.mark.parametrize("bucket", ["vendor-usage", "vendor.usage"])
+async def test_s3_is_where_botocore_connects(bucket: str, region: str, session: AioSession) -> None:
+    expected = await host_botocore_uses(session, bucket, region)
+    assert s3_destination(bucket, region).host == expected
+
+
+async def test_s3_with_an_endpoint_is_where_botocore_connects(session: AioSession) -> None:
+    url = "http://localstack:4566"
+    expected = await host_botocore_uses(session, "vendor-usage", "eu-west-1", endpoint_url=url)
+    found = s3_destination("vendor-usage", "eu-west-1", url)
+    assert f"{found.host}:{found.port}" == expected
+
+
+IRSA = {"AWS_ROLE_ARN": "arn:aws:iam::1:role/r", "AWS_WEB_IDENTITY_TOKEN_FILE": "/token"}
+
+
+@pytest.mark.parametrize("region", REGIONS)
+async def test_sts_is_where_botocore_connects(region: str, session: AioSession) -> None:
+    async with session.create_client("sts", region_name=region) as sts:
+        expected = urlsplit(sts.meta.endpoint_url).hostname
+    assert [d.host for d in credential_destinations(IRSA, region)] == [expected]
+
+
+@pytest.mark.parametrize("region", ["eu-west-1", "eu-central-2", "us-gov-west-1"])
+async def test_legacy_sts_is_where_botocore_connects(
+    region: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_STS_REGIONAL_ENDPOINTS", "legacy")
+    session = aws_session(Gate([]), region)
+    session.set_credentials("AKIAEXAMPLE", "secret")
+    async with session.create_client("sts", region_name=region) as sts:
+        expected = urlsplit(await sts.generate_presigned_url("get_caller_identity")).hostname
+    environ = {**IRSA, "AWS_STS_REGIONAL_ENDPOINTS": "legacy"}
+    assert [d.host for d in credential_destinations(environ, region)] == [expected]
+
+
+def test_legacy_regions_are_botocores() -> None:
+    from botocore.args import LEGACY_GLOBAL_STS_REGIONS  # noqa: PLC0415  not public
+
+    assert set(LEGACY_GLOBAL_STS_REGIONS) - {"aws-global"} == LEGACY_STS_REGIONS
+
+
+KEYS = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+POD_IDENTITY = {
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://169.254.170.23/v1/credentials",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE": "/token",
+}
+
+
+@pytest.mark.parametrize(
+    ("environ", "wanted"),
+    [
+        ({}, []),
+        (KEYS, []),
+        ({**IRSA, **KEYS}, []),
+        (IRSA, ["https://sts.eu-west-1.amazonaws.com:443"]),
+        ({**IRSA, "AWS_ENDPOINT_URL_STS": "http://127.0.0.1:1"}, ["http://127.0.0.1:1"]),
+        ({**IRSA, "AWS_ENDPOINT_URL": "http://127.0.0.1:2"}, ["http://127.0.0.1:2"]),
+        (POD_IDENTITY, ["http://169.254.170.23:80"]),
+        (
+            {"AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://[fd00:ec2::23]/v1/credentials"},
+            ["http://[fd00:ec2::23]:80"],
+        ),
+        ({"AWS_CONTAINER_CREDENTIALS_RELATIVE_URI": "/v2/x"}, ["http://169.254.170.2:80"]),
+    ],
+    ids=["none", "keys", "keys win", "irsa", "own sts", "endpoint", "pod", "pod v6", "ecs"],
+)
+def test_credentials_need_exactly_their_own_endpoint(
+    environ: Mapping[str, str], wanted: list[str]
+) -> None:
+    assert [str(d) for d in credential_destinations(environ, "eu-west-1")] == wanted
+
+
+def test_credentials_from_far_away_are_a_mistake() -> None:
+    environ = {"AWS_CONTAINER_CREDENTIALS_FULL_URI": "https://keys.example.com/"}
+    with pytest.raises(ConfigError, match="wants a loopback or link-local host"):
+        credential_destinations(environ, "eu-west-1")
+
+
+@pytest.mark.parametrize(
+    ("url", "wanted"),
+    [
+        ("https://API.example.com./v1?token=x", "https://api.example.com:443"),
+        ("https://api.example.com:8443/v1", "https://api.example.com:8443"),
+        ("http://[::1]:8123", "http://[::1]:8123"),
+    ],
+)
+def test_a_url_is_its_host_and_port(url: str, wanted: str) -> None:
+    assert str(https_destination(url)) == wanted
+    assert str(clickhouse_destination(url)) == wanted
+    assert str(sqs_destination(url)) == wanted
+
+
+def test_a_queue_behind_an_endpoint_is_at_the_endpoint() -> None:
+    queue = "http://localstack:4566/000000000000/state.fifo"
+    assert str(sqs_destination(queue, "http://127.0.0.1:9")) == "http://127.0.0.1:9"
+
+
+@pytest.mark.parametrize(
+    "url", ["", "api.example.com", "ftp://x", "https://", "https://h:99999", "https://u:pw@h/"]
+)
+def test_what_is_no_url_is_a_mistake_that_names_the_setting_and_no_secret(url: str) -> None:
+    with pytest.raises(ConfigError, match="BYOC_ALERTS_URL: ") as caught:
+        https_destination(url, setting="BYOC_ALERTS_URL")
+    assert "pw" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "bucket",
+    ["", "a", "Upper", "arn:aws:s3:eu-west-1:1:accesspoint/x", "x--x-s3", "1.2.3.4", "a/b"],
+)
+def test_what_is_no_bucket_is_a_mistake(bucket: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(repr(bucket))):
+        s3_destination(bucket, "eu-west-1")
+
+
+@pytest.mark.parametrize(
+    ("environ", "wanted"),
+    [
+        ({}, None),
+        ({"AWS_ENDPOINT_URL": "a"}, "a"),
+        ({"AWS_ENDPOINT_URL": "a", "AWS_ENDPOINT_URL_S3": "b"}, "b"),
+        ({"AWS_ENDPOINT_URL": "a", "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "true"}, None),
+    ],
+)
+def test_endpoint_variables_are_read_as_botocore_reads_them(
+    environ: Mapping[str, str], wanted: str | None
+) -> None:
+    assert endpoint_url("s3", environ) == wanted
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [
+        ("localhost", True),
+        ("127.0.0.1", True),
+        ("::1", True),
+        ("169.254.170.23", True),
+        ("fd00:ec2::23", True),
+        ("10.0.0.1", False),
+        ("localhost.example.com", False),
+        ("example.com", False),
+    ],
+)
+def test_local_is_what_never_leaves_the_machine(host: str, local: bool) -> None:
+    assert Destination(host, 80, "http").local is local
+
+
+def test_plain_http_that_leaves_the_machine_is_a_mistake_unless_allowed() -> None:
+    table = [
+        Destination("127.0.0.1", 8123, "http"),
+        Destination("api.example.com", 80, "http", setting="BYOC_ALERTS_URL"),
+    ]
+    (mistake,) = mistakes(table, allow_insecure=False)
+    assert mistake.startswith("BYOC_ALERTS_URL: got plain http://api.example.com:80; wants https")
+    assert mistakes(table, allow_insecure=True) == []
+
+
+@pytest.mark.parametrize("host", ["169.254.169.254", "fd00:ec2::254"])
+def test_the_metadata_service_is_never_a_destination(host: str) -> None:
+    with pytest.raises(ConfigError, match="metadata"):
+        Gate([Destination(host, 80, "http")], allow_insecure=True)

@@ -1,0 +1,215 @@
+"""Whose signature is on a request, while keys and tokens are rotated under a running process.
+
+botocore's real providers against loopback doubles of STS, of the Pod Identity agent and of S3.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from aiobotocore.session import AioSession
+
+from agents.billing import agent as billing
+from agents.core.clock import SystemClock
+from agents.core.config import CoreSettings
+from agents.core.errors import Reason, SendError
+from agents.core.metrics import Metrics
+from agents.core.sink import Message, Outcome
+from agents.doubles.http import HttpDouble, Request, always, reply
+from agents.egress.aws import NO_CREDENTIALS, aws_session, provider_name
+from agents.egress.destinations import credential_destinations, https_destination
+from agents.egress.gate import Gate
+from agents.runtime import ClickHouseSettings, Runtime
+from agents.sinks.s3 import S3Sink
+
+REGION = "eu-west-1"
+NEVER = "2099-01-01T00:00:00Z"
+STORED = always(reply(200, {"etag": '"e"'}))
+OWN = re.compile(r"AWS_(ACCESS|SECRET|SESSION|PROFILE|ROLE|WEB|CONTAINER|ENDPOINT)")
+
+
+def soon() -> str:
+    """Return a minute from now: botocore asks anew ten minutes before the end."""
+    return (datetime.now(UTC) + timedelta(minutes=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@pytest.fixture(autouse=True)
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Take every identity out of the environment."""
+    for name in [name for name in os.environ if OWN.match(name)]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    return monkeypatch
+
+
+class Bench:
+    """A sink in front of a double of S3: `send` returns who signed, or the failure."""
+
+    def __init__(self, s3: HttpDouble, *more: str) -> None:
+        self.s3 = s3
+        gate = Gate([https_destination(url) for url in (s3.url, *more)])
+        self.session: AioSession = aws_session(gate, REGION)
+        self.sink = S3Sink(self.session, gate, "usage", region=REGION, endpoint_url=s3.url)
+
+    async def send(self) -> str | Outcome:
+        before = len(self.s3.requests)
+        (outcome,) = await self.sink.send([Message("k", "t", b"x", 0)])
+        if len(self.s3.requests) == before:
+            return outcome
+        found = re.search(r"Credential=(\w+)/", self.s3.requests[-1].headers["authorization"])
+        assert found
+        return found[1]
+
+
+def sts(expires: Callable[[], str]) -> HttpDouble:
+    """Return a double of STS whose keys are named after the token that it was shown."""
+
+    def answer(request: Request) -> bytes:
+        token = re.search(rb"WebIdentityToken=(\w+)", request.body)
+        key = f"ASIA{token[1].decode() if token else 'NOBODY'}"
+        return (
+            "<AssumeRoleWithWebIdentityResponse><AssumeRoleWithWebIdentityResult><Credentials>"
+            f"<AccessKeyId>{key}</AccessKeyId><SecretAccessKey>s</SecretAccessKey>"
+            f"<SessionToken>t</SessionToken><Expiration>{expires()}</Expiration></Credentials>"
+            "</AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>"
+        ).encode()
+
+    return HttpDouble(lambda request: reply(200, {}, answer(request)))
+
+
+def pod_agent(expires: Callable[[], str]) -> HttpDouble:
+    """Return a double of the Pod Identity agent, likewise."""
+
+    def answer(headers: Mapping[str, str]) -> bytes:
+        key = f"ASIA{headers.get('authorization', 'NOBODY')}"
+        keys = {"AccessKeyId": key, "SecretAccessKey": "s", "Token": "t"}
+        return json.dumps(keys | {"Expiration": expires()}).encode()
+
+    return HttpDouble(lambda request: reply(200, {}, answer(request.headers)))
+
+
+@pytest.fixture
+def token(tmp_path: Path) -> Path:
+    """Return the file that the kubelet rotates."""
+    path = tmp_path / "token"
+    path.write_text("TOKEN1")
+    return path
+
+
+async def test_irsa_reads_the_rotated_token_when_its_keys_run_out(
+    bare: pytest.MonkeyPatch, token: Path
+) -> None:
+    async with HttpDouble(STORED) as s3, sts(soon) as receiver:
+        bare.setenv("AWS_ENDPOINT_URL_STS", receiver.url)
+        bare.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/agents")
+        bare.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(token))
+        bench = Bench(s3, receiver.url)
+        async with bench.sink:
+            assert await bench.send() == "ASIATOKEN1"
+            token.write_text("TOKEN2")  # noqa: ASYNC240  a few bytes
+            assert await bench.send() == "ASIATOKEN2"
+    assert provider_name(bench.session) == "assume-role-with-web-identity"
+
+
+async def test_irsa_asks_once_while_its_keys_are_good(
+    bare: pytest.MonkeyPatch, token: Path
+) -> None:
+    async with HttpDouble(STORED) as s3, sts(lambda: NEVER) as receiver:
+        bare.setenv("AWS_ENDPOINT_URL_STS", receiver.url)
+        bare.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/agents")
+        bare.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(token))
+        bench = Bench(s3, receiver.url)
+        async with bench.sink:
+            assert [await bench.send(), await bench.send()] == ["ASIATOKEN1", "ASIATOKEN1"]
+    assert len(receiver.requests) == 1
+
+
+async def test_pod_identity_reads_the_rotated_token_when_its_keys_run_out(
+    bare: pytest.MonkeyPatch, token: Path
+) -> None:
+    async with HttpDouble(STORED) as s3, pod_agent(soon) as agent:
+        bare.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{agent.url}/v1/credentials")
+        bare.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", str(token))
+        bench = Bench(s3, agent.url)
+        async with bench.sink:
+            assert await bench.send() == "ASIATOKEN1"
+            token.write_text("TOKEN2")  # noqa: ASYNC240  a few bytes
+            assert await bench.send() == "ASIATOKEN2"
+    assert provider_name(bench.session) == "container-role"
+
+
+async def test_pod_identity_asks_once_while_its_keys_are_good(
+    bare: pytest.MonkeyPatch, token: Path
+) -> None:
+    async with HttpDouble(STORED) as s3, pod_agent(lambda: NEVER) as agent:
+        bare.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{agent.url}/v1/credentials")
+        bare.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", str(token))
+        bench = Bench(s3, agent.url)
+        async with bench.sink:
+            assert [await bench.send(), await bench.send()] == ["ASIATOKEN1", "ASIATOKEN1"]
+    assert len(agent.requests) == 1
+
+
+async def test_keys_of_the_environment_are_used_as_they_are(bare: pytest.MonkeyPatch) -> None:
+    bare.setenv("AWS_ACCESS_KEY_ID", "AKIAENV")
+    bare.setenv("AWS_SECRET_ACCESS_KEY", "s")
+    async with HttpDouble(STORED) as s3:
+        bench = Bench(s3)
+        assert provider_name(bench.session) == ""
+        async with bench.sink:
+            assert await bench.send() == "AKIAENV"
+    assert provider_name(bench.session) == "env"
+    assert credential_destinations(os.environ, REGION) == []
+
+
+HALF = ["", "[default]\n", "[default]\naws_access_key_id = AKIATHREE\n", "[default"]
+
+
+async def test_a_file_of_keys_is_read_again_and_half_of_it_changes_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "credentials"
+    keys = "[default]\naws_access_key_id = {}\naws_secret_access_key = s\n"
+    file.write_text(keys.format("AKIAONE"))
+    async with HttpDouble(STORED) as s3:
+        bench = Bench(s3)
+        async with bench.sink:
+            assert await bench.send() == "AKIAONE"
+            for text in (keys.format("AKIATWO"), *HALF):
+                file.write_text(text)
+                assert await bench.send() == "AKIATWO", text
+            file.unlink()
+            assert await bench.send() == "AKIATWO"
+    assert provider_name(bench.session) == "shared-credentials-file"
+
+
+async def test_the_nodes_role_is_refused_with_what_is_wanted(bare: pytest.MonkeyPatch) -> None:
+    async with HttpDouble(STORED) as s3, HttpDouble() as imds:
+        bare.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", imds.url)
+        bench = Bench(s3)
+        async with bench.sink:
+            outcome = await bench.send()
+    assert isinstance(outcome, SendError)
+    assert (outcome.reason, outcome.detail) == (Reason.CREDENTIALS, NO_CREDENTIALS)
+    assert imds.connections == 0
+
+
+async def test_status_names_the_provider_and_no_key(
+    bare: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    bare.setenv("AWS_ACCESS_KEY_ID", "AKIAENV")
+    bare.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+    core = CoreSettings(
+        organization_id="o", service_id="s", region=REGION, state_dir=str(tmp_path / "state")
+    )
+    runtime = Runtime(core, os.environ, Gate([]), SystemClock(), Metrics())
+    for bucket, before, after in (("usage", "none yet", "env"), (f"file://{tmp_path}", None, None)):
+        own = billing.Settings(bucket=bucket, target="process:nobody")
+        async with billing.opened(runtime, ClickHouseSettings(), own) as agent:
+            assert agent.status().get("aws_identity") == before
+            await runtime.aws.get_credentials()
+            assert agent.status().get("aws_identity") == after
+            assert not {"AKIAENV", "hunter2"} & set(re.findall(r"\w+", str(agent.status())))

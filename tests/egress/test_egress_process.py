@@ -1,0 +1,200 @@
+"""The audit hook cannot be taken out again, so each case runs in a process of its own."""
+
+import socket
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PRELUDE = """
+import asyncio, socket, sys, urllib.request
+from agents.egress.destinations import https_destination
+from agents.egress.gate import EgressRefusedError, Gate
+from agents.egress.process import enforce_process
+good, bad = sys.argv[1:]
+refused = []
+gate = Gate([https_destination(good)], on_refused=lambda why, _: refused.append(str(why)))
+enforce_process(gate)
+bad_port = int(bad.rsplit(":", 1)[1])
+good_port = int(good.rsplit(":", 1)[1])
+"""
+
+
+@pytest.fixture
+def ports() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Two listening sockets: the destination and the stranger."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as good,
+        socket.create_server(("127.0.0.1", 0)) as bad,
+    ):
+        yield good, bad
+
+
+def run(code: str, ports: tuple[socket.socket, socket.socket]) -> str:
+    """Run the code with the URLs of both sockets; return what it printed."""
+    return run_with(code, *(f"http://127.0.0.1:{sock.getsockname()[1]}" for sock in ports))
+
+
+def run_with(code: str, *urls: str) -> str:
+    """Run the code in a new process, behind a gate to the first URL."""
+    command = [sys.executable, "-W", "error", "-c", PRELUDE + textwrap.dedent(code), *urls]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def nobody_came(listener: socket.socket) -> bool:
+    listener.settimeout(0)
+    try:
+        listener.accept()[0].close()
+    except BlockingIOError:
+        return True
+    return False
+
+
+def test_a_socket_opened_past_the_gate_fails(ports: tuple[socket.socket, socket.socket]) -> None:
+    code = """
+        def attempt(action, *args):
+            try:
+                action(*args)
+            except EgressRefusedError as error:
+                return str(error.refusal)
+            return "open"
+
+        def connect(address, family=socket.AF_INET):
+            with socket.socket(family) as sock:
+                sock.connect(address)
+
+        def send(address):
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.sendto(b"secret", address)
+
+        def sendmsg(address):
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.sendmsg([b"secret"], [], 0, address)
+
+        print(attempt(connect, ("127.0.0.1", good_port)))
+        print(attempt(connect, ("127.0.0.1", bad_port)))
+        print(attempt(connect, ("localhost", bad_port)))
+        print(attempt(connect, ("::1", bad_port), socket.AF_INET6))
+        print(attempt(connect, ("169.254.169.254", 80)))
+        print(attempt(send, ("127.0.0.1", bad_port)))
+        print(attempt(sendmsg, ("127.0.0.1", bad_port)))
+        print(attempt(socket.getaddrinfo, "exfil.example.com", 53))
+        print(attempt(socket.gethostbyname, "exfil.example.com"))
+        print(attempt(socket.getaddrinfo, "127.0.0.1", 80))
+        print(attempt(urllib.request.urlopen, bad))
+        """
+    said = run(code, ports).split()
+    assert said == [
+        "open",
+        "port",
+        "host",
+        "port",
+        "imds",
+        "port",
+        "port",
+        "host",
+        "host",
+        "open",
+        "port",
+    ]
+    assert nobody_came(ports[1])
+
+
+def test_asyncio_and_threads_are_covered_too(ports: tuple[socket.socket, socket.socket]) -> None:
+    code = """
+        import aiohttp
+
+        async def stock():
+            async with aiohttp.ClientSession() as session:
+                await session.get(bad)
+
+        async def stream():
+            await asyncio.open_connection("127.0.0.1", bad_port)
+
+        async def thread():
+            await asyncio.to_thread(socket.create_connection, ("127.0.0.1", bad_port))
+
+        async def main():
+            for attempt in (stock, stream, thread):
+                try:
+                    await attempt()
+                except EgressRefusedError as error:
+                    print(error.refusal)
+
+        asyncio.run(main())
+        """
+    assert run(code, ports).split() == ["port", "port", "port"]
+    assert nobody_came(ports[1])
+
+
+def test_listening_and_unix_sockets_go_on(ports: tuple[socket.socket, socket.socket]) -> None:
+    code = """
+        async def main():
+            server = await asyncio.start_server(lambda r, w: w.close(), "localhost", 0)
+            server.close()
+            await server.wait_closed()
+            left, right = socket.socketpair()
+            left.sendmsg([b"x"])
+            print(right.recv(1))
+            left.close()
+            right.close()
+
+        asyncio.run(main())
+        print(refused)
+        """
+    assert run(code, ports).split("\n") == ["b'x'", "[]"]
+
+
+def test_the_container_credential_fetcher_cannot_be_led_astray(
+    ports: tuple[socket.socket, socket.socket],
+) -> None:
+    code = """
+        import os
+        from agents.core.errors import SendError
+        from agents.egress.aws import aws_session, fetch_credentials
+
+        os.environ.update(AWS_CONTAINER_CREDENTIALS_FULL_URI=bad, AWS_CONFIG_FILE="/none",
+                          AWS_SHARED_CREDENTIALS_FILE="/none")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+            os.environ.pop(name, None)
+        try:
+            asyncio.run(fetch_credentials(aws_session(gate, "eu-west-1")))
+        except SendError as error:
+            print(error.reason, *refused)
+        """
+    assert run(code, ports).split() == ["egress_refused", "port"]
+    assert nobody_came(ports[1])
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_sink_still_reaches_its_destination(host: str, tmp_path: Path) -> None:
+    code = """
+        from agents.core.sink import Message
+        from agents.egress.aws import aws_session
+        from agents.sinks.s3 import S3Sink
+
+        async def main():
+            session = aws_session(gate, "eu-west-1")
+            session.set_credentials("AKIAEXAMPLE", "secret")
+            sink = S3Sink(session, gate, "bucket", region="eu-west-1", endpoint_url=good)
+            async with sink:
+                (outcome,) = await sink.send([Message("k", "t", b"x", 0)])
+                print(outcome.reason)
+
+        asyncio.run(main())
+        print(refused)
+        """
+    journal = str(tmp_path / "journal")
+    command = [sys.executable, "-m", "agents.doubles", "--journal", journal]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as s3:
+        assert s3.stdout
+        try:
+            url = f"http://{host}:{int(s3.stdout.readline())}"
+            assert run_with(code, url, "http://127.0.0.1:1").split() == ["ok", "[]"]
+        finally:
+            s3.terminate()

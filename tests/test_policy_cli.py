@@ -1,0 +1,212 @@
+"""`byoc-agents policy` as a person meets it: forms, notes, exit codes, no secrets."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from agents.cli import main
+from agents.policy_cli import COMMANDS, STAND_INS, queue_arn
+
+SETTINGS = {
+    "BYOC_ORGANIZATION_ID": "org-1",
+    "BYOC_SERVICE_ID": "svc-1",
+    "BYOC_REGION": "eu-west-1",
+    "BYOC_BILLING_BUCKET": "vendor-usage",
+    "BYOC_STATE_QUEUE_URL": "https://sqs.eu-west-1.amazonaws.com/123456789012/state.fifo",
+    "BYOC_ALERTS_URL": "https://api.vendor.example/v1/alerts",
+}
+GIVEN = ["--role", "arn:aws:iam::210987654321:role/r", "--vpce", "vpce-0abc"]
+
+
+@pytest.fixture(autouse=True)
+def environ(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name, value in SETTINGS.items():
+        monkeypatch.setenv(name, value)
+    return monkeypatch
+
+
+def policy(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    assert main(["policy", *argv]) == 0
+    return capsys.readouterr().out
+
+
+def test_the_table_has_a_row_for_each_destination_of_each_daemon(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = json.loads(policy(capsys, "table", "--format", "json", "--identity", "irsa"))
+    assert {(row["daemon"], row["host"]) for row in rows} == {
+        ("billing-scraper", "127.0.0.1"),
+        ("billing-scraper", "vendor-usage.s3.eu-west-1.amazonaws.com"),
+        ("billing-scraper", "sts.eu-west-1.amazonaws.com"),
+        ("state-exporter", "127.0.0.1"),
+        ("state-exporter", "sqs.eu-west-1.amazonaws.com"),
+        ("state-exporter", "sts.eu-west-1.amazonaws.com"),
+        ("alert-forwarder", "api.vendor.example"),
+    }
+    assert all(all(str(value) for value in row.values()) for row in rows), "every column says it"
+
+
+def test_the_table_is_the_same_in_every_form(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = json.loads(policy(capsys, "table", "--format", "json"))
+    assert yaml.safe_load(policy(capsys, "table", "--format", "yaml")) == rows
+    cells = [[str(value) for value in row.values()] for row in rows]
+    text = policy(capsys, "table").splitlines()
+    assert [re.split(" {2,}", line) for line in text[1:]] == cells
+    marked = policy(capsys, "table", "--format", "markdown").splitlines()
+    assert [line.strip("| ").split(" | ") for line in marked[2:]] == cells
+
+
+@pytest.mark.parametrize(("identity", "port"), [("irsa", 443), ("pod-identity", 80), ("keys", 443)])
+def test_the_pods_identity_counts_and_not_that_of_who_asks(
+    identity: str,
+    port: int,
+    environ: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    environ.setenv("AWS_ACCESS_KEY_ID", "mine")
+    environ.setenv("AWS_SECRET_ACCESS_KEY", "mine")
+    text = policy(capsys, "networkpolicy", "billing-scraper", "--identity", identity)
+    rules = yaml.safe_load(text)["spec"]["egress"]
+    assert rules[-1]["ports"][0]["port"] == port
+    assert ("sts." in text) is (identity == "irsa")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_policy_is_printed_and_is_found_unchanged_by_its_check(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    form = "yaml" if COMMANDS[command].form == "yaml" else "json"
+    manifest = tmp_path / "manifest"
+    manifest.write_text(policy(capsys, command, *GIVEN, "--format", form))
+    assert main(["policy", command, *GIVEN, "--check", str(manifest)]) == 0
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_policy_sees_another_configuration(
+    command: str,
+    environ: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    form = "yaml" if COMMANDS[command].form == "yaml" else "json"
+    manifest = tmp_path / "manifest"
+    manifest.write_text(policy(capsys, command, *GIVEN, "--format", form))
+    environ.setenv("BYOC_BILLING_BUCKET", "another-bucket")
+    environ.setenv("BYOC_ALERTS_URL", "https://api.vendor.example:8443/")
+    assert main(["policy", command, *GIVEN, "--check", str(manifest)]) == 1
+    assert re.search("another-bucket|8443", capsys.readouterr().out)
+
+
+def test_a_check_finds_its_policy_in_a_rendered_chart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chart = tmp_path / "chart.yaml"
+    mine = policy(capsys, "networkpolicy")
+    other = "kind: NetworkPolicy\nmetadata: {name: clickhouse}"
+    chart.write_text(f"---\n---\nkind: Service\n---\n{other}\n---\n{mine}")
+    assert main(["policy", "networkpolicy", "--check", str(chart)]) == 0
+    assert "note: NetworkPolicy clickhouse is there too" in capsys.readouterr().err
+    chart.write_text(mine.replace("169.254.0.0/16", "169.254.170.0/24"))
+    assert main(["policy", "networkpolicy", "--check", str(chart)]) == 1
+    assert "169.254.170.0/24" in capsys.readouterr().out
+    chart.write_text("kind: Service\n")
+    assert main(["policy", "networkpolicy", "--check", str(chart)]) == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["bucket-policy", "--check", "pyproject.toml"], "--check"),
+        (["table", "--check", "no-such-file"], "cannot be read"),
+        (["iam", "--format", "text"], "no such form"),
+        (["networkpolicy", "--format", "markdown"], "no such form"),
+        (["networkpolicy", "--cidr", "s3=10.0.0.1/8"], "wants a network"),
+        (["bucket-policy", "state-exporter"], "BYOC_BILLING_BUCKET"),
+        (["table", "--config", "no-such-file"], "no-such-file"),
+        (["table", "billing"], "no such daemon"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_mistake_is_told_with_exit_code_2(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["policy", *argv]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_placeholders_are_asked_for_before_anything_is_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = tmp_path / "manifest"
+    manifest.write_text("{}")
+    assert main(["policy", "bucket-policy", "--check", str(manifest)]) == 2
+    assert "<CUSTOMER_ROLE_ARN>, <VPC_ENDPOINT_ID>" in capsys.readouterr().err
+
+
+def test_no_secret_is_read_or_shown(
+    environ: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in STAND_INS:
+        environ.setenv(f"{name}_FILE", "/no/such/file")
+    environ.setenv("BYOC_HTTPS_PROXY", "http://me:hunter2@proxy.example:3128")
+    for command in COMMANDS:
+        assert main(["policy", command]) == 0
+        assert "hunter2" not in "".join(capsys.readouterr())
+
+
+def test_json_and_tables_tell_their_notes_beside_and_yaml_inside(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["policy", "iam"]) == 0
+    assert "note: A pod has one role" in capsys.readouterr().err
+    assert main(["policy", "networkpolicy"]) == 0
+    said = capsys.readouterr()
+    assert "# - It cannot say names" in said.out
+    assert said.err == ""
+
+
+def test_a_directory_instead_of_a_bucket_leaves_nothing_to_grant(
+    environ: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    environ.setenv("BYOC_BILLING_BUCKET", "file:///tmp/usage")
+    found: Any = json.loads(policy(capsys, "iam", "billing-scraper"))
+    assert found["Statement"] == []
+
+
+@pytest.mark.parametrize("prefix", ["v1/", "v1", "", "a/b/"])
+def test_the_folder_is_where_the_scraper_puts_its_objects(
+    prefix: str, environ: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    environ.setenv("BYOC_BILLING_PREFIX", prefix)
+    (put,) = json.loads(policy(capsys, "iam", "billing-scraper"))["Statement"]
+    folder = f"{(prefix or 'v1').rstrip('/')}/org=org-1/service=svc-1/*"  # empty = not set
+    assert put["Resource"] == f"arn:aws:s3:::vendor-usage/{folder}"
+
+
+@pytest.mark.parametrize(
+    ("url", "arn"),
+    [
+        (SETTINGS["BYOC_STATE_QUEUE_URL"], "arn:aws:sqs:eu-west-1:123456789012:state.fifo"),
+        (
+            "https://sqs.us-east-1.amazonaws.com/123456789012/a.fifo",
+            "arn:aws:sqs:us-east-1:123456789012:a.fifo",
+        ),
+        (
+            "https://vpce-1.sqs.eu-west-1.vpce.amazonaws.com/123456789012/a.fifo",
+            "arn:aws:sqs:eu-west-1:123456789012:a.fifo",
+        ),
+        (
+            "https://sqs.cn-north-1.amazonaws.com.cn/123456789012/a.fifo",
+            "arn:aws-cn:sqs:cn-north-1:123456789012:a.fifo",
+        ),
+        ("http://127.0.0.1:4566/000000000000/a.fifo", "arn:aws:sqs:eu-west-1:000000000000:a.fifo"),
+        ("https://queues.example/a.fifo", "arn:aws:sqs:eu-west-1:<ACCOUNT>:a.fifo"),
+    ],
+)
+def test_a_queues_arn_follows_from_its_url(url: str, arn: str) -> None:
+    assert queue_arn(url, "eu-west-1") == arn
