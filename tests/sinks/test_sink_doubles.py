@@ -1,0 +1,89 @@
+"""The doubles are the oracle of the fault tests, so they are held to what they promise."""
+
+import asyncio
+import json
+import signal
+import sys
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from agents.doubles.http import Behaviour, HttpDouble, close, in_order, reply, reset
+from agents.doubles.s3 import FakeS3
+
+SHA256_OF_X = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
+ONCE = {"If-None-Match": "*"}
+
+
+async def test_of_many_conditional_puts_at_once_one_is_applied() -> None:
+    async with FakeS3() as s3, aiohttp.ClientSession() as session:
+        url = f"{s3.url}/bucket/key"
+        puts = [session.put(url, data=b"%d" % n, headers=ONCE) for n in range(8)]
+        answers = await asyncio.gather(*puts)
+    assert sorted(answer.status for answer in answers) == [200] + [412] * 7
+    assert (s3.applied("key"), len(s3.puts)) == (1, 8)
+
+
+@pytest.mark.parametrize("header", ["x-amz-checksum-sha256", "x-amz-content-sha256"])
+async def test_a_wrong_checksum_stores_nothing(header: str) -> None:
+    async with FakeS3() as s3, aiohttp.ClientSession() as session:
+        answer = await session.put(f"{s3.url}/b/key", data=b"x", headers={header: "0" * 64})
+    assert (answer.status, s3.objects) == (400, {})
+
+
+async def test_what_was_put_is_read_back() -> None:
+    async with FakeS3() as s3, aiohttp.ClientSession() as session:
+        await session.put(f"{s3.url}/b/a/key%3D1", data=b"x")
+        answer = await session.get(f"{s3.url}/b/a/key%3D1")
+        assert await answer.read() == b"x"
+        assert (await session.get(f"{s3.url}/b/other")).status == 404
+    assert list(s3.objects) == ["a/key=1"]
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "error"),
+    [(close, aiohttp.ServerDisconnectedError), (reset, aiohttp.ClientOSError)],
+    ids=["closed", "reset"],
+)
+async def test_a_broken_connection_is_really_broken(
+    behaviour: Behaviour, error: type[Exception]
+) -> None:
+    async with HttpDouble(in_order(behaviour)) as double, aiohttp.ClientSession() as session:
+        with pytest.raises(error):
+            await session.post(double.url, data=b"x")
+        assert (await session.post(double.url, data=b"x")).status == 200
+    assert [request.body for request in double.requests] == [b"x", b"x"]
+
+
+async def test_chunks_and_expectations_are_understood() -> None:
+    async def parts() -> object:
+        for part in (b"ab", b"c" * 70_000):
+            yield part
+
+    async with HttpDouble(in_order(then=reply(204))) as double, aiohttp.ClientSession() as session:
+        answer = await session.post(double.url, data=parts(), expect100=True)
+    assert answer.status == 204
+    assert double.requests[0].body == b"ab" + b"c" * 70_000
+    assert double.bytes_received > 70_000
+
+
+async def test_in_a_process_of_its_own_it_journals_every_put(tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "agents.doubles", "--journal", str(journal), "--lose-every", "2"),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert process.stdout
+        url = f"http://127.0.0.1:{int(await process.stdout.readline())}/bucket/key"
+        async with aiohttp.ClientSession() as session:
+            with pytest.raises(aiohttp.ServerDisconnectedError):
+                await session.post(url)  # request 0: its answer is lost
+            first = await session.put(url, data=b"x", headers=ONCE)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        code = await process.wait()
+    line = {"key": "key", "sha256": SHA256_OF_X, "status": 200}
+    assert (first.status, code) == (200, 0)
+    assert [json.loads(text) for text in journal.read_text().splitlines()] == [line]

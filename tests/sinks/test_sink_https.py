@@ -1,0 +1,294 @@
+"""The way to the control plane: what is sent, what each answer means, and what never happens."""
+
+import asyncio
+import base64
+import datetime as dt
+import email.utils
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+
+import aiohttp
+import pytest
+from aiohttp import web
+from standardwebhooks.webhooks import Webhook, WebhookVerificationError
+
+from agents.core.clock import SystemClock
+from agents.core.errors import Reason, SendError
+from agents.core.ship import FATES, Fate
+from agents.core.sink import Message, Receipt
+from agents.sinks.https import (
+    HttpsSink,
+    batch_id,
+    reason_of,
+    retry_after_seconds,
+    signing_keys,
+)
+
+OLD = "whsec_" + base64.b64encode(b"o" * 24).decode()
+NEW = "whsec_" + base64.b64encode(b"n" * 32).decode()
+NOW_NS = 1_795_000_000_000_000_000
+
+
+@dataclass
+class Request:
+    headers: dict[str, str]
+    body: bytes
+
+
+Answer = Callable[[Request], web.Response]
+
+
+@dataclass
+class Far:
+    """The far side: keeps what came and answers as `answer` says."""
+
+    url: str = ""
+    requests: list[Request] = field(default_factory=list)
+    answer: Answer = lambda _: web.Response(status=202)
+
+    async def handle(self, request: web.Request) -> web.Response:
+        self.requests.append(Request(dict(request.headers), await request.read()))
+        return self.answer(self.requests[-1])
+
+
+@pytest.fixture
+async def far() -> AsyncIterator[Far]:
+    far = Far()
+    app = web.Application()
+    app.router.add_post("/events", far.handle)
+    app.router.add_route("*", "/elsewhere", far.handle)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    far.url = f"http://127.0.0.1:{runner.addresses[0][1]}/events"
+    yield far
+    await runner.cleanup()
+
+
+@pytest.fixture
+async def session() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session:
+        yield session
+
+
+Make = Callable[..., HttpsSink]
+
+
+@pytest.fixture
+def make(far: Far, session: aiohttp.ClientSession) -> Make:
+    def make(url: str = "", token: str = "tok", secret: str = NEW, **bounds: float) -> HttpsSink:
+        return HttpsSink(
+            url or far.url,
+            session,
+            token=lambda: token,
+            signing_secret=lambda: secret,
+            clock=SystemClock(),
+            **bounds,  # type: ignore[arg-type]
+        )
+
+    return make
+
+
+def message(number: int) -> Message:
+    return Message(f"id-{number}", "byoc.alert.v1", b'{"id":"id-%d"}' % number, 0)
+
+
+def reasons(outcomes: Sequence[Receipt | SendError]) -> list[Reason]:
+    return [outcome.reason for outcome in outcomes]
+
+
+async def test_one_event_goes_alone_and_the_reference_library_takes_its_signature(
+    far: Far, make: Make
+) -> None:
+    outcomes = await make().send([message(1)])
+    assert outcomes == [Receipt(Reason.OK, 202, "id-1")]
+    (request,) = far.requests
+    assert request.headers["Content-Type"] == "application/cloudevents+json; charset=utf-8"
+    assert request.headers["Authorization"] == "Bearer tok"
+    assert request.headers["webhook-id"] == "id-1"
+    assert Webhook(NEW).verify(request.body, request.headers) == {"id": "id-1"}
+    with pytest.raises(WebhookVerificationError):
+        Webhook(NEW).verify(request.body + b" ", request.headers)
+
+
+async def test_several_go_as_a_batch_of_the_very_same_bytes(far: Far, make: Make) -> None:
+    batch = [message(1), message(2)]
+    outcomes = await make().send(batch)
+    assert reasons(outcomes) == [Reason.OK] * 2
+    (request,) = far.requests
+    assert request.body == b'[{"id":"id-1"},{"id":"id-2"}]'
+    assert request.headers["Content-Type"].startswith("application/cloudevents-batch+json")
+    assert request.headers["webhook-id"] == batch_id(batch)
+    assert len(Webhook(NEW).verify(request.body, request.headers)) == 2
+
+
+def test_a_batch_has_the_same_id_in_another_process_and_another_one_for_other_events() -> None:
+    assert batch_id([message(1), message(2)]) == "2fe980da37c8f7aeedd038b6c6935bb5"
+    assert batch_id([message(1)]) != batch_id([message(2)])
+
+
+async def test_during_a_rotation_both_secrets_sign(far: Far, make: Make) -> None:
+    await make(secret=f"{NEW} {OLD}").send([message(1)])
+    for secret in (OLD, NEW):
+        assert Webhook(secret).verify(far.requests[0].body, far.requests[0].headers)
+
+
+TABLE = [
+    ("200 201 202 204 206", Reason.OK, Fate.DONE),
+    ("208", Reason.ALREADY_STORED, Fate.DONE),
+    ("300 301 302 303 304 307 308", Reason.REDIRECT, Fate.HOLD),
+    ("401 407", Reason.CREDENTIALS, Fate.HOLD),
+    ("402 403 451", Reason.FORBIDDEN, Fate.HOLD),
+    ("404 405 410", Reason.NOT_FOUND, Fate.HOLD),
+    ("408", Reason.TIMEOUT, Fate.RETRY),
+    ("409", Reason.CONFLICT, Fate.RETRY),
+    ("421", Reason.CONNECTION, Fate.RETRY),
+    ("425 429", Reason.THROTTLED, Fate.RETRY),
+    ("500 501 502 503 504 599", Reason.SERVER_ERROR, Fate.RETRY),
+    ("413", Reason.TOO_LARGE, Fate.BURY),
+    ("400 406 411 412 414 415 418 422 428 431", Reason.REJECTED, Fate.BURY),
+    ("600 999", Reason.BAD_RESPONSE, Fate.RETRY),
+]
+
+
+@pytest.mark.parametrize(("statuses", "reason", "fate"), TABLE)
+def test_a_status_has_a_fate(statuses: str, reason: Reason, fate: Fate) -> None:
+    assert {reason_of(int(status)) for status in statuses.split()} == {reason}
+    assert FATES[reason] is fate
+
+
+@pytest.mark.parametrize("status", [200, 204, 301, 401, 403, 404, 413, 429, 500, 503])
+async def test_the_status_on_the_wire_is_the_outcome(far: Far, make: Make, status: int) -> None:
+    far.answer = lambda _: web.Response(status=status)
+    assert reasons(await make().send([message(1)])) == [reason_of(status)]
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_is_never_followed(far: Far, make: Make, status: int) -> None:
+    far.answer = lambda _: web.Response(status=status, headers={"Location": "/elsewhere"})
+    assert reasons(await make().send([message(1)])) == [Reason.REDIRECT]
+    assert len(far.requests) == 1
+
+
+async def test_one_bad_event_does_not_take_its_batch_to_the_dead_letters(
+    far: Far, make: Make
+) -> None:
+    far.answer = lambda request: web.Response(status=422 if b"id-2" in request.body else 204)
+    outcomes = await make().send([message(1), message(2), message(3)])
+    assert reasons(outcomes) == [Reason.OK, Reason.REJECTED, Reason.OK]
+    assert [r.headers["webhook-id"] for r in far.requests[1:]] == ["id-1", "id-2", "id-3"]
+
+
+async def test_one_by_one_stops_when_the_receiver_fails_so_that_order_is_kept(
+    far: Far, make: Make
+) -> None:
+    statuses = iter([413, 204, 503])
+    far.answer = lambda _: web.Response(status=next(statuses))
+    outcomes = await make().send([message(1), message(2), message(3)])
+    assert reasons(outcomes) == [Reason.OK, Reason.SERVER_ERROR, Reason.SERVER_ERROR]
+
+
+async def test_a_batch_that_failed_is_not_split(far: Far, make: Make) -> None:
+    far.answer = lambda _: web.Response(status=503, headers={"Retry-After": "7"})
+    outcomes = await make().send([message(1), message(2)])
+    assert reasons(outcomes) == [Reason.SERVER_ERROR] * 2
+    assert isinstance(outcomes[0], SendError)
+    assert outcomes[0].retry_after_seconds == 7
+    assert len(far.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("120", 120),
+        (" 0 ", 0),
+        ("9" * 30, 999_999_999),
+        (email.utils.format_datetime(dt.datetime.fromtimestamp(NOW_NS / 1e9 + 90, dt.UTC)), 90),
+        ("Sun, 06 Nov 1994 08:49:37 GMT", 0),
+        ("", None),
+        ("soon", None),
+        ("-5", None),
+        ("1.5", None),
+        ("٣", None),
+    ],
+)
+def test_retry_after(header: str, seconds: float | None) -> None:
+    assert retry_after_seconds(header, NOW_NS) == seconds
+
+
+async def test_the_receipt_keeps_the_receivers_own_request_id(far: Far, make: Make) -> None:
+    far.answer = lambda _: web.Response(status=200, headers={"X-Request-Id": "r" * 500})
+    (outcome,) = await make().send([message(1)])
+    assert outcome == Receipt(Reason.OK, 200, "r" * 128)
+
+
+async def test_nobody_listens(make: Make) -> None:
+    closed = await asyncio.start_server(lambda _r, _w: None, "127.0.0.1", 0)
+    port = closed.sockets[0].getsockname()[1]
+    closed.close()
+    await closed.wait_closed()
+    (outcome,) = await make(f"http://127.0.0.1:{port}/?secret=1").send([message(1)])
+    assert isinstance(outcome, SendError)
+    assert outcome.reason is Reason.CONNECTION
+    assert "secret" not in outcome.detail
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b"", Reason.CONNECTION),
+        (b"HTTP/1.1 20", Reason.CONNECTION),
+        (b"SSH-2.0-OpenSSH\r\n", Reason.CONNECTION),
+        (b"HTTP/1.1 503 Busy\r\nContent-Length: 99\r\n\r\ncut", Reason.SERVER_ERROR),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\ncut", Reason.OK),
+    ],
+    ids=["closed", "cut in the status", "not HTTP", "cut in a refusal", "cut after a yes"],
+)
+async def test_a_broken_answer(make: Make, answer: bytes, reason: Reason) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b'"}')
+        writer.write(answer)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        assert reasons(await make(url).send([message(1)])) == [reason]
+
+
+async def test_a_silent_receiver_is_given_up(make: Make) -> None:
+    done = asyncio.Event()
+
+    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await done.wait()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        outcomes = await make(url, timeout_seconds=0.05).send([message(1)])
+        done.set()
+    assert reasons(outcomes) == [Reason.TIMEOUT]
+
+
+@pytest.mark.parametrize(
+    ("token", "secret"),
+    [("a\nb", NEW), ("tök", NEW), ("tok", ""), ("tok", "whsec_!"), ("tok", "whsec_c2hvcnQ=")],
+)
+async def test_an_unusable_secret_is_held_and_never_sent_nor_said(
+    far: Far, make: Make, token: str, secret: str
+) -> None:
+    (outcome,) = await make(token=token, secret=secret).send([message(1)])
+    assert isinstance(outcome, SendError)
+    assert outcome.reason is Reason.CREDENTIALS
+    assert not far.requests
+    assert token == "tok" or token not in str(outcome)
+    assert not secret or secret not in str(outcome)
+
+
+def test_base64_without_padding_is_the_same_key() -> None:
+    assert signing_keys(OLD.rstrip("=")) == signing_keys(OLD) == [b"o" * 24]
+
+
+async def test_no_secret_stands_in_its_repr(make: Make) -> None:
+    sink = make("https://host.example/p?key=hidden", token="tok-secret")
+    assert repr(sink) == "HttpsSink(https://host.example/p)"
+    assert sink.destination == "https://host.example/p"
