@@ -1,0 +1,350 @@
+"""The ClickHouse client against real loopback servers that answer what they are told to."""
+
+import asyncio
+import contextlib
+import gzip
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agents.clickhouse import (
+    Bounds,
+    ClickHouse,
+    ClickHouseAuthError,
+    ClickHouseError,
+    ClickHouseResponseError,
+    ClickHouseServerError,
+    ClickHouseTimeoutError,
+    ClickHouseTooLargeError,
+    ClickHouseUnreachableError,
+    _Reply,
+    _rows,
+    base_url,
+)
+from agents.egress.destinations import clickhouse_destination
+from agents.egress.gate import Gate
+
+SECRET = "hunter2"
+SQL = "SELECT secret_column FROM secret_table"
+ANSWER = {"meta": [{"name": "x", "type": "UInt64"}], "data": [["18446744073709551615"]]}
+
+
+@dataclass
+class Scripted:
+    """Answers every request with one response and keeps what came."""
+
+    status: int = 200
+    body: bytes = b"Ok.\n"
+    headers: dict[str, str] = field(default_factory=dict)
+    seen: list[tuple[str, str, bytes, dict[str, str]]] = field(default_factory=list)
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        content = await request.read()
+        self.seen.append((request.method, request.path_qs, content, dict(request.headers)))
+        return web.Response(status=self.status, body=self.body, headers=self.headers)
+
+
+@dataclass
+class Started:
+    script: Scripted
+    url: str
+
+
+def serving(handle: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> TestServer:
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", handle)
+    return TestServer(app)
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Started]:
+    script = Scripted()
+    async with serving(script.handle) as running:
+        yield Started(script, str(running.make_url("")))
+
+
+@pytest.fixture
+async def client(server: Started) -> AsyncIterator[ClickHouse]:
+    async with ClickHouse(server.url, "watcher", SECRET) as client:
+        yield client
+
+
+async def test_a_query_carries_the_login_in_headers_and_the_sql_in_the_body(
+    server: Started, client: ClickHouse
+) -> None:
+    server.script.body = json.dumps(ANSWER).encode()
+    rows = await client.query(f"{SQL} WHERE a = {{a:String}};", {"a": "b&c"}, {"max_threads": "1"})
+    assert rows == [{"x": 18446744073709551615}]
+    method, url, body, headers = server.script.seen[0]
+    assert (method, url) == ("POST", "/?param_a=b%26c&wait_end_of_query=1&max_threads=1")
+    assert body == f"{SQL} WHERE a = {{a:String}}\nFORMAT JSONCompact".encode()
+    assert headers["X-ClickHouse-User"] == "watcher"
+    assert headers["X-ClickHouse-Key"] == SECRET
+    assert headers["User-Agent"].startswith("byoc-agents/")
+    assert SECRET not in url
+
+
+async def test_columns_come_in_their_own_types(server: Started, client: ClickHouse) -> None:
+    kinds = ["UInt64", "Nullable(Int64)", "LowCardinality(Nullable(UInt8))", "Float64", "String"]
+    server.script.body = json.dumps(
+        {
+            "meta": [{"name": str(i), "type": kind} for i, kind in enumerate(kinds)],
+            "data": [["1", None, 3, 4, "5"], [1, "-2", None, None, "x"]],
+            "rows": 2,
+        }
+    ).encode()
+    assert [list(row.values()) for row in await client.query("SELECT 1")] == [
+        [1, None, 3, 4.0, "5"],
+        [1, -2, None, None, "x"],
+    ]
+
+
+async def test_ping_and_replicas_status_send_no_login(server: Started, client: ClickHouse) -> None:
+    await client.ping()
+    assert await client.replicas_status()
+    assert [(method, url) for method, url, *_ in server.script.seen] == [
+        ("GET", "/ping"),
+        ("GET", "/replicas_status"),
+    ]
+    assert not any("X-ClickHouse-User" in headers for *_, headers in server.script.seen)
+
+
+async def test_a_lagging_replica_is_an_answer_not_an_error(
+    server: Started, client: ClickHouse
+) -> None:
+    server.script.status, server.script.body = 503, b"secret_db.secret_table: Absolute delay: 310."
+    assert await client.replicas_status() is False
+
+
+async def test_every_request_has_its_own_connection(server: Started, client: ClickHouse) -> None:
+    await client.ping()
+    assert server.script.seen[0][3]["Connection"] == "close"
+
+
+ERRORS: dict[str, tuple[int, dict[str, str], bytes, type[ClickHouseError]]] = {
+    "login, new server": (403, {"X-ClickHouse-Exception-Code": "516"}, b"", ClickHouseAuthError),
+    "login, 18.16": (401, {}, b"Code: 194, secret_table", ClickHouseAuthError),
+    "password, 18.16": (500, {}, b"Code: 193, e.displayText() = secret_table", ClickHouseAuthError),
+    "user unknown": (500, {}, b"Code: 192, e.displayText() = x", ClickHouseAuthError),
+    "a proxy's 403": (403, {}, b"<html>", ClickHouseAuthError),
+    "no grant": (403, {"X-ClickHouse-Exception-Code": "497"}, b"", ClickHouseServerError),
+    "no table": (404, {"X-ClickHouse-Exception-Code": "60"}, b"", ClickHouseServerError),
+    "no table, 18.16": (404, {}, b"Code: 60, secret_table", ClickHouseServerError),
+    "code in a 200": (200, {"X-ClickHouse-Exception-Code": "241"}, b"", ClickHouseServerError),
+    "error after rows": (200, {}, b'{"meta":[],\nCode: 241. DB::Ex', ClickHouseServerError),
+    "a proxy's 502": (502, {}, b"<html>", ClickHouseResponseError),
+    "another service": (200, {}, b"<html>", ClickHouseResponseError),
+    "redirect": (307, {"Location": "http://127.0.0.1:1/"}, b"", ClickHouseResponseError),
+    "cut": (
+        200,
+        {},
+        b'{"meta":[{"name":"x","type":"UInt64"}],"data":[["1"',
+        ClickHouseResponseError,
+    ),
+    "a cell too few": (
+        200,
+        {},
+        b'{"meta":[{"name":"x","type":"UInt64"}],"data":[[]]}',
+        ClickHouseResponseError,
+    ),
+    "no number": (
+        200,
+        {},
+        b'{"meta":[{"name":"x","type":"UInt64"}],"data":[["secret_table"]]}',
+        ClickHouseResponseError,
+    ),
+    "code garbage": (
+        500,
+        {"X-ClickHouse-Exception-Code": "secret_table"},
+        b"",
+        ClickHouseResponseError,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+async def test_every_bad_answer_is_one_of_the_six_errors_and_tells_nothing(
+    server: Started, client: ClickHouse, name: str
+) -> None:
+    status, headers, body, error = ERRORS[name]
+    server.script.status, server.script.headers, server.script.body = status, headers, body
+    with pytest.raises(ClickHouseError) as caught:
+        await client.query(SQL)
+    assert type(caught.value) is error
+    text = f"{caught.value} {caught.value!r} {caught.value.__cause__!r}"
+    assert "secret" not in text
+    assert SECRET not in text
+    assert len(server.script.seen) == 1  # neither a redirect followed nor a retry made
+
+
+async def test_the_code_is_told(server: Started, client: ClickHouse) -> None:
+    server.script.status, server.script.body = 404, b"Code: 60, e.displayText() = x"
+    with pytest.raises(ClickHouseServerError, match="status 404, code 60") as caught:
+        await client.query(SQL)
+    assert caught.value.code == 60
+
+
+BODIES = {"plain": b"x" * 2000, "bomb": gzip.compress(b"x" * 100_000)}
+
+
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+async def test_an_answer_is_read_up_to_the_bound_only(server: Started, body: bytes) -> None:
+    server.script.body = body
+    if body[:2] == b"\x1f\x8b":
+        server.script.headers = {"Content-Encoding": "gzip"}
+    async with ClickHouse(server.url, bounds=Bounds(answer_bytes=1000)) as client:
+        with pytest.raises(ClickHouseTooLargeError):
+            await client.ping()
+
+
+async def test_a_server_that_never_answers_is_a_timeout() -> None:
+    over = asyncio.Event()
+
+    async def hang(_: web.Request) -> web.StreamResponse:
+        await over.wait()
+        return web.Response()
+
+    async with serving(hang) as running:
+        url = str(running.make_url(""))
+        async with ClickHouse(url, bounds=Bounds(seconds=0.05)) as client:
+            with pytest.raises(ClickHouseTimeoutError):
+                await client.query(SQL)
+        over.set()
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (b"", ClickHouseUnreachableError),
+        (b"SSH-2.0-OpenSSH\r\n\r\n", ClickHouseResponseError),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nOk", ClickHouseResponseError),
+    ],
+    ids=["closed", "no http", "cut"],
+)
+async def test_a_connection_that_breaks(answer: bytes, error: type[ClickHouseError]) -> None:
+    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+
+    listener = await asyncio.start_server(speak, "127.0.0.1", 0)
+    port = listener.sockets[0].getsockname()[1]
+    async with listener, ClickHouse(f"http://127.0.0.1:{port}") as client:
+        with pytest.raises(error):
+            await client.ping()
+
+
+async def test_nobody_listening_is_unreachable(unused_port: int) -> None:
+    async with ClickHouse(f"http://127.0.0.1:{unused_port}") as client:
+        with pytest.raises(ClickHouseUnreachableError):
+            await client.ping()
+
+
+@pytest.fixture
+async def unused_port() -> int:
+    listener = await asyncio.start_server(lambda _r, _w: None, "127.0.0.1", 0)
+    port = int(listener.sockets[0].getsockname()[1])
+    listener.close()
+    await listener.wait_closed()
+    return port
+
+
+async def test_the_session_given_makes_every_connection(server: Started) -> None:
+    made: list[aiohttp.ClientSession] = []
+
+    def session(**options: Any) -> aiohttp.ClientSession:
+        made.append(aiohttp.ClientSession(**options))
+        return made[-1]
+
+    client = ClickHouse(server.url, session=session)
+    assert not made
+    await client.ping()
+    await client.ping()
+    assert len(made) == 1
+    await client.close()
+    assert made[0].closed
+    await client.ping()
+    assert len(made) == 2
+    await client.close()
+
+
+async def test_the_gate_allows_its_destination_and_no_other(server: Started) -> None:
+    open_gate = Gate([clickhouse_destination(server.url)])
+    async with ClickHouse(server.url, session=open_gate.session) as client:
+        await client.ping()
+    shut_gate = Gate([clickhouse_destination("http://127.0.0.1:1")])
+    async with ClickHouse(server.url, session=shut_gate.session) as client:
+        with pytest.raises(ClickHouseUnreachableError, match="EgressRefusedError"):
+            await client.ping()
+    assert len(server.script.seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "base"),
+    [
+        ("http://127.0.0.1:8123", "http://127.0.0.1:8123"),
+        ("https://ch/", "https://ch"),
+        ("http://[::1]:8123", "http://[::1]:8123"),
+    ],
+)
+def test_a_url_is_scheme_host_and_port(url: str, base: str) -> None:
+    assert base_url(url) == base
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "127.0.0.1:8123",
+        "ftp://ch",
+        "http://",
+        "http://ch:99999",
+        "http://user:hunter2@ch",
+        "http://ch/?password=hunter2",
+        "http://ch/path",
+        "http://ch\r\nX: 1",
+    ],
+)
+def test_any_other_url_is_refused_without_being_printed(url: str) -> None:
+    with pytest.raises(ValueError, match="wants http://host:port") as caught:
+        ClickHouse(url)
+    assert SECRET not in str(caught.value)
+
+
+def test_a_line_end_in_a_login_is_refused() -> None:
+    with pytest.raises(ValueError, match="printable"):
+        ClickHouse("http://ch", "me", "a\r\nX-Evil: 1")
+
+
+def test_the_repr_names_the_server_only() -> None:
+    assert repr(ClickHouse("http://ch:8123", "me", SECRET)) == "ClickHouse(http://ch:8123)"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+META = st.lists(
+    st.fixed_dictionaries({"name": st.text(), "type": st.sampled_from(["UInt64", "Float64", "S"])}),
+    max_size=3,
+)
+ANYTHING = st.binary() | st.builds(
+    lambda meta, data: json.dumps({"meta": meta, "data": data}).encode(),
+    META | JSON,
+    st.lists(st.lists(JSON, max_size=3), max_size=3) | JSON,
+)
+
+
+@given(ANYTHING)
+def test_no_answer_makes_it_crash(body: bytes) -> None:
+    with contextlib.suppress(ClickHouseResponseError, ClickHouseServerError):
+        assert isinstance(_rows(_Reply(200, 0, body)), list)
