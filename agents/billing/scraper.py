@@ -1,0 +1,269 @@
+"""The source of the billing scraper: samples a target, closes windows, seals objects.
+
+A window's records, the checkpoint they were made from and their place in the sequence are one
+commit; sealing takes the lines out and the object in, in one commit. So a kill between any two
+steps neither loses nor repeats a record.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import structlog
+
+from agents.billing.meter import Meter
+from agents.billing.objects import Compression, runs, seal
+from agents.billing.record import GapReason, Usage, UsageRecord
+from agents.billing.recorder import Recorder
+from agents.billing.target import Observation, Target
+from agents.billing.window import HOUR_MS, Period, Sample, State
+from agents.core.clock import Clock
+from agents.core.errors import SpoolCorruptError, SpoolError, SpoolFullError
+from agents.core.events import encode, parse_rfc3339, rfc3339
+from agents.core.metrics import Metrics
+from agents.core.spool import EPOCH, ORIGIN, Spool
+from agents.core.store import Change
+
+CHECKPOINT = "billing/meter"
+MAX_LINES = 1000  # of one object; half a MiB of JSON
+
+
+class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """What survives a kill: where the meter stood when the last window was closed."""
+
+    epoch: int
+    sequence: int  # of the next record
+    state: State
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How often, in milliseconds."""
+
+    sample_ms: int
+    window_ms: int
+    seal_ms: int
+
+
+class Scraper:
+    """Meters one target into a spool."""
+
+    def __init__(  # noqa: PLR0913  the parts it is made of
+        self,
+        agent: str,
+        *,
+        target: Target,
+        recorder: Recorder,
+        pace: Pace,
+        spool: Spool,
+        clock: Clock,
+        metrics: Metrics,
+        prefix: str,
+        compression: Compression,
+    ) -> None:
+        self._agent = agent
+        self._target = target
+        self._recorder = recorder
+        self._pace = pace
+        self._meter = Meter(window_ms=pace.window_ms)
+        self._spool = spool
+        self._clock = clock
+        self._metrics = metrics
+        self._prefix = prefix
+        self._compression = compression
+        self._log = structlog.get_logger().bind(agent=agent)
+        self._checkpoint: Checkpoint | None = None
+        self._staged: list[bytes] = []
+        self._standby_window = -1
+        self._stale = True  # what we believe of the spool must be read again
+        self._trouble = ""  # of the target
+        self._spool_trouble = ""
+
+    async def run(self) -> None:
+        """Sample at every full sample interval of the wall clock, for ever."""
+        while True:
+            await self.tick()
+            await self._clock.sleep(self._wait_seconds())
+
+    async def tick(self) -> None:
+        """Take one sample, and write down and seal what is due."""
+        sample = await self._look()
+        try:
+            await self._take(sample)
+            await self._seal_due(sample.wall_ms)
+        except SpoolError as error:
+            self._note_error(error)
+
+    async def finish(self) -> None:
+        """Take a last sample, close the open window and seal all that is staged."""
+        await self._take(await self._look())
+        if self._checkpoint:
+            state, periods = self._meter.close(self._checkpoint.state)
+            await self._write(self._checkpoint, state, periods)
+        await self._seal_all()
+        self._target.close()
+
+    async def _take(self, sample: Sample) -> None:
+        if self._stale:
+            await self._load()
+        checkpoint = self._checkpoint
+        if checkpoint is None:
+            return await self._begin(sample)
+        state, periods = self._meter.step(checkpoint.state, sample)
+        try:
+            await self._write(checkpoint, state, periods)
+        except SpoolCorruptError:
+            raise
+        except SpoolError as error:  # the window grows until there is room
+            self._note_error(error)
+            state, periods = self._meter.step(checkpoint.state, sample, hold=True)
+            if not periods:
+                self._checkpoint = msgspec.structs.replace(checkpoint, state=state)
+
+    async def _load(self) -> None:
+        """Read where we stand. The spool is the truth; our memory is richer where both agree."""
+        stored = (await self._spool.state(CHECKPOINT)).get(CHECKPOINT)
+        self._staged = await self._spool.staged()
+        found = _decoded(stored)
+        mine = self._checkpoint
+        if not (found and mine and _same_place(found, mine)):
+            self._checkpoint = found
+        self._stale = False
+
+    async def _begin(self, sample: Sample) -> None:
+        """Start an epoch: nothing is known of what was before."""
+        marks = await self._spool.state("spool/")
+        reason: GapReason = "spool_corrupt" if marks[ORIGIN] == b"corrupt" else "no_checkpoint"
+        broken = CHECKPOINT in await self._spool.state(CHECKPOINT)  # there, but not ours to read
+        epoch = sample.wall_ms if broken else int(marks[EPOCH])
+        state, periods = self._meter.start(sample, reason)
+        self._log.warning("billing.epoch", epoch=epoch, reason=reason)
+        begun = Checkpoint(epoch=epoch, sequence=0, state=state)
+        await self._write(begun, state, periods, always=True)
+
+    async def _write(
+        self, before: Checkpoint, state: State, periods: Sequence[Period], *, always: bool = False
+    ) -> None:
+        """Adopt the state; where periods were closed, make all of it durable first."""
+        after = Checkpoint(epoch=before.epoch, sequence=before.sequence + len(periods), state=state)
+        if periods or always:
+            records = [
+                self._recorder.record(period, before.epoch, before.sequence + index)
+                for index, period in enumerate(periods)
+            ]
+            lines = [encode(record) for record in records]
+            checkpoint = {CHECKPOINT: msgspec.json.encode(after)}
+            await self._spool.commit(Change(stage=lines, state=checkpoint))
+            self._spool_trouble = ""
+            self._staged += lines
+            for record in records:
+                self._note(record.data)
+        self._checkpoint = after
+
+    async def _seal_due(self, wall_ms: int) -> None:
+        if not self._staged:
+            return
+        oldest = msgspec.json.decode(self._staged[0], type=UsageRecord).data
+        waits_ms = wall_ms - parse_rfc3339(oldest.charge_period_end)
+        another_hour = wall_ms // HOUR_MS != parse_rfc3339(oldest.charge_period_start) // HOUR_MS
+        if waits_ms >= self._pace.seal_ms or another_hour or len(self._staged) >= MAX_LINES:
+            await self._seal_all()
+
+    async def _seal_all(self) -> None:
+        for run in runs(self._staged):
+            for start in range(0, len(run), MAX_LINES):
+                await self._seal(run[start : start + MAX_LINES])
+
+    async def _seal(self, lines: list[bytes]) -> None:
+        message = seal(
+            lines,
+            created_at_ms=self._clock.wall_ns() // 1_000_000,
+            prefix=self._prefix,
+            compression=self._compression,
+        )
+        await self._spool.commit(Change(messages=[message], unstage=len(lines)))
+        del self._staged[: len(lines)]
+        self._log.info("billing.seal", id=message.id, records=len(lines), bytes=len(message.body))
+
+    async def _look(self) -> Sample:
+        window = self._clock.wall_ns() // 1_000_000 // self._pace.window_ms
+        standby = window != self._standby_window
+        seen = await self._target.read(standby=standby)
+        self._standby_window = window
+        self._note_seen(seen)
+        return Sample(
+            wall_ms=self._clock.wall_ns() // 1_000_000,
+            boot_ns=self._clock.boot_ns(),
+            boot_id=self._clock.boot_id,
+            reading=seen.reading,
+            standby=seen.standby,
+            absent=seen.absent,
+        )
+
+    def _wait_seconds(self) -> float:
+        interval_ms = self._pace.sample_ms
+        wait_ms = interval_ms - self._clock.wall_ns() / 1e6 % interval_ms
+        if wait_ms < interval_ms / 10:  # the timer fired a little early: not the same tick twice
+            wait_ms += interval_ms
+        return wait_ms / 1000
+
+    def _note_seen(self, seen: Observation) -> None:
+        source = seen.reading.source if seen.reading else "none"
+        self._metrics.billing_samples.labels(self._agent, source).inc()
+        self._note_trouble(seen.trouble)
+
+    def _note_error(self, error: SpoolError) -> None:
+        self._stale = self._stale or not isinstance(error, SpoolFullError)
+        self._metrics.spool_errors.labels(self._agent, type(error).__name__).inc()
+        if not self._spool_trouble:
+            self._log.error("billing.spool_trouble", trouble=str(error))
+        self._spool_trouble = str(error)
+
+    def _note_trouble(self, trouble: str) -> None:
+        if trouble and trouble != self._trouble:
+            self._log.warning("billing.trouble", trouble=trouble)
+        self._trouble = trouble
+
+    def _note(self, usage: Usage) -> None:
+        self._metrics.billing_records.labels(self._agent, usage.quality).inc()
+        start, end = usage.charge_period_start, usage.charge_period_end
+        if usage.quality == "gap":
+            seconds = (parse_rfc3339(end) - parse_rfc3339(start)) / 1000
+            self._metrics.billing_gap_seconds.labels(self._agent, usage.gap_reason).inc(seconds)
+            self._log.warning("billing.gap", reason=usage.gap_reason, start=start, end=end)
+        elif usage.restart_observed or usage.source_changed or usage.clock_step_milliseconds:
+            self._log.warning(
+                "billing.event",
+                restart_observed=usage.restart_observed,
+                source_changed=usage.source_changed,
+                clock_step_milliseconds=usage.clock_step_milliseconds,
+            )
+
+    def status(self) -> dict[str, Any]:
+        """Return what /status shows of the metering."""
+        checkpoint = self._checkpoint
+        window = checkpoint.state.window if checkpoint else None
+        return {
+            "target": str(self._target),
+            "target_trouble": self._trouble,
+            "spool_trouble": self._spool_trouble,
+            "epoch": checkpoint.epoch if checkpoint else None,
+            "next_sequence": checkpoint.sequence if checkpoint else None,
+            "source": window.reading.source if window else None,
+            "window_start": rfc3339(window.start_ms) if window else None,
+            "staged_records": len(self._staged),
+        }
+
+
+def _decoded(stored: bytes | None) -> Checkpoint | None:
+    if stored is None:
+        return None
+    try:
+        return msgspec.json.decode(stored, type=Checkpoint)
+    except msgspec.DecodeError:  # written by another version: a new epoch states the gap
+        return None
+
+
+def _same_place(one: Checkpoint, other: Checkpoint) -> bool:
+    return (one.epoch, one.sequence) == (other.epoch, other.sequence)

@@ -1,0 +1,50 @@
+"""Sound buckets, and the tools that damage them."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import cache
+
+import zstandard
+
+from agents.billing.objects import unseal
+from agents.billing.record import UsageRecord
+from agents.billing.testing import Story, eventful, objects
+from agents.billing.verify import Audit, Report
+from agents.core.sink import Message
+
+Records = list[UsageRecord]
+
+
+def audit(messages: list[Message], *, partial: bool = False) -> Report:
+    taken = Audit(partial=partial)
+    for message in messages:
+        taken.add(message.id, message.body)
+    return taken.report("here")
+
+
+def of(records: Records, size: int = 5) -> Report:
+    return audit(objects(records, size=size))
+
+
+@cache
+def _sound() -> tuple[UsageRecord, ...]:
+    return tuple(eventful(Story()))
+
+
+def sound() -> Records:
+    return list(_sound())
+
+
+def torn(message: Message) -> Message:
+    return dataclasses.replace(message, body=message.body[:-3])
+
+
+def rewritten(message: Message, change: Callable[[list[bytes]], list[bytes]]) -> Message:
+    """Return the object with other lines, well compressed, under its old key."""
+    lines = change(unseal(message.id, message.body))
+    body = _press(b"".join(line + b"\n" for line in lines))
+    return dataclasses.replace(message, body=body)
+
+
+def _press(text: bytes) -> bytes:
+    return zstandard.ZstdCompressor(write_checksum=True).compress(text)

@@ -1,0 +1,238 @@
+"""The scraper between a target and a spool, on a fake clock."""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from agents.billing.objects import unseal
+from agents.billing.reading import Reading
+from agents.billing.record import UsageRecord
+from agents.billing.recorder import Identity, Recorder
+from agents.billing.scraper import CHECKPOINT, Pace, Scraper
+from agents.billing.target import Observation
+from agents.core.metrics import Metrics
+from agents.core.spool import Spool
+from agents.core.store import Change
+from agents.testing import FakeClock
+
+SECOND = 1_000_000_000
+
+
+class OneCore:
+    """A target that keeps one core busy since the machine's boot."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self._clock = clock
+        self.standbys: list[bool] = []
+        self.observation: Observation | None = None
+        self.closed = False
+
+    def __repr__(self) -> str:
+        return "one core"
+
+    async def read(self, *, standby: bool = False) -> Observation:
+        self.standbys.append(standby)
+        return self.observation or Observation(
+            Reading(
+                source="cgroup.v2",
+                incarnation="boot-1-7",
+                container_id="",
+                cpu_usec=self._clock.boot_ns() // 1000,
+                memory_bytes=1 << 30,
+                born_boot_ns=0,
+            )
+        )
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Bench:
+    """A scraper on a spool that can be opened anew."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.clock = FakeClock()
+        self.target = OneCore(self.clock)
+        self.metrics = Metrics()
+        self.spool = Spool(directory, max_bytes=1 << 20, clock=self.clock)
+        self.scraper = self.made()
+
+    def made(self) -> Scraper:
+        return Scraper(
+            "billing-scraper",
+            target=self.target,  # type: ignore[arg-type]  # the reading is simulated
+            recorder=Recorder(identity=IDENTITY, sample_ms=5000),
+            pace=Pace(sample_ms=5000, window_ms=60_000, seal_ms=300_000),
+            spool=self.spool,
+            clock=self.clock,
+            metrics=self.metrics,
+            prefix="v1/",
+            compression="zstd",
+        )
+
+    async def reopen(self, max_bytes: int) -> None:
+        """Open the spool with another bound, and a scraper on it."""
+        await self.spool.__aexit__()
+        self.spool = Spool(self.directory, max_bytes=max_bytes, clock=self.clock)
+        await self.spool.__aenter__()
+        self.scraper = self.made()
+
+    async def ticks(self, count: int) -> None:
+        for _ in range(count):
+            await self.clock.advance(5)
+            await self.scraper.tick()
+
+    async def records(self) -> list[UsageRecord]:
+        """Return what is sealed or staged, in order."""
+        sealed = [
+            line for m in await self.spool.head(1000, 1 << 30) for line in unseal(m.id, m.body)
+        ]
+        lines = [*sealed, *await self.spool.staged()]
+        return [msgspec.json.decode(line, type=UsageRecord) for line in lines]
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    made = Bench(tmp_path / "state")
+    await made.spool.__aenter__()
+    yield made
+    await made.spool.__aexit__()
+
+
+async def test_a_minute_is_staged_with_its_checkpoint_and_sealed_later(bench: Bench) -> None:
+    await bench.ticks(25)
+    records = await bench.records()
+    assert [r.data.gap_reason for r in records] == ["no_checkpoint", "", ""]
+    assert [r.data.sequence for r in records] == [0, 1, 2]
+    assert [m.records for m in await bench.spool.head(10)] == [1]  # the gap, of the hour before
+    await bench.ticks(60)
+    assert [m.records for m in await bench.spool.head(10)] == [1, 6]
+
+
+async def test_an_agent_that_dies_often_still_seals_in_time(bench: Bench) -> None:
+    for _ in range(8):
+        await bench.ticks(13)
+        bench.scraper = bench.made()
+    assert sum(m.records for m in await bench.spool.head(10)) > 4
+
+
+async def test_an_object_ends_with_the_hour(bench: Bench) -> None:
+    await bench.ticks(1)
+    await bench.clock.advance(3600 - 125)
+    await bench.ticks(26)
+    *_, message = await bench.spool.head(10)
+    lines = [msgspec.json.decode(x, type=UsageRecord) for x in unseal(message.id, message.body)]
+    assert lines[-1].data.charge_period_end == "2026-11-23T13:00:00.000Z"
+
+
+async def test_all_sources_are_read_once_a_window(bench: Bench) -> None:
+    await bench.ticks(36)
+    assert sum(bench.target.standbys) in {3, 4}
+
+
+async def test_a_new_scraper_goes_on_from_the_checkpoint(bench: Bench) -> None:
+    await bench.ticks(30)
+    bench.scraper = bench.made()
+    await bench.ticks(30)
+    data = [r.data for r in await bench.records()]
+    assert [d.sequence for d in data] == list(range(len(data)))
+    assert len({d.epoch for d in data}) == 1
+    ends = [d.counter.end for d in data if d.counter]
+    starts = [d.counter.start for d in data if d.counter]
+    assert ends[:-1] == starts[1:]
+
+
+async def test_a_checkpoint_of_another_version_begins_a_stated_epoch(bench: Bench) -> None:
+    await bench.ticks(30)
+    await bench.spool.commit(Change(state={CHECKPOINT: b'{"from": "the future"}'}))
+    bench.scraper = bench.made()
+    await bench.ticks(15)
+    data = [r.data for r in await bench.records()]
+    assert len({d.epoch for d in data}) == 2
+    assert len({(d.epoch, d.sequence) for d in data}) == len(data)
+    assert data[-2].gap_reason == "no_checkpoint"
+
+
+async def test_a_state_directory_that_vanishes_under_us_is_stated(bench: Bench) -> None:
+    await bench.ticks(30)
+    shutil.rmtree(bench.directory)
+    await bench.ticks(30)
+    data = [r.data for r in await bench.records()]
+    reasons = [d.gap_reason for d in data if d.gap_reason]
+    assert reasons[-1] == "spool_corrupt"
+    assert len({(d.epoch, d.sequence) for d in data}) == len(data)
+
+
+async def test_a_full_spool_makes_one_long_record(bench: Bench) -> None:
+    await bench.ticks(13)
+    staged = len(await bench.records())
+    await bench.reopen(max_bytes=1)
+    await bench.ticks(60)
+    assert "bytes are over" in bench.scraper.status()["spool_trouble"]
+    assert len(await bench.records()) == staged
+    scraper = bench.scraper
+    await bench.reopen(max_bytes=1 << 20)
+    scraper._spool = bench.spool
+    bench.scraper = scraper
+    await bench.ticks(13)
+    assert bench.scraper.status()["spool_trouble"] == ""
+    longest = max((await bench.records())[1:], key=lambda r: r.data.elapsed_milliseconds).data
+    assert longest.elapsed_milliseconds > 300_000
+    assert longest.quality == "measured"
+    assert longest.samples.observed >= longest.samples.expected - 1
+
+
+async def test_finish_seals_the_open_window_and_closes_the_target(bench: Bench) -> None:
+    await bench.ticks(15)
+    await bench.scraper.finish()
+    *_, message = await bench.spool.head(10)
+    last = msgspec.json.decode(unseal(message.id, message.body)[-1], type=UsageRecord)
+    assert last.data.quality == "measured"
+    assert bench.target.closed
+    assert await bench.spool.staged() == []
+
+
+async def test_trouble_is_logged_once_and_shown(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench.target.observation = Observation(None, trouble="cgroup.v2: not there", absent=True)
+    await bench.ticks(30)
+    assert bench.scraper.status()["target_trouble"] == "cgroup.v2: not there"
+    assert capsys.readouterr().out.count("not there") == 1
+    gaps = [r.data.gap_reason for r in await bench.records()]
+    assert set(gaps) == {"target_absent"}
+
+
+async def test_samples_fall_on_full_intervals_of_the_wall_clock(bench: Bench) -> None:
+    seen: list[int] = []
+    read = bench.target.read
+
+    async def noted(*, standby: bool = False) -> Observation:
+        seen.append(bench.clock.wall_ns() % (5 * SECOND))
+        return await read(standby=standby)
+
+    bench.target.read = noted  # type: ignore[method-assign]
+    await bench.clock.advance(1.3)
+    run = asyncio.create_task(bench.scraper.run())
+    for _ in range(5):
+        await asyncio.sleep(0)
+        (wait,) = await bench.clock.parked()
+        await bench.clock.advance(wait)
+    run.cancel()
+    await asyncio.wait([run])
+    assert seen[1:] == [0] * len(seen[1:])
+
+
+IDENTITY = Identity(
+    organization_id="org",
+    service_id="service",
+    replica="replica-0",
+    region="us-east-1",
+    pod_uid="uid",
+    container_name="clickhouse",
+)

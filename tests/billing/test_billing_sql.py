@@ -1,0 +1,52 @@
+"""The billing team's SQL names every field of a record; `make test-real` runs it in an engine."""
+
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+
+import agents.billing
+from agents.billing.record import TYPE, Usage, UsageRecord
+
+SQL = Path(agents.billing.__file__).parent / "sql"
+
+
+def structure(name: str) -> str:
+    """Return the column list that a file reads objects with, spaces and quotes apart."""
+    text = (SQL / name).read_text().replace("''", "'")
+    found = re.search(r"specversion String.*?sequence UInt64\)", text, re.DOTALL)
+    assert found
+    return " ".join(found[0].split())
+
+
+def selected(name: str) -> str:
+    found = re.search(r"SELECT\n(.*?)\nFROM", (SQL / name).read_text(), re.DOTALL)
+    assert found
+    return found[1]
+
+
+def test_both_ways_to_load_read_and_select_the_same() -> None:
+    assert structure("load.sql") == structure("s3queue.sql")
+    assert selected("load.sql") == selected("s3queue.sql")
+
+
+@pytest.mark.parametrize("struct", [UsageRecord, Usage])
+def test_every_field_of_a_record_is_read(struct: type[msgspec.Struct]) -> None:
+    columns = set(re.findall(r"[(, ]`?([\w.]+)`? [A-Z]", f" {structure('load.sql')}"))
+    assert {field.encode_name for field in msgspec.structs.fields(struct)} - {"data"} <= columns
+
+
+def test_every_usage_field_is_selected_into_a_column_of_the_table() -> None:
+    columns = re.findall(r" AS (\w+)", selected("load.sql"))
+    table = (SQL / "table.sql").read_text()
+    assert all(re.search(rf"^    {column} ", table, re.MULTILINE) for column in columns)
+    for field in msgspec.structs.fields(Usage):
+        assert f"data.{field.encode_name}" in selected("load.sql").replace("`", "")
+
+
+def test_only_our_type_is_loaded_and_nothing_is_a_float() -> None:
+    for name in ("load.sql", "s3queue.sql"):
+        assert f"type = '{TYPE}'" in (SQL / name).read_text()
+        assert "Float" not in structure(name)
+    assert "Float" not in (SQL / "table.sql").read_text()

@@ -1,0 +1,275 @@
+"""Which source is read when; and what BYOC_BILLING_TARGET may say."""
+
+import os
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agents.billing.proc import ProcFs
+from agents.billing.reading import (
+    Reading,
+    SourceName,
+    TargetAbsentError,
+    TargetUnreadableError,
+)
+from agents.billing.target import PROBE_NS, Observation, Target, open_target, parse_target
+from agents.clickhouse import ClickHouse
+
+GONE, DENIED = TargetAbsentError("gone"), TargetUnreadableError("denied")
+CGROUP: SourceName = "cgroup.v2"
+
+
+class Now:
+    """A clock that is set by hand."""
+
+    boot_id = "8cf25f06-7a2e-4b5b-aef5-5834d36300d2"
+
+    def __init__(self) -> None:
+        self.ns = 0
+
+    def wall_ns(self) -> int:
+        return self.ns
+
+    def boot_ns(self) -> int:
+        return self.ns
+
+    async def sleep(self, seconds: float) -> None:
+        self.ns += int(seconds * 1e9)
+
+
+class Scripted:
+    """A source that gives a reading, or the error it is set to, and counts."""
+
+    def __init__(self, name: SourceName) -> None:
+        self.name = name
+        self.error: Exception | None = None
+        self.reads = 0
+        self.closed = 0
+
+    async def read(self) -> Reading:
+        self.reads += 1
+        if self.error is not None:
+            raise self.error
+        return reading(self.name)
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def reading(name: SourceName) -> Reading:
+    return Reading(
+        source=name,
+        incarnation="",
+        container_id="",
+        cpu_usec=1,
+        memory_bytes=1,
+        born_boot_ns=None,
+    )
+
+
+class Bench:
+    """A target of three scripted sources."""
+
+    def __init__(self) -> None:
+        self.sources = [Scripted(CGROUP), Scripted("clickhouse"), Scripted("process")]
+        self.clock = Now()
+        self.target = Target("auto", self.sources, self.clock)
+
+    def fail(self, *errors: Exception | None) -> None:
+        for source, error in zip(self.sources, errors, strict=True):
+            source.error = error
+
+    def reads(self) -> list[int]:
+        counted = [source.reads for source in self.sources]
+        for source in self.sources:
+            source.reads = 0
+        return counted
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+async def test_the_best_source_alone_is_read(bench: Bench) -> None:
+    assert await bench.target.read() == Observation(reading(CGROUP))
+    assert bench.reads() == [1, 0, 0]
+
+
+async def test_for_standby_all_are_read(bench: Bench) -> None:
+    bench.fail(None, DENIED, None)
+    seen = await bench.target.read(standby=True)
+    assert seen == Observation(reading(CGROUP), (reading("process"),))
+    assert bench.reads() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("error", [GONE, DENIED])
+async def test_the_next_best_takes_over_and_the_trouble_is_told(
+    bench: Bench, error: Exception
+) -> None:
+    bench.fail(error, DENIED, None)
+    expected = f"cgroup.v2: {error}; clickhouse: denied"
+    assert await bench.target.read() == Observation(reading("process"), trouble=expected)
+    assert bench.reads() == [1, 1, 1]
+    assert (await bench.target.read()).trouble == expected  # and stays told
+    assert bench.reads() == [0, 0, 1]
+
+
+async def test_a_better_source_that_is_back_is_taken_at_the_next_standby(bench: Bench) -> None:
+    bench.fail(DENIED, None, None)
+    assert (await bench.target.read()).reading == reading("clickhouse")
+    bench.fail(None, None, None)
+    assert (await bench.target.read()).reading == reading("clickhouse")
+    seen = await bench.target.read(standby=True)
+    assert seen == Observation(reading(CGROUP), (reading("clickhouse"), reading("process")))
+    assert await bench.target.read() == Observation(reading(CGROUP))
+
+
+async def test_without_standby_it_is_taken_after_a_while_with_the_other_beside_it(
+    bench: Bench,
+) -> None:
+    bench.fail(DENIED, None, None)
+    await bench.target.read()
+    bench.fail(None, None, None)
+    bench.clock.ns = PROBE_NS - 1
+    assert (await bench.target.read()).reading == reading("clickhouse")
+    bench.clock.ns = PROBE_NS
+    seen = await bench.target.read()
+    assert (seen.reading, seen.standby[0]) == (reading(CGROUP), reading("clickhouse"))
+
+
+async def test_where_the_one_of_last_time_fails_the_best_other_is_taken(bench: Bench) -> None:
+    bench.fail(DENIED, DENIED, None)
+    await bench.target.read()
+    bench.fail(None, None, GONE)
+    standby = (reading("clickhouse"),)
+    assert await bench.target.read() == Observation(reading(CGROUP), standby)
+
+
+@pytest.mark.parametrize(
+    ("errors", "absent"),
+    [
+        ((GONE, DENIED, GONE), True),
+        ((GONE, GONE, GONE), True),
+        ((DENIED, DENIED, DENIED), False),
+    ],
+)
+async def test_absent_is_only_what_a_source_is_sure_of(
+    bench: Bench, errors: Sequence[Exception], absent: bool
+) -> None:
+    bench.fail(*errors)
+    for standby in (True, False):
+        seen = await bench.target.read(standby=standby)
+        assert (seen.reading, seen.standby, seen.absent) == (None, (), absent)
+        assert seen.trouble.startswith(f"cgroup.v2: {errors[0]}; clickhouse: ")
+
+
+async def test_it_comes_back(bench: Bench) -> None:
+    bench.fail(GONE, DENIED, GONE)
+    await bench.target.read()
+    bench.fail(None, DENIED, None)
+    assert await bench.target.read() == Observation(reading(CGROUP))
+
+
+def test_close_closes_all(bench: Bench) -> None:
+    bench.target.close()
+    assert [source.closed for source in bench.sources] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "value"),
+    [
+        ("auto", "auto", ""),
+        (" auto ", "auto", ""),
+        ("cgroup:/sys/fs/cgroup/x", "cgroup", "/sys/fs/cgroup/x"),
+        ("cgroup:/sys/fs/cgroup/a:b", "cgroup", "/sys/fs/cgroup/a:b"),
+        ("pid:1", "pid", "1"),
+        ("pid:4194304", "pid", "4194304"),
+        ("process:clickhouse-server", "process", "clickhouse-server"),
+        ("clickhouse:http://127.0.0.1:8123/", "clickhouse", "http://127.0.0.1:8123"),
+    ],
+)
+def test_a_target_has_one_of_five_forms(text: str, kind: str, value: str) -> None:
+    name = parse_target(text)
+    assert (name.kind, name.value) == (kind, value)
+    assert parse_target(str(name)) == name
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "auto:x", "docker:x", "cgroup:", "cgroup:x", "cgroup:/a\nb"),
+        *("pid:", "pid:0", "pid:-1", "pid:4194305", "pid:1x", "pid:٣"),
+        *("process:", "process:a/b", "process:a\nb"),
+        *("clickhouse", "clickhouse:x", "clickhouse:http://u:p@x"),
+    ],
+)
+def test_every_other_form_is_told_what_is_wanted(text: str) -> None:
+    with pytest.raises(ValueError, match=r"wants .*http://host:port"):
+        parse_target(text)
+
+
+@given(st.text() | st.from_regex(r"(auto|cgroup|pid|process|clickhouse):.{0,20}"))
+def test_no_text_makes_the_parser_crash(text: str) -> None:
+    try:
+        name = parse_target(text)
+    except ValueError:
+        return
+    assert parse_target(str(name)) == name
+
+
+@pytest.mark.parametrize(
+    ("text", "url", "shown"),
+    [
+        ("auto", "http://ours:1", "auto by cgroup.v2, else clickhouse, else process"),
+        ("clickhouse:http://x:2", "http://x:2", "clickhouse:http://x:2 by clickhouse"),
+        ("pid:7", None, "pid:7 by cgroup.v2, else process"),
+        ("process:x", None, "process:x by cgroup.v2, else process"),
+        ("cgroup:/x", None, "cgroup:/x by cgroup.v2"),
+    ],
+)
+def test_each_form_has_its_sources(text: str, url: str | None, shown: str) -> None:
+    name = parse_target(text)
+    assert name.clickhouse_url("http://ours:1") == url
+    assert str(open_target(name, ClickHouse("http://ours:1"), Now())) == shown
+
+
+@pytest.fixture
+def child() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        yield process
+        process.kill()
+
+
+async def test_a_real_process_is_read_while_it_lives_and_absent_after(
+    child: subprocess.Popen[bytes],
+) -> None:
+    """Our own child shares our cgroup, so its process tree is what is left to read."""
+    target = open_target(parse_target(f"pid:{child.pid}"), ClickHouse("http://x"), Now())
+    seen = await target.read(standby=True)
+    assert seen.reading is not None
+    assert seen.reading.source == "process"
+    assert "cgroup of process" in seen.trouble
+    child.kill()
+    child.wait()
+    assert (await target.read()).absent
+    target.close()
+
+
+async def test_auto_is_not_sure_of_a_server_it_never_saw(tmp_path: Path) -> None:
+    async with ClickHouse("http://127.0.0.1:1") as client:
+        target = open_target(parse_target("auto"), client, Now(), ProcFs(tmp_path))
+        seen = await target.read()
+    assert (seen.reading, seen.absent) == (None, False)
+    assert "shareProcessNamespace: true" in seen.trouble
+
+
+async def test_a_name_that_is_not_running_is_absent(tmp_path: Path) -> None:
+    (tmp_path / str(os.getpid())).mkdir()
+    name = parse_target("process:clickhouse-server")
+    target = open_target(name, ClickHouse("http://x"), Now(), ProcFs(tmp_path))
+    assert (await target.read()).absent
