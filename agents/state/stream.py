@@ -1,0 +1,119 @@
+"""One stream of numbered messages: a replica's, or the service's. What was told is durable.
+
+The message and the position after it are one commit, so a kill between any two steps neither
+skips nor repeats a number. Where there is no room, the change is told as soon as there is, with
+the number of changes that were lost in between.
+"""
+
+from collections.abc import Callable
+
+import msgspec
+import structlog
+
+from agents.core.clock import Clock
+from agents.core.errors import SpoolError
+from agents.core.metrics import Metrics
+from agents.core.sink import Message
+from agents.core.spool import EPOCH, Spool
+from agents.core.store import Change
+from agents.state.message import Kind, Position
+
+Make = Callable[[Kind, Position, int], Message]  # of (kind, position, now in milliseconds)
+
+
+class Stream:
+    """Tells changes at once and the same again as a heartbeat."""
+
+    def __init__(  # noqa: PLR0913  the parts it is made of
+        self,
+        agent: str,
+        key: str,
+        *,
+        heartbeat_seconds: float,
+        spool: Spool,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> None:
+        self.position: Position | None = None
+        self._agent = agent
+        self._keys = (f"{key}/position", f"{key}/more")
+        self._heartbeat_ns = int(heartbeat_seconds * 1e9)
+        self._spool = spool
+        self._clock = clock
+        self._metrics = metrics
+        self._told_at_ns: int | None = None
+        self._said = ""  # what the last message said
+        self._unheard = ""  # the last change that found no room
+        self._lost = 0  # changes since `told` that found no room, but for the last
+        self._log = structlog.get_logger().bind(agent=agent, stream=key)
+
+    async def load(self) -> bytes | None:
+        """Read where the stream stands; return what was kept beside it. Raises SpoolError."""
+        position, more = self._keys
+        stored = await self._spool.state(self._keys[0].rpartition("/")[0] + "/")
+        marks = await self._spool.state("spool/")
+        if position in stored:  # written by another version: its numbers must not come again
+            fresh = Position(epoch=self._clock.wall_ns() // 1_000_000)
+        else:
+            fresh = Position(epoch=int(marks[EPOCH]))
+        self.position = _decoded(stored.get(position)) or fresh
+        self._said = self.position.told
+        return stored.get(more)
+
+    async def tell(self, word: str, make: Make, more: bytes = b"") -> bool:
+        """Put a message into the spool where one is due. Return whether there is no trouble.
+
+        `word` is what the message says in short; another one than the last is a transition.
+        `more` is kept beside the position. An error of the spool is logged and counted here.
+        """
+        try:
+            if self.position is None:
+                await self.load()
+            return await self._tell(word, make, more)
+        except SpoolError as error:
+            self._note(error, word)
+            return False
+
+    async def _tell(self, word: str, make: Make, more: bytes) -> bool:
+        position, now_ns = self.position, self._clock.boot_ns()
+        assert position is not None  # noqa: S101  loaded
+        kind: Kind = "heartbeat" if word == position.told else "transition"
+        if kind == "heartbeat" and not self._due(now_ns):
+            return True
+        lost = self._lost + (self._unheard not in {"", word})
+        position = msgspec.structs.replace(position, lost=position.lost + lost)
+        message = make(kind, position, self._clock.wall_ns() // 1_000_000)
+        after = msgspec.structs.replace(
+            position,
+            sequence=position.sequence + 1,
+            transitions=position.transitions + (kind == "transition"),
+            told=word,
+        )
+        self.position = None  # unknown until the commit is known to be made
+        keys = dict(zip(self._keys, (msgspec.json.encode(after), more), strict=True))
+        await self._spool.commit(Change(messages=[message], state=keys))
+        self.position, self._told_at_ns, self._said = after, now_ns, word
+        self._lost, self._unheard = 0, ""
+        self._log.info("state.told", kind=kind, sequence=position.sequence, says=word)
+        return True
+
+    def _due(self, now_ns: int) -> bool:
+        return self._told_at_ns is None or now_ns - self._told_at_ns >= self._heartbeat_ns
+
+    def _note(self, error: SpoolError, word: str) -> None:
+        """Count a change that could not be kept, once."""
+        change = word if word != self._said else ""
+        if change != self._unheard:
+            self._lost += bool(self._unheard)
+            self._unheard = change
+        self._metrics.spool_errors.labels(self._agent, "state").inc()
+        self._log.error("state.not_kept", error=str(error), says=word, lost=self._lost)
+
+
+def _decoded(stored: bytes | None) -> Position | None:
+    if stored is None:
+        return None
+    try:
+        return msgspec.json.decode(stored, type=Position)
+    except msgspec.DecodeError:  # written by another version
+        return None

@@ -1,0 +1,182 @@
+"""One life of a state exporter in a process of its own, on simulated time, that can be killed.
+
+Everything but time and the watched server is real: exporter, spool file, shipper, botocore. A fuse
+sends SIGKILL to the process itself at the n-th durable write or send. Forked from a server that
+has imported all of it already.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from agents.core.log import configure
+from agents.core.metrics import Metrics
+from agents.core.ship import Shipper
+from agents.core.sink import Message, Outcome
+from agents.core.spool import Spool
+from agents.core.store import Change
+from agents.egress.aws import aws_session
+from agents.egress.destinations import sqs_destination
+from agents.egress.gate import Gate
+from agents.sinks.sqs import SqsSink
+from agents.state.exporter import Exporter, Replica
+from agents.state.limits import DEFAULTS, Code, Limit, Limits
+from agents.state.message import Identity
+from agents.state.probes import Prober
+from agents.state.stream import Stream
+from agents.state.testing import HEALTHY, ScriptedServer
+from agents.testing import NullLedger
+
+SECOND = 1_000_000_000
+EPOCH_NS = 1_795_435_200 * SECOND  # 2026-11-23T12:00:00Z
+POLL_SECONDS = 10
+MAX_ATTEMPTS = 200
+HERE = "eu-west-1"
+os.environ |= {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}
+
+
+def readonly(second: int) -> bool:
+    """Return the truth: whether the server has a read-only replica at that second."""
+    return (second // 20) % 3 == 1
+
+
+@dataclass(frozen=True)
+class Life:
+    """What one process does. Picklable."""
+
+    directory: Path
+    journal: Path  # one line an id of a transition, written when its commit has returned
+    queue_url: str
+    start_second: int
+    ticks: int
+    burn_at: int = 0  # the step at which the fuse kills; 0 = never
+    finish: bool = False  # drain at the end
+    ship: bool = True  # False: nothing can be sent in this life
+
+
+class SimClock:
+    """Time that passes by the life's own hand."""
+
+    boot_id = "boot"
+
+    def __init__(self, second: int) -> None:
+        self.second = second
+
+    def wall_ns(self) -> int:
+        return EPOCH_NS + self.second * SECOND
+
+    def boot_ns(self) -> int:
+        return (1000 + self.second) * SECOND
+
+    async def sleep(self, seconds: float) -> None:
+        self.second += max(0, round(seconds))
+        await asyncio.sleep(0)
+
+
+class Fuse:
+    """Counts the steps and kills the process at one of them."""
+
+    def __init__(self, burn_at: int) -> None:
+        self.steps = 0
+        self._burn_at = burn_at
+
+    def burn(self) -> None:
+        self.steps += 1
+        if self.steps == self._burn_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class FusedSpool(Spool):
+    """A spool with a fuse before and after every durable write."""
+
+    fuse: Fuse
+    journal: Path
+
+    async def commit(self, change: Change) -> None:
+        self.fuse.burn()
+        await super().commit(change)
+        with self.journal.open("a") as file:
+            file.writelines(f"{m.id}\n" for m in change.messages if not m.replaces)
+        self.fuse.burn()
+
+    async def remove(self, ids: Sequence[str]) -> None:
+        self.fuse.burn()
+        await super().remove(ids)
+        self.fuse.burn()
+
+
+class FusedSink:
+    """The SQS sink with a fuse before and after every send."""
+
+    def __init__(self, sink: SqsSink, fuse: Fuse) -> None:
+        self.destination = sink.destination
+        self.max_messages, self.max_bytes = sink.max_messages, sink.max_bytes
+        self._sink, self._fuse = sink, fuse
+
+    async def send(self, batch: Sequence[Message]) -> Sequence[Outcome]:
+        self._fuse.burn()
+        outcomes = await self._sink.send(batch)
+        self._fuse.burn()
+        return outcomes
+
+
+def live(life: Life) -> None:
+    """Be that process; exit code 0 when it was not killed."""
+    configure("error", open(os.devnull, "w"))  # noqa: PTH123, SIM115  for the process's life
+    asyncio.run(_live(life))
+
+
+async def _live(life: Life) -> None:
+    clock, fuse, metrics = SimClock(life.start_second), Fuse(life.burn_at), Metrics()
+    gate = Gate([sqs_destination(life.queue_url)])
+    spool = FusedSpool(life.directory, max_bytes=1 << 20, clock=clock)
+    spool.fuse, spool.journal = fuse, life.journal
+    aws = aws_session(gate, HERE)
+    sqs = SqsSink(aws, gate, life.queue_url, region=HERE, attempt_seconds=0.5, read_timeout=0.3)
+    async with spool, sqs:
+        server = ScriptedServer(rows=dict(HEALTHY))
+        exporter = _exporter(server, spool, clock, metrics)
+        shipper = Shipper(
+            "state-exporter",
+            spool=spool,
+            sink=FusedSink(sqs, fuse),
+            ledger=NullLedger(),
+            clock=clock,
+            metrics=metrics,
+        )
+        for _ in range(life.ticks):
+            clock.second += POLL_SECONDS
+            server.rows["system.metrics.ReadonlyReplica"] = str(int(readonly(clock.second)))
+            await exporter.tick()
+            if life.ship:
+                await shipper.attempt()
+        if life.finish:
+            for _ in range(MAX_ATTEMPTS):
+                await shipper.attempt()
+            assert spool.totals.records == 0, "not drained"
+
+
+def _exporter(server: ScriptedServer, spool: Spool, clock: SimClock, metrics: Metrics) -> Exporter:
+    stream = Stream(
+        "state-exporter",
+        "state/replica/r-0",
+        heartbeat_seconds=30,
+        spool=spool,
+        clock=clock,
+        metrics=metrics,
+    )
+    return Exporter(
+        who=Identity(organization_id="o", service_id="s", region=HERE, heartbeat_seconds=30),
+        replicas=[Replica("r-0", Prober(server, clock=clock), stream)],
+        limits=Limits(by_code={**DEFAULTS, Code.READONLY_REPLICA: Limit(1, 0)}),
+        poll_seconds=POLL_SECONDS,
+        clock=clock,
+    )
+
+
+with contextlib.suppress(Exception):  # warm what every life needs, in the server it is forked from
+    aws_session(Gate([]), HERE).get_component("data_loader").load_service_model("sqs", "service-2")

@@ -1,0 +1,64 @@
+"""The SQL of the probes and the rights that it is given: the same tables, and never a name."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import agents.state
+from agents.state import queries
+
+SQL = (Path(agents.state.__file__).parent / "sql" / "least_privilege.sql").read_text()
+SELECTS = [
+    *queries.FAST.values(),
+    *(variant for variants in queries.SLOW.values() for variant in variants),
+]
+# What holds a name or a text of the customer, or makes the server ask Keeper for every table.
+FORBIDDEN = (
+    *("command", "latest_fail_reason", "last_error_message", "last_exception", "exception"),
+    *("path", "partition", "disk_name", "mutation_id", "replica_name", "zookeeper_path", "comment"),
+    *("log_max_index", "log_pointer", "total_replicas", "active_replicas", "lost_part_count"),
+    *("zookeeper_exception", "replica_is_active", "query", "user"),
+)
+
+
+def statements() -> str:
+    """Return the file without its comments."""
+    return "\n".join(line for line in SQL.splitlines() if not line.startswith("--"))
+
+
+def test_the_user_is_granted_what_is_read_no_more_and_no_less() -> None:
+    granted = re.findall(r"GRANT (\S+) ON (\S+) TO byoc_state_exporter;", statements())
+    assert {table for right, table in granted if right == "SELECT"} == set(queries.TABLES)
+    others = re.findall(r"GRANT (.*?) TO", statements())
+    assert [g for g in others if not g.startswith("SELECT ON system.")] == ["SHOW TABLES ON *.*"]
+
+
+@pytest.mark.parametrize("select", SELECTS)
+def test_a_query_reads_granted_tables_only(select: str) -> None:
+    read = set(re.findall(r"(?:FROM|JOIN|IN)\s+([a-z_]+\.[a-z_]+)", select))
+    assert read
+    assert read <= set(queries.TABLES)
+
+
+@pytest.mark.parametrize("select", SELECTS)
+def test_no_query_reads_a_text_or_asks_keeper(select: str) -> None:
+    words = set(re.findall(r"[a-z_]+", re.sub(r"'[^']*'", "", select)))
+    assert not words & set(FORBIDDEN)
+
+
+def test_names_only_group_and_never_come_out() -> None:
+    for select in SELECTS:
+        outside = re.sub(r"GROUP BY database, table, partition_id", "", select)
+        assert not re.search(r"\b(database|table|partition_id)\b", outside)
+
+
+def test_the_profile_carries_the_comment_and_is_readonly() -> None:
+    assert f"log_comment = '{queries.COMMENT}'" in statements()
+    assert "readonly = 1" in statements()
+    assert "HOST LOCAL" in statements()
+
+
+@pytest.mark.parametrize("select", SELECTS)
+def test_every_row_of_a_query_is_a_name_of_ours_and_a_text(select: str) -> None:
+    assert re.match(r"SELECT (concat\('system\.[a-z_]+\.', \w+\)|pair\.1) AS name, ", select)
