@@ -1,0 +1,98 @@
+"""`POST /v1/alerts`: where Alertmanager hands over. 2xx only after the commit to disk.
+
+Alertmanager tries 5xx and broken connections again; anything else it forgets. So a full or failing
+spool is 503, as is a body that comes too slowly, and there is never a 429. It copies the answer
+into its log: answers are fixed words.
+"""
+
+import asyncio
+import hmac
+
+import structlog
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from agents.alerts.counts import Counts
+from agents.alerts.payload import NotAWebhookError
+from agents.alerts.relay import Relay
+from agents.alerts.secret import Secret
+from agents.core.errors import SpoolError
+
+PATH = "/v1/alerts"
+MAX_BODY_BYTES = 4 * 1024**2  # some 4,000 alerts in one notification
+MAX_REQUESTS = 16  # bodies in memory at once; the others wait
+BODY_SECONDS = 10.0  # from the headers to the end of the body
+NAMELESS = {"Server": "byoc-agents"}  # not which versions run here
+REFUSALS: tuple[tuple[type[Exception], int, str], ...] = (
+    (NotAWebhookError, 400, "no Alertmanager webhook"),
+    (web.RequestPayloadError, 400, "broken body"),
+    (web.HTTPRequestEntityTooLarge, 413, "too large"),
+    (TimeoutError, 503, "too slow"),
+    (SpoolError, 503, "not stored"),
+)
+
+
+class Webhook:
+    """The handler and its bounds."""
+
+    def __init__(
+        self, relay: Relay, token: Secret, counts: Counts, *, body_seconds: float = BODY_SECONDS
+    ) -> None:
+        """Take an empty `token` where everybody who reaches the address may write."""
+        self._relay = relay
+        self._token = token
+        self._counts = counts
+        self._body_seconds = body_seconds
+        self._places = asyncio.Semaphore(MAX_REQUESTS)
+        self._log = structlog.get_logger()
+
+    def application(self) -> web.Application:
+        """Return the application with this one path."""
+        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[nameless])
+        app.router.add_post(PATH, self.post)
+        return app
+
+    async def post(self, request: web.Request) -> web.Response:
+        """Answer one notification."""
+        status, word = await self._answer(request)
+        self._counts.request(status)
+        headers = {}
+        if status != 200:  # noqa: PLR2004  every refusal can mean a lost alert, so it is logged
+            self._log.warning("alerts.refused", status=status, why=word, peer=request.remote)
+        if status == 401:  # noqa: PLR2004  RFC 9110 wants to be told how
+            headers["WWW-Authenticate"] = "Bearer"
+        return web.json_response({"status": word}, status=status, headers=headers)
+
+    async def _answer(self, request: web.Request) -> tuple[int, str]:
+        if not self.allowed(request.headers.get("Authorization", "")):
+            return 401, "unauthorized"
+        try:
+            async with self._places:
+                async with asyncio.timeout(self._body_seconds):
+                    body = await request.read()
+                await self._relay.accept(body)  # not under the time-out: a commit is not undone
+        except tuple(kind for kind, _, _ in REFUSALS) as error:
+            if isinstance(error, SpoolError):
+                self._log.error("alerts.not_stored", error=str(error))
+            return next((code, word) for kind, code, word in REFUSALS if isinstance(error, kind))
+        return 200, "stored"
+
+    def allowed(self, header: str) -> bool:
+        """Compare in constant time. Each line of the token's file is valid, for rotations."""
+        tokens = self._token.words()
+        scheme, _, given = header.partition(" ")
+        presented = given.strip().encode("utf-8", "surrogateescape")
+        matches = [hmac.compare_digest(presented, token.encode()) for token in tokens]
+        return not tokens or (scheme.lower() == "bearer" and any(matches))
+
+
+@web.middleware
+async def nameless(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Say in no answer which versions run here."""
+    try:
+        answer = await handler(request)
+    except web.HTTPException as error:
+        error.headers.update(NAMELESS)
+        raise
+    answer.headers.update(NAMELESS)
+    return answer

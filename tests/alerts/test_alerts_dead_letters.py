@@ -1,0 +1,78 @@
+"""The command for what was refused for good, beside a daemon that has the spool open."""
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from agents.core import dead_letters
+from agents.core.clock import SystemClock
+from agents.core.sink import Message
+from agents.core.spool import Spool
+
+
+@pytest.fixture
+async def spool(tmp_path: Path) -> AsyncIterator[Spool]:
+    """Give a spool in use, with two dead letters and one message that waits."""
+    async with Spool(tmp_path / "alert-forwarder", max_bytes=1 << 20, clock=SystemClock()) as spool:
+        for name in ("a", "b", "waiting"):
+            message = Message(name, "byoc.alert.v1", b'{"id":"%s"}' % name.encode(), 0)
+            await spool.put(message)
+            if name != "waiting":
+                await spool.bury(message, "rejected", "status 422")
+        yield spool
+
+
+async def queue(spool: Spool) -> list[tuple[str, bytes]]:
+    return [(message.id, message.body) for message in await spool.head(9)]
+
+
+def run(tmp_path: Path, *argv: str) -> int:
+    return dead_letters.main(["--state-dir", str(tmp_path), *argv])
+
+
+async def test_list_names_each_and_shows_bodies_only_when_asked(
+    spool: Spool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path, "list") == 0
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert [first["id"], second["id"]] == ["a", "b"]
+    assert (first["agent"], first["reason"]) == ("alert-forwarder", "rejected")
+    assert (first["detail"], first["bytes"], "body" in first) == ("status 422", 10, False)
+    assert run(tmp_path, "list", "--bodies") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["body"] == '{"id":"a"}'
+    assert len(await spool.dead_letters()) == 2
+
+
+async def test_resend_queues_the_same_bytes_at_the_end(spool: Spool, tmp_path: Path) -> None:
+    assert run(tmp_path, "resend", "b") == 0
+    assert await queue(spool) == [("waiting", b'{"id":"waiting"}'), ("b", b'{"id":"b"}')]
+    assert [letter.message.id for letter in await spool.dead_letters()] == ["a"]
+
+
+async def test_resend_all(spool: Spool, tmp_path: Path) -> None:
+    assert run(tmp_path, "resend", "all") == 0
+    assert [name for name, _ in await queue(spool)] == ["waiting", "a", "b"]
+    await spool.put(Message("later", "t", b"{}", 0))
+    assert [name for name, _ in await queue(spool)] == ["waiting", "a", "b", "later"]
+
+
+async def test_resend_says_what_is_not_there_and_does_the_rest(
+    spool: Spool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path, "resend", "none", "a") == 1
+    assert capsys.readouterr().err == "no dead letter none\n"
+    assert [name for name, _ in await queue(spool)] == ["waiting", "a"]
+
+
+def test_no_state_directory_has_no_dead_letters_and_is_not_made(tmp_path: Path) -> None:
+    assert run(tmp_path / "none", "list") == 0
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_spool_that_is_none_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "spool.db").write_text("no spool")
+    assert run(tmp_path, "list") == 2
+    assert "is not a spool" in capsys.readouterr().err

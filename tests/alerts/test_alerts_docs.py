@@ -1,0 +1,66 @@
+"""The documents say what the code does."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from openapi_spec_validator import validate
+
+from agents.alerts import settings, webhook
+from agents.alerts.receiver import PATH
+from agents.alerts.schema import components
+from agents.core.config import settings_of
+from agents.core.ship import FATES, Fate
+from agents.sinks.https import reason_of
+
+DOCS = Path(__file__).parents[2] / "docs"
+WORDS = {
+    Fate.DONE: "done",
+    Fate.RETRY: "retried",
+    Fate.HOLD: "held",
+    Fate.BURY: "dead letter",
+}
+
+
+def openapi() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((DOCS / "control-plane.openapi.yaml").read_text())
+    return loaded
+
+
+def test_the_openapi_file_is_valid_and_names_our_paths() -> None:
+    validate(openapi())
+    assert set(openapi()["paths"]) == {webhook.PATH, PATH}
+    statuses = set(openapi()["paths"][webhook.PATH]["post"]["responses"])
+    assert statuses == {"200", "401"} | {str(status) for _, status, _ in webhook.REFUSALS}
+
+
+def test_its_event_schemas_are_those_of_the_code() -> None:
+    documented = openapi()["components"]["schemas"]
+    assert {name: documented.get(name) for name in components()} == components()
+
+
+def test_each_line_of_the_table_of_answers_is_true_and_none_is_missing() -> None:
+    text = (DOCS / "alerts.md").read_text().split("### What an answer leads to")[1]
+    row = r"^\| ([\w, ]+) \| `(\w+)` \| (done|retried|held|dead letter)"
+    rows = re.findall(row, text.split("## Alive or not")[0], re.MULTILINE)
+    documented: dict[int, tuple[str, str]] = {}
+    for statuses, reason, fate in sorted(rows, key=lambda row: row[0].isdigit() or ", " in row[0]):
+        documented |= dict.fromkeys(_statuses(statuses), (reason, fate))  # families, then numbers
+    actual = {s: (reason_of(s).value, WORDS[FATES[reason_of(s)]]) for s in range(200, 700)}
+    assert documented == actual
+
+
+def _statuses(text: str) -> list[int]:
+    if text == "others":
+        return list(range(600, 700))
+    if family := re.search(r"(\d)xx", text):
+        return list(range(int(family[1]) * 100, int(family[1]) * 100 + 100))
+    return [int(status) for status in text.split(", ")]
+
+
+def test_every_setting_is_documented() -> None:
+    text = (DOCS / "alerts.md").read_text()
+    variables = [setting.variable for setting, _ in settings_of(settings.Settings).values()]
+    missing = [v for v in variables if v.removesuffix("_FILE") not in text]
+    assert not missing

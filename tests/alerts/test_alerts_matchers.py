@@ -1,0 +1,92 @@
+"""Matchers: which labels they take, and that a mistake names its place."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agents.alerts.matchers import MAX_MATCHED_CHARACTERS, parse
+
+LABELS = {"severity": "critical", "job": "clickhouse", "path": 'a"b\\c', "note": "two\nlines"}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('severity="critical"', True),
+        ("severity=critical", True),
+        ('severity!="critical"', False),
+        ('severity=~"crit"', False),
+        ('severity=~"crit.*"', True),
+        ("severity=~critical|warning", True),
+        ('severity!~"crit.*"', False),
+        ('{severity="critical",job=~"click.+"}', True),
+        ('{ severity = "critical" , job != "x" , }', True),
+        ('severity="critical",job="x"', False),
+        ('severity="x";job="clickhouse"', True),
+        ('severity="x"\n{job="clickhouse"}\n', True),
+        ('{severity="x"};\n;{job="x"}', False),
+        ('"severity"="critical"', True),
+        ("{}", True),
+        ('absent=""', True),
+        ('absent!=""', False),
+        ('absent=~".+"', False),
+        ('absent!~".+"', True),
+        (r'path="a\"b\\c"', True),
+        (r'note="two\nlines"', True),
+        (r'job=~"\w+"', True),
+        ('job=~"a;b|click,.*|clickhouse"', True),
+    ],
+)
+def test_takes(text: str, expected: bool) -> None:
+    assert parse(text).matches(LABELS) is expected
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "column 1: no matcher"),
+        (" ; \n ", "column"),
+        ("severity", "column 9: wants =, !=, =~ or !~ after severity"),
+        ("severity=", "column 10: wants a value after ="),
+        ('="x"', "column 1: wants a label name"),
+        ('{a="b"', "column 1: { without }"),
+        ('{a="b" c="d"}', "column 8: wants , or }"),
+        ('a="b" c="d"', "column 7: wants , between matchers and ; between sets"),
+        ('a="b"}', "column 6: wants , between"),
+        ('a="b', 'column 3: " without an end'),
+        (
+            'a="b";\nc=~"(x"',
+            "line 2, column 4: the pattern '(x' is wrong at its column 1: ( without )",
+        ),
+        ('a=="b"', "column 3: wants a value after ="),
+        ("a='b'", "column 3: wants a value after ="),
+    ],
+)
+def test_a_mistake_names_its_place(text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        parse(text)
+
+
+def test_a_pattern_sees_only_the_beginning_of_an_endless_value() -> None:
+    value = "a" * MAX_MATCHED_CHARACTERS + "b"
+    assert parse('x=~"a+"').matches({"x": value})
+    assert not parse('x="a"').matches({"x": value})
+
+
+@given(st.text(), st.sampled_from(["=", "!="]), st.text())
+def test_every_text_can_be_quoted(value: str, operator: str, other: str) -> None:
+    quoted = value.replace("\\", "\\\\").replace('"', '\\"')
+    matcher = parse(f'x{operator}"{quoted}"')
+    assert matcher.matches({"x": other}) is ((value == other) == (operator == "="))
+
+
+@given(st.text(max_size=30))
+def test_no_text_is_worse_than_a_value_error(text: str) -> None:
+    mistake = ""
+    try:
+        parse(text).matches(LABELS)
+    except ValueError as error:
+        mistake = str(error)
+    assert not mistake or "column" in mistake

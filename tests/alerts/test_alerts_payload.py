@@ -1,0 +1,142 @@
+"""What is read of a notification: real bodies, newer ones, and odd ones."""
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agents.alerts.payload import NotAWebhookError, read
+
+DATA = Path(__file__).parent / "data"
+START_MS = 1795460754988  # 2026-11-23T19:05:54.988Z
+
+
+def alert(**changes: Any) -> dict[str, Any]:
+    return {
+        "status": "firing",
+        "labels": {"alertname": "Down", "severity": "critical"},
+        "annotations": {"summary": "it is down"},
+        "startsAt": "2026-11-23T19:05:54.988Z",
+        "endsAt": "0001-01-01T00:00:00Z",
+        "generatorURL": "http://prometheus/graph",
+        "fingerprint": "b0aa59dc5775f441",
+    } | changes
+
+
+def body(*alerts: Any, **changes: Any) -> bytes:
+    whole = {"version": "4", "receiver": "byoc", "alerts": list(alerts), "truncatedAlerts": 0}
+    return json.dumps(whole | changes).encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "statuses", "truncated"),
+    [
+        ("firing-group3", ["firing"] * 3, 0),
+        ("firing-truncated-max_alerts2", ["firing"] * 2, 1),
+        ("resolved-group", ["resolved"] * 2, 0),
+    ],
+)
+def test_reads_what_a_real_alertmanager_sent(
+    name: str, statuses: list[str], truncated: int
+) -> None:
+    group = read((DATA / f"alertmanager-webhook-{name}.json").read_bytes())
+    assert [a.status for a in group.alerts] == statuses
+    assert (group.odd, group.truncated) == (0, truncated)
+    assert {a.starts_at_ms for a in group.alerts} == {START_MS}
+    assert {a.labels["alertname"] for a in group.alerts} == {"ClickHouseDown"}
+    ends = {a.ends_at_ms for a in group.alerts}
+    assert ends == ({START_MS + 260_000} if statuses[0] == "resolved" else {None})
+
+
+def test_fields_that_are_not_known_yet_change_nothing() -> None:
+    newer = body(alert(notification_reason="repeat"), notification_reason={"a": [1]}, version="5")
+    assert read(newer) == read(body(alert()))
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        None,
+        7,
+        [],
+        {},
+        alert(status="unknown"),
+        alert(labels=None),
+        alert(labels="x"),
+        alert(startsAt="soon"),
+        alert(startsAt="2026-11-23T19:05:54"),
+        alert(startsAt="0001-01-01T00:00:00Z"),
+        alert(startsAt="0001-01-01T00:00:00+14:00"),
+        alert(startsAt=5),
+        alert(labels={"alertname": "half a \ud800 pair"}),
+    ],
+    ids=repr,
+)
+def test_one_odd_alert_never_takes_its_group_with_it(odd: Any) -> None:
+    group = read(body(odd, alert()))
+    assert (len(group.alerts), group.odd) == (1, 1)
+
+
+def test_an_alert_of_invalid_bytes_never_takes_its_group_with_it() -> None:
+    broken = body(alert(), alert(labels={"a": "MARK"})).replace(b"MARK", b"\xff\xfe")
+    assert (len(read(broken).alerts), read(broken).odd) == (1, 1)
+
+
+def test_what_is_only_half_odd_is_read_as_far_as_it_goes() -> None:
+    half = alert(labels={"a": "x", "n": 7}, annotations=[1], endsAt=None, fingerprint="X" * 99)
+    (read_alert,) = read(body(half, receiver=7, truncatedAlerts="many")).alerts
+    assert read_alert.labels == {"a": "x"}
+    assert read_alert.annotations == {}
+    assert len(read_alert.fingerprint) == 16
+    (other,) = read(body(alert(labels={"a": "y"}, fingerprint=None))).alerts
+    assert other.fingerprint != read_alert.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("text", "milliseconds"),
+    [
+        ("2026-11-23T19:05:54.988Z", START_MS),
+        ("2026-11-23T19:05:54.988123456Z", START_MS),
+        ("2026-11-23T20:05:54.988+01:00", START_MS),
+    ],
+)
+def test_one_moment_is_one_episode_however_it_is_written(text: str, milliseconds: int) -> None:
+    (read_alert,) = read(body(alert(startsAt=text))).alerts
+    assert read_alert.starts_at_ms == milliseconds
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b"{}",
+        b'"text"',
+        b'{"alerts":{}}',
+        b'{"alerts":null}',
+        b'{"alerts":[',
+        b"alerts=1",
+        b'{"alerts":[' + b"[" * 200_000,
+        b"\xff\xfe",
+    ],
+    ids=lambda raw: raw[:20],
+)
+def test_what_is_no_webhook_at_all(raw: bytes) -> None:
+    with pytest.raises(NotAWebhookError):
+        read(raw)
+
+
+def test_a_group_of_no_alerts_is_a_webhook() -> None:
+    assert read(body()).alerts == []
+
+
+@given(st.binary(max_size=60))
+def test_no_body_is_worse_than_not_a_webhook(raw: bytes) -> None:
+    for given_body in (raw, body(alert()).replace(b"critical", raw)):
+        with contextlib.suppress(NotAWebhookError):
+            read(given_body)

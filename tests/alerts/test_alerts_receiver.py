@@ -1,0 +1,190 @@
+"""The reference receiver: whom it believes, and that each event counts once."""
+
+import base64
+import datetime as dt
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from standardwebhooks.webhooks import Webhook
+
+from agents.alerts.receiver import Receiver, listening
+from agents.core.clock import SystemClock
+from agents.core.errors import Reason
+from agents.core.sink import Message
+from agents.sinks.https import HttpsSink
+
+SECRET = "whsec_" + base64.b64encode(b"k" * 32).decode()
+OTHER = "whsec_" + base64.b64encode(b"o" * 32).decode()
+SINGLE, BATCH = "application/cloudevents+json", "application/cloudevents-batch+json"
+
+
+def event(number: int) -> dict[str, Any]:
+    return {
+        "specversion": "1.0",
+        "id": f"id-{number}",
+        "source": "/s",
+        "type": "t",
+        "time": "2026-11-23T12:00:00Z",
+        "data": {"n": number},
+    }
+
+
+def message(number: int) -> Message:
+    return Message(f"id-{number}", "t", json.dumps(event(number)).encode(), 0)
+
+
+@pytest.fixture
+def receiver() -> Receiver:
+    return Receiver("tok", SECRET, clock=SystemClock())
+
+
+@pytest.fixture
+async def url(receiver: Receiver) -> AsyncIterator[str]:
+    async with listening(receiver) as url:
+        yield url
+
+
+async def post(url: str, body: bytes, **changes: str) -> tuple[int, str]:
+    """Send what the reference library has signed now, with some headers changed."""
+    now = dt.datetime.now(tz=dt.UTC)
+    headers = {
+        "Authorization": "Bearer tok",
+        "Content-Type": SINGLE,
+        "webhook-id": "d-1",
+        "webhook-timestamp": str(int(now.timestamp())),
+        "webhook-signature": Webhook(SECRET).sign("d-1", now, body.decode()),
+    } | {name.replace("_", "-"): value for name, value in changes.items()}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(url, data=body, headers=headers) as answer,
+    ):
+        return answer.status, await answer.text()
+
+
+async def test_it_believes_the_reference_library(receiver: Receiver, url: str) -> None:
+    assert await post(url, message(1).body) == (200, '{"stored": 1, "duplicates": 0}')
+    assert list(receiver.events.values()) == [event(1)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({"Authorization": "Bearer other"}, 401),
+        ({"Authorization": ""}, 401),
+        ({"webhook_id": "d-2"}, 401),
+        ({"webhook_id": ""}, 401),
+        ({"webhook_timestamp": "1"}, 401),
+        ({"webhook_timestamp": "soon"}, 401),
+        ({"webhook_signature": "v1,AAAA"}, 401),
+        ({"webhook_signature": ""}, 401),
+        ({"Content-Type": "application/json"}, 415),
+        ({"Content-Type": BATCH}, 422),
+    ],
+    ids=str,
+)
+async def test_it_refuses(
+    receiver: Receiver, url: str, changes: dict[str, str], status: int
+) -> None:
+    assert (await post(url, message(1).body, **changes))[0] == status
+    assert not receiver.events
+
+
+async def test_it_refuses_another_body_than_the_signed_one(url: str) -> None:
+    now = dt.datetime.now(tz=dt.UTC)
+    signature = Webhook(SECRET).sign("d-1", now, message(1).body.decode())
+    assert (await post(url, message(2).body, webhook_signature=signature))[0] == 401
+
+
+async def test_a_signature_of_yesterday_is_a_replay(url: str) -> None:
+    old = dt.datetime.now(tz=dt.UTC) - dt.timedelta(minutes=6)
+    signature = Webhook(SECRET).sign("d-1", old, message(1).body.decode())
+    stamp = str(int(old.timestamp()))
+    status, _ = await post(
+        url, message(1).body, webhook_signature=signature, webhook_timestamp=stamp
+    )
+    assert status == 401
+
+
+async def test_a_batch_counts_whole_or_not_at_all(receiver: Receiver, url: str) -> None:
+    bad = b"[" + message(1).body + b',{"specversion":"1.0"}]'
+    assert (await post(url, bad, Content_Type=BATCH))[0] == 422
+    assert not receiver.events
+
+
+@pytest.mark.parametrize("body", [b"", b"null", b"[]", b"{}", b'{"specversion":"0.3"}', b"{"])
+async def test_what_is_no_event_is_422(url: str, body: bytes) -> None:
+    assert (await post(url, body))[0] == 422
+
+
+@pytest.mark.parametrize("number", [0, 501])
+async def test_a_batch_has_one_to_500_events(url: str, number: int) -> None:
+    bodies = b",".join(message(n).body for n in range(number))
+    assert (await post(url, b"[" + bodies + b"]", Content_Type=BATCH))[0] == 422
+
+
+@pytest.mark.parametrize("change", [{"sequence": "3"}, {"sequence": None}])
+async def test_an_event_of_a_type_it_knows_must_keep_to_the_schema(
+    receiver: Receiver, url: str, change: dict[str, Any]
+) -> None:
+    beat = {
+        "organization_id": "org",
+        "service_id": "svc",
+        "region": "r",
+        "replica": "r-0",
+        "started_at": "2026-11-23T12:00:00.000Z",
+        "sequence": 3,
+        "interval_seconds": 60.0,
+        "stopping": False,
+        "last_notification_at": None,
+        "last_watchdog_at": None,
+        "backlog_records": 0,
+        "dead_letters": 0,
+    }
+    good = event(1) | {
+        "type": "byoc.alert.heartbeat.v1",
+        "subject": "",
+        "datacontenttype": "application/json",
+        "data": beat,
+    }
+    incomplete = {name: value for name, value in good.items() if name != "subject"}
+    for wrong in (good | {"data": beat | change}, incomplete):
+        assert (await post(url, json.dumps(wrong).encode()))[0] == 422
+    assert not receiver.events
+    assert (await post(url, json.dumps(good).encode()))[0] == 200
+
+
+async def test_what_our_sink_sends_counts_once_in_whatever_batches_it_comes(
+    receiver: Receiver, url: str
+) -> None:
+    async with aiohttp.ClientSession() as session:
+        sink = HttpsSink(
+            url,
+            session,
+            token=lambda: "tok",
+            signing_secret=lambda: f"{OTHER} {SECRET}",
+            clock=SystemClock(),
+        )
+        for numbers in ([1], [1, 2], [2, 3, 4], [3], [4, 1]):
+            outcomes = await sink.send([message(number) for number in numbers])
+            assert {outcome.reason for outcome in outcomes} == {Reason.OK}
+    assert [key[1] for key in receiver.events] == ["id-1", "id-2", "id-3", "id-4"]
+    assert receiver.duplicates == 5
+
+
+def test_it_runs_alone_and_prints_where_it_listens(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("tok\n")
+    (tmp_path / "secret").write_text(SECRET)
+    command = [sys.executable, "-m", "agents.alerts.receiver"]
+    command += ["--token-file", str(tmp_path / "token")]
+    command += ["--signing-secret-file", str(tmp_path / "secret")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        line = json.loads(process.stdout.readline())
+        process.terminate()
+    assert line["listening"].startswith("http://127.0.0.1:")
