@@ -1,0 +1,138 @@
+"""What a person meets on the command line: exit codes, every mistake at once, no secrets."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agents import __version__
+from agents.cli import main
+from agents.core.errors import ConfigError
+from agents.run import configure
+
+IDENTITY = {
+    "BYOC_ORGANIZATION_ID": "org",
+    "BYOC_SERVICE_ID": "svc",
+    "BYOC_REGION": "eu-west-1",
+}
+GOOD = IDENTITY | {"BYOC_BILLING_BUCKET": "usage"}
+
+
+@pytest.fixture
+def environ(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name, value in GOOD.items():
+        monkeypatch.setenv(name, value)
+    return monkeypatch
+
+
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["version"]) == 0
+    assert capsys.readouterr().out == f"{__version__}\n"
+
+
+@pytest.mark.parametrize(("argv", "code"), [(["--help"], 0), (["help"], 0), ([], 0), (["x"], 2)])
+def test_help_lists_the_commands(
+    argv: list[str], code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(argv) == code
+    shown = "".join(capsys.readouterr())
+    assert "check-config" in shown
+
+
+def test_every_mistake_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check-config", "billing-scraper"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    starts = [line.split(":")[0] for line in lines]
+    assert starts == [*IDENTITY, "BYOC_BILLING_BUCKET"]
+    assert all("wants" in line for line in lines)
+
+
+def test_the_effective_settings_are_printed_without_secrets(
+    environ: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secret = tmp_path / "password"
+    secret.write_text("hunter2\n")
+    environ.setenv("BYOC_CLICKHOUSE_PASSWORD_FILE", str(secret))
+    assert main(["check-config", "billing-scraper"]) == 0
+    out = capsys.readouterr().out
+    assert "hunter2" not in out
+    shown = json.loads(out)
+    assert shown["BYOC_CLICKHOUSE_PASSWORD"] == "***"
+    assert shown["BYOC_BILLING_TARGET"] == "auto"
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ({"BYOC_BILLING_BUCKET": "arn:aws:s3:::usage"}, "BYOC_BILLING_BUCKET: got"),
+        ({"BYOC_BILLING_TARGET": "pid:one"}, "BYOC_BILLING_TARGET: got 'pid:one'"),
+        ({"BYOC_BILLING_WINDOW_SECONDS": "45"}, "must be 60 or divide it"),
+        ({"BYOC_BILLING_SAMPLE_SECONDS": "0"}, "must be 0.1 to 60"),
+        ({"BYOC_BILLING_COMPRESSION": "lz4"}, "wants zstd or gzip"),
+        ({"BYOC_BILING_BUCKET": "x"}, "BYOC_BILING_BUCKET: no such setting"),
+        ({"AWS_ENDPOINT_URL_S3": "http://10.0.0.1:9000"}, "wants https"),
+        ({"BYOC_ORGANIZATION_ID": "a/b"}, "BYOC_ORGANIZATION_ID: got 'a/b'"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_a_mistake_names_the_variable_and_what_is_wanted(
+    setting: dict[str, str], told: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        configure(["billing-scraper"], GOOD | setting)
+    assert any(told in mistake for mistake in caught.value.mistakes)
+
+
+def test_a_setting_of_a_daemon_that_is_not_run_here_is_no_mistake() -> None:
+    configured = configure(["billing-scraper"], GOOD | {"BYOC_STATE_POLL_SECONDS": "5"})
+    assert list(configured.daemons) == ["billing-scraper"]
+
+
+def test_the_destinations_are_the_settings_and_nothing_else() -> None:
+    irsa = {"AWS_ROLE_ARN": "arn:aws:iam::1:role/r", "AWS_WEB_IDENTITY_TOKEN_FILE": "/token"}
+    found = [str(d) for d in configure(["billing-scraper"], GOOD | irsa).destinations]
+    assert found == [
+        "http://127.0.0.1:8123",
+        "https://usage.s3.eu-west-1.amazonaws.com:443",
+        "https://sts.eu-west-1.amazonaws.com:443",
+    ]
+
+
+def test_a_file_gives_settings_and_the_environment_wins(tmp_path: Path) -> None:
+    file = tmp_path / "agents.yaml"
+    file.write_text("region: us-west-2\nbilling_bucket: from-file\nbilling_sample_seconds: 2\n")
+    environ = {k: v for k, v in GOOD.items() if k != "BYOC_BILLING_BUCKET"}
+    configured = configure(["billing-scraper"], environ, str(file)).described()
+    assert configured["BYOC_REGION"] == "eu-west-1"
+    assert configured["BYOC_BILLING_BUCKET"] == "from-file"
+    assert configured["BYOC_BILLING_SAMPLE_SECONDS"] == 2
+
+
+def test_no_such_daemon(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "billing"]) == 2
+    assert "wants billing-scraper" in capsys.readouterr().err
+
+
+def test_a_profile_that_does_not_exist_stops_the_start(
+    environ: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    environ.setenv("AWS_PROFILE", "nobody")
+    environ.setenv("BYOC_STATE_DIR", str(tmp_path))
+    environ.setenv("BYOC_LISTEN", "127.0.0.1:0")
+    command = [sys.executable, "-m", "agents.cli", "run", "billing-scraper"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert ended.returncode == 2
+    assert "AWS_PROFILE: " in ended.stderr.splitlines()[-1]
+
+
+def test_a_state_directory_that_cannot_be_used_stops_the_start(
+    environ: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    environ.setenv("BYOC_STATE_DIR", str(tmp_path / "file"))
+    command = [sys.executable, "-m", "agents.cli", "run", "billing-scraper"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert ended.returncode == 2
+    assert "BYOC_STATE_DIR" in ended.stderr.splitlines()[-1]
