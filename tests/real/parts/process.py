@@ -1,0 +1,151 @@
+"""One real program of the tests: spawned, waited for, stopped by its process group."""
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+POLL_SECONDS = 0.05
+LOG_TAIL_BYTES = 4000
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback: no proxy
+
+
+class PartError(RuntimeError):
+    """A real part is missing or did not start; the text says which, and why."""
+
+
+def free_port() -> int:
+    """Return a loopback TCP port that nothing listens on right now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def answers(url: str) -> bool:
+    """Tell whether a GET of `url` is answered with 2xx within two seconds."""
+    try:
+        with DIRECT.open(url, timeout=2) as answer:
+            return bool(200 <= answer.status < 300)
+    except urllib.error.HTTPError as refused:
+        refused.close()
+        return False
+    except (OSError, http.client.HTTPException):
+        return False
+
+
+@dataclass(eq=False)
+class RealProcess:
+    """A program that listens on 127.0.0.1, in a process group of its own.
+
+    `start` returns when a GET of `ready_path` is answered with 2xx.
+
+    A context manager: started on entry, stopped on exit. `start` after `stop` or `kill` runs the
+    same command again, on the same port and files. Standard output and error go to `log`.
+    """
+
+    name: str
+    command: list[str]
+    port: int
+    ready_path: str
+    log: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+    ready_seconds: float = 60.0
+    _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """The leader's process id. Raises PartError while nothing runs."""
+        if self._process is None:
+            raise PartError(f"{self.name} is not running")
+        return self._process.pid
+
+    def start(self) -> None:
+        """Spawn and wait until ready. Raises PartError, with the end of the log, if it is not."""
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **self.environment},
+                start_new_session=True,
+            )
+        try:
+            self._wait_ready(self._process)
+        except BaseException:
+            self.kill()
+            raise
+
+    def stop(self, grace_seconds: float = 15.0) -> None:
+        """Ask with SIGTERM, wait, then SIGKILL what is left of the group."""
+        self._end(signal.SIGTERM, grace_seconds)
+
+    def kill(self) -> None:
+        """End the group at once, as a lost machine would."""
+        self._end(signal.SIGKILL, 15.0)
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def log_tail(self) -> str:
+        return self.log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
+
+    def _wait_ready(self, process: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + self.ready_seconds
+        while not answers(self.url + self.ready_path):
+            if self._ended_within(process, POLL_SECONDS):
+                raise PartError(f"{self.name} ended with {process.returncode}:\n{self.log_tail()}")
+            if time.monotonic() > deadline:
+                raise PartError(
+                    f"{self.name} not ready after {self.ready_seconds:.0f} s:\n{self.log_tail()}"
+                )
+
+    def _end(self, first: signal.Signals, grace_seconds: float) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        self._signal_group(process.pid, first)
+        self._ended_within(process, grace_seconds)
+        self._signal_group(process.pid, signal.SIGKILL)
+        process.wait(timeout=15)
+
+    @staticmethod
+    def _ended_within(process: subprocess.Popen[bytes], seconds: float) -> bool:
+        try:
+            process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    @staticmethod
+    def _signal_group(group: int, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(group, number)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()

@@ -1,0 +1,205 @@
+"""Real Prometheus and Alertmanager before the forwarder, a control plane with faults behind it."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from tests.real.alerts_lab import (
+    AM_CONFIG,
+    DUPLICATES,
+    HOOK,
+    PATIENCE_SECONDS,
+    RELAYED,
+    Forwarder,
+    Plane,
+    control_plane,
+    daemon,
+    metric,
+    raise_alert,
+    reached,
+)
+from tests.real.parts import prometheus as prometheus_part
+from tests.real.parts.process import RealProcess, free_port
+
+Started = Callable[[str], RealProcess]
+PROMETHEUS_CONFIG = """
+global: {{scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}}
+rule_files: [{rules}]
+alerting: {{alertmanagers: [{{static_configs: [{{targets: ["127.0.0.1:{alertmanager}"]}}]}}]}}
+scrape_configs: [{{job_name: clickhouse, static_configs: [{{targets: ["127.0.0.1:{target}"]}}]}}]
+"""
+RULES = """
+groups:
+  - name: g
+    rules:
+      - alert: Watchdog
+        expr: vector(1)
+        labels: {severity: none}
+      - alert: ClickHouseDown
+        expr: up == 0
+        labels: {severity: critical, team: secret-team}
+        annotations: {summary: "{{ $labels.job }} is down", description: secret-description}
+"""
+
+
+@pytest.fixture
+async def plane() -> AsyncIterator[Plane]:
+    async with control_plane() as plane:
+        yield plane
+
+
+@pytest.fixture
+async def forwarder(plane: Plane, tmp_path: Path) -> AsyncIterator[Forwarder]:
+    async with daemon(plane.url, tmp_path) as forwarder:
+        yield forwarder
+
+
+async def test_a_rule_that_fires_is_told_and_so_is_its_end(
+    plane: Plane, forwarder: Forwarder, alertmanager: Started, prometheus: Started, tmp_path: Path
+) -> None:
+    target = free_port()
+    rules = tmp_path / "rules.yml"
+    await asyncio.to_thread(rules.write_text, RULES)
+    first = alertmanager(AM_CONFIG.format(port=forwarder.webhook_port, hook=HOOK))
+    prometheus(PROMETHEUS_CONFIG.format(rules=rules, alertmanager=first.port, target=target))
+    await plane.until(lambda: ("ClickHouseDown", "firing") in plane.told())
+    await plane.until(lambda: plane.of("byoc.alert.watchdog.v1"))
+
+    async def scraped(_: web.Request) -> web.Response:
+        return web.Response(text="up_again 1\n")
+
+    app = web.Application()
+    app.router.add_get("/metrics", scraped)
+    runner = web.AppRunner(app, shutdown_timeout=1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", target).start()
+    try:
+        await plane.until(lambda: ("ClickHouseDown", "resolved") in plane.told())
+    finally:
+        await runner.cleanup()
+    assert plane.told() == [("ClickHouseDown", "firing"), ("ClickHouseDown", "resolved")]
+    began, ended = plane.of("byoc.alert.v1")
+    assert began["starts_at"] == ended["starts_at"] < ended["ends_at"]
+    assert began["annotations"] == {"summary": "clickhouse is down"}
+    assert began["labels"] == {"alertname": "ClickHouseDown", "severity": "critical"}
+    assert b"secret-" not in b"".join(plane.receiver.bodies)
+    assert plane.of("byoc.alert.heartbeat.v1")
+
+
+def answers(status: int, **headers: str) -> Callable[[int, web.Request], web.Response]:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return lambda _number, _request: web.Response(status=status, headers=named)
+
+
+def cut(_number: int, request: web.Request) -> web.Response:
+    assert request.transport is not None
+    request.transport.close()
+    return web.Response()
+
+
+TRANSIENT = {
+    "401": answers(401),
+    "403": answers(403),
+    "404": answers(404),
+    "429": answers(429, Retry_After="1"),
+    "500": answers(500),
+    "503": answers(503, Retry_After="1"),
+    "redirect": answers(307, Location="http://127.0.0.1:9/elsewhere"),
+    "cut": cut,
+}
+
+
+@pytest.mark.parametrize("fault", TRANSIENT.values(), ids=TRANSIENT.keys())
+async def test_whatever_the_control_plane_answers_each_alert_is_told_once_and_in_order(
+    plane: Plane,
+    forwarder: Forwarder,
+    alertmanager: Started,
+    fault: Callable[[int, web.Request], web.Response],
+) -> None:
+    first = alertmanager(AM_CONFIG.format(port=forwarder.webhook_port, hook=HOOK))
+    plane.fault = fault
+    before = plane.receiver.requests
+    for number, (name, ended) in enumerate([("A", False), ("B", False), ("A", True)], start=1):
+        await raise_alert(first, name, ended=ended)
+        await reached(forwarder, RELAYED, number)
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while plane.receiver.requests < before + 2:  # noqa: ASYNC110  faults wake nobody
+            await asyncio.sleep(0.05)
+    assert plane.told() == []
+    plane.fault = lambda _number, _request: None
+    await plane.until(lambda: len(plane.told()) == 3)
+    assert plane.told() == [("A", "firing"), ("B", "firing"), ("A", "resolved")]
+    assert metric(forwarder, "byoc_dead_letters_total") == 0
+
+
+async def test_the_control_plane_is_away_while_the_forwarder_is_killed_and_comes_back(
+    plane: Plane, forwarder: Forwarder, alertmanager: Started
+) -> None:
+    first = alertmanager(AM_CONFIG.format(port=forwarder.webhook_port, hook=HOOK))
+    plane.fault = cut
+    await raise_alert(first, "A")
+    await reached(forwarder, RELAYED, 1)
+    forwarder.process.kill()
+    await raise_alert(first, "B")
+    forwarder.process.start()
+    plane.fault = lambda _number, _request: None
+    await plane.until(lambda: len(plane.told()) == 2)
+    await raise_alert(first, "A", ended=True)
+    await plane.until(lambda: len(plane.told()) == 3)
+    assert plane.told() == [("A", "firing"), ("B", "firing"), ("A", "resolved")]
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+async def test_what_is_refused_for_good_is_kept_and_the_rest_goes_on(
+    plane: Plane, forwarder: Forwarder, alertmanager: Started, status: int
+) -> None:
+    first = alertmanager(AM_CONFIG.format(port=forwarder.webhook_port, hook=HOOK))
+    await plane.until(lambda: plane.of("byoc.alert.heartbeat.v1"))
+    plane.fault = answers(status)
+    await raise_alert(first, "A")
+    await reached(forwarder, "byoc_dead_letters_total{", 1)
+    plane.fault = lambda _number, _request: None
+    await raise_alert(first, "B")
+    await plane.until(plane.told)
+    assert plane.told() == [("B", "firing")]
+
+
+@contextlib.contextmanager
+def pair(directory: Path, config: str, *, gossip: bool) -> Iterator[list[RealProcess]]:
+    """Two Alertmanagers that know of each other, or have lost sight of each other."""
+    peers = [prometheus_part.alertmanager(directory / f"am-{n}", config) for n in range(2)]
+    gates = [free_port(), free_port()]
+    for number, peer in enumerate(peers if gossip else []):
+        peer.command.remove("--cluster.listen-address=")
+        peer.command += [
+            f"--cluster.listen-address=127.0.0.1:{gates[number]}",
+            f"--cluster.peer=127.0.0.1:{gates[1 - number]}",
+            "--cluster.peer-timeout=2s",
+            "--cluster.settle-timeout=2s",
+        ]
+    with peers[0], peers[1]:
+        yield peers
+
+
+@pytest.mark.parametrize("gossip", [True, False], ids=["in sight", "out of sight"])
+async def test_two_alertmanagers_tell_once(
+    plane: Plane, forwarder: Forwarder, tmp_path: Path, gossip: bool
+) -> None:
+    config = AM_CONFIG.format(port=forwarder.webhook_port, hook=HOOK)
+    with pair(tmp_path, config, gossip=gossip) as (one, other):
+        for peer in (one, other):
+            await raise_alert(peer, "A")
+        await plane.until(plane.told)
+        if not gossip:
+            await reached(forwarder, DUPLICATES, 1)
+        one.kill()
+        await raise_alert(other, "B")
+        await plane.until(lambda: len(plane.told()) == 2)
+        await raise_alert(other, "A", ended=True)
+        await plane.until(lambda: len(plane.told()) == 3)
+    assert plane.told() == [("A", "firing"), ("B", "firing"), ("A", "resolved")]
+    assert plane.receiver.duplicates == 0

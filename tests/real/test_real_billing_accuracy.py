@@ -1,0 +1,39 @@
+"""What is billed against what the kernel says was used; the README's table is made of the same."""
+
+import pytest
+
+from tests.real.accuracy import Row, measured, table
+
+TOLERANCE_PERCENT = 2.0
+ROWS = 9
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
+    """Measure everything once: one workload at a time, all sources side by side."""
+    found = measured(tmp_path_factory.mktemp("accuracy"))
+    print(f"\n{table(found)}")
+    return found
+
+
+def test_control_groups_and_process_trees_agree_with_rusage_within_two_percent(
+    rows: list[Row],
+) -> None:
+    assert len(rows) == ROWS
+    seen = {row for row in rows if row.source != "clickhouse"}
+    assert {row.source for row in seen} == {"cgroup.v1", "cgroup.v2", "process"}
+    assert [str(row) for row in seen if abs(row.difference_percent) > TOLERANCE_PERCENT] == []
+
+
+def test_clickhouses_own_counters_see_nearly_all_of_heavy_queries_and_never_more(
+    rows: list[Row],
+) -> None:
+    """A lower bound by construction: only threads that work for a query are counted."""
+    (heavy,) = [row for row in rows if row.source == "clickhouse" and "hashing" in row.workload]
+    assert -5.0 < heavy.difference_percent < TOLERANCE_PERCENT
+
+
+def test_clickhouses_own_counters_see_little_of_many_small_queries(rows: list[Row]) -> None:
+    """Connections, parsing and threads that start cost most of it, and belong to no query."""
+    (small,) = [row for row in rows if row.source == "clickhouse" and "SELECT 1" in row.workload]
+    assert 0.02 * small.used < small.billed < 0.5 * small.used

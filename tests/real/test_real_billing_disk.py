@@ -1,0 +1,150 @@
+"""The state directory on a real file system that gets full, or that the kernel makes read-only.
+
+Meanwhile the bucket is not there, so nothing can be got rid of either. What comes out in the end is
+compared with the kernel's counter, to the microsecond.
+"""
+
+import errno
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.real.burner import burning
+from tests.real.counters import settled
+from tests.real.parts import kernel
+from tests.real.parts.kernel import ControlGroup
+from tests.real.parts.process import RealProcess
+from tests.real.scraper import WINDOW_SECONDS, Scraper, eventually, passed, scraping
+from tests.real.stored import Bucket, billed_exactly, bucket_at, usages
+
+DISK_BYTES = 16 * 1024**2
+BLOCK_BYTES = 64 * 1024
+FULL_SECONDS = 3.5 * WINDOW_SECONDS
+
+
+@pytest.fixture
+def bucket(localstack: RealProcess) -> Iterator[Bucket]:
+    """Name a bucket that is not there yet."""
+    with bucket_at(localstack.url) as named:
+        yield named
+
+
+def test_a_full_disk_makes_longer_windows_and_loses_no_cpu_second(
+    tmp_path: Path, small_disk: Path, bucket: Bucket, cgroup_v1: ControlGroup
+) -> None:
+    with metering(tmp_path, small_disk, bucket, cgroup_v1) as scraper:
+        with burning("pulse", cgroup_v1.command([])) as burner:
+            burner.pulse()
+            eventually(lambda: scraper.trouble() == "not_found")
+            fill(small_disk / "other")
+            cannot_write(scraper, "disk is full")
+            (small_disk / "other").unlink()
+            eventually(lambda: scraper.page("readyz")[0] == 200)
+        truth = settled(cgroup_v1)  # of all, its end included
+        bucket.create()
+        assert scraper.logged("agent.defect") == []
+        assert scraper.stop() == 0  # it sends all within its grace period
+    assert_all_there(bucket, truth)
+
+
+def test_a_read_only_disk_ends_in_good_order_and_loses_no_cpu_second(
+    tmp_path: Path, bucket: Bucket, cgroup_v1: ControlGroup
+) -> None:
+    """The kernel turns ext4 read-only when it meets an error; only a repair turns it back."""
+    with (
+        kernel.ext4(tmp_path / "disk", DISK_BYTES) as disk,
+        metering(tmp_path, disk, bucket, cgroup_v1, grace_seconds=2) as scraper,
+    ):
+        with burning("pulse", cgroup_v1.command([])) as burner:
+            burner.pulse()
+            eventually(lambda: scraper.trouble() == "not_found")
+            make_read_only(disk)
+            cannot_write(scraper, "readonly")
+            assert scraper.stop() == 0
+            assert scraper.logged("agent.defect") == []
+            repair(disk)
+            bucket.create()
+            scraper.start()
+            scraper.listening()
+            eventually(scraper.delivered)
+        truth = settled(cgroup_v1)
+        assert scraper.stop() == 0
+    assert_all_there(bucket, truth)
+
+
+@contextmanager
+def metering(
+    place: Path, disk: Path, bucket: Bucket, group: ControlGroup, grace_seconds: int = 30
+) -> Iterator[Scraper]:
+    """Run a scraper whose state is on that disk, from before the group is used."""
+    settings = {**bucket.settings, "BYOC_SHUTDOWN_GRACE_SECONDS": str(grace_seconds)}
+    state = {"BYOC_STATE_DIR": str(disk / "state")}
+    target = f"cgroup:{group['cpuacct']}"
+    with scraping(place / "agent", target, settings, **state) as scraper:
+        scraper.sampled()
+        yield scraper
+
+
+def cannot_write(scraper: Scraper, why: str) -> None:
+    """Wait until it says so, and check that it goes on for a few windows, not ready but alive."""
+    eventually(lambda: scraper.page("readyz")[0] == 503)
+    passed(FULL_SECONDS)
+    code, text = scraper.page("readyz")
+    print(f"not ready: {text.strip()}")
+    assert code == 503
+    assert "billing-scraper: spool: " in text
+    assert why in text
+    assert scraper.page("healthz")[0] == 200
+
+
+def assert_all_there(bucket: Bucket, truth: int) -> None:
+    """Check the bucket against the counter, and that windows were longer while nothing was kept."""
+    records = usages(bucket.objects())
+    longest = max(one.elapsed_milliseconds for one in records)
+    print(f"{len(records)} records, the longest window {longest} ms, {truth} us of CPU")
+    billed_exactly(bucket.verified(), 0, truth)
+    assert longest >= FULL_SECONDS * 1000
+
+
+def fill(file: Path) -> None:
+    """Write until nothing goes in any more, not a byte."""
+    size = BLOCK_BYTES
+    with file.open("wb", buffering=0) as other:
+        while size:
+            try:
+                other.write(b"x" * size)
+                os.fsync(other.fileno())
+            except OSError as error:
+                assert error.errno == errno.ENOSPC  # noqa: PT017
+                size //= 2
+
+
+def make_read_only(disk: Path) -> None:
+    """Let ext4 meet an error, with the option that distributions set for it.
+
+    `mount -o remount,ro` is refused (EBUSY) while any file is open for writing.
+    """
+    run("mount", "-o", "remount,errors=remount-ro", str(disk))
+    device = Path(run("findmnt", "-no", "SOURCE", str(disk))).name
+    Path("/sys/fs/ext4", device, "trigger_fs_error").write_text("a test")
+
+
+def repair(disk: Path) -> None:
+    """Check the file system and mount it again, as a node does when it starts.
+
+    A copy of it: the kernel keeps the broken one while any other mount namespace still has it.
+    """
+    run("umount", str(disk))
+    image = shutil.copy(disk.with_name(f"{disk.name}.img"), disk.with_name("repaired.img"))
+    checked = subprocess.run(["e2fsck", "-p", str(image)], capture_output=True, check=False)
+    assert checked.returncode in {0, 1}, checked.stdout.decode()  # 1: errors were corrected
+    run("mount", "-o", "loop", str(image), str(disk))
+
+
+def run(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

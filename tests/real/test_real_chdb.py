@@ -1,0 +1,226 @@
+"""The billing team's SQL against the engine of ClickHouse: what it reads is what we wrote."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import chdb.session
+import pytest
+from aiobotocore.session import get_session
+from moto.server import ThreadedMotoServer
+
+import agents.billing
+from agents.billing.objects import Compression
+from agents.billing.record import UsageRecord
+from agents.billing.testing import Story, eventful, objects
+from agents.billing.verify import Audit, Report
+from agents.core.sink import Message
+
+pytestmark = pytest.mark.real
+
+SQL = Path(agents.billing.__file__).parent / "sql"
+URL = "https://BUCKET.s3.REGION.amazonaws.com"
+FINE_USEC = 9_007_199_254_740_993_007  # a counter of 19 digits: no binary float holds it
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[chdb.session.Session]:
+    session = chdb.session.Session(str(tmp_path_factory.mktemp("chdb")))
+    yield session
+    session.close()
+
+
+@pytest.fixture
+def database(engine: chdb.session.Session) -> chdb.session.Session:
+    """Return a session with the billing team's empty table."""
+    engine.query("DROP TABLE IF EXISTS byoc_usage")
+    for statement in statements("table.sql"):
+        engine.query(statement)
+    return engine
+
+
+def statements(name: str) -> list[str]:
+    return [part for part in (SQL / name).read_text().split(";\n") if part.strip()]
+
+
+def rows(database: chdb.session.Session, query: str) -> list[dict[str, Any]]:
+    """Return rows with every number as its own digits."""
+    settings = "output_format_json_quote_decimals=1, output_format_json_quote_64bit_integers=1"
+    text = str(database.query(f"{query.rstrip().rstrip(';')} SETTINGS {settings}", "JSONEachRow"))
+    return [json.loads(line, parse_float=Decimal) for line in text.splitlines()]
+
+
+def records() -> list[UsageRecord]:
+    stories = [
+        Story(replica=f"r-{n}", pod_uid=f"uid-{n}", seed=n, counter_usec=n * FINE_USEC)
+        for n in range(2)
+    ]
+    stories.append(Story(service_id="service-2", seed=7))
+    return [record for story in stories for record in eventful(story)]
+
+
+def audited(messages: list[Message]) -> Report:
+    audit = Audit()
+    for message in messages:
+        audit.add(message.id, message.body)
+    report = audit.report("")
+    assert report.well, report.findings
+    return report
+
+
+def stored(root: Path, messages: list[Message]) -> Path:
+    for message in messages:
+        path = root / message.id
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(message.body)
+    return root
+
+
+def load(database: chdb.session.Session, source: str) -> None:
+    """Run load.sql with another place to read from in the place of the bucket."""
+    (statement,) = statements("load.sql")
+    opening = f"s3(\n    '{URL}/v1/**/*.jsonl.{{zst,gz}}'"
+    assert opening in statement
+    database.query(statement.replace(opening, source))
+
+
+def totals(database: chdb.session.Session) -> dict[str, dict[str, Decimal]]:
+    """Return the sums of totals.sql over all minutes, by service."""
+    (statement,) = statements("totals.sql")
+    found: dict[str, dict[str, Decimal]] = {}
+    for row in rows(database, statement):
+        sums = found.setdefault(f"{row['organization_id']}/{row['service_id']}", {})
+        for name in row.keys() - {"organization_id", "service_id", "minute"}:
+            sums[name] = sums.get(name, Decimal(0)) + Decimal(row[name])
+    return found
+
+
+def expected(report: Report) -> dict[str, dict[str, Decimal]]:
+    return {
+        f"{service.organization_id}/{service.service_id}": {
+            "records": Decimal(service.records),
+            "core_seconds": service.cpu_core_seconds,
+            "byte_seconds": Decimal(service.memory_byte_seconds),
+            "allocated_core_seconds": service.allocated_core_seconds,
+            "allocated_byte_seconds": service.allocated_byte_seconds,
+            "measured_milliseconds": service.measured_seconds * 1000,
+            "estimated_milliseconds": service.estimated_seconds * 1000,
+        }
+        for service in report.services
+    }
+
+
+def agree(database: chdb.session.Session, report: Report) -> None:
+    found = totals(database)
+    for sums in found.values():
+        del sums["gap_milliseconds"]  # in the table a gap may lie over records of another epoch
+    assert found == expected(report)
+
+
+@pytest.mark.parametrize("compression", ["zstd", "gzip"])
+def test_files_give_the_totals_of_the_verifier_however_often_they_are_loaded(
+    database: chdb.session.Session, tmp_path: Path, compression: Compression
+) -> None:
+    messages = objects(records(), compression=compression)
+    place = f"file('{stored(tmp_path, messages)}/v1/**/*.jsonl.{{zst,gz}}'"
+    load(database, place)
+    agree(database, audited(messages))
+    load(database, place)
+    agree(database, audited(messages))
+    assert rows(database, "SELECT count() AS n FROM byoc_usage")[0]["n"] != str(len(records()))
+    database.query("OPTIMIZE TABLE byoc_usage FINAL")
+    assert rows(database, "SELECT count() AS n FROM byoc_usage")[0]["n"] == str(len(records()))
+    assert rows(database, statements("conflicts.sql")[0]) == []
+
+
+def test_a_counter_beyond_any_float_is_read_digit_by_digit(
+    database: chdb.session.Session, tmp_path: Path
+) -> None:
+    story = Story(counter_usec=FINE_USEC)
+    record = story.measured()
+    assert record.data.counter
+    load(database, f"file('{stored(tmp_path, objects([record]))}/v1/**/*.jsonl.{{zst,gz}}'")
+    query = "SELECT counter_start_core_seconds AS a, counter_end_core_seconds AS b FROM byoc_usage"
+    (row,) = rows(database, query)
+    assert Decimal(row["a"]) == record.data.counter.start
+    assert Decimal(row["b"]) == record.data.counter.end
+
+
+def test_every_field_reaches_the_table(database: chdb.session.Session, tmp_path: Path) -> None:
+    story = Story()
+    told = [story.measured(), story.gap("target_absent")]
+    load(database, f"file('{stored(tmp_path, objects(told))}/v1/**/*.jsonl.{{zst,gz}}'")
+    for row, record in zip(
+        rows(database, "SELECT * FROM byoc_usage ORDER BY sequence"), told, strict=True
+    ):
+        usage = record.data
+        assert (row["id"], row["source"]) == (record.id, record.source)
+        assert (row["pod_uid"], row["container_id"]) == (usage.pod_uid, usage.container_id)
+        assert (row["quality"], row["gap_reason"]) == (usage.quality, usage.gap_reason)
+        assert (int(row["epoch"]), int(row["sequence"])) == (usage.epoch, usage.sequence)
+        assert int(row["allocated_memory_bytes"]) == usage.allocated.memory_bytes
+        assert int(row["samples_observed"]) == usage.samples.observed
+        assert (row["counter_start_core_seconds"] is None) == (usage.counter is None)
+        assert row["charge_period_start"].replace(" ", "T") + "Z" == usage.charge_period_start
+        assert row["object"].endswith(".jsonl.zst")
+
+
+def test_figures_that_conflict_under_one_id_are_shown(
+    database: chdb.session.Session, tmp_path: Path
+) -> None:
+    first, second = Story(seed=1).measured(), Story(seed=2).measured()
+    for number, record in enumerate((first, second)):
+        place = stored(tmp_path / str(number), objects([record]))
+        load(database, f"file('{place}/v1/**/*.jsonl.{{zst,gz}}'")
+    (row,) = rows(database, statements("conflicts.sql")[0])
+    assert row["id"] == first.id == second.id
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+async def upload(url: str, bucket: str, messages: list[Message]) -> None:
+    keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
+    place = {"endpoint_url": url, "region_name": "us-east-1"}
+    async with get_session().create_client("s3", **place, **keys) as client:
+        await client.create_bucket(Bucket=bucket)
+        for message in messages:
+            await client.put_object(
+                Bucket=bucket,
+                Key=message.id,
+                Body=message.body,
+                ContentType=message.content_type,
+            )
+
+
+def test_a_bucket_gives_the_totals_of_the_verifier(database: chdb.session.Session, s3: str) -> None:
+    messages = objects(records())
+    asyncio.run(upload(s3, "billing", messages))
+    load(database, f"s3('{s3}/billing/v1/**/*.jsonl.{{zst,gz}}', 'test', 'test'")
+    agree(database, audited(messages))
+
+
+def test_the_key_prunes_by_organization_and_date(engine: chdb.session.Session, s3: str) -> None:
+    asyncio.run(upload(s3, "pruned", objects(records())))
+    query = (
+        f"SELECT uniqExact(_path) AS n FROM s3('{s3}/pruned/v1/**/*.jsonl.zst', 'test', 'test', "
+        "'JSONEachRow', 'id String') WHERE service = 'service-2' AND date >= '2026-11-23'"
+    )
+    (row,) = rows(engine, query)
+    assert int(row["n"]) == len(objects(list(eventful(Story(service_id="service-2")))))
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in SQL.glob("*.sql")))
+def test_every_statement_parses(engine: chdb.session.Session, name: str) -> None:
+    """S3Queue needs Keeper, so its statements are only parsed."""
+    for statement in statements(name):
+        assert "Query" in str(engine.query(f"EXPLAIN AST {statement}"))

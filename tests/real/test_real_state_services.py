@@ -1,0 +1,322 @@
+"""The state exporter with a real old ClickHouse on one side and a real FIFO queue on the other."""
+
+import asyncio
+import json
+import os
+import signal
+import time
+import urllib.request
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jsonschema  # type: ignore[import-untyped]
+import pytest
+from aiobotocore.session import AioSession
+
+from agents.clickhouse import ClickHouse
+from agents.core.clock import SystemClock
+from agents.core.errors import Reason
+from agents.core.metrics import Metrics
+from agents.core.ship import Shipper
+from agents.core.sink import Message
+from agents.core.spool import Spool
+from agents.egress.aws import aws_config, aws_session
+from agents.egress.destinations import sqs_destination
+from agents.egress.gate import Gate
+from agents.run import configure, daemon
+from agents.runtime import Runtime
+from agents.sinks.sqs import SqsSink
+from agents.state.message import SCHEMAS
+from agents.state.observation import Login, Observation, Ping, Seen, Source
+from agents.state.probes import Prober
+from agents.state.queries import COMMENT
+from agents.testing import NullLedger
+from tests.real.parts import clickhouse
+from tests.real.parts.localstack import REGION
+from tests.real.parts.process import RealProcess
+
+KEYS = ("test", "test")
+FIFO = {"FifoQueue": "true"}
+PATIENCE_SECONDS = 60.0
+
+
+@dataclass
+class Queue:
+    """One FIFO queue of LocalStack and what it has given so far."""
+
+    url: str
+    client: Any
+    session: AioSession
+    gate: Gate
+
+    def __post_init__(self) -> None:
+        self.got: list[dict[str, Any]] = []  # bodies, in the order of their arrival
+
+    async def receive(self, seconds: int = 1) -> None:
+        """Take what is there, and wait for the first of it if there is none."""
+        answer = await self.client.receive_message(
+            QueueUrl=self.url, MaxNumberOfMessages=10, WaitTimeSeconds=seconds
+        )
+        for item in answer.get("Messages", []):
+            self.got.append(json.loads(item["Body"]))
+            await self.client.delete_message(QueueUrl=self.url, ReceiptHandle=item["ReceiptHandle"])
+
+    async def until(self, met: Callable[[], bool]) -> None:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not met():
+                await self.receive()
+
+    async def create(self, **attributes: str) -> None:
+        name = self.url.rsplit("/", 1)[1]
+        made = await self.client.create_queue(QueueName=name, Attributes=FIFO | attributes)
+        self.url = made["QueueUrl"]
+
+    def sink(self) -> SqsSink:
+        return SqsSink(self.session, self.gate, self.url, region=REGION)
+
+
+@pytest.fixture
+async def queue(localstack: RealProcess) -> AsyncIterator[Queue]:
+    gate = Gate([sqs_destination(localstack.url)])
+    session = aws_session(gate, REGION)
+    session.set_credentials(*KEYS)
+    made = session.create_client("sqs", endpoint_url=localstack.url, config=aws_config(gate))
+    async with made as client:
+        queue = Queue(f"x/{uuid.uuid4().hex}.fifo", client, session, gate)
+        await queue.create()
+        yield queue
+
+
+@asynccontextmanager
+async def shipping(queue: Queue, place: Path) -> AsyncIterator[tuple[Spool, Shipper]]:
+    clock = SystemClock()
+    async with Spool(place, max_bytes=1 << 20, clock=clock) as spool, queue.sink() as sink:
+        yield (
+            spool,
+            Shipper(
+                "state-exporter",
+                spool=spool,
+                sink=sink,
+                ledger=NullLedger(),
+                clock=clock,
+                metrics=Metrics(),
+            ),
+        )
+
+
+def messages(count: int, groups: int = 1) -> list[Message]:
+    return [
+        Message(f"m-{n}", "t", json.dumps({"n": n}).encode(), 0, group=f"g-{n % groups}")
+        for n in range(count)
+    ]
+
+
+async def test_order_is_kept_and_a_repeat_is_no_second_message(queue: Queue) -> None:
+    batch = messages(10, groups=2)
+    async with queue.sink() as sink:
+        for _ in range(2):
+            outcomes = await sink.send(batch)
+            assert {outcome.reason for outcome in outcomes} == {Reason.OK}
+    await queue.until(lambda: len(queue.got) >= 10)
+    await queue.receive(seconds=2)
+    numbers = [body["n"] for body in queue.got]
+    assert sorted(numbers) == list(range(10)), "none missing, none twice"
+    for group in range(2):
+        mine = [n for n in numbers if n % 2 == group]
+        assert mine == sorted(mine)
+
+
+async def test_an_entry_that_is_refused_alone_does_not_touch_its_neighbours(
+    queue: Queue, tmp_path: Path
+) -> None:
+    await queue.client.set_queue_attributes(
+        QueueUrl=queue.url, Attributes={"MaximumMessageSize": "1024"}
+    )
+    big = Message("big", "t", json.dumps({"n": "x" * 2000}).encode(), 0, group="big")
+    small, later = messages(2, groups=2)
+    async with shipping(queue, tmp_path) as (spool, shipper):
+        await spool.put(small, big, later)
+        while spool.totals.records:
+            await shipper.attempt()
+        (dead,) = await spool.dead_letters()
+    assert (dead.message.id, dead.reason) == ("big", Reason.TOO_LARGE)
+    await queue.until(lambda: len(queue.got) >= 2)
+    await queue.receive(seconds=1)
+    assert sorted(body["n"] for body in queue.got) == [0, 1]
+
+
+async def test_a_queue_that_is_lost_and_comes_back_gets_everything_in_order(
+    queue: Queue, tmp_path: Path
+) -> None:
+    async with shipping(queue, tmp_path) as (spool, shipper):
+        await spool.put(*messages(3))
+        await shipper.attempt()
+        await queue.until(lambda: len(queue.got) == 3)
+        await queue.client.delete_queue(QueueUrl=queue.url)
+        await spool.put(*messages(6)[3:])
+        trouble = await shipper.attempt()
+        assert trouble is not None
+        assert trouble.reason is Reason.NOT_FOUND
+        assert spool.totals.records == 3
+        await queue.create()
+        assert await shipper.attempt() is None
+    await queue.until(lambda: len(queue.got) == 6)
+    assert [body["n"] for body in queue.got] == list(range(6))
+
+
+# With the old ClickHouse.
+
+
+async def look(server: RealProcess, password: str = clickhouse.PASSWORD) -> Observation:
+    async with ClickHouse(server.url, clickhouse.USER, password) as client:
+        return await Prober(client, clock=SystemClock()).observe()
+
+
+FILTERED = {Source.PARTS, Source.REPLICAS, Source.MUTATIONS}
+
+
+async def test_an_old_server_shows_what_it_has_and_the_rest_is_named(
+    old_clickhouse: RealProcess,
+) -> None:
+    seen = await look(old_clickhouse)
+    assert (seen.ping, seen.login, seen.version) == (Ping.OK, Login.OK, "18.16.1")
+    lacking = {source for source, how in seen.seen.items() if how is Seen.ABSENT}
+    assert lacking == {Source.DISKS, Source.ERRORS, Source.DETACHED_PARTS}
+    hidden = {source for source, how in seen.seen.items() if how is Seen.HIDDEN}
+    assert hidden == FILTERED, "nothing proves yet that there is nothing to be seen"
+    assert seen.figures.readonly_replicas == 0
+    assert seen.figures.replicas_status_ok is True
+
+
+async def test_an_old_server_with_a_table_is_believed(old_clickhouse: RealProcess) -> None:
+    ask(old_clickhouse, "CREATE TABLE t (d Date, x UInt8) ENGINE = MergeTree(d, x, 8192)")
+    for x in range(3):
+        ask(old_clickhouse, f"INSERT INTO t VALUES ('2026-11-0{x + 1}', {x})")
+    seen = await look(old_clickhouse)
+    assert {seen.seen[source] for source in FILTERED} == {Seen.OK}
+    assert seen.figures.active_parts
+    assert seen.figures.pending_mutations == 0, "by the query without is_killed"
+
+
+async def test_a_wrong_password_is_a_refused_login(old_clickhouse: RealProcess) -> None:
+    assert (await look(old_clickhouse, "wrong")).login is Login.REFUSED
+
+
+async def test_every_query_is_found_in_the_query_log_under_our_name(tmp_path: Path) -> None:
+    server = clickhouse.old_clickhouse(tmp_path)
+    config, users = tmp_path / "config.xml", tmp_path / "users.xml"
+    log = (
+        "<query_log><database>system</database><table>query_log</table>"
+        "<flush_interval_milliseconds>100</flush_interval_milliseconds></query_log></yandex>"
+    )
+    config.write_text(config.read_text().replace("</yandex>", log))
+    logged = "<readonly><readonly>1</readonly><log_queries>1</log_queries></readonly>"
+    users.write_text(
+        users.read_text().replace("<readonly><readonly>1</readonly></readonly>", logged)
+    )
+    with server:
+        await look(server)
+        sql = f"SELECT count() FROM system.query_log WHERE user = '{clickhouse.USER}' AND query"
+        ours = f"{sql} LIKE '/* {COMMENT} */%'"
+        assert await asyncio.to_thread(soon, lambda: int(ask(server, ours)) > 0)
+        assert int(ask(server, f"{sql} NOT LIKE '/* {COMMENT} */%'")) == 0
+
+
+def soon(met: Callable[[], bool]) -> bool:
+    """Ask again and again until it is so, or patience ends."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not met():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def ask(server: RealProcess, sql: str) -> str:
+    """Run a query as the administrator; an empty answer while there is no table yet."""
+    try:
+        with urllib.request.urlopen(server.url, data=sql.encode(), timeout=10) as answer:
+            return str(answer.read().decode().strip())
+    except urllib.error.HTTPError:
+        return "0"
+
+
+@asynccontextmanager
+async def exporting(settings: dict[str, str]) -> AsyncIterator[None]:
+    name = "state-exporter"
+    made = configure([name], settings)
+    runtime = Runtime(
+        core=made.core,
+        environ=settings,
+        gate=Gate(made.destinations),
+        clock=SystemClock(),
+        metrics=Metrics(),
+    )
+    async with AsyncExitStack() as stack:
+        opened = daemon(name).opened(runtime, made.clickhouse, made.daemons[name])
+        agent = await stack.enter_async_context(opened)
+        stop = asyncio.Event()
+        task = asyncio.create_task(agent.run(stop, 10.0))
+        yield
+        stop.set()
+        await task
+
+
+def environ(place: Path, server: RealProcess, queue: Queue) -> dict[str, str]:
+    return {
+        "BYOC_ORGANIZATION_ID": "org",
+        "BYOC_SERVICE_ID": "svc",
+        "BYOC_REPLICA": "r-0",
+        "BYOC_REGION": REGION,
+        "BYOC_STATE_DIR": str(place / "state"),
+        "BYOC_STATE_QUEUE_URL": queue.url,
+        "BYOC_STATE_POLL_SECONDS": "0.5",
+        "BYOC_STATE_HEARTBEAT_SECONDS": "5",
+        "BYOC_STATE_STARTING_SECONDS": "3",
+        "BYOC_CLICKHOUSE_URL": server.url,
+        "BYOC_CLICKHOUSE_USER": clickhouse.USER,
+        "BYOC_CLICKHOUSE_PASSWORD": clickhouse.PASSWORD,
+        # in its first minute an old server cannot prove that it has no tables to hide
+        "BYOC_STATE_LIMITS": "OBSERVABILITY_PARTIAL=1000/0",
+    }
+
+
+async def test_a_server_that_is_killed_started_frozen_and_stopped_is_followed(
+    old_clickhouse: RealProcess, queue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable, value in zip(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), KEYS, strict=True):
+        monkeypatch.setenv(variable, value)
+
+    def changes() -> list[dict[str, Any]]:
+        told = [body["data"] for body in queue.got]
+        return [data for data in told if data["kind"] == "transition"]
+
+    async def says(state: str) -> None:
+        await queue.until(lambda: [data["state"] for data in changes()][-1:] == [state])
+
+    async with exporting(environ(tmp_path, old_clickhouse, queue)):
+        await says("running")
+        old_clickhouse.kill()
+        await says("failed")
+        await asyncio.to_thread(old_clickhouse.start)
+        await says("running")
+        os.kill(old_clickhouse.pid, signal.SIGSTOP)
+        await says("failed")
+        os.kill(old_clickhouse.pid, signal.SIGCONT)
+        await says("running")
+        await asyncio.to_thread(old_clickhouse.stop)
+        await says("failed")
+    await says("stopping")
+    states = [data["state"] for data in changes() if data["state"] != "starting"]
+    assert states == ["running", "failed", "running", "failed", "running", "failed", "stopping"]
+    assert "starting" in [data["state"] for data in changes()]
+    details = [r["detail"] for d in changes() for r in d["reasons"] if r["code"] == "PING_FAILED"]
+    assert details[:3] == ["refused", "timeout", "refused"]
+    assert [d["transition"] for d in changes()] == list(range(1, len(changes()) + 1))
+    schema = json.loads((SCHEMAS / "byoc.service.state.v1.json").read_text())
+    for body in queue.got:
+        jsonschema.Draft202012Validator(schema).validate(body)
