@@ -7,6 +7,7 @@ import sqlite3
 from pathlib import Path
 
 from agents.core.errors import SpoolCorruptError, SpoolUnavailableError
+from agents.core.journal_index import check_room
 
 VERSION = 1
 NEWEST_VERSION = 1000  # a larger number in the header is damage, not a newer format
@@ -63,6 +64,7 @@ def connect_damaged(path: Path) -> sqlite3.Connection:
 
 
 def _connection(path: Path, mode: str) -> sqlite3.Connection:
+    check_room(path)
     return sqlite3.connect(
         f"{path.absolute().as_uri()}?mode={mode}",
         uri=True,

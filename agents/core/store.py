@@ -12,6 +12,7 @@ from typing import Any
 
 from agents.core.change import Change, DeadLetter, Totals
 from agents.core.errors import SpoolCorruptError, SpoolError, SpoolFullError, SpoolUnavailableError
+from agents.core.journal_index import JournalIndex
 from agents.core.rows import (
     COLUMNS,
     ROW_OVERHEAD_BYTES,
@@ -38,6 +39,7 @@ class Store:
 
     def __init__(self, path: Path, *, max_bytes: int) -> None:
         self.connection = connect(path)
+        self._index = JournalIndex(path)
         self._path = path
         self._journal_path = path.with_name(f"{path.name}-wal")
         self._max_bytes = max_bytes
@@ -47,15 +49,13 @@ class Store:
                 self._place = place(path)
                 self._journal_place = place(self._journal_path)
                 self._totals = self._count()
+                self._index.fill()
         except BaseException:
             self.close()
             raise
 
     def moved(self) -> bool:
-        """Return whether our file is no longer at its path: what we write now is lost at the end.
-
-        Raises SpoolUnavailableError when the path cannot be looked at.
-        """
+        """Tell whether our file left its path: its end is near. Raises SpoolUnavailableError."""
         with translated():
             return place(self._path) != self._place
 
@@ -258,8 +258,7 @@ class Store:
 
     def staged(self) -> list[bytes]:
         """Return the staged lines, oldest first."""
-        query = "SELECT line, sha256 FROM staged ORDER BY position"
-        return [line for (line,) in self._proven(query)]
+        return [x for (x,) in self._proven("SELECT line, sha256 FROM staged ORDER BY position")]
 
     def state(self, prefix: str) -> dict[str, bytes]:
         """Return the checkpoints whose key starts with `prefix`."""
@@ -298,3 +297,4 @@ class Store:
     def close(self) -> None:
         """Close the file; a last checkpoint of the journal may block."""
         self.connection.close()
+        self._index.close()
