@@ -19,7 +19,7 @@ from agents.billing.recorder import Recorder
 from agents.billing.target import Observation, Target
 from agents.billing.window import HOUR_MS, Period, Sample, State
 from agents.core.clock import Clock
-from agents.core.errors import SpoolCorruptError, SpoolError, SpoolFullError
+from agents.core.errors import SpoolCorruptError, SpoolError
 from agents.core.events import encode, parse_rfc3339, rfc3339
 from agents.core.metrics import Metrics
 from agents.core.spool import EPOCH, ORIGIN, Spool
@@ -154,7 +154,7 @@ class Scraper:
             ]
             lines = [encode(record) for record in records]
             checkpoint = {CHECKPOINT: msgspec.json.encode(after)}
-            await self._spool.commit(Change(stage=lines, state=checkpoint))
+            await self._commit(Change(stage=lines, state=checkpoint))
             self._spool_trouble = ""
             self._staged += lines
             for record in records:
@@ -182,9 +182,15 @@ class Scraper:
             prefix=self._prefix,
             compression=self._compression,
         )
-        await self._spool.commit(Change(messages=[message], unstage=len(lines)))
+        await self._commit(Change(messages=[message], unstage=len(lines)))
         del self._staged[: len(lines)]
         self._log.info("billing.seal", id=message.id, records=len(lines), bytes=len(message.body))
+
+    async def _commit(self, change: Change) -> None:
+        """Make a change durable. It may be made also when we fail or are cancelled meanwhile."""
+        self._stale = True
+        await self._spool.commit(change)
+        self._stale = False
 
     async def _look(self) -> Sample:
         window = self._clock.wall_ns() // 1_000_000 // self._pace.window_ms
@@ -214,7 +220,6 @@ class Scraper:
         self._note_trouble(seen.trouble)
 
     def _note_error(self, error: SpoolError) -> None:
-        self._stale = self._stale or not isinstance(error, SpoolFullError)
         self._metrics.spool_errors.labels(self._agent, type(error).__name__).inc()
         if not self._spool_trouble:
             self._log.error("billing.spool_trouble", trouble=str(error))

@@ -96,6 +96,22 @@ class Bench:
         return [msgspec.json.decode(line, type=UsageRecord) for line in lines]
 
 
+class Deaf(Spool):
+    """A spool whose n-th commit is made, and whose caller never hears of it."""
+
+    def __init__(self, spool: Spool, number: int) -> None:
+        self.__dict__ = dict(spool.__dict__)
+        self.made = asyncio.Event()
+        self._number = number
+
+    async def commit(self, change: Change) -> None:
+        await super().commit(change)
+        self._number -= 1
+        if self._number == 0:
+            self.made.set()
+            await asyncio.Event().wait()
+
+
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     made = Bench(tmp_path / "state")
@@ -194,6 +210,28 @@ async def test_finish_seals_the_open_window_and_closes_the_target(bench: Bench) 
     last = msgspec.json.decode(unseal(message.id, message.body)[-1], type=UsageRecord)
     assert last.data.quality == "measured"
     assert bench.target.closed
+    assert await bench.spool.staged() == []
+
+
+@pytest.mark.parametrize("write", [1, 2, 6], ids=["first record", "second record", "seal"])
+async def test_a_stop_in_the_midst_of_a_write_loses_and_repeats_nothing(
+    bench: Bench, write: int
+) -> None:
+    """The write is made all the same: `finish` must not go on from what was before it."""
+    await bench.ticks(2)
+    await bench.scraper._seal_all()  # the gap before the first sample
+    bench.scraper._spool = deaf = Deaf(bench.spool, write)
+    run = asyncio.create_task(bench.ticks(73))  # five windows, and the seal of all
+    await deaf.made.wait()
+    run.cancel()
+    await asyncio.wait([run])
+    await bench.clock.advance(5)
+    await bench.scraper.finish()
+    data = [record.data for record in await bench.records()]
+    counters = [d.counter for d in data if d.counter]
+    assert [d.sequence for d in data] == list(range(len(data)))
+    assert counters[-1].end == bench.clock.boot_ns() // SECOND
+    assert [c.end for c in counters[:-1]] == [c.start for c in counters[1:]]
     assert await bench.spool.staged() == []
 
 
