@@ -18,7 +18,8 @@ from agents.core.schema import connect_damaged, translated
 from agents.core.sink import Message
 from agents.core.store import Store
 
-JOURNALS = ("-wal", "-shm", "-journal")
+INDEX = "-shm"
+JOURNALS = ("-wal", INDEX, "-journal")
 KEPT_DAMAGED = 3  # files set aside that are kept for a person, newest last
 PROBED = 100_000  # positions that are tried, newest last, where the first cannot be read
 
@@ -52,7 +53,9 @@ def set_aside(path: Path) -> Path:
     aside = path.with_name(f"{path.name}.corrupt-{time.time_ns()}")
     for suffix in ("", *JOURNALS):
         source = path.with_name(path.name + suffix)
-        if source.exists():
+        if suffix == INDEX:
+            source.unlink(missing_ok=True)  # SQLite makes it anew
+        elif source.exists():
             source.rename(aside.with_name(aside.name + suffix))
     for old in sorted(path.parent.glob(f"{path.name}.corrupt-*[0-9]"))[:-KEPT_DAMAGED]:
         _unlink(old)

@@ -7,7 +7,7 @@ import sqlite3
 from pathlib import Path
 
 from agents.core.errors import SpoolCorruptError, SpoolUnavailableError
-from agents.core.journal_index import check_room
+from agents.core.journal_index import JournalIndex
 
 VERSION = 1
 NEWEST_VERSION = 1000  # a larger number in the header is damage, not a newer format
@@ -64,13 +64,31 @@ def connect_damaged(path: Path) -> sqlite3.Connection:
 
 
 def _connection(path: Path, mode: str) -> sqlite3.Connection:
-    check_room(path)
-    return sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode={mode}",
-        uri=True,
-        isolation_level=None,
-        check_same_thread=False,
-    )
+    index = JournalIndex(path)
+    try:
+        connection = sqlite3.connect(
+            f"{path.absolute().as_uri()}?mode={mode}",
+            uri=True,
+            isolation_level=None,
+            check_same_thread=False,
+            factory=_Connection,
+        )
+    except BaseException:
+        index.close()
+        raise
+    connection.index = index
+    return connection
+
+
+class _Connection(sqlite3.Connection):
+    """A connection that lets go of the journal's index at the end."""
+
+    index: JournalIndex
+
+    def close(self) -> None:
+        """Close the file, then the index."""
+        super().close()
+        self.index.close()
 
 
 def _check_header(path: Path) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 
 from agents.core.change import Change, DeadLetter, Totals
 from agents.core.errors import SpoolCorruptError, SpoolError, SpoolFullError, SpoolUnavailableError
-from agents.core.journal_index import JournalIndex
 from agents.core.rows import (
     COLUMNS,
     ROW_OVERHEAD_BYTES,
@@ -39,7 +38,6 @@ class Store:
 
     def __init__(self, path: Path, *, max_bytes: int) -> None:
         self.connection = connect(path)
-        self._index = JournalIndex(path)
         self._path = path
         self._journal_path = path.with_name(f"{path.name}-wal")
         self._max_bytes = max_bytes
@@ -49,7 +47,6 @@ class Store:
                 self._place = place(path)
                 self._journal_place = place(self._journal_path)
                 self._totals = self._count()
-                self._index.fill()
         except BaseException:
             self.close()
             raise
@@ -297,4 +294,3 @@ class Store:
     def close(self) -> None:
         """Close the file; a last checkpoint of the journal may block."""
         self.connection.close()
-        self._index.close()
