@@ -36,7 +36,7 @@ test: $(READY) ## every test that needs no root, no network and no real part
 test-real: $(READY) ## fetch LocalStack, ClickHouse, Alertmanager, ... and test against them
 	@$(PY) -m tests.real.parts.install
 	@$(PY) -m pytest -m real $(PYTEST_ARGS)
-	@FAULT_SEEDS=40 $(PY) -m pytest tests/faults -s
+	@FAULT_SEEDS=40 $(PY) -m pytest -n auto -rP tests/faults
 
 check: $(READY) ## ruff (lint and format) and mypy
 	@$(PY) -m ruff check .

@@ -63,4 +63,8 @@ def _leave(directory: Path, *, keep: bool) -> None:
     if not keep:
         shutil.rmtree(directory, ignore_errors=True)
         return
-    sys.stdout.write(f"kept in {directory}: byoc-agents verify {directory / 'bucket'}\n")
+    sys.stdout.write(
+        f"kept in {directory}:\n"
+        f"  byoc-agents verify {directory / 'bucket'}\n"
+        f"  byoc-agents ledger report --html report.html {directory / 'state'}\n"
+    )
