@@ -9,6 +9,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check -qq
 READY := $(VENV)/.ready
 PYTEST_ARGS ?=
+ARGS ?=
 COMPILE := build/pip-tools/bin/pip-compile -q --generate-hashes --allow-unsafe --strip-extras \
 	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links $(UPGRADE)
 
@@ -21,7 +22,7 @@ python=; for candidate in $(PYTHON) python3.11 python3.12 python3.13 python3.14 
 	"python3 and python3-venv) or name one: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
 endef
 
-.PHONY: help demo test test-real check constraints clean
+.PHONY: help demo localstack test test-real check constraints clean
 
 help: ## print this list
 	@echo "byoc-agents: what can be done here"
@@ -29,6 +30,9 @@ help: ## print this list
 
 demo: $(READY) ## the three daemons against an embedded S3, SQS and control plane
 	@$(VENV)/bin/byoc-agents demo
+
+localstack: $(READY) ## the daemons against LocalStack, ClickHouse, Prometheus; ARGS=--once ends by itself
+	@$(PY) -m tests.real.trial $(ARGS)
 
 test: $(READY) ## every test that needs no root, no network and no real part
 	@$(PY) -m pytest -n auto -m "not real" --ignore=tests/real $(PYTEST_ARGS)

@@ -68,10 +68,15 @@ class Receiver:
         self._fault = fault
 
     def application(self) -> web.Application:
-        """Return the application with this one path."""
+        """Return the application: one path for deliveries, and `/` for whoever looks on."""
         app = web.Application(client_max_size=MAX_BODY_BYTES)
         app.router.add_post(PATH, self.post)
+        app.router.add_get("/", self.kept)
         return app
+
+    async def kept(self, _: web.Request) -> web.Response:
+        """Answer with every event there is, oldest first."""
+        return web.json_response(list(self.events.values()))
 
     async def post(self, request: web.Request) -> web.Response:
         """Answer one delivery."""
@@ -151,19 +156,21 @@ def _answer(status: int, word: str) -> web.Response:
 
 
 @asynccontextmanager
-async def listening(receiver: Receiver, port: int = 0) -> AsyncIterator[str]:
-    """Serve on loopback; give the URL to send to."""
+async def listening(
+    receiver: Receiver, port: int = 0, host: str = "127.0.0.1"
+) -> AsyncIterator[str]:
+    """Serve; give the URL to send to."""
     runner = web.AppRunner(receiver.application(), access_log=None, shutdown_timeout=1)
     await runner.setup()
     try:
-        await web.TCPSite(runner, "127.0.0.1", port).start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}{PATH}"
+        await web.TCPSite(runner, host, port).start()
+        yield f"http://{host}:{runner.addresses[0][1]}{PATH}"
     finally:
         await runner.cleanup()
 
 
-async def _run(receiver: Receiver, port: int) -> None:
-    async with listening(receiver, port) as url:
+async def _run(receiver: Receiver, port: int, host: str) -> None:
+    async with listening(receiver, port, host) as url:
         _print({"listening": url})
         await asyncio.Event().wait()
 
@@ -176,6 +183,7 @@ def _print(value: dict[str, Any]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until interrupted; print the URL, then each new event, as JSON lines."""
     parser = argparse.ArgumentParser(prog="python -m agents.alerts.receiver", description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1", help="default 127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0 = any free one, printed")
     parser.add_argument("--token-file", type=Path, required=True)
     parser.add_argument("--signing-secret-file", type=Path, required=True, help="whsec_ and base64")
@@ -187,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         on_event=_print,
     )
     try:
-        asyncio.run(_run(receiver, options.port))
+        asyncio.run(_run(receiver, options.port, options.host))
     except KeyboardInterrupt:
         return 0
     return 0

@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 from standardwebhooks.webhooks import Webhook
 
-from agents.alerts.receiver import Receiver, listening
+from agents.alerts.receiver import PATH, Receiver, listening
 from agents.core.clock import SystemClock
 from agents.core.errors import Reason
 from agents.core.sink import Message
@@ -188,3 +188,10 @@ def test_it_runs_alone_and_prints_where_it_listens(tmp_path: Path) -> None:
         line = json.loads(process.stdout.readline())
         process.terminate()
     assert line["listening"].startswith("http://127.0.0.1:")
+
+
+async def test_whoever_looks_on_sees_each_event_once_and_in_order(url: str) -> None:
+    for number in (1, 2, 1):
+        assert (await post(url, json.dumps(event(number)).encode()))[0] == 200
+    async with aiohttp.ClientSession() as session, session.get(url.replace(PATH, "/")) as answer:
+        assert await answer.json() == [event(1), event(2)]
