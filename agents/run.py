@@ -15,7 +15,7 @@ from agents.core import log
 from agents.core.agent import Agent
 from agents.core.clock import SystemClock
 from agents.core.config import CoreSettings, describe, load, load_file, unknown
-from agents.core.errors import ConfigError, SpoolError
+from agents.core.errors import ConfigError, LedgerNewerError, SpoolError, SpoolNewerError
 from agents.core.metrics import Metrics
 from agents.core.server import serve
 from agents.egress.destinations import Destination
@@ -117,6 +117,8 @@ async def run(configuration: Configuration) -> int:
         ):
             grace = core.shutdown_grace_seconds
             await asyncio.gather(*(agent.run(stop, grace) for agent in agents))
+    except (SpoolNewerError, LedgerNewerError) as error:
+        raise ConfigError([f"BYOC_STATE_DIR: {error}"]) from error
     except SpoolError as error:
         raise ConfigError(
             [f"BYOC_STATE_DIR: {error}; wants a directory that can be written"]

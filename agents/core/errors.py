@@ -32,12 +32,20 @@ class SpoolUnavailableError(SpoolError):
     """The disk refused: full, read-only, failing. Worth another try later."""
 
 
+class SpoolNewerError(SpoolUnavailableError):
+    """A later version wrote the file. It is left as it is, and nothing starts on it."""
+
+
 class SpoolCorruptError(SpoolError):
     """The spool file was damaged. It has been set aside and an empty one stands in its place."""
 
 
 class LedgerError(ByocError):
     """A ledger line could not be written, so the send it announces must not happen."""
+
+
+class LedgerNewerError(LedgerError):
+    """A later version wrote the files. They are left as they are, and nothing starts on them."""
 
 
 class Reason(StrEnum):

@@ -4,12 +4,13 @@ WAL with synchronous=FULL: a commit that returned survives kill -9 and a power c
 """
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
-from agents.core.errors import SpoolCorruptError, SpoolUnavailableError
+from agents.core.errors import SpoolCorruptError, SpoolNewerError, SpoolUnavailableError
 from agents.core.journal_index import JournalIndex
 
-VERSION = 1
+VERSION = 1  # raised by whatever an older version must not touch; tests/upgrade holds each format
 NEWEST_VERSION = 1000  # a larger number in the header is damage, not a newer format
 JOURNAL_BYTES = 4 * 1024**2  # the journal is cut down to this after a checkpoint
 MAGIC = b"SQLite format 3\0"
@@ -37,12 +38,13 @@ COMMIT;
 def connect(path: Path) -> sqlite3.Connection:
     """Open the file, or make it where there is none. A file that is not ours is not touched.
 
-    Raises SpoolCorruptError, and SpoolUnavailableError for a newer format and a failing disk.
+    Raises SpoolCorruptError, SpoolNewerError, and SpoolUnavailableError for a failing disk.
     """
     with translated():
         fresh = not path.exists()
         if not fresh:
             _check_header(path)
+            _check_journal(path)
         connection = _connection(path, "rwc" if fresh else "rw")
         try:
             if fresh:
@@ -97,10 +99,22 @@ def _check_header(path: Path) -> None:
     version = int.from_bytes(header[VERSION_AT])
     if not header.startswith(MAGIC) or not 0 < version <= NEWEST_VERSION:
         raise SpoolCorruptError(f"{path} is not a spool")
+    _check_version(path, version)
+
+
+def _check_journal(path: Path) -> None:
+    """Read the number that a killed newer version has left in the journal only."""
+    journal = path.with_name(f"{path.name}-wal")
+    if journal.exists() and journal.stat().st_size:
+        with closing(_connection(path, "ro")) as connection:  # which leaves both as they are
+            _check_version(path, connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _check_version(path: Path, version: int) -> None:
     if version > VERSION:
-        raise SpoolUnavailableError(
+        raise SpoolNewerError(
             f"{path} was written by a newer version (format {version}, this one reads up to "
-            f"{VERSION}): run the newer version, or move the file away"
+            f"{VERSION}): run the newer version, or move its directory away"
         )
 
 

@@ -12,7 +12,12 @@ from typing import Any, Self, TypeVar
 
 from agents.core.change import Change, DeadLetter, Totals
 from agents.core.clock import Clock
-from agents.core.errors import SpoolCorruptError, SpoolError, SpoolUnavailableError
+from agents.core.errors import (
+    SpoolCorruptError,
+    SpoolError,
+    SpoolNewerError,
+    SpoolUnavailableError,
+)
 from agents.core.lock import DirectoryLock
 from agents.core.reserve import Reserve
 from agents.core.salvage import make, rebuild
@@ -143,6 +148,8 @@ class Spool:
             return answers, store.totals()
         except SpoolCorruptError as error:
             return [self._replace(error)] * len(group), self._count()
+        except SpoolNewerError as error:  # nothing beside it is touched either
+            return [error] * len(group), self.totals
         except SpoolUnavailableError as error:
             self.let_go()
             if not _grows(group) and self._reserve.release():

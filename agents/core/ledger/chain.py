@@ -84,6 +84,10 @@ class Chain:
             self._lose(entries)
             raise
 
+    def check_format(self) -> None:
+        """Raise LedgerNewerError where a later version has written. Raises OSError."""
+        opening.check_format(self.segments)
+
     def open(self) -> None:
         """Open the files and state what was found there, if that has not been done."""
         self.append([])

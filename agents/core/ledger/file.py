@@ -4,6 +4,7 @@ What waits for the thread when it begins shares one write and one fsync (group c
 """
 
 import asyncio
+import contextlib
 import queue
 import threading
 from collections import deque
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple, Self
 import structlog
 
 from agents.core.clock import Clock
-from agents.core.errors import LedgerError
+from agents.core.errors import LedgerError, LedgerNewerError
 from agents.core.ledger.chain import MIN_BYTES, Chain, Entry
 from agents.core.ledger.disk import Disk
 from agents.core.ledger.lines import SUPPRESSED, Refused, clean, intent_of, receipt_of
@@ -68,7 +69,15 @@ class FileLedger:
         return f"FileLedger({self.directory})"
 
     async def __aenter__(self) -> Self:
-        """Open the files, and state what a crash left open. A disk that refuses is met later."""
+        """Open the files, and state what a crash left open. A disk that refuses is met later.
+
+        Raises LedgerNewerError where a later version has written: nothing is touched then.
+        """
+        try:
+            await self._run(self._check_format)
+        except LedgerNewerError:
+            self._writer.shutdown(wait=False)
+            raise
         await self._run(self._open)
         return self
 
@@ -126,6 +135,10 @@ class FileLedger:
         await asyncio.wrap_future(self._writer.submit(work))
 
     # Below here runs on the writer thread only.
+
+    def _check_format(self) -> None:
+        with contextlib.suppress(OSError):  # met again, and said, by `_open`
+            self._chain.check_format()
 
     def _open(self) -> None:
         self._tried(self._chain.open)

@@ -2,7 +2,9 @@
 
 A line is one JSON object and a line end. `previous` is the SHA-256 of the line before it, in hex,
 over its bytes without the line end; so a line's own hash can be computed by anyone with sha256sum.
-Sequence numbers run without a gap through all files. The first line of all has 64 zeros.
+Sequence numbers run without a gap through all files. The first line of all has 64 zeros. Whatever
+the format, the first line of a file has `"kind":"segment"` and its number in `format`, and another
+format begins in a file of its own: so every version knows what it must not touch.
 """
 
 import hashlib
@@ -142,6 +144,20 @@ def decode(raw: bytes) -> LedgerLine | None:
         return _DECODER.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
+
+
+class _First(msgspec.Struct):
+    kind: str
+    format: int
+
+
+def format_of(first_line: bytes) -> int:
+    """Return the format that a file's first line states, 0 where it states none."""
+    try:
+        first = msgspec.json.decode(first_line, type=_First)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return 0
+    return first.format if first.kind == "segment" else 0
 
 
 def digest(raw: bytes) -> str:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agents.core.ledger.lines import Line, Recovered, decode, digest
+from agents.core.errors import LedgerNewerError
+from agents.core.ledger.lines import FORMAT, Line, Recovered, decode, digest, format_of
 from agents.core.ledger.scan import START, Head, Scan, raw_lines, scan
 from agents.core.ledger.segments import Segments
 
@@ -19,6 +20,18 @@ class Found:
     open: Sequence[int] = ()  # intents without an outcome
     removed: set[int] = field(default_factory=set)  # files that were about to be deleted
     states: list[Line] = field(default_factory=list)
+
+
+def check_format(segments: Segments) -> None:
+    """Raise LedgerNewerError where a later version has written. Raises OSError."""
+    for number in segments.numbers():
+        path = segments.path(number)
+        first = next((raw.content for raw in raw_lines(path)), b"")
+        if (found := format_of(first)) > FORMAT:
+            raise LedgerNewerError(
+                f"{path} was written by a newer version (format {found}, this one reads up to "
+                f"{FORMAT}): run the newer version, or move its directory away"
+            )
 
 
 def find(segments: Segments) -> Found:

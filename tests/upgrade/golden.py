@@ -1,0 +1,155 @@
+"""What each version left on disk when it was killed with a backlog: `versions/VERSION/`.
+
+`python -m tests.upgrade.golden` writes the directory of the version that runs, once, for its
+release; directories of older versions are never written again. Spools lie there as SQL, so that a
+reader sees what is in them; ledgers and objects as they are.
+"""
+
+import asyncio
+import json
+import shutil
+import sqlite3
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+from agents import __version__
+from agents.core.sink import Message, Outcome, Sink
+from agents.sinks.directory import DirectorySink
+from agents.testing import START_MS, FakeClock, ListSink
+from tests.upgrade.lives import (
+    AGENTS,
+    ALERTS,
+    BILLING,
+    STATE,
+    Life,
+    exporter,
+    life,
+    notification,
+    relay,
+    scraper,
+    ticks,
+)
+
+GOLDEN = Path(__file__).parent / "versions"
+BOOT_SECONDS = 1000.0  # of the clock at the start of the story
+SENT_TICKS, KEPT_TICKS = 132, 110  # of 5 s: 11 minutes that were delivered, 9 that were not
+END = "story.json"
+
+
+def clock_at(version_dir: Path, later_seconds: float = 0) -> FakeClock:
+    """Return a clock that stands so long after the moment of the kill."""
+    seconds = json.loads((version_dir / END).read_text())["seconds"] + later_seconds
+    return FakeClock(START_MS + round(seconds * 1000), BOOT_SECONDS + seconds)
+
+
+def restore(version_dir: Path, state_dir: Path, bucket: Path) -> None:
+    """Lay out a state directory and a bucket as that version left them."""
+    shutil.copytree(version_dir / "bucket", bucket)
+    for agent in AGENTS:
+        shutil.copytree(version_dir / agent / "ledger", state_dir / agent / "ledger")
+        with closing(sqlite3.connect(state_dir / agent / "spool.db")) as database:
+            database.executescript((version_dir / agent / "spool.sql").read_text())
+            database.execute("PRAGMA journal_mode=WAL")
+
+
+def dumped(spool: Path) -> str:
+    """Return a spool file as SQL, with the two marks that SQLite's own dump leaves out."""
+    with closing(sqlite3.connect(spool)) as database:
+        version = database.execute("PRAGMA user_version").fetchone()[0]
+        lines = list(database.iterdump())
+    marks = ["PRAGMA auto_vacuum=INCREMENTAL;", f"PRAGMA user_version={version};"]
+    return "\n".join([*marks, *lines]) + "\n"
+
+
+async def write(version_dir: Path) -> None:
+    """Play the story and keep what it left."""
+    with tempfile.TemporaryDirectory() as directory:
+        state_dir, bucket, killed = (Path(directory) / x for x in ("state", "bucket", "killed"))
+        bucket.mkdir()
+        seconds = await _story(state_dir, bucket, killed)
+        for agent in AGENTS:
+            place = version_dir / agent
+            place.mkdir(parents=True)
+            (place / "spool.sql").write_text(dumped(killed / agent / "spool.db"))
+            lines = (killed / agent / "ledger").glob("*.jsonl")
+            (place / "ledger").mkdir()
+            for path in lines:
+                shutil.copy(path, place / "ledger")
+        shutil.copytree(bucket, version_dir / "bucket")
+        (version_dir / END).write_text(json.dumps({"seconds": seconds}) + "\n")
+
+
+async def _story(state_dir: Path, bucket: Path, killed: Path) -> int:
+    """Let each agent live and be killed: its files are copied while it still has them open."""
+    lives = {BILLING: _billing, STATE: _state, ALERTS: _alerts}
+    for agent, play in lives.items():
+        async with life(state_dir, agent, FakeClock(START_MS, BOOT_SECONDS)) as one:
+            await play(one, bucket)
+            shutil.copytree(state_dir / agent, killed / agent)
+            seconds = (one.clock.wall_ns() // 1_000_000 - START_MS) // 1000
+    return seconds
+
+
+async def _billing(one: Life, bucket: Path) -> None:
+    """Leave an object stored, others that wait, staged lines, an open window, a send in flight."""
+    sink = _Named(DirectorySink(bucket), "s3://vendor-usage")
+    source = scraper(one)
+    await ticks(one, source, SENT_TICKS)
+    await one.ship(sink)
+    await ticks(one, source, KEPT_TICKS)
+    await one.ledger.intent(sink.destination, await one.spool.head())
+
+
+async def _state(one: Life, _bucket: Path) -> None:
+    """Leave messages delivered, a transition that waits, a dead letter."""
+    sink = _Named(ListSink(), "sqs://byoc-state.fifo")
+    await ticks(one, exporter(one, readonly=False), SENT_TICKS)
+    await one.ship(sink)
+    await ticks(one, exporter(one, readonly=True), KEPT_TICKS // 2)
+    (refused,) = await one.spool.head()
+    await one.spool.bury(refused, "rejected", "status 400")
+    await ticks(one, exporter(one, readonly=False), KEPT_TICKS // 2)
+
+
+async def _alerts(one: Life, _bucket: Path) -> None:
+    """Leave a beginning delivered, its end and another beginning that wait, a dead letter."""
+    sink = _Named(ListSink(), "https://control-plane.example/v1/events")
+    await one.clock.advance(300)
+    await relay(one).accept(notification(("Down", "firing")))
+    await one.ship(sink)
+    await one.clock.advance(300)
+    await relay(one).accept(notification(("Refused", "firing")))
+    (refused,) = await one.spool.head()
+    await one.spool.bury(refused, "rejected", "status 422")
+    await relay(one).accept(notification(("Down", "resolved"), ("Full", "firing")))
+    await one.clock.advance((SENT_TICKS + KEPT_TICKS) * 5 - 600)
+
+
+class _Named:
+    """A sink that goes by the name it would have in a data plane."""
+
+    def __init__(self, sink: Sink, destination: str) -> None:
+        self.destination = destination
+        self.max_messages, self.max_bytes = sink.max_messages, sink.max_bytes
+        self._sink = sink
+
+    async def send(self, batch: Sequence[Message]) -> Sequence[Outcome]:
+        """Send as the other does."""
+        return await self._sink.send(batch)
+
+
+def main() -> int:
+    """Write the directory of this version; refuse where it is there already."""
+    place = GOLDEN / __version__
+    if place.exists():
+        sys.stderr.write(f"{place.relative_to(Path.cwd())} is there: a release never changes\n")
+        return 1
+    asyncio.run(write(place))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

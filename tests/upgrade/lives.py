@@ -1,0 +1,177 @@
+"""The three daemons on simulated time and a real disk: whoever wrote it, any version goes on."""
+
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agents.alerts import matchers
+from agents.alerts.counts import Counts
+from agents.alerts.event import Allowed, Origin
+from agents.alerts.relay import Relay, Rules
+from agents.billing.reading import Reading
+from agents.billing.recorder import Identity, Recorder
+from agents.billing.scraper import Pace, Scraper
+from agents.billing.target import Observation
+from agents.core.clock import Clock
+from agents.core.ledger import FileLedger
+from agents.core.metrics import Metrics
+from agents.core.ship import Shipper
+from agents.core.sink import Sink
+from agents.core.spool import Spool
+from agents.state.exporter import Exporter, Replica
+from agents.state.limits import DEFAULTS, Code, Limit, Limits
+from agents.state.message import Identity as Speaker
+from agents.state.probes import Prober
+from agents.state.stream import Stream
+from agents.state.testing import HEALTHY, ScriptedServer
+from agents.testing import FakeClock
+
+BILLING, STATE, ALERTS = "billing-scraper", "state-exporter", "alert-forwarder"
+AGENTS = (BILLING, STATE, ALERTS)
+BOUND = 1 << 20
+SAMPLE_SECONDS = 5
+RULES = Rules(
+    origin=Origin("org", "svc", "eu-west-1", "replica-0"),
+    selector=matchers.parse('severity="critical"'),
+    watchdog=matchers.parse('alertname="Watchdog"'),
+    allowed=Allowed(("alertname", "severity"), ("summary",)),
+    reminder_seconds=900,
+)
+
+
+@dataclass
+class Life:
+    """One run of one agent: what it has on disk, and the clock it lives by."""
+
+    agent: str
+    spool: Spool
+    ledger: FileLedger
+    clock: FakeClock
+    metrics: Metrics = field(default_factory=Metrics)
+
+    async def ship(self, sink: Sink) -> None:
+        """Send everything that waits."""
+        shipper = Shipper(
+            self.agent,
+            spool=self.spool,
+            sink=sink,
+            ledger=self.ledger,
+            clock=self.clock,
+            metrics=self.metrics,
+        )
+        while self.spool.totals.oldest_created_at_ms is not None:
+            assert await shipper.attempt() is None
+
+
+@asynccontextmanager
+async def life(state_dir: Path, agent: str, clock: FakeClock) -> AsyncIterator[Life]:
+    """Open what an agent has on disk, in the order in which `agents.runtime` does."""
+    async with AsyncExitStack() as stack:
+        directory = state_dir / agent
+        spool = Spool(directory, max_bytes=BOUND, clock=clock)
+        await stack.enter_async_context(spool)
+        ledger = FileLedger(directory / "ledger", clock=clock, max_bytes=BOUND)
+        await stack.enter_async_context(ledger)
+        yield Life(agent, spool, ledger, clock)
+
+
+class OneCore:
+    """A target that keeps one core busy since the machine's boot."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    async def read(self, *, standby: bool = False) -> Observation:  # noqa: ARG002
+        return Observation(
+            Reading(
+                source="cgroup.v2",
+                incarnation="boot-1-7",
+                container_id="",
+                cpu_usec=self._clock.boot_ns() // 1000,
+                memory_bytes=1 << 30,
+                born_boot_ns=0,
+            )
+        )
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def scraper(life: Life) -> Scraper:
+    """Return the scraper of a life, as `agents.billing.agent` puts it together."""
+    who = Identity(
+        organization_id="org",
+        service_id="svc",
+        replica="replica-0",
+        region="eu-west-1",
+        pod_uid="uid",
+        container_name="clickhouse",
+    )
+    return Scraper(
+        BILLING,
+        target=OneCore(life.clock),  # type: ignore[arg-type]  # the reading is simulated
+        recorder=Recorder(identity=who, sample_ms=SAMPLE_SECONDS * 1000),
+        pace=Pace(sample_ms=SAMPLE_SECONDS * 1000, window_ms=60_000, seal_ms=300_000),
+        spool=life.spool,
+        clock=life.clock,
+        metrics=life.metrics,
+        prefix="v1/",
+        compression="zstd",
+    )
+
+
+async def ticks(life: Life, source: Scraper | Exporter, count: int) -> None:
+    """Let that many sample intervals go by."""
+    for _ in range(count):
+        await life.clock.advance(SAMPLE_SECONDS)
+        await source.tick()
+
+
+def exporter(life: Life, *, readonly: bool) -> Exporter:
+    """Return the exporter of a life, beside a server that is well or has a read-only replica."""
+    rows = HEALTHY | {"system.metrics.ReadonlyReplica": str(int(readonly))}
+    prober = Prober(ScriptedServer(rows=rows), clock=life.clock)
+    stream = Stream(
+        STATE,
+        "state/replica/replica-0",
+        heartbeat_seconds=30,
+        spool=life.spool,
+        clock=life.clock,
+        metrics=life.metrics,
+    )
+    return Exporter(
+        who=Speaker(
+            organization_id="org", service_id="svc", region="eu-west-1", heartbeat_seconds=30
+        ),
+        replicas=[Replica("replica-0", prober, stream)],
+        limits=Limits(by_code={**DEFAULTS, Code.READONLY_REPLICA: Limit(1, 0)}),
+        poll_seconds=SAMPLE_SECONDS,
+        clock=life.clock,
+    )
+
+
+def relay(life: Life) -> Relay:
+    """Return the relay of a life."""
+    return Relay(RULES, life.spool, life.clock, Counts(life.metrics, ALERTS))
+
+
+def notification(*alerts: tuple[str, str]) -> bytes:
+    """Return what Alertmanager would send for these names and statuses."""
+    told = [_alert(name, status) for name, status in alerts]
+    return json.dumps({"version": "4", "receiver": "byoc", "alerts": told}).encode()
+
+
+def _alert(name: str, status: str) -> dict[str, Any]:
+    ended = status == "resolved"
+    return {
+        "status": status,
+        "labels": {"alertname": name, "severity": "critical"},
+        "annotations": {"summary": f"{name} is down"},
+        "startsAt": "2026-11-23T12:01:00.000Z",
+        "endsAt": "2026-11-23T12:09:00.000Z" if ended else "0001-01-01T00:00:00Z",
+        "fingerprint": hashlib.sha256(name.encode()).hexdigest()[:16],
+    }

@@ -1,0 +1,215 @@
+"""What an older version left on disk, taken up by this one: nothing lost, doubled or renumbered."""
+
+import json
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from agents import __version__
+from agents.billing import verify
+from agents.core import dead_letters, schema
+from agents.ledger_cli.commands import main as ledger
+from agents.sinks.directory import DirectorySink
+from agents.testing import FakeClock, ListSink
+from tests.upgrade.golden import BOOT_SECONDS, GOLDEN, clock_at, restore, write
+from tests.upgrade.golden import main as golden
+from tests.upgrade.lives import (
+    AGENTS,
+    ALERTS,
+    BILLING,
+    SAMPLE_SECONDS,
+    STATE,
+    exporter,
+    life,
+    notification,
+    relay,
+    scraper,
+    ticks,
+)
+
+VERSIONS = sorted(path.name for path in GOLDEN.iterdir())
+AWAY_SECONDS = 95  # between the kill and the new version's start
+
+
+@dataclass(frozen=True)
+class Old:
+    """What a version left, laid out; read with nothing but sqlite3."""
+
+    version_dir: Path
+    state_dir: Path
+    bucket: Path
+
+    def clock(self) -> FakeClock:
+        return clock_at(self.version_dir, AWAY_SECONDS)
+
+    def rows(self, agent: str, query: str) -> list[Any]:
+        with closing(sqlite3.connect(self.state_dir / agent / "spool.db")) as database:
+            return database.execute(query).fetchall()
+
+    def state(self, agent: str, key: str) -> Any:
+        rows = self.rows(agent, f"SELECT value FROM state WHERE key = '{key}'")
+        return json.loads(rows[0][0])
+
+
+@pytest.fixture(params=VERSIONS)
+def old(request: pytest.FixtureRequest, tmp_path: Path) -> Old:
+    found = Old(GOLDEN / request.param, tmp_path / "state", tmp_path / "bucket")
+    restore(found.version_dir, found.state_dir, found.bucket)
+    return found
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+async def test_a_backlog_is_delivered_in_its_order_with_its_own_bytes(old: Old, agent: str) -> None:
+    waiting = old.rows(agent, "SELECT id, body FROM message ORDER BY position")
+    assert waiting
+    sink = ListSink()
+    async with life(old.state_dir, agent, old.clock()) as one:
+        assert one.spool.resets == 0
+        await one.ship(sink)
+    assert list(sink.stored.items()) == waiting
+
+
+async def test_metering_goes_on_in_the_same_epoch_and_the_bucket_verifies(
+    old: Old, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert old.rows(BILLING, "SELECT count(*) FROM staged")[0][0] > 0
+    async with life(old.state_dir, BILLING, old.clock()) as one:
+        source = scraper(one)
+        await ticks(one, source, 60)
+        await source.finish()
+        await one.ship(DirectorySink(old.bucket))
+        used = Decimal(one.clock.boot_ns()) / 10**9 - int(BOOT_SECONDS + SAMPLE_SECONDS)
+    capsys.readouterr()
+    assert verify.main([str(old.bucket), "--json"]) == 0
+    report = msgspec.json.decode(capsys.readouterr().out, type=verify.Report)
+    assert report.findings == []
+    assert [gap.reason for gap in report.gaps] == ["no_checkpoint"]  # of the very first start
+    assert sum(total.cpu_core_seconds for total in report.services) == used
+
+
+async def test_state_messages_go_on_with_the_next_number(old: Old) -> None:
+    before = old.state(STATE, "state/replica/replica-0/position")
+    sink = ListSink()
+    async with life(old.state_dir, STATE, old.clock()) as one:
+        await one.ship(ListSink())
+        await ticks(one, exporter(one, readonly=True), 1)
+        await one.ship(sink)
+    (told,) = [json.loads(body)["data"] for body in sink.stored.values()]
+    assert (told["epoch"], told["sequence"]) == (before["epoch"], before["sequence"])
+    assert (told["kind"], told["previous_state"]) == ("transition", before["told"])
+    assert told["transition"] == before["transitions"] + 1
+
+
+async def test_what_was_told_is_not_told_again_and_what_follows_is(old: Old) -> None:
+    async with life(old.state_dir, ALERTS, old.clock()) as one:
+        told = relay(one)
+        known = [("Down", "resolved"), ("Refused", "firing"), ("Full", "firing")]
+        assert await told.accept(notification(*known)) == 0
+        assert await told.accept(notification(("Full", "resolved"))) == 1
+
+
+@pytest.mark.parametrize("agent", [STATE, ALERTS])
+async def test_a_dead_letter_can_be_sent_again(
+    old: Old, agent: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ((letter, body),) = old.rows(agent, "SELECT id, body FROM dead_letter")
+    assert dead_letters.main(["list"], str(old.state_dir)) == 0
+    assert letter in capsys.readouterr().out
+    assert dead_letters.main(["resend", letter], str(old.state_dir)) == 0
+    sink = ListSink()
+    async with life(old.state_dir, agent, old.clock()) as one:
+        await one.ship(sink)
+    assert list(sink.stored.items())[-1] == (letter, body)
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+async def test_a_ledger_goes_on_in_its_chain(
+    old: Old, agent: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (file,) = (old.state_dir / agent / "ledger").glob("*.jsonl")
+    before = file.read_bytes()
+    async with life(old.state_dir, agent, old.clock()) as one:
+        await one.ship(ListSink())
+    assert file.read_bytes().startswith(before)
+    assert len(file.read_bytes()) > len(before)
+    capsys.readouterr()
+    assert ledger(["verify", str(old.state_dir / agent / "ledger")], {}) == 0, capsys.readouterr()
+
+
+async def test_a_send_that_the_old_version_had_in_flight_is_stated_as_unknown(old: Old) -> None:
+    async with life(old.state_dir, BILLING, old.clock()):
+        pass
+    (file,) = (old.state_dir / BILLING / "ledger").glob("*.jsonl")
+    unknown = [line for line in _json(file) if line["kind"] == "unknown"]
+    assert [line["why"] for line in unknown] == ["crash"]
+
+
+def test_this_version_has_its_files() -> None:
+    """A release adds them: `python -m tests.upgrade.golden`."""
+    assert __version__ in VERSIONS
+
+
+async def test_what_this_version_writes_has_the_shape_that_its_files_show(tmp_path: Path) -> None:
+    """Another shape under the same number would be read by an older version, and misread."""
+    newest = GOLDEN / __version__
+    await write(tmp_path / "made")
+    for agent in AGENTS:
+        made, kept = tmp_path / "made" / agent, newest / agent
+        assert _columns(made / "spool.sql") == _columns(kept / "spool.sql")
+        assert _checkpoints(made / "spool.sql") == _checkpoints(kept / "spool.sql")
+        assert _lines(made / "ledger") == _lines(kept / "ledger")
+
+
+def test_the_number_of_the_format_is_that_of_the_newest_files() -> None:
+    text = (GOLDEN / __version__ / BILLING / "spool.sql").read_text()
+    assert f"PRAGMA user_version={schema.VERSION};" in text
+
+
+def test_a_release_is_never_written_again(capsys: pytest.CaptureFixture[str]) -> None:
+    assert golden() == 1
+    assert "a release never changes" in capsys.readouterr().err
+
+
+def _restored(sql: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(":memory:")
+    database.executescript(sql.read_text())
+    return database
+
+
+def _columns(sql: Path) -> list[Any]:
+    with closing(_restored(sql)) as database:
+        return database.execute("SELECT sql FROM sqlite_master ORDER BY sql").fetchall()
+
+
+def _checkpoints(sql: Path) -> dict[str, Any]:
+    with closing(_restored(sql)) as database:
+        rows = database.execute("SELECT key, value FROM state").fetchall()
+    return {key.partition("/")[0]: _shape(_decoded(value)) for key, value in rows}
+
+
+def _decoded(value: bytes) -> Any:
+    return json.loads(value) if value.startswith(b"{") else value.decode()
+
+
+def _json(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _lines(directory: Path) -> dict[str, Any]:
+    lines = [line for path in directory.iterdir() for line in _json(path)]
+    return {line["kind"]: _shape(line) for line in lines}
+
+
+def _shape(value: Any) -> Any:
+    """Return names and types without the values."""
+    if isinstance(value, dict):
+        return {key: _shape(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_shape(one) for one in value[:1]]
+    return type(value).__name__
