@@ -15,6 +15,7 @@ from agents.core.errors import ConfigError
 
 COMMANDS = {
     "run": "run one or more daemons in this process",
+    "drain": "send what waits on disk, make nothing new, and end",
     "check-config": "print the effective settings, or every mistake",
     "demo": "see it work in a minute: no account, no Docker",
     "verify": "audit a bucket or a directory of billing objects",
@@ -41,11 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dispatch(arguments: list[str]) -> int:  # noqa: PLR0911  one a command
     command, rest = (arguments or ["help"])[0], arguments[1:]
     match command:
-        case "run":
+        case "run" | "drain":
             from agents import run
 
-            options = _daemons("run", rest, at_least="+")
-            return run.main(options.daemon, options.config)
+            options = _daemons(command, rest, at_least="+")
+            return run.main(options.daemon, options.config, only_drain=command == "drain")
         case "check-config":
             return _check_config(rest)
         case "verify":

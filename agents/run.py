@@ -3,8 +3,13 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,18 +110,40 @@ def configure(
 
 async def run(configuration: Configuration) -> int:
     """Run until SIGTERM or SIGINT. Return the exit code."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    core = configuration.core
-    try:
+    stop, core = _stopped(), configuration.core
+    with _mistakes():
         async with (
             _put_together(configuration) as (agents, metrics),
             serve(agents, metrics, core.listen),
         ):
             grace = core.shutdown_grace_seconds
             await asyncio.gather(*(agent.run(stop, grace) for agent in agents))
+    return 0
+
+
+async def drain(configuration: Configuration) -> int:
+    """Send what waits on disk and make nothing new. Return 0 when nothing is left, else 1."""
+    stop = _stopped()
+    with _mistakes():
+        async with _put_together(configuration) as (agents, _metrics):
+            left = await asyncio.gather(*(agent.drain(stop) for agent in agents))
+    return int(any(left))
+
+
+def _stopped() -> asyncio.Event:
+    """Return what SIGTERM and SIGINT set."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+@contextmanager
+def _mistakes() -> Iterator[None]:
+    """Turn what the disk and the address refuse at the start into mistakes of the settings."""
+    try:
+        yield
     except (SpoolNewerError, LedgerNewerError) as error:
         raise ConfigError([f"BYOC_STATE_DIR: {error}"]) from error
     except SpoolError as error:
@@ -127,7 +154,6 @@ async def run(configuration: Configuration) -> int:
         raise ConfigError(
             [f"BYOC_LISTEN: {error.strerror or error}; wants a free host:port"]
         ) from error
-    return 0
 
 
 @asynccontextmanager
@@ -175,8 +201,8 @@ def _gate(
     )
 
 
-def main(names: Sequence[str], config_file: str | None) -> int:
-    """Run the named daemons; the process's entry point. Raises ConfigError."""
+def main(names: Sequence[str], config_file: str | None, *, only_drain: bool = False) -> int:
+    """Run or drain the named daemons; the process's entry point. Raises ConfigError."""
     configuration = configure(names, os.environ, config_file)
     log.configure(configuration.core.log_level)
-    return asyncio.run(run(configuration))
+    return asyncio.run(drain(configuration) if only_drain else run(configuration))

@@ -84,16 +84,26 @@ class Runtime:
         return ClickHouse(url, settings.user, settings.password, session=self.gate.session)
 
     def agent(  # the parts of one daemon
-        self, name: str, *, source: Source, spool: Spool, sink: Sink, ledger: FileLedger
+        self,
+        name: str,
+        *,
+        source: Source,
+        spool: Spool,
+        sink: Sink,
+        ledger: FileLedger,
+        **more: Any,
     ) -> Agent:
-        """Return the daemon: its source fills the spool, a shipper empties it into the sink."""
+        """Return the daemon: its source fills the spool, a shipper empties it into the sink.
+
+        `more` are further fields of `Agent`.
+        """
         shipper = Shipper(
             name, spool=spool, sink=sink, ledger=ledger, clock=self.clock, metrics=self.metrics
         )
         by_aws = sink.destination.startswith(AWS_SINKS)
         identity = self.identity if by_aws else dict
         return Agent(
-            name, source, spool, shipper, self.clock, self.metrics, ledger.status, identity
+            name, source, spool, shipper, self.clock, self.metrics, ledger.status, identity, **more
         )
 
     def identity(self) -> dict[str, str]:

@@ -133,7 +133,9 @@ async def opened(
             prefix=own.prefix,
             compression=own.compression,
         )
-        yield runtime.agent(NAME, source=scraper, spool=spool, sink=sink, ledger=ledger)
+        yield runtime.agent(
+            NAME, source=scraper, spool=spool, sink=sink, ledger=ledger, seal=scraper.seal
+        )
 
 
 def _sink(runtime: Runtime, own: Settings) -> S3Sink | DirectorySink:

@@ -104,6 +104,11 @@ class Scraper:
         await self._seal_all()
         self._target.close()
 
+    async def seal(self) -> None:
+        """Seal all that is staged and measure nothing: for a directory that is only emptied."""
+        self._staged = await self._spool.staged()
+        await self._seal_all()
+
     async def _take(self, sample: Sample) -> None:
         if self._stale:
             await self._load()

@@ -1,7 +1,7 @@
 """One running daemon: a source that fills the spool, a shipper that empties it, and their end."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -32,6 +32,10 @@ class Source(Protocol):
         ...
 
 
+async def _nothing_staged() -> None:
+    """Stand for a source that stages nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Agent:
     """The parts of one daemon, and their order at the start and at the end."""
@@ -44,6 +48,7 @@ class Agent:
     metrics: Metrics
     ledger_status: Callable[[], dict[str, Any]] = dict  # what /status shows of the ledger
     identity: Callable[[], dict[str, Any]] = dict  # and of who we are to the receiver; no keys
+    seal: Callable[[], Awaitable[None]] = _nothing_staged  # makes messages of what is staged
 
     def __repr__(self) -> str:
         """Return the pipeline, as the log prints it at the start."""
@@ -66,6 +71,22 @@ class Agent:
             finally:
                 await _cancel(shipper)
                 log.info("agent.stop", backlog_records=self.spool.totals.records)
+
+    async def drain(self, stop: asyncio.Event) -> int:
+        """Send what waits until nothing does, or until `stop`; the source makes nothing new.
+
+        Return how many records and dead letters are left. Raises SpoolError.
+        """
+        structlog.get_logger().info("agent.drain", agent=self.name, pipeline=repr(self))
+        await self.seal()
+        shipper = asyncio.create_task(self._keep(self.shipper.run, "shipper"))
+        ends = [asyncio.create_task(end) for end in (self.shipper.empty(), stop.wait())]
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (*ends, shipper):
+                await _cancel(task)
+        return self.spool.totals.records + self.spool.totals.dead_letters
 
     async def _end(self, grace_seconds: float) -> None:
         log = structlog.get_logger().bind(agent=self.name)
@@ -129,6 +150,6 @@ class Agent:
         }
 
 
-async def _cancel(task: asyncio.Task[None]) -> None:
+async def _cancel(task: asyncio.Task[Any]) -> None:
     task.cancel()
     await asyncio.wait([task])

@@ -123,6 +123,10 @@ class Shipper:
         self._hurry.set()
         self._idle.clear()
         self._spool.changed.set()  # one more pass, so that idle speaks of now
+        await self.empty()
+
+    async def empty(self) -> None:
+        """Wait until `run` has found nothing to send."""
         await self._idle.wait()
 
     async def _pause(self, seconds: float) -> None:

@@ -136,6 +136,14 @@ def test_an_agent_is_hardened_by_compose_and_by_docker_run(
     assert words[-1] == service["image"]
 
 
+def test_the_control_plane_looks_for_the_package_where_the_images_have_it(
+    composed: dict[str, Any],
+) -> None:
+    places = composed["control-plane"]["environment"]["PYTHONPATH"].split(":")
+    for path in install.ROOT.glob("images/launcher.py"):
+        assert {place in path.read_text() for place in places} == {True}
+
+
 def test_what_is_mounted_is_there_and_ports_are_on_loopback(composed: dict[str, Any]) -> None:
     for service in composed.values():
         for mount in service.get("volumes", []):

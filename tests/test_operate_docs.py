@@ -1,0 +1,191 @@
+"""docs/operate.md names every metric, reason and log event that there is, and no other."""
+
+import ast
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+from prometheus_client import Counter
+
+import agents
+from agents.alerts.counts import FATES as ALERT_FATES
+from agents.billing.reading import SourceName
+from agents.billing.record import GapReason, Quality
+from agents.cli import COMMANDS, main
+from agents.core import schema
+from agents.core.ledger.lines import FORMAT
+from agents.core.metrics import Metrics
+from agents.core.ship import FATES, Fate
+from agents.egress.gate import Refusal
+
+HOUSE = Path(agents.__file__).parent
+ROOT = HOUSE.parent
+PAGE = (ROOT / "docs" / "operate.md").read_text()
+KUBERNETES = (ROOT / "docs" / "kubernetes.md").read_text()
+EVENT = re.compile(r"[a-z]+\.[a-z_]+")
+LEVELS = {"info": "info", "warning": "warning", "error": "error", "exception": "error"}
+SEVERAL = {  # events whose level or name is chosen where they are written
+    "ship.retry": "warning",
+    "ship.hold": "error",
+    "alerts.accepted": "info",
+    "library.log": "any",
+}
+WORDS = {Fate.DONE: "done", Fate.RETRY: "retried", Fate.HOLD: "held", Fate.BURY: "dead letter"}
+ELSEWHERE = {"demo", "doubles"}  # programs with logs of their own
+
+
+def rows(heading: str) -> list[list[str]]:
+    """Return the cells of the first table under a heading, without its head."""
+    after = PAGE.split(f"{heading}\n", 1)[1]
+    lines = re.search(r"(^\|.*\n)+", after, re.MULTILINE)
+    assert lines
+    cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines[0].splitlines()[2:]]
+    return [[cell.strip() for cell in row] for row in cells]
+
+
+def quoted(text: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", text)
+
+
+def metrics() -> dict[str, list[str]]:
+    """Return name as it is scraped -> labels beside `agent`."""
+    found = {}
+    for metric in vars(Metrics()).values():
+        if hasattr(metric, "_labelnames"):
+            name = metric._name + "_total" * isinstance(metric, Counter)
+            found[name] = [label for label in metric._labelnames if label != "agent"]
+    return found
+
+
+def events() -> Iterator[tuple[str, str]]:
+    """Yield every event that is logged in `agents`, with its level."""
+    for path in HOUSE.rglob("*.py"):
+        if path.relative_to(HOUSE).parts[0] in ELSEWHERE:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                first = node.args[0] if node.args else None
+                if node.func.attr in LEVELS and isinstance(first, ast.Constant):
+                    yield str(first.value), LEVELS[node.func.attr]
+    yield from SEVERAL.items()
+
+
+def test_every_metric_is_listed_with_its_labels_and_no_other() -> None:
+    documented = {quoted(row[0])[0]: quoted(row[1]) for row in rows("## Metrics")}
+    assert documented == metrics()
+    assert len(documented) >= 20
+
+
+@pytest.mark.parametrize(
+    ("metric", "values"),
+    [
+        ("byoc_egress_refused_total", {str(one) for one in Refusal}),
+        ("byoc_billing_gap_seconds_total", {*get_args(GapReason)} - {""}),
+        ("byoc_billing_records_total", {*get_args(Quality)}),
+        ("byoc_billing_samples_total", {*get_args(SourceName), "none"}),
+        ("byoc_alerts_total", {*ALERT_FATES}),
+    ],
+)
+def test_the_values_of_a_label_are_all_there(metric: str, values: set[str]) -> None:
+    (meaning,) = (row[2] for row in rows("## Metrics") if quoted(row[0]) == [metric])
+    assert set(quoted(meaning)) - {"agent"} == values
+
+
+def test_every_reason_is_listed_with_its_fate() -> None:
+    documented = {quoted(row[0])[0]: row[1] for row in rows("### How an attempt ends")}
+    assert documented == {str(reason): WORDS[fate] for reason, fate in FATES.items()}
+
+
+def test_every_log_event_is_listed_with_its_level_and_no_other() -> None:
+    documented = {quoted(row[0])[0]: row[1] for row in rows("## Log events")}
+    assert documented == dict(events())
+
+
+def test_every_event_is_a_dotted_constant() -> None:
+    assert [event for event, _ in events() if not EVENT.fullmatch(event)] == []
+
+
+def test_the_exceptional_events_are_really_written() -> None:
+    source = "".join(path.read_text() for path in HOUSE.rglob("*.py"))
+    written = {f'"{event}"' in source for event in SEVERAL if not event.startswith("ship.")}
+    assert written == {True}
+    assert 'f"ship.{trouble.fate.value}"' in source
+    assert {f"ship.{fate.value}" for fate in (Fate.RETRY, Fate.HOLD)} <= SEVERAL.keys()
+
+
+def test_every_alert_of_the_chart_has_its_steps() -> None:
+    """The chart's rules are where the alerts are; what to do stands here."""
+    told = set(re.findall(r"\bByoc[A-Z]\w+", PAGE))
+    rules = [yaml.safe_load(path.read_text()) for path in ROOT.glob("helm/*/rules/agents.yaml")]
+    alerts = {rule["alert"] for file in rules for g in file["groups"] for rule in g["rules"]}
+    assert alerts <= told
+    assert len(told) >= 11
+
+
+def test_the_format_numbers_are_those_of_the_code() -> None:
+    assert f"dead letters; format {schema.VERSION})" in PAGE
+    assert f"`ledger/` (format {FORMAT})" in PAGE
+
+
+@pytest.mark.parametrize("page", [PAGE, KUBERNETES], ids=["operate", "kubernetes"])
+def test_what_a_page_links_to_and_calls_is_there(page: str) -> None:
+    for link in re.findall(r"\]\(([^)#:]+)\)", page):
+        assert (ROOT / "docs" / link).exists(), link
+    assert set(re.findall(r"`byoc-agents ([a-z-]+)", page)) <= set(COMMANDS)
+    for path in re.findall(r"`(tests/[\w/.]+)`", page):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_policy_commands_of_the_installation_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    example = values_of_the_page()
+    for name, value in {
+        "BYOC_ORGANIZATION_ID": example["organizationId"],
+        "BYOC_SERVICE_ID": example["serviceId"],
+        "BYOC_REGION": example["region"],
+        "BYOC_BILLING_BUCKET": example["billingScraper"]["bucket"],
+        "BYOC_STATE_QUEUE_URL": example["stateExporter"]["queueUrl"],
+    }.items():
+        monkeypatch.setenv(name, value)
+    stand_ins = {
+        "ISSUER": "oidc.eks.eu-central-1.amazonaws.com/id/EXAMPLE",
+        "ARN": example["aws"]["roleArn"],
+        "VPCE": "vpce-0123456789abcdef0",
+    }
+    commands = re.findall(
+        r"^byoc-agents (policy .+?) >", KUBERNETES.replace("\\\n", ""), re.MULTILINE
+    )
+    assert len(commands) == 3
+    for command in commands:
+        words = [stand_ins.get(word, word) for word in shlex.split(command)]
+        assert main(words) == 0, capsys.readouterr().err
+        assert '"Version": "2012-10-17"' in capsys.readouterr().out
+
+
+def test_every_value_that_the_installation_sets_is_one_of_the_chart() -> None:
+    for path in ROOT.glob("helm/*/values.yaml"):
+        assert strangers(values_of_the_page(), yaml.safe_load(path.read_text())) == []
+
+
+def values_of_the_page() -> dict[str, Any]:
+    (block,) = re.findall(r"^```yaml\n(.+?)^```", KUBERNETES, re.MULTILINE | re.DOTALL)
+    values: dict[str, Any] = yaml.safe_load(block)
+    return values
+
+
+def strangers(values: dict[str, Any], known: dict[str, Any], at: str = "") -> list[str]:
+    """Return the paths in `values` that are not in `known`."""
+    found = [f"{at}{key}" for key in values if key not in known]
+    for key, value in values.items():
+        if isinstance(value, dict) and isinstance(known.get(key), dict):
+            found += strangers(value, known[key], f"{at}{key}.")
+    return found
+
+
+def test_a_value_that_is_no_value_would_be_seen() -> None:
+    assert strangers({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 0}}) == ["d", "a.c"]
