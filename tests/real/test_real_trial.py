@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -196,12 +196,12 @@ def _docker_run(agent: str) -> list[str]:
 
 @contextmanager
 def _process_of(command: list[str]) -> Iterator[subprocess.Popen[str]]:
-    """Run a program in a session of its own; it is gone at the end."""
+    """Run a program in a session of its own; it and what it started are gone at the end."""
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     ) as process:
         try:
             yield process
         finally:
-            with suppress(ProcessLookupError):
-                process.kill()
+            process.terminate()  # it stops what it started
+            process.wait(timeout=END_SECONDS)

@@ -28,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=180, help="patience of --once (180)")
     options = parser.parse_args(argv)
     forget_accounts(os.environ)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="byoc-trial-") as directory, ExitStack() as running:
         try:
             started = parts.start(Path(directory), running, say)
