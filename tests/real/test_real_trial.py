@@ -17,6 +17,7 @@ import pytest
 
 from agents import __version__, run
 from tests.real.parts import install, prometheus
+from tests.real.parts.compose import compose
 from tests.real.parts.process import RealProcess
 from tests.real.trial import parts as trial_parts
 from tests.real.trial.__main__ import watch
@@ -77,8 +78,8 @@ def test_what_does_not_arrive_in_time_is_named_and_the_exit_code_is_1(
     for agent in agents.values():
         agent.log.write_text(f"log of {agent.name}\n")
     with trial_parts.control_plane(files) as plane:
-        receivers = {"localstack": localstack, "control-plane": plane}
-        assert watch(receivers | agents, patience_seconds=0) == 1
+        started: trial_parts.Started = {"localstack": localstack, "control-plane": plane}
+        assert watch(started | agents, patience_seconds=0) == 1
     said = capsys.readouterr().out
     assert "did not arrive: usage, state, alert" in said
     assert "log of state-exporter" in said
@@ -87,7 +88,7 @@ def test_what_does_not_arrive_in_time_is_named_and_the_exit_code_is_1(
 @pytest.fixture(scope="module")
 def composed() -> dict[str, Any]:
     """Return what Docker Compose itself makes of the file: services by name."""
-    program = [str(install.compose()), "-f", str(SOURCE / "compose.yaml")]
+    program = [str(compose()), "-f", str(SOURCE / "compose.yaml")]
     done = subprocess.run(
         [*program, "config", "--format", "json"], capture_output=True, text=True, check=False
     )

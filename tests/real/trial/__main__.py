@@ -13,7 +13,7 @@ from pathlib import Path
 
 from agents.demo.process import forget_accounts
 from tests.real.parts.localstack import CREDENTIALS, REGION
-from tests.real.parts.process import PartError, RealProcess
+from tests.real.parts.process import PartError
 from tests.real.trial import parts
 from tests.real.trial.arrivals import BUCKET, Arrivals
 from tests.real.trial.files import AGENTS
@@ -48,7 +48,7 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
-def watch(started: dict[str, RealProcess], patience_seconds: float | None) -> int:
+def watch(started: parts.Started, patience_seconds: float | None) -> int:
     """Show arrivals for ever; with patience until one of each, then stop the agents and verify."""
     plane, deadline = started["control-plane"].url, time.monotonic() + (patience_seconds or 0)
     say("\nwhat arrives (Ctrl-C stops all of it):")
@@ -66,7 +66,7 @@ def watch(started: dict[str, RealProcess], patience_seconds: float | None) -> in
         return _verify(arrivals.localstack_url)
 
 
-def _missing(arrivals: Arrivals, started: dict[str, RealProcess]) -> int:
+def _missing(arrivals: Arrivals, started: parts.Started) -> int:
     missing = [kind for kind, count in arrivals.seen.items() if not count]
     say(f"did not arrive: {', '.join(missing)}")
     for name in AGENTS:

@@ -7,8 +7,12 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
 
-from tests.real.parts import clickhouse, localstack, prometheus
+from tests.real.parts import clickhouse as clickhouse_part
+from tests.real.parts import localstack as localstack_part
+from tests.real.parts import prometheus as prometheus_part
 from tests.real.parts.process import DIRECT, POLL_SECONDS, PartError, RealProcess
 from tests.real.trial.files import AGENTS, Files, written
 
@@ -19,25 +23,53 @@ INIT_SECONDS = 60  # for what takes two
 Say = Callable[[str], None]
 
 
-def start(directory: Path, running: ExitStack, say: Say) -> dict[str, RealProcess]:
-    """Start all, receivers first; return service -> process. `running` stops them, last first."""
-    files, started = Files(directory), {}
-    makers = {
-        "localstack": _localstack,
-        "clickhouse": _clickhouse,
-        "control-plane": control_plane,
-    }
-    for name, make in makers.items():
-        started[name] = running.enter_context(make(files))
-        say(f"{name:16} {started[name].url}")
-    _wait_init(started["localstack"])
+class Part(Protocol):
+    """One service of the trial: started on entry, stopped on exit."""
+
+    @property
+    def url(self) -> str: ...
+    def stop(self) -> None: ...
+    def log_tail(self) -> str: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+        /,
+    ) -> None: ...
+
+
+Started = dict[str, Part]
+Ours = Callable[[Files, str, int], Part]  # files, name of a service of ours, ClickHouse's pid
+
+
+def start(directory: Path, running: ExitStack, say: Say, ours: Ours | None = None) -> Started:
+    """Start all, receivers first; return service -> part. `running` stops them, last first."""
+    files, ours = Files(directory), ours or process
+    started: Started = {}
+
+    def add(name: str, part: Part, page: str = "") -> None:
+        started[name] = running.enter_context(part)
+        say(f"{name:16} {part.url}{page}")
+
+    localstack, clickhouse = _localstack(files), _clickhouse(files)
+    add("localstack", localstack)
+    _wait_init(localstack)
+    add("clickhouse", clickhouse)
+    add("control-plane", ours(files, "control-plane", clickhouse.pid))
     for name in AGENTS:
-        started[name] = running.enter_context(agent(files, name, started["clickhouse"].pid))
-        say(f"{name:16} {started[name].url}/status")
-    for name, make in {"alertmanager": _alertmanager, "prometheus": _prometheus}.items():
-        started[name] = running.enter_context(make(files))
-        say(f"{name:16} {started[name].url}")
+        add(name, ours(files, name, clickhouse.pid), "/status")
+    add("alertmanager", _alertmanager(files))
+    add("prometheus", _prometheus(files))
     return started
+
+
+def process(files: Files, name: str, clickhouse_pid: int) -> RealProcess:
+    """Return one of our services as a process of this machine."""
+    if name == "control-plane":
+        return control_plane(files)
+    return agent(files, name, clickhouse_pid)
 
 
 def agent(files: Files, name: str, target_pid: int) -> RealProcess:
@@ -58,7 +90,7 @@ def agent(files: Files, name: str, target_pid: int) -> RealProcess:
 def _localstack(files: Files) -> RealProcess:
     place = files.directory / "localstack"
     shutil.copytree(files.directory / "init", place / "etc/localstack/init")  # below its root
-    return localstack.localstack(place, files.port("localstack", 4566))
+    return localstack_part.localstack(place, files.port("localstack", 4566))
 
 
 def _wait_init(running: RealProcess) -> None:
@@ -77,7 +109,7 @@ def _init_states(running: RealProcess) -> list[str]:
 
 def _clickhouse(files: Files) -> RealProcess:
     place = files.directory / "clickhouse"
-    return clickhouse.old_clickhouse(place, files.port("clickhouse", 8123))
+    return clickhouse_part.old_clickhouse(place, files.port("clickhouse", 8123))
 
 
 def control_plane(files: Files) -> RealProcess:
@@ -93,11 +125,11 @@ def control_plane(files: Files) -> RealProcess:
 def _alertmanager(files: Files) -> RealProcess:
     config = files.text("alertmanager/alertmanager.yml")
     place = files.directory / "alertmanager"
-    return prometheus.alertmanager(place, config, files.port("alertmanager", 9093))
+    return prometheus_part.alertmanager(place, config, files.port("alertmanager", 9093))
 
 
 def _prometheus(files: Files) -> RealProcess:
     place = files.directory / "prometheus"
     written(place, {"rules.yml": files.text("prometheus/rules.yml")})
     config = files.text("prometheus/prometheus.yml")
-    return prometheus.prometheus(place, config, files.port("prometheus", 9090))
+    return prometheus_part.prometheus(place, config, files.port("prometheus", 9090))
