@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import hmac
 import json
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -170,9 +171,12 @@ async def listening(
 
 
 async def _run(receiver: Receiver, port: int, host: str) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):  # in a container nobody else handles them
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with listening(receiver, port, host) as url:
         _print({"listening": url})
-        await asyncio.Event().wait()
+        await stop.wait()
 
 
 def _print(value: dict[str, Any]) -> None:
@@ -194,10 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         clock=SystemClock(),
         on_event=_print,
     )
-    try:
-        asyncio.run(_run(receiver, options.port, options.host))
-    except KeyboardInterrupt:
-        return 0
+    asyncio.run(_run(receiver, options.port, options.host))
     return 0
 
 

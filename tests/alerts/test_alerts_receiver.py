@@ -188,6 +188,7 @@ def test_it_runs_alone_and_prints_where_it_listens(tmp_path: Path) -> None:
         line = json.loads(process.stdout.readline())
         process.terminate()
     assert line["listening"].startswith("http://127.0.0.1:")
+    assert process.returncode == 0
 
 
 async def test_whoever_looks_on_sees_each_event_once_and_in_order(url: str) -> None:
