@@ -86,7 +86,7 @@ async def pair(session: AioSession) -> AsyncIterator[Pair]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def hasty(session: AioSession) -> AsyncIterator[Pair]:
     """Give a sink with short time-outs."""
-    options = {"read_timeout": 0.1, "attempt_seconds": 0.3}
+    options = {"read_timeout": 0.5, "attempt_seconds": 1.5}
     async with FakeS3() as s3, sink_to(s3.url, session, **options) as sink:
         await sink._open_client()  # which may take longer than an attempt here
         yield Pair(s3, sink)
@@ -179,7 +179,7 @@ async def test_silence_ends_with_the_read_time_out(behaviour: Behaviour, hasty: 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_drip_that_never_ends_ends_with_the_attempt(hasty: Pair) -> None:
     outcome = await hasty.answer_to(drip())
-    assert (outcome.reason, outcome.detail) == (Reason.TIMEOUT, "no answer within 0.3 s")  # type: ignore[union-attr]
+    assert (outcome.reason, outcome.detail) == (Reason.TIMEOUT, "no answer within 1.5 s")  # type: ignore[union-attr]
 
 
 async def test_a_port_that_nobody_listens_on_is_a_connection_error(session: AioSession) -> None:
