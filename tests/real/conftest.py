@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.real.parts import clickhouse, install, kernel
+from tests.real.parts import docker as docker_part
 from tests.real.parts import localstack as localstack_part
 from tests.real.parts import prometheus as prometheus_part
 from tests.real.parts.process import RealProcess
@@ -29,6 +30,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def localstack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealProcess]:
     """One LocalStack for all tests, S3 and SQS at `.url`; name buckets and queues your own way."""
     with localstack_part.localstack(tmp_path_factory.mktemp("localstack")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def docker() -> Iterator[docker_part.Engine]:
+    """One Docker Engine for all tests; remove nothing that is not yours."""
+    with docker_part.engine() as running:
         yield running
 
 

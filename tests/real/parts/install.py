@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,6 +33,14 @@ DEBIAN_PACKAGES = (
     "prometheus",
     "prometheus-alertmanager",
 )
+ENGINE_PACKAGES = ("docker.io", "containerd", "runc", "mmdebstrap")
+BASE = (
+    "--mode=root",
+    "--variant=minbase",
+    "--include=ca-certificates,python3,python3-pip",
+    *(f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("doc", "locale", "man")),
+    "bookworm",
+)  # what mmdebstrap makes
 
 
 def localstack() -> Path:
@@ -68,11 +76,35 @@ def schemathesis() -> Path:
 
 def debian() -> Path:
     """Return a directory with Debian's ClickHouse 18.16, Prometheus and Alertmanager unpacked."""
-    place = CACHE / "debian"
-    with _once(place, *DEBIAN_PACKAGES) as missing:
+    return _unpacked("debian", DEBIAN_PACKAGES, CACHE / "archives")
+
+
+def engine() -> Path:
+    """Return a directory with Debian's Docker Engine and mmdebstrap unpacked."""
+    return _unpacked("engine", ENGINE_PACKAGES, CACHE / "engine-archives")
+
+
+def base_image() -> Path:
+    """Return the archive of a small Debian with Python and pip, for `docker import`.
+
+    It stands for a base image of a registry, which a test cannot reach.
+    """
+    programs, place = engine() / "usr/bin", CACHE / "base"
+    path = f"PATH={programs}:{os.environ['PATH']}"
+    with _once(place, *BASE) as missing:
+        if missing:
+            place.mkdir()
+            _run(["env", path, "mmdebstrap", *BASE, str(place / "base.tar")])
+    return place / "base.tar"
+
+
+def _unpacked(name: str, packages: Sequence[str], archives: Path) -> Path:
+    """Unpack Debian packages, and the libraries they need and this system lacks, into one place."""
+    place = CACHE / name
+    with _once(place, *packages) as missing:
         if missing:
             _need("apt-get", "apt-cache", "dpkg", "dpkg-query")
-            for archive in _download(CACHE / "archives"):
+            for archive in _download(archives, packages):
                 _run(["dpkg", "-x", str(archive), str(place)])
     return place
 
@@ -120,31 +152,31 @@ def _works(python: Path, version: str) -> bool:
     return done.stdout.strip() == version
 
 
-def _download(place: Path) -> list[Path]:
+def _download(place: Path, packages: Sequence[str]) -> list[Path]:
     """Fetch the packages and the libraries they name that this system lacks, as .deb files."""
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     try:
-        _apt_download(place)
+        _apt_download(place, packages)
     except PartError:  # no package lists yet, or lists older than the mirror
         if os.geteuid() != 0:
             raise PartError("the package lists are old: run `apt-get update` as root") from None
         _run(["apt-get", "-qq", "update"])
-        _apt_download(place)
+        _apt_download(place, packages)
     return sorted(place.glob("*.deb"))
 
 
-def _apt_download(place: Path) -> None:
-    names = [*DEBIAN_PACKAGES, *_missing_libraries()]
+def _apt_download(place: Path, packages: Sequence[str]) -> None:
+    names = [*packages, *_missing_libraries(packages)]
     unsandboxed = ["-o", "APT::Sandbox::User=root"]  # `place` need not be readable for _apt
     _run(["apt-get", "-qq", *unsandboxed, "download", *names], place)
 
 
-def _missing_libraries() -> list[str]:
+def _missing_libraries(packages: Sequence[str]) -> list[str]:
     no = [f"--no-{kind}" for kind in (
         "recommends", "suggests", "conflicts", "breaks", "replaces", "enhances",
     )]  # fmt: skip
-    closure = _run(["apt-cache", "depends", "--recurse", *no, *DEBIAN_PACKAGES]).split("\n")
+    closure = _run(["apt-cache", "depends", "--recurse", *no, *packages]).split("\n")
     wanted = {name for name in closure if name.startswith("lib") and not name.startswith("libjs")}
     listing = ["dpkg-query", "-W", "-f", "${db:Status-Status} ${Package}\n"]
     present = {line.split()[1] for line in _run(listing).splitlines() if line[:10] == "installed "}
@@ -174,6 +206,7 @@ def main() -> int:
     parts: dict[str, Callable[[], Path]] = {
         "ClickHouse 18.16, Prometheus, Alertmanager": debian,
         "LocalStack": localstack,
+        "Docker Engine, a base image": base_image,
         "chdb": chdb,
         "schemathesis": schemathesis,
     }
