@@ -9,6 +9,7 @@ import pytest
 
 from tests.real.parts import clickhouse, install, kernel
 from tests.real.parts import docker as docker_part
+from tests.real.parts import images as images_part
 from tests.real.parts import localstack as localstack_part
 from tests.real.parts import prometheus as prometheus_part
 from tests.real.parts.process import RealProcess
@@ -38,6 +39,17 @@ def docker() -> Iterator[docker_part.Engine]:
     """One Docker Engine for all tests; remove nothing that is not yours."""
     with docker_part.engine() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def images(
+    docker: docker_part.Engine, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], str]:
+    """Build the four images once; give the tag of a daemon's, or of `byoc-agents`."""
+    directory = tmp_path_factory.mktemp("images")
+    for target in (*images_part.DAEMONS, images_part.ALL_IN_ONE):
+        images_part.build(docker, directory, target)
+    return images_part.tag
 
 
 @pytest.fixture

@@ -1,0 +1,9 @@
+"""The image's `byoc-agents`: isolated from PYTHON* variables and from the base's own packages."""
+
+import sys
+
+sys.path[:0] = ["/opt/byoc-agents/code", "/opt/byoc-agents/lib"]
+
+from agents.cli import main  # noqa: E402  only found now
+
+sys.exit(main())
