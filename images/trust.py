@@ -7,6 +7,7 @@ sign AWS's endpoints and ACM's certificates: a control plane with another CA nee
 import ssl
 import sys
 from pathlib import Path
+from typing import Any
 
 # Subjects' organization and start of the name: https://www.amazontrust.com/repository/
 AMAZON = (("Amazon", "Amazon Root CA"), ("Starfield Technologies, Inc.", "Starfield Services Root"))
@@ -15,7 +16,8 @@ AMAZON = (("Amazon", "Amazon Root CA"), ("Starfield Technologies, Inc.", "Starfi
 def bundle(choice: str) -> str:
     """Return PEM. Raises SystemExit where nothing is left to trust."""
     context = ssl.create_default_context()
-    subjects = [dict(part[0] for part in ca["subject"]) for ca in context.get_ca_certs()]
+    names: list[Any] = [ca["subject"] for ca in context.get_ca_certs()]
+    subjects = [dict(part[0] for part in subject) for subject in names]
     certificates = context.get_ca_certs(binary_form=True)
     chosen = [
         ssl.DER_cert_to_PEM_cert(der)

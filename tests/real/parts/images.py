@@ -39,7 +39,9 @@ def _pip_settings() -> str:
     settings = {key.split(".")[-1]: value.strip("'") for key, value in pairs}
     kept = {key: settings[key] for key in KEPT if key in settings}
     kept = {key: value for key, value in kept.items() if not value.startswith("file:")}
-    return "\n".join(["[global]", f"cert = {CA_IN_BUILD}", *(f"{k} = {v}" for k, v in kept.items())])
+    return "\n".join(
+        ["[global]", f"cert = {CA_IN_BUILD}", *(f"{k} = {v}" for k, v in kept.items())]
+    )
 
 
 def _ca_file() -> str:
