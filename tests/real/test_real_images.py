@@ -1,4 +1,4 @@
-"""The images, built and run by a real engine: shut in, healthy, small, and nothing inside but us."""
+"""The images, built and run by a real engine: shut in, healthy, and nothing inside but us."""
 
 import json
 import re
@@ -27,9 +27,10 @@ SETTINGS = {  # every daemon's, with nowhere to send to but its own disk
     "BYOC_ORGANIZATION_ID": "org",
     "BYOC_SERVICE_ID": "svc",
     "BYOC_REGION": "eu-central-1",
-    "BYOC_BILLING_BUCKET": "file:///var/lib/byoc-agents/usage",
+    "BYOC_SHUTDOWN_GRACE_SECONDS": "1",
+    "BYOC_BILLING_BUCKET": "file:///var/lib/byoc-agents",
     "BYOC_BILLING_TARGET": "pid:1",
-    "BYOC_STATE_QUEUE_URL": "file:///var/lib/byoc-agents/states",
+    "BYOC_STATE_QUEUE_URL": "file:///var/lib/byoc-agents",
     "BYOC_ALERTS_URL": "https://127.0.0.1:1/v1/events",
     "BYOC_ALERTS_TOKEN": "token",
     "BYOC_ALERTS_SIGNING_SECRET": "whsec_" + "a2tr" * 8,
@@ -181,7 +182,9 @@ def named(part: dict[str, Any]) -> tuple[str, str]:
 
 def pins() -> set[tuple[str, str]]:
     text = (install.ROOT / "constraints" / "runtime.txt").read_text()
-    return {(name, version) for name, version in re.findall(r"^([\w.-]+)==([\w.]+)", text, re.M)}
+    return {
+        (name, version) for name, version in re.findall(r"^([\w.-]+)==([\w.]+)", text, re.MULTILINE)
+    }
 
 
 def test_the_user_may_write_to_its_state_alone(docker: Engine, images: Images) -> None:
