@@ -22,7 +22,11 @@ python=; for candidate in $(PYTHON) python3.11 python3.12 python3.13 python3.14 
 	"python3 and python3-venv) or name one: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
 endef
 
-.PHONY: help demo localstack test test-real check constraints clean
+DOCKER ?= docker
+BUILD_ARGS ?=
+IMAGES := billing-scraper state-exporter alert-forwarder byoc-agents
+
+.PHONY: help demo localstack test test-real check images constraints clean
 
 help: ## print this list
 	@echo "byoc-agents: what can be done here"
@@ -47,6 +51,16 @@ check: $(READY) ## ruff (lint and format) and mypy
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
 
+images: ## build the images; BUILD_ARGS="--build-arg BASE=..." as images/README.md says
+	@version=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' agents/__init__.py); \
+	for name in $(IMAGES); do \
+		DOCKER_BUILDKIT=1 $(DOCKER) build --quiet --network host --file images/Dockerfile \
+			--target $$name --tag byoc-agents/$$name:$$version \
+			--build-arg VERSION=$$version --build-arg REVISION="$$(git rev-parse HEAD || echo unknown)" \
+			--build-arg CREATED="$$(git log -1 --format=%cI)" $(BUILD_ARGS) . >/dev/null; \
+		echo "byoc-agents/$$name:$$version"; \
+	done
+
 constraints: ## pin again what is installed; UPGRADE=--upgrade takes newer versions
 	@$(find_python); [ -x build/pip-tools/bin/pip-compile ] || { \
 		"$$python" -m venv build/pip-tools; build/pip-tools/bin/pip install -qq pip-tools==7.6.2; }
@@ -54,6 +68,7 @@ constraints: ## pin again what is installed; UPGRADE=--upgrade takes newer versi
 	$(COMPILE) pyproject.toml -o constraints/runtime.txt; \
 	$(COMPILE) pyproject.toml -c constraints/runtime.txt --all-build-deps \
 		--extra demo --extra test -o constraints/dev.txt; \
+	$(COMPILE) constraints/images.in -c constraints/dev.txt -o constraints/images.txt; \
 	$(COMPILE) constraints/real.in -c constraints/dev.txt -o constraints/real.txt
 
 clean: ## remove everything that make made: .venv, build, caches

@@ -45,10 +45,8 @@ def docker() -> Iterator[docker_part.Engine]:
 def images(
     docker: docker_part.Engine, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], str]:
-    """Build the four images once; give the tag of a daemon's, or of `byoc-agents`."""
-    directory = tmp_path_factory.mktemp("images")
-    for target in (*images_part.DAEMONS, images_part.ALL_IN_ONE):
-        images_part.build(docker, directory, target)
+    """Run `make images` once; give the name of a daemon's, or of `byoc-agents`."""
+    images_part.make(docker, tmp_path_factory.mktemp("images"))
     return images_part.tag
 
 

@@ -16,7 +16,7 @@ from tests.real.parts.images import (
     ALL_IN_ONE,
     DAEMONS,
     DOCKERFILE,
-    build,
+    build_arguments,
     environment,
     hardened,
     until_healthy,
@@ -159,7 +159,7 @@ def test_an_image_says_what_it_is(docker: Engine, images: Images, name: str) -> 
     assert labels["base.name"] == BASE
     assert labels.keys() == {
         *("title", "description", "vendor", "licenses", "version"),
-        *("revision", "created", "source", "base.name"),
+        *("revision", "created", "base.name"),
     }
     assert config["User"] == "65532:0"
     assert config["Entrypoint"] == ["byoc-agents"]
@@ -211,8 +211,8 @@ def test_a_base_without_a_shell_and_amazons_cas_will_do(docker: Engine, tmp_path
     file.write_text(WITHOUT_SHELL.format(base=BASE))
     base, image = "byoc-test/base-without-shell:latest", "byoc-test/without-shell:latest"
     docker.build(file, base)
-    arguments = (f"--build-arg=BASE={base}", "--build-arg=TRUST=amazon")
-    build(docker, tmp_path, ALL_IN_ONE, *arguments, name=image)
+    options = [*build_arguments(tmp_path, base), "--build-arg=TRUST=amazon"]
+    docker.build(DOCKERFILE, image, *options)
     organizations = said(docker, image, "-c", TRUSTED, entrypoint="python3")
     assert {*organizations} == {"Amazon", "Starfield Technologies, Inc."}
     with docker.run(image, options=[*ALONE, *settings(*DAEMONS)]) as container:

@@ -73,11 +73,15 @@ class Engine:
     def socket(self) -> str:
         return f"unix://{self.directory}/docker.sock"
 
+    @property
+    def program(self) -> str:
+        return str(self.place / "usr/bin/docker")
+
     def said(self, *arguments: str) -> str:
         """Run `docker ARGUMENTS`, return all it printed. Raises PartError if it failed."""
         done = subprocess.run(
-            [str(self.place / "usr/bin/docker"), *arguments],
-            env=self._environment(),
+            [self.program, *arguments],
+            env=self.environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -112,7 +116,8 @@ class Engine:
         finally:
             self.said("rm", "--force", "--volumes", container.id)
 
-    def _environment(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
+        """Return what makes any client talk to this engine, with BuildKit."""
         own = {
             "DOCKER_HOST": self.socket,
             "DOCKER_CONFIG": str(self.directory / "client"),

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from agents import __version__
 from tests.real.parts.docker import BASE, Container, Engine
 from tests.real.parts.install import ROOT
 from tests.real.parts.process import POLL_SECONDS, PartError
@@ -48,19 +49,27 @@ def until_healthy(container: Container) -> None:
 
 
 def tag(target: str) -> str:
-    """Return the name that a target is built under."""
-    return f"byoc-test/{target}:latest"
+    """Return the name that `make images` gives to a target."""
+    return f"byoc-agents/{target}:{__version__}"
 
 
-def build(
-    docker: Engine, directory: Path, target: str, *options: str, name: str | None = None
-) -> None:
-    """Build one target on the local base, with this machine's pip settings and CAs as secrets."""
+def make(docker: Engine, directory: Path) -> None:
+    """Run `make images` with this engine, on the local base."""
+    arguments = " ".join(build_arguments(directory))
+    command = ["make", "images", f"DOCKER={docker.program}", f"BUILD_ARGS={arguments}"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=docker.environment(), capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise PartError(f"make images ended with {done.returncode}:\n{done.stderr[-4000:]}")
+
+
+def build_arguments(directory: Path, base: str = BASE) -> list[str]:
+    """Return options for the local base, with this machine's pip settings and CAs as secrets."""
     pip = directory / "pip.conf"
     pip.write_text(_pip_settings())
     secrets = (f"--secret=id=pip,src={pip}", f"--secret=id=ca,src={_ca_file()}")
-    bases = (f"--build-arg=BUILDER={BASE}", f"--build-arg=BASE={BASE}")
-    docker.build(DOCKERFILE, name or tag(target), f"--target={target}", *bases, *secrets, *options)
+    return [f"--build-arg=BUILDER={BASE}", f"--build-arg=BASE={base}", *secrets]
 
 
 def _pip_settings() -> str:
