@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from botocore.config import Config
 from botocore.session import get_session
 
+from agents.billing.verify import Report
 from tests.real.alerts_lab import AM_CONFIG, HOOK, SECRET, TOKEN, control_plane, raise_alert
 from tests.real.conftest import Started
 from tests.real.parts import clickhouse
@@ -24,7 +26,7 @@ from tests.real.parts.images import DAEMONS, UID, environment, hardened, until_h
 from tests.real.parts.localstack import CREDENTIALS, REGION
 from tests.real.parts.process import RealProcess, free_port
 from tests.real.scraper import eventually
-from tests.real.stored import KEYS, Bucket, billed, bucket_at, usages
+from tests.real.stored import KEYS, PREFIX, Bucket, billed, bucket_at, usages
 
 NAME = "metered"
 # Uses a third of a core under the name that BYOC_BILLING_TARGET gives.
@@ -170,10 +172,20 @@ async def test_usage_state_and_alert_arrive(  # noqa: PLR0917  fixtures
     assert {*queue.states()} <= {"starting", "running", "stopping"}
     assert {message["type"] for message in queue.got} == {"byoc.service.state.v1"}
     report = bucket.verified()
+    assert inside(docker, images("billing-scraper"), bucket) == report, "also with the cut models"
     assert report.well, report
     assert worked / 1e6 <= float(billed(report)) <= total / 1e6
     measured = [one for one in usages(bucket.objects()) if one.quality != "gap"]
     assert {one.source for one in measured} == {"cgroup.v1"}, "the best there is, as a neighbour"
+
+
+def inside(docker: Engine, image: str, bucket: Bucket) -> Report:
+    """Return what the image's own `byoc-agents verify` says of the bucket."""
+    values = {"AWS_ENDPOINT_URL_S3": bucket.url, "AWS_DEFAULT_REGION": REGION, **KEYS}
+    options = ["--network=host", *hardened(), *environment(values)]
+    command = ("verify", f"s3://{bucket.name}/{PREFIX}", "--json")
+    said = docker.said("run", "--rm", *options, image, *command)
+    return msgspec.json.decode(said, type=Report)
 
 
 def used_usec(container: Container) -> int:
