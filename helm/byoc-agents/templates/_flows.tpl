@@ -124,11 +124,16 @@ egress:
 {{- define "byoc-agents.comer" -}}
 from:
   - namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: {{ .from.namespace }}}}
-    {{- with .from.labels }}
-    podSelector: {matchLabels: {{ toJson . }}}
+    {{- with .from.label }}
+    podSelector: {matchLabels: {{ include "byoc-agents.label" . }}}
     {{- end }}
 ports:
   - {protocol: TCP, port: {{ .port }}}
+{{- end -}}
+
+{{/* {"NAME": "VALUE"} of NAME=VALUE. */}}
+{{- define "byoc-agents.label" -}}
+{{- if . -}}{{- $pair := splitn "=" 2 . -}}{{- dict $pair._0 $pair._1 | toJson -}}{{- else -}}{}{{- end -}}
 {{- end -}}
 
 {{/* The same for Cilium, which knows names. */}}
@@ -172,7 +177,7 @@ egress:
 
 {{- define "byoc-agents.ciliumComer" -}}
 fromEndpoints:
-  - matchLabels: {{ merge (dict "k8s:io.kubernetes.pod.namespace" .from.namespace) .from.labels | toJson }}
+  - matchLabels: {{ merge (dict "k8s:io.kubernetes.pod.namespace" .from.namespace) (include "byoc-agents.label" .from.label | fromJson) | toJson }}
 toPorts:
   - ports: [{port: {{ .port | toString | quote }}, protocol: TCP}]
 {{- end -}}

@@ -1,0 +1,36 @@
+"""Golden renders: what each file of values became, so that a change of the chart shows its effect."""
+
+import json
+from pathlib import Path
+
+import yaml
+
+from tests.real.chart.render import CI, Manifest, manifests, name
+
+PLACE = Path(__file__).parent / "golden"
+
+
+def goldens() -> dict[Path, str]:
+    """Return file -> what it should hold."""
+    return {PLACE / f"{name(values)}.yaml": settled(manifests(values)) for values in CI}
+
+
+def settled(documents: list[Manifest]) -> str:
+    """Return documents as YAML in an order of their own; files inside only by their size."""
+    shortened = [_short(document) for document in documents]
+    ordered = sorted(shortened, key=lambda one: (one["kind"], one["metadata"]["name"]))
+    plain = json.loads(json.dumps(ordered))  # no YAML anchors
+    text: str = yaml.safe_dump_all(plain, sort_keys=True, width=160, default_flow_style=None)
+    return text
+
+
+def _short(given: Manifest) -> Manifest:
+    """Leave out what has tests of its own: labels of the chart, rules, dashboards, ClickHouse's files."""
+    metadata = {key: value for key, value in given["metadata"].items() if key != "labels"}
+    document = given | {"metadata": metadata}
+    if document["kind"] == "PrometheusRule":
+        alerts = [rule["alert"] for group in document["spec"]["groups"] for rule in group["rules"]]
+        return document | {"spec": {"alerts": alerts}}
+    if document["kind"] == "ConfigMap":
+        return document | {"data": sorted(document["data"])}
+    return document
