@@ -48,9 +48,8 @@ volumeMounts:
 
 {{- define "byoc-agents.image" -}}
 {{- $image := .root.Values.image -}}
-{{- $daemon := first .role.daemons -}}
-{{- $name := printf "%s/%s" $image.repository $daemon -}}
-{{- with index $image.digests $daemon -}}
+{{- $name := printf "%s/%s" $image.repository .role.name -}}
+{{- with index $image.digests .role.name -}}
 {{- printf "%s@%s" $name . -}}
 {{- else -}}
 {{- printf "%s:%s" $name ($image.tag | default $.root.Chart.AppVersion) -}}

@@ -25,8 +25,7 @@ def main(arguments: list[str]) -> int:
                 return 1
             _write(version, values)
     if "--update" in arguments:
-        for file, text in golden.goldens().items():
-            file.write_text(text)
+        golden.update()
         PRINTED.write_text(render.printed(PRINTED.with_name("values.yaml")))
     print(f"{len(render.CI)} sets of values, Helm {' and '.join(helm.VERSIONS)}: {BUILD}")
     return 0

@@ -10,9 +10,15 @@ from tests.real.chart.render import CI, Manifest, manifests, name
 PLACE = Path(__file__).parent / "golden"
 
 
-def goldens() -> dict[Path, str]:
-    """Return file -> what it should hold."""
-    return {PLACE / f"{name(values)}.yaml": settled(manifests(values)) for values in CI}
+def file(values: Path) -> Path:
+    """Return where the golden render of these values lies."""
+    return PLACE / f"{name(values)}.yaml"
+
+
+def update() -> None:
+    """Write them all anew."""
+    for values in CI:
+        file(values).write_text(settled(manifests(values)))
 
 
 def settled(documents: list[Manifest]) -> str:

@@ -16,7 +16,7 @@ DOWNWARD = {  # what the kubelet would put in place of a fieldRef or a resourceF
     "limits.cpu": "1000",
     "limits.memory": "4294967296",
 }
-OUTSIDE = frozenset({"billing-scraper", "state-exporter", "alert-forwarder", "byoc-agents"})
+OURS = frozenset({"billing-scraper", "state-exporter", "alert-forwarder", "byoc-agents"})
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,19 @@ class Pod:
 
     @property
     def ours(self) -> list[dict[str, Any]]:
-        """Our containers, whether native sidecars or plain ones."""
-        every = [*self.spec.get("initContainers", []), *self.spec["containers"]]
-        return [one for one in every if one["name"] in OUTSIDE]
+        """Our containers."""
+        return ours(self.spec)
 
     @property
     def beside(self) -> bool:
         """Tell whether ClickHouse is in this pod."""
         return "byoc-agents/sidecars" in self.labels
+
+
+def ours(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return our containers of a pod, whether native sidecars or plain ones."""
+    every = [*spec.get("initContainers", []), *spec["containers"]]
+    return [one for one in every if one["name"] in OURS]
 
 
 def pods(documents: list[Manifest]) -> Iterator[Pod]:
