@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import yaml
+from jsonschema import Draft7Validator  # type: ignore[import-untyped]
 
+from agents import __version__
 from tests.real.chart import golden, reference, render
 from tests.real.chart.__main__ import PRINTED
 from tests.real.parts import helm
@@ -64,7 +66,10 @@ REFUSED: dict[str, tuple[str, str]] = {
     "misspelt": ("organisationId=a", "organisationId"),
     "misspelt-inside": ("billingScraper.buckett=a", "buckett"),
     "no-region": ("region=Frankfurt", "region"),
-    "no-fifo": ("stateExporter.queueUrl=https://sqs.eu-central-1.amazonaws.com/1/plain", "queueUrl"),
+    "no-fifo": (
+        "stateExporter.queueUrl=https://sqs.eu-central-1.amazonaws.com/1/plain",
+        "queueUrl",
+    ),
     "bucket-is-a-url": ("billingScraper.bucket=s3://vendor", "bucket"),
     "no-such-identity": ("aws.identity=node", "identity"),
     "role-is-a-name": ("aws.roleArn=byoc", "roleArn"),
@@ -143,8 +148,6 @@ def test_the_notes_say_how_to_check(called: str, words: tuple[str, ...]) -> None
 
 
 def test_the_charts_version_is_the_agents() -> None:
-    from agents import __version__  # noqa: PLC0415
-
     chart = yaml.safe_load((render.CHART / "Chart.yaml").read_text())
     assert chart["appVersion"] == chart["version"] == __version__
 
@@ -163,7 +166,5 @@ def _closed(node: dict[str, Any]) -> bool:
 
 
 def test_the_schema_is_json_schema() -> None:
-    from jsonschema import Draft7Validator  # noqa: PLC0415
-
     Draft7Validator.check_schema(reference.schema())
     Draft7Validator(reference.schema()).validate(json.loads(json.dumps(reference.defaults())))

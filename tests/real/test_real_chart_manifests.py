@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from jsonschema import Draft7Validator
+from jsonschema import Draft7Validator  # type: ignore[import-untyped]
 
 from tests.real.chart import crds, render
 from tests.real.chart.pods import as_manifest, ours, pods, printed_pod
@@ -21,7 +21,14 @@ SKIPS: dict[str, tuple[set[str], str]] = {
     "CKV_K8S_9": (BESIDE, "a sidecar's readiness would be the readiness of ClickHouse's pod"),
     "CKV_K8S_15": (EVERY, "Always makes each start of ClickHouse's pod depend on the registry"),
     "CKV_K8S_21": (
-        {*EVERY, "ServiceAccount", "Service", "ConfigMap", "NetworkPolicy", "PersistentVolumeClaim"},
+        {
+            *EVERY,
+            "ServiceAccount",
+            "Service",
+            "ConfigMap",
+            "NetworkPolicy",
+            "PersistentVolumeClaim",
+        },
         "the namespace is the release's: `helm install --namespace`",
     ),
     "CKV_K8S_35": ({"StatefulSet"}, "ClickHouse reads a user's password from its environment"),
@@ -57,7 +64,9 @@ def test_kinds_of_others_have_a_closed_schema_of_ours() -> None:
     checked = set()
     for where, document in [*_documents(render.NEW), *_chi()]:
         if schema := crds.schema(document):
-            errors = [f"{where}: {e.message}" for e in Draft7Validator(schema).iter_errors(document)]
+            errors = [
+                f"{where}: {e.message}" for e in Draft7Validator(schema).iter_errors(document)
+            ]
             assert errors == []
             checked.add(document["kind"])
     assert checked == {kind for _, kind in crds.SPECS}
@@ -80,7 +89,7 @@ def test_a_misspelt_field_and_an_unknown_kind_are_noticed() -> None:
 
 
 def test_native_sidecars_are_unknown_before_their_time() -> None:
-    """restartPolicy of a container came with 1.28: what is rendered for old ones has none."""
+    """RestartPolicy of a container came with 1.28: what is rendered for old ones has none."""
     for where, document in _documents(render.OLD):
         assert "restartPolicy" not in json.dumps(document), where
 
@@ -109,7 +118,7 @@ def test_checkov_finds_nothing_but_what_is_justified(tmp_path: Path) -> None:
 
 
 def _judged(document: Manifest) -> Manifest:
-    """Return the document without the containers of others: ClickHouse's in a pod of its owner's."""
+    """Return the document without a container of another owner's: ClickHouse's in its pod."""
     if document["kind"] != "Pod":
         return document
     spec = document["spec"] | {"initContainers": [], "containers": ours(document["spec"])}

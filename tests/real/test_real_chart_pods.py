@@ -1,4 +1,4 @@
-"""What is rendered into pods: settings that the agents take, and a ClickHouse that is left alone."""
+"""What is rendered into pods: settings that the agents take, a ClickHouse left alone."""
 
 import re
 import subprocess
@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import Struct
 
-from agents.core.config import settings_of
+from agents.core.config import CoreSettings, settings_of
 from agents.run import DAEMONS, configure, daemon
-from agents.core.config import CoreSettings
 from agents.runtime import ClickHouseSettings
 from tests.real.chart import reference, render
 from tests.real.chart.pods import Pod, environment, pods, printed_pod
@@ -37,13 +37,12 @@ def every_pod(values: Path, kubernetes: str) -> list[Pod]:
 
 def mounted(container: dict[str, Any], directory: Path) -> dict[str, str]:
     """Return the environment with the Secrets' files where this test can have them."""
-    found = {}
+    found = environment(container)
     for name, value in environment(container).items():
-        file = Path(value)
+        file = directory / Path(value).name
         if name.startswith("BYOC_") and name.endswith("_FILE") and file.name in SECRETS:
-            (directory / file.name).write_text(SECRETS[file.name])
-            value = str(directory / file.name)
-        found[name] = value
+            file.write_text(SECRETS[file.name])
+            found[name] = str(file)
     return found
 
 
@@ -80,7 +79,8 @@ def test_check_config_itself_says_so(tmp_path: Path) -> None:
 
 def test_every_setting_of_the_agents_has_a_place_in_the_chart() -> None:
     """A new setting fails here until a value sets it or the schema lists it under `settings`."""
-    structs = [CoreSettings, ClickHouseSettings, *(daemon(name).settings for name in DAEMONS)]
+    structs: list[type[Struct]] = [CoreSettings, ClickHouseSettings]
+    structs += [daemon(name).settings for name in DAEMONS]
     known = {one.variable for struct in structs for one, _ in settings_of(struct).values()}
     known |= {f"{name}_FILE" for name in known if name.endswith(("PASSWORD", "TOKEN"))}
     listed = set(re.findall(r"BYOC_\w+", str(_enumerations(reference.schema()))))
@@ -177,7 +177,7 @@ def test_every_mount_has_its_volume_and_no_port_is_there_twice(
 def test_the_scraper_reads_its_neighbour_as_far_as_it_may(
     called: str, target: str, shared: bool | None, ids: tuple[int, int]
 ) -> None:
-    """The kernel's counters want one process namespace and one uid and gid; else ClickHouse's own."""
+    """The kernel's counters want one process namespace, uid and gid; else ClickHouse's own."""
     values = render.CHART / "ci" / f"{called}-values.yaml"
     (pod,) = [one for one in every_pod(values, render.NEW) if one.beside]
     scraper = next(one for one in pod.ours if "billing-scraper" in one["args"])
@@ -229,7 +229,7 @@ def test_a_projected_token_is_for_our_containers_only() -> None:
         if "byoc-token" in str(one["volumeMounts"])
     ]
     assert holders == ["byoc-agents"]
-    assert GIVEN_BY_EKS <= environment(pod.ours[0]).keys()
+    assert environment(pod.ours[0]).keys() >= GIVEN_BY_EKS
     (account,) = [d for d in render.manifests(values) if d["kind"] == "ServiceAccount"]
     assert "annotations" not in account["metadata"]
 
@@ -238,4 +238,8 @@ def _enumerations(node: Any) -> list[Any]:
     if isinstance(node, dict):
         own = [node["propertyNames"]] if "propertyNames" in node else []
         return own + [found for child in node.values() for found in _enumerations(child)]
-    return [found for child in node for found in _enumerations(child)] if isinstance(node, list) else []
+    return (
+        [found for child in node for found in _enumerations(child)]
+        if isinstance(node, list)
+        else []
+    )

@@ -1,4 +1,4 @@
-"""The chart's policies against `byoc-agents policy --check` with the environment that it renders."""
+"""The chart's policies against `byoc-agents policy --check` in the environment it renders."""
 
 import os
 import re
@@ -31,9 +31,11 @@ def _asked(kind: str, pod: Pod, container: dict[str, Any], file: Path) -> list[s
     given = _values(file)
     policy = given["policy"]
     flags = [f"--identity={IDENTITY[given['identity']]}"]
-    for who in ("prometheus", "alertmanager"):
-        flags.append(f"--{who}={policy[who]['namespace']}/{policy[who]['label']}")
-    flags += [f"--cidr={name}={cidr}" for name, all_of in policy["cidrs"].items() for cidr in all_of]
+    who = ("prometheus", "alertmanager")
+    flags += [f"--{one}={policy[one]['namespace']}/{policy[one]['label']}" for one in who]
+    flags += [
+        f"--cidr={name}={cidr}" for name, all_of in policy["cidrs"].items() for cidr in all_of
+    ]
     flags += [f"--dns={cidr}" for cidr in policy["dns"]]
     flags += [f"--pod={name}={value}" for name, value in pod.labels.items()]
     return [kind, *container["args"][1:], *flags]
@@ -57,7 +59,9 @@ class Policy:
             code = policy_cli.main(asked)
         return code, self._printed.readouterr().out
 
-    def check(self, asked: list[str], container: dict[str, Any], document: Manifest) -> tuple[int, str]:
+    def check(
+        self, asked: list[str], container: dict[str, Any], document: Manifest
+    ) -> tuple[int, str]:
         """Compare a manifest with the table."""
         self._manifest.write_text(yaml.safe_dump(document))
         return self([*asked, f"--check={self._manifest}"], container)
@@ -108,7 +112,10 @@ def test_another_owners_pods_are_left_alone_unless_asked() -> None:
     """Selecting ClickHouse's pods denies them all that no other policy allows."""
     for called, wanted in (("bitnami", False), ("altinity", True), ("default", True)):
         documents = render.manifests(render.CHART / "ci" / f"{called}-values.yaml")
-        selectors = [str(one["spec"]["podSelector"]) for one in _policies(documents, "NetworkPolicy").values()]
+        selectors = [
+            str(one["spec"]["podSelector"])
+            for one in _policies(documents, "NetworkPolicy").values()
+        ]
         assert any("byoc-agents/sidecars" in one for one in selectors) == wanted
 
 
@@ -137,4 +144,3 @@ def test_the_mesh_leaves_the_pages_and_the_nodes_agent_alone() -> None:
         assert set(told.split(",")) == ports
         outside = pod.annotations.get("traffic.sidecar.istio.io/excludeOutboundIPRanges")
         assert outside == ("169.254.170.23/32" if pod.beside else None)
-

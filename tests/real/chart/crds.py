@@ -31,9 +31,7 @@ def many(items: Any) -> dict[str, Any]:
 PORT = thing("port protocol", port={"type": "string", "pattern": "^[0-9]+$"}, protocol=TEXT)
 TO_PORTS = many(thing("ports", ports=many(PORT), rules=thing(dns=many(thing(matchName=TEXT)))))
 SELECTOR = thing("matchLabels", matchLabels=LABELS)
-MATCHER = thing(
-    "name value", name=TEXT, value=TEXT, matchType={"enum": ["=", "!=", "=~", "!~"]}
-)
+MATCHER = thing("name value", name=TEXT, value=TEXT, matchType={"enum": ["=", "!=", "=~", "!~"]})
 KEY = thing("name key", name=TEXT, key=TEXT)
 ROUTE: dict[str, Any] = thing(
     "receiver matchers",

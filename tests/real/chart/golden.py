@@ -1,4 +1,4 @@
-"""Golden renders: what each file of values became, so that a change of the chart shows its effect."""
+"""Golden renders: what each file of values became, so that a change shows its effect."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import yaml
 
 from tests.real.chart.render import CI, Manifest, manifests, name
 
-PLACE = Path(__file__).parent / "golden"
+PLACE = Path(__file__).parent / "renders"
 
 
 def file(values: Path) -> Path:
@@ -31,7 +31,7 @@ def settled(documents: list[Manifest]) -> str:
 
 
 def _short(given: Manifest) -> Manifest:
-    """Leave out what has tests of its own: labels of the chart, rules, dashboards, ClickHouse's files."""
+    """Leave out what has tests of its own: the chart's labels, rules, files in ConfigMaps."""
     metadata = {key: value for key, value in given["metadata"].items() if key != "labels"}
     document = given | {"metadata": metadata}
     if document["kind"] == "PrometheusRule":

@@ -38,7 +38,10 @@ def described() -> Iterator[tuple[str, Any, str]]:
 
 def markdown() -> str:
     """Return the whole file."""
-    rows = (f"| {_code(path)} | {_default(value)} | {_cell(text)} |\n" for path, value, text in described())
+    rows = (
+        f"| {_code(path)} | {_default(value)} | {_cell(text)} |\n"
+        for path, value, text in described()
+    )
     return HEAD + "".join(rows)
 
 
@@ -58,7 +61,7 @@ def _meaning(node: dict[str, Any]) -> str:
     names = node.get("propertyNames", {}).get("enum", ())
     known = ", ".join(f"`{name}`" for name in names)
     tail = f" One of {words}." if words else f" Known: {known}." if known else ""
-    return node["description"] + tail
+    return f"{node['description']}{tail}"
 
 
 def _default(value: Any) -> str:

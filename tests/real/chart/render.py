@@ -42,7 +42,9 @@ def manifests(
     values: Path, *flags: str, version: str = helm.VERSIONS[0], kubernetes: str = NEW
 ) -> list[Manifest]:
     """Return the documents, in Helm's order; the caller may change them."""
-    found: list[Manifest] = json.loads(_parsed(text(values, *flags, version=version, kubernetes=kubernetes)))
+    found: list[Manifest] = json.loads(
+        _parsed(text(values, *flags, version=version, kubernetes=kubernetes))
+    )
     return found
 
 
