@@ -64,7 +64,9 @@ def printed_pod(values: Path, kubernetes: str = render.NEW) -> Pod:
         plain = given["spec"].get("containers", [])
         spec = given["spec"] | {"containers": [clickhouse, *plain]}
         return _pod("Pod/printed", {"metadata": given["metadata"], "spec": spec})
-    spec = {  # where Bitnami's chart puts these values
+    spec = {  # where Bitnami's chart puts these values, beside its own
+        "automountServiceAccountToken": False,
+        "securityContext": {"fsGroup": 1001},
         "serviceAccountName": given["serviceAccount"]["name"],
         "terminationGracePeriodSeconds": given["terminationGracePeriodSeconds"],
         "initContainers": given.get("initContainers", []),
