@@ -10,7 +10,6 @@ PIP := $(PY) -m pip --disable-pip-version-check -qq
 READY := $(VENV)/.ready
 PYTEST_ARGS ?=
 ARGS ?=
-CHART_ARGS ?=
 COMPILE := build/pip-tools/bin/pip-compile -q --generate-hashes --allow-unsafe --strip-extras \
 	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links $(UPGRADE)
 
@@ -47,8 +46,8 @@ test-real: $(READY) ## fetch LocalStack, ClickHouse, Alertmanager, ... and test 
 	@$(PY) -m pytest -m real $(PYTEST_ARGS)
 	@FAULT_SEEDS=40 $(PY) -m pytest -n auto -rP tests/faults
 
-chart: $(READY) ## lint and render the Helm chart with Helm 3 and 4 into build/chart
-	@$(PY) -m tests.real.chart $(CHART_ARGS)
+chart: $(READY) ## lint and render the Helm chart with Helm 3 and 4 into build/chart; ARGS=--update
+	@$(PY) -m tests.real.chart $(ARGS)
 
 check: $(READY) ## ruff (lint and format) and mypy
 	@$(PY) -m ruff check .

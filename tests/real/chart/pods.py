@@ -96,6 +96,8 @@ def _value(variable: dict[str, Any]) -> str:
     if "value" in variable:
         return str(variable["value"])
     source = variable["valueFrom"]
+    if "secretKeyRef" in source:
+        return f"{source['secretKeyRef']['key']} of {source['secretKeyRef']['name']}"
     if "fieldRef" in source:
         return DOWNWARD[source["fieldRef"]["fieldPath"]]
     return DOWNWARD[source["resourceFieldRef"]["resource"]]
