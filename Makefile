@@ -26,7 +26,7 @@ DOCKER ?= docker
 BUILD_ARGS ?=
 IMAGES := billing-scraper state-exporter alert-forwarder byoc-agents
 
-.PHONY: help demo localstack test test-real check images constraints clean
+.PHONY: help demo localstack test test-real chart check images constraints clean
 
 help: ## print this list
 	@echo "byoc-agents: what can be done here"
@@ -45,6 +45,9 @@ test-real: $(READY) ## fetch LocalStack, ClickHouse, Alertmanager, ... and test 
 	@$(PY) -m tests.real.parts.install
 	@$(PY) -m pytest -m real $(PYTEST_ARGS)
 	@FAULT_SEEDS=40 $(PY) -m pytest -n auto -rP tests/faults
+
+chart: $(READY) ## lint and render the Helm chart with Helm 3 and 4 into build/chart; ARGS=--update
+	@$(PY) -m tests.real.chart $(ARGS)
 
 check: $(READY) ## ruff (lint and format) and mypy
 	@$(PY) -m ruff check .

@@ -1,0 +1,120 @@
+{{/*
+The one template of a daemon's container, as a sidecar and in a Deployment: dict root, role.
+
+As a sidecar it has no readinessProbe, since that would be the readiness of ClickHouse's pod, and
+no startupProbe, since a native sidecar's holds back the containers after it. The livenessProbe
+restarts this container alone. Requests equal limits: a Guaranteed pod stays Guaranteed.
+*/}}
+{{- define "byoc-agents.container" -}}
+{{- $v := .root.Values -}}
+{{- $role := .role -}}
+{{- $sidecar := eq $role.place "pod" -}}
+name: {{ $role.name }}
+image: {{ include "byoc-agents.image" . }}
+imagePullPolicy: {{ $v.image.pullPolicy }}
+{{- if and $sidecar (include "byoc-agents.native" .root) }}
+restartPolicy: Always
+{{- end }}
+args: {{ concat (list "run") $role.daemons | toJson }}
+env:
+  {{- include "byoc-agents.env" . | trim | nindent 2 }}
+ports:
+  - {name: {{ include "byoc-agents.portName" $role }}, containerPort: {{ $role.port }}, protocol: TCP}
+  {{- if has "alert-forwarder" $role.daemons }}
+  - {name: byoc-webhook, containerPort: 9095, protocol: TCP}
+  {{- end }}
+livenessProbe:
+  httpGet: {path: /healthz, port: {{ $role.port }}}
+  initialDelaySeconds: 15
+  periodSeconds: 15
+  timeoutSeconds: 5
+  failureThreshold: 6
+{{- if not $sidecar }}
+readinessProbe:
+  httpGet: {path: /readyz, port: {{ $role.port }}}
+  periodSeconds: 10
+  timeoutSeconds: 5
+{{- end }}
+securityContext:
+  {{- include "byoc-agents.securityContext" . | nindent 2 }}
+resources:
+  {{- toYaml $role.resources | nindent 2 }}
+volumeMounts:
+  - {name: {{ include "byoc-agents.spoolVolume" . }}, mountPath: /var/lib/byoc-agents{{ if and $sidecar $v.sidecars.spool.volumeName }}, subPath: byoc-agents{{ end }}}
+  {{- range include "byoc-agents.volumes" . | fromYamlArray }}
+  - {name: {{ .name }}, mountPath: {{ eq .name "byoc-token" | ternary "/var/run/secrets/byoc-agents" (printf "/etc/byoc-agents/%s" (trimPrefix "byoc-" .name)) }}, readOnly: true}
+  {{- end }}
+{{- end -}}
+
+{{- define "byoc-agents.image" -}}
+{{- $image := .root.Values.image -}}
+{{- $name := printf "%s/%s" $image.repository .role.name -}}
+{{- with index $image.digests .role.name -}}
+{{- printf "%s@%s" $name . -}}
+{{- else -}}
+{{- printf "%s:%s" $name ($image.tag | default $.root.Chart.AppVersion) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "byoc-agents.portName" -}}
+{{- eq .name "byoc-agents" | ternary .name (printf "byoc-%s" (index (splitList "-" .name) 0)) -}}
+{{- end -}}
+
+{{/* Beside ClickHouse its own uid and gid: only they may read its counters through /proc/PID/root. */}}
+{{- define "byoc-agents.ids" -}}
+{{- $beside := eq .role.place "pod" -}}
+runAsNonRoot: true
+runAsUser: {{ $beside | ternary .root.Values.clickhouse.runAsUser 65532 }}
+runAsGroup: {{ $beside | ternary .root.Values.clickhouse.runAsGroup 65532 }}
+seccompProfile: {type: RuntimeDefault}
+{{- end -}}
+
+{{- define "byoc-agents.securityContext" -}}
+{{ include "byoc-agents.ids" . }}
+readOnlyRootFilesystem: true
+allowPrivilegeEscalation: false
+capabilities: {drop: [ALL]}
+{{- end -}}
+
+{{- define "byoc-agents.spoolVolume" -}}
+{{- if eq .role.place "pod" -}}{{- .root.Values.sidecars.spool.volumeName | default "byoc-spool" -}}{{- else -}}byoc-spool{{- end -}}
+{{- end -}}
+
+{{/* The volumes of a role but for its spool: what only our containers mount. */}}
+{{- define "byoc-agents.volumes" -}}
+{{- $v := .root.Values -}}
+{{- $daemons := .role.daemons -}}
+{{- $aws := include "byoc-agents.callsAws" .role -}}
+{{- if has "alert-forwarder" $daemons }}
+- name: byoc-alerts
+  secret: {secretName: {{ $v.alertForwarder.secretName }}, defaultMode: 292}
+{{- with $v.alertForwarder.tlsSecretName }}
+- name: byoc-alerts-tls
+  secret: {secretName: {{ . }}, defaultMode: 292}
+{{- end }}
+{{- end }}
+{{- if and $aws $v.clickhouse.passwordSecret.name }}
+- name: byoc-clickhouse
+  secret:
+    secretName: {{ $v.clickhouse.passwordSecret.name }}
+    defaultMode: 292
+    items: [{key: {{ $v.clickhouse.passwordSecret.key }}, path: password}]
+{{- end }}
+{{- if and $aws (eq $v.aws.identity "secret") }}
+- name: byoc-aws
+  secret:
+    secretName: {{ $v.aws.secretName }}
+    defaultMode: 292
+    items: [{key: credentials, path: credentials}]
+{{- end }}
+{{- if and $aws (eq $v.aws.identity "irsa") $v.aws.projectToken }}
+- name: byoc-token
+  projected:
+    defaultMode: 292
+    sources: [{serviceAccountToken: {audience: sts.amazonaws.com, expirationSeconds: 3600, path: token}}]
+{{- end }}
+{{- if $v.caConfigMap }}
+- name: byoc-ca
+  configMap: {name: {{ $v.caConfigMap }}, defaultMode: 292, items: [{key: ca.crt, path: ca.crt}]}
+{{- end }}
+{{- end -}}

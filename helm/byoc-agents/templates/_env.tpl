@@ -1,0 +1,107 @@
+{{/* The environment of a container: dict root, role. What `settings` says comes last and wins. */}}
+{{- define "byoc-agents.env" -}}
+{{- $v := .root.Values -}}
+{{- $role := .role -}}
+{{- $env := dict
+  "BYOC_ORGANIZATION_ID" $v.organizationId
+  "BYOC_SERVICE_ID" $v.serviceId
+  "BYOC_REGION" $v.region
+  "BYOC_STATE_DIR" "/var/lib/byoc-agents"
+  "BYOC_LISTEN" (printf "%s:%v" $v.sidecars.listenHost $role.port)
+  "BYOC_SHUTDOWN_GRACE_SECONDS" $v.sidecars.shutdownGraceSeconds
+-}}
+{{- if $v.httpsProxy -}}{{- $_ := set $env "BYOC_HTTPS_PROXY" $v.httpsProxy -}}{{- end -}}
+{{- if $v.caConfigMap -}}{{- $_ := set $env "BYOC_CA_FILE" "/etc/byoc-agents/ca/ca.crt" -}}{{- end -}}
+{{- if $v.allowInsecureEndpoints -}}{{- $_ := set $env "BYOC_ALLOW_INSECURE_ENDPOINTS" "true" -}}{{- end -}}
+{{- if include "byoc-agents.callsAws" $role -}}{{- $env = merge $env (include "byoc-agents.envAws" .root | fromJson) -}}{{- end -}}
+{{- $settings := $v.settings -}}
+{{- if has "billing-scraper" $role.daemons -}}
+{{- $env = merge $env (include "byoc-agents.envBilling" .root | fromJson) -}}
+{{- $settings = merge dict $v.billingScraper.settings $settings -}}
+{{- end -}}
+{{- if has "state-exporter" $role.daemons -}}
+{{- $env = merge $env (include "byoc-agents.envState" .root | fromJson) -}}
+{{- $settings = merge dict $v.stateExporter.settings $settings -}}
+{{- end -}}
+{{- if has "alert-forwarder" $role.daemons -}}
+{{- $env = merge $env (include "byoc-agents.envAlerts" .root | fromJson) -}}
+{{- $settings = merge dict $v.alertForwarder.settings $settings -}}
+{{- end -}}
+{{- range $name, $value := merge dict $settings $env }}
+- name: {{ $name }}
+  value: {{ toString $value | quote }}
+{{- end }}
+- name: BYOC_REPLICA
+  valueFrom: {fieldRef: {fieldPath: metadata.name}}
+- name: BYOC_POD_UID
+  valueFrom: {fieldRef: {fieldPath: metadata.uid}}
+{{- if and (has "billing-scraper" $role.daemons) $v.clickhouse.hasLimits }}
+- name: BYOC_LIMITS_CPU_MILLICORES
+  valueFrom: {resourceFieldRef: {containerName: {{ $v.clickhouse.containerName }}, resource: limits.cpu, divisor: 1m}}
+- name: BYOC_LIMITS_MEMORY_BYTES
+  valueFrom: {resourceFieldRef: {containerName: {{ $v.clickhouse.containerName }}, resource: limits.memory, divisor: "1"}}
+{{- end }}
+{{- end -}}
+
+{{- define "byoc-agents.envAws" -}}
+{{- $aws := .Values.aws -}}
+{{- $env := dict "AWS_EC2_METADATA_DISABLED" "true" -}}
+{{- if and (eq $aws.identity "irsa") $aws.projectToken -}}
+{{- $_ := set $env "AWS_ROLE_ARN" $aws.roleArn -}}
+{{- $_ := set $env "AWS_WEB_IDENTITY_TOKEN_FILE" "/var/run/secrets/byoc-agents/token" -}}
+{{- end -}}
+{{- if eq $aws.identity "secret" -}}{{- $_ := set $env "AWS_SHARED_CREDENTIALS_FILE" "/etc/byoc-agents/aws/credentials" -}}{{- end -}}
+{{- if $aws.endpointUrl -}}{{- $_ := set $env "AWS_ENDPOINT_URL" $aws.endpointUrl -}}{{- end -}}
+{{- if $aws.endpointUrlS3 -}}{{- $_ := set $env "AWS_ENDPOINT_URL_S3" $aws.endpointUrlS3 -}}{{- end -}}
+{{- if $aws.endpointUrlSqs -}}{{- $_ := set $env "AWS_ENDPOINT_URL_SQS" $aws.endpointUrlSqs -}}{{- end -}}
+{{- toJson $env -}}
+{{- end -}}
+
+{{/* ClickHouse's URL and user, for who asks it: dict root, url. */}}
+{{- define "byoc-agents.envClickHouse" -}}
+{{- $clickhouse := .root.Values.clickhouse -}}
+{{- $env := dict "BYOC_CLICKHOUSE_URL" .url "BYOC_CLICKHOUSE_USER" $clickhouse.user -}}
+{{- if $clickhouse.passwordSecret.name -}}{{- $_ := set $env "BYOC_CLICKHOUSE_PASSWORD_FILE" "/etc/byoc-agents/clickhouse/password" -}}{{- end -}}
+{{- toJson $env -}}
+{{- end -}}
+
+{{/* The kernel's counters where processes are shared, else the server's own: a lower bound, and every record says so. */}}
+{{- define "byoc-agents.envBilling" -}}
+{{- $v := .Values -}}
+{{- $env := include "byoc-agents.envClickHouse" (dict "root" . "url" $v.clickhouse.url) | fromJson -}}
+{{- $usual := ternary "auto" (printf "clickhouse:%s" $v.clickhouse.url) $v.clickhouse.shareProcessNamespace -}}
+{{- $_ := set $env "BYOC_BILLING_TARGET" ($v.billingScraper.target | default $usual) -}}
+{{- $_ := set $env "BYOC_BILLING_BUCKET" $v.billingScraper.bucket -}}
+{{- $_ := set $env "BYOC_CONTAINER_NAME" $v.clickhouse.containerName -}}
+{{- if $v.billingScraper.bucketOwner -}}{{- $_ := set $env "BYOC_BILLING_BUCKET_OWNER" $v.billingScraper.bucketOwner -}}{{- end -}}
+{{- toJson $env -}}
+{{- end -}}
+
+{{- define "byoc-agents.envState" -}}
+{{- $v := .Values -}}
+{{- $url := $v.clickhouse.url -}}
+{{- if eq $v.stateExporter.placement "deployment" -}}
+{{- $pairs := list -}}
+{{- range $name, $one := $v.stateExporter.servers -}}{{- $pairs = append $pairs (printf "%s=%s" $name $one) -}}{{- end -}}
+{{- $url = join "," $pairs -}}
+{{- end -}}
+{{- $env := include "byoc-agents.envClickHouse" (dict "root" . "url" $url) | fromJson -}}
+{{- $_ := set $env "BYOC_STATE_QUEUE_URL" $v.stateExporter.queueUrl -}}
+{{- toJson $env -}}
+{{- end -}}
+
+{{- define "byoc-agents.envAlerts" -}}
+{{- $own := .Values.alertForwarder -}}
+{{- $env := dict
+  "BYOC_ALERTS_URL" $own.url
+  "BYOC_ALERTS_LISTEN" (printf "%s:9095" .Values.sidecars.listenHost)
+  "BYOC_ALERTS_TOKEN_FILE" "/etc/byoc-agents/alerts/token"
+  "BYOC_ALERTS_SIGNING_SECRET_FILE" "/etc/byoc-agents/alerts/signing-secret"
+  "BYOC_ALERTS_WEBHOOK_TOKEN_FILE" "/etc/byoc-agents/alerts/webhook-token"
+-}}
+{{- if $own.tlsSecretName -}}
+{{- $_ := set $env "BYOC_ALERTS_TLS_CERT_FILE" "/etc/byoc-agents/alerts-tls/tls.crt" -}}
+{{- $_ := set $env "BYOC_ALERTS_TLS_KEY_FILE" "/etc/byoc-agents/alerts-tls/tls.key" -}}
+{{- end -}}
+{{- toJson $env -}}
+{{- end -}}

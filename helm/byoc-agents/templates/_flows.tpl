@@ -1,0 +1,183 @@
+{{/*
+Where a role may connect to, as `byoc-agents policy` derives it from the same environment; a test
+holds both together. A flow: host, port, kind, place (node, cluster, beyond), cidrs, literal, scheme.
+*/}}
+
+{{/* The flow of a URL, or nothing where it stays in the pod: dict root, url, kind. */}}
+{{- define "byoc-agents.flow" -}}
+{{- $parts := urlParse .url -}}
+{{- $host := regexReplaceAll ":[0-9]+$" $parts.host "" | lower -}}
+{{- $usual := ternary "80" "443" (eq $parts.scheme "http") -}}
+{{- $port := regexFind ":[0-9]+$" $parts.host | trimPrefix ":" | default $usual -}}
+{{- $literal := regexMatch "^[0-9.]+$" $host -}}
+{{- $place := "beyond" -}}
+{{- if hasPrefix "169.254." $host -}}{{- $place = "node" -}}
+{{- else if and (not $literal) (or (not (contains "." $host)) (hasSuffix ".svc" $host) (hasSuffix ".cluster.local" $host)) -}}{{- $place = "cluster" -}}
+{{- end -}}
+{{- $known := .root.Values.networkPolicy.cidrs -}}
+{{- $cidrs := ternary (list (printf "%s/32" $host)) (index $known $host | default (index $known .kind) | default list) $literal -}}
+{{- if not (or (eq $host "localhost") (hasPrefix "127." $host)) -}}
+{{- dict "host" $host "port" (int $port) "kind" .kind "place" $place "cidrs" $cidrs "literal" $literal "scheme" $parts.scheme | toJson -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The URLs of a role before any proxy: dict root, role. */}}
+{{- define "byoc-agents.urls" -}}
+{{- $v := .root.Values -}}
+{{- $urls := list -}}
+{{- if has "billing-scraper" .role.daemons -}}
+{{- $suffix := include "byoc-agents.dnsSuffix" $v.region -}}
+{{- $regional := printf "s3.%s.%s" $v.region $suffix -}}
+{{- $virtual := ternary $regional (printf "%s.%s" $v.billingScraper.bucket $regional) (contains "." $v.billingScraper.bucket) -}}
+{{- $urls = append $urls (dict "kind" "s3" "url" ($v.aws.endpointUrlS3 | default $v.aws.endpointUrl | default (printf "https://%s" $virtual))) -}}
+{{- end -}}
+{{- if has "state-exporter" .role.daemons -}}
+{{- if eq $v.stateExporter.placement "deployment" -}}
+{{- range $v.stateExporter.servers -}}{{- $urls = append $urls (dict "kind" "clickhouse" "url" .) -}}{{- end -}}
+{{- end -}}
+{{- $urls = append $urls (dict "kind" "sqs" "url" ($v.aws.endpointUrlSqs | default $v.aws.endpointUrl | default $v.stateExporter.queueUrl)) -}}
+{{- end -}}
+{{- if include "byoc-agents.callsAws" .role -}}
+{{- if eq $v.aws.identity "irsa" -}}
+{{- $sts := printf "https://sts.%s.%s" $v.region (include "byoc-agents.dnsSuffix" $v.region) -}}
+{{- $urls = append $urls (dict "kind" "sts" "url" ($v.aws.endpointUrl | default $sts)) -}}
+{{- else if eq $v.aws.identity "podIdentity" -}}
+{{- $urls = append $urls (dict "kind" "pod-identity" "url" "http://169.254.170.23/v1/credentials") -}}
+{{- end -}}
+{{- end -}}
+{{- if has "alert-forwarder" .role.daemons -}}
+{{- $urls = append $urls (dict "kind" "control-plane" "url" $v.alertForwarder.url) -}}
+{{- end -}}
+{{- toJson $urls -}}
+{{- end -}}
+
+{{/* The flows of a role, one for each host and port; with a proxy that, and what is local. */}}
+{{- define "byoc-agents.flows" -}}
+{{- $root := .root -}}
+{{- $proxy := $root.Values.httpsProxy -}}
+{{- $urls := include "byoc-agents.urls" . | fromJsonArray -}}
+{{- if $proxy -}}{{- $urls = prepend $urls (dict "kind" "proxy" "url" $proxy) -}}{{- end -}}
+{{- $found := list -}}
+{{- $seen := list -}}
+{{- range $urls -}}
+{{- $text := include "byoc-agents.flow" (dict "root" $root "url" .url "kind" .kind) -}}
+{{- if $text -}}
+{{- $flow := fromJson $text -}}
+{{- $end := printf "%s:%v" $flow.host $flow.port -}}
+{{- if and (not (has $end $seen)) (or (not $proxy) (eq .kind "proxy") (eq $flow.place "node")) -}}
+{{- $found = append $found $flow -}}
+{{- $seen = append $seen $end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $found -}}
+{{- end -}}
+
+{{- define "byoc-agents.dnsSuffix" -}}
+{{- if hasPrefix "cn-" . -}}amazonaws.com.cn
+{{- else if hasPrefix "eusc-" . -}}amazonaws.eu
+{{- else if hasPrefix "us-iso-" . -}}c2s.ic.gov
+{{- else if hasPrefix "us-isob-" . -}}sc2s.sgov.gov
+{{- else if hasPrefix "eu-isoe-" . -}}cloud.adc-e.uk
+{{- else if hasPrefix "us-isof-" . -}}csp.hci.ic.gov
+{{- else -}}amazonaws.com
+{{- end -}}
+{{- end -}}
+
+{{/* The spec of a NetworkPolicy: both directions are denied but what is listed. */}}
+{{- define "byoc-agents.networkPolicySpec" -}}
+{{- $policy := .root.Values.networkPolicy -}}
+{{- $flows := include "byoc-agents.flows" . | fromJsonArray -}}
+{{- $named := false -}}
+{{- range $flows -}}{{- if not .literal -}}{{- $named = true -}}{{- end -}}{{- end -}}
+{{- $rules := list -}}
+{{- if $named -}}
+{{- $peers := list (dict "namespaceSelector" (dict "matchLabels" (dict "kubernetes.io/metadata.name" "kube-system")) "podSelector" (dict "matchLabels" (dict "k8s-app" "kube-dns"))) -}}
+{{- range $policy.dns -}}{{- $peers = append $peers (dict "ipBlock" (dict "cidr" .)) -}}{{- end -}}
+{{- $rules = append $rules (dict "to" $peers "ports" (list (dict "protocol" "UDP" "port" 53) (dict "protocol" "TCP" "port" 53))) -}}
+{{- end -}}
+{{- range $flows -}}
+{{- $peers := list -}}
+{{- if .cidrs -}}
+{{- range .cidrs -}}{{- $peers = append $peers (dict "ipBlock" (dict "cidr" .)) -}}{{- end -}}
+{{- else if eq .place "cluster" -}}
+{{- $peers = list (dict "namespaceSelector" dict) -}}
+{{- else -}}
+{{- $peers = list (dict "ipBlock" (dict "cidr" "0.0.0.0/0" "except" (list "127.0.0.0/8" "169.254.0.0/16"))) -}}
+{{- end -}}
+{{- $rule := dict "to" $peers "ports" (list (dict "protocol" "TCP" "port" (int .port))) -}}
+{{- if not (has $rule $rules) -}}{{- $rules = append $rules $rule -}}{{- end -}}
+{{- end -}}
+podSelector:
+  matchLabels:
+    {{- include "byoc-agents.selector" . | nindent 4 }}
+policyTypes: [Ingress, Egress]
+ingress:
+  - {{ include "byoc-agents.comer" (dict "from" $policy.prometheus "port" .role.port) | nindent 4 | trim }}
+  {{- if has "alert-forwarder" .role.daemons }}
+  - {{ include "byoc-agents.comer" (dict "from" $policy.alertmanager "port" 9095) | nindent 4 | trim }}
+  {{- end }}
+egress:
+  {{- toYaml $rules | nindent 2 }}
+{{- end -}}
+
+{{- define "byoc-agents.comer" -}}
+from:
+  - namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: {{ .from.namespace }}}}
+    {{- with .from.label }}
+    podSelector: {matchLabels: {{ include "byoc-agents.label" . }}}
+    {{- end }}
+ports:
+  - {protocol: TCP, port: {{ .port }}}
+{{- end -}}
+
+{{/* {"NAME": "VALUE"} of NAME=VALUE. */}}
+{{- define "byoc-agents.label" -}}
+{{- if . -}}{{- $pair := splitn "=" 2 . -}}{{- dict $pair._0 $pair._1 | toJson -}}{{- else -}}{}{{- end -}}
+{{- end -}}
+
+{{/* The same for Cilium, which knows names. */}}
+{{- define "byoc-agents.ciliumSpec" -}}
+{{- $policy := .root.Values.networkPolicy -}}
+{{- $flows := include "byoc-agents.flows" . | fromJsonArray -}}
+{{- $names := list -}}
+{{- $byPort := dict -}}
+{{- $rules := list -}}
+{{- range $flows -}}
+{{- $match := dict "matchName" .host -}}
+{{- $ports := list (dict "ports" (list (dict "port" (toString .port) "protocol" "TCP"))) -}}
+{{- if and (not .literal) (not (has $match $names)) -}}{{- $names = append $names $match -}}{{- end -}}
+{{- if and (not .literal) (eq .place "beyond") -}}
+{{- $_ := set $byPort (toString .port) (append (index $byPort (toString .port) | default list) $match) -}}
+{{- else if eq .place "cluster" -}}
+{{- $rules = append $rules (dict "toEntities" (list "cluster") "toPorts" $ports) -}}
+{{- else -}}
+{{- $rules = append $rules (dict "toCIDR" .cidrs "toPorts" $ports) -}}
+{{- if eq .place "node" -}}{{- $rules = append $rules (dict "toEntities" (list "host") "toPorts" $ports) -}}{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- range $port, $matches := $byPort -}}
+{{- $rules = append $rules (dict "toFQDNs" $matches "toPorts" (list (dict "ports" (list (dict "port" $port "protocol" "TCP"))))) -}}
+{{- end -}}
+{{- if $names -}}
+{{- $kubeDns := dict "k8s:io.kubernetes.pod.namespace" "kube-system" "k8s:k8s-app" "kube-dns" -}}
+{{- $rules = prepend $rules (dict "toEndpoints" (list (dict "matchLabels" $kubeDns)) "toPorts" (list (dict "ports" (list (dict "port" "53" "protocol" "ANY")) "rules" (dict "dns" $names)))) -}}
+{{- end -}}
+endpointSelector:
+  matchLabels:
+    {{- include "byoc-agents.selector" . | nindent 4 }}
+ingress:
+  - {{ include "byoc-agents.ciliumComer" (dict "from" $policy.prometheus "port" .role.port) | nindent 4 | trim }}
+  {{- if has "alert-forwarder" .role.daemons }}
+  - {{ include "byoc-agents.ciliumComer" (dict "from" $policy.alertmanager "port" 9095) | nindent 4 | trim }}
+  {{- end }}
+egress:
+  {{- toYaml ($rules | default (list dict)) | nindent 2 }}
+{{- end -}}
+
+{{- define "byoc-agents.ciliumComer" -}}
+fromEndpoints:
+  - matchLabels: {{ merge (dict "k8s:io.kubernetes.pod.namespace" .from.namespace) (include "byoc-agents.label" .from.label | fromJson) | toJson }}
+toPorts:
+  - ports: [{port: {{ .port | toString | quote }}, protocol: TCP}]
+{{- end -}}

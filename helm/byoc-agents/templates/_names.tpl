@@ -1,0 +1,91 @@
+{{/* Names, labels and the list of what runs where. Lists and maps travel between templates as JSON. */}}
+
+{{- define "byoc-agents.name" -}}
+{{- if contains "byoc-agents" .Release.Name -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-byoc-agents" (.Release.Name | trunc 28 | trimSuffix "-") -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "byoc-agents.labels" -}}
+app.kubernetes.io/name: byoc-agents
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end -}}
+
+{{/* The pods that hold a role: {"place": "pod" | "deployment", "name": ...}, and the root. */}}
+{{- define "byoc-agents.selector" -}}
+{{- if eq .role.place "pod" -}}
+byoc-agents/sidecars: {{ include "byoc-agents.name" .root }}
+{{- else -}}
+app.kubernetes.io/name: byoc-agents
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .role.name }}
+{{- end -}}
+{{- end -}}
+
+{{/* The account with the AWS role; the forwarder's Deployment has one of its own, without. */}}
+{{- define "byoc-agents.serviceAccount" -}}
+{{- .Values.serviceAccount.name | default (include "byoc-agents.name" .) -}}
+{{- end -}}
+
+{{/* Every container of ours: name, daemons, port of the pages, place, its values and its spool. */}}
+{{- define "byoc-agents.roles" -}}
+{{- $v := .Values -}}
+{{- $all := list -}}
+{{- if $v.billingScraper.enabled -}}
+{{- $all = append $all (dict "name" "billing-scraper" "port" 9464 "place" "pod" "resources" $v.billingScraper.resources) -}}
+{{- end -}}
+{{- if $v.stateExporter.enabled -}}
+{{- $place := ternary "pod" "deployment" (eq $v.stateExporter.placement "sidecar") -}}
+{{- $all = append $all (dict "name" "state-exporter" "port" 9465 "place" $place "resources" $v.stateExporter.resources "spool" $v.stateExporter.spool) -}}
+{{- end -}}
+{{- if $v.alertForwarder.enabled -}}
+{{- $place := ternary "pod" "deployment" (eq $v.alertForwarder.placement "sidecar") -}}
+{{- $all = append $all (dict "name" "alert-forwarder" "port" 9466 "place" $place "resources" $v.alertForwarder.resources "spool" $v.alertForwarder.spool) -}}
+{{- end -}}
+{{- $roles := list -}}
+{{- $together := list -}}
+{{- range $all -}}
+{{- $_ := set . "daemons" (list .name) -}}
+{{- if and $v.sidecars.oneProcess (eq .place "pod") -}}
+{{- $together = append $together .name -}}
+{{- else -}}
+{{- $roles = append $roles . -}}
+{{- end -}}
+{{- end -}}
+{{- if $together -}}
+{{- $roles = append $roles (dict "name" "byoc-agents" "port" 9464 "place" "pod" "resources" $v.sidecars.resources "daemons" $together) -}}
+{{- end -}}
+{{- toJson $roles -}}
+{{- end -}}
+
+{{/* The roles of one place: dict root, place. */}}
+{{- define "byoc-agents.rolesIn" -}}
+{{- $found := list -}}
+{{- $place := .place -}}
+{{- range include "byoc-agents.roles" .root | fromJsonArray -}}
+{{- if eq .place $place -}}{{- $found = append $found . -}}{{- end -}}
+{{- end -}}
+{{- toJson $found -}}
+{{- end -}}
+
+{{/* Not empty where sidecars are init containers with restartPolicy Always. */}}
+{{- define "byoc-agents.native" -}}
+{{- $can := semverCompare ">=1.29.0-0" .Capabilities.KubeVersion.Version -}}
+{{- if or (eq .Values.sidecars.native "always") (and (eq .Values.sidecars.native "auto") $can) -}}true{{- end -}}
+{{- end -}}
+
+{{/* What the pod needs to stop: ClickHouse first, then the drain, then some air. */}}
+{{- define "byoc-agents.graceSeconds" -}}
+{{- $needed := add .Values.clickhouse.stopSeconds .Values.sidecars.shutdownGraceSeconds 10 -}}
+{{- .Values.clickhouse.terminationGracePeriodSeconds | default $needed -}}
+{{- end -}}
+
+{{/* Not empty where a daemon calls AWS: dict daemons. */}}
+{{- define "byoc-agents.callsAws" -}}
+{{- if or (has "billing-scraper" .daemons) (has "state-exporter" .daemons) -}}true{{- end -}}
+{{- end -}}

@@ -1,0 +1,74 @@
+{{/*
+What a ClickHouse pod needs to hold the sidecars, whoever owns the pod; all take the root.
+`sidecars` is a list of containers: for `initContainers` where they are native, else for `containers`.
+*/}}
+{{- define "byoc-agents.sidecars" -}}
+{{- $root := . -}}
+{{- range include "byoc-agents.rolesIn" (dict "root" . "place" "pod") | fromJsonArray }}
+- {{ include "byoc-agents.container" (dict "root" $root "role" .) | nindent 2 | trim }}
+{{- end }}
+{{- end -}}
+
+{{/* Volumes of all sidecars, each once; the spool where it is an emptyDir. */}}
+{{- define "byoc-agents.sidecarVolumes" -}}
+{{- $root := . -}}
+{{- $seen := list -}}
+{{- $spool := .Values.sidecars.spool -}}
+{{- if and (eq $spool.kind "emptyDir") (not $spool.volumeName) }}
+- name: byoc-spool
+  emptyDir: {sizeLimit: {{ $spool.size }}}
+{{- end }}
+{{- range include "byoc-agents.rolesIn" (dict "root" . "place" "pod") | fromJsonArray }}
+{{- range include "byoc-agents.volumes" (dict "root" $root "role" .) | fromYamlArray }}
+{{- if not (has .name $seen) }}
+- {{ toYaml . | nindent 2 | trim }}
+{{- $seen = append $seen .name }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* Labels and annotations of a pod with sidecars. */}}
+{{- define "byoc-agents.podLabels" -}}
+byoc-agents/sidecars: {{ include "byoc-agents.name" . }}
+{{- end -}}
+
+{{/* For a mesh: dict root, place. The kubelet and Prometheus come by plain HTTP. */}}
+{{- define "byoc-agents.podAnnotations" -}}
+{{- if .root.Values.istio.enabled -}}
+{{- $ports := list -}}
+{{- $aws := false -}}
+{{- range .roles -}}
+{{- $ports = append $ports (toString .port) -}}
+{{- if include "byoc-agents.callsAws" . -}}{{- $aws = true -}}{{- end -}}
+{{- end -}}
+traffic.sidecar.istio.io/excludeInboundPorts: {{ join "," $ports | quote }}
+{{- if and $aws (eq .root.Values.aws.identity "podIdentity") }}
+traffic.sidecar.istio.io/excludeOutboundIPRanges: 169.254.170.23/32
+{{- end }}
+{{- end -}}
+{{- end -}}
+
+{{/* Fields of the pod itself. */}}
+{{- define "byoc-agents.podSpec" -}}
+serviceAccountName: {{ include "byoc-agents.serviceAccount" . }}
+automountServiceAccountToken: false
+shareProcessNamespace: {{ .Values.clickhouse.shareProcessNamespace }}
+terminationGracePeriodSeconds: {{ include "byoc-agents.graceSeconds" . }}
+securityContext:
+  {{- include "byoc-agents.podSecurityContext" (dict "root" . "role" (dict "place" "pod")) | nindent 2 }}
+{{- end -}}
+
+{{- define "byoc-agents.podSecurityContext" -}}
+{{ include "byoc-agents.ids" . }}
+fsGroup: {{ eq .role.place "pod" | ternary .root.Values.clickhouse.runAsGroup 65532 }}
+fsGroupChangePolicy: OnRootMismatch
+{{- end -}}
+
+{{- define "byoc-agents.claimSpec" -}}
+accessModes: [ReadWriteOnce]
+{{- with .storageClassName }}
+storageClassName: {{ . }}
+{{- end }}
+resources: {requests: {storage: {{ .size }}}}
+{{- end -}}

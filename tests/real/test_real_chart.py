@@ -1,0 +1,170 @@
+"""The chart by real Helm 3 and Helm 4: lint, render, refuse, and say what to do."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import Draft7Validator  # type: ignore[import-untyped]
+
+from agents import __version__
+from tests.real.chart import golden, reference, render
+from tests.real.chart.__main__ import PRINTED
+from tests.real.parts import helm
+
+EVERY = [*render.CI, *render.EXAMPLES]
+DEFAULT = render.CHART / "ci" / "default-values.yaml"
+by_values = pytest.mark.parametrize(
+    "values", EVERY, ids=[f"{one.parent.name}-{render.name(one)}" for one in EVERY]
+)
+by_version = pytest.mark.parametrize("version", helm.VERSIONS)
+
+
+@by_version
+def test_it_lints_strictly_with_every_set_of_values(version: str) -> None:
+    for values in EVERY:
+        done = render.run(version, "lint", "--strict", str(render.CHART), "-f", str(values))
+        assert done.returncode == 0, f"{values}: {done.stdout}{done.stderr}"
+        assert "[WARNING]" not in done.stdout
+
+
+@by_values
+def test_both_helms_render_the_same(values: Path) -> None:
+    three, four = (render.manifests(values, version=version) for version in helm.VERSIONS)
+    assert three
+    assert three == four
+
+
+@pytest.mark.parametrize("values", render.CI, ids=render.name)
+def test_a_render_is_what_it_was(values: Path) -> None:
+    """`python -m tests.real.chart --update` writes them anew; the diff is for a person to read."""
+    assert golden.file(values).read_text() == golden.settled(render.manifests(values))
+
+
+def test_every_golden_render_has_its_values() -> None:
+    assert set(golden.PLACE.glob("*.yaml")) == set(map(golden.file, render.CI))
+
+
+def test_the_example_for_bitnami_is_what_the_chart_prints() -> None:
+    assert PRINTED.read_text() == render.printed(PRINTED.with_name("values.yaml"))
+
+
+@by_version
+def test_a_missing_identity_is_refused_with_everything_else_that_is_missing(version: str) -> None:
+    done = render.run(version, "template", "x", str(render.CHART))
+    assert done.returncode != 0
+    for value in (
+        *("organizationId", "serviceId", "region", "billingScraper.bucket"),
+        *("stateExporter.queueUrl", "alertForwarder.url", "alertForwarder.secretName"),
+        "aws.roleArn",
+    ):
+        assert f"  - {value}: is not set" in done.stderr
+
+
+REFUSED: dict[str, tuple[str, str]] = {
+    "misspelt": ("organisationId=a", "organisationId"),
+    "misspelt-inside": ("billingScraper.buckett=a", "buckett"),
+    "no-region": ("region=Frankfurt", "region"),
+    "no-fifo": (
+        "stateExporter.queueUrl=https://sqs.eu-central-1.amazonaws.com/1/plain",
+        "queueUrl",
+    ),
+    "bucket-is-a-url": ("billingScraper.bucket=s3://vendor", "bucket"),
+    "no-such-identity": ("aws.identity=node", "identity"),
+    "role-is-a-name": ("aws.roleArn=byoc", "roleArn"),
+    "a-setting-that-a-value-sets": ("settings.BYOC_LISTEN=0.0.0.0:1", "BYOC_LISTEN"),
+    "another-daemons-setting": ("billingScraper.settings.BYOC_STATE_LIMITS=a", "BYOC_STATE_LIMITS"),
+    "root": ("clickhouse.runAsUser=0", "runAsUser"),
+    "loopback-only": ("sidecars.listenHost=127.0.0.1", "listenHost"),
+    "url-with-a-password": ("httpsProxy=http://u:p@proxy:3128", "httpsProxy"),
+    "scraper-elsewhere": ("billingScraper.target=clickhouse:https://a.example.com", "target"),
+    "no-cidr": ("networkPolicy.cidrs.s3[0]=vendor", "s3"),
+}
+IMPOSSIBLE: dict[str, tuple[str, str]] = {
+    "too-little-time": ("clickhouse.terminationGracePeriodSeconds=30", "30 is too short"),
+    "plain-http": ("alertForwarder.url=http://control.example.com/v1", "is plain http"),
+    "nothing": (
+        "billingScraper.enabled=false,stateExporter.enabled=false,alertForwarder.enabled=false",
+        "enable one",
+    ),
+    "deployment-of-nothing": ("stateExporter.placement=deployment", "stateExporter.servers"),
+    "claims-of-others": ("clickhouse.owner=other,sidecars.spool.kind=claim", "volumeName"),
+    "bitnami-shares": ("clickhouse.owner=bitnami", "Bitnami's chart cannot share it"),
+    "print-own": ("sidecars.print=true", "sidecars.print"),
+    "keys-of-nobody": ("aws.identity=secret", "aws.secretName"),
+}
+
+
+@by_version
+@pytest.mark.parametrize(("change", "named"), REFUSED.values(), ids=REFUSED)
+def test_the_schema_refuses(version: str, change: str, named: str) -> None:
+    done = _with(version, change)
+    assert done.returncode != 0
+    assert "values don't meet the specifications of the schema" in done.stderr
+    assert named in done.stderr
+
+
+@pytest.mark.parametrize(("change", "named"), IMPOSSIBLE.values(), ids=IMPOSSIBLE)
+def test_what_cannot_work_is_refused_with_its_reason(change: str, named: str) -> None:
+    done = _with(helm.VERSIONS[0], change)
+    assert done.returncode != 0
+    assert "byoc-agents cannot be installed like this:" in done.stderr
+    assert named in done.stderr
+
+
+def test_native_sidecars_are_refused_where_kubernetes_has_none() -> None:
+    arguments = ("--kube-version", render.OLD, "--set", "sidecars.native=always")
+    done = render.run(
+        helm.VERSIONS[0], "template", "x", str(render.CHART), "-f", str(DEFAULT), *arguments
+    )
+    assert "has no native sidecars" in done.stderr
+
+
+def test_every_value_is_described_and_the_reference_is_current() -> None:
+    assert reference.FILE.read_text() == reference.markdown()
+    rows = list(reference.described())
+    assert all(text for _, _, text in rows)
+    assert _closed(reference.schema()), "an unknown value would be taken in silence"
+
+
+NOTES = {
+    "default": ("svc-1 of org-1", "logs -l byoc-agents/sidecars=byoc-agents", "is an emptyDir"),
+    "altinity": ("useTemplates: [{name: byoc-agents}]", "podTemplate: byoc-agents"),
+    "bitnami": ("--show-only templates/sidecars.yaml", "No NetworkPolicy selects ClickHouse's"),
+    "refused": ("a lower bound, and each record says so", "-c byoc-agents"),
+}
+
+
+@pytest.mark.parametrize(("called", "words"), NOTES.items(), ids=NOTES)
+def test_the_notes_say_how_to_check(called: str, words: tuple[str, ...]) -> None:
+    """By Helm 4 alone: Helm 3 shows notes only where it reaches a cluster."""
+    values = render.CHART / "ci" / f"{called}-values.yaml"
+    arguments = ("byoc-agents", str(render.CHART), "-f", str(values), "--dry-run=client")
+    done = render.run(helm.VERSIONS[1], "install", *arguments)
+    assert done.returncode == 0, done.stderr
+    notes = done.stdout.partition("NOTES:")[2]
+    assert [word for word in (*words, "/status") if word not in notes] == []
+
+
+def test_the_charts_version_is_the_agents() -> None:
+    chart = yaml.safe_load((render.CHART / "Chart.yaml").read_text())
+    assert chart["appVersion"] == chart["version"] == __version__
+
+
+def _with(version: str, change: str) -> Any:
+    flags = ("-f", str(DEFAULT), "--set", change)
+    return render.run(version, "template", "x", str(render.CHART), *flags)
+
+
+def _closed(node: dict[str, Any]) -> bool:
+    """Tell whether no object with fixed names takes others."""
+    inner = node.get("properties", {})
+    if inner and node.get("additionalProperties") is not False:
+        return False
+    return all(_closed(child) for child in inner.values())
+
+
+def test_the_schema_is_json_schema() -> None:
+    Draft7Validator.check_schema(reference.schema())
+    Draft7Validator(reference.schema()).validate(json.loads(json.dumps(reference.defaults())))

@@ -1,0 +1,213 @@
+"""Rules by promtool, the receiver by amtool, dashboards against the metrics that there are."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from agents.alerts import matchers
+from agents.alerts.agent import Settings as AlertsSettings
+from agents.core.metrics import Metrics
+from agents.state.limits import Code
+from tests.real.chart import render
+from tests.real.chart.render import Manifest
+from tests.real.parts import install
+
+RULES = render.CHART / "rules"
+CASES = Path(__file__).parent / "chart" / "rules"
+DASHBOARDS = sorted((render.CHART / "dashboards").glob("*.json"))
+CLICKHOUSE = re.compile(r"ClickHouse(Metrics|AsyncMetrics|ProfileEvents)_(\w+)")
+ALERTS = render.CHART / "ci" / "mesh-operator-values.yaml"
+# Of system.asynchronous_metrics, which the engine in a process does not fill: ClickHouse's docs.
+ASYNCHRONOUS = {
+    *("ReplicasMaxAbsoluteDelay", "MaxPartCountForPartition", "NumberOfDetachedParts"),
+    *("NumberOfDetachedByUserParts", "FilesystemMainPathAvailableBytes", "MemoryResident"),
+    *("FilesystemMainPathTotalBytes", "CGroupMemoryTotal"),
+}
+
+
+def tool(name: str, *arguments: str, directory: Path) -> str:
+    """Run promtool or amtool; a failure is the test's, with what it said."""
+    place = install.debian()
+    done = subprocess.run(
+        [str(place / "usr" / "bin" / name), *arguments],
+        cwd=directory,
+        env={**os.environ, **install.library_path(place)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def rules(file: str) -> list[dict[str, Any]]:
+    """Return the rules of one file."""
+    groups = yaml.safe_load((RULES / f"{file}.yaml").read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def rendered(kind: str, values: Path = ALERTS) -> list[Manifest]:
+    """Return the documents of a kind."""
+    return [one for one in render.manifests(values) if one["kind"] == kind]
+
+
+def known_metrics() -> set[str]:
+    """Return the names under which the agents' metrics are scraped."""
+    families = Metrics().registry.collect()
+    return {one.name + ("_total" if one.type == "counter" else "") for one in families}
+
+
+@pytest.mark.parametrize("file", ["agents", "clickhouse"])
+def test_the_rules_fire_when_they_should(file: str, tmp_path: Path) -> None:
+    shutil.copy(RULES / f"{file}.yaml", tmp_path)
+    shutil.copy(CASES / f"{file}.test.yaml", tmp_path)
+    tool("promtool", "check", "rules", f"{file}.yaml", directory=tmp_path)
+    assert "SUCCESS" in tool("promtool", "test", "rules", f"{file}.test.yaml", directory=tmp_path)
+
+
+@pytest.mark.parametrize("file", ["agents", "clickhouse"])
+def test_every_rule_is_tested_firing_and_silent(file: str) -> None:
+    firing: set[str] = set()
+    silent: set[str] = set()
+    for case in yaml.safe_load((CASES / f"{file}.test.yaml").read_text())["tests"]:
+        for expected in case["alert_rule_test"]:
+            (firing if expected["exp_alerts"] else silent).add(expected["alertname"])
+    names = {rule["alert"] for rule in rules(file)}
+    assert firing == names
+    assert silent == names - {"Watchdog"}
+
+
+def test_what_is_said_of_clickhouse_is_relayed_with_the_exporters_own_reasons() -> None:
+    """The forwarder's default matchers take each of them, and its Watchdog the one."""
+    usual = AlertsSettings(url="https://a", token="t", signing_secret="s")
+    selector, watchdog = matchers.parse(usual.selector), matchers.parse(usual.watchdog)
+    for rule in rules("clickhouse"):
+        labels = rule["labels"] | {"alertname": rule["alert"]}
+        if rule["alert"] == "Watchdog":
+            assert watchdog.matches(labels)
+            assert not selector.matches(labels)
+        else:
+            assert selector.matches(labels)
+            assert rule["labels"]["reason"] in set(Code)
+        assert set(rule["annotations"]) <= set(usual.annotations) | {"action"}
+
+
+@pytest.mark.parametrize("metrics", ["builtin", "altinity"])
+def test_the_wrapped_rules_are_the_files(metrics: str, tmp_path: Path) -> None:
+    altinity = metrics == "altinity"
+    values = render.CHART / "ci" / "altinity-values.yaml" if altinity else ALERTS
+    (document,) = rendered("PrometheusRule", values)
+    spec = yaml.safe_dump(document["spec"])
+    (tmp_path / "rules.yaml").write_text(spec)
+    tool("promtool", "check", "rules", "rules.yaml", directory=tmp_path)
+    files = [group for f in ("agents", "clickhouse") for group in _groups(f)]
+    if not altinity:
+        assert document["spec"]["groups"] == files
+    assert bool(CLICKHOUSE.search(spec)) == (not altinity)
+    assert ("chi_clickhouse_event_RejectedInserts" in spec) == altinity
+
+
+def _groups(file: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = yaml.safe_load((RULES / f"{file}.yaml").read_text())["groups"]
+    return found
+
+
+@pytest.mark.parametrize("values", [ALERTS, render.CHART / "ci" / "default-values.yaml"])
+def test_alertmanager_takes_the_plain_receiver(values: Path, tmp_path: Path) -> None:
+    (found,) = [d for d in rendered("ConfigMap", values) if "alertmanager.yml" in d["data"]]
+    (tmp_path / "alertmanager.yml").write_text(found["data"]["alertmanager.yml"])
+    said = tool("amtool", "check-config", "alertmanager.yml", directory=tmp_path)
+    assert "SUCCESS" in said
+    for labels, receivers in (
+        (("alertname=Watchdog", "severity=none"), "byoc"),
+        (("alertname=A", "severity=critical"), "byoc"),
+        (("alertname=A", "severity=info"), "default"),
+    ):
+        flags = ("config", "routes", "test", "--config.file=alertmanager.yml")
+        assert tool("amtool", *flags, *labels, directory=tmp_path).strip() == receivers
+
+
+def test_the_operators_receiver_says_the_same_as_the_plain_one() -> None:
+    (operator,) = rendered("AlertmanagerConfig")
+    (plain,) = [d for d in rendered("ConfigMap") if "alertmanager.yml" in d["data"]]
+    config = yaml.safe_load(plain["data"]["alertmanager.yml"])
+    ours = next(one for one in config["receivers"] if one["name"] == "byoc")["webhook_configs"][0]
+    (theirs,) = operator["spec"]["receivers"]
+    assert theirs["name"] == "byoc"
+    assert theirs["webhookConfigs"][0]["url"] == ours["url"]
+    assert ours["url"].startswith("https://byoc-agents-alert-forwarder.clickhouse.svc:9095/")
+    assert theirs["webhookConfigs"][0]["sendResolved"] is ours["send_resolved"] is True
+
+
+def test_every_port_that_is_scraped_is_there() -> None:
+    documents = render.manifests(ALERTS)
+    ports = set(re.findall(r"'name': '([\w-]+)'", str([d for d in documents if "spec" in d])))
+    monitors = rendered("PodMonitor")
+    assert len(monitors) == 4
+    for monitor in monitors:
+        for endpoint in monitor["spec"]["podMetricsEndpoints"]:
+            assert endpoint["port"] in ports
+
+
+def queries(board: dict[str, Any]) -> list[str]:
+    """Return the expressions of all panels and variables."""
+    asked = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    variables = board["templating"]["list"]
+    return asked + [one["query"]["query"] for one in variables if isinstance(one["query"], dict)]
+
+
+@pytest.mark.parametrize("file", DASHBOARDS, ids=lambda one: one.stem)
+def test_a_dashboard_asks_for_metrics_that_exist(file: Path) -> None:
+    board = json.loads(file.read_text())
+    asked = " ".join(queries(board))
+    assert set(re.findall(r"byoc_\w+", asked)) <= known_metrics()
+    assert board["uid"] == file.stem
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+
+
+@pytest.mark.parametrize("file", DASHBOARDS, ids=lambda one: one.stem)
+def test_prometheus_can_read_every_query(file: Path, tmp_path: Path) -> None:
+    """As recording rules, with Grafana's variables filled in."""
+    asked = [one for one in queries(json.loads(file.read_text())) if "label_values" not in one]
+    filled = [q.replace("$__rate_interval", "5m").replace("$namespace", ".*") for q in asked]
+    group = {"name": "g", "rules": [{"record": f"q{n}", "expr": q} for n, q in enumerate(filled)]}
+    (tmp_path / "board.yaml").write_text(yaml.safe_dump({"groups": [group]}))
+    tool("promtool", "check", "rules", "board.yaml", directory=tmp_path)
+
+
+def test_the_dashboards_leave_no_metric_of_the_agents_out() -> None:
+    asked = " ".join(q for file in DASHBOARDS for q in queries(json.loads(file.read_text())))
+    assert known_metrics() - set(re.findall(r"byoc_\w+", asked)) == set()
+
+
+def test_the_rules_ask_for_metrics_that_exist() -> None:
+    for rule in rules("agents"):
+        assert set(re.findall(r"byoc_\w+", rule["expr"])) <= known_metrics()
+
+
+def test_clickhouse_has_the_metrics_that_are_asked_for() -> None:
+    """By the engine itself, but for the asynchronous ones, which it does not fill."""
+    text = (RULES / "clickhouse.yaml").read_text() + "".join(f.read_text() for f in DASHBOARDS)
+    asked = set(CLICKHOUSE.findall(text))
+    code = (
+        "import chdb; print(chdb.query('SELECT metric FROM system.metrics UNION ALL"
+        " SELECT event FROM system.events SETTINGS system_events_show_zero_values = 1'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(install.chdb())},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    known = set(re.findall(r"\w+", done.stdout))
+    assert {name for kind, name in asked if kind != "AsyncMetrics"} <= known
+    assert {name for kind, name in asked if kind == "AsyncMetrics"} == ASYNCHRONOUS

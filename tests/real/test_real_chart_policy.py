@@ -1,0 +1,146 @@
+"""The chart's policies against `byoc-agents policy --check` in the environment it renders."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from agents import policy_cli
+from tests.real.chart import render
+from tests.real.chart.pods import Pod, environment, pods
+from tests.real.chart.render import Manifest
+
+IDENTITY = {"irsa": "irsa", "podIdentity": "pod-identity", "secret": "environment"}
+KINDS = {"networkpolicy": "NetworkPolicy", "cilium": "CiliumNetworkPolicy"}
+OTHERS = {"byoc-agents-clickhouse"}  # ClickHouse's own traffic, which no table of ours knows
+
+
+def _values(file: Path) -> dict[str, Any]:
+    """Return the values that matter here, with the chart's defaults under them."""
+    own = yaml.safe_load(file.read_text())
+    usual = yaml.safe_load((render.CHART / "values.yaml").read_text())
+    policy = usual["networkPolicy"] | own.get("networkPolicy", {})
+    return {"identity": own.get("aws", {}).get("identity", "irsa"), "policy": policy}
+
+
+def _asked(kind: str, pod: Pod, container: dict[str, Any], file: Path) -> list[str]:
+    """Return the arguments of `byoc-agents policy` that say what no environment knows."""
+    given = _values(file)
+    policy = given["policy"]
+    flags = [f"--identity={IDENTITY[given['identity']]}"]
+    who = ("prometheus", "alertmanager")
+    flags += [f"--{one}={policy[one]['namespace']}/{policy[one]['label']}" for one in who]
+    flags += [
+        f"--cidr={name}={cidr}" for name, all_of in policy["cidrs"].items() for cidr in all_of
+    ]
+    flags += [f"--dns={cidr}" for cidr in policy["dns"]]
+    flags += [f"--pod={name}={value}" for name, value in pod.labels.items()]
+    return [kind, *container["args"][1:], *flags]
+
+
+class Policy:
+    """`byoc-agents policy` in the environment of a rendered container."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, printed: pytest.CaptureFixture[str], directory: Path
+    ) -> None:
+        self._patch, self._printed, self._manifest = monkeypatch, printed, directory / "policy.yaml"
+
+    def __call__(self, asked: list[str], container: dict[str, Any]) -> tuple[int, str]:
+        """Return (exit code, standard output)."""
+        with self._patch.context() as patch:
+            for name in [one for one in os.environ if one.startswith(("BYOC_", "AWS_"))]:
+                patch.delenv(name)
+            for name, value in environment(container).items():
+                patch.setenv(name, value)
+            code = policy_cli.main(asked)
+        return code, self._printed.readouterr().out
+
+    def check(
+        self, asked: list[str], container: dict[str, Any], document: Manifest
+    ) -> tuple[int, str]:
+        """Compare a manifest with the table."""
+        self._manifest.write_text(yaml.safe_dump(document))
+        return self([*asked, f"--check={self._manifest}"], container)
+
+
+@pytest.fixture
+def policy(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Policy:
+    return Policy(monkeypatch, capsys, tmp_path)
+
+
+def _policies(documents: list[Manifest], kind: str) -> dict[str, Manifest]:
+    return {d["metadata"]["name"]: d for d in documents if d["kind"] == kind}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("values", render.CI, ids=render.name)
+def test_no_policy_says_more_or_less_than_the_table(
+    values: Path, kind: str, policy: Policy
+) -> None:
+    """Each container's policy, and nothing but them."""
+    documents = render.manifests(values)
+    left = _policies(documents, KINDS[kind])
+    wanted = kind == "networkpolicy" or _values(values)["policy"]["cilium"]
+    for pod in pods(documents):
+        for container in pod.ours if wanted else ():
+            document = left.pop(f"byoc-agents-{container['name']}")
+            asked = _asked(kind, pod, container, values)
+            assert policy.check(asked, container, document) == (0, "")
+    assert set(left) <= OTHERS
+
+
+def test_a_rule_too_much_is_noticed(policy: Policy) -> None:
+    """The check above can fail."""
+    values = render.CHART / "ci" / "default-values.yaml"
+    documents = render.manifests(values)
+    (pod,) = [one for one in pods(documents) if one.beside]
+    scraper = pod.ours[0]
+    document = _policies(documents, "NetworkPolicy")["byoc-agents-billing-scraper"]
+    document["spec"]["egress"].append({"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]})
+    code, said = policy.check(_asked("networkpolicy", pod, scraper, values), scraper, document)
+    assert code == 1
+    assert "10.0.0.0/8" in said
+
+
+def test_another_owners_pods_are_left_alone_unless_asked() -> None:
+    """Selecting ClickHouse's pods denies them all that no other policy allows."""
+    for called, wanted in (("bitnami", False), ("altinity", True), ("default", True)):
+        documents = render.manifests(render.CHART / "ci" / f"{called}-values.yaml")
+        selectors = [
+            str(one["spec"]["podSelector"])
+            for one in _policies(documents, "NetworkPolicy").values()
+        ]
+        assert any("byoc-agents/sidecars" in one for one in selectors) == wanted
+
+
+def test_the_mesh_lets_out_the_same_hosts(policy: Policy) -> None:
+    """ServiceEntries and Sidecars name the hosts of the table, and nothing else is reachable."""
+    values = render.CHART / "ci" / "mesh-operator-values.yaml"
+    documents = render.manifests(values)
+    entries = [d["spec"] for d in documents if d["kind"] == "ServiceEntry"]
+    hosts = {host for one in entries for host in one["hosts"]}
+    table = set()
+    for pod in pods(documents):
+        for container in pod.ours:
+            _, said = policy(_asked("table", pod, container, values), container)
+            table |= set(re.findall(r"^(\S+\.\S+) +443 ", said, re.MULTILINE))
+    assert hosts == table
+    sidecars = [d["spec"] for d in documents if d["kind"] == "Sidecar"]
+    reachable = {host for one in sidecars for host in one["egress"][0]["hosts"]}
+    assert reachable == {"istio-system/*", *(f"./{host}" for host in hosts)}
+    assert len(sidecars) == 3
+
+
+def test_the_mesh_leaves_the_pages_and_the_nodes_agent_alone() -> None:
+    for pod in pods(render.manifests(render.CHART / "ci" / "mesh-operator-values.yaml")):
+        ports = {environment(one)["BYOC_LISTEN"].rpartition(":")[2] for one in pod.ours}
+        told = pod.annotations["traffic.sidecar.istio.io/excludeInboundPorts"]
+        assert set(told.split(",")) == ports
+        outside = pod.annotations.get("traffic.sidecar.istio.io/excludeOutboundIPRanges")
+        assert outside == ("169.254.170.23/32" if pod.beside else None)
