@@ -3,6 +3,7 @@
 WAL with synchronous=FULL: a commit that returned survives kill -9 and a power cut.
 """
 
+import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -56,6 +57,24 @@ def connect(path: Path) -> sqlite3.Connection:
             connection.close()
             raise
     return connection
+
+
+def settle(connection: sqlite3.Connection, path: Path) -> None:
+    """Make durable what was found at the opening, before anything is written after it.
+
+    A sync that failed says nothing about the pages it was for, and the next one does not write them
+    again: what we read of the journal may never have reached the disk. So all of it is written
+    anew, into the file, and the journal begins anew; the directory is synced for the same reason.
+    """
+    with translated():
+        busy, *_ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            raise SpoolUnavailableError(f"{path} is being read by another process")
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
 
 
 def connect_damaged(path: Path) -> sqlite3.Connection:

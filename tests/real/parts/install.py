@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -72,7 +72,18 @@ def debian() -> Path:
     with _once(place, *DEBIAN_PACKAGES) as missing:
         if missing:
             _need("apt-get", "apt-cache", "dpkg", "dpkg-query")
-            for archive in _download(CACHE / "archives"):
+            for archive in _download(CACHE / "archives", DEBIAN_PACKAGES):
+                _run(["dpkg", "-x", str(archive), str(place)])
+    return place
+
+
+def strace() -> Path:
+    """Return a directory with Debian's strace unpacked: the one that breaks system calls."""
+    place = CACHE / "strace"
+    with _once(place, "strace") as missing:
+        if missing:
+            _need("apt-get", "apt-cache", "dpkg", "dpkg-query")
+            for archive in _download(CACHE / "strace-archives", ("strace",)):
                 _run(["dpkg", "-x", str(archive), str(place)])
     return place
 
@@ -120,31 +131,31 @@ def _works(python: Path, version: str) -> bool:
     return done.stdout.strip() == version
 
 
-def _download(place: Path) -> list[Path]:
+def _download(place: Path, packages: Sequence[str]) -> list[Path]:
     """Fetch the packages and the libraries they name that this system lacks, as .deb files."""
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     try:
-        _apt_download(place)
+        _apt_download(place, packages)
     except PartError:  # no package lists yet, or lists older than the mirror
         if os.geteuid() != 0:
             raise PartError("the package lists are old: run `apt-get update` as root") from None
         _run(["apt-get", "-qq", "update"])
-        _apt_download(place)
+        _apt_download(place, packages)
     return sorted(place.glob("*.deb"))
 
 
-def _apt_download(place: Path) -> None:
-    names = [*DEBIAN_PACKAGES, *_missing_libraries()]
+def _apt_download(place: Path, packages: Sequence[str]) -> None:
+    names = [*packages, *_missing_libraries(packages)]
     unsandboxed = ["-o", "APT::Sandbox::User=root"]  # `place` need not be readable for _apt
     _run(["apt-get", "-qq", *unsandboxed, "download", *names], place)
 
 
-def _missing_libraries() -> list[str]:
+def _missing_libraries(packages: Sequence[str]) -> list[str]:
     no = [f"--no-{kind}" for kind in (
         "recommends", "suggests", "conflicts", "breaks", "replaces", "enhances",
     )]  # fmt: skip
-    closure = _run(["apt-cache", "depends", "--recurse", *no, *DEBIAN_PACKAGES]).split("\n")
+    closure = _run(["apt-cache", "depends", "--recurse", *no, *packages]).split("\n")
     wanted = {name for name in closure if name.startswith("lib") and not name.startswith("libjs")}
     listing = ["dpkg-query", "-W", "-f", "${db:Status-Status} ${Package}\n"]
     present = {line.split()[1] for line in _run(listing).splitlines() if line[:10] == "installed "}
@@ -176,6 +187,7 @@ def main() -> int:
         "LocalStack": localstack,
         "chdb": chdb,
         "schemathesis": schemathesis,
+        "strace": strace,
     }
     for name, fetch in parts.items():
         started = time.monotonic()
