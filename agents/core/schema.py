@@ -3,13 +3,13 @@
 WAL with synchronous=FULL: a commit that returned survives kill -9 and a power cut.
 """
 
-import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 
 from agents.core.errors import SpoolCorruptError, SpoolNewerError, SpoolUnavailableError
 from agents.core.journal_index import JournalIndex
+from agents.core.settle import settle
 
 VERSION = 1  # raised by whatever an older version must not touch; tests/upgrade holds each format
 NEWEST_VERSION = 1000  # a larger number in the header is damage, not a newer format
@@ -46,6 +46,7 @@ def connect(path: Path) -> sqlite3.Connection:
         if not fresh:
             _check_header(path)
             _check_journal(path)
+            settle(path.with_name(f"{path.name}-wal"))
         connection = _connection(path, "rwc" if fresh else "rw")
         try:
             if fresh:
@@ -57,24 +58,6 @@ def connect(path: Path) -> sqlite3.Connection:
             connection.close()
             raise
     return connection
-
-
-def settle(connection: sqlite3.Connection, path: Path) -> None:
-    """Make durable what was found at the opening, before anything is written after it.
-
-    A sync that failed says nothing about the pages it was for, and the next one does not write them
-    again: what we read of the journal may never have reached the disk. So all of it is written
-    anew, into the file, and the journal begins anew; the directory is synced for the same reason.
-    """
-    with translated():
-        busy, *_ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        if busy:
-            raise SpoolUnavailableError(f"{path} is being read by another process")
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
 
 
 def connect_damaged(path: Path) -> sqlite3.Connection:

@@ -21,7 +21,7 @@ from agents.core.rows import (
     message_of,
     row_of,
 )
-from agents.core.schema import connect, place, settle, translated
+from agents.core.schema import connect, place, translated
 from agents.core.sink import Message
 
 __all__ = ["ROW_OVERHEAD_BYTES", "Change", "DeadLetter", "Store", "Totals"]
@@ -42,7 +42,6 @@ class Store:
         self._journal_path = path.with_name(f"{path.name}-wal")
         self._max_bytes = max_bytes
         self._inside = False  # of `whole`
-        self._settled = False
         try:
             with translated():
                 self._place = place(path)
@@ -61,9 +60,6 @@ class Store:
         """Open a transaction, in a file that will be found again."""
         if self.moved():
             raise SpoolCorruptError(f"{self._path} was removed or replaced")
-        if not self._settled:
-            settle(self.connection, self._path)
-            self._settled = True
         with translated():
             there = place(self._journal_path)
             if self._journal_place not in {None, there}:  # closing writes all of it into the file
