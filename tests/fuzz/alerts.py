@@ -20,8 +20,8 @@ def webhook(data: bytes) -> None:
         group = read(data)
     except NotAWebhookError:
         return
-    assert 0 <= group.odd
-    assert 0 <= group.truncated
+    assert group.odd >= 0
+    assert group.truncated >= 0
     for alert in group.alerts:
         assert FINGERPRINT.fullmatch(alert.fingerprint)
         assert alert.starts_at_ms > 0
@@ -51,12 +51,17 @@ def matchers(data: bytes) -> None:
     try:
         selector = parse(text(data))
     except ValueError as error:
-        assert "column" in str(error)
+        judge(error)
         return
     labels = {m.name: m.value for matchers in selector.sets for m in matchers}
     for some in ({}, labels, dict.fromkeys(labels, "x")):
         assert selector.matches(some) in {True, False}
     assert _plain(parse(_written(selector))) == _plain(selector)
+
+
+def judge(error: ValueError) -> None:
+    """Check that it says where."""
+    assert "column" in str(error)
 
 
 def _plain(selector: Selector) -> list[list[tuple[str, str, str]]]:
@@ -86,18 +91,21 @@ def pattern(data: bytes) -> None:
     try:
         compiled = Pattern(source)
     except ValueError as error:
-        assert "column" in str(error)
+        judge(error)
         return
     assert len(compiled._states) <= MAX_STATES
     for subject in ("", source[:64], "a" * 64, source[:64][::-1]):
         assert compiled.matches(subject) in {True, False}
 
 
+HALF_A_PAIR = (
+    b'{"alerts":[{"status":"firing","labels":{"a":"\\ud800"},"startsAt":"2026-01-01T00:00:00Z"}]}'
+)
 HARNESSES = {
     "webhook": Harness(
         webhook,
         [path.read_bytes() for path in sorted(DATA.glob("*.json"))]
-        + [b'{"alerts":[{"status":"firing","labels":{"a":"\\ud800"},"startsAt":"2026-01-01T00:00:00Z"}]}'],
+        + [HALF_A_PAIR],
         [b'"alerts":', b'"startsAt":"', b"0001-01-01T00:00:00Z", b'"\\ud800"', b"[", b"{", b"null",
          b"9999-12-31T23:59:60+23:59", b"-1", b"1e400", b'"resolved"', b'"fingerprint":"'],
     ),
@@ -108,8 +116,9 @@ HARNESSES = {
     ),
     "pattern": Harness(
         pattern,
-        [rb"critical|warning", rb"(?i)[[:^alpha:]]{2,5}?\x{1F600}", rb"(?P<x>a*)*[^\d-]$", rb"[a-z]+"],
-        [b"(?i)", b"(?s:", b"[[:", b":]]", b"{1000}", b"{0,1000}", b"\\x{", b"(", b")", b"|", b"\\D",
-         b"[^", b"]", b"*", b"+?", b"^", b"$", "ß".encode(), "İ".encode()],
+        [rb"critical|warning", rb"(?i)[[:^alpha:]]{2,5}?\x{1F600}", rb"(?P<x>a*)*[^\d-]$",
+         rb"[a-z]+"],
+        [b"(?i)", b"(?s:", b"[[:", b":]]", b"{1000}", b"{0,1000}", b"\\x{", b"(", b")", b"|",
+         b"\\D", b"[^", b"]", b"*", b"+?", b"^", b"$", "ß".encode(), "İ".encode()],
     ),
 }  # fmt: skip

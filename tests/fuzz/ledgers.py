@@ -20,7 +20,9 @@ def line(data: bytes) -> None:
 
 def file(data: bytes) -> None:
     """Verify a file. Where that finds nothing, the hashes do form a chain."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as place:
+    with tempfile.TemporaryDirectory(
+        dir="/dev/shm" if Path("/dev/shm").is_dir() else None
+    ) as place:
         Path(place, "ledger-000001.jsonl").write_bytes(data)
         verdict = verify(Path(place), settle=lambda: None)
     if not verdict.well or verdict.notes:

@@ -1,4 +1,4 @@
-"""Inputs in good form, changed at a few places: always the same ones, a short form of `make fuzz`."""
+"""Inputs in good form, changed at a few places, always the same: the short form of `make fuzz`."""
 
 import pytest
 from hypothesis import given, settings

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import aiohttp
+
 from tests.real.burner import burning
 from tests.real.counters import settled
 from tests.real.parts.kernel import ControlGroup
@@ -56,7 +58,7 @@ FAULTS: dict[str, Fault] = {
     "ENOSPC, ledger": Fault(["write:error=ENOSPC"], LEDGER, "held: ledger"),
     "EIO on sync, ledger": Fault(["fdatasync:error=EIO"], LEDGER, "held: ledger"),
     "EROFS, ledger": Fault(["write:error=EROFS", "openat:error=EROFS"], LEDGER, "held: ledger"),
-    "EMFILE, sockets": Fault(["socket:error=EMFILE"], (), "retry"),
+    "EMFILE, sockets": Fault(["socket:error=EMFILE", "sendto:error=EPIPE:when=1"], (), "retry"),
     "reset and broken pipe": Fault(
         ["sendto:error=EPIPE:when=2+3", "recvfrom:error=ECONNRESET:when=3+4"], (), "retry"
     ),
@@ -92,7 +94,7 @@ async def met(home: House, fault: Fault, alert: str, log: Path) -> None:
     try:
         home.replica_turns()
         await FATED[fault.fate](home, alert)
-        await home.until(lambda: broke(log))
+        await home.until(lambda: broke(log, fault.calls[0]))
     finally:
         await asyncio.to_thread(attached.__exit__, None, None, None)
     assert (await home.page("healthz"))[0] == 200
@@ -135,8 +137,8 @@ async def whatever(home: House, alert: str) -> None:
 FATED = {"not ready": not_ready, "held: ledger": held, "retry": retried, "any": whatever}
 
 
-async def broke(log: Path) -> bool:
-    return injected(log) > 0
+async def broke(log: Path, call: str) -> bool:
+    return injected(log, call.partition(":")[0]) > 0
 
 
 async def recovered(home: House, alert: str) -> None:

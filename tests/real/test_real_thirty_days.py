@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import structlog
+from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from agents.alerts.counts import Counts
@@ -40,7 +41,7 @@ from agents.state.testing import HEALTHY, ScriptedServer
 from agents.testing import NullLedger, ScriptedSink
 from tests.faults.billing_life import IDENTITY, SimClock, SimTarget, cpu_usec
 from tests.real.stored import usages
-from tests.state.state_life import _exporter
+from tests.state import state_life
 
 DAY_SECONDS = 86_400
 DAYS = 30
@@ -145,10 +146,10 @@ def assert_accounted(stored: dict[str, bytes], seconds: int) -> None:
 
 
 async def test_state_keeps_its_transitions_in_order_and_the_latest_heartbeat(memory: Path) -> None:
-    clock, sink, turns = SimClock(0), Down(max_messages=10), 0
+    clock, sink, turns = state_life.SimClock(0), Down(max_messages=10), 0
     server = ScriptedServer(rows=dict(HEALTHY))
     async with Spool(memory, max_bytes=1 << 20, clock=clock) as spool:
-        exporter = _exporter(server, spool, clock, Metrics())
+        exporter = state_life._exporter(server, spool, clock, Metrics())
         ship = shipper("state-exporter", spool, sink, clock)
         for step in range(DAYS * DAY_SECONDS // POLL_SECONDS):
             turn = (step // 42) % 2  # every seven hours
@@ -170,8 +171,11 @@ async def test_state_keeps_its_transitions_in_order_and_the_latest_heartbeat(mem
     assert {one.lost_transitions for one in told} == {0}
 
 
+Client = TestClient[web.Request, web.Application]
+
+
 @pytest.fixture
-async def forwarding(memory: Path) -> AsyncIterator[tuple[SimClock, Spool, Heart, TestClient]]:
+async def forwarding(memory: Path) -> AsyncIterator[tuple[SimClock, Spool, Heart, Client]]:
     clock = SimClock(0)
     origin = Origin("org", "svc", "eu-west-1", "replica-0")
     rules = Rules(
@@ -191,7 +195,7 @@ async def forwarding(memory: Path) -> AsyncIterator[tuple[SimClock, Spool, Heart
 
 
 async def test_alerts_are_refused_when_full_and_no_watchdog_is_replayed(
-    forwarding: tuple[SimClock, Spool, Heart, TestClient],
+    forwarding: tuple[SimClock, Spool, Heart, Client],
 ) -> None:
     clock, spool, heart, client = forwarding
     sink, stored, refused = Down(), [], 0

@@ -45,9 +45,10 @@ def breaking(pid: int, log: Path, faults: Sequence[str], *paths: Path) -> Iterat
         process.wait(timeout=ATTACH_SECONDS)
 
 
-def injected(log: Path) -> int:
-    """Return how many calls a `breaking` broke."""
-    return Path(f"{log}.calls").read_text(errors="replace").count("(INJECTED)")
+def injected(log: Path, call: str = "") -> int:
+    """Return how many calls (of that name) a `breaking` broke."""
+    lines = Path(f"{log}.calls").read_text(errors="replace").splitlines()
+    return sum("(INJECTED)" in line and call in line for line in lines)
 
 
 def _attached(process: subprocess.Popen[bytes], pid: int, log: Path) -> None:
