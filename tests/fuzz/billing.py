@@ -65,8 +65,9 @@ def name() -> str:
 
 
 WORDS = [b'"NaN"', b'"Infinity"', b'"1e999"', b"-1", b'"gap"', b'"sequence":',
-         b"9223372036854775808", b'"counter":null', b"9999-12-31T23:59:59Z", b"0001-01-01T00:00:00Z", b"\n",
-         b'"epoch":', b'"charge_period_end":"', b"null", b'"source":"', b"0"]  # fmt: skip
+         b"9223372036854775808", b'"counter":null',
+         b"9999-12-31T23:59:59Z", b"0001-01-01T00:00:00Z",
+         b"\n", b'"epoch":', b'"charge_period_end":"', b"null", b'"source":"', b"0"]  # fmt: skip
 HARNESSES = {
     "object-key": Harness(
         key,

@@ -58,7 +58,7 @@ FAULTS: dict[str, Fault] = {
     "ENOSPC, ledger": Fault(["write:error=ENOSPC"], LEDGER, "held: ledger"),
     "EIO on sync, ledger": Fault(["fdatasync:error=EIO"], LEDGER, "held: ledger"),
     "EROFS, ledger": Fault(["write:error=EROFS", "openat:error=EROFS"], LEDGER, "held: ledger"),
-    "EMFILE, sockets": Fault(["socket:error=EMFILE", "sendto:error=EPIPE:when=1"], (), "retry"),
+    "EMFILE, sockets": Fault(["socket:error=EMFILE", "sendto:error=EPIPE:when=1..9"], (), "retry"),
     "reset and broken pipe": Fault(
         ["sendto:error=EPIPE:when=2+3", "recvfrom:error=ECONNRESET:when=3+4"], (), "retry"
     ),
