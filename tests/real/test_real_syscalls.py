@@ -54,7 +54,9 @@ FAULTS: dict[str, Fault] = {
     "EINTR on every second write and sync, spool": Fault(
         ["pwrite64:error=EINTR:when=1+2", "fdatasync:error=EINTR:when=2+2"], SPOOL, "retry"
     ),
-    "EIO on read, spool": Fault(["pread64:error=EIO", "read:error=EIO"], SPOOL, "any"),
+    "EIO on read, spool": Fault(
+        ["pread64:error=EIO", "read:error=EIO", "fdatasync:error=EIO:when=1"], SPOOL, "any"
+    ),
     "ENOSPC, ledger": Fault(["write:error=ENOSPC"], LEDGER, "held: ledger"),
     "EIO on sync, ledger": Fault(["fdatasync:error=EIO"], LEDGER, "held: ledger"),
     "EROFS, ledger": Fault(["write:error=EROFS", "openat:error=EROFS"], LEDGER, "held: ledger"),
@@ -94,7 +96,7 @@ async def met(home: House, fault: Fault, alert: str, log: Path) -> None:
     try:
         home.replica_turns()
         await FATED[fault.fate](home, alert)
-        await home.until(lambda: broke(log, fault.calls[0]))
+        await home.until(lambda: broke(log, *fault.calls))
     finally:
         await asyncio.to_thread(attached.__exit__, None, None, None)
     assert (await home.page("healthz"))[0] == 200
@@ -137,8 +139,11 @@ async def whatever(home: House, alert: str) -> None:
 FATED = {"not ready": not_ready, "held: ledger": held, "retry": retried, "any": whatever}
 
 
-async def broke(log: Path, call: str) -> bool:
-    return injected(log, call.partition(":")[0]) > 0
+async def broke(log: Path, *calls: str) -> bool:
+    """Tell whether the first of them has failed, or for a read either of the two."""
+    names = {call.partition(":")[0] for call in calls}
+    wanted = names & {"read", "pread64"} or {calls[0].partition(":")[0]}
+    return any(injected(log, f"{name}(") for name in wanted)
 
 
 async def recovered(home: House, alert: str) -> None:
