@@ -42,9 +42,16 @@ class Chars:
 
     def __contains__(self, character: str) -> bool:
         """Return whether the character is one of these."""
-        forms = {character, character.lower(), character.upper()} if self.fold else {character}
+        forms = _folded(character) if self.fold else {character}
         inside = any(low <= form <= high for low, high in self.ranges for form in forms)
         return inside != self.negated
+
+
+def _folded(character: str) -> set[str]:
+    """Return the characters that are this one in another case, one to one as RE2 has it."""
+    plain = character.casefold()
+    forms = (plain, plain.upper(), character.lower(), character.upper())
+    return {character, *(form for form in forms if len(form) == 1 and form.casefold() == plain)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,8 +64,9 @@ def load_file(path: str | None) -> dict[str, str]:
     except yaml.MarkedYAMLError as error:
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError([f"--config {path}: {error.problem}{line}"]) from error
-    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: no UTF-8, an odd date
-        raise ConfigError([f"--config {path}: {str(error).splitlines()[0]}"]) from error
+    except Exception as error:  # PyYAML raises what its own code trips over: `!!timestamp x`
+        why = [*str(error).splitlines(), type(error).__name__][0]
+        raise ConfigError([f"--config {path}: {why}"]) from error
     if content is None:
         return {}
     if not isinstance(content, dict):

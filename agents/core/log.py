@@ -2,7 +2,8 @@
 
 import logging
 import sys
-from typing import Any, TextIO
+from contextlib import suppress
+from typing import Any, TextIO, cast
 
 import structlog
 
@@ -22,13 +23,42 @@ def configure(level: str, stream: TextIO | None = None) -> None:
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(out),
+        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Lenient(out))),
         cache_logger_on_first_use=False,
     )
     root = logging.getLogger()
     root.handlers[:] = [_LibraryHandler()]
     root.setLevel(logging.WARNING)
     logging.captureWarnings(capture=True)
+
+
+class _Lenient:
+    """A stream that drops what it cannot write, and says how much as soon as it can again.
+
+    A full disk under the log, or a collector that went away, stops no daemon: an error raised here
+    would end whatever was about to tell of another one.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lost = 0  # lines
+
+    def write(self, text: str) -> None:
+        """Write, or count."""
+        with suppress(OSError, ValueError):  # ValueError: it is closed
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        """Flush, once a line."""
+        said = f'{{"event": "log.lost", "level": "error", "lines": {self._lost}}}\n'
+        try:
+            self._stream.flush()
+            self._stream.write(said if self._lost else "")
+            self._stream.flush()
+        except (OSError, ValueError):
+            self._lost += 1
+        else:
+            self._lost = 0
 
 
 class _LibraryHandler(logging.Handler):

@@ -21,6 +21,7 @@ from agents.core.store import Store
 INDEX = "-shm"
 JOURNALS = ("-wal", INDEX, "-journal")
 KEPT_DAMAGED = 3  # files set aside that are kept for a person, newest last
+READ_BYTES = 1 << 20
 PROBED = 100_000  # positions that are tried, newest last, where the first cannot be read
 
 
@@ -29,6 +30,15 @@ def make(path: Path, marks: Mapping[str, bytes]) -> None:
     with translated():
         _fill(_fresh(path), marks, ())
         _take_place(path)
+
+
+def read_through(path: Path) -> None:
+    """Read a spool file and its journal once. Raises OSError where the disk refuses."""
+    for name in (path, path.with_name(f"{path.name}-wal")):
+        if name.exists():
+            with name.open("rb") as file:
+                while file.read(READ_BYTES):
+                    pass
 
 
 def rebuild(path: Path, lost: Store | None, marks: Mapping[str, bytes]) -> tuple[int, str]:

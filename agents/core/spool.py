@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+import structlog
+
 from agents.core.change import Change, DeadLetter, Totals
 from agents.core.clock import Clock
 from agents.core.errors import (
@@ -20,7 +22,9 @@ from agents.core.errors import (
 )
 from agents.core.lock import DirectoryLock
 from agents.core.reserve import Reserve
-from agents.core.salvage import make, rebuild
+from agents.core.salvage import make, read_through, rebuild
+from agents.core.schema import translated
+from agents.core.settle import settle
 from agents.core.sink import Message
 from agents.core.store import Store
 from agents.core.writer import Kind, Operation, Writer
@@ -140,14 +144,20 @@ class Spool:
 
     # Below here runs on the writer's thread only.
 
-    def serve(self, group: list[Operation]) -> tuple[list[Any], Totals]:
-        """Return one answer an operation (its value, or the error it met), and the totals."""
+    def serve(
+        self, group: list[Operation], *, second_look: bool = False
+    ) -> tuple[list[Any], Totals]:
+        """Return one answer an operation (its value, or the error it met), and the totals.
+
+        A file that seems damaged is looked at twice: SQLite says the same of a disk that cannot be
+        read for a moment, and what is set aside then loses its checkpoints.
+        """
         try:
             store = self._opened()
             answers = self._answers(store, group)
             return answers, store.totals()
         except SpoolCorruptError as error:
-            return [self._replace(error)] * len(group), self._count()
+            return self._doubted(error, group, second_look=second_look)
         except SpoolNewerError as error:  # nothing beside it is touched either
             return [error] * len(group), self.totals
         except SpoolUnavailableError as error:
@@ -187,6 +197,8 @@ class Spool:
                 if self._epoch:
                     raise SpoolCorruptError(f"{self.path} was removed")
                 make(self.path, self._marks("created"))
+            with translated():  # here, not where a command opens it beside the one who writes it
+                settle(self.path.with_name(f"{self.path.name}-wal"))
             self._store = Store(self.path, max_bytes=self.max_bytes)
             self._epoch = max(self._epoch, _epoch(self._store))
         return self._store
@@ -210,15 +222,39 @@ class Spool:
         self._opened()
         self.resets += 1
         self.salvaged += rows
+        structlog.get_logger().error("spool.damaged", error=str(error), aside=aside, rows=rows)
         self._refused = None
         return SpoolCorruptError(f"{error}; {aside}, {rows} rows taken over")
 
+    def _doubted(
+        self, error: SpoolCorruptError, group: list[Operation], *, second_look: bool
+    ) -> tuple[list[Any], Totals]:
+        if second_look or self._moved():
+            return [self._replace(error)] * len(group), self._count()
+        self.let_go()
+        if self._unreadable():
+            return [self._refused] * len(group), self.totals
+        return self.serve(group, second_look=True)
+
+    def _unreadable(self) -> bool:
+        """Tell whether the disk does not give the file out: that says nothing about the file."""
+        try:
+            read_through(self.path)
+        except OSError as error:
+            self._refused = SpoolUnavailableError(f"{self.path} cannot be read: {error.strerror}")
+            return True
+        return False
+
+    def _moved(self) -> bool:
+        with contextlib.suppress(SpoolError):
+            return self._store is not None and self._store.moved()
+        return False
+
     def _lost(self) -> Store | None:
         """Return the open store where its file is no longer at its path, else close it."""
-        store, self._store = self._store, None
-        with contextlib.suppress(SpoolError):
-            if store and store.moved():
-                return store
+        moved, store, self._store = self._moved(), self._store, None
+        if moved:
+            return store
         if store:
             store.close()
         return None

@@ -56,8 +56,8 @@ def _counts(rows: Mapping[str, str], source: Source) -> bool:
     """Return whether a source has counted anything. Parts never prove themselves."""
     if source is Source.PARTS:
         return False
-    values = (value for name, value in rows.items() if name.startswith(f"{source}."))
-    return any(float(value) > 0 for value in values)
+    values = (_number(rows, name) for name in rows if name.startswith(f"{source}."))
+    return any(value is not None and value > 0 for value in values)
 
 
 def _figures(

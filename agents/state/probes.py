@@ -85,6 +85,8 @@ class Prober:
 
     async def _look(self) -> Observation:
         rows, seen = await self._fast()
+        if seen[Source.QUERIES] is Seen.OK and not _is_server(rows):
+            seen[Source.QUERIES] = Seen.FAILED
         if seen[Source.QUERIES] is not Seen.OK:
             return Observation(ping=Ping.OK, seen=seen)
         self._note_uptime(int(rows["uptime"]))
@@ -229,6 +231,11 @@ def _seen(error: Exception) -> Seen:
         case ClickHouseServerError(code=code) if code in BOUND_CODES:
             return Seen.OVER_BOUND
     return Seen.FAILED
+
+
+def _is_server(rows: Rows) -> bool:
+    """Return whether these are the rows of `queries.SERVER`; a proxy may answer anything."""
+    return bool(re.fullmatch(r"\d{1,18}", rows.get("uptime", ""), re.ASCII)) and "version" in rows
 
 
 def _has(rows: Mapping[str, str], source: Source) -> bool:

@@ -58,6 +58,8 @@ class Stream:
             fresh = Position(epoch=int(marks[EPOCH]))
         self.position = _decoded(stored.get(position)) or fresh
         self._said = self.position.told
+        if self._unheard == self._said:  # the commit that failed was made all the same
+            self._unheard = ""
         return stored.get(more)
 
     async def tell(self, word: str, make: Make, more: bytes = b"") -> bool:

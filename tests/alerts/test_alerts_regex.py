@@ -44,6 +44,11 @@ def test_agrees_with_python_on_what_both_have(pattern: str, text: str) -> None:
         ("a(?i)b|c", "C", True),
         ("(?i:a)b", "AB", False),
         ("(?i)[^a]", "A", False),
+        ("(?i)[A-Z]", "ß", False),  # its upper case are two letters
+        ("(?i)[a-z]", "İ", False),  # its lower case are two characters
+        ("(?i)i", "\u0131", False),  # another letter, though its upper case is I
+        ("(?i)s", "\u017f", True),
+        ("(?i)k", "\u212a", True),  # the Kelvin sign
         ("(?P<x>a)(?<y>b)", "ab", True),
         ("[[:alpha:]]+[[:^digit:]]", "abc-", True),
         (r"[\d-]+[\]x-]", "1-2]", True),

@@ -1,5 +1,6 @@
 """Logs: one line of JSON an event, the libraries' included."""
 
+import errno
 import io
 import json
 import logging
@@ -80,3 +81,31 @@ def test_our_own_defect_carries_its_trace_inside_the_line(stream: io.StringIO) -
         structlog.get_logger().exception("agent.defect")
     (line,) = lines(stream)
     assert "ZeroDivisionError: why" in line["exception"]
+
+
+class Full(io.StringIO):
+    """A log on a disk that is full."""
+
+    full = True
+
+    def flush(self) -> None:
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_log_that_cannot_be_written_stops_nobody_and_says_so_later() -> None:
+    shown, full = structlog.get_config(), Full()
+    log.configure("info", full)
+    try:
+        structlog.get_logger().error("one")
+        structlog.get_logger().error("two")
+        full.full = False
+        structlog.get_logger().error("three")
+    finally:
+        structlog.configure(**shown)
+    assert {"event": "log.lost", "level": "error", "lines": 2} in lines(full)
+
+
+def test_a_log_that_is_closed_stops_nobody(stream: io.StringIO) -> None:
+    stream.close()
+    structlog.get_logger().error("nobody hears it")

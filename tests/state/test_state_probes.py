@@ -195,3 +195,23 @@ async def test_a_probe_that_hangs_is_given_up() -> None:
     seen = await Prober(server, clock=FakeClock(), bounds=bounds).observe()
     assert seen.seen[Source.MUTATIONS] is Seen.OVER_BOUND
     assert seen.seen[Source.PARTS] is Seen.OK
+
+
+@pytest.mark.parametrize("uptime", [None, "", "-1", "1e3", "٣", "9" * 30])
+async def test_an_answer_without_a_servers_uptime_is_no_servers_answer(uptime: str | None) -> None:
+    """A proxy on the server's port may answer anything; found by `make fuzz`."""
+    server = ScriptedServer()
+    del server.rows["uptime"]
+    server.rows |= {} if uptime is None else {"uptime": uptime}
+    seen = await look(server)
+    assert (seen.ping, seen.seen[Source.QUERIES]) == (Ping.OK, Seen.FAILED)
+    assert seen.uptime_seconds is None
+
+
+async def test_a_value_of_a_hidden_source_that_is_no_number_is_not_counted() -> None:
+    """Found by `make fuzz`."""
+    server = ScriptedServer()
+    server.rows |= {"system.parts.sum": "0", "system.mutations.pending": "4x"}
+    server.rows |= {"system.mutations.stuck": "nan"}
+    seen = await look(server)
+    assert seen.seen[Source.MUTATIONS] is Seen.HIDDEN

@@ -36,6 +36,7 @@ from agents.core.ledger.lines import (
 from agents.core.ledger.scan import START, Head
 from agents.core.ledger.segments import Segments
 from agents.core.ledger.tail import Tail
+from agents.core.settle import settle
 from agents.core.sink import Message
 
 MIN_BYTES = 64 * 1024
@@ -210,6 +211,7 @@ class Chain:
         self._head = found.head
         self._pending = [*found.states, *(Unknown(intent=i, why="crash") for i in found.open)]
         if found.length:
+            settle(self.segments.path(found.number))
             self._tail.take(self.segments.path(found.number), found.length)
             self._tail.ready()
             self._tail.sync()  # the last process may not have

@@ -95,6 +95,11 @@ def engine() -> Path:
     return _unpacked("engine", ENGINE_PACKAGES, CACHE / "engine-archives")
 
 
+def strace() -> Path:
+    """Return a directory with Debian's strace unpacked: the one that breaks system calls."""
+    return _unpacked("strace", ("strace",), CACHE / "strace-archives")
+
+
 def base_image() -> Path:
     """Return the archive of a small Debian with Python and pip, for `docker import`.
 
@@ -221,6 +226,7 @@ def main() -> int:
         "hadolint": hadolint,
         "chdb": chdb,
         "schemathesis": schemathesis,
+        "strace": strace,
     }
     for name, fetch in parts.items():
         started = time.monotonic()

@@ -1,0 +1,183 @@
+"""Three running daemons, and system calls of theirs that fail for a while: each fault has its fate.
+
+strace attaches to the process and lets the calls fail that a table names, then lets go. All the
+while a container burns CPU, a replica of ClickHouse changes its state and alerts come in. In the
+end the oracles: the kernel's own counter, the queue's order, the control plane, `ledger verify`.
+"""
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import aiohttp
+
+from tests.real.burner import burning
+from tests.real.counters import settled
+from tests.real.parts.kernel import ControlGroup
+from tests.real.stored import billed
+from tests.real.syscalls.house import DAEMONS, House, house, ledger_verifies
+from tests.real.syscalls.strace import breaking, injected
+
+Fate = Literal[
+    "not ready",  # /readyz 503 and webhook 503: the sender keeps it; billing's windows grow
+    "held: ledger",  # taken and kept; nothing leaves that the ledger cannot announce
+    "retry",  # taken; what fails is tried again
+    "any",  # whether anything fails depends on what is read in that moment
+]
+
+
+class Fault(NamedTuple):
+    """What fails, on which files of a daemon's directory (none: everywhere), and its fate."""
+
+    calls: Sequence[str]
+    files: Sequence[str]
+    fate: Fate
+
+
+SPOOL = ("spool.db", "spool.db-wal")
+LEDGER = ("ledger/ledger-000001.jsonl",)
+FAULTS: dict[str, Fault] = {
+    "ENOSPC, spool": Fault(
+        ["pwrite64:error=ENOSPC", "fallocate:error=ENOSPC"], (*SPOOL, "reserve"), "not ready"
+    ),
+    "EIO on write, spool": Fault(["pwrite64:error=EIO"], SPOOL, "not ready"),
+    "EIO on sync, spool": Fault(["fdatasync:error=EIO"], SPOOL, "not ready"),
+    "EROFS, spool": Fault(
+        ["pwrite64:error=EROFS", "openat:error=EROFS"], (*SPOOL, "reserve", "spool.db-shm"),
+        "not ready",
+    ),
+    "EMFILE, spool after EIO": Fault(
+        ["fdatasync:error=EIO", "openat:error=EMFILE"], SPOOL, "not ready"
+    ),
+    "EINTR on every second write and sync, spool": Fault(
+        ["pwrite64:error=EINTR:when=1+2", "fdatasync:error=EINTR:when=2+2"], SPOOL, "retry"
+    ),
+    "EIO on read, spool": Fault(
+        ["pread64:error=EIO", "read:error=EIO", "fdatasync:error=EIO:when=1"], SPOOL, "any"
+    ),
+    "ENOSPC, ledger": Fault(["write:error=ENOSPC"], LEDGER, "held: ledger"),
+    "EIO on sync, ledger": Fault(["fdatasync:error=EIO"], LEDGER, "held: ledger"),
+    "EROFS, ledger": Fault(["write:error=EROFS", "openat:error=EROFS"], LEDGER, "held: ledger"),
+    "EMFILE, sockets": Fault(["socket:error=EMFILE", "sendto:error=EPIPE:when=1..9"], (), "retry"),
+    "reset and broken pipe": Fault(
+        ["sendto:error=EPIPE:when=2+3", "recvfrom:error=ECONNRESET:when=3+4"], (), "retry"
+    ),
+}  # fmt: skip
+
+
+async def test_every_fault_has_its_fate_and_nothing_is_lost_or_doubled(
+    tmp_path: Path, cgroup_v1: ControlGroup
+) -> None:
+    async with house(tmp_path, f"cgroup:{cgroup_v1['cpuacct']}") as home:
+        with burning("pulse", cgroup_v1.command([])) as burner:
+            burner.pulse()
+            for number, (name, fault) in enumerate(FAULTS.items()):
+                await met(home, fault, f"alert-{number}", tmp_path / f"strace-{number}")
+                print(f"{injected(tmp_path / f'strace-{number}'):6} {name}: {fault.fate}")
+                await recovered(home, f"later-{number}")
+        truth = settled(cgroup_v1)
+        await home.until(home.drained)
+        assert await home.stop() == 0
+        assert "agent.defect" not in home.log.read_text()
+        assert_alerts(home)
+        assert_states(home)
+        assert_billed(home, truth)
+        ledger_verifies(home.state)
+
+
+async def met(home: House, fault: Fault, alert: str, log: Path) -> None:
+    """Let it happen until its fate is seen."""
+    directories = [home.state / daemon for daemon in DAEMONS]
+    files = [place / name for place in directories for name in fault.files]
+    attached = breaking(home.process.pid, log, fault.calls, *files)
+    await asyncio.to_thread(attached.__enter__)
+    try:
+        home.replica_turns()
+        await FATED[fault.fate](home, alert)
+        await home.until(lambda: broke(log, *fault.calls))
+    finally:
+        await asyncio.to_thread(attached.__exit__, None, None, None)
+    assert (await home.page("healthz"))[0] == 200
+
+
+async def not_ready(home: House, alert: str) -> None:
+    names = (f"{alert}-{n}" for n in itertools.count())
+
+    async def refused() -> bool:
+        return await home.post(next(names)) == 503
+
+    await home.until(refused)
+    await home.until(home.unready)
+
+
+async def held(home: House, alert: str) -> None:
+    assert await home.post(alert) == 200
+
+    async def by_ledger() -> bool:
+        return await home.reason("alert-forwarder") == "ledger"
+
+    await home.until(by_ledger)
+    assert alert not in {one.labels["alertname"] for one in home.plane.alerts}
+
+
+async def retried(home: House, alert: str) -> None:
+    async def taken() -> bool:
+        try:
+            return await home.post(alert) == 200
+        except (OSError, aiohttp.ClientError):  # our own connection was cut
+            return False
+
+    await home.until(taken)
+
+
+async def whatever(home: House, alert: str) -> None:
+    assert await home.post(alert) in {200, 503}
+
+
+FATED = {"not ready": not_ready, "held: ledger": held, "retry": retried, "any": whatever}
+
+
+async def broke(log: Path, *calls: str) -> bool:
+    """Tell whether the first of them has failed, or for a read either of the two."""
+    names = {call.partition(":")[0] for call in calls}
+    wanted = names & {"read", "pread64"} or {calls[0].partition(":")[0]}
+    return any(injected(log, f"{name}(") for name in wanted)
+
+
+async def recovered(home: House, alert: str) -> None:
+    """Wait until it works as before, and the server's last turn has been told."""
+    await home.until(home.ready)
+    await retried(home, alert)
+    turn = home.clickhouse.server.rows["system.metrics.ReadonlyReplica"] == "1"
+
+    async def told() -> bool:
+        last = [one for one in home.told() if one.kind == "transition"][-1:]
+        return bool(last) and bool(last[0].reasons) == turn
+
+    await home.until(told)
+
+
+def assert_alerts(home: House) -> None:
+    told = [one.labels["alertname"] for one in home.plane.alerts]
+    print(f"{len(home.stored)} alerts stored, {len(told)} told")
+    assert len(told) == len(set(told)), "an event of the same alert under another id"
+    assert set(home.stored) <= set(told)
+
+
+def assert_states(home: House) -> None:
+    turns = [one for one in home.told() if one.kind == "transition" and one.state != "stopping"]
+    print(f"{len(turns)} transitions told")
+    assert [one.transition for one in turns] == list(range(1, len(turns) + 1))
+    readonly = [bool(one.reasons) for one in turns[-len(FAULTS) :]]
+    assert readonly == [number % 2 == 0 for number in range(len(FAULTS))]
+    assert turns[-1].lost_transitions == 0
+
+
+def assert_billed(home: House, truth: int) -> None:
+    report = home.audited()
+    assert report.findings == []
+    assert report.unrecorded == []
+    assert all(home.s3.applied(key) == 1 for key in home.s3.objects)
+    assert int(billed(report) * 1_000_000) == truth

@@ -1,0 +1,222 @@
+"""Thirty days without the receiver, then catch-up: each daemon's pipeline on simulated time.
+
+Everything but time, the watched target and the receiver is real. Here because it takes a while, not
+because it needs a real part.
+"""
+
+import io
+import logging
+import tempfile
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Sequence
+from decimal import Decimal
+from pathlib import Path
+
+import msgspec
+import pytest
+import structlog
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+
+from agents.alerts.counts import Counts
+from agents.alerts.event import Allowed, Origin
+from agents.alerts.forwarder import Heart
+from agents.alerts.matchers import parse
+from agents.alerts.relay import Relay, Rules
+from agents.alerts.secret import Secret
+from agents.alerts.webhook import PATH, Webhook
+from agents.billing.recorder import Recorder
+from agents.billing.scraper import Pace, Scraper
+from agents.billing.verify import Audit
+from agents.core import log
+from agents.core.clock import Clock
+from agents.core.errors import Reason, SendError
+from agents.core.metrics import Metrics
+from agents.core.ship import Shipper
+from agents.core.sink import Message, Outcome
+from agents.core.spool import Spool
+from agents.demo.alertmanager import notification
+from agents.state.message import StateEvent
+from agents.state.testing import HEALTHY, ScriptedServer
+from agents.testing import NullLedger, ScriptedSink
+from tests.faults.billing_life import IDENTITY, SimClock, SimTarget, cpu_usec
+from tests.real.stored import usages
+from tests.state import state_life
+
+DAY_SECONDS = 86_400
+DAYS = 30
+HOUR_SECONDS = 3600
+SAMPLE_SECONDS = 180  # longer than a window: each record covers one pause
+POLL_SECONDS = 600
+NS = 1_000_000_000
+
+
+class Down(ScriptedSink):
+    """A receiver that cannot be reached until it is `up`."""
+
+    up = False
+
+    async def send(self, batch: Sequence[Message]) -> Sequence[Outcome]:
+        if not self.up:
+            return [SendError(Reason.CONNECTION, "no route")] * len(batch)
+        return await super().send(batch)
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """Write no log: it would be most of the work."""
+    shown = structlog.get_config()
+    log.configure("critical", io.StringIO())
+    yield
+    structlog.configure(**shown)
+    logging.captureWarnings(capture=False)
+
+
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """Give a directory in memory: thirty days are tens of thousands of syncs."""
+    room = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=room if room.is_dir() else None) as place:
+        yield Path(place)
+
+
+def shipper(agent: str, spool: Spool, sink: Down, clock: Clock) -> Shipper:
+    ledger, metrics = NullLedger(), Metrics()
+    return Shipper(agent, spool=spool, sink=sink, ledger=ledger, clock=clock, metrics=metrics)
+
+
+async def caught_up(ship: Shipper, spool: Spool, sink: Down) -> None:
+    """Let the receiver be there again, and send until nothing is left."""
+    sink.up = True
+    while spool.totals.oldest_created_at_ms is not None:
+        assert await ship.attempt() is None
+
+
+async def test_billing_accounts_for_every_second_of_thirty_days(memory: Path) -> None:
+    """The bound is reached after some days; from there the windows grow, and no second is lost."""
+    clock, sink = SimClock(0), Down()
+    async with Spool(memory, max_bytes=1 << 20, clock=clock) as spool:
+        scraper, ship = metering(spool, clock), shipper("billing-scraper", spool, sink, clock)
+        for number in range(DAYS * DAY_SECONDS // SAMPLE_SECONDS):
+            await scraper.tick()
+            clock.second += SAMPLE_SECONDS
+            if number % 20 == 0:  # every hour
+                await ship.attempt()
+        assert sink.stored == {}
+        assert spool.totals.bytes > 0.9 * (1 << 20), "the bound was not reached"
+        sink.up = True
+        for _ in range(20):  # an hour of life with the receiver back
+            await caught_up(ship, spool, sink)
+            await scraper.tick()
+            clock.second += SAMPLE_SECONDS
+        await scraper.finish()
+        await caught_up(ship, spool, sink)
+        assert spool.totals.records == 0
+    assert_accounted(sink.stored, clock.second)
+
+
+def metering(spool: Spool, clock: SimClock) -> Scraper:
+    return Scraper(
+        "billing-scraper",
+        target=SimTarget(clock),  # type: ignore[arg-type]  # what it reads is simulated
+        recorder=Recorder(identity=IDENTITY, sample_ms=SAMPLE_SECONDS * 1000),
+        pace=Pace(sample_ms=SAMPLE_SECONDS * 1000, window_ms=60_000, seal_ms=300_000),
+        spool=spool,
+        clock=clock,
+        metrics=Metrics(),
+        prefix="v1/",
+        compression="zstd",
+    )
+
+
+def assert_accounted(stored: dict[str, bytes], seconds: int) -> None:
+    audit = Audit()
+    for key, body in sorted(stored.items()):
+        audit.add(key, body)
+    report = audit.report("bucket")
+    assert report.findings == []
+    records = [one for one in usages(stored) if one.quality != "gap"]
+    longest = max(one.elapsed_milliseconds for one in records) // 1000
+    told = sum(one.elapsed_milliseconds for one in records) // 1000
+    billed = sum((total.cpu_core_seconds for total in report.replicas), Decimal(0))
+    print(f"{len(stored)} objects, {len(records)} records, the longest of {longest} s")
+    assert longest > 3 * SAMPLE_SECONDS
+    assert seconds - SAMPLE_SECONDS <= told <= seconds
+    assert billed == Decimal(cpu_usec(told) - cpu_usec(0)) / 1_000_000
+
+
+async def test_state_keeps_its_transitions_in_order_and_the_latest_heartbeat(memory: Path) -> None:
+    clock, sink, turns = state_life.SimClock(0), Down(max_messages=10), 0
+    server = ScriptedServer(rows=dict(HEALTHY))
+    async with Spool(memory, max_bytes=1 << 20, clock=clock) as spool:
+        exporter = state_life._exporter(server, spool, clock, Metrics())
+        ship = shipper("state-exporter", spool, sink, clock)
+        for step in range(DAYS * DAY_SECONDS // POLL_SECONDS):
+            turn = (step // 42) % 2  # every seven hours
+            turns += server.rows["system.metrics.ReadonlyReplica"] != str(turn)
+            server.rows["system.metrics.ReadonlyReplica"] = str(turn)
+            await exporter.tick()
+            clock.second += POLL_SECONDS
+            if step % 6 == 0:
+                await ship.attempt()
+        await caught_up(ship, spool, sink)
+    told = [msgspec.json.decode(body, type=StateEvent).data for body in sink.stored.values()]
+    kinds = Counter(one.kind for one in told)
+    print(f"{kinds}, sequences up to {told[-1].sequence}")
+    transitions = [one for one in told if one.kind == "transition"]
+    assert [one.transition for one in transitions] == list(range(1, turns + 2))
+    assert [bool(one.reasons) for one in transitions] == [n % 2 == 1 for n in range(turns + 1)]
+    assert kinds["heartbeat"] == 1
+    assert max(told, key=lambda one: one.sequence).kind == "heartbeat"
+    assert {one.lost_transitions for one in told} == {0}
+
+
+Client = TestClient[web.Request, web.Application]
+
+
+@pytest.fixture
+async def forwarding(memory: Path) -> AsyncIterator[tuple[SimClock, Spool, Heart, Client]]:
+    clock = SimClock(0)
+    origin = Origin("org", "svc", "eu-west-1", "replica-0")
+    rules = Rules(
+        origin=origin,
+        selector=parse('severity="critical"'),
+        watchdog=parse('alertname="Watchdog"'),
+        allowed=Allowed(labels=["alertname"], annotations=["summary"]),
+        reminder_seconds=HOUR_SECONDS,
+    )
+    async with Spool(memory, max_bytes=256 << 10, clock=clock) as spool:
+        counts = Counts(Metrics(), "alert-forwarder")
+        relay = Relay(rules, spool, clock, counts)
+        heart = Heart(origin, relay, spool, clock, interval_seconds=60)
+        webhook = Webhook(relay, Secret(""), counts)
+        async with TestClient(TestServer(webhook.application())) as client:
+            yield clock, spool, heart, client
+
+
+async def test_alerts_are_refused_when_full_and_no_watchdog_is_replayed(
+    forwarding: tuple[SimClock, Spool, Heart, Client],
+) -> None:
+    clock, spool, heart, client = forwarding
+    sink, stored, refused = Down(), [], 0
+    ship = shipper("alert-forwarder", spool, sink, clock)
+    for hour in range(DAYS * 24):
+        now_ms = clock.wall_ns() // 1_000_000
+        for name in (f"alert-{hour}", "Watchdog"):
+            body = notification(name, now_ms if name != "Watchdog" else 1, None)
+            async with client.post(PATH, json=body) as answer:
+                assert answer.status in {200, 503}
+                refused += answer.status == 503
+                stored += [name] if answer.status == 200 and name != "Watchdog" else []
+        await ship.attempt()
+        clock.second += HOUR_SECONDS
+    await caught_up(ship, spool, sink)
+    await heart.beat()
+    await caught_up(ship, spool, sink)
+    events = [msgspec.json.decode(body) for body in sink.stored.values()]
+    kinds = Counter(event["type"] for event in events)
+    names = [e["data"]["labels"]["alertname"] for e in events if e["type"] == "byoc.alert.v1"]
+    print(f"{len(stored)} stored, {refused} refused; {dict(kinds)}")
+    assert names == stored
+    assert refused > 0
+    assert kinds["byoc.alert.watchdog.v1"] <= 1
