@@ -20,7 +20,7 @@ SECRET = "whsec_" + base64.b64encode(b"k" * 32).decode()
 SCRAPER, EXPORTER, FORWARDER = "billing-scraper", "state-exporter", "alert-forwarder"
 DAEMONS = (SCRAPER, EXPORTER, FORWARDER)
 FOREIGN = ("AWS_", "BYOC_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
-PATIENCE_SECONDS = 300.0
+PATIENCE_SECONDS = 120.0
 
 
 @dataclass

@@ -1,6 +1,5 @@
 """Resident memory after work, of what stays running: ours, a bare server, and the others."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -96,13 +95,13 @@ def _collectd(lab: Lab) -> float:
 
 @contextmanager
 def collecting(lab: Lab) -> Iterator[int]:
-    """Run collectd on a group in which this process stands; give its pid."""
-    with kernel.cgroup_v1("cpuacct", "memory") as group:
-        name = group["cpuacct"].name
-        group.add(os.getpid())
+    """Run collectd on one group, two below the root as its plugin wants it; give its pid."""
+    with kernel.cgroup_v1("cpuacct") as group:
+        inner = group["cpuacct"] / "metered"
+        inner.mkdir()
+        url = lab.receivers.plane.url
         try:
-            with peers.collectd(lab.place("collectd"), lab.receivers.plane.url, name) as pid:
+            with peers.collectd(lab.place("collectd"), url, inner.name) as pid:
                 yield pid
         finally:
-            for directory in group.directories.values():
-                (directory.parent / "cgroup.procs").write_text(str(os.getpid()))
+            inner.rmdir()

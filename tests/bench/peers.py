@@ -45,6 +45,7 @@ route: {{receiver: r, group_by: ["..."], group_wait: 0s, group_interval: 1m, rep
 receivers: [{{name: r, webhook_configs: [{{url: "{url}", send_resolved: false}}]}}]
 """
 BARE = """
+import sys
 from aiohttp import web
 async def page(request):
     return web.Response(text="ok")

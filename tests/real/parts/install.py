@@ -44,6 +44,8 @@ BASE = (
 )  # what mmdebstrap makes
 PEER_PACKAGES = (
     "collectd-core",
+    "libyajl2",  # of its write_http, as is the next one
+    "libcurl3-gnutls",
     "syslog-ng-core",
     "syslog-ng-mod-http",
     "prometheus-node-exporter",
