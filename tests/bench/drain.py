@@ -68,9 +68,7 @@ def _events(lab: Lab, batch: int) -> float:
     ]
     asyncio.run(_put(state / FORWARDER, messages))
     plane.names.clear()
-    with lab.daemons(
-        FORWARDER, BYOC_STATE_DIR=str(state), BYOC_ALERTS_MAX_BATCH=str(batch)
-    ):
+    with lab.daemons(FORWARDER, BYOC_STATE_DIR=str(state), BYOC_ALERTS_MAX_BATCH=str(batch)):
         until(lambda: plane.names)
         first, began = len(plane.names), time.monotonic()
         until(lambda: len(plane.names) >= events)

@@ -25,7 +25,10 @@ def measure(lab: Lab) -> list[Row]:
     against = ratios(cpu[OURS], cpu[THEIRS])
     return [
         row("idle", f"idle CPU at 1 s samples: {OURS} / {THEIRS}", against, "x", "<= 1.0"),
-        *[row("idle", f"idle CPU at 1 s samples: {name}", cpu[name], "ms a minute") for name in cpu],
+        *[
+            row("idle", f"idle CPU at 1 s samples: {name}", cpu[name], "ms a minute")
+            for name in cpu
+        ],
         *[row("idle", f"wake-ups: {name}", woken[name], "a minute") for name in cpu],
     ]
 

@@ -29,7 +29,12 @@ def measure(lab: Lab) -> list[Row]:
         for name in DAEMONS:
             found.setdefault(name, []).append(_ours(lab, name))
         found.setdefault("all", []).append(_ours(lab, *DAEMONS))
-        for name, of in (("bare", _bare), ("am", _alertmanager), ("node", _node), ("cd", _collectd)):
+        for name, of in (
+            ("bare", _bare),
+            ("am", _alertmanager),
+            ("node", _node),
+            ("cd", _collectd),
+        ):
             found.setdefault(name, []).append(of(lab))
     rows = [row("memory", f"{n} alone", found[n], "MiB", ALONE[n]) for n in DAEMONS]
     against = ratios(found["all"], found["bare"])

@@ -130,7 +130,9 @@ def spawned(command: Sequence[str], log: Path, environ: Mapping[str, str]) -> It
     try:
         yield child.pid
         if child.poll() is not None:
-            raise PartError(f"{command[0]} ended with {child.returncode}: {log.read_text()[-2000:]}")
+            raise PartError(
+                f"{command[0]} ended with {child.returncode}: {log.read_text()[-2000:]}"
+            )
     finally:
         child.send_signal(signal.SIGTERM)
         try:
@@ -148,5 +150,3 @@ def _libraries(parts: Path) -> dict[str, str]:
 def _listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-

@@ -45,7 +45,7 @@ def show(rows: Sequence[Row], title: str) -> None:
 
 def number(value: float) -> str:
     """Return three significant digits, and no more than a reader needs."""
-    if value == 0 or abs(value) >= 100:  # noqa: PLR2004
+    if value == 0 or abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.3g}"
 

@@ -24,7 +24,13 @@ def measure(lab: Lab) -> list[Row]:
     """Read a real cgroup by each way; then many cgroups."""
     ours, files, library = _ways(lab.runs(15, 5))
     rows = [
-        row("sample", "one sample / open() and read of its files", ratios(ours, files), "x", "<= 0.25"),
+        row(
+            "sample",
+            "one sample / open() and read of its files",
+            ratios(ours, files),
+            "x",
+            "<= 0.25",
+        ),
         row("sample", "one sample / psutil", ratios(ours, library), "x", "<= 0.2"),
         row("sample", "one sample with parsing", ours, "us"),
         row("sample", "open(), read and int() of the same files", files, "us"),

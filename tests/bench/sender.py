@@ -63,7 +63,7 @@ async def _sender(url: str, bodies: Iterator[bytes], waits: list[float]) -> None
         began = time.perf_counter()
         writer.write(f"{head}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
         status = await _status(reader)
-        if status != 200:  # noqa: PLR2004
+        if status != 200:
             raise RuntimeError(f"{url} answered {status}")
         waits.append(time.perf_counter() - began)
     writer.close()
