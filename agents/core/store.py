@@ -173,18 +173,18 @@ class Store:
             self._tally(-size, rows=-1, records=-records)
 
     def _tally(self, size: int, *, rows: int, records: int = 0, dead: int = 0) -> None:
-        self._totals = replace(
-            self._totals,
-            bytes=self._totals.bytes + size + rows * ROW_OVERHEAD_BYTES,
-            records=self._totals.records + records,
-            dead_letters=self._totals.dead_letters + dead,
+        now = self._totals
+        self._totals = Totals(
+            records=now.records + records,
+            bytes=now.bytes + size + rows * ROW_OVERHEAD_BYTES,
+            oldest_created_at_ms=now.oldest_created_at_ms,
+            dead_letters=now.dead_letters + dead,
         )
 
     def remove(self, ids: Sequence[str]) -> None:
         """Forget messages that have been stored by the receiver."""
         with self.whole(), translated():
-            for message_id in ids:
-                self._delete("id = ?", message_id)
+            self._delete(f"id IN ({','.join('?' * len(ids))})", *ids)
             oldest = "SELECT id FROM message ORDER BY position LIMIT 1"
             head = self.connection.execute(oldest).fetchone()
         if head and head[0] in ids:  # it would be sent for ever
