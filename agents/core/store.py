@@ -4,11 +4,13 @@ Everything that must be true together (a message, the checkpoint it was made fro
 it holds) changes in one transaction.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from agents.core.change import Change, DeadLetter, Totals
 from agents.core.errors import SpoolCorruptError, SpoolError, SpoolFullError, SpoolUnavailableError
@@ -232,7 +234,7 @@ class Store:
         with self.whole(), translated():
             message = self._exhume(message_id)
             if message:
-                self._insert(replace(message, replaces=""))
+                self._insert(dataclasses.replace(message, replaces=""))
         return message is not None
 
     def head(self, max_messages: int, max_bytes: int) -> list[Message]:
@@ -279,7 +281,7 @@ class Store:
         oldest = "SELECT created_at_ms FROM message ORDER BY position LIMIT 1"
         with translated():
             row = self.connection.execute(oldest).fetchone()
-        return replace(self._totals, oldest_created_at_ms=row[0] if row else None)
+        return msgspec.structs.replace(self._totals, oldest_created_at_ms=row[0] if row else None)
 
     def give_back(self) -> None:
         """Return free pages to the file system once there are many; outside a transaction."""
