@@ -26,7 +26,7 @@ DOCKER ?= docker
 BUILD_ARGS ?=
 IMAGES := billing-scraper state-exporter alert-forwarder byoc-agents
 
-.PHONY: help demo localstack test test-real chart check images constraints clean
+.PHONY: help demo localstack test test-real chart bench check images constraints clean
 
 help: ## print this list
 	@echo "byoc-agents: what can be done here"
@@ -48,6 +48,9 @@ test-real: $(READY) ## fetch LocalStack, ClickHouse, Alertmanager, ... and test 
 
 chart: $(READY) ## lint and render the Helm chart with Helm 3 and 4 into build/chart; ARGS=--update
 	@$(PY) -m tests.real.chart $(ARGS)
+
+bench: $(READY) ## what it costs, beside collectd, Alertmanager, ...: build/bench.json (20 minutes)
+	@$(PY) -m tests.bench $(ARGS)
 
 check: $(READY) ## ruff (lint and format) and mypy
 	@$(PY) -m ruff check .

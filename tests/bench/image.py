@@ -21,6 +21,14 @@ IMAGES = Path(os.environ.get("BENCH_IMAGES", ROOT / "images"))
 CUT, TRUST = IMAGES / "cut_botocore.py", IMAGES / "trust.py"
 
 
+LAUNCHER = """
+import sys
+sys.path[:0] = {paths!r}
+from agents.cli import main
+sys.exit(main())
+"""
+
+
 @dataclass(frozen=True)
 class Image:
     """An interpreter and the environment that the image sets."""
@@ -28,6 +36,12 @@ class Image:
     python: Path
     environ: dict[str, str]
     said: str
+
+    @property
+    def command(self) -> list[str]:
+        """Return `byoc-agents` as the image starts it: isolated, without the module `site`."""
+        launcher = LAUNCHER.format(paths=[str(ROOT), str(packages())])
+        return [str(self.python), "-IS", "-c", launcher]
 
 
 def image() -> Image:
@@ -41,25 +55,28 @@ def image() -> Image:
     return Image(PLACE / "venv" / "bin" / "python", _environ(), _said())
 
 
+def packages() -> Path:
+    """Return the folder of the packages that the agents import."""
+    (found,) = PLACE.glob("venv/lib/python3.*/site-packages")
+    return found
+
+
 def _make() -> None:
     python = PLACE / "venv" / "bin" / "python"
     _run(sys.executable, "-m", "venv", PLACE / "venv")
     _run(python, "-m", "pip", "install", "-q", "--no-deps", "--require-hashes", "-r", PINS)
-    _run(python, "-m", "compileall", "-q", PLACE / "venv" / "lib")
-    _run(python, "-m", "compileall", "-q", ROOT / "agents")
+    _run(python, "-m", "pip", "uninstall", "-q", "-y", "pip", "setuptools")
+    _run(python, "-m", "compileall", "-q", packages(), ROOT / "agents")
     if CUT.exists():
-        _run(python, CUT, PLACE / "aws")
+        _run(python, CUT, "--in-place")
     if TRUST.exists():
         _run(python, TRUST, "amazon", PLACE / "ca.pem")
 
 
 def _environ() -> dict[str, str]:
-    found = {"PYTHONPATH": str(ROOT)}
-    if CUT.exists():
-        found["AWS_DATA_PATH"] = str(PLACE / "aws")
-    if TRUST.exists():
-        found |= {"SSL_CERT_FILE": str(PLACE / "ca.pem"), "SSL_CERT_DIR": str(PLACE / "none")}
-    return found
+    if not TRUST.exists():
+        return {}
+    return {"SSL_CERT_FILE": str(PLACE / "ca.pem"), "SSL_CERT_DIR": str(PLACE / "none")}
 
 
 def _said() -> str:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from typing import Self
 
 import psutil
 
@@ -48,7 +49,7 @@ class Lab:
     def daemons(self, *names: str, **settings: str) -> Iterator["Daemons"]:
         """Run these daemons in one process against the receivers."""
         place = self.place("+".join(names))
-        with Daemons(self.image.python, names, place, self.environ(place) | settings) as made:
+        with Daemons(self.image.command, names, place, self.environ(place) | settings) as made:
             yield made
 
     def environ(self, place: Path) -> dict[str, str]:
@@ -83,7 +84,7 @@ class Lab:
 class Daemons:
     """`byoc-agents run ...` as one process."""
 
-    python: Path
+    command: Sequence[str]
     names: Sequence[str]
     place: Path
     environ: Mapping[str, str]
@@ -98,14 +99,14 @@ class Daemons:
         wanted = {k: v for k, v in self.environ.items() if _theirs(k, self.names)}
         self.process = RealProcess(
             name="+".join(self.names),
-            command=[str(self.python), "-m", "agents.cli", "run", *self.names],
+            command=[*self.command, "run", *self.names],
             port=page,
             ready_path="/readyz",
             log=self.place / "log",
             environment={**wanted, **{k: v for k, v in listen.items() if _theirs(k, self.names)}},
         )
 
-    def __enter__(self) -> "Daemons":
+    def __enter__(self) -> Self:
         self.process.start()
         return self
 

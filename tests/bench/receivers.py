@@ -26,14 +26,12 @@ class Plane:
 
     url: str = ""
     posts: int = 0
-    bytes: int = 0
     names: set[bytes] = field(default_factory=set)
     on_body: Callable[[bytes], None] = lambda _body: None
 
     def take(self, body: bytes) -> None:
         """Note one delivery."""
         self.posts += 1
-        self.bytes += len(body)
         self.names.update(NAMES.findall(body))
         self.on_body(body)
 

@@ -14,7 +14,7 @@ JSON = ROOT / "build" / "bench.json"
 DETAIL = ROOT / "build" / "bench-detail.json"  # with the spread and the number of runs
 DOCS = ROOT / "docs" / "PERFORMANCE.md"
 PLOT = ROOT / "docs" / "performance.svg"
-BEGIN, END = "<!-- {group}: written by `make bench-docs` -->", "<!-- end -->"
+BEGIN, END = "<!-- {group}: written by `python -m tests.bench --write-docs` -->", "<!-- end -->"
 
 
 def write(rows: Sequence[Row]) -> None:
