@@ -8,6 +8,7 @@ import msgspec
 
 from tests.bench import plot
 from tests.bench.figures import Row
+from tests.real.counts import gate
 from tests.real.parts.install import ROOT
 
 JSON = ROOT / "build" / "bench.json"
@@ -56,6 +57,7 @@ def write_docs() -> None:
     text = DOCS.read_text()
     for group in dict.fromkeys(row.group for row in rows):
         text = _replaced(text, group, table([row for row in rows if row.group == group]))
+    text = _replaced(text, "counts", counts())
     now = datetime.fromtimestamp(JSON.stat().st_mtime, tz=UTC)
     text = _replaced(text, "when", f"Measured on {now:%d %B %Y}: {_machine()}.")
     DOCS.write_text(text)
@@ -71,6 +73,18 @@ def table(rows: Sequence[Row]) -> str:
         target = (row.target or "").replace("<=", "≤").replace(">=", "≥")
         value = f"{number(row.value)} {row.unit}"
         lines.append(f"| {row.name} | {value} | {spread} | {row.runs} | {target} | {verdict} |")
+    return "\n".join(lines)
+
+
+def counts() -> str:
+    """Return the gate's baseline as Markdown: one piece a line."""
+    pieces = gate.baseline()
+    names = ("instructions", "calls", "fsyncs", "peak_bytes", "bytes")
+    head = f"| piece | {' | '.join(name.replace('_', ' ') for name in names)} |"
+    lines = [head, "|---" + "|---:" * len(names) + "|"]
+    for piece, values in pieces.items():
+        cells = [f"{values[name]:,.0f}" if name in values else "" for name in names]
+        lines.append(f"| {piece} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
