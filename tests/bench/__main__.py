@@ -33,7 +33,6 @@ def main() -> int:
     except PartError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
-    report.write(rows)
     if options.write_docs:
         report.write_docs()
     missed = [row for row in rows if row.holds is False]
@@ -53,6 +52,7 @@ def _measured(options: argparse.Namespace) -> list[Row]:
                 lab = Lab(place, listening, made, options.quick, options.million)
                 found = importlib.import_module(f"tests.bench.{name}").measure(lab)
             report.show(found, f"{name} ({time.monotonic() - started:.0f} s)")
+            report.write(found)
             rows += found
     return rows
 

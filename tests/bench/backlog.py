@@ -14,7 +14,7 @@ def measure(lab: Lab) -> list[Row]:
     """Compare the same daemon with nothing and with that much waiting."""
     size = GIB // 8 if lab.quick else GIB
     empty, full = [], []
-    for _ in range(lab.runs(3)):
+    for _ in range(lab.runs(2)):
         empty.append(_after_refusals(lab, SMALL))
         full.append(_after_refusals(lab, size))
     more = [with_it - without for with_it, without in zip(full, empty, strict=True)]
