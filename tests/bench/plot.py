@@ -8,6 +8,7 @@ from tests.bench.figures import TARGET, Row
 WIDTH, LEFT, RIGHT, LINE, TOP = 860, 400, 110, 24, 46
 BAR, PAPER, INK = 15, "#ffffff", "#1f2933"
 WITHIN, OVER, OURS, OTHERS = "#2f855a", "#c05621", "#2b6cb0", "#a0aec0"
+HALO = f'<text paint-order="stroke" stroke="{PAPER}" stroke-width="4"'
 FULL = 1.5  # budgets at the right edge; longer bars are cut there
 MEMORY = {  # row -> what the plot calls it
     "all three in one process": "byoc-agents, all three daemons",
@@ -27,8 +28,8 @@ def drawn(rows: Sequence[Row]) -> str:
     height = middle + LINE * len(memory) + 20
     parts = [
         _text(16, 26, "Share of its budget that each target takes (shorter is better)", bold=True),
-        *[_budget(row, TOP + LINE * number) for number, row in enumerate(budgets)],
         _limit(TOP, TOP + LINE * len(budgets)),
+        *[_budget(row, TOP + LINE * number) for number, row in enumerate(budgets)],
         _text(16, middle - 20, "Resident memory after work, MiB", bold=True),
         *[_memory(row, middle + LINE * number, memory) for number, row in enumerate(memory)],
     ]
@@ -55,7 +56,8 @@ def _budget(row: Row, y: int) -> str:
     colour = WITHIN if row.holds else OVER
     target = (row.target or "").replace("<=", "≤").replace(">=", "≥")
     said = f"{row.value:.3g} {row.unit} ({target})"
-    return _bar(row.name, share / FULL, said, colour, y)
+    name = f"memory: {row.name}" if row.group == "memory" else row.name
+    return _bar(name, share / FULL, said, colour, y)
 
 
 def _limit(top: int, bottom: int) -> str:
@@ -77,7 +79,7 @@ def _bar(name: str, share: float, said: str, colour: str, y: int) -> str:
     return (
         _text(LEFT - 8, y + 12, name, anchor="end")
         + f'<rect x="{LEFT}" y="{y}" width="{length:.0f}" height="{BAR}" fill="{colour}"/>'
-        + _text(LEFT + length + 6, y + 12, said)
+        + _text(LEFT + length + 6, y + 12, said).replace("<text", HALO)
     )
 
 
