@@ -26,7 +26,7 @@ DOCKER ?= docker
 BUILD_ARGS ?=
 IMAGES := billing-scraper state-exporter alert-forwarder byoc-agents
 
-.PHONY: help demo localstack test test-real chart fuzz check images constraints clean
+.PHONY: help demo localstack test test-real chart bench fuzz check images constraints clean
 
 help: ## print this list
 	@echo "byoc-agents: what can be done here"
@@ -51,6 +51,9 @@ chart: $(READY) ## lint and render the Helm chart with Helm 3 and 4 into build/c
 
 fuzz: $(READY) ## coverage-guided fuzzing of every parser of outside input; FUZZ="--seconds 300 webhook"
 	@$(PY) -m tests.fuzz.run $(FUZZ)
+
+bench: $(READY) ## what it costs, beside collectd, Alertmanager, ...: build/bench.json (20 minutes)
+	@$(PY) -m tests.bench $(ARGS)
 
 check: $(READY) ## ruff (lint and format) and mypy
 	@$(PY) -m ruff check .

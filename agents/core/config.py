@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import msgspec
-import yaml
 
 from agents.core.errors import ConfigError
 
@@ -59,6 +58,8 @@ def load_file(path: str | None) -> dict[str, str]:
     """Return the file's keys with their values as text. Raises ConfigError."""
     if path is None:
         return {}
+    import yaml  # noqa: PLC0415  a MiB that only those who have a file pay
+
     try:
         content = yaml.safe_load(Path(path).read_text())
     except yaml.MarkedYAMLError as error:

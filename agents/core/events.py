@@ -33,7 +33,7 @@ def encode(event: msgspec.Struct) -> bytes:
 def rfc3339(milliseconds: int) -> str:
     """Return `2026-11-23T12:00:00.000Z` for milliseconds since 1970."""
     moment = dt.datetime.fromtimestamp(milliseconds // 1000, tz=dt.UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{milliseconds % 1000:03d}Z"
+    return f"{moment.isoformat()[:-6]}.{milliseconds % 1000:03d}Z"  # strftime takes 5 x as long
 
 
 def parse_rfc3339(text: str) -> int:

@@ -177,7 +177,7 @@ class Spool:
         try:
             if _grows(group):
                 self._reserve.take()
-            answers = [_tried(operation.work, store) for operation in group]
+            answers = _together(group, store)
             store.commit()
         except BaseException:
             with contextlib.suppress(SpoolError):
@@ -275,6 +275,17 @@ def _epoch(store: Store) -> int:
 
 def _grows(group: list[Operation]) -> bool:
     return any(operation.kind is Kind.GROW for operation in group)
+
+
+def _together(group: list[Operation], store: Store) -> list[Any]:
+    """Do all of a group at one savepoint; where one fails, all again, each at its own."""
+    try:
+        with store.whole():
+            return [operation.work(store) for operation in group]
+    except (SpoolCorruptError, SpoolUnavailableError):
+        raise  # the whole transaction is lost
+    except Exception:  # noqa: BLE001  found again, and given to its caller
+        return [_tried(operation.work, store) for operation in group]
 
 
 def _tried(work: Callable[[Store], T], store: Store) -> T | Exception:

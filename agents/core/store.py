@@ -4,11 +4,13 @@ Everything that must be true together (a message, the checkpoint it was made fro
 it holds) changes in one transaction.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from agents.core.change import Change, DeadLetter, Totals
 from agents.core.errors import SpoolCorruptError, SpoolError, SpoolFullError, SpoolUnavailableError
@@ -173,18 +175,18 @@ class Store:
             self._tally(-size, rows=-1, records=-records)
 
     def _tally(self, size: int, *, rows: int, records: int = 0, dead: int = 0) -> None:
-        self._totals = replace(
-            self._totals,
-            bytes=self._totals.bytes + size + rows * ROW_OVERHEAD_BYTES,
-            records=self._totals.records + records,
-            dead_letters=self._totals.dead_letters + dead,
+        now = self._totals
+        self._totals = Totals(
+            records=now.records + records,
+            bytes=now.bytes + size + rows * ROW_OVERHEAD_BYTES,
+            oldest_created_at_ms=now.oldest_created_at_ms,
+            dead_letters=now.dead_letters + dead,
         )
 
     def remove(self, ids: Sequence[str]) -> None:
         """Forget messages that have been stored by the receiver."""
         with self.whole(), translated():
-            for message_id in ids:
-                self._delete("id = ?", message_id)
+            self._delete(f"id IN ({','.join('?' * len(ids))})", *ids)
             oldest = "SELECT id FROM message ORDER BY position LIMIT 1"
             head = self.connection.execute(oldest).fetchone()
         if head and head[0] in ids:  # it would be sent for ever
@@ -232,7 +234,7 @@ class Store:
         with self.whole(), translated():
             message = self._exhume(message_id)
             if message:
-                self._insert(replace(message, replaces=""))
+                self._insert(dataclasses.replace(message, replaces=""))
         return message is not None
 
     def head(self, max_messages: int, max_bytes: int) -> list[Message]:
@@ -279,7 +281,7 @@ class Store:
         oldest = "SELECT created_at_ms FROM message ORDER BY position LIMIT 1"
         with translated():
             row = self.connection.execute(oldest).fetchone()
-        return replace(self._totals, oldest_created_at_ms=row[0] if row else None)
+        return msgspec.structs.replace(self._totals, oldest_created_at_ms=row[0] if row else None)
 
     def give_back(self) -> None:
         """Return free pages to the file system once there are many; outside a transaction."""

@@ -8,9 +8,8 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from agents.core.change import Totals
 from agents.core.errors import SpoolError, SpoolUnavailableError
@@ -29,8 +28,7 @@ class Kind(Enum):
     SHRINK = 3  # may use that room
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
+class Operation(NamedTuple):
     """Work on the store, and who waits for it."""
 
     work: Callable[[Store], Any]

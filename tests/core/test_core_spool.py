@@ -14,7 +14,7 @@ from agents.core.sink import Message
 from agents.core.spool import EPOCH, ORIGIN, Spool
 from agents.core.store import ROW_OVERHEAD_BYTES, Store
 from agents.core.writer import Kind
-from agents.testing import START_MS, FakeClock
+from agents.testing import START_MS, FakeClock, settle
 
 
 def message(number: int, body: bytes = b"body", *, replaces: str = "") -> Message:
@@ -46,6 +46,7 @@ class Held:
         self._gate.wait(30)
 
     async def let_go(self) -> None:
+        await settle()  # what has been asked for waits in the queue by now
         self._gate.set()
         await self.task
 

@@ -42,6 +42,15 @@ BASE = (
     *(f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("doc", "locale", "man")),
     "bookworm",
 )  # what mmdebstrap makes
+PEER_PACKAGES = (
+    "collectd-core",
+    "libyajl2",  # of its write_http, as is the next one
+    "libcurl3-gnutls",
+    "syslog-ng-core",
+    "syslog-ng-mod-http",
+    "prometheus-node-exporter",
+)
+COUNTER_PACKAGES = ("valgrind", "strace")
 
 
 def localstack() -> Path:
@@ -112,6 +121,19 @@ def base_image() -> Path:
             place.mkdir()
             _run(["env", path, "mmdebstrap", *BASE, str(place / "base.tar")])
     return place / "base.tar"
+
+
+def peers() -> Path:
+    """Return a directory with what `make bench` compares with: collectd, syslog-ng, node_exporter.
+
+    Not part of `main`: only the bench needs it.
+    """
+    return _unpacked("peers", PEER_PACKAGES, CACHE / "peer-archives")
+
+
+def counters() -> Path:
+    """Return a directory with valgrind and strace unpacked: they count instructions and calls."""
+    return _unpacked("counters", COUNTER_PACKAGES, CACHE / "counter-archives")
 
 
 def _unpacked(name: str, packages: Sequence[str], archives: Path) -> Path:

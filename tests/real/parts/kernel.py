@@ -108,6 +108,8 @@ def _busy(directory: Path) -> bool:
     """Try to remove a group; tell whether the kernel refused, as it does while one dies in it."""
     try:
         directory.rmdir()
+    except FileNotFoundError:
+        return False
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise

@@ -1,0 +1,61 @@
+"""Run the bench: `python -m tests.bench [--only NAME ...] [--quick] [--write-docs]`."""
+
+import argparse
+import importlib
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.bench import report
+from tests.bench.figures import Row
+from tests.bench.image import image
+from tests.bench.lab import Lab
+from tests.bench.receivers import receivers
+from tests.real.parts.process import PartError
+
+NAMES = (
+    "start", "memory", "backlog", "idle", "sample", "records", "verifier", "spool", "drain",
+    "hop", "storm", "image_size",
+)  # fmt: skip
+
+
+def main() -> int:
+    """Measure, print, write `build/bench.json`; 1 where a target is missed or a part is."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES)
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter runs: a look")
+    parser.add_argument("--million", type=int, default=1, help="records for the verifier, millions")
+    parser.add_argument("--write-docs", action="store_true", help="figures into docs/")
+    options = parser.parse_args()
+    try:
+        rows = _measured(options)
+    except PartError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    if options.write_docs:
+        report.write_docs()
+    missed = [row for row in rows if row.holds is False]
+    print(f"bench: {len(rows)} figures, {len(missed)} targets missed")
+    return 1 if missed else 0
+
+
+def _measured(options: argparse.Namespace) -> list[Row]:
+    rows: list[Row] = []
+    made = image()
+    print(f"bench: {made.said}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="byoc-bench-") as directory:
+        for name in options.only:
+            started = time.monotonic()
+            place = Path(directory) / name
+            with receivers() as listening:
+                lab = Lab(place, listening, made, options.quick, options.million)
+                found = importlib.import_module(f"tests.bench.{name}").measure(lab)
+            report.show(found, f"{name} ({time.monotonic() - started:.0f} s)")
+            report.write(found)
+            rows += found
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""A row of the bench: the median of repeated measurements, their spread, and the target."""
+
+import operator
+import re
+from collections.abc import Callable, Sequence
+from statistics import median
+
+import msgspec
+
+COMPARE: dict[str, Callable[[float, float], bool]] = {"<=": operator.le, ">=": operator.ge}
+TARGET = re.compile(r"(<=|>=) ([0-9.]+)")
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One figure. `value` is the median of `runs` values between `low` and `high`."""
+
+    group: str  # the measurement that made it: what `--only` takes
+    name: str
+    value: float
+    unit: str
+    target: str | None = None  # such as "<= 0.8"; None = nothing was asked for
+    low: float
+    high: float
+    runs: int
+
+    @property
+    def holds(self) -> bool | None:
+        """Tell whether the value is within the target; None where there is none."""
+        return None if self.target is None else within(self.value, self.target)
+
+    def public(self) -> dict[str, object]:
+        """Return what `build/bench.json` says of it."""
+        return {
+            "name": self.name,
+            "value": round(self.value, 4),
+            "unit": self.unit,
+            "target": self.target,
+            "holds": self.holds,
+        }
+
+
+def within(value: float, target: str) -> bool:
+    """Tell whether `value` fulfils a target such as "<= 0.8". Raises ValueError."""
+    found = TARGET.fullmatch(target)
+    if not found:
+        raise ValueError(f"{target!r} is no target")
+    return COMPARE[found[1]](value, float(found[2]))
+
+
+def row(
+    group: str, name: str, values: Sequence[float], unit: str, target: str | None = None
+) -> Row:
+    """Return the row of these repeated measurements."""
+    return Row(
+        group=group,
+        name=name,
+        value=median(values),
+        unit=unit,
+        target=target,
+        low=min(values),
+        high=max(values),
+        runs=len(values),
+    )
+
+
+def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    """Return the ratio of each run to the other's run beside it: what both suffered goes out."""
+    return [a / b for a, b in zip(ours, theirs, strict=True)]

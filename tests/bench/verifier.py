@@ -1,0 +1,50 @@
+"""`byoc-agents verify`: records a second and the most memory, on a million records or ten."""
+
+import gc
+import time
+from collections.abc import Iterator
+
+import psutil
+
+from agents.billing.testing import Story, objects
+from agents.billing.verify import Audit
+from agents.core.sink import Message
+from tests.bench.figures import Row, row
+from tests.bench.lab import MIB, Lab
+
+REPLICAS, RECORDS = 10, 300  # records of one object
+
+
+def measure(lab: Lab) -> list[Row]:
+    """Audit a bucket as its keys come; making the objects is not counted."""
+    wanted = 100_000 if lab.quick else lab.millions * 1_000_000
+    process, audit = psutil.Process(), Audit()
+    gc.collect()
+    before, most, seconds = process.memory_info().rss, 0, 0.0
+    for message in _stored(wanted):
+        began = time.process_time()
+        audit.add(message.id, message.body)
+        seconds += time.process_time() - began
+        most = max(most, process.memory_info().rss - before)
+    began = time.process_time()
+    report = audit.report("")
+    seconds += time.process_time() - began
+    if report.records != wanted or report.counts:
+        raise RuntimeError(f"the audit found {report.records} records, {report.counts}")
+    title = f"verifier, {wanted:,} records"
+    return [
+        row("verifier", f"{title}: records a second of CPU", [wanted / seconds], "records/s"),
+        row("verifier", f"{title}: memory above the start", [most / MIB], "MiB"),
+    ]
+
+
+def _stored(wanted: int) -> Iterator[Message]:
+    """Yield objects in which so many records lie, the pods' mixed as key order mixes them."""
+    stories = [Story(replica=f"r-{n}", pod_uid=f"uid-{n}", seed=n) for n in range(REPLICAS)]
+    left = wanted
+    while left:
+        for story in stories:
+            size = min(RECORDS, left)
+            if size:
+                yield from objects([story.measured() for _ in range(size)], size=RECORDS)
+            left -= size
