@@ -10,8 +10,11 @@ from tests.real.alerts_lab import raise_alert
 from tests.real.parts.process import RealProcess
 
 
+LASTS_TURNS = 6
+
+
 class Alerts:
-    """Raises an alert every `every_seconds` and ends it one turn later, as a thread."""
+    """Raises an alert every `every_seconds` and ends it some turns later, as a thread."""
 
     def __init__(self, alertmanager: RealProcess, every_seconds: float) -> None:
         self.raised = 0
@@ -23,8 +26,8 @@ class Alerts:
         while not self._over.wait(self._every_seconds):
             self.raised += 1
             self._post(f"Chaos{self.raised}")
-            if self.raised > 1:
-                self._post(f"Chaos{self.raised - 1}", ended=True)
+            if self.raised > LASTS_TURNS:
+                self._post(f"Chaos{self.raised - LASTS_TURNS}", ended=True)
 
     def _post(self, name: str, *, ended: bool = False) -> None:
         try:

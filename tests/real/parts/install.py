@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,6 +33,7 @@ DEBIAN_PACKAGES = (
     "prometheus",
     "prometheus-alertmanager",
 )
+FAKETIME_PACKAGES = ("libfaketime",)
 
 
 def localstack() -> Path:
@@ -68,11 +69,22 @@ def schemathesis() -> Path:
 
 def debian() -> Path:
     """Return a directory with Debian's ClickHouse 18.16, Prometheus and Alertmanager unpacked."""
-    place = CACHE / "debian"
-    with _once(place, *DEBIAN_PACKAGES) as missing:
+    return _unpacked("debian", DEBIAN_PACKAGES, CACHE / "archives")
+
+
+def faketime() -> Path:
+    """Return the library that gives a program another CLOCK_REALTIME, for LD_PRELOAD."""
+    place = _unpacked("faketime", FAKETIME_PACKAGES, CACHE / "faketime-archives")
+    return next(place.rglob("libfaketimeMT.so.1"))
+
+
+def _unpacked(name: str, packages: Sequence[str], archives: Path) -> Path:
+    """Unpack Debian packages, and the libraries they need and this system lacks, into one place."""
+    place = CACHE / name
+    with _once(place, *packages) as missing:
         if missing:
             _need("apt-get", "apt-cache", "dpkg", "dpkg-query")
-            for archive in _download(CACHE / "archives"):
+            for archive in _download(archives, packages):
                 _run(["dpkg", "-x", str(archive), str(place)])
     return place
 
@@ -120,31 +132,31 @@ def _works(python: Path, version: str) -> bool:
     return done.stdout.strip() == version
 
 
-def _download(place: Path) -> list[Path]:
+def _download(place: Path, packages: Sequence[str]) -> list[Path]:
     """Fetch the packages and the libraries they name that this system lacks, as .deb files."""
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     try:
-        _apt_download(place)
+        _apt_download(place, packages)
     except PartError:  # no package lists yet, or lists older than the mirror
         if os.geteuid() != 0:
             raise PartError("the package lists are old: run `apt-get update` as root") from None
         _run(["apt-get", "-qq", "update"])
-        _apt_download(place)
+        _apt_download(place, packages)
     return sorted(place.glob("*.deb"))
 
 
-def _apt_download(place: Path) -> None:
-    names = [*DEBIAN_PACKAGES, *_missing_libraries()]
+def _apt_download(place: Path, packages: Sequence[str]) -> None:
+    names = [*packages, *_missing_libraries(packages)]
     unsandboxed = ["-o", "APT::Sandbox::User=root"]  # `place` need not be readable for _apt
     _run(["apt-get", "-qq", *unsandboxed, "download", *names], place)
 
 
-def _missing_libraries() -> list[str]:
+def _missing_libraries(packages: Sequence[str]) -> list[str]:
     no = [f"--no-{kind}" for kind in (
         "recommends", "suggests", "conflicts", "breaks", "replaces", "enhances",
     )]  # fmt: skip
-    closure = _run(["apt-cache", "depends", "--recurse", *no, *DEBIAN_PACKAGES]).split("\n")
+    closure = _run(["apt-cache", "depends", "--recurse", *no, *packages]).split("\n")
     wanted = {name for name in closure if name.startswith("lib") and not name.startswith("libjs")}
     listing = ["dpkg-query", "-W", "-f", "${db:Status-Status} ${Package}\n"]
     present = {line.split()[1] for line in _run(listing).splitlines() if line[:10] == "installed "}
@@ -174,6 +186,7 @@ def main() -> int:
     parts: dict[str, Callable[[], Path]] = {
         "ClickHouse 18.16, Prometheus, Alertmanager": debian,
         "LocalStack": localstack,
+        "libfaketime": faketime,
         "chdb": chdb,
         "schemathesis": schemathesis,
     }
