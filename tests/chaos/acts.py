@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,7 +32,7 @@ class Stage:
     disk: Disk
     clock: Clock
     target: Target
-    at_risk: set[str] = field(default_factory=set)  # ids that lay in a spool when it was damaged
+    at_risk: dict[str, bytes] = field(default_factory=dict)  # id -> body, in a spool when damaged
     damaged: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)  # of the daemons' processes
 
@@ -46,7 +46,7 @@ def act(stage: Stage, fault: Fault) -> AbstractContextManager[None]:
         case "disk":
             return stage.disk.full() if fault.kind == "full" else _read_only(stage)
         case "clock":
-            return _stepped(stage.clock, fault.kind, rng)
+            return _stepped(stage.clock, fault)
         case "target":
             return _target(stage.target, fault.kind)
         case "parts":
@@ -104,9 +104,11 @@ def _damage(stage: Stage, daemon: Daemon, kind: str, rng: random.Random) -> None
     with daemon.down(rng.choice((signal.SIGKILL, signal.SIGTERM))):
         name = rng.choice(daemon.names)
         spool = Path(daemon.settings["BYOC_STATE_DIR"]) / name / "spool.db"
-        if spool.exists():
-            stage.at_risk |= held(spool)
-            stage.damaged.append(f"{name} {kind}")
+        if stage.disk.troubled or not spool.exists():
+            return  # a disk that takes no writes cannot be written to by us either
+        stage.at_risk |= held(spool)
+        stage.damaged.append(f"{name} {kind}")
+        with suppress(OSError):  # it got full or read-only just now
             damage(spool, kind, rng)
 
 
@@ -122,10 +124,10 @@ def _read_only(stage: Stage) -> Iterator[None]:
 
 
 @contextmanager
-def _stepped(clock: Clock, kind: str, rng: random.Random) -> Iterator[None]:
-    """Step the wall clock, and step it right again."""
-    seconds = rng.randint(2, 15)
-    clock.set(seconds if kind == "forward" else -seconds)
+def _stepped(clock: Clock, fault: Fault) -> Iterator[None]:
+    """Step the wall clock, by twice the time that it stays wrong, and step it right again."""
+    seconds = round(2 * fault.seconds)
+    clock.set(seconds if fault.kind == "forward" else -seconds)
     yield
     clock.set(0)
 

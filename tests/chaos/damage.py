@@ -11,17 +11,17 @@ PAGE_BYTES = 4096
 HEADER_BYTES = 100  # SQLite's database header
 
 
-def held(spool: Path) -> set[str]:
-    """Return the ids of the messages in a spool, read from a copy: a look changes the journal."""
+def held(spool: Path) -> dict[str, bytes]:
+    """Return id -> body of the messages in a spool, read from a copy: a look changes the journal."""
     with tempfile.TemporaryDirectory() as place:
         for file in spool.parent.glob(f"{spool.name}*"):
             if file.name in {spool.name, f"{spool.name}-wal"}:
                 shutil.copy(file, place)
         with closing(sqlite3.connect(Path(place) / spool.name)) as copy:
             try:
-                return {row[0] for row in copy.execute("SELECT id FROM message")}
+                return dict(copy.execute("SELECT id, body FROM message"))
             except sqlite3.DatabaseError:  # killed before it had set a damaged one aside
-                return set()
+                return {}
 
 
 def damage(spool: Path, kind: str, rng: random.Random) -> None:

@@ -3,12 +3,13 @@
 import json
 import subprocess
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from agents.core.events import parse_rfc3339
+from agents.doubles.http import Request
 from tests.chaos.acts import Stage
 from tests.chaos.daemon import Daemon, Figures
 from tests.chaos.target import Life
@@ -40,7 +41,8 @@ class Evidence:
     lives: list[Life]  # of the metered group, oldest first, by the kernel
     states: list[dict[str, Any]]  # bodies of the queue, as they came
     told: list[dict[str, Any]]  # `state.told` of the exporter's log: written after the commit
-    accepted: set[Fact]
+    offered: set[Fact]  # that reached the forwarder
+    accepted: set[Fact]  # and were answered with 2xx
     events: list[dict[str, Any]]  # of the control plane, each source and id once, as they came
     ledger: list[dict[str, Any]]  # every send that the ledgers announce
     ledger_verdict: str  # "" = whole
@@ -50,19 +52,20 @@ class Evidence:
     dead_letters: int
     defects: list[str]  # `agent.defect` and `ship.defect` of all logs
     figures: dict[str, tuple[Figures, Figures]]  # process -> before the first fault, at the end
-    at_risk: set[str] = field(default_factory=set)
+    at_risk: dict[str, bytes] = field(default_factory=dict)  # id -> body, in a damaged spool
     damaged: list[str] = field(default_factory=list)
     disk_troubles: bool = False
 
 
 def accepted(stage: Stage) -> set[Fact]:
     """Return what the forwarder took, whether or not Alertmanager heard of it."""
-    facts = set()
-    for request, reply in stage.world.links["webhook"].taken:
-        if 200 <= reply.status < 300:
-            for alert in json.loads(request.body)["alerts"]:
-                facts.add(fact(alert["fingerprint"], alert["startsAt"], alert["status"]))
-    return facts
+    taken = stage.world.links["webhook"].taken
+    return _facts(request for request, reply in taken if 200 <= reply.status < 300)
+
+
+def _facts(requests: Iterable[Request]) -> set[Fact]:
+    alerts = [one for request in requests for one in json.loads(request.body)["alerts"]]
+    return {fact(one["fingerprint"], one["startsAt"], one["status"]) for one in alerts}
 
 
 def collected(
@@ -83,6 +86,7 @@ def collected(
         lives=[*stage.target.lives, stage.target.life()],
         states=list(world.queue.got),
         told=_logged(daemons, "state.told"),
+        offered=_facts(stage.world.links["webhook"].given),
         accepted=accepted(stage),
         events=list(world.receiver.events.values()),
         ledger=[json.loads(line) for line in ledger],

@@ -19,6 +19,7 @@ class Link:
     def __init__(self, name: str, upstream_port: int) -> None:
         self.name = name
         self.upstream_port = upstream_port
+        self.given: list[Request] = []  # what went to the server behind, whatever became of it
         self.taken: list[tuple[Request, Reply]] = []  # what the server behind did answer
         self.http = HttpDouble(serving, apply=self._apply)
         self._thread = LoopThread()
@@ -56,6 +57,7 @@ class Link:
 
     def _apply(self, request: Request) -> Reply:
         """Give it on. Raises ConnectionError when no answer comes: the connection is closed."""
+        self.given.append(request)
         try:
             reply = self._forward(request)
         except (OSError, http.client.HTTPException) as error:

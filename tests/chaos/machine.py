@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -20,18 +21,22 @@ class Clock:
 
     file: Path
     offset_seconds: int = 0
-    furthest_seconds: int = 0
+    furthest: float = 0.0  # seconds since 1970: the latest time that it has shown
 
     def __post_init__(self) -> None:
         self.set(0)
 
     def set(self, offset_seconds: int) -> None:
         """Step it; a reader sees the file before or after, never half of it."""
+        self.furthest = max(self.furthest, time.time() + self.offset_seconds)
         self.offset_seconds = offset_seconds
-        self.furthest_seconds = max(self.furthest_seconds, offset_seconds)
         fresh = self.file.with_name(f"{self.file.name}.new")
         fresh.write_text(f"{offset_seconds:+d}\n")
         fresh.replace(self.file)
+
+    def caught_up(self) -> bool:
+        """Tell whether the real time has passed all that was ever shown."""
+        return self.offset_seconds == 0 and time.time() > self.furthest
 
     @property
     def settings(self) -> dict[str, str]:

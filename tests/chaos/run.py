@@ -1,11 +1,10 @@
 """One run: build the world, keep a plan going, lift everything, let it drain, judge."""
 
-import tempfile
+import random
 import time
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.chaos.acts import Lanes, Stage
@@ -13,12 +12,12 @@ from tests.chaos.daemon import Daemon, Figures
 from tests.chaos.evidence import Evidence, accepted, collected
 from tests.chaos.load import Alerts
 from tests.chaos.machine import Clock, disk
-from tests.chaos.oracle import ALERTS, BILLING, STATE, checked, judged
+from tests.chaos.oracle import ALERTS, BILLING, STATE
 from tests.chaos.plan import Plan
 from tests.chaos.target import Target
-from tests.chaos.world import World, settings, world
-from tests.real.scraper import eventually, passed
-import random
+from tests.chaos.world import Queue, World, settings, world
+from tests.real.parts.process import RealProcess
+from tests.real.scraper import eventually
 
 NAMES = (BILLING, STATE, ALERTS)
 DRAIN_SECONDS = 240.0
@@ -37,9 +36,9 @@ PACE = {
 
 
 @contextmanager
-def staged(plan: Plan, place: Path) -> Iterator[Stage]:
+def staged(plan: Plan, place: Path, aws: RealProcess | None) -> Iterator[Stage]:
     """Start everything, wait until it works."""
-    with world(place) as of, disk(place / "disk", plan.disk) as small:
+    with world(place, aws) as of, disk(place / "disk", plan.disk) as small:
         clock = Clock(place / "clock")
         target = Target(of.group, random.Random(plan.seed))
         stage = Stage(of, _daemons(plan, of, small.path / "state", clock), small, clock, target)
@@ -74,10 +73,10 @@ class Watch:
         self._last = now
 
 
-def run(plan: Plan, place: Path) -> Evidence:
+def run(plan: Plan, place: Path, aws: RealProcess | None = None) -> Evidence:
     """Carry out the plan; return what is left behind."""
     watch = Watch()
-    with staged(plan, place) as stage:
+    with staged(plan, place, aws) as stage:
         alerts = Alerts(stage.world.alertmanager, ALERT_SECONDS)
         with alerts.raising():
             eventually(lambda: len(accepted(stage)) > 2 and len(stage.world.queue.got) > 1)
@@ -96,7 +95,7 @@ def run(plan: Plan, place: Path) -> Evidence:
             codes = list(pool.map(Daemon.stop, stage.daemons))
         last = {"+".join(one.names): code for one, code in zip(stage.daemons, codes, strict=True)}
         watch.lap("stopped")
-        passed(2)  # the last words reach the queue's reader
+        read_out(stage.world.queue)
         troubles = any(fault.lane == "disk" for fault in lanes.done)
         return collected(stage, pairs, last, troubles)
 
@@ -113,9 +112,15 @@ def figures(stage: Stage) -> dict[str, Figures]:
 
 def drain(stage: Stage) -> None:
     """Wait until every daemon runs, the clock has caught up and nothing waits to be sent."""
-    passed(stage.clock.furthest_seconds)
+    eventually(stage.clock.caught_up)
     eventually(lambda: all(daemon.healthy() for daemon in stage.daemons), DRAIN_SECONDS)
     eventually(lambda: all(map(drained, stage.daemons)), DRAIN_SECONDS)
+
+
+def read_out(queue: Queue) -> None:
+    """Wait until the queue's reader has the exporter's last word; the oracle says if it has not."""
+    with suppress(AssertionError):
+        eventually(lambda: queue.got and queue.got[-1]["data"]["state"] == "stopping", 30)
 
 
 def drained(daemon: Daemon) -> bool:

@@ -24,6 +24,8 @@ from tests.real.parts.process import RealProcess, free_port
 from tests.real.scraper import SETTINGS
 from tests.real.stored import KEYS, Bucket, bucket_at
 
+# What a reader was given and never heard of, as when it froze, comes again this soon.
+FIFO = {"FifoQueue": "true", "VisibilityTimeout": "4"}
 LINKS = ("s3", "sqs", "plane", "webhook", "clickhouse")
 
 
@@ -82,14 +84,12 @@ class World:
 
 
 @contextmanager
-def world(directory: Path) -> Iterator[World]:
-    """Start all parts; stop them at the end."""
+def world(directory: Path, aws: RealProcess | None = None) -> Iterator[World]:
+    """Start all parts, but for a LocalStack that runs already; stop them at the end."""
     directory.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         use = stack.enter_context
-        place = directory / "localstack"
-        place.mkdir()
-        aws = use(localstack.localstack(place))
+        aws = aws or use(_localstack(directory / "localstack"))
         server = use(clickhouse.old_clickhouse(directory / "clickhouse"))
         receiver = Receiver(TOKEN, SECRET, clock=SystemClock())
         plane_url = use(entered(listening(receiver)))
@@ -112,6 +112,11 @@ def world(directory: Path) -> Iterator[World]:
         )
 
 
+def _localstack(place: Path) -> RealProcess:
+    place.mkdir()
+    return localstack.localstack(place)
+
+
 def _bucket(bucket: Bucket) -> Bucket:
     bucket.create()
     return bucket
@@ -124,7 +129,7 @@ def _queue(url: str) -> Iterator[Queue]:
         "sqs", REGION, endpoint_url=url, config=config, **CREDENTIALS
     )
     name = f"byoc-{secrets.token_hex(6)}.fifo"
-    made = client.create_queue(QueueName=name, Attributes={"FifoQueue": "true"})
+    made = client.create_queue(QueueName=name, Attributes=FIFO)
     queue = Queue(client, made["QueueUrl"])
     try:
         with queue.consumed():
