@@ -33,7 +33,11 @@ def _billing(found: Evidence) -> Iterator[Control]:
     more = [*before, Life(last.inode, last.cpu_usec + 1)]
     yield "an object is dropped", oracle.billing, replace(found, objects=rest)
     yield "an object is there twice", oracle.billing, replace(found, objects=doubled)
-    yield "an object was written twice", oracle.billing, replace(found, writes=found.writes + found.writes)
+    yield (
+        "an object was written twice",
+        oracle.billing,
+        replace(found, writes=found.writes + found.writes),
+    )
     yield "a microsecond is missing", oracle.billing, replace(found, lives=more)
 
 

@@ -1,27 +1,25 @@
 """Daemons of ours in one process, kept running as a kubelet does, and what one can see of it."""
 
-import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from tests.real.parts.process import DIRECT, POLL_SECONDS, free_port
+from tests.real.parts.process import DIRECT, free_port
 from tests.real.scraper import PATIENCE_SECONDS, clean_environ, eventually
 
 ROOT = Path(__file__).resolve().parents[2]
+DOWN_SECONDS = 4.0  # to end in good order
 RESTART_SECONDS = 0.3  # before it is started again; a kubelet waits longer
-FOR_GOOD = "stopped for good"
 
 
 @dataclass(frozen=True)
@@ -68,9 +66,12 @@ class Daemon:
 
     @contextmanager
     def down(self, number: signal.Signals) -> Iterator[None]:
-        """End it with that signal and keep it down for a while."""
+        """End it with that signal, a kill if it takes too long, and keep it down for a while."""
         self._wanted.clear()
         self.send(number)
+        with suppress(AssertionError):
+            eventually(lambda: not self.running(), DOWN_SECONDS)
+        self.send(signal.SIGKILL)
         eventually(lambda: not self.running())
         try:
             yield
@@ -124,8 +125,12 @@ class Daemon:
             with seen.oneshot():
                 cpu = seen.cpu_times()
                 return Figures(
-                    process.pid, seen.memory_info().rss, seen.num_fds(), seen.num_threads(),
-                    self._tasks(), cpu.user + cpu.system,
+                    process.pid,
+                    seen.memory_info().rss,
+                    seen.num_fds(),
+                    seen.num_threads(),
+                    self._tasks(),
+                    cpu.user + cpu.system,
                 )
         except psutil.Error:
             return None
@@ -135,7 +140,7 @@ class Daemon:
         found = []
         for line in self.log.read_text(errors="replace").split("\n"):
             if f'"{event}"' in line:
-                with contextlib.suppress(ValueError):  # a kill may cut a line
+                with suppress(ValueError):  # a kill may cut a line
                     found.append(json.loads(line))
         return [one for one in found if one.get("event") == event]
 

@@ -1,5 +1,6 @@
 """Damages a spool's file while nobody has it open, and says what lay in it."""
 
+import os
 import random
 import shutil
 import sqlite3
@@ -12,7 +13,7 @@ HEADER_BYTES = 100  # SQLite's database header
 
 
 def held(spool: Path) -> dict[str, bytes]:
-    """Return id -> body of the messages in a spool, read from a copy: a look changes the journal."""
+    """Return id -> body of a spool's messages, read from a copy: a look changes the journal."""
     with tempfile.TemporaryDirectory() as place:
         for file in spool.parent.glob(f"{spool.name}*"):
             if file.name in {spool.name, f"{spool.name}-wal"}:
@@ -33,8 +34,7 @@ def damage(spool: Path, kind: str, rng: random.Random) -> None:
         case "spool_page":
             _overwrite(spool, rng.randrange(size), rng.randbytes(PAGE_BYTES))
         case "spool_cut":
-            with spool.open("r+b") as file:
-                file.truncate(rng.randrange(size))
+            os.truncate(spool, rng.randrange(size))
         case "spool_removed":
             for file in spool.parent.glob(f"{spool.name}*"):
                 file.unlink()

@@ -1,5 +1,6 @@
-"""One network path, seen from its far end: a loopback port that gives each request on to a real
-server, or does to it what a bad network or a troubled service does.
+"""One network path: a loopback port that gives each request on to a real server behind it.
+
+Or it does to a request what a bad network or a troubled service does.
 """
 
 import http.client
@@ -70,7 +71,9 @@ class Link:
         headers = {k: v for k, v in request.headers.items() if k not in HOP_BY_HOP}
         headers["content-length"] = str(len(request.body))
         try:
-            server.putrequest(request.method, request.target, skip_host=True, skip_accept_encoding=True)
+            server.putrequest(
+                request.method, request.target, skip_host=True, skip_accept_encoding=True
+            )
             for name, value in headers.items():
                 server.putheader(name, value)
             server.endheaders(request.body)

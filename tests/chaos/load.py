@@ -9,7 +9,6 @@ from http.client import HTTPException
 from tests.real.alerts_lab import raise_alert
 from tests.real.parts.process import RealProcess
 
-
 LASTS_TURNS = 6
 
 

@@ -37,6 +37,6 @@ def entered(manager: AbstractAsyncContextManager[T]) -> Iterator[T]:
         yield thread.run(manager.__aenter__())
     finally:
         try:
-            thread.run(manager.__aexit__(None, None, None))  # type: ignore[arg-type]
+            thread.run(manager.__aexit__(None, None, None))
         finally:
             thread.close()

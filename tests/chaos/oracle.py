@@ -122,8 +122,8 @@ def alerts(found: Evidence) -> Iterator[str]:
     arrived = _facts(found.events)
     yield from (f"{one} delivered {n} times" for one, n in Counter(arrived).items() if n != 1)
     place = {one: number for number, one in enumerate(arrived)}
-    for one in place:
-        if one.status == "resolved" and not place.get(begun(one), len(place)) < place[one]:
+    for one, number in place.items():
+        if one.status == "resolved" and place.get(begun(one), len(place)) >= number:
             yield f"{one} is not after its beginning"
     bodies = [json.loads(body) for body in found.at_risk.values() if body.startswith(b"{")]
     if lost := found.accepted - set(arrived) - set(_facts(bodies)):
@@ -148,7 +148,7 @@ def begun(one: Fact) -> Fact:
 
 
 def ledger(found: Evidence) -> Iterator[str]:
-    """The chain is whole, and nothing arrived that it does not announce."""
+    """Check that the chain is whole, and nothing arrived that it does not announce."""
     if found.ledger_verdict:
         yield found.ledger_verdict.strip()
     announced = {send.get("id") for send in found.ledger}

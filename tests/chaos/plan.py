@@ -5,7 +5,7 @@ kinds like a deck of cards: each comes once before one comes again.
 """
 
 import random
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 LINK = (
@@ -78,12 +78,14 @@ def planned(seed: int, seconds: float) -> Plan:
     return Plan(seed, seconds, rng.random() < 2 / 3, disk, damage, tuple(faults))
 
 
-def _lane(rng: random.Random, lane: str, kinds: Iterable[str], seconds: float) -> list[Fault]:
+def _lane(rng: random.Random, lane: str, kinds: Sequence[str], seconds: float) -> list[Fault]:
     longest = LONGEST_SECONDS.get(lane, 8.0 if seconds > 60 else 4.0)
     rest = longest * (2 if lane in QUIET_LANES else 1)
-    found, deck, at = [], [], rng.uniform(0, rest)
+    found: list[Fault] = []
+    deck: list[str] = []
+    at = rng.uniform(0, rest)
     while True:
-        deck = deck or rng.sample(list(kinds), len(list(kinds)))
+        deck = deck or rng.sample(kinds, len(kinds))
         lasts = rng.uniform(1.0, longest)
         if at + lasts > seconds:
             return found

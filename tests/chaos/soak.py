@@ -1,7 +1,7 @@
 """All three daemons in one process under a steady load; what they hold, every few seconds.
 
-    python -m tests.chaos --soak --hours 1            build/soak.json and build/soak.svg
-    python -m tests.chaos.soak SAMPLES.jsonl DIRECTORY   the same two from samples that lie there
+`python -m tests.chaos --soak --hours 1` writes build/soak.json and build/soak.svg;
+`python -m tests.chaos.soak SAMPLES.jsonl DIRECTORY` writes the two from samples that lie there.
 """
 
 import json
