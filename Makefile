@@ -22,7 +22,7 @@ python=; for candidate in $(PYTHON) python3.11 python3.12 python3.13 python3.14 
 	"python3 and python3-venv) or name one: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
 endef
 
-.PHONY: help demo localstack test test-real check constraints clean
+.PHONY: help demo localstack test test-real chaos soak check constraints clean
 
 help: ## print this list
 	@echo "byoc-agents: what can be done here"
@@ -41,6 +41,12 @@ test-real: $(READY) ## fetch LocalStack, ClickHouse, Alertmanager, ... and test 
 	@$(PY) -m tests.real.parts.install
 	@$(PY) -m pytest -m real $(PYTEST_ARGS)
 	@FAULT_SEEDS=40 $(PY) -m pytest -n auto -rP tests/faults
+
+chaos: $(READY) ## break everything for minutes, then compare: ARGS="--seed 7 --hours 1"
+	@$(PY) -m tests.chaos $(ARGS)
+
+soak: $(READY) ## an hour of steady load; nothing may grow: build/soak.json, build/soak.svg
+	@$(PY) -m tests.chaos --soak --hours 1
 
 check: $(READY) ## ruff (lint and format) and mypy
 	@$(PY) -m ruff check .
