@@ -71,7 +71,7 @@ def _alerts(found: Evidence) -> Iterator[Control]:
 def _rest(found: Evidence) -> Iterator[Control]:
     (name, (before, after)), *_ = found.figures.items()
     grown = replace(after, fds=before.fds + 100)
-    unannounced = [one for one in found.ledger if one["id"] != found.events[0]["id"]]
+    unannounced = [one for one in found.ledger if one.get("id") != found.events[0]["id"]]
     yield "a send was not announced", oracle.ledger, replace(found, ledger=unannounced)
     yield "a process died of a signal", oracle.processes, replace(found, ends={name: [-7]})
     yield "records are left over", oracle.processes, replace(found, backlogs={name: 1})
