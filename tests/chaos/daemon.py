@@ -80,8 +80,7 @@ class Daemon:
 
     def stop(self) -> int:
         """End it in good order, for good; return the exit code."""
-        self._wanted.clear()
-        self._over.set()
+        self._end()
         with self._lock:
             process = self._process
         assert process is not None, "it never ran"
@@ -90,9 +89,10 @@ class Daemon:
         return process.wait(2 * PATIENCE_SECONDS)
 
     def kill(self) -> None:
-        self._wanted.clear()
-        self._over.set()
+        """End it at once, for good; whoever has files open keeps the disk from being unmounted."""
+        self._end()
         self.send(signal.SIGKILL)
+        eventually(lambda: not self.running())
 
     def running(self) -> bool:
         with self._lock:
@@ -143,6 +143,11 @@ class Daemon:
                 with suppress(ValueError):  # a kill may cut a line
                     found.append(json.loads(line))
         return [one for one in found if one.get("event") == event]
+
+    def _end(self) -> None:
+        """Let nobody start it again."""
+        self._over.set()
+        self._wanted.set()  # who waits for that sees that it is over
 
     def _tasks(self) -> int:
         before = len(self.logged("chaos.tasks"))

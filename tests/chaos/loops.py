@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 PATIENCE_SECONDS = 60.0
+SETTLE_SECONDS = 0.05
 
 
 class LoopThread:
@@ -24,6 +25,7 @@ class LoopThread:
 
     def close(self) -> None:
         """End the thread; what still runs in it is dropped."""
+        self.run(asyncio.sleep(SETTLE_SECONDS))  # closed connections let go of their sockets
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(PATIENCE_SECONDS)
         self._loop.close()

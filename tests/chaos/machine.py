@@ -1,11 +1,10 @@
 """What stands for the node: the disk of the state directory and the clock, both ours to break."""
 
-import os
 import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -95,11 +94,9 @@ class Disk:
 
 @contextmanager
 def disk(path: Path, kind: str) -> Iterator[Disk]:
-    """Mount an empty one; what it held is kept beside it at the end."""
+    """Mount an empty one, unmount it at the end."""
     make = {"ext4": kernel.ext4, "tmpfs": kernel.tmpfs}[kind]
     with make(path, DISK_BYTES):
-        try:
-            yield Disk(path, kind)
-        finally:
-            with suppress(OSError):
-                os.sync()
+        yield Disk(path, kind)
+    for image in path.parent.glob("repaired-*.img"):
+        image.unlink()
