@@ -55,8 +55,8 @@ def _cpu(found: Evidence, report: Report) -> Iterator[str]:
         last = max((one.counter.end for one in records if one.counter), default=truth)
         if first and not found.damaged and records:
             yield f"life {life.inode} begins at {first} core s: no record holds what came before"
-        if last != truth and place == len(found.lives) - 1:
-            yield f"the last life ends at {last} core s; the kernel says {truth}"
+        if place == len(found.lives) - 1 and (last != truth or not records):
+            yield f"the last life ends at {last if records else 0} core s; the kernel says {truth}"
         unseen += first + truth - last if records else truth
     stated = sum((one.core_seconds for one in report.unrecorded), Decimal(0))
     whole = Decimal(sum(life.cpu_usec for life in found.lives)).scaleb(-6)
@@ -70,8 +70,9 @@ def _cpu(found: Evidence, report: Report) -> Iterator[str]:
 
 
 def _gap_seconds(report: Report) -> Decimal:
+    """Return how long nothing was metered, but for the time before the first sample of all."""
     ended = {"target_restarted", "target_absent", "target_unreadable", "no_checkpoint"}
-    return sum((gap.seconds for gap in report.gaps if gap.reason in ended), Decimal(0))
+    return sum((gap.seconds for gap in report.gaps[1:] if gap.reason in ended), Decimal(0))
 
 
 def states(found: Evidence) -> Iterator[str]:
