@@ -78,7 +78,8 @@ def collected(
     world, daemons = stage.world, stage.daemons
     state_dir = daemons[0].settings["BYOC_STATE_DIR"]
     stops = [one for daemon in daemons for one in daemon.logged("agent.stop")]
-    ledger = _ledger("show", state_dir, "--json").stdout.splitlines()
+    shown = _ledger("show", state_dir, "--json")
+    assert shown.returncode == 0, shown.stderr
     verdict = _ledger("verify", state_dir)
     return Evidence(
         objects=world.bucket.objects(),
@@ -89,7 +90,7 @@ def collected(
         offered=_facts(stage.world.links["webhook"].given),
         accepted=accepted(stage),
         events=list(world.receiver.events.values()),
-        ledger=[json.loads(line) for line in ledger],
+        ledger=[json.loads(line) for line in shown.stdout.splitlines()],
         ledger_verdict="" if verdict.returncode == 0 else verdict.stdout + verdict.stderr,
         ends={"+".join(one.names): one.ends for one in daemons},
         last_ends=last_ends,
