@@ -66,6 +66,7 @@ class Disk:
             yield
         finally:
             (self.path / "other").unlink(missing_ok=True)
+            run("sync", "-f", str(self.path))  # else a file system that breaks now has it again
             self.troubled = False
 
     def break_(self) -> None:
