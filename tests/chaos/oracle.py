@@ -45,7 +45,7 @@ def _cpu(found: Evidence, report: Report) -> Iterator[str]:
     """Check billed + stated as unrecorded + unseen at the ends of lives = the kernel's counter."""
     by_inode: dict[int, list[Usage]] = {}
     for one in usages(found.objects):
-        if one.counter and one.incarnation:
+        if one.counter and one.quality != "gap":  # a gap's counter says what nobody bills
             by_inode.setdefault(int(one.incarnation.rsplit("-", 1)[1]), []).append(one)
     unseen = Decimal(0)
     for place, life in enumerate(found.lives):
