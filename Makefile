@@ -26,7 +26,7 @@ DOCKER ?= docker
 BUILD_ARGS ?=
 IMAGES := billing-scraper state-exporter alert-forwarder byoc-agents
 
-.PHONY: help demo localstack test test-real chart bench fuzz check images constraints clean
+.PHONY: help demo localstack test test-real chart bench chaos soak fuzz check images constraints clean
 
 help: ## print this list
 	@echo "byoc-agents: what can be done here"
@@ -54,6 +54,12 @@ fuzz: $(READY) ## coverage-guided fuzzing of every parser of outside input; FUZZ
 
 bench: $(READY) ## what it costs, beside collectd, Alertmanager, ...: build/bench.json (20 minutes)
 	@$(PY) -m tests.bench $(ARGS)
+
+chaos: $(READY) ## break everything for minutes, then compare: ARGS="--seed 7 --hours 1"
+	@$(PY) -m tests.chaos $(ARGS)
+
+soak: $(READY) ## an hour of steady load; nothing may grow: build/soak.json, build/soak.svg
+	@$(PY) -m tests.chaos --soak --hours 1
 
 check: $(READY) ## ruff (lint and format) and mypy
 	@$(PY) -m ruff check .

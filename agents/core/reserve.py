@@ -5,7 +5,6 @@ would be sent for ever and the disk would never get room again.
 """
 
 import os
-from contextlib import suppress
 from pathlib import Path
 
 from agents.core.errors import SpoolUnavailableError
@@ -36,9 +35,10 @@ class Reserve:
         self._held = True
 
     def release(self) -> bool:
-        """Give the space away. Return whether there was some."""
-        there = self._path.exists()
-        with suppress(OSError):
-            self._path.unlink(missing_ok=True)
+        """Give the space away. Return whether there was some, and the disk has it back."""
         self._held = False
-        return there
+        try:
+            self._path.unlink()
+        except OSError:  # there was none, or the disk is read-only
+            return False
+        return True

@@ -265,3 +265,20 @@ async def test_the_epoch_is_later_than_the_last_one_although_the_clock_went_back
         with pytest.raises(SpoolCorruptError):
             await spool.put(message(1))
         assert int((await spool.state(EPOCH))[EPOCH]) == START_MS + 1
+
+
+async def test_a_reserve_that_cannot_be_removed_is_no_room_for_an_acknowledgement(
+    tmp_path: Path,
+) -> None:
+    """As on a disk that the kernel made read-only: it is told, not tried for ever."""
+    async with spool_at(tmp_path) as spool:
+        await spool.put(message(1))
+        for name in ("reserve", "spool.db-wal"):  # a directory can be neither removed nor opened
+            (tmp_path / name).unlink()
+            (tmp_path / name).mkdir()
+        with pytest.raises(SpoolUnavailableError):
+            await spool.remove(["m1"])
+        for name in ("reserve", "spool.db-wal"):
+            (tmp_path / name).rmdir()
+        await spool.remove(["m1"])
+        assert spool.totals.records == 0

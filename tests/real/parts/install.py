@@ -51,6 +51,7 @@ PEER_PACKAGES = (
     "prometheus-node-exporter",
 )
 COUNTER_PACKAGES = ("valgrind", "strace")
+FAKETIME_PACKAGES = ("libfaketime",)
 
 
 def localstack() -> Path:
@@ -104,11 +105,6 @@ def engine() -> Path:
     return _unpacked("engine", ENGINE_PACKAGES, CACHE / "engine-archives")
 
 
-def strace() -> Path:
-    """Return a directory with Debian's strace unpacked: the one that breaks system calls."""
-    return _unpacked("strace", ("strace",), CACHE / "strace-archives")
-
-
 def base_image() -> Path:
     """Return the archive of a small Debian with Python and pip, for `docker import`.
 
@@ -132,8 +128,14 @@ def peers() -> Path:
 
 
 def counters() -> Path:
-    """Return a directory with valgrind and strace unpacked: they count instructions and calls."""
+    """Return a directory with valgrind and strace: they count instructions and break calls."""
     return _unpacked("counters", COUNTER_PACKAGES, CACHE / "counter-archives")
+
+
+def faketime() -> Path:
+    """Return the library that gives a program another CLOCK_REALTIME, for LD_PRELOAD."""
+    place = _unpacked("faketime", FAKETIME_PACKAGES, CACHE / "faketime-archives")
+    return next(place.rglob("libfaketimeMT.so.1"))
 
 
 def _unpacked(name: str, packages: Sequence[str], archives: Path) -> Path:
@@ -246,9 +248,10 @@ def main() -> int:
         "LocalStack": localstack,
         "Docker Engine, a base image": base_image,
         "hadolint": hadolint,
+        "libfaketime": faketime,
         "chdb": chdb,
         "schemathesis": schemathesis,
-        "strace": strace,
+        "valgrind, strace": counters,
     }
     for name, fetch in parts.items():
         started = time.monotonic()

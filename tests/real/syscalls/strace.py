@@ -67,6 +67,6 @@ def _has_all(pid: int, tracer: int) -> bool:
 
 
 def _strace() -> list[str]:
-    place = install.strace()
+    place = install.counters()
     libraries = install.library_path(place)["LD_LIBRARY_PATH"]
     return ["env", f"LD_LIBRARY_PATH={libraries}", str(place / "usr/bin/strace")]

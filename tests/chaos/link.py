@@ -1,0 +1,93 @@
+"""One network path: a loopback port that gives each request on to a real server behind it.
+
+Or it does to a request what a bad network or a troubled service does.
+"""
+
+import http.client
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from agents.doubles.http import HttpDouble, Reply, Request, Script, serving
+from tests.chaos.loops import LoopThread
+
+UPSTREAM_SECONDS = 10.0
+HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect", "content-length"}
+
+
+class Link:
+    """Requests come in one after the other where the server behind is slow, as by a thin line."""
+
+    def __init__(self, name: str, upstream_port: int) -> None:
+        self.name = name
+        self.upstream_port = upstream_port
+        self.given: list[Request] = []  # what went to the server behind, whatever became of it
+        self.taken: list[tuple[Request, Reply]] = []  # what the server behind did answer
+        self.http = HttpDouble(serving, apply=self._apply)
+        self._thread = LoopThread()
+        self._open = False
+        self.mend()
+
+    @property
+    def url(self) -> str:
+        return self.http.url
+
+    def mend(self) -> None:
+        """Listen, on the same port as before."""
+        if not self._open:
+            self._thread.run(self.http.__aenter__())
+            self._open = True
+
+    def cut(self) -> None:
+        """Close the port and all connections: new ones are refused."""
+        if self._open:
+            self._thread.run(self.http.__aexit__())
+            self._open = False
+
+    def close(self) -> None:
+        self.cut()
+        self._thread.close()
+
+    @contextmanager
+    def behaving(self, script: Script) -> Iterator[None]:
+        """Do that to every request, for a while."""
+        before, self.http.script = self.http.script, script
+        try:
+            yield
+        finally:
+            self.http.script = before
+
+    def _apply(self, request: Request) -> Reply:
+        """Give it on. Raises ConnectionError when no answer comes: the connection is closed."""
+        self.given.append(request)
+        try:
+            reply = self._forward(request)
+        except (OSError, http.client.HTTPException) as error:
+            raise ConnectionResetError(str(error)) from error
+        self.taken.append((request, reply))
+        return reply
+
+    def _forward(self, request: Request) -> Reply:
+        server = http.client.HTTPConnection("127.0.0.1", self.upstream_port, UPSTREAM_SECONDS)
+        headers = {k: v for k, v in request.headers.items() if k not in HOP_BY_HOP}
+        headers["content-length"] = str(len(request.body))
+        try:
+            server.putrequest(
+                request.method, request.target, skip_host=True, skip_accept_encoding=True
+            )
+            for name, value in headers.items():
+                server.putheader(name, value)
+            server.endheaders(request.body)
+            answer = server.getresponse()
+            kept = {k: v for k, v in answer.getheaders() if k.lower() not in HOP_BY_HOP}
+            return Reply(answer.status, kept, answer.read())
+        finally:
+            server.close()
+
+
+@contextmanager
+def linked(name: str, upstream_port: int) -> Iterator[Link]:
+    link = Link(name, upstream_port)
+    try:
+        yield link
+    finally:
+        link.close()

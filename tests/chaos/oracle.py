@@ -1,0 +1,193 @@
+"""Judges what a run left behind. Every check returns what differs, in words; nothing = it holds."""
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from agents.billing.record import Usage
+from agents.billing.verify import Report
+from tests.chaos.evidence import ALERT, Evidence, Fact, fact, written
+from tests.real.stored import billed, usages, verified
+
+CORES = 2
+SAMPLE_SECONDS = 0.5
+GOOD_ENDS = {0, -9, -15}  # in good order; killed; ended before it could hear SIGTERM
+NO_DISK = 2  # exit code where the state directory cannot be used
+MORE = {"fds": 12, "threads": 6, "tasks": 8, "rss_bytes": 24 * 1024**2}  # than before the faults
+STATE_TYPE = "byoc.service.state.v1"
+BILLING, STATE, ALERTS = "billing-scraper", "state-exporter", "alert-forwarder"
+
+
+def judged(found: Evidence) -> list[str]:
+    """Return everything that differs from what is promised."""
+    checks = (billing, states, alerts, ledger, processes, growth)
+    return [f"{check.__name__}: {said}" for check in checks for said in check(found)]
+
+
+def billing(found: Evidence) -> Iterator[str]:
+    """Every second once or in a stated gap; CPU as the kernel counted it, to the microsecond."""
+    yield from (f"{key} written {n} times" for key, n in found.writes.items() if n != 1)
+    with tempfile.TemporaryDirectory() as place:
+        report = verified(str(written(found.objects, Path(place))))
+    for finding in report.findings:
+        if not (found.damaged and finding.detail == "stated: spool_corrupt"):
+            yield f"verify: {finding}"
+    if report.unrecorded and not found.damaged:
+        yield f"CPU that no record holds, without any damage: {report.unrecorded}"
+    yield from _cpu(found, report)
+
+
+def _cpu(found: Evidence, report: Report) -> Iterator[str]:
+    """Check billed + stated as unrecorded + unseen at the ends of lives = the kernel's counter."""
+    by_inode: dict[int, list[Usage]] = {}
+    for one in usages(found.objects):
+        if one.counter and one.quality != "gap":  # a gap's counter says what nobody bills
+            by_inode.setdefault(int(one.incarnation.rsplit("-", 1)[1]), []).append(one)
+    unseen = Decimal(0)
+    for place, life in enumerate(found.lives):
+        records = by_inode.get(life.inode, [])
+        truth = Decimal(life.cpu_usec).scaleb(-6)
+        first = min((one.counter.start for one in records if one.counter), default=truth)
+        last = max((one.counter.end for one in records if one.counter), default=truth)
+        if first and not found.damaged and records:
+            yield f"life {life.inode} begins at {first} core s: no record holds what came before"
+        if place == len(found.lives) - 1 and (last != truth or not records):
+            yield f"the last life ends at {last if records else 0} core s; the kernel says {truth}"
+        unseen += first + truth - last if records else truth
+    stated = sum((one.core_seconds for one in report.unrecorded), Decimal(0))
+    whole = Decimal(sum(life.cpu_usec for life in found.lives)).scaleb(-6)
+    if (total := billed(report) + stated + unseen) != whole:
+        yield (
+            f"billed {billed(report)} + unrecorded {stated} + unseen {unseen} = {total} core s;"
+            f" the kernel says {whole}"
+        )
+    if unseen > (allowed := _gap_seconds(report) * CORES):
+        yield f"{unseen} core s unseen at the ends of lives; the gaps there allow {allowed}"
+
+
+def _gap_seconds(report: Report) -> Decimal:
+    """Return how long nothing was metered, but for the time before the first sample of all."""
+    ended = {"target_restarted", "target_absent", "target_unreadable", "no_checkpoint"}
+    return sum((gap.seconds for gap in report.gaps[1:] if gap.reason in ended), Decimal(0))
+
+
+def states(found: Evidence) -> Iterator[str]:
+    """Every transition once per id, in order, without a number missing."""
+    seen: dict[str, dict[str, Any]] = {}
+    for body in found.states:
+        if seen.setdefault(body["id"], body) != body:
+            yield f"{body['id']} came with two contents"
+    epochs: dict[int, list[dict[str, Any]]] = {}
+    for body in seen.values():
+        epochs.setdefault(body["data"]["epoch"], []).append(body["data"])
+    if list(epochs) != sorted(epochs) or (len(epochs) > 1 and not found.damaged):
+        yield f"epochs {list(epochs)}"
+    for epoch, told in epochs.items():
+        yield from _epoch(found, epoch, told)
+    last = list(epochs.values())[-1][-1] if epochs else {}
+    if last.get("state") != "stopping":
+        yield f"the last word is {last.get('state')!r}, not 'stopping'"
+
+
+def _epoch(found: Evidence, epoch: int, told: list[dict[str, Any]]) -> Iterator[str]:
+    sequences = [one["sequence"] for one in told]
+    if sequences != sorted(sequences):
+        yield f"epoch {epoch} out of order: {sequences}"
+    numbers = [one["transition"] for one in told if one["kind"] == "transition"]
+    excused = _at_risk(found, epoch)
+    wanted = set(range(1, max(numbers, default=0) + 1)) - {one["transition"] for one in excused}
+    if len(numbers) != len(set(numbers)) or not wanted <= set(numbers):
+        yield f"epoch {epoch}: transitions {numbers}"
+    if told[-1]["lost_transitions"] and not found.disk_troubles:
+        yield f"epoch {epoch} lost {told[-1]['lost_transitions']} transitions"
+    if found.damaged:
+        return  # the log does not say of which epoch a number is
+    logged = {one["sequence"] for one in found.told if one["kind"] == "transition"}
+    if missing := logged - set(sequences):
+        yield f"committed and never sent: {sorted(missing)}"
+
+
+def _at_risk(found: Evidence, epoch: int) -> list[dict[str, Any]]:
+    """Return what lay in the exporter's spool when it was damaged, and may be lost."""
+    bodies = [json.loads(body) for body in found.at_risk.values() if body.startswith(b"{")]
+    data = [one["data"] for one in bodies if one["type"] == STATE_TYPE]
+    return [one for one in data if one["epoch"] == epoch]
+
+
+def alerts(found: Evidence) -> Iterator[str]:
+    """Every alert that was accepted is delivered once, none is invented, firing before resolved."""
+    arrived = _facts(found.events)
+    yield from (f"{one} delivered {n} times" for one, n in Counter(arrived).items() if n != 1)
+    place = {one: number for number, one in enumerate(arrived)}
+    for one, number in place.items():
+        if one.status == "resolved" and place.get(begun(one), len(place)) >= number:
+            yield f"{one} is not after its beginning"
+    bodies = [json.loads(body) for body in found.at_risk.values() if body.startswith(b"{")]
+    if lost := found.accepted - set(arrived) - set(_facts(bodies)):
+        yield f"accepted and never delivered: {sorted(map(str, lost))}"
+    if invented := set(arrived) - found.offered - {begun(one) for one in found.offered}:
+        yield f"delivered and never offered: {sorted(map(str, invented))}"
+
+
+def _facts(events: Iterable[dict[str, Any]]) -> list[Fact]:
+    return [
+        fact(data["fingerprint"], data["starts_at"], data["status"])
+        for event in events
+        if event["type"] == ALERT
+        for data in [event["data"]]
+        if data["notification"] == "transition"
+    ]
+
+
+def begun(one: Fact) -> Fact:
+    """Return the beginning of what ended."""
+    return Fact(one.fingerprint, one.starts_at_ms, "firing")
+
+
+def ledger(found: Evidence) -> Iterator[str]:
+    """Check that the chain is whole, and nothing arrived that it does not announce."""
+    if found.ledger_verdict:
+        yield found.ledger_verdict.strip()
+    announced = {send.get("id") for send in found.ledger}
+    arrived = {*found.objects, *(one["id"] for one in [*found.states, *found.events])}
+    if missing := arrived - announced:
+        yield f"arrived and not in the ledger: {sorted(missing)}"
+
+
+def processes(found: Evidence) -> Iterator[str]:
+    """No process ended by itself, but where the disk refused it; nothing is left over."""
+    for name, codes in found.ends.items():
+        good = GOOD_ENDS | ({NO_DISK} if found.disk_troubles else set())
+        if bad := [code for code in codes if code not in good]:
+            yield f"{name} ended with {bad}"
+    yield from (f"{name} ended with {code}" for name, code in found.last_ends.items() if code)
+    yield from (f"{name} kept {n} records" for name, n in found.backlogs.items() if n)
+    if missing := {BILLING, STATE, ALERTS} - found.backlogs.keys():
+        yield f"never stopped in good order: {missing}"
+    if found.dead_letters:
+        yield f"{found.dead_letters} dead letters"
+    yield from found.defects
+
+
+def growth(found: Evidence) -> Iterator[str]:
+    """No process holds more at the end than before the first fault, within `MORE`."""
+    for name, (before, after) in found.figures.items():
+        for what, more in MORE.items():
+            was, now = getattr(before, what), getattr(after, what)
+            if now > was + more:
+                yield f"{name}: {what} {was} -> {now}, allowed {was + more}"
+
+
+def checked(found: Evidence) -> dict[str, int]:
+    """Return how many of each were looked at."""
+    return {
+        "billing records": len(usages(found.objects)),
+        "lives of the group": len(found.lives),
+        "state messages": len({one["id"] for one in found.states}),
+        "alert facts": len(found.accepted),
+        "ledger lines": len(found.ledger),
+    }
