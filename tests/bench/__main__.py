@@ -15,8 +15,8 @@ from tests.bench.receivers import receivers
 from tests.real.parts.process import PartError
 
 NAMES = (
-    "start", "imports", "memory", "backlog", "idle", "sample", "records", "verifier", "spool", "drain",
-    "hop", "storm", "image_size",
+    "start", "imports", "memory", "backlog", "idle", "sample", "records", "verifier", "spool",
+    "drain", "hop", "storm", "image_size",
 )  # fmt: skip
 
 
