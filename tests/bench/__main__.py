@@ -15,8 +15,8 @@ from tests.bench.receivers import receivers
 from tests.real.parts.process import PartError
 
 NAMES = (
-    "start", "memory", "backlog", "idle", "sample", "records", "verifier", "spool", "drain",
-    "hop", "storm", "image_size",
+    "start", "imports", "memory", "backlog", "idle", "sample", "records", "verifier", "spool",
+    "drain", "hop", "storm", "image_size",
 )  # fmt: skip
 
 
@@ -27,7 +27,11 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="fewer and shorter runs: a look")
     parser.add_argument("--million", type=int, default=1, help="records for the verifier, millions")
     parser.add_argument("--write-docs", action="store_true", help="figures into docs/")
+    parser.add_argument("--docs-only", action="store_true", help="the last run's, nothing measured")
     options = parser.parse_args()
+    if options.docs_only:
+        report.write_docs()
+        return 0
     try:
         rows = _measured(options)
     except PartError as error:

@@ -1,5 +1,6 @@
 """What the bench leaves: the table on the screen, `build/bench.json`, the page and the plot."""
 
+import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -99,4 +100,10 @@ def _replaced(text: str, group: str, content: str) -> str:
 def _machine() -> str:
     info = Path("/proc/cpuinfo").read_text()
     models = [line.partition(":")[2].strip() for line in info.splitlines() if "model name" in line]
-    return f"{len(models)} cores of {models[0] if models else 'an unnamed CPU'}"
+    name = models[0] if models else "an unnamed CPU"
+    return f"{len(models)} cores of {name}; load {_load()}"
+
+
+def _load() -> str:
+    """Return how busy the machine was with everything, the mean of 15 minutes."""
+    return f"{os.getloadavg()[2]:.0f}"
