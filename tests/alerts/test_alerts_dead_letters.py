@@ -1,6 +1,8 @@
 """The command for what was refused for good, beside a daemon that has the spool open."""
 
+import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -56,6 +58,24 @@ async def test_resend_all(spool: Spool, tmp_path: Path) -> None:
     assert [name for name, _ in await queue(spool)] == ["waiting", "a", "b"]
     await spool.put(Message("later", "t", b"{}", 0))
     assert [name for name, _ in await queue(spool)] == ["waiting", "a", "b", "later"]
+
+
+async def test_another_process_that_looks_writes_nothing_over_the_daemons_journal(
+    spool: Spool, tmp_path: Path
+) -> None:
+    """Only who writes the journal may write it again; the daemon goes on in it all the while."""
+    journal = spool.path.with_name("spool.db-wal")
+    before = (journal.read_bytes(), journal.stat().st_mtime_ns)
+    listing = ["-m", "agents.cli", "dead-letters", "--state-dir", str(tmp_path), "list"]
+    looking = await asyncio.create_subprocess_exec(
+        sys.executable, *listing, stdout=asyncio.subprocess.PIPE
+    )
+    said, _ = await looking.communicate()
+    assert [json.loads(line)["id"] for line in said.splitlines()] == ["a", "b"]
+    assert (journal.read_bytes(), journal.stat().st_mtime_ns) == before
+    await spool.put(Message("later", "t", b"{}", 0))
+    assert [name for name, _ in await queue(spool)] == ["waiting", "later"]
+    assert spool.resets == 0
 
 
 async def test_resend_says_what_is_not_there_and_does_the_rest(
