@@ -79,6 +79,7 @@ def _connection(path: Path, mode: str) -> sqlite3.Connection:
         index.close()
         raise
     connection.index = index
+    connection.execute("PRAGMA temp_store=MEMORY")  # else SQLite writes bodies into /var/tmp
     return connection
 
 
