@@ -30,6 +30,19 @@ class Change(msgspec.Struct, frozen=True):
     unstage: int = 0  # how many of the oldest staged lines leave (they are in `messages` now)
     dead_letters: Sequence[DeadLetter] = ()  # only where a damaged file is taken over
 
+    @property
+    def plain(self) -> bool:
+        """Return whether it only adds messages and keeps state."""
+        return not (self.stage or self.unstage or self.dead_letters)
+
+
+def merged(changes: Sequence[Change]) -> Change:
+    """Return one change that does all of these plain ones, in their order."""
+    state: dict[str, bytes | None] = {}
+    for change in changes:
+        state |= change.state
+    return Change([message for change in changes for message in change.messages], state)
+
 
 class Totals(msgspec.Struct, frozen=True):
     """What lies in the spool. Bytes count bodies and lines, with an overhead for each row."""

@@ -2,22 +2,28 @@
 
 import hashlib
 import sqlite3
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from itertools import chain
+from typing import Any, TypeVar
 
 from agents.core.change import Totals
 from agents.core.errors import SpoolCorruptError
 from agents.core.sink import Message
 
 ROW_OVERHEAD_BYTES = 512  # keys, hash and index entries of one row, rounded up
+ROWS_A_STATEMENT = 16  # each statement lets go of the interpreter, and has to get it back
 
 COLUMNS = (
     "id, type, body, created_at_ms, records, content_type, content_encoding, grouped, replaces"
 )
 
+T = TypeVar("T")
+
 
 def row_of(message: Message) -> tuple[object, ...]:
-    """Return the values of COLUMNS."""
-    return (
+    """Return the values of COLUMNS and the hash that proves them."""
+    row = (
         message.id,
         message.type,
         message.body,
@@ -28,6 +34,60 @@ def row_of(message: Message) -> tuple[object, ...]:
         message.group,
         message.replaces,
     )
+    return *row, digest(*row)
+
+
+def put(connection: sqlite3.Connection, messages: Sequence[Message]) -> tuple[int, int, int]:
+    """Queue what is not there yet; return how many, their bytes and records.
+
+    Raises sqlite3.Error.
+    """
+    verb = f"INSERT OR IGNORE INTO message ({COLUMNS}, sha256)"
+    added = _write(connection, verb, [row_of(message) for message in messages])
+    if added == len(messages):
+        return added, sum(len(m.body) for m in messages), sum(m.records for m in messages)
+    last = "SELECT body, records FROM message ORDER BY position DESC LIMIT ?"
+    sums = f"SELECT total(length(body)), total(records) FROM ({last})"  # noqa: S608
+    size, records = connection.execute(sums, (added,)).fetchone()
+    return added, int(size), int(records)
+
+
+def stage(connection: sqlite3.Connection, lines: Sequence[bytes]) -> None:
+    """Let lines wait for their batch. Raises sqlite3.Error."""
+    _write(connection, "INSERT INTO staged (line, sha256)", [(x, digest(x)) for x in lines])
+
+
+def _write(connection: sqlite3.Connection, verb: str, rows: Sequence[Sequence[object]]) -> int:
+    """Insert rows with few statements; return how many were new. Raises sqlite3.Error.
+
+    `verb` is the statement up to VALUES.
+    """
+    added = 0
+    for few in _few(rows):
+        statement = _statement(verb, len(few), len(few[0]))
+        added += connection.execute(statement, [*chain.from_iterable(few)]).rowcount
+    return added
+
+
+@cache
+def _statement(verb: str, rows: int, columns: int) -> str:
+    places = f"({','.join('?' * columns)})"
+    return f"{verb} VALUES {','.join([places] * rows)}"
+
+
+def keep(connection: sqlite3.Connection, state: Mapping[str, bytes | None]) -> None:
+    """Write checkpoints; None removes one. Raises sqlite3.Error."""
+    for few in _few([key for key, value in state.items() if value is None]):
+        places = ",".join("?" * len(few))
+        connection.execute(f"DELETE FROM state WHERE key IN ({places})", few)  # noqa: S608
+    kept = [(k, v, digest(k, v)) for k, v in state.items() if v is not None]
+    _write(connection, "INSERT OR REPLACE INTO state", kept)
+
+
+def _few(rows: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Yield rows in the numbers that go into one statement."""
+    for start in range(0, len(rows), ROWS_A_STATEMENT):
+        yield rows[start : start + ROWS_A_STATEMENT]
 
 
 def digest(*columns: object) -> bytes:

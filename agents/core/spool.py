@@ -6,9 +6,9 @@ waits for it when it begins a transaction shares that transaction and its fsync 
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import structlog
 
@@ -20,6 +20,7 @@ from agents.core.errors import (
     SpoolNewerError,
     SpoolUnavailableError,
 )
+from agents.core.group import Kind, Operation, grows, together, tried
 from agents.core.lock import DirectoryLock
 from agents.core.reserve import Reserve
 from agents.core.salvage import make, read_through, rebuild
@@ -27,13 +28,11 @@ from agents.core.schema import translated
 from agents.core.settle import settle
 from agents.core.sink import Message
 from agents.core.store import Store
-from agents.core.writer import Kind, Operation, Writer
+from agents.core.writer import Writer
 
 EPOCH = "spool/epoch"  # when this file was made, milliseconds since 1970; later than any before it
 ORIGIN = "spool/origin"  # why it was made: "created" or "corrupt"
 PROBE = "spool/probe"  # written to learn whether the disk takes writes again
-
-T = TypeVar("T")
 
 
 class Spool:
@@ -94,7 +93,8 @@ class Spool:
 
     async def commit(self, change: Change) -> None:
         """Do all of the change durably, or nothing."""
-        await self._writer.ask(lambda store: store.apply(change), Kind.GROW)
+        added = change if change.plain else None
+        await self._writer.ask(lambda store: store.apply(change), Kind.GROW, added)
 
     async def head(self, max_messages: int = 1, max_bytes: int = 1 << 20) -> list[Message]:
         """Return the oldest messages: at least one where there is one, within both bounds."""
@@ -162,7 +162,7 @@ class Spool:
             return [error] * len(group), self.totals
         except SpoolUnavailableError as error:
             self.let_go()
-            if not _grows(group) and self._reserve.release():
+            if not grows(group) and self._reserve.release():
                 return self.serve(group)
             if len(group) == 1:
                 self._refused = error
@@ -172,19 +172,19 @@ class Spool:
 
     def _answers(self, store: Store, group: list[Operation]) -> list[Any]:
         if all(operation.kind is Kind.READ for operation in group):
-            return [_tried(operation.work, store) for operation in group]
+            return [tried(operation.work, store) for operation in group]
         store.begin()
         try:
-            if _grows(group):
+            if grows(group):
                 self._reserve.take()
-            answers = _together(group, store)
+            answers = together(group, store)
             store.commit()
         except BaseException:
             with contextlib.suppress(SpoolError):
                 store.roll_back()
             raise
         store.give_back()
-        if _grows(group):
+        if grows(group):
             self._refused = None
         return answers
 
@@ -271,29 +271,3 @@ def _epoch(store: Store) -> int:
     if mark is None:
         raise SpoolCorruptError("the file does not say when it was made")
     return int(mark)
-
-
-def _grows(group: list[Operation]) -> bool:
-    return any(operation.kind is Kind.GROW for operation in group)
-
-
-def _together(group: list[Operation], store: Store) -> list[Any]:
-    """Do all of a group at one savepoint; where one fails, all again, each at its own."""
-    try:
-        with store.whole():
-            return [operation.work(store) for operation in group]
-    except (SpoolCorruptError, SpoolUnavailableError):
-        raise  # the whole transaction is lost
-    except Exception:  # noqa: BLE001  found again, and given to its caller
-        return [_tried(operation.work, store) for operation in group]
-
-
-def _tried(work: Callable[[Store], T], store: Store) -> T | Exception:
-    """Do one operation; what it does wrong is its own affair, not that of its group."""
-    try:
-        with store.whole():
-            return work(store)
-    except (SpoolCorruptError, SpoolUnavailableError):
-        raise  # the whole transaction is lost
-    except Exception as error:  # noqa: BLE001  given to the caller
-        return error

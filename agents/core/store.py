@@ -7,6 +7,7 @@ it holds) changes in one transaction.
 import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from agents.core.rows import (
     ROW_OVERHEAD_BYTES,
     checked,
     count,
-    digest,
+    keep,
     message_of,
+    put,
     row_of,
+    stage,
 )
 from agents.core.schema import connect, place, translated
 from agents.core.sink import Message
@@ -121,22 +124,18 @@ class Store:
                 raise SpoolFullError(f"{self._totals.bytes} bytes are over {self._max_bytes}")
 
     def _apply(self, change: Change) -> None:
-        run = self.connection.execute
         if change.unstage:
             self._unstage(change.unstage)
-        for line in change.stage:
-            run("INSERT INTO staged (line, sha256) VALUES (?, ?)", (line, digest(line)))
-            self._tally(len(line), rows=1, records=1)
-        for message in change.messages:
-            self._insert(message)
+        if change.stage:
+            stage(self.connection, change.stage)
+            rows = len(change.stage)
+            self._tally(sum(map(len, change.stage)), rows=rows, records=rows)
+        if change.messages:
+            self._insert(change.messages)
         for letter in change.dead_letters:
             self._insert_dead(letter)
-        for key, value in change.state.items():
-            if value is None:
-                run("DELETE FROM state WHERE key = ?", (key,))
-            else:
-                row = (key, value, digest(key, value))
-                run("INSERT OR REPLACE INTO state VALUES (?, ?, ?)", row)
+        if change.state:
+            keep(self.connection, change.state)
 
     def _unstage(self, lines: int) -> None:
         oldest = "SELECT position, length(line) FROM staged ORDER BY position LIMIT ?"
@@ -146,23 +145,26 @@ class Store:
         self.connection.execute("DELETE FROM staged WHERE position <= ?", (rows[-1][0],))
         self._tally(-sum(size for _, size in rows), rows=-len(rows), records=-len(rows))
 
-    def _insert(self, message: Message) -> None:
-        row = row_of(message)
-        added = self.connection.execute(
-            f"INSERT OR IGNORE INTO message ({COLUMNS}, sha256)"  # noqa: S608  constant columns
-            " VALUES (?,?,?,?,?,?,?,?,?,?)",
-            (*row, digest(*row)),
-        ).rowcount
-        self._tally(added * len(message.body), rows=added, records=added * message.records)
-        if added and message.replaces:
-            self._delete("replaces = ? AND id <> ?", message.replaces, message.id)
+    def _insert(self, messages: Sequence[Message]) -> None:
+        for replaces, some in groupby(messages, lambda message: message.replaces):
+            if not replaces:
+                self._put(list(some))
+                continue
+            for message in some:  # the second condition lets SQLite use the index
+                if self._put([message]):
+                    same = "replaces = ? AND replaces <> '' AND id <> ?"
+                    self._delete(same, replaces, message.id)
+
+    def _put(self, messages: Sequence[Message]) -> int:
+        added, size, records = put(self.connection, messages)
+        self._tally(size, rows=added, records=records)
+        return added
 
     def _insert_dead(self, letter: DeadLetter) -> None:
-        row = row_of(letter.message)
         self.connection.execute(
             f"INSERT INTO dead_letter ({COLUMNS}, sha256, reason, detail, died_at_ms)"  # noqa: S608
             " VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
-            (*row, digest(*row), letter.reason, letter.detail, letter.died_at_ms),
+            (*row_of(letter.message), letter.reason, letter.detail, letter.died_at_ms),
         )
         self._tally(len(letter.message.body), rows=1, dead=1)
 
@@ -234,7 +236,7 @@ class Store:
         with self.whole(), translated():
             message = self._exhume(message_id)
             if message:
-                self._insert(dataclasses.replace(message, replaces=""))
+                self._insert([dataclasses.replace(message, replaces="")])
         return message is not None
 
     def head(self, max_messages: int, max_bytes: int) -> list[Message]:

@@ -8,32 +8,16 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable
-from enum import Enum
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from agents.core.change import Totals
+from agents.core.change import Change, Totals
 from agents.core.errors import SpoolError, SpoolUnavailableError
+from agents.core.group import Kind, Operation
 from agents.core.store import Store
 
 MAX_GROUP = 512  # operations that share one fsync
 
 T = TypeVar("T")
-
-
-class Kind(Enum):
-    """What an operation does to the disk."""
-
-    READ = 1
-    GROW = 2  # takes new data: only while there is room kept for acknowledgements
-    SHRINK = 3  # may use that room
-
-
-class Operation(NamedTuple):
-    """Work on the store, and who waits for it."""
-
-    work: Callable[[Store], Any]
-    future: asyncio.Future[Any]
-    kind: Kind
 
 
 class Served(Protocol):
@@ -78,7 +62,7 @@ class Writer:
         self._operations.put(None)
         await asyncio.to_thread(self._thread.join)
 
-    async def ask(self, work: Callable[[Store], T], kind: Kind) -> T:
+    async def ask(self, work: Callable[[Store], T], kind: Kind, added: Change | None = None) -> T:
         """Run `work` on the thread and wait until it is durable.
 
         It is done also when we are cancelled meanwhile.
@@ -86,7 +70,7 @@ class Writer:
         if self._closed:
             raise SpoolUnavailableError("the spool is not open")
         future: asyncio.Future[T] = self._loop.create_future()
-        self._operations.put(Operation(work, future, kind))
+        self._operations.put(Operation(work, future, kind, added))
         return await future
 
     def _run(self) -> None:

@@ -10,10 +10,10 @@ import pytest
 
 from agents.core.change import Change
 from agents.core.errors import SpoolFullError, SpoolUnavailableError
+from agents.core.group import Kind
 from agents.core.sink import Message
 from agents.core.spool import EPOCH, ORIGIN, Spool
 from agents.core.store import ROW_OVERHEAD_BYTES, Store
-from agents.core.writer import Kind
 from agents.testing import START_MS, FakeClock, settle
 
 
@@ -92,6 +92,26 @@ async def test_64_producers_share_few_transactions(spool: Spool) -> None:
     await puts
     assert commits == 1
     assert len(await ids(spool)) == 64
+
+
+async def test_a_group_is_done_in_the_order_of_asking(spool: Spool) -> None:
+    """Plain changes on both sides of others become two changes, not one that comes too early."""
+    await spool.put(message(0))
+    held = Held(spool)
+    asked = [
+        spool.commit(Change(messages=[message(1)], state={"k": b"1", "gone": b"x"})),
+        spool.commit(Change(messages=[message(2, replaces="beat")], state={"k": b"2"})),
+        spool.commit(Change(stage=[b"line"], messages=[message(3)])),
+        spool.remove(["m0", "m1"]),
+        spool.commit(Change(messages=[message(1)], state={"gone": None})),
+        spool.commit(Change(messages=[message(4, replaces="beat")], unstage=1)),
+    ]
+    gathered = asyncio.gather(*asked)
+    await held.let_go()
+    await gathered
+    assert await ids(spool) == ["m3", "m1", "m4"]
+    assert (await spool.state("k"), await spool.state("gone")) == ({"k": b"2"}, {})
+    assert await spool.staged() == []
 
 
 async def test_a_second_process_is_told_which_directory_is_taken(

@@ -243,3 +243,52 @@ def test_a_newer_format_is_refused_by_name_and_not_touched(path: Path) -> None:
         Store(path, max_bytes=1)
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == ["spool.db"]
+
+
+def test_many_messages_in_one_change_are_counted_once_each(store: Store) -> None:
+    """Some are there already, one stands twice in the change, and 40 do not fit one statement."""
+    apply(store, messages=[message(number, b"12345") for number in (3, 38)])
+    change = [message(number, b"b" * number) for number in range(40)]
+    apply(store, messages=[*change, message(7, b"other")])
+    assert ids(store) == ["m3", "m38", *(f"m{n}" for n in range(40) if n not in {3, 38})]
+    assert store.totals().records == 2 * 40
+    wanted = sum(range(40)) - 3 - 38 + 2 * 5 + 40 * ROW_OVERHEAD_BYTES
+    assert store.totals().bytes == wanted
+
+
+def test_the_newest_of_one_change_replaces_the_others(store: Store) -> None:
+    apply(store, messages=[message(0), message(1, replaces="beat"), message(2, replaces="dog")])
+    same = [message(3, replaces="beat"), message(4), message(5, replaces="beat")]
+    apply(store, messages=same)
+    assert ids(store) == ["m0", "m2", "m4", "m5"]
+
+
+def test_what_replaces_another_finds_it_without_reading_the_backlog(store: Store) -> None:
+    """A heartbeat every minute must not read a gibibyte."""
+    statements: list[str] = []
+    store.connection.set_trace_callback(statements.append)
+    apply(store, messages=[message(1, replaces="beat")])
+    store.connection.set_trace_callback(None)
+    (delete,) = [text for text in statements if text.startswith("DELETE FROM message")]
+    plan = store.connection.execute(f"EXPLAIN QUERY PLAN {delete}").fetchall()
+    assert all("message_replaces" in step[-1] for step in plan if "message" in step[-1])
+    assert not [step for step in plan if "SCAN" in step[-1]]
+
+
+def test_a_large_removal_writes_nothing_outside_the_directory(store: Store) -> None:
+    """A container has no writable place but the state directory, and bodies belong nowhere else."""
+    apply(store, messages=[message(number, b"b" * 2000) for number in range(100)])
+    before = open_files()
+
+    def remove() -> None:
+        with store.whole():
+            store.remove(ids(store))
+            assert open_files() == before
+
+    do(store, remove)
+    assert ids(store) == []
+
+
+def open_files() -> list[str]:
+    """Return where the descriptors of this process lead, the directory's own left out."""
+    return sorted(str(fd.readlink()) for fd in Path("/proc/self/fd").iterdir() if fd.exists())

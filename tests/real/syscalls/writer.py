@@ -18,10 +18,10 @@ from typing import Any
 from agents.core import log
 from agents.core.clock import SystemClock
 from agents.core.errors import ByocError, Reason
+from agents.core.group import Kind
 from agents.core.ledger import FileLedger
 from agents.core.sink import Message, Receipt
 from agents.core.spool import Spool
-from agents.core.writer import Kind
 
 CHECKPOINT_PAGES = 24  # SQLite's own 1,000 would not be reached here
 SEND_EVERY = 3
