@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,14 @@ from structlog.testing import capture_logs
 from agents.core.errors import Reason, SendError, SpoolUnavailableError
 from agents.core.ledger import Ledger
 from agents.core.metrics import Metrics
-from agents.core.ship import FATES, FIRST_WAIT_SECONDS, MAX_RETRY_AFTER_SECONDS, Fate, Shipper
+from agents.core.ship import (
+    FATES,
+    FIRST_WAIT_SECONDS,
+    GATHER_SECONDS,
+    MAX_RETRY_AFTER_SECONDS,
+    Fate,
+    Shipper,
+)
 from agents.core.sink import Message, Receipt
 from agents.core.spool import Spool
 from agents.testing import (
@@ -307,6 +315,44 @@ async def test_no_wake_up_is_missed_whenever_the_put_comes(tmp_path: Path) -> No
             await settle(number % 20)
         await it.shipper.drain()
         assert list(it.sink.stored) == [f"m{n}" for n in range(60)]
+
+
+async def test_the_first_leaves_at_once_and_what_follows_closely_goes_together(
+    tmp_path: Path,
+) -> None:
+    async with world(tmp_path, messages=0, max_messages=3) as it, it.running():
+        await it.spool.put(message(1))
+        assert await it.clock.parked() == [GATHER_SECONDS]
+        await it.spool.put(message(2))
+        await it.spool.put(message(3))
+        await it.clock.advance(GATHER_SECONDS)
+        await it.until_idle()
+        assert [[m.id for m in batch] for batch in it.sink.batches] == [["m1"], ["m2", "m3"]]
+        await it.clock.advance(GATHER_SECONDS)
+        await it.spool.put(message(4))
+        assert await it.clock.parked() == [GATHER_SECONDS]
+        assert it.sink.sent[-1] == "m4"
+
+
+@pytest.mark.parametrize("body", [b"small", b"b" * 300])
+async def test_a_backlog_is_not_slowed_down(tmp_path: Path, body: bytes) -> None:
+    """Neither where the number of messages bounds a batch nor where their bytes do."""
+    async with world(tmp_path, messages=0, max_messages=3) as it:
+        it.sink.max_bytes = 1000
+        await it.spool.put(*(replace(message(n), body=body) for n in range(9)))
+        async with it.running():
+            await it.until_idle()
+        assert len(it.sink.batches) == 3
+        assert it.clock.waits == []
+
+
+async def test_drain_gathers_nothing(tmp_path: Path) -> None:
+    async with world(tmp_path, messages=0, max_messages=3) as it, it.running():
+        await it.spool.put(message(1))
+        assert await it.clock.parked() == [GATHER_SECONDS]
+        await it.spool.put(message(2))
+        await it.shipper.drain()
+        assert list(it.sink.stored) == ["m1", "m2"]
 
 
 async def test_drain_waits_for_what_was_put_a_moment_ago(tmp_path: Path) -> None:
