@@ -1,5 +1,6 @@
 """What came in at the webhook, and what became of it, counted."""
 
+from functools import cache
 from typing import Literal
 
 from agents.core.metrics import Metrics
@@ -12,9 +13,8 @@ class Counts:
     """Counters with the label `agent`; every fate exists from the start."""
 
     def __init__(self, metrics: Metrics, agent: str) -> None:
-        self._agent = agent
         self._alerts = {fate: metrics.alerts.labels(agent, fate) for fate in FATES}
-        self._requests = metrics.alerts_requests
+        self._requests = cache(lambda status: metrics.alerts_requests.labels(agent, str(status)))
         self._truncated = metrics.alerts_truncated.labels(agent)
 
     def alerts(self, fate: Fate, number: int = 1) -> None:
@@ -23,7 +23,7 @@ class Counts:
 
     def request(self, status: int) -> None:
         """Count an answered request."""
-        self._requests.labels(self._agent, str(status)).inc()
+        self._requests(status).inc()
 
     def truncated(self, number: int) -> None:
         """Count alerts that Alertmanager did not show."""

@@ -6,21 +6,24 @@ connection that has not sent its headers in time is closed, and so is one that i
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
-from aiohttp import web
-from aiohttp.typedefs import Handler, Middleware
+from aiohttp import StreamReader, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http import RawRequestMessage
 
 MAX_CONNECTIONS = 256
+MAX_BODY_BYTES = 4 * 1024**2  # some 4,000 alerts in one notification
 HEADER_SECONDS = 10.0
 IDLE_SECONDS = 300.0  # between two requests: Alertmanager's own idle time-out
 LINGER_SECONDS = 1.0  # for the rest of a body that nobody wants
 STOP_SECONDS = 5.0  # for requests under way when we stop
 
+Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 Version = tuple[int, int]  # mtime in nanoseconds, inode
 
 
@@ -40,22 +43,29 @@ class _TooMany(asyncio.Protocol):
 
 
 class Door:
-    """Makes the protocol of each new connection."""
+    """Makes the protocol of each new connection, and notes which of them have spoken."""
 
     def __init__(
         self,
-        server: web.Server,
+        answer: Answer,
         listen: Listen,
         *,
         header_seconds: float,
         max_connections: int = MAX_CONNECTIONS,
     ) -> None:
         """Load the certificate. Raises OSError (ssl.SSLError is one) when it is no use."""
-        self._server = server
+        self._answer = answer
         self._listen = listen
         self._header_seconds = header_seconds
         self._max_connections = max_connections
         self._silent: set[web.RequestHandler] = set()
+        self.server = web.Server(
+            self._heard,
+            request_factory=_request,
+            access_log=None,
+            keepalive_timeout=IDLE_SECONDS,
+            lingering_time=LINGER_SECONDS,
+        )
         self._loaded: tuple[Version, Version] | None = None
         self.tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH) if listen.cert_file else None
         self._load()
@@ -63,17 +73,17 @@ class Door:
     def connect(self) -> asyncio.Protocol:
         """Return the protocol of a new connection."""
         self._renew()
-        if len(self._server.connections) >= self._max_connections:
+        if len(self.server.connections) >= self._max_connections:
             structlog.get_logger().warning("alerts.too_many_connections")
             return _TooMany()
-        connection = self._server()
+        connection = self.server()
         self._silent.add(connection)
         asyncio.get_running_loop().call_later(self._header_seconds, self._lose_patience, connection)
         return connection
 
-    def heard(self, connection: web.RequestHandler) -> None:
-        """Note that a connection has sent a request."""
-        self._silent.discard(connection)
+    async def _heard(self, request: web.BaseRequest) -> web.StreamResponse:
+        self._silent.discard(request.protocol)
+        return await self._answer(request)
 
     def _lose_patience(self, connection: web.RequestHandler) -> None:
         if connection in self._silent:
@@ -101,23 +111,29 @@ def _version(path: str) -> Version:
     return stat.st_mtime_ns, stat.st_ino
 
 
+def _request(
+    message: RawRequestMessage,
+    payload: StreamReader,
+    protocol: web.RequestHandler,
+    writer: AbstractStreamWriter,
+    task: asyncio.Task[None],
+) -> web.BaseRequest:
+    """Return a request as aiohttp's own factory does, with our bound on the body."""
+    loop = asyncio.get_running_loop()
+    bound = MAX_BODY_BYTES
+    return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=bound)
+
+
 @asynccontextmanager
 async def serve(
-    app: web.Application, listen: Listen, *, header_seconds: float = HEADER_SECONDS
+    answer: Answer, listen: Listen, *, header_seconds: float = HEADER_SECONDS
 ) -> AsyncIterator[tuple[str, int]]:
-    """Serve the application; give the address that was bound. Raises OSError."""
-    doors: list[Door] = []
-    app.middlewares.append(_listening(doors))
-    runner = web.AppRunner(
-        app,
-        access_log=None,
-        keepalive_timeout=IDLE_SECONDS,
-        lingering_time=LINGER_SECONDS,
-        shutdown_timeout=STOP_SECONDS,
-    )
+    """Serve with the function that answers; give the address that was bound. Raises OSError."""
+    door = Door(answer, listen, header_seconds=header_seconds)
+    runner = web.ServerRunner(door.server, shutdown_timeout=STOP_SECONDS)
     await runner.setup()
     try:
-        async with _opened(runner, listen, doors, header_seconds) as address:
+        async with _opened(door, listen, header_seconds) as address:
             yield address
     finally:
         await runner.cleanup()
@@ -125,11 +141,8 @@ async def serve(
 
 @asynccontextmanager
 async def _opened(
-    runner: web.AppRunner, listen: Listen, doors: list[Door], header_seconds: float
+    door: Door, listen: Listen, header_seconds: float
 ) -> AsyncIterator[tuple[str, int]]:
-    assert runner.server is not None  # noqa: S101  set by setup()
-    door = Door(runner.server, listen, header_seconds=header_seconds)
-    doors.append(door)
     server = await asyncio.get_running_loop().create_server(
         door.connect,
         listen.host,
@@ -143,13 +156,3 @@ async def _opened(
         yield host, port
     finally:
         server.close()
-
-
-def _listening(doors: list[Door]) -> Middleware:
-    @web.middleware
-    async def note(request: web.Request, handler: Handler) -> web.StreamResponse:
-        for door in doors:
-            door.heard(request.protocol)
-        return await handler(request)
-
-    return note

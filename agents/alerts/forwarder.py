@@ -73,7 +73,7 @@ class Forwarder:
 
     async def run(self) -> None:
         """Serve and beat for ever. Raises OSError when the address or the certificate is no use."""
-        async with serve(self._webhook.application(), self._listen) as (host, port):
+        async with serve(self._webhook.answer, self._listen) as (host, port):
             self._address = f"{host}:{port}"
             await self._heart.run()
 

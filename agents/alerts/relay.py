@@ -91,10 +91,15 @@ class Relay:
 
     async def _load(self) -> None:
         """Remember what the file says: at the start, after an error, and in a new file."""
+        if self._current():
+            return
         async with self._loading:
-            if not self._loaded or self._resets != self._spool.resets:
+            if not self._current():
                 await self._told.load(self._spool)
                 self._loaded, self._resets = True, self._spool.resets
+
+    def _current(self) -> bool:
+        return self._loaded and self._resets == self._spool.resets
 
     async def _commit(self, plan: Plan, seen: Sighting) -> None:
         """Store everything together; what is told counts from the commit on."""

@@ -10,7 +10,6 @@ import hmac
 
 import structlog
 from aiohttp import web
-from aiohttp.typedefs import Handler
 
 from agents.alerts.counts import Counts
 from agents.alerts.payload import NotAWebhookError
@@ -19,7 +18,6 @@ from agents.alerts.secret import Secret
 from agents.core.errors import SpoolError
 
 PATH = "/v1/alerts"
-MAX_BODY_BYTES = 4 * 1024**2  # some 4,000 alerts in one notification
 MAX_REQUESTS = 16  # bodies in memory at once; the others wait
 BODY_SECONDS = 10.0  # from the headers to the end of the body
 NAMELESS = {"Server": "byoc-agents"}  # not which versions run here
@@ -46,36 +44,43 @@ class Webhook:
         self._places = asyncio.Semaphore(MAX_REQUESTS)
         self._log = structlog.get_logger()
 
-    def application(self) -> web.Application:
-        """Return the application with this one path."""
-        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[nameless])
-        app.router.add_post(PATH, self.post)
-        return app
+    async def answer(self, request: web.BaseRequest) -> web.Response:
+        """Answer one request: one path and one method, so neither router nor middleware."""
+        if request.path != PATH:
+            return _response(404, "not found")
+        if request.method != "POST":
+            return _response(405, "wants POST", Allow="POST")
+        return await self.post(request)
 
-    async def post(self, request: web.Request) -> web.Response:
+    async def post(self, request: web.BaseRequest) -> web.Response:
         """Answer one notification."""
-        status, word = await self._answer(request)
+        status, word = await self._stored(request)
         self._counts.request(status)
-        headers = {}
-        if status != 200:  # noqa: PLR2004  every refusal can mean a lost alert, so it is logged
-            self._log.warning("alerts.refused", status=status, why=word, peer=request.remote)
+        if status == 200:  # noqa: PLR2004  every other answer can mean a lost alert
+            return _response(status, word)
+        self._log.warning("alerts.refused", status=status, why=word, peer=request.remote)
         if status == 401:  # noqa: PLR2004  RFC 9110 wants to be told how
-            headers["WWW-Authenticate"] = "Bearer"
-        return web.json_response({"status": word}, status=status, headers=headers)
+            return _response(status, word, **{"WWW-Authenticate": "Bearer"})
+        return _response(status, word)
 
-    async def _answer(self, request: web.Request) -> tuple[int, str]:
+    async def _stored(self, request: web.BaseRequest) -> tuple[int, str]:
         if not self.allowed(request.headers.get("Authorization", "")):
             return 401, "unauthorized"
         try:
             async with self._places:
-                async with asyncio.timeout(self._body_seconds):
-                    body = await request.read()
+                body = await self._body(request)
                 await self._relay.accept(body)  # not under the time-out: a commit is not undone
         except tuple(kind for kind, _, _ in REFUSALS) as error:
             if isinstance(error, SpoolError):
                 self._log.error("alerts.not_stored", error=str(error))
             return next((code, word) for kind, code, word in REFUSALS if isinstance(error, kind))
         return 200, "stored"
+
+    async def _body(self, request: web.BaseRequest) -> bytes:
+        if request.content.is_eof():  # all of it is here
+            return await request.read()
+        async with asyncio.timeout(self._body_seconds):
+            return await request.read()
 
     def allowed(self, header: str) -> bool:
         """Compare in constant time. Each line of the token's file is valid, for rotations."""
@@ -86,13 +91,10 @@ class Webhook:
         return not tokens or (scheme.lower() == "bearer" and any(matches))
 
 
-@web.middleware
-async def nameless(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Say in no answer which versions run here."""
-    try:
-        answer = await handler(request)
-    except web.HTTPException as error:
-        error.headers.update(NAMELESS)
-        raise
-    answer.headers.update(NAMELESS)
-    return answer
+def _response(status: int, word: str, **headers: str) -> web.Response:
+    return web.Response(
+        body=b'{"status": "%s"}' % word.encode(),
+        status=status,
+        headers={**NAMELESS, **headers},
+        content_type="application/json",
+    )

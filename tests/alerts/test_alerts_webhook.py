@@ -16,10 +16,10 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from agents.alerts.counts import Counts
-from agents.alerts.door import MAX_CONNECTIONS, Listen, serve
+from agents.alerts.door import MAX_BODY_BYTES, MAX_CONNECTIONS, Listen, serve
 from agents.alerts.payload import NotAWebhookError, read
 from agents.alerts.secret import Secret
-from agents.alerts.webhook import MAX_BODY_BYTES, Webhook
+from agents.alerts.webhook import Webhook
 from agents.core.errors import SpoolFullError, SpoolUnavailableError
 from agents.core.metrics import Metrics
 
@@ -76,9 +76,8 @@ def make() -> Make:
             body_seconds=seconds.get("body", 5),
         )
         where = listen or Listen("127.0.0.1", 0)
-        app = webhook.application()
         async with (
-            serve(app, where, header_seconds=seconds.get("header", 5)) as (host, port),
+            serve(webhook.answer, where, header_seconds=seconds.get("header", 5)) as (host, port),
             aiohttp.ClientSession() as session,
         ):
             scheme = "https" if where.cert_file else "http"
@@ -178,15 +177,6 @@ async def test_a_rotated_token_counts_at_once_and_an_emptied_file_changes_nothin
             assert (await world.post(Authorization="Bearer second"))[0] == 200
     assert [(line["event"], line["reason"]) for line in logs[:1]] == [("secret.kept", "empty")]
     assert "second" not in repr(logs)
-
-
-async def test_neither_a_wrong_path_nor_method_tells_a_version(make: Make) -> None:
-    async with make() as world:
-        root = world.url.removesuffix("/v1/alerts")
-        async with world.session.get(root + "/v1/alerts") as answer:
-            assert (answer.status, answer.headers["Server"]) == (405, "byoc-agents")
-        async with world.session.post(root + "/other") as answer:
-            assert (answer.status, answer.headers["Server"]) == (404, "byoc-agents")
 
 
 async def test_a_body_over_the_limit_is_413(make: Make) -> None:
@@ -302,6 +292,26 @@ async def test_tls_and_a_renewed_certificate(make: Make, tmp_path: Path) -> None
 async def test_a_certificate_that_is_no_use_is_said_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("no certificate")
     listen = Listen("127.0.0.1", 0, str(tmp_path / "x"), str(tmp_path / "x"))
+
+    async def answer(_: aiohttp.web.BaseRequest) -> aiohttp.web.Response:
+        raise AssertionError
+
     with pytest.raises(OSError, match="PEM"):
-        async with serve(aiohttp.web.Application(), listen):
+        async with serve(answer, listen):
             pass
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/v1/alerts", 405), ("POST", "/", 404), ("POST", "/v1/alerts/", 404)],
+)
+async def test_nothing_else_is_served_and_no_version_is_told(
+    make: Make, method: str, path: str, status: int
+) -> None:
+    async with make() as world:
+        url = f"http://127.0.0.1:{world.port}{path}"
+        async with world.session.request(method, url, data=BODY) as answer:
+            assert answer.status == status
+            assert answer.headers["Server"] == "byoc-agents"
+            assert answer.headers.get("Allow") == ("POST" if status == 405 else None)
+        assert world.relay.bodies == []

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 import structlog
 from aiohttp import web
-from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.test_utils import RawTestServer, TestClient
 
 from agents.alerts.counts import Counts
 from agents.alerts.event import Allowed, Origin
@@ -171,7 +171,7 @@ async def test_state_keeps_its_transitions_in_order_and_the_latest_heartbeat(mem
     assert {one.lost_transitions for one in told} == {0}
 
 
-Client = TestClient[web.Request, web.Application]
+Client = TestClient[web.BaseRequest, None]
 
 
 @pytest.fixture
@@ -190,7 +190,8 @@ async def forwarding(memory: Path) -> AsyncIterator[tuple[SimClock, Spool, Heart
         relay = Relay(rules, spool, clock, counts)
         heart = Heart(origin, relay, spool, clock, interval_seconds=60)
         webhook = Webhook(relay, Secret(""), counts)
-        async with TestClient(TestServer(webhook.application())) as client:
+        client: Client = TestClient(RawTestServer(webhook.answer))
+        async with client:
             yield clock, spool, heart, client
 
 

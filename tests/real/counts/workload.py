@@ -21,10 +21,10 @@ from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import structlog
-from aiohttp import web
 
 from agents.alerts.agent import forwarder
 from agents.alerts.counts import Counts
+from agents.alerts.door import Door, Listen
 from agents.alerts.settings import Settings
 from agents.billing.cgroup import CgroupSource, at_path
 from agents.billing.hierarchy import Locator
@@ -179,15 +179,13 @@ async def receiving(spool: Spool) -> Work:
     core = CoreSettings(organization_id="org", service_id="service", region="eu-central-1")
     own = Settings(url="http://127.0.0.1:1/", token="t", signing_secret="s")
     source = forwarder(core, own, spool, FakeClock(), Counts(Metrics(), "alert-forwarder"))
-    runner = web.AppRunner(source._webhook.application(), access_log=None)
-    await runner.setup()
+    server = Door(source._webhook.answer, Listen("", 0), header_seconds=10).server
     body, numbers = WEBHOOK.read_bytes(), iter(range(10**6))
 
     async def work() -> int:
         before = spool.totals.bytes
         fresh = re.sub(rb'"[0-9a-f]{16}"', lambda _: b'"%016x"' % next(numbers), body)
-        assert runner.server
-        wire, protocol = Wire(), runner.server()
+        wire, protocol = Wire(), server()
         protocol.connection_made(wire)
         head = b"POST /v1/alerts HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(fresh)
         protocol.data_received(head + fresh)
