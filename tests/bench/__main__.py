@@ -15,8 +15,8 @@ from tests.bench.receivers import receivers
 from tests.real.parts.process import PartError
 
 NAMES = (
-    "start", "imports", "memory", "backlog", "idle", "sample", "records", "verifier", "spool",
-    "drain", "hop", "storm", "image_size",
+    "start", "imports", "memory", "hour", "backlog", "idle", "sample", "records", "verifier",
+    "spool", "drain", "hop", "storm", "image_size",
 )  # fmt: skip
 
 
@@ -25,7 +25,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES)
     parser.add_argument("--quick", action="store_true", help="fewer and shorter runs: a look")
-    parser.add_argument("--million", type=int, default=1, help="records for the verifier, millions")
+    parser.add_argument("--million", type=int, nargs="+", default=[1], help="for the verifier")
+    parser.add_argument("--minutes", type=float, default=2, help="of the steady load of `hour`")
     parser.add_argument("--write-docs", action="store_true", help="figures into docs/")
     parser.add_argument("--docs-only", action="store_true", help="the last run's, nothing measured")
     options = parser.parse_args()
@@ -53,7 +54,8 @@ def _measured(options: argparse.Namespace) -> list[Row]:
             started = time.monotonic()
             place = Path(directory) / name
             with receivers() as listening:
-                lab = Lab(place, listening, made, options.quick, options.million)
+                lab = Lab(place, listening, made, options.quick)
+                lab.millions, lab.minutes = options.million, options.minutes
                 found = importlib.import_module(f"tests.bench.{name}").measure(lab)
             report.show(found, f"{name} ({time.monotonic() - started:.0f} s)")
             report.write(found)

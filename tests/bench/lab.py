@@ -32,7 +32,8 @@ class Lab:
     receivers: Receivers
     image: Image
     quick: bool = False
-    millions: int = 1  # records that the verifier reads
+    millions: Sequence[int] = (1,)  # records that the verifier reads
+    minutes: float = 2  # of steady load
     _numbers: Iterator[int] = field(default_factory=count)
 
     def place(self, name: str) -> Path:

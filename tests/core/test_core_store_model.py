@@ -57,6 +57,13 @@ class Model:
             shelf.remove(found)
         return found
 
+    def bury(self, message: Message) -> None:
+        def newer(other: Message) -> bool:
+            return bool(message.replaces) and message.replaces == other.replaces
+
+        self.dead = [m for m in self.dead if m.id != message.id and not newer(m)]
+        self.dead.append(message)
+
     def copy(self) -> "Model":
         other = Model()
         other.queue, other.staged = list(self.queue), list(self.staged)
@@ -127,8 +134,7 @@ class StoreAgainstModel(RuleBasedStateMachine):
         message = found or Message(f"m{number}", "t", b"", 0)
         self.do(lambda: self.store.bury(message, "rejected", "", 1))
         if found:
-            self.model.take(found.id, self.model.dead)
-            self.model.dead.append(found)
+            self.model.bury(found)
 
     @rule(number=NUMBERS)
     def revive(self, number: int) -> None:
