@@ -42,8 +42,18 @@ def _rewrite(file: int) -> None:
     while chunk := os.pread(file, CHUNK_BYTES, offset):
         view = memoryview(chunk)
         while view:
-            written = os.pwrite(file, view, offset)
+            written = some(os.pwrite(file, view, offset))
             view, offset = view[written:], offset + written
+
+
+def some(written_bytes: int) -> int:
+    """Return how much was written. Raises OSError for nothing at all: it would be tried for ever.
+
+    What is missing after a short write is simply written next.
+    """
+    if not written_bytes:
+        raise OSError(errno.ENOSPC, "nothing was written")
+    return written_bytes
 
 
 def _settle_names(path: Path) -> None:

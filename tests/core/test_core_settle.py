@@ -28,3 +28,9 @@ def test_a_missing_file_is_nothing_to_settle(tmp_path: Path) -> None:
 def test_a_directory_that_is_gone_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         settle(tmp_path / "gone" / "journal")
+
+
+def test_a_disk_that_takes_not_one_byte_is_an_error_and_no_endless_loop() -> None:
+    assert settling.some(1) == 1
+    with pytest.raises(OSError, match="nothing was written"):
+        settling.some(0)

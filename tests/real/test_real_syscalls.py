@@ -1,8 +1,9 @@
 """Three running daemons, and system calls of theirs that fail for a while: each fault has its fate.
 
-strace attaches to the process and lets the calls fail that a table names, then lets go. All the
-while a container burns CPU, a replica of ClickHouse changes its state and alerts come in. In the
-end the oracles: the kernel's own counter, the queue's order, the control plane, `ledger verify`.
+strace attaches to the process and lets the calls fail that a table names, then lets go; or a tracer
+of our own does, and makes writes short, which strace cannot. All the while a container burns CPU, a
+replica of ClickHouse changes its state and alerts come in. In the end the oracles: the kernel's own
+counter, the queue's order, the control plane, `ledger verify`.
 """
 
 import asyncio
@@ -16,9 +17,15 @@ import aiohttp
 from tests.real.burner import burning
 from tests.real.counters import settled
 from tests.real.parts.kernel import ControlGroup
-from tests.real.stored import billed
-from tests.real.syscalls.house import DAEMONS, House, house, ledger_verifies
-from tests.real.syscalls.strace import breaking, injected
+from tests.real.syscalls.house import (
+    DAEMONS,
+    House,
+    assert_alerts,
+    assert_billed,
+    house,
+    ledger_verifies,
+)
+from tests.real.syscalls.strace import breaking, injected, shortening
 
 Fate = Literal[
     "not ready",  # /readyz 503 and webhook 503: the sender keeps it; billing's windows grow
@@ -64,6 +71,12 @@ FAULTS: dict[str, Fault] = {
     "reset and broken pipe": Fault(
         ["sendto:error=EPIPE:when=2+3", "recvfrom:error=ECONNRESET:when=3+4"], (), "retry"
     ),
+    "half of each write, spool": Fault(["pwrite64:short=half"], SPOOL, "retry"),
+    "no byte of each write, spool": Fault(["pwrite64:short=none"], SPOOL, "not ready"),
+    "half of each write, ledger": Fault(["write:short=half"], LEDGER, "retry"),
+    "no byte of each write, ledger": Fault(["write:short=none"], LEDGER, "held: ledger"),
+    "half of each send, sockets": Fault(["sendto:short=half"], (), "retry"),
+    "no byte of every second send, sockets": Fault(["sendto:short=none:when=1+2"], (), "retry"),
 }  # fmt: skip
 
 
@@ -91,7 +104,8 @@ async def met(home: House, fault: Fault, alert: str, log: Path) -> None:
     """Let it happen until its fate is seen."""
     directories = [home.state / daemon for daemon in DAEMONS]
     files = [place / name for place in directories for name in fault.files]
-    attached = breaking(home.process.pid, log, fault.calls, *files)
+    attach = shortening if ":short=" in fault.calls[0] else breaking
+    attached = attach(home.process.pid, log, fault.calls, *files)
     await asyncio.to_thread(attached.__enter__)
     try:
         home.replica_turns()
@@ -159,13 +173,6 @@ async def recovered(home: House, alert: str) -> None:
     await home.until(told)
 
 
-def assert_alerts(home: House) -> None:
-    told = [one.labels["alertname"] for one in home.plane.alerts]
-    print(f"{len(home.stored)} alerts stored, {len(told)} told")
-    assert len(told) == len(set(told)), "an event of the same alert under another id"
-    assert set(home.stored) <= set(told)
-
-
 def assert_states(home: House) -> None:
     turns = [one for one in home.told() if one.kind == "transition" and one.state != "stopping"]
     print(f"{len(turns)} transitions told")
@@ -173,11 +180,3 @@ def assert_states(home: House) -> None:
     readonly = [bool(one.reasons) for one in turns[-len(FAULTS) :]]
     assert readonly == [number % 2 == 0 for number in range(len(FAULTS))]
     assert turns[-1].lost_transitions == 0
-
-
-def assert_billed(home: House, truth: int) -> None:
-    report = home.audited()
-    assert report.findings == []
-    assert report.unrecorded == []
-    assert all(home.s3.applied(key) == 1 for key in home.s3.objects)
-    assert int(billed(report) * 1_000_000) == truth

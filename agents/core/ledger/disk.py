@@ -4,6 +4,8 @@ import contextlib
 import os
 from pathlib import Path
 
+from agents.core.settle import some
+
 
 class Disk:
     """The machine's own. Every method may block and raises OSError."""
@@ -12,7 +14,7 @@ class Disk:
         """Append all of it, or raise with some of it written."""
         view = memoryview(content)
         while view:
-            view = view[os.write(descriptor, view) :]
+            view = view[some(os.write(descriptor, view)) :]
 
     def sync(self, descriptor: int) -> None:
         """Wait until what was written survives a power cut."""

@@ -4,7 +4,7 @@ import asyncio
 import json
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from agents.state.message import StateEvent, StateV1
 from agents.state.testing import HEALTHY, FakeClickHouse
 from tests.real.parts.process import free_port
 from tests.real.scraper import PROGRAM, SETTINGS, clean_environ
+from tests.real.stored import billed
 
 DAEMONS = ("billing-scraper", "state-exporter", "alert-forwarder")
 PATIENCE_SECONDS = 90.0  # for what takes a second or two; the longest back-off we may meet
@@ -52,11 +53,15 @@ class House:
     def log(self) -> Path:
         return self.directory / "agents.log"
 
-    async def start(self) -> None:
+    async def launch(self, *prefix: str, daemons: Sequence[str] = DAEMONS) -> None:
+        """Spawn it, by a command that runs its arguments; its log begins anew."""
         with self.log.open("wb") as log:
             self.process = await asyncio.create_subprocess_exec(
-                str(PROGRAM), "run", *DAEMONS, stdout=log, stderr=log, env=self.environ
+                *prefix, str(PROGRAM), "run", *daemons, stdout=log, stderr=log, env=self.environ
             )
+
+    async def start(self) -> None:
+        await self.launch()
         await self.until(self.ready)
         await self.until(self.spoken)
 
@@ -167,3 +172,20 @@ def ledger_verifies(state: Path) -> None:
     command = [str(PROGRAM), "ledger", "verify"]
     done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def assert_alerts(home: House) -> None:
+    """Compare what was answered 200 with what the control plane was told."""
+    told = [one.labels["alertname"] for one in home.plane.alerts]
+    print(f"{len(home.stored)} alerts stored, {len(told)} told")
+    assert len(told) == len(set(told)), "an event of the same alert under another id"
+    assert set(home.stored) <= set(told)
+
+
+def assert_billed(home: House, truth: int) -> None:
+    """Compare the bucket with the kernel's counter, to the microsecond."""
+    report = home.audited()
+    assert report.findings == []
+    assert report.unrecorded == []
+    assert all(home.s3.applied(key) == 1 for key in home.s3.objects)
+    assert int(billed(report) * 1_000_000) == truth

@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -35,14 +36,28 @@ def breaking(pid: int, log: Path, faults: Sequence[str], *paths: Path) -> Iterat
     only = [word for path in paths for word in ("-P", str(path))]
     calls = ",".join(dict.fromkeys(fault.partition(":")[0] for fault in faults))
     command = [*_strace(), "-f", "-p", str(pid), "-e", f"trace={calls}", *broken(*faults), *only]
-    with log.open("wb") as said:
-        process = subprocess.Popen([*command, "-o", f"{log}.calls"], stdout=said, stderr=said)
-    try:
-        _attached(process, pid, log)
+    with _attached([*command, "-o", f"{log}.calls"], pid, log):
         yield
-    finally:
-        process.send_signal(signal.SIGINT)  # strace lets go of it and ends
-        process.wait(timeout=ATTACH_SECONDS)
+
+
+def starting(log: Path, faults: Sequence[str], *paths: Path) -> list[str]:
+    """Return the start of a command whose calls on these files break from its first one on.
+
+    The command stays our child; strace is beside it and ends with it.
+    """
+    only = [word for path in paths for word in ("-P", str(path))]
+    calls = ",".join(dict.fromkeys(fault.partition(":")[0] for fault in faults))
+    kept = ["-D", "-f", "--seccomp-bpf", "-E", "LD_LIBRARY_PATH", "-e", f"trace={calls}"]
+    return [*_strace(), *kept, *broken(*faults), *only, "-o", f"{log}.calls"]
+
+
+@contextmanager
+def shortening(pid: int, log: Path, rules: Sequence[str], *paths: Path) -> Iterator[None]:
+    """Let a running process write less than it asks for; see `short.py`. Else as `breaking`."""
+    module = [sys.executable, "-m", "tests.real.syscalls.short"]
+    command = [*module, str(pid), f"{log}.calls", *rules, "--", *map(str, paths)]
+    with _attached(command, pid, log):
+        yield
 
 
 def injected(log: Path, call: str = "") -> int:
@@ -51,11 +66,26 @@ def injected(log: Path, call: str = "") -> int:
     return sum("(INJECTED)" in line and call in line for line in lines)
 
 
-def _attached(process: subprocess.Popen[bytes], pid: int, log: Path) -> None:
+@contextmanager
+def _attached(command: Sequence[str], pid: int, log: Path) -> Iterator[None]:
+    """Run a tracer; go on when it has every thread."""
+    with log.open("wb") as said:
+        process = subprocess.Popen(command, stdout=said, stderr=said)
+    try:
+        _wait_attached(process, pid, log)
+        yield
+    finally:
+        process.send_signal(signal.SIGINT)  # it lets go of the process and ends
+        process.wait(timeout=ATTACH_SECONDS)
+
+
+def _wait_attached(process: subprocess.Popen[bytes], pid: int, log: Path) -> None:
     deadline = time.monotonic() + ATTACH_SECONDS
     while not _has_all(pid, process.pid):
         if process.poll() is not None or time.monotonic() > deadline:
-            raise PartError(f"strace could not attach:\n{log.read_text(errors='replace')}")
+            raise PartError(
+                f"{process.args!r} could not attach:\n{log.read_text(errors='replace')}"
+            )
         time.sleep(POLL_SECONDS)
 
 

@@ -1,0 +1,145 @@
+"""System calls that fail while the daemons start: each has its fate, and a full spool survives.
+
+The daemons are killed with something in every spool. Then they are started under strace, which lets
+calls on spool or ledger fail from the first one on; again and again, on what the start before left.
+Either the process ends at once with exit code 2 and a message that says why, as a kubelet shows it,
+or it comes up and is well as soon as the calls are. In the end all of it has arrived, once.
+"""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from tests.real.burner import burning
+from tests.real.counters import settled
+from tests.real.parts.kernel import ControlGroup
+from tests.real.syscalls.house import (
+    DAEMONS,
+    House,
+    assert_alerts,
+    assert_billed,
+    house,
+    ledger_verifies,
+)
+from tests.real.syscalls.strace import breaking, injected, starting
+
+Fate = Literal[
+    "exit 2",  # at once, with the directory and the trouble in one line
+    "held: ledger",  # ready and taking; nothing leaves before it can be announced; then it does
+]
+
+
+class Fault(NamedTuple):
+    """What fails, on which files of each daemon's directory, what is said, and its fate."""
+
+    calls: Sequence[str]
+    files: Sequence[str]
+    fate: Fate
+    said: str
+
+
+SPOOL = ("spool.db", "spool.db-wal", "spool.db-shm", "reserve")
+LEDGER = ("ledger/ledger-000001.jsonl", "ledger", "ledger/lock")
+FIRST = "when=1..2"  # so many calls fail, and then none
+FAULTS: dict[str, Fault] = {
+    "ENOSPC on writes, spool": Fault(
+        ["pwrite64:error=ENOSPC", "fallocate:error=ENOSPC"], SPOOL, "exit 2", "No space left"
+    ),
+    "EIO on writes, spool": Fault(["pwrite64:error=EIO"], SPOOL, "exit 2", "Input/output"),
+    "EIO on syncs, spool": Fault(["fdatasync:error=EIO"], SPOOL, "exit 2", "Input/output"),
+    "EIO on reads, spool": Fault(
+        ["pread64:error=EIO", "read:error=EIO"], SPOOL, "exit 2", "Input/output"
+    ),
+    "EROFS, spool": Fault(
+        ["openat:error=EROFS", "pwrite64:error=EROFS"], (*SPOOL, "lock"), "exit 2", "Read-only"
+    ),
+    "EACCES, spool": Fault(["openat:error=EACCES"], ("spool.db",), "exit 2", "Permission denied"),
+    "EMFILE, spool": Fault(["openat:error=EMFILE"], SPOOL, "exit 2", "Too many open files"),
+    "EACCES, lock": Fault(["openat:error=EACCES"], ("lock",), "exit 2", "Permission denied"),
+    "ENOSPC on the first writes, ledger": Fault(
+        [f"write:error=ENOSPC:{FIRST}"], LEDGER, "held: ledger", "No space left"
+    ),
+    "EIO on the first syncs, ledger": Fault(
+        [f"fdatasync:error=EIO:{FIRST}"], LEDGER, "held: ledger", "Input/output"
+    ),
+    "EROFS when it is first opened, ledger": Fault(
+        [f"openat:error=EROFS:{FIRST}"], LEDGER, "held: ledger", "Read-only"
+    ),
+    "EMFILE when it is first opened, ledger": Fault(
+        [f"openat:error=EMFILE:{FIRST}"], LEDGER, "held: ledger", "Too many open files"
+    ),
+    "EACCES when it is first opened, ledger": Fault(
+        [f"openat:error=EACCES:{FIRST}"], LEDGER, "held: ledger", "Permission denied"
+    ),
+}  # fmt: skip
+
+
+async def test_every_fault_of_a_start_has_its_fate_and_a_full_spool_survives(
+    tmp_path: Path, cgroup_v1: ControlGroup
+) -> None:
+    async with house(tmp_path, f"cgroup:{cgroup_v1['cpuacct']}") as home:
+        with burning("pulse", cgroup_v1.command([])) as burner:
+            burner.pulse()
+            await killed_with_backlog(home, tmp_path / "held")
+            for number, (name, fault) in enumerate(FAULTS.items()):
+                log = tmp_path / f"start-{number}"
+                await started(home, fault, log, number)
+                print(f"{injected(log):6} {name}: {fault.fate}")
+        truth = settled(cgroup_v1)
+        await home.start()
+        await home.until(home.drained)
+        assert await home.stop() == 0
+        assert_alerts(home)
+        turns = [one.transition for one in home.told() if one.kind == "transition"]
+        assert turns == list(range(1, len(turns) + 1))
+        assert_billed(home, truth)
+        ledger_verifies(home.state)
+        assert list(home.state.rglob("*.corrupt-*")) == []
+
+
+async def killed_with_backlog(home: House, log: Path) -> None:
+    """Let nothing leave until every spool holds something, then kill."""
+    files = [home.state / daemon / LEDGER[0] for daemon in DAEMONS]
+    attached = breaking(home.process.pid, log, ["write:error=ENOSPC"], *files)
+    await asyncio.to_thread(attached.__enter__)
+    try:
+        home.replica_turns()
+        assert await home.post(log.name) == 200
+
+        async def all_hold() -> bool:
+            return {await home.reason(daemon) for daemon in DAEMONS} == {"ledger"}
+
+        await home.until(all_hold)
+        home.process.kill()
+        await home.process.wait()
+    finally:
+        await asyncio.to_thread(attached.__exit__, None, None, None)
+
+
+async def started(home: House, fault: Fault, log: Path, number: int) -> None:
+    """Start under the fault and see its fate: one daemon where it ends, in turn, else all."""
+    names = DAEMONS if fault.fate != "exit 2" else DAEMONS[number % 3 :][:1]
+    paths = [home.state / daemon / name for daemon in DAEMONS for name in fault.files]
+    await home.launch(*starting(log, fault.calls, *paths), daemons=names)
+    if fault.fate == "exit 2":
+        assert await asyncio.wait_for(home.process.wait(), 60) == 2, home.log.read_text()
+    else:
+        await home.until(home.ready)
+        await home.until(home.drained)
+        home.process.kill()
+        await home.process.wait()
+        assert "ledger.unavailable" in home.log.read_text()
+    assert fault.said in home.log.read_text()
+    assert "spool.damaged" not in home.log.read_text()
+    assert injected(log)
+
+
+def test_any_call_of_an_opening_may_fail_in_any_way_and_nothing_is_lost(tmp_path: Path) -> None:
+    """Here each twenty-third of them; `python -m tests.real.syscalls.sweep` does them all."""
+    command = [sys.executable, "-m", "tests.real.syscalls.sweep", str(tmp_path), "--every", "23"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=240)
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr
