@@ -28,6 +28,7 @@ from agents.billing.life import (
 from agents.billing.reading import Reading
 from agents.billing.record import GapReason
 from agents.billing.window import (
+    HOUR_MS,
     NS_PER_MS,
     Period,
     Sample,
@@ -93,7 +94,7 @@ class Meter:
         return replace(state, window=_measured(window, sample)), before
 
     def step(self, state: State, sample: Sample, *, hold: bool = False) -> Stepped:
-        """Take one sample. With `hold` no window is closed for being over: the spool is full."""
+        """Take one sample. With `hold` windows end at UTC hours only: the spool is full."""
         moment = _Moment.of(state, sample)
         after = _at(sample, moment.place_ms)
         if state.window is None:
@@ -105,7 +106,8 @@ class Meter:
         handed = handed_over(window, sample)
         if handed is None:
             return self._step_break(window, after, sample, moment)
-        at_ms = [] if hold else cuts(window.end_ms, moment.unstepped_ms, self._window_ms)
+        window_ms = HOUR_MS if hold else self._window_ms
+        at_ms = cuts(window.end_ms, moment.unstepped_ms, window_ms)
         state, periods = _step_on(window, after, handed, moment, at_ms)
         window = _open(state)
         if other_source(handed, sample.reading):

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import structlog
 
+from agents.billing.checkpoint import Checkpoint, Held, decoded, same_place
 from agents.billing.meter import Meter
 from agents.billing.objects import Compression, runs, seal
 from agents.billing.record import GapReason, Usage, UsageRecord
@@ -27,14 +28,7 @@ from agents.core.store import Change
 
 CHECKPOINT = "billing/meter"
 MAX_LINES = 1000  # of one object; half a MiB of JSON
-
-
-class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """What survives a kill: where the meter stood when the last window was closed."""
-
-    epoch: int
-    sequence: int  # of the next record
-    state: State
+HELD_AT_ONCE = 24  # hours that are written in one commit: some 40 KiB of room
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,8 +93,8 @@ class Scraper:
         """Take a last sample, close the open window and seal all that is staged."""
         await self._take(await self._look())
         if self._checkpoint:
-            state, periods = self._meter.close(self._checkpoint.state)
-            await self._write(self._checkpoint, state, periods)
+            checkpoint = await self._write_held(self._checkpoint)
+            await self._write(checkpoint, *self._meter.close(checkpoint.state))
         await self._seal_all()
         self._target.close()
 
@@ -114,25 +108,42 @@ class Scraper:
             await self._load()
         checkpoint = self._checkpoint
         if checkpoint is None:
-            return await self._begin(sample)
-        state, periods = self._meter.step(checkpoint.state, sample)
+            await self._begin(sample)
+            return
         try:
-            await self._write(checkpoint, state, periods)
+            checkpoint = await self._write_held(checkpoint)
+            await self._write(checkpoint, *self._meter.step(checkpoint.state, sample))
         except SpoolCorruptError:
             raise
-        except SpoolError as error:  # the window grows until there is room
+        except SpoolError as error:  # the window grows until there is room, or to a full hour
             self._note_error(error)
-            state, periods = self._meter.step(checkpoint.state, sample, hold=True)
-            if not periods:
-                self._checkpoint = msgspec.structs.replace(checkpoint, state=state)
+            self._hold(self._checkpoint or checkpoint, sample)
+
+    def _hold(self, checkpoint: Checkpoint, sample: Sample) -> None:
+        """Go on in memory. What else than an hour ends is met again with the next sample."""
+        state, periods = self._meter.step(checkpoint.state, sample, hold=True)
+        if any(period.end_ms % HOUR_MS or period.gap_reason for period in periods):
+            return
+        held = (*checkpoint.held, Held(periods, state)) if periods else checkpoint.held
+        self._checkpoint = msgspec.structs.replace(checkpoint, state=state, held=held)
+
+    async def _write_held(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Write the hours that found no room, some at a time; return where we stand."""
+        while checkpoint.held:
+            now, later = checkpoint.held[:HELD_AT_ONCE], checkpoint.held[HELD_AT_ONCE:]
+            periods = [period for held in now for period in held.periods]
+            written = await self._write(checkpoint, now[-1].state, periods)
+            checkpoint = msgspec.structs.replace(written, state=checkpoint.state, held=later)
+            self._checkpoint = checkpoint
+        return checkpoint
 
     async def _load(self) -> None:
         """Read where we stand. The spool is the truth; our memory is richer where both agree."""
         stored = (await self._spool.state(CHECKPOINT)).get(CHECKPOINT)
         self._staged = await self._spool.staged()
-        found = _decoded(stored)
+        found = decoded(stored)
         mine = self._checkpoint
-        if not (found and mine and _same_place(found, mine)):
+        if not (found and mine and same_place(found, mine)):
             self._checkpoint = found
         self._stale = False
 
@@ -149,7 +160,7 @@ class Scraper:
 
     async def _write(
         self, before: Checkpoint, state: State, periods: Sequence[Period], *, always: bool = False
-    ) -> None:
+    ) -> Checkpoint:
         """Adopt the state; where periods were closed, make all of it durable first."""
         after = Checkpoint(epoch=before.epoch, sequence=before.sequence + len(periods), state=state)
         if periods or always:
@@ -165,6 +176,7 @@ class Scraper:
             for record in records:
                 self._note(record.data)
         self._checkpoint = after
+        return after
 
     async def _seal_due(self, wall_ms: int) -> None:
         if not self._staged:
@@ -264,16 +276,3 @@ class Scraper:
             "window_start": rfc3339(window.start_ms) if window else None,
             "staged_records": len(self._staged),
         }
-
-
-def _decoded(stored: bytes | None) -> Checkpoint | None:
-    if stored is None:
-        return None
-    try:
-        return msgspec.json.decode(stored, type=Checkpoint)
-    except msgspec.DecodeError:  # written by another version: a new epoch states the gap
-        return None
-
-
-def _same_place(one: Checkpoint, other: Checkpoint) -> bool:
-    return (one.epoch, one.sequence) == (other.epoch, other.sequence)

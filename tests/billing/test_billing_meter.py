@@ -261,6 +261,11 @@ def test_a_full_spool_makes_longer_windows() -> None:
     assert run.shown() == [(0, 240, 240)]
 
 
+def test_a_full_spool_still_ends_windows_at_utc_hours() -> None:
+    run = Run().feed(every(5, 7300), hold=True)
+    assert [p[:2] for p in run.shown()] == [(0, 3600), (3600, 7200)]
+
+
 def test_a_shutdown_closes_the_open_window_and_a_start_goes_on_from_there() -> None:
     run = Run().feed(every(5, 40)).close().feed([ran(50), ran(60)])
     assert run.shown() == [(0, 35, 35), (35, 60, 25)]

@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 from collections.abc import AsyncIterator
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -10,16 +11,20 @@ import pytest
 
 from agents.billing.objects import unseal
 from agents.billing.reading import Reading
-from agents.billing.record import UsageRecord
+from agents.billing.record import Usage, UsageRecord
 from agents.billing.recorder import Identity, Recorder
 from agents.billing.scraper import CHECKPOINT, Pace, Scraper
 from agents.billing.target import Observation
+from agents.billing.window import HOUR_MS
+from agents.core.errors import SpoolFullError
+from agents.core.events import parse_rfc3339
 from agents.core.metrics import Metrics
 from agents.core.spool import Spool
 from agents.core.store import Change
 from agents.testing import FakeClock
 
 SECOND = 1_000_000_000
+HOURS = 3
 
 
 class OneCore:
@@ -59,6 +64,7 @@ class Bench:
         self.clock = FakeClock()
         self.target = OneCore(self.clock)
         self.metrics = Metrics()
+        self.sample_seconds = 5
         self.spool = Spool(directory, max_bytes=1 << 20, clock=self.clock)
         self.scraper = self.made()
 
@@ -66,8 +72,8 @@ class Bench:
         return Scraper(
             "billing-scraper",
             target=self.target,  # type: ignore[arg-type]  # the reading is simulated
-            recorder=Recorder(identity=IDENTITY, sample_ms=5000),
-            pace=Pace(sample_ms=5000, window_ms=60_000, seal_ms=300_000),
+            recorder=Recorder(identity=IDENTITY, sample_ms=self.sample_seconds * 1000),
+            pace=Pace(sample_ms=self.sample_seconds * 1000, window_ms=60_000, seal_ms=300_000),
             spool=self.spool,
             clock=self.clock,
             metrics=self.metrics,
@@ -84,7 +90,7 @@ class Bench:
 
     async def ticks(self, count: int) -> None:
         for _ in range(count):
-            await self.clock.advance(5)
+            await self.clock.advance(self.sample_seconds)
             await self.scraper.tick()
 
     async def records(self) -> list[UsageRecord]:
@@ -201,6 +207,52 @@ async def test_a_full_spool_makes_one_long_record(bench: Bench) -> None:
     assert longest.elapsed_milliseconds > 300_000
     assert longest.quality == "measured"
     assert longest.samples.observed >= longest.samples.expected - 1
+
+
+@pytest.mark.parametrize("end", ["room", "stop", "kill"])
+async def test_a_spool_that_is_full_for_hours_gives_a_record_an_hour(
+    bench: Bench, end: str
+) -> None:
+    """The figures of each hour are its own; where a kill took them, they are spread evenly."""
+    bench.sample_seconds = 60
+    await bench.reopen(max_bytes=1 << 20)
+    await bench.ticks(2)
+    await bench.reopen(max_bytes=1)
+    await bench.ticks(HOURS * 60)
+    scraper = bench.scraper
+    await bench.reopen(max_bytes=1 << 20)
+    if end != "kill":
+        scraper._spool = bench.spool
+        bench.scraper = scraper
+    await (scraper.finish() if end == "stop" else bench.ticks(3))
+    data = [record.data for record in await bench.records()]
+    assert [one.sequence for one in data] == list(range(len(data)))
+    spans = [span(one) for one in data if one.quality != "gap"]
+    assert all(one[1] == following[0] for one, following in pairwise(spans))
+    assert all((stop - 1) // HOUR_MS == start // HOUR_MS for start, stop in spans)
+    whole = [one for one in data if one.elapsed_milliseconds == HOUR_MS]
+    assert len(whole) >= HOURS - 1
+    assert {one.quality for one in whole} == {"estimated" if end == "kill" else "measured"}
+    assert {one.used.cpu_core_seconds for one in whole} == {3600}
+
+
+async def test_a_stop_while_it_is_full_writes_nothing_over_the_hours_that_wait(
+    bench: Bench,
+) -> None:
+    bench.sample_seconds = 60
+    await bench.reopen(max_bytes=1 << 20)
+    await bench.ticks(2)
+    await bench.reopen(max_bytes=1)
+    before = await bench.spool.state(CHECKPOINT)
+    await bench.ticks(HOURS * 60)
+    with pytest.raises(SpoolFullError):
+        await bench.scraper.finish()
+    assert await bench.spool.state(CHECKPOINT) == before
+
+
+def span(usage: Usage) -> tuple[int, int]:
+    """Return a record's period in milliseconds since 1970."""
+    return parse_rfc3339(usage.charge_period_start), parse_rfc3339(usage.charge_period_end)
 
 
 async def test_finish_seals_the_open_window_and_closes_the_target(bench: Bench) -> None:

@@ -5,7 +5,6 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 from hypothesis import settings
@@ -17,6 +16,7 @@ from agents.core.errors import SpoolFullError
 from agents.core.sink import Message
 from agents.core.store import ROW_OVERHEAD_BYTES, Store
 from tests.core.lost_writes import Image, cut_short, image
+from tests.core.plain_spool import Model
 
 MAX_BYTES = 8 * ROW_OVERHEAD_BYTES
 NUMBERS = st.integers(0, 9)
@@ -29,46 +29,6 @@ MESSAGES = st.builds(
     records=st.integers(0, 3),
     replaces=st.sampled_from(["", "", "a", "b"]),
 )
-
-
-class Model:
-    """What a spool is, in 40 lines."""
-
-    def __init__(self) -> None:
-        self.queue: list[Message] = []
-        self.staged: list[bytes] = []
-        self.state: dict[str, bytes] = {}
-        self.dead: list[Message] = []
-
-    def bytes(self) -> int:
-        sizes = [len(m.body) for m in self.queue + self.dead] + [len(x) for x in self.staged]
-        return sum(sizes) + len(sizes) * ROW_OVERHEAD_BYTES
-
-    def put(self, message: Message) -> None:
-        if any(m.id == message.id for m in self.queue):
-            return
-        if message.replaces:
-            self.queue = [m for m in self.queue if m.replaces != message.replaces]
-        self.queue.append(message)
-
-    def take(self, message_id: str, shelf: list[Message]) -> Message | None:
-        found = next((m for m in shelf if m.id == message_id), None)
-        if found:
-            shelf.remove(found)
-        return found
-
-    def bury(self, message: Message) -> None:
-        def newer(other: Message) -> bool:
-            return bool(message.replaces) and message.replaces == other.replaces
-
-        self.dead = [m for m in self.dead if m.id != message.id and not newer(m)]
-        self.dead.append(message)
-
-    def copy(self) -> "Model":
-        other = Model()
-        other.queue, other.staged = list(self.queue), list(self.staged)
-        other.state, other.dead = dict(self.state), list(self.dead)
-        return other
 
 
 class StoreAgainstModel(RuleBasedStateMachine):
@@ -126,23 +86,20 @@ class StoreAgainstModel(RuleBasedStateMachine):
     @rule(number=NUMBERS)
     def remove(self, number: int) -> None:
         self.do(lambda: self.store.remove([f"m{number}"]))
-        self.model.take(f"m{number}", self.model.queue)
+        self.model.remove([f"m{number}"])
 
     @rule(number=NUMBERS)
     def bury(self, number: int) -> None:
-        found = self.model.take(f"m{number}", self.model.queue)
-        message = found or Message(f"m{number}", "t", b"", 0)
+        there = (m for m in self.model.queue if m.id == f"m{number}")
+        message = next(there, Message(f"m{number}", "t", b"", 0))
         self.do(lambda: self.store.bury(message, "rejected", "", 1))
-        if found:
-            self.model.bury(found)
+        self.model.bury(message)
 
     @rule(number=NUMBERS)
     def revive(self, number: int) -> None:
-        found = self.model.take(f"m{number}", self.model.dead)
-        if found:
-            self.model.put(replace(found, replaces=""))
+        revived = self.model.revive(f"m{number}")
         self.store.begin()
-        assert self.store.revive(f"m{number}") is (found is not None)
+        assert self.store.revive(f"m{number}") is revived
         self.store.commit()
 
     @rule()

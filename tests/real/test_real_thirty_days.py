@@ -28,9 +28,11 @@ from agents.alerts.webhook import PATH, Webhook
 from agents.billing.recorder import Recorder
 from agents.billing.scraper import Pace, Scraper
 from agents.billing.verify import Audit
+from agents.billing.window import HOUR_MS
 from agents.core import log
 from agents.core.clock import Clock
 from agents.core.errors import Reason, SendError
+from agents.core.events import parse_rfc3339
 from agents.core.metrics import Metrics
 from agents.core.ship import Shipper
 from agents.core.sink import Message, Outcome
@@ -93,7 +95,7 @@ async def caught_up(ship: Shipper, spool: Spool, sink: Down) -> None:
 
 
 async def test_billing_accounts_for_every_second_of_thirty_days(memory: Path) -> None:
-    """The bound is reached after some days; from there the windows grow, and no second is lost."""
+    """The bound is reached after some days; from there a record covers an hour; none is lost."""
     clock, sink = SimClock(0), Down()
     async with Spool(memory, max_bytes=1 << 20, clock=clock) as spool:
         scraper, ship = metering(spool, clock), shipper("billing-scraper", spool, sink, clock)
@@ -140,7 +142,9 @@ def assert_accounted(stored: dict[str, bytes], seconds: int) -> None:
     told = sum(one.elapsed_milliseconds for one in records) // 1000
     billed = sum((total.cpu_core_seconds for total in report.replicas), Decimal(0))
     print(f"{len(stored)} objects, {len(records)} records, the longest of {longest} s")
-    assert longest > 3 * SAMPLE_SECONDS
+    assert 3 * SAMPLE_SECONDS < longest <= HOUR_SECONDS
+    starts = [parse_rfc3339(one.charge_period_start) // HOUR_MS for one in records]
+    assert starts == [(parse_rfc3339(one.charge_period_end) - 1) // HOUR_MS for one in records]
     assert seconds - SAMPLE_SECONDS <= told <= seconds
     assert billed == Decimal(cpu_usec(told) - cpu_usec(0)) / 1_000_000
 
