@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from agents.core.change import Change
-from agents.core.errors import SpoolCorruptError
+from agents.core.errors import SpoolCorruptError, SpoolUnavailableError
 from agents.core.spool import Spool
 from agents.testing import FakeClock
 from tests.core.lost_writes import cut_short, image
@@ -137,6 +137,8 @@ class SpoolAgainstModel(RuleBasedStateMachine):
     @rule(batch=BATCHES)
     def journal_that_cannot_be_opened(self, batch: list[Ask]) -> None:
         with journal_blocked(self.directory):
+            with pytest.raises(SpoolUnavailableError):  # noticed: a kill before it would lose it
+                self.run(self.spool.commit(Change(state={"x": b"never"})))
             ways = self.ask(batch)
         self.run(self.spool.probe())
         self.adopt([way[-1] for way in ways])
@@ -159,6 +161,7 @@ class SpoolAgainstModel(RuleBasedStateMachine):
         copy = new_directory()
         change = Change(stage=Camera(self.directory, copy), state={"x": b"never"})
         self.run(asyncio.wait([self.runner.get_loop().create_task(self.spool.commit(change))]))
+        assert (copy / "spool.db").exists()
         self.fall_back_to(copy)
 
     @rule(batch=BATCHES, seed=st.integers(0, 1 << 32))
@@ -230,5 +233,5 @@ def new_directory() -> Path:
 
 TestSpoolAgainstModel = SpoolAgainstModel.TestCase
 TestSpoolAgainstModel.settings = settings(
-    max_examples=15, stateful_step_count=20, deadline=None, derandomize=True, database=None
+    max_examples=20, stateful_step_count=20, deadline=None, derandomize=True, database=None
 )
