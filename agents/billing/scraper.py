@@ -28,7 +28,7 @@ from agents.core.store import Change
 
 CHECKPOINT = "billing/meter"
 MAX_LINES = 1000  # of one object; half a MiB of JSON
-HELD_AT_ONCE = 24  # hours that are written in one commit: some 40 KiB of room
+HELD_AT_ONCE = 6  # hours that are written in one commit: some 10 KiB of room
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

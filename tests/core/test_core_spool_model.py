@@ -233,5 +233,5 @@ def new_directory() -> Path:
 
 TestSpoolAgainstModel = SpoolAgainstModel.TestCase
 TestSpoolAgainstModel.settings = settings(
-    max_examples=20, stateful_step_count=20, deadline=None, derandomize=True, database=None
+    max_examples=15, stateful_step_count=20, deadline=None, derandomize=True, database=None
 )

@@ -137,8 +137,8 @@ async def started(home: House, fault: Fault, log: Path, daemon: str) -> None:
 
 
 def test_any_call_of_an_opening_may_fail_in_any_way_and_nothing_is_lost(tmp_path: Path) -> None:
-    """Here each twenty-third of them; `python -m tests.real.syscalls.sweep` does them all."""
-    command = [sys.executable, "-m", "tests.real.syscalls.sweep", str(tmp_path), "--every", "23"]
+    """Here each twenty-ninth of them; `python -m tests.real.syscalls.sweep` does them all."""
+    command = [sys.executable, "-m", "tests.real.syscalls.sweep", str(tmp_path), "--every", "29"]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=240)
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
