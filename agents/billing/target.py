@@ -9,10 +9,10 @@ from typing import Literal
 from agents.billing.cgroup import CgroupSource, at_path, of_process
 from agents.billing.hierarchy import Locator
 from agents.billing.proc import Finder, ProcFs
-from agents.billing.process import ProcessSource
 from agents.billing.reading import (
     Reading,
     Source,
+    SourceName,
     TargetAbsentError,
     TargetUnreadableError,
 )
@@ -159,5 +159,26 @@ def _of_process(finder: Finder, proc: ProcFs, clock: Clock) -> list[Source]:
     locate = of_process(Locator(proc), finder, proc)
     return [
         CgroupSource(locate, proc, clock.boot_id),
-        ProcessSource(finder, proc, clock.boot_id),
+        _Processes(finder, proc, clock.boot_id),
     ]
+
+
+class _Processes:
+    """The process tree, loaded with the first reading that nothing better could give."""
+
+    name: SourceName = "process"
+
+    def __init__(self, finder: Finder, proc: ProcFs, boot_id: str) -> None:
+        self._parts = finder, proc, boot_id
+        self._source: Source | None = None
+
+    async def read(self) -> Reading:
+        if self._source is None:
+            from agents.billing.process import ProcessSource  # noqa: PLC0415  psutil: 0.8 MiB
+
+            self._source = ProcessSource(*self._parts)
+        return await self._source.read()
+
+    def close(self) -> None:
+        if self._source:
+            self._source.close()

@@ -12,6 +12,7 @@ from tests.bench.figures import Row
 from tests.bench.image import image
 from tests.bench.lab import Lab
 from tests.bench.receivers import receivers
+from tests.real.parts import kernel
 from tests.real.parts.process import PartError
 
 NAMES = (
@@ -53,8 +54,9 @@ def _measured(options: argparse.Namespace) -> list[Row]:
         for name in options.only:
             started = time.monotonic()
             place = Path(directory) / name
-            with receivers() as listening:
-                lab = Lab(place, listening, made, options.quick)
+            with receivers() as listening, kernel.cgroup_v1("cpuacct", "memory") as group:
+                target = f"cgroup:{group['cpuacct']}"
+                lab = Lab(place, listening, made, target, options.quick)
                 lab.millions, lab.minutes = options.million, options.minutes
                 found = importlib.import_module(f"tests.bench.{name}").measure(lab)
             report.show(found, f"{name} ({time.monotonic() - started:.0f} s)")

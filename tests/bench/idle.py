@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from tests.bench.figures import Row, ratios, row
 from tests.bench.lab import DAEMONS, SCRAPER, Lab, cpu_ns, wakeups
 from tests.bench.memory import collecting
-from tests.real.parts import kernel
 
 MINUTE = 60.0
 SETTLE_SECONDS = 5.0  # the start is measured elsewhere
@@ -36,11 +35,7 @@ def measure(lab: Lab) -> list[Row]:
 def _idled(lab: Lab, seconds: float) -> dict[str, tuple[float, float]]:
     """Return milliseconds of CPU and voluntary context switches of each over these seconds."""
     with ExitStack() as stack:
-        group = stack.enter_context(kernel.cgroup_v1("cpuacct", "memory"))
-        settings = {
-            "BYOC_BILLING_TARGET": f"cgroup:{group['cpuacct']}",
-            "BYOC_BILLING_SAMPLE_SECONDS": "1",
-        }
+        settings = {"BYOC_BILLING_SAMPLE_SECONDS": "1"}
         pids = {
             OURS: stack.enter_context(lab.daemons(SCRAPER, **settings)).process.pid,
             ALL: stack.enter_context(lab.daemons(*DAEMONS, **settings)).process.pid,

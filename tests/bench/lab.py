@@ -31,6 +31,7 @@ class Lab:
     directory: Path
     receivers: Receivers
     image: Image
+    target: str  # what the scraper meters: a control group, as in a pod
     quick: bool = False
     millions: Sequence[int] = (1,)  # records that the verifier reads
     minutes: float = 2  # of steady load
@@ -66,7 +67,7 @@ class Lab:
             "BYOC_STATE_DIR": str(place / "state"),
             "BYOC_LOG_LEVEL": "warning",
             "BYOC_BILLING_BUCKET": "usage",
-            "BYOC_BILLING_TARGET": f"pid:{os.getpid()}",
+            "BYOC_BILLING_TARGET": self.target,
             "BYOC_STATE_QUEUE_URL": self.receivers.sqs.queue_url,
             "BYOC_CLICKHOUSE_URL": self.receivers.clickhouse.url,
             "BYOC_ALERTS_URL": self.receivers.plane.url,
