@@ -61,6 +61,7 @@ def _tell(plan: Plan, found: Evidence) -> None:
     print(f"injected: {', '.join(f'{n} {kind}' for kind, n in sorted(kinds.items()))}")
     print(f"damaged: {', '.join(found.damaged) or 'no file'}")
     print(f"starts: {', '.join(f'{name} {len(codes)}' for name, codes in found.ends.items())}")
+    print(f"spools full: {found.turned_away} notifications turned away")
     print(f"checked: {', '.join(f'{n} {what}' for what, n in checked(found).items())}")
 
 

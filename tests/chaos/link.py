@@ -3,8 +3,10 @@
 Or it does to a request what a bad network or a troubled service does.
 """
 
+import asyncio
 import http.client
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from agents.doubles.http import HttpDouble, Reply, Request, Script, serving
@@ -15,13 +17,19 @@ HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect", "conten
 
 
 class Link:
-    """Requests come in one after the other where the server behind is slow, as by a thin line."""
+    """Requests come in one after the other where the server behind is slow, as by a thin line.
+
+    Nothing is kept of them: `given` and `taken` are told of each that went to the server behind,
+    and of each that it did answer.
+    """
 
     def __init__(self, name: str, upstream_port: int) -> None:
         self.name = name
         self.upstream_port = upstream_port
-        self.given: list[Request] = []  # what went to the server behind, whatever became of it
-        self.taken: list[tuple[Request, Reply]] = []  # what the server behind did answer
+        self.given: Callable[[Request], None] = lambda _: None
+        self.taken: Callable[[Request, Reply], None] = lambda _request, _reply: None
+        self.blocked = False  # nothing gets to the server behind: it is being made anew
+        self.touched = time.monotonic()  # when it began or ceased to misbehave
         self.http = HttpDouble(serving, apply=self._apply)
         self._thread = LoopThread()
         self._open = False
@@ -36,12 +44,24 @@ class Link:
         if not self._open:
             self._thread.run(self.http.__aenter__())
             self._open = True
+            self.touched = time.monotonic()
 
     def cut(self) -> None:
         """Close the port and all connections: new ones are refused."""
         if self._open:
             self._thread.run(self.http.__aexit__())
             self._open = False
+            self.touched = time.monotonic()
+
+    @property
+    def sound(self) -> bool:
+        """Tell whether it gives on all that comes."""
+        return self._open and self.http.script is serving
+
+    def block(self) -> None:
+        """Give nothing on from now; return when what is on its way has its answer, or none."""
+        self.blocked = True
+        self._thread.run(asyncio.sleep(0))
 
     def close(self) -> None:
         self.cut()
@@ -51,19 +71,24 @@ class Link:
     def behaving(self, script: Script) -> Iterator[None]:
         """Do that to every request, for a while."""
         before, self.http.script = self.http.script, script
+        self.touched = time.monotonic()
         try:
             yield
         finally:
             self.http.script = before
+            self.touched = time.monotonic()
 
     def _apply(self, request: Request) -> Reply:
         """Give it on. Raises ConnectionError when no answer comes: the connection is closed."""
-        self.given.append(request)
+        self.http.requests.clear()
+        if self.blocked:
+            raise ConnectionResetError("nobody is there")
+        self.given(request)
         try:
             reply = self._forward(request)
         except (OSError, http.client.HTTPException) as error:
             raise ConnectionResetError(str(error)) from error
-        self.taken.append((request, reply))
+        self.taken(request, reply)
         return reply
 
     def _forward(self, request: Request) -> Reply:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.plan import DAMAGE, LANES, planned
+from tests.chaos.plan import DAMAGE, LANES, LONG_ONLY, planned
 from tests.chaos.plot import plot
 from tests.chaos.slopes import slopes
 from tests.chaos.soak import report
@@ -32,10 +32,11 @@ def test_no_fault_begins_before_the_last_one_of_its_lane_is_over(seconds: float)
 def test_all_kinds_are_dealt_and_only_some_seeds_damage_files() -> None:
     plans = [planned(seed, 180) for seed in SEEDS]
     dealt = Counter(fault.kind for plan in plans for fault in plan.faults)
-    wanted = {*DAMAGE, "read_only", *(kind for kinds in LANES.values() for kind in kinds)}
-    assert dealt.keys() == wanted
+    wanted = {kind for kinds in LANES.values() for kind in kinds}
+    assert dealt.keys() == {*wanted, *DAMAGE, *LONG_ONLY, "read_only"}
     assert 5 < sum(plan.damage for plan in plans) < 45
     assert 5 < sum(plan.apart for plan in plans) < 45
+    assert 5 < sum(plan.tight for plan in plans) < 45
 
 
 def samples(**growth: float) -> list[dict[str, Any]]:
