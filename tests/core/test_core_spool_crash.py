@@ -74,7 +74,7 @@ async def test_every_acknowledged_put_survives_sigkill(tmp_path: Path) -> None:
         found = {m.id: m for m in await spool.head(1 << 20, 1 << 30)}
         state = await spool.state("k")
         assert spool._store is not None
-        assert spool._store._totals == spool._count(store.connection)
+        assert spool._store._totals == count(spool._store.connection)
     assert len(told) > 100
     assert {f"m{n}" for n in told} <= found.keys()
     assert found == {name: names["message"](int(name[1:])) for name in found}
@@ -86,6 +86,7 @@ import asyncio, os, resource, sys
 from pathlib import Path
 from agents.core.clock import SystemClock
 from agents.core.errors import SpoolUnavailableError
+from agents.core.rows import count
 from agents.core.sink import Message
 from agents.core.spool import Spool
 
