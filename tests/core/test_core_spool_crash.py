@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from agents.core.clock import SystemClock
+from agents.core.rows import count
 from agents.core.spool import Spool
 from agents.core.store import Store
 
@@ -21,7 +22,6 @@ import asyncio, hashlib, sys
 from pathlib import Path
 from agents.core.change import Change
 from agents.core.clock import SystemClock
-from agents.core.rows import count
 from agents.core.sink import Message
 from agents.core.spool import Spool
 
@@ -86,7 +86,6 @@ import asyncio, os, resource, sys
 from pathlib import Path
 from agents.core.clock import SystemClock
 from agents.core.errors import SpoolUnavailableError
-from agents.core.rows import count
 from agents.core.sink import Message
 from agents.core.spool import Spool
 
