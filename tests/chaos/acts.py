@@ -5,7 +5,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from tests.chaos.world import World
 from tests.real.parts.process import RealProcess
 from tests.real.scraper import passed
 
-REFUSED_SECONDS = 0.2
+PROGRESS_SECONDS = 60.0  # between two lines of a run
 
 
 @dataclass
@@ -206,6 +206,13 @@ def _frozen(process: RealProcess) -> Iterator[None]:
         os.killpg(process.pid, signal.SIGCONT)
 
 
+def _joined(threads: Sequence[threading.Thread], seconds: float) -> None:
+    """Wait for all of them, but no longer than that."""
+    end = time.monotonic() + seconds
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))
+
+
 class Lanes:
     """Carries out a plan: a thread for each lane."""
 
@@ -222,8 +229,10 @@ class Lanes:
         threads = [threading.Thread(target=self._lane, args=(lane, began)) for lane in lanes]
         for thread in threads:
             thread.start()
-        for thread in threads:
-            thread.join()
+        while any(thread.is_alive() for thread in threads):
+            _joined(threads, PROGRESS_SECONDS)
+            seconds = time.monotonic() - began
+            print(f"  {seconds:.0f} s: {len(self.done)} of {len(self._faults)} faults", flush=True)
 
     def _lane(self, lane: str, began: float) -> None:
         for fault in self._faults:

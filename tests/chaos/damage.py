@@ -31,14 +31,13 @@ def held(spool: Path) -> dict[str, bytes]:
 
 def damage(spool: Path, kind: str, rng: random.Random) -> None:
     """Do to the file, or to its journal, what `kind` says."""
-    size = spool.stat().st_size
     match kind:
         case "spool_header":
             _overwrite(spool, 0, bytes(HEADER_BYTES))
         case "spool_page":
-            _overwrite(spool, rng.randrange(size), rng.randbytes(PAGE_BYTES))
+            _overwrite(spool, rng.randrange(spool.stat().st_size), rng.randbytes(PAGE_BYTES))
         case "spool_cut":
-            os.truncate(spool, rng.randrange(size))
+            os.truncate(spool, rng.randrange(spool.stat().st_size))
         case "spool_removed":
             for file in spool.parent.glob(f"{spool.name}*"):
                 file.unlink()
