@@ -31,6 +31,7 @@ DAMAGE = (
 LONG_ONLY = ("aws_killed",)  # LocalStack takes ten seconds and more to start
 LONGEST_SECONDS = {"clock": 6.0, "disk": 5.0}
 LONG_SECONDS = 60.0  # a run that is at least so long has longer faults, and restarts LocalStack
+OUTAGE_SECONDS, OUTAGE_REST_SECONDS = 16.0, 6.0  # of other programs in a long run: to be noticed
 QUIET_LANES = ("disk", "clock", "target")  # these pause longer
 
 
@@ -91,6 +92,8 @@ def planned(seed: int, seconds: float) -> Plan:
 def _lane(rng: random.Random, lane: str, kinds: Sequence[str], seconds: float) -> list[Fault]:
     longest = LONGEST_SECONDS.get(lane, 8.0 if seconds >= LONG_SECONDS else 4.0)
     rest = longest * (2 if lane in QUIET_LANES else 1)
+    if lane == "parts" and seconds >= LONG_SECONDS:
+        longest, rest = OUTAGE_SECONDS, OUTAGE_REST_SECONDS
     found: list[Fault] = []
     deck: list[str] = []
     at = rng.uniform(0, rest)
