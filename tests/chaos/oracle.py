@@ -75,8 +75,13 @@ def _cpu(found: Evidence, report: Report) -> Iterator[str]:
 
 
 def _gap_seconds(report: Report) -> Decimal:
-    """Return how long nothing was metered, but for the time before the first sample of all."""
+    """Return how long nothing was metered, but for the time before the first sample of all.
+
+    What a clock set forward has jumped over counts: once it is set back, that time is lived, and a
+    life that ends in it has no other time to state.
+    """
     ended = {"target_restarted", "target_absent", "target_unreadable", "no_checkpoint"}
+    ended |= {"clock_step"}
     return sum((gap.seconds for gap in report.gaps[1:] if gap.reason in ended), Decimal(0))
 
 
