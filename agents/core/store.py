@@ -50,8 +50,7 @@ class Store:
         self._inside = False  # of `whole`
         try:
             with translated():
-                self._place = place(path)
-                self._journal_place = place(self._journal_path)
+                self._place, self._journal_place = place(path), place(self._journal_path)
                 self._totals = count(self.connection)
                 self._others = others_commits(self.connection)
         except BaseException:
@@ -73,8 +72,8 @@ class Store:
                 raise SpoolUnavailableError(f"{self._journal_path} was removed or replaced")
             self._journal_place = there
             self.connection.execute("BEGIN IMMEDIATE")
-            if self._others != (others := others_commits(self.connection)):  # `dead-letters resend`
-                self._totals, self._others = count(self.connection), others
+            if self._others != (now := others_commits(self.connection)):  # `dead-letters resend`
+                self._totals, self._others = count(self.connection), now
 
     def commit(self) -> None:
         """Make the transaction durable."""
