@@ -62,11 +62,7 @@ def _states(found: Evidence) -> Iterator[Control]:
 
 def _alerts(found: Evidence) -> Iterator[Control]:
     events = found.events
-    number = next(
-        n
-        for n, one in enumerate(events)
-        if one["type"] == ALERT and one["data"]["status"] == "resolved"
-    )
+    number = next(n for n, one in enumerate(events) if _ends_what_was_in_time(found, one))
     early = [events[number], *_without(events, number)]
     other = [*events, events[number] | {"id": "another"}]
     yield "an alert is dropped", oracle.alerts, replace(found, events=_without(events, number))
@@ -91,6 +87,12 @@ def _rest(found: Evidence) -> Iterator[Control]:
     yield "a process died of a signal", oracle.processes, replace(found, ends={name: [-7]})
     yield "records are left over", oracle.processes, replace(found, backlogs={name: 1})
     yield "descriptors leak", oracle.growth, replace(found, figures={name: (before, grown)})
+
+
+def _ends_what_was_in_time(found: Evidence, event: dict[str, Any]) -> bool:
+    """Tell whether an event ends an alert whose beginning was not refused at first."""
+    ended = [one for one in oracle.facts_of([event]) if one.status == "resolved"]
+    return any(oracle.begun(one) not in oracle.late_facts(found) for one in ended)
 
 
 def _ids_of_alerts(found: Evidence) -> set[str]:

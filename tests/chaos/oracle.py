@@ -139,23 +139,23 @@ def outages(found: Evidence) -> Iterator[str]:
 
 def alerts(found: Evidence) -> Iterator[str]:
     """Every alert that was accepted is delivered once, none is invented, firing before resolved."""
-    arrived = _facts(found.events)
+    arrived = facts_of(found.events)
     yield from (f"{one} delivered {n} times" for one, n in Counter(arrived).items() if n != 1)
-    late = set(_facts(one for one in found.events if (ALERTS, one["id"]) in found.dead))
+    late = late_facts(found)
     place = {one: number for number, one in enumerate(arrived)}
     for one, number in place.items():
-        if begun(one) in late:  # it was refused, and went out when it was sent again
+        if begun(one) in late:
             continue
         if one.status == "resolved" and place.get(begun(one), len(place)) >= number:
             yield f"{one} is not after its beginning"
     bodies = [json.loads(body) for body in found.at_risk.values() if body.startswith(b"{")]
-    if lost := found.accepted - set(arrived) - set(_facts(bodies)):
+    if lost := found.accepted - set(arrived) - set(facts_of(bodies)):
         yield f"accepted and never delivered: {sorted(map(str, lost))}"
     if invented := set(arrived) - found.offered - {begun(one) for one in found.offered}:
         yield f"delivered and never offered: {sorted(map(str, invented))}"
 
 
-def _facts(events: Iterable[dict[str, Any]]) -> list[Fact]:
+def facts_of(events: Iterable[dict[str, Any]]) -> list[Fact]:
     return [
         fact(data["fingerprint"], data["starts_at"], data["status"])
         for event in events
@@ -163,6 +163,11 @@ def _facts(events: Iterable[dict[str, Any]]) -> list[Fact]:
         for data in [event["data"]]
         if data["notification"] == "transition"
     ]
+
+
+def late_facts(found: Evidence) -> set[Fact]:
+    """Return what was refused, and went out when it was sent again."""
+    return set(facts_of(one for one in found.events if (ALERTS, one["id"]) in found.dead))
 
 
 def begun(one: Fact) -> Fact:
