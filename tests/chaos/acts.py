@@ -50,8 +50,7 @@ class Stage:
 
     def note_outage(self, kind: str, began: float) -> None:
         """Note what the exporter says of ClickHouse, before it comes back."""
-        link = self.world.links["clickhouse"]
-        self.outages.append(seen(kind, began, self.exporter, link, self.disk))
+        self.outages.append(seen(kind, began, self.exporter))
 
     def resend(self) -> None:
         """Send all dead letters again, while nobody starts, ends or repairs anything."""

@@ -5,7 +5,6 @@ Or it does to a request what a bad network or a troubled service does.
 
 import asyncio
 import http.client
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -29,7 +28,6 @@ class Link:
         self.given: Callable[[Request], None] = lambda _: None
         self.taken: Callable[[Request, Reply], None] = lambda _request, _reply: None
         self.blocked = False  # nothing gets to the server behind: it is being made anew
-        self.touched = time.monotonic()  # when it began or ceased to misbehave
         self.http = HttpDouble(serving, apply=self._apply)
         self._thread = LoopThread()
         self._open = False
@@ -44,19 +42,12 @@ class Link:
         if not self._open:
             self._thread.run(self.http.__aenter__())
             self._open = True
-            self.touched = time.monotonic()
 
     def cut(self) -> None:
         """Close the port and all connections: new ones are refused."""
         if self._open:
             self._thread.run(self.http.__aexit__())
             self._open = False
-            self.touched = time.monotonic()
-
-    @property
-    def sound(self) -> bool:
-        """Tell whether it gives on all that comes."""
-        return self._open and self.http.script is serving
 
     def block(self) -> None:
         """Give nothing on from now; return when what is on its way has its answer, or none."""
@@ -71,12 +62,10 @@ class Link:
     def behaving(self, script: Script) -> Iterator[None]:
         """Do that to every request, for a while."""
         before, self.http.script = self.http.script, script
-        self.touched = time.monotonic()
         try:
             yield
         finally:
             self.http.script = before
-            self.touched = time.monotonic()
 
     def _apply(self, request: Request) -> Reply:
         """Give it on. Raises ConnectionError when no answer comes: the connection is closed."""

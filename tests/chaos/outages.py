@@ -4,8 +4,6 @@ import time
 from dataclasses import dataclass
 
 from tests.chaos.daemon import Daemon
-from tests.chaos.link import Link
-from tests.chaos.machine import Disk
 
 TOLD = "state.told"  # after the commit
 UNTOLD = "state.not_kept"  # there was no room; said again when there is
@@ -16,19 +14,19 @@ class Outage:
     """One outage at its end."""
 
     kind: str
-    quiet_seconds: float  # for how long nothing else had been in the exporter's way
+    quiet_seconds: float  # for how long the exporter had run, or that long an outage
     word: str  # the last that it has said: the state and its reasons' codes
 
 
-def seen(kind: str, began: float, exporter: Daemon, link: Link, disk: Disk) -> Outage:
+def seen(kind: str, began: float, exporter: Daemon) -> Outage:
     """Return what the exporter knows of an outage that began then (monotonic), just before its end.
 
-    `link` is its path to ClickHouse: what answers on it by itself hides the server.
+    Whatever its path to the server does meanwhile, no ping is answered; and what finds no room on
+    a disk is logged as such.
     """
-    now = time.monotonic()
-    hindered = exporter.frozen or not exporter.running() or disk.troubled or not link.sound
-    since = max(began, exporter.touched, disk.touched, link.touched)
-    return Outage(kind, 0.0 if hindered else now - since, last_word(exporter))
+    hindered = exporter.frozen or not exporter.running()
+    quiet_seconds = time.monotonic() - max(began, exporter.touched)
+    return Outage(kind, 0.0 if hindered else quiet_seconds, last_word(exporter))
 
 
 def last_word(exporter: Daemon) -> str:
