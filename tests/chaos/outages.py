@@ -14,7 +14,7 @@ class Outage:
     """One outage at its end."""
 
     kind: str
-    quiet_seconds: float  # for how long the exporter had run, or that long an outage
+    quiet_seconds: float  # how long it had lasted while the exporter ran
     word: str  # the last that it has said: the state and its reasons' codes
 
 
