@@ -16,12 +16,13 @@ from tests.chaos.damage import damage, held
 from tests.chaos.dead import resent
 from tests.chaos.machine import Clock, Disk
 from tests.chaos.outages import Outage, seen
-from tests.chaos.plan import LINK, Fault
+from tests.chaos.plan import DAMAGE, LINK, Fault
 from tests.chaos.target import Target
 from tests.chaos.world import World
 from tests.real.parts.process import RealProcess
-from tests.real.scraper import passed
+from tests.real.scraper import eventually, passed
 
+SOUND_DISK_SECONDS = 20.0  # a full or broken disk is whole again before
 PROGRESS_SECONDS = 60.0  # between two lines of a run
 
 
@@ -97,6 +98,9 @@ def _link(stage: Stage, lane: str, kind: str, rng: random.Random) -> Iterator[No
 
 @contextmanager
 def _daemons(stage: Stage, fault: Fault, rng: random.Random) -> Iterator[None]:
+    if fault.kind in DAMAGE:  # a disk that takes no writes cannot be written to by us either
+        with suppress(AssertionError):
+            eventually(lambda: not stage.disk.troubled, SOUND_DISK_SECONDS)
     with stage.lock:
         chosen = rng.choice(stage.daemons)
         match fault.kind:
@@ -129,7 +133,7 @@ def _damage(stage: Stage, daemon: Daemon, kind: str, rng: random.Random) -> None
         name = rng.choice(daemon.names)
         spool = stage.state_dir / name / "spool.db"
         if stage.disk.troubled or not spool.exists():
-            return  # a disk that takes no writes cannot be written to by us either
+            return
         before = held(spool)
         stage.damaged.append(f"{name} {kind}")
         with suppress(OSError):  # it got full or read-only just now
