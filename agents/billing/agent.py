@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,6 +15,7 @@ from agents.billing.target import open_target, parse_target
 from agents.core.agent import Agent
 from agents.core.config import CoreSettings, Setting, number
 from agents.core.errors import ConfigError
+from agents.core.ledger.recent import recently_sent
 from agents.core.sink import Sink
 from agents.egress.destinations import (
     Destination,
@@ -132,6 +134,7 @@ async def opened(
             metrics=runtime.metrics,
             prefix=own.prefix,
             compression=own.compression,
+            sent=partial(recently_sent, ledger.directory),
         )
         yield runtime.agent(
             NAME, source=scraper, spool=spool, sink=sink, ledger=ledger, seal=scraper.seal

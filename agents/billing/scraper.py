@@ -5,7 +5,8 @@ commit; sealing takes the lines out and the object in, in one commit. So a kill 
 steps neither loses nor repeats a record.
 """
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ import structlog
 from agents.billing.checkpoint import Checkpoint, Held, decoded, same_place
 from agents.billing.meter import Meter
 from agents.billing.objects import Compression, runs, seal
+from agents.billing.older import is_older, stored_lines
 from agents.billing.record import GapReason, Usage, UsageRecord
 from agents.billing.recorder import Recorder
 from agents.billing.target import Observation, Target
@@ -55,7 +57,9 @@ class Scraper:
         metrics: Metrics,
         prefix: str,
         compression: Compression,
+        sent: Callable[[], Mapping[str, bool]] = dict,
     ) -> None:
+        """`sent` blocks and returns what `agents.core.ledger.recent` does."""
         self._agent = agent
         self._target = target
         self._recorder = recorder
@@ -66,8 +70,10 @@ class Scraper:
         self._metrics = metrics
         self._prefix = prefix
         self._compression = compression
+        self._sent = sent
         self._log = structlog.get_logger().bind(agent=agent)
         self._checkpoint: Checkpoint | None = None
+        self._outrun: Checkpoint | None = None  # on disk, and older than what has left
         self._staged: list[bytes] = []
         self._standby_window = -1
         self._stale = True  # what we believe of the spool must be read again
@@ -100,7 +106,7 @@ class Scraper:
 
     async def seal(self) -> None:
         """Seal all that is staged and measure nothing: for a directory that is only emptied."""
-        self._staged = await self._spool.staged()
+        await self._load()
         await self._seal_all()
 
     async def _take(self, sample: Sample) -> None:
@@ -141,18 +147,25 @@ class Scraper:
         """Read where we stand. The spool is the truth; our memory is richer where both agree."""
         stored = (await self._spool.state(CHECKPOINT)).get(CHECKPOINT)
         self._staged = await self._spool.staged()
+        sent = await asyncio.to_thread(self._sent)
         found = decoded(stored)
+        self._outrun = found if found and is_older(found.epoch, found.sequence, sent) else None
         mine = self._checkpoint
-        if not (found and mine and same_place(found, mine)):
-            self._checkpoint = found
+        if self._outrun or not (found and mine and same_place(found, mine)):
+            self._checkpoint = None if self._outrun else found
+        if gone := stored_lines(self._staged, sent):
+            await self._commit(Change(unstage=gone))
+            del self._staged[:gone]
         self._stale = False
 
     async def _begin(self, sample: Sample) -> None:
         """Start an epoch: nothing is known of what was before."""
         marks = await self._spool.state("spool/")
-        reason: GapReason = "spool_corrupt" if marks[ORIGIN] == b"corrupt" else "no_checkpoint"
+        corrupt = self._outrun is not None or marks[ORIGIN] == b"corrupt"
+        reason: GapReason = "spool_corrupt" if corrupt else "no_checkpoint"
         broken = CHECKPOINT in await self._spool.state(CHECKPOINT)  # there, but not ours to read
         epoch = sample.wall_ms if broken else int(marks[EPOCH])
+        epoch = max(epoch, self._outrun.epoch + 1) if self._outrun else epoch
         state, periods = self._meter.start(sample, reason)
         self._log.warning("billing.epoch", epoch=epoch, reason=reason)
         begun = Checkpoint(epoch=epoch, sequence=0, state=state)

@@ -127,3 +127,9 @@ def count(connection: sqlite3.Connection) -> Totals:
     rows = messages + lines + dead
     size = message_bytes + line_bytes + dead_bytes + rows * ROW_OVERHEAD_BYTES
     return Totals(records=records + lines, bytes=size, dead_letters=dead)
+
+
+def others_commits(connection: sqlite3.Connection) -> int:
+    """Return a number that changes with every commit that another connection has made."""
+    (number,) = connection.execute("PRAGMA data_version").fetchone()
+    return int(number)

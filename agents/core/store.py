@@ -22,6 +22,7 @@ from agents.core.rows import (
     count,
     keep,
     message_of,
+    others_commits,
     put,
     row_of,
     stage,
@@ -49,9 +50,9 @@ class Store:
         self._inside = False  # of `whole`
         try:
             with translated():
-                self._place = place(path)
-                self._journal_place = place(self._journal_path)
-                self._totals = self._count()
+                self._place, self._journal_place = place(path), place(self._journal_path)
+                self._totals = count(self.connection)
+                self._others = others_commits(self.connection)
         except BaseException:
             self.close()
             raise
@@ -71,6 +72,8 @@ class Store:
                 raise SpoolUnavailableError(f"{self._journal_path} was removed or replaced")
             self._journal_place = there
             self.connection.execute("BEGIN IMMEDIATE")
+            if self._others != (now := others_commits(self.connection)):  # `dead-letters resend`
+                self._totals, self._others = count(self.connection), now
 
     def commit(self) -> None:
         """Make the transaction durable."""
@@ -82,7 +85,7 @@ class Store:
         with translated():
             if self.connection.in_transaction:
                 self.connection.execute("ROLLBACK")
-            self._totals = self._count()  # it may have been committed all the same
+            self._totals = count(self.connection)  # it may have been committed all the same
 
     @contextmanager
     def whole(self) -> Iterator[None]:
@@ -291,9 +294,6 @@ class Store:
             (free,) = self.connection.execute("PRAGMA freelist_count").fetchone()
             if free > VACUUM_PAGES:  # as a script: `execute` stops after the first page
                 self.connection.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
-
-    def _count(self) -> Totals:
-        return count(self.connection)
 
     def close(self) -> None:
         """Close the file; a last checkpoint of the journal may block."""

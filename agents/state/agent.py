@@ -3,6 +3,7 @@
 import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import unquote, urlsplit
@@ -12,6 +13,7 @@ import msgspec
 from agents.core.agent import Agent
 from agents.core.config import CoreSettings, Setting, number
 from agents.core.errors import ConfigError
+from agents.core.ledger.recent import recently_sent
 from agents.core.sink import Sink
 from agents.core.spool import Spool
 from agents.egress.destinations import (
@@ -144,6 +146,7 @@ def _stream(runtime: Runtime, own: Settings, spool: Spool, name: str) -> Stream:
         spool=spool,
         clock=runtime.clock,
         metrics=runtime.metrics,
+        sent=partial(recently_sent, runtime.directory(NAME) / "ledger"),
     )
 
 

@@ -5,7 +5,8 @@ skips nor repeats a number. Where there is no room, the change is told as soon a
 the number of changes that were lost in between.
 """
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Mapping
 
 import msgspec
 import structlog
@@ -17,6 +18,8 @@ from agents.core.sink import Message
 from agents.core.spool import EPOCH, Spool
 from agents.core.store import Change
 from agents.state.message import Kind, Position
+
+NUMBERS_AHEAD = 500  # more than a journal of 4 MiB can have held
 
 Make = Callable[[Kind, Position, int], Message]  # of (kind, position, now in milliseconds)
 
@@ -33,7 +36,9 @@ class Stream:
         spool: Spool,
         clock: Clock,
         metrics: Metrics,
+        sent: Callable[[], Mapping[str, bool]] = dict,
     ) -> None:
+        """`sent` blocks and returns what `agents.core.ledger.recent` does."""
         self.position: Position | None = None
         self._agent = agent
         self._keys = (f"{key}/position", f"{key}/more")
@@ -41,6 +46,8 @@ class Stream:
         self._spool = spool
         self._clock = clock
         self._metrics = metrics
+        self._sent = sent
+        self._compared = False  # the position with what has left
         self._told_at_ns: int | None = None
         self._said = ""  # what the last message said
         self._unheard = ""  # the last change that found no room
@@ -57,6 +64,7 @@ class Stream:
         else:
             fresh = Position(epoch=int(marks[EPOCH]))
         self.position = _decoded(stored.get(position)) or fresh
+        self._compared = False
         self._said = self.position.told
         if self._unheard == self._said:  # the commit that failed was made all the same
             self._unheard = ""
@@ -71,10 +79,24 @@ class Stream:
         try:
             if self.position is None:
                 await self.load()
+            if not self._compared:
+                await self._compare(make)
             return await self._tell(word, make, more)
         except SpoolError as error:
             self._note(error, word)
             return False
+
+    async def _compare(self, make: Make) -> None:
+        """Begin the numbers anew where one of the next has left: the spool is an older one."""
+        position, sent = self.position, await asyncio.to_thread(self._sent)
+        assert position is not None  # noqa: S101  loaded
+        now_ms = self._clock.wall_ns() // 1_000_000
+        numbers = range(position.sequence, position.sequence + NUMBERS_AHEAD if sent else 0)
+        ahead = (msgspec.structs.replace(position, sequence=number) for number in numbers)
+        if any(make("heartbeat", one, now_ms).id in sent for one in ahead):
+            self._log.error("state.outrun", epoch=position.epoch, sequence=position.sequence)
+            self.position = Position(epoch=max(now_ms, position.epoch + 1))
+        self._compared = True
 
     async def _tell(self, word: str, make: Make, more: bytes) -> bool:
         position, now_ns = self.position, self._clock.boot_ns()

@@ -65,6 +65,7 @@ class Bench:
         self.target = OneCore(self.clock)
         self.metrics = Metrics()
         self.sample_seconds = 5
+        self.sent: dict[str, bool] = {}  # what the ledger announces
         self.spool = Spool(directory, max_bytes=1 << 20, clock=self.clock)
         self.scraper = self.made()
 
@@ -79,6 +80,7 @@ class Bench:
             metrics=self.metrics,
             prefix="v1/",
             compression="zstd",
+            sent=lambda: self.sent,
         )
 
     async def reopen(self, max_bytes: int) -> None:

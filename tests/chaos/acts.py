@@ -5,7 +5,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,14 +13,17 @@ from pathlib import Path
 from tests.chaos import scripts
 from tests.chaos.daemon import Daemon
 from tests.chaos.damage import damage, held
+from tests.chaos.dead import resent
 from tests.chaos.machine import Clock, Disk
-from tests.chaos.plan import LINK, Fault
+from tests.chaos.outages import Outage, seen
+from tests.chaos.plan import DAMAGE, LINK, Fault
 from tests.chaos.target import Target
 from tests.chaos.world import World
 from tests.real.parts.process import RealProcess
-from tests.real.scraper import passed
+from tests.real.scraper import eventually, passed
 
-REFUSED_SECONDS = 0.2
+SOUND_DISK_SECONDS = 20.0  # a full or broken disk is whole again before
+PROGRESS_SECONDS = 60.0  # between two lines of a run
 
 
 @dataclass
@@ -34,7 +37,26 @@ class Stage:
     target: Target
     at_risk: dict[str, bytes] = field(default_factory=dict)  # id -> body, in a spool when damaged
     damaged: list[str] = field(default_factory=list)
+    dead: set[tuple[str, str]] = field(default_factory=set)  # (daemon, id) of what was sent again
+    outages: list[Outage] = field(default_factory=list)  # of ClickHouse
     lock: threading.Lock = field(default_factory=threading.Lock)  # of the daemons' processes
+
+    @property
+    def state_dir(self) -> Path:
+        return Path(self.daemons[0].settings["BYOC_STATE_DIR"])
+
+    @property
+    def exporter(self) -> Daemon:
+        return next(one for one in self.daemons if "state-exporter" in one.names)
+
+    def note_outage(self, kind: str, began: float) -> None:
+        """Note what the exporter says of ClickHouse, before it comes back."""
+        self.outages.append(seen(kind, began, self.exporter))
+
+    def resend(self) -> None:
+        """Send all dead letters again, while nobody starts, ends or repairs anything."""
+        with self.lock:
+            self.dead.update(resent(self.state_dir))
 
 
 def act(stage: Stage, fault: Fault) -> AbstractContextManager[None]:
@@ -50,7 +72,7 @@ def act(stage: Stage, fault: Fault) -> AbstractContextManager[None]:
         case "target":
             return _target(stage.target, fault.kind)
         case "parts":
-            return _part(stage.world, fault.kind)
+            return _part(stage, fault.kind)
         case lane:
             return _link(stage, lane, fault.kind, rng)
 
@@ -64,9 +86,11 @@ def _link(stage: Stage, lane: str, kind: str, rng: random.Random) -> Iterator[No
         yield
         link.mend()
         return
-    assert kind in (*LINK, "conflict", "redirect")
+    assert kind in (*LINK, "conflict", "redirect", "rejected")
     with link.behaving(scripts.script(lane, kind, rng)):
         yield
+    if kind == "rejected":
+        stage.resend()
     if kind in {"hang", "drip"}:
         link.cut()
         link.mend()
@@ -74,6 +98,9 @@ def _link(stage: Stage, lane: str, kind: str, rng: random.Random) -> Iterator[No
 
 @contextmanager
 def _daemons(stage: Stage, fault: Fault, rng: random.Random) -> Iterator[None]:
+    if fault.kind in DAMAGE:  # a disk that takes no writes cannot be written to by us either
+        with suppress(AssertionError):
+            eventually(lambda: not stage.disk.troubled, SOUND_DISK_SECONDS)
     with stage.lock:
         chosen = rng.choice(stage.daemons)
         match fault.kind:
@@ -101,15 +128,18 @@ def _daemons(stage: Stage, fault: Fault, rng: random.Random) -> Iterator[None]:
 
 def _damage(stage: Stage, daemon: Daemon, kind: str, rng: random.Random) -> None:
     """End a daemon, by a kill or in good order, and damage the file of one of its spools."""
-    with daemon.down(rng.choice((signal.SIGKILL, signal.SIGTERM))):
+    ends = (signal.SIGKILL, signal.SIGTERM)  # the second leaves no journal
+    with daemon.down(signal.SIGKILL if kind.startswith("journal_") else rng.choice(ends)):
         name = rng.choice(daemon.names)
-        spool = Path(daemon.settings["BYOC_STATE_DIR"]) / name / "spool.db"
+        spool = stage.state_dir / name / "spool.db"
         if stage.disk.troubled or not spool.exists():
-            return  # a disk that takes no writes cannot be written to by us either
-        stage.at_risk |= held(spool)
+            return
+        before = held(spool)
         stage.damaged.append(f"{name} {kind}")
         with suppress(OSError):  # it got full or read-only just now
             damage(spool, kind, rng)
+        after = held(spool) if kind.startswith("journal_") else {}  # what is left there must come
+        stage.at_risk |= {one: body for one, body in before.items() if one not in after}
 
 
 @contextmanager
@@ -146,17 +176,23 @@ def _target(target: Target, kind: str) -> Iterator[None]:
 
 
 @contextmanager
-def _part(world: World, kind: str) -> Iterator[None]:
+def _part(stage: Stage, kind: str) -> Iterator[None]:
+    world, began = stage.world, time.monotonic()
     match kind:
         case "clickhouse_killed":
             world.clickhouse.kill()
             yield
+            stage.note_outage(kind, began)
             world.clickhouse.start()
         case "clickhouse_paused":
             with _frozen(world.clickhouse):
                 yield
+                stage.note_outage(kind, began)
         case "aws_paused":
-            with _frozen(world.localstack):
+            with _frozen(world.aws.server):
+                yield
+        case "aws_killed":
+            with world.without_aws():
                 yield
         case _:
             world.alertmanager.kill()
@@ -171,6 +207,13 @@ def _frozen(process: RealProcess) -> Iterator[None]:
         yield
     finally:
         os.killpg(process.pid, signal.SIGCONT)
+
+
+def _joined(threads: Sequence[threading.Thread], seconds: float) -> None:
+    """Wait for all of them, but no longer than that."""
+    end = time.monotonic() + seconds
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))
 
 
 class Lanes:
@@ -189,8 +232,10 @@ class Lanes:
         threads = [threading.Thread(target=self._lane, args=(lane, began)) for lane in lanes]
         for thread in threads:
             thread.start()
-        for thread in threads:
-            thread.join()
+        while any(thread.is_alive() for thread in threads):
+            _joined(threads, PROGRESS_SECONDS)
+            seconds = time.monotonic() - began
+            print(f"  {seconds:.0f} s: {len(self.done)} of {len(self._faults)} faults", flush=True)
 
     def _lane(self, lane: str, began: float) -> None:
         for fault in self._faults:

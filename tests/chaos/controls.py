@@ -7,6 +7,7 @@ from typing import Any
 
 from tests.chaos import oracle
 from tests.chaos.evidence import ALERT, Evidence
+from tests.chaos.outages import Outage
 from tests.chaos.target import Life
 
 Check = Callable[[Evidence], Iterator[str]]
@@ -15,7 +16,7 @@ Control = tuple[str, Check, Evidence]
 
 def controls(found: Evidence) -> list[Control]:
     """Return (what was altered, the check that must notice, the altered evidence)."""
-    return [*_billing(found), *_states(found), *_alerts(found), *_rest(found)]
+    return [*_billing(found), *_states(found), *_alerts(found), *_dead(found), *_rest(found)]
 
 
 def unnoticed(found: Evidence) -> list[str]:
@@ -39,6 +40,8 @@ def _billing(found: Evidence) -> Iterator[Control]:
         replace(found, writes=found.writes + found.writes),
     )
     yield "a microsecond is missing", oracle.billing, replace(found, lives=more)
+    other = {middle: found.objects[middle] + b"-"}
+    yield "a restart hid other bytes", oracle.billing, replace(found, before=[other])
 
 
 def _states(found: Evidence) -> Iterator[Control]:
@@ -52,20 +55,28 @@ def _states(found: Evidence) -> Iterator[Control]:
     yield "a transition is dropped", oracle.states, replace(found, states=_without(states, number))
     yield "two states are swapped", oracle.states, replace(found, states=swapped)
     yield "an id has two contents", oracle.states, replace(found, states=[*states, twice])
+    blind = Outage("clickhouse_killed", oracle.TOLD_SECONDS, "running")
+    yield "an outage is not told", oracle.outages, replace(found, outages=[blind])
+    yield "its end is not told", oracle.outages, replace(found, last_word="failed PING_FAILED")
 
 
 def _alerts(found: Evidence) -> Iterator[Control]:
     events = found.events
-    number = next(
-        n
-        for n, one in enumerate(events)
-        if one["type"] == ALERT and one["data"]["status"] == "resolved"
-    )
+    number = next(n for n, one in enumerate(events) if _ends_what_was_in_time(found, one))
     early = [events[number], *_without(events, number)]
     other = [*events, events[number] | {"id": "another"}]
     yield "an alert is dropped", oracle.alerts, replace(found, events=_without(events, number))
     yield "an alert has two ids", oracle.alerts, replace(found, events=other)
     yield "an end comes before its beginning", oracle.alerts, replace(found, events=early)
+
+
+def _dead(found: Evidence) -> Iterator[Control]:
+    billing, alert = (oracle.BILLING, found.events[0]["id"]), (oracle.ALERTS, "another")
+    yield "usage is a dead letter", oracle.dead_letters, replace(found, dead={billing})
+    yield "a dead letter never comes", oracle.dead_letters, replace(found, dead={alert})
+    alone = replace(found, dead=set(), buried=_ids_of_alerts(found))
+    yield "a dead letter came by itself", oracle.dead_letters, alone
+    yield "a dead letter is left", oracle.dead_letters, replace(found, dead_left=1)
 
 
 def _rest(found: Evidence) -> Iterator[Control]:
@@ -76,6 +87,16 @@ def _rest(found: Evidence) -> Iterator[Control]:
     yield "a process died of a signal", oracle.processes, replace(found, ends={name: [-7]})
     yield "records are left over", oracle.processes, replace(found, backlogs={name: 1})
     yield "descriptors leak", oracle.growth, replace(found, figures={name: (before, grown)})
+
+
+def _ends_what_was_in_time(found: Evidence, event: dict[str, Any]) -> bool:
+    """Tell whether an event ends an alert whose beginning was not refused at first."""
+    ended = [one for one in oracle.facts_of([event]) if one.status == "resolved"]
+    return any(oracle.begun(one) not in oracle.late_facts(found) for one in ended)
+
+
+def _ids_of_alerts(found: Evidence) -> set[str]:
+    return {one["id"] for one in found.events if one["type"] == ALERT}
 
 
 def _without(items: list[dict[str, Any]], number: int) -> list[dict[str, Any]]:

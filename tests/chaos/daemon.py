@@ -43,6 +43,8 @@ class Daemon:
     settings: Mapping[str, str]
     ends: list[int] = field(default_factory=list)  # exit codes; -9: killed
     port: int = field(default_factory=free_port)
+    touched: float = 0.0  # monotonic: when it was last started or sent a signal
+    frozen: bool = False
     _process: subprocess.Popen[bytes] | None = None
     _wanted: threading.Event = field(default_factory=threading.Event)
     _over: threading.Event = field(default_factory=threading.Event)
@@ -63,6 +65,8 @@ class Daemon:
         with self._lock:
             if self._process and self._process.poll() is None:
                 self._process.send_signal(number)
+                self.touched = time.monotonic()
+                self.frozen = number == signal.SIGSTOP
 
     @contextmanager
     def down(self, number: signal.Signals) -> Iterator[None]:
@@ -135,14 +139,14 @@ class Daemon:
         except psutil.Error:
             return None
 
-    def logged(self, event: str) -> list[dict[str, Any]]:
-        """Return the lines of all lives' log with that event."""
+    def logged(self, *events: str) -> list[dict[str, Any]]:
+        """Return the lines of all lives' log with one of these events."""
         found = []
         for line in self.log.read_text(errors="replace").split("\n"):
-            if f'"{event}"' in line:
+            if any(f'"{event}"' in line for event in events):
                 with suppress(ValueError):  # a kill may cut a line
                     found.append(json.loads(line))
-        return [one for one in found if one.get("event") == event]
+        return [one for one in found if one.get("event") in events]
 
     def _end(self) -> None:
         """Let nobody start it again."""
@@ -161,6 +165,7 @@ class Daemon:
             with self._lock:
                 if self._wanted.is_set() and not self._over.is_set():
                     self._process = self._spawned()
+                    self.touched, self.frozen = time.monotonic(), False
                     process = self._process
                 else:
                     continue

@@ -8,36 +8,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agents.core.events import parse_rfc3339
-from agents.doubles.http import Request
 from tests.chaos.acts import Stage
+from tests.chaos.aws import Stored
 from tests.chaos.daemon import Daemon, Figures
+from tests.chaos.facts import Fact
+from tests.chaos.outages import Outage, last_word
 from tests.chaos.target import Life
 from tests.real.scraper import PROGRAM, clean_environ
 
 ALERT = "byoc.alert.v1"
 
 
-@dataclass(frozen=True)
-class Fact:
-    """One thing that Alertmanager told and the forwarder answered with 2xx."""
-
-    fingerprint: str
-    starts_at_ms: int
-    status: str
-
-
-def fact(fingerprint: str, starts_at: str, status: str) -> Fact:
-    """Return it with its time as a number: the texts of one time differ."""
-    return Fact(fingerprint, parse_rfc3339(starts_at), status)
-
-
 @dataclass
 class Evidence:
     """All that the oracle looks at."""
 
-    objects: dict[str, bytes]  # S3 key -> bytes
-    writes: Counter[str]  # S3 key -> how often it was written
+    objects: dict[str, bytes]  # S3 key -> bytes, of all lives of LocalStack
+    writes: Counter[tuple[int, str]]  # (life, S3 key) -> how often it was written
+    before: list[dict[str, bytes]]  # of each life that a kill ended: S3 key -> bytes
     lives: list[Life]  # of the metered group, oldest first, by the kernel
     states: list[dict[str, Any]]  # bodies of the queue, as they came
     told: list[dict[str, Any]]  # `state.told` of the exporter's log: written after the commit
@@ -49,58 +37,79 @@ class Evidence:
     ends: dict[str, list[int]]  # process -> exit codes
     last_ends: dict[str, int]  # process -> exit code of the SIGTERM at the end
     backlogs: dict[str, int]  # daemon -> records left at the end
-    dead_letters: int
+    dead: set[tuple[str, str]]  # (daemon, id) of dead letters that were sent again
+    buried: set[str]  # ids that the logs call dead letters
+    dead_left: int  # after the last of them was sent again
     defects: list[str]  # `agent.defect` and `ship.defect` of all logs
     figures: dict[str, tuple[Figures, Figures]]  # process -> before the first fault, at the end
     at_risk: dict[str, bytes] = field(default_factory=dict)  # id -> body, in a damaged spool
     damaged: list[str] = field(default_factory=list)
     disk_troubles: bool = False
+    tight: bool = False  # small spools
+    turned_away: int = 0  # notifications that the forwarder answered with 503
+    outages: list[Outage] = field(default_factory=list)  # of ClickHouse
+    last_word: str = ""  # of the exporter, when all was well again
 
 
-def accepted(stage: Stage) -> set[Fact]:
-    """Return what the forwarder took, whether or not Alertmanager heard of it."""
-    taken = stage.world.links["webhook"].taken
-    return _facts(request for request, reply in taken if 200 <= reply.status < 300)
+@dataclass(frozen=True)
+class Settled:
+    """What was seen when all was well again, before the end."""
+
+    dead_left: int
+    last_word: str
 
 
-def _facts(requests: Iterable[Request]) -> set[Fact]:
-    alerts = [one for request in requests for one in json.loads(request.body)["alerts"]]
-    return {fact(one["fingerprint"], one["startsAt"], one["status"]) for one in alerts}
+def settled(stage: Stage) -> Settled:
+    left = (one["backlog"]["dead_letters"] for daemon in stage.daemons for one in _status(daemon))
+    return Settled(sum(left), last_word(stage.exporter))
+
+
+def _status(daemon: Daemon) -> Iterable[dict[str, Any]]:
+    return daemon.status().values()
 
 
 def collected(
     stage: Stage,
     figures: dict[str, tuple[Figures, Figures]],
     last_ends: dict[str, int],
-    troubles: bool,
+    seen: Settled,
 ) -> Evidence:
     """Gather it, after everything has ended."""
     world, daemons = stage.world, stage.daemons
-    state_dir = daemons[0].settings["BYOC_STATE_DIR"]
+    state_dir = str(stage.state_dir)
+    lives = [*world.aws.lives, Stored("", world.bucket.objects(), world.bucket.writes())]
     stops = [one for daemon in daemons for one in daemon.logged("agent.stop")]
     shown = _ledger("show", state_dir, "--json")
     assert shown.returncode == 0, shown.stderr
     verdict = _ledger("verify", state_dir)
     return Evidence(
-        objects=world.bucket.objects(),
-        writes=world.bucket.writes(),
+        objects={key: body for life in lives for key, body in life.objects.items()},
+        writes=Counter(
+            {(n, key): many for n, one in enumerate(lives) for key, many in one.writes.items()}
+        ),
+        before=[life.objects for life in world.aws.lives],
         lives=[*stage.target.lives, stage.target.life()],
         states=list(world.queue.got),
         told=_logged(daemons, "state.told"),
-        offered=_facts(stage.world.links["webhook"].given),
-        accepted=accepted(stage),
+        offered=world.notified.offered,
+        accepted=world.notified.accepted,
         events=list(world.receiver.events.values()),
         ledger=[json.loads(line) for line in shown.stdout.splitlines()],
         ledger_verdict="" if verdict.returncode == 0 else verdict.stdout + verdict.stderr,
         ends={"+".join(one.names): one.ends for one in daemons},
         last_ends=last_ends,
         backlogs={one["agent"]: one["backlog_records"] for one in stops},
-        dead_letters=len(_logged(daemons, "ship.dead_letter")),
+        dead=stage.dead,
+        buried={one["id"] for one in _logged(daemons, "ship.dead_letter")},
+        dead_left=seen.dead_left,
         defects=[json.dumps(one) for one in _logged(daemons, "agent.defect", "ship.defect")],
         figures=figures,
         at_risk=stage.at_risk,
         damaged=stage.damaged,
-        disk_troubles=troubles,
+        disk_troubles=stage.disk.touched > 0,
+        turned_away=world.notified.turned_away,
+        outages=stage.outages,
+        last_word=seen.last_word,
     )
 
 

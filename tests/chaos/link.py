@@ -3,8 +3,9 @@
 Or it does to a request what a bad network or a troubled service does.
 """
 
+import asyncio
 import http.client
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from agents.doubles.http import HttpDouble, Reply, Request, Script, serving
@@ -15,13 +16,18 @@ HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect", "conten
 
 
 class Link:
-    """Requests come in one after the other where the server behind is slow, as by a thin line."""
+    """Requests come in one after the other where the server behind is slow, as by a thin line.
+
+    Nothing is kept of them: `given` and `taken` are told of each that went to the server behind,
+    and of each that it did answer.
+    """
 
     def __init__(self, name: str, upstream_port: int) -> None:
         self.name = name
         self.upstream_port = upstream_port
-        self.given: list[Request] = []  # what went to the server behind, whatever became of it
-        self.taken: list[tuple[Request, Reply]] = []  # what the server behind did answer
+        self.given: Callable[[Request], None] = lambda _: None
+        self.taken: Callable[[Request, Reply], None] = lambda _request, _reply: None
+        self.blocked = False  # nothing gets to the server behind: it is being made anew
         self.http = HttpDouble(serving, apply=self._apply)
         self._thread = LoopThread()
         self._open = False
@@ -43,6 +49,11 @@ class Link:
             self._thread.run(self.http.__aexit__())
             self._open = False
 
+    def block(self) -> None:
+        """Give nothing on from now; return when what is on its way has its answer, or none."""
+        self.blocked = True
+        self._thread.run(asyncio.sleep(0))
+
     def close(self) -> None:
         self.cut()
         self._thread.close()
@@ -58,12 +69,15 @@ class Link:
 
     def _apply(self, request: Request) -> Reply:
         """Give it on. Raises ConnectionError when no answer comes: the connection is closed."""
-        self.given.append(request)
+        self.http.requests.clear()
+        if self.blocked:
+            raise ConnectionResetError("nobody is there")
+        self.given(request)
         try:
             reply = self._forward(request)
         except (OSError, http.client.HTTPException) as error:
             raise ConnectionResetError(str(error)) from error
-        self.taken.append((request, reply))
+        self.taken(request, reply)
         return reply
 
     def _forward(self, request: Request) -> Reply:

@@ -56,6 +56,7 @@ class Disk:
     kind: str
     repairs: int = 0
     troubled: bool = field(default=False)
+    touched: float = 0.0  # monotonic: when a trouble was over
 
     @contextmanager
     def full(self) -> Iterator[None]:
@@ -67,7 +68,10 @@ class Disk:
         finally:
             (self.path / "other").unlink(missing_ok=True)
             run("sync", "-f", str(self.path))  # else a file system that breaks now has it again
-            self.troubled = False
+            self._well()
+
+    def _well(self) -> None:
+        self.troubled, self.touched = False, time.monotonic()
 
     def break_(self) -> None:
         """Let the kernel meet an error: it makes the file system read-only."""
@@ -90,7 +94,7 @@ class Disk:
         run("mount", "-o", "loop", str(copy), str(self.path))
         if image.name.startswith("repaired-"):
             image.unlink()
-        self.troubled = False
+        self._well()
 
 
 @contextmanager

@@ -10,13 +10,15 @@ from typing import Any
 
 from agents.billing.record import Usage
 from agents.billing.verify import Report
-from tests.chaos.evidence import ALERT, Evidence, Fact, fact, written
+from tests.chaos.evidence import ALERT, Evidence, written
+from tests.chaos.facts import Fact, fact
 from tests.real.stored import billed, usages, verified
 
 CORES = 2
 SAMPLE_SECONDS = 0.5
 GOOD_ENDS = {0, -9, -15}  # in good order; killed; ended before it could hear SIGTERM
 NO_DISK = 2  # exit code where the state directory cannot be used
+TOLD_SECONDS = 10.0  # from a silent server to the word: a ping's 2 s twice, and 5 to start
 MORE = {"fds": 12, "threads": 6, "tasks": 8, "rss_bytes": 24 * 1024**2}  # than before the faults
 STATE_TYPE = "byoc.service.state.v1"
 BILLING, STATE, ALERTS = "billing-scraper", "state-exporter", "alert-forwarder"
@@ -24,13 +26,16 @@ BILLING, STATE, ALERTS = "billing-scraper", "state-exporter", "alert-forwarder"
 
 def judged(found: Evidence) -> list[str]:
     """Return everything that differs from what is promised."""
-    checks = (billing, states, alerts, ledger, processes, growth)
+    checks = (billing, states, outages, alerts, dead_letters, ledger, processes, growth)
     return [f"{check.__name__}: {said}" for check in checks for said in check(found)]
 
 
 def billing(found: Evidence) -> Iterator[str]:
     """Every second once or in a stated gap; CPU as the kernel counted it, to the microsecond."""
     yield from (f"{key} written {n} times" for key, n in found.writes.items() if n != 1)
+    for number, life in enumerate(found.before):
+        changed = [key for key, body in life.items() if found.objects.get(key) != body]
+        yield from (f"life {number} of S3 had {key} with other bytes" for key in changed)
     with tempfile.TemporaryDirectory() as place:
         report = verified(str(written(found.objects, Path(place))))
     for finding in report.findings:
@@ -70,8 +75,13 @@ def _cpu(found: Evidence, report: Report) -> Iterator[str]:
 
 
 def _gap_seconds(report: Report) -> Decimal:
-    """Return how long nothing was metered, but for the time before the first sample of all."""
+    """Return how long nothing was metered, but for the time before the first sample of all.
+
+    What a clock set forward has jumped over counts: once it is set back, that time is lived, and a
+    life that ends in it has no other time to state.
+    """
     ended = {"target_restarted", "target_absent", "target_unreadable", "no_checkpoint"}
+    ended |= {"clock_step"}
     return sum((gap.seconds for gap in report.gaps[1:] if gap.reason in ended), Decimal(0))
 
 
@@ -102,7 +112,7 @@ def _epoch(found: Evidence, epoch: int, told: list[dict[str, Any]]) -> Iterator[
     wanted = set(range(1, max(numbers, default=0) + 1)) - {one["transition"] for one in excused}
     if len(numbers) != len(set(numbers)) or not wanted <= set(numbers):
         yield f"epoch {epoch}: transitions {numbers}"
-    if told[-1]["lost_transitions"] and not found.disk_troubles:
+    if told[-1]["lost_transitions"] and not (found.disk_troubles or found.tight):
         yield f"epoch {epoch} lost {told[-1]['lost_transitions']} transitions"
     if found.damaged:
         return  # the log does not say of which epoch a number is
@@ -118,22 +128,34 @@ def _at_risk(found: Evidence, epoch: int) -> list[dict[str, Any]]:
     return [one for one in data if one["epoch"] == epoch]
 
 
+def outages(found: Evidence) -> Iterator[str]:
+    """Every outage of ClickHouse that nothing else hid was told before it ended; then the end."""
+    for one in found.outages:
+        if one.quiet_seconds >= TOLD_SECONDS and "PING_FAILED" not in one.word:
+            yield f"{one.kind} for {one.quiet_seconds:.1f} s, and the exporter says {one.word!r}"
+    if not found.last_word.startswith("running"):
+        yield f"all is well again, and the exporter says {found.last_word!r}"
+
+
 def alerts(found: Evidence) -> Iterator[str]:
     """Every alert that was accepted is delivered once, none is invented, firing before resolved."""
-    arrived = _facts(found.events)
+    arrived = facts_of(found.events)
     yield from (f"{one} delivered {n} times" for one, n in Counter(arrived).items() if n != 1)
+    late = late_facts(found)
     place = {one: number for number, one in enumerate(arrived)}
     for one, number in place.items():
+        if begun(one) in late:
+            continue
         if one.status == "resolved" and place.get(begun(one), len(place)) >= number:
             yield f"{one} is not after its beginning"
     bodies = [json.loads(body) for body in found.at_risk.values() if body.startswith(b"{")]
-    if lost := found.accepted - set(arrived) - set(_facts(bodies)):
+    if lost := found.accepted - set(arrived) - set(facts_of(bodies)):
         yield f"accepted and never delivered: {sorted(map(str, lost))}"
     if invented := set(arrived) - found.offered - {begun(one) for one in found.offered}:
         yield f"delivered and never offered: {sorted(map(str, invented))}"
 
 
-def _facts(events: Iterable[dict[str, Any]]) -> list[Fact]:
+def facts_of(events: Iterable[dict[str, Any]]) -> list[Fact]:
     return [
         fact(data["fingerprint"], data["starts_at"], data["status"])
         for event in events
@@ -143,9 +165,28 @@ def _facts(events: Iterable[dict[str, Any]]) -> list[Fact]:
     ]
 
 
+def late_facts(found: Evidence) -> set[Fact]:
+    """Return what was refused, and went out when it was sent again."""
+    return set(facts_of(one for one in found.events if (ALERTS, one["id"]) in found.dead))
+
+
 def begun(one: Fact) -> Fact:
     """Return the beginning of what ended."""
     return Fact(one.fingerprint, one.starts_at_ms, "firing")
+
+
+def dead_letters(found: Evidence) -> Iterator[str]:
+    """Nothing but what the control plane refuses dies; sent again, each arrives; none is left."""
+    if others := sorted(agent for agent, _ in found.dead if agent != ALERTS):
+        yield f"dead letters of {others}"
+    arrived = {one["id"] for one in found.events}
+    if lost := {one for _, one in found.dead} - arrived - found.at_risk.keys():
+        yield f"sent again and never delivered: {sorted(lost)}"
+    alive = {one["id"] for one in found.events if one["type"] == ALERT}
+    if not found.damaged and (back := found.buried & alive - {one for _, one in found.dead}):
+        yield f"buried, never sent again, and delivered: {sorted(back)}"
+    if found.dead_left:
+        yield f"{found.dead_left} dead letters are left"
 
 
 def ledger(found: Evidence) -> Iterator[str]:
@@ -168,8 +209,6 @@ def processes(found: Evidence) -> Iterator[str]:
     yield from (f"{name} kept {n} records" for name, n in found.backlogs.items() if n)
     if missing := {BILLING, STATE, ALERTS} - found.backlogs.keys():
         yield f"never stopped in good order: {missing}"
-    if found.dead_letters:
-        yield f"{found.dead_letters} dead letters"
     yield from found.defects
 
 
@@ -189,5 +228,7 @@ def checked(found: Evidence) -> dict[str, int]:
         "lives of the group": len(found.lives),
         "state messages": len({one["id"] for one in found.states}),
         "alert facts": len(found.accepted),
+        "dead letters": len(found.dead),
+        "outages": sum(one.quiet_seconds >= TOLD_SECONDS for one in found.outages),
         "ledger lines": len(found.ledger),
     }

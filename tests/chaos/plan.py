@@ -15,7 +15,7 @@ LINK = (
 LANES: dict[str, tuple[str, ...]] = {
     "s3": (*LINK, "conflict", "redirect"),
     "sqs": LINK,
-    "plane": (*LINK, "redirect"),
+    "plane": (*LINK, "redirect", "rejected"),
     "webhook": ("cut", "slow", "reset", "lost_answer", "half_answer", "server_error"),
     "clickhouse": ("cut", "slow", "reset", "hang", "server_error", "credentials", "garbage"),
     "daemons": ("kill", "kill_twice", "pause", "terminate", "kill_all"),
@@ -24,8 +24,14 @@ LANES: dict[str, tuple[str, ...]] = {
     "target": ("burner_killed", "renewed", "gone"),
     "parts": ("clickhouse_killed", "clickhouse_paused", "alertmanager_restarted", "aws_paused"),
 }
-DAMAGE = ("spool_header", "spool_page", "spool_cut", "spool_removed")
+DAMAGE = (
+    "spool_header", "spool_page", "spool_cut", "spool_removed",
+    "journal_cut", "journal_flipped", "journal_removed",
+)  # fmt: skip
+LONG_ONLY = ("aws_killed",)  # LocalStack takes ten seconds and more to start
 LONGEST_SECONDS = {"clock": 6.0, "disk": 5.0}
+LONG_SECONDS = 60.0  # a run that is at least so long has longer faults, and restarts LocalStack
+OUTAGE_SECONDS, OUTAGE_REST_SECONDS = 16.0, 6.0  # of other programs in a long run: to be noticed
 QUIET_LANES = ("disk", "clock", "target")  # these pause longer
 
 
@@ -52,13 +58,15 @@ class Plan:
     apart: bool
     disk: str  # "ext4" or "tmpfs"
     damage: bool  # spool files are damaged as well: then what lay in them may be lost, and is named
+    tight: bool  # the spools are so small that a short outage fills them
     faults: tuple[Fault, ...]
 
     def __str__(self) -> str:
         head = (
             f"seed {self.seed}: {self.seconds:.0f} s, {len(self.faults)} faults, "
             f"{'three processes' if self.apart else 'one process'}, state on {self.disk}, "
-            f"spool files {'damaged too' if self.damage else 'left whole'}"
+            f"{'tight' if self.tight else 'wide'} spools, "
+            f"{'damaged too' if self.damage else 'left whole'}"
         )
         return "\n".join([head, *map(str, self.faults)])
 
@@ -73,14 +81,19 @@ def planned(seed: int, seconds: float) -> Plan:
         lanes["disk"] += ("read_only",)
     if damage:
         lanes["daemons"] += DAMAGE
+    if seconds >= LONG_SECONDS:
+        lanes["parts"] += LONG_ONLY
     faults = [fault for lane, kinds in lanes.items() for fault in _lane(rng, lane, kinds, seconds)]
     faults.sort(key=lambda fault: fault.at_seconds)
-    return Plan(seed, seconds, rng.random() < 2 / 3, disk, damage, tuple(faults))
+    apart, tight = rng.random() < 2 / 3, rng.random() < 1 / 3
+    return Plan(seed, seconds, apart, disk, damage, tight, tuple(faults))
 
 
 def _lane(rng: random.Random, lane: str, kinds: Sequence[str], seconds: float) -> list[Fault]:
-    longest = LONGEST_SECONDS.get(lane, 8.0 if seconds > 60 else 4.0)
+    longest = LONGEST_SECONDS.get(lane, 8.0 if seconds >= LONG_SECONDS else 4.0)
     rest = longest * (2 if lane in QUIET_LANES else 1)
+    if lane == "parts" and seconds >= LONG_SECONDS:
+        longest, rest = OUTAGE_SECONDS, OUTAGE_REST_SECONDS
     found: list[Fault] = []
     deck: list[str] = []
     at = rng.uniform(0, rest)

@@ -42,6 +42,7 @@ SQS_ERRORS = {
     "credentials": (403, "InvalidClientTokenId"),
     "not_found": (400, "AWS.SimpleQueueService.NonExistentQueue"),
 }
+REFUSALS = (400, 422)  # of one message, for good
 HTTP_ERRORS = {
     "server_error": 503, "throttled": 429, "forbidden": 403, "credentials": 401, "not_found": 404,
 }  # fmt: skip
@@ -61,6 +62,7 @@ def slow(seconds: float) -> Behaviour:
 def behaviour(lane: str, kind: str, rng: random.Random) -> Behaviour:
     """Return what happens to one request."""
     simple: dict[str, Callable[[], Behaviour]] = {
+        "rejected": lambda: reply(rng.choice(REFUSALS), None, b"-"),
         "slow": lambda: slow(rng.uniform(0.1, 1.5)),
         "reset": lambda: reset,
         "close": lambda: close,
@@ -91,7 +93,7 @@ def script(lane: str, kind: str, rng: random.Random) -> Script:
     mildly = rng.random() < 0.3  # some requests go through
 
     def choose(_: Request) -> Behaviour:
-        if (mildly or kind == "mixed") and rng.random() < 0.3:
+        if (mildly or kind in {"mixed", "rejected"}) and rng.random() < 0.3:
             return serve
         return behaviour(lane, rng.choice(MIXED) if kind == "mixed" else kind, rng)
 

@@ -1,5 +1,7 @@
 """The plan of a chaos run and the judge of a soak, without any real part."""
 
+import json
+import random
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -7,8 +9,12 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.plan import DAMAGE, LANES, planned
+from agents.doubles.http import Reply, Request
+from tests.chaos.aws import Queue
+from tests.chaos.damage import FRAME_HEADER_BYTES, PAGE_BYTES, damage, frames_in_use
+from tests.chaos.plan import DAMAGE, LANES, LONG_ONLY, planned
 from tests.chaos.plot import plot
+from tests.chaos.rounds import rounds
 from tests.chaos.slopes import slopes
 from tests.chaos.soak import report
 
@@ -32,10 +38,52 @@ def test_no_fault_begins_before_the_last_one_of_its_lane_is_over(seconds: float)
 def test_all_kinds_are_dealt_and_only_some_seeds_damage_files() -> None:
     plans = [planned(seed, 180) for seed in SEEDS]
     dealt = Counter(fault.kind for plan in plans for fault in plan.faults)
-    wanted = {*DAMAGE, "read_only", *(kind for kinds in LANES.values() for kind in kinds)}
-    assert dealt.keys() == wanted
+    wanted = {kind for kinds in LANES.values() for kind in kinds}
+    assert dealt.keys() == {*wanted, *DAMAGE, *LONG_ONLY, "read_only"}
     assert 5 < sum(plan.damage for plan in plans) < 45
     assert 5 < sum(plan.apart for plan in plans) < 45
+    assert 5 < sum(plan.tight for plan in plans) < 45
+
+
+def test_a_run_of_hours_is_rounds_that_can_be_replayed_alone() -> None:
+    plans = rounds(7, 2 * 3600 + 60)
+    assert [plan.seed for plan in plans] == list(range(7, 20))
+    assert {plan.seconds for plan in plans} == {564.0}
+    assert plans[3] == planned(10, 60 * float("9.4"))
+    assert rounds(7, 180) == [planned(7, 180)]
+
+
+def frame(salt: bytes) -> bytes:
+    return bytes(8) + salt + bytes(FRAME_HEADER_BYTES - 16 + PAGE_BYTES)
+
+
+def test_only_the_frames_of_the_present_round_of_a_journal_are_hit(tmp_path: Path) -> None:
+    new, old = b"new-salt", b"old-salt"
+    head = bytes(16) + new + bytes(8)
+    journal = tmp_path / "spool.db-wal"
+    assert frames_in_use(journal) == 0
+    journal.write_bytes(head + 3 * frame(new) + 2 * frame(old))
+    assert frames_in_use(journal) == 3
+    damage(tmp_path / "spool.db", "journal_cut", random.Random(1))
+    assert frames_in_use(journal) < 3
+
+
+def test_what_a_killed_queue_took_and_never_gave_counts_as_delivered() -> None:
+    queue = Queue(client=None)
+    entries = [{"Id": str(n), "MessageBody": json.dumps({"id": n})} for n in range(3)]
+    request = Request(
+        0,
+        "POST",
+        "/",
+        {"x-amz-target": "AmazonSQS.SendMessageBatch"},
+        json.dumps({"Entries": entries}).encode(),
+    )
+    answer = {"Successful": [{"Id": "0"}, {"Id": "1"}], "Failed": [{"Id": "2"}]}
+    queue.taken(request, Reply(503))
+    queue.taken(request, Reply(200, {}, json.dumps(answer).encode()))
+    queue.got.append({"id": 0})
+    queue.end_life()
+    assert (queue.got, queue.sent) == ([{"id": 0}, {"id": 1}], [])
 
 
 def samples(**growth: float) -> list[dict[str, Any]]:

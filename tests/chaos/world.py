@@ -1,70 +1,24 @@
 """Everything around the daemons: real parts, the paths to them, a workload, what was received."""
 
-import json
-import secrets
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
-from botocore.session import get_session
 
 from agents.alerts.receiver import Receiver, listening
 from agents.core.clock import SystemClock
+from tests.chaos.aws import Aws, Queue, aws_at
+from tests.chaos.facts import Notified
 from tests.chaos.link import Link, linked
 from tests.chaos.loops import entered
 from tests.real.alerts_lab import AM_CONFIG, HOOK, SECRET, TOKEN
-from tests.real.parts import clickhouse, kernel, localstack, prometheus
-from tests.real.parts.localstack import CREDENTIALS, REGION
+from tests.real.parts import clickhouse, kernel, prometheus
+from tests.real.parts import localstack as localstack_part
 from tests.real.parts.process import RealProcess, free_port
 from tests.real.scraper import SETTINGS
-from tests.real.stored import KEYS, Bucket, bucket_at
+from tests.real.stored import KEYS, Bucket
 
-# What a reader was given and never heard of, as when it froze, comes again this soon.
-FIFO = {"FifoQueue": "true", "VisibilityTimeout": "4"}
 LINKS = ("s3", "sqs", "plane", "webhook", "clickhouse")
-
-
-@dataclass
-class Queue:
-    """A FIFO queue of LocalStack, emptied by a thread as the control plane does."""
-
-    client: Any
-    url: str
-    got: list[dict[str, Any]] = field(default_factory=list)  # bodies as they came
-    _over: threading.Event = field(default_factory=threading.Event)
-
-    def consume(self) -> None:
-        while not self._over.is_set():
-            try:
-                self.receive(1)
-            except (BotoCoreError, ClientError):
-                self._over.wait(0.5)  # frozen: it is asked again
-
-    def receive(self, wait_seconds: int) -> int:
-        """Take up to ten messages; return how many came."""
-        answer = self.client.receive_message(
-            QueueUrl=self.url, MaxNumberOfMessages=10, WaitTimeSeconds=wait_seconds
-        )
-        items = answer.get("Messages", [])
-        for item in items:
-            self.got.append(json.loads(item["Body"]))
-            self.client.delete_message(QueueUrl=self.url, ReceiptHandle=item["ReceiptHandle"])
-        return len(items)
-
-    @contextmanager
-    def consumed(self) -> Iterator[None]:
-        thread = threading.Thread(target=self.consume, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            self._over.set()
-            thread.join(60)
 
 
 @dataclass
@@ -72,70 +26,78 @@ class World:
     """What a run works on."""
 
     directory: Path
-    localstack: RealProcess
+    aws: Aws
     clickhouse: RealProcess
     alertmanager: RealProcess
-    bucket: Bucket
-    queue: Queue
     receiver: Receiver
     links: Mapping[str, Link]
     group: kernel.ControlGroup
     webhook_port: int
+    notified: Notified
+
+    @property
+    def bucket(self) -> Bucket:
+        return self.aws.bucket
+
+    @property
+    def queue(self) -> Queue:
+        return self.aws.queue
+
+    @contextmanager
+    def without_aws(self) -> Iterator[None]:
+        """Kill LocalStack; nothing gets to the next one before bucket and queue are there."""
+        paths = self.links["s3"], self.links["sqs"]
+        self.aws.server.kill()
+        for path in paths:
+            path.block()
+        self.aws.end_life()
+        yield
+        self.aws.start()
+        for path in paths:
+            path.blocked = False
 
 
 @contextmanager
-def world(directory: Path, aws: RealProcess | None = None) -> Iterator[World]:
+def world(directory: Path, localstack: RealProcess | None = None) -> Iterator[World]:
     """Start all parts, but for a LocalStack that runs already; stop them at the end."""
     directory.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         use = stack.enter_context
-        aws = aws or use(_localstack(directory / "localstack"))
-        server = use(clickhouse.old_clickhouse(directory / "clickhouse"))
+        server = localstack or use(_localstack(directory / "localstack"))
+        of_clickhouse = use(clickhouse.old_clickhouse(directory / "clickhouse"))
         receiver = Receiver(TOKEN, SECRET, clock=SystemClock())
         plane_url = use(entered(listening(receiver)))
         webhook_port = free_port()
-        ports = (aws.port, aws.port, int(plane_url.split("/")[2].split(":")[1]))
-        upstream = dict(zip(LINKS, (*ports, webhook_port, server.port), strict=True))
+        ports = (server.port, server.port, int(plane_url.split("/")[2].split(":")[1]))
+        upstream = dict(zip(LINKS, (*ports, webhook_port, of_clickhouse.port), strict=True))
         links = {name: use(linked(name, port)) for name, port in upstream.items()}
         config = AM_CONFIG.format(port=links["webhook"].http.port, hook=HOOK)
-        yield World(
+        found = World(
             directory=directory,
-            localstack=aws,
-            clickhouse=server,
+            aws=use(aws_at(server)),
+            clickhouse=of_clickhouse,
             alertmanager=use(prometheus.alertmanager(directory / "alertmanager", config)),
-            bucket=_bucket(use(bucket_at(aws.url))),
-            queue=use(_queue(aws.url)),
             receiver=receiver,
             links=links,
             group=use(kernel.cgroup_v1("cpuacct", "memory")),
             webhook_port=webhook_port,
+            notified=Notified(),
         )
+        _witnessed(found)
+        yield found
 
 
 def _localstack(place: Path) -> RealProcess:
     place.mkdir()
-    return localstack.localstack(place)
+    return localstack_part.localstack(place)
 
 
-def _bucket(bucket: Bucket) -> Bucket:
-    bucket.create()
-    return bucket
-
-
-@contextmanager
-def _queue(url: str) -> Iterator[Queue]:
-    config = Config(retries={"total_max_attempts": 1}, proxies={}, read_timeout=20)
-    client = get_session().create_client(
-        "sqs", REGION, endpoint_url=url, config=config, **CREDENTIALS
-    )
-    name = f"byoc-{secrets.token_hex(6)}.fifo"
-    made = client.create_queue(QueueName=name, Attributes=FIFO)
-    queue = Queue(client, made["QueueUrl"])
-    try:
-        with queue.consumed():
-            yield queue
-    finally:
-        client.close()
+def _witnessed(of: World) -> None:
+    """Let the paths remember what their ends may forget."""
+    of.links["webhook"].given = of.notified.given
+    of.links["webhook"].taken = of.notified.taken
+    of.links["s3"].taken = of.aws.stored.taken
+    of.links["sqs"].taken = of.aws.queue.taken
 
 
 def settings(of: World, state: Path) -> dict[str, str]:

@@ -14,6 +14,7 @@ from agents.core.errors import (
     SpoolFullError,
     SpoolUnavailableError,
 )
+from agents.core.rows import count
 from agents.core.sink import Message
 from agents.core.store import ROW_OVERHEAD_BYTES, VACUUM_PAGES, Store
 
@@ -54,7 +55,7 @@ def path(tmp_path: Path) -> Path:
 def store(path: Path) -> Iterator[Store]:
     store = Store(path, max_bytes=1 << 20)
     yield store
-    assert store._totals == store._count()
+    assert store._totals == count(store.connection)
     store.close()
 
 
@@ -139,6 +140,19 @@ def test_a_dead_letter_is_kept_with_its_reason_and_can_be_revived_to_the_end(sto
     assert (ids(store), store.dead_letters(), store.totals().bytes) == (["m2", "m1"], [], size)
 
 
+def test_what_a_command_beside_us_revives_is_counted(store: Store, path: Path) -> None:
+    apply(store, messages=[message(1)])
+    size = store.totals().bytes
+    do(store, lambda: store.bury(message(1), "rejected", "400", 5))
+    with closing(Store(path, max_bytes=1 << 20)) as beside:
+        do(beside, lambda: beside.revive("m1"))
+    apply(store, messages=[message(2)])
+    now = store.totals()
+    assert (now.records, now.bytes, now.dead_letters) == (4, 2 * size, 0)
+    do(store, lambda: store.remove(["m1", "m2"]))
+    assert store.totals() == Totals()
+
+
 def test_a_message_that_dies_twice_is_one_dead_letter(store: Store) -> None:
     for detail in ("first", "second"):
         apply(store, messages=[message(1)])
@@ -204,7 +218,7 @@ def test_a_stored_value_that_has_changed_is_not_believed(
     store.connection.execute(f"UPDATE {table} SET {column} = 5")
     with pytest.raises(SpoolCorruptError):
         read(store)
-    store._totals = store._count()
+    store._totals = count(store.connection)
 
 
 def test_an_index_that_lost_a_message_is_damage_and_no_endless_resend(path: Path) -> None:

@@ -36,6 +36,7 @@ class Bench:
         self.clock = clock
         self.servers = servers
         self.metrics = Metrics()
+        self.sent: dict[str, bool] = {}  # what the ledger announces
         self.exporter = self.start()
 
     def start(self) -> Exporter:
@@ -62,6 +63,7 @@ class Bench:
             spool=self.spool,
             clock=self.clock,
             metrics=self.metrics,
+            sent=lambda: self.sent,
         )
 
     @property

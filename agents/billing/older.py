@@ -1,0 +1,28 @@
+"""Tells a spool that is older than what has left, by the keys that the ledger announces.
+
+See `agents.core.ledger.recent`. An object's key says of which epoch and which sequences it is.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from agents.billing.objects import parse_key
+from agents.billing.record import UsageRecord
+
+
+def is_older(epoch: int, sequence: int, sent: Mapping[str, bool]) -> bool:
+    """Tell whether a record of this epoch, with this sequence or a later one, was announced."""
+    keys = filter(None, map(parse_key, sent))
+    return any(key.epoch == epoch and key.last >= sequence for key in keys)
+
+
+def stored_lines(lines: Sequence[bytes], sent: Mapping[str, bool]) -> int:
+    """Return how many of the oldest staged lines lie in an object that the receiver has."""
+    keys = list(filter(None, (parse_key(one) for one, stored in sent.items() if stored)))
+    for number, line in enumerate(lines):
+        usage = msgspec.json.decode(line, type=UsageRecord).data
+        here = (key for key in keys if key.epoch == usage.epoch)
+        if not any(key.first <= usage.sequence <= key.last for key in here):
+            return number
+    return len(lines)

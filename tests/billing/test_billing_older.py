@@ -1,0 +1,68 @@
+"""A spool that has become older than what has left, as by a damaged journal: no wrong bill."""
+
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from agents.billing.verify import Audit, Report
+from agents.core.spool import Spool
+from tests.billing.test_billing_scraper import SECOND, Bench
+
+MAX_BYTES = 1 << 20
+
+
+@asynccontextmanager
+async def opened(bench: Bench) -> AsyncIterator[None]:
+    """Be one process on the directory as it is."""
+    async with Spool(bench.directory, max_bytes=MAX_BYTES, clock=bench.clock) as bench.spool:
+        bench.scraper = bench.made()
+        yield
+
+
+async def shipped(bench: Bench) -> dict[str, bytes]:
+    """Take everything out of the spool, as the shipper does."""
+    messages = await bench.spool.head(1000, 1 << 30)
+    bench.sent |= dict.fromkeys((one.id for one in messages), True)
+    if messages:
+        await bench.spool.remove([one.id for one in messages])
+    return {one.id: one.body for one in messages}
+
+
+def audited(stored: dict[str, bytes]) -> Report:
+    audit = Audit()
+    for key, body in stored.items():
+        audit.add(key, body)
+    return audit.report("bucket")
+
+
+@pytest.mark.parametrize("before", [13, 25, 75], ids=["one minute", "staged", "sealed"])
+@pytest.mark.parametrize("lost", [0, 13, 80, 200])
+async def test_what_has_left_is_billed_once_and_the_rest_is_stated(
+    tmp_path: Path, before: int, lost: int
+) -> None:
+    bench, earlier = Bench(tmp_path / "state"), tmp_path / "earlier"
+    first_ns = bench.clock.boot_ns() + 5 * SECOND  # of the first sample
+    async with opened(bench):
+        await bench.ticks(before)
+        stored = await shipped(bench)
+    shutil.copytree(bench.directory, earlier)
+    async with opened(bench):
+        await bench.ticks(lost)
+        await bench.scraper.finish()
+        stored |= await shipped(bench)
+    shutil.rmtree(bench.directory)
+    earlier.rename(bench.directory)
+    async with opened(bench):
+        await bench.ticks(200)
+        await bench.scraper.finish()
+        for key, body in (await shipped(bench)).items():
+            assert stored.setdefault(key, body) == body, "S3 keeps the first one"
+    report = audited(stored)
+    assert {one.detail for one in report.findings} <= {"stated: spool_corrupt"}
+    billed = sum(total.cpu_core_seconds for total in report.services)
+    unrecorded = sum(one.core_seconds for one in report.unrecorded)
+    assert billed + unrecorded == Decimal(bench.clock.boot_ns() - first_ns) / SECOND
