@@ -11,7 +11,7 @@ from agents.core.ledger.lines import Intent, LedgerLine, Receipt, decode
 from agents.core.ledger.segments import Segments
 from agents.core.ledger.sends import STORED
 
-TAIL_BYTES = 1 << 20  # some 2,000 lines; what a journal of 4 MiB can have held is a few hundred
+TAIL_BYTES = 1 << 19  # some 1,000 lines; what a journal of 4 MiB can have held is a few hundred
 
 
 def recently_sent(directory: Path) -> dict[str, bool]:
