@@ -22,13 +22,14 @@ SERVICES = {  # what `agents` calls, and the credentials that botocore fetches f
 }
 EXAMPLES = shutil.ignore_patterns("examples-*")
 PROSE = ("documentation", "documentationUrl")
+OTHER_BUCKETS = ("--x-s3", "--xa-s3", "--op-s3", "arn:")  # names that the settings refuse
 
 
 def cut(source: Path, target: Path) -> None:
     """Write botocore's `data` folder `source`, cut, to the new folder `target`.
 
-    Left out are all other services and examples. Whole are the rules and the partitions that
-    endpoints come from; of our services' models stays what the operations reach, without prose.
+    Left out are all other services and examples. Of our services' models stays what the operations
+    reach, without prose; of the rules that endpoints come from, what plain bucket names reach.
     """
     target.mkdir(parents=True)
     for file in source.glob("*.json"):
@@ -40,6 +41,10 @@ def cut(source: Path, target: Path) -> None:
         data = model(_read(file), operations)
         file.unlink()
         _write(file.with_name("service-2.json"), data)
+        (file,) = (target / service).glob("*/endpoint-rule-set-1.json*")
+        data = rules(_read(file))
+        file.unlink()
+        _write(file.with_name("endpoint-rule-set-1.json"), data)
 
 
 def endpoints(data: dict[str, Any]) -> dict[str, Any]:
@@ -60,6 +65,24 @@ def model(data: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
             waiting += _shapes_in(data["shapes"][name])
     shapes = {name: shape for name, shape in data["shapes"].items() if name in reached}
     return {**data, **_without_prose({"operations": operations, "shapes": shapes})}
+
+
+def rules(node: dict[str, Any]) -> dict[str, Any]:
+    """Return a tree of endpoint rules without those for directory buckets, Outposts and ARNs."""
+    if "rules" not in node:
+        return node
+    return node | {"rules": [rules(one) for one in node["rules"] if not _of_another_bucket(one)]}
+
+
+def _of_another_bucket(rule: dict[str, Any]) -> bool:
+    return any(
+        one["fn"] == "aws.parseArn" or (one["fn"] == "stringEquals" and _names_another(one["argv"]))
+        for one in rule["conditions"]
+    )
+
+
+def _names_another(arguments: list[Any]) -> bool:
+    return any(one in OTHER_BUCKETS for one in arguments if isinstance(one, str))
 
 
 def _ours(services: dict[str, Any]) -> dict[str, Any]:

@@ -110,8 +110,8 @@ def s3_destination(
     setting = about.get("setting") or "bucket"
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket) or ip_literal(bucket):
         raise ConfigError([f"{setting}: got {bucket!r}; wants a bucket's name, no ARN or URL"])
-    if bucket.endswith("--x-s3"):
-        raise ConfigError([f"{setting}: got {bucket!r}; directory buckets are not supported"])
+    if bucket.endswith(("--x-s3", "--xa-s3", "--op-s3")):
+        raise ConfigError([f"{setting}: got {bucket!r}; wants no directory bucket, no Outpost's"])
     about = {"purpose": "billing objects to S3"} | about
     if endpoint_url:
         return _same_region(https_destination(endpoint_url, **about), region)

@@ -160,7 +160,16 @@ def test_what_is_no_url_is_a_mistake_that_names_the_setting_and_no_secret(url: s
 
 @pytest.mark.parametrize(
     "bucket",
-    ["", "a", "Upper", "arn:aws:s3:eu-west-1:1:accesspoint/x", "x--x-s3", "1.2.3.4", "a/b"],
+    [
+        "",
+        "a",
+        "Upper",
+        "arn:aws:s3:eu-west-1:1:accesspoint/x",
+        "x--x-s3",
+        "x--op-s3",
+        "1.2.3.4",
+        "a/b",
+    ],
 )
 def test_what_is_no_bucket_is_a_mistake(bucket: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(repr(bucket))):

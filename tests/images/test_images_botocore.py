@@ -172,6 +172,7 @@ async def test_the_request_for_credentials_is_the_same(
 def test_the_cut_is_small_and_holds_our_services_alone(data: Path) -> None:
     size = sum(file.stat().st_size for file in data.rglob("*") if file.is_file())
     assert size < 200_000
+    assert b"parseArn" not in (next(data.glob("s3/*/endpoint-rule-set-1.json"))).read_bytes()
     assert {one.name for one in data.iterdir() if one.is_dir()} == set(SERVICES)
 
 
