@@ -48,6 +48,7 @@ BARE = """
 import sys
 from aiohttp import web
 async def page(request):
+    await request.read()
     return web.Response(text="ok")
 app = web.Application()
 app.router.add_get("/", page)
