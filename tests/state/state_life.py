@@ -56,6 +56,7 @@ class Life:
     burn_at: int = 0  # the step at which the fuse kills; 0 = never
     finish: bool = False  # drain at the end
     ship: bool = True  # False: nothing can be sent in this life
+    patience_seconds: float = 30.0  # for an answer; a send that times out makes fewer steps
 
 
 class SimClock:
@@ -136,7 +137,8 @@ async def _live(life: Life) -> None:
     spool = FusedSpool(life.directory, max_bytes=1 << 20, clock=clock)
     spool.fuse, spool.journal = fuse, life.journal
     aws = aws_session(gate, HERE)
-    sqs = SqsSink(aws, gate, life.queue_url, region=HERE, attempt_seconds=0.5, read_timeout=0.3)
+    patience, url = life.patience_seconds, life.queue_url
+    sqs = SqsSink(aws, gate, url, region=HERE, attempt_seconds=2 * patience, read_timeout=patience)
     async with spool, sqs:
         server = ScriptedServer(rows=dict(HEALTHY))
         exporter = _exporter(server, spool, clock, metrics)

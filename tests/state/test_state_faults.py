@@ -124,7 +124,7 @@ async def test_kills_and_bad_answers_at_random(world: World, seed: int) -> None:
 
     world.sqs.http.script = script
     for _ in range(4):
-        await world.live(burn_at=dice.randrange(1, STEPS), ticks=6)
+        await world.live(burn_at=dice.randrange(1, STEPS), ticks=6, patience_seconds=0.3)
     assert -9 in world.exits, f"seed {seed} killed nobody"
     await world.end()
 
