@@ -1,7 +1,8 @@
 """The Python that the agents are measured with: the image's packages, data and trust, no image.
 
-Made once from `constraints/runtime.txt` and compiled. What `images/` cuts (botocore's models, the
-CAs) is used where that folder is there; `Image.said` tells what was.
+Made once from `constraints/runtime.txt` and compiled. The interpreter is Debian's, an optimized
+build as in the images: what a version manager has built often is none, and half as fast. What
+`images/` cuts (botocore's models, the CAs) is used where that folder is there; `Image.said` tells.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ from tests.real.parts.install import ROOT
 from tests.real.parts.process import PartError
 
 PLACE = ROOT / "build" / "bench" / "runtime"
+DEBIANS = Path(f"/usr/bin/python3.{sys.version_info.minor}")
 PINS = ROOT / "constraints" / "runtime.txt"
 IMAGES = Path(os.environ.get("BENCH_IMAGES", ROOT / "images"))
 CUT, TRUST = IMAGES / "cut_botocore.py", IMAGES / "trust.py"
@@ -46,7 +48,7 @@ class Image:
 
 def image() -> Image:
     """Return it, made where it is not there or its inputs have changed. Raises PartError."""
-    inputs = [path for path in (PINS, CUT, TRUST) if path.exists()]
+    inputs = [path for path in (PINS, CUT, TRUST, Path(__file__)) if path.exists()]
     stamp = hashlib.sha256(b"".join(path.read_bytes() for path in inputs)).hexdigest()
     if not (PLACE / stamp).exists():
         shutil.rmtree(PLACE, ignore_errors=True)
@@ -61,11 +63,16 @@ def packages() -> Path:
     return found
 
 
+def interpreter() -> Path:
+    """Return the Python that is measured."""
+    return DEBIANS if DEBIANS.exists() else Path(sys.executable)
+
+
 def _make() -> None:
     python = PLACE / "venv" / "bin" / "python"
-    _run(sys.executable, "-m", "venv", PLACE / "venv")
-    _run(python, "-m", "pip", "install", "-q", "--no-deps", "--require-hashes", "-r", PINS)
-    _run(python, "-m", "pip", "uninstall", "-q", "-y", "pip", "setuptools")
+    _run(interpreter(), "-m", "venv", "--without-pip", PLACE / "venv")
+    pip = (sys.executable, "-m", "pip", "--python", python)
+    _run(*pip, "install", "-q", "--no-deps", "--require-hashes", "-r", PINS)
     _run(python, "-m", "compileall", "-q", packages(), ROOT / "agents")
     if CUT.exists():
         _run(python, CUT, "--in-place")
@@ -82,7 +89,8 @@ def _environ() -> dict[str, str]:
 def _said() -> str:
     cut = "botocore's models cut" if CUT.exists() else "botocore's models whole"
     trust = "Amazon's CAs only" if TRUST.exists() else "the system's CAs"
-    return f"Python {sys.version.split()[0]}, the image's packages, {cut}, {trust}"
+    done = subprocess.run([interpreter(), "-V"], capture_output=True, text=True, check=True)
+    return f"{done.stdout.strip()} ({interpreter()}), the image's packages, {cut}, {trust}"
 
 
 def _run(*command: object) -> None:
