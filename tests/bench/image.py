@@ -1,7 +1,7 @@
 """The Python that the agents are measured with: the image's packages, data and trust, no image.
 
 Made once from `constraints/runtime.txt` and compiled. The interpreter is Debian's, an optimized
-build as in the images: what a version manager has built often is none, and half as fast. What
+build as in the images: what a version manager has built often is none, and slower. What
 `images/` cuts (botocore's models, the CAs) is used where that folder is there; `Image.said` tells.
 """
 
