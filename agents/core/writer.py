@@ -95,7 +95,8 @@ class Writer:
         if operation is None:
             return None
         if 1 < self._last_size < ENOUGH and operation.kind is Kind.GROW:
-            time.sleep(GATHER_SECONDS)
+            with contextlib.suppress(OSError):  # a clock that is played with: the thread must live
+                time.sleep(GATHER_SECONDS)
         group = [operation]
         while len(group) < MAX_GROUP:
             try:
