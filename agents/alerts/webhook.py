@@ -79,6 +79,9 @@ class Webhook:
     async def _body(self, request: web.BaseRequest) -> bytes:
         if request.content.is_eof():  # all of it is here
             return await request.read()
+        if request.headers.get("Expect", "").lower() == "100-continue":  # who asks waits for it
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0
         async with asyncio.timeout(self._body_seconds):
             return await request.read()
 

@@ -179,6 +179,15 @@ async def test_a_rotated_token_counts_at_once_and_an_emptied_file_changes_nothin
     assert "second" not in repr(logs)
 
 
+async def test_a_sender_that_waits_for_100_continue_is_answered(make: Make) -> None:
+    async with (
+        make() as world,
+        world.session.post(world.url, data=BODY, expect100=True) as answer,
+    ):
+        assert answer.status == 200
+        assert world.relay.bodies == [BODY]
+
+
 async def test_a_body_over_the_limit_is_413(make: Make) -> None:
     async with make() as world:
         fits = BODY.rjust(MAX_BODY_BYTES)
