@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -158,18 +159,21 @@ def parse_count(content: bytes) -> int:
     return int(_matched(_COUNT, content)[1])
 
 
+@lru_cache  # here and below: a limit hardly ever changes
 def parse_cpu_max(content: bytes) -> int | None:
     """Return millicores of `max 100000` or `150000 100000`. Raises ValueError."""
     match = _matched(_CPU_MAX, content)
     return None if match[1] == b"max" else int(match[1]) * 1000 // int(match[2])
 
 
+@lru_cache
 def parse_quota(content: bytes) -> int | None:
     """Return v1's cpu.cfs_quota_us, where -1 means none. Raises ValueError."""
     quota = int(_matched(_QUOTA, content)[1])
     return None if quota < 0 else quota
 
 
+@lru_cache
 def parse_memory_max(content: bytes) -> int | None:
     """Return a limit in bytes; `max` and v1's huge number mean none. Raises ValueError."""
     limit = None if content.strip() == b"max" else parse_count(content)

@@ -70,7 +70,8 @@ def births_agree(before: Reading, now: Reading) -> bool:
 
 def steady(before: Reading, now: Reading) -> Reading:
     """Return `now` with the birth that was seen first, so that a life keeps one name."""
-    return replace(now, born_boot_ns=before.born_boot_ns or now.born_boot_ns)
+    born_boot_ns = before.born_boot_ns or now.born_boot_ns
+    return now if born_boot_ns == now.born_boot_ns else replace(now, born_boot_ns=born_boot_ns)
 
 
 def born_ms(reading: Reading, sample: Sample, place_ms: int) -> int | None:

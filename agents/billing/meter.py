@@ -44,6 +44,7 @@ from agents.billing.window import (
     resized,
     shut,
     sized,
+    stepped,
 )
 
 STEP_TOLERANCE_MS = 1000  # NTP slews at most 0.5 ms a second (ntp_adjtime(2)); more is a step
@@ -99,8 +100,7 @@ class Meter:
         after = _at(sample, moment.place_ms)
         if state.window is None:
             return self._step_gap(_in_gap(state, after), sample, moment)
-        step_ms = state.window.clock_step_ms + moment.step_ms
-        window = replace(state.window, clock_step_ms=step_ms)
+        window = stepped(state.window, moment.step_ms)
         if sample.reading is None:
             return self._step_blind(window, after, sample, moment)
         handed = handed_over(window, sample)

@@ -8,6 +8,7 @@ steps neither loses nor repeats a record.
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import msgspec
@@ -68,6 +69,7 @@ class Scraper:
         self._spool = spool
         self._clock = clock
         self._metrics = metrics
+        self._samples = cache(partial(metrics.billing_samples.labels, agent))  # of a source
         self._prefix = prefix
         self._compression = compression
         self._sent = sent
@@ -194,9 +196,9 @@ class Scraper:
     async def _seal_due(self, wall_ms: int) -> None:
         if not self._staged:
             return
-        oldest = msgspec.json.decode(self._staged[0], type=UsageRecord).data
-        waits_ms = wall_ms - parse_rfc3339(oldest.charge_period_end)
-        another_hour = wall_ms // HOUR_MS != parse_rfc3339(oldest.charge_period_start) // HOUR_MS
+        start_ms, end_ms = _period(self._staged[0])
+        waits_ms = wall_ms - end_ms
+        another_hour = wall_ms // HOUR_MS != start_ms // HOUR_MS
         if waits_ms >= self._pace.seal_ms or another_hour or len(self._staged) >= MAX_LINES:
             await self._seal_all()
 
@@ -246,7 +248,7 @@ class Scraper:
 
     def _note_seen(self, seen: Observation) -> None:
         source = seen.reading.source if seen.reading else "none"
-        self._metrics.billing_samples.labels(self._agent, source).inc()
+        self._samples(source).inc()
         self._note_trouble(seen.trouble)
 
     def _note_error(self, error: SpoolError) -> None:
@@ -289,3 +291,10 @@ class Scraper:
             "window_start": rfc3339(window.start_ms) if window else None,
             "staged_records": len(self._staged),
         }
+
+
+@lru_cache(maxsize=1)  # the oldest is asked for at every sample
+def _period(line: bytes) -> tuple[int, int]:
+    """Return the start and the end of a staged record, milliseconds since 1970."""
+    usage = msgspec.json.decode(line, type=UsageRecord).data
+    return parse_rfc3339(usage.charge_period_start), parse_rfc3339(usage.charge_period_end)

@@ -175,6 +175,13 @@ def resized(window: Window) -> bool:
     return limits != (window.cpu_limit_millicores, window.memory_limit_bytes)
 
 
+def stepped(window: Window, step_ms: int) -> Window:
+    """Return the window with what the wall clock was set by since the last sample."""
+    if not step_ms:
+        return window
+    return replace(window, clock_step_ms=window.clock_step_ms + step_ms)
+
+
 def ended(window: Window) -> Window:
     """Return a window that can be closed: one held at an instant gets a millisecond."""
     holds = window.elapsed_ns > 0 or window.reading.cpu_usec > window.cpu_start_usec

@@ -495,7 +495,7 @@ def test_what_the_kernel_writes(parse: object, text: bytes, value: int | None) -
     assert parse(text) == value
 
 
-PARSERS = [
+PARSERS: list[Callable[[bytes], int | None]] = [
     counters.parse_cpu_stat,
     counters.parse_cpu_max,
     counters.parse_quota,
