@@ -11,6 +11,11 @@ from agents.billing.objects import parse_key
 from agents.billing.record import UsageRecord
 
 
+def epochs(sent: Mapping[str, bool]) -> set[int]:
+    """Return the epochs of what was announced."""
+    return {key.epoch for key in filter(None, map(parse_key, sent))}
+
+
 def is_older(epoch: int, sequence: int, sent: Mapping[str, bool]) -> bool:
     """Tell whether a record of this epoch, with this sequence or a later one, was announced."""
     keys = filter(None, map(parse_key, sent))

@@ -6,12 +6,13 @@ a reader can prove that no CPU second is missing or there twice.
 """
 
 from decimal import Decimal
+from functools import lru_cache
 from typing import Literal
 
 import msgspec
 
 from agents.billing.reading import Reading, SourceName
-from agents.core.events import Event, stable_id
+from agents.core.events import Event, parse_rfc3339, stable_id
 
 TYPE = "byoc.billing.usage.v1"
 
@@ -91,6 +92,13 @@ class UsageRecord(Event, frozen=True, kw_only=True):
     """The CloudEvents envelope with the usage inside."""
 
     data: Usage
+
+
+@lru_cache(maxsize=1)  # the scraper asks for its oldest line at every sample
+def charge_period_ms(line: bytes) -> tuple[int, int]:
+    """Return start and end of an encoded record, milliseconds since 1970. Raises ValueError."""
+    usage = msgspec.json.decode(line, type=UsageRecord).data
+    return parse_rfc3339(usage.charge_period_start), parse_rfc3339(usage.charge_period_end)
 
 
 def life(reading: Reading) -> str:

@@ -8,7 +8,7 @@ steps neither loses nor repeats a record.
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache, partial
+from functools import cache, partial
 from typing import Any
 
 import msgspec
@@ -17,8 +17,8 @@ import structlog
 from agents.billing.checkpoint import Checkpoint, Held, decoded, same_place
 from agents.billing.meter import Meter
 from agents.billing.objects import Compression, runs, seal
-from agents.billing.older import is_older, stored_lines
-from agents.billing.record import GapReason, Usage, UsageRecord
+from agents.billing.older import epochs, is_older, stored_lines
+from agents.billing.record import GapReason, Usage, charge_period_ms
 from agents.billing.recorder import Recorder
 from agents.billing.target import Observation, Target
 from agents.billing.window import HOUR_MS, Period, Sample, State
@@ -75,7 +75,8 @@ class Scraper:
         self._sent = sent
         self._log = structlog.get_logger().bind(agent=agent)
         self._checkpoint: Checkpoint | None = None
-        self._outrun: Checkpoint | None = None  # on disk, and older than what has left
+        self._outrun = False  # what is on disk is older than what has left
+        self._left: set[int] = set()  # epochs of what has left
         self._staged: list[bytes] = []
         self._standby_window = -1
         self._stale = True  # what we believe of the spool must be read again
@@ -151,7 +152,8 @@ class Scraper:
         self._staged = await self._spool.staged()
         sent = await asyncio.to_thread(self._sent)
         found = decoded(stored)
-        self._outrun = found if found and is_older(found.epoch, found.sequence, sent) else None
+        self._left = epochs(sent)
+        self._outrun = found is not None and is_older(found.epoch, found.sequence, sent)
         mine = self._checkpoint
         if self._outrun or not (found and mine and same_place(found, mine)):
             self._checkpoint = None if self._outrun else found
@@ -163,11 +165,12 @@ class Scraper:
     async def _begin(self, sample: Sample) -> None:
         """Start an epoch: nothing is known of what was before."""
         marks = await self._spool.state("spool/")
-        corrupt = self._outrun is not None or marks[ORIGIN] == b"corrupt"
-        reason: GapReason = "spool_corrupt" if corrupt else "no_checkpoint"
         broken = CHECKPOINT in await self._spool.state(CHECKPOINT)  # there, but not ours to read
         epoch = sample.wall_ms if broken else int(marks[EPOCH])
-        epoch = max(epoch, self._outrun.epoch + 1) if self._outrun else epoch
+        again = self._outrun or epoch in self._left
+        corrupt = again or marks[ORIGIN] == b"corrupt"
+        reason: GapReason = "spool_corrupt" if corrupt else "no_checkpoint"
+        epoch = max(epoch, *self._left) + 1 if again else epoch
         state, periods = self._meter.start(sample, reason)
         self._log.warning("billing.epoch", epoch=epoch, reason=reason)
         begun = Checkpoint(epoch=epoch, sequence=0, state=state)
@@ -196,7 +199,7 @@ class Scraper:
     async def _seal_due(self, wall_ms: int) -> None:
         if not self._staged:
             return
-        start_ms, end_ms = _period(self._staged[0])
+        start_ms, end_ms = charge_period_ms(self._staged[0])
         waits_ms = wall_ms - end_ms
         another_hour = wall_ms // HOUR_MS != start_ms // HOUR_MS
         if waits_ms >= self._pace.seal_ms or another_hour or len(self._staged) >= MAX_LINES:
@@ -291,10 +294,3 @@ class Scraper:
             "window_start": rfc3339(window.start_ms) if window else None,
             "staged_records": len(self._staged),
         }
-
-
-@lru_cache(maxsize=1)  # the oldest is asked for at every sample
-def _period(line: bytes) -> tuple[int, int]:
-    """Return the start and the end of a staged record, milliseconds since 1970."""
-    usage = msgspec.json.decode(line, type=UsageRecord).data
-    return parse_rfc3339(usage.charge_period_start), parse_rfc3339(usage.charge_period_end)

@@ -39,7 +39,9 @@ def audited(stored: dict[str, bytes]) -> Report:
     return audit.report("bucket")
 
 
-@pytest.mark.parametrize("before", [13, 25, 75], ids=["one minute", "staged", "sealed"])
+@pytest.mark.parametrize(
+    "before", [0, 13, 25, 75], ids=["nothing yet", "one minute", "staged", "sealed"]
+)
 @pytest.mark.parametrize("lost", [0, 13, 80, 200])
 async def test_what_has_left_is_billed_once_and_the_rest_is_stated(
     tmp_path: Path, before: int, lost: int
