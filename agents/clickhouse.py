@@ -7,7 +7,6 @@ Credentials travel in headers, never in the URL; redirects are never followed.
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -87,12 +86,14 @@ _HEADERS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
+class Bounds(msgspec.Struct, frozen=True):
     """What one request may take."""
 
     seconds: float = 5.0  # from the connection to the last byte
     answer_bytes: int = 1024 * 1024  # ours are a few KiB
+
+
+BOUNDS = Bounds()
 
 
 class ClickHouse:
@@ -109,7 +110,7 @@ class ClickHouse:
         password: str = "",
         *,
         session: SessionFactory = aiohttp.ClientSession,
-        bounds: Bounds = Bounds(),
+        bounds: Bounds = BOUNDS,
     ) -> None:
         """Take `http[s]://host[:port]` and a login. Raises ValueError for any other URL.
 

@@ -10,7 +10,6 @@ from contextlib import (
     asynccontextmanager,
     contextmanager,
 )
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -37,8 +36,7 @@ DAEMONS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Daemon:
+class Daemon(msgspec.Struct, frozen=True):
     """One daemon before it is put together: its settings' struct, its destinations, its parts."""
 
     name: str
@@ -47,8 +45,7 @@ class Daemon:
     opened: Callable[..., AbstractAsyncContextManager[Agent]]
 
 
-@dataclass(frozen=True, slots=True)
-class Configuration:
+class Configuration(msgspec.Struct, frozen=True):
     """All settings of the process, checked."""
 
     core: CoreSettings

@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,8 +34,7 @@ class ClickHouseSettings(msgspec.Struct, frozen=True, kw_only=True):
     ] = ""
 
 
-@dataclass(frozen=True)
-class Runtime:
+class Runtime(msgspec.Struct, frozen=True, dict=True):  # `dict`: for what is cached
     """Given to every daemon when it is put together."""
 
     core: CoreSettings
@@ -44,7 +42,7 @@ class Runtime:
     gate: Gate
     clock: Clock
     metrics: Metrics
-    ledgers: list[FileLedger] = field(default_factory=list)  # those that are open
+    ledgers: list[FileLedger] = msgspec.field(default_factory=list)  # those that are open
 
     @cached_property
     def aws(self) -> Any:

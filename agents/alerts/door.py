@@ -8,9 +8,9 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import structlog
 from aiohttp import StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
@@ -27,8 +27,7 @@ Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 Version = tuple[int, int]  # mtime in nanoseconds, inode
 
 
-@dataclass(frozen=True, slots=True)
-class Listen:
+class Listen(msgspec.Struct, frozen=True):
     """Where to listen. Without files it is plain HTTP, inside the cluster."""
 
     host: str

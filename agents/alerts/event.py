@@ -7,7 +7,6 @@ Alertmanagers give the same `source` and `id`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
@@ -95,8 +94,7 @@ class HeartbeatEvent(Event, frozen=True, kw_only=True):
     data: Heartbeat
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(msgspec.Struct, frozen=True):
     """Whose events these are."""
 
     organization_id: str
@@ -114,16 +112,14 @@ class Origin:
         return stable_id(kind, self.organization_id, self.service_id, *parts)
 
 
-@dataclass(frozen=True, slots=True)
-class Allowed:
+class Allowed(msgspec.Struct, frozen=True):
     """The names of what may leave."""
 
     labels: Sequence[str]
     annotations: Sequence[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Sighting:
+class Sighting(msgspec.Struct, frozen=True):
     """Where and when an alert was seen."""
 
     receiver: str  # Alertmanager's name of us: part of the identity, never told

@@ -7,7 +7,8 @@ inside quotes are Alertmanager's: `\n`, `\"`, `\\`; every other backslash stands
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from agents.alerts.regex import Pattern
 
@@ -20,8 +21,7 @@ GAP = re.compile(r"[\s;]*")  # between two sets
 ESCAPE = re.compile(r'\\([n"\\])')
 
 
-@dataclass(frozen=True, slots=True)
-class Matcher:
+class Matcher(msgspec.Struct, frozen=True):
     """One comparison of one label. A label that is not there counts as the empty string."""
 
     name: str
@@ -37,8 +37,7 @@ class Matcher:
         return self.pattern.matches(value[:MAX_MATCHED_CHARACTERS]) == (self.operator == "=~")
 
 
-@dataclass(frozen=True, slots=True)
-class Selector:
+class Selector(msgspec.Struct, frozen=True):
     """Several sets of matchers, as parsed from `text`."""
 
     text: str

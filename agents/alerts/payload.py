@@ -7,7 +7,6 @@ what is read here leaves as it is: `event.py` builds what leaves from the fields
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
@@ -23,8 +22,7 @@ class NotAWebhookError(ValueError):
     """The body is no JSON object with a list of alerts."""
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(msgspec.Struct, frozen=True):
     """One alert, as far as we look at it."""
 
     status: Status
@@ -35,8 +33,7 @@ class Received:
     fingerprint: str  # 16 hex digits
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(msgspec.Struct, frozen=True):
     """One notification."""
 
     receiver: str

@@ -5,7 +5,9 @@ in `regex.py`. Left out of RE2: `\b`, `\B`, `\p{..}`, `\Q..\E`, `\C` and `(?m)`,
 """
 
 import re
-from dataclasses import dataclass, replace
+
+import msgspec
+from msgspec.structs import replace
 
 MAX_PATTERN = 1000  # characters; a longer list of names belongs into several sets
 MAX_DEPTH = 50  # groups inside groups
@@ -32,8 +34,7 @@ CONTROLS = {"a": "\a", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
 LAST = chr(0x10FFFF)
 
 
-@dataclass(frozen=True, slots=True)
-class Chars:
+class Chars(msgspec.Struct, frozen=True):
     """One character out of, or outside of, some ranges."""
 
     ranges: tuple[Range, ...]
@@ -54,29 +55,25 @@ def _folded(character: str) -> set[str]:
     return {character, *(form for form in forms if len(form) == 1 and form.casefold() == plain)}
 
 
-@dataclass(frozen=True, slots=True)
-class Assert:
+class Assert(msgspec.Struct, frozen=True):
     """`^` or `$`: only here may the text begin or end."""
 
     kind: str
 
 
-@dataclass(frozen=True, slots=True)
-class Cat:
+class Cat(msgspec.Struct, frozen=True):
     """One after the other."""
 
     parts: tuple["Node", ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Either:
+class Either(msgspec.Struct, frozen=True):
     """One of them."""
 
     options: tuple["Node", ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Repeat:
+class Repeat(msgspec.Struct, frozen=True):
     """`part` at least `low` and at most `high` times; None = any number."""
 
     part: "Node"
@@ -87,8 +84,7 @@ class Repeat:
 Node = Chars | Assert | Cat | Either | Repeat
 
 
-@dataclass(frozen=True, slots=True)
-class Flags:
+class Flags(msgspec.Struct, frozen=True):
     """`(?i)` and `(?s)`."""
 
     i: bool = False

@@ -8,8 +8,8 @@ its group sent again because of another alert.
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
+import msgspec
 import structlog
 
 from agents.alerts.counts import Counts, Fate
@@ -34,8 +34,7 @@ from agents.core.sink import Message
 from agents.core.spool import Spool
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
+class Rules(msgspec.Struct, frozen=True):
     """What is relayed, and what of it."""
 
     origin: Origin
@@ -45,13 +44,12 @@ class Rules:
     reminder_seconds: float
 
 
-@dataclass(slots=True)
-class Plan:
+class Plan(msgspec.Struct):
     """What one notification leads to, before it is durable."""
 
-    messages: list[Message] = field(default_factory=list)
-    told: dict[str, int] = field(default_factory=dict)  # event id -> milliseconds since 1970
-    fates: list[Fate] = field(default_factory=list)
+    messages: list[Message] = msgspec.field(default_factory=list)
+    told: dict[str, int] = msgspec.field(default_factory=dict)  # event id -> ms since 1970
+    fates: list[Fate] = msgspec.field(default_factory=list)
     watchdogs: int = 0
 
 

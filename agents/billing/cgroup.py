@@ -14,8 +14,9 @@ process, so that time is the same whenever it is asked for; other cgroups outliv
 import errno
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+
+import msgspec
 
 from agents.billing.counters import KeptFile, counters_of
 from agents.billing.hierarchy import Hierarchy, Locator, identity
@@ -25,8 +26,7 @@ from agents.billing.reading import Reading, SourceName, TargetAbsentError, Targe
 _GONE = frozenset({errno.ENODEV, errno.ENOENT, errno.ESTALE, errno.ESRCH, errno.ENOTDIR})
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """A cgroup that was found."""
 
     hierarchy: Hierarchy

@@ -8,9 +8,10 @@ found below /proc/PID/root. The machine's root cgroup, our own and those above i
 import errno
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
+
+import msgspec
 
 from agents.billing.proc import ProcFs, refused
 from agents.billing.reading import TargetAbsentError, TargetUnreadableError
@@ -19,8 +20,7 @@ UNIFIED = ""  # the v2 hierarchy's name in /proc/PID/cgroup
 Identity = tuple[int, int]  # device and inode of a directory
 
 
-@dataclass(frozen=True, slots=True)
-class Hierarchy:
+class Hierarchy(msgspec.Struct, frozen=True):
     """The directories of one cgroup; in v2 they are one and the same."""
 
     version: Literal["cgroup.v1", "cgroup.v2"]
@@ -30,8 +30,7 @@ class Hierarchy:
     memory: Path | None  # memory.current or memory.usage_in_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(msgspec.Struct, frozen=True):
     """A cgroup file system in a mount table."""
 
     root: PurePosixPath  # which cgroup stands at `point`

@@ -10,8 +10,7 @@ clock has caught up. A clock set forward closes the window where the boot clock 
 jumped span is stated as a gap.
 """
 
-from dataclasses import dataclass
-
+import msgspec
 from msgspec.structs import replace
 
 from agents.billing.life import (
@@ -53,8 +52,7 @@ STEP_TOLERANCE_RATIO = 0.001  # twice the slew limit, for long spans between sam
 Stepped = tuple[State, list[Period]]
 
 
-@dataclass(frozen=True, slots=True)
-class _Moment:
+class _Moment(msgspec.Struct, frozen=True):
     """Where a sample lies in our time."""
 
     place_ms: int

@@ -6,8 +6,9 @@ mounted elsewhere) and because a pid alone names nothing: pid and start time tog
 
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from agents.billing.reading import TargetAbsentError, TargetUnreadableError
 
@@ -18,8 +19,7 @@ _DOCKER_MOUNT = re.compile(r"/containers/([0-9a-f]{64})/")  # of /etc/hostname i
 _START_FIELD = 19  # field 22 of proc(5) stat, counted from the state (field 3) behind the name
 
 
-@dataclass(frozen=True, slots=True)
-class Process:
+class Process(msgspec.Struct, frozen=True):
     """One life of a pid."""
 
     pid: int

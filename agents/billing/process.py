@@ -12,17 +12,16 @@ on, so the sum never falls while the agent runs. After a restart of the agent it
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
+import msgspec
 import psutil
 
 from agents.billing.proc import Finder, Process, ProcFs
 from agents.billing.reading import Reading, SourceName, TargetAbsentError, TargetUnreadableError
 
 
-@dataclass(frozen=True, slots=True)
-class _Use:
+class _Use(msgspec.Struct, frozen=True):
     parent: int  # pid
     own_usec: int
     reaped_usec: int  # of children that were waited for, and of theirs

@@ -1,7 +1,8 @@
 """Periods to usage records: identity, exact figures, quality."""
 
-from dataclasses import dataclass
 from decimal import Decimal
+
+import msgspec
 
 from agents.billing.record import (
     TYPE,
@@ -22,8 +23,7 @@ MISSED_SAMPLES = 2.5  # sample intervals without a reading that make a period es
 NOTHING = Used(cpu_core_seconds=Decimal(0), memory_byte_seconds=0, memory_max_bytes=0)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """Who is metered, and the size that the downward API tells where no counter shows one."""
 
     organization_id: str
@@ -36,8 +36,7 @@ class Identity:
     memory_limit_bytes: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recorder:
+class Recorder(msgspec.Struct, frozen=True, kw_only=True):
     """Writes periods down."""
 
     identity: Identity

@@ -7,7 +7,6 @@ steps neither loses nor repeats a record.
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
@@ -34,8 +33,7 @@ MAX_LINES = 1000  # of one object; half a MiB of JSON
 HELD_AT_ONCE = 6  # hours that are written in one commit: some 10 KiB of room
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pace:
+class Pace(msgspec.Struct, frozen=True, kw_only=True):
     """How often, in milliseconds."""
 
     sample_ms: int

@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+import msgspec
 
 from agents.billing.cgroup import CgroupSource, at_path, of_process
 from agents.billing.hierarchy import Locator
@@ -25,8 +26,7 @@ PROBE_NS = 60_000_000_000  # how long a better source may be back without being 
 MAX_PID = 2**22  # PID_MAX_LIMIT of linux/threads.h, 64 bit
 
 
-@dataclass(frozen=True, slots=True)
-class TargetName:
+class TargetName(msgspec.Struct, frozen=True):
     """BYOC_BILLING_TARGET, parsed."""
 
     kind: Literal["auto", "cgroup", "pid", "process", "clickhouse"]
@@ -42,8 +42,7 @@ class TargetName:
         return default if self.kind == "auto" else None
 
 
-@dataclass(frozen=True, slots=True)
-class Observation:
+class Observation(msgspec.Struct, frozen=True):
     """One look at the target.
 
     `standby` are readings of the other sources at the same moment, so that a change of source finds

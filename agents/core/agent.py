@@ -2,9 +2,9 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any, Protocol
 
+import msgspec
 import structlog
 
 from agents.core.clock import Clock
@@ -36,8 +36,7 @@ async def _nothing_staged() -> None:
     """Stand for a source that stages nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Agent:
+class Agent(msgspec.Struct, frozen=True):
     """The parts of one daemon, and their order at the start and at the end."""
 
     name: str

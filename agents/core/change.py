@@ -1,18 +1,13 @@
-"""The values that go into the spool and come out of it.
-
-Those made for every message are structs: a frozen dataclass takes three times as long to make.
-"""
+"""The values that go into the spool and come out of it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import msgspec
 
 from agents.core.sink import Message
 
 
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
+class DeadLetter(msgspec.Struct, frozen=True):
     """A message that was refused for good, kept with the reason."""
 
     message: Message

@@ -9,7 +9,6 @@ import math
 import platform
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
@@ -25,8 +24,7 @@ SERVICE_LINK = re.compile(
 MAX_PORT = 65535  # RFC 9293: ports are 16 bits
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
+class Setting(msgspec.Struct, frozen=True):
     """How one field is read.
 
     `parse` takes the text and returns the value, raising ValueError with what is wanted. It is

@@ -8,10 +8,10 @@ exponential with full jitter, and never shorter than what the receiver asked for
 import asyncio
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+import msgspec
 import structlog
 from tenacity import AsyncRetrying, RetryCallState, retry_if_result, wait_exponential
 
@@ -62,8 +62,7 @@ FATES: dict[Reason, Fate] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Trouble:
+class Trouble(msgspec.Struct, frozen=True):
     """Why the head of the spool is still there."""
 
     reason: Reason

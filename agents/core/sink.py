@@ -1,14 +1,14 @@
 """What a way out looks like: one method, and the values that go in and come back."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from agents.core.errors import Reason, SendError
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(msgspec.Struct, frozen=True):
     """The exact bytes to be sent, sealed before the first attempt and never changed after it."""
 
     id: str  # S3 object key, SQS de-duplication id, webhook-id: stable over retries and restarts
@@ -22,8 +22,7 @@ class Message:
     replaces: str = ""  # a later message with the same non-empty value replaces an unsent one
 
 
-@dataclass(frozen=True, slots=True)
-class Receipt:
+class Receipt(msgspec.Struct, frozen=True):
     """The receiver's word that it has the message."""
 
     reason: Reason  # OK or ALREADY_STORED

@@ -4,7 +4,6 @@ Everything that must be true together (a message, the checkpoint it was made fro
 it holds) changes in one transaction.
 """
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from itertools import groupby
@@ -239,7 +238,7 @@ class Store:
         with self.whole(), translated():
             message = self._exhume(message_id)
             if message:
-                self._insert([dataclasses.replace(message, replaces="")])
+                self._insert([msgspec.structs.replace(message, replaces="")])
         return message is not None
 
     def head(self, max_messages: int, max_bytes: int) -> list[Message]:

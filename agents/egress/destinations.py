@@ -7,8 +7,8 @@ none of them can allow what another one does not know.
 import ipaddress
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
+import msgspec
 from yarl import URL
 
 from agents.core.errors import ConfigError
@@ -34,8 +34,7 @@ LEGACY_STS_REGIONS = frozenset(  # AWS_STS_REGIONAL_ENDPOINTS=legacy sends these
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Destination:
+class Destination(msgspec.Struct, frozen=True):
     """One (host, port) we may connect to, and what a reader of the policy wants to know of it."""
 
     host: str  # lower case, IDNA, no trailing dot, no brackets

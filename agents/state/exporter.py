@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import msgspec
@@ -28,14 +27,13 @@ class Looks(Protocol):
     async def observe(self) -> Observation: ...  # noqa: D102
 
 
-@dataclass(slots=True)
-class Replica:
+class Replica(msgspec.Struct):
     """One watched server: how to look at it, what is remembered, where it is told."""
 
     name: str
     prober: Looks
     stream: Stream
-    memory: Memory = field(default_factory=Memory)
+    memory: Memory = msgspec.field(default_factory=Memory)
     seen: Observation | None = None
     assessment: Assessment | None = None
     restored: bool = False

@@ -1,9 +1,9 @@
 """Sound buckets, and the tools that damage them."""
 
-import dataclasses
 from collections.abc import Callable
 from functools import cache
 
+import msgspec
 import zstandard
 
 from agents.billing.objects import unseal
@@ -36,14 +36,14 @@ def sound() -> Records:
 
 
 def torn(message: Message) -> Message:
-    return dataclasses.replace(message, body=message.body[:-3])
+    return msgspec.structs.replace(message, body=message.body[:-3])
 
 
 def rewritten(message: Message, change: Callable[[list[bytes]], list[bytes]]) -> Message:
     """Return the object with other lines, well compressed, under its old key."""
     lines = change(unseal(message.id, message.body))
     body = _press(b"".join(line + b"\n" for line in lines))
-    return dataclasses.replace(message, body=body)
+    return msgspec.structs.replace(message, body=body)
 
 
 def _press(text: bytes) -> bytes:

@@ -1,9 +1,9 @@
 """Whatever is done to a bucket, it shows; and the order of reading does not matter."""
 
-import dataclasses
 from collections.abc import Iterator
 from random import Random
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -79,7 +79,7 @@ def test_any_altered_byte_is_found_or_changes_no_record(
     old = messages[which]
     body = bytearray(old.body)
     body[place % len(body)] ^= flip
-    messages[which] = dataclasses.replace(old, body=bytes(body))
+    messages[which] = msgspec.structs.replace(old, body=bytes(body))
     same = audit(messages).well
     assert not same or unseal(old.id, bytes(body)) == unseal(old.id, old.body)
 
@@ -89,7 +89,7 @@ def test_any_altered_byte_is_found_or_changes_no_record(
 def test_any_cut_object_is_torn(which: int, share: float) -> None:
     messages = objects(sound())
     old = messages[which]
-    cut = dataclasses.replace(old, body=old.body[: int(len(old.body) * share)])
+    cut = msgspec.structs.replace(old, body=old.body[: int(len(old.body) * share)])
     messages[which] = cut
     assert audit(messages).counts == {"torn_object": 1}
 

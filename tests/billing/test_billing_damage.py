@@ -1,9 +1,9 @@
 """Each kind of damage is found, called by its name, and nothing else is."""
 
-import dataclasses
 from collections.abc import Callable
 from decimal import Decimal
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -125,7 +125,7 @@ def test_a_jump_of_the_counter_says_how_far() -> None:
 
 def renamed(message: Message, old: str, new: str) -> Message:
     assert old in message.id
-    return dataclasses.replace(message, id=message.id.replace(old, new))
+    return msgspec.structs.replace(message, id=message.id.replace(old, new))
 
 
 def at(

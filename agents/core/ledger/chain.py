@@ -8,7 +8,6 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -45,8 +44,7 @@ MAX_OPEN = 1000  # intents without an outcome; more only if an agent were cancel
 HEAD_BYTES = 128  # the numbers and hashes that a line gets when it is written, less than this
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """A line to be written, and the messages whose bodies are kept with it."""
 
     line: Line

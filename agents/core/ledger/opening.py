@@ -1,8 +1,9 @@
 """What a start finds: where the chain ends, what a crash cut off, and what must be said of it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+
+import msgspec
 
 from agents.core.errors import LedgerNewerError
 from agents.core.ledger.lines import FORMAT, Line, Recovered, decode, digest, format_of
@@ -10,16 +11,15 @@ from agents.core.ledger.scan import START, Head, Scan, raw_lines, scan
 from agents.core.ledger.segments import Segments
 
 
-@dataclass(slots=True)
-class Found:
+class Found(msgspec.Struct):
     """Where to go on. `length` 0 = make this file anew, else cut it to that many bytes."""
 
     number: int
     length: int = 0
     head: Head = START
     open: Sequence[int] = ()  # intents without an outcome
-    removed: set[int] = field(default_factory=set)  # files that were about to be deleted
-    states: list[Line] = field(default_factory=list)
+    removed: set[int] = msgspec.field(default_factory=set)  # files that were about to be deleted
+    states: list[Line] = msgspec.field(default_factory=list)
 
 
 def check_format(segments: Segments) -> None:

@@ -1,9 +1,10 @@
 """One ledger file read back: where the chain in it ends, and what lies behind that end."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
+
+import msgspec
 
 from agents.core.ledger.lines import (
     DURABLE,
@@ -42,16 +43,15 @@ class Raw(NamedTuple):
     whole: bool  # it has a line end
 
 
-@dataclass(slots=True)
-class Scan:
+class Scan(msgspec.Struct):
     """What a file holds. `good_bytes` from its start are a chain; the rest is not."""
 
     good_bytes: int = 0
     head: Head = START  # the last line of the chain
-    open: set[int] = field(default_factory=set)  # intents of the chain without an outcome
-    flying: set[int] = field(default_factory=set)  # the same over all that can be read
-    removed: set[int] = field(default_factory=set)  # files that it says are removed
-    asides: set[str] = field(default_factory=set)  # names of cut-off ends that it states
+    open: set[int] = msgspec.field(default_factory=set)  # intents of the chain without an outcome
+    flying: set[int] = msgspec.field(default_factory=set)  # the same over all that can be read
+    removed: set[int] = msgspec.field(default_factory=set)  # files that it says are removed
+    asides: set[str] = msgspec.field(default_factory=set)  # names of cut-off ends that it states
     rest_bytes: int = 0
     damaged: bool = False  # the rest is more than the torn end of a write
     last: Head = START  # the last whole line as it lies there, in the chain or not

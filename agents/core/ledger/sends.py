@@ -2,7 +2,6 @@
 
 import heapq
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -52,8 +51,7 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
 Event = Send | Refusal
 
 
-@dataclass(frozen=True, slots=True)
-class Filter:
+class Filter(msgspec.Struct, frozen=True):
     """Which events are wanted. Empty = all; type and destination may have * and ?."""
 
     since: str = ""  # RFC 3339 UTC, inclusive
