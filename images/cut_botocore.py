@@ -22,6 +22,8 @@ SERVICES = {  # what `agents` calls, and the credentials that botocore fetches f
 }
 EXAMPLES = shutil.ignore_patterns("examples-*")
 PROSE = ("documentation", "documentationUrl")
+NO_BUCKET = {"fn": "not", "argv": [{"fn": "isSet", "argv": [{"ref": "Bucket"}]}]}
+OTHER_CALLS = ({"ref": "UseObjectLambdaEndpoint"}, {"ref": "UseS3ExpressControlEndpoint"})
 OTHER_BUCKETS = ("--x-s3", "--xa-s3", "--op-s3", "arn:")  # names that the settings refuse
 
 
@@ -68,15 +70,19 @@ def model(data: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def rules(node: dict[str, Any]) -> dict[str, Any]:
-    """Return a tree of endpoint rules without those for directory buckets, Outposts and ARNs."""
+    """Return a tree of endpoint rules without those for other buckets and calls than ours."""
     if "rules" not in node:
         return node
-    return node | {"rules": [rules(one) for one in node["rules"] if not _of_another_bucket(one)]}
+    return node | {"rules": [rules(one) for one in node["rules"] if not _of_others(one)]}
 
 
-def _of_another_bucket(rule: dict[str, Any]) -> bool:
+def _of_others(rule: dict[str, Any]) -> bool:
+    """Tell whether it is for directory buckets, Outposts, ARNs, or calls that we do not make."""
     return any(
-        one["fn"] == "aws.parseArn" or (one["fn"] == "stringEquals" and _names_another(one["argv"]))
+        one == NO_BUCKET
+        or one["fn"] == "aws.parseArn"
+        or any(other in one["argv"] for other in OTHER_CALLS)
+        or (one["fn"] == "stringEquals" and _names_another(one["argv"]))
         for one in rule["conditions"]
     )
 
