@@ -5,7 +5,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from tests.bench import plot, report
+from tests.bench import image, plot, report
 from tests.bench.__main__ import NAMES
 from tests.bench.figures import Row, ratios, row, within
 from tests.real.counts import gate
@@ -43,6 +43,11 @@ def test_the_page_has_a_place_for_every_measurement() -> None:
 def test_the_page_shows_the_baseline_of_the_gate() -> None:
     """`python -m tests.bench --write-docs` after `python -m tests.real.counts --write`."""
     assert report.counts() in PAGE
+
+
+def test_the_bench_runs_in_the_environment_of_the_image() -> None:
+    dockerfile = (image.IMAGES / "Dockerfile").read_text()
+    assert all(f"{name}={value} " in dockerfile for name, value in image.ENVIRON.items())
 
 
 def test_every_target_is_answered_on_the_page() -> None:

@@ -22,7 +22,7 @@ PINS = ROOT / "constraints" / "runtime.txt"
 IMAGES = Path(os.environ.get("BENCH_IMAGES", ROOT / "images"))
 CUT, TRUST = IMAGES / "cut_botocore.py", IMAGES / "trust.py"
 
-
+ENVIRON = {"MALLOC_ARENA_MAX": "1"}  # as images/Dockerfile has it
 LAUNCHER = """
 import sys
 sys.path[:0] = {paths!r}
@@ -82,8 +82,9 @@ def _make() -> None:
 
 def _environ() -> dict[str, str]:
     if not TRUST.exists():
-        return {}
-    return {"SSL_CERT_FILE": str(PLACE / "ca.pem"), "SSL_CERT_DIR": str(PLACE / "none")}
+        return ENVIRON
+    trust = {"SSL_CERT_FILE": str(PLACE / "ca.pem"), "SSL_CERT_DIR": str(PLACE / "none")}
+    return {**ENVIRON, **trust}
 
 
 def _said() -> str:
