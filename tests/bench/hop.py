@@ -2,8 +2,8 @@
 
 All three bring the same alerts to the same receiver, in turn in one run. Ours answers 200 after an
 fsync; Alertmanager answers from memory; syslog-ng takes lines without an answer and keeps them in a
-disk buffer without an fsync. Beside them a bare aiohttp server that reads and answers: the floor of
-what we are built on.
+disk buffer without an fsync. Beside them what ours is made of, a layer at a time: a bare aiohttp
+server that reads and answers, ours where no alert is selected, ours where none can be delivered.
 """
 
 import socket
@@ -17,10 +17,13 @@ import psutil
 from tests.bench import peers, sender
 from tests.bench.figures import Row, ratios, row
 from tests.bench.lab import FORWARDER, Lab, cpu_ns, rss_mib, until
+from tests.real.parts.process import free_port
 
 ALERTS = 2000
 OURS, THEIRS, LINES = "alert-forwarder", "Alertmanager", "syslog-ng"
 BARE = "a bare POST"  # nothing is read of it, kept or delivered
+MATCHED = "alert-forwarder, no alert selected"  # read and matched
+KEPT = "alert-forwarder, nobody to deliver to"  # on disk as well
 
 
 @dataclass
@@ -62,23 +65,25 @@ def measure(lab: Lab) -> list[Row]:
 def _started(lab: Lab, stack: ExitStack) -> dict[str, Hop]:
     url = lab.receivers.plane.url
     ours = stack.enter_context(lab.daemons(FORWARDER))
+    matched = stack.enter_context(lab.daemons(FORWARDER, BYOC_ALERTS_MATCHERS='alertname="none"'))
+    nobody = f"http://127.0.0.1:{free_port()}/"
+    kept = stack.enter_context(lab.daemons(FORWARDER, BYOC_ALERTS_URL=nobody))
     theirs = stack.enter_context(peers.alertmanager(lab.place("alertmanager"), url))
     pid, port = stack.enter_context(peers.syslog_ng(lab.place("syslog-ng"), url))
     bare, page = stack.enter_context(peers.bare_aiohttp(lab.place("bare"), lab.image.python))
     api = f"{theirs.url}/api/v2/alerts"
     return {
-        OURS: Hop(
-            ours.process.pid,
-            lambda first: sender.send(ours.webhook, sender.webhooks(ALERTS, first)),
-        ),
+        OURS: _webhooks(ours.process.pid, ours.webhook),
         THEIRS: Hop(theirs.pid, lambda first: sender.send(api, sender.posts(ALERTS, first))),
         LINES: Hop(pid, lambda first: _lines(port, sender.webhooks(ALERTS, first))),
-        BARE: Hop(
-            bare,
-            lambda first: sender.send(page, sender.webhooks(ALERTS, first)),
-            delivers=False,
-        ),
+        BARE: _webhooks(bare, page, delivers=False),
+        MATCHED: _webhooks(matched.process.pid, matched.webhook, delivers=False),
+        KEPT: _webhooks(kept.process.pid, kept.webhook, delivers=False),
     }
+
+
+def _webhooks(pid: int, url: str, *, delivers: bool = True) -> Hop:
+    return Hop(pid, lambda first: sender.send(url, sender.webhooks(ALERTS, first)), delivers)
 
 
 def _lines(port: int, bodies: list[bytes]) -> list[float]:
