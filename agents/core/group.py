@@ -40,9 +40,9 @@ def grows(group: Sequence[Operation]) -> bool:
 
 
 def together(group: Sequence[Operation], store: Store) -> list[Any]:
-    """Return one answer each: all at one savepoint; where one fails, all again, each at its own."""
+    """Return one answer each: all at once; where one fails, all again, each at its savepoint."""
     try:
-        with store.whole():
+        with store.all():
             return _answers(group, store)
     except (SpoolCorruptError, SpoolUnavailableError):
         raise  # the whole transaction is lost

@@ -7,8 +7,8 @@ from functools import cache
 from itertools import chain
 from typing import Any, TypeVar
 
-from agents.core.change import Totals
-from agents.core.errors import SpoolCorruptError
+from agents.core.change import DeadLetter, Totals
+from agents.core.errors import SpoolCorruptError, SpoolError
 from agents.core.sink import Message
 
 ROW_OVERHEAD_BYTES = 512  # keys, hash and index entries of one row, rounded up
@@ -55,6 +55,25 @@ def put(connection: sqlite3.Connection, messages: Sequence[Message]) -> tuple[in
 def stage(connection: sqlite3.Connection, lines: Sequence[bytes]) -> None:
     """Let lines wait for their batch. Raises sqlite3.Error."""
     _write(connection, "INSERT INTO staged (line, sha256)", [(x, digest(x)) for x in lines])
+
+
+def unstage(connection: sqlite3.Connection, lines: int) -> int:
+    """Forget the oldest staged lines; return their bytes. Raises sqlite3.Error, SpoolError."""
+    oldest = "SELECT position, length(line) FROM staged ORDER BY position LIMIT ?"
+    rows = connection.execute(oldest, (lines,)).fetchall()
+    if len(rows) < lines:  # the caller's memory is of a file that has been set aside
+        raise SpoolError(f"{len(rows)} lines are staged, not {lines}: read them again")
+    connection.execute("DELETE FROM staged WHERE position <= ?", (rows[-1][0],))
+    return sum(size for _, size in rows)
+
+
+def put_dead(connection: sqlite3.Connection, letter: DeadLetter) -> None:
+    """Keep what was refused for good. Raises sqlite3.Error."""
+    connection.execute(
+        f"INSERT INTO dead_letter ({COLUMNS}, sha256, reason, detail, died_at_ms)"  # noqa: S608
+        " VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+        (*row_of(letter.message), letter.reason, letter.detail, letter.died_at_ms),
+    )
 
 
 def _write(connection: sqlite3.Connection, verb: str, rows: Sequence[Sequence[object]]) -> int:
@@ -127,6 +146,16 @@ def count(connection: sqlite3.Connection) -> Totals:
     rows = messages + lines + dead
     size = message_bytes + line_bytes + dead_bytes + rows * ROW_OVERHEAD_BYTES
     return Totals(records=records + lines, bytes=size, dead_letters=dead)
+
+
+def added(totals: Totals, size: int, *, rows: int, records: int, dead: int) -> Totals:
+    """Return the totals with so many more of each; less where a number is negative."""
+    return Totals(
+        records=totals.records + records,
+        bytes=totals.bytes + size + rows * ROW_OVERHEAD_BYTES,
+        oldest_created_at_ms=totals.oldest_created_at_ms,
+        dead_letters=totals.dead_letters + dead,
+    )
 
 
 def others_commits(connection: sqlite3.Connection) -> int:

@@ -183,7 +183,8 @@ class Spool:
             with contextlib.suppress(SpoolError):
                 store.roll_back()
             raise
-        store.give_back()
+        if any(operation.kind is Kind.SHRINK for operation in group):
+            store.give_back()
         if grows(group):
             self._refused = None
         return answers

@@ -13,18 +13,20 @@ from typing import Any
 import msgspec
 
 from agents.core.change import Change, DeadLetter, Totals
-from agents.core.errors import SpoolCorruptError, SpoolError, SpoolFullError, SpoolUnavailableError
+from agents.core.errors import SpoolCorruptError, SpoolFullError, SpoolUnavailableError
 from agents.core.rows import (
     COLUMNS,
     ROW_OVERHEAD_BYTES,
+    added,
     checked,
     count,
     keep,
     message_of,
     others_commits,
     put,
-    row_of,
+    put_dead,
     stage,
+    unstage,
 )
 from agents.core.schema import connect, place, translated
 from agents.core.sink import Message
@@ -46,7 +48,8 @@ class Store:
         self._path = path
         self._journal_path = path.with_name(f"{path.name}-wal")
         self._max_bytes = max_bytes
-        self._inside = False  # of `whole`
+        self._begun = Totals()  # when the transaction began
+        self._inside = False  # of `whole` or `all`
         try:
             with translated():
                 self._place, self._journal_place = place(path), place(self._journal_path)
@@ -73,6 +76,7 @@ class Store:
             self.connection.execute("BEGIN IMMEDIATE")
             if self._others != (now := others_commits(self.connection)):  # `dead-letters resend`
                 self._totals, self._others = count(self.connection), now
+            self._begun = self._totals
 
     def commit(self) -> None:
         """Make the transaction durable."""
@@ -85,6 +89,23 @@ class Store:
             if self.connection.in_transaction:
                 self.connection.execute("ROLLBACK")
             self._totals = count(self.connection)  # it may have been committed all the same
+
+    @contextmanager
+    def all(self) -> Iterator[None]:
+        """Do all of what is inside, or begin the transaction anew. Takes no savepoint's copies."""
+        self._inside = True
+        try:
+            yield
+        except (SpoolCorruptError, SpoolUnavailableError):
+            raise  # there is no transaction any more
+        except Exception:
+            with translated():
+                self.connection.execute("ROLLBACK")
+            self._totals = self._begun
+            self.begin()
+            raise
+        finally:
+            self._inside = False
 
     @contextmanager
     def whole(self) -> Iterator[None]:
@@ -127,7 +148,8 @@ class Store:
 
     def _apply(self, change: Change) -> None:
         if change.unstage:
-            self._unstage(change.unstage)
+            size = unstage(self.connection, change.unstage)
+            self._tally(-size, rows=-change.unstage, records=-change.unstage)
         if change.stage:
             stage(self.connection, change.stage)
             rows = len(change.stage)
@@ -135,17 +157,10 @@ class Store:
         if change.messages:
             self._insert(change.messages)
         for letter in change.dead_letters:
-            self._insert_dead(letter)
+            put_dead(self.connection, letter)
+            self._tally(len(letter.message.body), rows=1, dead=1)
         if change.state:
             keep(self.connection, change.state)
-
-    def _unstage(self, lines: int) -> None:
-        oldest = "SELECT position, length(line) FROM staged ORDER BY position LIMIT ?"
-        rows = self.connection.execute(oldest, (lines,)).fetchall()
-        if len(rows) < lines:  # the caller's memory is of a file that has been set aside
-            raise SpoolError(f"{len(rows)} lines are staged, not {lines}: read them again")
-        self.connection.execute("DELETE FROM staged WHERE position <= ?", (rows[-1][0],))
-        self._tally(-sum(size for _, size in rows), rows=-len(rows), records=-len(rows))
 
     def _insert(self, messages: Sequence[Message]) -> None:
         for replaces, some in groupby(messages, lambda message: message.replaces):
@@ -158,17 +173,9 @@ class Store:
                     self._delete(same, replaces, message.id)
 
     def _put(self, messages: Sequence[Message]) -> int:
-        added, size, records = put(self.connection, messages)
-        self._tally(size, rows=added, records=records)
-        return added
-
-    def _insert_dead(self, letter: DeadLetter) -> None:
-        self.connection.execute(
-            f"INSERT INTO dead_letter ({COLUMNS}, sha256, reason, detail, died_at_ms)"  # noqa: S608
-            " VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
-            (*row_of(letter.message), letter.reason, letter.detail, letter.died_at_ms),
-        )
-        self._tally(len(letter.message.body), rows=1, dead=1)
+        new, size, records = put(self.connection, messages)
+        self._tally(size, rows=new, records=records)
+        return new
 
     def _delete(self, where: str, *values: str) -> None:
         rows = self.connection.execute(
@@ -179,13 +186,7 @@ class Store:
             self._tally(-size, rows=-1, records=-records)
 
     def _tally(self, size: int, *, rows: int, records: int = 0, dead: int = 0) -> None:
-        now = self._totals
-        self._totals = Totals(
-            records=now.records + records,
-            bytes=now.bytes + size + rows * ROW_OVERHEAD_BYTES,
-            oldest_created_at_ms=now.oldest_created_at_ms,
-            dead_letters=now.dead_letters + dead,
-        )
+        self._totals = added(self._totals, size, rows=rows, records=records, dead=dead)
 
     def remove(self, ids: Sequence[str]) -> None:
         """Forget messages that have been stored by the receiver."""
