@@ -42,8 +42,9 @@ class Served(Protocol):
 class Writer:
     """Started and stopped once, by the loop that asks."""
 
-    def __init__(self, served: Served) -> None:
+    def __init__(self, served: Served, *, sleep: Callable[[float], None] = time.sleep) -> None:
         self._served = served
+        self._sleep = sleep
         self._operations: queue.SimpleQueue[Operation | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
         self._closed = True
@@ -96,7 +97,7 @@ class Writer:
             return None
         if 1 < self._last_size < ENOUGH and operation.kind is Kind.GROW:
             with contextlib.suppress(OSError):  # a clock that is played with: the thread must live
-                time.sleep(GATHER_SECONDS)
+                self._sleep(GATHER_SECONDS)
         group = [operation]
         while len(group) < MAX_GROUP:
             try:

@@ -1,16 +1,13 @@
 """The spool seen by those who wait for it: grouping, cancellation, defects, one owner."""
 
 import asyncio
-import errno
 import sqlite3
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from agents.core import writer
 from agents.core.change import Change
 from agents.core.errors import SpoolFullError, SpoolUnavailableError
 from agents.core.group import Kind
@@ -95,27 +92,6 @@ async def test_64_producers_share_few_transactions(spool: Spool) -> None:
     await puts
     assert commits == 1
     assert len(await ids(spool)) == 64
-
-
-async def test_a_clock_that_is_played_with_does_not_end_the_thread(
-    spool: Spool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Steps of libfaketime make sleeps fail; the group is then served without the wait."""
-    waits: list[float] = []
-
-    def sleep(seconds: float) -> None:
-        waits.append(seconds)
-        raise OSError(errno.EINVAL, "Invalid argument")
-
-    monkeypatch.setattr(writer, "time", SimpleNamespace(sleep=sleep))
-    held = Held(spool)
-    puts = asyncio.gather(*(spool.put(message(n)) for n in range(8)))  # a small group: others wait
-    await held.let_go()
-    async with asyncio.timeout(30):
-        await puts
-        await spool.put(message(8))
-    assert waits == [writer.GATHER_SECONDS]
-    assert len(await ids(spool)) == 9
 
 
 async def test_a_group_is_done_in_the_order_of_asking(spool: Spool) -> None:

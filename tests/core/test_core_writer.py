@@ -1,0 +1,53 @@
+"""The spool's thread by itself: what is served together, and what it outlives."""
+
+import asyncio
+import errno
+import threading
+from typing import Any
+
+from agents.core.change import Totals
+from agents.core.group import Kind, Operation
+from agents.core.writer import GATHER_SECONDS, Writer
+from agents.testing import settle
+
+
+class Counting:
+    """A file that does nothing but count, once it may."""
+
+    def __init__(self) -> None:
+        self.groups: list[int] = []
+        self.may = threading.Event()
+
+    def serve(self, group: list[Operation]) -> tuple[list[Any], Totals]:
+        assert self.may.wait(30)
+        self.groups.append(len(group))
+        return [None] * len(group), Totals()
+
+    def let_go(self) -> None:
+        """Nothing was opened."""
+
+    def note(self, totals: Totals, *, written: bool) -> None:
+        assert written
+        assert totals == Totals()
+
+
+async def test_a_sleep_that_fails_does_not_end_the_thread() -> None:
+    """Steps of libfaketime do that; the group is then served without the wait."""
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    served = Counting()
+    writer = Writer(served, sleep=sleep)
+    writer.start()
+    async with asyncio.timeout(30):
+        small_group = asyncio.gather(*(writer.ask(lambda _: None, Kind.GROW) for _ in range(8)))
+        await settle()
+        served.may.set()
+        await small_group
+        await writer.ask(lambda _: None, Kind.GROW)
+        await writer.stop()
+    assert sum(served.groups) == 9
+    assert set(waits) == {GATHER_SECONDS}
