@@ -1,0 +1,40 @@
+"""What the oracle lets pass where the clock was set back and the spool was lost, and what not."""
+
+import pytest
+
+from agents.billing.record import UsageRecord
+from agents.billing.testing import Story, objects
+from agents.billing.verify import Report
+from tests.billing.buckets import audit
+from tests.chaos.again import KINDS, STEP_MS, lived_again, spans
+
+SECOND_MS = 1000
+
+
+def told(back_ms: int, *, lose: bool = True) -> tuple[Report, dict[str, bytes]]:
+    """Set the clock back after thirty seconds, lose the spool or not, go on for thirty."""
+    story = Story()
+    seconds: list[UsageRecord] = [story.measured(period_ms=SECOND_MS) for _ in range(30)]
+    story.now_ms -= back_ms
+    if lose:
+        seconds.append(story.lose_state("spool_corrupt", period_ms=0))
+    seconds += [story.measured(period_ms=SECOND_MS) for _ in range(30)]
+    messages = objects(seconds, size=2)
+    return audit(messages), {one.id: one.body for one in messages}
+
+
+@pytest.mark.parametrize("back_ms", [2000, 2500, STEP_MS])
+def test_what_two_epochs_recorded_is_told_and_let_pass(back_ms: int) -> None:
+    report, stored = told(back_ms)
+    assert set(report.counts) & KINDS
+    assert all(lived_again(one, stored) for one in report.findings if not one.detail)
+    assert len(list(spans(stored))) == 1
+
+
+@pytest.mark.parametrize(("back_ms", "lose"), [(STEP_MS + SECOND_MS, True), (2000, False)])
+def test_more_than_a_step_and_what_lies_in_one_epoch_is_a_difference(
+    back_ms: int, *, lose: bool
+) -> None:
+    report, stored = told(back_ms, lose=lose)
+    assert report.counts
+    assert not any(lived_again(one, stored) for one in report.findings)
