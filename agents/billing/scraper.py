@@ -165,10 +165,9 @@ class Scraper:
         marks = await self._spool.state("spool/")
         broken = CHECKPOINT in await self._spool.state(CHECKPOINT)  # there, but not ours to read
         epoch = sample.wall_ms if broken else int(marks[EPOCH])
-        again = self._outrun or epoch in self._left
-        corrupt = again or marks[ORIGIN] == b"corrupt"
+        corrupt = self._outrun or epoch in self._left or marks[ORIGIN] == b"corrupt"
         reason: GapReason = "spool_corrupt" if corrupt else "no_checkpoint"
-        epoch = max(epoch, *self._left) + 1 if again else epoch
+        epoch = max([epoch, *(left + 1 for left in self._left)])  # also after a clock set back
         state, periods = self._meter.start(sample, reason)
         self._log.warning("billing.epoch", epoch=epoch, reason=reason)
         begun = Checkpoint(epoch=epoch, sequence=0, state=state)

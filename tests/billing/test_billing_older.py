@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from agents.billing.objects import parse_key
 from agents.billing.verify import Audit, Report
 from agents.core.spool import Spool
 from tests.billing.test_billing_scraper import SECOND, Bench
@@ -68,3 +69,19 @@ async def test_what_has_left_is_billed_once_and_the_rest_is_stated(
     billed = sum(total.cpu_core_seconds for total in report.services)
     unrecorded = sum(one.core_seconds for one in report.unrecorded)
     assert billed + unrecorded == Decimal(bench.clock.boot_ns() - first_ns) / SECOND
+
+
+async def test_epochs_rise_also_where_the_clock_was_set_back(tmp_path: Path) -> None:
+    """`verify` goes by their order."""
+    bench = Bench(tmp_path / "state")
+    async with opened(bench):
+        await bench.ticks(25)
+        await bench.scraper.finish()
+        before = {key.epoch for key in filter(None, map(parse_key, await shipped(bench)))}
+    shutil.rmtree(bench.directory)
+    bench.clock.step_wall(-3600)
+    async with opened(bench):
+        await bench.ticks(25)
+        await bench.scraper.finish()
+        after = {key.epoch for key in filter(None, map(parse_key, await shipped(bench)))}
+    assert max(before) < min(after)
