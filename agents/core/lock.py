@@ -1,10 +1,12 @@
-"""One process a directory."""
+"""One process a directory, and numbers that rise as long as the directory is there."""
 
 import fcntl
 import os
 from pathlib import Path
 
 from agents.core.errors import SpoolUnavailableError
+
+LONGEST = 15  # digits of a number that is kept: milliseconds since 1970, until the year 33658
 
 
 class DirectoryLock:
@@ -36,6 +38,21 @@ class DirectoryLock:
             ) from error
         self.release()
         self._held = lock
+
+    def number(self, least: int) -> int:
+        """Return a number, `least` or more, that is larger than any this directory has given.
+
+        It is kept in the lock's file, which outlives a damaged spool. Raises SpoolUnavailableError.
+        """
+        try:
+            kept = os.pread(self._held, LONGEST, 0).strip()
+            before = int(kept) if kept.isdigit() else 0
+            number = max(least, before + 1)
+            os.pwrite(self._held, b"%d\n" % number, 0)
+            os.fsync(self._held)
+        except OSError as error:
+            raise SpoolUnavailableError(f"{self._directory}: {error.strerror}") from error
+        return number
 
     def release(self) -> None:
         """Let another process have the directory."""

@@ -206,7 +206,7 @@ class Spool:
 
     def _marks(self, origin: str) -> dict[str, bytes]:
         now_ms = self._clock.wall_ns() // 1_000_000
-        self._epoch = max(now_ms, self._epoch + 1)
+        self._epoch = self._lock.number(max(now_ms, self._epoch + 1))
         return {EPOCH: str(self._epoch).encode(), ORIGIN: origin.encode()}
 
     def _replace(self, error: SpoolCorruptError) -> SpoolError:
