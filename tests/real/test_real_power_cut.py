@@ -47,7 +47,7 @@ FAULTS = {
     "writes of the ledger": ["write:error=EIO:when=5+3"],
     "syncs of a directory, where the file is opened anew": [
         "fdatasync:error=EIO:when=30+9",
-        "fsync:error=EIO:when=3+2",
+        "fsync:error=EIO:when=4+2",  # the first three make the file, with the number of its epoch
     ],
     "reads": ["pread64:error=EIO:when=60+9"],
 }
