@@ -164,10 +164,11 @@ class Scraper:
         """Start an epoch: nothing is known of what was before."""
         marks = await self._spool.state("spool/")
         broken = CHECKPOINT in await self._spool.state(CHECKPOINT)  # there, but not ours to read
-        epoch = sample.wall_ms if broken else int(marks[EPOCH])
+        epoch, latest = int(marks[EPOCH]), max(self._left, default=0)
         corrupt = self._outrun or epoch in self._left or marks[ORIGIN] == b"corrupt"
         reason: GapReason = "spool_corrupt" if corrupt else "no_checkpoint"
-        epoch = max([epoch, *(left + 1 for left in self._left)])  # also after a clock set back
+        if broken or latest >= epoch:
+            epoch = await self._spool.later_epoch(max(sample.wall_ms, latest + 1))
         state, periods = self._meter.start(sample, reason)
         self._log.warning("billing.epoch", epoch=epoch, reason=reason)
         begun = Checkpoint(epoch=epoch, sequence=0, state=state)

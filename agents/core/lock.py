@@ -2,11 +2,12 @@
 
 import fcntl
 import os
+import zlib
 from pathlib import Path
 
 from agents.core.errors import SpoolUnavailableError
 
-LONGEST = 15  # digits of a number that is kept: milliseconds since 1970, until the year 33658
+LONGEST = 64  # bytes of the line that keeps a number
 
 
 class DirectoryLock:
@@ -42,13 +43,12 @@ class DirectoryLock:
     def number(self, least: int) -> int:
         """Return a number, `least` or more, that is larger than any this directory has given.
 
-        It is kept in the lock's file, which outlives a damaged spool. Raises SpoolUnavailableError.
+        It is kept in the lock's file, which outlives a damaged spool. A file that is damaged itself
+        counts as none. Blocks. Raises SpoolUnavailableError.
         """
         try:
-            kept = os.pread(self._held, LONGEST, 0).strip()
-            before = int(kept) if kept.isdigit() else 0
-            number = max(least, before + 1)
-            os.pwrite(self._held, b"%d\n" % number, 0)
+            number = max(least, _number(os.pread(self._held, LONGEST, 0)) + 1)
+            os.pwrite(self._held, _line(number), 0)
             os.fsync(self._held)
         except OSError as error:
             raise SpoolUnavailableError(f"{self._directory}: {error.strerror}") from error
@@ -59,3 +59,16 @@ class DirectoryLock:
         if self._held >= 0:
             os.close(self._held)
             self._held = -1
+
+
+def _line(number: int) -> bytes:
+    """Return the number with its CRC-32: `1795435200000 5d3ac0f1`."""
+    digits = b"%d" % number
+    return b"%s %08x\n" % (digits, zlib.crc32(digits))
+
+
+def _number(kept: bytes) -> int:
+    line, end, _ = kept.partition(b"\n")
+    digits = line.partition(b" ")[0]
+    whole = digits.isdigit() and line + end == _line(int(digits))
+    return int(digits) if whole else 0

@@ -127,6 +127,14 @@ class Spool:
         """Return the checkpoints whose key starts with `prefix`."""
         return await self._writer.ask(lambda store: store.state(prefix), Kind.READ)
 
+    async def later_epoch(self, least_ms: int) -> int:
+        """Return an epoch, `least_ms` or more, later than any that began in this directory.
+
+        For whose own numbers must not come again although this file is not new. Milliseconds since
+        1970 where the clock is right.
+        """
+        return await self._writer.ask(lambda _: self._next_epoch(least_ms), Kind.READ)
+
     async def probe(self) -> None:
         """Raise SpoolError when the file can be neither read nor written.
 
@@ -205,9 +213,12 @@ class Spool:
         return self._store
 
     def _marks(self, origin: str) -> dict[str, bytes]:
-        now_ms = self._clock.wall_ns() // 1_000_000
-        self._epoch = self._lock.number(max(now_ms, self._epoch + 1))
-        return {EPOCH: str(self._epoch).encode(), ORIGIN: origin.encode()}
+        epoch = self._next_epoch(self._clock.wall_ns() // 1_000_000)
+        return {EPOCH: str(epoch).encode(), ORIGIN: origin.encode()}
+
+    def _next_epoch(self, least_ms: int) -> int:
+        self._epoch = self._lock.number(max(least_ms, self._epoch + 1))
+        return self._epoch
 
     def _replace(self, error: SpoolCorruptError) -> SpoolError:
         """Put another file in the place of the damaged one, with what can be taken over."""

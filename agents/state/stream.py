@@ -58,17 +58,22 @@ class Stream:
         """Read where the stream stands; return what was kept beside it. Raises SpoolError."""
         position, more = self._keys
         stored = await self._spool.state(self._keys[0].rpartition("/")[0] + "/")
-        marks = await self._spool.state("spool/")
-        if position in stored:  # written by another version: its numbers must not come again
-            fresh = Position(epoch=self._clock.wall_ns() // 1_000_000)
-        else:
-            fresh = Position(epoch=int(marks[EPOCH]))
-        self.position = _decoded(stored.get(position)) or fresh
+        self.position = _decoded(stored.get(position))
+        if self.position is None:  # there, but another version's: its numbers must not come again
+            again = position in stored
+            self.position = await (self._anew() if again else self._first())
         self._compared = False
         self._said = self.position.told
         if self._unheard == self._said:  # the commit that failed was made all the same
             self._unheard = ""
         return stored.get(more)
+
+    async def _first(self) -> Position:
+        return Position(epoch=int((await self._spool.state(EPOCH))[EPOCH]))
+
+    async def _anew(self, least_ms: int = 0) -> Position:
+        now_ms = self._clock.wall_ns() // 1_000_000
+        return Position(epoch=await self._spool.later_epoch(max(now_ms, least_ms)))
 
     async def tell(self, word: str, make: Make, more: bytes = b"") -> bool:
         """Put a message into the spool where one is due. Return whether there is no trouble.
@@ -95,7 +100,7 @@ class Stream:
         ahead = (msgspec.structs.replace(position, sequence=number) for number in numbers)
         if any(make("heartbeat", one, now_ms).id in sent for one in ahead):
             self._log.error("state.outrun", epoch=position.epoch, sequence=position.sequence)
-            self.position = Position(epoch=max(now_ms, position.epoch + 1))
+            self.position = await self._anew(position.epoch + 1)
         self._compared = True
 
     async def _tell(self, word: str, make: Make, more: bytes) -> bool:

@@ -85,3 +85,25 @@ async def test_epochs_rise_also_where_the_clock_was_set_back(tmp_path: Path) -> 
         await bench.scraper.finish()
         after = {key.epoch for key in filter(None, map(parse_key, await shipped(bench)))}
     assert max(before) < min(after)
+
+
+async def test_the_epoch_begun_in_need_is_earlier_than_any_to_come(tmp_path: Path) -> None:
+    """Also where the ledger that tells of it is lost with the spool, but not the lock's number."""
+    bench = Bench(tmp_path / "state")
+    async with opened(bench):
+        await bench.ticks(25)
+        await bench.scraper.finish()
+        (first,) = {key.epoch for key in filter(None, map(parse_key, await shipped(bench)))}
+    bench.sent |= {name.replace(str(first), str(first + 9_000_000)): True for name in bench.sent}
+    (bench.directory / "spool.db").unlink()
+    epochs = []
+    for sent in (bench.sent, {}):
+        bench.sent = dict(sent)
+        async with opened(bench):
+            await bench.ticks(25)
+            await bench.scraper.finish()
+            (epoch,) = {key.epoch for key in filter(None, map(parse_key, await shipped(bench)))}
+        (bench.directory / "spool.db").unlink()
+        bench.clock.step_wall(-3600)
+        epochs.append(epoch)
+    assert first + 9_000_000 < epochs[0] < epochs[1]

@@ -23,10 +23,34 @@ def test_a_number_is_larger_than_any_before(tmp_path: Path) -> None:
     assert numbers(tmp_path, 2, 30) == [10, 30]
 
 
-@pytest.mark.parametrize("content", [b"", b"\n", b"x" * 20, b"-7\n", b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\n", b"x" * 99, b"-7 0\n", b"\xff\xfe", b"999999999999999\n", b" 00000000\n"]
+)
 def test_what_is_no_number_counts_as_none(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "lock").write_bytes(content)
-    assert numbers(tmp_path, 3) == [3]
+    assert numbers(tmp_path, 3, 3) == [3, 4]
+    assert numbers(tmp_path, 3) == [5]
+
+
+def test_one_changed_byte_makes_it_none_and_never_another_number(tmp_path: Path) -> None:
+    numbers(tmp_path, 1_795_435_200_000)
+    whole = (tmp_path / "lock").read_bytes()
+    for at in range(len(whole)):
+        for bit in range(8):
+            damaged = bytearray(whole)
+            damaged[at] ^= 1 << bit
+            (tmp_path / "lock").write_bytes(damaged)
+            assert numbers(tmp_path, 3) == [3]
+
+
+def test_a_torn_write_leaves_the_old_number_or_the_new_one_or_none(tmp_path: Path) -> None:
+    numbers(tmp_path, 999)
+    old = (tmp_path / "lock").read_bytes()
+    numbers(tmp_path, 1000)
+    new = (tmp_path / "lock").read_bytes()
+    for written in range(len(new) + 1):
+        (tmp_path / "lock").write_bytes(new[:written] + old[written:])
+        assert numbers(tmp_path, 3)[0] in {3, 1000, 1001}
 
 
 def test_a_number_that_cannot_be_kept_is_not_given(tmp_path: Path) -> None:
