@@ -39,6 +39,9 @@ def merged(changes: Sequence[Change]) -> Change:
     return Change([message for change in changes for message in change.messages], state)
 
 
+UNKNOWN_MS = -(1 << 63)  # of an age that has to be asked for anew
+
+
 class Totals(msgspec.Struct, frozen=True):
     """What lies in the spool. Bytes count bodies and lines, with an overhead for each row."""
 

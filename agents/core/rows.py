@@ -7,7 +7,7 @@ from functools import cache
 from itertools import chain
 from typing import Any, TypeVar
 
-from agents.core.change import DeadLetter, Totals
+from agents.core.change import UNKNOWN_MS, DeadLetter, Totals
 from agents.core.errors import SpoolCorruptError, SpoolError
 from agents.core.sink import Message
 
@@ -133,7 +133,7 @@ def message_of(row: tuple[Any, ...]) -> Message:
 
 
 def count(connection: sqlite3.Connection) -> Totals:
-    """Return what lies in the file, without the age of the oldest. Raises sqlite3.Error."""
+    """Return what lies in the file. Raises sqlite3.Error."""
 
     def sums(table: str, body: str, records: str) -> tuple[int, int, int]:
         query = f"SELECT count(*), coalesce(sum(length({body})), 0), {records} FROM {table}"  # noqa: S608
@@ -145,15 +145,27 @@ def count(connection: sqlite3.Connection) -> Totals:
     dead, dead_bytes, _ = sums("dead_letter", "body", "0")
     rows = messages + lines + dead
     size = message_bytes + line_bytes + dead_bytes + rows * ROW_OVERHEAD_BYTES
-    return Totals(records=records + lines, bytes=size, dead_letters=dead)
+    return Totals(records + lines, size, oldest_ms(connection), dead)
+
+
+def oldest_ms(connection: sqlite3.Connection) -> int | None:
+    """Return when the oldest message was made; None = none is there. Raises sqlite3.Error."""
+    query = "SELECT created_at_ms FROM message ORDER BY position LIMIT 1"
+    (at_ms,) = connection.execute(query).fetchone() or (None,)
+    return at_ms
 
 
 def added(totals: Totals, size: int, *, rows: int, records: int, dead: int) -> Totals:
-    """Return the totals with so many more of each; less where a number is negative."""
+    """Return the totals with so many more of each; less where a number is negative.
+
+    What only comes behind a message that waits leaves the oldest one what it is.
+    """
+    oldest = totals.oldest_created_at_ms
+    behind = rows > 0 and oldest is not None
     return Totals(
         records=totals.records + records,
         bytes=totals.bytes + size + rows * ROW_OVERHEAD_BYTES,
-        oldest_created_at_ms=totals.oldest_created_at_ms,
+        oldest_created_at_ms=oldest if behind else UNKNOWN_MS,
         dead_letters=totals.dead_letters + dead,
     )
 

@@ -7,6 +7,7 @@ exponential with full jitter, and never shorter than what the receiver asked for
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Sequence
 from enum import Enum
 from typing import Any
@@ -167,10 +168,9 @@ class Shipper:
             outcomes = await self._send(batch)
             await self._ledger.receipt(line, batch, outcomes)
         except LedgerError as error:
-            return self._count(SendError(Reason.LEDGER, str(error)))
+            return self._count([SendError(Reason.LEDGER, str(error))])
         await self._settle(batch, outcomes)
-        troubles = [self._count(outcome) for outcome in outcomes]
-        return next((trouble for trouble in troubles if trouble), None)
+        return self._count(outcomes)
 
     async def _send(self, batch: Sequence[Message]) -> Sequence[Outcome]:
         try:
@@ -209,11 +209,14 @@ class Shipper:
         records = sum(message.records for message in done)
         self._log.info("ship.sent", messages=len(done), records=records, last_id=done[-1].id)
 
-    def _count(self, outcome: Outcome) -> Trouble | None:
-        self._metrics.attempts.labels(self.agent, outcome.reason).inc()
-        if isinstance(outcome, Receipt) or FATES[outcome.reason] is Fate.BURY:
-            return None
-        return Trouble(outcome.reason, outcome.detail, outcome.retry_after_seconds or 0.0)
+    def _count(self, outcomes: Sequence[Outcome]) -> Trouble | None:
+        """Return the first of them that holds up the head."""
+        for reason, number in Counter(outcome.reason for outcome in outcomes).items():
+            self._metrics.attempts.labels(self.agent, reason).inc(number)
+        for one in outcomes:
+            if isinstance(one, SendError) and FATES[one.reason] is not Fate.BURY:
+                return Trouble(one.reason, one.detail, one.retry_after_seconds or 0.0)
+        return None
 
     def _wait_seconds(self, state: RetryCallState) -> float:
         trouble = _trouble(state)

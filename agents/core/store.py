@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from agents.core.change import Change, DeadLetter, Totals
+from agents.core.change import UNKNOWN_MS, Change, DeadLetter, Totals
 from agents.core.errors import SpoolCorruptError, SpoolFullError, SpoolUnavailableError
 from agents.core.rows import (
     COLUMNS,
@@ -22,6 +22,7 @@ from agents.core.rows import (
     count,
     keep,
     message_of,
+    oldest_ms,
     others_commits,
     put,
     put_dead,
@@ -151,9 +152,8 @@ class Store:
             size = unstage(self.connection, change.unstage)
             self._tally(-size, rows=-change.unstage, records=-change.unstage)
         if change.stage:
-            stage(self.connection, change.stage)
-            rows = len(change.stage)
-            self._tally(sum(map(len, change.stage)), rows=rows, records=rows)
+            stage(self.connection, lines := change.stage)
+            self._tally(sum(map(len, lines)), rows=len(lines), records=len(lines))
         if change.messages:
             self._insert(change.messages)
         for letter in change.dead_letters:
@@ -204,8 +204,7 @@ class Store:
 
     def _bury(self, letter: DeadLetter) -> None:
         run, message_id = self.connection.execute, letter.message.id
-        there = "SELECT records FROM message WHERE id = ?"
-        found = run(there, (message_id,)).fetchone()
+        found = run("SELECT records FROM message WHERE id = ?", (message_id,)).fetchone()
         if found is None:
             return
         self._exhume(message_id)  # the same message may have died before
@@ -283,10 +282,11 @@ class Store:
 
     def totals(self) -> Totals:
         """Return what lies in the file."""
-        oldest = "SELECT created_at_ms FROM message ORDER BY position LIMIT 1"
-        with translated():
-            row = self.connection.execute(oldest).fetchone()
-        return msgspec.structs.replace(self._totals, oldest_created_at_ms=row[0] if row else None)
+        if self._totals.oldest_created_at_ms == UNKNOWN_MS:
+            with translated():
+                at_ms = oldest_ms(self.connection)
+            self._totals = msgspec.structs.replace(self._totals, oldest_created_at_ms=at_ms)
+        return self._totals
 
     def give_back(self) -> None:
         """Return free pages to the file system once there are many; outside a transaction."""

@@ -55,7 +55,7 @@ def path(tmp_path: Path) -> Path:
 def store(path: Path) -> Iterator[Store]:
     store = Store(path, max_bytes=1 << 20)
     yield store
-    assert store._totals == count(store.connection)
+    assert store.totals() == count(store.connection)
     store.close()
 
 

@@ -160,7 +160,7 @@ class StoreAgainstModel(RuleBasedStateMachine):
         assert self.store.staged() == self.model.staged
         assert self.store.state("") == self.model.state
         assert [letter.message for letter in self.store.dead_letters()] == self.model.dead
-        assert self.store._totals == count(self.store.connection)
+        assert self.store.totals() == count(self.store.connection)
         assert self.store.totals().bytes == self.model.bytes()
 
 
