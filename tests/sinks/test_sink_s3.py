@@ -1,4 +1,4 @@
-"""What the S3 sink asks for and what it never does, through real aiobotocore and real sockets."""
+"""What the S3 sink asks for and what never; real aiobotocore, real sockets."""
 
 import asyncio
 import base64
