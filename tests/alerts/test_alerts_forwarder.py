@@ -1,7 +1,6 @@
 """The alert forwarder end to end, in one process: what a reader should expect of it."""
 
 import asyncio
-import base64
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
@@ -14,33 +13,22 @@ import pytest
 import structlog
 from aiohttp import web
 
-from agents.alerts.agent import destinations, forwarder, https_sink
+from agents.alerts.agent import forwarder, https_sink
 from agents.alerts.counts import Counts
 from agents.alerts.receiver import Receiver, listening
 from agents.alerts.settings import Settings
 from agents.core.agent import Agent
 from agents.core.clock import SystemClock
-from agents.core.config import CoreSettings, describe, load
-from agents.core.errors import ConfigError
+from agents.core.config import CoreSettings
 from agents.core.metrics import Metrics
 from agents.core.ship import Shipper
 from agents.core.sink import Message, Outcome
 from agents.core.spool import Spool
-from agents.runtime import ClickHouseSettings
+from tests.alerts.forwarder_settings import INWARD, OUTWARD, SECRET, settings
 
 DATA = Path(__file__).parent / "data"
 FIRING = (DATA / "alertmanager-webhook-firing-group3.json").read_bytes()
 RESOLVED = (DATA / "alertmanager-webhook-resolved-group.json").read_bytes()
-SECRET = "whsec_" + base64.b64encode(b"k" * 32).decode()
-INWARD, OUTWARD = "token-of-alertmanager", "token-of-the-plane"
-CORE = {"BYOC_ORGANIZATION_ID": "org", "BYOC_SERVICE_ID": "svc", "BYOC_REGION": "eu-west-1"}
-OWN = {
-    "BYOC_ALERTS_URL": "https://control.example/v1/events",
-    "BYOC_ALERTS_TOKEN": OUTWARD,
-    "BYOC_ALERTS_SIGNING_SECRET": SECRET,
-    "BYOC_ALERTS_LISTEN": "127.0.0.1:0",
-    "BYOC_ALERTS_WEBHOOK_TOKEN": INWARD,
-}
 
 
 async def eventually(reached: Callable[[], object]) -> None:
@@ -141,12 +129,6 @@ class World:
         headers = {"Authorization": f"Bearer {token}"}
         async with self.session.post(url, data=body, headers=headers) as answer:
             return answer.status
-
-
-def settings(**changes: str) -> tuple[CoreSettings, Settings]:
-    environ = CORE | OWN | changes
-    (core,), (own,) = load([CoreSettings], environ, {}), load([Settings], environ, {})
-    return core, own
 
 
 @pytest.fixture
@@ -263,43 +245,3 @@ async def test_a_full_spool_is_503_until_there_is_room(tmp_path: Path) -> None:
         assert [await world.notify(body) for body in bodies[:1]] == [200]
         await world.end()
     assert len(plane.alerts()) == 3 * statuses.count(200)
-
-
-def test_its_one_destination_is_the_control_plane() -> None:
-    core, own = settings()
-    found = destinations(core, ClickHouseSettings(), own, {})
-    assert [str(destination) for destination in found] == ["https://control.example:443"]
-
-
-def test_no_secret_is_shown() -> None:
-    shown = repr(describe(settings()[1]))
-    assert not any(secret in shown for secret in (INWARD, OUTWARD, SECRET))
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        (
-            {"BYOC_ALERTS_MATCHERS": 'severity="'},
-            "BYOC_ALERTS_MATCHERS: got 'severity=\"': column 10",
-        ),
-        ({"BYOC_ALERTS_WATCHDOG": "x"}, "BYOC_ALERTS_WATCHDOG: got 'x': column 2"),
-        ({"BYOC_ALERTS_LABELS": "a,b-c"}, "'b-c' is no label name"),
-        ({"BYOC_ALERTS_SIGNING_SECRET": "whsec_c2hvcnQ="}, "BYOC_ALERTS_SIGNING_SECRET: got ***;"),
-        ({"BYOC_ALERTS_TOKEN": "a b"}, "BYOC_ALERTS_TOKEN: got ***;"),
-        ({"BYOC_ALERTS_TOKEN": ""}, "BYOC_ALERTS_TOKEN: is not set"),
-        ({"BYOC_ALERTS_TLS_KEY_FILE": "/k"}, "want each other"),
-        (
-            {"BYOC_ALERTS_LISTEN": "0.0.0.0:9095", "BYOC_ALERTS_WEBHOOK_TOKEN": ""},
-            "BYOC_ALERTS_LISTEN=0.0.0.0 can be reached from outside the pod",
-        ),
-        ({"BYOC_ALERTS_REMINDER_SECONDS": "5"}, "must be 60 to 604800"),
-        ({"BYOC_ALERTS_MAX_BATCH": "0"}, "must be 1 to 500"),
-        ({"BYOC_ALERTS_TIMEOUT_SECONDS": "0"}, "must be 0.1 to 300"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
-)
-def test_a_mistake_in_the_settings_names_its_place(changes: dict[str, str], said: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        settings(**changes)
-    assert said in str(caught.value)

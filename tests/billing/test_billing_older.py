@@ -11,7 +11,7 @@ import pytest
 from agents.billing.objects import parse_key
 from agents.billing.verify import Audit, Report
 from agents.core.spool import Spool
-from tests.billing.test_billing_scraper import SECOND, Bench
+from tests.billing.scraper_bench import SECOND, Bench
 
 MAX_BYTES = 1 << 20
 

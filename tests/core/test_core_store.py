@@ -1,62 +1,16 @@
 """The store: what one change does, and that counting never drifts."""
 
 import sqlite3
-from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from agents.core.change import Change, DeadLetter, Totals
-from agents.core.errors import (
-    SpoolCorruptError,
-    SpoolError,
-    SpoolFullError,
-    SpoolUnavailableError,
-)
-from agents.core.rows import count
+from agents.core.change import Totals
+from agents.core.errors import SpoolError, SpoolFullError
 from agents.core.sink import Message
 from agents.core.store import ROW_OVERHEAD_BYTES, VACUUM_PAGES, Store
-
-
-def message(number: int, body: bytes = b"body", *, replaces: str = "") -> Message:
-    return Message(f"m{number}", "t", body, created_at_ms=number, records=2, replaces=replaces)
-
-
-def do(store: Store, work: Callable[[], object]) -> None:
-    """One transaction."""
-    store.begin()
-    try:
-        work()
-        store.commit()
-    except BaseException:
-        store.roll_back()
-        raise
-
-
-def apply(store: Store, **change: object) -> None:
-    do(store, lambda: store.apply(Change(**change)))  # type: ignore[arg-type]
-
-
-def ids(store: Store) -> list[str]:
-    return [m.id for m in store.head(1000, 1 << 30)]
-
-
-def seen(store: Store) -> object:
-    return store.head(1000, 1 << 30), store.staged(), store.state(""), store.dead_letters()
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "spool.db"
-
-
-@pytest.fixture
-def store(path: Path) -> Iterator[Store]:
-    store = Store(path, max_bytes=1 << 20)
-    yield store
-    assert store.totals() == count(store.connection)
-    store.close()
+from tests.core.store_steps import apply, do, ids, message, seen
 
 
 def test_every_field_of_a_message_comes_back_as_it_went_in(store: Store) -> None:
@@ -129,60 +83,6 @@ def test_a_batch_may_take_the_place_of_its_lines_in_a_full_spool(path: Path) -> 
     store.close()
 
 
-def test_a_dead_letter_is_kept_with_its_reason_and_can_be_revived_to_the_end(store: Store) -> None:
-    apply(store, messages=[message(1), message(2)])
-    size = store.totals().bytes
-    do(store, lambda: store.bury(message(1), "rejected", "400", 5))
-    do(store, lambda: store.bury(message(7), "rejected", "not there", 5))
-    assert store.dead_letters() == [DeadLetter(message(1), "rejected", "400", 5)]
-    assert (ids(store), store.totals().bytes, store.totals().dead_letters) == (["m2"], size, 1)
-    do(store, lambda: store.revive("m1"))
-    assert (ids(store), store.dead_letters(), store.totals().bytes) == (["m2", "m1"], [], size)
-
-
-def test_what_a_command_beside_us_revives_is_counted(store: Store, path: Path) -> None:
-    apply(store, messages=[message(1)])
-    size = store.totals().bytes
-    do(store, lambda: store.bury(message(1), "rejected", "400", 5))
-    with closing(Store(path, max_bytes=1 << 20)) as beside:
-        do(beside, lambda: beside.revive("m1"))
-    apply(store, messages=[message(2)])
-    now = store.totals()
-    assert (now.records, now.bytes, now.dead_letters) == (4, 2 * size, 0)
-    do(store, lambda: store.remove(["m1", "m2"]))
-    assert store.totals() == Totals()
-
-
-def test_a_message_that_dies_twice_is_one_dead_letter(store: Store) -> None:
-    for detail in ("first", "second"):
-        apply(store, messages=[message(1)])
-        do(store, lambda detail=detail: store.bury(message(1), "rejected", detail, 1))  # type: ignore[misc]
-    assert [letter.detail for letter in store.dead_letters()] == ["second"]
-    assert store.totals().dead_letters == 1
-
-
-def test_of_latest_only_messages_the_latest_dead_letter_is_kept(store: Store) -> None:
-    for number in (1, 2):
-        apply(store, messages=[message(number, replaces="beat")])
-        do(store, lambda n=number: store.bury(message(n, replaces="beat"), "rejected", "", n))  # type: ignore[misc]
-    assert [letter.message.id for letter in store.dead_letters()] == ["m2"]
-
-
-def test_a_dead_letter_taken_over_leaves_the_queue_alone(store: Store) -> None:
-    letter = DeadLetter(message(1, replaces="a"), "rejected", "400", 5)
-    apply(store, messages=[message(1), message(2, replaces="a")])
-    apply(store, dead_letters=[letter])
-    assert (ids(store), store.dead_letters()) == (["m1", "m2"], [letter])
-
-
-def test_a_revived_message_does_not_replace_what_came_later(store: Store) -> None:
-    apply(store, messages=[message(1, replaces="a")])
-    do(store, lambda: store.bury(message(1), "rejected", "", 1))
-    apply(store, messages=[message(2, replaces="a")])
-    do(store, lambda: store.revive("m1"))
-    assert ids(store) == ["m2", "m1"]
-
-
 def test_checkpoints_are_found_by_the_start_of_their_key(store: Store) -> None:
     apply(store, state={"a/1": b"1", "a/2": b"2", "a%": b"3", "b": b"4"})
     assert store.state("a/") == {"a/1": b"1", "a/2": b"2"}
@@ -197,66 +97,6 @@ def test_free_pages_go_back_to_the_file_system(store: Store, path: Path) -> None
         store.give_back()
     store.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     assert path.stat().st_size < 1.1 * VACUUM_PAGES * 4096
-
-
-@pytest.mark.parametrize(
-    ("table", "column", "read"),
-    [
-        ("message", "body", lambda s: s.head(1, 1)),
-        ("message", "id", lambda s: s.head(1, 1)),
-        ("message", "records", lambda s: s.head(1, 1)),
-        ("staged", "line", lambda s: s.staged()),
-        ("state", "value", lambda s: s.state("")),
-        ("dead_letter", "body", lambda s: do(s, lambda: s.revive("m2"))),
-    ],
-)
-def test_a_stored_value_that_has_changed_is_not_believed(
-    store: Store, table: str, column: str, read: Callable[[Store], object]
-) -> None:
-    apply(store, messages=[message(1), message(2)], stage=[b"l"], state={"k": b"v"})
-    do(store, lambda: store.bury(message(2), "rejected", "", 1))
-    store.connection.execute(f"UPDATE {table} SET {column} = 5")
-    with pytest.raises(SpoolCorruptError):
-        read(store)
-    store._totals = count(store.connection)
-
-
-def test_an_index_that_lost_a_message_is_damage_and_no_endless_resend(path: Path) -> None:
-    store = Store(path, max_bytes=1 << 20)
-    apply(store, messages=[message(1)])
-    store.close()
-    pages = [path.read_bytes()[at : at + 4096] for at in range(0, path.stat().st_size, 4096)]
-    index_leaf = b"\x0a"  # SQLite's file format, section 1.6
-    pages = [p.replace(b"m1", b"mX") if p.startswith(index_leaf) else p for p in pages]
-    path.write_bytes(b"".join(pages))
-    store = Store(path, max_bytes=1 << 20)
-    with pytest.raises(SpoolCorruptError, match="index does not find m1"):
-        do(store, lambda: store.remove(["m1"]))
-    store.close()
-
-
-def test_a_closed_file_is_free_although_an_error_is_still_held(path: Path) -> None:
-    """An open cursor would keep SQLite's handle, which later deletes the next file's journal."""
-    store = Store(path, max_bytes=1 << 20)
-    apply(store, messages=[message(1), message(2)])
-    store.connection.execute("UPDATE message SET body = x'00' WHERE id = 'm2'")
-    with pytest.raises(SpoolCorruptError) as held:
-        store.head(9, 999)
-    store.close()
-    assert not path.with_name("spool.db-wal").exists()
-    assert str(held.value)
-
-
-def test_a_newer_format_is_refused_by_name_and_not_touched(path: Path) -> None:
-    Store(path, max_bytes=1).close()
-    with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA user_version = 2")
-    connection.close()
-    before = path.read_bytes()
-    with pytest.raises(SpoolUnavailableError, match=r"newer version \(format 2, .* up to 1\)"):
-        Store(path, max_bytes=1)
-    assert path.read_bytes() == before
-    assert [p.name for p in path.parent.iterdir()] == ["spool.db"]
 
 
 def test_many_messages_in_one_change_are_counted_once_each(store: Store) -> None:

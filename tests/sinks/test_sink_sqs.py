@@ -1,9 +1,8 @@
-"""Every answer SQS can give, through real aiobotocore and real sockets."""
+"""What the SQS sink asks for, in which order, and what never; real aiobotocore, real sockets."""
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -13,76 +12,14 @@ from moto.server import ThreadedMotoServer
 
 from agents.core.errors import Reason, SendError
 from agents.core.ship import FATES, Fate
-from agents.core.sink import Message, Outcome, Receipt
-from agents.doubles.http import (
-    Behaviour,
-    Exchange,
-    Script,
-    always,
-    close,
-    cut,
-    drip,
-    garbage,
-    hang,
-    in_order,
-    lose,
-    raw,
-    redirect,
-    reply,
-    reset,
-    serving,
-)
-from agents.doubles.sqs import Entry, FakeSqs, sqs_answer, sqs_error
+from agents.core.sink import Message, Receipt
+from agents.doubles.http import Exchange, always, drip, hang, in_order, lose, redirect
+from agents.doubles.sqs import Entry, FakeSqs
 from agents.egress.aws import NO_CREDENTIALS, aws_config, aws_session
 from agents.egress.destinations import sqs_destination
 from agents.egress.gate import Gate
 from agents.sinks.sqs import MAX_BYTES, OWN_ERRORS, SqsSink, queue_region
-
-HERE = "eu-west-1"
-OK = {"Id": "0", "MessageId": "m", "MD5OfMessageBody": "99914b932bd37a50b983c5e7c90ae93b"}
-
-
-def message(name: str, group: str = "g", body: str = "{}") -> Message:
-    return Message(id=name, type="t", body=body.encode(), created_at_ms=0, group=group)
-
-
-@pytest.fixture(scope="module")
-def session() -> AioSession:
-    """One botocore session for all: its models are slow to load."""
-    made = aws_session(Gate([]), HERE)
-    made.set_credentials("AKIAEXAMPLE", "secret-key-of-test", "session-token-of-test")
-    return made
-
-
-@asynccontextmanager
-async def sink_to(queue_url: str, session: AioSession, **options: Any) -> AsyncIterator[SqsSink]:
-    gate = Gate([sqs_destination(queue_url)])
-    async with SqsSink(session, gate, queue_url, region=HERE, **options) as sink:
-        yield sink
-
-
-class Pair:
-    """One sink and the queue that it talks to."""
-
-    def __init__(self, sqs: FakeSqs, sink: SqsSink) -> None:
-        self.sqs = sqs
-        self.sink = sink
-
-    def requests(self) -> list[list[str]]:
-        """Return the de-duplication ids of each request, in order."""
-        bodies = [json.loads(request.body)["Entries"] for request in self.sqs.http.requests]
-        return [[entry["MessageDeduplicationId"] for entry in entries] for entries in bodies]
-
-    async def send(self, *messages: Message, script: Script = serving) -> list[Outcome]:
-        self.sqs.http.script = script
-        self.sqs.http.requests.clear()
-        return list(await self.sink.send(messages))
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def pair(session: AioSession) -> AsyncIterator[Pair]:
-    async with FakeSqs() as sqs, sink_to(sqs.queue_url, session) as sink:
-        yield Pair(sqs, sink)
+from tests.sinks.sqs_sinks import HERE, Pair, message, reasons, said, sink_to
 
 
 @pytest_asyncio.fixture
@@ -90,81 +27,6 @@ async def fresh(session: AioSession) -> AsyncIterator[Pair]:
     """Give a queue that has seen nothing."""
     async with FakeSqs() as sqs, sink_to(sqs.queue_url, session) as sink:
         yield Pair(sqs, sink)
-
-
-def reasons(outcomes: list[Outcome]) -> list[Reason]:
-    return [outcome.reason for outcome in outcomes]
-
-
-def said(status: int, code: str, headers: dict[str, str] | None = None) -> Behaviour:
-    return raw(sqs_error(status, code, headers).encode())
-
-
-def entries(*failed: Mapping[str, Any], ok: tuple[Mapping[str, Any], ...] = ()) -> Behaviour:
-    return raw(sqs_answer({"Successful": list(ok), "Failed": list(failed)}).encode())
-
-
-def failed(code: str, text: str = "", fault: bool = True) -> Behaviour:
-    return entries({"Id": "0", "Code": code, "Message": text, "SenderFault": fault})
-
-
-ANSWERS = [
-    ("no queue", said(400, "QueueDoesNotExist"), Reason.NOT_FOUND),
-    ("no queue, old", said(400, "AWS.SimpleQueueService.NonExistentQueue"), Reason.NOT_FOUND),
-    ("no permission", said(403, "AccessDeniedException"), Reason.FORBIDDEN),
-    ("403 of a proxy", reply(403, body=b"<html>blocked</html>"), Reason.FORBIDDEN),
-    ("no key", said(400, "KmsAccessDenied"), Reason.FORBIDDEN),
-    ("expired token", said(403, "ExpiredToken"), Reason.CREDENTIALS),
-    ("unknown key", said(403, "InvalidClientTokenId"), Reason.CREDENTIALS),
-    ("unknown key, new", said(400, "UnrecognizedClientException"), Reason.CREDENTIALS),
-    ("signature", said(403, "SignatureDoesNotMatch"), Reason.CREDENTIALS),
-    ("401", reply(401), Reason.CREDENTIALS),
-    ("throttled", said(403, "RequestThrottled"), Reason.THROTTLED),
-    ("throttled, 400", said(400, "ThrottlingException"), Reason.THROTTLED),
-    ("429", reply(429), Reason.THROTTLED),
-    ("500", said(500, "InternalFailure"), Reason.SERVER_ERROR),
-    ("503", reply(503), Reason.SERVER_ERROR),
-    ("a 400 that nobody knows is held", said(400, "Surprise"), Reason.INTERNAL),
-    ("404", reply(404), Reason.NOT_FOUND),
-    ("301", reply(301, {"location": "http://127.0.0.1:1/"}), Reason.REDIRECT),
-    ("418", reply(418), Reason.BAD_RESPONSE),
-    ("one message too long", said(400, "BatchRequestTooLong"), Reason.TOO_LARGE),
-    ("entry: contents", failed("InvalidMessageContents"), Reason.REJECTED),
-    ("entry: too long", failed("InvalidParameterValue", "shorter than 1024"), Reason.TOO_LARGE),
-    ("entry: no FIFO", failed("InvalidParameterValue", "for this queue type"), Reason.NOT_FOUND),
-    ("entry: our fault", failed("Whatever"), Reason.REJECTED),
-    ("entry: their fault", failed("InternalError", fault=False), Reason.SERVER_ERROR),
-    ("entry: throttled", failed("ThrottlingException"), Reason.THROTTLED),
-    ("entry: key", failed("KmsDisabled"), Reason.FORBIDDEN),
-    ("entry: not a word", entries(), Reason.BAD_RESPONSE),
-    ("entry: another id", entries(ok=({**OK, "Id": "7"},)), Reason.BAD_RESPONSE),
-    ("entry: other MD5", entries(ok=({**OK, "MD5OfMessageBody": "00"},)), Reason.CHECKSUM),
-    ("entry: no id", entries(ok=({**OK, "MessageId": ""},)), Reason.BAD_RESPONSE),
-    ("entry: fine", entries(ok=(OK,)), Reason.OK),
-    ("closed", close, Reason.CONNECTION),
-    ("reset", reset, Reason.CONNECTION),
-    ("cut in the head", cut(20), Reason.CONNECTION),
-    ("not HTTP", garbage(), Reason.BAD_RESPONSE),
-]
-
-
-@pytest.mark.asyncio(loop_scope="module")
-@pytest.mark.parametrize(
-    ("behaviour", "reason"), [x[1:] for x in ANSWERS], ids=[x[0] for x in ANSWERS]
-)
-async def test_every_answer_has_one_meaning(
-    pair: Pair, behaviour: Behaviour, reason: Reason
-) -> None:
-    (outcome,) = await pair.send(message("a"), script=always(behaviour))
-    assert outcome.reason is reason
-    assert len(pair.sqs.http.requests) == 1, "one attempt is one request"
-    assert "secret-key-of-test" not in str(outcome)
-
-
-async def test_a_silent_queue_is_a_time_out(session: AioSession) -> None:
-    async with FakeSqs() as sqs, sink_to(sqs.queue_url, session, read_timeout=0.1) as sink:
-        sqs.http.script = always(hang)
-        assert reasons(list(await sink.send([message("a")]))) == [Reason.TIMEOUT]
 
 
 async def test_an_attempt_ends_however_slowly_the_answer_drips(fresh: Pair) -> None:

@@ -3,102 +3,12 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from agents.clickhouse import ClickHouseUnreachableError
-from agents.core.errors import SpoolFullError, SpoolUnavailableError
-from agents.core.metrics import Metrics
-from agents.core.sink import Message
-from agents.core.spool import Spool
 from agents.core.store import Change
-from agents.state.exporter import Exporter, Replica
-from agents.state.limits import Limits
-from agents.state.message import Identity
-from agents.state.probes import Prober
-from agents.state.stream import Stream
-from agents.state.testing import HEALTHY, ScriptedServer
-from agents.testing import FakeClock
-
-NAME = "state-exporter"
-WHO = Identity(organization_id="org", service_id="svc", region="eu-west-1", heartbeat_seconds=60)
-MORE_BYTES = 1 << 20
-
-
-class Bench:
-    """One exporter over real spool files, scripted servers and a clock that the test moves."""
-
-    def __init__(self, spool: Spool, clock: FakeClock, servers: dict[str, ScriptedServer]) -> None:
-        self.spool = spool
-        self.clock = clock
-        self.servers = servers
-        self.metrics = Metrics()
-        self.sent: dict[str, bool] = {}  # what the ledger announces
-        self.exporter = self.start()
-
-    def start(self) -> Exporter:
-        """Put an exporter together, as a new process does."""
-        replicas = [
-            Replica(name, Prober(server, clock=self.clock), self._stream(f"replica/{name}"))
-            for name, server in self.servers.items()
-        ]
-        self.exporter = Exporter(
-            who=WHO,
-            replicas=replicas,
-            limits=Limits(),
-            poll_seconds=10,
-            clock=self.clock,
-            summary=self._stream("service") if len(self.servers) > 1 else None,
-        )
-        return self.exporter
-
-    def _stream(self, name: str) -> Stream:
-        return Stream(
-            NAME,
-            f"state/{name}",
-            heartbeat_seconds=60,
-            spool=self.spool,
-            clock=self.clock,
-            metrics=self.metrics,
-            sent=lambda: self.sent,
-        )
-
-    @property
-    def server(self) -> ScriptedServer:
-        return next(iter(self.servers.values()))
-
-    async def poll(self, seconds: float = 10) -> bool:
-        await self.clock.advance(seconds)
-        return await self.exporter.tick()
-
-    async def unsent(self) -> list[dict[str, Any]]:
-        """Return the data of all messages in the spool, oldest first."""
-        messages: list[Message] = await self.spool.head(1000, 1 << 30)
-        return [json.loads(message.body)["data"] for message in messages]
-
-    async def said(self) -> list[tuple[str, str]]:
-        return [(data["kind"], data["state"]) for data in await self.unsent()]
-
-    def die(self) -> None:
-        self.server.ping_error = ClickHouseUnreachableError("")
-
-    def live(self, uptime: int = 4000) -> None:
-        self.server.ping_error = None
-        self.server.rows["uptime"] = str(uptime)
-
-
-def healthy() -> ScriptedServer:
-    return ScriptedServer(rows=dict(HEALTHY))
-
-
-@asynccontextmanager
-async def bench(place: Path, *names: str, max_bytes: int = MORE_BYTES) -> AsyncIterator[Bench]:
-    clock = FakeClock()
-    async with Spool(place, max_bytes=max_bytes, clock=clock) as spool:
-        yield Bench(spool, clock, {name: healthy() for name in names or ("r-0",)})
+from tests.state.exporter_bench import Bench, bench
 
 
 @pytest.fixture
@@ -224,77 +134,6 @@ async def test_a_position_of_another_version_begins_an_epoch_of_its_own(one: Ben
     first, second = await one.unsent()
     assert first["epoch"] < second["epoch"]
     assert second["sequence"] == 0
-
-
-class Brittle(Spool):
-    """A spool whose disk can be told to refuse commits, before or after they are made."""
-
-    full = False
-    lose_answers = False
-
-    async def commit(self, change: Change) -> None:
-        if self.full:
-            raise SpoolFullError("full")
-        await super().commit(change)
-        if self.lose_answers:
-            raise SpoolUnavailableError("made, but nobody knows")
-
-
-@pytest.fixture
-async def brittle(tmp_path: Path) -> AsyncIterator[tuple[Bench, Brittle]]:
-    clock = FakeClock()
-    async with Brittle(tmp_path, max_bytes=MORE_BYTES, clock=clock) as spool:
-        yield Bench(spool, clock, {"r-0": healthy()}), spool
-
-
-async def test_without_room_the_latest_state_is_told_later_with_the_number_of_lost_changes(
-    brittle: tuple[Bench, Brittle],
-) -> None:
-    one, spool = brittle
-    await one.poll()
-    spool.full = True
-    one.server.rows["system.metrics.ReadonlyReplica"] = "1"
-    await one.poll()
-    one.server.rows["system.asynchronous_metrics.ReplicasMaxAbsoluteDelay"] = "900"
-    await one.poll()
-    one.die()
-    await one.poll()
-    await one.poll(2)
-    await one.poll()
-    spool.full = False
-    await one.poll(1)
-    unsent = await one.unsent()
-    assert [(d["state"], d["sequence"]) for d in unsent] == [("running", 0), ("failed", 1)]
-    assert [d["transition"] for d in unsent] == [1, 2]
-    assert unsent[1]["lost_transitions"] == 2
-
-
-async def test_changes_that_went_back_while_there_was_no_room_are_counted(
-    brittle: tuple[Bench, Brittle],
-) -> None:
-    one, spool = brittle
-    await one.poll()
-    spool.full = True
-    one.server.rows["system.metrics.ReadonlyReplica"] = "1"
-    await one.poll()
-    one.server.rows["system.metrics.ReadonlyReplica"] = "0"
-    await one.poll(60)
-    await one.poll(31)
-    spool.full = False
-    await one.poll(60)
-    last = (await one.unsent())[-1]
-    assert (last["kind"], last["state"], last["lost_transitions"]) == ("heartbeat", "running", 1)
-
-
-async def test_a_commit_whose_answer_is_lost_is_told_once(brittle: tuple[Bench, Brittle]) -> None:
-    one, spool = brittle
-    spool.lose_answers = True
-    await one.poll()
-    spool.lose_answers = False
-    await one.poll()
-    unsent = await one.unsent()
-    assert [(d["kind"], d["sequence"]) for d in unsent] == [("transition", 0), ("heartbeat", 1)]
-    assert unsent[1]["lost_transitions"] == 0
 
 
 async def test_each_replica_is_a_stream_of_its_own_and_the_service_one_more(tmp_path: Path) -> None:

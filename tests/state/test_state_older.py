@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from tests.state.test_state_exporter import bench
+from tests.state.exporter_bench import bench
 
 KEPT = 1 << 30
 

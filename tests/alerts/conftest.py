@@ -1,0 +1,40 @@
+"""The webhook as a fixture."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aiohttp
+import pytest
+
+from agents.alerts.counts import Counts
+from agents.alerts.door import Listen, serve
+from agents.alerts.secret import Secret
+from agents.alerts.webhook import Webhook
+from agents.core.metrics import Metrics
+from tests.alerts.webhook_world import Make, Relay, World
+
+
+@pytest.fixture
+def make() -> Make:
+    @asynccontextmanager
+    async def make(
+        token: Secret | None = None, listen: Listen | None = None, **seconds: float
+    ) -> AsyncIterator[World]:
+        relay, metrics = Relay(), Metrics()
+        webhook = Webhook(
+            relay,  # type: ignore[arg-type]
+            token or Secret(""),
+            Counts(metrics, "a"),
+            body_seconds=seconds.get("body", 5),
+        )
+        where = listen or Listen("127.0.0.1", 0)
+        async with (
+            serve(webhook.answer, where, header_seconds=seconds.get("header", 5)) as (host, port),
+            aiohttp.ClientSession() as session,
+        ):
+            scheme = "https" if where.cert_file else "http"
+            yield World(
+                relay, f"{scheme}://{host}:{port}/v1/alerts", port, metrics.registry, session
+            )
+
+    return make

@@ -1,0 +1,23 @@
+"""The settings of an alert forwarder, whose secrets are known."""
+
+import base64
+
+from agents.alerts.settings import Settings
+from agents.core.config import CoreSettings, load
+
+SECRET = "whsec_" + base64.b64encode(b"k" * 32).decode()
+INWARD, OUTWARD = "token-of-alertmanager", "token-of-the-plane"
+CORE = {"BYOC_ORGANIZATION_ID": "org", "BYOC_SERVICE_ID": "svc", "BYOC_REGION": "eu-west-1"}
+OWN = {
+    "BYOC_ALERTS_URL": "https://control.example/v1/events",
+    "BYOC_ALERTS_TOKEN": OUTWARD,
+    "BYOC_ALERTS_SIGNING_SECRET": SECRET,
+    "BYOC_ALERTS_LISTEN": "127.0.0.1:0",
+    "BYOC_ALERTS_WEBHOOK_TOKEN": INWARD,
+}
+
+
+def settings(**changes: str) -> tuple[CoreSettings, Settings]:
+    environ = CORE | OWN | changes
+    (core,), (own,) = load([CoreSettings], environ, {}), load([Settings], environ, {})
+    return core, own

@@ -1,0 +1,104 @@
+"""A relay over a spool or what stands for one, and the alerts that go in."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from agents.alerts import matchers
+from agents.alerts.counts import Counts
+from agents.alerts.event import Allowed, Origin
+from agents.alerts.relay import Relay, Rules
+from agents.core.change import Change
+from agents.core.clock import SystemClock
+from agents.core.metrics import Metrics
+from agents.core.sink import Message
+
+START_MS = 1795460754988
+RULES = Rules(
+    origin=Origin("org", "svc", "us-east-1", "pod-0"),
+    selector=matchers.parse('severity=~"critical|warning"'),
+    watchdog=matchers.parse('alertname="Watchdog"'),
+    allowed=Allowed(("alertname", "severity", "cluster"), ("summary",)),
+    reminder_seconds=900,
+)
+
+
+class Clock(SystemClock):
+    """A clock that stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.ms = START_MS + 30_000
+
+    def wall_ns(self) -> int:
+        return self.ms * 1_000_000
+
+
+class Memory:
+    """Stands for the spool: keeps what is committed, or refuses as told."""
+
+    def __init__(self) -> None:
+        self.resets = 0
+        self.messages: list[Message] = []
+        self.kept: dict[str, bytes] = {}
+        self.refusal: Exception | None = None
+
+    async def state(self, prefix: str = "") -> dict[str, bytes]:
+        return {key: value for key, value in self.kept.items() if key.startswith(prefix)}
+
+    async def commit(self, change: Change) -> None:
+        if self.refusal:
+            raise self.refusal
+        self.messages += change.messages
+        for key, value in change.state.items():
+            if value is None:
+                self.kept.pop(key, None)
+            else:
+                self.kept[key] = value
+
+
+class World:
+    """A relay over a spool, and what came out of it."""
+
+    def __init__(self, spool: Any) -> None:
+        self.clock = Clock()
+        self.spool = spool
+        metrics = Metrics()
+        self.registry = metrics.registry
+        self.counts = Counts(metrics, "alert-forwarder")
+        self.relay = self.restarted()
+
+    def restarted(self) -> Relay:
+        self.relay = Relay(RULES, self.spool, self.clock, self.counts)
+        return self.relay
+
+    async def accept(self, *alerts: Mapping[str, Any], receiver: str = "byoc", **top: Any) -> int:
+        whole = {"version": "4", "receiver": receiver, "alerts": list(alerts)} | top
+        return await self.relay.accept(json.dumps(whole).encode())
+
+    async def events(self) -> list[dict[str, Any]]:
+        if isinstance(self.spool, Memory):
+            return [json.loads(message.body) for message in self.spool.messages]
+        return [json.loads(message.body) for message in await self.spool.head(1000)]
+
+    async def told(self) -> list[str]:
+        events = await self.events()
+        return [f"{e['data']['status']} {e['data']['labels']['alertname']}" for e in events]
+
+    def fates(self) -> dict[str, float]:
+        samples = [s for family in self.registry.collect() for s in family.samples]
+        totals = [s for s in samples if s.name == "byoc_alerts_total"]
+        return {s.labels["fate"]: s.value for s in totals if s.value}
+
+
+def alert(name: str = "Down", status: str = "firing", **changes: Any) -> dict[str, Any]:
+    ended = "2026-11-23T19:10:14.988Z" if status == "resolved" else "0001-01-01T00:00:00Z"
+    return {
+        "status": status,
+        "labels": {"alertname": name, "severity": "critical", "instance": "10.0.0.7:8123"},
+        "annotations": {"summary": f"{name} is down", "description": "of db.secret"},
+        "startsAt": "2026-11-23T19:05:54.988Z",
+        "endsAt": ended,
+        "generatorURL": "http://vm:9090/graph",
+        "fingerprint": hashlib.sha256(name.encode()).hexdigest()[:16],
+    } | changes

@@ -1,0 +1,78 @@
+"""The webhook over real sockets: what nobody can hold up."""
+
+import asyncio
+import io
+import zlib
+
+import pytest
+import structlog
+
+from agents.alerts.door import MAX_BODY_BYTES, MAX_CONNECTIONS
+from tests.alerts.webhook_world import BODY, Make
+
+
+async def test_a_body_over_the_limit_is_413(make: Make) -> None:
+    async with make() as world:
+        fits = BODY.rjust(MAX_BODY_BYTES)
+        assert (await world.post(io.BytesIO(fits)))[0] == 200
+        assert (await world.post(io.BytesIO(fits + b" ")))[0] == 413
+
+
+async def test_a_compressed_bomb_is_bounded(make: Make) -> None:
+    bomb = zlib.compress(BODY.rjust(4 * MAX_BODY_BYTES))
+    async with make() as world:
+        assert (await world.post(bomb, **{"Content-Encoding": "deflate"}))[0] == 413
+        assert (await world.post(b"no zlib", **{"Content-Encoding": "deflate"}))[0] == 400
+
+
+async def test_a_body_that_drips_is_given_up(make: Make) -> None:
+    async with make(body=0.05) as world:
+        reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
+        writer.write(b"POST /v1/alerts HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 503 ")
+        writer.close()
+        assert (await world.post())[0] == 200
+
+
+@pytest.mark.parametrize("head", [b"", b"POST /v1/al", b"POST /v1/alerts HTTP/1.1\r\nHost: x\r\n"])
+async def test_a_connection_without_a_request_is_closed(make: Make, head: bytes) -> None:
+    async with make(header=0.05) as world:
+        reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
+        writer.write(head)
+        assert await reader.read() == b""
+        writer.close()
+
+
+async def test_a_connection_in_use_outlives_the_time_for_its_headers(make: Make) -> None:
+    async with make(header=0.05) as world:
+        world.relay.may_commit.clear()
+        asked = asyncio.create_task(world.post())
+        await asyncio.wait([asked], timeout=0.15)
+        world.relay.may_commit.set()
+        assert (await asked)[0] == 200
+
+
+async def test_a_client_that_cuts_its_body_does_no_harm(make: Make) -> None:
+    async with make() as world:
+        _, writer = await asyncio.open_connection("127.0.0.1", world.port)
+        writer.write(b"POST /v1/alerts HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{")
+        await writer.drain()
+        writer.transport.abort()
+        assert (await world.post())[0] == 200
+    assert world.relay.bodies == [BODY]
+
+
+async def test_connections_are_bounded_and_free_again_when_they_end(make: Make) -> None:
+    async with make(header=60) as world:
+        pairs = [
+            await asyncio.open_connection("127.0.0.1", world.port) for _ in range(MAX_CONNECTIONS)
+        ]
+        with structlog.testing.capture_logs() as logs:
+            reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
+            assert await reader.read() == b""
+            writer.close()
+        assert [line["event"] for line in logs] == ["alerts.too_many_connections"]
+        for _, writer in pairs:
+            writer.close()
+            await writer.wait_closed()
+        assert (await world.post())[0] == 200

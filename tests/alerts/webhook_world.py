@@ -1,0 +1,50 @@
+"""The webhook on a real socket before what stands for the relay."""
+
+import asyncio
+import io
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+
+import aiohttp
+from prometheus_client import CollectorRegistry
+
+from agents.alerts.payload import read
+
+BODY = b'{"version":"4","alerts":[]}'
+
+
+class Relay:
+    """Stands for the relay: reads, then does as told."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+        self.bodies: list[bytes] = []
+        self.may_commit = asyncio.Event()
+        self.may_commit.set()
+
+    async def accept(self, body: bytes) -> int:
+        read(body)
+        await self.may_commit.wait()
+        if self.error:
+            raise self.error
+        self.bodies.append(body)
+        return 0
+
+
+@dataclass
+class World:
+    relay: Relay
+    url: str
+    port: int
+    registry: CollectorRegistry
+    session: aiohttp.ClientSession
+
+    async def post(
+        self, body: bytes | io.BytesIO = BODY, **headers: str
+    ) -> tuple[int, str, aiohttp.ClientResponse]:
+        async with self.session.post(self.url, data=body, headers=headers) as answer:
+            return answer.status, await answer.text(), answer
+
+
+Make = Callable[..., AbstractAsyncContextManager[World]]

@@ -1,0 +1,104 @@
+"""A scraper on a spool that can be opened anew, before a target that keeps one core busy."""
+
+from pathlib import Path
+
+import msgspec
+
+from agents.billing.objects import unseal
+from agents.billing.reading import Reading
+from agents.billing.record import UsageRecord
+from agents.billing.recorder import Identity, Recorder
+from agents.billing.scraper import Pace, Scraper
+from agents.billing.target import Observation
+from agents.core.metrics import Metrics
+from agents.core.spool import Spool
+from agents.testing import FakeClock
+
+SECOND = 1_000_000_000
+
+
+class OneCore:
+    """A target that keeps one core busy since the machine's boot."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self._clock = clock
+        self.standbys: list[bool] = []
+        self.observation: Observation | None = None
+        self.closed = False
+
+    def __repr__(self) -> str:
+        return "one core"
+
+    async def read(self, *, standby: bool = False) -> Observation:
+        self.standbys.append(standby)
+        return self.observation or Observation(
+            Reading(
+                source="cgroup.v2",
+                incarnation="boot-1-7",
+                container_id="",
+                cpu_usec=self._clock.boot_ns() // 1000,
+                memory_bytes=1 << 30,
+                born_boot_ns=0,
+            )
+        )
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Bench:
+    """A scraper on a spool that can be opened anew."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.clock = FakeClock()
+        self.target = OneCore(self.clock)
+        self.metrics = Metrics()
+        self.sample_seconds = 5
+        self.sent: dict[str, bool] = {}  # what the ledger announces
+        self.spool = Spool(directory, max_bytes=1 << 20, clock=self.clock)
+        self.scraper = self.made()
+
+    def made(self) -> Scraper:
+        return Scraper(
+            "billing-scraper",
+            target=self.target,  # type: ignore[arg-type]  # the reading is simulated
+            recorder=Recorder(identity=IDENTITY, sample_ms=self.sample_seconds * 1000),
+            pace=Pace(sample_ms=self.sample_seconds * 1000, window_ms=60_000, seal_ms=300_000),
+            spool=self.spool,
+            clock=self.clock,
+            metrics=self.metrics,
+            prefix="v1/",
+            compression="zstd",
+            sent=lambda: self.sent,
+        )
+
+    async def reopen(self, max_bytes: int) -> None:
+        """Open the spool with another bound, and a scraper on it."""
+        await self.spool.__aexit__()
+        self.spool = Spool(self.directory, max_bytes=max_bytes, clock=self.clock)
+        await self.spool.__aenter__()
+        self.scraper = self.made()
+
+    async def ticks(self, count: int) -> None:
+        for _ in range(count):
+            await self.clock.advance(self.sample_seconds)
+            await self.scraper.tick()
+
+    async def records(self) -> list[UsageRecord]:
+        """Return what is sealed or staged, in order."""
+        sealed = [
+            line for m in await self.spool.head(1000, 1 << 30) for line in unseal(m.id, m.body)
+        ]
+        lines = [*sealed, *await self.spool.staged()]
+        return [msgspec.json.decode(line, type=UsageRecord) for line in lines]
+
+
+IDENTITY = Identity(
+    organization_id="org",
+    service_id="service",
+    replica="replica-0",
+    region="us-east-1",
+    pod_uid="uid",
+    container_name="clickhouse",
+)

@@ -1,0 +1,22 @@
+"""A store on disk, and that it has counted rightly when the test ends."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agents.core.rows import count
+from agents.core.store import Store
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "spool.db"
+
+
+@pytest.fixture
+def store(path: Path) -> Iterator[Store]:
+    store = Store(path, max_bytes=1 << 20)
+    yield store
+    assert store.totals() == count(store.connection)
+    store.close()

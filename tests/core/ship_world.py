@@ -1,0 +1,92 @@
+"""A spool on disk, a scripted receiver and a shipper between them."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from agents.core.errors import Reason, SendError
+from agents.core.ledger import Ledger
+from agents.core.metrics import Metrics
+from agents.core.ship import Shipper
+from agents.core.sink import Message, Receipt
+from agents.core.spool import Spool
+from agents.testing import FakeClock, NullLedger, ScriptedSink
+
+OK = Receipt(Reason.OK, 200)
+BUSY = SendError(Reason.SERVER_ERROR, "503")
+DENIED = SendError(Reason.FORBIDDEN, "403")
+POISON = SendError(Reason.REJECTED, "400")
+
+
+def message(number: int) -> Message:
+    return Message(f"m{number}", "t", b"body %d" % number, created_at_ms=number)
+
+
+class Dice(random.Random):
+    """Always throws the same part of the range."""
+
+    def __init__(self, part: float) -> None:
+        super().__init__(0)
+        self.part = part
+
+    def uniform(self, a: float, b: float) -> float:
+        return a + (b - a) * self.part
+
+
+class World:
+    """A spool on disk, a scripted receiver and a shipper between them."""
+
+    def __init__(self, spool: Spool, sink: ScriptedSink, ledger: Ledger, dice: Dice) -> None:
+        self.spool, self.sink, self.ledger = spool, sink, ledger
+        self.clock, self.metrics, self.dice = FakeClock(), Metrics(), dice
+        self.shipper = self.restarted()
+
+    def restarted(self) -> Shipper:
+        self.shipper = Shipper(
+            "agent",
+            spool=self.spool,
+            sink=self.sink,
+            ledger=self.ledger,
+            clock=self.clock,
+            metrics=self.metrics,
+            rng=self.dice,
+        )
+        return self.shipper
+
+    def count(self, name: str, **labels: str) -> float:
+        value = self.metrics.registry.get_sample_value(name, {"agent": "agent", **labels})
+        return value or 0.0
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        task = asyncio.create_task(self.shipper.run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled()
+
+    async def until_idle(self) -> None:
+        await asyncio.wait_for(self.shipper._idle.wait(), 30)
+
+    async def queued(self) -> list[str]:
+        return [m.id for m in await self.spool.head(1000, 1 << 30)]
+
+
+@asynccontextmanager
+async def world(
+    directory: Path,
+    *script: object,
+    messages: int = 1,
+    max_messages: int = 1,
+    ledger: Ledger | None = None,
+    part: float = 1.0,
+) -> AsyncIterator[World]:
+    sink = ScriptedSink(script, max_messages=max_messages)  # type: ignore[arg-type]
+    async with Spool(directory, max_bytes=1 << 24, clock=FakeClock()) as spool:
+        if messages:
+            await spool.put(*map(message, range(messages)))
+        yield World(spool, sink, ledger or NullLedger(), Dice(part))

@@ -1,0 +1,34 @@
+"""One step of a store at a time, and what lies in it then."""
+
+from collections.abc import Callable
+
+from agents.core.change import Change
+from agents.core.sink import Message
+from agents.core.store import Store
+
+
+def message(number: int, body: bytes = b"body", *, replaces: str = "") -> Message:
+    return Message(f"m{number}", "t", body, created_at_ms=number, records=2, replaces=replaces)
+
+
+def do(store: Store, work: Callable[[], object]) -> None:
+    """One transaction."""
+    store.begin()
+    try:
+        work()
+        store.commit()
+    except BaseException:
+        store.roll_back()
+        raise
+
+
+def apply(store: Store, **change: object) -> None:
+    do(store, lambda: store.apply(Change(**change)))  # type: ignore[arg-type]
+
+
+def ids(store: Store) -> list[str]:
+    return [m.id for m in store.head(1000, 1 << 30)]
+
+
+def seen(store: Store) -> object:
+    return store.head(1000, 1 << 30), store.staged(), store.state(""), store.dead_letters()

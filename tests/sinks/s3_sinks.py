@@ -1,0 +1,41 @@
+"""What the tests of the S3 sink send, and a sink on a stand-in's address."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiobotocore.session import AioSession
+
+from agents.core.sink import Message
+from agents.doubles.http import Behaviour, raw
+from agents.doubles.s3 import s3_error
+from agents.egress.destinations import s3_destination
+from agents.egress.gate import Gate
+from agents.sinks.s3 import S3Sink
+
+MESSAGE = Message(
+    id="v1/org=o/date=2026-01-01/a-1.jsonl.zst",
+    type="byoc.billing.usage.v1",
+    body=b"\x28\xb5\x2f\xfd" + bytes(range(256)),
+    created_at_ms=1,
+    content_type="application/x-ndjson",
+    content_encoding="zstd",
+)
+HERE = "eu-west-1"
+
+
+@asynccontextmanager
+async def sink_to(url: str, session: AioSession, **options: Any) -> AsyncIterator[S3Sink]:
+    gate = Gate([s3_destination("bucket", HERE, url)])
+    settings: dict[str, Any] = {"region": HERE, "endpoint_url": url} | options
+    async with S3Sink(session, gate, "bucket", **settings) as sink:
+        yield sink
+
+
+def said(
+    status: int, code: str, headers: dict[str, str] | None = None, more: str = ""
+) -> Behaviour:
+    return raw(s3_error(status, code, headers, more).encode())
+
+
+THERE = {"x-amz-bucket-region": "us-west-2"}

@@ -1,0 +1,69 @@
+"""A healthy server's figures, and polls one after another on a clock that a test moves."""
+
+from typing import Any
+
+from agents.state.assess import Assessment, End, Memory, assess
+from agents.state.hysteresis import NS, Now
+from agents.state.limits import Limits
+from agents.state.observation import Figures, Login, Observation, Ping, Seen, Source
+
+ALL_SEEN = dict.fromkeys(Source, Seen.OK)
+FINE: dict[str, Any] = {
+    "readonly_replicas": 0,
+    "replicated_tables": 3,
+    "keeper_sessions": 1,
+    "expired_sessions": 0,
+    "replication_lag_seconds": 0,
+    "replicas_status_ok": True,
+    "lost_parts": 0,
+    "rejected_inserts": 0,
+    "delayed_inserts": 0,
+    "server_errors": 0,
+    "max_parts_in_partition": 5,
+    "pending_mutations": 0,
+    "stuck_mutations": 0,
+    "detached_parts": 0,
+    "disk_free_ratio": 0.5,
+    "memory_used_ratio": 0.2,
+}
+UNREACHABLE = Observation(ping=Ping.REFUSED)
+LONG = 10_000.0  # seconds: past every hold
+
+
+def up(uptime: int = 4000, seen: dict[Source, Seen] | None = None, **figures: Any) -> Observation:
+    """Return a server that answers; `figures` go over those of a healthy one."""
+    return Observation(
+        ping=Ping.OK,
+        login=Login.OK,
+        seen=ALL_SEEN | (seen or {}),
+        figures=Figures(**(FINE | figures)),
+        version="24.8.4.13",
+        uptime_seconds=uptime,
+    )
+
+
+class Story:
+    """Polls one after another on a clock that the test moves."""
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
+        self.memory = Memory()
+        self.seconds = 1000.0
+
+    @property
+    def now(self) -> Now:
+        return Now(round(self.seconds * 1000), round(self.seconds * NS))
+
+    def see(self, seen: Observation, after: float = 0, end: End = End.NONE) -> Assessment:
+        self.seconds += after
+        found, self.memory = assess(seen, self.memory, self.limits, self.now, end=end)
+        return found
+
+    def stays(self, seen: Observation, seconds: float = LONG) -> Assessment:
+        """See the same now and after some seconds."""
+        self.see(seen)
+        return self.see(seen, after=seconds)
+
+
+def codes(found: Assessment) -> list[str]:
+    return [str(reason.code) for reason in found.reasons]

@@ -1,0 +1,96 @@
+"""An exporter over real spool files and scripted servers, on a clock that the test moves."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from agents.clickhouse import ClickHouseUnreachableError
+from agents.core.metrics import Metrics
+from agents.core.sink import Message
+from agents.core.spool import Spool
+from agents.state.exporter import Exporter, Replica
+from agents.state.limits import Limits
+from agents.state.message import Identity
+from agents.state.probes import Prober
+from agents.state.stream import Stream
+from agents.state.testing import HEALTHY, ScriptedServer
+from agents.testing import FakeClock
+
+NAME = "state-exporter"
+WHO = Identity(organization_id="org", service_id="svc", region="eu-west-1", heartbeat_seconds=60)
+MORE_BYTES = 1 << 20
+
+
+class Bench:
+    """One exporter over real spool files, scripted servers and a clock that the test moves."""
+
+    def __init__(self, spool: Spool, clock: FakeClock, servers: dict[str, ScriptedServer]) -> None:
+        self.spool = spool
+        self.clock = clock
+        self.servers = servers
+        self.metrics = Metrics()
+        self.sent: dict[str, bool] = {}  # what the ledger announces
+        self.exporter = self.start()
+
+    def start(self) -> Exporter:
+        """Put an exporter together, as a new process does."""
+        replicas = [
+            Replica(name, Prober(server, clock=self.clock), self._stream(f"replica/{name}"))
+            for name, server in self.servers.items()
+        ]
+        self.exporter = Exporter(
+            who=WHO,
+            replicas=replicas,
+            limits=Limits(),
+            poll_seconds=10,
+            clock=self.clock,
+            summary=self._stream("service") if len(self.servers) > 1 else None,
+        )
+        return self.exporter
+
+    def _stream(self, name: str) -> Stream:
+        return Stream(
+            NAME,
+            f"state/{name}",
+            heartbeat_seconds=60,
+            spool=self.spool,
+            clock=self.clock,
+            metrics=self.metrics,
+            sent=lambda: self.sent,
+        )
+
+    @property
+    def server(self) -> ScriptedServer:
+        return next(iter(self.servers.values()))
+
+    async def poll(self, seconds: float = 10) -> bool:
+        await self.clock.advance(seconds)
+        return await self.exporter.tick()
+
+    async def unsent(self) -> list[dict[str, Any]]:
+        """Return the data of all messages in the spool, oldest first."""
+        messages: list[Message] = await self.spool.head(1000, 1 << 30)
+        return [json.loads(message.body)["data"] for message in messages]
+
+    async def said(self) -> list[tuple[str, str]]:
+        return [(data["kind"], data["state"]) for data in await self.unsent()]
+
+    def die(self) -> None:
+        self.server.ping_error = ClickHouseUnreachableError("")
+
+    def live(self, uptime: int = 4000) -> None:
+        self.server.ping_error = None
+        self.server.rows["uptime"] = str(uptime)
+
+
+def healthy() -> ScriptedServer:
+    return ScriptedServer(rows=dict(HEALTHY))
+
+
+@asynccontextmanager
+async def bench(place: Path, *names: str, max_bytes: int = MORE_BYTES) -> AsyncIterator[Bench]:
+    clock = FakeClock()
+    async with Spool(place, max_bytes=max_bytes, clock=clock) as spool:
+        yield Bench(spool, clock, {name: healthy() for name in names or ("r-0",)})
