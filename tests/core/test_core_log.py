@@ -14,16 +14,23 @@ import structlog
 from agents.core import log
 
 
-@pytest.fixture
-def stream() -> Iterator[io.StringIO]:
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    """Leave nothing of what `configure` sets up to the tests that follow."""
     root = logging.getLogger()
     handlers, level, shown = root.handlers[:], root.level, structlog.get_config()
+    yield
+    logging.captureWarnings(capture=False)
+    root.handlers[:] = handlers
+    root.setLevel(level)  # by name it would stay in the loggers' caches
+    structlog.configure(**shown)
+
+
+@pytest.fixture
+def stream() -> io.StringIO:
     out = io.StringIO()
     log.configure("info", out)
-    yield out
-    logging.captureWarnings(capture=False)
-    root.handlers[:], root.level = handlers, level
-    structlog.configure(**shown)
+    return out
 
 
 def lines(stream: io.StringIO) -> list[dict[str, Any]]:
@@ -94,15 +101,12 @@ class Full(io.StringIO):
 
 
 def test_a_log_that_cannot_be_written_stops_nobody_and_says_so_later() -> None:
-    shown, full = structlog.get_config(), Full()
+    full = Full()
     log.configure("info", full)
-    try:
-        structlog.get_logger().error("one")
-        structlog.get_logger().error("two")
-        full.full = False
-        structlog.get_logger().error("three")
-    finally:
-        structlog.configure(**shown)
+    structlog.get_logger().error("one")
+    structlog.get_logger().error("two")
+    full.full = False
+    structlog.get_logger().error("three")
     assert {"event": "log.lost", "level": "error", "lines": 2} in lines(full)
 
 
