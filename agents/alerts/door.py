@@ -16,7 +16,7 @@ from aiohttp import StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import RawRequestMessage
 
-MAX_CONNECTIONS = 256
+MAX_CONNECTIONS = 512  # Alertmanager keeps hundreds where it has many groups to tell of
 MAX_BODY_BYTES = 4 * 1024**2  # some 4,000 alerts in one notification
 HEADER_SECONDS = 10.0
 IDLE_SECONDS = 300.0  # between two requests: Alertmanager's own idle time-out
@@ -125,10 +125,14 @@ def _request(
 
 @asynccontextmanager
 async def serve(
-    answer: Answer, listen: Listen, *, header_seconds: float = HEADER_SECONDS
+    answer: Answer,
+    listen: Listen,
+    *,
+    header_seconds: float = HEADER_SECONDS,
+    max_connections: int = MAX_CONNECTIONS,
 ) -> AsyncIterator[tuple[str, int]]:
     """Serve with the function that answers; give the address that was bound. Raises OSError."""
-    door = Door(answer, listen, header_seconds=header_seconds)
+    door = Door(answer, listen, header_seconds=header_seconds, max_connections=max_connections)
     runner = web.ServerRunner(door.server, shutdown_timeout=STOP_SECONDS)
     await runner.setup()
     try:

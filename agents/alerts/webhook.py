@@ -7,6 +7,7 @@ into its log: answers are fixed words.
 
 import asyncio
 import hmac
+from contextlib import AbstractAsyncContextManager, nullcontext
 
 import structlog
 from aiohttp import web
@@ -18,7 +19,8 @@ from agents.alerts.secret import Secret
 from agents.core.errors import SpoolError
 
 PATH = "/v1/alerts"
-MAX_REQUESTS = 16  # bodies in memory at once; the others wait
+SMALL_BODY_BYTES = 64 * 1024  # what a connection buffers of a body that nobody reads, at least
+LARGE_BODIES = 4  # in memory at once; the others wait
 BODY_SECONDS = 10.0  # from the headers to the end of the body
 NAMELESS = {"Server": "byoc-agents"}  # not which versions run here
 REFUSALS: tuple[tuple[type[Exception], int, str], ...] = (
@@ -41,7 +43,7 @@ class Webhook:
         self._token = token
         self._counts = counts
         self._body_seconds = body_seconds
-        self._places = asyncio.Semaphore(MAX_REQUESTS)
+        self._places = asyncio.Semaphore(LARGE_BODIES)
         self._log = structlog.get_logger()
 
     async def answer(self, request: web.BaseRequest) -> web.Response:
@@ -67,7 +69,7 @@ class Webhook:
         if not self.allowed(request.headers.get("Authorization", "")):
             return 401, "unauthorized"
         try:
-            async with self._places:
+            async with self._place(request):
                 body = await self._body(request)
                 await self._relay.accept(body)  # not under the time-out: a commit is not undone
         except tuple(kind for kind, _, _ in REFUSALS) as error:
@@ -75,6 +77,12 @@ class Webhook:
                 self._log.error("alerts.not_stored", error=str(error))
             return next((code, word) for kind, code, word in REFUSALS if isinstance(error, kind))
         return 200, "stored"
+
+    def _place(self, request: web.BaseRequest) -> AbstractAsyncContextManager[None]:
+        """Return what to hold as long as the body is in memory: small ones share their commits."""
+        length, packed = request.content_length, "Content-Encoding" in request.headers
+        small = length is not None and length <= SMALL_BODY_BYTES and not packed
+        return nullcontext() if small else self._places
 
     async def _body(self, request: web.BaseRequest) -> bytes:
         if request.content.is_eof():  # all of it is here

@@ -18,18 +18,24 @@ from tests.alerts.webhook_world import Make, Relay, World
 def make() -> Make:
     @asynccontextmanager
     async def make(
-        token: Secret | None = None, listen: Listen | None = None, **seconds: float
+        token: Secret | None = None, listen: Listen | None = None, **bounds: float
     ) -> AsyncIterator[World]:
         relay, metrics = Relay(), Metrics()
         webhook = Webhook(
             relay,  # type: ignore[arg-type]
             token or Secret(""),
             Counts(metrics, "a"),
-            body_seconds=seconds.get("body", 5),
+            body_seconds=bounds.get("body", 5),
         )
         where = listen or Listen("127.0.0.1", 0)
+        serving = serve(
+            webhook.answer,
+            where,
+            header_seconds=bounds.get("header", 5),
+            max_connections=int(bounds.get("connections", 100)),
+        )
         async with (
-            serve(webhook.answer, where, header_seconds=seconds.get("header", 5)) as (host, port),
+            serving as (host, port),
             aiohttp.ClientSession() as session,
         ):
             scheme = "https" if where.cert_file else "http"

@@ -25,17 +25,11 @@ from agents.core.ship import Shipper
 from agents.core.sink import Message, Outcome
 from agents.core.spool import Spool
 from tests.alerts.forwarder_settings import INWARD, OUTWARD, SECRET, settings
+from tests.alerts.webhook_world import eventually
 
 DATA = Path(__file__).parent / "data"
 FIRING = (DATA / "alertmanager-webhook-firing-group3.json").read_bytes()
 RESOLVED = (DATA / "alertmanager-webhook-resolved-group.json").read_bytes()
-
-
-async def eventually(reached: Callable[[], object]) -> None:
-    """Wait for what another task or thread does, where nothing tells when."""
-    async with asyncio.timeout(10):
-        while not reached():  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
 
 
 class QuickClock(SystemClock):

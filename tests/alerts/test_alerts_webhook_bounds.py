@@ -3,12 +3,19 @@
 import asyncio
 import io
 import zlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 import structlog
 
-from agents.alerts.door import MAX_BODY_BYTES, MAX_CONNECTIONS
-from tests.alerts.webhook_world import BODY, Make
+from agents.alerts.door import MAX_BODY_BYTES
+from agents.alerts.webhook import LARGE_BODIES, SMALL_BODY_BYTES
+from tests.alerts.webhook_world import BODY, Make, eventually
+
+
+async def chunks() -> AsyncIterator[bytes]:
+    yield BODY
 
 
 async def test_a_body_over_the_limit_is_413(make: Make) -> None:
@@ -23,6 +30,43 @@ async def test_a_compressed_bomb_is_bounded(make: Make) -> None:
     async with make() as world:
         assert (await world.post(bomb, **{"Content-Encoding": "deflate"}))[0] == 413
         assert (await world.post(b"no zlib", **{"Content-Encoding": "deflate"}))[0] == 400
+
+
+async def test_small_bodies_wait_for_the_disk_together(make: Make) -> None:
+    async with make() as world:
+        world.relay.may_commit.clear()
+        asked = [
+            asyncio.create_task(world.post(BODY.rjust(SMALL_BODY_BYTES)))
+            for _ in range(10 * LARGE_BODIES)
+        ]
+        await eventually(lambda: world.relay.under_way == len(asked))
+        world.relay.may_commit.set()
+        assert {(await one)[0] for one in asked} == {200}
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        (lambda: BODY.rjust(SMALL_BODY_BYTES + 1), {}),
+        (lambda: zlib.compress(BODY), {"Content-Encoding": "deflate"}),
+        (chunks, {}),
+    ],
+    ids=["large", "compressed", "of unknown length"],
+)
+async def test_bodies_that_may_be_large_are_read_a_few_at_a_time(
+    make: Make, body: Callable[[], Any], headers: dict[str, str]
+) -> None:
+    async with make() as world:
+        world.relay.may_commit.clear()
+        asked = [
+            asyncio.create_task(world.post(body(), **headers)) for _ in range(3 * LARGE_BODIES)
+        ]
+        await eventually(lambda: world.relay.under_way == LARGE_BODIES)
+        asked.append(asyncio.create_task(world.post()))  # a small one is not behind them
+        await eventually(lambda: world.relay.under_way > LARGE_BODIES)
+        assert world.relay.under_way == LARGE_BODIES + 1
+        world.relay.may_commit.set()
+        assert {(await one)[0] for one in asked} == {200}
 
 
 async def test_a_body_that_drips_is_given_up(make: Make) -> None:
@@ -63,10 +107,8 @@ async def test_a_client_that_cuts_its_body_does_no_harm(make: Make) -> None:
 
 
 async def test_connections_are_bounded_and_free_again_when_they_end(make: Make) -> None:
-    async with make(header=60) as world:
-        pairs = [
-            await asyncio.open_connection("127.0.0.1", world.port) for _ in range(MAX_CONNECTIONS)
-        ]
+    async with make(header=60, connections=3) as world:
+        pairs = [await asyncio.open_connection("127.0.0.1", world.port) for _ in range(3)]
         with structlog.testing.capture_logs() as logs:
             reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
             assert await reader.read() == b""

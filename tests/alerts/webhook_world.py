@@ -2,7 +2,7 @@
 
 import asyncio
 import io
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
@@ -19,13 +19,16 @@ class Relay:
 
     def __init__(self) -> None:
         self.error: Exception | None = None
+        self.under_way = 0
         self.bodies: list[bytes] = []
         self.may_commit = asyncio.Event()
         self.may_commit.set()
 
     async def accept(self, body: bytes) -> int:
         read(body)
+        self.under_way += 1
         await self.may_commit.wait()
+        self.under_way -= 1
         if self.error:
             raise self.error
         self.bodies.append(body)
@@ -41,10 +44,17 @@ class World:
     session: aiohttp.ClientSession
 
     async def post(
-        self, body: bytes | io.BytesIO = BODY, **headers: str
+        self, body: bytes | io.BytesIO | AsyncIterator[bytes] = BODY, **headers: str
     ) -> tuple[int, str, aiohttp.ClientResponse]:
         async with self.session.post(self.url, data=body, headers=headers) as answer:
             return answer.status, await answer.text(), answer
 
 
 Make = Callable[..., AbstractAsyncContextManager[World]]
+
+
+async def eventually(reached: Callable[[], object]) -> None:
+    """Wait for what another task or thread does, where nothing tells when."""
+    async with asyncio.timeout(10):
+        while not reached():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
