@@ -7,7 +7,6 @@ exponential with full jitter, and never shorter than what the receiver asked for
 
 import asyncio
 import random
-from collections import Counter
 from collections.abc import Sequence
 from enum import Enum
 from typing import Any
@@ -211,8 +210,9 @@ class Shipper:
 
     def _count(self, outcomes: Sequence[Outcome]) -> Trouble | None:
         """Return the first of them that holds up the head."""
-        for reason, number in Counter(outcome.reason for outcome in outcomes).items():
-            self._metrics.attempts.labels(self.agent, reason).inc(number)
+        reasons = [one.reason for one in outcomes]
+        for reason in set(reasons):
+            self._metrics.attempts.labels(self.agent, reason).inc(reasons.count(reason))
         for one in outcomes:
             if isinstance(one, SendError) and FATES[one.reason] is not Fate.BURY:
                 return Trouble(one.reason, one.detail, one.retry_after_seconds or 0.0)

@@ -1,7 +1,6 @@
 """The webhook over TLS, and certificates that change."""
 
 import ssl
-import subprocess
 from pathlib import Path
 
 import aiohttp
@@ -9,18 +8,12 @@ import pytest
 
 from agents.alerts.door import Listen, serve
 from tests.alerts.webhook_world import BODY, Make
+from tests.certificate import certificate
 
 
-def certificate(directory: Path, name: str) -> Listen:
-    cert, key = str(directory / f"{name}.crt"), str(directory / f"{name}.key")
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
-         "-nodes", "-days", "1", "-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1",
-         "-keyout", key, "-out", cert],
-        check=True,
-        capture_output=True,
-    )  # fmt: skip
-    return Listen("127.0.0.1", 0, cert, key)
+def listen(directory: Path, name: str) -> Listen:
+    cert, key = certificate(directory, name)
+    return Listen("127.0.0.1", 0, str(cert), str(key))
 
 
 def renew(old: Listen, new: Listen) -> None:
@@ -32,8 +25,8 @@ def spoil(file: str) -> None:
     Path(file).write_text("no certificate")
 
 
-async def test_tls_and_a_renewed_certificate(make: Make, tmp_path: Path) -> None:
-    old, new = certificate(tmp_path, "old"), certificate(tmp_path, "new")
+async def test_tls_and_a_renewed_listen(make: Make, tmp_path: Path) -> None:
+    old, new = listen(tmp_path, "old"), listen(tmp_path, "new")
     trusts = {
         n: ssl.create_default_context(cafile=x.cert_file) for n, x in {"o": old, "n": new}.items()
     }

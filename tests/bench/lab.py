@@ -82,6 +82,33 @@ class Lab:
         }
 
 
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Let what is started inside have one core, the last, which `elsewhere` leaves to it."""
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, cores[-1:])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+@contextmanager
+def elsewhere() -> Iterator[None]:
+    """Keep the bench's own threads, sender and receivers, off that core."""
+    cores = sorted(os.sched_getaffinity(0))
+    _confine(cores[:-1] or cores)
+    try:
+        yield
+    finally:
+        _confine(cores)
+
+
+def _confine(cores: Sequence[int]) -> None:
+    for thread in Path("/proc/self/task").iterdir():
+        os.sched_setaffinity(int(thread.name), cores)
+
+
 @dataclass
 class Daemons:
     """`byoc-agents run ...` as one process."""
@@ -158,10 +185,12 @@ def wakeups(pid: int) -> int:
     return total
 
 
-def until(true: Callable[[], object], seconds: float = PATIENCE_SECONDS) -> None:
+def until(
+    true: Callable[[], object], seconds: float = PATIENCE_SECONDS, *, every: float = 0.005
+) -> None:
     """Wait for a condition. Raises TimeoutError."""
     deadline = time.monotonic() + seconds
     while not true():
         if time.monotonic() > deadline:
             raise TimeoutError(f"{true} is not so after {seconds:.0f} s")
-        time.sleep(0.005)
+        time.sleep(every)

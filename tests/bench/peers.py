@@ -35,14 +35,18 @@ SYSLOG_NG = """@version: 3.38
 options {{ stats-level(0); }};
 source s {{ network(ip("127.0.0.1") port({port}) transport("tcp") flags(no-parse)
   max-connections(64) log-msg-size(16384) log-iw-size(6400)); }};
-destination d {{ http(url("{url}") method("POST") body("${{MESSAGE}}") persist-name("d")
+destination d {{ http(url("{url}") tls(ca-file("{ca_file}")) method("POST")
+  body("${{MESSAGE}}") persist-name("d")
   headers("Content-Type: application/json", "Expect:")
   disk-buffer(reliable(yes) disk-buf-size(536870912) mem-buf-size(16777216) dir("{place}"))); }};
 log {{ source(s); destination(d); flags(flow-control); }};
 """
 ALERTMANAGER = """
 route: {{receiver: r, group_by: ["..."], group_wait: 0s, group_interval: 1m, repeat_interval: 1h}}
-receivers: [{{name: r, webhook_configs: [{{url: "{url}", send_resolved: false}}]}}]
+receivers:
+- name: r
+  webhook_configs:
+  - {{url: "{url}", send_resolved: false, http_config: {{tls_config: {{ca_file: "{ca_file}"}}}}}}
 """
 BARE = """
 import sys
@@ -77,11 +81,11 @@ def collectd(place: Path, url: str, group: str) -> Iterator[int]:
 
 
 @contextmanager
-def syslog_ng(place: Path, url: str) -> Iterator[tuple[int, int]]:
-    """Run syslog-ng: TCP lines in, a disk buffer, HTTP out; give its pid and port."""
+def syslog_ng(place: Path, url: str, ca_file: str) -> Iterator[tuple[int, int]]:
+    """Run syslog-ng: TCP lines in, a disk buffer, HTTPS out; give its pid and port."""
     parts, port = install.peers(), free_port()
     config = place / "syslog-ng.conf"
-    config.write_text(SYSLOG_NG.format(port=port, url=url, place=place))
+    config.write_text(SYSLOG_NG.format(port=port, url=url, ca_file=ca_file, place=place))
     command = [
         str(parts / "usr/sbin/syslog-ng"), "-F", "-f", str(config), "--no-caps",
         "-R", str(place / "persist"), "-c", str(place / "ctl"), "-p", str(place / "pid"),
@@ -93,9 +97,10 @@ def syslog_ng(place: Path, url: str) -> Iterator[tuple[int, int]]:
 
 
 @contextmanager
-def alertmanager(place: Path, url: str) -> Iterator[RealProcess]:
+def alertmanager(place: Path, url: str, ca_file: str = "") -> Iterator[RealProcess]:
     """Run Alertmanager, every alert its own notification, at once."""
-    with prometheus.alertmanager(place, ALERTMANAGER.format(url=url)) as running:
+    config = ALERTMANAGER.format(url=url, ca_file=ca_file)
+    with prometheus.alertmanager(place, config) as running:
         yield running
 
 

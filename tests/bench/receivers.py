@@ -5,14 +5,18 @@ They are as cheap as can be, and the same ones for us and for the programs besid
 
 import asyncio
 import re
+import ssl
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from agents.doubles.s3 import FakeS3
 from agents.doubles.sqs import FakeSqs
 from agents.state.testing import HEALTHY, FakeClickHouse
+from tests.certificate import certificate
 from tests.real.parts.process import PartError
 
 NAMES = re.compile(rb'"alertname": ?"(A\d+)"')
@@ -25,6 +29,8 @@ class Plane:
     """A control plane that takes everything: counts posts and distinct alert names."""
 
     url: str = ""
+    https_url: str = ""
+    ca_file: str = ""  # of the certificate at `https_url`
     posts: int = 0
     names: set[bytes] = field(default_factory=set)
     on_body: Callable[[bytes], None] = lambda _body: None
@@ -102,9 +108,20 @@ async def _opened(stack: AsyncExitStack) -> Receivers:
     sqs = await stack.enter_async_context(FakeSqs())
     clickhouse = await stack.enter_async_context(FakeClickHouse())
     clickhouse.server.rows = dict(HEALTHY)
+    place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    cert, key = certificate(place, "plane")
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(cert, key)
+    plane.ca_file = str(cert)
+    plane.url = f"http://127.0.0.1:{await _served(stack, plane)}/"
+    plane.https_url = f"https://127.0.0.1:{await _served(stack, plane, tls)}/"
+    return Receivers(s3, sqs, clickhouse, plane)
+
+
+async def _served(stack: AsyncExitStack, plane: Plane, tls: ssl.SSLContext | None = None) -> int:
     server = await asyncio.get_running_loop().create_server(
-        lambda: Connection(plane), "127.0.0.1", 0
+        lambda: Connection(plane), "127.0.0.1", 0, ssl=tls
     )
     await stack.enter_async_context(server)
-    plane.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
-    return Receivers(s3, sqs, clickhouse, plane)
+    port: int = server.sockets[0].getsockname()[1]
+    return port
