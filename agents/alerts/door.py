@@ -21,6 +21,7 @@ MAX_BODY_BYTES = 4 * 1024**2  # some 4,000 alerts in one notification
 HEADER_SECONDS = 10.0
 IDLE_SECONDS = 300.0  # between two requests: Alertmanager's own idle time-out
 LINGER_SECONDS = 1.0  # for the rest of a body that nobody wants
+TOLD_SECONDS = 1.0  # between two lines of the log about too many connections
 STOP_SECONDS = 5.0  # for requests under way when we stop
 
 Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -57,6 +58,7 @@ class Door:
         self._listen = listen
         self._header_seconds = header_seconds
         self._max_connections = max_connections
+        self._too_many = 0  # connections turned away since that was told
         self._silent: set[web.RequestHandler] = set()
         self.server = web.Server(
             self._heard,
@@ -73,12 +75,21 @@ class Door:
         """Return the protocol of a new connection."""
         self._renew()
         if len(self.server.connections) >= self._max_connections:
-            structlog.get_logger().warning("alerts.too_many_connections")
-            return _TooMany()
+            return self._turned_away()
         connection = self.server()
         self._silent.add(connection)
         asyncio.get_running_loop().call_later(self._header_seconds, self._lose_patience, connection)
         return connection
+
+    def _turned_away(self) -> asyncio.Protocol:
+        if not self._too_many:
+            asyncio.get_running_loop().call_later(TOLD_SECONDS, self._tell)
+        self._too_many += 1
+        return _TooMany()
+
+    def _tell(self) -> None:
+        structlog.get_logger().warning("alerts.too_many_connections", number=self._too_many)
+        self._too_many = 0
 
     async def _heard(self, request: web.BaseRequest) -> web.StreamResponse:
         self._silent.discard(request.protocol)
