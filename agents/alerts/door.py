@@ -1,10 +1,12 @@
 """The webhook's listening socket: TLS where wanted, and bounds that aiohttp's own site lacks.
 
 aiohttp waits for ever for the first request of a connection, and takes any number of them. Here a
-connection that has not sent its headers in time is closed, and so is one that is too many.
+connection that has not sent its headers in time is closed. Where there are too many, one that rests
+is closed for the new one, and where none rests the new one is.
 """
 
 import asyncio
+import math
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -20,6 +22,7 @@ MAX_CONNECTIONS = 512  # Alertmanager keeps hundreds where it has many groups to
 MAX_BODY_BYTES = 4 * 1024**2  # some 4,000 alerts in one notification
 HEADER_SECONDS = 10.0
 IDLE_SECONDS = 300.0  # between two requests: Alertmanager's own idle time-out
+REST_SECONDS = 1.0  # without a request, after which a connection makes room for another
 LINGER_SECONDS = 1.0  # for the rest of a body that nobody wants
 TOLD_SECONDS = 1.0  # between two lines of the log about too many connections
 STOP_SECONDS = 5.0  # for requests under way when we stop
@@ -43,7 +46,7 @@ class _TooMany(asyncio.Protocol):
 
 
 class Door:
-    """Makes the protocol of each new connection, and notes which of them have spoken."""
+    """Makes the protocol of each new connection, and notes which have spoken and which rest."""
 
     def __init__(
         self,
@@ -59,7 +62,8 @@ class Door:
         self._header_seconds = header_seconds
         self._max_connections = max_connections
         self._too_many = 0  # connections turned away since that was told
-        self._silent: set[web.RequestHandler] = set()
+        self._silent: set[web.RequestHandler] = set()  # have not sent their first headers
+        self._rests_since: dict[web.RequestHandler, float] = {}  # loop's time of the last answer
         self.server = web.Server(
             self._heard,
             request_factory=_request,
@@ -74,12 +78,24 @@ class Door:
     def connect(self) -> asyncio.Protocol:
         """Return the protocol of a new connection."""
         self._renew()
-        if len(self.server.connections) >= self._max_connections:
+        if len(self.server.connections) >= self._max_connections and not self._made_room():
             return self._turned_away()
         connection = self.server()
         self._silent.add(connection)
         asyncio.get_running_loop().call_later(self._header_seconds, self._lose_patience, connection)
         return connection
+
+    def _made_room(self) -> bool:
+        """Close the oldest connection that has been at rest for a while, if there is one.
+
+        After a storm Alertmanager keeps hundreds for minutes: they must not keep its peer out.
+        """
+        late = asyncio.get_running_loop().time() - REST_SECONDS
+        for connection, since in self._rests_since.items():
+            if since < late and connection.connected:
+                connection.force_close()
+                return True
+        return False
 
     def _turned_away(self) -> asyncio.Protocol:
         if not self._too_many:
@@ -93,12 +109,18 @@ class Door:
 
     async def _heard(self, request: web.BaseRequest) -> web.StreamResponse:
         self._silent.discard(request.protocol)
-        return await self._answer(request)
+        self._rests_since[request.protocol] = math.inf
+        try:
+            return await self._answer(request)
+        finally:
+            self._rests_since[request.protocol] = asyncio.get_running_loop().time()
 
     def _lose_patience(self, connection: web.RequestHandler) -> None:
         if connection in self._silent:
             self._silent.discard(connection)
             connection.force_close()
+        for gone in [one for one in self._rests_since if not one.connected]:
+            del self._rests_since[gone]
 
     def _renew(self) -> None:
         """Use changed files from now on; keep the old certificate when the new one is no use."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import structlog
 
-from agents.alerts.door import MAX_BODY_BYTES
+from agents.alerts.door import MAX_BODY_BYTES, REST_SECONDS
 from agents.alerts.webhook import LARGE_BODIES, SMALL_BODY_BYTES
 from tests.alerts.webhook_world import BODY, Make, eventually
 
@@ -121,3 +121,37 @@ async def test_connections_are_bounded_and_free_again_when_they_end(make: Make) 
             writer.close()
             await writer.wait_closed()
         assert (await world.post())[0] == 200
+
+
+async def test_a_connection_at_rest_makes_room_for_a_new_one(make: Make) -> None:
+    request = b"POST /v1/alerts HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (
+        len(BODY),
+        BODY,
+    )
+    async with make(connections=3) as world:
+        pairs = [await asyncio.open_connection("127.0.0.1", world.port) for _ in range(3)]
+        for reader, writer in pairs:
+            writer.write(request)
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+        await asyncio.sleep(REST_SECONDS)
+        assert (await world.post())[0] == 200
+        rest = await pairs[0][0].read()
+        assert rest.endswith(b'{"status": "stored"}'), "the oldest, after its answer"
+        for reader, writer in pairs[1:]:
+            writer.write(request)
+            await reader.readuntil(b"HTTP/1.1 200 ")
+        for _, writer in pairs:
+            writer.close()
+
+
+async def test_nobody_who_waits_for_an_answer_makes_room(make: Make) -> None:
+    async with make(connections=3) as world:
+        world.relay.may_commit.clear()
+        asked = [asyncio.create_task(world.post()) for _ in range(3)]
+        await eventually(lambda: world.relay.under_way == len(asked))
+        await asyncio.sleep(REST_SECONDS)
+        reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
+        assert await reader.read() == b""
+        writer.close()
+        world.relay.may_commit.set()
+        assert [(await one)[0] for one in asked] == [200] * 3
