@@ -1,13 +1,16 @@
 """The webhook over real sockets: what nobody can hold up."""
 
 import asyncio
+import gc
 import io
 import zlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import aiohttp
 import pytest
 import structlog
+from aiohttp import web
 
 from agents.alerts.door import MAX_BODY_BYTES, REST_SECONDS
 from agents.alerts.webhook import LARGE_BODIES, SMALL_BODY_BYTES
@@ -155,3 +158,17 @@ async def test_nobody_who_waits_for_an_answer_makes_room(make: Make) -> None:
         writer.close()
         world.relay.may_commit.set()
         assert [(await one)[0] for one in asked] == [200] * 3
+
+
+def connections_kept() -> int:
+    gc.collect()
+    return sum(isinstance(one, web.RequestHandler) for one in gc.get_objects())
+
+
+async def test_nothing_is_kept_of_a_connection_that_has_ended(make: Make) -> None:
+    before = connections_kept()
+    async with make(header=0.05) as world:
+        for _ in range(5):
+            async with aiohttp.ClientSession() as session, session.post(world.url, data=BODY):
+                assert connections_kept() > before
+        await eventually(lambda: connections_kept() == before)

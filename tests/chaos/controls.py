@@ -54,6 +54,8 @@ def _states(found: Evidence) -> Iterator[Control]:
     twice = states[number] | {"time": "another"}
     yield "a transition is dropped", oracle.states, replace(found, states=_without(states, number))
     yield "two states are swapped", oracle.states, replace(found, states=swapped)
+    more = [_with_more_lost(one) for one in states]
+    yield "lost changes are counted wrongly", oracle.states, replace(found, states=more)
     yield "an id has two contents", oracle.states, replace(found, states=[*states, twice])
     blind = Outage("clickhouse_killed", oracle.TOLD_SECONDS, "running")
     yield "an outage is not told", oracle.outages, replace(found, outages=[blind])
@@ -97,6 +99,12 @@ def _ends_what_was_in_time(found: Evidence, event: dict[str, Any]) -> bool:
 
 def _ids_of_alerts(found: Evidence) -> set[str]:
     return {one["id"] for one in found.events if one["type"] == ALERT}
+
+
+def _with_more_lost(state: dict[str, Any]) -> dict[str, Any]:
+    data = state["data"]
+    lost = data["lost_transitions"] + data["sequence"]
+    return state | {"data": data | {"lost_transitions": lost}}
 
 
 def _without(items: list[dict[str, Any]], number: int) -> list[dict[str, Any]]:

@@ -12,7 +12,8 @@ from tests.chaos.acts import Stage
 from tests.chaos.aws import Stored
 from tests.chaos.daemon import Daemon, Figures
 from tests.chaos.facts import Fact
-from tests.chaos.outages import Outage, last_word
+from tests.chaos.lost import START
+from tests.chaos.outages import TOLD, UNTOLD, Outage, last_word
 from tests.chaos.target import Life
 from tests.real.scraper import PROGRAM, clean_environ
 
@@ -49,6 +50,7 @@ class Evidence:
     turned_away: int = 0  # notifications that the forwarder answered with 503
     outages: list[Outage] = field(default_factory=list)  # of ClickHouse
     last_word: str = ""  # of the exporter, when all was well again
+    changes: list[dict[str, Any]] = field(default_factory=list)  # its log: `tests.chaos.lost`
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ def collected(
         turned_away=world.notified.turned_away,
         outages=stage.outages,
         last_word=seen.last_word,
+        changes=stage.exporter.logged(START, TOLD, UNTOLD),
     )
 
 

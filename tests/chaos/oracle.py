@@ -13,6 +13,7 @@ from agents.billing.verify import Report
 from tests.chaos.again import lived_again
 from tests.chaos.evidence import ALERT, Evidence, written
 from tests.chaos.facts import Fact, fact
+from tests.chaos.lost import miscounted
 from tests.real.stored import billed, usages, verified
 
 CORES = 2
@@ -129,6 +130,8 @@ def _epoch(found: Evidence, epoch: int, told: list[dict[str, Any]]) -> Iterator[
     logged = {one["sequence"] for one in found.told if one["kind"] == "transition"}
     if missing := logged - {one["sequence"] for one in told}:
         yield f"committed and never sent: {sorted(missing)}"
+    counts = {one["sequence"]: one["lost_transitions"] for one in told}
+    yield from miscounted(found.changes, counts)
 
 
 def _at_risk(found: Evidence, epoch: int) -> list[dict[str, Any]]:

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from agents.clickhouse import ClickHouseUnreachableError
+from agents.core.errors import SpoolFullError, SpoolUnavailableError
 from agents.core.metrics import Metrics
 from agents.core.sink import Message
 from agents.core.spool import Spool
+from agents.core.store import Change
 from agents.state.exporter import Exporter, Replica
 from agents.state.limits import Limits
 from agents.state.message import Identity
@@ -83,6 +85,20 @@ class Bench:
     def live(self, uptime: int = 4000) -> None:
         self.server.ping_error = None
         self.server.rows["uptime"] = str(uptime)
+
+
+class Brittle(Spool):
+    """A spool whose disk can be told to refuse commits, before or after they are made."""
+
+    full = False
+    lose_answers = False
+
+    async def commit(self, change: Change) -> None:
+        if self.full:
+            raise SpoolFullError("full")
+        await super().commit(change)
+        if self.lose_answers:
+            raise SpoolUnavailableError("made, but nobody knows")
 
 
 def healthy() -> ScriptedServer:

@@ -5,25 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from agents.core.errors import SpoolFullError, SpoolUnavailableError
-from agents.core.spool import Spool
-from agents.core.store import Change
 from agents.testing import FakeClock
-from tests.state.exporter_bench import MORE_BYTES, Bench, healthy
-
-
-class Brittle(Spool):
-    """A spool whose disk can be told to refuse commits, before or after they are made."""
-
-    full = False
-    lose_answers = False
-
-    async def commit(self, change: Change) -> None:
-        if self.full:
-            raise SpoolFullError("full")
-        await super().commit(change)
-        if self.lose_answers:
-            raise SpoolUnavailableError("made, but nobody knows")
+from tests.state.exporter_bench import MORE_BYTES, Bench, Brittle, healthy
 
 
 @pytest.fixture
