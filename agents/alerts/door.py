@@ -8,6 +8,7 @@ is closed for the new one, and where none rests the new one is.
 import asyncio
 import math
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -63,7 +64,7 @@ class Door:
         self._max_connections = max_connections
         self._too_many = 0  # connections turned away since that was told
         self._silent: set[web.RequestHandler] = set()  # have not sent their first headers
-        self._rests_since: dict[web.RequestHandler, float] = {}  # loop's time of the last answer
+        self._rests_since: dict[web.RequestHandler, float] = {}  # monotonic, the last answer
         self.server = web.Server(
             self._heard,
             request_factory=_request,
@@ -90,7 +91,7 @@ class Door:
 
         After a storm Alertmanager keeps hundreds for minutes: they must not keep its peer out.
         """
-        late = asyncio.get_running_loop().time() - REST_SECONDS
+        late = time.monotonic() - REST_SECONDS
         for connection, since in self._rests_since.items():
             if since < late and connection.connected:
                 connection.force_close()
@@ -113,7 +114,7 @@ class Door:
         try:
             return await self._answer(request)
         finally:
-            self._rests_since[request.protocol] = asyncio.get_running_loop().time()
+            self._rests_since[request.protocol] = time.monotonic()
 
     def _lose_patience(self, connection: web.RequestHandler) -> None:
         if connection in self._silent:
@@ -151,7 +152,7 @@ def _request(
     task: asyncio.Task[None],
 ) -> web.BaseRequest:
     """Return a request as aiohttp's own factory does, with our bound on the body."""
-    loop = asyncio.get_running_loop()
+    loop = task.get_loop()  # `get_running_loop` asks the kernel for our pid
     bound = MAX_BODY_BYTES
     return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=bound)
 
