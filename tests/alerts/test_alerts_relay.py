@@ -190,7 +190,25 @@ async def test_the_memory_is_bounded_and_forgets_the_oldest_on_disk_as_well(tmp_
             state = told.state(new, number)
             await spool.commit(Change(state=state))
             told.committed(new, state)
-        assert set(await spool.state("told/")) == {f"told/id-{n}" for n in range(15, 20)}
+        stored = await spool.state("told/")
+        assert set(stored) == {f"told/{n:015d}/id-{n}" for n in range(15, 20)}
         state = told.state({}, 8 * 24 * 3600 * 1000)
         told.committed({}, state)
-        assert len(told) == 0
+        await spool.commit(Change(state=state))
+        assert (len(told), await spool.state("told/")) == (0, {})
+
+
+async def test_what_is_told_again_has_one_key_also_where_0_1_0_had_written_it(
+    tmp_path: Path,
+) -> None:
+    async with Spool(tmp_path, max_bytes=1 << 20, clock=SystemClock()) as spool:
+        await spool.commit(Change(state={"told/old": b"7", f"told/{8:015d}/new": b"8"}))
+        told = Told()
+        await told.load(spool)
+        assert (told.at_ms("old"), told.at_ms("new")) == (7, 8)
+        again = {"old": 9, "new": 10}
+        state = told.state(again, 10)
+        await spool.commit(Change(state=state))
+        told.committed(again, state)
+        assert set(await spool.state("told/")) == {f"told/{9:015d}/old", f"told/{10:015d}/new"}
+        assert (told.at_ms("old"), told.at_ms("new"), len(told)) == (9, 10, 2)

@@ -58,7 +58,7 @@ def measure(lab: Lab) -> list[Row]:
     with ExitStack() as stack:
         hops = _started(lab, stack)
         first = 0
-        for number in range(lab.runs(5, 2) + 1):
+        for number in range(lab.runs(9, 2) + 1):
             for hop in hops.values():
                 with elsewhere() if hop.alone else nullcontext():
                     _round(lab, hop, first)
