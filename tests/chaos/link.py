@@ -4,12 +4,14 @@ Or it does to a request what a bad network or a troubled service does.
 """
 
 import asyncio
+import errno
 import http.client
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from agents.doubles.http import HttpDouble, Reply, Request, Script, serving
 from tests.chaos.loops import LoopThread
+from tests.real.scraper import eventually
 
 UPSTREAM_SECONDS = 10.0
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect", "content-length"}
@@ -38,10 +40,19 @@ class Link:
         return self.http.url
 
     def mend(self) -> None:
-        """Listen, on the same port as before."""
+        """Listen, on the same port as before; the kernel may have lent it to a client meanwhile."""
         if not self._open:
-            self._thread.run(self.http.__aenter__())
+            eventually(self._listening)
             self._open = True
+
+    def _listening(self) -> bool:
+        try:
+            self._thread.run(self.http.__aenter__())
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            return False
+        return True
 
     def cut(self) -> None:
         """Close the port and all connections: new ones are refused."""
