@@ -24,7 +24,7 @@ from tests.real.stored import Bucket, bucket_at
 
 # What a reader was given and never heard of, as when it froze, comes again this soon.
 FIFO = {"FifoQueue": "true", "VisibilityTimeout": "4"}
-OK = 200
+OK, ALREADY_THERE = 200, 412
 
 
 @dataclass
@@ -96,13 +96,27 @@ class Stored:
     bucket: str
     objects: dict[str, bytes] = field(default_factory=dict)
     writes: Counter[str] = field(default_factory=Counter)
+    offered: dict[str, bytes] = field(default_factory=dict)  # the first that went there, by key
+
+    def given(self, request: Request) -> None:
+        """Note what goes to S3, whether an answer comes or not."""
+        if key := self._key(request):
+            self.offered.setdefault(key, request.body)
 
     def taken(self, request: Request, reply: Reply) -> None:
-        start = f"/{self.bucket}/"
-        if request.method == "PUT" and reply.status == OK and request.path.startswith(start):
-            key = request.path.removeprefix(start)
+        """Note what is stored: by a 200, or by a 412 where that answer had been lost."""
+        key = self._key(request)
+        if key and reply.status == OK:
             self.objects[key] = request.body
             self.writes[key] += 1
+        elif key and reply.status == ALREADY_THERE and key not in self.objects:
+            self.objects[key] = self.offered.get(key, request.body)
+            self.writes[key] += 1
+
+    def _key(self, request: Request) -> str:
+        start = f"/{self.bucket}/"
+        put = request.method == "PUT" and request.path.startswith(start)
+        return request.path.removeprefix(start) if put else ""
 
 
 @dataclass
@@ -128,6 +142,7 @@ class Aws:
         self.lives.append(over)
         self.stored.objects.clear()
         self.stored.writes.clear()
+        self.stored.offered.clear()
 
     def start(self) -> None:
         """Start it, as empty as it is, with the same bucket and the same queue."""

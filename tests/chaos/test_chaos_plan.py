@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from agents.doubles.http import Reply, Request
-from tests.chaos.aws import Queue
+from tests.chaos.aws import Queue, Stored
 from tests.chaos.damage import FRAME_HEADER_BYTES, PAGE_BYTES, damage, frames_in_use
 from tests.chaos.plan import DAMAGE, LANES, LONG_ONLY, planned
 from tests.chaos.plot import plot
@@ -84,6 +84,22 @@ def test_what_a_killed_queue_took_and_never_gave_counts_as_delivered() -> None:
     queue.got.append({"id": 0})
     queue.end_life()
     assert (queue.got, queue.sent) == ([{"id": 0}, {"id": 1}], [])
+
+
+def test_what_s3_says_is_already_there_was_stored_though_the_answer_was_lost() -> None:
+    stored = Stored("usage")
+    first = Request(0, "PUT", "/usage/v1/key", {}, b"first")
+    again = Request(1, "PUT", "/usage/v1/key", {}, b"again")
+    stored.given(first)
+    stored.given(again)
+    stored.taken(again, Reply(503))
+    assert (stored.objects, stored.writes) == ({}, {})
+    for _ in range(2):
+        stored.taken(again, Reply(412))
+        assert (stored.objects, stored.writes) == ({"v1/key": b"first"}, {"v1/key": 1})
+    stored.taken(Request(2, "PUT", "/usage/v1/other", {}, b"other"), Reply(200))
+    stored.taken(Request(3, "GET", "/usage/v1/third", {}, b""), Reply(412))
+    assert stored.objects == {"v1/key": b"first", "v1/other": b"other"}
 
 
 def samples(**growth: float) -> list[dict[str, Any]]:

@@ -96,6 +96,7 @@ def _witnessed(of: World) -> None:
     """Let the paths remember what their ends may forget."""
     of.links["webhook"].given = of.notified.given
     of.links["webhook"].taken = of.notified.taken
+    of.links["s3"].given = of.aws.stored.given
     of.links["s3"].taken = of.aws.stored.taken
     of.links["sqs"].taken = of.aws.queue.taken
 
