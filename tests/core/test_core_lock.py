@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from agents.core.change import Change
 from agents.core.errors import SpoolUnavailableError
 from agents.core.lock import DirectoryLock
 from agents.core.spool import EPOCH, Spool
@@ -69,3 +70,17 @@ async def test_a_new_spool_is_of_a_later_epoch_also_where_the_clock_was_set_back
         (tmp_path / "spool.db").unlink()
         clock.step_wall(-3600)
     assert epochs == [epochs[0], epochs[0] + 1, epochs[0] + 2]
+
+
+async def test_an_epoch_that_cannot_be_kept_is_not_given_and_the_spool_goes_on(
+    tmp_path: Path,
+) -> None:
+    async with Spool(tmp_path, max_bytes=1 << 20, clock=FakeClock()) as spool:
+        first = await spool.later_epoch(0)
+        spool._lock.release()  # a write to the lock's file fails from here
+        with pytest.raises(SpoolUnavailableError, match=r": Bad file descriptor"):
+            await spool.later_epoch(0)
+        await spool.commit(Change(state={"key": b"value"}))
+        spool._lock.hold()
+        assert await spool.later_epoch(0) == first + 1
+        assert await spool.state("key") == {"key": b"value"}
