@@ -7,6 +7,7 @@ from typing import Any
 
 from tests.chaos import oracle
 from tests.chaos.evidence import ALERT, Evidence
+from tests.chaos.order import ordered
 from tests.chaos.outages import Outage
 from tests.chaos.target import Life
 
@@ -47,10 +48,12 @@ def _billing(found: Evidence) -> Iterator[Control]:
 def _states(found: Evidence) -> Iterator[Control]:
     states = found.states
     number = next(n for n, one in enumerate(states) if one["data"]["kind"] == "transition")
+    strict = ordered(states, found.ledger, damaged=bool(found.damaged))
     first, second = next(
-        (a, b) for a, b in pairwise(range(len(states))) if states[a]["id"] != states[b]["id"]
+        (a, b) for a, b in pairwise(map(states.index, strict)) if states[a]["id"] != states[b]["id"]
     )
-    swapped = [*states[:first], states[second], states[first], *states[second + 1 :]]
+    swapped = [*states]
+    swapped[first], swapped[second] = states[second], states[first]
     twice = states[number] | {"time": "another"}
     yield "a transition is dropped", oracle.states, replace(found, states=_without(states, number))
     yield "two states are swapped", oracle.states, replace(found, states=swapped)

@@ -14,6 +14,7 @@ from tests.chaos.again import lived_again
 from tests.chaos.evidence import ALERT, Evidence, written
 from tests.chaos.facts import Fact, fact
 from tests.chaos.lost import miscounted
+from tests.chaos.order import ordered
 from tests.real.stored import billed, usages, verified
 
 CORES = 2
@@ -102,22 +103,22 @@ def states(found: Evidence) -> Iterator[str]:
             yield f"{body['id']} came with two contents"
     epochs: dict[int, list[dict[str, Any]]] = {}
     for body in seen.values():
-        epochs.setdefault(body["data"]["epoch"], []).append(body["data"])
+        epochs.setdefault(body["data"]["epoch"], []).append(body)
     if list(epochs) != sorted(epochs) or (len(epochs) > 1 and not found.damaged):
         yield f"epochs {list(epochs)}"
-    for epoch, told in epochs.items():
-        yield from _epoch(found, epoch, told)
-    last = list(epochs.values())[-1][-1] if epochs else {}
+    for epoch, bodies in epochs.items():
+        yield from _epoch(found, epoch, bodies)
+    last = list(epochs.values())[-1][-1]["data"] if epochs else {}
     if last.get("state") != "stopping":
         yield f"the last word is {last.get('state')!r}, not 'stopping'"
 
 
-def _epoch(found: Evidence, epoch: int, told: list[dict[str, Any]]) -> Iterator[str]:
-    # A file that has become older brings back heartbeats that a later one had replaced.
-    ordered = [one for one in told if one["kind"] == "transition" or not found.damaged]
-    sequences = [one["sequence"] for one in ordered]
+def _epoch(found: Evidence, epoch: int, bodies: list[dict[str, Any]]) -> Iterator[str]:
+    strict = ordered(bodies, found.ledger, damaged=bool(found.damaged))
+    sequences = [one["data"]["sequence"] for one in strict]
     if sequences != sorted(sequences):
         yield f"epoch {epoch} out of order: {sequences}"
+    told = [one["data"] for one in bodies]
     numbers = [one["transition"] for one in told if one["kind"] == "transition"]
     excused = _at_risk(found, epoch)
     wanted = set(range(1, max(numbers, default=0) + 1)) - {one["transition"] for one in excused}

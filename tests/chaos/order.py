@@ -1,0 +1,23 @@
+"""In which order states have to come: all but heartbeats that a later one may have replaced.
+
+Only the latest heartbeat waits. One whose request timed out is replaced by the next, and the queue
+can take it after that one all the same. The ledger tells: no answer ever said that it was stored.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from agents.core.ledger.sends import STORED
+
+Body = dict[str, Any]  # a CloudEvents envelope of the queue
+Send = dict[str, Any]  # a line of `ledger show --json`
+
+
+def ordered(bodies: Iterable[Body], ledger: Iterable[Send], *, damaged: bool) -> list[Body]:
+    """Return those of the states that have to come in order.
+
+    In a spool file that was damaged a heartbeat can come back that had been replaced: then only
+    transitions have to.
+    """
+    stored = set() if damaged else {one["id"] for one in ledger if one["reason"] in STORED}
+    return [one for one in bodies if one["data"]["kind"] == "transition" or one["id"] in stored]
