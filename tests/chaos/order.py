@@ -10,7 +10,7 @@ from typing import Any
 from agents.core.ledger.sends import STORED
 
 Body = dict[str, Any]  # a CloudEvents envelope of the queue
-Send = dict[str, Any]  # a line of `ledger show --json`
+Send = dict[str, Any]  # or a refusal, which has no reason: a line of `ledger show --json`
 
 
 def ordered(bodies: Iterable[Body], ledger: Iterable[Send], *, damaged: bool) -> list[Body]:
@@ -19,5 +19,6 @@ def ordered(bodies: Iterable[Body], ledger: Iterable[Send], *, damaged: bool) ->
     In a spool file that was damaged a heartbeat can come back that had been replaced: then only
     transitions have to.
     """
-    stored = set() if damaged else {one["id"] for one in ledger if one["reason"] in STORED}
+    good = () if damaged else (one for one in ledger if one.get("reason") in STORED)
+    stored = {one["id"] for one in good}
     return [one for one in bodies if one["data"]["kind"] == "transition" or one["id"] in stored]

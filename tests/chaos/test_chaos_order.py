@@ -15,7 +15,8 @@ def sent(sequence: int, *reasons: str) -> list[dict[str, Any]]:
     return [{"id": f"id-{sequence}", "reason": reason} for reason in reasons]
 
 
-OTHERS = [*sent(35, "ok"), *sent(36, "timeout", "ok")]
+REFUSED = {"refused": "not_listed", "detail": "10.0.0.1:1", "count": 1}  # by the gate: no send
+OTHERS = [*sent(35, "ok"), REFUSED, *sent(36, "timeout", "ok")]
 
 
 @pytest.mark.parametrize(
