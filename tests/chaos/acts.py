@@ -144,8 +144,15 @@ def _damage(stage: Stage, daemon: Daemon, kind: str, rng: random.Random) -> None
 
 @contextmanager
 def _read_only(stage: Stage) -> Iterator[None]:
-    """Break the file system; the repair, as a node's new start, is while no daemon runs."""
-    stage.disk.break_()
+    """Break the file system; the repair, as a node's new start, is while no daemon runs.
+
+    No daemon may be inside an fdatasync when it breaks: ext4 can then answer that all is on the
+    disk when it is not (`python -m tests.real.ext4_abort`), which nobody can see or undo.
+    """
+    with stage.lock, ExitStack() as still:
+        for one in stage.daemons:
+            still.enter_context(one.still())
+        stage.disk.break_()
     yield
     with stage.lock, ExitStack() as down:
         for one in stage.daemons:

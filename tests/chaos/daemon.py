@@ -69,6 +69,21 @@ class Daemon:
                 self.frozen = number == signal.SIGSTOP
 
     @contextmanager
+    def still(self) -> Iterator[None]:
+        """Hold every thread of it for a moment, once none is inside a system call."""
+        with self._lock:
+            process = self._process
+            if process is None or process.poll() is not None or self.frozen:
+                yield
+                return
+            process.send_signal(signal.SIGSTOP)
+            try:
+                eventually(lambda: _held(process.pid))
+                yield
+            finally:
+                process.send_signal(signal.SIGCONT)
+
+    @contextmanager
     def down(self, number: signal.Signals) -> Iterator[None]:
         """End it with that signal, a kill if it takes too long, and keep it down for a while."""
         self._wanted.clear()
@@ -183,3 +198,9 @@ class Daemon:
                 cwd=ROOT,
                 start_new_session=True,
             )
+
+
+def _held(pid: int) -> bool:
+    """Tell whether every thread has stopped or ended: in /proc/PID/task/TID/stat, field 3."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/stat")
+    return all(task.read_text().rpartition(")")[2].split()[0] in "TZX" for task in tasks)

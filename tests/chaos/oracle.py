@@ -155,15 +155,16 @@ def alerts(found: Evidence) -> Iterator[str]:
     """Every alert that was accepted is delivered once, none is invented, firing before resolved."""
     arrived = facts_of(found.events)
     yield from (f"{one} delivered {n} times" for one, n in Counter(arrived).items() if n != 1)
-    late = late_facts(found)
+    bodies = [json.loads(body) for body in found.at_risk.values() if body.startswith(b"{")]
+    lost_by_damage = set(facts_of(bodies)) - set(arrived)
+    excused = late_facts(found) | lost_by_damage
     place = {one: number for number, one in enumerate(arrived)}
     for one, number in place.items():
-        if begun(one) in late:
+        if begun(one) in excused:
             continue
         if one.status == "resolved" and place.get(begun(one), len(place)) >= number:
             yield f"{one} is not after its beginning"
-    bodies = [json.loads(body) for body in found.at_risk.values() if body.startswith(b"{")]
-    if lost := found.accepted - set(arrived) - set(facts_of(bodies)):
+    if lost := found.accepted - set(arrived) - lost_by_damage:
         yield f"accepted and never delivered: {sorted(map(str, lost))}"
     if invented := set(arrived) - found.offered - {begun(one) for one in found.offered}:
         yield f"delivered and never offered: {sorted(map(str, invented))}"
