@@ -79,18 +79,23 @@ class Meter:
     def __init__(self, *, window_ms: int) -> None:
         self._window_ms = window_ms
 
-    def start(self, sample: Sample, reason: GapReason) -> Stepped:
-        """Begin without a checkpoint. What ran before is stated as a gap, back to its birth."""
+    def start(self, sample: Sample, reason: GapReason, *, since_ms: int | None = None) -> Stepped:
+        """Begin without a checkpoint. What ran before is stated as a gap, back to its birth.
+
+        Where records of an earlier epoch may be lost from `since_ms` on, back to there as well.
+        """
         state = _at(sample, sample.wall_ms)
-        reading = sample.reading
+        reading, unsure_ms = sample.reading, sample.wall_ms if since_ms is None else since_ms
         if reading is None:
-            return _lost(state, sample, sample.wall_ms, _seen(sample)), []
+            before = gap(unsure_ms, sample.wall_ms, reason)
+            return _lost(state, sample, sample.wall_ms, _seen(sample)), before
         birth_ms = born_ms(reading, sample, sample.wall_ms)
         if birth_ms is None:  # a counter of the kernel is not older than its boot
             birth_ms = sample.wall_ms - sample.boot_ns // NS_PER_MS
         window = fresh(reading, sample.wall_ms, reading.cpu_usec)
+        earlier = gap(unsure_ms, min(birth_ms, sample.wall_ms), reason)
         before = gap(birth_ms, sample.wall_ms, reason, reading)
-        return replace(state, window=_measured(window, sample)), before
+        return replace(state, window=_measured(window, sample)), earlier + before
 
     def step(self, state: State, sample: Sample, *, hold: bool = False) -> Stepped:
         """Take one sample. With `hold` windows end at UTC hours only: the spool is full."""

@@ -7,13 +7,29 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from agents.billing.objects import parse_key
+from agents.billing.objects import ObjectKey, parse_key
 from agents.billing.record import UsageRecord
+from agents.core.events import parse_rfc3339
 
 
 def epochs(sent: Mapping[str, bool]) -> set[int]:
     """Return the epochs of what was announced."""
     return {key.epoch for key in filter(None, map(parse_key, sent))}
+
+
+def since_ms(sent: Mapping[str, bool]) -> int | None:
+    """Return from when on usage can be missing: the hour of the newest object that is stored.
+
+    Milliseconds since 1970. Objects leave in their order. Where none is known to be stored it is
+    the hour of the oldest announced one; None where there is none.
+    """
+    keys = [(key, stored) for one, stored in sent.items() if (key := parse_key(one))]
+    stored = [_hour_ms(key) for key, stored in keys if stored]
+    return max(stored) if stored else min((_hour_ms(key) for key, _ in keys), default=None)
+
+
+def _hour_ms(key: ObjectKey) -> int:
+    return parse_rfc3339(f"{key.date}T{key.hour}:00:00Z")
 
 
 def is_older(epoch: int, sequence: int, sent: Mapping[str, bool]) -> bool:

@@ -16,7 +16,7 @@ import structlog
 from agents.billing.checkpoint import Checkpoint, Held, decoded, same_place
 from agents.billing.meter import Meter
 from agents.billing.objects import Compression, runs, seal
-from agents.billing.older import epochs, is_older, stored_lines
+from agents.billing.older import epochs, is_older, since_ms, stored_lines
 from agents.billing.record import GapReason, Usage, charge_period_ms
 from agents.billing.recorder import Recorder
 from agents.billing.target import Observation, Target
@@ -75,6 +75,7 @@ class Scraper:
         self._checkpoint: Checkpoint | None = None
         self._outrun = False  # what is on disk is older than what has left
         self._left: set[int] = set()  # epochs of what has left
+        self._unsure_ms: int | None = None  # from when on what has not left may be lost
         self._staged: list[bytes] = []
         self._standby_window = -1
         self._stale = True  # what we believe of the spool must be read again
@@ -150,7 +151,7 @@ class Scraper:
         self._staged = await self._spool.staged()
         sent = await asyncio.to_thread(self._sent)
         found = decoded(stored)
-        self._left = epochs(sent)
+        self._left, self._unsure_ms = epochs(sent), since_ms(sent)
         self._outrun = found is not None and is_older(found.epoch, found.sequence, sent)
         mine = self._checkpoint
         if self._outrun or not (found and mine and same_place(found, mine)):
@@ -169,7 +170,7 @@ class Scraper:
         reason: GapReason = "spool_corrupt" if corrupt else "no_checkpoint"
         if broken or latest >= epoch:
             epoch = await self._spool.later_epoch(max(sample.wall_ms, latest + 1))
-        state, periods = self._meter.start(sample, reason)
+        state, periods = self._meter.start(sample, reason, since_ms=self._unsure_ms)
         self._log.warning("billing.epoch", epoch=epoch, reason=reason)
         begun = Checkpoint(epoch=epoch, sequence=0, state=state)
         await self._write(begun, state, periods, always=True)

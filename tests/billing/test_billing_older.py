@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from agents.billing.objects import parse_key
+from agents.billing.reading import Reading
+from agents.billing.target import Observation
 from agents.billing.verify import Audit, Report
 from agents.core.spool import Spool
 from tests.billing.scraper_bench import SECOND, Bench
@@ -69,6 +71,60 @@ async def test_what_has_left_is_billed_once_and_the_rest_is_stated(
     billed = sum(total.cpu_core_seconds for total in report.services)
     unrecorded = sum(one.core_seconds for one in report.unrecorded)
     assert billed + unrecorded == Decimal(bench.clock.boot_ns() - first_ns) / SECOND
+
+
+def absent() -> Observation:
+    return Observation(None, absent=True)
+
+
+def born_now(bench: Bench) -> Observation:
+    return Observation(
+        Reading(
+            source="cgroup.v2",
+            incarnation="boot-1-8",
+            container_id="",
+            cpu_usec=0,
+            memory_bytes=1 << 30,
+            born_boot_ns=bench.clock.boot_ns(),
+        )
+    )
+
+
+@pytest.mark.parametrize("after", ["absent", "another"])
+@pytest.mark.parametrize("how", ["older", "removed"])
+async def test_what_is_lost_is_stated_also_where_its_target_is_gone(
+    tmp_path: Path, how: str, after: str
+) -> None:
+    """As when the pod starts anew: the container's birth does not reach back to what was lost."""
+    bench, earlier = Bench(tmp_path / "state"), tmp_path / "earlier"
+    async with opened(bench):
+        await bench.ticks(75)
+        stored = await shipped(bench)
+    shutil.copytree(bench.directory, earlier)
+    async with opened(bench):
+        await bench.ticks(80)
+        if how == "older":
+            await bench.scraper.finish()
+            stored |= await shipped(bench)
+        else:
+            await bench.ticks(30)
+    if how == "older":
+        shutil.rmtree(bench.directory)
+        earlier.rename(bench.directory)
+    else:
+        (bench.directory / "spool.db").unlink()
+    await bench.clock.advance(30)
+    bench.target.observation = absent() if after == "absent" else born_now(bench)
+    async with opened(bench):
+        await bench.ticks(5)
+        bench.target.observation = born_now(bench)
+        await bench.ticks(200)
+        await bench.scraper.finish()
+        stored |= await shipped(bench)
+    report = audited(stored)
+    assert {one.detail for one in report.findings} <= {"stated: spool_corrupt"}
+    reason = "spool_corrupt" if how == "older" else "no_checkpoint"
+    assert reason in {gap.reason for gap in report.gaps}
 
 
 async def test_epochs_rise_also_where_the_clock_was_set_back(tmp_path: Path) -> None:
