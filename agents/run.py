@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from asyncio.sslproto import SSLProtocol
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
@@ -27,6 +28,8 @@ from agents.egress.destinations import mistakes as plain_or_forbidden
 from agents.egress.gate import Gate, Refusal
 from agents.egress.process import enforce_process
 from agents.runtime import ClickHouseSettings, Runtime
+
+TLS_BUFFER_BYTES = 32 * 1024  # of each TLS connection, in or out; asyncio takes 256 KiB
 
 # What starts the variables of each daemon, so that a typo is told from another daemon's setting.
 DAEMONS = {
@@ -157,6 +160,7 @@ def _mistakes() -> Iterator[None]:
 async def _put_together(
     configuration: Configuration,
 ) -> AsyncIterator[tuple[list[Agent], Metrics]]:
+    SSLProtocol.max_size = TLS_BUFFER_BYTES
     metrics = Metrics()
     refused: list[Callable[[str, str], None]] = []
     gate = _gate(configuration, metrics, refused)

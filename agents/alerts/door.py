@@ -7,6 +7,7 @@ is closed for the new one, and where none rests the new one is.
 
 import asyncio
 import math
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -20,7 +21,9 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import RawRequestMessage
 
 MAX_CONNECTIONS = 512  # Alertmanager keeps hundreds where it has many groups to tell of
-MAX_BODY_BYTES = 4 * 1024**2  # some 4,000 alerts in one notification
+READ_BYTES = 16 * 1024  # of a body that nobody takes yet; a connection holds a few times this
+RECEIVE_BYTES = 64 * 1024  # of a connection in the kernel; it would let that grow to megabytes
+MAX_HEADERS, MAX_FIELD_BYTES = 64, 4096  # aiohttp's bounds are 128 of 8 KiB: 1 MiB a connection
 HEADER_SECONDS = 10.0
 IDLE_SECONDS = 300.0  # between two requests: Alertmanager's own idle time-out
 REST_SECONDS = 1.0  # without a request, after which a connection makes room for another
@@ -71,6 +74,9 @@ class Door:
             access_log=None,
             keepalive_timeout=IDLE_SECONDS,
             lingering_time=LINGER_SECONDS,
+            read_bufsize=READ_BYTES,
+            max_headers=MAX_HEADERS,
+            max_field_size=MAX_FIELD_BYTES,
         )
         self._loaded: tuple[Version, Version] | None = None
         self.tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH) if listen.cert_file else None
@@ -151,10 +157,8 @@ def _request(
     writer: AbstractStreamWriter,
     task: asyncio.Task[None],
 ) -> web.BaseRequest:
-    """Return a request as aiohttp's own factory does, with our bound on the body."""
-    loop = task.get_loop()  # `get_running_loop` asks the kernel for our pid
-    bound = MAX_BODY_BYTES
-    return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=bound)
+    """Return a request as aiohttp's own factory does, which asks the kernel for our pid."""
+    return web.BaseRequest(message, payload, protocol, writer, task, task.get_loop())
 
 
 @asynccontextmanager
@@ -186,7 +190,11 @@ async def _opened(
         listen.port,
         ssl=door.tls,
         ssl_handshake_timeout=header_seconds if door.tls else None,
+        start_serving=False,
     )
+    for one in server.sockets:  # each connection inherits it
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
+    await server.start_serving()
     try:
         host, port = server.sockets[0].getsockname()[:2]
         structlog.get_logger().info("alerts.listen", host=host, port=port, tls=bool(door.tls))

@@ -7,10 +7,11 @@ into its log: answers are fixed words.
 
 import asyncio
 import hmac
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 
 import structlog
-from aiohttp import web
+from aiohttp import StreamReader, web
 
 from agents.alerts.counts import Counts
 from agents.alerts.payload import NotAWebhookError
@@ -19,15 +20,24 @@ from agents.alerts.secret import Secret
 from agents.core.errors import SpoolError
 
 PATH = "/v1/alerts"
-SMALL_BODY_BYTES = 64 * 1024  # what a connection buffers of a body that nobody reads, at least
+MAX_BODY_BYTES = 4 * 1024**2  # some 4,000 alerts in one notification
+SMALL_BODY_BYTES = 32 * 1024  # what a connection buffers of a body that nobody reads, at least
 LARGE_BODIES = 4  # in memory at once; the others wait
+LARGE_WAITING = 64  # at most; each holds up to half a MiB of buffers meanwhile
 BODY_SECONDS = 10.0  # from the headers to the end of the body
 NAMELESS = {"Server": "byoc-agents"}  # not which versions run here
+
+
+class BusyError(Exception):
+    """Enough large bodies wait already."""
+
+
 REFUSALS: tuple[tuple[type[Exception], int, str], ...] = (
     (NotAWebhookError, 400, "no Alertmanager webhook"),
     (web.RequestPayloadError, 400, "broken body"),
     (web.HTTPRequestEntityTooLarge, 413, "too large"),
     (TimeoutError, 503, "too slow"),
+    (BusyError, 503, "busy"),
     (SpoolError, 503, "not stored"),
 )
 
@@ -44,6 +54,7 @@ class Webhook:
         self._counts = counts
         self._body_seconds = body_seconds
         self._places = asyncio.Semaphore(LARGE_BODIES)
+        self._large = 0  # requests that have such a place or wait for one
         self._log = structlog.get_logger()
 
     async def answer(self, request: web.BaseRequest) -> web.Response:
@@ -82,16 +93,27 @@ class Webhook:
         """Return what to hold as long as the body is in memory: small ones share their commits."""
         length, packed = request.content_length, "Content-Encoding" in request.headers
         small = length is not None and length <= SMALL_BODY_BYTES and not packed
-        return nullcontext() if small else self._places
+        return nullcontext() if small else self._large_place()
+
+    @asynccontextmanager
+    async def _large_place(self) -> AsyncIterator[None]:
+        if self._large >= LARGE_BODIES + LARGE_WAITING:
+            raise BusyError
+        self._large += 1
+        try:
+            async with self._places:
+                yield
+        finally:
+            self._large -= 1
 
     async def _body(self, request: web.BaseRequest) -> bytes:
         if request.content.is_eof():  # all of it is here
-            return await request.read()
+            return await _all_of(request.content)
         if request.headers.get("Expect", "").lower() == "100-continue":  # who asks waits for it
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             request.writer.output_size = 0
         async with asyncio.timeout(self._body_seconds):
-            return await request.read()
+            return await _all_of(request.content)
 
     def allowed(self, header: str) -> bool:
         """Compare in constant time. Each line of the token's file is valid, for rotations."""
@@ -100,6 +122,19 @@ class Webhook:
         presented = given.strip().encode("utf-8", "surrogateescape")
         matches = [hmac.compare_digest(presented, token.encode()) for token in tokens]
         return not tokens or (scheme.lower() == "bearer" and any(matches))
+
+
+async def _all_of(content: StreamReader) -> bytes:
+    """Return the body.
+
+    A request keeps what its own `read` returns, and a connection at rest keeps its last request.
+    """
+    body = bytearray()
+    while chunk := await content.readany():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise web.HTTPRequestEntityTooLarge(max_size=MAX_BODY_BYTES, actual_size=len(body))
+    return bytes(body)
 
 
 def _response(status: int, word: str, **headers: str) -> web.Response:

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import io
+import tracemalloc
 import zlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -12,8 +13,13 @@ import pytest
 import structlog
 from aiohttp import web
 
-from agents.alerts.door import MAX_BODY_BYTES, REST_SECONDS
-from agents.alerts.webhook import LARGE_BODIES, SMALL_BODY_BYTES
+from agents.alerts.door import MAX_FIELD_BYTES, MAX_HEADERS, REST_SECONDS
+from agents.alerts.webhook import (
+    LARGE_BODIES,
+    LARGE_WAITING,
+    MAX_BODY_BYTES,
+    SMALL_BODY_BYTES,
+)
 from tests.alerts.webhook_world import BODY, Make, eventually
 
 
@@ -70,6 +76,52 @@ async def test_bodies_that_may_be_large_are_read_a_few_at_a_time(
         assert world.relay.under_way == LARGE_BODIES + 1
         world.relay.may_commit.set()
         assert {(await one)[0] for one in asked} == {200}
+
+
+async def test_who_would_wait_behind_too_many_large_ones_is_told_to_come_again(make: Make) -> None:
+    async with make(connections=200) as world:
+        world.relay.may_commit.clear()
+        large = BODY.rjust(SMALL_BODY_BYTES + 1)
+        asked = [
+            asyncio.create_task(world.post(large)) for _ in range(LARGE_BODIES + LARGE_WAITING)
+        ]
+        await eventually(lambda: world.relay.under_way == LARGE_BODIES)
+        await eventually(lambda: len(connections()) >= len(asked))
+        status, word, _ = await world.post(large)
+        assert (status, word) == (503, '{"status": "busy"}')
+        world.relay.may_commit.set()
+        assert {(await one)[0] for one in asked} == {200}
+        assert (await world.post(large))[0] == 200
+
+
+async def test_headers_are_bounded(make: Make) -> None:
+    many = {f"x-{number}": "v" for number in range(MAX_HEADERS)}
+    async with make() as world:
+        assert (await world.post(BODY, x="v" * (MAX_FIELD_BYTES - 10)))[0] == 200
+        assert (await world.post(BODY, x="v" * 2 * MAX_FIELD_BYTES))[0] == 400
+    async with make() as world:
+        assert (await world.post(BODY, **many))[0] == 400
+
+
+async def test_a_connection_at_rest_holds_no_body(make: Make) -> None:
+    body = BODY.rjust(1024**2)
+    request = b"POST /v1/alerts HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    async with make() as world:
+        await world.post(body)
+        tracemalloc.start()
+        try:
+            pairs = [await asyncio.open_connection("127.0.0.1", world.port) for _ in range(8)]
+            for reader, writer in pairs:
+                writer.write(request + body)
+                assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+            world.relay.bodies.clear()
+            gc.collect()
+            held_bytes, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert held_bytes < 2 * len(body)
+        for _, writer in pairs:
+            writer.close()
 
 
 async def test_a_body_that_drips_is_given_up(make: Make) -> None:
@@ -160,9 +212,13 @@ async def test_nobody_who_waits_for_an_answer_makes_room(make: Make) -> None:
         assert [(await one)[0] for one in asked] == [200] * 3
 
 
-def connections_kept() -> int:
+def connections() -> list[object]:
     gc.collect()
-    return sum(isinstance(one, web.RequestHandler) for one in gc.get_objects())
+    return [one for one in gc.get_objects() if isinstance(one, web.RequestHandler)]
+
+
+def connections_kept() -> int:
+    return len(connections())
 
 
 async def test_nothing_is_kept_of_connections_that_have_ended(make: Make) -> None:

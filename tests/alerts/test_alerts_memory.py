@@ -1,0 +1,102 @@
+"""What a connection costs the forwarder's process, in the kernel's count, whoever holds it open."""
+
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from tests.certificate import certificate
+from tests.real.parts.process import free_port
+from tests.real.scraper import clean_environ, eventually
+
+CONNECTIONS = 64
+SIZE = 4_000_000
+SETTINGS = {
+    "BYOC_ORGANIZATION_ID": "org",
+    "BYOC_SERVICE_ID": "service",
+    "BYOC_REGION": "eu-west-1",
+    "BYOC_LOG_LEVEL": "error",
+    "BYOC_ALERTS_URL": "http://127.0.0.1:9/v1/events",  # nobody listens there
+    "BYOC_ALERTS_TOKEN": "token",
+    "BYOC_ALERTS_SIGNING_SECRET": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+    "MALLOC_ARENA_MAX": "1",  # as in the images
+}
+
+
+@contextmanager
+def forwarder(place: Path, **more: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Run the daemon; give its process and the webhook's port."""
+    port = free_port()
+    listens = {
+        "BYOC_STATE_DIR": str(place / "state"),
+        "BYOC_LISTEN": f"127.0.0.1:{free_port()}",
+        "BYOC_ALERTS_LISTEN": f"127.0.0.1:{port}",
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "agents.cli", "run", "alert-forwarder"],
+        env=clean_environ({**SETTINGS, **listens, **more}),
+    )
+    try:
+        eventually(lambda: answers(port))
+        yield process, port
+    finally:
+        process.kill()
+        process.wait()
+
+
+def answers(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
+
+
+def rss_kib(pid: int) -> int:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") // 1024
+
+
+def settled_kib(pid: int) -> int:
+    """Return the resident memory once it has not grown for half a second."""
+    last, since = rss_kib(pid), time.monotonic()
+    while time.monotonic() - since < 0.5:
+        if (now := rss_kib(pid)) > last:
+            last, since = now, time.monotonic()
+        time.sleep(0.02)
+    return last
+
+
+def pushed(connection: socket.socket, content: bytes) -> None:
+    """Send until nobody takes more for a moment."""
+    connection.settimeout(0.05)
+    with suppress(TimeoutError, OSError):
+        connection.sendall(content)
+
+
+def test_a_tls_connection_at_rest_is_small(tmp_path: Path) -> None:
+    cert, key = map(str, certificate(tmp_path, "webhook"))
+    files = {"BYOC_ALERTS_TLS_CERT_FILE": cert, "BYOC_ALERTS_TLS_KEY_FILE": key}
+    context = ssl.create_default_context(cafile=cert)
+    with forwarder(tmp_path, **files) as (process, port), ExitStack() as stack:
+        before = settled_kib(process.pid)
+        for _ in range(CONNECTIONS):
+            plain = socket.create_connection(("127.0.0.1", port))
+            stack.enter_context(context.wrap_socket(plain, server_hostname="127.0.0.1"))
+        each = (settled_kib(process.pid) - before) / CONNECTIONS
+    assert each < 128, f"{each:.0f} KiB; asyncio's own buffer is 256"
+
+
+def test_a_body_that_never_ends_is_bounded_long_before_its_own_bound(tmp_path: Path) -> None:
+    """Four of them are being read; the others hold what fills a buffer."""
+    head = f"POST /v1/alerts HTTP/1.1\r\nHost: x\r\nContent-Length: {SIZE}\r\n\r\n".encode()
+    with forwarder(tmp_path) as (process, port), ExitStack() as stack:
+        before = settled_kib(process.pid)
+        for _ in range(CONNECTIONS):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            pushed(connection, head + bytes(SIZE - 1))
+        each = (settled_kib(process.pid) - before) / CONNECTIONS
+    assert each < 512, f"{each:.0f} KiB; it was 888"
