@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.real.disks import fill, make_read_only, run
 from tests.real.parts import install, kernel
-from tests.real.test_real_billing_disk import fill, make_read_only, run
 
 DISK_BYTES = 96 * 1024**2  # three spools with their reserves take a quarter of it
 

@@ -15,9 +15,9 @@ import tempfile
 import threading
 from pathlib import Path
 
+from tests.real.disks import make_read_only, repair
 from tests.real.parts import kernel
 from tests.real.scraper import passed
-from tests.real.test_real_billing_disk import make_read_only, repair
 
 LINE_BYTES = 4120  # a frame of SQLite's journal: over the bound of a page
 DISK_BYTES = 32 * 1024**2

@@ -4,10 +4,6 @@ Meanwhile the bucket is not there, so nothing can be got rid of either. What com
 compared with the kernel's counter, to the microsecond.
 """
 
-import errno
-import os
-import shutil
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,14 +13,13 @@ import pytest
 
 from tests.real.burner import burning
 from tests.real.counters import settled
+from tests.real.disks import DISK_BYTES, fill, make_read_only, repair
 from tests.real.parts import kernel
 from tests.real.parts.kernel import ControlGroup
 from tests.real.parts.process import RealProcess
 from tests.real.scraper import WINDOW_SECONDS, Scraper, eventually, passed, scraping
 from tests.real.stored import Bucket, billed_exactly, bucket_at, usages
 
-DISK_BYTES = 16 * 1024**2
-BLOCK_BYTES = 64 * 1024
 FULL_SECONDS = 3.5 * WINDOW_SECONDS
 
 
@@ -131,42 +126,3 @@ def full(disk: Path) -> Iterator[None]:
         over.set()
         taking.join()
         other.unlink()
-
-
-def fill(file: Path) -> None:
-    """Write until nothing more goes in, not a byte."""
-    size = BLOCK_BYTES
-    with file.open("ab", buffering=0) as other:
-        while size:
-            try:
-                other.write(b"x" * size)
-                os.fsync(other.fileno())
-            except OSError as error:
-                assert error.errno == errno.ENOSPC  # noqa: PT017
-                size //= 2
-
-
-def make_read_only(disk: Path) -> None:
-    """Let ext4 meet an error, with the option that distributions set for it.
-
-    `mount -o remount,ro` is refused (EBUSY) while any file is open for writing.
-    """
-    run("mount", "-o", "remount,errors=remount-ro", str(disk))
-    device = Path(run("findmnt", "-no", "SOURCE", str(disk))).name
-    Path("/sys/fs/ext4", device, "trigger_fs_error").write_text("a test")
-
-
-def repair(disk: Path) -> None:
-    """Check the file system and mount it again, as a node does when it starts.
-
-    A copy of it: the kernel keeps the broken one while any other mount namespace still has it.
-    """
-    run("umount", str(disk))
-    image = shutil.copy(disk.with_name(f"{disk.name}.img"), disk.with_name("repaired.img"))
-    checked = subprocess.run(["e2fsck", "-p", str(image)], capture_output=True, check=False)
-    assert checked.returncode in {0, 1}, checked.stdout.decode()  # 1: errors were corrected
-    run("mount", "-o", "loop", str(image), str(disk))
-
-
-def run(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.real.burner import ROOT
+from tests.real.disks import DISK_BYTES, fill
 from tests.real.parts import kernel
-from tests.real.test_real_billing_disk import DISK_BYTES, fill
 
 BLOCK_BYTES = 1024
 JOURNAL_BYTES = 256 * 1024
