@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from itertools import combinations
 
 from agents.billing.verify import Finding
+from agents.billing.verify.lanes import SOFT_GAPS
 from agents.core.events import parse_rfc3339
 from tests.real.stored import usages
 
@@ -29,10 +30,13 @@ def lived_again(finding: Finding, objects: Mapping[str, bytes]) -> bool:
 
 
 def spans(objects: Mapping[str, bytes]) -> Iterator[Span]:
-    """Give where two epochs lie over each other, gaps left aside, if no longer than a step."""
+    """Give where two epochs lie over each other, if no longer than a step.
+
+    Left aside are gaps that may lie over an earlier epoch: they reach back on purpose.
+    """
     ends: dict[int, list[int]] = {}
     for usage in usages(objects):
-        if usage.quality != "gap":
+        if usage.gap_reason not in SOFT_GAPS:
             both = (usage.charge_period_start, usage.charge_period_end)
             ends.setdefault(usage.epoch, []).extend(map(parse_rfc3339, both))
     for (one, these), (other, those) in combinations(sorted(ends.items()), 2):

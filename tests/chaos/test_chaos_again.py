@@ -11,10 +11,13 @@ from tests.chaos.again import KINDS, STEP_MS, lived_again, spans
 SECOND_MS = 1000
 
 
-def told(back_ms: int, *, lose: bool = True) -> tuple[Report, dict[str, bytes]]:
+def told(back_ms: int, *, lose: bool = True, absent_ms: int = 0) -> tuple[Report, dict[str, bytes]]:
     """Set the clock back after thirty seconds, lose the spool or not, go on for thirty."""
     story = Story()
     seconds: list[UsageRecord] = [story.measured(period_ms=SECOND_MS) for _ in range(30)]
+    if absent_ms:
+        seconds.append(story.gap("target_absent", period_ms=absent_ms))
+        story.restart()
     story.now_ms -= back_ms
     if lose:
         seconds.append(story.lose_state("spool_corrupt", period_ms=0))
@@ -29,6 +32,12 @@ def test_what_two_epochs_recorded_is_told_and_let_pass(back_ms: int) -> None:
     assert set(report.counts) & KINDS
     assert all(lived_again(one, stored) for one in report.findings if not one.detail)
     assert len(list(spans(stored))) == 1
+
+
+def test_so_is_a_gap_that_the_new_epoch_measures() -> None:
+    report, stored = told(4000, absent_ms=5000)
+    assert report.counts["overlap"]
+    assert all(lived_again(one, stored) for one in report.findings if not one.detail)
 
 
 @pytest.mark.parametrize(("back_ms", "lose"), [(STEP_MS + SECOND_MS, True), (2000, False)])
