@@ -30,6 +30,7 @@ REST_SECONDS = 1.0  # without a request, after which a connection makes room for
 LINGER_SECONDS = 1.0  # for the rest of a body that nobody wants
 TOLD_SECONDS = 1.0  # between two lines of the log about too many connections
 STOP_SECONDS = 5.0  # for requests under way when we stop
+NAMELESS = {"Server": "byoc-agents"}  # not which versions run here
 
 Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 Version = tuple[int, int]  # mtime in nanoseconds, inode
@@ -47,6 +48,29 @@ class Listen(msgspec.Struct, frozen=True):
 class _TooMany(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport.close()
+
+
+class _Connection(web.RequestHandler):
+    """Answers what is no HTTP in a fixed word too, and says nowhere which versions run here."""
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if status >= 500:  # noqa: PLR2004  a defect of ours: the log has all of it
+            answer = super().handle_error(request, status, exc, message)
+        else:
+            why = "no HTTP"
+            structlog.get_logger().warning(
+                "alerts.refused", status=status, why=why, peer=request.remote
+            )
+            answer = web.json_response({"status": why}, status=status)
+            answer.force_close()
+        answer.headers.update(NAMELESS)
+        return answer
 
 
 class Door:
@@ -68,16 +92,7 @@ class Door:
         self._too_many = 0  # connections turned away since that was told
         self._silent: set[web.RequestHandler] = set()  # have not sent their first headers
         self._rests_since: dict[web.RequestHandler, float] = {}  # monotonic, the last answer
-        self.server = web.Server(
-            self._heard,
-            request_factory=_request,
-            access_log=None,
-            keepalive_timeout=IDLE_SECONDS,
-            lingering_time=LINGER_SECONDS,
-            read_bufsize=READ_BYTES,
-            max_headers=MAX_HEADERS,
-            max_field_size=MAX_FIELD_BYTES,
-        )
+        self.server = web.Server(self._heard, request_factory=_request)
         self._loaded: tuple[Version, Version] | None = None
         self.tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH) if listen.cert_file else None
         self._load()
@@ -87,9 +102,19 @@ class Door:
         self._renew()
         if len(self.server.connections) >= self._max_connections and not self._made_room():
             return self._turned_away()
-        connection = self.server()
+        loop = asyncio.get_running_loop()
+        connection = _Connection(
+            self.server,
+            loop=loop,
+            access_log=None,  # type: ignore[arg-type]  # as `web.Server` passes it on
+            keepalive_timeout=IDLE_SECONDS,
+            lingering_time=LINGER_SECONDS,
+            read_bufsize=READ_BYTES,
+            max_headers=MAX_HEADERS,
+            max_field_size=MAX_FIELD_BYTES,
+        )
         self._silent.add(connection)
-        asyncio.get_running_loop().call_later(self._header_seconds, self._lose_patience, connection)
+        loop.call_later(self._header_seconds, self._lose_patience, connection)
         return connection
 
     def _made_room(self) -> bool:

@@ -14,6 +14,7 @@ import structlog
 from aiohttp import StreamReader, web
 
 from agents.alerts.counts import Counts
+from agents.alerts.door import NAMELESS
 from agents.alerts.payload import NotAWebhookError
 from agents.alerts.relay import Relay
 from agents.alerts.secret import Secret
@@ -25,7 +26,6 @@ SMALL_BODY_BYTES = 32 * 1024  # what a connection buffers of a body that nobody 
 LARGE_BODIES = 4  # in memory at once; the others wait
 LARGE_WAITING = 64  # at most; each holds up to half a MiB of buffers meanwhile
 BODY_SECONDS = 10.0  # from the headers to the end of the body
-NAMELESS = {"Server": "byoc-agents"}  # not which versions run here
 
 
 class BusyError(Exception):

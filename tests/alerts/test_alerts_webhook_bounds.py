@@ -103,6 +103,23 @@ async def test_headers_are_bounded(make: Make) -> None:
         assert (await world.post(BODY, **many))[0] == 400
 
 
+@pytest.mark.parametrize(
+    "sent", [b"\x16\x03\x01\x00\xa5\x01\x00\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"a b\r\n\r\n"]
+)
+async def test_what_is_no_http_is_told_so_in_a_fixed_word(make: Make, sent: bytes) -> None:
+    async with make() as world:
+        with structlog.testing.capture_logs() as logs:
+            reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
+            writer.write(sent)
+            head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+            writer.close()
+    assert head.startswith((b"HTTP/1.1 400 ", b"HTTP/1.0 400 "))
+    assert body == b'{"status": "no HTTP"}'
+    assert b"Server: byoc-agents" in head
+    assert b"aiohttp" not in head
+    assert [(line["event"], line["why"]) for line in logs] == [("alerts.refused", "no HTTP")]
+
+
 async def test_a_connection_at_rest_holds_no_body(make: Make) -> None:
     body = BODY.rjust(1024**2)
     request = b"POST /v1/alerts HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
