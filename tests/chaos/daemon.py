@@ -203,4 +203,6 @@ class Daemon:
 def _held(pid: int) -> bool:
     """Tell whether every thread has stopped or ended: in /proc/PID/task/TID/stat, field 3."""
     tasks = Path(f"/proc/{pid}/task").glob("*/stat")
-    return all(task.read_text().rpartition(")")[2].split()[0] in "TZX" for task in tasks)
+    with suppress(OSError):  # one has ended while we look
+        return all(task.read_text().rpartition(")")[2].split()[0] in "TZX" for task in tasks)
+    return False
