@@ -35,6 +35,7 @@ class BusyError(Exception):
 REFUSALS: tuple[tuple[type[Exception], int, str], ...] = (
     (NotAWebhookError, 400, "no Alertmanager webhook"),
     (web.RequestPayloadError, 400, "broken body"),
+    (ConnectionError, 400, "broken body"),  # the sender has gone: nobody hears it
     (web.HTTPRequestEntityTooLarge, 413, "too large"),
     (TimeoutError, 503, "too slow"),
     (BusyError, 503, "busy"),

@@ -16,6 +16,7 @@ from tests.real.scraper import clean_environ, eventually
 
 CONNECTIONS = 64
 SIZE = 4_000_000
+REST_SECONDS = 0.5
 SETTINGS = {
     "BYOC_ORGANIZATION_ID": "org",
     "BYOC_SERVICE_ID": "service",
@@ -61,13 +62,17 @@ def rss_kib(pid: int) -> int:
 
 
 def settled_kib(pid: int) -> int:
-    """Return the resident memory once it has not grown for half a second."""
-    last, since = rss_kib(pid), time.monotonic()
-    while time.monotonic() - since < 0.5:
-        if (now := rss_kib(pid)) > last:
-            last, since = now, time.monotonic()
-        time.sleep(0.02)
-    return last
+    """Return the resident memory once it has not grown for a while."""
+    most_kib, since = 0, time.monotonic()
+
+    def rests() -> bool:
+        nonlocal most_kib, since
+        if (now_kib := rss_kib(pid)) > most_kib:
+            most_kib, since = now_kib, time.monotonic()
+        return time.monotonic() - since >= REST_SECONDS
+
+    eventually(rests)
+    return most_kib
 
 
 def pushed(connection: socket.socket, content: bytes) -> None:

@@ -126,3 +126,11 @@ async def test_nothing_else_is_served_and_no_version_is_told(
             assert answer.headers["Server"] == "byoc-agents"
             assert answer.headers.get("Allow") == ("POST" if status == 405 else None)
         assert world.relay.bodies == []
+
+
+async def test_a_defect_of_ours_tells_no_version_either(make: Make) -> None:
+    async with make() as world:
+        world.relay.error = RuntimeError("a defect")
+        status, text, answer = await world.post()
+    assert (status, answer.headers["Server"]) == (500, "byoc-agents")
+    assert "a defect" not in text

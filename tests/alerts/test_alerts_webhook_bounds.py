@@ -1,8 +1,10 @@
 """The webhook over real sockets: what nobody can hold up."""
 
 import asyncio
+import contextlib
 import gc
 import io
+import socket
 import tracemalloc
 import zlib
 from collections.abc import AsyncIterator, Callable
@@ -13,7 +15,7 @@ import pytest
 import structlog
 from aiohttp import web
 
-from agents.alerts.door import MAX_FIELD_BYTES, MAX_HEADERS, REST_SECONDS
+from agents.alerts.door import MAX_FIELD_BYTES, MAX_HEADERS, READ_BYTES, REST_SECONDS
 from agents.alerts.webhook import (
     LARGE_BODIES,
     LARGE_WAITING,
@@ -120,6 +122,28 @@ async def test_what_is_no_http_is_told_so_in_a_fixed_word(make: Make, sent: byte
     assert [(line["event"], line["why"]) for line in logs] == [("alerts.refused", "no HTTP")]
 
 
+async def test_of_a_body_that_waits_only_what_fills_the_buffers_is_taken(make: Make) -> None:
+    head = b"POST /v1/alerts HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % MAX_BODY_BYTES
+    async with make() as world:
+        world.relay.may_commit.clear()
+        large = BODY.rjust(SMALL_BODY_BYTES + 1)
+        asked = [asyncio.create_task(world.post(large)) for _ in range(LARGE_BODIES)]
+        await eventually(lambda: world.relay.under_way == LARGE_BODIES)
+        with socket.create_connection(("127.0.0.1", world.port)) as sender:
+            sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            sender.settimeout(0)
+            loop, taken_bytes = asyncio.get_running_loop(), 0
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await loop.sock_sendall(sender, head)
+                    while True:
+                        await loop.sock_sendall(sender, bytes(READ_BYTES))
+                        taken_bytes += READ_BYTES
+        world.relay.may_commit.set()
+        assert {(await one)[0] for one in asked} == {200}
+    assert taken_bytes < 300 * 1024
+
+
 async def test_a_connection_at_rest_holds_no_body(make: Make) -> None:
     body = BODY.rjust(1024**2)
     request = b"POST /v1/alerts HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
@@ -168,13 +192,24 @@ async def test_a_connection_in_use_outlives_the_time_for_its_headers(make: Make)
         assert (await asked)[0] == 200
 
 
-async def test_a_client_that_cuts_its_body_does_no_harm(make: Make) -> None:
+async def test_a_client_that_cuts_its_body_does_no_harm(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = (
+        b"POST /v1/alerts HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\nExpect: 100-continue\r\n\r\n"
+    )
     async with make() as world:
-        _, writer = await asyncio.open_connection("127.0.0.1", world.port)
-        writer.write(b"POST /v1/alerts HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{")
-        await writer.drain()
-        writer.transport.abort()
+        with structlog.testing.capture_logs() as logs:
+            reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
+            writer.write(head)
+            await reader.readuntil(b"100 Continue\r\n\r\n")
+            writer.write(b"{")
+            await writer.drain()
+            writer.transport.abort()
+            await eventually(lambda: logs)
         assert (await world.post())[0] == 200
+    assert [(line["event"], line["why"]) for line in logs] == [("alerts.refused", "broken body")]
+    assert caplog.records == [], "no defect"
     assert world.relay.bodies == [BODY]
 
 
@@ -229,21 +264,17 @@ async def test_nobody_who_waits_for_an_answer_makes_room(make: Make) -> None:
         assert [(await one)[0] for one in asked] == [200] * 3
 
 
-def connections() -> list[object]:
+def connections() -> list[web.RequestHandler]:
     gc.collect()
     return [one for one in gc.get_objects() if isinstance(one, web.RequestHandler)]
 
 
-def connections_kept() -> int:
-    return len(connections())
-
-
 async def test_nothing_is_kept_of_connections_that_have_ended(make: Make) -> None:
     """They are forgotten with the patience for the next one."""
-    before = connections_kept()
+    before = len(connections())
     async with make(header=0.05) as world:
         for _ in range(5):
             async with aiohttp.ClientSession() as session, session.post(world.url, data=BODY):
                 pass
         await world.post()
-        await eventually(lambda: connections_kept() <= before + 1)
+        await eventually(lambda: len(connections()) <= before + 1)

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from agents.billing.objects import parse_key
+from agents.billing.older import since_ms
 from agents.billing.reading import Reading
 from agents.billing.target import Observation
 from agents.billing.verify import Audit, Report
+from agents.core.events import parse_rfc3339
 from agents.core.spool import Spool
 from tests.billing.scraper_bench import SECOND, Bench
 
@@ -125,6 +127,29 @@ async def test_what_is_lost_is_stated_also_where_its_target_is_gone(
     assert {one.detail for one in report.findings} <= {"stated: spool_corrupt"}
     reason = "spool_corrupt" if how == "older" else "no_checkpoint"
     assert reason in {gap.reason for gap in report.gaps}
+
+
+def keyed(hour: int, sequence: int) -> str:
+    folder = f"v1/org=org/service=service/date=2026-11-23/hour={hour:02}"
+    return f"{folder}/uid-1-{sequence:010}-{sequence:010}.jsonl.zst"
+
+
+@pytest.mark.parametrize(
+    ("sent", "since"),
+    [
+        ({}, None),
+        ({"another id": True}, None),
+        ({keyed(9, 0): True, keyed(11, 2): True, keyed(10, 1): True}, "11"),
+        ({keyed(9, 0): True, keyed(10, 1): False}, "09"),
+        ({keyed(10, 1): False, keyed(9, 0): False}, "09"),
+    ],
+    ids=["nothing", "no object", "stored", "one is stored", "announced only"],
+)
+def test_usage_may_be_missing_from_the_newest_object_on_that_is_stored(
+    sent: dict[str, bool], since: str | None
+) -> None:
+    expected = since and parse_rfc3339(f"2026-11-23T{since}:00:00Z")
+    assert since_ms(sent) == expected
 
 
 async def test_epochs_rise_also_where_the_clock_was_set_back(tmp_path: Path) -> None:
