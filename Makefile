@@ -1,4 +1,4 @@
-# The front door: `make` alone prints this list.
+# `make` alone prints the list of targets.
 .DEFAULT_GOAL := help
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -33,33 +33,33 @@ help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(READY) ## the three daemons against an embedded S3, SQS and control plane
-	@$(VENV)/bin/byoc-agents demo
+	@$(PY) -m lab.demo $(ARGS)
 
 localstack: $(READY) ## the daemons against LocalStack, ClickHouse, Prometheus; ARGS=--once ends by itself
-	@$(PY) -m tests.real.trial $(ARGS)
+	@$(PY) -m lab.real.trial $(ARGS)
 
 test: $(READY) ## every test that needs no root, no network and no real part
 	@$(PY) -m pytest -n auto -m "not real" --ignore=tests/real $(PYTEST_ARGS)
 
 test-real: $(READY) ## fetch LocalStack, ClickHouse, Alertmanager, ... and test against them
-	@$(PY) -m tests.real.parts.install
+	@$(PY) -m lab.real.parts.install
 	@$(PY) -m pytest -m real $(PYTEST_ARGS)
 	@FAULT_SEEDS=40 $(PY) -m pytest -n auto -rP tests/faults
 
 chart: $(READY) ## lint and render the Helm chart with Helm 3 and 4 into build/chart; ARGS=--update
-	@$(PY) -m tests.real.chart $(ARGS)
+	@$(PY) -m lab.real.chart $(ARGS)
 
 fuzz: $(READY) ## coverage-guided fuzzing of every parser of outside input; FUZZ="--seconds 300 webhook"
-	@$(PY) -m tests.fuzz.run $(FUZZ)
+	@$(PY) -m lab.fuzz.run $(FUZZ)
 
 bench: $(READY) ## what it costs, beside collectd, Alertmanager, ...: build/bench.json (20 minutes)
-	@$(PY) -m tests.bench $(ARGS)
+	@$(PY) -m lab.bench $(ARGS)
 
 chaos: $(READY) ## break everything for minutes, then compare: ARGS="--seed 7 --hours 1"
-	@$(PY) -m tests.chaos $(ARGS)
+	@$(PY) -m lab.chaos $(ARGS)
 
 soak: $(READY) ## an hour of steady load; nothing may grow: build/soak.json, build/soak.svg
-	@$(PY) -m tests.chaos --soak --hours 1
+	@$(PY) -m lab.chaos --soak --hours 1
 
 check: $(READY) ## ruff (lint and format) and mypy
 	@$(PY) -m ruff check .
@@ -67,7 +67,7 @@ check: $(READY) ## ruff (lint and format) and mypy
 	@$(PY) -m mypy
 
 images: ## build the images; BUILD_ARGS="--build-arg BASE=..." as images/README.md says
-	@version=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' agents/__init__.py); \
+	@version=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' agents/byoc_agents/__init__.py); \
 	for name in $(IMAGES); do \
 		DOCKER_BUILDKIT=1 $(DOCKER) build --quiet --network host --file images/Dockerfile \
 			--target $$name --tag byoc-agents/$$name:$$version \
@@ -82,7 +82,7 @@ constraints: ## pin again what is installed; UPGRADE=--upgrade takes newer versi
 	@export CUSTOM_COMPILE_COMMAND="make constraints"; set -x; \
 	$(COMPILE) pyproject.toml -o constraints/runtime.txt; \
 	$(COMPILE) pyproject.toml -c constraints/runtime.txt --all-build-deps \
-		--extra demo --extra test -o constraints/dev.txt; \
+		--extra test -o constraints/dev.txt; \
 	$(COMPILE) constraints/images.in -c constraints/dev.txt -o constraints/images.txt; \
 	$(COMPILE) constraints/real.in -c constraints/dev.txt -o constraints/real.txt
 

@@ -1,4 +1,4 @@
-"""Puts this folder on `sys.path` (tests import `tests.real.parts`), and guards the whole suite.
+"""Puts this folder on `sys.path` (tests import `lab.real.parts`), and guards the whole suite.
 
 A test in whose process a socket is opened to anything but this machine, or a name is asked for,
 fails, wherever in the code that happened and whatever was made of the error.

@@ -19,9 +19,11 @@ INSTALLERS = ("pip", "setuptools", "wheel", "pkg_resources", "_distutils_hack", 
 LOAD_ALL = """
 import sys
 sys.path[:0] = ["/opt/byoc-agents/code", "/opt/byoc-agents/lib"]
-from agents import run, schemas
-from agents.billing import verify
-from agents import ledger_cli, policy_cli
+from byoc_agents.app import run
+from byoc_agents import schema as schemas
+from byoc_agents import audit as verify
+from byoc_agents import report as ledger_cli
+from byoc_agents.policy import cli as policy_cli
 for name in run.DAEMONS:
     run.daemon(name)
 """

@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 
-DEFAULT = "127.0.0.1:9464"  # BYOC_LISTEN's own, agents/core/config.py
+DEFAULT = "127.0.0.1:9464"  # BYOC_LISTEN's own, agents/byoc_agents/app/settings.py
 EVERYWHERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  what to ask
 SECONDS = 4.0
 REQUEST = b"GET /healthz HTTP/1.0\r\nHost: localhost\r\n\r\n"

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from agents import __version__
-from agents.cli import main
-from agents.core.errors import ConfigError
-from agents.run import configure
+from byoc_agents import __version__
+from byoc_agents.app.cli import main
+from byoc_agents.app.run import configure
+from byoc_agents.errors import ConfigError
 
 IDENTITY = {
     "BYOC_ORGANIZATION_ID": "org",
@@ -121,7 +121,7 @@ def test_a_profile_that_does_not_exist_stops_the_start(
     environ.setenv("AWS_PROFILE", "nobody")
     environ.setenv("BYOC_STATE_DIR", str(tmp_path))
     environ.setenv("BYOC_LISTEN", "127.0.0.1:0")
-    command = [sys.executable, "-m", "agents.cli", "run", "billing-scraper"]
+    command = [sys.executable, "-m", "byoc_agents.app.cli", "run", "billing-scraper"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert ended.returncode == 2
     assert "AWS_PROFILE: " in ended.stderr.splitlines()[-1]
@@ -132,7 +132,7 @@ def test_a_state_directory_that_cannot_be_used_stops_the_start(
 ) -> None:
     (tmp_path / "file").touch()
     environ.setenv("BYOC_STATE_DIR", str(tmp_path / "file"))
-    command = [sys.executable, "-m", "agents.cli", "run", "billing-scraper"]
+    command = [sys.executable, "-m", "byoc_agents.app.cli", "run", "billing-scraper"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert ended.returncode == 2
     assert "BYOC_STATE_DIR" in ended.stderr.splitlines()[-1]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.clickhouse import (
+from byoc_agents.clickhouse import (
     ClickHouse,
     ClickHouseError,
     ClickHouseResponseError,

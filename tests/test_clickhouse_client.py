@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from agents.clickhouse import (
+from byoc_agents.clickhouse import (
     Bounds,
     ClickHouse,
     ClickHouseAuthError,
@@ -23,8 +23,8 @@ from agents.clickhouse import (
     ClickHouseTooLargeError,
     ClickHouseUnreachableError,
 )
-from agents.egress.destinations import clickhouse_destination
-from agents.egress.gate import Gate
+from byoc_agents.egress.destinations import clickhouse_destination
+from byoc_agents.egress.gate import Gate
 
 SECRET = "hunter2"
 SQL = "SELECT secret_column FROM secret_table"

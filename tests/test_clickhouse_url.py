@@ -2,7 +2,7 @@
 
 import pytest
 
-from agents.clickhouse import ClickHouse, base_url
+from byoc_agents.clickhouse import ClickHouse, base_url
 
 SECRET = "hunter2"
 

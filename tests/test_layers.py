@@ -6,27 +6,34 @@ from pathlib import Path
 
 import pytest
 
-import agents
+import byoc_agents
 
-HOUSE = Path(agents.__file__).parent
+HOUSE = Path(byoc_agents.__file__).parent
 DAEMONS = ("billing", "state", "alerts")
-TOGETHER = {"cli", "policy_cli", "run", "schemas", "demo"}  # they know several daemons
+TOGETHER = {"app", "policy", "schema"}  # they know several daemons
+WIRING = {"daemon", "context"}
+SHARED = {"clock", "cloudevents", "metrics", "settings"}  # modules of `app` that all may import
 
-# Layer -> what of ours it may import. A layer is a folder or a file right under `agents`.
+# Layer -> the layers of ours that it may import. A layer is a folder or a file right under
+# `byoc_agents`; `shared` are the modules of `app` named above, `wiring` is what a daemon is
+# started with (`app.daemon`, `app.context`).
+CORE = {"shared", "errors", "durable", "delivery", "ledger"}
 MAY_IMPORT = {
-    "core": {"core"},
-    "egress": {"core", "egress"},
-    "sinks": {"core", "egress", "sinks"},
-    "clickhouse": {"core", "egress", "clickhouse"},
-    "runtime": {"core", "egress", "clickhouse", "runtime"},
-    "ledger_cli": {"core", "schemas", "ledger_cli"},
-    "testing": {"core", "testing"},
-    "doubles": {"core", "doubles"},
-    **{d: {"core", "egress", "sinks", "clickhouse", "runtime", d} for d in DAEMONS},
+    "errors": {"errors"},
+    "shared": {"shared", "errors"},
+    "durable": {"shared", "errors", "durable", "delivery"},
+    "delivery": CORE,
+    "ledger": CORE,
+    "egress": {*CORE, "egress"},
+    "sinks": {*CORE, "egress", "sinks"},
+    "clickhouse": {*CORE, "egress", "clickhouse"},
+    "wiring": {*CORE, "egress", "clickhouse", "wiring"},
+    "audit": {*CORE, "billing", "audit"},
+    "report": {*CORE, "schema", "report"},
+    **{d: {*CORE, "egress", "sinks", "clickhouse", "wiring", d} for d in DAEMONS},
 }
-FOR_TESTS = {"testing", "doubles"}  # what a daemon's own `testing.py` may import as well
 NO_CLOUD = {"aiobotocore", "botocore", "boto3", "aiohttp", "moto", "requests", "urllib3"}
-SERVER = HOUSE / "core" / "server.py"
+SERVER = HOUSE / "app" / "admin_server.py"
 
 
 def module(path: Path) -> str:
@@ -35,8 +42,11 @@ def module(path: Path) -> str:
 
 
 def layer(name: str) -> str:
-    """Return the layer of a module of ours; "" is the package `agents` itself."""
-    return name.split(".")[1] if "." in name else ""
+    """Return the layer of a module of ours; "" is the package `byoc_agents` itself."""
+    parts = name.split(".")[1:]
+    if parts[:1] == ["app"] and len(parts) > 1:
+        return "shared" if parts[1] in SHARED else "wiring" if parts[1] in WIRING else "app"
+    return parts[0] if parts else ""
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -48,15 +58,16 @@ def imports(path: Path) -> Iterator[str]:
             assert node.level == 0, f"{path}: a relative import"
             assert node.module
             submodules = [f"{node.module}.{alias.name}" for alias in node.names]
-            yield from submodules if node.module == "agents" else [node.module]
+            yield from submodules if node.module in SPLIT else [node.module]
 
 
+SPLIT = {"byoc_agents", "byoc_agents.app"}  # `from byoc_agents.app import run` names a module
 FILES = sorted(HOUSE.rglob("*.py"))
 LAYERED = [path for path in FILES if layer(module(path)) in MAY_IMPORT]
 
 
 def ours(path: Path) -> set[str]:
-    return {layer(name) for name in imports(path) if name.split(".")[0] == "agents"} - {""}
+    return {layer(name) for name in imports(path) if name.split(".")[0] == "byoc_agents"} - {""}
 
 
 def test_every_file_belongs_to_a_layer() -> None:
@@ -67,17 +78,16 @@ def test_every_file_belongs_to_a_layer() -> None:
 @pytest.mark.parametrize("path", LAYERED, ids=module)
 def test_a_file_imports_only_what_its_layer_may(path: Path) -> None:
     allowed = MAY_IMPORT[layer(module(path))] | {"__version__"}
-    allowed |= FOR_TESTS if path.name == "testing.py" else set()
     assert ours(path) - allowed == set()
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if layer(module(p)) == "core"], ids=module)
+@pytest.mark.parametrize("path", [p for p in FILES if layer(module(p)) in CORE], ids=module)
 def test_the_core_knows_no_cloud_and_no_http_client(path: Path) -> None:
     found = {name for name in imports(path) if name.split(".")[0] in NO_CLOUD}
-    assert found <= ({"aiohttp"} if path == SERVER else set())
+    assert found == set()
 
 
-def test_the_core_takes_only_the_server_half_of_aiohttp() -> None:
+def test_the_admin_server_takes_only_the_server_half_of_aiohttp() -> None:
     tree = ast.walk(ast.parse(SERVER.read_text()))
     names = [n for n in tree if isinstance(n, ast.ImportFrom) and n.module == "aiohttp"]
     assert [alias.name for node in names for alias in node.names] == ["web"]
@@ -88,12 +98,14 @@ def test_several_daemons_are_imported_only_where_they_are_put_together() -> None
     assert {layer(name) for name in several} <= TOGETHER
 
 
-def test_nothing_but_the_command_line_imports_the_demo() -> None:
-    importers = {module(p) for p in FILES if "demo" in ours(p) and layer(module(p)) != "demo"}
-    assert importers <= {"agents.cli"}
+def test_the_product_imports_neither_the_lab_nor_the_tests() -> None:
+    outside = {name.split(".")[0] for path in FILES for name in imports(path)} & {"lab", "tests"}
+    assert outside == set()
 
 
 def test_an_import_against_the_direction_would_be_seen(tmp_path: Path) -> None:
     file = tmp_path / "x.py"
-    file.write_text("def f():\n    from agents import billing\n    import agents.sinks.s3\n")
+    file.write_text(
+        "def f():\n    from byoc_agents import billing\n    import byoc_agents.sinks.s3\n"
+    )
     assert {layer(name) for name in imports(file)} == {"billing", "sinks"}

@@ -11,19 +11,19 @@ import pytest
 import yaml
 from prometheus_client import Counter
 
-import agents
-from agents.alerts.counts import FATES as ALERT_FATES
-from agents.billing.reading import SourceName
-from agents.billing.record import GapReason, Quality
-from agents.cli import COMMANDS, main
-from agents.core import schema
-from agents.core.ledger.lines import FORMAT
-from agents.core.metrics import Metrics
-from agents.core.ship import FATES, Fate
-from agents.egress.gate import Refusal
+import byoc_agents
+from byoc_agents.alerts.counts import FATES as ALERT_FATES
+from byoc_agents.app.cli import COMMANDS, main
+from byoc_agents.app.metrics import Metrics
+from byoc_agents.billing.record import GapReason, Quality
+from byoc_agents.billing.sources.reading import SourceName
+from byoc_agents.delivery.shipper import FATES, Fate
+from byoc_agents.durable import schema
+from byoc_agents.egress.gate import Refusal
+from byoc_agents.ledger.format import FORMAT
 
-HOUSE = Path(agents.__file__).parent
-ROOT = HOUSE.parent
+HOUSE = Path(byoc_agents.__file__).parent
+ROOT = HOUSE.parents[1]
 PAGE = (ROOT / "docs" / "operate.md").read_text()
 KUBERNETES = (ROOT / "docs" / "kubernetes.md").read_text()
 EVENT = re.compile(r"[a-z]+\.[a-z_]+")

@@ -5,10 +5,10 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from tests.bench import image, plot, report
-from tests.bench.__main__ import NAMES
-from tests.bench.figures import Row, ratios, row, within
-from tests.real.counts import gate
+from lab.bench import image, plot, report
+from lab.bench.__main__ import NAMES
+from lab.bench.figures import Row, ratios, row, within
+from lab.real.counts import gate
 
 PAGE = report.DOCS.read_text()
 
@@ -41,7 +41,7 @@ def test_the_page_has_a_place_for_every_measurement() -> None:
 
 
 def test_the_page_shows_the_baseline_of_the_gate() -> None:
-    """`python -m tests.bench --write-docs` after `python -m tests.real.counts --write`."""
+    """`python -m lab.bench --write-docs` after `python -m lab.real.counts --write`."""
     assert report.counts() in PAGE
 
 

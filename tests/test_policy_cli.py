@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from agents.cli import main
-from agents.policy_cli import COMMANDS, STAND_INS, queue_arn
+from byoc_agents.app.cli import main
+from byoc_agents.policy.cli import COMMANDS, STAND_INS, queue_arn
 
 SETTINGS = {
     "BYOC_ORGANIZATION_ID": "org-1",

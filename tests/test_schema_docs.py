@@ -7,18 +7,18 @@ from typing import Annotated, get_args
 import msgspec
 import pytest
 
-from agents.alerts.schema import EVENTS
-from agents.core.events import Event, encode
-from agents.schemas import EXAMPLES, fields_of, stray_paths
-from agents.schemas.document import document, example_value
-from agents.state import message
+from byoc_agents.alerts.schema import EVENTS
+from byoc_agents.app.cloudevents import Event, encode
+from byoc_agents.schema import EXAMPLES, fields_of, stray_paths
+from byoc_agents.schema.document import document, example_value
+from byoc_agents.state import message
 
 PAGE = Path(__file__).parents[1] / "docs" / "fields.md"
 each_event = pytest.mark.parametrize("event", EXAMPLES.values(), ids=list(EXAMPLES))
 
 
 def test_the_page_is_what_the_code_gives() -> None:
-    """Run `python -m agents.schemas` after a change of an event."""
+    """Run `python -m byoc_agents.schema` after a change of an event."""
     assert PAGE.read_text() == document()
 
 
@@ -26,7 +26,7 @@ def test_no_event_of_the_daemons_is_left_out() -> None:
     structs = {type(event) for event in EXAMPLES.values()}
     assert structs >= {*EVENTS, message.StateEvent, message.SummaryEvent}
     assert structs == {
-        cls for cls in Event.__subclasses__() if cls.__module__.startswith("agents.")
+        cls for cls in Event.__subclasses__() if cls.__module__.startswith("byoc_agents.")
     }
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-import agents
-from agents.cli import COMMANDS
-from agents.policy_cli import COMMANDS as POLICIES
+import byoc_agents
+from byoc_agents.app.cli import COMMANDS
+from byoc_agents.policy.cli import COMMANDS as POLICIES
 
-ROOT = Path(agents.__file__).parent.parent
+ROOT = Path(byoc_agents.__file__).parents[2]
 PAGE = (ROOT / "SECURITY.md").read_text()
 NAMED = sorted(set(re.findall(r"tests/[\w/]+\.py::\w+", PAGE)))
 THREATS = re.findall(r"^\| (.+?) \| (.+?) \| (.+?) \|$", PAGE.split("## Threats")[1], re.MULTILINE)

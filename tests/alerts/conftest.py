@@ -6,11 +6,11 @@ from contextlib import asynccontextmanager
 import aiohttp
 import pytest
 
-from agents.alerts.counts import Counts
-from agents.alerts.door import Listen, serve
-from agents.alerts.secret import Secret
-from agents.alerts.webhook import Webhook
-from agents.core.metrics import Metrics
+from byoc_agents.alerts.counts import Counts
+from byoc_agents.alerts.http_server import Listen, serve
+from byoc_agents.alerts.reloadable_secret import Secret
+from byoc_agents.alerts.webhook import Webhook
+from byoc_agents.app.metrics import Metrics
 from tests.alerts.webhook_world import Make, Relay, World
 
 

@@ -2,8 +2,8 @@
 
 import base64
 
-from agents.alerts.settings import Settings
-from agents.core.config import CoreSettings, load
+from byoc_agents.alerts.settings import Settings
+from byoc_agents.app.settings import CoreSettings, load
 
 SECRET = "whsec_" + base64.b64encode(b"k" * 32).decode()
 INWARD, OUTWARD = "token-of-alertmanager", "token-of-the-plane"

@@ -5,14 +5,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from agents.alerts import matchers
-from agents.alerts.counts import Counts
-from agents.alerts.event import Allowed, Origin
-from agents.alerts.relay import Relay, Rules
-from agents.core.change import Change
-from agents.core.clock import SystemClock
-from agents.core.metrics import Metrics
-from agents.core.sink import Message
+from byoc_agents.alerts import matchers
+from byoc_agents.alerts.counts import Counts
+from byoc_agents.alerts.events import Allowed, Origin
+from byoc_agents.alerts.relay import Relay, Rules
+from byoc_agents.app.clock import SystemClock
+from byoc_agents.app.metrics import Metrics
+from byoc_agents.delivery.sink import Message
+from byoc_agents.durable.write_batch import Change
 
 START_MS = 1795460754988
 RULES = Rules(

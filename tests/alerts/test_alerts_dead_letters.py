@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from agents.core import dead_letters
-from agents.core.clock import SystemClock
-from agents.core.sink import Message
-from agents.core.spool import Spool
+from byoc_agents.app import dead_letters
+from byoc_agents.app.clock import SystemClock
+from byoc_agents.delivery.sink import Message
+from byoc_agents.durable.spool import Spool
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ async def test_another_process_that_looks_writes_nothing_over_the_daemons_journa
     """Only who writes the journal may write it again; the daemon goes on in it all the while."""
     journal = spool.path.with_name("spool.db-wal")
     before = (journal.read_bytes(), journal.stat().st_mtime_ns)
-    listing = ["-m", "agents.cli", "dead-letters", "--state-dir", str(tmp_path), "list"]
+    listing = ["-m", "byoc_agents.app.cli", "dead-letters", "--state-dir", str(tmp_path), "list"]
     looking = await asyncio.create_subprocess_exec(
         sys.executable, *listing, stdout=asyncio.subprocess.PIPE
     )

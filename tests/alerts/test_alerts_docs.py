@@ -7,12 +7,12 @@ from typing import Any
 import yaml
 from openapi_spec_validator import validate
 
-from agents.alerts import settings, webhook
-from agents.alerts.receiver import PATH
-from agents.alerts.schema import components
-from agents.core.config import settings_of
-from agents.core.ship import FATES, Fate
-from agents.sinks.https import reason_of
+from byoc_agents.alerts import settings, webhook
+from byoc_agents.alerts.schema import components
+from byoc_agents.app.settings import settings_of
+from byoc_agents.delivery.shipper import FATES, Fate
+from byoc_agents.sinks.https import reason_of
+from lab.receiver import PATH
 
 DOCS = Path(__file__).parents[2] / "docs"
 WORDS = {

@@ -13,17 +13,17 @@ import pytest
 import structlog
 from aiohttp import web
 
-from agents.alerts.agent import forwarder, https_sink
-from agents.alerts.counts import Counts
-from agents.alerts.receiver import Receiver, listening
-from agents.alerts.settings import Settings
-from agents.core.agent import Agent
-from agents.core.clock import SystemClock
-from agents.core.config import CoreSettings
-from agents.core.metrics import Metrics
-from agents.core.ship import Shipper
-from agents.core.sink import Message, Outcome
-from agents.core.spool import Spool
+from byoc_agents.alerts.counts import Counts
+from byoc_agents.alerts.daemon import forwarder, https_sink
+from byoc_agents.alerts.settings import Settings
+from byoc_agents.app.clock import SystemClock
+from byoc_agents.app.daemon import Agent
+from byoc_agents.app.metrics import Metrics
+from byoc_agents.app.settings import CoreSettings
+from byoc_agents.delivery.shipper import Shipper
+from byoc_agents.delivery.sink import Message, Outcome
+from byoc_agents.durable.spool import Spool
+from lab.receiver import Receiver, listening
 from tests.alerts.forwarder_settings import INWARD, OUTWARD, SECRET, settings
 from tests.alerts.webhook_world import eventually
 

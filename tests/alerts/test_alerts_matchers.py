@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.alerts.matchers import MAX_MATCHED_CHARACTERS, parse
+from byoc_agents.alerts.matchers import MAX_MATCHED_CHARACTERS, parse
 
 LABELS = {"severity": "critical", "job": "clickhouse", "path": 'a"b\\c', "note": "two\nlines"}
 

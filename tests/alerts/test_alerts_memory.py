@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from tests.certificate import certificate
-from tests.real.parts.process import free_port
-from tests.real.scraper import clean_environ, eventually
+from lab.fakes.certificate import certificate
+from lab.real.parts.process import free_port
+from lab.real.scraper import clean_environ, eventually
 
 CONNECTIONS = 64
 SIZE = 4_000_000
@@ -39,7 +39,7 @@ def forwarder(place: Path, **more: str) -> Iterator[tuple[subprocess.Popen[bytes
         "BYOC_ALERTS_LISTEN": f"127.0.0.1:{port}",
     }
     process = subprocess.Popen(
-        [sys.executable, "-m", "agents.cli", "run", "alert-forwarder"],
+        [sys.executable, "-m", "byoc_agents.app.cli", "run", "alert-forwarder"],
         env=clean_environ({**SETTINGS, **listens, **more}),
     )
     try:

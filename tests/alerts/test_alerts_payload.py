@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.alerts.payload import NotAWebhookError, read
+from byoc_agents.alerts.payload import NotAWebhookError, read
 
 DATA = Path(__file__).parent / "data"
 START_MS = 1795460754988  # 2026-11-23T19:05:54.988Z

@@ -13,11 +13,11 @@ import aiohttp
 import pytest
 from standardwebhooks.webhooks import Webhook
 
-from agents.alerts.receiver import PATH, Receiver, listening
-from agents.core.clock import SystemClock
-from agents.core.errors import Reason
-from agents.core.sink import Message
-from agents.sinks.https import HttpsSink
+from byoc_agents.app.clock import SystemClock
+from byoc_agents.delivery.sink import Message
+from byoc_agents.errors import Reason
+from byoc_agents.sinks.https import HttpsSink
+from lab.receiver import PATH, Receiver, listening
 
 SECRET = "whsec_" + base64.b64encode(b"k" * 32).decode()
 OTHER = "whsec_" + base64.b64encode(b"o" * 32).decode()
@@ -180,7 +180,7 @@ async def test_what_our_sink_sends_counts_once_in_whatever_batches_it_comes(
 def test_it_runs_alone_and_prints_where_it_listens(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("tok\n")
     (tmp_path / "secret").write_text(SECRET)
-    command = [sys.executable, "-m", "agents.alerts.receiver"]
+    command = [sys.executable, "-m", "lab.receiver"]
     command += ["--token-file", str(tmp_path / "token")]
     command += ["--signing-secret-file", str(tmp_path / "secret")]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:

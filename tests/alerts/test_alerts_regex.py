@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.alerts.regex import MAX_STATES, Pattern
+from byoc_agents.alerts.regex import MAX_STATES, Pattern
 
 ATOMS = st.sampled_from(["a", "b", ".", "[ab]", "[^a]", r"\d", r"\W", "[a-c0]", "", "^", "$"])
 TREES = st.recursive(

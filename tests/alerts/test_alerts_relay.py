@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from agents.alerts.told import Told
-from agents.core.change import Change
-from agents.core.clock import SystemClock
-from agents.core.errors import SpoolFullError, SpoolUnavailableError
-from agents.core.spool import Spool
+from byoc_agents.alerts.dedup import Told
+from byoc_agents.app.clock import SystemClock
+from byoc_agents.durable.spool import Spool
+from byoc_agents.durable.write_batch import Change
+from byoc_agents.errors import SpoolFullError, SpoolUnavailableError
 from tests.alerts.relay_world import Memory, World, alert
 
 

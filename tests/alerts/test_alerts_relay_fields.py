@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import generate_latest
 
-from agents.alerts.event import MAX_ANNOTATION, MAX_LABEL
-from agents.alerts.schema import components
+from byoc_agents.alerts.events import MAX_ANNOTATION, MAX_LABEL
+from byoc_agents.alerts.schema import components
 from tests.alerts.relay_world import Memory, World, alert
 
 DATA = Path(__file__).parent / "data"

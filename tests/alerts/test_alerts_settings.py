@@ -2,10 +2,10 @@
 
 import pytest
 
-from agents.alerts.agent import destinations
-from agents.core.config import describe
-from agents.core.errors import ConfigError
-from agents.runtime import ClickHouseSettings
+from byoc_agents.alerts.daemon import destinations
+from byoc_agents.app.context import ClickHouseSettings
+from byoc_agents.app.settings import describe
+from byoc_agents.errors import ConfigError
 from tests.alerts.forwarder_settings import INWARD, OUTWARD, SECRET, settings
 
 

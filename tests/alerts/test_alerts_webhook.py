@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import structlog
 
-from agents.alerts.payload import NotAWebhookError
-from agents.alerts.secret import Secret
-from agents.core.errors import SpoolFullError, SpoolUnavailableError
+from byoc_agents.alerts.payload import NotAWebhookError
+from byoc_agents.alerts.reloadable_secret import Secret
+from byoc_agents.errors import SpoolFullError, SpoolUnavailableError
 from tests.alerts.webhook_world import BODY, Make
 
 

@@ -15,8 +15,8 @@ import pytest
 import structlog
 from aiohttp import web
 
-from agents.alerts.door import MAX_FIELD_BYTES, MAX_HEADERS, READ_BYTES, REST_SECONDS
-from agents.alerts.webhook import (
+from byoc_agents.alerts.http_server import MAX_FIELD_BYTES, MAX_HEADERS, READ_BYTES, REST_SECONDS
+from byoc_agents.alerts.webhook import (
     LARGE_BODIES,
     LARGE_WAITING,
     MAX_BODY_BYTES,

@@ -6,9 +6,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from agents.alerts.door import Listen, serve
+from byoc_agents.alerts.http_server import Listen, serve
+from lab.fakes.certificate import certificate
 from tests.alerts.webhook_world import BODY, Make
-from tests.certificate import certificate
 
 
 def listen(directory: Path, name: str) -> Listen:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import aiohttp
 from prometheus_client import CollectorRegistry
 
-from agents.alerts.payload import read
+from byoc_agents.alerts.payload import read
 
 BODY = b'{"version":"4","alerts":[]}'
 

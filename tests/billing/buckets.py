@@ -6,11 +6,11 @@ from functools import cache
 import msgspec
 import zstandard
 
-from agents.billing.objects import unseal
-from agents.billing.record import UsageRecord
-from agents.billing.testing import Story, eventful, objects
-from agents.billing.verify import Audit, Report
-from agents.core.sink import Message
+from byoc_agents.audit import Audit, Report
+from byoc_agents.billing.objects import unseal
+from byoc_agents.billing.record import UsageRecord
+from byoc_agents.delivery.sink import Message
+from lab.fakes.billing import Story, eventful, objects
 
 Records = list[UsageRecord]
 

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from agents.billing.cgroup import CgroupSource, at_path, of_process
-from agents.billing.hierarchy import Locator
-from agents.billing.proc import Finder, ProcFs
-from agents.billing.reading import Reading
+from byoc_agents.billing.sources.cgroup import CgroupSource, at_path, of_process
+from byoc_agents.billing.sources.cgroup_paths import Locator
+from byoc_agents.billing.sources.procfs import Finder, ProcFs
+from byoc_agents.billing.sources.reading import Reading
 
 BOOT_ID = "8cf25f06-7a2e-4b5b-aef5-5834d36300d2"
 ID = "0123456789abcdef" * 4

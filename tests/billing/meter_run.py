@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable
 
-from agents.billing.meter import Meter
-from agents.billing.reading import Reading
-from agents.billing.window import Period, Sample
-from agents.core.events import parse_rfc3339
+from byoc_agents.app.cloudevents import parse_rfc3339
+from byoc_agents.billing.meter import Meter
+from byoc_agents.billing.sources.reading import Reading
+from byoc_agents.billing.window import Period, Sample
 
 NOON = parse_rfc3339("2026-11-23T12:00:00Z")
 SECOND = 1_000_000_000

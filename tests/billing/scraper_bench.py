@@ -4,15 +4,15 @@ from pathlib import Path
 
 import msgspec
 
-from agents.billing.objects import unseal
-from agents.billing.reading import Reading
-from agents.billing.record import UsageRecord
-from agents.billing.recorder import Identity, Recorder
-from agents.billing.scraper import Pace, Scraper
-from agents.billing.target import Observation
-from agents.core.metrics import Metrics
-from agents.core.spool import Spool
-from agents.testing import FakeClock
+from byoc_agents.app.metrics import Metrics
+from byoc_agents.billing.objects import unseal
+from byoc_agents.billing.record import UsageRecord
+from byoc_agents.billing.recorder import Identity, Recorder
+from byoc_agents.billing.scraper import Pace, Scraper
+from byoc_agents.billing.sources.reading import Reading
+from byoc_agents.billing.sources.select import Observation
+from byoc_agents.durable.spool import Spool
+from lab.fakes.core import FakeClock
 
 SECOND = 1_000_000_000
 

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agents.billing.objects import Compression, unseal
-from agents.billing.record import UsageRecord
-from agents.billing.testing import altered, event, objects
-from agents.core.events import encode
+from byoc_agents.app.cloudevents import encode
+from byoc_agents.billing.objects import Compression, unseal
+from byoc_agents.billing.record import UsageRecord
+from lab.fakes.billing import altered, event, objects
 from tests.billing.buckets import audit, of, rewritten, sound
 
 quick = settings(max_examples=40, deadline=None, derandomize=True, database=None)

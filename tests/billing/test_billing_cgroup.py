@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 
-from agents.billing.cgroup import CgroupSource, of_process
-from agents.billing.hierarchy import Hierarchy, Locator
-from agents.billing.proc import Finder
-from agents.billing.reading import TargetAbsentError
+from byoc_agents.billing.sources.cgroup import CgroupSource, of_process
+from byoc_agents.billing.sources.cgroup_paths import Hierarchy, Locator
+from byoc_agents.billing.sources.procfs import Finder
+from byoc_agents.billing.sources.reading import TargetAbsentError
 from tests.billing.cgroup_host import BOOT_ID, CPU_V1, ID, MEMORY_V1, OTHER_ID, PID, Host, figures
 
 

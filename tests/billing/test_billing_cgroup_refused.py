@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from agents.billing.hierarchy import Locator, parse_membership
-from agents.billing.reading import TargetAbsentError, TargetUnreadableError
+from byoc_agents.billing.sources.cgroup_paths import Locator, parse_membership
+from byoc_agents.billing.sources.reading import TargetAbsentError, TargetUnreadableError
 from tests.billing.cgroup_host import ID, PID, Host, a_pod
 
 REFUSED = {

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.billing import counters
-from agents.billing.hierarchy import parse_membership, parse_mounts, unescaped
+from byoc_agents.billing.sources import cgroup_files as counters
+from byoc_agents.billing.sources.cgroup_paths import parse_membership, parse_mounts, unescaped
 from tests.billing.cgroup_host import HUGE
 
 

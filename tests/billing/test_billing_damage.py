@@ -7,11 +7,11 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from agents.billing.objects import seal, unseal
-from agents.billing.record import Counter, UsageRecord
-from agents.billing.testing import MINUTE_MS, NOON_MS, Story, altered, objects
-from agents.core.events import rfc3339
-from agents.core.sink import Message
+from byoc_agents.app.cloudevents import rfc3339
+from byoc_agents.billing.objects import seal, unseal
+from byoc_agents.billing.record import Counter, UsageRecord
+from byoc_agents.delivery.sink import Message
+from lab.fakes.billing import MINUTE_MS, NOON_MS, Story, altered, objects
 from tests.billing.buckets import Records, audit, of, rewritten, sound, torn
 
 # Damage to records, sealed anew. Each gives what is found.

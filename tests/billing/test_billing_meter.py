@@ -5,7 +5,7 @@ from itertools import pairwise
 import msgspec
 import pytest
 
-from agents.billing.window import Period, Sample, State
+from byoc_agents.billing.window import Period, Sample, State
 from tests.billing.meter_run import NOON, SECOND, UP, Run, every, ran, reading, sample, used
 
 

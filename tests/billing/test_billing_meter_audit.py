@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.billing.meter import Meter
-from agents.billing.reading import Reading, SourceName
-from agents.billing.record import UsageRecord
-from agents.billing.recorder import Identity, Recorder
-from agents.billing.testing import NOON_MS, objects
-from agents.billing.verify import Audit, Report
-from agents.billing.window import Period, Sample, State
+from byoc_agents.audit import Audit, Report
+from byoc_agents.billing.meter import Meter
+from byoc_agents.billing.record import UsageRecord
+from byoc_agents.billing.recorder import Identity, Recorder
+from byoc_agents.billing.sources.reading import Reading, SourceName
+from byoc_agents.billing.window import Period, Sample, State
+from lab.fakes.billing import NOON_MS, objects
 
 NS_PER_MS = 1_000_000
 BIRTH_NS = 3_600_000_000_000

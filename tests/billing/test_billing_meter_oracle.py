@@ -12,10 +12,10 @@ from itertools import pairwise
 import msgspec
 import pytest
 
-from agents.billing.meter import Meter
-from agents.billing.reading import Reading
-from agents.billing.recorder import Identity, Recorder
-from agents.billing.window import Period, Sample, State
+from byoc_agents.billing.meter import Meter
+from byoc_agents.billing.recorder import Identity, Recorder
+from byoc_agents.billing.sources.reading import Reading
+from byoc_agents.billing.window import Period, Sample, State
 
 SECOND = 1_000_000_000
 SEEDS = range(300)

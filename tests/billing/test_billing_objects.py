@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agents.billing.objects import (
+from byoc_agents.app.cloudevents import encode
+from byoc_agents.billing.objects import (
     MAX_BODY_BYTES,
     Compression,
     ObjectKey,
@@ -19,9 +20,8 @@ from agents.billing.objects import (
     seal,
     unseal,
 )
-from agents.billing.record import TYPE
-from agents.billing.testing import NOON_MS, Story, altered
-from agents.core.events import encode
+from byoc_agents.billing.record import TYPE
+from lab.fakes.billing import NOON_MS, Story, altered
 
 quick = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 COMPRESSIONS: list[Compression] = ["zstd", "gzip"]

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from agents.billing.objects import parse_key
-from agents.billing.older import since_ms
-from agents.billing.reading import Reading
-from agents.billing.target import Observation
-from agents.billing.verify import Audit, Report
-from agents.core.events import parse_rfc3339
-from agents.core.spool import Spool
+from byoc_agents.app.cloudevents import parse_rfc3339
+from byoc_agents.audit import Audit, Report
+from byoc_agents.billing.objects import parse_key
+from byoc_agents.billing.rollback import since_ms
+from byoc_agents.billing.sources.reading import Reading
+from byoc_agents.billing.sources.select import Observation
+from byoc_agents.durable.spool import Spool
 from tests.billing.scraper_bench import SECOND, Bench
 
 MAX_BYTES = 1 << 20

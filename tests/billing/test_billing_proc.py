@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.billing.proc import Finder, Process, ProcFs, container_id, parse_stat
-from agents.billing.reading import TargetAbsentError, TargetUnreadableError
+from byoc_agents.billing.sources.procfs import Finder, Process, ProcFs, container_id, parse_stat
+from byoc_agents.billing.sources.reading import TargetAbsentError, TargetUnreadableError
 
 ID = "0123456789abcdef" * 4
 

@@ -10,9 +10,9 @@ from typing import cast
 import psutil
 import pytest
 
-from agents.billing.proc import TICKS_PER_SECOND, Finder, ProcFs
-from agents.billing.process import ProcessSource, _Use, lost_usec, settled
-from agents.billing.reading import TargetAbsentError, TargetUnreadableError
+from byoc_agents.billing.sources.process_tree import ProcessSource, _Use, lost_usec, settled
+from byoc_agents.billing.sources.procfs import TICKS_PER_SECOND, Finder, ProcFs
+from byoc_agents.billing.sources.reading import TargetAbsentError, TargetUnreadableError
 
 BOOT_ID = "8cf25f06-7a2e-4b5b-aef5-5834d36300d2"
 TICK_USEC = 1_000_000 // TICKS_PER_SECOND

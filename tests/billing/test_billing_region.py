@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from agents.doubles.http import Behaviour, Request, always, close, reply, serve
-from agents.doubles.s3 import FakeS3
+from lab.fakes.http import Behaviour, Request, always, close, reply, serve
+from lab.fakes.s3 import FakeS3
 
 
 async def start(s3: FakeS3, tmp_path: Path) -> Process:
@@ -26,7 +26,7 @@ async def start(s3: FakeS3, tmp_path: Path) -> Process:
         "AWS_ACCESS_KEY_ID": "k",
         "AWS_SECRET_ACCESS_KEY": "s",
     }
-    command = [sys.executable, "-m", "agents.cli", "run", "billing-scraper"]
+    command = [sys.executable, "-m", "byoc_agents.app.cli", "run", "billing-scraper"]
     return await asyncio.create_subprocess_exec(*command, env=environ, stderr=PIPE)
 
 

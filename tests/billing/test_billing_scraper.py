@@ -9,15 +9,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from agents.billing.objects import unseal
-from agents.billing.record import Usage, UsageRecord
-from agents.billing.scraper import CHECKPOINT
-from agents.billing.target import Observation
-from agents.billing.window import HOUR_MS
-from agents.core.errors import SpoolFullError
-from agents.core.events import parse_rfc3339
-from agents.core.spool import Spool
-from agents.core.store import Change
+from byoc_agents.app.cloudevents import parse_rfc3339
+from byoc_agents.billing.objects import unseal
+from byoc_agents.billing.record import Usage, UsageRecord
+from byoc_agents.billing.scraper import CHECKPOINT
+from byoc_agents.billing.sources.select import Observation
+from byoc_agents.billing.window import HOUR_MS
+from byoc_agents.durable.spool import Spool
+from byoc_agents.durable.store import Change
+from byoc_agents.errors import SpoolFullError
 from tests.billing.scraper_bench import SECOND, Bench
 
 HOURS = 3

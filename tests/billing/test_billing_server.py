@@ -9,9 +9,9 @@ from aiohttp.test_utils import TestServer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.billing.reading import Reading, TargetUnreadableError
-from agents.billing.server import SQL, ServerSource, figures_of, reading_of
-from agents.clickhouse import ClickHouse
+from byoc_agents.billing.sources.clickhouse import SQL, ServerSource, figures_of, reading_of
+from byoc_agents.billing.sources.reading import Reading, TargetUnreadableError
+from byoc_agents.clickhouse import ClickHouse
 
 BOOT_ID = "8cf25f06-7a2e-4b5b-aef5-5834d36300d2"
 NOW_NS = 5_000_000_000_000

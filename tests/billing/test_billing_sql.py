@@ -6,10 +6,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-import agents.billing
-from agents.billing.record import TYPE, Usage, UsageRecord
+import byoc_agents.billing
+from byoc_agents.billing.record import TYPE, Usage, UsageRecord
 
-SQL = Path(agents.billing.__file__).parent / "sql"
+SQL = Path(byoc_agents.billing.__file__).parent / "sql"
 
 
 def structure(name: str) -> str:

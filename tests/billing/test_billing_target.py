@@ -9,15 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.billing.proc import ProcFs
-from agents.billing.reading import (
+from byoc_agents.billing.sources.procfs import ProcFs
+from byoc_agents.billing.sources.reading import (
     Reading,
     SourceName,
     TargetAbsentError,
     TargetUnreadableError,
 )
-from agents.billing.target import PROBE_NS, Observation, Target, open_target, parse_target
-from agents.clickhouse import ClickHouse
+from byoc_agents.billing.sources.select import (
+    PROBE_NS,
+    Observation,
+    Target,
+    open_target,
+    parse_target,
+)
+from byoc_agents.clickhouse import ClickHouse
 
 GONE, DENIED = TargetAbsentError("gone"), TargetUnreadableError("denied")
 CGROUP: SourceName = "cgroup.v2"

@@ -2,8 +2,8 @@
 
 import pytest
 
-from agents.billing.testing import MINUTE_MS, NOON_MS, Story, eventful, objects
-from agents.core.events import rfc3339
+from byoc_agents.app.cloudevents import rfc3339
+from lab.fakes.billing import MINUTE_MS, NOON_MS, Story, eventful, objects
 from tests.billing.buckets import audit, of, sound, torn
 
 

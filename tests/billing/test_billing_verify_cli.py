@@ -15,10 +15,10 @@ from aiobotocore.session import get_session
 from botocore.exceptions import ClientError, FlexibleChecksumError
 from moto.server import ThreadedMotoServer
 
-from agents.billing.testing import Story, eventful, objects
-from agents.billing.verify import Audit, main
-from agents.billing.verify.readers import GETS_IN_FLIGHT
-from agents.core.sink import Message
+from byoc_agents.audit import Audit, main
+from byoc_agents.audit.readers import GETS_IN_FLIGHT
+from byoc_agents.delivery.sink import Message
+from lab.fakes.billing import Story, eventful, objects
 
 REGION = "eu-west-1"
 

@@ -1,4 +1,4 @@
-"""What every sink that stores must do, whatever it stores into: `agents.core.sink.Sink`."""
+"""The contract of `byoc_agents.delivery.sink.Sink`, run over every sink that stores."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -10,14 +10,14 @@ import pytest_asyncio
 from aiobotocore.session import AioSession
 from moto.server import ThreadedMotoServer
 
-from agents.core.errors import Reason, SendError
-from agents.core.sink import Message, Receipt, Sink
-from agents.doubles.s3 import FakeS3
-from agents.egress.aws import aws_config, aws_session
-from agents.egress.destinations import s3_destination
-from agents.egress.gate import Gate
-from agents.sinks.directory import DirectorySink
-from agents.sinks.s3 import S3Sink
+from byoc_agents.delivery.sink import Message, Receipt, Sink
+from byoc_agents.egress.aws import aws_config, aws_session
+from byoc_agents.egress.destinations import s3_destination
+from byoc_agents.egress.gate import Gate
+from byoc_agents.errors import Reason, SendError
+from byoc_agents.sinks.directory import DirectorySink
+from byoc_agents.sinks.s3 import S3Sink
+from lab.fakes.s3 import FakeS3
 
 REGION = "eu-west-1"
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from agents.core.rows import count
-from agents.core.store import Store
+from byoc_agents.durable.rows import count
+from byoc_agents.durable.store import Store
 
 
 @pytest.fixture

@@ -5,14 +5,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from agents.core.errors import LedgerError, Reason, SendError
-from agents.core.ledger.disk import Disk
-from agents.core.ledger.file import FileLedger
-from agents.core.ledger.lines import LedgerLine, decode
-from agents.core.ledger.segments import Segments
-from agents.core.ledger.verify import Verdict, verify
-from agents.core.sink import Message, Outcome, Receipt
-from agents.testing import FakeClock
+from byoc_agents.delivery.sink import Message, Outcome, Receipt
+from byoc_agents.errors import LedgerError, Reason, SendError
+from byoc_agents.ledger.files import Disk
+from byoc_agents.ledger.format import LedgerLine, decode
+from byoc_agents.ledger.segments import Segments
+from byoc_agents.ledger.verify import Verdict, verify
+from byoc_agents.ledger.writer import FileLedger
+from lab.fakes.core import FakeClock
 
 SMALL = 64 * 1024
 

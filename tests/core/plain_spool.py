@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from agents.core.change import Change
-from agents.core.errors import SpoolError, SpoolFullError
-from agents.core.sink import Message
-from agents.core.store import ROW_OVERHEAD_BYTES
+from byoc_agents.delivery.sink import Message
+from byoc_agents.durable.store import ROW_OVERHEAD_BYTES
+from byoc_agents.durable.write_batch import Change
+from byoc_agents.errors import SpoolError, SpoolFullError
 
 
 @dataclass

@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from agents.core.errors import Reason, SendError
-from agents.core.ledger import Ledger
-from agents.core.metrics import Metrics
-from agents.core.ship import Shipper
-from agents.core.sink import Message, Receipt
-from agents.core.spool import Spool
-from agents.testing import FakeClock, NullLedger, ScriptedSink
+from byoc_agents.app.metrics import Metrics
+from byoc_agents.delivery.shipper import Shipper
+from byoc_agents.delivery.sink import Message, Receipt
+from byoc_agents.durable.spool import Spool
+from byoc_agents.errors import Reason, SendError
+from byoc_agents.ledger import Ledger
+from lab.fakes.core import FakeClock, NullLedger, ScriptedSink
 
 OK = Receipt(Reason.OK, 200)
 BUSY = SendError(Reason.SERVER_ERROR, "503")

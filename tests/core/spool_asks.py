@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 from hypothesis import strategies as st
 
-from agents.core.change import Change
-from agents.core.errors import SpoolError, SpoolUnavailableError
-from agents.core.sink import Message
-from agents.core.spool import Spool
-from agents.core.store import ROW_OVERHEAD_BYTES
+from byoc_agents.delivery.sink import Message
+from byoc_agents.durable.spool import Spool
+from byoc_agents.durable.store import ROW_OVERHEAD_BYTES
+from byoc_agents.durable.write_batch import Change
+from byoc_agents.errors import SpoolError, SpoolUnavailableError
 from tests.core.plain_spool import Model
 
 MAX_BYTES = 10 * ROW_OVERHEAD_BYTES + 6000

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-from agents.core.change import Change
-from agents.core.sink import Message
-from agents.core.store import Store
+from byoc_agents.delivery.sink import Message
+from byoc_agents.durable.store import Store
+from byoc_agents.durable.write_batch import Change
 
 
 def message(number: int, body: bytes = b"body", *, replaces: str = "") -> Message:

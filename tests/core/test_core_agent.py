@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from agents.core.agent import RESTART_SECONDS, Agent
-from agents.core.errors import SpoolUnavailableError
-from agents.core.metrics import Metrics
-from agents.core.ship import Shipper
-from agents.core.sink import Message
-from agents.core.spool import Spool
-from agents.testing import FakeClock, Hang, NullLedger, ScriptedSink, Step, settle
+from byoc_agents.app.daemon import RESTART_SECONDS, Agent
+from byoc_agents.app.metrics import Metrics
+from byoc_agents.delivery.shipper import Shipper
+from byoc_agents.delivery.sink import Message
+from byoc_agents.durable.spool import Spool
+from byoc_agents.errors import SpoolUnavailableError
+from lab.fakes.core import FakeClock, Hang, NullLedger, ScriptedSink, Step, settle
 
 
 def message(number: int) -> Message:

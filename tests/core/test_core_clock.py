@@ -2,8 +2,8 @@
 
 import asyncio
 
-from agents.core.clock import Clock, SystemClock
-from agents.testing import START_MS, FakeClock, settle
+from byoc_agents.app.clock import Clock, SystemClock
+from lab.fakes.core import START_MS, FakeClock, settle
 
 
 def test_the_machines_clock_runs_on_under_one_boot() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from agents.core.config import (
+from byoc_agents.app.settings import (
     CoreSettings,
     Setting,
     describe,
@@ -21,7 +21,7 @@ from agents.core.config import (
     size,
     unknown,
 )
-from agents.core.errors import ConfigError
+from byoc_agents.errors import ConfigError
 
 MINIMUM = {"BYOC_ORGANIZATION_ID": "org", "BYOC_SERVICE_ID": "svc", "BYOC_REGION": "eu-west-1"}
 SECRET = "hunter2-very-secret"

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from agents.core.change import Change
-from agents.core.errors import SpoolUnavailableError
-from agents.core.lock import DirectoryLock
-from agents.core.spool import EPOCH, Spool
-from agents.testing import FakeClock
+from byoc_agents.durable.lock import DirectoryLock
+from byoc_agents.durable.spool import EPOCH, Spool
+from byoc_agents.durable.write_batch import Change
+from byoc_agents.errors import SpoolUnavailableError
+from lab.fakes.core import FakeClock
 
 
 def numbers(directory: Path, *least: int) -> list[int]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import structlog
 
-from agents.core import log
+from byoc_agents.app import logging as log
 
 
 @pytest.fixture(autouse=True)

@@ -3,8 +3,8 @@
 from prometheus_client import Counter
 from prometheus_client.metrics import MetricWrapperBase
 
-from agents import __version__
-from agents.core.metrics import Metrics
+from byoc_agents import __version__
+from byoc_agents.app.metrics import Metrics
 
 DESIGNED = {  # metric -> its labels beside `agent`; the table of the design
     "byoc_spool_records": (),

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 
-from agents.core.agent import Agent
-from agents.core.metrics import Metrics
-from agents.core.server import serve
-from agents.core.ship import Shipper
-from agents.core.sink import Message
-from agents.core.spool import Spool
-from agents.testing import FakeClock, NullLedger, ScriptedSink
+from byoc_agents.app.admin_server import serve
+from byoc_agents.app.daemon import Agent
+from byoc_agents.app.metrics import Metrics
+from byoc_agents.delivery.shipper import Shipper
+from byoc_agents.delivery.sink import Message
+from byoc_agents.durable.spool import Spool
+from lab.fakes.core import FakeClock, NullLedger, ScriptedSink
 
 
 class Idle:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from agents.core import settle as settling
-from agents.core.settle import settle
+from byoc_agents.durable import files as settling
+from byoc_agents.durable.files import settle
 
 
 def test_a_files_bytes_stay_and_its_inode_too(tmp_path: Path) -> None:

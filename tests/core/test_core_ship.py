@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from agents.core.errors import Reason, SendError, SpoolUnavailableError
-from agents.core.ship import FATES, Fate
-from agents.core.sink import Message, Receipt
-from agents.testing import START_MS, ListLedger, Raised, settle
+from byoc_agents.delivery.shipper import FATES, Fate
+from byoc_agents.delivery.sink import Message, Receipt
+from byoc_agents.errors import Reason, SendError, SpoolUnavailableError
+from lab.fakes.core import START_MS, ListLedger, Raised, settle
 from tests.core.ship_world import BUSY, DENIED, OK, POISON, message, world
 
 

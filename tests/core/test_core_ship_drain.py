@@ -3,9 +3,9 @@
 import asyncio
 from pathlib import Path
 
-from agents.core.errors import Reason, SendError
-from agents.core.ship import GATHER_SECONDS
-from agents.testing import Hang, settle
+from byoc_agents.delivery.shipper import GATHER_SECONDS
+from byoc_agents.errors import Reason, SendError
+from lab.fakes.core import Hang, settle
 from tests.core.ship_world import BUSY, message, world
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from agents.core.errors import Reason, SendError
-from agents.core.ship import FIRST_WAIT_SECONDS, GATHER_SECONDS, MAX_RETRY_AFTER_SECONDS
-from agents.core.sink import Message
-from agents.testing import settle
+from byoc_agents.delivery.shipper import FIRST_WAIT_SECONDS, GATHER_SECONDS, MAX_RETRY_AFTER_SECONDS
+from byoc_agents.delivery.sink import Message
+from byoc_agents.errors import Reason, SendError
+from lab.fakes.core import settle
 from tests.core.ship_world import BUSY, DENIED, OK, message, world
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from agents.core.change import Change
-from agents.core.errors import SpoolFullError, SpoolUnavailableError
-from agents.core.group import Kind
-from agents.core.sink import Message
-from agents.core.spool import EPOCH, ORIGIN, Spool
-from agents.core.store import ROW_OVERHEAD_BYTES, Store
-from agents.testing import START_MS, FakeClock, settle
+from byoc_agents.delivery.sink import Message
+from byoc_agents.durable.group import Kind
+from byoc_agents.durable.spool import EPOCH, ORIGIN, Spool
+from byoc_agents.durable.store import ROW_OVERHEAD_BYTES, Store
+from byoc_agents.durable.write_batch import Change
+from byoc_agents.errors import SpoolFullError, SpoolUnavailableError
+from lab.fakes.core import START_MS, FakeClock, settle
 
 
 def message(number: int, body: bytes = b"body", *, replaces: str = "") -> Message:

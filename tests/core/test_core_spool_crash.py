@@ -12,18 +12,18 @@ from typing import Any
 
 import pytest
 
-from agents.core.clock import SystemClock
-from agents.core.rows import count
-from agents.core.spool import Spool
-from agents.core.store import Store
+from byoc_agents.app.clock import SystemClock
+from byoc_agents.durable.rows import count
+from byoc_agents.durable.spool import Spool
+from byoc_agents.durable.store import Store
 
 KILLED = """
 import asyncio, hashlib, sys
 from pathlib import Path
-from agents.core.change import Change
-from agents.core.clock import SystemClock
-from agents.core.sink import Message
-from agents.core.spool import Spool
+from byoc_agents.durable.write_batch import Change
+from byoc_agents.app.clock import SystemClock
+from byoc_agents.delivery.sink import Message
+from byoc_agents.durable.spool import Spool
 
 def message(n):
     return Message(f"m{n}", "t", hashlib.sha256(b"%d" % n).digest() * (1 + n % 300), 1)
@@ -84,10 +84,10 @@ async def test_every_acknowledged_put_survives_sigkill(tmp_path: Path) -> None:
 FULL = """
 import asyncio, os, resource, sys
 from pathlib import Path
-from agents.core.clock import SystemClock
-from agents.core.errors import SpoolUnavailableError
-from agents.core.sink import Message
-from agents.core.spool import Spool
+from byoc_agents.app.clock import SystemClock
+from byoc_agents.errors import SpoolUnavailableError
+from byoc_agents.delivery.sink import Message
+from byoc_agents.durable.spool import Spool
 
 directory, mode = Path(sys.argv[1]), sys.argv[2]
 soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from agents.core.change import Change
-from agents.core.errors import SpoolCorruptError, SpoolUnavailableError
-from agents.core.salvage import KEPT_DAMAGED
-from agents.core.sink import Message
-from agents.core.spool import EPOCH, ORIGIN, Spool
-from agents.testing import START_MS, FakeClock
+from byoc_agents.delivery.sink import Message
+from byoc_agents.durable.recovery import KEPT_DAMAGED
+from byoc_agents.durable.spool import EPOCH, ORIGIN, Spool
+from byoc_agents.durable.write_batch import Change
+from byoc_agents.errors import SpoolCorruptError, SpoolUnavailableError
+from lab.fakes.core import START_MS, FakeClock
 
 PAGE = 4096
 

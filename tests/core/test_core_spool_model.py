@@ -21,10 +21,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from agents.core.change import Change
-from agents.core.errors import SpoolCorruptError, SpoolUnavailableError
-from agents.core.spool import Spool
-from agents.testing import FakeClock
+from byoc_agents.durable.spool import Spool
+from byoc_agents.durable.write_batch import Change
+from byoc_agents.errors import SpoolCorruptError, SpoolUnavailableError
+from lab.fakes.core import FakeClock
 from tests.core.lost_writes import cut_short, image
 from tests.core.plain_spool import Model
 from tests.core.spool_asks import BATCHES, MAX_BYTES, Ask, asked, explained

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from agents.core.change import Totals
-from agents.core.errors import SpoolError, SpoolFullError
-from agents.core.sink import Message
-from agents.core.store import ROW_OVERHEAD_BYTES, VACUUM_PAGES, Store
+from byoc_agents.delivery.sink import Message
+from byoc_agents.durable.store import ROW_OVERHEAD_BYTES, VACUUM_PAGES, Store
+from byoc_agents.durable.write_batch import Totals
+from byoc_agents.errors import SpoolError, SpoolFullError
 from tests.core.store_steps import apply, do, ids, message, seen
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from agents.core.errors import SpoolCorruptError, SpoolUnavailableError
-from agents.core.rows import count
-from agents.core.store import Store
+from byoc_agents.durable.rows import count
+from byoc_agents.durable.store import Store
+from byoc_agents.errors import SpoolCorruptError, SpoolUnavailableError
 from tests.core.store_steps import apply, do, message
 
 

@@ -3,8 +3,8 @@
 from contextlib import closing
 from pathlib import Path
 
-from agents.core.change import DeadLetter, Totals
-from agents.core.store import Store
+from byoc_agents.durable.store import Store
+from byoc_agents.durable.write_batch import DeadLetter, Totals
 from tests.core.store_steps import apply, do, ids, message
 
 

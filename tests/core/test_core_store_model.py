@@ -11,11 +11,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from agents.core.change import Change
-from agents.core.errors import SpoolFullError
-from agents.core.rows import count
-from agents.core.sink import Message
-from agents.core.store import ROW_OVERHEAD_BYTES, Store
+from byoc_agents.delivery.sink import Message
+from byoc_agents.durable.rows import count
+from byoc_agents.durable.store import ROW_OVERHEAD_BYTES, Store
+from byoc_agents.durable.write_batch import Change
+from byoc_agents.errors import SpoolFullError
 from tests.core.lost_writes import Image, cut_short, image
 from tests.core.plain_spool import Model
 

@@ -5,10 +5,10 @@ import errno
 import threading
 from typing import Any
 
-from agents.core.change import Totals
-from agents.core.group import Kind, Operation
-from agents.core.writer import GATHER_SECONDS, Writer
-from agents.testing import settle
+from byoc_agents.durable.group import Kind, Operation
+from byoc_agents.durable.worker import GATHER_SECONDS, Writer
+from byoc_agents.durable.write_batch import Totals
+from lab.fakes.core import settle
 
 
 class Counting:

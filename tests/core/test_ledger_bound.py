@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.core.ledger.lines import Intent, Removed
+from byoc_agents.ledger.format import Intent, Removed
 from tests.core.ledger_fakes import (
     SMALL,
     FaultyDisk,

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from agents.core.errors import LedgerError
-from agents.core.ledger.chain import Chain
-from agents.core.ledger.lines import Intent, Recovered, Unknown
-from agents.testing import FakeClock
+from byoc_agents.errors import LedgerError
+from byoc_agents.ledger.chain import Chain
+from byoc_agents.ledger.format import Intent, Recovered, Unknown
+from lab.fakes.core import FakeClock
 from tests.core.ledger_fakes import (
     SMALL,
     FaultyDisk,
@@ -198,9 +198,9 @@ async def test_a_directory_taken_away_under_the_agent_does_not_stop_it(tmp_path:
 ENDLESS = """
 import asyncio, sys
 from pathlib import Path
-from agents.core.clock import SystemClock
-from agents.core.ledger import FileLedger
-from agents.testing import FakeClock
+from byoc_agents.app.clock import SystemClock
+from byoc_agents.ledger import FileLedger
+from lab.fakes.core import FakeClock
 from tests.core.ledger_fakes import message, stored
 
 async def main():

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from agents.core.errors import LedgerError
-from agents.core.ledger import Ledger
-from agents.core.ledger.disk import Disk
-from agents.core.ledger.file import FileLedger
-from agents.core.ledger.lines import Intent, Receipt, Segment, Unknown
-from agents.testing import FakeClock
+from byoc_agents.errors import LedgerError
+from byoc_agents.ledger import Ledger
+from byoc_agents.ledger.files import Disk
+from byoc_agents.ledger.format import Intent, Receipt, Segment, Unknown
+from byoc_agents.ledger.writer import FileLedger
+from lab.fakes.core import FakeClock
 from tests.core.ledger_fakes import (
     SMALL,
     FaultyDisk,

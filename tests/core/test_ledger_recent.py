@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from agents.core.errors import Reason, SendError
-from agents.core.ledger.file import FileLedger
-from agents.core.ledger.recent import recently_sent
-from agents.core.sink import Message, Outcome, Receipt
-from agents.testing import FakeClock
+from byoc_agents.delivery.sink import Message, Outcome, Receipt
+from byoc_agents.errors import Reason, SendError
+from byoc_agents.ledger.recent import recently_sent
+from byoc_agents.ledger.writer import FileLedger
+from lab.fakes.core import FakeClock
 
 
 def message(number: int) -> Message:

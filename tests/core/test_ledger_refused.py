@@ -3,9 +3,9 @@
 import asyncio
 from pathlib import Path
 
-from agents.core.ledger.file import REFUSED_BURST, FileLedger
-from agents.core.ledger.lines import Refused
-from agents.testing import FakeClock
+from byoc_agents.ledger.format import Refused
+from byoc_agents.ledger.writer import REFUSED_BURST, FileLedger
+from lab.fakes.core import FakeClock
 from tests.core.ledger_fakes import SMALL, FaultyDisk, checked, ledger, lines, message, tried
 
 

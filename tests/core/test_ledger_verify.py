@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.core.ledger import FileLedger
-from agents.core.ledger.lines import Intent, decode, digest, encode
-from agents.core.ledger.scan import Head
-from agents.core.ledger.verify import verify
+from byoc_agents.ledger import FileLedger
+from byoc_agents.ledger.format import Intent, decode, digest, encode
+from byoc_agents.ledger.reader import Head
+from byoc_agents.ledger.verify import verify
 from tests.core.ledger_fakes import (
     QuickDisk,
     checked,

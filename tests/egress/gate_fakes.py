@@ -4,8 +4,8 @@ import socket
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from agents.egress.destinations import Destination
-from agents.egress.gate import Gate, Refusal
+from byoc_agents.egress.destinations import Destination
+from byoc_agents.egress.gate import Gate, Refusal
 
 API = Destination("api.example.com", 443, "https")
 

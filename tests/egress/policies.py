@@ -2,14 +2,14 @@
 
 from dataclasses import replace
 
-from agents.egress.destinations import (
+from byoc_agents.egress.destinations import (
     Destination,
     clickhouse_destination,
     https_destination,
     s3_destination,
     sqs_destination,
 )
-from agents.egress.policy.facts import Facts, Listener, Objects
+from byoc_agents.policy.inputs import Facts, Listener, Objects
 
 REGION = "eu-west-1"
 S3 = "vendor-usage.s3.eu-west-1.amazonaws.com"

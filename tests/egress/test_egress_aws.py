@@ -2,11 +2,11 @@ from pathlib import Path
 
 import pytest
 
-from agents.core.errors import Reason, SendError
-from agents.doubles.http import HttpDouble, always, redirect, reply
-from agents.egress.aws import NO_CREDENTIALS, aws_config, aws_session, fetch_credentials
-from agents.egress.destinations import https_destination
-from agents.egress.gate import Gate, Refusal
+from byoc_agents.egress.aws import NO_CREDENTIALS, aws_config, aws_session, fetch_credentials
+from byoc_agents.egress.destinations import https_destination
+from byoc_agents.egress.gate import Gate, Refusal
+from byoc_agents.errors import Reason, SendError
+from lab.fakes.http import HttpDouble, always, redirect, reply
 
 REGION = "eu-west-1"
 STS_ANSWER = b"""<AssumeRoleWithWebIdentityResponse><AssumeRoleWithWebIdentityResult><Credentials>

@@ -6,9 +6,8 @@ from urllib.parse import urlsplit
 import pytest
 from aiobotocore.session import AioSession
 
-from agents.core.errors import ConfigError
-from agents.egress.aws import aws_config, aws_session
-from agents.egress.destinations import (
+from byoc_agents.egress.aws import aws_config, aws_session
+from byoc_agents.egress.destinations import (
     LEGACY_STS_REGIONS,
     Destination,
     clickhouse_destination,
@@ -19,8 +18,9 @@ from agents.egress.destinations import (
     s3_destination,
     sqs_destination,
 )
-from agents.egress.gate import Gate
-from agents.sinks.s3 import addressing
+from byoc_agents.egress.gate import Gate
+from byoc_agents.errors import ConfigError
+from byoc_agents.sinks.s3 import addressing
 
 REGIONS = [
     "us-east-1",

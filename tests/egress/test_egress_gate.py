@@ -4,10 +4,10 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from agents.core.errors import Reason
-from agents.doubles.http import HttpDouble, always, close, redirect, reply
-from agents.egress.destinations import https_destination
-from agents.egress.gate import EgressRefusedError, Gate, Refusal
+from byoc_agents.egress.destinations import https_destination
+from byoc_agents.egress.gate import EgressRefusedError, Gate, Refusal
+from byoc_agents.errors import Reason
+from lab.fakes.http import HttpDouble, always, close, redirect, reply
 from tests.egress.gate_fakes import API, Counter, FakeNames, get
 
 

@@ -5,9 +5,9 @@ import socket
 import aiohttp
 import pytest
 
-from agents.doubles.http import HttpDouble
-from agents.egress.destinations import Destination, https_destination
-from agents.egress.gate import EgressRefusedError, Gate, Refusal
+from byoc_agents.egress.destinations import Destination, https_destination
+from byoc_agents.egress.gate import EgressRefusedError, Gate, Refusal
+from lab.fakes.http import HttpDouble
 from tests.egress.gate_fakes import API, Counter, FakeNames
 
 

@@ -12,10 +12,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from agents.core.errors import ConfigError
-from agents.doubles.http import HttpDouble, Reply, always, reply
-from agents.egress.destinations import Destination, https_destination
-from agents.egress.gate import EgressRefusedError, Gate, Refusal
+from byoc_agents.egress.destinations import Destination, https_destination
+from byoc_agents.egress.gate import EgressRefusedError, Gate, Refusal
+from byoc_agents.errors import ConfigError
+from lab.fakes.http import HttpDouble, Reply, always, reply
 from tests.egress.gate_fakes import API, Counter, get
 
 

@@ -13,18 +13,18 @@ from pathlib import Path
 import pytest
 from aiobotocore.session import AioSession
 
-from agents.billing import agent as billing
-from agents.core.clock import SystemClock
-from agents.core.config import CoreSettings
-from agents.core.errors import Reason, SendError
-from agents.core.metrics import Metrics
-from agents.core.sink import Message, Outcome
-from agents.doubles.http import HttpDouble, Request, always, reply
-from agents.egress.aws import NO_CREDENTIALS, aws_session, provider_name
-from agents.egress.destinations import credential_destinations, https_destination
-from agents.egress.gate import Gate
-from agents.runtime import ClickHouseSettings, Runtime
-from agents.sinks.s3 import S3Sink
+from byoc_agents.app.clock import SystemClock
+from byoc_agents.app.context import ClickHouseSettings, Runtime
+from byoc_agents.app.metrics import Metrics
+from byoc_agents.app.settings import CoreSettings
+from byoc_agents.billing import daemon as billing
+from byoc_agents.delivery.sink import Message, Outcome
+from byoc_agents.egress.aws import NO_CREDENTIALS, aws_session, provider_name
+from byoc_agents.egress.destinations import credential_destinations, https_destination
+from byoc_agents.egress.gate import Gate
+from byoc_agents.errors import Reason, SendError
+from byoc_agents.sinks.s3 import S3Sink
+from lab.fakes.http import HttpDouble, Request, always, reply
 
 REGION = "eu-west-1"
 NEVER = "2099-01-01T00:00:00Z"

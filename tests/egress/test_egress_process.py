@@ -11,9 +11,9 @@ import pytest
 
 PRELUDE = """
 import asyncio, socket, sys, urllib.request
-from agents.egress.destinations import https_destination
-from agents.egress.gate import EgressRefusedError, Gate
-from agents.egress.process import enforce_process
+from byoc_agents.egress.destinations import https_destination
+from byoc_agents.egress.gate import EgressRefusedError, Gate
+from byoc_agents.egress.audit_hook import enforce_process
 good, bad = sys.argv[1:]
 refused = []
 gate = Gate([https_destination(good)], on_refused=lambda why, _: refused.append(str(why)))
@@ -155,8 +155,8 @@ def test_the_container_credential_fetcher_cannot_be_led_astray(
 ) -> None:
     code = """
         import os
-        from agents.core.errors import SendError
-        from agents.egress.aws import aws_session, fetch_credentials
+        from byoc_agents.errors import SendError
+        from byoc_agents.egress.aws import aws_session, fetch_credentials
 
         os.environ.update(AWS_CONTAINER_CREDENTIALS_FULL_URI=bad, AWS_CONFIG_FILE="/none",
                           AWS_SHARED_CREDENTIALS_FILE="/none")
@@ -174,9 +174,9 @@ def test_the_container_credential_fetcher_cannot_be_led_astray(
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_a_sink_still_reaches_its_destination(host: str, tmp_path: Path) -> None:
     code = """
-        from agents.core.sink import Message
-        from agents.egress.aws import aws_session
-        from agents.sinks.s3 import S3Sink
+        from byoc_agents.delivery.sink import Message
+        from byoc_agents.egress.aws import aws_session
+        from byoc_agents.sinks.s3 import S3Sink
 
         async def main():
             session = aws_session(gate, "eu-west-1")
@@ -190,7 +190,7 @@ def test_a_sink_still_reaches_its_destination(host: str, tmp_path: Path) -> None
         print(refused)
         """
     journal = str(tmp_path / "journal")
-    command = [sys.executable, "-m", "agents.doubles", "--journal", journal]
+    command = [sys.executable, "-m", "lab.fakes", "--journal", journal]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as s3:
         assert s3.stdout
         try:

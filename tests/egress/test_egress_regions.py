@@ -1,9 +1,9 @@
 import pytest
 from botocore.session import Session
 
-from agents.core.errors import ConfigError
-from agents.egress.destinations import s3_destination
-from agents.egress.regions import NOWHERE, partition, s3_region, sqs_region
+from byoc_agents.egress.destinations import s3_destination
+from byoc_agents.egress.regions import NOWHERE, partition, s3_region, sqs_region
+from byoc_agents.errors import ConfigError
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from agents.core.errors import ConfigError
-from agents.egress.policy.amazon import bucket_policy, endpoint_policy, iam_policy, literal
-from agents.egress.policy.facts import Facts, Objects, Options
+from byoc_agents.errors import ConfigError
+from byoc_agents.policy.aws import bucket_policy, endpoint_policy, iam_policy, literal
+from byoc_agents.policy.inputs import Facts, Objects, Options
 from tests.egress.policies import FACTS, QUEUE_ARN
 
 FOLDER = "arn:aws:s3:::vendor-usage/v1/org=o/service=s/*"

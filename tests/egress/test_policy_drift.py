@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from agents.egress.policy.amazon import bucket_policy, iam_policy
-from agents.egress.policy.cilium import cilium_policy
-from agents.egress.policy.drift import differences, matching
-from agents.egress.policy.facts import Options
-from agents.egress.policy.kubernetes import network_policy
+from byoc_agents.policy.aws import bucket_policy, iam_policy
+from byoc_agents.policy.cilium import cilium_policy
+from byoc_agents.policy.drift import differences, matching
+from byoc_agents.policy.inputs import Options
+from byoc_agents.policy.kubernetes import network_policy
 from tests.egress.policies import FACTS, listening
 
 OPEN = listening("0.0.0.0", "0.0.0.0")

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from agents.core.errors import ConfigError
-from agents.egress.destinations import https_destination
-from agents.egress.policy.cilium import cilium_policy
-from agents.egress.policy.facts import Facts, Listener, Options
-from agents.egress.policy.kubernetes import network_policy
-from agents.egress.policy.rules import egress_rules
+from byoc_agents.egress.destinations import https_destination
+from byoc_agents.errors import ConfigError
+from byoc_agents.policy.cilium import cilium_policy
+from byoc_agents.policy.inputs import Facts, Listener, Options
+from byoc_agents.policy.kubernetes import network_policy
+from byoc_agents.policy.nftables import egress_rules
 from tests.egress.policies import FACTS, PLANE, POD_IDENTITY, PROXY, REGION, S3, SQS, listening
 
 USUAL = Options()

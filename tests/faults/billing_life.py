@@ -14,20 +14,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from agents.billing.reading import Reading
-from agents.billing.recorder import Identity, Recorder
-from agents.billing.scraper import Pace, Scraper
-from agents.billing.target import Observation
-from agents.core.log import configure
-from agents.core.metrics import Metrics
-from agents.core.ship import Shipper
-from agents.core.sink import Message, Outcome
-from agents.core.spool import Spool
-from agents.core.store import Change
-from agents.egress.aws import aws_session
-from agents.egress.destinations import s3_destination
-from agents.egress.gate import Gate
-from agents.sinks.s3 import S3Sink
+from byoc_agents.app.logging import configure
+from byoc_agents.app.metrics import Metrics
+from byoc_agents.billing.recorder import Identity, Recorder
+from byoc_agents.billing.scraper import Pace, Scraper
+from byoc_agents.billing.sources.reading import Reading
+from byoc_agents.billing.sources.select import Observation
+from byoc_agents.delivery.shipper import Shipper
+from byoc_agents.delivery.sink import Message, Outcome
+from byoc_agents.durable.spool import Spool
+from byoc_agents.durable.store import Change
+from byoc_agents.egress.aws import aws_session
+from byoc_agents.egress.destinations import s3_destination
+from byoc_agents.egress.gate import Gate
+from byoc_agents.sinks.s3 import S3Sink
 
 SECOND = 1_000_000_000
 EPOCH_NS = 1_795_435_200 * SECOND  # 2026-11-23T12:00:00Z

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from agents.billing.verify import Audit, Report
-from agents.doubles.http import (
+from byoc_agents.audit import Audit, Report
+from lab.fakes.http import (
     Behaviour,
     Request,
     always,
@@ -31,8 +31,8 @@ from agents.doubles.http import (
     serve,
     serving,
 )
-from agents.doubles.http import close as close_connection
-from agents.doubles.s3 import FakeS3, s3_error
+from lab.fakes.http import close as close_connection
+from lab.fakes.s3 import FakeS3, s3_error
 from tests.faults.billing_life import SAMPLE_SECONDS, Life, cpu_usec, live
 
 CONTEXT = multiprocessing.get_context("forkserver")

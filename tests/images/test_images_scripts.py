@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from agents.doubles.http import HttpDouble, always, reply
 from images.healthcheck import DEFAULT, address, healthy
 from images.trust import bundle
+from lab.fakes.http import HttpDouble, always, reply
 
 ROOT = Path(__file__).parents[2]
 

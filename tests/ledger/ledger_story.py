@@ -6,13 +6,13 @@ from pathlib import Path
 
 import msgspec
 
-from agents.billing.objects import seal
-from agents.core.errors import Reason, SendError
-from agents.core.events import Event, encode, rfc3339
-from agents.core.ledger import FileLedger
-from agents.core.sink import Message, Outcome, Receipt
-from agents.schemas import EXAMPLES
-from agents.testing import START_MS, FakeClock
+from byoc_agents.app.cloudevents import Event, encode, rfc3339
+from byoc_agents.billing.objects import seal
+from byoc_agents.delivery.sink import Message, Outcome, Receipt
+from byoc_agents.errors import Reason, SendError
+from byoc_agents.ledger import FileLedger
+from byoc_agents.schema import EXAMPLES
+from lab.fakes.core import START_MS, FakeClock
 from tests.core.ledger_fakes import QuickDisk
 
 BOUND = 8 * 1024**2

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import zstandard
 
-from agents.core.events import encode
-from agents.ledger_cli import main
-from agents.ledger_cli.bodies import events_in, plain
-from agents.schemas import EXAMPLES
+from byoc_agents.app.cloudevents import encode
+from byoc_agents.report import main
+from byoc_agents.report.bodies import events_in, plain
+from byoc_agents.schema import EXAMPLES
 from tests.core.ledger_fakes import files, ledger, message, refused
 from tests.ledger.ledger_story import BUCKET, story
 

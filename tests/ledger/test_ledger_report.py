@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from agents.core.errors import Reason, SendError
-from agents.core.ledger.sends import Filter, Refusal, Send
-from agents.core.sink import Message
-from agents.ledger_cli import main
-from agents.ledger_cli.charts import series_of, span_of
-from agents.ledger_cli.look import SCRIPT, STYLE
-from agents.ledger_cli.picture import MAX_ROWS, Bin, draw
-from agents.schemas import EXAMPLES, fields_of
+from byoc_agents.delivery.sink import Message
+from byoc_agents.errors import Reason, SendError
+from byoc_agents.ledger.query import Filter, Refusal, Send
+from byoc_agents.report import main
+from byoc_agents.report.charts import series_of, span_of
+from byoc_agents.report.style import SCRIPT, STYLE
+from byoc_agents.report.summary import MAX_ROWS, Bin, draw
+from byoc_agents.schema import EXAMPLES, fields_of
 from tests.core.ledger_fakes import files, ledger
 from tests.ledger.ledger_story import BUCKET, CONTROL_PLANE, QUEUE, story
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.real.parts import clickhouse, install, kernel
-from tests.real.parts import docker as docker_part
-from tests.real.parts import images as images_part
-from tests.real.parts import localstack as localstack_part
-from tests.real.parts import prometheus as prometheus_part
-from tests.real.parts.process import RealProcess
+from lab.real.parts import clickhouse, install, kernel
+from lab.real.parts import docker as docker_part
+from lab.real.parts import images as images_part
+from lab.real.parts import localstack as localstack_part
+from lab.real.parts import prometheus as prometheus_part
+from lab.real.parts.process import RealProcess
 
 HERE = Path(__file__).parent
 Started = Callable[[str], RealProcess]

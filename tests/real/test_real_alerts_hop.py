@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from tests.real.alerts_lab import (
+from lab.real.alerts_lab import (
     AM_CONFIG,
     DUPLICATES,
     HOOK,
@@ -22,8 +22,8 @@ from tests.real.alerts_lab import (
     raise_alert,
     reached,
 )
-from tests.real.parts import prometheus as prometheus_part
-from tests.real.parts.process import RealProcess, free_port
+from lab.real.parts import prometheus as prometheus_part
+from lab.real.parts.process import RealProcess, free_port
 
 Started = Callable[[str], RealProcess]
 PROMETHEUS_CONFIG = """

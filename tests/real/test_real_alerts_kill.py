@@ -25,9 +25,9 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from agents.alerts.receiver import Receiver, listening
-from agents.core.clock import SystemClock
-from tests.real.parts.process import free_port
+from byoc_agents.app.clock import SystemClock
+from lab.real.parts.process import free_port
+from lab.receiver import Receiver, listening
 
 KILLS = int(os.environ.get("ALERT_KILLS", "300"))
 SECRET = "whsec_" + base64.b64encode(b"k" * 32).decode()
@@ -36,8 +36,8 @@ LIFE_SECONDS = 0.03  # at most, after the first accepted notification; one takes
 PATIENCE_SECONDS = 60
 FORKER = """
 import os, sys
-from agents import run
-from agents.alerts import agent
+from byoc_agents.app import run
+from byoc_agents.alerts import daemon as agent
 for line in sys.stdin:
     child = os.fork()
     if not child:

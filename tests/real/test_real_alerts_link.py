@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.real.alerts_lab import (
+from lab.real.alerts_lab import (
     AM_CONFIG,
     HOOK,
     RELAYED,
@@ -19,7 +19,7 @@ from tests.real.alerts_lab import (
     raise_alert,
     reached,
 )
-from tests.real.parts.process import RealProcess, free_port
+from lab.real.parts.process import RealProcess, free_port
 
 Started = Callable[[str], RealProcess]
 TIMEOUT_SECONDS = 1.0  # of the forwarder; 30 is the default

@@ -20,7 +20,7 @@ import psutil
 import pytest
 from aiohttp import web
 
-from tests.real.parts.process import RealProcess, free_port
+from lab.real.parts.process import RealProcess, free_port
 
 Started = Callable[[str], RealProcess]
 ALERTS = 2000
@@ -109,7 +109,7 @@ async def forwarder(plain: Plain, tmp_path: Path) -> AsyncIterator[tuple[RealPro
     port, webhook = free_port(), f"127.0.0.1:{free_port()}"
     process = RealProcess(
         name="alert-forwarder",
-        command=[sys.executable, "-m", "agents.cli", "run", "alert-forwarder"],
+        command=[sys.executable, "-m", "byoc_agents.app.cli", "run", "alert-forwarder"],
         port=port,
         ready_path="/readyz",
         log=tmp_path / "forwarder.log",

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from agents.alerts.matchers import parse
-from tests.real.parts import install
+from byoc_agents.alerts.matchers import parse
+from lab.real.parts import install
 
 LABELS = {
     "severity": "critical",

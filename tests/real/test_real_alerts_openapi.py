@@ -18,10 +18,10 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from agents.alerts.receiver import Receiver, listening
-from agents.core.clock import SystemClock
-from tests.real.parts import install
-from tests.real.parts.process import RealProcess, free_port
+from byoc_agents.app.clock import SystemClock
+from lab.real.parts import install
+from lab.real.parts.process import RealProcess, free_port
+from lab.receiver import Receiver, listening
 
 HERE = Path(__file__).parent
 FILE = install.ROOT / "docs" / "control-plane.openapi.yaml"
@@ -81,7 +81,7 @@ def webhook(tmp_path: Path) -> Iterator[RealProcess]:
     port, pages = free_port(), free_port()
     process = RealProcess(
         name="alert-forwarder",
-        command=[sys.executable, "-m", "agents.cli", "run", "alert-forwarder"],
+        command=[sys.executable, "-m", "byoc_agents.app.cli", "run", "alert-forwarder"],
         port=pages,
         ready_path="/readyz",
         log=tmp_path / "forwarder.log",

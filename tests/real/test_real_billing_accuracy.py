@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.real.accuracy import Row, measured, table
+from lab.real.accuracy import Row, measured, table
 
 TOLERANCE_PERCENT = 2.0
 ROWS = 9

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.real.burner import burning
-from tests.real.counters import settled
-from tests.real.disks import DISK_BYTES, fill, make_read_only, repair
-from tests.real.parts import kernel
-from tests.real.parts.kernel import ControlGroup
-from tests.real.parts.process import RealProcess
-from tests.real.scraper import WINDOW_SECONDS, Scraper, eventually, passed, scraping
-from tests.real.stored import Bucket, billed_exactly, bucket_at, usages
+from lab.real.burner import burning
+from lab.real.counters import settled
+from lab.real.disks import DISK_BYTES, fill, make_read_only, repair
+from lab.real.parts import kernel
+from lab.real.parts.kernel import ControlGroup
+from lab.real.parts.process import RealProcess
+from lab.real.scraper import WINDOW_SECONDS, Scraper, eventually, passed, scraping
+from lab.real.stored import Bucket, billed_exactly, bucket_at, usages
 
 FULL_SECONDS = 3.5 * WINDOW_SECONDS
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.real.burner import burning
-from tests.real.counters import cpu_usec, settled
-from tests.real.parts.kernel import ControlGroup
-from tests.real.scraper import WINDOW_SECONDS, Scraper, eventually, passed, scraping
-from tests.real.stored import billed, billed_exactly, directory, files, usages, verified
+from lab.real.burner import burning
+from lab.real.counters import cpu_usec, settled
+from lab.real.parts.kernel import ControlGroup
+from lab.real.scraper import WINDOW_SECONDS, Scraper, eventually, passed, scraping
+from lab.real.stored import billed, billed_exactly, directory, files, usages, verified
 
 PAUSE_SECONDS = 3.5 * WINDOW_SECONDS
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.real.burner import burning
-from tests.real.counters import settled
-from tests.real.parts.kernel import ControlGroup
-from tests.real.parts.process import RealProcess
-from tests.real.scraper import NAME, Scraper, eventually, passed, scraping
-from tests.real.stored import Bucket, billed_exactly, bucket_at, verified
+from lab.real.burner import burning
+from lab.real.counters import settled
+from lab.real.parts.kernel import ControlGroup
+from lab.real.parts.process import RealProcess
+from lab.real.scraper import NAME, Scraper, eventually, passed, scraping
+from lab.real.stored import Bucket, billed_exactly, bucket_at, verified
 
 KILLS = 4  # for each seed
 SEEDS = [1, 2]

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from agents.billing.record import UsageRecord
-from agents.billing.testing import Story, objects
-from agents.billing.verify import Audit
-from agents.core.sink import Message
+from byoc_agents.audit import Audit
+from byoc_agents.billing.record import UsageRecord
+from byoc_agents.delivery.sink import Message
+from lab.fakes.billing import Story, objects
 
 pytestmark = pytest.mark.real
 

@@ -20,12 +20,12 @@ from pathlib import Path
 
 import pytest
 
-from agents.billing.record import Usage
-from tests.real.burner import ROOT, Burner, burning
-from tests.real.parts import kernel
-from tests.real.parts.kernel import ControlGroup
-from tests.real.scraper import Scraper, eventually, scraping
-from tests.real.stored import billed, directory, files, usages, verified
+from byoc_agents.billing.record import Usage
+from lab.real.burner import ROOT, Burner, burning
+from lab.real.parts import kernel
+from lab.real.parts.kernel import ControlGroup
+from lab.real.scraper import Scraper, eventually, scraping
+from lab.real.stored import billed, directory, files, usages, verified
 
 BURN_SECONDS = 1.0  # CPU; a child that is waited for adds half a second
 TREE_SECONDS = 2.0  # 2 % of it is more than four clock ticks, which a process tree may be off

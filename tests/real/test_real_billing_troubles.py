@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from agents.doubles.http import Behaviour, Request, reply, serve
-from agents.doubles.s3 import FakeS3, s3_error
-from tests.real.burner import burning
-from tests.real.counters import settled
-from tests.real.parts.kernel import ControlGroup
-from tests.real.parts.localstack import CREDENTIALS, REGION
-from tests.real.parts.process import RealProcess
-from tests.real.scraper import NAME, Scraper, ending, eventually
-from tests.real.stored import Bucket, billed_exactly, bucket_at, verified
+from lab.fakes.http import Behaviour, Request, reply, serve
+from lab.fakes.s3 import FakeS3, s3_error
+from lab.real.burner import burning
+from lab.real.counters import settled
+from lab.real.parts.kernel import ControlGroup
+from lab.real.parts.localstack import CREDENTIALS, REGION
+from lab.real.parts.process import RealProcess
+from lab.real.scraper import NAME, Scraper, ending, eventually
+from lab.real.stored import Bucket, billed_exactly, bucket_at, verified
 
 GRACE_SECONDS = 1
 ELSEWHERE = "us-west-2"

@@ -1,12 +1,12 @@
-"""The short form of `python -m tests.chaos`: one fixed seed, and the oracle's negative controls."""
+"""The short form of `python -m lab.chaos`: one fixed seed, and the oracle's negative controls."""
 
 from pathlib import Path
 
-from tests.chaos.controls import controls, unnoticed
-from tests.chaos.oracle import checked, judged
-from tests.chaos.plan import planned
-from tests.chaos.run import run
-from tests.real.parts.process import RealProcess
+from lab.chaos.controls import controls, unnoticed
+from lab.chaos.oracle import checked, judged
+from lab.chaos.plan import planned
+from lab.chaos.run import run
+from lab.real.parts.process import RealProcess
 
 SEED = 82
 SECONDS = 18.0

@@ -8,10 +8,10 @@ import pytest
 import yaml
 from jsonschema import Draft7Validator  # type: ignore[import-untyped]
 
-from agents import __version__
-from tests.real.chart import golden, reference, render
-from tests.real.chart.__main__ import PRINTED
-from tests.real.parts import helm
+from byoc_agents import __version__
+from lab.real.chart import golden, reference, render
+from lab.real.chart.__main__ import PRINTED
+from lab.real.parts import helm
 
 EVERY = [*render.CI, *render.EXAMPLES]
 DEFAULT = render.CHART / "ci" / "default-values.yaml"
@@ -38,7 +38,7 @@ def test_both_helms_render_the_same(values: Path) -> None:
 
 @pytest.mark.parametrize("values", render.CI, ids=render.name)
 def test_a_render_is_what_it_was(values: Path) -> None:
-    """`python -m tests.real.chart --update` writes them anew; the diff is for a person to read."""
+    """`python -m lab.real.chart --update` writes them anew; the diff is for a person to read."""
     assert golden.file(values).read_text() == golden.settled(render.manifests(values))
 
 

@@ -8,10 +8,10 @@ import pytest
 import yaml
 from jsonschema import Draft7Validator  # type: ignore[import-untyped]
 
-from tests.real.chart import crds, render
-from tests.real.chart.pods import as_manifest, ours, pods, printed_pod
-from tests.real.chart.render import Manifest
-from tests.real.parts import manifests
+from lab.real.chart import crds, render
+from lab.real.chart.pods import as_manifest, ours, pods, printed_pod
+from lab.real.chart.render import Manifest
+from lab.real.parts import manifests
 
 VERSIONS = {"1.25.0": render.OLD, "1.29.0": render.NEW, "1.37.0": render.NEW}
 EXAMPLES = render.CHART / "examples"

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import yaml
 
-from agents.alerts import matchers
-from agents.alerts.agent import Settings as AlertsSettings
-from agents.core.metrics import Metrics
-from agents.state.limits import Code
-from tests.real.chart import render
-from tests.real.chart.render import Manifest
-from tests.real.parts import install
+from byoc_agents.alerts import matchers
+from byoc_agents.alerts.daemon import Settings as AlertsSettings
+from byoc_agents.app.metrics import Metrics
+from byoc_agents.state.thresholds import Code
+from lab.real.chart import render
+from lab.real.chart.render import Manifest
+from lab.real.parts import install
 
 RULES = render.CHART / "rules"
 CASES = Path(__file__).parent / "chart" / "rules"

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from msgspec import Struct
 
-from agents.core.config import CoreSettings, settings_of
-from agents.run import DAEMONS, configure, daemon
-from agents.runtime import ClickHouseSettings
-from tests.real.chart import reference, render
-from tests.real.chart.pods import Pod, environment, pods, printed_pod
+from byoc_agents.app.context import ClickHouseSettings
+from byoc_agents.app.run import DAEMONS, configure, daemon
+from byoc_agents.app.settings import CoreSettings, settings_of
+from lab.real.chart import reference, render
+from lab.real.chart.pods import Pod, environment, pods, printed_pod
 
 SECRETS = {  # what the mounted Secrets hold
     "token": "control-plane-token",
@@ -66,7 +66,7 @@ def test_check_config_itself_says_so(tmp_path: Path) -> None:
     (pod,) = every_pod(values, render.NEW)
     for container in pod.ours:
         done = subprocess.run(
-            [sys.executable, "-m", "agents.cli", "check-config", *container["args"][1:]],
+            [sys.executable, "-m", "byoc_agents.app.cli", "check-config", *container["args"][1:]],
             env=mounted(container, tmp_path),
             capture_output=True,
             text=True,

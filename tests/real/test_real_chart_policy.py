@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from agents import policy_cli
-from tests.real.chart import render
-from tests.real.chart.pods import Pod, environment, pods
-from tests.real.chart.render import Manifest
+from byoc_agents.policy import cli as policy_cli
+from lab.real.chart import render
+from lab.real.chart.pods import Pod, environment, pods
+from lab.real.chart.render import Manifest
 
 IDENTITY = {"irsa": "irsa", "podIdentity": "pod-identity", "secret": "environment"}
 KINDS = {"networkpolicy": "NetworkPolicy", "cilium": "CiliumNetworkPolicy"}

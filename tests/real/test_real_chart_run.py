@@ -19,15 +19,15 @@ from typing import Any
 import pytest
 from botocore.session import get_session
 
-from tests.real.chart import render
-from tests.real.chart.pods import Pod, environment, pods
-from tests.real.chart.run import Sandbox, resident_bytes, sandbox, used_core_seconds
-from tests.real.parts import clickhouse, install
-from tests.real.parts.docker import BASE, Container, Engine
-from tests.real.parts.localstack import CREDENTIALS, REGION
-from tests.real.parts.process import RealProcess
-from tests.real.scraper import eventually
-from tests.real.stored import Bucket, billed, bucket_at, usages
+from lab.real.chart import render
+from lab.real.chart.pods import Pod, environment, pods
+from lab.real.chart.run import Sandbox, resident_bytes, sandbox, used_core_seconds
+from lab.real.parts import clickhouse, install
+from lab.real.parts.docker import BASE, Container, Engine
+from lab.real.parts.localstack import CREDENTIALS, REGION
+from lab.real.parts.process import RealProcess
+from lab.real.scraper import eventually
+from lab.real.stored import Bucket, billed, bucket_at, usages
 
 VALUES = Path(__file__).parent / "chart" / "run-values.yaml"
 SECRET = "whsec_" + "A" * 32
@@ -79,7 +79,7 @@ def control_plane(directory: Path) -> Iterator[tuple[int, Path]]:
     with (
         said.open("wb") as out,
         subprocess.Popen(
-            [sys.executable, "-m", "agents.alerts.receiver", *files], cwd=directory, stdout=out
+            [sys.executable, "-m", "lab.receiver", *files], cwd=directory, stdout=out
         ) as process,
     ):
         try:

@@ -12,16 +12,16 @@ import pytest
 from aiobotocore.session import get_session
 from moto.server import ThreadedMotoServer
 
-import agents.billing
-from agents.billing.objects import Compression
-from agents.billing.record import UsageRecord
-from agents.billing.testing import Story, eventful, objects
-from agents.billing.verify import Audit, Report
-from agents.core.sink import Message
+import byoc_agents.billing
+from byoc_agents.audit import Audit, Report
+from byoc_agents.billing.objects import Compression
+from byoc_agents.billing.record import UsageRecord
+from byoc_agents.delivery.sink import Message
+from lab.fakes.billing import Story, eventful, objects
 
 pytestmark = pytest.mark.real
 
-SQL = Path(agents.billing.__file__).parent / "sql"
+SQL = Path(byoc_agents.billing.__file__).parent / "sql"
 URL = "https://BUCKET.s3.REGION.amazonaws.com"
 FINE_USEC = 9_007_199_254_740_993_007  # a counter of 19 digits: no binary float holds it
 

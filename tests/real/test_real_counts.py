@@ -1,13 +1,13 @@
 """The regression gate: what a piece of work costs, in counts that no other load can change.
 
 Instructions (callgrind), system calls and fsyncs (strace), memory (tracemalloc) and bytes against
-`counts/baseline.json`. Where a change is worth its cost: `python -m tests.real.counts --write`.
+`counts/baseline.json`. Where a change is worth its cost: `python -m lab.real.counts --write`.
 """
 
 import pytest
 
-from tests.real.counts import gate
-from tests.real.counts.counting import Counts, counted
+from lab.real.counts import gate
+from lab.real.counts.counting import Counts, counted
 
 PIECES = ("sample", "puts", "webhook", "object", "delivery")
 

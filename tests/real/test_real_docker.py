@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.real.parts.docker import BASE, Engine, engine
-from tests.real.parts.process import PartError
+from lab.real.parts.docker import BASE, Engine, engine
+from lab.real.parts.process import PartError
 
 SHUT_IN = (
     "--network=none",

@@ -9,37 +9,20 @@ from typing import Any
 
 import pytest
 
-from agents import __version__
-from tests.real.parts import install
-from tests.real.parts.docker import BASE, Engine
-from tests.real.parts.images import (
+from byoc_agents import __version__
+from lab.real.parts import install
+from lab.real.parts.docker import BASE, Engine
+from lab.real.parts.images import (
     ALL_IN_ONE,
     DAEMONS,
     DOCKERFILE,
     build_arguments,
-    environment,
     hardened,
+    run_options,
     until_healthy,
 )
 
 ALONE = (*hardened(), "--network=none")
-SETTINGS = {  # every daemon's, with nowhere to send to but its own disk
-    "BYOC_ORGANIZATION_ID": "org",
-    "BYOC_SERVICE_ID": "svc",
-    "BYOC_REGION": "eu-central-1",
-    "BYOC_SHUTDOWN_GRACE_SECONDS": "1",
-    "BYOC_BILLING_BUCKET": "file:///var/lib/byoc-agents",
-    "BYOC_BILLING_TARGET": "pid:1",
-    "BYOC_STATE_QUEUE_URL": "file:///var/lib/byoc-agents",
-    "BYOC_ALERTS_URL": "https://127.0.0.1:1/v1/events",
-    "BYOC_ALERTS_TOKEN": "token",
-    "BYOC_ALERTS_SIGNING_SECRET": "whsec_" + "a2tr" * 8,
-}
-OF_DAEMON = {
-    "billing-scraper": "BYOC_BILLING_",
-    "state-exporter": "BYOC_STATE_",
-    "alert-forwarder": "BYOC_ALERTS_",
-}
 GET = """
 import sys, urllib.request
 for page in sys.argv[1:]:
@@ -62,7 +45,7 @@ for place, folders, files in os.walk("/"):
 NOT_COMPILED = """
 import os, sys
 sys.path[:0] = ["/opt/byoc-agents/code", "/opt/byoc-agents/lib"]
-from agents import run
+from byoc_agents.app import run
 for name in run.DAEMONS:
     run.daemon(name)
 for module in list(sys.modules.values()):
@@ -95,12 +78,6 @@ RUN ["rm", "/usr/bin/sh", "/usr/bin/bash", "/usr/bin/dash", "/usr/bin/env"]
 Images = Callable[[str], str]
 
 
-def settings(*daemons: str) -> list[str]:
-    """Return what these daemons take, as options."""
-    foreign = tuple(start for name, start in OF_DAEMON.items() if name not in daemons)
-    return environment({k: v for k, v in SETTINGS.items() if not k.startswith(foreign)})
-
-
 def said(docker: Engine, image: str, *command: str, entrypoint: str) -> list[str]:
     """Run one command in a container of its own, shut in; return its lines."""
     run = ("run", "--rm", *ALONE, f"--entrypoint={entrypoint}", image, *command)
@@ -112,7 +89,7 @@ def said(docker: Engine, image: str, *command: str, entrypoint: str) -> list[str
 def test_a_daemon_runs_shut_in_and_ends_well(
     docker: Engine, images: Images, daemon: str, user: int
 ) -> None:
-    options = [*hardened(user), "--network=none", *settings(daemon)]
+    options = [*hardened(user), "--network=none", *run_options(daemon)]
     with docker.run(images(daemon), options=options) as container:
         until_healthy(container)
         pages = container.execute("python3", "-c", GET, "/healthz", "/readyz", "/metrics")
@@ -123,7 +100,7 @@ def test_a_daemon_runs_shut_in_and_ends_well(
 
 
 def test_all_three_run_in_one_container(docker: Engine, images: Images) -> None:
-    with docker.run(images(ALL_IN_ONE), options=[*ALONE, *settings(*DAEMONS)]) as container:
+    with docker.run(images(ALL_IN_ONE), options=[*ALONE, *run_options(*DAEMONS)]) as container:
         until_healthy(container)
         status = json.loads(container.execute("python3", "-c", STATUS))
         assert status["agents"].keys() == {*DAEMONS}
@@ -215,7 +192,7 @@ def test_a_base_without_a_shell_and_amazons_cas_will_do(docker: Engine, tmp_path
     docker.build(DOCKERFILE, image, *options)
     organizations = said(docker, image, "-c", TRUSTED, entrypoint="python3")
     assert {*organizations} == {"Amazon", "Starfield Technologies, Inc."}
-    with docker.run(image, options=[*ALONE, *settings(*DAEMONS)]) as container:
+    with docker.run(image, options=[*ALONE, *run_options(*DAEMONS)]) as container:
         until_healthy(container)
         assert container.stop() == 0
 

@@ -17,16 +17,16 @@ import pytest
 from botocore.config import Config
 from botocore.session import get_session
 
-from agents.billing.verify import Report
-from tests.real.alerts_lab import AM_CONFIG, HOOK, SECRET, TOKEN, control_plane, raise_alert
+from byoc_agents.audit import Report
+from lab.real.alerts_lab import AM_CONFIG, HOOK, SECRET, TOKEN, control_plane, raise_alert
+from lab.real.parts import clickhouse
+from lab.real.parts.docker import BASE, Container, Engine
+from lab.real.parts.images import DAEMONS, UID, environment, hardened, until_healthy
+from lab.real.parts.localstack import CREDENTIALS, REGION
+from lab.real.parts.process import RealProcess, free_port
+from lab.real.scraper import eventually
+from lab.real.stored import KEYS, PREFIX, Bucket, billed, bucket_at, usages
 from tests.real.conftest import Started
-from tests.real.parts import clickhouse
-from tests.real.parts.docker import BASE, Container, Engine
-from tests.real.parts.images import DAEMONS, UID, environment, hardened, until_healthy
-from tests.real.parts.localstack import CREDENTIALS, REGION
-from tests.real.parts.process import RealProcess, free_port
-from tests.real.scraper import eventually
-from tests.real.stored import KEYS, PREFIX, Bucket, billed, bucket_at, usages
 
 NAME = "metered"
 # Uses a third of a core under the name that BYOC_BILLING_TARGET gives.

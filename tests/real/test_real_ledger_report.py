@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from agents.core.errors import Reason, SendError
-from agents.core.sink import Message
-from agents.ledger_cli import main
+from byoc_agents.delivery.sink import Message
+from byoc_agents.errors import Reason, SendError
+from byoc_agents.report import main
+from lab.real.parts.chromium import Tab, tab
 from tests.core.ledger_fakes import ledger
 from tests.ledger.ledger_story import BUCKET, story
-from tests.real.parts.chromium import Tab, tab
 
 SHOWN = "document.getElementById('shown').textContent"
 VISIBLE = "[...document.querySelectorAll('#sends tbody tr')].filter(r => !r.hidden).length"

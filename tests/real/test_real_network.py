@@ -1,7 +1,7 @@
 """Outbound-only, shown on the wire: a pod, a router, S3 behind the gateway route, the internet.
 
 The three daemons run in the pod; the router enforces what `byoc-agents policy networkpolicy`
-prints for them, counts and captures. See `tests/real/netlab/__init__.py` for the picture.
+prints for them, counts and captures. See `lab/real/netlab/__init__.py` for the picture.
 """
 
 import asyncio
@@ -12,10 +12,10 @@ from functools import partial
 import pytest
 import pytest_asyncio
 
-from tests.real.netlab import far, namespaces, pod, policy, rules
-from tests.real.netlab.escapes import BEHIND_THE_GATE, PAST_THE_GATE
-from tests.real.netlab.far import within
-from tests.real.netlab.lab import (
+from lab.real.netlab import far, namespaces, pod, policy, rules
+from lab.real.netlab.escapes import BEHIND_THE_GATE, PAST_THE_GATE
+from lab.real.netlab.far import within
+from lab.real.netlab.lab import (
     CONFIGURED,
     PATIENCE_SECONDS,
     STRANGER_HOST,
@@ -25,7 +25,7 @@ from tests.real.netlab.lab import (
     entered,
     eventually,
 )
-from tests.real.netlab.namespaces import (
+from lab.real.netlab.namespaces import (
     DNS_ADDRESS,
     INTERNET,
     PLANE_ADDRESS,
@@ -37,7 +37,7 @@ from tests.real.netlab.namespaces import (
     SQS_ADDRESS,
     STRANGER_ADDRESS,
 )
-from tests.real.netlab.wire import ETH_P_ARP, ETH_P_IP, ends, https
+from lab.real.netlab.wire import ETH_P_ARP, ETH_P_IP, ends, https
 
 pytestmark = [pytest.mark.real, pytest.mark.asyncio(loop_scope="module")]
 

@@ -22,10 +22,10 @@ from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
 from botocore.exceptions import ClientError
 
-from tests.real.parts import clickhouse, install
-from tests.real.parts.kernel import ControlGroup
-from tests.real.parts.localstack import CREDENTIALS, REGION
-from tests.real.parts.process import DIRECT, PartError, RealProcess, answers, free_port
+from lab.real.parts import clickhouse, install
+from lab.real.parts.kernel import ControlGroup
+from lab.real.parts.localstack import CREDENTIALS, REGION
+from lab.real.parts.process import DIRECT, PartError, RealProcess, answers, free_port
 
 RACERS = 20
 BURN_SECONDS = 0.3  # CPU, not wall: what `burn` uses in user mode before it ends

@@ -15,17 +15,17 @@ from pathlib import Path
 
 import pytest
 
-from agents.core.clock import SystemClock
-from agents.core.ledger import FileLedger
-from agents.core.ledger.lines import Intent, decode
-from agents.core.ledger.scan import raw_lines
-from agents.core.ledger.segments import Segments
-from agents.core.ledger.verify import verify
-from agents.core.spool import Spool
-from tests.real.syscalls import record
-from tests.real.syscalls.disk import Disk
-from tests.real.syscalls.strace import broken, traced
-from tests.real.syscalls.writer import message
+from byoc_agents.app.clock import SystemClock
+from byoc_agents.durable.spool import Spool
+from byoc_agents.ledger import FileLedger
+from byoc_agents.ledger.format import Intent, decode
+from byoc_agents.ledger.reader import raw_lines
+from byoc_agents.ledger.segments import Segments
+from byoc_agents.ledger.verify import verify
+from lab.real.syscalls import record
+from lab.real.syscalls.disk import Disk
+from lab.real.syscalls.strace import broken, traced
+from lab.real.syscalls.writer import message
 
 MESSAGES = 40
 CUTS = 8  # places where the power goes, all over a run, and
@@ -111,7 +111,7 @@ def recorded(place: Path, faults: list[str]) -> Iterator[record.Call]:
     """Run the writer and return what it did."""
     names = ",".join([record.CALLS, *(fault.partition(":")[0] for fault in faults)])
     command = traced(names, place / "log", *broken(*faults))
-    writer = ["-m", "tests.real.syscalls.writer", str(place / "state"), str(MESSAGES)]
+    writer = ["-m", "lab.real.syscalls.writer", str(place / "state"), str(MESSAGES)]
     with (place / "said").open("wb") as said:
         subprocess.run([*command, sys.executable, *writer], stdout=said, check=True, timeout=120)
     return record.calls(place / "log")

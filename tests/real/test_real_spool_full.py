@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.real.burner import ROOT
-from tests.real.disks import DISK_BYTES, fill
-from tests.real.parts import kernel
+from lab.real.burner import ROOT
+from lab.real.disks import DISK_BYTES, fill
+from lab.real.parts import kernel
 
 BLOCK_BYTES = 1024
 JOURNAL_BYTES = 256 * 1024
 MAKE = """
 import pathlib, sys
-from agents.core.change import Change
-from agents.core.errors import SpoolError
-from agents.core.store import Store
+from byoc_agents.durable.write_batch import Change
+from byoc_agents.errors import SpoolError
+from byoc_agents.durable.store import Store
 store = Store(pathlib.Path(sys.argv[1]), max_bytes=1 << 30)
 """
 USE = """

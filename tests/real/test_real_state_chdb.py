@@ -10,18 +10,18 @@ from typing import Any
 import chdb.session
 import pytest
 
-from agents.clickhouse import ClickHouse
-from agents.core.clock import SystemClock
-from agents.core.metrics import Metrics
-from agents.doubles.sqs import FakeSqs
-from agents.egress.gate import Gate
-from agents.run import configure, daemon
-from agents.runtime import Runtime
-from agents.state import queries
-from agents.state.observation import Observation, Seen, Source
-from agents.state.probes import Prober
-from tests.real.chdb_front import front
-from tests.real.guest import STATEMENTS
+from byoc_agents.app.clock import SystemClock
+from byoc_agents.app.context import Runtime
+from byoc_agents.app.metrics import Metrics
+from byoc_agents.app.run import configure, daemon
+from byoc_agents.clickhouse import ClickHouse
+from byoc_agents.egress.gate import Gate
+from byoc_agents.state import queries
+from byoc_agents.state.observation import Observation, Seen, Source
+from byoc_agents.state.probes import Prober
+from lab.fakes.sqs import FakeSqs
+from lab.real.chdb_front import front
+from lab.real.guest import STATEMENTS
 
 SENTINEL = "CUSTOMERSECRET"
 TABLE = f"db_{SENTINEL}.t_{SENTINEL}"

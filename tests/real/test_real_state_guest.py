@@ -9,16 +9,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from agents.clickhouse import ClickHouse
-from agents.core.clock import SystemClock
-from agents.state import queries
-from agents.state.assess import Assessment, Memory, State, assess
-from agents.state.hysteresis import Now
-from agents.state.limits import Code, Limits
-from agents.state.observation import Observation, Seen, Source
-from agents.state.probes import Prober
-from tests.real.chdb_front import Engine, front
-from tests.real.guest import GRANTS, SETTINGS, TABLE, VIEWS, OverViews, guest, prepare
+from byoc_agents.app.clock import SystemClock
+from byoc_agents.clickhouse import ClickHouse
+from byoc_agents.state import queries
+from byoc_agents.state.assess import Assessment, Memory, State, assess
+from byoc_agents.state.hysteresis import Now
+from byoc_agents.state.observation import Observation, Seen, Source
+from byoc_agents.state.probes import Prober
+from byoc_agents.state.thresholds import Code, Limits
+from lab.real.chdb_front import Engine, front
+from lab.real.guest import GRANTS, SETTINGS, TABLE, VIEWS, OverViews, guest, prepare
 
 SELECTS = [
     *queries.FAST.values(),

@@ -6,13 +6,13 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from agents.clickhouse import ClickHouse
-from agents.core.clock import SystemClock
-from agents.state.observation import Login, Observation, Ping, Seen, Source
-from agents.state.probes import Prober
-from agents.state.queries import COMMENT
-from tests.real.parts import clickhouse
-from tests.real.parts.process import RealProcess
+from byoc_agents.app.clock import SystemClock
+from byoc_agents.clickhouse import ClickHouse
+from byoc_agents.state.observation import Login, Observation, Ping, Seen, Source
+from byoc_agents.state.probes import Prober
+from byoc_agents.state.queries import COMMENT
+from lab.real.parts import clickhouse
+from lab.real.parts.process import RealProcess
 
 PATIENCE_SECONDS = 60.0
 

@@ -15,23 +15,23 @@ import jsonschema  # type: ignore[import-untyped]
 import pytest
 from aiobotocore.session import AioSession
 
-from agents.core.clock import SystemClock
-from agents.core.errors import Reason
-from agents.core.metrics import Metrics
-from agents.core.ship import Shipper
-from agents.core.sink import Message
-from agents.core.spool import Spool
-from agents.egress.aws import aws_config, aws_session
-from agents.egress.destinations import sqs_destination
-from agents.egress.gate import Gate
-from agents.run import configure, daemon
-from agents.runtime import Runtime
-from agents.sinks.sqs import SqsSink
-from agents.state.message import SCHEMAS
-from agents.testing import NullLedger
-from tests.real.parts import clickhouse
-from tests.real.parts.localstack import REGION
-from tests.real.parts.process import RealProcess
+from byoc_agents.app.clock import SystemClock
+from byoc_agents.app.context import Runtime
+from byoc_agents.app.metrics import Metrics
+from byoc_agents.app.run import configure, daemon
+from byoc_agents.delivery.shipper import Shipper
+from byoc_agents.delivery.sink import Message
+from byoc_agents.durable.spool import Spool
+from byoc_agents.egress.aws import aws_config, aws_session
+from byoc_agents.egress.destinations import sqs_destination
+from byoc_agents.egress.gate import Gate
+from byoc_agents.errors import Reason
+from byoc_agents.sinks.sqs import SqsSink
+from byoc_agents.state.message import SCHEMAS
+from lab.fakes.core import NullLedger
+from lab.real.parts import clickhouse
+from lab.real.parts.localstack import REGION
+from lab.real.parts.process import RealProcess
 
 KEYS = ("test", "test")
 FIFO = {"FifoQueue": "true"}

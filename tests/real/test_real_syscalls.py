@@ -14,10 +14,10 @@ from typing import Literal, NamedTuple
 
 import aiohttp
 
-from tests.real.burner import burning
-from tests.real.counters import settled
-from tests.real.parts.kernel import ControlGroup
-from tests.real.syscalls.house import (
+from lab.real.burner import burning
+from lab.real.counters import settled
+from lab.real.parts.kernel import ControlGroup
+from lab.real.syscalls.house import (
     DAEMONS,
     House,
     assert_alerts,
@@ -25,7 +25,7 @@ from tests.real.syscalls.house import (
     house,
     ledger_verifies,
 )
-from tests.real.syscalls.strace import breaking, injected, shortening
+from lab.real.syscalls.strace import breaking, injected, shortening
 
 Fate = Literal[
     "not ready",  # /readyz 503 and webhook 503: the sender keeps it; billing's windows grow

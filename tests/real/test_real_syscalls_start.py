@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from tests.real.burner import burning
-from tests.real.counters import settled
-from tests.real.parts.kernel import ControlGroup
-from tests.real.syscalls.house import (
+from lab.real.burner import burning
+from lab.real.counters import settled
+from lab.real.parts.kernel import ControlGroup
+from lab.real.syscalls.house import (
     DAEMONS,
     House,
     assert_alerts,
@@ -24,7 +24,7 @@ from tests.real.syscalls.house import (
     house,
     ledger_verifies,
 )
-from tests.real.syscalls.strace import breaking, injected, starting
+from lab.real.syscalls.strace import breaking, injected, starting
 
 Fate = Literal[
     "exit 2",  # at once, with the directory and the trouble in one line
@@ -137,8 +137,8 @@ async def started(home: House, fault: Fault, log: Path, daemon: str) -> None:
 
 
 def test_any_call_of_an_opening_may_fail_in_any_way_and_nothing_is_lost(tmp_path: Path) -> None:
-    """Here each twenty-ninth of them; `python -m tests.real.syscalls.sweep` does them all."""
-    command = [sys.executable, "-m", "tests.real.syscalls.sweep", str(tmp_path), "--every", "29"]
+    """Here each twenty-ninth of them; `python -m lab.real.syscalls.sweep` does them all."""
+    command = [sys.executable, "-m", "lab.real.syscalls.sweep", str(tmp_path), "--every", "29"]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=240)
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -18,31 +18,31 @@ import structlog
 from aiohttp import web
 from aiohttp.test_utils import RawTestServer, TestClient
 
-from agents.alerts.counts import Counts
-from agents.alerts.event import Allowed, Origin
-from agents.alerts.forwarder import Heart
-from agents.alerts.matchers import parse
-from agents.alerts.relay import Relay, Rules
-from agents.alerts.secret import Secret
-from agents.alerts.webhook import PATH, Webhook
-from agents.billing.recorder import Recorder
-from agents.billing.scraper import Pace, Scraper
-from agents.billing.verify import Audit
-from agents.billing.window import HOUR_MS
-from agents.core import log
-from agents.core.clock import Clock
-from agents.core.errors import Reason, SendError
-from agents.core.events import parse_rfc3339
-from agents.core.metrics import Metrics
-from agents.core.ship import Shipper
-from agents.core.sink import Message, Outcome
-from agents.core.spool import Spool
-from agents.demo.alertmanager import notification
-from agents.state.message import StateEvent
-from agents.state.testing import HEALTHY, ScriptedServer
-from agents.testing import NullLedger, ScriptedSink
+from byoc_agents.alerts.counts import Counts
+from byoc_agents.alerts.events import Allowed, Origin
+from byoc_agents.alerts.forwarder import Heart
+from byoc_agents.alerts.matchers import parse
+from byoc_agents.alerts.relay import Relay, Rules
+from byoc_agents.alerts.reloadable_secret import Secret
+from byoc_agents.alerts.webhook import PATH, Webhook
+from byoc_agents.app import logging as log
+from byoc_agents.app.clock import Clock
+from byoc_agents.app.cloudevents import parse_rfc3339
+from byoc_agents.app.metrics import Metrics
+from byoc_agents.audit import Audit
+from byoc_agents.billing.recorder import Recorder
+from byoc_agents.billing.scraper import Pace, Scraper
+from byoc_agents.billing.window import HOUR_MS
+from byoc_agents.delivery.shipper import Shipper
+from byoc_agents.delivery.sink import Message, Outcome
+from byoc_agents.durable.spool import Spool
+from byoc_agents.errors import Reason, SendError
+from byoc_agents.state.message import StateEvent
+from lab.demo.alertmanager import notification
+from lab.fakes.core import NullLedger, ScriptedSink
+from lab.fakes.state import HEALTHY, ScriptedServer
+from lab.real.stored import usages
 from tests.faults.billing_life import IDENTITY, SimClock, SimTarget, cpu_usec
-from tests.real.stored import usages
 from tests.state import state_life
 
 DAY_SECONDS = 86_400

@@ -15,15 +15,16 @@ from typing import Any
 import psutil
 import pytest
 
-from agents import __version__, run
-from tests.real.parts import install, prometheus
-from tests.real.parts.compose import compose
-from tests.real.parts.process import RealProcess
-from tests.real.trial import parts as trial_parts
-from tests.real.trial.__main__ import watch
-from tests.real.trial.files import AGENTS, SERVICES, SOURCE, Files, parse
+from byoc_agents import __version__
+from byoc_agents.app import run
+from lab.real.parts import install, prometheus
+from lab.real.parts.compose import compose
+from lab.real.parts.process import RealProcess
+from lab.real.trial import parts as trial_parts
+from lab.real.trial.__main__ import watch
+from lab.real.trial.files import AGENTS, SERVICES, SOURCE, Files, parse
 
-TRIAL = [sys.executable, "-m", "tests.real.trial"]
+TRIAL = [sys.executable, "-m", "lab.real.trial"]
 END_SECONDS = 300  # on a machine that is busy with other things
 HARDENING = {
     "user": "65532:65532",

@@ -3,8 +3,8 @@
 import pytest
 from aiobotocore.session import AioSession
 
-from agents.egress.aws import aws_session
-from agents.egress.gate import Gate
+from byoc_agents.egress.aws import aws_session
+from byoc_agents.egress.gate import Gate
 from tests.sinks.s3_sinks import HERE
 
 

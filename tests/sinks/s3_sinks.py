@@ -6,12 +6,12 @@ from typing import Any
 
 from aiobotocore.session import AioSession
 
-from agents.core.sink import Message
-from agents.doubles.http import Behaviour, raw
-from agents.doubles.s3 import s3_error
-from agents.egress.destinations import s3_destination
-from agents.egress.gate import Gate
-from agents.sinks.s3 import S3Sink
+from byoc_agents.delivery.sink import Message
+from byoc_agents.egress.destinations import s3_destination
+from byoc_agents.egress.gate import Gate
+from byoc_agents.sinks.s3 import S3Sink
+from lab.fakes.http import Behaviour, raw
+from lab.fakes.s3 import s3_error
 
 MESSAGE = Message(
     id="v1/org=o/date=2026-01-01/a-1.jsonl.zst",

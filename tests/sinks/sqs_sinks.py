@@ -7,13 +7,13 @@ from typing import Any
 
 from aiobotocore.session import AioSession
 
-from agents.core.errors import Reason
-from agents.core.sink import Message, Outcome
-from agents.doubles.http import Behaviour, Script, raw, serving
-from agents.doubles.sqs import FakeSqs, sqs_error
-from agents.egress.destinations import sqs_destination
-from agents.egress.gate import Gate
-from agents.sinks.sqs import SqsSink
+from byoc_agents.delivery.sink import Message, Outcome
+from byoc_agents.egress.destinations import sqs_destination
+from byoc_agents.egress.gate import Gate
+from byoc_agents.errors import Reason
+from byoc_agents.sinks.sqs import SqsSink
+from lab.fakes.http import Behaviour, Script, raw, serving
+from lab.fakes.sqs import FakeSqs, sqs_error
 
 HERE = "eu-west-1"
 

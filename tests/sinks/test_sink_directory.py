@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from agents.core.errors import Reason
-from agents.core.sink import Message
-from agents.sinks.directory import DirectorySink, reason_of
+from byoc_agents.delivery.sink import Message
+from byoc_agents.errors import Reason
+from byoc_agents.sinks.directory import DirectorySink, reason_of
 
 
 def message(key: str, body: bytes = b"body") -> Message:

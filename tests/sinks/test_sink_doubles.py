@@ -9,8 +9,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from agents.doubles.http import Behaviour, HttpDouble, close, in_order, reply, reset
-from agents.doubles.s3 import FakeS3
+from lab.fakes.http import Behaviour, HttpDouble, close, in_order, reply, reset
+from lab.fakes.s3 import FakeS3
 
 SHA256_OF_X = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
 ONCE = {"If-None-Match": "*"}
@@ -71,7 +71,7 @@ async def test_chunks_and_expectations_are_understood() -> None:
 async def test_in_a_process_of_its_own_it_journals_every_put(tmp_path: Path) -> None:
     journal = tmp_path / "journal"
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "agents.doubles", "--journal", str(journal), "--lose-every", "2"),
+        *(sys.executable, "-m", "lab.fakes", "--journal", str(journal), "--lose-every", "2"),
         stdout=asyncio.subprocess.PIPE,
     )
     try:

@@ -12,11 +12,11 @@ import pytest
 from aiohttp import web
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
-from agents.core.clock import SystemClock
-from agents.core.errors import Reason, SendError
-from agents.core.ship import FATES, Fate
-from agents.core.sink import Message, Receipt
-from agents.sinks.https import (
+from byoc_agents.app.clock import SystemClock
+from byoc_agents.delivery.shipper import FATES, Fate
+from byoc_agents.delivery.sink import Message, Receipt
+from byoc_agents.errors import Reason, SendError
+from byoc_agents.sinks.https import (
     HttpsSink,
     batch_id,
     reason_of,

@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 from aiobotocore.session import AioSession
 
-from agents.core.errors import Reason, SendError
-from agents.core.sink import Receipt
-from agents.doubles.http import (
+from byoc_agents.delivery.sink import Receipt
+from byoc_agents.egress.aws import NO_CREDENTIALS, aws_session
+from byoc_agents.egress.gate import Gate
+from byoc_agents.errors import Reason, SendError
+from byoc_agents.sinks.s3 import S3Sink
+from lab.fakes.http import (
     Behaviour,
     HttpDouble,
     always,
@@ -24,10 +27,7 @@ from agents.doubles.http import (
     reply,
     reset,
 )
-from agents.doubles.s3 import FakeS3
-from agents.egress.aws import NO_CREDENTIALS, aws_session
-from agents.egress.gate import Gate
-from agents.sinks.s3 import S3Sink
+from lab.fakes.s3 import FakeS3
 from tests.sinks.s3_sinks import HERE, MESSAGE, THERE, said, sink_to
 
 

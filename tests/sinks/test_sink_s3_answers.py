@@ -6,9 +6,10 @@ import pytest
 import pytest_asyncio
 from aiobotocore.session import AioSession
 
-from agents.core.errors import Reason, SendError
-from agents.core.sink import Outcome, Receipt
-from agents.doubles.http import (
+from byoc_agents.delivery.sink import Outcome, Receipt
+from byoc_agents.errors import Reason, SendError
+from byoc_agents.sinks.s3 import S3Sink
+from lab.fakes.http import (
     Behaviour,
     always,
     close,
@@ -21,8 +22,7 @@ from agents.doubles.http import (
     reply,
     reset,
 )
-from agents.doubles.s3 import FakeS3
-from agents.sinks.s3 import S3Sink
+from lab.fakes.s3 import FakeS3
 from tests.sinks.s3_sinks import MESSAGE, THERE, said, sink_to
 
 

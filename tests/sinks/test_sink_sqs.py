@@ -10,15 +10,15 @@ import pytest_asyncio
 from aiobotocore.session import AioSession
 from moto.server import ThreadedMotoServer
 
-from agents.core.errors import Reason, SendError
-from agents.core.ship import FATES, Fate
-from agents.core.sink import Message, Receipt
-from agents.doubles.http import Exchange, always, drip, hang, in_order, lose, redirect
-from agents.doubles.sqs import Entry, FakeSqs
-from agents.egress.aws import NO_CREDENTIALS, aws_config, aws_session
-from agents.egress.destinations import sqs_destination
-from agents.egress.gate import Gate
-from agents.sinks.sqs import MAX_BYTES, OWN_ERRORS, SqsSink, queue_region
+from byoc_agents.delivery.shipper import FATES, Fate
+from byoc_agents.delivery.sink import Message, Receipt
+from byoc_agents.egress.aws import NO_CREDENTIALS, aws_config, aws_session
+from byoc_agents.egress.destinations import sqs_destination
+from byoc_agents.egress.gate import Gate
+from byoc_agents.errors import Reason, SendError
+from byoc_agents.sinks.sqs import MAX_BYTES, OWN_ERRORS, SqsSink, queue_region
+from lab.fakes.http import Exchange, always, drip, hang, in_order, lose, redirect
+from lab.fakes.sqs import Entry, FakeSqs
 from tests.sinks.sqs_sinks import HERE, Pair, message, reasons, said, sink_to
 
 

@@ -7,9 +7,9 @@ import pytest
 import pytest_asyncio
 from aiobotocore.session import AioSession
 
-from agents.core.errors import Reason
-from agents.doubles.http import Behaviour, always, close, cut, garbage, hang, raw, reply, reset
-from agents.doubles.sqs import FakeSqs, sqs_answer
+from byoc_agents.errors import Reason
+from lab.fakes.http import Behaviour, always, close, cut, garbage, hang, raw, reply, reset
+from lab.fakes.sqs import FakeSqs, sqs_answer
 from tests.sinks.sqs_sinks import Pair, message, reasons, said, sink_to
 
 OK = {"Id": "0", "MessageId": "m", "MD5OfMessageBody": "99914b932bd37a50b983c5e7c90ae93b"}

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from agents.state.assess import Assessment, End, Memory, assess
-from agents.state.hysteresis import NS, Now
-from agents.state.limits import Limits
-from agents.state.observation import Figures, Login, Observation, Ping, Seen, Source
+from byoc_agents.state.assess import Assessment, End, Memory, assess
+from byoc_agents.state.hysteresis import NS, Now
+from byoc_agents.state.observation import Figures, Login, Observation, Ping, Seen, Source
+from byoc_agents.state.thresholds import Limits
 
 ALL_SEEN = dict.fromkeys(Source, Seen.OK)
 FINE: dict[str, Any] = {

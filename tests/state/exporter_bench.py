@@ -6,19 +6,19 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from agents.clickhouse import ClickHouseUnreachableError
-from agents.core.errors import SpoolFullError, SpoolUnavailableError
-from agents.core.metrics import Metrics
-from agents.core.sink import Message
-from agents.core.spool import Spool
-from agents.core.store import Change
-from agents.state.exporter import Exporter, Replica
-from agents.state.limits import Limits
-from agents.state.message import Identity
-from agents.state.probes import Prober
-from agents.state.stream import Stream
-from agents.state.testing import HEALTHY, ScriptedServer
-from agents.testing import FakeClock
+from byoc_agents.app.metrics import Metrics
+from byoc_agents.clickhouse import ClickHouseUnreachableError
+from byoc_agents.delivery.sink import Message
+from byoc_agents.durable.spool import Spool
+from byoc_agents.durable.store import Change
+from byoc_agents.errors import SpoolFullError, SpoolUnavailableError
+from byoc_agents.state.message import Identity
+from byoc_agents.state.poller import Exporter, Replica
+from byoc_agents.state.probes import Prober
+from byoc_agents.state.stream import Stream
+from byoc_agents.state.thresholds import Limits
+from lab.fakes.core import FakeClock
+from lab.fakes.state import HEALTHY, ScriptedServer
 
 NAME = "state-exporter"
 WHO = Identity(organization_id="org", service_id="svc", region="eu-west-1", heartbeat_seconds=60)

@@ -13,23 +13,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from agents.core.log import configure
-from agents.core.metrics import Metrics
-from agents.core.ship import Shipper
-from agents.core.sink import Message, Outcome
-from agents.core.spool import Spool
-from agents.core.store import Change
-from agents.egress.aws import aws_session
-from agents.egress.destinations import sqs_destination
-from agents.egress.gate import Gate
-from agents.sinks.sqs import SqsSink
-from agents.state.exporter import Exporter, Replica
-from agents.state.limits import DEFAULTS, Code, Limit, Limits
-from agents.state.message import Identity
-from agents.state.probes import Prober
-from agents.state.stream import Stream
-from agents.state.testing import HEALTHY, ScriptedServer
-from agents.testing import NullLedger
+from byoc_agents.app.logging import configure
+from byoc_agents.app.metrics import Metrics
+from byoc_agents.delivery.shipper import Shipper
+from byoc_agents.delivery.sink import Message, Outcome
+from byoc_agents.durable.spool import Spool
+from byoc_agents.durable.store import Change
+from byoc_agents.egress.aws import aws_session
+from byoc_agents.egress.destinations import sqs_destination
+from byoc_agents.egress.gate import Gate
+from byoc_agents.sinks.sqs import SqsSink
+from byoc_agents.state.message import Identity
+from byoc_agents.state.poller import Exporter, Replica
+from byoc_agents.state.probes import Prober
+from byoc_agents.state.stream import Stream
+from byoc_agents.state.thresholds import DEFAULTS, Code, Limit, Limits
+from lab.fakes.core import NullLedger
+from lab.fakes.state import HEALTHY, ScriptedServer
 
 SECOND = 1_000_000_000
 EPOCH_NS = 1_795_435_200 * SECOND  # 2026-11-23T12:00:00Z

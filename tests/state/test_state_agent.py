@@ -10,19 +10,19 @@ from typing import Any
 import jsonschema  # type: ignore[import-untyped]
 import pytest
 
-from agents.core.agent import Agent
-from agents.core.clock import SystemClock
-from agents.core.errors import ConfigError
-from agents.core.metrics import Metrics
-from agents.doubles.sqs import FakeSqs
-from agents.egress.gate import Gate
-from agents.run import Configuration, configure, daemon
-from agents.runtime import Runtime
-from agents.state.agent import NAME
-from agents.state.message import SCHEMAS
-from agents.state.observation import Source
-from agents.state.servers import is_service, parse_servers
-from agents.state.testing import HEALTHY, FakeClickHouse
+from byoc_agents.app.clock import SystemClock
+from byoc_agents.app.context import Runtime
+from byoc_agents.app.daemon import Agent
+from byoc_agents.app.metrics import Metrics
+from byoc_agents.app.run import Configuration, configure, daemon
+from byoc_agents.egress.gate import Gate
+from byoc_agents.errors import ConfigError
+from byoc_agents.state.daemon import NAME
+from byoc_agents.state.message import SCHEMAS
+from byoc_agents.state.observation import Source
+from byoc_agents.state.servers import is_service, parse_servers
+from lab.fakes.sqs import FakeSqs
+from lab.fakes.state import HEALTHY, FakeClickHouse
 
 SENTINEL = "CUSTOMERSECRET"
 PASSWORD = "PASSWORDSECRET"
@@ -57,7 +57,7 @@ def configured(settings: dict[str, str]) -> Configuration:
 async def running(
     settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Agent]:
-    """Run the daemon as `agents.run` does, and stop it in good order at the end."""
+    """Run the daemon as `byoc_agents.app.run` does, and stop it in good order at the end."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, settings[name])
     configuration = configured(settings)

@@ -3,10 +3,10 @@
 import msgspec
 import pytest
 
-from agents.state.assess import End, Memory, State, assess, restored
-from agents.state.hysteresis import NS, Now
-from agents.state.limits import Code
-from agents.state.observation import Login, Observation, Ping, Seen, Source
+from byoc_agents.state.assess import End, Memory, State, assess, restored
+from byoc_agents.state.hysteresis import NS, Now
+from byoc_agents.state.observation import Login, Observation, Ping, Seen, Source
+from byoc_agents.state.thresholds import Code
 from tests.state.assess_story import LONG, UNREACHABLE, Story, codes, up
 
 

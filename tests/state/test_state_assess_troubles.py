@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from agents.state.assess import Memory, State
-from agents.state.limits import COUNTED, DEFAULTS, Code, Limit, parse_limit, parse_limits
-from agents.state.observation import Observation, Seen, Source
+from byoc_agents.state.assess import Memory, State
+from byoc_agents.state.observation import Observation, Seen, Source
+from byoc_agents.state.thresholds import COUNTED, DEFAULTS, Code, Limit, parse_limit, parse_limits
 from tests.state.assess_story import Story, codes, up
 
 TROUBLES = [

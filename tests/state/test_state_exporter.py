@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.core.store import Change
+from byoc_agents.durable.store import Change
 from tests.state.exporter_bench import Bench, bench
 
 

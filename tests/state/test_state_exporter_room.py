@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.testing import FakeClock
+from lab.fakes.core import FakeClock
 from tests.state.exporter_bench import MORE_BYTES, Bench, Brittle, healthy
 
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from agents.doubles.http import Behaviour, Request, always, close, hang, lose, reply, reset, serve
-from agents.doubles.sqs import Entry, FakeSqs, sqs_error
+from lab.fakes.http import Behaviour, Request, always, close, hang, lose, reply, reset, serve
+from lab.fakes.sqs import Entry, FakeSqs, sqs_error
 from tests.state.state_life import POLL_SECONDS, Life, live, readonly
 
 CONTEXT = multiprocessing.get_context("forkserver")

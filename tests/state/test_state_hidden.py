@@ -1,9 +1,9 @@
 """Empty rows: there are none, or we may not see them."""
 
-from agents.state.observation import Observation, Seen, Source
-from agents.state.probes import Prober
-from agents.state.testing import ScriptedServer
-from agents.testing import FakeClock
+from byoc_agents.state.observation import Observation, Seen, Source
+from byoc_agents.state.probes import Prober
+from lab.fakes.core import FakeClock
+from lab.fakes.state import ScriptedServer
 
 EMPTY = {
     "system.parts.max": "0",

@@ -7,11 +7,10 @@ import jsonschema  # type: ignore[import-untyped]
 import msgspec
 import pytest
 
-from agents.core.sink import Message
-from agents.state.assess import End, Memory, State, assess
-from agents.state.hysteresis import Now
-from agents.state.limits import Code, Limits
-from agents.state.message import (
+from byoc_agents.delivery.sink import Message
+from byoc_agents.state.assess import End, Memory, State, assess
+from byoc_agents.state.hysteresis import Now
+from byoc_agents.state.message import (
     MAX_GROUP,
     SCHEMAS,
     STATE,
@@ -26,8 +25,9 @@ from agents.state.message import (
     state_message,
     summary_message,
 )
-from agents.state.observation import Figures, Login, Observation, Ping, Seen, Source
-from agents.state.summary import SummaryState, summarize
+from byoc_agents.state.observation import Figures, Login, Observation, Ping, Seen, Source
+from byoc_agents.state.summary import SummaryState, summarize
+from byoc_agents.state.thresholds import Code, Limits
 
 WHO = Identity(organization_id="org", service_id="svc", region="eu-west-1", heartbeat_seconds=60)
 NOON_MS = 1_795_435_200_000
@@ -71,7 +71,7 @@ def validate(message: Message) -> None:
 @pytest.mark.parametrize("name", [f"{STATE}.json", f"{SUMMARY}.json"])
 def test_the_schema_file_is_what_the_structs_say(name: str) -> None:
     assert json.loads((SCHEMAS / name).read_text()) == json.loads(json.dumps(schemas()[name])), (
-        "run `python -m agents.state.message`"
+        "run `python -m byoc_agents.state.message`"
     )
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from agents.clickhouse import (
+from byoc_agents.clickhouse import (
     ClickHouseAuthError,
     ClickHouseResponseError,
     ClickHouseServerError,
@@ -10,11 +10,11 @@ from agents.clickhouse import (
     ClickHouseTooLargeError,
     ClickHouseUnreachableError,
 )
-from agents.state import queries
-from agents.state.observation import Login, Observation, Ping, Seen, Source
-from agents.state.probes import RELEARN_SECONDS, Bounds, Prober
-from agents.state.testing import ScriptedServer
-from agents.testing import FakeClock
+from byoc_agents.state import queries
+from byoc_agents.state.observation import Login, Observation, Ping, Seen, Source
+from byoc_agents.state.probes import RELEARN_SECONDS, Bounds, Prober
+from lab.fakes.core import FakeClock
+from lab.fakes.state import ScriptedServer
 
 
 def prober(server: ScriptedServer, clock: FakeClock | None = None) -> Prober:

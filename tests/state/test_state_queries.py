@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-import agents.state
-from agents.state import queries
+import byoc_agents.state
+from byoc_agents.state import queries
 
-SQL = (Path(agents.state.__file__).parent / "sql" / "least_privilege.sql").read_text()
+SQL = (Path(byoc_agents.state.__file__).parent / "sql" / "least_privilege.sql").read_text()
 SELECTS = [
     *queries.FAST.values(),
     *(variant for variants in queries.SLOW.values() for variant in variants),

@@ -16,13 +16,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from agents.clickhouse import ClickHouse
-from agents.doubles.http import HttpDouble, Script, always, close, garbage, hang, reply, reset
-from agents.egress.destinations import clickhouse_destination
-from agents.egress.gate import Gate
-from agents.state.observation import Ping
-from agents.state.probes import Bounds, Prober
-from agents.testing import FakeClock, settle
+from byoc_agents.clickhouse import ClickHouse
+from byoc_agents.egress.destinations import clickhouse_destination
+from byoc_agents.egress.gate import Gate
+from byoc_agents.state.observation import Ping
+from byoc_agents.state.probes import Bounds, Prober
+from lab.fakes.core import FakeClock, settle
+from lab.fakes.http import HttpDouble, Script, always, close, garbage, hang, reply, reset
 
 PINGS: list[tuple[str, Script, Ping]] = [
     ("ok", always(reply(200, body=b"Ok.\n")), Ping.OK),

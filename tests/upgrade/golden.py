@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from agents import __version__
-from agents.core.sink import Message, Outcome, Sink
-from agents.sinks.directory import DirectorySink
-from agents.testing import START_MS, FakeClock, ListSink
+from byoc_agents import __version__
+from byoc_agents.delivery.sink import Message, Outcome, Sink
+from byoc_agents.sinks.directory import DirectorySink
+from lab.fakes.core import START_MS, FakeClock, ListSink
 from tests.upgrade.lives import (
     AGENTS,
     ALERTS,

@@ -8,27 +8,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agents.alerts import matchers
-from agents.alerts.counts import Counts
-from agents.alerts.event import Allowed, Origin
-from agents.alerts.relay import Relay, Rules
-from agents.billing.reading import Reading
-from agents.billing.recorder import Identity, Recorder
-from agents.billing.scraper import Pace, Scraper
-from agents.billing.target import Observation
-from agents.core.clock import Clock
-from agents.core.ledger import FileLedger
-from agents.core.metrics import Metrics
-from agents.core.ship import Shipper
-from agents.core.sink import Sink
-from agents.core.spool import Spool
-from agents.state.exporter import Exporter, Replica
-from agents.state.limits import DEFAULTS, Code, Limit, Limits
-from agents.state.message import Identity as Speaker
-from agents.state.probes import Prober
-from agents.state.stream import Stream
-from agents.state.testing import HEALTHY, ScriptedServer
-from agents.testing import FakeClock
+from byoc_agents.alerts import matchers
+from byoc_agents.alerts.counts import Counts
+from byoc_agents.alerts.events import Allowed, Origin
+from byoc_agents.alerts.relay import Relay, Rules
+from byoc_agents.app.clock import Clock
+from byoc_agents.app.metrics import Metrics
+from byoc_agents.billing.recorder import Identity, Recorder
+from byoc_agents.billing.scraper import Pace, Scraper
+from byoc_agents.billing.sources.reading import Reading
+from byoc_agents.billing.sources.select import Observation
+from byoc_agents.delivery.shipper import Shipper
+from byoc_agents.delivery.sink import Sink
+from byoc_agents.durable.spool import Spool
+from byoc_agents.ledger import FileLedger
+from byoc_agents.state.message import Identity as Speaker
+from byoc_agents.state.poller import Exporter, Replica
+from byoc_agents.state.probes import Prober
+from byoc_agents.state.stream import Stream
+from byoc_agents.state.thresholds import DEFAULTS, Code, Limit, Limits
+from lab.fakes.core import FakeClock
+from lab.fakes.state import HEALTHY, ScriptedServer
 
 BILLING, STATE, ALERTS = "billing-scraper", "state-exporter", "alert-forwarder"
 AGENTS = (BILLING, STATE, ALERTS)
@@ -69,7 +69,7 @@ class Life:
 
 @asynccontextmanager
 async def life(state_dir: Path, agent: str, clock: FakeClock) -> AsyncIterator[Life]:
-    """Open what an agent has on disk, in the order in which `agents.runtime` does."""
+    """Open what an agent has on disk, in the order in which `byoc_agents.app.context` does."""
     async with AsyncExitStack() as stack:
         directory = state_dir / agent
         spool = Spool(directory, max_bytes=BOUND, clock=clock)
@@ -102,7 +102,7 @@ class OneCore:
 
 
 def scraper(life: Life) -> Scraper:
-    """Return the scraper of a life, as `agents.billing.agent` puts it together."""
+    """Return the scraper of a life, as `byoc_agents.billing.daemon` puts it together."""
     who = Identity(
         organization_id="org",
         service_id="svc",

@@ -13,14 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from agents import __version__
-from agents.core import dead_letters
-from agents.core.errors import LedgerNewerError, SpoolNewerError
-from agents.core.ledger import FileLedger, lines
-from agents.core.schema import VERSION
-from agents.core.spool import Spool
-from agents.core.store import Store
-from agents.testing import ListSink
+from byoc_agents import __version__
+from byoc_agents.app import dead_letters
+from byoc_agents.durable.schema import VERSION
+from byoc_agents.durable.spool import Spool
+from byoc_agents.durable.store import Store
+from byoc_agents.errors import LedgerNewerError, SpoolNewerError
+from byoc_agents.ledger import FileLedger
+from byoc_agents.ledger import format as lines
+from lab.fakes.core import ListSink
 from tests.upgrade.golden import GOLDEN, clock_at, restore
 from tests.upgrade.lives import BILLING, BOUND, STATE, life
 
@@ -89,7 +90,7 @@ def test_the_daemon_ends_with_2_says_why_and_leaves_every_byte(
         "BYOC_STATE_QUEUE_URL": f"file://{queue}",
     }
     done = subprocess.run(
-        [sys.executable, "-m", "agents.cli", "run", STATE],
+        [sys.executable, "-m", "byoc_agents.app.cli", "run", STATE],
         env={"PATH": os.environ["PATH"], **environment},
         capture_output=True,
         text=True,

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from agents import __version__
-from agents.billing import verify
-from agents.sinks.directory import DirectorySink
+from byoc_agents import __version__
+from byoc_agents import audit as verify
+from byoc_agents.sinks.directory import DirectorySink
 from tests.upgrade.golden import GOLDEN, clock_at, restore
 from tests.upgrade.lives import BILLING, STATE, life, scraper, ticks
 
@@ -41,7 +41,7 @@ def draining(place: Path, agent: str) -> Iterator[subprocess.Popen[str]]:
         "BYOC_STATE_QUEUE_URL": f"file://{place / 'queue.fifo'}",
     }
     with subprocess.Popen(
-        [sys.executable, "-m", "agents.cli", "drain", agent],
+        [sys.executable, "-m", "byoc_agents.app.cli", "drain", agent],
         env={"PATH": os.environ["PATH"], **environment},
         stderr=subprocess.PIPE,
         text=True,

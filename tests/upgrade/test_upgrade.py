@@ -11,12 +11,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from agents import __version__
-from agents.billing import verify
-from agents.core import dead_letters, schema
-from agents.ledger_cli.commands import main as ledger
-from agents.sinks.directory import DirectorySink
-from agents.testing import FakeClock, ListSink
+from byoc_agents import __version__
+from byoc_agents import audit as verify
+from byoc_agents.app import dead_letters
+from byoc_agents.durable import schema
+from byoc_agents.report.cli import main as ledger
+from byoc_agents.sinks.directory import DirectorySink
+from lab.fakes.core import FakeClock, ListSink
 from tests.upgrade.golden import BOOT_SECONDS, GOLDEN, clock_at, restore, write
 from tests.upgrade.golden import main as golden
 from tests.upgrade.lives import (

@@ -1,0 +1,11 @@
+"""Three small asyncio daemons beside a ClickHouse server. They only ever dial out.
+
+    source --record--> batcher --batch--> spool (disk, fsync) --oldest first--> shipper --> sink
+                                                                                  |          |
+                                                                               ledger    egress gate
+
+Read in this order: `byoc_agents.billing.daemon` (how one daemon is wired),
+`byoc_agents.durable.spool`, `byoc_agents.delivery.shipper`, then the daemon of interest.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,93 @@
+"""The alert forwarder, put together: webhook -> relay -> spool -> shipper -> HTTPS."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import aiohttp
+
+from byoc_agents.alerts import matchers
+from byoc_agents.alerts.counts import Counts
+from byoc_agents.alerts.events import Allowed, Origin
+from byoc_agents.alerts.forwarder import Forwarder, Heart
+from byoc_agents.alerts.http_server import Listen
+from byoc_agents.alerts.relay import Relay, Rules
+from byoc_agents.alerts.reloadable_secret import Secret
+from byoc_agents.alerts.settings import Settings
+from byoc_agents.alerts.webhook import Webhook
+from byoc_agents.app.clock import Clock
+from byoc_agents.app.context import ClickHouseSettings, Runtime
+from byoc_agents.app.daemon import Agent
+from byoc_agents.app.settings import CoreSettings
+from byoc_agents.durable.spool import Spool
+from byoc_agents.egress.destinations import Destination, https_destination
+from byoc_agents.sinks.https import HttpsSink
+
+__all__ = ["NAME", "Settings", "destinations", "forwarder", "https_sink", "opened"]
+
+NAME = "alert-forwarder"
+
+
+def destinations(
+    _core: CoreSettings, _clickhouse: ClickHouseSettings, own: Settings, _environ: Mapping[str, str]
+) -> list[Destination]:
+    """Return everywhere the forwarder may connect to: one place."""
+    often = f"at once, and every {own.heartbeat_seconds:g} s"
+    return [
+        https_destination(
+            own.url,
+            purpose="alerts to the control plane",
+            agent=NAME,
+            setting="BYOC_ALERTS_URL",
+            frequency=often,
+        )
+    ]
+
+
+@asynccontextmanager
+async def opened(
+    runtime: Runtime, _clickhouse: ClickHouseSettings, own: Settings
+) -> AsyncIterator[Agent]:
+    """Put the forwarder together; everything it opened is closed at the end."""
+    async with AsyncExitStack() as stack:
+        spool = await stack.enter_async_context(runtime.spool(NAME))
+        ledger = await stack.enter_async_context(runtime.ledger(NAME))
+        session = await stack.enter_async_context(runtime.gate.session())
+        counts = Counts(runtime.metrics, NAME)
+        source = forwarder(runtime.core, own, spool, runtime.clock, counts)
+        sink = https_sink(own, session, runtime.clock)
+        yield runtime.agent(NAME, source=source, spool=spool, sink=sink, ledger=ledger)
+
+
+def forwarder(
+    core: CoreSettings, own: Settings, spool: Spool, clock: Clock, counts: Counts
+) -> Forwarder:
+    """Return the source: the webhook in front of the relay, and the heartbeat."""
+    rules = _rules(core, own)
+    relay = Relay(rules, spool, clock, counts)
+    webhook = Webhook(relay, Secret(own.webhook_token, own.webhook_token_file), counts)
+    heart = Heart(rules.origin, relay, spool, clock, interval_seconds=own.heartbeat_seconds)
+    listen = Listen(*own.listen, cert_file=own.tls_cert_file, key_file=own.tls_key_file)
+    return Forwarder(webhook, relay, heart, listen)
+
+
+def https_sink(own: Settings, session: aiohttp.ClientSession, clock: Clock) -> HttpsSink:
+    """Return the way to the control plane."""
+    return HttpsSink(
+        own.url,
+        session,
+        token=Secret(own.token, own.token_file),
+        signing_secret=Secret(own.signing_secret, own.signing_secret_file),
+        clock=clock,
+        max_messages=own.max_batch,
+        timeout_seconds=own.timeout_seconds,
+    )
+
+
+def _rules(core: CoreSettings, own: Settings) -> Rules:
+    return Rules(
+        origin=Origin(core.organization_id, core.service_id, core.region, core.replica),
+        selector=matchers.parse(own.selector),
+        watchdog=matchers.parse(own.watchdog),
+        allowed=Allowed(own.labels, own.annotations),
+        reminder_seconds=own.reminder_seconds,
+    )

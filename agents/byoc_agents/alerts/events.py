@@ -1,0 +1,227 @@
+"""What leaves: the three events of the alert forwarder, built from named fields only.
+
+This file is the allow-list. Labels and annotations come from the configured names alone, with
+bounded lengths; everything else is a time, a number or a word of a closed set. The identity of an
+alert holds neither the forwarder's replica nor the moment, so that two forwarders behind two
+Alertmanagers give the same `source` and `id`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import msgspec
+
+from byoc_agents.alerts.payload import Received, Status
+from byoc_agents.app.cloudevents import Event, rfc3339, source_uri, stable_id
+
+ALERT: Literal["byoc.alert.v1"] = "byoc.alert.v1"
+WATCHDOG: Literal["byoc.alert.watchdog.v1"] = "byoc.alert.watchdog.v1"
+HEARTBEAT: Literal["byoc.alert.heartbeat.v1"] = "byoc.alert.heartbeat.v1"
+MAX_LABEL = 256  # characters; Kubernetes names have at most 253
+MAX_ANNOTATION = 1024  # characters of a summary for people
+CUT = "…"  # the last character of a value that was longer
+
+Notification = Literal["transition", "reminder"]
+
+
+class Alert(msgspec.Struct, frozen=True, kw_only=True):
+    """The `data` of `byoc.alert.v1`."""
+
+    organization_id: str
+    service_id: str
+    region: str
+    status: Status
+    notification: Notification  # a reminder says again, after a while, that it still fires
+    reconstructed: bool  # only its end was seen here; this says that it had begun
+    fingerprint: str  # Alertmanager's, of all labels: 16 hex digits
+    starts_at: str  # RFC 3339 UTC; fingerprint + starts_at name one episode
+    ends_at: str | None  # None while it fires, or where the sender did not say
+    received_at: str  # when the forwarder took it; the delivery's time stamp less this is its age
+    labels: dict[str, str]
+    annotations: dict[str, str]
+    cut: list[str]  # labels.NAME and annotations.NAME that were longer and are cut
+    group_truncated_alerts: int  # alerts of its group that Alertmanager left out of the same body
+
+
+class AlertEvent(Event, frozen=True, kw_only=True):
+    """An alert began, still fires, or ended."""
+
+    type: Literal["byoc.alert.v1"] = ALERT
+    data: Alert
+
+
+class Watchdog(msgspec.Struct, frozen=True, kw_only=True):
+    """The `data` of `byoc.alert.watchdog.v1`."""
+
+    organization_id: str
+    service_id: str
+    region: str
+    status: Status  # resolved: Alertmanager hears nothing from Prometheus any more
+    fingerprint: str
+    starts_at: str
+    received_at: str
+    labels: dict[str, str]
+
+
+class WatchdogEvent(Event, frozen=True, kw_only=True):
+    """Prometheus and Alertmanager lived at `received_at`. Only the latest is kept."""
+
+    type: Literal["byoc.alert.watchdog.v1"] = WATCHDOG
+    data: Watchdog
+
+
+class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
+    """The `data` of `byoc.alert.heartbeat.v1`."""
+
+    organization_id: str
+    service_id: str
+    region: str
+    replica: str
+    started_at: str  # of this process: a new value is a restart
+    sequence: int  # 0, 1, 2 ... in this process; only the latest is kept, so numbers may be missing
+    interval_seconds: float
+    stopping: bool  # the last one of a planned stop
+    last_notification_at: str | None  # when Alertmanager last spoke to this process
+    last_watchdog_at: str | None
+    backlog_records: int
+    dead_letters: int
+
+
+class HeartbeatEvent(Event, frozen=True, kw_only=True):
+    """The forwarder lived at `time`."""
+
+    type: Literal["byoc.alert.heartbeat.v1"] = HEARTBEAT
+    data: Heartbeat
+
+
+class Origin(msgspec.Struct, frozen=True):
+    """Whose events these are."""
+
+    organization_id: str
+    service_id: str
+    region: str
+    replica: str
+
+    @property
+    def alerts_uri(self) -> str:
+        """Return the source of alerts: the service, whichever replica relays them."""
+        return f"/organizations/{self.organization_id}/services/{self.service_id}/alerts"
+
+    def id_of(self, kind: str, *parts: str) -> str:
+        """Return an id computed from what the event is about."""
+        return stable_id(kind, self.organization_id, self.service_id, *parts)
+
+
+class Allowed(msgspec.Struct, frozen=True):
+    """The names of what may leave."""
+
+    labels: Sequence[str]
+    annotations: Sequence[str]
+
+
+class Sighting(msgspec.Struct, frozen=True):
+    """Where and when an alert was seen."""
+
+    receiver: str  # Alertmanager's name of us: part of the identity, never told
+    at_ms: int
+    group_truncated: int = 0
+
+
+def alert_id(origin: Origin, receiver: str, alert: Received, status: Status) -> str:
+    """Return the identity of one fact: this episode of this alert began, or ended."""
+    return origin.id_of(ALERT, receiver, alert.fingerprint, str(alert.starts_at_ms), status)
+
+
+def reminder_id(first_id: str, period: int) -> str:
+    """Return the identity of a reminder: the fact's own, and the number of the period it is in."""
+    return stable_id(first_id, "reminder", str(period))
+
+
+def build_alert(  # noqa: PLR0913  the alert, its frame, and what is said of it
+    origin: Origin,
+    allowed: Allowed,
+    alert: Received,
+    seen: Sighting,
+    *,
+    status: Status,
+    event_id: str,
+    notification: Notification = "transition",
+) -> AlertEvent:
+    """Return the event. `status` differs from the alert's own where its beginning is told late."""
+    labels, cut_labels = _pick(alert.labels, allowed.labels, MAX_LABEL)
+    annotations, cut_annotations = _pick(alert.annotations, allowed.annotations, MAX_ANNOTATION)
+    ends_at_ms = alert.ends_at_ms if status == "resolved" else None
+    data = Alert(
+        organization_id=origin.organization_id,
+        service_id=origin.service_id,
+        region=origin.region,
+        status=status,
+        notification=notification,
+        reconstructed=status != alert.status,
+        fingerprint=alert.fingerprint,
+        starts_at=rfc3339(alert.starts_at_ms),
+        ends_at=None if ends_at_ms is None else rfc3339(ends_at_ms),
+        received_at=rfc3339(seen.at_ms),
+        labels=labels,
+        annotations=annotations,
+        cut=[f"labels.{n}" for n in cut_labels] + [f"annotations.{n}" for n in cut_annotations],
+        group_truncated_alerts=seen.group_truncated,
+    )
+    return AlertEvent(
+        id=event_id,
+        source=origin.alerts_uri,
+        subject=alert.fingerprint,
+        time=rfc3339(_moment(alert, status, notification, seen.at_ms)),
+        data=data,
+    )
+
+
+def _moment(alert: Received, status: Status, notification: Notification, at_ms: int) -> int:
+    if notification == "reminder":
+        return at_ms
+    if status == "firing":
+        return alert.starts_at_ms
+    return at_ms if alert.ends_at_ms is None else alert.ends_at_ms
+
+
+def build_watchdog(
+    origin: Origin, allowed: Allowed, alert: Received, seen: Sighting
+) -> WatchdogEvent:
+    """Return the event of a Watchdog: each sighting is a new one."""
+    at = rfc3339(seen.at_ms)
+    return WatchdogEvent(
+        id=origin.id_of(WATCHDOG, seen.receiver, alert.fingerprint, alert.status, at),
+        source=origin.alerts_uri,
+        subject=alert.fingerprint,
+        time=at,
+        data=Watchdog(
+            organization_id=origin.organization_id,
+            service_id=origin.service_id,
+            region=origin.region,
+            status=alert.status,
+            fingerprint=alert.fingerprint,
+            starts_at=rfc3339(alert.starts_at_ms),
+            received_at=at,
+            labels=_pick(alert.labels, allowed.labels, MAX_LABEL)[0],
+        ),
+    )
+
+
+def build_heartbeat(data: Heartbeat, origin: Origin, at_ms: int) -> HeartbeatEvent:
+    """Return the event of the forwarder's own life."""
+    return HeartbeatEvent(
+        id=origin.id_of(HEARTBEAT, origin.replica, data.started_at, str(data.sequence)),
+        source=source_uri(origin.organization_id, origin.service_id, origin.replica),
+        subject=origin.replica,
+        time=rfc3339(at_ms),
+        data=data,
+    )
+
+
+def _pick(
+    given: Mapping[str, str], names: Sequence[str], longest: int
+) -> tuple[dict[str, str], list[str]]:
+    """Return the named values, and which of them were cut."""
+    found = {name: given[name] for name in names if name in given}
+    cut = [name for name, value in found.items() if len(value) > longest]
+    return {n: v[: longest - 1] + CUT if n in cut else v for n, v in found.items()}, cut

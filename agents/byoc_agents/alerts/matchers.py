@@ -1,0 +1,146 @@
+r"""Which alerts are relayed, in Alertmanager's own matcher syntax.
+
+`severity="critical", namespace=~"ch-.+"` is one set: all of it must hold. Sets are separated by
+`;` or a line end; any one of them is enough. `{}` is the set that every alert matches. Escapes
+inside quotes are Alertmanager's: `\n`, `\"`, `\\`; every other backslash stands for itself.
+"""
+
+import re
+from collections.abc import Mapping
+
+import msgspec
+
+from byoc_agents.alerts.regex import Pattern
+
+MAX_MATCHED_CHARACTERS = 4096  # of a label's value; what stands behind is not looked at by =~, !~
+NAME = re.compile(r"[^\s{}!=~,;\\\"'`]+")  # of the UTF-8 parser, which takes the classic names too
+QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
+OPERATOR = re.compile(r"=~|!=|!~|=")
+SPACES = re.compile(r"[^\S\n]*")
+GAP = re.compile(r"[\s;]*")  # between two sets
+ESCAPE = re.compile(r'\\([n"\\])')
+
+
+class Matcher(msgspec.Struct, frozen=True):
+    """One comparison of one label. A label that is not there counts as the empty string."""
+
+    name: str
+    operator: str
+    value: str
+    pattern: Pattern | None = None  # of =~ and !~
+
+    def matches(self, labels: Mapping[str, str]) -> bool:
+        """Return whether these labels satisfy it."""
+        value = labels.get(self.name, "")
+        if self.pattern is None:
+            return (value == self.value) == (self.operator == "=")
+        return self.pattern.matches(value[:MAX_MATCHED_CHARACTERS]) == (self.operator == "=~")
+
+
+class Selector(msgspec.Struct, frozen=True):
+    """Several sets of matchers, as parsed from `text`."""
+
+    text: str
+    sets: tuple[tuple[Matcher, ...], ...]
+
+    def matches(self, labels: Mapping[str, str]) -> bool:
+        """Return whether all matchers of at least one set hold."""
+        for matchers in self.sets:  # loops: twice as fast as generators, for every alert
+            for matcher in matchers:
+                if not matcher.matches(labels):
+                    break
+            else:
+                return True
+        return False
+
+
+def parse(text: str) -> Selector:
+    """Return the selector. Raises ValueError naming the column, and the line if it is not 1."""
+    reader = _Reader(text)
+    sets = []
+    reader.take(GAP)
+    while reader.at < len(text):
+        sets.append(reader.set())
+        reader.end_of_set()
+    if not sets:
+        raise reader.mistake("no matcher")
+    return Selector(text, tuple(sets))
+
+
+class _Reader:
+    """One pass over the text; `at` is the next character."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.at = 0
+
+    def mistake(self, what: str, at: int | None = None) -> ValueError:
+        place = self.at if at is None else at
+        line = self.text.count("\n", 0, place) + 1
+        column = place - self.text.rfind("\n", 0, place)
+        return ValueError(f"{f'line {line}, ' if line > 1 else ''}column {column}: {what}")
+
+    def take(self, regex: re.Pattern[str]) -> str | None:
+        match = regex.match(self.text, self.at)
+        self.at = match.end() if match else self.at
+        return match[0] if match else None
+
+    def skip(self, character: str) -> bool:
+        self.take(SPACES)
+        found = self.text.startswith(character, self.at)
+        self.at += len(character) if found else 0
+        return found
+
+    def set(self) -> tuple[Matcher, ...]:
+        opened = self.at
+        braces = self.skip("{")
+        matchers: list[Matcher] = []
+        while not self.at_end(braces):
+            matchers.append(self.matcher())
+            if not self.skip(","):
+                break
+        if braces and not self.skip("}"):
+            closed = self.at >= len(self.text)
+            raise self.mistake("{ without }", opened) if closed else self.mistake("wants , or }")
+        return tuple(matchers)
+
+    def at_end(self, braces: bool) -> bool:
+        self.take(SPACES)
+        rest = self.text[self.at : self.at + 1]
+        return rest == "}" if braces else rest in {"", ";", "\n"}
+
+    def end_of_set(self) -> None:
+        self.take(SPACES)
+        if self.at < len(self.text) and self.text[self.at] not in ";\n":
+            raise self.mistake("wants , between matchers and ; between sets")
+        self.take(GAP)
+
+    def matcher(self) -> Matcher:
+        name = self.word("a label name")
+        self.take(SPACES)
+        operator = self.take(OPERATOR)
+        if operator is None:
+            raise self.mistake(f"wants =, !=, =~ or !~ after {name}")
+        self.take(SPACES)
+        start = self.at
+        value = self.word(f"a value after {operator}")
+        return Matcher(name, operator, value, self.pattern(operator, value, start))
+
+    def word(self, wanted: str) -> str:
+        if self.text.startswith('"', self.at):
+            quoted = self.take(QUOTED)
+            if quoted is None:
+                raise self.mistake('" without an end')
+            return ESCAPE.sub(lambda m: "\n" if m[1] == "n" else m[1], quoted[1:-1])
+        bare = self.take(NAME)
+        if bare is None:
+            raise self.mistake(f"wants {wanted}")
+        return bare
+
+    def pattern(self, operator: str, value: str, start: int) -> Pattern | None:
+        if "~" not in operator:
+            return None
+        try:
+            return Pattern(value)
+        except ValueError as error:
+            raise self.mistake(f"the pattern {value!r} is wrong at its {error}", start) from error

@@ -1,0 +1,33 @@
+"""The JSON Schema of what leaves, generated from the structs that are sent.
+
+`python -m byoc_agents.alerts.schema` prints it; a test holds docs/control-plane.openapi.yaml to it.
+"""
+
+import sys
+from typing import Any
+
+import msgspec
+
+from byoc_agents.alerts.events import AlertEvent, HeartbeatEvent, WatchdogEvent
+
+EVENTS = (AlertEvent, WatchdogEvent, HeartbeatEvent)
+TEMPLATE = "#/components/schemas/{name}"
+
+
+def components() -> dict[str, Any]:
+    """Return name -> JSON Schema of the three events and of what they hold.
+
+    Every field is required: `encode` writes those with a default as well.
+    """
+    _, found = msgspec.json.schema_components(EVENTS, ref_template=TEMPLATE)
+    return {name: schema | {"required": [*schema["properties"]]} for name, schema in found.items()}
+
+
+def main() -> int:
+    """Print the schemas as JSON."""
+    sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(components())) + b"\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

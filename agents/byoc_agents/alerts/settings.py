@@ -1,0 +1,143 @@
+"""What the alert forwarder needs to know."""
+
+import ipaddress
+import re
+from typing import Annotated
+
+import msgspec
+
+from byoc_agents.alerts import matchers
+from byoc_agents.app.settings import Setting, host_and_port, number
+from byoc_agents.sinks.https import signing_keys
+
+MAX_NAMES = 32  # labels, and again annotations: bounds an event's size
+LABELS = ("alertname", "severity", "cluster", "namespace", "pod", "replica", "reason")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    wrong = [name for name in names if not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]{0,127}", name)]
+    if wrong or len(names) > MAX_NAMES:
+        what = f"{wrong[0]!r} is no label name" if wrong else f"at most {MAX_NAMES} names"
+        raise ValueError(what)
+    return tuple(dict.fromkeys(names))
+
+
+def _matchers(text: str) -> str:
+    matchers.parse(text)
+    return text
+
+
+def _token(text: str) -> str:
+    if not (text.isascii() and text.isprintable() and " " not in text):
+        raise ValueError("printable ASCII without spaces")
+    return text
+
+
+def _signing_secret(text: str) -> str:
+    signing_keys(text)
+    return text
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """The control plane, the webhook, and what goes from one to the other."""
+
+    url: Annotated[str, Setting("BYOC_ALERTS_URL", "https://host[:port]/path of the control plane")]
+    token: Annotated[
+        str,
+        Setting("BYOC_ALERTS_TOKEN", "the control plane's bearer token", secret=True, parse=_token),
+    ]
+    signing_secret: Annotated[
+        str,
+        Setting(
+            "BYOC_ALERTS_SIGNING_SECRET",
+            "whsec_ and 24 to 64 bytes in base64; two with a space between during a rotation",
+            secret=True,
+            parse=_signing_secret,
+        ),
+    ]
+    token_file: Annotated[
+        str, Setting("BYOC_ALERTS_TOKEN_FILE", "a file with the token, read again when it changes")
+    ] = ""
+    signing_secret_file: Annotated[
+        str,
+        Setting("BYOC_ALERTS_SIGNING_SECRET_FILE", "a file with the secret, read again likewise"),
+    ] = ""
+    listen: Annotated[
+        tuple[str, int],
+        Setting("BYOC_ALERTS_LISTEN", "host:port of the webhook", parse=host_and_port),
+    ] = ("127.0.0.1", 9095)
+    webhook_token: Annotated[
+        str,
+        Setting("BYOC_ALERTS_WEBHOOK_TOKEN", "Alertmanager's bearer token for us", secret=True),
+    ] = ""
+    webhook_token_file: Annotated[
+        str,
+        Setting("BYOC_ALERTS_WEBHOOK_TOKEN_FILE", "a file with it, read again when it changes"),
+    ] = ""
+    tls_cert_file: Annotated[
+        str, Setting("BYOC_ALERTS_TLS_CERT_FILE", "the webhook's certificate chain, PEM")
+    ] = ""
+    tls_key_file: Annotated[
+        str, Setting("BYOC_ALERTS_TLS_KEY_FILE", "the certificate's key, PEM")
+    ] = ""
+    selector: Annotated[
+        str,
+        Setting("BYOC_ALERTS_MATCHERS", "matchers; sets separated by ; or lines", parse=_matchers),
+    ] = 'severity=~"critical|warning"'
+    watchdog: Annotated[
+        str,
+        Setting("BYOC_ALERTS_WATCHDOG", "matchers of the alert that always fires", parse=_matchers),
+    ] = 'alertname="Watchdog"'
+    labels: Annotated[
+        tuple[str, ...],
+        Setting("BYOC_ALERTS_LABELS", "names with commas between", parse=_names),
+    ] = LABELS
+    annotations: Annotated[
+        tuple[str, ...],
+        Setting("BYOC_ALERTS_ANNOTATIONS", "names with commas between", parse=_names),
+    ] = ("summary",)
+    reminder_seconds: Annotated[
+        float,
+        Setting(
+            "BYOC_ALERTS_REMINDER_SECONDS",
+            "60 seconds to a week: more than group_interval, at most repeat_interval",
+            parse=number(60, 7 * 86400),
+        ),
+    ] = 900.0
+    heartbeat_seconds: Annotated[
+        float, Setting("BYOC_ALERTS_HEARTBEAT_SECONDS", "1 to 3600 seconds", parse=number(1, 3600))
+    ] = 60.0
+    timeout_seconds: Annotated[
+        float,
+        Setting(
+            "BYOC_ALERTS_TIMEOUT_SECONDS",
+            "0.1 to 300 seconds until the control plane's whole answer is there",
+            parse=number(0.1, 300),
+        ),
+    ] = 30.0
+    max_batch: Annotated[
+        int,
+        Setting(
+            "BYOC_ALERTS_MAX_BATCH",
+            "1 to 500 events; 1 where the control plane takes no batches",
+            parse=lambda text: int(number(1, 500)(text)),
+        ),
+    ] = 100
+
+    def __post_init__(self) -> None:
+        """Look at what belongs together. Raises ValueError."""
+        if bool(self.tls_cert_file) != bool(self.tls_key_file):
+            raise ValueError("BYOC_ALERTS_TLS_CERT_FILE, BYOC_ALERTS_TLS_KEY_FILE: want each other")
+        if not self.webhook_token and not _loopback(self.listen[0]):
+            raise ValueError(
+                f"BYOC_ALERTS_WEBHOOK_TOKEN: is not set; wants a token, since"
+                f" BYOC_ALERTS_LISTEN={self.listen[0]} can be reached from outside the pod"
+            )
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,147 @@
+"""`POST /v1/alerts`: where Alertmanager hands over. 2xx only after the commit to disk.
+
+Alertmanager tries 5xx and broken connections again; anything else it forgets. So a full or failing
+spool is 503, as is a body that comes too slowly, and there is never a 429. It copies the answer
+into its log: answers are fixed words.
+"""
+
+import asyncio
+import hmac
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+
+import structlog
+from aiohttp import StreamReader, web
+
+from byoc_agents.alerts.counts import Counts
+from byoc_agents.alerts.http_server import NAMELESS
+from byoc_agents.alerts.payload import NotAWebhookError
+from byoc_agents.alerts.relay import Relay
+from byoc_agents.alerts.reloadable_secret import Secret
+from byoc_agents.errors import SpoolError
+
+PATH = "/v1/alerts"
+MAX_BODY_BYTES = 4 * 1024**2  # some 4,000 alerts in one notification
+SMALL_BODY_BYTES = 32 * 1024  # what a connection buffers of a body that nobody reads, at least
+LARGE_BODIES = 4  # in memory at once; the others wait
+LARGE_WAITING = 64  # at most; each holds up to half a MiB of buffers meanwhile
+BODY_SECONDS = 10.0  # from the headers to the end of the body
+
+
+class BusyError(Exception):
+    """Enough large bodies wait already."""
+
+
+REFUSALS: tuple[tuple[type[Exception], int, str], ...] = (
+    (NotAWebhookError, 400, "no Alertmanager webhook"),
+    (web.RequestPayloadError, 400, "broken body"),
+    (ConnectionError, 400, "broken body"),  # the sender has gone: nobody hears it
+    (web.HTTPRequestEntityTooLarge, 413, "too large"),
+    (TimeoutError, 503, "too slow"),
+    (BusyError, 503, "busy"),
+    (SpoolError, 503, "not stored"),
+)
+
+
+class Webhook:
+    """The handler and its bounds."""
+
+    def __init__(
+        self, relay: Relay, token: Secret, counts: Counts, *, body_seconds: float = BODY_SECONDS
+    ) -> None:
+        """Take an empty `token` where everybody who reaches the address may write."""
+        self._relay = relay
+        self._token = token
+        self._counts = counts
+        self._body_seconds = body_seconds
+        self._places = asyncio.Semaphore(LARGE_BODIES)
+        self._large = 0  # requests that have such a place or wait for one
+        self._log = structlog.get_logger()
+
+    async def answer(self, request: web.BaseRequest) -> web.Response:
+        """Answer one request: one path and one method, so neither router nor middleware."""
+        if request.path != PATH:
+            return _response(404, "not found")
+        if request.method != "POST":
+            return _response(405, "wants POST", Allow="POST")
+        return await self.post(request)
+
+    async def post(self, request: web.BaseRequest) -> web.Response:
+        """Answer one notification."""
+        status, word = await self._stored(request)
+        self._counts.request(status)
+        if status == 200:  # noqa: PLR2004  every other answer can mean a lost alert
+            return _response(status, word)
+        self._log.warning("alerts.refused", status=status, why=word, peer=request.remote)
+        if status == 401:  # noqa: PLR2004  RFC 9110 wants to be told how
+            return _response(status, word, **{"WWW-Authenticate": "Bearer"})
+        return _response(status, word)
+
+    async def _stored(self, request: web.BaseRequest) -> tuple[int, str]:
+        if not self.allowed(request.headers.get("Authorization", "")):
+            return 401, "unauthorized"
+        try:
+            async with self._place(request):
+                body = await self._body(request)
+                await self._relay.accept(body)  # not under the time-out: a commit is not undone
+        except tuple(kind for kind, _, _ in REFUSALS) as error:
+            if isinstance(error, SpoolError):
+                self._log.error("alerts.not_stored", error=str(error))
+            return next((code, word) for kind, code, word in REFUSALS if isinstance(error, kind))
+        return 200, "stored"
+
+    def _place(self, request: web.BaseRequest) -> AbstractAsyncContextManager[None]:
+        """Return what to hold as long as the body is in memory: small ones share their commits."""
+        length, packed = request.content_length, "Content-Encoding" in request.headers
+        small = length is not None and length <= SMALL_BODY_BYTES and not packed
+        return nullcontext() if small else self._large_place()
+
+    @asynccontextmanager
+    async def _large_place(self) -> AsyncIterator[None]:
+        if self._large >= LARGE_BODIES + LARGE_WAITING:
+            raise BusyError
+        self._large += 1
+        try:
+            async with self._places:
+                yield
+        finally:
+            self._large -= 1
+
+    async def _body(self, request: web.BaseRequest) -> bytes:
+        if request.content.is_eof():  # all of it is here
+            return await _all_of(request.content)
+        if request.headers.get("Expect", "").lower() == "100-continue":  # who asks waits for it
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0
+        async with asyncio.timeout(self._body_seconds):
+            return await _all_of(request.content)
+
+    def allowed(self, header: str) -> bool:
+        """Compare in constant time. Each line of the token's file is valid, for rotations."""
+        tokens = self._token.words()
+        scheme, _, given = header.partition(" ")
+        presented = given.strip().encode("utf-8", "surrogateescape")
+        matches = [hmac.compare_digest(presented, token.encode()) for token in tokens]
+        return not tokens or (scheme.lower() == "bearer" and any(matches))
+
+
+async def _all_of(content: StreamReader) -> bytes:
+    """Return the body.
+
+    A request keeps what its own `read` returns, and a connection at rest keeps its last request.
+    """
+    body = bytearray()
+    while chunk := await content.readany():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise web.HTTPRequestEntityTooLarge(max_size=MAX_BODY_BYTES, actual_size=len(body))
+    return bytes(body)
+
+
+def _response(status: int, word: str, **headers: str) -> web.Response:
+    return web.Response(
+        body=b'{"status": "%s"}' % word.encode(),
+        status=status,
+        headers={**NAMELESS, **headers},
+        content_type="application/json",
+    )

@@ -1,0 +1,72 @@
+"""/metrics, /healthz, /readyz and /status of the process, for Prometheus, the kubelet and people.
+
+Ready means: the settings are valid and the spool can be written. It never means that a destination
+can be reached, since a sidecar's readiness is the readiness of the customer's pod.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import msgspec
+import structlog
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from byoc_agents import __version__
+from byoc_agents.app.daemon import Agent
+from byoc_agents.app.metrics import Metrics
+
+
+class Pages:
+    """The four pages."""
+
+    def __init__(self, agents: Sequence[Agent], metrics: Metrics) -> None:
+        self._agents = agents
+        self._metrics = metrics
+
+    async def metrics(self, _: web.Request) -> web.Response:
+        """Return Prometheus's text format."""
+        for agent in self._agents:
+            agent.observe()
+        body = generate_latest(self._metrics.registry)
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def healthz(self, _: web.Request) -> web.Response:
+        """Return 200 while the loop turns and every writer thread lives."""
+        dead = [agent.name for agent in self._agents if not agent.spool.alive]
+        return web.Response(status=503 if dead else 200, text=f"{'dead' if dead else 'ok'}\n")
+
+    async def readyz(self, _: web.Request) -> web.Response:
+        """Return 200 when every spool can be written."""
+        troubles = await asyncio.gather(*(agent.trouble() for agent in self._agents))
+        named = [f"{a.name}: {t}" for a, t in zip(self._agents, troubles, strict=True) if t]
+        return web.Response(status=503 if named else 200, text="\n".join(named or ["ok"]) + "\n")
+
+    async def status(self, _: web.Request) -> web.Response:
+        """Return JSON for people."""
+        agents = {agent.name: agent.status() for agent in self._agents}
+        body = msgspec.json.format(msgspec.json.encode({"version": __version__, "agents": agents}))
+        return web.Response(body=body, content_type="application/json")
+
+
+@asynccontextmanager
+async def serve(
+    agents: Sequence[Agent], metrics: Metrics, listen: tuple[str, int]
+) -> AsyncIterator[tuple[str, int]]:
+    """Serve the pages; give the address that was bound. Raises OSError when it is taken."""
+    pages = Pages(agents, metrics)
+    app = web.Application()
+    app.router.add_get("/metrics", pages.metrics)
+    app.router.add_get("/healthz", pages.healthz)
+    app.router.add_get("/readyz", pages.readyz)
+    app.router.add_get("/status", pages.status)
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, *listen).start()
+        host, port = runner.addresses[0][:2]
+        structlog.get_logger().info("server.listen", host=host, port=port)
+        yield host, port
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,111 @@
+"""What the daemons of one process share: settings, gate, AWS session, clock, metrics."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+
+from byoc_agents.app.clock import Clock
+from byoc_agents.app.daemon import Agent, Source
+from byoc_agents.app.metrics import Metrics
+from byoc_agents.app.settings import CoreSettings, Setting
+from byoc_agents.clickhouse import ClickHouse
+from byoc_agents.delivery.shipper import Shipper
+from byoc_agents.delivery.sink import Sink
+from byoc_agents.durable.spool import Spool
+from byoc_agents.egress.gate import Gate
+from byoc_agents.ledger import FileLedger
+
+AWS_SINKS = ("s3://", "sqs://")  # destinations that want an AWS identity
+
+
+class ClickHouseSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """The server beside us, for the daemons that ask it."""
+
+    url: Annotated[
+        str, Setting("BYOC_CLICKHOUSE_URL", "http[s]://host:port, or name=url,name=url")
+    ] = "http://127.0.0.1:8123"
+    user: Annotated[str, Setting("BYOC_CLICKHOUSE_USER", "a user's name")] = "default"
+    password: Annotated[
+        str, Setting("BYOC_CLICKHOUSE_PASSWORD", "the user's password", secret=True)
+    ] = ""
+
+
+class Runtime(msgspec.Struct, frozen=True, dict=True):  # `dict`: for what is cached
+    """Given to every daemon when it is put together."""
+
+    core: CoreSettings
+    environ: Mapping[str, str]
+    gate: Gate
+    clock: Clock
+    metrics: Metrics
+    ledgers: list[FileLedger] = msgspec.field(default_factory=list)  # those that are open
+
+    @cached_property
+    def aws(self) -> Any:
+        """Return the one AioSession: a second one costs 7 MiB, and botocore itself costs 20."""
+        from byoc_agents.egress.aws import aws_session  # noqa: PLC0415  only who needs it pays
+
+        return aws_session(self.gate, self.core.region)
+
+    def directory(self, agent: str) -> Path:
+        """Return where one daemon keeps its spool and ledger."""
+        return Path(self.core.state_dir) / agent
+
+    def spool(self, agent: str) -> Spool:
+        """Return the daemon's spool, to be opened with `async with`."""
+        return Spool(self.directory(agent), max_bytes=self.core.spool_max_bytes, clock=self.clock)
+
+    @asynccontextmanager
+    async def ledger(self, agent: str) -> AsyncIterator[FileLedger]:
+        """Open the daemon's ledger."""
+        ledger = FileLedger(
+            self.directory(agent) / "ledger",
+            clock=self.clock,
+            max_bytes=self.core.ledger_max_bytes,
+            keep_bodies=self.core.ledger_keep_bodies,
+        )
+        async with ledger:
+            self.ledgers.append(ledger)
+            yield ledger
+
+    def note_refused(self, reason: str, detail: str) -> None:
+        """Put a refusal of the gate into the ledgers. From any thread."""
+        for ledger in self.ledgers:
+            ledger.note_refused(reason, detail)
+
+    def clickhouse(self, url: str, settings: ClickHouseSettings) -> ClickHouse:
+        """Return a client for one server, through the gate; to be opened with `async with`."""
+        return ClickHouse(url, settings.user, settings.password, session=self.gate.session)
+
+    def agent(  # the parts of one daemon
+        self,
+        name: str,
+        *,
+        source: Source,
+        spool: Spool,
+        sink: Sink,
+        ledger: FileLedger,
+        **more: Any,
+    ) -> Agent:
+        """Return the daemon: its source fills the spool, a shipper empties it into the sink.
+
+        `more` are further fields of `Agent`.
+        """
+        shipper = Shipper(
+            name, spool=spool, sink=sink, ledger=ledger, clock=self.clock, metrics=self.metrics
+        )
+        by_aws = sink.destination.startswith(AWS_SINKS)
+        identity = self.identity if by_aws else dict
+        return Agent(
+            name, source, spool, shipper, self.clock, self.metrics, ledger.status, identity, **more
+        )
+
+    def identity(self) -> dict[str, str]:
+        """Return where the AWS identity comes from, for /status: a provider's name, never a key."""
+        from byoc_agents.egress.aws import provider_name  # noqa: PLC0415  as above
+
+        return {"aws_identity": provider_name(self.aws) or "none yet"}

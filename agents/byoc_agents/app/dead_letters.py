@@ -1,0 +1,99 @@
+"""`byoc-agents dead-letters list|resend`: what was refused for good, and another try for it.
+
+Works beside the running daemon: SQLite keeps the two apart, and what is queued again goes out
+with the daemon's next message. Nothing is ever deleted here.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from byoc_agents.app.cloudevents import rfc3339
+from byoc_agents.durable.store import Store
+from byoc_agents.durable.write_batch import DeadLetter
+from byoc_agents.errors import SpoolError
+
+STATE_DIR = "/var/lib/byoc-agents"  # BYOC_STATE_DIR's default
+WELL, NOT_THERE, UNUSABLE = 0, 1, 2  # exit codes
+ALL = "all"
+UNBOUNDED = 1 << 62  # a letter takes the same bytes in the queue: no bound is passed by this
+
+
+def main(argv: Sequence[str], state_dir: str = STATE_DIR) -> int:
+    """Run the command. Return 0, 1 when a letter to be sent again is not there, 2 for bad use."""
+    options = _options(argv, state_dir)
+    try:
+        if options.action == "list":
+            return _list(options.state_dir, bodies=options.bodies)
+        return _resend(options.state_dir, options.id)
+    except SpoolError as error:
+        sys.stderr.write(f"the spool cannot be used: {error}\n")
+        return UNUSABLE
+
+
+def _options(argv: Sequence[str], state_dir: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="byoc-agents dead-letters", description=__doc__)
+    parser.add_argument("--state-dir", type=Path, default=Path(state_dir))
+    actions = parser.add_subparsers(dest="action", required=True)
+    listed = actions.add_parser("list", help="one JSON line each: agent, id, type, reason, when")
+    listed.add_argument("--bodies", action="store_true", help="with what would have been sent")
+    resent = actions.add_parser("resend", help="queue again, at the end")
+    resent.add_argument("id", nargs="+", help="ids from `list`, or `all`")
+    return parser.parse_args(argv)
+
+
+def _spools(state_dir: Path) -> list[Path]:
+    """Return the spool of every daemon that has one, by its name."""
+    return sorted(state_dir.glob("*/spool.db"))
+
+
+def _list(state_dir: Path, *, bodies: bool) -> int:
+    for path in _spools(state_dir):
+        with closing(Store(path, max_bytes=UNBOUNDED)) as store:
+            for letter in store.dead_letters():
+                line = msgspec.json.encode(_described(path.parent.name, letter, bodies=bodies))
+                sys.stdout.write(line.decode() + "\n")
+    return WELL
+
+
+def _described(agent: str, letter: DeadLetter, *, bodies: bool) -> dict[str, Any]:
+    shown = {
+        "agent": agent,
+        "id": letter.message.id,
+        "type": letter.message.type,
+        "reason": letter.reason,
+        "detail": letter.detail,
+        "died_at": rfc3339(letter.died_at_ms),
+        "bytes": len(letter.message.body),
+    }
+    text = letter.message.body.decode("utf-8", "backslashreplace")
+    return shown | ({"body": text} if bodies else {})
+
+
+def _resend(state_dir: Path, ids: Sequence[str]) -> int:
+    missing = set(ids) - {ALL}
+    for path in _spools(state_dir):
+        with closing(Store(path, max_bytes=UNBOUNDED)) as store:
+            there = [letter.message.id for letter in store.dead_letters()]
+            wanted = [one for one in there if ALL in ids or one in missing]
+            _revive(store, wanted)
+        missing -= set(wanted)
+        sys.stdout.writelines(f"{path.parent.name} {one}\n" for one in wanted)
+    sys.stderr.writelines(f"no dead letter {one}\n" for one in sorted(missing))
+    return NOT_THERE if missing else WELL
+
+
+def _revive(store: Store, ids: Sequence[str]) -> None:
+    store.begin()
+    try:
+        for message_id in ids:
+            store.revive(message_id)
+        store.commit()
+    except BaseException:
+        store.roll_back()
+        raise

@@ -1,0 +1,209 @@
+"""One process with one or more daemons: settings in, gate up, all of them run until SIGTERM."""
+
+import asyncio
+import os
+import signal
+from asyncio.sslproto import SSLProtocol
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
+from typing import Any
+
+import msgspec
+import structlog
+
+from byoc_agents.app import logging as log
+from byoc_agents.app.admin_server import serve
+from byoc_agents.app.clock import SystemClock
+from byoc_agents.app.context import ClickHouseSettings, Runtime
+from byoc_agents.app.daemon import Agent
+from byoc_agents.app.metrics import Metrics
+from byoc_agents.app.settings import CoreSettings, describe, load, load_file, unknown
+from byoc_agents.egress.audit_hook import enforce_process
+from byoc_agents.egress.destinations import Destination
+from byoc_agents.egress.destinations import mistakes as plain_or_forbidden
+from byoc_agents.egress.gate import Gate, Refusal
+from byoc_agents.errors import ConfigError, LedgerNewerError, SpoolError, SpoolNewerError
+
+TLS_BUFFER_BYTES = 32 * 1024  # of each TLS connection, in or out; asyncio takes 256 KiB
+
+# What starts the variables of each daemon, so that a typo is told from another daemon's setting.
+DAEMONS = {
+    "billing-scraper": ("BYOC_BILLING_", "BYOC_LIMITS_", "BYOC_CONTAINER_NAME"),
+    "state-exporter": ("BYOC_STATE_",),
+    "alert-forwarder": ("BYOC_ALERTS_",),
+}
+
+
+class Daemon(msgspec.Struct, frozen=True):
+    """One daemon before it is put together: its settings' struct, its destinations, its parts."""
+
+    name: str
+    settings: type[msgspec.Struct]
+    destinations: Callable[..., list[Destination]]
+    opened: Callable[..., AbstractAsyncContextManager[Agent]]
+
+
+class Configuration(msgspec.Struct, frozen=True):
+    """All settings of the process, checked."""
+
+    core: CoreSettings
+    clickhouse: ClickHouseSettings
+    daemons: dict[str, msgspec.Struct]
+    destinations: tuple[Destination, ...]
+    environ: Mapping[str, str]
+
+    def described(self) -> dict[str, Any]:
+        """Return variable -> effective value; secrets as ***."""
+        structs = [self.core, self.clickhouse, *self.daemons.values()]
+        return {name: value for struct in structs for name, value in describe(struct).items()}
+
+
+def daemon(name: str) -> Daemon:
+    """Return a daemon by its name. What is not asked for is not imported: memory."""
+    match name:
+        case "billing-scraper":
+            from byoc_agents.billing import daemon as billing  # noqa: PLC0415
+
+            return Daemon(name, billing.Settings, billing.destinations, billing.opened)
+        case "state-exporter":
+            from byoc_agents.state import daemon as state  # noqa: PLC0415
+
+            return Daemon(name, state.Settings, state.destinations, state.opened)
+        case "alert-forwarder":
+            from byoc_agents.alerts import daemon as alerts  # noqa: PLC0415
+
+            return Daemon(name, alerts.Settings, alerts.destinations, alerts.opened)
+    raise ConfigError([f"{name}: no such daemon; wants {', '.join(DAEMONS)}"])
+
+
+def configure(
+    names: Sequence[str], environ: Mapping[str, str], config_file: str | None = None
+) -> Configuration:
+    """Read all settings. Raises ConfigError with every mistake."""
+    daemons = [daemon(name) for name in dict.fromkeys(names)]
+    file = load_file(config_file)
+    structs: list[type[msgspec.Struct]] = [CoreSettings, ClickHouseSettings]
+    structs += [one.settings for one in daemons]
+    elsewhere = sum((starts for n, starts in DAEMONS.items() if n not in names), ())
+    mistakes = unknown(structs, environ, file, elsewhere)
+    try:
+        core, clickhouse, *own = load(structs, environ, file)
+    except ConfigError as error:
+        raise ConfigError([*error.mistakes, *mistakes]) from error
+    destinations: list[Destination] = []
+    for one, settings in zip(daemons, own, strict=True):
+        try:
+            destinations += one.destinations(core, clickhouse, settings, environ)
+        except ConfigError as error:
+            mistakes += error.mistakes
+    mistakes += plain_or_forbidden(destinations, allow_insecure=core.allow_insecure_endpoints)
+    if mistakes:
+        raise ConfigError(mistakes)
+    by_name = {one.name: settings for one, settings in zip(daemons, own, strict=True)}
+    return Configuration(core, clickhouse, by_name, tuple(destinations), environ)
+
+
+async def run(configuration: Configuration) -> int:
+    """Run until SIGTERM or SIGINT. Return the exit code."""
+    stop, core = _stopped(), configuration.core
+    with _mistakes():
+        async with (
+            _put_together(configuration) as (agents, metrics),
+            serve(agents, metrics, core.listen),
+        ):
+            grace = core.shutdown_grace_seconds
+            await asyncio.gather(*(agent.run(stop, grace) for agent in agents))
+    return 0
+
+
+async def drain(configuration: Configuration) -> int:
+    """Send what waits on disk and make nothing new. Return 0 when nothing is left, else 1."""
+    stop = _stopped()
+    with _mistakes():
+        async with _put_together(configuration) as (agents, _metrics):
+            left = await asyncio.gather(*(agent.drain(stop) for agent in agents))
+    return int(any(left))
+
+
+def _stopped() -> asyncio.Event:
+    """Return what SIGTERM and SIGINT set."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+@contextmanager
+def _mistakes() -> Iterator[None]:
+    """Turn what the disk and the address refuse at the start into mistakes of the settings."""
+    try:
+        yield
+    except (SpoolNewerError, LedgerNewerError) as error:
+        raise ConfigError([f"BYOC_STATE_DIR: {error}"]) from error
+    except SpoolError as error:
+        raise ConfigError(
+            [f"BYOC_STATE_DIR: {error}; wants a directory that can be written"]
+        ) from error
+    except OSError as error:
+        raise ConfigError(
+            [f"BYOC_LISTEN: {error.strerror or error}; wants a free host:port"]
+        ) from error
+
+
+@asynccontextmanager
+async def _put_together(
+    configuration: Configuration,
+) -> AsyncIterator[tuple[list[Agent], Metrics]]:
+    SSLProtocol.max_size = TLS_BUFFER_BYTES
+    metrics = Metrics()
+    refused: list[Callable[[str, str], None]] = []
+    gate = _gate(configuration, metrics, refused)
+    enforce_process(gate)
+    runtime = Runtime(
+        core=configuration.core,
+        environ=configuration.environ,
+        gate=gate,
+        clock=SystemClock(),
+        metrics=metrics,
+    )
+    refused.append(runtime.note_refused)
+    async with AsyncExitStack() as stack:
+        agents = []
+        for name, settings in configuration.daemons.items():
+            opened = daemon(name).opened(runtime, configuration.clickhouse, settings)
+            agents.append(await stack.enter_async_context(opened))
+        yield agents, metrics
+
+
+def _gate(
+    configuration: Configuration, metrics: Metrics, listeners: Sequence[Callable[[str, str], None]]
+) -> Gate:
+    core, logger = configuration.core, structlog.get_logger()
+    names = "+".join(configuration.daemons)
+
+    def refused(refusal: Refusal, detail: str) -> None:
+        metrics.egress_refused.labels(names, refusal).inc()
+        logger.error("egress.refused", reason=refusal, detail=detail)
+        for listener in listeners:
+            listener(refusal, detail)
+
+    return Gate(
+        configuration.destinations,
+        allow_insecure=core.allow_insecure_endpoints,
+        ca_file=core.ca_file or None,
+        proxy=core.https_proxy or None,
+        on_refused=refused,
+    )
+
+
+def main(names: Sequence[str], config_file: str | None, *, only_drain: bool = False) -> int:
+    """Run or drain the named daemons; the process's entry point. Raises ConfigError."""
+    configuration = configure(names, os.environ, config_file)
+    log.configure(configuration.core.log_level)
+    return asyncio.run(drain(configuration) if only_drain else run(configuration))

@@ -1,0 +1,274 @@
+"""Settings: one frozen struct per daemon, read from the environment over a YAML file.
+
+A field is `Annotated[type, Setting("BYOC_X", "what it means")]`; its YAML key is the variable's
+name in lower case without `BYOC_`. The environment is read nowhere else, all mistakes are reported
+together, and secrets print as `***`.
+"""
+
+import math
+import platform
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+import msgspec
+
+from byoc_agents.errors import ConfigError
+
+S = TypeVar("S", bound=msgspec.Struct)
+# What Kubernetes sets for a service called byoc-... (enableServiceLinks)
+SERVICE_LINK = re.compile(
+    r"\w+_SERVICE_HOST|\w+_SERVICE_PORT(_\w+)?|\w+_PORT(_\d+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?)?"
+)
+MAX_PORT = 65535  # RFC 9293: ports are 16 bits
+
+
+class Setting(msgspec.Struct, frozen=True):
+    """How one field is read.
+
+    `parse` takes the text and returns the value, raising ValueError with what is wanted. It is
+    also given YAML values, as text. `secret` values may come from the file named by `VAR_FILE`.
+    """
+
+    variable: str
+    meaning: str
+    secret: bool = False
+    parse: Callable[[str], Any] | None = None
+
+    @property
+    def key(self) -> str:
+        """Return the key in a YAML file."""
+        return self.variable.removeprefix("BYOC_").lower()
+
+
+def settings_of(struct: type[msgspec.Struct]) -> dict[str, tuple[Setting, Any]]:
+    """Return field name -> (setting, type) in the order of the struct."""
+    hints = get_type_hints(struct, include_extras=True)
+    found = {}
+    for name in struct.__struct_fields__:
+        setting = next(x for x in hints[name].__metadata__ if isinstance(x, Setting))
+        found[name] = (setting, hints[name].__origin__)
+    return found
+
+
+def load_file(path: str | None) -> dict[str, str]:
+    """Return the file's keys with their values as text. Raises ConfigError."""
+    if path is None:
+        return {}
+    import yaml  # noqa: PLC0415  a MiB that only those who have a file pay
+
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except yaml.MarkedYAMLError as error:
+        line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError([f"--config {path}: {error.problem}{line}"]) from error
+    except Exception as error:  # PyYAML raises what its own code trips over: `!!timestamp x`
+        why = [*str(error).splitlines(), type(error).__name__][0]
+        raise ConfigError([f"--config {path}: {why}"]) from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError([f"--config {path}: wants a mapping of settings"])
+    mistakes = [
+        f"{key} in {path}: wants a number, a text, true or false"
+        for key, value in content.items()
+        if not isinstance(value, str | int | float | bool)
+    ]
+    if mistakes:
+        raise ConfigError(mistakes)
+    return {str(key): _text(value) for key, value in content.items()}
+
+
+def load(
+    structs: Sequence[type[msgspec.Struct]], environ: Mapping[str, str], file: Mapping[str, str]
+) -> list[Any]:
+    """Return one filled struct each. Raises ConfigError with every mistake of all of them."""
+    mistakes: list[str] = []
+    filled = [_fill(struct, environ, file, mistakes) for struct in structs]
+    if mistakes:
+        raise ConfigError(list(dict.fromkeys(mistakes)))
+    return [struct for struct in filled if struct is not None]
+
+
+def unknown(
+    structs: Sequence[type[msgspec.Struct]],
+    environ: Mapping[str, str],
+    file: Mapping[str, str],
+    elsewhere: tuple[str, ...] = (),
+) -> list[str]:
+    """Return a mistake for each BYOC_ variable and file key that none of the structs knows.
+
+    `elsewhere` are starts of variables that belong to daemons which are not run here.
+    """
+    settings = [setting for struct in structs for setting, _ in settings_of(struct).values()]
+    variables = {s.variable for s in settings}
+    variables |= {f"{s.variable}_FILE" for s in settings if s.secret}
+    keys = {s.key for s in settings} | {f"{s.key}_file" for s in settings if s.secret}
+    extra = [
+        f"{key}: no such setting in the file"
+        for key in file
+        if key not in keys and not f"BYOC_{key.upper()}".startswith(elsewhere)
+    ]
+    return extra + [
+        f"{name}: no such setting; README.md lists them"
+        for name in environ
+        if name.startswith("BYOC_")
+        and name not in variables
+        and not name.startswith(elsewhere)
+        and not SERVICE_LINK.fullmatch(name)
+    ]
+
+
+def describe(settings: msgspec.Struct) -> dict[str, Any]:
+    """Return variable -> effective value, with *** for every secret that is set."""
+    shown = {}
+    for name, (setting, _) in settings_of(type(settings)).items():
+        value = getattr(settings, name)
+        shown[setting.variable] = "***" if setting.secret and value else msgspec.to_builtins(value)
+    return shown
+
+
+def _fill(
+    struct: type[S], environ: Mapping[str, str], file: Mapping[str, str], mistakes: list[str]
+) -> S | None:
+    values: dict[str, Any] = {}
+    before = len(mistakes)
+    required = {f.name for f in msgspec.structs.fields(struct) if f.required}
+    for name, (setting, kind) in settings_of(struct).items():
+        try:
+            text = _find(setting, environ, file)
+            if text is not None:
+                values[name] = _convert(setting, kind, text)
+            elif name in required:
+                mistakes.append(f"{setting.variable}: is not set; wants {setting.meaning}")
+        except ValueError as error:
+            mistakes.append(f"{setting.variable}: {error}; wants {setting.meaning}")
+    if len(mistakes) > before:
+        return None
+    try:
+        return struct(**values)
+    except ValueError as error:  # a __post_init__ that looks at several fields
+        mistakes.append(str(error))
+        return None
+
+
+def _find(setting: Setting, environ: Mapping[str, str], file: Mapping[str, str]) -> str | None:
+    if text := environ.get(setting.variable, "").strip():
+        return text
+    path = environ.get(f"{setting.variable}_FILE") or file.get(f"{setting.key}_file")
+    if setting.secret and path:
+        try:
+            text = Path(path).read_text().strip()
+        except (OSError, ValueError) as error:
+            raise ValueError(f"the file {path} cannot be read ({type(error).__name__})") from error
+        if not text:
+            raise ValueError(f"the file {path} is empty")
+        return text
+    return file.get(setting.key, "").strip() or None
+
+
+def _convert(setting: Setting, kind: Any, text: str) -> Any:
+    shown = "***" if setting.secret else repr(text)
+    try:
+        value = setting.parse(text) if setting.parse else msgspec.convert(text, kind, strict=False)
+    except (ValueError, msgspec.ValidationError) as error:
+        reason = str(error) if setting.parse and not setting.secret else ""
+        raise ValueError(f"got {shown}{': ' if reason else ''}{reason}") from error
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"got {shown}")
+    return value
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+# Parsers that more than one daemon wants. Each raises ValueError saying what is wrong.
+
+
+def name(text: str) -> str:
+    """Return a name that is safe in an object key, a URI and a metric label."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", text):
+        raise ValueError("1 to 128 of A-Z a-z 0-9 . _ - are allowed, the first a letter or digit")
+    return text
+
+
+def number(minimum: float, maximum: float = math.inf) -> Callable[[str], float]:
+    """Return a parser of a number inside both bounds."""
+
+    def parse(text: str) -> float:
+        value = float(text)
+        if not minimum <= value <= maximum:
+            raise ValueError(f"must be {minimum:g} to {maximum:g}")
+        return value
+
+    return parse
+
+
+def size(text: str) -> int:
+    """Return bytes of `268435456`, `256Mi`, `256MiB` or `1Gi`."""
+    match = re.fullmatch(r"(\d+)\s*(?:([KMG])iB?)?", text)
+    if not match or int(match[1]) == 0:
+        raise ValueError("a positive number of bytes, with Ki, Mi or Gi where wished")
+    return int(match[1]) << 10 * " KMG".index(match[2] or " ")
+
+
+def host_and_port(text: str) -> tuple[str, int]:
+    """Return (host, port) of `127.0.0.1:9464` or `[::1]:0`."""
+    match = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]]+)):(\d{1,5})", text)
+    if not match or int(match[3]) > MAX_PORT:
+        raise ValueError("host:port, port 0 = any free one")
+    return match[1] or match[2], int(match[3])
+
+
+def level(text: str) -> str:
+    """Return the name of a log level."""
+    if text.lower() not in {"debug", "info", "warning", "error"}:
+        raise ValueError("no such level")
+    return text.lower()
+
+
+class CoreSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What every daemon needs to know."""
+
+    organization_id: Annotated[
+        str, Setting("BYOC_ORGANIZATION_ID", "the organization's id", parse=name)
+    ]
+    service_id: Annotated[str, Setting("BYOC_SERVICE_ID", "the service's id", parse=name)]
+    region: Annotated[str, Setting("BYOC_REGION", "the AWS region we run in", parse=name)]
+    replica: Annotated[str, Setting("BYOC_REPLICA", "the pod's name", parse=name)] = msgspec.field(
+        default_factory=platform.node
+    )
+    pod_uid: Annotated[
+        str, Setting("BYOC_POD_UID", "metadata.uid from the downward API", parse=name)
+    ] = ""
+    state_dir: Annotated[str, Setting("BYOC_STATE_DIR", "a writable directory")] = (
+        "/var/lib/byoc-agents"
+    )
+    listen: Annotated[
+        tuple[str, int],
+        Setting("BYOC_LISTEN", "host:port, port 0 = any free one", parse=host_and_port),
+    ] = ("127.0.0.1", 9464)
+    spool_max_bytes: Annotated[
+        int, Setting("BYOC_SPOOL_MAX_BYTES", "bytes, e.g. 256Mi", parse=size)
+    ] = 256 * 1024**2
+    ledger_max_bytes: Annotated[
+        int, Setting("BYOC_LEDGER_MAX_BYTES", "bytes, e.g. 64Mi", parse=size)
+    ] = 64 * 1024**2
+    ledger_keep_bodies: Annotated[
+        bool, Setting("BYOC_LEDGER_KEEP_BODIES", "true to keep the exact bytes that left")
+    ] = False
+    shutdown_grace_seconds: Annotated[
+        float, Setting("BYOC_SHUTDOWN_GRACE_SECONDS", "0 to 3600 seconds", parse=number(0, 3600))
+    ] = 20.0
+    log_level: Annotated[
+        str, Setting("BYOC_LOG_LEVEL", "debug, info, warning or error", parse=level)
+    ] = "info"
+    https_proxy: Annotated[
+        str, Setting("BYOC_HTTPS_PROXY", "http://host:port of the only proxy", secret=True)
+    ] = ""
+    ca_file: Annotated[str, Setting("BYOC_CA_FILE", "a PEM file of extra CAs")] = ""
+    allow_insecure_endpoints: Annotated[
+        bool, Setting("BYOC_ALLOW_INSECURE_ENDPOINTS", "true for plain http in local runs")
+    ] = False

@@ -1,0 +1,100 @@
+"""Everything an audit remembers between two objects.
+
+It grows with replicas, epochs and holes, never with records, apart from the last ids, which tell
+equal duplicates from conflicting ones.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from byoc_agents.audit.intervals import Spans
+from byoc_agents.audit.replica import Replica, ReplicaName
+from byoc_agents.audit.report import Findings
+from byoc_agents.billing.objects import ObjectKey
+from byoc_agents.billing.record import Usage
+
+
+class PodEpoch(NamedTuple):
+    """What an object's key names, but for the time and the sequences."""
+
+    organization_id: str
+    service_id: str
+    pod: str
+    epoch: int
+
+
+@dataclass(slots=True)
+class Claim:
+    """Sequences that keys say are stored, and those that stand in damaged objects or records."""
+
+    named: Spans = field(default_factory=Spans)
+    damaged: Spans = field(default_factory=Spans)
+
+
+class Recent:
+    """The last ids, each with a print of its record's bytes."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._young: dict[int, int] = {}
+        self._old: dict[int, int] = {}
+
+    def seen(
+        self, record_id: str, line: bytes
+    ) -> Literal["duplicate_identical", "duplicate_conflicting"] | None:
+        """Remember a record; return which kind of duplicate it is, None where it is none."""
+        name, footprint = hash(record_id), hash(line)
+        known = self._young.get(name, self._old.get(name))
+        if known is not None:
+            return "duplicate_identical" if known == footprint else "duplicate_conflicting"
+        if len(self._young) >= self._size:
+            self._old, self._young = self._young, {}
+        self._young[name] = footprint
+        return None
+
+
+class Evidence:
+    """`partial`: the beginning is left out on purpose; an epoch need not begin with sequence 0."""
+
+    def __init__(self, *, partial: bool, recent_ids: int) -> None:
+        self.partial = partial
+        self.objects = 0
+        self.records = 0
+        self.findings = Findings()
+        self.recent = Recent(recent_ids)
+        self.replicas: dict[ReplicaName, Replica] = {}
+        self.claims: defaultdict[PodEpoch, Claim] = defaultdict(Claim)
+        self._pods: dict[tuple[str, str, str], str] = {}  # organization, service, pod -> replica
+
+    def replica(self, usage: Usage) -> Replica:
+        """Return what is known of the replica of a sound record."""
+        name = ReplicaName(usage.organization_id, usage.service_id, usage.replica)
+        pod = usage.pod_uid or usage.replica
+        self._pods[usage.organization_id, usage.service_id, pod] = usage.replica
+        known = self.replicas.get(name)
+        if known is None:
+            known = self.replicas[name] = Replica(name)
+        return known
+
+    def claim(self, key: ObjectKey) -> Claim:
+        """Return the claims on the lane that an object's key names."""
+        return self.claims[PodEpoch(key.organization_id, key.service_id, key.pod, key.epoch)]
+
+    def claim_of(self, usage: Usage) -> Claim:
+        """Return the claims on the lane that a record names."""
+        pod = usage.pod_uid or usage.replica
+        return self.claims[PodEpoch(usage.organization_id, usage.service_id, pod, usage.epoch)]
+
+    def claims_by_replica(self) -> dict[tuple[ReplicaName, int], Claim]:
+        """Return the claims by replica and epoch: a state directory may outlive its pod.
+
+        A pod of which no sound record was read goes by its own name.
+        """
+        found: defaultdict[tuple[ReplicaName, int], Claim] = defaultdict(Claim)
+        for (organization_id, service_id, pod, epoch), claim in self.claims.items():
+            replica = self._pods.get((organization_id, service_id, pod), pod)
+            merged = found[ReplicaName(organization_id, service_id, replica), epoch]
+            merged.named.update(claim.named)
+            merged.damaged.update(claim.damaged)
+        return dict(found)

@@ -1,0 +1,132 @@
+"""One object read into the evidence: what is wrong with it, and what its sound records prove."""
+
+from typing import Any
+
+from byoc_agents.audit.evidence import Evidence
+from byoc_agents.audit.replica import Replica
+from byoc_agents.audit.report import Finding, Kind, stamp
+from byoc_agents.audit.sequences import SOFT_GAPS, Link, run_of
+from byoc_agents.audit.validate import Period, contradiction, decode, misplaced, period
+from byoc_agents.billing.objects import ObjectKey, TornObjectError, unseal
+from byoc_agents.billing.record import Usage, UsageRecord
+
+
+class Intake:
+    """Takes in one object. A record with a flaw of its own counts in no total and in no lane."""
+
+    def __init__(self, evidence: Evidence, key: str, name: ObjectKey) -> None:
+        self._evidence = evidence
+        self._key = key
+        self._name = name
+        self._claim = evidence.claim(name)
+        self._claim.named.add(name.first, name.last + 1)
+        self._before = -1  # the last sequence read
+        self._misplaced = False
+        self._counted = False
+
+    def read(self, body: bytes) -> None:
+        """Take in all records."""
+        try:
+            lines = unseal(self._key, body)
+        except TornObjectError as error:
+            self.torn(str(error))
+            return
+        for number, line in enumerate(lines, 1):
+            self._evidence.records += 1
+            try:
+                record = decode(line)
+                span = period(record.data)
+            except ValueError as error:  # msgspec's errors are ValueErrors
+                self.torn(f"line {number}: {error}")
+                continue
+            self._record(record, line, span)
+
+    def torn(self, detail: str) -> None:
+        """Report damage by which any of the object's sequences may be lost."""
+        self._damage("torn_object", detail)
+
+    def _damage(self, kind: Kind, detail: str) -> None:
+        self._claim.damaged.add(self._name.first, self._name.last + 1)
+        self._evidence.findings.add(
+            Finding(
+                kind=kind,
+                organization_id=self._name.organization_id,
+                service_id=self._name.service_id,
+                epoch=self._name.epoch,
+                first_sequence=self._name.first,
+                last_sequence=self._name.last,
+                key=self._key,
+                detail=detail,
+            )
+        )
+
+    def _record(self, record: UsageRecord, line: bytes, span: Period) -> None:
+        usage = record.data
+        if detail := contradiction(record):
+            self._spoil(usage)
+            self._find("altered_record", usage, span, detail=detail)
+        elif detail := misplaced(usage, self._name, span.start_ms):
+            self._spoil(usage)
+            if not self._misplaced:
+                self._damage("altered_object", detail)
+            self._misplaced = True
+        elif kind := self._evidence.recent.seen(record.id, line):
+            self._find(kind, usage, span)
+        else:
+            self._in_order(usage)
+            self._sound(usage, span)
+
+    def _in_order(self, usage: Usage) -> None:
+        if usage.sequence < self._before:
+            self._damage("altered_object", f"sequence {usage.sequence} after {self._before}")
+        self._before = usage.sequence
+
+    def _spoil(self, usage: Usage) -> None:
+        """Keep the sequence from being reported as missing as well, wherever it belongs."""
+        for claim in (self._claim, self._evidence.claim_of(usage)):
+            claim.damaged.add(usage.sequence, usage.sequence + 1)
+
+    def _sound(self, usage: Usage, span: Period) -> None:
+        replica = self._evidence.replica(usage)
+        timeline = replica.timeline(usage)
+        held = replica.lane(usage.epoch).holds(usage.sequence)
+        if held and timeline.knows(usage, *span):
+            self._find("duplicate_uncompared", usage, span)
+            return
+        for twice in timeline.add(usage, *span):
+            self._find("overlap", usage, Period(*twice))
+        if held:
+            self._find("duplicate_sequence", usage, span)
+        else:
+            self._chain(replica, usage, span)
+        replica.sums.add(usage, *span)
+        replica.sums.objects += not self._counted
+        self._counted = True
+
+    def _chain(self, replica: Replica, usage: Usage, span: Period) -> None:
+        links = replica.lane(usage.epoch).add(run_of(usage, *span))
+        if usage.quality == "gap" and usage.counter and usage.gap_reason not in SOFT_GAPS:
+            rise = usage.counter.end - usage.counter.start
+            links += [Link("unrecorded", *span, rise)] if rise else []
+        for link in links:
+            if link.kind == "unrecorded":
+                replica.note_unrecorded(link)
+            else:
+                seam = Period(link.start_ms, link.end_ms)
+                self._find(link.kind, usage, seam, core_seconds=link.core_seconds)
+
+    def _find(self, kind: Kind, usage: Usage, span: Period, **more: Any) -> None:
+        finding = Finding(
+            kind=kind,
+            organization_id=usage.organization_id,
+            service_id=usage.service_id,
+            replica=usage.replica,
+            epoch=usage.epoch,
+            first_sequence=usage.sequence,
+            last_sequence=usage.sequence,
+            start=stamp(span.start_ms),
+            end=stamp(span.end_ms),
+            key=self._key,
+            **more,
+        )
+        self._evidence.findings.add(finding)

@@ -1,0 +1,198 @@
+"""From the evidence to the report: what only shows when everything has been read."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from byoc_agents.audit.evidence import Claim, Evidence
+from byoc_agents.audit.intervals import Spans
+from byoc_agents.audit.replica import Replica, Timeline
+from byoc_agents.audit.report import (
+    EpochEnd,
+    Finding,
+    Findings,
+    Gap,
+    Kind,
+    Report,
+    Unrecorded,
+    seconds,
+    stamp,
+    summed,
+)
+from byoc_agents.audit.sequences import Hole, Lane, Link, Point, Run, link
+
+BEGINNING, END = -(2**62), 2**62  # of time, where no record bounds it
+
+
+def conclude(evidence: Evidence, target: str) -> Report:
+    """Return the report; adds to the evidence's findings, so it is called once."""
+    claims = evidence.claims_by_replica()
+    names = sorted({*evidence.replicas, *(name for name, _ in claims)})
+    replicas = [evidence.replicas.get(name) or Replica(name) for name in names]
+    epoch_ends: list[EpochEnd] = []
+    for replica in replicas:
+        own = {epoch: claim for (name, epoch), claim in claims.items() if name == replica.name}
+        verdict = _Verdict(evidence.findings, replica, own, partial=evidence.partial)
+        epoch_ends += verdict.reach()
+    totals = [replica.sums.total(replica.name) for replica in replicas if replica.sums.records]
+    return Report(
+        target=target,
+        objects=evidence.objects,
+        records=evidence.records,
+        counts=dict(sorted(evidence.findings.counts.items())),
+        findings=evidence.findings.kept,
+        gaps=[gap for replica in replicas for gap in _gaps(replica)],
+        unrecorded=[item for replica in replicas for item in _unrecorded(replica)],
+        epoch_ends=epoch_ends,
+        services=summed(totals),
+        replicas=totals,
+    )
+
+
+class _Verdict:
+    """The holes of one replica: in its sequences, between its epochs, and in its time."""
+
+    def __init__(
+        self, findings: Findings, replica: Replica, claims: dict[int, Claim], *, partial: bool
+    ) -> None:
+        self._findings = findings
+        self._replica = replica
+        self._claims = claims
+        self._partial = partial
+        self._explained = Spans()  # time whose records are missing or damaged, said already
+        self._epochs = sorted({*replica.lanes, *claims})
+
+    def reach(self) -> list[EpochEnd]:
+        """Add the findings and return where epochs ended."""
+        for place, epoch in enumerate(self._epochs):
+            for hole in self._holes(epoch):
+                self._missing(epoch, hole)
+                self._explain(place, hole)
+        sound = [epoch for epoch in self._epochs if self._lane(epoch).runs]
+        pairs = list(pairwise(sound))
+        for ended, begun in pairs:
+            self._succession(ended, begun)
+        for (pod, container), timeline in self._replica.timelines.items():
+            self._uncovered(f"pod {pod} container {container}", timeline)
+        return [self._epoch_end(ended, begun) for ended, begun in pairs]
+
+    def _lane(self, epoch: int) -> Lane:
+        return self._replica.lanes.get(epoch) or Lane()
+
+    def _holes(self, epoch: int) -> list[Hole]:
+        lane = self._lane(epoch)
+        claim = self._claims.get(epoch)
+        expected = Spans(*claim.named) if claim else Spans()
+        if lane.runs:
+            first = lane.runs[0].first if self._partial else 0
+            expected.add(first, lane.runs[-1].last + 1)
+        return lane.holes(expected)
+
+    def _missing(self, epoch: int, hole: Hole) -> None:
+        across = link(*_sides(hole), stated=True)
+        if across and across.kind == "doubled_cpu":
+            self._broken(across.kind, epoch, across)
+        rise = across.core_seconds if across and across.kind == "unrecorded" else None
+        claim = self._claims.get(epoch) or Claim()
+        for first, end in Spans((hole.first, hole.last + 1)).minus(claim.damaged):
+            self._find(
+                "missing_sequence",
+                epoch=epoch,
+                first_sequence=first,
+                last_sequence=end - 1,
+                start=stamp(hole.left.end_ms if hole.left else None),
+                end=stamp(hole.right.start_ms if hole.right else None),
+                core_seconds=rise,
+                detail=self._stated(hole),
+            )
+
+    def _stated(self, hole: Hole) -> str:
+        """Return what the records say of a hole themselves: it is still one."""
+        if not hole.left or not hole.right:
+            return ""
+        start_ms, end_ms = hole.left.end_ms, hole.right.start_ms
+        for timeline in self._replica.timelines.values():
+            spans = timeline.stated().get("spool_corrupt", Spans())
+            if start_ms < end_ms and not spans.uncovered(start_ms, end_ms):
+                return "stated: spool_corrupt"
+        return ""
+
+    def _explain(self, place: int, hole: Hole) -> None:
+        earlier = [self._lane(epoch).runs[-1:] for epoch in self._epochs[:place]]
+        later = [self._lane(epoch).runs[:1] for epoch in self._epochs[place + 1 :]]
+        left = hole.left or _last(earlier)
+        right = hole.right or _last(later[::-1])
+        start_ms = left.end_ms if left else BEGINNING
+        self._explained.add(start_ms, right.start_ms if right else END)
+
+    def _succession(self, ended: int, begun: int) -> None:
+        left, right = self._lane(ended).runs[-1], self._lane(begun).runs[0]
+        claim = self._claims.get(ended) or Claim()
+        torn_tail = bool(claim.named.overlap(left.last + 1, END))
+        stated = left.tail_gap or right.head_gap or right.first > 0 or torn_tail
+        apart = link(left.tail, right.head, stated=stated)
+        if apart is None:
+            return
+        if apart.kind == "unrecorded":
+            self._replica.note_unrecorded(apart)
+        else:
+            self._broken(apart.kind, begun, apart)
+
+    def _epoch_end(self, ended: int, begun: int) -> EpochEnd:
+        last = self._lane(ended).runs[-1].last
+        name = self._replica.name._asdict()
+        return EpochEnd(**name, epoch=ended, last_sequence=last, next_epoch=begun)
+
+    def _uncovered(self, where: str, timeline: Timeline) -> None:
+        for start_ms, end_ms in timeline.holes().minus(self._explained):
+            self._find("uncovered", start=stamp(start_ms), end=stamp(end_ms), detail=where)
+
+    def _broken(self, kind: Kind, epoch: int, link: Link) -> None:
+        self._find(
+            kind,
+            epoch=epoch,
+            start=stamp(link.start_ms),
+            end=stamp(link.end_ms),
+            core_seconds=link.core_seconds,
+        )
+
+    def _find(self, kind: Kind, **fields: Any) -> None:
+        self._findings.add(Finding(kind=kind, **self._replica.name._asdict(), **fields))
+
+
+def _sides(hole: Hole) -> tuple[Point | None, Point | None]:
+    left, right = hole.left, hole.right
+    return left.tail if left else None, right.head if right else None
+
+
+def _last(runs: Sequence[Sequence[Run]]) -> Run | None:
+    """Return the only run of the last non-empty list."""
+    return next((found[0] for found in reversed(runs) if found), None)
+
+
+def _gaps(replica: Replica) -> list[Gap]:
+    gaps = [
+        Gap(
+            **replica.name._asdict(),
+            reason=reason,
+            start=stamp(start_ms),
+            end=stamp(end_ms),
+            seconds=seconds(end_ms - start_ms),
+        )
+        for timeline in replica.timelines.values()
+        for reason, spans in timeline.stated().items()
+        for start_ms, end_ms in spans
+    ]
+    return sorted(gaps, key=lambda gap: gap.start)
+
+
+def _unrecorded(replica: Replica) -> list[Unrecorded]:
+    return [
+        Unrecorded(
+            **replica.name._asdict(),
+            start=stamp(found.start_ms),
+            end=stamp(found.end_ms),
+            core_seconds=found.core_seconds,
+        )
+        for found in sorted(replica.unrecorded, key=lambda found: found.start_ms)
+    ]

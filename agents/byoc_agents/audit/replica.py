@@ -1,0 +1,139 @@
+"""What is remembered of one replica: lanes, the time they cover, sums. Nothing per record."""
+
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import NamedTuple
+
+from byoc_agents.audit.intervals import Spans
+from byoc_agents.audit.report import Total, seconds, stamp
+from byoc_agents.audit.sequences import SOFT_GAPS, Lane, Link
+from byoc_agents.billing.record import GapReason, Usage
+
+MAX_UNRECORDED = 1000  # kept for each replica
+
+
+class ReplicaName(NamedTuple):
+    """Organization, service and replica."""
+
+    organization_id: str
+    service_id: str
+    replica: str
+
+
+class Timeline:
+    """The time that the records of one container of one pod cover, milliseconds."""
+
+    __slots__ = ("covered", "gaps")
+
+    def __init__(self) -> None:
+        self.covered = Spans()  # by records whose periods must not overlap
+        self.gaps: dict[GapReason, Spans] = {}  # by reason
+
+    def add(self, usage: Usage, start_ms: int, end_ms: int) -> list[tuple[int, int]]:
+        """Add a period; return the parts that were covered before."""
+        twice = []
+        if usage.quality == "gap":
+            self.gaps.setdefault(usage.gap_reason, Spans()).add(start_ms, end_ms)
+        if usage.gap_reason not in SOFT_GAPS:
+            twice = self.covered.overlap(start_ms, end_ms)
+            self.covered.add(start_ms, end_ms)
+        return twice
+
+    def knows(self, usage: Usage, start_ms: int, end_ms: int) -> bool:
+        """Return whether a record of this kind over this whole period was added already."""
+        soft = usage.gap_reason in SOFT_GAPS
+        spans = self.gaps.get(usage.gap_reason, Spans()) if soft else self.covered
+        return not spans.uncovered(start_ms, end_ms)
+
+    def stated(self) -> dict[GapReason, Spans]:
+        """Return the gaps: of a gap that may lie over earlier records, what they leave open."""
+        return {
+            reason: spans.minus(self.covered) if reason in SOFT_GAPS else spans
+            for reason, spans in self.gaps.items()
+        }
+
+    def holes(self) -> Spans:
+        """Return the time between the first and the last record that no record speaks of."""
+        known = Spans(*self.covered)
+        for spans in self.gaps.values():
+            known.update(spans)
+        return known.holes()
+
+
+@dataclass(slots=True)
+class Sums:
+    """Exact integer sums; `total` gives them their units."""
+
+    objects: int = 0
+    records: int = 0
+    first_ms: int | None = None
+    last_ms: int | None = None
+    measured_ms: int = 0
+    estimated_ms: int = 0
+    core_seconds: Decimal = Decimal(0)
+    byte_seconds: int = 0
+    allocated_millicore_ms: int = 0
+    allocated_byte_ms: int = 0
+    unallocated_ms: int = 0
+
+    def add(self, usage: Usage, start_ms: int, end_ms: int) -> None:
+        """Add one record."""
+        self.records += 1
+        self.first_ms = start_ms if self.first_ms is None else min(self.first_ms, start_ms)
+        self.last_ms = end_ms if self.last_ms is None else max(self.last_ms, end_ms)
+        if usage.quality == "gap":
+            return
+        period_ms = end_ms - start_ms
+        if usage.quality == "measured":
+            self.measured_ms += period_ms
+        else:
+            self.estimated_ms += period_ms
+        self.core_seconds += usage.used.cpu_core_seconds
+        self.byte_seconds += usage.used.memory_byte_seconds
+        size = usage.allocated
+        if size.cpu_millicores is None or size.memory_bytes is None:
+            self.unallocated_ms += period_ms
+        self.allocated_millicore_ms += (size.cpu_millicores or 0) * period_ms
+        self.allocated_byte_ms += (size.memory_bytes or 0) * period_ms
+
+    def total(self, name: ReplicaName) -> Total:
+        """Return the sums with their units."""
+        return Total(
+            **name._asdict(),
+            objects=self.objects,
+            records=self.records,
+            first_start=stamp(self.first_ms),
+            last_end=stamp(self.last_ms),
+            measured_seconds=seconds(self.measured_ms),
+            estimated_seconds=seconds(self.estimated_ms),
+            cpu_core_seconds=self.core_seconds,
+            memory_byte_seconds=self.byte_seconds,
+            allocated_core_seconds=Decimal(self.allocated_millicore_ms).scaleb(-6),
+            allocated_byte_seconds=seconds(self.allocated_byte_ms),
+            unallocated_seconds=seconds(self.unallocated_ms),
+        )
+
+
+@dataclass(slots=True)
+class Replica:
+    """All that is known of one replica."""
+
+    name: ReplicaName
+    lanes: dict[int, Lane] = field(default_factory=dict)  # by epoch
+    timelines: dict[tuple[str, str], Timeline] = field(default_factory=dict)  # by pod, container
+    sums: Sums = field(default_factory=Sums)
+    unrecorded: list[Link] = field(default_factory=list)
+
+    def lane(self, epoch: int) -> Lane:
+        """Return the lane of an epoch."""
+        return self.lanes.setdefault(epoch, Lane())
+
+    def timeline(self, usage: Usage) -> Timeline:
+        """Return the timeline that a record belongs to."""
+        pod = usage.pod_uid or usage.replica
+        return self.timelines.setdefault((pod, usage.container_name), Timeline())
+
+    def note_unrecorded(self, link: Link) -> None:
+        """Remember CPU across a stated gap."""
+        if len(self.unrecorded) < MAX_UNRECORDED:
+            self.unrecorded.append(link)

@@ -1,0 +1,164 @@
+"""What an audit says: one struct for people and machines. `--json` prints it as it stands."""
+
+from collections import Counter
+from collections.abc import Iterable
+from decimal import Decimal
+from typing import Literal
+
+import msgspec
+
+from byoc_agents.app.cloudevents import rfc3339
+from byoc_agents.billing.record import GapReason
+
+MAX_FINDINGS = 1000  # kept with their details; beyond that they are only counted
+
+Kind = Literal[
+    "foreign_object",  # no billing object's key: a reader of *.jsonl.zst would not load it
+    "torn_object",  # a bad frame, a cut last line, bad JSON, or no usage record
+    "altered_object",  # records that do not fit the object's key
+    "altered_record",  # a record that contradicts itself
+    "missing_sequence",
+    "duplicate_identical",  # the same id twice with the same bytes
+    "duplicate_conflicting",  # the same id twice with other bytes
+    "duplicate_uncompared",  # a sequence twice, too far apart to have kept the first one's bytes
+    "duplicate_sequence",  # a sequence twice, with another id and another period
+    "overlap",  # a period that is recorded twice under two ids
+    "uncovered",  # time between two records that no gap states
+    "lost_cpu",  # the counter rose between two neighbouring records
+    "doubled_cpu",  # it fell: some CPU is in both
+    "unannounced_life",  # another life of the counter, and no record says so
+]
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One thing that is wrong. `key` is the object that showed it, where one did."""
+
+    kind: Kind
+    organization_id: str = ""
+    service_id: str = ""
+    replica: str = ""
+    epoch: int | None = None
+    first_sequence: int | None = None
+    last_sequence: int | None = None
+    start: str = ""  # RFC 3339
+    end: str = ""
+    core_seconds: Decimal | None = None  # by the counters on both sides
+    key: str = ""
+    detail: str = ""
+
+
+class Gap(msgspec.Struct, frozen=True, kw_only=True):
+    """Time that the records themselves say was not measured. Not an error."""
+
+    organization_id: str
+    service_id: str
+    replica: str
+    reason: GapReason
+    start: str
+    end: str
+    seconds: Decimal
+
+
+class Unrecorded(msgspec.Struct, frozen=True, kw_only=True):
+    """CPU used across a stated gap, as the counters of one life at both sides bound it."""
+
+    organization_id: str
+    service_id: str
+    replica: str
+    start: str
+    end: str
+    core_seconds: Decimal
+
+
+class EpochEnd(msgspec.Struct, frozen=True, kw_only=True):
+    """The state directory was lost or renewed: what it had not sent yet never arrives."""
+
+    organization_id: str
+    service_id: str
+    replica: str
+    epoch: int
+    last_sequence: int
+    next_epoch: int
+
+
+class Total(msgspec.Struct, kw_only=True):
+    """Sums over sound records, each id once. `replica` is empty in a service's total.
+
+    Allocated figures are size x period over measured and estimated records; the seconds of those
+    that do not know their size stand in `unallocated_seconds`.
+    """
+
+    organization_id: str
+    service_id: str
+    replica: str = ""
+    objects: int = 0
+    records: int = 0
+    first_start: str = ""
+    last_end: str = ""
+    measured_seconds: Decimal = Decimal(0)
+    estimated_seconds: Decimal = Decimal(0)
+    cpu_core_seconds: Decimal = Decimal(0)
+    memory_byte_seconds: int = 0
+    allocated_core_seconds: Decimal = Decimal(0)
+    allocated_byte_seconds: Decimal = Decimal(0)
+    unallocated_seconds: Decimal = Decimal(0)
+
+
+_SUMMED = tuple(f for f, kind in Total.__annotations__.items() if kind in (int, Decimal))
+
+
+def summed(totals: Iterable[Total]) -> list[Total]:
+    """Return one total for each service, in the order given."""
+    services: dict[tuple[str, str], Total] = {}
+    for total in totals:
+        name = (total.organization_id, total.service_id)
+        service = services.setdefault(name, Total(organization_id=name[0], service_id=name[1]))
+        for field in _SUMMED:
+            setattr(service, field, getattr(service, field) + getattr(total, field))
+        service.first_start = min(service.first_start or total.first_start, total.first_start)
+        service.last_end = max(service.last_end, total.last_end)
+    return list(services.values())
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole audit. It is well when `counts` is empty."""
+
+    target: str
+    objects: int
+    records: int  # lines read, duplicates and damaged ones included
+    counts: dict[str, int]  # findings by kind
+    findings: list[Finding]  # the first MAX_FINDINGS
+    gaps: list[Gap]
+    unrecorded: list[Unrecorded]
+    epoch_ends: list[EpochEnd]
+    services: list[Total]
+    replicas: list[Total]
+
+    @property
+    def well(self) -> bool:
+        """Return whether nothing is wrong."""
+        return not self.counts
+
+
+class Findings:
+    """Counts all findings and keeps the first ones."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.kept: list[Finding] = []
+
+    def add(self, finding: Finding) -> None:
+        """Count one, and keep it while there is room."""
+        self.counts[finding.kind] += 1
+        if len(self.kept) < MAX_FINDINGS:
+            self.kept.append(finding)
+
+
+def stamp(ms: int | None) -> str:
+    """Return RFC 3339, or nothing for a time that is not known."""
+    return "" if ms is None else rfc3339(ms)
+
+
+def seconds(ms: int) -> Decimal:
+    """Return exact seconds."""
+    return Decimal(ms).scaleb(-3)

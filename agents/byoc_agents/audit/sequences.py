@@ -1,0 +1,153 @@
+"""What the sequences and the CPU counter of one replica prove: nothing missing, nothing twice.
+
+A lane is one epoch of one replica. Neighbouring records melt into runs, so that a sound lane is a
+single run, whatever its length and in whatever order its objects are read.
+"""
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Literal, NamedTuple
+
+from byoc_agents.audit.intervals import Spans
+from byoc_agents.billing.record import Usage
+
+CUT = "cut"  # the life of a point that compares with none: the counter is known to have fallen
+SOFT_GAPS = ("no_checkpoint", "spool_corrupt")  # may lie over records of earlier epochs
+
+
+class Point(NamedTuple):
+    """The cumulative counter at one end of a record. A gap does not know the life it is of: ""."""
+
+    life: str
+    core_seconds: Decimal
+    ms: int
+    announced: bool  # the record says that a new life or another source begins with it
+
+
+class Link(NamedTuple):
+    """Two points that should be one. `core_seconds` is how far they are apart, never negative."""
+
+    kind: Literal["unrecorded", "lost_cpu", "doubled_cpu", "unannounced_life"]
+    start_ms: int
+    end_ms: int
+    core_seconds: Decimal
+
+
+@dataclass(slots=True)
+class Run:
+    """Records without a missing sequence between them."""
+
+    first: int
+    last: int
+    start_ms: int
+    end_ms: int
+    head: Point | None  # the first counter in it, None where there is none
+    tail: Point | None  # and the last
+    head_gap: bool  # a stated gap without a counter lies before `head`
+    tail_gap: bool  # or after `tail`
+
+
+class Hole(NamedTuple):
+    """Sequences [first, last] of which no sound record was read, and the runs at both sides."""
+
+    first: int
+    last: int
+    left: Run | None
+    right: Run | None
+
+
+def run_of(usage: Usage, start_ms: int, end_ms: int) -> Run:
+    """Return the run of a single record."""
+    head = tail = None
+    if usage.counter is not None and usage.gap_reason not in SOFT_GAPS:
+        life = "" if usage.quality == "gap" else usage.incarnation
+        announced = usage.restart_observed or usage.source_changed
+        head = Point(life, usage.counter.start, start_ms, announced)
+        tail = Point(life, usage.counter.end, end_ms, announced)
+    elif usage.gap_reason == "counter_fell":
+        head = tail = Point(CUT, Decimal(0), end_ms, announced=False)
+    bare = head is None
+    return Run(usage.sequence, usage.sequence, start_ms, end_ms, head, tail, bare, bare)
+
+
+def link(tail: Point | None, head: Point | None, *, stated: bool) -> Link | None:
+    """Compare the counter before a seam with the one after it; None where all is well.
+
+    `stated`: a gap record lies between them, which makes a rise unrecorded instead of lost.
+    """
+    if tail is None or head is None or CUT in {tail.life, head.life}:
+        return None
+    if tail.core_seconds == head.core_seconds:
+        return None  # the name of a life may shift where its birth is only known to the second
+    if head.announced and tail.life == head.life:
+        return None  # a counter that was set to 0 under its old name
+    if tail.life != head.life and ((tail.life and head.life) or head.announced):
+        announced = head.announced or stated
+        return None if announced else Link("unannounced_life", tail.ms, head.ms, Decimal(0))
+    apart = head.core_seconds - tail.core_seconds
+    rise: Literal["unrecorded", "lost_cpu"] = "unrecorded" if stated else "lost_cpu"
+    return Link(rise if apart > 0 else "doubled_cpu", tail.ms, head.ms, abs(apart))
+
+
+def seam(left: Run, right: Run) -> Link | None:
+    """Compare the counters of two neighbouring runs."""
+    return link(left.tail, right.head, stated=left.tail_gap or right.head_gap)
+
+
+class Lane:
+    """The runs of one epoch, sorted."""
+
+    __slots__ = ("runs",)
+
+    def __init__(self) -> None:
+        self.runs: list[Run] = []
+
+    def holds(self, sequence: int) -> bool:
+        """Return whether a record of this sequence was added."""
+        place = self._after(sequence)
+        return place > 0 and sequence <= self.runs[place - 1].last
+
+    def add(self, run: Run) -> list[Link]:
+        """Add a single record whose sequence is not held yet; return where the counter broke."""
+        links = []
+        place = self._after(run.first)
+        if place < len(self.runs) and self.runs[place].first == run.last + 1:
+            right = self.runs.pop(place)
+            links += [seam(run, right)]
+            _extend(run, right)
+        if place > 0 and self.runs[place - 1].last + 1 == run.first:
+            left = self.runs[place - 1]
+            links += [seam(left, run)]
+            _extend(left, run)
+        else:
+            self.runs.insert(place, run)
+        return [link for link in links if link is not None]
+
+    def holes(self, expected: Spans) -> list[Hole]:
+        """Return the expected sequences that no run holds."""
+        held = Spans(*((run.first, run.last + 1) for run in self.runs))
+        found = []
+        for first, end in expected.minus(held):
+            place = self._after(first)
+            left = self.runs[place - 1] if place else None
+            right = self.runs[place] if place < len(self.runs) else None
+            found.append(Hole(first, end - 1, left, right))
+        return found
+
+    def _after(self, sequence: int) -> int:
+        if self.runs and sequence >= self.runs[-1].first:
+            return len(self.runs)
+        return bisect_right(self.runs, sequence, key=lambda run: run.first)
+
+
+def _extend(left: Run, right: Run) -> None:
+    """Let the left run take over the right one, which begins where it ends."""
+    left.last = right.last
+    left.end_ms = right.end_ms
+    if left.head is None:
+        left.head, left.head_gap = right.head, True
+    if right.tail is not None:
+        left.tail, left.tail_gap = right.tail, right.tail_gap
+    else:
+        left.tail_gap = True

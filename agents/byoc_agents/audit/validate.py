@@ -1,0 +1,106 @@
+"""What one record says twice, and must say alike: to itself, and to the key of its object.
+
+Memory, size, samples and quality have no second witness. The frame's checksum guards their bytes;
+against someone who seals an object anew there is only the bucket's own access control.
+"""
+
+from decimal import Decimal
+from functools import lru_cache
+from typing import NamedTuple
+
+import msgspec
+
+from byoc_agents.app.cloudevents import parse_rfc3339, rfc3339, source_uri
+from byoc_agents.billing.objects import ObjectKey
+from byoc_agents.billing.record import TYPE, Usage, UsageRecord, record_id
+
+MAX_CORE_SECONDS = Decimal(10) ** 15  # far beyond any machine; the sums stay exact
+
+_decode = msgspec.json.Decoder(UsageRecord).decode
+_milliseconds = lru_cache(maxsize=1024)(parse_rfc3339)  # one record's end is the next one's start
+
+
+def decode(line: bytes) -> UsageRecord:
+    """Return a record. Raises ValueError where it is none, or a CPU figure is not to be taken."""
+    record = _decode(line)
+    if not _sane(record.data):
+        raise ValueError("a CPU figure is negative, too large or no number")
+    return record
+
+
+def _sane(usage: Usage) -> bool:
+    counter = usage.counter
+    ends = (counter.start, counter.end) if counter else ()
+    try:
+        return all(
+            0 <= figure < MAX_CORE_SECONDS for figure in (usage.used.cpu_core_seconds, *ends)
+        )
+    except ArithmeticError:  # NaN compares with nothing
+        return False
+
+
+class Period(NamedTuple):
+    """A record's period, milliseconds since 1970."""
+
+    start_ms: int
+    end_ms: int
+
+
+def misplaced(usage: Usage, key: ObjectKey, start_ms: int) -> str:
+    """Return how a record does not fit its object's key; empty where it does."""
+    pod = usage.pod_uid or usage.replica
+    says = (usage.organization_id, usage.service_id, pod, usage.epoch)
+    named = (key.organization_id, key.service_id, key.pod, key.epoch)
+    if says != named:
+        return f"the record is of {says}"
+    if not key.first <= usage.sequence <= key.last:
+        return f"sequence {usage.sequence}"
+    if usage.sequence == key.first and rfc3339(start_ms)[:13] != f"{key.date}T{key.hour}":
+        return f"the first record starts at {usage.charge_period_start}"
+    return ""
+
+
+def period(usage: Usage) -> Period:
+    """Return the period. Raises ValueError where it is none, or is empty."""
+    start_ms = _milliseconds(usage.charge_period_start)
+    end_ms = _milliseconds(usage.charge_period_end)
+    if start_ms >= end_ms:
+        raise ValueError(f"the period ends at {usage.charge_period_end}, not after its start")
+    return Period(start_ms, end_ms)
+
+
+def contradiction(record: UsageRecord) -> str:
+    """Return what a record says about itself that cannot be so; empty where it is sound."""
+    usage = record.data
+    if record.type != TYPE:
+        return f"type {record.type!r}"
+    if record.source != source_uri(usage.organization_id, usage.service_id, usage.replica):
+        return f"source {record.source!r}"
+    if record.id != record_id(usage):
+        return "its id does not recompute from its data"
+    if (usage.quality == "gap") != bool(usage.gap_reason):
+        return f"quality {usage.quality} with gap reason {usage.gap_reason!r}"
+    return _figures(usage)
+
+
+def _figures(usage: Usage) -> str:
+    used, counter = usage.used, usage.counter
+    if used.memory_byte_seconds < 0 or used.memory_max_bytes < 0:
+        return "a memory figure is negative"
+    if usage.quality == "gap":
+        return _gap_figures(usage)
+    if counter is None or counter.end - counter.start != used.cpu_core_seconds:
+        return f"the counter does not rise by the {used.cpu_core_seconds} core seconds used"
+    # A trapezoid is nowhere higher than its highest sample; 1 ms for the rounding of `elapsed`.
+    most = used.memory_max_bytes * (usage.elapsed_milliseconds + 1)
+    if used.memory_byte_seconds * 1000 > most:
+        return "memory_byte_seconds is more than memory_max_bytes over the whole period"
+    return ""
+
+
+def _gap_figures(usage: Usage) -> str:
+    if (usage.used.cpu_core_seconds, usage.used.memory_byte_seconds) != (Decimal(0), 0):
+        return "a gap with usage"
+    if usage.counter and usage.counter.end < usage.counter.start:
+        return "the counter of a gap falls"
+    return ""

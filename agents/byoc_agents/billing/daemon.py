@@ -1,0 +1,183 @@
+"""The billing scraper, put together: target -> scraper -> spool -> shipper -> S3."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from byoc_agents.app.context import ClickHouseSettings, Runtime
+from byoc_agents.app.daemon import Agent
+from byoc_agents.app.settings import CoreSettings, Setting, number
+from byoc_agents.billing.objects import DEFAULT_PREFIX
+from byoc_agents.billing.recorder import Identity, Recorder
+from byoc_agents.billing.scraper import Pace, Scraper
+from byoc_agents.billing.sources.select import open_target, parse_target
+from byoc_agents.delivery.sink import Sink
+from byoc_agents.egress.destinations import (
+    Destination,
+    clickhouse_destination,
+    credential_destinations,
+    endpoint_url,
+    s3_destination,
+)
+from byoc_agents.errors import ConfigError
+from byoc_agents.ledger.recent import recently_sent
+from byoc_agents.sinks.directory import DirectorySink
+from byoc_agents.sinks.s3 import S3Sink
+
+NAME = "billing-scraper"
+MINUTE_SECONDS = 60
+
+
+def _window(text: str) -> int:
+    seconds = int(text)
+    if seconds < 1 or MINUTE_SECONDS % seconds:
+        raise ValueError("must be 60 or divide it")
+    return seconds
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the scraper needs to know."""
+
+    bucket: Annotated[
+        str, Setting("BYOC_BILLING_BUCKET", "a bucket's name, or file:///directory for a trial")
+    ]
+    prefix: Annotated[str, Setting("BYOC_BILLING_PREFIX", "the start of every key")] = (
+        DEFAULT_PREFIX
+    )
+    bucket_owner: Annotated[
+        str, Setting("BYOC_BILLING_BUCKET_OWNER", "the 12 digits of the bucket's AWS account")
+    ] = ""
+    target: Annotated[
+        str,
+        Setting(
+            "BYOC_BILLING_TARGET",
+            "auto, cgroup:PATH, pid:N, process:NAME or clickhouse:URL",
+            parse=lambda text: str(parse_target(text)),
+        ),
+    ] = "auto"
+    sample_seconds: Annotated[
+        float, Setting("BYOC_BILLING_SAMPLE_SECONDS", "0.1 to 60 seconds", parse=number(0.1, 60))
+    ] = 5.0
+    window_seconds: Annotated[
+        int, Setting("BYOC_BILLING_WINDOW_SECONDS", "60, or less that divides it", parse=_window)
+    ] = MINUTE_SECONDS
+    seal_seconds: Annotated[
+        float, Setting("BYOC_BILLING_SEAL_SECONDS", "1 to 3600 seconds", parse=number(1, 3600))
+    ] = 300.0
+    compression: Annotated[
+        Literal["zstd", "gzip"], Setting("BYOC_BILLING_COMPRESSION", "zstd or gzip")
+    ] = "zstd"
+    container_name: Annotated[
+        str, Setting("BYOC_CONTAINER_NAME", "the metered container's name in the pod")
+    ] = "clickhouse"
+    cpu_limit_millicores: Annotated[
+        int | None, Setting("BYOC_LIMITS_CPU_MILLICORES", "limits.cpu, divisor 1m")
+    ] = None
+    memory_limit_bytes: Annotated[
+        int | None, Setting("BYOC_LIMITS_MEMORY_BYTES", "limits.memory in bytes")
+    ] = None
+
+
+def destinations(
+    core: CoreSettings, clickhouse: ClickHouseSettings, own: Settings, environ: Mapping[str, str]
+) -> list[Destination]:
+    """Return everywhere the scraper may connect to."""
+    found = []
+    if server := parse_target(own.target).clickhouse_url(clickhouse.url):
+        found.append(
+            clickhouse_destination(
+                server,
+                agent=NAME,
+                setting="BYOC_BILLING_TARGET",
+                frequency=f"{own.window_seconds} s",
+            )
+        )
+    if own.bucket.startswith("file:"):
+        return found
+    bucket = s3_destination(
+        own.bucket,
+        core.region,
+        endpoint_url("s3", environ),
+        agent=NAME,
+        setting="BYOC_BILLING_BUCKET",
+        frequency=f"{own.seal_seconds:g} s",
+    )
+    return [*found, bucket, *credential_destinations(environ, core.region, NAME)]
+
+
+@asynccontextmanager
+async def opened(
+    runtime: Runtime, clickhouse: ClickHouseSettings, own: Settings
+) -> AsyncIterator[Agent]:
+    """Put the scraper together; everything it opened is closed at the end."""
+    async with AsyncExitStack() as stack:
+        spool = await stack.enter_async_context(runtime.spool(NAME))
+        ledger = await stack.enter_async_context(runtime.ledger(NAME))
+        sink: Sink = await stack.enter_async_context(_sink(runtime, own))
+        if isinstance(sink, S3Sink):
+            _refuse_another_region(await sink.stated_region(), runtime.core.region)
+        target = parse_target(own.target)
+        url = target.clickhouse_url(clickhouse.url) or clickhouse.url
+        server = await stack.enter_async_context(runtime.clickhouse(url, clickhouse))
+        pace = _pace(own)
+        scraper = Scraper(
+            NAME,
+            target=open_target(target, server, runtime.clock),
+            recorder=Recorder(identity=_identity(runtime.core, own), sample_ms=pace.sample_ms),
+            pace=pace,
+            spool=spool,
+            clock=runtime.clock,
+            metrics=runtime.metrics,
+            prefix=own.prefix,
+            compression=own.compression,
+            sent=partial(recently_sent, ledger.directory),
+        )
+        yield runtime.agent(
+            NAME, source=scraper, spool=spool, sink=sink, ledger=ledger, seal=scraper.seal
+        )
+
+
+def _sink(runtime: Runtime, own: Settings) -> S3Sink | DirectorySink:
+    if own.bucket.startswith("file:"):
+        return DirectorySink(Path(own.bucket.removeprefix("file://").removeprefix("file:")))
+    return S3Sink(
+        runtime.aws,
+        runtime.gate,
+        own.bucket,
+        region=runtime.core.region,
+        endpoint_url=endpoint_url("s3", runtime.environ),
+        expected_bucket_owner=own.bucket_owner or None,
+    )
+
+
+def _refuse_another_region(stated: str, ours: str) -> None:
+    """Raise ConfigError where the bucket is elsewhere: it would be reached by the NAT."""
+    if stated not in {"", ours}:
+        raise ConfigError(
+            [f"BYOC_BILLING_BUCKET: the bucket is in {stated}; wants one in BYOC_REGION, {ours}"]
+        )
+
+
+def _pace(own: Settings) -> Pace:
+    return Pace(
+        sample_ms=round(own.sample_seconds * 1000),
+        window_ms=own.window_seconds * 1000,
+        seal_ms=round(own.seal_seconds * 1000),
+    )
+
+
+def _identity(core: CoreSettings, own: Settings) -> Identity:
+    return Identity(
+        organization_id=core.organization_id,
+        service_id=core.service_id,
+        replica=core.replica,
+        region=core.region,
+        pod_uid=core.pod_uid,
+        container_name=own.container_name,
+        cpu_limit_millicores=own.cpu_limit_millicores,
+        memory_limit_bytes=own.memory_limit_bytes,
+    )

@@ -1,0 +1,203 @@
+"""Billing objects: encoded records in, one S3 key and its bytes out, and back.
+
+The key is computed from the records, so a repeated seal cannot store them twice. The body is
+compressed but `content_encoding` stays empty: a client that honours Content-Encoding would decode
+on the way and hand out bytes that fit neither the name's ending nor the stored checksum, while
+ClickHouse goes by the ending alone (`.zst`, `.gz`).
+"""
+
+import datetime as dt
+import gzip
+import re
+import zlib
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+import msgspec
+import zstandard
+
+from byoc_agents.app.cloudevents import parse_rfc3339
+from byoc_agents.billing.record import TYPE
+from byoc_agents.delivery.sink import Message
+
+Compression = Literal["zstd", "gzip"]
+
+DEFAULT_PREFIX = "v1/"
+MAX_BODY_BYTES = 64 * 1024**2  # decompressed; some 50 thousand records, a month of minutes
+SEQUENCE_DIGITS = 10  # keys sort as sequences do: 317 years of one record a second
+
+_ENDINGS: dict[Compression, str] = {"zstd": ".jsonl.zst", "gzip": ".jsonl.gz"}
+_MEDIA_TYPES: dict[Compression, str] = {
+    "zstd": "application/zstd",  # RFC 8878
+    "gzip": "application/gzip",  # RFC 6713
+}
+_KEY = re.compile(
+    r"(?:^|/)org=(?P<organization_id>[^/]+)/service=(?P<service_id>[^/]+)"
+    r"/date=(?P<date>\d{4}-\d\d-\d\d)/hour=(?P<hour>\d\d)"
+    r"/(?P<pod>[^/]+)-(?P<epoch>\d+)-(?P<first>\d+)-(?P<last>\d+)\.jsonl\.(?:zst|gz)$"
+)
+
+
+class TornObjectError(Exception):
+    """The bytes are not what was sealed. `str()` says how it shows."""
+
+
+class ObjectKey(NamedTuple):
+    """What a key says about the records inside, without the prefix and the ending."""
+
+    organization_id: str
+    service_id: str
+    date: str  # YYYY-MM-DD and
+    hour: str  # HH, UTC, of the first record's charge_period_start
+    pod: str  # pod uid, or the replica's name where there is none
+    epoch: int
+    first: int  # sequence of the first record
+    last: int
+
+    def __str__(self) -> str:
+        """Return the key from `org=` up to the ending."""
+        return (
+            f"org={self.organization_id}/service={self.service_id}"
+            f"/date={self.date}/hour={self.hour}/{self.pod}-{self.epoch}"
+            f"-{self.first:0{SEQUENCE_DIGITS}}-{self.last:0{SEQUENCE_DIGITS}}"
+        )
+
+
+class _Place(msgspec.Struct):
+    organization_id: str
+    service_id: str
+    replica: str
+    pod_uid: str = msgspec.field(name="k8s.pod.uid")
+    charge_period_start: str
+    epoch: int
+    sequence: int
+
+    def lane(self) -> tuple[str, str, str, int]:
+        """Return what all records of one object share."""
+        return (self.organization_id, self.service_id, self.pod_uid or self.replica, self.epoch)
+
+
+class _Line(msgspec.Struct):
+    data: _Place
+
+
+_decode = msgspec.json.Decoder(_Line).decode
+
+
+def seal(
+    lines: Sequence[bytes],
+    *,
+    created_at_ms: int,
+    prefix: str = DEFAULT_PREFIX,
+    compression: Compression = "zstd",
+) -> Message:
+    """Return the object that holds exactly these encoded records, in this order.
+
+    Raises ValueError where there are none, one is no usage record or holds a line end, or they are
+    not of one organization, service, pod and epoch with contiguous sequences: see `runs`. The same
+    records give the same key and, under the same libzstd or zlib, the same bytes.
+    """
+    places = [_place(line) for line in lines]
+    if not places or any(not _follows(a, b) for a, b in pairwise(places)):
+        raise ValueError("wants records of one epoch with contiguous sequences, at least one")
+    folder = f"{prefix.rstrip('/')}/" if prefix else ""
+    return Message(
+        id=f"{folder}{_key(places[0], places[-1])}{_ENDINGS[compression]}",
+        type=TYPE,
+        body=_compress(b"\n".join(lines) + b"\n", compression),
+        created_at_ms=created_at_ms,
+        records=len(lines),
+        content_type=_MEDIA_TYPES[compression],
+    )
+
+
+def runs(lines: Sequence[bytes]) -> list[list[bytes]]:
+    """Split records where one object must end, keeping their order. Raises ValueError as `seal`.
+
+    More than one run means that the pod or the state directory changed between two records.
+    """
+    found: list[list[bytes]] = []
+    before: _Place | None = None
+    for line in lines:
+        place = _place(line)
+        if before is None or not _follows(before, place):
+            found.append([])
+        found[-1].append(line)
+        before = place
+    return found
+
+
+def parse_key(key: str) -> ObjectKey | None:
+    """Return what a key says, whatever its prefix; None where it is no billing object's."""
+    match = _KEY.search(key)
+    if match is None:
+        return None
+    numbers = {name: int(match[name]) for name in ("epoch", "first", "last")}
+    texts = {k: v for k, v in match.groupdict().items() if k not in numbers}
+    return ObjectKey(**texts, **numbers)  # type: ignore[arg-type] # a dict of both kinds
+
+
+def unseal(key: str, body: bytes) -> list[bytes]:
+    """Return the encoded records of an object, without line ends. Raises TornObjectError."""
+    read = _read_gzip if key.endswith(".gz") else _read_zstd
+    text = read(body)
+    if not text.endswith(b"\n"):
+        raise TornObjectError("the last line is cut" if text else "it holds no record")
+    return text[:-1].split(b"\n")
+
+
+def _place(line: bytes) -> _Place:
+    if b"\n" in line:
+        raise ValueError("an encoded record holds a line end")
+    return _decode(line).data  # msgspec's errors are ValueErrors
+
+
+def _follows(a: _Place, b: _Place) -> bool:
+    return a.lane() == b.lane() and b.sequence == a.sequence + 1
+
+
+def _key(first: _Place, last: _Place) -> ObjectKey:
+    seconds = parse_rfc3339(first.charge_period_start) // 1000
+    start = dt.datetime.fromtimestamp(seconds, tz=dt.UTC)
+    organization_id, service_id, pod, epoch = first.lane()
+    return ObjectKey(
+        organization_id=organization_id,
+        service_id=service_id,
+        date=f"{start:%Y-%m-%d}",
+        hour=f"{start:%H}",
+        pod=pod,
+        epoch=epoch,
+        first=first.sequence,
+        last=last.sequence,
+    )
+
+
+def _compress(text: bytes, compression: Compression) -> bytes:
+    if compression == "gzip":
+        return gzip.compress(text, mtime=0)
+    # Level 1 takes 0.5 us a record. The frame's checksum and size make a torn object show itself.
+    compressor = zstandard.ZstdCompressor(level=1, write_checksum=True, write_content_size=True)
+    return compressor.compress(text)
+
+
+def _read_zstd(body: bytes) -> bytes:
+    try:
+        frame = zstandard.get_frame_parameters(body)
+        if not frame.has_checksum or frame.content_size > MAX_BODY_BYTES:
+            raise TornObjectError("the zstd frame has no checksum, or no sane size")
+        return zstandard.ZstdDecompressor().decompress(body, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise TornObjectError(f"bad zstd frame: {error}") from error
+
+
+def _read_gzip(body: bytes) -> bytes:
+    inflate: Callable[..., zlib._Decompress] = zlib.decompressobj
+    stream = inflate(wbits=31)  # 31: a gzip header and checksum, as zlib numbers it
+    try:
+        text = stream.decompress(body, MAX_BODY_BYTES)
+    except zlib.error as error:
+        raise TornObjectError(f"bad gzip stream: {error}") from error
+    if not stream.eof or stream.unused_data:
+        raise TornObjectError("the gzip stream is cut, too long, or followed by other bytes")
+    return text

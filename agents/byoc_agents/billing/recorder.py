@@ -1,0 +1,129 @@
+"""Periods to usage records: identity, exact figures, quality."""
+
+from decimal import Decimal
+
+import msgspec
+
+from byoc_agents.app.cloudevents import rfc3339, source_uri
+from byoc_agents.billing.record import (
+    TYPE,
+    Allocated,
+    Counter,
+    Quality,
+    Samples,
+    Usage,
+    UsageRecord,
+    Used,
+    life,
+    record_id,
+)
+from byoc_agents.billing.window import NS_PER_MS, Period, Window
+
+MISSED_SAMPLES = 2.5  # sample intervals without a reading that make a period estimated
+NOTHING = Used(cpu_core_seconds=Decimal(0), memory_byte_seconds=0, memory_max_bytes=0)
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """Who is metered, and the size that the downward API tells where no counter shows one."""
+
+    organization_id: str
+    service_id: str
+    replica: str
+    region: str
+    pod_uid: str
+    container_name: str
+    cpu_limit_millicores: int | None = None
+    memory_limit_bytes: int | None = None
+
+
+class Recorder(msgspec.Struct, frozen=True, kw_only=True):
+    """Writes periods down."""
+
+    identity: Identity
+    sample_ms: int
+
+    def record(self, period: Period, epoch: int, sequence: int) -> UsageRecord:
+        """Return the record of one period. The same period gives the same id."""
+        who, window = self.identity, period.window
+        reading = window.reading if window else period.until
+        usage = Usage(
+            organization_id=who.organization_id,
+            service_id=who.service_id,
+            replica=who.replica,
+            region=who.region,
+            pod_uid=who.pod_uid,
+            container_name=who.container_name,
+            container_id=reading.container_id if reading else "",
+            charge_period_start=rfc3339(period.start_ms),
+            charge_period_end=rfc3339(period.end_ms),
+            elapsed_milliseconds=window.elapsed_ns // NS_PER_MS if window else 0,
+            allocated=self._allocated(window),
+            used=_used(window) if window else NOTHING,
+            counter=_counter(period),
+            source=window.reading.source if window else "none",
+            incarnation=life(reading) if reading else "",
+            samples=self._samples(period),
+            quality=self._quality(window),
+            gap_reason=period.gap_reason,
+            restart_observed=window is not None and window.restart_observed,
+            source_changed=window is not None and window.source_changed,
+            clock_step_milliseconds=window.clock_step_ms if window else 0,
+            epoch=epoch,
+            sequence=sequence,
+        )
+        return UsageRecord(
+            id=record_id(usage),
+            source=source_uri(who.organization_id, who.service_id, who.replica),
+            type=TYPE,
+            subject=who.container_name,
+            time=usage.charge_period_end,
+            data=usage,
+        )
+
+    def _allocated(self, window: Window | None) -> Allocated:
+        if window and (window.cpu_limit_millicores or window.memory_limit_bytes):
+            return Allocated(
+                cpu_millicores=window.cpu_limit_millicores,
+                memory_bytes=window.memory_limit_bytes,
+                source="clickhouse" if window.sized_by == "clickhouse" else "cgroup",
+            )
+        who = self.identity
+        told = who.cpu_limit_millicores or who.memory_limit_bytes
+        return Allocated(
+            cpu_millicores=who.cpu_limit_millicores,
+            memory_bytes=who.memory_limit_bytes,
+            source="downward_api" if told else "unknown",
+        )
+
+    def _samples(self, period: Period) -> Samples:
+        expected = max(1, round((period.end_ms - period.start_ms) / self.sample_ms))
+        return Samples(expected=expected, observed=period.window.samples if period.window else 0)
+
+    def _quality(self, window: Window | None) -> Quality:
+        if window is None:
+            return "gap"
+        missed = window.longest_ns > MISSED_SAMPLES * self.sample_ms * NS_PER_MS
+        doubt = window.estimated or window.source_changed or window.clock_step_ms
+        return "estimated" if missed or doubt else "measured"
+
+
+def _used(window: Window) -> Used:
+    return Used(
+        cpu_core_seconds=_core_seconds(window.reading.cpu_usec - window.cpu_start_usec),
+        memory_byte_seconds=window.memory_byte_ns // 10**9,
+        memory_max_bytes=window.memory_max_bytes,
+    )
+
+
+def _counter(period: Period) -> Counter | None:
+    if period.window:
+        ends = period.window.cpu_start_usec, period.window.reading.cpu_usec
+    elif period.until:
+        ends = 0, period.until.cpu_usec
+    else:
+        return None
+    return Counter(start=_core_seconds(ends[0]), end=_core_seconds(ends[1]))
+
+
+def _core_seconds(microseconds: int) -> Decimal:
+    return Decimal(microseconds) / 1_000_000

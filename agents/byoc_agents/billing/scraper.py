@@ -1,0 +1,295 @@
+"""The source of the billing scraper: samples a target, closes windows, seals objects.
+
+A window's records, the checkpoint they were made from and their place in the sequence are one
+commit; sealing takes the lines out and the object in, in one commit. So a kill between any two
+steps neither loses nor repeats a record.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
+from typing import Any
+
+import msgspec
+import structlog
+
+from byoc_agents.app.clock import Clock
+from byoc_agents.app.cloudevents import encode, parse_rfc3339, rfc3339
+from byoc_agents.app.metrics import Metrics
+from byoc_agents.billing.checkpoint import Checkpoint, Held, decoded, same_place
+from byoc_agents.billing.meter import Meter
+from byoc_agents.billing.objects import Compression, runs, seal
+from byoc_agents.billing.record import GapReason, Usage, charge_period_ms
+from byoc_agents.billing.recorder import Recorder
+from byoc_agents.billing.rollback import epochs, is_older, since_ms, stored_lines
+from byoc_agents.billing.sources.select import Observation, Target
+from byoc_agents.billing.window import HOUR_MS, Period, Sample, State
+from byoc_agents.durable.spool import EPOCH, ORIGIN, Spool
+from byoc_agents.durable.store import Change
+from byoc_agents.errors import SpoolCorruptError, SpoolError
+
+CHECKPOINT = "billing/meter"
+MAX_LINES = 1000  # of one object; half a MiB of JSON
+HELD_AT_ONCE = 6  # hours that are written in one commit: some 10 KiB of room
+
+
+class Pace(msgspec.Struct, frozen=True, kw_only=True):
+    """How often, in milliseconds."""
+
+    sample_ms: int
+    window_ms: int
+    seal_ms: int
+
+
+class Scraper:
+    """Meters one target into a spool."""
+
+    def __init__(  # noqa: PLR0913  the parts it is made of
+        self,
+        agent: str,
+        *,
+        target: Target,
+        recorder: Recorder,
+        pace: Pace,
+        spool: Spool,
+        clock: Clock,
+        metrics: Metrics,
+        prefix: str,
+        compression: Compression,
+        sent: Callable[[], Mapping[str, bool]] = dict,
+    ) -> None:
+        """`sent` blocks and returns what `byoc_agents.ledger.recent` does."""
+        self._agent = agent
+        self._target = target
+        self._recorder = recorder
+        self._pace = pace
+        self._meter = Meter(window_ms=pace.window_ms)
+        self._spool = spool
+        self._clock = clock
+        self._metrics = metrics
+        self._samples = cache(partial(metrics.billing_samples.labels, agent))  # of a source
+        self._prefix = prefix
+        self._compression = compression
+        self._sent = sent
+        self._log = structlog.get_logger().bind(agent=agent)
+        self._checkpoint: Checkpoint | None = None
+        self._outrun = False  # what is on disk is older than what has left
+        self._left: set[int] = set()  # epochs of what has left
+        self._unsure_ms: int | None = None  # from when on what has not left may be lost
+        self._staged: list[bytes] = []
+        self._standby_window = -1
+        self._stale = True  # what we believe of the spool must be read again
+        self._trouble = ""  # of the target
+        self._spool_trouble = ""
+
+    async def run(self) -> None:
+        """Sample at every full sample interval of the wall clock, for ever."""
+        while True:
+            await self.tick()
+            await self._clock.sleep(self._wait_seconds())
+
+    async def tick(self) -> None:
+        """Take one sample, and write down and seal what is due."""
+        sample = await self._look()
+        try:
+            await self._take(sample)
+            await self._seal_due(sample.wall_ms)
+        except SpoolError as error:
+            self._note_error(error)
+
+    async def finish(self) -> None:
+        """Take a last sample, close the open window and seal all that is staged."""
+        await self._take(await self._look())
+        if self._checkpoint:
+            checkpoint = await self._write_held(self._checkpoint)
+            await self._write(checkpoint, *self._meter.close(checkpoint.state))
+        await self._seal_all()
+        self._target.close()
+
+    async def seal(self) -> None:
+        """Seal all that is staged and measure nothing: for a directory that is only emptied."""
+        await self._load()
+        await self._seal_all()
+
+    async def _take(self, sample: Sample) -> None:
+        if self._stale:
+            await self._load()
+        checkpoint = self._checkpoint
+        if checkpoint is None:
+            await self._begin(sample)
+            return
+        try:
+            checkpoint = await self._write_held(checkpoint)
+            await self._write(checkpoint, *self._meter.step(checkpoint.state, sample))
+        except SpoolCorruptError:
+            raise
+        except SpoolError as error:  # the window grows until there is room, or to a full hour
+            self._note_error(error)
+            self._hold(self._checkpoint or checkpoint, sample)
+
+    def _hold(self, checkpoint: Checkpoint, sample: Sample) -> None:
+        """Go on in memory. What else than an hour ends is met again with the next sample."""
+        state, periods = self._meter.step(checkpoint.state, sample, hold=True)
+        if any(period.end_ms % HOUR_MS or period.gap_reason for period in periods):
+            return
+        held = (*checkpoint.held, Held(periods, state)) if periods else checkpoint.held
+        self._checkpoint = msgspec.structs.replace(checkpoint, state=state, held=held)
+
+    async def _write_held(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Write the hours that found no room, some at a time; return where we stand."""
+        while checkpoint.held:
+            now, later = checkpoint.held[:HELD_AT_ONCE], checkpoint.held[HELD_AT_ONCE:]
+            periods = [period for held in now for period in held.periods]
+            written = await self._write(checkpoint, now[-1].state, periods)
+            checkpoint = msgspec.structs.replace(written, state=checkpoint.state, held=later)
+            self._checkpoint = checkpoint
+        return checkpoint
+
+    async def _load(self) -> None:
+        """Read where we stand. The spool is the truth; our memory is richer where both agree."""
+        stored = (await self._spool.state(CHECKPOINT)).get(CHECKPOINT)
+        self._staged = await self._spool.staged()
+        sent = await asyncio.to_thread(self._sent)
+        found = decoded(stored)
+        self._left, self._unsure_ms = epochs(sent), since_ms(sent)
+        self._outrun = found is not None and is_older(found.epoch, found.sequence, sent)
+        mine = self._checkpoint
+        if self._outrun or not (found and mine and same_place(found, mine)):
+            self._checkpoint = None if self._outrun else found
+        if gone := stored_lines(self._staged, sent):
+            await self._commit(Change(unstage=gone))
+            del self._staged[:gone]
+        self._stale = False
+
+    async def _begin(self, sample: Sample) -> None:
+        """Start an epoch: nothing is known of what was before."""
+        marks = await self._spool.state("spool/")
+        broken = CHECKPOINT in await self._spool.state(CHECKPOINT)  # there, but not ours to read
+        epoch, latest = int(marks[EPOCH]), max(self._left, default=0)
+        corrupt = self._outrun or epoch in self._left or marks[ORIGIN] == b"corrupt"
+        reason: GapReason = "spool_corrupt" if corrupt else "no_checkpoint"
+        if broken or latest >= epoch:
+            epoch = await self._spool.later_epoch(max(sample.wall_ms, latest + 1))
+        state, periods = self._meter.start(sample, reason, since_ms=self._unsure_ms)
+        self._log.warning("billing.epoch", epoch=epoch, reason=reason)
+        begun = Checkpoint(epoch=epoch, sequence=0, state=state)
+        await self._write(begun, state, periods, always=True)
+
+    async def _write(
+        self, before: Checkpoint, state: State, periods: Sequence[Period], *, always: bool = False
+    ) -> Checkpoint:
+        """Adopt the state; where periods were closed, make all of it durable first."""
+        after = Checkpoint(epoch=before.epoch, sequence=before.sequence + len(periods), state=state)
+        if periods or always:
+            records = [
+                self._recorder.record(period, before.epoch, before.sequence + index)
+                for index, period in enumerate(periods)
+            ]
+            lines = [encode(record) for record in records]
+            checkpoint = {CHECKPOINT: msgspec.json.encode(after)}
+            await self._commit(Change(stage=lines, state=checkpoint))
+            self._spool_trouble = ""
+            self._staged += lines
+            for record in records:
+                self._note(record.data)
+        self._checkpoint = after
+        return after
+
+    async def _seal_due(self, wall_ms: int) -> None:
+        if not self._staged:
+            return
+        start_ms, end_ms = charge_period_ms(self._staged[0])
+        waits_ms = wall_ms - end_ms
+        another_hour = wall_ms // HOUR_MS != start_ms // HOUR_MS
+        if waits_ms >= self._pace.seal_ms or another_hour or len(self._staged) >= MAX_LINES:
+            await self._seal_all()
+
+    async def _seal_all(self) -> None:
+        for run in runs(self._staged):
+            for start in range(0, len(run), MAX_LINES):
+                await self._seal(run[start : start + MAX_LINES])
+
+    async def _seal(self, lines: list[bytes]) -> None:
+        message = seal(
+            lines,
+            created_at_ms=self._clock.wall_ns() // 1_000_000,
+            prefix=self._prefix,
+            compression=self._compression,
+        )
+        await self._commit(Change(messages=[message], unstage=len(lines)))
+        del self._staged[: len(lines)]
+        self._log.info("billing.seal", id=message.id, records=len(lines), bytes=len(message.body))
+
+    async def _commit(self, change: Change) -> None:
+        """Make a change durable. It may be made also when we fail or are cancelled meanwhile."""
+        self._stale = True
+        await self._spool.commit(change)
+        self._stale = False
+
+    async def _look(self) -> Sample:
+        window = self._clock.wall_ns() // 1_000_000 // self._pace.window_ms
+        standby = window != self._standby_window
+        seen = await self._target.read(standby=standby)
+        self._standby_window = window
+        self._note_seen(seen)
+        return Sample(
+            wall_ms=self._clock.wall_ns() // 1_000_000,
+            boot_ns=self._clock.boot_ns(),
+            boot_id=self._clock.boot_id,
+            reading=seen.reading,
+            standby=seen.standby,
+            absent=seen.absent,
+        )
+
+    def _wait_seconds(self) -> float:
+        interval_ms = self._pace.sample_ms
+        wait_ms = interval_ms - self._clock.wall_ns() / 1e6 % interval_ms
+        if wait_ms < interval_ms / 10:  # the timer fired a little early: not the same tick twice
+            wait_ms += interval_ms
+        return wait_ms / 1000
+
+    def _note_seen(self, seen: Observation) -> None:
+        source = seen.reading.source if seen.reading else "none"
+        self._samples(source).inc()
+        self._note_trouble(seen.trouble)
+
+    def _note_error(self, error: SpoolError) -> None:
+        self._metrics.spool_errors.labels(self._agent, type(error).__name__).inc()
+        if not self._spool_trouble:
+            self._log.error("billing.spool_trouble", trouble=str(error))
+        self._spool_trouble = str(error)
+
+    def _note_trouble(self, trouble: str) -> None:
+        if trouble and trouble != self._trouble:
+            self._log.warning("billing.trouble", trouble=trouble)
+        self._trouble = trouble
+
+    def _note(self, usage: Usage) -> None:
+        self._metrics.billing_records.labels(self._agent, usage.quality).inc()
+        start, end = usage.charge_period_start, usage.charge_period_end
+        if usage.quality == "gap":
+            seconds = (parse_rfc3339(end) - parse_rfc3339(start)) / 1000
+            self._metrics.billing_gap_seconds.labels(self._agent, usage.gap_reason).inc(seconds)
+            self._log.warning("billing.gap", reason=usage.gap_reason, start=start, end=end)
+        elif usage.restart_observed or usage.source_changed or usage.clock_step_milliseconds:
+            self._log.warning(
+                "billing.event",
+                restart_observed=usage.restart_observed,
+                source_changed=usage.source_changed,
+                clock_step_milliseconds=usage.clock_step_milliseconds,
+            )
+
+    def status(self) -> dict[str, Any]:
+        """Return what /status shows of the metering."""
+        checkpoint = self._checkpoint
+        window = checkpoint.state.window if checkpoint else None
+        return {
+            "target": str(self._target),
+            "target_trouble": self._trouble,
+            "spool_trouble": self._spool_trouble,
+            "epoch": checkpoint.epoch if checkpoint else None,
+            "next_sequence": checkpoint.sequence if checkpoint else None,
+            "source": window.reading.source if window else None,
+            "window_start": rfc3339(window.start_ms) if window else None,
+            "staged_records": len(self._staged),
+        }

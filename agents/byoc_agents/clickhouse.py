@@ -1,0 +1,289 @@
+"""A small HTTP client for one ClickHouse server: `/ping`, `/replicas_status` and system tables.
+
+Every failure becomes one of six exceptions that name a status or ClickHouse's code number only:
+the server's error text and the query can hold table names, and exceptions end up in logs.
+Credentials travel in headers, never in the URL; redirects are never followed.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import aiohttp
+import msgspec
+
+from byoc_agents import __version__
+from byoc_agents.errors import ByocError, SendError
+
+SessionFactory = Callable[..., aiohttp.ClientSession]
+Row = dict[str, Any]
+
+# ClickHouse src/Common/ErrorCodes.cpp: UNKNOWN_USER, WRONG_PASSWORD, REQUIRED_PASSWORD,
+# IP_ADDRESS_NOT_ALLOWED, AUTHENTICATION_FAILED. ACCESS_DENIED (497, a missing grant) also comes
+# with status 403, but the login was right: it is a server error.
+AUTH_CODES = frozenset({192, 193, 194, 195, 516})
+_UNAUTHORIZED, _FORBIDDEN, _UNAVAILABLE, _OK = 401, 403, 503, 200
+_CODE = re.compile(rb"\bCode: (\d{1,5})\b")
+_WHOLE = re.compile(r"(?:U?Int\d+)$")
+_FRACTION = re.compile(r"(?:B?Float\d+)$")
+_WRAPPER = re.compile(r"(?:Nullable|LowCardinality)\((.*)\)$")
+
+
+class ClickHouseError(ByocError):
+    """A request failed. `code` is ClickHouse's error code, 0 where there was none."""
+
+    def __init__(self, what: str, code: int = 0) -> None:
+        super().__init__(f"{what}, code {code}" if code else what)
+        self.code = code
+
+
+class ClickHouseUnreachableError(ClickHouseError):
+    """No connection, or it broke: refused, reset, no such host, stopped by the egress gate."""
+
+
+class ClickHouseTimeoutError(ClickHouseError):
+    """No whole answer in time."""
+
+
+class ClickHouseAuthError(ClickHouseError):
+    """The server does not accept our user or password."""
+
+
+class ClickHouseServerError(ClickHouseError):
+    """The server answered with an error: see `code` (60 no such table, 497 no grant, ...)."""
+
+
+class ClickHouseResponseError(ClickHouseError):
+    """An answer that is not ClickHouse's: a redirect, a proxy's page, cut or broken JSON."""
+
+
+class ClickHouseTooLargeError(ClickHouseError):
+    """The answer passed the byte bound; the rest was not read."""
+
+
+class _Columns(msgspec.Struct):
+    name: str
+    type: str
+
+
+class _Answer(msgspec.Struct):
+    meta: list[_Columns]
+    data: list[list[Any]]
+
+
+class _Reply(msgspec.Struct, frozen=True):
+    status: int
+    code: int
+    body: bytes
+
+
+_DECODER = msgspec.json.Decoder(_Answer)
+_HEADERS = {
+    "User-Agent": f"byoc-agents/{__version__}",  # the customer finds us in query_log by it
+    "Accept-Encoding": "identity",
+    "Connection": "close",
+}
+
+
+class Bounds(msgspec.Struct, frozen=True):
+    """What one request may take."""
+
+    seconds: float = 5.0  # from the connection to the last byte
+    answer_bytes: int = 1024 * 1024  # ours are a few KiB
+
+
+BOUNDS = Bounds()
+
+
+class ClickHouse:
+    """One server.
+
+    Each request has a connection of its own: the server keeps a thread for every idle one, and
+    closes it after 3 to 30 s, just when a poll of 5 or 10 s might use it again.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        user: str = "default",
+        password: str = "",
+        *,
+        session: SessionFactory = aiohttp.ClientSession,
+        bounds: Bounds = BOUNDS,
+    ) -> None:
+        """Take `http[s]://host[:port]` and a login. Raises ValueError for any other URL.
+
+        `session` is called inside the event loop with ClientSession's `timeout` and `headers`: in
+        a daemon it is `Gate.session`, so that the gate sees every request.
+        """
+        self._base = base_url(url)
+        self._login = _login(user, password)
+        self._make_session = session
+        self._bounds = bounds
+        self._session: aiohttp.ClientSession | None = None
+
+    def __repr__(self) -> str:
+        return f"ClickHouse({self._base})"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections. A later request opens new ones."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def ping(self) -> None:
+        """Return when the server answers `/ping`; needs no login. Raises ClickHouseError."""
+        reply = await self._request("GET", "/ping")
+        self._check(reply)
+        if reply.body.strip() != b"Ok.":
+            raise ClickHouseResponseError("/ping: not ClickHouse's answer")
+
+    async def replicas_status(self) -> bool:
+        """Return False where the server says that a replica lags (503), else True; no login.
+
+        The server's text names tables and is thrown away. Raises ClickHouseError.
+        """
+        reply = await self._request("GET", "/replicas_status")
+        if reply.status == _UNAVAILABLE and not reply.code:
+            return False
+        self._check(reply)
+        return True
+
+    async def query(
+        self,
+        sql: str,
+        params: Mapping[str, str] | None = None,
+        settings: Mapping[str, str] | None = None,
+    ) -> list[Row]:
+        """Run one SELECT and return its rows by column name. Raises ClickHouseError.
+
+        `params` fill `{name:Type}` in the SQL. `settings` go into the URL; a user with readonly=1
+        may set none. Integers come as int, floats as float, all else as JSON gives it.
+        """
+        options = {f"param_{name}": value for name, value in (params or {}).items()}
+        # The server then answers when it is done, so a late failure still gets an error status.
+        options |= {"wait_end_of_query": "1", **(settings or {})}
+        body = f"{sql.rstrip().rstrip(';')}\nFORMAT JSONCompact".encode()
+        reply = await self._request("POST", "/", options, body, self._login)
+        self._check(reply)
+        return _rows(reply)
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        options: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> _Reply:
+        request = self._open().request(
+            method,
+            self._base + path,
+            params=options,
+            data=body,
+            headers=headers,
+            allow_redirects=False,
+        )
+        try:
+            async with request as response:
+                content = await self._read(response)
+                return _Reply(response.status, _code(response, content), content)
+        except TimeoutError:
+            raise ClickHouseTimeoutError(f"{path}: none in {self._bounds.seconds:g} s") from None
+        except (aiohttp.ClientPayloadError, aiohttp.ClientResponseError) as error:
+            raise ClickHouseResponseError(f"{path}: {type(error).__name__}") from None
+        except (aiohttp.ClientError, OSError, SendError) as error:  # the last one is the gate's
+            raise ClickHouseUnreachableError(f"{path}: {type(error).__name__}") from None
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        content = bytearray()
+        async for chunk in response.content.iter_chunked(64 * 1024):
+            content += chunk
+            if len(content) > self._bounds.answer_bytes:
+                response.close()
+                raise ClickHouseTooLargeError(f"more than {self._bounds.answer_bytes} bytes")
+        return bytes(content)
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            timeout = aiohttp.ClientTimeout(total=self._bounds.seconds)
+            self._session = self._make_session(timeout=timeout, headers=_HEADERS)
+        return self._session
+
+    @staticmethod
+    def _check(reply: _Reply) -> None:
+        """Raise what a status or an error code means."""
+        code, status = reply.code, reply.status
+        if code in AUTH_CODES or status == _UNAUTHORIZED or (status == _FORBIDDEN and not code):
+            raise ClickHouseAuthError(f"login refused, status {status}", code)
+        if code:
+            raise ClickHouseServerError(f"status {status}", code)
+        if status != _OK:
+            raise ClickHouseResponseError(f"status {status} without a ClickHouse code")
+
+
+def base_url(url: str) -> str:
+    """Return `scheme://host:port` without a trailing slash. Raises ValueError.
+
+    A user or password inside the URL is refused: URLs are printed.
+    """
+    wanted = "wants http://host:port or https://host:port without user, path or query"
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        raise ValueError(wanted) from None
+    if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
+        raise ValueError(wanted)
+    if parts.path.strip("/") or parts.query or parts.fragment or not url.isprintable():
+        raise ValueError(wanted)
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def _login(user: str, password: str) -> dict[str, str]:
+    if not (user + password).isprintable():
+        raise ValueError("user or password: wants printable characters, no line end")
+    return {"X-ClickHouse-User": user} | ({"X-ClickHouse-Key": password} if password else {})
+
+
+def _code(response: aiohttp.ClientResponse, content: bytes) -> int:
+    """Return ClickHouse's error code: from the header, in old servers from the error's text."""
+    header = response.headers.get("X-ClickHouse-Exception-Code", "")
+    if re.fullmatch(r"[0-9]{1,5}", header):
+        return int(header)
+    match = _CODE.search(content[:1024]) if response.status != _OK else None
+    return int(match[1]) if match else 0
+
+
+def _rows(reply: _Reply) -> list[Row]:
+    try:
+        answer = _DECODER.decode(reply.body)
+        converters = [(column.name, _converter(column.type)) for column in answer.meta]
+        return [
+            {name: convert(value) for (name, convert), value in zip(converters, row, strict=True)}
+            for row in answer.data
+        ]
+    except (msgspec.MsgspecError, ValueError, TypeError):
+        if match := _CODE.search(reply.body[-4096:]):  # an error after the first bytes of a 200
+            raise ClickHouseServerError("in a broken answer", int(match[1])) from None
+        raise ClickHouseResponseError("broken JSON") from None
+
+
+def _converter(kind: str) -> Callable[[Any], Any]:
+    """Return what makes a value of a column type: 64-bit integers come quoted from old servers."""
+    while match := _WRAPPER.match(kind):
+        kind = match[1]
+    if _WHOLE.match(kind):
+        return _optional(int)
+    return _optional(float) if _FRACTION.match(kind) else lambda value: value
+
+
+def _optional(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else convert(value)

@@ -1,0 +1,160 @@
+"""A damaged spool file is set aside, and what proves itself by its hash is taken over.
+
+The new file is made beside the damaged one and takes its place when it is complete, so a kill in
+between finds the damaged file again.
+"""
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from byoc_agents.delivery.sink import Message
+from byoc_agents.durable.rows import COLUMNS, digest
+from byoc_agents.durable.schema import connect_damaged, translated
+from byoc_agents.durable.store import Store
+from byoc_agents.durable.write_batch import Change, DeadLetter
+
+INDEX = "-shm"
+JOURNALS = ("-wal", INDEX, "-journal")
+KEPT_DAMAGED = 3  # files set aside that are kept for a person, newest last
+READ_BYTES = 1 << 20
+PROBED = 100_000  # positions that are tried, newest last, where the first cannot be read
+
+
+def make(path: Path, marks: Mapping[str, bytes]) -> None:
+    """Make an empty spool file that carries the marks, all or nothing. Raises SpoolError."""
+    with translated():
+        _fill(_fresh(path), marks, ())
+        _take_place(path)
+
+
+def read_through(path: Path) -> None:
+    """Read a spool file and its journal once. Raises OSError where the disk refuses."""
+    for name in (path, path.with_name(f"{path.name}-wal")):
+        if name.exists():
+            with name.open("rb") as file:
+                while file.read(READ_BYTES):
+                    pass
+
+
+def rebuild(path: Path, lost: Store | None, marks: Mapping[str, bytes]) -> tuple[int, str]:
+    """Put a new file in the place of a damaged one; return (rows taken over, where that one is).
+
+    `lost` is the open store of a file that was removed: it can still be read, and is closed in the
+    end. Raises SpoolError: then everything is as it was.
+    """
+    with translated():
+        if lost:
+            rows = _fill(_fresh(path), marks, salvage(lost.connection))
+            lost.close()  # before the new file comes: this deletes the journal, by its name
+        else:
+            rows = _fill_from(path, marks)
+        aside = set_aside(path)
+        _take_place(path)
+        return rows, f"set aside as {aside.name}" if aside.exists() else "nothing to set aside"
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file and its journal, the file first: alone it would be an older state."""
+    aside = path.with_name(f"{path.name}.corrupt-{time.time_ns()}")
+    for suffix in ("", *JOURNALS):
+        source = path.with_name(path.name + suffix)
+        if suffix == INDEX:
+            source.unlink(missing_ok=True)  # SQLite makes it anew
+        elif source.exists():
+            source.rename(aside.with_name(aside.name + suffix))
+    for old in sorted(path.parent.glob(f"{path.name}.corrupt-*[0-9]"))[:-KEPT_DAMAGED]:
+        _unlink(old)
+    return aside
+
+
+def _fresh(path: Path) -> Path:
+    fresh = path.with_name(f"{path.name}.new")
+    _unlink(fresh)
+    return fresh
+
+
+def _fill_from(damaged: Path, marks: Mapping[str, bytes]) -> int:
+    try:
+        with closing(connect_damaged(damaged)) as connection:
+            return _fill(_fresh(damaged), marks, salvage(connection))
+    except sqlite3.Error:  # nothing at all can be read
+        return _fill(_fresh(damaged), marks, ())
+
+
+def _fill(fresh: Path, marks: Mapping[str, bytes], changes: Iterable[Change]) -> int:
+    rows = 0
+    with closing(Store(fresh, max_bytes=0)) as store:
+        store.begin()
+        for change in changes:
+            store.apply(change, bounded=False)
+            rows += 1
+        store.apply(Change(state=marks), bounded=False)
+        store.commit()
+    return rows
+
+
+def _take_place(path: Path) -> None:
+    for suffix in JOURNALS:  # of a file that is gone: they would be read into the new one
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    path.with_name(f"{path.name}.new").replace(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _unlink(path: Path) -> None:
+    for suffix in ("", *JOURNALS):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def salvage(connection: sqlite3.Connection) -> Iterator[Change]:
+    """Yield what can still be read, a row a change: messages, staged lines, dead letters.
+
+    Sending one of them once more is harmless: its id is the same. Checkpoints are not salvaged: an
+    older one would count usage twice.
+    """
+    for *columns, sha256 in _rows(connection, "message", f"{COLUMNS}, sha256"):
+        if sha256 == digest(*columns):
+            yield Change(messages=[Message(*columns)])
+    for line, sha256 in _rows(connection, "staged", "line, sha256"):
+        if sha256 == digest(line):
+            yield Change(stage=[line])
+    why = "sha256, reason, detail, died_at_ms"
+    for *columns, sha256, reason, detail, at_ms in _rows(
+        connection, "dead_letter", f"{COLUMNS}, {why}"
+    ):
+        if sha256 == digest(*columns):
+            letter = DeadLetter(Message(*columns), reason, detail, at_ms)
+            yield Change(dead_letters=[letter])
+
+
+def _rows(connection: sqlite3.Connection, table: str, columns: str) -> Iterator[Any]:
+    one = f"SELECT {columns} FROM {table} WHERE position = ?"  # noqa: S608  constants
+    for position in _positions(connection, table):
+        try:
+            yield from connection.execute(one, (position,)).fetchall()
+        except sqlite3.Error:  # this row is lost; the next may not be
+            continue
+
+
+def _positions(connection: sqlite3.Connection, table: str) -> range:
+    last = _number(connection, f"SELECT seq FROM sqlite_sequence WHERE name = '{table}'")  # noqa: S608
+    if last is None:
+        last = _number(connection, f"SELECT max(position) FROM {table}") or 0  # noqa: S608
+    first = _number(connection, f"SELECT min(position) FROM {table}")  # noqa: S608
+    return range(max(1, last - PROBED + 1) if first is None else first, last + 1)
+
+
+def _number(connection: sqlite3.Connection, query: str) -> int | None:
+    try:
+        row = connection.execute(query).fetchone()
+    except sqlite3.Error:
+        return None
+    return row[0] if row and isinstance(row[0], int) else None

@@ -1,0 +1,299 @@
+"""The SQLite file behind the spool: plain, blocking, one thread.
+
+Everything that must be true together (a message, the checkpoint it was made from, the staged lines
+it holds) changes in one transaction.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from byoc_agents.delivery.sink import Message
+from byoc_agents.durable.rows import (
+    COLUMNS,
+    ROW_OVERHEAD_BYTES,
+    added,
+    checked,
+    count,
+    keep,
+    message_of,
+    oldest_ms,
+    others_commits,
+    put,
+    put_dead,
+    stage,
+    unstage,
+)
+from byoc_agents.durable.schema import connect, place, translated
+from byoc_agents.durable.write_batch import UNKNOWN_MS, Change, DeadLetter, Totals
+from byoc_agents.errors import SpoolCorruptError, SpoolFullError, SpoolUnavailableError
+
+__all__ = ["ROW_OVERHEAD_BYTES", "Change", "DeadLetter", "Store", "Totals"]
+
+VACUUM_PAGES = 1024  # give 4 MiB back to the file system once that much is free
+
+
+class Store:
+    """One open file. Every method may block and is called from one thread.
+
+    Raises SpoolFullError (bound reached), SpoolUnavailableError (the disk refuses) and
+    SpoolCorruptError (the file must be set aside).
+    """
+
+    def __init__(self, path: Path, *, max_bytes: int) -> None:
+        self.connection = connect(path)
+        self._path = path
+        self._journal_path = path.with_name(f"{path.name}-wal")
+        self._max_bytes = max_bytes
+        self._begun = Totals()  # when the transaction began
+        self._inside = False  # of `whole` or `all`
+        try:
+            with translated():
+                self._place, self._journal_place = place(path), place(self._journal_path)
+                self._totals = count(self.connection)
+                self._others = others_commits(self.connection)
+        except BaseException:
+            self.close()
+            raise
+
+    def moved(self) -> bool:
+        """Tell whether our file left its path: its end is near. Raises SpoolUnavailableError."""
+        with translated():
+            return place(self._path) != self._place
+
+    def begin(self) -> None:
+        """Open a transaction, in a file that will be found again."""
+        if self.moved():
+            raise SpoolCorruptError(f"{self._path} was removed or replaced")
+        with translated():
+            there = place(self._journal_path)
+            if self._journal_place not in {None, there}:  # closing writes all of it into the file
+                raise SpoolUnavailableError(f"{self._journal_path} was removed or replaced")
+            self._journal_place = there
+            self.connection.execute("BEGIN IMMEDIATE")
+            if self._others != (now := others_commits(self.connection)):  # `dead-letters resend`
+                self._totals, self._others = count(self.connection), now
+            self._begun = self._totals
+
+    def commit(self) -> None:
+        """Make the transaction durable."""
+        with translated():
+            self.connection.execute("COMMIT")
+
+    def roll_back(self) -> None:
+        """Undo the open transaction, if there is one."""
+        with translated():
+            if self.connection.in_transaction:
+                self.connection.execute("ROLLBACK")
+            self._totals = count(self.connection)  # it may have been committed all the same
+
+    @contextmanager
+    def all(self) -> Iterator[None]:
+        """Do all of what is inside, or begin the transaction anew. Takes no savepoint's copies."""
+        self._inside = True
+        try:
+            yield
+        except (SpoolCorruptError, SpoolUnavailableError):
+            raise  # there is no transaction any more
+        except Exception:
+            with translated():
+                self.connection.execute("ROLLBACK")
+            self._totals = self._begun
+            self.begin()
+            raise
+        finally:
+            self._inside = False
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Do all of what is inside, or nothing of it. One in another is part of that one."""
+        if self._inside:
+            yield
+            return
+        self._inside = True
+        try:
+            with self._savepoint():
+                yield
+        finally:
+            self._inside = False
+
+    @contextmanager
+    def _savepoint(self) -> Iterator[None]:
+        before = self._totals
+        with translated():
+            self.connection.execute("SAVEPOINT whole")
+        try:
+            yield
+        except BaseException:
+            self._totals = before
+            if self.connection.in_transaction:  # SQLite itself rolls all back on some I/O errors
+                with translated():
+                    self.connection.execute("ROLLBACK TO whole")
+                    self.connection.execute("RELEASE whole")
+            raise
+        with translated():
+            self.connection.execute("RELEASE whole")
+
+    def apply(self, change: Change, *, bounded: bool = True) -> None:
+        """Do the change inside the open transaction; on any error nothing of it is left."""
+        before = self._totals.bytes
+        with self.whole():
+            with translated():
+                self._apply(change)
+            if bounded and self._totals.bytes > max(self._max_bytes, before):
+                raise SpoolFullError(f"{self._totals.bytes} bytes are over {self._max_bytes}")
+
+    def _apply(self, change: Change) -> None:
+        if change.unstage:
+            size = unstage(self.connection, change.unstage)
+            self._tally(-size, rows=-change.unstage, records=-change.unstage)
+        if change.stage:
+            stage(self.connection, lines := change.stage)
+            self._tally(sum(map(len, lines)), rows=len(lines), records=len(lines))
+        if change.messages:
+            self._insert(change.messages)
+        for letter in change.dead_letters:
+            put_dead(self.connection, letter)
+            self._tally(len(letter.message.body), rows=1, dead=1)
+        if change.state:
+            keep(self.connection, change.state)
+
+    def _insert(self, messages: Sequence[Message]) -> None:
+        for replaces, some in groupby(messages, lambda message: message.replaces):
+            if not replaces:
+                self._put(list(some))
+                continue
+            for message in some:  # the second condition lets SQLite use the index
+                if self._put([message]):
+                    same = "replaces = ? AND replaces <> '' AND id <> ?"
+                    self._delete(same, replaces, message.id)
+
+    def _put(self, messages: Sequence[Message]) -> int:
+        new, size, records = put(self.connection, messages)
+        self._tally(size, rows=new, records=records)
+        return new
+
+    def _delete(self, where: str, *values: str) -> None:
+        """Two statements: a row that is given back, as by RETURNING, is a turn of its own."""
+        sums = "SELECT count(*), total(length(body)), total(records) FROM message WHERE "
+        rows, size, records = self.connection.execute(sums + where, values).fetchone()
+        self.connection.execute(f"DELETE FROM message WHERE {where}", values)  # noqa: S608
+        self._tally(-int(size), rows=-rows, records=-int(records))
+
+    def _tally(self, size: int, *, rows: int, records: int = 0, dead: int = 0) -> None:
+        self._totals = added(self._totals, size, rows=rows, records=records, dead=dead)
+
+    def remove(self, ids: Sequence[str]) -> None:
+        """Forget messages that have been stored by the receiver."""
+        with self.whole(), translated():
+            self._delete(f"id IN ({','.join('?' * len(ids))})", *ids)
+            oldest = "SELECT id FROM message ORDER BY position LIMIT 1"
+            head = self.connection.execute(oldest).fetchone()
+        if head and head[0] in ids:  # it would be sent for ever
+            raise SpoolCorruptError(f"the index does not find {head[0]}")
+
+    def bury(self, message: Message, reason: str, detail: str, died_at_ms: int) -> None:
+        """Move a message to the dead letters, if it is still there. The bytes do not change."""
+        with self.whole(), translated():
+            self._bury(DeadLetter(message, reason, detail, died_at_ms))
+
+    def _bury(self, letter: DeadLetter) -> None:
+        run, message_id = self.connection.execute, letter.message.id
+        found = run("SELECT records FROM message WHERE id = ?", (message_id,)).fetchone()
+        if found is None:
+            return
+        self._exhume(message_id)  # the same message may have died before
+        same = "SELECT id FROM dead_letter WHERE replaces = ? AND replaces <> ''"
+        for (older_id,) in run(same, (letter.message.replaces,)).fetchall():
+            self._exhume(older_id)  # only the latest is wanted, dead or not
+        run(
+            f"INSERT INTO dead_letter ({COLUMNS}, sha256, reason, detail, died_at_ms)"  # noqa: S608
+            f" SELECT {COLUMNS}, sha256, ?, ?, ? FROM message WHERE id = ?",
+            (letter.reason, letter.detail, letter.died_at_ms, message_id),
+        )
+        run("DELETE FROM message WHERE id = ?", (message_id,))
+        self._tally(0, rows=0, records=-found[0], dead=1)
+
+    def _exhume(self, message_id: str) -> Message | None:
+        row = self.connection.execute(
+            f"DELETE FROM dead_letter WHERE id = ? RETURNING {COLUMNS}, sha256",  # noqa: S608
+            (message_id,),
+        ).fetchone()
+        if row is None:
+            return None
+        message = message_of(row)
+        self._tally(-len(message.body), rows=-1, dead=-1)
+        return message
+
+    def revive(self, message_id: str) -> bool:
+        """Move a dead letter to the end of the queue. Return whether there was one.
+
+        It replaces nothing any more: what came later is newer than it.
+        """
+        with self.whole(), translated():
+            message = self._exhume(message_id)
+            if message:
+                self._insert([msgspec.structs.replace(message, replaces="")])
+        return message is not None
+
+    def head(self, max_messages: int, max_bytes: int) -> list[Message]:
+        """Return the oldest messages, at least one where there is one. Reads no more than it gives.
+
+        Raises SpoolCorruptError when stored bytes are not the bytes that were put.
+        """
+        found: list[Message] = []
+        total = 0
+        query = f"SELECT {COLUMNS}, sha256 FROM message ORDER BY position LIMIT ?"  # noqa: S608
+        # A cursor left open would keep the file open after `close`.
+        with translated(), closing(self.connection.execute(query, (max_messages,))) as rows:
+            for row in rows:
+                message = message_of(row)
+                total += len(message.body)
+                if found and total > max_bytes:
+                    break
+                found.append(message)
+        return found
+
+    def staged(self) -> list[bytes]:
+        """Return the staged lines, oldest first."""
+        return [x for (x,) in self._proven("SELECT line, sha256 FROM staged ORDER BY position")]
+
+    def state(self, prefix: str) -> dict[str, bytes]:
+        """Return the checkpoints whose key starts with `prefix`."""
+        query = "SELECT key, value, sha256 FROM state WHERE substr(key, 1, ?) = ?"
+        return dict(self._proven(query, len(prefix), prefix))
+
+    def dead_letters(self) -> list[DeadLetter]:
+        """Return what was refused for good, oldest first."""
+        query = f"SELECT {COLUMNS}, reason, detail, died_at_ms FROM dead_letter ORDER BY position"  # noqa: S608
+        with translated():
+            rows = self.connection.execute(query).fetchall()
+        return [DeadLetter(Message(*row[:9]), *row[9:]) for row in rows]
+
+    def _proven(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        with translated():
+            rows = self.connection.execute(query, values).fetchall()
+        return [checked(row) for row in rows]
+
+    def totals(self) -> Totals:
+        """Return what lies in the file."""
+        if self._totals.oldest_created_at_ms == UNKNOWN_MS:
+            with translated():
+                at_ms = oldest_ms(self.connection)
+            self._totals = msgspec.structs.replace(self._totals, oldest_created_at_ms=at_ms)
+        return self._totals
+
+    def give_back(self) -> None:
+        """Return free pages to the file system once there are many; outside a transaction."""
+        with suppress(SpoolUnavailableError), translated():
+            (free,) = self.connection.execute("PRAGMA freelist_count").fetchone()
+            if free > VACUUM_PAGES:  # as a script: `execute` stops after the first page
+                self.connection.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
+
+    def close(self) -> None:
+        """Close the file; a last checkpoint of the journal may block."""
+        self.connection.close()

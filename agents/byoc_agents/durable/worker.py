@@ -1,0 +1,131 @@
+"""One thread that owns a file, and the tasks of the loop that wait for it.
+
+Whatever waits when the thread is free is served together (group commit: one fsync for all).
+"""
+
+import asyncio
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+from byoc_agents.durable.group import Kind, Operation
+from byoc_agents.durable.store import Store
+from byoc_agents.durable.write_batch import Change, Totals
+from byoc_agents.errors import SpoolError, SpoolUnavailableError
+
+MAX_GROUP = 512  # operations that share one fsync
+GATHER_SECONDS = 0.0005  # half an fsync, for half as many of them: where one does not come alone
+ENOUGH = 16  # operations in the last group, with which it is well shared
+
+T = TypeVar("T")
+
+
+class Served(Protocol):
+    """The owner of the file."""
+
+    def serve(self, group: list[Operation]) -> tuple[list[Any], Totals]:
+        """Return one answer an operation (its value, or the error it met). On the thread."""
+        ...
+
+    def let_go(self) -> None:
+        """Close the file; it is opened again when it is needed. On the thread."""
+        ...
+
+    def note(self, totals: Totals, *, written: bool) -> None:
+        """Take over what lies in the file, before anybody gets an answer. On the loop."""
+        ...
+
+
+class Writer:
+    """Started and stopped once, by the loop that asks."""
+
+    def __init__(self, served: Served, *, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._served = served
+        self._sleep = sleep
+        self._operations: queue.SimpleQueue[Operation | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
+        self._closed = True
+        self._last_size = 0  # of a group
+
+    @property
+    def alive(self) -> bool:
+        """Return whether the thread runs."""
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+        self._closed = False
+
+    async def stop(self) -> None:
+        """Do what has been asked for, then end the thread."""
+        self._closed = True
+        self._operations.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    async def ask(self, work: Callable[[Store], T], kind: Kind, added: Change | None = None) -> T:
+        """Run `work` on the thread and wait until it is durable.
+
+        It is done also when we are cancelled meanwhile.
+        """
+        if self._closed:
+            raise SpoolUnavailableError("the spool is not open")
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._operations.put(Operation(work, future, kind, added))
+        return await future
+
+    def _run(self) -> None:
+        totals = Totals()
+        while (group := self._next_group()) is not None:
+            try:
+                answers, totals = self._served.serve(group)
+            except Exception as error:  # noqa: BLE001  the thread must live, the callers must know
+                answers = [error] * len(group)
+                with contextlib.suppress(Exception):
+                    self._served.let_go()
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                self._loop.call_soon_threadsafe(self._answer, group, answers, totals)
+        self._served.let_go()
+
+    def _next_group(self) -> list[Operation] | None:
+        operation = self._operations.get()
+        if operation is None:
+            return None
+        if 1 < self._last_size < ENOUGH and operation.kind is Kind.GROW:
+            with contextlib.suppress(OSError):  # a clock that is played with: the thread must live
+                self._sleep(GATHER_SECONDS)
+        group = [operation]
+        while len(group) < MAX_GROUP:
+            try:
+                operation = self._operations.get_nowait()
+            except queue.Empty:
+                break
+            if operation is None:
+                self._operations.put(None)  # finish this group first
+                break
+            group.append(operation)
+        self._last_size = len(group)
+        return group
+
+    def _answer(self, group: list[Operation], answers: list[Any], totals: Totals) -> None:
+        self._served.note(totals, written=any(one.kind is not Kind.READ for one in group))
+        for operation, answer in zip(group, answers, strict=True):
+            if operation.future.done():  # cancelled
+                continue
+            if isinstance(answer, Exception):
+                operation.future.set_exception(_own(answer))
+            else:
+                operation.future.set_result(answer)
+
+
+def _own(error: Exception) -> Exception:
+    """Return an error that one caller may raise: a shared one would collect their traces."""
+    if isinstance(error, SpoolError):
+        return type(error)(*error.args)
+    own = RuntimeError(f"defect in the spool: {error!r}")
+    own.__cause__ = error
+    return own

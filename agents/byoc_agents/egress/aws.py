@@ -1,0 +1,223 @@
+"""botocore behind the gate: no redirects, no proxies of the environment, no node role, no retries.
+
+aiobotocore's own HTTP session follows redirects and resends the body with its session token, so
+it is replaced here by one that hands every 3xx back as what it is: an answer.
+"""
+
+from typing import Any, Self
+
+import aiohttp
+from aiobotocore.awsrequest import AioAWSResponse
+from aiobotocore.config import AioConfig
+from aiobotocore.session import AioSession
+from botocore import exceptions
+from multidict import CIMultiDict
+from yarl import URL
+
+from byoc_agents.egress.gate import Gate, refusal_in
+from byoc_agents.errors import ConfigError, Reason, SendError
+
+CONNECT_SECONDS = 5.0
+READ_SECONDS = 20.0  # between two reads; S3 itself gives up on an idle request after 20 s
+
+# Where an identity may come from, in botocore's order. Not the node's role (iam-role), and nothing
+# that starts another program or talks to a person (custom-process, sso, login).
+PROVIDERS = frozenset(
+    {
+        "env",
+        "assume-role-with-web-identity",
+        "container-role",
+        "shared-credentials-file",
+        "config-file",
+    }
+)
+KEY_FILES = frozenset({"shared-credentials-file", "config-file"})
+NO_CREDENTIALS = "no AWS credentials: wants IRSA, Pod Identity or keys; the node's role is not used"
+
+
+def aws_session(gate: Gate, region: str) -> AioSession:
+    """Return the botocore session that all clients of the process share.
+
+    Clients that botocore makes by itself (STS for IRSA) go through the gate as well. The one that
+    cannot be told, the container-credential fetcher, is left to `enforce_process`. Raises
+    ConfigError where AWS_PROFILE names no profile.
+    """
+    session = AioSession()
+    session.set_config_variable("region", region)
+    session.set_default_client_config(aws_config(gate))
+    session.register("before-call.s3", _stay_in_region)
+    try:
+        providers = session.get_component("credential_provider")
+    except exceptions.ProfileNotFound as error:
+        raise ConfigError([f"AWS_PROFILE: {error}; wants one of the shared files"]) from error
+    for method in [provider.METHOD for provider in providers.providers]:
+        if method not in PROVIDERS:
+            providers.remove(method)
+    return session
+
+
+def aws_config(gate: Gate, **options: Any) -> AioConfig:
+    """Return a client configuration bound to the gate: one attempt, our time-outs.
+
+    The shipper owns the retries. `options` go over these (`s3=`, `read_timeout=`).
+    """
+    defaults: dict[str, Any] = {
+        "connector_args": gate.connector_args(),
+        "http_session_cls": http_session_class(gate),
+        "defaults_mode": "legacy",  # `auto` asks the metadata service for the region
+        "retries": {"total_max_attempts": 1, "mode": "standard"},
+        "connect_timeout": CONNECT_SECONDS,
+        "read_timeout": READ_SECONDS,
+        "max_pool_connections": 2,
+    }
+    return AioConfig(**(defaults | options))
+
+
+async def fetch_credentials(session: AioSession) -> None:
+    """Make sure that there are fresh credentials. Raises SendError(CREDENTIALS).
+
+    Done before a request, so that a failing STS or agent is never taken for a failing receiver.
+    """
+    try:
+        credentials = await session.get_credentials()
+        if credentials is not None:
+            await _read_again(session, credentials)
+            await credentials.get_frozen_credentials()
+            return
+    except Exception as error:  # any provider, any library below it; it will be asked again
+        if refused := refusal_in(error):
+            raise refused from error
+        raise SendError(Reason.CREDENTIALS, f"AWS credentials: {type(error).__name__}") from error
+    raise SendError(Reason.CREDENTIALS, NO_CREDENTIALS)
+
+
+async def _read_again(session: AioSession, credentials: Any) -> None:
+    """Take over what now stands in the file of keys, which botocore reads but once.
+
+    In place, since clients hold the object. Half a file, or none, changes nothing.
+    """
+    if credentials.method not in KEY_FILES:
+        return
+    provider = session.get_component("credential_provider").get_provider(credentials.method)
+    try:
+        fresh = await provider.load()
+    except (exceptions.BotoCoreError, OSError):
+        return
+    if fresh is not None:
+        for name in ("access_key", "secret_key", "token"):
+            setattr(credentials, name, getattr(fresh, name))
+
+
+def provider_name(session: AioSession) -> str:
+    """Return which provider the process's AWS identity comes from, for /status; "" before any.
+
+    botocore's names: env, assume-role-with-web-identity (IRSA), container-role (Pod Identity),
+    shared-credentials-file, config-file. Asks nobody, and never tells a key.
+    """
+    credentials = session._credentials  # noqa: SLF001  what get_credentials keeps
+    return str(credentials.method) if credentials is not None else ""
+
+
+def http_session_class(gate: Gate) -> type["AwsHttpSession"]:
+    """Return the class that AioConfig wants, bound to the gate."""
+
+    class Bound(AwsHttpSession):
+        def __init__(self, timeout: Any = None, **_ignored: Any) -> None:
+            super().__init__(gate, timeout)
+
+    return Bound
+
+
+class AwsHttpSession:
+    """What aiobotocore needs of an HTTP session: `async with`, `send`, `close`.
+
+    TLS trust, proxies and the connection pool are the gate's; what else botocore passes (verify,
+    proxies, client certificates) is not listened to.
+    """
+
+    def __init__(self, gate: Gate, timeout: Any) -> None:
+        connect, read = timeout if isinstance(timeout, tuple | list) else (timeout, timeout)
+        self._gate = gate
+        self._timeout = aiohttp.ClientTimeout(sock_connect=connect, sock_read=read)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        """Open nothing yet: the first request does."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close the pool."""
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the pool; may be called twice."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def send(self, request: Any) -> AioAWSResponse:
+        """Send a prepared request once. Raises botocore's errors, or EgressRefusedError."""
+        try:
+            return await self._send(request)
+        except (aiohttp.ClientError, OSError) as error:  # OSError: TimeoutError too
+            raise _translate(error, request) from error
+
+    async def _send(self, request: Any) -> AioAWSResponse:
+        response = await self._open().request(
+            request.method,
+            URL(request.url, encoded=True),
+            headers=_headers(request),
+            data=request.body,
+            allow_redirects=False,
+        )
+        headers = {
+            key.decode("latin-1").lower(): value.decode("latin-1")
+            for key, value in response.raw_headers
+        }
+        answer = AioAWSResponse(str(response.url), response.status, headers, response)
+        if not request.stream_output:
+            await answer.content
+        return answer
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = self._gate.session(
+                timeout=self._timeout, skip_auto_headers=["Content-Type"], auto_decompress=False
+            )
+        return self._session
+
+
+def _headers(request: Any) -> CIMultiDict[str]:
+    headers: CIMultiDict[str] = CIMultiDict()
+    for key, value in request.headers.items():
+        headers[key] = value.decode("latin-1") if isinstance(value, bytes) else str(value)
+    headers["Accept-Encoding"] = "identity"  # botocore issue 1255
+    return headers
+
+
+# aiohttp's error -> botocore's, the first that fits; as aiobotocore's own session does it.
+TRANSLATIONS: tuple[tuple[type[Exception], Any], ...] = (
+    (aiohttp.ConnectionTimeoutError, exceptions.ConnectTimeoutError),
+    (aiohttp.ServerTimeoutError, exceptions.ReadTimeoutError),
+    (aiohttp.ClientSSLError, exceptions.SSLError),
+    (aiohttp.ClientHttpProxyError, exceptions.ProxyConnectionError),
+    (aiohttp.ClientProxyConnectionError, exceptions.ProxyConnectionError),
+    (aiohttp.ServerDisconnectedError, exceptions.ConnectionClosedError),
+    (aiohttp.ClientPayloadError, exceptions.ConnectionClosedError),
+    (aiohttp.ClientConnectionError, exceptions.EndpointConnectionError),
+    (aiohttp.ClientError, exceptions.HTTPClientError),  # an answer that is no HTTP
+    (TimeoutError, exceptions.ReadTimeoutError),
+    (OSError, exceptions.EndpointConnectionError),
+)
+
+
+def _translate(error: Exception, request: Any) -> Exception:
+    kind: type[Any] = next(theirs for ours, theirs in TRANSLATIONS if isinstance(error, ours))
+    host = URL(request.url).origin()  # without the path: the text ends up in logs
+    translated: Exception = kind(endpoint_url=host, proxy_url="the proxy", error=error)
+    return translated
+
+
+def _stay_in_region(context: dict[str, Any], **_: Any) -> None:
+    """Tell botocore's region redirector that it already redirected, so that it never does."""
+    context.setdefault("s3_redirect", {})["redirected"] = True

@@ -1,0 +1,214 @@
+"""Where this process may connect to: one table, derived from the settings.
+
+The gate, the network policies, the IAM policies and the documentation are all made from it, so
+none of them can allow what another one does not know.
+"""
+
+import ipaddress
+import re
+from collections.abc import Iterable, Mapping
+
+import msgspec
+from yarl import URL
+
+from byoc_agents.egress.regions import s3_region
+from byoc_agents.errors import ConfigError
+
+SCHEMES = frozenset({"https", "http"})
+ECS_HOST = "169.254.170.2"  # botocore ContainerMetadataFetcher.IP_ADDRESS
+POD_IDENTITY_HOSTS = frozenset({"169.254.170.23", "fd00:ec2::23"})  # EKS Pod Identity agent
+DNS_SUFFIXES = (  # botocore partitions.json: which regions are not under amazonaws.com
+    ("cn-", "amazonaws.com.cn"),
+    ("eusc-", "amazonaws.eu"),
+    ("us-iso-", "c2s.ic.gov"),
+    ("us-isob-", "sc2s.sgov.gov"),
+    ("eu-isoe-", "cloud.adc-e.uk"),
+    ("us-isof-", "csp.hci.ic.gov"),
+)
+LEGACY_STS_REGIONS = frozenset(  # AWS_STS_REGIONAL_ENDPOINTS=legacy sends these to the global name
+    {
+        *("ap-northeast-1", "ap-south-1", "ap-southeast-1", "ap-southeast-2", "ca-central-1"),
+        *("eu-central-1", "eu-north-1", "eu-west-1", "eu-west-2", "eu-west-3", "sa-east-1"),
+        *("us-east-1", "us-east-2", "us-west-1", "us-west-2"),
+    }
+)
+
+
+class Destination(msgspec.Struct, frozen=True):
+    """One (host, port) we may connect to, and what a reader of the policy wants to know of it."""
+
+    host: str  # lower case, IDNA, no trailing dot, no brackets
+    port: int
+    scheme: str  # https or http
+    purpose: str = ""
+    agent: str = ""
+    setting: str = ""  # the variable that named it
+    frequency: str = ""
+
+    @property
+    def local(self) -> bool:
+        """Tell whether it never leaves this machine: loopback, or a link-local literal."""
+        literal = ip_literal(self.host)
+        if literal is None:
+            return self.host == "localhost" or self.host.endswith(".localhost")
+        return literal.is_loopback or literal.is_link_local or self.host in POD_IDENTITY_HOSTS
+
+    def __str__(self) -> str:
+        """Return `https://host:port`."""
+        return f"{self.scheme}://{bracketed(self.host)}:{self.port}"
+
+
+def ip_literal(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return the address when the host is written as one, else None."""
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+def bracketed(host: str) -> str:
+    """Return the host as it stands in a URL."""
+    return f"[{host}]" if ":" in host else host
+
+
+def https_destination(url: str, **about: str) -> Destination:
+    """Return where an http(s) URL leads. Raises ConfigError; its texts repeat no query."""
+    setting = about.get("setting") or "URL"
+    try:
+        parts = URL(url)
+    except ValueError as error:
+        raise ConfigError([f"{setting}: is no URL; wants https://host[:port][/path]"]) from error
+    if parts.scheme not in SCHEMES or not parts.raw_host or not parts.port:
+        raise ConfigError([f"{setting}: got no http(s) URL; wants https://host[:port][/path]"])
+    if parts.user is not None:
+        raise ConfigError([f"{setting}: holds a user name or password; wants them in settings"])
+    host = parts.raw_host.lower().rstrip(".")
+    return Destination(host, parts.port, parts.scheme, **about)
+
+
+def clickhouse_destination(url: str, **about: str) -> Destination:
+    """Return where ClickHouse's HTTP interface listens."""
+    return https_destination(url, **({"purpose": "ClickHouse over HTTP"} | about))
+
+
+def sqs_destination(queue_url: str, endpoint_url: str | None = None, **about: str) -> Destination:
+    """Return where botocore sends for a queue: the endpoint when one is given, else the URL's."""
+    about = {"purpose": "service state to SQS"} | about
+    return https_destination(endpoint_url or queue_url, **about)
+
+
+def s3_destination(
+    bucket: str, region: str, endpoint_url: str | None = None, **about: str
+) -> Destination:
+    """Return where botocore sends for a bucket, as `byoc_agents.egress.aws` configures it.
+
+    With an endpoint: that, path style. Without: `bucket.s3.region.amazonaws.com`, or the bare
+    regional host for a name with dots, which no wildcard certificate covers. A host of another
+    region is a mistake: it would not leave by the gateway endpoint but by the NAT.
+    """
+    setting = about.get("setting") or "bucket"
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket) or ip_literal(bucket):
+        raise ConfigError([f"{setting}: got {bucket!r}; wants a bucket's name, no ARN or URL"])
+    if bucket.endswith(("--x-s3", "--xa-s3", "--op-s3")):
+        raise ConfigError([f"{setting}: got {bucket!r}; wants no directory bucket, no Outpost's"])
+    about = {"purpose": "billing objects to S3"} | about
+    if endpoint_url:
+        return _same_region(https_destination(endpoint_url, **about), region)
+    regional = f"s3.{region}.{dns_suffix(region)}"
+    virtual = "." not in bucket
+    return Destination(f"{bucket}.{regional}" if virtual else regional, 443, "https", **about)
+
+
+def _same_region(destination: Destination, region: str) -> Destination:
+    named = s3_region(destination.host)
+    if named in {None, region}:
+        return destination
+    raise ConfigError(
+        [
+            (
+                f"AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL: {destination.host} is in {named};"
+                f" wants BYOC_REGION={region}, which alone the gateway endpoint serves"
+            )
+        ]
+    )
+
+
+def dns_suffix(region: str) -> str:
+    """Return the DNS suffix of the region's partition."""
+    return next(
+        (suffix for start, suffix in DNS_SUFFIXES if region.startswith(start)), "amazonaws.com"
+    )
+
+
+def endpoint_url(service: str, environ: Mapping[str, str]) -> str | None:
+    """Return AWS_ENDPOINT_URL_<SERVICE> or AWS_ENDPOINT_URL, as botocore honours them."""
+    if environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true":
+        return None
+    own = environ.get(f"AWS_ENDPOINT_URL_{service.upper()}")
+    return own or environ.get("AWS_ENDPOINT_URL") or None
+
+
+def credential_destinations(
+    environ: Mapping[str, str], region: str, agent: str = ""
+) -> list[Destination]:
+    """Return what the chosen AWS identity needs: STS (IRSA), the agent of Pod Identity or ECS.
+
+    Static keys need nothing, and botocore prefers them. The node's role is never used.
+    """
+    if environ.get("AWS_ACCESS_KEY_ID") and environ.get("AWS_SECRET_ACCESS_KEY"):
+        return []
+    found = []
+    if environ.get("AWS_ROLE_ARN") and environ.get("AWS_WEB_IDENTITY_TOKEN_FILE"):
+        found.append(_sts_destination(environ, region, agent))
+    if environ.get("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"):
+        found.append(_container("http://" + ECS_HOST, "_RELATIVE_URI", agent))
+    elif full := environ.get("AWS_CONTAINER_CREDENTIALS_FULL_URI"):
+        found.append(_container(full, "_FULL_URI", agent))
+    return found
+
+
+def _sts_destination(environ: Mapping[str, str], region: str, agent: str) -> Destination:
+    legacy = environ.get("AWS_STS_REGIONAL_ENDPOINTS", "regional").lower() == "legacy"
+    regional = f"sts.{region}.{dns_suffix(region)}"
+    host = "sts.amazonaws.com" if legacy and region in LEGACY_STS_REGIONS else regional
+    return https_destination(
+        endpoint_url("sts", environ) or f"https://{host}",
+        purpose="AWS credentials from STS (IRSA)",
+        agent=agent,
+        setting="AWS_ROLE_ARN",
+        frequency="about once an hour",
+    )
+
+
+def _container(url: str, suffix: str, agent: str) -> Destination:
+    setting = f"AWS_CONTAINER_CREDENTIALS{suffix}"
+    destination = https_destination(
+        url,
+        purpose="AWS credentials from the node's agent",
+        agent=agent,
+        setting=setting,
+        frequency="every few hours",
+    )
+    if not destination.local:
+        raise ConfigError(
+            [f"{setting}: leads to {destination}; wants a loopback or link-local host"]
+        )
+    return destination
+
+
+def mistakes(destinations: Iterable[Destination], *, allow_insecure: bool) -> list[str]:
+    """Return what is wrong with the table: plain http that leaves the machine, IMDS."""
+    wrong = [
+        f"{d.setting or d.host}: got plain {d}; wants https"
+        " (BYOC_ALLOW_INSECURE_ENDPOINTS=true for local runs only)"
+        for d in destinations
+        if d.scheme == "http" and not d.local and not allow_insecure
+    ]
+    return wrong + [
+        f"{d.setting or d.host}: leads to the instance metadata service; wants another host"
+        for d in destinations
+        if d.host in IMDS_HOSTS
+    ]
+
+
+IMDS_HOSTS = frozenset({"169.254.169.254", "fd00:ec2::254"})  # the node's role: never

@@ -1,0 +1,281 @@
+"""The only door out: every socket of the process goes through here.
+
+Three guards, each of which would be enough for what it sees: the request (host, port, scheme, no
+redirect, our proxy), the name (what it may resolve to) and the socket (the final address). For
+code that never asks us, `enforce_process` puts the last two under the whole process.
+"""
+
+import socket
+import ssl
+from collections.abc import Callable, Iterable
+from enum import StrEnum
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
+
+from byoc_agents.egress.addresses import address_of, is_imds, is_internet, may_lead_to
+from byoc_agents.egress.destinations import Destination, https_destination, ip_literal, mistakes
+from byoc_agents.errors import ConfigError, Reason, SendError
+
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+REMEMBERED_ADDRESSES = 4096  # S3 answers with a few new ones every minute; the oldest go first
+
+
+class Refusal(StrEnum):
+    """Why the gate refused: the label of `byoc_egress_refused_total`. A closed set."""
+
+    HOST = "host"  # a name or literal that is no destination
+    PORT = "port"  # a destination's host, another port
+    SCHEME = "scheme"  # a destination, but by http instead of https or the other way round
+    ADDRESS = "address"  # an address that no destination's name gave, or may give
+    REDIRECT = "redirect"
+    PROXY = "proxy"  # any proxy but the configured one
+    IMDS = "imds"  # the node's credentials
+
+
+class EgressRefusedError(SendError):
+    """Our own gate said no. Nothing was sent. A `SendError`, so that sinks may let it through."""
+
+    def __init__(self, refusal: Refusal, detail: str) -> None:
+        reason = Reason.REDIRECT if refusal is Refusal.REDIRECT else Reason.EGRESS_REFUSED
+        super().__init__(reason, detail)
+        self.refusal = refusal
+
+
+def refusal_in(error: BaseException | None) -> EgressRefusedError | None:
+    """Return our refusal where a library wrapped it into an error of its own."""
+    while error is not None and not isinstance(error, EgressRefusedError):
+        inner = getattr(error, "kwargs", {}).get("error")  # botocore's way
+        error = inner or error.__cause__ or error.__context__
+    return error
+
+
+class Gate:
+    """Allows exactly the given destinations (and the proxy), counts and refuses everything else.
+
+    Raises ConfigError for plain http that leaves the machine, unless `allow_insecure`. `ca_file`
+    is trusted beside the system's CAs; `proxy` (http://[user:password@]host:port) carries whatever
+    is not local.
+    `on_refused(refusal, detail)` is called once for each refusal, possibly from another thread.
+    """
+
+    def __init__(  # noqa: PLR0913  the table and four switches of the settings
+        self,
+        destinations: Iterable[Destination],
+        *,
+        allow_insecure: bool = False,
+        ca_file: str | None = None,
+        proxy: str | None = None,
+        on_refused: Callable[[Refusal, str], None] = lambda _refusal, _detail: None,
+        names: AbstractResolver | None = None,
+    ) -> None:
+        self.destinations = tuple(destinations)
+        if wrong := mistakes(self.destinations, allow_insecure=allow_insecure):
+            raise ConfigError(wrong)
+        self.proxy = URL(proxy).with_user(None) if proxy else None
+        self._proxy_auth = aiohttp.BasicAuth.from_url(URL(proxy)) if proxy else None
+        self._on_refused = on_refused
+        self._reachable = [*self.destinations, *_proxy_destination(self.proxy)]
+        self._addresses: dict[tuple[str, int], None] = {}
+        self._ca_file = ca_file
+        self._ssl: ssl.SSLContext | None = None
+        if ca_file:
+            self.ssl_context()  # a mistake in it shows at the start
+        self.resolver: AbstractResolver = _Resolver(self, names)
+
+    def __repr__(self) -> str:
+        """Print the whole table: it holds no secret."""
+        return f"Gate({', '.join(str(d) for d in self._reachable)})"
+
+    # What callers take from it.
+
+    def session(self, **options: Any) -> aiohttp.ClientSession:
+        """Return a session for any destination: no redirects, no cookies, no environment.
+
+        Takes ClientSession's options (timeout, headers, auto_decompress). The caller closes it.
+        """
+        return aiohttp.ClientSession(
+            connector=self.connector(limit=options.pop("limit", 10)),
+            middlewares=[self._guard_request],
+            trace_configs=[self._no_redirects()],
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+            **options,
+        )
+
+    def connector(self, limit: int = 10) -> aiohttp.TCPConnector:
+        """Return a connector for one session. Prefer `session`: it guards requests as well."""
+        return aiohttp.TCPConnector(limit=limit, ssl=self.ssl_context(), **self.connector_args())
+
+    def connector_args(self) -> dict[str, Any]:
+        """Return what guards names and sockets, as TCPConnector and AioConfig both take it."""
+        return {"resolver": self.resolver, "socket_factory": self.socket_factory}
+
+    def ssl_context(self) -> ssl.SSLContext:
+        """Return the one context for all: TLS 1.2 or newer, certificates and names checked.
+
+        The first call reads the CAs, some 20 ms.
+        """
+        self._ssl = self._ssl or _ssl_context(self._ca_file)
+        return self._ssl
+
+    def socket_factory(self, info: Any) -> socket.socket:
+        """Return a socket for one address, or refuse it. Takes what getaddrinfo gives."""
+        family, kind, protocol, _, address = info
+        self.check_address(family, address)
+        return socket.socket(family=family, type=kind, proto=protocol)
+
+    # The three guards.
+
+    def check_url(self, url: URL) -> Destination:
+        """Return the destination that a URL leads to, or refuse it."""
+        host, port = (url.raw_host or "").lower().rstrip("."), url.port or 0
+        for destination in self.destinations:
+            if (destination.host, destination.port) == (host, port):
+                if destination.scheme != url.scheme:
+                    raise self.refuse(Refusal.SCHEME, f"{url.scheme} to {host}:{port}")
+                return destination
+        raise self.refuse(self._why(host), f"{host}:{port} is no destination")
+
+    def check_name(self, host: str, port: int | None = None) -> list[Destination]:
+        """Return the destinations that a name stands for, or refuse to resolve it."""
+        name = host.lower().rstrip(".")
+        found = [d for d in self._reachable if d.host == name and port in {None, 0, d.port}]
+        if not found:
+            raise self.refuse(self._why(name), f"{name} is no destination")
+        return found
+
+    def check_address(self, family: int, address: Any) -> None:
+        """Refuse an address that no destination stands for. Takes a socket's (address, port)."""
+        if not is_internet(family):
+            raise self.refuse(Refusal.ADDRESS, f"a socket of family {family}")
+        host, port = str(address[0]), int(address[1])
+        known = (str(address_of(host)), port) in self._addresses
+        if not is_imds(host) and (known or self._stated(host, port)):
+            return
+        ours = any(d.port == port for d in self._reachable)
+        why = Refusal.IMDS if is_imds(host) else Refusal.ADDRESS if ours else Refusal.PORT
+        raise self.refuse(why, f"{host} port {port} is no destination")
+
+    def admit(self, destination: Destination, answers: Iterable[str]) -> set[str]:
+        """Remember the addresses that a name gave; return those it may lead to, or refuse."""
+        answers = list(answers)
+        good = {text for text in answers if may_lead_to(destination, text)}
+        if answers and not good:
+            why = Refusal.IMDS if any(map(is_imds, answers)) else Refusal.ADDRESS
+            raise self.refuse(why, f"{destination.host} resolves to {answers[0]}")
+        for text in good:
+            key = (str(address_of(text)), destination.port)
+            self._addresses.pop(key, None)  # the newest stand last
+            self._addresses[key] = None
+        while len(self._addresses) > REMEMBERED_ADDRESSES:
+            del self._addresses[next(iter(self._addresses))]
+        return good
+
+    def refuse(self, refusal: Refusal, detail: str) -> EgressRefusedError:
+        """Count a refusal and return the error to raise."""
+        self._on_refused(refusal, detail)
+        return EgressRefusedError(refusal, detail)
+
+    def _stated(self, host: str, port: int) -> bool:
+        """Tell whether a destination is that literal, or localhost, which needs no answer."""
+        return any(
+            d.port == port and (d.local or ip_literal(d.host)) and may_lead_to(d, host)
+            for d in self._reachable
+        )
+
+    def _why(self, host: str) -> Refusal:
+        if is_imds(host):
+            return Refusal.IMDS
+        return Refusal.PORT if any(d.host == host for d in self._reachable) else Refusal.HOST
+
+    async def _guard_request(
+        self, request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        if request.proxy not in {None, self.proxy}:
+            raise self.refuse(
+                Refusal.PROXY, f"proxy {request.proxy.host} is not the configured one"
+            )
+        destination = self.check_url(request.url)
+        if destination.local:
+            request.update_proxy(None, None, None)
+        else:
+            request.update_proxy(self.proxy, self._proxy_auth, None)
+        try:
+            return await send(request)
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+            if isinstance(error, aiohttp.ClientConnectorError):
+                raise
+            # aiohttp would send a GET or PUT once more by itself after these two; we own retries.
+            raise aiohttp.ClientConnectionError(type(error).__name__) from error
+
+    def _no_redirects(self) -> aiohttp.TraceConfig:
+        async def on_redirect(
+            _session: aiohttp.ClientSession,
+            _context: SimpleNamespace,
+            asked: aiohttp.TraceRequestRedirectParams,
+        ) -> None:
+            asked.response.close()
+            detail = f"{asked.url.host} answered {asked.response.status}"
+            raise self.refuse(Refusal.REDIRECT, detail)
+
+        async def on_end(
+            _session: aiohttp.ClientSession,
+            _context: SimpleNamespace,
+            ended: aiohttp.TraceRequestEndParams,
+        ) -> None:
+            if ended.response.status in REDIRECTS:  # the caller does not follow: told, not raised
+                self.refuse(Refusal.REDIRECT, f"{ended.url.host} answered {ended.response.status}")
+
+        config = aiohttp.TraceConfig()
+        config.on_request_redirect.append(on_redirect)
+        config.on_request_end.append(on_end)
+        return config
+
+
+class _Resolver(AbstractResolver):
+    """Resolves destinations only, and tells the gate what they resolved to.
+
+    The system's resolver in a thread, not c-ares: c-ares opens sockets that nobody can see.
+    """
+
+    def __init__(self, gate: Gate, names: AbstractResolver | None) -> None:
+        self._gate = gate
+        self._names = names
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """Return the allowed addresses. Raises EgressRefusedError, or OSError for none."""
+        destinations = self._gate.check_name(host, port)
+        names = self._names or aiohttp.ThreadedResolver()
+        results = await names.resolve(host, port, family)
+        good: set[str] = set()
+        for destination in destinations:
+            good |= self._gate.admit(destination, [result["host"] for result in results])
+        return [result for result in results if result["host"] in good]
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
+def _proxy_destination(proxy: URL | None) -> list[Destination]:
+    if not proxy:
+        return []
+    return [https_destination(str(proxy), purpose="the only proxy", setting="BYOC_HTTPS_PROXY")]
+
+
+def _ssl_context(ca_file: str | None) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if ca_file:
+        try:
+            context.load_verify_locations(cafile=Path(ca_file))
+        except (OSError, ssl.SSLError) as error:
+            text = f"BYOC_CA_FILE: {ca_file} cannot be used ({type(error).__name__}); wants PEM"
+            raise ConfigError([text]) from error
+    return context

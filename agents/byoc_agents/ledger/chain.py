@@ -1,0 +1,272 @@
+"""The writer: plain, blocking, one thread. What is in memory changes after the disk has taken it.
+
+A group of lines is accepted whole or not at all. What must be said first (what a crash left open,
+receipts that found no room) waits in `_pending` and goes before the next group.
+"""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from byoc_agents import __version__
+from byoc_agents.app.clock import Clock
+from byoc_agents.app.cloudevents import rfc3339
+from byoc_agents.delivery.sink import Message
+from byoc_agents.durable.files import settle
+from byoc_agents.ledger import recovery as opening
+from byoc_agents.ledger.appender import Tail
+from byoc_agents.ledger.files import Disk
+from byoc_agents.ledger.format import (
+    DURABLE,
+    FORMAT,
+    Intent,
+    Line,
+    Receipt,
+    Recovered,
+    RecoveredWhy,
+    Removed,
+    Segment,
+    Unknown,
+    digest,
+    encode,
+)
+from byoc_agents.ledger.reader import START, Head
+from byoc_agents.ledger.segments import Segments
+
+MIN_BYTES = 64 * 1024
+SEGMENTS = 8  # how many share the bound: a removal takes an eighth of the history
+MAX_OPEN = 1000  # intents without an outcome; more only if an agent were cancelled that often
+HEAD_BYTES = 128  # the numbers and hashes that a line gets when it is written, less than this
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """A line to be written, and the messages whose bodies are kept with it."""
+
+    line: Line
+    messages: Sequence[Message] = ()
+
+
+class Chain:
+    """The open end of the ledger. Methods block and raise OSError: then nothing was accepted.
+
+    `durable` may be read from any thread: the last line that survives a power cut. It never goes
+    back, so it can be pinned.
+    """
+
+    def __init__(self, directory: Path, *, clock: Clock, max_bytes: int, disk: Disk) -> None:
+        self.segments = Segments(directory, disk)
+        self.segment_bytes = max_bytes // SEGMENTS
+        self.durable = START
+        self._head = START
+        self._max_bytes = max_bytes
+        self._clock = clock
+        self._tail = Tail(disk, clock)
+        self._lock = -1
+        self._number = 0  # of the file that is written; 0 = not opened yet
+        self._open: dict[int, None] = {}  # intents without an outcome, oldest first
+        self._pending: list[Line] = []
+
+    def append(self, entries: Sequence[Entry]) -> list[int]:
+        """Write the lines and return their numbers. Durable where one of them has to be."""
+        try:
+            self._ready()
+            if self.segments.sizes[self._number] >= self.segment_bytes:
+                self._rotate()
+            return self._append(entries)
+        except BaseException:
+            self._tail.drop()
+            self._lose(entries)
+            raise
+
+    def check_format(self) -> None:
+        """Raise LedgerNewerError where a later version has written. Raises OSError."""
+        opening.check_format(self.segments)
+
+    def open(self) -> None:
+        """Open the files and state what was found there, if that has not been done."""
+        self.append([])
+
+    def close(self) -> None:
+        """State what is still in flight and let go of the files."""
+        self._pending += [Unknown(intent=intent, why="stopped") for intent in self._open]
+        self._open.clear()
+        try:
+            if self._number:
+                self.append([])
+                self._sync()
+        finally:
+            self._tail.drop()
+            with contextlib.suppress(OSError):
+                os.close(self._lock)
+
+    # One group of lines.
+
+    def _append(self, entries: Sequence[Entry]) -> list[int]:
+        lines = [*self._pending, *(entry.line for entry in entries)]
+        self._make_room(sum(_needed_bytes(line) for line in lines))
+        for entry in entries:
+            if entry.messages and isinstance(entry.line, Intent):
+                self.segments.keep(self._number, entry.messages, entry.line.messages)
+        numbers = self._write(lines)
+        self._pending.clear()
+        self._note(zip(numbers, lines, strict=True))
+        return numbers[len(numbers) - len(entries) :]
+
+    def _write(self, lines: Sequence[Line]) -> list[int]:
+        if not lines:
+            return []
+        first = self._head.sequence + 1
+        content, head = self._linked(lines)
+        self._tail.write(content, durable=any(_kind(line) in DURABLE for line in lines))
+        self.segments.sizes[self._number] += len(content)
+        self._advance(head)
+        return list(range(first, head.sequence + 1))
+
+    def _linked(self, lines: Sequence[Line]) -> tuple[bytes, Head]:
+        """Return the bytes of the lines with their numbers, time and hashes; and the new head."""
+        head, content = self._head, []
+        now = rfc3339(self._clock.wall_ns() // 1_000_000)
+        for line in lines:
+            number = head.sequence + 1
+            raw = encode(
+                msgspec.structs.replace(line, sequence=number, time=now, previous=head.sha256)
+            )
+            content.append(raw + b"\n")
+            head = Head(number, digest(raw))
+        return b"".join(content), head
+
+    def _advance(self, head: Head) -> None:
+        self._head = head
+        if not self._tail.unsynced:
+            self.durable = head
+
+    def _note(self, written: "zip[tuple[int, Line]]") -> None:
+        """Keep account of what is in flight."""
+        for number, line in written:
+            if isinstance(line, Intent):
+                self._open[number] = None
+            elif isinstance(line, Receipt | Unknown):
+                self._open.pop(line.intent, None)
+        while len(self._open) > MAX_OPEN:
+            oldest = next(iter(self._open))
+            del self._open[oldest]
+            self._pending.append(Unknown(intent=oldest, why="stopped"))
+
+    def _lose(self, entries: Sequence[Entry]) -> None:
+        """Remember receipts that were not written: their intents' outcome is unknown here."""
+        for entry in entries:
+            if isinstance(entry.line, Receipt) and entry.line.intent in self._open:
+                del self._open[entry.line.intent]
+                self._pending.append(Unknown(intent=entry.line.intent, why="receipt_lost"))
+
+    # The bound.
+
+    def _make_room(self, needed_bytes: int) -> None:
+        """Remove the oldest files until these bytes fit, each stated before it goes."""
+        victims = self._victims(needed_bytes)
+        self._write([self._removal(number) for number in victims])
+        for number in victims:
+            with contextlib.suppress(OSError):  # stated again, and tried again, by a later group
+                self.segments.remove(number)
+
+    def _victims(self, needed_bytes: int) -> list[int]:
+        total, victims = self.segments.total_bytes() + needed_bytes, []
+        for number in sorted(self.segments.sizes):
+            if total <= self._max_bytes or number >= self._number:
+                break
+            victims.append(number)
+            total += 4 * HEAD_BYTES - self.segments.sizes[number]
+        return victims
+
+    def _removal(self, number: int) -> Removed:
+        first, last = opening.ends(self.segments.path(number))
+        return Removed(
+            segment=number,
+            first_sequence=first,
+            last_sequence=last.sequence,
+            last_sha256=last.sha256,
+            bytes=self.segments.sizes[number],
+        )
+
+    # The files.
+
+    def _ready(self) -> None:
+        if not self._number:
+            self._recover()
+        if why := self._tail.ready():
+            self._abandon(why)
+
+    def _recover(self) -> None:
+        """Take up the chain where the last process left it."""
+        self._take_lock()
+        self.segments.load()
+        found = opening.find(self.segments)
+        self._head = found.head
+        self._pending = [*found.states, *(Unknown(intent=i, why="crash") for i in found.open)]
+        if found.length:
+            settle(self.segments.path(found.number))
+            self._tail.take(self.segments.path(found.number), found.length)
+            self._tail.ready()
+            self._tail.sync()  # the last process may not have
+            self._number, self.durable = found.number, found.head
+        else:
+            self._start(found.number)
+        for number in found.removed & set(self.segments.sizes):
+            self.segments.remove(number)
+
+    def _take_lock(self) -> None:
+        if self._lock >= 0:
+            return
+        self.segments.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock = os.open(self.segments.directory / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._lock)
+            self._lock = -1
+            where = str(self.segments.directory)
+            raise OSError(error.errno, "in use by another process", where) from error
+
+    def _abandon(self, why: RecoveredWhy) -> None:
+        """Go on in a new file. What is missing before it stays visible to `ledger verify`."""
+        lost = Recovered(segment=self._number, why=why, bytes=0, sha256="", aside="")
+        structlog.get_logger().error("ledger.recovered", why=why, segment=self._number)
+        self.segments.load()
+        self._start(max([self._number, *self.segments.sizes]) + 1)
+        self._tail.ready()
+        self._pending.append(lost)
+
+    def _rotate(self) -> None:
+        self._sync()
+        self._start(self._number + 1)
+        self._tail.ready()
+
+    def _start(self, number: int) -> None:
+        """Make the next file, whole with its first line, and write there from now on."""
+        flying = tuple(sorted(self._open))
+        first = Segment(format=FORMAT, version=__version__, segment=number, open=flying)
+        content, head = self._linked([first])
+        self.segments.create(number, content)
+        self._tail.take(self.segments.path(number), len(content))
+        self._number = number
+        self._advance(head)
+        structlog.get_logger().info("ledger.segment", segment=number, head=str(head))
+
+    def _sync(self) -> None:
+        if self._tail.unsynced:
+            self._tail.sync()
+            self.durable = self._head
+
+
+def _kind(line: Line) -> str:
+    return str(line.__struct_config__.tag)
+
+
+def _needed_bytes(line: Line) -> int:
+    kept = sum(s.bytes for s in line.messages if s.kept) if isinstance(line, Intent) else 0
+    return len(encode(line)) + HEAD_BYTES + kept

@@ -1,0 +1,206 @@
+"""What a ledger line says. This file is the format, number 1.
+
+A line is one JSON object and a line end. `previous` is the SHA-256 of the line before it, in hex,
+over its bytes without the line end; so a line's own hash can be computed by anyone with sha256sum.
+Sequence numbers run without a gap through all files. The first line of all has 64 zeros. Whatever
+the format, the first line of a file has `"kind":"segment"` and its number in `format`, and another
+format begins in a file of its own: so every version knows what it must not touch.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+from byoc_agents.delivery.sink import Message, Outcome
+from byoc_agents.errors import SendError
+
+FORMAT = 1
+GENESIS = "0" * 64
+MAX_TEXT = 300  # characters of what others say: a detail, a reference
+SUPPRESSED = "suppressed"  # reason of a line that only counts refusals
+DURABLE = ("segment", "intent", "unknown", "removed", "recovered")  # kinds followed by an fsync
+
+UnknownWhy = Literal[
+    "crash",  # found without an outcome at a start
+    "stopped",  # in flight when the agent ended
+    "receipt_lost",  # the receipt could not be written
+]
+RecoveredWhy = Literal[
+    "torn",  # the end of a write that a crash cut off; kept beside in `aside`
+    "damaged",  # whole lines are not what was written; left as they lie, for `ledger verify`
+    "gone",  # the file was taken away under the running agent
+]
+
+
+class Line(msgspec.Struct, frozen=True, kw_only=True):
+    """What every line has. Sequence and hash are set when it is written."""
+
+    sequence: int = 0
+    time: str = ""  # RFC 3339 UTC, wall clock when it was written; may step back
+    previous: str = GENESIS
+
+
+class Segment(Line, frozen=True, kw_only=True, tag_field="kind", tag="segment"):
+    """The first line of a file."""
+
+    format: int
+    version: str  # of byoc-agents
+    segment: int  # number of the file
+    open: tuple[int, ...]  # intents of earlier files without an outcome yet
+
+
+class Sent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One message. Bytes and hash are of the body, before framing and TLS."""
+
+    id: str
+    type: str
+    bytes: int
+    sha256: str
+    records: int
+    content_type: str
+    content_encoding: str = ""
+    kept: bool = False  # the exact body lies in bodies/<segment>/<sha256>
+
+
+class Intent(Line, frozen=True, kw_only=True, tag_field="kind", tag="intent"):
+    """This is about to be sent. Durable before the first byte leaves."""
+
+    destination: str
+    messages: tuple[Sent, ...]
+
+
+class Ended(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How one message ended."""
+
+    id: str
+    reason: str  # byoc_agents.errors.Reason
+    status: int = 0  # HTTP status; 0 where there is none
+    reference: str = ""  # the receiver's: ETag, MessageId, delivery id
+    detail: str = ""  # of an error
+
+
+class Receipt(Line, frozen=True, kw_only=True, tag_field="kind", tag="receipt"):
+    """How the messages of an intent ended, in its order."""
+
+    intent: int  # its sequence number
+    outcomes: tuple[Ended, ...]
+
+
+class Unknown(Line, frozen=True, kw_only=True, tag_field="kind", tag="unknown"):
+    """Nobody will ever know how this intent ended: it may have been sent."""
+
+    intent: int
+    why: UnknownWhy
+
+
+class Refused(Line, frozen=True, kw_only=True, tag_field="kind", tag="refused"):
+    """The egress gate said no: nothing was sent."""
+
+    reason: str
+    detail: str
+    suppressed: int  # refusals since the line before that found no line of their own
+
+    def count(self) -> int:
+        """Return how many refusals this line stands for."""
+        return self.suppressed + (self.reason != SUPPRESSED)
+
+
+class Removed(Line, frozen=True, kw_only=True, tag_field="kind", tag="removed"):
+    """The oldest file goes now, to stay within the bound. Durable before it is deleted."""
+
+    segment: int
+    first_sequence: int
+    last_sequence: int
+    last_sha256: str  # hash of its last line: the chain's anchor from here on
+    bytes: int  # of its lines and bodies
+
+
+class Recovered(Line, frozen=True, kw_only=True, tag_field="kind", tag="recovered"):
+    """What was found at an opening that a clean end does not leave."""
+
+    segment: int  # number of the file concerned
+    why: RecoveredWhy
+    bytes: int  # how many are not part of the chain
+    sha256: str  # over them; "" where there are none to be read
+    aside: str  # the file that holds them now; "" = they lie where they were
+
+
+LedgerLine = Segment | Intent | Receipt | Unknown | Refused | Removed | Recovered
+
+_ENCODER = msgspec.json.Encoder()
+_DECODER: msgspec.json.Decoder[LedgerLine] = msgspec.json.Decoder(LedgerLine)
+
+
+def encode(line: Line) -> bytes:
+    """Return the line's bytes without the line end."""
+    return _ENCODER.encode(line)
+
+
+def decode(raw: bytes) -> LedgerLine | None:
+    """Return the line, or None where these bytes are none."""
+    try:
+        return _DECODER.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+class _First(msgspec.Struct):
+    kind: str
+    format: int
+
+
+def format_of(first_line: bytes) -> int:
+    """Return the format that a file's first line states, 0 where it states none."""
+    try:
+        first = msgspec.json.decode(first_line, type=_First)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return 0
+    return first.format if first.kind == "segment" else 0
+
+
+def digest(raw: bytes) -> str:
+    """Return the SHA-256 in 64 hex digits: of a line without its line end, or of a body."""
+    return hashlib.sha256(raw).hexdigest()
+
+
+def intent_of(destination: str, batch: Sequence[Message], max_kept_bytes: int) -> Intent:
+    """Return the line for a batch. Marks bodies as kept while their sum is within the bound."""
+    sent: list[Sent] = []
+    for message in batch:
+        max_kept_bytes -= len(message.body)
+        sent.append(_sent(message, kept=max_kept_bytes >= 0))
+    return Intent(destination=destination, messages=tuple(sent))
+
+
+def _sent(message: Message, *, kept: bool) -> Sent:
+    return Sent(
+        id=message.id,
+        type=message.type,
+        bytes=len(message.body),
+        sha256=digest(message.body),
+        records=message.records,
+        content_type=message.content_type,
+        content_encoding=message.content_encoding,
+        kept=kept,
+    )
+
+
+def receipt_of(intent: int, batch: Sequence[Message], outcomes: Sequence[Outcome]) -> Receipt:
+    """Return the line for what the sink gave back."""
+    pairs = zip(batch, outcomes, strict=True)
+    return Receipt(intent=intent, outcomes=tuple(_ended(m.id, o) for m, o in pairs))
+
+
+def _ended(message_id: str, outcome: Outcome) -> Ended:
+    reason = outcome.reason.value
+    if isinstance(outcome, SendError):
+        return Ended(id=message_id, reason=reason, detail=clean(outcome.detail))
+    reference = clean(outcome.reference)
+    return Ended(id=message_id, reason=reason, status=outcome.status, reference=reference)
+
+
+def clean(text: str) -> str:
+    """Return what UTF-8 can carry of a text of others, bounded."""
+    return text[:MAX_TEXT].encode(errors="replace").decode()

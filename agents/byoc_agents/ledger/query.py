@@ -1,0 +1,148 @@
+"""What left, put together for readers: each message with its outcome, and each refusal."""
+
+import heapq
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import msgspec
+
+from byoc_agents.ledger.format import Ended, Intent, LedgerLine, Receipt, Refused, Unknown, decode
+from byoc_agents.ledger.reader import raw_lines
+from byoc_agents.ledger.segments import Segments
+
+NO_OUTCOME = "in_flight"  # or a crash that no start has stated yet
+UNKNOWN = "unknown"  # nobody will ever know
+STORED = frozenset({"ok", "already_stored"})
+
+
+class Send(msgspec.Struct, frozen=True, kw_only=True):
+    """One message on its way out, once: a retry is another one."""
+
+    agent: str
+    sequence: int  # of the intent's line
+    time: str  # when it was announced
+    destination: str
+    id: str
+    type: str
+    bytes: int
+    sha256: str
+    records: int
+    content_type: str
+    reason: str  # byoc_agents.errors.Reason, or `unknown`, or `in_flight`
+    status: int = 0
+    reference: str = ""
+    detail: str = ""
+    ended: str = ""  # when the outcome was written
+    body: str = ""  # the file with its exact bytes, if they were kept
+
+
+class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+    """Connections that the gate refused. Nothing left."""
+
+    agent: str
+    sequence: int
+    time: str
+    refused: str  # why
+    detail: str
+    count: int
+
+
+Event = Send | Refusal
+
+
+class Filter(msgspec.Struct, frozen=True):
+    """Which events are wanted. Empty = all; type and destination may have * and ?."""
+
+    since: str = ""  # RFC 3339 UTC, inclusive
+    until: str = ""  # exclusive
+    type: str = ""
+    destination: str = ""
+    id: str = ""
+
+    def __call__(self, event: Event) -> bool:
+        """Tell whether this one is wanted."""
+        if event.time < self.since or (self.until and event.time >= self.until):
+            return False
+        if isinstance(event, Refusal):
+            return not (self.type or self.destination or self.id)
+        pairs = ((event.type, self.type), (event.destination, self.destination))
+        fits = all(not pattern or fnmatchcase(value, pattern) for value, pattern in pairs)
+        return fits and self.id in {"", event.id}
+
+
+def events(ledgers: Mapping[str, Path], wanted: Filter) -> Iterator[Event]:
+    """Yield what was sent and refused by these agents, by time. Raises OSError."""
+    each = (filter(wanted, _of_agent(name, path)) for name, path in ledgers.items())
+    return heapq.merge(*each, key=lambda event: event.time)
+
+
+def _of_agent(agent: str, directory: Path) -> Iterator[Event]:
+    segments = Segments(directory)
+    flying: dict[int, tuple[int, Intent]] = {}
+    for number in segments.numbers():
+        for line in _lines(segments.path(number)):
+            if isinstance(line, Intent):
+                flying[line.sequence] = (number, line)
+            elif isinstance(line, Refused):
+                yield _refusal(agent, line)
+            elif isinstance(line, Receipt | Unknown) and line.intent in flying:
+                yield from _sends(agent, segments, flying.pop(line.intent), line)
+    for pair in flying.values():
+        yield from _sends(agent, segments, pair, None)
+
+
+def _lines(path: Path) -> Iterator[LedgerLine]:
+    try:
+        for raw in raw_lines(path):
+            line = decode(raw.content) if raw.whole else None
+            if line:
+                yield line
+    except FileNotFoundError:  # removed by rotation since we looked
+        return
+
+
+def _refusal(agent: str, line: Refused) -> Refusal:
+    return Refusal(
+        agent=agent,
+        sequence=line.sequence,
+        time=line.time,
+        refused=line.reason,
+        detail=line.detail,
+        count=line.count(),
+    )
+
+
+def _sends(
+    agent: str, segments: Segments, pair: tuple[int, Intent], outcome: Receipt | Unknown | None
+) -> Iterator[Send]:
+    number, intent = pair
+    for position, sent in enumerate(intent.messages):
+        ended = _ended(outcome, position)
+        path = segments.body_path(number, sent.sha256)
+        yield Send(
+            agent=agent,
+            sequence=intent.sequence,
+            time=intent.time,
+            destination=intent.destination,
+            id=sent.id,
+            type=sent.type,
+            bytes=sent.bytes,
+            sha256=sent.sha256,
+            records=sent.records,
+            content_type=sent.content_type,
+            reason=ended.reason,
+            status=ended.status,
+            reference=ended.reference,
+            detail=ended.detail,
+            ended=outcome.time if outcome else "",
+            body=str(path) if sent.kept else "",
+        )
+
+
+def _ended(outcome: Receipt | Unknown | None, position: int) -> Ended:
+    if isinstance(outcome, Receipt) and position < len(outcome.outcomes):
+        return outcome.outcomes[position]
+    if isinstance(outcome, Unknown):
+        return Ended(id="", reason=UNKNOWN, detail=outcome.why)
+    return Ended(id="", reason=NO_OUTCOME)

@@ -1,0 +1,117 @@
+"""One ledger file read back: where the chain in it ends, and what lies behind that end."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from byoc_agents.ledger.format import (
+    DURABLE,
+    GENESIS,
+    Intent,
+    LedgerLine,
+    Receipt,
+    Recovered,
+    Removed,
+    Segment,
+    Unknown,
+    decode,
+    digest,
+)
+
+
+class Head(NamedTuple):
+    """A place in the chain: a line's number and the hash of its bytes."""
+
+    sequence: int
+    sha256: str
+
+    def __str__(self) -> str:
+        """Return `41:9f86...`, as /status shows it and `ledger verify --anchor` takes it."""
+        return f"{self.sequence}:{self.sha256}"
+
+
+START = Head(-1, GENESIS)
+
+
+class Raw(NamedTuple):
+    """One line as it lies there."""
+
+    offset: int
+    content: bytes  # without the line end
+    whole: bool  # it has a line end
+
+
+class Scan(msgspec.Struct):
+    """What a file holds. `good_bytes` from its start are a chain; the rest is not."""
+
+    good_bytes: int = 0
+    head: Head = START  # the last line of the chain
+    open: set[int] = msgspec.field(default_factory=set)  # intents of the chain without an outcome
+    flying: set[int] = msgspec.field(default_factory=set)  # the same over all that can be read
+    removed: set[int] = msgspec.field(default_factory=set)  # files that it says are removed
+    asides: set[str] = msgspec.field(default_factory=set)  # names of cut-off ends that it states
+    rest_bytes: int = 0
+    damaged: bool = False  # the rest is more than the torn end of a write
+    last: Head = START  # the last whole line as it lies there, in the chain or not
+
+
+def raw_lines(path: Path) -> Iterator[Raw]:
+    """Yield every line, a torn end as the last. Raises OSError."""
+    offset = 0
+    with path.open("rb") as file:
+        for line in file:
+            whole = line.endswith(b"\n")
+            yield Raw(offset, line.removesuffix(b"\n"), whole)
+            if not whole:  # what a writer adds meanwhile belongs to this line
+                return
+            offset += len(line)
+
+
+def scan(path: Path) -> Scan:
+    """Read a file. Raises OSError."""
+    found, holed = Scan(), False
+    for raw in raw_lines(path):
+        line = decode(raw.content) if raw.whole else None
+        if found.rest_bytes or line is None or not _continues(found, line):
+            found.rest_bytes += len(raw.content) + raw.whole
+            holed = holed or b"\0" in raw.content
+            found.damaged |= raw.whole and (not holed or _kind(line) in DURABLE)
+        else:
+            _take(found, raw, line)
+        if line:
+            _follow(found.flying, line)
+        if raw.whole:
+            sequence = found.last.sequence + 1 if line is None else line.sequence
+            found.last = Head(sequence, digest(raw.content))
+    return found
+
+
+def _kind(line: LedgerLine | None) -> str:
+    return "" if line is None else str(line.__struct_config__.tag)
+
+
+def _continues(found: Scan, line: LedgerLine) -> bool:
+    if found.head is START:
+        return isinstance(line, Segment)
+    return (line.sequence - 1, line.previous) == found.head
+
+
+def _take(found: Scan, raw: Raw, line: LedgerLine) -> None:
+    found.good_bytes = raw.offset + len(raw.content) + 1
+    found.head = Head(line.sequence, digest(raw.content))
+    _follow(found.open, line)
+    if isinstance(line, Removed):
+        found.removed.add(line.segment)
+    elif isinstance(line, Recovered):
+        found.asides.add(line.aside)
+
+
+def _follow(flying: set[int], line: LedgerLine) -> None:
+    if isinstance(line, Segment):
+        flying.update(line.open)
+    elif isinstance(line, Intent):
+        flying.add(line.sequence)
+    elif isinstance(line, Receipt | Unknown):
+        flying.discard(line.intent)

@@ -1,0 +1,42 @@
+"""What was announced last: the witness of a spool that has become older than what has left.
+
+SQLite takes a damaged end of its journal for one that was never written. The file is sound then,
+and silently of an earlier moment: what it makes next would carry numbers that are taken.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from byoc_agents.ledger.format import Intent, LedgerLine, Receipt, decode
+from byoc_agents.ledger.query import STORED
+from byoc_agents.ledger.segments import Segments
+
+TAIL_BYTES = 1 << 19  # some 1,000 lines; what a journal of 4 MiB can have held is a few hundred
+
+
+def recently_sent(directory: Path) -> dict[str, bool]:
+    """Return id -> whether the receiver said that it has it, of what was announced last.
+
+    Blocks. Where the ledger cannot be read it says nothing.
+    """
+    found: dict[str, bool] = {}
+    try:
+        for line in _tail(directory):
+            if isinstance(line, Intent):
+                found |= {sent.id: found.get(sent.id, False) for sent in line.messages}
+            elif isinstance(line, Receipt):
+                found |= {one.id: True for one in line.outcomes if one.reason in STORED}
+    except OSError:
+        return {}
+    return found
+
+
+def _tail(directory: Path) -> Iterator[LedgerLine]:
+    """Yield the last lines of the last two files, oldest first."""
+    segments = Segments(directory)
+    for number in segments.numbers()[-2:]:
+        with segments.path(number).open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - TAIL_BYTES))
+            lines = file.read().split(b"\n")
+        yield from filter(None, map(decode, lines))

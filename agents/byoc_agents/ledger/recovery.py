@@ -1,0 +1,93 @@
+"""What a start finds: where the chain ends, what a crash cut off, and what must be said of it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from byoc_agents.errors import LedgerNewerError
+from byoc_agents.ledger.format import FORMAT, Line, Recovered, decode, digest, format_of
+from byoc_agents.ledger.reader import START, Head, Scan, raw_lines, scan
+from byoc_agents.ledger.segments import Segments
+
+
+class Found(msgspec.Struct):
+    """Where to go on. `length` 0 = make this file anew, else cut it to that many bytes."""
+
+    number: int
+    length: int = 0
+    head: Head = START
+    open: Sequence[int] = ()  # intents without an outcome
+    removed: set[int] = msgspec.field(default_factory=set)  # files that were about to be deleted
+    states: list[Line] = msgspec.field(default_factory=list)
+
+
+def check_format(segments: Segments) -> None:
+    """Raise LedgerNewerError where a later version has written. Raises OSError."""
+    for number in segments.numbers():
+        path = segments.path(number)
+        first = next((raw.content for raw in raw_lines(path)), b"")
+        if (found := format_of(first)) > FORMAT:
+            raise LedgerNewerError(
+                f"{path} was written by a newer version (format {found}, this one reads up to "
+                f"{FORMAT}): run the newer version, or move its directory away"
+            )
+
+
+def find(segments: Segments) -> Found:
+    """Look at the newest file with a chain in it. Torn ends are copied beside, nothing is cut."""
+    numbers = segments.numbers()
+    for number in reversed(numbers):
+        seen = scan(segments.path(number))
+        if seen.good_bytes or seen.damaged:
+            return _go_on(segments, number, seen)
+        _set_aside(segments, number, seen)  # not even a first line
+        segments.path(number).unlink()
+    number = numbers[0] if numbers else 1
+    return Found(number, states=_unstated(segments, number, set()))
+
+
+def _go_on(segments: Segments, number: int, seen: Scan) -> Found:
+    found = Found(number, seen.good_bytes, seen.head, sorted(seen.open), seen.removed)
+    if seen.damaged:
+        found.number, found.length, found.head = number + 1, 0, seen.last
+        found.open = sorted(seen.flying)
+        found.states.append(
+            Recovered(segment=number, why="damaged", bytes=seen.rest_bytes, sha256="", aside="")
+        )
+    elif seen.rest_bytes:
+        _set_aside(segments, number, seen)
+    found.states += _unstated(segments, number, seen.asides)
+    return found
+
+
+def _set_aside(segments: Segments, number: int, seen: Scan) -> None:
+    content = segments.path(number).read_bytes()[seen.good_bytes :]
+    segments.set_aside(number, seen.good_bytes, content)
+
+
+def _unstated(segments: Segments, first: int, stated: set[str]) -> list[Line]:
+    """Return a line for each torn end that no line names: of now, or of a start that was cut."""
+    asides = [(n, path) for n, path in segments.asides() if n >= first and path.name not in stated]
+    return [_of_aside(number, path) for number, path in sorted(asides)]
+
+
+def _of_aside(number: int, path: Path) -> Recovered:
+    content = path.read_bytes()
+    return Recovered(
+        segment=number, why="torn", bytes=len(content), sha256=digest(content), aside=path.name
+    )
+
+
+def ends(path: Path) -> tuple[int, Head]:
+    """Return the number of a file's first line, and its last whole line. Raises OSError."""
+    first, last = b"", b""
+    for raw in raw_lines(path):
+        if raw.whole:
+            first, last = first or raw.content, raw.content
+    return _sequence(first), Head(_sequence(last), digest(last))
+
+
+def _sequence(content: bytes) -> int:
+    line = decode(content)
+    return -1 if line is None else line.sequence

@@ -1,0 +1,265 @@
+"""Is this ledger what was written? Any changed, missing or re-ordered line is named.
+
+What cannot be seen from the files alone: a change of the very last line, the loss of lines at the
+very end, and a whole chain made anew. A head that was noted elsewhere (an anchor) shows all three.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from byoc_agents.ledger.format import (
+    FORMAT,
+    GENESIS,
+    Intent,
+    LedgerLine,
+    Receipt,
+    Recovered,
+    Refused,
+    Removed,
+    Segment,
+    Sent,
+    Unknown,
+    decode,
+    digest,
+)
+from byoc_agents.ledger.reader import Head, Raw, raw_lines
+from byoc_agents.ledger.segments import Segments
+
+MAX_PROBLEMS = 100  # told in full; the others are counted
+TRIES = 5  # the oldest file may be removed by the running agent while we read
+SETTLE_SECONDS = 0.2  # a write that is going on is over by then
+
+
+class Verdict(msgspec.Struct, kw_only=True):
+    """What was found in one directory."""
+
+    directory: str
+    problems: list[str] = []
+    more_problems: int = 0
+    notes: list[str] = []
+    files: int = 0
+    lines: int = 0
+    intents: int = 0
+    receipts: int = 0
+    unknown: int = 0
+    refused: int = 0
+    bodies: int = 0  # kept bodies that are what their line says
+    first_time: str = ""
+    last_time: str = ""
+    head: str = ""  # SEQUENCE:SHA256 of the last line
+
+    @property
+    def well(self) -> bool:
+        """Tell whether nothing is wrong."""
+        return not self.problems
+
+
+def verify(
+    directory: Path,
+    anchors: Mapping[int, str] | None = None,
+    settle: Callable[[], None] = lambda: time.sleep(SETTLE_SECONDS),
+) -> Verdict:
+    """Read a ledger, also a living one. Raises OSError where it cannot be read."""
+    for _ in range(TRIES):
+        try:
+            return _Verifier(Segments(directory), dict(anchors or {}), settle).run()
+        except _MovedOnError:
+            continue
+    raise OSError(f"{directory}: files keep vanishing while they are read")
+
+
+class _MovedOnError(Exception):
+    """A file went away by rotation."""
+
+
+class _Verifier:
+    def __init__(
+        self, segments: Segments, anchors: dict[int, str], settle: Callable[[], None]
+    ) -> None:
+        self.verdict = Verdict(directory=str(segments.directory))
+        self._segments = segments
+        self._anchors = anchors
+        self._settle = settle
+        self._head: Head | None = None  # number and hash of the line before
+        self._readable = True  # whether that line could be decoded
+        self._place = ""  # file and number of that line
+        self._cut_at: Head | None = None  # the last line that is gone, where the first is not 0
+        self._open: dict[int, tuple[str, ...]] = {}  # intent -> ids; () where its line is gone
+
+    def run(self) -> Verdict:
+        numbers = self._segments.numbers()
+        if not numbers:
+            self._problem(self.verdict.directory, "holds no ledger file")
+        for number in numbers:
+            try:
+                self._file(number, last=number == numbers[-1])
+            except FileNotFoundError as error:
+                raise _MovedOnError from error
+        self._conclude()
+        return self.verdict
+
+    def _problem(self, place: str, text: str) -> None:
+        if len(self.verdict.problems) < MAX_PROBLEMS:
+            self.verdict.problems.append(f"{place}: {text}")
+        else:
+            self.verdict.more_problems += 1
+
+    # Files and lines.
+
+    def _file(self, number: int, *, last: bool) -> None:
+        self.verdict.files += 1
+        path = self._segments.path(number)
+        for position, raw in enumerate(raw_lines(path), start=1):
+            place = f"{path.name}:{position}"
+            if raw.whole:
+                self._line(raw, place, number, first=position == 1)
+            elif not last or self._stays(path, raw):
+                why = "; a crash does this, and the next start of the agent says so" if last else ""
+                self._problem(place, f"the line is cut off{why}")
+
+    def _stays(self, path: Path, raw: Raw) -> bool:
+        """Return whether a line without an end is no write that is going on just now."""
+        size = raw.offset + len(raw.content)
+        self._settle()
+        return path.stat().st_size == size
+
+    def _line(self, raw: Raw, place: str, number: int, *, first: bool) -> None:
+        self.verdict.lines += 1
+        line = decode(raw.content)
+        if line is None:
+            self._problem(place, "changed: it is no ledger line")
+        else:
+            self._link(line, place)
+            self._frame(line, place, number, first=first)
+            self._count(line, place)
+            self._meaning(line, place, number)
+        before = self._head.sequence if self._head else -1
+        self._head = Head(before + 1 if line is None else line.sequence, digest(raw.content))
+        self._readable, self._place = line is not None, place
+        self._anchor(self._head, place)
+
+    def _link(self, line: LedgerLine, place: str) -> None:
+        """Compare number and hash with the line before."""
+        if self._head is None:
+            self._begin(line, place)
+        elif line.sequence > self._head.sequence + 1:
+            lost = f"{self._head.sequence + 1} to {line.sequence - 1}"
+            self._problem(place, f"lines {lost} are missing before it")
+        elif line.sequence <= self._head.sequence:
+            after = self._head.sequence
+            self._problem(place, f"out of order: line {line.sequence} after line {after}")
+        elif line.previous != self._head.sha256 and self._readable:
+            self._problem(self._place, f"changed, or {place} is: the hash there is of other bytes")
+
+    def _begin(self, line: LedgerLine, place: str) -> None:
+        if line.sequence > 0:
+            self._cut_at = Head(line.sequence - 1, line.previous)
+        elif line.previous != GENESIS:
+            self._problem(place, "changed: the first line of all follows on 64 zeros")
+
+    def _frame(self, line: LedgerLine, place: str, number: int, *, first: bool) -> None:
+        """Check that each file begins with its own number, and nothing else does."""
+        if not isinstance(line, Segment):
+            if first:
+                self._problem(place, "the first line of the file is missing")
+        elif not first or line.segment != number:
+            self._problem(place, f"is the first line of file {line.segment}")
+        elif line.format != FORMAT:
+            self._problem(place, f"is in format {line.format}; this version reads {FORMAT}")
+
+    def _anchor(self, head: Head, place: str) -> None:
+        wanted = self._anchors.pop(head.sequence, None)
+        if wanted == head.sha256:
+            self.verdict.notes.append(f"{place} is the given anchor {head.sequence}")
+        elif wanted is not None:
+            self._problem(place, f"is not the given anchor {head.sequence}: another history")
+
+    # What lines say.
+
+    def _count(self, line: LedgerLine, place: str) -> None:
+        verdict = self.verdict
+        verdict.first_time = verdict.first_time or line.time
+        verdict.last_time = line.time
+        verdict.intents += isinstance(line, Intent)
+        verdict.receipts += isinstance(line, Receipt)
+        verdict.unknown += isinstance(line, Unknown)
+        if isinstance(line, Refused):
+            verdict.refused += line.count()
+        if isinstance(line, Segment) and self._head is None:
+            self._open = dict.fromkeys(line.open, ())
+            verdict.notes += [f"{place} carries {len(line.open)} open intents"] * bool(line.open)
+
+    def _meaning(self, line: LedgerLine, place: str, number: int) -> None:
+        match line:
+            case Intent():
+                self._open[line.sequence] = tuple(sent.id for sent in line.messages)
+                self._bodies(line, place, number)
+            case Receipt():
+                self._close(line.intent, tuple(ended.id for ended in line.outcomes), place)
+            case Unknown():
+                self._close(line.intent, (), place)
+                self.verdict.notes.append(f"{place} states line {line.intent} unknown: {line.why}")
+            case Removed():
+                self._removal(line, place)
+            case Recovered():
+                self._recovery(line, place)
+
+    def _close(self, intent: int, ids: Sequence[str], place: str) -> None:
+        announced = self._open.pop(intent, None)
+        if announced is None:
+            self._problem(place, f"is about line {intent}, which is no open intent")
+        elif announced and ids and announced != ids:
+            self._problem(place, f"names other ids than its intent, line {intent}")
+
+    def _removal(self, line: Removed, place: str) -> None:
+        end = Head(line.last_sequence, line.last_sha256)
+        if end == self._cut_at:
+            self._cut_at = None
+            lines = f"lines 0 to {line.last_sequence}"
+            self.verdict.notes.append(f"{place} states that {lines} were removed by rotation")
+        self._anchor(end, place)
+
+    def _recovery(self, line: Recovered, place: str) -> None:
+        text = f"{line.bytes} bytes kept in {line.aside}" if line.aside else "see there"
+        about = f"states file {line.segment} {line.why}"
+        self.verdict.notes.append(f"{place} {about}: {text}")
+        aside = self._segments.directory / line.aside
+        if line.aside and self._segments.path(line.segment).exists():
+            self._same(aside, line.segment, line, place)
+
+    def _bodies(self, line: Intent, place: str, number: int) -> None:
+        for sent in line.messages:
+            if sent.kept:
+                path = self._segments.body_path(number, sent.sha256)
+                self.verdict.bodies += self._same(path, number, sent, place)
+
+    def _same(self, path: Path, number: int, stated: Sent | Recovered, place: str) -> bool:
+        """Tell whether a file beside the lines holds what a line says of it."""
+        try:
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            if not self._segments.path(number).exists():
+                raise
+            self._problem(place, f"the kept bytes {path.name} are missing")
+            return False
+        if found != stated.sha256 or path.stat().st_size != stated.bytes:
+            self._problem(place, f"the kept bytes {path.name} have changed")
+            return False
+        return True
+
+    def _conclude(self) -> None:
+        if self._cut_at:
+            lines = f"lines 0 to {self._cut_at.sequence}"
+            self._problem(
+                self.verdict.directory, f"{lines} are missing and no line states their removal"
+            )
+        for sequence in self._anchors:
+            self._problem(self.verdict.directory, f"anchor {sequence} is not in this ledger")
+        for intent in self._open:
+            self.verdict.notes.append(f"line {intent} has no outcome yet: in flight, or a crash")
+        self.verdict.head = str(self._head) if self._head else ""

@@ -1,0 +1,254 @@
+"""The ledger as the shipper and the gate see it: never in the loop's way, one writer thread.
+
+What waits for the thread when it begins shares one write and one fsync (group commit).
+"""
+
+import asyncio
+import contextlib
+import queue
+import threading
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import structlog
+
+from byoc_agents.app.clock import Clock
+from byoc_agents.delivery.sink import Message, Outcome
+from byoc_agents.errors import LedgerError, LedgerNewerError
+from byoc_agents.ledger.chain import MIN_BYTES, Chain, Entry
+from byoc_agents.ledger.files import Disk
+from byoc_agents.ledger.format import SUPPRESSED, Refused, clean, intent_of, receipt_of
+
+MAX_GROUP = 16  # lines that share one fsync
+REFUSED_BURST = 20  # lines at once, and
+REFUSED_REFILL_NS = 3_000_000_000  # one more after so long: 28,800 lines a day at most
+
+
+class _Operation(NamedTuple):
+    destination: str  # "" for a receipt
+    intent: int  # 0 for an intent
+    batch: Sequence[Message]
+    outcomes: Sequence[Outcome]
+    future: Future[int]
+
+
+class FileLedger:
+    """An append-only hash chain in one directory; `async with` opens and closes it.
+
+    The directory belongs to one process at a time. It stays within `max_bytes` (at least 64 KiB),
+    bodies included: the oldest eighth goes, and a line says so. With `keep_bodies` the exact bytes
+    are kept, but for bodies above an eighth of the bound.
+
+    It opens even where the disk refuses: then every `intent` raises LedgerError until it does not.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        clock: Clock,
+        max_bytes: int,
+        keep_bodies: bool = False,
+        disk: Disk | None = None,
+    ) -> None:
+        if max_bytes < MIN_BYTES:
+            raise ValueError(f"max_bytes is {max_bytes}; wants at least {MIN_BYTES}")
+        self.directory = directory
+        self.trouble = ""  # why the last write failed
+        self._chain = Chain(directory, clock=clock, max_bytes=max_bytes, disk=disk or Disk())
+        self._kept_bytes = self._chain.segment_bytes if keep_bodies else -1
+        self._operations: queue.SimpleQueue[_Operation] = queue.SimpleQueue()
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
+        self._refusals = _Refusals(clock)
+
+    def __repr__(self) -> str:
+        """Print where it lies."""
+        return f"FileLedger({self.directory})"
+
+    async def __aenter__(self) -> Self:
+        """Open the files, and state what a crash left open. A disk that refuses is met later.
+
+        Raises LedgerNewerError where a later version has written: nothing is touched then.
+        """
+        try:
+            await self._run(self._check_format)
+        except LedgerNewerError:
+            self._writer.shutdown(wait=False)
+            raise
+        await self._run(self._open)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """State what is still in flight, and close."""
+        await self._run(self._close)
+        await asyncio.to_thread(self._writer.shutdown)
+
+    async def intent(self, destination: str, batch: Sequence[Message]) -> int:
+        """Write durably what is about to be sent; see `Ledger`. Waits for one fsync."""
+        return await self._ask(_Operation(destination, 0, batch, (), Future()))
+
+    async def receipt(
+        self, intent: int, batch: Sequence[Message], outcomes: Sequence[Outcome]
+    ) -> None:
+        """Write how it ended; see `Ledger`.
+
+        Durable with the next intent or a second later, whichever comes first: a receipt that a
+        power cut takes is stated as unknown at the next start.
+        """
+        await self._ask(_Operation("", intent, batch, outcomes, Future()))
+
+    def note_refused(self, reason: str, detail: str) -> None:
+        """Take down a refusal of the egress gate. From any thread; never blocks, never raises.
+
+        At most REFUSED_BURST lines at once and one each 3 s after it; the others are counted in
+        the `suppressed` of the next line.
+        """
+        if self._refusals.note(clean(str(reason)), clean(detail)):
+            try:
+                self._writer.submit(self._drain)
+            except RuntimeError:  # closed
+                self._refusals.give_back(1)
+
+    def status(self) -> dict[str, Any]:
+        """Return what /status shows. `head` is durable: pin it, `ledger verify --anchor` takes it.
+
+        None where nothing could be written yet.
+        """
+        segments, head = self._chain.segments, self._chain.durable
+        return {
+            "head": str(head) if head.sequence >= 0 else None,
+            "lines": head.sequence + 1,
+            "bytes": segments.total_bytes(),
+            "segments": len(segments.sizes),
+            "trouble": self.trouble or None,
+        }
+
+    async def _ask(self, operation: _Operation) -> int:
+        self._operations.put(operation)
+        self._writer.submit(self._drain)
+        return await asyncio.wrap_future(operation.future)
+
+    async def _run(self, work: Any) -> None:
+        await asyncio.wrap_future(self._writer.submit(work))
+
+    # Below here runs on the writer thread only.
+
+    def _check_format(self) -> None:
+        with contextlib.suppress(OSError):  # met again, and said, by `_open`
+            self._chain.check_format()
+
+    def _open(self) -> None:
+        self._tried(self._chain.open)
+
+    def _close(self) -> None:
+        self._drain()
+        self._write([], self._refusals.take(last=True))
+        self._tried(self._chain.close)
+
+    def _drain(self) -> None:
+        """Write what waits. Most calls find nothing: an earlier one took it with its group."""
+        group: list[_Operation] = []
+        while len(group) < MAX_GROUP and _body_bytes(group) <= self._chain.segment_bytes:
+            try:
+                operation = self._operations.get_nowait()
+            except queue.Empty:
+                break
+            if operation.future.set_running_or_notify_cancel():
+                group.append(operation)
+        refusals = self._refusals.take()
+        if group or refusals:
+            self._write(group, refusals)
+
+    def _write(self, group: Sequence[_Operation], refusals: Sequence[Refused]) -> None:
+        numbers = self._tried(
+            lambda: self._chain.append(
+                [*map(self._entry, group), *(Entry(line) for line in refusals)]
+            )
+        )
+        if numbers is None:
+            self._refusals.give_back(sum(line.count() for line in refusals))
+        for position, operation in enumerate(group):
+            if numbers is None:
+                operation.future.set_exception(LedgerError(self.trouble))
+            else:
+                operation.future.set_result(numbers[position])
+
+    def _entry(self, operation: _Operation) -> Entry:
+        if operation.destination:
+            line = intent_of(operation.destination, operation.batch, self._kept_bytes)
+            return Entry(line, operation.batch if self._kept_bytes >= 0 else ())
+        return Entry(receipt_of(operation.intent, operation.batch, operation.outcomes))
+
+    def _tried(self, work: Any) -> Any:
+        """Return what the work gave, or None with `trouble` set."""
+        try:
+            answer = work()
+        except OSError as error:
+            name = Path(error.filename).name if error.filename else self.directory.name
+            self._say(f"{error.strerror or error} ({name})")
+            return None
+        except Exception as error:  # noqa: BLE001  the thread must live, the callers must know
+            self._say(type(error).__name__, exc_info=True)
+            return None
+        self.trouble = ""
+        return answer
+
+    def _say(self, trouble: str, *, exc_info: bool = False) -> None:
+        if trouble != self.trouble:
+            structlog.get_logger().error("ledger.unavailable", detail=trouble, exc_info=exc_info)
+        self.trouble = trouble
+
+
+def _body_bytes(group: Sequence[_Operation]) -> int:
+    return sum(len(message.body) for operation in group for message in operation.batch)
+
+
+class _Refusals:
+    """Refusals that wait for the writer: a token bucket in front of a bounded queue."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._mutex = threading.Lock()
+        self._waiting: deque[Refused] = deque()
+        self._suppressed = 0
+        self._tokens = REFUSED_BURST
+        self._refilled_ns = clock.boot_ns()
+
+    def note(self, reason: str, detail: str) -> bool:
+        """Return whether it gets a line."""
+        with self._mutex:
+            self._refill()
+            if not self._tokens:
+                self._suppressed += 1
+                return False
+            self._wait(reason, detail)
+            return True
+
+    def take(self, *, last: bool = False) -> list[Refused]:
+        """Return what waits, and a line for what was only counted as soon as one is due."""
+        with self._mutex:
+            self._refill()
+            if self._suppressed and (self._tokens or last):
+                self._wait(SUPPRESSED, "more refusals of which only the number is known")
+            found = list(self._waiting)
+            self._waiting.clear()
+            return found
+
+    def _wait(self, reason: str, detail: str) -> None:
+        self._tokens -= 1
+        line = Refused(reason=reason, detail=detail, suppressed=self._suppressed)
+        self._waiting.append(line)
+        self._suppressed = 0
+
+    def give_back(self, count: int) -> None:
+        """Count refusals whose lines could not be written."""
+        with self._mutex:
+            self._suppressed += count
+
+    def _refill(self) -> None:
+        earned = (self._clock.boot_ns() - self._refilled_ns) // REFUSED_REFILL_NS
+        self._refilled_ns += earned * REFUSED_REFILL_NS
+        self._tokens = min(REFUSED_BURST, self._tokens + earned)

@@ -1,0 +1,95 @@
+"""The CiliumNetworkPolicy: names, and which names may be asked for at all."""
+
+from typing import Any
+
+from byoc_agents.policy.flows import DNS_PORT, Flow, Place, flows
+from byoc_agents.policy.inputs import Facts, Listener, Options, Rendered
+from byoc_agents.policy.kubernetes import comer, described, metadata, open_listeners
+
+NAMESPACE_LABEL = "k8s:io.kubernetes.pod.namespace"
+NOTES = (
+    (
+        "It selects pods, and the daemons share theirs with ClickHouse, whose own traffic and"
+        " names need policies of their own, which add up with this one."
+    ),
+    (
+        "Names with fewer than 5 dots are first tried with the cluster's search domains, and those"
+        " questions are refused: dnsConfig option ndots: 1 saves them."
+    ),
+    (
+        "A name here is the addresses that the DNS gave for it, not what is in the TLS handshake:"
+        " hosts that share an address with an allowed one are let through."
+    ),
+)
+NODE_NOTE = (
+    "The node's agent has a link-local address that Cilium may take for the node itself, so port"
+    " {port} of the node is open too."
+)
+
+
+def cilium_policy(facts: Facts, options: Options) -> Rendered:
+    """Return the manifest: everything is denied in both directions but what is listed."""
+    found = flows(facts, options)
+    ingress = [_in(listener, options) for listener in open_listeners(facts)]
+    spec = {
+        "endpointSelector": {"matchLabels": dict(options.pod)},
+        "ingress": ingress or [{}],  # an empty rule allows nothing and switches denial on
+        "egress": [*_dns(found), *_out(found)] or [{}],
+    }
+    document = {
+        "apiVersion": "cilium.io/v2",
+        "kind": "CiliumNetworkPolicy",
+        "metadata": metadata(options),
+        "spec": spec,
+    }
+    node = [NODE_NOTE.format(port=f.port) for f in found if f.place is Place.NODE]
+    return Rendered(document, (*described(found), *NOTES, *node))
+
+
+def _in(listener: Listener, options: Options) -> dict[str, Any]:
+    namespace, labels = comer(listener, options)
+    peer = {"matchLabels": {NAMESPACE_LABEL: namespace} | labels}
+    return {"fromEndpoints": [peer], "toPorts": _ports(listener.port)}
+
+
+def _dns(found: list[Flow]) -> list[dict[str, Any]]:
+    names = [{"matchName": name} for name in dict.fromkeys(f.host for f in found if f.named)]
+    if not names:
+        return []
+    kube_dns = {NAMESPACE_LABEL: "kube-system", "k8s:k8s-app": "kube-dns"}
+    ports = [{"port": str(DNS_PORT), "protocol": "ANY"}]
+    return [
+        {
+            "toEndpoints": [{"matchLabels": kube_dns}],
+            "toPorts": [{"ports": ports, "rules": {"dns": names}}],
+        }
+    ]
+
+
+def _out(found: list[Flow]) -> list[dict[str, Any]]:
+    rules: list[dict[str, Any]] = []
+    for port in dict.fromkeys(flow.port for flow in found):
+        names = [{"matchName": f.host} for f in found if f.port == port and _by_name(f)]
+        if names:
+            rules.append({"toFQDNs": names, "toPorts": _ports(port)})
+    for flow in found:
+        rules += _by_address(flow)
+    return rules
+
+
+def _by_name(flow: Flow) -> bool:
+    return flow.named and flow.place is Place.BEYOND
+
+
+def _by_address(flow: Flow) -> list[dict[str, Any]]:
+    if _by_name(flow):
+        return []
+    ports = _ports(flow.port)
+    if flow.place is Place.CLUSTER:
+        return [{"toEntities": ["cluster"], "toPorts": ports}]
+    node = [{"toEntities": ["host"], "toPorts": ports}] if flow.place is Place.NODE else []
+    return [{"toCIDR": list(flow.cidrs), "toPorts": ports}, *node]
+
+
+def _ports(number: int) -> list[dict[str, Any]]:
+    return [{"ports": [{"port": str(number), "protocol": "TCP"}]}]

@@ -1,0 +1,77 @@
+"""Which packets a table means: what stays in the pod is left out, what is one host is one flow."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from ipaddress import ip_network
+
+from byoc_agents.egress.destinations import Destination, ip_literal
+from byoc_agents.policy.inputs import Facts, Options, kind
+
+ANY_V4 = "0.0.0.0/0"
+NEVER = ("127.0.0.0/8", "169.254.0.0/16")  # loopback; link-local, the metadata service included
+DNS_PORT = 53
+
+
+class Place(StrEnum):
+    """Where a destination is, seen from the pod."""
+
+    POD = "pod"  # loopback: no packet leaves
+    NODE = "node"  # link-local: the node's agent
+    CLUSTER = "cluster"  # a name of a Kubernetes service
+    BEYOND = "beyond"
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """TCP from the pod to one host and port."""
+
+    host: str
+    port: int
+    kind: str
+    place: Place
+    cidrs: tuple[str, ...]  # empty: only a name is known
+    agents: tuple[str, ...]
+    purpose: str
+
+    @property
+    def named(self) -> bool:
+        """Tell whether it is looked up in the DNS."""
+        return ip_literal(self.host) is None
+
+
+def flows(facts: Facts, options: Options) -> list[Flow]:
+    """Return one flow for each host and port, in the order of the table."""
+    by_end: dict[tuple[str, int], list[Destination]] = {}
+    for destination in facts.reachable:
+        by_end.setdefault((destination.host, destination.port), []).append(destination)
+    found = [_flow(ends, facts, options) for ends in by_end.values()]
+    return [flow for flow in found if flow.place is not Place.POD]
+
+
+def place(destination: Destination) -> Place:
+    """Return where a destination is."""
+    literal = ip_literal(destination.host)
+    if destination.local:
+        return Place.POD if literal is None or literal.is_loopback else Place.NODE
+    host = destination.host
+    inside = "." not in host or host.endswith((".svc", ".cluster.local"))
+    return Place.CLUSTER if literal is None and inside else Place.BEYOND
+
+
+def single(host: str) -> str:
+    """Return the CIDR of one address."""
+    return str(ip_network(host))
+
+
+def _flow(ends: list[Destination], facts: Facts, options: Options) -> Flow:
+    first = ends[0]
+    cidrs = options.cidrs.get(first.host) or options.cidrs.get(kind(first)) or ()
+    return Flow(
+        host=first.host,
+        port=first.port,
+        kind=kind(first),
+        place=place(first),
+        cidrs=(single(first.host),) if ip_literal(first.host) else tuple(cidrs),
+        agents=tuple(dict.fromkeys(d.agent for d in ends if d.agent)) or facts.agents,
+        purpose=first.purpose,
+    )

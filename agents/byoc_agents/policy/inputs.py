@@ -1,0 +1,107 @@
+"""What the policies are made from: values only."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from byoc_agents.egress.destinations import Destination, ip_literal
+
+KINDS = (  # start of the setting that named a destination -> the name that options use for it
+    ("BYOC_BILLING_BUCKET", "s3"),
+    ("BYOC_STATE_QUEUE_URL", "sqs"),
+    ("BYOC_ALERTS_URL", "control-plane"),
+    ("AWS_ROLE_ARN", "sts"),
+    ("AWS_CONTAINER_CREDENTIALS", "pod-identity"),
+    ("BYOC_CLICKHOUSE_URL", "clickhouse"),
+    ("BYOC_BILLING_TARGET", "clickhouse"),
+    ("BYOC_HTTPS_PROXY", "proxy"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A port of ours that somebody may come to."""
+
+    agent: str
+    purpose: str  # metrics or webhook
+    host: str
+    port: int
+    setting: str
+
+    @property
+    def open(self) -> bool:
+        """Tell whether it can be reached from outside the pod."""
+        literal = ip_literal(self.host)
+        return not (literal.is_loopback if literal else self.host == "localhost")
+
+
+@dataclass(frozen=True, slots=True)
+class Objects:
+    """Where billing objects go."""
+
+    bucket: str
+    folder: str  # what every key of this service starts with, `v1/org=O/service=S/`
+    owner: str = ""  # 12 digits, where it is set
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """One configuration, as far as policies need it."""
+
+    agents: tuple[str, ...]
+    region: str
+    destinations: tuple[Destination, ...]
+    proxy: Destination | None = None
+    listeners: tuple[Listener, ...] = ()
+    objects: Objects | None = None
+    queue_arn: str = ""
+
+    @property
+    def proxied(self) -> str:
+        """Return what a reader must know of the proxy; empty without one."""
+        if self.proxy is None:
+            return ""
+        return (
+            f"All that is not local goes through {self.proxy}, S3 too: by this VPC's gateway"
+            " endpoint only if the proxy itself does, and what the proxy allows is its own."
+        )
+
+    @property
+    def reachable(self) -> tuple[Destination, ...]:
+        """Return what packets really go to: with a proxy that, and what is local."""
+        if self.proxy is None:
+            return self.destinations
+        return (self.proxy, *(d for d in self.destinations if d.local))
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a configuration cannot know. An empty text becomes a `<PLACEHOLDER>`."""
+
+    namespace: str = ""
+    pod: Mapping[str, str] = field(default_factory=lambda: {"app.kubernetes.io/name": "clickhouse"})
+    cidrs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # kind or host -> CIDRs
+    dns: tuple[str, ...] = ()  # CIDRs of resolvers beside kube-dns, as NodeLocal's
+    prometheus: str = "monitoring/app.kubernetes.io/name=prometheus"
+    alertmanager: str = "monitoring/app.kubernetes.io/name=alertmanager"
+    role: str = ""
+    vpce: str = ""
+    kms_key: str = ""
+    trust: str = ""  # irsa or pod-identity: print who may take the role instead
+    oidc_provider: str = ""
+    service_account: str = ""  # namespace/name
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A document and what a reader must know before he applies it."""
+
+    document: Any
+    notes: tuple[str, ...] = ()
+    text: str = ""  # a form of its own, where one is more usual than YAML or JSON
+
+
+def kind(destination: Destination) -> str:
+    """Return the short name of what a destination is."""
+    starts = (name for start, name in KINDS if destination.setting.startswith(start))
+    return next(starts, destination.host)

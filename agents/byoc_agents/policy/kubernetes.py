@@ -1,0 +1,123 @@
+"""The NetworkPolicy: addresses and ports, which is all that it can say."""
+
+from typing import Any
+
+from byoc_agents.errors import ConfigError
+from byoc_agents.policy.flows import ANY_V4, DNS_PORT, NEVER, Flow, Place, flows
+from byoc_agents.policy.inputs import Facts, Listener, Options, Rendered
+
+NAME = "byoc-agents"
+KUBE_DNS = {
+    "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}},
+    "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}},
+}
+POD_NOTE = (
+    "It selects pods, and the daemons share theirs with ClickHouse: ClickHouse's own traffic needs"
+    " policies of its own. Policies add up, so what those allow the daemons' container may reach"
+    " as well; the gate inside the daemons still refuses it."
+)
+NAME_NOTE = (
+    "It cannot say names. {hosts} may have any address, so any IPv4 host on port {port} but"
+    " link-local ones is let through; narrow it with --cidr NAME=CIDR, or use `policy cilium`."
+)
+S3_NOTE = (
+    "S3 shares its addresses among all buckets. Its ranges here: aws ec2"
+    " get-managed-prefix-list-entries of com.amazonaws.{region}.s3, to be given as --cidr s3=CIDR."
+    " They change. Which bucket: `policy iam`, `endpoint-policy`, `bucket-policy`."
+)
+OTHER_NOTES = (
+    "IPv6 is not let out, except to addresses written as such.",
+    "The kubelet's probes need no rule: Kubernetes always lets a pod's own node in.",
+    (
+        "It holds only where the cluster's network plugin enforces NetworkPolicy (the VPC CNI does"
+        " when enableNetworkPolicy is set)."
+    ),
+)
+
+
+def network_policy(facts: Facts, options: Options) -> Rendered:
+    """Return the manifest: everything is denied in both directions but what is listed."""
+    found = flows(facts, options)
+    spec = {
+        "podSelector": {"matchLabels": dict(options.pod)},
+        "policyTypes": ["Ingress", "Egress"],
+        "ingress": [_in(listener, options) for listener in open_listeners(facts)],
+        "egress": [*_dns(found, options), *_out(found)],
+    }
+    document = {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": metadata(options),
+        "spec": spec,
+    }
+    return Rendered(document, (*described(found), *_notes(found, facts)))
+
+
+def metadata(options: Options) -> dict[str, str]:
+    """Return the manifest's name, and its namespace where one is given."""
+    return {"name": NAME} | ({"namespace": options.namespace} if options.namespace else {})
+
+
+def open_listeners(facts: Facts) -> list[Listener]:
+    """Return the ports that others may come to. Raises ConfigError for one that is not fixed."""
+    found = [listener for listener in facts.listeners if listener.open]
+    if wrong := [one.setting for one in found if not one.port]:
+        raise ConfigError([f"{name}: port 0 is any port; wants a fixed one" for name in wrong])
+    return found
+
+
+def described(found: list[Flow]) -> list[str]:
+    """Return one line for each flow: who it is for."""
+    return [f"{f.host}:{f.port} = {f.purpose} ({', '.join(f.agents)})" for f in found]
+
+
+def comer(listener: Listener, options: Options) -> tuple[str, dict[str, str]]:
+    """Return (namespace, labels) of the pods that may come to a port of ours."""
+    text = options.prometheus if listener.purpose == "metrics" else options.alertmanager
+    namespace, _, label = text.partition("/")
+    name, _, value = label.partition("=")
+    return namespace, {name: value} if label else {}
+
+
+def _in(listener: Listener, options: Options) -> dict[str, Any]:
+    namespace, labels = comer(listener, options)
+    pods = {"podSelector": {"matchLabels": labels}} if labels else {}
+    peer = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}}
+    return {"from": [peer | pods], "ports": [_port(listener.port)]}
+
+
+def _dns(found: list[Flow], options: Options) -> list[dict[str, Any]]:
+    if not any(flow.named for flow in found):
+        return []
+    peers = [KUBE_DNS, *({"ipBlock": {"cidr": cidr}} for cidr in options.dns)]
+    return [{"to": peers, "ports": [_port(DNS_PORT, "UDP"), _port(DNS_PORT)]}]
+
+
+def _out(found: list[Flow]) -> list[dict[str, Any]]:
+    rules = [{"to": _peers(flow), "ports": [_port(flow.port)]} for flow in found]
+    return [rule for number, rule in enumerate(rules) if rule not in rules[:number]]
+
+
+def _peers(flow: Flow) -> list[dict[str, Any]]:
+    if flow.cidrs:
+        return [{"ipBlock": {"cidr": cidr}} for cidr in flow.cidrs]
+    if flow.place is Place.CLUSTER:
+        return [{"namespaceSelector": {}}]
+    return [{"ipBlock": {"cidr": ANY_V4, "except": list(NEVER)}}]
+
+
+def _port(number: int, protocol: str = "TCP") -> dict[str, Any]:
+    return {"protocol": protocol, "port": number}
+
+
+def _notes(found: list[Flow], facts: Facts) -> list[str]:
+    wide = [f for f in found if not f.cidrs and f.place is Place.BEYOND]
+    notes = [POD_NOTE]
+    for port in dict.fromkeys(flow.port for flow in wide):
+        hosts = ", ".join(flow.host for flow in wide if flow.port == port)
+        notes.append(NAME_NOTE.format(hosts=hosts, port=port))
+    if any(flow.kind == "s3" for flow in found):
+        notes.append(S3_NOTE.format(region=facts.region))
+    if facts.proxy:
+        notes.append(facts.proxied)
+    return [*notes, *OTHER_NOTES]

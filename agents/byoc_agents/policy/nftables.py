@@ -1,0 +1,78 @@
+"""Rules for a security group (rows) and for nftables (text)."""
+
+from byoc_agents.policy.flows import ANY_V4, DNS_PORT, NEVER, Flow, Place, flows
+from byoc_agents.policy.inputs import Facts, Options, Rendered
+from byoc_agents.policy.kubernetes import described
+
+NOTES = (
+    (
+        "Security groups know no names: a peer that is 0.0.0.0/0 stands for the host in the row;"
+        " --cidr NAME=CIDR narrows it. They are stateful and need no rule for answers."
+    ),
+    "They do not filter the VPC's own resolver, nor link-local addresses.",
+    "S3's prefix list is the one that the gateway endpoint's route uses.",
+)
+
+
+def egress_rules(facts: Facts, options: Options) -> Rendered:
+    """Return what may leave, as rows of a security group and as a chain of nftables."""
+    found = flows(facts, options)
+    rows = [*_dns_rows(found, options), *(row for flow in found for row in _rows(flow, facts))]
+    return Rendered(rows, (*described(found), *NOTES), _nft(found, options))
+
+
+def _rows(flow: Flow, facts: Facts) -> list[dict[str, object]]:
+    aws_s3 = flow.kind == "s3" and flow.host.endswith("amazonaws.com")
+    unknown = f"com.amazonaws.{facts.region}.s3" if aws_s3 else ANY_V4
+    return [_row("tcp", flow.port, peer, flow) for peer in flow.cidrs or (unknown,)]
+
+
+def _row(protocol: str, port: int, peer: str, flow: Flow) -> dict[str, object]:
+    return {
+        "protocol": protocol,
+        "port": port,
+        "peer": peer,
+        "host": flow.host,
+        "daemon": ", ".join(flow.agents),
+        "purpose": flow.purpose,
+    }
+
+
+def _dns_rows(found: list[Flow], options: Options) -> list[dict[str, object]]:
+    named = [flow for flow in found if flow.named]
+    if not named:
+        return []
+    agents = tuple(dict.fromkeys(agent for flow in named for agent in flow.agents))
+    dns = Flow("the resolver", DNS_PORT, "dns", Place.BEYOND, options.dns, agents, "names")
+    peers = options.dns or ("the resolver",)
+    return [_row(p, DNS_PORT, peer, dns) for peer in peers for p in ("udp", "tcp")]
+
+
+def _nft(found: list[Flow], options: Options) -> str:
+    """Return a table with one chain, to be jumped to from a hook of one's own."""
+    lines = ["table inet byoc_agents {", "  chain egress {"]
+    lines += [
+        f"    {rule}" for rule in ("ct state established,related accept", 'oifname "lo" accept')
+    ]
+    if any(flow.named for flow in found):
+        to = f"ip daddr {_set(options.dns)} " if options.dns else ""
+        lines.append(
+            f'    {to}meta l4proto {{ tcp, udp }} th dport {DNS_PORT} counter accept comment "dns"'
+        )
+    lines += [f"    {rule}" for flow in found for rule in _nft_rules(flow)]
+    return "\n".join([*lines, '    counter drop comment "everything else"', "  }", "}", ""])
+
+
+def _nft_rules(flow: Flow) -> list[str]:
+    """Return one rule, or one a family where networks of both are given."""
+    comment = f"{flow.kind}: {flow.host}"[:100]  # nft takes at most 128 bytes
+    end = f'tcp dport {flow.port} counter accept comment "{comment}"'
+    if not flow.cidrs:
+        return [f"ip daddr != {_set(NEVER)} {end}"]
+    v6 = tuple(cidr for cidr in flow.cidrs if ":" in cidr)
+    v4 = tuple(cidr for cidr in flow.cidrs if ":" not in cidr)
+    return [f"{ip} daddr {_set(some)} {end}" for ip, some in (("ip", v4), ("ip6", v6)) if some]
+
+
+def _set(cidrs: tuple[str, ...]) -> str:
+    return f"{{ {', '.join(cidrs)} }}"

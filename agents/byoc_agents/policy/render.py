@@ -1,0 +1,53 @@
+"""How a rendered policy is printed: YAML and nftables carry their notes as comments."""
+
+import textwrap
+from collections.abc import Mapping
+
+import msgspec
+import yaml
+
+from byoc_agents.errors import ConfigError
+from byoc_agents.policy.inputs import Rendered
+from byoc_agents.policy.table import markdown
+
+WIDTH = 96  # columns of a comment
+
+
+def printed(rendered: Rendered, form: str) -> tuple[str, tuple[str, ...]]:
+    """Return (text, notes that the form cannot hold). Raises ConfigError for an unfit form."""
+    if form == "yaml":
+        tree = msgspec.json.decode(msgspec.json.encode(rendered.document))  # no shared parts
+        body = yaml.safe_dump(tree, sort_keys=False, width=WIDTH)
+        return comments(rendered.notes) + body, ()
+    if form == "json":
+        return msgspec.json.format(msgspec.json.encode(rendered.document)).decode() + "\n", (
+            rendered.notes
+        )
+    if form == "markdown" and isinstance(rendered.document, list):
+        return markdown(rendered.document), rendered.notes
+    if form == "text" and rendered.text:
+        return rendered.text, rendered.notes
+    raise ConfigError([f"--format {form}: this command has no such form"])
+
+
+def comments(notes: tuple[str, ...]) -> str:
+    """Return the notes as comment lines."""
+    wrapped = (textwrap.wrap(note, WIDTH - 4, break_on_hyphens=False) for note in notes)
+    return "".join(
+        f"# {'-' if number == 0 else ' '} {line}\n"
+        for lines in wrapped
+        for number, line in enumerate(lines)
+    )
+
+
+def documents(text: str, name: str) -> list[object]:
+    """Return what a manifest holds: YAML documents or JSON. Raises ConfigError."""
+    try:
+        found = [document for document in yaml.safe_load_all(text) if document is not None]
+    except yaml.YAMLError as error:
+        raise ConfigError([f"--check {name}: {str(error).splitlines()[0]}"]) from error
+    items: list[object] = []
+    for document in found:
+        listed = isinstance(document, Mapping) and document.get("kind") == "List"
+        items += document["items"] if listed else [document]
+    return items

@@ -1,0 +1,195 @@
+"""The three commands. 0 = well, 1 = something is wrong or not there, 2 = bad usage."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from byoc_agents.app.cloudevents import parse_rfc3339, rfc3339
+from byoc_agents.app.settings import CoreSettings, settings_of
+from byoc_agents.ledger.query import Filter, Send, events
+from byoc_agents.ledger.verify import Verdict, verify
+from byoc_agents.report.bodies import kept, plain
+from byoc_agents.report.discovery import NoLedgerError, ledgers
+from byoc_agents.report.text import HEADING, event_text, verdict_text
+
+SENTENCE = {
+    "show": "Print what left and what the gate refused, one line each.",
+    "verify": "Check the hash chain, and kept bodies against it. 1 = something is wrong.",
+    "report": "Write one self-contained HTML page for a security reviewer.",
+}
+END = """Without an anchor, a change of the very last line, lines missing at the very end and a
+ledger made anew as a whole cannot be seen: note the `head` of /status or of the log event
+ledger.segment elsewhere, and give it with --anchor."""
+
+
+def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
+    """Run `ledger show`, `verify` or `report`."""
+    try:
+        options = _parser(environ).parse_args(argv)
+    except SystemExit as stop:  # argparse has said why
+        return int(stop.code or 0)
+    try:
+        code: int = options.run(options)
+    except NoLedgerError as error:
+        sys.stderr.write(f"byoc-agents ledger: {error}\n")
+        return 2
+    except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        sys.stderr.write(f"byoc-agents ledger: {error.filename}: {error.strerror}\n")
+        return 2
+    return code
+
+
+def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="byoc-agents ledger", description="What left, and where.")
+    commands = parser.add_subparsers(required=True, metavar="show | verify | report")
+    show = _command(commands.add_parser, "show", _show, environ)
+    _add_filters(show)
+    show.add_argument("--id", default="", help="one message: S3 key, event id or delivery id")
+    show.add_argument("--body", action="store_true", help="with --id: its exact content, unpacked")
+    show.add_argument("--raw", action="store_true", help="with --body: its exact bytes")
+    show.add_argument("--json", action="store_true", help="one JSON object a line")
+    check = _command(commands.add_parser, "verify", _verify, environ)
+    check.epilog = END
+    check.add_argument(
+        "--anchor", action="append", default=[], type=_anchor, help="SEQUENCE:SHA256"
+    )
+    check.add_argument("--json", action="store_true", help="one JSON object an agent")
+    page = _command(commands.add_parser, "report", _report, environ)
+    page.add_argument("--html", required=True, metavar="FILE", help="where to write it; - = stdout")
+    _add_filters(page)
+    return parser
+
+
+def _command(
+    add: Callable[..., argparse.ArgumentParser],
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    environ: Mapping[str, str],
+) -> argparse.ArgumentParser:
+    parser = add(name, description=SENTENCE[name])
+    parser.set_defaults(run=run)
+    setting, _ = settings_of(CoreSettings)["state_dir"]
+    standard = environ.get(setting.variable) or str(_default("state_dir"))
+    parser.add_argument(
+        "directories",
+        nargs="*",
+        default=[standard],
+        metavar="DIRECTORY",
+        help=f"state directory, or one agent's; default {setting.variable}, now {standard}",
+    )
+    parser.add_argument("--agent", default="", help="only this one, e.g. billing-scraper")
+    return parser
+
+
+def _default(name: str) -> object:
+    return next(f.default for f in msgspec.structs.fields(CoreSettings) if f.name == name)
+
+
+def _add_filters(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--since", type=_moment, default="", metavar="TIME", help=_TIME)
+    parser.add_argument("--until", type=_moment, default="", metavar="TIME", help="and before this")
+    parser.add_argument("--type", default="", help="event type; * and ? are allowed")
+    parser.add_argument(
+        "--destination", default="", help="s3://..., sqs://..., https://...; * and ?"
+    )
+
+
+_TIME = "from this time on, e.g. 2026-11-23 or 2026-11-23T12:00Z"
+
+
+def _moment(value: str) -> str:
+    """Return RFC 3339 in UTC of a date, or of a date and time with a zone."""
+    if not value:
+        return ""
+    try:
+        return rfc3339(parse_rfc3339(value if "T" in value else f"{value}T00:00Z"))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{value}: {error}") from error
+
+
+def _anchor(value: str) -> tuple[int, str]:
+    sequence, _, sha256 = value.partition(":")
+    if not sequence.isdigit() or len(sha256) != 64:  # noqa: PLR2004  hex digits of a SHA-256
+        raise argparse.ArgumentTypeError(f"{value}: wants SEQUENCE:SHA256, the head of /status")
+    return int(sequence), sha256.lower()
+
+
+def _filter(options: argparse.Namespace, message_id: str = "") -> Filter:
+    return Filter(options.since, options.until, options.type, options.destination, message_id)
+
+
+# show
+
+
+def _show(options: argparse.Namespace) -> int:
+    found = events(ledgers(options.directories, options.agent), _filter(options, options.id))
+    if options.body or options.raw:
+        return _show_body(options)
+    if not options.json:
+        sys.stdout.write(f"{HEADING}\n")
+    count = 0
+    for event in found:
+        count += 1
+        line = msgspec.json.encode(event).decode() if options.json else event_text(event)
+        sys.stdout.write(f"{line}\n")
+    return 0 if count or not options.id else 1
+
+
+def _show_body(options: argparse.Namespace) -> int:
+    if not options.id:
+        sys.stderr.write("byoc-agents ledger show: --body wants --id\n")
+        return 2
+    where = ledgers(options.directories, options.agent)
+    for event in events(where, _filter(options, options.id)):
+        body = kept(event) if isinstance(event, Send) else None
+        if body is not None:
+            sys.stdout.buffer.write(body if options.raw else plain(body))
+            sys.stdout.buffer.flush()
+            return 0
+    sys.stderr.write("byoc-agents ledger show: no bytes of this id are kept\n")
+    return 1
+
+
+# verify
+
+
+def _verify(options: argparse.Namespace) -> int:
+    where = ledgers(options.directories, options.agent)
+    if options.anchor and len(where) > 1:
+        sys.stderr.write("byoc-agents ledger verify: --anchor belongs to one ledger: add --agent\n")
+        return 2
+    verdicts = {name: verify(path, dict(options.anchor)) for name, path in where.items()}
+    for name, verdict in verdicts.items():
+        _write_verdict(name, verdict, as_json=options.json)
+    return 0 if all(verdict.well for verdict in verdicts.values()) else 1
+
+
+def _write_verdict(name: str, verdict: Verdict, *, as_json: bool) -> None:
+    if as_json:
+        told = {"agent": name, "well": verdict.well} | msgspec.to_builtins(verdict)
+        sys.stdout.write(f"{msgspec.json.encode(told).decode()}\n")
+    else:
+        sys.stdout.writelines(f"{line}\n" for line in verdict_text(name, verdict))
+
+
+# report
+
+
+def _report(options: argparse.Namespace) -> int:
+    from byoc_agents.report.report import page  # noqa: PLC0415  the schemas cost 0.2 s
+
+    where = ledgers(options.directories, options.agent)
+    verdicts = {name: verify(path) for name, path in where.items()}
+    html = page(where, verdicts, _filter(options))
+    if options.html == "-":
+        sys.stdout.write(html)
+    else:
+        Path(options.html).write_text(html, encoding="utf-8")
+    return 0 if all(verdict.well for verdict in verdicts.values()) else 1

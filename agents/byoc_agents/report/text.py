@@ -1,0 +1,45 @@
+"""The ledger for a terminal."""
+
+from collections.abc import Iterator
+
+from byoc_agents.ledger.query import Event, Refusal
+from byoc_agents.ledger.verify import Verdict
+
+HEADING = (
+    f"{'time':24} {'agent':16} {'outcome':15} {'bytes':>9} {'records':>7}  type  destination  id"
+)
+
+
+def event_text(event: Event) -> str:
+    """Return one line. What others said is printable: nothing here can move a terminal's cursor."""
+    if isinstance(event, Refusal):
+        outcome, tail = "REFUSED", f"{event.count} x {event.refused}: {event.detail}"
+        return _safe(f"{event.time:24} {event.agent:16} {outcome:15} {0:9} {0:7}  {tail}")
+    outcome = f"{event.reason} {event.status}" if event.status else event.reason
+    facts = f"{event.time:24} {event.agent:16} {outcome:15} {event.bytes:9} {event.records:7}"
+    said = f"  {event.reference or event.detail}" if event.reference or event.detail else ""
+    return _safe(f"{facts}  {event.type}  {event.destination}  {event.id}{said}")
+
+
+def verdict_text(name: str, verdict: Verdict) -> Iterator[str]:
+    """Yield the lines of one agent's verdict."""
+    yield f"{name}: {'well' if verdict.well else 'NOT WELL'}"
+    for problem in verdict.problems:
+        yield _safe(f"  problem  {problem}")
+    if verdict.more_problems:
+        yield f"  problem  and {verdict.more_problems} more"
+    for note in verdict.notes:
+        yield _safe(f"  note     {note}")
+    yield (
+        f"  {verdict.lines} lines in {verdict.files} files,"
+        f" {verdict.first_time} to {verdict.last_time}"
+    )
+    yield (
+        f"  {verdict.intents} sends announced, {verdict.receipts} with a receipt,"
+        f" {verdict.unknown} unknown; {verdict.refused} refusals; {verdict.bodies} bodies checked"
+    )
+    yield f"  head {verdict.head}"
+
+
+def _safe(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

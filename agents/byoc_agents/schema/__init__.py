@@ -1,0 +1,10 @@
+"""Everything that may leave, field by field: read out of the very structs that are sent.
+
+`python -m byoc_agents.schema` writes docs/fields.md; a test holds it to the code. The ledger's
+report shows the same tables and checks kept bodies against them.
+"""
+
+from byoc_agents.schema.examples import EXAMPLES
+from byoc_agents.schema.fields import Field, fields_of, stray_paths
+
+__all__ = ["EXAMPLES", "Field", "fields_of", "stray_paths"]

@@ -1,0 +1,123 @@
+"""Batches to a local directory, for runs without a cloud: the same contract as S3.
+
+Needs to create and link files below the root. The file's path is the message's id.
+"""
+
+import asyncio
+import errno
+import hashlib
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Self
+
+from byoc_agents.delivery.sink import Message, Outcome, Receipt
+from byoc_agents.errors import Reason, SendError
+
+MAX_BYTES = 5 * 1024**3  # as S3Sink
+TEMPORARY = ".partial-"  # what a killed process leaves behind; never a message
+
+ERRNOS = {
+    errno.EACCES: Reason.FORBIDDEN,
+    errno.EPERM: Reason.FORBIDDEN,
+    errno.EROFS: Reason.FORBIDDEN,  # a person must act
+    errno.ENOENT: Reason.NOT_FOUND,  # the root is gone
+    errno.ENOTDIR: Reason.NOT_FOUND,
+    errno.EEXIST: Reason.NOT_FOUND,  # a file stands where a directory should
+    errno.ENAMETOOLONG: Reason.REJECTED,
+    errno.EFBIG: Reason.TOO_LARGE,
+}  # everything else, a full disk first of all, may pass: SERVER_ERROR
+
+
+class DirectorySink:
+    """One file a message, complete or not there at all, never overwritten.
+
+    The root must exist: a volume that is not mounted must not be taken for an empty one.
+    """
+
+    max_messages = 1
+    max_bytes = MAX_BYTES
+
+    def __init__(self, root: Path) -> None:
+        self.destination = f"file://{root}"
+        self._root = root
+
+    def __repr__(self) -> str:
+        """Print where it leads."""
+        return f"DirectorySink({self._root})"
+
+    async def __aenter__(self) -> Self:
+        """Nothing to open."""
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Nothing to close."""
+
+    async def send(self, batch: Sequence[Message]) -> Sequence[Outcome]:
+        """Store each message once; see `Sink.send`. Writes in a thread."""
+        return [await asyncio.to_thread(self._outcome, message) for message in batch]
+
+    def _outcome(self, message: Message) -> Outcome:
+        try:
+            path = self._path(message.id)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            receipt = _store(path, message.body)
+            self._sync(path.parent)
+        except OSError as error:
+            return SendError(reason_of(error), os.strerror(error.errno or 0))
+        except SendError as error:
+            return error
+        return receipt
+
+    def _sync(self, directory: Path) -> None:
+        """Make the new names durable, from the file's directory up to the root."""
+        _sync_directory(directory)
+        if directory != self._root:
+            self._sync(directory.parent)
+
+    def _path(self, key: str) -> Path:
+        parts = PurePosixPath(key).parts
+        odd = "/".join(parts) != key or not parts or ".." in parts or "\0" in key
+        if odd or parts[-1].startswith(TEMPORARY):
+            raise SendError(Reason.REJECTED, "the id is no path below the root")
+        path = self._root.joinpath(*parts)
+        if not path.parent.resolve().is_relative_to(self._root.resolve(strict=True)):
+            raise SendError(Reason.REJECTED, "the id leads out of the root by a link")
+        return path
+
+
+def reason_of(error: OSError) -> Reason:
+    """Return what the file system's refusal means: by default that it may pass."""
+    return ERRNOS.get(error.errno or 0, Reason.SERVER_ERROR)
+
+
+def _store(path: Path, body: bytes) -> Receipt:
+    descriptor, temporary = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(body)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, path)  # unlike a rename, it never replaces
+    except FileExistsError:
+        if not path.is_file():
+            raise SendError(Reason.REJECTED, "the id is a directory") from None
+        return Receipt(Reason.ALREADY_STORED, 0)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return Receipt(Reason.OK, 0, hashlib.sha256(body).hexdigest())
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,170 @@
+"""Batches to one S3 bucket: one object a message, written once and never overwritten.
+
+Needs on `arn:aws:s3:::BUCKET/PREFIX*` the one permission `s3:PutObject` (conditional writes need
+no other), and `kms:GenerateDataKey` where the bucket's default encryption names a customer key.
+"""
+
+import asyncio
+import base64
+import hashlib
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+from aiobotocore.session import AioSession
+from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
+
+from byoc_agents.delivery.sink import Message, Outcome, Receipt
+from byoc_agents.egress.aws import aws_config, fetch_credentials
+from byoc_agents.egress.destinations import s3_destination
+from byoc_agents.egress.gate import Gate
+from byoc_agents.errors import Reason, SendError
+from byoc_agents.sinks.aws_errors import from_answer, from_transport
+
+REGION_SECONDS = 3.0  # at the start, for the bucket's region; longer, and the first put tells it
+ATTEMPT_SECONDS = 60.0  # one attempt with credentials, upload and answer, however slowly it drips
+MAX_BYTES = 5 * 1024**3  # one PutObject; Amazon S3 quotas
+
+
+class S3Sink:
+    """One message a send; its id is the object's key. `async with` closes the connections.
+
+    A key that exists already counts as ours: ids are computed from what is inside.
+    """
+
+    max_messages = 1
+    max_bytes = MAX_BYTES
+
+    def __init__(  # noqa: PLR0913  where, through what, and the limits of one attempt
+        self,
+        session: AioSession,
+        gate: Gate,
+        bucket: str,
+        *,
+        region: str,
+        endpoint_url: str | None = None,
+        expected_bucket_owner: str | None = None,
+        attempt_seconds: float = ATTEMPT_SECONDS,
+        **client_options: Any,
+    ) -> None:
+        self.destination = f"s3://{bucket}"
+        self._session = session
+        self._bucket = bucket
+        self._region = region
+        self._owner = (
+            {"ExpectedBucketOwner": expected_bucket_owner} if expected_bucket_owner else {}
+        )
+        self._attempt_seconds = attempt_seconds
+        self._client_options = {
+            "region_name": region,
+            "endpoint_url": endpoint_url,
+            "config": aws_config(gate, s3=addressing(bucket, endpoint_url), **client_options),
+        }
+        place = s3_destination(bucket, region, endpoint_url)
+        style = addressing(bucket, endpoint_url)["addressing_style"]
+        self._bucket_url = f"{place}/{bucket}" if style == "path" else f"{place}/"
+        self._gate = gate
+        self._client: Any = None
+        self._resources = AsyncExitStack()
+
+    def __repr__(self) -> str:
+        """Print where it leads."""
+        return f"S3Sink({self.destination} in {self._region})"
+
+    async def __aenter__(self) -> Self:
+        """Open nothing yet: a credential source that is down must not keep us from starting."""
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the connections."""
+        self._client = None
+        await self._resources.aclose()
+
+    async def stated_region(self) -> str:
+        """Return the region that S3 names for the bucket; "" where nothing says so.
+
+        An unsigned HEAD to our own region's S3: needs no permission, carries nothing of ours.
+        """
+        timeout = aiohttp.ClientTimeout(total=REGION_SECONDS)
+        try:
+            async with (
+                self._gate.session(timeout=timeout) as session,
+                session.head(self._bucket_url, allow_redirects=False) as answer,
+            ):
+                return answer.headers.get("x-amz-bucket-region", "")
+        except (SendError, aiohttp.ClientError, OSError):  # the first put will tell
+            return ""
+
+    async def send(self, batch: Sequence[Message]) -> Sequence[Outcome]:
+        """Put each message once; see `Sink.send`."""
+        return [await self._outcome(message) for message in batch]
+
+    async def _outcome(self, message: Message) -> Outcome:
+        try:
+            async with asyncio.timeout(self._attempt_seconds):
+                await fetch_credentials(self._session)
+                return await self._put(message)
+        except TimeoutError:
+            return SendError(Reason.TIMEOUT, f"no answer within {self._attempt_seconds:g} s")
+        except SendError as error:
+            return error
+
+    async def _put(self, message: Message) -> Receipt:
+        try:
+            client = await self._open_client()
+            answer = await client.put_object(**self._request(message))
+        except ClientError as error:
+            return from_answer(error.response, self._region)
+        except ResponseParserError as error:
+            raise SendError(Reason.BAD_RESPONSE, "the answer is not what S3 speaks") from error
+        except BotoCoreError as error:
+            raise from_transport(error) from error
+        return _receipt(answer, message)
+
+    def _request(self, message: Message) -> dict[str, Any]:
+        coding = {"ContentEncoding": message.content_encoding} if message.content_encoding else {}
+        return {
+            "Bucket": self._bucket,
+            "Key": message.id,
+            "Body": message.body,
+            "IfNoneMatch": "*",
+            "ChecksumAlgorithm": "SHA256",
+            "ChecksumSHA256": _sha256(message.body),
+            "ContentType": message.content_type,
+            **coding,
+            **self._owner,
+        }
+
+    async def _open_client(self) -> Any:
+        if self._client is None:
+            made = self._session.create_client("s3", **self._client_options)
+            self._client = await self._resources.enter_async_context(made)
+        return self._client
+
+
+def addressing(bucket: str, endpoint_url: str | None) -> dict[str, str]:
+    """Return the addressing that `s3_destination` derives its host from."""
+    style = "path" if endpoint_url or "." in bucket else "virtual"
+    return {"addressing_style": style, "us_east_1_regional_endpoint": "regional"}
+
+
+def _receipt(answer: dict[str, Any], message: Message) -> Receipt:
+    status = answer["ResponseMetadata"]["HTTPStatusCode"]
+    etag = answer.get("ETag", "").strip('"')
+    if not etag:
+        raise SendError(Reason.BAD_RESPONSE, f"{status} without an ETag")
+    if answer.get("ChecksumSHA256", _sha256(message.body)) != _sha256(message.body):
+        raise SendError(Reason.CHECKSUM, "S3 names another SHA-256 than ours")
+    return Receipt(Reason.OK, status, etag)
+
+
+def _sha256(body: bytes) -> str:
+    return base64.b64encode(hashlib.sha256(body).digest()).decode()

@@ -1,0 +1,225 @@
+"""Messages to one SQS queue, FIFO where they carry a group.
+
+Needs on `arn:aws:sqs:REGION:ACCOUNT:QUEUE` the one permission `sqs:SendMessage` (SendMessageBatch
+is the same), and `kms:GenerateDataKey`, `kms:Decrypt` where the queue has a customer key.
+"""
+
+import asyncio
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from aiobotocore.session import AioSession
+from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
+
+from byoc_agents.delivery.sink import Message, Outcome, Receipt
+from byoc_agents.egress.aws import aws_config, fetch_credentials
+from byoc_agents.egress.gate import Gate
+from byoc_agents.errors import Reason, SendError
+from byoc_agents.sinks import sqs_errors
+
+ATTEMPT_SECONDS = 30.0  # one request with credentials and answer
+MAX_ENTRIES = 10  # of one SendMessageBatch; AWS SQS quotas
+MAX_BYTES = 256 * 1024  # of one request: a queue may take up to 1 MiB, old ones take 256 KiB
+OWN_ERRORS = frozenset({Reason.REJECTED, Reason.TOO_LARGE})
+"""What concerns one message alone. Any other failure holds up all that follow it in its group."""
+
+# XML 1.0 characters, all that SQS takes (SendMessage, "Valid values")
+_NOT_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+class SqsSink:
+    """Up to ten messages a send. `async with` closes the connections.
+
+    SQS takes and refuses each entry of a batch on its own, so an entry could pass one before it
+    that failed. Therefore a request never holds two messages of one group: a group's messages go
+    one request after the other, and after a failure the rest of the group is not tried. Ten
+    groups share a request.
+    """
+
+    max_messages = MAX_ENTRIES
+    max_bytes = MAX_BYTES
+
+    def __init__(  # noqa: PLR0913  where, through what, and the limits of one attempt
+        self,
+        session: AioSession,
+        gate: Gate,
+        queue_url: str,
+        *,
+        region: str,
+        endpoint_url: str | None = None,
+        attempt_seconds: float = ATTEMPT_SECONDS,
+        **client_options: Any,
+    ) -> None:
+        parts = urlsplit(queue_url)
+        self.destination = f"sqs://{parts.netloc}{parts.path}"
+        self._session = session
+        self._queue_url = queue_url
+        self._attempt_seconds = attempt_seconds
+        self._client_options = {
+            "region_name": queue_region(queue_url) or region,
+            "endpoint_url": endpoint_url or f"{parts.scheme}://{parts.netloc}",
+            "config": aws_config(gate, **client_options),
+        }
+        self._client: Any = None
+        self._resources = AsyncExitStack()
+
+    def __repr__(self) -> str:
+        """Print where it leads."""
+        return f"SqsSink({self.destination} in {self._client_options['region_name']})"
+
+    async def __aenter__(self) -> Self:
+        """Open nothing yet: a credential source that is down must not keep us from starting."""
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the connections."""
+        await self._drop_client()
+
+    async def send(self, batch: Sequence[Message]) -> Sequence[Outcome]:
+        """Send each message once, a group's in order; see `Sink.send`."""
+        outcomes: dict[int, Outcome] = {
+            index: error for index, message in enumerate(batch) if (error := refused_here(message))
+        }
+        while waiting := _next_request(batch, outcomes):
+            answers = await self._outcomes([batch[index] for index in waiting])
+            outcomes |= dict(zip(waiting, answers, strict=True))
+            _hold_back(batch, outcomes)
+        return [outcomes[index] for index in range(len(batch))]
+
+    async def _outcomes(self, entries: Sequence[Message]) -> Sequence[Outcome]:
+        try:
+            async with asyncio.timeout(self._attempt_seconds):
+                await fetch_credentials(self._session)
+                return await self._send(entries)
+        except TimeoutError:
+            error = SendError(Reason.TIMEOUT, f"no answer within {self._attempt_seconds:g} s")
+        except SendError as failed:
+            error = failed
+            if error.reason in OWN_ERRORS and len(entries) > 1:  # which of them?
+                return [(await self._outcomes([entry]))[0] for entry in entries]
+            if error.reason is Reason.CREDENTIALS:
+                await self._drop_client()  # it holds the credentials that it was made with
+        return [error] * len(entries)
+
+    async def _send(self, entries: Sequence[Message]) -> Sequence[Outcome]:
+        request = [_entry(number, message) for number, message in enumerate(entries)]
+        try:
+            client = await self._open_client()
+            answer = await client.send_message_batch(QueueUrl=self._queue_url, Entries=request)
+        except ClientError as error:
+            raise sqs_errors.from_answer(error.response) from error
+        except ResponseParserError as error:
+            raise SendError(Reason.BAD_RESPONSE, "the answer is not what SQS speaks") from error
+        except BotoCoreError as error:
+            raise sqs_errors.from_transport(error) from error
+        return [_outcome(answer, str(number), m) for number, m in enumerate(entries)]
+
+    async def _open_client(self) -> Any:
+        if self._client is None:
+            made = self._session.create_client("sqs", **self._client_options)
+            self._client = await self._resources.enter_async_context(made)
+        return self._client
+
+    async def _drop_client(self) -> None:
+        self._client = None
+        await self._resources.aclose()
+
+
+def queue_region(queue_url: str) -> str | None:
+    """Return the region that AWS's own host names carry: a queue may be in another than ours."""
+    match = re.search(r"(?:^|\.)sqs\.([a-z0-9-]+)\.(?:vpce\.)?", urlsplit(queue_url).netloc)
+    return match[1] if match else None
+
+
+def refused_here(message: Message) -> SendError | None:
+    """Return why SQS can never take a message: it would answer with an error for the batch."""
+    try:
+        text = message.body.decode()
+    except UnicodeDecodeError:
+        return SendError(Reason.REJECTED, "the body is not UTF-8")
+    if found := _NOT_XML.search(text):
+        return SendError(Reason.REJECTED, f"the body holds U+{ord(found[0]):04X}")
+    if not text:
+        return SendError(Reason.REJECTED, "the body is empty")
+    return None
+
+
+def _next_request(batch: Sequence[Message], outcomes: Mapping[int, Outcome]) -> list[int]:
+    """Return the places of the messages that may go now: the first undecided one of each group."""
+    groups: set[str] = set()
+    chosen: list[int] = []
+    for index, message in enumerate(batch):
+        if index in outcomes or (message.group and message.group in groups):
+            continue
+        groups.add(message.group)
+        chosen.append(index)
+    return _fitting(batch, chosen)
+
+
+def _fitting(batch: Sequence[Message], chosen: Sequence[int]) -> list[int]:
+    """Return as many as one request may hold, at least one."""
+    fitting: list[int] = []
+    size = 0
+    for index in chosen[:MAX_ENTRIES]:
+        size += len(batch[index].body)
+        if fitting and size > MAX_BYTES:
+            break
+        fitting.append(index)
+    return fitting
+
+
+def _hold_back(batch: Sequence[Message], outcomes: dict[int, Outcome]) -> None:
+    """Decide for all that stand behind a failure of their group: not now, for the same reason."""
+    held: dict[str, SendError] = {}
+    for index, message in enumerate(batch):
+        outcome = outcomes.get(index)
+        if outcome is None and message.group in held:
+            why = held[message.group]
+            outcomes[index] = SendError(
+                why.reason,
+                "behind an earlier message of its group",
+                retry_after_seconds=why.retry_after_seconds,
+            )
+        elif isinstance(outcome, SendError) and message.group and outcome.reason not in OWN_ERRORS:
+            held[message.group] = outcome
+
+
+def _entry(number: int, message: Message) -> dict[str, Any]:
+    order = {"MessageGroupId": message.group, "MessageDeduplicationId": message.id}
+    return {
+        "Id": str(number),
+        "MessageBody": message.body.decode(),
+        **(order if message.group else {}),
+    }
+
+
+def _outcome(answer: Mapping[str, Any], entry_id: str, message: Message) -> Outcome:
+    """Return what the answer says of one entry; saying nothing is no success."""
+    status = answer["ResponseMetadata"]["HTTPStatusCode"]
+    for success in answer.get("Successful", ()):
+        if success.get("Id") == entry_id:
+            return _receipt(success, status, message)
+    for failure in answer.get("Failed", ()):
+        if failure.get("Id") == entry_id:
+            return sqs_errors.from_entry(failure)
+    return SendError(Reason.BAD_RESPONSE, f"{status} without a word about an entry")
+
+
+def _receipt(success: Mapping[str, Any], status: int, message: Message) -> Outcome:
+    digest = hashlib.md5(message.body, usedforsecurity=False).hexdigest()
+    if success.get("MD5OfMessageBody", digest) != digest:
+        return SendError(Reason.CHECKSUM, "SQS names another MD5 than ours")
+    if not success.get("MessageId"):
+        return SendError(Reason.BAD_RESPONSE, f"{status} without a MessageId")
+    return Receipt(Reason.OK, status, str(success["MessageId"]))

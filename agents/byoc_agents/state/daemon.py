@@ -1,0 +1,167 @@
+"""The state exporter, put together: ClickHouse -> exporter -> spool -> shipper -> SQS."""
+
+import re
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+
+from byoc_agents.app.context import ClickHouseSettings, Runtime
+from byoc_agents.app.daemon import Agent
+from byoc_agents.app.settings import CoreSettings, Setting, number
+from byoc_agents.delivery.sink import Sink
+from byoc_agents.durable.spool import Spool
+from byoc_agents.egress.destinations import (
+    Destination,
+    clickhouse_destination,
+    credential_destinations,
+    endpoint_url,
+    sqs_destination,
+)
+from byoc_agents.errors import ConfigError
+from byoc_agents.ledger.recent import recently_sent
+from byoc_agents.sinks.directory import DirectorySink
+from byoc_agents.sinks.sqs import SqsSink
+from byoc_agents.state.message import Identity
+from byoc_agents.state.poller import Exporter, Replica
+from byoc_agents.state.probes import Prober
+from byoc_agents.state.servers import is_service, parse_servers
+from byoc_agents.state.stream import Stream
+from byoc_agents.state.thresholds import DEFAULTS, Code, Limit, Limits, parse_limits
+
+NAME = "state-exporter"
+
+
+def _queue(text: str) -> str:
+    if not re.fullmatch(r"https?://[^/\s?#]+/\S+\.fifo|file:///\S+", text):
+        raise ValueError("the queue must be FIFO: its URL ends in .fifo")
+    return text
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the exporter needs to know."""
+
+    queue_url: Annotated[
+        str,
+        Setting(
+            "BYOC_STATE_QUEUE_URL",
+            "https://sqs.REGION.amazonaws.com/ACCOUNT/NAME.fifo, or file:///directory for a trial",
+            parse=_queue,
+        ),
+    ]
+    poll_seconds: Annotated[
+        float, Setting("BYOC_STATE_POLL_SECONDS", "0.1 to 60 seconds", parse=number(0.1, 60))
+    ] = 10.0
+    heartbeat_seconds: Annotated[
+        float, Setting("BYOC_STATE_HEARTBEAT_SECONDS", "1 to 3600 seconds", parse=number(1, 3600))
+    ] = 60.0
+    starting_seconds: Annotated[
+        float, Setting("BYOC_STATE_STARTING_SECONDS", "0 to 3600 seconds", parse=number(0, 3600))
+    ] = Limits().starting_seconds
+    start_grace_seconds: Annotated[
+        float, Setting("BYOC_STATE_START_GRACE_SECONDS", "0 to 3600 seconds", parse=number(0, 3600))
+    ] = Limits().start_grace_seconds
+    limits: Annotated[
+        dict[Code, Limit],
+        Setting(
+            "BYOC_STATE_LIMITS",
+            "CODE=enter/leave/hold_seconds/clear_seconds, more of them after commas",
+            parse=parse_limits,
+        ),
+    ] = msgspec.field(default_factory=lambda: dict(DEFAULTS))
+
+
+def destinations(
+    core: CoreSettings, clickhouse: ClickHouseSettings, own: Settings, environ: Mapping[str, str]
+) -> list[Destination]:
+    """Return everywhere the exporter may connect to."""
+    about = {
+        "agent": NAME,
+        "setting": "BYOC_CLICKHOUSE_URL",
+        "frequency": f"{own.poll_seconds:g} s",
+    }
+    try:
+        servers = parse_servers(clickhouse.url, core.replica).values()
+    except ValueError as error:
+        raise ConfigError([f"BYOC_CLICKHOUSE_URL: {error}"]) from error
+    found = [clickhouse_destination(server, **about) for server in servers]
+    if own.queue_url.startswith("file:"):
+        return found
+    queue = sqs_destination(
+        own.queue_url,
+        endpoint_url("sqs", environ),
+        agent=NAME,
+        setting="BYOC_STATE_QUEUE_URL",
+        frequency=f"{own.heartbeat_seconds:g} s, and at every change",
+    )
+    return [*found, queue, *credential_destinations(environ, core.region, NAME)]
+
+
+@asynccontextmanager
+async def opened(
+    runtime: Runtime, clickhouse: ClickHouseSettings, own: Settings
+) -> AsyncIterator[Agent]:
+    """Put the exporter together; everything it opened is closed at the end."""
+    async with AsyncExitStack() as stack:
+        spool = await stack.enter_async_context(runtime.spool(NAME))
+        ledger = await stack.enter_async_context(runtime.ledger(NAME))
+        sink = await stack.enter_async_context(_sink(runtime, own))
+        replicas = []
+        for name, url in parse_servers(clickhouse.url, runtime.core.replica).items():
+            server = await stack.enter_async_context(runtime.clickhouse(url, clickhouse))
+            prober = Prober(server, clock=runtime.clock)
+            replicas.append(Replica(name, prober, _stream(runtime, own, spool, f"replica/{name}")))
+        exporter = Exporter(
+            who=_identity(runtime.core, own),
+            replicas=replicas,
+            limits=_limits(own),
+            poll_seconds=own.poll_seconds,
+            clock=runtime.clock,
+            summary=_stream(runtime, own, spool, "service") if is_service(clickhouse.url) else None,
+        )
+        yield runtime.agent(NAME, source=exporter, spool=spool, sink=sink, ledger=ledger)
+
+
+def _sink(runtime: Runtime, own: Settings) -> AbstractAsyncContextManager[Sink]:
+    if own.queue_url.startswith("file:"):
+        return DirectorySink(Path(unquote(urlsplit(own.queue_url).path)))
+    return SqsSink(
+        runtime.aws,
+        runtime.gate,
+        own.queue_url,
+        region=runtime.core.region,
+        endpoint_url=endpoint_url("sqs", runtime.environ),
+    )
+
+
+def _stream(runtime: Runtime, own: Settings, spool: Spool, name: str) -> Stream:
+    return Stream(
+        NAME,
+        f"state/{name}",
+        heartbeat_seconds=own.heartbeat_seconds,
+        spool=spool,
+        clock=runtime.clock,
+        metrics=runtime.metrics,
+        sent=partial(recently_sent, runtime.directory(NAME) / "ledger"),
+    )
+
+
+def _identity(core: CoreSettings, own: Settings) -> Identity:
+    return Identity(
+        organization_id=core.organization_id,
+        service_id=core.service_id,
+        region=core.region,
+        heartbeat_seconds=own.heartbeat_seconds,
+    )
+
+
+def _limits(own: Settings) -> Limits:
+    return Limits(
+        by_code=own.limits,
+        starting_seconds=own.starting_seconds,
+        start_grace_seconds=own.start_grace_seconds,
+    )

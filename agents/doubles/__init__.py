@@ -1,4 +1,0 @@
-"""Scripted receivers for tests of every daemon: `http` speaks HTTP, `s3` stores objects.
-
-Shipped with the package, like `agents.testing`, so that no test file mocks.
-"""

@@ -1,9 +1,0 @@
-"""`byoc-agents ledger show | verify | report`: what left, for the people who may ask.
-
-Reads `<state_dir>/<agent>/ledger/` of one or several agents, also while they run, and writes
-nothing there.
-"""
-
-from agents.ledger_cli.commands import main
-
-__all__ = ["main"]

@@ -1,0 +1,174 @@
+"""The alert hop at 4 KB: accepted, durable, delivered; ours beside Alertmanager's and syslog-ng's.
+
+All three bring the same alerts to the same receiver over HTTPS, in turn in one run, each with one
+core, as a pod has by its CPU limit; sender and receiver have the others. Ours answers 200 after an
+fsync; Alertmanager answers from memory; syslog-ng takes lines without an answer and keeps them in a
+disk buffer without an fsync. Beside them what ours is made of, a layer at a time: a bare aiohttp
+server that reads and answers, ours where no alert is selected, ours where none can be delivered.
+"""
+
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+
+import psutil
+
+from lab.bench import peers, sender
+from lab.bench.figures import Row, ratios, row
+from lab.bench.lab import FORWARDER, Lab, cpu_ns, elsewhere, one_core, rss_mib, until
+from lab.real.parts.process import free_port
+
+ALERTS = 2000
+MANY, FEW = 64, 8  # senders; a real Alertmanager holds hundreds of connections (`storm`)
+OURS, THEIRS, LINES = "alert-forwarder", "Alertmanager", "syslog-ng"
+BARE = "a bare POST"  # nothing is read of it, kept or delivered
+MATCHED = "alert-forwarder, no alert selected"  # read and matched
+KEPT = "alert-forwarder, nobody to deliver to"  # on disk as well
+WITH_FEW, ON_ALL = f", {FEW} senders", ", all cores"  # beside the one that has the targets
+
+
+@dataclass
+class Figures:
+    """What was measured of one program, a value a round."""
+
+    accepted: list[float] = field(default_factory=list)  # a second
+    delivered: list[float] = field(default_factory=list)  # a second
+    cpu: list[float] = field(default_factory=list)  # microseconds an alert
+    p50: list[float] = field(default_factory=list)  # milliseconds until the 200
+    p99: list[float] = field(default_factory=list)
+    rss: list[float] = field(default_factory=list)  # MiB
+
+
+@dataclass
+class Hop:
+    """One program: how to send alerts number `first` and on; returns the waits for an answer."""
+
+    pid: int
+    send: Callable[[int], list[float]]
+    delivers: bool = True
+    alone: bool = True  # on its core
+    figures: Figures = field(default_factory=Figures)
+
+
+def measure(lab: Lab) -> list[Row]:
+    """Run all of them side by side, taking turns."""
+    with ExitStack() as stack:
+        hops = _started(lab, stack)
+        first = 0
+        for number in range(lab.runs(9, 2) + 1):
+            for hop in hops.values():
+                with elsewhere() if hop.alone else nullcontext():
+                    _round(lab, hop, first)
+                first += ALERTS
+                if not number:
+                    hop.figures = Figures()  # the first round warms up
+    return list(_rows(hops))
+
+
+def _started(lab: Lab, stack: ExitStack) -> dict[str, Hop]:
+    with one_core():
+        hops = _pair(lab, stack, {"": MANY, WITH_FEW: FEW})
+        hops |= _beside(lab, stack)
+    return hops | _pair(lab, stack, {ON_ALL: MANY}, alone=False)
+
+
+def _pair(
+    lab: Lab, stack: ExitStack, ways: Mapping[str, int], *, alone: bool = True
+) -> dict[str, Hop]:
+    """Start ours and Alertmanager; return them once for each number of senders."""
+    plane = lab.receivers.plane
+    ours = stack.enter_context(lab.daemons(FORWARDER, **_to(plane.https_url, lab)))
+    place = lab.place("alertmanager")
+    theirs = stack.enter_context(peers.alertmanager(place, plane.https_url, plane.ca_file))
+    hops: dict[str, Hop] = {}
+    for way, senders in ways.items():
+        hops[OURS + way] = _webhooks(ours.process.pid, ours.webhook, senders, alone=alone)
+        send = partial(_posts, f"{theirs.url}/api/v2/alerts", senders)
+        hops[THEIRS + way] = Hop(theirs.pid, send, alone=alone)
+    return hops
+
+
+def _beside(lab: Lab, stack: ExitStack) -> dict[str, Hop]:
+    """Start syslog-ng, and the layers of ours."""
+    plane = lab.receivers.plane
+    none, nobody = 'alertname="none"', f"https://127.0.0.1:{free_port()}/"
+    matched = lab.daemons(FORWARDER, BYOC_ALERTS_MATCHERS=none, **_to(plane.https_url, lab))
+    kept = lab.daemons(FORWARDER, **_to(nobody, lab))
+    pid, port = stack.enter_context(
+        peers.syslog_ng(lab.place("syslog-ng"), plane.https_url, plane.ca_file)
+    )
+    bare, page = stack.enter_context(peers.bare_aiohttp(lab.place("bare"), lab.image.python))
+    hops = {LINES: Hop(pid, partial(_lines, port)), BARE: _webhooks(bare, page, delivers=False)}
+    for name, daemons in {MATCHED: matched, KEPT: kept}.items():
+        started = stack.enter_context(daemons)
+        hops[name] = _webhooks(started.process.pid, started.webhook, delivers=False)
+    return hops
+
+
+def _to(url: str, lab: Lab) -> dict[str, str]:
+    return {"BYOC_ALERTS_URL": url, "BYOC_CA_FILE": lab.receivers.plane.ca_file}
+
+
+def _webhooks(
+    pid: int, url: str, senders: int = MANY, *, delivers: bool = True, alone: bool = True
+) -> Hop:
+    def send(first: int) -> list[float]:
+        return sender.send(url, sender.webhooks(ALERTS, first), senders)
+
+    return Hop(pid, send, delivers, alone)
+
+
+def _posts(url: str, senders: int, first: int) -> list[float]:
+    return sender.send(url, sender.posts(ALERTS, first), senders)
+
+
+def _lines(port: int, first: int) -> list[float]:
+    """Send lines; nobody answers, so there is no wait to tell."""
+    with socket.create_connection(("127.0.0.1", port)) as out:
+        for body in sender.webhooks(ALERTS, first):
+            out.sendall(body + b"\n")
+    return []
+
+
+def _round(lab: Lab, hop: Hop, first: int) -> None:
+    plane, figures = lab.receivers.plane, hop.figures
+    plane.names.clear()
+    wanted = sender.names(ALERTS, first)
+    before, began = cpu_ns(hop.pid), time.monotonic()
+    waits = sorted(hop.send(first))
+    accepted = time.monotonic() - began
+    if hop.delivers:
+        until(lambda: plane.names >= wanted)
+        figures.delivered.append(ALERTS / (time.monotonic() - began))
+    figures.cpu.append((cpu_ns(hop.pid) - before) / 1e3 / ALERTS)
+    figures.rss.append(rss_mib(psutil.Process(hop.pid)))
+    if waits:
+        figures.accepted.append(ALERTS / accepted)
+        figures.p50.append(waits[len(waits) // 2] * 1e3)
+        figures.p99.append(waits[len(waits) * 99 // 100] * 1e3)
+
+
+def _rows(hops: Mapping[str, Hop]) -> Iterator[Row]:
+    for way in ("", WITH_FEW, ON_ALL):
+        ours, theirs = hops[OURS + way].figures, hops[THEIRS + way].figures
+        cpu, delivered = ratios(ours.cpu, theirs.cpu), ratios(ours.delivered, theirs.delivered)
+        most, least = (None, None) if way else ("<= 0.8", ">= 1.2")
+        yield row("hop", f"alert hop{way}, CPU: {OURS} / {THEIRS}", cpu, "x", most)
+        yield row("hop", f"alert hop{way}, delivered: {OURS} / {THEIRS}", delivered, "x", least)
+    for name, hop in hops.items():
+        if hop.alone:
+            yield from _details(name, hop.figures)
+
+
+def _details(name: str, figures: Figures) -> Iterator[Row]:
+    if figures.delivered:
+        yield row("hop", f"{name}: delivered", figures.delivered, "alerts/s")
+    yield row("hop", f"{name}: CPU an alert", figures.cpu, "us")
+    yield row("hop", f"{name}: memory", figures.rss, "MiB")
+    if figures.p50:
+        yield row("hop", f"{name}: accepted", figures.accepted, "alerts/s")
+        yield row("hop", f"{name}: p50 until 200", figures.p50, "ms")
+        yield row("hop", f"{name}: p99 until 200", figures.p99, "ms")

@@ -1,0 +1,100 @@
+"""The Python that the agents are measured with: the image's packages, data and trust, no image.
+
+Made once from `constraints/runtime.txt` and compiled. The interpreter is Debian's, an optimized
+build as in the images: what a version manager has built often is none, and slower. What
+`images/` cuts (botocore's models, the CAs) is used where that folder is there; `Image.said` tells.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab.real.parts.install import ROOT
+from lab.real.parts.process import PartError
+
+PLACE = ROOT / "build" / "bench" / "runtime"
+DEBIANS = Path(f"/usr/bin/python3.{sys.version_info.minor}")
+PINS = ROOT / "constraints" / "runtime.txt"
+IMAGES = Path(os.environ.get("BENCH_IMAGES", ROOT / "images"))
+CUT, TRUST = IMAGES / "cut_botocore.py", IMAGES / "trust.py"
+
+ENVIRON = {"MALLOC_ARENA_MAX": "1"}  # as images/Dockerfile has it
+LAUNCHER = """
+import sys
+sys.path[:0] = {paths!r}
+from byoc_agents.app.cli import main
+sys.exit(main())
+"""
+
+
+@dataclass(frozen=True)
+class Image:
+    """An interpreter and the environment that the image sets."""
+
+    python: Path
+    environ: dict[str, str]
+    said: str
+
+    @property
+    def command(self) -> list[str]:
+        """Return `byoc-agents` as the image starts it: isolated, without the module `site`."""
+        launcher = LAUNCHER.format(paths=[str(ROOT), str(packages())])
+        return [str(self.python), "-IS", "-c", launcher]
+
+
+def image() -> Image:
+    """Return it, made where it is not there or its inputs have changed. Raises PartError."""
+    inputs = [path for path in (PINS, CUT, TRUST, Path(__file__)) if path.exists()]
+    stamp = hashlib.sha256(b"".join(path.read_bytes() for path in inputs)).hexdigest()
+    if not (PLACE / stamp).exists():
+        shutil.rmtree(PLACE, ignore_errors=True)
+        _make()
+        (PLACE / stamp).touch()
+    return Image(PLACE / "venv" / "bin" / "python", _environ(), _said())
+
+
+def packages() -> Path:
+    """Return the folder of the packages that the agents import."""
+    (found,) = PLACE.glob("venv/lib/python3.*/site-packages")
+    return found
+
+
+def interpreter() -> Path:
+    """Return the Python that is measured."""
+    return DEBIANS if DEBIANS.exists() else Path(sys.executable)
+
+
+def _make() -> None:
+    python = PLACE / "venv" / "bin" / "python"
+    _run(interpreter(), "-m", "venv", "--without-pip", PLACE / "venv")
+    pip = (sys.executable, "-m", "pip", "--python", python)
+    _run(*pip, "install", "-q", "--no-deps", "--require-hashes", "-r", PINS)
+    _run(python, "-m", "compileall", "-q", packages(), ROOT / "agents" / "byoc_agents")
+    if CUT.exists():
+        _run(python, CUT, "--in-place")
+    if TRUST.exists():
+        _run(python, TRUST, "amazon", PLACE / "ca.pem")
+
+
+def _environ() -> dict[str, str]:
+    if not TRUST.exists():
+        return ENVIRON
+    trust = {"SSL_CERT_FILE": str(PLACE / "ca.pem"), "SSL_CERT_DIR": str(PLACE / "none")}
+    return {**ENVIRON, **trust}
+
+
+def _said() -> str:
+    cut = "botocore's models cut" if CUT.exists() else "botocore's models whole"
+    trust = "Amazon's CAs only" if TRUST.exists() else "the system's CAs"
+    done = subprocess.run([interpreter(), "-V"], capture_output=True, text=True, check=True)
+    return f"{done.stdout.strip()} ({interpreter()}), the image's packages, {cut}, {trust}"
+
+
+def _run(*command: object) -> None:
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise PartError(f"{' '.join(map(str, command[:5]))}: {done.stderr.strip()[-2000:]}")

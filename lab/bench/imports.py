@@ -1,0 +1,57 @@
+"""Where the memory is before any work: what each layer adds when it is imported, in its order."""
+
+import json
+import subprocess
+
+from lab.bench.figures import Row, row
+from lab.bench.image import packages
+from lab.bench.lab import Lab
+from lab.real.parts.install import ROOT
+
+LAYERS = (
+    ("Python itself", "sys"),
+    ("asyncio and ssl", "asyncio"),
+    ("aiohttp, client and server", "aiohttp.web"),
+    (
+        "msgspec, structlog, prometheus-client, tenacity",
+        "byoc_agents.app.settings,byoc_agents.app.metrics",
+    ),
+    ("the core: SQLite, spool, ledger, gate", "byoc_agents.app.run"),
+    ("aiobotocore and botocore", "byoc_agents.egress.aws"),
+    (
+        "the three daemons",
+        "byoc_agents.billing.daemon,byoc_agents.state.daemon,byoc_agents.alerts.daemon",
+    ),
+)
+SCRIPT = """
+import importlib, json, sys
+sys.path[:0] = {paths!r}
+found = []
+for modules in {modules!r}:
+    for module in modules.split(","):
+        importlib.import_module(module)
+    pages = int(open("/proc/self/statm").read().split()[1])
+    found.append(pages * 4096 / 2**20)
+print(json.dumps(found))
+"""
+
+
+def measure(lab: Lab) -> list[Row]:
+    """Import layer after layer in a fresh process, as often as asked."""
+    steps: list[list[float]] = []
+    for _ in range(lab.runs(3)):
+        sizes = _sizes(lab)
+        steps.append([b - a for a, b in zip([0.0, *sizes], sizes, strict=False)])
+    return [
+        row("imports", f"import: {name}", [step[number] for step in steps], "MiB")
+        for number, (name, _) in enumerate(LAYERS)
+    ]
+
+
+def _sizes(lab: Lab) -> list[float]:
+    paths, modules = [str(ROOT), str(packages())], [modules for _, modules in LAYERS]
+    script = SCRIPT.format(paths=paths, modules=modules)
+    command = [str(lab.image.python), "-IS", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found: list[float] = json.loads(done.stdout)
+    return found

@@ -1,0 +1,109 @@
+"""What the bench leaves: the table on the screen, `build/bench.json`, the page and the plot."""
+
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from lab.bench import plot
+from lab.bench.figures import Row
+from lab.real.counts import gate
+from lab.real.parts.install import ROOT
+
+JSON = ROOT / "build" / "bench.json"
+DETAIL = ROOT / "build" / "bench-detail.json"  # with the spread and the number of runs
+DOCS = ROOT / "docs" / "PERFORMANCE.md"
+PLOT = ROOT / "docs" / "performance.svg"
+BEGIN, END = "<!-- {group}: written by `python -m lab.bench --write-docs` -->", "<!-- end -->"
+
+
+def write(rows: Sequence[Row]) -> None:
+    """Write both files; what an earlier run measured of other groups stays."""
+    JSON.parent.mkdir(exist_ok=True)
+    groups = {row.group for row in rows}
+    merged = [row for row in read() if row.group not in groups] + list(rows)
+    DETAIL.write_bytes(msgspec.json.format(msgspec.json.encode(merged)))
+    JSON.write_bytes(msgspec.json.format(msgspec.json.encode([r.public() for r in merged])))
+
+
+def read() -> list[Row]:
+    """Return the rows of the last runs; none where there was none."""
+    return msgspec.json.decode(DETAIL.read_bytes(), type=list[Row]) if DETAIL.exists() else []
+
+
+def show(rows: Sequence[Row], title: str) -> None:
+    """Print a table."""
+    print(f"\n{title}")
+    for row in rows:
+        verdict = {None: "", True: "holds", False: "MISSED"}[row.holds]
+        spread = f"{number(row.low)} .. {number(row.high)} ({row.runs})" if row.runs > 1 else ""
+        target = row.target or ""
+        value = number(row.value)
+        print(f"  {row.name:58} {value:>10} {row.unit:13} {spread:26} {target:9} {verdict}")
+    print(flush=True)
+
+
+def number(value: float) -> str:
+    """Return three significant digits, and no more than a reader needs."""
+    if value == 0 or abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def write_docs() -> None:
+    """Put the last figures into the page between its marks, and draw the plot."""
+    rows = read()
+    text = DOCS.read_text()
+    for group in dict.fromkeys(row.group for row in rows):
+        text = _replaced(text, group, table([row for row in rows if row.group == group]))
+    text = _replaced(text, "counts", counts())
+    now = datetime.fromtimestamp(JSON.stat().st_mtime, tz=UTC)
+    text = _replaced(text, "when", f"Measured on {now:%d %B %Y}: {_machine()}.")
+    DOCS.write_text(text)
+    PLOT.write_text(plot.drawn(rows))
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return Markdown."""
+    lines = ["| figure | median | spread | runs | target | |", "|---|---:|---|---:|---|---|"]
+    for row in rows:
+        verdict = {None: "", True: "holds", False: "**missed**"}[row.holds]
+        spread = f"{number(row.low)} to {number(row.high)}" if row.runs > 1 else ""
+        target = (row.target or "").replace("<=", "≤").replace(">=", "≥")
+        value = f"{number(row.value)} {row.unit}"
+        lines.append(f"| {row.name} | {value} | {spread} | {row.runs} | {target} | {verdict} |")
+    return "\n".join(lines)
+
+
+def counts() -> str:
+    """Return the gate's baseline as Markdown: one piece a line."""
+    pieces = gate.baseline()
+    names = ("instructions", "calls", "fsyncs", "peak_bytes", "bytes")
+    head = f"| piece | {' | '.join(name.replace('_', ' ') for name in names)} |"
+    lines = [head, "|---" + "|---:" * len(names) + "|"]
+    for piece, values in pieces.items():
+        cells = [f"{values[name]:,.0f}" if name in values else "" for name in names]
+        lines.append(f"| {piece} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _replaced(text: str, group: str, content: str) -> str:
+    begin = BEGIN.format(group=group)
+    before, found, rest = text.partition(begin)
+    if not found:
+        return text
+    return f"{before}{begin}\n{content}\n{END}{rest.partition(END)[2]}"
+
+
+def _machine() -> str:
+    info = Path("/proc/cpuinfo").read_text()
+    models = [line.partition(":")[2].strip() for line in info.splitlines() if "model name" in line]
+    name = models[0] if models else "an unnamed CPU"
+    return f"{len(models)} cores of {name}; load {_load()}"
+
+
+def _load() -> str:
+    """Return how busy the machine was with everything, the mean of 15 minutes."""
+    return f"{os.getloadavg()[2]:.0f}"

@@ -1,0 +1,168 @@
+"""LocalStack with its bucket and its queue. A kill makes it forget all; the paths to it remember.
+
+What it had answered with success before a kill was delivered, though no object and no message of
+that life is left: the paths to it have seen each of them.
+"""
+
+import json
+import secrets
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from botocore.session import get_session
+
+from lab.fakes.http import Reply, Request
+from lab.real.parts.localstack import CREDENTIALS, REGION
+from lab.real.parts.process import RealProcess
+from lab.real.stored import Bucket, bucket_at
+
+# What a reader was given and never heard of, as when it froze, comes again this soon.
+FIFO = {"FifoQueue": "true", "VisibilityTimeout": "4"}
+OK, ALREADY_THERE = 200, 412
+
+
+@dataclass
+class Queue:
+    """A FIFO queue of LocalStack, emptied by a thread as the control plane does."""
+
+    client: Any
+    name: str = field(default_factory=lambda: f"byoc-{secrets.token_hex(6)}.fifo")
+    url: str = ""
+    got: list[dict[str, Any]] = field(default_factory=list)  # bodies as they came
+    sent: list[dict[str, Any]] = field(default_factory=list)  # of this life: answered as taken
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    _over: threading.Event = field(default_factory=threading.Event)
+
+    def create(self) -> None:
+        self.url = self.client.create_queue(QueueName=self.name, Attributes=FIFO)["QueueUrl"]
+
+    def consume(self) -> None:
+        while not self._over.is_set():
+            try:
+                with self.lock:
+                    self.receive(1)
+            except (BotoCoreError, ClientError):
+                self._over.wait(0.5)  # frozen or killed: it is asked again
+
+    def receive(self, wait_seconds: int) -> int:
+        """Take up to ten messages; return how many came."""
+        answer = self.client.receive_message(
+            QueueUrl=self.url, MaxNumberOfMessages=10, WaitTimeSeconds=wait_seconds
+        )
+        items = answer.get("Messages", [])
+        for item in items:
+            self.got.append(json.loads(item["Body"]))
+            self.client.delete_message(QueueUrl=self.url, ReceiptHandle=item["ReceiptHandle"])
+        return len(items)
+
+    def taken(self, request: Request, reply: Reply) -> None:
+        """Note the messages that the queue says it has."""
+        if reply.status != OK or not request.headers["x-amz-target"].endswith("SendMessageBatch"):
+            return
+        good = {one["Id"] for one in json.loads(reply.body).get("Successful", [])}
+        entries = json.loads(request.body)["Entries"]
+        self.sent += [json.loads(one["MessageBody"]) for one in entries if one["Id"] in good]
+
+    def end_life(self) -> None:
+        """Read what the queue took and its reader was never given: that was delivered."""
+        seen = {body["id"] for body in self.got}
+        for body in self.sent:
+            if body["id"] not in seen:
+                seen.add(body["id"])
+                self.got.append(body)
+        self.sent.clear()
+
+    @contextmanager
+    def consumed(self) -> Iterator[None]:
+        thread = threading.Thread(target=self.consume, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._over.set()
+            thread.join(60)
+
+
+@dataclass
+class Stored:
+    """What S3 said it has stored in this life."""
+
+    bucket: str
+    objects: dict[str, bytes] = field(default_factory=dict)
+    writes: Counter[str] = field(default_factory=Counter)
+    offered: dict[str, bytes] = field(default_factory=dict)  # the first that went there, by key
+
+    def given(self, request: Request) -> None:
+        """Note what goes to S3, whether an answer comes or not."""
+        if key := self._key(request):
+            self.offered.setdefault(key, request.body)
+
+    def taken(self, request: Request, reply: Reply) -> None:
+        """Note what is stored: by a 200, or by a 412 where that answer had been lost."""
+        key = self._key(request)
+        if key and reply.status == OK:
+            self.objects[key] = request.body
+            self.writes[key] += 1
+        elif key and reply.status == ALREADY_THERE and key not in self.objects:
+            self.objects[key] = self.offered.get(key, request.body)
+            self.writes[key] += 1
+
+    def _key(self, request: Request) -> str:
+        start = f"/{self.bucket}/"
+        put = request.method == "PUT" and request.path.startswith(start)
+        return request.path.removeprefix(start) if put else ""
+
+
+@dataclass
+class Aws:
+    """One LocalStack; `lives` are those that a kill has ended, oldest first."""
+
+    server: RealProcess
+    bucket: Bucket
+    queue: Queue
+    stored: Stored
+    lives: list[Stored] = field(default_factory=list)
+
+    def make(self) -> None:
+        """Make bucket and queue."""
+        self.bucket.create()
+        self.queue.create()
+
+    def end_life(self) -> None:
+        """Once it is killed, note what was delivered: all that got an answer."""
+        with self.queue.lock:
+            self.queue.end_life()
+        over = Stored(self.bucket.name, dict(self.stored.objects), Counter(self.stored.writes))
+        self.lives.append(over)
+        self.stored.objects.clear()
+        self.stored.writes.clear()
+        self.stored.offered.clear()
+
+    def start(self) -> None:
+        """Start it, as empty as it is, with the same bucket and the same queue."""
+        self.server.start()
+        self.make()
+
+
+@contextmanager
+def aws_at(server: RealProcess) -> Iterator[Aws]:
+    """Make a bucket and a queue in a LocalStack that runs, and read the queue."""
+    config = Config(retries={"total_max_attempts": 1}, proxies={}, read_timeout=20)
+    client = get_session().create_client(
+        "sqs", REGION, endpoint_url=server.url, config=config, **CREDENTIALS
+    )
+    with bucket_at(server.url) as bucket:
+        aws = Aws(server, bucket, Queue(client), Stored(bucket.name))
+        aws.make()
+        try:
+            with aws.queue.consumed():
+                yield aws
+        finally:
+            with suppress(OSError):
+                client.close()

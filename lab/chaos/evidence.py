@@ -1,0 +1,139 @@
+"""What a run leaves behind: plain values, so that the oracle can be tried on altered ones."""
+
+import json
+import subprocess
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lab.chaos.acts import Stage
+from lab.chaos.aws import Stored
+from lab.chaos.daemon import Daemon, Figures
+from lab.chaos.facts import Fact
+from lab.chaos.lost import START
+from lab.chaos.outages import TOLD, UNTOLD, Outage, last_word
+from lab.chaos.target import Life
+from lab.real.scraper import PROGRAM, clean_environ
+
+ALERT = "byoc.alert.v1"
+
+
+@dataclass
+class Evidence:
+    """All that the oracle looks at."""
+
+    objects: dict[str, bytes]  # S3 key -> bytes, of all lives of LocalStack
+    writes: Counter[tuple[int, str]]  # (life, S3 key) -> how often it was written
+    before: list[dict[str, bytes]]  # of each life that a kill ended: S3 key -> bytes
+    lives: list[Life]  # of the metered group, oldest first, by the kernel
+    states: list[dict[str, Any]]  # bodies of the queue, as they came
+    told: list[dict[str, Any]]  # `state.told` of the exporter's log: written after the commit
+    offered: set[Fact]  # that reached the forwarder
+    accepted: set[Fact]  # and were answered with 2xx
+    events: list[dict[str, Any]]  # of the control plane, each source and id once, as they came
+    ledger: list[dict[str, Any]]  # every send that the ledgers announce
+    ledger_verdict: str  # "" = whole
+    ends: dict[str, list[int]]  # process -> exit codes
+    last_ends: dict[str, int]  # process -> exit code of the SIGTERM at the end
+    backlogs: dict[str, int]  # daemon -> records left at the end
+    dead: set[tuple[str, str]]  # (daemon, id) of dead letters that were sent again
+    buried: set[str]  # ids that the logs call dead letters
+    dead_left: int  # after the last of them was sent again
+    defects: list[str]  # `agent.defect` and `ship.defect` of all logs
+    figures: dict[str, tuple[Figures, Figures]]  # process -> before the first fault, at the end
+    at_risk: dict[str, bytes] = field(default_factory=dict)  # id -> body, in a damaged spool
+    damaged: list[str] = field(default_factory=list)
+    disk_troubles: bool = False
+    tight: bool = False  # small spools
+    turned_away: int = 0  # notifications that the forwarder answered with 503
+    outages: list[Outage] = field(default_factory=list)  # of ClickHouse
+    last_word: str = ""  # of the exporter, when all was well again
+    changes: list[dict[str, Any]] = field(default_factory=list)  # its log: `lab.chaos.lost`
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What was seen when all was well again, before the end."""
+
+    dead_left: int
+    last_word: str
+
+
+def settled(stage: Stage) -> Settled:
+    left = (one["backlog"]["dead_letters"] for daemon in stage.daemons for one in _status(daemon))
+    return Settled(sum(left), last_word(stage.exporter))
+
+
+def _status(daemon: Daemon) -> Iterable[dict[str, Any]]:
+    return daemon.status().values()
+
+
+def collected(
+    stage: Stage,
+    figures: dict[str, tuple[Figures, Figures]],
+    last_ends: dict[str, int],
+    seen: Settled,
+) -> Evidence:
+    """Gather it, after everything has ended."""
+    world, daemons = stage.world, stage.daemons
+    state_dir = str(stage.state_dir)
+    lives = [*world.aws.lives, Stored("", world.bucket.objects(), world.bucket.writes())]
+    stops = [one for daemon in daemons for one in daemon.logged("agent.stop")]
+    shown = _ledger("show", state_dir, "--json")
+    assert shown.returncode == 0, shown.stderr
+    verdict = _ledger("verify", state_dir)
+    return Evidence(
+        objects={key: body for life in lives for key, body in life.objects.items()},
+        writes=Counter(
+            {(n, key): many for n, one in enumerate(lives) for key, many in one.writes.items()}
+        ),
+        before=[life.objects for life in world.aws.lives],
+        lives=[*stage.target.lives, stage.target.life()],
+        states=list(world.queue.got),
+        told=_logged(daemons, "state.told"),
+        offered=world.notified.offered,
+        accepted=world.notified.accepted,
+        events=list(world.receiver.events.values()),
+        ledger=[json.loads(line) for line in shown.stdout.splitlines()],
+        ledger_verdict="" if verdict.returncode == 0 else verdict.stdout + verdict.stderr,
+        ends={"+".join(one.names): one.ends for one in daemons},
+        last_ends=last_ends,
+        backlogs={one["agent"]: one["backlog_records"] for one in stops},
+        dead=stage.dead,
+        buried={one["id"] for one in _logged(daemons, "ship.dead_letter")},
+        dead_left=seen.dead_left,
+        defects=[json.dumps(one) for one in _logged(daemons, "agent.defect", "ship.defect")],
+        figures=figures,
+        at_risk=stage.at_risk,
+        damaged=stage.damaged,
+        disk_troubles=stage.disk.touched > 0,
+        turned_away=world.notified.turned_away,
+        outages=stage.outages,
+        last_word=seen.last_word,
+        changes=stage.exporter.logged(START, TOLD, UNTOLD),
+    )
+
+
+def _logged(daemons: Sequence[Daemon], *names: str) -> list[dict[str, Any]]:
+    return [line for daemon in daemons for name in names for line in daemon.logged(name)]
+
+
+def _ledger(command: str, state_dir: str, *options: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [str(PROGRAM), "ledger", command, *options, state_dir],
+        capture_output=True,
+        text=True,
+        env=clean_environ({}),
+        timeout=120,
+        check=False,
+    )
+
+
+def written(objects: dict[str, bytes], place: Path) -> Path:
+    """Write objects as the directory sink lays them out, for `verify`."""
+    for key, body in objects.items():
+        (place / key).parent.mkdir(parents=True, exist_ok=True)
+        (place / key).write_bytes(body)
+    return place

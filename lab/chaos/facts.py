@@ -1,0 +1,48 @@
+"""What Alertmanager told and what came of it, as plain facts: a run of hours keeps no requests."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from byoc_agents.app.cloudevents import parse_rfc3339
+from lab.fakes.http import Reply, Request
+
+FULL = 503  # the forwarder's answer where its spool takes nothing
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One thing that Alertmanager told about one alert."""
+
+    fingerprint: str
+    starts_at_ms: int
+    status: str
+
+
+def fact(fingerprint: str, starts_at: str, status: str) -> Fact:
+    """Return it with its time as a number: the texts of one time differ."""
+    return Fact(fingerprint, parse_rfc3339(starts_at), status)
+
+
+@dataclass
+class Notified:
+    """What the path to the forwarder has seen."""
+
+    offered: set[Fact] = field(default_factory=set)  # that reached the forwarder
+    accepted: set[Fact] = field(default_factory=set)  # and were answered with 2xx
+    turned_away: int = 0  # notifications answered with 503
+
+    def given(self, request: Request) -> None:
+        """Note what goes to the forwarder, whatever becomes of it."""
+        self.offered.update(_facts(request))
+
+    def taken(self, request: Request, reply: Reply) -> None:
+        """Note what it answered."""
+        self.turned_away += reply.status == FULL
+        if 200 <= reply.status < 300:
+            self.accepted.update(_facts(request))
+
+
+def _facts(request: Request) -> Iterator[Fact]:
+    for one in json.loads(request.body)["alerts"]:
+        yield fact(one["fingerprint"], one["startsAt"], one["status"])

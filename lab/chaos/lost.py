@@ -1,0 +1,55 @@
+"""How many changes of the state found no room: by the exporter's log, and by its own count.
+
+The log has a word for every look that was to be told. From the words alone follows how many changes
+came and went untold; `lost_transitions` has to say the same.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from lab.chaos.outages import TOLD, UNTOLD
+
+START = "agent.start"  # what had not been told by then is forgotten
+
+
+def miscounted(lines: Iterable[Mapping[str, Any]], arrived: Mapping[int, int]) -> Iterator[str]:
+    """Yield every message whose count differs from that of the log.
+
+    `lines` are the exporter's, oldest first; `arrived` is sequence -> `lost_transitions`. Where a
+    number is missing in the log (a kill, or a disk that failed, right after the commit), counting
+    begins anew with the next message.
+    """
+    expected: int | None = 0
+    for sequence, more in _counted(lines):
+        expected = None if expected is None or more is None else expected + more
+        count = arrived.get(sequence, expected)
+        if expected is not None and count != expected:
+            yield f"message {sequence} says that {count} changes were lost, the log {expected}"
+        expected = count
+
+
+def _counted(lines: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, int | None]]:
+    """Yield (sequence, changes lost right before it; None = the log does not say)."""
+    said, words, following = "", list[str](), 0
+    for line in lines:
+        if line["event"] == START:
+            words = []
+        elif line["event"] == UNTOLD:
+            words.append(line["says"])
+        elif line["event"] == TOLD:
+            sequence = line["sequence"]
+            yield sequence, lost(said, words, line["says"]) if sequence == following else None
+            said, words, following = line["says"], [], sequence + 1
+
+
+def lost(said: str, words: Sequence[str], told: str) -> int:
+    """Return how many of the words, each until another one came, were neither told before nor now.
+
+    >>> lost("running", ["failed", "failed", "degraded"], "degraded")
+    1
+    """
+    runs = [word for word, _ in groupby(words)]
+    if runs and runs[-1] == told:
+        runs.pop()
+    return sum(word != said for word in runs)

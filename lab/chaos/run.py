@@ -1,0 +1,155 @@
+"""One run: build the world, keep a plan going, lift everything, let it drain, judge."""
+
+import random
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
+from pathlib import Path
+
+from lab.chaos.acts import Lanes, Stage
+from lab.chaos.aws import Queue
+from lab.chaos.daemon import Daemon, Figures
+from lab.chaos.evidence import Evidence, collected, settled
+from lab.chaos.load import Alerts
+from lab.chaos.machine import Clock, disk
+from lab.chaos.oracle import ALERTS, BILLING, STATE
+from lab.chaos.plan import Plan
+from lab.chaos.target import Target
+from lab.chaos.world import World, settings, world
+from lab.real.parts.process import RealProcess
+from lab.real.scraper import eventually
+
+NAMES = (BILLING, STATE, ALERTS)
+DRAIN_SECONDS = 240.0
+SHORT_SECONDS, SHORT_DRAIN_SECONDS = 60.0, 8.0
+ALERT_SECONDS = 0.7
+PACE = {
+    "BYOC_BILLING_SAMPLE_SECONDS": "0.5",
+    "BYOC_BILLING_WINDOW_SECONDS": "1",
+    "BYOC_BILLING_SEAL_SECONDS": "1",
+    "BYOC_STATE_POLL_SECONDS": "0.5",
+    "BYOC_STATE_HEARTBEAT_SECONDS": "2",
+    "BYOC_STATE_STARTING_SECONDS": "2",
+    "BYOC_ALERTS_HEARTBEAT_SECONDS": "2",
+    "BYOC_ALERTS_TIMEOUT_SECONDS": "3",
+    "BYOC_SHUTDOWN_GRACE_SECONDS": "30",
+}
+TIGHT = {"BYOC_SPOOL_MAX_BYTES": "8Ki"}  # five objects, four states or four alerts
+
+
+@contextmanager
+def staged(plan: Plan, place: Path, aws: RealProcess | None) -> Iterator[Stage]:
+    """Start everything, wait until it works."""
+    with world(place, aws) as of, disk(place / "disk", plan.disk) as small:
+        clock = Clock(place / "clock")
+        target = Target(of.group, random.Random(plan.seed))
+        stage = Stage(of, _daemons(plan, of, small.path / "state", clock), small, clock, target)
+        try:
+            for daemon in stage.daemons:
+                daemon.start()
+            eventually(lambda: all(daemon.healthy() for daemon in stage.daemons))
+            eventually(of.bucket.writes)  # the empty group was sampled
+            target.begin()
+            yield stage
+        finally:
+            for daemon in stage.daemons:
+                daemon.kill()
+            target.end()
+
+
+def _daemons(plan: Plan, of: World, state: Path, clock: Clock) -> list[Daemon]:
+    processes = [(name,) for name in NAMES] if plan.apart else [NAMES]
+    common = settings(of, state) | PACE | clock.settings | (TIGHT if plan.tight else {})
+    return [Daemon(names, of.directory / "logs", common) for names in processes]
+
+
+class Watch:
+    """Says how long each part of a run took."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def lap(self, what: str) -> None:
+        now = time.monotonic()
+        print(f"  {what}: {now - self._last:.0f} s", flush=True)
+        self._last = now
+
+
+def run(plan: Plan, place: Path, aws: RealProcess | None = None) -> Evidence:
+    """Carry out the plan; return what is left behind."""
+    watch = Watch()
+    with staged(plan, place, aws) as stage:
+        alerts = Alerts(stage.world.alertmanager, ALERT_SECONDS)
+        with alerts.raising():
+            taken = stage.world.notified.accepted
+            eventually(lambda: len(taken) > 2 and len(stage.world.queue.got) > 1)
+            before = figures(stage)
+            watch.lap("started")
+            lanes = Lanes(stage, plan.faults)
+            lanes.run()
+            assert not lanes.errors, lanes.errors
+        watch.lap("broken")
+        drain(stage, plan)
+        resend(stage)
+        seen = settled(stage)
+        after = figures(stage)
+        pairs = {name: (before[name], after[name]) for name in before}
+        watch.lap("drained")
+        stage.target.end()
+        with ThreadPoolExecutor() as pool:  # together, as a pod's containers
+            codes = list(pool.map(Daemon.stop, stage.daemons))
+        last = {"+".join(one.names): code for one, code in zip(stage.daemons, codes, strict=True)}
+        watch.lap("stopped")
+        read_out(stage.world.queue)
+        return replace(collected(stage, pairs, last, seen), tight=plan.tight)
+
+
+def figures(stage: Stage) -> dict[str, Figures]:
+    """Return what each process holds now."""
+    found = {}
+    for daemon in stage.daemons:
+        seen = daemon.figures()
+        assert seen is not None, f"{daemon.names} ended: {daemon.log.read_text()[-2000:]}"
+        found["+".join(daemon.names)] = seen
+    return found
+
+
+def drain(stage: Stage, plan: Plan) -> None:
+    """Wait until every daemon runs, the clock has caught up and nothing waits to be sent.
+
+    The short form does not wait long for the last: a SIGTERM drains as well.
+    """
+    eventually(stage.clock.caught_up)
+    eventually(lambda: all(daemon.healthy() for daemon in stage.daemons), DRAIN_SECONDS)
+    short = plan.seconds < SHORT_SECONDS
+    with suppress(AssertionError) if short else nullcontext():
+        seconds = SHORT_DRAIN_SECONDS if short else DRAIN_SECONDS
+        eventually(lambda: all(map(drained, stage.daemons)), seconds)
+
+
+def resend(stage: Stage) -> None:
+    """Send the dead letters again; wait until none is left, and the exporter sees a sound server.
+
+    What they wait for is not demanded here: the oracle says if it has not come.
+    """
+    stage.resend()
+    with suppress(AssertionError):
+        eventually(lambda: settled(stage).dead_left == 0)
+    with suppress(AssertionError):
+        eventually(lambda: settled(stage).last_word.startswith("running"))
+
+
+def read_out(queue: Queue) -> None:
+    """Wait until the queue's reader has the exporter's last word; the oracle says if it has not."""
+    with suppress(AssertionError):
+        eventually(lambda: queue.got and queue.got[-1]["data"]["state"] == "stopping", 30)
+
+
+def drained(daemon: Daemon) -> bool:
+    """Tell whether nothing is held up; what was put this second may still be on its way."""
+    status = daemon.status()
+    return bool(status) and all(
+        one["trouble"] is None and one["backlog"]["records"] <= 3 for one in status.values()
+    )

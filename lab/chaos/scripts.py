@@ -1,0 +1,100 @@
+"""How each path misbehaves: behaviours of `lab.fakes.http` and the services' own errors."""
+
+import asyncio
+import json
+import random
+from collections.abc import Callable
+
+from lab.fakes.http import (
+    Behaviour,
+    Exchange,
+    Request,
+    Script,
+    close,
+    cut,
+    drip,
+    garbage,
+    hang,
+    lose,
+    redirect,
+    reply,
+    reset,
+    serve,
+)
+from lab.fakes.s3 import s3_error
+
+AFTER = {"retry-after": "1"}
+ELSEWHERE = "http://127.0.0.1:9/elsewhere"  # nobody listens there, and nobody may ask
+
+# (status, code) for S3 and SQS; the control plane and ClickHouse are told the status alone.
+S3_ERRORS = {
+    "server_error": (500, "InternalError"),
+    "throttled": (503, "SlowDown"),
+    "forbidden": (403, "AccessDenied"),
+    "credentials": (403, "InvalidAccessKeyId"),
+    "not_found": (404, "NoSuchBucket"),
+    "conflict": (409, "ConditionalRequestConflict"),
+}
+SQS_ERRORS = {
+    "server_error": (503, "ServiceUnavailable"),
+    "throttled": (400, "RequestThrottled"),
+    "forbidden": (403, "AccessDeniedException"),
+    "credentials": (403, "InvalidClientTokenId"),
+    "not_found": (400, "AWS.SimpleQueueService.NonExistentQueue"),
+}
+REFUSALS = (400, 422)  # of one message, for good
+HTTP_ERRORS = {
+    "server_error": 503, "throttled": 429, "forbidden": 403, "credentials": 401, "not_found": 404,
+}  # fmt: skip
+MIXED = ("reset", "close", "lost_answer", "half_answer", "server_error", "throttled", "slow")
+
+
+def slow(seconds: float) -> Behaviour:
+    """Do it, after a while."""
+
+    async def behave(exchange: Exchange) -> None:
+        await asyncio.sleep(seconds)
+        await serve(exchange)
+
+    return behave
+
+
+def behaviour(lane: str, kind: str, rng: random.Random) -> Behaviour:
+    """Return what happens to one request."""
+    simple: dict[str, Callable[[], Behaviour]] = {
+        "rejected": lambda: reply(rng.choice(REFUSALS), None, b"-"),
+        "slow": lambda: slow(rng.uniform(0.1, 1.5)),
+        "reset": lambda: reset,
+        "close": lambda: close,
+        "lost_answer": lambda: lose(rng.choice((close, reset))),
+        "half_answer": lambda: cut(rng.randrange(1, 60)),
+        "drip": drip,
+        "hang": lambda: hang,
+        "garbage": garbage,
+        "redirect": lambda: redirect(ELSEWHERE, rng.choice((301, 302, 307, 308))),
+    }
+    return simple[kind]() if kind in simple else error(lane, kind)
+
+
+def error(lane: str, kind: str) -> Behaviour:
+    """Answer as that service does."""
+    if lane == "s3":
+        told = s3_error(*S3_ERRORS[kind], headers=AFTER if kind == "throttled" else None)
+        return reply(told.status, told.headers, told.body)
+    if lane == "sqs":
+        status, code = SQS_ERRORS[kind]
+        body = json.dumps({"__type": f"com.amazonaws.sqs#{code}", "message": "-"}).encode()
+        return reply(status, {"content-type": "application/x-amz-json-1.0"}, body)
+    return reply(HTTP_ERRORS[kind], AFTER if kind == "throttled" else None, b"-")
+
+
+def script(lane: str, kind: str, rng: random.Random) -> Script:
+    """Return what happens to each request while the fault lasts: mixed with good ones or not."""
+    mildly = rng.random() < 0.3  # some requests go through
+
+    def choose(_: Request) -> Behaviour:
+        if (mildly or kind in {"mixed", "rejected"}) and rng.random() < 0.3:
+            return serve
+        return behaviour(lane, rng.choice(MIXED) if kind == "mixed" else kind, rng)
+
+    return choose

@@ -1,0 +1,76 @@
+"""What is metered: a process that uses CPU in a control group, both replaced now and then."""
+
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+from lab.real.burner import Burner, burning
+from lab.real.counters import settled
+from lab.real.parts.kernel import ControlGroup, _remove
+
+TURN_SECONDS = 0.4
+BURN_SECONDS = 0.06  # of CPU in each turn: about a seventh of a core
+
+
+@dataclass(frozen=True)
+class Life:
+    """One life of the group: its directory's inode and what the kernel counted in it."""
+
+    inode: int
+    cpu_usec: int
+
+
+@dataclass
+class Target:
+    """The group and its workload."""
+
+    group: ControlGroup
+    rng: random.Random
+    lives: list[Life] = field(default_factory=list)  # those that are over
+    burners: int = 0
+    _resources: ExitStack = field(default_factory=ExitStack)
+    _over: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def begin(self) -> None:
+        """Start a burner and keep it busy."""
+        self._over.clear()
+        burner = self._resources.enter_context(burning("chaos", self.group.command([])))
+        self.burners += 1
+        self._thread = threading.Thread(target=self._work, args=(burner,), daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """Kill the burner."""
+        self._over.set()
+        if self._thread:
+            self._thread.join(60)
+        self._resources.close()
+
+    @contextmanager
+    def without_burner(self) -> Iterator[None]:
+        self.end()
+        try:
+            yield
+        finally:
+            self.begin()
+
+    def remove(self) -> None:
+        """End this life of the group: its directories go."""
+        self.lives.append(self.life())
+        for directory in self.group.directories.values():
+            _remove(directory)
+
+    def make(self) -> None:
+        for directory in self.group.directories.values():
+            directory.mkdir()
+
+    def life(self) -> Life:
+        """Return the present life, once nothing runs in it any more."""
+        return Life(self.group["cpuacct"].stat().st_ino, settled(self.group))
+
+    def _work(self, burner: Burner) -> None:
+        while not self._over.wait(TURN_SECONDS):
+            burner.burn(BURN_SECONDS, children=int(self.rng.random() < 0.05))

@@ -1,0 +1,61 @@
+"""Alertmanager's half: its notifications, as version 4 of its webhook has them."""
+
+import hashlib
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+
+from byoc_agents.alerts.payload import Status
+from byoc_agents.app.cloudevents import rfc3339
+from lab.demo.process import DemoError
+
+NEVER = "0001-01-01T00:00:00Z"  # endsAt while an alert fires
+PRIVATE = "sql-of-a-customer"  # stands in every field that is not on the allow-list
+
+
+@dataclass(slots=True)
+class Alertmanager:
+    """Tells the forwarder of one alert at a time. `accepted` are those it answered with 200."""
+
+    session: aiohttp.ClientSession
+    accepted: list[tuple[str, str]] = field(default_factory=list)  # alertname, status
+    _began_ms: dict[str, int] = field(default_factory=dict)
+
+    async def notify(self, webhook: str, name: str, status: Status) -> None:
+        """Post one notification. Raises DemoError when it is not accepted."""
+        now_ms = time.time_ns() // 1_000_000
+        began_ms = self._began_ms.setdefault(name, now_ms)
+        body = notification(name, began_ms, now_ms if status == "resolved" else None)
+        async with self.session.post(f"http://{webhook}/v1/alerts", json=body) as answer:
+            if answer.status != 200:
+                raise DemoError(f"the forwarder answers {answer.status} to a notification")
+        self.accepted.append((name, status))
+
+
+def notification(name: str, began_ms: int, ended_ms: int | None) -> dict[str, Any]:
+    """Return the body that tells of one alert; None = it fires. Milliseconds since 1970."""
+    status = "firing" if ended_ms is None else "resolved"
+    labels = {"alertname": name, "severity": "critical", "query": PRIVATE}
+    alert = {
+        "status": status,
+        "labels": labels,
+        "annotations": {"summary": f"{name} on demo-replica-0", "description": PRIVATE},
+        "startsAt": rfc3339(began_ms),
+        "endsAt": NEVER if ended_ms is None else rfc3339(ended_ms),
+        "generatorURL": f"http://prometheus.invalid/graph?g0.expr={PRIVATE}",
+        "fingerprint": hashlib.sha256(name.encode()).hexdigest()[:16],
+    }
+    return {
+        "version": "4",
+        "groupKey": f'{{}}:{{alertname="{name}"}}',
+        "truncatedAlerts": 0,
+        "status": status,
+        "receiver": "byoc",
+        "groupLabels": {"alertname": name},
+        "commonLabels": labels,
+        "commonAnnotations": alert["annotations"],
+        "externalURL": "http://alertmanager.invalid",
+        "alerts": [alert],
+    }

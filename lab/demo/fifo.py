@@ -1,0 +1,55 @@
+"""The vendor's queue, and the one who reads it: the control plane's half of the state messages."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from itertools import groupby
+from typing import Any
+
+import msgspec
+
+from byoc_agents.state.message import StateEvent, StateV1
+from lab.demo.aws import Aws
+
+NAME = "demo-state.fifo"
+
+
+class Queue:
+    """Takes the messages off the queue and keeps each id once, in the order of arrival."""
+
+    def __init__(self, client: Any, url: str) -> None:
+        self.url = url
+        self.told: dict[str, StateV1] = {}  # id -> what it says
+        self._client = client
+
+    async def refresh(self) -> None:
+        """Take what has come since the last time."""
+        while messages := await self._receive():
+            for message in messages:
+                event = msgspec.json.decode(message["Body"], type=StateEvent)
+                self.told.setdefault(event.id, event.data)
+                handle = message["ReceiptHandle"]
+                await self._client.delete_message(QueueUrl=self.url, ReceiptHandle=handle)
+
+    async def _receive(self) -> list[dict[str, Any]]:
+        answer = await self._client.receive_message(
+            QueueUrl=self.url, MaxNumberOfMessages=10, WaitTimeSeconds=0
+        )
+        return list(answer.get("Messages", []))
+
+    @property
+    def transitions(self) -> list[StateV1]:
+        """Return the messages that are no heartbeats."""
+        return [told for told in self.told.values() if told.kind == "transition"]
+
+    @property
+    def states(self) -> list[str]:
+        """Return the states in the order of arrival, without repetitions."""
+        return [str(state) for state, _ in groupby(told.state for told in self.transitions)]
+
+
+@asynccontextmanager
+async def queue(aws: Aws) -> AsyncIterator[Queue]:
+    """Make the queue."""
+    async with aws.client("sqs") as client:
+        made = await client.create_queue(QueueName=NAME, Attributes={"FifoQueue": "true"})
+        yield Queue(client, made["QueueUrl"])

@@ -1,0 +1,95 @@
+"""One look at everything: what the agents say of themselves, and what has arrived."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from byoc_agents.alerts.events import Alert
+from byoc_agents.app.cloudevents import parse_rfc3339
+from byoc_agents.billing.record import Usage
+
+SCRAPER, EXPORTER, FORWARDER = "billing-scraper", "state-exporter", "alert-forwarder"
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What one agent holds on disk, sealed and not yet sent, and what holds it up."""
+
+    records: int = 0
+    oldest_seconds: float = 0.0
+    trouble: str = ""  # the reason, in the shipper's word
+
+    @classmethod
+    def of(cls, status: dict[str, Any]) -> "Backlog":
+        """Read it from an agent's part of /status."""
+        backlog, trouble = status["backlog"], status["trouble"]
+        oldest, now_ms = backlog["oldest"], datetime.now(UTC).timestamp() * 1000
+        seconds = (now_ms - parse_rfc3339(oldest)) / 1000 if oldest else 0.0
+        return cls(backlog["records"], max(0.0, seconds), trouble["reason"] if trouble else "")
+
+    def sentence(self, receiver: str) -> str:
+        """Return it in words."""
+        if not self.records:
+            return "nothing is held up"
+        why = f"{receiver} refuses ({self.trouble})" if self.trouble else "on the way"
+        return f"{why}: {count(self.records, 'record')} on disk, oldest {self.oldest_seconds:.0f} s"
+
+
+@dataclass(frozen=True, slots=True)
+class Now:
+    """All of it at one moment."""
+
+    status: dict[str, Any]  # agent -> its part of /status; empty while the agents do not run
+    objects: int
+    records: list[Usage]  # in the bucket
+    states: list[str]  # that the queue told
+    alerts: list[Alert]  # that the control plane has
+
+    def backlog(self, agent: str) -> Backlog:
+        """Return what an agent holds; nothing where it does not run."""
+        return Backlog.of(self.status[agent]) if agent in self.status else Backlog()
+
+    def held_up(self, agent: str) -> int:
+        """Return how many records of an agent its receiver does not take."""
+        backlog = self.backlog(agent)
+        return backlog.records if backlog.trouble else 0
+
+    def has_sent_all(self, agent: str) -> bool:
+        """Return whether an agent runs and holds nothing."""
+        return agent in self.status and not self.backlog(agent).records
+
+    @property
+    def target_trouble(self) -> str:
+        """Return what the scraper says of its target."""
+        return str(self.status.get(SCRAPER, {}).get("target_trouble", ""))
+
+    @property
+    def webhook(self) -> str:
+        """Return where the forwarder listens; empty while it does not."""
+        return str(self.status.get(FORWARDER, {}).get("webhook", ""))
+
+    @property
+    def restarts(self) -> int:
+        """Return how many records in the bucket begin another life of the target."""
+        return sum(usage.restart_observed for usage in self.records)
+
+    def sentences(self) -> list[str]:
+        """Return one line for each agent."""
+        usage, state, alerts = (
+            self.backlog(agent).sentence(receiver) if agent in self.status else "does not run"
+            for agent, receiver in (
+                (SCRAPER, "S3"),
+                (EXPORTER, "SQS"),
+                (FORWARDER, "the control plane"),
+            )
+        )
+        return [
+            f"usage   {usage}; in S3: {count(len(self.records), 'record')}",
+            f"state   {state}; in SQS: {', '.join(self.states) or 'nothing'}",
+            f"alerts  {alerts}; at the control plane: {len(self.alerts)}",
+        ]
+
+
+def count(number: int, noun: str) -> str:
+    """Return `1 record` or `2 records`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

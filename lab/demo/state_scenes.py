@@ -1,0 +1,54 @@
+"""Scenes of the state exporter: a stand-in ClickHouse misbehaves, and the queue tells of it."""
+
+from collections.abc import Iterable
+
+from lab.demo.snapshot import EXPORTER
+from lab.demo.stage import Stage
+from lab.fakes.http import always, reset, serving
+from lab.fakes.state import HEALTHY
+
+SETTINGS = {"BYOC_STATE_POLL_SECONDS": "0.5", "BYOC_STATE_HEARTBEAT_SECONDS": "10"}
+READONLY = "system.metrics.ReadonlyReplica"
+STATES = ("running", "degraded", "failed", "running", "stopping")  # what the queue must tell
+
+
+async def clickhouse_misbehaves(stage: Stage) -> None:
+    """Make it degraded, silent, and well again."""
+    server = stage.clickhouse.server
+    await _until_told(stage, 1)
+    server.rows = HEALTHY | {READONLY: "2"}
+    stage.screen.say("two tables of ClickHouse become read-only")
+    await _until_told(stage, 2)
+    stage.clickhouse.http.script = always(reset)
+    stage.screen.say("ClickHouse resets every connection")
+    await _until_told(stage, 3)
+    server.rows, stage.clickhouse.http.script = HEALTHY, serving
+    stage.screen.say("ClickHouse is well again")
+    await _until_told(stage, 4)
+
+
+async def _until_told(stage: Stage, states: int) -> None:
+    wanted = STATES[:states]
+    await stage.until(f"the queue tells {wanted[-1]}", lambda now: in_order(wanted, now.states))
+    last = stage.queue.transitions[-1]
+    codes = ", ".join(reason.code for reason in last.reasons)
+    stage.screen.say(f"the queue tells: {last.state}{f' ({codes})' if codes else ''}")
+
+
+def in_order(wanted: Iterable[str], told: Iterable[str]) -> bool:
+    """Return whether all that is wanted was told, in this order.
+
+    More may stand between: on a busy machine a probe is late, and that is told as well.
+    """
+    left = iter(told)
+    return all(state in left for state in wanted)
+
+
+def state_faults(stage: Stage) -> list[str]:
+    """Return what is wrong with the messages; nothing where all is well."""
+    states, told = stage.queue.states, stage.queue.transitions
+    wrong = [] if in_order(STATES, states) else [f"{EXPORTER}: told {states}, not {STATES}"]
+    numbers = [message.transition for message in told]
+    if numbers != list(range(1, len(told) + 1)):
+        wrong.append(f"{EXPORTER}: transitions out of order or missing: {numbers}")
+    return wrong

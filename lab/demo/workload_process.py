@@ -1,0 +1,60 @@
+"""The workload's lives: each one a process with a pid and an account of its own CPU."""
+
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+
+from lab.demo.process import Child, DemoError, end, started, written
+
+
+class Rusage(msgspec.Struct, frozen=True):
+    """What the kernel says about one life, in seconds on a core."""
+
+    self_core_seconds: float
+    children_core_seconds: float
+
+    @property
+    def core_seconds(self) -> float:
+        """Return all of it."""
+        return self.self_core_seconds + self.children_core_seconds
+
+
+class Life:
+    """One process of the workload. `state` is starting, working, resting or ended."""
+
+    def __init__(self, child: Child, log: Path, report: Path) -> None:
+        self.pid = child.pid
+        self.state = "working"
+        self.rusage = Rusage(0, 0)  # known when it has ended
+        self._child = child
+        self._log = log
+        self._report = report
+
+    async def rest(self) -> None:
+        """Make it idle; it has waited for its children when this returns."""
+        self._child.send_signal(signal.SIGUSR1)
+        await written(self._log, "resting", self._child)
+        self.state = "resting"
+
+    async def end(self) -> None:
+        """Let it write its account and end."""
+        if code := await end(self._child, signal.SIGTERM):
+            raise DemoError(f"the workload ended with exit code {code}, see {self._log}")
+        self.state = "ended"
+        self.rusage = msgspec.json.decode(self._report.read_bytes(), type=Rusage)
+
+
+@asynccontextmanager
+async def living(name: str, directory: Path, number: int) -> AsyncIterator[Life]:
+    """Start the workload once."""
+    log, report = directory / f"workload-{number}.log", directory / f"rusage-{number}.json"
+    own = str(os.getpid())
+    argv = [sys.executable, "-m", "lab.demo.workload", name, str(report), own]
+    async with started(argv, log) as child:
+        await written(log, "working", child)
+        yield Life(child, log, report)

@@ -1,0 +1,102 @@
+"""The part of S3 that we use, in memory and exact: the oracle of fault tests."""
+
+import base64
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from lab.fakes.http import HttpDouble, Reply, Request, Script, serving
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """One PutObject that reached the store, and what the store said. 200 = it changed something."""
+
+    key: str
+    sha256: str
+    status: int
+
+
+class FakeS3:
+    """The part of S3 that we use, in memory and exact: conditional writes, checksums, the owner.
+
+    `objects` is key -> bytes, `puts` every PUT that reached the store: the oracle of fault tests.
+    Any bucket name is taken; keys stand without it.
+    """
+
+    def __init__(
+        self,
+        script: Script = serving,
+        *,
+        port: int = 0,
+        owner: str = "",
+        on_put: Callable[[Put], None] = lambda _: None,
+    ) -> None:
+        self.objects: dict[str, bytes] = {}
+        self.puts: list[Put] = []
+        self.http = HttpDouble(script, apply=self.apply, port=port)
+        self._owner = owner
+        self._on_put = on_put
+
+    async def __aenter__(self) -> Self:
+        """Listen."""
+        await self.http.__aenter__()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Stop."""
+        await self.http.__aexit__()
+
+    @property
+    def url(self) -> str:
+        """Return the endpoint URL."""
+        return self.http.url
+
+    def applied(self, key: str) -> int:
+        """Return how often the key was really written: more than once is a broken guarantee."""
+        return sum(put.key == key and put.status == Reply().status for put in self.puts)
+
+    def apply(self, request: Request) -> Reply:
+        """Do what the request asks, at once and whole."""
+        key = request.path.lstrip("/").partition("/")[2]
+        if request.method == "GET" and key in self.objects:
+            return Reply(200, {"etag": _etag(self.objects[key])}, self.objects[key])
+        if request.method != "PUT":
+            return s3_error(404, "NoSuchKey")
+        answer = self._refusal(request, key) or self._store(key, request.body)
+        put = Put(key, hashlib.sha256(request.body).hexdigest(), answer.status)
+        self.puts.append(put)
+        self._on_put(put)
+        return answer
+
+    def _refusal(self, request: Request, key: str) -> Reply | None:
+        headers, digest = request.headers, hashlib.sha256(request.body)
+        if self._owner and headers.get("x-amz-expected-bucket-owner") != self._owner:
+            return s3_error(403, "AccessDenied")
+        signed = headers.get("x-amz-content-sha256", "UNSIGNED-PAYLOAD")
+        if len(signed) == len(digest.hexdigest()) and signed != digest.hexdigest():
+            return s3_error(400, "XAmzContentSHA256Mismatch")
+        checksum = base64.b64encode(digest.digest()).decode()
+        if headers.get("x-amz-checksum-sha256", checksum) != checksum:
+            return s3_error(400, "BadDigest")
+        if headers.get("if-none-match") == "*" and key in self.objects:
+            return s3_error(412, "PreconditionFailed")
+        return None
+
+    def _store(self, key: str, body: bytes) -> Reply:
+        self.objects[key] = body
+        checksum = base64.b64encode(hashlib.sha256(body).digest()).decode()
+        return Reply(200, {"etag": _etag(body), "x-amz-checksum-sha256": checksum})
+
+
+def s3_error(
+    status: int, code: str, headers: Mapping[str, str] | None = None, more: str = ""
+) -> Reply:
+    """Return an error as S3 writes it; `more` is XML beside the code."""
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>-</Message>{more}</Error>"
+    return Reply(status, {"content-type": "application/xml", **(headers or {})}, body.encode())
+
+
+def _etag(body: bytes) -> str:
+    return f'"{hashlib.md5(body, usedforsecurity=False).hexdigest()}"'

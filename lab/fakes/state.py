@@ -1,0 +1,159 @@
+"""A ClickHouse server for tests that shows what it is told to, in memory and over HTTP."""
+
+import asyncio
+import json
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from byoc_agents.clickhouse import ClickHouseError, ClickHouseServerError
+from byoc_agents.state import queries
+from byoc_agents.state.observation import Source
+from lab.fakes.http import HttpDouble, Reply, Request, Script, serving
+
+MODERN: dict[str, str] = {  # a healthy server of 2024, busy enough to show figures
+    "version": "24.8.4.13.altinitystable",
+    "uptime": "4000",
+    "system.metrics.ReadonlyReplica": "0",
+    "system.metrics.ZooKeeperSession": "1",
+    "system.metrics.DelayedInserts": "2",
+    "system.metrics.PartsActive": "100",
+    "system.events.RejectedInserts": "7",
+    "system.asynchronous_metrics.MaxPartCountForPartition": "9",
+    "system.asynchronous_metrics.ReplicasMaxAbsoluteDelay": "4",
+    "system.asynchronous_metrics.NumberOfDetachedParts": "5",
+    "system.asynchronous_metrics.NumberOfDetachedByUserParts": "3",
+    "system.asynchronous_metrics.MemoryResident": "400",
+    "system.asynchronous_metrics.CGroupMemoryTotal": "1000",
+    "system.asynchronous_metrics.OSMemoryTotal": "8000",
+    "system.disks.free_ratio": "0.25",
+    "system.errors.faults": "1",
+    "system.replicas.tables": "3",
+    "system.replicas.readonly": "0",
+    "system.replicas.expired": "1",
+    "system.replicas.lag": "99",
+    "system.replicas.queue": "6",
+    "system.parts.max": "8",
+    "system.parts.sum": "98",
+    "system.parts.shared": "0",
+    "system.mutations.pending": "4",
+    "system.mutations.stuck": "1",
+    "system.detached_parts.detached": "2",
+}
+HEALTHY: dict[str, str] = MODERN | {
+    "system.metrics.DelayedInserts": "0",
+    "system.events.RejectedInserts": "0",
+    "system.asynchronous_metrics.NumberOfDetachedParts": "0",
+    "system.errors.faults": "0",
+    "system.replicas.expired": "0",
+    "system.mutations.stuck": "0",
+}
+
+
+@dataclass
+class ScriptedServer:
+    """What a prober needs of a server. `rows` is what it holds; `broken` raises for a source."""
+
+    rows: dict[str, str] = field(default_factory=lambda: dict(MODERN))
+    broken: dict[Source, Exception] = field(default_factory=dict)
+    hanging: frozenset[Source] = frozenset()
+    unknown_columns: tuple[str, ...] = ()
+    lags: bool = False
+    ping_error: ClickHouseError | None = None
+    query_error: ClickHouseError | None = None
+    queries: list[str] = field(default_factory=list)
+
+    async def ping(self) -> None:
+        """Raise `ping_error`, if there is one."""
+        if self.ping_error:
+            raise self.ping_error
+
+    async def replicas_status(self) -> bool:
+        """Return whether it does not lag."""
+        return not self.lags
+
+    async def query(self, sql: str) -> list[dict[str, Any]]:
+        """Return the rows of all sources that the query reads, or fail as told."""
+        if self.hanging & _asked(sql):
+            await asyncio.Event().wait()
+        return [{"name": name, "value": value} for name, value in self.answer(sql)]
+
+    def answer(self, sql: str) -> list[tuple[str, str]]:
+        """Return (name, value) of all sources that the query reads. Raises as told."""
+        self.queries.append(sql)
+        asked = _asked(sql)
+        self._fail(sql, asked)
+        wanted = tuple(f"{source}." for source in asked)
+        wanted += ("version", "uptime") if queries.SERVER in sql else ()
+        return [(name, value) for name, value in self.rows.items() if name.startswith(wanted)]
+
+    def _fail(self, sql: str, asked: set[Source]) -> None:
+        if self.query_error:
+            raise self.query_error
+        for source, error in self.broken.items():
+            if source in asked:
+                raise error
+        if any(column in sql for column in self.unknown_columns):
+            raise ClickHouseServerError("status 404", 47)
+
+
+def _asked(sql: str) -> set[Source]:
+    text = f"{sql} "
+    return {s for s in queries.TABLES if any(f"FROM {s}{end}" in text for end in (" ", ")"))}
+
+
+class FakeClickHouse:
+    """A `ScriptedServer` that speaks ClickHouse's HTTP on a loopback port.
+
+    `text` is written into everything that a real server fills with texts of its own or of its
+    users: errors, headers, /replicas_status. Another password than `password` is refused.
+    """
+
+    def __init__(
+        self, script: Script = serving, *, password: str = "", text: str = "my_db.my_table"
+    ) -> None:
+        self.server = ScriptedServer()
+        self.http = HttpDouble(script, apply=self.apply)
+        self._password = password
+        self._headers = {"X-ClickHouse-Server-Display-Name": text}
+        self._text = text
+
+    async def __aenter__(self) -> Self:
+        """Listen."""
+        await self.http.__aenter__()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Stop, and give the closed connections the turns in which they let go of their sockets."""
+        await self.http.__aexit__()
+        for _turn in range(3):
+            await asyncio.sleep(0)
+
+    @property
+    def url(self) -> str:
+        """Return `http://127.0.0.1:port`."""
+        return self.http.url
+
+    def apply(self, request: Request) -> Reply:
+        """Answer /ping, /replicas_status or a query."""
+        if request.path == "/ping":
+            return Reply(200, self._headers, b"Ok.\n")
+        if request.path == "/replicas_status":
+            lags = self.server.lags
+            text = f"{self._text}:\tAbsolute delay: 999.\n".encode()
+            return Reply(503, self._headers, text) if lags else Reply(200, {}, b"Ok.\n")
+        if request.headers.get("x-clickhouse-key", "") != self._password:
+            return self._error(403, 516)
+        return self._query(request.body.decode())
+
+    def _query(self, sql: str) -> Reply:
+        try:
+            rows = self.server.answer(sql.removesuffix("\nFORMAT JSONCompact"))
+        except ClickHouseError as error:
+            return self._error(500, error.code)
+        meta = [{"name": name, "type": "String"} for name in ("name", "value")]
+        return Reply(200, self._headers, json.dumps({"meta": meta, "data": rows}).encode())
+
+    def _error(self, status: int, code: int) -> Reply:
+        text = f"Code: {code}. DB::Exception: {self._text}. (ERROR)"
+        headers = {"X-ClickHouse-Exception-Code": str(code), **self._headers}
+        return Reply(status, headers, text.encode())

@@ -1,0 +1,98 @@
+"""What a ClickHouse server answers, or what answers in its place."""
+
+import asyncio
+import contextlib
+import math
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import msgspec
+
+from byoc_agents.billing.sources.clickhouse import ServerSource
+from byoc_agents.billing.sources.reading import TargetUnreadableError
+from byoc_agents.clickhouse import ClickHouse, ClickHouseError, Row, _Reply, _rows
+from byoc_agents.state.observation import Ping
+from byoc_agents.state.probes import Prober
+from lab.fakes.core import FakeClock
+from lab.fakes.state import MODERN
+from lab.fuzz.harness import Harness
+
+
+def rows(data: bytes) -> None:
+    """Read an answer of status 200: rows, each with every column, or ClickHouseError."""
+    try:
+        found = _rows(_Reply(200, 0, data))
+    except ClickHouseError:
+        return
+    assert all(isinstance(name, str) for row in found for name in row)
+    assert len({frozenset(row) for row in found}) <= 1
+
+
+class Answering(ClickHouse):
+    """A server that gives the same answer to every question."""
+
+    def __init__(self, body: bytes) -> None:
+        super().__init__("http://127.0.0.1:1")
+        self._body = body
+
+    async def ping(self) -> None:
+        """Be there."""
+
+    async def replicas_status(self) -> bool:
+        """Say nothing."""
+        return True
+
+    async def query(
+        self,
+        sql: str,  # noqa: ARG002
+        params: Mapping[str, str] | None = None,  # noqa: ARG002
+        settings: Mapping[str, str] | None = None,  # noqa: ARG002
+    ) -> list[Row]:
+        """Give it."""
+        return _rows(_Reply(200, 0, self._body))
+
+
+@cache
+def loop() -> asyncio.AbstractEventLoop:
+    """Return the loop of all runs; one a run would be most of the work."""
+    return asyncio.new_event_loop()
+
+
+def probes(data: bytes) -> None:
+    """Look at a server: an observation, whatever it says; its figures are numbers."""
+    seen = loop().run_until_complete(Prober(Answering(data), clock=FakeClock()).observe())
+    assert seen.ping is Ping.OK
+    figures: dict[str, Any] = msgspec.structs.asdict(seen.figures)
+    assert all(math.isfinite(value) for value in figures.values() if value is not None)
+
+
+def counters(data: bytes) -> None:
+    """Read a server's counters: figures that fit their fields, or TargetUnreadableError."""
+    source = ServerSource(Answering(data), FakeClock())
+    with contextlib.suppress(TargetUnreadableError):
+        reading = loop().run_until_complete(source.read())
+        assert 0 <= reading.cpu_usec < 2**64
+        assert 0 <= reading.memory_bytes < 2**64
+        assert reading.cpu_limit_millicores is None or reading.cpu_limit_millicores >= 0
+
+
+def answer(pairs: Mapping[str, str]) -> bytes:
+    """Return (name, value) rows as JSONCompact."""
+    meta = [{"name": name, "type": "String"} for name in ("name", "value")]
+    return msgspec.json.encode({"meta": meta, "data": list(pairs.items())})
+
+
+COUNTERS = {"OSCPUVirtualTimeMicroseconds": "123", "MemoryResident": "4e9", "uptime": "77"}
+TYPED = (
+    b'{"meta":[{"name":"x","type":"Nullable(UInt64)"},{"name":"y","type":"Float64"}],'
+    b'"data":[["18446744073709551615",1.5],[null,"nan"]]}'
+)
+WORDS = [b'"meta":[', b'"data":[', b"null", b'"UInt64"', b'"nan"', b'"inf"', b"1e400",
+         b'"-1"', b"Code: 60. ", b'"LowCardinality(', b'"9"', b'"1_0"', b'"uptime"',
+         b'"name"', b'""']  # fmt: skip
+HARNESSES = {
+    "clickhouse-rows": Harness(rows, [TYPED, answer(COUNTERS)], WORDS),
+    "clickhouse-probes": Harness(probes, [answer(MODERN)], WORDS),
+    "clickhouse-counters": Harness(counters, [answer(COUNTERS)], WORDS),
+}

@@ -1,0 +1,13 @@
+"""Every parser of outside input, by name."""
+
+from lab.fuzz import alerts, answers, billing, counters, ledgers, settings
+from lab.fuzz.harness import Harness
+
+HARNESSES: dict[str, Harness] = {
+    **alerts.HARNESSES,
+    **counters.HARNESSES,
+    **answers.HARNESSES,
+    **settings.HARNESSES,
+    **ledgers.HARNESSES,
+    **billing.HARNESSES,
+}

@@ -1,0 +1,128 @@
+"""A process that burns CPU when it is told to, and says what the kernel counted for it.
+
+As a program it reads one command a line: `burn SECONDS CHILDREN` uses that much CPU itself, while
+its children burn too and are waited for; `pulse` goes on at half a core until the next line comes.
+It answers each with the core seconds that it and its children have used so far, then rests without
+using any. It ends with its standard input, so it never burns alone.
+"""
+
+import os
+import resource
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+CHILD_SECONDS = 0.5  # CPU of each child
+SLICE_SECONDS = 0.03
+PATIENCE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Burner:
+    """The process, seen from the test."""
+
+    process: subprocess.Popen[bytes]
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def burn(self, core_seconds: float, children: int = 0) -> float:
+        """Burn, wait until that is done, return the core seconds used up to now."""
+        self.tell(f"burn {core_seconds} {children}")
+        return self.answer()
+
+    def pulse(self) -> None:
+        """Begin to burn half a core, until `rest`."""
+        self.tell("pulse")
+
+    def rest(self) -> float:
+        """End a pulse; return the core seconds used up to now."""
+        self.tell("rest")
+        return self.answer()
+
+    def tell(self, command: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{command}\n".encode())
+        self.process.stdin.flush()
+
+    def answer(self) -> float:
+        assert self.process.stdout is not None
+        answered, _, _ = select.select([self.process.stdout], [], [], PATIENCE_SECONDS)
+        assert answered, "the burner says nothing"
+        return float(self.process.stdout.readline())
+
+
+@contextmanager
+def burning(name: str, *inside: list[str]) -> Iterator[Burner]:
+    """Start a burner called `name`, behind commands that run their arguments (a group's)."""
+    command = [sys.executable, "-m", "lab.real.burner", name]
+    with subprocess.Popen(
+        [*(word for prefix in inside for word in prefix), *command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+    ) as process:
+        try:
+            burner = Burner(process)
+            burner.answer()
+            yield burner
+        finally:
+            process.kill()
+
+
+def main(name: str) -> int:
+    """Do what standard input says until it ends."""
+    Path("/proc/self/comm").write_text(name)  # what process:NAME looks for
+    print(used(), flush=True)
+    for line in iter(sys.stdin.readline, ""):
+        match line.split():
+            case ["burn", seconds, children]:
+                burn(float(seconds), int(children))
+            case ["pulse"]:
+                pulse()
+                continue  # the line that ends it is answered
+            case _:
+                pass
+        print(used(), flush=True)
+    return 0
+
+
+def burn(core_seconds: float, children: int) -> None:
+    """Use that much CPU of our own; a child at a time burns beside us."""
+    end = time.process_time() + core_seconds
+    for number in range(children):
+        if os.fork() == 0:
+            spend(time.process_time() + CHILD_SECONDS)
+            os._exit(0)
+        spend(end - core_seconds + core_seconds * (number + 1) / children)
+        os.wait()
+    spend(end)
+
+
+def pulse() -> None:
+    """Use half a core until there is a line to read."""
+    while not select.select([sys.stdin], [], [], SLICE_SECONDS)[0]:
+        spend(time.process_time() + SLICE_SECONDS)
+
+
+def spend(until: float) -> None:
+    """Use CPU until our own CPU clock shows that, in seconds."""
+    while time.process_time() < until:
+        sum(number * number for number in range(1000))
+
+
+def used() -> float:
+    """Return the core seconds of this process and of the children it has waited for."""
+    whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return sum(one.ru_utime + one.ru_stime for one in map(resource.getrusage, whose))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,40 @@
+"""ClickHouse's HTTP over an engine in this process: as modern as the engine is."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+from lab.fakes.http import HttpDouble, Reply, Request
+
+
+class Engine(Protocol):
+    """What we need of `chdb.session.Session`. Raises RuntimeError with the server's own text."""
+
+    def query(self, sql: str, fmt: str = "CSV") -> object: ...
+
+
+class Front:
+    """Answers each request as the engine does, and keeps what was asked."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.http = HttpDouble(apply=self.apply)
+        self.asked: list[str] = []
+        self._engine = engine
+
+    def apply(self, request: Request) -> Reply:
+        if request.path in {"/ping", "/replicas_status"}:
+            return Reply(200, {}, b"Ok.\n")
+        sql = request.body.decode().removesuffix("\nFORMAT JSONCompact")
+        self.asked.append(sql)
+        try:
+            answer = self._engine.query(sql, "JSONCompact")
+        except RuntimeError as error:
+            return Reply(500, {}, str(error).encode())
+        return Reply(200, {}, str(answer).encode())
+
+
+@asynccontextmanager
+async def front(engine: Engine) -> AsyncIterator[Front]:
+    made = Front(engine)
+    async with made.http:
+        yield made

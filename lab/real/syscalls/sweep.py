@@ -1,0 +1,251 @@
+"""Each system call that the opening of a spool and a ledger makes on their files fails once.
+
+    python -m lab.real.syscalls.sweep DIRECTORY [--every N]
+
+A directory as a kill leaves it is opened again and again, each time by a process of its own in
+which another call fails: the first with ENOSPC, with EIO, ..., short by half, then the second, and
+so on; and the same with all calls from there on. What the process says is its fate, and after it a
+start without a fault has all that lay there: nothing lost, nothing doubled, nothing set aside as
+damaged, and a ledger that verifies. Prints a table; ends with 1 where that is not so.
+"""
+
+import argparse
+import asyncio
+import errno
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from byoc_agents.app import logging as log
+from byoc_agents.app.clock import SystemClock
+from byoc_agents.durable.spool import Spool
+from byoc_agents.durable.write_batch import Change
+from byoc_agents.errors import ByocError
+from byoc_agents.ledger import FileLedger
+from byoc_agents.ledger.verify import verify
+from lab.real.syscalls.ptrace import COUNTED, EXITKILL, Call, Tracer
+from lab.real.syscalls.writer import message
+
+WAYS = ("ENOSPC", "EIO", "EROFS", "EMFILE", "EACCES", "half", "none")
+SHORT = ("half", "none")
+OPENING = {"open", "openat", "mkdir"}
+LOCKING = {"fcntl", "flock"}  # on a local file system only another holder makes these fail
+THERE = 12  # messages that lie in the spool
+DEFECT = 9  # exit code of a process that met what is no error of ours
+
+
+class Fault(NamedTuple):
+    """The call that fails, counted from 1, and how; `on`: and every one after it."""
+
+    nth: int
+    way: str
+    on: bool
+
+    def applies(self, call: Call) -> bool:
+        """Tell whether a call can fail in this way."""
+        if self.way in SHORT:
+            return call.name in COUNTED.values()
+        return self.way not in {"EMFILE", "EACCES"} or call.name in OPENING
+
+
+@dataclass
+class Breaks:
+    """Alters the calls of one process."""
+
+    root: str
+    fault: Fault
+    seen: int = 0
+    met: list[str] = field(default_factory=list)
+
+    def __call__(self, call: Call) -> int | None:
+        if not call.path.startswith(self.root) or call.name in LOCKING:
+            return None
+        self.seen += 1
+        due = self.seen >= self.fault.nth if self.fault.on else self.seen == self.fault.nth
+        if not due or not self.fault.applies(call):
+            return None
+        self.met.append(f"{call.name} {Path(call.path).name}")
+        match self.fault.way:
+            case "half":
+                return max(1, call.asked_bytes // 2)
+            case "none":
+                return 0
+        return -int(getattr(errno, self.fault.way))
+
+
+async def opened(directory: Path) -> str:
+    """Start as a daemon does, put one message, write one line; return the fate."""
+    clock = SystemClock()
+    spool = Spool(directory, max_bytes=1 << 30, clock=clock)
+    ledger = FileLedger(directory / "ledger", clock=clock, max_bytes=1 << 16)
+    try:
+        await spool.__aenter__()
+    except ByocError:
+        return "exit 2"
+    async with ledger:
+        try:
+            said = [await tried(lambda: spool.put(message(THERE)))]
+            said += [await tried(lambda: ledger.intent("d", [message(0)]))]
+        finally:
+            await spool.__aexit__()
+    return f"{'takes' if said[0] else 'not ready'}, {'sends' if said[1] else 'held'}"
+
+
+async def tried(work: Callable[[], object]) -> bool:
+    try:
+        await work()  # type: ignore[misc]
+    except ByocError:
+        return False
+    return True
+
+
+FATES = ("exit 2", *(f"{a}, {b}" for a in ("takes", "not ready") for b in ("sends", "held")))
+
+
+def child(directory: Path, go: int) -> None:
+    """Wait until we are traced, then open; the exit code is the number of the fate."""
+    os.read(go, 1)
+    try:
+        code = FATES.index(asyncio.run(opened(directory)))
+    except BaseException as error:  # noqa: BLE001  whatever it is, it is a finding
+        sys.stderr.write(f"{error!r}\n")
+        code = DEFECT
+    os._exit(code)
+
+
+def run(directory: Path, fault: Fault) -> tuple[str, Breaks]:
+    """Open it with one fault. Return the fate and what was broken."""
+    breaks = Breaks(str(directory), fault)
+    tracer = Tracer(breaks)
+    waits, go = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        child(directory, waits)
+    tracer.seize(pid, EXITKILL)
+    os.write(go, b"x")
+    while tracer.serve():
+        pass
+    os.close(waits)
+    os.close(go)
+    code = tracer.codes[pid]
+    return (FATES[code] if 0 <= code < len(FATES) else f"ended with {code}"), breaks
+
+
+def killed(directory: Path) -> None:
+    """Leave a directory as a kill does: messages, lines, checkpoints, a send under way."""
+    pid = os.fork()
+    if pid == 0:
+        asyncio.run(fill(directory))
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+async def fill(directory: Path) -> None:
+    clock = SystemClock()
+    async with Spool(directory, max_bytes=1 << 30, clock=clock) as spool:
+        await spool.put(*map(message, range(THERE // 2)))  # in the file: it is closed once
+        await spool.put(message(100))
+        await spool.bury(message(100), "rejected", "400")
+    spool = Spool(directory, max_bytes=1 << 30, clock=clock)
+    ledger = FileLedger(directory / "ledger", clock=clock, max_bytes=1 << 16)
+    async with spool, ledger:
+        await spool.commit(Change(stage=[b"line"], state={"k": b"v"}))
+        await spool.put(*map(message, range(THERE // 2, THERE)))  # in the journal
+        await ledger.intent("d", [message(0)])
+        os._exit(0)
+
+
+async def differences(directory: Path, *, takes: bool) -> list[str]:
+    """Start without a fault; return what is not as it should be."""
+    wrong = set_aside(directory)
+    async with Spool(directory, max_bytes=1 << 30, clock=SystemClock()) as spool:
+        found = await spool.head(1000, 1 << 30)
+        dead = [letter.message for letter in await spool.dead_letters()]
+        rest = await spool.staged(), (await spool.state("k")).get("k"), spool.resets
+    wrong += [] if found[:THERE] == list(map(message, range(THERE))) else [f"messages: {found}"]
+    late = found[THERE:]
+    if late not in [[message(THERE)], *([] if takes else [[]])]:
+        wrong.append(f"acknowledged {takes}, found {late}")
+    wrong += [] if dead == [message(100)] else [f"dead letters: {dead}"]
+    wrong += [] if rest == ([b"line"], b"v", 0) else [f"lines, checkpoint, resets: {rest}"]
+    async with FileLedger(directory / "ledger", clock=SystemClock(), max_bytes=1 << 16) as ledger:
+        wrong += [ledger.trouble] if ledger.trouble else []
+    return wrong + [str(problem) for problem in verify(directory / "ledger").problems]
+
+
+def set_aside(directory: Path) -> list[str]:
+    return [f"{name.name} was set aside" for name in directory.glob("*.corrupt-*")]
+
+
+@dataclass
+class Sweep:
+    """All of it: which call in which way came to which end."""
+
+    directory: Path
+    every: int = 1  # of all faults only each so manieth
+    fates: dict[tuple[str, str], Counter[str]] = field(default_factory=dict)
+    wrong: list[str] = field(default_factory=list)
+    runs: int = 0
+
+    def do(self) -> None:
+        golden = self.directory / "golden"
+        killed(golden)
+        (golden / "reserve").unlink()
+        for number, fault in enumerate(self.faults(golden)):
+            if number % self.every == 0:
+                self.one(golden, fault)
+
+    def faults(self, golden: Path) -> Iterator[Fault]:
+        """Yield every fault there is: first it is counted how many calls are made."""
+        _, breaks = run(copied(golden, self.directory / "counted"), Fault(0, "EIO", on=False))
+        for way in WAYS:
+            for on in (False, True):
+                yield from (Fault(nth, way, on) for nth in range(1, breaks.seen + 1))
+
+    def one(self, golden: Path, fault: Fault) -> None:
+        place = copied(golden, self.directory / "swept")
+        fate, breaks = run(place, fault)
+        if not breaks.met:
+            return  # no call of that number can fail like that
+        self.runs += 1
+        key = fault.way, "on" if fault.on else "once"
+        self.fates.setdefault(key, Counter())[fate] += 1
+        wrong = asyncio.run(differences(place, takes=fate.startswith("takes")))
+        wrong += [] if fate in FATES else [fate]
+        self.wrong += [f"{fault} {breaks.met[0]}: {fate}: {what}" for what in wrong]
+
+    def table(self) -> str:
+        head = ["fault", *FATES]
+        rows = [
+            [" ".join(key), *(str(fates[fate]) for fate in FATES)]
+            for key, fates in self.fates.items()
+        ]
+        return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+
+
+def copied(golden: Path, place: Path) -> Path:
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(golden, place)
+    return place
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m lab.real.syscalls.sweep")
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--every", type=int, default=1)
+    options = parser.parse_args()
+    log.configure("critical", sys.stderr)
+    sweep = Sweep(options.directory, options.every)
+    sweep.do()
+    sys.stdout.write(f"{sweep.table()}\n{sweep.runs} openings\n")
+    sys.stdout.writelines(f"{what}\n" for what in sweep.wrong)
+    return int(bool(sweep.wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

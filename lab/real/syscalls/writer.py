@@ -1,0 +1,81 @@
+"""A program that writes as a daemon does, and says what it was told of each write.
+
+    python -m lab.real.syscalls.writer DIRECTORY MESSAGES
+
+Puts messages, and sends the oldest from time to time: an intent in the ledger, a receipt, an
+acknowledgement. A line a step on standard output, after the step: `put 7`, `sent 7 12` (the line of
+the intent), `gone 7`, `not put 7 SpoolUnavailableError`. It never gives up.
+"""
+
+import asyncio
+import hashlib
+import os
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+from byoc_agents.app import logging as log
+from byoc_agents.app.clock import SystemClock
+from byoc_agents.delivery.sink import Message, Receipt
+from byoc_agents.durable.group import Kind
+from byoc_agents.durable.spool import Spool
+from byoc_agents.errors import ByocError, Reason
+from byoc_agents.ledger import FileLedger
+
+CHECKPOINT_PAGES = 24  # SQLite's own 1,000 would not be reached here
+SEND_EVERY = 3
+
+
+def message(number: int) -> Message:
+    """Return a message that can be told from its own torn copy."""
+    body = hashlib.sha256(b"%d" % number).digest() * (1 + number * 37 % 300)
+    return Message(f"m{number}", "t", body, number)
+
+
+async def main(directory: Path, messages: int) -> None:
+    """Do it."""
+    clock = SystemClock()
+    spool = Spool(directory, max_bytes=1 << 30, clock=clock)
+    ledger = FileLedger(directory / "ledger", clock=clock, max_bytes=1 << 16)
+    async with spool, ledger:
+        for number in range(messages):
+            await _step(f"put {number}", _put(spool, number))
+            if number % SEND_EVERY == SEND_EVERY - 1:
+                await _step(f"send at {number}", _send(spool, ledger))
+
+
+async def _step(name: str, step: Coroutine[Any, Any, str]) -> None:
+    try:
+        said = await step
+    except ByocError as error:
+        said = f"not {name} {type(error).__name__}"
+    if said:
+        _say(said)
+
+
+def _say(line: str) -> None:
+    os.writev(1, [f"{line}\n".encode()])  # one call a line, and not one that is broken
+
+
+async def _put(spool: Spool, number: int) -> str:
+    pragma = f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}"
+    await spool._writer.ask(lambda store: store.connection.execute(pragma).close(), Kind.READ)
+    await spool.put(message(number))
+    return f"put {number}"
+
+
+async def _send(spool: Spool, ledger: FileLedger) -> str:
+    head = await spool.head()
+    if not head:
+        return ""
+    line = await ledger.intent("d", head)
+    _say(f"sent {head[0].id[1:]} {line}")
+    await ledger.receipt(line, head, [Receipt(Reason.OK, 200, "")])
+    await spool.remove([head[0].id])
+    return f"gone {head[0].id[1:]}"
+
+
+if __name__ == "__main__":
+    log.configure("error", sys.stderr)
+    asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2])))

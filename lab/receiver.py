@@ -1,0 +1,206 @@
+"""The other side, small enough to read: what a control plane does with our deliveries.
+
+Checks the bearer token and the Standard Webhooks signature, takes single events and batches whole
+or not at all, and keeps each `source` + `id` once. Used by the demo and the tests; run it with
+`python -m lab.receiver --help`. It keeps everything in memory: a model, no product.
+"""
+
+import argparse
+import asyncio
+import hmac
+import json
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from byoc_agents.alerts.events import (
+    ALERT,
+    HEARTBEAT,
+    WATCHDOG,
+    AlertEvent,
+    HeartbeatEvent,
+    WatchdogEvent,
+)
+from byoc_agents.app.clock import Clock, SystemClock
+from byoc_agents.app.cloudevents import Event
+from byoc_agents.sinks.https import signatures, signing_keys
+
+PATH = "/v1/events"
+TOLERANCE_SECONDS = 300  # Standard Webhooks: a signature older than five minutes is a replay
+MAX_BODY_BYTES = 1024**2
+MAX_EVENTS = 500  # of a batch; the largest BYOC_ALERTS_MAX_BATCH
+KNOWN: dict[str, type[Event]] = {
+    ALERT: AlertEvent,
+    WATCHDOG: WatchdogEvent,
+    HEARTBEAT: HeartbeatEvent,
+}
+
+Fault = Callable[[int, web.Request], web.Response | None]  # number of the request -> its answer
+Key = tuple[str, str]  # source and id
+
+
+class Receiver:
+    """Keeps every event once, in the order in which each was first delivered."""
+
+    def __init__(
+        self,
+        token: str,
+        signing_secret: str,
+        *,
+        clock: Clock,
+        on_event: Callable[[dict[str, Any]], None] = lambda _event: None,
+        fault: Fault = lambda _number, _request: None,
+    ) -> None:
+        """`on_event` sees each event once; `fault` may answer instead of us."""
+        self.events: dict[Key, dict[str, Any]] = {}
+        self.bodies: list[bytes] = []  # as they came, of deliveries that were taken
+        self.duplicates = 0
+        self.requests = 0
+        self._token = token
+        self._keys = signing_keys(signing_secret)
+        self._clock = clock
+        self._on_event = on_event
+        self._fault = fault
+
+    def application(self) -> web.Application:
+        """Return the application: one path for deliveries, and `/` for whoever looks on."""
+        app = web.Application(client_max_size=MAX_BODY_BYTES)
+        app.router.add_post(PATH, self.post)
+        app.router.add_get("/", self.kept)
+        return app
+
+    async def kept(self, _: web.Request) -> web.Response:
+        """Answer with every event there is, oldest first."""
+        return web.json_response(list(self.events.values()))
+
+    async def post(self, request: web.Request) -> web.Response:
+        """Answer one delivery."""
+        self.requests += 1
+        body = await request.read()
+        if fault := self._fault(self.requests, request):
+            return fault
+        if not self._authentic(request, body):
+            return _answer(401, "unauthorized")
+        try:
+            events = _events(request.content_type, body)
+        except LookupError:
+            return _answer(415, "wants CloudEvents in JSON")
+        except (msgspec.ValidationError, ValueError):
+            return _answer(422, "no CloudEvent")
+        self.bodies.append(body)
+        new = [event for event in events if self._take(event)]
+        return web.json_response({"stored": len(new), "duplicates": len(events) - len(new)})
+
+    def _authentic(self, request: web.Request, body: bytes) -> bool:
+        bearer = f"Bearer {self._token}".encode()
+        given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
+        return hmac.compare_digest(given, bearer) and self._signed(request, body)
+
+    def _signed(self, request: web.Request, body: bytes) -> bool:
+        """Return whether one of the signatures is of one of our keys, and of these minutes."""
+        delivery_id = request.headers.get("webhook-id", "")
+        timestamp = request.headers.get("webhook-timestamp", "")
+        if not (delivery_id and timestamp.isascii() and timestamp.isdigit()):
+            return False
+        age_seconds = self._clock.wall_ns() / 1e9 - int(timestamp)
+        ours = signatures(self._keys, delivery_id, int(timestamp), body).split()
+        theirs = request.headers.get("webhook-signature", "").split()
+        found = [
+            hmac.compare_digest(a.encode(), b.encode("utf-8", "surrogateescape"))
+            for a in ours
+            for b in theirs
+        ]
+        return abs(age_seconds) <= TOLERANCE_SECONDS and any(found)
+
+    def _take(self, event: dict[str, Any]) -> bool:
+        """Keep an event unless it is there already. Return whether it is new."""
+        key = event["source"], event["id"]
+        if key in self.events:
+            self.duplicates += 1
+            return False
+        self.events[key] = event
+        self._on_event(event)
+        return True
+
+
+def _events(content_type: str, body: bytes) -> list[dict[str, Any]]:
+    """Return the events of a delivery: all of them, or an error."""
+    read: dict[str, Callable[[Any], list[Any]]] = {
+        "application/cloudevents+json": lambda value: [value],
+        "application/cloudevents-batch+json": lambda value: msgspec.convert(value, list[Any]),
+    }
+    events = read[content_type](msgspec.json.decode(body))
+    if not 0 < len(events) <= MAX_EVENTS:
+        raise ValueError("an empty batch, or too many events")
+    for event in events:
+        _check(event)
+    return events
+
+
+def _check(event: Any) -> None:
+    """Raise ValueError for what breaks the schema. A type of later versions is taken as it is."""
+    envelope = msgspec.convert(event, Event)
+    known = KNOWN.get(envelope.type, Event)
+    msgspec.convert(event, known)
+    if known is not Event and not event.keys() >= set(known.__struct_fields__):
+        raise ValueError("a field is missing")
+
+
+def _answer(status: int, word: str) -> web.Response:
+    return web.json_response({"status": word}, status=status)
+
+
+@asynccontextmanager
+async def listening(
+    receiver: Receiver, port: int = 0, host: str = "127.0.0.1"
+) -> AsyncIterator[str]:
+    """Serve; give the URL to send to."""
+    runner = web.AppRunner(receiver.application(), access_log=None, shutdown_timeout=1)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port).start()
+        yield f"http://{host}:{runner.addresses[0][1]}{PATH}"
+    finally:
+        await runner.cleanup()
+
+
+async def _run(receiver: Receiver, port: int, host: str) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):  # in a container nobody else handles them
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with listening(receiver, port, host) as url:
+        _print({"listening": url})
+        await stop.wait()
+
+
+def _print(value: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until interrupted; print the URL, then each new event, as JSON lines."""
+    parser = argparse.ArgumentParser(prog="python -m lab.receiver", description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1", help="default 127.0.0.1")
+    parser.add_argument("--port", type=int, default=0, help="0 = any free one, printed")
+    parser.add_argument("--token-file", type=Path, required=True)
+    parser.add_argument("--signing-secret-file", type=Path, required=True, help="whsec_ and base64")
+    options = parser.parse_args(argv)
+    receiver = Receiver(
+        options.token_file.read_text().strip(),
+        options.signing_secret_file.read_text().strip(),
+        clock=SystemClock(),
+        on_event=_print,
+    )
+    asyncio.run(_run(receiver, options.port, options.host))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,5 +1,0 @@
-"""The chart, rendered by real Helm: `render` runs it, `pods` finds what matters in it.
-
-`crds` checks the kinds that Kubernetes has no schema for, `reference` writes VALUES.md, and
-`python -m tests.real.chart` is `make chart`.
-"""
