@@ -1,0 +1,61 @@
+"""What users install: the wheel and the image hold the product and nothing else."""
+
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import byoc_agents
+
+SOURCE = Path(byoc_agents.__file__).parent
+ROOT = SOURCE.parents[1]
+DATA = {".json", ".sql", ".typed", ".yaml", ".html", ".css", ".js"}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """Build the wheel from a copy of the tracked files; return the names of its files."""
+    tree = tmp_path_factory.mktemp("tree")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        (tree / name).write_bytes((ROOT / name).read_bytes())
+    for path in SOURCE.rglob("*"):
+        if path.is_file() and "__pycache__" not in path.parts:
+            copy = tree / path.relative_to(ROOT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+    (tree / "lab").mkdir()
+    (tree / "lab" / "__init__.py").touch()
+    options = ["--no-deps", "--no-build-isolation", "--quiet", "--wheel-dir", str(tree / "out")]
+    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, str(tree)], check=True)
+    (built,) = (tree / "out").glob("*.whl")
+    return {name for name in zipfile.ZipFile(built).namelist() if ".dist-info/" not in name}
+
+
+def test_the_wheel_holds_exactly_the_package(wheel: set[str]) -> None:
+    expected = {
+        path.relative_to(SOURCE.parent).as_posix()
+        for path in SOURCE.rglob("*")
+        if path.suffix in {".py", *DATA} and "__pycache__" not in path.parts
+    }
+    assert wheel == expected
+
+
+def test_no_fake_demo_or_test_is_part_of_the_package(wheel: set[str]) -> None:
+    assert {name.split("/")[0] for name in wheel} == {"byoc_agents"}
+    words = {"fake", "fakes", "demo", "double", "doubles", "testing", "test", "tests", "lab"}
+    assert {name for name in wheel if words & set(re.split(r"[/._]", name))} == set()
+
+
+def test_the_image_copies_the_package_and_two_programs() -> None:
+    copied = re.findall(
+        r"^COPY (?!--from)(.+)$", (ROOT / "images" / "Dockerfile").read_text(), re.MULTILINE
+    )
+    assert copied == [
+        "constraints/images.txt /pins.txt",
+        "constraints/runtime.txt /pins.txt",
+        "agents/byoc_agents /opt/byoc-agents/code/byoc_agents",
+        "images/launcher.py images/healthcheck.py LICENSE /opt/byoc-agents/code/",
+    ]
