@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 
+import byoc_agents.report
 from byoc_agents.delivery.sink import Message
 from byoc_agents.errors import Reason, SendError
 from byoc_agents.ledger.query import Filter, Refusal, Send
 from byoc_agents.report import main
-from byoc_agents.report.charts import series_of, span_of
-from byoc_agents.report.style import SCRIPT, STYLE
-from byoc_agents.report.summary import MAX_ROWS, Bin, draw
+from byoc_agents.report.summary import MAX_ROWS, Volume, series_of, span_of, summarize
 from byoc_agents.schema import EXAMPLES, fields_of
 from tests.core.ledger_fakes import files, ledger
 from tests.ledger.ledger_story import BUCKET, CONTROL_PLANE, QUEUE, story
 
+STATIC = Path(byoc_agents.report.__file__).parent / "static"
 LOADS = {"src", "href", "srcset", "action", "data", "poster", "formaction", "ping", "style"}
 EVIL = "<img src=x onerror=alert(1)>\"'&</script><script>alert(2)</script>"
 
@@ -73,8 +73,8 @@ def test_it_shows_every_schema_with_its_fields_and_a_real_example(state_dir: Pat
         assert name in text
         assert all(field.path in text for field in fields_of(type(event)))
     assert "480 events in the newest 32 kept bodies: no field outside the schema" in text
-    assert page.count("A real one, the newest that was kept") == 3
-    assert page.count("A made-up one") == 3
+    assert page.count("A real event, the newest that was kept") == 3
+    assert page.count("A made-up event") == 3
 
 
 def test_it_loads_nothing_and_says_so_to_the_browser(state_dir: Path) -> None:
@@ -86,7 +86,8 @@ def test_it_loads_nothing_and_says_so_to_the_browser(state_dir: Path) -> None:
             assert (attributes[name] or "").startswith("#"), f"{tag} {name}"
         assert not any(name.startswith("on") for name in attributes)
     (policy,) = [a["content"] for t, a in page.tags if a.get("http-equiv")]
-    hashes = [base64.b64encode(hashlib.sha256(t.encode()).digest()) for t in (STYLE, SCRIPT)]
+    static = [(STATIC / name).read_text() for name in ("style.css", "report.js")]
+    hashes = [base64.b64encode(hashlib.sha256(t.encode()).digest()) for t in static]
     style, script = (digest.decode() for digest in hashes)
     assert policy == (
         f"default-src 'none'; style-src 'sha256-{style}'; script-src 'sha256-{script}'; "
@@ -136,7 +137,7 @@ def test_filters_hold_for_the_page(state_dir: Path) -> None:
 async def test_a_ledger_without_a_send_gives_a_page(tmp_path: Path) -> None:
     async with ledger(tmp_path / "a" / "ledger"):
         pass
-    assert "Nothing left in this time." in Reader(report(tmp_path)).text
+    assert "Nothing was sent in this period." in Reader(report(tmp_path)).text
 
 
 def test_the_page_can_go_to_stdout(state_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,11 +165,11 @@ def a_send(number: int, *, reason: str = "ok", size: int = 10) -> Send:
 
 
 def test_the_sums_are_of_all_sends_and_the_rows_of_the_newest() -> None:
-    picture = draw(a_send(n, reason="ok" if n % 2 else "timeout") for n in range(5000))
-    assert (picture.all.total.confirmed, picture.all.total.other) == (2500, 2500)
-    assert (picture.all.total.confirmed_bytes, picture.all.records) == (25_000, 5000)
-    assert [send.id for send in (picture.rows[0], picture.rows[-1])] == ["3000", "4999"]
-    assert len(picture.rows) == MAX_ROWS
+    summary = summarize(a_send(n, reason="ok" if n % 2 else "timeout") for n in range(5000))
+    assert (summary.all.total.confirmed, summary.all.total.other) == (2500, 2500)
+    assert (summary.all.total.confirmed_bytes, summary.all.records) == (25_000, 5000)
+    assert [send.id for send in (summary.rows[0], summary.rows[-1])] == ["3000", "4999"]
+    assert len(summary.rows) == MAX_ROWS
 
 
 def test_different_refusals_are_bounded_and_all_are_counted() -> None:
@@ -176,9 +177,9 @@ def test_different_refusals_are_bounded_and_all_are_counted() -> None:
         Refusal(agent="a", sequence=n, time="t", refused="host", detail=str(n), count=2)
         for n in range(5000)
     )
-    picture = draw(refusals)
-    assert len(picture.refusals) <= 501
-    assert picture.refused == sum(one.count for one in picture.refusals.values()) == 10_000
+    summary = summarize(refusals)
+    assert len(summary.refusals) <= 501
+    assert summary.refused == sum(one.count for one in summary.refusals.values()) == 10_000
 
 
 @pytest.mark.parametrize(
@@ -194,10 +195,10 @@ def test_different_refusals_are_bounded_and_all_are_counted() -> None:
     ],
 )
 def test_bars_are_of_a_readable_number_and_lose_nothing(minutes: int, word: str) -> None:
-    seen = {29_000_000 + n: Bin(confirmed_bytes=3, confirmed=1) for n in range(0, minutes, 97)}
-    seen |= {29_000_000 + minutes - 1: Bin(other_bytes=5, other=1)}
+    seen = {29_000_000 + n: Volume(confirmed_bytes=3, confirmed=1) for n in range(0, minutes, 97)}
+    seen |= {29_000_000 + minutes - 1: Volume(other_bytes=5, other=1)}
     span = span_of(seen)
-    assert span.word == word
+    assert span.unit == word
     assert 12 <= span.bars <= 450
     sizes, counts = series_of(seen, span)
     assert sum(sizes.confirmed) == sum(one.confirmed_bytes for one in seen.values())

@@ -117,7 +117,7 @@ async def test_nothing_in_a_ledger_becomes_part_of_the_page(tmp_path: Path, brow
         made.note_refused(evil, evil)
     url = await page_of(tmp_path)
     await browser.open(url)
-    assert await browser.evaluate("document.title") == "What left: byoc-agents"
+    assert await browser.evaluate("document.title") == "Outbound data: byoc-agents"
     assert await browser.evaluate("document.querySelectorAll('img').length") == 0
     assert await browser.evaluate("document.querySelectorAll('script').length") == 1
     assert await browser.evaluate(SHOWN) == "1 of 1 shown"

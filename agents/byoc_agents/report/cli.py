@@ -183,11 +183,11 @@ def _write_verdict(name: str, verdict: Verdict, *, as_json: bool) -> None:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from byoc_agents.report.report import page  # noqa: PLC0415  the schemas cost 0.2 s
+    from byoc_agents.report.page import render_page  # noqa: PLC0415  the schemas cost 0.2 s
 
     where = ledgers(options.directories, options.agent)
     verdicts = {name: verify(path) for name, path in where.items()}
-    html = page(where, verdicts, _filter(options))
+    html = render_page(where, verdicts, _filter(options))
     if options.html == "-":
         sys.stdout.write(html)
     else:

@@ -1,56 +1,79 @@
-"""The sums that a report shows, from one pass over the ledgers. Memory: a few bytes a send."""
+"""The sums that the report shows, from one pass over the ledgers. A few bytes per send."""
 
 from collections import Counter, deque
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import msgspec
 
 from byoc_agents.app.cloudevents import parse_rfc3339
 from byoc_agents.ledger.query import NO_OUTCOME, STORED, UNKNOWN, Event, Refusal, Send
 
-MAX_ROWS = 2000  # of the newest sends; the others are in the sums and in `ledger show`
-MAX_BODIES = 200  # newest kept bodies of a type that are held to its schema
-MAX_REFUSALS = 500  # different ones
+MAX_ROWS = 2000  # of the newest sends; older ones are in the sums and in `ledger show`
+MAX_BODIES = 200  # newest kept bodies of a type that are checked against its schema
+MAX_REFUSALS = 500  # distinct refusals
 MINUTE_MS = 60_000
+DAY_MINUTES = 1440
+MIN_BARS = 12
+# Minutes per bar, bars at most, unit. The last one has to hold whatever the others do not.
+STEPS = (
+    (1, 180, "minute"),
+    (60, 170, "hour"),
+    (360, 170, "6 hours"),
+    (DAY_MINUTES, 400, "day"),
+    (10_080, 10_000, "week"),
+)
 
 
-@dataclass(slots=True)
-class Bin:
-    """What was announced in a span of time."""
+class Volume(msgspec.Struct):
+    """Sends and bytes announced in a period, confirmed by the receiver or not."""
 
     confirmed_bytes: int = 0
     other_bytes: int = 0
     confirmed: int = 0
     other: int = 0
 
-    def add(self, other: "Bin") -> None:
-        """Take the sums of another one."""
+    @property
+    def sends(self) -> int:
+        """Return the number of sends."""
+        return self.confirmed + self.other
+
+    def add(self, other: "Volume") -> None:
+        """Add another volume to this one."""
         self.confirmed_bytes += other.confirmed_bytes
         self.other_bytes += other.other_bytes
         self.confirmed += other.confirmed
         self.other += other.other
 
 
-@dataclass(slots=True)
-class Sum:
-    """All sends of one destination or of one type."""
+def _newest_bodies() -> deque[Send]:
+    return deque(maxlen=MAX_BODIES)
 
-    total: Bin = field(default_factory=Bin)
+
+def _newest_rows() -> deque[Send]:
+    return deque(maxlen=MAX_ROWS)
+
+
+class Sums(msgspec.Struct):
+    """All sends to one destination, or of one type."""
+
+    total: Volume = msgspec.field(default_factory=Volume)
     records: int = 0  # in confirmed messages
-    first: str = ""
+    first: str = ""  # RFC 3339
     last: str = ""
-    agents: set[str] = field(default_factory=set)
-    names: set[str] = field(default_factory=set)  # types of a destination, destinations of a type
-    reasons: Counter[str] = field(default_factory=Counter)
-    minutes: dict[int, Bin] = field(default_factory=dict)  # minutes since 1970
-    bodies: deque[Send] = field(default_factory=lambda: deque(maxlen=MAX_BODIES))
+    agents: set[str] = msgspec.field(default_factory=set)
+    names: set[str] = msgspec.field(default_factory=set)  # types, or destinations
+    reasons: Counter[str] = msgspec.field(default_factory=Counter)
+    minutes: dict[int, Volume] = msgspec.field(default_factory=dict)  # minutes since 1970
+    bodies: deque[Send] = msgspec.field(default_factory=_newest_bodies)
 
     def add(self, send: Send, name: str) -> None:
         """Count one send."""
-        one = _bin(send)
-        self.total.add(one)
+        volume = _volume_of(send)
+        self.total.add(volume)
         minute = parse_rfc3339(send.time) // MINUTE_MS
-        self.minutes.setdefault(minute, Bin()).add(one)
-        self.records += send.records * one.confirmed
+        self.minutes.setdefault(minute, Volume()).add(volume)
+        self.records += send.records * volume.confirmed
         self.first, self.last = self.first or send.time, send.time
         self.agents.add(send.agent)
         self.names.add(name)
@@ -59,59 +82,96 @@ class Sum:
             self.bodies.append(send)
 
 
-@dataclass(slots=True)
-class Refused:
-    """The same refusal, however often."""
+class RefusalCount(msgspec.Struct):
+    """How often the same connection was refused."""
 
     count: int = 0
-    first: str = ""
+    first: str = ""  # RFC 3339
     last: str = ""
 
 
-@dataclass(slots=True)
-class Picture:
-    """Everything the page shows of the sends and refusals."""
+class Summary(msgspec.Struct):
+    """Everything that the page shows of sends and refusals."""
 
-    all: Sum = field(default_factory=Sum)
-    destinations: dict[str, Sum] = field(default_factory=dict)
-    types: dict[str, Sum] = field(default_factory=dict)
-    refusals: dict[tuple[str, str, str], Refused] = field(default_factory=dict)
+    all: Sums = msgspec.field(default_factory=Sums)
+    destinations: dict[str, Sums] = msgspec.field(default_factory=dict)
+    types: dict[str, Sums] = msgspec.field(default_factory=dict)
+    refusals: dict[tuple[str, str, str], RefusalCount] = msgspec.field(default_factory=dict)
     refused: int = 0
-    rows: deque[Send] = field(default_factory=lambda: deque(maxlen=MAX_ROWS))
+    rows: deque[Send] = msgspec.field(default_factory=_newest_rows)
 
 
-def draw(events: Iterable[Event]) -> Picture:
-    """Return the picture of these events, which come by time."""
-    picture = Picture()
+def summarize(events: Iterable[Event]) -> Summary:
+    """Return the sums of these events, which are ordered by time."""
+    summary = Summary()
     for event in events:
         if isinstance(event, Refusal):
-            _refuse(picture, event)
+            _add_refusal(summary, event)
         else:
-            picture.all.add(event, event.type)
-            picture.destinations.setdefault(event.destination, Sum()).add(event, event.type)
-            picture.types.setdefault(event.type, Sum()).add(event, event.destination)
-            picture.rows.append(event)
-    return picture
+            summary.all.add(event, event.type)
+            summary.destinations.setdefault(event.destination, Sums()).add(event, event.type)
+            summary.types.setdefault(event.type, Sums()).add(event, event.destination)
+            summary.rows.append(event)
+    return summary
 
 
 def outcome_class(reason: str) -> str:
-    """Return ok, open (nobody knows yet, or ever) or failed."""
+    """Return ok, open (not known yet, or lost) or failed."""
     if reason in STORED:
         return "ok"
     return "open" if reason in {NO_OUTCOME, UNKNOWN} else "failed"
 
 
-def _bin(send: Send) -> Bin:
+def _volume_of(send: Send) -> Volume:
     if outcome_class(send.reason) == "ok":
-        return Bin(confirmed_bytes=send.bytes, confirmed=1)
-    return Bin(other_bytes=send.bytes, other=1)
+        return Volume(confirmed_bytes=send.bytes, confirmed=1)
+    return Volume(other_bytes=send.bytes, other=1)
 
 
-def _refuse(picture: Picture, event: Refusal) -> None:
-    picture.refused += event.count
+def _add_refusal(summary: Summary, event: Refusal) -> None:
+    summary.refused += event.count
     key = (event.agent, event.refused, event.detail)
-    if key not in picture.refusals and len(picture.refusals) >= MAX_REFUSALS:
+    if key not in summary.refusals and len(summary.refusals) >= MAX_REFUSALS:
         key = (event.agent, "others", f"more than {MAX_REFUSALS} different ones")
-    refused = picture.refusals.setdefault(key, Refused(first=event.time))
-    refused.count += event.count
-    refused.last = event.time
+    refusal = summary.refusals.setdefault(key, RefusalCount(first=event.time))
+    refusal.count += event.count
+    refusal.last = event.time
+
+
+# The bars of a chart.
+
+
+class Span(NamedTuple):
+    """Which minutes a chart shows, and how many of them make one bar."""
+
+    first: int  # minutes since 1970, a multiple of `step`
+    bars: int
+    step: int  # minutes
+    unit: str
+
+
+class Series(NamedTuple):
+    """One figure per bar: confirmed below, the rest above it."""
+
+    confirmed: list[int]
+    other: list[int]
+
+
+def span_of(minutes: Mapping[int, Volume]) -> Span:
+    """Return a span over all of these minutes with a readable number of bars."""
+    first, last = min(minutes), max(minutes)
+    for step, most, unit in STEPS:
+        begin = first // step * step
+        bars = (last - begin) // step + 1
+        if bars <= most:
+            return Span(begin, max(bars, MIN_BARS), step, unit)
+    raise ValueError("a ledger of more than a hundred years")
+
+
+def series_of(minutes: Mapping[int, Volume], span: Span) -> tuple[Series, Series]:
+    """Return bytes and sends of each bar."""
+    bars = [Volume() for _ in range(span.bars)]
+    for minute, volume in minutes.items():
+        bars[(minute - span.first) // span.step].add(volume)
+    sizes = Series([bar.confirmed_bytes for bar in bars], [bar.other_bytes for bar in bars])
+    return sizes, Series([bar.confirmed for bar in bars], [bar.other for bar in bars])
