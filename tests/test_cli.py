@@ -1,5 +1,7 @@
 """What a person meets on the command line: exit codes, every mistake at once, no secrets."""
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -8,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from byoc_agents import __version__
-from byoc_agents.app.cli import main
+from byoc_agents.app.cli import COMMANDS, main
+from byoc_agents.app.completion import bash_script
 from byoc_agents.app.run import configure
+from byoc_agents.app.terminal import color_verdict
 from byoc_agents.errors import ConfigError
 
 IDENTITY = {
@@ -32,13 +36,85 @@ def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"{__version__}\n"
 
 
-@pytest.mark.parametrize(("argv", "code"), [(["--help"], 0), (["help"], 0), ([], 0), (["x"], 2)])
+@pytest.mark.parametrize(("argv", "code"), [(["--help"], 0), (["help"], 0), ([], 0)])
 def test_help_lists_the_commands(
     argv: list[str], code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(argv) == code
     shown = "".join(capsys.readouterr())
     assert "check-config" in shown
+
+
+@pytest.mark.parametrize("flag", ["version", "--version", "-V"])
+def test_the_version_has_its_usual_flags(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([flag]) == 0
+    assert capsys.readouterr().out == f"{__version__}\n"
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "version"])
+def test_every_command_describes_itself_with_an_example(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with contextlib.suppress(SystemExit):
+        main([command, "--help"])
+    page = capsys.readouterr().out
+    assert page.startswith(f"usage: byoc-agents {command}")
+    assert f"example: byoc-agents {command} " in page
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [
+        ("chek-config", "did you mean 'check-config'?"),
+        ("ledgr", "did you mean 'ledger'?"),
+        ("frobnicate", "see `byoc-agents --help`"),
+    ],
+)
+def test_a_mistyped_command_suggests_the_right_one(
+    typed: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([typed]) == 2
+    assert capsys.readouterr().err == f"byoc-agents: unknown command {typed!r}; {hint}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["ver"], {"verify", "version"}),
+        (["run", "bill"], {"billing-scraper"}),
+        (["ledger", ""], {"show", "verify", "report"}),
+        (["policy", "net"], {"networkpolicy"}),
+        (["verify", "--s"], {"--since"}),
+        (["completion", ""], {"bash", "zsh", "fish"}),
+    ],
+)
+def test_bash_completes_commands_daemons_and_options(words: list[str], expected: set[str]) -> None:
+    typed = " ".join(f"'{word}'" for word in ["byoc-agents", *words])
+    script = f"{bash_script()}\nCOMP_WORDS=({typed}) COMP_CWORD={len(words)}; _byoc_agents\n"
+    script += 'printf "%s\\n" "${COMPREPLY[@]}"'
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    found = {word for word in done.stdout.split() if not word.startswith("--") or words[-1]}
+    assert found == expected
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_each_shell_has_a_script(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", shell]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in COMMANDS)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_color_is_for_terminals_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert color_verdict("OK", io.StringIO(), ok=True) == "OK"
+    assert color_verdict("OK", Terminal(), ok=True) == "\x1b[32mOK\x1b[0m"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert color_verdict("FAILED", Terminal(), ok=False) == "FAILED"
 
 
 def test_every_mistake_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -99,7 +99,7 @@ def test_show_prints_the_exact_bytes(state_dir: Path, capfdbinary: Any) -> None:
 async def test_show_says_when_no_bytes_are_kept(tmp_path: Path, capsys: Output) -> None:
     await story(tmp_path, hours=1, keep_bodies=False)
     assert main(["show", str(tmp_path), "--id", f"{0:032x}", "--body"]) == 1
-    assert "no bytes of this id are kept" in capsys.readouterr().err
+    assert "no body of this id is kept" in capsys.readouterr().err
 
 
 async def test_show_cannot_move_the_cursor_of_a_terminal(tmp_path: Path, capsys: Output) -> None:
@@ -115,7 +115,7 @@ async def test_show_cannot_move_the_cursor_of_a_terminal(tmp_path: Path, capsys:
 
 def test_verify_is_well(state_dir: Path, capsys: Output) -> None:
     assert main(["verify", str(state_dir)]) == 0
-    assert capsys.readouterr().out.count(": well") == 3
+    assert capsys.readouterr().out.count(": OK") == 3
 
 
 def test_verify_names_file_and_line_and_exits_1(state_dir: Path, capsys: Output) -> None:
@@ -144,7 +144,7 @@ def test_a_ledger_is_found_by_any_of_its_directories(
     place: str, state_dir: Path, capsys: Output
 ) -> None:
     assert main(["verify", str(state_dir / place)]) == 0
-    assert "billing-scraper: well" in capsys.readouterr().out
+    assert "billing-scraper: OK" in capsys.readouterr().out
 
 
 def test_the_state_directory_of_the_settings_is_the_default(

@@ -23,7 +23,6 @@ from lab.real.parts import install
 from lab.real.parts.process import RealProcess, free_port
 from lab.receiver import Receiver, listening
 
-HERE = Path(__file__).parent
 FILE = install.ROOT / "docs" / "control-plane.openapi.yaml"
 TOKEN, HOOK = "token-of-the-plane", "token-of-alertmanager"
 SECRET = "whsec_" + base64.b64encode(b"k" * 32).decode()
@@ -59,7 +58,7 @@ async def verdict(directory: Path, url: str, path: str, *flags: str) -> Verdict:
         env={
             "PATH": os.environ["PATH"],
             "NO_PROXY": "*",
-            "PYTHONPATH": str(HERE),
+            "PYTHONPATH": str(install.ROOT / "lab" / "real"),
             "SCHEMATHESIS_HOOKS": "schemathesis_hooks",
             "TOKEN": TOKEN if path == "/v1/events" else HOOK,
             "SIGNING_SECRET": SECRET,

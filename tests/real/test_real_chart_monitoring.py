@@ -21,7 +21,7 @@ from lab.real.chart.render import Manifest
 from lab.real.parts import install
 
 RULES = render.CHART / "rules"
-CASES = Path(__file__).parent / "chart" / "rules"
+CASES = install.ROOT / "lab" / "real" / "chart" / "rules"
 DASHBOARDS = sorted((render.CHART / "dashboards").glob("*.json"))
 CLICKHOUSE = re.compile(r"ClickHouse(Metrics|AsyncMetrics|ProfileEvents)_(\w+)")
 ALERTS = render.CHART / "ci" / "mesh-operator-values.yaml"

@@ -6,6 +6,7 @@ stopped after it, as the kubelet does.
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -29,7 +30,7 @@ from lab.real.parts.process import RealProcess
 from lab.real.scraper import eventually
 from lab.real.stored import Bucket, billed, bucket_at, usages
 
-VALUES = Path(__file__).parent / "chart" / "run-values.yaml"
+VALUES = install.ROOT / "lab" / "real" / "chart" / "run-values.yaml"
 SECRET = "whsec_" + "A" * 32
 KEYS = "\n".join(["[default]", *(f"{name} = {value}" for name, value in CREDENTIALS.items())])
 FILES = {
@@ -79,7 +80,10 @@ def control_plane(directory: Path) -> Iterator[tuple[int, Path]]:
     with (
         said.open("wb") as out,
         subprocess.Popen(
-            [sys.executable, "-m", "lab.receiver", *files], cwd=directory, stdout=out
+            [sys.executable, "-m", "lab.receiver", *files],
+            cwd=directory,
+            env={**os.environ, "PYTHONPATH": str(install.ROOT)},
+            stdout=out,
         ) as process,
     ):
         try:

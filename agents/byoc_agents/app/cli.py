@@ -1,32 +1,66 @@
-"""`byoc-agents <command>`: dispatch only.
+"""`byoc-agents COMMAND`: finds the command and runs it.
 
-Exit codes: 0 well, 1 found something wrong, 2 bad usage or configuration.
+Exit codes: 0 success, 1 problems found, 2 bad usage or configuration.
 """
 
 import argparse
+import difflib
 import os
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 
 from byoc_agents import __version__
 from byoc_agents.errors import ConfigError
 
+
+class Command(NamedTuple):
+    """How a command is listed and shown."""
+
+    summary: str
+    example: str
+
+
 COMMANDS = {
-    "run": "run one or more daemons in this process",
-    "drain": "send what waits on disk, make nothing new, and end",
-    "check-config": "print the effective settings, or every mistake",
-    "verify": "audit a bucket or a directory of billing objects",
-    "ledger": "show, verify or report what left this machine",
-    "dead-letters": "list or send again what a receiver refused for good",
-    "policy": "what may be reached, as a table and as policies others enforce",
-    "version": "print the version",
+    "run": Command(
+        "run one or more daemons in this process",
+        "byoc-agents run billing-scraper state-exporter --config /etc/byoc-agents/config.yaml",
+    ),
+    "drain": Command(
+        "send what is stored on disk, create nothing new, and exit",
+        "byoc-agents drain billing-scraper",
+    ),
+    "check-config": Command(
+        "print the effective settings, or every mistake", "byoc-agents check-config billing-scraper"
+    ),
+    "verify": Command(
+        "audit a bucket or a directory of billing objects",
+        "byoc-agents verify s3://vendor-usage/v1/ --since 2026-11-23",
+    ),
+    "ledger": Command(
+        "show, verify or report the data that left this machine",
+        "byoc-agents ledger show --since 2026-11-23",
+    ),
+    "dead-letters": Command(
+        "list or resend messages that a receiver rejected for good",
+        "byoc-agents dead-letters list",
+    ),
+    "policy": Command(
+        "print what may be reached, as a table or as a policy to enforce",
+        "byoc-agents policy table billing-scraper",
+    ),
+    "completion": Command(
+        "print a completion script for a shell",
+        "byoc-agents completion bash > /etc/bash_completion.d/byoc-agents",
+    ),
+    "version": Command("print the version", "byoc-agents version"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Dispatch one command; return the exit code."""
+    """Run one command; return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(arguments)
@@ -38,61 +72,82 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _dispatch(arguments: list[str]) -> int:  # noqa: PLR0911  one a command
+def _dispatch(arguments: list[str]) -> int:  # noqa: PLR0911  one per command
     command, rest = (arguments or ["help"])[0], arguments[1:]
     match command:
         case "run" | "drain":
             from byoc_agents.app import run
 
-            options = _daemons(command, rest, at_least="+")
+            options = _parse_daemons(command, rest, at_least="+")
             return run.main(options.daemon, options.config, only_drain=command == "drain")
         case "check-config":
             return _check_config(rest)
         case "verify":
-            from byoc_agents import audit as verify
+            from byoc_agents import audit
 
-            return verify.main(rest)
+            return audit.main(rest)
         case "ledger":
-            from byoc_agents import report as ledger_cli
+            from byoc_agents import report
 
-            return ledger_cli.main(rest)
+            return report.main(rest)
         case "dead-letters":
             from byoc_agents.app import dead_letters
 
             state_dir = os.environ.get("BYOC_STATE_DIR", dead_letters.STATE_DIR)
             return dead_letters.main(rest, state_dir)
         case "policy":
-            from byoc_agents.policy import cli as policy_cli
+            from byoc_agents.policy import cli as policy
 
-            return policy_cli.main(rest)
-        case "version":
+            return policy.main(rest)
+        case "completion":
+            from byoc_agents.app import completion
+
+            return completion.main(rest)
+        case "version" | "--version" | "-V":
             print(__version__)
             return 0
-    return _help(command)
+        case "help" | "-h" | "--help":
+            return _dispatch([rest[0], "--help"]) if rest else _print_help()
+    return _report_unknown(command)
 
 
-def _help(command: str) -> int:
-    asked = command in {"help", "-h", "--help"}
-    out = sys.stdout if asked else sys.stderr
-    print("usage: byoc-agents <command> [--help]\n", file=out)
-    for name, meaning in COMMANDS.items():
-        print(f"  {name:14}{meaning}", file=out)
-    return 0 if asked else 2
+def _print_help() -> int:
+    print("usage: byoc-agents COMMAND [OPTIONS]\n\ncommands:")
+    for name, command in COMMANDS.items():
+        print(f"  {name:14}{command.summary}")
+    print("\noptions:\n  --help        print this list\n  --version     print the version")
+    print("\n`byoc-agents COMMAND --help` describes one command. For example:")
+    print(f"  {COMMANDS['check-config'].example}")
+    return 0
 
 
-def _daemons(command: str, rest: list[str], at_least: str) -> argparse.Namespace:
+def _report_unknown(command: str) -> int:
+    similar = difflib.get_close_matches(command, COMMANDS, n=1)
+    hint = f"did you mean {similar[0]!r}?" if similar else "see `byoc-agents --help`"
+    print(f"byoc-agents: unknown command {command!r}; {hint}", file=sys.stderr)
+    return 2
+
+
+def _parse_daemons(command: str, rest: list[str], at_least: str) -> argparse.Namespace:
     from byoc_agents.app.run import DAEMONS
 
-    parser = argparse.ArgumentParser(prog=f"byoc-agents {command}")
+    parser = argparse.ArgumentParser(
+        prog=f"byoc-agents {command}",
+        description=f"{COMMANDS[command].summary.capitalize()}.",
+        epilog=f"example: {COMMANDS[command].example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("daemon", nargs=at_least, help=", ".join(DAEMONS))
-    parser.add_argument("--config", metavar="FILE", help="YAML settings; the environment wins")
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML settings; environment variables take precedence"
+    )
     return parser.parse_args(rest)
 
 
 def _check_config(rest: list[str]) -> int:
     from byoc_agents.app import run
 
-    options = _daemons("check-config", rest, at_least="*")
+    options = _parse_daemons("check-config", rest, at_least="*")
     found = run.configure(options.daemon or list(run.DAEMONS), os.environ, options.config)
     print(msgspec.json.format(msgspec.json.encode(found.described())).decode())
     return 0

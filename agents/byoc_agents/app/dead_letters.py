@@ -1,7 +1,7 @@
-"""`byoc-agents dead-letters list|resend`: what was refused for good, and another try for it.
+"""`byoc-agents dead-letters list | resend`: messages that a receiver rejected for good.
 
-Works beside the running daemon: SQLite keeps the two apart, and what is queued again goes out
-with the daemon's next message. Nothing is ever deleted here.
+Works while the daemon runs: SQLite isolates the two, and a requeued message is sent after the
+daemon's next one. This command never deletes a message.
 """
 
 import argparse
@@ -37,12 +37,17 @@ def main(argv: Sequence[str], state_dir: str = STATE_DIR) -> int:
 
 
 def _options(argv: Sequence[str], state_dir: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="byoc-agents dead-letters", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="byoc-agents dead-letters",
+        description=__doc__,
+        epilog="example: byoc-agents dead-letters resend all",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--state-dir", type=Path, default=Path(state_dir))
     actions = parser.add_subparsers(dest="action", required=True)
     listed = actions.add_parser("list", help="one JSON line each: agent, id, type, reason, when")
-    listed.add_argument("--bodies", action="store_true", help="with what would have been sent")
-    resent = actions.add_parser("resend", help="queue again, at the end")
+    listed.add_argument("--bodies", action="store_true", help="include the body of each message")
+    resent = actions.add_parser("resend", help="append to the queue again")
     resent.add_argument("id", nargs="+", help="ids from `list`, or `all`")
     return parser.parse_args(argv)
 

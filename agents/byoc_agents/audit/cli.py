@@ -53,7 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="byoc-agents verify",
         description="Read billing objects back: missing, doubled, damaged records, and totals.",
-        epilog="The loss of the newest records of the last epoch cannot be seen from here.",
+        epilog="The loss of the newest records of the last epoch cannot be detected.\n\n"
+        "example: byoc-agents verify s3://vendor-usage/v1/ --since 2026-11-23",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("target", metavar="s3://BUCKET/PREFIX|DIRECTORY", type=_target)
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")

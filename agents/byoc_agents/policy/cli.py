@@ -182,7 +182,12 @@ def _options(asked: argparse.Namespace) -> Options:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="byoc-agents policy")
+    parser = argparse.ArgumentParser(
+        prog="byoc-agents policy",
+        description="Print a policy made from the settings, or compare one with a manifest.",
+        epilog="example: byoc-agents policy networkpolicy billing-scraper --check policy.yaml",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     meanings = "; ".join(f"{name}: {command.meaning}" for name, command in COMMANDS.items())
     parser.add_argument("command", choices=COMMANDS, help=meanings)
     parser.add_argument("daemon", nargs="*", help=f"{', '.join(DAEMONS)}; none = all")
@@ -205,6 +210,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_choices(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=("text", "json", "markdown", "yaml"), default="")
+    parser.add_argument(
+        "--json", action="store_const", const="json", dest="format", help="same as --format json"
+    )
     parser.add_argument("--trust", choices=("irsa", "pod-identity"), default="")
     parser.add_argument(
         "--identity",

@@ -1,7 +1,6 @@
-"""`byoc-agents ledger show | verify | report`: what left, for the people who may ask.
+"""`byoc-agents ledger`: reads `<state_dir>/<agent>/ledger/` of one or several agents.
 
-Reads `<state_dir>/<agent>/ledger/` of one or several agents, also while they run, and writes
-nothing there.
+Works while the daemons run, and writes nothing to their directories.
 """
 
 from byoc_agents.report.cli import main

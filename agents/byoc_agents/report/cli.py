@@ -1,4 +1,7 @@
-"""The three commands. 0 = well, 1 = something is wrong or not there, 2 = bad usage."""
+"""`byoc-agents ledger show | verify | report`: the data that left, for people who may ask.
+
+Exit codes: 0 success, 1 problems found or no such message, 2 bad usage.
+"""
 
 import argparse
 import os
@@ -10,6 +13,7 @@ import msgspec
 
 from byoc_agents.app.cloudevents import parse_rfc3339, rfc3339
 from byoc_agents.app.settings import CoreSettings, settings_of
+from byoc_agents.app.terminal import color_verdict
 from byoc_agents.ledger.query import Filter, Send, events
 from byoc_agents.ledger.verify import Verdict, verify
 from byoc_agents.report.bodies import kept, plain
@@ -17,27 +21,32 @@ from byoc_agents.report.discovery import NoLedgerError, ledgers
 from byoc_agents.report.text import HEADING, event_text, verdict_text
 
 SENTENCE = {
-    "show": "Print what left and what the gate refused, one line each.",
-    "verify": "Check the hash chain, and kept bodies against it. 1 = something is wrong.",
+    "show": "Print every send and every refused connection, one line each.",
+    "verify": "Check the hash chain, and kept bodies against it. Exit code 1: problems found.",
     "report": "Write one self-contained HTML page for a security reviewer.",
 }
+EXAMPLES = {
+    "show": "byoc-agents ledger show --since 2026-11-23 --destination 's3://*' --json",
+    "verify": "byoc-agents ledger verify --agent billing-scraper",
+    "report": "byoc-agents ledger report --html report.html",
+}
 END = """Without an anchor, a change of the very last line, lines missing at the very end and a
-ledger made anew as a whole cannot be seen: note the `head` of /status or of the log event
-ledger.segment elsewhere, and give it with --anchor."""
+ledger that was replaced as a whole cannot be detected: note the `head` of /status or of the log
+event ledger.segment elsewhere, and pass it with --anchor."""
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
     """Run `ledger show`, `verify` or `report`."""
     try:
         options = _parser(environ).parse_args(argv)
-    except SystemExit as stop:  # argparse has said why
+    except SystemExit as stop:  # argparse has printed the reason
         return int(stop.code or 0)
     try:
         code: int = options.run(options)
     except NoLedgerError as error:
         sys.stderr.write(f"byoc-agents ledger: {error}\n")
         return 2
-    except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
+    except BrokenPipeError:  # the reader, `head` perhaps, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
@@ -47,20 +56,25 @@ def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
 
 
 def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="byoc-agents ledger", description="What left, and where.")
+    parser = argparse.ArgumentParser(
+        prog="byoc-agents ledger",
+        description="Show, verify or report the data that left this machine.",
+        epilog=f"example: {EXAMPLES['show']}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = parser.add_subparsers(required=True, metavar="show | verify | report")
     show = _command(commands.add_parser, "show", _show, environ)
     _add_filters(show)
     show.add_argument("--id", default="", help="one message: S3 key, event id or delivery id")
     show.add_argument("--body", action="store_true", help="with --id: its exact content, unpacked")
     show.add_argument("--raw", action="store_true", help="with --body: its exact bytes")
-    show.add_argument("--json", action="store_true", help="one JSON object a line")
+    show.add_argument("--json", action="store_true", help="one JSON object per line")
     check = _command(commands.add_parser, "verify", _verify, environ)
-    check.epilog = END
+    check.epilog = f"{END}\n\n{check.epilog}"
     check.add_argument(
         "--anchor", action="append", default=[], type=_anchor, help="SEQUENCE:SHA256"
     )
-    check.add_argument("--json", action="store_true", help="one JSON object an agent")
+    check.add_argument("--json", action="store_true", help="one JSON object per agent")
     page = _command(commands.add_parser, "report", _report, environ)
     page.add_argument("--html", required=True, metavar="FILE", help="where to write it; - = stdout")
     _add_filters(page)
@@ -73,7 +87,12 @@ def _command(
     run: Callable[[argparse.Namespace], int],
     environ: Mapping[str, str],
 ) -> argparse.ArgumentParser:
-    parser = add(name, description=SENTENCE[name])
+    parser = add(
+        name,
+        description=SENTENCE[name],
+        epilog=f"example: {EXAMPLES[name]}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.set_defaults(run=run)
     setting, _ = settings_of(CoreSettings)["state_dir"]
     standard = environ.get(setting.variable) or str(_default("state_dir"))
@@ -117,7 +136,7 @@ def _moment(value: str) -> str:
 def _anchor(value: str) -> tuple[int, str]:
     sequence, _, sha256 = value.partition(":")
     if not sequence.isdigit() or len(sha256) != 64:  # noqa: PLR2004  hex digits of a SHA-256
-        raise argparse.ArgumentTypeError(f"{value}: wants SEQUENCE:SHA256, the head of /status")
+        raise argparse.ArgumentTypeError(f"{value}: expected SEQUENCE:SHA256, the head of /status")
     return int(sequence), sha256.lower()
 
 
@@ -144,7 +163,7 @@ def _show(options: argparse.Namespace) -> int:
 
 def _show_body(options: argparse.Namespace) -> int:
     if not options.id:
-        sys.stderr.write("byoc-agents ledger show: --body wants --id\n")
+        sys.stderr.write("byoc-agents ledger show: --body requires --id\n")
         return 2
     where = ledgers(options.directories, options.agent)
     for event in events(where, _filter(options, options.id)):
@@ -153,7 +172,7 @@ def _show_body(options: argparse.Namespace) -> int:
             sys.stdout.buffer.write(body if options.raw else plain(body))
             sys.stdout.buffer.flush()
             return 0
-    sys.stderr.write("byoc-agents ledger show: no bytes of this id are kept\n")
+    sys.stderr.write("byoc-agents ledger show: no body of this id is kept\n")
     return 1
 
 
@@ -163,7 +182,7 @@ def _show_body(options: argparse.Namespace) -> int:
 def _verify(options: argparse.Namespace) -> int:
     where = ledgers(options.directories, options.agent)
     if options.anchor and len(where) > 1:
-        sys.stderr.write("byoc-agents ledger verify: --anchor belongs to one ledger: add --agent\n")
+        sys.stderr.write("byoc-agents ledger verify: --anchor is for one ledger: add --agent\n")
         return 2
     verdicts = {name: verify(path, dict(options.anchor)) for name, path in where.items()}
     for name, verdict in verdicts.items():
@@ -173,10 +192,12 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _write_verdict(name: str, verdict: Verdict, *, as_json: bool) -> None:
     if as_json:
-        told = {"agent": name, "well": verdict.well} | msgspec.to_builtins(verdict)
-        sys.stdout.write(f"{msgspec.json.encode(told).decode()}\n")
+        described = {"agent": name, "well": verdict.well} | msgspec.to_builtins(verdict)
+        sys.stdout.write(f"{msgspec.json.encode(described).decode()}\n")
     else:
-        sys.stdout.writelines(f"{line}\n" for line in verdict_text(name, verdict))
+        first, *others = verdict_text(name, verdict)
+        sys.stdout.write(f"{color_verdict(first, sys.stdout, ok=verdict.well)}\n")
+        sys.stdout.writelines(f"{line}\n" for line in others)
 
 
 # report

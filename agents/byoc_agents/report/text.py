@@ -1,4 +1,4 @@
-"""The ledger for a terminal."""
+"""The ledger as text for a terminal."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ HEADING = (
 
 
 def event_text(event: Event) -> str:
-    """Return one line. What others said is printable: nothing here can move a terminal's cursor."""
+    """Return one line. Other programs' text is made printable: it cannot control a terminal."""
     if isinstance(event, Refusal):
         outcome, tail = "REFUSED", f"{event.count} x {event.refused}: {event.detail}"
         return _safe(f"{event.time:24} {event.agent:16} {outcome:15} {0:9} {0:7}  {tail}")
@@ -22,8 +22,8 @@ def event_text(event: Event) -> str:
 
 
 def verdict_text(name: str, verdict: Verdict) -> Iterator[str]:
-    """Yield the lines of one agent's verdict."""
-    yield f"{name}: {'well' if verdict.well else 'NOT WELL'}"
+    """Yield the lines of one agent's verdict; the first one is the summary."""
+    yield f"{name}: {'OK' if verdict.well else 'FAILED'}"
     for problem in verdict.problems:
         yield _safe(f"  problem  {problem}")
     if verdict.more_problems:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lab.real.parts import install
 
-PINS = install.ROOT / "tests" / "real" / "compose-requirement.txt"
+PINS = install.ROOT / "lab" / "real" / "compose-requirement.txt"
 PROGRAM = "docker-compose"
 
 

