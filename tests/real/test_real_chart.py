@@ -59,7 +59,7 @@ def test_a_missing_identity_is_refused_with_everything_else_that_is_missing(vers
         *("stateExporter.queueUrl", "alertForwarder.url", "alertForwarder.secretName"),
         "aws.roleArn",
     ):
-        assert f"  - {value}: is not set" in done.stderr
+        assert f"  - {value}: is required" in done.stderr
 
 
 REFUSED: dict[str, tuple[str, str]] = {
@@ -86,11 +86,11 @@ IMPOSSIBLE: dict[str, tuple[str, str]] = {
     "plain-http": ("alertForwarder.url=http://control.example.com/v1", "is plain http"),
     "nothing": (
         "billingScraper.enabled=false,stateExporter.enabled=false,alertForwarder.enabled=false",
-        "enable one",
+        "at least one must be enabled",
     ),
     "deployment-of-nothing": ("stateExporter.placement=deployment", "stateExporter.servers"),
     "claims-of-others": ("clickhouse.owner=other,sidecars.spool.kind=claim", "volumeName"),
-    "bitnami-shares": ("clickhouse.owner=bitnami", "Bitnami's chart cannot share it"),
+    "bitnami-shares": ("clickhouse.owner=bitnami", "Bitnami's chart does not support it"),
     "print-own": ("sidecars.print=true", "sidecars.print"),
     "keys-of-nobody": ("aws.identity=secret", "aws.secretName"),
 }
@@ -109,7 +109,7 @@ def test_the_schema_refuses(version: str, change: str, named: str) -> None:
 def test_what_cannot_work_is_refused_with_its_reason(change: str, named: str) -> None:
     done = _with(helm.VERSIONS[0], change)
     assert done.returncode != 0
-    assert "byoc-agents cannot be installed like this:" in done.stderr
+    assert "byoc-agents cannot be installed with these values:" in done.stderr
     assert named in done.stderr
 
 
@@ -131,8 +131,8 @@ def test_every_value_is_described_and_the_reference_is_current() -> None:
 NOTES = {
     "default": ("svc-1 of org-1", "logs -l byoc-agents/sidecars=byoc-agents", "is an emptyDir"),
     "altinity": ("useTemplates: [{name: byoc-agents}]", "podTemplate: byoc-agents"),
-    "bitnami": ("--show-only templates/sidecars.yaml", "No NetworkPolicy selects ClickHouse's"),
-    "refused": ("a lower bound, and each record says so", "-c byoc-agents"),
+    "bitnami": ("--show-only templates/sidecars.yaml", "No NetworkPolicy of this chart selects"),
+    "refused": ("a lower bound; each record names its source", "-c byoc-agents"),
 }
 
 

@@ -1,38 +1,38 @@
-{{/* Every mistake that the schema cannot see, all at once. */}}
+{{/* Checks that the schema cannot express. All mistakes are reported at once. */}}
 {{- define "byoc-agents.checks" -}}
 {{- $v := .Values -}}
 {{- $wrong := list -}}
 {{- range $key := list "organizationId" "serviceId" "region" -}}
-{{- if not (index $v $key) -}}{{- $wrong = append $wrong (printf "%s: is not set; every record says whose it is" $key) -}}{{- end -}}
+{{- if not (index $v $key) -}}{{- $wrong = append $wrong (printf "%s: is required; it is part of every record" $key) -}}{{- end -}}
 {{- end -}}
 {{- $roles := include "byoc-agents.roles" . | fromJsonArray -}}
-{{- if not $roles -}}{{- $wrong = append $wrong "billingScraper, stateExporter, alertForwarder: enable one" -}}{{- end -}}
-{{- if and $v.billingScraper.enabled (not $v.billingScraper.bucket) -}}{{- $wrong = append $wrong "billingScraper.bucket: is not set; wants the vendor's bucket in this region" -}}{{- end -}}
-{{- if and $v.stateExporter.enabled (not $v.stateExporter.queueUrl) -}}{{- $wrong = append $wrong "stateExporter.queueUrl: is not set; wants the vendor's FIFO queue" -}}{{- end -}}
-{{- if and $v.stateExporter.enabled (eq $v.stateExporter.placement "deployment") (not $v.stateExporter.servers) -}}{{- $wrong = append $wrong "stateExporter.servers: is empty; a Deployment watches replicas by name: URL" -}}{{- end -}}
+{{- if not $roles -}}{{- $wrong = append $wrong "billingScraper, stateExporter, alertForwarder: at least one must be enabled" -}}{{- end -}}
+{{- if and $v.billingScraper.enabled (not $v.billingScraper.bucket) -}}{{- $wrong = append $wrong "billingScraper.bucket: is required: the vendor's bucket in this region" -}}{{- end -}}
+{{- if and $v.stateExporter.enabled (not $v.stateExporter.queueUrl) -}}{{- $wrong = append $wrong "stateExporter.queueUrl: is required: the vendor's FIFO queue" -}}{{- end -}}
+{{- if and $v.stateExporter.enabled (eq $v.stateExporter.placement "deployment") (not $v.stateExporter.servers) -}}{{- $wrong = append $wrong "stateExporter.servers: is required for placement deployment: one name: URL per replica" -}}{{- end -}}
 {{- if $v.alertForwarder.enabled -}}
-{{- if not $v.alertForwarder.url -}}{{- $wrong = append $wrong "alertForwarder.url: is not set; wants the control plane's https URL" -}}{{- end -}}
-{{- if not $v.alertForwarder.secretName -}}{{- $wrong = append $wrong "alertForwarder.secretName: is not set; wants a Secret with token, signing-secret, webhook-token" -}}{{- end -}}
+{{- if not $v.alertForwarder.url -}}{{- $wrong = append $wrong "alertForwarder.url: is required: the control plane's https URL" -}}{{- end -}}
+{{- if not $v.alertForwarder.secretName -}}{{- $wrong = append $wrong "alertForwarder.secretName: is required: a Secret with the keys token, signing-secret, webhook-token" -}}{{- end -}}
 {{- end -}}
 {{- if or $v.billingScraper.enabled $v.stateExporter.enabled -}}
-{{- if and (eq $v.aws.identity "irsa") (not $v.aws.roleArn) -}}{{- $wrong = append $wrong "aws.roleArn: is not set; IRSA wants the role of `byoc-agents policy iam` (or set aws.identity)" -}}{{- end -}}
-{{- if and (eq $v.aws.identity "secret") (not $v.aws.secretName) -}}{{- $wrong = append $wrong "aws.secretName: is not set; wants a Secret with the key `credentials`, an AWS credentials file" -}}{{- end -}}
+{{- if and (eq $v.aws.identity "irsa") (not $v.aws.roleArn) -}}{{- $wrong = append $wrong "aws.roleArn: is required for IRSA: the role with the policy of `byoc-agents policy iam` (or set aws.identity)" -}}{{- end -}}
+{{- if and (eq $v.aws.identity "secret") (not $v.aws.secretName) -}}{{- $wrong = append $wrong "aws.secretName: is required: a Secret whose key `credentials` is an AWS credentials file" -}}{{- end -}}
 {{- end -}}
 {{- $needed := add $v.clickhouse.stopSeconds $v.sidecars.shutdownGraceSeconds 10 -}}
 {{- with $v.clickhouse.terminationGracePeriodSeconds -}}
-{{- if lt (int .) (int $needed) -}}{{- $wrong = append $wrong (printf "clickhouse.terminationGracePeriodSeconds: %v is too short; stopSeconds, the drain and 10 s are %v" . $needed) -}}{{- end -}}
+{{- if lt (int .) (int $needed) -}}{{- $wrong = append $wrong (printf "clickhouse.terminationGracePeriodSeconds: %v is too short; expected at least %v (stopSeconds + shutdownGraceSeconds + 10)" . $needed) -}}{{- end -}}
 {{- end -}}
-{{- if and (eq $v.sidecars.native "always") (not (semverCompare ">=1.29.0-0" .Capabilities.KubeVersion.Version)) -}}{{- $wrong = append $wrong (printf "sidecars.native: Kubernetes %s has no native sidecars; wants 1.29 (or auto)" .Capabilities.KubeVersion.Version) -}}{{- end -}}
-{{- if and (eq $v.sidecars.spool.kind "claim") (has $v.clickhouse.owner (list "bitnami" "other")) (not $v.sidecars.spool.volumeName) -}}{{- $wrong = append $wrong "sidecars.spool: a claim for each pod is its owner's to make; name one of its volumes in volumeName, or take emptyDir" -}}{{- end -}}
-{{- if and (eq $v.clickhouse.owner "bitnami") $v.clickhouse.shareProcessNamespace -}}{{- $wrong = append $wrong "clickhouse.shareProcessNamespace: Bitnami's chart cannot share it; set false, ClickHouse's own counters are read then" -}}{{- end -}}
+{{- if and (eq $v.sidecars.native "always") (not (semverCompare ">=1.29.0-0" .Capabilities.KubeVersion.Version)) -}}{{- $wrong = append $wrong (printf "sidecars.native: Kubernetes %s has no native sidecars; expected 1.29 or later, or the value auto" .Capabilities.KubeVersion.Version) -}}{{- end -}}
+{{- if and (eq $v.sidecars.spool.kind "claim") (has $v.clickhouse.owner (list "bitnami" "other")) (not $v.sidecars.spool.volumeName) -}}{{- $wrong = append $wrong "sidecars.spool: this chart cannot create a claim for pods of another owner; set volumeName to one of the pod's volumes, or use emptyDir" -}}{{- end -}}
+{{- if and (eq $v.clickhouse.owner "bitnami") $v.clickhouse.shareProcessNamespace -}}{{- $wrong = append $wrong "clickhouse.shareProcessNamespace: Bitnami's chart does not support it; set it to false, then ClickHouse's own counters are read" -}}{{- end -}}
 {{- if and $v.sidecars.print (has $v.clickhouse.owner (list "chart" "altinity")) -}}{{- $wrong = append $wrong "sidecars.print: is for clickhouse.owner bitnami or other" -}}{{- end -}}
 {{- if not $v.allowInsecureEndpoints -}}
 {{- $root := . -}}
 {{- range $roles -}}
 {{- range include "byoc-agents.urls" (dict "root" $root "role" .) | fromJsonArray -}}
-{{- if and (hasPrefix "http:" .url) (not (regexMatch "^http://(127\\.|localhost|169\\.254\\.)" .url)) -}}{{- $wrong = append $wrong (printf "%s: is plain http; wants https (allowInsecureEndpoints is for trials)" .url) -}}{{- end -}}
+{{- if and (hasPrefix "http:" .url) (not (regexMatch "^http://(127\\.|localhost|169\\.254\\.)" .url)) -}}{{- $wrong = append $wrong (printf "%s: is plain http; expected https (allowInsecureEndpoints permits it for trials)" .url) -}}{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
-{{- if $wrong -}}{{- fail (printf "\n\nbyoc-agents cannot be installed like this:\n  - %s\n" (join "\n  - " (uniq $wrong))) -}}{{- end -}}
+{{- if $wrong -}}{{- fail (printf "\n\nbyoc-agents cannot be installed with these values:\n  - %s\n" (join "\n  - " (uniq $wrong))) -}}{{- end -}}
 {{- end -}}

@@ -60,7 +60,7 @@ volumeMounts:
 {{- eq .name "byoc-agents" | ternary .name (printf "byoc-%s" (index (splitList "-" .name) 0)) -}}
 {{- end -}}
 
-{{/* Beside ClickHouse its own uid and gid: only they may read its counters through /proc/PID/root. */}}
+{{/* A sidecar has ClickHouse's uid and gid: only they may read its counters through /proc/PID/root. */}}
 {{- define "byoc-agents.ids" -}}
 {{- $beside := eq .role.place "pod" -}}
 runAsNonRoot: true
@@ -80,7 +80,7 @@ capabilities: {drop: [ALL]}
 {{- if eq .role.place "pod" -}}{{- .root.Values.sidecars.spool.volumeName | default "byoc-spool" -}}{{- else -}}byoc-spool{{- end -}}
 {{- end -}}
 
-{{/* The volumes of a role but for its spool: what only our containers mount. */}}
+{{/* The volumes of a role except its spool. Only the agents' containers mount them. */}}
 {{- define "byoc-agents.volumes" -}}
 {{- $v := .root.Values -}}
 {{- $daemons := .role.daemons -}}

@@ -1,4 +1,4 @@
-{{/* The environment of a container: dict root, role. What `settings` says comes last and wins. */}}
+{{/* The environment of a container: dict root, role. `settings` comes last and takes precedence. */}}
 {{- define "byoc-agents.env" -}}
 {{- $v := .root.Values -}}
 {{- $role := .role -}}
@@ -57,7 +57,7 @@
 {{- toJson $env -}}
 {{- end -}}
 
-{{/* ClickHouse's URL and user, for who asks it: dict root, url. */}}
+{{/* ClickHouse's URL and user for the daemons that query it: dict root, url. */}}
 {{- define "byoc-agents.envClickHouse" -}}
 {{- $clickhouse := .root.Values.clickhouse -}}
 {{- $env := dict "BYOC_CLICKHOUSE_URL" .url "BYOC_CLICKHOUSE_USER" $clickhouse.user -}}
@@ -65,7 +65,7 @@
 {{- toJson $env -}}
 {{- end -}}
 
-{{/* The kernel's counters where processes are shared, else the server's own: a lower bound, and every record says so. */}}
+{{/* The kernel's counters if processes are shared, else the server's own counters, a lower bound. Every record names its source. */}}
 {{- define "byoc-agents.envBilling" -}}
 {{- $v := .Values -}}
 {{- $env := include "byoc-agents.envClickHouse" (dict "root" . "url" $v.clickhouse.url) | fromJson -}}

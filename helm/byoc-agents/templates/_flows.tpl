@@ -3,7 +3,7 @@ Where a role may connect to, as `byoc-agents policy` derives it from the same en
 holds both together. A flow: host, port, kind, place (node, cluster, beyond), cidrs, literal, scheme.
 */}}
 
-{{/* The flow of a URL, or nothing where it stays in the pod: dict root, url, kind. */}}
+{{/* The flow of a URL, or nothing if it stays in the pod: dict root, url, kind. */}}
 {{- define "byoc-agents.flow" -}}
 {{- $parts := urlParse .url -}}
 {{- $host := regexReplaceAll ":[0-9]+$" $parts.host "" | lower -}}
@@ -51,7 +51,7 @@ holds both together. A flow: host, port, kind, place (node, cluster, beyond), ci
 {{- toJson $urls -}}
 {{- end -}}
 
-{{/* The flows of a role, one for each host and port; with a proxy that, and what is local. */}}
+{{/* The flows of a role, one per host and port. With a proxy: the proxy and the local ones. */}}
 {{- define "byoc-agents.flows" -}}
 {{- $root := .root -}}
 {{- $proxy := $root.Values.httpsProxy -}}
@@ -84,7 +84,7 @@ holds both together. A flow: host, port, kind, place (node, cluster, beyond), ci
 {{- end -}}
 {{- end -}}
 
-{{/* The spec of a NetworkPolicy: both directions are denied but what is listed. */}}
+{{/* The spec of a NetworkPolicy: everything that is not listed is denied in both directions. */}}
 {{- define "byoc-agents.networkPolicySpec" -}}
 {{- $policy := .root.Values.networkPolicy -}}
 {{- $flows := include "byoc-agents.flows" . | fromJsonArray -}}
@@ -136,7 +136,7 @@ ports:
 {{- if . -}}{{- $pair := splitn "=" 2 . -}}{{- dict $pair._0 $pair._1 | toJson -}}{{- else -}}{}{{- end -}}
 {{- end -}}
 
-{{/* The same for Cilium, which knows names. */}}
+{{/* The same for Cilium, which matches host names. */}}
 {{- define "byoc-agents.ciliumSpec" -}}
 {{- $policy := .root.Values.networkPolicy -}}
 {{- $flows := include "byoc-agents.flows" . | fromJsonArray -}}

@@ -1,4 +1,4 @@
-{{/* Names, labels and the list of what runs where. Lists and maps travel between templates as JSON. */}}
+{{/* Names, labels and the list of daemons per place. Templates exchange lists and maps as JSON. */}}
 
 {{- define "byoc-agents.name" -}}
 {{- if contains "byoc-agents" .Release.Name -}}
@@ -27,12 +27,12 @@ app.kubernetes.io/component: {{ .role.name }}
 {{- end -}}
 {{- end -}}
 
-{{/* The account with the AWS role; the forwarder's Deployment has one of its own, without. */}}
+{{/* The account with the AWS role. The forwarder's Deployment has its own account without a role. */}}
 {{- define "byoc-agents.serviceAccount" -}}
 {{- .Values.serviceAccount.name | default (include "byoc-agents.name" .) -}}
 {{- end -}}
 
-{{/* Every container of ours: name, daemons, port of the pages, place, its values and its spool. */}}
+{{/* Every container of the agents: name, daemons, port of the status endpoints, place, values, spool. */}}
 {{- define "byoc-agents.roles" -}}
 {{- $v := .Values -}}
 {{- $all := list -}}
@@ -73,19 +73,19 @@ app.kubernetes.io/component: {{ .role.name }}
 {{- toJson $found -}}
 {{- end -}}
 
-{{/* Not empty where sidecars are init containers with restartPolicy Always. */}}
+{{/* Not empty if sidecars are init containers with restartPolicy Always. */}}
 {{- define "byoc-agents.native" -}}
 {{- $can := semverCompare ">=1.29.0-0" .Capabilities.KubeVersion.Version -}}
 {{- if or (eq .Values.sidecars.native "always") (and (eq .Values.sidecars.native "auto") $can) -}}true{{- end -}}
 {{- end -}}
 
-{{/* What the pod needs to stop: ClickHouse first, then the drain, then some air. */}}
+{{/* Seconds that the pod needs to stop: ClickHouse, then the drain, then 10 s. */}}
 {{- define "byoc-agents.graceSeconds" -}}
 {{- $needed := add .Values.clickhouse.stopSeconds .Values.sidecars.shutdownGraceSeconds 10 -}}
 {{- .Values.clickhouse.terminationGracePeriodSeconds | default $needed -}}
 {{- end -}}
 
-{{/* Not empty where a daemon calls AWS: dict daemons. */}}
+{{/* Not empty if a daemon calls AWS: dict daemons. */}}
 {{- define "byoc-agents.callsAws" -}}
 {{- if or (has "billing-scraper" .daemons) (has "state-exporter" .daemons) -}}true{{- end -}}
 {{- end -}}

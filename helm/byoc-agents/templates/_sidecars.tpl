@@ -9,7 +9,7 @@ What a ClickHouse pod needs to hold the sidecars, whoever owns the pod; all take
 {{- end }}
 {{- end -}}
 
-{{/* Volumes of all sidecars, each once; the spool where it is an emptyDir. */}}
+{{/* Volumes of all sidecars, each once, and the spool if it is an emptyDir. */}}
 {{- define "byoc-agents.sidecarVolumes" -}}
 {{- $root := . -}}
 {{- $seen := list -}}
@@ -33,7 +33,7 @@ What a ClickHouse pod needs to hold the sidecars, whoever owns the pod; all take
 byoc-agents/sidecars: {{ include "byoc-agents.name" . }}
 {{- end -}}
 
-{{/* For a mesh: dict root, place. The kubelet and Prometheus come by plain HTTP. */}}
+{{/* For a mesh: dict root, place. The kubelet and Prometheus connect by plain HTTP. */}}
 {{- define "byoc-agents.podAnnotations" -}}
 {{- if .root.Values.istio.enabled -}}
 {{- $ports := list -}}
@@ -49,7 +49,7 @@ traffic.sidecar.istio.io/excludeOutboundIPRanges: 169.254.170.23/32
 {{- end -}}
 {{- end -}}
 
-{{/* Fields of the pod itself. */}}
+{{/* Fields of the pod. */}}
 {{- define "byoc-agents.podSpec" -}}
 serviceAccountName: {{ include "byoc-agents.serviceAccount" . }}
 automountServiceAccountToken: false
