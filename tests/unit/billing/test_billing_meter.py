@@ -60,15 +60,15 @@ def test_a_target_born_under_our_watch_is_billed_from_its_birth() -> None:
     assert run.shown() == [(0, 20, "target_absent"), (20, 60, 40)]
 
 
-@pytest.mark.parametrize(
-    ("absent", "billed"), [(True, 40.0), (False, 33.0)], ids=["surely absent", "unreadable"]
-)
-def test_a_birth_nobody_knows_counts_from_zero_only_after_a_sure_absence(
-    absent: bool, billed: float
+@pytest.mark.parametrize("absent", [True, False], ids=["surely absent", "unreadable"])
+@pytest.mark.parametrize("exclusive", [True, False], ids=["the target itself", "of a process"])
+def test_an_unknown_birth_counts_from_zero_only_if_the_counter_itself_was_surely_absent(
+    absent: bool, exclusive: bool
 ) -> None:
     run = Run(sample(0, None, absent=absent))
-    unborn = {"born_boot_ns": None}
+    unborn = {"born_boot_ns": None, "exclusive": exclusive}
     run.feed([sample(25, reading(7, **unborn)), sample(60, reading(40, **unborn))]).close()
+    billed = 40.0 if absent and exclusive else 33.0
     assert sum(used(p) for p in run.periods) == billed
 
 
@@ -81,9 +81,17 @@ def test_a_restart_ends_one_record_states_the_hole_and_begins_another_from_zero(
     assert run.periods[2].window.restart_observed
 
 
-def test_a_counter_that_falls_is_a_restart_not_a_negative_number() -> None:
-    run = Run().feed([*every(5, 35), sample(35, reading(2)), sample(60, reading(27))])
-    assert run.shown() == [(0, 30, 30), (30, 35, "target_restarted"), (35, 60, 27)]
+@pytest.mark.parametrize("source", ["cgroup.v2", "cgroup.v1", "process", "clickhouse"])
+@pytest.mark.parametrize("now_seconds", [2, 29.999999], ids=["to near 0", "by a microsecond"])
+def test_a_fall_is_no_restart_and_the_meter_goes_on_from_the_value_read(
+    source: str, now_seconds: float
+) -> None:
+    same = {"source": source}
+    run = Run(sample(0, reading(0, **same)))
+    run.feed([sample(30, reading(30, **same)), sample(35, reading(now_seconds, **same))])
+    run.feed([sample(60, reading(now_seconds + 25, **same))])
+    assert run.shown() == [(0, 30, 30), (30, 35, "counter_fell"), (35, 60, 25)]
+    assert not run.periods[2].window.restart_observed  # type: ignore[union-attr]
 
 
 def test_a_process_tree_that_lost_a_child_states_the_span_and_invents_nothing() -> None:
