@@ -97,7 +97,7 @@ def same_life(before: Reading, seen: Seen | None, now: Reading, sample: Sample) 
     return (
         not other_source(before, now)
         and before.incarnation == now.incarnation
-        and (births_agree(before, now) or _uptime_stood_still(before, seen, now, sample))
+        and (births_agree(before, now) or uptime_stood_still(before, seen, now, sample))
         and now.cpu_usec >= before.cpu_usec
     )
 
@@ -163,7 +163,7 @@ def born_ms(reading: Reading, sample: Sample, place_ms: int) -> int | None:
     return place_ms - (sample.boot_ns - reading.born_boot_ns) // NS_PER_MS
 
 
-def _uptime_stood_still(before: Reading, seen: Seen | None, now: Reading, sample: Sample) -> bool:
+def uptime_stood_still(before: Reading, seen: Seen | None, now: Reading, sample: Sample) -> bool:
     """Return whether ClickHouse's uptime has not fallen, but not risen by all the time either.
 
     Then its machine slept, which our own clock need not show (another machine, a virtual one). That

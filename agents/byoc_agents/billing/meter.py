@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from byoc_agents.billing.continuity import (
     after_sleep,
     birth_tolerance_ns,
+    births_agree,
     born_ms,
     fell,
     handed_over,
@@ -309,7 +310,7 @@ def _appear(state: State, sample: Sample, reading: Reading, moment: _Moment) -> 
             window = fresh(reading, place_ms, reading.cpu_usec - late_usec)
             window = replace(window, estimated=True, source_changed=not late)
             return _Found(window, reading, late_ns)
-    if not _counts_from_zero(state, sample, reading):
+    if not _counts_from_zero(state, reading):
         lower = last is not None and not state.rebooted and fell(last, reading)
         return _baseline(state, reading, "counter_fell" if lower else "")
     if reading.born_boot_ns is not None:
@@ -361,7 +362,7 @@ def _since_ns(state: State, sample: Sample, moment: _Moment) -> int:
     return max(moment.elapsed_ns, sample.boot_ns - since.boot_ns + since.read_ns)
 
 
-def _counts_from_zero(state: State, sample: Sample, reading: Reading) -> bool:
+def _counts_from_zero(state: State, reading: Reading) -> bool:
     """Return whether it is known that the counter began at 0 after the last one was read."""
     last, since = state.last, state.since
     if since is None:
@@ -387,7 +388,7 @@ def _same_container(state: State, sample: Sample, reading: Reading) -> bool:
 
 def _break_reason(state: State, sample: Sample) -> GapReason:
     reading, last = _need(sample), state.last
-    if last is None or state.rebooted or _counts_from_zero(state, sample, reading):
+    if last is None or state.rebooted or _counts_from_zero(state, reading):
         return "target_restarted"
     if other_source(last, reading):
         return "source_changed"
@@ -419,39 +420,46 @@ def _after_sleep(state: State, sample: Sample) -> Stepped:
         return replace(state, place_ms=end_ms, gap_start_ms=end_ms, late_ms=late_ms), periods
     window = ended(state.window)
     size, end_ms, counted_ms = size_at(window), window.end_ms + slept_ms, 0
-    if not sample.absent and (
-        sample.reading is None
-        or same_container(
-            after_sleep(window.reading, slept_ns),
-            state.since,
-            sample.reading,
-            sample,
-            rebooted=False,
-        )
-    ):
-        counted_ms = slept_ms  # no container ends because its machine sleeps
-    periods = shut(window)
-    periods += gap(window.end_ms, end_ms, "suspended", sizes=(size, size), counted_ms=counted_ms)
-    pending_ns = window.pending_ns
-    if periods[0].window is not None:
-        window = replace(opened(window), pending_ns=pending_ns)
+    periods, pending_ns = shut(window), window.pending_ns
     seen = window.seen and replace(window.seen, boot_ns=window.seen.boot_ns + slept_ns)
+    last = after_sleep(window.reading, slept_ns)
+    now = sample.reading
+    same = now is None or same_container(last, seen, now, sample, rebooted=False)
+    if same and not sample.absent:  # no container ends because its machine sleeps
+        counted_ms = slept_ms
+    slept = gap(window.end_ms, end_ms, "suspended", sizes=(size, size), counted_ms=counted_ms)
     window = replace(
-        window,
+        opened(window) if periods else window,
         start_ms=end_ms,
         end_ms=end_ms,
+        pending_ns=pending_ns,
         seen=seen,
-        reading=after_sleep(window.reading, slept_ns),
+        reading=last,
         standby=tuple(after_sleep(one, slept_ns) for one in window.standby),
     )
     place_ms = max(state.place_ms + slept_ms, end_ms)
-    return replace(state, window=window, place_ms=place_ms), periods
+    return replace(state, window=window, place_ms=place_ms), periods + slept
 
 
 def _slept_ms(state: State, sample: Sample) -> int:
-    if state.asleep_ns is None or sample.asleep_ns is None or rebooted(state, sample):
+    """Return how long the target's machine slept since the last sample, milliseconds.
+
+    Of another machine only ClickHouse's uptime tells it, in whole seconds, if it stood still.
+    """
+    if rebooted(state, sample):
         return 0
-    return (sample.asleep_ns - state.asleep_ns) // NS_PER_MS
+    if state.asleep_ns is not None and sample.asleep_ns is not None:
+        return (sample.asleep_ns - state.asleep_ns) // NS_PER_MS
+    before, seen = state.last, state.since
+    if state.window:
+        before, seen = state.window.reading, state.window.seen
+    now = sample.reading
+    if before is None or now is None or before.born_boot_ns is None or now.born_boot_ns is None:
+        return 0
+    if births_agree(before, now) or not same_life(before, seen, now, sample):
+        return 0
+    slept_ns = min(now.born_boot_ns - before.born_boot_ns, sample.boot_ns - state.boot_ns)
+    return max(0, slept_ns) // NS_PER_MS
 
 
 def _at(sample: Sample, place_ms: int) -> State:

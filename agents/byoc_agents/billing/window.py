@@ -130,7 +130,7 @@ def cuts(after_ms: int, to_ms: int, window_ms: int) -> list[int]:
     return sorted({first, *hours, last})
 
 
-def advance(
+def advance(  # noqa: PLR0913  what happened in one interval
     window: Window,
     to_ms: int,
     reading: Reading,
