@@ -19,7 +19,9 @@ def on_same_boot(state: State, sample: Sample) -> Sample:
 
     The boot id alone is no evidence: a container that restarts may see another one.
     """
-    if sample.boot_id == state.boot_id or not _clock_went_on(state, sample):
+    if sample.boot_id == state.boot_id:
+        return sample
+    if sample.boot_id != state.boot_alias and not _clock_went_on(state, sample):
         return sample
     return replace(
         sample,
@@ -183,13 +185,18 @@ def uptime_stood_still(before: Reading, seen: Seen | None, now: Reading, sample:
 def _clock_went_on(state: State, sample: Sample) -> bool:
     """Return whether the boot clock went on from the state: no reboot, whatever the boot id says.
 
-    After a reboot the machine's start is later, by at least all the time that it had been up.
+    After a reboot the machine's start is later, by at least all the time that it had been up, and
+    it has been up for no longer than has passed since the last sample.
     """
+    wall_ms = sample.wall_ms - state.wall_ms
     boot_ms = (sample.boot_ns - state.boot_ns) // NS_PER_MS
     tolerance_ms = max(START_TOLERANCE_MS, boot_ms * START_TOLERANCE_RATIO)
     if boot_ms < 0 or state.boot_ns // NS_PER_MS <= tolerance_ms:
         return False
-    if abs(sample.wall_ms - state.wall_ms - boot_ms) <= tolerance_ms:
+    if (
+        abs(wall_ms - boot_ms) <= tolerance_ms
+        or sample.boot_ns // NS_PER_MS > wall_ms + tolerance_ms
+    ):
         return True
     before = state.window.reading if state.window else state.last  # the wall clock may be set, too
     if before is None or sample.reading is None or not before.container_id:

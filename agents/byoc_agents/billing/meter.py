@@ -76,6 +76,7 @@ class _Moment(msgspec.Struct, frozen=True):
     elapsed_ns: int  # since the last sample
     step_ms: int  # how far the wall clock was set since the last sample; 0 = not at all
     unstepped_ms: int  # where we would be without that
+    clock_set: bool  # the wall clock was set, or is still held by an earlier step back
     rebooted: bool  # the machine was, since the last sample
     cpus: int  # of the machine, at most
 
@@ -90,7 +91,9 @@ class _Moment(msgspec.Struct, frozen=True):
         place_ms = max(sample.wall_ms, state.place_ms)
         unstepped_ms = min(max(sample.wall_ms - step_ms, state.place_ms), place_ms)
         cpus = max(state.machine_cpus or 0, sample.cpus())  # CPUs can be added and removed
-        return cls(place_ms, elapsed_ns, step_ms, unstepped_ms, boot, cpus)
+        held = state.place_ms > state.wall_ms or place_ms > sample.wall_ms
+        clock_set = not boot and (step_ms != 0 or held)
+        return cls(place_ms, elapsed_ns, step_ms, unstepped_ms, clock_set, boot, cpus)
 
 
 class _Found(msgspec.Struct, frozen=True):
@@ -133,40 +136,43 @@ class Meter:
 
     def step(self, state: State, sample: Sample, *, hold: bool = False) -> Stepped:
         """Take one sample. With `hold` windows end at UTC hours only: the spool is full."""
-        window_ms = HOUR_MS if hold else self._window_ms
-        sample = on_same_boot(state, sample)
-        state, slept = _after_sleep(state, sample)
+        renamed = on_same_boot(state, sample)
+        alias = sample.boot_id if renamed.boot_id != sample.boot_id else None
+        state, slept = _after_sleep(state, renamed)
+        state, periods = self._step(state, renamed, HOUR_MS if hold else self._window_ms)
+        return replace(state, boot_alias=alias), slept + periods
+
+    def close(self, state: State) -> Stepped:
+        """Close what is open at the last sample: the agent stops."""
+        if state.window is None:
+            before = gap(state.gap_start_ms, state.place_ms, state.gap_reason)
+            start_ms = max(state.place_ms, state.gap_start_ms)
+            late_ms = state.late_ms + start_ms - state.gap_start_ms
+            return replace(state, gap_start_ms=start_ms, late_ms=late_ms), before
+        if state.window.end_ms == state.window.start_ms:
+            return state, []  # nothing yet, or a clock set back: the checkpoint keeps it
+        window = replace(opened(state.window), pending_ns=state.window.pending_ns)
+        return replace(state, window=window), shut(state.window)
+
+    def _step(self, state: State, sample: Sample, window_ms: int) -> Stepped:
         moment = _Moment.of(state, sample)
         after = _at(sample, moment.place_ms)
         if state.window is None:
-            state, periods = _step_gap(_in_gap(state, after, moment), sample, moment, window_ms)
-            return state, slept + periods
+            return _step_gap(_in_gap(state, after, moment), sample, moment, window_ms)
         window = stepped(state.window, moment.step_ms)
         window = replace(window, machine_cpus=max(window.machine_cpus or 0, moment.cpus))
         if sample.reading is None:
-            state, periods = self._step_blind(window, after, sample, moment, window_ms)
-            return state, slept + periods
+            return self._step_blind(window, after, sample, moment, window_ms)
         handed = None if moment.rebooted else handed_over(window, sample)
         if handed is None or not _possible(window, handed, sample, moment):
-            state, periods = _step_break(window, after, sample, moment, window_ms)
-            return state, slept + periods
+            return _step_break(window, after, sample, moment, window_ms)
         at_ms = cuts(window.end_ms, moment.unstepped_ms, window_ms)
         unseen = moment.elapsed_ns + window.pending_ns > self._window_ms * NS_PER_MS
         state, periods = _step_on(window, after, handed, moment, at_ms, unseen=unseen)
         window = _open(state)
         if other_source(handed, sample.reading):
             window = rescaled(window, sample.reading)
-        return replace(state, window=_measured(window, sample)), slept + periods
-
-    def close(self, state: State) -> Stepped:
-        """Close what is open at the last sample: the agent stops."""
-        if state.window is None:
-            before = gap(state.gap_start_ms, state.place_ms, state.gap_reason)
-            late_ms = state.late_ms + max(0, state.place_ms - state.gap_start_ms)
-            return replace(state, gap_start_ms=state.place_ms, late_ms=late_ms), before
-        if state.window.end_ms == state.window.start_ms:
-            return state, []  # nothing yet, or a clock set back: the checkpoint keeps it
-        return replace(state, window=opened(state.window)), shut(state.window)
+        return replace(state, window=_measured(window, sample)), periods
 
     def _step_blind(
         self, window: Window, after: State, sample: Sample, moment: _Moment, window_ms: int
@@ -205,7 +211,13 @@ def _step_on(  # noqa: PLR0913
         window = replace(window, resized_to=size)
     resized_to = window.resized_to
     window, closed = advance(
-        window, to_ms, reading, moment.elapsed_ns, at_ms, earlier_ns=earlier_ns
+        window,
+        to_ms,
+        reading,
+        moment.elapsed_ns,
+        at_ms,
+        earlier_ns=earlier_ns,
+        clock_set=moment.clock_set,
     )
     if resized_to:  # each part of the unseen time
         closed = [_with_size(period, resized_to) for period in closed]
@@ -485,7 +497,7 @@ def _in_gap(before: State, after: State, moment: _Moment) -> State:
         asleep_ns=after.asleep_ns,
         machine_cpus=moment.cpus,
         # the wall clock may be set meanwhile: real time counts
-        late_ms=before.late_ms + counted(span_ms, moment.elapsed_ns) - span_ms,
+        late_ms=before.late_ms + _counted(span_ms, moment) - span_ms,
         rebooted=before.rebooted or moment.rebooted,
     )
 
@@ -498,6 +510,10 @@ def _lost(
     moment: _Moment | None = None,
 ) -> State:
     """Return the state of a gap that begins at the window's end, or at the first sample of all."""
+    late_ms = 0
+    if window and moment:  # what the wall clock was set by is no time
+        span_ms = after.place_ms - since_ms
+        late_ms = _counted(span_ms, moment, window.pending_ns) - span_ms
     return replace(
         after,
         gap_start_ms=since_ms,
@@ -506,9 +522,14 @@ def _lost(
         size=size_at(window) if window else None,
         gap_reason="target_absent" if sample.absent else "target_unreadable",
         absent_ms=max(after.place_ms, since_ms) if sample.absent else None,
+        late_ms=late_ms,
         rebooted=moment is not None and moment.rebooted,
         machine_cpus=moment.cpus if moment else after.machine_cpus,
     )
+
+
+def _counted(span_ms: int, moment: _Moment, pending_ns: int = 0) -> int:
+    return counted(span_ms, moment.elapsed_ns + pending_ns, clock_set=moment.clock_set)
 
 
 def _measured(window: Window, sample: Sample) -> Window:

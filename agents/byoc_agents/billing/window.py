@@ -116,6 +116,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     size: Size | None = None  # what size it had then
     late_ms: int = 0  # time since then that counts if the container turns out to be the same
     rebooted: bool = False  # the machine was, since then
+    boot_alias: str | None = None  # another boot id under which this boot was seen last
     asleep_ns: int | None = None  # of the last sample, as in Sample
     machine_cpus: int | None = None  # of the last sample
 
@@ -138,6 +139,7 @@ def advance(  # noqa: PLR0913  what happened in one interval
     at_ms: Sequence[int],
     *,
     earlier_ns: int = 0,
+    clock_set: bool = False,
 ) -> tuple[Window, list[Period]]:
     """Measure up to `to_ms`, closing a period at each cut. `reading` continues the window's life.
 
@@ -146,7 +148,8 @@ def advance(  # noqa: PLR0913  what happened in one interval
     """
     origin, span_ms = window, to_ms - window.end_ms
     elapsed_ns += window.pending_ns
-    counter_ns, counted_ms = elapsed_ns + earlier_ns, counted(span_ms, elapsed_ns)
+    counter_ns = elapsed_ns + earlier_ns
+    counted_ms = counted(span_ms, elapsed_ns, clock_set=clock_set)
     window = replace(window, longest_ns=max(window.longest_ns, elapsed_ns), pending_ns=0)
     closed = []
     spent = (0, 0, 0)
@@ -170,8 +173,10 @@ def advance(  # noqa: PLR0913  what happened in one interval
     return window, [*closed[:-1], replace(closed[-1], window=counted_last)]
 
 
-def counted(span_ms: int, elapsed_ns: int) -> int:
+def counted(span_ms: int, elapsed_ns: int, *, clock_set: bool) -> int:
     """Return how long a size counts, milliseconds: the wall clock's span, unless it was set."""
+    if clock_set:
+        return elapsed_ns // NS_PER_MS
     elapsed_ms = elapsed_ns // NS_PER_MS
     tolerance_ms = max(SLEW_TOLERANCE_MS, elapsed_ms * SLEW_TOLERANCE_RATIO)
     return span_ms if abs(span_ms - elapsed_ms) <= tolerance_ms else elapsed_ms
@@ -283,7 +288,8 @@ def stepped(window: Window, step_ms: int) -> Window:
 
 def ended(window: Window) -> Window:
     """Return a window that can be closed: one held at an instant gets a millisecond."""
-    holds = window.elapsed_ns > 0 or window.reading.cpu_usec > window.cpu_start_usec
+    holds = window.elapsed_ns > 0 or window.counted_ms > 0
+    holds = holds or window.reading.cpu_usec > window.cpu_start_usec
     held = holds and window.end_ms == window.start_ms
     return replace(window, end_ms=window.start_ms + 1) if held else window
 
