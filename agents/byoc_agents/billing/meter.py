@@ -171,7 +171,10 @@ class Meter:
         state, periods = _step_on(window, after, handed, moment, at_ms, unseen=unseen)
         window = _open(state)
         if other_source(handed, sample.reading):
-            window = rescaled(window, sample.reading)
+            window = ended(window)
+            periods += shut(window)
+            window = rescaled(opened(window), sample.reading)
+            state = replace(state, place_ms=max(state.place_ms, window.end_ms))
         return replace(state, window=_measured(window, sample)), periods
 
     def _step_blind(
