@@ -202,10 +202,9 @@ def _clock_went_on(state: State, sample: Sample) -> bool:
     tolerance_ms = max(START_TOLERANCE_MS, boot_ms * START_TOLERANCE_RATIO)
     if boot_ms < 0 or state.boot_ns // NS_PER_MS <= tolerance_ms:
         return False
-    if (
-        abs(wall_ms - boot_ms) <= tolerance_ms
-        or sample.boot_ns // NS_PER_MS > wall_ms + tolerance_ms
-    ):
+    if abs(wall_ms - boot_ms) <= tolerance_ms:
+        return True
+    if sample.boot_ns // NS_PER_MS > wall_ms + tolerance_ms:
         return True
     before = state.window.reading if state.window else state.last  # the wall clock may be set, too
     if before is None or sample.reading is None or not before.container_id:

@@ -26,11 +26,11 @@ from tests.unit.billing.test_billing_meter_audit import WHO
 NS_PER_MS = 1_000_000
 CPUS = 4
 SIZE = 8 << 30
-SAME_CONTAINER = (
-    "tick missed unreadable absent fall spike sleep secret-sleep forward back rename agent-away"
-    " switch hold"
-).split()
-ANOTHER = "restart reboot reboot-same-id".split()
+SAME_CONTAINER = [
+    *("tick", "missed", "unreadable", "absent", "fall", "spike", "sleep", "secret-sleep"),
+    *("forward", "back", "rename", "agent-away", "switch", "hold"),
+]
+ANOTHER = ["restart", "reboot", "reboot-same-id"]
 
 
 @dataclass
@@ -55,7 +55,7 @@ class World:
     periods: list[Period] = field(default_factory=list)
     meter: Meter = field(default_factory=lambda: Meter(window_ms=60_000))
 
-    def happen(self, what: str) -> None:
+    def happen(self, what: str) -> None:  # noqa: C901, PLR0912  one case per event
         shown = True
         match what:
             case "restart":
