@@ -37,6 +37,7 @@ HELD_AT_ONCE = 6  # steps that are written in one commit: some 10 KiB of room
 MAX_HELD = 10_000  # periods that wait in memory for room, some 2 KiB each
 HINT_POLL_MS = 1000  # how often the file that announces the target's end is looked for
 HINTED_SAMPLE_MS = 100  # the sample interval once it is there
+HINTED_MS = 600_000  # and for how long: more than any usual terminationGracePeriodSeconds
 
 
 class Pace(msgspec.Struct, frozen=True, kw_only=True):
@@ -152,7 +153,14 @@ class Scraper:
                 return
 
     def _hinted(self) -> bool:
-        return self._end_hint is not None and self._end_hint.exists()
+        """Return whether the file announced the target's end within the last `HINTED_MS`."""
+        if self._end_hint is None:
+            return False
+        try:
+            hinted_ms = self._end_hint.stat().st_mtime_ns // 1_000_000
+        except OSError:
+            return False
+        return abs(self._clock.wall_ns() // 1_000_000 - hinted_ms) < HINTED_MS
 
     async def finish(self) -> None:
         """Take a last sample, close the open window and seal all that is staged."""

@@ -1,6 +1,7 @@
 """Objects are sealed at the pod's own phase: a fleet whose clocks agree does not send at once."""
 
 import asyncio
+import os
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -107,11 +108,15 @@ async def test_the_end_hint_makes_samples_dense_until_the_container_is_gone(
     assert wait == 1  # the file is looked for every second
     before = len(bench.target.standbys)
     hint.touch()
+    os.utime(hint, ns=(bench.clock.wall_ns(), bench.clock.wall_ns()))
     for _ in range(11):
         (wait,) = await bench.clock.parked()
         await bench.clock.advance(wait)
         await bench.clock.parked()
     assert wait == pytest.approx(0.1)
     assert len(bench.target.standbys) - before >= 10
+    await bench.clock.advance(600)  # it outlived its hint: a restart of the container
+    await bench.clock.parked()
+    assert bench.clock.waits != pytest.approx([0.1])
     run.cancel()
     await asyncio.wait([run])
