@@ -1,8 +1,9 @@
 """Where the meter stood when the last record was made durable; and beyond it, in memory."""
 
 import msgspec
+from msgspec.structs import replace
 
-from byoc_agents.billing.window import Period, State
+from byoc_agents.billing.window import Period, State, Window
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -26,9 +27,25 @@ def decoded(stored: bytes | None) -> Checkpoint | None:
     if stored is None:
         return None
     try:
-        return msgspec.json.decode(stored, type=Checkpoint)
+        found = msgspec.json.decode(stored, type=Checkpoint)
     except msgspec.DecodeError:  # written by another version: a new epoch states the gap
         return None
+    window = found.state.window
+    if window is None or window.machine_cpus is not None:
+        return found
+    return replace(found, state=replace(found.state, window=_of_older_version(window)))
+
+
+def _of_older_version(window: Window) -> Window:
+    """Return a window of 0.1.0 with the lengths that it did not keep.
+
+    It may hold CPU of an earlier time if it is estimated or the first of a life: the counter then
+    had as long as the machine was up.
+    """
+    counter_ns = window.elapsed_ns
+    if (window.estimated or window.restart_observed or window.source_changed) and window.seen:
+        counter_ns = window.seen.boot_ns
+    return replace(window, counted_ms=window.end_ms - window.start_ms, counter_ns=counter_ns)
 
 
 def same_place(one: Checkpoint, other: Checkpoint) -> bool:

@@ -1,10 +1,12 @@
 """No impossible figure, no counter counted from zero without evidence, no sleep taken for use."""
 
+import msgspec
 import pytest
+from msgspec.structs import replace
 
+from byoc_agents.billing.checkpoint import Checkpoint, decoded
 from byoc_agents.billing.record import MAX_CPUS, most_core_seconds
 from byoc_agents.billing.recorder import Recorder
-from byoc_agents.billing.sources.reading import Reading
 from byoc_agents.billing.window import Sample
 from tests.unit.billing.meter_run import NOON, SECOND, UP, Run, every, ran, reading, sample, used
 from tests.unit.billing.test_billing_meter_audit import WHO
@@ -188,9 +190,30 @@ def test_two_servers_that_answer_in_turn_are_billed_nothing() -> None:
     assert billed(run) == 0
 
 
-def test_an_old_checkpoint_goes_on_without_what_it_does_not_know() -> None:
-    run = Run().feed(every(5, 35))
-    old: Reading = run.state.window.reading  # type: ignore[union-attr]
-    assert old.named_born_boot_ns is None
+@pytest.mark.parametrize("late", [0, 100], ids=["measured", "with late CPU"])
+def test_a_checkpoint_of_0_1_0_goes_on_in_the_middle_of_a_window(late: int) -> None:
+    run = Run().feed(every(5, 55))
+    window = run.state.window
+    assert window
+    old = replace(
+        window,
+        cpu_start_usec=window.cpu_start_usec - late * 1_000_000,
+        estimated=late > 0,
+        counted_ms=0,
+        counter_ns=0,
+        machine_cpus=None,
+        cpu_size_source=None,
+        memory_size_source=None,
+    )
+    state = replace(run.state, window=old, machine_cpus=None, asleep_ns=None)
+    stored = msgspec.json.encode(Checkpoint(epoch=1, sequence=0, state=state))
+    found = decoded(stored)
+    assert found
+    run.state = found.state
     run.feed([ran(60, asleep_ns=5 * SECOND, machine_cpus=1)])
-    assert run.shown() == [(0, 60, 60)]
+    assert run.shown() == [(0, 60, 60 + late)]
+    record = Recorder(identity=WHO, sample_ms=5000).record(run.periods[0], 1, 0).data
+    assert record.allocated.counted_milliseconds == 60_000
+    most = most_core_seconds(record)
+    assert most
+    assert record.used.cpu_core_seconds <= most
