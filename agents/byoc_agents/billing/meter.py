@@ -52,7 +52,6 @@ from byoc_agents.billing.window import (
     fresh,
     gap,
     opened,
-    resized,
     same_size,
     shut,
     size_at,
@@ -169,7 +168,8 @@ class Meter:
             return _step_break(window, after, sample, moment, window_ms)
         at_ms = cuts(window.end_ms, moment.unstepped_ms, window_ms)
         unseen = moment.elapsed_ns + window.pending_ns > self._window_ms * NS_PER_MS
-        state, periods = _step_on(window, after, handed, moment, at_ms, unseen=unseen)
+        size = size_seen(size_at(window), sample.reading)
+        state, periods = _step_on(window, after, handed, moment, at_ms, size=size, unseen=unseen)
         window = _open(state)
         if other_source(handed, sample.reading):
             window = ended(window)
@@ -199,19 +199,23 @@ def _step_on(  # noqa: PLR0913
     moment: _Moment,
     at_ms: list[int],
     *,
+    size: Size,
     unseen: bool,
 ) -> Stepped:
-    """Measure on in the same life. `unseen`: nobody looked for longer than a window."""
+    """Measure on in the same life, up to a reading that shows `size`.
+
+    `unseen`: nobody looked for longer than a window.
+    """
     reading = steady(window.reading, reading)
     to_ms = moment.unstepped_ms if moment.step_ms > 0 else moment.place_ms
-    before, periods = size_at(window), list[Period]()
-    size = size_seen(before, reading)
-    if unseen and not same_size(before, size) and window.end_ms > window.start_ms:
+    periods = list[Period]()
+    another = not same_size(size_at(window), size)
+    if unseen and another and window.end_ms > window.start_ms:
         periods = shut(window)  # what was seen has the old size; what follows may have either
         pending_ns = window.pending_ns
         window = replace(opened(window), pending_ns=pending_ns)
     earlier_ns = window.seen.read_ns if window.seen else 0
-    if unseen and not same_size(before, size):
+    if unseen and another:
         window = replace(window, resized_to=size)
     resized_to = window.resized_to
     window, closed = advance(
@@ -227,7 +231,7 @@ def _step_on(  # noqa: PLR0913
         closed = [_with_size(period, resized_to) for period in closed]
         window = replace(window, resized_to=resized_to)
     periods += closed
-    if resized(window):
+    if another:
         window = ended(window)
         periods += shut(window)
         window = sized(opened(window), size)

@@ -274,12 +274,6 @@ def fresh(reading: Reading, start_ms: int, cpu_start_usec: int) -> Window:
     )
 
 
-def resized(window: Window) -> bool:
-    """Return whether the last reading saw another size than the window began with."""
-    before = size_at(window)
-    return not same_size(before, size_seen(before, window.reading))
-
-
 def stepped(window: Window, step_ms: int) -> Window:
     """Return the window with what the wall clock was set by since the last sample."""
     if not step_ms:
