@@ -10,8 +10,10 @@ from random import Random
 
 import pytest
 
+from byoc_agents.app.settings import load
 from byoc_agents.billing.daemon import Settings
 from byoc_agents.billing.scraper import Pace, Scraper, seal_phase_ms
+from byoc_agents.errors import ConfigError
 from tests.unit.billing.scraper_bench import SECOND, Bench
 
 FLEET = 100_000
@@ -120,3 +122,10 @@ async def test_the_end_hint_makes_samples_dense_until_the_container_is_gone(
     assert bench.clock.waits != pytest.approx([0.1])
     run.cancel()
     await asyncio.wait([run])
+
+
+@pytest.mark.parametrize("path", ["ending", "./ending"])
+def test_an_end_hint_that_is_not_an_absolute_path_is_a_mistake(path: str) -> None:
+    environ = {"BYOC_BILLING_BUCKET": "b", "BYOC_BILLING_END_HINT": path}
+    with pytest.raises(ConfigError, match="BYOC_BILLING_END_HINT"):
+        load([Settings], environ, {})
