@@ -32,6 +32,10 @@ class SpoolUnavailableError(SpoolError):
     """The disk refused: full, read-only, failing. Worth another try later."""
 
 
+class SpoolUnusableError(SpoolUnavailableError):
+    """The directory or its file system cannot hold a spool. `str()` says what is expected."""
+
+
 class SpoolNewerError(SpoolUnavailableError):
     """A later version wrote the file. It is left as it is, and nothing starts on it."""
 

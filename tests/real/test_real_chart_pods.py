@@ -199,6 +199,28 @@ def test_the_size_is_told_by_the_downward_api_where_there_is_one() -> None:
         assert all(ref["containerName"] == "clickhouse" for ref in found.values())
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], {"BYOC_LIMITS_CPU_MILLICORES", "BYOC_LIMITS_MEMORY_BYTES"}),
+        (["clickhouse.hasCpuLimit=false"], {"BYOC_LIMITS_MEMORY_BYTES"}),
+        (["clickhouse.hasMemoryLimit=false"], {"BYOC_LIMITS_CPU_MILLICORES"}),
+        (["clickhouse.hasLimits=false"], set()),
+        (["clickhouse.resources.limits.cpu=null"], {"BYOC_LIMITS_MEMORY_BYTES"}),
+        (["clickhouse.resources.limits=null"], set()),
+    ],
+)
+def test_a_figure_without_a_limit_is_not_asked_of_the_downward_api(
+    options: list[str], expected: set[str]
+) -> None:
+    """It would give the node's size."""
+    values = render.CHART / "ci" / "default-values.yaml"
+    more = [argument for option in options for argument in ("--set", option)]
+    (pod,) = [one for one in pods(render.manifests(values, *more)) if one.beside]
+    scraper = next(one for one in pod.ours if "billing-scraper" in one["args"])
+    assert {one["name"] for one in scraper["env"] if "LIMITS" in one["name"]} == expected
+
+
 @by_case
 def test_only_who_calls_aws_has_an_identity(values: Path, kubernetes: str) -> None:
     for pod in every_pod(values, kubernetes):

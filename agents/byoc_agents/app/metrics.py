@@ -52,6 +52,11 @@ class Metrics:
             "Readings of the target, by source or `none`",
             ("agent", "source"),
         )
+        self.billing_trouble_samples = counter(
+            "byoc_billing_trouble_samples_total",
+            "Samples at which a better source of usage could not be read or believed",
+            agent,
+        )
         self.billing_records = counter(
             "byoc_billing_records_total", "Usage records made, by quality", ("agent", "quality")
         )

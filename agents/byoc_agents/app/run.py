@@ -27,7 +27,13 @@ from byoc_agents.egress.audit_hook import enforce_process
 from byoc_agents.egress.destinations import Destination
 from byoc_agents.egress.destinations import mistakes as plain_or_forbidden
 from byoc_agents.egress.gate import Gate, Refusal
-from byoc_agents.errors import ConfigError, LedgerNewerError, SpoolError, SpoolNewerError
+from byoc_agents.errors import (
+    ConfigError,
+    LedgerNewerError,
+    SpoolError,
+    SpoolNewerError,
+    SpoolUnusableError,
+)
 
 TLS_BUFFER_BYTES = 32 * 1024  # of each TLS connection, in or out; asyncio takes 256 KiB
 
@@ -144,7 +150,7 @@ def _mistakes() -> Iterator[None]:
     """Turn what the disk and the address refuse at the start into mistakes of the settings."""
     try:
         yield
-    except (SpoolNewerError, LedgerNewerError) as error:
+    except (SpoolNewerError, SpoolUnusableError, LedgerNewerError) as error:
         raise ConfigError([f"BYOC_STATE_DIR: {error}"]) from error
     except SpoolError as error:
         raise ConfigError(

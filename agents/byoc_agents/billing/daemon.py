@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -34,6 +35,7 @@ from byoc_agents.sinks.s3 import S3Sink
 
 NAME = "billing-scraper"
 MINUTE_SECONDS = 60
+DEFAULT_CONTAINER = "clickhouse"
 
 
 def _window(text: str) -> int:
@@ -41,6 +43,13 @@ def _window(text: str) -> int:
     if seconds < 1 or MINUTE_SECONDS % seconds:
         raise ValueError("must be 60 or divide it")
     return seconds
+
+
+def _limit(text: str) -> int | None:
+    """Return a limit; 0 stands for none, since a container of size 0 cannot run."""
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise ValueError("must be a whole number, 0 or more")
+    return int(text) or None
 
 
 def _absolute_path(text: str) -> Path:
@@ -92,12 +101,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     container_name: Annotated[
         str, Setting("BYOC_CONTAINER_NAME", "the metered container's name in the pod")
-    ] = "clickhouse"
+    ] = DEFAULT_CONTAINER
     cpu_limit_millicores: Annotated[
-        int | None, Setting("BYOC_LIMITS_CPU_MILLICORES", "limits.cpu, divisor 1m")
+        int | None, Setting("BYOC_LIMITS_CPU_MILLICORES", "limits.cpu, divisor 1m", parse=_limit)
     ] = None
     memory_limit_bytes: Annotated[
-        int | None, Setting("BYOC_LIMITS_MEMORY_BYTES", "limits.memory in bytes")
+        int | None, Setting("BYOC_LIMITS_MEMORY_BYTES", "limits.memory in bytes", parse=_limit)
     ] = None
 
 
@@ -147,7 +156,9 @@ async def opened(
         local = asked is None or _is_loopback(asked)
         scraper = Scraper(
             NAME,
-            target=open_target(target, server, runtime.clock),
+            target=open_target(
+                target, server, runtime.clock, container=metered_container(own, runtime.environ)
+            ),
             recorder=Recorder(identity=_identity(runtime.core, own), sample_ms=pace.sample_ms),
             pace=pace,
             spool=spool,
@@ -163,6 +174,12 @@ async def opened(
         yield runtime.agent(
             NAME, source=scraper, spool=spool, sink=sink, ledger=ledger, seal=scraper.seal
         )
+
+
+def metered_container(own: Settings, environ: Mapping[str, str]) -> str:
+    """Return the container to meter, "" if nobody named it: the default is only for the records."""
+    named = environ.get("BYOC_CONTAINER_NAME") or own.container_name != DEFAULT_CONTAINER
+    return own.container_name if named else ""
 
 
 def _sink(runtime: Runtime, own: Settings) -> S3Sink | DirectorySink:

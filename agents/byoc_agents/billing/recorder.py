@@ -101,14 +101,19 @@ class Recorder(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def _known(self, size: Size | None) -> Size:
-        """Return the size, each figure that no source sees replaced by the downward API's."""
+        """Return the size, each figure that no source sees replaced by the downward API's.
+
+        Unless the source says that the API does not know it either: see `LimitSource`.
+        """
         who = self.identity
         cpu, memory = (size.cpu_millicores, size.memory_bytes) if size else (None, None)
-        cpu_source: SizeSource = "downward_api" if who.cpu_limit_millicores else "unknown"
-        memory_source: SizeSource = "downward_api" if who.memory_limit_bytes else "unknown"
+        told_cpu = None if size and size.cpu_source == "unknown" else who.cpu_limit_millicores
+        told_memory = None if size and size.memory_source == "unknown" else who.memory_limit_bytes
+        cpu_source: SizeSource = "downward_api" if told_cpu else "unknown"
+        memory_source: SizeSource = "downward_api" if told_memory else "unknown"
         return Size(
-            cpu_millicores=who.cpu_limit_millicores if cpu is None else cpu,
-            memory_bytes=who.memory_limit_bytes if memory is None else memory,
+            cpu_millicores=told_cpu if cpu is None else cpu,
+            memory_bytes=told_memory if memory is None else memory,
             cpu_source=size.cpu_source if size and cpu is not None else cpu_source,
             memory_source=size.memory_source if size and memory is not None else memory_source,
             by=size.by if size else "process",

@@ -351,6 +351,8 @@ class Scraper:
         if trouble and trouble != self._trouble:
             self._log.warning("billing.trouble", trouble=trouble)
         self._trouble = trouble
+        if trouble:
+            self._metrics.billing_trouble_samples.labels(self._agent).inc()
 
     def _note(self, usage: Usage) -> None:
         self._metrics.billing_records.labels(self._agent, usage.quality).inc()

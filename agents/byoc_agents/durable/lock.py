@@ -1,26 +1,48 @@
 """One process a directory, and numbers that rise as long as the directory is there."""
 
+import errno
 import fcntl
 import os
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
-from byoc_agents.errors import SpoolUnavailableError
+from byoc_agents.errors import SpoolUnavailableError, SpoolUnusableError
 
 LONGEST = 64  # bytes of the line that keeps a number
+
+
+IN_USE = frozenset({errno.EWOULDBLOCK, errno.EAGAIN})  # flock(2): another one holds the lock
+NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL})
+
+
+def lock_refusal(error: OSError, holder: str = "agent") -> str:
+    """Return what a failed flock(2) means and what is expected, to follow the directory's name."""
+    if error.errno in IN_USE:
+        return f"is in use by another {holder}; expected one process per directory"
+    refusal = f"cannot be locked ({error.strerror})"
+    if error.errno not in NO_LOCKS:
+        return refusal
+    return (
+        f"{refusal}: expected a file system with flock(2) locks, such as ext4, XFS or an emptyDir "
+        "volume; NFS without its lock service and some FUSE and CSI drivers have none"
+    )
 
 
 class DirectoryLock:
     """A lock that ends with the process, however it ends."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, flock: Callable[[int, int], None] = fcntl.flock) -> None:
+        """`flock` is called as flock(2) is, and raises OSError."""
         self._directory = directory
+        self._flock = flock
         self._held = -1
 
     def hold(self) -> None:
         """Make the directory and lock it; again where it was removed meanwhile.
 
-        Raises SpoolUnavailableError, naming the directory.
+        Raises SpoolUnavailableError, naming the directory, and SpoolUnusableError if another
+        process holds it or the file system has no locks.
         """
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -31,12 +53,10 @@ class DirectoryLock:
             os.close(lock)
             return
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(lock)
-            raise SpoolUnavailableError(
-                f"{self._directory} is in use by another agent; one process a directory"
-            ) from error
+            raise SpoolUnusableError(f"{self._directory} {lock_refusal(error)}") from error
         self.release()
         self._held = lock
 

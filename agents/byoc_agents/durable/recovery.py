@@ -8,7 +8,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +88,18 @@ def _fill_from(damaged: Path, marks: Mapping[str, bytes]) -> int:
 
 def _fill(fresh: Path, marks: Mapping[str, bytes], changes: Iterable[Change]) -> int:
     rows = 0
-    with closing(Store(fresh, max_bytes=0)) as store:
-        store.begin()
-        for change in changes:
-            store.apply(change, bounded=False)
-            rows += 1
-        store.apply(Change(state=marks), bounded=False)
-        store.commit()
+    try:
+        with closing(Store(fresh, max_bytes=0)) as store:
+            store.begin()
+            for change in changes:
+                store.apply(change, bounded=False)
+                rows += 1
+            store.apply(Change(state=marks), bounded=False)
+            store.commit()
+    except BaseException:
+        with suppress(OSError):
+            _unlink(fresh)  # it is of no use to anybody
+        raise
     return rows
 
 

@@ -6,9 +6,15 @@ WAL with synchronous=FULL: a commit that returned survives kill -9 and a power c
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import ClassVar
 
 from byoc_agents.durable.wal_shm import JournalIndex
-from byoc_agents.errors import SpoolCorruptError, SpoolNewerError, SpoolUnavailableError
+from byoc_agents.errors import (
+    SpoolCorruptError,
+    SpoolNewerError,
+    SpoolUnavailableError,
+    SpoolUnusableError,
+)
 
 VERSION = 1  # raised by whatever an older version must not touch; tests/upgrade holds each format
 NEWEST_VERSION = 1000  # a larger number in the header is damage, not a newer format
@@ -133,6 +139,14 @@ class translated:  # noqa: N801  reads as a word in `with translated():`
 
     CORRUPT = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT})
     DAMAGED = ("no such table", "no such column", "Could not decode", "malformed database")
+    # SQLite calls these "disk I/O error"; what failed is not the disk (os_unix.c, extended codes)
+    UNUSABLE: ClassVar = {
+        sqlite3.SQLITE_IOERR_SHMMAP: "cannot map a file into shared memory",
+        sqlite3.SQLITE_IOERR_SHMLOCK: "cannot lock a file",
+        sqlite3.SQLITE_IOERR_LOCK: "cannot lock a file",
+        sqlite3.SQLITE_IOERR_RDLOCK: "cannot lock a file",
+        sqlite3.SQLITE_IOERR_CHECKRESERVEDLOCK: "cannot lock a file",
+    }
     DEFECTS = (sqlite3.ProgrammingError, sqlite3.InterfaceError, sqlite3.IntegrityError)
 
     def __enter__(self) -> None:
@@ -143,6 +157,11 @@ class translated:  # noqa: N801  reads as a word in `with translated():`
         if isinstance(error, OSError):
             raise SpoolUnavailableError(str(error)) from error
         if isinstance(error, sqlite3.Error) and not isinstance(error, self.DEFECTS):
-            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-            broken = code in self.CORRUPT or str(error).startswith(self.DAMAGED)
+            code = getattr(error, "sqlite_errorcode", 0)
+            if what := self.UNUSABLE.get(code):
+                raise SpoolUnusableError(
+                    f"the file system {what} ({error}): expected a local file system such as ext4, "
+                    "XFS or an emptyDir volume, not 9p, virtiofs, NFS or FUSE"
+                ) from error
+            broken = code & 0xFF in self.CORRUPT or str(error).startswith(self.DAMAGED)
             raise (SpoolCorruptError if broken else SpoolUnavailableError)(str(error)) from error

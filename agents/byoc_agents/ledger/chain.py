@@ -18,6 +18,7 @@ from byoc_agents.app.clock import Clock
 from byoc_agents.app.cloudevents import rfc3339
 from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.files import settle
+from byoc_agents.durable.lock import lock_refusal
 from byoc_agents.ledger import recovery as opening
 from byoc_agents.ledger.appender import Tail
 from byoc_agents.ledger.files import Disk
@@ -230,7 +231,7 @@ class Chain:
             os.close(self._lock)
             self._lock = -1
             where = str(self.segments.directory)
-            raise OSError(error.errno, "in use by another process", where) from error
+            raise OSError(error.errno, lock_refusal(error, "process"), where) from error
 
     def _abandon(self, why: RecoveredWhy) -> None:
         """Go on in a new file. What is missing before it stays visible to `ledger verify`."""

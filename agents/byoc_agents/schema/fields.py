@@ -61,8 +61,11 @@ WORDS = {  # full path or name -> what the code's own comment leaves open
     "machine_cpus": "number of CPUs",
     "counted_milliseconds": "for how long the size counts: allocated = size x this",
     "cpu_core_seconds": "CPU time used in the period",
-    "memory_byte_seconds": "memory in use, integrated over the period",
-    "memory_max_bytes": "most memory in use",
+    "memory_byte_seconds": (
+        "memory in use, integrated over the period; page cache is included if the source is "
+        "cgroup.v1 or cgroup.v2, and not if it is clickhouse or process"
+    ),
+    "memory_max_bytes": "most memory in use; page cache as in memory_byte_seconds",
     "start": "at the begin of the period",
     "end": "at the end of the period",
     "data.source": "where the figures come from",

@@ -36,10 +36,17 @@
 - name: BYOC_POD_UID
   valueFrom: {fieldRef: {fieldPath: metadata.uid}}
 {{- if and (has "billing-scraper" $role.daemons) $v.clickhouse.hasLimits }}
+{{- /* For a figure without a limit the downward API gives the node's size: never ask for it. */}}
+{{- $limits := default dict $v.clickhouse.resources.limits -}}
+{{- $theirs := not (has $v.clickhouse.owner (list "chart" "altinity")) -}}
+{{- if and $v.clickhouse.hasCpuLimit (or $theirs (hasKey $limits "cpu")) }}
 - name: BYOC_LIMITS_CPU_MILLICORES
   valueFrom: {resourceFieldRef: {containerName: {{ $v.clickhouse.containerName }}, resource: limits.cpu, divisor: 1m}}
+{{- end }}
+{{- if and $v.clickhouse.hasMemoryLimit (or $theirs (hasKey $limits "memory")) }}
 - name: BYOC_LIMITS_MEMORY_BYTES
   valueFrom: {resourceFieldRef: {containerName: {{ $v.clickhouse.containerName }}, resource: limits.memory, divisor: "1"}}
+{{- end }}
 {{- end }}
 {{- end -}}
 

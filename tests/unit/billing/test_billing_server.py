@@ -84,6 +84,8 @@ async def test_one_query_gives_the_reading(server: Server, source: ServerSource)
         born_boot_ns=NOW_NS - 3600 * 10**9,
         cpu_limit_millicores=1500,
         memory_limit_bytes=8 * 1024**3,
+        cpu_limit_source="clickhouse",
+        memory_limit_source="clickhouse",
     )
     assert [query.removesuffix("\nFORMAT JSONCompact") for query in server.asked] == [SQL.rstrip()]
 

@@ -1,13 +1,20 @@
 """The lock of a state directory, and the numbers that rise with it."""
 
+import errno
+import fcntl
+import os
+import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from byoc_agents.durable.lock import DirectoryLock
+from byoc_agents.durable.recovery import make
+from byoc_agents.durable.schema import translated
 from byoc_agents.durable.spool import EPOCH, Spool
 from byoc_agents.durable.write_batch import Change
-from byoc_agents.errors import SpoolUnavailableError
+from byoc_agents.errors import SpoolUnavailableError, SpoolUnusableError
 from lab.fakes.core import FakeClock
 
 
@@ -84,3 +91,72 @@ async def test_an_epoch_that_cannot_be_kept_is_not_given_and_the_spool_goes_on(
         spool._lock.hold()
         assert await spool.later_epoch(0) == first + 1
         assert await spool.state("key") == {"key": b"value"}
+
+
+UNSTORABLE: Any = object()
+
+
+def refusing(number: int) -> DirectoryLock:
+    def flock(_descriptor: int, _operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return DirectoryLock(Path("somewhere"), flock=flock)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL])
+def test_a_file_system_without_locks_is_not_another_agent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SpoolUnusableError, match="expected a file system with flock") as found:
+        refusing(number).hold()
+    assert str(found.value).startswith(f"somewhere cannot be locked ({os.strerror(number)})")
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_a_disk_that_fails_is_not_another_agent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SpoolUnavailableError) as found:
+        refusing(number).hold()
+    assert str(found.value) == f"somewhere cannot be locked ({os.strerror(number)})"
+
+
+def test_another_process_that_holds_the_lock_is_named_as_such(tmp_path: Path) -> None:
+    holder = os.open(tmp_path / "lock", os.O_CREAT | os.O_RDWR)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    with pytest.raises(SpoolUnusableError, match="in use by another agent; expected one process"):
+        DirectoryLock(tmp_path).hold()
+    os.close(holder)
+    DirectoryLock(tmp_path).hold()
+
+
+@pytest.mark.parametrize(
+    ("code", "cause"),
+    [
+        (sqlite3.SQLITE_IOERR_SHMMAP, "cannot map a file into shared memory"),
+        (sqlite3.SQLITE_IOERR_SHMLOCK, "cannot lock a file"),
+        (sqlite3.SQLITE_IOERR_LOCK, "cannot lock a file"),
+    ],
+)
+def test_what_a_file_system_cannot_do_is_named_and_is_no_disk_error(code: int, cause: str) -> None:
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorcode = code
+    expected = rf"{cause} .*expected a local file system"
+    with pytest.raises(SpoolUnusableError, match=expected), translated():
+        raise error
+
+
+def test_a_disk_error_stays_one() -> None:
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorcode = sqlite3.SQLITE_IOERR_READ
+    with pytest.raises(SpoolUnavailableError, match=r"^disk I/O error$"), translated():
+        raise error
+
+
+def test_a_file_that_could_not_be_finished_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "spool.db"
+    with pytest.raises((sqlite3.Error, TypeError)):
+        make(path, {"mark": UNSTORABLE})
+    assert not list(tmp_path.iterdir())

@@ -8,26 +8,33 @@ left, or whose path now names another one, goes on answering.
 in a cycle (idr_alloc_cyclic; since Linux 5.6 under a generation as well), so none comes back within
 a boot, and it is the same after a restart of the agent. `born_boot_ns` is given for a container's
 own cgroup only: the start of the oldest process in it. A runtime ends a container with its first
-process, so that time is the same whenever it is asked for; other cgroups outlive their oldest one.
+process, so that time is the same whenever it is asked for. Other cgroups (a service's, a login
+session's) may have been used by processes that are gone, and outlive their oldest one: their birth
+is unknown, as is that of a cgroup that used more CPU than its oldest process had time for.
 """
 
 import errno
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 import msgspec
 
-from byoc_agents.billing.sources.cgroup_files import KeptFile, counters_of
+from byoc_agents.billing.record import MAX_CPUS
+from byoc_agents.billing.sources.cgroup_files import KeptFile, Limit, counters_of
 from byoc_agents.billing.sources.cgroup_paths import Hierarchy, Locator, identity
-from byoc_agents.billing.sources.procfs import Finder, ProcFs, container_id, refused
+from byoc_agents.billing.sources.procfs import Finder, Process, ProcFs, container_id, refused
 from byoc_agents.billing.sources.reading import (
+    LimitSource,
     Reading,
     SourceName,
     TargetAbsentError,
     TargetUnreadableError,
 )
 
+HIDDEN_PID = 0  # of a process in another pid namespace, in cgroup.procs
+_SLACK_USEC = 50_000  # of each CPU: a start time is cut to 10 ms, and a tick is 10 ms at most
 _GONE = frozenset({errno.ENODEV, errno.ENOENT, errno.ESTALE, errno.ESRCH, errno.ENOTDIR})
 
 
@@ -39,6 +46,12 @@ class Place(msgspec.Struct, frozen=True):
     owner: str  # who may read it, for an error's text
     witness: Callable[[], object]  # another answer than before, or an OSError: look again
     close: Callable[[], None]  # of the witness
+    exclusive: bool = False  # the cgroup itself is the target, and not a process in it
+
+
+def boottime_ns() -> int:
+    """Return the time since boot, on the clock of processes' start times."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 class CgroupSource:
@@ -46,9 +59,17 @@ class CgroupSource:
 
     name: SourceName = "cgroup.v2"  # until the first read has seen which
 
-    def __init__(self, locate: Callable[[], Place], proc: ProcFs, boot_id: str) -> None:
-        """Take a way to find the cgroup (`at_path`, `of_process`), a /proc and the boot id."""
+    def __init__(
+        self,
+        locate: Callable[[], Place],
+        proc: ProcFs,
+        boot_id: str,
+        *,
+        boot_ns: Callable[[], int] = boottime_ns,
+    ) -> None:
+        """Take a way to find the cgroup (`at_path`, `of_process`), a /proc and the boot's clock."""
         self._locate = locate
+        self._boot_ns = boot_ns
         self._proc = proc
         self._boot_id = boot_id
         self._opened: _Opened | None = None
@@ -74,6 +95,12 @@ class CgroupSource:
             self.close()
         raise TargetAbsentError(f"{opened.directory} went away")
 
+    def _born(self, opened: "_Opened") -> int | None:
+        try:
+            return opened.born(self._boot_ns())
+        except (OSError, TargetUnreadableError):  # the reading itself says why
+            return None
+
     def close(self) -> None:
         """Give up the descriptors."""
         opened, self._opened = self._opened, None
@@ -87,12 +114,12 @@ class CgroupSource:
             opened = _Opened(place, self._proc, self._boot_id)
         except OSError as error:
             place.close()
-            if error.errno in _GONE:
+            if error.errno in _GONE and not directory.exists():
                 raise TargetAbsentError(f"{directory} went away") from None
             path = Path(error.filename or directory)
             raise TargetUnreadableError(refused(path, error, place.owner)) from None
         if self._birth[0] != opened.incarnation or self._birth[1] is None:
-            self._birth = (opened.incarnation, opened.born())
+            self._birth = (opened.incarnation, self._born(opened))
         opened.born_boot_ns = self._birth[1]
         self._opened, self.name = opened, place.hierarchy.version
         return opened
@@ -110,6 +137,7 @@ class _Opened:
         self._proc = proc
         self._testimony = place.witness()
         self._counters = counters_of(place.hierarchy)
+        self._cpus = proc.cpus()
 
     def is_current(self) -> bool:
         """Tell whether these are still the target's files. Raises OSError."""
@@ -118,6 +146,11 @@ class _Opened:
     def read(self) -> Reading:
         """Return the counters. Raises OSError or TargetUnreadableError."""
         memory_bytes = self._counters.memory_bytes()
+        cpu, memory = self._counters.cpu_limit(), self._counters.memory_limit()
+        # No limit of its own, but one above: what the pod has, not the container. The downward API
+        # then gives the node's size for a figure without a limit (kubernetes/kubernetes#132603).
+        shared = cpu.own is None and memory.own is None and (cpu.above or memory.above)
+        unlimited: LimitSource | None = "unknown" if shared else None
         return Reading(
             source=self._place.hierarchy.version,
             incarnation=self.incarnation,
@@ -125,15 +158,33 @@ class _Opened:
             cpu_usec=self._counters.cpu_usec(),
             memory_bytes=self._resident_bytes() if memory_bytes is None else memory_bytes,
             born_boot_ns=self.born_boot_ns,
-            cpu_limit_millicores=self._counters.cpu_limit_millicores(),
-            memory_limit_bytes=self._counters.memory_limit_bytes(),
+            cpu_limit_millicores=cpu.effective,
+            memory_limit_bytes=memory.effective,
+            cpu_limit_source=_limit_source(cpu) or unlimited,
+            memory_limit_source=_limit_source(memory) or unlimited,
+            exclusive=self._place.exclusive,
+            machine_cpus=self._cpus,
         )
 
-    def born(self) -> int | None:
-        """Return when a container's oldest process began; None where that is no birth."""
+    def born(self, now_ns: int) -> int | None:
+        """Return when a container's oldest process began; None if that is not the counter's birth.
+
+        It is not if the cgroup is not a container's own, if a process in it cannot be looked at and
+        may be older, or if the counter shows more than the machine can have done since then: such a
+        cgroup was used before.
+        """
         if not container_id(PurePosixPath(self._place.hierarchy.path).name):
             return None
-        return min(filter(None, map(self._started, self._pids())), default=None)
+        pids = self._pids()
+        try:
+            started = [self._started(pid) for pid in pids]
+        except TargetUnreadableError:
+            return None
+        born_ns = min(filter(None, started), default=None)
+        if born_ns is None or HIDDEN_PID in pids:
+            return None
+        most_usec = (max(0, now_ns - born_ns) // 1000 + _SLACK_USEC) * (self._cpus or MAX_CPUS)
+        return born_ns if self._counters.cpu_usec() <= most_usec else None
 
     def refused(self, error: OSError) -> str:
         """Return an error's text for people."""
@@ -148,20 +199,27 @@ class _Opened:
         return sum(self._proc.resident_bytes(pid) for pid in self._pids())
 
     def _pids(self) -> list[int]:
-        """Return the processes in it and below; those of another pid namespace show as 0."""
+        """Return the processes in it and below; HIDDEN_PID for one of another pid namespace."""
         pids: list[int] = []
         for directory, _, _ in os.walk(self.directory):
             try:
                 pids += map(int, Path(directory, "cgroup.procs").read_text().split())
             except (OSError, ValueError):
                 continue
-        return [pid for pid in pids if pid > 0]
+        return pids
 
     def _started(self, pid: int) -> int | None:
+        """Return a process's start; None if it has ended. Raises TargetUnreadableError."""
         try:
-            return self._proc.process(pid).born_boot_ns
-        except (TargetAbsentError, TargetUnreadableError):
+            return self._proc.process(pid).born_boot_ns if pid != HIDDEN_PID else None
+        except TargetAbsentError:
             return None
+
+
+def _limit_source(limit: Limit) -> LimitSource | None:
+    if limit.effective is None:
+        return None
+    return "cgroup" if limit.effective == limit.own else "cgroup_ancestor"
 
 
 def at_path(locator: Locator, path: Path) -> Callable[[], Place]:
@@ -170,7 +228,7 @@ def at_path(locator: Locator, path: Path) -> Callable[[], Place]:
     def locate() -> Place:
         hierarchy = locator.of_path(path)
         found = container_id(str(path))
-        return Place(hierarchy, found, "root", lambda: identity(path), lambda: None)
+        return Place(hierarchy, found, "root", lambda: identity(path), lambda: None, exclusive=True)
 
     return locate
 
@@ -179,18 +237,26 @@ def of_process(locator: Locator, finder: Finder, proc: ProcFs) -> Callable[[], P
     """Return a way to find the cgroup of a process.
 
     A descriptor of /proc/PID/cgroup is bound to the process and not to the pid: it tells when the
-    process has ended (ESRCH) and when it was moved, even where another one got its pid.
+    process has ended (ESRCH) and when it was moved, even where another one got its pid. A process
+    that never had the file (gVisor) has not ended.
     """
+    had_membership: Process | None = None
 
     def locate() -> Place:
+        nonlocal had_membership
         process = finder.find()
         pid = process.pid
         try:
             membership = KeptFile(proc.file(pid, "cgroup"))
+            had_membership = process
         except OSError as error:
-            if error.errno in _GONE:
+            ended = process == had_membership or finder.find() != process
+            if error.errno in _GONE and ended:
                 raise TargetAbsentError(f"process {pid} has ended") from None
-            raise TargetUnreadableError(refused(proc.file(pid, "cgroup"), error)) from None
+            reason = refused(proc.file(pid, "cgroup"), error)
+            if error.errno in _GONE:  # gVisor has no such file
+                reason += f", although process {pid} runs: this kernel shows no cgroups"
+            raise TargetUnreadableError(reason) from None
         try:
             hierarchy = locator.of_process(pid)
             if finder.find() != process:  # the descriptor may be another one's

@@ -7,7 +7,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from byoc_agents.billing.sources.cgroup_paths import Hierarchy
+import msgspec
+
+from byoc_agents.billing.sources.cgroup_paths import Hierarchy, Levels, levels
 from byoc_agents.billing.sources.reading import TargetUnreadableError
 
 T = TypeVar("T")
@@ -45,6 +47,18 @@ class KeptFile:
         os.close(self._fd)
 
 
+class Limit(msgspec.Struct, frozen=True):
+    """One figure's limits: the smallest of a container's own cgroups, and of those above it."""
+
+    own: int | None
+    above: int | None
+
+    @property
+    def effective(self) -> int | None:
+        """Return what binds the container: the smaller one; None if there is no limit."""
+        return min((x for x in (self.own, self.above) if x is not None), default=None)
+
+
 class Counters(Protocol):
     """One cgroup's figures. Each method raises OSError or TargetUnreadableError."""
 
@@ -56,12 +70,12 @@ class Counters(Protocol):
         """Return what is charged, page cache included; None without the memory controller."""
         ...
 
-    def cpu_limit_millicores(self) -> int | None:
-        """Return the quota in thousandths of a core, None where there is none."""
+    def cpu_limit(self) -> Limit:
+        """Return the CPU quota in thousandths of a core."""
         ...
 
-    def memory_limit_bytes(self) -> int | None:
-        """Return the limit, None where there is none."""
+    def memory_limit(self) -> Limit:
+        """Return the memory limit in bytes."""
         ...
 
     def close(self) -> None:
@@ -74,14 +88,11 @@ class CountersV2:
 
     def __init__(self, at: Hierarchy) -> None:
         """Open the files. Raises OSError."""
-        self._stat, self._memory, self._max, self._limit = _opened(
-            [
-                (at.cpuacct, "cpu.stat", True),
-                (at.memory, "memory.current", False),
-                (at.cpu, "cpu.max", False),
-                (at.memory, "memory.max", False),
-            ]
+        self._stat, self._memory = _opened(
+            [(at.cpuacct, "cpu.stat", True), (at.memory, "memory.current", False)]
         )
+        self._max = _Limits(at.cpu, at.path, "cpu.max")
+        self._limit = _Limits(at.memory, at.path, "memory.max")
 
     def cpu_usec(self) -> int:
         """See Counters."""
@@ -91,17 +102,19 @@ class CountersV2:
         """See Counters."""
         return _value(self._memory, parse_count)
 
-    def cpu_limit_millicores(self) -> int | None:
+    def cpu_limit(self) -> Limit:
         """See Counters."""
-        return _value(self._max, parse_cpu_max)
+        return self._max.read(parse_cpu_max)
 
-    def memory_limit_bytes(self) -> int | None:
+    def memory_limit(self) -> Limit:
         """See Counters."""
-        return _value(self._limit, parse_memory_max)
+        return self._limit.read(parse_memory_max)
 
     def close(self) -> None:
         """See Counters."""
-        _close([self._stat, self._memory, self._max, self._limit])
+        _close([self._stat, self._memory])
+        self._max.close()
+        self._limit.close()
 
 
 class CountersV1:
@@ -109,15 +122,11 @@ class CountersV1:
 
     def __init__(self, at: Hierarchy) -> None:
         """Open the files. Raises OSError."""
-        self._usage, self._memory, self._quota, self._period, self._limit = _opened(
-            [
-                (at.cpuacct, "cpuacct.usage", True),
-                (at.memory, "memory.usage_in_bytes", False),
-                (at.cpu, "cpu.cfs_quota_us", False),
-                (at.cpu, "cpu.cfs_period_us", False),
-                (at.memory, "memory.limit_in_bytes", False),
-            ]
+        self._usage, self._memory = _opened(
+            [(at.cpuacct, "cpuacct.usage", True), (at.memory, "memory.usage_in_bytes", False)]
         )
+        self._quota = _Limits(at.cpu, at.path, "cpu.cfs_quota_us", "cpu.cfs_period_us")
+        self._limit = _Limits(at.memory, at.path, "memory.limit_in_bytes")
 
     def cpu_usec(self) -> int:
         """See Counters. The file counts nanoseconds."""
@@ -127,18 +136,59 @@ class CountersV1:
         """See Counters."""
         return _value(self._memory, parse_count)
 
-    def cpu_limit_millicores(self) -> int | None:
+    def cpu_limit(self) -> Limit:
         """See Counters."""
-        quota, period = _value(self._quota, parse_quota), _value(self._period, parse_count)
-        return quota * 1000 // period if quota is not None and period else None
+        return self._quota.read(parse_cfs)
 
-    def memory_limit_bytes(self) -> int | None:
+    def memory_limit(self) -> Limit:
         """See Counters."""
-        return _value(self._limit, parse_memory_max)
+        return self._limit.read(parse_memory_max)
 
     def close(self) -> None:
         """See Counters."""
-        _close([self._usage, self._memory, self._quota, self._period, self._limit])
+        _close([self._usage, self._memory])
+        self._quota.close()
+        self._limit.close()
+
+
+class _Limits:
+    """The files of one figure's limit, in a cgroup and in those above it."""
+
+    def __init__(self, directory: Path | None, path: str, *names: str) -> None:
+        """Open them. A file that is missing, or hidden from us, limits nothing that we know of."""
+        found = levels(directory, path) if directory else Levels((), ())
+        self._own = [files for level in found.own if (files := _open_all(level, names))]
+        self._above = [files for level in found.above if (files := _open_all(level, names))]
+
+    def read(self, parse: Callable[..., int | None]) -> Limit:
+        """Return the limits. `parse` takes each file's content and raises ValueError."""
+        return Limit(_smallest(self._own, parse), _smallest(self._above, parse))
+
+    def close(self) -> None:
+        for files in self._own + self._above:
+            _close(files)
+
+
+def _smallest(groups: list[list[KeptFile]], parse: Callable[..., int | None]) -> int | None:
+    limits = (_limit(files, parse) for files in groups)
+    return min((limit for limit in limits if limit), default=None)  # 0 would be no size either
+
+
+def _limit(files: list[KeptFile], parse: Callable[..., int | None]) -> int | None:
+    contents = [file.read() for file in files]
+    try:
+        return parse(*contents)
+    except ValueError:
+        raise TargetUnreadableError(f"{files[0].path}: not in the form of cgroups(7)") from None
+
+
+def _open_all(directory: Path, names: Iterable[str]) -> list[KeptFile]:
+    """Open all of the files, or none."""
+    try:
+        found = _opened((directory, name, True) for name in names)
+    except OSError:
+        return []
+    return [file for file in found if file]
 
 
 def counters_of(at: Hierarchy) -> Counters:
@@ -171,6 +221,12 @@ def parse_quota(content: bytes) -> int | None:
     """Return v1's cpu.cfs_quota_us, where -1 means none. Raises ValueError."""
     quota = int(_matched(_QUOTA, content)[1])
     return None if quota < 0 else quota
+
+
+def parse_cfs(quota_usec: bytes, period_usec: bytes) -> int | None:
+    """Return millicores of v1's cpu.cfs_quota_us and cpu.cfs_period_us. Raises ValueError."""
+    quota, period = parse_quota(quota_usec), parse_count(period_usec)
+    return quota * 1000 // period if quota is not None and period else None
 
 
 @lru_cache

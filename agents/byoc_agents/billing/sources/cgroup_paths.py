@@ -13,9 +13,12 @@ from typing import Literal
 
 import msgspec
 
-from byoc_agents.billing.sources.procfs import ProcFs, refused
+from byoc_agents.billing.sources.procfs import ProcFs, container_id, refused
 from byoc_agents.billing.sources.reading import TargetAbsentError, TargetUnreadableError
 
+_MAX_DEPTH = 64  # levels of a path; runtimes make six or so
+# The names that the kubelet gives to the cgroups above a pod's, by both of its drivers
+_NODE = re.compile(r"(.*-)?kubepods(-burstable|-besteffort)?(\.slice)?|burstable|besteffort")
 UNIFIED = ""  # the v2 hierarchy's name in /proc/PID/cgroup
 Identity = tuple[int, int]  # device and inode of a directory
 
@@ -81,6 +84,11 @@ class Locator:
                 return Hierarchy("cgroup.v2", str(path), path, path, path)
             return _v1_at(search, path)
         except (FileNotFoundError, NotADirectoryError):
+            if not any(path.is_relative_to(mount.point) for mount in search.own_mounts):
+                raise TargetUnreadableError(
+                    f"no cgroup {path}: expected a directory of a cgroup file system that is "
+                    "mounted here"
+                ) from None
             raise TargetAbsentError(f"no cgroup {path}") from None
         except OSError as error:
             raise TargetUnreadableError(refused(path, error)) from None
@@ -158,7 +166,7 @@ class _Search:
             return path.read_bytes().decode(errors="replace")
         except OSError as error:
             if who != "self" and isinstance(error, FileNotFoundError | ProcessLookupError):
-                raise TargetAbsentError(f"no process {who} in {self._proc.root}") from None
+                self._proc.process(int(who))  # raises if it has ended
             raise TargetUnreadableError(refused(path, error)) from None
 
 
@@ -202,6 +210,31 @@ _FILES_V1 = {
     "cpu": "cpu.cfs_quota_us",
     "memory": "memory.usage_in_bytes",
 }
+
+
+class Levels(msgspec.Struct, frozen=True):
+    """The directories of one controller whose limits bind a process."""
+
+    own: tuple[Path, ...]  # the process's cgroup, up to its container's
+    above: tuple[Path, ...]  # cgroups that hold it, as far as they can be seen
+
+
+def levels(directory: Path, path: str) -> Levels:
+    """Return the cgroups from `directory` up to the top of its mount.
+
+    `path` is the cgroup's path as /proc/PID/cgroup names it: inside a container its own mount shows
+    the container's cgroup as the top, under another name. Kubernetes' own cgroups (`kubepods` and
+    the QoS classes) are left out: their limits are the node's, and no pod was given them.
+    """
+    chain = [directory]
+    while len(chain) < _MAX_DEPTH and (chain[-1].parent / "cgroup.procs").exists():
+        chain.append(chain[-1].parent)
+    named = list(reversed(PurePosixPath(path).parts))
+    names = [*named[: len(chain)], *(level.name for level in chain[len(named) :])]
+    node = next((i for i, name in enumerate(names) if _NODE.fullmatch(name)), len(chain))
+    of_container = (i for i, name in enumerate(names[:node]) if container_id(name))
+    own = next(of_container, 0) + 1
+    return Levels(tuple(chain[:own]), tuple(chain[own : max(node, own)]))
 
 
 def is_root(directory: Path) -> bool:

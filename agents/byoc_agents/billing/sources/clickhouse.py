@@ -7,8 +7,11 @@ steps come late, but nothing of them is lost. Not counted: accepting connections
 schedules without a group, the allocator's threads. It is a lower bound of what the cgroup counts.
 """
 
+import hashlib
 from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
+
+import msgspec
 
 from byoc_agents.app.clock import Clock
 from byoc_agents.billing.sources.reading import Reading, SourceName, TargetUnreadableError
@@ -27,12 +30,22 @@ CPU = "OSCPUVirtualTimeMicroseconds"
 MEMORY = ("MemoryResident", "CGroupMemoryUsed", "MemoryTracking")
 MEMORY_LIMIT, CPU_LIMIT = "CGroupMemoryTotal", "CGroupMaxCPU"
 UPTIME = "uptime"
+MACHINE_CPUS = "machine_cpus"
+SERVER_UUID, HOST_NAME = "server_uuid", "host_name"
+NO_UUID = "00000000-0000-0000-0000-000000000000"
+SUCCESSOR_ANSWERS = 12  # in a row, until a server that takes another one's place is believed
+ALONE_ANSWERS = 60  # in a row, until one of several is: chance gives two of them 2**-59
+UPTIME_SLACK_NS = 250_000_000  # of the time an answer takes; uptime() is cut to whole seconds
 _NO_LIMIT_BYTES = 2**62
 _MAX_VALUE = 2**64  # UInt64
-_ACCESS_DENIED, _UNKNOWN_TABLE = 497, 60  # ClickHouse src/Common/ErrorCodes.cpp
+_ACCESS_DENIED, _UNKNOWN_TABLE, _UNKNOWN_FUNCTION = (
+    497,
+    60,
+    46,
+)  # ClickHouse src/Common/ErrorCodes.cpp
 
 # Values as text: the tables have UInt64, Float64 and Int64, which no common type holds.
-SQL = f"""
+OLD_SQL = f"""
 SELECT event AS name, toString(value) AS value FROM system.events WHERE event = '{CPU}'
 UNION ALL
 SELECT metric AS name, toString(value) AS value FROM system.asynchronous_metrics
@@ -41,8 +54,116 @@ UNION ALL
 SELECT metric AS name, toString(value) AS value FROM system.metrics WHERE metric = '{MEMORY[2]}'
 UNION ALL
 SELECT '{UPTIME}' AS name, toString(uptime()) AS value
+UNION ALL
+SELECT '{MACHINE_CPUS}' AS name, toString(count()) AS value FROM system.asynchronous_metrics
+WHERE metric LIKE 'OSUserTimeCPU%'
+UNION ALL
+SELECT '{HOST_NAME}' AS name, hostName() AS value
 """  # noqa: S608 - constants of this file
+# One request is answered by one server, so who it is must be asked in the same one.
+SQL = f"{OLD_SQL}UNION ALL\nSELECT '{SERVER_UUID}' AS name, toString(serverUUID()) AS value\n"
 GRANT = "GRANT SELECT ON system.events, system.asynchronous_metrics and system.metrics"
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """Who answered, and what tells one server from another."""
+
+    server_uuid: str  # "" before ClickHouse 21.12
+    host_name: str
+    cpu_usec: int
+    uptime_ns: int  # cut to whole seconds
+    asked_ns: int  # boot clock
+    answered_ns: int
+
+    @property
+    def known(self) -> bool:
+        """Return whether the server names itself."""
+        return bool(self.server_uuid or self.host_name)
+
+    def __str__(self) -> str:
+        uuid = f" (serverUUID {self.server_uuid})" if self.server_uuid else ""
+        return f"{self.host_name or 'a server without a host name'}{uuid}"
+
+    @property
+    def latest_start_ns(self) -> int:
+        """Return when the server has begun at the latest, on our boot clock."""
+        return self.answered_ns - self.uptime_ns + UPTIME_SLACK_NS
+
+    @property
+    def earliest_start_ns(self) -> int:
+        """Return when the server has begun at the earliest."""
+        return self.asked_ns - self.uptime_ns - 1_000_000_000 - UPTIME_SLACK_NS
+
+    def began_after(self, before: "Answer") -> bool:
+        """Return whether this server may have begun after an earlier answer."""
+        return self.latest_start_ns >= before.asked_ns
+
+    def is_same_server(self, before: "Answer") -> bool:
+        """Return whether one server can have given both answers, this one later.
+
+        A restart keeps serverUUID and host name. Without a serverUUID, uptime and counter must
+        agree: one server's start never moves back (it moves forward while the machine is asleep),
+        and its counter falls at a restart only.
+        """
+        if self.host_name != before.host_name:
+            return False
+        if self.server_uuid and before.server_uuid:
+            return self.server_uuid == before.server_uuid
+        drift_ns = (self.asked_ns - before.answered_ns) // 1000  # of two clocks, ten times NTP's
+        if self.latest_start_ns + drift_ns < before.earliest_start_ns:
+            return False
+        return self.cpu_usec >= before.cpu_usec or self.began_after(before)
+
+
+class OneServer:
+    """Makes sure that all answers under one URL are one server's.
+
+    Behind a Service or a load balancer several replicas answer in turn. Their counters are not one
+    counter, so none of them is billed until one answers alone. A server that is replaced for good
+    (a pod that was moved) is accepted at once if it began after the last answer of the earlier one,
+    else after `SUCCESSOR_ANSWERS` in a row; `ALONE_ANSWERS` once two have answered in turn.
+    """
+
+    def __init__(self) -> None:
+        self._accepted: Answer | None = None
+        self._last: Answer | None = None
+        self._in_a_row = 0
+        self._refused: Answer | None = None  # since the last accepted one
+        self._several: tuple[Answer, Answer] | None = None
+
+    def check(self, answer: Answer) -> None:
+        """Take the newest answer. Raises TargetUnreadableError if it is not to be believed."""
+        last, accepted = self._last, self._accepted
+        self._last = answer
+        if last is None or accepted is None:
+            self._accepted, self._in_a_row = answer, 1
+            return
+        self._in_a_row = self._in_a_row + 1 if answer.is_same_server(last) else 1
+        ours = answer.is_same_server(accepted)
+        if ours and self._refused:  # back from another one that answered in between
+            self._several = self._several or (accepted, self._refused)
+        if self._several:
+            believed = self._in_a_row >= ALONE_ANSWERS
+        else:
+            successor = answer.began_after(accepted) or self._in_a_row >= SUCCESSOR_ANSWERS
+            believed = ours or successor
+        if not believed:
+            self._refused = answer
+            raise TargetUnreadableError(self._trouble(answer, accepted))
+        self._accepted, self._refused, self._several = answer, None, None
+
+    def _trouble(self, answer: Answer, accepted: Answer) -> str:
+        if not self._several:
+            return (
+                f"another server answers now: {answer} instead of {accepted}; it is taken as the "
+                f"successor after {SUCCESSOR_ANSWERS} answers in a row"
+            )
+        one, two = self._several
+        names = f"{one} and {two}" if one.known and str(one) != str(two) else "by their uptimes"
+        return (
+            f"more than one server answers under this URL ({names}): expected the address of one "
+            "server, not of a Service or a load balancer"
+        )
 
 
 class ServerSource:
@@ -53,6 +174,8 @@ class ServerSource:
     def __init__(self, client: ClickHouse, clock: Clock) -> None:
         self._client = client
         self._clock = clock
+        self._sql = SQL
+        self._one = OneServer()
 
     async def read(self) -> Reading:
         """Return the server's counters.
@@ -60,17 +183,30 @@ class ServerSource:
         Raises TargetUnreadableError only: a server that does not answer may be running yet.
         """
         asked_ns = self._clock.boot_ns()
-        try:
-            rows = await self._client.query(SQL)
-        except ClickHouseError as error:
-            raise TargetUnreadableError(f"{self._client}: {_advice(error)}") from None
-        now_ns = (asked_ns + self._clock.boot_ns()) // 2
+        rows = await self._ask()
+        answered_ns = self._clock.boot_ns()
         figures = figures_of(rows)
         if UPTIME not in figures:
             raise TargetUnreadableError(f"{self._client}: not ClickHouse's answer")
         if CPU not in figures:
             raise TargetUnreadableError(f"{self._client}: {_NO_CPU}")
-        return reading_of(figures, now_ns, self._clock.boot_id)
+        answer = answer_of(rows, figures, asked_ns, answered_ns)
+        try:
+            self._one.check(answer)
+        except TargetUnreadableError as error:
+            raise TargetUnreadableError(f"{self._client}: {error}") from None
+        now_ns = (asked_ns + answered_ns) // 2
+        return reading_of(figures, now_ns, self._clock.boot_id, answer)
+
+    async def _ask(self) -> list[Row]:
+        try:
+            return await self._client.query(self._sql)
+        except ClickHouseError as error:
+            no_uuid = isinstance(error, ClickHouseServerError) and error.code == _UNKNOWN_FUNCTION
+            if not no_uuid or self._sql == OLD_SQL:
+                raise TargetUnreadableError(f"{self._client}: {_advice(error)}") from None
+        self._sql = OLD_SQL  # a server from before serverUUID()
+        return await self._ask()
 
     def close(self) -> None:
         """Nothing is held."""
@@ -95,16 +231,40 @@ def figures_of(rows: list[Row]) -> dict[str, Decimal]:
     return figures
 
 
-def reading_of(figures: Mapping[str, Decimal], now_ns: int, boot_id: str) -> Reading:
+def answer_of(
+    rows: list[Row], figures: Mapping[str, Decimal], asked_ns: int, answered_ns: int
+) -> Answer:
+    """Return who answered; what an old server does not tell is empty."""
+    texts = {str(row.get("name")): str(row.get("value")) for row in rows}
+    uuid = texts.get(SERVER_UUID, "")
+    return Answer(
+        server_uuid="" if uuid == NO_UUID else uuid,
+        host_name=texts.get(HOST_NAME, ""),
+        cpu_usec=int(figures[CPU]),
+        uptime_ns=int(figures[UPTIME] * 1_000_000_000),
+        asked_ns=asked_ns,
+        answered_ns=answered_ns,
+    )
+
+
+def reading_of(
+    figures: Mapping[str, Decimal], now_ns: int, boot_id: str, answer: Answer | None = None
+) -> Reading:
     """Return the reading. `now_ns` is boot time; the server's start is known to about a second.
 
-    The start tells one life of the server from the next, so `incarnation` is the boot alone.
+    The start tells one life of the server from the next, so `incarnation` is the boot and, if it
+    names itself in `answer`, the server.
     """
+    server = ""
+    if answer and answer.known:
+        name = f"{answer.server_uuid} {answer.host_name}"
+        server = f"-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    cpus = figures.get(MACHINE_CPUS, Decimal(0))
     memory = next((figures[name] for name in MEMORY if name in figures), Decimal(0))
     cores, limit = figures.get(CPU_LIMIT, Decimal(0)), figures.get(MEMORY_LIMIT, Decimal(0))
     return Reading(
         source="clickhouse",
-        incarnation=boot_id[:8],
+        incarnation=boot_id[:8] + server,
         container_id="",
         cpu_usec=max(0, int(figures[CPU])),
         memory_bytes=max(0, int(memory)),
@@ -112,6 +272,9 @@ def reading_of(figures: Mapping[str, Decimal], now_ns: int, boot_id: str) -> Rea
         cpu_limit_millicores=round(cores * 1000) if cores > 0 else None,
         # 0 is ClickHouse's word for the whole machine, a huge number the kernel's for no limit
         memory_limit_bytes=int(limit) if 0 < limit < _NO_LIMIT_BYTES else None,
+        cpu_limit_source="clickhouse" if cores > 0 else None,
+        memory_limit_source="clickhouse" if 0 < limit < _NO_LIMIT_BYTES else None,
+        machine_cpus=int(cpus) if cpus >= 1 else None,
     )
 
 

@@ -60,7 +60,9 @@ class ProcessSource:
         try:
             tree = settled(partial(_observe, root.pid, self._tree))
         except psutil.NoSuchProcess:
-            raise TargetAbsentError(f"process {root.pid} has ended") from None
+            if self._finder.find() != root:  # raises if it is gone, or may only be hidden
+                raise TargetAbsentError(f"process {root.pid} has ended") from None
+            raise TargetUnreadableError(f"process {root.pid}: not in /proc for a moment") from None
         except psutil.Error as error:
             raise TargetUnreadableError(
                 f"process {root.pid}: {type(error).__name__} in /proc"
@@ -83,6 +85,7 @@ class ProcessSource:
             memory_bytes=sum(use.resident_bytes for use in uses),  # shared pages count for each
             born_boot_ns=root.born_boot_ns,
             resets_to_zero=False,
+            machine_cpus=self._proc.cpus(),
         )
 
 

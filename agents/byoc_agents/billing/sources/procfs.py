@@ -10,12 +10,27 @@ from pathlib import Path
 
 import msgspec
 
-from byoc_agents.billing.sources.reading import TargetAbsentError, TargetUnreadableError
+from byoc_agents.billing.sources.reading import (
+    TargetAbsentError,
+    TargetForeignError,
+    TargetUnreadableError,
+)
 
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+SERVER = "clickhouse-server"
 COMM_BYTES = 15  # TASK_COMM_LEN - 1 in linux/sched.h: comm is cut there
 _HEX64 = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 _DOCKER_MOUNT = re.compile(r"/containers/([0-9a-f]{64})/")  # of /etc/hostname in mountinfo
+# The kubelet's directory of a container, bind-mounted into it for its termination message
+_POD_MOUNT = re.compile(r"/pods/([0-9a-z-]+)/containers/([a-z0-9-]+)/[0-9a-z]+$")
+_POD_CGROUP = re.compile(r"\bkubepods\S*pod([0-9a-f]{8}[0-9a-f_-]{24,28})(?=\.slice|/)")
+_CPU_LINE = re.compile(r"^cpu\d+ ", re.MULTILINE)
+_CAP_SYS_PTRACE = 1 << 19  # linux/capability.h; hidepid does not bind who has it
+_HIDES = (
+    "it hides other users' processes; mount it without hidepid (systemd: ProtectProc=default), or "
+    "give the agent the target's uid or the group of the mount's gid option"
+)
+_ONLY_SHOWN = frozenset({"--version", "-V", "--help", "-h"})  # a server that is asked, not started
 _START_FIELD = 19  # field 22 of proc(5) stat, counted from the state (field 3) behind the name
 
 
@@ -29,6 +44,13 @@ class Process(msgspec.Struct, frozen=True):
     def born_boot_ns(self) -> int:
         """Return the start time on CLOCK_BOOTTIME; exact to one tick (10 ms)."""
         return self.start_ticks * 1_000_000_000 // TICKS_PER_SECOND
+
+
+class PodContainer(msgspec.Struct, frozen=True):
+    """Which container of which pod a process is in, as the kubelet's mounts or cgroups show it."""
+
+    pod_uid: str
+    name: str  # "" if only the pod is known
 
 
 class ProcFs:
@@ -45,15 +67,86 @@ class ProcFs:
         """Return a file's content. Raises OSError."""
         return self.file(pid, name).read_bytes().decode(errors="replace")
 
+    def cpus(self) -> int | None:
+        """Return how many CPUs are online, None if /proc/stat does not say."""
+        try:
+            return len(_CPU_LINE.findall((self.root / "stat").read_text())) or None
+        except (OSError, ValueError):
+            return None
+
+    def hides(self) -> str:
+        """Return why this /proc may not show a process that runs, "" if it shows all of them.
+
+        proc(5), hidepid: 1 refuses the files of other users' processes, 2 and 4 hide them, unless
+        we have CAP_SYS_PTRACE or the mount's gid. systemd's ProtectProc= sets the same option.
+        Every pid namespace has a process 1: a /proc that does not show it shows only a part.
+        """
+        options = self._options()
+        if options is None:
+            return ""
+        try:
+            self.text(1, "stat")
+            others = self.file(1, "").stat().st_uid != os.geteuid()
+        except FileNotFoundError:
+            return f"{self.root} does not show process 1: {_HIDES}"
+        except OSError as error:
+            return refused(self.file(1, "stat"), error)
+        hidden = dict(option.partition("=")[::2] for option in options).get("hidepid", "off")
+        if hidden in {"0", "off"} or others or self._may_trace():
+            return ""
+        return f"{self.root} is mounted with hidepid={hidden}: {_HIDES}"
+
+    def shows_only_us(self) -> bool:
+        """Return whether process 1 is in our own cgroup: a container with its own pid namespace."""
+        own = self._text_of("self", "cgroup")
+        return bool(own) and self._text_of(1, "cgroup") == own
+
+    def pod_container(self, who: int | str) -> PodContainer | None:
+        """Return the pod and the container of a process ("self": ours), None if not to be seen.
+
+        The kubelet mounts a directory of the container into it, and names the pod's cgroup after
+        the pod's uid, which is seen from another pod (hostPID) only.
+        """
+        mounts = self._text_of(who, "mountinfo")
+        roots = (line.split(" ")[3:4] for line in mounts.splitlines())
+        found = (_POD_MOUNT.search(root[0]) for root in roots if root)
+        if match := next((match for match in found if match), None):
+            return PodContainer(match[1], match[2])
+        match = _POD_CGROUP.search(self._text_of(who, "cgroup"))
+        return PodContainer(match[1].replace("_", "-"), "") if match else None
+
+    def _text_of(self, who: int | str, name: str) -> str:
+        try:
+            return (self.root / str(who) / name).read_bytes().decode(errors="replace")
+        except OSError:
+            return ""
+
+    def _options(self) -> list[str] | None:
+        """Return the options of the newest /proc in our mount table, None if there is none."""
+        found = None
+        for line in self._text_of("self", "mountinfo").splitlines():
+            left, _, right = line.partition(" - ")
+            point, kinds = left.split(" ")[4:5], right.split(" ")
+            if kinds[0] == "proc" and point in (["/proc"], [str(self.root)]):
+                found = ",".join(kinds[2:]).split(",")
+        return found
+
+    def _may_trace(self) -> bool:
+        status = self._text_of("self", "status")
+        match = re.search(r"^CapEff:\t([0-9a-f]+)$", status, re.MULTILINE)
+        return bool(match and int(match[1], 16) & _CAP_SYS_PTRACE)
+
     def process(self, pid: int) -> Process:
         """Return the life that the pid names now.
 
         Raises TargetAbsentError where there is none or only a zombie, TargetUnreadableError where
-        /proc refuses or talks nonsense.
+        /proc refuses, hides processes or talks nonsense.
         """
         try:
             stat = self.text(pid, "stat")
         except (FileNotFoundError, ProcessLookupError):
+            if reason := self.hides():
+                raise TargetUnreadableError(f"process {pid}: {reason}") from None
             raise TargetAbsentError(f"no process {pid} in {self.root}") from None
         except OSError as error:
             raise TargetUnreadableError(refused(self.file(pid, "stat"), error)) from None
@@ -89,18 +182,23 @@ class ProcFs:
         """Tell whether a process is the program `name`: by comm, command line or executable.
 
         comm alone will not do: it is cut at 15 bytes, and a `clickhouse server` has the name of
-        the multi-purpose binary.
+        the multi-purpose binary. A server that only prints its version is none. Raises
+        TargetUnreadableError if /proc refuses to say.
         """
         try:
             comm = self.text(pid, "comm").rstrip("\n")
             arguments = self.text(pid, "cmdline").split("\0")
+        except PermissionError as error:
+            raise TargetUnreadableError(refused(self.file(pid, "cmdline"), error)) from None
         except OSError:
+            return False
+        if name == SERVER and not _ONLY_SHOWN.isdisjoint(arguments[1:]):
             return False
         programs = {os.path.basename(arguments[0]), self._executable(pid)}  # noqa: PTH119
         if comm == name or name in programs:
             return True
-        if name == "clickhouse-server" and "clickhouse" in programs:
-            return arguments[1:2] == ["server"]
+        if name == SERVER and programs & {"clickhouse", "ch"}:  # programs/main.cpp takes both
+            return arguments[1] in {"server", "--server"} if len(arguments) > 1 else False
         return len(name) > COMM_BYTES and comm == name[:COMM_BYTES] and name in arguments[0]
 
     def container_id(self, pid: int) -> str:
@@ -121,17 +219,25 @@ class ProcFs:
 
 
 class Finder:
-    """Finds one process by pid or by name and holds on to it as long as it lives."""
+    """Finds one process by pid or by name and holds on to it as long as it lives.
 
-    def __init__(self, proc: ProcFs, wanted: int | str, *, shared: bool = True) -> None:
+    Absent is only a process that would be seen if it ran. One that a /proc may hide (`hidepid`),
+    that may be in another pid namespace, or whose files are refused is unreadable.
+    """
+
+    def __init__(
+        self, proc: ProcFs, wanted: int | str, *, shared: bool = True, container: str = ""
+    ) -> None:
         """Take a pid or a program's name.
 
-        `shared` says that the process would surely be visible: not to see it then means that it is
-        not running. Without it that is sure only after it has been seen once.
+        `shared` says that the process should be in our pid namespace. Without it, that it does not
+        run is sure only after it has been seen once. `container` is the name of its container in
+        the pod; "" takes any. A process of another pod is never taken by its name.
         """
         self._proc = proc
         self._wanted = wanted
         self._shared = shared
+        self._container = container
         self._found: Process | None = None
 
     def __repr__(self) -> str:
@@ -140,7 +246,7 @@ class Finder:
     def find(self) -> Process:
         """Return the process; /proc is searched only when the one of last time has ended.
 
-        Raises TargetAbsentError or TargetUnreadableError.
+        Raises TargetAbsentError, TargetUnreadableError or TargetForeignError.
         """
         if isinstance(self._wanted, int):
             return self._by_pid(self._wanted)
@@ -156,32 +262,69 @@ class Finder:
             return False
 
     def _by_pid(self, pid: int) -> Process:
-        now = self._proc.process(pid)
+        try:
+            now = self._proc.process(pid)
+        except TargetAbsentError as error:
+            self._require_sight(str(error))
+            raise
         if self._found is not None and now != self._found:
             raise TargetAbsentError(f"process {pid} has ended; the pid names another one now")
         self._found = now
         return now
 
     def _by_name(self, name: str) -> Process:
-        matches = self._matches(name)
+        matches, elsewhere, refusals = self._matches(name)
         if len(matches) == 1:
             return matches[0]
         if matches:
             pids = ", ".join(str(match.pid) for match in matches)
             raise TargetUnreadableError(
-                f"processes {pids} are all called {name}: set BYOC_BILLING_TARGET to pid:N of one"
+                f"processes {pids} are all called {name}: set BYOC_BILLING_TARGET to pid:N of one; "
+                "in a pod, where pids change, set BYOC_CONTAINER_NAME to the container to meter, "
+                "or BYOC_BILLING_TARGET to clickhouse:http://host:port of its server"
             )
-        if self._shared:
-            raise TargetAbsentError(f"no process called {name} in {self._proc.root}")
-        raise TargetUnreadableError(
-            f"no process called {name} in {self._proc.root}: it is not running, or the pod needs "
-            "shareProcessNamespace: true"
-        )
+        if elsewhere:
+            raise TargetForeignError(
+                f"{name} runs in container {', '.join(sorted(elsewhere))} of this pod: expected "
+                f"container {self._container} (BYOC_CONTAINER_NAME)"
+            )
+        text = f"no process called {name} in {self._proc.root}"
+        if refusals:
+            raise TargetUnreadableError(f"{text}; {refusals[0]}")
+        self._require_sight(text)
+        raise TargetAbsentError(text)
 
-    def _matches(self, name: str) -> list[Process]:
-        """Return the processes of that name that are no children of one of them (forks)."""
-        pids = {pid for pid in self._proc.pids() if self._proc.is_called(pid, name)}
-        pids.discard(os.getpid())
+    def _require_sight(self, text: str) -> None:
+        """Raise TargetUnreadableError if the process may run without being seen."""
+        if reason := self._proc.hides():
+            raise TargetUnreadableError(f"{text}: {reason}")
+        seen = self._found is not None
+        if not seen and (not self._shared or self._proc.shows_only_us()):
+            raise TargetUnreadableError(
+                f"{text}: it is not running, or the pod needs shareProcessNamespace: true"
+            )
+
+    def _matches(self, name: str) -> tuple[list[Process], set[str], list[str]]:
+        """Return processes of that name, in which other containers of our pod one runs, refusals.
+
+        Children of one of them (forks) are left out.
+        """
+        pids, elsewhere, refusals = set(), set(), []
+        own = self._proc.pod_container("self")
+        for pid in self._proc.pids():
+            try:
+                if pid == os.getpid() or not self._proc.is_called(pid, name):
+                    continue
+            except TargetUnreadableError as error:
+                refusals.append(str(error))
+                continue
+            place = self._proc.pod_container(pid)
+            if own and place and place.pod_uid != own.pod_uid:
+                continue  # the neighbour's, with hostPID
+            if place and place.name and self._container not in {"", place.name}:
+                elsewhere.add(place.name)
+            else:
+                pids.add(pid)
         found = []
         for pid in sorted(pids):
             try:
@@ -189,7 +332,7 @@ class Finder:
                     found.append(self._proc.process(pid))
             except (TargetAbsentError, OSError):
                 continue
-        return found
+        return found, elsewhere, refusals
 
     def _parent(self, pid: int) -> int:
         return int(self._proc.text(pid, "stat").rpartition(")")[2].split()[1])

@@ -5,7 +5,9 @@ from typing import Literal, Protocol
 import msgspec
 
 SourceName = Literal["cgroup.v2", "cgroup.v1", "clickhouse", "process"]
-LimitSource = Literal["cgroup", "cgroup_ancestor", "clickhouse"]
+# Where a size was seen. `unknown`: the container surely has no limit of its own while a cgroup
+# above it has one (pod-level resources). The downward API then gives the node's size: not used.
+LimitSource = Literal["cgroup", "cgroup_ancestor", "clickhouse", "unknown"]
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
@@ -16,6 +18,11 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
 
     The meter counts from zero only if the birth of exactly this counter is known: `born_boot_ns`,
     or `exclusive`. A source that is not sure leaves both out, and the first reading is a baseline.
+
+    A limit is the effective one, the smallest on the visible path. None is unknown, never 0.
+
+    `memory_bytes` of `cgroup.v1` and `cgroup.v2` includes the page cache (`memory.current`), that
+    of `clickhouse` and `process` does not (resident memory).
     """
 
     source: SourceName
@@ -42,6 +49,10 @@ class TargetAbsentError(Exception):
 
 class TargetUnreadableError(Exception):
     """It may be running, but cannot be read: which file or URL, which uid, what to set."""
+
+
+class TargetForeignError(TargetUnreadableError):
+    """What runs here is surely another target: no other source may take it for ours."""
 
 
 class Source(Protocol):

@@ -1,28 +1,36 @@
 """What is metered, and by which source: the best one that works, with the others beside it."""
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
 from byoc_agents.app.clock import Clock
-from byoc_agents.billing.sources.cgroup import CgroupSource, at_path, of_process
+from byoc_agents.billing.continuity import BIRTH_TOLERANCE_NS
+from byoc_agents.billing.sources.cgroup import CgroupSource, Place, at_path, of_process
 from byoc_agents.billing.sources.cgroup_paths import Locator
 from byoc_agents.billing.sources.clickhouse import ServerSource
-from byoc_agents.billing.sources.procfs import Finder, ProcFs
+from byoc_agents.billing.sources.procfs import SERVER, Finder, ProcFs
 from byoc_agents.billing.sources.reading import (
     Reading,
     Source,
     SourceName,
     TargetAbsentError,
+    TargetForeignError,
     TargetUnreadableError,
 )
 from byoc_agents.clickhouse import ClickHouse, base_url
 
-SERVER = "clickhouse-server"
 PROBE_NS = 60_000_000_000  # how long a better source may be back without being used
+# ClickHouse adds a thread's CPU time when it reports progress, so its counter may rise by what its
+# threads used before: a step that takes 10 s without a report is long, and each CPU runs one.
+LAG_SECONDS = 10
+MOVED_USEC = {"clickhouse": 10_000, "process": 1_000_000}  # ten samples of progress; 100 ticks
+AGREED = 2  # comparisons in a row, after which a kernel counter is believed again
+KERNEL = frozenset({"cgroup.v1", "cgroup.v2"})  # sources that read the kernel's cgroup counters
 MAX_PID = 2**22  # PID_MAX_LIMIT of linux/threads.h, 64 bit
 
 
@@ -56,6 +64,80 @@ class Observation(msgspec.Struct, frozen=True):
     absent: bool = False
 
 
+def continues(before: Reading, now: Reading) -> bool:
+    """Return whether two readings of one process of ours show one counter that has only grown."""
+    same = (before.source, before.incarnation) == (now.source, now.incarnation)
+    if before.born_boot_ns is not None and now.born_boot_ns is not None:
+        same = same and abs(before.born_boot_ns - now.born_boot_ns) < BIRTH_TOLERANCE_NS
+    return same and now.cpu_usec >= before.cpu_usec
+
+
+class _Pair(msgspec.Struct, frozen=True):
+    """A kernel counter and another counter of the same target, read at the same time."""
+
+    kernel: Reading
+    other: Reading
+
+    @property
+    def excess_usec(self) -> int:
+        """Return by how much the other one is higher."""
+        return self.other.cpu_usec - self.kernel.cpu_usec
+
+    def follows(self, before: "_Pair") -> bool:
+        """Return whether both counters are the ones of before and have only grown."""
+        return continues(before.kernel, self.kernel) and continues(before.other, self.other)
+
+
+class Plausibility:
+    """Compares a kernel counter with lower bounds of the same use.
+
+    What ClickHouse counts itself, and what the process tree used, the cgroup has used as well. The
+    kernel's counter is not believed once it stands still while one of them rises, or falls behind
+    ClickHouse's by more than `LAG_SECONDS` on each CPU. It is believed again after it has kept up
+    in `AGREED` comparisons, or when the cgroup is another one.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[SourceName, _Pair] = {}
+        self._least: dict[SourceName, _Pair] = {}  # with the smallest excess of this life
+        self._distrusted: Reading | None = None
+        self._agreed = 0
+
+    def doubt(self, kernel: Reading, others: Sequence[Reading]) -> str:
+        """Take readings of one moment. Return why the kernel's is not to be used, "" if it is."""
+        earlier = self._distrusted
+        if earlier and (earlier.source, earlier.incarnation) != (kernel.source, kernel.incarnation):
+            self._distrusted = None
+        behind = [other.source for other in others if self._is_behind(_Pair(kernel, other))]
+        if behind:
+            self._distrusted, self._agreed = kernel, 0
+        elif self._distrusted and others:
+            self._agreed += 1
+            if self._agreed >= AGREED:
+                self._distrusted = None
+        if not self._distrusted:
+            return ""
+        return "its CPU counter stands still or falls behind another counter of the same target"
+
+    def _is_behind(self, now: _Pair) -> bool:
+        name = now.other.source
+        last, self._last[name] = self._last.get(name), now
+        if last is None or not now.follows(last):
+            self._least[name] = now
+            return False
+        kernel_usec = now.kernel.cpu_usec - last.kernel.cpu_usec
+        other_usec = now.other.cpu_usec - last.other.cpu_usec
+        stands = kernel_usec == 0 and other_usec >= MOVED_USEC.get(name, 0)
+        if name != "clickhouse":
+            return stands
+        if self._distrusted:  # the interval alone, for it may never catch up
+            return stands or kernel_usec + MOVED_USEC[name] < other_usec
+        least = min(self._least[name], now, key=lambda pair: pair.excess_usec)
+        self._least[name] = least
+        cpus = now.kernel.machine_cpus or os.cpu_count() or 1
+        return stands or now.excess_usec - least.excess_usec > LAG_SECONDS * 1_000_000 * cpus
+
+
 class Target:
     """Reads the best source that works."""
 
@@ -67,6 +149,8 @@ class Target:
         self._active = 0
         self._probed_ns = clock.boot_ns()
         self._failures: dict[int, str] = {}
+        self._plausibility = Plausibility()
+        self._kernel: Reading | None = None  # of last time
 
     def __repr__(self) -> str:
         return f"{self._name} by {', else '.join(source.name for source in self._sources)}"
@@ -75,28 +159,65 @@ class Target:
         """Return what there is to see now; raises nothing but CancelledError.
 
         With `standby` every source is read and the best one taken. Without it only the one of last
-        time is, the others where it fails, and all now and then, to find a better one again.
+        time is, the others where it fails, and all now and then, to find a better one again, or
+        when the kernel's counter has not moved since the last reading.
         """
         now_ns = self._clock.boot_ns()
         everything = standby or (self._active and now_ns - self._probed_ns >= PROBE_NS)
         if everything:
             self._probed_ns = now_ns
-        readings: list[Reading] = []
+        readings: dict[int, Reading] = {}
         absent = False
         order = range(len(self._sources)) if everything else self._from_active()
         for index in order:
             try:
                 reading = await self._sources[index].read()
+            except TargetForeignError as error:
+                self._failures[index] = f"{self._sources[index].name}: {error}"
+                return Observation(None, trouble=self._failures[index])
             except (TargetAbsentError, TargetUnreadableError) as error:
                 self._failures[index] = f"{self._sources[index].name}: {error}"
                 absent = absent or isinstance(error, TargetAbsentError)
                 continue
             self._failures.pop(index, None)
-            self._active = self._active if readings else index
-            readings.append(reading)
-            if not everything and index == order[0]:
+            readings[index] = reading
+            if not everything and index == order[0] and not self._stands_still(reading):
                 break  # after a change of source all others are read as well: standbys
-        return self._observed(readings, absent=absent)
+        absent = absent and not readings
+        self._drop_implausible(readings)
+        self._active = next(iter(readings), self._active)
+        return self._observed(list(readings.values()), absent=absent)
+
+    def _stands_still(self, reading: Reading) -> bool:
+        """Return whether a kernel counter has not moved and ClickHouse can be asked if it should.
+
+        A ClickHouse that answers uses CPU for the answer, so this is rare.
+        """
+        if reading.source not in KERNEL:
+            return False
+        before, self._kernel = self._kernel, reading
+        if before is None or not continues(before, reading):
+            return False
+        asked = [i for i, source in enumerate(self._sources) if source.name == "clickhouse"]
+        answers = any(index not in self._failures for index in asked)
+        return answers and before.cpu_usec == reading.cpu_usec
+
+    def _drop_implausible(self, readings: dict[int, Reading]) -> None:
+        """Take out a kernel counter that another one contradicts; it is then a trouble."""
+        for index, reading in list(readings.items()):
+            if reading.source not in KERNEL:
+                continue
+            others = [other for other in readings.values() if other.source not in KERNEL]
+            if reason := self._plausibility.doubt(reading, others):
+                self._failures[index] = f"{reading.source}: {reason}"
+                del readings[index]
+
+    def _observed(self, readings: list[Reading], *, absent: bool) -> Observation:
+        better = range(self._active if readings else len(self._sources))
+        trouble = "; ".join(self._failures[i] for i in better if i in self._failures)
+        if not readings:
+            return Observation(None, trouble=trouble, absent=absent)
+        return Observation(readings[0], tuple(readings[1:]), trouble)
 
     def close(self) -> None:
         """Give up descriptors; `read` may be called again."""
@@ -107,13 +228,6 @@ class Target:
         """Return the one of last time, then the others, best first."""
         others = [index for index in range(len(self._sources)) if index != self._active]
         return [self._active, *others]
-
-    def _observed(self, readings: list[Reading], *, absent: bool) -> Observation:
-        better = range(self._active if readings else len(self._sources))
-        trouble = "; ".join(self._failures[i] for i in better if i in self._failures)
-        if not readings:
-            return Observation(None, trouble=trouble, absent=absent)
-        return Observation(readings[0], tuple(readings[1:]), trouble)
 
 
 def parse_target(text: str) -> TargetName:
@@ -136,30 +250,44 @@ def parse_target(text: str) -> TargetName:
 
 
 def open_target(
-    name: TargetName, clickhouse: ClickHouse, clock: Clock, proc: ProcFs | None = None
+    name: TargetName,
+    clickhouse: ClickHouse,
+    clock: Clock,
+    proc: ProcFs | None = None,
+    *,
+    container: str = "",
 ) -> Target:
-    """Return the target. `clickhouse` is asked for `auto` and `clickhouse:URL`; not closed here."""
+    """Return the target. `clickhouse` is asked for `auto` and `clickhouse:URL`; not closed here.
+
+    `container` is the name of the target's container in our pod; "" takes a process of any.
+    """
     proc = proc or ProcFs()
     if name.kind == "clickhouse":
         return Target(str(name), [ServerSource(clickhouse, clock)], clock)
     if name.kind == "cgroup":
         locate = at_path(Locator(proc), Path(name.value))
-        return Target(str(name), [CgroupSource(locate, proc, clock.boot_id)], clock)
+        return Target(str(name), [_cgroup(locate, proc, clock)], clock)
     if name.kind == "pid":
         return Target(str(name), _of_process(Finder(proc, int(name.value)), proc, clock), clock)
     if name.kind == "process":
-        return Target(str(name), _of_process(Finder(proc, name.value), proc, clock), clock)
+        finder = Finder(proc, name.value, container=container)
+        return Target(str(name), _of_process(finder, proc, clock), clock)
     # Here nobody said that the server is in our pid namespace.
-    cgroup, process = _of_process(Finder(proc, SERVER, shared=False), proc, clock)
+    finder = Finder(proc, SERVER, shared=False, container=container)
+    cgroup, process = _of_process(finder, proc, clock)
     return Target(str(name), [cgroup, ServerSource(clickhouse, clock), process], clock)
 
 
 def _of_process(finder: Finder, proc: ProcFs, clock: Clock) -> list[Source]:
     locate = of_process(Locator(proc), finder, proc)
     return [
-        CgroupSource(locate, proc, clock.boot_id),
+        _cgroup(locate, proc, clock),
         _Processes(finder, proc, clock.boot_id),
     ]
+
+
+def _cgroup(locate: Callable[[], Place], proc: ProcFs, clock: Clock) -> CgroupSource:
+    return CgroupSource(locate, proc, clock.boot_id, boot_ns=clock.boot_ns)
 
 
 class _Processes:
