@@ -4,7 +4,7 @@ Foreign errors (botocore, aiohttp, sqlite3, OSError) are translated once, at the
 them. What a reason leads to is decided in one place only: `byoc_agents.delivery.shipper.FATES`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 
 
@@ -75,6 +75,23 @@ class Reason(StrEnum):
     TOO_LARGE = "too_large"  # EntityTooLarge, or the control plane's own 413
     REJECTED = "rejected"  # the receiver says that this very message is invalid
     INTERNAL = "internal"  # a defect of ours; held, never dropped
+
+
+UNCERTAIN = frozenset(
+    {
+        Reason.TIMEOUT,
+        Reason.CONNECTION,
+        Reason.SERVER_ERROR,  # a gateway may answer 502 or 504 for a server that has stored it
+        Reason.CONFLICT,
+        Reason.BAD_RESPONSE,
+        Reason.INTERNAL,
+    }
+)
+
+
+def uncertain(reasons: Iterable[str]) -> bool:
+    """Return whether the receiver may have stored a message although the attempt failed."""
+    return any(reason in UNCERTAIN for reason in reasons)
 
 
 class SendError(ByocError):

@@ -96,7 +96,13 @@ class Runtime(msgspec.Struct, frozen=True, dict=True):  # `dict`: for what is ca
         `more` are further fields of `Agent`.
         """
         shipper = Shipper(
-            name, spool=spool, sink=sink, ledger=ledger, clock=self.clock, metrics=self.metrics
+            name,
+            spool=spool,
+            sink=sink,
+            ledger=ledger,
+            clock=self.clock,
+            metrics=self.metrics,
+            unfinished=ledger.unfinished,
         )
         by_aws = sink.destination.startswith(AWS_SINKS)
         identity = self.identity if by_aws else dict

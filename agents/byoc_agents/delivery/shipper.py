@@ -3,6 +3,12 @@
 One attempt at a time, oldest first. The first message of a quiet time leaves at once; in a busy one
 those of GATHER_SECONDS share a request, a commit and two lines of the ledger. Back-off is
 exponential with full jitter, and never shorter than what the receiver asked for.
+
+A batch whose end is unknown (no answer, a reset, a 5xx, a kill) may have been stored. It is sent
+again as it was: the same messages in the same order, so that a sink derives the same id from them
+and a receiver that keys on that id drops all of it. The ledger's last intent carries it over a
+restart. After any trouble the batches begin with one message and grow, because an answer that is
+lost costs a repeat of everything in its request.
 """
 
 import asyncio
@@ -20,7 +26,7 @@ from byoc_agents.app.cloudevents import rfc3339
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.delivery.sink import Message, Outcome, Receipt, Sink
 from byoc_agents.durable.spool import Spool
-from byoc_agents.errors import LedgerError, Reason, SendError, SpoolError
+from byoc_agents.errors import LedgerError, Reason, SendError, SpoolError, uncertain
 from byoc_agents.ledger import Ledger
 
 FIRST_WAIT_SECONDS = 0.5  # AWS: full jitter over an exponential ceiling
@@ -61,6 +67,7 @@ FATES: dict[Reason, Fate] = {
     Reason.TOO_LARGE: Fate.BURY,
     Reason.REJECTED: Fate.BURY,
 }
+SENDS_PER_DOUBLING = 2  # batches that must be answered before the next may be twice as large
 
 
 class Trouble(msgspec.Struct, frozen=True):
@@ -89,7 +96,9 @@ class Shipper:
         clock: Clock,
         metrics: Metrics,
         rng: random.Random | None = None,
+        unfinished: Sequence[str] = (),
     ) -> None:
+        """Take in `unfinished` the ids of the batch that the last process may have sent."""
         self.agent = agent
         self.destination = sink.destination
         self.trouble: Trouble | None = None
@@ -104,6 +113,9 @@ class Shipper:
         self._idle = asyncio.Event()
         self._hurry = asyncio.Event()
         self._room = False  # in the last batch
+        self._unfinished = tuple(unfinished)  # ids of a batch that may have been stored, in order
+        self._limit = sink.max_messages  # messages in the next new batch
+        self._answered = 0  # batches since `_limit` changed
         self._retrying = AsyncRetrying(
             retry=retry_if_result(lambda trouble: trouble is not None),
             wait=self._wait_seconds,
@@ -150,27 +162,52 @@ class Shipper:
     async def attempt(self) -> Trouble | None:
         """Take the head to the sink once. Return what holds it up, or None when it went on."""
         try:
-            batch = await self._spool.head(self._sink.max_messages, self._sink.max_bytes)
-            self._room = self._has_room(batch)
+            batch = await self._next_batch()
             self.trouble = await self._deliver(batch) if batch else None
         except SpoolError as error:
             self._metrics.spool_errors.labels(self.agent, type(error).__name__).inc()
             self.trouble = Trouble(Reason.INTERNAL, f"spool: {error}")
+        if self.trouble:
+            self._limit, self._answered = 1, 0
         return self.trouble
 
-    def _has_room(self, batch: Sequence[Message]) -> bool:
+    async def _next_batch(self) -> list[Message]:
+        """Return the unfinished batch if all of it is still first in the spool, else a new one."""
+        max_bytes = self._sink.max_bytes
+        if 0 < len(self._unfinished) <= self._sink.max_messages:
+            batch = await self._spool.head(len(self._unfinished), max_bytes, hold=True)
+            if tuple(message.id for message in batch) == self._unfinished:
+                self._room, self._limit, self._answered = False, 1, 0
+                return batch
+        self._unfinished = ()  # part of it was stored or buried, or the sink takes fewer now
+        batch = await self._spool.head(self._limit, max_bytes, hold=True)
         size = sum(len(message.body) for message in batch)
-        return 0 < len(batch) < self._sink.max_messages and size < self._sink.max_bytes // 2
+        self._room = 0 < len(batch) < self._limit and size < max_bytes // 2
+        return batch
 
     async def _deliver(self, batch: Sequence[Message]) -> Trouble | None:
+        repeated = bool(self._unfinished)
         try:
             line = await self._ledger.intent(self.destination, batch)
+            self._unfinished = tuple(message.id for message in batch)
             outcomes = await self._send(batch)
             await self._ledger.receipt(line, batch, outcomes)
         except LedgerError as error:
             return self._count([SendError(Reason.LEDGER, str(error))])
         await self._settle(batch, outcomes)
-        return self._count(outcomes)
+        trouble = self._count(outcomes)
+        if trouble is None:
+            self._grow()
+        if trouble is None or not (repeated or uncertain(one.reason for one in outcomes)):
+            self._unfinished = ()
+            self._spool.release()
+        return trouble
+
+    def _grow(self) -> None:
+        """Count a batch that was answered; let the next ones be larger when enough were."""
+        self._answered += 1
+        if self._limit < self._sink.max_messages and self._answered >= SENDS_PER_DOUBLING:
+            self._limit, self._answered = min(2 * self._limit, self._sink.max_messages), 0
 
     async def _send(self, batch: Sequence[Message]) -> Sequence[Outcome]:
         try:

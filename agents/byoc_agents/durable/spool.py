@@ -61,6 +61,7 @@ class Spool:
         self._store: Store | None = None
         self._epoch = 0
         self._refused: SpoolError | None = None  # why the last write failed
+        self._held: frozenset[str] = frozenset()  # ids that no later message replaces
 
     async def __aenter__(self) -> Self:
         """Open the file. Raises SpoolUnavailableError when the directory cannot be used."""
@@ -96,9 +97,30 @@ class Spool:
         added = change if change.plain else None
         await self._writer.ask(lambda store: store.apply(change), Kind.GROW, added)
 
-    async def head(self, max_messages: int = 1, max_bytes: int = 1 << 20) -> list[Message]:
-        """Return the oldest messages: at least one where there is one, within both bounds."""
-        return await self._writer.ask(lambda store: store.head(max_messages, max_bytes), Kind.READ)
+    async def head(
+        self, max_messages: int = 1, max_bytes: int = 1 << 20, *, hold: bool = False
+    ) -> list[Message]:
+        """Return the oldest messages: at least one where there is one, within both bounds.
+
+        With `hold`, a batch of several messages is kept together until the next such call or
+        `release`: a later message with the same `replaces` is queued behind it and removes none of
+        them. So a batch that may have been stored can be sent again as it was.
+        """
+
+        def read(store: Store) -> list[Message]:
+            found = store.head(max_messages, max_bytes)
+            if hold:
+                self._held = frozenset(m.id for m in found) if len(found) > 1 else frozenset()
+                store.held = self._held
+            return found
+
+        return await self._writer.ask(read, Kind.READ)
+
+    def release(self) -> None:
+        """Let messages replace those that `head` holds."""
+        self._held = frozenset()
+        if store := self._store:
+            store.held = self._held
 
     async def remove(self, ids: Sequence[str]) -> None:
         """Acknowledge: the receiver has these."""
@@ -209,6 +231,7 @@ class Spool:
             with translated():  # here, not where a command opens it beside the one who writes it
                 settle(self.path.with_name(f"{self.path.name}-wal"))
             self._store = Store(self.path, max_bytes=self.max_bytes)
+            self._store.held = self._held
             self._epoch = max(self._epoch, _epoch(self._store))
         return self._store
 

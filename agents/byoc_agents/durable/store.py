@@ -51,6 +51,7 @@ class Store:
         self._max_bytes = max_bytes
         self._begun = Totals()  # when the transaction began
         self._inside = False  # of `whole` or `all`
+        self.held: frozenset[str] = frozenset()  # ids of messages that none replaces
         try:
             with translated():
                 self._place, self._journal_place = place(path), place(self._journal_path)
@@ -169,8 +170,10 @@ class Store:
                 continue
             for message in some:  # the second condition lets SQLite use the index
                 if self._put([message]):
-                    same = "replaces = ? AND replaces <> '' AND id <> ?"
-                    self._delete(same, replaces, message.id)
+                    kept = {message.id, *self.held}
+                    places = ",".join("?" * len(kept))
+                    same = f"replaces = ? AND replaces <> '' AND id NOT IN ({places})"
+                    self._delete(same, replaces, *kept)
 
     def _put(self, messages: Sequence[Message]) -> int:
         new, size, records = put(self.connection, messages)

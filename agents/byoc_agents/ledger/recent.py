@@ -7,6 +7,7 @@ and silently of an earlier moment: what it makes next would carry numbers that a
 from collections.abc import Iterator
 from pathlib import Path
 
+from byoc_agents.errors import uncertain
 from byoc_agents.ledger.format import Intent, LedgerLine, Receipt, decode
 from byoc_agents.ledger.query import STORED
 from byoc_agents.ledger.segments import Segments
@@ -29,6 +30,28 @@ def recently_sent(directory: Path) -> dict[str, bool]:
     except OSError:
         return {}
     return found
+
+
+def unfinished_batch(directory: Path) -> tuple[str, ...]:
+    """Return the ids, in order, of the last announced batch if the receiver may have stored it.
+
+    This is so if any attempt of exactly this batch has no receipt, or one that does not exclude
+    it. The messages may be gone from the spool. Blocks. Returns () if the ledger cannot be read.
+    """
+    batch: tuple[str, ...] = ()
+    certain: dict[int, bool] = {}  # intent of an attempt of `batch` -> whether it was refused
+    try:
+        for line in _tail(directory):
+            if isinstance(line, Intent):
+                ids = tuple(sent.id for sent in line.messages)
+                certain = {**(certain if ids == batch else {}), line.sequence: False}
+                batch = ids
+            elif isinstance(line, Receipt) and line.intent in certain:
+                reasons = [one.reason for one in line.outcomes]
+                certain[line.intent] = not (uncertain(reasons) or STORED & set(reasons))
+    except OSError:
+        return ()
+    return () if all(certain.values()) else batch
 
 
 def _tail(directory: Path) -> Iterator[LedgerLine]:

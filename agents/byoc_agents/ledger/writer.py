@@ -21,6 +21,7 @@ from byoc_agents.errors import LedgerError, LedgerNewerError
 from byoc_agents.ledger.chain import MIN_BYTES, Chain, Entry
 from byoc_agents.ledger.files import Disk
 from byoc_agents.ledger.format import SUPPRESSED, Refused, clean, intent_of, receipt_of
+from byoc_agents.ledger.recent import unfinished_batch
 
 MAX_GROUP = 16  # lines that share one fsync
 REFUSED_BURST = 20  # lines at once, and
@@ -58,6 +59,7 @@ class FileLedger:
             raise ValueError(f"max_bytes is {max_bytes}; wants at least {MIN_BYTES}")
         self.directory = directory
         self.trouble = ""  # why the last write failed
+        self.unfinished: tuple[str, ...] = ()  # ids of the batch that was in flight at the start
         self._chain = Chain(directory, clock=clock, max_bytes=max_bytes, disk=disk or Disk())
         self._kept_bytes = self._chain.segment_bytes if keep_bodies else -1
         self._operations: queue.SimpleQueue[_Operation] = queue.SimpleQueue()
@@ -141,6 +143,7 @@ class FileLedger:
             self._chain.check_format()
 
     def _open(self) -> None:
+        self.unfinished = unfinished_batch(self.directory)
         self._tried(self._chain.open)
 
     def _close(self) -> None:
