@@ -167,20 +167,18 @@ class Shipper:
         except SpoolError as error:
             self._metrics.spool_errors.labels(self.agent, type(error).__name__).inc()
             self.trouble = Trouble(Reason.INTERNAL, f"spool: {error}")
-        if self.trouble:
-            self._limit, self._answered = 1, 0
         return self.trouble
 
     async def _next_batch(self) -> list[Message]:
         """Return the unfinished batch if all of it is still first in the spool, else a new one."""
         max_bytes = self._sink.max_bytes
         if 0 < len(self._unfinished) <= self._sink.max_messages:
-            batch = await self._spool.head(len(self._unfinished), max_bytes, hold=True)
+            batch = await self._spool.head(len(self._unfinished), max_bytes, True)  # noqa: FBT003
             if tuple(message.id for message in batch) == self._unfinished:
                 self._room, self._limit, self._answered = False, 1, 0
                 return batch
         self._unfinished = ()  # part of it was stored or buried, or the sink takes fewer now
-        batch = await self._spool.head(self._limit, max_bytes, hold=True)
+        batch = await self._spool.head(self._limit, max_bytes, True)  # noqa: FBT003
         size = sum(len(message.body) for message in batch)
         self._room = 0 < len(batch) < self._limit and size < max_bytes // 2
         return batch
@@ -198,6 +196,8 @@ class Shipper:
         trouble = self._count(outcomes)
         if trouble is None:
             self._grow()
+        elif _unanswered(outcomes):
+            self._limit, self._answered = 1, 0
         if trouble is None or not (repeated or uncertain(one.reason for one in outcomes)):
             self._unfinished = ()
             self._spool.release()
@@ -292,6 +292,14 @@ class Shipper:
                 "dead_letters": totals.dead_letters,
             },
         }
+
+
+def _unanswered(outcomes: Sequence[Outcome]) -> bool:
+    """Return whether a request failed as a whole, not only some messages in its answer."""
+    lost = {Reason.TIMEOUT, Reason.CONNECTION}
+    return any(one.reason in lost for one in outcomes) or all(
+        isinstance(one, SendError) for one in outcomes
+    )
 
 
 def _trouble(state: RetryCallState) -> Trouble:

@@ -98,7 +98,10 @@ class Spool:
         await self._writer.ask(lambda store: store.apply(change), Kind.GROW, added)
 
     async def head(
-        self, max_messages: int = 1, max_bytes: int = 1 << 20, *, hold: bool = False
+        self,
+        max_messages: int = 1,
+        max_bytes: int = 1 << 20,
+        hold: bool = False,
     ) -> list[Message]:
         """Return the oldest messages: at least one where there is one, within both bounds.
 

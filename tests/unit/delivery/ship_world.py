@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -38,7 +38,15 @@ class Dice(random.Random):
 class World:
     """A spool on disk, a scripted receiver and a shipper between them."""
 
-    def __init__(self, spool: Spool, sink: ScriptedSink, ledger: Ledger, dice: Dice) -> None:
+    def __init__(
+        self,
+        spool: Spool,
+        sink: ScriptedSink,
+        ledger: Ledger,
+        dice: Dice,
+        unfinished: Sequence[str] = (),
+    ) -> None:
+        self.unfinished = unfinished  # what the ledger of the last process names
         self.spool, self.sink, self.ledger = spool, sink, ledger
         self.clock, self.metrics, self.dice = FakeClock(), Metrics(), dice
         self.shipper = self.restarted()
@@ -52,6 +60,7 @@ class World:
             clock=self.clock,
             metrics=self.metrics,
             rng=self.dice,
+            unfinished=self.unfinished,
         )
         return self.shipper
 
@@ -84,9 +93,10 @@ async def world(
     max_messages: int = 1,
     ledger: Ledger | None = None,
     part: float = 1.0,
+    unfinished: Sequence[str] = (),
 ) -> AsyncIterator[World]:
     sink = ScriptedSink(script, max_messages=max_messages)  # type: ignore[arg-type]
     async with Spool(directory, max_bytes=1 << 24, clock=FakeClock()) as spool:
         if messages:
             await spool.put(*map(message, range(messages)))
-        yield World(spool, sink, ledger or NullLedger(), Dice(part))
+        yield World(spool, sink, ledger or NullLedger(), Dice(part), unfinished)

@@ -1,0 +1,139 @@
+"""Which messages share a request: after trouble, after a lost answer and after a restart."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from byoc_agents.delivery.sink import Message
+from byoc_agents.errors import Reason, SendError
+from byoc_agents.ledger import FileLedger
+from lab.fakes.core import FakeClock
+from tests.unit.delivery.ship_world import OK, World, message, world
+
+RESET = SendError(Reason.CONNECTION, "ClientOSError")
+LATE = SendError(Reason.TIMEOUT, "no answer in 30 s")
+GATEWAY = SendError(Reason.SERVER_ERROR, "status 502")
+THROTTLED = SendError(Reason.THROTTLED, "status 429")
+DENIED = SendError(Reason.FORBIDDEN, "status 403")
+
+
+def sent(it: World) -> list[list[str]]:
+    return [[one.id for one in batch] for batch in it.sink.batches]
+
+
+@pytest.mark.parametrize("error", [RESET, LATE, GATEWAY, ZeroDivisionError("defect")])
+async def test_a_batch_whose_end_is_unknown_is_sent_again_as_it_was(
+    tmp_path: Path, error: Exception
+) -> None:
+    async with world(tmp_path, error, LATE, messages=3, max_messages=10) as it:
+        for number in range(3):
+            await it.shipper.attempt()
+            await it.spool.put(message(10 + number))
+        assert sent(it) == [["m0", "m1", "m2"]] * 3
+        first, *again = it.sink.batches
+        assert again == [first, first]
+
+
+@pytest.mark.parametrize("refusal", [THROTTLED, DENIED])
+async def test_a_refusal_after_an_unknown_end_does_not_split_the_batch(
+    tmp_path: Path, refusal: SendError
+) -> None:
+    async with world(tmp_path, RESET, refusal, messages=3, max_messages=10) as it:
+        for _ in range(3):
+            await it.shipper.attempt()
+        assert sent(it) == [["m0", "m1", "m2"]] * 3
+
+
+@pytest.mark.parametrize("refusal", [THROTTLED, DENIED])
+async def test_after_a_known_refusal_the_next_batch_is_one_message(
+    tmp_path: Path, refusal: SendError
+) -> None:
+    async with world(tmp_path, refusal, messages=3, max_messages=10) as it:
+        for _ in range(2):
+            await it.shipper.attempt()
+        assert sent(it) == [["m0", "m1", "m2"], ["m0"]]
+
+
+async def test_after_trouble_the_batches_grow_from_one_to_the_sinks_bound(tmp_path: Path) -> None:
+    async with world(tmp_path, DENIED, messages=60, max_messages=7) as it:
+        for _ in range(10):
+            await it.shipper.attempt()
+        assert [len(batch) for batch in it.sink.batches] == [7, 1, 1, 2, 2, 4, 4, 7, 7, 7]
+        assert it.sink.sent[7:] == [f"m{n}" for n in range(35)]
+
+
+async def test_growth_begins_anew_with_each_trouble(tmp_path: Path) -> None:
+    script = [DENIED, OK, OK, RESET, OK]
+    async with world(tmp_path, *script, messages=30, max_messages=7) as it:
+        for _ in range(7):
+            await it.shipper.attempt()
+        assert [len(batch) for batch in it.sink.batches] == [7, 1, 1, 2, 2, 1, 2]
+
+
+async def test_a_later_message_does_not_replace_one_of_an_unfinished_batch(tmp_path: Path) -> None:
+    def beat(number: int) -> Message:
+        return Message(f"h{number}", "t", b"beat", created_at_ms=number, replaces="heartbeat")
+
+    async with world(tmp_path, RESET, RESET, messages=1, max_messages=10) as it:
+        await it.spool.put(beat(1))
+        for number in (2, 3, 4):
+            await it.shipper.attempt()
+            await it.spool.put(beat(number))
+        assert sent(it) == [["m0", "h1"]] * 3
+        assert await it.queued() == ["h4"]
+
+
+async def test_a_batch_that_was_partly_taken_is_not_sent_again_whole(tmp_path: Path) -> None:
+    async with world(tmp_path, [OK, RESET, RESET], messages=3, max_messages=3) as it:
+        for _ in range(3):
+            await it.shipper.attempt()
+        assert sent(it) == [["m0", "m1", "m2"], ["m1"], ["m2"]]
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "expected"),
+    [
+        ([], ["m0", "m1", "m2"]),  # killed before the receipt
+        ([RESET], ["m0", "m1", "m2"]),
+        ([GATEWAY, THROTTLED], ["m0", "m1", "m2"]),  # an earlier attempt may have been stored
+        ([OK], ["m0", "m1", "m2"]),  # killed before it was removed from the spool
+        ([THROTTLED], ["m0", "m1", "m2", "m3"]),
+        ([DENIED, DENIED], ["m0", "m1", "m2", "m3"]),
+    ],
+)
+async def test_a_start_repeats_the_batch_that_was_in_flight(
+    tmp_path: Path, outcomes: Sequence[SendError], expected: list[str]
+) -> None:
+    batch = [message(number) for number in range(3)]
+    for outcome in outcomes or [None]:
+        ledger = FileLedger(tmp_path / "ledger", clock=FakeClock(), max_bytes=1 << 20)
+        async with ledger:
+            line = await ledger.intent("test://sink", batch)
+            if outcome:
+                await ledger.receipt(line, batch, [outcome] * 3)
+    ledger = FileLedger(tmp_path / "ledger", clock=FakeClock(), max_bytes=1 << 20)
+    async with (
+        ledger,
+        world(
+            tmp_path / "spool",
+            messages=4,
+            max_messages=10,
+            ledger=ledger,
+            unfinished=ledger.unfinished,
+        ) as it,
+    ):
+        await it.shipper.attempt()
+        assert sent(it) == [expected]
+
+
+async def test_a_start_with_a_smaller_bound_sends_no_batch_above_it(tmp_path: Path) -> None:
+    async with world(tmp_path, messages=4, max_messages=2, unfinished=("m0", "m1", "m2")) as it:
+        await it.shipper.attempt()
+        assert sent(it) == [["m0", "m1"]]
+
+
+async def test_a_start_whose_spool_lost_the_batch_sends_what_is_there(tmp_path: Path) -> None:
+    async with world(tmp_path, messages=4, max_messages=9, unfinished=("x", "m0")) as it:
+        await it.shipper.attempt()
+        assert sent(it) == [["m0", "m1", "m2", "m3"]]
