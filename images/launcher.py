@@ -4,6 +4,6 @@ import sys
 
 sys.path[:0] = ["/opt/byoc-agents/code", "/opt/byoc-agents/lib"]
 
-from byoc_agents.app.cli import main  # noqa: E402  only found now
+from byoc_agents.app.cli import main  # noqa: E402  only found now; handles signals before it imports more
 
 sys.exit(main())

@@ -16,7 +16,7 @@ from byoc_agents.alerts.settings import Settings
 from byoc_agents.alerts.webhook import Webhook
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.context import ClickHouseSettings, Runtime
-from byoc_agents.app.daemon import Agent
+from byoc_agents.app.daemon import Agent, check_address
 from byoc_agents.app.settings import CoreSettings
 from byoc_agents.durable.spool import Spool
 from byoc_agents.egress.destinations import Destination, https_destination
@@ -25,6 +25,7 @@ from byoc_agents.sinks.https import HttpsSink
 __all__ = ["NAME", "Settings", "destinations", "forwarder", "https_sink", "opened"]
 
 NAME = "alert-forwarder"
+SECRET_SECONDS = 1.0  # between two looks at the file of a secret
 
 
 def destinations(
@@ -55,7 +56,14 @@ async def opened(
         counts = Counts(runtime.metrics, NAME)
         source = forwarder(runtime.core, own, spool, runtime.clock, counts)
         sink = https_sink(own, session, runtime.clock)
-        yield runtime.agent(NAME, source=source, spool=spool, sink=sink, ledger=ledger)
+        yield runtime.agent(
+            NAME,
+            source=source,
+            spool=spool,
+            sink=sink,
+            ledger=ledger,
+            check=lambda: check_address(own.listen, "BYOC_ALERTS_LISTEN"),
+        )
 
 
 def forwarder(
@@ -64,7 +72,8 @@ def forwarder(
     """Return the source: the webhook in front of the relay, and the heartbeat."""
     rules = _rules(core, own)
     relay = Relay(rules, spool, clock, counts)
-    webhook = Webhook(relay, Secret(own.webhook_token, own.webhook_token_file), counts)
+    token = Secret(own.webhook_token, own.webhook_token_file, check_seconds=SECRET_SECONDS)
+    webhook = Webhook(relay, token, counts)
     heart = Heart(rules.origin, relay, spool, clock, interval_seconds=own.heartbeat_seconds)
     listen = Listen(*own.listen, cert_file=own.tls_cert_file, key_file=own.tls_key_file)
     return Forwarder(webhook, relay, heart, listen)
@@ -75,8 +84,10 @@ def https_sink(own: Settings, session: aiohttp.ClientSession, clock: Clock) -> H
     return HttpsSink(
         own.url,
         session,
-        token=Secret(own.token, own.token_file),
-        signing_secret=Secret(own.signing_secret, own.signing_secret_file),
+        token=Secret(own.token, own.token_file, check_seconds=SECRET_SECONDS),
+        signing_secret=Secret(
+            own.signing_secret, own.signing_secret_file, check_seconds=SECRET_SECONDS
+        ),
         clock=clock,
         max_messages=own.max_batch,
         timeout_seconds=own.timeout_seconds,

@@ -73,9 +73,15 @@ class Forwarder:
 
     async def run(self) -> None:
         """Serve and beat for ever. Raises OSError when the address or the certificate is no use."""
-        async with serve(self._webhook.answer, self._listen) as (host, port):
-            self._address = f"{host}:{port}"
-            await self._heart.run()
+        self._address = ""
+        try:
+            async with serve(self._webhook.answer, self._listen) as (host, port):
+                self._address = f"{host}:{port}"
+                await self._heart.run()
+        except OSError as error:
+            if self._address:
+                raise
+            raise OSError(error.errno, f"the webhook does not listen: {error}") from error
 
     async def finish(self) -> None:
         """Say that the silence to come was planned. Raises SpoolError."""

@@ -3,10 +3,16 @@
 Exit codes: 0 success, 1 problems found, 2 bad usage or configuration.
 """
 
+import sys
+
+from byoc_agents import signals
+
+if sys.argv[1:2] in (["run"], ["drain"]):  # before the imports that take time
+    signals.install()
+
 import argparse
 import difflib
 import os
-import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -1,6 +1,7 @@
 """One running daemon: a source that fills the spool, a shipper that empties it, and their end."""
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
@@ -11,7 +12,7 @@ from byoc_agents.app.clock import Clock
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.delivery.shipper import Shipper
 from byoc_agents.durable.spool import Spool
-from byoc_agents.errors import SpoolError
+from byoc_agents.errors import ConfigError, SpoolError
 
 RESTART_SECONDS = 5.0  # between a defect of a task and its next start
 
@@ -36,6 +37,35 @@ async def _nothing_staged() -> None:
     """Stand for a source that stages nothing."""
 
 
+def _nothing_to_check() -> None:
+    """Stand for a source that needs nothing from outside to start."""
+
+
+def check_address(address: tuple[str, int], variable: str) -> None:
+    """Raise ConfigError if a host:port cannot be bound now. Port 0 always can."""
+    host, port = address
+    try:
+        stream, passive = socket.SOCK_STREAM, socket.AI_PASSIVE
+        found = socket.getaddrinfo(host or None, port, type=stream, flags=passive)
+        for family, kind, protocol, _, where in found:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind(where)
+    except OSError as error:
+        raise ConfigError(
+            [f"{variable}: {host}:{port}: {error.strerror or error}; wants a free host:port"]
+        ) from error
+
+
+class Down(msgspec.Struct, frozen=True):
+    """A task that ended, and when it was started again."""
+
+    why: str
+    restarted_boot_ns: int | None = None  # None = not yet
+
+
 class Agent(msgspec.Struct, frozen=True):
     """The parts of one daemon, and their order at the start and at the end."""
 
@@ -48,6 +78,8 @@ class Agent(msgspec.Struct, frozen=True):
     ledger_status: Callable[[], dict[str, Any]] = dict  # what /status shows of the ledger
     identity: Callable[[], dict[str, Any]] = dict  # and of who we are to the receiver; no keys
     seal: Callable[[], Awaitable[None]] = _nothing_staged  # makes messages of what is staged
+    check: Callable[[], None] = _nothing_to_check  # raises ConfigError at the start of `run`
+    down: dict[str, Down] = msgspec.field(default_factory=dict)  # tasks that failed, by name
 
     def __repr__(self) -> str:
         """Return the pipeline, as the log prints it at the start."""
@@ -108,16 +140,19 @@ class Agent(msgspec.Struct, frozen=True):
             self.metrics.defects.labels(self.name, "finish").inc()
 
     async def _keep(self, run: Any, task: str) -> None:
-        """Run a task for ever. A defect is logged with its trace and the task starts anew."""
+        """Run a task until cancelled. A defect is logged with its trace; the task restarts."""
         while True:
             try:
                 await run()
+                self.down[task] = Down("ended")
             except Exception as error:  # noqa: BLE001  the task boundary: state is on disk
+                self.down[task] = Down(str(error) or type(error).__name__)
                 structlog.get_logger().error(
                     "agent.defect", agent=self.name, task=task, error=str(error), exc_info=True
                 )
                 self.metrics.defects.labels(self.name, task).inc()
             await self.clock.sleep(RESTART_SECONDS)
+            self.down[task] = Down(self.down[task].why, self.clock.boot_ns())
 
     def observe(self) -> None:
         """Set the gauges that are read when somebody scrapes."""
@@ -130,7 +165,16 @@ class Agent(msgspec.Struct, frozen=True):
         self.metrics.spool_oldest_age_seconds.labels(self.name).set(age)
 
     async def trouble(self) -> str:
-        """Return why the spool cannot be used now, or an empty string: part of /readyz."""
+        """Return why this daemon does not do its work now, or an empty string: part of /readyz.
+
+        The spool cannot be used, or a task has failed: it waits for its restart, or has run for
+        less than RESTART_SECONDS since.
+        """
+        now = self.clock.boot_ns()
+        for task, down in self.down.items():
+            since = down.restarted_boot_ns
+            if since is None or now - since < RESTART_SECONDS * 1e9:
+                return f"{task}: {down.why}"
         try:
             async with asyncio.timeout(1):
                 await self.spool.probe()

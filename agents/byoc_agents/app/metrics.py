@@ -76,6 +76,9 @@ class Metrics:
             "Alerts that Alertmanager left out of its notifications (max_alerts)",
             agent,
         )
+        self.log_lost = counter(
+            "byoc_log_lost_lines_total", "Log lines that could not be written", agent
+        )
         self.build_info = gauge("byoc_build_info", "1, with the version", ("agent", "version"))
 
     def build(self, agent: str) -> None:

@@ -2,11 +2,11 @@
 
 import asyncio
 import os
-import signal
 from asyncio.sslproto import SSLProtocol
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
+    AbstractContextManager,
     AsyncExitStack,
     asynccontextmanager,
     contextmanager,
@@ -16,13 +16,21 @@ from typing import Any
 import msgspec
 import structlog
 
+from byoc_agents import signals
 from byoc_agents.app import logging as log
 from byoc_agents.app.admin_server import serve
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.app.context import ClickHouseSettings, Runtime
 from byoc_agents.app.daemon import Agent
 from byoc_agents.app.metrics import Metrics
-from byoc_agents.app.settings import CoreSettings, describe, load, load_file, unknown
+from byoc_agents.app.settings import (
+    CoreSettings,
+    describe,
+    load,
+    load_file,
+    unknown,
+    unreadable_files,
+)
 from byoc_agents.egress.audit_hook import enforce_process
 from byoc_agents.egress.destinations import Destination
 from byoc_agents.egress.destinations import mistakes as plain_or_forbidden
@@ -101,6 +109,7 @@ def configure(
         core, clickhouse, *own = load(structs, environ, file)
     except ConfigError as error:
         raise ConfigError([*error.mistakes, *mistakes]) from error
+    mistakes += unreadable_files(structs, [core, clickhouse, *own], environ)
     destinations: list[Destination] = []
     for one, settings in zip(daemons, own, strict=True):
         try:
@@ -116,12 +125,14 @@ def configure(
 
 async def run(configuration: Configuration) -> int:
     """Run until SIGTERM or SIGINT. Return the exit code."""
-    stop, core = _stopped(), configuration.core
-    with _mistakes():
+    core, stop = configuration.core, asyncio.Event()
+    with _stopping(stop), _mistakes():
         async with (
             _put_together(configuration) as (agents, metrics),
             serve(agents, metrics, core.listen),
         ):
+            for agent in agents:  # here, since `drain` needs no address
+                agent.check()
             grace = core.shutdown_grace_seconds
             await asyncio.gather(*(agent.run(stop, grace) for agent in agents))
     return 0
@@ -129,20 +140,21 @@ async def run(configuration: Configuration) -> int:
 
 async def drain(configuration: Configuration) -> int:
     """Send what waits on disk and make nothing new. Return 0 when nothing is left, else 1."""
-    stop = _stopped()
-    with _mistakes():
+    stop = asyncio.Event()
+    with _stopping(stop), _mistakes():
         async with _put_together(configuration) as (agents, _metrics):
             left = await asyncio.gather(*(agent.drain(stop) for agent in agents))
     return int(any(left))
 
 
-def _stopped() -> asyncio.Event:
-    """Return what SIGTERM and SIGINT set."""
-    stop = asyncio.Event()
+def _stopping(stop: asyncio.Event) -> AbstractContextManager[None]:
+    """Set `stop` on SIGTERM, SIGINT and SIGHUP."""
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    return stop
+
+    def set_stop() -> None:
+        loop.call_soon_threadsafe(stop.set)
+
+    return signals.stopping(set_stop)
 
 
 @contextmanager
@@ -168,6 +180,8 @@ async def _put_together(
 ) -> AsyncIterator[tuple[list[Agent], Metrics]]:
     SSLProtocol.max_size = TLS_BUFFER_BYTES
     metrics = Metrics()
+    names = "+".join(configuration.daemons)
+    log.count_lost(metrics.log_lost.labels(names).inc)
     refused: list[Callable[[str, str], None]] = []
     gate = _gate(configuration, metrics, refused)
     enforce_process(gate)
@@ -212,4 +226,7 @@ def main(names: Sequence[str], config_file: str | None, *, only_drain: bool = Fa
     """Run or drain the named daemons; the process's entry point. Raises ConfigError."""
     configuration = configure(names, os.environ, config_file)
     log.configure(configuration.core.log_level)
-    return asyncio.run(drain(configuration) if only_drain else run(configuration))
+    try:
+        return asyncio.run(drain(configuration) if only_drain else run(configuration))
+    finally:
+        log.close()

@@ -5,15 +5,22 @@ name in lower case without `BYOC_`. The environment is read nowhere else, all mi
 together, and secrets print as `***`.
 """
 
+import codecs
 import math
 import platform
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import msgspec
 
+from byoc_agents.app.files import (
+    MAX_CERTIFICATES_BYTES,
+    MAX_CONFIG_BYTES,
+    MAX_SECRET_BYTES,
+    NotReadableError,
+    read_within,
+)
 from byoc_agents.errors import ConfigError
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -21,6 +28,7 @@ S = TypeVar("S", bound=msgspec.Struct)
 SERVICE_LINK = re.compile(
     r"\w+_SERVICE_HOST|\w+_SERVICE_PORT(_\w+)?|\w+_PORT(_\d+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?)?"
 )
+AWS_TOKEN_FILES = ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE")
 MAX_PORT = 65535  # RFC 9293: ports are 16 bits
 
 
@@ -59,25 +67,50 @@ def load_file(path: str | None) -> dict[str, str]:
     import yaml  # noqa: PLC0415  a MiB that only those who have a file pay
 
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        text = _decoded(read_within(path, MAX_CONFIG_BYTES))
+        root = yaml.compose(text, Loader=yaml.BaseLoader)
     except yaml.MarkedYAMLError as error:
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError([f"--config {path}: {error.problem}{line}"]) from error
-    except Exception as error:  # PyYAML raises what its own code trips over: `!!timestamp x`
+    except Exception as error:  # PyYAML raises what its own code trips over
         why = [*str(error).splitlines(), type(error).__name__][0]
         raise ConfigError([f"--config {path}: {why}"]) from error
-    if content is None:
+    if root is None or (isinstance(root, yaml.ScalarNode) and not root.value):
         return {}
-    if not isinstance(content, dict):
+    if not isinstance(root, yaml.MappingNode):
         raise ConfigError([f"--config {path}: wants a mapping of settings"])
-    mistakes = [
-        f"{key} in {path}: wants a number, a text, true or false"
-        for key, value in content.items()
-        if not isinstance(value, str | int | float | bool)
-    ]
+    return _entries(root, path)
+
+
+def _decoded(content: bytes) -> str:
+    """Return the text of UTF-8, or of UTF-16 with a byte order mark. Raises UnicodeDecodeError."""
+    utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if utf_16 else "utf-8-sig")
+
+
+def _entries(root: Any, path: str) -> dict[str, str]:
+    """Return the keys and values as they are written: settings are parsed from text.
+
+    YAML's own types would change them: 012 is 10, 1.10 is 1.1, NO is false. Raises ConfigError.
+    """
+    entries: dict[str, str] = {}
+    lines: dict[str, int] = {}
+    mistakes = []
+    for key_node, value_node in root.value:
+        line = key_node.start_mark.line + 1
+        if not isinstance(key_node.value, str):
+            mistakes.append(f"line {line} in {path}: wants a setting's name before the colon")
+            continue
+        key = key_node.value
+        if key in lines:
+            mistakes.append(f"{key} in {path}: is set in line {lines[key]} and again in {line}")
+        elif not isinstance(value_node.value, str):
+            mistakes.append(f"{key} in {path}: wants a number, a text, true or false")
+        lines.setdefault(key, line)
+        entries[key] = value_node.value
     if mistakes:
         raise ConfigError(mistakes)
-    return {str(key): _text(value) for key, value in content.items()}
+    return entries
 
 
 def load(
@@ -120,6 +153,33 @@ def unknown(
     ]
 
 
+def unreadable_files(
+    structs: Sequence[type[msgspec.Struct]],
+    values: Sequence[msgspec.Struct],
+    environ: Mapping[str, str],
+) -> list[str]:
+    """Return a mistake for each file named by a setting that could block or never end.
+
+    A file that is missing is not reported here: whoever needs it says so. AWS's own variables for
+    files with tokens are checked too, since botocore reads them in the event loop.
+    """
+    named = {name: environ.get(name, "") for name in AWS_TOKEN_FILES}
+    for struct, value in zip(structs, values, strict=True):
+        for field, (setting, _) in settings_of(struct).items():
+            if setting.variable.endswith("_FILE"):
+                named[setting.variable] = getattr(value, field)
+    mistakes = []
+    for variable, path in named.items():
+        try:
+            if path:
+                read_within(path, MAX_CERTIFICATES_BYTES)
+        except NotReadableError as error:
+            mistakes.append(f"{variable}: {error}")
+        except (OSError, ValueError):
+            continue
+    return mistakes
+
+
 def describe(settings: msgspec.Struct) -> dict[str, Any]:
     """Return variable -> effective value, with *** for every secret that is set."""
     shown = {}
@@ -159,7 +219,9 @@ def _find(setting: Setting, environ: Mapping[str, str], file: Mapping[str, str])
     path = environ.get(f"{setting.variable}_FILE") or file.get(f"{setting.key}_file")
     if setting.secret and path:
         try:
-            text = Path(path).read_text().strip()
+            text = read_within(path, MAX_SECRET_BYTES).decode().strip()
+        except NotReadableError:
+            raise
         except (OSError, ValueError) as error:
             raise ValueError(f"the file {path} cannot be read ({type(error).__name__})") from error
         if not text:
@@ -180,10 +242,6 @@ def _convert(setting: Setting, kind: Any, text: str) -> Any:
     return value
 
 
-def _text(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 # Parsers that more than one daemon wants. Each raises ValueError saying what is wrong.
 
 
@@ -191,6 +249,13 @@ def name(text: str) -> str:
     """Return a name that is safe in an object key, a URI and a metric label."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", text):
         raise ValueError("1 to 128 of A-Z a-z 0-9 . _ - are allowed, the first a letter or digit")
+    return text
+
+
+def account_id(text: str) -> str:
+    """Return the 12 digits of an AWS account; a leading zero is part of it."""
+    if not re.fullmatch(r"[0-9]{12}", text):
+        raise ValueError("expected exactly 12 digits")
     return text
 
 

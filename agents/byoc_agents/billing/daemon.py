@@ -15,7 +15,7 @@ import msgspec
 from byoc_agents.app.clock import asleep_ns
 from byoc_agents.app.context import ClickHouseSettings, Runtime
 from byoc_agents.app.daemon import Agent
-from byoc_agents.app.settings import CoreSettings, Setting, number
+from byoc_agents.app.settings import CoreSettings, Setting, account_id, number
 from byoc_agents.billing.objects import DEFAULT_PREFIX
 from byoc_agents.billing.recorder import Identity, Recorder
 from byoc_agents.billing.scraper import Pace, Scraper, seal_phase_ms
@@ -69,7 +69,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         DEFAULT_PREFIX
     )
     bucket_owner: Annotated[
-        str, Setting("BYOC_BILLING_BUCKET_OWNER", "the 12 digits of the bucket's AWS account")
+        str,
+        Setting(
+            "BYOC_BILLING_BUCKET_OWNER",
+            "the 12 digits of the bucket's AWS account",
+            parse=account_id,
+        ),
     ] = ""
     target: Annotated[
         str,

@@ -1,0 +1,129 @@
+"""Files that others make (settings, secrets, certificates), read within bounds.
+
+A path may name a FIFO, a device, or a file on a mount that has stopped answering. Opening or
+reading these can wait for ever or never end. So only regular files are read, only up to a bound,
+and in a thread that nobody waits for longer than a stated time.
+"""
+
+import os
+import stat
+import threading
+from typing import NamedTuple
+
+START_SECONDS = 5.0  # for one file at the start of the process
+MAX_SECRET_BYTES = 64 * 1024
+MAX_CONFIG_BYTES = 1 << 20
+MAX_CERTIFICATES_BYTES = 4 << 20  # a distribution's bundle of CAs is some 250 KiB
+
+KINDS = (
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISSOCK, "a socket"),
+)
+
+
+class NotReadableError(ValueError):
+    """A path that is no regular file within the bound, or that did not answer in time."""
+
+
+class Version(NamedTuple):
+    """What changes when a file does: Kubernetes swaps a symlink."""
+
+    mtime_ns: int
+    size: int
+    inode: int
+
+
+class Content(NamedTuple):
+    """A file's bytes, and which version of it they are."""
+
+    content: bytes
+    version: Version
+
+
+def read_regular(path: str, max_bytes: int, known: Version | None = None) -> Content | None:
+    """Return a regular file's bytes, or None if it is still the `known` version.
+
+    A symlink to a regular file is followed. May block: see `Reading`. Raises OSError and
+    NotReadableError.
+    """
+    found = os.stat(path)  # noqa: PTH116  before opening: opening a device can have effects
+    _check(path, found, max_bytes)
+    if known is not None and _version(found) == known:
+        return None
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        found = os.fstat(descriptor)  # it may be another file by now
+        _check(path, found, max_bytes)
+        content = b""
+        while len(content) <= max_bytes:
+            chunk = os.read(descriptor, max_bytes + 1 - len(content))
+            if not chunk:
+                return Content(content, _version(found))
+            content += chunk
+    finally:
+        os.close(descriptor)
+    raise NotReadableError(f"{path} is too large; {_expected(max_bytes)}")
+
+
+def _check(path: str, found: os.stat_result, max_bytes: int) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        kind = next((name for test, name in KINDS if test(found.st_mode)), "not a regular file")
+        raise NotReadableError(f"{path} is {kind}; {_expected(max_bytes)}")
+    if found.st_size > max_bytes:
+        raise NotReadableError(f"{path} has {found.st_size} bytes; {_expected(max_bytes)}")
+
+
+def _version(found: os.stat_result) -> Version:
+    return Version(found.st_mtime_ns, found.st_size, found.st_ino)
+
+
+def _expected(max_bytes: int) -> str:
+    return f"expected a regular file of at most {max_bytes} bytes"
+
+
+class Reading:
+    """One `read_regular` in a daemon thread, so that a hung mount stops nobody else."""
+
+    def __init__(self, path: str, max_bytes: int, known: Version | None = None) -> None:
+        """Start it."""
+        self._path = path
+        self._max_bytes = max_bytes
+        self._known = known
+        self._answer: Content | None = None
+        self._error: Exception | None = None
+        self._done = threading.Event()
+        threading.Thread(target=self._run, name="file", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            self._answer = read_regular(self._path, self._max_bytes, self._known)
+        except (OSError, ValueError) as error:  # ValueError: also a path with a NUL
+            self._error = error
+        finally:
+            self._done.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Return whether it has ended, after waiting at most so long."""
+        return self._done.wait(seconds)
+
+    def result(self) -> Content | None:
+        """Return or raise what `read_regular` did. Raises NotReadableError before its end."""
+        if not self._done.is_set():
+            raise NotReadableError(
+                f"{self._path} does not answer (a hung mount?); {_expected(self._max_bytes)}"
+            )
+        if self._error:
+            raise self._error
+        return self._answer
+
+
+def read_within(path: str, max_bytes: int, seconds: float = START_SECONDS) -> bytes:
+    """Return a regular file's bytes within a time. Raises OSError and NotReadableError."""
+    reading = Reading(path, max_bytes)
+    reading.wait(seconds)
+    content = reading.result()
+    assert content is not None  # noqa: S101  no version was given
+    return content.content
