@@ -5,7 +5,7 @@ Exit codes: 0 success, 1 problems found, 2 bad usage or configuration.
 
 import sys
 
-from byoc_agents import signals
+from byoc_agents.app import signals
 
 if sys.argv[1:2] in (["run"], ["drain"]):  # before the imports that take time
     signals.install()

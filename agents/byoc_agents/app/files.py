@@ -5,10 +5,12 @@ reading these can wait for ever or never end. So only regular files are read, on
 and in a thread that nobody waits for longer than a stated time.
 """
 
+import errno
 import os
 import stat
 import threading
-from typing import NamedTuple
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 START_SECONDS = 5.0  # for one file at the start of the process
 MAX_SECRET_BYTES = 64 * 1024
@@ -68,10 +70,26 @@ def read_regular(path: str, max_bytes: int, known: Version | None = None) -> Con
     raise NotReadableError(f"{path} is too large; {_expected(max_bytes)}")
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading; a FIFO or a device is neither waited for nor read.
+
+    Raises OSError, with errno EINVAL for anything but a regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, f"{_kind(mode)}; expected a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def _kind(mode: int) -> str:
+    return next((name for test, name in KINDS if test(mode)), "not a regular file")
+
+
 def _check(path: str, found: os.stat_result, max_bytes: int) -> None:
     if not stat.S_ISREG(found.st_mode):
-        kind = next((name for test, name in KINDS if test(found.st_mode)), "not a regular file")
-        raise NotReadableError(f"{path} is {kind}; {_expected(max_bytes)}")
+        raise NotReadableError(f"{path} is {_kind(found.st_mode)}; {_expected(max_bytes)}")
     if found.st_size > max_bytes:
         raise NotReadableError(f"{path} has {found.st_size} bytes; {_expected(max_bytes)}")
 

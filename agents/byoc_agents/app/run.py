@@ -16,8 +16,8 @@ from typing import Any
 import msgspec
 import structlog
 
-from byoc_agents import signals
 from byoc_agents.app import logging as log
+from byoc_agents.app import signals
 from byoc_agents.app.admin_server import serve
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.app.context import ClickHouseSettings, Runtime

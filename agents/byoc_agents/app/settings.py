@@ -29,6 +29,8 @@ SERVICE_LINK = re.compile(
     r"\w+_SERVICE_HOST|\w+_SERVICE_PORT(_\w+)?|\w+_PORT(_\d+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?)?"
 )
 AWS_TOKEN_FILES = ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE")
+YAML_TAGS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("str", "map", "seq"))
+YAML_BOOLEANS = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 MAX_PORT = 65535  # RFC 9293: ports are 16 bits
 
 
@@ -71,7 +73,8 @@ def load_file(path: str | None) -> dict[str, str]:
         root = yaml.compose(text, Loader=yaml.BaseLoader)
     except yaml.MarkedYAMLError as error:
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError([f"--config {path}: {error.problem}{line}"]) from error
+        why = ", ".join(filter(None, [error.context, error.problem]))
+        raise ConfigError([f"--config {path}: {why}{line}"]) from error
     except Exception as error:  # PyYAML raises what its own code trips over
         why = [*str(error).splitlines(), type(error).__name__][0]
         raise ConfigError([f"--config {path}: {why}"]) from error
@@ -104,13 +107,22 @@ def _entries(root: Any, path: str) -> dict[str, str]:
         key = key_node.value
         if key in lines:
             mistakes.append(f"{key} in {path}: is set in line {lines[key]} and again in {line}")
-        elif not isinstance(value_node.value, str):
+        elif value_node.tag not in YAML_TAGS:
+            mistakes.append(
+                f"{key} in {path}: could not determine a constructor for the tag "
+                f"{value_node.tag!r}; expected a plain value"
+            )
+        elif not isinstance(value_node.value, str) or _missing(value_node):
             mistakes.append(f"{key} in {path}: wants a number, a text, true or false")
         lines.setdefault(key, line)
         entries[key] = value_node.value
     if mistakes:
         raise ConfigError(mistakes)
     return entries
+
+
+def _missing(node: Any) -> bool:
+    return not node.value and not node.style  # nothing behind the colon, not even quotes
 
 
 def load(
@@ -197,7 +209,7 @@ def _fill(
     required = {f.name for f in msgspec.structs.fields(struct) if f.required}
     for name, (setting, kind) in settings_of(struct).items():
         try:
-            text = _find(setting, environ, file)
+            text = _find(setting, kind, environ, file)
             if text is not None:
                 values[name] = _convert(setting, kind, text)
             elif name in required:
@@ -213,7 +225,9 @@ def _fill(
         return None
 
 
-def _find(setting: Setting, environ: Mapping[str, str], file: Mapping[str, str]) -> str | None:
+def _find(
+    setting: Setting, kind: Any, environ: Mapping[str, str], file: Mapping[str, str]
+) -> str | None:
     if text := environ.get(setting.variable, "").strip():
         return text
     path = environ.get(f"{setting.variable}_FILE") or file.get(f"{setting.key}_file")
@@ -227,7 +241,10 @@ def _find(setting: Setting, environ: Mapping[str, str], file: Mapping[str, str])
         if not text:
             raise ValueError(f"the file {path} is empty")
         return text
-    return file.get(setting.key, "").strip() or None
+    text = file.get(setting.key, "").strip()
+    if kind is bool:
+        text = YAML_BOOLEANS.get(text.lower(), text)
+    return text or None
 
 
 def _convert(setting: Setting, kind: Any, text: str) -> Any:

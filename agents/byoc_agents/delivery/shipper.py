@@ -67,7 +67,7 @@ FATES: dict[Reason, Fate] = {
     Reason.TOO_LARGE: Fate.BURY,
     Reason.REJECTED: Fate.BURY,
 }
-SENDS_PER_DOUBLING = 2  # batches that must be answered before the next may be twice as large
+SENDS_PER_DOUBLING = 3  # batches that must be answered before the next may be twice as large
 
 
 class Trouble(msgspec.Struct, frozen=True):
@@ -114,7 +114,7 @@ class Shipper:
         self._hurry = asyncio.Event()
         self._room = False  # in the last batch
         self._unfinished = tuple(unfinished)  # ids of a batch that may have been stored, in order
-        self._limit = sink.max_messages  # messages in the next new batch
+        self._limit = 1 if unfinished else sink.max_messages  # messages in the next new batch
         self._answered = 0  # batches since `_limit` changed
         self._retrying = AsyncRetrying(
             retry=retry_if_result(lambda trouble: trouble is not None),

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from byoc_agents.app.files import open_regular
 from byoc_agents.ledger.format import (
     DURABLE,
     GENESIS,
@@ -19,6 +20,8 @@ from byoc_agents.ledger.format import (
     decode,
     digest,
 )
+
+MAX_LINE_BYTES = 4 << 20  # an intent of 1,000 messages has some 400 KiB
 
 
 class Head(NamedTuple):
@@ -53,15 +56,20 @@ class Scan(msgspec.Struct):
     removed: set[int] = msgspec.field(default_factory=set)  # files that it says are removed
     asides: set[str] = msgspec.field(default_factory=set)  # names of cut-off ends that it states
     rest_bytes: int = 0
+    oversized: bool = False  # the rest is more than one write of ours can leave
     damaged: bool = False  # the rest is more than the torn end of a write
     last: Head = START  # the last whole line as it lies there, in the chain or not
 
 
 def raw_lines(path: Path) -> Iterator[Raw]:
-    """Yield every line, a torn end as the last. Raises OSError."""
+    """Yield every line, a torn end as the last.
+
+    A line longer than MAX_LINE_BYTES is no ledger line. It is the last that is yielded, cut at the
+    bound and without its end: nothing behind it is read. Raises OSError, also for a FIFO or device.
+    """
     offset = 0
-    with path.open("rb") as file:
-        for line in file:
+    with open_regular(path) as file:
+        while line := file.readline(MAX_LINE_BYTES + 1):
             whole = line.endswith(b"\n")
             yield Raw(offset, line.removesuffix(b"\n"), whole)
             if not whole:  # what a writer adds meanwhile belongs to this line
@@ -85,6 +93,10 @@ def scan(path: Path) -> Scan:
         if raw.whole:
             sequence = found.last.sequence + 1 if line is None else line.sequence
             found.last = Head(sequence, digest(raw.content))
+        if found.rest_bytes > MAX_LINE_BYTES:  # however much follows: it was not written by us
+            found.oversized = True
+            found.rest_bytes = path.stat().st_size - found.good_bytes
+            break
     return found
 
 

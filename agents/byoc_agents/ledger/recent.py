@@ -7,6 +7,7 @@ and silently of an earlier moment: what it makes next would carry numbers that a
 from collections.abc import Iterator
 from pathlib import Path
 
+from byoc_agents.app.files import open_regular
 from byoc_agents.errors import uncertain
 from byoc_agents.ledger.format import Intent, LedgerLine, Receipt, decode
 from byoc_agents.ledger.query import STORED
@@ -58,8 +59,8 @@ def _tail(directory: Path) -> Iterator[LedgerLine]:
     """Yield the last lines of the last two files, oldest first."""
     segments = Segments(directory)
     for number in segments.numbers()[-2:]:
-        with segments.path(number).open("rb") as file:
+        with open_regular(segments.path(number)) as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - TAIL_BYTES))
-            lines = file.read().split(b"\n")
+            lines = file.read(TAIL_BYTES).split(b"\n")
         yield from filter(None, map(decode, lines))

@@ -26,6 +26,8 @@ def check_format(segments: Segments) -> None:
     """Raise LedgerNewerError where a later version has written. Raises OSError."""
     for number in segments.numbers():
         path = segments.path(number)
+        if not path.is_file():  # `find` sets it aside
+            continue
         first = next((raw.content for raw in raw_lines(path)), b"")
         if (found := format_of(first)) > FORMAT:
             raise LedgerNewerError(
@@ -35,10 +37,23 @@ def check_format(segments: Segments) -> None:
 
 
 def find(segments: Segments) -> Found:
-    """Look at the newest file with a chain in it. Torn ends are copied beside, nothing is cut."""
+    """Look at the newest file with a chain in it. Torn ends are copied beside, nothing is cut.
+
+    Something in a file's place that is no regular file is renamed, and so is a file whose end is
+    more than one write of ours can leave: its chain goes on in a copy without that end.
+    """
     numbers = segments.numbers()
     for number in reversed(numbers):
-        seen = scan(segments.path(number))
+        path = segments.path(number)
+        if not path.is_file():
+            segments.set_foreign_aside(number, None)
+            continue
+        seen = scan(path)
+        if seen.oversized:
+            segments.set_foreign_aside(number, seen.good_bytes)
+            seen.rest_bytes, seen.damaged = 0, False
+            if not seen.good_bytes:
+                continue
         if seen.good_bytes or seen.damaged:
             return _go_on(segments, number, seen)
         _set_aside(segments, number, seen)  # not even a first line
@@ -69,7 +84,16 @@ def _set_aside(segments: Segments, number: int, seen: Scan) -> None:
 def _unstated(segments: Segments, first: int, stated: set[str]) -> list[Line]:
     """Return a line for each torn end that no line names: of now, or of a start that was cut."""
     asides = [(n, path) for n, path in segments.asides() if n >= first and path.name not in stated]
-    return [_of_aside(number, path) for number, path in sorted(asides)]
+    foreign = [(n, path) for n, path in segments.foreign() if path.name not in stated]
+    return [
+        *(_of_aside(number, path) for number, path in sorted(asides)),
+        *(_of_foreign(number, path) for number, path in sorted(foreign) if number >= first),
+    ]
+
+
+def _of_foreign(number: int, path: Path) -> Recovered:
+    size = path.lstat().st_size
+    return Recovered(segment=number, why="damaged", bytes=size, sha256="", aside=path.name)
 
 
 def _of_aside(number: int, path: Path) -> Recovered:

@@ -3,6 +3,8 @@
     ledger-000007.jsonl      lines
     bodies/000007/<sha256>   exact bytes, where they are kept
     aside-000007-<offset>    the torn end of a write, cut off at a start
+    foreign-000007-<offset>  what stood in the file's place and is not of our making, under a new
+                             name: not counted in the bound and never removed by us
 
 All of one number goes together, oldest first, so the whole directory stays within one bound.
 """
@@ -14,12 +16,14 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from byoc_agents.app.files import open_regular
 from byoc_agents.delivery.sink import Message
 from byoc_agents.ledger.files import Disk, size_bytes
 from byoc_agents.ledger.format import Sent
 
 NAME = re.compile(r"ledger-(\d{6,})\.jsonl")
 ASIDE = re.compile(r"aside-(\d{6,})-\d+")
+FOREIGN = re.compile(r"foreign-(\d{6,})-\d+")
 
 
 class Segments:
@@ -67,6 +71,32 @@ class Segments:
         self._disk.place(content, path)
         self.sizes[number] = self.sizes.get(number, 0) + len(content)
         return path
+
+    def foreign(self) -> list[tuple[int, Path]]:
+        """Return what was found in a file's place, each with the number of that file."""
+        matches = (FOREIGN.fullmatch(name) for name in _names(self.directory))
+        return [(int(match[1]), self.directory / match[0]) for match in matches if match]
+
+    def set_foreign_aside(self, number: int, good_bytes: int | None) -> Path:
+        """Rename what is in a segment's place, of any size, without reading it.
+
+        Its first `good_bytes`, which are a chain of ours, become the segment again. None = there
+        is no chain. After a crash half-way it can be called again.
+        """
+        path = self.path(number)
+        aside = self.directory / f"foreign-{number:06}-{good_bytes or 0}"
+        while os.path.lexists(aside):
+            aside = aside.with_name(f"{aside.name}0")
+        if not good_bytes:
+            path.rename(aside)
+            self._disk.sync_directory(self.directory)
+            self.sizes.pop(number, None)
+            return aside
+        with open_regular(path) as file:
+            content = file.read(good_bytes)
+        os.link(path, aside)
+        self.create(number, content)
+        return aside
 
     def create(self, number: int, content: bytes) -> None:
         """Make a segment with its first line."""

@@ -4,6 +4,7 @@ What cannot be seen from the files alone: a change of the very last line, the lo
 very end, and a whole chain made anew. A head that was noted elsewhere (an anchor) shows all three.
 """
 
+import errno
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from byoc_agents.app.files import open_regular
 from byoc_agents.ledger.format import (
     FORMAT,
     GENESIS,
@@ -26,7 +28,7 @@ from byoc_agents.ledger.format import (
     decode,
     digest,
 )
-from byoc_agents.ledger.reader import Head, Raw, raw_lines
+from byoc_agents.ledger.reader import MAX_LINE_BYTES, Head, Raw, raw_lines
 from byoc_agents.ledger.segments import Segments
 
 MAX_PROBLEMS = 100  # told in full; the others are counted
@@ -113,9 +115,21 @@ class _Verifier:
     def _file(self, number: int, *, last: bool) -> None:
         self.verdict.files += 1
         path = self._segments.path(number)
+        try:
+            self._lines(path, number, last=last)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            self._problem(path.name, f"is {error.strerror}")
+
+    def _lines(self, path: Path, number: int, *, last: bool) -> None:
         for position, raw in enumerate(raw_lines(path), start=1):
             place = f"{path.name}:{position}"
-            if raw.whole:
+            if len(raw.content) > MAX_LINE_BYTES:
+                rest = path.stat().st_size - raw.offset
+                text = f"the line is longer than {MAX_LINE_BYTES} bytes: it is no ledger line"
+                self._problem(place, f"{text}; {rest} bytes from here on were not read")
+            elif raw.whole:
                 self._line(raw, place, number, first=position == 1)
             elif not last or self._stays(path, raw):
                 why = "; a crash does this, and the next start of the agent says so" if last else ""
@@ -228,7 +242,7 @@ class _Verifier:
         about = f"states file {line.segment} {line.why}"
         self.verdict.notes.append(f"{place} {about}: {text}")
         aside = self._segments.directory / line.aside
-        if line.aside and self._segments.path(line.segment).exists():
+        if line.aside and line.sha256 and self._segments.path(line.segment).exists():
             self._same(aside, line.segment, line, place)
 
     def _bodies(self, line: Intent, place: str, number: int) -> None:
@@ -240,9 +254,14 @@ class _Verifier:
     def _same(self, path: Path, number: int, stated: Sent | Recovered, place: str) -> bool:
         """Tell whether a file beside the lines holds what a line says of it."""
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
-        except FileNotFoundError:
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                self._problem(place, f"the kept bytes {path.name} are {error.strerror}")
+                return False
+            if not isinstance(error, FileNotFoundError):
+                raise
             if not self._segments.path(number).exists():
                 raise
             self._problem(place, f"the kept bytes {path.name} are missing")

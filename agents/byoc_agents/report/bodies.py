@@ -6,6 +6,7 @@ from typing import Any
 
 import zstandard
 
+from byoc_agents.app.files import open_regular
 from byoc_agents.ledger.query import Send
 from byoc_agents.schema.document import decode_exactly
 
@@ -48,6 +49,9 @@ def events_in(body: bytes) -> list[Any]:
 def kept(send: Send) -> bytes | None:
     """Return the exact bytes, or None where they were not kept, or are gone by rotation."""
     try:
-        return Path(send.body).read_bytes() if send.body else None
+        if not send.body:
+            return None
+        with open_regular(Path(send.body)) as file:
+            return file.read(send.bytes + 1)  # one more: a file that has grown is not these bytes
     except FileNotFoundError:
         return None

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from byoc_agents.app.settings import (
     CoreSettings,
     Setting,
+    account_id,
     describe,
     host_and_port,
     load,
@@ -143,9 +144,13 @@ def test_unknown_settings_are_mistakes_but_not_what_kubernetes_sets() -> None:
     ("content", "expected"),
     [
         (b"region: eu-west-1\nx_count: 3\nx_loud: yes\nx_ratio: 0.25",
-         {"region": "eu-west-1", "x_count": "3", "x_loud": "true", "x_ratio": "0.25"}),
+         {"region": "eu-west-1", "x_count": "3", "x_loud": "yes", "x_ratio": "0.25"}),
         (b"", {}),
         (b"# nothing set\n", {}),
+        (b"\xef\xbb\xbfa: 1\r\nb: x\r\n", {"a": "1", "b": "x"}),
+        ("a: é\n".encode("utf-16"), {"a": "é"}),
+        (b"a: '012'\nb: \"NO\"\nc: ''", {"a": "012", "b": "NO", "c": ""}),
+        (b"a: &id 007\nb: *id", {"a": "007", "b": "007"}),
     ],
 )  # fmt: skip
 def test_a_yaml_file_is_read_as_text(
@@ -157,6 +162,39 @@ def test_a_yaml_file_is_read_as_text(
 
 
 @pytest.mark.parametrize(
+    "written",
+    ["012345670123", "0777", "0o17", "0x1F", "0b11", "12_345", "1_2.3", "190:20:30", "1.10", "1e3",
+     "+1", ".5", "1.", ".inf", "NO", "no", "on", "off", "yes", "null", "~", "TRUE", "False",
+     "2026-01-01", "2026-13-45"],
+)  # fmt: skip
+def test_a_yaml_value_keeps_its_text(tmp_path: Path, written: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(f"region: {written}\n")
+    assert load_file(str(path)) == {"region": written}
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [("true", True), ("True", True), ("yes", True), ("on", True), ("false", False), ("off", False)],
+)
+def test_a_yaml_boolean_may_be_any_word_that_yaml_has(
+    tmp_path: Path, written: str, expected: bool
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(f"allow_insecure_endpoints: {written}\nreplica: {written}\n")
+    must = {"BYOC_ORGANIZATION_ID": "o", "BYOC_SERVICE_ID": "s", "BYOC_REGION": "r"}
+    (core,) = load([CoreSettings], must, load_file(str(path)))
+    assert (core.allow_insecure_endpoints, core.replica) == (expected, written)
+
+
+def test_the_bucket_owner_wants_exactly_12_digits() -> None:
+    assert account_id("012345670123") == "012345670123"
+    for wrong in ("1402433619", "0123456701234", "01234567012a", "\u0661" * 12):
+        with pytest.raises(ValueError, match="exactly 12 digits"):
+            account_id(wrong)
+
+
+@pytest.mark.parametrize(
     ("content", "told"),
     [
         (b"- a\n- b", "wants a mapping"),
@@ -164,8 +202,12 @@ def test_a_yaml_file_is_read_as_text(
         (b"a: 1\nb: [unclosed", "in line"),
         (b"a: 1\n b: 2", "line 2"),
         (b"a: [1]\nb: {c: 1}\nd:", "wants a number, a text"),
-        (b"a: 2026-13-45", "month"),
-        (b"a: 2026-01-01", "wants a number"),
+        (b"a: 1\nb: 2\na: 3", "a in .*config.yaml: is set in line 1 and again in 3"),
+        (b"\ta: 1", r"'\\t' that cannot start any token in line 1"),
+        (b"a: &x 1\n<<: {b: 2}", "<< in .*config.yaml: wants a number"),
+        (b"? [a]\n: 1", "line 1 in .*config.yaml: wants a setting's name"),
+        (b"a: {b: 1, b: 2}", "wants a number, a text"),
+        (b"--- \na: 1\n--- \na: 2", "expected a single document"),
         (b"\xff\xfe\xff", "config.yaml: "),
         (b"a: !!timestamp x", "config.yaml: "),  # found by `make fuzz`: PyYAML trips over it
         (b"a: !!int ''", "config.yaml: "),

@@ -1,9 +1,11 @@
 """Logs: one line of JSON an event, the libraries' included."""
 
 import errno
+import fcntl
 import io
 import json
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -113,3 +115,74 @@ def test_a_log_that_cannot_be_written_stops_nobody_and_says_so_later() -> None:
 def test_a_log_that_is_closed_stops_nobody(stream: io.StringIO) -> None:
     stream.close()
     structlog.get_logger().error("nobody hears it")
+
+
+LINE = json.dumps({"text": "x" * 980}) + "\n"
+
+
+def drained(descriptor: int, lines: int) -> list[str]:
+    """Read so many lines."""
+    with os.fdopen(descriptor) as reader:
+        return [reader.readline() for _ in range(lines)]
+
+
+def test_a_pipe_that_nobody_reads_blocks_nobody_and_the_losses_are_reported() -> None:
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    lost: list[int] = []
+    output = log.QueuedOutput(writer, max_bytes=10 * len(LINE), on_lost=lost.append)
+    for _ in range(100):
+        output.write(LINE)
+    output.close(0.01)  # returns although the thread is stopped in the write
+    assert 75 <= sum(lost) <= 95
+    kept = 100 - sum(lost)
+    got = drained(reader, kept + 1)
+    reports = [json.loads(line)["lines"] for line in got if "log.lost" in line]
+    assert got.count(LINE) == kept
+    assert sum(reports) == sum(lost)
+    os.close(writer)
+
+
+def test_lines_come_out_in_order_and_close_waits_for_the_last() -> None:
+    reader, writer = os.pipe()
+    output = log.QueuedOutput(writer)
+    for number in range(200):
+        output.write(f"{number}\n")
+    output.close()
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        assert pipe.read().split() == [str(number) for number in range(200)]
+
+
+def test_a_reader_that_has_gone_and_a_full_disk_only_lose_lines() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    for descriptor in (writer, os.open("/dev/full", os.O_WRONLY)):
+        lost: list[int] = []
+        output = log.QueuedOutput(descriptor, on_lost=lost.append)
+        output.write(LINE)
+        output.close()
+        assert sum(lost) == 1
+        os.close(descriptor)
+
+
+def test_a_descriptor_that_others_made_non_blocking_loses_nothing() -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    output = log.QueuedOutput(writer, on_lost=lambda _: pytest.fail("lost"))
+    for _ in range(50):
+        output.write(LINE)
+    assert drained(reader, 50) == [LINE] * 50
+    output.close()
+    os.close(writer)
+
+
+def test_the_lone_surrogates_of_a_peer_are_written_escaped() -> None:
+    reader, writer = os.pipe()
+    output = log.QueuedOutput(writer)
+    output.write("\udcff\n")
+    output.close()
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        assert pipe.read() == "\\udcff\n"
