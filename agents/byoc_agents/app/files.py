@@ -9,8 +9,9 @@ import errno
 import os
 import stat
 import threading
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 START_SECONDS = 5.0  # for one file at the start of the process
 MAX_SECRET_BYTES = 64 * 1024
@@ -70,7 +71,7 @@ def read_regular(path: str, max_bytes: int, known: Version | None = None) -> Con
     raise NotReadableError(f"{path} is too large; {_expected(max_bytes)}")
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a regular file for reading; a FIFO or a device is neither waited for nor read.
 
     Raises OSError, with errno EINVAL for anything but a regular file.

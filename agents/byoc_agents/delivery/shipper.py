@@ -67,6 +67,7 @@ FATES: dict[Reason, Fate] = {
     Reason.TOO_LARGE: Fate.BURY,
     Reason.REJECTED: Fate.BURY,
 }
+HOLD = 1  # of `Spool.head`: keep a batch together while its end is unknown
 SENDS_PER_DOUBLING = 3  # batches that must be answered before the next may be twice as large
 
 
@@ -173,12 +174,12 @@ class Shipper:
         """Return the unfinished batch if all of it is still first in the spool, else a new one."""
         max_bytes = self._sink.max_bytes
         if 0 < len(self._unfinished) <= self._sink.max_messages:
-            batch = await self._spool.head(len(self._unfinished), max_bytes, True)  # noqa: FBT003
+            batch = await self._spool.head(len(self._unfinished), max_bytes, HOLD)
             if tuple(message.id for message in batch) == self._unfinished:
                 self._room, self._limit, self._answered = False, 1, 0
                 return batch
         self._unfinished = ()  # part of it was stored or buried, or the sink takes fewer now
-        batch = await self._spool.head(self._limit, max_bytes, True)  # noqa: FBT003
+        batch = await self._spool.head(self._limit, max_bytes, HOLD)
         size = sum(len(message.body) for message in batch)
         self._room = 0 < len(batch) < self._limit and size < max_bytes // 2
         return batch

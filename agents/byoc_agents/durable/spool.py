@@ -101,11 +101,11 @@ class Spool:
         self,
         max_messages: int = 1,
         max_bytes: int = 1 << 20,
-        hold: bool = False,
+        hold: int = 0,
     ) -> list[Message]:
         """Return the oldest messages: at least one where there is one, within both bounds.
 
-        With `hold`, a batch of several messages is kept together until the next such call or
+        With `hold` not 0, a batch of several messages is kept together until the next such call or
         `release`: a later message with the same `replaces` is queued behind it and removes none of
         them. So a batch that may have been stored can be sent again as it was.
         """

@@ -1,6 +1,7 @@
 """One daemon's life: start, defects, stop, finish, drain, end."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,12 +10,12 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from byoc_agents.app.daemon import RESTART_SECONDS, Agent
+from byoc_agents.app.daemon import RESTART_SECONDS, Agent, check_address
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.delivery.shipper import Shipper
 from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.spool import Spool
-from byoc_agents.errors import SpoolUnavailableError
+from byoc_agents.errors import ConfigError, SpoolUnavailableError
 from lab.fakes.core import FakeClock, Hang, NullLedger, ScriptedSink, Step, settle
 
 
@@ -197,3 +198,43 @@ async def test_trouble_is_the_spools_word(tmp_path: Path) -> None:
         it.spool._refused = SpoolUnavailableError("disk")
         assert await it.agent.trouble() == ""  # a write works again
     assert await it.agent.trouble() == "spool: the spool is not open"
+
+
+async def test_a_task_that_is_down_makes_the_daemon_unready_until_it_has_run_a_while(
+    tmp_path: Path,
+) -> None:
+    async with world(tmp_path) as it:
+        it.source.script = [OSError("the webhook does not listen: address in use")]
+        run = it.run()
+        await it.clock.parked()
+        assert await it.agent.trouble() == "source: the webhook does not listen: address in use"
+        await it.clock.advance(RESTART_SECONDS)
+        assert it.source.runs == 2
+        assert (await it.agent.trouble()).startswith("source: ")  # it may fail again at once
+        await it.clock.advance(RESTART_SECONDS)
+        assert await it.agent.trouble() == ""
+        it.stop.set()
+        await run
+
+
+async def test_a_source_that_returned_makes_the_daemon_unready(tmp_path: Path) -> None:
+    async with world(tmp_path) as it:
+        it.source.script = [None]
+        run = it.run()
+        await it.clock.parked()
+        assert await it.agent.trouble() == "source: ended"
+        it.stop.set()
+        await run
+
+
+@pytest.mark.parametrize(("family", "host"), [("v4", "127.0.0.1"), ("v6", "::1")])
+def test_an_address_that_is_taken_is_a_mistake_of_its_setting(family: str, host: str) -> None:
+    kind = socket.AF_INET if family == "v4" else socket.AF_INET6
+    with socket.socket(kind) as taken:
+        taken.bind((host, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"BYOC_X: {host}:{port}: .*wants a free host:port"):
+            check_address((host, port), "BYOC_X")
+    check_address((host, port), "BYOC_X")
+    check_address((host, 0), "BYOC_X")

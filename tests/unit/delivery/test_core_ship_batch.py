@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from byoc_agents.delivery.sink import Message
+from byoc_agents.delivery.sink import Message, Receipt
 from byoc_agents.errors import Reason, SendError
 from byoc_agents.ledger import FileLedger
 from lab.fakes.core import FakeClock
@@ -15,6 +15,7 @@ RESET = SendError(Reason.CONNECTION, "ClientOSError")
 LATE = SendError(Reason.TIMEOUT, "no answer in 30 s")
 GATEWAY = SendError(Reason.SERVER_ERROR, "status 502")
 THROTTLED = SendError(Reason.THROTTLED, "status 429")
+KILLED = SendError(Reason.INTERNAL, "no receipt is written")
 DENIED = SendError(Reason.FORBIDDEN, "status 403")
 
 
@@ -104,14 +105,14 @@ async def test_a_batch_that_was_partly_taken_is_not_sent_again_whole(tmp_path: P
     ],
 )
 async def test_a_start_repeats_the_batch_that_was_in_flight(
-    tmp_path: Path, outcomes: Sequence[SendError], expected: list[str]
+    tmp_path: Path, outcomes: Sequence[SendError | Receipt], expected: list[str]
 ) -> None:
     batch = [message(number) for number in range(3)]
-    for outcome in outcomes or [None]:
+    for outcome in outcomes or (KILLED,):
         ledger = FileLedger(tmp_path / "ledger", clock=FakeClock(), max_bytes=1 << 20)
         async with ledger:
             line = await ledger.intent("test://sink", batch)
-            if outcome:
+            if outcome is not KILLED:
                 await ledger.receipt(line, batch, [outcome] * 3)
     ledger = FileLedger(tmp_path / "ledger", clock=FakeClock(), max_bytes=1 << 20)
     async with (

@@ -1,4 +1,4 @@
-"""Something in a ledger file's place that is not ours: never read without a bound, always stated."""
+"""Something in a ledger file's place that is not ours: bounded reads, and a line that says so."""
 
 import os
 import tracemalloc
