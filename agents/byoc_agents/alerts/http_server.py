@@ -6,9 +6,11 @@ is closed for the new one, and where none rests the new one is.
 """
 
 import asyncio
+import errno
 import math
 import socket
 import ssl
+import stat
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -171,8 +173,10 @@ class Door:
 
 
 def _version(path: str) -> Version:
-    stat = Path(path).stat()
-    return stat.st_mtime_ns, stat.st_ino
+    found = Path(path).stat()
+    if not stat.S_ISREG(found.st_mode):  # opening a FIFO would stop the loop
+        raise OSError(errno.EINVAL, "expected a regular file", path)
+    return found.st_mtime_ns, found.st_ino
 
 
 def _request(

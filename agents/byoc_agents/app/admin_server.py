@@ -1,6 +1,7 @@
 """/metrics, /healthz, /readyz and /status of the process, for Prometheus, the kubelet and people.
 
-Ready means: the settings are valid and the spool can be written. It never means that a destination
+Ready means: the settings are valid, the spool can be written and every task runs (the webhook
+listens, for example). It never means that a destination
 can be reached, since a sidecar's readiness is the readiness of the customer's pod.
 """
 
@@ -38,7 +39,7 @@ class Pages:
         return web.Response(status=503 if dead else 200, text=f"{'dead' if dead else 'ok'}\n")
 
     async def readyz(self, _: web.Request) -> web.Response:
-        """Return 200 when every spool can be written."""
+        """Return 200 when every spool can be written and every task runs, else 503 and why."""
         troubles = await asyncio.gather(*(agent.trouble() for agent in self._agents))
         named = [f"{a.name}: {t}" for a, t in zip(self._agents, troubles, strict=True) if t]
         return web.Response(status=503 if named else 200, text="\n".join(named or ["ok"]) + "\n")
