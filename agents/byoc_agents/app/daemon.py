@@ -1,7 +1,6 @@
 """One running daemon: a source that fills the spool, a shipper that empties it, and their end."""
 
 import asyncio
-import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
@@ -37,26 +36,21 @@ async def _nothing_staged() -> None:
     """Stand for a source that stages nothing."""
 
 
-def _nothing_to_check() -> None:
+async def _nothing_to_check() -> None:
     """Stand for a source that needs nothing from outside to start."""
 
 
-def check_address(address: tuple[str, int], variable: str) -> None:
+async def check_address(address: tuple[str, int], variable: str) -> None:
     """Raise ConfigError if a host:port cannot be bound now. Port 0 always can."""
     host, port = address
+    loop = asyncio.get_running_loop()
     try:
-        stream, passive = socket.SOCK_STREAM, socket.AI_PASSIVE
-        found = socket.getaddrinfo(host or None, port, type=stream, flags=passive)
-        for family, kind, protocol, _, where in found:
-            with socket.socket(family, kind, protocol) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:
-                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                probe.bind(where)
+        server = await loop.create_server(asyncio.Protocol, host, port, start_serving=False)
     except OSError as error:
         raise ConfigError(
             [f"{variable}: {host}:{port}: {error.strerror or error}; wants a free host:port"]
         ) from error
+    server.close()
 
 
 class Down(msgspec.Struct, frozen=True):
@@ -78,7 +72,9 @@ class Agent(msgspec.Struct, frozen=True):
     ledger_status: Callable[[], dict[str, Any]] = dict  # what /status shows of the ledger
     identity: Callable[[], dict[str, Any]] = dict  # and of who we are to the receiver; no keys
     seal: Callable[[], Awaitable[None]] = _nothing_staged  # makes messages of what is staged
-    check: Callable[[], None] = _nothing_to_check  # raises ConfigError at the start of `run`
+    check: Callable[[], Awaitable[None]] = (
+        _nothing_to_check  # raises ConfigError at the start of `run`
+    )
     down: dict[str, Down] = msgspec.field(default_factory=dict)  # tasks that failed, by name
 
     def __repr__(self) -> str:

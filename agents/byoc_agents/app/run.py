@@ -132,7 +132,7 @@ async def run(configuration: Configuration) -> int:
             serve(agents, metrics, core.listen),
         ):
             for agent in agents:  # here, since `drain` needs no address
-                agent.check()
+                await agent.check()
             grace = core.shutdown_grace_seconds
             await asyncio.gather(*(agent.run(stop, grace) for agent in agents))
     return 0

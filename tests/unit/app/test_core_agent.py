@@ -228,13 +228,13 @@ async def test_a_source_that_returned_makes_the_daemon_unready(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("family", "host"), [("v4", "127.0.0.1"), ("v6", "::1")])
-def test_an_address_that_is_taken_is_a_mistake_of_its_setting(family: str, host: str) -> None:
+async def test_an_address_that_is_taken_is_a_mistake_of_its_setting(family: str, host: str) -> None:
     kind = socket.AF_INET if family == "v4" else socket.AF_INET6
     with socket.socket(kind) as taken:
         taken.bind((host, 0))
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"BYOC_X: {host}:{port}: .*wants a free host:port"):
-            check_address((host, port), "BYOC_X")
-    check_address((host, port), "BYOC_X")
-    check_address((host, 0), "BYOC_X")
+            await check_address((host, port), "BYOC_X")
+    await check_address((host, port), "BYOC_X")
+    await check_address((host, 0), "BYOC_X")
