@@ -29,7 +29,7 @@ class Evidence:
     before: list[dict[str, bytes]]  # of each life that a kill ended: S3 key -> bytes
     lives: list[Life]  # of the metered group, oldest first, by the kernel
     states: list[dict[str, Any]]  # bodies of the queue, as they came
-    told: list[dict[str, Any]]  # `state.told` of the exporter's log: written after the commit
+    told: list[dict[str, Any]]  # `state.published` of the exporter's log: written after the commit
     offered: set[Fact]  # that reached the forwarder
     accepted: set[Fact]  # and were answered with 2xx
     events: list[dict[str, Any]]  # of the control plane, each source and id once, as they came
@@ -92,7 +92,7 @@ def collected(
         before=[life.objects for life in world.aws.lives],
         lives=[*stage.target.lives, stage.target.life()],
         states=list(world.queue.got),
-        told=_logged(daemons, "state.told"),
+        told=_logged(daemons, "state.published"),
         offered=world.notified.offered,
         accepted=world.notified.accepted,
         events=list(world.receiver.events.values()),

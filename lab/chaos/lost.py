@@ -36,11 +36,11 @@ def _counted(lines: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, int | No
         if line["event"] == START:
             words = []
         elif line["event"] == UNTOLD:
-            words.append(line["says"])
+            words.append(line["state_key"])
         elif line["event"] == TOLD:
             sequence = line["sequence"]
-            yield sequence, lost(said, words, line["says"]) if sequence == following else None
-            said, words, following = line["says"], [], sequence + 1
+            yield sequence, lost(said, words, line["state_key"]) if sequence == following else None
+            said, words, following = line["state_key"], [], sequence + 1
 
 
 def lost(said: str, words: Sequence[str], told: str) -> int:

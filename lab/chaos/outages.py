@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from lab.chaos.daemon import Daemon
 
-TOLD = "state.told"  # after the commit
-UNTOLD = "state.not_kept"  # there was no room; said again when there is
+TOLD = "state.published"  # after the commit
+UNTOLD = "state.write_failed"  # there was no room; said again when there is
 
 
 @dataclass(frozen=True)
@@ -32,4 +32,4 @@ def seen(kind: str, began: float, exporter: Daemon) -> Outage:
 def last_word(exporter: Daemon) -> str:
     """Return what it has told last, or would have where there was no room; "" for nothing."""
     lines = exporter.logged(TOLD, UNTOLD)
-    return str(lines[-1]["says"]) if lines else ""
+    return str(lines[-1]["state_key"]) if lines else ""

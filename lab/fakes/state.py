@@ -1,4 +1,4 @@
-"""A ClickHouse server for tests that shows what it is told to, in memory and over HTTP."""
+"""Scripted ClickHouse servers for tests, in memory and over HTTP."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ from byoc_agents.state import queries
 from byoc_agents.state.observation import Source
 from lab.fakes.http import HttpDouble, Reply, Request, Script, serving
 
-MODERN: dict[str, str] = {  # a healthy server of 2024, busy enough to show figures
+MODERN: dict[str, str] = {  # a server of 2024, busy enough for every figure
     "version": "24.8.4.13.altinitystable",
     "uptime": "4000",
     "system.metrics.ReadonlyReplica": "0",
@@ -31,6 +31,7 @@ MODERN: dict[str, str] = {  # a healthy server of 2024, busy enough to show figu
     "system.replicas.readonly": "0",
     "system.replicas.expired": "1",
     "system.replicas.lag": "99",
+    "system.replicas.lag_unknown": "0",
     "system.replicas.queue": "6",
     "system.parts.max": "8",
     "system.parts.sum": "98",
@@ -51,7 +52,7 @@ HEALTHY: dict[str, str] = MODERN | {
 
 @dataclass
 class ScriptedServer:
-    """What a prober needs of a server. `rows` is what it holds; `broken` raises for a source."""
+    """A server for a prober. `rows` are its tables' values; `broken` maps a source to an error."""
 
     rows: dict[str, str] = field(default_factory=lambda: dict(MODERN))
     broken: dict[Source, Exception] = field(default_factory=dict)
@@ -63,30 +64,32 @@ class ScriptedServer:
     queries: list[str] = field(default_factory=list)
 
     async def ping(self) -> None:
-        """Raise `ping_error`, if there is one."""
+        """Raise `ping_error` if it is set."""
         if self.ping_error:
             raise self.ping_error
 
     async def replicas_status(self) -> bool:
-        """Return whether it does not lag."""
+        """Return whether it does not lag; raise the error in `broken`."""
+        if error := self.broken.get(Source.REPLICAS_STATUS):
+            raise error
         return not self.lags
 
     async def query(self, sql: str) -> list[dict[str, Any]]:
-        """Return the rows of all sources that the query reads, or fail as told."""
-        if self.hanging & _asked(sql):
+        """Return the rows of all sources that the query reads, or raise a scripted error."""
+        if self.hanging & _find_sources(sql):
             await asyncio.Event().wait()
         return [{"name": name, "value": value} for name, value in self.answer(sql)]
 
     def answer(self, sql: str) -> list[tuple[str, str]]:
-        """Return (name, value) of all sources that the query reads. Raises as told."""
+        """Return (name, value) of all sources that the query reads. Raises the scripted errors."""
         self.queries.append(sql)
-        asked = _asked(sql)
-        self._fail(sql, asked)
+        asked = _find_sources(sql)
+        self._raise_scripted(sql, asked)
         wanted = tuple(f"{source}." for source in asked)
         wanted += ("version", "uptime") if queries.SERVER in sql else ()
         return [(name, value) for name, value in self.rows.items() if name.startswith(wanted)]
 
-    def _fail(self, sql: str, asked: set[Source]) -> None:
+    def _raise_scripted(self, sql: str, asked: set[Source]) -> None:
         if self.query_error:
             raise self.query_error
         for source, error in self.broken.items():
@@ -96,7 +99,7 @@ class ScriptedServer:
             raise ClickHouseServerError("status 404", 47)
 
 
-def _asked(sql: str) -> set[Source]:
+def _find_sources(sql: str) -> set[Source]:
     text = f"{sql} "
     return {s for s in queries.TABLES if any(f"FROM {s}{end}" in text for end in (" ", ")"))}
 
@@ -104,8 +107,8 @@ def _asked(sql: str) -> set[Source]:
 class FakeClickHouse:
     """A `ScriptedServer` that speaks ClickHouse's HTTP on a loopback port.
 
-    `text` is written into everything that a real server fills with texts of its own or of its
-    users: errors, headers, /replicas_status. Another password than `password` is refused.
+    `text` appears wherever a real server writes texts of its own or of its users: errors, headers,
+    /replicas_status. Any password but `password` is refused.
     """
 
     def __init__(
@@ -123,7 +126,7 @@ class FakeClickHouse:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Stop, and give the closed connections the turns in which they let go of their sockets."""
+        """Stop, and yield to the loop until the closed connections have released their sockets."""
         await self.http.__aexit__()
         for _turn in range(3):
             await asyncio.sleep(0)

@@ -15,7 +15,7 @@ import yaml
 from byoc_agents.alerts import matchers
 from byoc_agents.alerts.daemon import Settings as AlertsSettings
 from byoc_agents.app.metrics import Metrics
-from byoc_agents.state.thresholds import Code
+from byoc_agents.state.thresholds import ReasonCode
 from lab.real.chart import render
 from lab.real.chart.render import Manifest
 from lab.real.parts import install
@@ -96,7 +96,7 @@ def test_what_is_said_of_clickhouse_is_relayed_with_the_exporters_own_reasons() 
             assert not selector.matches(labels)
         else:
             assert selector.matches(labels)
-            assert rule["labels"]["reason"] in set(Code)
+            assert rule["labels"]["reason"] in set(ReasonCode)
         assert set(rule["annotations"]) <= set(usual.annotations) | {"action"}
 
 

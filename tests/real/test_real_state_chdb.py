@@ -70,7 +70,9 @@ QUERIES = [
 def test_the_modern_engine_runs_every_query(
     engine: chdb.session.Session, source: Source, number: int
 ) -> None:
-    answer = json.loads(str(engine.query(queries.union([ALL[source][number]]), "JSONCompact")))
+    answer = json.loads(
+        str(engine.query(queries.combine_selects([ALL[source][number]]), "JSONCompact"))
+    )
     assert [column["name"] for column in answer["meta"]] == ["name", "value"]
     assert {column["type"] for column in answer["meta"]} == {"String"}
     for name, value in answer["data"]:
@@ -85,7 +87,7 @@ def test_the_query_of_the_one_table_that_the_engine_lacks_is_right_over_another(
     select = queries.FAST[Source.ASYNCHRONOUS_METRICS]
     assert f"FROM {Source.ASYNCHRONOUS_METRICS}" in select
     over = select.replace(f"FROM {Source.ASYNCHRONOUS_METRICS}", f"FROM {stand_in}")
-    engine.query(queries.union([queries.SERVER, over]))
+    engine.query(queries.combine_selects([queries.SERVER, over]))
 
 
 def test_every_statement_of_the_least_privileged_user_parses(engine: chdb.session.Session) -> None:
@@ -101,10 +103,10 @@ async def look(engine: chdb.session.Session) -> tuple[Observation, list[str]]:
 
 
 async def test_a_modern_server_is_seen_and_counted_right(engine: chdb.session.Session) -> None:
-    seen, asked = await look(engine)
-    troubled = {source: how for source, how in seen.seen.items() if how is not Seen.OK}
+    observation, asked = await look(engine)
+    troubled = {source: how for source, how in observation.sources.items() if how is not Seen.OK}
     assert troubled == {Source.ASYNCHRONOUS_METRICS: Seen.ABSENT}
-    figures = seen.figures
+    figures = observation.figures
     assert figures.max_parts_in_partition == 7
     assert figures.active_parts == 7
     assert figures.pending_mutations == 1
@@ -114,7 +116,7 @@ async def test_a_modern_server_is_seen_and_counted_right(engine: chdb.session.Se
     assert figures.readonly_replicas == 0
     assert figures.disk_free_ratio
     assert 0 < figures.disk_free_ratio < 1
-    assert re.fullmatch(r"\d+\.\d+(\.\d+)*", seen.version)
+    assert re.fullmatch(r"\d+\.\d+(\.\d+)*", observation.version)
     assert all(sql.startswith(f"/* {queries.COMMENT} */") for sql in asked)
 
 

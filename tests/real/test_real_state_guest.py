@@ -16,7 +16,7 @@ from byoc_agents.state.assess import Assessment, Memory, State, assess
 from byoc_agents.state.hysteresis import Now
 from byoc_agents.state.observation import Observation, Seen, Source
 from byoc_agents.state.probes import Prober
-from byoc_agents.state.thresholds import Code, Limits
+from byoc_agents.state.thresholds import ReasonCode, Thresholds
 from lab.real.chdb_front import Engine, front
 from lab.real.guest import GRANTS, SETTINGS, TABLE, VIEWS, OverViews, guest, prepare
 
@@ -43,14 +43,14 @@ async def look(engine: Engine, polls: int = 1) -> tuple[Observation, list[int]]:
         prober, counts = Prober(client, clock=SystemClock()), []
         for _ in range(polls):
             before = len(server.asked)
-            seen = await prober.observe()
+            observation = await prober.observe()
             counts.append(len(server.asked) - before)
-    return seen, counts
+    return observation, counts
 
 
-def judged(seen: Observation) -> Assessment:
-    seen = msgspec.structs.replace(seen, uptime_seconds=UP_SECONDS)
-    return assess(seen, Memory(), Limits(), Now(0, 0))[0]
+def judged(observation: Observation) -> Assessment:
+    observation = msgspec.structs.replace(observation, uptime_seconds=UP_SECONDS)
+    return assess(observation, Memory(), Thresholds(), Now(0, 0))[0]
 
 
 def rows(engine: Engine, sql: str) -> list[dict[str, Any]]:
@@ -84,7 +84,7 @@ def test_every_query_ends_well_in_the_log_under_our_comment_and_within_the_profi
     place: Path,
 ) -> None:
     real = [select for select in SELECTS if Source.ASYNCHRONOUS_METRICS not in select]
-    asked = [queries.union([select]) for select in real]
+    asked = [queries.combine_selects([select]) for select in real]
     with guest(place) as engine:
         for sql in asked:
             engine.query(sql)
@@ -127,13 +127,13 @@ def cost(found: list[dict[str, Any]], count: int) -> str:
 
 async def test_with_exactly_the_shipped_grants_all_is_seen_and_healthy(place: Path) -> None:
     with guest(place) as engine:
-        seen, _ = await look(engine)
-    assert set(seen.seen.values()) == {Seen.OK}
+        observation, _ = await look(engine)
+    assert set(observation.sources.values()) == {Seen.OK}
     # The customer's 3; the parts of query_log, which is flushed meanwhile, are counted as well.
-    assert seen.figures.active_parts is not None
-    assert seen.figures.active_parts >= 3
-    assert seen.figures.max_parts_in_partition in range(1, seen.figures.active_parts)
-    assert judged(seen).healthy
+    assert observation.figures.active_parts is not None
+    assert observation.figures.active_parts >= 3
+    assert observation.figures.max_parts_in_partition in range(1, observation.figures.active_parts)
+    assert judged(observation).healthy
 
 
 FORBIDDEN = {
@@ -175,26 +175,26 @@ async def test_without_one_grant_that_source_is_named_and_hides_no_other(
     with guest(place, without=f"SELECT ON {source}") as engine:
         with pytest.raises(RuntimeError, match=r"Code: 497\b"):
             engine.query(f"SELECT * FROM {VIEWS}.{table}")
-        seen, _ = await look(engine)
-    missing = {name for name, how in seen.seen.items() if how is not Seen.OK}
-    assert seen.seen[source] is Seen.DENIED
+        observation, _ = await look(engine)
+    missing = {name for name, how in observation.sources.items() if how is not Seen.OK}
+    assert observation.sources[source] is Seen.DENIED
     # without the parts nothing proves that the other empty answers are the truth
     assert missing == (FILTERED if source is Source.PARTS else {source})
-    found = judged(seen)
+    found = judged(observation)
     assert found.state is State.DEGRADED
     assert [(reason.code, reason.missing) for reason in found.reasons] == [
-        (Code.OBSERVABILITY_PARTIAL, tuple(sorted(missing)))
+        (ReasonCode.OBSERVABILITY_PARTIAL, tuple(sorted(missing)))
     ]
 
 
 async def test_without_show_tables_empty_rows_are_no_health(place: Path) -> None:
     with guest(place, without="SHOW TABLES") as engine:
         assert rows(engine, f"SELECT * FROM {VIEWS}.parts") == [], "an empty answer, no error"
-        seen, _ = await look(engine)
-    hidden = {name for name, how in seen.seen.items() if how is Seen.HIDDEN}
+        observation, _ = await look(engine)
+    hidden = {name for name, how in observation.sources.items() if how is Seen.HIDDEN}
     assert hidden == FILTERED
-    assert seen.figures.active_parts is None
-    found = judged(seen)
+    assert observation.figures.active_parts is None
+    found = judged(observation)
     assert (found.state, found.healthy) == (State.DEGRADED, False)
     assert set(found.reasons[0].missing) == hidden
 

@@ -28,24 +28,28 @@ FILTERED = {Source.PARTS, Source.REPLICAS, Source.MUTATIONS}
 async def test_an_old_server_shows_what_it_has_and_the_rest_is_named(
     old_clickhouse: RealProcess,
 ) -> None:
-    seen = await look(old_clickhouse)
-    assert (seen.ping, seen.login, seen.version) == (Ping.OK, Login.OK, "18.16.1")
-    lacking = {source for source, how in seen.seen.items() if how is Seen.ABSENT}
+    observation = await look(old_clickhouse)
+    assert (observation.ping, observation.login, observation.version) == (
+        Ping.OK,
+        Login.OK,
+        "18.16.1",
+    )
+    lacking = {source for source, how in observation.sources.items() if how is Seen.ABSENT}
     assert lacking == {Source.DISKS, Source.ERRORS, Source.DETACHED_PARTS}
-    hidden = {source for source, how in seen.seen.items() if how is Seen.HIDDEN}
+    hidden = {source for source, how in observation.sources.items() if how is Seen.HIDDEN}
     assert hidden == FILTERED, "nothing proves yet that there is nothing to be seen"
-    assert seen.figures.readonly_replicas == 0
-    assert seen.figures.replicas_status_ok is True
+    assert observation.figures.readonly_replicas == 0
+    assert observation.figures.replicas_status_ok is True
 
 
 async def test_an_old_server_with_a_table_is_believed(old_clickhouse: RealProcess) -> None:
     ask(old_clickhouse, "CREATE TABLE t (d Date, x UInt8) ENGINE = MergeTree(d, x, 8192)")
     for x in range(3):
         ask(old_clickhouse, f"INSERT INTO t VALUES ('2026-11-0{x + 1}', {x})")
-    seen = await look(old_clickhouse)
-    assert {seen.seen[source] for source in FILTERED} == {Seen.OK}
-    assert seen.figures.active_parts
-    assert seen.figures.pending_mutations == 0, "by the query without is_killed"
+    observation = await look(old_clickhouse)
+    assert {observation.sources[source] for source in FILTERED} == {Seen.OK}
+    assert observation.figures.active_parts
+    assert observation.figures.pending_mutations == 0, "by the query without is_killed"
 
 
 async def test_a_wrong_password_is_a_refused_login(old_clickhouse: RealProcess) -> None:

@@ -26,7 +26,7 @@ from byoc_agents.state.message import Identity as Speaker
 from byoc_agents.state.poller import Exporter, Replica
 from byoc_agents.state.probes import Prober
 from byoc_agents.state.stream import Stream
-from byoc_agents.state.thresholds import DEFAULTS, Code, Limit, Limits
+from byoc_agents.state.thresholds import DEFAULTS, ReasonCode, Threshold, Thresholds
 from lab.fakes.core import FakeClock
 from lab.fakes.state import HEALTHY, ScriptedServer
 
@@ -148,7 +148,7 @@ def exporter(life: Life, *, readonly: bool) -> Exporter:
             organization_id="org", service_id="svc", region="eu-west-1", heartbeat_seconds=30
         ),
         replicas=[Replica("replica-0", prober, stream)],
-        limits=Limits(by_code={**DEFAULTS, Code.READONLY_REPLICA: Limit(1, 0)}),
+        thresholds=Thresholds(by_code={**DEFAULTS, ReasonCode.READONLY_REPLICA: Threshold(1, 0)}),
         poll_seconds=SAMPLE_SECONDS,
         clock=life.clock,
     )

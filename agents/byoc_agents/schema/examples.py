@@ -36,7 +36,7 @@ from byoc_agents.state.message import (
 )
 from byoc_agents.state.observation import Ping, Source
 from byoc_agents.state.summary import SummaryState
-from byoc_agents.state.thresholds import Code
+from byoc_agents.state.thresholds import ReasonCode
 
 ORGANIZATION, SERVICE, REGION, REPLICA = "org-1", "svc-1", "eu-central-1", "clickhouse-0"
 NOON = "2026-11-23T12:00:00.000Z"
@@ -119,7 +119,7 @@ _STATE = StateEvent(
         healthy=False,
         reasons=(
             ReasonV1(
-                code=Code.PING_FAILED,
+                code=ReasonCode.PING_FAILED,
                 value=3.0,
                 threshold=3.0,
                 since="2026-11-23T11:59:40.000Z",

@@ -1,7 +1,7 @@
-"""From what was seen to a state and its reasons: pure functions, a fold over polls.
+"""Derive a replica's state and its reasons from an observation: pure functions, a fold over polls.
 
-What cannot be seen never counts as well: a reason whose figure is missing stays as it is, and what
-ought to be seen and is not is a reason itself.
+Missing data is never treated as healthy: a reason whose figure is missing stays as it is, and a
+source that should be readable and is not raises a reason itself.
 """
 
 from collections.abc import Mapping
@@ -9,15 +9,15 @@ from enum import StrEnum
 
 import msgspec
 
-from byoc_agents.state.hysteresis import NS, Now, Track, step
-from byoc_agents.state.observation import BLIND, Login, Observation, Ping, Seen, Source
-from byoc_agents.state.thresholds import COUNTED, Code, Limits
+from byoc_agents.state.hysteresis import NS, Now, Track, update_track
+from byoc_agents.state.observation import BLIND, UNCONFIRMED, Login, Observation, Ping, Seen, Source
+from byoc_agents.state.thresholds import COUNTED, ReasonCode, Thresholds
 
-HURRY_HOLD_SECONDS = 10.0  # a reason that is about to be raised within this is looked at faster
+POLL_SOON_HOLD_SECONDS = 10.0  # a reason that may be raised within this time is polled faster
 
 
 class State(StrEnum):
-    """ClickHouse Cloud's own words, limited to what one replica can know."""
+    """The states of ClickHouse Cloud, limited to those that one replica can be in."""
 
     STARTING = "starting"
     RUNNING = "running"
@@ -26,31 +26,31 @@ class State(StrEnum):
     STOPPING = "stopping"
 
 
-class End(StrEnum):
-    """Whether this is the exporter's last look, because it was asked to stop."""
+class ShutdownScope(StrEnum):
+    """What is being stopped, if this is the exporter's last assessment."""
 
     NONE = "none"
-    AGENT = "agent"  # the exporter stops; of the server that says nothing
-    BOTH = "both"  # it stands in the server's pod, which is being stopped: so is the server
+    AGENT = "agent"  # the exporter only; this says nothing about the server
+    POD = "pod"  # the exporter runs in the server's pod, so the server is being stopped too
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
-    """What one assessment hands to the next. Durable but for the boot-clock fields."""
+    """State kept from one assessment to the next. On disk, except for the boot clock's fields."""
 
-    tracks: dict[Code, Track] = {}
-    counters: dict[Code, int] = {}  # cumulative counters of the server at the last poll
+    tracks: dict[ReasonCode, Track] = {}
+    counters: dict[ReasonCode, int] = {}  # cumulative counters of the server at the last poll
     state: State | None = None
     state_since_ms: int = 0
     previous: State | None = None  # the state before this one
     uptime_seconds: int | None = None
-    was_up: bool = False  # it has answered since the agent's start
-    began_ns: int | None = None  # boot clock: the agent's first poll
+    was_up: bool = False  # it has answered since the exporter's start
+    began_ns: int | None = None  # boot clock: the exporter's first poll
 
 
 class Reason(msgspec.Struct, frozen=True, kw_only=True):
-    """Why. `value` and `threshold` are in the unit of the code's figure."""
+    """One reason. `value` and `threshold` are in the unit of the code's figure."""
 
-    code: Code
+    code: ReasonCode
     value: float
     threshold: float
     since_ms: int
@@ -59,217 +59,291 @@ class Reason(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Assessment(msgspec.Struct, frozen=True, kw_only=True):
-    """The result. While it is not `sure` nothing is sent; `state` is then the last one known."""
+    """The result. Until it is `confirmed`, nothing is published and `state` is the last known."""
 
     state: State | None
-    sure: bool
+    confirmed: bool
     reasons: tuple[Reason, ...]
-    hurry: bool  # a decision is near: look again soon
+    poll_soon: bool  # the next poll may change the state
 
     @property
     def healthy(self) -> bool:
-        """Return whether it runs, all of it was seen, and nothing is wrong."""
+        """Return whether the server runs, everything was seen, and there is no reason."""
         return self.state is State.RUNNING and not self.reasons
 
 
 def assess(
-    seen: Observation, memory: Memory, limits: Limits, now: Now, *, end: End = End.NONE
+    observation: Observation,
+    memory: Memory,
+    thresholds: Thresholds,
+    now: Now,
+    *,
+    shutdown: ShutdownScope = ShutdownScope.NONE,
 ) -> tuple[Assessment, Memory]:
-    """Return what the poll means, and the memory for the next one."""
-    memory = _begin(memory, seen, now)
-    values = _values(seen, memory)
-    tracks = {
-        code: step(
-            memory.tracks.get(code, Track()), limit, values.get(code), now, counted=code in COUNTED
-        )
-        for code, limit in limits.by_code.items()
-    }
-    if tracks[Code.QUERIES_FAILING].active:  # then nothing at all is seen
-        since_ms = tracks[Code.QUERIES_FAILING].since_ms
-        tracks[Code.OBSERVABILITY_PARTIAL] = Track(active=True, since_ms=since_ms, value=1)
-    if tracks[Code.PING_FAILED].active:  # what was wrong inside a dead server is over
-        tracks = {Code.PING_FAILED: tracks[Code.PING_FAILED]}
-    found = State.STOPPING if end is End.BOTH else _state(seen, memory, tracks, limits, now)
-    state = found or memory.state
-    reasons = (*_active(seen, tracks, limits), *_circumstances(seen, limits, now, state, end))
-    after = _after(memory, seen, tracks, state, now)
-    sure = found is not None
-    hurry = _hurry(tracks, limits)
-    return Assessment(state=state, sure=sure, reasons=reasons, hurry=hurry), after
+    """Return the assessment of one poll, and the memory for the next one."""
+    memory = _record_start(memory, observation, now)
+    tracks = _update_tracks(observation, memory, thresholds, now)
+    if shutdown is ShutdownScope.POD:
+        current: State | None = State.STOPPING
+    else:
+        current = _derive_state(observation, memory, tracks, thresholds, now)
+    state = current or memory.state
+    reasons = (
+        *_list_active_reasons(observation, tracks, thresholds),
+        *_list_circumstances(observation, thresholds, now, state, shutdown),
+    )
+    assessment = Assessment(
+        state=state,
+        confirmed=current is not None,
+        reasons=reasons,
+        poll_soon=_may_change_soon(tracks, thresholds),
+    )
+    return assessment, _update_memory(memory, observation, tracks, state, now)
 
 
-def restored(memory: Memory) -> Memory:
-    """Return a memory from disk: the boot clock's fields mean nothing to another process."""
+def restore_memory(memory: Memory) -> Memory:
+    """Return a memory read from disk without the boot clock's fields of another process."""
     tracks = {
         code: msgspec.structs.replace(track, edge_ns=None) for code, track in memory.tracks.items()
     }
     return msgspec.structs.replace(memory, tracks=tracks, began_ns=None, was_up=False)
 
 
-def _begin(memory: Memory, seen: Observation, now: Now) -> Memory:
-    """Note the first poll, and forget counters of an earlier life of the server."""
+def _record_start(memory: Memory, observation: Observation, now: Now) -> Memory:
+    """Record the first poll, and drop counters and tracks if the server has restarted."""
     began = now.boot_ns if memory.began_ns is None else memory.began_ns
-    up, before = seen.uptime_seconds, memory.uptime_seconds
+    up, before = observation.uptime_seconds, memory.uptime_seconds
     restarted = up is not None and before is not None and up < before
     return msgspec.structs.replace(
         memory,
         began_ns=began,
-        was_up=memory.was_up or seen.ping is Ping.OK,
+        was_up=memory.was_up or observation.ping is Ping.OK,
         counters=dict.fromkeys(memory.counters, 0) if restarted else memory.counters,
         tracks={} if restarted else memory.tracks,
     )
 
 
-def _values(seen: Observation, memory: Memory) -> dict[Code, float | None]:
-    """Return the figure behind each code; None = not seen now."""
-    if seen.ping is not Ping.OK:
-        return {Code.PING_FAILED: 1}
-    if seen.login is Login.REFUSED:
-        return {Code.PING_FAILED: 0, Code.AUTH_FAILED: 1, Code.OBSERVABILITY_PARTIAL: 1}
-    answered = seen.seen.get(Source.QUERIES) is Seen.OK
-    values: dict[Code, float | None] = {
-        Code.PING_FAILED: 0,
-        Code.QUERIES_FAILING: 0 if answered else 1,
-        Code.AUTH_FAILED: 0 if answered else None,
-        Code.OBSERVABILITY_PARTIAL: len(missing(seen)) if answered else None,
+def _update_tracks(
+    observation: Observation, memory: Memory, thresholds: Thresholds, now: Now
+) -> dict[ReasonCode, Track]:
+    values = _read_values(observation, memory, thresholds)
+    tracks = {
+        code: update_track(
+            memory.tracks.get(code, Track()),
+            threshold,
+            values.get(code),
+            now,
+            counted=code in COUNTED,
+        )
+        for code, threshold in thresholds.by_code.items()
     }
-    return values | _gauges(seen) | _growth(seen, memory)
+    if tracks[ReasonCode.QUERIES_FAILING].active:  # then no source can be read
+        since_ms = tracks[ReasonCode.QUERIES_FAILING].since_ms
+        tracks[ReasonCode.OBSERVABILITY_PARTIAL] = Track(active=True, since_ms=since_ms, value=1)
+    if tracks[ReasonCode.PING_FAILED].active:  # the other reasons ended with the server
+        return {ReasonCode.PING_FAILED: tracks[ReasonCode.PING_FAILED]}
+    return tracks
 
 
-def _gauges(seen: Observation) -> dict[Code, float | None]:
-    figures = seen.figures
+def _read_values(
+    observation: Observation, memory: Memory, thresholds: Thresholds
+) -> dict[ReasonCode, float | None]:
+    """Return the figure of each code; None = not seen at this poll."""
+    if observation.ping is not Ping.OK:
+        return {ReasonCode.PING_FAILED: 1}
+    if observation.login is Login.REFUSED:
+        return {
+            ReasonCode.PING_FAILED: 0,
+            ReasonCode.AUTH_FAILED: 1,
+            ReasonCode.OBSERVABILITY_PARTIAL: 1,
+        }
+    answered = observation.sources.get(Source.QUERIES) is Seen.OK
+    values: dict[ReasonCode, float | None] = {
+        ReasonCode.PING_FAILED: 0,
+        ReasonCode.QUERIES_FAILING: 0 if answered else 1,
+        ReasonCode.AUTH_FAILED: 0 if answered else None,
+        ReasonCode.OBSERVABILITY_PARTIAL: len(missing_sources(observation)) if answered else None,
+    }
+    return values | _read_gauges(observation, thresholds) | _measure_growth(observation, memory)
+
+
+def _read_gauges(
+    observation: Observation, thresholds: Thresholds
+) -> dict[ReasonCode, float | None]:
+    figures = observation.figures
+    status_ok = figures.replicas_status_ok
     return {
-        Code.READONLY_REPLICA: figures.readonly_replicas,
-        Code.KEEPER_SESSION_EXPIRED: _expired(seen),
-        Code.REPLICATION_LAG: figures.replication_lag_seconds,
-        Code.REPLICAS_STATUS_FAILED: _refuted(figures.replicas_status_ok),
-        Code.TOO_MANY_PARTS: figures.max_parts_in_partition,
-        Code.STUCK_MUTATION: figures.stuck_mutations,
-        Code.MUTATIONS_PENDING: figures.pending_mutations,
-        Code.DISK_LOW: figures.disk_free_ratio,
-        Code.MEMORY_PRESSURE: figures.memory_used_ratio,
-        Code.DETACHED_PARTS: figures.detached_parts,
-        Code.INSERTS_DELAYED: figures.delayed_inserts,
+        ReasonCode.READONLY_REPLICA: figures.readonly_replicas,
+        ReasonCode.KEEPER_SESSION_EXPIRED: _count_expired_sessions(observation),
+        ReasonCode.REPLICATION_LAG: _read_lag(observation, thresholds),
+        ReasonCode.REPLICAS_STATUS_FAILED: None if status_ok is None else int(not status_ok),
+        ReasonCode.TOO_MANY_PARTS: figures.max_parts_in_partition,
+        ReasonCode.STUCK_MUTATION: figures.stuck_mutations,
+        ReasonCode.MUTATIONS_PENDING: figures.pending_mutations,
+        ReasonCode.DISK_LOW: figures.disk_free_ratio,
+        ReasonCode.MEMORY_PRESSURE: figures.memory_used_ratio,
+        ReasonCode.DETACHED_PARTS: figures.detached_parts,
+        ReasonCode.INSERTS_DELAYED: figures.delayed_inserts,
     }
 
 
-def _refuted(ok: bool | None) -> int | None:
-    return None if ok is None else int(not ok)
-
-
-def _expired(seen: Observation) -> int | None:
-    """Return tables with an expired session; all of them where there is no session at all."""
-    figures = seen.figures
+def _count_expired_sessions(observation: Observation) -> int | None:
+    """Return the tables with an expired session: all of them if there is no session at all."""
+    figures = observation.figures
     if figures.keeper_sessions == 0 and figures.replicated_tables:
         return figures.replicated_tables
     return figures.expired_sessions
 
 
-def _counters(seen: Observation) -> dict[Code, int | None]:
+def _read_lag(observation: Observation, thresholds: Thresholds) -> int | None:
+    """Return the lag in seconds. If some table's lag is unknown, it can only raise the reason."""
+    figures = observation.figures
+    lag = figures.replication_lag_seconds
+    threshold = thresholds.by_code[ReasonCode.REPLICATION_LAG]
+    if lag is not None and figures.replication_lag_unknown and not threshold.is_over(lag):
+        return None
+    return lag
+
+
+def _read_counters(observation: Observation) -> dict[ReasonCode, int | None]:
     return {
-        Code.DATA_LOSS: seen.figures.lost_parts,
-        Code.INSERTS_REJECTED: seen.figures.rejected_inserts,
-        Code.SERVER_ERRORS: seen.figures.server_errors,
+        ReasonCode.DATA_LOSS: observation.figures.lost_parts,
+        ReasonCode.INSERTS_REJECTED: observation.figures.rejected_inserts,
+        ReasonCode.SERVER_ERRORS: observation.figures.server_errors,
     }
 
 
-def _growth(seen: Observation, memory: Memory) -> dict[Code, float | None]:
-    """Return how much each counter grew. At first sight only lost data counts from zero."""
-    growth: dict[Code, float | None] = {}
-    for code, count in _counters(seen).items():
-        before = memory.counters.get(code, 0 if code is Code.DATA_LOSS else count)
+def _measure_growth(observation: Observation, memory: Memory) -> dict[ReasonCode, float | None]:
+    """Return the growth of each counter. At the first poll only lost data counts from zero."""
+    growth: dict[ReasonCode, float | None] = {}
+    for code, count in _read_counters(observation).items():
+        before = memory.counters.get(code, 0 if code is ReasonCode.DATA_LOSS else count)
         growth[code] = None if count is None or before is None else max(0, count - before)
     return growth
 
 
-def _state(
-    seen: Observation, memory: Memory, tracks: Mapping[Code, Track], limits: Limits, now: Now
+def _derive_state(
+    observation: Observation,
+    memory: Memory,
+    tracks: Mapping[ReasonCode, Track],
+    thresholds: Thresholds,
+    now: Now,
 ) -> State | None:
-    if tracks[Code.PING_FAILED].active:
-        return _silent(seen, memory, limits, now)
-    if seen.ping is not Ping.OK:
-        return None  # not sure yet
-    if seen.uptime_seconds is None:  # it answers, but lets us see nothing
-        blind = any(t.active for t in tracks.values())
-        return State.DEGRADED if blind else None
-    if seen.uptime_seconds < limits.starting_seconds:
+    """Return the state, or None if this poll does not decide it."""
+    if tracks[ReasonCode.PING_FAILED].active:
+        return _classify_silence(observation, memory, thresholds, now)
+    if observation.ping is not Ping.OK:
+        return None
+    if observation.uptime_seconds is None:  # /ping works, queries do not
+        return State.DEGRADED if any(track.active for track in tracks.values()) else None
+    if observation.uptime_seconds < thresholds.starting_seconds:
         return State.STARTING
-    return State.DEGRADED if _wrong(seen, tracks) else State.RUNNING
+    if Seen.PENDING in observation.sources.values():
+        return None
+    return State.DEGRADED if _is_degraded(observation, tracks) else State.RUNNING
 
 
-def _silent(seen: Observation, memory: Memory, limits: Limits, now: Now) -> State:
-    """Return what a server that does not answer is."""
-    if seen.ping is Ping.TLS:  # it is there; that we do not trust it is our trouble, not its
+def _classify_silence(
+    observation: Observation, memory: Memory, thresholds: Thresholds, now: Now
+) -> State:
+    """Return the state of a server whose /ping fails."""
+    if observation.ping is Ping.TLS:  # it listens; only our trust in its certificate is missing
         return State.DEGRADED
     began = now.boot_ns if memory.began_ns is None else memory.began_ns
     fresh = memory.state in {None, State.STARTING, State.STOPPING} and not memory.was_up
-    in_grace = now.boot_ns - began < limits.start_grace_seconds * NS
+    in_grace = now.boot_ns - began < thresholds.start_grace_seconds * NS
     return State.STARTING if fresh and in_grace else State.FAILED
 
 
-def _wrong(seen: Observation, tracks: Mapping[Code, Track]) -> bool:
+def _is_degraded(observation: Observation, tracks: Mapping[ReasonCode, Track]) -> bool:
     """Return whether a reason is serious.
 
-    A source that this version does not have leaves a server running; one that it has and that we
-    may not see, or that does not answer, does not.
+    A source that this version does not have leaves the server running. A source that it has and
+    that is denied or does not answer makes it degraded.
     """
-    partial = tracks[Code.OBSERVABILITY_PARTIAL].active
-    serious = any(t.active for c, t in tracks.items() if c is not Code.OBSERVABILITY_PARTIAL)
-    return serious or (partial and any(how in BLIND for how in seen.seen.values()))
+    partial = tracks[ReasonCode.OBSERVABILITY_PARTIAL].active
+    serious = any(
+        track.active
+        for code, track in tracks.items()
+        if code is not ReasonCode.OBSERVABILITY_PARTIAL
+    )
+    blind = any(outcome in BLIND for outcome in observation.sources.values())
+    return serious or (partial and blind)
 
 
-def missing(seen: Observation) -> tuple[Source, ...]:
-    """Return the sources that could not be looked at, in the order of their names."""
-    if seen.login is Login.REFUSED:
+def missing_sources(observation: Observation) -> tuple[Source, ...]:
+    """Return the sources that could not be read, in the order of their names.
+
+    A source without an answer at one poll only is not among them.
+    """
+    if observation.login is Login.REFUSED:
         return (Source.QUERIES,)
-    return tuple(sorted(source for source, how in seen.seen.items() if how is not Seen.OK))
+    usable = UNCONFIRMED | {Seen.OK}
+    return tuple(
+        sorted(source for source, outcome in observation.sources.items() if outcome not in usable)
+    )
 
 
-def _active(seen: Observation, tracks: Mapping[Code, Track], limits: Limits) -> list[Reason]:
+def _list_active_reasons(
+    observation: Observation, tracks: Mapping[ReasonCode, Track], thresholds: Thresholds
+) -> list[Reason]:
     return [
         Reason(
             code=code,
             value=round(track.value, 4),
-            threshold=limits.by_code[code].enter,
+            threshold=thresholds.by_code[code].enter,
             since_ms=track.since_ms,
-            detail=seen.ping if code is Code.PING_FAILED else None,
-            missing=missing(seen) if code is Code.OBSERVABILITY_PARTIAL else (),
+            detail=observation.ping if code is ReasonCode.PING_FAILED else None,
+            missing=missing_sources(observation)
+            if code is ReasonCode.OBSERVABILITY_PARTIAL
+            else (),
         )
         for code, track in sorted(tracks.items())
         if track.active
     ]
 
 
-def _circumstances(
-    seen: Observation, limits: Limits, now: Now, state: State | None, end: End
+def _list_circumstances(
+    observation: Observation,
+    thresholds: Thresholds,
+    now: Now,
+    state: State | None,
+    shutdown: ShutdownScope,
 ) -> list[Reason]:
-    """Return the reasons that are no trouble: a fresh start, an end that was asked for."""
-    up, enough, found = seen.uptime_seconds, limits.starting_seconds, []
+    """Return the reasons that are not problems: a recent start, a requested stop."""
+    reasons = []
+    up, enough = observation.uptime_seconds, thresholds.starting_seconds
     if up is not None and up < enough and state is State.STARTING:
-        began = now.wall_ms - up * 1000
-        found = [Reason(code=Code.STARTING_UP, value=up, threshold=enough, since_ms=began)]
-    if end is not End.NONE:
-        found += [Reason(code=Code.AGENT_STOPPING, value=1, threshold=1, since_ms=now.wall_ms)]
-    return found
+        since_ms = now.wall_ms - up * 1000
+        reasons.append(
+            Reason(code=ReasonCode.STARTING_UP, value=up, threshold=enough, since_ms=since_ms)
+        )
+    if shutdown is not ShutdownScope.NONE:
+        reasons.append(
+            Reason(code=ReasonCode.AGENT_STOPPING, value=1, threshold=1, since_ms=now.wall_ms)
+        )
+    return reasons
 
 
-def _hurry(tracks: Mapping[Code, Track], limits: Limits) -> bool:
+def _may_change_soon(tracks: Mapping[ReasonCode, Track], thresholds: Thresholds) -> bool:
     return any(
         track.edge_ns is not None
         and not track.active
-        and limits.by_code[code].hold_seconds <= HURRY_HOLD_SECONDS
+        and thresholds.by_code[code].hold_seconds <= POLL_SOON_HOLD_SECONDS
         for code, track in tracks.items()
     )
 
 
-def _after(
+def _update_memory(
     memory: Memory,
-    seen: Observation,
-    tracks: dict[Code, Track],
+    observation: Observation,
+    tracks: dict[ReasonCode, Track],
     state: State | None,
     now: Now,
 ) -> Memory:
-    counters = {c: n for c, n in _counters(seen).items() if n is not None}
+    counters = {
+        code: count for code, count in _read_counters(observation).items() if count is not None
+    }
     changed = state is not memory.state
     return msgspec.structs.replace(
         memory,
@@ -279,6 +353,6 @@ def _after(
         state_since_ms=now.wall_ms if changed else memory.state_since_ms,
         previous=memory.state if changed else memory.previous,
         uptime_seconds=memory.uptime_seconds
-        if seen.uptime_seconds is None
-        else seen.uptime_seconds,
+        if observation.uptime_seconds is None
+        else observation.uptime_seconds,
     )

@@ -1,4 +1,4 @@
-"""The state exporter, put together: ClickHouse -> exporter -> spool -> shipper -> SQS."""
+"""Wiring of the state exporter: ClickHouse -> exporter -> spool -> shipper -> SQS."""
 
 import re
 from collections.abc import AsyncIterator, Mapping
@@ -31,26 +31,32 @@ from byoc_agents.state.poller import Exporter, Replica
 from byoc_agents.state.probes import Prober
 from byoc_agents.state.servers import is_service, parse_servers
 from byoc_agents.state.stream import Stream
-from byoc_agents.state.thresholds import DEFAULTS, Code, Limit, Limits, parse_limits
+from byoc_agents.state.thresholds import (
+    DEFAULTS,
+    ReasonCode,
+    Threshold,
+    Thresholds,
+    parse_thresholds,
+)
 
 NAME = "state-exporter"
 
 
-def _queue(text: str) -> str:
+def _parse_queue_url(text: str) -> str:
     if not re.fullmatch(r"https?://[^/\s?#]+/\S+\.fifo|file:///\S+", text):
         raise ValueError("the queue must be FIFO: its URL ends in .fifo")
     return text
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What the exporter needs to know."""
+    """The settings of the exporter."""
 
     queue_url: Annotated[
         str,
         Setting(
             "BYOC_STATE_QUEUE_URL",
             "https://sqs.REGION.amazonaws.com/ACCOUNT/NAME.fifo, or file:///directory for a trial",
-            parse=_queue,
+            parse=_parse_queue_url,
         ),
     ]
     poll_seconds: Annotated[
@@ -61,16 +67,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 60.0
     starting_seconds: Annotated[
         float, Setting("BYOC_STATE_STARTING_SECONDS", "0 to 3600 seconds", parse=number(0, 3600))
-    ] = Limits().starting_seconds
+    ] = Thresholds().starting_seconds
     start_grace_seconds: Annotated[
         float, Setting("BYOC_STATE_START_GRACE_SECONDS", "0 to 3600 seconds", parse=number(0, 3600))
-    ] = Limits().start_grace_seconds
-    limits: Annotated[
-        dict[Code, Limit],
+    ] = Thresholds().start_grace_seconds
+    thresholds: Annotated[
+        dict[ReasonCode, Threshold],
         Setting(
             "BYOC_STATE_LIMITS",
-            "CODE=enter/leave/hold_seconds/clear_seconds, more of them after commas",
-            parse=parse_limits,
+            "CODE=enter/leave/hold_seconds/clear_seconds, separated by commas",
+            parse=parse_thresholds,
         ),
     ] = msgspec.field(default_factory=lambda: dict(DEFAULTS))
 
@@ -78,8 +84,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 def destinations(
     core: CoreSettings, clickhouse: ClickHouseSettings, own: Settings, environ: Mapping[str, str]
 ) -> list[Destination]:
-    """Return everywhere the exporter may connect to."""
-    about = {
+    """Return all destinations of the exporter."""
+    details = {
         "agent": NAME,
         "setting": "BYOC_CLICKHOUSE_URL",
         "frequency": f"{own.poll_seconds:g} s",
@@ -88,7 +94,7 @@ def destinations(
         servers = parse_servers(clickhouse.url, core.replica).values()
     except ValueError as error:
         raise ConfigError([f"BYOC_CLICKHOUSE_URL: {error}"]) from error
-    found = [clickhouse_destination(server, **about) for server in servers]
+    found = [clickhouse_destination(server, **details) for server in servers]
     if own.queue_url.startswith("file:"):
         return found
     queue = sqs_destination(
@@ -105,28 +111,32 @@ def destinations(
 async def opened(
     runtime: Runtime, clickhouse: ClickHouseSettings, own: Settings
 ) -> AsyncIterator[Agent]:
-    """Put the exporter together; everything it opened is closed at the end."""
+    """Wire the exporter; everything opened here is closed at the end."""
     async with AsyncExitStack() as stack:
         spool = await stack.enter_async_context(runtime.spool(NAME))
         ledger = await stack.enter_async_context(runtime.ledger(NAME))
-        sink = await stack.enter_async_context(_sink(runtime, own))
+        sink = await stack.enter_async_context(_open_sink(runtime, own))
         replicas = []
         for name, url in parse_servers(clickhouse.url, runtime.core.replica).items():
             server = await stack.enter_async_context(runtime.clickhouse(url, clickhouse))
             prober = Prober(server, clock=runtime.clock)
-            replicas.append(Replica(name, prober, _stream(runtime, own, spool, f"replica/{name}")))
+            replicas.append(
+                Replica(name, prober, _create_stream(runtime, own, spool, f"replica/{name}"))
+            )
         exporter = Exporter(
-            who=_identity(runtime.core, own),
+            who=_read_identity(runtime.core, own),
             replicas=replicas,
-            limits=_limits(own),
+            thresholds=_read_thresholds(own),
             poll_seconds=own.poll_seconds,
             clock=runtime.clock,
-            summary=_stream(runtime, own, spool, "service") if is_service(clickhouse.url) else None,
+            summary=_create_stream(runtime, own, spool, "service")
+            if is_service(clickhouse.url)
+            else None,
         )
         yield runtime.agent(NAME, source=exporter, spool=spool, sink=sink, ledger=ledger)
 
 
-def _sink(runtime: Runtime, own: Settings) -> AbstractAsyncContextManager[Sink]:
+def _open_sink(runtime: Runtime, own: Settings) -> AbstractAsyncContextManager[Sink]:
     if own.queue_url.startswith("file:"):
         return DirectorySink(Path(unquote(urlsplit(own.queue_url).path)))
     return SqsSink(
@@ -138,7 +148,7 @@ def _sink(runtime: Runtime, own: Settings) -> AbstractAsyncContextManager[Sink]:
     )
 
 
-def _stream(runtime: Runtime, own: Settings, spool: Spool, name: str) -> Stream:
+def _create_stream(runtime: Runtime, own: Settings, spool: Spool, name: str) -> Stream:
     return Stream(
         NAME,
         f"state/{name}",
@@ -150,7 +160,7 @@ def _stream(runtime: Runtime, own: Settings, spool: Spool, name: str) -> Stream:
     )
 
 
-def _identity(core: CoreSettings, own: Settings) -> Identity:
+def _read_identity(core: CoreSettings, own: Settings) -> Identity:
     return Identity(
         organization_id=core.organization_id,
         service_id=core.service_id,
@@ -159,9 +169,9 @@ def _identity(core: CoreSettings, own: Settings) -> Identity:
     )
 
 
-def _limits(own: Settings) -> Limits:
-    return Limits(
-        by_code=own.limits,
+def _read_thresholds(own: Settings) -> Thresholds:
+    return Thresholds(
+        by_code=own.thresholds,
         starting_seconds=own.starting_seconds,
         start_grace_seconds=own.start_grace_seconds,
     )

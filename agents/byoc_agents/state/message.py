@@ -1,7 +1,7 @@
-"""`byoc.service.state.v1` and `byoc.service.summary.v1`: what leaves. This file is the allow-list.
+"""The messages `byoc.service.state.v1` and `byoc.service.summary.v1`. This file is the allow-list.
 
-Every field is a word of a closed set, a number, a time or one of our own settings; there is none
-that could hold a text of the server. `python -m byoc_agents.state.message` writes the JSON Schemas.
+Every field is a value of a closed set, a number, a time or a setting of the exporter; none of them
+can hold a text of the server. `python -m byoc_agents.state.message` writes the JSON Schemas.
 """
 
 import json
@@ -15,7 +15,7 @@ from byoc_agents.delivery.sink import Message
 from byoc_agents.state.assess import Assessment, Memory, State
 from byoc_agents.state.observation import Observation, Ping, Source
 from byoc_agents.state.summary import Summary, SummaryState
-from byoc_agents.state.thresholds import Code
+from byoc_agents.state.thresholds import ReasonCode
 
 STATE: Literal["byoc.service.state.v1"] = "byoc.service.state.v1"
 SUMMARY: Literal["byoc.service.summary.v1"] = "byoc.service.summary.v1"
@@ -26,28 +26,28 @@ Kind = Literal["transition", "heartbeat"]
 
 
 class Position(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a stream stands: durable in the same commit as the message it numbers."""
+    """The next numbers of a stream. Stored in the same commit as the message they number."""
 
-    epoch: int  # spool's creation, milliseconds since 1970; another one = numbers begin at 0 again
+    epoch: int  # creation of the spool, milliseconds since 1970; a new epoch starts at sequence 0
     sequence: int = 0  # of the next message
-    transitions: int = 0  # told so far
-    lost: int = 0  # changes that were seen but found no room in the spool
-    told: str = ""  # what the last message said: another word here is a transition
+    transitions: int = 0  # published so far
+    lost: int = 0  # changes for which the spool had no room
+    published: str = msgspec.field(default="", name="told")  # state key of the last message
 
 
 class ReasonV1(msgspec.Struct, frozen=True, kw_only=True):
     """One reason. `value` and `threshold` are in the unit of the code's figure."""
 
-    code: Code
+    code: ReasonCode
     value: float
     threshold: float
     since: str  # RFC 3339 UTC: when the value passed the threshold
     detail: Ping | None = None  # PING_FAILED: how
-    missing: tuple[Source, ...] = ()  # OBSERVABILITY_PARTIAL: what could not be seen
+    missing: tuple[Source, ...] = ()  # OBSERVABILITY_PARTIAL: the sources that could not be read
 
 
 class StateV1(msgspec.Struct, frozen=True, kw_only=True):
-    """The `data` of one replica's message."""
+    """The `data` of a message about one replica."""
 
     organization_id: str
     service_id: str
@@ -56,28 +56,28 @@ class StateV1(msgspec.Struct, frozen=True, kw_only=True):
     kind: Kind
     state: State
     state_since: str  # RFC 3339 UTC
-    previous_state: State | None  # None: nothing is known of before
-    healthy: bool  # running, all of it was seen, nothing is wrong
+    previous_state: State | None  # None: not known
+    healthy: bool  # running, every source was read, no reason
     reasons: tuple[ReasonV1, ...]
-    version: str  # ClickHouse's, digits and dots; empty = not seen
+    version: str  # digits and dots; empty = not seen
     uptime_seconds: int | None
     observed_at: str  # RFC 3339 UTC
     heartbeat_seconds: float  # the next message comes within this; longer silence is an alarm
-    epoch: int  # milliseconds since 1970; a later one begins the numbers anew
-    sequence: int  # grows by one a message; a gap = a heartbeat replaced by a later one
-    transition: int  # number of the last transition: 1, 2, 3 ... without a gap in an epoch
-    lost_transitions: int  # changes of this epoch that found no room to be kept
+    epoch: int  # milliseconds since 1970
+    sequence: int  # plus one per message; a gap = a heartbeat replaced by a later one
+    transition: int
+    lost_transitions: int
 
 
 class SummaryV1(msgspec.Struct, frozen=True, kw_only=True):
-    """The `data` of a service's message: only from an exporter that watches all its replicas."""
+    """The `data` of a message about a service: from an exporter that polls all its replicas."""
 
     organization_id: str
     service_id: str
     region: str
     kind: Kind
     state: SummaryState
-    replicas: dict[State, int]  # how many are in which state; together all that are watched
+    replicas: dict[State, int]  # number of replicas per state; together all that are polled
     observed_at: str
     heartbeat_seconds: float
     epoch: int
@@ -101,7 +101,7 @@ class SummaryEvent(Event, frozen=True, kw_only=True):
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
-    """Who speaks, and how often it does at least."""
+    """The service that the messages are about, and their longest interval."""
 
     organization_id: str
     service_id: str
@@ -109,19 +109,19 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat_seconds: float
 
 
-def state_message(  # noqa: PLR0913  the whole picture goes in
+def state_message(  # noqa: PLR0913  one argument per part of the message
     who: Identity,
     replica: str,
     kind: Kind,
     *,
-    seen: Observation,
+    observation: Observation,
     assessment: Assessment,
     memory: Memory,
     position: Position,
     now_ms: int,
 ) -> Message:
-    """Return the sealed message of one replica. `assessment.state` must be known."""
-    assert assessment.state is not None  # noqa: S101  nothing is sent before
+    """Return the encoded message about one replica. `assessment.state` must be known."""
+    assert assessment.state is not None  # noqa: S101  nothing is published before
     data = StateV1(
         organization_id=who.organization_id,
         service_id=who.service_id,
@@ -143,26 +143,26 @@ def state_message(  # noqa: PLR0913  the whole picture goes in
             )
             for reason in assessment.reasons
         ),
-        version=seen.version,
-        uptime_seconds=seen.uptime_seconds,
+        version=observation.version,
+        uptime_seconds=observation.uptime_seconds,
         observed_at=rfc3339(now_ms),
         heartbeat_seconds=who.heartbeat_seconds,
-        **_numbers(position, kind),
+        **_position_fields(position, kind),
     )
     event = StateEvent(
-        id=_id(STATE, who, replica, position),
+        id=_event_id(STATE, who, replica, position),
         source=source_uri(who.organization_id, who.service_id, replica),
         subject=replica,
         time=data.observed_at,
         data=data,
     )
-    return _sealed(event, kind, group(who.service_id, replica), now_ms)
+    return _encode_message(event, kind, message_group(who.service_id, replica), now_ms)
 
 
 def summary_message(
     who: Identity, kind: Kind, summary: Summary, position: Position, now_ms: int
 ) -> Message:
-    """Return the sealed message of a whole service."""
+    """Return the encoded message about a service."""
     data = SummaryV1(
         organization_id=who.organization_id,
         service_id=who.service_id,
@@ -172,25 +172,25 @@ def summary_message(
         replicas=summary.replicas,
         observed_at=rfc3339(now_ms),
         heartbeat_seconds=who.heartbeat_seconds,
-        **_numbers(position, kind),
+        **_position_fields(position, kind),
     )
     event = SummaryEvent(
-        id=_id(SUMMARY, who, "", position),
+        id=_event_id(SUMMARY, who, "", position),
         source=f"/organizations/{who.organization_id}/services/{who.service_id}",
         subject=who.service_id,
         time=data.observed_at,
         data=data,
     )
-    return _sealed(event, kind, group(who.service_id, ""), now_ms)
+    return _encode_message(event, kind, message_group(who.service_id, ""), now_ms)
 
 
-def group(service_id: str, replica: str) -> str:
-    """Return the MessageGroupId: order is kept inside one replica, or inside the summary."""
+def message_group(service_id: str, replica: str) -> str:
+    """Return the MessageGroupId: SQS keeps the order within a replica, and within the summary."""
     name = f"{service_id}/{replica}"
     return name if len(name) <= MAX_GROUP else stable_id(name)
 
 
-def _numbers(position: Position, kind: Kind) -> dict[str, int]:
+def _position_fields(position: Position, kind: Kind) -> dict[str, int]:
     return {
         "epoch": position.epoch,
         "sequence": position.sequence,
@@ -199,31 +199,33 @@ def _numbers(position: Position, kind: Kind) -> dict[str, int]:
     }
 
 
-def _id(kind: str, who: Identity, replica: str, position: Position) -> str:
+def _event_id(kind: str, who: Identity, replica: str, position: Position) -> str:
     numbers = (str(position.epoch), str(position.sequence))
     return stable_id(kind, who.organization_id, who.service_id, replica, *numbers)
 
 
-def _sealed(event: StateEvent | SummaryEvent, kind: Kind, group_id: str, now_ms: int) -> Message:
-    """Return the message. A later heartbeat replaces an unsent one; a transition never goes."""
+def _encode_message(
+    event: StateEvent | SummaryEvent, kind: Kind, group_id: str, now_ms: int
+) -> Message:
+    """Encode the event. A later heartbeat replaces an unsent one, never a transition."""
     replaces = f"{event.type} {group_id}" if kind == "heartbeat" else ""
     body = encode(event)
     return Message(event.id, event.type, body, now_ms, group=group_id, replaces=replaces)
 
 
-def schemas() -> dict[str, dict[str, Any]]:
-    """Return file name -> JSON Schema (2020-12), generated from the structs that are sent."""
-    made = {}
+def build_schemas() -> dict[str, dict[str, Any]]:
+    """Return file name -> JSON Schema (2020-12), generated from the structs of the messages."""
+    built = {}
     for name, struct in ((STATE, StateEvent), (SUMMARY, SummaryEvent)):
         head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": name}
-        made[f"{name}.json"] = head | msgspec.json.schema(struct)
-    return made
+        built[f"{name}.json"] = head | msgspec.json.schema(struct)
+    return built
 
 
 def main() -> None:
-    """Write the schema files of the package."""
+    """Write the package's schema files."""
     SCHEMAS.mkdir(exist_ok=True)
-    for name, schema in schemas().items():
+    for name, schema in build_schemas().items():
         (SCHEMAS / name).write_text(json.dumps(schema, indent=2, sort_keys=True) + "\n")
 
 

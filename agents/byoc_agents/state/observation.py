@@ -1,4 +1,4 @@
-"""What the probes saw of one server at one poll: numbers and closed words, never a text of it."""
+"""The result of one poll of one server: numbers and values of closed sets, no text of it."""
 
 from enum import StrEnum
 
@@ -6,7 +6,7 @@ import msgspec
 
 
 class Source(StrEnum):
-    """Where a figure comes from. These names leave in OBSERVABILITY_PARTIAL; the set is closed."""
+    """Where a figure is read from. OBSERVABILITY_PARTIAL publishes these names; a closed set."""
 
     QUERIES = "queries"  # any query at all
     REPLICAS_STATUS = "replicas_status"  # HTTP GET /replicas_status
@@ -22,61 +22,67 @@ class Source(StrEnum):
 
 
 class Seen(StrEnum):
-    """How looking at a source ended."""
+    """The outcome of reading one source."""
 
     OK = "ok"
     ABSENT = "absent"  # this version has no such table or column
-    EMPTY = "empty"  # no rows where a server that is up for a while has some
+    EMPTY = "empty"  # no rows, although a server that has been up for a while has some
     DENIED = "denied"  # a grant is missing
-    HIDDEN = "hidden"  # no rows, and no other figure proves that there are none to be seen
-    OVER_BOUND = "over_bound"  # the time-out or a limit of the profile was reached
-    FAILED = "failed"  # the server answered with another error, or the connection broke
+    HIDDEN = "hidden"  # no rows, and no other figure proves that there are none
+    OVER_BOUND = "over_bound"  # the request's or the profile's limit was reached, twice in a row
+    FAILED = "failed"  # another error, or the connection broke, twice in a row
+    RETRYING = "retrying"  # OVER_BOUND or FAILED once: the last answer is used for one more poll
+    PENDING = "pending"  # the same, but there is no recent answer to use
 
 
 BLIND = frozenset({Seen.DENIED, Seen.HIDDEN, Seen.OVER_BOUND, Seen.FAILED})
-"""What ought to be seen and is not. ABSENT and EMPTY are a property of the server's version."""
+"""Sources that should be readable and are not. ABSENT and EMPTY depend on the server's version."""
+
+UNCONFIRMED = frozenset({Seen.RETRYING, Seen.PENDING})
+"""One query without an answer. It is asked again at the next poll before it counts."""
 
 
 class Ping(StrEnum):
-    """How `GET /ping` ended. Every request of ours has a connection of its own."""
+    """The outcome of `GET /ping`. Every request has its own connection."""
 
     OK = "ok"
     REFUSED = "refused"  # nobody listens
     TIMEOUT = "timeout"
     RESET = "reset"  # accepted, then closed without an answer
-    UNREACHABLE = "unreachable"  # no such name, no route, refused by our own egress gate
+    UNREACHABLE = "unreachable"  # unknown host name, no route, or refused by the egress gate
     TLS = "tls"  # something listens, but its certificate is not trusted
-    HTTP_ERROR = "http_error"  # answered with another status or another body
+    HTTP_ERROR = "http_error"  # another status or another body
 
 
 class Login(StrEnum):
-    """Whether the server let us in. Not known where no query was answered."""
+    """Whether the server accepted the user. Unknown if no query was answered."""
 
     UNKNOWN = "unknown"
     OK = "ok"
-    REFUSED = "refused"  # wrong user or password, or not from this host
+    REFUSED = "refused"  # wrong user or password, or not allowed from this host
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
-    """Aggregates. None = not seen, which is never the same as 0."""
+    """Aggregates of one server. None = not seen, which is never the same as 0."""
 
     readonly_replicas: int | None = None  # tables whose replica is read-only
-    replicated_tables: int | None = None  # as far as SHOW TABLES lets us see
+    replicated_tables: int | None = None  # as far as SHOW TABLES shows them
     keeper_sessions: int | None = None
     expired_sessions: int | None = None  # tables whose Keeper session has expired
-    replication_lag_seconds: int | None = None  # the worst table
+    replication_lag_seconds: int | None = None  # of the worst table whose lag is known
+    replication_lag_unknown: bool = False  # a table reports a delay that is not possible
     replication_queue: int | None = None  # entries, all tables
-    replicas_status_ok: bool | None = None  # False = the server itself says that it lags too far
+    replicas_status_ok: bool | None = None  # False = the server itself reports too large a lag
     lost_parts: int | None = None  # cumulative since the server's start
     rejected_inserts: int | None = None  # cumulative since the server's start
     delayed_inserts: int | None = None  # now
-    server_errors: int | None = None  # cumulative: errors that are the server's fault
+    server_errors: int | None = None  # cumulative: errors that no statement can cause
     max_parts_in_partition: int | None = None  # active parts of the worst partition
-    active_parts: int | None = None  # that we may see
+    active_parts: int | None = None  # as far as SHOW TABLES shows them
     pending_mutations: int | None = None
     stuck_mutations: int | None = None  # not done for MUTATION_STUCK_SECONDS
     detached_parts: int | None = None  # not detached by a user
-    disk_free_ratio: float | None = None  # the fullest disk, 0 to 1
+    disk_free_ratio: float | None = None  # of the fullest disk, 0 to 1
     memory_used_ratio: float | None = None  # resident / limit of the container, else of the host
 
 
@@ -85,7 +91,7 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
 
     ping: Ping
     login: Login = Login.UNKNOWN
-    seen: dict[Source, Seen] = {}
+    sources: dict[Source, Seen] = {}
     figures: Figures = Figures()
     version: str = ""  # digits and dots only
     uptime_seconds: int | None = None

@@ -1,4 +1,4 @@
-"""The source of the state exporter: looks at each replica, tells what changed."""
+"""The source of the state exporter: polls each replica and publishes its changes."""
 
 import asyncio
 from collections.abc import Mapping
@@ -10,158 +10,163 @@ from byoc_agents.app.clock import Clock
 from byoc_agents.app.cloudevents import rfc3339
 from byoc_agents.delivery.sink import Message
 from byoc_agents.errors import SpoolError
-from byoc_agents.state.assess import Assessment, End, Memory, assess, restored
+from byoc_agents.state.assess import Assessment, Memory, ShutdownScope, assess, restore_memory
 from byoc_agents.state.hysteresis import Now
 from byoc_agents.state.message import Identity, Kind, Position, state_message, summary_message
 from byoc_agents.state.observation import Observation
 from byoc_agents.state.stream import Stream
 from byoc_agents.state.summary import Summary, summarize
-from byoc_agents.state.thresholds import Limits
+from byoc_agents.state.thresholds import Thresholds
 
-HURRY_SECONDS = 1.0  # to the next look where a decision is near
+POLL_SOON_SECONDS = 1.0  # until the next poll, if it may change the state
 
 
-class Looks(Protocol):
-    """What we need of `byoc_agents.state.probes.Prober`."""
+class Observer(Protocol):
+    """The method of `byoc_agents.state.probes.Prober` in use."""
 
     async def observe(self) -> Observation: ...  # noqa: D102
 
 
 class Replica(msgspec.Struct):
-    """One watched server: how to look at it, what is remembered, where it is told."""
+    """One polled server: its prober, its stream of messages, and the state kept between polls."""
 
     name: str
-    prober: Looks
+    prober: Observer
     stream: Stream
     memory: Memory = msgspec.field(default_factory=Memory)
-    seen: Observation | None = None
+    observation: Observation | None = None
     assessment: Assessment | None = None
     restored: bool = False
 
 
 class Exporter:
-    """Watches the replicas and fills the spool. `summary` is there in the many-mode only."""
+    """Polls the replicas and fills the spool. `summary` is given if it polls a whole service."""
 
-    def __init__(  # noqa: PLR0913  the parts it is made of
+    def __init__(  # noqa: PLR0913  its collaborators
         self,
         *,
         who: Identity,
         replicas: list[Replica],
-        limits: Limits,
+        thresholds: Thresholds,
         poll_seconds: float,
         clock: Clock,
         summary: Stream | None = None,
     ) -> None:
         self._who = who
         self._replicas = replicas
-        self._limits = limits
+        self._thresholds = thresholds
         self._poll_seconds = poll_seconds
         self._clock = clock
         self._summary = summary
-        self._end = End.AGENT if summary else End.BOTH
+        self._shutdown = ShutdownScope.AGENT if summary else ShutdownScope.POD
 
     async def run(self) -> None:
-        """Look at every poll interval, sooner where a decision is near, for ever."""
+        """Poll at every interval, and sooner if the state may change, until cancelled."""
         while True:
             began = self._clock.boot_ns()
-            hurry = await self.tick()
-            pace = min(HURRY_SECONDS, self._poll_seconds) if hurry else self._poll_seconds
-            await self._clock.sleep(pace - (self._clock.boot_ns() - began) / 1e9)
+            poll_soon = await self.tick()
+            interval = self._poll_seconds
+            if poll_soon:
+                interval = min(POLL_SOON_SECONDS, interval)
+            await self._clock.sleep(interval - (self._clock.boot_ns() - began) / 1e9)
 
     async def tick(self) -> bool:
-        """Look at all replicas once and tell what there is. Return whether to hurry."""
-        hurries = await asyncio.gather(*(self._look(replica) for replica in self._replicas))
+        """Poll all replicas once and publish changes. Return whether to poll again soon."""
+        soon = await asyncio.gather(*(self._poll_replica(replica) for replica in self._replicas))
         if self._summary:
-            await self._summarize(self._summary)
-        return any(hurries)
+            await self._publish_summary(self._summary)
+        return any(soon)
 
     async def finish(self) -> None:
-        """Say that we stop; no last look, since the server may be stopping too."""
+        """Publish that the exporter stops. No last poll: the server may be stopping too."""
         for replica in self._replicas:
-            if replica.seen:
-                self._judge(replica, replica.seen, self._end)
-                await self._tell(replica)
+            if replica.observation:
+                self._assess_replica(replica, replica.observation, self._shutdown)
+                await self._publish_replica(replica)
 
-    async def _look(self, replica: Replica) -> bool:
-        seen = await replica.prober.observe()
+    async def _poll_replica(self, replica: Replica) -> bool:
+        observation = await replica.prober.observe()
         if not replica.restored:
-            replica.restored = await _restore(replica)
-        self._judge(replica, seen, End.NONE)
-        kept = await self._tell(replica)
-        return bool(replica.assessment and replica.assessment.hurry) or not kept
+            replica.restored = await _restore_replica(replica)
+        self._assess_replica(replica, observation, ShutdownScope.NONE)
+        stored = await self._publish_replica(replica)
+        return bool(replica.assessment and replica.assessment.poll_soon) or not stored
 
-    def _judge(self, replica: Replica, seen: Observation, end: End) -> None:
+    def _assess_replica(
+        self, replica: Replica, observation: Observation, shutdown: ShutdownScope
+    ) -> None:
         now = Now(self._clock.wall_ns() // 1_000_000, self._clock.boot_ns())
-        replica.seen = seen
+        replica.observation = observation
         replica.assessment, replica.memory = assess(
-            seen, replica.memory, self._limits, now, end=end
+            observation, replica.memory, self._thresholds, now, shutdown=shutdown
         )
 
-    async def _tell(self, replica: Replica) -> bool:
-        seen, assessment = replica.seen, replica.assessment
-        if seen is None or assessment is None or not assessment.sure:
+    async def _publish_replica(self, replica: Replica) -> bool:
+        observation, assessment = replica.observation, replica.assessment
+        if observation is None or assessment is None or not assessment.confirmed:
             return True
 
-        def make(kind: Kind, position: Position, now_ms: int) -> Message:
+        def build(kind: Kind, position: Position, now_ms: int) -> Message:
             return state_message(
                 self._who,
                 replica.name,
                 kind,
-                seen=seen,
+                observation=observation,
                 assessment=assessment,
                 memory=replica.memory,
                 position=position,
                 now_ms=now_ms,
             )
 
-        more = msgspec.json.encode(replica.memory)
-        return await replica.stream.tell(word(assessment), make, more)
+        extra = msgspec.json.encode(replica.memory)
+        return await replica.stream.publish(state_key(assessment), build, extra)
 
-    async def _summarize(self, stream: Stream) -> None:
+    async def _publish_summary(self, stream: Stream) -> None:
         states = [r.assessment.state if r.assessment else None for r in self._replicas]
         summary = summarize(states)
         if summary is None:
             return
 
-        def make(kind: Kind, position: Position, now_ms: int, said: Summary = summary) -> Message:
-            return summary_message(self._who, kind, said, position, now_ms)
+        def build(kind: Kind, position: Position, now_ms: int, of: Summary = summary) -> Message:
+            return summary_message(self._who, kind, of, position, now_ms)
 
-        await stream.tell(f"{summary.state} {msgspec.to_builtins(summary.replicas)}", make)
+        await stream.publish(f"{summary.state} {msgspec.to_builtins(summary.replicas)}", build)
 
     def status(self) -> dict[str, Any]:
-        """Return what /status shows."""
-        return {"replicas": {replica.name: _status(replica) for replica in self._replicas}}
+        """Return the exporter's part of /status."""
+        return {"replicas": {replica.name: _replica_status(replica) for replica in self._replicas}}
 
 
-def word(assessment: Assessment) -> str:
-    """Return what makes a transition when it changes: the state and the set of codes."""
+def state_key(assessment: Assessment) -> str:
+    """Return the state and the set of reason codes. A change of it is a transition."""
     codes = sorted(reason.code for reason in assessment.reasons)
     return " ".join([str(assessment.state), *codes])
 
 
-async def _restore(replica: Replica) -> bool:
-    """Take up what the last run remembered. Return whether the spool could be asked."""
+async def _restore_replica(replica: Replica) -> bool:
+    """Load the memory of the last run. Return whether the spool could be read."""
     try:
         stored = await replica.stream.load()
-    except SpoolError:  # `tell` will meet it as well, and count it
+    except SpoolError:  # `publish` meets it as well, and counts it
         return False
     if stored:
         try:
-            replica.memory = restored(msgspec.json.decode(stored, type=Memory))
+            replica.memory = restore_memory(msgspec.json.decode(stored, type=Memory))
         except msgspec.DecodeError:  # written by another version
             replica.memory = Memory()
     return True
 
 
-def _status(replica: Replica) -> Mapping[str, Any]:
-    if replica.assessment is None or replica.seen is None:
+def _replica_status(replica: Replica) -> Mapping[str, Any]:
+    if replica.assessment is None or replica.observation is None:
         return {"state": None}
+    sources = replica.observation.sources
     return {
         "state": replica.assessment.state,
         "since": rfc3339(replica.memory.state_since_ms),
         "healthy": replica.assessment.healthy,
         "reasons": msgspec.to_builtins(replica.assessment.reasons),
-        "sources": {str(source): str(how) for source, how in replica.seen.seen.items()},
-        "figures": msgspec.to_builtins(replica.seen.figures),
-        "version": replica.seen.version,
+        "sources": {str(source): str(outcome) for source, outcome in sources.items()},
+        "figures": msgspec.to_builtins(replica.observation.figures),
+        "version": replica.observation.version,
     }

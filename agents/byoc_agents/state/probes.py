@@ -1,4 +1,9 @@
-"""Ask one server how it is: few queries, each with its own bound; one that fails hides no other."""
+"""Query one server's health with a few bounded queries. A query that fails hides no other figure.
+
+A query that gets no answer (an error, or its time limit) is asked again at the next poll before it
+counts: `TOO_MANY_SIMULTANEOUS_QUERIES` comes in bursts of seconds. Until then the last answer is
+used, if it is recent (`RETRYING`); without one the poll decides nothing (`PENDING`).
+"""
 
 import asyncio
 import re
@@ -18,23 +23,26 @@ from byoc_agents.clickhouse import (
     ClickHouseUnreachableError,
 )
 from byoc_agents.state import queries
-from byoc_agents.state.observation import Login, Observation, Ping, Seen, Source
-from byoc_agents.state.server_stats import figures
+from byoc_agents.state.observation import UNCONFIRMED, Login, Observation, Ping, Seen, Source
+from byoc_agents.state.server_stats import compute_figures
 
-SLOW_EVERY_SECONDS = 60.0  # probes that walk over every table
-RELEARN_SECONDS = 600.0  # how long a missing table or grant is believed to be missing
+SLOW_EVERY_SECONDS = 60.0  # for queries that read every table
+RELEARN_SECONDS = 600.0  # how long a missing table or grant is remembered as missing
+REUSE_SECONDS = 150.0  # twice SLOW_EVERY_SECONDS and some polls: how old a used answer may be
 
 # ClickHouse src/Common/ErrorCodes.cpp
 ABSENT_CODES = frozenset({16, 46, 47, 60, 81})  # no such column, function, name, table, database
 DENIED_CODES = frozenset({291, 497})  # DATABASE_ACCESS_DENIED, ACCESS_DENIED
 # rows, time, slow, rows, memory, rows or bytes of a result, bytes
 BOUND_CODES = frozenset({158, 159, 160, 191, 241, 307, 396})
+NO_ANSWER = frozenset({Seen.FAILED, Seen.OVER_BOUND})
+"""Outcomes that count only if the next attempt ends in one of them as well."""
 
 Rows = dict[str, str]
 
 
 class Server(Protocol):
-    """What we need of `byoc_agents.clickhouse.ClickHouse`: same contracts, same exceptions."""
+    """The methods of `byoc_agents.clickhouse.ClickHouse` in use: same contracts, same exceptions."""
 
     async def ping(self) -> None: ...  # noqa: D102
 
@@ -44,7 +52,7 @@ class Server(Protocol):
 
 
 class Bounds(msgspec.Struct, frozen=True, kw_only=True):
-    """How long each probe may take."""
+    """Time limits of one request."""
 
     ping_seconds: float = 2.0  # a local /ping takes 1 ms; the kubelet's probes time out after 1 s
     fast_seconds: float = 3.0
@@ -54,158 +62,217 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
 DEFAULT_BOUNDS = Bounds()
 
 
+class Answer(msgspec.Struct, frozen=True):
+    """The last good answer of a source."""
+
+    rows: Rows
+    at_seconds: float  # boot clock
+
+
 class Prober:
-    """Looks at one server. Remembers what it may not see, and the last answers of slow probes."""
+    """Polls one server. Remembers missing sources, last answers and unanswered queries."""
 
     def __init__(self, server: Server, *, clock: Clock, bounds: Bounds = DEFAULT_BOUNDS) -> None:
         self._server = server
         self._bounds = bounds
         self._clock = clock
         self._missing: dict[Source, Seen] = {}
-        self._variant: dict[Source, int] = {}
-        self._learned_at = self._slow_at = float("-inf")
-        self._slow: tuple[Rows, dict[Source, Seen]] = ({}, {})
+        self._variants: dict[Source, int] = {}
+        self._learned_at = float("-inf")
+        self._answers: dict[Source, Answer] = {}
+        self._unanswered: set[Source] = set()  # the last attempt got no answer
+        self._slow_sources: dict[Source, Seen] = {}  # outcome of the last attempt
+        self._slow_due_at: dict[Source, float] = {}
         self._uptime: int | None = None
 
     async def observe(self) -> Observation:
-        """Look once. Raises nothing but what a defect raises; takes at most some seconds."""
-        ping = await self._ping()
+        """Poll once. Takes some seconds at most; every failure of the server is in the result."""
+        ping = await self._send_ping()
         if ping is not Ping.OK:
             return Observation(ping=ping)
-        self._forget()
+        self._expire_missing()
         try:
-            seen = await self._look()
+            observation = await self._query_sources()
         except ClickHouseAuthError:
-            missing = {Source.QUERIES: Seen.DENIED}
-            return Observation(ping=ping, login=Login.REFUSED, seen=missing)
-        if Seen.FAILED in seen.seen.values():  # it may have gone away in this moment
-            again = await self._ping()
-            return seen if again is Ping.OK else Observation(ping=again)
-        return seen
+            denied = {Source.QUERIES: Seen.DENIED}
+            return Observation(ping=ping, login=Login.REFUSED, sources=denied)
+        if (UNCONFIRMED | {Seen.FAILED}) & set(observation.sources.values()):
+            ping = await self._send_ping()  # the server may have stopped during this poll
+            return observation if ping is Ping.OK else Observation(ping=ping)
+        return observation
 
-    async def _look(self) -> Observation:
-        rows, seen = await self._fast()
-        if seen[Source.QUERIES] is Seen.OK and not _is_server(rows):
-            seen[Source.QUERIES] = Seen.FAILED
-        if seen[Source.QUERIES] is not Seen.OK:
-            return Observation(ping=Ping.OK, seen=seen)
-        self._note_uptime(int(rows["uptime"]))
-        ok = await self._replicas_status(seen)
-        slow_rows, slow_seen = await self._slow_probes("NumberOfDetachedParts" in "".join(rows))
-        found, hidden, shared = figures(rows | slow_rows, seen | slow_seen, replicas_status_ok=ok)
+    async def _query_sources(self) -> Observation:
+        rows, sources = await self._query_fast_sources()
+        if sources[Source.QUERIES] is not Seen.OK:
+            return Observation(ping=Ping.OK, sources=sources)
+        status_ok, sources[Source.REPLICAS_STATUS] = await self._request_replicas_status()
+        detached_known = any("NumberOfDetachedParts" in name for name in rows)
+        slow_rows, slow_sources = await self._query_slow_sources(detached_known=detached_known)
+        figures, hidden, shared = compute_figures(
+            rows | slow_rows, sources | slow_sources, replicas_status_ok=status_ok
+        )
         return Observation(
             ping=Ping.OK,
             login=Login.OK,
-            seen=seen | slow_seen | hidden,
-            figures=found,
-            version=_version(rows["version"]),
+            sources=sources | slow_sources | hidden,
+            figures=figures,
+            version=_parse_version(rows["version"]),
             uptime_seconds=self._uptime,
             shared_merge_tree=shared,
         )
 
-    def _forget(self) -> None:
-        """Believe nothing to be missing any more, from time to time: a grant may have come."""
-        now = self._clock.boot_ns() / 1e9
+    def _expire_missing(self) -> None:
+        """Forget which sources are missing every `RELEARN_SECONDS`: a grant may have been added."""
+        now = self._now_seconds()
         if now - self._learned_at >= RELEARN_SECONDS:
-            self._missing, self._variant, self._learned_at = {}, {}, now
+            self._missing, self._variants, self._learned_at = {}, {}, now
 
-    def _note_uptime(self, uptime_seconds: int) -> None:
-        if self._uptime is not None and uptime_seconds < self._uptime:  # another life of the server
-            self._learned_at = self._slow_at = float("-inf")
+    def _record_uptime(self, uptime_seconds: int) -> None:
+        if self._uptime is not None and uptime_seconds < self._uptime:  # the server has restarted
+            self._learned_at = float("-inf")
+            self._slow_due_at.clear()
+            self._answers.clear()
+            self._unanswered.clear()
         self._uptime = uptime_seconds
 
-    async def _ping(self) -> Ping:
+    async def _send_ping(self) -> Ping:
         try:
             async with asyncio.timeout(self._bounds.ping_seconds):
                 await self._server.ping()
         except (TimeoutError, ClickHouseTimeoutError):
             return Ping.TIMEOUT
         except ClickHouseUnreachableError as error:
-            return _unreachable(error.__context__)
+            return _classify_connection_error(error.__context__)
         except ClickHouseError:
             return Ping.HTTP_ERROR
         return Ping.OK
 
-    async def _replicas_status(self, seen: dict[Source, Seen]) -> bool | None:
+    async def _request_replicas_status(self) -> tuple[bool | None, Seen]:
         try:
             async with asyncio.timeout(self._bounds.fast_seconds):
                 ok = await self._server.replicas_status()
         except (TimeoutError, ClickHouseError) as error:
-            seen[Source.REPLICAS_STATUS] = _seen(error)
-            return None
-        seen[Source.REPLICAS_STATUS] = Seen.OK
-        return ok
+            return None, self._settle_answer(Source.REPLICAS_STATUS, {}, _classify_error(error))[1]
+        return ok, self._settle_answer(Source.REPLICAS_STATUS, {}, Seen.OK)[1]
 
-    async def _fast(self) -> tuple[Rows, dict[Source, Seen]]:
-        """Ask for all in one query; where that fails, for each source alone."""
+    async def _query_fast_sources(self) -> tuple[Rows, dict[Source, Seen]]:
+        """Query all fast sources at once; if that fails, query each alone."""
         wanted = [source for source in queries.FAST if source not in self._missing]
-        rows, how = await self._ask(
-            [queries.SERVER, *(queries.FAST[source] for source in wanted)],
-            self._bounds.fast_seconds,
-        )
-        seen = dict.fromkeys((Source.QUERIES, *wanted), how) | self._missing
-        if how is not Seen.OK:
-            rows, seen = await self._one_by_one(wanted)
-        if seen.get(Source.ASYNCHRONOUS_METRICS) is Seen.OK and not _has(
+        rows, outcome = await self._query_server([queries.FAST[source] for source in wanted])
+        if outcome is Seen.OK:
+            sources = {Source.QUERIES: outcome, **self._missing}
+            for source in wanted:
+                found = _select_rows(rows, source)
+                _, sources[source] = self._settle_answer(source, found, outcome)
+        else:
+            rows, sources = await self._query_one_by_one(wanted)
+        if sources.get(Source.ASYNCHRONOUS_METRICS) is Seen.OK and not _select_rows(
             rows, Source.ASYNCHRONOUS_METRICS
         ):
-            seen[Source.ASYNCHRONOUS_METRICS] = Seen.EMPTY  # old servers, in their first minute
-        return rows, seen
+            sources[Source.ASYNCHRONOUS_METRICS] = Seen.EMPTY  # old servers, in their first minute
+        return rows, sources
 
-    async def _one_by_one(self, wanted: Sequence[Source]) -> tuple[Rows, dict[Source, Seen]]:
-        rows, how = await self._ask([queries.SERVER], self._bounds.fast_seconds)
-        seen = {Source.QUERIES: how, **self._missing}
-        if how is not Seen.OK:
-            return rows, seen
+    async def _query_one_by_one(self, wanted: Sequence[Source]) -> tuple[Rows, dict[Source, Seen]]:
+        rows, outcome = await self._query_server([])
+        sources = {Source.QUERIES: outcome, **self._missing}
+        if outcome is not Seen.OK:
+            return rows, sources
         for source in wanted:
-            more, seen[source] = await self._ask([queries.FAST[source]], self._bounds.fast_seconds)
+            found, outcome = await self._run_query(
+                [queries.FAST[source]], self._bounds.fast_seconds
+            )
+            more, sources[source] = self._settle_answer(source, found, outcome)
             rows |= more
-            self._learn(source, seen[source])
-        return rows, seen
+        return rows, sources
 
-    async def _slow_probes(self, detached_known: bool) -> tuple[Rows, dict[Source, Seen]]:
-        """Return the last answers; ask anew when they are old."""
-        now = self._clock.boot_ns() / 1e9
-        if now - self._slow_at >= SLOW_EVERY_SECONDS:
-            rows: Rows = {}
-            seen: dict[Source, Seen] = {}
-            for source in queries.SLOW:
-                if not (source is Source.DETACHED_PARTS and detached_known):
-                    more, seen[source] = await self._slow_probe(source)
-                    rows |= more
-            self._slow, self._slow_at = (rows, seen), now
-        return self._slow
+    async def _query_server(self, selects: Sequence[str]) -> tuple[Rows, Seen]:
+        """Query version and uptime, and `selects` with them."""
+        seconds = self._bounds.fast_seconds
+        rows, outcome = await self._run_query([queries.SERVER, *selects], seconds)
+        if outcome is not Seen.OK:
+            return rows, outcome
+        if not _is_server(rows):
+            return {}, Seen.FAILED
+        self._record_uptime(int(rows["uptime"]))
+        return rows, outcome
 
-    async def _slow_probe(self, source: Source) -> tuple[Rows, Seen]:
+    async def _query_slow_sources(self, *, detached_known: bool) -> tuple[Rows, dict[Source, Seen]]:
+        """Query the slow sources that are due; return the last answers of the others."""
+        rows: Rows = {}
+        sources: dict[Source, Seen] = {}
+        for source in queries.SLOW:
+            if source is Source.DETACHED_PARTS and detached_known:
+                continue
+            if self._now_seconds() >= self._slow_due_at.get(source, float("-inf")):
+                await self._query_slow_source(source)
+            sources[source] = self._slow_sources[source]
+            if sources[source] in {Seen.OK, Seen.RETRYING}:
+                rows |= self._answers[source].rows
+        return rows, sources
+
+    async def _query_slow_source(self, source: Source) -> None:
+        started = self._now_seconds()
         if source in self._missing:
-            return {}, self._missing[source]
+            outcome = self._missing[source]
+        else:
+            found, raw = await self._query_variants(source)
+            _, outcome = self._settle_answer(source, found, raw)
+        self._slow_sources[source] = outcome
+        # A refusal is cheap for the server, so it is asked at every poll until it answers. A query
+        # that reached its limit is not: it is asked once more, then every minute.
+        soon = outcome in UNCONFIRMED or outcome is Seen.FAILED
+        self._slow_due_at[source] = started if soon else started + SLOW_EVERY_SECONDS
+
+    async def _query_variants(self, source: Source) -> tuple[Rows, Seen]:
+        """Run the first variant whose columns this server has."""
         variants = queries.SLOW[source]
-        for number in range(self._variant.get(source, 0), len(variants)):
-            rows, how = await self._ask([variants[number]], self._bounds.slow_seconds)
-            if how is not Seen.ABSENT:
-                self._variant[source] = number
+        for number in range(self._variants.get(source, 0), len(variants)):
+            rows, outcome = await self._run_query([variants[number]], self._bounds.slow_seconds)
+            if outcome is not Seen.ABSENT:
+                self._variants[source] = number
                 break
-        self._learn(source, how)
-        return rows, how
+        return rows, outcome
 
-    def _learn(self, source: Source, how: Seen) -> None:
-        if how in {Seen.ABSENT, Seen.DENIED}:
-            self._missing[source] = how
+    def _settle_answer(self, source: Source, rows: Rows, outcome: Seen) -> tuple[Rows, Seen]:
+        """Return the rows to use and the outcome to report for one attempt."""
+        outcome = self._confirm_outcome(source, outcome)
+        if outcome is Seen.OK:
+            self._answers[source] = Answer(rows, self._now_seconds())
+        if outcome in {Seen.ABSENT, Seen.DENIED}:
+            self._missing[source] = outcome
+        if outcome is Seen.RETRYING:
+            return self._answers[source].rows, outcome
+        return rows, outcome
 
-    async def _ask(self, selects: Sequence[str], seconds: float) -> tuple[Rows, Seen]:
+    def _confirm_outcome(self, source: Source, outcome: Seen) -> Seen:
+        """Return the outcome; the first of several attempts without an answer is not confirmed."""
+        if outcome not in NO_ANSWER:
+            self._unanswered.discard(source)
+            return outcome
+        if source in self._unanswered:
+            return outcome
+        self._unanswered.add(source)
+        answer = self._answers.get(source)
+        recent = answer is not None and self._now_seconds() - answer.at_seconds <= REUSE_SECONDS
+        return Seen.RETRYING if recent else Seen.PENDING
+
+    async def _run_query(self, selects: Sequence[str], seconds: float) -> tuple[Rows, Seen]:
         """Run one query. Raises ClickHouseAuthError only."""
         try:
             async with asyncio.timeout(seconds):
-                rows = await self._server.query(queries.union(selects))
+                rows = await self._server.query(queries.combine_selects(selects))
             return {str(row["name"]): str(row["value"]) for row in rows}, Seen.OK
         except ClickHouseAuthError:
             raise
         except (TimeoutError, ClickHouseError, KeyError) as error:
-            return {}, _seen(error)
+            return {}, _classify_error(error)
+
+    def _now_seconds(self) -> float:
+        return self._clock.boot_ns() / 1e9
 
 
-def _unreachable(cause: BaseException | None) -> Ping:
-    """Return what aiohttp's own error means, in the handling of which the client raised its own."""
+def _classify_connection_error(cause: BaseException | None) -> Ping:
+    """Return the meaning of aiohttp's error, which the client's own exception has as context."""
     match cause:
         case aiohttp.ClientSSLError() | aiohttp.ServerFingerprintMismatch():
             return Ping.TLS
@@ -218,7 +285,7 @@ def _unreachable(cause: BaseException | None) -> Ping:
     return Ping.UNREACHABLE
 
 
-def _seen(error: Exception) -> Seen:
+def _classify_error(error: Exception) -> Seen:
     match error:
         case TimeoutError() | ClickHouseTimeoutError() | ClickHouseTooLargeError():
             return Seen.OVER_BOUND
@@ -238,11 +305,11 @@ def _is_server(rows: Rows) -> bool:
     return bool(re.fullmatch(r"\d{1,18}", rows.get("uptime", ""), re.ASCII)) and "version" in rows
 
 
-def _has(rows: Mapping[str, str], source: Source) -> bool:
-    return any(name.startswith(f"{source}.") for name in rows)
+def _select_rows(rows: Mapping[str, str], source: Source) -> Rows:
+    return {name: value for name, value in rows.items() if name.startswith(f"{source}.")}
 
 
-def _version(text: str) -> str:
-    """Return the numbers of `24.8.4.13.altinitystable`: a build's own words do not leave."""
+def _parse_version(text: str) -> str:
+    """Return the numbers of `24.8.4.13.altinitystable`; the names of a build are left out."""
     match = re.match(r"\d{1,5}(?:\.\d{1,9}){1,4}", text)
     return match[0] if match else ""

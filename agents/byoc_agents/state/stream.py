@@ -1,8 +1,8 @@
-"""One stream of numbered messages: a replica's, or the service's. What was told is durable.
+"""One durable stream of numbered messages: about one replica, or about the service.
 
-The message and the position after it are one commit, so a kill between any two steps neither
-skips nor repeats a number. Where there is no room, the change is told as soon as there is, with
-the number of changes that were lost in between.
+A message and the position after it are one commit, so a kill between any two steps neither skips
+nor repeats a number. If the spool has no room, the latest state is published as soon as there is
+room, with the number of changes that were lost in between.
 """
 
 import asyncio
@@ -19,15 +19,15 @@ from byoc_agents.durable.store import Change
 from byoc_agents.errors import SpoolError
 from byoc_agents.state.message import Kind, Position
 
-NUMBERS_AHEAD = 500  # more than a journal of 4 MiB can have held
+ROLLBACK_NUMBERS = 500  # numbers that a lost journal (at most 4 MiB) can have held, and more
 
-Make = Callable[[Kind, Position, int], Message]  # of (kind, position, now in milliseconds)
+BuildMessage = Callable[[Kind, Position, int], Message]  # of (kind, position, now in milliseconds)
 
 
 class Stream:
-    """Tells changes at once and the same again as a heartbeat."""
+    """Publishes changes at once, and an unchanged state as a heartbeat."""
 
-    def __init__(  # noqa: PLR0913  the parts it is made of
+    def __init__(  # noqa: PLR0913  its collaborators
         self,
         agent: str,
         key: str,
@@ -38,7 +38,7 @@ class Stream:
         metrics: Metrics,
         sent: Callable[[], Mapping[str, bool]] = dict,
     ) -> None:
-        """`sent` blocks and returns what `byoc_agents.ledger.recent` does."""
+        """`sent` blocks and returns the ids of recent sends (`byoc_agents.ledger.recent`)."""
         self.position: Position | None = None
         self._agent = agent
         self._keys = (f"{key}/position", f"{key}/more")
@@ -47,99 +47,111 @@ class Stream:
         self._clock = clock
         self._metrics = metrics
         self._sent = sent
-        self._compared = False  # the position with what has left
-        self._told_at_ns: int | None = None
-        self._said = ""  # what the last message said
-        self._unheard = ""  # the last change that found no room
-        self._lost = 0  # changes since `told` that found no room, but for the last
+        self._rollback_checked = False
+        self._published_at_ns: int | None = None
+        self._published_key = ""  # state key of the last message
+        self._pending_change = ""  # state key of the last change for which there was no room
+        self._lost_changes = 0  # earlier changes for which there was no room
         self._log = structlog.get_logger().bind(agent=agent, stream=key)
 
     async def load(self) -> bytes | None:
-        """Read where the stream stands; return what was kept beside it. Raises SpoolError."""
-        position, more = self._keys
-        stored = await self._spool.state(self._keys[0].rpartition("/")[0] + "/")
-        self.position = _decoded(stored.get(position))
-        if self.position is None:  # there, but another version's: its numbers must not come again
-            again = position in stored
-            self.position = await (self._anew() if again else self._first())
-        self._compared = False
-        self._said = self.position.told
-        if self._unheard == self._said:  # the commit that failed was made all the same
-            self._unheard = ""
-        return stored.get(more)
+        """Read the position; return the bytes stored with it. Raises SpoolError."""
+        position_key, extra_key = self._keys
+        stored = await self._spool.state(position_key.rpartition("/")[0] + "/")
+        self.position = _decode_position(stored.get(position_key))
+        if self.position is None:
+            if position_key in stored:  # another version's: its numbers must not be used again
+                self.position = await self._start_epoch()
+            else:
+                self.position = await self._read_spool_epoch()
+        self._rollback_checked = False
+        self._published_key = self.position.published
+        if self._pending_change == self._published_key:  # the failed commit was made after all
+            self._pending_change = ""
+        return stored.get(extra_key)
 
-    async def _first(self) -> Position:
-        return Position(epoch=int((await self._spool.state(EPOCH))[EPOCH]))
+    async def publish(self, state_key: str, build: BuildMessage, extra: bytes = b"") -> bool:
+        """Commit a message to the spool if one is due. Return False if the spool failed.
 
-    async def _anew(self, least_ms: int = 0) -> Position:
-        now_ms = self._clock.wall_ns() // 1_000_000
-        return Position(epoch=await self._spool.later_epoch(max(now_ms, least_ms)))
-
-    async def tell(self, word: str, make: Make, more: bytes = b"") -> bool:
-        """Put a message into the spool where one is due. Return whether there is no trouble.
-
-        `word` is what the message says in short; another one than the last is a transition.
-        `more` is kept beside the position. An error of the spool is logged and counted here.
+        A change of `state_key` makes the message a transition. `extra` is stored with the position.
+        An error of the spool is logged and counted here.
         """
         try:
             if self.position is None:
                 await self.load()
-            if not self._compared:
-                await self._compare(make)
-            return await self._tell(word, make, more)
+            if not self._rollback_checked:
+                await self._check_rollback(build)
+            return await self._commit_message(state_key, build, extra)
         except SpoolError as error:
-            self._note(error, word)
+            self._record_failed_write(error, state_key)
             return False
 
-    async def _compare(self, make: Make) -> None:
-        """Begin the numbers anew where one of the next has left: the spool is an older one."""
+    async def _read_spool_epoch(self) -> Position:
+        return Position(epoch=int((await self._spool.state(EPOCH))[EPOCH]))
+
+    async def _start_epoch(self, least_ms: int = 0) -> Position:
+        now_ms = self._clock.wall_ns() // 1_000_000
+        return Position(epoch=await self._spool.later_epoch(max(now_ms, least_ms)))
+
+    async def _check_rollback(self, build: BuildMessage) -> None:
+        """Start an epoch if one of the next numbers was sent before: the spool was rolled back."""
         position, sent = self.position, await asyncio.to_thread(self._sent)
         assert position is not None  # noqa: S101  loaded
         now_ms = self._clock.wall_ns() // 1_000_000
-        numbers = range(position.sequence, position.sequence + NUMBERS_AHEAD if sent else 0)
-        ahead = (msgspec.structs.replace(position, sequence=number) for number in numbers)
-        if any(make("heartbeat", one, now_ms).id in sent for one in ahead):
-            self._log.error("state.outrun", epoch=position.epoch, sequence=position.sequence)
-            self.position = await self._anew(position.epoch + 1)
-        self._compared = True
+        last = position.sequence + ROLLBACK_NUMBERS if sent else 0
+        following = (
+            msgspec.structs.replace(position, sequence=number)
+            for number in range(position.sequence, last)
+        )
+        if any(build("heartbeat", one, now_ms).id in sent for one in following):
+            self._log.error(
+                "state.rollback_detected", epoch=position.epoch, sequence=position.sequence
+            )
+            self.position = await self._start_epoch(position.epoch + 1)
+        self._rollback_checked = True
 
-    async def _tell(self, word: str, make: Make, more: bytes) -> bool:
+    async def _commit_message(self, state_key: str, build: BuildMessage, extra: bytes) -> bool:
         position, now_ns = self.position, self._clock.boot_ns()
         assert position is not None  # noqa: S101  loaded
-        kind: Kind = "heartbeat" if word == position.told else "transition"
-        if kind == "heartbeat" and not self._due(now_ns):
+        kind: Kind = "heartbeat" if state_key == position.published else "transition"
+        if kind == "heartbeat" and not self._is_heartbeat_due(now_ns):
             return True
-        lost = self._lost + (self._unheard not in {"", word})
+        lost = self._lost_changes + (self._pending_change not in {"", state_key})
         position = msgspec.structs.replace(position, lost=position.lost + lost)
-        message = make(kind, position, self._clock.wall_ns() // 1_000_000)
+        message = build(kind, position, self._clock.wall_ns() // 1_000_000)
         after = msgspec.structs.replace(
             position,
             sequence=position.sequence + 1,
             transitions=position.transitions + (kind == "transition"),
-            told=word,
+            published=state_key,
         )
-        self.position = None  # unknown until the commit is known to be made
-        keys = dict(zip(self._keys, (msgspec.json.encode(after), more), strict=True))
-        await self._spool.commit(Change(messages=[message], state=keys))
-        self.position, self._told_at_ns, self._said = after, now_ns, word
-        self._lost, self._unheard = 0, ""
-        self._log.info("state.told", kind=kind, sequence=position.sequence, says=word)
+        self.position = None  # unknown until the commit has returned
+        stored = dict(zip(self._keys, (msgspec.json.encode(after), extra), strict=True))
+        await self._spool.commit(Change(messages=[message], state=stored))
+        self.position, self._published_at_ns, self._published_key = after, now_ns, state_key
+        self._lost_changes, self._pending_change = 0, ""
+        self._log.info(
+            "state.published", kind=kind, sequence=position.sequence, state_key=state_key
+        )
         return True
 
-    def _due(self, now_ns: int) -> bool:
-        return self._told_at_ns is None or now_ns - self._told_at_ns >= self._heartbeat_ns
+    def _is_heartbeat_due(self, now_ns: int) -> bool:
+        published_at_ns = self._published_at_ns
+        return published_at_ns is None or now_ns - published_at_ns >= self._heartbeat_ns
 
-    def _note(self, error: SpoolError, word: str) -> None:
-        """Count a change that could not be kept, once."""
-        change = word if word != self._said else ""
-        if change != self._unheard:
-            self._lost += bool(self._unheard)
-            self._unheard = change
+    def _record_failed_write(self, error: SpoolError, state_key: str) -> None:
+        """Count a change that could not be stored, once."""
+        change = state_key if state_key != self._published_key else ""
+        if change != self._pending_change:
+            self._lost_changes += bool(self._pending_change)
+            self._pending_change = change
         self._metrics.spool_errors.labels(self._agent, "state").inc()
-        self._log.error("state.not_kept", error=str(error), says=word, lost=self._lost)
+        self._log.error(
+            "state.write_failed", error=str(error), state_key=state_key, lost=self._lost_changes
+        )
 
 
-def _decoded(stored: bytes | None) -> Position | None:
+def _decode_position(stored: bytes | None) -> Position | None:
     if stored is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""The replicas' states to one of the service, where one exporter watches all of them."""
+"""The state of a service, derived from its replicas' states by an exporter that polls all."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -10,18 +10,18 @@ from byoc_agents.state.assess import State
 
 
 class SummaryState(StrEnum):
-    """ClickHouse Cloud's words for a service."""
+    """The states of a service in ClickHouse Cloud."""
 
-    STARTING = "starting"  # every replica is
-    RUNNING = "running"  # every replica is
-    PARTIALLY_RUNNING = "partially_running"  # some serve, some do not (yet, or any more)
-    DEGRADED = "degraded"  # all serve, some of them badly
+    STARTING = "starting"  # every replica is starting
+    RUNNING = "running"  # every replica is running
+    PARTIALLY_RUNNING = "partially_running"  # some serve, others do not
+    DEGRADED = "degraded"  # all serve, some of them are degraded
     FAILED = "failed"  # none serves
-    STOPPING = "stopping"  # every replica is
+    STOPPING = "stopping"  # every replica is stopping
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """The state of a service and what it is made of."""
+    """The state of a service and the states of its replicas."""
 
     state: SummaryState
     replicas: dict[State, int]
@@ -34,10 +34,10 @@ def summarize(states: Iterable[State | None]) -> Summary | None:
         return None
     counts = Counter(state for state in known if state is not None)
     ordered = {state: counts[state] for state in State if counts[state]}
-    return Summary(state=_state(ordered), replicas=ordered)
+    return Summary(state=_derive_state(ordered), replicas=ordered)
 
 
-def _state(counts: dict[State, int]) -> SummaryState:
+def _derive_state(counts: dict[State, int]) -> SummaryState:
     if len(counts) == 1:
         return SummaryState(next(iter(counts)).value)
     if not {State.RUNNING, State.DEGRADED} & counts.keys():

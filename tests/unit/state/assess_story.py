@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from byoc_agents.state.assess import Assessment, End, Memory, assess
+from byoc_agents.state.assess import Assessment, Memory, ShutdownScope, assess
 from byoc_agents.state.hysteresis import NS, Now
 from byoc_agents.state.observation import Figures, Login, Observation, Ping, Seen, Source
-from byoc_agents.state.thresholds import Limits
+from byoc_agents.state.thresholds import Thresholds
 
 ALL_SEEN = dict.fromkeys(Source, Seen.OK)
 FINE: dict[str, Any] = {
@@ -30,12 +30,14 @@ UNREACHABLE = Observation(ping=Ping.REFUSED)
 LONG = 10_000.0  # seconds: past every hold
 
 
-def up(uptime: int = 4000, seen: dict[Source, Seen] | None = None, **figures: Any) -> Observation:
+def up(
+    uptime: int = 4000, sources: dict[Source, Seen] | None = None, **figures: Any
+) -> Observation:
     """Return a server that answers; `figures` go over those of a healthy one."""
     return Observation(
         ping=Ping.OK,
         login=Login.OK,
-        seen=ALL_SEEN | (seen or {}),
+        sources=ALL_SEEN | (sources or {}),
         figures=Figures(**(FINE | figures)),
         version="24.8.4.13",
         uptime_seconds=uptime,
@@ -45,8 +47,8 @@ def up(uptime: int = 4000, seen: dict[Source, Seen] | None = None, **figures: An
 class Story:
     """Polls one after another on a clock that the test moves."""
 
-    def __init__(self, limits: Limits | None = None) -> None:
-        self.limits = limits or Limits()
+    def __init__(self, thresholds: Thresholds | None = None) -> None:
+        self.thresholds = thresholds or Thresholds()
         self.memory = Memory()
         self.seconds = 1000.0
 
@@ -54,15 +56,22 @@ class Story:
     def now(self) -> Now:
         return Now(round(self.seconds * 1000), round(self.seconds * NS))
 
-    def see(self, seen: Observation, after: float = 0, end: End = End.NONE) -> Assessment:
+    def see(
+        self,
+        observation: Observation,
+        after: float = 0,
+        shutdown: ShutdownScope = ShutdownScope.NONE,
+    ) -> Assessment:
         self.seconds += after
-        found, self.memory = assess(seen, self.memory, self.limits, self.now, end=end)
+        found, self.memory = assess(
+            observation, self.memory, self.thresholds, self.now, shutdown=shutdown
+        )
         return found
 
-    def stays(self, seen: Observation, seconds: float = LONG) -> Assessment:
+    def stays(self, observation: Observation, seconds: float = LONG) -> Assessment:
         """See the same now and after some seconds."""
-        self.see(seen)
-        return self.see(seen, after=seconds)
+        self.see(observation)
+        return self.see(observation, after=seconds)
 
 
 def codes(found: Assessment) -> list[str]:

@@ -16,7 +16,7 @@ from byoc_agents.state.message import Identity
 from byoc_agents.state.poller import Exporter, Replica
 from byoc_agents.state.probes import Prober
 from byoc_agents.state.stream import Stream
-from byoc_agents.state.thresholds import Limits
+from byoc_agents.state.thresholds import Thresholds
 from lab.fakes.core import FakeClock
 from lab.fakes.state import HEALTHY, ScriptedServer
 
@@ -45,7 +45,7 @@ class Bench:
         self.exporter = Exporter(
             who=WHO,
             replicas=replicas,
-            limits=Limits(),
+            thresholds=Thresholds(),
             poll_seconds=10,
             clock=self.clock,
             summary=self._stream("service") if len(self.servers) > 1 else None,
@@ -78,6 +78,13 @@ class Bench:
 
     async def said(self) -> list[tuple[str, str]]:
         return [(data["kind"], data["state"]) for data in await self.unsent()]
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """Return what /status shows of the first replica."""
+        shown: dict[str, Any] = json.loads(json.dumps(self.exporter.status()))
+        first: dict[str, Any] = next(iter(shown["replicas"].values()))
+        return first
 
     def die(self) -> None:
         self.server.ping_error = ClickHouseUnreachableError("")

@@ -27,7 +27,7 @@ from byoc_agents.state.message import Identity
 from byoc_agents.state.poller import Exporter, Replica
 from byoc_agents.state.probes import Prober
 from byoc_agents.state.stream import Stream
-from byoc_agents.state.thresholds import DEFAULTS, Code, Limit, Limits
+from byoc_agents.state.thresholds import DEFAULTS, ReasonCode, Threshold, Thresholds
 from lab.fakes.core import NullLedger
 from lab.fakes.state import HEALTHY, ScriptedServer
 
@@ -174,7 +174,7 @@ def _exporter(server: ScriptedServer, spool: Spool, clock: SimClock, metrics: Me
     return Exporter(
         who=Identity(organization_id="o", service_id="s", region=HERE, heartbeat_seconds=30),
         replicas=[Replica("r-0", Prober(server, clock=clock), stream)],
-        limits=Limits(by_code={**DEFAULTS, Code.READONLY_REPLICA: Limit(1, 0)}),
+        thresholds=Thresholds(by_code={**DEFAULTS, ReasonCode.READONLY_REPLICA: Threshold(1, 0)}),
         poll_seconds=POLL_SECONDS,
         clock=clock,
     )

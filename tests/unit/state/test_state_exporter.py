@@ -50,7 +50,7 @@ async def test_a_change_is_told_at_once_and_in_order(one: Bench) -> None:
 async def test_another_reason_is_a_transition_too(one: Bench) -> None:
     one.server.rows["system.metrics.ReadonlyReplica"] = "1"
     await one.poll()
-    one.server.rows["system.asynchronous_metrics.ReplicasMaxAbsoluteDelay"] = "900"
+    one.server.rows["system.metrics.ZooKeeperSession"] = "0"
     await one.poll()
     assert await one.said() == [("transition", "degraded")] * 2
 

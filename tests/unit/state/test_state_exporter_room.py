@@ -24,7 +24,7 @@ async def test_without_room_the_latest_state_is_told_later_with_the_number_of_lo
     spool.full = True
     one.server.rows["system.metrics.ReadonlyReplica"] = "1"
     await one.poll()
-    one.server.rows["system.asynchronous_metrics.ReplicasMaxAbsoluteDelay"] = "900"
+    one.server.rows["system.metrics.ZooKeeperSession"] = "0"
     await one.poll()
     one.die()
     await one.poll()

@@ -19,8 +19,8 @@ EMPTY = {
 FILTERED = {Source.PARTS, Source.REPLICAS, Source.MUTATIONS, Source.DETACHED_PARTS}
 
 
-def hidden(seen: Observation) -> set[Source]:
-    return {source for source, how in seen.seen.items() if how is Seen.HIDDEN}
+def hidden(observation: Observation) -> set[Source]:
+    return {source for source, how in observation.sources.items() if how is Seen.HIDDEN}
 
 
 async def empty(**more: str | None) -> Observation:
@@ -35,10 +35,10 @@ async def empty(**more: str | None) -> Observation:
 
 
 async def test_empty_rows_beside_active_parts_are_a_missing_grant() -> None:
-    seen = await empty()
-    assert hidden(seen) == FILTERED
-    assert seen.figures.stuck_mutations is None, "not 0: not seen"
-    assert seen.figures.replicated_tables is None
+    observation = await empty()
+    assert hidden(observation) == FILTERED
+    assert observation.figures.stuck_mutations is None, "not 0: not seen"
+    assert observation.figures.replicated_tables is None
 
 
 async def test_a_few_visible_parts_of_many_are_a_missing_grant() -> None:
@@ -50,9 +50,9 @@ async def test_what_shows_rows_is_not_hidden_even_then() -> None:
 
 
 async def test_empty_rows_of_a_server_without_parts_are_the_truth() -> None:
-    seen = await empty(system__metrics__PartsActive="0")
-    assert hidden(seen) == set()
-    assert seen.figures.stuck_mutations == 0
+    observation = await empty(system__metrics__PartsActive="0")
+    assert hidden(observation) == set()
+    assert observation.figures.stuck_mutations == 0
 
 
 async def test_an_old_server_proves_its_emptiness_by_its_largest_partition() -> None:
@@ -64,6 +64,6 @@ async def test_an_old_server_proves_its_emptiness_by_its_largest_partition() -> 
 
 
 async def test_shared_merge_tree_has_no_replicas_and_that_is_no_blindness() -> None:
-    seen = await empty(system__parts__sum="100", system__parts__shared="1")
-    assert seen.shared_merge_tree
-    assert hidden(seen) == set()
+    observation = await empty(system__parts__sum="100", system__parts__shared="1")
+    assert observation.shared_merge_tree
+    assert hidden(observation) == set()

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from byoc_agents.delivery.sink import Message
-from byoc_agents.state.assess import End, Memory, State, assess
+from byoc_agents.state.assess import Memory, ShutdownScope, State, assess
 from byoc_agents.state.hysteresis import Now
 from byoc_agents.state.message import (
     MAX_GROUP,
@@ -20,21 +20,21 @@ from byoc_agents.state.message import (
     Position,
     StateEvent,
     SummaryEvent,
-    group,
-    schemas,
+    build_schemas,
+    message_group,
     state_message,
     summary_message,
 )
 from byoc_agents.state.observation import Figures, Login, Observation, Ping, Seen, Source
 from byoc_agents.state.summary import SummaryState, summarize
-from byoc_agents.state.thresholds import Code, Limits
+from byoc_agents.state.thresholds import ReasonCode, Thresholds
 
 WHO = Identity(organization_id="org", service_id="svc", region="eu-west-1", heartbeat_seconds=60)
 NOON_MS = 1_795_435_200_000
 BAD = Observation(
     ping=Ping.OK,
     login=Login.OK,
-    seen={Source.QUERIES: Seen.OK, Source.DISKS: Seen.DENIED},
+    sources={Source.QUERIES: Seen.OK, Source.DISKS: Seen.DENIED},
     figures=Figures(readonly_replicas=2, lost_parts=1),
     version="24.8.4.13",
     uptime_seconds=12,
@@ -43,18 +43,20 @@ DEAD = Observation(ping=Ping.REFUSED)
 
 
 def made(
-    seen: Observation = BAD,
+    observation: Observation = BAD,
     kind: Kind = "transition",
     position: Position | None = None,
     replica: str = "r-0",
 ) -> Message:
     now = Now(NOON_MS, 0)
-    assessment, memory = assess(seen, Memory(state=State.RUNNING), Limits(), now, end=End.BOTH)
+    assessment, memory = assess(
+        observation, Memory(state=State.RUNNING), Thresholds(), now, shutdown=ShutdownScope.POD
+    )
     return state_message(
         WHO,
         replica,
         kind,
-        seen=seen,
+        observation=observation,
         assessment=assessment,
         memory=memory,
         position=position or Position(epoch=7),
@@ -70,14 +72,14 @@ def validate(message: Message) -> None:
 
 @pytest.mark.parametrize("name", [f"{STATE}.json", f"{SUMMARY}.json"])
 def test_the_schema_file_is_what_the_structs_say(name: str) -> None:
-    assert json.loads((SCHEMAS / name).read_text()) == json.loads(json.dumps(schemas()[name])), (
-        "run `python -m byoc_agents.state.message`"
-    )
+    assert json.loads((SCHEMAS / name).read_text()) == json.loads(
+        json.dumps(build_schemas()[name])
+    ), "run `python -m byoc_agents.state.message`"
 
 
-@pytest.mark.parametrize("seen", [BAD, DEAD], ids=["bad", "dead"])
-def test_a_message_fits_its_schema(seen: Observation) -> None:
-    validate(made(seen))
+@pytest.mark.parametrize("observation", [BAD, DEAD], ids=["bad", "dead"])
+def test_a_message_fits_its_schema(observation: Observation) -> None:
+    validate(made(observation))
 
 
 @pytest.mark.parametrize(
@@ -130,14 +132,14 @@ def test_a_message_says_state_reasons_and_where_it_stands() -> None:
 
 def test_a_dead_server_says_how_its_ping_failed() -> None:
     now = Now(NOON_MS, 0)
-    _, memory = assess(DEAD, Memory(), Limits(), now)
-    assessment, memory = assess(DEAD, memory, Limits(), Now(NOON_MS + 2000, 2 * 10**9))
+    _, memory = assess(DEAD, Memory(), Thresholds(), now)
+    assessment, memory = assess(DEAD, memory, Thresholds(), Now(NOON_MS + 2000, 2 * 10**9))
     position = Position(epoch=7)
     message = state_message(
         WHO,
         "r-0",
         "transition",
-        seen=DEAD,
+        observation=DEAD,
         assessment=assessment,
         memory=memory,
         position=position,
@@ -145,7 +147,7 @@ def test_a_dead_server_says_how_its_ping_failed() -> None:
     )
     validate(message)
     (reason,) = json.loads(message.body)["data"]["reasons"]
-    assert (reason["code"], reason["detail"]) == (Code.PING_FAILED, "refused")
+    assert (reason["code"], reason["detail"]) == (ReasonCode.PING_FAILED, "refused")
 
 
 def test_the_id_follows_from_place_and_numbers_alone() -> None:
@@ -169,9 +171,9 @@ def test_a_heartbeat_replaces_an_unsent_one_of_its_replica_and_a_transition_noth
 
 def test_order_is_kept_per_replica() -> None:
     assert made().group == "svc/r-0"
-    long = group("s" * 128, "r" * 128)
+    long = message_group("s" * 128, "r" * 128)
     assert len(long) <= MAX_GROUP
-    assert long != group("s" * 128, "r" * 127)
+    assert long != message_group("s" * 128, "r" * 127)
 
 
 R, D, F, S, X = State.RUNNING, State.DEGRADED, State.FAILED, State.STARTING, State.STOPPING

@@ -27,12 +27,16 @@ async def look(server: ScriptedServer) -> Observation:
 
 async def test_a_modern_server_is_seen_whole_in_four_queries() -> None:
     server = ScriptedServer()
-    seen = await look(server)
-    assert (seen.ping, seen.login, seen.version) == (Ping.OK, Login.OK, "24.8.4.13")
-    assert seen.uptime_seconds == 4000
-    assert set(seen.seen.values()) == {Seen.OK}
-    assert {s for s in Source} - seen.seen.keys() == {Source.DETACHED_PARTS}  # noqa: C416
-    figures = seen.figures
+    observation = await look(server)
+    assert (observation.ping, observation.login, observation.version) == (
+        Ping.OK,
+        Login.OK,
+        "24.8.4.13",
+    )
+    assert observation.uptime_seconds == 4000
+    assert set(observation.sources.values()) == {Seen.OK}
+    assert {s for s in Source} - observation.sources.keys() == {Source.DETACHED_PARTS}  # noqa: C416
+    figures = observation.figures
     assert figures.readonly_replicas == 0
     assert figures.keeper_sessions == 1
     assert figures.expired_sessions == 1
@@ -101,11 +105,15 @@ async def test_a_source_that_fails_is_named_and_hides_no_other(
 ) -> None:
     server = ScriptedServer(broken={source: error})
     del server.rows["system.asynchronous_metrics.NumberOfDetachedParts"]  # so the table is asked
-    seen = await look(server)
-    assert seen.login is Login.OK
-    assert seen.seen[source] is how
-    assert {s for s, h in seen.seen.items() if h is not Seen.OK} == {source}
-    assert seen.figures.readonly_replicas == 0
+    clock = FakeClock()
+    watcher = prober(server, clock)
+    await watcher.observe()
+    await clock.advance(10)
+    observation = await watcher.observe()
+    assert observation.login is Login.OK
+    assert observation.sources[source] is how
+    assert {s for s, h in observation.sources.items() if h is not Seen.OK} == {source}
+    assert observation.figures.readonly_replicas == 0
 
 
 async def test_a_missing_table_is_asked_for_again_only_after_a_while() -> None:
@@ -121,17 +129,17 @@ async def test_a_missing_table_is_asked_for_again_only_after_a_while() -> None:
     await clock.advance(10)
     second = await watcher.observe()
     assert len(server.queries) == 1
-    assert first.seen[Source.DISKS] is second.seen[Source.DISKS] is Seen.ABSENT
+    assert first.sources[Source.DISKS] is second.sources[Source.DISKS] is Seen.ABSENT
     await clock.advance(RELEARN_SECONDS)
-    assert (await watcher.observe()).seen[Source.DISKS] is Seen.OK
+    assert (await watcher.observe()).sources[Source.DISKS] is Seen.OK
 
 
 async def test_a_missing_column_leads_to_the_query_for_older_servers() -> None:
     server, clock = ScriptedServer(unknown_columns=("is_killed",)), FakeClock()
     watcher = prober(server, clock)
-    seen = await watcher.observe()
-    assert seen.seen[Source.MUTATIONS] is Seen.OK
-    assert seen.figures.stuck_mutations == 1
+    observation = await watcher.observe()
+    assert observation.sources[Source.MUTATIONS] is Seen.OK
+    assert observation.figures.stuck_mutations == 1
     server.queries.clear()
     await clock.advance(60)
     await watcher.observe()
@@ -141,12 +149,12 @@ async def test_a_missing_column_leads_to_the_query_for_older_servers() -> None:
 async def test_a_server_in_its_first_minute_has_no_asynchronous_metrics() -> None:
     server = ScriptedServer()
     server.rows = {n: v for n, v in server.rows.items() if "asynchronous" not in n}
-    seen = await look(server)
-    assert seen.seen[Source.ASYNCHRONOUS_METRICS] is Seen.EMPTY
-    assert seen.figures.replication_lag_seconds == 99, "the table stands in"
-    assert seen.figures.max_parts_in_partition == 8
-    assert seen.figures.detached_parts == 2
-    assert seen.figures.memory_used_ratio is None
+    observation = await look(server)
+    assert observation.sources[Source.ASYNCHRONOUS_METRICS] is Seen.EMPTY
+    assert observation.figures.replication_lag_seconds == 99, "the table stands in"
+    assert observation.figures.max_parts_in_partition == 8
+    assert observation.figures.detached_parts == 2
+    assert observation.figures.memory_used_ratio is None
 
 
 async def test_replicas_status_is_false_where_the_server_lags() -> None:
@@ -154,15 +162,15 @@ async def test_replicas_status_is_false_where_the_server_lags() -> None:
 
 
 async def test_a_refused_login_is_told_from_a_missing_grant() -> None:
-    seen = await look(ScriptedServer(query_error=ClickHouseAuthError("", 516)))
-    assert (seen.ping, seen.login) == (Ping.OK, Login.REFUSED)
-    assert seen.seen == {Source.QUERIES: Seen.DENIED}
+    observation = await look(ScriptedServer(query_error=ClickHouseAuthError("", 516)))
+    assert (observation.ping, observation.login) == (Ping.OK, Login.REFUSED)
+    assert observation.sources == {Source.QUERIES: Seen.DENIED}
 
 
 async def test_a_server_whose_every_query_fails_is_not_asked_for_each_source() -> None:
     server = ScriptedServer(query_error=ClickHouseServerError("", 202))
-    seen = await look(server)
-    assert seen.seen == {Source.QUERIES: Seen.FAILED}
+    observation = await look(server)
+    assert observation.sources == {Source.QUERIES: Seen.FAILED}
     assert len(server.queries) == 2
 
 
@@ -192,9 +200,11 @@ async def test_a_value_that_is_no_number_is_not_seen(value: str) -> None:
 async def test_a_probe_that_hangs_is_given_up() -> None:
     server = ScriptedServer(hanging=frozenset({Source.MUTATIONS}))
     bounds = Bounds(slow_seconds=0.01)
-    seen = await Prober(server, clock=FakeClock(), bounds=bounds).observe()
-    assert seen.seen[Source.MUTATIONS] is Seen.OVER_BOUND
-    assert seen.seen[Source.PARTS] is Seen.OK
+    watcher = Prober(server, clock=FakeClock(), bounds=bounds)
+    assert (await watcher.observe()).sources[Source.MUTATIONS] is Seen.PENDING
+    observation = await watcher.observe()
+    assert observation.sources[Source.MUTATIONS] is Seen.OVER_BOUND
+    assert observation.sources[Source.PARTS] is Seen.OK
 
 
 @pytest.mark.parametrize("uptime", [None, "", "-1", "1e3", "٣", "9" * 30])
@@ -203,9 +213,9 @@ async def test_an_answer_without_a_servers_uptime_is_no_servers_answer(uptime: s
     server = ScriptedServer()
     del server.rows["uptime"]
     server.rows |= {} if uptime is None else {"uptime": uptime}
-    seen = await look(server)
-    assert (seen.ping, seen.seen[Source.QUERIES]) == (Ping.OK, Seen.FAILED)
-    assert seen.uptime_seconds is None
+    observation = await look(server)
+    assert (observation.ping, observation.sources[Source.QUERIES]) == (Ping.OK, Seen.FAILED)
+    assert observation.uptime_seconds is None
 
 
 async def test_a_value_of_a_hidden_source_that_is_no_number_is_not_counted() -> None:
@@ -213,5 +223,5 @@ async def test_a_value_of_a_hidden_source_that_is_no_number_is_not_counted() -> 
     server = ScriptedServer()
     server.rows |= {"system.parts.sum": "0", "system.mutations.pending": "4x"}
     server.rows |= {"system.mutations.stuck": "nan"}
-    seen = await look(server)
-    assert seen.seen[Source.MUTATIONS] is Seen.HIDDEN
+    observation = await look(server)
+    assert observation.sources[Source.MUTATIONS] is Seen.HIDDEN
