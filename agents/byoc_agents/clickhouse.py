@@ -31,7 +31,7 @@ _WRAPPER = re.compile(r"(?:Nullable|LowCardinality)\((.*)\)$")
 
 
 class ClickHouseError(ByocError):
-    """A request failed. `code` is ClickHouse's error code, 0 where there was none."""
+    """A request failed. `code` is ClickHouse's error code, or 0."""
 
     def __init__(self, what: str, code: int = 0) -> None:
         super().__init__(f"{what}, code {code}" if code else what)
@@ -55,7 +55,7 @@ class ClickHouseServerError(ClickHouseError):
 
 
 class ClickHouseResponseError(ClickHouseError):
-    """An answer that is not ClickHouse's: a redirect, a proxy's page, cut or broken JSON."""
+    """An answer not from ClickHouse: a redirect, a proxy's page, cut or broken JSON."""
 
 
 class ClickHouseTooLargeError(ClickHouseError):
@@ -90,7 +90,7 @@ class Bounds(msgspec.Struct, frozen=True):
     """What one request may take."""
 
     seconds: float = 5.0  # from the connection to the last byte
-    answer_bytes: int = 1024 * 1024  # ours are a few KiB
+    answer_bytes: int = 1024 * 1024  # the exporter's are a few KiB
 
 
 BOUNDS = Bounds()
@@ -146,9 +146,9 @@ class ClickHouse:
             raise ClickHouseResponseError("/ping: not ClickHouse's answer")
 
     async def replicas_status(self) -> bool:
-        """Return False where the server says that a replica lags (503), else True; no login.
+        """Return False if the server reports that a replica lags (503), else True; no login.
 
-        The server's text names tables and is thrown away. Raises ClickHouseError.
+        The server's text names tables and is discarded. Raises ClickHouseError.
         """
         reply = await self._request("GET", "/replicas_status")
         if reply.status == _UNAVAILABLE and not reply.code:
@@ -199,7 +199,7 @@ class ClickHouse:
             raise ClickHouseTimeoutError(f"{path}: none in {self._bounds.seconds:g} s") from None
         except (aiohttp.ClientPayloadError, aiohttp.ClientResponseError) as error:
             raise ClickHouseResponseError(f"{path}: {type(error).__name__}") from None
-        except (aiohttp.ClientError, OSError, SendError) as error:  # the last one is the gate's
+        except (aiohttp.ClientError, OSError, SendError) as error:  # SendError: from the gate
             raise ClickHouseUnreachableError(f"{path}: {type(error).__name__}") from None
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
@@ -219,7 +219,7 @@ class ClickHouse:
 
     @staticmethod
     def _check(reply: _Reply) -> None:
-        """Raise what a status or an error code means."""
+        """Raise the exception for a status or an error code."""
         code, status = reply.code, reply.status
         if code in AUTH_CODES or status == _UNAUTHORIZED or (status == _FORBIDDEN and not code):
             raise ClickHouseAuthError(f"login refused, status {status}", code)
@@ -277,7 +277,7 @@ def _rows(reply: _Reply) -> list[Row]:
 
 
 def _converter(kind: str) -> Callable[[Any], Any]:
-    """Return what makes a value of a column type: 64-bit integers come quoted from old servers."""
+    """Return the converter of a column type: old servers send 64-bit integers as strings."""
     while match := _WRAPPER.match(kind):
         kind = match[1]
     if _WHOLE.match(kind):

@@ -33,11 +33,11 @@ class Bench:
         self.clock = clock
         self.servers = servers
         self.metrics = Metrics()
-        self.sent: dict[str, bool] = {}  # what the ledger announces
+        self.sent: dict[str, bool] = {}  # ids that the ledger has recorded as sent
         self.exporter = self.start()
 
     def start(self) -> Exporter:
-        """Put an exporter together, as a new process does."""
+        """Create an exporter, as a new process does."""
         replicas = [
             Replica(name, Prober(server, clock=self.clock), self._stream(f"replica/{name}"))
             for name, server in self.servers.items()
@@ -95,7 +95,7 @@ class Bench:
 
 
 class Brittle(Spool):
-    """A spool whose disk can be told to refuse commits, before or after they are made."""
+    """A spool that refuses commits if a test sets it to, before or after they are made."""
 
     full = False
     lose_answers = False

@@ -145,7 +145,7 @@ def everything_below(place: Path) -> bytes:
     return b"".join(path.read_bytes() for path in place.rglob("*") if path.is_file())
 
 
-async def test_nothing_of_the_customers_leaves_whatever_the_server_says(
+async def test_no_text_of_the_customer_is_published_whatever_the_server_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with (
@@ -176,7 +176,7 @@ async def test_nothing_of_the_customers_leaves_whatever_the_server_says(
     assert b"24.8.1" in wire, "the number of the version alone"
 
 
-async def test_one_exporter_for_a_service_tells_each_replica_and_the_whole(
+async def test_an_exporter_of_a_service_publishes_each_replica_and_the_summary(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with (
@@ -225,7 +225,7 @@ def test_every_destination_of_the_exporter_is_in_its_table(tmp_path: Path) -> No
         ("BYOC_CLICKHOUSE_URL", "a=http://h:1,nonsense", "name=url"),
     ],
 )
-def test_a_wrong_setting_is_named_with_what_it_wants(
+def test_a_wrong_setting_is_named_with_the_expected_value(
     tmp_path: Path, variable: str, text: str, wanted: str
 ) -> None:
     settings = environ(tmp_path, FakeSqs(), "http://127.0.0.1:8123") | {variable: text}

@@ -1,4 +1,4 @@
-"""What a poll means: from what is seen to a state, and the passing of time."""
+"""From observations to states, over time."""
 
 import msgspec
 import pytest
@@ -78,12 +78,12 @@ def test_after_a_stop_that_was_asked_for_silence_is_a_start() -> None:
     assert story.stays(UNREACHABLE, 5).state is State.STARTING
 
 
-def test_stopping_is_told_apart_from_failing_and_names_its_evidence() -> None:
+def test_stopping_differs_from_failing_and_names_its_evidence() -> None:
     found = Story().see(up(), shutdown=ShutdownScope.POD)
     assert (found.state, codes(found)) == (State.STOPPING, [ReasonCode.AGENT_STOPPING])
 
 
-def test_an_exporter_elsewhere_that_stops_says_nothing_about_the_server() -> None:
+def test_an_exporter_outside_the_pod_that_stops_leaves_the_servers_state() -> None:
     found = Story().see(up(), shutdown=ShutdownScope.AGENT)
     assert (found.state, codes(found)) == (State.RUNNING, [ReasonCode.AGENT_STOPPING])
 
@@ -147,7 +147,7 @@ def test_the_memory_survives_json_and_a_restart_of_the_exporter() -> None:
     assert found.reasons[1].since_ms == 1_000_000
 
 
-def test_the_state_remembers_since_when_and_what_was_before() -> None:
+def test_the_memory_keeps_the_previous_state_and_the_time_of_the_change() -> None:
     story = Story()
     story.see(up())
     story.see(up(readonly_replicas=1), after=10)

@@ -1,4 +1,4 @@
-"""What a poll means: tables from figures to reasons, and the limits between them."""
+"""From figures to reasons, and the thresholds between them."""
 
 from typing import Any
 
@@ -65,7 +65,7 @@ def test_just_below_a_limit_is_healthy(figures: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("code", sorted(COUNTED))
-def test_a_counter_counts_when_it_grows_and_not_by_what_it_is(code: ReasonCode) -> None:
+def test_a_counter_counts_by_its_growth_not_by_its_value(code: ReasonCode) -> None:
     name = {
         ReasonCode.DATA_LOSS: "lost_parts",
         ReasonCode.SERVER_ERRORS: "server_errors",
@@ -99,7 +99,7 @@ def test_a_restarted_server_counts_from_zero_and_forgets_its_troubles() -> None:
     assert codes(found) == [ReasonCode.INSERTS_REJECTED, ReasonCode.STARTING_UP]
 
 
-def test_a_reason_is_held_before_it_is_raised_and_says_since_when() -> None:
+def test_a_reason_is_held_before_it_is_raised_and_has_its_start() -> None:
     story = Story()
     assert story.see(up(memory_used_ratio=0.95)).healthy
     assert story.see(up(memory_used_ratio=0.95), after=599).healthy
@@ -109,7 +109,7 @@ def test_a_reason_is_held_before_it_is_raised_and_says_since_when() -> None:
     assert reason.since_ms == 1_000_000, "since it passed the limit, not since it was raised"
 
 
-def test_a_dip_below_the_limit_starts_the_hold_anew() -> None:
+def test_a_dip_below_the_threshold_restarts_the_hold() -> None:
     story = Story()
     story.see(up(memory_used_ratio=0.95))
     story.see(up(memory_used_ratio=0.5), after=599)
@@ -143,7 +143,7 @@ def test_a_figure_that_is_not_seen_neither_raises_nor_ends_a_reason() -> None:
         (Seen.FAILED, State.DEGRADED),
     ],
 )
-def test_what_cannot_be_seen_is_named_and_is_never_healthy(how: Seen, state: State) -> None:
+def test_a_source_that_cannot_be_read_is_named_and_never_healthy(how: Seen, state: State) -> None:
     found = Story().see(up(sources={Source.REPLICAS: how, Source.DISKS: how}))
     assert (found.state, found.healthy) == (state, False)
     assert codes(found) == [ReasonCode.OBSERVABILITY_PARTIAL]
@@ -166,7 +166,7 @@ def test_a_limit_is_read_from_a_setting(text: str, limit: Threshold) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "1", "1/1", "a/b", "1/0/-1", "1/0/1/1/1", "nan/0", "inf/0"])
-def test_a_limit_that_makes_no_sense_is_refused(text: str) -> None:
+def test_an_impossible_threshold_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="enter/leave/hold_seconds"):
         parse_threshold(text)
 

@@ -1,4 +1,4 @@
-"""The exporter as its specification: what it tells, when, in which order, and what survives."""
+"""The exporter's specification: its messages, their times and order, and what survives."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ async def one(tmp_path: Path) -> AsyncIterator[Bench]:
         yield made
 
 
-async def test_the_first_word_is_a_transition_then_there_is_silence_until_the_heartbeat(
+async def test_the_first_message_is_a_transition_and_the_next_a_heartbeat(
     one: Bench,
 ) -> None:
     for _ in range(6):
@@ -27,7 +27,7 @@ async def test_the_first_word_is_a_transition_then_there_is_silence_until_the_he
     assert await one.said() == [("transition", "running"), ("heartbeat", "running")]
 
 
-async def test_a_change_is_told_at_once_and_in_order(one: Bench) -> None:
+async def test_a_change_is_published_at_once_and_in_order(one: Bench) -> None:
     await one.poll()
     one.server.rows["system.metrics.ReadonlyReplica"] = "1"
     await one.poll()
@@ -55,7 +55,7 @@ async def test_another_reason_is_a_transition_too(one: Bench) -> None:
     assert await one.said() == [("transition", "degraded")] * 2
 
 
-async def test_one_lost_ping_says_nothing(one: Bench) -> None:
+async def test_one_lost_ping_publishes_nothing(one: Bench) -> None:
     await one.poll()
     one.die()
     await one.poll()
@@ -84,7 +84,7 @@ async def test_while_nothing_can_be_sent_transitions_stay_and_heartbeats_collaps
     assert last["transition"] == 3, "and that no transition is missing is seen as well"
 
 
-async def test_a_new_process_goes_on_where_the_last_one_stood(one: Bench) -> None:
+async def test_a_new_process_continues_at_the_position_of_the_last_one(one: Bench) -> None:
     one.server.rows["system.metrics.ReadonlyReplica"] = "1"
     await one.poll()
     one.start()
@@ -101,7 +101,7 @@ async def test_a_new_process_goes_on_where_the_last_one_stood(one: Bench) -> Non
     assert unsent[0]["reasons"][0]["since"] == unsent[1]["reasons"][0]["since"]
 
 
-async def test_a_stop_is_told_with_its_evidence(one: Bench) -> None:
+async def test_a_stop_is_published_with_its_evidence(one: Bench) -> None:
     await one.poll()
     await one.exporter.finish()
     last = (await one.unsent())[-1]
@@ -109,7 +109,7 @@ async def test_a_stop_is_told_with_its_evidence(one: Bench) -> None:
     assert [reason["code"] for reason in last["reasons"]] == ["AGENT_STOPPING"]
 
 
-async def test_a_stop_before_the_first_look_says_nothing(one: Bench) -> None:
+async def test_a_stop_before_the_first_poll_publishes_nothing(one: Bench) -> None:
     await one.exporter.finish()
     assert await one.said() == []
 
@@ -126,7 +126,7 @@ async def test_a_lost_spool_begins_a_new_epoch_with_a_transition(one: Bench) -> 
     assert after["epoch"] > before["epoch"]
 
 
-async def test_a_position_of_another_version_begins_an_epoch_of_its_own(one: Bench) -> None:
+async def test_a_position_of_another_version_starts_a_new_epoch(one: Bench) -> None:
     await one.poll()
     await one.spool.commit(Change(state={"state/replica/r-0/position": b"?"}))
     one.start()
@@ -136,7 +136,7 @@ async def test_a_position_of_another_version_begins_an_epoch_of_its_own(one: Ben
     assert second["sequence"] == 0
 
 
-async def test_each_replica_is_a_stream_of_its_own_and_the_service_one_more(tmp_path: Path) -> None:
+async def test_each_replica_has_its_own_stream_and_the_service_another(tmp_path: Path) -> None:
     async with bench(tmp_path, "r-0", "r-1") as many:
         await many.poll()
         many.die()
@@ -166,7 +166,7 @@ async def test_an_exporter_of_many_does_not_call_them_stopping_when_it_stops(
     assert unsent[-1]["reasons"][0]["code"] == "AGENT_STOPPING"
 
 
-async def test_it_polls_at_its_pace_and_faster_where_a_decision_is_near(one: Bench) -> None:
+async def test_it_polls_at_its_interval_and_faster_if_the_state_may_change(one: Bench) -> None:
     running = asyncio.create_task(one.exporter.run())
     waits = []
     for look in range(5):
@@ -179,7 +179,7 @@ async def test_it_polls_at_its_pace_and_faster_where_a_decision_is_near(one: Ben
     assert waits == [10, 10, 1, 1, 10]
 
 
-async def test_status_shows_what_was_seen_and_no_secret(one: Bench) -> None:
+async def test_status_shows_the_observation_and_no_secret(one: Bench) -> None:
     assert one.exporter.status() == {"replicas": {"r-0": {"state": None}}}
     await one.poll()
     status = one.exporter.status()["replicas"]["r-0"]

@@ -1,4 +1,4 @@
-"""The exporter before a spool without room, or one whose answer is lost: nothing is untold."""
+"""The exporter with a spool that is full or whose answer is lost: no change goes uncounted."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,7 +16,7 @@ async def brittle(tmp_path: Path) -> AsyncIterator[tuple[Bench, Brittle]]:
         yield Bench(spool, clock, {"r-0": healthy()}), spool
 
 
-async def test_without_room_the_latest_state_is_told_later_with_the_number_of_lost_changes(
+async def test_without_room_the_latest_state_is_published_later_with_the_lost_changes(
     brittle: tuple[Bench, Brittle],
 ) -> None:
     one, spool = brittle
@@ -55,7 +55,9 @@ async def test_changes_that_went_back_while_there_was_no_room_are_counted(
     assert (last["kind"], last["state"], last["lost_transitions"]) == ("heartbeat", "running", 1)
 
 
-async def test_a_commit_whose_answer_is_lost_is_told_once(brittle: tuple[Bench, Brittle]) -> None:
+async def test_a_commit_whose_answer_is_lost_is_published_once(
+    brittle: tuple[Bench, Brittle],
+) -> None:
     one, spool = brittle
     spool.lose_answers = True
     await one.poll()

@@ -1,4 +1,4 @@
-"""Empty rows: there are none, or we may not see them."""
+"""Empty rows: there are none, or a grant is missing."""
 
 from byoc_agents.state.observation import Observation, Seen, Source
 from byoc_agents.state.probes import Prober
@@ -34,7 +34,7 @@ async def empty(**more: str | None) -> Observation:
     return await Prober(server, clock=FakeClock()).observe()
 
 
-async def test_empty_rows_beside_active_parts_are_a_missing_grant() -> None:
+async def test_empty_rows_with_active_parts_are_a_missing_grant() -> None:
     observation = await empty()
     assert hidden(observation) == FILTERED
     assert observation.figures.stuck_mutations is None, "not 0: not seen"
@@ -45,7 +45,7 @@ async def test_a_few_visible_parts_of_many_are_a_missing_grant() -> None:
     assert hidden(await empty(system__parts__sum="9")) == FILTERED
 
 
-async def test_what_shows_rows_is_not_hidden_even_then() -> None:
+async def test_a_table_that_shows_rows_is_not_hidden() -> None:
     assert hidden(await empty(system__replicas__tables="2")) == FILTERED - {Source.REPLICAS}
 
 

@@ -1,4 +1,4 @@
-"""The messages: their schema, their numbers, and nothing in them that is not ours."""
+"""The messages: their schema, their numbers, and no text of the server in them."""
 
 import json
 from typing import Any
@@ -71,7 +71,7 @@ def validate(message: Message) -> None:
 
 
 @pytest.mark.parametrize("name", [f"{STATE}.json", f"{SUMMARY}.json"])
-def test_the_schema_file_is_what_the_structs_say(name: str) -> None:
+def test_the_schema_file_matches_the_structs(name: str) -> None:
     assert json.loads((SCHEMAS / name).read_text()) == json.loads(
         json.dumps(build_schemas()[name])
     ), "run `python -m byoc_agents.state.message`"
@@ -94,7 +94,7 @@ def test_a_message_fits_its_schema(observation: Observation) -> None:
     ],
     ids=str,
 )
-def test_the_schema_refuses_what_is_not_ours(path: tuple[str | int, ...], value: Any) -> None:
+def test_the_schema_refuses_any_other_value(path: tuple[str | int, ...], value: Any) -> None:
     body = json.loads(made().body)
     place = body
     for step in path[:-1]:
@@ -105,7 +105,7 @@ def test_the_schema_refuses_what_is_not_ours(path: tuple[str | int, ...], value:
         jsonschema.Draft202012Validator(schema).validate(body)
 
 
-def test_a_message_says_state_reasons_and_where_it_stands() -> None:
+def test_a_message_has_state_reasons_and_position() -> None:
     data = json.loads(made(position=Position(epoch=7, sequence=3, transitions=2, lost=1)).body)[
         "data"
     ]
@@ -130,7 +130,7 @@ def test_a_message_says_state_reasons_and_where_it_stands() -> None:
     assert data["state_since"] == data["observed_at"] == "2026-11-23T12:00:00.000Z"
 
 
-def test_a_dead_server_says_how_its_ping_failed() -> None:
+def test_a_dead_servers_message_has_the_outcome_of_its_ping() -> None:
     now = Now(NOON_MS, 0)
     _, memory = assess(DEAD, Memory(), Thresholds(), now)
     assessment, memory = assess(DEAD, memory, Thresholds(), Now(NOON_MS + 2000, 2 * 10**9))
@@ -193,7 +193,7 @@ SUMMARIES = [
 
 
 @pytest.mark.parametrize(("states", "expected"), SUMMARIES, ids=str)
-def test_a_service_is_what_its_replicas_are(
+def test_a_services_state_follows_from_its_replicas(
     states: list[State | None], expected: SummaryState
 ) -> None:
     summary = summarize(states)
@@ -226,5 +226,5 @@ def free_texts(schema: dict[str, Any]) -> set[str]:
 
 
 @pytest.mark.parametrize("struct", [StateEvent, SummaryEvent])
-def test_no_field_but_ours_could_hold_a_text(struct: type[msgspec.Struct]) -> None:
+def test_no_other_field_can_hold_a_text(struct: type[msgspec.Struct]) -> None:
     assert free_texts(msgspec.json.schema(struct)) <= TEXTS | TIMES | ENVELOPE

@@ -1,4 +1,4 @@
-"""A spool that has become older than what has left, as by a damaged journal: no number twice."""
+"""A spool that was rolled back, as by a damaged journal: no number is used twice."""
 
 import shutil
 from pathlib import Path
@@ -8,8 +8,8 @@ from tests.unit.state.exporter_bench import bench
 KEPT = 1 << 30
 
 
-async def outrun(place: Path) -> dict[str, bool]:
-    """Leave a state directory that is older than what has left; return the ids that have."""
+async def roll_back(place: Path) -> dict[str, bool]:
+    """Leave a state directory that is older than the sent messages; return their ids."""
     state, earlier = place / "state", place / "earlier"
     async with bench(state) as one:
         await one.poll()
@@ -23,8 +23,8 @@ async def outrun(place: Path) -> dict[str, bool]:
     return sent
 
 
-async def test_a_number_that_has_left_is_not_given_again(tmp_path: Path) -> None:
-    sent = await outrun(tmp_path)
+async def test_a_number_that_was_sent_is_not_used_again(tmp_path: Path) -> None:
+    sent = await roll_back(tmp_path)
     async with bench(tmp_path / "state") as one:
         before = await one.unsent()
         one.sent |= sent
@@ -37,9 +37,9 @@ async def test_a_number_that_has_left_is_not_given_again(tmp_path: Path) -> None
     assert (last["kind"], last["sequence"], last["transition"]) == ("transition", 0, 1)
 
 
-async def test_the_epoch_begun_then_is_earlier_than_any_to_come(tmp_path: Path) -> None:
-    """Also where the clock was set back and the spool lost."""
-    sent = await outrun(tmp_path)
+async def test_an_epoch_started_after_a_rollback_is_earlier_than_later_ones(tmp_path: Path) -> None:
+    """Also if the clock was set back and the spool lost."""
+    sent = await roll_back(tmp_path)
     async with bench(tmp_path / "state") as one:
         one.sent |= sent
         await one.clock.advance(1000)
@@ -52,7 +52,7 @@ async def test_the_epoch_begun_then_is_earlier_than_any_to_come(tmp_path: Path) 
         assert (await one.unsent())[-1]["epoch"] > begun
 
 
-async def test_numbers_go_on_where_nothing_later_has_left(tmp_path: Path) -> None:
+async def test_numbers_continue_if_nothing_later_was_sent(tmp_path: Path) -> None:
     async with bench(tmp_path / "state") as one:
         await one.poll()
         sent = {message.id: True for message in await one.spool.head(1000, KEPT)}

@@ -1,4 +1,4 @@
-"""What the probes see of scripted servers, and how each of them can fail."""
+"""The probes against scripted servers, and the ways in which each can fail."""
 
 import pytest
 
@@ -74,7 +74,7 @@ async def test_slow_probes_run_once_a_minute_and_are_remembered_in_between() -> 
     assert (await watcher.observe()).figures.pending_mutations == 50
 
 
-async def test_a_restarted_server_is_looked_at_anew_at_once() -> None:
+async def test_a_restarted_server_is_queried_again_at_once() -> None:
     server, clock = ScriptedServer(), FakeClock()
     watcher = prober(server, clock)
     await watcher.observe()
@@ -157,11 +157,11 @@ async def test_a_server_in_its_first_minute_has_no_asynchronous_metrics() -> Non
     assert observation.figures.memory_used_ratio is None
 
 
-async def test_replicas_status_is_false_where_the_server_lags() -> None:
+async def test_replicas_status_is_false_if_the_server_lags() -> None:
     assert (await look(ScriptedServer(lags=True))).figures.replicas_status_ok is False
 
 
-async def test_a_refused_login_is_told_from_a_missing_grant() -> None:
+async def test_a_refused_login_differs_from_a_missing_grant() -> None:
     observation = await look(ScriptedServer(query_error=ClickHouseAuthError("", 516)))
     assert (observation.ping, observation.login) == (Ping.OK, Login.REFUSED)
     assert observation.sources == {Source.QUERIES: Seen.DENIED}
@@ -184,14 +184,14 @@ async def test_a_server_that_goes_away_after_its_ping_is_silent_not_broken() -> 
 
 
 @pytest.mark.parametrize("version", ["customer-build", "x'; DROP", "", "1"])
-async def test_a_version_that_is_no_number_does_not_leave(version: str) -> None:
+async def test_a_version_that_is_not_a_number_is_not_published(version: str) -> None:
     server = ScriptedServer()
     server.rows["version"] = version
     assert (await look(server)).version == ""
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "secret", ""])
-async def test_a_value_that_is_no_number_is_not_seen(value: str) -> None:
+async def test_a_value_that_is_not_a_number_is_not_seen(value: str) -> None:
     server = ScriptedServer()
     server.rows["system.disks.free_ratio"] = value
     assert (await look(server)).figures.disk_free_ratio is None
@@ -208,7 +208,7 @@ async def test_a_probe_that_hangs_is_given_up() -> None:
 
 
 @pytest.mark.parametrize("uptime", [None, "", "-1", "1e3", "٣", "9" * 30])
-async def test_an_answer_without_a_servers_uptime_is_no_servers_answer(uptime: str | None) -> None:
+async def test_an_answer_without_an_uptime_is_not_an_answer_of_a_server(uptime: str | None) -> None:
     """A proxy on the server's port may answer anything; found by `make fuzz`."""
     server = ScriptedServer()
     del server.rows["uptime"]
@@ -218,7 +218,7 @@ async def test_an_answer_without_a_servers_uptime_is_no_servers_answer(uptime: s
     assert observation.uptime_seconds is None
 
 
-async def test_a_value_of_a_hidden_source_that_is_no_number_is_not_counted() -> None:
+async def test_a_value_of_a_hidden_source_that_is_not_a_number_is_not_counted() -> None:
     """Found by `make fuzz`."""
     server = ScriptedServer()
     server.rows |= {"system.parts.sum": "0", "system.mutations.pending": "4x"}

@@ -1,4 +1,4 @@
-"""The SQL of the probes and the rights that it is given: the same tables, and never a name."""
+"""The SQL of the probes and its grants: the same tables, and never a name."""
 
 import re
 from pathlib import Path
@@ -47,7 +47,7 @@ def test_no_query_reads_a_text_or_asks_keeper(select: str) -> None:
     assert not words & set(FORBIDDEN)
 
 
-def test_names_only_group_and_never_come_out() -> None:
+def test_names_are_used_for_grouping_only() -> None:
     for select in SELECTS:
         outside = re.sub(r"GROUP BY database, table, partition_id", "", select)
         assert not re.search(r"\b(database|table|partition_id)\b", outside)
@@ -60,5 +60,5 @@ def test_the_profile_carries_the_comment_and_is_readonly() -> None:
 
 
 @pytest.mark.parametrize("select", SELECTS)
-def test_every_row_of_a_query_is_a_name_of_ours_and_a_text(select: str) -> None:
+def test_every_row_of_a_query_is_a_constant_name_and_a_text(select: str) -> None:
     assert re.match(r"SELECT (concat\('system\.[a-z_]+\.', \w+\)|pair\.1) AS name, ", select)

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -218,7 +219,7 @@ def test_an_unknown_lag_of_a_table_does_not_end_the_reason() -> None:
     ],
 )
 def test_a_lag_is_held_for_a_minute_as_in_the_charts_rule(
-    code: ReasonCode, figures: dict[str, int]
+    code: ReasonCode, figures: dict[str, Any]
 ) -> None:
     assert DEFAULTS[code].hold_seconds == 60
     story = Story()

@@ -1,4 +1,4 @@
-"""What a ping means over real sockets: every answer, nobody there, the gate, a CA of our own."""
+"""Pings over real sockets: every answer, nobody listening, the gate, a private CA."""
 
 import datetime as dt
 import ssl
@@ -53,7 +53,7 @@ async def test_nobody_listens() -> None:
         assert (await Prober(server, clock=FakeClock()).observe()).ping is Ping.REFUSED
 
 
-async def test_what_the_gate_does_not_know_is_unreachable() -> None:
+async def test_a_destination_unknown_to_the_gate_is_unreachable() -> None:
     async with HttpDouble() as double:
         gate = Gate([])
         async with ClickHouse(double.url, session=gate.session) as server:
@@ -120,7 +120,7 @@ def trusting(url: str, ca_file: Path | None) -> Callable[..., Any]:
     return Gate([clickhouse_destination(url)], ca_file=str(ca_file) if ca_file else None).session
 
 
-async def test_a_server_with_an_own_ca_is_seen_when_the_ca_is_given(authority: Authority) -> None:
+async def test_a_server_with_its_own_ca_is_seen_if_the_ca_is_given(authority: Authority) -> None:
     async with over_tls(authority) as url:
         async with ClickHouse(url, session=trusting(url, authority.ca_file)) as server:
             assert (await Prober(server, clock=FakeClock()).observe()).ping is Ping.OK
