@@ -8,6 +8,7 @@ block and KILL QUERY need a whole server; the engine in a process takes neither.
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +22,7 @@ from byoc_agents.state import queries
 from byoc_agents.state.assess import State
 from byoc_agents.state.observation import UNCONFIRMED, Observation, Seen, Source
 from byoc_agents.state.probes import Prober
+from lab.real.chart import render
 from lab.real.chdb_front import front
 from tests.unit.state.assess_story import Story
 
@@ -102,6 +104,7 @@ STATEMENTS: dict[str, set[str]] = {
     "SELEC 1": {"SYNTAX_ERROR"},
     "SELECT match('a', '(')": {"CANNOT_COMPILE_REGEXP"},
 }
+RULES = render.CHART / "rules" / "clickhouse.yaml"
 UP_SECONDS = 4000  # the engine has just started and would be `starting`
 
 
@@ -117,6 +120,14 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def count_errors(engine: Any) -> dict[str, int]:
     answer = str(engine.query("SELECT name, value FROM system.errors", "JSONEachRow"))
     return {row["name"]: int(row["value"]) for row in map(json.loads, answer.splitlines())}
+
+
+def count_events(engine: Any) -> str:
+    """Return the events that the chart's rules count, with their values."""
+    names = set(re.findall(r"ClickHouseProfileEvents_(\w+)", RULES.read_text()))
+    assert names == {"ZooKeeperHardwareExceptions", "RejectedInserts", "ReplicatedDataLoss"}
+    sql = f"SELECT event, value FROM system.events WHERE event IN {tuple(names)} ORDER BY event"
+    return str(engine.query(sql, "JSONEachRow"))
 
 
 async def observe(engine: Any) -> Observation:
@@ -151,12 +162,14 @@ def run(engine: Any, statement: str) -> set[str]:
 async def test_no_failing_statement_degrades_the_replica(engine: Any) -> None:
     story = Story()
     assert_running(story, await observe(engine))
+    events = count_events(engine)
     raised = {statement: run(engine, statement) for statement in STATEMENTS}
     missing = {
         sql: (names, raised[sql]) for sql, names in STATEMENTS.items() if names - raised[sql]
     }
     assert missing == {}, "each statement has to fail in the way that it is here for"
     assert not set().union(*raised.values()) & set(queries.SERVER_ERRORS)
+    assert count_events(engine) == events, "the chart's rules would fire"
     assert_running(story, await observe(engine))
 
 
