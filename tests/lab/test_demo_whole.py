@@ -65,4 +65,4 @@ async def test_all_of_it(tmp_path: Path) -> None:
     verify = [sys.executable, "-m", "byoc_agents.app.cli", "verify", str(kept / "bucket")]
     verified = await asyncio.create_subprocess_exec(*verify, stdout=PIPE)
     told, _ = await verified.communicate()
-    assert (verified.returncode, b"well: nothing missing" in told) == (0, True)
+    assert (verified.returncode, b"OK: no missing" in told) == (0, True)

@@ -47,7 +47,7 @@ def test_one_of_each_arrives_and_verifies_and_the_trial_ends_by_itself() -> None
     assert re.search(r"^bucket +\d+ records, \d+ bytes: v1/org=org-trial/", arrived, re.MULTILINE)
     assert re.search(r"^queue +transition 0: (starting|running)", arrived, re.MULTILINE)
     assert "byoc.alert.v1 ClickHouseTrial firing" in arrived
-    assert "well: nothing missing, doubled or damaged" in arrived
+    assert "OK: no missing, duplicate or damaged records" in arrived
 
 
 def test_ctrl_c_stops_everything_in_good_order() -> None:

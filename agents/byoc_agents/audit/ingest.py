@@ -5,10 +5,17 @@ from typing import Any
 from byoc_agents.audit.evidence import Evidence
 from byoc_agents.audit.replica import Replica
 from byoc_agents.audit.report import Finding, Kind, stamp
-from byoc_agents.audit.sequences import SOFT_GAPS, Link, run_of
-from byoc_agents.audit.validate import Period, contradiction, decode, misplaced, period
+from byoc_agents.audit.sequences import CUT_GAPS, SOFT_GAPS, Link, run_of
+from byoc_agents.audit.validate import (
+    Period,
+    contradiction,
+    decode,
+    impossible,
+    misplaced,
+    period,
+)
 from byoc_agents.billing.objects import ObjectKey, TornObjectError, unseal
-from byoc_agents.billing.record import Usage, UsageRecord
+from byoc_agents.billing.record import Usage, UsageRecord, record_id
 
 
 class Intake:
@@ -99,13 +106,28 @@ class Intake:
             self._find("duplicate_sequence", usage, span)
         else:
             self._chain(replica, usage, span)
-        replica.sums.add(usage, *span)
+        if detail := impossible(usage):
+            self._find(
+                "impossible_cpu",
+                usage,
+                span,
+                core_seconds=usage.used.cpu_core_seconds,
+                detail=f"record {record_id(usage)}: {detail}",
+            )
+            replica.sums.exclude(usage)
+        else:
+            replica.sums.add(usage, *span)
+            timeline.add_soft(usage, *span)
         replica.sums.objects += not self._counted
         self._counted = True
 
     def _chain(self, replica: Replica, usage: Usage, span: Period) -> None:
         links = replica.lane(usage.epoch).add(run_of(usage, *span))
-        if usage.quality == "gap" and usage.counter and usage.gap_reason not in SOFT_GAPS:
+        if (
+            usage.quality == "gap"
+            and usage.counter
+            and usage.gap_reason not in SOFT_GAPS + CUT_GAPS
+        ):
             rise = usage.counter.end - usage.counter.start
             links += [Link("unrecorded", *span, rise)] if rise else []
         for link in links:

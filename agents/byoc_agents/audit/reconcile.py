@@ -6,7 +6,7 @@ from typing import Any
 
 from byoc_agents.audit.evidence import Claim, Evidence
 from byoc_agents.audit.intervals import Spans
-from byoc_agents.audit.replica import Replica, Timeline
+from byoc_agents.audit.replica import Replica, ReplicaName, Timeline
 from byoc_agents.audit.report import (
     EpochEnd,
     Finding,
@@ -26,15 +26,20 @@ BEGINNING, END = -(2**62), 2**62  # of time, where no record bounds it
 
 def conclude(evidence: Evidence, target: str) -> Report:
     """Return the report; adds to the evidence's findings, so it is called once."""
-    claims = evidence.claims_by_replica()
-    names = sorted({*evidence.replicas, *(name for name, _ in claims)})
+    claims: dict[ReplicaName, dict[int, Claim]] = {}
+    for (name, epoch), claim in evidence.claims_by_replica().items():  # once, so this is linear
+        claims.setdefault(name, {})[epoch] = claim
+    names = sorted({*evidence.replicas, *claims})
     replicas = [evidence.replicas.get(name) or Replica(name) for name in names]
     epoch_ends: list[EpochEnd] = []
     for replica in replicas:
-        own = {epoch: claim for (name, epoch), claim in claims.items() if name == replica.name}
+        own = claims.get(replica.name, {})
         verdict = _Verdict(evidence.findings, replica, own, partial=evidence.partial)
         epoch_ends += verdict.reach()
-    totals = [replica.sums.total(replica.name) for replica in replicas if replica.sums.records]
+        for timeline in replica.timelines.values():
+            timeline.allocate(replica.sums)
+    counted = [r for r in replicas if r.sums.records or r.sums.excluded_records]
+    totals = [replica.sums.total(replica.name) for replica in counted]
     return Report(
         target=target,
         objects=evidence.objects,

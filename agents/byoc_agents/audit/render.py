@@ -36,10 +36,13 @@ def text(report: Report) -> Iterator[str]:
     )
     for kind, count in report.counts.items():
         lines = [_finding(f) for f in report.findings if f.kind == kind]
-        yield from _section(f"WRONG {kind}", lines, count)
+        yield from _section(f"problem {kind}", lines, count)
     wrong = sum(report.counts.values())
     yield ""
-    yield f"{wrong} things are wrong" if wrong else "well: nothing missing, doubled or damaged"
+    if wrong:
+        yield f"FAILED: {wrong} problem{'' if wrong == 1 else 's'} found"
+    else:
+        yield "OK: no missing, duplicate or damaged records"
 
 
 def _service(service: Total, replicas: Sequence[Total]) -> Iterator[str]:
@@ -48,6 +51,15 @@ def _service(service: Total, replicas: Sequence[Total]) -> Iterator[str]:
     yield ""
     yield f"{'/'.join(name)}  {service.first_start} to {service.last_end}"
     yield from _table([_COLUMNS, *map(_row, own), _row(service)])
+    for figure, unknown in (
+        ("CPU", service.unknown_allocated_cpu_seconds),
+        ("memory", service.unknown_allocated_memory_seconds),
+    ):
+        if unknown:
+            yield f"  allocated {figure} unknown for {unknown} s, which is in no sum"
+    if service.excluded_records:
+        excluded = f"{service.excluded_records} records, {service.excluded_core_seconds}"
+        yield f"  excluded from all sums as impossible: {excluded} core seconds"
 
 
 def _row(total: Total) -> tuple[str, ...]:

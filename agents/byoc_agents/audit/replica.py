@@ -7,7 +7,7 @@ from typing import NamedTuple
 from byoc_agents.audit.intervals import Spans
 from byoc_agents.audit.report import Total, seconds, stamp
 from byoc_agents.audit.sequences import SOFT_GAPS, Lane, Link
-from byoc_agents.billing.record import GapReason, Usage
+from byoc_agents.billing.record import Allocated, GapReason, Usage
 
 MAX_UNRECORDED = 1000  # kept for each replica
 
@@ -23,11 +23,12 @@ class ReplicaName(NamedTuple):
 class Timeline:
     """The time that the records of one container of one pod cover, milliseconds."""
 
-    __slots__ = ("covered", "gaps")
+    __slots__ = ("covered", "gaps", "soft")
 
     def __init__(self) -> None:
         self.covered = Spans()  # by records whose periods must not overlap
         self.gaps: dict[GapReason, Spans] = {}  # by reason
+        self.soft: list[tuple[int, int, int, int, Allocated]] = []  # epoch, sequence, period, size
 
     def add(self, usage: Usage, start_ms: int, end_ms: int) -> list[tuple[int, int]]:
         """Add a period; return the parts that were covered before."""
@@ -38,6 +39,21 @@ class Timeline:
             twice = self.covered.overlap(start_ms, end_ms)
             self.covered.add(start_ms, end_ms)
         return twice
+
+    def add_soft(self, usage: Usage, start_ms: int, end_ms: int) -> None:
+        """Keep a gap whose counted time depends on records that may be read later."""
+        if usage.gap_reason in SOFT_GAPS and usage.allocated.counted_milliseconds:
+            self.soft.append((usage.epoch, usage.sequence, start_ms, end_ms, usage.allocated))
+
+    def allocate(self, sums: "Sums") -> None:
+        """Add the size of soft gaps over the time that no other record covers, each instant once.
+
+        If two soft gaps overlap, the one with the lower (epoch, sequence) counts.
+        """
+        taken = Spans(*self.covered)
+        for _, _, start_ms, end_ms, size in sorted(self.soft, key=lambda gap: gap[:2]):
+            sums.allocate(size, sum(b - a for a, b in taken.uncovered(start_ms, end_ms)))
+            taken.add(start_ms, end_ms)
 
     def knows(self, usage: Usage, start_ms: int, end_ms: int) -> bool:
         """Return whether a record of this kind over this whole period was added already."""
@@ -75,12 +91,22 @@ class Sums:
     allocated_millicore_ms: int = 0
     allocated_byte_ms: int = 0
     unallocated_ms: int = 0
+    unknown_cpu_ms: int = 0
+    unknown_memory_ms: int = 0
+    excluded_records: int = 0
+    excluded_core_seconds: Decimal = Decimal(0)
 
     def add(self, usage: Usage, start_ms: int, end_ms: int) -> None:
         """Add one record."""
         self.records += 1
         self.first_ms = start_ms if self.first_ms is None else min(self.first_ms, start_ms)
         self.last_ms = end_ms if self.last_ms is None else max(self.last_ms, end_ms)
+        size = usage.allocated
+        if usage.gap_reason not in SOFT_GAPS:  # those are added by `Timeline.allocate`
+            counted_ms = size.counted_milliseconds
+            if counted_ms is None:  # a record of 0.1.0
+                counted_ms = 0 if usage.quality == "gap" else end_ms - start_ms
+            self.allocate(size, counted_ms)
         if usage.quality == "gap":
             return
         period_ms = end_ms - start_ms
@@ -90,11 +116,24 @@ class Sums:
             self.estimated_ms += period_ms
         self.core_seconds += usage.used.cpu_core_seconds
         self.byte_seconds += usage.used.memory_byte_seconds
-        size = usage.allocated
+
+    def allocate(self, size: Allocated, counted_ms: int) -> None:
+        """Add a size over time; for a figure that is unknown add the time to the unknown time."""
         if size.cpu_millicores is None or size.memory_bytes is None:
-            self.unallocated_ms += period_ms
-        self.allocated_millicore_ms += (size.cpu_millicores or 0) * period_ms
-        self.allocated_byte_ms += (size.memory_bytes or 0) * period_ms
+            self.unallocated_ms += counted_ms
+        if size.cpu_millicores is None:
+            self.unknown_cpu_ms += counted_ms
+        else:
+            self.allocated_millicore_ms += size.cpu_millicores * counted_ms
+        if size.memory_bytes is None:
+            self.unknown_memory_ms += counted_ms
+        else:
+            self.allocated_byte_ms += size.memory_bytes * counted_ms
+
+    def exclude(self, usage: Usage) -> None:
+        """Count a record whose CPU is impossible; none of its figures is in another sum."""
+        self.excluded_records += 1
+        self.excluded_core_seconds += usage.used.cpu_core_seconds
 
     def total(self, name: ReplicaName) -> Total:
         """Return the sums with their units."""
@@ -111,6 +150,10 @@ class Sums:
             allocated_core_seconds=Decimal(self.allocated_millicore_ms).scaleb(-6),
             allocated_byte_seconds=seconds(self.allocated_byte_ms),
             unallocated_seconds=seconds(self.unallocated_ms),
+            unknown_allocated_cpu_seconds=seconds(self.unknown_cpu_ms),
+            unknown_allocated_memory_seconds=seconds(self.unknown_memory_ms),
+            excluded_records=self.excluded_records,
+            excluded_core_seconds=self.excluded_core_seconds,
         )
 
 

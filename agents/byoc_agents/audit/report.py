@@ -17,6 +17,7 @@ Kind = Literal[
     "torn_object",  # a bad frame, a cut last line, bad JSON, or no usage record
     "altered_object",  # records that do not fit the object's key
     "altered_record",  # a record that contradicts itself
+    "impossible_cpu",  # more CPU than the machine has; the record is in no sum
     "missing_sequence",
     "duplicate_identical",  # the same id twice with the same bytes
     "duplicate_conflicting",  # the same id twice with other bytes
@@ -84,8 +85,9 @@ class EpochEnd(msgspec.Struct, frozen=True, kw_only=True):
 class Total(msgspec.Struct, kw_only=True):
     """Sums over sound records, each id once. `replica` is empty in a service's total.
 
-    Allocated figures are size x period over measured and estimated records; the seconds of those
-    that do not know their size stand in `unallocated_seconds`.
+    Allocated figures are size x counted time. The counted time of records whose size is unknown is
+    in `unknown_allocated_*_seconds` (per figure) and in `unallocated_seconds` (either figure).
+    Records with more CPU than their machine has are in `excluded_*` only.
     """
 
     organization_id: str
@@ -102,6 +104,10 @@ class Total(msgspec.Struct, kw_only=True):
     allocated_core_seconds: Decimal = Decimal(0)
     allocated_byte_seconds: Decimal = Decimal(0)
     unallocated_seconds: Decimal = Decimal(0)
+    unknown_allocated_cpu_seconds: Decimal = Decimal(0)
+    unknown_allocated_memory_seconds: Decimal = Decimal(0)
+    excluded_records: int = 0
+    excluded_core_seconds: Decimal = Decimal(0)
 
 
 _SUMMED = tuple(f for f, kind in Total.__annotations__.items() if kind in (int, Decimal))
@@ -115,7 +121,9 @@ def summed(totals: Iterable[Total]) -> list[Total]:
         service = services.setdefault(name, Total(organization_id=name[0], service_id=name[1]))
         for field in _SUMMED:
             setattr(service, field, getattr(service, field) + getattr(total, field))
-        service.first_start = min(service.first_start or total.first_start, total.first_start)
+        service.first_start = min(
+            filter(None, (service.first_start, total.first_start)), default=""
+        )
         service.last_end = max(service.last_end, total.last_end)
     return list(services.values())
 

@@ -13,6 +13,7 @@ from byoc_agents.audit.intervals import Spans
 from byoc_agents.billing.record import Usage
 
 CUT = "cut"  # the life of a point that compares with none: the counter is known to have fallen
+CUT_GAPS = ("counter_fell", "counter_impossible")  # the difference across them is no CPU used
 SOFT_GAPS = ("no_checkpoint", "spool_corrupt")  # may lie over records of earlier epochs
 
 
@@ -60,13 +61,13 @@ class Hole(NamedTuple):
 def run_of(usage: Usage, start_ms: int, end_ms: int) -> Run:
     """Return the run of a single record."""
     head = tail = None
-    if usage.counter is not None and usage.gap_reason not in SOFT_GAPS:
+    if usage.gap_reason in CUT_GAPS:
+        head = tail = Point(CUT, Decimal(0), end_ms, announced=False)
+    elif usage.counter is not None and usage.gap_reason not in SOFT_GAPS:
         life = "" if usage.quality == "gap" else usage.incarnation
         announced = usage.restart_observed or usage.source_changed
         head = Point(life, usage.counter.start, start_ms, announced)
         tail = Point(life, usage.counter.end, end_ms, announced)
-    elif usage.gap_reason == "counter_fell":
-        head = tail = Point(CUT, Decimal(0), end_ms, announced=False)
     bare = head is None
     return Run(usage.sequence, usage.sequence, start_ms, end_ms, head, tail, bare, bare)
 

@@ -12,7 +12,14 @@ import msgspec
 
 from byoc_agents.app.cloudevents import parse_rfc3339, rfc3339, source_uri
 from byoc_agents.billing.objects import ObjectKey
-from byoc_agents.billing.record import TYPE, Usage, UsageRecord, record_id
+from byoc_agents.billing.record import (
+    MAX_CPUS,
+    TYPE,
+    Usage,
+    UsageRecord,
+    most_core_seconds,
+    record_id,
+)
 
 MAX_CORE_SECONDS = Decimal(10) ** 15  # far beyond any machine; the sums stay exact
 
@@ -83,8 +90,27 @@ def contradiction(record: UsageRecord) -> str:
     return _figures(usage)
 
 
+def impossible(usage: Usage) -> str:
+    """Return the rule that a record's CPU breaks, with both figures; empty if it breaks none."""
+    most = most_core_seconds(usage)
+    if most is None or usage.used.cpu_core_seconds <= most:
+        return ""
+    return (
+        f"used {usage.used.cpu_core_seconds} core seconds, expected at most {most}: "
+        f"elapsed time x {usage.machine_cpus or MAX_CPUS} CPUs plus slack"
+    )
+
+
 def _figures(usage: Usage) -> str:
-    used, counter = usage.used, usage.counter
+    used, counter, size = usage.used, usage.counter, usage.allocated
+    if min(size.cpu_millicores or 0, size.memory_bytes or 0, size.counted_milliseconds or 0) < 0:
+        return "an allocated figure is negative"
+    if min(usage.elapsed_milliseconds, usage.counter_milliseconds or 0) < 0:
+        return "an elapsed time is negative"
+    if usage.machine_cpus is not None and usage.machine_cpus < 1:
+        return f"a machine of {usage.machine_cpus} CPUs"
+    if min(usage.samples.expected, usage.samples.observed) < 0:
+        return "a number of samples is negative"
     if used.memory_byte_seconds < 0 or used.memory_max_bytes < 0:
         return "a memory figure is negative"
     if usage.quality == "gap":

@@ -55,7 +55,7 @@ def test_a_sound_directory_is_well_and_shows_its_totals(run: Run, tmp_path: Path
     assert (code, err) == (0, "")
     assert "9 objects, 41 records" in out
     assert "target_unreadable, 60.000 s" in out
-    assert out.endswith("well: nothing missing, doubled or damaged\n")
+    assert out.endswith("OK: no missing, duplicate or damaged records\n")
 
 
 def test_json_says_the_same_to_machines_with_exact_decimals(run: Run, tmp_path: Path) -> None:
@@ -72,16 +72,16 @@ def test_damage_returns_1_and_names_the_object(run: Run, tmp_path: Path) -> None
     (root / messages[3].id).write_bytes(b"x")
     code, out, _ = run(root)
     assert code == 1
-    assert "WRONG torn_object: 1" in out
+    assert "problem torn_object: 1" in out
     assert messages[3].id in out
-    assert out.endswith("1 things are wrong\n")
+    assert out.endswith("FAILED: 1 problem found\n")
 
 
 def test_many_findings_of_a_kind_are_counted_not_printed(run: Run, tmp_path: Path) -> None:
     story = Story()
     records = [story.measured() for _ in range(80)][1::2]
     _, out, _ = run(stored(tmp_path, objects(records)))
-    assert "WRONG missing_sequence: 40" in out
+    assert "problem missing_sequence: 40" in out
     assert "and 20 more" in out
 
 
