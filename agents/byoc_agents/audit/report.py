@@ -121,9 +121,8 @@ def summed(totals: Iterable[Total]) -> list[Total]:
         service = services.setdefault(name, Total(organization_id=name[0], service_id=name[1]))
         for field in _SUMMED:
             setattr(service, field, getattr(service, field) + getattr(total, field))
-        service.first_start = min(
-            filter(None, (service.first_start, total.first_start)), default=""
-        )
+        starts = (service.first_start, total.first_start)  # empty if all its records are excluded
+        service.first_start = min(filter(None, starts), default="")
         service.last_end = max(service.last_end, total.last_end)
     return list(services.values())
 

@@ -87,7 +87,7 @@ def contradiction(record: UsageRecord) -> str:
         return "its id does not recompute from its data"
     if (usage.quality == "gap") != bool(usage.gap_reason):
         return f"quality {usage.quality} with gap reason {usage.gap_reason!r}"
-    return _figures(usage)
+    return _sizes(usage) or _figures(usage)
 
 
 def impossible(usage: Usage) -> str:
@@ -101,8 +101,8 @@ def impossible(usage: Usage) -> str:
     )
 
 
-def _figures(usage: Usage) -> str:
-    used, counter, size = usage.used, usage.counter, usage.allocated
+def _sizes(usage: Usage) -> str:
+    size = usage.allocated
     if min(size.cpu_millicores or 0, size.memory_bytes or 0, size.counted_milliseconds or 0) < 0:
         return "an allocated figure is negative"
     if min(usage.elapsed_milliseconds, usage.counter_milliseconds or 0) < 0:
@@ -111,6 +111,11 @@ def _figures(usage: Usage) -> str:
         return f"a machine of {usage.machine_cpus} CPUs"
     if min(usage.samples.expected, usage.samples.observed) < 0:
         return "a number of samples is negative"
+    return ""
+
+
+def _figures(usage: Usage) -> str:
+    used, counter = usage.used, usage.counter
     if used.memory_byte_seconds < 0 or used.memory_max_bytes < 0:
         return "a memory figure is negative"
     if usage.quality == "gap":

@@ -15,7 +15,9 @@ SQL = Path(byoc_agents.billing.__file__).parent / "sql"
 def structure(name: str) -> str:
     """Return the column list that a file reads objects with, spaces and quotes apart."""
     text = (SQL / name).read_text().replace("''", "'")
-    found = re.search(r"specversion String.*?sequence UInt64\)", text, re.DOTALL)
+    found = re.search(
+        r"specversion String.*?\bcounter_milliseconds Nullable\(Int64\)\)", text, re.DOTALL
+    )
     assert found
     return " ".join(found[0].split())
 

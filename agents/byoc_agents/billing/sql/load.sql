@@ -18,6 +18,7 @@ SELECT
     data.allocated.cpu_millicores AS allocated_cpu_millicores,
     data.allocated.memory_bytes AS allocated_memory_bytes,
     data.allocated.source AS allocated_source,
+    data.allocated.counted_milliseconds AS allocated_counted_milliseconds,
     data.used.cpu_core_seconds AS cpu_core_seconds,
     data.used.memory_byte_seconds AS memory_byte_seconds,
     data.used.memory_max_bytes AS memory_max_bytes,
@@ -34,6 +35,8 @@ SELECT
     data.clock_step_milliseconds AS clock_step_milliseconds,
     data.epoch AS epoch,
     data.sequence AS sequence,
+    data.machine_cpus AS machine_cpus,
+    data.counter_milliseconds AS counter_milliseconds,
     _path AS object
 FROM s3(
     'https://BUCKET.s3.REGION.amazonaws.com/v1/**/*.jsonl.{zst,gz}',
@@ -59,7 +62,8 @@ FROM s3(
         allocated Tuple(
             cpu_millicores Nullable(UInt64),
             memory_bytes Nullable(UInt64),
-            source LowCardinality(String)),
+            source LowCardinality(String),
+            counted_milliseconds Nullable(Int64)),
         used Tuple(
             cpu_core_seconds Decimal(38, 6),
             memory_byte_seconds UInt128,
@@ -76,6 +80,8 @@ FROM s3(
         source_changed Bool,
         clock_step_milliseconds Int64,
         epoch UInt64,
-        sequence UInt64)')
+        sequence UInt64,
+        machine_cpus Nullable(Int64),
+        counter_milliseconds Nullable(Int64))')
 WHERE type = 'byoc.billing.usage.v1'
 SETTINGS date_time_input_format = 'best_effort';

@@ -17,6 +17,7 @@ CREATE TABLE byoc_usage
     allocated_cpu_millicores Nullable(UInt64),
     allocated_memory_bytes Nullable(UInt64),
     allocated_source LowCardinality(String),
+    allocated_counted_milliseconds Nullable(Int64),
     cpu_core_seconds Decimal(38, 6),
     memory_byte_seconds UInt128,
     memory_max_bytes UInt64,
@@ -33,6 +34,8 @@ CREATE TABLE byoc_usage
     clock_step_milliseconds Int64,
     epoch UInt64,
     sequence UInt64,
+    machine_cpus Nullable(Int64),
+    counter_milliseconds Nullable(Int64),
     object String,
     period_milliseconds UInt64 MATERIALIZED
         toUnixTimestamp64Milli(charge_period_end) - toUnixTimestamp64Milli(charge_period_start)
