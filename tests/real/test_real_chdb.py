@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -11,13 +12,15 @@ import chdb.session
 import pytest
 from aiobotocore.session import get_session
 from moto.server import ThreadedMotoServer
+from msgspec.structs import replace
 
 import byoc_agents.billing
+from byoc_agents.app.cloudevents import parse_rfc3339
 from byoc_agents.audit import Audit, Report
 from byoc_agents.billing.objects import Compression
 from byoc_agents.billing.record import UsageRecord
 from byoc_agents.delivery.sink import Message
-from lab.fakes.billing import Story, eventful, objects
+from lab.fakes.billing import Story, altered, eventful, objects
 
 pytestmark = pytest.mark.real
 
@@ -106,6 +109,12 @@ def expected(report: Report) -> dict[str, dict[str, Decimal]]:
             "byte_seconds": Decimal(service.memory_byte_seconds),
             "allocated_core_seconds": service.allocated_core_seconds,
             "allocated_byte_seconds": service.allocated_byte_seconds,
+            "unknown_allocated_cpu_milliseconds": service.unknown_allocated_cpu_seconds * 1000,
+            "unknown_allocated_memory_milliseconds": (
+                service.unknown_allocated_memory_seconds * 1000
+            ),
+            "excluded_records": service.excluded_records,
+            "excluded_core_seconds": service.excluded_core_seconds,
             "measured_milliseconds": service.measured_seconds * 1000,
             "estimated_milliseconds": service.estimated_seconds * 1000,
         }
@@ -134,6 +143,53 @@ def test_files_give_the_totals_of_the_verifier_however_often_they_are_loaded(
     database.query("OPTIMIZE TABLE byoc_usage FINAL")
     assert rows(database, "SELECT count() AS n FROM byoc_usage")[0]["n"] == str(len(records()))
     assert rows(database, statements("conflicts.sql")[0]) == []
+
+
+def random_records(seed: int) -> list[UsageRecord]:
+    """Return records with gaps, unknown sizes, counted time and impossible CPU."""
+    dice, story, found = random.Random(seed), Story(seed=seed), []
+    for record in eventful(story):
+        usage = record.data
+        whole = parse_rfc3339(usage.charge_period_end) - parse_rfc3339(usage.charge_period_start)
+        size = replace(
+            usage.allocated,
+            cpu_millicores=dice.choice([None, 0, 1, 3999]),
+            memory_bytes=dice.choice([None, 1, 2**40 + 1]),
+            counted_milliseconds=dice.choice([None, 0, whole, whole + 7]),
+        )
+        cpus, time_ms = dice.choice([(None, None), (1, 0), (64, whole)])
+        found.append(
+            altered(record, allocated=size, machine_cpus=cpus, counter_milliseconds=time_ms)
+        )
+    return found
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_records_have_the_totals_of_the_verifier(
+    database: chdb.session.Session, tmp_path: Path, seed: int
+) -> None:
+    messages = objects(random_records(seed))
+    load(database, f"file('{stored(tmp_path, messages)}/v1/**/*.jsonl.{{zst,gz}}'")
+    audit = Audit()
+    for message in messages:
+        audit.add(message.id, message.body)
+    (service,) = audit.report("").services
+    query = (SQL / "totals.sql").read_text().rstrip().rstrip(";")
+    (summed,) = rows(
+        database,
+        "SELECT sum(core_seconds) a, sum(allocated_core_seconds) b, sum(allocated_byte_seconds) c,"
+        " sum(unknown_allocated_cpu_milliseconds) d, sum(unknown_allocated_memory_milliseconds) e,"
+        f" sum(excluded_records) f, sum(excluded_core_seconds) g FROM ({query})",
+    )
+    assert [Decimal(summed[name]) for name in "abcdefg"] == [
+        service.cpu_core_seconds,
+        service.allocated_core_seconds,
+        service.allocated_byte_seconds,
+        service.unknown_allocated_cpu_seconds * 1000,
+        service.unknown_allocated_memory_seconds * 1000,
+        service.excluded_records,
+        service.excluded_core_seconds,
+    ]
 
 
 def test_a_counter_beyond_any_float_is_read_digit_by_digit(
