@@ -10,7 +10,7 @@ from byoc_agents.alerts.regex import MAX_STATES, Pattern
 from byoc_agents.alerts.regex_syntax import MAX_PATTERN
 from lab.fuzz.harness import Harness, text
 
-DATA = Path(__file__).parents[2] / "tests" / "alerts" / "data"
+DATA = Path(__file__).parents[2] / "tests" / "unit" / "alerts" / "data"
 SPECIAL = "\\.+*?()|[]{}^$"
 
 

@@ -6,7 +6,7 @@ from byoc_agents.audit import Report
 from byoc_agents.billing.record import UsageRecord
 from lab.chaos.again import KINDS, STEP_MS, lived_again, spans
 from lab.fakes.billing import Story, objects
-from tests.billing.buckets import audit
+from tests.unit.billing.buckets import audit
 
 SECOND_MS = 1000
 

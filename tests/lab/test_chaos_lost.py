@@ -9,7 +9,7 @@ import structlog
 
 from lab.chaos.lost import START, lost, miscounted
 from lab.fakes.core import FakeClock
-from tests.state.exporter_bench import MORE_BYTES, Bench, Brittle, healthy
+from tests.unit.state.exporter_bench import MORE_BYTES, Bench, Brittle, healthy
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from byoc_agents.delivery.sink import Message
 from byoc_agents.errors import Reason, SendError
 from byoc_agents.report import main
 from lab.real.parts.chromium import Tab, tab
-from tests.core.ledger_fakes import ledger
-from tests.ledger.ledger_story import BUCKET, story
+from tests.unit.ledger.ledger_fakes import ledger
+from tests.unit.report.ledger_story import BUCKET, story
 
 SHOWN = "document.getElementById('shown').textContent"
 VISIBLE = "[...document.querySelectorAll('#sends tbody tr')].filter(r => !r.hidden).length"

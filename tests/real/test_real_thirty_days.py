@@ -43,7 +43,7 @@ from lab.fakes.core import NullLedger, ScriptedSink
 from lab.fakes.state import HEALTHY, ScriptedServer
 from lab.real.stored import usages
 from tests.faults.billing_life import IDENTITY, SimClock, SimTarget, cpu_usec
-from tests.state import state_life
+from tests.unit.state import state_life
 
 DAY_SECONDS = 86_400
 DAYS = 30

@@ -28,6 +28,16 @@ class Clock(Protocol):
         ...
 
 
+def asleep_ns() -> int:
+    """Return how long the machine has been suspended since its boot, nanoseconds.
+
+    CLOCK_BOOTTIME counts that time and CLOCK_MONOTONIC does not. Only differences between two
+    answers mean anything: a time namespace may move each clock by a constant.
+    """
+    boot_clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+    return time.clock_gettime_ns(boot_clock) - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+
+
 class SystemClock:
     """The machine's own clock."""
 

@@ -6,7 +6,7 @@ from byoc_agents.billing.window import Period, State
 
 
 class Held(msgspec.Struct, frozen=True):
-    """Hours that were closed while there was no room, and where the meter stood then."""
+    """What a sample closed while there was no room, and where the meter stood then."""
 
     periods: list[Period]
     state: State

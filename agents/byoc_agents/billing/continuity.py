@@ -3,24 +3,69 @@
 from msgspec.structs import replace
 
 from byoc_agents.billing.sources.reading import Reading
-from byoc_agents.billing.window import NS_PER_MS, Sample, Window
+from byoc_agents.billing.window import NS_PER_MS, Sample, Seen, State, Window
 
 BIRTH_TOLERANCE_NS = 5_000_000_000  # ClickHouse gives its uptime in whole seconds
+EXACT_BIRTH_TOLERANCE_NS = 100_000_000  # of a process: a tick of 10 ms, and a late look
+# How far the machine's start, wall clock minus boot clock, may move before it is another start:
+# NTP steps of less than a second, and slewing of at most 0.5 ms a second (ntp_adjtime(2)).
+START_TOLERANCE_MS = 1000
+START_TOLERANCE_RATIO = 0.001
+BOOT_PREFIX = 8  # so many characters of the boot id begin a source's `incarnation`
+
+
+def on_same_boot(state: State, sample: Sample) -> Sample:
+    """Return the sample under the boot id of the state if the machine was not rebooted between.
+
+    The boot id alone is no evidence: a container that restarts may see another one.
+    """
+    if sample.boot_id == state.boot_id:
+        return sample
+    if sample.boot_id != state.boot_alias and not _clock_went_on(state, sample):
+        return sample
+    return replace(
+        sample,
+        boot_id=state.boot_id,
+        reading=sample.reading and _renamed(sample.reading, sample.boot_id, state.boot_id),
+        standby=tuple(_renamed(one, sample.boot_id, state.boot_id) for one in sample.standby),
+    )
+
+
+def rebooted(state: State, sample: Sample) -> bool:
+    """Return whether the machine was started between the two; `sample` is as `on_same_boot` says.
+
+    A boot clock that falls is a reboot, also if the boot id stays the same or is missing.
+    """
+    return sample.boot_id != state.boot_id or sample.boot_ns < state.boot_ns
+
+
+def after_sleep(reading: Reading, slept_ns: int) -> Reading:
+    """Return the reading as it would be if the machine had slept so long before its birth.
+
+    ClickHouse's uptime stands still while the machine sleeps, so that its birth, counted back on
+    the boot clock, moves.
+    """
+    if reading.source != "clickhouse" or reading.born_boot_ns is None:
+        return reading
+    named = reading.named_born_boot_ns or reading.born_boot_ns
+    born_boot_ns = reading.born_boot_ns + slept_ns
+    return replace(reading, born_boot_ns=born_boot_ns, named_born_boot_ns=named)
 
 
 def handed_over(window: Window, sample: Sample) -> Reading | None:
-    """Return what the window's source would show now, told by any source that was read both times.
+    """Return what the window's source would show now, by any source that was read both times.
 
-    That is the source itself where it stands by, or one that stood by at the window's last standby
-    sample and is read again: what it counted since then, the window's source counted as well.
+    That is the source itself if it is read now, or one that was read in addition at the window's
+    last standby sample and is read again: what it counted since then, the window's source counted
+    as well.
     """
     now = [reading for reading in (sample.reading, *sample.standby) if reading]
     for reading in now:
-        if same_life(window.reading, reading):
+        if same_life(window.reading, window.seen, reading, sample):
             return reading
     for before in window.standby:
         for reading in now:
-            if same_life(before, reading):
+            if same_life(before, None, reading, sample):
                 told = window.standby_cpu_usec + reading.cpu_usec - before.cpu_usec
                 cpu_usec = max(told, window.reading.cpu_usec)
                 memory_bytes = reading.memory_bytes
@@ -41,19 +86,54 @@ def rescaled(window: Window, reading: Reading) -> Window:
     )
 
 
-def in_common(before: Reading, sample: Sample) -> Reading | None:
-    """Return what the earlier source shows beside another one that takes over from it."""
-    return next((s for s in sample.standby if same_life(before, s)), None)
+def in_common(before: Reading, seen: Seen | None, sample: Sample) -> Reading | None:
+    """Return what the earlier source shows in addition to another one that takes over from it."""
+    return next((s for s in sample.standby if same_life(before, seen, s, sample)), None)
 
 
-def same_life(before: Reading, now: Reading) -> bool:
-    """Return whether the counter has only grown from one reading to the other."""
+def same_life(before: Reading, seen: Seen | None, now: Reading, sample: Sample) -> bool:
+    """Return whether the counter has only grown from one reading to the other.
+
+    `seen` is when `before` was read; None = not known. The machine was not rebooted between.
+    """
     return (
         not other_source(before, now)
         and before.incarnation == now.incarnation
-        and births_agree(before, now)
+        and (births_agree(before, now) or uptime_stood_still(before, seen, now, sample))
         and now.cpu_usec >= before.cpu_usec
     )
+
+
+def same_container(
+    before: Reading, seen: Seen | None, now: Reading, sample: Sample, *, rebooted: bool
+) -> bool:
+    """Return whether the container was surely the same all the time between two readings."""
+    if before.container_id and now.container_id:
+        return before.container_id == now.container_id and not rebooted
+    if rebooted:
+        return False
+    if not other_source(before, now):
+        same = before.incarnation == now.incarnation
+        still = births_agree(before, now) or same_life(before, seen, now, sample)
+        return same and still
+    return seen is not None and was_there(now, seen.boot_ns)
+
+
+def was_there(reading: Reading, boot_ns: int) -> bool:
+    """Return whether what is read now surely ran at that time of the same boot."""
+    born_boot_ns = reading.born_boot_ns
+    return born_boot_ns is not None and born_boot_ns <= boot_ns + birth_tolerance_ns(reading)
+
+
+def birth_tolerance_ns(reading: Reading) -> int:
+    """Return how exactly the source knows the counter's birth."""
+    return BIRTH_TOLERANCE_NS if reading.source == "clickhouse" else EXACT_BIRTH_TOLERANCE_NS
+
+
+def fell(before: Reading, now: Reading) -> bool:
+    """Return whether one and the same counter, which only grows, is lower now."""
+    same = not other_source(before, now) and before.incarnation == now.incarnation
+    return same and births_agree(before, now) and now.cpu_usec < before.cpu_usec
 
 
 def other_source(before: Reading, now: Reading) -> bool:
@@ -70,8 +150,12 @@ def births_agree(before: Reading, now: Reading) -> bool:
 
 def steady(before: Reading, now: Reading) -> Reading:
     """Return `now` with the birth that was seen first, so that a life keeps one name."""
-    born_boot_ns = before.born_boot_ns or now.born_boot_ns
-    return now if born_boot_ns == now.born_boot_ns else replace(now, born_boot_ns=born_boot_ns)
+    named = before.named_born_boot_ns
+    if births_agree(before, now):
+        born_boot_ns = before.born_boot_ns or now.born_boot_ns
+    else:  # of ClickHouse, over a sleep of the machine that our clock does not show
+        born_boot_ns, named = now.born_boot_ns, named or before.born_boot_ns
+    return replace(now, born_boot_ns=born_boot_ns, named_born_boot_ns=named)
 
 
 def born_ms(reading: Reading, sample: Sample, place_ms: int) -> int | None:
@@ -79,3 +163,59 @@ def born_ms(reading: Reading, sample: Sample, place_ms: int) -> int | None:
     if reading.born_boot_ns is None:
         return None
     return place_ms - (sample.boot_ns - reading.born_boot_ns) // NS_PER_MS
+
+
+def uptime_stood_still(before: Reading, seen: Seen | None, now: Reading, sample: Sample) -> bool:
+    """Return whether ClickHouse's uptime has not fallen, but not risen by all the time either.
+
+    Then its machine slept, which our own clock need not show (another machine, a virtual one). That
+    it was restarted in a long absence instead cannot be ruled out; to take it for the same life
+    bills the rise of the counter only, which is never more than the new life used.
+    """
+    if now.source != "clickhouse" or seen is None:
+        return False
+    if before.born_boot_ns is None or now.born_boot_ns is None:
+        return False
+    uptime_before_ns = seen.boot_ns - before.born_boot_ns
+    uptime_ns = sample.boot_ns - now.born_boot_ns
+    later = now.born_boot_ns > before.born_boot_ns  # it never rises faster than time passes
+    return later and uptime_ns > uptime_before_ns - BIRTH_TOLERANCE_NS
+
+
+def _clock_went_on(state: State, sample: Sample) -> bool:
+    """Return whether the boot clock went on from the state: no reboot, whatever the boot id says.
+
+    After a reboot the machine's start is later, by at least all the time that it had been up, and
+    it has been up for no longer than has passed since the last sample.
+    """
+    wall_ms = sample.wall_ms - state.wall_ms
+    boot_ms = (sample.boot_ns - state.boot_ns) // NS_PER_MS
+    tolerance_ms = max(START_TOLERANCE_MS, boot_ms * START_TOLERANCE_RATIO)
+    if boot_ms < 0 or state.boot_ns // NS_PER_MS <= tolerance_ms:
+        return False
+    if (
+        abs(wall_ms - boot_ms) <= tolerance_ms
+        or sample.boot_ns // NS_PER_MS > wall_ms + tolerance_ms
+    ):
+        return True
+    before = state.window.reading if state.window else state.last  # the wall clock may be set, too
+    if before is None or sample.reading is None or not before.container_id:
+        return False
+    return _same_birth(before, sample.reading)
+
+
+def _same_birth(before: Reading, now: Reading) -> bool:
+    return (
+        before.source == now.source
+        and before.container_id == now.container_id
+        and now.cpu_usec >= before.cpu_usec
+        and before.born_boot_ns is not None
+        and before.born_boot_ns == now.born_boot_ns
+    )
+
+
+def _renamed(reading: Reading, boot_id: str, as_boot_id: str) -> Reading:
+    rest = reading.incarnation.removeprefix(boot_id[:BOOT_PREFIX])
+    if rest == reading.incarnation and boot_id:
+        return reading  # named in another way
+    return replace(reading, incarnation=as_boot_id[:BOOT_PREFIX] + rest)

@@ -1,19 +1,23 @@
 """The billing scraper, put together: target -> scraper -> spool -> shipper -> S3."""
 
+import ipaddress
+import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
+from byoc_agents.app.clock import asleep_ns
 from byoc_agents.app.context import ClickHouseSettings, Runtime
 from byoc_agents.app.daemon import Agent
 from byoc_agents.app.settings import CoreSettings, Setting, number
 from byoc_agents.billing.objects import DEFAULT_PREFIX
 from byoc_agents.billing.recorder import Identity, Recorder
-from byoc_agents.billing.scraper import Pace, Scraper
+from byoc_agents.billing.scraper import Pace, Scraper, seal_phase_ms
 from byoc_agents.billing.sources.select import open_target, parse_target
 from byoc_agents.delivery.sink import Sink
 from byoc_agents.egress.destinations import (
@@ -37,6 +41,13 @@ def _window(text: str) -> int:
     if seconds < 1 or MINUTE_SECONDS % seconds:
         raise ValueError("must be 60 or divide it")
     return seconds
+
+
+def _absolute_path(text: str) -> Path:
+    path = Path(text)
+    if not path.is_absolute():
+        raise ValueError("must be an absolute path")
+    return path
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,10 +78,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = MINUTE_SECONDS
     seal_seconds: Annotated[
         float, Setting("BYOC_BILLING_SEAL_SECONDS", "1 to 3600 seconds", parse=number(1, 3600))
-    ] = 300.0
+    ] = 900.0
     compression: Annotated[
         Literal["zstd", "gzip"], Setting("BYOC_BILLING_COMPRESSION", "zstd or gzip")
     ] = "zstd"
+    end_hint: Annotated[
+        Path | None,
+        Setting(
+            "BYOC_BILLING_END_HINT",
+            "the absolute path of a file that appears before the metered container ends",
+            parse=_absolute_path,
+        ),
+    ] = None
     container_name: Annotated[
         str, Setting("BYOC_CONTAINER_NAME", "the metered container's name in the pod")
     ] = "clickhouse"
@@ -123,7 +142,9 @@ async def opened(
         target = parse_target(own.target)
         url = target.clickhouse_url(clickhouse.url) or clickhouse.url
         server = await stack.enter_async_context(runtime.clickhouse(url, clickhouse))
-        pace = _pace(own)
+        pace = _pace(own, runtime.core.pod_uid or runtime.core.replica)
+        asked = target.clickhouse_url(clickhouse.url)
+        local = asked is None or _is_loopback(asked)
         scraper = Scraper(
             NAME,
             target=open_target(target, server, runtime.clock),
@@ -135,6 +156,9 @@ async def opened(
             prefix=own.prefix,
             compression=own.compression,
             sent=partial(recently_sent, ledger.directory),
+            machine_cpus=_online_cpus if local else lambda: None,
+            asleep_ns=asleep_ns if local else lambda: None,
+            end_hint=own.end_hint,
         )
         yield runtime.agent(
             NAME, source=scraper, spool=spool, sink=sink, ledger=ledger, seal=scraper.seal
@@ -162,12 +186,28 @@ def _refuse_another_region(stated: str, ours: str) -> None:
         )
 
 
-def _pace(own: Settings) -> Pace:
+def _pace(own: Settings, pod: str) -> Pace:
+    seal_ms = round(own.seal_seconds * 1000)
     return Pace(
         sample_ms=round(own.sample_seconds * 1000),
         window_ms=own.window_seconds * 1000,
-        seal_ms=round(own.seal_seconds * 1000),
+        seal_ms=seal_ms,
+        seal_phase_ms=seal_phase_ms(pod, seal_ms),
     )
+
+
+def _is_loopback(url: str) -> bool:
+    """Return whether the server that is asked runs on this machine: it has our CPUs and sleeps."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _online_cpus() -> int:
+    """Return the machine's CPUs; os.cpu_count() would let an environment variable change it."""
+    return os.sysconf("SC_NPROCESSORS_ONLN")
 
 
 def _identity(core: CoreSettings, own: Settings) -> Identity:

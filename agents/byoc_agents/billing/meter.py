@@ -7,24 +7,34 @@ makes it good.
 Periods lie on the wall clock, durations on the boot clock. A sample's place in time is its wall
 clock, but never before the sample before it: a clock set back holds the window open until the wall
 clock has caught up. A clock set forward closes the window where the boot clock says we are, and the
-jumped span is stated as a gap.
+jumped span is stated as a gap. Time that the machine slept is a gap of its own.
+
+Two rules protect the bill. A counter is counted from zero only if its own birth is known and lies
+in the interval; else the first reading is a baseline. And no interval holds more CPU than the
+machine could do in it (`most_usec`); else it becomes a gap, `counter_impossible`.
 """
 
 import msgspec
 from msgspec.structs import replace
 
 from byoc_agents.billing.continuity import (
-    BIRTH_TOLERANCE_NS,
+    after_sleep,
+    birth_tolerance_ns,
     births_agree,
     born_ms,
+    fell,
     handed_over,
     in_common,
+    on_same_boot,
     other_source,
+    rebooted,
     rescaled,
+    same_container,
     same_life,
     steady,
+    was_there,
 )
-from byoc_agents.billing.record import GapReason
+from byoc_agents.billing.record import SLACK_MS, GapReason
 from byoc_agents.billing.sources.reading import Reading
 from byoc_agents.billing.window import (
     HOUR_MS,
@@ -32,22 +42,29 @@ from byoc_agents.billing.window import (
     Period,
     Sample,
     Seen,
+    Size,
     State,
     Window,
     advance,
+    counted,
     cuts,
     ended,
     fresh,
     gap,
     opened,
     resized,
+    same_size,
     shut,
+    size_at,
+    size_of,
+    size_seen,
     sized,
     stepped,
 )
 
 STEP_TOLERANCE_MS = 1000  # NTP slews at most 0.5 ms a second (ntp_adjtime(2)); more is a step
 STEP_TOLERANCE_RATIO = 0.001  # twice the slew limit, for long spans between samples
+SLEEP_MS = 1000  # a shorter sleep of the machine is a late sample
 
 Stepped = tuple[State, list[Period]]
 
@@ -59,18 +76,33 @@ class _Moment(msgspec.Struct, frozen=True):
     elapsed_ns: int  # since the last sample
     step_ms: int  # how far the wall clock was set since the last sample; 0 = not at all
     unstepped_ms: int  # where we would be without that
+    clock_set: bool  # the wall clock was set, or is still held by an earlier step back
+    rebooted: bool  # the machine was, since the last sample
+    cpus: int  # of the machine, at most
 
     @classmethod
     def of(cls, state: State, sample: Sample) -> "_Moment":
         wall_ms = sample.wall_ms - state.wall_ms
-        same_boot = sample.boot_id == state.boot_id and sample.boot_ns >= state.boot_ns
-        elapsed_ns = sample.boot_ns - state.boot_ns if same_boot else max(0, wall_ms) * NS_PER_MS
+        boot = rebooted(state, sample)
+        elapsed_ns = max(0, wall_ms) * NS_PER_MS if boot else sample.boot_ns - state.boot_ns
         drift_ms = wall_ms - elapsed_ns // NS_PER_MS
         tolerance_ms = max(STEP_TOLERANCE_MS, elapsed_ns / NS_PER_MS * STEP_TOLERANCE_RATIO)
-        step_ms = drift_ms if same_boot and abs(drift_ms) > tolerance_ms else 0
+        step_ms = drift_ms if not boot and abs(drift_ms) > tolerance_ms else 0
         place_ms = max(sample.wall_ms, state.place_ms)
-        unstepped_ms = max(sample.wall_ms - step_ms, state.place_ms)
-        return cls(place_ms, elapsed_ns, step_ms, min(unstepped_ms, place_ms))
+        unstepped_ms = min(max(sample.wall_ms - step_ms, state.place_ms), place_ms)
+        cpus = max(state.machine_cpus or 0, sample.cpus())  # CPUs can be added and removed
+        held = state.place_ms > state.wall_ms or place_ms > sample.wall_ms
+        clock_set = not boot and (step_ms != 0 or held)
+        return cls(place_ms, elapsed_ns, step_ms, unstepped_ms, clock_set, boot, cpus)
+
+
+class _Found(msgspec.Struct, frozen=True):
+    """A window for a target that can be read again, and what that says about the gap before."""
+
+    window: Window
+    reading: Reading  # where the window's counter is now
+    late_ns: int = 0  # how long the counter had to rise before the window
+    reason: GapReason = ""  # of the gap; "" = the one that is stated already
 
 
 class Meter:
@@ -83,108 +115,120 @@ class Meter:
         """Begin without a checkpoint. What ran before is stated as a gap, back to its birth.
 
         Where records of an earlier epoch may be lost from `since_ms` on, back to there as well.
+        The size counts from the birth on: the container has been there ever since.
         """
         state = _at(sample, sample.wall_ms)
         reading, unsure_ms = sample.reading, sample.wall_ms if since_ms is None else since_ms
         if reading is None:
             before = gap(unsure_ms, sample.wall_ms, reason)
-            return _lost(state, sample, sample.wall_ms, _seen(sample)), before
+            return _lost(state, sample, sample.wall_ms, None), before
         birth_ms = born_ms(reading, sample, sample.wall_ms)
+        born = birth_ms is not None
         if birth_ms is None:  # a counter of the kernel is not older than its boot
             birth_ms = sample.wall_ms - sample.boot_ns // NS_PER_MS
         window = fresh(reading, sample.wall_ms, reading.cpu_usec)
         earlier = gap(unsure_ms, min(birth_ms, sample.wall_ms), reason)
-        before = gap(birth_ms, sample.wall_ms, reason, reading)
+        size = size_of(reading)
+        counted_ms = sample.wall_ms - birth_ms if born else 0
+        sizes = (size, size)
+        before = gap(birth_ms, sample.wall_ms, reason, reading, sizes=sizes, counted_ms=counted_ms)
         return replace(state, window=_measured(window, sample)), earlier + before
 
     def step(self, state: State, sample: Sample, *, hold: bool = False) -> Stepped:
         """Take one sample. With `hold` windows end at UTC hours only: the spool is full."""
-        moment = _Moment.of(state, sample)
-        after = _at(sample, moment.place_ms)
-        if state.window is None:
-            return self._step_gap(_in_gap(state, after), sample, moment)
-        window = stepped(state.window, moment.step_ms)
-        if sample.reading is None:
-            return self._step_blind(window, after, sample, moment)
-        handed = handed_over(window, sample)
-        if handed is None:
-            return self._step_break(window, after, sample, moment)
-        window_ms = HOUR_MS if hold else self._window_ms
-        at_ms = cuts(window.end_ms, moment.unstepped_ms, window_ms)
-        state, periods = _step_on(window, after, handed, moment, at_ms)
-        window = _open(state)
-        if other_source(handed, sample.reading):
-            window = rescaled(window, sample.reading)
-        return replace(state, window=_measured(window, sample)), periods
+        renamed = on_same_boot(state, sample)
+        alias = sample.boot_id if renamed.boot_id != sample.boot_id else None
+        state, slept = _after_sleep(state, renamed)
+        state, periods = self._step(state, renamed, HOUR_MS if hold else self._window_ms)
+        return replace(state, boot_alias=alias), slept + periods
 
     def close(self, state: State) -> Stepped:
         """Close what is open at the last sample: the agent stops."""
         if state.window is None:
             before = gap(state.gap_start_ms, state.place_ms, state.gap_reason)
-            return replace(state, gap_start_ms=state.place_ms), before
+            start_ms = max(state.place_ms, state.gap_start_ms)
+            late_ms = state.late_ms + start_ms - state.gap_start_ms
+            return replace(state, gap_start_ms=start_ms, late_ms=late_ms), before
         if state.window.end_ms == state.window.start_ms:
             return state, []  # nothing yet, or a clock set back: the checkpoint keeps it
-        return replace(state, window=opened(state.window)), shut(state.window)
+        window = replace(opened(state.window), pending_ns=state.window.pending_ns)
+        return replace(state, window=window), shut(state.window)
 
-    def _step_blind(self, window: Window, after: State, sample: Sample, moment: _Moment) -> Stepped:
+    def _step(self, state: State, sample: Sample, window_ms: int) -> Stepped:
+        moment = _Moment.of(state, sample)
+        after = _at(sample, moment.place_ms)
+        if state.window is None:
+            return _step_gap(_in_gap(state, after, moment), sample, moment, window_ms)
+        window = stepped(state.window, moment.step_ms)
+        window = replace(window, machine_cpus=max(window.machine_cpus or 0, moment.cpus))
+        if sample.reading is None:
+            return self._step_blind(window, after, sample, moment, window_ms)
+        handed = None if moment.rebooted else handed_over(window, sample)
+        if handed is None or not _possible(window, handed, sample, moment):
+            return _step_break(window, after, sample, moment, window_ms)
+        at_ms = cuts(window.end_ms, moment.unstepped_ms, window_ms)
+        unseen = moment.elapsed_ns + window.pending_ns > self._window_ms * NS_PER_MS
+        state, periods = _step_on(window, after, handed, moment, at_ms, unseen=unseen)
+        window = _open(state)
+        if other_source(handed, sample.reading):
+            window = rescaled(window, sample.reading)
+        return replace(state, window=_measured(window, sample)), periods
+
+    def _step_blind(
+        self, window: Window, after: State, sample: Sample, moment: _Moment, window_ms: int
+    ) -> Stepped:
         """No reading. Until the window is over this is a missed sample; then the target is gone."""
         over = cuts(window.end_ms, moment.place_ms, self._window_ms)
-        if not over and not sample.absent and moment.step_ms <= 0:
+        if not over and not sample.absent and moment.step_ms <= 0 and not moment.rebooted:
             pending_ns = window.pending_ns + moment.elapsed_ns
             return replace(after, window=replace(window, pending_ns=pending_ns)), []
         window = ended(window)
-        lost = replace(_lost(after, sample, window.end_ms, window.seen), last=window.reading)
-        return self._close_gap_windows(lost, shut(window))
-
-    def _step_break(self, window: Window, after: State, sample: Sample, moment: _Moment) -> Stepped:
-        """Another life of the target, or a source that has no reading in common with the last."""
-        window = ended(window)
-        lost = replace(_lost(after, sample, window.end_ms, window.seen), last=window.reading)
-        lost = replace(lost, gap_reason=_break_reason(lost, sample))
-        state, periods = self._step_gap(lost, sample, moment)
+        lost = _lost(after, sample, window.end_ms, window, moment)
+        state, periods = _close_gap_windows(lost, [], window_ms)
         return state, shut(window) + periods
 
-    def _step_gap(self, state: State, sample: Sample, moment: _Moment) -> Stepped:
-        """Nothing was measured up to now; perhaps it is again."""
-        if sample.reading is None:
-            return self._still_gap(state, sample)
-        window = _appear(state, sample.reading, sample)
-        before = gap(state.gap_start_ms, window.start_ms, state.gap_reason)
-        to_ms = max(moment.place_ms, window.start_ms)
-        at_ms = cuts(window.start_ms, to_ms, self._window_ms)
-        elapsed_ns = (to_ms - window.start_ms) * NS_PER_MS
-        reading = steady(window.reading, sample.reading)
-        window, periods = advance(window, to_ms, reading, elapsed_ns, at_ms)
-        after = _at(sample, to_ms)
-        return replace(after, window=_measured(window, sample)), before + periods
 
-    def _still_gap(self, state: State, sample: Sample) -> Stepped:
-        reason: GapReason = "target_absent" if sample.absent else "target_unreadable"
-        absent_ms = state.place_ms if sample.absent else state.absent_ms
-        changed = replace(state, gap_reason=reason, absent_ms=absent_ms)
-        if reason == state.gap_reason:
-            return self._close_gap_windows(changed, [])
-        before = gap(state.gap_start_ms, state.place_ms, state.gap_reason)
-        return replace(changed, gap_start_ms=max(state.place_ms, state.gap_start_ms)), before
-
-    def _close_gap_windows(self, state: State, periods: list[Period]) -> Stepped:
-        for cut_ms in cuts(state.gap_start_ms, state.place_ms, self._window_ms):
-            periods = periods + gap(state.gap_start_ms, cut_ms, state.gap_reason)
-            state = replace(state, gap_start_ms=cut_ms)
-        return state, periods
-
-
-def _step_on(
-    window: Window, after: State, reading: Reading, moment: _Moment, at_ms: list[int]
+def _step_on(  # noqa: PLR0913
+    window: Window,
+    after: State,
+    reading: Reading,
+    moment: _Moment,
+    at_ms: list[int],
+    *,
+    unseen: bool,
 ) -> Stepped:
-    """Measure on in the same life."""
+    """Measure on in the same life. `unseen`: nobody looked for longer than a window."""
     reading = steady(window.reading, reading)
     to_ms = moment.unstepped_ms if moment.step_ms > 0 else moment.place_ms
-    window, periods = advance(window, to_ms, reading, moment.elapsed_ns, at_ms)
+    before, periods = size_at(window), list[Period]()
+    size = size_seen(before, reading)
+    if unseen and not same_size(before, size) and window.end_ms > window.start_ms:
+        periods = shut(window)  # what was seen has the old size; what follows may have either
+        pending_ns = window.pending_ns
+        window = replace(opened(window), pending_ns=pending_ns)
+    earlier_ns = window.seen.read_ns if window.seen else 0
+    if unseen and not same_size(before, size):
+        window = replace(window, resized_to=size)
+    resized_to = window.resized_to
+    window, closed = advance(
+        window,
+        to_ms,
+        reading,
+        moment.elapsed_ns,
+        at_ms,
+        earlier_ns=earlier_ns,
+        clock_set=moment.clock_set,
+    )
+    if resized_to:  # each part of the unseen time
+        closed = [_with_size(period, resized_to) for period in closed]
+        window = replace(window, resized_to=resized_to)
+    periods += closed
     if resized(window):
         window = ended(window)
         periods += shut(window)
-        window = sized(opened(window), reading)
+        window = sized(opened(window), size)
+    if closed:
+        window = replace(window, machine_cpus=None)  # of the last sample: see _measured
     if moment.step_ms > 0:
         window = ended(window)
         periods += shut(window) + gap(window.end_ms, moment.place_ms, "clock_step")
@@ -194,99 +238,311 @@ def _step_on(
     return replace(after, place_ms=place_ms, window=window), periods
 
 
-def _appear(state: State, reading: Reading, sample: Sample) -> Window:
+def _with_size(period: Period, size: Size) -> Period:
+    window = period.window
+    return replace(period, window=window and replace(window, resized_to=size))
+
+
+def _step_break(
+    window: Window, after: State, sample: Sample, moment: _Moment, window_ms: int
+) -> Stepped:
+    """Another life of the target, or a source that has no reading in common with the last."""
+    window = ended(window)
+    lost = _lost(after, sample, window.end_ms, window, moment)
+    lost = replace(lost, gap_reason=_break_reason(lost, sample))
+    state, periods = _step_gap(lost, sample, moment, window_ms)
+    return state, shut(window) + periods
+
+
+def _step_gap(state: State, sample: Sample, moment: _Moment, window_ms: int) -> Stepped:
+    """Nothing was measured up to now; perhaps it is again."""
+    if sample.reading is None:
+        return _still_gap(state, sample, window_ms)
+    found = _appear(state, sample, sample.reading, moment)
+    window = replace(found.window, machine_cpus=moment.cpus)
+    start_ms = window.start_ms
+    same = _same_container(state, sample, sample.reading)
+    size = size_seen(state.size, sample.reading)
+    late_ms = max(0, state.late_ms) if same else 0
+    before = gap(
+        state.gap_start_ms,
+        start_ms,
+        found.reason or state.gap_reason,
+        sizes=(state.size or size, size) if same else None,
+        counted_ms=max(0, start_ms - state.gap_start_ms + state.late_ms),
+    )
+    if same:
+        window = sized(window, size)
+        window = window if before else replace(window, counted_ms=late_ms)
+    to_ms = max(moment.place_ms, start_ms)
+    at_ms = cuts(start_ms, to_ms, window_ms)
+    elapsed_ns = (to_ms - start_ms) * NS_PER_MS
+    earlier_ns = max(0, found.late_ns - elapsed_ns)
+    window, periods = advance(
+        window, to_ms, found.reading, elapsed_ns, at_ms, earlier_ns=earlier_ns
+    )
+    after = _at(sample, to_ms)
+    return replace(after, window=_measured(window, sample)), before + periods
+
+
+def _still_gap(state: State, sample: Sample, window_ms: int) -> Stepped:
+    reason: GapReason = "target_absent" if sample.absent else "target_unreadable"
+    absent_ms = state.place_ms if sample.absent else state.absent_ms
+    changed = replace(state, gap_reason=reason, absent_ms=absent_ms)
+    if reason == state.gap_reason:
+        return _close_gap_windows(changed, [], window_ms)
+    before = gap(state.gap_start_ms, state.place_ms, state.gap_reason)
+    start_ms = max(state.place_ms, state.gap_start_ms)
+    late_ms = state.late_ms + start_ms - state.gap_start_ms
+    return replace(changed, gap_start_ms=start_ms, late_ms=late_ms), before
+
+
+def _close_gap_windows(state: State, periods: list[Period], window_ms: int) -> Stepped:
+    """Close the gap at each window's end. Whether its time counts is known at its end only."""
+    for cut_ms in cuts(state.gap_start_ms, state.place_ms, window_ms):
+        periods = periods + gap(state.gap_start_ms, cut_ms, state.gap_reason)
+        late_ms = state.late_ms + cut_ms - state.gap_start_ms
+        state = replace(state, gap_start_ms=cut_ms, late_ms=late_ms)
+    return state, periods
+
+
+def _appear(state: State, sample: Sample, reading: Reading, moment: _Moment) -> _Found:
     """Open a window for a target that was not there, from where its CPU is not accounted for."""
-    last, place_ms = state.last, max(state.place_ms, state.gap_start_ms)
-    if last is not None and same_life(last, reading):  # its CPU in the gap is late, not lost
-        return replace(fresh(steady(last, reading), place_ms, last.cpu_usec), estimated=True)
-    if last is not None and (handed := in_common(last, sample)):
-        late_usec = handed.cpu_usec - last.cpu_usec
-        window = fresh(reading, place_ms, reading.cpu_usec - late_usec)
-        return replace(window, estimated=True, source_changed=True)
-    if not _born_in_gap(state, reading, sample):
-        window = fresh(reading, place_ms, reading.cpu_usec)
-        return replace(window, restart_observed=last is not None and last.source == reading.source)
+    last, since = state.last, state.since
+    place_ms = max(state.place_ms, state.gap_start_ms)
+    late_ns = _since_ns(state, sample, moment)
+    if last is not None and not state.rebooted:
+        late = same_life(last, since, reading, sample)
+        handed = reading if late else in_common(last, since, sample)
+        if handed is not None:  # its CPU in the gap is late, not lost
+            late_usec = handed.cpu_usec - last.cpu_usec
+            if late_usec > most_usec(moment.cpus, late_ns, last, reading):
+                return _baseline(state, reading, "counter_impossible")
+            reading = steady(last, reading) if late else reading
+            window = fresh(reading, place_ms, reading.cpu_usec - late_usec)
+            window = replace(window, estimated=True, source_changed=not late)
+            return _Found(window, reading, late_ns)
+    if not _counts_from_zero(state, reading):
+        lower = last is not None and not state.rebooted and fell(last, reading)
+        return _baseline(state, reading, "counter_fell" if lower else "")
+    if reading.born_boot_ns is not None:
+        late_ns = sample.boot_ns - reading.born_boot_ns
+    if reading.cpu_usec > most_usec(moment.cpus, late_ns, reading):
+        return _baseline(state, reading, "counter_impossible")  # it is older than it seems
     birth_ms = born_ms(reading, sample, state.place_ms)
-    if not _new(state, reading, sample):
-        birth_ms = None  # it is older than its counter, which was set to 0
     start_ms = next((ms for ms in (birth_ms, state.absent_ms) if ms is not None), place_ms)
     start_ms = min(max(start_ms, state.gap_start_ms), place_ms)
     window = fresh(replace(reading, cpu_usec=0), start_ms, 0)
-    return replace(window, restart_observed=last is not None)
+    return _Found(replace(window, restart_observed=last is not None), reading, late_ns)
 
 
-def _born_in_gap(state: State, reading: Reading, sample: Sample) -> bool:
-    """Return whether the counter began at 0 after the last one was read."""
-    last = state.last
-    again = last is not None and not other_source(last, reading)
-    if last is not None and again and _fell(last, reading):
-        return reading.resets_to_zero
-    if reading.born_boot_ns is None:
-        return again or state.absent_ms is not None
-    return _new(state, reading, sample)
+def _baseline(state: State, reading: Reading, reason: GapReason) -> _Found:
+    """Begin with what the counter shows now: where it was before is not known, or not possible."""
+    last, place_ms = state.last, max(state.place_ms, state.gap_start_ms)
+    if reason:  # the gap states it, so there must be one
+        place_ms = max(place_ms, state.gap_start_ms + 1)
+    window = fresh(reading, place_ms, reading.cpu_usec)
+    restarted = last is not None and not reason and last.source == reading.source
+    return _Found(replace(window, restart_observed=restarted), reading, reason=reason)
 
 
-def _fell(last: Reading, reading: Reading) -> bool:
-    """Return whether one and the same counter, which only grows, is lower now."""
-    same = last.incarnation == reading.incarnation and births_agree(last, reading)
-    return same and reading.cpu_usec < last.cpu_usec
+def most_usec(cpus: int, elapsed_ns: int, *readings: Reading) -> int:
+    """Return the CPU, microseconds, that a counter of these sources can show after so long."""
+    slack_ms = max(SLACK_MS[reading.source] for reading in readings)
+    return cpus * (elapsed_ns // 1000 + slack_ms * 1000)
 
 
-def _new(state: State, reading: Reading, sample: Sample) -> bool:
-    """Return whether the reading's birth is known to lie after the last thing we saw."""
-    if reading.born_boot_ns is None or state.since is None:
+def _possible(window: Window, handed: Reading, sample: Sample, moment: _Moment) -> bool:
+    """Return whether the machine could do what the counter has risen by: now, and in the window."""
+    sources = [handed, *([sample.reading] if sample.reading else [])]
+    sources += window.standby if window.source_changed else []
+    read_ns = window.seen.read_ns if window.seen else 0
+    elapsed_ns = moment.elapsed_ns + window.pending_ns + read_ns
+    rise_usec = handed.cpu_usec - window.reading.cpu_usec
+    used_usec = handed.cpu_usec - window.cpu_start_usec
+    whole_ns = window.counter_ns + elapsed_ns
+    return rise_usec <= most_usec(moment.cpus, elapsed_ns, *sources) and used_usec <= most_usec(
+        window.machine_cpus or moment.cpus, whole_ns, *sources
+    )
+
+
+def _since_ns(state: State, sample: Sample, moment: _Moment) -> int:
+    """Return how long the counter had since the last reading, at most."""
+    since = state.since
+    if state.rebooted or since is None or since.boot_id != sample.boot_id:
+        return sample.boot_ns
+    return max(moment.elapsed_ns, sample.boot_ns - since.boot_ns + since.read_ns)
+
+
+def _counts_from_zero(state: State, reading: Reading) -> bool:
+    """Return whether it is known that the counter began at 0 after the last one was read."""
+    last, since = state.last, state.since
+    if since is None:
         return False
-    rebooted = state.since.boot_id != sample.boot_id
-    return rebooted or reading.born_boot_ns >= state.since.boot_ns - BIRTH_TOLERANCE_NS
+    if last is not None and not state.rebooted and fell(last, reading):
+        return False
+    if reading.born_boot_ns is None:
+        again = last is not None and not other_source(last, reading)
+        another = last is not None and again and last.incarnation != reading.incarnation
+        return reading.exclusive and (another or (state.absent_ms is not None and not again))
+    born_ns = reading.born_boot_ns + birth_tolerance_ns(reading)
+    return state.rebooted or born_ns >= since.boot_ns
+
+
+def _same_container(state: State, sample: Sample, reading: Reading) -> bool:
+    """Return whether the gap's time was lived by the container that is read now."""
+    if state.since is None or state.rebooted:
+        return False
+    if state.last is None:  # never seen before: it was there all the time if it is older
+        return was_there(reading, state.since.boot_ns)
+    return same_container(state.last, state.since, reading, sample, rebooted=False)
 
 
 def _break_reason(state: State, sample: Sample) -> GapReason:
     reading, last = _need(sample), state.last
-    if last is None or _born_in_gap(state, reading, sample):
+    if last is None or state.rebooted or _counts_from_zero(state, reading):
         return "target_restarted"
     if other_source(last, reading):
         return "source_changed"
-    fell = last.incarnation == reading.incarnation and reading.cpu_usec < last.cpu_usec
-    return "counter_fell" if fell else "target_restarted"
+    return "counter_fell" if fell(last, reading) else "target_restarted"
+
+
+def _after_sleep(state: State, sample: Sample) -> Stepped:
+    """State the machine's sleep since the last sample; return the state as at its end.
+
+    Where in the interval it slept is not known: it is taken to have slept right after the sample.
+    """
+    slept_ms = _slept_ms(state, sample)
+    if slept_ms < SLEEP_MS:
+        return state, []
+    slept_ns = slept_ms * NS_PER_MS
+    state = replace(
+        state,
+        wall_ms=state.wall_ms + slept_ms,
+        boot_ns=state.boot_ns + slept_ns,
+        since=state.since and replace(state.since, boot_ns=state.since.boot_ns + slept_ns),
+        last=state.last and after_sleep(state.last, slept_ns),
+    )
+    if state.window is None:
+        start_ms = max(state.place_ms, state.gap_start_ms)
+        end_ms = start_ms + slept_ms
+        periods = gap(state.gap_start_ms, start_ms, state.gap_reason)
+        periods += gap(start_ms, end_ms, "suspended")
+        late_ms = state.late_ms + end_ms - state.gap_start_ms
+        return replace(state, place_ms=end_ms, gap_start_ms=end_ms, late_ms=late_ms), periods
+    window = ended(state.window)
+    size, end_ms, counted_ms = size_at(window), window.end_ms + slept_ms, 0
+    periods, pending_ns = shut(window), window.pending_ns
+    seen = window.seen and replace(window.seen, boot_ns=window.seen.boot_ns + slept_ns)
+    last = after_sleep(window.reading, slept_ns)
+    now = sample.reading
+    same = now is None or same_container(last, seen, now, sample, rebooted=False)
+    if same and not sample.absent:  # no container ends because its machine sleeps
+        counted_ms = slept_ms
+    slept = gap(window.end_ms, end_ms, "suspended", sizes=(size, size), counted_ms=counted_ms)
+    window = replace(
+        opened(window) if periods else window,
+        start_ms=end_ms,
+        end_ms=end_ms,
+        pending_ns=pending_ns,
+        seen=seen,
+        reading=last,
+        standby=tuple(after_sleep(one, slept_ns) for one in window.standby),
+    )
+    place_ms = max(state.place_ms + slept_ms, end_ms)
+    return replace(state, window=window, place_ms=place_ms), periods + slept
+
+
+def _slept_ms(state: State, sample: Sample) -> int:
+    """Return how long the target's machine slept since the last sample, milliseconds.
+
+    Of another machine only ClickHouse's uptime tells it, in whole seconds, if it stood still.
+    """
+    if rebooted(state, sample):
+        return 0
+    if state.asleep_ns is not None and sample.asleep_ns is not None:
+        return (sample.asleep_ns - state.asleep_ns) // NS_PER_MS
+    before, seen = state.last, state.since
+    if state.window:
+        before, seen = state.window.reading, state.window.seen
+    now = sample.reading
+    if before is None or now is None or before.born_boot_ns is None or now.born_boot_ns is None:
+        return 0
+    if births_agree(before, now) or not same_life(before, seen, now, sample):
+        return 0
+    slept_ns = min(now.born_boot_ns - before.born_boot_ns, sample.boot_ns - state.boot_ns)
+    return max(0, slept_ns) // NS_PER_MS
 
 
 def _at(sample: Sample, place_ms: int) -> State:
     return State(
-        wall_ms=sample.wall_ms, boot_ns=sample.boot_ns, boot_id=sample.boot_id, place_ms=place_ms
+        wall_ms=sample.wall_ms,
+        boot_ns=sample.boot_ns,
+        boot_id=sample.boot_id,
+        place_ms=place_ms,
+        asleep_ns=sample.asleep_ns,
+        machine_cpus=sample.cpus(),
     )
 
 
-def _in_gap(before: State, after: State) -> State:
+def _in_gap(before: State, after: State, moment: _Moment) -> State:
     """Return the open gap of `before`, at the moment of `after`."""
+    span_ms = after.place_ms - before.place_ms
     return replace(
         before,
         wall_ms=after.wall_ms,
         boot_ns=after.boot_ns,
         boot_id=after.boot_id,
         place_ms=after.place_ms,
+        asleep_ns=after.asleep_ns,
+        machine_cpus=moment.cpus,
+        # the wall clock may be set meanwhile: real time counts
+        late_ms=before.late_ms + _counted(span_ms, moment) - span_ms,
+        rebooted=before.rebooted or moment.rebooted,
     )
 
 
-def _lost(after: State, sample: Sample, since_ms: int, since: Seen | None) -> State:
+def _lost(
+    after: State,
+    sample: Sample,
+    since_ms: int,
+    window: Window | None,
+    moment: _Moment | None = None,
+) -> State:
+    """Return the state of a gap that begins at the window's end, or at the first sample of all."""
+    late_ms = 0
+    if window and moment:  # what the wall clock was set by is no time
+        span_ms = after.place_ms - since_ms
+        late_ms = _counted(span_ms, moment, window.pending_ns) - span_ms
     return replace(
         after,
         gap_start_ms=since_ms,
-        since=since,
+        since=window.seen if window else _seen(sample),
+        last=window.reading if window else None,
+        size=size_at(window) if window else None,
         gap_reason="target_absent" if sample.absent else "target_unreadable",
         absent_ms=max(after.place_ms, since_ms) if sample.absent else None,
+        late_ms=late_ms,
+        rebooted=moment is not None and moment.rebooted,
+        machine_cpus=moment.cpus if moment else after.machine_cpus,
     )
+
+
+def _counted(span_ms: int, moment: _Moment, pending_ns: int = 0) -> int:
+    return counted(span_ms, moment.elapsed_ns + pending_ns, clock_set=moment.clock_set)
 
 
 def _measured(window: Window, sample: Sample) -> Window:
     """Return the window with what it remembers of its last sample."""
-    window = replace(window, seen=_seen(sample))
+    cpus = max(window.machine_cpus or 0, sample.cpus())
+    window = replace(window, seen=_seen(sample), machine_cpus=cpus)
     if not sample.standby:
         return window
     return replace(window, standby=sample.standby, standby_cpu_usec=window.reading.cpu_usec)
 
 
 def _seen(sample: Sample) -> Seen:
-    return Seen(boot_ns=sample.boot_ns, boot_id=sample.boot_id)
+    return Seen(boot_ns=sample.boot_ns, boot_id=sample.boot_id, read_ns=sample.read_ns)
 
 
 def _open(state: State) -> Window:

@@ -25,17 +25,49 @@ GapReason = Literal[
     "target_unreadable",  # it may have run, but could not be read
     "target_restarted",  # between the last reading of one life and the first of the next
     "counter_fell",  # a counter that only grows was lower: usage since the last reading is unknown
+    "counter_impossible",  # it rose by more than the machine could do: usage is unknown
     "source_changed",  # between two sources without a common reading
     "clock_step",  # the wall clock was set forward over this period
+    "suspended",  # the machine was asleep: CLOCK_BOOTTIME went on, CLOCK_MONOTONIC did not
 ]
+SizeSource = Literal["cgroup", "cgroup_ancestor", "clickhouse", "downward_api", "unknown"]
+
+# If the number of CPUs is not known: the largest cloud machine has 1,920 (AWS u7inh-32tb.480xlarge).
+MAX_CPUS = 2048
+# How much CPU per CPU of the machine a counter may show beyond the time it had. Kernel counters are
+# at most one tick (10 ms at CLK_TCK = 100) behind on each CPU, and figures are rounded to
+# milliseconds: five ticks. ClickHouse adds the CPU of a long step of a thread when the step is over
+# (ThreadStatus.cpp): ten seconds.
+SLACK_MS: dict[str, int] = {"cgroup.v2": 50, "cgroup.v1": 50, "process": 50, "clickhouse": 10_000}
+
+
+class Resized(msgspec.Struct, frozen=True, kw_only=True):
+    """The sizes at both ends of a period in which the size changed unseen. None = unknown.
+
+    The record's `allocated` then is the smaller of both for each figure. The true figure is larger
+    by at most the difference over `counted_milliseconds`.
+    """
+
+    cpu_millicores_start: int | None
+    cpu_millicores_end: int | None
+    memory_bytes_start: int | None
+    memory_bytes_end: int | None
 
 
 class Allocated(msgspec.Struct, frozen=True, kw_only=True):
-    """The size the customer gave the container. None = unknown, never guessed."""
+    """The size the customer gave the container. None = unknown, never guessed and never 0.
+
+    What is allocated over time is size x `counted_milliseconds`.
+    """
 
     cpu_millicores: int | None  # thousandths of a core
     memory_bytes: int | None
-    source: Literal["cgroup", "clickhouse", "downward_api", "unknown"]
+    source: Literal["cgroup", "clickhouse", "downward_api", "unknown"]  # of version 0.1: of both
+    cpu_source: SizeSource | None = None  # of `cpu_millicores`; None in records of 0.1.0
+    memory_source: SizeSource | None = None
+    # For how long the size counts. None in records of 0.1.0: the period, but 0 in a gap.
+    counted_milliseconds: int | None = None
+    resized: Resized | None = None  # a change of size that no reading saw
 
 
 class Used(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,6 +118,10 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     clock_step_milliseconds: int  # how far the wall clock was set inside the period; 0 = not at all
     epoch: int  # state directory's creation, milliseconds since 1970
     sequence: int  # 0, 1, 2 ... inside an epoch; a missing number is a missing record
+    machine_cpus: int | None = None  # of the target's machine, or a bound; None in records of 0.1.0
+    # At most how long the counter had to rise from `counter.start` to `counter.end`, on the boot
+    # clock. More than `elapsed_milliseconds` if some of the CPU was used before the period.
+    counter_milliseconds: int | None = None  # None in a gap and in records of 0.1.0
 
 
 class UsageRecord(Event, frozen=True, kw_only=True):
@@ -101,9 +137,25 @@ def charge_period_ms(line: bytes) -> tuple[int, int]:
     return parse_rfc3339(usage.charge_period_start), parse_rfc3339(usage.charge_period_end)
 
 
+def most_core_seconds(usage: Usage) -> Decimal | None:
+    """Return the CPU that the machine could do at most while the record's counter rose.
+
+    More than that was never used: such a figure must not be billed. None if nothing can be said: of
+    a gap, and of a record of 0.1.0 that may hold CPU of an earlier time (quality `estimated`).
+    """
+    elapsed_ms = usage.counter_milliseconds
+    if usage.quality == "gap" or (elapsed_ms is None and usage.quality != "measured"):
+        return None
+    if elapsed_ms is None:
+        elapsed_ms = usage.elapsed_milliseconds
+    slack_ms = max(SLACK_MS.values()) if usage.source_changed else SLACK_MS[usage.source]
+    return Decimal((usage.machine_cpus or MAX_CPUS) * (elapsed_ms + slack_ms)) / 1000
+
+
 def life(reading: Reading) -> str:
     """Return the name of one life of a counter, as it stands in a record's `incarnation`."""
-    birth = f"@{(reading.born_boot_ns or 0) // 10**9}s" if reading.source == "clickhouse" else ""
+    born_ns = reading.named_born_boot_ns or reading.born_boot_ns or 0
+    birth = f"@{born_ns // 10**9}s" if reading.source == "clickhouse" else ""
     return f"{reading.source}:{reading.incarnation}{birth}"
 
 

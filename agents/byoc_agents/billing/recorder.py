@@ -10,14 +10,16 @@ from byoc_agents.billing.record import (
     Allocated,
     Counter,
     Quality,
+    Resized,
     Samples,
+    SizeSource,
     Usage,
     UsageRecord,
     Used,
     life,
     record_id,
 )
-from byoc_agents.billing.window import NS_PER_MS, Period, Window
+from byoc_agents.billing.window import NS_PER_MS, Period, Size, Window, size_at
 
 MISSED_SAMPLES = 2.5  # sample intervals without a reading that make a period estimated
 NOTHING = Used(cpu_core_seconds=Decimal(0), memory_byte_seconds=0, memory_max_bytes=0)
@@ -57,7 +59,7 @@ class Recorder(msgspec.Struct, frozen=True, kw_only=True):
             charge_period_start=rfc3339(period.start_ms),
             charge_period_end=rfc3339(period.end_ms),
             elapsed_milliseconds=window.elapsed_ns // NS_PER_MS if window else 0,
-            allocated=self._allocated(window),
+            allocated=self._allocated(period),
             used=_used(window) if window else NOTHING,
             counter=_counter(period),
             source=window.reading.source if window else "none",
@@ -70,6 +72,8 @@ class Recorder(msgspec.Struct, frozen=True, kw_only=True):
             clock_step_milliseconds=window.clock_step_ms if window else 0,
             epoch=epoch,
             sequence=sequence,
+            machine_cpus=window.machine_cpus if window else None,
+            counter_milliseconds=-(-window.counter_ns // NS_PER_MS) if window else None,
         )
         return UsageRecord(
             id=record_id(usage),
@@ -80,19 +84,34 @@ class Recorder(msgspec.Struct, frozen=True, kw_only=True):
             data=usage,
         )
 
-    def _allocated(self, window: Window | None) -> Allocated:
-        if window and (window.cpu_limit_millicores or window.memory_limit_bytes):
-            return Allocated(
-                cpu_millicores=window.cpu_limit_millicores,
-                memory_bytes=window.memory_limit_bytes,
-                source="clickhouse" if window.sized_by == "clickhouse" else "cgroup",
-            )
-        who = self.identity
-        told = who.cpu_limit_millicores or who.memory_limit_bytes
+    def _allocated(self, period: Period) -> Allocated:
+        start, end = _sizes(period)
+        before, after = self._known(start), self._known(end)
+        cpu_source: SizeSource = before.cpu_source or "unknown"
+        memory_source: SizeSource = before.memory_source or "unknown"
+        first = cpu_source if cpu_source != "unknown" else memory_source
         return Allocated(
-            cpu_millicores=who.cpu_limit_millicores,
-            memory_bytes=who.memory_limit_bytes,
-            source="downward_api" if told else "unknown",
+            cpu_millicores=_smaller(before.cpu_millicores, after.cpu_millicores),
+            memory_bytes=_smaller(before.memory_bytes, after.memory_bytes),
+            source="cgroup" if first == "cgroup_ancestor" else first,
+            cpu_source=cpu_source,
+            memory_source=memory_source,
+            counted_milliseconds=period.window.counted_ms if period.window else period.counted_ms,
+            resized=_resized(before, after),
+        )
+
+    def _known(self, size: Size | None) -> Size:
+        """Return the size, each figure that no source sees replaced by the downward API's."""
+        who = self.identity
+        cpu, memory = (size.cpu_millicores, size.memory_bytes) if size else (None, None)
+        cpu_source: SizeSource = "downward_api" if who.cpu_limit_millicores else "unknown"
+        memory_source: SizeSource = "downward_api" if who.memory_limit_bytes else "unknown"
+        return Size(
+            cpu_millicores=who.cpu_limit_millicores if cpu is None else cpu,
+            memory_bytes=who.memory_limit_bytes if memory is None else memory,
+            cpu_source=size.cpu_source if size and cpu is not None else cpu_source,
+            memory_source=size.memory_source if size and memory is not None else memory_source,
+            by=size.by if size else "process",
         )
 
     def _samples(self, period: Period) -> Samples:
@@ -105,6 +124,30 @@ class Recorder(msgspec.Struct, frozen=True, kw_only=True):
         missed = window.longest_ns > MISSED_SAMPLES * self.sample_ms * NS_PER_MS
         doubt = window.estimated or window.source_changed or window.clock_step_ms
         return "estimated" if missed or doubt else "measured"
+
+
+def _sizes(period: Period) -> tuple[Size | None, Size | None]:
+    """Return the sizes at both ends of a period, None if no reading shows them."""
+    if period.window is None:
+        return period.sizes or (None, None)
+    start = size_at(period.window)
+    return start, period.window.resized_to or start
+
+
+def _smaller(one: int | None, other: int | None) -> int | None:
+    """Return the size that counts if it is one of both; None if one is not known."""
+    return None if one is None or other is None else min(one, other)
+
+
+def _resized(start: Size, end: Size) -> Resized | None:
+    if (start.cpu_millicores, start.memory_bytes) == (end.cpu_millicores, end.memory_bytes):
+        return None
+    return Resized(
+        cpu_millicores_start=start.cpu_millicores,
+        cpu_millicores_end=end.cpu_millicores,
+        memory_bytes_start=start.memory_bytes,
+        memory_bytes_end=end.memory_bytes,
+    )
 
 
 def _used(window: Window) -> Used:

@@ -6,8 +6,11 @@ steps neither loses nor repeats a record.
 """
 
 import asyncio
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
+from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -30,7 +33,10 @@ from byoc_agents.errors import SpoolCorruptError, SpoolError
 
 CHECKPOINT = "billing/meter"
 MAX_LINES = 1000  # of one object; half a MiB of JSON
-HELD_AT_ONCE = 6  # hours that are written in one commit: some 10 KiB of room
+HELD_AT_ONCE = 6  # steps that are written in one commit: some 10 KiB of room
+MAX_HELD = 10_000  # periods that wait in memory for room, some 2 KiB each
+HINT_POLL_MS = 1000  # how often the file that announces the target's end is looked for
+HINTED_SAMPLE_MS = 100  # the sample interval once it is there
 
 
 class Pace(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +45,17 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     sample_ms: int
     window_ms: int
     seal_ms: int
+    seal_phase_ms: int = 0  # objects are sealed at full seal intervals of the wall clock + this
+
+
+def seal_phase_ms(pod: str, seal_ms: int) -> int:
+    """Return the phase at which this pod's objects are sealed, 0 <= phase < `seal_ms`.
+
+    It is a hash of the pod's uid (or the replica's name), so that the pods of a fleet, whose clocks
+    agree, do not all send in the same second, and a restarted agent keeps its phase.
+    """
+    digest = hashlib.sha256(pod.encode()).digest()
+    return int.from_bytes(digest[:8], "big") % seal_ms
 
 
 class Scraper:
@@ -57,8 +74,18 @@ class Scraper:
         prefix: str,
         compression: Compression,
         sent: Callable[[], Mapping[str, bool]] = dict,
+        machine_cpus: Callable[[], int | None] = lambda: None,
+        asleep_ns: Callable[[], int | None] = lambda: None,
+        end_hint: Path | None = None,
     ) -> None:
-        """`sent` blocks and returns what `byoc_agents.ledger.recent` does."""
+        """Take the parts.
+
+        `sent` blocks and returns what `byoc_agents.ledger.recent` does. `machine_cpus` returns the
+        number of CPUs of the target's machine (None: unknown, `record.MAX_CPUS` is the bound), and
+        `asleep_ns` how long the machine has slept since its boot (None: unknown). `end_hint` is a
+        file that appears when the target is about to end: from then on samples are taken every
+        `HINTED_SAMPLE_MS`.
+        """
         self._agent = agent
         self._target = target
         self._recorder = recorder
@@ -71,6 +98,9 @@ class Scraper:
         self._prefix = prefix
         self._compression = compression
         self._sent = sent
+        self._machine_cpus = machine_cpus
+        self._asleep_ns = asleep_ns
+        self._end_hint = end_hint
         self._log = structlog.get_logger().bind(agent=agent)
         self._checkpoint: Checkpoint | None = None
         self._outrun = False  # what is on disk is older than what has left
@@ -78,15 +108,19 @@ class Scraper:
         self._unsure_ms: int | None = None  # from when on what has not left may be lost
         self._staged: list[bytes] = []
         self._standby_window = -1
+        self._turn: int | None = None  # the seal interval in which it was last sealed
         self._stale = True  # what we believe of the spool must be read again
         self._trouble = ""  # of the target
         self._spool_trouble = ""
 
     async def run(self) -> None:
-        """Sample at every full sample interval of the wall clock, for ever."""
+        """Sample at every full sample interval of the wall clock, until cancelled.
+
+        Objects are sealed at their own moments in between.
+        """
         while True:
             await self.tick()
-            await self._clock.sleep(self._wait_seconds())
+            await self._wait_for_sample()
 
     async def tick(self) -> None:
         """Take one sample, and write down and seal what is due."""
@@ -96,6 +130,27 @@ class Scraper:
             await self._seal_due(sample.wall_ms)
         except SpoolError as error:
             self._note_error(error)
+
+    async def _wait_for_sample(self) -> None:
+        """Wait until the next sample is due; seal what becomes due before."""
+        if self._hinted():
+            await self._clock.sleep(min(HINTED_SAMPLE_MS, self._pace.sample_ms) / 1000)
+            return
+        due_ns = self._clock.boot_ns() + round(self._sample_wait_ms() * 1e6)
+        while (left_ms := (due_ns - self._clock.boot_ns()) / 1e6) > 0:
+            seal_ms = self._seal_wait_ms()
+            poll_ms = HINT_POLL_MS if self._end_hint else left_ms
+            await self._clock.sleep(min(left_ms, seal_ms, poll_ms) / 1000)
+            if seal_ms <= min(left_ms, poll_ms) and self._staged and not self._stale:
+                try:
+                    await self._seal_due(self._clock.wall_ns() // 1_000_000)
+                except SpoolError as error:
+                    self._note_error(error)
+            if self._hinted():
+                return
+
+    def _hinted(self) -> bool:
+        return self._end_hint is not None and self._end_hint.exists()
 
     async def finish(self) -> None:
         """Take a last sample, close the open window and seal all that is staged."""
@@ -128,9 +183,14 @@ class Scraper:
             self._hold(self._checkpoint or checkpoint, sample)
 
     def _hold(self, checkpoint: Checkpoint, sample: Sample) -> None:
-        """Go on in memory. What else than an hour ends is met again with the next sample."""
+        """Go on in memory: what is closed waits there with the figures it would have on disk.
+
+        With `MAX_HELD` periods waiting nothing more is closed. The samples that follow count as
+        missed: CPU stays exact, and is spread evenly over the time until there is room.
+        """
         state, periods = self._meter.step(checkpoint.state, sample, hold=True)
-        if any(period.end_ms % HOUR_MS or period.gap_reason for period in periods):
+        waiting = sum(len(held.periods) for held in checkpoint.held)
+        if periods and waiting + len(periods) > MAX_HELD:
             return
         held = (*checkpoint.held, Held(periods, state)) if periods else checkpoint.held
         self._checkpoint = msgspec.structs.replace(checkpoint, state=state, held=held)
@@ -196,18 +256,31 @@ class Scraper:
         return after
 
     async def _seal_due(self, wall_ms: int) -> None:
-        if not self._staged:
-            return
-        start_ms, end_ms = charge_period_ms(self._staged[0])
-        waits_ms = wall_ms - end_ms
-        another_hour = wall_ms // HOUR_MS != start_ms // HOUR_MS
-        if waits_ms >= self._pace.seal_ms or another_hour or len(self._staged) >= MAX_LINES:
-            await self._seal_all()
+        """Seal at this pod's phase, and what an earlier life of the agent has left for too long."""
+        turn = self._seal_turn(wall_ms)
+        if self._staged:
+            _, end_ms = charge_period_ms(self._staged[0])
+            overdue = wall_ms - end_ms >= self._pace.seal_ms + self._pace.window_ms
+            due = self._turn is not None and turn != self._turn
+            if due or overdue or len(self._staged) >= MAX_LINES:
+                await self._seal_all()
+        self._turn = turn
+
+    def _seal_turn(self, wall_ms: int) -> int:
+        """Return the number of the seal interval that a time is in."""
+        return (wall_ms - self._pace.seal_phase_ms) // self._pace.seal_ms
+
+    def _seal_wait_ms(self) -> float:
+        wall_ms = self._clock.wall_ns() / 1e6
+        return self._pace.seal_ms - (wall_ms - self._pace.seal_phase_ms) % self._pace.seal_ms
 
     async def _seal_all(self) -> None:
+        """Seal all that is staged, an object for each hour in which its records start."""
         for run in runs(self._staged):
-            for start in range(0, len(run), MAX_LINES):
-                await self._seal(run[start : start + MAX_LINES])
+            for _, hour in groupby(run, lambda line: charge_period_ms(line)[0] // HOUR_MS):
+                lines = list(hour)
+                for start in range(0, len(lines), MAX_LINES):
+                    await self._seal(lines[start : start + MAX_LINES])
 
     async def _seal(self, lines: list[bytes]) -> None:
         message = seal(
@@ -229,24 +302,29 @@ class Scraper:
     async def _look(self) -> Sample:
         window = self._clock.wall_ns() // 1_000_000 // self._pace.window_ms
         standby = window != self._standby_window
+        began_ns = self._clock.boot_ns()
         seen = await self._target.read(standby=standby)
         self._standby_window = window
         self._note_seen(seen)
+        now_ns = self._clock.boot_ns()
         return Sample(
             wall_ms=self._clock.wall_ns() // 1_000_000,
-            boot_ns=self._clock.boot_ns(),
+            boot_ns=now_ns,
             boot_id=self._clock.boot_id,
             reading=seen.reading,
             standby=seen.standby,
             absent=seen.absent,
+            read_ns=now_ns - began_ns,
+            asleep_ns=self._asleep_ns(),
+            machine_cpus=self._machine_cpus(),
         )
 
-    def _wait_seconds(self) -> float:
+    def _sample_wait_ms(self) -> float:
         interval_ms = self._pace.sample_ms
         wait_ms = interval_ms - self._clock.wall_ns() / 1e6 % interval_ms
         if wait_ms < interval_ms / 10:  # the timer fired a little early: not the same tick twice
             wait_ms += interval_ms
-        return wait_ms / 1000
+        return wait_ms
 
     def _note_seen(self, seen: Observation) -> None:
         source = seen.reading.source if seen.reading else "none"
@@ -292,4 +370,5 @@ class Scraper:
             "source": window.reading.source if window else None,
             "window_start": rfc3339(window.start_ms) if window else None,
             "staged_records": len(self._staged),
+            "held_periods": sum(len(one.periods) for one in checkpoint.held) if checkpoint else 0,
         }

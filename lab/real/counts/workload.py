@@ -43,7 +43,9 @@ from lab.real.parts import kernel
 
 PUTS, SAMPLES, DELIVERIES, RECORDS = 100, 100, 20, 100
 BODY = b"x" * 1024
-WEBHOOK = Path(__file__).parents[3] / "tests/alerts/data/alertmanager-webhook-firing-group3.json"
+WEBHOOK = (
+    Path(__file__).parents[3] / "tests/unit/alerts/data/alertmanager-webhook-firing-group3.json"
+)
 MARK = "/byoc-count"  # + /PIECE and /end: no such path
 Work = Callable[[], Awaitable[int]]  # returns the bytes it made: to be kept, or to be sent
 

@@ -5,13 +5,17 @@ from typing import Literal, Protocol
 import msgspec
 
 SourceName = Literal["cgroup.v2", "cgroup.v1", "clickhouse", "process"]
+LimitSource = Literal["cgroup", "cgroup_ancestor", "clickhouse"]
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
     """Counters of one container, server or process tree at one instant.
 
-    Two readings belong to the same life of a counter when `source` and `incarnation` are equal and
-    `born_boot_ns`, where both know it, differs by less than `meter.BIRTH_TOLERANCE_NS`.
+    Two readings belong to the same life of a counter if `source` and `incarnation` are equal and
+    `born_boot_ns`, when both know it, differs by less than `life.BIRTH_TOLERANCE_NS`.
+
+    The meter counts from zero only if the birth of exactly this counter is known: `born_boot_ns`,
+    or `exclusive`. A source that is not sure leaves both out, and the first reading is a baseline.
     """
 
     source: SourceName
@@ -19,10 +23,17 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     container_id: str  # 64 hex digits where it can be known, else ""
     cpu_usec: int  # cumulative CPU time, microseconds, since `born_boot_ns`
     memory_bytes: int  # in use now
-    born_boot_ns: int | None  # when the counter began at 0, on CLOCK_BOOTTIME; None = unknown
-    resets_to_zero: bool = True  # a lower cpu_usec means a fresh counter (False: process trees)
+    born_boot_ns: int | None  # when this counter began at 0, on CLOCK_BOOTTIME; None = unknown
+    # The counter is the target itself (cgroup:PATH) and not one found by a process: another
+    # incarnation, and the first one after a sure absence, began at 0 also if the birth is unknown.
+    exclusive: bool = False
+    resets_to_zero: bool = True  # ignored: a fall alone is never taken for a restart
     cpu_limit_millicores: int | None = None  # None = no limit, or not visible from here
     memory_limit_bytes: int | None = None
+    cpu_limit_source: LimitSource | None = None  # None = by `source`
+    memory_limit_source: LimitSource | None = None
+    machine_cpus: int | None = None  # of the target's machine; None = of the agent's machine
+    named_born_boot_ns: int | None = None  # set by the meter: the birth in the records' incarnation
 
 
 class TargetAbsentError(Exception):

@@ -1,0 +1,87 @@
+"""docs/fields.md is what the code sends, all of it."""
+
+import re
+from pathlib import Path
+from typing import Annotated, get_args
+
+import msgspec
+import pytest
+
+from byoc_agents.alerts.schema import EVENTS
+from byoc_agents.app.cloudevents import Event, encode
+from byoc_agents.schema import EXAMPLES, fields_of, stray_paths
+from byoc_agents.schema.document import document, example_value
+from byoc_agents.state import message
+
+PAGE = Path(__file__).parents[2] / "docs" / "fields.md"
+each_event = pytest.mark.parametrize("event", EXAMPLES.values(), ids=list(EXAMPLES))
+
+
+def test_the_page_is_what_the_code_gives() -> None:
+    """Run `python -m byoc_agents.schema` after a change of an event."""
+    assert PAGE.read_text() == document()
+
+
+def test_no_event_of_the_daemons_is_left_out() -> None:
+    structs = {type(event) for event in EXAMPLES.values()}
+    assert structs >= {*EVENTS, message.StateEvent, message.SummaryEvent}
+    assert structs == {
+        cls for cls in Event.__subclasses__() if cls.__module__.startswith("byoc_agents.")
+    }
+
+
+@each_event
+def test_every_field_has_a_meaning(event: Event) -> None:
+    assert [field.path for field in fields_of(type(event)) if not field.meaning] == []
+
+
+@each_event
+def test_every_number_has_a_unit_or_counts_something(event: Event) -> None:
+    counts = r"sequence|expected|observed|transitions?|lost_transitions|records|letters|alerts|\*"
+    free = re.compile(rf"(.*(?:{counts})|.*\.(?:value|threshold))$")
+    numbers = [
+        field for field in fields_of(type(event)) if re.match(r"integer|number|dec", field.type)
+    ]
+    assert [f.path for f in numbers if not f.unit and not free.match(f.path)] == []
+
+
+@each_event
+def test_the_example_is_a_valid_event_with_every_field(event: Event) -> None:
+    raw = encode(event)
+    assert msgspec.json.decode(raw, type=type(event)) == event
+    plain = msgspec.json.decode(raw)
+    assert stray_paths(type(event), plain) == set()
+    for field in fields_of(type(event)):
+        leaf = "object" not in field.type
+        assert bool(example_value(event, field.path)) == leaf, field.path
+
+
+@pytest.mark.parametrize(
+    ("place", "stray"),
+    [
+        ((), "query_text"),
+        (("data",), "data.table"),
+        (("data", "used"), "data.used.host"),
+    ],
+)
+def test_a_field_that_is_not_in_the_struct_is_seen(place: tuple[str, ...], stray: str) -> None:
+    event = EXAMPLES["byoc.billing.usage.v1"]
+    plain = msgspec.json.decode(encode(event))
+    inner = plain
+    for name in place:
+        inner = inner[name]
+    inner[stray.rsplit(".", 1)[-1]] = {"deep": 1}
+    found = stray_paths(type(event), plain)
+    assert stray in found
+    assert found <= {stray, f"{stray}.deep"}
+
+
+class Described(msgspec.Struct):
+    """A struct."""
+
+    a: Annotated[int, msgspec.Meta(description="said by Meta")]  # not by the comment
+
+
+def test_a_description_goes_before_a_comment() -> None:
+    assert [field.meaning for field in fields_of(Described)] == ["said by Meta"]
+    assert get_args(Described.__annotations__["a"])[0] is int

@@ -1,0 +1,241 @@
+"""The alert forwarder end to end, in one process: what a reader should expect of it."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import structlog
+from aiohttp import web
+
+from byoc_agents.alerts.counts import Counts
+from byoc_agents.alerts.daemon import forwarder, https_sink
+from byoc_agents.alerts.settings import Settings
+from byoc_agents.app.clock import SystemClock
+from byoc_agents.app.daemon import Agent
+from byoc_agents.app.metrics import Metrics
+from byoc_agents.app.settings import CoreSettings
+from byoc_agents.delivery.shipper import Shipper
+from byoc_agents.delivery.sink import Message, Outcome
+from byoc_agents.durable.spool import Spool
+from lab.receiver import Receiver, listening
+from tests.unit.alerts.forwarder_settings import INWARD, OUTWARD, SECRET, settings
+from tests.unit.alerts.webhook_world import eventually
+
+DATA = Path(__file__).parent / "data"
+FIRING = (DATA / "alertmanager-webhook-firing-group3.json").read_bytes()
+RESOLVED = (DATA / "alertmanager-webhook-resolved-group.json").read_bytes()
+
+
+class QuickClock(SystemClock):
+    """The system's clock, with waits a hundred times as short."""
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds / 100)
+
+
+class NoLedger:
+    """Stands for the ledger: writes nothing."""
+
+    async def intent(self, _destination: str, _batch: Sequence[Message]) -> int:
+        return 0
+
+    async def receipt(
+        self, _intent: int, _batch: Sequence[Message], _outcomes: Sequence[Outcome]
+    ) -> None:
+        return None
+
+
+@dataclass
+class Plane:
+    """The control plane: down until it is up."""
+
+    status: int = 503
+    wire: list[bytes] = field(default_factory=list)
+    seen: list[dict[str, Any]] = field(default_factory=list)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def fault(self, _number: int, _request: web.Request) -> web.Response | None:
+        return web.Response(status=self.status) if self.status != 200 else None
+
+    def on_event(self, event: dict[str, Any]) -> None:
+        self.seen.append(event)
+        self.changed.set()
+
+    def alerts(self) -> list[dict[str, Any]]:
+        return [event for event in self.seen if event["type"] == "byoc.alert.v1"]
+
+    async def until(self, reached: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10):
+            while not reached():
+                self.changed.clear()
+                await self.changed.wait()
+
+
+@dataclass
+class World:
+    """A running forwarder between a webhook client and a control plane."""
+
+    directory: Path
+    plane: Plane
+    receiver: Receiver
+    settings: Settings
+    core: CoreSettings
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    stack: AsyncExitStack = field(default_factory=AsyncExitStack)
+    session: aiohttp.ClientSession = field(init=False)
+    agent: Agent = field(init=False)
+    task: asyncio.Task[None] = field(init=False)
+
+    async def start(self) -> None:
+        clock, metrics = QuickClock(), Metrics()
+        spool = Spool(self.directory, max_bytes=1 << 20, clock=clock)
+        await self.stack.enter_async_context(spool)
+        self.session = await self.stack.enter_async_context(aiohttp.ClientSession())
+        source = forwarder(
+            self.core, self.settings, spool, clock, Counts(metrics, "alert-forwarder")
+        )
+        shipper = Shipper(
+            "alert-forwarder",
+            spool=spool,
+            sink=https_sink(self.settings, self.session, clock),
+            ledger=NoLedger(),
+            clock=clock,
+            metrics=metrics,
+        )
+        self.agent = Agent("alert-forwarder", source, spool, shipper, clock, metrics)
+        self.task = asyncio.create_task(self.agent.run(self.stop, grace_seconds=2))
+        await eventually(lambda: self.agent.status()["webhook"])
+
+    async def end(self) -> None:
+        self.stop.set()
+        await self.task
+        await self.stack.aclose()
+        self.stop, self.stack = asyncio.Event(), AsyncExitStack()
+
+    async def notify(self, body: bytes, token: str = INWARD) -> int:
+        url = f"http://{self.agent.status()['webhook']}/v1/alerts"
+        headers = {"Authorization": f"Bearer {token}"}
+        async with self.session.post(url, data=body, headers=headers) as answer:
+            return answer.status
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    plane = Plane()
+    receiver = Receiver(
+        OUTWARD, SECRET, clock=SystemClock(), on_event=plane.on_event, fault=plane.fault
+    )
+    async with listening(receiver) as url:
+        core, own = settings(BYOC_ALERTS_URL=url)
+        world = World(tmp_path, plane, receiver, own, core)
+        await world.start()
+        yield world
+        await world.end()
+
+
+async def test_what_happened_while_the_control_plane_was_down_is_told_in_order(
+    world: World,
+) -> None:
+    assert [await world.notify(body) for body in (FIRING, FIRING, RESOLVED)] == [200] * 3
+    world.plane.status = 200
+    await world.plane.until(lambda: len(world.plane.alerts()) == 5)
+    told = [(e["data"]["fingerprint"], e["data"]["status"]) for e in world.plane.alerts()]
+    first, second, third = "b0aa59dc5775f441", "0748f4c5f690f1c6", "c00cd9ce11590b9f"
+    assert told == [
+        (first, "firing"),
+        (second, "firing"),
+        (third, "firing"),
+        (second, "resolved"),
+        (third, "resolved"),
+    ]
+    ended = world.plane.alerts()[3]["data"]
+    assert ended["starts_at"] == "2026-11-23T19:05:54.988Z"
+    assert ended["ends_at"] == "2026-11-23T19:10:14.988Z"
+
+
+async def test_a_restart_between_accept_and_send_loses_and_repeats_nothing(world: World) -> None:
+    assert await world.notify(FIRING) == 200
+    await world.end()
+    await world.start()
+    assert await world.notify(FIRING) == 200
+    world.plane.status = 200
+    await world.plane.until(lambda: len(world.plane.alerts()) == 3)
+    assert world.receiver.duplicates == 0
+
+
+async def test_an_event_refused_for_good_is_kept_and_holds_up_nobody(world: World) -> None:
+    world.plane.status = 422
+    assert await world.notify(FIRING) == 200
+    await eventually(lambda: world.agent.spool.totals.dead_letters >= 3)
+    world.plane.status = 200
+    assert await world.notify(RESOLVED) == 200
+    await world.plane.until(lambda: len(world.plane.alerts()) == 2)
+    letters = [
+        dead for dead in await world.agent.spool.dead_letters() if "alert.v1" in dead.message.type
+    ]
+    assert [letter.reason for letter in letters] == ["rejected"] * 3
+    for letter in letters:
+        assert await world.agent.spool.revive(letter.message.id)
+    await world.plane.until(lambda: len(world.plane.alerts()) == 5)
+
+
+async def test_the_forwarders_own_life_is_told_to_its_planned_end(world: World) -> None:
+    world.plane.status = 200
+    await world.plane.until(lambda: len(world.plane.seen) >= 2)
+    assert await world.notify(FIRING) == 200
+    await world.plane.until(lambda: world.plane.seen[-1]["data"].get("last_notification_at"))
+    world.stop.set()
+    await world.task
+    beats = [e["data"] for e in world.plane.seen if e["type"] == "byoc.alert.heartbeat.v1"]
+    assert [beat["sequence"] for beat in beats] == sorted({beat["sequence"] for beat in beats})
+    assert [beat["stopping"] for beat in beats] == [False] * (len(beats) - 1) + [True]
+
+
+async def test_nothing_but_allowed_fields_is_on_the_wire_or_in_the_logs(world: World) -> None:
+    hidden = "hidden-3141"
+    body = json.loads(FIRING)
+    body |= {name: f"{hidden} {name}" for name in ("externalURL", "groupKey", "new", "status")}
+    body["commonLabels"] = {"x": hidden}
+    for alert in body["alerts"]:
+        alert["labels"]["instance"] = alert["annotations"]["description"] = hidden
+        alert["generatorURL"] = f"http://{hidden}"
+    with structlog.testing.capture_logs() as logs:
+        assert await world.notify(json.dumps(body).encode()) == 200
+        assert await world.notify(hidden.encode()) == 400
+        assert await world.notify(b"{}", token=hidden) == 401
+        world.plane.status = 200
+        await world.plane.until(lambda: len(world.plane.alerts()) == 3)
+        world.stop.set()
+        await world.task
+    wire = b"".join(world.receiver.bodies)
+    assert b"ClickHouseDown" in wire
+    assert hidden.encode() not in wire
+    assert {"alerts.accepted", "alerts.refused", "ship.sent"} <= {line["event"] for line in logs}
+    assert not any(secret in repr(logs) for secret in (hidden, INWARD, OUTWARD, SECRET))
+
+
+async def test_a_full_spool_is_503_until_there_is_room(tmp_path: Path) -> None:
+    plane = Plane()
+    receiver = Receiver(
+        OUTWARD, SECRET, clock=SystemClock(), on_event=plane.on_event, fault=plane.fault
+    )
+    async with listening(receiver) as url:
+        core, own = settings(BYOC_ALERTS_URL=url, BYOC_ALERTS_MATCHERS="{}")
+        world = World(tmp_path, plane, receiver, own, core)
+        await world.start()
+        bodies = [FIRING.replace(b"19:05:54.988Z", b"19:%02d:54.988Z" % n) for n in range(10)]
+        world.agent.spool._store._max_bytes = 9000  # type: ignore[union-attr]
+        statuses = [await world.notify(body) for body in bodies]
+        assert statuses == [200] * statuses.count(200) + [503] * statuses.count(503)
+        assert 0 < statuses.count(200) < 10
+        plane.status = 200
+        await plane.until(lambda: len(plane.alerts()) == 3 * statuses.count(200))
+        assert [await world.notify(body) for body in bodies[:1]] == [200]
+        await world.end()
+    assert len(plane.alerts()) == 3 * statuses.count(200)

@@ -1,0 +1,214 @@
+"""The relay: what is told, once and in order, also over restarts and losses."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from byoc_agents.alerts.dedup import Told
+from byoc_agents.app.clock import SystemClock
+from byoc_agents.durable.spool import Spool
+from byoc_agents.durable.write_batch import Change
+from byoc_agents.errors import SpoolFullError, SpoolUnavailableError
+from tests.unit.alerts.relay_world import Memory, World, alert
+
+
+@pytest.fixture
+def world() -> World:
+    return World(Memory())
+
+
+@pytest.fixture
+async def durable(tmp_path: Path) -> AsyncIterator[World]:
+    async with Spool(tmp_path, max_bytes=1 << 20, clock=SystemClock()) as spool:
+        yield World(spool)
+
+
+async def test_the_ids_are_those_of_every_forwarder_and_release(world: World) -> None:
+    """A changed id would tell every open alert once more after an upgrade."""
+    fixed = {"fingerprint": "b0aa59dc5775f441"}
+    await world.accept(alert(status="resolved", **fixed))
+    assert [event["id"] for event in await world.events()] == [
+        "2ee2448516e374096cac11584f61fe3c",
+        "ef80ae3078c2449e08fb35b191cc5f51",
+    ]
+
+
+async def test_retries_the_other_peer_and_a_group_sent_again_are_told_once(world: World) -> None:
+    await world.accept(alert())
+    await world.accept(alert(), externalURL="http://other-peer")
+    await world.accept(alert(), alert("Other"))
+    assert await world.told() == ["firing Down", "firing Other"]
+    assert world.fates() == {"relayed": 2, "duplicate": 2}
+
+
+async def test_the_same_alert_twice_in_one_body_is_told_once(world: World) -> None:
+    await world.accept(alert(), alert())
+    assert await world.told() == ["firing Down"]
+
+
+async def test_two_peers_at_the_same_moment_are_told_once(durable: World) -> None:
+    await asyncio.gather(*(durable.accept(alert(), alert(status="resolved")) for _ in range(8)))
+    assert await durable.told() == ["firing Down", "resolved Down"]
+    assert durable.fates() == {"relayed": 2, "duplicate": 14}
+
+
+async def test_when_the_first_of_two_copies_is_not_stored_the_second_is(world: World) -> None:
+    refusals = iter([SpoolUnavailableError("once"), None])
+    commit = world.spool.commit
+
+    async def slow(change: Change) -> None:
+        world.spool.refusal = next(refusals)
+        await asyncio.sleep(0)  # the other copy is planned now
+        await commit(change)
+
+    world.spool.commit = slow
+    outcomes = await asyncio.gather(
+        world.accept(alert()), world.accept(alert()), return_exceptions=True
+    )
+    assert isinstance(outcomes[0], SpoolUnavailableError)
+    assert outcomes[1] == 1
+    assert await world.told() == ["firing Down"]
+
+
+async def test_two_receivers_are_told_apart(world: World) -> None:
+    await world.accept(alert(), receiver="a")
+    await world.accept(alert(), receiver="b")
+    first, second = await world.events()
+    assert first["id"] != second["id"]
+    assert first["data"] == second["data"]
+
+
+async def test_began_goes_before_ended_also_when_only_the_end_is_seen(world: World) -> None:
+    world.clock.ms += 3_600_000
+    await world.accept(alert(status="resolved"))
+    began, ended = await world.events()
+    assert (began["data"]["status"], began["data"]["reconstructed"]) == ("firing", True)
+    assert (ended["data"]["status"], ended["data"]["reconstructed"]) == ("resolved", False)
+    assert (began["data"]["ends_at"], ended["data"]["ends_at"]) == (
+        None,
+        "2026-11-23T19:10:14.988Z",
+    )
+    assert (
+        began["data"]["received_at"] == ended["data"]["received_at"] == "2026-11-23T20:06:24.988Z"
+    )
+
+
+async def test_a_beginning_that_comes_after_its_end_is_not_told_again(world: World) -> None:
+    await world.accept(alert(status="resolved"))
+    world.clock.ms += 3_600_000
+    assert await world.accept(alert()) == 0
+
+
+async def test_the_next_episode_is_told_anew(world: World) -> None:
+    await world.accept(alert(status="resolved"))
+    await world.accept(alert(startsAt="2026-11-23T19:30:00Z"))
+    assert await world.told() == ["firing Down", "resolved Down", "firing Down"]
+    assert len({event["id"] for event in await world.events()}) == 3
+
+
+async def test_repeats_are_kept_as_reminders(world: World) -> None:
+    await world.accept(alert())
+    for _ in range(2):
+        world.clock.ms += 900_000
+        await world.accept(alert())
+        await world.accept(alert())  # the other peer
+    events = await world.events()
+    assert [e["data"]["notification"] for e in events] == ["transition", "reminder", "reminder"]
+    assert len({e["id"] for e in events}) == 3
+    assert events[2]["time"] == events[2]["data"]["received_at"] == "2026-11-23T19:36:24.988Z"
+
+
+async def test_of_reminders_that_wait_only_the_latest_is_kept(durable: World) -> None:
+    await durable.accept(alert())
+    for _ in range(3):
+        durable.clock.ms += 900_000
+        await durable.accept(alert())
+    events = await durable.events()
+    assert [e["data"]["notification"] for e in events] == ["transition", "reminder"]
+    assert events[1]["data"]["received_at"] == "2026-11-23T19:51:24.988Z"
+
+
+async def test_two_forwarders_give_a_reminder_the_same_id(world: World) -> None:
+    other = World(Memory())
+    for forwarder, late_ms in ((world, 0), (other, 15_000)):
+        await forwarder.accept(alert())
+        forwarder.clock.ms += 900_000 + late_ms
+        await forwarder.accept(alert())
+    ids = [[event["id"] for event in await w.events()] for w in (world, other)]
+    assert ids[0] == ids[1]
+
+
+async def test_what_is_not_selected_is_counted(world: World) -> None:
+    low = alert(labels={"alertname": "Low", "severity": "info"})
+    assert await world.accept(low, alert()) == 1
+    assert world.fates() == {"not_selected": 1, "relayed": 1}
+
+
+async def test_a_watchdog_is_latest_only_and_every_sighting_is_new(durable: World) -> None:
+    for _ in range(3):
+        durable.clock.ms += 60_000
+        await durable.accept(alert("Watchdog"))
+    (event,) = await durable.events()
+    assert event["type"] == "byoc.alert.watchdog.v1"
+    assert event["data"]["received_at"] == "2026-11-23T19:09:24.988Z"
+    assert durable.relay.last_watchdog_ms == durable.clock.ms
+
+
+async def test_nothing_is_told_twice_after_a_restart(durable: World) -> None:
+    await durable.accept(alert())
+    durable.restarted()
+    assert await durable.accept(alert(status="resolved")) == 1
+    assert await durable.told() == ["firing Down", "resolved Down"]
+
+
+@pytest.mark.parametrize("refusal", [SpoolFullError("full"), SpoolUnavailableError("read-only")])
+async def test_what_was_not_stored_is_not_believed_to_be_told(
+    world: World, refusal: Exception
+) -> None:
+    world.spool.refusal = refusal
+    with pytest.raises(type(refusal)):
+        await world.accept(alert())
+    world.spool.refusal = None
+    assert await world.accept(alert()) == 1
+    assert await world.told() == ["firing Down"]
+
+
+async def test_when_the_spool_was_lost_open_alerts_are_told_again(world: World) -> None:
+    await world.accept(alert())
+    world.spool.kept.clear()
+    world.spool.resets += 1
+    assert await world.accept(alert()) == 1
+
+
+async def test_the_memory_is_bounded_and_forgets_the_oldest_on_disk_as_well(tmp_path: Path) -> None:
+    async with Spool(tmp_path, max_bytes=1 << 20, clock=SystemClock()) as spool:
+        told = Told(max_told=5)
+        for number in range(20):
+            new = {f"id-{number}": number}
+            state = told.state(new, number)
+            await spool.commit(Change(state=state))
+            told.committed(new, state)
+        stored = await spool.state("told/")
+        assert set(stored) == {f"told/{n:015d}/id-{n}" for n in range(15, 20)}
+        state = told.state({}, 8 * 24 * 3600 * 1000)
+        told.committed({}, state)
+        await spool.commit(Change(state=state))
+        assert (len(told), await spool.state("told/")) == (0, {})
+
+
+async def test_what_is_told_again_has_one_key_also_where_0_1_0_had_written_it(
+    tmp_path: Path,
+) -> None:
+    async with Spool(tmp_path, max_bytes=1 << 20, clock=SystemClock()) as spool:
+        await spool.commit(Change(state={"told/old": b"7", f"told/{8:015d}/new": b"8"}))
+        told = Told()
+        await told.load(spool)
+        assert (told.at_ms("old"), told.at_ms("new")) == (7, 8)
+        again = {"old": 9, "new": 10}
+        state = told.state(again, 10)
+        await spool.commit(Change(state=state))
+        told.committed(again, state)
+        assert set(await spool.state("told/")) == {f"told/{9:015d}/old", f"told/{10:015d}/new"}
+        assert (told.at_ms("old"), told.at_ms("new"), len(told)) == (9, 10, 2)

@@ -1,0 +1,122 @@
+"""The relay: nothing leaves that should not, and what leaves is as its schema says."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema  # type: ignore[import-untyped]
+import pytest
+import structlog
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import generate_latest
+
+from byoc_agents.alerts.events import MAX_ANNOTATION, MAX_LABEL
+from byoc_agents.alerts.schema import components
+from tests.unit.alerts.relay_world import Memory, World, alert
+
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture
+def world() -> World:
+    return World(Memory())
+
+
+async def test_an_alert_is_told_from_allowed_fields_only(world: World) -> None:
+    assert await world.accept(alert()) == 1
+    (event,) = await world.events()
+    assert event["source"] == "/organizations/org/services/svc/alerts"
+    assert event["time"] == "2026-11-23T19:05:54.988Z"
+    assert event["data"] == {
+        "organization_id": "org",
+        "service_id": "svc",
+        "region": "us-east-1",
+        "status": "firing",
+        "notification": "transition",
+        "reconstructed": False,
+        "fingerprint": alert()["fingerprint"],
+        "starts_at": "2026-11-23T19:05:54.988Z",
+        "ends_at": None,
+        "received_at": "2026-11-23T19:06:24.988Z",
+        "labels": {"alertname": "Down", "severity": "critical"},
+        "annotations": {"summary": "Down is down"},
+        "cut": [],
+        "group_truncated_alerts": 0,
+    }
+
+
+async def test_a_group_that_was_truncated_says_so(world: World) -> None:
+    await world.relay.accept(
+        (DATA / "alertmanager-webhook-firing-truncated-max_alerts2.json").read_bytes()
+    )
+    assert [e["data"]["group_truncated_alerts"] for e in await world.events()] == [1, 1]
+    assert (
+        'byoc_alerts_truncated_total{agent="alert-forwarder"} 1.0'
+        in generate_latest(world.registry).decode()
+    )
+
+
+async def test_values_are_cut_and_it_is_said(world: World) -> None:
+    long = alert(labels={"alertname": "x" * 9999, "severity": "critical"})
+    long["annotations"] = {"summary": "é" * 9999}
+    await world.accept(long)
+    (event,) = await world.events()
+    assert len(event["data"]["labels"]["alertname"]) == MAX_LABEL
+    assert len(event["data"]["annotations"]["summary"]) == MAX_ANNOTATION
+    assert event["data"]["cut"] == ["labels.alertname", "annotations.summary"]
+
+
+async def test_every_event_is_as_its_schema_says(world: World) -> None:
+    await world.accept(alert(), alert("Watchdog"), alert("Gone", status="resolved"))
+    schemas = {"components": {"schemas": components()}}
+    names = {"byoc.alert.v1": "AlertEvent", "byoc.alert.watchdog.v1": "WatchdogEvent"}
+    for event in await world.events():
+        reference = {"$ref": f"#/components/schemas/{names[event['type']]}"}
+        jsonschema.validate(event, schemas | reference)
+
+
+SENTINEL = "s3cr3t"
+PLANTED = st.recursive(
+    st.one_of(
+        st.just(SENTINEL), st.text(max_size=3).map(SENTINEL.__add__), st.none(), st.integers()
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=2), st.dictionaries(st.just(f"k{SENTINEL}"), inner, max_size=2)
+    ),
+    max_leaves=3,
+)
+
+
+def planted(valid: dict[str, Any], *extra: str) -> st.SearchStrategy[dict[str, Any]]:
+    """Return the valid fields, each perhaps replaced, and unknown ones beside them."""
+    names = [*valid, *extra, f"new{SENTINEL}"]
+    return st.dictionaries(st.sampled_from(names), PLANTED, max_size=4).map(valid.__or__)
+
+
+PLANTED_ALERT = st.builds(
+    lambda whole, labels, annotations: whole | {"labels": labels, "annotations": annotations},
+    planted(alert(generatorURL=f"http://{SENTINEL}", silenceURL=SENTINEL), "values", "panelURL"),
+    planted({"instance": SENTINEL}, "db", "query").map(
+        lambda labels: labels | {"alertname": "Down", "severity": "critical"}
+    ),
+    planted({"description": SENTINEL}, "runbook_url").map(lambda a: a | {"summary": "text"}),
+)
+PLANTED_BODY = st.builds(
+    lambda top, alerts: top | {"alerts": alerts},
+    planted({"externalURL": SENTINEL, "groupKey": SENTINEL, "commonLabels": {"a": SENTINEL}},
+            "receiver", "truncatedAlerts", "status", "version", "groupLabels"),
+    st.lists(PLANTED_ALERT, min_size=1, max_size=3),
+)  # fmt: skip
+
+
+@given(PLANTED_BODY)
+def test_nothing_planted_in_the_input_comes_out(body: dict[str, Any]) -> None:
+    """Not in the bytes, the ids, the keys on disk, the logs or the metrics."""
+    world = World(Memory())
+    with structlog.testing.capture_logs() as logs:
+        asyncio.run(world.relay.accept(json.dumps(body).encode()))
+    assert world.spool.messages or world.fates().get("odd")
+    out = (world.spool.messages, world.spool.kept, logs, generate_latest(world.registry))
+    assert SENTINEL not in repr(out)

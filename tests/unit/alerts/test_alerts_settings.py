@@ -1,0 +1,49 @@
+"""The forwarder's settings: mistakes by their name, no secret, one destination."""
+
+import pytest
+
+from byoc_agents.alerts.daemon import destinations
+from byoc_agents.app.context import ClickHouseSettings
+from byoc_agents.app.settings import describe
+from byoc_agents.errors import ConfigError
+from tests.unit.alerts.forwarder_settings import INWARD, OUTWARD, SECRET, settings
+
+
+def test_its_one_destination_is_the_control_plane() -> None:
+    core, own = settings()
+    found = destinations(core, ClickHouseSettings(), own, {})
+    assert [str(destination) for destination in found] == ["https://control.example:443"]
+
+
+def test_no_secret_is_shown() -> None:
+    shown = repr(describe(settings()[1]))
+    assert not any(secret in shown for secret in (INWARD, OUTWARD, SECRET))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"BYOC_ALERTS_MATCHERS": 'severity="'},
+            "BYOC_ALERTS_MATCHERS: got 'severity=\"': column 10",
+        ),
+        ({"BYOC_ALERTS_WATCHDOG": "x"}, "BYOC_ALERTS_WATCHDOG: got 'x': column 2"),
+        ({"BYOC_ALERTS_LABELS": "a,b-c"}, "'b-c' is no label name"),
+        ({"BYOC_ALERTS_SIGNING_SECRET": "whsec_c2hvcnQ="}, "BYOC_ALERTS_SIGNING_SECRET: got ***;"),
+        ({"BYOC_ALERTS_TOKEN": "a b"}, "BYOC_ALERTS_TOKEN: got ***;"),
+        ({"BYOC_ALERTS_TOKEN": ""}, "BYOC_ALERTS_TOKEN: is not set"),
+        ({"BYOC_ALERTS_TLS_KEY_FILE": "/k"}, "want each other"),
+        (
+            {"BYOC_ALERTS_LISTEN": "0.0.0.0:9095", "BYOC_ALERTS_WEBHOOK_TOKEN": ""},
+            "BYOC_ALERTS_LISTEN=0.0.0.0 can be reached from outside the pod",
+        ),
+        ({"BYOC_ALERTS_REMINDER_SECONDS": "5"}, "must be 60 to 604800"),
+        ({"BYOC_ALERTS_MAX_BATCH": "0"}, "must be 1 to 500"),
+        ({"BYOC_ALERTS_TIMEOUT_SECONDS": "0"}, "must be 0.1 to 300"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_a_mistake_in_the_settings_names_its_place(changes: dict[str, str], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        settings(**changes)
+    assert said in str(caught.value)

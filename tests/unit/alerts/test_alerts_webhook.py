@@ -1,0 +1,136 @@
+"""The webhook over real sockets: who may, and what is answered when."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import structlog
+
+from byoc_agents.alerts.payload import NotAWebhookError
+from byoc_agents.alerts.reloadable_secret import Secret
+from byoc_agents.errors import SpoolFullError, SpoolUnavailableError
+from tests.unit.alerts.webhook_world import BODY, Make
+
+
+async def test_a_notification_is_answered_after_it_is_stored(make: Make) -> None:
+    async with make() as world:
+        world.relay.may_commit.clear()
+        asked = asyncio.create_task(world.post())
+        done, _ = await asyncio.wait([asked], timeout=0.05)
+        assert not done
+        world.relay.may_commit.set()
+        status, text, answer = await asked
+    assert (status, text) == (200, '{"status": "stored"}')
+    assert answer.headers["Server"] == "byoc-agents"
+    assert world.relay.bodies == [BODY]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (SpoolFullError("12 bytes are over 10"), 503),
+        (SpoolUnavailableError("/secret/path: read-only"), 503),
+        (NotAWebhookError("x"), 400),
+    ],
+)
+async def test_what_is_not_stored_is_answered_so_that_alertmanager_tries_again(
+    make: Make, error: Exception, status: int
+) -> None:
+    async with make() as world:
+        world.relay.error = error
+        got, text, _ = await world.post()
+        assert got == status
+        assert str(error) not in text
+        requests = {"agent": "a", "status": str(status)}
+        assert world.registry.get_sample_value("byoc_alerts_requests_total", requests) == 1
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{", b"null", b"<html>"])
+async def test_what_is_no_webhook_is_400(make: Make, body: bytes) -> None:
+    async with make() as world:
+        assert (await world.post(body))[0] == 400
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        ("Bearer right", 200),
+        ("bearer right", 200),
+        ("Bearer  right ", 200),
+        ("Bearer new", 200),
+        ("Bearer wrong", 401),
+        ("Bearer right new", 401),
+        ("Bearer righ", 401),
+        ("Bearer ", 401),
+        ("Basic right", 401),
+        ("right", 401),
+        ("", 401),
+        ("Bearer r\u00efght", 401),
+    ],
+)
+async def test_only_a_bearer_of_a_token_may(make: Make, header: str, status: int) -> None:
+    async with make(Secret("right\nnew\n")) as world:
+        got, text, answer = await world.post(Authorization=header)
+        assert got == status
+        assert "right" not in text
+        assert ("WWW-Authenticate" in answer.headers) == (status == 401)
+        assert len(world.relay.bodies) == (status == 200)
+
+
+async def test_a_stranger_is_refused_before_his_body_is_read(make: Make) -> None:
+    async with make(Secret("right")) as world:
+        reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
+        writer.write(b"POST /v1/alerts HTTP/1.1\r\nHost: x\r\nContent-Length: 999999\r\n\r\n")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 401 ")
+        writer.close()
+
+
+async def test_a_rotated_token_counts_at_once_and_an_emptied_file_changes_nothing(
+    make: Make, tmp_path: Path
+) -> None:
+    file = tmp_path / "token"
+    file.write_text("first")
+    async with make(Secret("first", str(file))) as world:
+        file.write_text("second\n")
+        assert (await world.post(Authorization="Bearer first"))[0] == 401
+        assert (await world.post(Authorization="Bearer second"))[0] == 200
+        with structlog.testing.capture_logs() as logs:
+            file.write_text("")
+            assert (await world.post(Authorization="Bearer second"))[0] == 200
+            file.unlink()
+            assert (await world.post(Authorization="Bearer second"))[0] == 200
+    assert [(line["event"], line["reason"]) for line in logs[:1]] == [("secret.kept", "empty")]
+    assert "second" not in repr(logs)
+
+
+async def test_a_sender_that_waits_for_100_continue_is_answered(make: Make) -> None:
+    async with (
+        make() as world,
+        world.session.post(world.url, data=BODY, expect100=True) as answer,
+    ):
+        assert answer.status == 200
+        assert world.relay.bodies == [BODY]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/v1/alerts", 405), ("POST", "/", 404), ("POST", "/v1/alerts/", 404)],
+)
+async def test_nothing_else_is_served_and_no_version_is_told(
+    make: Make, method: str, path: str, status: int
+) -> None:
+    async with make() as world:
+        url = f"http://127.0.0.1:{world.port}{path}"
+        async with world.session.request(method, url, data=BODY) as answer:
+            assert answer.status == status
+            assert answer.headers["Server"] == "byoc-agents"
+            assert answer.headers.get("Allow") == ("POST" if status == 405 else None)
+        assert world.relay.bodies == []
+
+
+async def test_a_defect_of_ours_tells_no_version_either(make: Make) -> None:
+    async with make() as world:
+        world.relay.error = RuntimeError("a defect")
+        status, text, answer = await world.post()
+    assert (status, answer.headers["Server"]) == (500, "byoc-agents")
+    assert "a defect" not in text

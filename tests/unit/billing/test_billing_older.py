@@ -1,0 +1,190 @@
+"""A spool that has become older than what has left, as by a damaged journal: no wrong bill."""
+
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from byoc_agents.app.cloudevents import parse_rfc3339
+from byoc_agents.audit import Audit, Report
+from byoc_agents.billing.objects import parse_key
+from byoc_agents.billing.rollback import since_ms
+from byoc_agents.billing.sources.reading import Reading
+from byoc_agents.billing.sources.select import Observation
+from byoc_agents.durable.spool import Spool
+from tests.unit.billing.scraper_bench import SECOND, Bench
+
+MAX_BYTES = 1 << 20
+
+
+@asynccontextmanager
+async def opened(bench: Bench) -> AsyncIterator[None]:
+    """Be one process on the directory as it is."""
+    async with Spool(bench.directory, max_bytes=MAX_BYTES, clock=bench.clock) as bench.spool:
+        bench.scraper = bench.made()
+        yield
+
+
+async def shipped(bench: Bench) -> dict[str, bytes]:
+    """Take everything out of the spool, as the shipper does."""
+    messages = await bench.spool.head(1000, 1 << 30)
+    bench.sent |= dict.fromkeys((one.id for one in messages), True)
+    if messages:
+        await bench.spool.remove([one.id for one in messages])
+    return {one.id: one.body for one in messages}
+
+
+def audited(stored: dict[str, bytes]) -> Report:
+    audit = Audit()
+    for key, body in stored.items():
+        audit.add(key, body)
+    return audit.report("bucket")
+
+
+@pytest.mark.parametrize(
+    "before", [0, 13, 25, 75], ids=["nothing yet", "one minute", "staged", "sealed"]
+)
+@pytest.mark.parametrize("lost", [0, 13, 80, 200])
+async def test_what_has_left_is_billed_once_and_the_rest_is_stated(
+    tmp_path: Path, before: int, lost: int
+) -> None:
+    bench, earlier = Bench(tmp_path / "state"), tmp_path / "earlier"
+    first_ns = bench.clock.boot_ns() + 5 * SECOND  # of the first sample
+    async with opened(bench):
+        await bench.ticks(before)
+        stored = await shipped(bench)
+    shutil.copytree(bench.directory, earlier)
+    async with opened(bench):
+        await bench.ticks(lost)
+        await bench.scraper.finish()
+        stored |= await shipped(bench)
+    shutil.rmtree(bench.directory)
+    earlier.rename(bench.directory)
+    async with opened(bench):
+        await bench.ticks(200)
+        await bench.scraper.finish()
+        for key, body in (await shipped(bench)).items():
+            assert stored.setdefault(key, body) == body, "S3 keeps the first one"
+    report = audited(stored)
+    assert {one.detail for one in report.findings} <= {"stated: spool_corrupt"}
+    billed = sum(total.cpu_core_seconds for total in report.services)
+    unrecorded = sum(one.core_seconds for one in report.unrecorded)
+    assert billed + unrecorded == Decimal(bench.clock.boot_ns() - first_ns) / SECOND
+
+
+def absent() -> Observation:
+    return Observation(None, absent=True)
+
+
+def born_now(bench: Bench) -> Observation:
+    return Observation(
+        Reading(
+            source="cgroup.v2",
+            incarnation="boot-1-8",
+            container_id="",
+            cpu_usec=0,
+            memory_bytes=1 << 30,
+            born_boot_ns=bench.clock.boot_ns(),
+        )
+    )
+
+
+@pytest.mark.parametrize("after", ["absent", "another"])
+@pytest.mark.parametrize("how", ["older", "removed"])
+async def test_what_is_lost_is_stated_also_where_its_target_is_gone(
+    tmp_path: Path, how: str, after: str
+) -> None:
+    """As when the pod starts anew: the container's birth does not reach back to what was lost."""
+    bench, earlier = Bench(tmp_path / "state"), tmp_path / "earlier"
+    async with opened(bench):
+        await bench.ticks(75)
+        stored = await shipped(bench)
+    shutil.copytree(bench.directory, earlier)
+    async with opened(bench):
+        await bench.ticks(80)
+        if how == "older":
+            await bench.scraper.finish()
+            stored |= await shipped(bench)
+        else:
+            await bench.ticks(30)
+    if how == "older":
+        shutil.rmtree(bench.directory)
+        earlier.rename(bench.directory)
+    else:
+        (bench.directory / "spool.db").unlink()
+    await bench.clock.advance(30)
+    bench.target.observation = absent() if after == "absent" else born_now(bench)
+    async with opened(bench):
+        await bench.ticks(5)
+        bench.target.observation = born_now(bench)
+        await bench.ticks(200)
+        await bench.scraper.finish()
+        stored |= await shipped(bench)
+    report = audited(stored)
+    assert {one.detail for one in report.findings} <= {"stated: spool_corrupt"}
+    reason = "spool_corrupt" if how == "older" else "no_checkpoint"
+    assert reason in {gap.reason for gap in report.gaps}
+
+
+def keyed(hour: int, sequence: int) -> str:
+    folder = f"v1/org=org/service=service/date=2026-11-23/hour={hour:02}"
+    return f"{folder}/uid-1-{sequence:010}-{sequence:010}.jsonl.zst"
+
+
+@pytest.mark.parametrize(
+    ("sent", "since"),
+    [
+        ({}, None),
+        ({"another id": True}, None),
+        ({keyed(9, 0): True, keyed(11, 2): True, keyed(10, 1): True}, "11"),
+        ({keyed(9, 0): True, keyed(10, 1): False}, "09"),
+        ({keyed(10, 1): False, keyed(9, 0): False}, "09"),
+    ],
+    ids=["nothing", "no object", "stored", "one is stored", "announced only"],
+)
+def test_usage_may_be_missing_from_the_newest_object_on_that_is_stored(
+    sent: dict[str, bool], since: str | None
+) -> None:
+    expected = since and parse_rfc3339(f"2026-11-23T{since}:00:00Z")
+    assert since_ms(sent) == expected
+
+
+async def test_epochs_rise_also_where_the_clock_was_set_back(tmp_path: Path) -> None:
+    """`verify` goes by their order."""
+    bench = Bench(tmp_path / "state")
+    async with opened(bench):
+        await bench.ticks(25)
+        await bench.scraper.finish()
+        before = {key.epoch for key in filter(None, map(parse_key, await shipped(bench)))}
+    shutil.rmtree(bench.directory)
+    bench.clock.step_wall(-3600)
+    async with opened(bench):
+        await bench.ticks(25)
+        await bench.scraper.finish()
+        after = {key.epoch for key in filter(None, map(parse_key, await shipped(bench)))}
+    assert max(before) < min(after)
+
+
+async def test_the_epoch_begun_in_need_is_earlier_than_any_to_come(tmp_path: Path) -> None:
+    """Also where the ledger that tells of it is lost with the spool, but not the lock's number."""
+    bench = Bench(tmp_path / "state")
+    async with opened(bench):
+        await bench.ticks(25)
+        await bench.scraper.finish()
+        (first,) = {key.epoch for key in filter(None, map(parse_key, await shipped(bench)))}
+    bench.sent |= {name.replace(str(first), str(first + 9_000_000)): True for name in bench.sent}
+    (bench.directory / "spool.db").unlink()
+    epochs = []
+    for sent in (bench.sent, {}):
+        bench.sent = dict(sent)
+        async with opened(bench):
+            await bench.ticks(25)
+            await bench.scraper.finish()
+            (epoch,) = {key.epoch for key in filter(None, map(parse_key, await shipped(bench)))}
+        (bench.directory / "spool.db").unlink()
+        bench.clock.step_wall(-3600)
+        epochs.append(epoch)
+    assert first + 9_000_000 < epochs[0] < epochs[1]

@@ -1,0 +1,239 @@
+"""The scraper between a target and a spool, on a fake clock."""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+from itertools import pairwise
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from byoc_agents.app.cloudevents import parse_rfc3339
+from byoc_agents.billing.objects import unseal
+from byoc_agents.billing.record import Usage, UsageRecord
+from byoc_agents.billing.scraper import CHECKPOINT
+from byoc_agents.billing.sources.select import Observation
+from byoc_agents.billing.window import HOUR_MS
+from byoc_agents.durable.spool import Spool
+from byoc_agents.durable.store import Change
+from byoc_agents.errors import SpoolFullError
+from tests.unit.billing.scraper_bench import SECOND, Bench
+
+HOURS = 3
+
+
+class Deaf(Spool):
+    """A spool whose n-th commit is made, and whose caller never hears of it."""
+
+    def __init__(self, spool: Spool, number: int) -> None:
+        self.__dict__ = dict(spool.__dict__)
+        self.made = asyncio.Event()
+        self._number = number
+
+    async def commit(self, change: Change) -> None:
+        await super().commit(change)
+        self._number -= 1
+        if self._number == 0:
+            self.made.set()
+            await asyncio.Event().wait()
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    made = Bench(tmp_path / "state")
+    await made.spool.__aenter__()
+    yield made
+    await made.spool.__aexit__()
+
+
+async def test_a_minute_is_staged_with_its_checkpoint_and_sealed_later(bench: Bench) -> None:
+    await bench.ticks(25)
+    records = await bench.records()
+    assert [r.data.gap_reason for r in records] == ["no_checkpoint", "", ""]
+    assert [r.data.sequence for r in records] == [0, 1, 2]
+    assert await bench.spool.head(10) == []
+    await bench.ticks(60)  # over 12:05, the phase; the gap is of the hour before
+    assert [m.records for m in await bench.spool.head(10)] == [1, 5]
+
+
+async def test_an_agent_that_dies_often_still_seals_in_time(bench: Bench) -> None:
+    for _ in range(8):
+        await bench.ticks(13)
+        bench.scraper = bench.made()
+    assert sum(m.records for m in await bench.spool.head(10)) > 4
+
+
+async def test_an_object_ends_with_the_hour(bench: Bench) -> None:
+    await bench.ticks(1)
+    await bench.clock.advance(3600 - 125)
+    await bench.ticks(26)
+    *_, message = await bench.spool.head(10)
+    lines = [msgspec.json.decode(x, type=UsageRecord) for x in unseal(message.id, message.body)]
+    assert lines[-1].data.charge_period_end == "2026-11-23T13:00:00.000Z"
+
+
+async def test_all_sources_are_read_once_a_window(bench: Bench) -> None:
+    await bench.ticks(36)
+    assert sum(bench.target.standbys) in {3, 4}
+
+
+async def test_a_new_scraper_goes_on_from_the_checkpoint(bench: Bench) -> None:
+    await bench.ticks(30)
+    bench.scraper = bench.made()
+    await bench.ticks(30)
+    data = [r.data for r in await bench.records()]
+    assert [d.sequence for d in data] == list(range(len(data)))
+    assert len({d.epoch for d in data}) == 1
+    ends = [d.counter.end for d in data if d.counter]
+    starts = [d.counter.start for d in data if d.counter]
+    assert ends[:-1] == starts[1:]
+
+
+async def test_a_checkpoint_of_another_version_begins_a_stated_epoch(bench: Bench) -> None:
+    await bench.ticks(30)
+    await bench.spool.commit(Change(state={CHECKPOINT: b'{"from": "the future"}'}))
+    bench.scraper = bench.made()
+    await bench.ticks(15)
+    data = [r.data for r in await bench.records()]
+    assert len({d.epoch for d in data}) == 2
+    assert len({(d.epoch, d.sequence) for d in data}) == len(data)
+    assert data[-2].gap_reason == "no_checkpoint"
+
+
+async def test_a_state_directory_that_vanishes_under_us_is_stated(bench: Bench) -> None:
+    await bench.ticks(30)
+    shutil.rmtree(bench.directory)
+    await bench.ticks(30)
+    data = [r.data for r in await bench.records()]
+    reasons = [d.gap_reason for d in data if d.gap_reason]
+    assert reasons[-1] == "spool_corrupt"
+    assert len({(d.epoch, d.sequence) for d in data}) == len(data)
+
+
+async def test_a_full_spool_makes_one_long_record(bench: Bench) -> None:
+    await bench.ticks(13)
+    staged = len(await bench.records())
+    await bench.reopen(max_bytes=1)
+    await bench.ticks(60)
+    assert "bytes are over" in bench.scraper.status()["spool_trouble"]
+    assert len(await bench.records()) == staged
+    scraper = bench.scraper
+    await bench.reopen(max_bytes=1 << 20)
+    scraper._spool = bench.spool
+    bench.scraper = scraper
+    await bench.ticks(13)
+    assert bench.scraper.status()["spool_trouble"] == ""
+    longest = max((await bench.records())[1:], key=lambda r: r.data.elapsed_milliseconds).data
+    assert longest.elapsed_milliseconds > 300_000
+    assert longest.quality == "measured"
+    assert longest.samples.observed >= longest.samples.expected - 1
+
+
+@pytest.mark.parametrize("end", ["room", "stop", "kill"])
+async def test_a_spool_that_is_full_for_hours_gives_a_record_an_hour(
+    bench: Bench, end: str
+) -> None:
+    """The figures of each hour are its own; where a kill took them, they are spread evenly."""
+    bench.sample_seconds = 60
+    await bench.reopen(max_bytes=1 << 20)
+    await bench.ticks(2)
+    await bench.reopen(max_bytes=1)
+    await bench.ticks(HOURS * 60)
+    scraper = bench.scraper
+    await bench.reopen(max_bytes=1 << 20)
+    if end != "kill":
+        scraper._spool = bench.spool
+        bench.scraper = scraper
+    await (scraper.finish() if end == "stop" else bench.ticks(3))
+    data = [record.data for record in await bench.records()]
+    assert [one.sequence for one in data] == list(range(len(data)))
+    spans = [span(one) for one in data if one.quality != "gap"]
+    assert all(one[1] == following[0] for one, following in pairwise(spans))
+    assert all((stop - 1) // HOUR_MS == start // HOUR_MS for start, stop in spans)
+    whole = [one for one in data if one.elapsed_milliseconds == HOUR_MS]
+    assert len(whole) >= HOURS - 1
+    assert {one.quality for one in whole} == {"estimated" if end == "kill" else "measured"}
+    assert {one.used.cpu_core_seconds for one in whole} == {3600}
+
+
+async def test_a_stop_while_it_is_full_writes_nothing_over_the_hours_that_wait(
+    bench: Bench,
+) -> None:
+    bench.sample_seconds = 60
+    await bench.reopen(max_bytes=1 << 20)
+    await bench.ticks(2)
+    await bench.reopen(max_bytes=1)
+    before = await bench.spool.state(CHECKPOINT)
+    await bench.ticks(HOURS * 60)
+    with pytest.raises(SpoolFullError):
+        await bench.scraper.finish()
+    assert await bench.spool.state(CHECKPOINT) == before
+
+
+def span(usage: Usage) -> tuple[int, int]:
+    """Return a record's period in milliseconds since 1970."""
+    return parse_rfc3339(usage.charge_period_start), parse_rfc3339(usage.charge_period_end)
+
+
+async def test_finish_seals_the_open_window_and_closes_the_target(bench: Bench) -> None:
+    await bench.ticks(15)
+    await bench.scraper.finish()
+    *_, message = await bench.spool.head(10)
+    last = msgspec.json.decode(unseal(message.id, message.body)[-1], type=UsageRecord)
+    assert last.data.quality == "measured"
+    assert bench.target.closed
+    assert await bench.spool.staged() == []
+
+
+@pytest.mark.parametrize("write", [1, 2, 6], ids=["first record", "second record", "seal"])
+async def test_a_stop_in_the_midst_of_a_write_loses_and_repeats_nothing(
+    bench: Bench, write: int
+) -> None:
+    """The write is made all the same: `finish` must not go on from what was before it."""
+    await bench.ticks(2)
+    await bench.scraper._seal_all()  # the gap before the first sample
+    bench.scraper._spool = deaf = Deaf(bench.spool, write)
+    run = asyncio.create_task(bench.ticks(73))  # five windows, and the seal of all
+    await deaf.made.wait()
+    run.cancel()
+    await asyncio.wait([run])
+    await bench.clock.advance(5)
+    await bench.scraper.finish()
+    data = [record.data for record in await bench.records()]
+    counters = [d.counter for d in data if d.counter]
+    assert [d.sequence for d in data] == list(range(len(data)))
+    assert counters[-1].end == bench.clock.boot_ns() // SECOND
+    assert [c.end for c in counters[:-1]] == [c.start for c in counters[1:]]
+    assert await bench.spool.staged() == []
+
+
+async def test_trouble_is_logged_once_and_shown(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench.target.observation = Observation(None, trouble="cgroup.v2: not there", absent=True)
+    await bench.ticks(30)
+    assert bench.scraper.status()["target_trouble"] == "cgroup.v2: not there"
+    assert capsys.readouterr().out.count("not there") == 1
+    gaps = [r.data.gap_reason for r in await bench.records()]
+    assert set(gaps) == {"target_absent"}
+
+
+async def test_samples_fall_on_full_intervals_of_the_wall_clock(bench: Bench) -> None:
+    seen: list[int] = []
+    read = bench.target.read
+
+    async def noted(*, standby: bool = False) -> Observation:
+        seen.append(bench.clock.wall_ns() % (5 * SECOND))
+        return await read(standby=standby)
+
+    bench.target.read = noted  # type: ignore[method-assign]
+    await bench.clock.advance(1.3)
+    run = asyncio.create_task(bench.scraper.run())
+    for _ in range(5):
+        await asyncio.sleep(0)
+        (wait,) = await bench.clock.parked()
+        await bench.clock.advance(wait)
+    run.cancel()
+    await asyncio.wait([run])
+    assert seen[1:] == [0] * len(seen[1:])

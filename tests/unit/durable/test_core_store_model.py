@@ -1,0 +1,170 @@
+"""The store against a model of plain Python values, through reopening, crashes and power cuts."""
+
+import random
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from byoc_agents.delivery.sink import Message
+from byoc_agents.durable.rows import count
+from byoc_agents.durable.store import ROW_OVERHEAD_BYTES, Store
+from byoc_agents.durable.write_batch import Change
+from byoc_agents.errors import SpoolFullError
+from tests.unit.durable.lost_writes import Image, cut_short, image
+from tests.unit.durable.plain_spool import Model
+
+MAX_BYTES = 8 * ROW_OVERHEAD_BYTES
+NUMBERS = st.integers(0, 9)
+MESSAGES = st.builds(
+    Message,
+    id=NUMBERS.map(lambda n: f"m{n}"),
+    type=st.just("t"),
+    body=st.binary(max_size=64),
+    created_at_ms=st.integers(0, 9),
+    records=st.integers(0, 3),
+    replaces=st.sampled_from(["", "", "a", "b"]),
+)
+
+
+class StoreAgainstModel(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.directory = Path(tempfile.mkdtemp(prefix="byoc-store-"))
+        self.store = self.opened()
+        self.model = Model()
+
+    def opened(self) -> Store:
+        store = Store(self.directory / "spool.db", max_bytes=MAX_BYTES)
+        store.connection.execute("PRAGMA synchronous=OFF")  # the cuts are made by `lost_writes`
+        store.connection.execute("PRAGMA wal_autocheckpoint=8")  # the journal is often moved
+        return store
+
+    def teardown(self) -> None:
+        self.store.close()
+        shutil.rmtree(self.directory)
+
+    def do(self, work: Callable[[], object]) -> None:
+        self.store.begin()
+        work()
+        self.store.commit()
+
+    @rule(
+        messages=st.lists(MESSAGES, max_size=3),
+        lines=st.lists(st.binary(max_size=64), max_size=3),
+        unstaged=st.integers(0, 4),
+        state=st.dictionaries(st.sampled_from("xyz"), st.none() | st.binary(max_size=3)),
+    )
+    def commit(
+        self,
+        messages: list[Message],
+        lines: list[bytes],
+        unstaged: int,
+        state: dict[str, bytes | None],
+    ) -> None:
+        unstaged = min(unstaged, len(self.model.staged))
+        after = self.model.copy()
+        after.staged = after.staged[unstaged:] + lines
+        for message in messages:
+            after.put(message)
+        after.state = {k: v for k, v in (after.state | state).items() if v is not None}
+        fits = after.bytes() <= max(MAX_BYTES, self.model.bytes())
+        refused = False
+        self.store.begin()
+        try:
+            self.store.apply(Change(messages, state, lines, unstaged))
+        except SpoolFullError:
+            refused = True
+        self.store.commit()
+        assert refused is not fits
+        self.model = after if fits else self.model
+
+    @rule(number=NUMBERS)
+    def remove(self, number: int) -> None:
+        self.do(lambda: self.store.remove([f"m{number}"]))
+        self.model.remove([f"m{number}"])
+
+    @rule(number=NUMBERS)
+    def bury(self, number: int) -> None:
+        there = (m for m in self.model.queue if m.id == f"m{number}")
+        message = next(there, Message(f"m{number}", "t", b"", 0))
+        self.do(lambda: self.store.bury(message, "rejected", "", 1))
+        self.model.bury(message)
+
+    @rule(number=NUMBERS)
+    def revive(self, number: int) -> None:
+        revived = self.model.revive(f"m{number}")
+        self.store.begin()
+        assert self.store.revive(f"m{number}") is revived
+        self.store.commit()
+
+    @rule()
+    def reopen(self) -> None:
+        self.store.close()
+        self.store = self.opened()
+
+    @rule(messages=st.lists(MESSAGES, max_size=2))
+    def crash(self, messages: list[Message]) -> None:
+        """Go on from a copy of the files, taken while a transaction was open."""
+        self.store.begin()
+        with suppress(SpoolFullError):
+            self.store.apply(Change(messages=messages, state={"x": b"uncommitted"}))
+        copy = Path(tempfile.mkdtemp(prefix="byoc-store-"))
+        for suffix in ("", "-wal"):
+            file = self.directory / f"spool.db{suffix}"
+            if file.exists():
+                shutil.copy(file, copy)
+        self.store.close()
+        shutil.rmtree(self.directory)
+        self.directory = copy
+        self.store = self.opened()
+
+    @rule(messages=st.lists(MESSAGES, max_size=3), seed=st.integers(0, 1 << 32))
+    def power_cut(self, messages: list[Message], seed: int) -> None:
+        """Lose the power in a commit, and with it any sector that was on its way to the disk."""
+        before = image(self.directory)
+        after = self.model.copy()
+        for message in messages:
+            after.put(message)
+        self.store.begin()
+        with suppress(SpoolFullError):
+            self.store.apply(Change(messages=messages))
+        full = self.store.totals().bytes != after.bytes()
+        self.store.commit()
+        found, committed = cut_short(before, image(self.directory), random.Random(seed))
+        self.fall_back_to(found)
+        there = self.store.head(100, 1 << 20)
+        assert there in (
+            [after.queue] if committed and not full else [after.queue, self.model.queue]
+        )
+        if there == after.queue and not full:
+            self.model = after
+
+    def fall_back_to(self, found: Image) -> None:
+        """Go on from other files, opened as after any start."""
+        self.store.close()
+        shutil.rmtree(self.directory)
+        self.directory.mkdir()
+        for name, content in found.items():
+            (self.directory / name).write_bytes(content)
+        self.store = self.opened()
+
+    @invariant()
+    def same(self) -> None:
+        assert self.store.head(100, 1 << 20) == self.model.queue
+        assert self.store.staged() == self.model.staged
+        assert self.store.state("") == self.model.state
+        assert [letter.message for letter in self.store.dead_letters()] == self.model.dead
+        assert self.store.totals() == count(self.store.connection)
+        assert self.store.totals().bytes == self.model.bytes()
+
+
+TestStoreAgainstModel = StoreAgainstModel.TestCase
+TestStoreAgainstModel.settings = settings(
+    max_examples=15, stateful_step_count=25, deadline=None, derandomize=True, database=None
+)

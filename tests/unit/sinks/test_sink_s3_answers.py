@@ -1,0 +1,192 @@
+"""Every answer S3 can give, through real aiobotocore and real sockets."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+from aiobotocore.session import AioSession
+
+from byoc_agents.delivery.sink import Outcome, Receipt
+from byoc_agents.errors import Reason, SendError
+from byoc_agents.sinks.s3 import S3Sink
+from lab.fakes.http import (
+    Behaviour,
+    always,
+    close,
+    cut,
+    drip,
+    garbage,
+    hang,
+    lose,
+    redirect,
+    reply,
+    reset,
+)
+from lab.fakes.s3 import FakeS3
+from tests.unit.sinks.s3_sinks import MESSAGE, THERE, said, sink_to
+
+
+class Pair:
+    """One sink and the S3 that it talks to, kept for the whole file."""
+
+    def __init__(self, s3: FakeS3, sink: S3Sink) -> None:
+        self.s3 = s3
+        self.sink = sink
+
+    async def answer_to(self, behaviour: Behaviour) -> Outcome:
+        before = len(self.s3.http.requests)
+        self.s3.http.script = always(behaviour)
+        (outcome,) = await self.sink.send([MESSAGE])
+        assert len(self.s3.http.requests) == before + 1, "one attempt is one request"
+        return outcome
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def pair(session: AioSession) -> AsyncIterator[Pair]:
+    async with FakeS3() as s3, sink_to(s3.url, session) as sink:
+        yield Pair(s3, sink)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def hasty(session: AioSession) -> AsyncIterator[Pair]:
+    """Give a sink with short time-outs."""
+    options = {"read_timeout": 0.5, "attempt_seconds": 1.5}
+    async with FakeS3() as s3, sink_to(s3.url, session, **options) as sink:
+        await sink._open_client()  # which may take longer than an attempt here
+        yield Pair(s3, sink)
+
+
+ANSWERS = [
+    ("412", said(412, "PreconditionFailed"), Reason.ALREADY_STORED),
+    ("409", said(409, "ConditionalRequestConflict"), Reason.CONFLICT),
+    ("403", said(403, "AccessDenied"), Reason.FORBIDDEN),
+    ("403 of a proxy", reply(403, body=b"<html>blocked</html>"), Reason.FORBIDDEN),
+    ("403 of another region", said(403, "AccessDenied", THERE), Reason.WRONG_REGION),
+    ("expired token", said(400, "ExpiredToken"), Reason.CREDENTIALS),
+    ("unknown key", said(403, "InvalidAccessKeyId"), Reason.CREDENTIALS),
+    ("signature", said(403, "SignatureDoesNotMatch"), Reason.CREDENTIALS),
+    ("skew", said(403, "RequestTimeTooSkewed"), Reason.CREDENTIALS),
+    ("401", reply(401), Reason.CREDENTIALS),
+    ("404", said(404, "NoSuchBucket"), Reason.NOT_FOUND),
+    ("301", said(301, "PermanentRedirect", THERE), Reason.WRONG_REGION),
+    ("301 without a region", said(301, "PermanentRedirect"), Reason.WRONG_REGION),
+    ("307 temporary", said(307, "TemporaryRedirect"), Reason.WRONG_REGION),
+    ("307 of nobody", reply(307, {"location": "http://127.0.0.1:1/"}), Reason.REDIRECT),
+    (
+        "malformed authorization of another region",
+        said(400, "AuthorizationHeaderMalformed", more="<Region>us-west-2</Region>"),
+        Reason.WRONG_REGION,
+    ),
+    ("malformed authorization", said(400, "AuthorizationHeaderMalformed"), Reason.CREDENTIALS),
+    ("location", said(400, "IllegalLocationConstraintException"), Reason.WRONG_REGION),
+    ("digest", said(400, "BadDigest"), Reason.CHECKSUM),
+    ("payload hash", said(400, "XAmzContentSHA256Mismatch"), Reason.CHECKSUM),
+    ("too large", said(400, "EntityTooLarge"), Reason.TOO_LARGE),
+    ("413", reply(413), Reason.TOO_LARGE),
+    ("other 400", said(400, "InvalidArgument"), Reason.REJECTED),
+    ("slow upload", said(400, "RequestTimeout"), Reason.TIMEOUT),
+    ("customer key off", said(400, "KMS.DisabledException"), Reason.FORBIDDEN),
+    ("501", said(501, "NotImplemented"), Reason.FORBIDDEN),
+    ("429", reply(429), Reason.THROTTLED),
+    ("503 slow down", said(503, "SlowDown"), Reason.THROTTLED),
+    ("503", reply(503), Reason.SERVER_ERROR),
+    ("500", said(500, "InternalError"), Reason.SERVER_ERROR),
+    ("500 garbage", reply(500, body=b"<<<"), Reason.SERVER_ERROR),
+    ("418", reply(418), Reason.BAD_RESPONSE),
+    ("200 without an ETag", reply(200), Reason.BAD_RESPONSE),
+    # botocore reads a 200 with a body as the 500 that S3 may write into one
+    ("200 of a login page", reply(200, {"etag": '"a"'}, b"<html><p>hi"), Reason.SERVER_ERROR),
+    ("200 with an error", said(200, "InternalError"), Reason.SERVER_ERROR),
+    (
+        "200 with another checksum",
+        reply(200, {"etag": '"a"', "x-amz-checksum-sha256": "AAAA"}),
+        Reason.CHECKSUM,
+    ),
+    ("closed", close, Reason.CONNECTION),
+    ("reset", reset, Reason.CONNECTION),
+    ("cut in the head", cut(20), Reason.CONNECTION),
+    (
+        "cut in the body",
+        garbage(b"HTTP/1.1 500 -\r\ncontent-length: 99\r\n\r\n<Err"),
+        Reason.CONNECTION,
+    ),
+    ("no HTTP", garbage(), Reason.BAD_RESPONSE),
+]
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize(
+    ("behaviour", "reason"), [row[1:] for row in ANSWERS], ids=[row[0] for row in ANSWERS]
+)
+async def test_an_answer_becomes_its_reason(
+    behaviour: Behaviour, reason: Reason, pair: Pair
+) -> None:
+    outcome = await pair.answer_to(behaviour)
+    assert outcome.reason is reason
+    assert isinstance(outcome, Receipt) == (reason is Reason.ALREADY_STORED)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("behaviour", [hang, lose(hang)], ids=["before", "after it was done"])
+async def test_silence_ends_with_the_read_time_out(behaviour: Behaviour, hasty: Pair) -> None:
+    outcome = await hasty.answer_to(behaviour)
+    assert outcome.reason is Reason.TIMEOUT
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_drip_that_never_ends_ends_with_the_attempt(hasty: Pair) -> None:
+    outcome = await hasty.answer_to(drip())
+    assert (outcome.reason, outcome.detail) == (Reason.TIMEOUT, "no answer within 1.5 s")  # type: ignore[union-attr]
+
+
+async def test_a_port_that_nobody_listens_on_is_a_connection_error(session: AioSession) -> None:
+    async with FakeS3() as gone:
+        pass
+    async with sink_to(gone.url, session) as sink:
+        (outcome,) = await sink.send([MESSAGE])
+    assert outcome.reason is Reason.CONNECTION
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_the_wrong_region_is_named_with_ours(pair: Pair) -> None:
+    outcome = await pair.answer_to(said(301, "PermanentRedirect", THERE))
+    assert isinstance(outcome, SendError)
+    assert outcome.detail == (
+        "301 PermanentRedirect: the bucket is in us-west-2, we are in eu-west-1"
+    )
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_wrong_clock_is_named(pair: Pair) -> None:
+    outcome = await pair.answer_to(said(403, "RequestTimeTooSkewed"))
+    assert "clock" in str(outcome)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("7", 7.0), ("99999999", 86400.0), ("soon", None), ("-1", None)]
+)
+async def test_retry_after_is_handed_on(text: str, seconds: float | None, pair: Pair) -> None:
+    outcome = await pair.answer_to(said(503, "SlowDown", {"retry-after": text}))
+    assert isinstance(outcome, SendError)
+    assert outcome.retry_after_seconds == seconds
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_no_redirect_is_followed_to_the_same_host(pair: Pair) -> None:
+    outcome = await pair.answer_to(redirect("/bucket/elsewhere", 308))
+    assert outcome.reason is Reason.REDIRECT
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_an_error_tells_no_secret(pair: Pair) -> None:
+    odd = said(400, "Odd\nsecret-key-of-test?X-Amz-Signature=1" + "x" * 100)
+    outcome = await pair.answer_to(odd)
+    assert isinstance(outcome, SendError)
+    assert "\n" not in outcome.detail
+    assert len(outcome.detail) < 80
+    for behaviour in (close, garbage(), said(403, "SignatureDoesNotMatch")):
+        text = repr(await pair.answer_to(behaviour))
+        assert "secret" not in text
+        assert "token-of-test" not in text
+        assert MESSAGE.id not in text

@@ -1,0 +1,184 @@
+"""Kills at every step, lost and bad answers, hours offline: each transition arrives once, in order.
+
+The oracle is the queue's double (what a consumer would get), a journal of what was accepted, and
+the truth about the watched server.
+"""
+
+import asyncio
+import json
+import multiprocessing
+import random
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab.fakes.http import Behaviour, Request, always, close, hang, lose, reply, reset, serve
+from lab.fakes.sqs import Entry, FakeSqs, sqs_error
+from tests.unit.state.state_life import POLL_SECONDS, Life, live, readonly
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.unit.state.state_life"])
+TICKS = 12
+STEPS = 36  # of the fuse in a first life of TICKS; test_the_fuse_covers_a_whole_life counts them
+ANSWERS: list[Behaviour] = [serve, serve, lose(), lose(reset), reply(503), hang, close]
+
+
+@dataclass
+class World:
+    """The queue, the disk and the exporter's lives one after another."""
+
+    place: Path
+    sqs: FakeSqs
+    second: int = 0
+    bodies: dict[str, str] = field(default_factory=dict)  # id -> body, of every entry that came
+    exits: list[int | None] = field(default_factory=list)
+
+    def note(self, entry: Entry) -> dict[str, Any] | None:
+        name, body = entry["MessageDeduplicationId"], entry["MessageBody"]
+        assert self.bodies.setdefault(name, body) == body, "one id, two bodies"
+        return None
+
+    async def live(self, **what: Any) -> int | None:
+        """Be one process to its end; return its exit code."""
+        life = Life(
+            directory=self.place / "state",
+            journal=self.place / "journal",
+            queue_url=self.sqs.queue_url,
+            start_second=self.second,
+            **{"ticks": TICKS, **what},
+        )
+        process = CONTEXT.Process(target=live, args=(life,))
+        process.start()
+        await asyncio.to_thread(process.join)
+        self.second += life.ticks * POLL_SECONDS
+        self.exits.append(process.exitcode)
+        return process.exitcode
+
+    async def end(self) -> None:
+        """Drain, and hold everything that arrived against everything that is known."""
+        self.sqs.http.script = always(serve)
+        assert await self.live(finish=True) == 0
+        self.check()
+
+    def check(self) -> None:
+        events = [json.loads(sent.body) for sent in self.sqs.messages]
+        data = [event["data"] for event in events]
+        assert len({event["id"] for event in events}) == len(events)
+        sequences = [d["sequence"] for d in data]
+        assert sequences == sorted(set(sequences)), "in order, none twice"
+        transitions = [d for d in data if d["kind"] == "transition"]
+        assert [d["transition"] for d in transitions] == list(range(1, len(transitions) + 1))
+        states = [d["state"] for d in transitions]
+        assert all(a != b for a, b in pairwise(states))
+        accepted = set((self.place / "journal").read_text().split())
+        assert accepted <= {event["id"] for event in events}, "accepted and lost"
+        assert data[-1]["state"] == ("degraded" if readonly(self.second) else "running")
+        assert {d["lost_transitions"] for d in data} == {0}
+        for d in data:
+            assert d["transition"] == sum(t["sequence"] <= d["sequence"] for t in transitions)
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async with FakeSqs() as sqs:
+        made = World(tmp_path, sqs)
+        sqs.refuse = made.note
+        yield made
+
+
+async def test_without_a_fault_every_change_arrives(world: World) -> None:
+    await world.live()
+    await world.end()
+    seconds = range(POLL_SECONDS, world.second + 1, POLL_SECONDS)
+    truth = [readonly(second) for second in seconds]
+    changes = 1 + sum(a != b for a, b in pairwise(truth))
+    kinds = [json.loads(sent.body)["data"]["kind"] for sent in world.sqs.messages]
+    assert kinds.count("transition") == changes
+
+
+async def test_a_kill_loses_and_repeats_nothing(world: World) -> None:
+    """One life ends between a commit and its send, one between a send and its removal."""
+    for step in (2, 10):
+        assert await world.live(burn_at=step) == -9
+    await world.end()
+
+
+@pytest.mark.real  # a minute
+@pytest.mark.parametrize("step", range(1, STEPS + 1))
+async def test_a_kill_at_any_step_loses_and_repeats_nothing(world: World, step: int) -> None:
+    assert await world.live(burn_at=step) == -9
+    await world.end()
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("seed", range(5))
+async def test_kills_and_bad_answers_at_random(world: World, seed: int) -> None:
+    dice = random.Random(seed)
+
+    def script(_: Request) -> Behaviour:
+        return dice.choice(ANSWERS)
+
+    world.sqs.http.script = script
+    for _ in range(4):
+        await world.live(burn_at=dice.randrange(1, STEPS), ticks=6, patience_seconds=0.3)
+    assert -9 in world.exits, f"seed {seed} killed nobody"
+    await world.end()
+
+
+BAD: dict[str, Behaviour] = {
+    "throttled": reply(403, body=sqs_error(403, "RequestThrottled").body),
+    "no queue": reply(
+        400,
+        {"content-type": "application/x-amz-json-1.0"},
+        sqs_error(400, "QueueDoesNotExist").body,
+    ),
+    "forbidden": reply(403, body=sqs_error(403, "AccessDeniedException").body),
+    "unknown": reply(400, body=sqs_error(400, "Surprise").body),
+}
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", BAD)
+async def test_a_queue_that_refuses_for_a_while_gets_everything_later(
+    world: World, name: str
+) -> None:
+    world.sqs.http.script = always(BAD[name])
+    await world.live()
+    assert world.sqs.messages == []
+    await world.end()
+
+
+@pytest.mark.real
+async def test_hours_offline_keep_every_transition_and_one_heartbeat(world: World) -> None:
+    await world.live(ticks=700, ship=False)
+    await world.end()
+    kinds = [json.loads(sent.body)["data"]["kind"] for sent in world.sqs.messages]
+    assert kinds.count("transition") > 200
+    assert kinds.count("heartbeat") < 10
+
+
+@pytest.mark.real
+async def test_an_entry_that_fails_alone_holds_up_its_stream_and_nothing_is_overtaken(
+    world: World,
+) -> None:
+    dice: Callable[[], float] = random.Random(7).random
+
+    def refuse(entry: Entry) -> dict[str, Any] | None:
+        world.note(entry)
+        failure = {"Code": "InternalError", "Message": "-", "SenderFault": False}
+        return failure if dice() < 0.4 else None
+
+    await world.live(ticks=30, ship=False)
+    world.sqs.refuse = refuse
+    await world.live(ticks=30)
+    await world.end()
+
+
+@pytest.mark.real
+async def test_the_fuse_covers_a_whole_life(world: World) -> None:
+    assert await world.live(burn_at=STEPS + 1) == 0, "STEPS is less than a life has"
+    await world.end()
