@@ -50,22 +50,22 @@ def _default(field: Any) -> str:
 
 
 def _text(value: Any) -> str:
+    if value in (None, "", ()):
+        return "none"
     match value:
-        case None | "" | ():
-            return "none"
-        case bool():
-            return f"`{str(value).lower()}`"
-        case int() if value and value % 1024**2 == 0:
-            return f"`{value // 1024**2}Mi`"
-        case float():
-            return f"`{value:g}`"
-        case str() | int():
-            return f"`{value}`".replace("|", "\\|")
+        case bool() | str():
+            text = str(value).lower() if isinstance(value, bool) else value
+        case int() | float():
+            mebibytes, rest = divmod(value, 1024**2)
+            text = f"{value:g}" if rest or not mebibytes else f"{mebibytes:g}Mi"
         case (str(host), int(port)):
-            return f"`{host}:{port}`"
+            text = f"{host}:{port}"
         case tuple():
-            return ", ".join(f"`{name}`" for name in value)
-    return "see the notes"
+            text = ",".join(value)
+        case _:
+            return "see the notes"
+    escaped = text.replace("|", "\\|")
+    return f"`{escaped}`"
 
 
 def main() -> int:

@@ -36,7 +36,10 @@ FORBIDDEN = {
     "beside": (r"\bbesides?\b", "next to, in addition to"),
     "for ever": (r"\bfor ever\b", "until cancelled, always"),
     "is no X": (r"\b(?:is|are|was|were|be) no (?!longer\b|more than\b|less than\b)", "is not a(n)"),
-    "what is X": (rf"(?<!at )\bwhat (?:{NOUNS})\b(?![^.]*\?)", "name the thing"),
+    "what is X": (
+        rf"(?<!at )\bwhat (?:{NOUNS})\b(?! (?:wrong|expected|missing)\b)(?![^.]*\?)",
+        "name the thing",
+    ),
     "lies in": (r"\b(?:lies?|lay|lying) (?:in|on|under|at|there|beside)\b", "is stored in, is in"),
     "stands in": (r"\b(?:stands?|stood) (?:in|on|at|there|for)\b", "exists, is in, means"),
     "wants X": (r"\bwants (?!to\b)", "expected, requires"),
@@ -103,7 +106,8 @@ def _without_code(markdown: str) -> str:
     def blank(match: re.Match[str]) -> str:
         return "\n" * match[0].count("\n")
 
-    fenced = re.sub(r"^( *)(```+|~~~+).*?^\1\2[ \t]*$", blank, markdown, flags=re.DOTALL | re.M)
+    fence = re.compile(r"^( *)(```+|~~~+).*?^\1\2[ \t]*$", re.DOTALL | re.MULTILINE)
+    fenced = fence.sub(blank, markdown)
     return re.sub(r"`[^`\n]+`", blank, fenced)
 
 
