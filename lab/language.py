@@ -23,8 +23,10 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 BASELINE = ROOT / "tests" / "docs" / "language_baseline.json"
-MARKDOWN = ("*.md", ".github/**/*.md", "docs/**/*.md", "helm/**/*.md", "images/*.md")
-MARKDOWN += ("localstack/*.md", "constraints/*.md", "lab/**/*.md")
+MARKDOWN = (
+    *("*.md", ".github/**/*.md", "docs/**/*.md", "helm/**/*.md", "images/*.md"),
+    *("localstack/*.md", "constraints/*.md", "lab/**/*.md"),
+)
 PYTHON = ("agents/**/*.py", "images/*.py", "lab/**/*.py", "tests/**/*.py")
 # These files name the forbidden words in order to forbid them.
 EXEMPT = {"lab/language.py", "tests/docs/test_language.py"}
