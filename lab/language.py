@@ -37,7 +37,10 @@ FORBIDDEN = {
     "anew": (r"\banew\b", "again, new"),
     "beside": (r"\bbesides?\b", "next to, in addition to"),
     "for ever": (r"\bfor ever\b", "until cancelled, always"),
-    "is no X": (r"\b(?:is|are|was|were|be) no (?!longer\b|more than\b|less than\b)", "is not a(n)"),
+    "is no X": (
+        r"(?<!there )\b(?:is|are|was|were|be) no (?!longer\b|more than\b|less than\b)",
+        "is not a(n)",
+    ),
     "what is X": (
         rf"(?<!at )\bwhat (?:{NOUNS})\b(?! (?:wrong|expected|missing)\b)(?![^.]*\?)",
         "name the thing",

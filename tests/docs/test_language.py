@@ -74,6 +74,7 @@ def test_a_forbidden_construction_is_found(text: str, rule: str) -> None:
     "text",
     [
         "The task is no longer running.",
+        "There is no room on the disk.",
         "What is the state of the queue?",
         "An operator who wants to resend a message uses this command.",
         "The record is stored in the bucket.",
