@@ -54,21 +54,22 @@ class Reason(StrEnum):
     OK = "ok"  # stored now
     ALREADY_STORED = "already_stored"  # stored by an earlier attempt whose answer was lost
     TIMEOUT = "timeout"
-    CONNECTION = "connection"  # refused, reset, closed half-way, no DNS answer, TLS failure
+    CONNECTION = "connection"  # refused, reset, closed half-way, no DNS answer
+    TLS = "tls"  # the certificate was not accepted: unknown CA, another name, a clock that is off
     THROTTLED = "throttled"  # 429, SlowDown, RequestLimitExceeded
     SERVER_ERROR = "server_error"  # 5xx
     CONFLICT = "conflict"  # 409: another conditional write of the same key is in flight
     CHECKSUM = "checksum"  # the receiver got other bytes than we sent
-    BAD_RESPONSE = "bad_response"  # an answer that its protocol does not allow
+    BAD_RESPONSE = "bad_response"  # not in the receiver's own form: a proxy's page, an unknown code
     LEDGER = "ledger"  # the ledger line could not be written
     CREDENTIALS = "credentials"  # none found, expired, provider failing, 401
-    FORBIDDEN = "forbidden"  # 403
+    FORBIDDEN = "forbidden"  # 403, or a setting that the receiver refuses for every message
     NOT_FOUND = "not_found"  # 404: no such bucket, queue or path
     WRONG_REGION = "wrong_region"  # 301 or 400 that names another region
     REDIRECT = "redirect"  # any redirect; never followed
     EGRESS_REFUSED = "egress_refused"  # our own gate: not in the destinations table
-    TOO_LARGE = "too_large"  # 413, EntityTooLarge
-    REJECTED = "rejected"  # the receiver refuses this message for good (400, 422, invalid)
+    TOO_LARGE = "too_large"  # EntityTooLarge, or the control plane's own 413
+    REJECTED = "rejected"  # the receiver says that this very message is invalid
     INTERNAL = "internal"  # a defect of ours; held, never dropped
 
 

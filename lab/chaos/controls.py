@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 from lab.chaos import oracle
+from lab.chaos.allocated import allocated
 from lab.chaos.evidence import ALERT, Evidence
 from lab.chaos.order import ordered
 from lab.chaos.outages import Outage
@@ -41,6 +42,9 @@ def _billing(found: Evidence) -> Iterator[Control]:
         replace(found, writes=found.writes + found.writes),
     )
     yield "a microsecond is missing", oracle.billing, replace(found, lives=more)
+    longest = max(found.lives, key=lambda life: life.seconds)
+    short = [replace(one, seconds=0.001) if one is longest else one for one in found.lives]
+    yield "a size counts without its container", allocated, replace(found, lives=short)
     other = {middle: found.objects[middle] + b"-"}
     yield "a restart hid other bytes", oracle.billing, replace(found, before=[other])
 

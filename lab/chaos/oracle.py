@@ -11,6 +11,7 @@ from typing import Any
 from byoc_agents.audit import Report
 from byoc_agents.billing.record import Usage
 from lab.chaos.again import lived_again
+from lab.chaos.allocated import allocated
 from lab.chaos.evidence import ALERT, Evidence, written
 from lab.chaos.facts import Fact, fact
 from lab.chaos.lost import miscounted
@@ -29,7 +30,7 @@ BILLING, STATE, ALERTS = "billing-scraper", "state-exporter", "alert-forwarder"
 
 def judged(found: Evidence) -> list[str]:
     """Return everything that differs from what is promised."""
-    checks = (billing, states, outages, alerts, dead_letters, ledger, processes, growth)
+    checks = (billing, allocated, states, outages, alerts, dead_letters, ledger, processes, growth)
     return [f"{check.__name__}: {said}" for check in checks for said in check(found)]
 
 

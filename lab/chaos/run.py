@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lab.chaos.acts import Lanes, Stage
+from lab.chaos.allocated import LIMIT_BYTES
 from lab.chaos.aws import Queue
 from lab.chaos.daemon import Daemon, Figures
 from lab.chaos.evidence import Evidence, collected, settled
@@ -29,6 +30,7 @@ PACE = {
     "BYOC_BILLING_SAMPLE_SECONDS": "0.5",
     "BYOC_BILLING_WINDOW_SECONDS": "1",
     "BYOC_BILLING_SEAL_SECONDS": "1",
+    "BYOC_LIMITS_MEMORY_BYTES": str(LIMIT_BYTES),
     "BYOC_STATE_POLL_SECONDS": "0.5",
     "BYOC_STATE_HEARTBEAT_SECONDS": "2",
     "BYOC_STATE_STARTING_SECONDS": "2",

@@ -2,6 +2,7 @@
 
 import random
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ class Life:
 
     inode: int
     cpu_usec: int
+    seconds: float = 0.0  # how long it was there; 0 = not known
 
 
 @dataclass
@@ -30,6 +32,7 @@ class Target:
     rng: random.Random
     lives: list[Life] = field(default_factory=list)  # those that are over
     burners: int = 0
+    made_at: float = field(default_factory=time.monotonic)
     _resources: ExitStack = field(default_factory=ExitStack)
     _over: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
@@ -66,10 +69,12 @@ class Target:
     def make(self) -> None:
         for directory in self.group.directories.values():
             directory.mkdir()
+        self.made_at = time.monotonic()
 
     def life(self) -> Life:
         """Return the present life, once nothing runs in it any more."""
-        return Life(self.group["cpuacct"].stat().st_ino, settled(self.group))
+        seconds = time.monotonic() - self.made_at
+        return Life(self.group["cpuacct"].stat().st_ino, settled(self.group), seconds)
 
     def _work(self, burner: Burner) -> None:
         while not self._over.wait(TURN_SECONDS):

@@ -25,7 +25,7 @@ async def usage_reaches_s3(stage: Stage) -> None:
     """Let a process work, and see its usage arrive."""
     stage.screen.say(
         f"a sample every {SAMPLE_SECONDS:g} s, a record every {WINDOW_SECONDS} s,"
-        f" an object every {SEAL_SECONDS} s (in production 5 s, 60 s, 300 s)"
+        f" an object every {SEAL_SECONDS} s (in production 5 s, 60 s, 900 s)"
     )
     life = await stage.new_life()
     stage.screen.say(f"the workload starts: pid {life.pid}, with children that come and go")

@@ -244,8 +244,6 @@ class HttpDouble:
         method, target, _ = first.split(" ")
         pairs = (line.split(":", 1) for line in lines)
         headers = {name.lower(): value.strip() for name, value in pairs}
-        if headers.get("expect", "").lower() == "100-continue":
-            writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         body = await self._read_body(reader, headers)
         return Request(len(self.requests), method, target, headers, body)
 

@@ -68,20 +68,22 @@ def handed_over(window: Window, sample: Sample) -> Reading | None:
             if same_life(before, None, reading, sample):
                 told = window.standby_cpu_usec + reading.cpu_usec - before.cpu_usec
                 cpu_usec = max(told, window.reading.cpu_usec)
-                memory_bytes = reading.memory_bytes
-                return replace(window.reading, cpu_usec=cpu_usec, memory_bytes=memory_bytes)
+                return replace(window.reading, cpu_usec=cpu_usec)
     return None
 
 
 def rescaled(window: Window, reading: Reading) -> Window:
-    """Return the window as the reading's source counts; both were read at the window's end."""
+    """Return an empty window as the reading's source counts; both were read at its start.
+
+    A change of source begins a record: what memory means (page cache or not) is the source's own.
+    """
     used_usec = window.reading.cpu_usec - window.cpu_start_usec
     cpu_start_usec = reading.cpu_usec - used_usec
     return replace(
         window,
         reading=reading,
         cpu_start_usec=cpu_start_usec,
-        memory_max_bytes=max(window.memory_max_bytes, reading.memory_bytes),
+        memory_max_bytes=reading.memory_bytes,
         source_changed=True,
     )
 
@@ -98,7 +100,7 @@ def same_life(before: Reading, seen: Seen | None, now: Reading, sample: Sample) 
     """
     return (
         not other_source(before, now)
-        and before.incarnation == now.incarnation
+        and _same_incarnation(before, now)
         and (births_agree(before, now) or uptime_stood_still(before, seen, now, sample))
         and now.cpu_usec >= before.cpu_usec
     )
@@ -113,7 +115,7 @@ def same_container(
     if rebooted:
         return False
     if not other_source(before, now):
-        same = before.incarnation == now.incarnation
+        same = _same_incarnation(before, now)
         still = births_agree(before, now) or same_life(before, seen, now, sample)
         return same and still
     return seen is not None and was_there(now, seen.boot_ns)
@@ -132,7 +134,7 @@ def birth_tolerance_ns(reading: Reading) -> int:
 
 def fell(before: Reading, now: Reading) -> bool:
     """Return whether one and the same counter, which only grows, is lower now."""
-    same = not other_source(before, now) and before.incarnation == now.incarnation
+    same = not other_source(before, now) and _same_incarnation(before, now)
     return same and births_agree(before, now) and now.cpu_usec < before.cpu_usec
 
 
@@ -182,6 +184,13 @@ def uptime_stood_still(before: Reading, seen: Seen | None, now: Reading, sample:
     return later and uptime_ns > uptime_before_ns - BIRTH_TOLERANCE_NS
 
 
+def _same_incarnation(before: Reading, now: Reading) -> bool:
+    """Return whether both name the same life; ClickHouse's of 0.1.0 did not name the server."""
+    if before.incarnation == now.incarnation:
+        return True
+    return now.source == "clickhouse" and now.incarnation.startswith(f"{before.incarnation}-")
+
+
 def _clock_went_on(state: State, sample: Sample) -> bool:
     """Return whether the boot clock went on from the state: no reboot, whatever the boot id says.
 
@@ -193,10 +202,9 @@ def _clock_went_on(state: State, sample: Sample) -> bool:
     tolerance_ms = max(START_TOLERANCE_MS, boot_ms * START_TOLERANCE_RATIO)
     if boot_ms < 0 or state.boot_ns // NS_PER_MS <= tolerance_ms:
         return False
-    if (
-        abs(wall_ms - boot_ms) <= tolerance_ms
-        or sample.boot_ns // NS_PER_MS > wall_ms + tolerance_ms
-    ):
+    if abs(wall_ms - boot_ms) <= tolerance_ms:
+        return True
+    if sample.boot_ns // NS_PER_MS > wall_ms + tolerance_ms:
         return True
     before = state.window.reading if state.window else state.last  # the wall clock may be set, too
     if before is None or sample.reading is None or not before.container_id:

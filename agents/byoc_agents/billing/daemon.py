@@ -125,7 +125,7 @@ def destinations(
         setting="BYOC_BILLING_BUCKET",
         frequency=f"{own.seal_seconds:g} s",
     )
-    return [*found, bucket, *credential_destinations(environ, core.region, NAME)]
+    return [*found, bucket, *credential_destinations(environ, core.region, NAME, ("s3",))]
 
 
 @asynccontextmanager

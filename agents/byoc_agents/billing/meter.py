@@ -102,6 +102,7 @@ class _Found(msgspec.Struct, frozen=True):
     window: Window
     reading: Reading  # where the window's counter is now
     late_ns: int = 0  # how long the counter had to rise before the window
+    late_ms: int = 0  # how long the container was there before the window, in gaps already stated
     reason: GapReason = ""  # of the gap; "" = the one that is stated already
 
 
@@ -121,7 +122,7 @@ class Meter:
         reading, unsure_ms = sample.reading, sample.wall_ms if since_ms is None else since_ms
         if reading is None:
             before = gap(unsure_ms, sample.wall_ms, reason)
-            return _lost(state, sample, sample.wall_ms, None), before
+            return replace(_lost(state, sample, sample.wall_ms, None), unread=reason), before
         birth_ms = born_ms(reading, sample, sample.wall_ms)
         born = birth_ms is not None
         if birth_ms is None:  # a counter of the kernel is not older than its boot
@@ -171,7 +172,10 @@ class Meter:
         state, periods = _step_on(window, after, handed, moment, at_ms, unseen=unseen)
         window = _open(state)
         if other_source(handed, sample.reading):
-            window = rescaled(window, sample.reading)
+            window = ended(window)
+            periods += shut(window)
+            window = rescaled(opened(window), sample.reading)
+            state = replace(state, place_ms=max(state.place_ms, window.end_ms))
         return replace(state, window=_measured(window, sample)), periods
 
     def _step_blind(
@@ -274,6 +278,9 @@ def _step_gap(state: State, sample: Sample, moment: _Moment, window_ms: int) -> 
     if same:
         window = sized(window, size)
         window = window if before else replace(window, counted_ms=late_ms)
+    elif found.late_ms:
+        window = replace(window, counted_ms=found.late_ms)
+    before += _before_start(state, sample, sample.reading, size)
     to_ms = max(moment.place_ms, start_ms)
     at_ms = cuts(start_ms, to_ms, window_ms)
     elapsed_ns = (to_ms - start_ms) * NS_PER_MS
@@ -283,6 +290,16 @@ def _step_gap(state: State, sample: Sample, moment: _Moment, window_ms: int) -> 
     )
     after = _at(sample, to_ms)
     return replace(after, window=_measured(window, sample)), before + periods
+
+
+def _before_start(state: State, sample: Sample, reading: Reading, size: Size) -> list[Period]:
+    """State what ran before the meter's start, if it is read for the first time now."""
+    since, birth_ms = state.since, born_ms(reading, sample, state.place_ms)
+    if not state.unread or since is None or birth_ms is None or state.rebooted:
+        return []
+    start_ms = state.place_ms - (sample.boot_ns - since.boot_ns) // NS_PER_MS
+    counted_ms = start_ms - birth_ms
+    return gap(birth_ms, start_ms, state.unread, reading, sizes=(size, size), counted_ms=counted_ms)
 
 
 def _still_gap(state: State, sample: Sample, window_ms: int) -> Stepped:
@@ -331,9 +348,11 @@ def _appear(state: State, sample: Sample, reading: Reading, moment: _Moment) -> 
         return _baseline(state, reading, "counter_impossible")  # it is older than it seems
     birth_ms = born_ms(reading, sample, state.place_ms)
     start_ms = next((ms for ms in (birth_ms, state.absent_ms) if ms is not None), place_ms)
+    late_ms = 0 if birth_ms is None else max(0, state.gap_start_ms - birth_ms)
     start_ms = min(max(start_ms, state.gap_start_ms), place_ms)
     window = fresh(replace(reading, cpu_usec=0), start_ms, 0)
-    return _Found(replace(window, restart_observed=last is not None), reading, late_ns)
+    window = replace(window, restart_observed=last is not None)
+    return _Found(window, reading, late_ns, late_ms)
 
 
 def _baseline(state: State, reading: Reading, reason: GapReason) -> _Found:

@@ -32,7 +32,7 @@ GapReason = Literal[
 ]
 SizeSource = Literal["cgroup", "cgroup_ancestor", "clickhouse", "downward_api", "unknown"]
 
-# If the number of CPUs is not known: the largest cloud machine has 1,920 (AWS u7inh-32tb.480xlarge).
+# If the number of CPUs is unknown: the largest cloud machine has 1,920 (AWS u7inh-32tb.480xlarge).
 MAX_CPUS = 2048
 # How much CPU per CPU of the machine a counter may show beyond the time it had. Kernel counters are
 # at most one tick (10 ms at CLK_TCK = 100) behind on each CPU, and figures are rounded to

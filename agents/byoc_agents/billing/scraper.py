@@ -37,6 +37,7 @@ HELD_AT_ONCE = 6  # steps that are written in one commit: some 10 KiB of room
 MAX_HELD = 10_000  # periods that wait in memory for room, some 2 KiB each
 HINT_POLL_MS = 1000  # how often the file that announces the target's end is looked for
 HINTED_SAMPLE_MS = 100  # the sample interval once it is there
+HINTED_MS = 600_000  # and for how long: more than any usual terminationGracePeriodSeconds
 
 
 class Pace(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,6 +78,7 @@ class Scraper:
         machine_cpus: Callable[[], int | None] = lambda: None,
         asleep_ns: Callable[[], int | None] = lambda: None,
         end_hint: Path | None = None,
+        max_held: int = MAX_HELD,
     ) -> None:
         """Take the parts.
 
@@ -84,7 +86,7 @@ class Scraper:
         number of CPUs of the target's machine (None: unknown, `record.MAX_CPUS` is the bound), and
         `asleep_ns` how long the machine has slept since its boot (None: unknown). `end_hint` is a
         file that appears when the target is about to end: from then on samples are taken every
-        `HINTED_SAMPLE_MS`.
+        `HINTED_SAMPLE_MS`. `max_held` is how many periods wait in memory while the spool refuses.
         """
         self._agent = agent
         self._target = target
@@ -101,6 +103,7 @@ class Scraper:
         self._machine_cpus = machine_cpus
         self._asleep_ns = asleep_ns
         self._end_hint = end_hint
+        self._max_held = max_held
         self._log = structlog.get_logger().bind(agent=agent)
         self._checkpoint: Checkpoint | None = None
         self._outrun = False  # what is on disk is older than what has left
@@ -150,7 +153,14 @@ class Scraper:
                 return
 
     def _hinted(self) -> bool:
-        return self._end_hint is not None and self._end_hint.exists()
+        """Return whether the file announced the target's end within the last `HINTED_MS`."""
+        if self._end_hint is None:
+            return False
+        try:
+            hinted_ms = self._end_hint.stat().st_mtime_ns // 1_000_000
+        except OSError:
+            return False
+        return abs(self._clock.wall_ns() // 1_000_000 - hinted_ms) < HINTED_MS
 
     async def finish(self) -> None:
         """Take a last sample, close the open window and seal all that is staged."""
@@ -185,12 +195,12 @@ class Scraper:
     def _hold(self, checkpoint: Checkpoint, sample: Sample) -> None:
         """Go on in memory: what is closed waits there with the figures it would have on disk.
 
-        With `MAX_HELD` periods waiting nothing more is closed. The samples that follow count as
+        With `max_held` periods waiting nothing more is closed. The samples that follow count as
         missed: CPU stays exact, and is spread evenly over the time until there is room.
         """
         state, periods = self._meter.step(checkpoint.state, sample, hold=True)
         waiting = sum(len(held.periods) for held in checkpoint.held)
-        if periods and waiting + len(periods) > MAX_HELD:
+        if periods and waiting + len(periods) > self._max_held:
             return
         held = (*checkpoint.held, Held(periods, state)) if periods else checkpoint.held
         self._checkpoint = msgspec.structs.replace(checkpoint, state=state, held=held)

@@ -116,6 +116,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     size: Size | None = None  # what size it had then
     late_ms: int = 0  # time since then that counts if the container turns out to be the same
     rebooted: bool = False  # the machine was, since then
+    unread: GapReason = ""  # nothing was ever read: why what was before the start is not recorded
     boot_alias: str | None = None  # another boot id under which this boot was seen last
     asleep_ns: int | None = None  # of the last sample, as in Sample
     machine_cpus: int | None = None  # of the last sample
@@ -152,7 +153,7 @@ def advance(  # noqa: PLR0913  what happened in one interval
     counted_ms = counted(span_ms, elapsed_ns, clock_set=clock_set)
     window = replace(window, longest_ns=max(window.longest_ns, elapsed_ns), pending_ns=0)
     closed = []
-    spent = (0, 0, 0)
+    spent: tuple[int, ...] = (0, 0, 0)
     for cut_ms in at_ms:
         done = cut_ms - origin.end_ms
         cpu = _between(origin.reading.cpu_usec, reading.cpu_usec, done, span_ms)

@@ -4,6 +4,8 @@ aiobotocore's own HTTP session follows redirects and resends the body with its s
 it is replaced here by one that hands every 3xx back as what it is: an answer.
 """
 
+import re
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import aiohttp
@@ -66,6 +68,9 @@ def aws_config(gate: Gate, **options: Any) -> AioConfig:
         "http_session_cls": http_session_class(gate),
         "defaults_mode": "legacy",  # `auto` asks the metadata service for the region
         "retries": {"total_max_attempts": 1, "mode": "standard"},
+        # Never by a variable: `destinations.endpoint_mistakes` rejects those.
+        "use_fips_endpoint": False,
+        "use_dualstack_endpoint": False,
         "connect_timeout": CONNECT_SECONDS,
         "read_timeout": READ_SECONDS,
         "max_pool_connections": 2,
@@ -74,9 +79,11 @@ def aws_config(gate: Gate, **options: Any) -> AioConfig:
 
 
 async def fetch_credentials(session: AioSession) -> None:
-    """Make sure that there are fresh credentials. Raises SendError(CREDENTIALS).
+    """Make sure that there are fresh credentials. Raises SendError.
 
     Done before a request, so that a failing STS or agent is never taken for a failing receiver.
+    STS's throttling and failures pass by themselves and are retried; anything else is held as
+    CREDENTIALS, with STS's own error code.
     """
     try:
         credentials = await session.get_credentials()
@@ -84,11 +91,74 @@ async def fetch_credentials(session: AioSession) -> None:
             await _read_again(session, credentials)
             await credentials.get_frozen_credentials()
             return
+    except exceptions.ClientError as error:
+        raise _sts_error(error.response) from error
     except Exception as error:  # any provider, any library below it; it will be asked again
         if refused := refusal_in(error):
             raise refused from error
-        raise SendError(Reason.CREDENTIALS, f"AWS credentials: {type(error).__name__}") from error
+        raise SendError(Reason.CREDENTIALS, f"AWS credentials: {_cause(error)}") from error
     raise SendError(Reason.CREDENTIALS, NO_CREDENTIALS)
+
+
+STS_RETRIED = {
+    "Throttling": Reason.THROTTLED,
+    "ThrottlingException": Reason.THROTTLED,
+    "RequestLimitExceeded": Reason.THROTTLED,
+    "IDPCommunicationError": Reason.SERVER_ERROR,  # STS could not reach the cluster's issuer
+    "InternalFailure": Reason.SERVER_ERROR,
+    "ServiceUnavailable": Reason.SERVER_ERROR,
+}
+
+
+def _sts_error(response: Mapping[str, Any]) -> SendError:
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    code = re.sub(r"[^A-Za-z0-9._-]", "?", str(response.get("Error", {}).get("Code", "")))[:64]
+    failing = Reason.SERVER_ERROR if status >= 500 else Reason.CREDENTIALS  # noqa: PLR2004
+    return SendError(
+        STS_RETRIED.get(code, failing), f"AWS credentials: STS answered {status} {code}"
+    )
+
+
+def _cause(error: Exception) -> str:
+    """Return the error's class, and what OpenSSL or the proxy said below it. Holds no secret."""
+    cause = getattr(error, "kwargs", {}).get("error")
+    below: BaseException | None = cause if isinstance(cause, BaseException) else error
+    while below is not None:
+        if isinstance(below, aiohttp.ClientHttpProxyError):
+            return f"{type(error).__name__}: the proxy answered {below.status}"
+        certificate = getattr(below, "certificate_error", below)
+        if message := getattr(certificate, "verify_message", ""):
+            return f"{type(error).__name__}: TLS: {message}"
+        below = below.__cause__ or below.__context__
+    return type(error).__name__
+
+
+REFRESH_SECONDS = 60.0  # at least this long between two refreshes that a refusal asks for
+
+
+class KeyRefresh:
+    """Forgets the session's keys after a receiver refused them, so that new ones are fetched.
+
+    Keys can die before their stated end: a role that was created again, revoked sessions, a clock
+    that was set back. `monotonic` gives seconds.
+    """
+
+    def __init__(self, session: AioSession, monotonic: Callable[[], float]) -> None:
+        self._session = session
+        self._monotonic = monotonic
+        self._last: float | None = None
+
+    def forget(self) -> bool:
+        """Forget the keys, at most once in REFRESH_SECONDS. Return whether they were forgotten."""
+        now = self._monotonic()
+        if self._last is not None and now - self._last < REFRESH_SECONDS:
+            return False
+        credentials = self._session._credentials  # noqa: SLF001  what get_credentials keeps
+        if credentials is None or credentials.method in {"env", "explicit"}:
+            return False  # these cannot change while the process runs
+        self._last = now
+        self._session._credentials = None  # noqa: SLF001
+        return True
 
 
 async def _read_again(session: AioSession, credentials: Any) -> None:
@@ -161,6 +231,10 @@ class AwsHttpSession:
             return await self._send(request)
         except (aiohttp.ClientError, OSError) as error:  # OSError: TimeoutError too
             raise _translate(error, request) from error
+        except ValueError as error:  # aiohttp's, for a control character in a header
+            raise SendError(
+                Reason.CREDENTIALS, "AWS credentials: a control character in a key or a token"
+            ) from error
 
     async def _send(self, request: Any) -> AioAWSResponse:
         response = await self._open().request(
@@ -192,6 +266,9 @@ def _headers(request: Any) -> CIMultiDict[str]:
     for key, value in request.headers.items():
         headers[key] = value.decode("latin-1") if isinstance(value, bytes) else str(value)
     headers["Accept-Encoding"] = "identity"  # botocore issue 1255
+    # aiohttp waits for the 100 without a bound, and some stores and proxies never send one. The
+    # bodies are small: waiting saves nothing. The header is not part of the signature.
+    headers.popall("Expect", None)
     return headers
 
 

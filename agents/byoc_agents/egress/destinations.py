@@ -4,14 +4,16 @@ The gate, the network policies, the IAM policies and the documentation are all m
 none of them can allow what another one does not know.
 """
 
+import configparser
 import ipaddress
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import msgspec
 from yarl import URL
 
-from byoc_agents.egress.regions import s3_region
+from byoc_agents.egress.regions import s3_region, sqs_region
 from byoc_agents.errors import ConfigError
 
 SCHEMES = frozenset({"https", "http"})
@@ -92,9 +94,19 @@ def clickhouse_destination(url: str, **about: str) -> Destination:
 
 
 def sqs_destination(queue_url: str, endpoint_url: str | None = None, **about: str) -> Destination:
-    """Return where botocore sends for a queue: the endpoint when one is given, else the URL's."""
+    """Return where botocore sends for a queue: the endpoint if one is given, else the URL's host.
+
+    Raises ConfigError for a host that is not a name of SQS, since its region would be a guess. A
+    host of this machine, or an explicit endpoint, is not AWS's and needs no region.
+    """
     about = {"purpose": "service state to SQS"} | about
-    return https_destination(endpoint_url or queue_url, **about)
+    destination = https_destination(endpoint_url or queue_url, **about)
+    if endpoint_url or destination.local or sqs_region(destination.host):
+        return destination
+    setting = about.get("setting") or "queue"
+    mistake = f"{setting}: the host {destination.host} is not a known name of SQS: expected"
+    mistake += " sqs.REGION.amazonaws.com or another name of AWS, or AWS_ENDPOINT_URL_SQS set to it"
+    raise ConfigError([mistake])
 
 
 def s3_destination(
@@ -149,12 +161,17 @@ def endpoint_url(service: str, environ: Mapping[str, str]) -> str | None:
 
 
 def credential_destinations(
-    environ: Mapping[str, str], region: str, agent: str = ""
+    environ: Mapping[str, str], region: str, agent: str = "", services: Sequence[str] = ()
 ) -> list[Destination]:
     """Return what the chosen AWS identity needs: STS (IRSA), the agent of Pod Identity or ECS.
 
-    Static keys need nothing, and botocore prefers them. The node's role is never used.
+    Static keys need nothing, and botocore prefers them. The node's role is never used. Raises
+    ConfigError for unusable variables of AWS; `services` are those that the agent calls.
     """
+    irsa = bool(environ.get("AWS_ROLE_ARN") and environ.get("AWS_WEB_IDENTITY_TOKEN_FILE"))
+    called = [*services, *(["sts"] if irsa else [])]
+    if wrong := environment_mistakes(environ) + endpoint_mistakes(environ, called):
+        raise ConfigError(wrong)
     if environ.get("AWS_ACCESS_KEY_ID") and environ.get("AWS_SECRET_ACCESS_KEY"):
         return []
     found = []
@@ -165,6 +182,89 @@ def credential_destinations(
     elif full := environ.get("AWS_CONTAINER_CREDENTIALS_FULL_URI"):
         found.append(_container(full, "_FULL_URI", agent))
     return found
+
+
+# Variables that end up in a header or in a request: white space in them can never be right.
+EXACT_VARIABLES = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_ROLE_ARN",
+    "AWS_ROLE_SESSION_NAME",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+    "AWS_PROFILE",
+)
+
+
+def environment_mistakes(environ: Mapping[str, str]) -> list[str]:
+    """Return AWS's variables that hold white space or control characters. Repeats no value."""
+    return [
+        f"{name}: holds {_character(found[0])} at character {found.start() + 1}:"
+        " expected no white space; `printf %s` writes no newline"
+        for name in EXACT_VARIABLES
+        if (found := re.search(r"[\s\x00-\x1f\x7f]", environ.get(name, "")))
+    ]
+
+
+def _character(found: str) -> str:
+    return {"\n": "a newline", "\r": "a carriage return", " ": "a space", "\t": "a tab"}.get(
+        found, f"U+{ord(found):04X}"
+    )
+
+
+def endpoint_mistakes(environ: Mapping[str, str], services: Sequence[str]) -> list[str]:
+    """Return the settings that ask botocore for FIPS or dual-stack endpoints by itself.
+
+    The destinations table is made before botocore runs, so such an endpoint has to be named. Reads
+    AWS's variables and its configuration file (AWS_CONFIG_FILE, AWS_PROFILE).
+    """
+    file = _config_file(environ)
+    wrong = []
+    for variable, key, example in (
+        ("AWS_USE_FIPS_ENDPOINT", "use_fips_endpoint", "{service}-fips.REGION.amazonaws.com"),
+        ("AWS_USE_DUALSTACK_ENDPOINT", "use_dualstack_endpoint", DUAL_STACK),
+    ):
+        source = variable if variable in environ else f"AWS_CONFIG_FILE, {key}"
+        if environ.get(variable, file.get(key, "")).strip().lower() != "true":
+            continue
+        wrong += [
+            f"{source}: is not supported for {service}: expected it unset and"
+            f" AWS_ENDPOINT_URL_{service.upper()}=https://{_example(example, service)}"
+            for service in services
+            if not endpoint_url(service, environ)
+        ]
+    return wrong
+
+
+DUAL_STACK = "dual"
+
+
+def _example(example: str, service: str) -> str:
+    if example is DUAL_STACK:
+        return (
+            "s3.dualstack.REGION.amazonaws.com" if service == "s3" else f"{service}.REGION.api.aws"
+        )
+    return example.format(service=service)
+
+
+def _config_file(environ: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the keys of the chosen profile in AWS's configuration file; none if it is unusable."""
+    home = environ.get("HOME", "")
+    path = environ.get("AWS_CONFIG_FILE") or (f"{home}/.aws/config" if home else "")
+    parser = configparser.RawConfigParser()
+    try:
+        parser.read(Path(path).expanduser(), encoding="utf-8")
+    except (configparser.Error, OSError, RuntimeError, UnicodeDecodeError):
+        return {}
+    profile = environ.get("AWS_PROFILE", "default")
+    for section in ("default" if profile == "default" else f"profile {profile}", profile):
+        if parser.has_section(section):
+            return dict(parser.items(section))
+    return {}
 
 
 def _sts_destination(environ: Mapping[str, str], region: str, agent: str) -> Destination:

@@ -54,6 +54,10 @@ def refusal_in(error: BaseException | None) -> EgressRefusedError | None:
     return error
 
 
+# Of one header of an answer. aiohttp's 8190 is less than some proxies and security policies add.
+MAX_HEADER_BYTES = 64 * 1024
+
+
 class Gate:
     """Allows exactly the given destinations (and the proxy), counts and refuses everything else.
 
@@ -104,6 +108,8 @@ class Gate:
             trace_configs=[self._no_redirects()],
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
+            max_line_size=MAX_HEADER_BYTES,
+            max_field_size=MAX_HEADER_BYTES,
             **options,
         )
 

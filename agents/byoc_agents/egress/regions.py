@@ -1,4 +1,4 @@
-"""Which region a host name of S3 stands in, and which partition a region belongs to."""
+"""The region of a host name of S3 or SQS, and the partition of a region."""
 
 import re
 
@@ -10,8 +10,15 @@ _REGION = r"(?P<region>[a-z]{2,4}(?:-[a-z]+)+-\d+)"
 # https://docs.aws.amazon.com/general/latest/gr/s3.html, dual-stack, FIPS and dash styles included
 _S3 = re.compile(rf"(?:^|\.)s3(?:-fips)?(?:[.-](?:dualstack\.)?{_REGION})?(?:\.vpce)?{_SUFFIX}")
 _ACCELERATE = re.compile(rf"(?:^|\.)s3-accelerate(?:\.dualstack)?{_SUFFIX}")
-_SQS = re.compile(rf"(?:^|\.)sqs(?:-fips)?\.{_REGION}(?:\.vpce)?{_SUFFIX}")
-_OLD_SQS = re.compile(rf"^{_REGION}\.queue{_SUFFIX}")
+# https://docs.aws.amazon.com/general/latest/gr/sqs-service.html: standard and FIPS, dual-stack
+# (api.aws), interface endpoints, and the legacy names.
+_SQS = (
+    re.compile(rf"^sqs(?:-fips)?\.{_REGION}{_SUFFIX}"),
+    re.compile(rf"^sqs(?:-fips)?\.{_REGION}\.api\.(?:aws|amazonwebservices\.com\.cn)$"),
+    re.compile(rf"^vpce-[a-z0-9-]+\.sqs(?:-fips)?\.{_REGION}\.vpce{_SUFFIX}"),
+    re.compile(rf"^{_REGION}\.queue{_SUFFIX}"),
+)
+_OLDEST_SQS = "queue.amazonaws.com"  # us-east-1
 
 NOWHERE = "no region (Transfer Acceleration)"
 PARTITIONS = (  # botocore partitions.json: the regions that are not in `aws`
@@ -37,9 +44,15 @@ def s3_region(host: str) -> str | None:
 
 
 def sqs_region(host: str) -> str | None:
-    """Return the region of a host of SQS, of old names and interface endpoints too."""
-    match = _SQS.search(host) or _OLD_SQS.search(host)
-    return match["region"] if match else None
+    """Return the region of a host of SQS; None if it is not a known name of SQS.
+
+    The only parser of such names: the sink signs for this region, the policies name it in ARNs,
+    and `check-config` rejects a queue whose host is not known, unless an endpoint is set.
+    """
+    name = host.lower().rstrip(".")
+    if name == _OLDEST_SQS:
+        return "us-east-1"
+    return next((match["region"] for form in _SQS if (match := form.search(name))), None)
 
 
 def partition(region: str) -> str:

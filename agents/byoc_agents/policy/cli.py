@@ -113,7 +113,7 @@ def facts_of(configuration: Configuration) -> Facts:
 
 
 def queue_arn(queue_url: str, region: str) -> str:
-    """Return a queue's ARN: the host says the region, else it is ours."""
+    """Return a queue's ARN: the host names the region, else it is `region`."""
     parts = urlsplit(queue_url)
     region = sqs_region(parts.hostname or "") or region
     account, _, name = parts.path.strip("/").rpartition("/")

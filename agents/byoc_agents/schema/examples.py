@@ -15,7 +15,15 @@ from byoc_agents.alerts.events import (
 )
 from byoc_agents.app.cloudevents import Event, source_uri
 from byoc_agents.billing.record import TYPE as USAGE
-from byoc_agents.billing.record import Allocated, Counter, Samples, Usage, UsageRecord, Used
+from byoc_agents.billing.record import (
+    Allocated,
+    Counter,
+    Resized,
+    Samples,
+    Usage,
+    UsageRecord,
+    Used,
+)
 from byoc_agents.state.assess import State
 from byoc_agents.state.message import (
     STATE,
@@ -60,7 +68,20 @@ _USAGE = UsageRecord(
         charge_period_start=NOON,
         charge_period_end="2026-11-23T12:01:00.000Z",
         elapsed_milliseconds=60_000,
-        allocated=Allocated(cpu_millicores=4000, memory_bytes=17_179_869_184, source="cgroup"),
+        allocated=Allocated(
+            cpu_millicores=4000,
+            memory_bytes=17_179_869_184,
+            source="cgroup",
+            cpu_source="cgroup",
+            memory_source="cgroup",
+            counted_milliseconds=60_000,
+            resized=Resized(
+                cpu_millicores_start=4000,
+                cpu_millicores_end=4000,
+                memory_bytes_start=17_179_869_184,
+                memory_bytes_end=34_359_738_368,
+            ),
+        ),
         used=Used(
             cpu_core_seconds=Decimal("91.500000"),
             memory_byte_seconds=515_396_075_520,
@@ -76,6 +97,8 @@ _USAGE = UsageRecord(
         clock_step_milliseconds=0,
         epoch=EPOCH_MS,
         sequence=1440,
+        machine_cpus=8,
+        counter_milliseconds=60_000,
     ),
 )
 

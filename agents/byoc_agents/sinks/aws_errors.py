@@ -1,14 +1,20 @@
-"""What S3 answers, in our words: one table from error code and status to reason."""
+"""S3's answers as reasons: one table from error code and status to reason.
+
+Only S3's own form of answer, an XML document with a known code, proves that an object is stored
+already or that it can never be stored. A status alone may be a proxy's: it is held.
+"""
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
+import aiohttp
 from botocore import exceptions
 
 from byoc_agents.delivery.sink import Receipt
 from byoc_agents.egress.gate import REDIRECTS
 from byoc_agents.errors import Reason, SendError
+from byoc_agents.sinks.transport_errors import proxy_error, tls_error
 
 SKEW = "the clock is off: S3 refuses a skew of more than 15 minutes"
 RETRY_AFTER_LIMIT_SECONDS = 24 * 3600.0
@@ -33,6 +39,8 @@ CODES: Mapping[str, Reason] = {
     "IncompleteBody": Reason.CONNECTION,
     "RequestTimeout": Reason.TIMEOUT,  # a 400: S3 waited 20 s for the body
     "EntityTooLarge": Reason.TOO_LARGE,
+    "KeyTooLongError": Reason.REJECTED,
+    "InvalidURI": Reason.REJECTED,
     "SlowDown": Reason.THROTTLED,
     "Throttling": Reason.THROTTLED,
     "ThrottlingException": Reason.THROTTLED,
@@ -49,21 +57,40 @@ CODES: Mapping[str, Reason] = {
     "InvalidBucketName": Reason.NOT_FOUND,  # a 400 that is about the setting, not the message
     "NotImplemented": Reason.FORBIDDEN,  # a 501: this receiver cannot, whatever the message
     "MethodNotAllowed": Reason.FORBIDDEN,
-    "InvalidRequest": Reason.REJECTED,
+    # About the form of every request, the bucket or the endpoint, never about one object.
+    "InvalidRequest": Reason.FORBIDDEN,
+    "InvalidArgument": Reason.FORBIDDEN,
+    "InvalidEncryptionAlgorithmError": Reason.FORBIDDEN,
+    "InvalidStorageClass": Reason.FORBIDDEN,
+    "MissingSecurityHeader": Reason.FORBIDDEN,
+    "ServerSideEncryptionConfigurationNotFoundError": Reason.FORBIDDEN,
+    "IncorrectEndpoint": Reason.NOT_FOUND,
+    "EndpointNotFound": Reason.NOT_FOUND,
 }
+# Without a known code. None of these removes a message from the spool.
 STATUSES: Mapping[int, Reason] = {
-    400: Reason.REJECTED,
     401: Reason.CREDENTIALS,
     403: Reason.FORBIDDEN,
     404: Reason.NOT_FOUND,
     405: Reason.FORBIDDEN,
-    407: Reason.FORBIDDEN,
+    407: Reason.CREDENTIALS,  # the proxy's
     408: Reason.TIMEOUT,
     409: Reason.CONFLICT,
-    412: Reason.ALREADY_STORED,
-    413: Reason.TOO_LARGE,
     429: Reason.THROTTLED,
 }
+# The keys themselves are refused, whatever their stated end: fetch new ones at once.
+KEYS_REFUSED = frozenset(
+    {
+        "ExpiredToken",
+        "ExpiredTokenException",
+        "InvalidToken",
+        "TokenRefreshRequired",
+        "InvalidAccessKeyId",
+        "InvalidClientTokenId",
+        "UnrecognizedClient",
+        "UnrecognizedClientException",
+    }
+)
 
 TRANSPORT: tuple[tuple[type[Exception], Reason], ...] = (  # the first that fits
     (exceptions.ConnectTimeoutError, Reason.TIMEOUT),
@@ -71,34 +98,51 @@ TRANSPORT: tuple[tuple[type[Exception], Reason], ...] = (  # the first that fits
     (exceptions.NoCredentialsError, Reason.CREDENTIALS),
     (exceptions.PartialCredentialsError, Reason.CREDENTIALS),
     (exceptions.CredentialRetrievalError, Reason.CREDENTIALS),
+    (exceptions.SSLError, Reason.TLS),
     (exceptions.ConnectionClosedError, Reason.CONNECTION),
     (exceptions.ConnectionError, Reason.CONNECTION),
-    (exceptions.ParamValidationError, Reason.REJECTED),
+    (exceptions.ParamValidationError, Reason.FORBIDDEN),  # a setting: every request has its form
     (exceptions.HTTPClientError, Reason.BAD_RESPONSE),
 )
 
 
 def from_answer(response: Mapping[str, Any], region: str) -> Receipt:
-    """Return a receipt when the object was there already (412). Raises SendError for the rest."""
+    """Return a receipt if S3 says that the object exists already. Raises SendError otherwise.
+
+    Proof is S3's XML code PreconditionFailed for our own condition, or the 304 with an ETag that
+    MinIO answered to a conditional PUT before RELEASE.2024-04.
+    """
     meta = response.get("ResponseMetadata", {})
     status, headers = meta.get("HTTPStatusCode", 0), meta.get("HTTPHeaders", {})
-    code = str(response.get("Error", {}).get("Code", ""))
-    theirs = headers.get("x-amz-bucket-region") or response.get("Error", {}).get("Region")
+    error = response.get("Error", {})
+    code = str(error.get("Code", ""))
+    if _exists_already(status, code, str(error.get("Condition") or ""), headers):
+        return Receipt(Reason.ALREADY_STORED, status)
+    theirs = headers.get("x-amz-bucket-region") or error.get("Region")
     reason = _reason(code, status, theirs, region)
-    if reason is Reason.ALREADY_STORED:
-        return Receipt(reason, status)
     detail = _detail(reason, f"{status} {_word(code)}", theirs, region)
     if code == "RequestTimeTooSkewed":
         detail = f"{status} {code}: {SKEW}"
     raise SendError(reason, detail, retry_after_seconds=retry_after_seconds(headers))
 
 
+def _exists_already(status: int, code: str, condition: str, headers: Mapping[str, str]) -> bool:
+    if status == 304:  # noqa: PLR2004  Not Modified
+        return bool(headers.get("etag"))
+    stated = code == "PreconditionFailed" and condition in {"", "If-None-Match"}
+    return stated and status == 412  # noqa: PLR2004  Precondition Failed
+
+
 def from_transport(error: Exception) -> SendError:
-    """Return what an exchange that never became an answer means."""
+    """Return the error of an exchange that ended without an answer."""
+    cause = getattr(error, "kwargs", {}).get("error")
+    if isinstance(cause, aiohttp.ClientHttpProxyError):
+        return proxy_error(cause)
     reason = next(
         (reason for kind, reason in TRANSPORT if isinstance(error, kind)), Reason.INTERNAL
     )
-    cause = getattr(error, "kwargs", {}).get("error")
+    if reason is Reason.TLS:
+        return tls_error(cause or error)
     inner = f": {type(cause).__name__}" if cause is not None else ""
     return SendError(reason, f"{type(error).__name__}{inner}")
 
@@ -120,8 +164,20 @@ def _reason(code: str, status: int, theirs: str | None, ours: str) -> Reason:
     if status in REDIRECTS and code not in CODES:
         return Reason.REDIRECT
     unknown = Reason.SERVER_ERROR if status >= 500 else Reason.BAD_RESPONSE  # noqa: PLR2004
-    by_code = Reason.FORBIDDEN if code.startswith("KMS.") else CODES.get(code)
+    by_code = kms_reason(code) or CODES.get(code)
+    if by_code is Reason.ALREADY_STORED:  # another condition than ours, or another status
+        by_code = Reason.BAD_RESPONSE
     return by_code or STATUSES.get(status, unknown)
+
+
+def kms_reason(code: str) -> Reason | None:
+    """Return the reason of an error of KMS, `KMS.X` or `KmsX`; None for any other code.
+
+    No KMS error is about one message: the key is the queue's or the bucket's.
+    """
+    if not code.lower().startswith("kms"):
+        return None
+    return Reason.THROTTLED if "throttl" in code.lower() else Reason.FORBIDDEN
 
 
 def _detail(reason: Reason, said: str, theirs: str | None, ours: str) -> str:
@@ -131,5 +187,5 @@ def _detail(reason: Reason, said: str, theirs: str | None, ours: str) -> str:
 
 
 def _word(text: str) -> str:
-    """Return a receiver's word made safe for logs."""
+    """Return a receiver's code made safe for logs."""
     return re.sub(r"[^A-Za-z0-9 ._-]", "?", text)[:64]

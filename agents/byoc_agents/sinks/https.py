@@ -20,6 +20,7 @@ from byoc_agents.app.clock import Clock
 from byoc_agents.app.cloudevents import stable_id
 from byoc_agents.delivery.sink import Message, Outcome, Receipt
 from byoc_agents.errors import Reason, SendError
+from byoc_agents.sinks.transport_errors import proxy_error, tls_error
 
 SINGLE = "application/cloudevents+json; charset=utf-8"
 BATCH = "application/cloudevents-batch+json; charset=utf-8"
@@ -27,8 +28,9 @@ MAX_ANSWER_BYTES = 64 * 1024  # read so that the connection can be used again; n
 MAX_REFERENCE = 128  # characters of the receiver's request id that go into the ledger
 MIN_SECRET_BYTES, MAX_SECRET_BYTES = 24, 64  # the Standard Webhooks specification
 
-# What an answer means. 2xx is OK and 3xx is REDIRECT; what else is missing here is REJECTED (4xx)
-# or SERVER_ERROR (5xx). What a reason leads to stands in `byoc_agents.delivery.shipper.FATES`.
+# The reason of a status. 2xx is OK, 3xx REDIRECT, 5xx SERVER_ERROR; any other status that is not
+# listed is no answer of the contract, BAD_RESPONSE. `byoc_agents.delivery.shipper.FATES` decides
+# what a reason leads to.
 REASONS = {
     208: Reason.ALREADY_STORED,
     401: Reason.CREDENTIALS,
@@ -41,13 +43,16 @@ REASONS = {
     409: Reason.CONFLICT,
     410: Reason.NOT_FOUND,  # an endpoint that was taken away: a person must act
     413: Reason.TOO_LARGE,
+    415: Reason.REJECTED,
+    422: Reason.REJECTED,
     421: Reason.CONNECTION,  # misdirected: the next connection may reach the right server
     425: Reason.THROTTLED,
     429: Reason.THROTTLED,
     451: Reason.FORBIDDEN,
 }
 FIRST_3XX, FIRST_4XX, FIRST_5XX, LAST = 300, 400, 500, 599
-OF_ONE = frozenset({Reason.TOO_LARGE, Reason.REJECTED})  # a batch's refusal says not whose it is
+OF_ONE = frozenset({Reason.TOO_LARGE, Reason.REJECTED})  # a batch's rejection names no event
+SKEW_SECONDS = 300  # the Standard Webhooks specification: a receiver refuses a larger difference
 
 
 class HttpsSink:
@@ -74,22 +79,34 @@ class HttpsSink:
         self._signing_secret = signing_secret
         self._clock = clock
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
+        self._accepting = False  # the last answer accepted something
 
     def __repr__(self) -> str:
         """Return where it sends, without a query."""
         return f"HttpsSink({self.destination})"
 
     async def send(self, batch: Sequence[Message]) -> Sequence[Outcome]:
-        """Post once. A batch that is refused for good is sent one by one: the others are well."""
+        """Post once. A batch that is rejected is sent one by one, so that the others arrive.
+
+        A rejection counts only if the receiver accepts another event of the same batch, or (if it
+        takes no batches) accepted the one before: a receiver that rejects everything, our own
+        heartbeat included, has another fault than our events. Its rejections are held.
+        """
         if len(batch) == 1:
-            return [await self._post(batch[0].id, batch[0].body, SINGLE)]
-        outcome = await self._post(batch_id(batch), joined(batch), BATCH)
-        if isinstance(outcome, SendError) and outcome.reason in OF_ONE:
-            return await self._one_by_one(batch)
-        return [outcome] * len(batch)
+            accepting = self._accepting and self.max_messages == 1
+            outcomes: Sequence[Outcome] = [await self._post(batch[0].id, batch[0].body, SINGLE)]
+        else:
+            accepting = False
+            outcome = await self._post(batch_id(batch), joined(batch), BATCH)
+            if not (isinstance(outcome, SendError) and outcome.reason in OF_ONE):
+                return [outcome] * len(batch)
+            outcomes = await self._one_by_one(batch)
+        if accepting or any(isinstance(outcome, Receipt) for outcome in outcomes):
+            return outcomes
+        return [_held(outcome) for outcome in outcomes]
 
     async def _one_by_one(self, batch: Sequence[Message]) -> Sequence[Outcome]:
-        """Send each alone, in order; stop at the first trouble that is not one message's own."""
+        """Send each alone, in order; stop at the first failure that is not about one message."""
         outcomes: list[Outcome] = []
         for message in batch:
             outcome = await self._post(message.id, message.body, SINGLE)
@@ -114,10 +131,22 @@ class HttpsSink:
                 return outcome
         except SendError as error:
             return error
-        except TimeoutError:
-            return SendError(Reason.TIMEOUT, f"no answer in {self._timeout.total:g} s")
-        except (aiohttp.ClientError, OSError) as error:
-            return SendError(Reason.CONNECTION, type(error).__name__)
+        except (aiohttp.ClientError, OSError) as error:  # OSError: TimeoutError too
+            return self._failure(error)
+
+    def _failure(self, error: Exception) -> SendError:
+        """Return the error of an exchange that ended without an answer."""
+        match error:
+            case TimeoutError():
+                return SendError(Reason.TIMEOUT, f"no answer in {self._timeout.total:g} s")
+            case aiohttp.ClientHttpProxyError():
+                return proxy_error(error)
+            case aiohttp.ClientResponseError():  # a head that cannot be parsed
+                why = f"unreadable answer: {_printable(error.message)}"
+                return SendError(Reason.BAD_RESPONSE, why)
+            case aiohttp.ClientSSLError():
+                return tls_error(error)
+        return SendError(Reason.CONNECTION, type(error).__name__)
 
     def _headers(self, delivery_id: str, body: bytes) -> dict[str, str]:
         timestamp = self._clock.wall_ns() // 1_000_000_000
@@ -136,37 +165,81 @@ class HttpsSink:
         }
 
     def _outcome(self, answer: aiohttp.ClientResponse, delivery_id: str) -> Outcome:
-        reason = reason_of(answer.status)
-        if reason in {Reason.OK, Reason.ALREADY_STORED}:
+        reason, now_ns = reason_of(answer.status), self._clock.wall_ns()
+        self._accepting = False
+        if answer.content_type in PAGES and reason in {*ACCEPTED, *OF_ONE}:
+            return SendError(
+                Reason.BAD_RESPONSE, f"status {answer.status} with a page, not the control plane's"
+            )
+        if reason in ACCEPTED:
+            self._accepting = True
             reference = answer.headers.get("X-Request-Id", "")[:MAX_REFERENCE]
             return Receipt(reason, answer.status, reference or delivery_id)
-        wait = retry_after_seconds(answer.headers.get("Retry-After", ""), self._clock.wall_ns())
-        return SendError(reason, f"status {answer.status}", retry_after_seconds=wait)
+        date = answer.headers.get("Date", "")
+        wait = retry_after_seconds(answer.headers.get("Retry-After", ""), now_ns, date)
+        detail = f"status {answer.status}"
+        if reason is Reason.CREDENTIALS and (skew := skew_seconds(date, now_ns)):
+            ahead = "ahead of" if skew > 0 else "behind"
+            detail += (
+                f"; our clock is {abs(skew)} s {ahead} the receiver's, which refuses over 300 s"
+            )
+        return SendError(reason, detail, retry_after_seconds=wait)
+
+
+ACCEPTED = frozenset({Reason.OK, Reason.ALREADY_STORED})
+PAGES = frozenset({"text/html", "application/xhtml+xml"})  # a proxy's or a portal's
+
+
+def _held(outcome: Outcome) -> Outcome:
+    if isinstance(outcome, SendError) and outcome.reason in OF_ONE:
+        why = f"{outcome.detail}, and no other event was accepted: held until one is"
+        return SendError(Reason.BAD_RESPONSE, why)
+    return outcome
 
 
 def reason_of(status: int) -> Reason:
-    """Return what an HTTP status means; the table in docs/alerts.md is tested against this."""
+    """Return the reason of an HTTP status; the table in docs/alerts.md is tested against this."""
     if status in REASONS:
         return REASONS[status]
     if 200 <= status < FIRST_3XX:  # noqa: PLR2004  success
         return Reason.OK
     if FIRST_3XX <= status < FIRST_4XX:
         return Reason.REDIRECT
-    if FIRST_4XX <= status < FIRST_5XX:
-        return Reason.REJECTED
     return Reason.SERVER_ERROR if FIRST_5XX <= status <= LAST else Reason.BAD_RESPONSE
 
 
-def retry_after_seconds(header: str, wall_ns: int) -> float | None:
-    """Return seconds from now for `120` or an HTTP date; None for nothing or nonsense."""
+def retry_after_seconds(header: str, wall_ns: int, date: str = "") -> float | None:
+    """Return the seconds to wait for `120` or an HTTP date; None if the value is unusable.
+
+    A date counts from the answer's own `Date` header if it has one, else from `wall_ns`.
+    """
     text = header.strip()
     if text.isascii() and text.isdigit():
         return float(text[:9])
-    try:
-        moment = email.utils.parsedate_to_datetime(text)
-    except ValueError:
+    moment = http_date_seconds(text)
+    if moment is None:
         return None
-    return max(0.0, moment.timestamp() - wall_ns / 1e9)
+    now = http_date_seconds(date.strip())
+    return max(0.0, moment - (wall_ns / 1e9 if now is None else now))
+
+
+def http_date_seconds(text: str) -> float | None:
+    """Return seconds since 1970 of an HTTP date; None if it is not one."""
+    try:
+        return email.utils.parsedate_to_datetime(text).timestamp()
+    except (ValueError, OverflowError, TypeError, IndexError):
+        return None
+
+
+def skew_seconds(date: str, wall_ns: int) -> int:
+    """Return by how much our clock is ahead of a `Date` header; 0 within the tolerance."""
+    theirs = http_date_seconds(date.strip())
+    skew = 0 if theirs is None else round(wall_ns / 1e9 - theirs)
+    return skew if abs(skew) > SKEW_SECONDS else 0
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isascii() and c.isprintable() else " " for c in text)[:200].strip()
 
 
 def batch_id(batch: Sequence[Message]) -> str:

@@ -7,7 +7,8 @@ no other), and `kms:GenerateDataKey` where the bucket's default encryption names
 import asyncio
 import base64
 import hashlib
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self
@@ -18,15 +19,16 @@ from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
 from byoc_agents.delivery.sink import Message, Outcome, Receipt
-from byoc_agents.egress.aws import aws_config, fetch_credentials
+from byoc_agents.egress.aws import KeyRefresh, aws_config, fetch_credentials
 from byoc_agents.egress.destinations import s3_destination
 from byoc_agents.egress.gate import Gate
 from byoc_agents.errors import Reason, SendError
-from byoc_agents.sinks.aws_errors import from_answer, from_transport
+from byoc_agents.sinks.aws_errors import KEYS_REFUSED, from_answer, from_transport
 
 REGION_SECONDS = 3.0  # at the start, for the bucket's region; longer, and the first put tells it
 ATTEMPT_SECONDS = 60.0  # one attempt with credentials, upload and answer, however slowly it drips
 MAX_BYTES = 5 * 1024**3  # one PutObject; Amazon S3 quotas
+MAX_KEY_BYTES = 1024  # UTF-8; "Creating object key names"
 
 
 class S3Sink:
@@ -48,9 +50,11 @@ class S3Sink:
         endpoint_url: str | None = None,
         expected_bucket_owner: str | None = None,
         attempt_seconds: float = ATTEMPT_SECONDS,
+        monotonic: Callable[[], float] = time.monotonic,
         **client_options: Any,
     ) -> None:
         self.destination = f"s3://{bucket}"
+        self._keys = KeyRefresh(session, monotonic)
         self._session = session
         self._bucket = bucket
         self._region = region
@@ -85,6 +89,9 @@ class S3Sink:
         trace: TracebackType | None,
     ) -> None:
         """Close the connections."""
+        await self._drop_client()
+
+    async def _drop_client(self) -> None:
         self._client = None
         await self._resources.aclose()
 
@@ -108,6 +115,9 @@ class S3Sink:
         return [await self._outcome(message) for message in batch]
 
     async def _outcome(self, message: Message) -> Outcome:
+        if not 0 < len(message.id.encode()) <= MAX_KEY_BYTES:
+            why = f"a key of {len(message.id.encode())} bytes: expected 1 to {MAX_KEY_BYTES}"
+            return SendError(Reason.REJECTED, why)
         try:
             async with asyncio.timeout(self._attempt_seconds):
                 await fetch_credentials(self._session)
@@ -122,9 +132,11 @@ class S3Sink:
             client = await self._open_client()
             answer = await client.put_object(**self._request(message))
         except ClientError as error:
+            if error.response.get("Error", {}).get("Code") in KEYS_REFUSED and self._keys.forget():
+                await self._drop_client()  # it holds the keys that it was made with
             return from_answer(error.response, self._region)
         except ResponseParserError as error:
-            raise SendError(Reason.BAD_RESPONSE, "the answer is not what S3 speaks") from error
+            raise SendError(Reason.BAD_RESPONSE, "the answer is not in S3's form") from error
         except BotoCoreError as error:
             raise from_transport(error) from error
         return _receipt(answer, message)
@@ -157,12 +169,22 @@ def addressing(bucket: str, endpoint_url: str | None) -> dict[str, str]:
 
 
 def _receipt(answer: dict[str, Any], message: Message) -> Receipt:
-    status = answer["ResponseMetadata"]["HTTPStatusCode"]
+    """Return the receipt of a 200 that S3 wrote: it names the object's ETag, and itself.
+
+    A proxy's page may have an ETag too, so the answer must also repeat our checksum, name the MD5
+    of our body as the ETag, or carry S3's own request id. Raises SendError otherwise.
+    """
+    meta = answer["ResponseMetadata"]
+    status, headers = meta["HTTPStatusCode"], meta.get("HTTPHeaders", {})
     etag = answer.get("ETag", "").strip('"')
     if not etag:
         raise SendError(Reason.BAD_RESPONSE, f"{status} without an ETag")
-    if answer.get("ChecksumSHA256", _sha256(message.body)) != _sha256(message.body):
+    checksum = answer.get("ChecksumSHA256")
+    if checksum is not None and checksum != _sha256(message.body):
         raise SendError(Reason.CHECKSUM, "S3 names another SHA-256 than ours")
+    digest = hashlib.md5(message.body, usedforsecurity=False).hexdigest()
+    if not (checksum or etag == digest or headers.get("x-amz-request-id")):
+        raise SendError(Reason.BAD_RESPONSE, f"{status} with an ETag, but not S3's answer")
     return Receipt(Reason.OK, status, etag)
 
 

@@ -7,7 +7,8 @@ is the same), and `kms:GenerateDataKey`, `kms:Decrypt` where the queue has a cus
 import asyncio
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self
@@ -18,10 +19,12 @@ from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
 from byoc_agents.delivery.sink import Message, Outcome, Receipt
-from byoc_agents.egress.aws import aws_config, fetch_credentials
+from byoc_agents.egress.aws import KeyRefresh, aws_config, fetch_credentials
 from byoc_agents.egress.gate import Gate
+from byoc_agents.egress.regions import sqs_region
 from byoc_agents.errors import Reason, SendError
 from byoc_agents.sinks import sqs_errors
+from byoc_agents.sinks.aws_errors import KEYS_REFUSED
 
 ATTEMPT_SECONDS = 30.0  # one request with credentials and answer
 MAX_ENTRIES = 10  # of one SendMessageBatch; AWS SQS quotas
@@ -54,15 +57,17 @@ class SqsSink:
         region: str,
         endpoint_url: str | None = None,
         attempt_seconds: float = ATTEMPT_SECONDS,
+        monotonic: Callable[[], float] = time.monotonic,
         **client_options: Any,
     ) -> None:
+        self._keys = KeyRefresh(session, monotonic)
         parts = urlsplit(queue_url)
         self.destination = f"sqs://{parts.netloc}{parts.path}"
         self._session = session
         self._queue_url = queue_url
         self._attempt_seconds = attempt_seconds
         self._client_options = {
-            "region_name": queue_region(queue_url) or region,
+            "region_name": sqs_region(parts.hostname or "") or region,
             "endpoint_url": endpoint_url or f"{parts.scheme}://{parts.netloc}",
             "config": aws_config(gate, **client_options),
         }
@@ -118,9 +123,11 @@ class SqsSink:
             client = await self._open_client()
             answer = await client.send_message_batch(QueueUrl=self._queue_url, Entries=request)
         except ClientError as error:
+            if error.response.get("Error", {}).get("Code") in KEYS_REFUSED:
+                self._keys.forget()
             raise sqs_errors.from_answer(error.response) from error
         except ResponseParserError as error:
-            raise SendError(Reason.BAD_RESPONSE, "the answer is not what SQS speaks") from error
+            raise SendError(Reason.BAD_RESPONSE, "the answer is not in SQS's form") from error
         except BotoCoreError as error:
             raise sqs_errors.from_transport(error) from error
         return [_outcome(answer, str(number), m) for number, m in enumerate(entries)]
@@ -134,12 +141,6 @@ class SqsSink:
     async def _drop_client(self) -> None:
         self._client = None
         await self._resources.aclose()
-
-
-def queue_region(queue_url: str) -> str | None:
-    """Return the region that AWS's own host names carry: a queue may be in another than ours."""
-    match = re.search(r"(?:^|\.)sqs\.([a-z0-9-]+)\.(?:vpce\.)?", urlsplit(queue_url).netloc)
-    return match[1] if match else None
 
 
 def refused_here(message: Message) -> SendError | None:
@@ -218,7 +219,9 @@ def _outcome(answer: Mapping[str, Any], entry_id: str, message: Message) -> Outc
 
 def _receipt(success: Mapping[str, Any], status: int, message: Message) -> Outcome:
     digest = hashlib.md5(message.body, usedforsecurity=False).hexdigest()
-    if success.get("MD5OfMessageBody", digest) != digest:
+    if "MD5OfMessageBody" not in success:
+        return SendError(Reason.BAD_RESPONSE, f"{status} without an MD5 of the body")
+    if success["MD5OfMessageBody"] != digest:
         return SendError(Reason.CHECKSUM, "SQS names another MD5 than ours")
     if not success.get("MessageId"):
         return SendError(Reason.BAD_RESPONSE, f"{status} without a MessageId")

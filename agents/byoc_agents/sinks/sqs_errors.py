@@ -1,4 +1,4 @@
-"""What SQS answers, in our words: one table for whole requests, one for entries of a batch."""
+"""SQS's answers as reasons, for whole requests and for entries of a batch."""
 
 import re
 from collections.abc import Mapping
@@ -33,43 +33,49 @@ CODES: Mapping[str, Reason] = {
     "ServiceUnavailable": Reason.SERVER_ERROR,
     "InvalidMessageContents": Reason.REJECTED,
     "BatchRequestTooLong": Reason.TOO_LARGE,
-    "KmsAccessDenied": Reason.FORBIDDEN,
-    "KmsDisabled": Reason.FORBIDDEN,
-    "KmsInvalidKeyUsage": Reason.FORBIDDEN,
-    "KmsInvalidState": Reason.FORBIDDEN,
-    "KmsNotFound": Reason.FORBIDDEN,
-    "KmsOptInRequired": Reason.FORBIDDEN,
-    "KmsThrottled": Reason.THROTTLED,
 }
 
 
 def from_answer(response: Mapping[str, Any]) -> SendError:
-    """Return what an error for the whole request means.
+    """Return the error for a whole request.
 
-    One that nobody knows is held and alarmed: it cannot be laid on one message, so no message may
-    be buried for it.
+    An unknown code is held and alarmed: it is not about one message, so none may become a dead
+    letter for it.
     """
     meta = response.get("ResponseMetadata", {})
     status, headers = meta.get("HTTPStatusCode", 0), meta.get("HTTPHeaders", {})
-    code = _word(response.get("Error", {}).get("Code", ""))
+    error = response.get("Error", {})
+    code = _word(error.get("Code", ""))
     reason = _known(code) or _by_status(status)
+    detail = f"{status} {code}"
+    if code == "InvalidSignatureException" and _SKEW.search(str(error.get("Message", ""))):
+        detail += ": the clock is off: SQS refuses a skew of more than 15 minutes"
     after = aws_errors.retry_after_seconds(headers)
-    return SendError(reason, f"{status} {code}", retry_after_seconds=after)
+    return SendError(reason, detail, retry_after_seconds=after)
+
+
+_SKEW = re.compile(r"Signature (expired|not yet current)")
 
 
 def from_entry(failure: Mapping[str, Any]) -> SendError:
-    """Return what the failure of one entry means. SQS says whose fault it is."""
+    """Return the error for one entry.
+
+    Only InvalidMessageContents and a size above the queue's own bound are about the message. Any
+    other code, `SenderFault` or not, is the same for every message, and is held or retried.
+    """
     code, text = _word(failure.get("Code", "")), str(failure.get("Message", ""))
     known = _known(code)
     if known is None and "shorter than" in text:
         known = Reason.TOO_LARGE  # InvalidParameterValue: "Message must be shorter than N bytes"
     if known is None and "queue type" in text:
         known = Reason.NOT_FOUND  # InvalidParameterValue: the queue is not FIFO
-    fault = Reason.REJECTED if failure.get("SenderFault") else Reason.SERVER_ERROR
+    fault = Reason.FORBIDDEN if failure.get("SenderFault") else Reason.SERVER_ERROR
     return SendError(known or fault, f"entry refused, {code}")
 
 
 def _known(code: str) -> Reason | None:
+    if kms := aws_errors.kms_reason(code):
+        return kms
     last = code.rpartition(".")[2]
     shared = aws_errors.CODES.get(last)  # tokens and throttling are the same in all of AWS
     return CODES.get(last) or (shared if shared in _SHARED else None)
@@ -83,10 +89,9 @@ def _by_status(status: int) -> Reason:
         return Reason.REDIRECT
     if status >= 500:  # noqa: PLR2004  HTTP's own class
         return Reason.SERVER_ERROR
-    reason = aws_errors.STATUSES.get(status, Reason.BAD_RESPONSE)
-    return Reason.INTERNAL if reason is Reason.REJECTED else reason
+    return aws_errors.STATUSES.get(status, Reason.BAD_RESPONSE)
 
 
 def _word(text: object) -> str:
-    """Return a receiver's word made safe for logs."""
+    """Return a receiver's code made safe for logs."""
     return re.sub(r"[^A-Za-z0-9._-]", "?", str(text))[:64]

@@ -98,7 +98,7 @@ def destinations(
         setting="BYOC_STATE_QUEUE_URL",
         frequency=f"{own.heartbeat_seconds:g} s, and at every change",
     )
-    return [*found, queue, *credential_destinations(environ, core.region, NAME)]
+    return [*found, queue, *credential_destinations(environ, core.region, NAME, ("sqs",))]
 
 
 @asynccontextmanager

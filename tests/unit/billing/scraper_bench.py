@@ -8,7 +8,7 @@ from byoc_agents.app.metrics import Metrics
 from byoc_agents.billing.objects import unseal
 from byoc_agents.billing.record import UsageRecord
 from byoc_agents.billing.recorder import Identity, Recorder
-from byoc_agents.billing.scraper import Pace, Scraper
+from byoc_agents.billing.scraper import MAX_HELD, Pace, Scraper
 from byoc_agents.billing.sources.reading import Reading
 from byoc_agents.billing.sources.select import Observation
 from byoc_agents.durable.spool import Spool
@@ -59,18 +59,26 @@ class Bench:
         self.spool = Spool(directory, max_bytes=1 << 20, clock=self.clock)
         self.scraper = self.made()
 
-    def made(self) -> Scraper:
+    def made(
+        self,
+        pace: Pace | None = None,
+        end_hint: Path | None = None,
+        max_held: int = MAX_HELD,
+    ) -> Scraper:
         return Scraper(
             "billing-scraper",
             target=self.target,  # type: ignore[arg-type]  # the reading is simulated
             recorder=Recorder(identity=IDENTITY, sample_ms=self.sample_seconds * 1000),
-            pace=Pace(sample_ms=self.sample_seconds * 1000, window_ms=60_000, seal_ms=300_000),
+            pace=pace
+            or Pace(sample_ms=self.sample_seconds * 1000, window_ms=60_000, seal_ms=300_000),
             spool=self.spool,
             clock=self.clock,
             metrics=self.metrics,
             prefix="v1/",
             compression="zstd",
             sent=lambda: self.sent,
+            end_hint=end_hint,
+            max_held=max_held,
         )
 
     async def reopen(self, max_bytes: int) -> None:

@@ -4,10 +4,12 @@ from decimal import Decimal
 
 import pytest
 
+from byoc_agents.audit import Audit
 from byoc_agents.billing.meter import Meter
 from byoc_agents.billing.record import Allocated, GapReason, Resized, Usage
 from byoc_agents.billing.recorder import Identity, Recorder
 from byoc_agents.billing.window import Period, Sample
+from lab.fakes.billing import event, objects
 from tests.unit.billing.meter_run import NOON, SECOND, UP, Run, ran, reading, sample
 from tests.unit.billing.test_billing_meter_audit import WHO
 
@@ -74,7 +76,25 @@ def test_time_without_a_reading_counts_once_the_same_container_is_read_again(
 
 def test_a_target_that_was_never_read_counts_from_the_agent_s_start_if_it_is_older() -> None:
     run = Run(sample(0)).feed([*(sample(s) for s in range(5, 200, 5)), ran(200), ran(240)])
-    assert seconds(recorded(run.close().periods)) == 240
+    assert seconds(recorded(run.close().periods)) == 240 + 100  # it is 100 s older
+
+
+@pytest.mark.parametrize("born_seconds", [-1000, -1, 30])
+def test_what_ran_before_a_start_that_could_not_read_it_is_stated_at_the_first_reading(
+    born_seconds: int,
+) -> None:
+    """The container's own life counts from its start on, once, and its past CPU not at all."""
+    born = {"born_boot_ns": UP + born_seconds * SECOND}
+    run = Run(sample(0)).feed([sample(s) for s in range(5, 200, 5)])
+    run.feed([sample(s, reading(s + 7, **born), machine_cpus=64) for s in (200, 260)]).close()
+    usages = recorded([*run.start_gap, *run.periods])
+    assert seconds(usages) == 260 - born_seconds
+    assert [one.gap_reason for one in usages].count("no_checkpoint") == (born_seconds < 0)
+    audit = Audit()
+    for message in objects([event(one) for one in usages]):
+        audit.add(message.id, message.body)
+    report = audit.report("")
+    assert report.well, report.findings
 
 
 @pytest.mark.parametrize("later", ["clickhouse", "cgroup.v2"])

@@ -139,9 +139,11 @@ def test_a_source_with_a_common_reading_takes_over_without_loss() -> None:
     run = Run(sample(0, reading(100), standby=(reading(7, **server),)))
     run.feed([sample(30, reading(130)), sample(35, reading(42, **server))])
     run.feed([sample(60, reading(67, **server)), sample(120, reading(127, **server))])
-    assert run.shown() == [(0, 60, 60), (60, 120, 60)]
+    assert run.shown() == [(0, 35, 35), (35, 60, 25), (60, 120, 60)]
     flags = [p.window.source_changed for p in run.periods if p.window]
-    assert flags == [True, False]
+    assert flags == [False, True, False]
+    sources = [p.window.reading.source for p in run.periods if p.window]
+    assert sources == ["cgroup.v2", "clickhouse", "clickhouse"]
 
 
 def test_a_source_without_a_common_reading_states_the_span_between() -> None:

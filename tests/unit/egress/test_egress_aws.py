@@ -86,8 +86,31 @@ async def test_a_refusing_sts_is_credentials_after_one_request(
     async with HttpDouble(always(reply(status))) as sts:
         irsa.setenv("AWS_ENDPOINT_URL_STS", sts.url)
         error = await reason_of(Gate([https_destination(sts.url)]))
-    assert error.reason is Reason.CREDENTIALS
+    assert error.reason is (Reason.SERVER_ERROR if status == 500 else Reason.CREDENTIALS)
+    assert "AWS credentials: " in error.detail
     assert len(sts.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "reason"),
+    [
+        (403, "AccessDenied", Reason.CREDENTIALS),
+        (400, "Throttling", Reason.THROTTLED),
+        (400, "IDPCommunicationError", Reason.SERVER_ERROR),
+        (400, "InvalidIdentityToken", Reason.CREDENTIALS),
+    ],
+)
+async def test_the_code_of_sts_decides_and_is_named(
+    status: int, code: str, reason: Reason, irsa: pytest.MonkeyPatch
+) -> None:
+    body = f"<ErrorResponse><Error><Code>{code}</Code></Error></ErrorResponse>".encode()
+    async with HttpDouble(always(reply(status, {"content-type": "text/xml"}, body))) as sts:
+        irsa.setenv("AWS_ENDPOINT_URL_STS", sts.url)
+        error = await reason_of(Gate([https_destination(sts.url)]))
+    assert (error.reason, error.detail) == (
+        reason,
+        f"AWS credentials: STS answered {status} {code}",
+    )
 
 
 async def test_a_redirecting_sts_gets_the_pods_token_nowhere_else(

@@ -1,5 +1,6 @@
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -141,7 +142,57 @@ def test_credentials_from_far_away_are_a_mistake() -> None:
 def test_a_url_is_its_host_and_port(url: str, wanted: str) -> None:
     assert str(https_destination(url)) == wanted
     assert str(clickhouse_destination(url)) == wanted
-    assert str(sqs_destination(url)) == wanted
+    assert str(sqs_destination("https://queue.example/", url)) == wanted
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "api.example.com",
+        "sqs.eu-west-1.amazonaws.com.example.com",
+        "my-sqs.eu-west-1.amazonaws.com",
+        "sqs.amazonaws.com",
+        "sqs-fips.eu-west-1.amazonaws.example",
+        "localstack",
+    ],
+)
+def test_a_queue_on_an_unknown_host_needs_an_endpoint(host: str) -> None:
+    url = f"https://{host}/1/q.fifo"
+    with pytest.raises(ConfigError, match=f"BYOC_STATE_QUEUE_URL: the host {host} is not a known"):
+        sqs_destination(url, setting="BYOC_STATE_QUEUE_URL")
+    assert sqs_destination(url, f"https://{host}").host == host
+
+
+AWS_MISTAKES = [
+    ({"AWS_ACCESS_KEY_ID": "AKIA\n"}, "AWS_ACCESS_KEY_ID: holds a newline at character 5"),
+    ({"AWS_SESSION_TOKEN": "a b"}, "AWS_SESSION_TOKEN: holds a space at character 2"),
+    ({"AWS_ROLE_ARN": "arn:aws:iam::1:role/r\r\n"}, "AWS_ROLE_ARN: holds a carriage return"),
+    ({"AWS_WEB_IDENTITY_TOKEN_FILE": "/token\n"}, "AWS_WEB_IDENTITY_TOKEN_FILE: holds a newline"),
+    ({"AWS_USE_FIPS_ENDPOINT": "true"}, "AWS_ENDPOINT_URL_S3=https://s3-fips.REGION"),
+    ({"AWS_USE_DUALSTACK_ENDPOINT": "TRUE"}, "AWS_ENDPOINT_URL_S3=https://s3.dualstack.REGION"),
+]
+
+
+@pytest.mark.parametrize(("environ", "told"), AWS_MISTAKES, ids=[w for _, w in AWS_MISTAKES])
+def test_an_unusable_variable_of_aws_is_a_mistake_that_repeats_no_value(
+    environ: dict[str, str], told: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        credential_destinations(environ, "eu-west-1", services=("s3",))
+    assert told in str(caught.value)
+    assert "AKIA" not in str(caught.value)
+
+
+def test_fips_in_awss_own_file_is_a_mistake_unless_the_endpoint_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "config"
+    file.write_text("[profile x]\nuse_fips_endpoint = true\n[default]\nregion = eu-west-1\n")
+    environ = {"AWS_CONFIG_FILE": str(file)}
+    assert credential_destinations(environ, "eu-west-1", services=("s3",)) == []
+    environ["AWS_PROFILE"] = "x"
+    with pytest.raises(ConfigError, match="AWS_CONFIG_FILE, use_fips_endpoint: is not supported"):
+        credential_destinations(environ, "eu-west-1", services=("s3",))
+    environ["AWS_ENDPOINT_URL_S3"] = "https://s3-fips.us-east-1.amazonaws.com"
+    assert credential_destinations(environ, "us-east-1", services=("s3",)) == []
 
 
 def test_a_queue_behind_an_endpoint_is_at_the_endpoint() -> None:

@@ -16,6 +16,13 @@ async def test_a_destination_answers() -> None:
         assert await get(Gate([https_destination(server.url)]), server.url) == 200
 
 
+async def test_an_answer_with_a_header_of_20_kb_is_read() -> None:
+    """Proxies and security policies write such headers; aiohttp's own bound is 8190 bytes."""
+    long = reply(202, {"content-security-policy": "x" * 20_000})
+    async with HttpDouble(always(long)) as server:
+        assert await get(Gate([https_destination(server.url)]), server.url) == 202
+
+
 @pytest.mark.parametrize(
     ("url", "refusal"),
     [

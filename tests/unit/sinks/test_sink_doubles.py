@@ -56,13 +56,13 @@ async def test_a_broken_connection_is_really_broken(
     assert [request.body for request in double.requests] == [b"x", b"x"]
 
 
-async def test_chunks_and_expectations_are_understood() -> None:
+async def test_chunks_are_understood() -> None:
     async def parts() -> object:
         for part in (b"ab", b"c" * 70_000):
             yield part
 
     async with HttpDouble(in_order(then=reply(204))) as double, aiohttp.ClientSession() as session:
-        answer = await session.post(double.url, data=parts(), expect100=True)
+        answer = await session.post(double.url, data=parts())
     assert answer.status == 204
     assert double.requests[0].body == b"ab" + b"c" * 70_000
     assert double.bytes_received > 70_000

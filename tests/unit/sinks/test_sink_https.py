@@ -4,6 +4,7 @@ import asyncio
 import base64
 import datetime as dt
 import email.utils
+import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -22,6 +23,7 @@ from byoc_agents.sinks.https import (
     reason_of,
     retry_after_seconds,
     signing_keys,
+    skew_seconds,
 )
 
 OLD = "whsec_" + base64.b64encode(b"o" * 24).decode()
@@ -146,8 +148,8 @@ TABLE = [
     ("425 429", Reason.THROTTLED, Fate.RETRY),
     ("500 501 502 503 504 599", Reason.SERVER_ERROR, Fate.RETRY),
     ("413", Reason.TOO_LARGE, Fate.BURY),
-    ("400 406 411 412 414 415 418 422 428 431", Reason.REJECTED, Fate.BURY),
-    ("600 999", Reason.BAD_RESPONSE, Fate.RETRY),
+    ("415 422", Reason.REJECTED, Fate.BURY),
+    ("400 406 411 412 414 418 428 431 600 999", Reason.BAD_RESPONSE, Fate.HOLD),
 ]
 
 
@@ -157,7 +159,7 @@ def test_a_status_has_a_fate(statuses: str, reason: Reason, fate: Fate) -> None:
     assert FATES[reason] is fate
 
 
-@pytest.mark.parametrize("status", [200, 204, 301, 401, 403, 404, 413, 429, 500, 503])
+@pytest.mark.parametrize("status", [200, 204, 301, 400, 401, 403, 404, 429, 500, 503])
 async def test_the_status_on_the_wire_is_the_outcome(far: Far, make: Make, status: int) -> None:
     far.answer = lambda _: web.Response(status=status)
     assert reasons(await make().send([message(1)])) == [reason_of(status)]
@@ -177,6 +179,81 @@ async def test_one_bad_event_does_not_take_its_batch_to_the_dead_letters(
     outcomes = await make().send([message(1), message(2), message(3)])
     assert reasons(outcomes) == [Reason.OK, Reason.REJECTED, Reason.OK]
     assert [r.headers["webhook-id"] for r in far.requests[1:]] == ["id-1", "id-2", "id-3"]
+
+
+@pytest.mark.parametrize("status", [413, 415, 422])
+@pytest.mark.parametrize("events", [1, 3])
+async def test_a_receiver_that_rejects_everything_is_held(
+    far: Far, make: Make, status: int, events: int
+) -> None:
+    """Nothing becomes a dead letter before the receiver accepts another event."""
+    far.answer = lambda _: web.Response(status=status)
+    outcomes = await make().send([message(n) for n in range(events)])
+    assert set(reasons(outcomes)) == {Reason.BAD_RESPONSE}
+    assert "no other event was accepted" in str(outcomes[0])
+
+
+async def test_without_batches_the_event_before_proves_that_others_are_accepted(
+    far: Far, make: Make
+) -> None:
+    statuses = iter([204, 422, 422])
+    far.answer = lambda _: web.Response(status=next(statuses))
+    sink = make(max_messages=1)
+    found = [reasons(await sink.send([message(n)])) for n in range(3)]
+    assert found == [[Reason.OK], [Reason.REJECTED], [Reason.BAD_RESPONSE]]
+
+
+@pytest.mark.parametrize("status", [200, 202, 208, 413, 422])
+async def test_a_page_is_not_the_control_planes_answer(far: Far, make: Make, status: int) -> None:
+    """A captive portal says 200, a web firewall any status: nothing is stored, nothing rejected."""
+    far.answer = lambda _: web.Response(status=status, text="<html>", content_type="text/html")
+    outcomes = await make().send([message(1), message(2)])
+    assert set(reasons(outcomes)) == {Reason.BAD_RESPONSE}
+
+
+@pytest.mark.parametrize(
+    ("head", "reason"),
+    [
+        (b"HTTP/1.1 202 Accepted\r\nX: " + b"x" * 90_000, Reason.BAD_RESPONSE),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nContent-Length: 2",
+            Reason.BAD_RESPONSE,
+        ),
+        (b"HTTP/1.1 200 OK\r\nX : a\r\nContent-Length: 0", Reason.BAD_RESPONSE),
+    ],
+    ids=["endless header", "two lengths", "space before the colon"],
+)
+async def test_an_unreadable_head_is_held_with_the_readers_own_reason(
+    make: Make, head: bytes, reason: Reason
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b'"}')
+        writer.write(head + b"\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        (outcome,) = await make(url).send([message(1)])
+    assert outcome.reason is reason
+    assert reason is Reason.OK or "unreadable answer: " in str(outcome)
+
+
+async def test_a_clock_that_is_off_is_named_by_the_answers_date(far: Far, make: Make) -> None:
+    far.answer = lambda _: web.Response(
+        status=401, headers={"Date": "Sun, 06 Nov 1994 08:49:37 GMT"}
+    )
+    (outcome,) = await make().send([message(1)])
+    assert re.search(r"our clock is \d+ s ahead of the receiver's", str(outcome))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "skew"), [(0, 0), (300, 0), (-300, 0), (660, -660), (-660, 660), (None, 0)]
+)
+def test_a_skew_counts_from_five_minutes(seconds: int | None, skew: int) -> None:
+    then = dt.datetime.fromtimestamp(NOW_NS / 1e9 + (seconds or 0), dt.UTC)
+    date = "soon" if seconds is None else email.utils.format_datetime(then, usegmt=True)
+    assert skew_seconds(date, NOW_NS) == skew
 
 
 async def test_one_by_one_stops_when_the_receiver_fails_so_that_order_is_kept(
@@ -216,6 +293,26 @@ def test_retry_after(header: str, seconds: float | None) -> None:
     assert retry_after_seconds(header, NOW_NS) == seconds
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Sun, 06 Nov 1994 08:49:37 +99999999999999",
+        "Sun, 99 Nov 1994 08:49:37 GMT",
+        "Sun, 06 Nov 999999 08:49:37 GMT",
+        "\x00",
+        "--",
+    ],
+)
+def test_an_unusable_retry_after_never_raises(header: str) -> None:
+    assert retry_after_seconds(header, NOW_NS) in {None, 0.0}
+    assert retry_after_seconds(header, NOW_NS, header) in {None, 0.0}
+
+
+def test_a_retry_after_date_counts_from_the_answers_own_date() -> None:
+    date, then = "Mon, 23 Nov 2026 12:00:00 GMT", "Mon, 23 Nov 2026 12:00:20 GMT"
+    assert retry_after_seconds(then, NOW_NS - 7200 * 10**9, date) == 20
+
+
 async def test_the_receipt_keeps_the_receivers_own_request_id(far: Far, make: Make) -> None:
     far.answer = lambda _: web.Response(status=200, headers={"X-Request-Id": "r" * 500})
     (outcome,) = await make().send([message(1)])
@@ -238,7 +335,7 @@ async def test_nobody_listens(make: Make) -> None:
     [
         (b"", Reason.CONNECTION),
         (b"HTTP/1.1 20", Reason.CONNECTION),
-        (b"SSH-2.0-OpenSSH\r\n", Reason.CONNECTION),
+        (b"SSH-2.0-OpenSSH\r\n", Reason.BAD_RESPONSE),
         (b"HTTP/1.1 503 Busy\r\nContent-Length: 99\r\n\r\ncut", Reason.SERVER_ERROR),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\ncut", Reason.OK),
     ],

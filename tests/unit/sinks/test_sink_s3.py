@@ -48,6 +48,7 @@ async def test_a_put_is_conditional_checked_and_typed(session: AioSession) -> No
         "content-length": str(len(MESSAGE.body)),
     }
     assert {name: request.headers.get(name) for name in wanted} == wanted
+    assert "expect" not in request.headers, "a store that never says 100 would never get the body"
     assert (request.method, request.path) == ("PUT", f"/bucket/{MESSAGE.id}")
     assert s3.objects == {MESSAGE.id: MESSAGE.body}
     assert receipt == Receipt(Reason.OK, 200, hashlib.md5(MESSAGE.body).hexdigest())
@@ -129,6 +130,32 @@ async def test_a_failing_credential_agent_is_credentials_and_recovers(
         async with sink_to(s3.url, aws_session(Gate([]), HERE)) as sink:
             outcomes = [(await sink.send([MESSAGE]))[0] for _ in range(2)]
     assert [outcome.reason for outcome in outcomes] == [Reason.CREDENTIALS, Reason.OK]
+
+
+@pytest.mark.parametrize(
+    "code", ["ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "TokenRefreshRequired"]
+)
+async def test_keys_that_are_refused_before_their_end_are_fetched_again_once_a_minute(
+    code: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    dates = '"SecretAccessKey":"S","Token":"T","Expiration":"2099-01-01T00:00:00Z"'
+    keys = [reply(200, body=f'{{"AccessKeyId":"KEY{n}",{dates}}}'.encode()) for n in range(5)]
+    clock = [0.0]
+    used, outcomes = [], []
+    async with HttpDouble(in_order(*keys)) as agent, FakeS3() as s3:
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", agent.url)
+        session = aws_session(Gate([]), HERE)
+        async with sink_to(s3.url, session, monotonic=lambda: clock[0]) as sink:
+            s3.http.script = always(said(403, code))
+            for clock[0] in (0.0, 1.0, 2.0, 61.0, 62.0):
+                outcomes.append((await sink.send([MESSAGE]))[0].reason)
+                used.append(s3.http.requests[-1].headers["authorization"].partition("KEY")[2][0])
+    assert outcomes == [Reason.CREDENTIALS] * 5
+    assert used == ["0", "1", "1", "1", "2"]
 
 
 async def test_a_host_that_is_no_destination_is_refused(session: AioSession) -> None:

@@ -56,6 +56,7 @@ async def hasty(session: AioSession) -> AsyncIterator[Pair]:
         yield Pair(s3, sink)
 
 
+PAGE = {"content-type": "text/html"}
 ANSWERS = [
     ("412", said(412, "PreconditionFailed"), Reason.ALREADY_STORED),
     ("409", said(409, "ConditionalRequestConflict"), Reason.CONFLICT),
@@ -82,8 +83,36 @@ ANSWERS = [
     ("digest", said(400, "BadDigest"), Reason.CHECKSUM),
     ("payload hash", said(400, "XAmzContentSHA256Mismatch"), Reason.CHECKSUM),
     ("too large", said(400, "EntityTooLarge"), Reason.TOO_LARGE),
-    ("413", reply(413), Reason.TOO_LARGE),
-    ("other 400", said(400, "InvalidArgument"), Reason.REJECTED),
+    ("413 of a proxy", reply(413), Reason.BAD_RESPONSE),
+    ("413 page of a proxy", reply(413, PAGE, b"<html>"), Reason.BAD_RESPONSE),
+    ("key too long", said(400, "KeyTooLongError"), Reason.REJECTED),
+    ("412 page of a firewall", reply(412, PAGE, b"<html>blocked</html>"), Reason.BAD_RESPONSE),
+    ("412 without a body", reply(412), Reason.BAD_RESPONSE),
+    ("412 with another code", said(412, "InvalidRange"), Reason.BAD_RESPONSE),
+    (
+        "412 of another condition",
+        said(412, "PreconditionFailed", more="<Condition>Bucket POST must be ...</Condition>"),
+        Reason.BAD_RESPONSE,
+    ),
+    (
+        "412 of our condition",
+        said(412, "PreconditionFailed", more="<Condition>If-None-Match</Condition>"),
+        Reason.ALREADY_STORED,
+    ),
+    ("409 that says 412's code", said(409, "PreconditionFailed"), Reason.BAD_RESPONSE),
+    ("304 of old MinIO", reply(304, {"etag": '"x"', "server": "MinIO"}), Reason.ALREADY_STORED),
+    ("304 without an ETag", reply(304), Reason.BAD_RESPONSE),
+    ("400 page of a load balancer", reply(400, PAGE, b"<html>"), Reason.BAD_RESPONSE),
+    ("400 without a body", reply(400), Reason.BAD_RESPONSE),
+    ("400 with an unknown code", said(400, "Surprise"), Reason.BAD_RESPONSE),
+    ("417", reply(417), Reason.BAD_RESPONSE),
+    ("setting: argument", said(400, "InvalidArgument"), Reason.FORBIDDEN),
+    ("setting: request", said(400, "InvalidRequest"), Reason.FORBIDDEN),
+    ("setting: storage class", said(400, "InvalidStorageClass"), Reason.FORBIDDEN),
+    ("setting: encryption", said(400, "InvalidEncryptionAlgorithmError"), Reason.FORBIDDEN),
+    ("setting: header", said(400, "MissingSecurityHeader"), Reason.FORBIDDEN),
+    ("setting: endpoint", said(400, "IncorrectEndpoint"), Reason.NOT_FOUND),
+    ("200 with only an ETag", reply(200, {"etag": '"a"'}), Reason.BAD_RESPONSE),
     ("slow upload", said(400, "RequestTimeout"), Reason.TIMEOUT),
     ("customer key off", said(400, "KMS.DisabledException"), Reason.FORBIDDEN),
     ("501", said(501, "NotImplemented"), Reason.FORBIDDEN),

@@ -16,7 +16,7 @@ from byoc_agents.egress.aws import NO_CREDENTIALS, aws_config, aws_session
 from byoc_agents.egress.destinations import sqs_destination
 from byoc_agents.egress.gate import Gate
 from byoc_agents.errors import Reason, SendError
-from byoc_agents.sinks.sqs import MAX_BYTES, OWN_ERRORS, SqsSink, queue_region
+from byoc_agents.sinks.sqs import MAX_BYTES, OWN_ERRORS, SqsSink
 from lab.fakes.http import Exchange, always, drip, hang, in_order, lose, redirect
 from lab.fakes.sqs import Entry, FakeSqs
 from tests.unit.sinks.sqs_sinks import HERE, Pair, message, reasons, said, sink_to
@@ -170,11 +170,15 @@ async def test_cancelling_a_send_leaves_a_sink_that_still_works(fresh: Pair) -> 
         ("https://sqs.us-east-1.amazonaws.com/1/q.fifo", "us-east-1"),
         ("https://vpce-1-a.sqs.eu-west-3.vpce.amazonaws.com/1/q.fifo", "eu-west-3"),
         ("https://sqs.cn-north-1.amazonaws.com.cn/1/q.fifo", "cn-north-1"),
-        ("http://127.0.0.1:4566/queue/us-east-1/1/q.fifo", None),
+        ("https://sqs.eu-central-1.api.aws/1/q.fifo", "eu-central-1"),
+        ("https://us-west-2.queue.amazonaws.com/1/q.fifo", "us-west-2"),
+        ("http://127.0.0.1:4566/queue/us-east-1/1/q.fifo", HERE),
     ],
 )
-def test_the_region_of_a_queue_is_in_its_host(url: str, region: str | None) -> None:
-    assert queue_region(url) == region
+def test_a_request_is_signed_for_the_region_of_the_queues_host(
+    session: AioSession, url: str, region: str
+) -> None:
+    assert repr(SqsSink(session, Gate([]), url, region=HERE)).endswith(f" in {region})")
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,204 @@
+"""What the spool cannot take keeps its own figures in memory."""
+
+from collections.abc import AsyncIterator
+from decimal import Decimal
+from itertools import pairwise
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from byoc_agents.billing.record import Usage
+from byoc_agents.billing.sources.reading import Reading
+from byoc_agents.billing.sources.select import Observation
+from byoc_agents.durable.spool import Spool
+from byoc_agents.durable.store import Change
+from byoc_agents.errors import SpoolUnavailableError
+from tests.unit.billing.scraper_bench import SECOND, Bench
+
+GIB = 1 << 30
+
+
+class Refusing(Spool):
+    """A spool that refuses writes while it is told to."""
+
+    refuses = False
+
+    def __init__(self, spool: Spool) -> None:
+        self.__dict__ = dict(spool.__dict__)
+
+    async def commit(self, change: Change) -> None:
+        if self.refuses:
+            raise SpoolUnavailableError("disk full")
+        await super().commit(change)
+
+
+class Container:
+    """A target of one busy core whose size and life a test changes."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.clock = bench.clock
+        self.life = 1
+        self.born_ns = self.clock.boot_ns() - 100 * SECOND
+        self.memory = 8 * GIB
+        self.cpu = 2000
+        self.running = True
+
+    def __repr__(self) -> str:
+        return "container"
+
+    def restart(self) -> None:
+        self.life += 1
+        self.born_ns = self.clock.boot_ns()
+        self.running = True
+
+    async def read(self, *, standby: bool = False) -> Observation:
+        assert standby in {True, False}
+        if not self.running:
+            return Observation(None, absent=True)
+        return Observation(
+            Reading(
+                source="cgroup.v2",
+                incarnation=f"boot-1-{self.life}",
+                container_id=f"{self.life:064x}",
+                cpu_usec=(self.clock.boot_ns() - self.born_ns) // 1000,
+                memory_bytes=GIB,
+                born_boot_ns=self.born_ns,
+                cpu_limit_millicores=self.cpu,
+                memory_limit_bytes=self.memory,
+            )
+        )
+
+    def close(self) -> None: ...
+
+
+class Outage:
+    """A scraper on a spool that refuses for a while."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self.spool = Refusing(bench.spool)
+        bench.spool = self.spool
+        self.container = Container(bench)
+        bench.target = self.container  # type: ignore[assignment]
+        bench.scraper = bench.made()
+
+    async def usages(self) -> list[Usage]:
+        return [record.data for record in await self.bench.records()]
+
+
+@pytest.fixture
+async def outage(tmp_path: Path) -> AsyncIterator[Outage]:
+    bench = Bench(tmp_path / "state")
+    await bench.spool.__aenter__()
+    yield Outage(bench)
+    await bench.spool.__aexit__()
+
+
+def allocated(usages: list[Usage]) -> Decimal:
+    """Return GiB seconds."""
+    sizes = [one.allocated for one in usages]
+    whole = sum((s.memory_bytes or 0) * (s.counted_milliseconds or 0) for s in sizes)
+    return Decimal(whole) / GIB / 1000
+
+
+def used(usages: list[Usage]) -> Decimal:
+    return sum((one.used.cpu_core_seconds for one in usages), Decimal(0))
+
+
+PHASES = [0, 0.003, 2.5]
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize(("before", "after"), [(8, 64), (64, 8)], ids=["up", "down"])
+async def test_a_resize_in_an_outage_of_hours_counts_both_sizes(
+    outage: Outage, phase: float, before: int, after: int
+) -> None:
+    bench, container = outage.bench, outage.container
+    container.memory = before * GIB
+    await bench.clock.advance(phase)
+    await bench.ticks(14)
+    outage.spool.refuses = True
+    await bench.ticks(12)
+    container.memory = after * GIB
+    await bench.ticks(12 * 60 * 4)
+    outage.spool.refuses = False
+    await bench.ticks(14)
+    await bench.scraper.finish()
+    usages = await outage.usages()
+    truth = Decimal(before) * (100 + 26 * 5) + Decimal(after) * (12 * 60 * 4 + 14) * 5
+    one_sample = Decimal(abs(after - before) * 5)
+    assert abs(allocated(usages) - truth - before * Decimal(str(phase))) <= one_sample
+    assert all(a.charge_period_end == b.charge_period_start for a, b in pairwise(usages))
+
+
+@pytest.mark.parametrize("phase", PHASES)
+async def test_a_container_that_lived_and_died_in_an_outage_has_its_own_records(
+    outage: Outage, phase: float
+) -> None:
+    bench, container = outage.bench, outage.container
+    await bench.clock.advance(phase)
+    await bench.ticks(14)
+    outage.spool.refuses = True
+    await bench.ticks(3)
+    for _ in range(3):  # three lives of ten minutes, 15 s apart
+        container.running = False
+        await bench.ticks(3)
+        container.restart()
+        await bench.ticks(120)
+    outage.spool.refuses = False
+    await bench.ticks(3)
+    await bench.scraper.finish()
+    usages = await outage.usages()
+    lives = {one.container_id for one in usages if one.quality != "gap"}
+    assert len(lives) == 4
+    for life in sorted(lives)[1:3]:
+        assert used([one for one in usages if one.container_id == life]) == 600
+    assert [one.sequence for one in usages] == list(range(len(usages)))
+
+
+async def test_a_kill_in_an_outage_loses_what_was_held_and_no_cpu(outage: Outage) -> None:
+    bench, container = outage.bench, outage.container
+    await bench.ticks(14)
+    outage.spool.refuses = True
+    container.memory = 64 * GIB
+    await bench.ticks(12 * 90)
+    outage.spool.refuses = False
+    bench.scraper = bench.made()
+    await bench.ticks(2)
+    await bench.scraper.finish()
+    usages = await outage.usages()
+    first = usages[0].counter
+    assert first
+    assert used(usages) == Decimal((14 + 12 * 90 + 2 + 1) * 5) - 5 - 5  # from the first sample on
+    unseen = [one.allocated.resized for one in usages if one.allocated.resized]
+    assert unseen
+    assert {(one.memory_bytes_start, one.memory_bytes_end) for one in unseen} == {
+        (8 * GIB, 64 * GIB)
+    }
+
+
+async def test_with_no_room_in_memory_either_cpu_is_still_exact(outage: Outage) -> None:
+    bench, container = outage.bench, outage.container
+    bench.scraper = bench.made(max_held=10)
+    await bench.ticks(14)
+    outage.spool.refuses = True
+    for number in range(40):
+        container.memory = (8 + number % 2) * GIB
+        await bench.ticks(2)
+    assert bench.scraper.status()["held_periods"] <= 10
+    outage.spool.refuses = False
+    await bench.ticks(3)
+    await bench.scraper.finish()
+    assert used(await outage.usages()) == Decimal((14 + 80 + 3 - 1) * 5)
+
+
+async def test_what_is_held_is_never_part_of_the_checkpoint(outage: Outage) -> None:
+    bench = outage.bench
+    await bench.ticks(14)
+    outage.spool.refuses = True
+    await bench.ticks(12 * 130)
+    assert bench.scraper.status()["held_periods"] == 2
+    stored = await bench.spool.state("billing/meter")
+    assert b"held" not in stored["billing/meter"]
+    assert msgspec.json.decode(stored["billing/meter"])["sequence"] == 2

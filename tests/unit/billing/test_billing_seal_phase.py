@@ -1,0 +1,122 @@
+"""Objects are sealed at the pod's own phase: a fleet whose clocks agree does not send at once."""
+
+import asyncio
+import os
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from byoc_agents.billing.daemon import Settings
+from byoc_agents.billing.scraper import Pace, Scraper, seal_phase_ms
+from tests.unit.billing.scraper_bench import SECOND, Bench
+
+FLEET = 100_000
+SEAL_MS = 900_000
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    made = Bench(tmp_path / "state")
+    await made.spool.__aenter__()
+    yield made
+    await made.spool.__aexit__()
+
+
+def pods(kind: str) -> list[str]:
+    random = Random(7)
+    if kind == "uids":
+        return [str(uuid.UUID(int=random.getrandbits(128), version=4)) for _ in range(FLEET)]
+    return [f"clickhouse-{number % 100}.service-{number // 100}" for number in range(FLEET)]
+
+
+@pytest.mark.parametrize("kind", ["uids", "names in a row"])
+@pytest.mark.parametrize("seal_ms", [SEAL_MS, 300_000, 60_000])
+def test_the_puts_of_a_fleet_in_any_second_are_at_most_three_times_the_mean(
+    kind: str, seal_ms: int
+) -> None:
+    seconds = Counter(seal_phase_ms(pod, seal_ms) // 1000 for pod in pods(kind))
+    mean = FLEET / (seal_ms / 1000)
+    assert max(seconds.values()) <= 2 * mean
+    assert len(seconds) == seal_ms // 1000
+
+
+def test_the_default_seal_interval_is_a_quarter_of_an_hour() -> None:
+    assert Settings(bucket="b").seal_seconds == 900
+
+
+def test_the_phase_is_the_same_after_a_restart_of_the_agent() -> None:
+    assert seal_phase_ms("0b51c2f4", SEAL_MS) == seal_phase_ms("0b51c2f4", SEAL_MS)
+
+
+async def sealed_at(bench: Bench, phase_ms: int, hours: int = 1) -> list[int]:
+    """Run a scraper; return when its objects were sealed, milliseconds after the hour."""
+    bench.sample_seconds = 60
+    scraper: Scraper = bench.made(
+        Pace(sample_ms=60_000, window_ms=60_000, seal_ms=SEAL_MS, seal_phase_ms=phase_ms)
+    )
+    times: list[int] = []
+    run = asyncio.create_task(scraper.run())
+    seen, start_ns = 0, bench.clock.wall_ns()
+    while bench.clock.wall_ns() - start_ns < hours * 3600 * SECOND:
+        (wait,) = await bench.clock.parked()
+        await bench.clock.advance(wait)
+        await bench.clock.parked()
+        objects = len(await bench.spool.head(1000, 1 << 30))
+        if objects > seen:
+            times.append((bench.clock.wall_ns() - start_ns) // 1_000_000)
+            seen = objects
+    run.cancel()
+    await asyncio.wait([run])
+    return times
+
+
+@pytest.mark.parametrize("phase_ms", [0, 1, 59_999, 137_411, 899_999])
+async def test_a_running_scraper_seals_at_its_phase_and_not_with_a_sample(
+    bench: Bench, phase_ms: int
+) -> None:
+    times = await sealed_at(bench, phase_ms, hours=2)
+    assert len(times) >= 7
+    assert {(time - phase_ms) % SEAL_MS for time in times} <= {0, 1}  # the clock's ns to ms
+
+
+async def test_no_scraper_seals_because_an_hour_begins(bench: Bench) -> None:
+    times = await sealed_at(bench, 450_000, hours=3)
+    assert not any(time % 3_600_000 < 1000 for time in times)
+
+
+async def test_a_stop_seals_at_once(bench: Bench) -> None:
+    bench.scraper = bench.made(
+        Pace(sample_ms=5000, window_ms=60_000, seal_ms=SEAL_MS, seal_phase_ms=450_000)
+    )
+    await bench.ticks(15)
+    assert await bench.spool.head(10) == []
+    await bench.scraper.finish()
+    assert len(await bench.spool.head(10)) == 2  # one for each hour
+
+
+async def test_the_end_hint_makes_samples_dense_until_the_container_is_gone(
+    bench: Bench, tmp_path: Path
+) -> None:
+    hint = tmp_path / "ending"
+    scraper = bench.made(end_hint=hint)
+    run = asyncio.create_task(scraper.run())
+    (wait,) = await bench.clock.parked()
+    assert wait == 1  # the file is looked for every second
+    before = len(bench.target.standbys)
+    hint.touch()
+    os.utime(hint, ns=(bench.clock.wall_ns(), bench.clock.wall_ns()))
+    for _ in range(11):
+        (wait,) = await bench.clock.parked()
+        await bench.clock.advance(wait)
+        await bench.clock.parked()
+    assert wait == pytest.approx(0.1)
+    assert len(bench.target.standbys) - before >= 10
+    await bench.clock.advance(600)  # it outlived its hint: a restart of the container
+    await bench.clock.parked()
+    assert bench.clock.waits != pytest.approx([0.1])
+    run.cancel()
+    await asyncio.wait([run])
