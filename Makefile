@@ -26,7 +26,8 @@ DOCKER ?= docker
 BUILD_ARGS ?=
 IMAGES := billing-scraper state-exporter alert-forwarder byoc-agents
 
-.PHONY: help demo localstack test test-real chart bench chaos soak fuzz check images constraints clean
+.PHONY: help demo localstack test test-real coverage chart bench chaos soak fuzz check docs images \
+	constraints clean
 
 help: ## print this list
 	@echo "byoc-agents: what can be done here"
@@ -45,6 +46,11 @@ test-real: $(READY) ## fetch LocalStack, ClickHouse, Alertmanager, ... and test 
 	@$(PY) -m lab.real.parts.install
 	@$(PY) -m pytest -m real $(PYTEST_ARGS)
 	@FAULT_SEEDS=40 $(PY) -m pytest -n auto -rP tests/faults
+
+coverage: $(READY) ## branch coverage of `make test`: build/coverage/index.html; fails below the floor
+	@$(PY) -m pytest -n auto -m "not real" --ignore=tests/real --cov --cov-report= $(PYTEST_ARGS)
+	@$(PY) -m coverage html -q -d build/coverage
+	@$(PY) -m coverage report --skip-covered
 
 chart: $(READY) ## lint and render the Helm chart with Helm 3 and 4 into build/chart; ARGS=--update
 	@$(PY) -m lab.real.chart $(ARGS)
@@ -66,6 +72,9 @@ check: $(READY) ## ruff (lint and format) and mypy
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
 
+docs: build/docs/.ready ## build the documentation site into build/site; any warning is an error
+	@NO_MKDOCS_2_WARNING=1 build/docs/bin/python -m mkdocs build --strict --quiet
+
 images: ## build the images; BUILD_ARGS="--build-arg BASE=..." as images/README.md says
 	@version=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' agents/byoc_agents/__init__.py); \
 	for name in $(IMAGES); do \
@@ -84,7 +93,8 @@ constraints: ## pin again what is installed; UPGRADE=--upgrade takes newer versi
 	$(COMPILE) pyproject.toml -c constraints/runtime.txt --all-build-deps \
 		--extra test -o constraints/dev.txt; \
 	$(COMPILE) constraints/images.in -c constraints/dev.txt -o constraints/images.txt; \
-	$(COMPILE) constraints/real.in -c constraints/dev.txt -o constraints/real.txt
+	$(COMPILE) constraints/real.in -c constraints/dev.txt -o constraints/real.txt; \
+	$(COMPILE) constraints/docs.in -c constraints/dev.txt -o constraints/docs.txt
 
 clean: ## remove everything that make made: .venv, build, caches
 	@rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .hypothesis
@@ -97,4 +107,10 @@ $(READY): constraints/dev.txt pyproject.toml
 		"$$python" -m venv --clear $(VENV); }
 	@$(PIP) install --require-hashes -r constraints/dev.txt
 	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+# The documentation's tools have an environment of their own: the product and the tests never need them.
+build/docs/.ready: constraints/docs.txt
+	@$(find_python); "$$python" -m venv --clear build/docs
+	@build/docs/bin/python -m pip --disable-pip-version-check -qq install --require-hashes -r $<
 	@touch $@

@@ -1,0 +1,186 @@
+"""Count the words and constructions that the project does not use: `python -m lab.language`.
+
+The text is Markdown without its code, and the comments and strings of Python files: docstrings, log
+events and messages. A file must have none, unless `tests/docs/language_baseline.json` allows it a
+number from before the rules existed; that number may only fall.
+
+    python -m lab.language            every place, then the rate per 1,000 words; 1 if too many
+    python -m lab.language FILE ...   the places in these files only
+    python -m lab.language --lower    lower the baseline to the present counts
+    python -m lab.language --accept   write the present counts, also higher ones (after a merge)
+"""
+
+import argparse
+import ast
+import io
+import json
+import re
+import sys
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+BASELINE = ROOT / "tests" / "docs" / "language_baseline.json"
+MARKDOWN = (
+    *("*.md", ".github/**/*.md", "docs/**/*.md", "helm/**/*.md", "images/*.md"),
+    *("localstack/*.md", "constraints/*.md", "lab/**/*.md"),
+)
+PYTHON = ("agents/**/*.py", "images/*.py", "lab/**/*.py", "tests/**/*.py")
+# These files name the forbidden words in order to forbid them.
+EXEMPT = {"lab/language.py", "tests/docs/test_language.py"}
+
+NOUNS = "is|was|were|lies|lay|waits|waited|left|leaves|stands|stood|comes|came|goes|went"
+FORBIDDEN = {
+    "told": (r"\btold\b|\buntold\b", "reported, published, recorded"),
+    "anew": (r"\banew\b", "again, new"),
+    "beside": (r"\bbesides?\b", "next to, in addition to"),
+    "for ever": (r"\bfor ever\b", "until cancelled, always"),
+    "is no X": (
+        r"(?<!there )\b(?:is|are|was|were|be) no (?!longer\b|more than\b|less than\b)",
+        "is not a(n)",
+    ),
+    "what is X": (
+        rf"(?<!at )\bwhat (?:{NOUNS})\b(?! (?:wrong|expected|missing)\b)(?![^.]*\?)",
+        "name the thing",
+    ),
+    "lies in": (r"\b(?:lies?|lay|lying) (?:in|on|under|at|there|beside)\b", "is stored in, is in"),
+    "stands in": (r"\b(?:stands?|stood) (?:in|on|at|there|for)\b", "exists, is in, means"),
+    "wants X": (r"\bwants (?!to\b)", "expected, requires"),
+    "in the midst": (r"\bin the midst\b", "during"),
+    "one X a Y": (r"\bone (?:\w+ )?a (?:daemon|directory|pod|replica|file|process|line)\b", "per"),
+    "who asks": (
+        r"\b[Ww]ho(?:ever)? (?:asks|reads|calls|waits|has|is) \w+ (?:waits|gets)\b",
+        "name",
+    ),
+    "metaphor": (
+        r"\b(?:exhume\w*|buried|bury|witness\w*|testimony|dice)\b",
+        "the field's own term",
+    ),
+}
+PATTERNS = {name: re.compile(pattern, re.IGNORECASE) for name, (pattern, _) in FORBIDDEN.items()}
+WORD = re.compile(r"[A-Za-z][A-Za-z'-]*")
+
+
+class Place(NamedTuple):
+    """One use of a forbidden construction."""
+
+    file: str
+    line: int
+    rule: str
+    text: str
+
+    def __str__(self) -> str:
+        """Say where it is and which wording to use instead."""
+        return f"{self.file}:{self.line}: {self.text!r}: use {FORBIDDEN[self.rule][1]}"
+
+
+def files() -> list[Path]:
+    """Return every file whose text is checked, sorted."""
+    found = {path for pattern in (*MARKDOWN, *PYTHON) for path in ROOT.glob(pattern)}
+    return sorted(p for p in found if _name(p) not in EXEMPT and not _generated(p))
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def _generated(path: Path) -> bool:
+    skipped = {"__pycache__", "build", ".venv", "data", "versions"}
+    return bool(skipped & set(path.relative_to(ROOT).parts))
+
+
+def texts(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (number of the first line, text) for each piece of prose in a file."""
+    content = path.read_text()
+    if path.suffix == ".md":
+        yield 1, _without_code(content)
+        return
+    for token in tokenize.generate_tokens(io.StringIO(content).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start[0], token.string
+    for node in ast.walk(ast.parse(content)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
+            yield node.lineno, node.value
+
+
+def _without_code(markdown: str) -> str:
+    """Blank out fenced and inline code; keep the line numbers."""
+
+    def blank(match: re.Match[str]) -> str:
+        return "\n" * match[0].count("\n")
+
+    fence = re.compile(r"^( *)(```+|~~~+).*?^\1\2[ \t]*$", re.DOTALL | re.MULTILINE)
+    fenced = fence.sub(blank, markdown)
+    return re.sub(r"`[^`\n]+`", blank, fenced)
+
+
+def places(path: Path) -> Iterator[Place]:
+    """Yield every use of a forbidden construction in a file."""
+    for line, text in texts(path):
+        for rule, pattern in PATTERNS.items():
+            for match in pattern.finditer(text):
+                number = line + text.count("\n", 0, match.start())
+                yield Place(_name(path), number, rule, match[0])
+
+
+def words(path: Path) -> int:
+    """Return the number of words of a file's prose."""
+    return sum(len(WORD.findall(text)) for _, text in texts(path))
+
+
+def counts() -> dict[str, int]:
+    """Return file -> number of places, for files that have any."""
+    found = {_name(path): len(list(places(path))) for path in files()}
+    return {name: count for name, count in found.items() if count}
+
+
+def baseline() -> dict[str, int]:
+    """Return file -> number of places that are still allowed."""
+    stored: dict[str, int] = json.loads(BASELINE.read_text())
+    return stored
+
+
+def too_many() -> list[str]:
+    """Return one message for each file that has more places than it is allowed."""
+    allowed = baseline()
+    return [
+        f"{name}: {count} forbidden words or constructions, {allowed.get(name, 0)} allowed; "
+        f"see python -m lab.language {name}"
+        for name, count in counts().items()
+        if count > allowed.get(name, 0)
+    ]
+
+
+def _write(found: dict[str, int]) -> None:
+    BASELINE.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n")
+
+
+def main() -> int:
+    """Run the program; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
+    parser.add_argument("files", nargs="*", type=Path)
+    parser.add_argument("--lower", action="store_true")
+    parser.add_argument("--accept", action="store_true")
+    options = parser.parse_args()
+    if options.accept:
+        _write(counts())
+        return 0
+    if options.lower:
+        allowed = baseline()
+        _write({n: min(c, allowed[n]) for n, c in counts().items() if n in allowed})
+        return 0
+    chosen = [path.resolve() for path in options.files] or files()
+    found = [place for path in chosen for place in places(path)]
+    for place in found:
+        print(place)
+    total = sum(words(path) for path in chosen)
+    print(
+        f"{len(found)} places in {total} words: {1000 * len(found) / max(total, 1):.2f} per 1,000"
+    )
+    return int(bool(found if options.files else too_many()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""The text is plain English: STYLE's rules as a list of words, and one glossary."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from lab import language
+
+CONCEPTS = (language.ROOT / "docs" / "concepts.md").read_text()
+TERMS = re.findall(r"^\| ([a-z ]+) \| [A-Z]", CONCEPTS.split("## Glossary")[1], re.MULTILINE)
+REQUIRED = {
+    *("daemon", "source", "target", "replica", "incarnation", "sample", "window", "record", "gap"),
+    *("seal", "object", "event", "message", "spool", "checkpoint", "epoch", "sequence", "shipper"),
+    *("sink", "reason", "hold", "dead letter", "destination", "gate", "ledger", "intent"),
+    *("receipt", "segment", "heartbeat", "watchdog", "fingerprint", "drain"),
+}
+PLAIN = [
+    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "RELEASE.md"),
+    *("CODE_OF_CONDUCT.md", "docs/index.md", "docs/concepts.md", "docs/architecture.md"),
+    *("docs/configuration.md", "docs/accuracy.md", "docs/contracts/compatibility.md"),
+]
+
+
+def written(folder: Path, text: str, name: str = "page.md") -> list[str]:
+    """Return the rules that a text breaks."""
+    path = folder / name
+    path.write_text(text)
+    return [rule for _, piece in language.texts(path) for rule in rules(piece)]
+
+
+def rules(text: str) -> list[str]:
+    return [rule for rule, pattern in language.PATTERNS.items() if pattern.search(text)]
+
+
+def test_no_file_has_more_forbidden_words_than_it_had() -> None:
+    assert language.too_many() == []
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_converted_page_has_no_forbidden_word(name: str) -> None:
+    assert [str(place) for place in language.places(language.ROOT / name)] == []
+
+
+def test_no_converted_or_removed_file_is_in_the_baseline() -> None:
+    allowed = language.baseline()
+    assert set(PLAIN) & allowed.keys() == set()
+    assert [name for name in allowed if not (language.ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("The queue is told the state.", "told"),
+        ("The chain begins anew.", "anew"),
+        ("It runs beside ClickHouse.", "beside"),
+        ("Send heartbeats for ever.", "for ever"),
+        ("This is no error.", "is no X"),
+        ("What is lost is stated.", "what is X"),
+        ("It sends what waits on disk.", "what is X"),
+        ("It shows what left the machine.", "what is X"),
+        ("The file lies in the state directory.", "lies in"),
+        ("The role stands in the policy.", "stands in"),
+        ("A dash stands for nothing.", "stands in"),
+        ("BYOC_X wants a number.", "wants X"),
+        ("There is one directory a daemon.", "one X a Y"),
+    ],
+)
+def test_a_forbidden_construction_is_found(text: str, rule: str) -> None:
+    assert rule in rules(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The task is no longer running.",
+        "There is no room on the disk.",
+        "What is the state of the queue?",
+        "An operator who wants to resend a message uses this command.",
+        "The record is stored in the bucket.",
+    ],
+)
+def test_standard_english_is_not_reported(text: str) -> None:
+    assert rules(text) == []
+
+
+def test_code_in_a_page_is_not_read(tmp_path: Path) -> None:
+    assert written(tmp_path, "Use `told`.\n```\necho anew\n```\n") == []
+    assert written(tmp_path, "Use it anew.\n```\necho\n```\nAgain beside.\n") == ["anew", "beside"]
+
+
+def test_comments_docstrings_and_messages_are_read_and_names_are_not(tmp_path: Path) -> None:
+    source = '"""It is told."""\n# begin anew\ntold = 1\nraise ValueError("it wants a number")\n'
+    assert sorted(written(tmp_path, source, "code.py")) == ["anew", "told", "wants X"]
+
+
+def test_the_glossary_defines_each_term_once() -> None:
+    assert len(TERMS) == len(set(TERMS))
+    assert set(TERMS) >= REQUIRED
+
+
+def test_a_term_is_one_word_for_one_thing() -> None:
+    """The glossary's text uses none of the words that a term replaces."""
+    replaced = {"agent": "daemon", "life": "incarnation", "lives": "incarnation", "word": "message"}
+    used = set(re.findall(r"[a-z]+", CONCEPTS.replace("byoc-agents", "").lower()))
+    assert used & replaced.keys() == set()

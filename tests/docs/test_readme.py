@@ -1,0 +1,84 @@
+"""The README's commands are run exactly as written, here or by the test that is named."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import byoc_agents
+
+ROOT = Path(byoc_agents.__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+MAX_LINES = 120
+FENCED = re.findall(r"^```\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+COMMANDS = [
+    re.sub(r" {2,}#.*| #.*", "", line).strip()
+    for block in FENCED
+    for line in block.replace("\\\n  ", "").splitlines()
+]
+HERE = [command for command in COMMANDS if command.startswith("byoc-agents ")]
+# Commands that need a cluster, a Docker Engine, a package index, or a minute.
+ELSEWHERE = {
+    "make demo": "tests/lab/test_demo_whole.py",
+    "make test": ".ci/run",
+    "helm install": "tests/real/test_real_readme.py",
+    "docker run": "tests/real/test_real_images.py",
+    "python3 -m venv": "tests/real/test_real_readme.py",
+    "/opt/byoc-agents/bin/pip install": "tests/real/test_real_readme.py",
+    "/opt/byoc-agents/bin/byoc-agents": "tests/real/test_real_readme.py",
+}
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= MAX_LINES
+    assert max(len(line) for line in README.splitlines() if not line.startswith("|")) <= 110
+
+
+def test_the_readme_answers_the_first_questions_in_order() -> None:
+    sections = re.findall(r"^## (.+)$", README, re.MULTILINE)
+    assert sections == [
+        "Quick start",
+        "Install",
+        "Configure",
+        "How it works",
+        "Guarantees",
+        "Documentation",
+        "Contributing, security, license",
+    ]
+    assert "**When not to use it.**" in README.split("## Quick start")[0]
+
+
+def test_every_command_is_run_by_a_test() -> None:
+    assert len(COMMANDS) >= 8
+    for command in COMMANDS:
+        prefixes = [prefix for prefix in ELSEWHERE if command.startswith(prefix)]
+        assert command in HERE or prefixes, command
+        assert all((ROOT / ELSEWHERE[prefix]).exists() for prefix in prefixes)
+
+
+@pytest.mark.parametrize("command", HERE)
+def test_a_command_succeeds_as_written(command: str) -> None:
+    argv = [sys.executable, "-m", "byoc_agents.app.cli", *command.split()[1:]]
+    environ = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT / "agents")}
+    done = subprocess.run(argv, cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
+
+
+def test_the_container_command_names_an_image_of_this_version() -> None:
+    (command,) = [command for command in COMMANDS if command.startswith("docker run")]
+    (image, tag) = re.findall(r"byoc-agents/([a-z-]+):(\S+)", command)[0]
+    assert tag == byoc_agents.__version__
+    assert f"FROM runtime AS {image}\n" in (ROOT / "images" / "Dockerfile").read_text()
+    arguments = command.partition(f":{tag} ")[2].split()
+    assert arguments[:2] == ["run", image]
+
+
+def test_every_page_of_the_site_is_reachable_from_the_readme() -> None:
+    linked = set(re.findall(r"\]\(docs/([\w./-]+\.md)\)", README))
+    indexes = {"adr/index.md"}
+    pages = {p.relative_to(ROOT / "docs").as_posix() for p in (ROOT / "docs").rglob("*.md")}
+    assert pages - {page for page in pages if page.startswith("adr/")} - linked == set()
+    assert indexes <= linked
