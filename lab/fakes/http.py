@@ -229,7 +229,7 @@ class HttpDouble:
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while not writer.is_closing():
-                request = await self._read(reader, writer)
+                request = await self._read(reader)
                 self.requests.append(request)
                 behave = self.script(request)
                 await behave(Exchange(request, reader, writer, self._apply))
@@ -238,7 +238,7 @@ class HttpDouble:
         finally:
             writer.close()
 
-    async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Request:
+    async def _read(self, reader: asyncio.StreamReader) -> Request:
         head = await self._counted(reader.readuntil(b"\r\n\r\n"))
         first, *lines = head.decode("latin-1").strip().split("\r\n")
         method, target, _ = first.split(" ")

@@ -42,7 +42,7 @@ Rows = dict[str, str]
 
 
 class Server(Protocol):
-    """The methods of `byoc_agents.clickhouse.ClickHouse` in use: same contracts, same exceptions."""
+    """The methods of `byoc_agents.clickhouse.ClickHouse` in use: same contracts and errors."""
 
     async def ping(self) -> None: ...  # noqa: D102
 
