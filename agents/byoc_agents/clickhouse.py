@@ -67,7 +67,7 @@ class _Columns(msgspec.Struct):
     type: str
 
 
-class _Answer(msgspec.Struct):
+class _QueryAnswer(msgspec.Struct):
     meta: list[_Columns]
     data: list[list[Any]]
 
@@ -78,7 +78,7 @@ class _Reply(msgspec.Struct, frozen=True):
     body: bytes
 
 
-_DECODER = msgspec.json.Decoder(_Answer)
+_DECODER = msgspec.json.Decoder(_QueryAnswer)
 _HEADERS = {
     "User-Agent": f"byoc-agents/{__version__}",  # the customer finds us in query_log by it
     "Accept-Encoding": "identity",

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from byoc_agents.clickhouse import ClickHouseError, ClickHouseServerError
 from byoc_agents.state import queries
-from byoc_agents.state.observation import Source
+from byoc_agents.state.observation import ProbeSource
 from lab.fakes.http import HttpDouble, Reply, Request, Script, serving
 
 MODERN: dict[str, str] = {  # a server of 2024, busy enough for every figure
@@ -55,8 +55,8 @@ class ScriptedServer:
     """A server for a prober. `rows` are its tables' values; `broken` maps a source to an error."""
 
     rows: dict[str, str] = field(default_factory=lambda: dict(MODERN))
-    broken: dict[Source, Exception] = field(default_factory=dict)
-    hanging: frozenset[Source] = frozenset()
+    broken: dict[ProbeSource, Exception] = field(default_factory=dict)
+    hanging: frozenset[ProbeSource] = frozenset()
     unknown_columns: tuple[str, ...] = ()
     lags: bool = False
     ping_error: ClickHouseError | None = None
@@ -70,7 +70,7 @@ class ScriptedServer:
 
     async def replicas_status(self) -> bool:
         """Return whether it does not lag; raise the error in `broken`."""
-        if error := self.broken.get(Source.REPLICAS_STATUS):
+        if error := self.broken.get(ProbeSource.REPLICAS_STATUS):
             raise error
         return not self.lags
 
@@ -89,7 +89,7 @@ class ScriptedServer:
         wanted += ("version", "uptime") if queries.SERVER in sql else ()
         return [(name, value) for name, value in self.rows.items() if name.startswith(wanted)]
 
-    def _raise_scripted(self, sql: str, asked: set[Source]) -> None:
+    def _raise_scripted(self, sql: str, asked: set[ProbeSource]) -> None:
         if self.query_error:
             raise self.query_error
         for source, error in self.broken.items():
@@ -99,7 +99,7 @@ class ScriptedServer:
             raise ClickHouseServerError("status 404", 47)
 
 
-def _find_sources(sql: str) -> set[Source]:
+def _find_sources(sql: str) -> set[ProbeSource]:
     text = f"{sql} "
     return {s for s in queries.TABLES if any(f"FROM {s}{end}" in text for end in (" ", ")"))}
 

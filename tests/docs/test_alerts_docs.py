@@ -10,16 +10,16 @@ from openapi_spec_validator import validate
 from byoc_agents.alerts import settings, webhook
 from byoc_agents.alerts.schema import components
 from byoc_agents.app.settings import settings_of
-from byoc_agents.delivery.shipper import FATES, Fate
+from byoc_agents.delivery.shipper import FATES, Action
 from byoc_agents.sinks.https import reason_of
 from lab.receiver import PATH
 
 DOCS = Path(__file__).parents[2] / "docs"
 WORDS = {
-    Fate.DONE: "done",
-    Fate.RETRY: "retried",
-    Fate.HOLD: "held",
-    Fate.BURY: "dead letter",
+    Action.DONE: "done",
+    Action.RETRY: "retried",
+    Action.HOLD: "held",
+    Action.BURY: "dead letter",
 }
 
 

@@ -17,7 +17,7 @@ from byoc_agents.app.cli import COMMANDS, main
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.billing.record import GapReason, Quality
 from byoc_agents.billing.sources.reading import SourceName
-from byoc_agents.delivery.shipper import FATES, Fate
+from byoc_agents.delivery.shipper import FATES, Action
 from byoc_agents.durable import schema
 from byoc_agents.egress.gate import Refusal
 from byoc_agents.ledger.format import FORMAT
@@ -34,7 +34,12 @@ SEVERAL = {  # events whose level or name is chosen where they are written
     "alerts.accepted": "info",
     "library.log": "any",
 }
-WORDS = {Fate.DONE: "done", Fate.RETRY: "retried", Fate.HOLD: "held", Fate.BURY: "dead letter"}
+WORDS = {
+    Action.DONE: "done",
+    Action.RETRY: "retried",
+    Action.HOLD: "held",
+    Action.BURY: "dead letter",
+}
 ELSEWHERE = {"demo", "doubles"}  # programs with logs of their own
 
 
@@ -114,7 +119,7 @@ def test_the_exceptional_events_are_really_written() -> None:
     written = {f'"{event}"' in source for event in SEVERAL if not event.startswith("ship.")}
     assert written == {True}
     assert 'f"ship.{trouble.fate.value}"' in source
-    assert {f"ship.{fate.value}" for fate in (Fate.RETRY, Fate.HOLD)} <= SEVERAL.keys()
+    assert {f"ship.{fate.value}" for fate in (Action.RETRY, Action.HOLD)} <= SEVERAL.keys()
 
 
 def test_every_alert_of_the_chart_has_its_steps() -> None:

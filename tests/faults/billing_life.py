@@ -16,10 +16,10 @@ from pathlib import Path
 
 from byoc_agents.app.logging import configure
 from byoc_agents.app.metrics import Metrics
-from byoc_agents.billing.recorder import Identity, Recorder
+from byoc_agents.billing.recorder import Recorder, UsageIdentity
 from byoc_agents.billing.scraper import Pace, Scraper
 from byoc_agents.billing.sources.reading import Reading
-from byoc_agents.billing.sources.select import Observation
+from byoc_agents.billing.sources.select import TargetObservation
 from byoc_agents.delivery.shipper import Shipper
 from byoc_agents.delivery.sink import Message, Outcome
 from byoc_agents.durable.spool import Spool
@@ -80,9 +80,9 @@ class SimTarget:
     def __init__(self, clock: SimClock) -> None:
         self._clock = clock
 
-    async def read(self, *, standby: bool = False) -> Observation:
+    async def read(self, *, standby: bool = False) -> TargetObservation:
         assert standby in {True, False}
-        return Observation(
+        return TargetObservation(
             Reading(
                 source="cgroup.v2",
                 incarnation="boot-1-7",
@@ -205,7 +205,7 @@ def _scraper(spool: Spool, clock: SimClock, metrics: Metrics) -> Scraper:
     )
 
 
-IDENTITY = Identity(
+IDENTITY = UsageIdentity(
     organization_id="org",
     service_id="service",
     replica="replica-0",

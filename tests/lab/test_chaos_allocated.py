@@ -7,7 +7,7 @@ import pytest
 from msgspec.structs import replace
 
 from byoc_agents.billing.record import Usage, UsageRecord
-from byoc_agents.billing.recorder import Identity, Recorder
+from byoc_agents.billing.recorder import Recorder, UsageIdentity
 from byoc_agents.billing.window import Sample
 from lab.chaos.allocated import LIMIT_BYTES, allocated
 from lab.chaos.evidence import Evidence
@@ -16,7 +16,7 @@ from lab.fakes.billing import objects
 from tests.lab.test_chaos_oracle import evidence
 from tests.unit.billing.meter_run import SECOND, UP, Run, reading, sample
 
-WHO = Identity(
+WHO = UsageIdentity(
     organization_id="o",
     service_id="s",
     replica="r",

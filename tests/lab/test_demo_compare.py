@@ -17,7 +17,7 @@ from byoc_agents.alerts.payload import read as read_notification
 from byoc_agents.app.cloudevents import rfc3339
 from byoc_agents.audit import Audit, Report
 from byoc_agents.billing.record import Usage
-from byoc_agents.billing.recorder import Identity, Recorder
+from byoc_agents.billing.recorder import Recorder, UsageIdentity
 from byoc_agents.billing.sources.reading import Reading
 from byoc_agents.billing.window import Period, Window
 from lab.demo.alert_scenes import alert_faults
@@ -54,7 +54,7 @@ WINDOW = Window(
     samples=10,
 )
 RECORDER = Recorder(
-    identity=Identity(
+    identity=UsageIdentity(
         organization_id="o",
         service_id="s",
         replica="r",

@@ -113,7 +113,7 @@ def expected(report: Report) -> dict[str, dict[str, Decimal]]:
             "unknown_allocated_memory_milliseconds": (
                 service.unknown_allocated_memory_seconds * 1000
             ),
-            "excluded_records": service.excluded_records,
+            "excluded_records": Decimal(service.excluded_records),
             "excluded_core_seconds": service.excluded_core_seconds,
             "measured_milliseconds": service.measured_seconds * 1000,
             "estimated_milliseconds": service.estimated_seconds * 1000,

@@ -17,7 +17,7 @@ from byoc_agents.app.run import configure, daemon
 from byoc_agents.clickhouse import ClickHouse
 from byoc_agents.egress.gate import Gate
 from byoc_agents.state import queries
-from byoc_agents.state.observation import Observation, Seen, Source
+from byoc_agents.state.observation import ProbeSource, SourceResult, StateObservation
 from byoc_agents.state.probes import Prober
 from lab.fakes.sqs import FakeSqs
 from lab.real.chdb_front import front
@@ -62,13 +62,13 @@ QUERIES = [
     (source, number)
     for source, variants in ALL.items()
     for number in range(len(variants))
-    if source is not Source.ASYNCHRONOUS_METRICS  # this engine has none; see the next test
+    if source is not ProbeSource.ASYNCHRONOUS_METRICS  # this engine has none; see the next test
 ]
 
 
 @pytest.mark.parametrize(("source", "number"), QUERIES, ids=str)
 def test_the_modern_engine_runs_every_query(
-    engine: chdb.session.Session, source: Source, number: int
+    engine: chdb.session.Session, source: ProbeSource, number: int
 ) -> None:
     answer = json.loads(
         str(engine.query(queries.combine_selects([ALL[source][number]]), "JSONCompact"))
@@ -83,10 +83,10 @@ def test_the_modern_engine_runs_every_query(
 def test_the_query_of_the_one_table_that_the_engine_lacks_is_right_over_another(
     engine: chdb.session.Session,
 ) -> None:
-    stand_in = f"(SELECT metric, toFloat64(value) AS value FROM {Source.METRICS})"
-    select = queries.FAST[Source.ASYNCHRONOUS_METRICS]
-    assert f"FROM {Source.ASYNCHRONOUS_METRICS}" in select
-    over = select.replace(f"FROM {Source.ASYNCHRONOUS_METRICS}", f"FROM {stand_in}")
+    stand_in = f"(SELECT metric, toFloat64(value) AS value FROM {ProbeSource.METRICS})"
+    select = queries.FAST[ProbeSource.ASYNCHRONOUS_METRICS]
+    assert f"FROM {ProbeSource.ASYNCHRONOUS_METRICS}" in select
+    over = select.replace(f"FROM {ProbeSource.ASYNCHRONOUS_METRICS}", f"FROM {stand_in}")
     engine.query(queries.combine_selects([queries.SERVER, over]))
 
 
@@ -97,15 +97,17 @@ def test_every_statement_of_the_least_privileged_user_parses(engine: chdb.sessio
         assert "Query" in str(engine.query(f"EXPLAIN AST {statement}"))
 
 
-async def look(engine: chdb.session.Session) -> tuple[Observation, list[str]]:
+async def look(engine: chdb.session.Session) -> tuple[StateObservation, list[str]]:
     async with front(engine) as server, ClickHouse(server.http.url) as client:
         return await Prober(client, clock=SystemClock()).observe(), server.asked
 
 
 async def test_a_modern_server_is_seen_and_counted_right(engine: chdb.session.Session) -> None:
     observation, asked = await look(engine)
-    troubled = {source: how for source, how in observation.sources.items() if how is not Seen.OK}
-    assert troubled == {Source.ASYNCHRONOUS_METRICS: Seen.ABSENT}
+    troubled = {
+        source: how for source, how in observation.sources.items() if how is not SourceResult.OK
+    }
+    assert troubled == {ProbeSource.ASYNCHRONOUS_METRICS: SourceResult.ABSENT}
     figures = observation.figures
     assert figures.max_parts_in_partition == 7
     assert figures.active_parts == 7

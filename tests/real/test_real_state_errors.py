@@ -19,8 +19,8 @@ import pytest
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.clickhouse import ClickHouse
 from byoc_agents.state import queries
-from byoc_agents.state.assess import State
-from byoc_agents.state.observation import UNCONFIRMED, Observation, Seen, Source
+from byoc_agents.state.assess import ServiceState
+from byoc_agents.state.observation import UNCONFIRMED, ProbeSource, SourceResult, StateObservation
 from byoc_agents.state.probes import Prober
 from lab.real.chart import render
 from lab.real.chdb_front import front
@@ -130,7 +130,7 @@ def count_events(engine: Any) -> str:
     return str(engine.query(sql, "JSONEachRow"))
 
 
-async def observe(engine: Any) -> Observation:
+async def observe(engine: Any) -> StateObservation:
     """Poll through HTTP, until every query has an answer: the machine of a test can be slow."""
     async with front(engine) as server, ClickHouse(server.http.url) as client:
         prober = Prober(client, clock=SystemClock())
@@ -140,14 +140,14 @@ async def observe(engine: Any) -> Observation:
                 return observation
 
 
-def assert_running(story: Story, observation: Observation) -> None:
+def assert_running(story: Story, observation: StateObservation) -> None:
     """Assess as of a server that started an hour ago."""
     found = story.see(msgspec.structs.replace(observation, uptime_seconds=UP_SECONDS), after=10)
     assert (found.state, [str(reason.code) for reason in found.reasons]) == (
-        State.RUNNING,
+        ServiceState.RUNNING,
         ["OBSERVABILITY_PARTIAL"],  # this engine has no asynchronous_metrics
     )
-    assert observation.sources[Source.ERRORS] is Seen.OK
+    assert observation.sources[ProbeSource.ERRORS] is SourceResult.OK
 
 
 def run(engine: Any, statement: str) -> set[str]:
@@ -189,7 +189,7 @@ def test_the_errors_of_other_servers_are_left_out(engine: Any) -> None:
             ("CANNOT_STATVFS", 1, 30),
         )
     )
-    sql = queries.FAST[Source.ERRORS].replace(f"FROM {Source.ERRORS}", f"FROM ({rows})")
+    sql = queries.FAST[ProbeSource.ERRORS].replace(f"FROM {ProbeSource.ERRORS}", f"FROM ({rows})")
     answer = json.loads(str(engine.query(sql, "JSONCompact")))
     assert answer["data"] == [["system.errors.faults", "2"]]
 
@@ -199,8 +199,8 @@ def test_a_delay_that_is_not_possible_is_counted_apart(engine: Any) -> None:
         "SELECT toUInt64(arrayJoin([0, 900, 1795460814])) AS absolute_delay, 0 AS is_readonly,"
         " 0 AS is_session_expired, 0 AS queue_size"
     )
-    (select,) = queries.SLOW[Source.REPLICAS]
-    sql = select.replace(f"FROM {Source.REPLICAS}", f"FROM ({rows})")
+    (select,) = queries.SLOW[ProbeSource.REPLICAS]
+    sql = select.replace(f"FROM {ProbeSource.REPLICAS}", f"FROM ({rows})")
     found = dict(json.loads(str(engine.query(sql, "JSONCompact")))["data"])
     assert found["system.replicas.lag"] == "900"
     assert found["system.replicas.lag_unknown"] == "1"

@@ -12,9 +12,9 @@ import pytest
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.clickhouse import ClickHouse
 from byoc_agents.state import queries
-from byoc_agents.state.assess import Assessment, Memory, State, assess
+from byoc_agents.state.assess import Assessment, Memory, ServiceState, assess
 from byoc_agents.state.hysteresis import Now
-from byoc_agents.state.observation import Observation, Seen, Source
+from byoc_agents.state.observation import ProbeSource, SourceResult, StateObservation
 from byoc_agents.state.probes import Prober
 from byoc_agents.state.thresholds import ReasonCode, Thresholds
 from lab.real.chdb_front import Engine, front
@@ -37,7 +37,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-async def look(engine: Engine, polls: int = 1) -> tuple[Observation, list[int]]:
+async def look(engine: Engine, polls: int = 1) -> tuple[StateObservation, list[int]]:
     """Poll through HTTP; return what was seen last, and how many queries each poll took."""
     async with front(OverViews(engine)) as server, ClickHouse(server.http.url) as client:
         prober, counts = Prober(client, clock=SystemClock()), []
@@ -48,7 +48,7 @@ async def look(engine: Engine, polls: int = 1) -> tuple[Observation, list[int]]:
     return observation, counts
 
 
-def judged(observation: Observation) -> Assessment:
+def judged(observation: StateObservation) -> Assessment:
     observation = msgspec.structs.replace(observation, uptime_seconds=UP_SECONDS)
     return assess(observation, Memory(), Thresholds(), Now(0, 0))[0]
 
@@ -83,7 +83,7 @@ def logged(engine: Engine, count: int) -> list[dict[str, Any]]:
 def test_every_query_ends_well_in_the_log_under_our_comment_and_within_the_profile(
     place: Path,
 ) -> None:
-    real = [select for select in SELECTS if Source.ASYNCHRONOUS_METRICS not in select]
+    real = [select for select in SELECTS if ProbeSource.ASYNCHRONOUS_METRICS not in select]
     asked = [queries.combine_selects([select]) for select in real]
     with guest(place) as engine:
         for sql in asked:
@@ -128,7 +128,7 @@ def cost(found: list[dict[str, Any]], count: int) -> str:
 async def test_with_exactly_the_shipped_grants_all_is_seen_and_healthy(place: Path) -> None:
     with guest(place) as engine:
         observation, _ = await look(engine)
-    assert set(observation.sources.values()) == {Seen.OK}
+    assert set(observation.sources.values()) == {SourceResult.OK}
     # The customer's 3; the parts of query_log, which is flushed meanwhile, are counted as well.
     assert observation.figures.active_parts is not None
     assert observation.figures.active_parts >= 3
@@ -163,25 +163,30 @@ def test_the_user_is_refused(place: Path, sql: str, code: int) -> None:
         engine.query(sql)
 
 
-FILTERED = {Source.PARTS, Source.REPLICAS, Source.MUTATIONS, Source.DETACHED_PARTS}
+FILTERED = {
+    ProbeSource.PARTS,
+    ProbeSource.REPLICAS,
+    ProbeSource.MUTATIONS,
+    ProbeSource.DETACHED_PARTS,
+}
 """What leaves out the rows of tables that the user may not see."""
 
 
 @pytest.mark.parametrize("source", sorted(queries.TABLES))
 async def test_without_one_grant_that_source_is_named_and_hides_no_other(
-    place: Path, source: Source
+    place: Path, source: ProbeSource
 ) -> None:
     table = source.removeprefix("system.")
     with guest(place, without=f"SELECT ON {source}") as engine:
         with pytest.raises(RuntimeError, match=r"Code: 497\b"):
             engine.query(f"SELECT * FROM {VIEWS}.{table}")
         observation, _ = await look(engine)
-    missing = {name for name, how in observation.sources.items() if how is not Seen.OK}
-    assert observation.sources[source] is Seen.DENIED
+    missing = {name for name, how in observation.sources.items() if how is not SourceResult.OK}
+    assert observation.sources[source] is SourceResult.DENIED
     # without the parts nothing proves that the other empty answers are the truth
-    assert missing == (FILTERED if source is Source.PARTS else {source})
+    assert missing == (FILTERED if source is ProbeSource.PARTS else {source})
     found = judged(observation)
-    assert found.state is State.DEGRADED
+    assert found.state is ServiceState.DEGRADED
     assert [(reason.code, reason.missing) for reason in found.reasons] == [
         (ReasonCode.OBSERVABILITY_PARTIAL, tuple(sorted(missing)))
     ]
@@ -191,11 +196,11 @@ async def test_without_show_tables_empty_rows_are_no_health(place: Path) -> None
     with guest(place, without="SHOW TABLES") as engine:
         assert rows(engine, f"SELECT * FROM {VIEWS}.parts") == [], "an empty answer, no error"
         observation, _ = await look(engine)
-    hidden = {name for name, how in observation.sources.items() if how is Seen.HIDDEN}
+    hidden = {name for name, how in observation.sources.items() if how is SourceResult.HIDDEN}
     assert hidden == FILTERED
     assert observation.figures.active_parts is None
     found = judged(observation)
-    assert (found.state, found.healthy) == (State.DEGRADED, False)
+    assert (found.state, found.healthy) == (ServiceState.DEGRADED, False)
     assert set(found.reasons[0].missing) == hidden
 
 

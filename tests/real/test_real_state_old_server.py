@@ -8,7 +8,7 @@ from pathlib import Path
 
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.clickhouse import ClickHouse
-from byoc_agents.state.observation import Login, Observation, Ping, Seen, Source
+from byoc_agents.state.observation import Login, Ping, ProbeSource, SourceResult, StateObservation
 from byoc_agents.state.probes import Prober
 from byoc_agents.state.queries import COMMENT
 from lab.real.parts import clickhouse
@@ -17,12 +17,12 @@ from lab.real.parts.process import RealProcess
 PATIENCE_SECONDS = 60.0
 
 
-async def look(server: RealProcess, password: str = clickhouse.PASSWORD) -> Observation:
+async def look(server: RealProcess, password: str = clickhouse.PASSWORD) -> StateObservation:
     async with ClickHouse(server.url, clickhouse.USER, password) as client:
         return await Prober(client, clock=SystemClock()).observe()
 
 
-FILTERED = {Source.PARTS, Source.REPLICAS, Source.MUTATIONS}
+FILTERED = {ProbeSource.PARTS, ProbeSource.REPLICAS, ProbeSource.MUTATIONS}
 
 
 async def test_an_old_server_shows_what_it_has_and_the_rest_is_named(
@@ -34,9 +34,9 @@ async def test_an_old_server_shows_what_it_has_and_the_rest_is_named(
         Login.OK,
         "18.16.1",
     )
-    lacking = {source for source, how in observation.sources.items() if how is Seen.ABSENT}
-    assert lacking == {Source.DISKS, Source.ERRORS, Source.DETACHED_PARTS}
-    hidden = {source for source, how in observation.sources.items() if how is Seen.HIDDEN}
+    lacking = {source for source, how in observation.sources.items() if how is SourceResult.ABSENT}
+    assert lacking == {ProbeSource.DISKS, ProbeSource.ERRORS, ProbeSource.DETACHED_PARTS}
+    hidden = {source for source, how in observation.sources.items() if how is SourceResult.HIDDEN}
     assert hidden == FILTERED, "nothing proves yet that there is nothing to be seen"
     assert observation.figures.readonly_replicas == 0
     assert observation.figures.replicas_status_ok is True
@@ -47,7 +47,7 @@ async def test_an_old_server_with_a_table_is_believed(old_clickhouse: RealProces
     for x in range(3):
         ask(old_clickhouse, f"INSERT INTO t VALUES ('2026-11-0{x + 1}', {x})")
     observation = await look(old_clickhouse)
-    assert {observation.sources[source] for source in FILTERED} == {Seen.OK}
+    assert {observation.sources[source] for source in FILTERED} == {SourceResult.OK}
     assert observation.figures.active_parts
     assert observation.figures.pending_mutations == 0, "by the query without is_killed"
 

@@ -14,16 +14,16 @@ from byoc_agents.alerts.events import Allowed, Origin
 from byoc_agents.alerts.relay import Relay, Rules
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.metrics import Metrics
-from byoc_agents.billing.recorder import Identity, Recorder
+from byoc_agents.billing.recorder import Recorder, UsageIdentity
 from byoc_agents.billing.scraper import Pace, Scraper
 from byoc_agents.billing.sources.reading import Reading
-from byoc_agents.billing.sources.select import Observation
+from byoc_agents.billing.sources.select import TargetObservation
 from byoc_agents.delivery.shipper import Shipper
 from byoc_agents.delivery.sink import Sink
 from byoc_agents.durable.spool import Spool
 from byoc_agents.ledger import FileLedger
-from byoc_agents.state.message import Identity as Speaker
-from byoc_agents.state.poller import Exporter, Replica
+from byoc_agents.state.message import StateIdentity as Speaker
+from byoc_agents.state.poller import Exporter, PolledReplica
 from byoc_agents.state.probes import Prober
 from byoc_agents.state.stream import Stream
 from byoc_agents.state.thresholds import DEFAULTS, ReasonCode, Threshold, Thresholds
@@ -85,8 +85,8 @@ class OneCore:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
 
-    async def read(self, *, standby: bool = False) -> Observation:  # noqa: ARG002
-        return Observation(
+    async def read(self, *, standby: bool = False) -> TargetObservation:  # noqa: ARG002
+        return TargetObservation(
             Reading(
                 source="cgroup.v2",
                 incarnation="boot-1-7",
@@ -103,7 +103,7 @@ class OneCore:
 
 def scraper(life: Life) -> Scraper:
     """Return the scraper of a life, as `byoc_agents.billing.daemon` puts it together."""
-    who = Identity(
+    who = UsageIdentity(
         organization_id="org",
         service_id="svc",
         replica="replica-0",
@@ -147,7 +147,7 @@ def exporter(life: Life, *, readonly: bool) -> Exporter:
         who=Speaker(
             organization_id="org", service_id="svc", region="eu-west-1", heartbeat_seconds=30
         ),
-        replicas=[Replica("replica-0", prober, stream)],
+        replicas=[PolledReplica("replica-0", prober, stream)],
         thresholds=Thresholds(by_code={**DEFAULTS, ReasonCode.READONLY_REPLICA: Threshold(1, 0)}),
         poll_seconds=SAMPLE_SECONDS,
         clock=life.clock,

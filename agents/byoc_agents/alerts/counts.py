@@ -5,8 +5,15 @@ from typing import Literal
 
 from byoc_agents.app.metrics import Metrics
 
-Fate = Literal["relayed", "reminder", "duplicate", "watchdog", "not_selected", "odd"]
-FATES: tuple[Fate, ...] = ("relayed", "reminder", "duplicate", "watchdog", "not_selected", "odd")
+AlertOutcome = Literal["relayed", "reminder", "duplicate", "watchdog", "not_selected", "odd"]
+FATES: tuple[AlertOutcome, ...] = (
+    "relayed",
+    "reminder",
+    "duplicate",
+    "watchdog",
+    "not_selected",
+    "odd",
+)
 
 
 class Counts:
@@ -17,7 +24,7 @@ class Counts:
         self._requests = cache(lambda status: metrics.alerts_requests.labels(agent, str(status)))
         self._truncated = metrics.alerts_truncated.labels(agent)
 
-    def alerts(self, fate: Fate, number: int = 1) -> None:
+    def alerts(self, fate: AlertOutcome, number: int = 1) -> None:
         """Count alerts."""
         self._alerts[fate].inc(number)
 

@@ -34,7 +34,7 @@ TOLD_SECONDS = 1.0  # between two lines of the log about too many connections
 STOP_SECONDS = 5.0  # for requests under way when we stop
 NAMELESS = {"Server": "byoc-agents"}  # not which versions run here
 
-Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+WebhookAnswer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 Version = tuple[int, int]  # mtime in nanoseconds, inode
 
 
@@ -80,7 +80,7 @@ class Door:
 
     def __init__(
         self,
-        answer: Answer,
+        answer: WebhookAnswer,
         listen: Listen,
         *,
         header_seconds: float,
@@ -192,7 +192,7 @@ def _request(
 
 @asynccontextmanager
 async def serve(
-    answer: Answer,
+    answer: WebhookAnswer,
     listen: Listen,
     *,
     header_seconds: float = HEADER_SECONDS,

@@ -48,7 +48,7 @@ class _Group(msgspec.Struct):
     truncated: msgspec.Raw = msgspec.field(name="truncatedAlerts", default=msgspec.Raw(b"0"))
 
 
-class _Alert(msgspec.Struct):
+class _AlertBody(msgspec.Struct):
     status: Status
     labels: dict[str, Any]
     starts_at: str = msgspec.field(name="startsAt")
@@ -58,7 +58,7 @@ class _Alert(msgspec.Struct):
 
 
 _GROUP = msgspec.json.Decoder(_Group)
-_ALERT = msgspec.json.Decoder(_Alert)
+_ALERT = msgspec.json.Decoder(_AlertBody)
 
 
 def read(body: bytes) -> Group:
@@ -141,7 +141,7 @@ def _texts(value: object) -> dict[str, str]:
     return {name: text for name, text in value.items() if isinstance(text, str)}
 
 
-def _ends_at_ms(alert: _Alert) -> int | None:
+def _ends_at_ms(alert: _AlertBody) -> int | None:
     """Return when it ended. A firing alert's `endsAt` is 0001-01-01 or a guess: not told."""
     if alert.status == "firing" or not isinstance(alert.ends_at, str):
         return None

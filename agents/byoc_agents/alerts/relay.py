@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 import structlog
 
-from byoc_agents.alerts.counts import Counts, Fate
+from byoc_agents.alerts.counts import AlertOutcome, Counts
 from byoc_agents.alerts.dedup import Told
 from byoc_agents.alerts.events import (
     Allowed,
@@ -49,7 +49,7 @@ class Plan(msgspec.Struct):
 
     messages: list[Message] = msgspec.field(default_factory=list)
     told: dict[str, int] = msgspec.field(default_factory=dict)  # event id -> ms since 1970
-    fates: list[Fate] = msgspec.field(default_factory=list)
+    fates: list[AlertOutcome] = msgspec.field(default_factory=list)
     watchdogs: int = 0
 
 
@@ -125,7 +125,7 @@ class Relay:
             plan.fates.append(self._plan(plan, alert, seen))
         return plan
 
-    def _plan(self, plan: Plan, alert: Received, seen: Sighting) -> Fate:
+    def _plan(self, plan: Plan, alert: Received, seen: Sighting) -> AlertOutcome:
         if self._rules.watchdog.matches(alert.labels):
             plan.watchdogs += 1
             return self._plan_watchdog(plan, alert, seen)
@@ -145,7 +145,7 @@ class Relay:
         plan.told[event_id] = seen.at_ms
         self._add_alert(plan, alert, seen, status=status, event_id=event_id)
 
-    def _plan_reminder(self, plan: Plan, alert: Received, seen: Sighting) -> Fate:
+    def _plan_reminder(self, plan: Plan, alert: Received, seen: Sighting) -> AlertOutcome:
         first_id = alert_id(self._rules.origin, seen.receiver, alert, "firing")
         end_id = alert_id(self._rules.origin, seen.receiver, alert, "resolved")
         last_ms = self._told.at_ms(first_id)
@@ -161,7 +161,7 @@ class Relay:
         )
         return "reminder"
 
-    def _plan_watchdog(self, plan: Plan, alert: Received, seen: Sighting) -> Fate:
+    def _plan_watchdog(self, plan: Plan, alert: Received, seen: Sighting) -> AlertOutcome:
         event = build_watchdog(self._rules.origin, self._rules.allowed, alert, seen)
         plan.messages.append(message(event, seen.at_ms, replaces=f"watchdog/{alert.fingerprint}"))
         return "watchdog"

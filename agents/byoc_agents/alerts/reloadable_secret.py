@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import structlog
 
-from byoc_agents.app.files import MAX_SECRET_BYTES, Reading, Version
+from byoc_agents.app.files import MAX_SECRET_BYTES, FileContent, Version
 
 WAIT_SECONDS = 0.2  # at most, and once: a file that takes longer is read in the background
 
@@ -31,7 +31,7 @@ class Secret:
         self._monotonic = monotonic
         self._checked_at = -check_seconds  # monotonic seconds
         self._version: Version | None = None
-        self._reading: Reading | None = None  # one that has not ended
+        self._reading: FileContent | None = None  # one that has not ended
 
     def __repr__(self) -> str:
         """Return the file's name, or that it is fixed."""
@@ -60,7 +60,7 @@ class Secret:
 
     def _refresh(self) -> None:
         late = self._reading
-        reading = late or Reading(self._path, MAX_SECRET_BYTES, self._version)
+        reading = late or FileContent(self._path, MAX_SECRET_BYTES, self._version)
         if not reading.wait(0 if late else WAIT_SECONDS):
             self._reading = reading
             if not late:

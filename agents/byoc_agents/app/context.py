@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import msgspec
 
 from byoc_agents.app.clock import Clock
-from byoc_agents.app.daemon import Agent, Source
+from byoc_agents.app.daemon import Agent, EventSource
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.app.settings import CoreSettings, Setting
 from byoc_agents.clickhouse import ClickHouse
@@ -85,7 +85,7 @@ class Runtime(msgspec.Struct, frozen=True, dict=True):  # `dict`: for what is ca
         self,
         name: str,
         *,
-        source: Source,
+        source: EventSource,
         spool: Spool,
         sink: Sink,
         ledger: FileLedger,

@@ -16,7 +16,7 @@ from byoc_agents.errors import ConfigError, SpoolError
 RESTART_SECONDS = 5.0  # between a defect of a task and its next start
 
 
-class Source(Protocol):
+class EventSource(Protocol):
     """What makes messages."""
 
     async def run(self) -> None:
@@ -64,7 +64,7 @@ class Agent(msgspec.Struct, frozen=True):
     """The parts of one daemon, and their order at the start and at the end."""
 
     name: str
-    source: Source
+    source: EventSource
     spool: Spool
     shipper: Shipper
     clock: Clock

@@ -49,7 +49,7 @@ class Content(NamedTuple):
 def read_regular(path: str, max_bytes: int, known: Version | None = None) -> Content | None:
     """Return a regular file's bytes, or None if it is still the `known` version.
 
-    A symlink to a regular file is followed. May block: see `Reading`. Raises OSError and
+    A symlink to a regular file is followed. May block: see `FileContent`. Raises OSError and
     NotReadableError.
     """
     found = os.stat(path)  # noqa: PTH116  before opening: opening a device can have effects
@@ -103,7 +103,7 @@ def _expected(max_bytes: int) -> str:
     return f"expected a regular file of at most {max_bytes} bytes"
 
 
-class Reading:
+class FileContent:
     """One `read_regular` in a daemon thread, so that a hung mount stops nobody else."""
 
     def __init__(self, path: str, max_bytes: int, known: Version | None = None) -> None:
@@ -141,7 +141,7 @@ class Reading:
 
 def read_within(path: str, max_bytes: int, seconds: float = START_SECONDS) -> bytes:
     """Return a regular file's bytes within a time. Raises OSError and NotReadableError."""
-    reading = Reading(path, max_bytes)
+    reading = FileContent(path, max_bytes)
     reading.wait(seconds)
     content = reading.result()
     assert content is not None  # noqa: S101  no version was given

@@ -86,7 +86,7 @@ def _hour(value: str) -> str:
 
 
 def _read(audit: Audit, options: argparse.Namespace, connect: Connect) -> None:
-    hours, progress = Hours(options.since or "", options.until or ""), _Progress()
+    hours, progress = Hours(options.since or "", options.until or ""), _ProgressLine()
     if not options.target.startswith(SCHEME):
         read_directory(audit, Path(options.target), hours, progress)
         return
@@ -99,7 +99,7 @@ def _read(audit: Audit, options: argparse.Namespace, connect: Connect) -> None:
     asyncio.run(read())
 
 
-class _Progress:
+class _ProgressLine:
     """Says on stderr how far it is: often on a terminal, else in a line now and then."""
 
     def __init__(self) -> None:

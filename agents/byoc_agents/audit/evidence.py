@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from byoc_agents.audit.intervals import Spans
-from byoc_agents.audit.replica import Replica, ReplicaName
+from byoc_agents.audit.replica import ReplicaAudit, ReplicaName
 from byoc_agents.audit.report import Findings
 from byoc_agents.billing.objects import ObjectKey
 from byoc_agents.billing.record import Usage
@@ -63,18 +63,18 @@ class Evidence:
         self.records = 0
         self.findings = Findings()
         self.recent = Recent(recent_ids)
-        self.replicas: dict[ReplicaName, Replica] = {}
+        self.replicas: dict[ReplicaName, ReplicaAudit] = {}
         self.claims: defaultdict[PodEpoch, Claim] = defaultdict(Claim)
         self._pods: dict[tuple[str, str, str], str] = {}  # organization, service, pod -> replica
 
-    def replica(self, usage: Usage) -> Replica:
+    def replica(self, usage: Usage) -> ReplicaAudit:
         """Return what is known of the replica of a sound record."""
         name = ReplicaName(usage.organization_id, usage.service_id, usage.replica)
         pod = usage.pod_uid or usage.replica
         self._pods[usage.organization_id, usage.service_id, pod] = usage.replica
         known = self.replicas.get(name)
         if known is None:
-            known = self.replicas[name] = Replica(name)
+            known = self.replicas[name] = ReplicaAudit(name)
         return known
 
     def claim(self, key: ObjectKey) -> Claim:

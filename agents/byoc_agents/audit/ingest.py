@@ -3,11 +3,11 @@
 from typing import Any
 
 from byoc_agents.audit.evidence import Evidence
-from byoc_agents.audit.replica import Replica
-from byoc_agents.audit.report import Finding, Kind, stamp
+from byoc_agents.audit.replica import ReplicaAudit
+from byoc_agents.audit.report import Finding, ProblemKind, stamp
 from byoc_agents.audit.sequences import CUT_GAPS, SOFT_GAPS, Link, run_of
 from byoc_agents.audit.validate import (
-    Period,
+    CheckedPeriod,
     contradiction,
     decode,
     impossible,
@@ -52,7 +52,7 @@ class Intake:
         """Report damage by which any of the object's sequences may be lost."""
         self._damage("torn_object", detail)
 
-    def _damage(self, kind: Kind, detail: str) -> None:
+    def _damage(self, kind: ProblemKind, detail: str) -> None:
         self._claim.damaged.add(self._name.first, self._name.last + 1)
         self._evidence.findings.add(
             Finding(
@@ -67,7 +67,7 @@ class Intake:
             )
         )
 
-    def _record(self, record: UsageRecord, line: bytes, span: Period) -> None:
+    def _record(self, record: UsageRecord, line: bytes, span: CheckedPeriod) -> None:
         usage = record.data
         if detail := contradiction(record):
             self._spoil(usage)
@@ -93,7 +93,7 @@ class Intake:
         for claim in (self._claim, self._evidence.claim_of(usage)):
             claim.damaged.add(usage.sequence, usage.sequence + 1)
 
-    def _sound(self, usage: Usage, span: Period) -> None:
+    def _sound(self, usage: Usage, span: CheckedPeriod) -> None:
         replica = self._evidence.replica(usage)
         timeline = replica.timeline(usage)
         held = replica.lane(usage.epoch).holds(usage.sequence)
@@ -101,7 +101,7 @@ class Intake:
             self._find("duplicate_uncompared", usage, span)
             return
         for twice in timeline.add(usage, *span):
-            self._find("overlap", usage, Period(*twice))
+            self._find("overlap", usage, CheckedPeriod(*twice))
         if held:
             self._find("duplicate_sequence", usage, span)
         else:
@@ -121,7 +121,7 @@ class Intake:
         replica.sums.objects += not self._counted
         self._counted = True
 
-    def _chain(self, replica: Replica, usage: Usage, span: Period) -> None:
+    def _chain(self, replica: ReplicaAudit, usage: Usage, span: CheckedPeriod) -> None:
         links = replica.lane(usage.epoch).add(run_of(usage, *span))
         if (
             usage.quality == "gap"
@@ -134,10 +134,10 @@ class Intake:
             if link.kind == "unrecorded":
                 replica.note_unrecorded(link)
             else:
-                seam = Period(link.start_ms, link.end_ms)
+                seam = CheckedPeriod(link.start_ms, link.end_ms)
                 self._find(link.kind, usage, seam, core_seconds=link.core_seconds)
 
-    def _find(self, kind: Kind, usage: Usage, span: Period, **more: Any) -> None:
+    def _find(self, kind: ProblemKind, usage: Usage, span: CheckedPeriod, **more: Any) -> None:
         finding = Finding(
             kind=kind,
             organization_id=usage.organization_id,

@@ -6,13 +6,13 @@ from typing import Any
 
 from byoc_agents.audit.evidence import Claim, Evidence
 from byoc_agents.audit.intervals import Spans
-from byoc_agents.audit.replica import Replica, ReplicaName, Timeline
+from byoc_agents.audit.replica import ReplicaAudit, ReplicaName, Timeline
 from byoc_agents.audit.report import (
     EpochEnd,
     Finding,
     Findings,
     Gap,
-    Kind,
+    ProblemKind,
     Report,
     Unrecorded,
     seconds,
@@ -30,11 +30,11 @@ def conclude(evidence: Evidence, target: str) -> Report:
     for (name, epoch), claim in evidence.claims_by_replica().items():  # once, so this is linear
         claims.setdefault(name, {})[epoch] = claim
     names = sorted({*evidence.replicas, *claims})
-    replicas = [evidence.replicas.get(name) or Replica(name) for name in names]
+    replicas = [evidence.replicas.get(name) or ReplicaAudit(name) for name in names]
     epoch_ends: list[EpochEnd] = []
     for replica in replicas:
         own = claims.get(replica.name, {})
-        verdict = _Verdict(evidence.findings, replica, own, partial=evidence.partial)
+        verdict = _Conclusion(evidence.findings, replica, own, partial=evidence.partial)
         epoch_ends += verdict.reach()
         for timeline in replica.timelines.values():
             timeline.allocate(replica.sums)
@@ -54,11 +54,11 @@ def conclude(evidence: Evidence, target: str) -> Report:
     )
 
 
-class _Verdict:
+class _Conclusion:
     """The holes of one replica: in its sequences, between its epochs, and in its time."""
 
     def __init__(
-        self, findings: Findings, replica: Replica, claims: dict[int, Claim], *, partial: bool
+        self, findings: Findings, replica: ReplicaAudit, claims: dict[int, Claim], *, partial: bool
     ) -> None:
         self._findings = findings
         self._replica = replica
@@ -152,7 +152,7 @@ class _Verdict:
         for start_ms, end_ms in timeline.holes().minus(self._explained):
             self._find("uncovered", start=stamp(start_ms), end=stamp(end_ms), detail=where)
 
-    def _broken(self, kind: Kind, epoch: int, link: Link) -> None:
+    def _broken(self, kind: ProblemKind, epoch: int, link: Link) -> None:
         self._find(
             kind,
             epoch=epoch,
@@ -161,7 +161,7 @@ class _Verdict:
             core_seconds=link.core_seconds,
         )
 
-    def _find(self, kind: Kind, **fields: Any) -> None:
+    def _find(self, kind: ProblemKind, **fields: Any) -> None:
         self._findings.add(Finding(kind=kind, **self._replica.name._asdict(), **fields))
 
 
@@ -175,7 +175,7 @@ def _last(runs: Sequence[Sequence[Run]]) -> Run | None:
     return next((found[0] for found in reversed(runs) if found), None)
 
 
-def _gaps(replica: Replica) -> list[Gap]:
+def _gaps(replica: ReplicaAudit) -> list[Gap]:
     gaps = [
         Gap(
             **replica.name._asdict(),
@@ -191,7 +191,7 @@ def _gaps(replica: Replica) -> list[Gap]:
     return sorted(gaps, key=lambda gap: gap.start)
 
 
-def _unrecorded(replica: Replica) -> list[Unrecorded]:
+def _unrecorded(replica: ReplicaAudit) -> list[Unrecorded]:
     return [
         Unrecorded(
             **replica.name._asdict(),

@@ -45,7 +45,7 @@ class Timeline:
         if usage.gap_reason in SOFT_GAPS and usage.allocated.counted_milliseconds:
             self.soft.append((usage.epoch, usage.sequence, start_ms, end_ms, usage.allocated))
 
-    def allocate(self, sums: "Sums") -> None:
+    def allocate(self, sums: "UsageSums") -> None:
         """Add the size of soft gaps over the time that no other record covers, each instant once.
 
         If two soft gaps overlap, the one with the lower (epoch, sequence) counts.
@@ -77,7 +77,7 @@ class Timeline:
 
 
 @dataclass(slots=True)
-class Sums:
+class UsageSums:
     """Exact integer sums; `total` gives them their units."""
 
     objects: int = 0
@@ -158,13 +158,13 @@ class Sums:
 
 
 @dataclass(slots=True)
-class Replica:
+class ReplicaAudit:
     """All that is known of one replica."""
 
     name: ReplicaName
     lanes: dict[int, Lane] = field(default_factory=dict)  # by epoch
     timelines: dict[tuple[str, str], Timeline] = field(default_factory=dict)  # by pod, container
-    sums: Sums = field(default_factory=Sums)
+    sums: UsageSums = field(default_factory=UsageSums)
     unrecorded: list[Link] = field(default_factory=list)
 
     def lane(self, epoch: int) -> Lane:

@@ -12,7 +12,7 @@ from byoc_agents.billing.record import GapReason
 
 MAX_FINDINGS = 1000  # kept with their details; beyond that they are only counted
 
-Kind = Literal[
+ProblemKind = Literal[
     "foreign_object",  # no billing object's key: a reader of *.jsonl.zst would not load it
     "torn_object",  # a bad frame, a cut last line, bad JSON, or no usage record
     "altered_object",  # records that do not fit the object's key
@@ -34,7 +34,7 @@ Kind = Literal[
 class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One thing that is wrong. `key` is the object that showed it, where one did."""
 
-    kind: Kind
+    kind: ProblemKind
     organization_id: str = ""
     service_id: str = ""
     replica: str = ""

@@ -46,7 +46,7 @@ def _sane(usage: Usage) -> bool:
         return False
 
 
-class Period(NamedTuple):
+class CheckedPeriod(NamedTuple):
     """A record's period, milliseconds since 1970."""
 
     start_ms: int
@@ -67,13 +67,13 @@ def misplaced(usage: Usage, key: ObjectKey, start_ms: int) -> str:
     return ""
 
 
-def period(usage: Usage) -> Period:
+def period(usage: Usage) -> CheckedPeriod:
     """Return the period. Raises ValueError where it is none, or is empty."""
     start_ms = _milliseconds(usage.charge_period_start)
     end_ms = _milliseconds(usage.charge_period_end)
     if start_ms >= end_ms:
         raise ValueError(f"the period ends at {usage.charge_period_end}, not after its start")
-    return Period(start_ms, end_ms)
+    return CheckedPeriod(start_ms, end_ms)
 
 
 def contradiction(record: UsageRecord) -> str:

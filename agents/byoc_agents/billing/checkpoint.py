@@ -3,14 +3,14 @@
 import msgspec
 from msgspec.structs import replace
 
-from byoc_agents.billing.window import Period, State, Window
+from byoc_agents.billing.window import MeterState, Period, Window
 
 
 class Held(msgspec.Struct, frozen=True):
     """What a sample closed while there was no room, and where the meter stood then."""
 
     periods: list[Period]
-    state: State
+    state: MeterState
 
 
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -18,7 +18,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     epoch: int
     sequence: int  # of the next record
-    state: State
+    state: MeterState
     held: tuple[Held, ...] = ()  # oldest first; never written with it
 
 

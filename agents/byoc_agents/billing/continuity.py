@@ -3,7 +3,7 @@
 from msgspec.structs import replace
 
 from byoc_agents.billing.sources.reading import Reading
-from byoc_agents.billing.window import NS_PER_MS, Sample, Seen, State, Window
+from byoc_agents.billing.window import NS_PER_MS, LastSeen, MeterState, Sample, Window
 
 BIRTH_TOLERANCE_NS = 5_000_000_000  # ClickHouse gives its uptime in whole seconds
 EXACT_BIRTH_TOLERANCE_NS = 100_000_000  # of a process: a tick of 10 ms, and a late look
@@ -14,7 +14,7 @@ START_TOLERANCE_RATIO = 0.001
 BOOT_PREFIX = 8  # so many characters of the boot id begin a source's `incarnation`
 
 
-def on_same_boot(state: State, sample: Sample) -> Sample:
+def on_same_boot(state: MeterState, sample: Sample) -> Sample:
     """Return the sample under the boot id of the state if the machine was not rebooted between.
 
     The boot id alone is no evidence: a container that restarts may see another one.
@@ -31,7 +31,7 @@ def on_same_boot(state: State, sample: Sample) -> Sample:
     )
 
 
-def rebooted(state: State, sample: Sample) -> bool:
+def rebooted(state: MeterState, sample: Sample) -> bool:
     """Return whether the machine was started between the two; `sample` is as `on_same_boot` says.
 
     A boot clock that falls is a reboot, also if the boot id stays the same or is missing.
@@ -88,12 +88,12 @@ def rescaled(window: Window, reading: Reading) -> Window:
     )
 
 
-def in_common(before: Reading, seen: Seen | None, sample: Sample) -> Reading | None:
+def in_common(before: Reading, seen: LastSeen | None, sample: Sample) -> Reading | None:
     """Return what the earlier source shows in addition to another one that takes over from it."""
     return next((s for s in sample.standby if same_life(before, seen, s, sample)), None)
 
 
-def same_life(before: Reading, seen: Seen | None, now: Reading, sample: Sample) -> bool:
+def same_life(before: Reading, seen: LastSeen | None, now: Reading, sample: Sample) -> bool:
     """Return whether the counter has only grown from one reading to the other.
 
     `seen` is when `before` was read; None = not known. The machine was not rebooted between.
@@ -107,7 +107,7 @@ def same_life(before: Reading, seen: Seen | None, now: Reading, sample: Sample) 
 
 
 def same_container(
-    before: Reading, seen: Seen | None, now: Reading, sample: Sample, *, rebooted: bool
+    before: Reading, seen: LastSeen | None, now: Reading, sample: Sample, *, rebooted: bool
 ) -> bool:
     """Return whether the container was surely the same all the time between two readings."""
     if before.container_id and now.container_id:
@@ -167,7 +167,9 @@ def born_ms(reading: Reading, sample: Sample, place_ms: int) -> int | None:
     return place_ms - (sample.boot_ns - reading.born_boot_ns) // NS_PER_MS
 
 
-def uptime_stood_still(before: Reading, seen: Seen | None, now: Reading, sample: Sample) -> bool:
+def uptime_stood_still(
+    before: Reading, seen: LastSeen | None, now: Reading, sample: Sample
+) -> bool:
     """Return whether ClickHouse's uptime has not fallen, but not risen by all the time either.
 
     Then its machine slept, which our own clock need not show (another machine, a virtual one). That
@@ -191,7 +193,7 @@ def _same_incarnation(before: Reading, now: Reading) -> bool:
     return now.source == "clickhouse" and now.incarnation.startswith(f"{before.incarnation}-")
 
 
-def _clock_went_on(state: State, sample: Sample) -> bool:
+def _clock_went_on(state: MeterState, sample: Sample) -> bool:
     """Return whether the boot clock went on from the state: no reboot, whatever the boot id says.
 
     After a reboot the machine's start is later, by at least all the time that it had been up, and

@@ -17,7 +17,7 @@ from byoc_agents.app.context import ClickHouseSettings, Runtime
 from byoc_agents.app.daemon import Agent
 from byoc_agents.app.settings import CoreSettings, Setting, account_id, number
 from byoc_agents.billing.objects import DEFAULT_PREFIX
-from byoc_agents.billing.recorder import Identity, Recorder
+from byoc_agents.billing.recorder import Recorder, UsageIdentity
 from byoc_agents.billing.scraper import Pace, Scraper, seal_phase_ms
 from byoc_agents.billing.sources.select import open_target, parse_target
 from byoc_agents.delivery.sink import Sink
@@ -232,8 +232,8 @@ def _online_cpus() -> int:
     return os.sysconf("SC_NPROCESSORS_ONLN")
 
 
-def _identity(core: CoreSettings, own: Settings) -> Identity:
-    return Identity(
+def _identity(core: CoreSettings, own: Settings) -> UsageIdentity:
+    return UsageIdentity(
         organization_id=core.organization_id,
         service_id=core.service_id,
         replica=core.replica,

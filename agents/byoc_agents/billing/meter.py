@@ -39,11 +39,11 @@ from byoc_agents.billing.sources.reading import Reading
 from byoc_agents.billing.window import (
     HOUR_MS,
     NS_PER_MS,
+    LastSeen,
+    MeterState,
     Period,
     Sample,
-    Seen,
     Size,
-    State,
     Window,
     advance,
     counted,
@@ -65,7 +65,7 @@ STEP_TOLERANCE_MS = 1000  # NTP slews at most 0.5 ms a second (ntp_adjtime(2)); 
 STEP_TOLERANCE_RATIO = 0.001  # twice the slew limit, for long spans between samples
 SLEEP_MS = 1000  # a shorter sleep of the machine is a late sample
 
-Stepped = tuple[State, list[Period]]
+Stepped = tuple[MeterState, list[Period]]
 
 
 class _Moment(msgspec.Struct, frozen=True):
@@ -80,7 +80,7 @@ class _Moment(msgspec.Struct, frozen=True):
     cpus: int  # of the machine, at most
 
     @classmethod
-    def of(cls, state: State, sample: Sample) -> "_Moment":
+    def of(cls, state: MeterState, sample: Sample) -> "_Moment":
         wall_ms = sample.wall_ms - state.wall_ms
         boot = rebooted(state, sample)
         elapsed_ns = max(0, wall_ms) * NS_PER_MS if boot else sample.boot_ns - state.boot_ns
@@ -134,7 +134,7 @@ class Meter:
         before = gap(birth_ms, sample.wall_ms, reason, reading, sizes=sizes, counted_ms=counted_ms)
         return replace(state, window=_measured(window, sample)), earlier + before
 
-    def step(self, state: State, sample: Sample, *, hold: bool = False) -> Stepped:
+    def step(self, state: MeterState, sample: Sample, *, hold: bool = False) -> Stepped:
         """Take one sample. With `hold` windows end at UTC hours only: the spool is full."""
         renamed = on_same_boot(state, sample)
         alias = sample.boot_id if renamed.boot_id != sample.boot_id else None
@@ -142,7 +142,7 @@ class Meter:
         state, periods = self._step(state, renamed, HOUR_MS if hold else self._window_ms)
         return replace(state, boot_alias=alias), slept + periods
 
-    def close(self, state: State) -> Stepped:
+    def close(self, state: MeterState) -> Stepped:
         """Close what is open at the last sample: the agent stops."""
         if state.window is None:
             before = gap(state.gap_start_ms, state.place_ms, state.gap_reason)
@@ -154,7 +154,7 @@ class Meter:
         window = replace(opened(state.window), pending_ns=state.window.pending_ns)
         return replace(state, window=window), shut(state.window)
 
-    def _step(self, state: State, sample: Sample, window_ms: int) -> Stepped:
+    def _step(self, state: MeterState, sample: Sample, window_ms: int) -> Stepped:
         moment = _Moment.of(state, sample)
         after = _at(sample, moment.place_ms)
         if state.window is None:
@@ -179,7 +179,7 @@ class Meter:
         return replace(state, window=_measured(window, sample)), periods
 
     def _step_blind(
-        self, window: Window, after: State, sample: Sample, moment: _Moment, window_ms: int
+        self, window: Window, after: MeterState, sample: Sample, moment: _Moment, window_ms: int
     ) -> Stepped:
         """No reading. Until the window is over this is a missed sample; then the target is gone."""
         over = cuts(window.end_ms, moment.place_ms, self._window_ms)
@@ -194,7 +194,7 @@ class Meter:
 
 def _step_on(  # noqa: PLR0913
     window: Window,
-    after: State,
+    after: MeterState,
     reading: Reading,
     moment: _Moment,
     at_ms: list[int],
@@ -252,7 +252,7 @@ def _with_size(period: Period, size: Size) -> Period:
 
 
 def _step_break(
-    window: Window, after: State, sample: Sample, moment: _Moment, window_ms: int
+    window: Window, after: MeterState, sample: Sample, moment: _Moment, window_ms: int
 ) -> Stepped:
     """Another life of the target, or a source that has no reading in common with the last."""
     window = ended(window)
@@ -262,7 +262,7 @@ def _step_break(
     return state, shut(window) + periods
 
 
-def _step_gap(state: State, sample: Sample, moment: _Moment, window_ms: int) -> Stepped:
+def _step_gap(state: MeterState, sample: Sample, moment: _Moment, window_ms: int) -> Stepped:
     """Nothing was measured up to now; perhaps it is again."""
     if sample.reading is None:
         return _still_gap(state, sample, window_ms)
@@ -296,7 +296,7 @@ def _step_gap(state: State, sample: Sample, moment: _Moment, window_ms: int) -> 
     return replace(after, window=_measured(window, sample)), before + periods
 
 
-def _before_start(state: State, sample: Sample, reading: Reading, size: Size) -> list[Period]:
+def _before_start(state: MeterState, sample: Sample, reading: Reading, size: Size) -> list[Period]:
     """State what ran before the meter's start, if it is read for the first time now."""
     since, birth_ms = state.since, born_ms(reading, sample, state.place_ms)
     if not state.unread or since is None or birth_ms is None or state.rebooted:
@@ -306,7 +306,7 @@ def _before_start(state: State, sample: Sample, reading: Reading, size: Size) ->
     return gap(birth_ms, start_ms, state.unread, reading, sizes=(size, size), counted_ms=counted_ms)
 
 
-def _still_gap(state: State, sample: Sample, window_ms: int) -> Stepped:
+def _still_gap(state: MeterState, sample: Sample, window_ms: int) -> Stepped:
     reason: GapReason = "target_absent" if sample.absent else "target_unreadable"
     absent_ms = state.place_ms if sample.absent else state.absent_ms
     changed = replace(state, gap_reason=reason, absent_ms=absent_ms)
@@ -318,7 +318,7 @@ def _still_gap(state: State, sample: Sample, window_ms: int) -> Stepped:
     return replace(changed, gap_start_ms=start_ms, late_ms=late_ms), before
 
 
-def _close_gap_windows(state: State, periods: list[Period], window_ms: int) -> Stepped:
+def _close_gap_windows(state: MeterState, periods: list[Period], window_ms: int) -> Stepped:
     """Close the gap at each window's end. Whether its time counts is known at its end only."""
     for cut_ms in cuts(state.gap_start_ms, state.place_ms, window_ms):
         periods = periods + gap(state.gap_start_ms, cut_ms, state.gap_reason)
@@ -327,7 +327,7 @@ def _close_gap_windows(state: State, periods: list[Period], window_ms: int) -> S
     return state, periods
 
 
-def _appear(state: State, sample: Sample, reading: Reading, moment: _Moment) -> _Found:
+def _appear(state: MeterState, sample: Sample, reading: Reading, moment: _Moment) -> _Found:
     """Open a window for a target that was not there, from where its CPU is not accounted for."""
     last, since = state.last, state.since
     place_ms = max(state.place_ms, state.gap_start_ms)
@@ -359,7 +359,7 @@ def _appear(state: State, sample: Sample, reading: Reading, moment: _Moment) -> 
     return _Found(window, reading, late_ns, late_ms)
 
 
-def _baseline(state: State, reading: Reading, reason: GapReason) -> _Found:
+def _baseline(state: MeterState, reading: Reading, reason: GapReason) -> _Found:
     """Begin with what the counter shows now: where it was before is not known, or not possible."""
     last, place_ms = state.last, max(state.place_ms, state.gap_start_ms)
     if reason:  # the gap states it, so there must be one
@@ -389,7 +389,7 @@ def _possible(window: Window, handed: Reading, sample: Sample, moment: _Moment) 
     )
 
 
-def _since_ns(state: State, sample: Sample, moment: _Moment) -> int:
+def _since_ns(state: MeterState, sample: Sample, moment: _Moment) -> int:
     """Return how long the counter had since the last reading, at most."""
     since = state.since
     if state.rebooted or since is None or since.boot_id != sample.boot_id:
@@ -397,7 +397,7 @@ def _since_ns(state: State, sample: Sample, moment: _Moment) -> int:
     return max(moment.elapsed_ns, sample.boot_ns - since.boot_ns + since.read_ns)
 
 
-def _counts_from_zero(state: State, reading: Reading) -> bool:
+def _counts_from_zero(state: MeterState, reading: Reading) -> bool:
     """Return whether it is known that the counter began at 0 after the last one was read."""
     last, since = state.last, state.since
     if since is None:
@@ -412,7 +412,7 @@ def _counts_from_zero(state: State, reading: Reading) -> bool:
     return state.rebooted or born_ns >= since.boot_ns
 
 
-def _same_container(state: State, sample: Sample, reading: Reading) -> bool:
+def _same_container(state: MeterState, sample: Sample, reading: Reading) -> bool:
     """Return whether the gap's time was lived by the container that is read now."""
     if state.since is None or state.rebooted:
         return False
@@ -421,7 +421,7 @@ def _same_container(state: State, sample: Sample, reading: Reading) -> bool:
     return same_container(state.last, state.since, reading, sample, rebooted=False)
 
 
-def _break_reason(state: State, sample: Sample) -> GapReason:
+def _break_reason(state: MeterState, sample: Sample) -> GapReason:
     reading, last = _need(sample), state.last
     if last is None or state.rebooted or _counts_from_zero(state, reading):
         return "target_restarted"
@@ -430,7 +430,7 @@ def _break_reason(state: State, sample: Sample) -> GapReason:
     return "counter_fell" if fell(last, reading) else "target_restarted"
 
 
-def _after_sleep(state: State, sample: Sample) -> Stepped:
+def _after_sleep(state: MeterState, sample: Sample) -> Stepped:
     """State the machine's sleep since the last sample; return the state as at its end.
 
     Where in the interval it slept is not known: it is taken to have slept right after the sample.
@@ -476,7 +476,7 @@ def _after_sleep(state: State, sample: Sample) -> Stepped:
     return replace(state, window=window, place_ms=place_ms), periods + slept
 
 
-def _slept_ms(state: State, sample: Sample) -> int:
+def _slept_ms(state: MeterState, sample: Sample) -> int:
     """Return how long the target's machine slept since the last sample, milliseconds.
 
     Of another machine only ClickHouse's uptime tells it, in whole seconds, if it stood still.
@@ -497,8 +497,8 @@ def _slept_ms(state: State, sample: Sample) -> int:
     return max(0, slept_ns) // NS_PER_MS
 
 
-def _at(sample: Sample, place_ms: int) -> State:
-    return State(
+def _at(sample: Sample, place_ms: int) -> MeterState:
+    return MeterState(
         wall_ms=sample.wall_ms,
         boot_ns=sample.boot_ns,
         boot_id=sample.boot_id,
@@ -508,7 +508,7 @@ def _at(sample: Sample, place_ms: int) -> State:
     )
 
 
-def _in_gap(before: State, after: State, moment: _Moment) -> State:
+def _in_gap(before: MeterState, after: MeterState, moment: _Moment) -> MeterState:
     """Return the open gap of `before`, at the moment of `after`."""
     span_ms = after.place_ms - before.place_ms
     return replace(
@@ -526,12 +526,12 @@ def _in_gap(before: State, after: State, moment: _Moment) -> State:
 
 
 def _lost(
-    after: State,
+    after: MeterState,
     sample: Sample,
     since_ms: int,
     window: Window | None,
     moment: _Moment | None = None,
-) -> State:
+) -> MeterState:
     """Return the state of a gap that begins at the window's end, or at the first sample of all."""
     late_ms = 0
     if window and moment:  # what the wall clock was set by is no time
@@ -564,11 +564,11 @@ def _measured(window: Window, sample: Sample) -> Window:
     return replace(window, standby=sample.standby, standby_cpu_usec=window.reading.cpu_usec)
 
 
-def _seen(sample: Sample) -> Seen:
-    return Seen(boot_ns=sample.boot_ns, boot_id=sample.boot_id, read_ns=sample.read_ns)
+def _seen(sample: Sample) -> LastSeen:
+    return LastSeen(boot_ns=sample.boot_ns, boot_id=sample.boot_id, read_ns=sample.read_ns)
 
 
-def _open(state: State) -> Window:
+def _open(state: MeterState) -> Window:
     assert state.window is not None  # noqa: S101  it was just measured
     return state.window
 

@@ -64,7 +64,7 @@ class ObjectKey(NamedTuple):
         )
 
 
-class _Place(msgspec.Struct):
+class _ObjectPath(msgspec.Struct):
     organization_id: str
     service_id: str
     replica: str
@@ -78,11 +78,11 @@ class _Place(msgspec.Struct):
         return (self.organization_id, self.service_id, self.pod_uid or self.replica, self.epoch)
 
 
-class _Line(msgspec.Struct):
-    data: _Place
+class _ObjectLine(msgspec.Struct):
+    data: _ObjectPath
 
 
-_decode = msgspec.json.Decoder(_Line).decode
+_decode = msgspec.json.Decoder(_ObjectLine).decode
 
 
 def seal(
@@ -118,7 +118,7 @@ def runs(lines: Sequence[bytes]) -> list[list[bytes]]:
     More than one run means that the pod or the state directory changed between two records.
     """
     found: list[list[bytes]] = []
-    before: _Place | None = None
+    before: _ObjectPath | None = None
     for line in lines:
         place = _place(line)
         if before is None or not _follows(before, place):
@@ -147,17 +147,17 @@ def unseal(key: str, body: bytes) -> list[bytes]:
     return text[:-1].split(b"\n")
 
 
-def _place(line: bytes) -> _Place:
+def _place(line: bytes) -> _ObjectPath:
     if b"\n" in line:
         raise ValueError("an encoded record holds a line end")
     return _decode(line).data  # msgspec's errors are ValueErrors
 
 
-def _follows(a: _Place, b: _Place) -> bool:
+def _follows(a: _ObjectPath, b: _ObjectPath) -> bool:
     return a.lane() == b.lane() and b.sequence == a.sequence + 1
 
 
-def _key(first: _Place, last: _Place) -> ObjectKey:
+def _key(first: _ObjectPath, last: _ObjectPath) -> ObjectKey:
     seconds = parse_rfc3339(first.charge_period_start) // 1000
     start = dt.datetime.fromtimestamp(seconds, tz=dt.UTC)
     organization_id, service_id, pod, epoch = first.lane()

@@ -25,7 +25,7 @@ MISSED_SAMPLES = 2.5  # sample intervals without a reading that make a period es
 NOTHING = Used(cpu_core_seconds=Decimal(0), memory_byte_seconds=0, memory_max_bytes=0)
 
 
-class Identity(msgspec.Struct, frozen=True, kw_only=True):
+class UsageIdentity(msgspec.Struct, frozen=True, kw_only=True):
     """Who is metered, and the size that the downward API tells where no counter shows one."""
 
     organization_id: str
@@ -41,7 +41,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
 class Recorder(msgspec.Struct, frozen=True, kw_only=True):
     """Writes periods down."""
 
-    identity: Identity
+    identity: UsageIdentity
     sample_ms: int
 
     def record(self, period: Period, epoch: int, sequence: int) -> UsageRecord:

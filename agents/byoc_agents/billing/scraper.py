@@ -25,8 +25,8 @@ from byoc_agents.billing.objects import Compression, runs, seal
 from byoc_agents.billing.record import GapReason, Usage, charge_period_ms
 from byoc_agents.billing.recorder import Recorder
 from byoc_agents.billing.rollback import epochs, is_older, since_ms, stored_lines
-from byoc_agents.billing.sources.select import Observation, Target
-from byoc_agents.billing.window import HOUR_MS, Period, Sample, State
+from byoc_agents.billing.sources.select import Target, TargetObservation
+from byoc_agents.billing.window import HOUR_MS, MeterState, Period, Sample
 from byoc_agents.durable.spool import EPOCH, ORIGIN, Spool
 from byoc_agents.durable.store import Change
 from byoc_agents.errors import SpoolCorruptError, SpoolError
@@ -246,7 +246,12 @@ class Scraper:
         await self._write(begun, state, periods, always=True)
 
     async def _write(
-        self, before: Checkpoint, state: State, periods: Sequence[Period], *, always: bool = False
+        self,
+        before: Checkpoint,
+        state: MeterState,
+        periods: Sequence[Period],
+        *,
+        always: bool = False,
     ) -> Checkpoint:
         """Adopt the state; where periods were closed, make all of it durable first."""
         after = Checkpoint(epoch=before.epoch, sequence=before.sequence + len(periods), state=state)
@@ -336,7 +341,7 @@ class Scraper:
             wait_ms += interval_ms
         return wait_ms
 
-    def _note_seen(self, seen: Observation) -> None:
+    def _note_seen(self, seen: TargetObservation) -> None:
         source = seen.reading.source if seen.reading else "none"
         self._samples(source).inc()
         self._note_trouble(seen.trouble)

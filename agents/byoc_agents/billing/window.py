@@ -39,7 +39,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
         return seen or self.machine_cpus or MAX_CPUS
 
 
-class Seen(msgspec.Struct, frozen=True, kw_only=True):
+class LastSeen(msgspec.Struct, frozen=True, kw_only=True):
     """When something was seen, on the clock that is never set."""
 
     boot_ns: int
@@ -73,7 +73,7 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     counted_ms: int = 0  # for how long the size counts
     counter_ns: int = 0  # at most how long the counter had to rise
     machine_cpus: int | None = None
-    seen: Seen | None = None  # the last sample
+    seen: LastSeen | None = None  # the last sample
     memory_byte_ns: int = 0  # integral
     memory_max_bytes: int = 0
     elapsed_ns: int = 0
@@ -100,7 +100,7 @@ class Period(msgspec.Struct, frozen=True, kw_only=True):
     counted_ms: int = 0  # for how long the size counts in a gap
 
 
-class State(msgspec.Struct, frozen=True, kw_only=True):
+class MeterState(msgspec.Struct, frozen=True, kw_only=True):
     """All that the meter remembers. The checkpoint in the spool is this, as JSON."""
 
     wall_ms: int  # of the last sample
@@ -110,7 +110,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     window: Window | None = None  # open, while there is a target
     gap_start_ms: int = 0  # open, while there is none
     gap_reason: GapReason = "target_absent"
-    since: "Seen | None" = None  # when the whole absence began
+    since: "LastSeen | None" = None  # when the whole absence began
     absent_ms: int | None = None  # when it was last sure that nothing ran
     last: Reading | None = None  # what its counter showed before the absence
     size: Size | None = None  # what size it had then

@@ -36,7 +36,7 @@ HURRIED_WAIT_SECONDS = 1.0  # at shutdown, within the grace period
 MAX_RETRY_AFTER_SECONDS = 3600.0  # a receiver's word is kept up to here
 
 
-class Fate(Enum):
+class Action(Enum):
     """What a reason leads to."""
 
     DONE = "done"  # remove it from the spool
@@ -45,27 +45,27 @@ class Fate(Enum):
     BURY = "bury"  # refused for good: to the dead letters, so that the rest can go on
 
 
-FATES: dict[Reason, Fate] = {
-    Reason.OK: Fate.DONE,
-    Reason.ALREADY_STORED: Fate.DONE,
-    Reason.TIMEOUT: Fate.RETRY,
-    Reason.CONNECTION: Fate.RETRY,
-    Reason.THROTTLED: Fate.RETRY,
-    Reason.SERVER_ERROR: Fate.RETRY,
-    Reason.CONFLICT: Fate.RETRY,
-    Reason.CHECKSUM: Fate.RETRY,
-    Reason.BAD_RESPONSE: Fate.HOLD,
-    Reason.TLS: Fate.HOLD,
-    Reason.LEDGER: Fate.HOLD,
-    Reason.CREDENTIALS: Fate.HOLD,
-    Reason.FORBIDDEN: Fate.HOLD,
-    Reason.NOT_FOUND: Fate.HOLD,
-    Reason.WRONG_REGION: Fate.HOLD,
-    Reason.REDIRECT: Fate.HOLD,
-    Reason.EGRESS_REFUSED: Fate.HOLD,
-    Reason.INTERNAL: Fate.HOLD,
-    Reason.TOO_LARGE: Fate.BURY,
-    Reason.REJECTED: Fate.BURY,
+FATES: dict[Reason, Action] = {
+    Reason.OK: Action.DONE,
+    Reason.ALREADY_STORED: Action.DONE,
+    Reason.TIMEOUT: Action.RETRY,
+    Reason.CONNECTION: Action.RETRY,
+    Reason.THROTTLED: Action.RETRY,
+    Reason.SERVER_ERROR: Action.RETRY,
+    Reason.CONFLICT: Action.RETRY,
+    Reason.CHECKSUM: Action.RETRY,
+    Reason.BAD_RESPONSE: Action.HOLD,
+    Reason.TLS: Action.HOLD,
+    Reason.LEDGER: Action.HOLD,
+    Reason.CREDENTIALS: Action.HOLD,
+    Reason.FORBIDDEN: Action.HOLD,
+    Reason.NOT_FOUND: Action.HOLD,
+    Reason.WRONG_REGION: Action.HOLD,
+    Reason.REDIRECT: Action.HOLD,
+    Reason.EGRESS_REFUSED: Action.HOLD,
+    Reason.INTERNAL: Action.HOLD,
+    Reason.TOO_LARGE: Action.BURY,
+    Reason.REJECTED: Action.BURY,
 }
 HOLD = 1  # of `Spool.head`: keep a batch together while its end is unknown
 SENDS_PER_DOUBLING = 3  # batches that must be answered before the next may be twice as large
@@ -79,7 +79,7 @@ class Trouble(msgspec.Struct, frozen=True):
     retry_after_seconds: float = 0.0
 
     @property
-    def fate(self) -> Fate:
+    def fate(self) -> Action:
         """Return RETRY or HOLD."""
         return FATES[self.reason]
 
@@ -227,7 +227,7 @@ class Shipper:
     async def _settle(self, batch: Sequence[Message], outcomes: Sequence[Outcome]) -> None:
         pairs = list(zip(batch, outcomes, strict=True))
         for message, outcome in pairs:
-            if isinstance(outcome, SendError) and FATES[outcome.reason] is Fate.BURY:
+            if isinstance(outcome, SendError) and FATES[outcome.reason] is Action.BURY:
                 await self._bury(message, outcome)
         done = [message for message, outcome in pairs if isinstance(outcome, Receipt)]
         if done:
@@ -253,7 +253,7 @@ class Shipper:
         for reason in set(reasons):
             self._metrics.attempts.labels(self.agent, reason).inc(reasons.count(reason))
         for one in outcomes:
-            if isinstance(one, SendError) and FATES[one.reason] is not Fate.BURY:
+            if isinstance(one, SendError) and FATES[one.reason] is not Action.BURY:
                 return Trouble(one.reason, one.detail, one.retry_after_seconds or 0.0)
         return None
 
@@ -266,7 +266,7 @@ class Shipper:
 
     def _note_wait(self, state: RetryCallState) -> None:
         trouble = _trouble(state)
-        write = self._log.error if trouble.fate is Fate.HOLD else self._log.warning
+        write = self._log.error if trouble.fate is Action.HOLD else self._log.warning
         write(
             f"ship.{trouble.fate.value}",
             reason=trouble.reason,

@@ -17,7 +17,7 @@ from byoc_agents.errors import SpoolCorruptError, SpoolUnavailableError
 T = TypeVar("T")
 
 
-class Kind(Enum):
+class OperationKind(Enum):
     """What an operation does to the disk."""
 
     READ = 1
@@ -30,13 +30,13 @@ class Operation(NamedTuple):
 
     work: Callable[[Store], Any]
     future: asyncio.Future[Any]
-    kind: Kind
+    kind: OperationKind
     added: Change | None = None  # all that it does, where it is a plain change
 
 
 def grows(group: Sequence[Operation]) -> bool:
     """Tell whether one of them takes new data."""
-    return any(operation.kind is Kind.GROW for operation in group)
+    return any(operation.kind is OperationKind.GROW for operation in group)
 
 
 def together(group: Sequence[Operation], store: Store) -> list[Any]:

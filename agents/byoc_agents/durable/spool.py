@@ -15,7 +15,7 @@ import structlog
 from byoc_agents.app.clock import Clock
 from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.files import settle
-from byoc_agents.durable.group import Kind, Operation, grows, together, tried
+from byoc_agents.durable.group import Operation, OperationKind, grows, together, tried
 from byoc_agents.durable.lock import DirectoryLock
 from byoc_agents.durable.recovery import make, read_through, rebuild
 from byoc_agents.durable.reserve import Reserve
@@ -69,8 +69,8 @@ class Spool:
         self._writer.start()
         try:
             with contextlib.suppress(SpoolCorruptError):  # another file stands there now
-                await self._writer.ask(Store.totals, Kind.READ)
-            await self._writer.ask(Store.totals, Kind.READ)
+                await self._writer.ask(Store.totals, OperationKind.READ)
+            await self._writer.ask(Store.totals, OperationKind.READ)
         except BaseException:
             await self.__aexit__()
             raise
@@ -95,7 +95,7 @@ class Spool:
     async def commit(self, change: Change) -> None:
         """Do all of the change durably, or nothing."""
         added = change if change.plain else None
-        await self._writer.ask(lambda store: store.apply(change), Kind.GROW, added)
+        await self._writer.ask(lambda store: store.apply(change), OperationKind.GROW, added)
 
     async def head(
         self,
@@ -117,7 +117,7 @@ class Spool:
                 store.held = self._held
             return found
 
-        return await self._writer.ask(read, Kind.READ)
+        return await self._writer.ask(read, OperationKind.READ)
 
     def release(self) -> None:
         """Let messages replace those that `head` holds."""
@@ -127,30 +127,30 @@ class Spool:
 
     async def remove(self, ids: Sequence[str]) -> None:
         """Acknowledge: the receiver has these."""
-        await self._writer.ask(lambda store: store.remove(ids), Kind.SHRINK)
+        await self._writer.ask(lambda store: store.remove(ids), OperationKind.SHRINK)
 
     async def bury(self, message: Message, reason: str, detail: str) -> None:
         """Move a message that was refused for good to the dead letters."""
         died_at_ms = self._clock.wall_ns() // 1_000_000
         await self._writer.ask(
-            lambda store: store.bury(message, reason, detail, died_at_ms), Kind.SHRINK
+            lambda store: store.bury(message, reason, detail, died_at_ms), OperationKind.SHRINK
         )
 
     async def revive(self, message_id: str) -> bool:
         """Queue a dead letter again. Return whether there was one."""
-        return await self._writer.ask(lambda store: store.revive(message_id), Kind.SHRINK)
+        return await self._writer.ask(lambda store: store.revive(message_id), OperationKind.SHRINK)
 
     async def dead_letters(self) -> list[DeadLetter]:
         """Return what was refused for good, oldest first."""
-        return await self._writer.ask(lambda store: store.dead_letters(), Kind.READ)
+        return await self._writer.ask(lambda store: store.dead_letters(), OperationKind.READ)
 
     async def staged(self) -> list[bytes]:
         """Return the lines that wait for their batch, oldest first."""
-        return await self._writer.ask(lambda store: store.staged(), Kind.READ)
+        return await self._writer.ask(lambda store: store.staged(), OperationKind.READ)
 
     async def state(self, prefix: str = "") -> dict[str, bytes]:
         """Return the checkpoints whose key starts with `prefix`."""
-        return await self._writer.ask(lambda store: store.state(prefix), Kind.READ)
+        return await self._writer.ask(lambda store: store.state(prefix), OperationKind.READ)
 
     async def later_epoch(self, least_ms: int) -> int:
         """Return an epoch, `least_ms` or more, later than any that began in this directory.
@@ -158,7 +158,7 @@ class Spool:
         For whose own numbers must not come again although this file is not new. Milliseconds since
         1970 where the clock is right.
         """
-        return await self._writer.ask(lambda _: self._next_epoch(least_ms), Kind.READ)
+        return await self._writer.ask(lambda _: self._next_epoch(least_ms), OperationKind.READ)
 
     async def probe(self) -> None:
         """Raise SpoolError when the file can be neither read nor written.
@@ -204,7 +204,7 @@ class Spool:
         return [answer for (answer,), _ in alone], alone[-1][1]
 
     def _answers(self, store: Store, group: list[Operation]) -> list[Any]:
-        if all(operation.kind is Kind.READ for operation in group):
+        if all(operation.kind is OperationKind.READ for operation in group):
             return [tried(operation.work, store) for operation in group]
         store.begin()
         try:
@@ -216,7 +216,7 @@ class Spool:
             with contextlib.suppress(SpoolError):
                 store.roll_back()
             raise
-        if any(operation.kind is Kind.SHRINK for operation in group):
+        if any(operation.kind is OperationKind.SHRINK for operation in group):
             store.give_back()
         if grows(group):
             self._refused = None

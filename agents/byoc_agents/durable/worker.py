@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from byoc_agents.durable.group import Kind, Operation
+from byoc_agents.durable.group import Operation, OperationKind
 from byoc_agents.durable.store import Store
 from byoc_agents.durable.write_batch import Change, Totals
 from byoc_agents.errors import SpoolError, SpoolUnavailableError
@@ -67,7 +67,9 @@ class Writer:
         self._operations.put(None)
         await asyncio.to_thread(self._thread.join)
 
-    async def ask(self, work: Callable[[Store], T], kind: Kind, added: Change | None = None) -> T:
+    async def ask(
+        self, work: Callable[[Store], T], kind: OperationKind, added: Change | None = None
+    ) -> T:
         """Run `work` on the thread and wait until it is durable.
 
         It is done also when we are cancelled meanwhile.
@@ -95,7 +97,7 @@ class Writer:
         operation = self._operations.get()
         if operation is None:
             return None
-        if 1 < self._last_size < ENOUGH and operation.kind is Kind.GROW:
+        if 1 < self._last_size < ENOUGH and operation.kind is OperationKind.GROW:
             with contextlib.suppress(OSError):  # a clock that is played with: the thread must live
                 self._sleep(GATHER_SECONDS)
         group = [operation]
@@ -112,7 +114,7 @@ class Writer:
         return group
 
     def _answer(self, group: list[Operation], answers: list[Any], totals: Totals) -> None:
-        self._served.note(totals, written=any(one.kind is not Kind.READ for one in group))
+        self._served.note(totals, written=any(one.kind is not OperationKind.READ for one in group))
         for operation, answer in zip(group, answers, strict=True):
             if operation.future.done():  # cancelled
                 continue

@@ -27,7 +27,7 @@ from byoc_agents.ledger.format import (
     FORMAT,
     Intent,
     Line,
-    Receipt,
+    ReceiptLine,
     Recovered,
     RecoveredWhy,
     Removed,
@@ -151,7 +151,7 @@ class Chain:
         for number, line in written:
             if isinstance(line, Intent):
                 self._open[number] = None
-            elif isinstance(line, Receipt | Unknown):
+            elif isinstance(line, ReceiptLine | Unknown):
                 self._open.pop(line.intent, None)
         while len(self._open) > MAX_OPEN:
             oldest = next(iter(self._open))
@@ -161,7 +161,7 @@ class Chain:
     def _lose(self, entries: Sequence[Entry]) -> None:
         """Remember receipts that were not written: their intents' outcome is unknown here."""
         for entry in entries:
-            if isinstance(entry.line, Receipt) and entry.line.intent in self._open:
+            if isinstance(entry.line, ReceiptLine) and entry.line.intent in self._open:
                 del self._open[entry.line.intent]
                 self._pending.append(Unknown(intent=entry.line.intent, why="receipt_lost"))
 

@@ -81,7 +81,7 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     detail: str = ""  # of an error
 
 
-class Receipt(Line, frozen=True, kw_only=True, tag_field="kind", tag="receipt"):
+class ReceiptLine(Line, frozen=True, kw_only=True, tag_field="kind", tag="receipt"):
     """How the messages of an intent ended, in its order."""
 
     intent: int  # its sequence number
@@ -127,7 +127,7 @@ class Recovered(Line, frozen=True, kw_only=True, tag_field="kind", tag="recovere
     aside: str  # the file that holds them now; "" = they lie where they were
 
 
-LedgerLine = Segment | Intent | Receipt | Unknown | Refused | Removed | Recovered
+LedgerLine = Segment | Intent | ReceiptLine | Unknown | Refused | Removed | Recovered
 
 _ENCODER = msgspec.json.Encoder()
 _DECODER: msgspec.json.Decoder[LedgerLine] = msgspec.json.Decoder(LedgerLine)
@@ -187,10 +187,10 @@ def _sent(message: Message, *, kept: bool) -> Sent:
     )
 
 
-def receipt_of(intent: int, batch: Sequence[Message], outcomes: Sequence[Outcome]) -> Receipt:
+def receipt_of(intent: int, batch: Sequence[Message], outcomes: Sequence[Outcome]) -> ReceiptLine:
     """Return the line for what the sink gave back."""
     pairs = zip(batch, outcomes, strict=True)
-    return Receipt(intent=intent, outcomes=tuple(_ended(m.id, o) for m, o in pairs))
+    return ReceiptLine(intent=intent, outcomes=tuple(_ended(m.id, o) for m, o in pairs))
 
 
 def _ended(message_id: str, outcome: Outcome) -> Ended:

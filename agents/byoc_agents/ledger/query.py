@@ -7,7 +7,15 @@ from pathlib import Path
 
 import msgspec
 
-from byoc_agents.ledger.format import Ended, Intent, LedgerLine, Receipt, Refused, Unknown, decode
+from byoc_agents.ledger.format import (
+    Ended,
+    Intent,
+    LedgerLine,
+    ReceiptLine,
+    Refused,
+    Unknown,
+    decode,
+)
 from byoc_agents.ledger.reader import raw_lines
 from byoc_agents.ledger.segments import Segments
 
@@ -37,7 +45,7 @@ class Send(msgspec.Struct, frozen=True, kw_only=True):
     body: str = ""  # the file with its exact bytes, if they were kept
 
 
-class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+class RefusedConnections(msgspec.Struct, frozen=True, kw_only=True):
     """Connections that the gate refused. Nothing left."""
 
     agent: str
@@ -48,7 +56,7 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     count: int
 
 
-Event = Send | Refusal
+LedgerEvent = Send | RefusedConnections
 
 
 class Filter(msgspec.Struct, frozen=True):
@@ -60,24 +68,24 @@ class Filter(msgspec.Struct, frozen=True):
     destination: str = ""
     id: str = ""
 
-    def __call__(self, event: Event) -> bool:
+    def __call__(self, event: LedgerEvent) -> bool:
         """Tell whether this one is wanted."""
         if event.time < self.since or (self.until and event.time >= self.until):
             return False
-        if isinstance(event, Refusal):
+        if isinstance(event, RefusedConnections):
             return not (self.type or self.destination or self.id)
         pairs = ((event.type, self.type), (event.destination, self.destination))
         fits = all(not pattern or fnmatchcase(value, pattern) for value, pattern in pairs)
         return fits and self.id in {"", event.id}
 
 
-def events(ledgers: Mapping[str, Path], wanted: Filter) -> Iterator[Event]:
+def events(ledgers: Mapping[str, Path], wanted: Filter) -> Iterator[LedgerEvent]:
     """Yield what was sent and refused by these agents, by time. Raises OSError."""
     each = (filter(wanted, _of_agent(name, path)) for name, path in ledgers.items())
     return heapq.merge(*each, key=lambda event: event.time)
 
 
-def _of_agent(agent: str, directory: Path) -> Iterator[Event]:
+def _of_agent(agent: str, directory: Path) -> Iterator[LedgerEvent]:
     segments = Segments(directory)
     flying: dict[int, tuple[int, Intent]] = {}
     for number in segments.numbers():
@@ -86,7 +94,7 @@ def _of_agent(agent: str, directory: Path) -> Iterator[Event]:
                 flying[line.sequence] = (number, line)
             elif isinstance(line, Refused):
                 yield _refusal(agent, line)
-            elif isinstance(line, Receipt | Unknown) and line.intent in flying:
+            elif isinstance(line, ReceiptLine | Unknown) and line.intent in flying:
                 yield from _sends(agent, segments, flying.pop(line.intent), line)
     for pair in flying.values():
         yield from _sends(agent, segments, pair, None)
@@ -102,8 +110,8 @@ def _lines(path: Path) -> Iterator[LedgerLine]:
         return
 
 
-def _refusal(agent: str, line: Refused) -> Refusal:
-    return Refusal(
+def _refusal(agent: str, line: Refused) -> RefusedConnections:
+    return RefusedConnections(
         agent=agent,
         sequence=line.sequence,
         time=line.time,
@@ -114,7 +122,7 @@ def _refusal(agent: str, line: Refused) -> Refusal:
 
 
 def _sends(
-    agent: str, segments: Segments, pair: tuple[int, Intent], outcome: Receipt | Unknown | None
+    agent: str, segments: Segments, pair: tuple[int, Intent], outcome: ReceiptLine | Unknown | None
 ) -> Iterator[Send]:
     number, intent = pair
     for position, sent in enumerate(intent.messages):
@@ -140,8 +148,8 @@ def _sends(
         )
 
 
-def _ended(outcome: Receipt | Unknown | None, position: int) -> Ended:
-    if isinstance(outcome, Receipt) and position < len(outcome.outcomes):
+def _ended(outcome: ReceiptLine | Unknown | None, position: int) -> Ended:
+    if isinstance(outcome, ReceiptLine) and position < len(outcome.outcomes):
         return outcome.outcomes[position]
     if isinstance(outcome, Unknown):
         return Ended(id="", reason=UNKNOWN, detail=outcome.why)

@@ -12,7 +12,7 @@ from byoc_agents.ledger.format import (
     GENESIS,
     Intent,
     LedgerLine,
-    Receipt,
+    ReceiptLine,
     Recovered,
     Removed,
     Segment,
@@ -125,5 +125,5 @@ def _follow(flying: set[int], line: LedgerLine) -> None:
         flying.update(line.open)
     elif isinstance(line, Intent):
         flying.add(line.sequence)
-    elif isinstance(line, Receipt | Unknown):
+    elif isinstance(line, ReceiptLine | Unknown):
         flying.discard(line.intent)

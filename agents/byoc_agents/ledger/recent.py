@@ -9,7 +9,7 @@ from pathlib import Path
 
 from byoc_agents.app.files import open_regular
 from byoc_agents.errors import uncertain
-from byoc_agents.ledger.format import Intent, LedgerLine, Receipt, decode
+from byoc_agents.ledger.format import Intent, LedgerLine, ReceiptLine, decode
 from byoc_agents.ledger.query import STORED
 from byoc_agents.ledger.segments import Segments
 
@@ -26,7 +26,7 @@ def recently_sent(directory: Path) -> dict[str, bool]:
         for line in _tail(directory):
             if isinstance(line, Intent):
                 found |= {sent.id: found.get(sent.id, False) for sent in line.messages}
-            elif isinstance(line, Receipt):
+            elif isinstance(line, ReceiptLine):
                 found |= {one.id: True for one in line.outcomes if one.reason in STORED}
     except OSError:
         return {}
@@ -47,7 +47,7 @@ def unfinished_batch(directory: Path) -> tuple[str, ...]:
                 ids = tuple(sent.id for sent in line.messages)
                 certain = {**(certain if ids == batch else {}), line.sequence: False}
                 batch = ids
-            elif isinstance(line, Receipt) and line.intent in certain:
+            elif isinstance(line, ReceiptLine) and line.intent in certain:
                 reasons = [one.reason for one in line.outcomes]
                 certain[line.intent] = not (uncertain(reasons) or STORED & set(reasons))
     except OSError:

@@ -11,7 +11,7 @@ from byoc_agents.ledger.reader import START, Head, Scan, raw_lines, scan
 from byoc_agents.ledger.segments import Segments
 
 
-class Found(msgspec.Struct):
+class OpenedLedger(msgspec.Struct):
     """Where to go on. `length` 0 = make this file anew, else cut it to that many bytes."""
 
     number: int
@@ -36,7 +36,7 @@ def check_format(segments: Segments) -> None:
             )
 
 
-def find(segments: Segments) -> Found:
+def find(segments: Segments) -> OpenedLedger:
     """Look at the newest file with a chain in it. Torn ends are copied beside, nothing is cut.
 
     Something in a file's place that is no regular file is renamed, and so is a file whose end is
@@ -59,11 +59,11 @@ def find(segments: Segments) -> Found:
         _set_aside(segments, number, seen)  # not even a first line
         segments.path(number).unlink()
     number = numbers[0] if numbers else 1
-    return Found(number, states=_unstated(segments, number, set()))
+    return OpenedLedger(number, states=_unstated(segments, number, set()))
 
 
-def _go_on(segments: Segments, number: int, seen: Scan) -> Found:
-    found = Found(number, seen.good_bytes, seen.head, sorted(seen.open), seen.removed)
+def _go_on(segments: Segments, number: int, seen: Scan) -> OpenedLedger:
+    found = OpenedLedger(number, seen.good_bytes, seen.head, sorted(seen.open), seen.removed)
     if seen.damaged:
         found.number, found.length, found.head = number + 1, 0, seen.last
         found.open = sorted(seen.flying)

@@ -18,7 +18,7 @@ from byoc_agents.ledger.format import (
     GENESIS,
     Intent,
     LedgerLine,
-    Receipt,
+    ReceiptLine,
     Recovered,
     Refused,
     Removed,
@@ -36,7 +36,7 @@ TRIES = 5  # the oldest file may be removed by the running agent while we read
 SETTLE_SECONDS = 0.2  # a write that is going on is over by then
 
 
-class Verdict(msgspec.Struct, kw_only=True):
+class LedgerVerdict(msgspec.Struct, kw_only=True):
     """What was found in one directory."""
 
     directory: str
@@ -64,7 +64,7 @@ def verify(
     directory: Path,
     anchors: Mapping[int, str] | None = None,
     settle: Callable[[], None] = lambda: time.sleep(SETTLE_SECONDS),
-) -> Verdict:
+) -> LedgerVerdict:
     """Read a ledger, also a living one. Raises OSError where it cannot be read."""
     for _ in range(TRIES):
         try:
@@ -82,7 +82,7 @@ class _Verifier:
     def __init__(
         self, segments: Segments, anchors: dict[int, str], settle: Callable[[], None]
     ) -> None:
-        self.verdict = Verdict(directory=str(segments.directory))
+        self.verdict = LedgerVerdict(directory=str(segments.directory))
         self._segments = segments
         self._anchors = anchors
         self._settle = settle
@@ -92,7 +92,7 @@ class _Verifier:
         self._cut_at: Head | None = None  # the last line that is gone, where the first is not 0
         self._open: dict[int, tuple[str, ...]] = {}  # intent -> ids; () where its line is gone
 
-    def run(self) -> Verdict:
+    def run(self) -> LedgerVerdict:
         numbers = self._segments.numbers()
         if not numbers:
             self._problem(self.verdict.directory, "holds no ledger file")
@@ -199,7 +199,7 @@ class _Verifier:
         verdict.first_time = verdict.first_time or line.time
         verdict.last_time = line.time
         verdict.intents += isinstance(line, Intent)
-        verdict.receipts += isinstance(line, Receipt)
+        verdict.receipts += isinstance(line, ReceiptLine)
         verdict.unknown += isinstance(line, Unknown)
         if isinstance(line, Refused):
             verdict.refused += line.count()
@@ -212,7 +212,7 @@ class _Verifier:
             case Intent():
                 self._open[line.sequence] = tuple(sent.id for sent in line.messages)
                 self._bodies(line, place, number)
-            case Receipt():
+            case ReceiptLine():
                 self._close(line.intent, tuple(ended.id for ended in line.outcomes), place)
             case Unknown():
                 self._close(line.intent, (), place)

@@ -28,7 +28,7 @@ REFUSED_BURST = 20  # lines at once, and
 REFUSED_REFILL_NS = 3_000_000_000  # one more after so long: 28,800 lines a day at most
 
 
-class _Operation(NamedTuple):
+class _WriteRequest(NamedTuple):
     destination: str  # "" for a receipt
     intent: int  # 0 for an intent
     batch: Sequence[Message]
@@ -62,7 +62,7 @@ class FileLedger:
         self.unfinished: tuple[str, ...] = ()  # ids of the batch that was in flight at the start
         self._chain = Chain(directory, clock=clock, max_bytes=max_bytes, disk=disk or Disk())
         self._kept_bytes = self._chain.segment_bytes if keep_bodies else -1
-        self._operations: queue.SimpleQueue[_Operation] = queue.SimpleQueue()
+        self._operations: queue.SimpleQueue[_WriteRequest] = queue.SimpleQueue()
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
         self._refusals = _Refusals(clock)
 
@@ -90,7 +90,7 @@ class FileLedger:
 
     async def intent(self, destination: str, batch: Sequence[Message]) -> int:
         """Write durably what is about to be sent; see `Ledger`. Waits for one fsync."""
-        return await self._ask(_Operation(destination, 0, batch, (), Future()))
+        return await self._ask(_WriteRequest(destination, 0, batch, (), Future()))
 
     async def receipt(
         self, intent: int, batch: Sequence[Message], outcomes: Sequence[Outcome]
@@ -100,7 +100,7 @@ class FileLedger:
         Durable with the next intent or a second later, whichever comes first: a receipt that a
         power cut takes is stated as unknown at the next start.
         """
-        await self._ask(_Operation("", intent, batch, outcomes, Future()))
+        await self._ask(_WriteRequest("", intent, batch, outcomes, Future()))
 
     def note_refused(self, reason: str, detail: str) -> None:
         """Take down a refusal of the egress gate. From any thread; never blocks, never raises.
@@ -128,7 +128,7 @@ class FileLedger:
             "trouble": self.trouble or None,
         }
 
-    async def _ask(self, operation: _Operation) -> int:
+    async def _ask(self, operation: _WriteRequest) -> int:
         self._operations.put(operation)
         self._writer.submit(self._drain)
         return await asyncio.wrap_future(operation.future)
@@ -153,7 +153,7 @@ class FileLedger:
 
     def _drain(self) -> None:
         """Write what waits. Most calls find nothing: an earlier one took it with its group."""
-        group: list[_Operation] = []
+        group: list[_WriteRequest] = []
         while len(group) < MAX_GROUP and _body_bytes(group) <= self._chain.segment_bytes:
             try:
                 operation = self._operations.get_nowait()
@@ -165,7 +165,7 @@ class FileLedger:
         if group or refusals:
             self._write(group, refusals)
 
-    def _write(self, group: Sequence[_Operation], refusals: Sequence[Refused]) -> None:
+    def _write(self, group: Sequence[_WriteRequest], refusals: Sequence[Refused]) -> None:
         numbers = self._tried(
             lambda: self._chain.append(
                 [*map(self._entry, group), *(Entry(line) for line in refusals)]
@@ -179,7 +179,7 @@ class FileLedger:
             else:
                 operation.future.set_result(numbers[position])
 
-    def _entry(self, operation: _Operation) -> Entry:
+    def _entry(self, operation: _WriteRequest) -> Entry:
         if operation.destination:
             line = intent_of(operation.destination, operation.batch, self._kept_bytes)
             return Entry(line, operation.batch if self._kept_bytes >= 0 else ())
@@ -205,7 +205,7 @@ class FileLedger:
         self.trouble = trouble
 
 
-def _body_bytes(group: Sequence[_Operation]) -> int:
+def _body_bytes(group: Sequence[_WriteRequest]) -> int:
     return sum(len(message.body) for operation in group for message in operation.batch)
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from byoc_agents.policy.flows import DNS_PORT, Flow, Place, flows
+from byoc_agents.policy.flows import DNS_PORT, Flow, FlowTarget, flows
 from byoc_agents.policy.inputs import Facts, Listener, Options, Rendered
 from byoc_agents.policy.kubernetes import comer, described, metadata, open_listeners
 
@@ -42,7 +42,7 @@ def cilium_policy(facts: Facts, options: Options) -> Rendered:
         "metadata": metadata(options),
         "spec": spec,
     }
-    node = [NODE_NOTE.format(port=f.port) for f in found if f.place is Place.NODE]
+    node = [NODE_NOTE.format(port=f.port) for f in found if f.place is FlowTarget.NODE]
     return Rendered(document, (*described(found), *NOTES, *node))
 
 
@@ -78,16 +78,16 @@ def _out(found: list[Flow]) -> list[dict[str, Any]]:
 
 
 def _by_name(flow: Flow) -> bool:
-    return flow.named and flow.place is Place.BEYOND
+    return flow.named and flow.place is FlowTarget.BEYOND
 
 
 def _by_address(flow: Flow) -> list[dict[str, Any]]:
     if _by_name(flow):
         return []
     ports = _ports(flow.port)
-    if flow.place is Place.CLUSTER:
+    if flow.place is FlowTarget.CLUSTER:
         return [{"toEntities": ["cluster"], "toPorts": ports}]
-    node = [{"toEntities": ["host"], "toPorts": ports}] if flow.place is Place.NODE else []
+    node = [{"toEntities": ["host"], "toPorts": ports}] if flow.place is FlowTarget.NODE else []
     return [{"toCIDR": list(flow.cidrs), "toPorts": ports}, *node]
 
 

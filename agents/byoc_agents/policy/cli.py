@@ -26,7 +26,7 @@ from byoc_agents.state.daemon import Settings as StateSettings
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
+class PolicyCommand:
     """One kind of policy."""
 
     render: Callable[[Facts, Options], Rendered]
@@ -35,13 +35,15 @@ class Command:
 
 
 COMMANDS = {
-    "table": Command(table.destinations_table, "text", "every destination"),
-    "networkpolicy": Command(kubernetes.network_policy, "yaml", "Kubernetes NetworkPolicy"),
-    "cilium": Command(cilium.cilium_policy, "yaml", "CiliumNetworkPolicy: names too"),
-    "iam": Command(amazon.iam_policy, "json", "the role's permissions; --trust: who may take it"),
-    "bucket-policy": Command(amazon.bucket_policy, "json", "the vendor's bucket"),
-    "endpoint-policy": Command(amazon.endpoint_policy, "json", "the gateway endpoint of S3"),
-    "egress-rules": Command(rules.egress_rules, "text", "nftables; json: security group"),
+    "table": PolicyCommand(table.destinations_table, "text", "every destination"),
+    "networkpolicy": PolicyCommand(kubernetes.network_policy, "yaml", "Kubernetes NetworkPolicy"),
+    "cilium": PolicyCommand(cilium.cilium_policy, "yaml", "CiliumNetworkPolicy: names too"),
+    "iam": PolicyCommand(
+        amazon.iam_policy, "json", "the role's permissions; --trust: who may take it"
+    ),
+    "bucket-policy": PolicyCommand(amazon.bucket_policy, "json", "the vendor's bucket"),
+    "endpoint-policy": PolicyCommand(amazon.endpoint_policy, "json", "the gateway endpoint of S3"),
+    "egress-rules": PolicyCommand(rules.egress_rules, "text", "nftables; json: security group"),
 }
 # Policies hold no secret, so whoever renders them needs none.
 STAND_INS = {

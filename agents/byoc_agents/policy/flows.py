@@ -12,7 +12,7 @@ NEVER = ("127.0.0.0/8", "169.254.0.0/16")  # loopback; link-local, the metadata 
 DNS_PORT = 53
 
 
-class Place(StrEnum):
+class FlowTarget(StrEnum):
     """Where a destination is, seen from the pod."""
 
     POD = "pod"  # loopback: no packet leaves
@@ -28,7 +28,7 @@ class Flow:
     host: str
     port: int
     kind: str
-    place: Place
+    place: FlowTarget
     cidrs: tuple[str, ...]  # empty: only a name is known
     agents: tuple[str, ...]
     purpose: str
@@ -45,17 +45,17 @@ def flows(facts: Facts, options: Options) -> list[Flow]:
     for destination in facts.reachable:
         by_end.setdefault((destination.host, destination.port), []).append(destination)
     found = [_flow(ends, facts, options) for ends in by_end.values()]
-    return [flow for flow in found if flow.place is not Place.POD]
+    return [flow for flow in found if flow.place is not FlowTarget.POD]
 
 
-def place(destination: Destination) -> Place:
+def place(destination: Destination) -> FlowTarget:
     """Return where a destination is."""
     literal = ip_literal(destination.host)
     if destination.local:
-        return Place.POD if literal is None or literal.is_loopback else Place.NODE
+        return FlowTarget.POD if literal is None or literal.is_loopback else FlowTarget.NODE
     host = destination.host
     inside = "." not in host or host.endswith((".svc", ".cluster.local"))
-    return Place.CLUSTER if literal is None and inside else Place.BEYOND
+    return FlowTarget.CLUSTER if literal is None and inside else FlowTarget.BEYOND
 
 
 def single(host: str) -> str:

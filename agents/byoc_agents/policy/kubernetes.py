@@ -3,7 +3,7 @@
 from typing import Any
 
 from byoc_agents.errors import ConfigError
-from byoc_agents.policy.flows import ANY_V4, DNS_PORT, NEVER, Flow, Place, flows
+from byoc_agents.policy.flows import ANY_V4, DNS_PORT, NEVER, Flow, FlowTarget, flows
 from byoc_agents.policy.inputs import Facts, Listener, Options, Rendered
 
 NAME = "byoc-agents"
@@ -101,7 +101,7 @@ def _out(found: list[Flow]) -> list[dict[str, Any]]:
 def _peers(flow: Flow) -> list[dict[str, Any]]:
     if flow.cidrs:
         return [{"ipBlock": {"cidr": cidr}} for cidr in flow.cidrs]
-    if flow.place is Place.CLUSTER:
+    if flow.place is FlowTarget.CLUSTER:
         return [{"namespaceSelector": {}}]
     return [{"ipBlock": {"cidr": ANY_V4, "except": list(NEVER)}}]
 
@@ -111,7 +111,7 @@ def _port(number: int, protocol: str = "TCP") -> dict[str, Any]:
 
 
 def _notes(found: list[Flow], facts: Facts) -> list[str]:
-    wide = [f for f in found if not f.cidrs and f.place is Place.BEYOND]
+    wide = [f for f in found if not f.cidrs and f.place is FlowTarget.BEYOND]
     notes = [POD_NOTE]
     for port in dict.fromkeys(flow.port for flow in wide):
         hosts = ", ".join(flow.host for flow in wide if flow.port == port)

@@ -1,6 +1,6 @@
 """Rules for a security group (rows) and for nftables (text)."""
 
-from byoc_agents.policy.flows import ANY_V4, DNS_PORT, NEVER, Flow, Place, flows
+from byoc_agents.policy.flows import ANY_V4, DNS_PORT, NEVER, Flow, FlowTarget, flows
 from byoc_agents.policy.inputs import Facts, Options, Rendered
 from byoc_agents.policy.kubernetes import described
 
@@ -43,7 +43,7 @@ def _dns_rows(found: list[Flow], options: Options) -> list[dict[str, object]]:
     if not named:
         return []
     agents = tuple(dict.fromkeys(agent for flow in named for agent in flow.agents))
-    dns = Flow("the resolver", DNS_PORT, "dns", Place.BEYOND, options.dns, agents, "names")
+    dns = Flow("the resolver", DNS_PORT, "dns", FlowTarget.BEYOND, options.dns, agents, "names")
     peers = options.dns or ("the resolver",)
     return [_row(p, DNS_PORT, peer, dns) for peer in peers for p in ("udp", "tcp")]
 

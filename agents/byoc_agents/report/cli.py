@@ -15,7 +15,7 @@ from byoc_agents.app.cloudevents import parse_rfc3339, rfc3339
 from byoc_agents.app.settings import CoreSettings, settings_of
 from byoc_agents.app.terminal import color_verdict
 from byoc_agents.ledger.query import Filter, Send, events
-from byoc_agents.ledger.verify import Verdict, verify
+from byoc_agents.ledger.verify import LedgerVerdict, verify
 from byoc_agents.report.bodies import kept, plain
 from byoc_agents.report.discovery import NoLedgerError, ledgers
 from byoc_agents.report.text import HEADING, event_text, verdict_text
@@ -190,7 +190,7 @@ def _verify(options: argparse.Namespace) -> int:
     return 0 if all(verdict.well for verdict in verdicts.values()) else 1
 
 
-def _write_verdict(name: str, verdict: Verdict, *, as_json: bool) -> None:
+def _write_verdict(name: str, verdict: LedgerVerdict, *, as_json: bool) -> None:
     if as_json:
         described = {"agent": name, "well": verdict.well} | msgspec.to_builtins(verdict)
         sys.stdout.write(f"{msgspec.json.encode(described).decode()}\n")

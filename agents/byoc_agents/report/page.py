@@ -20,7 +20,7 @@ from byoc_agents import __version__
 from byoc_agents.app.cloudevents import Event, encode, rfc3339
 from byoc_agents.errors import ConfigError
 from byoc_agents.ledger.query import Filter, Send, events
-from byoc_agents.ledger.verify import Verdict
+from byoc_agents.ledger.verify import LedgerVerdict
 from byoc_agents.report.bodies import events_in, kept
 from byoc_agents.report.summary import (
     DAY_MINUTES,
@@ -53,7 +53,10 @@ _ENCODER = msgspec.json.Encoder(decimal_format="number")
 
 
 def render_page(
-    ledgers: Mapping[str, Path], verdicts: Mapping[str, Verdict], wanted: Filter, now_ms: int = 0
+    ledgers: Mapping[str, Path],
+    verdicts: Mapping[str, LedgerVerdict],
+    wanted: Filter,
+    now_ms: int = 0,
 ) -> str:
     """Return the HTML of the report.
 

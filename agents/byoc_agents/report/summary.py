@@ -7,7 +7,14 @@ from typing import NamedTuple
 import msgspec
 
 from byoc_agents.app.cloudevents import parse_rfc3339
-from byoc_agents.ledger.query import NO_OUTCOME, STORED, UNKNOWN, Event, Refusal, Send
+from byoc_agents.ledger.query import (
+    NO_OUTCOME,
+    STORED,
+    UNKNOWN,
+    LedgerEvent,
+    RefusedConnections,
+    Send,
+)
 
 MAX_ROWS = 2000  # of the newest sends; older ones are in the sums and in `ledger show`
 MAX_BODIES = 200  # newest kept bodies of a type that are checked against its schema
@@ -101,11 +108,11 @@ class Summary(msgspec.Struct):
     rows: deque[Send] = msgspec.field(default_factory=_newest_rows)
 
 
-def summarize(events: Iterable[Event]) -> Summary:
+def summarize(events: Iterable[LedgerEvent]) -> Summary:
     """Return the sums of these events, which are ordered by time."""
     summary = Summary()
     for event in events:
-        if isinstance(event, Refusal):
+        if isinstance(event, RefusedConnections):
             _add_refusal(summary, event)
         else:
             summary.all.add(event, event.type)
@@ -128,7 +135,7 @@ def _volume_of(send: Send) -> Volume:
     return Volume(other_bytes=send.bytes, other=1)
 
 
-def _add_refusal(summary: Summary, event: Refusal) -> None:
+def _add_refusal(summary: Summary, event: RefusedConnections) -> None:
     summary.refused += event.count
     key = (event.agent, event.refused, event.detail)
     if key not in summary.refusals and len(summary.refusals) >= MAX_REFUSALS:

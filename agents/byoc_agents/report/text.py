@@ -2,17 +2,17 @@
 
 from collections.abc import Iterator
 
-from byoc_agents.ledger.query import Event, Refusal
-from byoc_agents.ledger.verify import Verdict
+from byoc_agents.ledger.query import LedgerEvent, RefusedConnections
+from byoc_agents.ledger.verify import LedgerVerdict
 
 HEADING = (
     f"{'time':24} {'agent':16} {'outcome':15} {'bytes':>9} {'records':>7}  type  destination  id"
 )
 
 
-def event_text(event: Event) -> str:
+def event_text(event: LedgerEvent) -> str:
     """Return one line. Other programs' text is made printable: it cannot control a terminal."""
-    if isinstance(event, Refusal):
+    if isinstance(event, RefusedConnections):
         outcome, tail = "REFUSED", f"{event.count} x {event.refused}: {event.detail}"
         return _safe(f"{event.time:24} {event.agent:16} {outcome:15} {0:9} {0:7}  {tail}")
     outcome = f"{event.reason} {event.status}" if event.status else event.reason
@@ -21,7 +21,7 @@ def event_text(event: Event) -> str:
     return _safe(f"{facts}  {event.type}  {event.destination}  {event.id}{said}")
 
 
-def verdict_text(name: str, verdict: Verdict) -> Iterator[str]:
+def verdict_text(name: str, verdict: LedgerVerdict) -> Iterator[str]:
     """Yield the lines of one agent's verdict; the first one is the summary."""
     yield f"{name}: {'OK' if verdict.well else 'FAILED'}"
     for problem in verdict.problems:

@@ -24,7 +24,7 @@ from byoc_agents.billing.record import (
     UsageRecord,
     Used,
 )
-from byoc_agents.state.assess import State
+from byoc_agents.state.assess import ServiceState
 from byoc_agents.state.message import (
     STATE,
     SUMMARY,
@@ -34,7 +34,7 @@ from byoc_agents.state.message import (
     SummaryEvent,
     SummaryV1,
 )
-from byoc_agents.state.observation import Ping, Source
+from byoc_agents.state.observation import Ping, ProbeSource
 from byoc_agents.state.summary import SummaryState
 from byoc_agents.state.thresholds import ReasonCode
 
@@ -113,9 +113,9 @@ _STATE = StateEvent(
         replica=REPLICA,
         region=REGION,
         kind="transition",
-        state=State.DEGRADED,
+        state=ServiceState.DEGRADED,
         state_since=NOON,
-        previous_state=State.RUNNING,
+        previous_state=ServiceState.RUNNING,
         healthy=False,
         reasons=(
             ReasonV1(
@@ -124,7 +124,7 @@ _STATE = StateEvent(
                 threshold=3.0,
                 since="2026-11-23T11:59:40.000Z",
                 detail=Ping.TIMEOUT,
-                missing=(Source.METRICS,),
+                missing=(ProbeSource.METRICS,),
             ),
         ),
         version="26.3.1.1",
@@ -149,7 +149,7 @@ _SUMMARY = SummaryEvent(
         region=REGION,
         kind="heartbeat",
         state=SummaryState.DEGRADED,
-        replicas={State.RUNNING: 2, State.DEGRADED: 1},
+        replicas={ServiceState.RUNNING: 2, ServiceState.DEGRADED: 1},
         observed_at=NOON,
         heartbeat_seconds=60.0,
         epoch=EPOCH_MS,

@@ -10,13 +10,21 @@ from enum import StrEnum
 import msgspec
 
 from byoc_agents.state.hysteresis import NS, Now, Track, update_track
-from byoc_agents.state.observation import BLIND, UNCONFIRMED, Login, Observation, Ping, Seen, Source
+from byoc_agents.state.observation import (
+    BLIND,
+    UNCONFIRMED,
+    Login,
+    Ping,
+    ProbeSource,
+    SourceResult,
+    StateObservation,
+)
 from byoc_agents.state.thresholds import COUNTED, ReasonCode, Thresholds
 
 POLL_SOON_HOLD_SECONDS = 10.0  # a reason that may be raised within this time is polled faster
 
 
-class State(StrEnum):
+class ServiceState(StrEnum):
     """The states of ClickHouse Cloud, limited to those that one replica can be in."""
 
     STARTING = "starting"
@@ -39,15 +47,15 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
 
     tracks: dict[ReasonCode, Track] = {}
     counters: dict[ReasonCode, int] = {}  # cumulative counters of the server at the last poll
-    state: State | None = None
+    state: ServiceState | None = None
     state_since_ms: int = 0
-    previous: State | None = None  # the state before this one
+    previous: ServiceState | None = None  # the state before this one
     uptime_seconds: int | None = None
     was_up: bool = False  # it has answered since the exporter's start
     began_ns: int | None = None  # boot clock: the exporter's first poll
 
 
-class Reason(msgspec.Struct, frozen=True, kw_only=True):
+class StateReason(msgspec.Struct, frozen=True, kw_only=True):
     """One reason. `value` and `threshold` are in the unit of the code's figure."""
 
     code: ReasonCode
@@ -55,25 +63,25 @@ class Reason(msgspec.Struct, frozen=True, kw_only=True):
     threshold: float
     since_ms: int
     detail: Ping | None = None  # of PING_FAILED
-    missing: tuple[Source, ...] = ()  # of OBSERVABILITY_PARTIAL
+    missing: tuple[ProbeSource, ...] = ()  # of OBSERVABILITY_PARTIAL
 
 
 class Assessment(msgspec.Struct, frozen=True, kw_only=True):
     """The result. Until it is `confirmed`, nothing is published and `state` is the last known."""
 
-    state: State | None
+    state: ServiceState | None
     confirmed: bool
-    reasons: tuple[Reason, ...]
+    reasons: tuple[StateReason, ...]
     poll_soon: bool  # the next poll may change the state
 
     @property
     def healthy(self) -> bool:
         """Return whether the server runs, everything was seen, and there is no reason."""
-        return self.state is State.RUNNING and not self.reasons
+        return self.state is ServiceState.RUNNING and not self.reasons
 
 
 def assess(
-    observation: Observation,
+    observation: StateObservation,
     memory: Memory,
     thresholds: Thresholds,
     now: Now,
@@ -84,7 +92,7 @@ def assess(
     memory = _record_start(memory, observation, now)
     tracks = _update_tracks(observation, memory, thresholds, now)
     if shutdown is ShutdownScope.POD:
-        current: State | None = State.STOPPING
+        current: ServiceState | None = ServiceState.STOPPING
     else:
         current = _derive_state(observation, memory, tracks, thresholds, now)
     state = current or memory.state
@@ -109,7 +117,7 @@ def restore_memory(memory: Memory) -> Memory:
     return msgspec.structs.replace(memory, tracks=tracks, began_ns=None, was_up=False)
 
 
-def _record_start(memory: Memory, observation: Observation, now: Now) -> Memory:
+def _record_start(memory: Memory, observation: StateObservation, now: Now) -> Memory:
     """Record the first poll, and drop counters and tracks if the server has restarted."""
     began = now.boot_ns if memory.began_ns is None else memory.began_ns
     up, before = observation.uptime_seconds, memory.uptime_seconds
@@ -124,7 +132,7 @@ def _record_start(memory: Memory, observation: Observation, now: Now) -> Memory:
 
 
 def _update_tracks(
-    observation: Observation, memory: Memory, thresholds: Thresholds, now: Now
+    observation: StateObservation, memory: Memory, thresholds: Thresholds, now: Now
 ) -> dict[ReasonCode, Track]:
     values = _read_values(observation, memory, thresholds)
     tracks = {
@@ -146,7 +154,7 @@ def _update_tracks(
 
 
 def _read_values(
-    observation: Observation, memory: Memory, thresholds: Thresholds
+    observation: StateObservation, memory: Memory, thresholds: Thresholds
 ) -> dict[ReasonCode, float | None]:
     """Return the figure of each code; None = not seen at this poll."""
     if observation.ping is not Ping.OK:
@@ -157,7 +165,7 @@ def _read_values(
             ReasonCode.AUTH_FAILED: 1,
             ReasonCode.OBSERVABILITY_PARTIAL: 1,
         }
-    answered = observation.sources.get(Source.QUERIES) is Seen.OK
+    answered = observation.sources.get(ProbeSource.QUERIES) is SourceResult.OK
     values: dict[ReasonCode, float | None] = {
         ReasonCode.PING_FAILED: 0,
         ReasonCode.QUERIES_FAILING: 0 if answered else 1,
@@ -168,7 +176,7 @@ def _read_values(
 
 
 def _read_gauges(
-    observation: Observation, thresholds: Thresholds
+    observation: StateObservation, thresholds: Thresholds
 ) -> dict[ReasonCode, float | None]:
     figures = observation.figures
     status_ok = figures.replicas_status_ok
@@ -187,7 +195,7 @@ def _read_gauges(
     }
 
 
-def _count_expired_sessions(observation: Observation) -> int | None:
+def _count_expired_sessions(observation: StateObservation) -> int | None:
     """Return the tables with an expired session: all of them if there is no session at all."""
     figures = observation.figures
     if figures.keeper_sessions == 0 and figures.replicated_tables:
@@ -195,7 +203,7 @@ def _count_expired_sessions(observation: Observation) -> int | None:
     return figures.expired_sessions
 
 
-def _read_lag(observation: Observation, thresholds: Thresholds) -> int | None:
+def _read_lag(observation: StateObservation, thresholds: Thresholds) -> int | None:
     """Return the lag in seconds. If some table's lag is unknown, it can only raise the reason."""
     figures = observation.figures
     lag = figures.replication_lag_seconds
@@ -205,7 +213,7 @@ def _read_lag(observation: Observation, thresholds: Thresholds) -> int | None:
     return lag
 
 
-def _read_counters(observation: Observation) -> dict[ReasonCode, int | None]:
+def _read_counters(observation: StateObservation) -> dict[ReasonCode, int | None]:
     return {
         ReasonCode.DATA_LOSS: observation.figures.lost_parts,
         ReasonCode.INSERTS_REJECTED: observation.figures.rejected_inserts,
@@ -213,7 +221,9 @@ def _read_counters(observation: Observation) -> dict[ReasonCode, int | None]:
     }
 
 
-def _measure_growth(observation: Observation, memory: Memory) -> dict[ReasonCode, float | None]:
+def _measure_growth(
+    observation: StateObservation, memory: Memory
+) -> dict[ReasonCode, float | None]:
     """Return the growth of each counter. At the first poll only lost data counts from zero."""
     growth: dict[ReasonCode, float | None] = {}
     for code, count in _read_counters(observation).items():
@@ -223,39 +233,41 @@ def _measure_growth(observation: Observation, memory: Memory) -> dict[ReasonCode
 
 
 def _derive_state(
-    observation: Observation,
+    observation: StateObservation,
     memory: Memory,
     tracks: Mapping[ReasonCode, Track],
     thresholds: Thresholds,
     now: Now,
-) -> State | None:
+) -> ServiceState | None:
     """Return the state, or None if this poll does not decide it."""
     if tracks[ReasonCode.PING_FAILED].active:
         return _classify_silence(observation, memory, thresholds, now)
     if observation.ping is not Ping.OK:
         return None
     if observation.uptime_seconds is None:  # /ping works, queries do not
-        return State.DEGRADED if any(track.active for track in tracks.values()) else None
+        return ServiceState.DEGRADED if any(track.active for track in tracks.values()) else None
     if observation.uptime_seconds < thresholds.starting_seconds:
-        return State.STARTING
-    if Seen.PENDING in observation.sources.values():
+        return ServiceState.STARTING
+    if SourceResult.PENDING in observation.sources.values():
         return None
-    return State.DEGRADED if _is_degraded(observation, tracks) else State.RUNNING
+    return ServiceState.DEGRADED if _is_degraded(observation, tracks) else ServiceState.RUNNING
 
 
 def _classify_silence(
-    observation: Observation, memory: Memory, thresholds: Thresholds, now: Now
-) -> State:
+    observation: StateObservation, memory: Memory, thresholds: Thresholds, now: Now
+) -> ServiceState:
     """Return the state of a server whose /ping fails."""
     if observation.ping is Ping.TLS:  # it listens; only our trust in its certificate is missing
-        return State.DEGRADED
+        return ServiceState.DEGRADED
     began = now.boot_ns if memory.began_ns is None else memory.began_ns
-    fresh = memory.state in {None, State.STARTING, State.STOPPING} and not memory.was_up
+    fresh = (
+        memory.state in {None, ServiceState.STARTING, ServiceState.STOPPING} and not memory.was_up
+    )
     in_grace = now.boot_ns - began < thresholds.start_grace_seconds * NS
-    return State.STARTING if fresh and in_grace else State.FAILED
+    return ServiceState.STARTING if fresh and in_grace else ServiceState.FAILED
 
 
-def _is_degraded(observation: Observation, tracks: Mapping[ReasonCode, Track]) -> bool:
+def _is_degraded(observation: StateObservation, tracks: Mapping[ReasonCode, Track]) -> bool:
     """Return whether a reason is serious.
 
     A source that this version does not have leaves the server running. A source that it has and
@@ -271,24 +283,24 @@ def _is_degraded(observation: Observation, tracks: Mapping[ReasonCode, Track]) -
     return serious or (partial and blind)
 
 
-def missing_sources(observation: Observation) -> tuple[Source, ...]:
+def missing_sources(observation: StateObservation) -> tuple[ProbeSource, ...]:
     """Return the sources that could not be read, in the order of their names.
 
     A source without an answer at one poll only is not among them.
     """
     if observation.login is Login.REFUSED:
-        return (Source.QUERIES,)
-    usable = UNCONFIRMED | {Seen.OK}
+        return (ProbeSource.QUERIES,)
+    usable = UNCONFIRMED | {SourceResult.OK}
     return tuple(
         sorted(source for source, outcome in observation.sources.items() if outcome not in usable)
     )
 
 
 def _list_active_reasons(
-    observation: Observation, tracks: Mapping[ReasonCode, Track], thresholds: Thresholds
-) -> list[Reason]:
+    observation: StateObservation, tracks: Mapping[ReasonCode, Track], thresholds: Thresholds
+) -> list[StateReason]:
     return [
-        Reason(
+        StateReason(
             code=code,
             value=round(track.value, 4),
             threshold=thresholds.by_code[code].enter,
@@ -304,23 +316,23 @@ def _list_active_reasons(
 
 
 def _list_circumstances(
-    observation: Observation,
+    observation: StateObservation,
     thresholds: Thresholds,
     now: Now,
-    state: State | None,
+    state: ServiceState | None,
     shutdown: ShutdownScope,
-) -> list[Reason]:
+) -> list[StateReason]:
     """Return the reasons that are not problems: a recent start, a requested stop."""
     reasons = []
     up, enough = observation.uptime_seconds, thresholds.starting_seconds
-    if up is not None and up < enough and state is State.STARTING:
+    if up is not None and up < enough and state is ServiceState.STARTING:
         since_ms = now.wall_ms - up * 1000
         reasons.append(
-            Reason(code=ReasonCode.STARTING_UP, value=up, threshold=enough, since_ms=since_ms)
+            StateReason(code=ReasonCode.STARTING_UP, value=up, threshold=enough, since_ms=since_ms)
         )
     if shutdown is not ShutdownScope.NONE:
         reasons.append(
-            Reason(code=ReasonCode.AGENT_STOPPING, value=1, threshold=1, since_ms=now.wall_ms)
+            StateReason(code=ReasonCode.AGENT_STOPPING, value=1, threshold=1, since_ms=now.wall_ms)
         )
     return reasons
 
@@ -336,9 +348,9 @@ def _may_change_soon(tracks: Mapping[ReasonCode, Track], thresholds: Thresholds)
 
 def _update_memory(
     memory: Memory,
-    observation: Observation,
+    observation: StateObservation,
     tracks: dict[ReasonCode, Track],
-    state: State | None,
+    state: ServiceState | None,
     now: Now,
 ) -> Memory:
     counters = {

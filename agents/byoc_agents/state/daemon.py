@@ -26,8 +26,8 @@ from byoc_agents.errors import ConfigError
 from byoc_agents.ledger.recent import recently_sent
 from byoc_agents.sinks.directory import DirectorySink
 from byoc_agents.sinks.sqs import SqsSink
-from byoc_agents.state.message import Identity
-from byoc_agents.state.poller import Exporter, Replica
+from byoc_agents.state.message import StateIdentity
+from byoc_agents.state.poller import Exporter, PolledReplica
 from byoc_agents.state.probes import Prober
 from byoc_agents.state.servers import is_service, parse_servers
 from byoc_agents.state.stream import Stream
@@ -121,7 +121,7 @@ async def opened(
             server = await stack.enter_async_context(runtime.clickhouse(url, clickhouse))
             prober = Prober(server, clock=runtime.clock)
             replicas.append(
-                Replica(name, prober, _create_stream(runtime, own, spool, f"replica/{name}"))
+                PolledReplica(name, prober, _create_stream(runtime, own, spool, f"replica/{name}"))
             )
         exporter = Exporter(
             who=_read_identity(runtime.core, own),
@@ -160,8 +160,8 @@ def _create_stream(runtime: Runtime, own: Settings, spool: Spool, name: str) -> 
     )
 
 
-def _read_identity(core: CoreSettings, own: Settings) -> Identity:
-    return Identity(
+def _read_identity(core: CoreSettings, own: Settings) -> StateIdentity:
+    return StateIdentity(
         organization_id=core.organization_id,
         service_id=core.service_id,
         region=core.region,

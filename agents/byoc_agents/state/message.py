@@ -12,9 +12,9 @@ import msgspec
 
 from byoc_agents.app.cloudevents import Event, encode, rfc3339, source_uri, stable_id
 from byoc_agents.delivery.sink import Message
-from byoc_agents.state.assess import Assessment, Memory, State
-from byoc_agents.state.observation import Observation, Ping, Source
-from byoc_agents.state.summary import Summary, SummaryState
+from byoc_agents.state.assess import Assessment, Memory, ServiceState
+from byoc_agents.state.observation import Ping, ProbeSource, StateObservation
+from byoc_agents.state.summary import ServiceSummary, SummaryState
 from byoc_agents.state.thresholds import ReasonCode
 
 STATE: Literal["byoc.service.state.v1"] = "byoc.service.state.v1"
@@ -22,7 +22,7 @@ SUMMARY: Literal["byoc.service.summary.v1"] = "byoc.service.summary.v1"
 SCHEMAS = Path(__file__).parent / "schema"
 MAX_GROUP = 128  # characters of a MessageGroupId; SQS SendMessage
 
-Kind = Literal["transition", "heartbeat"]
+MessageKind = Literal["transition", "heartbeat"]
 
 
 class Position(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,7 +43,9 @@ class ReasonV1(msgspec.Struct, frozen=True, kw_only=True):
     threshold: float
     since: str  # RFC 3339 UTC: when the value passed the threshold
     detail: Ping | None = None  # PING_FAILED: how
-    missing: tuple[Source, ...] = ()  # OBSERVABILITY_PARTIAL: the sources that could not be read
+    missing: tuple[
+        ProbeSource, ...
+    ] = ()  # OBSERVABILITY_PARTIAL: the sources that could not be read
 
 
 class StateV1(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,10 +55,10 @@ class StateV1(msgspec.Struct, frozen=True, kw_only=True):
     service_id: str
     replica: str
     region: str
-    kind: Kind
-    state: State
+    kind: MessageKind
+    state: ServiceState
     state_since: str  # RFC 3339 UTC
-    previous_state: State | None  # None: not known
+    previous_state: ServiceState | None  # None: not known
     healthy: bool  # running, every source was read, no reason
     reasons: tuple[ReasonV1, ...]
     version: str  # digits and dots; empty = not seen
@@ -75,9 +77,9 @@ class SummaryV1(msgspec.Struct, frozen=True, kw_only=True):
     organization_id: str
     service_id: str
     region: str
-    kind: Kind
+    kind: MessageKind
     state: SummaryState
-    replicas: dict[State, int]  # number of replicas per state; together all that are polled
+    replicas: dict[ServiceState, int]  # number of replicas per state; together all that are polled
     observed_at: str
     heartbeat_seconds: float
     epoch: int
@@ -100,7 +102,7 @@ class SummaryEvent(Event, frozen=True, kw_only=True):
     data: SummaryV1
 
 
-class Identity(msgspec.Struct, frozen=True, kw_only=True):
+class StateIdentity(msgspec.Struct, frozen=True, kw_only=True):
     """The service that the messages are about, and their longest interval."""
 
     organization_id: str
@@ -110,11 +112,11 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def state_message(  # noqa: PLR0913  one argument per part of the message
-    who: Identity,
+    who: StateIdentity,
     replica: str,
-    kind: Kind,
+    kind: MessageKind,
     *,
-    observation: Observation,
+    observation: StateObservation,
     assessment: Assessment,
     memory: Memory,
     position: Position,
@@ -160,7 +162,7 @@ def state_message(  # noqa: PLR0913  one argument per part of the message
 
 
 def summary_message(
-    who: Identity, kind: Kind, summary: Summary, position: Position, now_ms: int
+    who: StateIdentity, kind: MessageKind, summary: ServiceSummary, position: Position, now_ms: int
 ) -> Message:
     """Return the encoded message about a service."""
     data = SummaryV1(
@@ -190,7 +192,7 @@ def message_group(service_id: str, replica: str) -> str:
     return name if len(name) <= MAX_GROUP else stable_id(name)
 
 
-def _position_fields(position: Position, kind: Kind) -> dict[str, int]:
+def _position_fields(position: Position, kind: MessageKind) -> dict[str, int]:
     return {
         "epoch": position.epoch,
         "sequence": position.sequence,
@@ -199,13 +201,13 @@ def _position_fields(position: Position, kind: Kind) -> dict[str, int]:
     }
 
 
-def _event_id(kind: str, who: Identity, replica: str, position: Position) -> str:
+def _event_id(kind: str, who: StateIdentity, replica: str, position: Position) -> str:
     numbers = (str(position.epoch), str(position.sequence))
     return stable_id(kind, who.organization_id, who.service_id, replica, *numbers)
 
 
 def _encode_message(
-    event: StateEvent | SummaryEvent, kind: Kind, group_id: str, now_ms: int
+    event: StateEvent | SummaryEvent, kind: MessageKind, group_id: str, now_ms: int
 ) -> Message:
     """Encode the event. A later heartbeat replaces an unsent one, never a transition."""
     replaces = f"{event.type} {group_id}" if kind == "heartbeat" else ""

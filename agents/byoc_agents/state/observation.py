@@ -5,7 +5,7 @@ from enum import StrEnum
 import msgspec
 
 
-class Source(StrEnum):
+class ProbeSource(StrEnum):
     """Where a figure is read from. OBSERVABILITY_PARTIAL publishes these names; a closed set."""
 
     QUERIES = "queries"  # any query at all
@@ -21,7 +21,7 @@ class Source(StrEnum):
     DETACHED_PARTS = "system.detached_parts"
 
 
-class Seen(StrEnum):
+class SourceResult(StrEnum):
     """The outcome of reading one source."""
 
     OK = "ok"
@@ -35,10 +35,12 @@ class Seen(StrEnum):
     PENDING = "pending"  # the same, but there is no recent answer to use
 
 
-BLIND = frozenset({Seen.DENIED, Seen.HIDDEN, Seen.OVER_BOUND, Seen.FAILED})
+BLIND = frozenset(
+    {SourceResult.DENIED, SourceResult.HIDDEN, SourceResult.OVER_BOUND, SourceResult.FAILED}
+)
 """Sources that should be readable and are not. ABSENT and EMPTY depend on the server's version."""
 
-UNCONFIRMED = frozenset({Seen.RETRYING, Seen.PENDING})
+UNCONFIRMED = frozenset({SourceResult.RETRYING, SourceResult.PENDING})
 """One query without an answer. It is asked again at the next poll before it counts."""
 
 
@@ -86,12 +88,12 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     memory_used_ratio: float | None = None  # resident / limit of the container, else of the host
 
 
-class Observation(msgspec.Struct, frozen=True, kw_only=True):
+class StateObservation(msgspec.Struct, frozen=True, kw_only=True):
     """One poll."""
 
     ping: Ping
     login: Login = Login.UNKNOWN
-    sources: dict[Source, Seen] = {}
+    sources: dict[ProbeSource, SourceResult] = {}
     figures: Figures = Figures()
     version: str = ""  # digits and dots only
     uptime_seconds: int | None = None

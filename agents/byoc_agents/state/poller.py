@@ -12,10 +12,16 @@ from byoc_agents.delivery.sink import Message
 from byoc_agents.errors import SpoolError
 from byoc_agents.state.assess import Assessment, Memory, ShutdownScope, assess, restore_memory
 from byoc_agents.state.hysteresis import Now
-from byoc_agents.state.message import Identity, Kind, Position, state_message, summary_message
-from byoc_agents.state.observation import Observation
+from byoc_agents.state.message import (
+    MessageKind,
+    Position,
+    StateIdentity,
+    state_message,
+    summary_message,
+)
+from byoc_agents.state.observation import StateObservation
 from byoc_agents.state.stream import Stream
-from byoc_agents.state.summary import Summary, summarize
+from byoc_agents.state.summary import ServiceSummary, summarize
 from byoc_agents.state.thresholds import Thresholds
 
 POLL_SOON_SECONDS = 1.0  # until the next poll, if it may change the state
@@ -24,17 +30,17 @@ POLL_SOON_SECONDS = 1.0  # until the next poll, if it may change the state
 class Observer(Protocol):
     """The method of `byoc_agents.state.probes.Prober` in use."""
 
-    async def observe(self) -> Observation: ...  # noqa: D102
+    async def observe(self) -> StateObservation: ...  # noqa: D102
 
 
-class Replica(msgspec.Struct):
+class PolledReplica(msgspec.Struct):
     """One polled server: its prober, its stream of messages, and the state kept between polls."""
 
     name: str
     prober: Observer
     stream: Stream
     memory: Memory = msgspec.field(default_factory=Memory)
-    observation: Observation | None = None
+    observation: StateObservation | None = None
     assessment: Assessment | None = None
     restored: bool = False
 
@@ -45,8 +51,8 @@ class Exporter:
     def __init__(  # noqa: PLR0913  its collaborators
         self,
         *,
-        who: Identity,
-        replicas: list[Replica],
+        who: StateIdentity,
+        replicas: list[PolledReplica],
         thresholds: Thresholds,
         poll_seconds: float,
         clock: Clock,
@@ -84,7 +90,7 @@ class Exporter:
                 self._assess_replica(replica, replica.observation, self._shutdown)
                 await self._publish_replica(replica)
 
-    async def _poll_replica(self, replica: Replica) -> bool:
+    async def _poll_replica(self, replica: PolledReplica) -> bool:
         observation = await replica.prober.observe()
         if not replica.restored:
             replica.restored = await _restore_replica(replica)
@@ -93,7 +99,7 @@ class Exporter:
         return bool(replica.assessment and replica.assessment.poll_soon) or not stored
 
     def _assess_replica(
-        self, replica: Replica, observation: Observation, shutdown: ShutdownScope
+        self, replica: PolledReplica, observation: StateObservation, shutdown: ShutdownScope
     ) -> None:
         now = Now(self._clock.wall_ns() // 1_000_000, self._clock.boot_ns())
         replica.observation = observation
@@ -101,12 +107,12 @@ class Exporter:
             observation, replica.memory, self._thresholds, now, shutdown=shutdown
         )
 
-    async def _publish_replica(self, replica: Replica) -> bool:
+    async def _publish_replica(self, replica: PolledReplica) -> bool:
         observation, assessment = replica.observation, replica.assessment
         if observation is None or assessment is None or not assessment.confirmed:
             return True
 
-        def build(kind: Kind, position: Position, now_ms: int) -> Message:
+        def build(kind: MessageKind, position: Position, now_ms: int) -> Message:
             return state_message(
                 self._who,
                 replica.name,
@@ -127,7 +133,9 @@ class Exporter:
         if summary is None:
             return
 
-        def build(kind: Kind, position: Position, now_ms: int, of: Summary = summary) -> Message:
+        def build(
+            kind: MessageKind, position: Position, now_ms: int, of: ServiceSummary = summary
+        ) -> Message:
             return summary_message(self._who, kind, of, position, now_ms)
 
         await stream.publish(f"{summary.state} {msgspec.to_builtins(summary.replicas)}", build)
@@ -143,7 +151,7 @@ def state_key(assessment: Assessment) -> str:
     return " ".join([str(assessment.state), *codes])
 
 
-async def _restore_replica(replica: Replica) -> bool:
+async def _restore_replica(replica: PolledReplica) -> bool:
     """Load the memory of the last run. Return whether the spool could be read."""
     try:
         stored = await replica.stream.load()
@@ -157,7 +165,7 @@ async def _restore_replica(replica: Replica) -> bool:
     return True
 
 
-def _replica_status(replica: Replica) -> Mapping[str, Any]:
+def _replica_status(replica: PolledReplica) -> Mapping[str, Any]:
     if replica.assessment is None or replica.observation is None:
         return {"state": None}
     sources = replica.observation.sources

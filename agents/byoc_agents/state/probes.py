@@ -23,7 +23,14 @@ from byoc_agents.clickhouse import (
     ClickHouseUnreachableError,
 )
 from byoc_agents.state import queries
-from byoc_agents.state.observation import UNCONFIRMED, Login, Observation, Ping, Seen, Source
+from byoc_agents.state.observation import (
+    UNCONFIRMED,
+    Login,
+    Ping,
+    ProbeSource,
+    SourceResult,
+    StateObservation,
+)
 from byoc_agents.state.server_stats import compute_figures
 
 SLOW_EVERY_SECONDS = 60.0  # for queries that read every table
@@ -35,7 +42,7 @@ ABSENT_CODES = frozenset({16, 46, 47, 60, 81})  # no such column, function, name
 DENIED_CODES = frozenset({291, 497})  # DATABASE_ACCESS_DENIED, ACCESS_DENIED
 # rows, time, slow, rows, memory, rows or bytes of a result, bytes
 BOUND_CODES = frozenset({158, 159, 160, 191, 241, 307, 396})
-NO_ANSWER = frozenset({Seen.FAILED, Seen.OVER_BOUND})
+NO_ANSWER = frozenset({SourceResult.FAILED, SourceResult.OVER_BOUND})
 """Outcomes that count only if the next attempt ends in one of them as well."""
 
 Rows = dict[str, str]
@@ -51,7 +58,7 @@ class Server(Protocol):
     async def query(self, sql: str) -> list[dict[str, Any]]: ...  # noqa: D102
 
 
-class Bounds(msgspec.Struct, frozen=True, kw_only=True):
+class PollBounds(msgspec.Struct, frozen=True, kw_only=True):
     """Time limits of one request."""
 
     ping_seconds: float = 2.0  # a local /ping takes 1 ms; the kubelet's probes time out after 1 s
@@ -59,10 +66,10 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
     slow_seconds: float = 5.0  # the profile's max_execution_time is 4 s: the server ends it first
 
 
-DEFAULT_BOUNDS = Bounds()
+DEFAULT_BOUNDS = PollBounds()
 
 
-class Answer(msgspec.Struct, frozen=True):
+class SourceAnswer(msgspec.Struct, frozen=True):
     """The last good answer of a source."""
 
     rows: Rows
@@ -72,46 +79,48 @@ class Answer(msgspec.Struct, frozen=True):
 class Prober:
     """Polls one server. Remembers missing sources, last answers and unanswered queries."""
 
-    def __init__(self, server: Server, *, clock: Clock, bounds: Bounds = DEFAULT_BOUNDS) -> None:
+    def __init__(
+        self, server: Server, *, clock: Clock, bounds: PollBounds = DEFAULT_BOUNDS
+    ) -> None:
         self._server = server
         self._bounds = bounds
         self._clock = clock
-        self._missing: dict[Source, Seen] = {}
-        self._variants: dict[Source, int] = {}
+        self._missing: dict[ProbeSource, SourceResult] = {}
+        self._variants: dict[ProbeSource, int] = {}
         self._learned_at = float("-inf")
-        self._answers: dict[Source, Answer] = {}
-        self._unanswered: set[Source] = set()  # the last attempt got no answer
-        self._slow_sources: dict[Source, Seen] = {}  # outcome of the last attempt
-        self._slow_due_at: dict[Source, float] = {}
+        self._answers: dict[ProbeSource, SourceAnswer] = {}
+        self._unanswered: set[ProbeSource] = set()  # the last attempt got no answer
+        self._slow_sources: dict[ProbeSource, SourceResult] = {}  # outcome of the last attempt
+        self._slow_due_at: dict[ProbeSource, float] = {}
         self._uptime: int | None = None
 
-    async def observe(self) -> Observation:
+    async def observe(self) -> StateObservation:
         """Poll once. Takes some seconds at most; every failure of the server is in the result."""
         ping = await self._send_ping()
         if ping is not Ping.OK:
-            return Observation(ping=ping)
+            return StateObservation(ping=ping)
         self._expire_missing()
         try:
             observation = await self._query_sources()
         except ClickHouseAuthError:
-            denied = {Source.QUERIES: Seen.DENIED}
-            return Observation(ping=ping, login=Login.REFUSED, sources=denied)
-        if (UNCONFIRMED | {Seen.FAILED}) & set(observation.sources.values()):
+            denied = {ProbeSource.QUERIES: SourceResult.DENIED}
+            return StateObservation(ping=ping, login=Login.REFUSED, sources=denied)
+        if (UNCONFIRMED | {SourceResult.FAILED}) & set(observation.sources.values()):
             ping = await self._send_ping()  # the server may have stopped during this poll
-            return observation if ping is Ping.OK else Observation(ping=ping)
+            return observation if ping is Ping.OK else StateObservation(ping=ping)
         return observation
 
-    async def _query_sources(self) -> Observation:
+    async def _query_sources(self) -> StateObservation:
         rows, sources = await self._query_fast_sources()
-        if sources[Source.QUERIES] is not Seen.OK:
-            return Observation(ping=Ping.OK, sources=sources)
-        status_ok, sources[Source.REPLICAS_STATUS] = await self._request_replicas_status()
+        if sources[ProbeSource.QUERIES] is not SourceResult.OK:
+            return StateObservation(ping=Ping.OK, sources=sources)
+        status_ok, sources[ProbeSource.REPLICAS_STATUS] = await self._request_replicas_status()
         detached_known = any("NumberOfDetachedParts" in name for name in rows)
         slow_rows, slow_sources = await self._query_slow_sources(detached_known=detached_known)
         figures, hidden, shared = compute_figures(
             rows | slow_rows, sources | slow_sources, replicas_status_ok=status_ok
         )
-        return Observation(
+        return StateObservation(
             ping=Ping.OK,
             login=Login.OK,
             sources=sources | slow_sources | hidden,
@@ -147,35 +156,41 @@ class Prober:
             return Ping.HTTP_ERROR
         return Ping.OK
 
-    async def _request_replicas_status(self) -> tuple[bool | None, Seen]:
+    async def _request_replicas_status(self) -> tuple[bool | None, SourceResult]:
         try:
             async with asyncio.timeout(self._bounds.fast_seconds):
                 ok = await self._server.replicas_status()
         except (TimeoutError, ClickHouseError) as error:
-            return None, self._settle_answer(Source.REPLICAS_STATUS, {}, _classify_error(error))[1]
-        return ok, self._settle_answer(Source.REPLICAS_STATUS, {}, Seen.OK)[1]
+            return None, self._settle_answer(
+                ProbeSource.REPLICAS_STATUS, {}, _classify_error(error)
+            )[1]
+        return ok, self._settle_answer(ProbeSource.REPLICAS_STATUS, {}, SourceResult.OK)[1]
 
-    async def _query_fast_sources(self) -> tuple[Rows, dict[Source, Seen]]:
+    async def _query_fast_sources(self) -> tuple[Rows, dict[ProbeSource, SourceResult]]:
         """Query all fast sources at once; if that fails, query each alone."""
         wanted = [source for source in queries.FAST if source not in self._missing]
         rows, outcome = await self._query_server([queries.FAST[source] for source in wanted])
-        if outcome is Seen.OK:
-            sources = {Source.QUERIES: outcome, **self._missing}
+        if outcome is SourceResult.OK:
+            sources = {ProbeSource.QUERIES: outcome, **self._missing}
             for source in wanted:
                 found = _select_rows(rows, source)
                 _, sources[source] = self._settle_answer(source, found, outcome)
         else:
             rows, sources = await self._query_one_by_one(wanted)
-        if sources.get(Source.ASYNCHRONOUS_METRICS) is Seen.OK and not _select_rows(
-            rows, Source.ASYNCHRONOUS_METRICS
+        if sources.get(ProbeSource.ASYNCHRONOUS_METRICS) is SourceResult.OK and not _select_rows(
+            rows, ProbeSource.ASYNCHRONOUS_METRICS
         ):
-            sources[Source.ASYNCHRONOUS_METRICS] = Seen.EMPTY  # old servers, in their first minute
+            sources[ProbeSource.ASYNCHRONOUS_METRICS] = (
+                SourceResult.EMPTY
+            )  # old servers, in their first minute
         return rows, sources
 
-    async def _query_one_by_one(self, wanted: Sequence[Source]) -> tuple[Rows, dict[Source, Seen]]:
+    async def _query_one_by_one(
+        self, wanted: Sequence[ProbeSource]
+    ) -> tuple[Rows, dict[ProbeSource, SourceResult]]:
         rows, outcome = await self._query_server([])
-        sources = {Source.QUERIES: outcome, **self._missing}
-        if outcome is not Seen.OK:
+        sources = {ProbeSource.QUERIES: outcome, **self._missing}
+        if outcome is not SourceResult.OK:
             return rows, sources
         for source in wanted:
             found, outcome = await self._run_query(
@@ -185,32 +200,34 @@ class Prober:
             rows |= more
         return rows, sources
 
-    async def _query_server(self, selects: Sequence[str]) -> tuple[Rows, Seen]:
+    async def _query_server(self, selects: Sequence[str]) -> tuple[Rows, SourceResult]:
         """Query version and uptime, and `selects` with them."""
         seconds = self._bounds.fast_seconds
         rows, outcome = await self._run_query([queries.SERVER, *selects], seconds)
-        if outcome is not Seen.OK:
+        if outcome is not SourceResult.OK:
             return rows, outcome
         if not _is_server(rows):
-            return {}, Seen.FAILED
+            return {}, SourceResult.FAILED
         self._record_uptime(int(rows["uptime"]))
         return rows, outcome
 
-    async def _query_slow_sources(self, *, detached_known: bool) -> tuple[Rows, dict[Source, Seen]]:
+    async def _query_slow_sources(
+        self, *, detached_known: bool
+    ) -> tuple[Rows, dict[ProbeSource, SourceResult]]:
         """Query the slow sources that are due; return the last answers of the others."""
         rows: Rows = {}
-        sources: dict[Source, Seen] = {}
+        sources: dict[ProbeSource, SourceResult] = {}
         for source in queries.SLOW:
-            if source is Source.DETACHED_PARTS and detached_known:
+            if source is ProbeSource.DETACHED_PARTS and detached_known:
                 continue
             if self._now_seconds() >= self._slow_due_at.get(source, float("-inf")):
                 await self._query_slow_source(source)
             sources[source] = self._slow_sources[source]
-            if sources[source] in {Seen.OK, Seen.RETRYING}:
+            if sources[source] in {SourceResult.OK, SourceResult.RETRYING}:
                 rows |= self._answers[source].rows
         return rows, sources
 
-    async def _query_slow_source(self, source: Source) -> None:
+    async def _query_slow_source(self, source: ProbeSource) -> None:
         started = self._now_seconds()
         if source in self._missing:
             outcome = self._missing[source]
@@ -220,31 +237,33 @@ class Prober:
         self._slow_sources[source] = outcome
         # A refusal is cheap for the server, so it is asked at every poll until it answers. A query
         # that reached its limit is not: it is asked once more, then every minute.
-        soon = outcome in UNCONFIRMED or outcome is Seen.FAILED
+        soon = outcome in UNCONFIRMED or outcome is SourceResult.FAILED
         self._slow_due_at[source] = started if soon else started + SLOW_EVERY_SECONDS
 
-    async def _query_variants(self, source: Source) -> tuple[Rows, Seen]:
+    async def _query_variants(self, source: ProbeSource) -> tuple[Rows, SourceResult]:
         """Run the first variant whose columns this server has."""
         variants = queries.SLOW[source]
         for number in range(self._variants.get(source, 0), len(variants)):
             rows, outcome = await self._run_query([variants[number]], self._bounds.slow_seconds)
-            if outcome is not Seen.ABSENT:
+            if outcome is not SourceResult.ABSENT:
                 self._variants[source] = number
                 break
         return rows, outcome
 
-    def _settle_answer(self, source: Source, rows: Rows, outcome: Seen) -> tuple[Rows, Seen]:
+    def _settle_answer(
+        self, source: ProbeSource, rows: Rows, outcome: SourceResult
+    ) -> tuple[Rows, SourceResult]:
         """Return the rows to use and the outcome to report for one attempt."""
         outcome = self._confirm_outcome(source, outcome)
-        if outcome is Seen.OK:
-            self._answers[source] = Answer(rows, self._now_seconds())
-        if outcome in {Seen.ABSENT, Seen.DENIED}:
+        if outcome is SourceResult.OK:
+            self._answers[source] = SourceAnswer(rows, self._now_seconds())
+        if outcome in {SourceResult.ABSENT, SourceResult.DENIED}:
             self._missing[source] = outcome
-        if outcome is Seen.RETRYING:
+        if outcome is SourceResult.RETRYING:
             return self._answers[source].rows, outcome
         return rows, outcome
 
-    def _confirm_outcome(self, source: Source, outcome: Seen) -> Seen:
+    def _confirm_outcome(self, source: ProbeSource, outcome: SourceResult) -> SourceResult:
         """Return the outcome; the first of several attempts without an answer is not confirmed."""
         if outcome not in NO_ANSWER:
             self._unanswered.discard(source)
@@ -254,14 +273,14 @@ class Prober:
         self._unanswered.add(source)
         answer = self._answers.get(source)
         recent = answer is not None and self._now_seconds() - answer.at_seconds <= REUSE_SECONDS
-        return Seen.RETRYING if recent else Seen.PENDING
+        return SourceResult.RETRYING if recent else SourceResult.PENDING
 
-    async def _run_query(self, selects: Sequence[str], seconds: float) -> tuple[Rows, Seen]:
+    async def _run_query(self, selects: Sequence[str], seconds: float) -> tuple[Rows, SourceResult]:
         """Run one query. Raises ClickHouseAuthError only."""
         try:
             async with asyncio.timeout(seconds):
                 rows = await self._server.query(queries.combine_selects(selects))
-            return {str(row["name"]): str(row["value"]) for row in rows}, Seen.OK
+            return {str(row["name"]): str(row["value"]) for row in rows}, SourceResult.OK
         except ClickHouseAuthError:
             raise
         except (TimeoutError, ClickHouseError, KeyError) as error:
@@ -285,19 +304,19 @@ def _classify_connection_error(cause: BaseException | None) -> Ping:
     return Ping.UNREACHABLE
 
 
-def _classify_error(error: Exception) -> Seen:
+def _classify_error(error: Exception) -> SourceResult:
     match error:
         case TimeoutError() | ClickHouseTimeoutError() | ClickHouseTooLargeError():
-            return Seen.OVER_BOUND
+            return SourceResult.OVER_BOUND
         case ClickHouseAuthError():
-            return Seen.DENIED
+            return SourceResult.DENIED
         case ClickHouseServerError(code=code) if code in ABSENT_CODES:
-            return Seen.ABSENT
+            return SourceResult.ABSENT
         case ClickHouseServerError(code=code) if code in DENIED_CODES:
-            return Seen.DENIED
+            return SourceResult.DENIED
         case ClickHouseServerError(code=code) if code in BOUND_CODES:
-            return Seen.OVER_BOUND
-    return Seen.FAILED
+            return SourceResult.OVER_BOUND
+    return SourceResult.FAILED
 
 
 def _is_server(rows: Rows) -> bool:
@@ -305,7 +324,7 @@ def _is_server(rows: Rows) -> bool:
     return bool(re.fullmatch(r"\d{1,18}", rows.get("uptime", ""), re.ASCII)) and "version" in rows
 
 
-def _select_rows(rows: Mapping[str, str], source: Source) -> Rows:
+def _select_rows(rows: Mapping[str, str], source: ProbeSource) -> Rows:
     return {name: value for name, value in rows.items() if name.startswith(f"{source}.")}
 
 

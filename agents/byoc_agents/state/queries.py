@@ -8,7 +8,7 @@ ClickHouse src/Storages/System/StorageSystemReplicas.cpp).
 
 from collections.abc import Mapping, Sequence
 
-from byoc_agents.state.observation import Source
+from byoc_agents.state.observation import ProbeSource
 
 COMMENT = "byoc-state-exporter"  # in query_log, and the profile's log_comment
 
@@ -63,7 +63,7 @@ ASYNCHRONOUS_METRICS = (
 )
 
 
-def _select_named(source: Source, column: str, names: Sequence[str]) -> str:
+def _select_named(source: ProbeSource, column: str, names: Sequence[str]) -> str:
     listed = ", ".join(f"'{name}'" for name in names)
     return (
         f"SELECT concat('{source}.', {column}) AS name, toString(value) AS value"  # noqa: S608
@@ -71,7 +71,7 @@ def _select_named(source: Source, column: str, names: Sequence[str]) -> str:
     )
 
 
-def _select_aggregates(source: Source, aggregates: Mapping[str, str], table: str = "") -> str:
+def _select_aggregates(source: ProbeSource, aggregates: Mapping[str, str], table: str = "") -> str:
     """Return a query that reads a table once and returns one row per aggregate."""
     columns = ", ".join(f"toString({sql}) AS a{i}" for i, sql in enumerate(aggregates.values()))
     pairs = ", ".join(f"('{source}.{name}', a{i})" for i, name in enumerate(aggregates))
@@ -94,27 +94,27 @@ SERVER = (
 )
 
 # Cheap enough for every poll: the server keeps these in memory. One query reads all of them.
-FAST: dict[Source, str] = {
-    Source.METRICS: _select_named(Source.METRICS, "metric", METRICS),
-    Source.EVENTS: _select_named(Source.EVENTS, "event", EVENTS),
-    Source.ASYNCHRONOUS_METRICS: _select_named(
-        Source.ASYNCHRONOUS_METRICS, "metric", ASYNCHRONOUS_METRICS
+FAST: dict[ProbeSource, str] = {
+    ProbeSource.METRICS: _select_named(ProbeSource.METRICS, "metric", METRICS),
+    ProbeSource.EVENTS: _select_named(ProbeSource.EVENTS, "event", EVENTS),
+    ProbeSource.ASYNCHRONOUS_METRICS: _select_named(
+        ProbeSource.ASYNCHRONOUS_METRICS, "metric", ASYNCHRONOUS_METRICS
     ),
-    Source.DISKS: _select_aggregates(
-        Source.DISKS,
+    ProbeSource.DISKS: _select_aggregates(
+        ProbeSource.DISKS,
         {"free_ratio": "min(if(total_space = 0, 1, free_space / total_space))"},
     ),
-    Source.ERRORS: _select_aggregates(
-        Source.ERRORS, {"faults": f"sumIf(value, name IN ({_FAULTS}) AND NOT remote)"}
+    ProbeSource.ERRORS: _select_aggregates(
+        ProbeSource.ERRORS, {"faults": f"sumIf(value, name IN ({_FAULTS}) AND NOT remote)"}
     ),
 }
 
 # These read every table, so they run less often and each alone. Each is a list of variants: the
 # next one is for servers that lack a column of the one before.
-SLOW: dict[Source, tuple[str, ...]] = {
-    Source.REPLICAS: (
+SLOW: dict[ProbeSource, tuple[str, ...]] = {
+    ProbeSource.REPLICAS: (
         _select_aggregates(
-            Source.REPLICAS,
+            ProbeSource.REPLICAS,
             {
                 "tables": "count()",
                 "readonly": "sum(is_readonly)",
@@ -125,28 +125,28 @@ SLOW: dict[Source, tuple[str, ...]] = {
             },
         ),
     ),
-    Source.PARTS: (
+    ProbeSource.PARTS: (
         _select_aggregates(
-            Source.PARTS,
+            ProbeSource.PARTS,
             {"max": "max(parts)", "sum": "sum(parts)", "shared": "max(shared)"},
             _PARTITIONS,
         ),
     ),
-    Source.MUTATIONS: (
+    ProbeSource.MUTATIONS: (
         _select_aggregates(
-            Source.MUTATIONS,
+            ProbeSource.MUTATIONS,
             {
                 "pending": "countIf(is_done = 0 AND is_killed = 0)",
                 "stuck": f"countIf({_OPEN} AND is_killed = 0)",
             },
         ),
         _select_aggregates(
-            Source.MUTATIONS, {"pending": "countIf(is_done = 0)", "stuck": f"countIf({_OPEN})"}
+            ProbeSource.MUTATIONS, {"pending": "countIf(is_done = 0)", "stuck": f"countIf({_OPEN})"}
         ),
     ),
     # parts that a user detached have an empty reason (docs: system.detached_parts)
-    Source.DETACHED_PARTS: (
-        _select_aggregates(Source.DETACHED_PARTS, {"detached": "countIf(reason != '')"}),
+    ProbeSource.DETACHED_PARTS: (
+        _select_aggregates(ProbeSource.DETACHED_PARTS, {"detached": "countIf(reason != '')"}),
     ),
 }
 

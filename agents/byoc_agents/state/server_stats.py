@@ -6,7 +6,7 @@ without an error. `system.metrics` is not filtered, so it shows whether rows sho
 
 from collections.abc import Mapping
 
-from byoc_agents.state.observation import Figures, Seen, Source
+from byoc_agents.state.observation import Figures, ProbeSource, SourceResult
 from byoc_agents.state.queries import MAX_LAG_SECONDS
 
 # If fewer of the server's active parts are visible, SHOW TABLES is missing on most tables. It is
@@ -14,14 +14,22 @@ from byoc_agents.state.queries import MAX_LAG_SECONDS
 # (database_atomic_delay_before_drop_table_sec).
 VISIBLE_RATIO = 0.1
 
-_PROOF = (Source.PARTS, Source.METRICS, Source.ASYNCHRONOUS_METRICS)
-_USABLE = frozenset({Seen.OK, Seen.RETRYING})
-_FILTERED = (Source.PARTS, Source.REPLICAS, Source.MUTATIONS, Source.DETACHED_PARTS)
+_PROOF = (ProbeSource.PARTS, ProbeSource.METRICS, ProbeSource.ASYNCHRONOUS_METRICS)
+_USABLE = frozenset({SourceResult.OK, SourceResult.RETRYING})
+_FILTERED = (
+    ProbeSource.PARTS,
+    ProbeSource.REPLICAS,
+    ProbeSource.MUTATIONS,
+    ProbeSource.DETACHED_PARTS,
+)
 
 
 def compute_figures(
-    rows: Mapping[str, str], sources: Mapping[Source, Seen], *, replicas_status_ok: bool | None
-) -> tuple[Figures, dict[Source, Seen], bool]:
+    rows: Mapping[str, str],
+    sources: Mapping[ProbeSource, SourceResult],
+    *,
+    replicas_status_ok: bool | None,
+) -> tuple[Figures, dict[ProbeSource, SourceResult], bool]:
     """Return the figures, the hidden sources, and whether SharedMergeTree is in use."""
     shared = bool(_read_int(rows, "system.parts.shared"))
     hidden = _find_hidden_sources(rows, sources)
@@ -34,13 +42,13 @@ def compute_figures(
 
 
 def _find_hidden_sources(
-    rows: Mapping[str, str], sources: Mapping[Source, Seen]
-) -> dict[Source, Seen]:
+    rows: Mapping[str, str], sources: Mapping[ProbeSource, SourceResult]
+) -> dict[ProbeSource, SourceResult]:
     if _parts_are_visible(rows):
         return {}
-    undecided = any(sources.get(source) is Seen.PENDING for source in _PROOF)
+    undecided = any(sources.get(source) is SourceResult.PENDING for source in _PROOF)
     return {
-        source: Seen.PENDING if undecided else Seen.HIDDEN
+        source: SourceResult.PENDING if undecided else SourceResult.HIDDEN
         for source in _FILTERED
         if sources.get(source) in _USABLE and not _has_counted(rows, source)
     }
@@ -58,18 +66,22 @@ def _parts_are_visible(rows: Mapping[str, str]) -> bool:
     return visible > 0 or largest == 0
 
 
-def _has_counted(rows: Mapping[str, str], source: Source) -> bool:
+def _has_counted(rows: Mapping[str, str], source: ProbeSource) -> bool:
     """Return whether a source counts anything. Visible parts do not prove that all are."""
-    if source is Source.PARTS:
+    if source is ProbeSource.PARTS:
         return False
     values = (_read_number(rows, name) for name in rows if name.startswith(f"{source}."))
     return any(value is not None and value > 0 for value in values)
 
 
 def _build_figures(
-    rows: Mapping[str, str], sources: Mapping[Source, Seen], replicas_status_ok: bool | None
+    rows: Mapping[str, str],
+    sources: Mapping[ProbeSource, SourceResult],
+    replicas_status_ok: bool | None,
 ) -> Figures:
-    events = sources.get(Source.EVENTS) in _USABLE  # an event that has never happened has no row
+    events = (
+        sources.get(ProbeSource.EVENTS) in _USABLE
+    )  # an event that has never happened has no row
     asynchronous = "system.asynchronous_metrics."
     lag, lag_unknown = _read_lag(rows)
     return Figures(

@@ -17,11 +17,13 @@ from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.spool import EPOCH, Spool
 from byoc_agents.durable.store import Change
 from byoc_agents.errors import SpoolError
-from byoc_agents.state.message import Kind, Position
+from byoc_agents.state.message import MessageKind, Position
 
 ROLLBACK_NUMBERS = 500  # numbers that a lost journal (at most 4 MiB) can have held, and more
 
-BuildMessage = Callable[[Kind, Position, int], Message]  # of (kind, position, now in milliseconds)
+BuildMessage = Callable[
+    [MessageKind, Position, int], Message
+]  # of (kind, position, now in milliseconds)
 
 
 class Stream:
@@ -113,7 +115,7 @@ class Stream:
     async def _commit_message(self, state_key: str, build: BuildMessage, extra: bytes) -> bool:
         position, now_ns = self.position, self._clock.boot_ns()
         assert position is not None  # noqa: S101  loaded
-        kind: Kind = "heartbeat" if state_key == position.published else "transition"
+        kind: MessageKind = "heartbeat" if state_key == position.published else "transition"
         if kind == "heartbeat" and not self._is_heartbeat_due(now_ns):
             return True
         lost = self._lost_changes + (self._pending_change not in {"", state_key})

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 import msgspec
 
-from byoc_agents.state.assess import State
+from byoc_agents.state.assess import ServiceState
 
 
 class SummaryState(StrEnum):
@@ -20,28 +20,28 @@ class SummaryState(StrEnum):
     STOPPING = "stopping"  # every replica is stopping
 
 
-class Summary(msgspec.Struct, frozen=True, kw_only=True):
+class ServiceSummary(msgspec.Struct, frozen=True, kw_only=True):
     """The state of a service and the states of its replicas."""
 
     state: SummaryState
-    replicas: dict[State, int]
+    replicas: dict[ServiceState, int]
 
 
-def summarize(states: Iterable[State | None]) -> Summary | None:
+def summarize(states: Iterable[ServiceState | None]) -> ServiceSummary | None:
     """Return the summary, or None while a replica's state is not known."""
     known = list(states)
     if not known or None in known:
         return None
     counts = Counter(state for state in known if state is not None)
-    ordered = {state: counts[state] for state in State if counts[state]}
-    return Summary(state=_derive_state(ordered), replicas=ordered)
+    ordered = {state: counts[state] for state in ServiceState if counts[state]}
+    return ServiceSummary(state=_derive_state(ordered), replicas=ordered)
 
 
-def _derive_state(counts: dict[State, int]) -> SummaryState:
+def _derive_state(counts: dict[ServiceState, int]) -> SummaryState:
     if len(counts) == 1:
         return SummaryState(next(iter(counts)).value)
-    if not {State.RUNNING, State.DEGRADED} & counts.keys():
+    if not {ServiceState.RUNNING, ServiceState.DEGRADED} & counts.keys():
         return SummaryState.FAILED
-    if counts.keys() <= {State.RUNNING, State.DEGRADED}:
+    if counts.keys() <= {ServiceState.RUNNING, ServiceState.DEGRADED}:
         return SummaryState.DEGRADED
     return SummaryState.PARTIALLY_RUNNING

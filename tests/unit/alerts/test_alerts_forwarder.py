@@ -56,11 +56,14 @@ class Plane:
     """The control plane: down until it is up."""
 
     status: int = 503
+    rejected: bytes = b""  # what makes a delivery a 422, whatever `status`
     wire: list[bytes] = field(default_factory=list)
     seen: list[dict[str, Any]] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def fault(self, _number: int, _request: web.Request) -> web.Response | None:
+    def fault(self, _number: int, request: web.Request) -> web.Response | None:
+        if self.rejected and self.rejected in (request._read_bytes or b""):
+            return web.Response(status=422)
         return web.Response(status=self.status) if self.status != 200 else None
 
     def on_event(self, event: dict[str, Any]) -> None:
@@ -169,11 +172,24 @@ async def test_a_restart_between_accept_and_send_loses_and_repeats_nothing(world
     assert world.receiver.duplicates == 0
 
 
-async def test_an_event_refused_for_good_is_kept_and_holds_up_nobody(world: World) -> None:
+async def test_a_control_plane_that_rejects_everything_is_held(world: World) -> None:
+    """The forwarder's heartbeat is rejected too: nothing becomes a dead letter."""
     world.plane.status = 422
     assert await world.notify(FIRING) == 200
-    await eventually(lambda: world.agent.spool.totals.dead_letters >= 3)
+    await eventually(lambda: world.agent.shipper.trouble is not None)
+    assert world.agent.spool.totals.dead_letters == 0
     world.plane.status = 200
+    await world.plane.until(lambda: len(world.plane.alerts()) == 3)
+    assert world.agent.spool.totals.dead_letters == 0
+
+
+async def test_an_event_rejected_for_good_is_kept_and_the_others_are_delivered(
+    world: World,
+) -> None:
+    world.plane.rejected = b"byoc.alert.v1"
+    assert await world.notify(FIRING) == 200
+    await eventually(lambda: world.agent.spool.totals.dead_letters >= 3)
+    world.plane.rejected = b""
     assert await world.notify(RESOLVED) == 200
     await world.plane.until(lambda: len(world.plane.alerts()) == 2)
     letters = [

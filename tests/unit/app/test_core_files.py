@@ -9,7 +9,7 @@ import pytest
 from byoc_agents.alerts.reloadable_secret import Secret
 from byoc_agents.app import files
 from byoc_agents.app.context import ClickHouseSettings
-from byoc_agents.app.files import NotReadableError, Reading, open_regular, read_within
+from byoc_agents.app.files import FileContent, NotReadableError, open_regular, read_within
 from byoc_agents.app.settings import CoreSettings, load, load_file, unreadable_files
 from byoc_agents.errors import ConfigError
 
@@ -50,7 +50,7 @@ def test_a_file_that_states_no_size_is_read_up_to_the_bound() -> None:
 
 
 def test_a_reading_that_has_not_ended_says_so(tmp_path: Path) -> None:
-    reading = Reading(str(tmp_path / "x"), 100)
+    reading = FileContent(str(tmp_path / "x"), 100)
     assert reading.wait(10)
     with pytest.raises(FileNotFoundError):
         reading.result()

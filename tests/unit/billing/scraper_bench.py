@@ -7,10 +7,10 @@ import msgspec
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.billing.objects import unseal
 from byoc_agents.billing.record import UsageRecord
-from byoc_agents.billing.recorder import Identity, Recorder
+from byoc_agents.billing.recorder import Recorder, UsageIdentity
 from byoc_agents.billing.scraper import MAX_HELD, Pace, Scraper
 from byoc_agents.billing.sources.reading import Reading
-from byoc_agents.billing.sources.select import Observation
+from byoc_agents.billing.sources.select import TargetObservation
 from byoc_agents.durable.spool import Spool
 from lab.fakes.core import FakeClock
 
@@ -23,15 +23,15 @@ class OneCore:
     def __init__(self, clock: FakeClock) -> None:
         self._clock = clock
         self.standbys: list[bool] = []
-        self.observation: Observation | None = None
+        self.observation: TargetObservation | None = None
         self.closed = False
 
     def __repr__(self) -> str:
         return "one core"
 
-    async def read(self, *, standby: bool = False) -> Observation:
+    async def read(self, *, standby: bool = False) -> TargetObservation:
         self.standbys.append(standby)
-        return self.observation or Observation(
+        return self.observation or TargetObservation(
             Reading(
                 source="cgroup.v2",
                 incarnation="boot-1-7",
@@ -102,7 +102,7 @@ class Bench:
         return [msgspec.json.decode(line, type=UsageRecord) for line in lines]
 
 
-IDENTITY = Identity(
+IDENTITY = UsageIdentity(
     organization_id="org",
     service_id="service",
     replica="replica-0",

@@ -7,7 +7,7 @@ import pytest
 from byoc_agents.audit import Audit
 from byoc_agents.billing.meter import Meter
 from byoc_agents.billing.record import Allocated, GapReason, Resized, Usage
-from byoc_agents.billing.recorder import Identity, Recorder
+from byoc_agents.billing.recorder import Recorder, UsageIdentity
 from byoc_agents.billing.window import Period, Sample
 from lab.fakes.billing import event, objects
 from tests.unit.billing.meter_run import NOON, SECOND, UP, Run, ran, reading, sample
@@ -18,7 +18,7 @@ SIZE = 4096
 SERVER = {"source": "clickhouse", "incarnation": "boot", "container_id": ""}
 
 
-def recorded(periods: list[Period], identity: Identity = WHO) -> list[Usage]:
+def recorded(periods: list[Period], identity: UsageIdentity = WHO) -> list[Usage]:
     recorder = Recorder(identity=identity, sample_ms=5000)
     return [recorder.record(one, 1, number).data for number, one in enumerate(periods)]
 
@@ -186,7 +186,7 @@ def test_a_resize_between_two_samples_ends_the_record_at_the_sample_that_sees_it
 
 
 def test_each_figure_of_the_size_falls_back_to_the_downward_api_by_itself() -> None:
-    told = Identity(
+    told = UsageIdentity(
         **{field: getattr(WHO, field) for field in WHO.__struct_fields__}
         | {"cpu_limit_millicores": 8000, "memory_limit_bytes": 1 << 36}
     )

@@ -10,7 +10,7 @@ import pytest
 
 from byoc_agents.billing.record import Usage
 from byoc_agents.billing.sources.reading import Reading
-from byoc_agents.billing.sources.select import Observation
+from byoc_agents.billing.sources.select import TargetObservation
 from byoc_agents.durable.spool import Spool
 from byoc_agents.durable.store import Change
 from byoc_agents.errors import SpoolUnavailableError
@@ -52,11 +52,11 @@ class Container:
         self.born_ns = self.clock.boot_ns()
         self.running = True
 
-    async def read(self, *, standby: bool = False) -> Observation:
+    async def read(self, *, standby: bool = False) -> TargetObservation:
         assert standby in {True, False}
         if not self.running:
-            return Observation(None, absent=True)
-        return Observation(
+            return TargetObservation(None, absent=True)
+        return TargetObservation(
             Reading(
                 source="cgroup.v2",
                 incarnation=f"boot-1-{self.life}",

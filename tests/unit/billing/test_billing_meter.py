@@ -5,7 +5,7 @@ from itertools import pairwise
 import msgspec
 import pytest
 
-from byoc_agents.billing.window import Period, Sample, State
+from byoc_agents.billing.window import MeterState, Period, Sample
 from tests.unit.billing.meter_run import NOON, SECOND, UP, Run, every, ran, reading, sample, used
 
 
@@ -229,7 +229,7 @@ def test_a_reboot_is_told_by_the_boot_id() -> None:
 
 def test_the_checkpoint_is_plain_json() -> None:
     state = Run().feed(every(5, 40)).state
-    assert msgspec.json.decode(msgspec.json.encode(state), type=State) == state
+    assert msgspec.json.decode(msgspec.json.encode(state), type=MeterState) == state
 
 
 def assert_contiguous(periods: list[Period]) -> None:

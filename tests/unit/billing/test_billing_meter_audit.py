@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from byoc_agents.audit import Audit, Report
 from byoc_agents.billing.meter import Meter
 from byoc_agents.billing.record import UsageRecord
-from byoc_agents.billing.recorder import Identity, Recorder
+from byoc_agents.billing.recorder import Recorder, UsageIdentity
 from byoc_agents.billing.sources.reading import Reading, SourceName
-from byoc_agents.billing.window import Period, Sample, State
+from byoc_agents.billing.window import MeterState, Period, Sample
 from lab.fakes.billing import NOON_MS, objects
 
 NS_PER_MS = 1_000_000
 BIRTH_NS = 3_600_000_000_000
-WHO = Identity(
+WHO = UsageIdentity(
     organization_id="o",
     service_id="s",
     replica="r",
@@ -45,7 +45,7 @@ class World:
     blind: bool = False  # the standby source cannot be read
     epoch: int = 0
     sequence: int = 0
-    state: State | None = None
+    state: MeterState | None = None
     records: list[UsageRecord] = field(default_factory=list)
     meter: Meter = field(default_factory=lambda: Meter(window_ms=60_000))
     recorder: Recorder = field(default_factory=lambda: Recorder(identity=WHO, sample_ms=5000))
@@ -104,7 +104,7 @@ class World:
         self.boot_ns += ms * NS_PER_MS
         self.cpu_usec += self.random.randrange(ms * 4000)
 
-    def _write(self, state: State, periods: list[Period]) -> State:
+    def _write(self, state: MeterState, periods: list[Period]) -> MeterState:
         for period in periods:
             self.records.append(self.recorder.record(period, self.epoch, self.sequence))
             self.sequence += 1

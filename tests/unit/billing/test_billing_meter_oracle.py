@@ -13,9 +13,9 @@ import msgspec
 import pytest
 
 from byoc_agents.billing.meter import Meter
-from byoc_agents.billing.recorder import Identity, Recorder
+from byoc_agents.billing.recorder import Recorder, UsageIdentity
 from byoc_agents.billing.sources.reading import Reading
-from byoc_agents.billing.window import Period, Sample, State
+from byoc_agents.billing.window import MeterState, Period, Sample
 
 SECOND = 1_000_000_000
 SEEDS = range(300)
@@ -113,7 +113,7 @@ def test_every_cpu_second_that_was_seen_is_billed_once(seed: int) -> None:
             ledger.seen(world.life, one.reading.cpu_usec)
         if closed:
             packed = msgspec.json.encode(state)
-            stored = msgspec.json.decode(packed, type=State), copy.copy(ledger)
+            stored = msgspec.json.decode(packed, type=MeterState), copy.copy(ledger)
     state, closed = meter.close(state)
     periods += closed
     held = state.window.reading.cpu_usec - state.window.cpu_start_usec if state.window else 0
@@ -168,7 +168,7 @@ def assert_well_formed(periods: list[Period]) -> None:
     assert len(set(ids)) == len(ids)
 
 
-IDENTITY = Identity(
+IDENTITY = UsageIdentity(
     organization_id="o",
     service_id="s",
     replica="r",

@@ -19,7 +19,7 @@ from byoc_agents.billing.meter import Meter
 from byoc_agents.billing.record import SLACK_MS, UsageRecord, most_core_seconds
 from byoc_agents.billing.recorder import Recorder
 from byoc_agents.billing.sources.reading import Reading, SourceName
-from byoc_agents.billing.window import Period, Sample, State
+from byoc_agents.billing.window import MeterState, Period, Sample
 from lab.fakes.billing import NOON_MS
 from tests.unit.billing.test_billing_meter_audit import WHO
 
@@ -52,7 +52,7 @@ class World:
     whole_ms: int = 3_600_000  # real time of all containers
     shown_off_usec: int = 0  # how far the counter shown is from the truth
     holding: bool = False
-    state: State | None = None
+    state: MeterState | None = None
     periods: list[Period] = field(default_factory=list)
     meter: Meter = field(default_factory=lambda: Meter(window_ms=60_000))
 
@@ -151,7 +151,7 @@ class World:
         self.lived_ms += ms
         self.whole_ms += ms
 
-    def _write(self, state: State, periods: list[Period]) -> None:
+    def _write(self, state: MeterState, periods: list[Period]) -> None:
         self.state = state
         self.periods += periods
 

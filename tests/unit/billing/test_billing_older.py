@@ -13,7 +13,7 @@ from byoc_agents.audit import Audit, Report
 from byoc_agents.billing.objects import parse_key
 from byoc_agents.billing.rollback import since_ms
 from byoc_agents.billing.sources.reading import Reading
-from byoc_agents.billing.sources.select import Observation
+from byoc_agents.billing.sources.select import TargetObservation
 from byoc_agents.durable.spool import Spool
 from tests.unit.billing.scraper_bench import SECOND, Bench
 
@@ -75,12 +75,12 @@ async def test_what_has_left_is_billed_once_and_the_rest_is_stated(
     assert billed + unrecorded == Decimal(bench.clock.boot_ns() - first_ns) / SECOND
 
 
-def absent() -> Observation:
-    return Observation(None, absent=True)
+def absent() -> TargetObservation:
+    return TargetObservation(None, absent=True)
 
 
-def born_now(bench: Bench) -> Observation:
-    return Observation(
+def born_now(bench: Bench) -> TargetObservation:
+    return TargetObservation(
         Reading(
             source="cgroup.v2",
             incarnation="boot-1-8",

@@ -11,7 +11,7 @@ from byoc_agents.billing.sources.reading import (
     TargetForeignError,
     TargetUnreadableError,
 )
-from byoc_agents.billing.sources.select import AGREED, LAG_SECONDS, Observation, Target
+from byoc_agents.billing.sources.select import AGREED, LAG_SECONDS, Target, TargetObservation
 from byoc_agents.billing.window import Period, Sample
 
 NS = 1_000_000_000
@@ -80,7 +80,7 @@ class Bench:
 
     async def tick(
         self, *, kernel: float = 5.0, clickhouse: float = 5.0, process: float = 0.0
-    ) -> Observation:
+    ) -> TargetObservation:
         """Use so many core seconds in 5 s, and look; each 12th look is one at all sources."""
         self.clock.seconds += 5
         for source, used in (
@@ -98,7 +98,7 @@ def bench() -> Bench:
     return Bench()
 
 
-def sources(seen: Observation) -> list[str]:
+def sources(seen: TargetObservation) -> list[str]:
     first = [seen.reading] if seen.reading else []
     return [reading.source for reading in (*first, *seen.standby)]
 

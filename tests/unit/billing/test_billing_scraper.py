@@ -13,7 +13,7 @@ from byoc_agents.app.cloudevents import parse_rfc3339
 from byoc_agents.billing.objects import unseal
 from byoc_agents.billing.record import Usage, UsageRecord
 from byoc_agents.billing.scraper import CHECKPOINT
-from byoc_agents.billing.sources.select import Observation
+from byoc_agents.billing.sources.select import TargetObservation
 from byoc_agents.billing.window import HOUR_MS
 from byoc_agents.durable.spool import Spool
 from byoc_agents.durable.store import Change
@@ -211,7 +211,7 @@ async def test_a_stop_in_the_midst_of_a_write_loses_and_repeats_nothing(
 async def test_trouble_is_logged_once_and_shown(
     bench: Bench, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bench.target.observation = Observation(None, trouble="cgroup.v2: not there", absent=True)
+    bench.target.observation = TargetObservation(None, trouble="cgroup.v2: not there", absent=True)
     await bench.ticks(30)
     assert bench.scraper.status()["target_trouble"] == "cgroup.v2: not there"
     assert capsys.readouterr().out.count("not there") == 1
@@ -223,7 +223,7 @@ async def test_samples_fall_on_full_intervals_of_the_wall_clock(bench: Bench) ->
     seen: list[int] = []
     read = bench.target.read
 
-    async def noted(*, standby: bool = False) -> Observation:
+    async def noted(*, standby: bool = False) -> TargetObservation:
         seen.append(bench.clock.wall_ns() % (5 * SECOND))
         return await read(standby=standby)
 

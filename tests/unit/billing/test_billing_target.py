@@ -18,8 +18,8 @@ from byoc_agents.billing.sources.reading import (
 )
 from byoc_agents.billing.sources.select import (
     PROBE_NS,
-    Observation,
     Target,
+    TargetObservation,
     open_target,
     parse_target,
 )
@@ -102,14 +102,14 @@ def bench() -> Bench:
 
 
 async def test_the_best_source_alone_is_read(bench: Bench) -> None:
-    assert await bench.target.read() == Observation(reading(CGROUP))
+    assert await bench.target.read() == TargetObservation(reading(CGROUP))
     assert bench.reads() == [1, 0, 0]
 
 
 async def test_for_standby_all_are_read(bench: Bench) -> None:
     bench.fail(None, DENIED, None)
     seen = await bench.target.read(standby=True)
-    assert seen == Observation(reading(CGROUP), (reading("process"),))
+    assert seen == TargetObservation(reading(CGROUP), (reading("process"),))
     assert bench.reads() == [1, 1, 1]
 
 
@@ -119,7 +119,7 @@ async def test_the_next_best_takes_over_and_the_trouble_is_told(
 ) -> None:
     bench.fail(error, DENIED, None)
     expected = f"cgroup.v2: {error}; clickhouse: denied"
-    assert await bench.target.read() == Observation(reading("process"), trouble=expected)
+    assert await bench.target.read() == TargetObservation(reading("process"), trouble=expected)
     assert bench.reads() == [1, 1, 1]
     assert (await bench.target.read()).trouble == expected  # and stays told
     assert bench.reads() == [0, 0, 1]
@@ -131,8 +131,8 @@ async def test_a_better_source_that_is_back_is_taken_at_the_next_standby(bench: 
     bench.fail(None, None, None)
     assert (await bench.target.read()).reading == reading("clickhouse")
     seen = await bench.target.read(standby=True)
-    assert seen == Observation(reading(CGROUP), (reading("clickhouse"), reading("process")))
-    assert await bench.target.read() == Observation(reading(CGROUP))
+    assert seen == TargetObservation(reading(CGROUP), (reading("clickhouse"), reading("process")))
+    assert await bench.target.read() == TargetObservation(reading(CGROUP))
 
 
 async def test_without_standby_it_is_taken_after_a_while_with_the_other_beside_it(
@@ -153,7 +153,7 @@ async def test_where_the_one_of_last_time_fails_the_best_other_is_taken(bench: B
     await bench.target.read()
     bench.fail(None, None, GONE)
     standby = (reading("clickhouse"),)
-    assert await bench.target.read() == Observation(reading(CGROUP), standby)
+    assert await bench.target.read() == TargetObservation(reading(CGROUP), standby)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ async def test_it_comes_back(bench: Bench) -> None:
     bench.fail(GONE, DENIED, GONE)
     await bench.target.read()
     bench.fail(None, DENIED, None)
-    assert await bench.target.read() == Observation(reading(CGROUP))
+    assert await bench.target.read() == TargetObservation(reading(CGROUP))
 
 
 def test_close_closes_all(bench: Bench) -> None:

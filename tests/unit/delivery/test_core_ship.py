@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from byoc_agents.delivery.shipper import FATES, Fate
+from byoc_agents.delivery.shipper import FATES, Action
 from byoc_agents.delivery.sink import Message, Receipt
 from byoc_agents.errors import Reason, SendError, SpoolUnavailableError
 from lab.fakes.core import START_MS, ListLedger, Raised, settle
@@ -24,17 +24,17 @@ async def test_what_a_reason_leads_to(tmp_path: Path, reason: Reason) -> None:
     async with world(tmp_path, step) as it:
         trouble = await it.shipper.attempt()
         fate = FATES[reason]
-        kept = fate in {Fate.RETRY, Fate.HOLD}
+        kept = fate in {Action.RETRY, Action.HOLD}
         assert (trouble is not None) is kept
         assert it.shipper.trouble == trouble
         assert await it.queued() == (["m0"] if kept else [])
         buried = [(d.message.id, d.reason, d.detail) for d in await it.spool.dead_letters()]
-        assert buried == ([("m0", reason, "why")] if fate is Fate.BURY else [])
+        assert buried == ([("m0", reason, "why")] if fate is Action.BURY else [])
         assert it.count("byoc_attempts_total", reason=reason) == 1
-        assert it.count("byoc_sent_total") == (fate is Fate.DONE)
-        assert it.count("byoc_sent_bytes_total") == 6 * (fate is Fate.DONE)
-        assert it.count("byoc_dead_letters_total", reason=reason) == (fate is Fate.BURY)
-        success = START_MS / 1000 if fate is Fate.DONE else 0
+        assert it.count("byoc_sent_total") == (fate is Action.DONE)
+        assert it.count("byoc_sent_bytes_total") == 6 * (fate is Action.DONE)
+        assert it.count("byoc_dead_letters_total", reason=reason) == (fate is Action.BURY)
+        success = START_MS / 1000 if fate is Action.DONE else 0
         assert it.count("byoc_last_success_timestamp_seconds") == success
 
 
@@ -152,7 +152,7 @@ async def test_status_says_what_holds_the_head_up(tmp_path: Path) -> None:
         assert it.shipper.status() == {
             "destination": "test://sink",
             "last_success": None,
-            "trouble": {"reason": "forbidden", "detail": "403", "fate": Fate.HOLD},
+            "trouble": {"reason": "forbidden", "detail": "403", "fate": Action.HOLD},
             "backlog": {
                 "records": 1,
                 "bytes": 518,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from byoc_agents.delivery.sink import Message
-from byoc_agents.durable.group import Kind
+from byoc_agents.durable.group import OperationKind
 from byoc_agents.durable.spool import EPOCH, ORIGIN, Spool
 from byoc_agents.durable.store import ROW_OVERHEAD_BYTES, Store
 from byoc_agents.durable.write_batch import Change
@@ -40,7 +40,7 @@ class Held:
 
     def __init__(self, spool: Spool) -> None:
         self._gate = threading.Event()
-        self.task = asyncio.ensure_future(spool._writer.ask(self._wait, Kind.READ))
+        self.task = asyncio.ensure_future(spool._writer.ask(self._wait, OperationKind.READ))
 
     def _wait(self, _: Store) -> None:
         self._gate.wait(30)
@@ -85,7 +85,7 @@ async def test_64_producers_share_few_transactions(spool: Spool) -> None:
         nonlocal commits
         commits += statement == "COMMIT"
 
-    await spool._writer.ask(lambda s: s.connection.set_trace_callback(count), Kind.READ)
+    await spool._writer.ask(lambda s: s.connection.set_trace_callback(count), OperationKind.READ)
     held = Held(spool)
     puts = asyncio.gather(*(spool.put(message(n)) for n in range(64)))
     await held.let_go()
@@ -158,7 +158,11 @@ async def test_a_defect_reaches_its_caller_only_and_the_thread_lives(spool: Spoo
 
     await spool.put(message(0))
     held = Held(spool)
-    group = [spool.put(message(1)), spool._writer.ask(defect, Kind.SHRINK), spool.put(message(2))]
+    group = [
+        spool.put(message(1)),
+        spool._writer.ask(defect, OperationKind.SHRINK),
+        spool.put(message(2)),
+    ]
     gathered = asyncio.gather(*group, return_exceptions=True)
     await held.let_go()
     first, broken, last = await gathered

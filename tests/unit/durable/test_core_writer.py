@@ -5,7 +5,7 @@ import errno
 import threading
 from typing import Any
 
-from byoc_agents.durable.group import Kind, Operation
+from byoc_agents.durable.group import Operation, OperationKind
 from byoc_agents.durable.worker import GATHER_SECONDS, Writer
 from byoc_agents.durable.write_batch import Totals
 from lab.fakes.core import settle
@@ -43,11 +43,13 @@ async def test_a_sleep_that_fails_does_not_end_the_thread() -> None:
     writer = Writer(served, sleep=sleep)
     writer.start()
     async with asyncio.timeout(30):
-        small_group = asyncio.gather(*(writer.ask(lambda _: None, Kind.GROW) for _ in range(8)))
+        small_group = asyncio.gather(
+            *(writer.ask(lambda _: None, OperationKind.GROW) for _ in range(8))
+        )
         await settle()
         served.may.set()
         await small_group
-        await writer.ask(lambda _: None, Kind.GROW)
+        await writer.ask(lambda _: None, OperationKind.GROW)
         await writer.stop()
     assert sum(served.groups) == 9
     assert set(waits) == {GATHER_SECONDS}

@@ -10,7 +10,7 @@ from byoc_agents.errors import LedgerError, Reason, SendError
 from byoc_agents.ledger.files import Disk
 from byoc_agents.ledger.format import LedgerLine, decode
 from byoc_agents.ledger.segments import Segments
-from byoc_agents.ledger.verify import Verdict, verify
+from byoc_agents.ledger.verify import LedgerVerdict, verify
 from byoc_agents.ledger.writer import FileLedger
 from lab.fakes.core import FakeClock
 
@@ -132,7 +132,7 @@ def kinds(directory: Path) -> list[str]:
     return [type(line).__name__ for line in lines(directory)]
 
 
-def checked(directory: Path, anchors: dict[int, str] | None = None) -> Verdict:
+def checked(directory: Path, anchors: dict[int, str] | None = None) -> LedgerVerdict:
     return verify(directory, anchors, settle=lambda: None)
 
 

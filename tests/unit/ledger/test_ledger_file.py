@@ -11,7 +11,7 @@ import pytest
 from byoc_agents.errors import LedgerError
 from byoc_agents.ledger import Ledger
 from byoc_agents.ledger.files import Disk
-from byoc_agents.ledger.format import Intent, Receipt, Segment, Unknown
+from byoc_agents.ledger.format import Intent, ReceiptLine, Segment, Unknown
 from byoc_agents.ledger.writer import FileLedger
 from lab.fakes.core import FakeClock
 from tests.unit.ledger.ledger_fakes import (
@@ -39,7 +39,7 @@ async def test_one_line_before_and_one_after_each_send(tmp_path: Path) -> None:
     first, intent, receipt = lines(tmp_path)
     assert isinstance(first, Segment)
     assert isinstance(intent, Intent)
-    assert isinstance(receipt, Receipt)
+    assert isinstance(receipt, ReceiptLine)
     assert (intent.sequence, intent.destination, receipt.intent) == (line, "s3://bucket", line)
     assert [(m.id, m.bytes) for m in intent.messages] == [("id-1", 3), ("id-2", 5)]
     assert intent.messages[0].sha256 == hashlib.sha256(b"one").hexdigest()

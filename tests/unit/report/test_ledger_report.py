@@ -13,7 +13,7 @@ import pytest
 import byoc_agents.report
 from byoc_agents.delivery.sink import Message
 from byoc_agents.errors import Reason, SendError
-from byoc_agents.ledger.query import Filter, Refusal, Send
+from byoc_agents.ledger.query import Filter, RefusedConnections, Send
 from byoc_agents.report import main
 from byoc_agents.report.summary import MAX_ROWS, Volume, series_of, span_of, summarize
 from byoc_agents.schema import EXAMPLES, fields_of
@@ -174,7 +174,7 @@ def test_the_sums_are_of_all_sends_and_the_rows_of_the_newest() -> None:
 
 def test_different_refusals_are_bounded_and_all_are_counted() -> None:
     refusals = (
-        Refusal(agent="a", sequence=n, time="t", refused="host", detail=str(n), count=2)
+        RefusedConnections(agent="a", sequence=n, time="t", refused="host", detail=str(n), count=2)
         for n in range(5000)
     )
     summary = summarize(refusals)

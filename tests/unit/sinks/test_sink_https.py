@@ -14,7 +14,7 @@ from aiohttp import web
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 from byoc_agents.app.clock import SystemClock
-from byoc_agents.delivery.shipper import FATES, Fate
+from byoc_agents.delivery.shipper import FATES, Action
 from byoc_agents.delivery.sink import Message, Receipt
 from byoc_agents.errors import Reason, SendError
 from byoc_agents.sinks.https import (
@@ -136,25 +136,25 @@ async def test_during_a_rotation_both_secrets_sign(far: Far, make: Make) -> None
 
 
 TABLE = [
-    ("200 201 202 204 206", Reason.OK, Fate.DONE),
-    ("208", Reason.ALREADY_STORED, Fate.DONE),
-    ("300 301 302 303 304 307 308", Reason.REDIRECT, Fate.HOLD),
-    ("401 407", Reason.CREDENTIALS, Fate.HOLD),
-    ("402 403 451", Reason.FORBIDDEN, Fate.HOLD),
-    ("404 405 410", Reason.NOT_FOUND, Fate.HOLD),
-    ("408", Reason.TIMEOUT, Fate.RETRY),
-    ("409", Reason.CONFLICT, Fate.RETRY),
-    ("421", Reason.CONNECTION, Fate.RETRY),
-    ("425 429", Reason.THROTTLED, Fate.RETRY),
-    ("500 501 502 503 504 599", Reason.SERVER_ERROR, Fate.RETRY),
-    ("413", Reason.TOO_LARGE, Fate.BURY),
-    ("415 422", Reason.REJECTED, Fate.BURY),
-    ("400 406 411 412 414 418 428 431 600 999", Reason.BAD_RESPONSE, Fate.HOLD),
+    ("200 201 202 204 206", Reason.OK, Action.DONE),
+    ("208", Reason.ALREADY_STORED, Action.DONE),
+    ("300 301 302 303 304 307 308", Reason.REDIRECT, Action.HOLD),
+    ("401 407", Reason.CREDENTIALS, Action.HOLD),
+    ("402 403 451", Reason.FORBIDDEN, Action.HOLD),
+    ("404 405 410", Reason.NOT_FOUND, Action.HOLD),
+    ("408", Reason.TIMEOUT, Action.RETRY),
+    ("409", Reason.CONFLICT, Action.RETRY),
+    ("421", Reason.CONNECTION, Action.RETRY),
+    ("425 429", Reason.THROTTLED, Action.RETRY),
+    ("500 501 502 503 504 599", Reason.SERVER_ERROR, Action.RETRY),
+    ("413", Reason.TOO_LARGE, Action.BURY),
+    ("415 422", Reason.REJECTED, Action.BURY),
+    ("400 406 411 412 414 418 428 431 600 999", Reason.BAD_RESPONSE, Action.HOLD),
 ]
 
 
 @pytest.mark.parametrize(("statuses", "reason", "fate"), TABLE)
-def test_a_status_has_a_fate(statuses: str, reason: Reason, fate: Fate) -> None:
+def test_a_status_has_a_fate(statuses: str, reason: Reason, fate: Action) -> None:
     assert {reason_of(int(status)) for status in statuses.split()} == {reason}
     assert FATES[reason] is fate
 

@@ -4,10 +4,17 @@ from typing import Any
 
 from byoc_agents.state.assess import Assessment, Memory, ShutdownScope, assess
 from byoc_agents.state.hysteresis import NS, Now
-from byoc_agents.state.observation import Figures, Login, Observation, Ping, Seen, Source
+from byoc_agents.state.observation import (
+    Figures,
+    Login,
+    Ping,
+    ProbeSource,
+    SourceResult,
+    StateObservation,
+)
 from byoc_agents.state.thresholds import Thresholds
 
-ALL_SEEN = dict.fromkeys(Source, Seen.OK)
+ALL_SEEN = dict.fromkeys(ProbeSource, SourceResult.OK)
 FINE: dict[str, Any] = {
     "readonly_replicas": 0,
     "replicated_tables": 3,
@@ -26,15 +33,15 @@ FINE: dict[str, Any] = {
     "disk_free_ratio": 0.5,
     "memory_used_ratio": 0.2,
 }
-UNREACHABLE = Observation(ping=Ping.REFUSED)
+UNREACHABLE = StateObservation(ping=Ping.REFUSED)
 LONG = 10_000.0  # seconds: past every hold
 
 
 def up(
-    uptime: int = 4000, sources: dict[Source, Seen] | None = None, **figures: Any
-) -> Observation:
+    uptime: int = 4000, sources: dict[ProbeSource, SourceResult] | None = None, **figures: Any
+) -> StateObservation:
     """Return a server that answers; `figures` go over those of a healthy one."""
-    return Observation(
+    return StateObservation(
         ping=Ping.OK,
         login=Login.OK,
         sources=ALL_SEEN | (sources or {}),
@@ -58,7 +65,7 @@ class Story:
 
     def see(
         self,
-        observation: Observation,
+        observation: StateObservation,
         after: float = 0,
         shutdown: ShutdownScope = ShutdownScope.NONE,
     ) -> Assessment:
@@ -68,7 +75,7 @@ class Story:
         )
         return found
 
-    def stays(self, observation: Observation, seconds: float = LONG) -> Assessment:
+    def stays(self, observation: StateObservation, seconds: float = LONG) -> Assessment:
         """See the same now and after some seconds."""
         self.see(observation)
         return self.see(observation, after=seconds)

@@ -12,8 +12,8 @@ from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.spool import Spool
 from byoc_agents.durable.store import Change
 from byoc_agents.errors import SpoolFullError, SpoolUnavailableError
-from byoc_agents.state.message import Identity
-from byoc_agents.state.poller import Exporter, Replica
+from byoc_agents.state.message import StateIdentity
+from byoc_agents.state.poller import Exporter, PolledReplica
 from byoc_agents.state.probes import Prober
 from byoc_agents.state.stream import Stream
 from byoc_agents.state.thresholds import Thresholds
@@ -21,7 +21,9 @@ from lab.fakes.core import FakeClock
 from lab.fakes.state import HEALTHY, ScriptedServer
 
 NAME = "state-exporter"
-WHO = Identity(organization_id="org", service_id="svc", region="eu-west-1", heartbeat_seconds=60)
+WHO = StateIdentity(
+    organization_id="org", service_id="svc", region="eu-west-1", heartbeat_seconds=60
+)
 MORE_BYTES = 1 << 20
 
 
@@ -39,7 +41,7 @@ class Bench:
     def start(self) -> Exporter:
         """Create an exporter, as a new process does."""
         replicas = [
-            Replica(name, Prober(server, clock=self.clock), self._stream(f"replica/{name}"))
+            PolledReplica(name, Prober(server, clock=self.clock), self._stream(f"replica/{name}"))
             for name, server in self.servers.items()
         ]
         self.exporter = Exporter(

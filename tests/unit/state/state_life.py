@@ -23,8 +23,8 @@ from byoc_agents.egress.aws import aws_session
 from byoc_agents.egress.destinations import sqs_destination
 from byoc_agents.egress.gate import Gate
 from byoc_agents.sinks.sqs import SqsSink
-from byoc_agents.state.message import Identity
-from byoc_agents.state.poller import Exporter, Replica
+from byoc_agents.state.message import StateIdentity
+from byoc_agents.state.poller import Exporter, PolledReplica
 from byoc_agents.state.probes import Prober
 from byoc_agents.state.stream import Stream
 from byoc_agents.state.thresholds import DEFAULTS, ReasonCode, Threshold, Thresholds
@@ -172,8 +172,8 @@ def _exporter(server: ScriptedServer, spool: Spool, clock: SimClock, metrics: Me
         metrics=metrics,
     )
     return Exporter(
-        who=Identity(organization_id="o", service_id="s", region=HERE, heartbeat_seconds=30),
-        replicas=[Replica("r-0", Prober(server, clock=clock), stream)],
+        who=StateIdentity(organization_id="o", service_id="s", region=HERE, heartbeat_seconds=30),
+        replicas=[PolledReplica("r-0", Prober(server, clock=clock), stream)],
         thresholds=Thresholds(by_code={**DEFAULTS, ReasonCode.READONLY_REPLICA: Threshold(1, 0)}),
         poll_seconds=POLL_SECONDS,
         clock=clock,

@@ -19,7 +19,7 @@ from byoc_agents.egress.gate import Gate
 from byoc_agents.errors import ConfigError
 from byoc_agents.state.daemon import NAME
 from byoc_agents.state.message import SCHEMAS
-from byoc_agents.state.observation import Source
+from byoc_agents.state.observation import ProbeSource
 from byoc_agents.state.servers import is_service, parse_servers
 from lab.fakes.sqs import FakeSqs
 from lab.fakes.state import HEALTHY, FakeClickHouse
@@ -156,7 +156,7 @@ async def test_no_text_of_the_customer_is_published_whatever_the_server_answers(
         server.lags = True
         server.rows["version"] = f"24.8.1.{SENTINEL}"
         server.rows["system.disks.free_ratio"] = SENTINEL
-        server.rows |= {f"{source}.{SENTINEL}": SENTINEL for source in Source}
+        server.rows |= {f"{source}.{SENTINEL}": SENTINEL for source in ProbeSource}
         async with running(environ(tmp_path, sqs, clickhouse.url), monkeypatch) as agent:
             await sqs.has_got("degraded")
             status = json.dumps(agent.status(), default=str)

@@ -3,30 +3,36 @@
 import msgspec
 import pytest
 
-from byoc_agents.state.assess import Memory, ShutdownScope, State, assess, restore_memory
+from byoc_agents.state.assess import Memory, ServiceState, ShutdownScope, assess, restore_memory
 from byoc_agents.state.hysteresis import NS, Now
-from byoc_agents.state.observation import Login, Observation, Ping, Seen, Source
+from byoc_agents.state.observation import Login, Ping, ProbeSource, SourceResult, StateObservation
 from byoc_agents.state.thresholds import ReasonCode
 from tests.unit.state.assess_story import LONG, UNREACHABLE, Story, codes, up
 
 
 def test_a_server_that_shows_everything_and_has_nothing_is_healthy() -> None:
     found = Story().see(up())
-    assert (found.state, found.reasons, found.healthy) == (State.RUNNING, (), True)
+    assert (found.state, found.reasons, found.healthy) == (ServiceState.RUNNING, (), True)
 
 
 @pytest.mark.parametrize(
-    ("uptime", "state"), [(0, State.STARTING), (179, State.STARTING), (180, State.RUNNING)]
+    ("uptime", "state"),
+    [(0, ServiceState.STARTING), (179, ServiceState.STARTING), (180, ServiceState.RUNNING)],
 )
-def test_a_server_is_starting_until_three_minutes_of_uptime(uptime: int, state: State) -> None:
+def test_a_server_is_starting_until_three_minutes_of_uptime(
+    uptime: int, state: ServiceState
+) -> None:
     found = Story().see(up(uptime=uptime))
     assert found.state is state
-    assert codes(found) == ([ReasonCode.STARTING_UP] if state is State.STARTING else [])
+    assert codes(found) == ([ReasonCode.STARTING_UP] if state is ServiceState.STARTING else [])
 
 
 def test_troubles_are_named_while_it_starts() -> None:
     found = Story().see(up(uptime=3, readonly_replicas=1))
-    assert (found.state, codes(found)) == (State.STARTING, ["READONLY_REPLICA", "STARTING_UP"])
+    assert (found.state, codes(found)) == (
+        ServiceState.STARTING,
+        ["READONLY_REPLICA", "STARTING_UP"],
+    )
 
 
 SILENCES = [Ping.REFUSED, Ping.TIMEOUT, Ping.RESET, Ping.UNREACHABLE, Ping.HTTP_ERROR]
@@ -36,12 +42,12 @@ SILENCES = [Ping.REFUSED, Ping.TIMEOUT, Ping.RESET, Ping.UNREACHABLE, Ping.HTTP_
 def test_a_server_that_was_up_and_does_not_answer_has_failed(ping: Ping) -> None:
     story = Story()
     story.see(up(readonly_replicas=1))
-    first = story.see(Observation(ping=ping), after=10)
-    assert (first.confirmed, first.poll_soon, first.state) == (False, True, State.DEGRADED)
-    found = story.see(Observation(ping=ping), after=2)
+    first = story.see(StateObservation(ping=ping), after=10)
+    assert (first.confirmed, first.poll_soon, first.state) == (False, True, ServiceState.DEGRADED)
+    found = story.see(StateObservation(ping=ping), after=2)
     assert (found.confirmed, found.state, codes(found)) == (
         True,
-        State.FAILED,
+        ServiceState.FAILED,
         [ReasonCode.PING_FAILED],
     )
     assert found.reasons[0].detail is ping
@@ -50,51 +56,51 @@ def test_a_server_that_was_up_and_does_not_answer_has_failed(ping: Ping) -> None
 def test_one_lost_ping_changes_nothing() -> None:
     story = Story()
     story.see(up())
-    assert not story.see(Observation(ping=Ping.TIMEOUT), after=10).confirmed
+    assert not story.see(StateObservation(ping=Ping.TIMEOUT), after=10).confirmed
     assert story.see(up(), after=1).healthy
-    assert not story.see(Observation(ping=Ping.TIMEOUT), after=10).confirmed
+    assert not story.see(StateObservation(ping=Ping.TIMEOUT), after=10).confirmed
 
 
 def test_a_server_that_was_never_up_is_starting_and_after_a_while_failed() -> None:
     story = Story()
     assert not story.see(UNREACHABLE).confirmed
-    assert story.see(UNREACHABLE, after=5).state is State.STARTING
-    assert story.see(UNREACHABLE, after=100).state is State.STARTING
-    assert story.see(UNREACHABLE, after=100).state is State.FAILED
+    assert story.see(UNREACHABLE, after=5).state is ServiceState.STARTING
+    assert story.see(UNREACHABLE, after=100).state is ServiceState.STARTING
+    assert story.see(UNREACHABLE, after=100).state is ServiceState.FAILED
 
 
 def test_an_exporter_that_comes_back_to_a_dead_server_does_not_call_it_starting() -> None:
     story = Story()
     story.see(up())
     story.memory = restore_memory(story.memory)
-    assert story.stays(UNREACHABLE, 5).state is State.FAILED
+    assert story.stays(UNREACHABLE, 5).state is ServiceState.FAILED
 
 
 def test_after_a_stop_that_was_asked_for_silence_is_a_start() -> None:
     story = Story()
     story.see(up())
-    assert story.see(up(), shutdown=ShutdownScope.POD).state is State.STOPPING
+    assert story.see(up(), shutdown=ShutdownScope.POD).state is ServiceState.STOPPING
     story.memory = restore_memory(story.memory)
-    assert story.stays(UNREACHABLE, 5).state is State.STARTING
+    assert story.stays(UNREACHABLE, 5).state is ServiceState.STARTING
 
 
 def test_stopping_differs_from_failing_and_names_its_evidence() -> None:
     found = Story().see(up(), shutdown=ShutdownScope.POD)
-    assert (found.state, codes(found)) == (State.STOPPING, [ReasonCode.AGENT_STOPPING])
+    assert (found.state, codes(found)) == (ServiceState.STOPPING, [ReasonCode.AGENT_STOPPING])
 
 
 def test_an_exporter_outside_the_pod_that_stops_leaves_the_servers_state() -> None:
     found = Story().see(up(), shutdown=ShutdownScope.AGENT)
-    assert (found.state, codes(found)) == (State.RUNNING, [ReasonCode.AGENT_STOPPING])
+    assert (found.state, codes(found)) == (ServiceState.RUNNING, [ReasonCode.AGENT_STOPPING])
 
 
 def test_a_server_that_answers_every_query_with_an_error_is_degraded_not_failed() -> None:
     story = Story()
     story.see(up())
-    broken = Observation(ping=Ping.OK, sources={Source.QUERIES: Seen.FAILED})
+    broken = StateObservation(ping=Ping.OK, sources={ProbeSource.QUERIES: SourceResult.FAILED})
     found = story.stays(broken, 5)
     assert (found.state, codes(found)) == (
-        State.DEGRADED,
+        ServiceState.DEGRADED,
         [ReasonCode.OBSERVABILITY_PARTIAL, ReasonCode.QUERIES_FAILING],
     )
 
@@ -102,30 +108,38 @@ def test_a_server_that_answers_every_query_with_an_error_is_degraded_not_failed(
 def test_one_poll_without_an_answer_changes_nothing() -> None:
     story = Story()
     story.see(up())
-    assert not story.see(Observation(ping=Ping.OK, sources={Source.QUERIES: Seen.FAILED})).confirmed
+    assert not story.see(
+        StateObservation(ping=Ping.OK, sources={ProbeSource.QUERIES: SourceResult.FAILED})
+    ).confirmed
     assert story.see(up()).healthy
 
 
 def test_a_wrong_password_is_blindness_not_failure() -> None:
-    locked = Observation(ping=Ping.OK, login=Login.REFUSED, sources={Source.QUERIES: Seen.DENIED})
+    locked = StateObservation(
+        ping=Ping.OK, login=Login.REFUSED, sources={ProbeSource.QUERIES: SourceResult.DENIED}
+    )
     found = Story().see(locked)
     assert (found.state, codes(found)) == (
-        State.DEGRADED,
+        ServiceState.DEGRADED,
         [ReasonCode.AUTH_FAILED, ReasonCode.OBSERVABILITY_PARTIAL],
     )
-    assert found.reasons[1].missing == (Source.QUERIES,)
+    assert found.reasons[1].missing == (ProbeSource.QUERIES,)
 
 
 def test_a_right_password_ends_the_blindness() -> None:
     story = Story()
-    story.see(Observation(ping=Ping.OK, login=Login.REFUSED, sources={Source.QUERIES: Seen.DENIED}))
+    story.see(
+        StateObservation(
+            ping=Ping.OK, login=Login.REFUSED, sources={ProbeSource.QUERIES: SourceResult.DENIED}
+        )
+    )
     story.see(up(), after=10)
     assert story.see(up(), after=30).healthy
 
 
 def test_a_certificate_that_we_do_not_trust_is_our_trouble_not_the_servers() -> None:
-    found = Story().stays(Observation(ping=Ping.TLS), LONG)
-    assert (found.state, found.reasons[0].detail) == (State.DEGRADED, Ping.TLS)
+    found = Story().stays(StateObservation(ping=Ping.TLS), LONG)
+    assert (found.state, found.reasons[0].detail) == (ServiceState.DEGRADED, Ping.TLS)
 
 
 def test_a_wall_clock_that_jumps_raises_and_ends_nothing() -> None:
@@ -152,4 +166,4 @@ def test_the_memory_keeps_the_previous_state_and_the_time_of_the_change() -> Non
     story.see(up())
     story.see(up(readonly_replicas=1), after=10)
     story.see(up(readonly_replicas=1), after=10)
-    assert (story.memory.previous, story.memory.state_since_ms) == (State.RUNNING, 1_010_000)
+    assert (story.memory.previous, story.memory.state_since_ms) == (ServiceState.RUNNING, 1_010_000)

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from byoc_agents.state.assess import Memory, State
-from byoc_agents.state.observation import Observation, Seen, Source
+from byoc_agents.state.assess import Memory, ServiceState
+from byoc_agents.state.observation import ProbeSource, SourceResult, StateObservation
 from byoc_agents.state.thresholds import (
     COUNTED,
     DEFAULTS,
@@ -37,7 +37,7 @@ def test_each_trouble_alone_degrades_a_running_server(
     code: ReasonCode, figures: dict[str, Any]
 ) -> None:
     found = Story().stays(up(**figures))
-    assert (found.state, codes(found), found.healthy) == (State.DEGRADED, [code], False)
+    assert (found.state, codes(found), found.healthy) == (ServiceState.DEGRADED, [code], False)
 
 
 @pytest.mark.parametrize("figures", [figures for _, figures in TROUBLES], ids=str)
@@ -47,7 +47,7 @@ def test_each_trouble_ends_when_its_figure_is_fine_for_long_enough(
     story = Story()
     story.stays(up(**figures))
     found = story.stays(up())
-    assert (found.state, found.reasons) == (State.RUNNING, ())
+    assert (found.state, found.reasons) == (ServiceState.RUNNING, ())
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_counter_counts_by_its_growth_not_by_its_value(code: ReasonCode) -> No
         ReasonCode.INSERTS_REJECTED: "rejected_inserts",
     }[code]
 
-    def counted(count: int) -> Observation:
+    def counted(count: int) -> StateObservation:
         figures: dict[str, Any] = {name: count}
         return up(**figures)
 
@@ -135,19 +135,21 @@ def test_a_figure_that_is_not_seen_neither_raises_nor_ends_a_reason() -> None:
 @pytest.mark.parametrize(
     ("how", "state"),
     [
-        (Seen.ABSENT, State.RUNNING),
-        (Seen.EMPTY, State.RUNNING),
-        (Seen.DENIED, State.DEGRADED),
-        (Seen.HIDDEN, State.DEGRADED),
-        (Seen.OVER_BOUND, State.DEGRADED),
-        (Seen.FAILED, State.DEGRADED),
+        (SourceResult.ABSENT, ServiceState.RUNNING),
+        (SourceResult.EMPTY, ServiceState.RUNNING),
+        (SourceResult.DENIED, ServiceState.DEGRADED),
+        (SourceResult.HIDDEN, ServiceState.DEGRADED),
+        (SourceResult.OVER_BOUND, ServiceState.DEGRADED),
+        (SourceResult.FAILED, ServiceState.DEGRADED),
     ],
 )
-def test_a_source_that_cannot_be_read_is_named_and_never_healthy(how: Seen, state: State) -> None:
-    found = Story().see(up(sources={Source.REPLICAS: how, Source.DISKS: how}))
+def test_a_source_that_cannot_be_read_is_named_and_never_healthy(
+    how: SourceResult, state: ServiceState
+) -> None:
+    found = Story().see(up(sources={ProbeSource.REPLICAS: how, ProbeSource.DISKS: how}))
     assert (found.state, found.healthy) == (state, False)
     assert codes(found) == [ReasonCode.OBSERVABILITY_PARTIAL]
-    assert found.reasons[0].missing == (Source.DISKS, Source.REPLICAS)
+    assert found.reasons[0].missing == (ProbeSource.DISKS, ProbeSource.REPLICAS)
     assert found.reasons[0].value == 2
 
 

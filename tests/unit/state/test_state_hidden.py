@@ -1,6 +1,6 @@
 """Empty rows: there are none, or a grant is missing."""
 
-from byoc_agents.state.observation import Observation, Seen, Source
+from byoc_agents.state.observation import ProbeSource, SourceResult, StateObservation
 from byoc_agents.state.probes import Prober
 from lab.fakes.core import FakeClock
 from lab.fakes.state import ScriptedServer
@@ -16,14 +16,19 @@ EMPTY = {
     "system.mutations.stuck": "0",
     "system.detached_parts.detached": "0",
 }
-FILTERED = {Source.PARTS, Source.REPLICAS, Source.MUTATIONS, Source.DETACHED_PARTS}
+FILTERED = {
+    ProbeSource.PARTS,
+    ProbeSource.REPLICAS,
+    ProbeSource.MUTATIONS,
+    ProbeSource.DETACHED_PARTS,
+}
 
 
-def hidden(observation: Observation) -> set[Source]:
-    return {source for source, how in observation.sources.items() if how is Seen.HIDDEN}
+def hidden(observation: StateObservation) -> set[ProbeSource]:
+    return {source for source, how in observation.sources.items() if how is SourceResult.HIDDEN}
 
 
-async def empty(**more: str | None) -> Observation:
+async def empty(**more: str | None) -> StateObservation:
     """Look at a server that shows no table; None takes a row away."""
     server = ScriptedServer()
     server.rows |= EMPTY
@@ -46,7 +51,7 @@ async def test_a_few_visible_parts_of_many_are_a_missing_grant() -> None:
 
 
 async def test_a_table_that_shows_rows_is_not_hidden() -> None:
-    assert hidden(await empty(system__replicas__tables="2")) == FILTERED - {Source.REPLICAS}
+    assert hidden(await empty(system__replicas__tables="2")) == FILTERED - {ProbeSource.REPLICAS}
 
 
 async def test_empty_rows_of_a_server_without_parts_are_the_truth() -> None:

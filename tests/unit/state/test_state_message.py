@@ -8,49 +8,62 @@ import msgspec
 import pytest
 
 from byoc_agents.delivery.sink import Message
-from byoc_agents.state.assess import Memory, ShutdownScope, State, assess
+from byoc_agents.state.assess import Memory, ServiceState, ShutdownScope, assess
 from byoc_agents.state.hysteresis import Now
 from byoc_agents.state.message import (
     MAX_GROUP,
     SCHEMAS,
     STATE,
     SUMMARY,
-    Identity,
-    Kind,
+    MessageKind,
     Position,
     StateEvent,
+    StateIdentity,
     SummaryEvent,
     build_schemas,
     message_group,
     state_message,
     summary_message,
 )
-from byoc_agents.state.observation import Figures, Login, Observation, Ping, Seen, Source
+from byoc_agents.state.observation import (
+    Figures,
+    Login,
+    Ping,
+    ProbeSource,
+    SourceResult,
+    StateObservation,
+)
 from byoc_agents.state.summary import SummaryState, summarize
 from byoc_agents.state.thresholds import ReasonCode, Thresholds
 
-WHO = Identity(organization_id="org", service_id="svc", region="eu-west-1", heartbeat_seconds=60)
+WHO = StateIdentity(
+    organization_id="org", service_id="svc", region="eu-west-1", heartbeat_seconds=60
+)
 NOON_MS = 1_795_435_200_000
-BAD = Observation(
+BAD = StateObservation(
     ping=Ping.OK,
     login=Login.OK,
-    sources={Source.QUERIES: Seen.OK, Source.DISKS: Seen.DENIED},
+    sources={ProbeSource.QUERIES: SourceResult.OK, ProbeSource.DISKS: SourceResult.DENIED},
     figures=Figures(readonly_replicas=2, lost_parts=1),
     version="24.8.4.13",
     uptime_seconds=12,
 )
-DEAD = Observation(ping=Ping.REFUSED)
+DEAD = StateObservation(ping=Ping.REFUSED)
 
 
 def made(
-    observation: Observation = BAD,
-    kind: Kind = "transition",
+    observation: StateObservation = BAD,
+    kind: MessageKind = "transition",
     position: Position | None = None,
     replica: str = "r-0",
 ) -> Message:
     now = Now(NOON_MS, 0)
     assessment, memory = assess(
-        observation, Memory(state=State.RUNNING), Thresholds(), now, shutdown=ShutdownScope.POD
+        observation,
+        Memory(state=ServiceState.RUNNING),
+        Thresholds(),
+        now,
+        shutdown=ShutdownScope.POD,
     )
     return state_message(
         WHO,
@@ -78,7 +91,7 @@ def test_the_schema_file_matches_the_structs(name: str) -> None:
 
 
 @pytest.mark.parametrize("observation", [BAD, DEAD], ids=["bad", "dead"])
-def test_a_message_fits_its_schema(observation: Observation) -> None:
+def test_a_message_fits_its_schema(observation: StateObservation) -> None:
     validate(made(observation))
 
 
@@ -176,7 +189,13 @@ def test_order_is_kept_per_replica() -> None:
     assert long != message_group("s" * 128, "r" * 127)
 
 
-R, D, F, S, X = State.RUNNING, State.DEGRADED, State.FAILED, State.STARTING, State.STOPPING
+R, D, F, S, X = (
+    ServiceState.RUNNING,
+    ServiceState.DEGRADED,
+    ServiceState.FAILED,
+    ServiceState.STARTING,
+    ServiceState.STOPPING,
+)
 SUMMARIES = [
     ([R, R, R], SummaryState.RUNNING),
     ([R, D, R], SummaryState.DEGRADED),
@@ -194,7 +213,7 @@ SUMMARIES = [
 
 @pytest.mark.parametrize(("states", "expected"), SUMMARIES, ids=str)
 def test_a_services_state_follows_from_its_replicas(
-    states: list[State | None], expected: SummaryState
+    states: list[ServiceState | None], expected: SummaryState
 ) -> None:
     summary = summarize(states)
     assert summary

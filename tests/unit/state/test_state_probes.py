@@ -11,8 +11,8 @@ from byoc_agents.clickhouse import (
     ClickHouseUnreachableError,
 )
 from byoc_agents.state import queries
-from byoc_agents.state.observation import Login, Observation, Ping, Seen, Source
-from byoc_agents.state.probes import RELEARN_SECONDS, Bounds, Prober
+from byoc_agents.state.observation import Login, Ping, ProbeSource, SourceResult, StateObservation
+from byoc_agents.state.probes import RELEARN_SECONDS, PollBounds, Prober
 from lab.fakes.core import FakeClock
 from lab.fakes.state import ScriptedServer
 
@@ -21,7 +21,7 @@ def prober(server: ScriptedServer, clock: FakeClock | None = None) -> Prober:
     return Prober(server, clock=clock or FakeClock())
 
 
-async def look(server: ScriptedServer) -> Observation:
+async def look(server: ScriptedServer) -> StateObservation:
     return await prober(server).observe()
 
 
@@ -34,8 +34,8 @@ async def test_a_modern_server_is_seen_whole_in_four_queries() -> None:
         "24.8.4.13",
     )
     assert observation.uptime_seconds == 4000
-    assert set(observation.sources.values()) == {Seen.OK}
-    assert {s for s in Source} - observation.sources.keys() == {Source.DETACHED_PARTS}  # noqa: C416
+    assert set(observation.sources.values()) == {SourceResult.OK}
+    assert {s for s in ProbeSource} - observation.sources.keys() == {ProbeSource.DETACHED_PARTS}  # noqa: C416
     figures = observation.figures
     assert figures.readonly_replicas == 0
     assert figures.keeper_sessions == 1
@@ -56,7 +56,7 @@ async def test_a_modern_server_is_seen_whole_in_four_queries() -> None:
 
 
 async def test_every_query_carries_the_comment() -> None:
-    server = ScriptedServer(broken={Source.DISKS: ClickHouseServerError("", 60)})
+    server = ScriptedServer(broken={ProbeSource.DISKS: ClickHouseServerError("", 60)})
     await look(server)
     assert all(sql.startswith(f"/* {queries.COMMENT} */ SELECT ") for sql in server.queries)
 
@@ -84,24 +84,24 @@ async def test_a_restarted_server_is_queried_again_at_once() -> None:
 
 
 ERRORS = [
-    (ClickHouseServerError("", 60), Seen.ABSENT),
-    (ClickHouseServerError("", 47), Seen.ABSENT),
-    (ClickHouseServerError("", 46), Seen.ABSENT),
-    (ClickHouseServerError("", 497), Seen.DENIED),
-    (ClickHouseServerError("", 159), Seen.OVER_BOUND),
-    (ClickHouseServerError("", 241), Seen.OVER_BOUND),
-    (ClickHouseTimeoutError(""), Seen.OVER_BOUND),
-    (ClickHouseTooLargeError(""), Seen.OVER_BOUND),
-    (ClickHouseServerError("", 999), Seen.FAILED),
-    (ClickHouseResponseError(""), Seen.FAILED),
-    (ClickHouseUnreachableError(""), Seen.FAILED),
+    (ClickHouseServerError("", 60), SourceResult.ABSENT),
+    (ClickHouseServerError("", 47), SourceResult.ABSENT),
+    (ClickHouseServerError("", 46), SourceResult.ABSENT),
+    (ClickHouseServerError("", 497), SourceResult.DENIED),
+    (ClickHouseServerError("", 159), SourceResult.OVER_BOUND),
+    (ClickHouseServerError("", 241), SourceResult.OVER_BOUND),
+    (ClickHouseTimeoutError(""), SourceResult.OVER_BOUND),
+    (ClickHouseTooLargeError(""), SourceResult.OVER_BOUND),
+    (ClickHouseServerError("", 999), SourceResult.FAILED),
+    (ClickHouseResponseError(""), SourceResult.FAILED),
+    (ClickHouseUnreachableError(""), SourceResult.FAILED),
 ]
 
 
 @pytest.mark.parametrize("source", [*queries.FAST, *queries.SLOW])
 @pytest.mark.parametrize(("error", "how"), ERRORS, ids=lambda x: str(x))  # noqa: PLW0108
 async def test_a_source_that_fails_is_named_and_hides_no_other(
-    source: Source, error: Exception, how: Seen
+    source: ProbeSource, error: Exception, how: SourceResult
 ) -> None:
     server = ScriptedServer(broken={source: error})
     del server.rows["system.asynchronous_metrics.NumberOfDetachedParts"]  # so the table is asked
@@ -112,13 +112,13 @@ async def test_a_source_that_fails_is_named_and_hides_no_other(
     observation = await watcher.observe()
     assert observation.login is Login.OK
     assert observation.sources[source] is how
-    assert {s for s, h in observation.sources.items() if h is not Seen.OK} == {source}
+    assert {s for s, h in observation.sources.items() if h is not SourceResult.OK} == {source}
     assert observation.figures.readonly_replicas == 0
 
 
 async def test_a_missing_table_is_asked_for_again_only_after_a_while() -> None:
     server, clock = (
-        ScriptedServer(broken={Source.DISKS: ClickHouseServerError("", 60)}),
+        ScriptedServer(broken={ProbeSource.DISKS: ClickHouseServerError("", 60)}),
         FakeClock(),
     )
     watcher = prober(server, clock)
@@ -129,16 +129,18 @@ async def test_a_missing_table_is_asked_for_again_only_after_a_while() -> None:
     await clock.advance(10)
     second = await watcher.observe()
     assert len(server.queries) == 1
-    assert first.sources[Source.DISKS] is second.sources[Source.DISKS] is Seen.ABSENT
+    assert (
+        first.sources[ProbeSource.DISKS] is second.sources[ProbeSource.DISKS] is SourceResult.ABSENT
+    )
     await clock.advance(RELEARN_SECONDS)
-    assert (await watcher.observe()).sources[Source.DISKS] is Seen.OK
+    assert (await watcher.observe()).sources[ProbeSource.DISKS] is SourceResult.OK
 
 
 async def test_a_missing_column_leads_to_the_query_for_older_servers() -> None:
     server, clock = ScriptedServer(unknown_columns=("is_killed",)), FakeClock()
     watcher = prober(server, clock)
     observation = await watcher.observe()
-    assert observation.sources[Source.MUTATIONS] is Seen.OK
+    assert observation.sources[ProbeSource.MUTATIONS] is SourceResult.OK
     assert observation.figures.stuck_mutations == 1
     server.queries.clear()
     await clock.advance(60)
@@ -150,7 +152,7 @@ async def test_a_server_in_its_first_minute_has_no_asynchronous_metrics() -> Non
     server = ScriptedServer()
     server.rows = {n: v for n, v in server.rows.items() if "asynchronous" not in n}
     observation = await look(server)
-    assert observation.sources[Source.ASYNCHRONOUS_METRICS] is Seen.EMPTY
+    assert observation.sources[ProbeSource.ASYNCHRONOUS_METRICS] is SourceResult.EMPTY
     assert observation.figures.replication_lag_seconds == 99, "the table stands in"
     assert observation.figures.max_parts_in_partition == 8
     assert observation.figures.detached_parts == 2
@@ -164,13 +166,13 @@ async def test_replicas_status_is_false_if_the_server_lags() -> None:
 async def test_a_refused_login_differs_from_a_missing_grant() -> None:
     observation = await look(ScriptedServer(query_error=ClickHouseAuthError("", 516)))
     assert (observation.ping, observation.login) == (Ping.OK, Login.REFUSED)
-    assert observation.sources == {Source.QUERIES: Seen.DENIED}
+    assert observation.sources == {ProbeSource.QUERIES: SourceResult.DENIED}
 
 
 async def test_a_server_whose_every_query_fails_is_not_asked_for_each_source() -> None:
     server = ScriptedServer(query_error=ClickHouseServerError("", 202))
     observation = await look(server)
-    assert observation.sources == {Source.QUERIES: Seen.FAILED}
+    assert observation.sources == {ProbeSource.QUERIES: SourceResult.FAILED}
     assert len(server.queries) == 2
 
 
@@ -198,13 +200,13 @@ async def test_a_value_that_is_not_a_number_is_not_seen(value: str) -> None:
 
 
 async def test_a_probe_that_hangs_is_given_up() -> None:
-    server = ScriptedServer(hanging=frozenset({Source.MUTATIONS}))
-    bounds = Bounds(slow_seconds=0.01)
+    server = ScriptedServer(hanging=frozenset({ProbeSource.MUTATIONS}))
+    bounds = PollBounds(slow_seconds=0.01)
     watcher = Prober(server, clock=FakeClock(), bounds=bounds)
-    assert (await watcher.observe()).sources[Source.MUTATIONS] is Seen.PENDING
+    assert (await watcher.observe()).sources[ProbeSource.MUTATIONS] is SourceResult.PENDING
     observation = await watcher.observe()
-    assert observation.sources[Source.MUTATIONS] is Seen.OVER_BOUND
-    assert observation.sources[Source.PARTS] is Seen.OK
+    assert observation.sources[ProbeSource.MUTATIONS] is SourceResult.OVER_BOUND
+    assert observation.sources[ProbeSource.PARTS] is SourceResult.OK
 
 
 @pytest.mark.parametrize("uptime", [None, "", "-1", "1e3", "٣", "9" * 30])
@@ -214,7 +216,10 @@ async def test_an_answer_without_an_uptime_is_not_an_answer_of_a_server(uptime: 
     del server.rows["uptime"]
     server.rows |= {} if uptime is None else {"uptime": uptime}
     observation = await look(server)
-    assert (observation.ping, observation.sources[Source.QUERIES]) == (Ping.OK, Seen.FAILED)
+    assert (observation.ping, observation.sources[ProbeSource.QUERIES]) == (
+        Ping.OK,
+        SourceResult.FAILED,
+    )
     assert observation.uptime_seconds is None
 
 
@@ -224,4 +229,4 @@ async def test_a_value_of_a_hidden_source_that_is_not_a_number_is_not_counted() 
     server.rows |= {"system.parts.sum": "0", "system.mutations.pending": "4x"}
     server.rows |= {"system.mutations.stuck": "nan"}
     observation = await look(server)
-    assert observation.sources[Source.MUTATIONS] is Seen.HIDDEN
+    assert observation.sources[ProbeSource.MUTATIONS] is SourceResult.HIDDEN

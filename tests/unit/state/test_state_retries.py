@@ -13,8 +13,8 @@ from byoc_agents.clickhouse import (
     ClickHouseTooLargeError,
 )
 from byoc_agents.state import queries
-from byoc_agents.state.assess import Memory, State
-from byoc_agents.state.observation import Seen, Source
+from byoc_agents.state.assess import Memory, ServiceState
+from byoc_agents.state.observation import ProbeSource, SourceResult
 from byoc_agents.state.probes import REUSE_SECONDS, Prober
 from byoc_agents.state.thresholds import DEFAULTS, ReasonCode
 from lab.fakes.core import FakeClock
@@ -25,7 +25,7 @@ from tests.unit.state.exporter_bench import Bench, bench
 TOO_MANY_QUERIES = ClickHouseServerError("status 500", 202)
 UNIX_TIME = "1795460814"
 DELAY = "system.asynchronous_metrics.ReplicasMaxAbsoluteDelay"
-SOURCES = [*queries.FAST, *queries.SLOW, Source.REPLICAS_STATUS]
+SOURCES = [*queries.FAST, *queries.SLOW, ProbeSource.REPLICAS_STATUS]
 NO_ANSWERS: list[ClickHouseError] = [
     TOO_MANY_QUERIES,
     ClickHouseServerError("status 500", 159),
@@ -53,7 +53,7 @@ async def poll_until_slow(one: Bench) -> None:
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("error", NO_ANSWERS, ids=str)
 async def test_one_query_without_an_answer_changes_nothing(
-    one: Bench, source: Source, error: ClickHouseError
+    one: Bench, source: ProbeSource, error: ClickHouseError
 ) -> None:
     await poll_until_slow(one)
     one.server.broken = {source: error}
@@ -68,7 +68,7 @@ async def test_one_query_without_an_answer_changes_nothing(
 
 @pytest.mark.parametrize("source", SOURCES)
 async def test_two_queries_in_a_row_without_an_answer_count_and_one_answer_clears_them(
-    one: Bench, source: Source
+    one: Bench, source: ProbeSource
 ) -> None:
     await poll_until_slow(one)
     one.server.broken = {source: TOO_MANY_QUERIES}
@@ -77,7 +77,7 @@ async def test_two_queries_in_a_row_without_an_answer_count_and_one_answer_clear
     assert one.status["state"] == "degraded"
     (reason,) = one.status["reasons"]
     # without the parts nothing proves that no detached part is hidden
-    missing = {source} | ({Source.DETACHED_PARTS} if source is Source.PARTS else set())
+    missing = {source} | ({ProbeSource.DETACHED_PARTS} if source is ProbeSource.PARTS else set())
     assert (reason["code"], set(reason["missing"])) == ("OBSERVABILITY_PARTIAL", missing)
     one.server.broken = {}
     await one.poll()
@@ -86,7 +86,7 @@ async def test_two_queries_in_a_row_without_an_answer_count_and_one_answer_clear
 
 @pytest.mark.parametrize("source", queries.SLOW)
 async def test_a_slow_query_over_its_limit_is_asked_once_more_and_then_every_minute(
-    one: Bench, source: Source
+    one: Bench, source: ProbeSource
 ) -> None:
     await poll_until_slow(one)
     one.server.broken = {source: ClickHouseTimeoutError("none in 5 s")}
@@ -102,7 +102,7 @@ async def test_figures_of_a_query_without_an_answer_stay_for_one_poll_only() -> 
     server, clock = ScriptedServer(), FakeClock()
     prober = Prober(server, clock=clock)
     await prober.observe()
-    server.broken = {Source.DISKS: TOO_MANY_QUERIES, Source.EVENTS: TOO_MANY_QUERIES}
+    server.broken = {ProbeSource.DISKS: TOO_MANY_QUERIES, ProbeSource.EVENTS: TOO_MANY_QUERIES}
     server.rows["system.disks.free_ratio"] = "0.5"
     await clock.advance(10)
     first = await prober.observe()
@@ -110,7 +110,7 @@ async def test_figures_of_a_query_without_an_answer_stay_for_one_poll_only() -> 
     await clock.advance(10)
     second = await prober.observe()
     assert (second.figures.disk_free_ratio, second.figures.rejected_inserts) == (None, None)
-    assert second.sources[Source.DISKS] is Seen.FAILED
+    assert second.sources[ProbeSource.DISKS] is SourceResult.FAILED
 
 
 async def test_an_old_answer_is_not_used_and_the_poll_decides_nothing(one: Bench) -> None:
@@ -119,9 +119,9 @@ async def test_an_old_answer_is_not_used_and_the_poll_decides_nothing(one: Bench
     await one.poll()
     await one.poll(REUSE_SECONDS + 1)
     one.live()
-    one.server.broken = {Source.DISKS: TOO_MANY_QUERIES}
+    one.server.broken = {ProbeSource.DISKS: TOO_MANY_QUERIES}
     await one.poll()
-    assert one.status["sources"][Source.DISKS] == "pending"
+    assert one.status["sources"][ProbeSource.DISKS] == "pending"
     one.server.broken = {}
     await one.poll()
     assert [state for _, state in await one.said()] == ["running", "failed", "running"]
@@ -131,7 +131,7 @@ async def test_the_counters_of_a_server_before_its_restart_are_not_used(one: Ben
     one.server.rows["system.events.RejectedInserts"] = "50"
     await one.poll()
     one.server.rows |= {"uptime": "200", "system.events.RejectedInserts": "0"}
-    one.server.broken = {Source.EVENTS: TOO_MANY_QUERIES}
+    one.server.broken = {ProbeSource.EVENTS: TOO_MANY_QUERIES}
     await one.poll()
     assert one.status["figures"]["rejected_inserts"] is None
     assert one.status["reasons"] == []
@@ -139,7 +139,7 @@ async def test_the_counters_of_a_server_before_its_restart_are_not_used(one: Ben
 
 @pytest.mark.parametrize("source", [*queries.FAST, *queries.SLOW])
 async def test_a_first_poll_with_an_unanswered_query_is_published_with_the_second(
-    tmp_path: Path, source: Source
+    tmp_path: Path, source: ProbeSource
 ) -> None:
     async with bench(tmp_path) as one:
         del one.server.rows["system.asynchronous_metrics.NumberOfDetachedParts"]
@@ -154,7 +154,7 @@ async def test_a_first_poll_with_an_unanswered_query_is_published_with_the_secon
 
 async def test_a_missing_grant_counts_at_once(one: Bench) -> None:
     await one.poll()
-    one.server.broken = {Source.ERRORS: ClickHouseServerError("status 403", 497)}
+    one.server.broken = {ProbeSource.ERRORS: ClickHouseServerError("status 403", 497)}
     await one.poll()
     assert one.status["state"] == "degraded"
 
@@ -230,6 +230,6 @@ def test_a_lag_is_held_for_a_minute_as_in_the_charts_rule(
 
 def test_a_pending_source_leaves_the_state_as_it_was() -> None:
     story = Story()
-    story.memory = Memory(state=State.DEGRADED)
-    found = story.see(up(sources={Source.DISKS: Seen.PENDING}))
-    assert (found.state, found.confirmed) == (State.DEGRADED, False)
+    story.memory = Memory(state=ServiceState.DEGRADED)
+    found = story.see(up(sources={ProbeSource.DISKS: SourceResult.PENDING}))
+    assert (found.state, found.confirmed) == (ServiceState.DEGRADED, False)

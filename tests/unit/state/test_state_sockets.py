@@ -20,7 +20,7 @@ from byoc_agents.clickhouse import ClickHouse
 from byoc_agents.egress.destinations import clickhouse_destination
 from byoc_agents.egress.gate import Gate
 from byoc_agents.state.observation import Ping
-from byoc_agents.state.probes import Bounds, Prober
+from byoc_agents.state.probes import PollBounds, Prober
 from lab.fakes.core import FakeClock, settle
 from lab.fakes.http import HttpDouble, Script, always, close, garbage, hang, reply, reset
 
@@ -41,7 +41,7 @@ PINGS: list[tuple[str, Script, Ping]] = [
 )
 async def test_every_answer_to_a_ping(script: Script, ping: Ping) -> None:
     async with HttpDouble(script) as double, ClickHouse(double.url) as server:
-        bounds = Bounds(ping_seconds=0.2 if ping is Ping.TIMEOUT else 30)
+        bounds = PollBounds(ping_seconds=0.2 if ping is Ping.TIMEOUT else 30)
         assert (await Prober(server, clock=FakeClock(), bounds=bounds).observe()).ping is ping
     await settle()  # the double's connections let go of their sockets
 

@@ -38,7 +38,7 @@ _SLACK_USEC = 50_000  # of each CPU: a start time is cut to 10 ms, and a tick is
 _GONE = frozenset({errno.ENODEV, errno.ENOENT, errno.ESTALE, errno.ESRCH, errno.ENOTDIR})
 
 
-class Place(msgspec.Struct, frozen=True):
+class CgroupPlace(msgspec.Struct, frozen=True):
     """A cgroup that was found."""
 
     hierarchy: Hierarchy
@@ -61,7 +61,7 @@ class CgroupSource:
 
     def __init__(
         self,
-        locate: Callable[[], Place],
+        locate: Callable[[], CgroupPlace],
         proc: ProcFs,
         boot_id: str,
         *,
@@ -128,7 +128,7 @@ class CgroupSource:
 class _Opened:
     """A cgroup whose files are open."""
 
-    def __init__(self, place: Place, proc: ProcFs, boot_id: str) -> None:
+    def __init__(self, place: CgroupPlace, proc: ProcFs, boot_id: str) -> None:
         device, inode = identity(place.hierarchy.cpuacct)
         self.directory = place.hierarchy.cpuacct
         self.incarnation = f"{boot_id[:8]}-{device:x}-{inode}"
@@ -222,18 +222,20 @@ def _limit_source(limit: Limit) -> LimitSource | None:
     return "cgroup" if limit.effective == limit.own else "cgroup_ancestor"
 
 
-def at_path(locator: Locator, path: Path) -> Callable[[], Place]:
+def at_path(locator: Locator, path: Path) -> Callable[[], CgroupPlace]:
     """Return a way to find the cgroup at a directory."""
 
-    def locate() -> Place:
+    def locate() -> CgroupPlace:
         hierarchy = locator.of_path(path)
         found = container_id(str(path))
-        return Place(hierarchy, found, "root", lambda: identity(path), lambda: None, exclusive=True)
+        return CgroupPlace(
+            hierarchy, found, "root", lambda: identity(path), lambda: None, exclusive=True
+        )
 
     return locate
 
 
-def of_process(locator: Locator, finder: Finder, proc: ProcFs) -> Callable[[], Place]:
+def of_process(locator: Locator, finder: Finder, proc: ProcFs) -> Callable[[], CgroupPlace]:
     """Return a way to find the cgroup of a process.
 
     A descriptor of /proc/PID/cgroup is bound to the process and not to the pid: it tells when the
@@ -242,7 +244,7 @@ def of_process(locator: Locator, finder: Finder, proc: ProcFs) -> Callable[[], P
     """
     had_membership: Process | None = None
 
-    def locate() -> Place:
+    def locate() -> CgroupPlace:
         nonlocal had_membership
         process = finder.find()
         pid = process.pid
@@ -265,6 +267,6 @@ def of_process(locator: Locator, finder: Finder, proc: ProcFs) -> Callable[[], P
             membership.close()
             raise
         found, owner = proc.container_id(pid), proc.owner(pid)
-        return Place(hierarchy, found, owner, membership.read, membership.close)
+        return CgroupPlace(hierarchy, found, owner, membership.read, membership.close)
 
     return locate

@@ -65,7 +65,7 @@ SQL = f"{OLD_SQL}UNION ALL\nSELECT '{SERVER_UUID}' AS name, toString(serverUUID(
 GRANT = "GRANT SELECT ON system.events, system.asynchronous_metrics and system.metrics"
 
 
-class Answer(msgspec.Struct, frozen=True):
+class ServerAnswer(msgspec.Struct, frozen=True):
     """Who answered, and what tells one server from another."""
 
     server_uuid: str  # "" before ClickHouse 21.12
@@ -94,11 +94,11 @@ class Answer(msgspec.Struct, frozen=True):
         """Return when the server has begun at the earliest."""
         return self.asked_ns - self.uptime_ns - 1_000_000_000 - UPTIME_SLACK_NS
 
-    def began_after(self, before: "Answer") -> bool:
+    def began_after(self, before: "ServerAnswer") -> bool:
         """Return whether this server may have begun after an earlier answer."""
         return self.latest_start_ns >= before.asked_ns
 
-    def is_same_server(self, before: "Answer") -> bool:
+    def is_same_server(self, before: "ServerAnswer") -> bool:
         """Return whether one server can have given both answers, this one later.
 
         A restart keeps serverUUID and host name. Without a serverUUID, uptime and counter must
@@ -125,13 +125,13 @@ class OneServer:
     """
 
     def __init__(self) -> None:
-        self._accepted: Answer | None = None
-        self._last: Answer | None = None
+        self._accepted: ServerAnswer | None = None
+        self._last: ServerAnswer | None = None
         self._in_a_row = 0
-        self._refused: Answer | None = None  # since the last accepted one
-        self._several: tuple[Answer, Answer] | None = None
+        self._refused: ServerAnswer | None = None  # since the last accepted one
+        self._several: tuple[ServerAnswer, ServerAnswer] | None = None
 
-    def check(self, answer: Answer) -> None:
+    def check(self, answer: ServerAnswer) -> None:
         """Take the newest answer. Raises TargetUnreadableError if it is not to be believed."""
         last, accepted = self._last, self._accepted
         self._last = answer
@@ -152,7 +152,7 @@ class OneServer:
             raise TargetUnreadableError(self._trouble(answer, accepted))
         self._accepted, self._refused, self._several = answer, None, None
 
-    def _trouble(self, answer: Answer, accepted: Answer) -> str:
+    def _trouble(self, answer: ServerAnswer, accepted: ServerAnswer) -> str:
         if not self._several:
             return (
                 f"another server answers now: {answer} instead of {accepted}; it is taken as the "
@@ -233,11 +233,11 @@ def figures_of(rows: list[Row]) -> dict[str, Decimal]:
 
 def answer_of(
     rows: list[Row], figures: Mapping[str, Decimal], asked_ns: int, answered_ns: int
-) -> Answer:
+) -> ServerAnswer:
     """Return who answered; what an old server does not tell is empty."""
     texts = {str(row.get("name")): str(row.get("value")) for row in rows}
     uuid = texts.get(SERVER_UUID, "")
-    return Answer(
+    return ServerAnswer(
         server_uuid="" if uuid == NO_UUID else uuid,
         host_name=texts.get(HOST_NAME, ""),
         cpu_usec=int(figures[CPU]),
@@ -248,7 +248,7 @@ def answer_of(
 
 
 def reading_of(
-    figures: Mapping[str, Decimal], now_ns: int, boot_id: str, answer: Answer | None = None
+    figures: Mapping[str, Decimal], now_ns: int, boot_id: str, answer: ServerAnswer | None = None
 ) -> Reading:
     """Return the reading. `now_ns` is boot time; the server's start is known to about a second.
 

@@ -55,7 +55,7 @@ class TargetForeignError(TargetUnreadableError):
     """What runs here is surely another target: no other source may take it for ours."""
 
 
-class Source(Protocol):
+class ReadingSource(Protocol):
     """Reads one target in one way."""
 
     name: SourceName

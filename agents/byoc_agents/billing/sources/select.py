@@ -10,13 +10,13 @@ import msgspec
 
 from byoc_agents.app.clock import Clock
 from byoc_agents.billing.continuity import BIRTH_TOLERANCE_NS
-from byoc_agents.billing.sources.cgroup import CgroupSource, Place, at_path, of_process
+from byoc_agents.billing.sources.cgroup import CgroupPlace, CgroupSource, at_path, of_process
 from byoc_agents.billing.sources.cgroup_paths import Locator
 from byoc_agents.billing.sources.clickhouse import ServerSource
 from byoc_agents.billing.sources.procfs import SERVER, Finder, ProcFs
 from byoc_agents.billing.sources.reading import (
     Reading,
-    Source,
+    ReadingSource,
     SourceName,
     TargetAbsentError,
     TargetForeignError,
@@ -50,7 +50,7 @@ class TargetName(msgspec.Struct, frozen=True):
         return default if self.kind == "auto" else None
 
 
-class Observation(msgspec.Struct, frozen=True):
+class TargetObservation(msgspec.Struct, frozen=True):
     """One look at the target.
 
     `standby` are readings of the other sources at the same moment, so that a change of source finds
@@ -141,7 +141,7 @@ class Plausibility:
 class Target:
     """Reads the best source that works."""
 
-    def __init__(self, name: str, sources: Sequence[Source], clock: Clock) -> None:
+    def __init__(self, name: str, sources: Sequence[ReadingSource], clock: Clock) -> None:
         """Take the sources, best first. They are closed by `close`."""
         self._name = name
         self._sources = tuple(sources)
@@ -155,7 +155,7 @@ class Target:
     def __repr__(self) -> str:
         return f"{self._name} by {', else '.join(source.name for source in self._sources)}"
 
-    async def read(self, *, standby: bool = False) -> Observation:
+    async def read(self, *, standby: bool = False) -> TargetObservation:
         """Return what there is to see now; raises nothing but CancelledError.
 
         With `standby` every source is read and the best one taken. Without it only the one of last
@@ -174,7 +174,7 @@ class Target:
                 reading = await self._sources[index].read()
             except TargetForeignError as error:
                 self._failures[index] = f"{self._sources[index].name}: {error}"
-                return Observation(None, trouble=self._failures[index])
+                return TargetObservation(None, trouble=self._failures[index])
             except (TargetAbsentError, TargetUnreadableError) as error:
                 self._failures[index] = f"{self._sources[index].name}: {error}"
                 absent = absent or isinstance(error, TargetAbsentError)
@@ -212,12 +212,12 @@ class Target:
                 self._failures[index] = f"{reading.source}: {reason}"
                 del readings[index]
 
-    def _observed(self, readings: list[Reading], *, absent: bool) -> Observation:
+    def _observed(self, readings: list[Reading], *, absent: bool) -> TargetObservation:
         better = range(self._active if readings else len(self._sources))
         trouble = "; ".join(self._failures[i] for i in better if i in self._failures)
         if not readings:
-            return Observation(None, trouble=trouble, absent=absent)
-        return Observation(readings[0], tuple(readings[1:]), trouble)
+            return TargetObservation(None, trouble=trouble, absent=absent)
+        return TargetObservation(readings[0], tuple(readings[1:]), trouble)
 
     def close(self) -> None:
         """Give up descriptors; `read` may be called again."""
@@ -278,7 +278,7 @@ def open_target(
     return Target(str(name), [cgroup, ServerSource(clickhouse, clock), process], clock)
 
 
-def _of_process(finder: Finder, proc: ProcFs, clock: Clock) -> list[Source]:
+def _of_process(finder: Finder, proc: ProcFs, clock: Clock) -> list[ReadingSource]:
     locate = of_process(Locator(proc), finder, proc)
     return [
         _cgroup(locate, proc, clock),
@@ -286,7 +286,7 @@ def _of_process(finder: Finder, proc: ProcFs, clock: Clock) -> list[Source]:
     ]
 
 
-def _cgroup(locate: Callable[[], Place], proc: ProcFs, clock: Clock) -> CgroupSource:
+def _cgroup(locate: Callable[[], CgroupPlace], proc: ProcFs, clock: Clock) -> CgroupSource:
     return CgroupSource(locate, proc, clock.boot_id, boot_ns=clock.boot_ns)
 
 
@@ -297,7 +297,7 @@ class _Processes:
 
     def __init__(self, finder: Finder, proc: ProcFs, boot_id: str) -> None:
         self._parts = finder, proc, boot_id
-        self._source: Source | None = None
+        self._source: ReadingSource | None = None
 
     async def read(self) -> Reading:
         if self._source is None:

@@ -1,0 +1,18 @@
+"""No public type name stands for two things."""
+
+from pathlib import Path
+
+import pytest
+
+from lab import names
+
+
+def test_every_type_has_a_name_of_its_own() -> None:
+    assert names.collisions() == {}
+
+
+def test_a_collision_would_be_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("a", "b"):
+        (tmp_path / f"{module}.py").write_text("class Reading:\n    pass\n")
+    monkeypatch.setattr(names, "SOURCE", tmp_path)
+    assert names.collisions() == {"Reading": ["a.Reading", "b.Reading"]}
