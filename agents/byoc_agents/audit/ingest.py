@@ -102,11 +102,12 @@ class Intake:
             return
         for twice in timeline.add(usage, *span):
             self._find("overlap", usage, CheckedPeriod(*twice))
+        detail = impossible(usage)
         if held:
             self._find("duplicate_sequence", usage, span)
         else:
-            self._chain(replica, usage, span)
-        if detail := impossible(usage):
+            self._chain(replica, usage, span, possible=not detail)
+        if detail:
             self._find(
                 "impossible_cpu",
                 usage,
@@ -121,8 +122,10 @@ class Intake:
         replica.sums.objects += not self._counted
         self._counted = True
 
-    def _chain(self, replica: ReplicaAudit, usage: Usage, span: CheckedPeriod) -> None:
-        links = replica.lane(usage.epoch).add(run_of(usage, *span))
+    def _chain(
+        self, replica: ReplicaAudit, usage: Usage, span: CheckedPeriod, *, possible: bool
+    ) -> None:
+        links = replica.lane(usage.epoch).add(run_of(usage, *span, possible=possible))
         if (
             usage.quality == "gap"
             and usage.counter

@@ -1,6 +1,7 @@
 """From the evidence to the report: what only shows when everything has been read."""
 
 from collections.abc import Sequence
+from decimal import Decimal
 from itertools import pairwise
 from typing import Any
 
@@ -19,7 +20,7 @@ from byoc_agents.audit.report import (
     stamp,
     summed,
 )
-from byoc_agents.audit.sequences import Hole, Lane, Link, Point, Run, link
+from byoc_agents.audit.sequences import Hole, Lane, Link, Point, Run, Stretch, link
 
 BEGINNING, END = -(2**62), 2**62  # of time, where no record bounds it
 
@@ -73,6 +74,9 @@ class _Conclusion:
             for hole in self._holes(epoch):
                 self._missing(epoch, hole)
                 self._explain(place, hole)
+            for run in self._lane(epoch).runs:
+                if run.load.worst:
+                    self._overloaded(epoch, run.load.worst)
         sound = [epoch for epoch in self._epochs if self._lane(epoch).runs]
         pairs = list(pairwise(sound))
         for ended, begun in pairs:
@@ -121,6 +125,23 @@ class _Conclusion:
             if start_ms < end_ms and not spans.uncovered(start_ms, end_ms):
                 return "stated: spool_corrupt"
         return ""
+
+    def _overloaded(self, epoch: int, found: Stretch) -> None:
+        """Report neighbouring records that are possible one by one, but not together."""
+        most = Decimal(found.possible_usec + found.slack_usec).scaleb(-6)
+        used = Decimal(found.used_usec).scaleb(-6)
+        self._find(
+            "impossible_cpu",
+            epoch=epoch,
+            first_sequence=found.first,
+            last_sequence=found.last,
+            start=stamp(found.start_ms),
+            end=stamp(found.end_ms),
+            core_seconds=used,
+            detail=f"records {found.first_id} to {found.last_id} together: used {used} core "
+            f"seconds, expected at most {most}: elapsed time x CPUs x 1.0005, plus slack once; "
+            "the totals include these records",
+        )
 
     def _explain(self, place: int, hole: Hole) -> None:
         earlier = [self._lane(epoch).runs[-1:] for epoch in self._epochs[:place]]

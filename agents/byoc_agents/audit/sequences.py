@@ -10,10 +10,11 @@ from decimal import Decimal
 from typing import Literal, NamedTuple
 
 from byoc_agents.audit.intervals import Spans
-from byoc_agents.billing.record import Usage
+from byoc_agents.billing.record import Usage, cpu_bound, record_id
 
 CUT = "cut"  # the life of a point that compares with none: the counter is known to have fallen
 CUT_GAPS = ("counter_fell", "counter_impossible")  # the difference across them is no CPU used
+CLOCK_PPM = 500  # see `load_of`
 SOFT_GAPS = ("no_checkpoint", "spool_corrupt")  # may lie over records of earlier epochs
 
 
@@ -35,6 +36,103 @@ class Link(NamedTuple):
     core_seconds: Decimal
 
 
+class Stretch(NamedTuple):
+    """Neighbouring records of one counter, and their CPU against what the machine could do."""
+
+    first: int  # sequences
+    last: int
+    first_id: str
+    last_id: str
+    start_ms: int
+    end_ms: int
+    used_usec: int
+    possible_usec: int  # without the slack
+    slack_usec: int  # once, however many records there are: the largest of them
+
+    @property
+    def excess_usec(self) -> int:
+        """Return how much more CPU was used than possible, without the slack."""
+        return self.used_usec - self.possible_usec
+
+    def join(self, after: "Stretch") -> "Stretch":
+        """Return the stretch of this one and the one after it."""
+        return Stretch(
+            self.first,
+            after.last,
+            self.first_id,
+            after.last_id,
+            self.start_ms,
+            after.end_ms,
+            self.used_usec + after.used_usec,
+            self.possible_usec + after.possible_usec,
+            max(self.slack_usec, after.slack_usec),
+        )
+
+
+class Load(NamedTuple):
+    """The stretches of a run that matter: enough to find the worst one in any order of reading."""
+
+    whole: Stretch | None = None  # None if the run is not a single stretch
+    head: Stretch | None = None  # the worst that begins with the run's first record
+    tail: Stretch | None = None  # the worst that ends with its last one
+    worst: Stretch | None = None
+
+    def join(self, after: "Load", *, same_counter: bool) -> "Load":
+        """Return the load of two neighbouring runs."""
+        worst = _by_breach(self.worst, after.worst)
+        if not same_counter:
+            return Load(None, self.head, after.tail, worst)
+        return Load(
+            _joined(self.whole, after.whole),
+            _by_excess(self.head, _joined(self.whole, after.head)),
+            _by_excess(after.tail, _joined(self.tail, after.whole)),
+            _by_breach(worst, _joined(self.tail, after.head)),
+        )
+
+
+def _joined(left: Stretch | None, right: Stretch | None) -> Stretch | None:
+    return left.join(right) if left and right else None
+
+
+def _by_excess(a: Stretch | None, b: Stretch | None) -> Stretch | None:
+    if a is None or b is None:
+        return a or b
+    return b if b.excess_usec > a.excess_usec else a
+
+
+def _by_breach(a: Stretch | None, b: Stretch | None) -> Stretch | None:
+    """Return the one that goes further beyond its slack; None if neither does."""
+    found = [s for s in (a, b) if s is not None and s.excess_usec > s.slack_usec]
+    return max(found, key=lambda s: s.excess_usec - s.slack_usec, default=None)
+
+
+def load_of(usage: Usage, start_ms: int, end_ms: int) -> Load:
+    """Return the load of a single record.
+
+    The slack is how far a counter is behind at one moment. What it is behind at a record's end is
+    in the next record, so neighbouring records have it once. The rate of the clock, however, can be
+    wrong all the time: by up to 500 parts per million (MAXFREQ of the kernel's NTP).
+    """
+    bound = cpu_bound(usage)
+    if bound is None:
+        return Load()
+    # 0.1.0 rounded the elapsed time: up to 1 ms of each record.
+    elapsed_ms = bound.elapsed_ms + (usage.counter_milliseconds is None)
+    name = record_id(usage)
+    stretch = Stretch(
+        usage.sequence,
+        usage.sequence,
+        name,
+        name,
+        start_ms,
+        end_ms,
+        int(usage.used.cpu_core_seconds * 10**6),
+        -(-bound.cpus * elapsed_ms * (10**6 + CLOCK_PPM) // 1000),
+        bound.cpus * bound.slack_ms * 1000,
+    )
+    return Load(stretch, stretch, stretch, None)
+
+
 @dataclass(slots=True)
 class Run:
     """Records without a missing sequence between them."""
@@ -47,6 +145,7 @@ class Run:
     tail: Point | None  # and the last
     head_gap: bool  # a stated gap without a counter lies before `head`
     tail_gap: bool  # or after `tail`
+    load: Load
 
 
 class Hole(NamedTuple):
@@ -58,8 +157,8 @@ class Hole(NamedTuple):
     right: Run | None
 
 
-def run_of(usage: Usage, start_ms: int, end_ms: int) -> Run:
-    """Return the run of a single record."""
+def run_of(usage: Usage, start_ms: int, end_ms: int, *, possible: bool = True) -> Run:
+    """Return the run of a single record. `possible`: its CPU by itself breaks no bound."""
     head = tail = None
     if usage.gap_reason in CUT_GAPS:
         head = tail = Point(CUT, Decimal(0), end_ms, announced=False)
@@ -69,7 +168,8 @@ def run_of(usage: Usage, start_ms: int, end_ms: int) -> Run:
         head = Point(life, usage.counter.start, start_ms, announced)
         tail = Point(life, usage.counter.end, end_ms, announced)
     bare = head is None
-    return Run(usage.sequence, usage.sequence, start_ms, end_ms, head, tail, bare, bare)
+    load = load_of(usage, start_ms, end_ms) if possible else Load()
+    return Run(usage.sequence, usage.sequence, start_ms, end_ms, head, tail, bare, bare, load)
 
 
 def link(tail: Point | None, head: Point | None, *, stated: bool) -> Link | None:
@@ -144,6 +244,7 @@ class Lane:
 
 def _extend(left: Run, right: Run) -> None:
     """Let the left run take over the right one, which begins where it ends."""
+    left.load = left.load.join(right.load, same_counter=_same_counter(left, right))
     left.last = right.last
     left.end_ms = right.end_ms
     if left.head is None:
@@ -152,3 +253,11 @@ def _extend(left: Run, right: Run) -> None:
         left.tail, left.tail_gap = right.tail, right.tail_gap
     else:
         left.tail_gap = True
+
+
+def _same_counter(left: Run, right: Run) -> bool:
+    """Return whether the counter of the left run's last record goes on in the right run's first."""
+    tail, head = left.tail, right.head
+    if tail is None or head is None or left.tail_gap or right.head_gap:
+        return False
+    return not head.announced and tail.core_seconds == head.core_seconds

@@ -7,7 +7,7 @@ a reader can prove that no CPU second is missing or there twice.
 
 from decimal import Decimal
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -137,11 +137,24 @@ def charge_period_ms(line: bytes) -> tuple[int, int]:
     return parse_rfc3339(usage.charge_period_start), parse_rfc3339(usage.charge_period_end)
 
 
-def most_core_seconds(usage: Usage) -> Decimal | None:
-    """Return the CPU that the machine could do at most while the record's counter rose.
+class CpuBound(NamedTuple):
+    """What bounds the CPU of a record: the machine's CPUs, the time they had, and the slack."""
 
-    More than that was never used: such a figure must not be billed. None if nothing can be said: of
-    a gap, and of a record of 0.1.0 that may hold CPU of an earlier time (quality `estimated`).
+    cpus: int
+    elapsed_ms: int
+    slack_ms: int  # per CPU
+
+    @property
+    def core_seconds(self) -> Decimal:
+        """Return the bound of one record by itself."""
+        return Decimal(self.cpus * (self.elapsed_ms + self.slack_ms)) / 1000
+
+
+def cpu_bound(usage: Usage, unknown_cpus: int = MAX_CPUS) -> CpuBound | None:
+    """Return what bounds a record's CPU; `unknown_cpus` if it does not have the number of CPUs.
+
+    None if nothing can be said: of a gap, and of a record of 0.1.0 that may hold CPU of an earlier
+    time (quality `estimated`).
     """
     elapsed_ms = usage.counter_milliseconds
     if usage.quality == "gap" or (elapsed_ms is None and usage.quality != "measured"):
@@ -149,7 +162,16 @@ def most_core_seconds(usage: Usage) -> Decimal | None:
     if elapsed_ms is None:
         elapsed_ms = usage.elapsed_milliseconds
     slack_ms = max(SLACK_MS.values()) if usage.source_changed else SLACK_MS[usage.source]
-    return Decimal((usage.machine_cpus or MAX_CPUS) * (elapsed_ms + slack_ms)) / 1000
+    return CpuBound(usage.machine_cpus or unknown_cpus, elapsed_ms, slack_ms)
+
+
+def most_core_seconds(usage: Usage) -> Decimal | None:
+    """Return the CPU that the machine could do at most while the record's counter rose.
+
+    More than that was never used: such a figure must not be billed. None as of `cpu_bound`.
+    """
+    bound = cpu_bound(usage)
+    return bound and bound.core_seconds
 
 
 def life(reading: Reading) -> str:

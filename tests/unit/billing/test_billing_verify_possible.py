@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator
 from decimal import Decimal
+from random import Random
 
+import pytest
 from msgspec.structs import replace
 
 from byoc_agents.audit.evidence import Claim, Evidence, PodEpoch
 from byoc_agents.audit.reconcile import conclude
-from byoc_agents.billing.record import UsageRecord
-from lab.fakes.billing import MINUTE_MS, Story, altered
-from tests.unit.billing.buckets import of
+from byoc_agents.billing.record import Counter, UsageRecord
+from lab.fakes.billing import MINUTE_MS, Story, altered, core_seconds, objects
+from tests.unit.billing.buckets import audit, of
 
 
 def _sized(record: UsageRecord, **fields: object) -> UsageRecord:
@@ -76,3 +78,108 @@ def test_the_conclusion_reads_all_claims_once_for_any_number_of_replicas() -> No
     evidence.claims = claims  # type: ignore[assignment]
     conclude(evidence, "")
     assert claims.reads == 1
+
+
+def _busy(story: Story, usec: int, *, cpus: int = 4, period_ms: int = MINUTE_MS) -> UsageRecord:
+    """Return a record of `usec` CPU on a machine of `cpus`."""
+    start_usec, record = story.counter_usec, story.measured(period_ms=period_ms)
+    story.counter_usec = start_usec + usec
+    used = replace(record.data.used, cpu_core_seconds=core_seconds(usec))
+    counter = Counter(start=core_seconds(start_usec), end=core_seconds(story.counter_usec))
+    return altered(
+        record, used=used, counter=counter, machine_cpus=cpus, counter_milliseconds=period_ms
+    )
+
+
+FULL_USEC = 4 * MINUTE_MS * 1000  # four CPUs for a minute
+SLACK_USEC = 4 * 50_000
+
+
+def test_records_that_are_possible_only_one_by_one_are_a_problem() -> None:
+    """Each uses its slack, which the counter's delay allows once for all of them."""
+    story = Story()
+    idle = [_busy(story, 0) for _ in range(20)]
+    busy = [_busy(story, FULL_USEC + SLACK_USEC) for _ in range(7)]
+    idle_later = [_busy(story, 0) for _ in range(20)]
+    report = of(idle + busy + idle_later)
+    (finding,) = report.findings
+    (total,) = report.replicas
+    assert report.counts == {"impossible_cpu": 1}
+    assert (finding.first_sequence, finding.last_sequence) == (20, 26)
+    assert finding.core_seconds == core_seconds(7 * (FULL_USEC + SLACK_USEC))
+    assert f"records {busy[0].id} to {busy[-1].id} together" in finding.detail
+    assert "plus slack once" in finding.detail
+    assert (finding.start, finding.end) == (
+        busy[0].data.charge_period_start,
+        busy[-1].data.charge_period_end,
+    )
+    assert (total.records, total.excluded_records) == (47, 0)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_such_records_are_found_in_any_order_of_the_objects(seed: int) -> None:
+    story, dice = Story(), Random(seed)
+    usecs = [0] * 10 + [FULL_USEC + SLACK_USEC] * 9 + [FULL_USEC // 2] * 10
+    messages = objects([_busy(story, usec) for usec in usecs], size=1)
+    dice.shuffle(messages)
+    (finding,) = audit(messages).findings
+    assert (finding.kind, finding.first_sequence, finding.last_sequence) == (
+        "impossible_cpu",
+        10,
+        18,
+    )
+
+
+def test_the_bound_of_neighbouring_records_is_exact() -> None:
+    """Time x CPUs, 500 millionths of it for the clock's rate, and the slack once."""
+    rate_usec = FULL_USEC * 500 // 10**6
+    for more, expected in ((0, {}), (1, {"impossible_cpu": 1})):
+        story = Story()
+        usecs = [FULL_USEC + rate_usec] * 9 + [FULL_USEC + SLACK_USEC]
+        usecs[0] += rate_usec // 2 + more
+        usecs[1] += rate_usec // 2
+        assert of([_busy(story, usec) for usec in usecs]).counts == expected
+
+
+def test_a_full_machine_is_well_for_a_week_even_if_its_clock_is_slow() -> None:
+    """The counter is late by the whole slack at the start, and the clock's rate is 400 ppm low."""
+    story = Story()
+    usecs = [FULL_USEC + SLACK_USEC - 1] + [FULL_USEC + FULL_USEC * 400 // 10**6] * 10_079
+    report = of([_busy(story, usec) for usec in usecs], size=500)
+    assert report.well, report.findings
+
+
+@pytest.mark.parametrize("between", ["gap", "restart", "other_counter"])
+def test_records_of_two_counters_each_have_a_slack(between: str) -> None:
+    """What both together may use beyond the time is twice the slack."""
+    story = Story()
+    records = [_busy(story, FULL_USEC + SLACK_USEC)]
+    if between == "gap":
+        records.append(story.gap("target_unreadable", usec=5))
+    elif between == "restart":
+        story.restart()
+    else:
+        records.append(story.gap("counter_fell"))
+        story.counter_usec //= 2
+    records += [_busy(story, FULL_USEC + SLACK_USEC // 2) for _ in range(2)]
+    assert of(records).well
+
+
+def test_a_record_that_is_impossible_by_itself_is_reported_once() -> None:
+    story = Story()
+    records = [_busy(story, FULL_USEC), _busy(story, 2 * FULL_USEC), _busy(story, FULL_USEC)]
+    report = of(records)
+    (finding,) = report.findings
+    assert (finding.kind, finding.first_sequence) == ("impossible_cpu", 1)
+    assert report.replicas[0].excluded_records == 1
+
+
+def test_a_machine_that_grows_has_the_time_of_each_size() -> None:
+    story = Story()
+    small = [_busy(story, FULL_USEC) for _ in range(5)]
+    large = [_busy(story, 2 * FULL_USEC, cpus=8) for _ in range(5)]
+    assert of(small + large).well
+    story = Story()
+    small = [_busy(story, FULL_USEC + SLACK_USEC) for _ in range(9)]
+    large = [_busy(story, 2 * FULL_USEC + SLACK_USEC, cpus=8) for _ in range(9)]
+    assert of(small + large).counts == {"impossible_cpu": 1}
