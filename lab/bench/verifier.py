@@ -1,4 +1,7 @@
-"""`byoc-agents verify`: records a second and the most memory, on a million records or ten."""
+"""`byoc-agents verify`: records a second and the most memory, on a million records or ten.
+
+Also the time that the report of a fleet takes.
+"""
 
 import gc
 import time
@@ -9,21 +12,25 @@ from multiprocessing import get_context
 import psutil
 
 from byoc_agents.audit import Audit
+from byoc_agents.audit.render import text
 from byoc_agents.delivery.sink import Message
 from lab.bench.figures import Row, row
 from lab.bench.lab import MIB, Lab
 from lab.fakes.billing import Story, objects
 
 REPLICAS, RECORDS = 10, 300  # records of one object
+FLEETS, FLEET_RECORDS = (1_000, 100_000), 10  # replicas, each with one object of so many records
 
 
 def measure(lab: Lab) -> list[Row]:
     """Audit a bucket as its keys come; making the objects is not counted."""
+    fleets = FLEETS[:1] if lab.quick else FLEETS
     sizes = [100_000] if lab.quick else [millions * 1_000_000 for millions in lab.millions]
     with ProcessPoolExecutor(
         max_workers=1, mp_context=get_context("spawn"), max_tasks_per_child=1
     ) as fresh:  # in a process that has held other things, memory says nothing
-        return [row for rows in fresh.map(_audited, sizes) for row in rows]
+        concluded = fresh.map(_concluded, fleets)
+        return [row for rows in fresh.map(_audited, sizes) for row in rows] + list(concluded)
 
 
 def _audited(wanted: int) -> list[Row]:
@@ -45,6 +52,24 @@ def _audited(wanted: int) -> list[Row]:
         row("verifier", f"{title}: records a second of CPU", [wanted / seconds], "records/s"),
         row("verifier", f"{title}: memory above the start", [most / MIB], "MiB"),
     ]
+
+
+def _concluded(replicas: int) -> Row:
+    """Measure what the report of a fleet costs once all objects are read, text included."""
+    audit = Audit()
+    for number in range(replicas):
+        story = Story(replica=f"r-{number}", pod_uid=f"uid-{number}", seed=number)
+        records = [story.measured() for _ in range(FLEET_RECORDS)]
+        for message in objects(records, size=FLEET_RECORDS):
+            audit.add(message.id, message.body)
+    began = time.process_time()
+    report = audit.report("")
+    lines = sum(1 for _ in text(report))
+    seconds = time.process_time() - began
+    if len(report.replicas) != replicas or report.counts or lines < replicas:
+        raise RuntimeError(f"the audit found {len(report.replicas)} replicas, {report.counts}")
+    title = f"verifier, {replicas:,} replicas x {FLEET_RECORDS} records: report, CPU"
+    return row("verifier", title, [seconds], "s")
 
 
 def _stored(wanted: int) -> Iterator[Message]:

@@ -20,8 +20,11 @@ _COLUMNS = (
 def text(report: Report) -> Iterator[str]:
     """Yield the lines of the report."""
     yield f"{report.target}: {report.objects} objects, {report.records} records"
+    replicas: dict[tuple[str, str], list[Total]] = {}
+    for total in report.replicas:
+        replicas.setdefault((total.organization_id, total.service_id), []).append(total)
     for service in report.services:
-        yield from _service(service, report.replicas)
+        yield from _service(service, replicas[service.organization_id, service.service_id])
     yield from _section("stated gaps", [_gap(gap) for gap in report.gaps])
     yield from _section(
         "CPU across stated gaps, in no record",
@@ -46,11 +49,10 @@ def text(report: Report) -> Iterator[str]:
 
 
 def _service(service: Total, replicas: Sequence[Total]) -> Iterator[str]:
-    name = (service.organization_id, service.service_id)
-    own = [total for total in replicas if (total.organization_id, total.service_id) == name]
     yield ""
-    yield f"{'/'.join(name)}  {service.first_start} to {service.last_end}"
-    yield from _table([_COLUMNS, *map(_row, own), _row(service)])
+    name = f"{service.organization_id}/{service.service_id}"
+    yield f"{name}  {service.first_start} to {service.last_end}"
+    yield from _table([_COLUMNS, *map(_row, replicas), _row(service)])
     for figure, unknown in (
         ("CPU", service.unknown_allocated_cpu_seconds),
         ("memory", service.unknown_allocated_memory_seconds),

@@ -9,6 +9,8 @@ from msgspec.structs import replace
 
 from byoc_agents.audit.evidence import Claim, Evidence, PodEpoch
 from byoc_agents.audit.reconcile import conclude
+from byoc_agents.audit.render import text
+from byoc_agents.audit.report import Total
 from byoc_agents.billing.record import Counter, UsageRecord
 from lab.fakes.billing import MINUTE_MS, Story, altered, core_seconds, objects
 from tests.unit.billing.buckets import audit, of
@@ -78,6 +80,28 @@ def test_the_conclusion_reads_all_claims_once_for_any_number_of_replicas() -> No
     evidence.claims = claims  # type: ignore[assignment]
     conclude(evidence, "")
     assert claims.reads == 1
+
+
+class _Totals(list[Total]):
+    """Counts how often all totals are read."""
+
+    reads = 0
+
+    def __iter__(self) -> Iterator[Total]:
+        """Return all totals."""
+        self.reads += 1
+        return super().__iter__()
+
+
+def test_the_text_reads_the_replicas_once_for_any_number_of_services() -> None:
+    stories = [Story(service_id=f"service-{n}", replica=f"r-{n}") for n in range(9)]
+    report = of([story.measured() for story in stories])
+    replicas = _Totals(report.replicas)
+    lines = list(text(replace(report, replicas=replicas)))
+    assert replicas.reads == 1
+    for n in range(9):
+        assert sum(line.startswith(f"org-1/service-{n}  2026") for line in lines) == 1
+        assert sum(line.startswith(f"  r-{n} ") for line in lines) == 1
 
 
 def _busy(story: Story, usec: int, *, cpus: int = 4, period_ms: int = MINUTE_MS) -> UsageRecord:
