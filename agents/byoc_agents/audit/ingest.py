@@ -5,7 +5,7 @@ from typing import Any
 from byoc_agents.audit.evidence import Evidence
 from byoc_agents.audit.replica import ReplicaAudit
 from byoc_agents.audit.report import Finding, ProblemKind, stamp
-from byoc_agents.audit.sequences import CUT_GAPS, SOFT_GAPS, Link, run_of
+from byoc_agents.audit.sequences import CUT_GAPS, SOFT_GAPS, Link, Load, load_of, run_of
 from byoc_agents.audit.validate import (
     CheckedPeriod,
     contradiction,
@@ -15,7 +15,7 @@ from byoc_agents.audit.validate import (
     period,
 )
 from byoc_agents.billing.objects import ObjectKey, TornObjectError, unseal
-from byoc_agents.billing.record import Usage, UsageRecord, record_id
+from byoc_agents.billing.record import Usage, UsageRecord, cpu_bound
 
 
 class Intake:
@@ -81,7 +81,7 @@ class Intake:
             self._find(kind, usage, span)
         else:
             self._in_order(usage)
-            self._sound(usage, span)
+            self._sound(usage, span, record.id)
 
     def _in_order(self, usage: Usage) -> None:
         if usage.sequence < self._before:
@@ -93,7 +93,7 @@ class Intake:
         for claim in (self._claim, self._evidence.claim_of(usage)):
             claim.damaged.add(usage.sequence, usage.sequence + 1)
 
-    def _sound(self, usage: Usage, span: CheckedPeriod) -> None:
+    def _sound(self, usage: Usage, span: CheckedPeriod, name: str) -> None:
         replica = self._evidence.replica(usage)
         timeline = replica.timeline(usage)
         held = replica.lane(usage.epoch).holds(usage.sequence)
@@ -102,18 +102,20 @@ class Intake:
             return
         for twice in timeline.add(usage, *span):
             self._find("overlap", usage, CheckedPeriod(*twice))
-        detail = impossible(usage)
+        bound = cpu_bound(usage)
+        detail = impossible(usage, bound)
         if held:
             self._find("duplicate_sequence", usage, span)
         else:
-            self._chain(replica, usage, span, possible=not detail)
+            load = Load() if detail else load_of(usage, *span, name, bound)
+            self._chain(replica, usage, span, load)
         if detail:
             self._find(
                 "impossible_cpu",
                 usage,
                 span,
                 core_seconds=usage.used.cpu_core_seconds,
-                detail=f"record {record_id(usage)}: {detail}",
+                detail=f"record {name}: {detail}",
             )
             replica.sums.exclude(usage)
         else:
@@ -122,10 +124,8 @@ class Intake:
         replica.sums.objects += not self._counted
         self._counted = True
 
-    def _chain(
-        self, replica: ReplicaAudit, usage: Usage, span: CheckedPeriod, *, possible: bool
-    ) -> None:
-        links = replica.lane(usage.epoch).add(run_of(usage, *span, possible=possible))
+    def _chain(self, replica: ReplicaAudit, usage: Usage, span: CheckedPeriod, load: Load) -> None:
+        links = replica.lane(usage.epoch).add(run_of(usage, *span, load))
         if (
             usage.quality == "gap"
             and usage.counter

@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Literal, NamedTuple
 
 from byoc_agents.audit.intervals import Spans
-from byoc_agents.billing.record import Usage, cpu_bound, record_id
+from byoc_agents.billing.record import CpuBound, Usage
 
 CUT = "cut"  # the life of a point that compares with none: the counter is known to have fallen
 CUT_GAPS = ("counter_fell", "counter_impossible")  # the difference across them is no CPU used
@@ -73,8 +73,10 @@ class Load(NamedTuple):
     """The stretches of a run that matter: enough to find the worst one in any order of reading."""
 
     whole: Stretch | None = None  # None if the run is not a single stretch
-    head: Stretch | None = None  # the worst that begins with the run's first record
-    tail: Stretch | None = None  # the worst that ends with its last one
+    # The worst that begins with the run's first record and the worst that ends with its last one.
+    # None if each uses less than possible: such a stretch is part of no worst one.
+    head: Stretch | None = None
+    tail: Stretch | None = None
     worst: Stretch | None = None
 
     def join(self, after: "Load", *, same_counter: bool) -> "Load":
@@ -82,11 +84,14 @@ class Load(NamedTuple):
         worst = _by_breach(self.worst, after.worst)
         if not same_counter:
             return Load(None, self.head, after.tail, worst)
+        tail, head = self.tail, after.head
+        if tail and head:
+            worst = _by_breach(worst, tail.join(head))
         return Load(
             _joined(self.whole, after.whole),
-            _by_excess(self.head, _joined(self.whole, after.head)),
-            _by_excess(after.tail, _joined(self.tail, after.whole)),
-            _by_breach(worst, _joined(self.tail, after.head)),
+            _by_excess(self.head, head and _joined(self.whole, head)),
+            _by_excess(after.tail, tail and _joined(tail, after.whole)),
+            worst,
         )
 
 
@@ -95,42 +100,45 @@ def _joined(left: Stretch | None, right: Stretch | None) -> Stretch | None:
 
 
 def _by_excess(a: Stretch | None, b: Stretch | None) -> Stretch | None:
-    if a is None or b is None:
-        return a or b
-    return b if b.excess_usec > a.excess_usec else a
+    """Return the one that uses more beyond what is possible; None if neither does."""
+    found = a if b is None or (a is not None and a.excess_usec >= b.excess_usec) else b
+    return found if found and found.excess_usec > 0 else None
 
 
 def _by_breach(a: Stretch | None, b: Stretch | None) -> Stretch | None:
     """Return the one that goes further beyond its slack; None if neither does."""
+    if a is None and b is None:
+        return None
     found = [s for s in (a, b) if s is not None and s.excess_usec > s.slack_usec]
     return max(found, key=lambda s: s.excess_usec - s.slack_usec, default=None)
 
 
-def load_of(usage: Usage, start_ms: int, end_ms: int) -> Load:
+def load_of(
+    usage: Usage, start_ms: int, end_ms: int, record_id: str, bound: CpuBound | None
+) -> Load:
     """Return the load of a single record.
 
     The slack is how far a counter is behind at one moment. What it is behind at a record's end is
     in the next record, so neighbouring records have it once. The rate of the clock, however, can be
     wrong all the time: by up to 500 parts per million (MAXFREQ of the kernel's NTP).
     """
-    bound = cpu_bound(usage)
     if bound is None:
         return Load()
     # 0.1.0 rounded the elapsed time: up to 1 ms of each record.
     elapsed_ms = bound.elapsed_ms + (usage.counter_milliseconds is None)
-    name = record_id(usage)
     stretch = Stretch(
         usage.sequence,
         usage.sequence,
-        name,
-        name,
+        record_id,
+        record_id,
         start_ms,
         end_ms,
         int(usage.used.cpu_core_seconds * 10**6),
         -(-bound.cpus * elapsed_ms * (10**6 + CLOCK_PPM) // 1000),
         bound.cpus * bound.slack_ms * 1000,
     )
-    return Load(stretch, stretch, stretch, None)
+    hot = stretch if stretch.excess_usec > 0 else None
+    return Load(stretch, hot, hot, None)
 
 
 @dataclass(slots=True)
@@ -157,8 +165,8 @@ class Hole(NamedTuple):
     right: Run | None
 
 
-def run_of(usage: Usage, start_ms: int, end_ms: int, *, possible: bool = True) -> Run:
-    """Return the run of a single record. `possible`: its CPU by itself breaks no bound."""
+def run_of(usage: Usage, start_ms: int, end_ms: int, load: Load) -> Run:
+    """Return the run of a single record."""
     head = tail = None
     if usage.gap_reason in CUT_GAPS:
         head = tail = Point(CUT, Decimal(0), end_ms, announced=False)
@@ -168,7 +176,6 @@ def run_of(usage: Usage, start_ms: int, end_ms: int, *, possible: bool = True) -
         head = Point(life, usage.counter.start, start_ms, announced)
         tail = Point(life, usage.counter.end, end_ms, announced)
     bare = head is None
-    load = load_of(usage, start_ms, end_ms) if possible else Load()
     return Run(usage.sequence, usage.sequence, start_ms, end_ms, head, tail, bare, bare, load)
 
 

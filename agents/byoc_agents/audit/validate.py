@@ -13,11 +13,10 @@ import msgspec
 from byoc_agents.app.cloudevents import parse_rfc3339, rfc3339, source_uri
 from byoc_agents.billing.objects import ObjectKey
 from byoc_agents.billing.record import (
-    MAX_CPUS,
     TYPE,
+    CpuBound,
     Usage,
     UsageRecord,
-    most_core_seconds,
     record_id,
 )
 
@@ -90,14 +89,13 @@ def contradiction(record: UsageRecord) -> str:
     return _sizes(usage) or _figures(usage)
 
 
-def impossible(usage: Usage) -> str:
+def impossible(usage: Usage, bound: CpuBound | None) -> str:
     """Return the rule that a record's CPU breaks, with both figures; empty if it breaks none."""
-    most = most_core_seconds(usage)
-    if most is None or usage.used.cpu_core_seconds <= most:
+    if bound is None or usage.used.cpu_core_seconds <= bound.core_seconds:
         return ""
     return (
-        f"used {usage.used.cpu_core_seconds} core seconds, expected at most {most}: "
-        f"elapsed time x {usage.machine_cpus or MAX_CPUS} CPUs plus slack"
+        f"used {usage.used.cpu_core_seconds} core seconds, expected at most {bound.core_seconds}: "
+        f"elapsed time x {bound.cpus} CPUs plus slack"
     )
 
 
