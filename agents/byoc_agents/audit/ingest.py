@@ -118,6 +118,9 @@ class Intake:
                 detail=f"record {name}: {detail}",
             )
             replica.sums.exclude(usage)
+        elif bound:
+            replica.note_cpus(usage)
+            replica.add(usage, *span, name, bound)
         else:
             replica.sums.add(usage, *span)
             timeline.add_soft(usage, *span)

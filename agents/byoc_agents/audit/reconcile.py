@@ -7,7 +7,7 @@ from typing import Any
 
 from byoc_agents.audit.evidence import Claim, Evidence
 from byoc_agents.audit.intervals import Spans
-from byoc_agents.audit.replica import ReplicaAudit, ReplicaName, Timeline
+from byoc_agents.audit.replica import ReplicaAudit, ReplicaName, SizelessRecords, Timeline
 from byoc_agents.audit.report import (
     EpochEnd,
     Finding,
@@ -35,6 +35,8 @@ def conclude(evidence: Evidence, target: str) -> Report:
     epoch_ends: list[EpochEnd] = []
     for replica in replicas:
         own = claims.get(replica.name, {})
+        for found, needed, cpus in replica.decide():
+            _refuse(evidence.findings, found, needed, cpus)
         verdict = _Conclusion(evidence.findings, replica, own, partial=evidence.partial)
         epoch_ends += verdict.reach()
         for timeline in replica.timelines.values():
@@ -53,6 +55,27 @@ def conclude(evidence: Evidence, target: str) -> Report:
         services=summed(totals),
         replicas=totals,
     )
+
+
+def _refuse(findings: Findings, found: SizelessRecords, needed: int, cpus: int) -> None:
+    """Report records of 0.1.0 that need more CPUs than later records of their pod have."""
+    usage, (start_ms, end_ms), count = found.first, found.period, found.sums.records
+    together = f" and {count - 1} more records" if count > 1 else ""
+    finding = Finding(
+        kind="impossible_cpu",
+        organization_id=usage.organization_id,
+        service_id=usage.service_id,
+        replica=usage.replica,
+        epoch=usage.epoch,
+        first_sequence=usage.sequence,
+        last_sequence=usage.sequence,
+        start=stamp(start_ms),
+        end=stamp(end_ms),
+        core_seconds=usage.used.cpu_core_seconds,
+        detail=f"record {found.name}{together}: the CPU used needs {needed} CPUs; the machine has "
+        f"{cpus} by other records of the pod",
+    )
+    findings.add(finding, count)
 
 
 class _Conclusion:

@@ -1,13 +1,13 @@
 """What is remembered of one replica: lanes, the time they cover, sums. Nothing per record."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from decimal import Decimal
 from typing import NamedTuple
 
 from byoc_agents.audit.intervals import Spans
 from byoc_agents.audit.report import Total, seconds, stamp
 from byoc_agents.audit.sequences import SOFT_GAPS, Lane, Link
-from byoc_agents.billing.record import Allocated, GapReason, Usage
+from byoc_agents.billing.record import Allocated, CpuBound, GapReason, Usage
 
 MAX_UNRECORDED = 1000  # kept for each replica
 
@@ -117,6 +117,14 @@ class UsageSums:
         self.core_seconds += usage.used.cpu_core_seconds
         self.byte_seconds += usage.used.memory_byte_seconds
 
+    def merge(self, other: "UsageSums") -> None:
+        """Add all records of the other sums."""
+        starts = [ms for ms in (self.first_ms, other.first_ms) if ms is not None]
+        ends = [ms for ms in (self.last_ms, other.last_ms) if ms is not None]
+        for name in _ADDED:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.first_ms, self.last_ms = min(starts, default=None), max(ends, default=None)
+
     def allocate(self, size: Allocated, counted_ms: int) -> None:
         """Add a size over time; for a figure that is unknown add the time to the unknown time."""
         if size.cpu_millicores is None or size.memory_bytes is None:
@@ -157,6 +165,19 @@ class UsageSums:
         )
 
 
+_ADDED = tuple(f.name for f in fields(UsageSums) if f.name not in {"first_ms", "last_ms"})
+
+
+@dataclass(slots=True)
+class SizelessRecords:
+    """Records of one pod that do not say how many CPUs the machine has (0.1.0 did not)."""
+
+    sums: UsageSums
+    first: Usage
+    period: tuple[int, int]  # of `first`
+    name: str  # the id of `first`
+
+
 @dataclass(slots=True)
 class ReplicaAudit:
     """All that is known of one replica."""
@@ -166,6 +187,9 @@ class ReplicaAudit:
     timelines: dict[tuple[str, str], Timeline] = field(default_factory=dict)  # by pod, container
     sums: UsageSums = field(default_factory=UsageSums)
     unrecorded: list[Link] = field(default_factory=list)
+    machine_cpus: dict[str, int] = field(default_factory=dict)  # the largest known, by pod
+    # By pod and by the number of CPUs that a record needs to be possible.
+    sizeless: dict[tuple[str, int], SizelessRecords] = field(default_factory=dict)
 
     def lane(self, epoch: int) -> Lane:
         """Return the lane of an epoch."""
@@ -180,3 +204,38 @@ class ReplicaAudit:
         """Remember CPU across a stated gap."""
         if len(self.unrecorded) < MAX_UNRECORDED:
             self.unrecorded.append(link)
+
+    def add(self, usage: Usage, start_ms: int, end_ms: int, name: str, bound: CpuBound) -> None:
+        """Add a record to the sums: later if it is not known how many CPUs its machine has."""
+        pod = usage.pod_uid or usage.replica
+        needed = bound.needs_cpus(usage.used.cpu_core_seconds)
+        if usage.machine_cpus is not None or needed <= self.machine_cpus.get(pod, 0):
+            self.sums.add(usage, start_ms, end_ms)
+            return
+        found = self.sizeless.get((pod, needed))
+        if found is None:
+            found = SizelessRecords(UsageSums(), usage, (start_ms, end_ms), name)
+            self.sizeless[pod, needed] = found
+        found.sums.add(usage, start_ms, end_ms)
+
+    def note_cpus(self, usage: Usage) -> None:
+        """Remember the largest number of CPUs that the possible records of a pod have."""
+        if usage.machine_cpus is not None:
+            pod = usage.pod_uid or usage.replica
+            self.machine_cpus[pod] = max(self.machine_cpus.get(pod, 0), usage.machine_cpus)
+
+    def decide(self) -> list[tuple[SizelessRecords, int, int]]:
+        """Add the postponed records to the sums; return those that are impossible.
+
+        With the number of CPUs that they need and that their machine has. Called once, at the end.
+        """
+        refused = []
+        for (pod, needed), found in self.sizeless.items():
+            cpus = self.machine_cpus.get(pod)
+            if cpus is None or needed <= cpus:
+                self.sums.merge(found.sums)
+            else:
+                self.sums.excluded_records += found.sums.records
+                self.sums.excluded_core_seconds += found.sums.core_seconds
+                refused.append((found, needed, cpus))
+        return refused

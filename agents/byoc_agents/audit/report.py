@@ -154,9 +154,9 @@ class Findings:
         self.counts: Counter[str] = Counter()
         self.kept: list[Finding] = []
 
-    def add(self, finding: Finding) -> None:
-        """Count one, and keep it while there is room."""
-        self.counts[finding.kind] += 1
+    def add(self, finding: Finding, count: int = 1) -> None:
+        """Count one, or so many of which it is the first; keep it while there is room."""
+        self.counts[finding.kind] += count
         if len(self.kept) < MAX_FINDINGS:
             self.kept.append(finding)
 

@@ -144,6 +144,11 @@ class CpuBound(NamedTuple):
     elapsed_ms: int
     slack_ms: int  # per CPU
 
+    def needs_cpus(self, core_seconds: Decimal) -> int:
+        """Return the smallest number of CPUs for which so much CPU is within the bound."""
+        cpus, rest = divmod(core_seconds * 1000, self.elapsed_ms + self.slack_ms)
+        return int(cpus) + (rest > 0)
+
     @property
     def core_seconds(self) -> Decimal:
         """Return the bound of one record by itself."""

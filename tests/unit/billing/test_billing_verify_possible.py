@@ -12,7 +12,7 @@ from byoc_agents.audit.reconcile import conclude
 from byoc_agents.audit.render import text
 from byoc_agents.audit.report import Total
 from byoc_agents.billing.record import Counter, UsageRecord
-from lab.fakes.billing import MINUTE_MS, Story, altered, core_seconds, objects
+from lab.fakes.billing import MINUTE_MS, NOON_MS, Story, altered, core_seconds, objects
 from tests.unit.billing.buckets import audit, of
 
 
@@ -207,3 +207,45 @@ def test_a_machine_that_grows_has_the_time_of_each_size() -> None:
     small = [_busy(story, FULL_USEC + SLACK_USEC) for _ in range(9)]
     large = [_busy(story, 2 * FULL_USEC + SLACK_USEC, cpus=8) for _ in range(9)]
     assert of(small + large).counts == {"impossible_cpu": 1}
+
+
+def _older(story: Story, usec: int) -> UsageRecord:
+    """Return a record of 0.1.0, which does not say how many CPUs the machine has."""
+    return altered(_busy(story, usec), machine_cpus=None, counter_milliseconds=None)
+
+
+@pytest.mark.parametrize("newer_first", [False, True])
+def test_a_record_of_version_0_1_is_held_to_the_cpus_of_later_records(newer_first: bool) -> None:
+    story = Story()
+    older = [_older(story, usec) for usec in (FULL_USEC, 2 * FULL_USEC, 2 * FULL_USEC, 1)]
+    newer = [_busy(story, FULL_USEC, cpus=2, period_ms=2 * MINUTE_MS), _busy(story, FULL_USEC)]
+    messages = objects(older) + objects(newer)
+    report = audit(messages[::-1] if newer_first else messages)
+    (finding,) = report.findings
+    (total,) = report.replicas
+    assert report.counts == {"impossible_cpu": 2}
+    assert (finding.first_sequence, finding.core_seconds) == (1, core_seconds(2 * FULL_USEC))
+    assert f"record {older[1].id} and 1 more records" in finding.detail
+    assert "needs 8 CPUs; the machine has 4" in finding.detail
+    assert (total.records, total.excluded_records) == (4, 2)
+    assert total.cpu_core_seconds == core_seconds(3 * FULL_USEC + 1)
+    assert total.excluded_core_seconds == core_seconds(4 * FULL_USEC)
+    assert total.measured_seconds == 60 + 60 + 120 + 60
+
+
+def test_the_cpus_that_a_record_of_version_0_1_needs_are_exact() -> None:
+    for usec, expected in ((FULL_USEC + SLACK_USEC, {}), (1, {"impossible_cpu": 1})):
+        story = Story()
+        used = usec if usec > 1 else FULL_USEC + SLACK_USEC + 1
+        assert of([_older(story, used), _busy(story, 1)]).counts == expected
+
+
+def test_without_a_known_number_of_cpus_the_largest_machine_is_the_bound() -> None:
+    """The CPUs of another pod say nothing: it may run on another machine."""
+    story, other = Story(), Story(pod_uid="another", epoch=5, now_ms=NOON_MS + 60 * MINUTE_MS)
+    story_usec, limit_usec = 500 * FULL_USEC, 2048 * (MINUTE_MS + 50) * 1000
+    records = [_older(story, story_usec), _older(story, limit_usec)]
+    (total,) = of([*records, _busy(other, FULL_USEC)]).replicas
+    assert (total.records, total.excluded_records) == (3, 0)
+    (total,) = of([_older(Story(), limit_usec + 1)]).replicas
+    assert (total.records, total.excluded_records) == (0, 1)

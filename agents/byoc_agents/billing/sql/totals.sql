@@ -1,10 +1,11 @@
 -- Totals by service and minute, each record once. A record longer than a minute (estimated over a
 -- backlog, at most an hour) counts in the minute of its start.
--- A record with more CPU than its machine has is in `excluded_*` only. Allocated = size x counted
+-- A record with more CPU than its machine has is in `excluded_*` only. A record of 0.1.0 does not
+-- say how many CPUs that is: other records of the pod do, in the table, else 2048 is the bound. Allocated = size x counted
 -- time; time without a known size is in `unknown_allocated_*`. no_checkpoint and spool_corrupt gaps
 -- count only where no other record of the container does.
 WITH
-    usage AS
+    records AS
     (
         SELECT
             *,
@@ -14,12 +15,33 @@ WITH
             toUnixTimestamp64Milli(charge_period_start) AS start_ms,
             toUnixTimestamp64Milli(charge_period_end) AS end_ms,
             multiIf(source_changed OR usage_source = 'clickhouse', 10000, 50) AS slack_ms,
-            quality != 'gap'
-                AND (counter_milliseconds IS NOT NULL OR quality = 'measured')
-                AND cpu_core_seconds * 1000 > toDecimal128(ifNull(machine_cpus, 2048), 6)
-                    * (ifNull(counter_milliseconds, toInt64(elapsed_milliseconds)) + slack_ms)
-                AS impossible
+            quality != 'gap' AND (counter_milliseconds IS NOT NULL OR quality = 'measured')
+                AS bounded,
+            ifNull(counter_milliseconds, toInt64(elapsed_milliseconds)) + slack_ms AS each_cpu_ms
         FROM byoc_usage FINAL
+    ),
+    machines AS
+    (
+        SELECT
+            organization_id,
+            service_id,
+            replica,
+            pod,
+            maxIf(machine_cpus, bounded
+                AND cpu_core_seconds * 1000 <= toDecimal128(machine_cpus, 6) * each_cpu_ms)
+                AS known_cpus
+        FROM records
+        GROUP BY organization_id, service_id, replica, pod
+    ),
+    usage AS
+    (
+        SELECT
+            records.*,
+            bounded AND cpu_core_seconds * 1000
+                > toDecimal128(coalesce(machine_cpus, known_cpus, 2048), 6) * each_cpu_ms
+                AS impossible
+        FROM records
+        LEFT JOIN machines USING (organization_id, service_id, replica, pod)
     ),
     covered AS
     (
