@@ -36,7 +36,7 @@ def conclude(evidence: Evidence, target: str) -> Report:
     for replica in replicas:
         own = claims.get(replica.name, {})
         for found, needed, cpus in replica.decide():
-            _refuse(evidence.findings, found, needed, cpus)
+            _refuse(evidence.findings, replica.name, found, needed, cpus)
         verdict = _Conclusion(evidence.findings, replica, own, partial=evidence.partial)
         epoch_ends += verdict.reach()
         for timeline in replica.timelines.values():
@@ -57,23 +57,23 @@ def conclude(evidence: Evidence, target: str) -> Report:
     )
 
 
-def _refuse(findings: Findings, found: SizelessRecords, needed: int, cpus: int) -> None:
+def _refuse(
+    findings: Findings, name: ReplicaName, found: SizelessRecords, needed: int, cpus: int
+) -> None:
     """Report records of 0.1.0 that need more CPUs than later records of their pod have."""
-    usage, (start_ms, end_ms), count = found.first, found.period, found.sums.records
-    together = f" and {count - 1} more records" if count > 1 else ""
+    count = found.sums.records
+    together = f" and {count - 1} more" if count > 1 else ""
     finding = Finding(
         kind="impossible_cpu",
-        organization_id=usage.organization_id,
-        service_id=usage.service_id,
-        replica=usage.replica,
-        epoch=usage.epoch,
-        first_sequence=usage.sequence,
-        last_sequence=usage.sequence,
-        start=stamp(start_ms),
-        end=stamp(end_ms),
-        core_seconds=usage.used.cpu_core_seconds,
-        detail=f"record {found.name}{together}: the CPU used needs {needed} CPUs; the machine has "
-        f"{cpus} by other records of the pod",
+        **name._asdict(),
+        epoch=found.epoch,
+        first_sequence=found.sequence,
+        last_sequence=found.sequence,
+        start=stamp(found.start_ms),
+        end=stamp(found.end_ms),
+        core_seconds=found.core_seconds,
+        detail=f"record {found.record_id}{together}: the CPU used needs {needed} CPUs; "
+        f"the machine has {cpus} by other records of the pod",
     )
     findings.add(finding, count)
 

@@ -173,9 +173,13 @@ class SizelessRecords:
     """Records of one pod that do not say how many CPUs the machine has (0.1.0 did not)."""
 
     sums: UsageSums
-    first: Usage
-    period: tuple[int, int]  # of `first`
-    name: str  # the id of `first`
+    # Of the first record that was read:
+    record_id: str
+    epoch: int
+    sequence: int
+    start_ms: int
+    end_ms: int
+    core_seconds: Decimal
 
 
 @dataclass(slots=True)
@@ -209,13 +213,20 @@ class ReplicaAudit:
         """Add a record to the sums: later if it is not known how many CPUs its machine has."""
         pod = usage.pod_uid or usage.replica
         needed = bound.needs_cpus(usage.used.cpu_core_seconds)
-        if usage.machine_cpus is not None or needed <= self.machine_cpus.get(pod, 0):
+        if usage.machine_cpus is not None or needed <= self.machine_cpus.get(pod, 1):
             self.sums.add(usage, start_ms, end_ms)
             return
         found = self.sizeless.get((pod, needed))
         if found is None:
-            found = SizelessRecords(UsageSums(), usage, (start_ms, end_ms), name)
-            self.sizeless[pod, needed] = found
+            found = self.sizeless[pod, needed] = SizelessRecords(
+                UsageSums(),
+                name,
+                usage.epoch,
+                usage.sequence,
+                start_ms,
+                end_ms,
+                usage.used.cpu_core_seconds,
+            )
         found.sums.add(usage, start_ms, end_ms)
 
     def note_cpus(self, usage: Usage) -> None:

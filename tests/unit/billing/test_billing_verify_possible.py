@@ -225,7 +225,7 @@ def test_a_record_of_version_0_1_is_held_to_the_cpus_of_later_records(newer_firs
     (total,) = report.replicas
     assert report.counts == {"impossible_cpu": 2}
     assert (finding.first_sequence, finding.core_seconds) == (1, core_seconds(2 * FULL_USEC))
-    assert f"record {older[1].id} and 1 more records" in finding.detail
+    assert f"record {older[1].id} and 1 more: " in finding.detail
     assert "needs 8 CPUs; the machine has 4" in finding.detail
     assert (total.records, total.excluded_records) == (4, 2)
     assert total.cpu_core_seconds == core_seconds(3 * FULL_USEC + 1)
