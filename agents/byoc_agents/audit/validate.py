@@ -14,6 +14,7 @@ from byoc_agents.app.cloudevents import parse_rfc3339, rfc3339, source_uri
 from byoc_agents.billing.objects import ObjectKey
 from byoc_agents.billing.record import (
     TYPE,
+    Allocated,
     CpuBound,
     Usage,
     UsageRecord,
@@ -21,6 +22,9 @@ from byoc_agents.billing.record import (
 )
 
 MAX_CORE_SECONDS = Decimal(10) ** 15  # far beyond any machine; the sums stay exact
+# Readings are 100 ms apart at least; ten times as many are far too many.
+SHORTEST_SAMPLE_MS, FEWEST_SAMPLES = 10, 100
+STEP_TOLERANCE_MS = 1000  # the meter's
 
 _decode = msgspec.json.Decoder(UsageRecord).decode
 _milliseconds = lru_cache(maxsize=1024)(parse_rfc3339)  # one record's end is the next one's start
@@ -107,8 +111,42 @@ def _sizes(usage: Usage) -> str:
         return "an elapsed time is negative"
     if usage.machine_cpus is not None and usage.machine_cpus < 1:
         return f"a machine of {usage.machine_cpus} CPUs"
-    if min(usage.samples.expected, usage.samples.observed) < 0:
+    return _resized(size) or _times(usage)
+
+
+def _resized(size: Allocated) -> str:
+    """Return how a size is not the smaller one of both ends of an unseen change."""
+    if (ends := size.resized) is None:
+        return ""
+    for name, counted, start, end in (
+        ("cpu_millicores", size.cpu_millicores, ends.cpu_millicores_start, ends.cpu_millicores_end),
+        ("memory_bytes", size.memory_bytes, ends.memory_bytes_start, ends.memory_bytes_end),
+    ):
+        expected = None if start is None or end is None else min(start, end)
+        if counted != expected:
+            return f"allocated {name} {counted}, expected {expected} by the sizes of both ends"
+    return ""
+
+
+def _times(usage: Usage) -> str:
+    """Return how a record's time and its readings do not fit.
+
+    A period may be shorter than the elapsed time, if the wall clock was set back before. Between
+    two readings the wall clock may gain a second before that is a step.
+    """
+    samples, elapsed_ms = usage.samples, usage.elapsed_milliseconds
+    if min(samples.expected, samples.observed) < 0:
         return "a number of samples is negative"
+    start_ms, end_ms = period(usage)
+    period_ms = end_ms - start_ms
+    most = FEWEST_SAMPLES + max(elapsed_ms, period_ms) // SHORTEST_SAMPLE_MS
+    if samples.observed > most:
+        return f"{samples.observed} samples, expected at most {most} in the time"
+    if usage.quality != "measured" or usage.counter_milliseconds is None:
+        return ""
+    most_ms = elapsed_ms + STEP_TOLERANCE_MS * (samples.observed + 1) + elapsed_ms // 1000
+    if usage.clock_step_milliseconds == 0 and period_ms > most_ms:
+        return f"a period of {period_ms} ms and {elapsed_ms} ms elapsed, without a clock step"
     return ""
 
 

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from byoc_agents.app.cloudevents import rfc3339
 from byoc_agents.billing.objects import seal, unseal
-from byoc_agents.billing.record import Counter, UsageRecord
+from byoc_agents.billing.record import Counter, GapReason, Resized, Samples, UsageRecord
 from byoc_agents.delivery.sink import Message
 from lab.fakes.billing import MINUTE_MS, NOON_MS, Story, altered, objects
 from tests.unit.billing.buckets import Records, audit, of, rewritten, sound, torn
@@ -64,6 +64,110 @@ def second_writer(records: Records) -> Records:
     """Two containers of one name in one pod: both cannot be."""
     story = Story(life=9, epoch=NOON_MS - 2)
     return records + [story.measured() for _ in range(1)]
+
+
+def size(**fields: object) -> Callable[[UsageRecord], UsageRecord]:
+    return lambda r: altered(r, allocated=replace(r.data.allocated, **fields))
+
+
+def used(**fields: object) -> Callable[[UsageRecord], UsageRecord]:
+    return lambda r: altered(r, used=replace(r.data.used, **fields))
+
+
+def slow(elapsed_ms: int, **fields: object) -> Callable[[UsageRecord], UsageRecord]:
+    """Return a record of one minute in which less time elapsed, and of memory that fits."""
+    fields = {"counter_milliseconds": 60_000, **fields}
+    return lambda r: used(memory_byte_seconds=0)(
+        altered(r, elapsed_milliseconds=elapsed_ms, **fields)
+    )
+
+
+def readings(expected: int, observed: int) -> Callable[[UsageRecord], UsageRecord]:
+    return usage(samples=Samples(expected=expected, observed=observed))
+
+
+def resized(cpu: tuple[int | None, int | None], memory: tuple[int | None, int | None]) -> Resized:
+    return Resized(
+        cpu_millicores_start=cpu[0],
+        cpu_millicores_end=cpu[1],
+        memory_bytes_start=memory[0],
+        memory_bytes_end=memory[1],
+    )
+
+
+SIZE, OTHER = (4000, 4000), (16 << 30, 16 << 30)  # of the story: cores, memory
+
+SOUND: dict[str, Callable[[UsageRecord], UsageRecord]] = {
+    "no time counted": size(counted_milliseconds=0),
+    "samples every 0.1 s": readings(12, 600),
+    "a larger size at the end": size(resized=resized((4000, 8000), OTHER)),
+    "a larger memory at the start": size(resized=resized(SIZE, (17 << 30, 16 << 30))),
+    "the start of the size is unknown": size(
+        resized=resized((None, 4000), OTHER), cpu_millicores=None
+    ),
+    "a clock that was set back earlier": usage(
+        elapsed_milliseconds=3_600_000, counter_milliseconds=3_600_000
+    ),
+    "a clock that gains a second at each sample": slow(60_000 - 13_000),
+    "a clock step that the record states": slow(20_000, clock_step_milliseconds=40_000),
+    "a long time without samples": slow(20_000, quality="estimated"),
+    "a record of 0.1.0": slow(20_000, counter_milliseconds=None),
+}
+ALTERED: dict[str, Callable[[UsageRecord], UsageRecord]] = {
+    "negative CPU size": size(cpu_millicores=-1),
+    "negative memory size": size(memory_bytes=-1),
+    "negative counted time": size(counted_milliseconds=-1),
+    "negative elapsed time": usage(elapsed_milliseconds=-1),
+    "negative counter time": usage(counter_milliseconds=-1),
+    "no CPUs": usage(machine_cpus=0),
+    "negative CPUs": usage(machine_cpus=-4),
+    "negative memory": used(memory_byte_seconds=-1),
+    "negative peak": used(memory_max_bytes=-1),
+    "fewer samples than none expected": readings(-1, 12),
+    "fewer samples than none observed": readings(12, -1),
+    "a hundred samples per second": readings(12, 6_101),
+    "the larger size counts": size(resized=resized((4000, 2000), OTHER)),
+    "the larger memory counts": size(resized=resized(SIZE, (16 << 30, 1))),
+    "neither of both sizes counts": size(resized=resized((5000, 6000), OTHER)),
+    "an unknown size counts": size(resized=resized((4000, None), OTHER)),
+    "more than a second per sample did not elapse": slow(60_000 - 13_100),
+}
+
+
+@pytest.mark.parametrize("change", SOUND.values(), ids=SOUND)
+def test_a_record_that_an_honest_meter_may_write_is_well(
+    change: Callable[[UsageRecord], UsageRecord],
+) -> None:
+    story = Story()
+    report = of([story.measured(), change(story.measured()), story.measured()])
+    assert report.well, report.findings
+
+
+@pytest.mark.parametrize("change", ALTERED.values(), ids=ALTERED)
+def test_a_record_that_contradicts_itself_is_altered_and_in_no_total(
+    change: Callable[[UsageRecord], UsageRecord],
+) -> None:
+    story = Story()
+    report = of([story.measured(), change(story.measured()), story.measured()])
+    assert report.counts == {"altered_record": 1}
+    assert report.findings[0].first_sequence == 1
+    assert report.findings[0].detail
+    assert report.replicas[0].records == 2
+
+
+@pytest.mark.parametrize("reason", ["counter_fell", "counter_impossible"])
+@pytest.mark.parametrize("usec", [-1_000_000, 10**15])
+def test_the_counter_over_a_gap_in_which_it_is_not_believed_is_no_cpu(
+    reason: GapReason, usec: int
+) -> None:
+    """Neither unrecorded nor lost nor counted twice; next to another gap it says the same."""
+    for gaps in ((reason,), (reason, "target_unreadable"), ("target_unreadable", reason)):
+        story = Story(counter_usec=5_000_000)
+        first = [story.measured()]
+        first += [story.gap(each, usec=usec) for each in gaps]
+        report = of([*first, story.measured()])
+        assert report.well, report.findings
+        assert report.unrecorded == []
 
 
 RECORD_DAMAGE: dict[str, tuple[Callable[[Records], Records], dict[str, int]]] = {
