@@ -145,6 +145,31 @@ def test_files_give_the_totals_of_the_verifier_however_often_they_are_loaded(
     assert rows(database, statements("conflicts.sql")[0]) == []
 
 
+ADDED = ("allocated_counted_milliseconds", "machine_cpus", "counter_milliseconds")
+
+
+def test_a_table_of_version_0_1_is_upgraded_in_place(
+    database: chdb.session.Session, tmp_path: Path
+) -> None:
+    """Its rows stay; the objects loaded again give the totals of a new table."""
+    columns = "SELECT name, type FROM system.columns WHERE table = 'byoc_usage' ORDER BY position"
+    now = rows(database, columns)
+    messages = objects(random_records(3))
+    place = f"file('{stored(tmp_path, messages)}/v1/**/*.jsonl.{{zst,gz}}'"
+    load(database, place)
+    query = (SQL / "totals.sql").read_text()
+    wanted = rows(database, query)
+    for name in ADDED:
+        database.query(f"ALTER TABLE byoc_usage DROP COLUMN {name}")
+    for _ in range(2):  # a second time it changes nothing
+        for statement in statements("upgrade.sql"):
+            database.query(statement)
+    assert rows(database, columns) == now
+    assert rows(database, "SELECT DISTINCT machine_cpus m FROM byoc_usage") == [{"m": None}]
+    load(database, place)
+    assert rows(database, query) == wanted
+
+
 def random_records(seed: int) -> list[UsageRecord]:
     """Return records with gaps, unknown sizes, counted time and impossible CPU."""
     dice, story, found = random.Random(seed), Story(seed=seed), []
@@ -208,7 +233,9 @@ def test_a_counter_beyond_any_float_is_read_digit_by_digit(
 
 def test_every_field_reaches_the_table(database: chdb.session.Session, tmp_path: Path) -> None:
     story = Story()
-    told = [story.measured(), story.gap("target_absent")]
+    first, gap = story.measured(), story.gap("target_absent")
+    size = replace(first.data.allocated, counted_milliseconds=61_007)
+    told = [altered(first, allocated=size, machine_cpus=96, counter_milliseconds=60_123), gap]
     load(database, f"file('{stored(tmp_path, objects(told))}/v1/**/*.jsonl.{{zst,gz}}'")
     for row, record in zip(
         rows(database, "SELECT * FROM byoc_usage ORDER BY sequence"), told, strict=True
@@ -220,6 +247,11 @@ def test_every_field_reaches_the_table(database: chdb.session.Session, tmp_path:
         assert (int(row["epoch"]), int(row["sequence"])) == (usage.epoch, usage.sequence)
         assert int(row["allocated_memory_bytes"]) == usage.allocated.memory_bytes
         assert int(row["samples_observed"]) == usage.samples.observed
+        assert [row["allocated_counted_milliseconds"], row["machine_cpus"]] == [
+            None if figure is None else str(figure)
+            for figure in (usage.allocated.counted_milliseconds, usage.machine_cpus)
+        ]
+        assert row["counter_milliseconds"] == (None if record is gap else "60123")
         assert (row["counter_start_core_seconds"] is None) == (usage.counter is None)
         assert row["charge_period_start"].replace(" ", "T") + "Z" == usage.charge_period_start
         assert row["object"].endswith(".jsonl.zst")

@@ -1,4 +1,4 @@
-"""The report for people: totals first, then what is worth knowing, then what is wrong."""
+"""The report for people: totals first, then information, then findings."""
 
 from collections.abc import Iterable, Iterator, Sequence
 

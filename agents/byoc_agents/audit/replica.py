@@ -1,4 +1,4 @@
-"""What is remembered of one replica: lanes, the time they cover, sums. Nothing per record."""
+"""The state of one replica: lanes, the time they cover, sums. Nothing is kept per record."""
 
 from dataclasses import dataclass, field, fields
 from decimal import Decimal

@@ -13,7 +13,7 @@ from byoc_agents.audit.intervals import Spans
 from byoc_agents.billing.record import CpuBound, Usage
 
 CUT = "cut"  # the life of a point that compares with none: the counter is known to have fallen
-CUT_GAPS = ("counter_fell", "counter_impossible")  # the difference across them is no CPU used
+CUT_GAPS = ("counter_fell", "counter_impossible")  # the difference across them is not CPU used
 CLOCK_PPM = 500  # see `load_of`
 SOFT_GAPS = ("no_checkpoint", "spool_corrupt")  # may lie over records of earlier epochs
 
@@ -100,7 +100,7 @@ def _joined(left: Stretch | None, right: Stretch | None) -> Stretch | None:
 
 
 def _by_excess(a: Stretch | None, b: Stretch | None) -> Stretch | None:
-    """Return the one that uses more beyond what is possible; None if neither does."""
+    """Return the one with the larger excess; None if neither has one."""
     found = a if b is None or (a is not None and a.excess_usec >= b.excess_usec) else b
     return found if found and found.excess_usec > 0 else None
 

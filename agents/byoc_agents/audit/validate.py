@@ -1,7 +1,7 @@
 """What one record says twice, and must say alike: to itself, and to the key of its object.
 
-Memory, size, samples and quality have no second witness. The frame's checksum guards their bytes;
-against someone who seals an object anew there is only the bucket's own access control.
+Memory, size and quality have little to be compared with. The frame's checksum guards their bytes.
+Against someone who seals an object again there is only the bucket's own access control.
 """
 
 from decimal import Decimal

@@ -7,7 +7,8 @@ import msgspec
 import pytest
 
 import byoc_agents.billing
-from byoc_agents.billing.record import TYPE, Usage, UsageRecord
+from byoc_agents.audit.sequences import SOFT_GAPS
+from byoc_agents.billing.record import MAX_CPUS, SLACK_MS, TYPE, Usage, UsageRecord
 
 SQL = Path(byoc_agents.billing.__file__).parent / "sql"
 
@@ -52,3 +53,28 @@ def test_only_our_type_is_loaded_and_nothing_is_a_float() -> None:
         assert f"type = '{TYPE}'" in (SQL / name).read_text()
         assert "Float" not in structure(name)
     assert "Float" not in (SQL / "table.sql").read_text()
+
+
+def test_the_totals_have_the_bounds_and_the_soft_gaps_of_the_records() -> None:
+    """SQL cannot import the constants, so its literals are compared with them."""
+    text = (SQL / "totals.sql").read_text()
+    assert f"coalesce(machine_cpus, known_cpus, {MAX_CPUS})" in text
+    longest = max(SLACK_MS.values())
+    assert [source for source, ms in SLACK_MS.items() if ms == longest] == ["clickhouse"]
+    (shortest,) = {ms for source, ms in SLACK_MS.items() if source != "clickhouse"}
+    slack = f"multiIf(source_changed OR usage_source = 'clickhouse', {longest}, {shortest})"
+    assert f"{slack} AS slack_ms" in text
+    assert f"gap_reason IN {SOFT_GAPS} AS soft" in text
+
+
+def test_a_table_of_version_0_1_gets_every_column_in_its_place() -> None:
+    """`load.sql` inserts by position."""
+    table = re.findall(r"^    (\w+) (\S+),$", (SQL / "table.sql").read_text(), re.MULTILINE)
+    names = [name for name, _ in table]
+    added = re.findall(
+        r"IF NOT EXISTS (\w+) (\S+)\s+AFTER (\w+)", (SQL / "upgrade.sql").read_text()
+    )
+    assert len(added) == 3
+    for name, kind, before in added:
+        assert (name, kind) in table
+        assert names[names.index(name) - 1] == before
