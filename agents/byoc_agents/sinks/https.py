@@ -193,7 +193,7 @@ PAGES = frozenset({"text/html", "application/xhtml+xml"})  # a proxy's or a port
 def _held(outcome: Outcome) -> Outcome:
     if isinstance(outcome, SendError) and outcome.reason in OF_ONE:
         why = f"{outcome.detail}, and no other event was accepted: held until one is"
-        return SendError(Reason.BAD_RESPONSE, why)
+        return SendError(Reason.REJECTS_ALL, why)
     return outcome
 
 

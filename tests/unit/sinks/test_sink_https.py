@@ -189,7 +189,7 @@ async def test_a_receiver_that_rejects_everything_is_held(
     """Nothing becomes a dead letter before the receiver accepts another event."""
     far.answer = lambda _: web.Response(status=status)
     outcomes = await make().send([message(n) for n in range(events)])
-    assert set(reasons(outcomes)) == {Reason.BAD_RESPONSE}
+    assert set(reasons(outcomes)) == {Reason.REJECTS_ALL}
     assert "no other event was accepted" in str(outcomes[0])
 
 
@@ -200,7 +200,7 @@ async def test_without_batches_the_event_before_proves_that_others_are_accepted(
     far.answer = lambda _: web.Response(status=next(statuses))
     sink = make(max_messages=1)
     found = [reasons(await sink.send([message(n)])) for n in range(3)]
-    assert found == [[Reason.OK], [Reason.REJECTED], [Reason.BAD_RESPONSE]]
+    assert found == [[Reason.OK], [Reason.REJECTED], [Reason.REJECTS_ALL]]
 
 
 @pytest.mark.parametrize("status", [200, 202, 208, 413, 422])
