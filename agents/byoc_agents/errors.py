@@ -75,7 +75,7 @@ class Reason(StrEnum):
     TOO_LARGE = "too_large"  # EntityTooLarge, or the control plane's own 413
     REJECTED = "rejected"  # the receiver says that this very message is invalid
     REJECTS_ALL = (
-        "rejects_all"  # rejected, but no other message was accepted: not one message's own
+        "rejects_all"  # rejected, and no other message is accepted
     )
     INTERNAL = "internal"  # a defect of ours; held, never dropped
 
