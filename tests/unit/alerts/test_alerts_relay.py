@@ -95,10 +95,31 @@ async def test_began_goes_before_ended_also_when_only_the_end_is_seen(world: Wor
     )
 
 
-async def test_a_beginning_that_comes_after_its_end_is_not_told_again(world: World) -> None:
+async def test_a_late_copy_of_an_ended_alert_does_not_reopen_it(world: World) -> None:
     await world.accept(alert(status="resolved"))
-    world.clock.ms += 3_600_000
+    world.clock.ms += 299_999
     assert await world.accept(alert()) == 0
+
+
+async def test_an_alert_that_fires_again_with_its_old_start_is_a_new_fact(world: World) -> None:
+    for _ in range(3):
+        await world.accept(alert())
+        await world.accept(alert())
+        world.restarted()
+        await world.accept(alert(status="resolved"))
+        assert await world.accept(alert(status="resolved")) == 0
+        world.clock.ms += 300_000
+    assert await world.told() == ["firing Down", "resolved Down"] * 3
+    assert len({event["id"] for event in await world.events()}) == 6
+
+
+async def test_an_alert_that_fires_again_has_reminders(world: World) -> None:
+    await world.accept(alert(status="resolved"))
+    for wait_ms in (300_000, 900_000):
+        world.clock.ms += wait_ms
+        await world.accept(alert())
+    notifications = [event["data"]["notification"] for event in await world.events()]
+    assert notifications == ["transition", "transition", "transition", "reminder"]
 
 
 async def test_the_next_episode_is_told_anew(world: World) -> None:
