@@ -137,9 +137,19 @@ class Relay:
         times = self._count_reopenings(alert, seen)
         for status in _statuses(alert):
             self._plan_fact(plan, alert, seen, status, times)
-        if len(plan.messages) > before:
-            return "relayed"
-        return self._plan_reminder(plan, alert, seen, times)
+        fate: Fate = "relayed"
+        if len(plan.messages) == before:
+            fate = self._plan_reminder(plan, alert, seen, times)
+        if fate != "duplicate":
+            self._keep_reopenings(plan, alert, seen, times)
+        return fate
+
+    def _keep_reopenings(self, plan: Plan, alert: Received, seen: Sighting, times: int) -> None:
+        """Keep the earlier ends as long as the latest fact: without them the count starts over."""
+        origin = self._rules.origin
+        for number in range(times):
+            plan.told[alert_id(origin, seen.receiver, alert, "resolved", number)] = seen.at_ms
+            plan.told[alert_id(origin, seen.receiver, alert, "firing", number + 1)] = seen.at_ms
 
     def _count_reopenings(self, alert: Received, seen: Sighting) -> int:
         """Return how often this start was reported firing again after an end, this alert included.

@@ -129,6 +129,22 @@ async def test_the_next_episode_is_told_anew(world: World) -> None:
     assert len({event["id"] for event in await world.events()}) == 3
 
 
+async def test_the_count_of_earlier_ends_is_kept_as_long_as_reminders_come(world: World) -> None:
+    await world.accept(alert(status="resolved"))
+    world.clock.ms += 300_000
+    for name in [f"Other{day}" for day in range(20)]:
+        await world.accept(alert())
+        await world.accept(alert(name))
+        world.clock.ms += 86_400_000
+    world.restarted()
+    await world.accept(alert(status="resolved"))
+    down = [e for e in await world.events() if e["data"]["labels"]["alertname"] == "Down"]
+    assert [e["data"]["status"] for e in down] == ["firing", "resolved"] + ["firing"] * 20 + [
+        "resolved"
+    ]
+    assert len({e["id"] for e in down}) == len(down)
+
+
 async def test_repeats_are_kept_as_reminders(world: World) -> None:
     await world.accept(alert())
     for _ in range(2):
