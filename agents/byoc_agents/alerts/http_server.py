@@ -20,6 +20,8 @@ from aiohttp import StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import RawRequestMessage
 
+from byoc_agents.app.listening import ANY_IPV6, open_dual_stack
+
 MAX_CONNECTIONS = 512  # Alertmanager keeps hundreds where it has many groups to tell of
 READ_BYTES = 16 * 1024  # of a body that nobody takes yet; a connection holds a few times this
 RECEIVE_BYTES = 64 * 1024  # of a connection in the kernel; it would let that grow to megabytes
@@ -209,10 +211,12 @@ async def serve(
 async def _opened(
     door: Door, listen: Listen, header_seconds: float
 ) -> AsyncIterator[tuple[str, int]]:
-    server = await asyncio.get_running_loop().create_server(
+    dual = open_dual_stack(listen.port) if listen.host == ANY_IPV6 else None
+    server = await asyncio.get_running_loop().create_server(  # type: ignore[call-overload]
         door.connect,
-        listen.host,
-        listen.port,
+        None if dual else listen.host,
+        None if dual else listen.port,
+        sock=dual,
         ssl=door.tls,
         ssl_handshake_timeout=header_seconds if door.tls else None,
         start_serving=False,
