@@ -211,16 +211,25 @@ async def serve(
 async def _opened(
     door: Door, listen: Listen, header_seconds: float
 ) -> AsyncIterator[tuple[str, int]]:
-    dual = open_dual_stack(listen.port) if listen.host == ANY_IPV6 else None
-    server = await asyncio.get_running_loop().create_server(  # type: ignore[call-overload]
-        door.connect,
-        None if dual else listen.host,
-        None if dual else listen.port,
-        sock=dual,
-        ssl=door.tls,
-        ssl_handshake_timeout=header_seconds if door.tls else None,
-        start_serving=False,
-    )
+    loop = asyncio.get_running_loop()
+    handshake = header_seconds if door.tls else None
+    if listen.host == ANY_IPV6:
+        server = await loop.create_server(
+            door.connect,
+            sock=open_dual_stack(listen.port),
+            ssl=door.tls,
+            ssl_handshake_timeout=handshake,
+            start_serving=False,
+        )
+    else:
+        server = await loop.create_server(
+            door.connect,
+            listen.host,
+            listen.port,
+            ssl=door.tls,
+            ssl_handshake_timeout=handshake,
+            start_serving=False,
+        )
     for one in server.sockets:  # each connection inherits it
         one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
     await server.start_serving()
