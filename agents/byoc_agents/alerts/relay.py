@@ -137,7 +137,7 @@ class Relay:
         times = self._count_reopenings(alert, seen)
         for status in _statuses(alert):
             self._plan_fact(plan, alert, seen, status, times)
-        fate: Fate = "relayed"
+        fate: AlertOutcome = "relayed"
         if len(plan.messages) == before:
             fate = self._plan_reminder(plan, alert, seen, times)
         if fate != "duplicate":
