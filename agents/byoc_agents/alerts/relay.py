@@ -72,7 +72,7 @@ class Relay:
         self._pending: dict[str, asyncio.Future[None]] = {}  # event id -> the end of its commit
         self._log = structlog.get_logger().bind()  # once: a proxy would bind at every line
 
-    async def accept(self, body: bytes) -> int:
+    async def accept(self, body: bytes | bytearray) -> int:
         """Return how many messages the body led to, all of them durable.
 
         May be called again with the same body, also at the same time. Raises NotAWebhookError, and
@@ -181,7 +181,9 @@ class Relay:
         plan.told[event_id] = seen.at_ms
         self._add_alert(plan, alert, seen, status=status, event_id=event_id)
 
-    def _plan_reminder(self, plan: Plan, alert: Received, seen: Sighting, times: int) -> AlertOutcome:
+    def _plan_reminder(
+        self, plan: Plan, alert: Received, seen: Sighting, times: int
+    ) -> AlertOutcome:
         first_id = alert_id(self._rules.origin, seen.receiver, alert, "firing", times)
         end_id = alert_id(self._rules.origin, seen.receiver, alert, "resolved", times)
         last_ms = self._told.at_ms(first_id)
