@@ -180,7 +180,7 @@ async def _put_together(
 ) -> AsyncIterator[tuple[list[Agent], Metrics]]:
     # asyncio has no parameter for this: docs/adr/0009, and
     # https://github.com/python/cpython/blob/3.11/Lib/asyncio/sslproto.py (SSLProtocol.max_size).
-    if not isinstance(getattr(SSLProtocol, "max_size", None), int):
+    if not hasattr(SSLProtocol, "max_size"):
         raise RuntimeError("asyncio's SSLProtocol has no max_size: TLS memory would be unbounded")
     SSLProtocol.max_size = TLS_BUFFER_BYTES
     metrics = Metrics()
