@@ -8,4 +8,4 @@ Read in this order: `byoc_agents.billing.daemon` (how one daemon is wired),
 `byoc_agents.durable.spool`, `byoc_agents.delivery.shipper`, then the daemon of interest.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -74,6 +74,7 @@ class Reason(StrEnum):
     EGRESS_REFUSED = "egress_refused"  # our own gate: not in the destinations table
     TOO_LARGE = "too_large"  # EntityTooLarge, or the control plane's own 413
     REJECTED = "rejected"  # the receiver says that this very message is invalid
+    REJECTS_ALL = "rejects_all"  # rejected, and no other message is accepted
     INTERNAL = "internal"  # a defect of ours; held, never dropped
 
 

@@ -42,7 +42,7 @@ SQS_ERRORS = {
     "credentials": (403, "InvalidClientTokenId"),
     "not_found": (400, "AWS.SimpleQueueService.NonExistentQueue"),
 }
-REFUSALS = (400, 422)  # of one message, for good
+REFUSALS = (413, 422)  # of one message, if another one is accepted
 HTTP_ERRORS = {
     "server_error": 503, "throttled": 429, "forbidden": 403, "credentials": 401, "not_found": 404,
 }  # fmt: skip

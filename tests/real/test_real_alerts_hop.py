@@ -153,19 +153,38 @@ async def test_the_control_plane_is_away_while_the_forwarder_is_killed_and_comes
     assert plane.told() == [("A", "firing"), ("B", "firing"), ("A", "resolved")]
 
 
+@pytest.mark.parametrize("status", [413, 422])
+async def test_one_rejected_event_is_a_dead_letter_and_the_others_are_delivered(
+    plane: Plane, forwarder: Forwarder, alertmanager: Started, status: int
+) -> None:
+    first = alertmanager(AM_CONFIG.format(port=forwarder.webhook_port, hook=HOOK))
+    await plane.until(lambda: plane.of("byoc.alert.heartbeat.v1"))
+    plane.fault = lambda _number, request: (
+        web.Response(status=status) if b'"alertname":"A"' in (request._read_bytes or b"") else None
+    )
+    await raise_alert(first, "A")
+    held = 'byoc_attempts_total{agent="alert-forwarder",reason="rejects_all"}'
+    await reached(forwarder, held, 1)
+    await raise_alert(first, "B")
+    await plane.until(plane.told)
+    assert plane.told() == [("B", "firing")]
+    await reached(forwarder, "byoc_dead_letters_total{", 1)
+
+
 @pytest.mark.parametrize("status", [400, 413, 422])
-async def test_what_is_refused_for_good_is_kept_and_the_rest_goes_on(
+async def test_a_control_plane_that_rejects_everything_is_held_and_loses_nothing(
     plane: Plane, forwarder: Forwarder, alertmanager: Started, status: int
 ) -> None:
     first = alertmanager(AM_CONFIG.format(port=forwarder.webhook_port, hook=HOOK))
     await plane.until(lambda: plane.of("byoc.alert.heartbeat.v1"))
     plane.fault = answers(status)
     await raise_alert(first, "A")
-    await reached(forwarder, "byoc_dead_letters_total{", 1)
+    held = "bad_response" if status == 400 else "rejects_all"
+    await reached(forwarder, f'byoc_attempts_total{{agent="alert-forwarder",reason="{held}"}}', 1)
+    assert metric(forwarder, "byoc_dead_letters_total") == 0
     plane.fault = lambda _number, _request: None
-    await raise_alert(first, "B")
     await plane.until(plane.told)
-    assert plane.told() == [("B", "firing")]
+    assert plane.told() == [("A", "firing")]
 
 
 @contextlib.contextmanager

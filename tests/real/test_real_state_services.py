@@ -157,7 +157,8 @@ async def test_a_queue_that_is_lost_and_comes_back_gets_everything_in_order(
         assert trouble.reason is Reason.NOT_FOUND
         assert spool.totals.records == 3
         await queue.create()
-        assert await shipper.attempt() is None
+        while spool.totals.records:  # after trouble the first batches hold one message
+            assert await shipper.attempt() is None
     await queue.until(lambda: len(queue.got) == 6)
     assert [body["n"] for body in queue.got] == list(range(6))
 

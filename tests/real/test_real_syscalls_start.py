@@ -44,6 +44,7 @@ class Fault(NamedTuple):
 SPOOL = ("spool.db", "spool.db-wal", "spool.db-shm", "reserve")
 LEDGER = ("ledger/ledger-000001.jsonl", "ledger", "ledger/lock")
 FIRST = "when=1..2"  # so many calls fail, and then none
+OPENS = "when=1..6"  # the files are also opened to be read: those errors alone stop nothing
 FAULTS: dict[str, Fault] = {
     "ENOSPC on writes, spool": Fault(
         ["pwrite64:error=ENOSPC", "fallocate:error=ENOSPC"], SPOOL, "exit 2", "No space left"
@@ -66,13 +67,13 @@ FAULTS: dict[str, Fault] = {
         [f"fdatasync:error=EIO:{FIRST}"], LEDGER, "held: ledger", "Input/output"
     ),
     "EROFS when it is first opened, ledger": Fault(
-        [f"openat:error=EROFS:{FIRST}"], LEDGER, "held: ledger", "Read-only"
+        [f"openat:error=EROFS:{OPENS}"], LEDGER, "held: ledger", "Read-only"
     ),
     "EMFILE when it is first opened, ledger": Fault(
-        [f"openat:error=EMFILE:{FIRST}"], LEDGER, "held: ledger", "Too many open files"
+        [f"openat:error=EMFILE:{OPENS}"], LEDGER, "held: ledger", "Too many open files"
     ),
     "EACCES when it is first opened, ledger": Fault(
-        [f"openat:error=EACCES:{FIRST}"], LEDGER, "held: ledger", "Permission denied"
+        [f"openat:error=EACCES:{OPENS}"], LEDGER, "held: ledger", "Permission denied"
     ),
 }  # fmt: skip
 

@@ -12,13 +12,10 @@ HOUSE = Path(byoc_agents.__file__).parent
 DAEMONS = ("billing", "state", "alerts")
 TOGETHER = {"app", "policy", "schema"}  # they know several daemons
 WIRING = {"daemon", "context"}
+# Modules of `app` that every layer may import.
 SHARED = {
-    "clock",
-    "cloudevents",
-    "metrics",
-    "settings",
-    "terminal",
-}  # modules of `app` that all may import
+    *("clock", "cloudevents", "files", "listening", "metrics", "settings", "signals", "terminal"),
+}
 
 # Layer -> the layers of ours that it may import. A layer is a folder or a file right under
 # `byoc_agents`; `shared` are the modules of `app` named above, `wiring` is what a daemon is

@@ -127,9 +127,15 @@ class Sighting(msgspec.Struct, frozen=True):
     group_truncated: int = 0
 
 
-def alert_id(origin: Origin, receiver: str, alert: Received, status: Status) -> str:
-    """Return the identity of one fact: this episode of this alert began, or ended."""
-    return origin.id_of(ALERT, receiver, alert.fingerprint, str(alert.starts_at_ms), status)
+def alert_id(
+    origin: Origin, receiver: str, alert: Received, status: Status, reopenings: int = 0
+) -> str:
+    """Return the identity of one fact: this episode of this alert began, or ended.
+
+    `reopenings` counts how often the same start was reported firing again after an end.
+    """
+    first = origin.id_of(ALERT, receiver, alert.fingerprint, str(alert.starts_at_ms), status)
+    return stable_id(first, "reopened", str(reopenings)) if reopenings else first
 
 
 def reminder_id(first_id: str, period: int) -> str:

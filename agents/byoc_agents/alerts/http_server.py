@@ -22,6 +22,8 @@ from aiohttp import StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import RawRequestMessage
 
+from byoc_agents.app.listening import ANY_IPV6, open_dual_stack
+
 MAX_CONNECTIONS = 512  # Alertmanager keeps hundreds where it has many groups to tell of
 READ_BYTES = 16 * 1024  # of a body that nobody takes yet; a connection holds a few times this
 RECEIVE_BYTES = 64 * 1024  # of a connection in the kernel; it would let that grow to megabytes
@@ -213,14 +215,25 @@ async def serve(
 async def _opened(
     door: Door, listen: Listen, header_seconds: float
 ) -> AsyncIterator[tuple[str, int]]:
-    server = await asyncio.get_running_loop().create_server(
-        door.connect,
-        listen.host,
-        listen.port,
-        ssl=door.tls,
-        ssl_handshake_timeout=header_seconds if door.tls else None,
-        start_serving=False,
-    )
+    loop = asyncio.get_running_loop()
+    handshake = header_seconds if door.tls else None
+    if listen.host == ANY_IPV6:
+        server = await loop.create_server(
+            door.connect,
+            sock=open_dual_stack(listen.port),
+            ssl=door.tls,
+            ssl_handshake_timeout=handshake,
+            start_serving=False,
+        )
+    else:
+        server = await loop.create_server(
+            door.connect,
+            listen.host,
+            listen.port,
+            ssl=door.tls,
+            ssl_handshake_timeout=handshake,
+            start_serving=False,
+        )
     for one in server.sockets:  # each connection inherits it
         one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
     await server.start_serving()

@@ -61,7 +61,7 @@ _GROUP = msgspec.json.Decoder(_Group)
 _ALERT = msgspec.json.Decoder(_AlertBody)
 
 
-def read(body: bytes) -> Group:
+def read(body: bytes | bytearray) -> Group:
     """Return the notification. Raises NotAWebhookError when it is none at all."""
     group = _group(body)
     read_alerts = [_received(raw) for raw in group.alerts]
@@ -75,7 +75,7 @@ def read(body: bytes) -> Group:
     )
 
 
-def _group(body: bytes) -> _Group:
+def _group(body: bytes | bytearray) -> _Group:
     try:
         return _GROUP.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -84,7 +84,7 @@ def _group(body: bytes) -> _Group:
         raise NotAWebhookError("nested too deeply") from None
 
 
-def _second_look(body: bytes) -> _Group:
+def _second_look(body: bytes | bytearray) -> _Group:
     """Read what RFC 8259 allows and msgspec refuses, such as half a surrogate pair in one alert."""
     try:
         value = json.loads(body)

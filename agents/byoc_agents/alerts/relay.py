@@ -33,6 +33,8 @@ from byoc_agents.durable.spool import Spool
 from byoc_agents.durable.write_batch import Change
 from byoc_agents.errors import SpoolError, SpoolFullError
 
+REOPEN_MS = 5 * 60 * 1000  # Alertmanager's default resolve_timeout and group_interval
+
 
 class Rules(msgspec.Struct, frozen=True):
     """What is relayed, and what of it."""
@@ -70,7 +72,7 @@ class Relay:
         self._pending: dict[str, asyncio.Future[None]] = {}  # event id -> the end of its commit
         self._log = structlog.get_logger().bind()  # once: a proxy would bind at every line
 
-    async def accept(self, body: bytes) -> int:
+    async def accept(self, body: bytes | bytearray) -> int:
         """Return how many messages the body led to, all of them durable.
 
         May be called again with the same body, also at the same time. Raises NotAWebhookError, and
@@ -132,22 +134,58 @@ class Relay:
         if not self._rules.selector.matches(alert.labels):
             return "not_selected"
         before = len(plan.messages)
+        times = self._count_reopenings(alert, seen)
         for status in _statuses(alert):
-            self._plan_fact(plan, alert, seen, status)
-        if len(plan.messages) > before:
-            return "relayed"
-        return self._plan_reminder(plan, alert, seen)
+            self._plan_fact(plan, alert, seen, status, times)
+        fate: AlertOutcome = "relayed"
+        if len(plan.messages) == before:
+            fate = self._plan_reminder(plan, alert, seen, times)
+        if fate != "duplicate":
+            self._keep_reopenings(plan, alert, seen, times)
+        return fate
 
-    def _plan_fact(self, plan: Plan, alert: Received, seen: Sighting, status: Status) -> None:
-        event_id = alert_id(self._rules.origin, seen.receiver, alert, status)
+    def _keep_reopenings(self, plan: Plan, alert: Received, seen: Sighting, times: int) -> None:
+        """Keep the earlier ends as long as the latest fact: without them the count starts over."""
+        origin = self._rules.origin
+        for number in range(times):
+            plan.told[alert_id(origin, seen.receiver, alert, "resolved", number)] = seen.at_ms
+            plan.told[alert_id(origin, seen.receiver, alert, "firing", number + 1)] = seen.at_ms
+
+    def _count_reopenings(self, alert: Received, seen: Sighting) -> int:
+        """Return how often this start was reported firing again after an end, this alert included.
+
+        A firing alert that arrives less than REOPEN_MS after its end was reported can be an
+        out-of-date copy from an Alertmanager peer, so it does not reopen.
+        """
+        times = 0
+        while (ended_ms := self._reported_ms(alert, seen, "resolved", times)) is not None:
+            reopened = self._reported_ms(alert, seen, "firing", times + 1) is not None
+            late = alert.status == "firing" and seen.at_ms - ended_ms >= REOPEN_MS
+            if not reopened and not late:
+                break
+            times += 1
+        return times
+
+    def _reported_ms(
+        self, alert: Received, seen: Sighting, status: Status, times: int
+    ) -> int | None:
+        origin = self._rules.origin
+        return self._told.at_ms(alert_id(origin, seen.receiver, alert, status, times))
+
+    def _plan_fact(
+        self, plan: Plan, alert: Received, seen: Sighting, status: Status, times: int
+    ) -> None:
+        event_id = alert_id(self._rules.origin, seen.receiver, alert, status, times)
         if event_id in plan.told or self._told.at_ms(event_id) is not None:
             return
         plan.told[event_id] = seen.at_ms
         self._add_alert(plan, alert, seen, status=status, event_id=event_id)
 
-    def _plan_reminder(self, plan: Plan, alert: Received, seen: Sighting) -> AlertOutcome:
-        first_id = alert_id(self._rules.origin, seen.receiver, alert, "firing")
-        end_id = alert_id(self._rules.origin, seen.receiver, alert, "resolved")
+    def _plan_reminder(
+        self, plan: Plan, alert: Received, seen: Sighting, times: int
+    ) -> AlertOutcome:
+        first_id = alert_id(self._rules.origin, seen.receiver, alert, "firing", times)
+        end_id = alert_id(self._rules.origin, seen.receiver, alert, "resolved", times)
         last_ms = self._told.at_ms(first_id)
         window_ms = int(self._rules.reminder_seconds * 1000)
         over = alert.status == "resolved" or self._told.at_ms(end_id) is not None

@@ -14,11 +14,37 @@ MAX_NAMES = 32  # labels, and again annotations: bounds an event's size
 LABELS = ("alertname", "severity", "cluster", "namespace", "pod", "replica", "reason")
 
 
+MAX_NAME_CHARACTERS = 128
+QUOTED_NAME = r'"(?:[^"\\]|\\["\\])*"'
+PLAIN_NAME = r"""[^\s,"'`{}=!~\\]+"""  # as a matcher takes it without quotes
+NAME = re.compile(rf"\s*({QUOTED_NAME}|{PLAIN_NAME}|)\s*(?:,|$)")
+
+
 def _names(text: str) -> tuple[str, ...]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    wrong = [name for name in names if not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]{0,127}", name)]
-    if wrong or len(names) > MAX_NAMES:
-        what = f"{wrong[0]!r} is no label name" if wrong else f"at most {MAX_NAMES} names"
+    """Return the names of a comma-separated list; any UTF-8 name may stand in double quotes.
+
+    Raises ValueError with the text that is not a label name.
+    """
+    names: list[str] = []
+    at = 0
+    while at < len(text):
+        found = NAME.match(text, at)
+        if found is None:
+            wrong = text[at:].split(",", maxsplit=1)[0].strip()
+            what = f"{wrong!r} is no label name: put it in double quotes"
+            raise ValueError(what)
+        at = found.end()
+        name = found[1]
+        if name.startswith('"'):
+            name = re.sub(r"\\(.)", r"\1", name[1:-1])
+        elif not name:
+            continue  # nothing between two commas
+        if not 1 <= len(name) <= MAX_NAME_CHARACTERS or not name.isprintable():
+            what = f"{name!r} is no label name: 1 to {MAX_NAME_CHARACTERS} printable characters"
+            raise ValueError(what)
+        names.append(name)
+    if len(names) > MAX_NAMES:
+        what = f"at most {MAX_NAMES} names"
         raise ValueError(what)
     return tuple(dict.fromkeys(names))
 

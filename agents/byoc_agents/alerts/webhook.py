@@ -8,7 +8,12 @@ into its log: answers are fixed words.
 import asyncio
 import hmac
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    nullcontext,
+)
 
 import structlog
 from aiohttp import StreamReader, web
@@ -21,7 +26,8 @@ from byoc_agents.alerts.reloadable_secret import Secret
 from byoc_agents.errors import SpoolError
 
 PATH = "/v1/alerts"
-MAX_BODY_BYTES = 4 * 1024**2  # some 4,000 alerts in one notification
+MAX_BODY_BYTES = 16 * 1024**2  # some 10,000 alerts of 1 KiB in one notification
+HUGE_BODY_BYTES = 4 * 1024**2  # of larger bodies one is in memory at a time
 SMALL_BODY_BYTES = 32 * 1024  # what a connection buffers of a body that nobody reads, at least
 LARGE_BODIES = 4  # in memory at once; the others wait
 LARGE_WAITING = 64  # at most; each holds up to half a MiB of buffers meanwhile
@@ -55,6 +61,7 @@ class Webhook:
         self._counts = counts
         self._body_seconds = body_seconds
         self._places = asyncio.Semaphore(LARGE_BODIES)
+        self._huge = asyncio.Lock()
         self._large = 0  # requests that have such a place or wait for one
         self._log = structlog.get_logger()
 
@@ -81,8 +88,8 @@ class Webhook:
         if not self.allowed(request.headers.get("Authorization", "")):
             return 401, "unauthorized"
         try:
-            async with self._place(request):
-                body = await self._body(request)
+            async with self._place(request), AsyncExitStack() as held:
+                body = await self._body(request, held)
                 await self._relay.accept(body)  # not under the time-out: a commit is not undone
         except tuple(kind for kind, _, _ in REFUSALS) as error:
             if isinstance(error, SpoolError):
@@ -107,14 +114,32 @@ class Webhook:
         finally:
             self._large -= 1
 
-    async def _body(self, request: web.BaseRequest) -> bytes:
+    async def _body(self, request: web.BaseRequest, held: AsyncExitStack) -> bytes | bytearray:
         if request.content.is_eof():  # all of it is here
-            return await _all_of(request.content)
+            return await self._read(request.content, held)
         if request.headers.get("Expect", "").lower() == "100-continue":  # who asks waits for it
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             request.writer.output_size = 0
         async with asyncio.timeout(self._body_seconds):
-            return await _all_of(request.content)
+            return await self._read(request.content, held)
+
+    async def _read(self, content: StreamReader, held: AsyncExitStack) -> bytes | bytearray:
+        """Return the body. Past HUGE_BODY_BYTES it waits until no other such body is in memory.
+
+        `held` keeps that place until the notification is stored. The body is not read by the
+        request itself, which would keep it as long as the connection is open. Raises
+        HTTPRequestEntityTooLarge past MAX_BODY_BYTES.
+        """
+        body = bytearray()
+        alone = False
+        while chunk := await content.readany():
+            body += chunk
+            if len(body) > MAX_BODY_BYTES:
+                raise web.HTTPRequestEntityTooLarge(MAX_BODY_BYTES, len(body))
+            if len(body) > HUGE_BODY_BYTES and not alone:
+                await held.enter_async_context(self._huge)
+                alone = True
+        return body if alone else bytes(body)
 
     def allowed(self, header: str) -> bool:
         """Compare in constant time. Each line of the token's file is valid, for rotations."""
@@ -123,19 +148,6 @@ class Webhook:
         presented = given.strip().encode("utf-8", "surrogateescape")
         matches = [hmac.compare_digest(presented, token.encode()) for token in tokens]
         return not tokens or (scheme.lower() == "bearer" and any(matches))
-
-
-async def _all_of(content: StreamReader) -> bytes:
-    """Return the body.
-
-    A request keeps what its own `read` returns, and a connection at rest keeps its last request.
-    """
-    body = bytearray()
-    while chunk := await content.readany():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise web.HTTPRequestEntityTooLarge(max_size=MAX_BODY_BYTES, actual_size=len(body))
-    return bytes(body)
 
 
 def _response(status: int, word: str, **headers: str) -> web.Response:

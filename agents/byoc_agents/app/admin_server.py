@@ -16,6 +16,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from byoc_agents import __version__
 from byoc_agents.app.daemon import Agent
+from byoc_agents.app.listening import ANY_IPV6, open_dual_stack
 from byoc_agents.app.metrics import Metrics
 
 
@@ -65,7 +66,10 @@ async def serve(
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1)
     await runner.setup()
     try:
-        await web.TCPSite(runner, *listen).start()
+        if listen[0] == ANY_IPV6:
+            await web.SockSite(runner, open_dual_stack(listen[1])).start()
+        else:
+            await web.TCPSite(runner, *listen).start()
         host, port = runner.addresses[0][:2]
         structlog.get_logger().info("server.listen", host=host, port=port)
         yield host, port

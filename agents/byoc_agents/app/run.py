@@ -178,6 +178,10 @@ def _mistakes() -> Iterator[None]:
 async def _put_together(
     configuration: Configuration,
 ) -> AsyncIterator[tuple[list[Agent], Metrics]]:
+    # asyncio has no parameter for this: docs/adr/0009, and
+    # https://github.com/python/cpython/blob/3.11/Lib/asyncio/sslproto.py (SSLProtocol.max_size).
+    if not hasattr(SSLProtocol, "max_size"):
+        raise RuntimeError("asyncio's SSLProtocol has no max_size: TLS memory would be unbounded")
     SSLProtocol.max_size = TLS_BUFFER_BYTES
     metrics = Metrics()
     names = "+".join(configuration.daemons)

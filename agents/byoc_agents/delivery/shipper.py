@@ -63,6 +63,7 @@ FATES: dict[Reason, Action] = {
     Reason.WRONG_REGION: Action.HOLD,
     Reason.REDIRECT: Action.HOLD,
     Reason.EGRESS_REFUSED: Action.HOLD,
+    Reason.REJECTS_ALL: Action.HOLD,
     Reason.INTERNAL: Action.HOLD,
     Reason.TOO_LARGE: Action.BURY,
     Reason.REJECTED: Action.BURY,
@@ -199,7 +200,11 @@ class Shipper:
             self._grow()
         elif _unanswered(outcomes):
             self._limit, self._answered = 1, 0
-        if trouble is None or not (repeated or uncertain(one.reason for one in outcomes)):
+        rejected = any(one.reason is Reason.REJECTS_ALL for one in outcomes)
+        if rejected:  # a larger batch may hold one that is accepted, which proves the others' fault
+            self._limit = min(2 * len(batch), self._sink.max_messages)
+        open_end = repeated or uncertain(one.reason for one in outcomes)
+        if trouble is None or rejected or not open_end:
             self._unfinished = ()
             self._spool.release()
         return trouble

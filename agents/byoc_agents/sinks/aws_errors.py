@@ -4,6 +4,7 @@ Only S3's own form of answer, an XML document with a known code, proves that an 
 already or that it can never be stored. A status alone may be a proxy's: it is held.
 """
 
+import hashlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -106,17 +107,18 @@ TRANSPORT: tuple[tuple[type[Exception], Reason], ...] = (  # the first that fits
 )
 
 
-def from_answer(response: Mapping[str, Any], region: str) -> Receipt:
+def from_answer(response: Mapping[str, Any], region: str, body: bytes) -> Receipt:
     """Return a receipt if S3 says that the object exists already. Raises SendError otherwise.
 
-    Proof is S3's XML code PreconditionFailed for our own condition, or the 304 with an ETag that
-    MinIO answered to a conditional PUT before RELEASE.2024-04.
+    Proof is S3's XML code PreconditionFailed for our own condition, or the 304 that MinIO answered
+    to a conditional PUT before RELEASE.2024-04, if its ETag is the MD5 of `body`. A cache answers
+    304 with an ETag too, so any other ETag proves nothing.
     """
     meta = response.get("ResponseMetadata", {})
     status, headers = meta.get("HTTPStatusCode", 0), meta.get("HTTPHeaders", {})
     error = response.get("Error", {})
     code = str(error.get("Code", ""))
-    if _exists_already(status, code, str(error.get("Condition") or ""), headers):
+    if _exists_already(status, code, str(error.get("Condition") or ""), headers, body):
         return Receipt(Reason.ALREADY_STORED, status)
     theirs = headers.get("x-amz-bucket-region") or error.get("Region")
     reason = _reason(code, status, theirs, region)
@@ -126,11 +128,20 @@ def from_answer(response: Mapping[str, Any], region: str) -> Receipt:
     raise SendError(reason, detail, retry_after_seconds=retry_after_seconds(headers))
 
 
-def _exists_already(status: int, code: str, condition: str, headers: Mapping[str, str]) -> bool:
+def _exists_already(
+    status: int, code: str, condition: str, headers: Mapping[str, str], body: bytes
+) -> bool:
     if status == 304:  # noqa: PLR2004  Not Modified
-        return bool(headers.get("etag"))
+        etag = headers.get("etag", "").strip('"')
+        minio = headers.get("server", "").startswith("MinIO")  # an encrypted object's is no MD5
+        return bool(etag) and (minio or etag == md5_of(body))
     stated = code == "PreconditionFailed" and condition in {"", "If-None-Match"}
     return stated and status == 412  # noqa: PLR2004  Precondition Failed
+
+
+def md5_of(body: bytes) -> str:
+    """Return the ETag, without quotes, of an object that was stored in one part."""
+    return hashlib.md5(body, usedforsecurity=False).hexdigest()
 
 
 def from_transport(error: Exception) -> SendError:

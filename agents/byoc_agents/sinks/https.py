@@ -24,7 +24,7 @@ from byoc_agents.sinks.transport_errors import proxy_error, tls_error
 
 SINGLE = "application/cloudevents+json; charset=utf-8"
 BATCH = "application/cloudevents-batch+json; charset=utf-8"
-MAX_ANSWER_BYTES = 64 * 1024  # read so that the connection can be used again; never looked at
+MAX_ANSWER_BYTES = 64 * 1024  # read so that the connection can be used again
 MAX_REFERENCE = 128  # characters of the receiver's request id that go into the ledger
 MIN_SECRET_BYTES, MAX_SECRET_BYTES = 24, 64  # the Standard Webhooks specification
 
@@ -125,10 +125,10 @@ class HttpsSink:
                 allow_redirects=False,
                 timeout=self._timeout,
             ) as answer:
-                outcome = self._outcome(answer, delivery_id)
+                said = b""
                 with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-                    await answer.content.read(MAX_ANSWER_BYTES)
-                return outcome
+                    said = await answer.content.read(MAX_ANSWER_BYTES)
+                return self._outcome(answer, said, delivery_id)
         except SendError as error:
             return error
         except (aiohttp.ClientError, OSError) as error:  # OSError: TimeoutError too
@@ -164,10 +164,10 @@ class HttpsSink:
             "webhook-signature": signatures(keys, delivery_id, timestamp, body),
         }
 
-    def _outcome(self, answer: aiohttp.ClientResponse, delivery_id: str) -> Outcome:
+    def _outcome(self, answer: aiohttp.ClientResponse, said: bytes, delivery_id: str) -> Outcome:
         reason, now_ns = reason_of(answer.status), self._clock.wall_ns()
         self._accepting = False
-        if answer.content_type in PAGES and reason in {*ACCEPTED, *OF_ONE}:
+        if is_page(answer.content_type, said) and reason in {*ACCEPTED, *OF_ONE}:
             return SendError(
                 Reason.BAD_RESPONSE, f"status {answer.status} with a page, not the control plane's"
             )
@@ -178,7 +178,7 @@ class HttpsSink:
         date = answer.headers.get("Date", "")
         wait = retry_after_seconds(answer.headers.get("Retry-After", ""), now_ns, date)
         detail = f"status {answer.status}"
-        if reason is Reason.CREDENTIALS and (skew := skew_seconds(date, now_ns)):
+        if answer.status in {400, 401, 403} and (skew := skew_seconds(date, now_ns)):
             ahead = "ahead of" if skew > 0 else "behind"
             detail += (
                 f"; our clock is {abs(skew)} s {ahead} the receiver's, which refuses over 300 s"
@@ -187,13 +187,20 @@ class HttpsSink:
 
 
 ACCEPTED = frozenset({Reason.OK, Reason.ALREADY_STORED})
-PAGES = frozenset({"text/html", "application/xhtml+xml"})  # a proxy's or a portal's
+
+
+def is_page(content_type: str, body: bytes) -> bool:
+    """Return whether a body is a proxy's or a portal's: the control plane's is empty or JSON."""
+    if not body and not content_type.startswith("text/html"):
+        return False
+    declared = content_type.startswith("text/") or "xhtml" in content_type
+    return declared or body.lstrip()[:1] == b"<"
 
 
 def _held(outcome: Outcome) -> Outcome:
     if isinstance(outcome, SendError) and outcome.reason in OF_ONE:
         why = f"{outcome.detail}, and no other event was accepted: held until one is"
-        return SendError(Reason.BAD_RESPONSE, why)
+        return SendError(Reason.REJECTS_ALL, why)
     return outcome
 
 

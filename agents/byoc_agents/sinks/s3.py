@@ -134,7 +134,7 @@ class S3Sink:
         except ClientError as error:
             if error.response.get("Error", {}).get("Code") in KEYS_REFUSED and self._keys.forget():
                 await self._drop_client()  # it holds the keys that it was made with
-            return from_answer(error.response, self._region)
+            return from_answer(error.response, self._region, message.body)
         except ResponseParserError as error:
             raise SendError(Reason.BAD_RESPONSE, "the answer is not in S3's form") from error
         except BotoCoreError as error:

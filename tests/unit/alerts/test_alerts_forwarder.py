@@ -186,7 +186,7 @@ async def test_a_control_plane_that_rejects_everything_is_held(world: World) -> 
 async def test_an_event_rejected_for_good_is_kept_and_the_others_are_delivered(
     world: World,
 ) -> None:
-    world.plane.rejected = b"byoc.alert.v1"
+    world.plane.status, world.plane.rejected = 200, b"byoc.alert.v1"
     assert await world.notify(FIRING) == 200
     await eventually(lambda: world.agent.spool.totals.dead_letters >= 3)
     world.plane.rejected = b""

@@ -1,11 +1,14 @@
 """What a connection costs the forwarder's process, in the kernel's count, whoever holds it open."""
 
+import json
 import os
+import re
 import socket
 import ssl
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -15,6 +18,7 @@ from lab.real.parts.process import free_port
 from lab.real.scraper import clean_environ, eventually
 
 CONNECTIONS = 64
+MIB = 1024**2
 SIZE = 4_000_000
 REST_SECONDS = 0.5
 SETTINGS = {
@@ -105,3 +109,39 @@ def test_a_body_that_never_ends_is_bounded_long_before_its_own_bound(tmp_path: P
             pushed(connection, head + bytes(SIZE - 1))
         each = (settled_kib(process.pid) - before) / CONNECTIONS
     assert each < 512, f"{each:.0f} KiB; it was 888"
+
+
+def test_a_storm_of_5000_alerts_in_one_group_is_stored_within_the_charts_memory(
+    tmp_path: Path,
+) -> None:
+    """As Alertmanager sends them without `max_alerts`: one notification of some 8 MiB."""
+    alerts = [
+        {
+            "status": "firing",
+            "labels": {
+                "alertname": "ClickHouseTooManyParts",
+                "severity": "warning",
+                "pod": f"chi-main-0-{number % 6}-0",
+                "table": f"events_{number:05d}",
+            },
+            "annotations": {"summary": "A partition holds many parts.", "description": "x" * 900},
+            "startsAt": "2026-11-23T12:00:00Z",
+            "endsAt": "0001-01-01T00:00:00Z",
+            "generatorURL": "http://prometheus:9090/graph?" + "y" * 300,
+            "fingerprint": f"{number:016x}",
+        }
+        for number in range(5000)
+    ]
+    body = json.dumps({"version": "4", "receiver": "byoc", "status": "firing", "alerts": alerts})
+    assert len(body) > 7 * MIB
+    with forwarder(tmp_path) as (process, port):
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/v1/alerts",
+            data=body.encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            assert answer.status == 200
+        peak = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
+    assert peak
+    assert int(peak[1]) < 96 * 1024, f"{int(peak[1]) / 1024:.0f} MiB; the chart's limit is 96"

@@ -95,10 +95,31 @@ async def test_began_goes_before_ended_also_when_only_the_end_is_seen(world: Wor
     )
 
 
-async def test_a_beginning_that_comes_after_its_end_is_not_told_again(world: World) -> None:
+async def test_a_late_copy_of_an_ended_alert_does_not_reopen_it(world: World) -> None:
     await world.accept(alert(status="resolved"))
-    world.clock.ms += 3_600_000
+    world.clock.ms += 299_999
     assert await world.accept(alert()) == 0
+
+
+async def test_an_alert_that_fires_again_with_its_old_start_is_a_new_fact(world: World) -> None:
+    for _ in range(3):
+        await world.accept(alert())
+        await world.accept(alert())
+        world.restarted()
+        await world.accept(alert(status="resolved"))
+        assert await world.accept(alert(status="resolved")) == 0
+        world.clock.ms += 300_000
+    assert await world.told() == ["firing Down", "resolved Down"] * 3
+    assert len({event["id"] for event in await world.events()}) == 6
+
+
+async def test_an_alert_that_fires_again_has_reminders(world: World) -> None:
+    await world.accept(alert(status="resolved"))
+    for wait_ms in (300_000, 900_000):
+        world.clock.ms += wait_ms
+        await world.accept(alert())
+    notifications = [event["data"]["notification"] for event in await world.events()]
+    assert notifications == ["transition", "transition", "transition", "reminder"]
 
 
 async def test_the_next_episode_is_told_anew(world: World) -> None:
@@ -106,6 +127,22 @@ async def test_the_next_episode_is_told_anew(world: World) -> None:
     await world.accept(alert(startsAt="2026-11-23T19:30:00Z"))
     assert await world.told() == ["firing Down", "resolved Down", "firing Down"]
     assert len({event["id"] for event in await world.events()}) == 3
+
+
+async def test_the_count_of_earlier_ends_is_kept_as_long_as_reminders_come(world: World) -> None:
+    await world.accept(alert(status="resolved"))
+    world.clock.ms += 300_000
+    for name in [f"Other{day}" for day in range(20)]:
+        await world.accept(alert())
+        await world.accept(alert(name))
+        world.clock.ms += 86_400_000
+    world.restarted()
+    await world.accept(alert(status="resolved"))
+    down = [e for e in await world.events() if e["data"]["labels"]["alertname"] == "Down"]
+    assert [e["data"]["status"] for e in down] == ["firing", "resolved"] + ["firing"] * 20 + [
+        "resolved"
+    ]
+    assert len({e["id"] for e in down}) == len(down)
 
 
 async def test_repeats_are_kept_as_reminders(world: World) -> None:

@@ -28,7 +28,11 @@ def test_no_secret_is_shown() -> None:
             "BYOC_ALERTS_MATCHERS: got 'severity=\"': column 10",
         ),
         ({"BYOC_ALERTS_WATCHDOG": "x"}, "BYOC_ALERTS_WATCHDOG: got 'x': column 2"),
-        ({"BYOC_ALERTS_LABELS": "a,b-c"}, "'b-c' is no label name"),
+        ({"BYOC_ALERTS_LABELS": "a,b=c"}, "'b=c' is no label name"),
+        ({"BYOC_ALERTS_LABELS": 'a,"b'}, "is no label name: put it in double quotes"),
+        ({"BYOC_ALERTS_LABELS": 'a,""'}, "'' is no label name: 1 to 128"),
+        ({"BYOC_ALERTS_ANNOTATIONS": "x" * 129}, "is no label name: 1 to 128"),
+        ({"BYOC_ALERTS_LABELS": ",".join(map(str, range(33)))}, "at most 32 names"),
         ({"BYOC_ALERTS_SIGNING_SECRET": "whsec_c2hvcnQ="}, "BYOC_ALERTS_SIGNING_SECRET: got ***;"),
         ({"BYOC_ALERTS_TOKEN": "a b"}, "BYOC_ALERTS_TOKEN: got ***;"),
         ({"BYOC_ALERTS_TOKEN": ""}, "BYOC_ALERTS_TOKEN: is not set"),
@@ -47,3 +51,17 @@ def test_a_mistake_in_the_settings_names_its_place(changes: dict[str, str], said
     with pytest.raises(ConfigError) as caught:
         settings(**changes)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("k8s.pod.name, severity", ("k8s.pod.name", "severity")),
+        ("größe,команда", ("größe", "команда")),
+        (r'"a, b","say \"hi\"", "back\\slash"', ("a, b", 'say "hi"', "back\\slash")),
+        ("a,,a,", ("a",)),
+    ],
+)
+def test_a_label_or_annotation_name_may_be_any_utf8(text: str, names: tuple[str, ...]) -> None:
+    own = settings(BYOC_ALERTS_LABELS=text, BYOC_ALERTS_ANNOTATIONS=text)[1]
+    assert (own.labels, own.annotations) == (names, names)

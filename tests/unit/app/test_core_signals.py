@@ -47,6 +47,12 @@ def environ(tmp_path: Path) -> dict[str, str]:
     }
 
 
+def take_signals() -> None:
+    """Let the child handle every signal, also if the tests run in the background or by nohup."""
+    for number in ENDING:
+        signal.signal(number, signal.SIG_DFL)
+
+
 @contextmanager
 def running(
     command: tuple[str, ...], environ: dict[str, str], stderr: int | IO[bytes] = subprocess.PIPE
@@ -57,6 +63,7 @@ def running(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=stderr,
+        preexec_fn=take_signals,  # noqa: PLW1509  the child runs one line before it is replaced
     )
     try:
         yield child

@@ -56,6 +56,16 @@ async def test_after_a_known_refusal_the_next_batch_is_one_message(
         assert sent(it) == [["m0", "m1", "m2"], ["m0"]]
 
 
+async def test_a_rejected_message_alone_is_sent_with_another_one_next(tmp_path: Path) -> None:
+    """Only an accepted message beside it proves that the rejection is its own fault."""
+    rejects = SendError(Reason.REJECTS_ALL, "status 422")
+    async with world(tmp_path, LATE, LATE, rejects, messages=5, max_messages=1) as it:
+        it.sink.max_messages = 10
+        for _ in range(4):
+            await it.shipper.attempt()
+        assert sent(it) == [["m0"], ["m0"], ["m0"], ["m0", "m1"]]
+
+
 async def test_after_trouble_the_batches_grow_from_one_to_the_sinks_bound(tmp_path: Path) -> None:
     async with world(tmp_path, DENIED, messages=60, max_messages=7) as it:
         for _ in range(13):

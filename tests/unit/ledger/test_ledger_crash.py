@@ -175,7 +175,7 @@ async def test_a_file_taken_away_under_the_agent_stays_visible_as_missing(tmp_pa
         assert await tried(made, message(2))
     verdict = checked(tmp_path)
     assert "lines 0 to 2 are missing" in verdict.problems[0]
-    assert kinds(tmp_path) == ["Segment", "Recovered", "Intent", "Receipt"]
+    assert kinds(tmp_path) == ["Segment", "Recovered", "Intent", "ReceiptLine"]
 
 
 async def test_bytes_added_to_the_file_under_the_agent_stay_visible(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ async def test_a_receipt_that_finds_no_room_leaves_a_stated_unknown(tmp_path: Pa
             await made.receipt(line, [message(1)], stored([message(1)]))
         disk.failing = ()
         await send(made, message(1))
-    assert kinds(tmp_path) == ["Segment", "Intent", "Unknown", "Intent", "Receipt"]
+    assert kinds(tmp_path) == ["Segment", "Intent", "Unknown", "Intent", "ReceiptLine"]
     assert [(u.intent, u.why) for u in lines(tmp_path) if isinstance(u, Unknown)] == [
         (line, "receipt_lost")
     ]

@@ -189,7 +189,7 @@ async def test_a_receiver_that_rejects_everything_is_held(
     """Nothing becomes a dead letter before the receiver accepts another event."""
     far.answer = lambda _: web.Response(status=status)
     outcomes = await make().send([message(n) for n in range(events)])
-    assert set(reasons(outcomes)) == {Reason.BAD_RESPONSE}
+    assert set(reasons(outcomes)) == {Reason.REJECTS_ALL}
     assert "no other event was accepted" in str(outcomes[0])
 
 
@@ -200,15 +200,31 @@ async def test_without_batches_the_event_before_proves_that_others_are_accepted(
     far.answer = lambda _: web.Response(status=next(statuses))
     sink = make(max_messages=1)
     found = [reasons(await sink.send([message(n)])) for n in range(3)]
-    assert found == [[Reason.OK], [Reason.REJECTED], [Reason.BAD_RESPONSE]]
+    assert found == [[Reason.OK], [Reason.REJECTED], [Reason.REJECTS_ALL]]
 
 
 @pytest.mark.parametrize("status", [200, 202, 208, 413, 422])
 async def test_a_page_is_not_the_control_planes_answer(far: Far, make: Make, status: int) -> None:
     """A captive portal says 200, a web firewall any status: nothing is stored, nothing rejected."""
-    far.answer = lambda _: web.Response(status=status, text="<html>", content_type="text/html")
-    outcomes = await make().send([message(1), message(2)])
-    assert set(reasons(outcomes)) == {Reason.BAD_RESPONSE}
+    answers = [
+        web.Response(status=status, text="<html>", content_type="text/html"),
+        web.Response(status=status, text="Blocked by policy", content_type="text/plain"),
+        web.Response(status=status, body=b" <!doctype html>"),
+    ]
+    for answer in answers:
+        far.answer = lambda _, answer=answer: answer  # type: ignore[misc]
+        outcomes = await make().send([message(1), message(2)])
+        assert set(reasons(outcomes)) == {Reason.BAD_RESPONSE}
+
+
+@pytest.mark.parametrize(
+    "answer", [{}, {"text": '{"stored": 1}', "content_type": "application/json"}]
+)
+async def test_an_empty_answer_or_json_is_the_control_planes(
+    far: Far, make: Make, answer: dict[str, str]
+) -> None:
+    far.answer = lambda _: web.Response(status=202, **answer)  # type: ignore[arg-type]
+    assert reasons(await make().send([message(1)])) == [Reason.OK]
 
 
 @pytest.mark.parametrize(
@@ -239,9 +255,12 @@ async def test_an_unreadable_head_is_held_with_the_readers_own_reason(
     assert reason is Reason.OK or "unreadable answer: " in str(outcome)
 
 
-async def test_a_clock_that_is_off_is_named_by_the_answers_date(far: Far, make: Make) -> None:
+@pytest.mark.parametrize("status", [400, 401, 403])
+async def test_a_clock_that_is_off_is_named_by_the_answers_date(
+    far: Far, make: Make, status: int
+) -> None:
     far.answer = lambda _: web.Response(
-        status=401, headers={"Date": "Sun, 06 Nov 1994 08:49:37 GMT"}
+        status=status, headers={"Date": "Sun, 06 Nov 1994 08:49:37 GMT"}
     )
     (outcome,) = await make().send([message(1)])
     assert re.search(r"our clock is \d+ s ahead of the receiver's", str(outcome))

@@ -1,5 +1,6 @@
 """Every answer S3 can give, through real aiobotocore and real sockets."""
 
+import hashlib
 from collections.abc import AsyncIterator
 
 import pytest
@@ -56,6 +57,7 @@ async def hasty(session: AioSession) -> AsyncIterator[Pair]:
         yield Pair(s3, sink)
 
 
+OUR_ETAG = f'"{hashlib.md5(MESSAGE.body, usedforsecurity=False).hexdigest()}"'
 PAGE = {"content-type": "text/html"}
 ANSWERS = [
     ("412", said(412, "PreconditionFailed"), Reason.ALREADY_STORED),
@@ -100,7 +102,9 @@ ANSWERS = [
         Reason.ALREADY_STORED,
     ),
     ("409 that says 412's code", said(409, "PreconditionFailed"), Reason.BAD_RESPONSE),
-    ("304 of old MinIO", reply(304, {"etag": '"x"', "server": "MinIO"}), Reason.ALREADY_STORED),
+    ("304 of old MinIO", reply(304, {"etag": OUR_ETAG}), Reason.ALREADY_STORED),
+    ("304 of MinIO", reply(304, {"etag": '"x"', "server": "MinIO"}), Reason.ALREADY_STORED),
+    ("304 of a cache", reply(304, {"etag": '"cached"'}), Reason.BAD_RESPONSE),
     ("304 without an ETag", reply(304), Reason.BAD_RESPONSE),
     ("400 page of a load balancer", reply(400, PAGE, b"<html>"), Reason.BAD_RESPONSE),
     ("400 without a body", reply(400), Reason.BAD_RESPONSE),
