@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import hypothesis
 import pytest
 
 CONNECTING = frozenset({"socket.connect", "socket.sendto", "socket.sendmsg"})
@@ -17,6 +18,13 @@ ASKING = frozenset({"socket.getaddrinfo", "socket.gethostbyname", "socket.gethos
 NO_QUESTION = frozenset({"", "localhost"})
 
 attempts: list[str] = []
+
+# How fast this machine is at the moment says nothing about the code: on a busy one the first text
+# that hypothesis draws takes longer than its health check allows.
+hypothesis.settings.register_profile(
+    "any-machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any-machine")
 
 
 class OutsideError(OSError):
