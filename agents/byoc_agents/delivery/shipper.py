@@ -7,7 +7,7 @@ exponential with full jitter, and never shorter than what the receiver asked for
 A batch whose end is unknown (no answer, a reset, a 5xx, a kill) may have been stored. It is sent
 again as it was: the same messages in the same order, so that a sink derives the same id from them
 and a receiver that keys on that id drops all of it. The ledger's last intent carries it over a
-restart. After any trouble the batches begin with one message and grow, because an answer that is
+restart. After any failure the batches begin with one message and grow, because an answer that is
 lost costs a repeat of everything in its request.
 """
 
@@ -42,7 +42,7 @@ class Action(Enum):
     DONE = "done"  # remove it from the spool
     RETRY = "retry"  # it will pass
     HOLD = "hold"  # a person must act: keep everything, alarm, try again more slowly
-    BURY = "bury"  # refused for good: to the dead letters, so that the rest can go on
+    DEAD_LETTER = "dead letter"  # refused for good: to the dead letters, so that the rest can go on
 
 
 FATES: dict[Reason, Action] = {
@@ -65,14 +65,14 @@ FATES: dict[Reason, Action] = {
     Reason.EGRESS_REFUSED: Action.HOLD,
     Reason.REJECTS_ALL: Action.HOLD,
     Reason.INTERNAL: Action.HOLD,
-    Reason.TOO_LARGE: Action.BURY,
-    Reason.REJECTED: Action.BURY,
+    Reason.TOO_LARGE: Action.DEAD_LETTER,
+    Reason.REJECTED: Action.DEAD_LETTER,
 }
 HOLD = 1  # of `Spool.head`: keep a batch together while its end is unknown
 SENDS_PER_DOUBLING = 3  # batches that must be answered before the next may be twice as large
 
 
-class Trouble(msgspec.Struct, frozen=True):
+class LastError(msgspec.Struct, frozen=True):
     """Why the head of the spool is still there."""
 
     reason: Reason
@@ -103,7 +103,7 @@ class Shipper:
         """Take in `unfinished` the ids of the batch that the last process may have sent."""
         self.agent = agent
         self.destination = sink.destination
-        self.trouble: Trouble | None = None
+        self.last_error: LastError | None = None
         self.last_success_ms: int | None = None
         self._spool = spool
         self._sink = sink
@@ -119,7 +119,7 @@ class Shipper:
         self._limit = 1 if unfinished else sink.max_messages  # messages in the next new batch
         self._answered = 0  # batches since `_limit` changed
         self._retrying = AsyncRetrying(
-            retry=retry_if_result(lambda trouble: trouble is not None),
+            retry=retry_if_result(lambda last_error: last_error is not None),
             wait=self._wait_seconds,
             sleep=self._pause,
             before_sleep=self._note_wait,
@@ -161,15 +161,15 @@ class Shipper:
             for wait in waits:
                 wait.cancel()
 
-    async def attempt(self) -> Trouble | None:
+    async def attempt(self) -> LastError | None:
         """Take the head to the sink once. Return what holds it up, or None when it went on."""
         try:
             batch = await self._next_batch()
-            self.trouble = await self._deliver(batch) if batch else None
+            self.last_error = await self._deliver(batch) if batch else None
         except SpoolError as error:
             self._metrics.spool_errors.labels(self.agent, type(error).__name__).inc()
-            self.trouble = Trouble(Reason.INTERNAL, f"spool: {error}")
-        return self.trouble
+            self.last_error = LastError(Reason.INTERNAL, f"spool: {error}")
+        return self.last_error
 
     async def _next_batch(self) -> list[Message]:
         """Return the unfinished batch if all of it is still first in the spool, else a new one."""
@@ -185,7 +185,7 @@ class Shipper:
         self._room = 0 < len(batch) < self._limit and size < max_bytes // 2
         return batch
 
-    async def _deliver(self, batch: Sequence[Message]) -> Trouble | None:
+    async def _deliver(self, batch: Sequence[Message]) -> LastError | None:
         repeated = bool(self._unfinished)
         try:
             line = await self._ledger.intent(self.destination, batch)
@@ -195,8 +195,8 @@ class Shipper:
         except LedgerError as error:
             return self._count([SendError(Reason.LEDGER, str(error))])
         await self._settle(batch, outcomes)
-        trouble = self._count(outcomes)
-        if trouble is None:
+        last_error = self._count(outcomes)
+        if last_error is None:
             self._grow()
         elif _unanswered(outcomes):
             self._limit, self._answered = 1, 0
@@ -204,10 +204,10 @@ class Shipper:
         if rejected:  # a larger batch may hold one that is accepted, which proves the others' fault
             self._limit = min(2 * len(batch), self._sink.max_messages)
         open_end = repeated or uncertain(one.reason for one in outcomes)
-        if trouble is None or rejected or not open_end:
+        if last_error is None or rejected or not open_end:
             self._unfinished = ()
             self._spool.release()
-        return trouble
+        return last_error
 
     def _grow(self) -> None:
         """Count a batch that was answered; let the next ones be larger when enough were."""
@@ -232,15 +232,15 @@ class Shipper:
     async def _settle(self, batch: Sequence[Message], outcomes: Sequence[Outcome]) -> None:
         pairs = list(zip(batch, outcomes, strict=True))
         for message, outcome in pairs:
-            if isinstance(outcome, SendError) and FATES[outcome.reason] is Action.BURY:
-                await self._bury(message, outcome)
+            if isinstance(outcome, SendError) and FATES[outcome.reason] is Action.DEAD_LETTER:
+                await self._dead_letter(message, outcome)
         done = [message for message, outcome in pairs if isinstance(outcome, Receipt)]
         if done:
             await self._spool.remove([message.id for message in done])
             self._note_sent(done)
 
-    async def _bury(self, message: Message, error: SendError) -> None:
-        await self._spool.bury(message, error.reason, error.detail)
+    async def _dead_letter(self, message: Message, error: SendError) -> None:
+        await self._spool.dead_letter(message, error.reason, error.detail)
         self._metrics.dead_letters.labels(self.agent, error.reason).inc()
         self._log.error("ship.dead_letter", id=message.id, reason=error.reason, detail=error.detail)
 
@@ -252,30 +252,30 @@ class Shipper:
         records = sum(message.records for message in done)
         self._log.info("ship.sent", messages=len(done), records=records, last_id=done[-1].id)
 
-    def _count(self, outcomes: Sequence[Outcome]) -> Trouble | None:
+    def _count(self, outcomes: Sequence[Outcome]) -> LastError | None:
         """Return the first of them that holds up the head."""
         reasons = [one.reason for one in outcomes]
         for reason in set(reasons):
             self._metrics.attempts.labels(self.agent, reason).inc(reasons.count(reason))
         for one in outcomes:
-            if isinstance(one, SendError) and FATES[one.reason] is not Action.BURY:
-                return Trouble(one.reason, one.detail, one.retry_after_seconds or 0.0)
+            if isinstance(one, SendError) and FATES[one.reason] is not Action.DEAD_LETTER:
+                return LastError(one.reason, one.detail, one.retry_after_seconds or 0.0)
         return None
 
     def _wait_seconds(self, state: RetryCallState) -> float:
-        trouble = _trouble(state)
-        longest = MAX_WAIT_SECONDS[trouble.fate.value]
+        last_error = _last_error(state)
+        longest = MAX_WAIT_SECONDS[last_error.fate.value]
         ceiling = wait_exponential(multiplier=FIRST_WAIT_SECONDS, max=longest)(state)
-        asked = min(trouble.retry_after_seconds, MAX_RETRY_AFTER_SECONDS)
+        asked = min(last_error.retry_after_seconds, MAX_RETRY_AFTER_SECONDS)
         return max(self._rng.uniform(0, ceiling), asked)
 
     def _note_wait(self, state: RetryCallState) -> None:
-        trouble = _trouble(state)
-        write = self._log.error if trouble.fate is Action.HOLD else self._log.warning
+        last_error = _last_error(state)
+        write = self._log.error if last_error.fate is Action.HOLD else self._log.warning
         write(
-            f"ship.{trouble.fate.value}",
-            reason=trouble.reason,
-            detail=trouble.detail,
+            f"ship.{last_error.fate.value}",
+            reason=last_error.reason,
+            detail=last_error.detail,
             attempt=state.attempt_number,
             wait_seconds=round(state.upcoming_sleep, 3),
             backlog_records=self._spool.totals.records,
@@ -283,13 +283,17 @@ class Shipper:
 
     def status(self) -> dict[str, Any]:
         """Return what /status shows."""
-        trouble, success, totals = self.trouble, self.last_success_ms, self._spool.totals
+        last_error, success, totals = self.last_error, self.last_success_ms, self._spool.totals
         oldest = totals.oldest_created_at_ms
         return {
             "destination": self.destination,
             "last_success": rfc3339(success) if success is not None else None,
-            "trouble": {"reason": trouble.reason, "detail": trouble.detail, "fate": trouble.fate}
-            if trouble
+            "trouble": {
+                "reason": last_error.reason,
+                "detail": last_error.detail,
+                "fate": last_error.fate,
+            }
+            if last_error
             else None,
             "backlog": {
                 "records": totals.records,
@@ -308,7 +312,7 @@ def _unanswered(outcomes: Sequence[Outcome]) -> bool:
     )
 
 
-def _trouble(state: RetryCallState) -> Trouble:
+def _last_error(state: RetryCallState) -> LastError:
     assert state.outcome is not None  # noqa: S101  tenacity waits only after an attempt
-    trouble: Trouble = state.outcome.result()
-    return trouble
+    last_error: LastError = state.outcome.result()
+    return last_error

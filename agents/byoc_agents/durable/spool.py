@@ -129,16 +129,17 @@ class Spool:
         """Acknowledge: the receiver has these."""
         await self._writer.ask(lambda store: store.remove(ids), OperationKind.SHRINK)
 
-    async def bury(self, message: Message, reason: str, detail: str) -> None:
+    async def dead_letter(self, message: Message, reason: str, detail: str) -> None:
         """Move a message that was refused for good to the dead letters."""
         died_at_ms = self._clock.wall_ns() // 1_000_000
         await self._writer.ask(
-            lambda store: store.bury(message, reason, detail, died_at_ms), OperationKind.SHRINK
+            lambda store: store.dead_letter(message, reason, detail, died_at_ms),
+            OperationKind.SHRINK,
         )
 
-    async def revive(self, message_id: str) -> bool:
+    async def requeue(self, message_id: str) -> bool:
         """Queue a dead letter again. Return whether there was one."""
-        return await self._writer.ask(lambda store: store.revive(message_id), OperationKind.SHRINK)
+        return await self._writer.ask(lambda store: store.requeue(message_id), OperationKind.SHRINK)
 
     async def dead_letters(self) -> list[DeadLetter]:
         """Return what was refused for good, oldest first."""

@@ -199,20 +199,20 @@ class Store:
         if head and head[0] in ids:  # it would be sent for ever
             raise SpoolCorruptError(f"the index does not find {head[0]}")
 
-    def bury(self, message: Message, reason: str, detail: str, died_at_ms: int) -> None:
+    def dead_letter(self, message: Message, reason: str, detail: str, died_at_ms: int) -> None:
         """Move a message to the dead letters, if it is still there. The bytes do not change."""
         with self.whole(), translated():
-            self._bury(DeadLetter(message, reason, detail, died_at_ms))
+            self._dead_letter(DeadLetter(message, reason, detail, died_at_ms))
 
-    def _bury(self, letter: DeadLetter) -> None:
+    def _dead_letter(self, letter: DeadLetter) -> None:
         run, message_id = self.connection.execute, letter.message.id
         found = run("SELECT records FROM message WHERE id = ?", (message_id,)).fetchone()
         if found is None:
             return
-        self._exhume(message_id)  # the same message may have died before
+        self._take_dead_letter(message_id)  # the same message may have died before
         same = "SELECT id FROM dead_letter WHERE replaces = ? AND replaces <> ''"
         for (older_id,) in run(same, (letter.message.replaces,)).fetchall():
-            self._exhume(older_id)  # only the latest is wanted, dead or not
+            self._take_dead_letter(older_id)  # only the latest is wanted, dead or not
         run(
             f"INSERT INTO dead_letter ({COLUMNS}, sha256, reason, detail, died_at_ms)"  # noqa: S608
             f" SELECT {COLUMNS}, sha256, ?, ?, ? FROM message WHERE id = ?",
@@ -221,7 +221,7 @@ class Store:
         run("DELETE FROM message WHERE id = ?", (message_id,))
         self._tally(0, rows=0, records=-found[0], dead=1)
 
-    def _exhume(self, message_id: str) -> Message | None:
+    def _take_dead_letter(self, message_id: str) -> Message | None:
         row = self.connection.execute(
             f"DELETE FROM dead_letter WHERE id = ? RETURNING {COLUMNS}, sha256",  # noqa: S608
             (message_id,),
@@ -232,13 +232,13 @@ class Store:
         self._tally(-len(message.body), rows=-1, dead=-1)
         return message
 
-    def revive(self, message_id: str) -> bool:
+    def requeue(self, message_id: str) -> bool:
         """Move a dead letter to the end of the queue. Return whether there was one.
 
         It replaces nothing any more: what came later is newer than it.
         """
         with self.whole(), translated():
-            message = self._exhume(message_id)
+            message = self._take_dead_letter(message_id)
             if message:
                 self._insert([msgspec.structs.replace(message, replaces="")])
         return message is not None

@@ -51,14 +51,14 @@ class Model:
     def remove(self, ids: Sequence[str]) -> None:
         self.queue = [m for m in self.queue if m.id not in ids]
 
-    def bury(self, message: Message) -> None:
+    def dead_letter(self, message: Message) -> None:
         found = self._take(message.id, self.queue)
         if found:
             same = {message.replaces} - {""}
             self.dead = [m for m in self.dead if m.id != found.id and m.replaces not in same]
             self.dead.append(found)
 
-    def revive(self, message_id: str) -> bool:
+    def requeue(self, message_id: str) -> bool:
         found = self._take(message_id, self.dead)
         if found:  # it replaces nothing any more
             self.put(Message(found.id, found.type, found.body, found.created_at_ms, found.records))

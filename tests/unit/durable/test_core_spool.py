@@ -226,10 +226,10 @@ async def test_what_was_asked_before_the_end_is_done_and_later_questions_are_ref
 
 async def test_revive_wakes_the_shipper(spool: Spool) -> None:
     await spool.put(message(1))
-    await spool.bury(message(1), "rejected", "400")
+    await spool.dead_letter(message(1), "rejected", "400")
     spool.changed.clear()
-    assert not await spool.revive("m2")
-    assert await spool.revive("m1")
+    assert not await spool.requeue("m2")
+    assert await spool.requeue("m1")
     assert spool.changed.is_set()
     assert await spool.dead_letters() == []
 

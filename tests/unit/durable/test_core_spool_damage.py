@@ -32,7 +32,7 @@ async def fill(directory: Path, messages: int = 20) -> dict[str, Message]:
         await spool.put(*map(message, range(messages)))
         await spool.commit(Change(stage=[b"line 1", b"line 2"], state={"k": b"v"}))
         await spool.put(message(99))
-        await spool.bury(message(99), "rejected", "400")
+        await spool.dead_letter(message(99), "rejected", "400")
     return {m.id: m for m in map(message, range(messages))}
 
 
