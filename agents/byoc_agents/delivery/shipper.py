@@ -1,14 +1,14 @@
 """The shipper: the only place that decides retry, hold or dead letter.
 
-One attempt at a time, oldest first. The first message of a quiet time leaves at once; in a busy one
-those of GATHER_SECONDS share a request, a commit and two lines of the ledger. Back-off is
-exponential with full jitter, and never shorter than what the receiver asked for.
+One attempt runs at a time, oldest messages first. The first message after an idle period is sent at
+once. Under load, the messages of GATHER_SECONDS share a request, a commit and two ledger lines.
+Backoff is exponential with full jitter, and never shorter than the receiver's Retry-After.
 
-A batch whose end is unknown (no answer, a reset, a 5xx, a kill) may have been stored. It is sent
-again as it was: the same messages in the same order, so that a sink derives the same id from them
-and a receiver that keys on that id drops all of it. The ledger's last intent carries it over a
-restart. After any failure the batches begin with one message and grow, because an answer that is
-lost costs a repeat of everything in its request.
+A batch with an unknown outcome (no answer, a reset, a 5xx, a kill) may have been stored. It is sent
+again unchanged: the same messages in the same order. So a sink derives the same id from them, and a
+receiver that deduplicates by this id drops the repeat. After a restart, the last intent in the
+ledger names the batch. After a failure the batches begin with one message and grow, because a lost
+answer causes a repeat of the whole request.
 """
 
 import asyncio
@@ -31,18 +31,18 @@ from byoc_agents.ledger import Ledger
 
 FIRST_WAIT_SECONDS = 0.5  # AWS: full jitter over an exponential ceiling
 MAX_WAIT_SECONDS = {"retry": 60.0, "hold": 300.0}
-GATHER_SECONDS = 0.05  # after a batch with room left: what comes meanwhile goes together
+GATHER_SECONDS = 0.05  # after a batch that was not full: collects messages for the next one
 HURRIED_WAIT_SECONDS = 1.0  # at shutdown, within the grace period
-MAX_RETRY_AFTER_SECONDS = 3600.0  # a receiver's word is kept up to here
+MAX_RETRY_AFTER_SECONDS = 3600.0  # a longer Retry-After is cut to this
 
 
 class Action(Enum):
-    """What a reason leads to."""
+    """The consequence of a reason."""
 
     DONE = "done"  # remove it from the spool
-    RETRY = "retry"  # it will pass
-    HOLD = "hold"  # a person must act: keep everything, alarm, try again more slowly
-    DEAD_LETTER = "dead letter"  # refused for good: to the dead letters, so that the rest can go on
+    RETRY = "retry"  # a temporary failure
+    HOLD = "hold"  # an operator must act: keep all messages, log errors, retry more slowly
+    DEAD_LETTER = "dead letter"  # rejected for good: keep it apart, so that the others continue
 
 
 FATES: dict[Reason, Action] = {
@@ -68,12 +68,12 @@ FATES: dict[Reason, Action] = {
     Reason.TOO_LARGE: Action.DEAD_LETTER,
     Reason.REJECTED: Action.DEAD_LETTER,
 }
-HOLD = 1  # of `Spool.head`: keep a batch together while its end is unknown
-SENDS_PER_DOUBLING = 3  # batches that must be answered before the next may be twice as large
+HOLD = 1  # argument of `Spool.head`: keep a batch unchanged while its outcome is unknown
+SENDS_PER_DOUBLING = 3  # successful batches before the batch size doubles
 
 
 class LastError(msgspec.Struct, frozen=True):
-    """Why the head of the spool is still there."""
+    """Why the first message of the spool was not delivered."""
 
     reason: Reason
     detail: str
@@ -86,9 +86,9 @@ class LastError(msgspec.Struct, frozen=True):
 
 
 class Shipper:
-    """Takes the oldest messages to the sink until they are there."""
+    """Sends the oldest messages to the sink until they are delivered."""
 
-    def __init__(  # noqa: PLR0913  the five parts of the one flow, the agent's name and the dice
+    def __init__(  # noqa: PLR0913  five collaborators, the name and the randomness
         self,
         agent: str,
         *,
@@ -100,7 +100,7 @@ class Shipper:
         rng: random.Random | None = None,
         unfinished: Sequence[str] = (),
     ) -> None:
-        """Take in `unfinished` the ids of the batch that the last process may have sent."""
+        """`unfinished` has the ids of the batch that the last process may have sent."""
         self.agent = agent
         self.destination = sink.destination
         self.last_error: LastError | None = None
@@ -115,20 +115,20 @@ class Shipper:
         self._idle = asyncio.Event()
         self._hurry = asyncio.Event()
         self._room = False  # in the last batch
-        self._unfinished = tuple(unfinished)  # ids of a batch that may have been stored, in order
+        self._unfinished = tuple(unfinished)  # ids of a batch that may have been stored
         self._limit = 1 if unfinished else sink.max_messages  # messages in the next new batch
         self._answered = 0  # batches since `_limit` changed
         self._retrying = AsyncRetrying(
             retry=retry_if_result(lambda last_error: last_error is not None),
             wait=self._wait_seconds,
             sleep=self._pause,
-            before_sleep=self._note_wait,
+            before_sleep=self._log_wait,
         )
 
     async def run(self) -> None:
-        """Ship for ever. Ends only by cancellation; nothing is lost by that."""
+        """Send messages until cancelled. Cancellation loses nothing."""
         while True:
-            self._spool.changed.clear()  # first: what is put from here on is another pass
+            self._spool.changed.clear()  # first, so that a later put causes another pass
             await self._retrying(self.attempt)
             if self._spool.totals.oldest_created_at_ms is None:
                 self._idle.set()
@@ -139,18 +139,18 @@ class Shipper:
                 self._idle.clear()
 
     async def drain(self) -> None:
-        """Wait until nothing is left to send, with no wait longer than HURRIED_WAIT_SECONDS."""
+        """Wait until the spool is empty. Retries wait at most HURRIED_WAIT_SECONDS."""
         self._hurry.set()
         self._idle.clear()
-        self._spool.changed.set()  # one more pass, so that idle speaks of now
+        self._spool.changed.set()  # one more pass, so that idle is current
         await self.empty()
 
     async def empty(self) -> None:
-        """Wait until `run` has found nothing to send."""
+        """Wait until `run` finds no message to send."""
         await self._idle.wait()
 
     async def _pause(self, seconds: float) -> None:
-        """Wait before the next attempt; a shutdown cuts the wait short, never an attempt."""
+        """Wait before the next attempt. A shutdown shortens the wait, but no attempt."""
         if self._hurry.is_set():
             return await self._clock.sleep(min(seconds, HURRIED_WAIT_SECONDS))
         waits: list[asyncio.Future[Any]] = [asyncio.ensure_future(self._clock.sleep(seconds))]
@@ -162,7 +162,7 @@ class Shipper:
                 wait.cancel()
 
     async def attempt(self) -> LastError | None:
-        """Take the head to the sink once. Return what holds it up, or None when it went on."""
+        """Try to send the first messages once. Return the error, or None after success."""
         try:
             batch = await self._next_batch()
             self.last_error = await self._deliver(batch) if batch else None
@@ -179,7 +179,7 @@ class Shipper:
             if tuple(message.id for message in batch) == self._unfinished:
                 self._room, self._limit, self._answered = False, 1, 0
                 return batch
-        self._unfinished = ()  # part of it was stored or buried, or the sink takes fewer now
+        self._unfinished = ()  # part of it has left the queue, or the sink accepts fewer now
         batch = await self._spool.head(self._limit, max_bytes, HOLD)
         size = sum(len(message.body) for message in batch)
         self._room = 0 < len(batch) < self._limit and size < max_bytes // 2
@@ -194,23 +194,23 @@ class Shipper:
             await self._ledger.receipt(line, batch, outcomes)
         except LedgerError as error:
             return self._count([SendError(Reason.LEDGER, str(error))])
-        await self._settle(batch, outcomes)
+        await self._apply_outcomes(batch, outcomes)
         last_error = self._count(outcomes)
         if last_error is None:
-            self._grow()
+            self._grow_batch()
         elif _unanswered(outcomes):
             self._limit, self._answered = 1, 0
         rejected = any(one.reason is Reason.REJECTS_ALL for one in outcomes)
-        if rejected:  # a larger batch may hold one that is accepted, which proves the others' fault
+        if rejected:  # a larger batch may have an accepted one: then only the others are invalid
             self._limit = min(2 * len(batch), self._sink.max_messages)
-        open_end = repeated or uncertain(one.reason for one in outcomes)
-        if last_error is None or rejected or not open_end:
+        unknown_outcome = repeated or uncertain(one.reason for one in outcomes)
+        if last_error is None or rejected or not unknown_outcome:
             self._unfinished = ()
             self._spool.release()
         return last_error
 
-    def _grow(self) -> None:
-        """Count a batch that was answered; let the next ones be larger when enough were."""
+    def _grow_batch(self) -> None:
+        """Count a successful batch. After enough of them, double the batch size."""
         self._answered += 1
         if self._limit < self._sink.max_messages and self._answered >= SENDS_PER_DOUBLING:
             self._limit, self._answered = min(2 * self._limit, self._sink.max_messages), 0
@@ -224,12 +224,12 @@ class Shipper:
             self._log.error("ship.defect", error=wrong)
         except SendError as error:
             return [error] * len(batch)
-        except Exception as error:  # noqa: BLE001  a defect in a sink: held and alarmed, not dropped
+        except Exception as error:  # noqa: BLE001  a defect in a sink: held and logged, not dropped
             wrong = type(error).__name__
             self._log.error("ship.defect", error=wrong, exc_info=True)
         return [SendError(Reason.INTERNAL, wrong)] * len(batch)
 
-    async def _settle(self, batch: Sequence[Message], outcomes: Sequence[Outcome]) -> None:
+    async def _apply_outcomes(self, batch: Sequence[Message], outcomes: Sequence[Outcome]) -> None:
         pairs = list(zip(batch, outcomes, strict=True))
         for message, outcome in pairs:
             if isinstance(outcome, SendError) and FATES[outcome.reason] is Action.DEAD_LETTER:
@@ -237,14 +237,14 @@ class Shipper:
         done = [message for message, outcome in pairs if isinstance(outcome, Receipt)]
         if done:
             await self._spool.remove([message.id for message in done])
-            self._note_sent(done)
+            self._record_sent(done)
 
     async def _dead_letter(self, message: Message, error: SendError) -> None:
         await self._spool.dead_letter(message, error.reason, error.detail)
         self._metrics.dead_letters.labels(self.agent, error.reason).inc()
         self._log.error("ship.dead_letter", id=message.id, reason=error.reason, detail=error.detail)
 
-    def _note_sent(self, done: Sequence[Message]) -> None:
+    def _record_sent(self, done: Sequence[Message]) -> None:
         self.last_success_ms = self._clock.wall_ns() // 1_000_000
         self._metrics.last_success.labels(self.agent).set(self.last_success_ms / 1000)
         self._metrics.sent.labels(self.agent).inc(len(done))
@@ -253,7 +253,7 @@ class Shipper:
         self._log.info("ship.sent", messages=len(done), records=records, last_id=done[-1].id)
 
     def _count(self, outcomes: Sequence[Outcome]) -> LastError | None:
-        """Return the first of them that holds up the head."""
+        """Count the outcomes. Return the first error that is not a dead letter."""
         reasons = [one.reason for one in outcomes]
         for reason in set(reasons):
             self._metrics.attempts.labels(self.agent, reason).inc(reasons.count(reason))
@@ -269,7 +269,7 @@ class Shipper:
         asked = min(last_error.retry_after_seconds, MAX_RETRY_AFTER_SECONDS)
         return max(self._rng.uniform(0, ceiling), asked)
 
-    def _note_wait(self, state: RetryCallState) -> None:
+    def _log_wait(self, state: RetryCallState) -> None:
         last_error = _last_error(state)
         write = self._log.error if last_error.fate is Action.HOLD else self._log.warning
         write(
@@ -282,7 +282,7 @@ class Shipper:
         )
 
     def status(self) -> dict[str, Any]:
-        """Return what /status shows."""
+        """Return the /status section of this shipper."""
         last_error, success, totals = self.last_error, self.last_success_ms, self._spool.totals
         oldest = totals.oldest_created_at_ms
         return {

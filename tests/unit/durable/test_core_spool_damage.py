@@ -247,7 +247,7 @@ async def test_no_place_for_a_new_file_is_unavailable_until_there_is_one(tmp_pat
 async def test_a_file_that_went_while_it_was_closed_is_told_as_lost(tmp_path: Path) -> None:
     async with spool_at(tmp_path) as spool:
         await spool.put(message(1))
-        spool.let_go()
+        spool.close_file()
         spool.path.unlink()
         with pytest.raises(SpoolCorruptError):
             await spool.put(message(2))
