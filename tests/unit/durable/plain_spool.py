@@ -1,4 +1,4 @@
-"""What a spool is, in plain lists; and what each operation does to it and answers."""
+"""A model of a spool in plain lists, with the effect and the result of each operation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from byoc_agents.errors import SpoolError, SpoolFullError
 
 @dataclass
 class Model:
-    """All that lies in a spool."""
+    """The content of a spool."""
 
     queue: list[Message] = field(default_factory=list)
     staged: list[bytes] = field(default_factory=list)

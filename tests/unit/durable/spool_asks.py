@@ -18,7 +18,7 @@ CANCELLED = ("", "", "", "before", "midway")
 
 
 class Ask(NamedTuple):
-    """One operation: what is called, what the same does to a model, and when it is cancelled."""
+    """One operation: the call, its effect on a model, and when it is cancelled."""
 
     name: str
     of: Callable[[Spool], Awaitable[Any]]
@@ -87,7 +87,7 @@ BATCHES = st.lists(
 
 
 async def asked(spool: Spool, batch: Sequence[Ask]) -> list[Any]:
-    """Ask for all at once, a task each; return an answer or an error each."""
+    """Start all at once, one task per operation. Return an answer or an error for each."""
     tasks = [asyncio.ensure_future(ask.of(spool)) for ask in batch]
     for when in ("before", "midway"):
         for ask, task in zip(batch, tasks, strict=True):

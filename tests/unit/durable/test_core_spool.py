@@ -36,7 +36,7 @@ async def spool(tmp_path: Path) -> AsyncIterator[Spool]:
 
 
 class Held:
-    """Keeps the writer thread busy until it is let go, so that a test decides what comes first."""
+    """Keeps the writer thread busy until it is released, so that a test decides the order."""
 
     def __init__(self, spool: Spool) -> None:
         self._gate = threading.Event()
@@ -75,7 +75,7 @@ async def test_a_full_spool_refuses_one_and_takes_the_others_of_the_group(tmp_pa
         assert (small, other) == (None, None)
         assert isinstance(large, SpoolFullError)
         assert await ids(spool) == ["m0", "m2"]
-        await spool.probe()  # a reached bound is no failing disk
+        await spool.probe()  # a reached limit is not a failing disk
 
 
 async def test_64_producers_share_few_transactions(spool: Spool) -> None:

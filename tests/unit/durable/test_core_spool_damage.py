@@ -1,4 +1,4 @@
-"""A damaged or lost file: set aside, counted, told; what proves itself is taken over."""
+"""A damaged or lost file: renamed, counted, reported; rows with a correct hash are kept."""
 
 import asyncio
 import random
@@ -270,7 +270,7 @@ async def test_the_epoch_is_later_than_the_last_one_although_the_clock_went_back
 async def test_a_reserve_that_cannot_be_removed_is_no_room_for_an_acknowledgement(
     tmp_path: Path,
 ) -> None:
-    """As on a disk that the kernel made read-only: it is told, not tried for ever."""
+    """As on a disk that the kernel made read-only: it is reported, not tried again and again."""
     async with spool_at(tmp_path) as spool:
         await spool.put(message(1))
         for name in ("reserve", "spool.db-wal"):  # a directory can be neither removed nor opened

@@ -1,4 +1,4 @@
-"""The spool's thread by itself: what is served together, and what it outlives."""
+"""The spool's thread alone: its groups, and the failures that it survives."""
 
 import asyncio
 import errno
