@@ -1,7 +1,7 @@
 """A small HTTP client for one ClickHouse server: `/ping`, `/replicas_status` and system tables.
 
-Every failure becomes one of six exceptions that name a status or ClickHouse's code number only:
-the server's error text and the query can hold table names, and exceptions end up in logs.
+Every failure raises one of six exceptions with a status or ClickHouse's error code only: the
+server's error text and the query can contain table names, and exceptions are logged.
 Credentials travel in headers, never in the URL; redirects are never followed.
 """
 
@@ -21,7 +21,7 @@ Row = dict[str, Any]
 
 # ClickHouse src/Common/ErrorCodes.cpp: UNKNOWN_USER, WRONG_PASSWORD, REQUIRED_PASSWORD,
 # IP_ADDRESS_NOT_ALLOWED, AUTHENTICATION_FAILED. ACCESS_DENIED (497, a missing grant) also comes
-# with status 403, but the login was right: it is a server error.
+# with status 403, but the login was accepted: it is a server error.
 AUTH_CODES = frozenset({192, 193, 194, 195, 516})
 _UNAUTHORIZED, _FORBIDDEN, _UNAVAILABLE, _OK = 401, 403, 503, 200
 _CODE = re.compile(rb"\bCode: (\d{1,5})\b")
@@ -33,21 +33,21 @@ _WRAPPER = re.compile(r"(?:Nullable|LowCardinality)\((.*)\)$")
 class ClickHouseError(ByocError):
     """A request failed. `code` is ClickHouse's error code, or 0."""
 
-    def __init__(self, what: str, code: int = 0) -> None:
-        super().__init__(f"{what}, code {code}" if code else what)
+    def __init__(self, message: str, code: int = 0) -> None:
+        super().__init__(f"{message}, code {code}" if code else message)
         self.code = code
 
 
 class ClickHouseUnreachableError(ClickHouseError):
-    """No connection, or it broke: refused, reset, no such host, stopped by the egress gate."""
+    """No connection, or a broken one: refused, reset, unknown host, denied by the egress gate."""
 
 
 class ClickHouseTimeoutError(ClickHouseError):
-    """No whole answer in time."""
+    """No complete answer in time."""
 
 
 class ClickHouseAuthError(ClickHouseError):
-    """The server does not accept our user or password."""
+    """The server does not accept the user or password."""
 
 
 class ClickHouseServerError(ClickHouseError):
@@ -59,7 +59,7 @@ class ClickHouseResponseError(ClickHouseError):
 
 
 class ClickHouseTooLargeError(ClickHouseError):
-    """The answer passed the byte bound; the rest was not read."""
+    """The answer is longer than the limit in bytes. The rest was not read."""
 
 
 class _Columns(msgspec.Struct):
@@ -80,17 +80,17 @@ class _Reply(msgspec.Struct, frozen=True):
 
 _DECODER = msgspec.json.Decoder(_QueryAnswer)
 _HEADERS = {
-    "User-Agent": f"byoc-agents/{__version__}",  # the customer finds us in query_log by it
+    "User-Agent": f"byoc-agents/{__version__}",  # identifies the queries in query_log
     "Accept-Encoding": "identity",
     "Connection": "close",
 }
 
 
 class Bounds(msgspec.Struct, frozen=True):
-    """What one request may take."""
+    """Limits of one request."""
 
     seconds: float = 5.0  # from the connection to the last byte
-    answer_bytes: int = 1024 * 1024  # the exporter's are a few KiB
+    answer_bytes: int = 1024 * 1024  # answers to the exporter have a few KiB
 
 
 BOUNDS = Bounds()
@@ -99,8 +99,8 @@ BOUNDS = Bounds()
 class ClickHouse:
     """One server.
 
-    Each request has a connection of its own: the server keeps a thread for every idle one, and
-    closes it after 3 to 30 s, just when a poll of 5 or 10 s might use it again.
+    Each request opens a new connection: the server uses a thread for each idle connection, and
+    closes it after 3 to 30 s, when a poll every 5 or 10 s might use it again.
     """
 
     def __init__(
@@ -139,14 +139,14 @@ class ClickHouse:
             await session.close()
 
     async def ping(self) -> None:
-        """Return when the server answers `/ping`; needs no login. Raises ClickHouseError."""
+        """Return if the server answers `/ping`. Needs no login. Raises ClickHouseError."""
         reply = await self._request("GET", "/ping")
         self._check(reply)
         if reply.body.strip() != b"Ok.":
             raise ClickHouseResponseError("/ping: not ClickHouse's answer")
 
     async def replicas_status(self) -> bool:
-        """Return False if the server reports that a replica lags (503), else True; no login.
+        """Return False if the server reports that a replica lags (503), else True. Needs no login.
 
         The server's text names tables and is discarded. Raises ClickHouseError.
         """
@@ -165,10 +165,10 @@ class ClickHouse:
         """Run one SELECT and return its rows by column name. Raises ClickHouseError.
 
         `params` fill `{name:Type}` in the SQL. `settings` go into the URL; a user with readonly=1
-        may set none. Integers come as int, floats as float, all else as JSON gives it.
+        may set none. Integers come as int, floats as float, other types as in the JSON.
         """
         options = {f"param_{name}": value for name, value in (params or {}).items()}
-        # The server then answers when it is done, so a late failure still gets an error status.
+        # The server then answers at the end, so that a late failure also has an error status.
         options |= {"wait_end_of_query": "1", **(settings or {})}
         body = f"{sql.rstrip().rstrip(';')}\nFORMAT JSONCompact".encode()
         reply = await self._request("POST", "/", options, body, self._login)
@@ -232,29 +232,29 @@ class ClickHouse:
 def base_url(url: str) -> str:
     """Return `scheme://host:port` without a trailing slash. Raises ValueError.
 
-    A user or password inside the URL is refused: URLs are printed.
+    A user or password in the URL is rejected, because URLs are printed.
     """
-    wanted = "wants http://host:port or https://host:port without user, path or query"
+    expected = "expected http://host:port or https://host:port without user, path or query"
     try:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError:
-        raise ValueError(wanted) from None
+        raise ValueError(expected) from None
     if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
-        raise ValueError(wanted)
+        raise ValueError(expected)
     if parts.path.strip("/") or parts.query or parts.fragment or not url.isprintable():
-        raise ValueError(wanted)
+        raise ValueError(expected)
     return f"{parts.scheme}://{parts.netloc}"
 
 
 def _login(user: str, password: str) -> dict[str, str]:
     if not (user + password).isprintable():
-        raise ValueError("user or password: wants printable characters, no line end")
+        raise ValueError("user or password: expected printable characters, no line end")
     return {"X-ClickHouse-User": user} | ({"X-ClickHouse-Key": password} if password else {})
 
 
 def _code(response: aiohttp.ClientResponse, content: bytes) -> int:
-    """Return ClickHouse's error code: from the header, in old servers from the error's text."""
+    """Return ClickHouse's error code, or 0. Old servers have it in the text, not in a header."""
     header = response.headers.get("X-ClickHouse-Exception-Code", "")
     if re.fullmatch(r"[0-9]{1,5}", header):
         return int(header)

@@ -1,7 +1,7 @@
-"""Every error that crosses a boundary of ours, and the closed set of reasons a send can end with.
+"""All errors of the package, and the closed set of reasons for the end of an attempt to send.
 
-Foreign errors (botocore, aiohttp, sqlite3, OSError) are translated once, at the edge that met
-them. What a reason leads to is decided in one place only: `byoc_agents.delivery.shipper.FATES`.
+Foreign errors (botocore, aiohttp, sqlite3, OSError) are translated once, in the module that calls
+the library. One table decides the consequence of a reason: `byoc_agents.delivery.shipper.FATES`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ class ByocError(Exception):
 
 
 class ConfigError(ByocError):
-    """The settings are wrong. Each mistake names the variable, what it got and what it wants."""
+    """The settings are invalid. Each mistake has the variable, its value and the expectation."""
 
     def __init__(self, mistakes: Sequence[str]) -> None:
         super().__init__("; ".join(mistakes))
@@ -21,27 +21,27 @@ class ConfigError(ByocError):
 
 
 class SpoolError(ByocError):
-    """A durable write did not happen. Nothing was stored; the caller still owns the data."""
+    """A durable write did not happen. Nothing was stored, and the caller keeps the data."""
 
 
 class SpoolFullError(SpoolError):
-    """The byte bound of the spool is reached."""
+    """The size limit of the spool in bytes is reached."""
 
 
 class SpoolUnavailableError(SpoolError):
-    """The disk refused: full, read-only, failing. Worth another try later."""
+    """The disk is full, read-only or failing. Try again later."""
 
 
 class SpoolUnusableError(SpoolUnavailableError):
-    """The directory or its file system cannot hold a spool. `str()` says what is expected."""
+    """The directory or its file system cannot hold a spool. `str()` has the expectation."""
 
 
 class SpoolNewerError(SpoolUnavailableError):
-    """A later version wrote the file. It is left as it is, and nothing starts on it."""
+    """A later version wrote the file. It stays unchanged, and the daemon does not start."""
 
 
 class SpoolCorruptError(SpoolError):
-    """The spool file was damaged. It has been set aside and an empty one stands in its place."""
+    """The spool file was damaged. It was renamed, and a new file has replaced it."""
 
 
 class LedgerError(ByocError):
@@ -49,33 +49,33 @@ class LedgerError(ByocError):
 
 
 class LedgerNewerError(LedgerError):
-    """A later version wrote the files. They are left as they are, and nothing starts on them."""
+    """A later version wrote the files. They stay unchanged, and no daemon starts."""
 
 
 class Reason(StrEnum):
     """Why an attempt to send ended as it did: the label of `byoc_attempts_total`. A closed set."""
 
     OK = "ok"  # stored now
-    ALREADY_STORED = "already_stored"  # stored by an earlier attempt whose answer was lost
+    ALREADY_STORED = "already_stored"  # stored by an earlier attempt with a lost answer
     TIMEOUT = "timeout"
-    CONNECTION = "connection"  # refused, reset, closed half-way, no DNS answer
-    TLS = "tls"  # the certificate was not accepted: unknown CA, another name, a clock that is off
+    CONNECTION = "connection"  # refused, reset, closed early, no DNS answer
+    TLS = "tls"  # certificate not accepted: unknown CA, other name, wrong clock
     THROTTLED = "throttled"  # 429, SlowDown, RequestLimitExceeded
     SERVER_ERROR = "server_error"  # 5xx
     CONFLICT = "conflict"  # 409: another conditional write of the same key is in flight
-    CHECKSUM = "checksum"  # the receiver got other bytes than we sent
-    BAD_RESPONSE = "bad_response"  # not in the receiver's own form: a proxy's page, an unknown code
+    CHECKSUM = "checksum"  # the receiver got other bytes than were sent
+    BAD_RESPONSE = "bad_response"  # not from the receiver: a proxy's page, an unknown code
     LEDGER = "ledger"  # the ledger line could not be written
     CREDENTIALS = "credentials"  # none found, expired, provider failing, 401
     FORBIDDEN = "forbidden"  # 403, or a setting that the receiver refuses for every message
     NOT_FOUND = "not_found"  # 404: no such bucket, queue or path
     WRONG_REGION = "wrong_region"  # 301 or 400 that names another region
-    REDIRECT = "redirect"  # any redirect; never followed
-    EGRESS_REFUSED = "egress_refused"  # our own gate: not in the destinations table
+    REDIRECT = "redirect"  # any redirect; redirects are not followed
+    EGRESS_REFUSED = "egress_refused"  # by the egress gate: not in the destinations table
     TOO_LARGE = "too_large"  # EntityTooLarge, or the control plane's own 413
-    REJECTED = "rejected"  # the receiver says that this very message is invalid
+    REJECTED = "rejected"  # the receiver reports that this message is invalid
     REJECTS_ALL = "rejects_all"  # rejected, and no other message is accepted
-    INTERNAL = "internal"  # a defect of ours; held, never dropped
+    INTERNAL = "internal"  # a defect in byoc-agents; held, never dropped
 
 
 UNCERTAIN = frozenset(
@@ -99,7 +99,7 @@ class SendError(ByocError):
     """An attempt failed.
 
     `detail` is short, for logs and /status; it holds no body, no secret and no URL with a query.
-    `retry_after_seconds` is what the receiver asked for, if it did.
+    `retry_after_seconds` is the delay that the receiver requested, if any.
     """
 
     def __init__(

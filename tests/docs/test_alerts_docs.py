@@ -19,7 +19,7 @@ WORDS = {
     Action.DONE: "done",
     Action.RETRY: "retried",
     Action.HOLD: "held",
-    Action.BURY: "dead letter",
+    Action.DEAD_LETTER: "dead letter",
 }
 
 

@@ -38,7 +38,7 @@ WORDS = {
     Action.DONE: "done",
     Action.RETRY: "retried",
     Action.HOLD: "held",
-    Action.BURY: "dead letter",
+    Action.DEAD_LETTER: "dead letter",
 }
 ELSEWHERE = {"demo", "doubles"}  # programs with logs of their own
 
@@ -118,7 +118,7 @@ def test_the_exceptional_events_are_really_written() -> None:
     source = "".join(path.read_text() for path in HOUSE.rglob("*.py"))
     written = {f'"{event}"' in source for event in SEVERAL if not event.startswith("ship.")}
     assert written == {True}
-    assert 'f"ship.{trouble.fate.value}"' in source
+    assert 'f"ship.{last_error.fate.value}"' in source
     assert {f"ship.{fate.value}" for fate in (Action.RETRY, Action.HOLD)} <= SEVERAL.keys()
 
 

@@ -34,7 +34,7 @@ def test_a_url_is_scheme_host_and_port(url: str, base: str) -> None:
     ],
 )
 def test_any_other_url_is_refused_without_being_printed(url: str) -> None:
-    with pytest.raises(ValueError, match="wants http://host:port") as caught:
+    with pytest.raises(ValueError, match="expected http://host:port") as caught:
         ClickHouse(url)
     assert SECRET not in str(caught.value)
 

@@ -111,7 +111,7 @@ async def _state(one: Life, _bucket: Path) -> None:
     await one.ship(sink)
     await ticks(one, exporter(one, readonly=True), KEPT_TICKS // 2)
     (refused,) = await one.spool.head()
-    await one.spool.bury(refused, "rejected", "status 400")
+    await one.spool.dead_letter(refused, "rejected", "status 400")
     await ticks(one, exporter(one, readonly=False), KEPT_TICKS // 2)
 
 
@@ -124,7 +124,7 @@ async def _alerts(one: Life, _bucket: Path) -> None:
     await one.clock.advance(300)
     await relay(one).accept(notification(("Refused", "firing")))
     (refused,) = await one.spool.head()
-    await one.spool.bury(refused, "rejected", "status 422")
+    await one.spool.dead_letter(refused, "rejected", "status 422")
     await relay(one).accept(notification(("Down", "resolved"), ("Full", "firing")))
     await one.clock.advance((SENT_TICKS + KEPT_TICKS) * 5 - 600)
 

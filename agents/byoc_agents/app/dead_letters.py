@@ -97,7 +97,7 @@ def _revive(store: Store, ids: Sequence[str]) -> None:
     store.begin()
     try:
         for message_id in ids:
-            store.revive(message_id)
+            store.requeue(message_id)
         store.commit()
     except BaseException:
         store.roll_back()

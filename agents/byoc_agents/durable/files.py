@@ -1,8 +1,8 @@
-"""What is read back after a failure is made durable before anything is built on it.
+"""Make bytes that were read back after a failure durable before anything depends on them.
 
-A sync that failed says nothing about the pages it was for: the kernel has marked them clean, so
-they can be read, and the next sync, which succeeds, does not write them. (PostgreSQL's people call
-it fsyncgate.) So the same bytes are written once more, in place, and synced.
+After a failed sync the state of its pages is unknown. The kernel has marked them clean, so they
+can be read, but the next successful sync does not write them (PostgreSQL calls this "fsyncgate").
+So the same bytes are written again, in place, and synced.
 """
 
 import errno
@@ -14,21 +14,21 @@ READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 
 
 def settle(path: Path) -> None:
-    """Write a file's own bytes over it, and sync them and its directory. Raises OSError.
+    """Write a file's own bytes over it, and sync them and its directory. Blocks. Raises OSError.
 
-    The file may be missing. Nothing is done where it cannot be written: then nobody builds on it.
-    The caller is the only one who writes it. A crash meanwhile changes no byte.
+    The file may be missing. Nothing is done if the file system is read-only, because then nothing
+    can depend on the file. The caller must be the only writer. A crash meanwhile changes no byte.
     """
     try:
         if path.exists():
-            _settle_bytes(path)
-        _settle_names(path.parent)
+            _sync_content(path)
+        _sync_directory(path.parent)
     except OSError as error:
         if error.errno not in READ_ONLY:
             raise
 
 
-def _settle_bytes(path: Path) -> None:
+def _sync_content(path: Path) -> None:
     file = os.open(path, os.O_RDWR)
     try:
         _rewrite(file)
@@ -42,21 +42,21 @@ def _rewrite(file: int) -> None:
     while chunk := os.pread(file, CHUNK_BYTES, offset):
         view = memoryview(chunk)
         while view:
-            written = some(os.pwrite(file, view, offset))
+            written = require_progress(os.pwrite(file, view, offset))
             view, offset = view[written:], offset + written
 
 
-def some(written_bytes: int) -> int:
-    """Return how much was written. Raises OSError for nothing at all: it would be tried for ever.
+def require_progress(written_bytes: int) -> int:
+    """Return the number of bytes written. Raises OSError for 0, because the caller would loop.
 
-    What is missing after a short write is simply written next.
+    After a short write the caller writes the remaining bytes next.
     """
     if not written_bytes:
         raise OSError(errno.ENOSPC, "nothing was written")
     return written_bytes
 
 
-def _settle_names(path: Path) -> None:
+def _sync_directory(path: Path) -> None:
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(directory)

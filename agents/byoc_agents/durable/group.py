@@ -1,7 +1,7 @@
-"""What waits for the spool's thread, done together in one transaction.
+"""Group commit: run the operations that wait for the spool's thread in one transaction.
 
-Commits that only add are made one change, so that SQLite is called a few times a transaction and
-not a few times a message: each call gives the interpreter away to the loop's thread.
+Commits that only add are merged into one change. So SQLite is called a few times per transaction,
+not a few times per message: each call releases the interpreter to the thread of the event loop.
 """
 
 import asyncio
@@ -18,36 +18,39 @@ T = TypeVar("T")
 
 
 class OperationKind(Enum):
-    """What an operation does to the disk."""
+    """The effect of an operation on disk usage."""
 
     READ = 1
-    GROW = 2  # takes new data: only while there is room kept for acknowledgements
-    SHRINK = 3  # may use that room
+    GROW = 2  # stores new data: only while the reserve for acknowledgements is held
+    SHRINK = 3  # may use the reserve
 
 
 class Operation(NamedTuple):
-    """Work on the store, and who waits for it."""
+    """Work on the store, and the future of its caller."""
 
     work: Callable[[Store], Any]
     future: asyncio.Future[Any]
     kind: OperationKind
-    added: Change | None = None  # all that it does, where it is a plain change
+    added: Change | None = None  # its whole effect, if it is a plain change
 
 
 def grows(group: Sequence[Operation]) -> bool:
-    """Tell whether one of them takes new data."""
+    """Return whether one of them stores new data."""
     return any(operation.kind is OperationKind.GROW for operation in group)
 
 
-def together(group: Sequence[Operation], store: Store) -> list[Any]:
-    """Return one answer each: all at once; where one fails, all again, each at its savepoint."""
+def run_group(group: Sequence[Operation], store: Store) -> list[Any]:
+    """Return one answer per operation. If one fails, all run again, each in its own savepoint.
+
+    Blocks. Raises SpoolCorruptError and SpoolUnavailableError; any other error is an answer.
+    """
     try:
-        with store.all():
+        with store.transaction():
             return _answers(group, store)
     except (SpoolCorruptError, SpoolUnavailableError):
         raise  # the whole transaction is lost
-    except Exception:  # noqa: BLE001  found again, and given to its caller
-        return [tried(operation.work, store) for operation in group]
+    except Exception:  # noqa: BLE001  raised again below, and returned to its caller
+        return [run_isolated(operation.work, store) for operation in group]
 
 
 def _answers(group: Sequence[Operation], store: Store) -> list[Any]:
@@ -64,12 +67,15 @@ def _answers(group: Sequence[Operation], store: Store) -> list[Any]:
     return answers
 
 
-def tried(work: Callable[[Store], T], store: Store) -> T | Exception:
-    """Do one operation; what it does wrong is its own affair, not that of its group."""
+def run_isolated(work: Callable[[Store], T], store: Store) -> T | Exception:
+    """Run one operation in a savepoint. Return its value, or its error so that others continue.
+
+    Blocks. Raises SpoolCorruptError and SpoolUnavailableError: the whole transaction is lost.
+    """
     try:
-        with store.whole():
+        with store.savepoint():
             return work(store)
     except (SpoolCorruptError, SpoolUnavailableError):
         raise  # the whole transaction is lost
-    except Exception as error:  # noqa: BLE001  given to the caller
+    except Exception as error:  # noqa: BLE001  returned to the caller
         return error

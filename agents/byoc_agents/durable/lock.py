@@ -1,4 +1,4 @@
-"""One process a directory, and numbers that rise as long as the directory is there."""
+"""One process per directory, and numbers that increase for as long as the directory exists."""
 
 import errno
 import fcntl
@@ -9,15 +9,14 @@ from pathlib import Path
 
 from byoc_agents.errors import SpoolUnavailableError, SpoolUnusableError
 
-LONGEST = 64  # bytes of the line that keeps a number
+MAX_LINE_BYTES = 64  # of the line that stores a number
 
-
-IN_USE = frozenset({errno.EWOULDBLOCK, errno.EAGAIN})  # flock(2): another one holds the lock
+IN_USE = frozenset({errno.EWOULDBLOCK, errno.EAGAIN})  # flock(2): another process holds the lock
 NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL})
 
 
 def lock_refusal(error: OSError, holder: str = "agent") -> str:
-    """Return what a failed flock(2) means and what is expected, to follow the directory's name."""
+    """Return the cause of a failed flock(2) and the expectation, to follow the directory's name."""
     if error.errno in IN_USE:
         return f"is in use by another {holder}; expected one process per directory"
     refusal = f"cannot be locked ({error.strerror})"
@@ -30,7 +29,7 @@ def lock_refusal(error: OSError, holder: str = "agent") -> str:
 
 
 class DirectoryLock:
-    """A lock that ends with the process, however it ends."""
+    """A lock on a directory. The kernel releases it when the process ends for any reason."""
 
     def __init__(self, directory: Path, *, flock: Callable[[int, int], None] = fcntl.flock) -> None:
         """`flock` is called as flock(2) is, and raises OSError."""
@@ -39,7 +38,7 @@ class DirectoryLock:
         self._held = -1
 
     def hold(self) -> None:
-        """Make the directory and lock it; again where it was removed meanwhile.
+        """Create the directory and lock it. If it was removed meanwhile, do both again.
 
         Raises SpoolUnavailableError, naming the directory, and SpoolUnusableError if another
         process holds it or the file system has no locks.
@@ -61,34 +60,34 @@ class DirectoryLock:
         self._held = lock
 
     def number(self, least: int) -> int:
-        """Return a number, `least` or more, that is larger than any this directory has given.
+        """Return a number, `least` or more, that is larger than all earlier numbers here.
 
-        It is kept in the lock's file, which outlives a damaged spool. A file that is damaged itself
-        counts as none. Blocks. Raises SpoolUnavailableError.
+        It is stored in the lock file, which is kept when a damaged spool is replaced. A damaged
+        lock file counts as empty. Blocks. Raises SpoolUnavailableError.
         """
         try:
-            number = max(least, _number(os.pread(self._held, LONGEST, 0)) + 1)
-            os.pwrite(self._held, _line(number), 0)
+            number = max(least, _parse_line(os.pread(self._held, MAX_LINE_BYTES, 0)) + 1)
+            os.pwrite(self._held, _format_line(number), 0)
             os.fsync(self._held)
         except OSError as error:
             raise SpoolUnavailableError(f"{self._directory}: {error.strerror}") from error
         return number
 
     def release(self) -> None:
-        """Let another process have the directory."""
+        """Unlock the directory for other processes."""
         if self._held >= 0:
             os.close(self._held)
             self._held = -1
 
 
-def _line(number: int) -> bytes:
+def _format_line(number: int) -> bytes:
     """Return the number with its CRC-32: `1795435200000 5d3ac0f1`."""
     digits = b"%d" % number
     return b"%s %08x\n" % (digits, zlib.crc32(digits))
 
 
-def _number(kept: bytes) -> int:
+def _parse_line(kept: bytes) -> int:
     line, end, _ = kept.partition(b"\n")
     digits = line.partition(b" ")[0]
-    whole = digits.isdigit() and line + end == _line(int(digits))
+    whole = digits.isdigit() and line + end == _format_line(int(digits))
     return int(digits) if whole else 0

@@ -1,7 +1,7 @@
-"""A damaged spool file is set aside, and what proves itself by its hash is taken over.
+"""Replace a damaged spool file: keep it under another name, copy rows whose hash is correct.
 
-The new file is made beside the damaged one and takes its place when it is complete, so a kill in
-between finds the damaged file again.
+The new file is created next to the damaged one and replaces it when it is complete. So after a
+kill in between, the damaged file is found again.
 """
 
 import os
@@ -20,20 +20,20 @@ from byoc_agents.durable.write_batch import Change, DeadLetter
 
 INDEX = "-shm"
 JOURNALS = ("-wal", INDEX, "-journal")
-KEPT_DAMAGED = 3  # files set aside that are kept for a person, newest last
+KEPT_DAMAGED = 3  # damaged files kept for inspection: the newest ones
 READ_BYTES = 1 << 20
-PROBED = 100_000  # positions that are tried, newest last, where the first cannot be read
+PROBED = 100_000  # newest positions that are tried if the first position cannot be read
 
 
-def make(path: Path, marks: Mapping[str, bytes]) -> None:
-    """Make an empty spool file that carries the marks, all or nothing. Raises SpoolError."""
+def make(path: Path, metadata: Mapping[str, bytes]) -> None:
+    """Create an empty spool file with these metadata, all or nothing. Blocks. Raises SpoolError."""
     with translated():
-        _fill(_fresh(path), marks, ())
-        _take_place(path)
+        _fill(_fresh(path), metadata, ())
+        _replace_file(path)
 
 
 def read_through(path: Path) -> None:
-    """Read a spool file and its journal once. Raises OSError where the disk refuses."""
+    """Read a spool file and its journal once. Blocks. Raises OSError if the disk fails."""
     for name in (path, path.with_name(f"{path.name}-wal")):
         if name.exists():
             with name.open("rb") as file:
@@ -41,30 +41,33 @@ def read_through(path: Path) -> None:
                     pass
 
 
-def rebuild(path: Path, lost: Store | None, marks: Mapping[str, bytes]) -> tuple[int, str]:
-    """Put a new file in the place of a damaged one; return (rows taken over, where that one is).
+def rebuild(path: Path, lost: Store | None, metadata: Mapping[str, bytes]) -> tuple[int, str]:
+    """Replace a damaged file with a new one. Return (rows copied, location of the damaged file).
 
-    `lost` is the open store of a file that was removed: it can still be read, and is closed in the
-    end. Raises SpoolError: then everything is as it was.
+    `lost` is the open store of a file that was removed. It can still be read, and is closed at the
+    end. Blocks. Raises SpoolError: then nothing has changed.
     """
     with translated():
         if lost:
-            rows = _fill(_fresh(path), marks, salvage(lost.connection))
-            lost.close()  # before the new file comes: this deletes the journal, by its name
+            rows = _fill(_fresh(path), metadata, salvage(lost.connection))
+            lost.close()  # before the new file exists: SQLite deletes the journal by its name
         else:
-            rows = _fill_from(path, marks)
+            rows = _fill_from(path, metadata)
         aside = set_aside(path)
-        _take_place(path)
+        _replace_file(path)
         return rows, f"set aside as {aside.name}" if aside.exists() else "nothing to set aside"
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a damaged file and its journal, the file first: alone it would be an older state."""
+    """Rename a damaged file and its journal, and return the new path. Raises OSError.
+
+    The file goes first: without its journal it would be an older state.
+    """
     aside = path.with_name(f"{path.name}.corrupt-{time.time_ns()}")
     for suffix in ("", *JOURNALS):
         source = path.with_name(path.name + suffix)
         if suffix == INDEX:
-            source.unlink(missing_ok=True)  # SQLite makes it anew
+            source.unlink(missing_ok=True)  # SQLite creates it again
         elif source.exists():
             source.rename(aside.with_name(aside.name + suffix))
     for old in sorted(path.parent.glob(f"{path.name}.corrupt-*[0-9]"))[:-KEPT_DAMAGED]:
@@ -78,15 +81,15 @@ def _fresh(path: Path) -> Path:
     return fresh
 
 
-def _fill_from(damaged: Path, marks: Mapping[str, bytes]) -> int:
+def _fill_from(damaged: Path, metadata: Mapping[str, bytes]) -> int:
     try:
         with closing(connect_damaged(damaged)) as connection:
-            return _fill(_fresh(damaged), marks, salvage(connection))
-    except sqlite3.Error:  # nothing at all can be read
-        return _fill(_fresh(damaged), marks, ())
+            return _fill(_fresh(damaged), metadata, salvage(connection))
+    except sqlite3.Error:  # nothing can be read
+        return _fill(_fresh(damaged), metadata, ())
 
 
-def _fill(fresh: Path, marks: Mapping[str, bytes], changes: Iterable[Change]) -> int:
+def _fill(fresh: Path, metadata: Mapping[str, bytes], changes: Iterable[Change]) -> int:
     rows = 0
     try:
         with closing(Store(fresh, max_bytes=0)) as store:
@@ -94,17 +97,17 @@ def _fill(fresh: Path, marks: Mapping[str, bytes], changes: Iterable[Change]) ->
             for change in changes:
                 store.apply(change, bounded=False)
                 rows += 1
-            store.apply(Change(state=marks), bounded=False)
+            store.apply(Change(state=metadata), bounded=False)
             store.commit()
     except BaseException:
         with suppress(OSError):
-            _unlink(fresh)  # it is of no use to anybody
+            _unlink(fresh)  # an incomplete file is useless
         raise
     return rows
 
 
-def _take_place(path: Path) -> None:
-    for suffix in JOURNALS:  # of a file that is gone: they would be read into the new one
+def _replace_file(path: Path) -> None:
+    for suffix in JOURNALS:  # of the old file: SQLite would apply them to the new one
         path.with_name(path.name + suffix).unlink(missing_ok=True)
     path.with_name(f"{path.name}.new").replace(path)
     directory = os.open(path.parent, os.O_RDONLY)
@@ -120,10 +123,10 @@ def _unlink(path: Path) -> None:
 
 
 def salvage(connection: sqlite3.Connection) -> Iterator[Change]:
-    """Yield what can still be read, a row a change: messages, staged lines, dead letters.
+    """Yield each readable message, staged line and dead letter, one change per row. Blocks.
 
-    Sending one of them once more is harmless: its id is the same. Checkpoints are not salvaged: an
-    older one would count usage twice.
+    It is safe to send one of them again, because its id is the same. Checkpoints are not salvaged:
+    with an older checkpoint, usage would be counted twice.
     """
     for *columns, sha256 in _rows(connection, "message", f"{COLUMNS}, sha256"):
         if sha256 == digest(*columns):

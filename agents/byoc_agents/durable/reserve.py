@@ -1,7 +1,7 @@
-"""Disk space that is kept for acknowledgements.
+"""Disk space reserved for acknowledgements.
 
-SQLite needs room even to delete. On a full disk nothing could be acknowledged, so the same messages
-would be sent for ever and the disk would never get room again.
+SQLite needs free space even to delete. Without a reserve, nothing could be acknowledged on a full
+disk: the same messages would be sent again and again, and no space would ever be freed.
 """
 
 import os
@@ -9,18 +9,18 @@ from pathlib import Path
 
 from byoc_agents.errors import SpoolUnavailableError
 
-RESERVE_BYTES = 8 * 1024**2  # a journal of 4 MiB, and as much for the file it is written into
+RESERVE_BYTES = 8 * 1024**2  # a journal of 4 MiB, and the same for the database file
 
 
 class Reserve:
-    """A file of nothing. New data is taken only while it stands."""
+    """A file of zeros. New data is accepted only while it exists. Methods block."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._held = False
 
     def take(self) -> None:
-        """Have the space. Raises SpoolUnavailableError when the disk has not that much."""
+        """Allocate the space. Raises SpoolUnavailableError if the disk does not have it."""
         if self._held:
             return
         try:
@@ -35,10 +35,10 @@ class Reserve:
         self._held = True
 
     def release(self) -> bool:
-        """Give the space away. Return whether there was some, and the disk has it back."""
+        """Return the space to the disk. Return whether some was reserved."""
         self._held = False
         try:
             self._path.unlink()
-        except OSError:  # there was none, or the disk is read-only
+        except OSError:  # the file does not exist, or the disk is read-only
             return False
         return True

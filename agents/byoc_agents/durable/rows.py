@@ -1,4 +1,4 @@
-"""Rows of the spool file: made from messages, proven by their hash, counted."""
+"""Rows of the spool file: create them from messages, check their hashes, count them."""
 
 import hashlib
 import sqlite3
@@ -12,7 +12,7 @@ from byoc_agents.durable.write_batch import UNKNOWN_MS, DeadLetter, Totals
 from byoc_agents.errors import SpoolCorruptError, SpoolError
 
 ROW_OVERHEAD_BYTES = 512  # keys, hash and index entries of one row, rounded up
-ROWS_A_STATEMENT = 16  # each statement lets go of the interpreter, and has to get it back
+ROWS_PER_STATEMENT = 16  # each statement releases the interpreter lock and waits for it again
 
 COLUMNS = (
     "id, type, body, created_at_ms, records, content_type, content_encoding, grouped, replaces"
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 def row_of(message: Message) -> tuple[object, ...]:
-    """Return the values of COLUMNS and the hash that proves them."""
+    """Return the values of COLUMNS and their hash."""
     row = (
         message.id,
         message.type,
@@ -38,7 +38,7 @@ def row_of(message: Message) -> tuple[object, ...]:
 
 
 def put(connection: sqlite3.Connection, messages: Sequence[Message]) -> tuple[int, int, int]:
-    """Queue what is not there yet; return how many, their bytes and records.
+    """Queue new messages. Return their number, bytes and records; ids that exist are ignored.
 
     Raises sqlite3.Error.
     """
@@ -53,22 +53,22 @@ def put(connection: sqlite3.Connection, messages: Sequence[Message]) -> tuple[in
 
 
 def stage(connection: sqlite3.Connection, lines: Sequence[bytes]) -> None:
-    """Let lines wait for their batch. Raises sqlite3.Error."""
+    """Store lines that wait for their batch. Raises sqlite3.Error."""
     _write(connection, "INSERT INTO staged (line, sha256)", [(x, digest(x)) for x in lines])
 
 
 def unstage(connection: sqlite3.Connection, lines: int) -> int:
-    """Forget the oldest staged lines; return their bytes. Raises sqlite3.Error, SpoolError."""
+    """Delete the oldest staged lines. Return their bytes. Raises sqlite3.Error, SpoolError."""
     oldest = "SELECT position, length(line) FROM staged ORDER BY position LIMIT ?"
     rows = connection.execute(oldest, (lines,)).fetchall()
-    if len(rows) < lines:  # the caller's memory is of a file that has been set aside
+    if len(rows) < lines:  # the caller remembers lines of a file that has been replaced
         raise SpoolError(f"{len(rows)} lines are staged, not {lines}: read them again")
     connection.execute("DELETE FROM staged WHERE position <= ?", (rows[-1][0],))
     return sum(size for _, size in rows)
 
 
 def put_dead(connection: sqlite3.Connection, letter: DeadLetter) -> None:
-    """Keep what was refused for good. Raises sqlite3.Error."""
+    """Store a dead letter. Raises sqlite3.Error."""
     connection.execute(
         f"INSERT INTO dead_letter ({COLUMNS}, sha256, reason, detail, died_at_ms)"  # noqa: S608
         " VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
@@ -77,12 +77,12 @@ def put_dead(connection: sqlite3.Connection, letter: DeadLetter) -> None:
 
 
 def _write(connection: sqlite3.Connection, verb: str, rows: Sequence[Sequence[object]]) -> int:
-    """Insert rows with few statements; return how many were new. Raises sqlite3.Error.
+    """Insert rows with few statements. Return how many were new. Raises sqlite3.Error.
 
     `verb` is the statement up to VALUES.
     """
     added = 0
-    for few in _few(rows):
+    for few in _chunk(rows):
         statement = _statement(verb, len(few), len(few[0]))
         added += connection.execute(statement, [*chain.from_iterable(few)]).rowcount
     return added
@@ -96,21 +96,21 @@ def _statement(verb: str, rows: int, columns: int) -> str:
 
 def keep(connection: sqlite3.Connection, state: Mapping[str, bytes | None]) -> None:
     """Write checkpoints; None removes one. Raises sqlite3.Error."""
-    for few in _few([key for key, value in state.items() if value is None]):
+    for few in _chunk([key for key, value in state.items() if value is None]):
         places = ",".join("?" * len(few))
         connection.execute(f"DELETE FROM state WHERE key IN ({places})", few)  # noqa: S608
     kept = [(k, v, digest(k, v)) for k, v in state.items() if v is not None]
     _write(connection, "INSERT OR REPLACE INTO state", kept)
 
 
-def _few(rows: Sequence[T]) -> Iterator[Sequence[T]]:
-    """Yield rows in the numbers that go into one statement."""
-    for start in range(0, len(rows), ROWS_A_STATEMENT):
-        yield rows[start : start + ROWS_A_STATEMENT]
+def _chunk(rows: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Yield the rows in chunks for one statement each."""
+    for start in range(0, len(rows), ROWS_PER_STATEMENT):
+        yield rows[start : start + ROWS_PER_STATEMENT]
 
 
 def digest(*columns: object) -> bytes:
-    """Return the SHA-256 that stands beside stored columns and proves them."""
+    """Return the SHA-256 that is stored with the columns, to detect damage."""
     plain = [len(column) if isinstance(column, bytes) else column for column in columns]
     found = hashlib.sha256(repr(plain).encode())
     for column in columns:
@@ -120,7 +120,7 @@ def digest(*columns: object) -> bytes:
 
 
 def checked(row: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return the row without its last column, which proves it. Raises SpoolCorruptError."""
+    """Return the row without its hash, the last column. Raises SpoolCorruptError."""
     *columns, sha256 = row
     if digest(*columns) != sha256:
         raise SpoolCorruptError("stored bytes have changed on disk")
@@ -133,7 +133,7 @@ def message_of(row: tuple[Any, ...]) -> Message:
 
 
 def count(connection: sqlite3.Connection) -> Totals:
-    """Return what lies in the file. Raises sqlite3.Error."""
+    """Return the totals of the file. Raises sqlite3.Error."""
 
     def sums(table: str, body: str, records: str) -> tuple[int, int, int]:
         query = f"SELECT count(*), coalesce(sum(length({body})), 0), {records} FROM {table}"  # noqa: S608
@@ -149,16 +149,16 @@ def count(connection: sqlite3.Connection) -> Totals:
 
 
 def oldest_ms(connection: sqlite3.Connection) -> int | None:
-    """Return when the oldest message was made; None = none is there. Raises sqlite3.Error."""
+    """Return when the oldest message was sealed, None if there is none. Raises sqlite3.Error."""
     query = "SELECT created_at_ms FROM message ORDER BY position LIMIT 1"
     (at_ms,) = connection.execute(query).fetchone() or (None,)
     return at_ms
 
 
-def added(totals: Totals, size: int, *, rows: int, records: int, dead: int) -> Totals:
-    """Return the totals with so many more of each; less where a number is negative.
+def apply_delta(totals: Totals, size: int, *, rows: int, records: int, dead: int) -> Totals:
+    """Return the totals plus these numbers, which may be negative. `size` is in bytes.
 
-    What only comes behind a message that waits leaves the oldest one what it is.
+    If messages are added behind a queued one, the oldest message stays the same.
     """
     oldest = totals.oldest_created_at_ms
     behind = rows > 0 and oldest is not None

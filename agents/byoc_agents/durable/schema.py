@@ -1,4 +1,4 @@
-"""The format of the spool file, how it is opened, and what SQLite's errors mean for us.
+"""The format of the spool file, how it is opened, and the translation of SQLite's errors.
 
 WAL with synchronous=FULL: a commit that returned survives kill -9 and a power cut.
 """
@@ -16,7 +16,7 @@ from byoc_agents.errors import (
     SpoolUnusableError,
 )
 
-VERSION = 1  # raised by whatever an older version must not touch; tests/upgrade holds each format
+VERSION = 1  # increased if older versions cannot handle a change; see tests/upgrade
 NEWEST_VERSION = 1000  # a larger number in the header is damage, not a newer format
 JOURNAL_BYTES = 4 * 1024**2  # the journal is cut down to this after a checkpoint
 MAGIC = b"SQLite format 3\0"
@@ -42,9 +42,9 @@ COMMIT;
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Open the file, or make it where there is none. A file that is not ours is not touched.
+    """Open the file, or create it if it does not exist. A file of another format is not changed.
 
-    Raises SpoolCorruptError, SpoolNewerError, and SpoolUnavailableError for a failing disk.
+    Blocks. Raises SpoolCorruptError, SpoolNewerError, and SpoolUnavailableError if the disk fails.
     """
     with translated():
         fresh = not path.exists()
@@ -65,9 +65,11 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def connect_damaged(path: Path) -> sqlite3.Connection:
-    """Open a file as it is, to read what can be read. Raises sqlite3.Error."""
+    """Open a damaged file as it is, to read its intact rows. Blocks. Raises sqlite3.Error."""
     connection = _connection(path, "rw")
-    connection.execute("PRAGMA writable_schema=ON")  # else a file cut short is not read at all
+    connection.execute(
+        "PRAGMA writable_schema=ON"
+    )  # without it, SQLite reads nothing from a truncated file
     return connection
 
 
@@ -85,12 +87,12 @@ def _connection(path: Path, mode: str) -> sqlite3.Connection:
         index.close()
         raise
     connection.index = index
-    connection.execute("PRAGMA temp_store=MEMORY")  # else SQLite writes bodies into /var/tmp
+    connection.execute("PRAGMA temp_store=MEMORY")  # without it, SQLite writes bodies to /var/tmp
     return connection
 
 
 class _Connection(sqlite3.Connection):
-    """A connection that lets go of the journal's index at the end."""
+    """A connection that also closes the journal's index."""
 
     index: JournalIndex
 
@@ -110,10 +112,10 @@ def _check_header(path: Path) -> None:
 
 
 def _check_journal(path: Path) -> None:
-    """Read the number that a killed newer version has left in the journal only."""
+    """Check the version that a killed newer version has written to the journal only."""
     journal = path.with_name(f"{path.name}-wal")
     if journal.exists() and journal.stat().st_size:
-        with closing(_connection(path, "ro")) as connection:  # which leaves both as they are
+        with closing(_connection(path, "ro")) as connection:  # read-only: changes neither file
             _check_version(path, connection.execute("PRAGMA user_version").fetchone()[0])
 
 
@@ -125,8 +127,8 @@ def _check_version(path: Path, version: int) -> None:
         )
 
 
-def place(path: Path) -> tuple[int, int] | None:
-    """Return what tells a file from its successor (device, inode); None where there is none."""
+def file_identity(path: Path) -> tuple[int, int] | None:
+    """Return (device, inode), which differ after a replacement, or None if there is no file."""
     try:
         found = path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -134,12 +136,12 @@ def place(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-class translated:  # noqa: N801  reads as a word in `with translated():`
-    """Turn the errors of sqlite3 and of the disk into ours; a wrong call stays what it is."""
+class translated:  # noqa: N801  used as a function: `with translated():`
+    """Translate the errors of sqlite3 and of the disk to SpoolErrors. Defects of calls stay."""
 
     CORRUPT = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT})
     DAMAGED = ("no such table", "no such column", "Could not decode", "malformed database")
-    # SQLite calls these "disk I/O error"; what failed is not the disk (os_unix.c, extended codes)
+    # SQLite calls these "disk I/O error"; the disk did not fail (os_unix.c, extended codes)
     UNUSABLE: ClassVar = {
         sqlite3.SQLITE_IOERR_SHMMAP: "cannot map a file into shared memory",
         sqlite3.SQLITE_IOERR_SHMLOCK: "cannot lock a file",
@@ -153,15 +155,15 @@ class translated:  # noqa: N801  reads as a word in `with translated():`
         """Nothing to set up."""
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Raise our error from theirs."""
+        """Raise the translated error."""
         if isinstance(error, OSError):
             raise SpoolUnavailableError(str(error)) from error
         if isinstance(error, sqlite3.Error) and not isinstance(error, self.DEFECTS):
             code = getattr(error, "sqlite_errorcode", 0)
-            if what := self.UNUSABLE.get(code):
+            if cause := self.UNUSABLE.get(code):
                 raise SpoolUnusableError(
-                    f"the file system {what} ({error}): expected a local file system such as ext4, "
-                    "XFS or an emptyDir volume, not 9p, virtiofs, NFS or FUSE"
+                    f"the file system {cause} ({error}): expected a local file system such as "
+                    "ext4, XFS or an emptyDir volume, not 9p, virtiofs, NFS or FUSE"
                 ) from error
             broken = code & 0xFF in self.CORRUPT or str(error).startswith(self.DAMAGED)
             raise (SpoolCorruptError if broken else SpoolUnavailableError)(str(error)) from error

@@ -1,7 +1,7 @@
-"""The spool: what has been accepted and not yet been delivered, on disk.
+"""The spool: accepted messages that are not yet delivered, on disk.
 
-At least once from the moment `put` or `commit` returns. One writer thread owns the file; whatever
-waits for it when it begins a transaction shares that transaction and its fsync (group commit).
+Delivery is at least once after `put` or `commit` returns. One writer thread owns the file. All
+operations that wait when it begins a transaction share it and its fsync (group commit).
 """
 
 import asyncio
@@ -15,7 +15,7 @@ import structlog
 from byoc_agents.app.clock import Clock
 from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.files import settle
-from byoc_agents.durable.group import Operation, OperationKind, grows, together, tried
+from byoc_agents.durable.group import Operation, OperationKind, grows, run_group, run_isolated
 from byoc_agents.durable.lock import DirectoryLock
 from byoc_agents.durable.recovery import make, read_through, rebuild
 from byoc_agents.durable.reserve import Reserve
@@ -30,20 +30,23 @@ from byoc_agents.errors import (
     SpoolUnavailableError,
 )
 
-EPOCH = "spool/epoch"  # when this file was made, milliseconds since 1970; later than any before it
-ORIGIN = "spool/origin"  # why it was made: "created" or "corrupt"
-PROBE = "spool/probe"  # written to learn whether the disk takes writes again
+EPOCH = "spool/epoch"  # creation of this file, milliseconds since 1970; later than all earlier ones
+ORIGIN = "spool/origin"  # reason for its creation: "created" or "corrupt"
+PROBE = "spool/probe"  # written to test whether the disk accepts writes again
 
 
 class Spool:
-    """A durable queue of messages with staged lines, checkpoints and dead letters beside it.
+    """A durable queue of messages, with staged lines, checkpoints and dead letters.
 
-    Every method may wait for the disk. Raises SpoolFullError (bound reached),
-    SpoolUnavailableError (disk full, read-only, failing; worth another try) and SpoolCorruptError
-    (the file was damaged or lost; another one with what could be saved stands in its place, `epoch`
-    has changed and all checkpoints are gone: start anew). After any error but SpoolFullError, and
-    after a cancellation, the caller must not believe its own memory of what is stored, and reads it
-    again.
+    Every method may wait for the disk. Raises:
+
+    - SpoolFullError: the size limit is reached.
+    - SpoolUnavailableError: the disk is full, read-only or failing; try again later.
+    - SpoolCorruptError: the file was damaged or lost. A new file with the intact rows has replaced
+      it, with a new epoch and without checkpoints: the caller starts again.
+
+    After a cancellation, and after any error except SpoolFullError, the caller does not know the
+    stored state and must read it again.
     """
 
     def __init__(self, directory: Path, *, max_bytes: int, clock: Clock) -> None:
@@ -51,9 +54,9 @@ class Spool:
         self.max_bytes = max_bytes
         self.path = directory / "spool.db"
         self.totals = Totals()
-        self.changed = asyncio.Event()  # set when there is something to send after a write
-        self.resets = 0  # how often the file was damaged or lost since the start
-        self.salvaged = 0  # messages, lines and dead letters taken over from damaged files
+        self.changed = asyncio.Event()  # set after a write if a message is queued
+        self.resets = 0  # damaged or lost files since the start
+        self.salvaged = 0  # messages, lines and dead letters copied from damaged files
         self._clock = clock
         self._writer = Writer(self)
         self._lock = DirectoryLock(directory)
@@ -61,14 +64,14 @@ class Spool:
         self._store: Store | None = None
         self._epoch = 0
         self._refused: SpoolError | None = None  # why the last write failed
-        self._held: frozenset[str] = frozenset()  # ids that no later message replaces
+        self._held: frozenset[str] = frozenset()  # ids that later messages must not replace
 
     async def __aenter__(self) -> Self:
-        """Open the file. Raises SpoolUnavailableError when the directory cannot be used."""
+        """Open the file. Raises SpoolUnavailableError if the directory cannot be used."""
         self._lock.hold()
         self._writer.start()
         try:
-            with contextlib.suppress(SpoolCorruptError):  # another file stands there now
+            with contextlib.suppress(SpoolCorruptError):  # a new file has replaced it
                 await self._writer.ask(Store.totals, OperationKind.READ)
             await self._writer.ask(Store.totals, OperationKind.READ)
         except BaseException:
@@ -77,7 +80,7 @@ class Spool:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Finish what was asked for and close the file."""
+        """Finish the queued operations and close the file."""
         try:
             await self._writer.stop()
         finally:
@@ -89,11 +92,11 @@ class Spool:
         return self._writer.alive
 
     async def put(self, *messages: Message) -> None:
-        """Store messages durably. A message whose id is already there is left as it is."""
+        """Store messages durably. A message whose id is already queued is ignored."""
         await self.commit(Change(messages=messages))
 
     async def commit(self, change: Change) -> None:
-        """Do all of the change durably, or nothing."""
+        """Store all of the change durably, or nothing."""
         added = change if change.plain else None
         await self._writer.ask(lambda store: store.apply(change), OperationKind.GROW, added)
 
@@ -103,11 +106,11 @@ class Spool:
         max_bytes: int = 1 << 20,
         hold: int = 0,
     ) -> list[Message]:
-        """Return the oldest messages: at least one where there is one, within both bounds.
+        """Return the oldest messages within both bounds, but at least one if any is queued.
 
-        With `hold` not 0, a batch of several messages is kept together until the next such call or
-        `release`: a later message with the same `replaces` is queued behind it and removes none of
-        them. So a batch that may have been stored can be sent again as it was.
+        If `hold` is not 0, a batch of several messages stays unchanged until the next such call or
+        `release`: a later message with the same `replaces` is queued behind the batch and removes
+        none of it. So a batch that may have been stored can be sent again unchanged.
         """
 
         def read(store: Store) -> list[Message]:
@@ -120,28 +123,29 @@ class Spool:
         return await self._writer.ask(read, OperationKind.READ)
 
     def release(self) -> None:
-        """Let messages replace those that `head` holds."""
+        """Allow messages to replace those that `head` holds. Does not block."""
         self._held = frozenset()
         if store := self._store:
             store.held = self._held
 
     async def remove(self, ids: Sequence[str]) -> None:
-        """Acknowledge: the receiver has these."""
+        """Delete messages that the receiver has stored."""
         await self._writer.ask(lambda store: store.remove(ids), OperationKind.SHRINK)
 
-    async def bury(self, message: Message, reason: str, detail: str) -> None:
-        """Move a message that was refused for good to the dead letters."""
+    async def dead_letter(self, message: Message, reason: str, detail: str) -> None:
+        """Move a message that the receiver rejected for good to the dead letters."""
         died_at_ms = self._clock.wall_ns() // 1_000_000
         await self._writer.ask(
-            lambda store: store.bury(message, reason, detail, died_at_ms), OperationKind.SHRINK
+            lambda store: store.dead_letter(message, reason, detail, died_at_ms),
+            OperationKind.SHRINK,
         )
 
-    async def revive(self, message_id: str) -> bool:
-        """Queue a dead letter again. Return whether there was one."""
-        return await self._writer.ask(lambda store: store.revive(message_id), OperationKind.SHRINK)
+    async def requeue(self, message_id: str) -> bool:
+        """Queue a dead letter again. Return whether it existed."""
+        return await self._writer.ask(lambda store: store.requeue(message_id), OperationKind.SHRINK)
 
     async def dead_letters(self) -> list[DeadLetter]:
-        """Return what was refused for good, oldest first."""
+        """Return the dead letters, oldest first."""
         return await self._writer.ask(lambda store: store.dead_letters(), OperationKind.READ)
 
     async def staged(self) -> list[bytes]:
@@ -153,71 +157,69 @@ class Spool:
         return await self._writer.ask(lambda store: store.state(prefix), OperationKind.READ)
 
     async def later_epoch(self, least_ms: int) -> int:
-        """Return an epoch, `least_ms` or more, later than any that began in this directory.
+        """Return an epoch of at least `least_ms` that is later than all earlier ones here.
 
-        For whose own numbers must not come again although this file is not new. Milliseconds since
-        1970 where the clock is right.
+        For a caller whose numbers must not repeat although the file is not new. Milliseconds since
+        1970 if the clock is correct.
         """
         return await self._writer.ask(lambda _: self._next_epoch(least_ms), OperationKind.READ)
 
     async def probe(self) -> None:
-        """Raise SpoolError when the file can be neither read nor written.
+        """Raise SpoolError if the file cannot be read or written.
 
-        Writes only where the last write failed. A reached bound is no failure of the disk.
+        Writes only if the last write failed. A reached size limit is not a failure of the disk.
         """
         if self._refused:
             await self.commit(Change(state={PROBE: b""}))
         await self.state("spool/")
 
-    def note(self, totals: Totals, *, written: bool) -> None:
-        """Wake the shipper; here, since who has put the message may have been cancelled."""
+    def on_commit(self, totals: Totals, *, written: bool) -> None:
+        """Wake the shipper. Done here because the caller of `put` may have been cancelled."""
         self.totals = totals
         if written and totals.oldest_created_at_ms is not None:
             self.changed.set()
 
     # Below here runs on the writer's thread only.
 
-    def serve(
-        self, group: list[Operation], *, second_look: bool = False
-    ) -> tuple[list[Any], Totals]:
-        """Return one answer an operation (its value, or the error it met), and the totals.
+    def serve(self, group: list[Operation], *, confirmed: bool = False) -> tuple[list[Any], Totals]:
+        """Return one answer per operation (its value or its error), and the totals.
 
-        A file that seems damaged is looked at twice: SQLite says the same of a disk that cannot be
-        read for a moment, and what is set aside then loses its checkpoints.
+        If a file seems damaged, the group runs twice: SQLite reports the same error for a disk that
+        cannot be read for a moment, and a replaced file loses its checkpoints.
         """
         try:
-            store = self._opened()
+            store = self._open_store()
             answers = self._answers(store, group)
             return answers, store.totals()
         except SpoolCorruptError as error:
-            return self._doubted(error, group, second_look=second_look)
-        except SpoolNewerError as error:  # nothing beside it is touched either
+            return self._handle_corruption(error, group, confirmed=confirmed)
+        except SpoolNewerError as error:  # the other files stay unchanged too
             return [error] * len(group), self.totals
         except SpoolUnavailableError as error:
-            self.let_go()
+            self.close_file()
             if not grows(group) and self._reserve.release():
                 return self.serve(group)
             if len(group) == 1:
                 self._refused = error
                 return [error], self.totals
-        alone = [self.serve([operation]) for operation in group]  # so that one may still succeed
+        alone = [self.serve([operation]) for operation in group]  # some may succeed
         return [answer for (answer,), _ in alone], alone[-1][1]
 
     def _answers(self, store: Store, group: list[Operation]) -> list[Any]:
         if all(operation.kind is OperationKind.READ for operation in group):
-            return [tried(operation.work, store) for operation in group]
+            return [run_isolated(operation.work, store) for operation in group]
         store.begin()
         try:
             if grows(group):
                 self._reserve.take()
-            answers = together(group, store)
+            answers = run_group(group, store)
             store.commit()
         except BaseException:
             with contextlib.suppress(SpoolError):
                 store.roll_back()
             raise
         if any(operation.kind is OperationKind.SHRINK for operation in group):
-            store.give_back()
+            store.vacuum()
         if grows(group):
             self._refused = None
         return answers
@@ -225,20 +227,20 @@ class Spool:
     def _count(self) -> Totals:
         return self._store.totals() if self._store else Totals()
 
-    def _opened(self) -> Store:
+    def _open_store(self) -> Store:
         if self._store is None:
             if not self.path.exists():
                 if self._epoch:
                     raise SpoolCorruptError(f"{self.path} was removed")
-                make(self.path, self._marks("created"))
-            with translated():  # here, not where a command opens it beside the one who writes it
+                make(self.path, self._metadata("created"))
+            with translated():  # not in `dead-letters`, which runs next to the daemon
                 settle(self.path.with_name(f"{self.path.name}-wal"))
             self._store = Store(self.path, max_bytes=self.max_bytes)
             self._store.held = self._held
             self._epoch = max(self._epoch, _epoch(self._store))
         return self._store
 
-    def _marks(self, origin: str) -> dict[str, bytes]:
+    def _metadata(self, origin: str) -> dict[str, bytes]:
         epoch = self._next_epoch(self._clock.wall_ns() // 1_000_000)
         return {EPOCH: str(epoch).encode(), ORIGIN: origin.encode()}
 
@@ -247,35 +249,35 @@ class Spool:
         return self._epoch
 
     def _replace(self, error: SpoolCorruptError) -> SpoolError:
-        """Put another file in the place of the damaged one, with what can be taken over."""
-        lost = self._lost()
+        """Replace the damaged file with a new one that has the intact rows."""
+        lost = self._detach_lost_store()
         try:
             self._lock.hold()  # the directory may be gone
             self._reserve.release()
-            rows, aside = rebuild(self.path, lost, self._marks("corrupt"))
+            rows, aside = rebuild(self.path, lost, self._metadata("corrupt"))
         except SpoolError as second:
-            self._store = lost  # not lost for good as long as we have it open
+            self._store = lost  # its data can be read while it is open
             self._refused = SpoolUnavailableError(f"{error}; no new file could be made: {second}")
             return self._refused
-        self._opened()
+        self._open_store()
         self.resets += 1
         self.salvaged += rows
         structlog.get_logger().error("spool.damaged", error=str(error), aside=aside, rows=rows)
         self._refused = None
         return SpoolCorruptError(f"{error}; {aside}, {rows} rows taken over")
 
-    def _doubted(
-        self, error: SpoolCorruptError, group: list[Operation], *, second_look: bool
+    def _handle_corruption(
+        self, error: SpoolCorruptError, group: list[Operation], *, confirmed: bool
     ) -> tuple[list[Any], Totals]:
-        if second_look or self._moved():
+        if confirmed or self._was_replaced():
             return [self._replace(error)] * len(group), self._count()
-        self.let_go()
-        if self._unreadable():
+        self.close_file()
+        if self._is_unreadable():
             return [self._refused] * len(group), self.totals
-        return self.serve(group, second_look=True)
+        return self.serve(group, confirmed=True)
 
-    def _unreadable(self) -> bool:
-        """Tell whether the disk does not give the file out: that says nothing about the file."""
+    def _is_unreadable(self) -> bool:
+        """Return whether the disk cannot read the file: then the file may be intact."""
         try:
             read_through(self.path)
         except OSError as error:
@@ -283,22 +285,22 @@ class Spool:
             return True
         return False
 
-    def _moved(self) -> bool:
+    def _was_replaced(self) -> bool:
         with contextlib.suppress(SpoolError):
-            return self._store is not None and self._store.moved()
+            return self._store is not None and self._store.was_replaced()
         return False
 
-    def _lost(self) -> Store | None:
-        """Return the open store where its file is no longer at its path, else close it."""
-        moved, store, self._store = self._moved(), self._store, None
-        if moved:
+    def _detach_lost_store(self) -> Store | None:
+        """Return the open store if its file is no longer at the path, else close it."""
+        replaced, store, self._store = self._was_replaced(), self._store, None
+        if replaced:
             return store
         if store:
             store.close()
         return None
 
-    def let_go(self) -> None:
-        """Close the file, also after an error: what SQLite has in memory may not be on disk."""
+    def close_file(self) -> None:
+        """Close the file. Needed after an error: SQLite's memory may differ from the disk."""
         store, self._store = self._store, None
         if store:
             store.close()
@@ -307,5 +309,5 @@ class Spool:
 def _epoch(store: Store) -> int:
     mark = store.state(EPOCH).get(EPOCH)
     if mark is None:
-        raise SpoolCorruptError("the file does not say when it was made")
+        raise SpoolCorruptError("the file has no epoch: expected the key spool/epoch")
     return int(mark)

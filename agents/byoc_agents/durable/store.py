@@ -1,7 +1,7 @@
 """The SQLite file behind the spool: plain, blocking, one thread.
 
-Everything that must be true together (a message, the checkpoint it was made from, the staged lines
-it holds) changes in one transaction.
+Data that must stay consistent (a message, the checkpoint that it was made from, the staged lines
+that it contains) changes in one transaction.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.rows import (
     COLUMNS,
     ROW_OVERHEAD_BYTES,
-    added,
+    apply_delta,
     checked,
     count,
     keep,
@@ -28,20 +28,20 @@ from byoc_agents.durable.rows import (
     stage,
     unstage,
 )
-from byoc_agents.durable.schema import connect, place, translated
+from byoc_agents.durable.schema import connect, file_identity, translated
 from byoc_agents.durable.write_batch import UNKNOWN_MS, Change, DeadLetter, Totals
 from byoc_agents.errors import SpoolCorruptError, SpoolFullError, SpoolUnavailableError
 
 __all__ = ["ROW_OVERHEAD_BYTES", "Change", "DeadLetter", "Store", "Totals"]
 
-VACUUM_PAGES = 1024  # give 4 MiB back to the file system once that much is free
+VACUUM_PAGES = 1024  # 4 MiB: return free pages to the file system in this amount
 
 
 class Store:
     """One open file. Every method may block and is called from one thread.
 
-    Raises SpoolFullError (bound reached), SpoolUnavailableError (the disk refuses) and
-    SpoolCorruptError (the file must be set aside).
+    Raises SpoolFullError (size limit reached), SpoolUnavailableError (the disk fails) and
+    SpoolCorruptError (the file must be replaced).
     """
 
     def __init__(self, path: Path, *, max_bytes: int) -> None:
@@ -50,31 +50,32 @@ class Store:
         self._journal_path = path.with_name(f"{path.name}-wal")
         self._max_bytes = max_bytes
         self._begun = Totals()  # when the transaction began
-        self._inside = False  # of `whole` or `all`
-        self.held: frozenset[str] = frozenset()  # ids of messages that none replaces
+        self._inside = False  # of `savepoint` or `transaction`
+        self.held: frozenset[str] = frozenset()  # ids of messages that must not be replaced
         try:
             with translated():
-                self._place, self._journal_place = place(path), place(self._journal_path)
+                self._identity = file_identity(path)
+                self._journal_identity = file_identity(self._journal_path)
                 self._totals = count(self.connection)
                 self._others = others_commits(self.connection)
         except BaseException:
             self.close()
             raise
 
-    def moved(self) -> bool:
-        """Tell whether our file left its path: its end is near. Raises SpoolUnavailableError."""
+    def was_replaced(self) -> bool:
+        """Return whether another file, or none, is at the path. Raises SpoolUnavailableError."""
         with translated():
-            return place(self._path) != self._place
+            return file_identity(self._path) != self._identity
 
     def begin(self) -> None:
-        """Open a transaction, in a file that will be found again."""
-        if self.moved():
+        """Open a transaction, after a check that the file is still at its path."""
+        if self.was_replaced():
             raise SpoolCorruptError(f"{self._path} was removed or replaced")
         with translated():
-            there = place(self._journal_path)
-            if self._journal_place not in {None, there}:  # closing writes all of it into the file
+            there = file_identity(self._journal_path)
+            if self._journal_identity not in {None, there}:  # closing moves it to the file
                 raise SpoolUnavailableError(f"{self._journal_path} was removed or replaced")
-            self._journal_place = there
+            self._journal_identity = there
             self.connection.execute("BEGIN IMMEDIATE")
             if self._others != (now := others_commits(self.connection)):  # `dead-letters resend`
                 self._totals, self._others = count(self.connection), now
@@ -90,16 +91,16 @@ class Store:
         with translated():
             if self.connection.in_transaction:
                 self.connection.execute("ROLLBACK")
-            self._totals = count(self.connection)  # it may have been committed all the same
+            self._totals = count(self.connection)  # the transaction may have been committed
 
     @contextmanager
-    def all(self) -> Iterator[None]:
-        """Do all of what is inside, or begin the transaction anew. Takes no savepoint's copies."""
+    def transaction(self) -> Iterator[None]:
+        """Run the body. After an error, begin a new transaction; cheaper than a savepoint."""
         self._inside = True
         try:
             yield
         except (SpoolCorruptError, SpoolUnavailableError):
-            raise  # there is no transaction any more
+            raise  # the transaction is lost
         except Exception:
             with translated():
                 self.connection.execute("ROLLBACK")
@@ -110,39 +111,39 @@ class Store:
             self._inside = False
 
     @contextmanager
-    def whole(self) -> Iterator[None]:
-        """Do all of what is inside, or nothing of it. One in another is part of that one."""
+    def savepoint(self) -> Iterator[None]:
+        """Run the body; after an error nothing of it is kept. Nested calls join the outer one."""
         if self._inside:
             yield
             return
         self._inside = True
         try:
-            with self._savepoint():
+            with self._open_savepoint():
                 yield
         finally:
             self._inside = False
 
     @contextmanager
-    def _savepoint(self) -> Iterator[None]:
+    def _open_savepoint(self) -> Iterator[None]:
         before = self._totals
         with translated():
-            self.connection.execute("SAVEPOINT whole")
+            self.connection.execute("SAVEPOINT body")
         try:
             yield
         except BaseException:
             self._totals = before
-            if self.connection.in_transaction:  # SQLite itself rolls all back on some I/O errors
+            if self.connection.in_transaction:  # SQLite rolls back on some I/O errors
                 with translated():
-                    self.connection.execute("ROLLBACK TO whole")
-                    self.connection.execute("RELEASE whole")
+                    self.connection.execute("ROLLBACK TO body")
+                    self.connection.execute("RELEASE body")
             raise
         with translated():
-            self.connection.execute("RELEASE whole")
+            self.connection.execute("RELEASE body")
 
     def apply(self, change: Change, *, bounded: bool = True) -> None:
-        """Do the change inside the open transaction; on any error nothing of it is left."""
+        """Apply the change in the open transaction. After an error nothing of it is kept."""
         before = self._totals.bytes
-        with self.whole():
+        with self.savepoint():
             with translated():
                 self._apply(change)
             if bounded and self._totals.bytes > max(self._max_bytes, before):
@@ -181,38 +182,38 @@ class Store:
         return new
 
     def _delete(self, where: str, *values: str) -> None:
-        """Two statements: a row that is given back, as by RETURNING, is a turn of its own."""
+        """Delete rows in two statements: RETURNING would release the interpreter for each row."""
         sums = "SELECT count(*), total(length(body)), total(records) FROM message WHERE "
         rows, size, records = self.connection.execute(sums + where, values).fetchone()
         self.connection.execute(f"DELETE FROM message WHERE {where}", values)  # noqa: S608
         self._tally(-int(size), rows=-rows, records=-int(records))
 
     def _tally(self, size: int, *, rows: int, records: int = 0, dead: int = 0) -> None:
-        self._totals = added(self._totals, size, rows=rows, records=records, dead=dead)
+        self._totals = apply_delta(self._totals, size, rows=rows, records=records, dead=dead)
 
     def remove(self, ids: Sequence[str]) -> None:
-        """Forget messages that have been stored by the receiver."""
-        with self.whole(), translated():
+        """Delete messages that the receiver has stored."""
+        with self.savepoint(), translated():
             self._delete(f"id IN ({','.join('?' * len(ids))})", *ids)
             oldest = "SELECT id FROM message ORDER BY position LIMIT 1"
             head = self.connection.execute(oldest).fetchone()
-        if head and head[0] in ids:  # it would be sent for ever
+        if head and head[0] in ids:  # it would be sent again and again
             raise SpoolCorruptError(f"the index does not find {head[0]}")
 
-    def bury(self, message: Message, reason: str, detail: str, died_at_ms: int) -> None:
-        """Move a message to the dead letters, if it is still there. The bytes do not change."""
-        with self.whole(), translated():
-            self._bury(DeadLetter(message, reason, detail, died_at_ms))
+    def dead_letter(self, message: Message, reason: str, detail: str, died_at_ms: int) -> None:
+        """Move a message to the dead letters, if it is still there. Its bytes stay the same."""
+        with self.savepoint(), translated():
+            self._dead_letter(DeadLetter(message, reason, detail, died_at_ms))
 
-    def _bury(self, letter: DeadLetter) -> None:
+    def _dead_letter(self, letter: DeadLetter) -> None:
         run, message_id = self.connection.execute, letter.message.id
         found = run("SELECT records FROM message WHERE id = ?", (message_id,)).fetchone()
         if found is None:
             return
-        self._exhume(message_id)  # the same message may have died before
+        self._take_dead_letter(message_id)  # an earlier dead letter with the same id
         same = "SELECT id FROM dead_letter WHERE replaces = ? AND replaces <> ''"
         for (older_id,) in run(same, (letter.message.replaces,)).fetchall():
-            self._exhume(older_id)  # only the latest is wanted, dead or not
+            self._take_dead_letter(older_id)  # only the latest message of `replaces` is kept
         run(
             f"INSERT INTO dead_letter ({COLUMNS}, sha256, reason, detail, died_at_ms)"  # noqa: S608
             f" SELECT {COLUMNS}, sha256, ?, ?, ? FROM message WHERE id = ?",
@@ -221,7 +222,7 @@ class Store:
         run("DELETE FROM message WHERE id = ?", (message_id,))
         self._tally(0, rows=0, records=-found[0], dead=1)
 
-    def _exhume(self, message_id: str) -> Message | None:
+    def _take_dead_letter(self, message_id: str) -> Message | None:
         row = self.connection.execute(
             f"DELETE FROM dead_letter WHERE id = ? RETURNING {COLUMNS}, sha256",  # noqa: S608
             (message_id,),
@@ -232,21 +233,21 @@ class Store:
         self._tally(-len(message.body), rows=-1, dead=-1)
         return message
 
-    def revive(self, message_id: str) -> bool:
-        """Move a dead letter to the end of the queue. Return whether there was one.
+    def requeue(self, message_id: str) -> bool:
+        """Move a dead letter to the end of the queue. Return whether it existed.
 
-        It replaces nothing any more: what came later is newer than it.
+        Its `replaces` is cleared, because the messages queued meanwhile are newer.
         """
-        with self.whole(), translated():
-            message = self._exhume(message_id)
+        with self.savepoint(), translated():
+            message = self._take_dead_letter(message_id)
             if message:
                 self._insert([msgspec.structs.replace(message, replaces="")])
         return message is not None
 
     def head(self, max_messages: int, max_bytes: int) -> list[Message]:
-        """Return the oldest messages, at least one where there is one. Reads no more than it gives.
+        """Return the oldest messages within both bounds, but at least one if any is queued.
 
-        Raises SpoolCorruptError when stored bytes are not the bytes that were put.
+        Reads no other messages. Raises SpoolCorruptError if stored bytes have changed.
         """
         found: list[Message] = []
         total = 0
@@ -263,40 +264,41 @@ class Store:
 
     def staged(self) -> list[bytes]:
         """Return the staged lines, oldest first."""
-        return [x for (x,) in self._proven("SELECT line, sha256 FROM staged ORDER BY position")]
+        query = "SELECT line, sha256 FROM staged ORDER BY position"
+        return [line for (line,) in self._select_checked(query)]
 
     def state(self, prefix: str) -> dict[str, bytes]:
         """Return the checkpoints whose key starts with `prefix`."""
         query = "SELECT key, value, sha256 FROM state WHERE substr(key, 1, ?) = ?"
-        return dict(self._proven(query, len(prefix), prefix))
+        return dict(self._select_checked(query, len(prefix), prefix))
 
     def dead_letters(self) -> list[DeadLetter]:
-        """Return what was refused for good, oldest first."""
+        """Return the dead letters, oldest first."""
         query = f"SELECT {COLUMNS}, reason, detail, died_at_ms FROM dead_letter ORDER BY position"  # noqa: S608
         with translated():
             rows = self.connection.execute(query).fetchall()
         return [DeadLetter(Message(*row[:9]), *row[9:]) for row in rows]
 
-    def _proven(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+    def _select_checked(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         with translated():
             rows = self.connection.execute(query, values).fetchall()
         return [checked(row) for row in rows]
 
     def totals(self) -> Totals:
-        """Return what lies in the file."""
+        """Return the totals of the file."""
         if self._totals.oldest_created_at_ms == UNKNOWN_MS:
             with translated():
                 at_ms = oldest_ms(self.connection)
             self._totals = msgspec.structs.replace(self._totals, oldest_created_at_ms=at_ms)
         return self._totals
 
-    def give_back(self) -> None:
-        """Return free pages to the file system once there are many; outside a transaction."""
+    def vacuum(self) -> None:
+        """Return free pages to the file system if there are many. Not inside a transaction."""
         with suppress(SpoolUnavailableError), translated():
             (free,) = self.connection.execute("PRAGMA freelist_count").fetchone()
             if free > VACUUM_PAGES:  # as a script: `execute` stops after the first page
                 self.connection.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
 
     def close(self) -> None:
-        """Close the file; a last checkpoint of the journal may block."""
+        """Close the file. May block for a last checkpoint of the journal."""
         self.connection.close()

@@ -1,9 +1,9 @@
-"""The index of SQLite's journal is a file that is mapped into memory (`-shm`).
+"""Allocate the index of SQLite's journal, a file that is mapped into memory (`-shm`).
 
-Where that file has a hole and the disk is full, touching the hole is no error but a signal (SIGBUS)
-that ends the process. SQLite writes one byte in 4 KiB, which leaves holes where a block is smaller
-than that (ext4 on a small disk). So the file is made here, with all its blocks, before SQLite
-opens it.
+If that file has a hole and the disk is full, an access to the hole does not return an error: a
+signal (SIGBUS) ends the process. SQLite writes one byte per 4 KiB, which leaves holes if a block is
+smaller than that (ext4 on a small disk). So the file is created here, with all its blocks, before
+SQLite opens it.
 """
 
 import errno
@@ -15,40 +15,40 @@ from pathlib import Path
 from byoc_agents.errors import SpoolUnavailableError
 
 INDEX_BYTES = 32 * 1024  # its first part, for 4062 pages of journal; SQLite's WAL format, section 2
-IN_USE_AT = 128  # SQLite's "dead man's switch": who has no lock on it cuts the file; os_unix.c
+IN_USE_AT = 128  # SQLite's "dead man's switch": without this lock it truncates the file
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class JournalIndex:
-    """The index of one database: made before it is opened, closed after it.
+    """The index of one database: created before the database is opened, closed after it.
 
-    Closing any descriptor of a file drops all locks that the process has on it (POSIX), SQLite's
-    too: so ours stays open as long as the connection.
+    Closing any descriptor of a file drops all locks that the process has on it (POSIX), including
+    those of SQLite. So this descriptor stays open as long as the connection.
     """
 
     def __init__(self, path: Path) -> None:
-        """Make it. Raises SpoolUnavailableError where the disk is full.
+        """Create the file. Raises SpoolUnavailableError if the disk is full.
 
-        Any other trouble (read-only, no right) is SQLite's to tell: there it gets an error.
+        Other errors (read-only, no permission) are ignored here, because SQLite reports them.
         """
         self._descriptor = -1
         flags = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC
         try:
             self._descriptor = os.open(path.with_name(f"{path.name}-shm"), flags, 0o600)
-            self._make()
+            self._allocate()
         except OSError as error:
             self.close()
             if error.errno in NO_ROOM:
                 raise SpoolUnavailableError(f"{path.parent}: the disk is full") from error
 
-    def _make(self) -> None:
-        if self._lock(fcntl.F_WRLCK):  # nobody has it open: what is in it is of the past
+    def _allocate(self) -> None:
+        if self._lock(fcntl.F_WRLCK):  # no process has it open: its content is obsolete
             os.ftruncate(self._descriptor, 0)
         os.posix_fallocate(self._descriptor, 0, INDEX_BYTES)
-        self._lock(fcntl.F_RDLCK)  # in use: SQLite does not cut it
+        self._lock(fcntl.F_RDLCK)  # in use: SQLite does not truncate it
 
     def _lock(self, kind: int) -> bool:
-        """Take or change our lock, which is the descriptor's and not the process's."""
+        """Take or change the lock, which belongs to the descriptor, not to the process."""
         wanted = struct.pack("hhqqi4x", kind, os.SEEK_SET, IN_USE_AT, 1, 0)  # struct flock
         try:
             fcntl.fcntl(self._descriptor, fcntl.F_OFD_SETLK, wanted)
@@ -57,7 +57,7 @@ class JournalIndex:
         return True
 
     def close(self) -> None:
-        """Let go of the file; may be called twice."""
+        """Close the file. May be called again."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)

@@ -1,6 +1,6 @@
-"""One thread that owns a file, and the tasks of the loop that wait for it.
+"""One thread that owns a file, and the tasks of the event loop that wait for it.
 
-Whatever waits when the thread is free is served together (group commit: one fsync for all).
+All operations that wait when the thread is free are served together (group commit: one fsync).
 """
 
 import asyncio
@@ -17,8 +17,8 @@ from byoc_agents.durable.write_batch import Change, Totals
 from byoc_agents.errors import SpoolError, SpoolUnavailableError
 
 MAX_GROUP = 512  # operations that share one fsync
-GATHER_SECONDS = 0.0005  # half an fsync, for half as many of them: where one does not come alone
-ENOUGH = 16  # operations in the last group, with which it is well shared
+GATHER_SECONDS = 0.0005  # half an fsync: halves their number if operations come in groups
+ENOUGH = 16  # operations in the last group, above which there is no need to wait
 
 T = TypeVar("T")
 
@@ -27,20 +27,20 @@ class Served(Protocol):
     """The owner of the file."""
 
     def serve(self, group: list[Operation]) -> tuple[list[Any], Totals]:
-        """Return one answer an operation (its value, or the error it met). On the thread."""
+        """Return one answer per operation: its value or its error. On the thread; may block."""
         ...
 
-    def let_go(self) -> None:
-        """Close the file; it is opened again when it is needed. On the thread."""
+    def close_file(self) -> None:
+        """Close the file. The next operation opens it again. On the thread; may block."""
         ...
 
-    def note(self, totals: Totals, *, written: bool) -> None:
-        """Take over what lies in the file, before anybody gets an answer. On the loop."""
+    def on_commit(self, totals: Totals, *, written: bool) -> None:
+        """Update the totals, before any caller gets its answer. On the loop; must not block."""
         ...
 
 
 class Writer:
-    """Started and stopped once, by the loop that asks."""
+    """Runs operations on a thread. Started and stopped once, by the loop that calls `ask`."""
 
     def __init__(self, served: Served, *, sleep: Callable[[float], None] = time.sleep) -> None:
         self._served = served
@@ -62,7 +62,7 @@ class Writer:
         self._closed = False
 
     async def stop(self) -> None:
-        """Do what has been asked for, then end the thread."""
+        """Finish the queued operations, then end the thread."""
         self._closed = True
         self._operations.put(None)
         await asyncio.to_thread(self._thread.join)
@@ -70,9 +70,9 @@ class Writer:
     async def ask(
         self, work: Callable[[Store], T], kind: OperationKind, added: Change | None = None
     ) -> T:
-        """Run `work` on the thread and wait until it is durable.
+        """Run `work` on the thread and wait until it is durable. Raises SpoolError.
 
-        It is done also when we are cancelled meanwhile.
+        It is also done if the caller is cancelled meanwhile.
         """
         if self._closed:
             raise SpoolUnavailableError("the spool is not open")
@@ -85,20 +85,20 @@ class Writer:
         while (group := self._next_group()) is not None:
             try:
                 answers, totals = self._served.serve(group)
-            except Exception as error:  # noqa: BLE001  the thread must live, the callers must know
+            except Exception as error:  # noqa: BLE001  the thread continues, the callers get the error
                 answers = [error] * len(group)
                 with contextlib.suppress(Exception):
-                    self._served.let_go()
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                    self._served.close_file()
+            with contextlib.suppress(RuntimeError):  # the loop is closed: no caller waits
                 self._loop.call_soon_threadsafe(self._answer, group, answers, totals)
-        self._served.let_go()
+        self._served.close_file()
 
     def _next_group(self) -> list[Operation] | None:
         operation = self._operations.get()
         if operation is None:
             return None
         if 1 < self._last_size < ENOUGH and operation.kind is OperationKind.GROW:
-            with contextlib.suppress(OSError):  # a clock that is played with: the thread must live
+            with contextlib.suppress(OSError):  # libfaketime: the thread continues
                 self._sleep(GATHER_SECONDS)
         group = [operation]
         while len(group) < MAX_GROUP:
@@ -114,18 +114,19 @@ class Writer:
         return group
 
     def _answer(self, group: list[Operation], answers: list[Any], totals: Totals) -> None:
-        self._served.note(totals, written=any(one.kind is not OperationKind.READ for one in group))
+        written = any(operation.kind is not OperationKind.READ for operation in group)
+        self._served.on_commit(totals, written=written)
         for operation, answer in zip(group, answers, strict=True):
             if operation.future.done():  # cancelled
                 continue
             if isinstance(answer, Exception):
-                operation.future.set_exception(_own(answer))
+                operation.future.set_exception(_copy_error(answer))
             else:
                 operation.future.set_result(answer)
 
 
-def _own(error: Exception) -> Exception:
-    """Return an error that one caller may raise: a shared one would collect their traces."""
+def _copy_error(error: Exception) -> Exception:
+    """Return an error for one caller: a shared one would collect the tracebacks of all."""
     if isinstance(error, SpoolError):
         return type(error)(*error.args)
     own = RuntimeError(f"defect in the spool: {error!r}")

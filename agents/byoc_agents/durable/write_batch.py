@@ -1,4 +1,4 @@
-"""The values that go into the spool and come out of it."""
+"""The values that the spool stores and returns."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,7 +8,7 @@ from byoc_agents.delivery.sink import Message
 
 
 class DeadLetter(msgspec.Struct, frozen=True):
-    """A message that was refused for good, kept with the reason."""
+    """A message that the receiver rejected for good, with the reason."""
 
     message: Message
     reason: str
@@ -17,33 +17,33 @@ class DeadLetter(msgspec.Struct, frozen=True):
 
 
 class Change(msgspec.Struct, frozen=True):
-    """What one commit does: all of it, or nothing."""
+    """The content of one commit: all of it is stored, or nothing."""
 
-    messages: Sequence[Message] = ()  # an id that is already there is left as it is
+    messages: Sequence[Message] = ()  # a message whose id is already queued is ignored
     state: Mapping[str, bytes | None] = msgspec.field(default_factory=dict)  # None removes the key
     stage: Sequence[bytes] = ()  # lines that wait for their batch
-    unstage: int = 0  # how many of the oldest staged lines leave (they are in `messages` now)
-    dead_letters: Sequence[DeadLetter] = ()  # only where a damaged file is taken over
+    unstage: int = 0  # number of the oldest staged lines to delete (now in `messages`)
+    dead_letters: Sequence[DeadLetter] = ()  # only when a damaged file is replaced
 
     @property
     def plain(self) -> bool:
-        """Return whether it only adds messages and keeps state."""
+        """Return whether it only adds messages and writes state."""
         return not (self.stage or self.unstage or self.dead_letters)
 
 
 def merged(changes: Sequence[Change]) -> Change:
-    """Return one change that does all of these plain ones, in their order."""
+    """Return one change with the effect of these plain changes, in order."""
     state: dict[str, bytes | None] = {}
     for change in changes:
         state |= change.state
     return Change([message for change in changes for message in change.messages], state)
 
 
-UNKNOWN_MS = -(1 << 63)  # of an age that has to be asked for anew
+UNKNOWN_MS = -(1 << 63)  # the time must be read from the file again
 
 
 class Totals(msgspec.Struct, frozen=True):
-    """What lies in the spool. Bytes count bodies and lines, with an overhead for each row."""
+    """The content of the spool. Bytes count bodies and lines, plus an overhead per row."""
 
     records: int = 0  # events inside unsent messages, and staged lines
     bytes: int = 0

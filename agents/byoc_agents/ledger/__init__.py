@@ -1,8 +1,8 @@
-"""What left: one line before a send, one after it, in a hash chain on local disk.
+"""The ledger of sends: one line before and one after each, in a hash chain on local disk.
 
-Reading order: `lines` (what a line says), `scan` (one file read back), `segments` (the files),
-`chain` (the blocking writer), `file` (the asynchronous face of it), `verify`, `sends` (what left,
-put together for readers). docs/ledger.md is written for the people who read the files.
+Reading order: `format` (the lines), `reader` (reads one file), `segments` (the files), `chain` (the
+blocking writer), `writer` (its asynchronous interface), `verify`, `query` (sends with their
+outcomes). docs/ledger.md is for people who read the files.
 """
 
 from collections.abc import Sequence
@@ -15,17 +15,20 @@ __all__ = ["FileLedger", "Ledger"]
 
 
 class Ledger(Protocol):
-    """Told by the shipper, and by nobody else, about everything that leaves."""
+    """Records every send. Only the shipper calls it."""
 
     async def intent(self, destination: str, batch: Sequence[Message]) -> int:
-        """Write durably what is about to be sent; return the number of the line.
+        """Write the intent to send a batch, durably. Return the number of the line. May block.
 
-        Raises LedgerError: then the send does not happen.
+        Raises LedgerError: then the batch must not be sent.
         """
         ...
 
     async def receipt(
         self, intent: int, batch: Sequence[Message], outcomes: Sequence[Outcome]
     ) -> None:
-        """Write how it ended. Raises LedgerError: the messages then count as not sent."""
+        """Write the outcomes. May block.
+
+        Raises LedgerError: the messages then count as not sent.
+        """
         ...

@@ -1,7 +1,7 @@
-"""The file that is being written: what of it is accepted, and what of that is durable.
+"""The file that is being written: its accepted bytes, and how many of them are durable.
 
-After a failure the file is closed, opened anew, cut back to what is durable, and what was accepted
-since is written again: a failed fsync says nothing about the pages it was for.
+After a failure the file is closed, opened again and cut to its durable bytes, and the other
+accepted bytes are written again: after a failed fsync the state of its pages is unknown.
 """
 
 import contextlib
@@ -13,11 +13,11 @@ from byoc_agents.ledger.files import Disk
 from byoc_agents.ledger.format import RecoveredWhy
 
 MAX_UNSYNCED_BYTES = 256 * 1024  # kept in memory until the next sync
-SYNC_NS = 1_000_000_000  # what need not be durable waits no longer than this where lines follow
+SYNC_NS = 1_000_000_000  # longest wait of other lines for a sync, if lines follow
 
 
 class Tail:
-    """One open file. Methods block and raise OSError; `drop` it then, and `ready` opens it anew."""
+    """One open file. Methods block and raise OSError: then call `drop`; `ready` opens it again."""
 
     def __init__(self, disk: Disk, clock: Clock) -> None:
         self.unsynced = b""  # the end of the file, accepted and not yet durable
@@ -35,7 +35,7 @@ class Tail:
         self._path, self._length, self.unsynced = path, length, b""
 
     def ready(self) -> RecoveredWhy | None:
-        """Open the file where it is not; return how somebody else touched it, if they did."""
+        """Open the file if it is closed. Return how another process changed it, or None."""
         try:
             if self._file < 0:
                 return self._open()
@@ -58,7 +58,7 @@ class Tail:
         return None
 
     def write(self, content: bytes, *, durable: bool) -> None:
-        """Append, and sync where it must be durable, or where enough waits for that."""
+        """Append. Sync if it must be durable, or if enough bytes or time have accumulated."""
         self._disk.write(self._file, content)
         late = self._clock.boot_ns() - self._synced_boot_ns >= SYNC_NS
         if durable or late or len(self.unsynced) + len(content) > MAX_UNSYNCED_BYTES:
@@ -68,7 +68,7 @@ class Tail:
         self._length += len(content)
 
     def sync(self) -> None:
-        """Make all of it durable."""
+        """Make all accepted bytes durable."""
         self._disk.sync(self._file)
         self._synced_boot_ns = self._clock.boot_ns()
         self.unsynced = b""

@@ -1,7 +1,7 @@
-"""The writer: plain, blocking, one thread. What is in memory changes after the disk has taken it.
+"""The blocking writer, for one thread. State in memory changes after a successful write.
 
-A group of lines is accepted whole or not at all. What must be said first (what a crash left open,
-receipts that found no room) waits in `_pending` and goes before the next group.
+A group of lines is accepted as a whole or not at all. Lines that must come first (intents that a
+crash left open, receipts that could not be written) wait in `_pending` for the next group.
 """
 
 import contextlib
@@ -73,27 +73,27 @@ class Chain:
         self._pending: list[Line] = []
 
     def append(self, entries: Sequence[Entry]) -> list[int]:
-        """Write the lines and return their numbers. Durable where one of them has to be."""
+        """Write the lines and return their numbers. Durable if one of them must be."""
         try:
-            self._ready()
+            self._ensure_ready()
             if self.segments.sizes[self._number] >= self.segment_bytes:
                 self._rotate()
             return self._append(entries)
         except BaseException:
             self._tail.drop()
-            self._lose(entries)
+            self._record_lost_receipts(entries)
             raise
 
     def check_format(self) -> None:
-        """Raise LedgerNewerError where a later version has written. Raises OSError."""
+        """Raise LedgerNewerError if a later version wrote the files. Raises OSError."""
         opening.check_format(self.segments)
 
     def open(self) -> None:
-        """Open the files and state what was found there, if that has not been done."""
+        """Open the files and write a line per recovery, unless already done."""
         self.append([])
 
     def close(self) -> None:
-        """State what is still in flight and let go of the files."""
+        """Write a line for each open intent, and close the files."""
         self._pending += [Unknown(intent=intent, why="stopped") for intent in self._open]
         self._open.clear()
         try:
@@ -115,20 +115,20 @@ class Chain:
                 self.segments.keep(self._number, entry.messages, entry.line.messages)
         numbers = self._write(lines)
         self._pending.clear()
-        self._note(zip(numbers, lines, strict=True))
+        self._track_intents(zip(numbers, lines, strict=True))
         return numbers[len(numbers) - len(entries) :]
 
     def _write(self, lines: Sequence[Line]) -> list[int]:
         if not lines:
             return []
         first = self._head.sequence + 1
-        content, head = self._linked(lines)
+        content, head = self._link_lines(lines)
         self._tail.write(content, durable=any(_kind(line) in DURABLE for line in lines))
         self.segments.sizes[self._number] += len(content)
         self._advance(head)
         return list(range(first, head.sequence + 1))
 
-    def _linked(self, lines: Sequence[Line]) -> tuple[bytes, Head]:
+    def _link_lines(self, lines: Sequence[Line]) -> tuple[bytes, Head]:
         """Return the bytes of the lines with their numbers, time and hashes; and the new head."""
         head, content = self._head, []
         now = rfc3339(self._clock.wall_ns() // 1_000_000)
@@ -146,8 +146,8 @@ class Chain:
         if not self._tail.unsynced:
             self.durable = head
 
-    def _note(self, written: "zip[tuple[int, Line]]") -> None:
-        """Keep account of what is in flight."""
+    def _track_intents(self, written: "zip[tuple[int, Line]]") -> None:
+        """Update the open intents."""
         for number, line in written:
             if isinstance(line, Intent):
                 self._open[number] = None
@@ -158,7 +158,7 @@ class Chain:
             del self._open[oldest]
             self._pending.append(Unknown(intent=oldest, why="stopped"))
 
-    def _lose(self, entries: Sequence[Entry]) -> None:
+    def _record_lost_receipts(self, entries: Sequence[Entry]) -> None:
         """Remember receipts that were not written: their intents' outcome is unknown here."""
         for entry in entries:
             if isinstance(entry.line, ReceiptLine) and entry.line.intent in self._open:
@@ -196,14 +196,14 @@ class Chain:
 
     # The files.
 
-    def _ready(self) -> None:
+    def _ensure_ready(self) -> None:
         if not self._number:
             self._recover()
         if why := self._tail.ready():
             self._abandon(why)
 
     def _recover(self) -> None:
-        """Take up the chain where the last process left it."""
+        """Continue the chain of the last process."""
         self._take_lock()
         self.segments.load()
         found = opening.find(self.segments)
@@ -234,7 +234,7 @@ class Chain:
             raise OSError(error.errno, lock_refusal(error, "process"), where) from error
 
     def _abandon(self, why: RecoveredWhy) -> None:
-        """Go on in a new file. What is missing before it stays visible to `ledger verify`."""
+        """Go on in a new file. `ledger verify` still reports the missing lines."""
         lost = Recovered(segment=self._number, why=why, bytes=0, sha256="", aside="")
         structlog.get_logger().error("ledger.recovered", why=why, segment=self._number)
         self.segments.load()
@@ -248,10 +248,10 @@ class Chain:
         self._tail.ready()
 
     def _start(self, number: int) -> None:
-        """Make the next file, whole with its first line, and write there from now on."""
+        """Create the next file with its first line, and write to it from now on."""
         flying = tuple(sorted(self._open))
         first = Segment(format=FORMAT, version=__version__, segment=number, open=flying)
-        content, head = self._linked([first])
+        content, head = self._link_lines([first])
         self.segments.create(number, content)
         self._tail.take(self.segments.path(number), len(content))
         self._number = number

@@ -1,10 +1,10 @@
-"""What a ledger line says. This file is the format, number 1.
+"""The format of a ledger line. This file defines format 1.
 
 A line is one JSON object and a line end. `previous` is the SHA-256 of the line before it, in hex,
 over its bytes without the line end; so a line's own hash can be computed by anyone with sha256sum.
 Sequence numbers run without a gap through all files. The first line of all has 64 zeros. Whatever
 the format, the first line of a file has `"kind":"segment"` and its number in `format`, and another
-format begins in a file of its own: so every version knows what it must not touch.
+format begins in a new file. So every version detects files that it must not change.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from byoc_agents.errors import SendError
 
 FORMAT = 1
 GENESIS = "0" * 64
-MAX_TEXT = 300  # characters of what others say: a detail, a reference
+MAX_TEXT = 300  # characters of a text from others: a detail, a reference
 SUPPRESSED = "suppressed"  # reason of a line that only counts refusals
 DURABLE = ("segment", "intent", "unknown", "removed", "recovered")  # kinds followed by an fsync
 
@@ -28,14 +28,14 @@ UnknownWhy = Literal[
     "receipt_lost",  # the receipt could not be written
 ]
 RecoveredWhy = Literal[
-    "torn",  # the end of a write that a crash cut off; kept beside in `aside`
-    "damaged",  # whole lines are not what was written; left as they lie, for `ledger verify`
-    "gone",  # the file was taken away under the running agent
+    "torn",  # the end of a write that a crash cut off; kept in the file `aside`
+    "damaged",  # whole lines have changed; they stay unchanged, for `ledger verify`
+    "gone",  # the file was removed while the daemon ran
 ]
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
-    """What every line has. Sequence and hash are set when it is written."""
+    """The fields of every line. Sequence and hash are set when it is written."""
 
     sequence: int = 0
     time: str = ""  # RFC 3339 UTC, wall clock when it was written; may step back
@@ -61,7 +61,7 @@ class Sent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     records: int
     content_type: str
     content_encoding: str = ""
-    kept: bool = False  # the exact body lies in bodies/<segment>/<sha256>
+    kept: bool = False  # the exact body is stored in bodies/<segment>/<sha256>
 
 
 class Intent(Line, frozen=True, kw_only=True, tag_field="kind", tag="intent"):
@@ -89,21 +89,21 @@ class ReceiptLine(Line, frozen=True, kw_only=True, tag_field="kind", tag="receip
 
 
 class Unknown(Line, frozen=True, kw_only=True, tag_field="kind", tag="unknown"):
-    """Nobody will ever know how this intent ended: it may have been sent."""
+    """The outcome of this intent is unknown: it may have been sent."""
 
     intent: int
     why: UnknownWhy
 
 
 class Refused(Line, frozen=True, kw_only=True, tag_field="kind", tag="refused"):
-    """The egress gate said no: nothing was sent."""
+    """The egress gate refused the connection: nothing was sent."""
 
     reason: str
     detail: str
-    suppressed: int  # refusals since the line before that found no line of their own
+    suppressed: int  # earlier refusals without a line
 
     def count(self) -> int:
-        """Return how many refusals this line stands for."""
+        """Return the number of refusals that this line counts."""
         return self.suppressed + (self.reason != SUPPRESSED)
 
 
@@ -118,13 +118,13 @@ class Removed(Line, frozen=True, kw_only=True, tag_field="kind", tag="removed"):
 
 
 class Recovered(Line, frozen=True, kw_only=True, tag_field="kind", tag="recovered"):
-    """What was found at an opening that a clean end does not leave."""
+    """Damage that was found when the ledger was opened."""
 
     segment: int  # number of the file concerned
     why: RecoveredWhy
     bytes: int  # how many are not part of the chain
     sha256: str  # over them; "" where there are none to be read
-    aside: str  # the file that holds them now; "" = they lie where they were
+    aside: str  # the file that holds them now; "" = they were not moved
 
 
 LedgerLine = Segment | Intent | ReceiptLine | Unknown | Refused | Removed | Recovered
@@ -139,7 +139,7 @@ def encode(line: Line) -> bytes:
 
 
 def decode(raw: bytes) -> LedgerLine | None:
-    """Return the line, or None where these bytes are none."""
+    """Return the line, or None if the bytes are not a ledger line."""
     try:
         return _DECODER.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -152,7 +152,7 @@ class _First(msgspec.Struct):
 
 
 def format_of(first_line: bytes) -> int:
-    """Return the format that a file's first line states, 0 where it states none."""
+    """Return the format that a file's first line states, or 0 if it states none."""
     try:
         first = msgspec.json.decode(first_line, type=_First)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -188,7 +188,7 @@ def _sent(message: Message, *, kept: bool) -> Sent:
 
 
 def receipt_of(intent: int, batch: Sequence[Message], outcomes: Sequence[Outcome]) -> ReceiptLine:
-    """Return the line for what the sink gave back."""
+    """Return the line for the outcomes of a sink."""
     pairs = zip(batch, outcomes, strict=True)
     return ReceiptLine(intent=intent, outcomes=tuple(_ended(m.id, o) for m, o in pairs))
 
@@ -202,5 +202,5 @@ def _ended(message_id: str, outcome: Outcome) -> Ended:
 
 
 def clean(text: str) -> str:
-    """Return what UTF-8 can carry of a text of others, bounded."""
+    """Return a text from others as valid UTF-8 of at most MAX_TEXT characters."""
     return text[:MAX_TEXT].encode(errors="replace").decode()

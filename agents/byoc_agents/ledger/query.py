@@ -1,4 +1,4 @@
-"""What left, put together for readers: each message with its outcome, and each refusal."""
+"""Read a ledger as events: each send with its outcome, and each refusal."""
 
 import heapq
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ from byoc_agents.ledger.reader import raw_lines
 from byoc_agents.ledger.segments import Segments
 
 NO_OUTCOME = "in_flight"  # or a crash that no start has stated yet
-UNKNOWN = "unknown"  # nobody will ever know
+UNKNOWN = "unknown"  # the outcome cannot be determined
 STORED = frozenset({"ok", "already_stored"})
 
 
@@ -69,7 +69,7 @@ class Filter(msgspec.Struct, frozen=True):
     id: str = ""
 
     def __call__(self, event: LedgerEvent) -> bool:
-        """Tell whether this one is wanted."""
+        """Return whether the filter selects the event."""
         if event.time < self.since or (self.until and event.time >= self.until):
             return False
         if isinstance(event, RefusedConnections):
@@ -80,7 +80,7 @@ class Filter(msgspec.Struct, frozen=True):
 
 
 def events(ledgers: Mapping[str, Path], wanted: Filter) -> Iterator[LedgerEvent]:
-    """Yield what was sent and refused by these agents, by time. Raises OSError."""
+    """Yield the sends and refusals of these daemons, by time. Blocks. Raises OSError."""
     each = (filter(wanted, _of_agent(name, path)) for name, path in ledgers.items())
     return heapq.merge(*each, key=lambda event: event.time)
 
@@ -106,7 +106,7 @@ def _lines(path: Path) -> Iterator[LedgerLine]:
             line = decode(raw.content) if raw.whole else None
             if line:
                 yield line
-    except FileNotFoundError:  # removed by rotation since we looked
+    except FileNotFoundError:  # removed by rotation meanwhile
         return
 
 

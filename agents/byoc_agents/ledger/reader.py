@@ -1,4 +1,4 @@
-"""One ledger file read back: where the chain in it ends, and what lies behind that end."""
+"""Read one ledger file: find the end of its chain, and the bytes after it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,7 +39,7 @@ START = Head(-1, GENESIS)
 
 
 class Raw(NamedTuple):
-    """One line as it lies there."""
+    """One line as stored."""
 
     offset: int
     content: bytes  # without the line end
@@ -58,21 +58,21 @@ class Scan(msgspec.Struct):
     rest_bytes: int = 0
     oversized: bool = False  # the rest is more than one write of ours can leave
     damaged: bool = False  # the rest is more than the torn end of a write
-    last: Head = START  # the last whole line as it lies there, in the chain or not
+    last: Head = START  # the last whole line, in the chain or not
 
 
 def raw_lines(path: Path) -> Iterator[Raw]:
     """Yield every line, a torn end as the last.
 
-    A line longer than MAX_LINE_BYTES is no ledger line. It is the last that is yielded, cut at the
-    bound and without its end: nothing behind it is read. Raises OSError, also for a FIFO or device.
+    A line longer than MAX_LINE_BYTES is not a ledger line. It is yielded last, cut at the limit
+    and without its end, and nothing after it is read. Raises OSError, also for a FIFO or device.
     """
     offset = 0
     with open_regular(path) as file:
         while line := file.readline(MAX_LINE_BYTES + 1):
             whole = line.endswith(b"\n")
             yield Raw(offset, line.removesuffix(b"\n"), whole)
-            if not whole:  # what a writer adds meanwhile belongs to this line
+            if not whole:  # bytes that a writer appends meanwhile belong to this line
                 return
             offset += len(line)
 

@@ -1,7 +1,7 @@
-"""What was announced last: the witness of a spool that has become older than what has left.
+"""Read the latest intents, to detect a spool that is older than the last send.
 
-SQLite takes a damaged end of its journal for one that was never written. The file is sound then,
-and silently of an earlier moment: what it makes next would carry numbers that are taken.
+SQLite handles a damaged end of its journal as if it had never been written. The file is then valid,
+but has an earlier state, and its next messages would reuse numbers that were already sent.
 """
 
 from collections.abc import Iterator
@@ -17,9 +17,9 @@ TAIL_BYTES = 1 << 19  # some 1,000 lines; what a journal of 4 MiB can have held 
 
 
 def recently_sent(directory: Path) -> dict[str, bool]:
-    """Return id -> whether the receiver said that it has it, of what was announced last.
+    """Return id -> whether the receiver confirmed it, for the latest intents.
 
-    Blocks. Where the ledger cannot be read it says nothing.
+    Blocks. Returns {} if the ledger cannot be read.
     """
     found: dict[str, bool] = {}
     try:

@@ -1,4 +1,4 @@
-"""What a start finds: where the chain ends, what a crash cut off, and what must be said of it."""
+"""Recovery at a start: find the end of the chain and torn writes, and the lines to add."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from byoc_agents.ledger.segments import Segments
 
 
 class OpenedLedger(msgspec.Struct):
-    """Where to go on. `length` 0 = make this file anew, else cut it to that many bytes."""
+    """Where to go on. `length` 0 = create this file, else cut it to this many bytes."""
 
     number: int
     length: int = 0
@@ -23,7 +23,7 @@ class OpenedLedger(msgspec.Struct):
 
 
 def check_format(segments: Segments) -> None:
-    """Raise LedgerNewerError where a later version has written. Raises OSError."""
+    """Raise LedgerNewerError if a later version wrote the files. Raises OSError."""
     for number in segments.numbers():
         path = segments.path(number)
         if not path.is_file():  # `find` sets it aside
@@ -37,9 +37,9 @@ def check_format(segments: Segments) -> None:
 
 
 def find(segments: Segments) -> OpenedLedger:
-    """Look at the newest file with a chain in it. Torn ends are copied beside, nothing is cut.
+    """Look at the newest file with a chain in it. Torn ends are copied, nothing is cut.
 
-    Something in a file's place that is no regular file is renamed, and so is a file whose end is
+    Something in a file's place that is not a regular file is renamed, and so is a file whose end is
     more than one write of ours can leave: its chain goes on in a copy without that end.
     """
     numbers = segments.numbers()

@@ -1,10 +1,10 @@
-"""The files of a ledger: numbered segments, and what belongs to each of them.
+"""The files of a ledger: numbered segments, and the other files of each number.
 
     ledger-000007.jsonl      lines
-    bodies/000007/<sha256>   exact bytes, where they are kept
+    bodies/000007/<sha256>   exact bytes, if they are kept
     aside-000007-<offset>    the torn end of a write, cut off at a start
-    foreign-000007-<offset>  what stood in the file's place and is not of our making, under a new
-                             name: not counted in the bound and never removed by us
+    foreign-000007-<offset>  a file that replaced the segment and was not written by byoc-agents,
+                             renamed: not counted in the limit and never removed
 
 All of one number goes together, oldest first, so the whole directory stays within one bound.
 """
@@ -35,7 +35,7 @@ class Segments:
         self._disk = disk or Disk()
 
     def load(self) -> None:
-        """Make the directory, drop half-made files and count what is there."""
+        """Create the directory, delete incomplete files and measure the others."""
         if not self.directory.is_dir():
             self.directory.mkdir(mode=0o700, parents=True)
             self._disk.sync_directory(self.directory.parent)
@@ -53,11 +53,11 @@ class Segments:
         return sum(self.sizes.values())
 
     def path(self, number: int) -> Path:
-        """Return where the lines of a segment lie."""
+        """Return the path of the lines of a segment."""
         return self.directory / f"ledger-{number:06}.jsonl"
 
     def body_path(self, number: int, sha256: str) -> Path:
-        """Return where an exact body lies, if it was kept."""
+        """Return the path of an exact body, if it was kept."""
         return self._bodies(number) / sha256
 
     def asides(self) -> list[tuple[int, Path]]:
@@ -73,15 +73,15 @@ class Segments:
         return path
 
     def foreign(self) -> list[tuple[int, Path]]:
-        """Return what was found in a file's place, each with the number of that file."""
+        """Return the renamed foreign files, each with the number of its segment."""
         matches = (FOREIGN.fullmatch(name) for name in _names(self.directory))
         return [(int(match[1]), self.directory / match[0]) for match in matches if match]
 
     def set_foreign_aside(self, number: int, good_bytes: int | None) -> Path:
-        """Rename what is in a segment's place, of any size, without reading it.
+        """Rename a foreign file in the place of a segment, of any size, without reading it.
 
-        Its first `good_bytes`, which are a chain of ours, become the segment again. None = there
-        is no chain. After a crash half-way it can be called again.
+        Its first `good_bytes`, which are a chain of ours, become the segment again. None = it
+        has no chain. After a crash half-way it can be called again.
         """
         path = self.path(number)
         aside = self.directory / f"foreign-{number:06}-{good_bytes or 0}"

@@ -1,7 +1,7 @@
-"""Is this ledger what was written? Any changed, missing or re-ordered line is named.
+"""Verify a ledger: report each changed, missing or reordered line.
 
-What cannot be seen from the files alone: a change of the very last line, the loss of lines at the
-very end, and a whole chain made anew. A head that was noted elsewhere (an anchor) shows all three.
+Not detectable from the files alone: a change of the last line, the loss of lines at the end, and a
+whole chain written again. A head that was recorded elsewhere (an anchor) shows all three.
 """
 
 import errno
@@ -31,13 +31,13 @@ from byoc_agents.ledger.format import (
 from byoc_agents.ledger.reader import MAX_LINE_BYTES, Head, Raw, raw_lines
 from byoc_agents.ledger.segments import Segments
 
-MAX_PROBLEMS = 100  # told in full; the others are counted
+MAX_PROBLEMS = 100  # listed; the others are counted
 TRIES = 5  # the oldest file may be removed by the running agent while we read
-SETTLE_SECONDS = 0.2  # a write that is going on is over by then
+SETTLE_SECONDS = 0.2  # a write in progress ends within this time
 
 
 class LedgerVerdict(msgspec.Struct, kw_only=True):
-    """What was found in one directory."""
+    """The result for one directory."""
 
     directory: str
     problems: list[str] = []
@@ -49,14 +49,14 @@ class LedgerVerdict(msgspec.Struct, kw_only=True):
     receipts: int = 0
     unknown: int = 0
     refused: int = 0
-    bodies: int = 0  # kept bodies that are what their line says
+    bodies: int = 0  # kept bodies with the size and hash of their line
     first_time: str = ""
     last_time: str = ""
     head: str = ""  # SEQUENCE:SHA256 of the last line
 
     @property
     def well(self) -> bool:
-        """Tell whether nothing is wrong."""
+        """Return whether there is no problem."""
         return not self.problems
 
 
@@ -65,7 +65,7 @@ def verify(
     anchors: Mapping[int, str] | None = None,
     settle: Callable[[], None] = lambda: time.sleep(SETTLE_SECONDS),
 ) -> LedgerVerdict:
-    """Read a ledger, also a living one. Raises OSError where it cannot be read."""
+    """Read a ledger, also while it is written. Blocks. Raises OSError if it cannot be read."""
     for _ in range(TRIES):
         try:
             return _Verifier(Segments(directory), dict(anchors or {}), settle).run()
@@ -127,7 +127,7 @@ class _Verifier:
             place = f"{path.name}:{position}"
             if len(raw.content) > MAX_LINE_BYTES:
                 rest = path.stat().st_size - raw.offset
-                text = f"the line is longer than {MAX_LINE_BYTES} bytes: it is no ledger line"
+                text = f"the line is longer than {MAX_LINE_BYTES} bytes: it is not a ledger line"
                 self._problem(place, f"{text}; {rest} bytes from here on were not read")
             elif raw.whole:
                 self._line(raw, place, number, first=position == 1)
@@ -136,7 +136,7 @@ class _Verifier:
                 self._problem(place, f"the line is cut off{why}")
 
     def _stays(self, path: Path, raw: Raw) -> bool:
-        """Return whether a line without an end is no write that is going on just now."""
+        """Return whether a line without an end is not a write in progress."""
         size = raw.offset + len(raw.content)
         self._settle()
         return path.stat().st_size == size
@@ -145,7 +145,7 @@ class _Verifier:
         self.verdict.lines += 1
         line = decode(raw.content)
         if line is None:
-            self._problem(place, "changed: it is no ledger line")
+            self._problem(place, "changed: it is not a ledger line")
         else:
             self._link(line, place)
             self._frame(line, place, number, first=first)
@@ -225,7 +225,7 @@ class _Verifier:
     def _close(self, intent: int, ids: Sequence[str], place: str) -> None:
         announced = self._open.pop(intent, None)
         if announced is None:
-            self._problem(place, f"is about line {intent}, which is no open intent")
+            self._problem(place, f"is about line {intent}, which is not an open intent")
         elif announced and ids and announced != ids:
             self._problem(place, f"names other ids than its intent, line {intent}")
 
@@ -252,7 +252,7 @@ class _Verifier:
                 self.verdict.bodies += self._same(path, number, sent, place)
 
     def _same(self, path: Path, number: int, stated: Sent | Recovered, place: str) -> bool:
-        """Tell whether a file beside the lines holds what a line says of it."""
+        """Return whether a kept file has the size and hash that its line states."""
         try:
             with open_regular(path) as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()

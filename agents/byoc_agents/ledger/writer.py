@@ -1,6 +1,6 @@
-"""The ledger as the shipper and the gate see it: never in the loop's way, one writer thread.
+"""The ledger for the shipper and the gate: one writer thread, never blocks the event loop.
 
-What waits for the thread when it begins shares one write and one fsync (group commit).
+All lines that wait when the thread begins share one write and one fsync (group commit).
 """
 
 import asyncio
@@ -43,7 +43,7 @@ class FileLedger:
     bodies included: the oldest eighth goes, and a line says so. With `keep_bodies` the exact bytes
     are kept, but for bodies above an eighth of the bound.
 
-    It opens even where the disk refuses: then every `intent` raises LedgerError until it does not.
+    It opens even if the disk fails: then each `intent` raises LedgerError until a write succeeds.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class FileLedger:
         disk: Disk | None = None,
     ) -> None:
         if max_bytes < MIN_BYTES:
-            raise ValueError(f"max_bytes is {max_bytes}; wants at least {MIN_BYTES}")
+            raise ValueError(f"max_bytes is {max_bytes}; expected at least {MIN_BYTES}")
         self.directory = directory
         self.trouble = ""  # why the last write failed
         self.unfinished: tuple[str, ...] = ()  # ids of the batch that was in flight at the start
@@ -67,13 +67,13 @@ class FileLedger:
         self._refusals = _Refusals(clock)
 
     def __repr__(self) -> str:
-        """Print where it lies."""
+        """Return its directory."""
         return f"FileLedger({self.directory})"
 
     async def __aenter__(self) -> Self:
-        """Open the files, and state what a crash left open. A disk that refuses is met later.
+        """Open the files, and write a line per open intent. A failing disk is reported later.
 
-        Raises LedgerNewerError where a later version has written: nothing is touched then.
+        Raises LedgerNewerError if a later version wrote the files: then nothing is changed.
         """
         try:
             await self._run(self._check_format)
@@ -84,18 +84,18 @@ class FileLedger:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """State what is still in flight, and close."""
+        """Write a line for each open intent, and close."""
         await self._run(self._close)
         await asyncio.to_thread(self._writer.shutdown)
 
     async def intent(self, destination: str, batch: Sequence[Message]) -> int:
-        """Write durably what is about to be sent; see `Ledger`. Waits for one fsync."""
+        """Write the intent to send a batch, durably; see `Ledger`. Waits for one fsync."""
         return await self._ask(_WriteRequest(destination, 0, batch, (), Future()))
 
     async def receipt(
         self, intent: int, batch: Sequence[Message], outcomes: Sequence[Outcome]
     ) -> None:
-        """Write how it ended; see `Ledger`.
+        """Write the outcomes; see `Ledger`.
 
         Durable with the next intent or a second later, whichever comes first: a receipt that a
         power cut takes is stated as unknown at the next start.
@@ -103,7 +103,7 @@ class FileLedger:
         await self._ask(_WriteRequest("", intent, batch, outcomes, Future()))
 
     def note_refused(self, reason: str, detail: str) -> None:
-        """Take down a refusal of the egress gate. From any thread; never blocks, never raises.
+        """Record a refusal of the egress gate. From any thread; never blocks, never raises.
 
         At most REFUSED_BURST lines at once and one each 3 s after it; the others are counted in
         the `suppressed` of the next line.
@@ -117,7 +117,7 @@ class FileLedger:
     def status(self) -> dict[str, Any]:
         """Return what /status shows. `head` is durable: pin it, `ledger verify --anchor` takes it.
 
-        None where nothing could be written yet.
+        None if nothing could be written yet.
         """
         segments, head = self._chain.segments, self._chain.durable
         return {
@@ -139,20 +139,20 @@ class FileLedger:
     # Below here runs on the writer thread only.
 
     def _check_format(self) -> None:
-        with contextlib.suppress(OSError):  # met again, and said, by `_open`
+        with contextlib.suppress(OSError):  # `_open` reports it
             self._chain.check_format()
 
     def _open(self) -> None:
         self.unfinished = unfinished_batch(self.directory)
-        self._tried(self._chain.open)
+        self._attempt(self._chain.open)
 
     def _close(self) -> None:
         self._drain()
         self._write([], self._refusals.take(last=True))
-        self._tried(self._chain.close)
+        self._attempt(self._chain.close)
 
     def _drain(self) -> None:
-        """Write what waits. Most calls find nothing: an earlier one took it with its group."""
+        """Write the queued lines. Most calls find none: an earlier call wrote them."""
         group: list[_WriteRequest] = []
         while len(group) < MAX_GROUP and _body_bytes(group) <= self._chain.segment_bytes:
             try:
@@ -166,7 +166,7 @@ class FileLedger:
             self._write(group, refusals)
 
     def _write(self, group: Sequence[_WriteRequest], refusals: Sequence[Refused]) -> None:
-        numbers = self._tried(
+        numbers = self._attempt(
             lambda: self._chain.append(
                 [*map(self._entry, group), *(Entry(line) for line in refusals)]
             )
@@ -185,21 +185,21 @@ class FileLedger:
             return Entry(line, operation.batch if self._kept_bytes >= 0 else ())
         return Entry(receipt_of(operation.intent, operation.batch, operation.outcomes))
 
-    def _tried(self, work: Any) -> Any:
-        """Return what the work gave, or None with `trouble` set."""
+    def _attempt(self, work: Any) -> Any:
+        """Return the result of `work`, or None with `trouble` set."""
         try:
             answer = work()
         except OSError as error:
             name = Path(error.filename).name if error.filename else self.directory.name
-            self._say(f"{error.strerror or error} ({name})")
+            self._set_trouble(f"{error.strerror or error} ({name})")
             return None
-        except Exception as error:  # noqa: BLE001  the thread must live, the callers must know
-            self._say(type(error).__name__, exc_info=True)
+        except Exception as error:  # noqa: BLE001  the thread continues, the callers get the error
+            self._set_trouble(type(error).__name__, exc_info=True)
             return None
         self.trouble = ""
         return answer
 
-    def _say(self, trouble: str, *, exc_info: bool = False) -> None:
+    def _set_trouble(self, trouble: str, *, exc_info: bool = False) -> None:
         if trouble != self.trouble:
             structlog.get_logger().error("ledger.unavailable", detail=trouble, exc_info=exc_info)
         self.trouble = trouble
@@ -231,7 +231,7 @@ class _Refusals:
             return True
 
     def take(self, *, last: bool = False) -> list[Refused]:
-        """Return what waits, and a line for what was only counted as soon as one is due."""
+        """Return the queued lines, and one for the suppressed refusals if a token is left."""
         with self._mutex:
             self._refill()
             if self._suppressed and (self._tokens or last):

@@ -150,7 +150,7 @@ async def fill(directory: Path) -> None:
     async with Spool(directory, max_bytes=1 << 30, clock=clock) as spool:
         await spool.put(*map(message, range(THERE // 2)))  # in the file: it is closed once
         await spool.put(message(100))
-        await spool.bury(message(100), "rejected", "400")
+        await spool.dead_letter(message(100), "rejected", "400")
     spool = Spool(directory, max_bytes=1 << 30, clock=clock)
     ledger = FileLedger(directory / "ledger", clock=clock, max_bytes=1 << 16)
     async with spool, ledger:

@@ -22,7 +22,7 @@ async def spool(tmp_path: Path) -> AsyncIterator[Spool]:
             message = Message(name, "byoc.alert.v1", b'{"id":"%s"}' % name.encode(), 0)
             await spool.put(message)
             if name != "waiting":
-                await spool.bury(message, "rejected", "status 422")
+                await spool.dead_letter(message, "rejected", "status 422")
         yield spool
 
 

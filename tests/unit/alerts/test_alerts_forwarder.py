@@ -176,7 +176,7 @@ async def test_a_control_plane_that_rejects_everything_is_held(world: World) -> 
     """The forwarder's heartbeat is rejected too: nothing becomes a dead letter."""
     world.plane.status = 422
     assert await world.notify(FIRING) == 200
-    await eventually(lambda: world.agent.shipper.trouble is not None)
+    await eventually(lambda: world.agent.shipper.last_error is not None)
     assert world.agent.spool.totals.dead_letters == 0
     world.plane.status = 200
     await world.plane.until(lambda: len(world.plane.alerts()) == 3)
@@ -197,7 +197,7 @@ async def test_an_event_rejected_for_good_is_kept_and_the_others_are_delivered(
     ]
     assert [letter.reason for letter in letters] == ["rejected"] * 3
     for letter in letters:
-        assert await world.agent.spool.revive(letter.message.id)
+        assert await world.agent.spool.requeue(letter.message.id)
     await world.plane.until(lambda: len(world.plane.alerts()) == 5)
 
 

@@ -170,7 +170,7 @@ async def test_the_gauges_tell_the_backlog_and_its_age(tmp_path: Path) -> None:
         created = it.clock.wall_ns() // 1_000_000
         await it.spool.put(Message("a", "t", b"1234", created, records=3))
         await it.spool.put(Message("b", "t", b"1234", created))
-        await it.spool.bury(Message("b", "t", b"1234", created), "rejected", "")
+        await it.spool.dead_letter(Message("b", "t", b"1234", created), "rejected", "")
         await it.clock.advance(90)
         it.agent.observe()
         for name, value in {

@@ -26,14 +26,14 @@ async def test_what_a_reason_leads_to(tmp_path: Path, reason: Reason) -> None:
         fate = FATES[reason]
         kept = fate in {Action.RETRY, Action.HOLD}
         assert (trouble is not None) is kept
-        assert it.shipper.trouble == trouble
+        assert it.shipper.last_error == trouble
         assert await it.queued() == (["m0"] if kept else [])
-        buried = [(d.message.id, d.reason, d.detail) for d in await it.spool.dead_letters()]
-        assert buried == ([("m0", reason, "why")] if fate is Action.BURY else [])
+        dead = [(d.message.id, d.reason, d.detail) for d in await it.spool.dead_letters()]
+        assert dead == ([("m0", reason, "why")] if fate is Action.DEAD_LETTER else [])
         assert it.count("byoc_attempts_total", reason=reason) == 1
         assert it.count("byoc_sent_total") == (fate is Action.DONE)
         assert it.count("byoc_sent_bytes_total") == 6 * (fate is Action.DONE)
-        assert it.count("byoc_dead_letters_total", reason=reason) == (fate is Action.BURY)
+        assert it.count("byoc_dead_letters_total", reason=reason) == (fate is Action.DEAD_LETTER)
         success = START_MS / 1000 if fate is Action.DONE else 0
         assert it.count("byoc_last_success_timestamp_seconds") == success
 
@@ -70,8 +70,8 @@ async def test_nothing_is_sent_that_the_ledger_does_not_announce(tmp_path: Path)
     async with world(tmp_path, ledger=ledger) as it, it.running():
         assert await it.clock.parked() == [0.5]
         assert it.sink.batches == []
-        assert it.shipper.trouble is not None
-        assert it.shipper.trouble.reason is Reason.LEDGER
+        assert it.shipper.last_error is not None
+        assert it.shipper.last_error.reason is Reason.LEDGER
         ledger.refusal = ""
         await it.clock.advance(1)
         await it.until_idle()

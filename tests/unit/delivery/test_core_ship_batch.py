@@ -57,7 +57,7 @@ async def test_after_a_known_refusal_the_next_batch_is_one_message(
 
 
 async def test_a_rejected_message_alone_is_sent_with_another_one_next(tmp_path: Path) -> None:
-    """Only an accepted message beside it proves that the rejection is its own fault."""
+    """Only another accepted message proves that the rejection is its own fault."""
     rejects = SendError(Reason.REJECTS_ALL, "status 422")
     async with world(tmp_path, LATE, LATE, rejects, messages=5, max_messages=1) as it:
         it.sink.max_messages = 10

@@ -1,4 +1,4 @@
-"""What a power cut leaves of a commit: any sector of what had not been synced, or not.
+"""Simulate a power cut in a commit: each sector that was not synced may be lost.
 
 SQLite syncs the journal at the end of a commit. Where it then moves the journal into the file, it
 syncs the journal before that and the file after it. So a cut falls into the first half, when the
@@ -15,13 +15,13 @@ Image = dict[str, bytes]
 
 
 def image(directory: Path) -> Image:
-    """Return the spool's files as they lie there: what is durable when nothing is being written."""
+    """Return the spool's files as stored: the durable state if no write is in progress."""
     paths = (directory / name for name in FILES)
     return {path.name: path.read_bytes() for path in paths if path.exists()}
 
 
 def cut_short(before: Image, after: Image, rng: random.Random) -> tuple[Image, bool]:
-    """Return what is found after a cut between two images, and whether the commit must be there."""
+    """Return the files after a cut between two images, and whether the commit must be there."""
     file, journal = FILES
     old, new = before.get(file, b""), after.get(file, b"")
     committed = old != new and rng.random() < 0.5
@@ -31,7 +31,7 @@ def cut_short(before: Image, after: Image, rng: random.Random) -> tuple[Image, b
 
 
 def mixed(old: bytes, new: bytes, rng: random.Random) -> bytes:
-    """Return content of which any sector may still be the old one; what is new may be short."""
+    """Return content in which any sector may be the old one. The new content may be cut short."""
     chance = rng.choice([0.1, 0.5, 0.9])
     found = bytearray()
     for start in range(0, max(len(old), len(new)), SECTOR_BYTES):

@@ -1,4 +1,4 @@
-"""What a spool is, in plain lists; and what each operation does to it and answers."""
+"""A model of a spool in plain lists, with the effect and the result of each operation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from byoc_agents.errors import SpoolError, SpoolFullError
 
 @dataclass
 class Model:
-    """All that lies in a spool."""
+    """The content of a spool."""
 
     queue: list[Message] = field(default_factory=list)
     staged: list[bytes] = field(default_factory=list)
@@ -51,14 +51,14 @@ class Model:
     def remove(self, ids: Sequence[str]) -> None:
         self.queue = [m for m in self.queue if m.id not in ids]
 
-    def bury(self, message: Message) -> None:
+    def dead_letter(self, message: Message) -> None:
         found = self._take(message.id, self.queue)
         if found:
             same = {message.replaces} - {""}
             self.dead = [m for m in self.dead if m.id != found.id and m.replaces not in same]
             self.dead.append(found)
 
-    def revive(self, message_id: str) -> bool:
+    def requeue(self, message_id: str) -> bool:
         found = self._take(message_id, self.dead)
         if found:  # it replaces nothing any more
             self.put(Message(found.id, found.type, found.body, found.created_at_ms, found.records))

@@ -18,7 +18,7 @@ CANCELLED = ("", "", "", "before", "midway")
 
 
 class Ask(NamedTuple):
-    """One operation: what is called, what the same does to a model, and when it is cancelled."""
+    """One operation: the call, its effect on a model, and when it is cancelled."""
 
     name: str
     of: Callable[[Spool], Awaitable[Any]]
@@ -38,14 +38,16 @@ def remove(ids: Sequence[str]) -> Ask:
     return Ask(f"remove {ids}", lambda s: s.remove(ids), lambda m: m.remove(ids))
 
 
-def bury(message: Message) -> Ask:
-    name = f"bury {message}"
-    return Ask(name, lambda s: s.bury(message, "rejected", "400"), lambda m: m.bury(message))
-
-
-def revive(message_id: str) -> Ask:
+def dead_letter(message: Message) -> Ask:
+    name = f"dead_letter {message}"
     return Ask(
-        f"revive {message_id}", lambda s: s.revive(message_id), lambda m: m.revive(message_id)
+        name, lambda s: s.dead_letter(message, "rejected", "400"), lambda m: m.dead_letter(message)
+    )
+
+
+def requeue(message_id: str) -> Ask:
+    return Ask(
+        f"requeue {message_id}", lambda s: s.requeue(message_id), lambda m: m.requeue(message_id)
     )
 
 
@@ -74,8 +76,8 @@ ASKS = st.one_of(
     MESSAGES.map(put),
     CHANGES.map(commit),
     st.lists(IDS, min_size=1, max_size=3).map(remove),
-    MESSAGES.map(bury),
-    IDS.map(revive),
+    MESSAGES.map(dead_letter),
+    IDS.map(requeue),
 )
 BATCHES = st.lists(
     st.builds(lambda ask, when: ask._replace(cancelled=when), ASKS, st.sampled_from(CANCELLED)),
@@ -85,7 +87,7 @@ BATCHES = st.lists(
 
 
 async def asked(spool: Spool, batch: Sequence[Ask]) -> list[Any]:
-    """Ask for all at once, a task each; return an answer or an error each."""
+    """Start all at once, one task per operation. Return an answer or an error for each."""
     tasks = [asyncio.ensure_future(ask.of(spool)) for ask in batch]
     for when in ("before", "midway"):
         for ask, task in zip(batch, tasks, strict=True):

@@ -1,4 +1,4 @@
-"""One step of a store at a time, and what lies in it then."""
+"""Single steps of a store, and its content after them."""
 
 from collections.abc import Callable
 

@@ -31,6 +31,6 @@ def test_a_directory_that_is_gone_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_takes_not_one_byte_is_an_error_and_no_endless_loop() -> None:
-    assert settling.some(1) == 1
+    assert settling.require_progress(1) == 1
     with pytest.raises(OSError, match="nothing was written"):
-        settling.some(0)
+        settling.require_progress(0)

@@ -36,7 +36,7 @@ async def spool(tmp_path: Path) -> AsyncIterator[Spool]:
 
 
 class Held:
-    """Keeps the writer thread busy until it is let go, so that a test decides what comes first."""
+    """Keeps the writer thread busy until it is released, so that a test decides the order."""
 
     def __init__(self, spool: Spool) -> None:
         self._gate = threading.Event()
@@ -45,7 +45,7 @@ class Held:
     def _wait(self, _: Store) -> None:
         self._gate.wait(30)
 
-    async def let_go(self) -> None:
+    async def close_file(self) -> None:
         await settle()  # what has been asked for waits in the queue by now
         self._gate.set()
         await self.task
@@ -70,12 +70,12 @@ async def test_a_full_spool_refuses_one_and_takes_the_others_of_the_group(tmp_pa
         held = Held(spool)
         puts = [spool.put(message(n, b"x" * size)) for n, size in enumerate((10, 99, 10))]
         gathered = asyncio.gather(*puts, return_exceptions=True)
-        await held.let_go()
+        await held.close_file()
         small, large, other = await gathered
         assert (small, other) == (None, None)
         assert isinstance(large, SpoolFullError)
         assert await ids(spool) == ["m0", "m2"]
-        await spool.probe()  # a reached bound is no failing disk
+        await spool.probe()  # a reached limit is not a failing disk
 
 
 async def test_64_producers_share_few_transactions(spool: Spool) -> None:
@@ -88,7 +88,7 @@ async def test_64_producers_share_few_transactions(spool: Spool) -> None:
     await spool._writer.ask(lambda s: s.connection.set_trace_callback(count), OperationKind.READ)
     held = Held(spool)
     puts = asyncio.gather(*(spool.put(message(n)) for n in range(64)))
-    await held.let_go()
+    await held.close_file()
     await puts
     assert commits == 1
     assert len(await ids(spool)) == 64
@@ -107,7 +107,7 @@ async def test_a_group_is_done_in_the_order_of_asking(spool: Spool) -> None:
         spool.commit(Change(messages=[message(4, replaces="beat")], unstage=1)),
     ]
     gathered = asyncio.gather(*asked)
-    await held.let_go()
+    await held.close_file()
     await gathered
     assert await ids(spool) == ["m3", "m1", "m4"]
     assert (await spool.state("k"), await spool.state("gone")) == ({"k": b"2"}, {})
@@ -164,7 +164,7 @@ async def test_a_defect_reaches_its_caller_only_and_the_thread_lives(spool: Spoo
         spool.put(message(2)),
     ]
     gathered = asyncio.gather(*group, return_exceptions=True)
-    await held.let_go()
+    await held.close_file()
     first, broken, last = await gathered
     assert (first, last) == (None, None)
     assert isinstance(broken, RuntimeError)
@@ -193,7 +193,7 @@ async def test_a_cancelled_put_is_stored_or_not_and_wakes_the_shipper_all_the_sa
     put = asyncio.ensure_future(spool.put(message(1)))
     await asyncio.sleep(0)
     put.cancel()
-    await held.let_go()
+    await held.close_file()
     await asyncio.wait([put])
     assert put.cancelled()
     assert await ids(spool) == ["m1"]
@@ -226,10 +226,10 @@ async def test_what_was_asked_before_the_end_is_done_and_later_questions_are_ref
 
 async def test_revive_wakes_the_shipper(spool: Spool) -> None:
     await spool.put(message(1))
-    await spool.bury(message(1), "rejected", "400")
+    await spool.dead_letter(message(1), "rejected", "400")
     spool.changed.clear()
-    assert not await spool.revive("m2")
-    assert await spool.revive("m1")
+    assert not await spool.requeue("m2")
+    assert await spool.requeue("m1")
     assert spool.changed.is_set()
     assert await spool.dead_letters() == []
 

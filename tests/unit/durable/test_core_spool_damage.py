@@ -1,4 +1,4 @@
-"""A damaged or lost file: set aside, counted, told; what proves itself is taken over."""
+"""A damaged or lost file: renamed, counted, reported; rows with a correct hash are kept."""
 
 import asyncio
 import random
@@ -32,7 +32,7 @@ async def fill(directory: Path, messages: int = 20) -> dict[str, Message]:
         await spool.put(*map(message, range(messages)))
         await spool.commit(Change(stage=[b"line 1", b"line 2"], state={"k": b"v"}))
         await spool.put(message(99))
-        await spool.bury(message(99), "rejected", "400")
+        await spool.dead_letter(message(99), "rejected", "400")
     return {m.id: m for m in map(message, range(messages))}
 
 
@@ -247,7 +247,7 @@ async def test_no_place_for_a_new_file_is_unavailable_until_there_is_one(tmp_pat
 async def test_a_file_that_went_while_it_was_closed_is_told_as_lost(tmp_path: Path) -> None:
     async with spool_at(tmp_path) as spool:
         await spool.put(message(1))
-        spool.let_go()
+        spool.close_file()
         spool.path.unlink()
         with pytest.raises(SpoolCorruptError):
             await spool.put(message(2))
@@ -270,7 +270,7 @@ async def test_the_epoch_is_later_than_the_last_one_although_the_clock_went_back
 async def test_a_reserve_that_cannot_be_removed_is_no_room_for_an_acknowledgement(
     tmp_path: Path,
 ) -> None:
-    """As on a disk that the kernel made read-only: it is told, not tried for ever."""
+    """As on a disk that the kernel made read-only: it is reported, not tried again and again."""
     async with spool_at(tmp_path) as spool:
         await spool.put(message(1))
         for name in ("reserve", "spool.db-wal"):  # a directory can be neither removed nor opened

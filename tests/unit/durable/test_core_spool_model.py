@@ -1,9 +1,9 @@
 """The spool against a model, as its callers see it: many tasks at once, some of them cancelled.
 
 Through closing and opening, a kill in an open transaction, a power cut, a full bound, a disk that
-fails for a while, and a file that is removed or damaged beneath it. What was acknowledged is there,
-in the order in which it was asked for; what was refused is not; what was cancelled is there whole
-or not at all.
+fails for a while, and a file that is removed or damaged meanwhile. Acknowledged changes exist, in
+the order of the calls. Refused changes do not exist. Cancelled changes exist as a whole or not at
+all.
 """
 
 import asyncio
@@ -157,7 +157,7 @@ class SpoolAgainstModel(RuleBasedStateMachine):
 
     @rule()
     def kill_in_a_transaction(self) -> None:
-        """Go on from what lies on the disk while a change is being written."""
+        """Continue from the files on the disk while a change is being written."""
         copy = new_directory()
         change = Change(stage=Camera(self.directory, copy), state={"x": b"never"})
         self.run(asyncio.wait([self.runner.get_loop().create_task(self.spool.commit(change))]))
@@ -195,7 +195,7 @@ class SpoolAgainstModel(RuleBasedStateMachine):
     @rule(place=st.integers(0, 99))
     def body_damaged(self, place: int) -> None:
         """Tell the next who reads it; only it and the checkpoints are lost."""
-        if not self.model.queue:  # no precondition: what is drawn may not depend on what was seen
+        if not self.model.queue:  # no precondition: draws may not depend on earlier results
             return
         victim = self.model.queue[place % len(self.model.queue)]
         self.close()

@@ -94,7 +94,7 @@ def test_free_pages_go_back_to_the_file_system(store: Store, path: Path) -> None
     apply(store, messages=[message(1, b"x" * 3 * VACUUM_PAGES * 4096), message(2)])
     do(store, lambda: store.remove(["m1"]))
     for _ in range(3):
-        store.give_back()
+        store.vacuum()
     store.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     assert path.stat().st_size < 1.1 * VACUUM_PAGES * 4096
 
@@ -135,7 +135,7 @@ def test_a_large_removal_writes_nothing_outside_the_directory(store: Store) -> N
     before = open_files()
 
     def remove() -> None:
-        with store.whole():
+        with store.savepoint():
             store.remove(ids(store))
             assert open_files() == before
 

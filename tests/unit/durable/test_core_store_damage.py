@@ -20,14 +20,14 @@ from tests.unit.durable.store_steps import apply, do, message
         ("message", "records", lambda s: s.head(1, 1)),
         ("staged", "line", lambda s: s.staged()),
         ("state", "value", lambda s: s.state("")),
-        ("dead_letter", "body", lambda s: do(s, lambda: s.revive("m2"))),
+        ("dead_letter", "body", lambda s: do(s, lambda: s.requeue("m2"))),
     ],
 )
 def test_a_stored_value_that_has_changed_is_not_believed(
     store: Store, table: str, column: str, read: Callable[[Store], object]
 ) -> None:
     apply(store, messages=[message(1), message(2)], stage=[b"l"], state={"k": b"v"})
-    do(store, lambda: store.bury(message(2), "rejected", "", 1))
+    do(store, lambda: store.dead_letter(message(2), "rejected", "", 1))
     store.connection.execute(f"UPDATE {table} SET {column} = 5")
     with pytest.raises(SpoolCorruptError):
         read(store)

@@ -90,17 +90,17 @@ class StoreAgainstModel(RuleBasedStateMachine):
         self.model.remove([f"m{number}"])
 
     @rule(number=NUMBERS)
-    def bury(self, number: int) -> None:
+    def dead_letter(self, number: int) -> None:
         there = (m for m in self.model.queue if m.id == f"m{number}")
         message = next(there, Message(f"m{number}", "t", b"", 0))
-        self.do(lambda: self.store.bury(message, "rejected", "", 1))
-        self.model.bury(message)
+        self.do(lambda: self.store.dead_letter(message, "rejected", "", 1))
+        self.model.dead_letter(message)
 
     @rule(number=NUMBERS)
-    def revive(self, number: int) -> None:
-        revived = self.model.revive(f"m{number}")
+    def requeue(self, number: int) -> None:
+        requeued = self.model.requeue(f"m{number}")
         self.store.begin()
-        assert self.store.revive(f"m{number}") is revived
+        assert self.store.requeue(f"m{number}") is requeued
         self.store.commit()
 
     @rule()

@@ -1,4 +1,4 @@
-"""The spool's thread by itself: what is served together, and what it outlives."""
+"""The spool's thread alone: its groups, and the failures that it survives."""
 
 import asyncio
 import errno
@@ -23,10 +23,10 @@ class Counting:
         self.groups.append(len(group))
         return [None] * len(group), Totals()
 
-    def let_go(self) -> None:
+    def close_file(self) -> None:
         """Nothing was opened."""
 
-    def note(self, totals: Totals, *, written: bool) -> None:
+    def on_commit(self, totals: Totals, *, written: bool) -> None:
         assert written
         assert totals == Totals()
 

@@ -94,5 +94,5 @@ async def test_a_body_that_cannot_be_kept_is_not_sent(tmp_path: Path) -> None:
 
 
 def test_a_bound_that_holds_nothing_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="wants at least"):
+    with pytest.raises(ValueError, match="expected at least"):
         ledger(tmp_path, max_bytes=1000)

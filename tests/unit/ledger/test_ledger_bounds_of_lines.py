@@ -1,4 +1,4 @@
-"""Something in a ledger file's place that is not ours: bounded reads, and a line that says so."""
+"""A foreign file in the place of a ledger file: bounded reads, and a line that records it."""
 
 import os
 import tracemalloc
@@ -68,7 +68,7 @@ async def test_verify_and_show_stop_at_a_line_that_is_too_long(
     await written(tmp_path / "l", sends=2)
     spoil(files(tmp_path / "l")[0])
     verdict = checked(tmp_path / "l")
-    assert any("no ledger line" in problem for problem in verdict.problems)
+    assert any("not a ledger line" in problem for problem in verdict.problems)
     assert len(list(events({"a": tmp_path / "l"}, Filter()))) == 2
     assert unfinished_batch(tmp_path / "l") == () or recently_sent(tmp_path / "l")
 

@@ -39,7 +39,7 @@ def started(directory: Path) -> None:
 
 
 async def test_a_file_cut_at_any_byte_of_its_last_lines_is_closed_out(tmp_path: Path) -> None:
-    """A clean cut between two lines needs no word; a torn line is kept beside and stated."""
+    """A clean cut between two lines adds no line; a torn line is kept in a file and recorded."""
     whole = await written(tmp_path / "whole", sends=2)
     content = files(whole)[0].read_bytes()
     ends = {n + 1 for n, byte in enumerate(content) if byte == ord("\n")}

@@ -164,7 +164,7 @@ def test_every_loss_at_the_end_is_found_by_an_anchor(sound: Path, rewritten: Rew
 
 
 def test_a_history_made_anew_from_some_line_on_is_found_by_an_anchor(copy: Path) -> None:
-    """With all hashes computed again, only what was noted elsewhere tells."""
+    """With all hashes computed again, only an anchor shows the change."""
     sequence, sha256 = checked(copy).head.split(":")
     path = files(copy)[-1]
     found = [decode(raw) for raw in path.read_bytes().splitlines()]

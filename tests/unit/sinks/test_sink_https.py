@@ -147,8 +147,8 @@ TABLE = [
     ("421", Reason.CONNECTION, Action.RETRY),
     ("425 429", Reason.THROTTLED, Action.RETRY),
     ("500 501 502 503 504 599", Reason.SERVER_ERROR, Action.RETRY),
-    ("413", Reason.TOO_LARGE, Action.BURY),
-    ("415 422", Reason.REJECTED, Action.BURY),
+    ("413", Reason.TOO_LARGE, Action.DEAD_LETTER),
+    ("415 422", Reason.REJECTED, Action.DEAD_LETTER),
     ("400 406 411 412 414 418 428 431 600 999", Reason.BAD_RESPONSE, Action.HOLD),
 ]
 

@@ -91,7 +91,7 @@ async def test_a_message_that_is_refused_for_good_does_not_hold_up_its_group(fre
 
 
 def test_what_does_not_hold_up_a_group_is_what_the_shipper_buries() -> None:
-    assert {reason for reason, fate in FATES.items() if fate is Action.BURY} == OWN_ERRORS
+    assert {reason for reason, fate in FATES.items() if fate is Action.DEAD_LETTER} == OWN_ERRORS
 
 
 async def test_a_lost_answer_and_a_second_try_store_once(fresh: Pair) -> None:
