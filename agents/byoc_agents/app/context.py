@@ -26,11 +26,16 @@ class ClickHouseSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The server beside us, for the daemons that ask it."""
 
     url: Annotated[
-        str, Setting("BYOC_CLICKHOUSE_URL", "http[s]://host:port, or name=url,name=url")
+        str,
+        Setting(
+            "BYOC_CLICKHOUSE_URL", "http[s]://host:port, or name=url,name=url for several servers"
+        ),
     ] = "http://127.0.0.1:8123"
-    user: Annotated[str, Setting("BYOC_CLICKHOUSE_USER", "a user's name")] = "default"
+    user: Annotated[str, Setting("BYOC_CLICKHOUSE_USER", "the name of a ClickHouse user")] = (
+        "default"
+    )
     password: Annotated[
-        str, Setting("BYOC_CLICKHOUSE_PASSWORD", "the user's password", secret=True)
+        str, Setting("BYOC_CLICKHOUSE_PASSWORD", "the password of that user", secret=True)
     ] = ""
 
 

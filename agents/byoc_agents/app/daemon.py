@@ -48,7 +48,7 @@ async def check_address(address: tuple[str, int], variable: str) -> None:
         server = await loop.create_server(asyncio.Protocol, host, port, start_serving=False)
     except OSError as error:
         raise ConfigError(
-            [f"{variable}: {host}:{port}: {error.strerror or error}; wants a free host:port"]
+            [f"{variable}: {host}:{port}: {error.strerror or error}: expected a free host:port"]
         ) from error
     server.close()
 

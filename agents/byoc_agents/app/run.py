@@ -92,7 +92,7 @@ def daemon(name: str) -> Daemon:
             from byoc_agents.alerts import daemon as alerts  # noqa: PLC0415
 
             return Daemon(name, alerts.Settings, alerts.destinations, alerts.opened)
-    raise ConfigError([f"{name}: no such daemon; wants {', '.join(DAEMONS)}"])
+    raise ConfigError([f"{name}: unknown daemon: expected {', '.join(DAEMONS)}"])
 
 
 def configure(
@@ -165,12 +165,10 @@ def _mistakes() -> Iterator[None]:
     except (SpoolNewerError, SpoolUnusableError, LedgerNewerError) as error:
         raise ConfigError([f"BYOC_STATE_DIR: {error}"]) from error
     except SpoolError as error:
-        raise ConfigError(
-            [f"BYOC_STATE_DIR: {error}; wants a directory that can be written"]
-        ) from error
+        raise ConfigError([f"BYOC_STATE_DIR: {error}: expected a writable directory"]) from error
     except OSError as error:
         raise ConfigError(
-            [f"BYOC_LISTEN: {error.strerror or error}; wants a free host:port"]
+            [f"BYOC_LISTEN: {error.strerror or error}: expected a free host:port"]
         ) from error
 
 

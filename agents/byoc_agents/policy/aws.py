@@ -78,7 +78,7 @@ def literal(text: str) -> str:
 
 def _objects(facts: Facts) -> Objects:
     if facts.objects is None:
-        raise ConfigError(["BYOC_BILLING_BUCKET: wants billing-scraper and a bucket of S3"])
+        raise ConfigError(["BYOC_BILLING_BUCKET: expected billing-scraper and an S3 bucket"])
     return facts.objects
 
 

@@ -150,7 +150,7 @@ def _check(rendered: Rendered, path: str) -> int:
     except (OSError, ValueError) as error:
         raise ConfigError([f"--check {path}: cannot be read ({type(error).__name__})"]) from error
     if open_points := sorted(set(re.findall(r"<[A-Z_]+>", str(rendered.document)))):
-        raise ConfigError([f"--check: wants options for {', '.join(open_points)}"])
+        raise ConfigError([f"--check: expected options for {', '.join(open_points)}"])
     document = matching(rendered.document, given)
     if document is None:
         sys.stdout.write(f"{path}: holds no such policy, or several of another name\n")
@@ -235,7 +235,7 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
 def _pair(text: str) -> tuple[str, str]:
     name, sign, value = text.partition("=")
     if not (name and sign and value):
-        raise argparse.ArgumentTypeError(f"got {text!r}; wants NAME=VALUE")
+        raise argparse.ArgumentTypeError(f"invalid value {text!r}: expected NAME=VALUE")
     return name, value
 
 
@@ -243,4 +243,6 @@ def _cidr(text: str) -> str:
     try:
         return str(ip_network(text))
     except ValueError as error:
-        raise ConfigError([f"--cidr: got {text!r}; wants a network as 10.0.0.0/8"]) from error
+        raise ConfigError(
+            [f"--cidr: invalid value {text!r}: expected a network, e.g. 10.0.0.0/8"]
+        ) from error

@@ -62,7 +62,7 @@ def open_listeners(facts: Facts) -> list[Listener]:
     """Return the ports that others may come to. Raises ConfigError for one that is not fixed."""
     found = [listener for listener in facts.listeners if listener.open]
     if wrong := [one.setting for one in found if not one.port]:
-        raise ConfigError([f"{name}: port 0 is any port; wants a fixed one" for name in wrong])
+        raise ConfigError([f"{name}: invalid port 0: expected a fixed port" for name in wrong])
     return found
 
 

@@ -263,7 +263,7 @@ def signing_keys(secrets: str) -> list[bytes]:
     """Return the keys of `whsec_BASE64`, several during a rotation. Raises ValueError."""
     keys = [_signing_key(secret) for secret in secrets.split()]
     if not keys:
-        raise ValueError("wants whsec_ and base64")
+        raise ValueError("expected whsec_ and base64")
     return keys
 
 
@@ -272,9 +272,9 @@ def _signing_key(secret: str) -> bytes:
     try:
         key = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except binascii.Error:
-        raise ValueError("wants whsec_ and base64") from None
+        raise ValueError("expected whsec_ and base64") from None
     if not MIN_SECRET_BYTES <= len(key) <= MAX_SECRET_BYTES:
-        raise ValueError(f"wants {MIN_SECRET_BYTES} to {MAX_SECRET_BYTES} bytes in base64")
+        raise ValueError(f"expected {MIN_SECRET_BYTES} to {MAX_SECRET_BYTES} bytes in base64")
     return key
 
 

@@ -118,7 +118,7 @@ def test_a_namespace_alone_may_come_in_whole() -> None:
 def test_a_port_that_is_not_fixed_cannot_be_let_in() -> None:
     facts = replace(FACTS, listeners=(Listener("all", "metrics", "0.0.0.0", 0, "BYOC_LISTEN"),))
     for render in (network_policy, cilium_policy):
-        with pytest.raises(ConfigError, match="BYOC_LISTEN: port 0 is any port"):
+        with pytest.raises(ConfigError, match="BYOC_LISTEN: invalid port 0"):
             render(facts, USUAL)
 
 
