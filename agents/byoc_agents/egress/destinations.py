@@ -49,7 +49,7 @@ class Destination(msgspec.Struct, frozen=True):
 
     @property
     def local(self) -> bool:
-        """Return whether its packets never leave this machine: loopback, or a link-local literal."""
+        """Return whether its packets stay on this machine: loopback, or a link-local literal."""
         literal = ip_literal(self.host)
         if literal is None:
             return self.host == "localhost" or self.host.endswith(".localhost")
