@@ -166,7 +166,7 @@ def test_json_and_tables_tell_their_notes_beside_and_yaml_inside(
     assert "note: A pod has one role" in capsys.readouterr().err
     assert main(["policy", "networkpolicy"]) == 0
     said = capsys.readouterr()
-    assert "# - It cannot say names" in said.out
+    assert "# - It cannot contain names" in said.out
     assert said.err == ""
 
 
