@@ -168,9 +168,9 @@ async def test_another_host_is_refused_by_the_gate(fresh: Lab) -> None:
     """Each way is refused and counted, and not one packet or DNS question comes out."""
     mark, asked = fresh.wire.catch_up(), len(fresh.names.asked)
     assert await fresh.script(BEHIND_THE_GATE) == [
-        f"egress_refused: {STRANGER_HOST}:443 is no destination",
-        f"egress_refused: {STRANGER_ADDRESS} port 443 is no destination",
-        f"egress_refused: {STRANGER_HOST} is no destination",
+        f"egress_refused: {STRANGER_HOST}:443 is not a destination",
+        f"egress_refused: {STRANGER_ADDRESS} port 443 is not a destination",
+        f"egress_refused: {STRANGER_HOST} is not a destination",
         "host 2.0",
         "address 1.0",
     ]

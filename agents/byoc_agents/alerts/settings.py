@@ -77,17 +77,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str,
         Setting(
             "BYOC_ALERTS_SIGNING_SECRET",
-            "whsec_ and 24 to 64 bytes in base64; two with a space between during a rotation",
+            "whsec_ and 24 to 64 bytes in base64; two, separated by a space, during a rotation",
             secret=True,
             parse=_signing_secret,
         ),
     ]
     token_file: Annotated[
-        str, Setting("BYOC_ALERTS_TOKEN_FILE", "a file with the token, read again when it changes")
+        str, Setting("BYOC_ALERTS_TOKEN_FILE", "a file with the token, reloaded when it changes")
     ] = ""
     signing_secret_file: Annotated[
         str,
-        Setting("BYOC_ALERTS_SIGNING_SECRET_FILE", "a file with the secret, read again likewise"),
+        Setting(
+            "BYOC_ALERTS_SIGNING_SECRET_FILE", "a file with the secret, reloaded when it changes"
+        ),
     ] = ""
     listen: Annotated[
         tuple[str, int],
@@ -95,21 +97,27 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = ("127.0.0.1", 9095)
     webhook_token: Annotated[
         str,
-        Setting("BYOC_ALERTS_WEBHOOK_TOKEN", "Alertmanager's bearer token for us", secret=True),
+        Setting(
+            "BYOC_ALERTS_WEBHOOK_TOKEN", "the bearer token that Alertmanager sends", secret=True
+        ),
     ] = ""
     webhook_token_file: Annotated[
         str,
-        Setting("BYOC_ALERTS_WEBHOOK_TOKEN_FILE", "a file with it, read again when it changes"),
+        Setting(
+            "BYOC_ALERTS_WEBHOOK_TOKEN_FILE", "a file with that token, reloaded when it changes"
+        ),
     ] = ""
     tls_cert_file: Annotated[
-        str, Setting("BYOC_ALERTS_TLS_CERT_FILE", "the webhook's certificate chain, PEM")
+        str, Setting("BYOC_ALERTS_TLS_CERT_FILE", "the certificate chain of the webhook, PEM")
     ] = ""
     tls_key_file: Annotated[
-        str, Setting("BYOC_ALERTS_TLS_KEY_FILE", "the certificate's key, PEM")
+        str, Setting("BYOC_ALERTS_TLS_KEY_FILE", "the private key of the certificate, PEM")
     ] = ""
     selector: Annotated[
         str,
-        Setting("BYOC_ALERTS_MATCHERS", "matchers; sets separated by ; or lines", parse=_matchers),
+        Setting(
+            "BYOC_ALERTS_MATCHERS", "matchers; separate sets by ; or newlines", parse=_matchers
+        ),
     ] = 'severity=~"critical|warning"'
     watchdog: Annotated[
         str,
@@ -117,11 +125,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 'alertname="Watchdog"'
     labels: Annotated[
         tuple[str, ...],
-        Setting("BYOC_ALERTS_LABELS", "names with commas between", parse=_names),
+        Setting("BYOC_ALERTS_LABELS", "label names, separated by commas", parse=_names),
     ] = LABELS
     annotations: Annotated[
         tuple[str, ...],
-        Setting("BYOC_ALERTS_ANNOTATIONS", "names with commas between", parse=_names),
+        Setting("BYOC_ALERTS_ANNOTATIONS", "annotation names, separated by commas", parse=_names),
     ] = ("summary",)
     reminder_seconds: Annotated[
         float,
@@ -138,7 +146,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         float,
         Setting(
             "BYOC_ALERTS_TIMEOUT_SECONDS",
-            "0.1 to 300 seconds until the control plane's whole answer is there",
+            "0.1 to 300 seconds for the complete answer of the control plane",
             parse=number(0.1, 300),
         ),
     ] = 30.0
@@ -146,7 +154,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int,
         Setting(
             "BYOC_ALERTS_MAX_BATCH",
-            "1 to 500 events; 1 where the control plane takes no batches",
+            "1 to 500 events; 1 if the control plane accepts no batches",
             parse=lambda text: int(number(1, 500)(text)),
         ),
     ] = 100

@@ -1,8 +1,8 @@
 """/metrics, /healthz, /readyz and /status of the process, for Prometheus, the kubelet and people.
 
-Ready means: the settings are valid, the spool can be written and every task runs (the webhook
-listens, for example). It never means that a destination
-can be reached, since a sidecar's readiness is the readiness of the customer's pod.
+A process is ready if its settings are valid, the spool can be written and every task runs (for
+example, the webhook listens). Readiness does not depend on any destination, since the readiness
+of a sidecar is part of the readiness of the customer's pod.
 """
 
 import asyncio
@@ -28,25 +28,25 @@ class Pages:
         self._metrics = metrics
 
     async def metrics(self, _: web.Request) -> web.Response:
-        """Return Prometheus's text format."""
+        """Return all metrics in Prometheus's text format."""
         for agent in self._agents:
             agent.observe()
         body = generate_latest(self._metrics.registry)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def healthz(self, _: web.Request) -> web.Response:
-        """Return 200 while the loop turns and every writer thread lives."""
+        """Return 200 while the event loop and every writer thread run, else 503."""
         dead = [agent.name for agent in self._agents if not agent.spool.alive]
         return web.Response(status=503 if dead else 200, text=f"{'dead' if dead else 'ok'}\n")
 
     async def readyz(self, _: web.Request) -> web.Response:
-        """Return 200 when every spool can be written and every task runs, else 503 and why."""
+        """Return 200 if every spool is writable and every task runs, else 503 with the reasons."""
         troubles = await asyncio.gather(*(agent.trouble() for agent in self._agents))
         named = [f"{a.name}: {t}" for a, t in zip(self._agents, troubles, strict=True) if t]
         return web.Response(status=503 if named else 200, text="\n".join(named or ["ok"]) + "\n")
 
     async def status(self, _: web.Request) -> web.Response:
-        """Return JSON for people."""
+        """Return the state of every daemon as JSON, for people."""
         agents = {agent.name: agent.status() for agent in self._agents}
         body = msgspec.json.format(msgspec.json.encode({"version": __version__, "agents": agents}))
         return web.Response(body=body, content_type="application/json")
@@ -56,7 +56,7 @@ class Pages:
 async def serve(
     agents: Sequence[Agent], metrics: Metrics, listen: tuple[str, int]
 ) -> AsyncIterator[tuple[str, int]]:
-    """Serve the pages; give the address that was bound. Raises OSError when it is taken."""
+    """Serve the pages and yield the bound address. Raises OSError if the address is in use."""
     pages = Pages(agents, metrics)
     app = web.Application()
     app.router.add_get("/metrics", pages.metrics)

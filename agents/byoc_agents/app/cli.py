@@ -23,7 +23,7 @@ from byoc_agents.errors import ConfigError
 
 
 class Command(NamedTuple):
-    """How a command is listed and shown."""
+    """A command's line in the list of commands, and an example of its use."""
 
     summary: str
     example: str
@@ -35,11 +35,11 @@ COMMANDS = {
         "byoc-agents run billing-scraper state-exporter --config /etc/byoc-agents/config.yaml",
     ),
     "drain": Command(
-        "send what is stored on disk, create nothing new, and exit",
+        "send all messages stored on disk, create no new ones, and exit",
         "byoc-agents drain billing-scraper",
     ),
     "check-config": Command(
-        "print the effective settings, or every mistake", "byoc-agents check-config billing-scraper"
+        "print the effective settings, or all mistakes", "byoc-agents check-config billing-scraper"
     ),
     "verify": Command(
         "audit a bucket or a directory of billing objects",
@@ -54,7 +54,7 @@ COMMANDS = {
         "byoc-agents dead-letters list",
     ),
     "policy": Command(
-        "print what may be reached, as a table or as a policy to enforce",
+        "print the allowed destinations, as a table or as a policy to enforce",
         "byoc-agents policy table billing-scraper",
     ),
     "completion": Command(

@@ -1,6 +1,6 @@
-"""The clock comes in by the constructor, so that tests never sleep.
+"""The clock: a constructor argument of every part that needs the time, so that tests never sleep.
 
-Wall time makes windows and time stamps; boot time makes durations. CLOCK_BOOTTIME, unlike
+Wall time is used for windows and time stamps, boot time for durations. CLOCK_BOOTTIME, unlike
 CLOCK_MONOTONIC, also counts while the machine is suspended, so a suspend is not a clock step.
 """
 
@@ -11,20 +11,20 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Two readings of now and a way to wait. `sleep` may be cancelled and takes seconds."""
+    """Two readings of the current time, and `sleep`, which takes seconds and may be cancelled."""
 
-    boot_id: str  # boot times compare only under the same boot id
+    boot_id: str  # boot times can be compared only if the boot id is the same
 
     def wall_ns(self) -> int:
-        """Return nanoseconds since 1970-01-01T00:00:00Z; may jump both ways."""
+        """Return nanoseconds since 1970-01-01T00:00:00Z; may jump in both directions."""
         ...
 
     def boot_ns(self) -> int:
-        """Return nanoseconds since boot; never falls under one `boot_id`."""
+        """Return nanoseconds since boot; never decreases under one `boot_id`."""
         ...
 
     async def sleep(self, seconds: float) -> None:
-        """Wait; a negative number returns at the next turn of the loop."""
+        """Wait; a negative number returns in the next iteration of the event loop."""
         ...
 
 
@@ -32,19 +32,19 @@ def asleep_ns() -> int:
     """Return how long the machine has been suspended since its boot, nanoseconds.
 
     CLOCK_BOOTTIME counts that time and CLOCK_MONOTONIC does not. Only differences between two
-    answers mean anything: a time namespace may move each clock by a constant.
+    results are meaningful: a time namespace may shift each clock by a constant.
     """
     boot_clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
     return time.clock_gettime_ns(boot_clock) - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
 
 
 class SystemClock:
-    """The machine's own clock."""
+    """The clock of the machine."""
 
     def __init__(self) -> None:
         try:
             self.boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        except OSError:  # no Linux: restarts of the machine are then seen by the falling boot time
+        except OSError:  # not Linux: a lower boot time shows a restart of the machine
             self.boot_id = ""
         self._boot_clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 

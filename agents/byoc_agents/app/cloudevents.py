@@ -1,7 +1,7 @@
-"""CloudEvents 1.0 in JSON: the envelope of everything that leaves, and its exact encoding.
+"""CloudEvents 1.0 in JSON: the envelope of every message, and its exact encoding.
 
-Decimals are written as JSON numbers with their own digits, so a receiver that reads them into a
-decimal column gets exactly what was measured; no binary float stands where money depends on it.
+Decimals are written as JSON numbers with all their digits, so a receiver with a decimal column
+reads exactly the measured value. No billed amount is ever a binary float.
 """
 
 import datetime as dt
@@ -36,14 +36,14 @@ def rfc3339(milliseconds: int) -> str:
     return f"{_second(milliseconds // 1000)}.{milliseconds % 1000:03d}Z"
 
 
-@lru_cache(maxsize=64)  # an event says one or two seconds several times
+@lru_cache(maxsize=64)  # an event contains the same one or two seconds several times
 def _second(seconds: int) -> str:
     moment = dt.datetime.fromtimestamp(seconds, tz=dt.UTC)
-    return moment.isoformat()[:-6]  # strftime takes 5 x as long
+    return moment.isoformat()[:-6]  # strftime takes five times as long
 
 
 def parse_rfc3339(text: str) -> int:
-    """Return milliseconds since 1970. Raises ValueError where there is no zone or no date."""
+    """Return milliseconds since 1970. Raises ValueError without a date or a time zone."""
     moment = dt.datetime.fromisoformat(text)
     if moment.tzinfo is None:
         raise ValueError(f"{text!r} has no time zone")
@@ -51,7 +51,7 @@ def parse_rfc3339(text: str) -> int:
 
 
 def stable_id(*parts: str) -> str:
-    """Return 128 bits of SHA-256 over the parts, as 32 hex digits: the same data, the same id."""
+    """Return 128 bits of SHA-256 over the parts, as 32 hex digits: equal for equal parts."""
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 

@@ -1,7 +1,7 @@
-"""`byoc-agents completion SHELL`: a completion script, made from the commands' own help.
+"""`byoc-agents completion SHELL`: a completion script, made from the help of the commands.
 
-The script completes commands, daemons, subcommands and options. It is text: it starts nothing when
-it is used.
+The script completes commands, daemons, subcommands and options. It is static: using it starts no
+program.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What the daemons of one process share: settings, gate, AWS session, clock, metrics."""
+"""The parts that the daemons of one process share: settings, gate, AWS session, clock, metrics."""
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -19,40 +19,45 @@ from byoc_agents.durable.spool import Spool
 from byoc_agents.egress.gate import Gate
 from byoc_agents.ledger import FileLedger
 
-AWS_SINKS = ("s3://", "sqs://")  # destinations that want an AWS identity
+AWS_SINKS = ("s3://", "sqs://")  # destinations that need an AWS identity
 
 
 class ClickHouseSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """The server beside us, for the daemons that ask it."""
+    """The ClickHouse server of this pod, for the daemons that query it."""
 
     url: Annotated[
-        str, Setting("BYOC_CLICKHOUSE_URL", "http[s]://host:port, or name=url,name=url")
+        str,
+        Setting(
+            "BYOC_CLICKHOUSE_URL", "http[s]://host:port, or name=url,name=url for several servers"
+        ),
     ] = "http://127.0.0.1:8123"
-    user: Annotated[str, Setting("BYOC_CLICKHOUSE_USER", "a user's name")] = "default"
+    user: Annotated[str, Setting("BYOC_CLICKHOUSE_USER", "the name of a ClickHouse user")] = (
+        "default"
+    )
     password: Annotated[
-        str, Setting("BYOC_CLICKHOUSE_PASSWORD", "the user's password", secret=True)
+        str, Setting("BYOC_CLICKHOUSE_PASSWORD", "the password of that user", secret=True)
     ] = ""
 
 
-class Runtime(msgspec.Struct, frozen=True, dict=True):  # `dict`: for what is cached
-    """Given to every daemon when it is put together."""
+class Runtime(msgspec.Struct, frozen=True, dict=True):  # `dict`: for cached properties
+    """The shared parts from which every daemon is built."""
 
     core: CoreSettings
     environ: Mapping[str, str]
     gate: Gate
     clock: Clock
     metrics: Metrics
-    ledgers: list[FileLedger] = msgspec.field(default_factory=list)  # those that are open
+    ledgers: list[FileLedger] = msgspec.field(default_factory=list)  # the open ones
 
     @cached_property
     def aws(self) -> Any:
-        """Return the one AioSession: a second one costs 7 MiB, and botocore itself costs 20."""
-        from byoc_agents.egress.aws import aws_session  # noqa: PLC0415  only who needs it pays
+        """Return the shared AioSession: each takes 7 MiB, and botocore itself takes 20."""
+        from byoc_agents.egress.aws import aws_session  # noqa: PLC0415  memory, needed only here
 
         return aws_session(self.gate, self.core.region)
 
     def directory(self, agent: str) -> Path:
-        """Return where one daemon keeps its spool and ledger."""
+        """Return the directory of a daemon's spool and ledger."""
         return Path(self.core.state_dir) / agent
 
     def spool(self, agent: str) -> Spool:
@@ -73,7 +78,7 @@ class Runtime(msgspec.Struct, frozen=True, dict=True):  # `dict`: for what is ca
             yield ledger
 
     def note_refused(self, reason: str, detail: str) -> None:
-        """Put a refusal of the gate into the ledgers. From any thread."""
+        """Record a refusal of the gate in all open ledgers. May be called from any thread."""
         for ledger in self.ledgers:
             ledger.note_refused(reason, detail)
 
@@ -93,7 +98,7 @@ class Runtime(msgspec.Struct, frozen=True, dict=True):  # `dict`: for what is ca
     ) -> Agent:
         """Return the daemon: its source fills the spool, a shipper empties it into the sink.
 
-        `more` are further fields of `Agent`.
+        `more` are other fields of `Agent`.
         """
         shipper = Shipper(
             name,
@@ -111,7 +116,7 @@ class Runtime(msgspec.Struct, frozen=True, dict=True):  # `dict`: for what is ca
         )
 
     def identity(self) -> dict[str, str]:
-        """Return where the AWS identity comes from, for /status: a provider's name, never a key."""
+        """Return the name of the AWS identity's provider for /status, never a key."""
         from byoc_agents.egress.aws import provider_name  # noqa: PLC0415  as above
 
         return {"aws_identity": provider_name(self.aws) or "none yet"}

@@ -1,4 +1,4 @@
-"""One running daemon: a source that fills the spool, a shipper that empties it, and their end."""
+"""One running daemon: a source that fills the spool, and a shipper that empties it."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -13,42 +13,45 @@ from byoc_agents.delivery.shipper import Shipper
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import ConfigError, SpoolError
 
-RESTART_SECONDS = 5.0  # between a defect of a task and its next start
+RESTART_SECONDS = 5.0  # from the failure of a task to its next start
 
 
 class EventSource(Protocol):
-    """What makes messages."""
+    """A producer of messages."""
 
     async def run(self) -> None:
-        """Fill the spool for ever. Takes up from the spool's state; may be called again."""
+        """Fill the spool until cancelled. Continues from the spool's state; may be called again."""
         ...
 
     async def finish(self) -> None:
-        """Put into the spool what is still open. Called once, after `run` was cancelled."""
+        """Put open records into the spool. Called once, after `run` was cancelled.
+
+        Raises SpoolError.
+        """
         ...
 
     def status(self) -> dict[str, Any]:
-        """Return what /status shows; no secrets."""
+        """Return the source's fields of /status, without secrets."""
         ...
 
 
 async def _nothing_staged() -> None:
-    """Stand for a source that stages nothing."""
+    """Do nothing: the default `seal` of a source without staged lines."""
 
 
 async def _nothing_to_check() -> None:
-    """Stand for a source that needs nothing from outside to start."""
+    """Do nothing: the default `check` of a source without conditions for its start."""
 
 
 async def check_address(address: tuple[str, int], variable: str) -> None:
-    """Raise ConfigError if a host:port cannot be bound now. Port 0 always can."""
+    """Raise ConfigError if a host:port cannot be bound now. Port 0 is always available."""
     host, port = address
     loop = asyncio.get_running_loop()
     try:
         server = await loop.create_server(asyncio.Protocol, host, port, start_serving=False)
     except OSError as error:
         raise ConfigError(
-            [f"{variable}: {host}:{port}: {error.strerror or error}; wants a free host:port"]
+            [f"{variable}: {host}:{port}: {error.strerror or error}: expected a free host:port"]
         ) from error
     server.close()
 
@@ -61,7 +64,7 @@ class Down(msgspec.Struct, frozen=True):
 
 
 class Agent(msgspec.Struct, frozen=True):
-    """The parts of one daemon, and their order at the start and at the end."""
+    """The parts of one daemon, and the order in which they start and stop."""
 
     name: str
     source: EventSource
@@ -69,9 +72,9 @@ class Agent(msgspec.Struct, frozen=True):
     shipper: Shipper
     clock: Clock
     metrics: Metrics
-    ledger_status: Callable[[], dict[str, Any]] = dict  # what /status shows of the ledger
-    identity: Callable[[], dict[str, Any]] = dict  # and of who we are to the receiver; no keys
-    seal: Callable[[], Awaitable[None]] = _nothing_staged  # makes messages of what is staged
+    ledger_status: Callable[[], dict[str, Any]] = dict  # the ledger's fields of /status
+    identity: Callable[[], dict[str, Any]] = dict  # the sender's identity for /status; no keys
+    seal: Callable[[], Awaitable[None]] = _nothing_staged  # turns staged lines into messages
     check: Callable[[], Awaitable[None]] = (
         _nothing_to_check  # raises ConfigError at the start of `run`
     )
@@ -83,7 +86,7 @@ class Agent(msgspec.Struct, frozen=True):
         return " -> ".join(map(str, parts))
 
     async def run(self, stop: asyncio.Event, grace_seconds: float) -> None:
-        """Run until `stop`, then close what is open and drain within the grace period."""
+        """Run until `stop`, then close open records and drain within the grace period."""
         log = structlog.get_logger().bind(agent=self.name)
         log.info("agent.start", pipeline=repr(self))
         self.metrics.build(self.name)
@@ -100,9 +103,9 @@ class Agent(msgspec.Struct, frozen=True):
                 log.info("agent.stop", backlog_records=self.spool.totals.records)
 
     async def drain(self, stop: asyncio.Event) -> int:
-        """Send what waits until nothing does, or until `stop`; the source makes nothing new.
+        """Send until the spool is empty, or until `stop`. The source makes no new messages.
 
-        Return how many records and dead letters are left. Raises SpoolError.
+        Returns the number of remaining records and dead letters. Raises SpoolError.
         """
         structlog.get_logger().info("agent.drain", agent=self.name, pipeline=repr(self))
         await self.seal()
@@ -125,11 +128,11 @@ class Agent(msgspec.Struct, frozen=True):
             log.warning("agent.grace_over", backlog_records=self.spool.totals.records)
 
     async def _finish(self) -> None:
-        """Close what is open; what fails here does not keep the rest from being sent."""
+        """Close open records. A failure does not prevent stored messages from being sent."""
         log = structlog.get_logger().bind(agent=self.name)
         try:
             await self.source.finish()
-        except SpoolError as error:  # the checkpoint on disk still has it all but the last window
+        except SpoolError as error:  # the checkpoint has all but the last window
             log.error("agent.finish_failed", error=str(error))
         except Exception as error:  # a task boundary, as in `_keep`
             log.exception("agent.defect", task="finish", error=str(error))
@@ -151,7 +154,7 @@ class Agent(msgspec.Struct, frozen=True):
             self.down[task] = Down(self.down[task].why, self.clock.boot_ns())
 
     def observe(self) -> None:
-        """Set the gauges that are read when somebody scrapes."""
+        """Set the gauges of the spool, before each scrape."""
         totals = self.spool.totals
         oldest = totals.oldest_created_at_ms
         age = 0.0 if oldest is None else max(0.0, self.clock.wall_ns() / 1e9 - oldest / 1e3)
@@ -161,10 +164,10 @@ class Agent(msgspec.Struct, frozen=True):
         self.metrics.spool_oldest_age_seconds.labels(self.name).set(age)
 
     async def trouble(self) -> str:
-        """Return why this daemon does not do its work now, or an empty string: part of /readyz.
+        """Return why this daemon is not ready, or an empty string, for /readyz.
 
-        The spool cannot be used, or a task has failed: it waits for its restart, or has run for
-        less than RESTART_SECONDS since.
+        It is not ready if the spool cannot be used, or if a task failed and is waiting for its
+        restart or has run for less than RESTART_SECONDS since.
         """
         now = self.clock.boot_ns()
         for task, down in self.down.items():
@@ -179,7 +182,7 @@ class Agent(msgspec.Struct, frozen=True):
         return ""
 
     def status(self) -> dict[str, Any]:
-        """Return what /status shows of this daemon."""
+        """Return the daemon's fields of /status."""
         return {
             "pipeline": repr(self),
             **self.source.status(),

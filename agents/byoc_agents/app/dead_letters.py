@@ -1,7 +1,7 @@
 """`byoc-agents dead-letters list | resend`: messages that a receiver rejected for good.
 
-Works while the daemon runs: SQLite isolates the two, and a requeued message is sent after the
-daemon's next one. This command never deletes a message.
+Works while the daemon runs: SQLite isolates the two processes, and a requeued message is sent
+after the daemon's next one. This command never deletes a message.
 """
 
 import argparse
@@ -19,13 +19,13 @@ from byoc_agents.durable.write_batch import DeadLetter
 from byoc_agents.errors import SpoolError
 
 STATE_DIR = "/var/lib/byoc-agents"  # BYOC_STATE_DIR's default
-WELL, NOT_THERE, UNUSABLE = 0, 1, 2  # exit codes
+SUCCESS, NOT_FOUND, UNUSABLE = 0, 1, 2  # exit codes
 ALL = "all"
-UNBOUNDED = 1 << 62  # a letter takes the same bytes in the queue: no bound is passed by this
+UNBOUNDED = 1 << 62  # no limit: a requeued letter takes the same number of bytes
 
 
 def main(argv: Sequence[str], state_dir: str = STATE_DIR) -> int:
-    """Run the command. Return 0, 1 when a letter to be sent again is not there, 2 for bad use."""
+    """Run the command. Return 0; 1 if a letter does not exist; 2 if the spool is unusable."""
     options = _options(argv, state_dir)
     try:
         if options.action == "list":
@@ -53,7 +53,7 @@ def _options(argv: Sequence[str], state_dir: str) -> argparse.Namespace:
 
 
 def _spools(state_dir: Path) -> list[Path]:
-    """Return the spool of every daemon that has one, by its name."""
+    """Return the spool file of every daemon that has one, sorted by name."""
     return sorted(state_dir.glob("*/spool.db"))
 
 
@@ -61,12 +61,12 @@ def _list(state_dir: Path, *, bodies: bool) -> int:
     for path in _spools(state_dir):
         with closing(Store(path, max_bytes=UNBOUNDED)) as store:
             for letter in store.dead_letters():
-                line = msgspec.json.encode(_described(path.parent.name, letter, bodies=bodies))
+                line = msgspec.json.encode(_describe(path.parent.name, letter, bodies=bodies))
                 sys.stdout.write(line.decode() + "\n")
-    return WELL
+    return SUCCESS
 
 
-def _described(agent: str, letter: DeadLetter, *, bodies: bool) -> dict[str, Any]:
+def _describe(agent: str, letter: DeadLetter, *, bodies: bool) -> dict[str, Any]:
     shown = {
         "agent": agent,
         "id": letter.message.id,
@@ -90,7 +90,7 @@ def _resend(state_dir: Path, ids: Sequence[str]) -> int:
         missing -= set(wanted)
         sys.stdout.writelines(f"{path.parent.name} {one}\n" for one in wanted)
     sys.stderr.writelines(f"no dead letter {one}\n" for one in sorted(missing))
-    return NOT_THERE if missing else WELL
+    return NOT_FOUND if missing else SUCCESS
 
 
 def _revive(store: Store, ids: Sequence[str]) -> None:

@@ -1,8 +1,8 @@
-"""Files that others make (settings, secrets, certificates), read within bounds.
+"""Files that others write (settings, secrets, certificates), read within limits.
 
-A path may name a FIFO, a device, or a file on a mount that has stopped answering. Opening or
-reading these can wait for ever or never end. So only regular files are read, only up to a bound,
-and in a thread that nobody waits for longer than a stated time.
+A path may name a FIFO, a device, or a file on a mount that no longer answers. Opening or reading
+these can block without end. Therefore only regular files are read, only up to a size limit, and in
+a thread that is waited for only up to a time limit.
 """
 
 import errno
@@ -16,7 +16,7 @@ from typing import NamedTuple
 START_SECONDS = 5.0  # for one file at the start of the process
 MAX_SECRET_BYTES = 64 * 1024
 MAX_CONFIG_BYTES = 1 << 20
-MAX_CERTIFICATES_BYTES = 4 << 20  # a distribution's bundle of CAs is some 250 KiB
+MAX_CERTIFICATES_BYTES = 4 << 20  # a distribution's bundle of CAs has about 250 KiB
 
 KINDS = (
     (stat.S_ISFIFO, "a FIFO"),
@@ -28,11 +28,11 @@ KINDS = (
 
 
 class NotReadableError(ValueError):
-    """A path that is no regular file within the bound, or that did not answer in time."""
+    """A path that is not a regular file within the limit, or that did not answer in time."""
 
 
 class Version(NamedTuple):
-    """What changes when a file does: Kubernetes swaps a symlink."""
+    """A file's version. It changes with the content: Kubernetes replaces a symlink."""
 
     mtime_ns: int
     size: int
@@ -40,7 +40,7 @@ class Version(NamedTuple):
 
 
 class Content(NamedTuple):
-    """A file's bytes, and which version of it they are."""
+    """A file's bytes and its version."""
 
     content: bytes
     version: Version
@@ -72,7 +72,7 @@ def read_regular(path: str, max_bytes: int, known: Version | None = None) -> Con
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Open a regular file for reading; a FIFO or a device is neither waited for nor read.
+    """Open a regular file for reading, without blocking on a FIFO or a device.
 
     Raises OSError, with errno EINVAL for anything but a regular file.
     """
@@ -104,10 +104,10 @@ def _expected(max_bytes: int) -> str:
 
 
 class FileContent:
-    """One `read_regular` in a daemon thread, so that a hung mount stops nobody else."""
+    """One `read_regular` in a daemon thread, so that a hung mount blocks only that thread."""
 
     def __init__(self, path: str, max_bytes: int, known: Version | None = None) -> None:
-        """Start it."""
+        """Start reading."""
         self._path = path
         self._max_bytes = max_bytes
         self._known = known
@@ -125,11 +125,14 @@ class FileContent:
             self._done.set()
 
     def wait(self, seconds: float) -> bool:
-        """Return whether it has ended, after waiting at most so long."""
+        """Wait at most so many seconds; return whether the reading has ended."""
         return self._done.wait(seconds)
 
     def result(self) -> Content | None:
-        """Return or raise what `read_regular` did. Raises NotReadableError before its end."""
+        """Return the result of `read_regular`, or raise its error.
+
+        Raises NotReadableError if it has not ended.
+        """
         if not self._done.is_set():
             raise NotReadableError(
                 f"{self._path} does not answer (a hung mount?); {_expected(self._max_bytes)}"

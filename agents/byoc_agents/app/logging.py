@@ -1,8 +1,8 @@
 """JSON logs on standard error: event constants with fields, one line each.
 
-Logging never blocks the event loop. Lines for standard error go through a bounded queue to a thread
-of their own: a pipe that nobody reads stops that thread and nothing else. Lines that find no room
-or cannot be written are counted, and `log.lost` says how many as soon as one can be written again.
+Logging never blocks the event loop. Lines for standard error go through a bounded queue to a
+separate thread: a pipe that nobody reads blocks that thread only. Lines that do not fit into the
+queue or cannot be written are counted; `log.lost` reports the number as soon as writing succeeds.
 """
 
 import logging
@@ -17,14 +17,14 @@ from typing import Any, TextIO, cast
 import structlog
 
 MAX_LIBRARY_TEXT = 300  # characters of a library's own message
-MAX_QUEUED_BYTES = 1 << 20  # lines that wait for the thread; some 5,000 of usual length
-CLOSE_SECONDS = 2.0  # for the last lines at the end of the process
+MAX_QUEUED_BYTES = 1 << 20  # queued lines; about 5,000 of usual length
+CLOSE_SECONDS = 2.0  # limit for writing the last lines at exit
 
 
 def configure(level: str, stream: TextIO | None = None) -> None:
     """Set up structlog, and route the warnings of libraries through it.
 
-    Without `stream` the lines go to standard error through a thread; see `close`.
+    Without `stream` a thread writes the lines to standard error; see `close`.
     """
     number = logging.getLevelNamesMapping()[level.upper()]
     out = _Lenient(stream) if stream else _standard_error()
@@ -76,7 +76,7 @@ class QueuedOutput:
                 return
             self._lines.append(line)
             self._bytes += len(line)
-            if self._thread is None:  # at the first line: a fork before it takes no thread along
+            if self._thread is None:  # started late: threads do not survive a fork
                 self._thread = threading.Thread(target=self._run, name="log", daemon=True)
                 self._thread.start()
             self._changed.notify_all()
@@ -106,7 +106,7 @@ class QueuedOutput:
     def _write_group(self, lines: list[bytes]) -> None:
         try:
             self._write_all(b"".join(lines))
-        except OSError:  # a full disk, a reader that has gone
+        except OSError:  # a full disk, or a closed pipe
             with self._changed:
                 self._lose(len(lines))
             return
@@ -124,7 +124,7 @@ class QueuedOutput:
         while view:
             try:
                 view = view[os.write(self._descriptor, view) :]
-            except BlockingIOError:  # somebody who shares it made it non-blocking
+            except BlockingIOError:  # another process made the shared file non-blocking
                 poll = select.poll()
                 poll.register(self._descriptor, select.POLLOUT)
                 poll.poll()
@@ -134,7 +134,7 @@ _output: QueuedOutput | None = None
 
 
 def _standard_error() -> "QueuedOutput | _Lenient":
-    """Return the queue in front of standard error; without a descriptor, what stands for it."""
+    """Return the queue for standard error, or a lenient stream if it has no descriptor."""
     global _output  # noqa: PLW0603  one standard error per process
     try:
         descriptor = sys.stderr.fileno()
@@ -145,7 +145,7 @@ def _standard_error() -> "QueuedOutput | _Lenient":
 
 
 def count_lost(on_lost: Callable[[int], None]) -> None:
-    """Call this with the number of lines whenever some are lost. From any thread."""
+    """Call `on_lost` with the number of lines whenever some are lost. From any thread."""
     if _output:
         _output.on_lost = on_lost
 
@@ -161,10 +161,10 @@ def _lost_line(lines: int) -> str:
 
 
 class _Lenient:
-    """A stream that drops what it cannot write, and says how much as soon as it can again.
+    """A stream that drops lines it cannot write, and reports their number after the next success.
 
-    A full disk under the log, or a collector that went away, stops no daemon: an error raised here
-    would end whatever was about to tell of another one.
+    A full disk or a stopped log collector must not stop a daemon: an error raised here would
+    replace the error that was about to be logged.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -177,7 +177,7 @@ class _Lenient:
             self._stream.write(text)
 
     def flush(self) -> None:
-        """Flush, once a line."""
+        """Flush; called once per line."""
         try:
             self._stream.flush()
             self._stream.write(_lost_line(self._lost) if self._lost else "")
@@ -189,10 +189,10 @@ class _Lenient:
 
 
 class _LibraryHandler(logging.Handler):
-    """One line a record; of a trace only what was raised."""
+    """Writes one line per record; of a traceback only the type of the exception."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write the record; a malformed one is not worth a trace either."""
+        """Write the record; a malformed one is written without its arguments."""
         fields: dict[str, Any] = {"library": record.name}
         if record.exc_info and record.exc_info[0]:
             fields["error"] = record.exc_info[0].__name__

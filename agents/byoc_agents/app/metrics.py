@@ -1,4 +1,4 @@
-"""Every metric, in one table. Each has the label `agent`; names as prometheus.io asks for."""
+"""All metrics in one table. Each has the label `agent`; names follow prometheus.io."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
 

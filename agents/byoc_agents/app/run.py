@@ -1,4 +1,4 @@
-"""One process with one or more daemons: settings in, gate up, all of them run until SIGTERM."""
+"""One process with one or more daemons: reads settings, sets up the gate, runs until SIGTERM."""
 
 import asyncio
 import os
@@ -45,7 +45,7 @@ from byoc_agents.errors import (
 
 TLS_BUFFER_BYTES = 32 * 1024  # of each TLS connection, in or out; asyncio takes 256 KiB
 
-# What starts the variables of each daemon, so that a typo is told from another daemon's setting.
+# Variable prefixes per daemon, to distinguish typos from other daemons' settings.
 DAEMONS = {
     "billing-scraper": ("BYOC_BILLING_", "BYOC_LIMITS_", "BYOC_CONTAINER_NAME"),
     "state-exporter": ("BYOC_STATE_",),
@@ -54,7 +54,7 @@ DAEMONS = {
 
 
 class Daemon(msgspec.Struct, frozen=True):
-    """One daemon before it is put together: its settings' struct, its destinations, its parts."""
+    """One daemon before it is built: its settings, its destinations, and how to open it."""
 
     name: str
     settings: type[msgspec.Struct]
@@ -78,7 +78,7 @@ class Configuration(msgspec.Struct, frozen=True):
 
 
 def daemon(name: str) -> Daemon:
-    """Return a daemon by its name. What is not asked for is not imported: memory."""
+    """Return a daemon by its name. Imports only this one, to save memory."""
     match name:
         case "billing-scraper":
             from byoc_agents.billing import daemon as billing  # noqa: PLC0415
@@ -92,7 +92,7 @@ def daemon(name: str) -> Daemon:
             from byoc_agents.alerts import daemon as alerts  # noqa: PLC0415
 
             return Daemon(name, alerts.Settings, alerts.destinations, alerts.opened)
-    raise ConfigError([f"{name}: no such daemon; wants {', '.join(DAEMONS)}"])
+    raise ConfigError([f"{name}: unknown daemon: expected {', '.join(DAEMONS)}"])
 
 
 def configure(
@@ -131,7 +131,7 @@ async def run(configuration: Configuration) -> int:
             _put_together(configuration) as (agents, metrics),
             serve(agents, metrics, core.listen),
         ):
-            for agent in agents:  # here, since `drain` needs no address
+            for agent in agents:  # not in `drain`, which needs no address
                 await agent.check()
             grace = core.shutdown_grace_seconds
             await asyncio.gather(*(agent.run(stop, grace) for agent in agents))
@@ -139,7 +139,7 @@ async def run(configuration: Configuration) -> int:
 
 
 async def drain(configuration: Configuration) -> int:
-    """Send what waits on disk and make nothing new. Return 0 when nothing is left, else 1."""
+    """Send all stored messages and make no new ones. Return 0 if none are left, else 1."""
     stop = asyncio.Event()
     with _stopping(stop), _mistakes():
         async with _put_together(configuration) as (agents, _metrics):
@@ -159,18 +159,16 @@ def _stopping(stop: asyncio.Event) -> AbstractContextManager[None]:
 
 @contextmanager
 def _mistakes() -> Iterator[None]:
-    """Turn what the disk and the address refuse at the start into mistakes of the settings."""
+    """Turn errors of the disk and of the address at the start into ConfigError."""
     try:
         yield
     except (SpoolNewerError, SpoolUnusableError, LedgerNewerError) as error:
         raise ConfigError([f"BYOC_STATE_DIR: {error}"]) from error
     except SpoolError as error:
-        raise ConfigError(
-            [f"BYOC_STATE_DIR: {error}; wants a directory that can be written"]
-        ) from error
+        raise ConfigError([f"BYOC_STATE_DIR: {error}: expected a writable directory"]) from error
     except OSError as error:
         raise ConfigError(
-            [f"BYOC_LISTEN: {error.strerror or error}; wants a free host:port"]
+            [f"BYOC_LISTEN: {error.strerror or error}: expected a free host:port"]
         ) from error
 
 

@@ -1,8 +1,8 @@
-"""Settings: one frozen struct per daemon, read from the environment over a YAML file.
+"""Settings: one frozen struct per daemon, read from the environment and a YAML file.
 
-A field is `Annotated[type, Setting("BYOC_X", "what it means")]`; its YAML key is the variable's
-name in lower case without `BYOC_`. The environment is read nowhere else, all mistakes are reported
-together, and secrets print as `***`.
+The environment takes precedence over the file. A field is `Annotated[type, Setting("BYOC_X", "its
+meaning")]`; its YAML key is the variable's name in lower case without `BYOC_`. The environment is
+read nowhere else, all mistakes are reported together, and secrets print as `***`.
 """
 
 import codecs
@@ -24,21 +24,25 @@ from byoc_agents.app.files import (
 from byoc_agents.errors import ConfigError
 
 S = TypeVar("S", bound=msgspec.Struct)
-# What Kubernetes sets for a service called byoc-... (enableServiceLinks)
+# Variables that Kubernetes sets for a service whose name starts with byoc- (enableServiceLinks)
 SERVICE_LINK = re.compile(
     r"\w+_SERVICE_HOST|\w+_SERVICE_PORT(_\w+)?|\w+_PORT(_\d+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?)?"
 )
 AWS_TOKEN_FILES = ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE")
 YAML_TAGS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("str", "map", "seq"))
 YAML_BOOLEANS = {"yes": "true", "on": "true", "no": "false", "off": "false"}
+# Python's own texts of int() and float(), which only repeat the value.
+NUMBER_ERRORS = ("invalid literal for int()", "could not convert string to float")
 MAX_PORT = 65535  # RFC 9293: ports are 16 bits
 
 
 class Setting(msgspec.Struct, frozen=True):
-    """How one field is read.
+    """How one field is read from a variable or from a YAML key.
 
-    `parse` takes the text and returns the value, raising ValueError with what is wanted. It is
-    also given YAML values, as text. `secret` values may come from the file named by `VAR_FILE`.
+    `parse` takes the text of a variable or of a YAML value, and returns the value. It raises
+    ValueError with a description of the mistake. `meaning` completes "expected ..." in error
+    messages and is printed in docs/configuration.md. The value of a `secret` may come from the
+    file that the variable `<variable>_FILE` names.
     """
 
     variable: str
@@ -66,7 +70,7 @@ def load_file(path: str | None) -> dict[str, str]:
     """Return the file's keys with their values as text. Raises ConfigError."""
     if path is None:
         return {}
-    import yaml  # noqa: PLC0415  a MiB that only those who have a file pay
+    import yaml  # noqa: PLC0415  1 MiB, needed only with a file
 
     try:
         text = _decoded(read_within(path, MAX_CONFIG_BYTES))
@@ -75,13 +79,13 @@ def load_file(path: str | None) -> dict[str, str]:
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
         why = ", ".join(filter(None, [error.context, error.problem]))
         raise ConfigError([f"--config {path}: {why}{line}"]) from error
-    except Exception as error:  # PyYAML raises what its own code trips over
+    except Exception as error:  # PyYAML lets internal errors through
         why = [*str(error).splitlines(), type(error).__name__][0]
         raise ConfigError([f"--config {path}: {why}"]) from error
     if root is None or (isinstance(root, yaml.ScalarNode) and not root.value):
         return {}
     if not isinstance(root, yaml.MappingNode):
-        raise ConfigError([f"--config {path}: wants a mapping of settings"])
+        raise ConfigError([f"--config {path}: expected a mapping of settings"])
     return _entries(root, path)
 
 
@@ -92,9 +96,10 @@ def _decoded(content: bytes) -> str:
 
 
 def _entries(root: Any, path: str) -> dict[str, str]:
-    """Return the keys and values as they are written: settings are parsed from text.
+    """Return the keys and values as they are written, since settings are parsed from text.
 
-    YAML's own types would change them: 012 is 10, 1.10 is 1.1, NO is false. Raises ConfigError.
+    YAML's own types would change them: 012 becomes 10, 1.10 becomes 1.1, NO becomes false. Raises
+    ConfigError.
     """
     entries: dict[str, str] = {}
     lines: dict[str, int] = {}
@@ -102,7 +107,9 @@ def _entries(root: Any, path: str) -> dict[str, str]:
     for key_node, value_node in root.value:
         line = key_node.start_mark.line + 1
         if not isinstance(key_node.value, str):
-            mistakes.append(f"line {line} in {path}: wants a setting's name before the colon")
+            mistakes.append(
+                f"line {line} in {path}: expected the name of a setting before the colon"
+            )
             continue
         key = key_node.value
         if key in lines:
@@ -113,7 +120,7 @@ def _entries(root: Any, path: str) -> dict[str, str]:
                 f"{value_node.tag!r}; expected a plain value"
             )
         elif not isinstance(value_node.value, str) or _missing(value_node):
-            mistakes.append(f"{key} in {path}: wants a number, a text, true or false")
+            mistakes.append(f"{key} in {path}: expected a number, a text, true or false")
         lines.setdefault(key, line)
         entries[key] = value_node.value
     if mistakes:
@@ -122,13 +129,13 @@ def _entries(root: Any, path: str) -> dict[str, str]:
 
 
 def _missing(node: Any) -> bool:
-    return not node.value and not node.style  # nothing behind the colon, not even quotes
+    return not node.value and not node.style  # nothing after the colon, not even quotes
 
 
 def load(
     structs: Sequence[type[msgspec.Struct]], environ: Mapping[str, str], file: Mapping[str, str]
 ) -> list[Any]:
-    """Return one filled struct each. Raises ConfigError with every mistake of all of them."""
+    """Return one filled instance per struct. Raises ConfigError with the mistakes of all."""
     mistakes: list[str] = []
     filled = [_fill(struct, environ, file, mistakes) for struct in structs]
     if mistakes:
@@ -142,21 +149,21 @@ def unknown(
     file: Mapping[str, str],
     elsewhere: tuple[str, ...] = (),
 ) -> list[str]:
-    """Return a mistake for each BYOC_ variable and file key that none of the structs knows.
+    """Return a mistake for each BYOC_ variable and each file key that no struct has.
 
-    `elsewhere` are starts of variables that belong to daemons which are not run here.
+    `elsewhere` are prefixes of the variables of daemons that do not run in this process.
     """
     settings = [setting for struct in structs for setting, _ in settings_of(struct).values()]
     variables = {s.variable for s in settings}
     variables |= {f"{s.variable}_FILE" for s in settings if s.secret}
     keys = {s.key for s in settings} | {f"{s.key}_file" for s in settings if s.secret}
     extra = [
-        f"{key}: no such setting in the file"
+        f"{key}: unknown setting in the file"
         for key in file
         if key not in keys and not f"BYOC_{key.upper()}".startswith(elsewhere)
     ]
     return extra + [
-        f"{name}: no such setting; README.md lists them"
+        f"{name}: unknown setting; docs/configuration.md lists all"
         for name in environ
         if name.startswith("BYOC_")
         and name not in variables
@@ -170,10 +177,10 @@ def unreadable_files(
     values: Sequence[msgspec.Struct],
     environ: Mapping[str, str],
 ) -> list[str]:
-    """Return a mistake for each file named by a setting that could block or never end.
+    """Return a mistake for each file named by a setting whose reading could block or never end.
 
-    A file that is missing is not reported here: whoever needs it says so. AWS's own variables for
-    files with tokens are checked too, since botocore reads them in the event loop.
+    A missing file is not reported here but by the code that needs it. AWS's own variables for
+    token files are checked too, since botocore reads those files in the event loop.
     """
     named = {name: environ.get(name, "") for name in AWS_TOKEN_FILES}
     for struct, value in zip(structs, values, strict=True):
@@ -213,14 +220,14 @@ def _fill(
             if text is not None:
                 values[name] = _convert(setting, kind, text)
             elif name in required:
-                mistakes.append(f"{setting.variable}: is not set; wants {setting.meaning}")
+                mistakes.append(f"{setting.variable}: is required: {setting.meaning}")
         except ValueError as error:
-            mistakes.append(f"{setting.variable}: {error}; wants {setting.meaning}")
+            mistakes.append(f"{setting.variable}: {error}: expected {setting.meaning}")
     if len(mistakes) > before:
         return None
     try:
         return struct(**values)
-    except ValueError as error:  # a __post_init__ that looks at several fields
+    except ValueError as error:  # from a __post_init__ that compares several fields
         mistakes.append(str(error))
         return None
 
@@ -253,31 +260,34 @@ def _convert(setting: Setting, kind: Any, text: str) -> Any:
         value = setting.parse(text) if setting.parse else msgspec.convert(text, kind, strict=False)
     except (ValueError, msgspec.ValidationError) as error:
         reason = str(error) if setting.parse and not setting.secret else ""
-        raise ValueError(f"got {shown}{': ' if reason else ''}{reason}") from error
+        reason = "" if reason.startswith(NUMBER_ERRORS) else reason
+        raise ValueError(f"invalid value {shown}{f' ({reason})' if reason else ''}") from error
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"got {shown}")
+        raise ValueError(f"invalid value {shown}")
     return value
 
 
-# Parsers that more than one daemon wants. Each raises ValueError saying what is wrong.
+# Parsers for several daemons. Each raises ValueError with a description of the mistake.
 
 
 def name(text: str) -> str:
     """Return a name that is safe in an object key, a URI and a metric label."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", text):
-        raise ValueError("1 to 128 of A-Z a-z 0-9 . _ - are allowed, the first a letter or digit")
+        raise ValueError(
+            "allowed are 1 to 128 of A-Z a-z 0-9 . _ -, beginning with a letter or digit"
+        )
     return text
 
 
 def account_id(text: str) -> str:
-    """Return the 12 digits of an AWS account; a leading zero is part of it."""
+    """Return the 12 digits of an AWS account, leading zeros included."""
     if not re.fullmatch(r"[0-9]{12}", text):
-        raise ValueError("expected exactly 12 digits")
+        raise ValueError("not exactly 12 digits")
     return text
 
 
 def number(minimum: float, maximum: float = math.inf) -> Callable[[str], float]:
-    """Return a parser of a number inside both bounds."""
+    """Return a parser of a number from `minimum` to `maximum`, both included."""
 
     def parse(text: str) -> float:
         value = float(text)
@@ -289,10 +299,10 @@ def number(minimum: float, maximum: float = math.inf) -> Callable[[str], float]:
 
 
 def size(text: str) -> int:
-    """Return bytes of `268435456`, `256Mi`, `256MiB` or `1Gi`."""
+    """Return the number of bytes in `268435456`, `256Mi`, `256MiB` or `1Gi`."""
     match = re.fullmatch(r"(\d+)\s*(?:([KMG])iB?)?", text)
     if not match or int(match[1]) == 0:
-        raise ValueError("a positive number of bytes, with Ki, Mi or Gi where wished")
+        raise ValueError("not a positive number of bytes, optionally with Ki, Mi or Gi")
     return int(match[1]) << 10 * " KMG".index(match[2] or " ")
 
 
@@ -300,46 +310,48 @@ def host_and_port(text: str) -> tuple[str, int]:
     """Return (host, port) of `127.0.0.1:9464` or `[::1]:0`."""
     match = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]]+)):(\d{1,5})", text)
     if not match or int(match[3]) > MAX_PORT:
-        raise ValueError("host:port, port 0 = any free one")
+        raise ValueError("not a host:port")
     return match[1] or match[2], int(match[3])
 
 
 def level(text: str) -> str:
     """Return the name of a log level."""
     if text.lower() not in {"debug", "info", "warning", "error"}:
-        raise ValueError("no such level")
+        raise ValueError("unknown level")
     return text.lower()
 
 
 class CoreSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What every daemon needs to know."""
+    """Settings of every daemon."""
 
     organization_id: Annotated[
-        str, Setting("BYOC_ORGANIZATION_ID", "the organization's id", parse=name)
+        str, Setting("BYOC_ORGANIZATION_ID", "the id of the organization", parse=name)
     ]
-    service_id: Annotated[str, Setting("BYOC_SERVICE_ID", "the service's id", parse=name)]
-    region: Annotated[str, Setting("BYOC_REGION", "the AWS region we run in", parse=name)]
-    replica: Annotated[str, Setting("BYOC_REPLICA", "the pod's name", parse=name)] = msgspec.field(
-        default_factory=platform.node
+    service_id: Annotated[
+        str, Setting("BYOC_SERVICE_ID", "the id of the ClickHouse service", parse=name)
+    ]
+    region: Annotated[str, Setting("BYOC_REGION", "the AWS region of this pod", parse=name)]
+    replica: Annotated[str, Setting("BYOC_REPLICA", "the name of the pod", parse=name)] = (
+        msgspec.field(default_factory=platform.node)
     )
     pod_uid: Annotated[
-        str, Setting("BYOC_POD_UID", "metadata.uid from the downward API", parse=name)
+        str, Setting("BYOC_POD_UID", "metadata.uid of the pod, from the downward API", parse=name)
     ] = ""
-    state_dir: Annotated[str, Setting("BYOC_STATE_DIR", "a writable directory")] = (
-        "/var/lib/byoc-agents"
-    )
+    state_dir: Annotated[
+        str, Setting("BYOC_STATE_DIR", "a writable directory for spools and ledgers")
+    ] = "/var/lib/byoc-agents"
     listen: Annotated[
         tuple[str, int],
-        Setting("BYOC_LISTEN", "host:port, port 0 = any free one", parse=host_and_port),
+        Setting("BYOC_LISTEN", "host:port; port 0 selects a free port", parse=host_and_port),
     ] = ("127.0.0.1", 9464)
     spool_max_bytes: Annotated[
-        int, Setting("BYOC_SPOOL_MAX_BYTES", "bytes, e.g. 256Mi", parse=size)
+        int, Setting("BYOC_SPOOL_MAX_BYTES", "a number of bytes, e.g. 256Mi", parse=size)
     ] = 256 * 1024**2
     ledger_max_bytes: Annotated[
-        int, Setting("BYOC_LEDGER_MAX_BYTES", "bytes, e.g. 64Mi", parse=size)
+        int, Setting("BYOC_LEDGER_MAX_BYTES", "a number of bytes, e.g. 64Mi", parse=size)
     ] = 64 * 1024**2
     ledger_keep_bodies: Annotated[
-        bool, Setting("BYOC_LEDGER_KEEP_BODIES", "true to keep the exact bytes that left")
+        bool, Setting("BYOC_LEDGER_KEEP_BODIES", "true to keep the exact bytes of each message")
     ] = False
     shutdown_grace_seconds: Annotated[
         float, Setting("BYOC_SHUTDOWN_GRACE_SECONDS", "0 to 3600 seconds", parse=number(0, 3600))
@@ -348,9 +360,10 @@ class CoreSettings(msgspec.Struct, frozen=True, kw_only=True):
         str, Setting("BYOC_LOG_LEVEL", "debug, info, warning or error", parse=level)
     ] = "info"
     https_proxy: Annotated[
-        str, Setting("BYOC_HTTPS_PROXY", "http://host:port of the only proxy", secret=True)
+        str,
+        Setting("BYOC_HTTPS_PROXY", "http://host:port of the proxy", secret=True),
     ] = ""
-    ca_file: Annotated[str, Setting("BYOC_CA_FILE", "a PEM file of extra CAs")] = ""
+    ca_file: Annotated[str, Setting("BYOC_CA_FILE", "a PEM file with additional CAs")] = ""
     allow_insecure_endpoints: Annotated[
-        bool, Setting("BYOC_ALLOW_INSECURE_ENDPOINTS", "true for plain http in local runs")
+        bool, Setting("BYOC_ALLOW_INSECURE_ENDPOINTS", "true to allow plain http in local runs")
     ] = False

@@ -1,6 +1,6 @@
-"""Signals that end the process, handled from the first moment on.
+"""Signals that end the process, handled from its start.
 
-SIGTERM, SIGINT and SIGHUP all ask for a graceful stop: close what is open, drain within the grace
+SIGTERM, SIGINT and SIGHUP all request a graceful stop: close open records, drain within the grace
 period, exit code 0. Before the daemons run there is nothing to close, so the process exits with 0
 at once. A process that is PID 1 of a container has no default action for these signals: without a
 handler they would be lost. This module imports nothing heavy, so that `install` can come first.
@@ -18,7 +18,7 @@ _ended = False  # the daemons have stopped and the process is about to exit
 def install() -> None:
     """Exit with 0 on each of NUMBERS until `stopping` takes over. Main thread only.
 
-    A signal that is ignored stays so: `nohup` ignores SIGHUP.
+    A signal that is ignored stays ignored: `nohup` ignores SIGHUP.
     """
     for number in NUMBERS:
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -32,7 +32,7 @@ def _exit(_number: int, _frame: FrameType | None) -> None:
 
 @contextmanager
 def stopping(stop: Callable[[], None]) -> Iterator[None]:
-    """Call `stop` on each of NUMBERS; afterwards restore what was there. Main thread only.
+    """Call `stop` on each of NUMBERS; afterwards restore the old handlers. Main thread only.
 
     A signal that comes after the daemons have stopped changes nothing: the process is ending.
     """

@@ -63,16 +63,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What the scraper needs to know."""
 
     bucket: Annotated[
-        str, Setting("BYOC_BILLING_BUCKET", "a bucket's name, or file:///directory for a trial")
+        str,
+        Setting(
+            "BYOC_BILLING_BUCKET", "the name of an S3 bucket, or file:///directory for a trial"
+        ),
     ]
-    prefix: Annotated[str, Setting("BYOC_BILLING_PREFIX", "the start of every key")] = (
+    prefix: Annotated[str, Setting("BYOC_BILLING_PREFIX", "the prefix of every object key")] = (
         DEFAULT_PREFIX
     )
     bucket_owner: Annotated[
         str,
         Setting(
             "BYOC_BILLING_BUCKET_OWNER",
-            "the 12 digits of the bucket's AWS account",
+            "the 12-digit AWS account id of the bucket's owner",
             parse=account_id,
         ),
     ] = ""
@@ -88,7 +91,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         float, Setting("BYOC_BILLING_SAMPLE_SECONDS", "0.1 to 60 seconds", parse=number(0.1, 60))
     ] = 5.0
     window_seconds: Annotated[
-        int, Setting("BYOC_BILLING_WINDOW_SECONDS", "60, or less that divides it", parse=_window)
+        int, Setting("BYOC_BILLING_WINDOW_SECONDS", "60 or a divisor of 60", parse=_window)
     ] = MINUTE_SECONDS
     seal_seconds: Annotated[
         float, Setting("BYOC_BILLING_SEAL_SECONDS", "1 to 3600 seconds", parse=number(1, 3600))
@@ -105,10 +108,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = None
     container_name: Annotated[
-        str, Setting("BYOC_CONTAINER_NAME", "the metered container's name in the pod")
+        str, Setting("BYOC_CONTAINER_NAME", "the name of the metered container in the pod")
     ] = DEFAULT_CONTAINER
     cpu_limit_millicores: Annotated[
-        int | None, Setting("BYOC_LIMITS_CPU_MILLICORES", "limits.cpu, divisor 1m", parse=_limit)
+        int | None,
+        Setting(
+            "BYOC_LIMITS_CPU_MILLICORES", "limits.cpu in millicores (divisor 1m)", parse=_limit
+        ),
     ] = None
     memory_limit_bytes: Annotated[
         int | None, Setting("BYOC_LIMITS_MEMORY_BYTES", "limits.memory in bytes", parse=_limit)

@@ -1,4 +1,4 @@
-"""Which addresses a name may lead to. Guards against a name that was made to point inwards."""
+"""The addresses that a name may resolve to: a protection against DNS that points inwards."""
 
 import ipaddress
 import socket
@@ -13,7 +13,7 @@ IMDS = frozenset(ipaddress.ip_address(host) for host in IMDS_HOSTS)
 
 
 def address_of(text: str) -> Address | None:
-    """Return the address that packets really go to: IPv4 inside IPv6 is taken out."""
+    """Return the address that packets go to, with IPv4 taken out of IPv6; None if not a literal."""
     address = ip_literal(text.split("%", 1)[0])
     if not isinstance(address, ipaddress.IPv6Address):
         return address
@@ -23,10 +23,11 @@ def address_of(text: str) -> Address | None:
 
 
 def may_lead_to(destination: Destination, text: str) -> bool:
-    """Tell whether the destination's host may resolve to this address.
+    """Return whether the destination's host may resolve to this address.
 
-    A literal leads to itself, a local name to loopback only, any other name to no loopback,
-    link-local, multicast or unspecified address. Private ones are fine: VPC endpoints have them.
+    A literal leads to itself and a local name to loopback only. Any other name must not lead to a
+    loopback, link-local, multicast or unspecified address. Private addresses are allowed, since
+    VPC endpoints have them.
     """
     address, literal = address_of(text), ip_literal(destination.host)
     if address is None or address in IMDS:
@@ -45,10 +46,10 @@ def may_lead_to(destination: Destination, text: str) -> bool:
 
 
 def is_imds(text: str) -> bool:
-    """Tell whether the address is the instance metadata service."""
+    """Return whether the address is the instance metadata service."""
     return address_of(text) in IMDS
 
 
 def is_internet(family: int) -> bool:
-    """Tell whether sockets of the family leave the machine by an IP address."""
+    """Return whether sockets of the family connect to IP addresses."""
     return family in {socket.AF_INET, socket.AF_INET6}

@@ -1,8 +1,8 @@
-"""The gate under the whole process: also for code that opens its own sockets.
+"""The gate for the whole process, including code that opens its own sockets.
 
-botocore's container-credential fetcher makes its own session, and any library might. An audit
-hook (PEP 578) sees every connect and every name look-up of Python code, in every thread, under
-asyncio and uvloop, and cannot be taken out again.
+botocore's container-credential fetcher opens its own session, and other libraries might. An audit
+hook (PEP 578) sees every connection and every name look-up of Python code, in every thread, under
+asyncio and uvloop, and cannot be removed.
 """
 
 import socket
@@ -13,15 +13,18 @@ from byoc_agents.egress.addresses import is_internet
 from byoc_agents.egress.destinations import ip_literal
 from byoc_agents.egress.gate import Gate, Refusal
 
-QUIET = frozenset({socket.AF_UNIX, getattr(socket, "AF_NETLINK", socket.AF_UNIX)})  # stay inside
-OWN_NAMES = frozenset({"", "localhost"})  # what a server may listen on; looked up without a packet
+QUIET = frozenset(
+    {socket.AF_UNIX, getattr(socket, "AF_NETLINK", socket.AF_UNIX)}
+)  # stay on the machine
+OWN_NAMES = frozenset({"", "localhost"})  # to listen on; resolved without a packet
 
 
 def enforce_process(gate: Gate) -> None:
-    """Refuse from now on, for this process, every connection that the gate does not allow.
+    """Refuse every further connection of this process that the gate does not allow.
 
-    Covers `connect`, `sendto`, `sendmsg` and name look-ups. Cannot be undone; a second call adds
-    a second guard. Not seen: sockets opened in C without Python, and child processes.
+    Covers `connect`, `sendto`, `sendmsg` and name look-ups, which then raise EgressRefusedError.
+    Cannot be undone; a second call adds a second guard. Does not cover sockets that C code opens
+    without Python, and child processes.
     """
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
@@ -34,11 +37,11 @@ def enforce_process(gate: Gate) -> None:
 
 
 def _check_socket(gate: Gate, sock: socket.socket, address: Any) -> None:
-    if sock.family in QUIET or address is None:  # None: a datagram on a socket that is connected
+    if sock.family in QUIET or address is None:  # None: a datagram on a connected socket
         return
     named = is_internet(sock.family) and ip_literal(str(address[0]).split("%", 1)[0]) is None
-    if named:  # connect((name, port)) looks the name up in C
-        raise gate.refuse(Refusal.HOST, f"{address[0]} was not resolved through the gate")
+    if named:  # connect((name, port)) resolves the name in C
+        raise gate.deny(Refusal.HOST, f"{address[0]} was not resolved through the gate")
     gate.check_address(sock.family, address)
 
 

@@ -1,7 +1,7 @@
 """botocore behind the gate: no redirects, no proxies of the environment, no node role, no retries.
 
-aiobotocore's own HTTP session follows redirects and resends the body with its session token, so
-it is replaced here by one that hands every 3xx back as what it is: an answer.
+aiobotocore's own HTTP session follows redirects and resends the body with its session token. It is
+replaced here by a session that returns every 3xx as an ordinary answer.
 """
 
 import re
@@ -22,8 +22,8 @@ from byoc_agents.errors import ConfigError, Reason, SendError
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 20.0  # between two reads; S3 itself gives up on an idle request after 20 s
 
-# Where an identity may come from, in botocore's order. Not the node's role (iam-role), and nothing
-# that starts another program or talks to a person (custom-process, sso, login).
+# The allowed sources of an identity, in botocore's order. Not the node's role (iam-role), and no
+# source that starts another program or needs a person (custom-process, sso, login).
 PROVIDERS = frozenset(
     {
         "env",
@@ -34,15 +34,17 @@ PROVIDERS = frozenset(
     }
 )
 KEY_FILES = frozenset({"shared-credentials-file", "config-file"})
-NO_CREDENTIALS = "no AWS credentials: wants IRSA, Pod Identity or keys; the node's role is not used"
+NO_CREDENTIALS = (
+    "no AWS credentials: expected IRSA, Pod Identity or keys; the node's role is not used"
+)
 
 
 def aws_session(gate: Gate, region: str) -> AioSession:
     """Return the botocore session that all clients of the process share.
 
-    Clients that botocore makes by itself (STS for IRSA) go through the gate as well. The one that
-    cannot be told, the container-credential fetcher, is left to `enforce_process`. Raises
-    ConfigError where AWS_PROFILE names no profile.
+    Clients that botocore makes by itself (STS for IRSA) go through the gate as well. Only the
+    container-credential fetcher cannot be configured; `enforce_process` covers it. Raises
+    ConfigError if AWS_PROFILE names an unknown profile.
     """
     session = AioSession()
     session.set_config_variable("region", region)
@@ -51,7 +53,9 @@ def aws_session(gate: Gate, region: str) -> AioSession:
     try:
         providers = session.get_component("credential_provider")
     except exceptions.ProfileNotFound as error:
-        raise ConfigError([f"AWS_PROFILE: {error}; wants one of the shared files"]) from error
+        raise ConfigError(
+            [f"AWS_PROFILE: {error}: expected a profile of the shared files"]
+        ) from error
     for method in [provider.METHOD for provider in providers.providers]:
         if method not in PROVIDERS:
             providers.remove(method)
@@ -59,16 +63,16 @@ def aws_session(gate: Gate, region: str) -> AioSession:
 
 
 def aws_config(gate: Gate, **options: Any) -> AioConfig:
-    """Return a client configuration bound to the gate: one attempt, our time-outs.
+    """Return a client configuration bound to the gate, with one attempt and the time-outs above.
 
-    The shipper owns the retries. `options` go over these (`s3=`, `read_timeout=`).
+    The shipper owns the retries. `options` override these values (`s3=`, `read_timeout=`).
     """
     defaults: dict[str, Any] = {
         "connector_args": gate.connector_args(),
         "http_session_cls": http_session_class(gate),
         "defaults_mode": "legacy",  # `auto` asks the metadata service for the region
         "retries": {"total_max_attempts": 1, "mode": "standard"},
-        # Never by a variable: `destinations.endpoint_mistakes` rejects those.
+        # Never from a variable: `destinations.endpoint_mistakes` rejects those.
         "use_fips_endpoint": False,
         "use_dualstack_endpoint": False,
         "connect_timeout": CONNECT_SECONDS,
@@ -79,21 +83,21 @@ def aws_config(gate: Gate, **options: Any) -> AioConfig:
 
 
 async def fetch_credentials(session: AioSession) -> None:
-    """Make sure that there are fresh credentials. Raises SendError.
+    """Fetch credentials if there are no fresh ones. Raises SendError.
 
-    Done before a request, so that a failing STS or agent is never taken for a failing receiver.
-    STS's throttling and failures pass by themselves and are retried; anything else is held as
-    CREDENTIALS, with STS's own error code.
+    Called before a request, so that a failing STS or agent is never mistaken for a failing
+    receiver. Throttling and failures of STS are temporary and are retried; any other failure is
+    held as CREDENTIALS, with the error code of STS.
     """
     try:
         credentials = await session.get_credentials()
         if credentials is not None:
-            await _read_again(session, credentials)
+            await _reload_keys(session, credentials)
             await credentials.get_frozen_credentials()
             return
     except exceptions.ClientError as error:
         raise _sts_error(error.response) from error
-    except Exception as error:  # any provider, any library below it; it will be asked again
+    except Exception as error:  # any provider, any library below it; retried later
         if refused := refusal_in(error):
             raise refused from error
         raise SendError(Reason.CREDENTIALS, f"AWS credentials: {_cause(error)}") from error
@@ -120,7 +124,7 @@ def _sts_error(response: Mapping[str, Any]) -> SendError:
 
 
 def _cause(error: Exception) -> str:
-    """Return the error's class, and what OpenSSL or the proxy said below it. Holds no secret."""
+    """Return the error's class and the message of OpenSSL or the proxy. Holds no secret."""
     cause = getattr(error, "kwargs", {}).get("error")
     below: BaseException | None = cause if isinstance(cause, BaseException) else error
     while below is not None:
@@ -133,14 +137,14 @@ def _cause(error: Exception) -> str:
     return type(error).__name__
 
 
-REFRESH_SECONDS = 60.0  # at least this long between two refreshes that a refusal asks for
+REFRESH_SECONDS = 60.0  # minimum between two refreshes after refused keys
 
 
 class KeyRefresh:
     """Forgets the session's keys after a receiver refused them, so that new ones are fetched.
 
-    Keys can die before their stated end: a role that was created again, revoked sessions, a clock
-    that was set back. `monotonic` gives seconds.
+    Keys can become invalid before they expire: after a role was created again, sessions were
+    revoked, or a clock was set back. `monotonic` returns seconds.
     """
 
     def __init__(self, session: AioSession, monotonic: Callable[[], float]) -> None:
@@ -153,7 +157,7 @@ class KeyRefresh:
         now = self._monotonic()
         if self._last is not None and now - self._last < REFRESH_SECONDS:
             return False
-        credentials = self._session._credentials  # noqa: SLF001  what get_credentials keeps
+        credentials = self._session._credentials  # noqa: SLF001  cache of get_credentials
         if credentials is None or credentials.method in {"env", "explicit"}:
             return False  # these cannot change while the process runs
         self._last = now
@@ -161,10 +165,11 @@ class KeyRefresh:
         return True
 
 
-async def _read_again(session: AioSession, credentials: Any) -> None:
-    """Take over what now stands in the file of keys, which botocore reads but once.
+async def _reload_keys(session: AioSession, credentials: Any) -> None:
+    """Load the current keys from their file, which botocore reads only once.
 
-    In place, since clients hold the object. Half a file, or none, changes nothing.
+    Changes the object in place, since clients hold it. A partial or missing file leaves the
+    current credentials unchanged.
     """
     if credentials.method not in KEY_FILES:
         return
@@ -179,17 +184,17 @@ async def _read_again(session: AioSession, credentials: Any) -> None:
 
 
 def provider_name(session: AioSession) -> str:
-    """Return which provider the process's AWS identity comes from, for /status; "" before any.
+    """Return the provider of the process's AWS identity, for /status; "" before the first request.
 
     botocore's names: env, assume-role-with-web-identity (IRSA), container-role (Pod Identity),
-    shared-credentials-file, config-file. Asks nobody, and never tells a key.
+    shared-credentials-file, config-file. Makes no request and never returns a key.
     """
-    credentials = session._credentials  # noqa: SLF001  what get_credentials keeps
+    credentials = session._credentials  # noqa: SLF001  cache of get_credentials
     return str(credentials.method) if credentials is not None else ""
 
 
 def http_session_class(gate: Gate) -> type["AwsHttpSession"]:
-    """Return the class that AioConfig wants, bound to the gate."""
+    """Return the session class for AioConfig, bound to the gate."""
 
     class Bound(AwsHttpSession):
         def __init__(self, timeout: Any = None, **_ignored: Any) -> None:
@@ -199,10 +204,10 @@ def http_session_class(gate: Gate) -> type["AwsHttpSession"]:
 
 
 class AwsHttpSession:
-    """What aiobotocore needs of an HTTP session: `async with`, `send`, `close`.
+    """An HTTP session for aiobotocore: `async with`, `send`, `close`.
 
-    TLS trust, proxies and the connection pool are the gate's; what else botocore passes (verify,
-    proxies, client certificates) is not listened to.
+    The gate provides TLS trust, proxies and the connection pool. Other options that botocore
+    passes (verify, proxies, client certificates) are ignored.
     """
 
     def __init__(self, gate: Gate, timeout: Any) -> None:
@@ -212,7 +217,7 @@ class AwsHttpSession:
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        """Open nothing yet: the first request does."""
+        """Return the session; the first request opens the connection pool."""
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -231,7 +236,7 @@ class AwsHttpSession:
             return await self._send(request)
         except (aiohttp.ClientError, OSError) as error:  # OSError: TimeoutError too
             raise _translate(error, request) from error
-        except ValueError as error:  # aiohttp's, for a control character in a header
+        except ValueError as error:  # from aiohttp: a control character in a header
             raise SendError(
                 Reason.CREDENTIALS, "AWS credentials: a control character in a key or a token"
             ) from error
@@ -266,13 +271,13 @@ def _headers(request: Any) -> CIMultiDict[str]:
     for key, value in request.headers.items():
         headers[key] = value.decode("latin-1") if isinstance(value, bytes) else str(value)
     headers["Accept-Encoding"] = "identity"  # botocore issue 1255
-    # aiohttp waits for the 100 without a bound, and some stores and proxies never send one. The
-    # bodies are small: waiting saves nothing. The header is not part of the signature.
+    # aiohttp waits for the 100 without a limit, and some stores and proxies never send one. The
+    # bodies are small, so waiting saves nothing. The header is not part of the signature.
     headers.popall("Expect", None)
     return headers
 
 
-# aiohttp's error -> botocore's, the first that fits; as aiobotocore's own session does it.
+# aiohttp's error -> botocore's error, first match wins; as in aiobotocore's own session.
 TRANSLATIONS: tuple[tuple[type[Exception], Any], ...] = (
     (aiohttp.ConnectionTimeoutError, exceptions.ConnectTimeoutError),
     (aiohttp.ServerTimeoutError, exceptions.ReadTimeoutError),
@@ -282,7 +287,7 @@ TRANSLATIONS: tuple[tuple[type[Exception], Any], ...] = (
     (aiohttp.ServerDisconnectedError, exceptions.ConnectionClosedError),
     (aiohttp.ClientPayloadError, exceptions.ConnectionClosedError),
     (aiohttp.ClientConnectionError, exceptions.EndpointConnectionError),
-    (aiohttp.ClientError, exceptions.HTTPClientError),  # an answer that is no HTTP
+    (aiohttp.ClientError, exceptions.HTTPClientError),  # an answer that is not HTTP
     (TimeoutError, exceptions.ReadTimeoutError),
     (OSError, exceptions.EndpointConnectionError),
 )
@@ -290,11 +295,11 @@ TRANSLATIONS: tuple[tuple[type[Exception], Any], ...] = (
 
 def _translate(error: Exception, request: Any) -> Exception:
     kind: type[Any] = next(theirs for ours, theirs in TRANSLATIONS if isinstance(error, ours))
-    host = URL(request.url).origin()  # without the path: the text ends up in logs
+    host = URL(request.url).origin()  # without the path: the text is logged
     translated: Exception = kind(endpoint_url=host, proxy_url="the proxy", error=error)
     return translated
 
 
 def _stay_in_region(context: dict[str, Any], **_: Any) -> None:
-    """Tell botocore's region redirector that it already redirected, so that it never does."""
+    """Mark the request as redirected, so that botocore's region redirector does nothing."""
     context.setdefault("s3_redirect", {})["redirected"] = True

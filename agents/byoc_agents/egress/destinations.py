@@ -1,7 +1,7 @@
-"""Where this process may connect to: one table, derived from the settings.
+"""The destinations that this process may connect to: one table, derived from the settings.
 
 The gate, the network policies, the IAM policies and the documentation are all made from it, so
-none of them can allow what another one does not know.
+they always allow the same destinations.
 """
 
 import configparser
@@ -37,7 +37,7 @@ LEGACY_STS_REGIONS = frozenset(  # AWS_STS_REGIONAL_ENDPOINTS=legacy sends these
 
 
 class Destination(msgspec.Struct, frozen=True):
-    """One (host, port) we may connect to, and what a reader of the policy wants to know of it."""
+    """One (host, port) that the process may connect to, described for policies."""
 
     host: str  # lower case, IDNA, no trailing dot, no brackets
     port: int
@@ -49,7 +49,7 @@ class Destination(msgspec.Struct, frozen=True):
 
     @property
     def local(self) -> bool:
-        """Tell whether it never leaves this machine: loopback, or a link-local literal."""
+        """Return whether its packets stay on this machine: loopback, or a link-local literal."""
         literal = ip_literal(self.host)
         if literal is None:
             return self.host == "localhost" or self.host.endswith(".localhost")
@@ -69,35 +69,41 @@ def ip_literal(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | Non
 
 
 def bracketed(host: str) -> str:
-    """Return the host as it stands in a URL."""
+    """Return the host as it is written in a URL: an IPv6 address in brackets."""
     return f"[{host}]" if ":" in host else host
 
 
 def https_destination(url: str, **about: str) -> Destination:
-    """Return where an http(s) URL leads. Raises ConfigError; its texts repeat no query."""
+    """Return the destination of an http(s) URL. Raises ConfigError; no message repeats a query."""
     setting = about.get("setting") or "URL"
     try:
         parts = URL(url)
     except ValueError as error:
-        raise ConfigError([f"{setting}: is no URL; wants https://host[:port][/path]"]) from error
+        raise ConfigError(
+            [f"{setting}: invalid URL: expected https://host[:port][/path]"]
+        ) from error
     if parts.scheme not in SCHEMES or not parts.raw_host or not parts.port:
-        raise ConfigError([f"{setting}: got no http(s) URL; wants https://host[:port][/path]"])
+        raise ConfigError(
+            [f"{setting}: not an http or https URL: expected https://host[:port][/path]"]
+        )
     if parts.user is not None:
-        raise ConfigError([f"{setting}: holds a user name or password; wants them in settings"])
+        raise ConfigError(
+            [f"{setting}: holds a user name or password: expected them in their own settings"]
+        )
     host = parts.raw_host.lower().rstrip(".")
     return Destination(host, parts.port, parts.scheme, **about)
 
 
 def clickhouse_destination(url: str, **about: str) -> Destination:
-    """Return where ClickHouse's HTTP interface listens."""
+    """Return the destination of ClickHouse's HTTP interface. Raises ConfigError."""
     return https_destination(url, **({"purpose": "ClickHouse over HTTP"} | about))
 
 
 def sqs_destination(queue_url: str, endpoint_url: str | None = None, **about: str) -> Destination:
-    """Return where botocore sends for a queue: the endpoint if one is given, else the URL's host.
+    """Return the destination of a queue: the endpoint if one is given, else the URL's host.
 
     Raises ConfigError for a host that is not a name of SQS, since its region would be a guess. A
-    host of this machine, or an explicit endpoint, is not AWS's and needs no region.
+    local host or an explicit endpoint does not belong to AWS and needs no region.
     """
     about = {"purpose": "service state to SQS"} | about
     destination = https_destination(endpoint_url or queue_url, **about)
@@ -112,17 +118,20 @@ def sqs_destination(queue_url: str, endpoint_url: str | None = None, **about: st
 def s3_destination(
     bucket: str, region: str, endpoint_url: str | None = None, **about: str
 ) -> Destination:
-    """Return where botocore sends for a bucket, as `byoc_agents.egress.aws` configures it.
+    """Return the destination of a bucket, as `byoc_agents.egress.aws` configures botocore.
 
-    With an endpoint: that, path style. Without: `bucket.s3.region.amazonaws.com`, or the bare
-    regional host for a name with dots, which no wildcard certificate covers. A host of another
-    region is a mistake: it would not leave by the gateway endpoint but by the NAT.
+    With an endpoint it is that endpoint, addressed in path style. Without one it is
+    `bucket.s3.region.amazonaws.com`, or the regional host for a name with dots, which no wildcard
+    certificate covers. Raises ConfigError, also for a host of another region: that traffic would
+    pass the NAT instead of the gateway endpoint.
     """
     setting = about.get("setting") or "bucket"
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket) or ip_literal(bucket):
-        raise ConfigError([f"{setting}: got {bucket!r}; wants a bucket's name, no ARN or URL"])
+        expected = "expected the name of a bucket, not an ARN or URL"
+        raise ConfigError([f"{setting}: invalid value {bucket!r}: {expected}"])
     if bucket.endswith(("--x-s3", "--xa-s3", "--op-s3")):
-        raise ConfigError([f"{setting}: got {bucket!r}; wants no directory bucket, no Outpost's"])
+        expected = "expected neither a directory bucket nor an Outposts bucket"
+        raise ConfigError([f"{setting}: invalid value {bucket!r}: {expected}"])
     about = {"purpose": "billing objects to S3"} | about
     if endpoint_url:
         return _same_region(https_destination(endpoint_url, **about), region)
@@ -138,8 +147,8 @@ def _same_region(destination: Destination, region: str) -> Destination:
     raise ConfigError(
         [
             (
-                f"AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL: {destination.host} is in {named};"
-                f" wants BYOC_REGION={region}, which alone the gateway endpoint serves"
+                f"AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL: {destination.host} is in {named}:"
+                f" expected BYOC_REGION={region}, the only region that the gateway endpoint serves"
             )
         ]
     )
@@ -153,7 +162,7 @@ def dns_suffix(region: str) -> str:
 
 
 def endpoint_url(service: str, environ: Mapping[str, str]) -> str | None:
-    """Return AWS_ENDPOINT_URL_<SERVICE> or AWS_ENDPOINT_URL, as botocore honours them."""
+    """Return AWS_ENDPOINT_URL_<SERVICE> or AWS_ENDPOINT_URL, as botocore reads them; else None."""
     if environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true":
         return None
     own = environ.get(f"AWS_ENDPOINT_URL_{service.upper()}")
@@ -163,10 +172,10 @@ def endpoint_url(service: str, environ: Mapping[str, str]) -> str | None:
 def credential_destinations(
     environ: Mapping[str, str], region: str, agent: str = "", services: Sequence[str] = ()
 ) -> list[Destination]:
-    """Return what the chosen AWS identity needs: STS (IRSA), the agent of Pod Identity or ECS.
+    """Return the destinations of the AWS identity: STS (IRSA), the Pod Identity or ECS agent.
 
-    Static keys need nothing, and botocore prefers them. The node's role is never used. Raises
-    ConfigError for unusable variables of AWS; `services` are those that the agent calls.
+    Static keys need none, and botocore prefers them. The node's role is never used. `services`
+    are the AWS services that the daemon calls. Raises ConfigError for unusable AWS variables.
     """
     irsa = bool(environ.get("AWS_ROLE_ARN") and environ.get("AWS_WEB_IDENTITY_TOKEN_FILE"))
     called = [*services, *(["sts"] if irsa else [])]
@@ -184,7 +193,7 @@ def credential_destinations(
     return found
 
 
-# Variables that end up in a header or in a request: white space in them can never be right.
+# Variables whose values become part of a header or of a request: white space is always a mistake.
 EXACT_VARIABLES = (
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
@@ -201,7 +210,10 @@ EXACT_VARIABLES = (
 
 
 def environment_mistakes(environ: Mapping[str, str]) -> list[str]:
-    """Return AWS's variables that hold white space or control characters. Repeats no value."""
+    """Return a mistake for each AWS variable with white space or control characters.
+
+    The messages repeat no value.
+    """
     return [
         f"{name}: holds {_character(found[0])} at character {found.start() + 1}:"
         " expected no white space; `printf %s` writes no newline"
@@ -217,9 +229,9 @@ def _character(found: str) -> str:
 
 
 def endpoint_mistakes(environ: Mapping[str, str], services: Sequence[str]) -> list[str]:
-    """Return the settings that ask botocore for FIPS or dual-stack endpoints by itself.
+    """Return a mistake for each setting that makes botocore choose FIPS or dual-stack endpoints.
 
-    The destinations table is made before botocore runs, so such an endpoint has to be named. Reads
+    The destinations table is made before botocore runs, so such an endpoint must be given. Reads
     AWS's variables and its configuration file (AWS_CONFIG_FILE, AWS_PROFILE).
     """
     file = _config_file(environ)
@@ -291,21 +303,21 @@ def _container(url: str, suffix: str, agent: str) -> Destination:
     )
     if not destination.local:
         raise ConfigError(
-            [f"{setting}: leads to {destination}; wants a loopback or link-local host"]
+            [f"{setting}: leads to {destination}: expected a loopback or link-local host"]
         )
     return destination
 
 
 def mistakes(destinations: Iterable[Destination], *, allow_insecure: bool) -> list[str]:
-    """Return what is wrong with the table: plain http that leaves the machine, IMDS."""
+    """Return the mistakes in the table: plain http to another machine, the metadata service."""
     wrong = [
-        f"{d.setting or d.host}: got plain {d}; wants https"
+        f"{d.setting or d.host}: plain {d}: expected https"
         " (BYOC_ALLOW_INSECURE_ENDPOINTS=true for local runs only)"
         for d in destinations
         if d.scheme == "http" and not d.local and not allow_insecure
     ]
     return wrong + [
-        f"{d.setting or d.host}: leads to the instance metadata service; wants another host"
+        f"{d.setting or d.host}: leads to the instance metadata service: expected another host"
         for d in destinations
         if d.host in IMDS_HOSTS
     ]

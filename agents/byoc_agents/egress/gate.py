@@ -1,8 +1,8 @@
-"""The only door out: every socket of the process goes through here.
+"""The gate: every outbound connection of the process is checked here.
 
-Three guards, each of which would be enough for what it sees: the request (host, port, scheme, no
-redirect, our proxy), the name (what it may resolve to) and the socket (the final address). For
-code that never asks us, `enforce_process` puts the last two under the whole process.
+Three independent guards check the request (host, port, scheme, no redirect, the configured
+proxy), the name (the addresses it may resolve to) and the socket (the final address). For code
+that does not use the gate, `enforce_process` applies the last two to the whole process.
 """
 
 import socket
@@ -22,23 +22,23 @@ from byoc_agents.egress.destinations import Destination, https_destination, ip_l
 from byoc_agents.errors import ConfigError, Reason, SendError
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
-REMEMBERED_ADDRESSES = 4096  # S3 answers with a few new ones every minute; the oldest go first
+REMEMBERED_ADDRESSES = 4096  # S3 returns a few new ones every minute; the oldest are removed
 
 
 class Refusal(StrEnum):
-    """Why the gate refused: the label of `byoc_egress_refused_total`. A closed set."""
+    """Why the gate refused a connection: a label of `byoc_egress_refused_total`. A closed set."""
 
-    HOST = "host"  # a name or literal that is no destination
-    PORT = "port"  # a destination's host, another port
-    SCHEME = "scheme"  # a destination, but by http instead of https or the other way round
-    ADDRESS = "address"  # an address that no destination's name gave, or may give
+    HOST = "host"  # a name or literal that is not a destination
+    PORT = "port"  # the host of a destination, but another port
+    SCHEME = "scheme"  # a destination, but http instead of https or the reverse
+    ADDRESS = "address"  # an address that no destination resolved to, or may resolve to
     REDIRECT = "redirect"
     PROXY = "proxy"  # any proxy but the configured one
     IMDS = "imds"  # the node's credentials
 
 
 class EgressRefusedError(SendError):
-    """Our own gate said no. Nothing was sent. A `SendError`, so that sinks may let it through."""
+    """The gate refused a connection, so nothing was sent. A `SendError`: sinks can pass it on."""
 
     def __init__(self, refusal: Refusal, detail: str) -> None:
         reason = Reason.REDIRECT if refusal is Refusal.REDIRECT else Reason.EGRESS_REFUSED
@@ -47,24 +47,24 @@ class EgressRefusedError(SendError):
 
 
 def refusal_in(error: BaseException | None) -> EgressRefusedError | None:
-    """Return our refusal where a library wrapped it into an error of its own."""
+    """Return the gate's refusal from inside a library's error; None if there is none."""
     while error is not None and not isinstance(error, EgressRefusedError):
         inner = getattr(error, "kwargs", {}).get("error")  # botocore's way
         error = inner or error.__cause__ or error.__context__
     return error
 
 
-# Of one header of an answer. aiohttp's 8190 is less than some proxies and security policies add.
+# One header of an answer. aiohttp's 8190 is less than some proxies and security policies add.
 MAX_HEADER_BYTES = 64 * 1024
 
 
 class Gate:
-    """Allows exactly the given destinations (and the proxy), counts and refuses everything else.
+    """Allows exactly the given destinations and the proxy; reports and refuses everything else.
 
-    Raises ConfigError for plain http that leaves the machine, unless `allow_insecure`. `ca_file`
-    is trusted beside the system's CAs; `proxy` (http://[user:password@]host:port) carries whatever
-    is not local.
-    `on_refused(refusal, detail)` is called once for each refusal, possibly from another thread.
+    Raises ConfigError for plain http to another machine, unless `allow_insecure`. The CAs of
+    `ca_file` are trusted in addition to the system's; `proxy` (http://[user:password@]host:port)
+    carries all traffic that is not local. `on_refused(refusal, detail)` is called once for each
+    refusal, possibly from another thread.
     """
 
     def __init__(  # noqa: PLR0913  the table and four switches of the settings
@@ -88,14 +88,14 @@ class Gate:
         self._ca_file = ca_file
         self._ssl: ssl.SSLContext | None = None
         if ca_file:
-            self.ssl_context()  # a mistake in it shows at the start
+            self.ssl_context()  # reports an unusable file at the start
         self.resolver: AbstractResolver = _Resolver(self, names)
 
     def __repr__(self) -> str:
-        """Print the whole table: it holds no secret."""
+        """Return the whole table, which holds no secret."""
         return f"Gate({', '.join(str(d) for d in self._reachable)})"
 
-    # What callers take from it.
+    # Sessions, connectors and sockets for callers.
 
     def session(self, **options: Any) -> aiohttp.ClientSession:
         """Return a session for any destination: no redirects, no cookies, no environment.
@@ -118,19 +118,19 @@ class Gate:
         return aiohttp.TCPConnector(limit=limit, ssl=self.ssl_context(), **self.connector_args())
 
     def connector_args(self) -> dict[str, Any]:
-        """Return what guards names and sockets, as TCPConnector and AioConfig both take it."""
+        """Return the guards of names and sockets, as arguments of TCPConnector and AioConfig."""
         return {"resolver": self.resolver, "socket_factory": self.socket_factory}
 
     def ssl_context(self) -> ssl.SSLContext:
-        """Return the one context for all: TLS 1.2 or newer, certificates and names checked.
+        """Return the shared context: TLS 1.2 or newer, certificates and names checked.
 
-        The first call reads the CAs, some 20 ms.
+        The first call reads the CAs, about 20 ms. Raises ConfigError if `ca_file` is unusable.
         """
         self._ssl = self._ssl or _ssl_context(self._ca_file)
         return self._ssl
 
     def socket_factory(self, info: Any) -> socket.socket:
-        """Return a socket for one address, or refuse it. Takes what getaddrinfo gives."""
+        """Return a socket for one result of getaddrinfo. Raises EgressRefusedError."""
         family, kind, protocol, _, address = info
         self.check_address(family, address)
         return socket.socket(family=family, type=kind, proto=protocol)
@@ -138,63 +138,70 @@ class Gate:
     # The three guards.
 
     def check_url(self, url: URL) -> Destination:
-        """Return the destination that a URL leads to, or refuse it."""
+        """Return the destination of a URL. Raises EgressRefusedError."""
         host, port = (url.raw_host or "").lower().rstrip("."), url.port or 0
         for destination in self.destinations:
             if (destination.host, destination.port) == (host, port):
                 if destination.scheme != url.scheme:
-                    raise self.refuse(Refusal.SCHEME, f"{url.scheme} to {host}:{port}")
+                    raise self.deny(Refusal.SCHEME, f"{url.scheme} to {host}:{port}")
                 return destination
-        raise self.refuse(self._why(host), f"{host}:{port} is no destination")
+        raise self.deny(self._reason_for(host), f"{host}:{port} is not a destination")
 
     def check_name(self, host: str, port: int | None = None) -> list[Destination]:
-        """Return the destinations that a name stands for, or refuse to resolve it."""
+        """Return the destinations with this host name. Raises EgressRefusedError."""
         name = host.lower().rstrip(".")
         found = [d for d in self._reachable if d.host == name and port in {None, 0, d.port}]
         if not found:
-            raise self.refuse(self._why(name), f"{name} is no destination")
+            raise self.deny(self._reason_for(name), f"{name} is not a destination")
         return found
 
     def check_address(self, family: int, address: Any) -> None:
-        """Refuse an address that no destination stands for. Takes a socket's (address, port)."""
+        """Check a socket's (address, port). Raises EgressRefusedError if no destination has it."""
         if not is_internet(family):
-            raise self.refuse(Refusal.ADDRESS, f"a socket of family {family}")
+            raise self.deny(Refusal.ADDRESS, f"a socket of family {family}")
         host, port = str(address[0]), int(address[1])
         known = (str(address_of(host)), port) in self._addresses
-        if not is_imds(host) and (known or self._stated(host, port)):
+        if not is_imds(host) and (known or self._is_literal(host, port)):
             return
         ours = any(d.port == port for d in self._reachable)
         why = Refusal.IMDS if is_imds(host) else Refusal.ADDRESS if ours else Refusal.PORT
-        raise self.refuse(why, f"{host} port {port} is no destination")
+        raise self.deny(why, f"{host} port {port} is not a destination")
 
     def admit(self, destination: Destination, answers: Iterable[str]) -> set[str]:
-        """Remember the addresses that a name gave; return those it may lead to, or refuse."""
+        """Remember the addresses that a name resolved to; return those it may lead to.
+
+        Raises EgressRefusedError if there are addresses and none of them is allowed.
+        """
         answers = list(answers)
         good = {text for text in answers if may_lead_to(destination, text)}
         if answers and not good:
             why = Refusal.IMDS if any(map(is_imds, answers)) else Refusal.ADDRESS
-            raise self.refuse(why, f"{destination.host} resolves to {answers[0]}")
+            raise self.deny(why, f"{destination.host} resolves to {answers[0]}")
         for text in good:
             key = (str(address_of(text)), destination.port)
-            self._addresses.pop(key, None)  # the newest stand last
+            self._addresses.pop(key, None)  # the newest are last
             self._addresses[key] = None
         while len(self._addresses) > REMEMBERED_ADDRESSES:
             del self._addresses[next(iter(self._addresses))]
         return good
 
-    def refuse(self, refusal: Refusal, detail: str) -> EgressRefusedError:
-        """Count a refusal and return the error to raise."""
-        self._on_refused(refusal, detail)
+    def deny(self, refusal: Refusal, detail: str) -> EgressRefusedError:
+        """Record a refusal and return the error, for the caller to raise."""
+        self.record_refusal(refusal, detail)
         return EgressRefusedError(refusal, detail)
 
-    def _stated(self, host: str, port: int) -> bool:
-        """Tell whether a destination is that literal, or localhost, which needs no answer."""
+    def record_refusal(self, refusal: Refusal, detail: str) -> None:
+        """Report a refusal to `on_refused`, without an error."""
+        self._on_refused(refusal, detail)
+
+    def _is_literal(self, host: str, port: int) -> bool:
+        """Return whether a destination is this literal, or localhost, which needs no look-up."""
         return any(
             d.port == port and (d.local or ip_literal(d.host)) and may_lead_to(d, host)
             for d in self._reachable
         )
 
-    def _why(self, host: str) -> Refusal:
+    def _reason_for(self, host: str) -> Refusal:
         if is_imds(host):
             return Refusal.IMDS
         return Refusal.PORT if any(d.host == host for d in self._reachable) else Refusal.HOST
@@ -203,9 +210,7 @@ class Gate:
         self, request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
         if request.proxy not in {None, self.proxy}:
-            raise self.refuse(
-                Refusal.PROXY, f"proxy {request.proxy.host} is not the configured one"
-            )
+            raise self.deny(Refusal.PROXY, f"proxy {request.proxy.host} is not the configured one")
         destination = self.check_url(request.url)
         if destination.local:
             request.update_proxy(None, None, None)
@@ -216,7 +221,7 @@ class Gate:
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
             if isinstance(error, aiohttp.ClientConnectorError):
                 raise
-            # aiohttp would send a GET or PUT once more by itself after these two; we own retries.
+            # aiohttp would resend a GET or PUT by itself after these two. The shipper owns retries.
             raise aiohttp.ClientConnectionError(type(error).__name__) from error
 
     def _no_redirects(self) -> aiohttp.TraceConfig:
@@ -227,15 +232,16 @@ class Gate:
         ) -> None:
             asked.response.close()
             detail = f"{asked.url.host} answered {asked.response.status}"
-            raise self.refuse(Refusal.REDIRECT, detail)
+            raise self.deny(Refusal.REDIRECT, detail)
 
         async def on_end(
             _session: aiohttp.ClientSession,
             _context: SimpleNamespace,
             ended: aiohttp.TraceRequestEndParams,
         ) -> None:
-            if ended.response.status in REDIRECTS:  # the caller does not follow: told, not raised
-                self.refuse(Refusal.REDIRECT, f"{ended.url.host} answered {ended.response.status}")
+            if ended.response.status in REDIRECTS:  # not followed: recorded, but not an error
+                detail = f"{ended.url.host} answered {ended.response.status}"
+                self.record_refusal(Refusal.REDIRECT, detail)
 
         config = aiohttp.TraceConfig()
         config.on_request_redirect.append(on_redirect)
@@ -244,9 +250,9 @@ class Gate:
 
 
 class _Resolver(AbstractResolver):
-    """Resolves destinations only, and tells the gate what they resolved to.
+    """Resolves destinations only, and passes their addresses to the gate.
 
-    The system's resolver in a thread, not c-ares: c-ares opens sockets that nobody can see.
+    Uses the system's resolver in a thread, not c-ares, whose sockets the audit hook cannot see.
     """
 
     def __init__(self, gate: Gate, names: AbstractResolver | None) -> None:
@@ -256,7 +262,7 @@ class _Resolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        """Return the allowed addresses. Raises EgressRefusedError, or OSError for none."""
+        """Return the allowed addresses. Raises EgressRefusedError, or OSError if there are none."""
         destinations = self._gate.check_name(host, port)
         names = self._names or aiohttp.ThreadedResolver()
         results = await names.resolve(host, port, family)
@@ -266,7 +272,7 @@ class _Resolver(AbstractResolver):
         return [result for result in results if result["host"] in good]
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: the resolver holds no resources."""
 
 
 def _proxy_destination(proxy: URL | None) -> list[Destination]:
@@ -282,6 +288,6 @@ def _ssl_context(ca_file: str | None) -> ssl.SSLContext:
         try:
             context.load_verify_locations(cafile=Path(ca_file))
         except (OSError, ssl.SSLError) as error:
-            text = f"BYOC_CA_FILE: {ca_file} cannot be used ({type(error).__name__}); wants PEM"
+            text = f"BYOC_CA_FILE: {ca_file} cannot be used ({type(error).__name__}): expected PEM"
             raise ConfigError([text]) from error
     return context

@@ -1,4 +1,4 @@
-"""The region of a host name of S3 or SQS, and the partition of a region."""
+"""The region of an S3 or SQS host name, and the partition of a region."""
 
 import re
 
@@ -33,9 +33,9 @@ PARTITIONS = (  # botocore partitions.json: the regions that are not in `aws`
 
 
 def s3_region(host: str) -> str | None:
-    """Return the region that a host of S3 stands in; None where the host does not say.
+    """Return the region of an S3 host name; None if the name does not contain one.
 
-    The global name is us-east-1; the accelerated one is `NOWHERE`: never by a gateway endpoint.
+    The global name is us-east-1. The accelerated name is `NOWHERE`: no gateway endpoint serves it.
     """
     if _ACCELERATE.search(host):
         return NOWHERE

@@ -1,6 +1,6 @@
-"""Policies for others to enforce, all rendered from the gate's own destinations table.
+"""Policies for other systems to enforce, all rendered from the gate's own destinations table.
 
-`facts` is what is known, `flows` which packets that means; `kubernetes`, `cilium`, `amazon`,
-`rules` and `table` say it in five languages, `drift` compares a manifest with what is rendered.
-Nothing here reads a setting: `byoc_agents.policy.cli` does.
+`inputs` has the facts of a configuration and `flows` derives the packets from them. `kubernetes`,
+`cilium`, `aws`, `nftables` and `table` render five formats; `drift` compares a manifest with a
+rendered policy. Only `byoc_agents.policy.cli` reads settings.
 """

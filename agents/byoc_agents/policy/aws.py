@@ -1,4 +1,4 @@
-"""AWS's four documents: who may do what (identity), who may be that, the bucket, the endpoint.
+"""The four AWS documents: identity policy, trust policy, bucket policy, endpoint policy.
 
 Condition keys: aws:SourceVpce, aws:SecureTransport, aws:PrincipalArn, aws:ResourceAccount (IAM
 global keys), s3:TlsVersion, s3:if-none-match (S3 user guide, "Enforce conditional writes").
@@ -14,7 +14,7 @@ VERSION = "2012-10-17"
 ROLE, VPCE = "<CUSTOMER_ROLE_ARN>", "<VPC_ENDPOINT_ID>"
 MIN_TLS = "1.2"
 ONE_ROLE = (
-    "A pod has one role: what is granted for one daemon, every container of the pod can use."
+    "A pod has one role: every container of the pod can use the permissions of each daemon."
     " Nothing here reads, lists or deletes."
 )
 NO_AWS = "These daemons call no AWS service: attach no policy and give them no role."
@@ -22,16 +22,16 @@ BOTH = "The bucket is in another account: this grants nothing without the bucket
 VENDOR = "For the vendor's bucket; one such policy may hold the statements of many customers."
 ENDPOINT = (
     "A gateway endpoint serves every pod and node of its route tables: whatever else they need from"
-    " S3 (image layers of ECR, backups) needs statements of its own beside these."
+    " S3 (image layers of ECR, backups) needs statements in addition to these."
 )
 PRINCIPAL = (
-    "A gateway endpoint's policy names nobody as Principal; the role stands in aws:PrincipalArn."
+    "A gateway endpoint's policy has no Principal; the condition aws:PrincipalArn names the role."
 )
 WITHOUT_PUT = "Uploads in parts and copies are refused too: they carry no If-None-Match."
 
 
 def iam_policy(facts: Facts, options: Options) -> Rendered:
-    """Return what the role may do: put objects into its own folder, send to one queue."""
+    """Return the role's permissions: put objects into its own folder, send to one queue."""
     if options.trust:
         return _trust(facts, options)
     statements = [*_put(facts, options), *_send(facts, options)]
@@ -40,7 +40,7 @@ def iam_policy(facts: Facts, options: Options) -> Rendered:
 
 
 def bucket_policy(facts: Facts, options: Options) -> Rendered:
-    """Return the vendor's side: this role, by that endpoint, by TLS, and never over an object."""
+    """Return the vendor's policy: this role, this endpoint, only TLS, no overwriting."""
     objects = _objects(facts)
     role, vpce = {"AWS": options.role or ROLE}, options.vpce or VPCE
     bucket, folder = _arn(facts, objects.bucket), _folder(facts, objects)
@@ -64,7 +64,7 @@ def bucket_policy(facts: Facts, options: Options) -> Rendered:
 
 
 def endpoint_policy(facts: Facts, options: Options) -> Rendered:
-    """Return the gateway endpoint's side: nothing but putting into that folder."""
+    """Return the gateway endpoint's policy: only putting objects into that folder."""
     put = {"Action": "s3:PutObject", "Resource": _folder(facts, _objects(facts))}
     condition = {"ArnEquals": {"aws:PrincipalArn": options.role or ROLE}}
     document = _document([_statement("PutObjectsOnly", put, "*", condition)])
@@ -72,13 +72,13 @@ def endpoint_policy(facts: Facts, options: Options) -> Rendered:
 
 
 def literal(text: str) -> str:
-    """Return the text with `*`, `?` and `$` meaning themselves in a policy."""
+    """Return the text with `*`, `?` and `$` escaped for a policy."""
     return "".join(f"${{{char}}}" if char in "*?$" else char for char in text)
 
 
 def _objects(facts: Facts) -> Objects:
     if facts.objects is None:
-        raise ConfigError(["BYOC_BILLING_BUCKET: wants billing-scraper and a bucket of S3"])
+        raise ConfigError(["BYOC_BILLING_BUCKET: expected billing-scraper and an S3 bucket"])
     return facts.objects
 
 
@@ -120,7 +120,7 @@ def _send(facts: Facts, options: Options) -> list[dict[str, Any]]:
 def _key(
     who: str, actions: list[str], service: str, facts: Facts, options: Options
 ) -> list[dict[str, Any]]:
-    """Return the use of a customer-managed key, by way of one service only."""
+    """Return the statement for a customer-managed key, restricted to one service."""
     if not options.kms_key:
         return []
     region = facts.queue_arn.split(":")[3] if service == "sqs" else facts.region
@@ -137,7 +137,7 @@ def _key(
 
 
 def _trust(facts: Facts, options: Options) -> Rendered:
-    """Return who may take the role: one service account, by IRSA or by EKS Pod Identity."""
+    """Return the trust policy: one service account, by IRSA or by EKS Pod Identity."""
     namespace, _, name = (options.service_account or "<NAMESPACE>/<SERVICE_ACCOUNT>").partition("/")
     if options.trust == "pod-identity":
         tags = {"kubernetes-namespace": namespace, "kubernetes-service-account": name}

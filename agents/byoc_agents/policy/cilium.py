@@ -1,4 +1,4 @@
-"""The CiliumNetworkPolicy: names, and which names may be asked for at all."""
+"""The CiliumNetworkPolicy: allowed host names, and the names that may be resolved."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ NOTES = (
         " questions are refused: dnsConfig option ndots: 1 saves them."
     ),
     (
-        "A name here is the addresses that the DNS gave for it, not what is in the TLS handshake:"
+        "A name here means the addresses that the DNS returned, not the name in the TLS handshake:"
         " hosts that share an address with an allowed one are let through."
     ),
 )
@@ -28,12 +28,12 @@ NODE_NOTE = (
 
 
 def cilium_policy(facts: Facts, options: Options) -> Rendered:
-    """Return the manifest: everything is denied in both directions but what is listed."""
+    """Return the manifest: both directions are denied, except the listed flows."""
     found = flows(facts, options)
     ingress = [_in(listener, options) for listener in open_listeners(facts)]
     spec = {
         "endpointSelector": {"matchLabels": dict(options.pod)},
-        "ingress": ingress or [{}],  # an empty rule allows nothing and switches denial on
+        "ingress": ingress or [{}],  # an empty rule allows nothing and enables denial
         "egress": [*_dns(found), *_out(found)] or [{}],
     }
     document = {

@@ -19,7 +19,7 @@ from byoc_agents.errors import ConfigError
 from byoc_agents.policy import aws as amazon
 from byoc_agents.policy import cilium, kubernetes, table
 from byoc_agents.policy import nftables as rules
-from byoc_agents.policy.drift import beside, differences, matching
+from byoc_agents.policy.drift import differences, matching, others_of_kind
 from byoc_agents.policy.inputs import Facts, Listener, Objects, Options, Rendered
 from byoc_agents.policy.render import documents, printed
 from byoc_agents.state.daemon import Settings as StateSettings
@@ -45,14 +45,14 @@ COMMANDS = {
     "endpoint-policy": PolicyCommand(amazon.endpoint_policy, "json", "the gateway endpoint of S3"),
     "egress-rules": PolicyCommand(rules.egress_rules, "text", "nftables; json: security group"),
 }
-# Policies hold no secret, so whoever renders them needs none.
+# Policies contain no secrets, so none are needed to render them.
 STAND_INS = {
     "BYOC_ALERTS_TOKEN": "none",
     "BYOC_ALERTS_SIGNING_SECRET": "whsec_" + "A" * 32,
     "BYOC_ALERTS_WEBHOOK_TOKEN": "none",
     "BYOC_CLICKHOUSE_PASSWORD": "none",
 }
-IDENTITIES = {  # what EKS puts into a pod
+IDENTITIES = {  # the variables that EKS sets in a pod
     "irsa": {
         "AWS_ROLE_ARN": "role",
         "AWS_WEB_IDENTITY_TOKEN_FILE": "token",
@@ -71,7 +71,10 @@ OWN_IDENTITY = frozenset(
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print a policy, or with --check the differences; return 0, or 1 when there are some."""
+    """Print a policy, or with --check the differences; return 1 if there are any, else 0.
+
+    Raises ConfigError.
+    """
     asked = _parser().parse_args(argv)
     facts = facts_of(_configure(asked))
     rendered = COMMANDS[asked.command].render(facts, _options(asked))
@@ -85,10 +88,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def facts_of(configuration: Configuration) -> Facts:
-    """Return what policies need to know of a configuration."""
+    """Return the facts of a configuration that policies need. Raises ConfigError."""
     core = configuration.core
     proxy = core.https_proxy and https_destination(
-        re.sub(r"//[^/@]*@", "//", core.https_proxy),  # its password is nobody's business
+        re.sub(r"//[^/@]*@", "//", core.https_proxy),  # without its password
         purpose="the only proxy",
         setting="BYOC_HTTPS_PROXY",
     )
@@ -137,7 +140,7 @@ def _configure(asked: argparse.Namespace) -> Configuration:
 
 
 def _as_in_the_pod(environ: Mapping[str, str], identity: str) -> dict[str, str]:
-    """Return the variables with the pod's identity instead of ours."""
+    """Return the variables with the AWS identity of the pod instead of this process's."""
     if identity == "environment":
         return dict(environ)
     others = {name: text for name, text in environ.items() if name not in OWN_IDENTITY}
@@ -150,12 +153,12 @@ def _check(rendered: Rendered, path: str) -> int:
     except (OSError, ValueError) as error:
         raise ConfigError([f"--check {path}: cannot be read ({type(error).__name__})"]) from error
     if open_points := sorted(set(re.findall(r"<[A-Z_]+>", str(rendered.document)))):
-        raise ConfigError([f"--check: wants options for {', '.join(open_points)}"])
+        raise ConfigError([f"--check: expected options for {', '.join(open_points)}"])
     document = matching(rendered.document, given)
     if document is None:
         sys.stdout.write(f"{path}: holds no such policy, or several of another name\n")
         return 1
-    for other in beside(document, given):
+    for other in others_of_kind(document, given):
         sys.stderr.write(f"note: {other} is there too, and policies add up\n")
     found = differences(rendered.document, document)
     sys.stdout.writelines(f"{line}\n" for line in found)
@@ -197,11 +200,11 @@ def _parser() -> argparse.ArgumentParser:
         ("--config", "FILE", "YAML settings; the environment wins"),
         ("--check", "MANIFEST", "print how a manifest differs; exit code 1 if it does"),
         ("--namespace", "NAME", "of the manifest"),
-        ("--prometheus", "NAMESPACE[/LABEL=VALUE]", "who may scrape, where that is open"),
-        ("--alertmanager", "NAMESPACE[/LABEL=VALUE]", "who may notify, where that is open"),
+        ("--prometheus", "NAMESPACE[/LABEL=VALUE]", "pods that may scrape, if that port is open"),
+        ("--alertmanager", "NAMESPACE[/LABEL=VALUE]", "pods that may notify, if that port is open"),
         ("--role", "ARN", "the customer's role"),
         ("--vpce", "ID", "the gateway endpoint of S3"),
-        ("--kms-key", "ARN", "the customer-managed key of bucket and queue, where there is one"),
+        ("--kms-key", "ARN", "the customer-managed key of bucket and queue, if there is one"),
         ("--oidc-provider", "HOST/PATH", "the cluster's, for --trust irsa"),
         ("--service-account", "NAMESPACE/NAME", "the pod's, for --trust"),
     ):
@@ -235,7 +238,7 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
 def _pair(text: str) -> tuple[str, str]:
     name, sign, value = text.partition("=")
     if not (name and sign and value):
-        raise argparse.ArgumentTypeError(f"got {text!r}; wants NAME=VALUE")
+        raise argparse.ArgumentTypeError(f"invalid value {text!r}: expected NAME=VALUE")
     return name, value
 
 
@@ -243,4 +246,6 @@ def _cidr(text: str) -> str:
     try:
         return str(ip_network(text))
     except ValueError as error:
-        raise ConfigError([f"--cidr: got {text!r}; wants a network as 10.0.0.0/8"]) from error
+        raise ConfigError(
+            [f"--cidr: invalid value {text!r}: expected a network, e.g. 10.0.0.0/8"]
+        ) from error

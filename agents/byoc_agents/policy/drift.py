@@ -1,6 +1,6 @@
-"""Whether a manifest still says what the table says: meaning is compared, not spelling.
+"""Compares a manifest with the table, by meaning and not by spelling.
 
-Left out: order, comments, Sids and Ids, labels, annotations and what a cluster adds to metadata,
+Ignored: order, comments, Sids and Ids, labels, annotations and what a cluster adds to metadata,
 status; a list of one is the same as the one; numbers and booleans are the same as their text.
 """
 
@@ -14,16 +14,16 @@ NAMES = frozenset({"Sid", "Id"})  # of a statement and of a policy
 
 
 def differences(wanted: Any, given: Any) -> list[str]:
-    """Return one line for each thing that is missing or too much in `given`."""
+    """Return one line for each entry that is missing or additional in `given`."""
     return _compare("", canonical(_bare(wanted)), canonical(_bare(given)))
 
 
 def canonical(value: Any) -> Any:
-    """Return the value in the one spelling that means it."""
+    """Return the value in its canonical spelling."""
     if isinstance(value, Mapping):
         policy = value.keys() & {"Effect", "Statement"}
         known = {str(k): canonical(v) for k, v in value.items() if not (policy and k in NAMES)}
-        if isinstance(value.get("port"), int):  # Kubernetes takes an absent protocol for TCP
+        if isinstance(value.get("port"), int):  # Kubernetes uses TCP if there is no protocol
             known.setdefault("protocol", "TCP")
         return {key: known[key] for key in sorted(known)}
     if isinstance(value, list | tuple):
@@ -41,7 +41,7 @@ def _bare(document: Any) -> Any:
 
 
 def matching(wanted: Any, documents: list[Any]) -> Any | None:
-    """Return the document of the same kind, by its name where there are several; else None."""
+    """Return the document of the same kind, by its name if there are several; else None."""
     if not isinstance(wanted, Mapping) or "kind" not in wanted:
         return documents[0] if len(documents) == 1 else None
     same = [d for d in documents if isinstance(d, Mapping) and d.get("kind") == wanted["kind"]]
@@ -50,8 +50,8 @@ def matching(wanted: Any, documents: list[Any]) -> Any | None:
     return candidates[0] if len(candidates) == 1 else None
 
 
-def beside(document: Any, documents: list[Any]) -> list[str]:
-    """Return the other documents of its kind, which may allow what this one does not."""
+def others_of_kind(document: Any, documents: list[Any]) -> list[str]:
+    """Return the other documents of its kind, which may allow additional flows."""
     kind = document.get("kind") if isinstance(document, Mapping) else None
     others = (d for d in documents if isinstance(d, Mapping) and d is not document)
     return [f"{kind} {_name(d)}" for d in others if kind and d.get("kind") == kind]
@@ -71,7 +71,7 @@ def _compare(where: str, wanted: Any, given: Any) -> list[str]:
         return lines
     if isinstance(wanted, list) or isinstance(given, list):
         return _members(where, _list(wanted), _list(given))
-    return [f"{where}: has {_text(given)}, the table says {_text(wanted)}"]
+    return [f"{where}: has {_text(given)}, the table has {_text(wanted)}"]
 
 
 def _member(where: str, key: str, wanted: dict[str, Any], given: dict[str, Any]) -> list[str]:

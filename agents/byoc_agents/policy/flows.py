@@ -1,4 +1,4 @@
-"""Which packets a table means: what stays in the pod is left out, what is one host is one flow."""
+"""The flows of a destinations table: one per host and port, without those inside the pod."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,7 +13,7 @@ DNS_PORT = 53
 
 
 class FlowTarget(StrEnum):
-    """Where a destination is, seen from the pod."""
+    """The location of a destination, seen from the pod."""
 
     POD = "pod"  # loopback: no packet leaves
     NODE = "node"  # link-local: the node's agent
@@ -23,7 +23,7 @@ class FlowTarget(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """TCP from the pod to one host and port."""
+    """TCP connections from the pod to one host and port."""
 
     host: str
     port: int
@@ -35,7 +35,7 @@ class Flow:
 
     @property
     def named(self) -> bool:
-        """Tell whether it is looked up in the DNS."""
+        """Return whether the host is looked up in the DNS."""
         return ip_literal(self.host) is None
 
 
@@ -49,7 +49,7 @@ def flows(facts: Facts, options: Options) -> list[Flow]:
 
 
 def place(destination: Destination) -> FlowTarget:
-    """Return where a destination is."""
+    """Return the location of a destination."""
     literal = ip_literal(destination.host)
     if destination.local:
         return FlowTarget.POD if literal is None or literal.is_loopback else FlowTarget.NODE

@@ -1,4 +1,4 @@
-"""What the policies are made from: values only."""
+"""The values that policies are made from."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ KINDS = (  # start of the setting that named a destination -> the name that opti
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """A port of ours that somebody may come to."""
+    """A port that a daemon listens on."""
 
     agent: str
     purpose: str  # metrics or webhook
@@ -30,23 +30,23 @@ class Listener:
 
     @property
     def open(self) -> bool:
-        """Tell whether it can be reached from outside the pod."""
+        """Return whether it can be reached from outside the pod."""
         literal = ip_literal(self.host)
         return not (literal.is_loopback if literal else self.host == "localhost")
 
 
 @dataclass(frozen=True, slots=True)
 class Objects:
-    """Where billing objects go."""
+    """The bucket and the folder of the billing objects."""
 
     bucket: str
-    folder: str  # what every key of this service starts with, `v1/org=O/service=S/`
-    owner: str = ""  # 12 digits, where it is set
+    folder: str  # prefix of every key of this service, `v1/org=O/service=S/`
+    owner: str = ""  # 12 digits, or empty
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """One configuration, as far as policies need it."""
+    """The facts of one configuration that policies need."""
 
     agents: tuple[str, ...]
     region: str
@@ -58,7 +58,7 @@ class Facts:
 
     @property
     def proxied(self) -> str:
-        """Return what a reader must know of the proxy; empty without one."""
+        """Return a note about the proxy; empty without one."""
         if self.proxy is None:
             return ""
         return (
@@ -68,7 +68,7 @@ class Facts:
 
     @property
     def reachable(self) -> tuple[Destination, ...]:
-        """Return what packets really go to: with a proxy that, and what is local."""
+        """Return the destinations of packets: with a proxy, the proxy and the local ones."""
         if self.proxy is None:
             return self.destinations
         return (self.proxy, *(d for d in self.destinations if d.local))
@@ -76,32 +76,32 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a configuration cannot know. An empty text becomes a `<PLACEHOLDER>`."""
+    """Values that a configuration does not have. An empty text becomes a `<PLACEHOLDER>`."""
 
     namespace: str = ""
     pod: Mapping[str, str] = field(default_factory=lambda: {"app.kubernetes.io/name": "clickhouse"})
     cidrs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # kind or host -> CIDRs
-    dns: tuple[str, ...] = ()  # CIDRs of resolvers beside kube-dns, as NodeLocal's
+    dns: tuple[str, ...] = ()  # CIDRs of resolvers in addition to kube-dns, e.g. NodeLocal
     prometheus: str = "monitoring/app.kubernetes.io/name=prometheus"
     alertmanager: str = "monitoring/app.kubernetes.io/name=alertmanager"
     role: str = ""
     vpce: str = ""
     kms_key: str = ""
-    trust: str = ""  # irsa or pod-identity: print who may take the role instead
+    trust: str = ""  # irsa or pod-identity: print the trust policy instead
     oidc_provider: str = ""
     service_account: str = ""  # namespace/name
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A document and what a reader must know before he applies it."""
+    """A document, and the notes to read before applying it."""
 
     document: Any
     notes: tuple[str, ...] = ()
-    text: str = ""  # a form of its own, where one is more usual than YAML or JSON
+    text: str = ""  # another format, if one is more usual than YAML or JSON
 
 
 def kind(destination: Destination) -> str:
-    """Return the short name of what a destination is."""
+    """Return the short name for a destination, e.g. `s3`; else its host."""
     starts = (name for start, name in KINDS if destination.setting.startswith(start))
     return next(starts, destination.host)

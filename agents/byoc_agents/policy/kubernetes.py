@@ -1,4 +1,4 @@
-"""The NetworkPolicy: addresses and ports, which is all that it can say."""
+"""The NetworkPolicy: addresses and ports; it cannot contain host names."""
 
 from typing import Any
 
@@ -13,11 +13,11 @@ KUBE_DNS = {
 }
 POD_NOTE = (
     "It selects pods, and the daemons share theirs with ClickHouse: ClickHouse's own traffic needs"
-    " policies of its own. Policies add up, so what those allow the daemons' container may reach"
-    " as well; the gate inside the daemons still refuses it."
+    " policies of its own. Policies add up, so the daemons' container may also reach what those"
+    " allow; the gate inside the daemons still refuses it."
 )
 NAME_NOTE = (
-    "It cannot say names. {hosts} may have any address, so any IPv4 host on port {port} but"
+    "It cannot contain names. {hosts} may have any address, so any IPv4 host on port {port} but"
     " link-local ones is let through; narrow it with --cidr NAME=CIDR, or use `policy cilium`."
 )
 S3_NOTE = (
@@ -29,14 +29,14 @@ OTHER_NOTES = (
     "IPv6 is not let out, except to addresses written as such.",
     "The kubelet's probes need no rule: Kubernetes always lets a pod's own node in.",
     (
-        "It holds only where the cluster's network plugin enforces NetworkPolicy (the VPC CNI does"
+        "It works only if the cluster's network plugin enforces NetworkPolicy (the VPC CNI does"
         " when enableNetworkPolicy is set)."
     ),
 )
 
 
 def network_policy(facts: Facts, options: Options) -> Rendered:
-    """Return the manifest: everything is denied in both directions but what is listed."""
+    """Return the manifest: both directions are denied, except the listed flows."""
     found = flows(facts, options)
     spec = {
         "podSelector": {"matchLabels": dict(options.pod)},
@@ -54,25 +54,25 @@ def network_policy(facts: Facts, options: Options) -> Rendered:
 
 
 def metadata(options: Options) -> dict[str, str]:
-    """Return the manifest's name, and its namespace where one is given."""
+    """Return the manifest's name, and its namespace if one is given."""
     return {"name": NAME} | ({"namespace": options.namespace} if options.namespace else {})
 
 
 def open_listeners(facts: Facts) -> list[Listener]:
-    """Return the ports that others may come to. Raises ConfigError for one that is not fixed."""
+    """Return the ports that are open to other pods. Raises ConfigError for port 0."""
     found = [listener for listener in facts.listeners if listener.open]
     if wrong := [one.setting for one in found if not one.port]:
-        raise ConfigError([f"{name}: port 0 is any port; wants a fixed one" for name in wrong])
+        raise ConfigError([f"{name}: invalid port 0: expected a fixed port" for name in wrong])
     return found
 
 
 def described(found: list[Flow]) -> list[str]:
-    """Return one line for each flow: who it is for."""
+    """Return one line per flow, with its purpose and its daemons."""
     return [f"{f.host}:{f.port} = {f.purpose} ({', '.join(f.agents)})" for f in found]
 
 
 def comer(listener: Listener, options: Options) -> tuple[str, dict[str, str]]:
-    """Return (namespace, labels) of the pods that may come to a port of ours."""
+    """Return (namespace, labels) of the pods that may connect to a listener."""
     text = options.prometheus if listener.purpose == "metrics" else options.alertmanager
     namespace, _, label = text.partition("/")
     name, _, value = label.partition("=")

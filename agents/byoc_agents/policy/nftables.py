@@ -6,7 +6,7 @@ from byoc_agents.policy.kubernetes import described
 
 NOTES = (
     (
-        "Security groups know no names: a peer that is 0.0.0.0/0 stands for the host in the row;"
+        "Security groups know no names: a peer that is 0.0.0.0/0 means the host in the row;"
         " --cidr NAME=CIDR narrows it. They are stateful and need no rule for answers."
     ),
     "They do not filter the VPC's own resolver, nor link-local addresses.",
@@ -15,7 +15,7 @@ NOTES = (
 
 
 def egress_rules(facts: Facts, options: Options) -> Rendered:
-    """Return what may leave, as rows of a security group and as a chain of nftables."""
+    """Return the allowed flows, as rows of a security group and as a chain of nftables."""
     found = flows(facts, options)
     rows = [*_dns_rows(found, options), *(row for flow in found for row in _rows(flow, facts))]
     return Rendered(rows, (*described(found), *NOTES), _nft(found, options))
@@ -49,7 +49,7 @@ def _dns_rows(found: list[Flow], options: Options) -> list[dict[str, object]]:
 
 
 def _nft(found: list[Flow], options: Options) -> str:
-    """Return a table with one chain, to be jumped to from a hook of one's own."""
+    """Return a table with one chain, for a jump from an existing hook."""
     lines = ["table inet byoc_agents {", "  chain egress {"]
     lines += [
         f"    {rule}" for rule in ("ct state established,related accept", 'oifname "lo" accept')
@@ -64,7 +64,7 @@ def _nft(found: list[Flow], options: Options) -> str:
 
 
 def _nft_rules(flow: Flow) -> list[str]:
-    """Return one rule, or one a family where networks of both are given."""
+    """Return one rule, or one per address family if there are networks of both."""
     comment = f"{flow.kind}: {flow.host}"[:100]  # nft takes at most 128 bytes
     end = f'tcp dport {flow.port} counter accept comment "{comment}"'
     if not flow.cidrs:

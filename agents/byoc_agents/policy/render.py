@@ -1,4 +1,4 @@
-"""How a rendered policy is printed: YAML and nftables carry their notes as comments."""
+"""The output of a rendered policy; YAML contains its notes as comments."""
 
 import textwrap
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ WIDTH = 96  # columns of a comment
 
 
 def printed(rendered: Rendered, form: str) -> tuple[str, tuple[str, ...]]:
-    """Return (text, notes that the form cannot hold). Raises ConfigError for an unfit form."""
+    """Return (text, notes that the form cannot contain). Raises ConfigError for an unfit form."""
     if form == "yaml":
         tree = msgspec.json.decode(msgspec.json.encode(rendered.document))  # no shared parts
         body = yaml.safe_dump(tree, sort_keys=False, width=WIDTH)
@@ -41,7 +41,7 @@ def comments(notes: tuple[str, ...]) -> str:
 
 
 def documents(text: str, name: str) -> list[object]:
-    """Return what a manifest holds: YAML documents or JSON. Raises ConfigError."""
+    """Return the documents of a manifest in YAML or JSON. Raises ConfigError."""
     try:
         found = [document for document in yaml.safe_load_all(text) if document is not None]
     except yaml.YAMLError as error:

@@ -1,4 +1,4 @@
-"""The table itself, for people and programs."""
+"""The destinations table, for people and programs."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Kept bodies made readable: zstd and gzip undone, a batch or NDJSON taken apart."""
+"""Decodes kept bodies: decompresses zstd and gzip, splits batches and NDJSON."""
 
 import zlib
 from pathlib import Path
@@ -10,12 +10,12 @@ from byoc_agents.app.files import open_regular
 from byoc_agents.ledger.query import Send
 from byoc_agents.schema.document import decode_exactly
 
-MAX_BODY_BYTES = 64 * 1024**2  # decompressed: a bound against bodies that are no bodies of ours
+MAX_BODY_BYTES = 64 * 1024**2  # decompressed: a limit for bodies that we did not write
 ZSTD, GZIP = b"\x28\xb5\x2f\xfd", b"\x1f\x8b"  # the first bytes; RFC 8878, RFC 1952
 
 
 def plain(body: bytes) -> bytes:
-    """Return the body without compression. Raises ValueError where it is damaged or too large."""
+    """Return the body without compression. Raises ValueError if it is damaged or too large."""
     try:
         if body.startswith(ZSTD):
             decoder = zstandard.ZstdDecompressor().decompressobj()
@@ -47,11 +47,11 @@ def events_in(body: bytes) -> list[Any]:
 
 
 def kept(send: Send) -> bytes | None:
-    """Return the exact bytes, or None where they were not kept, or are gone by rotation."""
+    """Return the exact bytes; None if they were not kept, or were removed by rotation."""
     try:
         if not send.body:
             return None
         with open_regular(Path(send.body)) as file:
-            return file.read(send.bytes + 1)  # one more: a file that has grown is not these bytes
+            return file.read(send.bytes + 1)  # one more, to detect a file that has grown
     except FileNotFoundError:
         return None

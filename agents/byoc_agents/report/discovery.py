@@ -1,4 +1,4 @@
-"""Which ledgers are meant: by state directory, by agent's directory, or by the ledger's own."""
+"""Finds ledgers by state directory, by an agent's directory, or by the ledger's own."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from byoc_agents.ledger.segments import Segments
 
 
 class NoLedgerError(Exception):
-    """There is none. `str()` says where it was looked for."""
+    """No ledger was found. `str()` names the directories."""
 
 
 def ledgers(directories: Sequence[str], agent: str) -> Mapping[str, Path]:

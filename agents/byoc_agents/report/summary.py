@@ -16,13 +16,13 @@ from byoc_agents.ledger.query import (
     Send,
 )
 
-MAX_ROWS = 2000  # of the newest sends; older ones are in the sums and in `ledger show`
+MAX_ROWS = 2000  # of the newest sends; the sums and `ledger show` include older ones
 MAX_BODIES = 200  # newest kept bodies of a type that are checked against its schema
 MAX_REFUSALS = 500  # distinct refusals
 MINUTE_MS = 60_000
 DAY_MINUTES = 1440
 MIN_BARS = 12
-# Minutes per bar, bars at most, unit. The last one has to hold whatever the others do not.
+# Minutes per bar, maximum number of bars, unit. The last one is for all longer spans.
 STEPS = (
     (1, 180, "minute"),
     (60, 170, "hour"),
@@ -149,7 +149,7 @@ def _add_refusal(summary: Summary, event: RefusedConnections) -> None:
 
 
 class Span(NamedTuple):
-    """Which minutes a chart shows, and how many of them make one bar."""
+    """The minutes that a chart shows, and the number of minutes per bar."""
 
     first: int  # minutes since 1970, a multiple of `step`
     bars: int

@@ -1,6 +1,6 @@
-"""Everything that may leave, field by field: read out of the very structs that are sent.
+"""The documentation of every field that can be sent, derived from the structs that are sent.
 
-`python -m byoc_agents.schema` writes docs/fields.md; a test holds it to the code. The ledger's
+`python -m byoc_agents.schema` writes docs/fields.md; a test compares it with the code. The ledger's
 report shows the same tables and checks kept bodies against them.
 """
 

@@ -11,10 +11,10 @@ from byoc_agents.schema.fields import Field, fields_of
 
 HEAD = """# Everything that may leave, field by field
 
-Made from the structs that are sent: `python -m byoc_agents.schema` writes this page, and a test
-fails when it and the code differ. What is not here cannot be sent: the sinks take only bytes that
-were encoded from these structs, and `byoc-agents ledger report` holds kept bodies to the same
-tables. The examples are made up; the report shows real ones.
+This page is generated from the structs that are sent, by `python -m byoc_agents.schema`; a test
+fails if it differs from the code. Other fields cannot be sent: the sinks accept only bytes that
+were encoded from these structs, and `byoc-agents ledger report` checks kept bodies against the
+same tables. The examples are made up; the report shows real ones.
 """
 
 
@@ -28,7 +28,7 @@ def document() -> str:
 
 
 def purpose(event: Event) -> str:
-    """Return what the event is, in the words of its struct and of its data's."""
+    """Return the description of an event, from the docstrings of its struct and its data."""
     data: Any = event.data  # type: ignore[attr-defined]  # every event of ours has one
     return f"{_first_line(type(event))} {_first_line(type(data))}"
 

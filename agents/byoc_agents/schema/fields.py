@@ -1,7 +1,7 @@
 """The fields of an event's struct: path, type, unit, meaning.
 
-The meaning is the field's `msgspec.Meta(description=...)` where there is one, else what WORDS says
-of its name with the comment on its line in the code. The unit is in the name.
+The meaning is the field's `msgspec.Meta(description=...)` if there is one, else the entry of WORDS
+for its name with the comment on its line in the code. The unit is in the name.
 """
 
 import ast
@@ -35,28 +35,28 @@ UNITS = (  # the end of a name -> unit; the first that fits
 WORDS = {  # full path or name -> what the code's own comment leaves open
     "specversion": "version of the CloudEvents specification",
     "id": "the same for the same fact, over retries and restarts; with `source` the receiver's key",
-    "source": "who speaks, as a path of our own ids",
+    "source": "the sender, as a path of ids",
     "type": "event type and version",
-    "subject": "what it is about inside the source: a container, replica, service or fingerprint",
+    "subject": "object of the event in the source: a container, replica, service or fingerprint",
     "time": "when it happened",
     "datacontenttype": "media type of `data`",
     "organization_id": "the customer's organization: BYOC_ORGANIZATION_ID",
     "service_id": "the ClickHouse service: BYOC_SERVICE_ID",
     "replica": "the replica, which is the pod's name: BYOC_REPLICA",
     "region": "the cloud region: BYOC_REGION",
-    "k8s.pod.uid": "the pod's unique id; empty where it is not known",
+    "k8s.pod.uid": "the pod's unique id; empty if unknown",
     "k8s.container.name": "name of the metered container in the pod: BYOC_CONTAINER_NAME",
     "container.id": "the metered container's id",
-    "charge_period_start": "begin of the metered period",
+    "charge_period_start": "start of the metered period",
     "charge_period_end": "end of the metered period",
     "elapsed_milliseconds": "length of the period",
     "cpu_millicores": "CPU the container may use",
     "memory_bytes": "memory the container may use",
-    "data.allocated.source": "where both sizes come from",
-    "data.allocated.memory_source": "where `memory_bytes` comes from",
-    "cpu_millicores_start": "CPU size at the begin of the period",
+    "data.allocated.source": "source of both sizes",
+    "data.allocated.memory_source": "source of `memory_bytes`",
+    "cpu_millicores_start": "CPU size at the start of the period",
     "cpu_millicores_end": "CPU size at the end of the period",
-    "memory_bytes_start": "memory size at the begin of the period",
+    "memory_bytes_start": "memory size at the start of the period",
     "memory_bytes_end": "memory size at the end of the period",
     "machine_cpus": "number of CPUs",
     "counted_milliseconds": "for how long the size counts: allocated = size x this",
@@ -66,42 +66,42 @@ WORDS = {  # full path or name -> what the code's own comment leaves open
         "cgroup.v1 or cgroup.v2, and not if it is clickhouse or process"
     ),
     "memory_max_bytes": "most memory in use; page cache as in memory_byte_seconds",
-    "start": "at the begin of the period",
+    "start": "at the start of the period",
     "end": "at the end of the period",
-    "data.source": "where the figures come from",
+    "data.source": "source of the values",
     "expected": "readings the period should have had",
     "observed": "readings it had",
     "quality": "measured: the readings are there; estimated: too few are; gap: none is",
-    "gap_reason": "why there is a gap; empty where there is none",
+    "gap_reason": "reason for a gap; empty if there is none",
     "code": "stable reason code",
-    "value": "what was seen, in the unit of the code's figure",
-    "threshold": "the limit it passed, in the same unit",
-    "reasons": "why it is not simply running; empty where it is",
-    "kind": "told because something changed, or to show that the sender lives",
-    "state": "in ClickHouse Cloud's words",
-    "state_since": "since when",
-    "previous_state": "what it was before",
+    "value": "the observed value, in the unit of the code",
+    "threshold": "the exceeded limit, in the same unit",
+    "reasons": "why the state is not `running`; empty if it is",
+    "kind": "a change of state, or a heartbeat of the sender",
+    "state": "in the terms of ClickHouse Cloud",
+    "state_since": "start of the state",
+    "previous_state": "the state before",
     "healthy": "all is well",
     "version": "of the server",
-    "uptime_seconds": "how long the server runs; null = not seen",
-    "observed_at": "when it was seen",
+    "uptime_seconds": "time since the server's start; null = unknown",
+    "observed_at": "time of the observation",
     "heartbeat_seconds": "the next message comes within this; longer silence is an alarm",
-    "epoch": "begin of a numbering; a later one begins the numbers anew",
+    "epoch": "start of a numbering; a later epoch numbers from the beginning",
     "sequence": "number of the record or message",
     "transition": "number of the last change: 1, 2, 3 ... without a gap in an epoch",
-    "lost_transitions": "changes of this epoch that found no room to be kept",
-    "status": "of the alert, as Alertmanager says",
+    "lost_transitions": "changes of this epoch that could not be stored",
+    "status": "status of the alert in Alertmanager",
     "fingerprint": "Alertmanager's hash of all labels: 16 hex digits",
     "starts_at": "when the alert began",
     "ends_at": "when the alert ended",
-    "received_at": "when the forwarder took it",
+    "received_at": "when the forwarder received it",
     "labels": "the configured names only: BYOC_ALERTS_LABELS",
     "annotations": "the configured names only: BYOC_ALERTS_ANNOTATIONS",
     "started_at": "when the sender started",
     "interval_seconds": "the next one comes within this",
     "last_watchdog_at": "when the Watchdog was last seen here; null = not yet",
-    "backlog_records": "events that wait to be sent",
-    "dead_letters": "events that the receiver refused for good and that are kept",
+    "backlog_records": "events that are not sent yet",
+    "dead_letters": "stored events that the receiver rejected permanently",
 }
 
 
@@ -120,7 +120,7 @@ def fields_of(struct: type[msgspec.Struct]) -> list[Field]:
 
 
 def stray_paths(struct: type[msgspec.Struct], event: Any) -> set[str]:
-    """Return what stands in a decoded event and is no field of the struct."""
+    """Return the paths in a decoded event that are not fields of the struct."""
     known = _known(struct)
     return {path for path in _paths(event, "", known) if path not in known}
 
@@ -200,7 +200,7 @@ def _unit(path: str, kind: Any) -> str:
 
 
 def _meaning(field: types.Field, comments: dict[str, str], path: str) -> str:
-    """Return the description, or the code's comment behind what its name means."""
+    """Return the description, or the entry of WORDS followed by the code's comment."""
     if isinstance(field.type, types.Metadata) and field.type.extra_json_schema:
         return str(field.type.extra_json_schema["description"])
     inner = _without_none(field.type)[0]

@@ -1,7 +1,7 @@
 """S3's answers as reasons: one table from error code and status to reason.
 
-Only S3's own form of answer, an XML document with a known code, proves that an object is stored
-already or that it can never be stored. A status alone may be a proxy's: it is held.
+Only S3's own form of answer, an XML document with a known code, proves that an object is already
+stored or can never be stored. A status alone may come from a proxy, so the message is held.
 """
 
 import hashlib
@@ -55,8 +55,8 @@ CODES: Mapping[str, Reason] = {
     "AccessDenied": Reason.FORBIDDEN,
     "AllAccessDisabled": Reason.FORBIDDEN,
     "AccountProblem": Reason.FORBIDDEN,
-    "InvalidBucketName": Reason.NOT_FOUND,  # a 400 that is about the setting, not the message
-    "NotImplemented": Reason.FORBIDDEN,  # a 501: this receiver cannot, whatever the message
+    "InvalidBucketName": Reason.NOT_FOUND,  # a 400 about the setting, not the message
+    "NotImplemented": Reason.FORBIDDEN,  # a 501: this receiver never accepts such requests
     "MethodNotAllowed": Reason.FORBIDDEN,
     # About the form of every request, the bucket or the endpoint, never about one object.
     "InvalidRequest": Reason.FORBIDDEN,
@@ -93,7 +93,7 @@ KEYS_REFUSED = frozenset(
     }
 )
 
-TRANSPORT: tuple[tuple[type[Exception], Reason], ...] = (  # the first that fits
+TRANSPORT: tuple[tuple[type[Exception], Reason], ...] = (  # the first match wins
     (exceptions.ConnectTimeoutError, Reason.TIMEOUT),
     (exceptions.ReadTimeoutError, Reason.TIMEOUT),
     (exceptions.NoCredentialsError, Reason.CREDENTIALS),
@@ -102,7 +102,10 @@ TRANSPORT: tuple[tuple[type[Exception], Reason], ...] = (  # the first that fits
     (exceptions.SSLError, Reason.TLS),
     (exceptions.ConnectionClosedError, Reason.CONNECTION),
     (exceptions.ConnectionError, Reason.CONNECTION),
-    (exceptions.ParamValidationError, Reason.FORBIDDEN),  # a setting: every request has its form
+    (
+        exceptions.ParamValidationError,
+        Reason.FORBIDDEN,
+    ),  # caused by a setting: affects every request
     (exceptions.HTTPClientError, Reason.BAD_RESPONSE),
 )
 
@@ -133,7 +136,9 @@ def _exists_already(
 ) -> bool:
     if status == 304:  # noqa: PLR2004  Not Modified
         etag = headers.get("etag", "").strip('"')
-        minio = headers.get("server", "").startswith("MinIO")  # an encrypted object's is no MD5
+        minio = headers.get("server", "").startswith(
+            "MinIO"
+        )  # an encrypted object's ETag is not an MD5
         return bool(etag) and (minio or etag == md5_of(body))
     stated = code == "PreconditionFailed" and condition in {"", "If-None-Match"}
     return stated and status == 412  # noqa: PLR2004  Precondition Failed
@@ -159,7 +164,7 @@ def from_transport(error: Exception) -> SendError:
 
 
 def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds of a Retry-After header; a date, or nonsense, is no answer."""
+    """Return the seconds of a Retry-After header; None for a date or an invalid value."""
     text = headers.get("retry-after", "").strip()
     if not re.fullmatch(r"[0-9]{1,9}", text):
         return None
@@ -176,7 +181,7 @@ def _reason(code: str, status: int, theirs: str | None, ours: str) -> Reason:
         return Reason.REDIRECT
     unknown = Reason.SERVER_ERROR if status >= 500 else Reason.BAD_RESPONSE  # noqa: PLR2004
     by_code = kms_reason(code) or CODES.get(code)
-    if by_code is Reason.ALREADY_STORED:  # another condition than ours, or another status
+    if by_code is Reason.ALREADY_STORED:  # not our condition, or an unexpected status
         by_code = Reason.BAD_RESPONSE
     return by_code or STATUSES.get(status, unknown)
 
@@ -184,7 +189,7 @@ def _reason(code: str, status: int, theirs: str | None, ours: str) -> Reason:
 def kms_reason(code: str) -> Reason | None:
     """Return the reason of an error of KMS, `KMS.X` or `KmsX`; None for any other code.
 
-    No KMS error is about one message: the key is the queue's or the bucket's.
+    No KMS error concerns one message: the key belongs to the queue or the bucket.
     """
     if not code.lower().startswith("kms"):
         return None

@@ -1,6 +1,6 @@
-"""Batches to a local directory, for runs without a cloud: the same contract as S3.
+"""Messages to a local directory, for runs without a cloud: the same contract as S3.
 
-Needs to create and link files below the root. The file's path is the message's id.
+Requires permission to create and link files below the root. The file's path is the message's id.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from byoc_agents.delivery.sink import Message, Outcome, Receipt
 from byoc_agents.errors import Reason, SendError
 
 MAX_BYTES = 5 * 1024**3  # as S3Sink
-TEMPORARY = ".partial-"  # what a killed process leaves behind; never a message
+TEMPORARY = ".partial-"  # files that a killed process leaves; never a message
 
 ERRNOS = {
     errno.EACCES: Reason.FORBIDDEN,
@@ -25,16 +25,16 @@ ERRNOS = {
     errno.EROFS: Reason.FORBIDDEN,  # a person must act
     errno.ENOENT: Reason.NOT_FOUND,  # the root is gone
     errno.ENOTDIR: Reason.NOT_FOUND,
-    errno.EEXIST: Reason.NOT_FOUND,  # a file stands where a directory should
+    errno.EEXIST: Reason.NOT_FOUND,  # a file exists in place of a directory
     errno.ENAMETOOLONG: Reason.REJECTED,
     errno.EFBIG: Reason.TOO_LARGE,
-}  # everything else, a full disk first of all, may pass: SERVER_ERROR
+}  # all others, such as a full disk, may be temporary: SERVER_ERROR
 
 
 class DirectorySink:
-    """One file a message, complete or not there at all, never overwritten.
+    """Writes one file per message, complete or not at all, and never overwrites one.
 
-    The root must exist: a volume that is not mounted must not be taken for an empty one.
+    The root must exist, so that an unmounted volume is not mistaken for an empty one.
     """
 
     max_messages = 1
@@ -45,11 +45,11 @@ class DirectorySink:
         self._root = root
 
     def __repr__(self) -> str:
-        """Print where it leads."""
+        """Return the root directory."""
         return f"DirectorySink({self._root})"
 
     async def __aenter__(self) -> Self:
-        """Nothing to open."""
+        """Do nothing: there is nothing to open."""
         return self
 
     async def __aexit__(
@@ -58,7 +58,7 @@ class DirectorySink:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Nothing to close."""
+        """Do nothing: there is nothing to close."""
 
     async def send(self, batch: Sequence[Message]) -> Sequence[Outcome]:
         """Store each message once; see `Sink.send`. Writes in a thread."""
@@ -86,15 +86,15 @@ class DirectorySink:
         parts = PurePosixPath(key).parts
         odd = "/".join(parts) != key or not parts or ".." in parts or "\0" in key
         if odd or parts[-1].startswith(TEMPORARY):
-            raise SendError(Reason.REJECTED, "the id is no path below the root")
+            raise SendError(Reason.REJECTED, "the id is not a path below the root")
         path = self._root.joinpath(*parts)
         if not path.parent.resolve().is_relative_to(self._root.resolve(strict=True)):
-            raise SendError(Reason.REJECTED, "the id leads out of the root by a link")
+            raise SendError(Reason.REJECTED, "a link in the id leads out of the root")
         return path
 
 
 def reason_of(error: OSError) -> Reason:
-    """Return what the file system's refusal means: by default that it may pass."""
+    """Return the reason for a file system error; an unlisted one may be temporary."""
     return ERRNOS.get(error.errno or 0, Reason.SERVER_ERROR)
 
 
@@ -105,7 +105,7 @@ def _store(path: Path, body: bytes) -> Receipt:
             file.write(body)
             file.flush()
             os.fsync(file.fileno())
-        os.link(temporary, path)  # unlike a rename, it never replaces
+        os.link(temporary, path)  # unlike a rename, a link never replaces a file
     except FileExistsError:
         if not path.is_file():
             raise SendError(Reason.REJECTED, "the id is a directory") from None

@@ -1,9 +1,9 @@
 """Events to the control plane: HTTPS POST with a bearer token and a Standard Webhooks signature.
 
-Permissions: none but the token. One event goes as application/cloudevents+json with its own id as
+Permissions: only the token. One event goes as application/cloudevents+json with its own id as
 `webhook-id`; several go as application/cloudevents-batch+json, whose `webhook-id` is computed from
-the ids inside. After a crash the same events may form another batch: the receiver's key is the
-event's own `source` + `id`, never the `webhook-id` of a batch. Redirects are never followed.
+the ids of its events. After a crash the same events may form another batch: the receiver's key is
+the event's own `source` + `id`, never the `webhook-id` of a batch. Redirects are never followed.
 """
 
 import base64
@@ -29,7 +29,7 @@ MAX_REFERENCE = 128  # characters of the receiver's request id that go into the 
 MIN_SECRET_BYTES, MAX_SECRET_BYTES = 24, 64  # the Standard Webhooks specification
 
 # The reason of a status. 2xx is OK, 3xx REDIRECT, 5xx SERVER_ERROR; any other status that is not
-# listed is no answer of the contract, BAD_RESPONSE. `byoc_agents.delivery.shipper.FATES` decides
+# listed is not part of the contract: BAD_RESPONSE. `byoc_agents.delivery.shipper.FATES` decides
 # what a reason leads to.
 REASONS = {
     208: Reason.ALREADY_STORED,
@@ -37,11 +37,11 @@ REASONS = {
     402: Reason.FORBIDDEN,
     403: Reason.FORBIDDEN,
     404: Reason.NOT_FOUND,
-    405: Reason.NOT_FOUND,  # the path is there, but not this one: a wrong URL
+    405: Reason.NOT_FOUND,  # a wrong URL
     407: Reason.CREDENTIALS,  # the proxy's
     408: Reason.TIMEOUT,
     409: Reason.CONFLICT,
-    410: Reason.NOT_FOUND,  # an endpoint that was taken away: a person must act
+    410: Reason.NOT_FOUND,  # the endpoint was removed: a person must act
     413: Reason.TOO_LARGE,
     415: Reason.REJECTED,
     422: Reason.REJECTED,
@@ -56,9 +56,9 @@ SKEW_SECONDS = 300  # the Standard Webhooks specification: a receiver refuses a 
 
 
 class HttpsSink:
-    """One URL of the control plane."""
+    """Sends events to one URL of the control plane."""
 
-    def __init__(  # noqa: PLR0913  the URL, the door, two secrets, the clock and the bounds
+    def __init__(  # noqa: PLR0913  the URL, the session, two secrets, the clock and the limits
         self,
         url: str,
         session: aiohttp.ClientSession,
@@ -69,10 +69,10 @@ class HttpsSink:
         max_messages: int = 100,
         timeout_seconds: float = 30.0,
     ) -> None:
-        """Send through `session`; ask for both secrets anew at each attempt."""
+        """Send through `session`; both secrets are read again for each attempt."""
         self.destination = url.split("?", maxsplit=1)[0]
         self.max_messages = max_messages
-        self.max_bytes = 255 * 1024  # with brackets and commas under 256 KiB, which all take
+        self.max_bytes = 255 * 1024  # with brackets and commas below the common limit of 256 KiB
         self._url = url
         self._session = session
         self._token = token
@@ -82,7 +82,7 @@ class HttpsSink:
         self._accepting = False  # the last answer accepted something
 
     def __repr__(self) -> str:
-        """Return where it sends, without a query."""
+        """Return the destination, without its query."""
         return f"HttpsSink({self.destination})"
 
     async def send(self, batch: Sequence[Message]) -> Sequence[Outcome]:
@@ -90,7 +90,7 @@ class HttpsSink:
 
         A rejection counts only if the receiver accepts another event of the same batch, or (if it
         takes no batches) accepted the one before: a receiver that rejects everything, our own
-        heartbeat included, has another fault than our events. Its rejections are held.
+        heartbeat included, has a fault that our events did not cause. Its rejections are held.
         """
         if len(batch) == 1:
             accepting = self._accepting and self.max_messages == 1
@@ -106,7 +106,7 @@ class HttpsSink:
         return [_held(outcome) for outcome in outcomes]
 
     async def _one_by_one(self, batch: Sequence[Message]) -> Sequence[Outcome]:
-        """Send each alone, in order; stop at the first failure that is not about one message."""
+        """Send each message alone, in order; stop at a failure of more than one message."""
         outcomes: list[Outcome] = []
         for message in batch:
             outcome = await self._post(message.id, message.body, SINGLE)
@@ -152,7 +152,9 @@ class HttpsSink:
         timestamp = self._clock.wall_ns() // 1_000_000_000
         token = self._token()
         if not (token.isascii() and token.isprintable()):
-            raise SendError(Reason.CREDENTIALS, "the token has characters no header can carry")
+            raise SendError(
+                Reason.CREDENTIALS, "the token has characters that a header cannot contain"
+            )
         try:
             keys = signing_keys(self._signing_secret())
         except ValueError as error:
@@ -190,7 +192,7 @@ ACCEPTED = frozenset({Reason.OK, Reason.ALREADY_STORED})
 
 
 def is_page(content_type: str, body: bytes) -> bool:
-    """Return whether a body is a proxy's or a portal's: the control plane's is empty or JSON."""
+    """Return whether a body is a page of a proxy: the control plane's is empty or JSON."""
     if not body and not content_type.startswith("text/html"):
         return False
     declared = content_type.startswith("text/") or "xhtml" in content_type
@@ -239,7 +241,7 @@ def http_date_seconds(text: str) -> float | None:
 
 
 def skew_seconds(date: str, wall_ns: int) -> int:
-    """Return by how much our clock is ahead of a `Date` header; 0 within the tolerance."""
+    """Return by how many seconds our clock is ahead of a `Date` header; 0 within the tolerance."""
     theirs = http_date_seconds(date.strip())
     skew = 0 if theirs is None else round(wall_ns / 1e9 - theirs)
     return skew if abs(skew) > SKEW_SECONDS else 0
@@ -255,7 +257,7 @@ def batch_id(batch: Sequence[Message]) -> str:
 
 
 def joined(batch: Sequence[Message]) -> bytes:
-    """Return a JSON array of the bodies, each as it lies in the spool."""
+    """Return a JSON array of the bodies, each exactly as stored in the spool."""
     return b"[" + b",".join(message.body for message in batch) + b"]"
 
 
@@ -263,7 +265,7 @@ def signing_keys(secrets: str) -> list[bytes]:
     """Return the keys of `whsec_BASE64`, several during a rotation. Raises ValueError."""
     keys = [_signing_key(secret) for secret in secrets.split()]
     if not keys:
-        raise ValueError("wants whsec_ and base64")
+        raise ValueError("expected whsec_ and base64")
     return keys
 
 
@@ -272,14 +274,14 @@ def _signing_key(secret: str) -> bytes:
     try:
         key = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except binascii.Error:
-        raise ValueError("wants whsec_ and base64") from None
+        raise ValueError("expected whsec_ and base64") from None
     if not MIN_SECRET_BYTES <= len(key) <= MAX_SECRET_BYTES:
-        raise ValueError(f"wants {MIN_SECRET_BYTES} to {MAX_SECRET_BYTES} bytes in base64")
+        raise ValueError(f"expected {MIN_SECRET_BYTES} to {MAX_SECRET_BYTES} bytes in base64")
     return key
 
 
 def signatures(keys: Sequence[bytes], delivery_id: str, timestamp: int, body: bytes) -> str:
-    """Return the `webhook-signature` header: one `v1,` HMAC-SHA256 a key, with spaces between."""
+    """Return the `webhook-signature` header: one `v1,` HMAC-SHA256 per key, space-separated."""
     signed = b"%s.%d.%s" % (delivery_id.encode(), timestamp, body)
     digests = (hmac.new(key, signed, hashlib.sha256).digest() for key in keys)
     return " ".join(f"v1,{base64.b64encode(digest).decode()}" for digest in digests)

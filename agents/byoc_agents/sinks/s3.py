@@ -1,7 +1,7 @@
-"""Batches to one S3 bucket: one object a message, written once and never overwritten.
+"""Messages to one S3 bucket: one object per message, written once and never overwritten.
 
-Needs on `arn:aws:s3:::BUCKET/PREFIX*` the one permission `s3:PutObject` (conditional writes need
-no other), and `kms:GenerateDataKey` where the bucket's default encryption names a customer key.
+Requires the permission `s3:PutObject` on `arn:aws:s3:::BUCKET/PREFIX*` (conditional writes need no
+other), and `kms:GenerateDataKey` if the bucket's default encryption uses a customer key.
 """
 
 import asyncio
@@ -25,22 +25,22 @@ from byoc_agents.egress.gate import Gate
 from byoc_agents.errors import Reason, SendError
 from byoc_agents.sinks.aws_errors import KEYS_REFUSED, from_answer, from_transport
 
-REGION_SECONDS = 3.0  # at the start, for the bucket's region; longer, and the first put tells it
-ATTEMPT_SECONDS = 60.0  # one attempt with credentials, upload and answer, however slowly it drips
+REGION_SECONDS = 3.0  # to ask for the bucket's region at the start; else the first put shows it
+ATTEMPT_SECONDS = 60.0  # one attempt with credentials, upload and answer, however slow
 MAX_BYTES = 5 * 1024**3  # one PutObject; Amazon S3 quotas
 MAX_KEY_BYTES = 1024  # UTF-8; "Creating object key names"
 
 
 class S3Sink:
-    """One message a send; its id is the object's key. `async with` closes the connections.
+    """Sends one message at a time; its id is the object's key. `async with` closes the connections.
 
-    A key that exists already counts as ours: ids are computed from what is inside.
+    An existing key counts as stored by us, since ids are computed from the content.
     """
 
     max_messages = 1
     max_bytes = MAX_BYTES
 
-    def __init__(  # noqa: PLR0913  where, through what, and the limits of one attempt
+    def __init__(  # noqa: PLR0913  the bucket, the gate, and the limits of one attempt
         self,
         session: AioSession,
         gate: Gate,
@@ -75,11 +75,11 @@ class S3Sink:
         self._resources = AsyncExitStack()
 
     def __repr__(self) -> str:
-        """Print where it leads."""
+        """Return the bucket and its region."""
         return f"S3Sink({self.destination} in {self._region})"
 
     async def __aenter__(self) -> Self:
-        """Open nothing yet: a credential source that is down must not keep us from starting."""
+        """Open nothing yet: an unavailable credential source must not prevent the start."""
         return self
 
     async def __aexit__(
@@ -96,9 +96,9 @@ class S3Sink:
         await self._resources.aclose()
 
     async def stated_region(self) -> str:
-        """Return the region that S3 names for the bucket; "" where nothing says so.
+        """Return the region that S3 reports for the bucket; "" if it is unknown.
 
-        An unsigned HEAD to our own region's S3: needs no permission, carries nothing of ours.
+        Sends an unsigned HEAD to S3 in the configured region, without permissions or any data.
         """
         timeout = aiohttp.ClientTimeout(total=REGION_SECONDS)
         try:
@@ -107,7 +107,7 @@ class S3Sink:
                 session.head(self._bucket_url, allow_redirects=False) as answer,
             ):
                 return answer.headers.get("x-amz-bucket-region", "")
-        except (SendError, aiohttp.ClientError, OSError):  # the first put will tell
+        except (SendError, aiohttp.ClientError, OSError):  # the first put shows it
             return ""
 
     async def send(self, batch: Sequence[Message]) -> Sequence[Outcome]:
@@ -133,7 +133,7 @@ class S3Sink:
             answer = await client.put_object(**self._request(message))
         except ClientError as error:
             if error.response.get("Error", {}).get("Code") in KEYS_REFUSED and self._keys.forget():
-                await self._drop_client()  # it holds the keys that it was made with
+                await self._drop_client()  # it holds the old keys
             return from_answer(error.response, self._region, message.body)
         except ResponseParserError as error:
             raise SendError(Reason.BAD_RESPONSE, "the answer is not in S3's form") from error
@@ -169,10 +169,10 @@ def addressing(bucket: str, endpoint_url: str | None) -> dict[str, str]:
 
 
 def _receipt(answer: dict[str, Any], message: Message) -> Receipt:
-    """Return the receipt of a 200 that S3 wrote: it names the object's ETag, and itself.
+    """Return the receipt of a 200 that is proven to come from S3.
 
-    A proxy's page may have an ETag too, so the answer must also repeat our checksum, name the MD5
-    of our body as the ETag, or carry S3's own request id. Raises SendError otherwise.
+    A proxy's page may have an ETag too, so the answer must also repeat our checksum, have the MD5
+    of our body as its ETag, or contain S3's request id. Raises SendError otherwise.
     """
     meta = answer["ResponseMetadata"]
     status, headers = meta["HTTPStatusCode"], meta.get("HTTPHeaders", {})
@@ -181,7 +181,7 @@ def _receipt(answer: dict[str, Any], message: Message) -> Receipt:
         raise SendError(Reason.BAD_RESPONSE, f"{status} without an ETag")
     checksum = answer.get("ChecksumSHA256")
     if checksum is not None and checksum != _sha256(message.body):
-        raise SendError(Reason.CHECKSUM, "S3 names another SHA-256 than ours")
+        raise SendError(Reason.CHECKSUM, "S3 reports a different SHA-256")
     digest = hashlib.md5(message.body, usedforsecurity=False).hexdigest()
     if not (checksum or etag == digest or headers.get("x-amz-request-id")):
         raise SendError(Reason.BAD_RESPONSE, f"{status} with an ETag, but not S3's answer")

@@ -1,7 +1,7 @@
-"""Messages to one SQS queue, FIFO where they carry a group.
+"""Messages to one SQS queue, which is FIFO if they have a group.
 
-Needs on `arn:aws:sqs:REGION:ACCOUNT:QUEUE` the one permission `sqs:SendMessage` (SendMessageBatch
-is the same), and `kms:GenerateDataKey`, `kms:Decrypt` where the queue has a customer key.
+Requires the permission `sqs:SendMessage` on `arn:aws:sqs:REGION:ACCOUNT:QUEUE` (it includes
+SendMessageBatch), and `kms:GenerateDataKey`, `kms:Decrypt` if the queue uses a customer key.
 """
 
 import asyncio
@@ -28,27 +28,27 @@ from byoc_agents.sinks.aws_errors import KEYS_REFUSED
 
 ATTEMPT_SECONDS = 30.0  # one request with credentials and answer
 MAX_ENTRIES = 10  # of one SendMessageBatch; AWS SQS quotas
-MAX_BYTES = 256 * 1024  # of one request: a queue may take up to 1 MiB, old ones take 256 KiB
+MAX_BYTES = 256 * 1024  # of one request: some queues accept 1 MiB, all accept 256 KiB
 OWN_ERRORS = frozenset({Reason.REJECTED, Reason.TOO_LARGE})
-"""What concerns one message alone. Any other failure holds up all that follow it in its group."""
+"""Reasons that concern one message. Any other failure delays the rest of the message's group."""
 
 # XML 1.0 characters, all that SQS takes (SendMessage, "Valid values")
 _NOT_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 class SqsSink:
-    """Up to ten messages a send. `async with` closes the connections.
+    """Sends up to ten messages at a time. `async with` closes the connections.
 
-    SQS takes and refuses each entry of a batch on its own, so an entry could pass one before it
-    that failed. Therefore a request never holds two messages of one group: a group's messages go
-    one request after the other, and after a failure the rest of the group is not tried. Ten
-    groups share a request.
+    SQS accepts or refuses each entry of a batch separately, so an entry could overtake a failed
+    one. Therefore a request never has two messages of one group: the messages of a group are sent
+    in successive requests, and after a failure the rest of the group is not sent. Up to ten groups
+    share a request.
     """
 
     max_messages = MAX_ENTRIES
     max_bytes = MAX_BYTES
 
-    def __init__(  # noqa: PLR0913  where, through what, and the limits of one attempt
+    def __init__(  # noqa: PLR0913  the queue, the gate, and the limits of one attempt
         self,
         session: AioSession,
         gate: Gate,
@@ -75,11 +75,11 @@ class SqsSink:
         self._resources = AsyncExitStack()
 
     def __repr__(self) -> str:
-        """Print where it leads."""
+        """Return the queue and its region."""
         return f"SqsSink({self.destination} in {self._client_options['region_name']})"
 
     async def __aenter__(self) -> Self:
-        """Open nothing yet: a credential source that is down must not keep us from starting."""
+        """Open nothing yet: an unavailable credential source must not prevent the start."""
         return self
 
     async def __aexit__(
@@ -114,7 +114,7 @@ class SqsSink:
             if error.reason in OWN_ERRORS and len(entries) > 1:  # which of them?
                 return [(await self._outcomes([entry]))[0] for entry in entries]
             if error.reason is Reason.CREDENTIALS:
-                await self._drop_client()  # it holds the credentials that it was made with
+                await self._drop_client()  # it holds the old credentials
         return [error] * len(entries)
 
     async def _send(self, entries: Sequence[Message]) -> Sequence[Outcome]:
@@ -144,7 +144,7 @@ class SqsSink:
 
 
 def refused_here(message: Message) -> SendError | None:
-    """Return why SQS can never take a message: it would answer with an error for the batch."""
+    """Return why SQS can never accept a message, or None. SQS would reject the whole batch."""
     try:
         text = message.body.decode()
     except UnicodeDecodeError:
@@ -157,7 +157,7 @@ def refused_here(message: Message) -> SendError | None:
 
 
 def _next_request(batch: Sequence[Message], outcomes: Mapping[int, Outcome]) -> list[int]:
-    """Return the places of the messages that may go now: the first undecided one of each group."""
+    """Return the indexes of the next messages: the first one without an outcome of each group."""
     groups: set[str] = set()
     chosen: list[int] = []
     for index, message in enumerate(batch):
@@ -169,7 +169,7 @@ def _next_request(batch: Sequence[Message], outcomes: Mapping[int, Outcome]) -> 
 
 
 def _fitting(batch: Sequence[Message], chosen: Sequence[int]) -> list[int]:
-    """Return as many as one request may hold, at least one."""
+    """Return as many of the indexes as one request may contain, at least one."""
     fitting: list[int] = []
     size = 0
     for index in chosen[:MAX_ENTRIES]:
@@ -181,7 +181,7 @@ def _fitting(batch: Sequence[Message], chosen: Sequence[int]) -> list[int]:
 
 
 def _hold_back(batch: Sequence[Message], outcomes: dict[int, Outcome]) -> None:
-    """Decide for all that stand behind a failure of their group: not now, for the same reason."""
+    """Give the messages behind a failure of their group an outcome with the same reason."""
     held: dict[str, SendError] = {}
     for index, message in enumerate(batch):
         outcome = outcomes.get(index)
@@ -206,7 +206,7 @@ def _entry(number: int, message: Message) -> dict[str, Any]:
 
 
 def _outcome(answer: Mapping[str, Any], entry_id: str, message: Message) -> Outcome:
-    """Return what the answer says of one entry; saying nothing is no success."""
+    """Return the outcome of one entry; an entry missing from the answer is a failure."""
     status = answer["ResponseMetadata"]["HTTPStatusCode"]
     for success in answer.get("Successful", ()):
         if success.get("Id") == entry_id:
@@ -214,7 +214,7 @@ def _outcome(answer: Mapping[str, Any], entry_id: str, message: Message) -> Outc
     for failure in answer.get("Failed", ()):
         if failure.get("Id") == entry_id:
             return sqs_errors.from_entry(failure)
-    return SendError(Reason.BAD_RESPONSE, f"{status} without a word about an entry")
+    return SendError(Reason.BAD_RESPONSE, f"{status} without a result for an entry")
 
 
 def _receipt(success: Mapping[str, Any], status: int, message: Message) -> Outcome:
@@ -222,7 +222,7 @@ def _receipt(success: Mapping[str, Any], status: int, message: Message) -> Outco
     if "MD5OfMessageBody" not in success:
         return SendError(Reason.BAD_RESPONSE, f"{status} without an MD5 of the body")
     if success["MD5OfMessageBody"] != digest:
-        return SendError(Reason.CHECKSUM, "SQS names another MD5 than ours")
+        return SendError(Reason.CHECKSUM, "SQS reports a different MD5")
     if not success.get("MessageId"):
         return SendError(Reason.BAD_RESPONSE, f"{status} without a MessageId")
     return Receipt(Reason.OK, status, str(success["MessageId"]))

@@ -234,7 +234,9 @@ async def test_an_address_that_is_taken_is_a_mistake_of_its_setting(family: str,
         taken.bind((host, 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(ConfigError, match=f"BYOC_X: {host}:{port}: .*wants a free host:port"):
+        with pytest.raises(
+            ConfigError, match=f"BYOC_X: {host}:{port}: .*expected a free host:port"
+        ):
             await check_address((host, port), "BYOC_X")
     await check_address((host, port), "BYOC_X")
     await check_address((host, 0), "BYOC_X")

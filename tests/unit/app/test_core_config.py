@@ -26,8 +26,8 @@ from byoc_agents.errors import ConfigError
 
 MINIMUM = {"BYOC_ORGANIZATION_ID": "org", "BYOC_SERVICE_ID": "svc", "BYOC_REGION": "eu-west-1"}
 SECRET = "hunter2-very-secret"
-NAMES = "1 to 128 of A-Z a-z 0-9 . _ - are allowed, the first a letter or digit"
-ADDRESS = "host:port, port 0 = any free one"
+NAMES = "allowed are 1 to 128 of A-Z a-z 0-9 . _ -, beginning with a letter or digit"
+ADDRESS = "host:port; port 0 selects a free port"
 
 
 class Own(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,15 +57,15 @@ def mistakes(environ: dict[str, str], file: dict[str, str] | None = None) -> tup
     return raised.value.mistakes
 
 
-def test_all_mistakes_of_all_daemons_are_told_at_once_by_name() -> None:
+def test_all_mistakes_of_all_daemons_are_reported_at_once_by_name() -> None:
     environ = {"BYOC_REGION": "a b", "BYOC_LISTEN": "nowhere", "BYOC_X_COUNT": "many"}
     assert mistakes(environ) == (
-        "BYOC_ORGANIZATION_ID: is not set; wants the organization's id",
-        "BYOC_SERVICE_ID: is not set; wants the service's id",
-        f"BYOC_REGION: got 'a b': {NAMES}; wants the AWS region we run in",
-        f"BYOC_LISTEN: got 'nowhere': {ADDRESS}; wants {ADDRESS}",
-        "BYOC_X_TOKEN: is not set; wants a token",
-        "BYOC_X_COUNT: got 'many'; wants an integer",
+        "BYOC_ORGANIZATION_ID: is required: the id of the organization",
+        "BYOC_SERVICE_ID: is required: the id of the ClickHouse service",
+        f"BYOC_REGION: invalid value 'a b' ({NAMES}): expected the AWS region of this pod",
+        f"BYOC_LISTEN: invalid value 'nowhere' (not a host:port): expected {ADDRESS}",
+        "BYOC_X_TOKEN: is required: a token",
+        "BYOC_X_COUNT: invalid value 'many': expected an integer",
     )
 
 
@@ -102,7 +102,7 @@ def test_a_secret_file_that_is_missing_empty_or_no_text_is_named(
 
 def test_no_secret_is_printed_in_a_mistake_or_a_description() -> None:
     environ = MINIMUM | {"BYOC_X_TOKEN": "t", "BYOC_X_PIN": SECRET}
-    assert mistakes(environ) == ("BYOC_X_PIN: got ***; wants a number",)
+    assert mistakes(environ) == ("BYOC_X_PIN: invalid value ***: expected a number",)
     shown = describe(own({"BYOC_X_TOKEN": SECRET, "BYOC_X_PIN": "4711"}))
     assert (shown["BYOC_X_TOKEN"], shown["BYOC_X_PIN"]) == ("***", "***")
     assert describe(own({"BYOC_X_TOKEN": SECRET}))["BYOC_X_PIN"] == 0  # not set
@@ -187,7 +187,7 @@ def test_a_yaml_boolean_may_be_any_word_that_yaml_has(
     assert (core.allow_insecure_endpoints, core.replica) == (expected, written)
 
 
-def test_the_bucket_owner_wants_exactly_12_digits() -> None:
+def test_the_bucket_owner_is_exactly_12_digits() -> None:
     assert account_id("012345670123") == "012345670123"
     for wrong in ("1402433619", "0123456701234", "01234567012a", "\u0661" * 12):
         with pytest.raises(ValueError, match="exactly 12 digits"):
@@ -197,16 +197,16 @@ def test_the_bucket_owner_wants_exactly_12_digits() -> None:
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"- a\n- b", "wants a mapping"),
-        (b"just text", "wants a mapping"),
+        (b"- a\n- b", "expected a mapping"),
+        (b"just text", "expected a mapping"),
         (b"a: 1\nb: [unclosed", "in line"),
         (b"a: 1\n b: 2", "line 2"),
-        (b"a: [1]\nb: {c: 1}\nd:", "wants a number, a text"),
+        (b"a: [1]\nb: {c: 1}\nd:", "expected a number, a text"),
         (b"a: 1\nb: 2\na: 3", "a in .*config.yaml: is set in line 1 and again in 3"),
         (b"\ta: 1", r"'\\t' that cannot start any token in line 1"),
-        (b"a: &x 1\n<<: {b: 2}", "<< in .*config.yaml: wants a number"),
-        (b"? [a]\n: 1", "line 1 in .*config.yaml: wants a setting's name"),
-        (b"a: {b: 1, b: 2}", "wants a number, a text"),
+        (b"a: &x 1\n<<: {b: 2}", "<< in .*config.yaml: expected a number"),
+        (b"? [a]\n: 1", "line 1 in .*config.yaml: expected the name of a setting"),
+        (b"a: {b: 1, b: 2}", "expected a number, a text"),
         (b"--- \na: 1\n--- \na: 2", "expected a single document"),
         (b"\xff\xfe\xff", "config.yaml: "),
         (b"a: !!timestamp x", "config.yaml: "),  # found by `make fuzz`: PyYAML trips over it

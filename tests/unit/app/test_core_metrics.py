@@ -6,7 +6,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from byoc_agents import __version__
 from byoc_agents.app.metrics import Metrics
 
-DESIGNED = {  # metric -> its labels beside `agent`; the table of the design
+DESIGNED = {  # metric -> its labels other than `agent`; the table of the design
     "byoc_spool_records": (),
     "byoc_spool_bytes": (),
     "byoc_spool_oldest_age_seconds": (),

@@ -69,7 +69,7 @@ async def test_not_ready_while_the_spool_cannot_be_written_and_ready_again(world
     assert text.startswith("agent: spool: ")
     assert (await world.get("/healthz"))[0] == 200
     directory.unlink()
-    await world.get("/readyz")  # the first one is told that the file was lost
+    await world.get("/readyz")  # the first one reports that the file was lost
     assert await world.get("/readyz") == (200, "ok\n")
 
 

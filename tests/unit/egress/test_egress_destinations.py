@@ -127,7 +127,7 @@ def test_credentials_need_exactly_their_own_endpoint(
 
 def test_credentials_from_far_away_are_a_mistake() -> None:
     environ = {"AWS_CONTAINER_CREDENTIALS_FULL_URI": "https://keys.example.com/"}
-    with pytest.raises(ConfigError, match="wants a loopback or link-local host"):
+    with pytest.raises(ConfigError, match="expected a loopback or link-local host"):
         credential_destinations(environ, "eu-west-1")
 
 
@@ -265,7 +265,7 @@ def test_plain_http_that_leaves_the_machine_is_a_mistake_unless_allowed() -> Non
         Destination("api.example.com", 80, "http", setting="BYOC_ALERTS_URL"),
     ]
     (mistake,) = mistakes(table, allow_insecure=False)
-    assert mistake.startswith("BYOC_ALERTS_URL: got plain http://api.example.com:80; wants https")
+    assert mistake.startswith("BYOC_ALERTS_URL: plain http://api.example.com:80: expected https")
     assert mistakes(table, allow_insecure=True) == []
 
 

@@ -33,7 +33,7 @@ OWN = re.compile(r"AWS_(ACCESS|SECRET|SESSION|PROFILE|ROLE|WEB|CONTAINER|ENDPOIN
 
 
 def soon() -> str:
-    """Return a minute from now: botocore asks anew ten minutes before the end."""
+    """Return a time in one minute: botocore refreshes ten minutes before the end."""
     return (datetime.now(UTC) + timedelta(minutes=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 

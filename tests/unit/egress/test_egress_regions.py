@@ -66,7 +66,9 @@ def test_partitions_are_botocores() -> None:
     ],
 )
 def test_an_s3_of_another_region_is_a_mistake_that_names_both(url: str) -> None:
-    with pytest.raises(ConfigError, match=r"AWS_ENDPOINT_URL_S3.* is in .* wants BYOC_REGION=eu-"):
+    with pytest.raises(
+        ConfigError, match=r"AWS_ENDPOINT_URL_S3.* is in .* expected BYOC_REGION=eu-"
+    ):
         s3_destination("usage", "eu-west-1", url)
 
 

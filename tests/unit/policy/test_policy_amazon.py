@@ -1,4 +1,4 @@
-"""AWS's documents: what is granted, to whom, by which way, and that it is nothing else."""
+"""AWS's documents: permissions, principals and conditions, and that they grant nothing else."""
 
 from dataclasses import replace
 from typing import Any

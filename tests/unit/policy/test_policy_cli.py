@@ -125,10 +125,10 @@ def test_a_check_finds_its_policy_in_a_rendered_chart(
         (["table", "--check", "no-such-file"], "cannot be read"),
         (["iam", "--format", "text"], "no such form"),
         (["networkpolicy", "--format", "markdown"], "no such form"),
-        (["networkpolicy", "--cidr", "s3=10.0.0.1/8"], "wants a network"),
+        (["networkpolicy", "--cidr", "s3=10.0.0.1/8"], "expected a network"),
         (["bucket-policy", "state-exporter"], "BYOC_BILLING_BUCKET"),
         (["table", "--config", "no-such-file"], "no-such-file"),
-        (["table", "billing"], "no such daemon"),
+        (["table", "billing"], "unknown daemon"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -166,7 +166,7 @@ def test_json_and_tables_tell_their_notes_beside_and_yaml_inside(
     assert "note: A pod has one role" in capsys.readouterr().err
     assert main(["policy", "networkpolicy"]) == 0
     said = capsys.readouterr()
-    assert "# - It cannot say names" in said.out
+    assert "# - It cannot contain names" in said.out
     assert said.err == ""
 
 

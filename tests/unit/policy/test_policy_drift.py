@@ -64,7 +64,7 @@ DRIFT: dict[str, tuple[Any, Change, str]] = {
         lambda d: rules(d).append({}),
         "spec.egress: not in the table: {}",
     ),
-    "a rule twice is no other set, but seen": (
+    "a repeated rule allows nothing else, but is reported": (
         POLICY,
         lambda d: rules(d).append(rules(d)[0]),
         "spec.egress: not in the table",
@@ -86,7 +86,7 @@ DRIFT: dict[str, tuple[Any, Change, str]] = {
         lambda d: rules(d)[1]["ports"][0].update(endPort=65535),
         "spec.egress",
     ),
-    "no denial of what comes in": (
+    "no denial of ingress": (
         POLICY,
         lambda d: d["spec"].update(policyTypes=["Egress"]),
         "spec.policyTypes: missing Ingress",

@@ -1,4 +1,4 @@
-"""The way to the control plane: what is sent, what each answer means, and what never happens."""
+"""The HTTPS sink: its requests, the outcome of each answer, and requests it never sends."""
 
 import asyncio
 import base64
@@ -42,7 +42,7 @@ Answer = Callable[[Request], web.Response]
 
 @dataclass
 class Far:
-    """The far side: keeps what came and answers as `answer` says."""
+    """The receiver: keeps every request and answers with `answer`."""
 
     url: str = ""
     requests: list[Request] = field(default_factory=list)
