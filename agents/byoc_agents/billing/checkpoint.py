@@ -6,7 +6,7 @@ from msgspec.structs import replace
 from byoc_agents.billing.window import MeterState, Period, Window
 
 
-class Held(msgspec.Struct, frozen=True):
+class DeferredPeriods(msgspec.Struct, frozen=True):
     """What a sample closed while there was no room, and where the meter stood then."""
 
     periods: list[Period]
@@ -14,15 +14,15 @@ class Held(msgspec.Struct, frozen=True):
 
 
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What survives a kill, but for `held`."""
+    """What survives a kill, but for `deferred`."""
 
     epoch: int
     sequence: int  # of the next record
     state: MeterState
-    held: tuple[Held, ...] = ()  # oldest first; never written with it
+    deferred: tuple[DeferredPeriods, ...] = ()  # oldest first; never written with it
 
 
-def decoded(stored: bytes | None) -> Checkpoint | None:
+def decode_checkpoint(stored: bytes | None) -> Checkpoint | None:
     """Return the checkpoint of these bytes, or None where they are none of ours."""
     if stored is None:
         return None
@@ -33,10 +33,10 @@ def decoded(stored: bytes | None) -> Checkpoint | None:
     window = found.state.window
     if window is None or window.machine_cpus is not None:
         return found
-    return replace(found, state=replace(found.state, window=_of_older_version(window)))
+    return replace(found, state=replace(found.state, window=_upgrade_window(window)))
 
 
-def _of_older_version(window: Window) -> Window:
+def _upgrade_window(window: Window) -> Window:
     """Return a window of 0.1.0 with the lengths that it did not keep.
 
     It may hold CPU of an earlier time if it is estimated or the first of a life: the counter then
@@ -48,6 +48,6 @@ def _of_older_version(window: Window) -> Window:
     return replace(window, counted_ms=window.end_ms - window.start_ms, counter_ns=counter_ns)
 
 
-def same_place(one: Checkpoint, other: Checkpoint) -> bool:
+def same_position(one: Checkpoint, other: Checkpoint) -> bool:
     """Tell whether no record lies between them."""
     return (one.epoch, one.sequence) == (other.epoch, other.sequence)

@@ -14,7 +14,7 @@ START_TOLERANCE_RATIO = 0.001
 BOOT_PREFIX = 8  # so many characters of the boot id begin a source's `incarnation`
 
 
-def on_same_boot(state: MeterState, sample: Sample) -> Sample:
+def use_state_boot_id(state: MeterState, sample: Sample) -> Sample:
     """Return the sample under the boot id of the state if the machine was not rebooted between.
 
     The boot id alone is no evidence: a container that restarts may see another one.
@@ -26,12 +26,14 @@ def on_same_boot(state: MeterState, sample: Sample) -> Sample:
     return replace(
         sample,
         boot_id=state.boot_id,
-        reading=sample.reading and _renamed(sample.reading, sample.boot_id, state.boot_id),
-        standby=tuple(_renamed(one, sample.boot_id, state.boot_id) for one in sample.standby),
+        reading=sample.reading and _replace_boot_id(sample.reading, sample.boot_id, state.boot_id),
+        secondary=tuple(
+            _replace_boot_id(one, sample.boot_id, state.boot_id) for one in sample.secondary
+        ),
     )
 
 
-def rebooted(state: MeterState, sample: Sample) -> bool:
+def was_rebooted(state: MeterState, sample: Sample) -> bool:
     """Return whether the machine was started between the two; `sample` is as `on_same_boot` says.
 
     A boot clock that falls is a reboot, also if the boot id stays the same or is missing.
@@ -39,7 +41,7 @@ def rebooted(state: MeterState, sample: Sample) -> bool:
     return sample.boot_id != state.boot_id or sample.boot_ns < state.boot_ns
 
 
-def after_sleep(reading: Reading, slept_ns: int) -> Reading:
+def shift_birth_by_sleep(reading: Reading, slept_ns: int) -> Reading:
     """Return the reading as it would be if the machine had slept so long before its birth.
 
     ClickHouse's uptime stands still while the machine sleeps, so that its birth, counted back on
@@ -52,27 +54,27 @@ def after_sleep(reading: Reading, slept_ns: int) -> Reading:
     return replace(reading, born_boot_ns=born_boot_ns, named_born_boot_ns=named)
 
 
-def handed_over(window: Window, sample: Sample) -> Reading | None:
+def carry_over(window: Window, sample: Sample) -> Reading | None:
     """Return what the window's source would show now, by any source that was read both times.
 
     That is the source itself if it is read now, or one that was read in addition at the window's
-    last standby sample and is read again: what it counted since then, the window's source counted
+    last secondary sample and is read again: what it counted since then, the window's source counted
     as well.
     """
-    now = [reading for reading in (sample.reading, *sample.standby) if reading]
+    now = [reading for reading in (sample.reading, *sample.secondary) if reading]
     for reading in now:
-        if same_life(window.reading, window.seen, reading, sample):
+        if same_counter(window.reading, window.seen, reading, sample):
             return reading
-    for before in window.standby:
+    for before in window.secondary:
         for reading in now:
-            if same_life(before, None, reading, sample):
-                told = window.standby_cpu_usec + reading.cpu_usec - before.cpu_usec
+            if same_counter(before, None, reading, sample):
+                told = window.secondary_cpu_usec + reading.cpu_usec - before.cpu_usec
                 cpu_usec = max(told, window.reading.cpu_usec)
                 return replace(window.reading, cpu_usec=cpu_usec)
     return None
 
 
-def rescaled(window: Window, reading: Reading) -> Window:
+def switch_source(window: Window, reading: Reading) -> Window:
     """Return an empty window as the reading's source counts; both were read at its start.
 
     A change of source begins a record: what memory means (page cache or not) is the source's own.
@@ -88,12 +90,12 @@ def rescaled(window: Window, reading: Reading) -> Window:
     )
 
 
-def in_common(before: Reading, seen: LastSeen | None, sample: Sample) -> Reading | None:
+def common_reading(before: Reading, seen: LastSeen | None, sample: Sample) -> Reading | None:
     """Return what the earlier source shows in addition to another one that takes over from it."""
-    return next((s for s in sample.standby if same_life(before, seen, s, sample)), None)
+    return next((s for s in sample.secondary if same_counter(before, seen, s, sample)), None)
 
 
-def same_life(before: Reading, seen: LastSeen | None, now: Reading, sample: Sample) -> bool:
+def same_counter(before: Reading, seen: LastSeen | None, now: Reading, sample: Sample) -> bool:
     """Return whether the counter has only grown from one reading to the other.
 
     `seen` is when `before` was read; None = not known. The machine was not rebooted between.
@@ -116,12 +118,12 @@ def same_container(
         return False
     if not other_source(before, now):
         same = _same_incarnation(before, now)
-        still = births_agree(before, now) or same_life(before, seen, now, sample)
+        still = births_agree(before, now) or same_counter(before, seen, now, sample)
         return same and still
-    return seen is not None and was_there(now, seen.boot_ns)
+    return seen is not None and ran_at(now, seen.boot_ns)
 
 
-def was_there(reading: Reading, boot_ns: int) -> bool:
+def ran_at(reading: Reading, boot_ns: int) -> bool:
     """Return whether what is read now surely ran at that time of the same boot."""
     born_boot_ns = reading.born_boot_ns
     return born_boot_ns is not None and born_boot_ns <= boot_ns + birth_tolerance_ns(reading)
@@ -132,7 +134,7 @@ def birth_tolerance_ns(reading: Reading) -> int:
     return BIRTH_TOLERANCE_NS if reading.source == "clickhouse" else EXACT_BIRTH_TOLERANCE_NS
 
 
-def fell(before: Reading, now: Reading) -> bool:
+def counter_fell(before: Reading, now: Reading) -> bool:
     """Return whether one and the same counter, which only grows, is lower now."""
     same = not other_source(before, now) and _same_incarnation(before, now)
     return same and births_agree(before, now) and now.cpu_usec < before.cpu_usec
@@ -150,7 +152,7 @@ def births_agree(before: Reading, now: Reading) -> bool:
     return abs(before.born_boot_ns - now.born_boot_ns) < BIRTH_TOLERANCE_NS
 
 
-def steady(before: Reading, now: Reading) -> Reading:
+def keep_birth_time(before: Reading, now: Reading) -> Reading:
     """Return `now` with the birth that was seen first, so that a life keeps one name."""
     named = before.named_born_boot_ns
     if births_agree(before, now):
@@ -224,7 +226,7 @@ def _same_birth(before: Reading, now: Reading) -> bool:
     )
 
 
-def _renamed(reading: Reading, boot_id: str, as_boot_id: str) -> Reading:
+def _replace_boot_id(reading: Reading, boot_id: str, as_boot_id: str) -> Reading:
     rest = reading.incarnation.removeprefix(boot_id[:BOOT_PREFIX])
     if rest == reading.incarnation and boot_id:
         return reading  # named in another way

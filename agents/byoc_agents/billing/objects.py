@@ -73,7 +73,7 @@ class _ObjectPath(msgspec.Struct):
     epoch: int
     sequence: int
 
-    def lane(self) -> tuple[str, str, str, int]:
+    def shared(self) -> tuple[str, str, str, int]:
         """Return what all records of one object share."""
         return (self.organization_id, self.service_id, self.pod_uid or self.replica, self.epoch)
 
@@ -98,12 +98,12 @@ def seal(
     not of one organization, service, pod and epoch with contiguous sequences: see `runs`. The same
     records give the same key and, under the same libzstd or zlib, the same bytes.
     """
-    places = [_place(line) for line in lines]
+    places = [_decode_path(line) for line in lines]
     if not places or any(not _follows(a, b) for a, b in pairwise(places)):
         raise ValueError("wants records of one epoch with contiguous sequences, at least one")
     folder = f"{prefix.rstrip('/')}/" if prefix else ""
     return Message(
-        id=f"{folder}{_key(places[0], places[-1])}{_ENDINGS[compression]}",
+        id=f"{folder}{_object_key(places[0], places[-1])}{_ENDINGS[compression]}",
         type=TYPE,
         body=_compress(b"\n".join(lines) + b"\n", compression),
         created_at_ms=created_at_ms,
@@ -120,7 +120,7 @@ def runs(lines: Sequence[bytes]) -> list[list[bytes]]:
     found: list[list[bytes]] = []
     before: _ObjectPath | None = None
     for line in lines:
-        place = _place(line)
+        place = _decode_path(line)
         if before is None or not _follows(before, place):
             found.append([])
         found[-1].append(line)
@@ -147,20 +147,20 @@ def unseal(key: str, body: bytes) -> list[bytes]:
     return text[:-1].split(b"\n")
 
 
-def _place(line: bytes) -> _ObjectPath:
+def _decode_path(line: bytes) -> _ObjectPath:
     if b"\n" in line:
         raise ValueError("an encoded record holds a line end")
     return _decode(line).data  # msgspec's errors are ValueErrors
 
 
 def _follows(a: _ObjectPath, b: _ObjectPath) -> bool:
-    return a.lane() == b.lane() and b.sequence == a.sequence + 1
+    return a.shared() == b.shared() and b.sequence == a.sequence + 1
 
 
-def _key(first: _ObjectPath, last: _ObjectPath) -> ObjectKey:
+def _object_key(first: _ObjectPath, last: _ObjectPath) -> ObjectKey:
     seconds = parse_rfc3339(first.charge_period_start) // 1000
     start = dt.datetime.fromtimestamp(seconds, tz=dt.UTC)
-    organization_id, service_id, pod, epoch = first.lane()
+    organization_id, service_id, pod, epoch = first.shared()
     return ObjectKey(
         organization_id=organization_id,
         service_id=service_id,

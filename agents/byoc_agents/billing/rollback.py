@@ -12,12 +12,12 @@ from byoc_agents.billing.objects import ObjectKey, parse_key
 from byoc_agents.billing.record import UsageRecord
 
 
-def epochs(sent: Mapping[str, bool]) -> set[int]:
+def announced_epochs(sent: Mapping[str, bool]) -> set[int]:
     """Return the epochs of what was announced."""
     return {key.epoch for key in filter(None, map(parse_key, sent))}
 
 
-def since_ms(sent: Mapping[str, bool]) -> int | None:
+def uncertain_since_ms(sent: Mapping[str, bool]) -> int | None:
     """Return from when on usage can be missing: the hour of the newest object that is stored.
 
     Milliseconds since 1970. Objects leave in their order. Where none is known to be stored it is
@@ -32,13 +32,13 @@ def _hour_ms(key: ObjectKey) -> int:
     return parse_rfc3339(f"{key.date}T{key.hour}:00:00Z")
 
 
-def is_older(epoch: int, sequence: int, sent: Mapping[str, bool]) -> bool:
+def is_rolled_back(epoch: int, sequence: int, sent: Mapping[str, bool]) -> bool:
     """Tell whether a record of this epoch, with this sequence or a later one, was announced."""
     keys = filter(None, map(parse_key, sent))
     return any(key.epoch == epoch and key.last >= sequence for key in keys)
 
 
-def stored_lines(lines: Sequence[bytes], sent: Mapping[str, bool]) -> int:
+def count_stored_lines(lines: Sequence[bytes], sent: Mapping[str, bool]) -> int:
     """Return how many of the oldest staged lines lie in an object that the receiver has."""
     keys = list(filter(None, (parse_key(one) for one, stored in sent.items() if stored)))
     for number, line in enumerate(lines):

@@ -21,13 +21,13 @@ SLEW_TOLERANCE_RATIO = 0.001
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
-    """One look at the target. `standby` are the readings of its other sources at the same time."""
+    """The target at one moment. `secondary`: readings of its other sources at the same time."""
 
     wall_ms: int
     boot_ns: int
     boot_id: str
     reading: Reading | None
-    standby: tuple[Reading, ...] = ()
+    secondary: tuple[Reading, ...] = ()
     absent: bool = False  # no reading because surely nothing runs; else it could not be read
     read_ns: int = 0  # how long before `boot_ns` the reading began: it is of some time in between
     asleep_ns: int | None = None  # since boot, CLOCK_BOOTTIME - CLOCK_MONOTONIC; None = unknown
@@ -84,8 +84,9 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     restart_observed: bool = False
     source_changed: bool = False
     clock_step_ms: int = 0
-    standby: tuple[Reading, ...] = ()  # taken when the main counter was `standby_cpu_usec`
-    standby_cpu_usec: int = 0
+    # The readings of the other sources, taken when the main counter was `secondary_cpu_usec`
+    secondary: tuple[Reading, ...] = msgspec.field(default=(), name="standby")
+    secondary_cpu_usec: int = msgspec.field(default=0, name="standby_cpu_usec")
 
 
 class Period(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,7 +123,7 @@ class MeterState(msgspec.Struct, frozen=True, kw_only=True):
     machine_cpus: int | None = None  # of the last sample
 
 
-def cuts(after_ms: int, to_ms: int, window_ms: int) -> list[int]:
+def cut_points(after_ms: int, to_ms: int, window_ms: int) -> list[int]:
     """Return where to cut the span between two samples: first and last window's end, and hours."""
     first = (after_ms // window_ms + 1) * window_ms
     last = to_ms // window_ms * window_ms
@@ -150,7 +151,7 @@ def advance(  # noqa: PLR0913  what happened in one interval
     origin, span_ms = window, to_ms - window.end_ms
     elapsed_ns += window.pending_ns
     counter_ns = elapsed_ns + earlier_ns
-    counted_ms = counted(span_ms, elapsed_ns, clock_set=clock_set)
+    counted_ms = counted_span_ms(span_ms, elapsed_ns, clock_set=clock_set)
     window = replace(window, longest_ns=max(window.longest_ns, elapsed_ns), pending_ns=0)
     closed = []
     spent: tuple[int, ...] = (0, 0, 0)
@@ -164,7 +165,7 @@ def advance(  # noqa: PLR0913  what happened in one interval
         window = _extend(window, cut_ms, there, *(b - a for a, b in zip(spent, until, strict=True)))
         spent = until
         closed.append(Period(start_ms=window.start_ms, end_ms=cut_ms, window=window))
-        window = opened(window, elapsed_ns)
+        window = next_window(window, elapsed_ns)
     rest = (elapsed_ns - spent[0], counter_ns - spent[1], counted_ms - spent[2])
     window = _extend(window, to_ms, reading, *rest)
     if not closed or closed[-1].end_ms < to_ms:
@@ -174,7 +175,7 @@ def advance(  # noqa: PLR0913  what happened in one interval
     return window, [*closed[:-1], replace(closed[-1], window=counted_last)]
 
 
-def counted(span_ms: int, elapsed_ns: int, *, clock_set: bool) -> int:
+def counted_span_ms(span_ms: int, elapsed_ns: int, *, clock_set: bool) -> int:
     """Return how long a size counts, milliseconds: the wall clock's span, unless it was set."""
     if clock_set:
         return elapsed_ns // NS_PER_MS
@@ -183,7 +184,7 @@ def counted(span_ms: int, elapsed_ns: int, *, clock_set: bool) -> int:
     return span_ms if abs(span_ms - elapsed_ms) <= tolerance_ms else elapsed_ms
 
 
-def opened(closed: Window, longest_ns: int = 0) -> Window:
+def next_window(closed: Window, longest_ns: int = 0) -> Window:
     """Return the window that follows one of the same life."""
     return Window(
         start_ms=closed.end_ms,
@@ -199,8 +200,8 @@ def opened(closed: Window, longest_ns: int = 0) -> Window:
         seen=closed.seen,
         memory_max_bytes=closed.reading.memory_bytes,
         longest_ns=longest_ns,
-        standby=closed.standby,
-        standby_cpu_usec=closed.standby_cpu_usec,
+        secondary=closed.secondary,
+        secondary_cpu_usec=closed.secondary_cpu_usec,
     )
 
 
@@ -228,7 +229,7 @@ def size_at(window: Window) -> Size:
     )
 
 
-def size_seen(before: Size | None, reading: Reading) -> Size:
+def size_after(before: Size | None, reading: Reading) -> Size:
     """Return the size after a reading: another source that sees no limit says nothing about it."""
     now = size_of(reading)
     if before is None or before.by == now.by:
@@ -246,7 +247,7 @@ def same_size(one: Size, other: Size) -> bool:
     return (one.cpu_millicores, one.memory_bytes) == (other.cpu_millicores, other.memory_bytes)
 
 
-def sized(window: Window, size: Size) -> Window:
+def with_limits(window: Window, size: Size) -> Window:
     """Return the window with another size."""
     return replace(
         window,
@@ -258,7 +259,7 @@ def sized(window: Window, size: Size) -> Window:
     )
 
 
-def fresh(reading: Reading, start_ms: int, cpu_start_usec: int) -> Window:
+def first_window(reading: Reading, start_ms: int, cpu_start_usec: int) -> Window:
     """Return the first window of a life, from where its counter showed `cpu_start_usec`."""
     return Window(
         start_ms=start_ms,
@@ -274,14 +275,14 @@ def fresh(reading: Reading, start_ms: int, cpu_start_usec: int) -> Window:
     )
 
 
-def stepped(window: Window, step_ms: int) -> Window:
+def add_clock_jump(window: Window, jump_ms: int) -> Window:
     """Return the window with what the wall clock was set by since the last sample."""
-    if not step_ms:
+    if not jump_ms:
         return window
-    return replace(window, clock_step_ms=window.clock_step_ms + step_ms)
+    return replace(window, clock_step_ms=window.clock_step_ms + jump_ms)
 
 
-def ended(window: Window) -> Window:
+def ensure_nonempty(window: Window) -> Window:
     """Return a window that can be closed: one held at an instant gets a millisecond."""
     holds = window.elapsed_ns > 0 or window.counted_ms > 0
     holds = holds or window.reading.cpu_usec > window.cpu_start_usec
@@ -289,7 +290,7 @@ def ended(window: Window) -> Window:
     return replace(window, end_ms=window.start_ms + 1) if held else window
 
 
-def shut(window: Window) -> list[Period]:
+def close_window(window: Window) -> list[Period]:
     """Return the window as a closed period, or nothing where no time has passed in it."""
     if window.end_ms == window.start_ms:
         return []

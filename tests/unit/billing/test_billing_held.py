@@ -52,8 +52,8 @@ class Container:
         self.born_ns = self.clock.boot_ns()
         self.running = True
 
-    async def read(self, *, standby: bool = False) -> TargetObservation:
-        assert standby in {True, False}
+    async def read(self, *, secondary: bool = False) -> TargetObservation:
+        assert secondary in {True, False}
         if not self.running:
             return TargetObservation(None, absent=True)
         return TargetObservation(
@@ -180,7 +180,7 @@ async def test_a_kill_in_an_outage_loses_what_was_held_and_no_cpu(outage: Outage
 
 async def test_with_no_room_in_memory_either_cpu_is_still_exact(outage: Outage) -> None:
     bench, container = outage.bench, outage.container
-    bench.scraper = bench.made(max_held=10)
+    bench.scraper = bench.made(max_deferred=10)
     await bench.ticks(14)
     outage.spool.refuses = True
     for number in range(40):

@@ -136,7 +136,7 @@ def test_an_older_target_of_the_same_name_is_not_billed_for_its_past() -> None:
 
 def test_a_source_with_a_common_reading_takes_over_without_loss() -> None:
     server = {"source": "clickhouse", "incarnation": "boot"}
-    run = Run(sample(0, reading(100), standby=(reading(7, **server),)))
+    run = Run(sample(0, reading(100), secondary=(reading(7, **server),)))
     run.feed([sample(30, reading(130)), sample(35, reading(42, **server))])
     run.feed([sample(60, reading(67, **server)), sample(120, reading(127, **server))])
     assert run.shown() == [(0, 35, 35), (35, 60, 25), (60, 120, 60)]

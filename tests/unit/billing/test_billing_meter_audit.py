@@ -77,14 +77,16 @@ class World:
             boot_ns=self.boot_ns,
             boot_id="b",
             reading=None if absent or unreadable else self._reading(self.sources[0]),
-            standby=() if absent or unreadable or self.blind else (self._reading(self.sources[1]),),
+            secondary=()
+            if absent or unreadable or self.blind
+            else (self._reading(self.sources[1]),),
             absent=absent,
         )
         if self.state is None:
             self.epoch, self.sequence = max(self.wall_ms, self.epoch + 1), 0
             self.state = self._write(*self.meter.start(sample, "no_checkpoint"))
         else:
-            self.state = self._write(*self.meter.step(self.state, sample))
+            self.state = self._write(*self.meter.observe(self.state, sample))
 
     def _reading(self, source: SourceName) -> Reading:
         return Reading(

@@ -107,7 +107,7 @@ class World:
         if self.state is None:
             self._write(*self.meter.start(sample, "no_checkpoint"))
         else:
-            self._write(*self.meter.step(self.state, sample, hold=self.holding))
+            self._write(*self.meter.observe(self.state, sample, hours_only=self.holding))
 
     def _reading(self) -> Reading:
         born_ns = self.born_ns

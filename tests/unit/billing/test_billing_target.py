@@ -108,7 +108,7 @@ async def test_the_best_source_alone_is_read(bench: Bench) -> None:
 
 async def test_for_standby_all_are_read(bench: Bench) -> None:
     bench.fail(None, DENIED, None)
-    seen = await bench.target.read(standby=True)
+    seen = await bench.target.read(secondary=True)
     assert seen == TargetObservation(reading(CGROUP), (reading("process"),))
     assert bench.reads() == [1, 1, 1]
 
@@ -130,7 +130,7 @@ async def test_a_better_source_that_is_back_is_taken_at_the_next_standby(bench: 
     assert (await bench.target.read()).reading == reading("clickhouse")
     bench.fail(None, None, None)
     assert (await bench.target.read()).reading == reading("clickhouse")
-    seen = await bench.target.read(standby=True)
+    seen = await bench.target.read(secondary=True)
     assert seen == TargetObservation(reading(CGROUP), (reading("clickhouse"), reading("process")))
     assert await bench.target.read() == TargetObservation(reading(CGROUP))
 
@@ -145,15 +145,15 @@ async def test_without_standby_it_is_taken_after_a_while_with_the_other_beside_i
     assert (await bench.target.read()).reading == reading("clickhouse")
     bench.clock.ns = PROBE_NS
     seen = await bench.target.read()
-    assert (seen.reading, seen.standby[0]) == (reading(CGROUP), reading("clickhouse"))
+    assert (seen.reading, seen.secondary[0]) == (reading(CGROUP), reading("clickhouse"))
 
 
 async def test_where_the_one_of_last_time_fails_the_best_other_is_taken(bench: Bench) -> None:
     bench.fail(DENIED, DENIED, None)
     await bench.target.read()
     bench.fail(None, None, GONE)
-    standby = (reading("clickhouse"),)
-    assert await bench.target.read() == TargetObservation(reading(CGROUP), standby)
+    secondary = (reading("clickhouse"),)
+    assert await bench.target.read() == TargetObservation(reading(CGROUP), secondary)
 
 
 @pytest.mark.parametrize(
@@ -168,9 +168,9 @@ async def test_absent_is_only_what_a_source_is_sure_of(
     bench: Bench, errors: Sequence[Exception], absent: bool
 ) -> None:
     bench.fail(*errors)
-    for standby in (True, False):
-        seen = await bench.target.read(standby=standby)
-        assert (seen.reading, seen.standby, seen.absent) == (None, (), absent)
+    for secondary in (True, False):
+        seen = await bench.target.read(secondary=secondary)
+        assert (seen.reading, seen.secondary, seen.absent) == (None, (), absent)
         assert seen.trouble.startswith(f"cgroup.v2: {errors[0]}; clickhouse: ")
 
 
@@ -256,7 +256,7 @@ async def test_a_real_process_is_read_while_it_lives_and_absent_after(
 ) -> None:
     """Our own child shares our cgroup, so its process tree is what is left to read."""
     target = open_target(parse_target(f"pid:{child.pid}"), ClickHouse("http://x"), Now())
-    seen = await target.read(standby=True)
+    seen = await target.read(secondary=True)
     assert seen.reading is not None
     assert seen.reading.source == "process"
     assert "cgroup of process" in seen.trouble

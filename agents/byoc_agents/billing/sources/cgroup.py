@@ -24,7 +24,7 @@ import msgspec
 from byoc_agents.billing.record import MAX_CPUS
 from byoc_agents.billing.sources.cgroup_files import KeptFile, Limit, counters_of
 from byoc_agents.billing.sources.cgroup_paths import Hierarchy, Locator, identity
-from byoc_agents.billing.sources.procfs import Finder, Process, ProcFs, container_id, refused
+from byoc_agents.billing.sources.procfs import Finder, Process, ProcFs, container_id, describe_error
 from byoc_agents.billing.sources.reading import (
     LimitSource,
     Reading,
@@ -44,8 +44,8 @@ class CgroupPlace(msgspec.Struct, frozen=True):
     hierarchy: Hierarchy
     container_id: str
     owner: str  # who may read it, for an error's text
-    witness: Callable[[], object]  # another answer than before, or an OSError: look again
-    close: Callable[[], None]  # of the witness
+    fingerprint: Callable[[], object]  # another answer than before, or an OSError: look again
+    close: Callable[[], None]  # of the fingerprint
     exclusive: bool = False  # the cgroup itself is the target, and not a process in it
 
 
@@ -72,7 +72,7 @@ class CgroupSource:
         self._boot_ns = boot_ns
         self._proc = proc
         self._boot_id = boot_id
-        self._opened: _Opened | None = None
+        self._opened: _OpenCgroup | None = None
         self._birth: tuple[str, int | None] = ("", None)  # incarnation and its birth
 
     async def read(self) -> Reading:
@@ -91,11 +91,11 @@ class CgroupSource:
             except OSError as error:
                 if error.errno not in _GONE:
                     self.close()
-                    raise TargetUnreadableError(opened.refused(error)) from None
+                    raise TargetUnreadableError(opened.describe_error(error)) from None
             self.close()
         raise TargetAbsentError(f"{opened.directory} went away")
 
-    def _born(self, opened: "_Opened") -> int | None:
+    def _born(self, opened: "_OpenCgroup") -> int | None:
         try:
             return opened.born(self._boot_ns())
         except (OSError, TargetUnreadableError):  # the reading itself says why
@@ -107,17 +107,17 @@ class CgroupSource:
         if opened is not None:
             opened.close()
 
-    def _open(self) -> "_Opened":
+    def _open(self) -> "_OpenCgroup":
         place = self._locate()
         directory = place.hierarchy.cpuacct
         try:
-            opened = _Opened(place, self._proc, self._boot_id)
+            opened = _OpenCgroup(place, self._proc, self._boot_id)
         except OSError as error:
             place.close()
             if error.errno in _GONE and not directory.exists():
                 raise TargetAbsentError(f"{directory} went away") from None
             path = Path(error.filename or directory)
-            raise TargetUnreadableError(refused(path, error, place.owner)) from None
+            raise TargetUnreadableError(describe_error(path, error, place.owner)) from None
         if self._birth[0] != opened.incarnation or self._birth[1] is None:
             self._birth = (opened.incarnation, self._born(opened))
         opened.born_boot_ns = self._birth[1]
@@ -125,7 +125,7 @@ class CgroupSource:
         return opened
 
 
-class _Opened:
+class _OpenCgroup:
     """A cgroup whose files are open."""
 
     def __init__(self, place: CgroupPlace, proc: ProcFs, boot_id: str) -> None:
@@ -135,13 +135,13 @@ class _Opened:
         self.born_boot_ns: int | None = None
         self._place = place
         self._proc = proc
-        self._testimony = place.witness()
+        self._fingerprint = place.fingerprint()
         self._counters = counters_of(place.hierarchy)
         self._cpus = proc.cpus()
 
     def is_current(self) -> bool:
         """Tell whether these are still the target's files. Raises OSError."""
-        return self._place.witness() == self._testimony
+        return self._place.fingerprint() == self._fingerprint
 
     def read(self) -> Reading:
         """Return the counters. Raises OSError or TargetUnreadableError."""
@@ -186,9 +186,9 @@ class _Opened:
         most_usec = (max(0, now_ns - born_ns) // 1000 + _SLACK_USEC) * (self._cpus or MAX_CPUS)
         return born_ns if self._counters.cpu_usec() <= most_usec else None
 
-    def refused(self, error: OSError) -> str:
+    def describe_error(self, error: OSError) -> str:
         """Return an error's text for people."""
-        return refused(Path(error.filename or self.directory), error, self._place.owner)
+        return describe_error(Path(error.filename or self.directory), error, self._place.owner)
 
     def close(self) -> None:
         self._counters.close()
@@ -255,7 +255,7 @@ def of_process(locator: Locator, finder: Finder, proc: ProcFs) -> Callable[[], C
             ended = process == had_membership or finder.find() != process
             if error.errno in _GONE and ended:
                 raise TargetAbsentError(f"process {pid} has ended") from None
-            reason = refused(proc.file(pid, "cgroup"), error)
+            reason = describe_error(proc.file(pid, "cgroup"), error)
             if error.errno in _GONE:  # gVisor has no such file
                 reason += f", although process {pid} runs: this kernel shows no cgroups"
             raise TargetUnreadableError(reason) from None

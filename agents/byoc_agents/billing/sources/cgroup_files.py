@@ -88,7 +88,7 @@ class CountersV2:
 
     def __init__(self, at: Hierarchy) -> None:
         """Open the files. Raises OSError."""
-        self._stat, self._memory = _opened(
+        self._stat, self._memory = _open_files(
             [(at.cpuacct, "cpu.stat", True), (at.memory, "memory.current", False)]
         )
         self._max = _Limits(at.cpu, at.path, "cpu.max")
@@ -96,11 +96,11 @@ class CountersV2:
 
     def cpu_usec(self) -> int:
         """See Counters."""
-        return _value(self._stat, parse_cpu_stat) or 0
+        return _parse_optional(self._stat, parse_cpu_stat) or 0
 
     def memory_bytes(self) -> int | None:
         """See Counters."""
-        return _value(self._memory, parse_count)
+        return _parse_optional(self._memory, parse_count)
 
     def cpu_limit(self) -> Limit:
         """See Counters."""
@@ -112,7 +112,7 @@ class CountersV2:
 
     def close(self) -> None:
         """See Counters."""
-        _close([self._stat, self._memory])
+        _close_files([self._stat, self._memory])
         self._max.close()
         self._limit.close()
 
@@ -122,7 +122,7 @@ class CountersV1:
 
     def __init__(self, at: Hierarchy) -> None:
         """Open the files. Raises OSError."""
-        self._usage, self._memory = _opened(
+        self._usage, self._memory = _open_files(
             [(at.cpuacct, "cpuacct.usage", True), (at.memory, "memory.usage_in_bytes", False)]
         )
         self._quota = _Limits(at.cpu, at.path, "cpu.cfs_quota_us", "cpu.cfs_period_us")
@@ -130,11 +130,11 @@ class CountersV1:
 
     def cpu_usec(self) -> int:
         """See Counters. The file counts nanoseconds."""
-        return (_value(self._usage, parse_count) or 0) // 1000
+        return (_parse_optional(self._usage, parse_count) or 0) // 1000
 
     def memory_bytes(self) -> int | None:
         """See Counters."""
-        return _value(self._memory, parse_count)
+        return _parse_optional(self._memory, parse_count)
 
     def cpu_limit(self) -> Limit:
         """See Counters."""
@@ -146,7 +146,7 @@ class CountersV1:
 
     def close(self) -> None:
         """See Counters."""
-        _close([self._usage, self._memory])
+        _close_files([self._usage, self._memory])
         self._quota.close()
         self._limit.close()
 
@@ -166,7 +166,7 @@ class _Limits:
 
     def close(self) -> None:
         for files in self._own + self._above:
-            _close(files)
+            _close_files(files)
 
 
 def _smallest(groups: list[list[KeptFile]], parse: Callable[..., int | None]) -> int | None:
@@ -185,7 +185,7 @@ def _limit(files: list[KeptFile], parse: Callable[..., int | None]) -> int | Non
 def _open_all(directory: Path, names: Iterable[str]) -> list[KeptFile]:
     """Open all of the files, or none."""
     try:
-        found = _opened((directory, name, True) for name in names)
+        found = _open_files((directory, name, True) for name in names)
     except OSError:
         return []
     return [file for file in found if file]
@@ -206,20 +206,20 @@ def parse_cpu_stat(content: bytes) -> int:
 
 def parse_count(content: bytes) -> int:
     """Return a plain number. Raises ValueError."""
-    return int(_matched(_COUNT, content)[1])
+    return int(_require_match(_COUNT, content)[1])
 
 
 @lru_cache  # here and below: a limit hardly ever changes
 def parse_cpu_max(content: bytes) -> int | None:
     """Return millicores of `max 100000` or `150000 100000`. Raises ValueError."""
-    match = _matched(_CPU_MAX, content)
+    match = _require_match(_CPU_MAX, content)
     return None if match[1] == b"max" else int(match[1]) * 1000 // int(match[2])
 
 
 @lru_cache
 def parse_quota(content: bytes) -> int | None:
     """Return v1's cpu.cfs_quota_us, where -1 means none. Raises ValueError."""
-    quota = int(_matched(_QUOTA, content)[1])
+    quota = int(_require_match(_QUOTA, content)[1])
     return None if quota < 0 else quota
 
 
@@ -236,30 +236,30 @@ def parse_memory_max(content: bytes) -> int | None:
     return None if limit is None or limit >= _NO_LIMIT_BYTES else limit
 
 
-def _matched(pattern: re.Pattern[bytes], content: bytes) -> re.Match[bytes]:
+def _require_match(pattern: re.Pattern[bytes], content: bytes) -> re.Match[bytes]:
     match = pattern.fullmatch(content)
     if not match:
         raise ValueError(content)
     return match
 
 
-def _value(file: KeptFile | None, parse: Callable[[bytes], T]) -> T | None:
+def _parse_optional(file: KeptFile | None, parse: Callable[[bytes], T]) -> T | None:
     return None if file is None else file.parsed(parse)
 
 
-def _opened(wanted: Iterable[tuple[Path | None, str, bool]]) -> list[KeptFile | None]:
+def _open_files(wanted: Iterable[tuple[Path | None, str, bool]]) -> list[KeptFile | None]:
     """Open each (directory, name, required); None where an optional one is not there."""
     files: list[KeptFile | None] = []
     try:
         for directory, name, required in wanted:
-            files.append(_open(directory, name, required=required))
+            files.append(_open_optional(directory, name, required=required))
     except OSError:
-        _close(files)
+        _close_files(files)
         raise
     return files
 
 
-def _open(directory: Path | None, name: str, *, required: bool) -> KeptFile | None:
+def _open_optional(directory: Path | None, name: str, *, required: bool) -> KeptFile | None:
     if directory is None:
         return None
     try:
@@ -270,7 +270,7 @@ def _open(directory: Path | None, name: str, *, required: bool) -> KeptFile | No
         return None
 
 
-def _close(files: Iterable[KeptFile | None]) -> None:
+def _close_files(files: Iterable[KeptFile | None]) -> None:
     for file in files:
         if file is not None:
             file.close()

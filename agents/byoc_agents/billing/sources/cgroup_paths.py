@@ -13,7 +13,7 @@ from typing import Literal
 
 import msgspec
 
-from byoc_agents.billing.sources.procfs import ProcFs, container_id, refused
+from byoc_agents.billing.sources.procfs import ProcFs, container_id, describe_error
 from byoc_agents.billing.sources.reading import TargetAbsentError, TargetUnreadableError
 
 _MAX_DEPTH = 64  # levels of a path; runtimes make six or so
@@ -91,7 +91,7 @@ class Locator:
                 ) from None
             raise TargetAbsentError(f"no cgroup {path}") from None
         except OSError as error:
-            raise TargetUnreadableError(refused(path, error)) from None
+            raise TargetUnreadableError(describe_error(path, error)) from None
 
 
 class _Search:
@@ -135,9 +135,9 @@ class _Search:
             return "" if self._holds(directory) else f"{directory}: does not hold the process"
         except PermissionError as error:
             owner = "root" if self._pid is None else self._proc.owner(self._pid)
-            return refused(Path(error.filename or directory), error, owner)
+            return describe_error(Path(error.filename or directory), error, owner)
         except OSError as error:
-            return refused(directory, error)
+            return describe_error(directory, error)
 
     def _holds(self, directory: Path) -> bool:
         if self._pid is None:
@@ -167,7 +167,7 @@ class _Search:
         except OSError as error:
             if who != "self" and isinstance(error, FileNotFoundError | ProcessLookupError):
                 self._proc.process(int(who))  # raises if it has ended
-            raise TargetUnreadableError(refused(path, error)) from None
+            raise TargetUnreadableError(describe_error(path, error)) from None
 
 
 def _v1(search: _Search, mounts: list[Mount]) -> Hierarchy | None:

@@ -58,7 +58,7 @@ class ProcessSource:
         if root != self._root:
             self.close()
         try:
-            tree = settled(partial(_observe, root.pid, self._tree))
+            tree = read_consistent_tree(partial(_observe, root.pid, self._tree))
         except psutil.NoSuchProcess:
             if self._finder.find() != root:  # raises if it is gone, or may only be hidden
                 raise TargetAbsentError(f"process {root.pid} has ended") from None
@@ -100,11 +100,15 @@ def lost_usec(before: _Tree, now: _Tree) -> int:
     parents = {process.pid: use.parent for process, use in before.items()}
     for process, use in before.items():
         if process not in now:
-            ended[_heir(use.parent, parents, living)] += use.own_usec + use.reaped_usec
-    return sum(max(0, used - _reaped_since(heir, before, now)) for heir, used in ended.items())
+            ended[_nearest_living_ancestor(use.parent, parents, living)] += (
+                use.own_usec + use.reaped_usec
+            )
+    return sum(
+        max(0, used - _reaped_since(ancestor, before, now)) for ancestor, used in ended.items()
+    )
 
 
-def _heir(
+def _nearest_living_ancestor(
     pid: int, parents: dict[int, int], living: dict[int, psutil.Process]
 ) -> psutil.Process | None:
     for _ in range(len(parents) + 1):  # a reused pid could close a circle
@@ -114,13 +118,13 @@ def _heir(
     return living.get(pid)
 
 
-def _reaped_since(heir: psutil.Process | None, before: _Tree, now: _Tree) -> int:
-    if heir is None or heir not in before:
+def _reaped_since(ancestor: psutil.Process | None, before: _Tree, now: _Tree) -> int:
+    if ancestor is None or ancestor not in before:
         return 0
-    return now[heir].reaped_usec - before[heir].reaped_usec
+    return now[ancestor].reaped_usec - before[ancestor].reaped_usec
 
 
-def settled(observe: Callable[[], _Tree]) -> _Tree:
+def read_consistent_tree(observe: Callable[[], _Tree]) -> _Tree:
     """Return the tree as it was at one moment. Raises TargetUnreadableError where there is none.
 
     /proc is read a process at a time: a child that is waited for meanwhile would be counted twice

@@ -90,7 +90,7 @@ class ProcFs:
         except FileNotFoundError:
             return f"{self.root} does not show process 1: {_HIDES}"
         except OSError as error:
-            return refused(self.file(1, "stat"), error)
+            return describe_error(self.file(1, "stat"), error)
         hidden = dict(option.partition("=")[::2] for option in options).get("hidepid", "off")
         if hidden in {"0", "off"} or others or self._may_trace():
             return ""
@@ -149,7 +149,7 @@ class ProcFs:
                 raise TargetUnreadableError(f"process {pid}: {reason}") from None
             raise TargetAbsentError(f"no process {pid} in {self.root}") from None
         except OSError as error:
-            raise TargetUnreadableError(refused(self.file(pid, "stat"), error)) from None
+            raise TargetUnreadableError(describe_error(self.file(pid, "stat"), error)) from None
         state, start_ticks = parse_stat(stat)
         if state in "ZXx":
             raise TargetAbsentError(f"process {pid} has ended")
@@ -160,7 +160,7 @@ class ProcFs:
         try:
             return sorted(int(path.name) for path in self.root.iterdir() if path.name.isdecimal())
         except OSError as error:
-            raise TargetUnreadableError(refused(self.root, error)) from None
+            raise TargetUnreadableError(describe_error(self.root, error)) from None
 
     def resident_bytes(self, pid: int) -> int:
         """Return the resident memory of a process, 0 where it is gone or not readable."""
@@ -189,7 +189,7 @@ class ProcFs:
             comm = self.text(pid, "comm").rstrip("\n")
             arguments = self.text(pid, "cmdline").split("\0")
         except PermissionError as error:
-            raise TargetUnreadableError(refused(self.file(pid, "cmdline"), error)) from None
+            raise TargetUnreadableError(describe_error(self.file(pid, "cmdline"), error)) from None
         except OSError:
             return False
         if name == SERVER and not _ONLY_SHOWN.isdisjoint(arguments[1:]):
@@ -250,12 +250,12 @@ class Finder:
         """
         if isinstance(self._wanted, int):
             return self._by_pid(self._wanted)
-        if self._found is None or not self._lives(self._found):
+        if self._found is None or not self._still_runs(self._found):
             self._found = self._by_name(self._wanted)
             self._shared = True
         return self._found
 
-    def _lives(self, process: Process) -> bool:
+    def _still_runs(self, process: Process) -> bool:
         try:
             return self._proc.process(process.pid) == process
         except (TargetAbsentError, TargetUnreadableError):
@@ -265,7 +265,7 @@ class Finder:
         try:
             now = self._proc.process(pid)
         except TargetAbsentError as error:
-            self._require_sight(str(error))
+            self._require_visible(str(error))
             raise
         if self._found is not None and now != self._found:
             raise TargetAbsentError(f"process {pid} has ended; the pid names another one now")
@@ -291,10 +291,10 @@ class Finder:
         text = f"no process called {name} in {self._proc.root}"
         if refusals:
             raise TargetUnreadableError(f"{text}; {refusals[0]}")
-        self._require_sight(text)
+        self._require_visible(text)
         raise TargetAbsentError(text)
 
-    def _require_sight(self, text: str) -> None:
+    def _require_visible(self, text: str) -> None:
         """Raise TargetUnreadableError if the process may run without being seen."""
         if reason := self._proc.hides():
             raise TargetUnreadableError(f"{text}: {reason}")
@@ -356,7 +356,7 @@ def container_id(text: str) -> str:
     return found[-1] if found else ""
 
 
-def refused(path: Path, error: OSError, owner: str = "the owner") -> str:
+def describe_error(path: Path, error: OSError, owner: str = "the owner") -> str:
     """Return which file failed and why; where a right is missing, whose it is and what to set."""
     reason = f"{path}: {os.strerror(error.errno) if error.errno else type(error).__name__}"
     if not isinstance(error, PermissionError):

@@ -53,13 +53,14 @@ class TargetName(msgspec.Struct, frozen=True):
 class TargetObservation(msgspec.Struct, frozen=True):
     """One look at the target.
 
-    `standby` are readings of the other sources at the same moment, so that a change of source finds
-    a common one. `trouble` says which better source fails and what to set; it is the same text as
-    long as the trouble is. `absent`: no reading, because surely nothing runs.
+    `secondary` are readings of the other sources at the same moment, so that a change of source
+    finds a common one. `trouble` names the better source that fails and the setting that helps. The
+    text stays the same as long as the failure does. `absent`: there is no reading because the
+    target certainly does not run.
     """
 
     reading: Reading | None
-    standby: tuple[Reading, ...] = ()
+    secondary: tuple[Reading, ...] = ()
     trouble: str = ""
     absent: bool = False
 
@@ -103,7 +104,7 @@ class Plausibility:
         self._distrusted: Reading | None = None
         self._agreed = 0
 
-    def doubt(self, kernel: Reading, others: Sequence[Reading]) -> str:
+    def reason_to_doubt(self, kernel: Reading, others: Sequence[Reading]) -> str:
         """Take readings of one moment. Return why the kernel's is not to be used, "" if it is."""
         earlier = self._distrusted
         if earlier and (earlier.source, earlier.incarnation) != (kernel.source, kernel.incarnation):
@@ -155,20 +156,21 @@ class Target:
     def __repr__(self) -> str:
         return f"{self._name} by {', else '.join(source.name for source in self._sources)}"
 
-    async def read(self, *, standby: bool = False) -> TargetObservation:
-        """Return what there is to see now; raises nothing but CancelledError.
+    async def read(self, *, secondary: bool = False) -> TargetObservation:
+        """Return the best reading of now. Raises nothing but CancelledError.
 
-        With `standby` every source is read and the best one taken. Without it only the one of last
-        time is, the others where it fails, and all now and then, to find a better one again, or
-        when the kernel's counter has not moved since the last reading.
+        With `secondary` every source is read, and the best one that works is used. Without it only
+        the source of the last time is read. The others are read as well if that one fails, if the
+        kernel's counter has not moved since the last reading, and once per `PROBE_NS` while a
+        better source fails.
         """
         now_ns = self._clock.boot_ns()
-        everything = standby or (self._active and now_ns - self._probed_ns >= PROBE_NS)
+        everything = secondary or (self._active and now_ns - self._probed_ns >= PROBE_NS)
         if everything:
             self._probed_ns = now_ns
         readings: dict[int, Reading] = {}
         absent = False
-        order = range(len(self._sources)) if everything else self._from_active()
+        order = range(len(self._sources)) if everything else self._active_first()
         for index in order:
             try:
                 reading = await self._sources[index].read()
@@ -181,14 +183,14 @@ class Target:
                 continue
             self._failures.pop(index, None)
             readings[index] = reading
-            if not everything and index == order[0] and not self._stands_still(reading):
-                break  # after a change of source all others are read as well: standbys
+            if not everything and index == order[0] and not self._has_not_moved(reading):
+                break  # after a change of source all others are read as well: secondaries
         absent = absent and not readings
         self._drop_implausible(readings)
         self._active = next(iter(readings), self._active)
-        return self._observed(list(readings.values()), absent=absent)
+        return self._observation(list(readings.values()), absent=absent)
 
-    def _stands_still(self, reading: Reading) -> bool:
+    def _has_not_moved(self, reading: Reading) -> bool:
         """Return whether a kernel counter has not moved and ClickHouse can be asked if it should.
 
         A ClickHouse that answers uses CPU for the answer, so this is rare.
@@ -208,11 +210,11 @@ class Target:
             if reading.source not in KERNEL:
                 continue
             others = [other for other in readings.values() if other.source not in KERNEL]
-            if reason := self._plausibility.doubt(reading, others):
+            if reason := self._plausibility.reason_to_doubt(reading, others):
                 self._failures[index] = f"{reading.source}: {reason}"
                 del readings[index]
 
-    def _observed(self, readings: list[Reading], *, absent: bool) -> TargetObservation:
+    def _observation(self, readings: list[Reading], *, absent: bool) -> TargetObservation:
         better = range(self._active if readings else len(self._sources))
         trouble = "; ".join(self._failures[i] for i in better if i in self._failures)
         if not readings:
@@ -224,7 +226,7 @@ class Target:
         for source in self._sources:
             source.close()
 
-    def _from_active(self) -> list[int]:
+    def _active_first(self) -> list[int]:
         """Return the one of last time, then the others, best first."""
         others = [index for index in range(len(self._sources)) if index != self._active]
         return [self._active, *others]
@@ -266,27 +268,29 @@ def open_target(
         return Target(str(name), [ServerSource(clickhouse, clock)], clock)
     if name.kind == "cgroup":
         locate = at_path(Locator(proc), Path(name.value))
-        return Target(str(name), [_cgroup(locate, proc, clock)], clock)
+        return Target(str(name), [_cgroup_source(locate, proc, clock)], clock)
     if name.kind == "pid":
-        return Target(str(name), _of_process(Finder(proc, int(name.value)), proc, clock), clock)
+        return Target(
+            str(name), _process_sources(Finder(proc, int(name.value)), proc, clock), clock
+        )
     if name.kind == "process":
         finder = Finder(proc, name.value, container=container)
-        return Target(str(name), _of_process(finder, proc, clock), clock)
+        return Target(str(name), _process_sources(finder, proc, clock), clock)
     # Here nobody said that the server is in our pid namespace.
     finder = Finder(proc, SERVER, shared=False, container=container)
-    cgroup, process = _of_process(finder, proc, clock)
+    cgroup, process = _process_sources(finder, proc, clock)
     return Target(str(name), [cgroup, ServerSource(clickhouse, clock), process], clock)
 
 
-def _of_process(finder: Finder, proc: ProcFs, clock: Clock) -> list[ReadingSource]:
+def _process_sources(finder: Finder, proc: ProcFs, clock: Clock) -> list[ReadingSource]:
     locate = of_process(Locator(proc), finder, proc)
     return [
-        _cgroup(locate, proc, clock),
+        _cgroup_source(locate, proc, clock),
         _Processes(finder, proc, clock.boot_id),
     ]
 
 
-def _cgroup(locate: Callable[[], CgroupPlace], proc: ProcFs, clock: Clock) -> CgroupSource:
+def _cgroup_source(locate: Callable[[], CgroupPlace], proc: ProcFs, clock: Clock) -> CgroupSource:
     return CgroupSource(locate, proc, clock.boot_id, boot_ns=clock.boot_ns)
 
 
