@@ -1,17 +1,18 @@
 """Readings to periods: a pure function from (state, sample) to (state, periods).
 
-The caller adopts the new state only when the periods are durable. If they are not, it keeps the old
-one, and a failed commit is the same as a missed sample: counters are cumulative, so the next one
-makes it good.
+The caller adopts the new state only after the periods are durable. If the commit fails, it keeps
+the old state. A failed commit has the effect of a missed sample: counters are cumulative, so the
+next sample includes the usage.
 
-Periods lie on the wall clock, durations on the boot clock. A sample's place in time is its wall
-clock, but never before the sample before it: a clock set back holds the window open until the wall
-clock has caught up. A clock set forward closes the window where the boot clock says we are, and the
-jumped span is stated as a gap. Time that the machine slept is a gap of its own.
+Periods are measured on the wall clock, durations on the boot clock. The time of a sample is its
+wall clock, but never before the previous sample. If the clock is set back, the window stays open
+until the wall clock has caught up. If it is set forward, the window is closed at the time derived
+from the boot clock, and the skipped interval is recorded as a gap. The time for which the machine
+was suspended is recorded as a separate gap.
 
-Two rules protect the bill. A counter is counted from zero only if its own birth is known and lies
-in the interval; else the first reading is a baseline. And no interval holds more CPU than the
-machine could do in it (`most_usec`); else it becomes a gap, `counter_impossible`.
+Two rules protect the bill. A counter is counted from zero only if its birth is known and is in the
+interval; otherwise the first reading is a baseline. No interval contains more CPU than the machine
+could provide in it (`most_usec`); otherwise it becomes a `counter_impossible` gap.
 """
 
 import msgspec
@@ -61,23 +62,23 @@ from byoc_agents.billing.window import (
     with_limits,
 )
 
-JUMP_TOLERANCE_MS = 1000  # NTP slews at most 0.5 ms a second (ntp_adjtime(2)); more is a step
+JUMP_TOLERANCE_MS = 1000  # NTP slews at most 0.5 ms per second (ntp_adjtime(2)); more is a jump
 JUMP_TOLERANCE_RATIO = 0.001  # twice the slew limit, for long spans between samples
-SLEEP_MS = 1000  # a shorter sleep of the machine is a late sample
+SLEEP_MS = 1000  # a shorter sleep of the machine counts as a late sample
 
 MeterResult = tuple[MeterState, list[Period]]
 
 
 class _Moment(msgspec.Struct, frozen=True):
-    """Where a sample lies in our time."""
+    """The time of a sample, in relation to the sample before it."""
 
     place_ms: int
     elapsed_ns: int  # since the last sample
     jump_ms: int  # how far the wall clock was set since the last sample; 0 = not at all
-    unjumped_ms: int  # where we would be without that
-    clock_set: bool  # the wall clock was set, or is still held by an earlier step back
-    rebooted: bool  # the machine was, since the last sample
-    cpus: int  # of the machine, at most
+    unjumped_ms: int  # `place_ms` without that jump
+    clock_set: bool  # the wall clock was set, or has not yet caught up after it was set back
+    rebooted: bool  # the machine was rebooted since the last sample
+    cpus: int  # upper bound of the machine's CPUs
 
     @classmethod
     def of(cls, state: MeterState, sample: Sample) -> "_Moment":
@@ -90,23 +91,23 @@ class _Moment(msgspec.Struct, frozen=True):
         place_ms = max(sample.wall_ms, state.place_ms)
         unjumped_ms = min(max(sample.wall_ms - jump_ms, state.place_ms), place_ms)
         cpus = max(state.machine_cpus or 0, sample.cpus())  # CPUs can be added and removed
-        held = state.place_ms > state.wall_ms or place_ms > sample.wall_ms
-        clock_set = not boot and (jump_ms != 0 or held)
+        behind = state.place_ms > state.wall_ms or place_ms > sample.wall_ms
+        clock_set = not boot and (jump_ms != 0 or behind)
         return cls(place_ms, elapsed_ns, jump_ms, unjumped_ms, clock_set, boot, cpus)
 
 
 class _Found(msgspec.Struct, frozen=True):
-    """A window for a target that can be read again, and what that says about the gap before."""
+    """The new window of a target that can be read again, and facts about the gap before it."""
 
     window: Window
-    reading: Reading  # where the window's counter is now
-    late_ns: int = 0  # how long the counter had to rise before the window
-    late_ms: int = 0  # how long the container was there before the window, in gaps already stated
-    reason: GapReason = ""  # of the gap; "" = the one that is stated already
+    reading: Reading  # the present value of the window's counter
+    late_ns: int = 0  # time in which the counter could rise before the window
+    late_ms: int = 0  # time that the container ran before the window, in recorded gaps
+    reason: GapReason = ""  # of the gap; "" = as recorded already
 
 
 class Meter:
-    """Decides what each sample means. Holds nothing but the length of a window."""
+    """Turns samples into periods. It has no state except the length of a window."""
 
     def __init__(self, *, window_ms: int) -> None:
         self._window_ms = window_ms
@@ -114,10 +115,11 @@ class Meter:
     def start(
         self, sample: Sample, reason: GapReason, *, since_ms: int | None = None
     ) -> MeterResult:
-        """Begin without a checkpoint. What ran before is stated as a gap, back to its birth.
+        """Begin without a checkpoint. Usage since the counter's birth is recorded as a gap.
 
-        Where records of an earlier epoch may be lost from `since_ms` on, back to there as well.
-        The size counts from the birth on: the container has been there ever since.
+        If records of an earlier epoch may be lost from `since_ms` on (milliseconds since 1970), the
+        time from there on is recorded as a gap as well. The size is billed from the birth on, since
+        the container has existed from then on.
         """
         state = _state_at(sample, sample.wall_ms)
         reading, unsure_ms = sample.reading, sample.wall_ms if since_ms is None else since_ms
@@ -139,7 +141,7 @@ class Meter:
     def observe(
         self, state: MeterState, sample: Sample, *, hours_only: bool = False
     ) -> MeterResult:
-        """Take one sample. With `hold` windows end at UTC hours only: the spool is full."""
+        """Process one sample. With `hours_only` (a full spool) windows end at UTC hours only."""
         renamed = use_state_boot_id(state, sample)
         alias = sample.boot_id if renamed.boot_id != sample.boot_id else None
         state, slept = _account_for_sleep(state, renamed)
@@ -147,14 +149,17 @@ class Meter:
         return replace(state, boot_alias=alias), slept + periods
 
     def close(self, state: MeterState) -> MeterResult:
-        """Close what is open at the last sample: the agent stops."""
+        """Close the open window or gap at the last sample, because the daemon stops."""
         if state.window is None:
             before = gap(state.gap_start_ms, state.place_ms, state.gap_reason)
             start_ms = max(state.place_ms, state.gap_start_ms)
             late_ms = state.late_ms + start_ms - state.gap_start_ms
             return replace(state, gap_start_ms=start_ms, late_ms=late_ms), before
         if state.window.end_ms == state.window.start_ms:
-            return state, []  # nothing yet, or a clock set back: the checkpoint keeps it
+            return (
+                state,
+                [],
+            )  # no time has passed, or the clock was set back: the checkpoint keeps the window
         window = replace(next_window(state.window), pending_ns=state.window.pending_ns)
         return replace(state, window=window), close_window(state.window)
 
@@ -187,7 +192,7 @@ class Meter:
     def _observe_without_reading(
         self, window: Window, after: MeterState, sample: Sample, moment: _Moment, window_ms: int
     ) -> MeterResult:
-        """No reading. Until the window is over this is a missed sample; then the target is gone."""
+        """Process a sample without a reading: missed until the window's end, then a gap."""
         over = cut_points(window.end_ms, moment.place_ms, self._window_ms)
         if not over and not sample.absent and moment.jump_ms <= 0 and not moment.rebooted:
             pending_ns = window.pending_ns + moment.elapsed_ns
@@ -208,9 +213,9 @@ def _extend_window(  # noqa: PLR0913
     size: Size,
     unseen: bool,
 ) -> MeterResult:
-    """Measure on in the same life, up to a reading that shows `size`.
+    """Extend the window up to a reading of the same counter that shows `size`.
 
-    `unseen`: nobody looked for longer than a window.
+    `unseen`: there was no sample for longer than a window.
     """
     reading = keep_birth_time(window.reading, reading)
     to_ms = moment.unjumped_ms if moment.jump_ms > 0 else moment.place_ms
@@ -234,7 +239,7 @@ def _extend_window(  # noqa: PLR0913
         earlier_ns=earlier_ns,
         clock_set=moment.clock_set,
     )
-    if resized_to:  # each part of the unseen time
+    if resized_to:  # applies to each period of the time without a sample
         closed = [_with_resize(period, resized_to) for period in closed]
         window = replace(window, resized_to=resized_to)
     periods += closed
@@ -243,7 +248,9 @@ def _extend_window(  # noqa: PLR0913
         periods += close_window(window)
         window = with_limits(next_window(window), size)
     if closed:
-        window = replace(window, machine_cpus=None)  # of the last sample: see _measured
+        window = replace(
+            window, machine_cpus=None
+        )  # set from the last sample: see _remember_sample
     if moment.jump_ms > 0:
         window = ensure_nonempty(window)
         periods += close_window(window) + gap(window.end_ms, moment.place_ms, "clock_step")
@@ -261,7 +268,7 @@ def _with_resize(period: Period, size: Size) -> Period:
 def _handle_discontinuity(
     window: Window, after: MeterState, sample: Sample, moment: _Moment, window_ms: int
 ) -> MeterResult:
-    """Another life of the target, or a source that has no reading in common with the last."""
+    """Close the window: the target was restarted, or a source without a common reading is used."""
     window = ensure_nonempty(window)
     lost = _open_gap(after, sample, window.end_ms, window, moment)
     lost = replace(lost, gap_reason=_break_reason(lost, sample))
@@ -272,7 +279,7 @@ def _handle_discontinuity(
 def _observe_in_gap(
     state: MeterState, sample: Sample, moment: _Moment, window_ms: int
 ) -> MeterResult:
-    """Nothing was measured up to now; perhaps it is again."""
+    """Process a sample during a gap. If it has a reading, the gap ends."""
     if sample.reading is None:
         return _extend_gap(state, sample, window_ms)
     found = _resume_metering(state, sample, sample.reading, moment)
@@ -308,7 +315,7 @@ def _observe_in_gap(
 def _gap_before_start(
     state: MeterState, sample: Sample, reading: Reading, size: Size
 ) -> list[Period]:
-    """State what ran before the meter's start, if it is read for the first time now."""
+    """Return the gap for usage before the meter's start, if this is the first reading."""
     since, birth_ms = state.since, born_ms(reading, sample, state.place_ms)
     if not state.unread or since is None or birth_ms is None or state.rebooted:
         return []
@@ -330,7 +337,7 @@ def _extend_gap(state: MeterState, sample: Sample, window_ms: int) -> MeterResul
 
 
 def _close_gap_windows(state: MeterState, periods: list[Period], window_ms: int) -> MeterResult:
-    """Close the gap at each window's end. Whether its time counts is known at its end only."""
+    """Split the gap at each window's end. Whether its time is billed is known only at its end."""
     for cut_ms in cut_points(state.gap_start_ms, state.place_ms, window_ms):
         periods = periods + gap(state.gap_start_ms, cut_ms, state.gap_reason)
         late_ms = state.late_ms + cut_ms - state.gap_start_ms
@@ -341,14 +348,14 @@ def _close_gap_windows(state: MeterState, periods: list[Period], window_ms: int)
 def _resume_metering(
     state: MeterState, sample: Sample, reading: Reading, moment: _Moment
 ) -> _Found:
-    """Open a window for a target that was not there, from where its CPU is not accounted for."""
+    """Open a window for a target that can be read again, with the CPU not accounted for yet."""
     last, since = state.last, state.since
     place_ms = max(state.place_ms, state.gap_start_ms)
     late_ns = _rise_time_ns(state, sample, moment)
     if last is not None and not state.rebooted:
         late = same_counter(last, since, reading, sample)
         handed = reading if late else common_reading(last, since, sample)
-        if handed is not None:  # its CPU in the gap is late, not lost
+        if handed is not None:  # the CPU of the gap is billed late, not lost
             late_usec = handed.cpu_usec - last.cpu_usec
             if late_usec > most_usec(moment.cpus, late_ns, last, reading):
                 return _start_at_baseline(state, reading, "counter_impossible")
@@ -362,7 +369,9 @@ def _resume_metering(
     if reading.born_boot_ns is not None:
         late_ns = sample.boot_ns - reading.born_boot_ns
     if reading.cpu_usec > most_usec(moment.cpus, late_ns, reading):
-        return _start_at_baseline(state, reading, "counter_impossible")  # it is older than it seems
+        return _start_at_baseline(
+            state, reading, "counter_impossible"
+        )  # the counter is older than its reported birth
     birth_ms = born_ms(reading, sample, state.place_ms)
     start_ms = next((ms for ms in (birth_ms, state.absent_ms) if ms is not None), place_ms)
     late_ms = 0 if birth_ms is None else max(0, state.gap_start_ms - birth_ms)
@@ -373,9 +382,9 @@ def _resume_metering(
 
 
 def _start_at_baseline(state: MeterState, reading: Reading, reason: GapReason) -> _Found:
-    """Begin with what the counter shows now: where it was before is not known, or not possible."""
+    """Start at the counter's present value: its earlier value is unknown or impossible."""
     last, place_ms = state.last, max(state.place_ms, state.gap_start_ms)
-    if reason:  # the gap states it, so there must be one
+    if reason:  # it is recorded with the gap, so the gap needs a length
         place_ms = max(place_ms, state.gap_start_ms + 1)
     window = first_window(reading, place_ms, reading.cpu_usec)
     restarted = last is not None and not reason and last.source == reading.source
@@ -383,13 +392,13 @@ def _start_at_baseline(state: MeterState, reading: Reading, reason: GapReason) -
 
 
 def most_usec(cpus: int, elapsed_ns: int, *readings: Reading) -> int:
-    """Return the CPU, microseconds, that a counter of these sources can show after so long."""
+    """Return the largest rise, microseconds of CPU, of a counter of these sources in a time."""
     slack_ms = max(SLACK_MS[reading.source] for reading in readings)
     return cpus * (elapsed_ns // 1000 + slack_ms * 1000)
 
 
 def _is_possible(window: Window, handed: Reading, sample: Sample, moment: _Moment) -> bool:
-    """Return whether the machine could do what the counter has risen by: now, and in the window."""
+    """Return whether the machine could provide the CPU of this interval and of the whole window."""
     sources = [handed, *([sample.reading] if sample.reading else [])]
     sources += window.secondary if window.source_changed else []
     read_ns = window.seen.read_ns if window.seen else 0
@@ -403,7 +412,7 @@ def _is_possible(window: Window, handed: Reading, sample: Sample, moment: _Momen
 
 
 def _rise_time_ns(state: MeterState, sample: Sample, moment: _Moment) -> int:
-    """Return how long the counter had since the last reading, at most."""
+    """Return an upper bound of the time since the last reading, nanoseconds."""
     since = state.since
     if state.rebooted or since is None or since.boot_id != sample.boot_id:
         return sample.boot_ns
@@ -411,7 +420,7 @@ def _rise_time_ns(state: MeterState, sample: Sample, moment: _Moment) -> int:
 
 
 def _counts_from_zero(state: MeterState, reading: Reading) -> bool:
-    """Return whether it is known that the counter began at 0 after the last one was read."""
+    """Return whether the counter is known to have begun at 0 after the last reading."""
     last, since = state.last, state.since
     if since is None:
         return False
@@ -426,10 +435,10 @@ def _counts_from_zero(state: MeterState, reading: Reading) -> bool:
 
 
 def _same_container(state: MeterState, sample: Sample, reading: Reading) -> bool:
-    """Return whether the gap's time was lived by the container that is read now."""
+    """Return whether the container that is read now also ran during the gap."""
     if state.since is None or state.rebooted:
         return False
-    if state.last is None:  # never seen before: it was there all the time if it is older
+    if state.last is None:  # never read before: it ran all the time if it is older
         return ran_at(reading, state.since.boot_ns)
     return same_container(state.last, state.since, reading, sample, rebooted=False)
 
@@ -444,9 +453,9 @@ def _break_reason(state: MeterState, sample: Sample) -> GapReason:
 
 
 def _account_for_sleep(state: MeterState, sample: Sample) -> MeterResult:
-    """State the machine's sleep since the last sample; return the state as at its end.
+    """Return the state after the machine's sleep since the last sample, and the gap for the sleep.
 
-    Where in the interval it slept is not known: it is taken to have slept right after the sample.
+    The time of the sleep within the interval is unknown. It is assumed to follow the last sample.
     """
     slept_ms = _slept_ms(state, sample)
     if slept_ms < SLEEP_MS:
@@ -473,7 +482,7 @@ def _account_for_sleep(state: MeterState, sample: Sample) -> MeterResult:
     last = shift_birth_by_sleep(window.reading, slept_ns)
     now = sample.reading
     same = now is None or same_container(last, seen, now, sample, rebooted=False)
-    if same and not sample.absent:  # no container ends because its machine sleeps
+    if same and not sample.absent:  # a sleep of the machine does not end a container
         counted_ms = slept_ms
     slept = gap(window.end_ms, end_ms, "suspended", sizes=(size, size), counted_ms=counted_ms)
     window = replace(
@@ -492,7 +501,8 @@ def _account_for_sleep(state: MeterState, sample: Sample) -> MeterResult:
 def _slept_ms(state: MeterState, sample: Sample) -> int:
     """Return how long the target's machine slept since the last sample, milliseconds.
 
-    Of another machine only ClickHouse's uptime tells it, in whole seconds, if it stood still.
+    For another machine the only evidence is ClickHouse's uptime, in whole seconds, if it did not
+    increase meanwhile.
     """
     if was_rebooted(state, sample):
         return 0
@@ -522,7 +532,7 @@ def _state_at(sample: Sample, place_ms: int) -> MeterState:
 
 
 def _advance_gap(before: MeterState, after: MeterState, moment: _Moment) -> MeterState:
-    """Return the open gap of `before`, at the moment of `after`."""
+    """Return the open gap of `before`, extended to the time of `after`."""
     span_ms = after.place_ms - before.place_ms
     return replace(
         before,
@@ -532,7 +542,7 @@ def _advance_gap(before: MeterState, after: MeterState, moment: _Moment) -> Mete
         place_ms=after.place_ms,
         asleep_ns=after.asleep_ns,
         machine_cpus=moment.cpus,
-        # the wall clock may be set meanwhile: real time counts
+        # The wall clock may be set during the gap: the elapsed time is billed.
         late_ms=before.late_ms + _counted_ms(span_ms, moment) - span_ms,
         rebooted=before.rebooted or moment.rebooted,
     )
@@ -545,9 +555,9 @@ def _open_gap(
     window: Window | None,
     moment: _Moment | None = None,
 ) -> MeterState:
-    """Return the state of a gap that begins at the window's end, or at the first sample of all."""
+    """Return the state of a gap that begins at the window's end, or at the very first sample."""
     late_ms = 0
-    if window and moment:  # what the wall clock was set by is no time
+    if window and moment:  # a jump of the wall clock is not elapsed time
         span_ms = after.place_ms - since_ms
         late_ms = _counted_ms(span_ms, moment, window.pending_ns) - span_ms
     return replace(
@@ -569,7 +579,7 @@ def _counted_ms(span_ms: int, moment: _Moment, pending_ns: int = 0) -> int:
 
 
 def _remember_sample(window: Window, sample: Sample) -> Window:
-    """Return the window with what it remembers of its last sample."""
+    """Store the facts of the last sample that the window needs later."""
     cpus = max(window.machine_cpus or 0, sample.cpus())
     window = replace(window, seen=_last_seen(sample), machine_cpus=cpus)
     if not sample.secondary:
@@ -582,10 +592,10 @@ def _last_seen(sample: Sample) -> LastSeen:
 
 
 def _require_window(state: MeterState) -> Window:
-    assert state.window is not None  # noqa: S101  it was just measured
+    assert state.window is not None  # noqa: S101  it was just extended
     return state.window
 
 
 def _require_reading(sample: Sample) -> Reading:
-    assert sample.reading is not None  # noqa: S101  the callers have looked
+    assert sample.reading is not None  # noqa: S101  the callers have checked it
     return sample.reading

@@ -26,7 +26,7 @@ NOTHING = Used(cpu_core_seconds=Decimal(0), memory_byte_seconds=0, memory_max_by
 
 
 class UsageIdentity(msgspec.Struct, frozen=True, kw_only=True):
-    """Who is metered, and the size that the downward API tells where no counter shows one."""
+    """The metered container, and its limits by the downward API, used if no source shows them."""
 
     organization_id: str
     service_id: str
@@ -39,7 +39,7 @@ class UsageIdentity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Recorder(msgspec.Struct, frozen=True, kw_only=True):
-    """Writes periods down."""
+    """Converts periods to usage records."""
 
     identity: UsageIdentity
     sample_ms: int
@@ -101,9 +101,9 @@ class Recorder(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def _with_declared(self, size: Size | None) -> Size:
-        """Return the size, each figure that no source sees replaced by the downward API's.
+        """Return the size, with the downward API's value for each limit that no source shows.
 
-        Unless the source says that the API does not know it either: see `LimitSource`.
+        A limit whose source is `unknown` stays None: see `LimitSource`.
         """
         who = self.identity
         cpu, memory = (size.cpu_millicores, size.memory_bytes) if size else (None, None)
@@ -142,7 +142,7 @@ def _sizes(period: Period) -> tuple[Size | None, Size | None]:
 
 
 def _smaller(one: int | None, other: int | None) -> int | None:
-    """Return the size that counts if it is one of both; None if one is not known."""
+    """Return the smaller of two limits, which is billed; None if one is unknown."""
     return None if one is None or other is None else min(one, other)
 
 

@@ -1,8 +1,8 @@
 """The source of the billing scraper: samples a target, closes windows, seals objects.
 
-A window's records, the checkpoint they were made from and their place in the sequence are one
-commit; sealing takes the lines out and the object in, in one commit. So a kill between any two
-steps neither loses nor repeats a record.
+A window's records, the checkpoint after them and their sequence numbers are stored in one commit.
+Sealing removes the staged lines and adds the object in one commit. A kill between any two steps
+therefore neither loses nor repeats a record.
 """
 
 import asyncio
@@ -42,37 +42,37 @@ from byoc_agents.durable.store import Change
 from byoc_agents.errors import SpoolCorruptError, SpoolError
 
 CHECKPOINT = "billing/meter"
-MAX_LINES = 1000  # of one object; half a MiB of JSON
-DEFERRED_PER_COMMIT = 6  # steps that are written in one commit: some 10 KiB of room
-MAX_DEFERRED = 10_000  # periods that wait in memory for room, some 2 KiB each
-HINT_POLL_MS = 1000  # how often the file that announces the target's end is looked for
-HINTED_SAMPLE_MS = 100  # the sample interval once it is there
-HINTED_MS = 600_000  # and for how long: more than any usual terminationGracePeriodSeconds
+MAX_LINES = 1000  # per object; about half a MiB of JSON
+DEFERRED_PER_COMMIT = 6  # samples per commit of deferred periods: about 10 KiB
+MAX_DEFERRED = 10_000  # periods kept in memory while the spool is full, about 2 KiB each
+HINT_POLL_MS = 1000  # interval of the checks for the file that announces the target's end
+HINTED_SAMPLE_MS = 100  # the sample interval after the file has appeared
+HINTED_MS = 600_000  # for this long: more than any usual terminationGracePeriodSeconds
 
 
 class Pace(msgspec.Struct, frozen=True, kw_only=True):
-    """How often, in milliseconds."""
+    """Intervals, milliseconds."""
 
     sample_ms: int
     window_ms: int
     seal_ms: int
-    seal_phase_ms: int = 0  # objects are sealed at full seal intervals of the wall clock + this
+    seal_phase_ms: int = 0  # offset of the seals from full seal intervals of the wall clock
 
 
 def seal_phase_ms(pod: str, seal_ms: int) -> int:
     """Return the phase at which this pod's objects are sealed, 0 <= phase < `seal_ms`.
 
-    It is a hash of the pod's uid (or the replica's name), so that the pods of a fleet, whose clocks
-    agree, do not all send in the same second, and a restarted agent keeps its phase.
+    It is a hash of the pod's uid (or the replica's name). The pods of a fleet, whose clocks agree,
+    therefore do not all send in the same second, and a restarted daemon keeps its phase.
     """
     digest = hashlib.sha256(pod.encode()).digest()
     return int.from_bytes(digest[:8], "big") % seal_ms
 
 
 class Scraper:
-    """Meters one target into a spool."""
+    """Meters one target and stores the records in a spool."""
 
-    def __init__(  # noqa: PLR0913  the parts it is made of
+    def __init__(  # noqa: PLR0913  its dependencies
         self,
         agent: str,
         *,
@@ -90,14 +90,14 @@ class Scraper:
         end_hint: Path | None = None,
         max_deferred: int = MAX_DEFERRED,
     ) -> None:
-        """Take the parts.
+        """Take the dependencies.
 
-        `sent` blocks and returns what `byoc_agents.ledger.recent` does. `machine_cpus` returns the
-        number of CPUs of the target's machine (None: unknown, `record.MAX_CPUS` is the bound), and
-        `asleep_ns` how long the machine has slept since its boot (None: unknown). `end_hint` is a
-        file that appears when the target is about to end: from then on samples are taken every
-        `HINTED_SAMPLE_MS`. `max_deferred` is how many periods are kept in memory while the spool
-        accepts none.
+        `sent` may block. It returns the recently announced sends; see `byoc_agents.ledger.recent`.
+        `machine_cpus` returns the number of CPUs of the target's machine, or None if it is unknown;
+        the bound is then `record.MAX_CPUS`. `asleep_ns` returns how long the machine has slept
+        since its boot, nanoseconds, or None if that is unknown. `end_hint` is a file that appears
+        when the target is about to end. From then on samples are taken every `HINTED_SAMPLE_MS`.
+        `max_deferred` is how many periods are kept in memory while the spool accepts none.
         """
         self._agent = agent
         self._target = target
@@ -107,7 +107,7 @@ class Scraper:
         self._spool = spool
         self._clock = clock
         self._metrics = metrics
-        self._samples = cache(partial(metrics.billing_samples.labels, agent))  # of a source
+        self._samples = cache(partial(metrics.billing_samples.labels, agent))  # by source
         self._prefix = prefix
         self._compression = compression
         self._sent = sent
@@ -123,21 +123,21 @@ class Scraper:
         self._staged: list[bytes] = []
         self._secondary_window = -1
         self._seal_interval: int | None = None  # of the last seal
-        self._stale = True  # what we believe of the spool must be read again
-        self._trouble = ""  # of the target
+        self._stale = True  # the checkpoint in memory may differ from the spool's
+        self._trouble = ""  # last error of the target
         self._spool_trouble = ""
 
     async def run(self) -> None:
         """Sample at every full sample interval of the wall clock, until cancelled.
 
-        Objects are sealed at their own moments in between.
+        Objects are sealed in between, when they are due.
         """
         while True:
             await self.tick()
             await self._wait_for_sample()
 
     async def tick(self) -> None:
-        """Take one sample, and write down and seal what is due."""
+        """Take one sample, store the closed periods, and seal the records that are due."""
         sample = await self._take_sample()
         try:
             await self._record_sample(sample)
@@ -146,7 +146,7 @@ class Scraper:
             self._report_spool_error(error)
 
     async def _wait_for_sample(self) -> None:
-        """Wait until the next sample is due; seal what becomes due before."""
+        """Wait until the next sample is due. Seal records that become due earlier."""
         if self._end_is_announced():
             await self._clock.sleep(min(HINTED_SAMPLE_MS, self._pace.sample_ms) / 1000)
             return
@@ -174,7 +174,7 @@ class Scraper:
         return abs(self._clock.wall_ns() // 1_000_000 - hinted_ms) < HINTED_MS
 
     async def finish(self) -> None:
-        """Take a last sample, close the open window and seal all that is staged."""
+        """Take a last sample, close the open window and seal all staged records."""
         await self._record_sample(await self._take_sample())
         if self._checkpoint:
             checkpoint = await self._write_deferred(self._checkpoint)
@@ -183,7 +183,7 @@ class Scraper:
         self._target.close()
 
     async def seal(self) -> None:
-        """Seal all that is staged and measure nothing: for a directory that is only emptied."""
+        """Seal all staged records without measuring, to empty a state directory."""
         await self._load_checkpoint()
         await self._seal_all()
 
@@ -199,15 +199,15 @@ class Scraper:
             await self._write_periods(checkpoint, *self._meter.observe(checkpoint.state, sample))
         except SpoolCorruptError:
             raise
-        except SpoolError as error:  # the window grows until there is room, or to a full hour
+        except SpoolError as error:  # the window grows until there is space, or until a full hour
             self._report_spool_error(error)
             self._defer(self._checkpoint or checkpoint, sample)
 
     def _defer(self, checkpoint: Checkpoint, sample: Sample) -> None:
-        """Go on in memory: what is closed waits there with the figures it would have on disk.
+        """Continue metering in memory. Deferred periods have the same values as stored ones.
 
-        With `max_deferred` periods waiting nothing more is closed. The samples that follow count as
-        missed: CPU stays exact, and is spread evenly over the time until there is room.
+        With `max_deferred` deferred periods no more are closed, and the following samples count as
+        missed. CPU stays exact: it is distributed evenly over the time until there is space.
         """
         state, periods = self._meter.observe(checkpoint.state, sample, hours_only=True)
         waiting = sum(len(deferred.periods) for deferred in checkpoint.deferred)
@@ -219,7 +219,7 @@ class Scraper:
         self._checkpoint = msgspec.structs.replace(checkpoint, state=state, deferred=deferred)
 
     async def _write_deferred(self, checkpoint: Checkpoint) -> Checkpoint:
-        """Write the hours that found no room, some at a time; return where we stand."""
+        """Store the deferred periods, a few per commit. Return the present checkpoint."""
         while checkpoint.deferred:
             now = checkpoint.deferred[:DEFERRED_PER_COMMIT]
             later = checkpoint.deferred[DEFERRED_PER_COMMIT:]
@@ -230,7 +230,7 @@ class Scraper:
         return checkpoint
 
     async def _load_checkpoint(self) -> None:
-        """Read where we stand. The spool is the truth; our memory is richer where both agree."""
+        """Load the stored checkpoint. Keep the one in memory, which knows more, if both agree."""
         stored = (await self._spool.state(CHECKPOINT)).get(CHECKPOINT)
         self._staged = await self._spool.staged()
         sent = await asyncio.to_thread(self._sent)
@@ -247,9 +247,11 @@ class Scraper:
         self._stale = False
 
     async def _start_epoch(self, sample: Sample) -> None:
-        """Start an epoch: nothing is known of what was before."""
+        """Start an epoch without a checkpoint. Earlier usage becomes a gap."""
         marks = await self._spool.state("spool/")
-        broken = CHECKPOINT in await self._spool.state(CHECKPOINT)  # there, but not ours to read
+        broken = CHECKPOINT in await self._spool.state(
+            CHECKPOINT
+        )  # it exists, but cannot be decoded
         epoch, latest = int(marks[EPOCH]), max(self._sent_epochs, default=0)
         corrupt = self._rolled_back or epoch in self._sent_epochs or marks[ORIGIN] == b"corrupt"
         reason: GapReason = "spool_corrupt" if corrupt else "no_checkpoint"
@@ -268,7 +270,7 @@ class Scraper:
         *,
         always: bool = False,
     ) -> Checkpoint:
-        """Adopt the state; where periods were closed, make all of it durable first."""
+        """Adopt the state. If periods were closed, store them and the checkpoint first."""
         after = Checkpoint(epoch=before.epoch, sequence=before.sequence + len(periods), state=state)
         if periods or always:
             records = [
@@ -286,7 +288,7 @@ class Scraper:
         return after
 
     async def _seal_due(self, wall_ms: int) -> None:
-        """Seal at this pod's phase, and what an earlier life of the agent has left for too long."""
+        """Seal at this pod's phase. Seal overdue records of an earlier run at once."""
         interval = self._interval_of(wall_ms)
         if self._staged:
             _, end_ms = charge_period_ms(self._staged[0])
@@ -297,7 +299,7 @@ class Scraper:
         self._seal_interval = interval
 
     def _interval_of(self, wall_ms: int) -> int:
-        """Return the number of the seal interval that a time is in."""
+        """Return the number of the seal interval that contains a time."""
         return (wall_ms - self._pace.seal_phase_ms) // self._pace.seal_ms
 
     def _seal_wait_ms(self) -> float:
@@ -305,7 +307,7 @@ class Scraper:
         return self._pace.seal_ms - (wall_ms - self._pace.seal_phase_ms) % self._pace.seal_ms
 
     async def _seal_all(self) -> None:
-        """Seal all that is staged, an object for each hour in which its records start."""
+        """Seal all staged records, one object per hour in which records start."""
         for run in runs(self._staged):
             for _, hour in groupby(run, lambda line: charge_period_ms(line)[0] // HOUR_MS):
                 lines = list(hour)
@@ -324,7 +326,11 @@ class Scraper:
         self._log.info("billing.seal", id=message.id, records=len(lines), bytes=len(message.body))
 
     async def _commit(self, change: Change) -> None:
-        """Make a change durable. It may be made also when we fail or are cancelled meanwhile."""
+        """Make a change durable. Raises SpoolError.
+
+        The change may be stored even if the commit fails or is cancelled, so the checkpoint must
+        then be loaded again.
+        """
         self._stale = True
         await self._spool.commit(change)
         self._stale = False
@@ -352,7 +358,7 @@ class Scraper:
     def _sample_wait_ms(self) -> float:
         interval_ms = self._pace.sample_ms
         wait_ms = interval_ms - self._clock.wall_ns() / 1e6 % interval_ms
-        if wait_ms < interval_ms / 10:  # the timer fired a little early: not the same tick twice
+        if wait_ms < interval_ms / 10:  # the timer fired early: do not sample twice in one interval
             wait_ms += interval_ms
         return wait_ms
 
@@ -390,7 +396,7 @@ class Scraper:
             )
 
     def status(self) -> dict[str, Any]:
-        """Return what /status shows of the metering."""
+        """Return the metering part of /status."""
         checkpoint = self._checkpoint
         window = checkpoint.state.window if checkpoint else None
         deferred = checkpoint.deferred if checkpoint else ()
