@@ -215,7 +215,7 @@ def test_a_target_has_one_of_five_forms(text: str, kind: str, value: str) -> Non
     ],
 )
 def test_every_other_form_is_told_what_is_wanted(text: str) -> None:
-    with pytest.raises(ValueError, match=r"wants .*http://host:port"):
+    with pytest.raises(ValueError, match=r"(expected|wants) .*http://host:port"):
         parse_target(text)
 
 

@@ -1,4 +1,4 @@
-"""The files of one cgroup, kept open and parsed: what v1 and v2 write, in the same four figures."""
+"""The files of one cgroup, kept open and parsed: the same four values for v1 and v2."""
 
 import os
 import re
@@ -14,8 +14,8 @@ from byoc_agents.billing.sources.reading import TargetUnreadableError
 
 T = TypeVar("T")
 
-_FILE_BYTES = 4096  # kernfs gives at most a page a read; the longest file here has some 500 bytes
-_NO_LIMIT_BYTES = 2**62  # v1 writes no limit as PAGE_COUNTER_MAX, 2**63 - 1 cut to a page
+_FILE_BYTES = 4096  # kernfs returns at most a page per read; the longest file has about 500 bytes
+_NO_LIMIT_BYTES = 2**62  # v1 shows no limit as PAGE_COUNTER_MAX, 2**63 - 1 cut to a page
 _COUNT = re.compile(rb"(\d{1,20})\n?")
 _USAGE = re.compile(rb"^usage_usec (\d{1,20})$", re.MULTILINE)
 _CPU_MAX = re.compile(rb"(max|\d{1,20}) ([1-9]\d{0,19})\n?")
@@ -23,7 +23,7 @@ _QUOTA = re.compile(rb"(-1|\d{1,20})\n?")
 
 
 class KeptFile:
-    """A file that is opened once and read again and again."""
+    """A file that is opened once and read many times."""
 
     def __init__(self, path: Path) -> None:
         """Open it. Raises OSError."""
@@ -31,11 +31,11 @@ class KeptFile:
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def read(self) -> bytes:
-        """Return what it says now. Raises OSError: ENODEV once the cgroup is removed."""
+        """Return its content. Raises OSError, ENODEV after the cgroup was removed."""
         return os.pread(self._fd, _FILE_BYTES, 0)
 
     def parsed(self, parse: Callable[[bytes], T]) -> T:
-        """Return its value. Raises OSError; TargetUnreadableError where it is in no known form."""
+        """Return its value. Raises OSError, or TargetUnreadableError if it cannot be parsed."""
         content = self.read()
         try:
             return parse(content)
@@ -48,26 +48,26 @@ class KeptFile:
 
 
 class Limit(msgspec.Struct, frozen=True):
-    """One figure's limits: the smallest of a container's own cgroups, and of those above it."""
+    """The smallest limit of a container's own cgroups, and of the cgroups above it."""
 
     own: int | None
     above: int | None
 
     @property
     def effective(self) -> int | None:
-        """Return what binds the container: the smaller one; None if there is no limit."""
+        """Return the smaller one, which applies; None if there is no limit."""
         return min((x for x in (self.own, self.above) if x is not None), default=None)
 
 
 class Counters(Protocol):
-    """One cgroup's figures. Each method raises OSError or TargetUnreadableError."""
+    """The values of one cgroup. Each method raises OSError or TargetUnreadableError."""
 
     def cpu_usec(self) -> int:
-        """Return the CPU time used since the cgroup was made, children included, microseconds."""
+        """Return the CPU time since the cgroup's creation with children, microseconds."""
         ...
 
     def memory_bytes(self) -> int | None:
-        """Return what is charged, page cache included; None without the memory controller."""
+        """Return the charged bytes with page cache; None without the memory controller."""
         ...
 
     def cpu_limit(self) -> Limit:
@@ -84,7 +84,7 @@ class Counters(Protocol):
 
 
 class CountersV2:
-    """kernel: Documentation/admin-guide/cgroup-v2.rst. cpu.stat is there in every cgroup."""
+    """kernel: Documentation/admin-guide/cgroup-v2.rst. cpu.stat exists in every cgroup."""
 
     def __init__(self, at: Hierarchy) -> None:
         """Open the files. Raises OSError."""
@@ -152,16 +152,16 @@ class CountersV1:
 
 
 class _Limits:
-    """The files of one figure's limit, in a cgroup and in those above it."""
+    """The files of one limit, in a cgroup and in those above it."""
 
     def __init__(self, directory: Path | None, path: str, *names: str) -> None:
-        """Open them. A file that is missing, or hidden from us, limits nothing that we know of."""
+        """Open them. A file that is missing or not readable counts as no limit."""
         found = levels(directory, path) if directory else Levels((), ())
         self._own = [files for level in found.own if (files := _open_all(level, names))]
         self._above = [files for level in found.above if (files := _open_all(level, names))]
 
     def read(self, parse: Callable[..., int | None]) -> Limit:
-        """Return the limits. `parse` takes each file's content and raises ValueError."""
+        """Return the limits. `parse` takes the content of each file and raises ValueError."""
         return Limit(_smallest(self._own, parse), _smallest(self._above, parse))
 
     def close(self) -> None:
@@ -171,7 +171,7 @@ class _Limits:
 
 def _smallest(groups: list[list[KeptFile]], parse: Callable[..., int | None]) -> int | None:
     limits = (_limit(files, parse) for files in groups)
-    return min((limit for limit in limits if limit), default=None)  # 0 would be no size either
+    return min((limit for limit in limits if limit), default=None)  # a limit of 0 is not a size
 
 
 def _limit(files: list[KeptFile], parse: Callable[..., int | None]) -> int | None:
@@ -197,7 +197,7 @@ def counters_of(at: Hierarchy) -> Counters:
 
 
 def parse_cpu_stat(content: bytes) -> int:
-    """Return usage_usec of v2's cpu.stat, which comes in no fixed order. Raises ValueError."""
+    """Return usage_usec of v2's cpu.stat, whose order may vary. Raises ValueError."""
     match = _USAGE.search(content)
     if not match:
         raise ValueError(content)
@@ -248,7 +248,7 @@ def _parse_optional(file: KeptFile | None, parse: Callable[[bytes], T]) -> T | N
 
 
 def _open_files(wanted: Iterable[tuple[Path | None, str, bool]]) -> list[KeptFile | None]:
-    """Open each (directory, name, required); None where an optional one is not there."""
+    """Open each (directory, name, required). The result is None for a missing optional file."""
     files: list[KeptFile | None] = []
     try:
         for directory, name, required in wanted:
