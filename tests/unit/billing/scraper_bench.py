@@ -1,4 +1,4 @@
-"""A scraper on a spool that can be opened anew, before a target that keeps one core busy."""
+"""A scraper on a spool that can be opened again, with a target that keeps one core busy."""
 
 from pathlib import Path
 
@@ -47,7 +47,7 @@ class OneCore:
 
 
 class Bench:
-    """A scraper on a spool that can be opened anew."""
+    """A scraper on a spool that can be opened again."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -94,7 +94,7 @@ class Bench:
             await self.scraper.tick()
 
     async def records(self) -> list[UsageRecord]:
-        """Return what is sealed or staged, in order."""
+        """Return the sealed and staged records, in order."""
         sealed = [
             line for m in await self.spool.head(1000, 1 << 30) for line in unseal(m.id, m.body)
         ]

@@ -78,7 +78,7 @@ async def test_a_proc_that_does_not_know_us_is_no_proof_of_absence(host: Host) -
         await host.at_path(host.root).read()
 
 
-async def test_a_directory_that_is_no_cgroup_says_what_is_missing(host: Host) -> None:
+async def test_a_directory_that_is_not_a_cgroup_names_the_missing_files(host: Host) -> None:
     host.process("self", "0::/\n", [])
     with pytest.raises(TargetUnreadableError, match=r"no cgroup with cpu.stat or cpuacct.usage"):
         await host.at_path(host.root).read()

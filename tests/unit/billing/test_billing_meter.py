@@ -217,7 +217,7 @@ def test_a_kill_loses_no_cpu_second() -> None:
     assert run.shown() == [(0, 60, 60), (60, 120, 60)]
 
 
-def test_a_reboot_is_told_by_the_boot_id() -> None:
+def test_a_reboot_is_detected_by_the_boot_id() -> None:
     run = Run().feed([ran(30)])
     fresh = {"incarnation": "new-1-7", "born_boot_ns": 5 * SECOND}
     again = Sample(

@@ -31,7 +31,7 @@ STEPS = ("forward", "stop and go on", "resize", "lose state", "fall", "switch", 
 
 @dataclass
 class World:
-    """A container under a clock, and the scraper beside it."""
+    """A container with a clock, and its scraper."""
 
     random: Random
     wall_ms: int = NOON_MS
@@ -41,8 +41,11 @@ class World:
     cpu_usec: int = 500_000_000
     cores: int = 2000
     resets: bool = True  # a lower counter is a fresh one
-    sources: tuple[SourceName, SourceName] = ("cgroup.v2", "clickhouse")  # the one used, standby
-    blind: bool = False  # the standby source cannot be read
+    sources: tuple[SourceName, SourceName] = (
+        "cgroup.v2",
+        "clickhouse",
+    )  # the main source and the secondary one
+    blind: bool = False  # the secondary source cannot be read
     epoch: int = 0
     sequence: int = 0
     state: MeterState | None = None
@@ -134,7 +137,7 @@ quick = settings(max_examples=80, deadline=None, derandomize=True, database=None
 
 @quick
 @given(seed=st.integers(0, 1000), told=st.lists(st.sampled_from(SEEN), max_size=25))
-def test_what_befalls_a_container_leaves_a_sound_bucket(seed: int, told: list[str]) -> None:
+def test_events_of_a_container_leave_a_sound_bucket(seed: int, told: list[str]) -> None:
     report = world(seed, ["seen", *told]).report()
     assert report.well, report.findings
 

@@ -73,7 +73,7 @@ class World:
 
 
 class Ledger:
-    """What must be billed: all but what nobody could have seen."""
+    """The usage that must be billed: all of it except usage that no sample could show."""
 
     def __init__(self, first_usec: int) -> None:
         self.past_usec = -first_usec
@@ -100,7 +100,7 @@ def test_every_cpu_second_that_was_seen_is_billed_once(seed: int) -> None:
     stored = state, copy.copy(ledger)
     for _ in range(300):
         act(world, rng)
-        if rng.random() < 0.03:  # killed: what was not durable is forgotten
+        if rng.random() < 0.03:  # killed: state that was not durable is lost
             state, ledger = stored[0], copy.copy(stored[1])
             continue
         one = world.sample()

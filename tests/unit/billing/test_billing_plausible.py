@@ -109,7 +109,7 @@ async def test_a_counter_that_is_zero_for_ever_is_found_out_at_the_third_look(
     for _ in range(2):
         assert sources(await bench.tick(kernel=0))[0] == "cgroup.v2"
     seen = await bench.tick(kernel=0)
-    assert sources(seen) == ["clickhouse", "process"], "it is no standby either"
+    assert sources(seen) == ["clickhouse", "process"], "it is not a secondary either"
     assert seen.trouble.startswith(f"cgroup.v2: {STANDS}")
     for _ in range(100):
         seen = await bench.tick(kernel=0)

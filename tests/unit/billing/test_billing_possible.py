@@ -90,7 +90,7 @@ def test_an_unknown_number_of_cpus_is_bounded_by_the_largest_machine() -> None:
     assert run.shown() == [(0, 30, 30), (30, 35, "counter_impossible")]
 
 
-def test_a_reboot_is_told_by_a_boot_clock_that_falls_whatever_the_boot_id() -> None:
+def test_a_reboot_is_detected_by_a_boot_clock_that_falls_with_any_boot_id() -> None:
     for boot_id in ("boot", ""):
         run = Run(ran(0, boot_id=boot_id)).feed([ran(30, boot_id=boot_id)])
         fresh = {"container_id": "d" * 64, "born_boot_ns": 10 * SECOND}

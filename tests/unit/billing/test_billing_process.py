@@ -24,7 +24,7 @@ TICK_USEC = 1_000_000 // TICKS_PER_SECOND
 
 
 class Pid:
-    """Stands for a psutil.Process as a key: what counts is which one it is."""
+    """A fake of psutil.Process as a key: only its identity matters."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -103,7 +103,7 @@ PARENT = """
 
 
 class Parent:
-    """A real process that burns CPU, forks and waits when told to."""
+    """A real process that burns CPU, forks and waits on command."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
@@ -178,7 +178,7 @@ async def test_an_ended_process_is_absent(parent: Parent) -> None:
     parent.process.returncode = -9
 
 
-async def test_closed_it_begins_anew(parent: Parent) -> None:
+async def test_after_close_it_starts_again(parent: Parent) -> None:
     source = parent.source()
     first = await source.read()
     source.close()

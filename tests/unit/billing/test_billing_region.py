@@ -50,7 +50,7 @@ async def test_it_stops_at_the_start_and_names_both_regions(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("answer", [of_region("eu-west-1"), reply(404), close, serve])
-async def test_it_starts_where_the_region_is_ours_or_not_told(
+async def test_it_starts_if_the_region_is_ours_or_not_reported(
     answer: Behaviour, tmp_path: Path
 ) -> None:
     def script(request: Request) -> Behaviour:

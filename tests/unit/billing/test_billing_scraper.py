@@ -190,7 +190,7 @@ async def test_finish_seals_the_open_window_and_closes_the_target(bench: Bench) 
 async def test_a_stop_in_the_midst_of_a_write_loses_and_repeats_nothing(
     bench: Bench, write: int
 ) -> None:
-    """The write is made all the same: `finish` must not go on from what was before it."""
+    """The write is stored nevertheless: `finish` must not continue from the state before it."""
     await bench.ticks(2)
     await bench.scraper._seal_all()  # the gap before the first sample
     bench.scraper._spool = deaf = Deaf(bench.spool, write)
