@@ -14,7 +14,7 @@ from byoc_agents.delivery.sink import Message
 from lab.fakes.billing import MINUTE_MS, NOON_MS, Story, altered, objects
 from tests.unit.billing.buckets import Records, audit, of, rewritten, sound, torn
 
-# Damage to records that are sealed again, with the expected findings.
+# Damage to records, which are then sealed again. Each gives the findings.
 
 
 def edit(place: int, change: Callable[[UsageRecord], UsageRecord]) -> Callable[[Records], Records]:
