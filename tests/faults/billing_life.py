@@ -80,8 +80,8 @@ class SimTarget:
     def __init__(self, clock: SimClock) -> None:
         self._clock = clock
 
-    async def read(self, *, standby: bool = False) -> TargetObservation:
-        assert standby in {True, False}
+    async def read(self, *, secondary: bool = False) -> TargetObservation:
+        assert secondary in {True, False}
         return TargetObservation(
             Reading(
                 source="cgroup.v2",

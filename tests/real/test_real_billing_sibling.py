@@ -275,7 +275,7 @@ def test_without_the_right_the_refusal_says_what_to_set_and_the_process_tree_is_
     print(trouble)
     (uid, gid), (owner, owners) = agent, target or WEAK_ROOT
     assert f"/proc/{burner.pid}/root/sys/fs/cgroup: Permission denied" in trouble
-    assert f"we are uid {uid} gid {gid}, it wants uid {owner} gid {owners}" in trouble
+    assert f"we are uid {uid} gid {gid}, expected uid {owner} gid {owners}" in trouble
     assert "set runAsUser and runAsGroup of the agent to the target's" in trouble
     assert logged == [trouble]
     assert bill.all("source") == {"process"}
@@ -295,6 +295,6 @@ def test_the_agents_own_control_group_is_never_billed() -> None:
         assert "0::/\n" in shown_to(scraper.process.pid, burner.pid)
         bill = metered(made, burner, scraper, TREE_SECONDS)
     print(trouble)
-    assert "the agent's own cgroup, or one that holds it" in trouble
+    assert "the agent's own cgroup, or one that contains it" in trouble
     assert bill.all("source") == {"process"}
     assert abs(bill.difference_percent) <= TOLERANCE_PERCENT

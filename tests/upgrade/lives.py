@@ -85,7 +85,7 @@ class OneCore:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
 
-    async def read(self, *, standby: bool = False) -> TargetObservation:  # noqa: ARG002
+    async def read(self, *, secondary: bool = False) -> TargetObservation:  # noqa: ARG002
         return TargetObservation(
             Reading(
                 source="cgroup.v2",

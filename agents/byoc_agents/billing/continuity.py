@@ -1,4 +1,4 @@
-"""Which readings belong to one life of a counter, and how one source takes over from another."""
+"""Which readings belong to the same counter, and how one source replaces another."""
 
 from msgspec.structs import replace
 
@@ -6,18 +6,18 @@ from byoc_agents.billing.sources.reading import Reading
 from byoc_agents.billing.window import NS_PER_MS, LastSeen, MeterState, Sample, Window
 
 BIRTH_TOLERANCE_NS = 5_000_000_000  # ClickHouse gives its uptime in whole seconds
-EXACT_BIRTH_TOLERANCE_NS = 100_000_000  # of a process: a tick of 10 ms, and a late look
-# How far the machine's start, wall clock minus boot clock, may move before it is another start:
-# NTP steps of less than a second, and slewing of at most 0.5 ms a second (ntp_adjtime(2)).
+EXACT_BIRTH_TOLERANCE_NS = 100_000_000  # of a process: a tick of 10 ms, and a late reading
+# How far the machine's start (wall clock minus boot clock) may move before it counts as a reboot:
+# NTP steps of less than a second, and slewing of at most 0.5 ms per second (ntp_adjtime(2)).
 START_TOLERANCE_MS = 1000
 START_TOLERANCE_RATIO = 0.001
-BOOT_PREFIX = 8  # so many characters of the boot id begin a source's `incarnation`
+BOOT_PREFIX = 8  # characters of the boot id at the start of a source's `incarnation`
 
 
-def on_same_boot(state: MeterState, sample: Sample) -> Sample:
-    """Return the sample under the boot id of the state if the machine was not rebooted between.
+def use_state_boot_id(state: MeterState, sample: Sample) -> Sample:
+    """Return the sample with the state's boot id if the machine was not rebooted in between.
 
-    The boot id alone is no evidence: a container that restarts may see another one.
+    The boot id alone is not evidence of a reboot: a restarted container may see another one.
     """
     if sample.boot_id == state.boot_id:
         return sample
@@ -26,24 +26,27 @@ def on_same_boot(state: MeterState, sample: Sample) -> Sample:
     return replace(
         sample,
         boot_id=state.boot_id,
-        reading=sample.reading and _renamed(sample.reading, sample.boot_id, state.boot_id),
-        standby=tuple(_renamed(one, sample.boot_id, state.boot_id) for one in sample.standby),
+        reading=sample.reading and _replace_boot_id(sample.reading, sample.boot_id, state.boot_id),
+        secondary=tuple(
+            _replace_boot_id(one, sample.boot_id, state.boot_id) for one in sample.secondary
+        ),
     )
 
 
-def rebooted(state: MeterState, sample: Sample) -> bool:
-    """Return whether the machine was started between the two; `sample` is as `on_same_boot` says.
+def was_rebooted(state: MeterState, sample: Sample) -> bool:
+    """Return whether the machine was rebooted between the two.
 
-    A boot clock that falls is a reboot, also if the boot id stays the same or is missing.
+    `sample` is one that `use_state_boot_id` returned. A boot clock that falls is a reboot, even if
+    the boot id is unchanged or missing.
     """
     return sample.boot_id != state.boot_id or sample.boot_ns < state.boot_ns
 
 
-def after_sleep(reading: Reading, slept_ns: int) -> Reading:
-    """Return the reading as it would be if the machine had slept so long before its birth.
+def shift_birth_by_sleep(reading: Reading, slept_ns: int) -> Reading:
+    """Return the reading with its birth moved forward by a sleep of the machine.
 
-    ClickHouse's uptime stands still while the machine sleeps, so that its birth, counted back on
-    the boot clock, moves.
+    ClickHouse's uptime does not increase while the machine sleeps, so its birth, computed as boot
+    clock minus uptime, moves forward.
     """
     if reading.source != "clickhouse" or reading.born_boot_ns is None:
         return reading
@@ -52,30 +55,31 @@ def after_sleep(reading: Reading, slept_ns: int) -> Reading:
     return replace(reading, born_boot_ns=born_boot_ns, named_born_boot_ns=named)
 
 
-def handed_over(window: Window, sample: Sample) -> Reading | None:
-    """Return what the window's source would show now, by any source that was read both times.
+def carry_over(window: Window, sample: Sample) -> Reading | None:
+    """Return the present value of the window's source, or None if no source was read both times.
 
-    That is the source itself if it is read now, or one that was read in addition at the window's
-    last standby sample and is read again: what it counted since then, the window's source counted
-    as well.
+    It is the source's own reading if there is one. Otherwise it is derived from a secondary source
+    that was read with the window's source earlier and is read again: both counted the same CPU
+    since then.
     """
-    now = [reading for reading in (sample.reading, *sample.standby) if reading]
+    now = [reading for reading in (sample.reading, *sample.secondary) if reading]
     for reading in now:
-        if same_life(window.reading, window.seen, reading, sample):
+        if same_counter(window.reading, window.seen, reading, sample):
             return reading
-    for before in window.standby:
+    for before in window.secondary:
         for reading in now:
-            if same_life(before, None, reading, sample):
-                told = window.standby_cpu_usec + reading.cpu_usec - before.cpu_usec
-                cpu_usec = max(told, window.reading.cpu_usec)
+            if same_counter(before, None, reading, sample):
+                derived_usec = window.secondary_cpu_usec + reading.cpu_usec - before.cpu_usec
+                cpu_usec = max(derived_usec, window.reading.cpu_usec)
                 return replace(window.reading, cpu_usec=cpu_usec)
     return None
 
 
-def rescaled(window: Window, reading: Reading) -> Window:
-    """Return an empty window as the reading's source counts; both were read at its start.
+def switch_source(window: Window, reading: Reading) -> Window:
+    """Return an empty window converted to the reading's source. Both were read at its start.
 
-    A change of source begins a record: what memory means (page cache or not) is the source's own.
+    A change of source starts a record, because sources define memory differently (with or without
+    page cache).
     """
     used_usec = window.reading.cpu_usec - window.cpu_start_usec
     cpu_start_usec = reading.cpu_usec - used_usec
@@ -88,15 +92,15 @@ def rescaled(window: Window, reading: Reading) -> Window:
     )
 
 
-def in_common(before: Reading, seen: LastSeen | None, sample: Sample) -> Reading | None:
-    """Return what the earlier source shows in addition to another one that takes over from it."""
-    return next((s for s in sample.standby if same_life(before, seen, s, sample)), None)
+def common_reading(before: Reading, seen: LastSeen | None, sample: Sample) -> Reading | None:
+    """Return the secondary reading of the source that was used before, or None."""
+    return next((s for s in sample.secondary if same_counter(before, seen, s, sample)), None)
 
 
-def same_life(before: Reading, seen: LastSeen | None, now: Reading, sample: Sample) -> bool:
-    """Return whether the counter has only grown from one reading to the other.
+def same_counter(before: Reading, seen: LastSeen | None, now: Reading, sample: Sample) -> bool:
+    """Return whether both readings are of one counter that has only grown in between.
 
-    `seen` is when `before` was read; None = not known. The machine was not rebooted between.
+    `seen` is the time of `before`, None if unknown. The machine was not rebooted in between.
     """
     return (
         not other_source(before, now)
@@ -109,31 +113,31 @@ def same_life(before: Reading, seen: LastSeen | None, now: Reading, sample: Samp
 def same_container(
     before: Reading, seen: LastSeen | None, now: Reading, sample: Sample, *, rebooted: bool
 ) -> bool:
-    """Return whether the container was surely the same all the time between two readings."""
+    """Return whether the same container certainly ran all the time between two readings."""
     if before.container_id and now.container_id:
         return before.container_id == now.container_id and not rebooted
     if rebooted:
         return False
     if not other_source(before, now):
         same = _same_incarnation(before, now)
-        still = births_agree(before, now) or same_life(before, seen, now, sample)
+        still = births_agree(before, now) or same_counter(before, seen, now, sample)
         return same and still
-    return seen is not None and was_there(now, seen.boot_ns)
+    return seen is not None and ran_at(now, seen.boot_ns)
 
 
-def was_there(reading: Reading, boot_ns: int) -> bool:
-    """Return whether what is read now surely ran at that time of the same boot."""
+def ran_at(reading: Reading, boot_ns: int) -> bool:
+    """Return whether the target of a reading certainly ran at an earlier time of the same boot."""
     born_boot_ns = reading.born_boot_ns
     return born_boot_ns is not None and born_boot_ns <= boot_ns + birth_tolerance_ns(reading)
 
 
 def birth_tolerance_ns(reading: Reading) -> int:
-    """Return how exactly the source knows the counter's birth."""
+    """Return the tolerance of the source's birth times, nanoseconds."""
     return BIRTH_TOLERANCE_NS if reading.source == "clickhouse" else EXACT_BIRTH_TOLERANCE_NS
 
 
-def fell(before: Reading, now: Reading) -> bool:
-    """Return whether one and the same counter, which only grows, is lower now."""
+def counter_fell(before: Reading, now: Reading) -> bool:
+    """Return whether both readings are of one counter, and its value is lower now."""
     same = not other_source(before, now) and _same_incarnation(before, now)
     return same and births_agree(before, now) and now.cpu_usec < before.cpu_usec
 
@@ -144,18 +148,18 @@ def other_source(before: Reading, now: Reading) -> bool:
 
 
 def births_agree(before: Reading, now: Reading) -> bool:
-    """Return whether both counters began at the same time, as far as that is known."""
+    """Return whether both counters began at the same time, or a birth is unknown."""
     if before.born_boot_ns is None or now.born_boot_ns is None:
         return True
     return abs(before.born_boot_ns - now.born_boot_ns) < BIRTH_TOLERANCE_NS
 
 
-def steady(before: Reading, now: Reading) -> Reading:
-    """Return `now` with the birth that was seen first, so that a life keeps one name."""
+def keep_birth_time(before: Reading, now: Reading) -> Reading:
+    """Return `now` with the first known birth, so that the incarnation in records is constant."""
     named = before.named_born_boot_ns
     if births_agree(before, now):
         born_boot_ns = before.born_boot_ns or now.born_boot_ns
-    else:  # of ClickHouse, over a sleep of the machine that our clock does not show
+    else:  # ClickHouse's, after a sleep of its machine that our clock does not show
         born_boot_ns, named = now.born_boot_ns, named or before.born_boot_ns
     return replace(now, born_boot_ns=born_boot_ns, named_born_boot_ns=named)
 
@@ -170,11 +174,11 @@ def born_ms(reading: Reading, sample: Sample, place_ms: int) -> int | None:
 def uptime_stood_still(
     before: Reading, seen: LastSeen | None, now: Reading, sample: Sample
 ) -> bool:
-    """Return whether ClickHouse's uptime has not fallen, but not risen by all the time either.
+    """Return whether ClickHouse's uptime did not fall, but rose by less than the elapsed time.
 
-    Then its machine slept, which our own clock need not show (another machine, a virtual one). That
-    it was restarted in a long absence instead cannot be ruled out; to take it for the same life
-    bills the rise of the counter only, which is never more than the new life used.
+    In this case its machine slept. Our own clock may not show that, if it is another machine or a
+    virtual one. A restart during a long absence cannot be excluded. Treating it as the same counter
+    then bills only the counter's rise, which is at most the usage after the restart.
     """
     if now.source != "clickhouse" or seen is None:
         return False
@@ -182,22 +186,22 @@ def uptime_stood_still(
         return False
     uptime_before_ns = seen.boot_ns - before.born_boot_ns
     uptime_ns = sample.boot_ns - now.born_boot_ns
-    later = now.born_boot_ns > before.born_boot_ns  # it never rises faster than time passes
+    later = now.born_boot_ns > before.born_boot_ns  # uptime never rises faster than time passes
     return later and uptime_ns > uptime_before_ns - BIRTH_TOLERANCE_NS
 
 
 def _same_incarnation(before: Reading, now: Reading) -> bool:
-    """Return whether both name the same life; ClickHouse's of 0.1.0 did not name the server."""
+    """Return whether the incarnations match. ClickHouse's of 0.1.0 did not contain the server."""
     if before.incarnation == now.incarnation:
         return True
     return now.source == "clickhouse" and now.incarnation.startswith(f"{before.incarnation}-")
 
 
 def _clock_went_on(state: MeterState, sample: Sample) -> bool:
-    """Return whether the boot clock went on from the state: no reboot, whatever the boot id says.
+    """Return whether the boot clock continued from the state, which excludes a reboot.
 
-    After a reboot the machine's start is later, by at least all the time that it had been up, and
-    it has been up for no longer than has passed since the last sample.
+    After a reboot the machine's start is later by at least its earlier uptime, and its new uptime
+    is at most the time since the last sample.
     """
     wall_ms = sample.wall_ms - state.wall_ms
     boot_ms = (sample.boot_ns - state.boot_ns) // NS_PER_MS
@@ -208,7 +212,9 @@ def _clock_went_on(state: MeterState, sample: Sample) -> bool:
         return True
     if sample.boot_ns // NS_PER_MS > wall_ms + tolerance_ms:
         return True
-    before = state.window.reading if state.window else state.last  # the wall clock may be set, too
+    before = (
+        state.window.reading if state.window else state.last
+    )  # the wall clock may also have been set
     if before is None or sample.reading is None or not before.container_id:
         return False
     return _same_birth(before, sample.reading)
@@ -224,8 +230,8 @@ def _same_birth(before: Reading, now: Reading) -> bool:
     )
 
 
-def _renamed(reading: Reading, boot_id: str, as_boot_id: str) -> Reading:
+def _replace_boot_id(reading: Reading, boot_id: str, as_boot_id: str) -> Reading:
     rest = reading.incarnation.removeprefix(boot_id[:BOOT_PREFIX])
     if rest == reading.incarnation and boot_id:
-        return reading  # named in another way
+        return reading  # the incarnation does not begin with the boot id
     return replace(reading, incarnation=as_boot_id[:BOOT_PREFIX] + rest)

@@ -1,4 +1,4 @@
-"""The billing scraper, put together: target -> scraper -> spool -> shipper -> S3."""
+"""The billing scraper's settings and wiring: target -> scraper -> spool -> shipper -> S3."""
 
 import ipaddress
 import os
@@ -46,7 +46,7 @@ def _window(text: str) -> int:
 
 
 def _limit(text: str) -> int | None:
-    """Return a limit; 0 stands for none, since a container of size 0 cannot run."""
+    """Return a limit, or None for 0, since a container of size 0 cannot run."""
     if not re.fullmatch(r"[0-9]{1,18}", text):
         raise ValueError("must be a whole number, 0 or more")
     return int(text) or None
@@ -60,7 +60,7 @@ def _absolute_path(text: str) -> Path:
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What the scraper needs to know."""
+    """The scraper's settings."""
 
     bucket: Annotated[
         str,
@@ -124,7 +124,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 def destinations(
     core: CoreSettings, clickhouse: ClickHouseSettings, own: Settings, environ: Mapping[str, str]
 ) -> list[Destination]:
-    """Return everywhere the scraper may connect to."""
+    """Return all destinations of the scraper."""
     found = []
     if server := parse_target(own.target).clickhouse_url(clickhouse.url):
         found.append(
@@ -152,7 +152,7 @@ def destinations(
 async def opened(
     runtime: Runtime, clickhouse: ClickHouseSettings, own: Settings
 ) -> AsyncIterator[Agent]:
-    """Put the scraper together; everything it opened is closed at the end."""
+    """Build the scraper. Everything that it opens is closed at the end."""
     async with AsyncExitStack() as stack:
         spool = await stack.enter_async_context(runtime.spool(NAME))
         ledger = await stack.enter_async_context(runtime.ledger(NAME))
@@ -163,8 +163,8 @@ async def opened(
         url = target.clickhouse_url(clickhouse.url) or clickhouse.url
         server = await stack.enter_async_context(runtime.clickhouse(url, clickhouse))
         pace = _pace(own, runtime.core.pod_uid or runtime.core.replica)
-        asked = target.clickhouse_url(clickhouse.url)
-        local = asked is None or _is_loopback(asked)
+        metered_url = target.clickhouse_url(clickhouse.url)
+        local = metered_url is None or _is_loopback(metered_url)
         scraper = Scraper(
             NAME,
             target=open_target(
@@ -188,7 +188,7 @@ async def opened(
 
 
 def metered_container(own: Settings, environ: Mapping[str, str]) -> str:
-    """Return the container to meter, "" if nobody named it: the default is only for the records."""
+    """Return the container to meter, or "" if none is set. The default is for records only."""
     named = environ.get("BYOC_CONTAINER_NAME") or own.container_name != DEFAULT_CONTAINER
     return own.container_name if named else ""
 
@@ -207,10 +207,10 @@ def _sink(runtime: Runtime, own: Settings) -> S3Sink | DirectorySink:
 
 
 def _refuse_another_region(stated: str, ours: str) -> None:
-    """Raise ConfigError where the bucket is elsewhere: it would be reached by the NAT."""
+    """Raise ConfigError if the bucket is in another region: the NAT would carry its traffic."""
     if stated not in {"", ours}:
         raise ConfigError(
-            [f"BYOC_BILLING_BUCKET: the bucket is in {stated}; wants one in BYOC_REGION, {ours}"]
+            [f"BYOC_BILLING_BUCKET: the bucket is in {stated}: expected BYOC_REGION, {ours}"]
         )
 
 
@@ -225,7 +225,7 @@ def _pace(own: Settings, pod: str) -> Pace:
 
 
 def _is_loopback(url: str) -> bool:
-    """Return whether the server that is asked runs on this machine: it has our CPUs and sleeps."""
+    """Return whether the server runs on this machine and so shares its CPUs and sleep."""
     host = urlsplit(url).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -234,7 +234,7 @@ def _is_loopback(url: str) -> bool:
 
 
 def _online_cpus() -> int:
-    """Return the machine's CPUs; os.cpu_count() would let an environment variable change it."""
+    """Return the number of online CPUs. os.cpu_count() depends on an environment variable."""
     return os.sysconf("SC_NPROCESSORS_ONLN")
 
 

@@ -1,38 +1,39 @@
 """Readings to periods: a pure function from (state, sample) to (state, periods).
 
-The caller adopts the new state only when the periods are durable. If they are not, it keeps the old
-one, and a failed commit is the same as a missed sample: counters are cumulative, so the next one
-makes it good.
+The caller adopts the new state only after the periods are durable. If the commit fails, it keeps
+the old state. A failed commit has the effect of a missed sample: counters are cumulative, so the
+next sample includes the usage.
 
-Periods lie on the wall clock, durations on the boot clock. A sample's place in time is its wall
-clock, but never before the sample before it: a clock set back holds the window open until the wall
-clock has caught up. A clock set forward closes the window where the boot clock says we are, and the
-jumped span is stated as a gap. Time that the machine slept is a gap of its own.
+Periods are measured on the wall clock, durations on the boot clock. The time of a sample is its
+wall clock, but never before the previous sample. If the clock is set back, the window stays open
+until the wall clock has caught up. If it is set forward, the window is closed at the time derived
+from the boot clock, and the skipped interval is recorded as a gap. The time for which the machine
+was suspended is recorded as a separate gap.
 
-Two rules protect the bill. A counter is counted from zero only if its own birth is known and lies
-in the interval; else the first reading is a baseline. And no interval holds more CPU than the
-machine could do in it (`most_usec`); else it becomes a gap, `counter_impossible`.
+Two rules protect the bill. A counter is counted from zero only if its birth is known and is in the
+interval; otherwise the first reading is a baseline. No interval contains more CPU than the machine
+could provide in it (`most_usec`); otherwise it becomes a `counter_impossible` gap.
 """
 
 import msgspec
 from msgspec.structs import replace
 
 from byoc_agents.billing.continuity import (
-    after_sleep,
     birth_tolerance_ns,
     births_agree,
     born_ms,
-    fell,
-    handed_over,
-    in_common,
-    on_same_boot,
+    carry_over,
+    common_reading,
+    counter_fell,
+    keep_birth_time,
     other_source,
-    rebooted,
-    rescaled,
+    ran_at,
     same_container,
-    same_life,
-    steady,
-    was_there,
+    same_counter,
+    shift_birth_by_sleep,
+    switch_source,
+    use_state_boot_id,
+    was_rebooted,
 )
 from byoc_agents.billing.record import SLACK_MS, GapReason
 from byoc_agents.billing.sources.reading import Reading
@@ -45,154 +46,164 @@ from byoc_agents.billing.window import (
     Sample,
     Size,
     Window,
+    add_clock_jump,
     advance,
-    counted,
-    cuts,
-    ended,
-    fresh,
+    close_window,
+    counted_span_ms,
+    cut_points,
+    ensure_nonempty,
+    first_window,
     gap,
-    opened,
+    next_window,
     same_size,
-    shut,
+    size_after,
     size_at,
     size_of,
-    size_seen,
-    sized,
-    stepped,
+    with_limits,
 )
 
-STEP_TOLERANCE_MS = 1000  # NTP slews at most 0.5 ms a second (ntp_adjtime(2)); more is a step
-STEP_TOLERANCE_RATIO = 0.001  # twice the slew limit, for long spans between samples
-SLEEP_MS = 1000  # a shorter sleep of the machine is a late sample
+JUMP_TOLERANCE_MS = 1000  # NTP slews at most 0.5 ms per second (ntp_adjtime(2)); more is a jump
+JUMP_TOLERANCE_RATIO = 0.001  # twice the slew limit, for long spans between samples
+SLEEP_MS = 1000  # a shorter sleep of the machine counts as a late sample
 
-Stepped = tuple[MeterState, list[Period]]
+MeterResult = tuple[MeterState, list[Period]]
 
 
 class _Moment(msgspec.Struct, frozen=True):
-    """Where a sample lies in our time."""
+    """The time of a sample, in relation to the sample before it."""
 
     place_ms: int
     elapsed_ns: int  # since the last sample
-    step_ms: int  # how far the wall clock was set since the last sample; 0 = not at all
-    unstepped_ms: int  # where we would be without that
-    clock_set: bool  # the wall clock was set, or is still held by an earlier step back
-    rebooted: bool  # the machine was, since the last sample
-    cpus: int  # of the machine, at most
+    jump_ms: int  # how far the wall clock was set since the last sample; 0 = not at all
+    unjumped_ms: int  # `place_ms` without that jump
+    clock_set: bool  # the wall clock was set, or has not yet caught up after it was set back
+    rebooted: bool  # the machine was rebooted since the last sample
+    cpus: int  # upper bound of the machine's CPUs
 
     @classmethod
     def of(cls, state: MeterState, sample: Sample) -> "_Moment":
         wall_ms = sample.wall_ms - state.wall_ms
-        boot = rebooted(state, sample)
+        boot = was_rebooted(state, sample)
         elapsed_ns = max(0, wall_ms) * NS_PER_MS if boot else sample.boot_ns - state.boot_ns
         drift_ms = wall_ms - elapsed_ns // NS_PER_MS
-        tolerance_ms = max(STEP_TOLERANCE_MS, elapsed_ns / NS_PER_MS * STEP_TOLERANCE_RATIO)
-        step_ms = drift_ms if not boot and abs(drift_ms) > tolerance_ms else 0
+        tolerance_ms = max(JUMP_TOLERANCE_MS, elapsed_ns / NS_PER_MS * JUMP_TOLERANCE_RATIO)
+        jump_ms = drift_ms if not boot and abs(drift_ms) > tolerance_ms else 0
         place_ms = max(sample.wall_ms, state.place_ms)
-        unstepped_ms = min(max(sample.wall_ms - step_ms, state.place_ms), place_ms)
+        unjumped_ms = min(max(sample.wall_ms - jump_ms, state.place_ms), place_ms)
         cpus = max(state.machine_cpus or 0, sample.cpus())  # CPUs can be added and removed
-        held = state.place_ms > state.wall_ms or place_ms > sample.wall_ms
-        clock_set = not boot and (step_ms != 0 or held)
-        return cls(place_ms, elapsed_ns, step_ms, unstepped_ms, clock_set, boot, cpus)
+        behind = state.place_ms > state.wall_ms or place_ms > sample.wall_ms
+        clock_set = not boot and (jump_ms != 0 or behind)
+        return cls(place_ms, elapsed_ns, jump_ms, unjumped_ms, clock_set, boot, cpus)
 
 
 class _Found(msgspec.Struct, frozen=True):
-    """A window for a target that can be read again, and what that says about the gap before."""
+    """The new window of a target that can be read again, and facts about the gap before it."""
 
     window: Window
-    reading: Reading  # where the window's counter is now
-    late_ns: int = 0  # how long the counter had to rise before the window
-    late_ms: int = 0  # how long the container was there before the window, in gaps already stated
-    reason: GapReason = ""  # of the gap; "" = the one that is stated already
+    reading: Reading  # the present value of the window's counter
+    late_ns: int = 0  # time in which the counter could rise before the window
+    late_ms: int = 0  # time that the container ran before the window, in recorded gaps
+    reason: GapReason = ""  # of the gap; "" = as recorded already
 
 
 class Meter:
-    """Decides what each sample means. Holds nothing but the length of a window."""
+    """Turns samples into periods. It has no state except the length of a window."""
 
     def __init__(self, *, window_ms: int) -> None:
         self._window_ms = window_ms
 
-    def start(self, sample: Sample, reason: GapReason, *, since_ms: int | None = None) -> Stepped:
-        """Begin without a checkpoint. What ran before is stated as a gap, back to its birth.
+    def start(
+        self, sample: Sample, reason: GapReason, *, since_ms: int | None = None
+    ) -> MeterResult:
+        """Begin without a checkpoint. Usage since the counter's birth is recorded as a gap.
 
-        Where records of an earlier epoch may be lost from `since_ms` on, back to there as well.
-        The size counts from the birth on: the container has been there ever since.
+        If records of an earlier epoch may be lost from `since_ms` on (milliseconds since 1970), the
+        time from there on is recorded as a gap as well. The size is billed from the birth on, since
+        the container has existed from then on.
         """
-        state = _at(sample, sample.wall_ms)
+        state = _state_at(sample, sample.wall_ms)
         reading, unsure_ms = sample.reading, sample.wall_ms if since_ms is None else since_ms
         if reading is None:
             before = gap(unsure_ms, sample.wall_ms, reason)
-            return replace(_lost(state, sample, sample.wall_ms, None), unread=reason), before
+            return replace(_open_gap(state, sample, sample.wall_ms, None), unread=reason), before
         birth_ms = born_ms(reading, sample, sample.wall_ms)
         born = birth_ms is not None
         if birth_ms is None:  # a counter of the kernel is not older than its boot
             birth_ms = sample.wall_ms - sample.boot_ns // NS_PER_MS
-        window = fresh(reading, sample.wall_ms, reading.cpu_usec)
+        window = first_window(reading, sample.wall_ms, reading.cpu_usec)
         earlier = gap(unsure_ms, min(birth_ms, sample.wall_ms), reason)
         size = size_of(reading)
         counted_ms = sample.wall_ms - birth_ms if born else 0
         sizes = (size, size)
         before = gap(birth_ms, sample.wall_ms, reason, reading, sizes=sizes, counted_ms=counted_ms)
-        return replace(state, window=_measured(window, sample)), earlier + before
+        return replace(state, window=_remember_sample(window, sample)), earlier + before
 
-    def step(self, state: MeterState, sample: Sample, *, hold: bool = False) -> Stepped:
-        """Take one sample. With `hold` windows end at UTC hours only: the spool is full."""
-        renamed = on_same_boot(state, sample)
+    def observe(
+        self, state: MeterState, sample: Sample, *, hours_only: bool = False
+    ) -> MeterResult:
+        """Process one sample. With `hours_only` (a full spool) windows end at UTC hours only."""
+        renamed = use_state_boot_id(state, sample)
         alias = sample.boot_id if renamed.boot_id != sample.boot_id else None
-        state, slept = _after_sleep(state, renamed)
-        state, periods = self._step(state, renamed, HOUR_MS if hold else self._window_ms)
+        state, slept = _account_for_sleep(state, renamed)
+        state, periods = self._observe(state, renamed, HOUR_MS if hours_only else self._window_ms)
         return replace(state, boot_alias=alias), slept + periods
 
-    def close(self, state: MeterState) -> Stepped:
-        """Close what is open at the last sample: the agent stops."""
+    def close(self, state: MeterState) -> MeterResult:
+        """Close the open window or gap at the last sample, because the daemon stops."""
         if state.window is None:
             before = gap(state.gap_start_ms, state.place_ms, state.gap_reason)
             start_ms = max(state.place_ms, state.gap_start_ms)
             late_ms = state.late_ms + start_ms - state.gap_start_ms
             return replace(state, gap_start_ms=start_ms, late_ms=late_ms), before
         if state.window.end_ms == state.window.start_ms:
-            return state, []  # nothing yet, or a clock set back: the checkpoint keeps it
-        window = replace(opened(state.window), pending_ns=state.window.pending_ns)
-        return replace(state, window=window), shut(state.window)
+            return (
+                state,
+                [],
+            )  # no time has passed, or the clock was set back: the checkpoint keeps the window
+        window = replace(next_window(state.window), pending_ns=state.window.pending_ns)
+        return replace(state, window=window), close_window(state.window)
 
-    def _step(self, state: MeterState, sample: Sample, window_ms: int) -> Stepped:
+    def _observe(self, state: MeterState, sample: Sample, window_ms: int) -> MeterResult:
         moment = _Moment.of(state, sample)
-        after = _at(sample, moment.place_ms)
+        after = _state_at(sample, moment.place_ms)
         if state.window is None:
-            return _step_gap(_in_gap(state, after, moment), sample, moment, window_ms)
-        window = stepped(state.window, moment.step_ms)
+            return _observe_in_gap(_advance_gap(state, after, moment), sample, moment, window_ms)
+        window = add_clock_jump(state.window, moment.jump_ms)
         window = replace(window, machine_cpus=max(window.machine_cpus or 0, moment.cpus))
         if sample.reading is None:
-            return self._step_blind(window, after, sample, moment, window_ms)
-        handed = None if moment.rebooted else handed_over(window, sample)
-        if handed is None or not _possible(window, handed, sample, moment):
-            return _step_break(window, after, sample, moment, window_ms)
-        at_ms = cuts(window.end_ms, moment.unstepped_ms, window_ms)
+            return self._observe_without_reading(window, after, sample, moment, window_ms)
+        handed = None if moment.rebooted else carry_over(window, sample)
+        if handed is None or not _is_possible(window, handed, sample, moment):
+            return _handle_discontinuity(window, after, sample, moment, window_ms)
+        at_ms = cut_points(window.end_ms, moment.unjumped_ms, window_ms)
         unseen = moment.elapsed_ns + window.pending_ns > self._window_ms * NS_PER_MS
-        size = size_seen(size_at(window), sample.reading)
-        state, periods = _step_on(window, after, handed, moment, at_ms, size=size, unseen=unseen)
-        window = _open(state)
+        size = size_after(size_at(window), sample.reading)
+        state, periods = _extend_window(
+            window, after, handed, moment, at_ms, size=size, unseen=unseen
+        )
+        window = _require_window(state)
         if other_source(handed, sample.reading):
-            window = ended(window)
-            periods += shut(window)
-            window = rescaled(opened(window), sample.reading)
+            window = ensure_nonempty(window)
+            periods += close_window(window)
+            window = switch_source(next_window(window), sample.reading)
             state = replace(state, place_ms=max(state.place_ms, window.end_ms))
-        return replace(state, window=_measured(window, sample)), periods
+        return replace(state, window=_remember_sample(window, sample)), periods
 
-    def _step_blind(
+    def _observe_without_reading(
         self, window: Window, after: MeterState, sample: Sample, moment: _Moment, window_ms: int
-    ) -> Stepped:
-        """No reading. Until the window is over this is a missed sample; then the target is gone."""
-        over = cuts(window.end_ms, moment.place_ms, self._window_ms)
-        if not over and not sample.absent and moment.step_ms <= 0 and not moment.rebooted:
+    ) -> MeterResult:
+        """Process a sample without a reading: missed until the window's end, then a gap."""
+        over = cut_points(window.end_ms, moment.place_ms, self._window_ms)
+        if not over and not sample.absent and moment.jump_ms <= 0 and not moment.rebooted:
             pending_ns = window.pending_ns + moment.elapsed_ns
             return replace(after, window=replace(window, pending_ns=pending_ns)), []
-        window = ended(window)
-        lost = _lost(after, sample, window.end_ms, window, moment)
+        window = ensure_nonempty(window)
+        lost = _open_gap(after, sample, window.end_ms, window, moment)
         state, periods = _close_gap_windows(lost, [], window_ms)
-        return state, shut(window) + periods
+        return state, close_window(window) + periods
 
 
-def _step_on(  # noqa: PLR0913
+def _extend_window(  # noqa: PLR0913
     window: Window,
     after: MeterState,
     reading: Reading,
@@ -201,19 +212,20 @@ def _step_on(  # noqa: PLR0913
     *,
     size: Size,
     unseen: bool,
-) -> Stepped:
-    """Measure on in the same life, up to a reading that shows `size`.
+) -> MeterResult:
+    """Extend the window up to a reading of the same counter that shows `size`.
 
-    `unseen`: nobody looked for longer than a window.
+    `unseen`: there was no sample for longer than a window.
     """
-    reading = steady(window.reading, reading)
-    to_ms = moment.unstepped_ms if moment.step_ms > 0 else moment.place_ms
+    reading = keep_birth_time(window.reading, reading)
+    to_ms = moment.unjumped_ms if moment.jump_ms > 0 else moment.place_ms
     periods = list[Period]()
     another = not same_size(size_at(window), size)
     if unseen and another and window.end_ms > window.start_ms:
-        periods = shut(window)  # what was seen has the old size; what follows may have either
+        # Up to the last sample the size was the old one; after it, either is possible.
+        periods = close_window(window)
         pending_ns = window.pending_ns
-        window = replace(opened(window), pending_ns=pending_ns)
+        window = replace(next_window(window), pending_ns=pending_ns)
     earlier_ns = window.seen.read_ns if window.seen else 0
     if unseen and another:
         window = replace(window, resized_to=size)
@@ -227,50 +239,54 @@ def _step_on(  # noqa: PLR0913
         earlier_ns=earlier_ns,
         clock_set=moment.clock_set,
     )
-    if resized_to:  # each part of the unseen time
-        closed = [_with_size(period, resized_to) for period in closed]
+    if resized_to:  # applies to each period of the time without a sample
+        closed = [_with_resize(period, resized_to) for period in closed]
         window = replace(window, resized_to=resized_to)
     periods += closed
     if another:
-        window = ended(window)
-        periods += shut(window)
-        window = sized(opened(window), size)
+        window = ensure_nonempty(window)
+        periods += close_window(window)
+        window = with_limits(next_window(window), size)
     if closed:
-        window = replace(window, machine_cpus=None)  # of the last sample: see _measured
-    if moment.step_ms > 0:
-        window = ended(window)
-        periods += shut(window) + gap(window.end_ms, moment.place_ms, "clock_step")
+        window = replace(
+            window, machine_cpus=None
+        )  # set from the last sample: see _remember_sample
+    if moment.jump_ms > 0:
+        window = ensure_nonempty(window)
+        periods += close_window(window) + gap(window.end_ms, moment.place_ms, "clock_step")
         start_ms = max(window.end_ms, moment.place_ms)
-        window = replace(opened(window), start_ms=start_ms, end_ms=start_ms)
+        window = replace(next_window(window), start_ms=start_ms, end_ms=start_ms)
     place_ms = max(after.place_ms, window.end_ms)
     return replace(after, place_ms=place_ms, window=window), periods
 
 
-def _with_size(period: Period, size: Size) -> Period:
+def _with_resize(period: Period, size: Size) -> Period:
     window = period.window
     return replace(period, window=window and replace(window, resized_to=size))
 
 
-def _step_break(
+def _handle_discontinuity(
     window: Window, after: MeterState, sample: Sample, moment: _Moment, window_ms: int
-) -> Stepped:
-    """Another life of the target, or a source that has no reading in common with the last."""
-    window = ended(window)
-    lost = _lost(after, sample, window.end_ms, window, moment)
+) -> MeterResult:
+    """Close the window: the target was restarted, or a source without a common reading is used."""
+    window = ensure_nonempty(window)
+    lost = _open_gap(after, sample, window.end_ms, window, moment)
     lost = replace(lost, gap_reason=_break_reason(lost, sample))
-    state, periods = _step_gap(lost, sample, moment, window_ms)
-    return state, shut(window) + periods
+    state, periods = _observe_in_gap(lost, sample, moment, window_ms)
+    return state, close_window(window) + periods
 
 
-def _step_gap(state: MeterState, sample: Sample, moment: _Moment, window_ms: int) -> Stepped:
-    """Nothing was measured up to now; perhaps it is again."""
+def _observe_in_gap(
+    state: MeterState, sample: Sample, moment: _Moment, window_ms: int
+) -> MeterResult:
+    """Process a sample during a gap. If it has a reading, the gap ends."""
     if sample.reading is None:
-        return _still_gap(state, sample, window_ms)
-    found = _appear(state, sample, sample.reading, moment)
+        return _extend_gap(state, sample, window_ms)
+    found = _resume_metering(state, sample, sample.reading, moment)
     window = replace(found.window, machine_cpus=moment.cpus)
     start_ms = window.start_ms
     same = _same_container(state, sample, sample.reading)
-    size = size_seen(state.size, sample.reading)
+    size = size_after(state.size, sample.reading)
     late_ms = max(0, state.late_ms) if same else 0
     before = gap(
         state.gap_start_ms,
@@ -280,24 +296,26 @@ def _step_gap(state: MeterState, sample: Sample, moment: _Moment, window_ms: int
         counted_ms=max(0, start_ms - state.gap_start_ms + state.late_ms),
     )
     if same:
-        window = sized(window, size)
+        window = with_limits(window, size)
         window = window if before else replace(window, counted_ms=late_ms)
     elif found.late_ms:
         window = replace(window, counted_ms=found.late_ms)
-    before += _before_start(state, sample, sample.reading, size)
+    before += _gap_before_start(state, sample, sample.reading, size)
     to_ms = max(moment.place_ms, start_ms)
-    at_ms = cuts(start_ms, to_ms, window_ms)
+    at_ms = cut_points(start_ms, to_ms, window_ms)
     elapsed_ns = (to_ms - start_ms) * NS_PER_MS
     earlier_ns = max(0, found.late_ns - elapsed_ns)
     window, periods = advance(
         window, to_ms, found.reading, elapsed_ns, at_ms, earlier_ns=earlier_ns
     )
-    after = _at(sample, to_ms)
-    return replace(after, window=_measured(window, sample)), before + periods
+    after = _state_at(sample, to_ms)
+    return replace(after, window=_remember_sample(window, sample)), before + periods
 
 
-def _before_start(state: MeterState, sample: Sample, reading: Reading, size: Size) -> list[Period]:
-    """State what ran before the meter's start, if it is read for the first time now."""
+def _gap_before_start(
+    state: MeterState, sample: Sample, reading: Reading, size: Size
+) -> list[Period]:
+    """Return the gap for usage before the meter's start, if this is the first reading."""
     since, birth_ms = state.since, born_ms(reading, sample, state.place_ms)
     if not state.unread or since is None or birth_ms is None or state.rebooted:
         return []
@@ -306,7 +324,7 @@ def _before_start(state: MeterState, sample: Sample, reading: Reading, size: Siz
     return gap(birth_ms, start_ms, state.unread, reading, sizes=(size, size), counted_ms=counted_ms)
 
 
-def _still_gap(state: MeterState, sample: Sample, window_ms: int) -> Stepped:
+def _extend_gap(state: MeterState, sample: Sample, window_ms: int) -> MeterResult:
     reason: GapReason = "target_absent" if sample.absent else "target_unreadable"
     absent_ms = state.place_ms if sample.absent else state.absent_ms
     changed = replace(state, gap_reason=reason, absent_ms=absent_ms)
@@ -318,67 +336,71 @@ def _still_gap(state: MeterState, sample: Sample, window_ms: int) -> Stepped:
     return replace(changed, gap_start_ms=start_ms, late_ms=late_ms), before
 
 
-def _close_gap_windows(state: MeterState, periods: list[Period], window_ms: int) -> Stepped:
-    """Close the gap at each window's end. Whether its time counts is known at its end only."""
-    for cut_ms in cuts(state.gap_start_ms, state.place_ms, window_ms):
+def _close_gap_windows(state: MeterState, periods: list[Period], window_ms: int) -> MeterResult:
+    """Split the gap at each window's end. Whether its time is billed is known only at its end."""
+    for cut_ms in cut_points(state.gap_start_ms, state.place_ms, window_ms):
         periods = periods + gap(state.gap_start_ms, cut_ms, state.gap_reason)
         late_ms = state.late_ms + cut_ms - state.gap_start_ms
         state = replace(state, gap_start_ms=cut_ms, late_ms=late_ms)
     return state, periods
 
 
-def _appear(state: MeterState, sample: Sample, reading: Reading, moment: _Moment) -> _Found:
-    """Open a window for a target that was not there, from where its CPU is not accounted for."""
+def _resume_metering(
+    state: MeterState, sample: Sample, reading: Reading, moment: _Moment
+) -> _Found:
+    """Open a window for a target that can be read again, with the CPU not accounted for yet."""
     last, since = state.last, state.since
     place_ms = max(state.place_ms, state.gap_start_ms)
-    late_ns = _since_ns(state, sample, moment)
+    late_ns = _rise_time_ns(state, sample, moment)
     if last is not None and not state.rebooted:
-        late = same_life(last, since, reading, sample)
-        handed = reading if late else in_common(last, since, sample)
-        if handed is not None:  # its CPU in the gap is late, not lost
+        late = same_counter(last, since, reading, sample)
+        handed = reading if late else common_reading(last, since, sample)
+        if handed is not None:  # the CPU of the gap is billed late, not lost
             late_usec = handed.cpu_usec - last.cpu_usec
             if late_usec > most_usec(moment.cpus, late_ns, last, reading):
-                return _baseline(state, reading, "counter_impossible")
-            reading = steady(last, reading) if late else reading
-            window = fresh(reading, place_ms, reading.cpu_usec - late_usec)
+                return _start_at_baseline(state, reading, "counter_impossible")
+            reading = keep_birth_time(last, reading) if late else reading
+            window = first_window(reading, place_ms, reading.cpu_usec - late_usec)
             window = replace(window, estimated=True, source_changed=not late)
             return _Found(window, reading, late_ns)
     if not _counts_from_zero(state, reading):
-        lower = last is not None and not state.rebooted and fell(last, reading)
-        return _baseline(state, reading, "counter_fell" if lower else "")
+        lower = last is not None and not state.rebooted and counter_fell(last, reading)
+        return _start_at_baseline(state, reading, "counter_fell" if lower else "")
     if reading.born_boot_ns is not None:
         late_ns = sample.boot_ns - reading.born_boot_ns
     if reading.cpu_usec > most_usec(moment.cpus, late_ns, reading):
-        return _baseline(state, reading, "counter_impossible")  # it is older than it seems
+        return _start_at_baseline(
+            state, reading, "counter_impossible"
+        )  # the counter is older than its reported birth
     birth_ms = born_ms(reading, sample, state.place_ms)
     start_ms = next((ms for ms in (birth_ms, state.absent_ms) if ms is not None), place_ms)
     late_ms = 0 if birth_ms is None else max(0, state.gap_start_ms - birth_ms)
     start_ms = min(max(start_ms, state.gap_start_ms), place_ms)
-    window = fresh(replace(reading, cpu_usec=0), start_ms, 0)
+    window = first_window(replace(reading, cpu_usec=0), start_ms, 0)
     window = replace(window, restart_observed=last is not None)
     return _Found(window, reading, late_ns, late_ms)
 
 
-def _baseline(state: MeterState, reading: Reading, reason: GapReason) -> _Found:
-    """Begin with what the counter shows now: where it was before is not known, or not possible."""
+def _start_at_baseline(state: MeterState, reading: Reading, reason: GapReason) -> _Found:
+    """Start at the counter's present value: its earlier value is unknown or impossible."""
     last, place_ms = state.last, max(state.place_ms, state.gap_start_ms)
-    if reason:  # the gap states it, so there must be one
+    if reason:  # it is recorded with the gap, so the gap needs a length
         place_ms = max(place_ms, state.gap_start_ms + 1)
-    window = fresh(reading, place_ms, reading.cpu_usec)
+    window = first_window(reading, place_ms, reading.cpu_usec)
     restarted = last is not None and not reason and last.source == reading.source
     return _Found(replace(window, restart_observed=restarted), reading, reason=reason)
 
 
 def most_usec(cpus: int, elapsed_ns: int, *readings: Reading) -> int:
-    """Return the CPU, microseconds, that a counter of these sources can show after so long."""
+    """Return the largest rise, microseconds of CPU, of a counter of these sources in a time."""
     slack_ms = max(SLACK_MS[reading.source] for reading in readings)
     return cpus * (elapsed_ns // 1000 + slack_ms * 1000)
 
 
-def _possible(window: Window, handed: Reading, sample: Sample, moment: _Moment) -> bool:
-    """Return whether the machine could do what the counter has risen by: now, and in the window."""
+def _is_possible(window: Window, handed: Reading, sample: Sample, moment: _Moment) -> bool:
+    """Return whether the machine could provide the CPU of this interval and of the whole window."""
     sources = [handed, *([sample.reading] if sample.reading else [])]
-    sources += window.standby if window.source_changed else []
+    sources += window.secondary if window.source_changed else []
     read_ns = window.seen.read_ns if window.seen else 0
     elapsed_ns = moment.elapsed_ns + window.pending_ns + read_ns
     rise_usec = handed.cpu_usec - window.reading.cpu_usec
@@ -389,8 +411,8 @@ def _possible(window: Window, handed: Reading, sample: Sample, moment: _Moment) 
     )
 
 
-def _since_ns(state: MeterState, sample: Sample, moment: _Moment) -> int:
-    """Return how long the counter had since the last reading, at most."""
+def _rise_time_ns(state: MeterState, sample: Sample, moment: _Moment) -> int:
+    """Return an upper bound of the time since the last reading, nanoseconds."""
     since = state.since
     if state.rebooted or since is None or since.boot_id != sample.boot_id:
         return sample.boot_ns
@@ -398,11 +420,11 @@ def _since_ns(state: MeterState, sample: Sample, moment: _Moment) -> int:
 
 
 def _counts_from_zero(state: MeterState, reading: Reading) -> bool:
-    """Return whether it is known that the counter began at 0 after the last one was read."""
+    """Return whether the counter is known to have begun at 0 after the last reading."""
     last, since = state.last, state.since
     if since is None:
         return False
-    if last is not None and not state.rebooted and fell(last, reading):
+    if last is not None and not state.rebooted and counter_fell(last, reading):
         return False
     if reading.born_boot_ns is None:
         again = last is not None and not other_source(last, reading)
@@ -413,27 +435,27 @@ def _counts_from_zero(state: MeterState, reading: Reading) -> bool:
 
 
 def _same_container(state: MeterState, sample: Sample, reading: Reading) -> bool:
-    """Return whether the gap's time was lived by the container that is read now."""
+    """Return whether the container that is read now also ran during the gap."""
     if state.since is None or state.rebooted:
         return False
-    if state.last is None:  # never seen before: it was there all the time if it is older
-        return was_there(reading, state.since.boot_ns)
+    if state.last is None:  # never read before: it ran all the time if it is older
+        return ran_at(reading, state.since.boot_ns)
     return same_container(state.last, state.since, reading, sample, rebooted=False)
 
 
 def _break_reason(state: MeterState, sample: Sample) -> GapReason:
-    reading, last = _need(sample), state.last
+    reading, last = _require_reading(sample), state.last
     if last is None or state.rebooted or _counts_from_zero(state, reading):
         return "target_restarted"
     if other_source(last, reading):
         return "source_changed"
-    return "counter_fell" if fell(last, reading) else "target_restarted"
+    return "counter_fell" if counter_fell(last, reading) else "target_restarted"
 
 
-def _after_sleep(state: MeterState, sample: Sample) -> Stepped:
-    """State the machine's sleep since the last sample; return the state as at its end.
+def _account_for_sleep(state: MeterState, sample: Sample) -> MeterResult:
+    """Return the state after the machine's sleep since the last sample, and the gap for the sleep.
 
-    Where in the interval it slept is not known: it is taken to have slept right after the sample.
+    The time of the sleep within the interval is unknown. It is assumed to follow the last sample.
     """
     slept_ms = _slept_ms(state, sample)
     if slept_ms < SLEEP_MS:
@@ -444,7 +466,7 @@ def _after_sleep(state: MeterState, sample: Sample) -> Stepped:
         wall_ms=state.wall_ms + slept_ms,
         boot_ns=state.boot_ns + slept_ns,
         since=state.since and replace(state.since, boot_ns=state.since.boot_ns + slept_ns),
-        last=state.last and after_sleep(state.last, slept_ns),
+        last=state.last and shift_birth_by_sleep(state.last, slept_ns),
     )
     if state.window is None:
         start_ms = max(state.place_ms, state.gap_start_ms)
@@ -453,24 +475,24 @@ def _after_sleep(state: MeterState, sample: Sample) -> Stepped:
         periods += gap(start_ms, end_ms, "suspended")
         late_ms = state.late_ms + end_ms - state.gap_start_ms
         return replace(state, place_ms=end_ms, gap_start_ms=end_ms, late_ms=late_ms), periods
-    window = ended(state.window)
+    window = ensure_nonempty(state.window)
     size, end_ms, counted_ms = size_at(window), window.end_ms + slept_ms, 0
-    periods, pending_ns = shut(window), window.pending_ns
+    periods, pending_ns = close_window(window), window.pending_ns
     seen = window.seen and replace(window.seen, boot_ns=window.seen.boot_ns + slept_ns)
-    last = after_sleep(window.reading, slept_ns)
+    last = shift_birth_by_sleep(window.reading, slept_ns)
     now = sample.reading
     same = now is None or same_container(last, seen, now, sample, rebooted=False)
-    if same and not sample.absent:  # no container ends because its machine sleeps
+    if same and not sample.absent:  # a sleep of the machine does not end a container
         counted_ms = slept_ms
     slept = gap(window.end_ms, end_ms, "suspended", sizes=(size, size), counted_ms=counted_ms)
     window = replace(
-        opened(window) if periods else window,
+        next_window(window) if periods else window,
         start_ms=end_ms,
         end_ms=end_ms,
         pending_ns=pending_ns,
         seen=seen,
         reading=last,
-        standby=tuple(after_sleep(one, slept_ns) for one in window.standby),
+        secondary=tuple(shift_birth_by_sleep(one, slept_ns) for one in window.secondary),
     )
     place_ms = max(state.place_ms + slept_ms, end_ms)
     return replace(state, window=window, place_ms=place_ms), periods + slept
@@ -479,9 +501,10 @@ def _after_sleep(state: MeterState, sample: Sample) -> Stepped:
 def _slept_ms(state: MeterState, sample: Sample) -> int:
     """Return how long the target's machine slept since the last sample, milliseconds.
 
-    Of another machine only ClickHouse's uptime tells it, in whole seconds, if it stood still.
+    For another machine the only evidence is ClickHouse's uptime, in whole seconds, if it did not
+    increase meanwhile.
     """
-    if rebooted(state, sample):
+    if was_rebooted(state, sample):
         return 0
     if state.asleep_ns is not None and sample.asleep_ns is not None:
         return (sample.asleep_ns - state.asleep_ns) // NS_PER_MS
@@ -491,13 +514,13 @@ def _slept_ms(state: MeterState, sample: Sample) -> int:
     now = sample.reading
     if before is None or now is None or before.born_boot_ns is None or now.born_boot_ns is None:
         return 0
-    if births_agree(before, now) or not same_life(before, seen, now, sample):
+    if births_agree(before, now) or not same_counter(before, seen, now, sample):
         return 0
     slept_ns = min(now.born_boot_ns - before.born_boot_ns, sample.boot_ns - state.boot_ns)
     return max(0, slept_ns) // NS_PER_MS
 
 
-def _at(sample: Sample, place_ms: int) -> MeterState:
+def _state_at(sample: Sample, place_ms: int) -> MeterState:
     return MeterState(
         wall_ms=sample.wall_ms,
         boot_ns=sample.boot_ns,
@@ -508,8 +531,8 @@ def _at(sample: Sample, place_ms: int) -> MeterState:
     )
 
 
-def _in_gap(before: MeterState, after: MeterState, moment: _Moment) -> MeterState:
-    """Return the open gap of `before`, at the moment of `after`."""
+def _advance_gap(before: MeterState, after: MeterState, moment: _Moment) -> MeterState:
+    """Return the open gap of `before`, extended to the time of `after`."""
     span_ms = after.place_ms - before.place_ms
     return replace(
         before,
@@ -519,28 +542,28 @@ def _in_gap(before: MeterState, after: MeterState, moment: _Moment) -> MeterStat
         place_ms=after.place_ms,
         asleep_ns=after.asleep_ns,
         machine_cpus=moment.cpus,
-        # the wall clock may be set meanwhile: real time counts
-        late_ms=before.late_ms + _counted(span_ms, moment) - span_ms,
+        # The wall clock may be set during the gap: the elapsed time is billed.
+        late_ms=before.late_ms + _counted_ms(span_ms, moment) - span_ms,
         rebooted=before.rebooted or moment.rebooted,
     )
 
 
-def _lost(
+def _open_gap(
     after: MeterState,
     sample: Sample,
     since_ms: int,
     window: Window | None,
     moment: _Moment | None = None,
 ) -> MeterState:
-    """Return the state of a gap that begins at the window's end, or at the first sample of all."""
+    """Return the state of a gap that begins at the window's end, or at the very first sample."""
     late_ms = 0
-    if window and moment:  # what the wall clock was set by is no time
+    if window and moment:  # a jump of the wall clock is not elapsed time
         span_ms = after.place_ms - since_ms
-        late_ms = _counted(span_ms, moment, window.pending_ns) - span_ms
+        late_ms = _counted_ms(span_ms, moment, window.pending_ns) - span_ms
     return replace(
         after,
         gap_start_ms=since_ms,
-        since=window.seen if window else _seen(sample),
+        since=window.seen if window else _last_seen(sample),
         last=window.reading if window else None,
         size=size_at(window) if window else None,
         gap_reason="target_absent" if sample.absent else "target_unreadable",
@@ -551,28 +574,28 @@ def _lost(
     )
 
 
-def _counted(span_ms: int, moment: _Moment, pending_ns: int = 0) -> int:
-    return counted(span_ms, moment.elapsed_ns + pending_ns, clock_set=moment.clock_set)
+def _counted_ms(span_ms: int, moment: _Moment, pending_ns: int = 0) -> int:
+    return counted_span_ms(span_ms, moment.elapsed_ns + pending_ns, clock_set=moment.clock_set)
 
 
-def _measured(window: Window, sample: Sample) -> Window:
-    """Return the window with what it remembers of its last sample."""
+def _remember_sample(window: Window, sample: Sample) -> Window:
+    """Store the facts of the last sample that the window needs later."""
     cpus = max(window.machine_cpus or 0, sample.cpus())
-    window = replace(window, seen=_seen(sample), machine_cpus=cpus)
-    if not sample.standby:
+    window = replace(window, seen=_last_seen(sample), machine_cpus=cpus)
+    if not sample.secondary:
         return window
-    return replace(window, standby=sample.standby, standby_cpu_usec=window.reading.cpu_usec)
+    return replace(window, secondary=sample.secondary, secondary_cpu_usec=window.reading.cpu_usec)
 
 
-def _seen(sample: Sample) -> LastSeen:
+def _last_seen(sample: Sample) -> LastSeen:
     return LastSeen(boot_ns=sample.boot_ns, boot_id=sample.boot_id, read_ns=sample.read_ns)
 
 
-def _open(state: MeterState) -> Window:
-    assert state.window is not None  # noqa: S101  it was just measured
+def _require_window(state: MeterState) -> Window:
+    assert state.window is not None  # noqa: S101  it was just extended
     return state.window
 
 
-def _need(sample: Sample) -> Reading:
-    assert sample.reading is not None  # noqa: S101  the callers have looked
+def _require_reading(sample: Sample) -> Reading:
+    assert sample.reading is not None  # noqa: S101  the callers have checked it
     return sample.reading

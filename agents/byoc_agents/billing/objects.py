@@ -1,9 +1,9 @@
-"""Billing objects: encoded records in, one S3 key and its bytes out, and back.
+"""Billing objects: encodes records as one S3 object with its key, and decodes them.
 
 The key is computed from the records, so a repeated seal cannot store them twice. The body is
-compressed but `content_encoding` stays empty: a client that honours Content-Encoding would decode
-on the way and hand out bytes that fit neither the name's ending nor the stored checksum, while
-ClickHouse goes by the ending alone (`.zst`, `.gz`).
+compressed, but `content_encoding` stays empty. A client that honours Content-Encoding would
+decompress in transit and return bytes that match neither the key's suffix nor the stored checksum,
+while ClickHouse uses only the suffix (`.zst`, `.gz`).
 """
 
 import datetime as dt
@@ -24,8 +24,8 @@ from byoc_agents.delivery.sink import Message
 Compression = Literal["zstd", "gzip"]
 
 DEFAULT_PREFIX = "v1/"
-MAX_BODY_BYTES = 64 * 1024**2  # decompressed; some 50 thousand records, a month of minutes
-SEQUENCE_DIGITS = 10  # keys sort as sequences do: 317 years of one record a second
+MAX_BODY_BYTES = 64 * 1024**2  # decompressed; about 50,000 records, a month of minutes
+SEQUENCE_DIGITS = 10  # keys sort like sequences: 317 years of one record per second
 
 _ENDINGS: dict[Compression, str] = {"zstd": ".jsonl.zst", "gzip": ".jsonl.gz"}
 _MEDIA_TYPES: dict[Compression, str] = {
@@ -40,23 +40,23 @@ _KEY = re.compile(
 
 
 class TornObjectError(Exception):
-    """The bytes are not what was sealed. `str()` says how it shows."""
+    """An object's body is damaged. `str()` is the reason."""
 
 
 class ObjectKey(NamedTuple):
-    """What a key says about the records inside, without the prefix and the ending."""
+    """The fields of an object's key, without the prefix and the suffix."""
 
     organization_id: str
     service_id: str
     date: str  # YYYY-MM-DD and
     hour: str  # HH, UTC, of the first record's charge_period_start
-    pod: str  # pod uid, or the replica's name where there is none
+    pod: str  # pod uid, or the replica's name if there is none
     epoch: int
     first: int  # sequence of the first record
     last: int
 
     def __str__(self) -> str:
-        """Return the key from `org=` up to the ending."""
+        """Return the key from `org=` up to the suffix."""
         return (
             f"org={self.organization_id}/service={self.service_id}"
             f"/date={self.date}/hour={self.hour}/{self.pod}-{self.epoch}"
@@ -73,8 +73,8 @@ class _ObjectPath(msgspec.Struct):
     epoch: int
     sequence: int
 
-    def lane(self) -> tuple[str, str, str, int]:
-        """Return what all records of one object share."""
+    def shared(self) -> tuple[str, str, str, int]:
+        """Return the fields that all records of one object share."""
         return (self.organization_id, self.service_id, self.pod_uid or self.replica, self.epoch)
 
 
@@ -92,18 +92,18 @@ def seal(
     prefix: str = DEFAULT_PREFIX,
     compression: Compression = "zstd",
 ) -> Message:
-    """Return the object that holds exactly these encoded records, in this order.
+    """Return the object that contains exactly these encoded records, in this order.
 
-    Raises ValueError where there are none, one is no usage record or holds a line end, or they are
-    not of one organization, service, pod and epoch with contiguous sequences: see `runs`. The same
-    records give the same key and, under the same libzstd or zlib, the same bytes.
+    Raises ValueError if there are no records, if one is not a usage record or contains a line end,
+    or if they are not of one organization, service, pod and epoch with contiguous sequences; see
+    `runs`. The same records give the same key and, with the same libzstd or zlib, the same bytes.
     """
-    places = [_place(line) for line in lines]
+    places = [_decode_path(line) for line in lines]
     if not places or any(not _follows(a, b) for a, b in pairwise(places)):
-        raise ValueError("wants records of one epoch with contiguous sequences, at least one")
+        raise ValueError("expected one or more records of one epoch with contiguous sequences")
     folder = f"{prefix.rstrip('/')}/" if prefix else ""
     return Message(
-        id=f"{folder}{_key(places[0], places[-1])}{_ENDINGS[compression]}",
+        id=f"{folder}{_object_key(places[0], places[-1])}{_ENDINGS[compression]}",
         type=TYPE,
         body=_compress(b"\n".join(lines) + b"\n", compression),
         created_at_ms=created_at_ms,
@@ -113,14 +113,14 @@ def seal(
 
 
 def runs(lines: Sequence[bytes]) -> list[list[bytes]]:
-    """Split records where one object must end, keeping their order. Raises ValueError as `seal`.
+    """Split records into one list per object, in order. Raises ValueError as `seal` does.
 
     More than one run means that the pod or the state directory changed between two records.
     """
     found: list[list[bytes]] = []
     before: _ObjectPath | None = None
     for line in lines:
-        place = _place(line)
+        place = _decode_path(line)
         if before is None or not _follows(before, place):
             found.append([])
         found[-1].append(line)
@@ -129,13 +129,13 @@ def runs(lines: Sequence[bytes]) -> list[list[bytes]]:
 
 
 def parse_key(key: str) -> ObjectKey | None:
-    """Return what a key says, whatever its prefix; None where it is no billing object's."""
+    """Return the fields of a key with any prefix, or None if it is not a billing object's."""
     match = _KEY.search(key)
     if match is None:
         return None
     numbers = {name: int(match[name]) for name in ("epoch", "first", "last")}
     texts = {k: v for k, v in match.groupdict().items() if k not in numbers}
-    return ObjectKey(**texts, **numbers)  # type: ignore[arg-type] # a dict of both kinds
+    return ObjectKey(**texts, **numbers)  # type: ignore[arg-type] # a dict of str and int
 
 
 def unseal(key: str, body: bytes) -> list[bytes]:
@@ -147,20 +147,20 @@ def unseal(key: str, body: bytes) -> list[bytes]:
     return text[:-1].split(b"\n")
 
 
-def _place(line: bytes) -> _ObjectPath:
+def _decode_path(line: bytes) -> _ObjectPath:
     if b"\n" in line:
-        raise ValueError("an encoded record holds a line end")
+        raise ValueError("an encoded record contains a line end")
     return _decode(line).data  # msgspec's errors are ValueErrors
 
 
 def _follows(a: _ObjectPath, b: _ObjectPath) -> bool:
-    return a.lane() == b.lane() and b.sequence == a.sequence + 1
+    return a.shared() == b.shared() and b.sequence == a.sequence + 1
 
 
-def _key(first: _ObjectPath, last: _ObjectPath) -> ObjectKey:
+def _object_key(first: _ObjectPath, last: _ObjectPath) -> ObjectKey:
     seconds = parse_rfc3339(first.charge_period_start) // 1000
     start = dt.datetime.fromtimestamp(seconds, tz=dt.UTC)
-    organization_id, service_id, pod, epoch = first.lane()
+    organization_id, service_id, pod, epoch = first.shared()
     return ObjectKey(
         organization_id=organization_id,
         service_id=service_id,
@@ -176,7 +176,7 @@ def _key(first: _ObjectPath, last: _ObjectPath) -> ObjectKey:
 def _compress(text: bytes, compression: Compression) -> bytes:
     if compression == "gzip":
         return gzip.compress(text, mtime=0)
-    # Level 1 takes 0.5 us a record. The frame's checksum and size make a torn object show itself.
+    # Level 1 takes 0.5 us per record. The frame's checksum and size reveal a truncated object.
     compressor = zstandard.ZstdCompressor(level=1, write_checksum=True, write_content_size=True)
     return compressor.compress(text)
 
@@ -193,7 +193,7 @@ def _read_zstd(body: bytes) -> bytes:
 
 def _read_gzip(body: bytes) -> bytes:
     inflate: Callable[..., zlib._Decompress] = zlib.decompressobj
-    stream = inflate(wbits=31)  # 31: a gzip header and checksum, as zlib numbers it
+    stream = inflate(wbits=31)  # 31: zlib's number for a gzip header and checksum
     try:
         text = stream.decompress(body, MAX_BODY_BYTES)
     except zlib.error as error:

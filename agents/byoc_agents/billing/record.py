@@ -1,8 +1,8 @@
-"""`byoc.billing.usage.v1`: what a usage record says. This file is the allow-list of its fields.
+"""`byoc.billing.usage.v1`, the usage record. This file is the allow-list of its fields.
 
 Periods are half-open UTC intervals in FOCUS terms. CPU comes from a cumulative counter, so for two
 neighbouring records of one counter `counter.end` of the first equals `counter.start` of the second:
-a reader can prove that no CPU second is missing or there twice.
+a reader can prove that no CPU second is missing or duplicated.
 """
 
 from decimal import Decimal
@@ -19,16 +19,16 @@ TYPE = "byoc.billing.usage.v1"
 Quality = Literal["measured", "estimated", "gap"]
 GapReason = Literal[
     "",
-    "no_checkpoint",  # first start, or the state directory was lost: what came before is unknown
+    "no_checkpoint",  # first start, or the state directory was lost: earlier usage is unknown
     "spool_corrupt",  # the spool was damaged; unsent records of the earlier epoch may be lost
     "target_absent",  # there was nothing to measure
     "target_unreadable",  # it may have run, but could not be read
-    "target_restarted",  # between the last reading of one life and the first of the next
+    "target_restarted",  # between the last reading before a restart and the first one after it
     "counter_fell",  # a counter that only grows was lower: usage since the last reading is unknown
-    "counter_impossible",  # it rose by more than the machine could do: usage is unknown
+    "counter_impossible",  # it rose by more than the machine could provide: usage is unknown
     "source_changed",  # between two sources without a common reading
     "clock_step",  # the wall clock was set forward over this period
-    "suspended",  # the machine was asleep: CLOCK_BOOTTIME went on, CLOCK_MONOTONIC did not
+    "suspended",  # the machine slept: CLOCK_BOOTTIME continued, CLOCK_MONOTONIC did not
 ]
 SizeSource = Literal["cgroup", "cgroup_ancestor", "clickhouse", "downward_api", "unknown"]
 
@@ -55,23 +55,25 @@ class Resized(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Allocated(msgspec.Struct, frozen=True, kw_only=True):
-    """The size the customer gave the container. None = unknown, never guessed and never 0.
+    """The container's limits as set by the customer. None = unknown, never guessed, never 0.
 
-    What is allocated over time is size x `counted_milliseconds`.
+    The allocation over time is size x `counted_milliseconds`.
     """
 
     cpu_millicores: int | None  # thousandths of a core
     memory_bytes: int | None
-    source: Literal["cgroup", "clickhouse", "downward_api", "unknown"]  # of version 0.1: of both
+    source: Literal[
+        "cgroup", "clickhouse", "downward_api", "unknown"
+    ]  # of both limits, as version 0.1 has it
     cpu_source: SizeSource | None = None  # of `cpu_millicores`; None in records of 0.1.0
     memory_source: SizeSource | None = None
-    # For how long the size counts. None in records of 0.1.0: the period, but 0 in a gap.
+    # The time for which the size is billed. None in records of 0.1.0: the period, but 0 in a gap.
     counted_milliseconds: int | None = None
-    resized: Resized | None = None  # a change of size that no reading saw
+    resized: Resized | None = None  # a change of the limits between two distant readings
 
 
 class Used(msgspec.Struct, frozen=True, kw_only=True):
-    """What it used in the period. All zero in a gap."""
+    """The usage in the period. All values are zero in a gap."""
 
     cpu_core_seconds: Decimal  # 6 digits: the counter's microseconds
     memory_byte_seconds: int  # trapezoid over the samples
@@ -86,7 +88,7 @@ class Counter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Samples(msgspec.Struct, frozen=True, kw_only=True):
-    """How many readings the period should have had at the configured rate, and how many it had."""
+    """The number of readings that the configured rate gives, and the actual number."""
 
     expected: int
     observed: int
@@ -101,7 +103,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     region: str
     pod_uid: str = msgspec.field(name="k8s.pod.uid")
     container_name: str = msgspec.field(name="k8s.container.name")
-    container_id: str = msgspec.field(name="container.id")  # "" where it cannot be seen
+    container_id: str = msgspec.field(name="container.id")  # "" if it is not visible
     charge_period_start: str  # RFC 3339 UTC, inclusive
     charge_period_end: str  # exclusive
     elapsed_milliseconds: int  # on a clock that is never set: not the period at a clock step
@@ -109,18 +111,18 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     used: Used
     counter: Counter | None  # None in a gap that no counter bounds
     source: SourceName | Literal["none"]
-    incarnation: str  # which life of the counter; a change is a restart
+    incarnation: str  # identifies one run of the counter; a change is a restart
     samples: Samples
     quality: Quality
     gap_reason: GapReason = ""
-    restart_observed: bool  # this is the first record of a new life of the target
-    source_changed: bool  # the source changed inside the period; used is what the new one saw
-    clock_step_milliseconds: int  # how far the wall clock was set inside the period; 0 = not at all
+    restart_observed: bool  # this is the first record after a restart of the target
+    source_changed: bool  # the source changed in the period; `used` is as the new one counts
+    clock_step_milliseconds: int  # by how much the wall clock was set in the period; 0 = not set
     epoch: int  # state directory's creation, milliseconds since 1970
-    sequence: int  # 0, 1, 2 ... inside an epoch; a missing number is a missing record
+    sequence: int  # 0, 1, 2 ... in an epoch; a missing number is a missing record
     machine_cpus: int | None = None  # of the target's machine, or a bound; None in records of 0.1.0
-    # At most how long the counter had to rise from `counter.start` to `counter.end`, on the boot
-    # clock. More than `elapsed_milliseconds` if some of the CPU was used before the period.
+    # Upper bound of the time in which the counter rose from `counter.start` to `counter.end`, on
+    # the boot clock. More than `elapsed_milliseconds` if CPU of an earlier time is included.
     counter_milliseconds: int | None = None  # None in a gap and in records of 0.1.0
 
 
@@ -130,7 +132,7 @@ class UsageRecord(Event, frozen=True, kw_only=True):
     data: Usage
 
 
-@lru_cache(maxsize=1)  # the scraper asks for its oldest line at every sample
+@lru_cache(maxsize=1)  # the scraper calls it for its oldest line at every sample
 def charge_period_ms(line: bytes) -> tuple[int, int]:
     """Return start and end of an encoded record, milliseconds since 1970. Raises ValueError."""
     usage = msgspec.json.decode(line, type=UsageRecord).data
@@ -180,7 +182,7 @@ def most_core_seconds(usage: Usage) -> Decimal | None:
 
 
 def life(reading: Reading) -> str:
-    """Return the name of one life of a counter, as it stands in a record's `incarnation`."""
+    """Return the `incarnation` of a record: the name of one run of a counter."""
     born_ns = reading.named_born_boot_ns or reading.born_boot_ns or 0
     birth = f"@{born_ns // 10**9}s" if reading.source == "clickhouse" else ""
     return f"{reading.source}:{reading.incarnation}{birth}"
@@ -189,8 +191,8 @@ def life(reading: Reading) -> str:
 def record_id(usage: Usage) -> str:
     """Return the id: computed from the data, so that it is the same after the disk is lost.
 
-    Periods of one container never overlap, so their start is enough; a gap's end counts as well,
-    since two losses of the state directory state two gaps from the same start.
+    Periods of one container never overlap, so their start is sufficient. A gap's end is included,
+    because two losses of the state directory record two gaps with the same start.
     """
     parts = [TYPE, usage.organization_id, usage.service_id, usage.pod_uid or usage.replica]
     parts += [usage.container_id or usage.incarnation, usage.charge_period_start]

@@ -26,7 +26,7 @@ NOTHING = Used(cpu_core_seconds=Decimal(0), memory_byte_seconds=0, memory_max_by
 
 
 class UsageIdentity(msgspec.Struct, frozen=True, kw_only=True):
-    """Who is metered, and the size that the downward API tells where no counter shows one."""
+    """The metered container, and its limits by the downward API, used if no source shows them."""
 
     organization_id: str
     service_id: str
@@ -39,7 +39,7 @@ class UsageIdentity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Recorder(msgspec.Struct, frozen=True, kw_only=True):
-    """Writes periods down."""
+    """Converts periods to usage records."""
 
     identity: UsageIdentity
     sample_ms: int
@@ -86,7 +86,7 @@ class Recorder(msgspec.Struct, frozen=True, kw_only=True):
 
     def _allocated(self, period: Period) -> Allocated:
         start, end = _sizes(period)
-        before, after = self._known(start), self._known(end)
+        before, after = self._with_declared(start), self._with_declared(end)
         cpu_source: SizeSource = before.cpu_source or "unknown"
         memory_source: SizeSource = before.memory_source or "unknown"
         first = cpu_source if cpu_source != "unknown" else memory_source
@@ -97,23 +97,25 @@ class Recorder(msgspec.Struct, frozen=True, kw_only=True):
             cpu_source=cpu_source,
             memory_source=memory_source,
             counted_milliseconds=period.window.counted_ms if period.window else period.counted_ms,
-            resized=_resized(before, after),
+            resized=_limits_changed(before, after),
         )
 
-    def _known(self, size: Size | None) -> Size:
-        """Return the size, each figure that no source sees replaced by the downward API's.
+    def _with_declared(self, size: Size | None) -> Size:
+        """Return the size, with the downward API's value for each limit that no source shows.
 
-        Unless the source says that the API does not know it either: see `LimitSource`.
+        A limit whose source is `unknown` stays None: see `LimitSource`.
         """
         who = self.identity
         cpu, memory = (size.cpu_millicores, size.memory_bytes) if size else (None, None)
-        told_cpu = None if size and size.cpu_source == "unknown" else who.cpu_limit_millicores
-        told_memory = None if size and size.memory_source == "unknown" else who.memory_limit_bytes
-        cpu_source: SizeSource = "downward_api" if told_cpu else "unknown"
-        memory_source: SizeSource = "downward_api" if told_memory else "unknown"
+        declared_cpu = None if size and size.cpu_source == "unknown" else who.cpu_limit_millicores
+        declared_memory = (
+            None if size and size.memory_source == "unknown" else who.memory_limit_bytes
+        )
+        cpu_source: SizeSource = "downward_api" if declared_cpu else "unknown"
+        memory_source: SizeSource = "downward_api" if declared_memory else "unknown"
         return Size(
-            cpu_millicores=told_cpu if cpu is None else cpu,
-            memory_bytes=told_memory if memory is None else memory,
+            cpu_millicores=declared_cpu if cpu is None else cpu,
+            memory_bytes=declared_memory if memory is None else memory,
             cpu_source=size.cpu_source if size and cpu is not None else cpu_source,
             memory_source=size.memory_source if size and memory is not None else memory_source,
             by=size.by if size else "process",
@@ -140,11 +142,11 @@ def _sizes(period: Period) -> tuple[Size | None, Size | None]:
 
 
 def _smaller(one: int | None, other: int | None) -> int | None:
-    """Return the size that counts if it is one of both; None if one is not known."""
+    """Return the smaller of two limits, which is billed; None if one is unknown."""
     return None if one is None or other is None else min(one, other)
 
 
-def _resized(start: Size, end: Size) -> Resized | None:
+def _limits_changed(start: Size, end: Size) -> Resized | None:
     if (start.cpu_millicores, start.memory_bytes) == (end.cpu_millicores, end.memory_bytes):
         return None
     return Resized(

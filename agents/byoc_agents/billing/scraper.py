@@ -1,8 +1,8 @@
 """The source of the billing scraper: samples a target, closes windows, seals objects.
 
-A window's records, the checkpoint they were made from and their place in the sequence are one
-commit; sealing takes the lines out and the object in, in one commit. So a kill between any two
-steps neither loses nor repeats a record.
+A window's records, the checkpoint after them and their sequence numbers are stored in one commit.
+Sealing removes the staged lines and adds the object in one commit. A kill between any two steps
+therefore neither loses nor repeats a record.
 """
 
 import asyncio
@@ -19,12 +19,22 @@ import structlog
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.cloudevents import encode, parse_rfc3339, rfc3339
 from byoc_agents.app.metrics import Metrics
-from byoc_agents.billing.checkpoint import Checkpoint, Held, decoded, same_place
+from byoc_agents.billing.checkpoint import (
+    Checkpoint,
+    DeferredPeriods,
+    decode_checkpoint,
+    same_position,
+)
 from byoc_agents.billing.meter import Meter
 from byoc_agents.billing.objects import Compression, runs, seal
 from byoc_agents.billing.record import GapReason, Usage, charge_period_ms
 from byoc_agents.billing.recorder import Recorder
-from byoc_agents.billing.rollback import epochs, is_older, since_ms, stored_lines
+from byoc_agents.billing.rollback import (
+    announced_epochs,
+    count_stored_lines,
+    is_rolled_back,
+    uncertain_since_ms,
+)
 from byoc_agents.billing.sources.select import Target, TargetObservation
 from byoc_agents.billing.window import HOUR_MS, MeterState, Period, Sample
 from byoc_agents.durable.spool import EPOCH, ORIGIN, Spool
@@ -32,37 +42,37 @@ from byoc_agents.durable.store import Change
 from byoc_agents.errors import SpoolCorruptError, SpoolError
 
 CHECKPOINT = "billing/meter"
-MAX_LINES = 1000  # of one object; half a MiB of JSON
-HELD_AT_ONCE = 6  # steps that are written in one commit: some 10 KiB of room
-MAX_HELD = 10_000  # periods that wait in memory for room, some 2 KiB each
-HINT_POLL_MS = 1000  # how often the file that announces the target's end is looked for
-HINTED_SAMPLE_MS = 100  # the sample interval once it is there
-HINTED_MS = 600_000  # and for how long: more than any usual terminationGracePeriodSeconds
+MAX_LINES = 1000  # per object; about half a MiB of JSON
+DEFERRED_PER_COMMIT = 6  # samples per commit of deferred periods: about 10 KiB
+MAX_DEFERRED = 10_000  # periods kept in memory while the spool is full, about 2 KiB each
+HINT_POLL_MS = 1000  # interval of the checks for the file that announces the target's end
+HINTED_SAMPLE_MS = 100  # the sample interval after the file has appeared
+HINTED_MS = 600_000  # for this long: more than any usual terminationGracePeriodSeconds
 
 
 class Pace(msgspec.Struct, frozen=True, kw_only=True):
-    """How often, in milliseconds."""
+    """Intervals, milliseconds."""
 
     sample_ms: int
     window_ms: int
     seal_ms: int
-    seal_phase_ms: int = 0  # objects are sealed at full seal intervals of the wall clock + this
+    seal_phase_ms: int = 0  # offset of the seals from full seal intervals of the wall clock
 
 
 def seal_phase_ms(pod: str, seal_ms: int) -> int:
     """Return the phase at which this pod's objects are sealed, 0 <= phase < `seal_ms`.
 
-    It is a hash of the pod's uid (or the replica's name), so that the pods of a fleet, whose clocks
-    agree, do not all send in the same second, and a restarted agent keeps its phase.
+    It is a hash of the pod's uid (or the replica's name). The pods of a fleet, whose clocks agree,
+    therefore do not all send in the same second, and a restarted daemon keeps its phase.
     """
     digest = hashlib.sha256(pod.encode()).digest()
     return int.from_bytes(digest[:8], "big") % seal_ms
 
 
 class Scraper:
-    """Meters one target into a spool."""
+    """Meters one target and stores the records in a spool."""
 
-    def __init__(  # noqa: PLR0913  the parts it is made of
+    def __init__(  # noqa: PLR0913  its dependencies
         self,
         agent: str,
         *,
@@ -78,15 +88,16 @@ class Scraper:
         machine_cpus: Callable[[], int | None] = lambda: None,
         asleep_ns: Callable[[], int | None] = lambda: None,
         end_hint: Path | None = None,
-        max_held: int = MAX_HELD,
+        max_deferred: int = MAX_DEFERRED,
     ) -> None:
-        """Take the parts.
+        """Take the dependencies.
 
-        `sent` blocks and returns what `byoc_agents.ledger.recent` does. `machine_cpus` returns the
-        number of CPUs of the target's machine (None: unknown, `record.MAX_CPUS` is the bound), and
-        `asleep_ns` how long the machine has slept since its boot (None: unknown). `end_hint` is a
-        file that appears when the target is about to end: from then on samples are taken every
-        `HINTED_SAMPLE_MS`. `max_held` is how many periods wait in memory while the spool refuses.
+        `sent` may block. It returns the recently announced sends; see `byoc_agents.ledger.recent`.
+        `machine_cpus` returns the number of CPUs of the target's machine, or None if it is unknown;
+        the bound is then `record.MAX_CPUS`. `asleep_ns` returns how long the machine has slept
+        since its boot, nanoseconds, or None if that is unknown. `end_hint` is a file that appears
+        when the target is about to end. From then on samples are taken every `HINTED_SAMPLE_MS`.
+        `max_deferred` is how many periods are kept in memory while the spool accepts none.
         """
         self._agent = agent
         self._target = target
@@ -96,47 +107,47 @@ class Scraper:
         self._spool = spool
         self._clock = clock
         self._metrics = metrics
-        self._samples = cache(partial(metrics.billing_samples.labels, agent))  # of a source
+        self._samples = cache(partial(metrics.billing_samples.labels, agent))  # by source
         self._prefix = prefix
         self._compression = compression
         self._sent = sent
         self._machine_cpus = machine_cpus
         self._asleep_ns = asleep_ns
         self._end_hint = end_hint
-        self._max_held = max_held
+        self._max_deferred = max_deferred
         self._log = structlog.get_logger().bind(agent=agent)
         self._checkpoint: Checkpoint | None = None
-        self._outrun = False  # what is on disk is older than what has left
-        self._left: set[int] = set()  # epochs of what has left
-        self._unsure_ms: int | None = None  # from when on what has not left may be lost
+        self._rolled_back = False  # the spool is older than the records that were sent
+        self._sent_epochs: set[int] = set()  # epochs found in the ledger
+        self._uncertain_since_ms: int | None = None  # start of possibly lost usage
         self._staged: list[bytes] = []
-        self._standby_window = -1
-        self._turn: int | None = None  # the seal interval in which it was last sealed
-        self._stale = True  # what we believe of the spool must be read again
-        self._trouble = ""  # of the target
+        self._secondary_window = -1
+        self._seal_interval: int | None = None  # of the last seal
+        self._stale = True  # the checkpoint in memory may differ from the spool's
+        self._trouble = ""  # last error of the target
         self._spool_trouble = ""
 
     async def run(self) -> None:
         """Sample at every full sample interval of the wall clock, until cancelled.
 
-        Objects are sealed at their own moments in between.
+        Objects are sealed in between, when they are due.
         """
         while True:
             await self.tick()
             await self._wait_for_sample()
 
     async def tick(self) -> None:
-        """Take one sample, and write down and seal what is due."""
-        sample = await self._look()
+        """Take one sample, store the closed periods, and seal the records that are due."""
+        sample = await self._take_sample()
         try:
-            await self._take(sample)
+            await self._record_sample(sample)
             await self._seal_due(sample.wall_ms)
         except SpoolError as error:
-            self._note_error(error)
+            self._report_spool_error(error)
 
     async def _wait_for_sample(self) -> None:
-        """Wait until the next sample is due; seal what becomes due before."""
-        if self._hinted():
+        """Wait until the next sample is due. Seal records that become due earlier."""
+        if self._end_is_announced():
             await self._clock.sleep(min(HINTED_SAMPLE_MS, self._pace.sample_ms) / 1000)
             return
         due_ns = self._clock.boot_ns() + round(self._sample_wait_ms() * 1e6)
@@ -148,11 +159,11 @@ class Scraper:
                 try:
                     await self._seal_due(self._clock.wall_ns() // 1_000_000)
                 except SpoolError as error:
-                    self._note_error(error)
-            if self._hinted():
+                    self._report_spool_error(error)
+            if self._end_is_announced():
                 return
 
-    def _hinted(self) -> bool:
+    def _end_is_announced(self) -> bool:
         """Return whether the file announced the target's end within the last `HINTED_MS`."""
         if self._end_hint is None:
             return False
@@ -163,89 +174,95 @@ class Scraper:
         return abs(self._clock.wall_ns() // 1_000_000 - hinted_ms) < HINTED_MS
 
     async def finish(self) -> None:
-        """Take a last sample, close the open window and seal all that is staged."""
-        await self._take(await self._look())
+        """Take a last sample, close the open window and seal all staged records."""
+        await self._record_sample(await self._take_sample())
         if self._checkpoint:
-            checkpoint = await self._write_held(self._checkpoint)
-            await self._write(checkpoint, *self._meter.close(checkpoint.state))
+            checkpoint = await self._write_deferred(self._checkpoint)
+            await self._write_periods(checkpoint, *self._meter.close(checkpoint.state))
         await self._seal_all()
         self._target.close()
 
     async def seal(self) -> None:
-        """Seal all that is staged and measure nothing: for a directory that is only emptied."""
-        await self._load()
+        """Seal all staged records without measuring, to empty a state directory."""
+        await self._load_checkpoint()
         await self._seal_all()
 
-    async def _take(self, sample: Sample) -> None:
+    async def _record_sample(self, sample: Sample) -> None:
         if self._stale:
-            await self._load()
+            await self._load_checkpoint()
         checkpoint = self._checkpoint
         if checkpoint is None:
-            await self._begin(sample)
+            await self._start_epoch(sample)
             return
         try:
-            checkpoint = await self._write_held(checkpoint)
-            await self._write(checkpoint, *self._meter.step(checkpoint.state, sample))
+            checkpoint = await self._write_deferred(checkpoint)
+            await self._write_periods(checkpoint, *self._meter.observe(checkpoint.state, sample))
         except SpoolCorruptError:
             raise
-        except SpoolError as error:  # the window grows until there is room, or to a full hour
-            self._note_error(error)
-            self._hold(self._checkpoint or checkpoint, sample)
+        except SpoolError as error:  # the window grows until there is space, or until a full hour
+            self._report_spool_error(error)
+            self._defer(self._checkpoint or checkpoint, sample)
 
-    def _hold(self, checkpoint: Checkpoint, sample: Sample) -> None:
-        """Go on in memory: what is closed waits there with the figures it would have on disk.
+    def _defer(self, checkpoint: Checkpoint, sample: Sample) -> None:
+        """Continue metering in memory. Deferred periods have the same values as stored ones.
 
-        With `max_held` periods waiting nothing more is closed. The samples that follow count as
-        missed: CPU stays exact, and is spread evenly over the time until there is room.
+        With `max_deferred` deferred periods no more are closed, and the following samples count as
+        missed. CPU stays exact: it is distributed evenly over the time until there is space.
         """
-        state, periods = self._meter.step(checkpoint.state, sample, hold=True)
-        waiting = sum(len(held.periods) for held in checkpoint.held)
-        if periods and waiting + len(periods) > self._max_held:
+        state, periods = self._meter.observe(checkpoint.state, sample, hours_only=True)
+        waiting = sum(len(deferred.periods) for deferred in checkpoint.deferred)
+        if periods and waiting + len(periods) > self._max_deferred:
             return
-        held = (*checkpoint.held, Held(periods, state)) if periods else checkpoint.held
-        self._checkpoint = msgspec.structs.replace(checkpoint, state=state, held=held)
+        deferred = checkpoint.deferred
+        if periods:
+            deferred = (*deferred, DeferredPeriods(periods, state))
+        self._checkpoint = msgspec.structs.replace(checkpoint, state=state, deferred=deferred)
 
-    async def _write_held(self, checkpoint: Checkpoint) -> Checkpoint:
-        """Write the hours that found no room, some at a time; return where we stand."""
-        while checkpoint.held:
-            now, later = checkpoint.held[:HELD_AT_ONCE], checkpoint.held[HELD_AT_ONCE:]
-            periods = [period for held in now for period in held.periods]
-            written = await self._write(checkpoint, now[-1].state, periods)
-            checkpoint = msgspec.structs.replace(written, state=checkpoint.state, held=later)
+    async def _write_deferred(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Store the deferred periods, a few per commit. Return the present checkpoint."""
+        while checkpoint.deferred:
+            now = checkpoint.deferred[:DEFERRED_PER_COMMIT]
+            later = checkpoint.deferred[DEFERRED_PER_COMMIT:]
+            periods = [period for deferred in now for period in deferred.periods]
+            written = await self._write_periods(checkpoint, now[-1].state, periods)
+            checkpoint = msgspec.structs.replace(written, state=checkpoint.state, deferred=later)
             self._checkpoint = checkpoint
         return checkpoint
 
-    async def _load(self) -> None:
-        """Read where we stand. The spool is the truth; our memory is richer where both agree."""
+    async def _load_checkpoint(self) -> None:
+        """Load the stored checkpoint. Keep the one in memory, which knows more, if both agree."""
         stored = (await self._spool.state(CHECKPOINT)).get(CHECKPOINT)
         self._staged = await self._spool.staged()
         sent = await asyncio.to_thread(self._sent)
-        found = decoded(stored)
-        self._left, self._unsure_ms = epochs(sent), since_ms(sent)
-        self._outrun = found is not None and is_older(found.epoch, found.sequence, sent)
+        found = decode_checkpoint(stored)
+        self._sent_epochs = announced_epochs(sent)
+        self._uncertain_since_ms = uncertain_since_ms(sent)
+        self._rolled_back = found is not None and is_rolled_back(found.epoch, found.sequence, sent)
         mine = self._checkpoint
-        if self._outrun or not (found and mine and same_place(found, mine)):
-            self._checkpoint = None if self._outrun else found
-        if gone := stored_lines(self._staged, sent):
+        if self._rolled_back or not (found and mine and same_position(found, mine)):
+            self._checkpoint = None if self._rolled_back else found
+        if gone := count_stored_lines(self._staged, sent):
             await self._commit(Change(unstage=gone))
             del self._staged[:gone]
         self._stale = False
 
-    async def _begin(self, sample: Sample) -> None:
-        """Start an epoch: nothing is known of what was before."""
+    async def _start_epoch(self, sample: Sample) -> None:
+        """Start an epoch without a checkpoint. Earlier usage becomes a gap."""
         marks = await self._spool.state("spool/")
-        broken = CHECKPOINT in await self._spool.state(CHECKPOINT)  # there, but not ours to read
-        epoch, latest = int(marks[EPOCH]), max(self._left, default=0)
-        corrupt = self._outrun or epoch in self._left or marks[ORIGIN] == b"corrupt"
+        broken = CHECKPOINT in await self._spool.state(
+            CHECKPOINT
+        )  # it exists, but cannot be decoded
+        epoch, latest = int(marks[EPOCH]), max(self._sent_epochs, default=0)
+        corrupt = self._rolled_back or epoch in self._sent_epochs or marks[ORIGIN] == b"corrupt"
         reason: GapReason = "spool_corrupt" if corrupt else "no_checkpoint"
         if broken or latest >= epoch:
             epoch = await self._spool.later_epoch(max(sample.wall_ms, latest + 1))
-        state, periods = self._meter.start(sample, reason, since_ms=self._unsure_ms)
+        state, periods = self._meter.start(sample, reason, since_ms=self._uncertain_since_ms)
         self._log.warning("billing.epoch", epoch=epoch, reason=reason)
         begun = Checkpoint(epoch=epoch, sequence=0, state=state)
-        await self._write(begun, state, periods, always=True)
+        await self._write_periods(begun, state, periods, always=True)
 
-    async def _write(
+    async def _write_periods(
         self,
         before: Checkpoint,
         state: MeterState,
@@ -253,7 +270,7 @@ class Scraper:
         *,
         always: bool = False,
     ) -> Checkpoint:
-        """Adopt the state; where periods were closed, make all of it durable first."""
+        """Adopt the state. If periods were closed, store them and the checkpoint first."""
         after = Checkpoint(epoch=before.epoch, sequence=before.sequence + len(periods), state=state)
         if periods or always:
             records = [
@@ -266,23 +283,23 @@ class Scraper:
             self._spool_trouble = ""
             self._staged += lines
             for record in records:
-                self._note(record.data)
+                self._count_record(record.data)
         self._checkpoint = after
         return after
 
     async def _seal_due(self, wall_ms: int) -> None:
-        """Seal at this pod's phase, and what an earlier life of the agent has left for too long."""
-        turn = self._seal_turn(wall_ms)
+        """Seal at this pod's phase. Seal overdue records of an earlier run at once."""
+        interval = self._interval_of(wall_ms)
         if self._staged:
             _, end_ms = charge_period_ms(self._staged[0])
             overdue = wall_ms - end_ms >= self._pace.seal_ms + self._pace.window_ms
-            due = self._turn is not None and turn != self._turn
+            due = self._seal_interval is not None and interval != self._seal_interval
             if due or overdue or len(self._staged) >= MAX_LINES:
                 await self._seal_all()
-        self._turn = turn
+        self._seal_interval = interval
 
-    def _seal_turn(self, wall_ms: int) -> int:
-        """Return the number of the seal interval that a time is in."""
+    def _interval_of(self, wall_ms: int) -> int:
+        """Return the number of the seal interval that contains a time."""
         return (wall_ms - self._pace.seal_phase_ms) // self._pace.seal_ms
 
     def _seal_wait_ms(self) -> float:
@@ -290,14 +307,14 @@ class Scraper:
         return self._pace.seal_ms - (wall_ms - self._pace.seal_phase_ms) % self._pace.seal_ms
 
     async def _seal_all(self) -> None:
-        """Seal all that is staged, an object for each hour in which its records start."""
+        """Seal all staged records, one object per hour in which records start."""
         for run in runs(self._staged):
             for _, hour in groupby(run, lambda line: charge_period_ms(line)[0] // HOUR_MS):
                 lines = list(hour)
                 for start in range(0, len(lines), MAX_LINES):
-                    await self._seal(lines[start : start + MAX_LINES])
+                    await self._seal_object(lines[start : start + MAX_LINES])
 
-    async def _seal(self, lines: list[bytes]) -> None:
+    async def _seal_object(self, lines: list[bytes]) -> None:
         message = seal(
             lines,
             created_at_ms=self._clock.wall_ns() // 1_000_000,
@@ -309,25 +326,29 @@ class Scraper:
         self._log.info("billing.seal", id=message.id, records=len(lines), bytes=len(message.body))
 
     async def _commit(self, change: Change) -> None:
-        """Make a change durable. It may be made also when we fail or are cancelled meanwhile."""
+        """Make a change durable. Raises SpoolError.
+
+        The change may be stored even if the commit fails or is cancelled, so the checkpoint must
+        then be loaded again.
+        """
         self._stale = True
         await self._spool.commit(change)
         self._stale = False
 
-    async def _look(self) -> Sample:
+    async def _take_sample(self) -> Sample:
         window = self._clock.wall_ns() // 1_000_000 // self._pace.window_ms
-        standby = window != self._standby_window
+        secondary = window != self._secondary_window
         began_ns = self._clock.boot_ns()
-        seen = await self._target.read(standby=standby)
-        self._standby_window = window
-        self._note_seen(seen)
+        seen = await self._target.read(secondary=secondary)
+        self._secondary_window = window
+        self._count_sample(seen)
         now_ns = self._clock.boot_ns()
         return Sample(
             wall_ms=self._clock.wall_ns() // 1_000_000,
             boot_ns=now_ns,
             boot_id=self._clock.boot_id,
             reading=seen.reading,
-            standby=seen.standby,
+            secondary=seen.secondary,
             absent=seen.absent,
             read_ns=now_ns - began_ns,
             asleep_ns=self._asleep_ns(),
@@ -337,29 +358,29 @@ class Scraper:
     def _sample_wait_ms(self) -> float:
         interval_ms = self._pace.sample_ms
         wait_ms = interval_ms - self._clock.wall_ns() / 1e6 % interval_ms
-        if wait_ms < interval_ms / 10:  # the timer fired a little early: not the same tick twice
+        if wait_ms < interval_ms / 10:  # the timer fired early: do not sample twice in one interval
             wait_ms += interval_ms
         return wait_ms
 
-    def _note_seen(self, seen: TargetObservation) -> None:
+    def _count_sample(self, seen: TargetObservation) -> None:
         source = seen.reading.source if seen.reading else "none"
         self._samples(source).inc()
-        self._note_trouble(seen.trouble)
+        self._report_trouble(seen.trouble)
 
-    def _note_error(self, error: SpoolError) -> None:
+    def _report_spool_error(self, error: SpoolError) -> None:
         self._metrics.spool_errors.labels(self._agent, type(error).__name__).inc()
         if not self._spool_trouble:
             self._log.error("billing.spool_trouble", trouble=str(error))
         self._spool_trouble = str(error)
 
-    def _note_trouble(self, trouble: str) -> None:
+    def _report_trouble(self, trouble: str) -> None:
         if trouble and trouble != self._trouble:
             self._log.warning("billing.trouble", trouble=trouble)
         self._trouble = trouble
         if trouble:
             self._metrics.billing_trouble_samples.labels(self._agent).inc()
 
-    def _note(self, usage: Usage) -> None:
+    def _count_record(self, usage: Usage) -> None:
         self._metrics.billing_records.labels(self._agent, usage.quality).inc()
         start, end = usage.charge_period_start, usage.charge_period_end
         if usage.quality == "gap":
@@ -375,9 +396,10 @@ class Scraper:
             )
 
     def status(self) -> dict[str, Any]:
-        """Return what /status shows of the metering."""
+        """Return the metering part of /status."""
         checkpoint = self._checkpoint
         window = checkpoint.state.window if checkpoint else None
+        deferred = checkpoint.deferred if checkpoint else ()
         return {
             "target": str(self._target),
             "target_trouble": self._trouble,
@@ -387,5 +409,5 @@ class Scraper:
             "source": window.reading.source if window else None,
             "window_start": rfc3339(window.start_ms) if window else None,
             "staged_records": len(self._staged),
-            "held_periods": sum(len(one.periods) for one in checkpoint.held) if checkpoint else 0,
+            "held_periods": sum(len(one.periods) for one in deferred),
         }

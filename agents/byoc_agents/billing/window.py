@@ -1,7 +1,8 @@
 """The meter's values, and the arithmetic of one open window.
 
-Between two samples CPU and memory are taken to run evenly, so a counter can be read off at every
-window's end; windows without any sample inside become one long period, cut at UTC hours.
+Between two samples CPU use is assumed to be even and memory to change linearly, so that a counter
+can be interpolated at the end of each window. Windows without a sample inside become one long
+period, which is cut at UTC hours.
 """
 
 from collections.abc import Sequence
@@ -14,33 +15,33 @@ from byoc_agents.billing.sources.reading import Reading, SourceName
 
 HOUR_MS = 3_600_000
 NS_PER_MS = 1_000_000
-# How far wall clock and boot clock may be apart over one interval before the wall clock is taken to
-# have been set: the two are read one after the other, and NTP slews by 0.5 ms a second at most.
+# How far wall clock and boot clock may differ over one interval before the wall clock counts as
+# set: the two are read one after the other, and NTP slews by at most 0.5 ms per second.
 SLEW_TOLERANCE_MS = 50
 SLEW_TOLERANCE_RATIO = 0.001
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
-    """One look at the target. `standby` are the readings of its other sources at the same time."""
+    """The target at one moment. `secondary`: readings of its other sources at the same time."""
 
     wall_ms: int
     boot_ns: int
     boot_id: str
     reading: Reading | None
-    standby: tuple[Reading, ...] = ()
-    absent: bool = False  # no reading because surely nothing runs; else it could not be read
-    read_ns: int = 0  # how long before `boot_ns` the reading began: it is of some time in between
+    secondary: tuple[Reading, ...] = ()
+    absent: bool = False  # no reading, and the target certainly does not run
+    read_ns: int = 0  # duration of the reading, which was taken at some time before `boot_ns`
     asleep_ns: int | None = None  # since boot, CLOCK_BOOTTIME - CLOCK_MONOTONIC; None = unknown
-    machine_cpus: int | None = None  # of the agent's machine
+    machine_cpus: int | None = None  # of the daemon's machine
 
     def cpus(self) -> int:
-        """Return the number of CPUs that can have used CPU time, at most."""
+        """Return an upper bound of the number of CPUs that the target can use."""
         seen = self.reading.machine_cpus if self.reading else None
         return seen or self.machine_cpus or MAX_CPUS
 
 
 class LastSeen(msgspec.Struct, frozen=True, kw_only=True):
-    """When something was seen, on the clock that is never set."""
+    """The time of a sample on the boot clock, which is never set."""
 
     boot_ns: int
     boot_id: str
@@ -48,7 +49,7 @@ class LastSeen(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Size(msgspec.Struct, frozen=True, kw_only=True):
-    """The container's size as one source sees it. None = no limit, or not visible."""
+    """The container's limits as one source shows them. None = no limit, or not visible."""
 
     cpu_millicores: int | None
     memory_bytes: int | None
@@ -58,72 +59,79 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Window(msgspec.Struct, frozen=True, kw_only=True):
-    """What has been measured from `start_ms` up to the last sample at `end_ms`."""
+    """The measurements from `start_ms` up to the last sample at `end_ms`."""
 
     start_ms: int
     end_ms: int
     cpu_start_usec: int
     reading: Reading  # at `end_ms`
-    cpu_limit_millicores: int | None  # the size from `start_ms` on; another size, another window
+    cpu_limit_millicores: int | None  # a change of the limits starts a new window
     memory_limit_bytes: int | None
     sized_by: SourceName
     cpu_size_source: SizeSource | None = None  # None = by `sized_by`
     memory_size_source: SizeSource | None = None
-    resized_to: Size | None = None  # the size at the end, if it changed while nobody looked
-    counted_ms: int = 0  # for how long the size counts
-    counter_ns: int = 0  # at most how long the counter had to rise
+    resized_to: Size | None = None  # the size at the end, if it changed between two distant samples
+    counted_ms: int = 0  # the time for which the size is billed
+    counter_ns: int = 0  # upper bound of the time in which the counter rose
     machine_cpus: int | None = None
     seen: LastSeen | None = None  # the last sample
-    memory_byte_ns: int = 0  # integral
+    memory_byte_ns: int = 0  # integral of the memory over time
     memory_max_bytes: int = 0
     elapsed_ns: int = 0
-    pending_ns: int = 0  # since `end_ms`, over samples without a reading
+    pending_ns: int = 0  # time since `end_ms` with samples, but without a reading
     samples: int = 0
     longest_ns: int = 0  # the longest span without a sample
-    estimated: bool = False  # some of it is not known: a counter fell, a gap is carried over
+    estimated: bool = False  # part of it is not known exactly: it includes CPU of an earlier gap
     restart_observed: bool = False
     source_changed: bool = False
     clock_step_ms: int = 0
-    standby: tuple[Reading, ...] = ()  # taken when the main counter was `standby_cpu_usec`
-    standby_cpu_usec: int = 0
+    # The readings of the other sources, taken when the main counter was `secondary_cpu_usec`
+    secondary: tuple[Reading, ...] = msgspec.field(default=(), name="standby")
+    secondary_cpu_usec: int = msgspec.field(default=0, name="standby_cpu_usec")
 
 
 class Period(msgspec.Struct, frozen=True, kw_only=True):
-    """A closed window, or a gap (`gap_reason`), ready to be written down as a record."""
+    """A closed window or a gap (`gap_reason`), ready to become a record."""
 
     start_ms: int
     end_ms: int
-    window: Window | None = None  # closed, `window.end_ms` = `end_ms`; None in a gap
+    window: Window | None = None  # closed: `window.end_ms` is `end_ms`; None in a gap
     gap_reason: GapReason = ""
-    until: Reading | None = None  # a counter that ran from 0 to here over the gap
+    until: Reading | None = None  # a counter that rose from 0 to this reading in the gap
     sizes: tuple[Size, Size] | None = None  # of the container at both ends of a gap, if known
-    counted_ms: int = 0  # for how long the size counts in a gap
+    counted_ms: int = 0  # the time of a gap for which the size is billed
 
 
 class MeterState(msgspec.Struct, frozen=True, kw_only=True):
-    """All that the meter remembers. The checkpoint in the spool is this, as JSON."""
+    """The whole state of the meter. The checkpoint in the spool is its JSON."""
 
     wall_ms: int  # of the last sample
     boot_ns: int
     boot_id: str
-    place_ms: int  # of the last sample in our time, which never runs backwards
-    window: Window | None = None  # open, while there is a target
-    gap_start_ms: int = 0  # open, while there is none
+    place_ms: int  # of the last sample: its wall clock, but never before the previous sample's
+    window: Window | None = None  # open while the target is measured
+    gap_start_ms: int = 0  # start of the open gap, while it is not
     gap_reason: GapReason = "target_absent"
-    since: "LastSeen | None" = None  # when the whole absence began
-    absent_ms: int | None = None  # when it was last sure that nothing ran
-    last: Reading | None = None  # what its counter showed before the absence
-    size: Size | None = None  # what size it had then
-    late_ms: int = 0  # time since then that counts if the container turns out to be the same
-    rebooted: bool = False  # the machine was, since then
-    unread: GapReason = ""  # nothing was ever read: why what was before the start is not recorded
+    since: "LastSeen | None" = (
+        None  # the sample at which the absence began; it may have several gaps
+    )
+    absent_ms: int | None = None  # when the target was last known not to run
+    last: Reading | None = None  # the last reading before the gaps
+    size: Size | None = None  # the size at that time
+    late_ms: int = 0  # time since then that is billed if the container turns out to be the same
+    rebooted: bool = False  # the machine was rebooted since then
+    # Nothing has been read since the start: the reason why earlier usage is not recorded
+    unread: GapReason = ""
     boot_alias: str | None = None  # another boot id under which this boot was seen last
     asleep_ns: int | None = None  # of the last sample, as in Sample
     machine_cpus: int | None = None  # of the last sample
 
 
-def cuts(after_ms: int, to_ms: int, window_ms: int) -> list[int]:
-    """Return where to cut the span between two samples: first and last window's end, and hours."""
+def cut_points(after_ms: int, to_ms: int, window_ms: int) -> list[int]:
+    """Return the times at which to cut the span between two samples, milliseconds since 1970.
+
+    They are the ends of the first and of the last window in the span, and the full UTC hours.
+    """
     first = (after_ms // window_ms + 1) * window_ms
     last = to_ms // window_ms * window_ms
     if last < first:
@@ -132,7 +140,7 @@ def cuts(after_ms: int, to_ms: int, window_ms: int) -> list[int]:
     return sorted({first, *hours, last})
 
 
-def advance(  # noqa: PLR0913  what happened in one interval
+def advance(  # noqa: PLR0913  the description of one interval
     window: Window,
     to_ms: int,
     reading: Reading,
@@ -142,15 +150,16 @@ def advance(  # noqa: PLR0913  what happened in one interval
     earlier_ns: int = 0,
     clock_set: bool = False,
 ) -> tuple[Window, list[Period]]:
-    """Measure up to `to_ms`, closing a period at each cut. `reading` continues the window's life.
+    """Extend the window up to `to_ms` and close a period at each time of `at_ms`.
 
-    `elapsed_ns` is how long that took on the boot clock, `earlier_ns` what the counter had in
-    addition to rise. Sums are exact: what one period ends with, the next one starts with.
+    `reading` is of the same counter as the window's. `elapsed_ns` is the length of the interval on
+    the boot clock. The counter may have risen for `earlier_ns` in addition. Sums are exact: each
+    period starts with the values at which the previous one ended.
     """
     origin, span_ms = window, to_ms - window.end_ms
     elapsed_ns += window.pending_ns
     counter_ns = elapsed_ns + earlier_ns
-    counted_ms = counted(span_ms, elapsed_ns, clock_set=clock_set)
+    counted_ms = counted_span_ms(span_ms, elapsed_ns, clock_set=clock_set)
     window = replace(window, longest_ns=max(window.longest_ns, elapsed_ns), pending_ns=0)
     closed = []
     spent: tuple[int, ...] = (0, 0, 0)
@@ -164,18 +173,21 @@ def advance(  # noqa: PLR0913  what happened in one interval
         window = _extend(window, cut_ms, there, *(b - a for a, b in zip(spent, until, strict=True)))
         spent = until
         closed.append(Period(start_ms=window.start_ms, end_ms=cut_ms, window=window))
-        window = opened(window, elapsed_ns)
+        window = next_window(window, elapsed_ns)
     rest = (elapsed_ns - spent[0], counter_ns - spent[1], counted_ms - spent[2])
     window = _extend(window, to_ms, reading, *rest)
     if not closed or closed[-1].end_ms < to_ms:
         return replace(window, samples=window.samples + 1), closed
-    last = closed[-1].window  # the sample stands on the cut: it belongs to the window that ends
+    last = closed[-1].window  # a sample exactly at the cut belongs to the window that ends
     counted_last = replace(last, samples=last.samples + 1) if last else None
     return window, [*closed[:-1], replace(closed[-1], window=counted_last)]
 
 
-def counted(span_ms: int, elapsed_ns: int, *, clock_set: bool) -> int:
-    """Return how long a size counts, milliseconds: the wall clock's span, unless it was set."""
+def counted_span_ms(span_ms: int, elapsed_ns: int, *, clock_set: bool) -> int:
+    """Return the time for which a size is billed, milliseconds.
+
+    It is the span of the wall clock, or the elapsed time if the wall clock was set.
+    """
     if clock_set:
         return elapsed_ns // NS_PER_MS
     elapsed_ms = elapsed_ns // NS_PER_MS
@@ -183,8 +195,8 @@ def counted(span_ms: int, elapsed_ns: int, *, clock_set: bool) -> int:
     return span_ms if abs(span_ms - elapsed_ms) <= tolerance_ms else elapsed_ms
 
 
-def opened(closed: Window, longest_ns: int = 0) -> Window:
-    """Return the window that follows one of the same life."""
+def next_window(closed: Window, longest_ns: int = 0) -> Window:
+    """Return the empty window that follows a closed one of the same counter."""
     return Window(
         start_ms=closed.end_ms,
         end_ms=closed.end_ms,
@@ -199,8 +211,8 @@ def opened(closed: Window, longest_ns: int = 0) -> Window:
         seen=closed.seen,
         memory_max_bytes=closed.reading.memory_bytes,
         longest_ns=longest_ns,
-        standby=closed.standby,
-        standby_cpu_usec=closed.standby_cpu_usec,
+        secondary=closed.secondary,
+        secondary_cpu_usec=closed.secondary_cpu_usec,
     )
 
 
@@ -217,7 +229,7 @@ def size_of(reading: Reading) -> Size:
 
 
 def size_at(window: Window) -> Size:
-    """Return the size that the window began with."""
+    """Return the size at the start of the window."""
     by: SizeSource = "clickhouse" if window.sized_by == "clickhouse" else "cgroup"
     return Size(
         cpu_millicores=window.cpu_limit_millicores,
@@ -228,8 +240,11 @@ def size_at(window: Window) -> Size:
     )
 
 
-def size_seen(before: Size | None, reading: Reading) -> Size:
-    """Return the size after a reading: another source that sees no limit says nothing about it."""
+def size_after(before: Size | None, reading: Reading) -> Size:
+    """Return the size after a reading.
+
+    If the reading is of another source and shows no limit, the limit of before is kept.
+    """
     now = size_of(reading)
     if before is None or before.by == now.by:
         return now
@@ -242,12 +257,12 @@ def size_seen(before: Size | None, reading: Reading) -> Size:
 
 
 def same_size(one: Size, other: Size) -> bool:
-    """Return whether both figures are equal, whatever source shows them."""
+    """Return whether both limits are equal. The sources that show them may differ."""
     return (one.cpu_millicores, one.memory_bytes) == (other.cpu_millicores, other.memory_bytes)
 
 
-def sized(window: Window, size: Size) -> Window:
-    """Return the window with another size."""
+def with_limits(window: Window, size: Size) -> Window:
+    """Return the window with the limits of a size."""
     return replace(
         window,
         cpu_limit_millicores=size.cpu_millicores,
@@ -258,8 +273,8 @@ def sized(window: Window, size: Size) -> Window:
     )
 
 
-def fresh(reading: Reading, start_ms: int, cpu_start_usec: int) -> Window:
-    """Return the first window of a life, from where its counter showed `cpu_start_usec`."""
+def first_window(reading: Reading, start_ms: int, cpu_start_usec: int) -> Window:
+    """Return the first window of a counter, which starts when it showed `cpu_start_usec`."""
     return Window(
         start_ms=start_ms,
         end_ms=start_ms,
@@ -274,29 +289,33 @@ def fresh(reading: Reading, start_ms: int, cpu_start_usec: int) -> Window:
     )
 
 
-def stepped(window: Window, step_ms: int) -> Window:
-    """Return the window with what the wall clock was set by since the last sample."""
-    if not step_ms:
+def add_clock_jump(window: Window, jump_ms: int) -> Window:
+    """Add the time by which the wall clock was set since the last sample."""
+    if not jump_ms:
         return window
-    return replace(window, clock_step_ms=window.clock_step_ms + step_ms)
+    return replace(window, clock_step_ms=window.clock_step_ms + jump_ms)
 
 
-def ended(window: Window) -> Window:
-    """Return a window that can be closed: one held at an instant gets a millisecond."""
+def ensure_nonempty(window: Window) -> Window:
+    """Return a window that can be closed.
+
+    A window that has content but no length on the wall clock, which was set back, gets a length of
+    one millisecond.
+    """
     holds = window.elapsed_ns > 0 or window.counted_ms > 0
     holds = holds or window.reading.cpu_usec > window.cpu_start_usec
     held = holds and window.end_ms == window.start_ms
     return replace(window, end_ms=window.start_ms + 1) if held else window
 
 
-def shut(window: Window) -> list[Period]:
-    """Return the window as a closed period, or nothing where no time has passed in it."""
+def close_window(window: Window) -> list[Period]:
+    """Return the window as a closed period, or no period if the window has no length."""
     if window.end_ms == window.start_ms:
         return []
     return [Period(start_ms=window.start_ms, end_ms=window.end_ms, window=window)]
 
 
-def gap(  # noqa: PLR0913  what a gap record says
+def gap(  # noqa: PLR0913  the fields of a gap record
     start_ms: int,
     end_ms: int,
     reason: GapReason,
@@ -305,7 +324,7 @@ def gap(  # noqa: PLR0913  what a gap record says
     sizes: tuple[Size, Size] | None = None,
     counted_ms: int = 0,
 ) -> list[Period]:
-    """Return a stated gap, or nothing where it has no length."""
+    """Return the period of a gap, or no period if the gap has no length."""
     if end_ms <= start_ms:
         return []
     return [
@@ -320,7 +339,7 @@ def gap(  # noqa: PLR0913  what a gap record says
     ]
 
 
-def _extend(  # noqa: PLR0913, PLR0917  the three lengths of one interval
+def _extend(  # noqa: PLR0913, PLR0917  the three durations of one interval
     window: Window, to_ms: int, reading: Reading, elapsed_ns: int, counter_ns: int, counted_ms: int
 ) -> Window:
     mean_twice = window.reading.memory_bytes + reading.memory_bytes

@@ -32,7 +32,7 @@ def pod(host: Host) -> Host:
 
 @pytest.fixture
 def old(host: Host) -> Host:
-    """Make a v1 machine: a hierarchy for each controller, and v2 stands empty beside them."""
+    """Make a v1 machine: one hierarchy per controller, and an empty v2 hierarchy."""
     names = {"cpuacct": "cpu,cpuacct", "memory": "memory"}
     mounts = [host.mount("/", f"sys/{names[n]}", "cgroup", names[n]) for n in names]
     mounts.append(host.mount("/", "sys/unified"))

@@ -52,7 +52,7 @@ class Run:
 
     def feed(self, samples: Iterable[Sample], *, hold: bool = False) -> "Run":
         for one in samples:
-            self.state, closed = self.meter.step(self.state, one, hold=hold)
+            self.state, closed = self.meter.observe(self.state, one, hours_only=hold)
             self.periods += closed
         return self
 

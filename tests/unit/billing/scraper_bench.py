@@ -1,4 +1,4 @@
-"""A scraper on a spool that can be opened anew, before a target that keeps one core busy."""
+"""A scraper on a spool that can be opened again, with a target that keeps one core busy."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from byoc_agents.app.metrics import Metrics
 from byoc_agents.billing.objects import unseal
 from byoc_agents.billing.record import UsageRecord
 from byoc_agents.billing.recorder import Recorder, UsageIdentity
-from byoc_agents.billing.scraper import MAX_HELD, Pace, Scraper
+from byoc_agents.billing.scraper import MAX_DEFERRED, Pace, Scraper
 from byoc_agents.billing.sources.reading import Reading
 from byoc_agents.billing.sources.select import TargetObservation
 from byoc_agents.durable.spool import Spool
@@ -22,15 +22,15 @@ class OneCore:
 
     def __init__(self, clock: FakeClock) -> None:
         self._clock = clock
-        self.standbys: list[bool] = []
+        self.secondary_reads: list[bool] = []
         self.observation: TargetObservation | None = None
         self.closed = False
 
     def __repr__(self) -> str:
         return "one core"
 
-    async def read(self, *, standby: bool = False) -> TargetObservation:
-        self.standbys.append(standby)
+    async def read(self, *, secondary: bool = False) -> TargetObservation:
+        self.secondary_reads.append(secondary)
         return self.observation or TargetObservation(
             Reading(
                 source="cgroup.v2",
@@ -47,7 +47,7 @@ class OneCore:
 
 
 class Bench:
-    """A scraper on a spool that can be opened anew."""
+    """A scraper on a spool that can be opened again."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -63,7 +63,7 @@ class Bench:
         self,
         pace: Pace | None = None,
         end_hint: Path | None = None,
-        max_held: int = MAX_HELD,
+        max_deferred: int = MAX_DEFERRED,
     ) -> Scraper:
         return Scraper(
             "billing-scraper",
@@ -78,7 +78,7 @@ class Bench:
             compression="zstd",
             sent=lambda: self.sent,
             end_hint=end_hint,
-            max_held=max_held,
+            max_deferred=max_deferred,
         )
 
     async def reopen(self, max_bytes: int) -> None:
@@ -94,7 +94,7 @@ class Bench:
             await self.scraper.tick()
 
     async def records(self) -> list[UsageRecord]:
-        """Return what is sealed or staged, in order."""
+        """Return the sealed and staged records, in order."""
         sealed = [
             line for m in await self.spool.head(1000, 1 << 30) for line in unseal(m.id, m.body)
         ]

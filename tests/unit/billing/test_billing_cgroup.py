@@ -1,4 +1,4 @@
-"""What is read from a cgroup of v1, v2 and both, and which cgroup that is."""
+"""The readings of a cgroup of v1, v2 and both, and the selection of the cgroup."""
 
 import os
 import shutil
@@ -77,7 +77,7 @@ async def test_a_sibling_of_v1_is_read_through_its_bind_mounts(host: Host) -> No
     source.close()
 
 
-async def test_without_the_memory_controller_memory_is_what_is_resident(bare: Host) -> None:
+async def test_without_the_memory_controller_memory_is_the_resident_memory(bare: Host) -> None:
     for name in ("memory.current", "memory.max", "cpu.max"):
         (bare.root / f"sys/{ID}/{name}").unlink()
     bare.v2(f"sys/{ID}/below", f"{PID}\n0\n9999\n", memory=False)  # 0: of another pid namespace
@@ -106,7 +106,7 @@ async def test_the_incarnation_is_boot_device_and_inode(bare: Host) -> None:
 
 
 @pytest.mark.usefixtures("open_descriptors")
-async def test_a_cgroup_made_anew_at_the_same_path_is_another_incarnation(bare: Host) -> None:
+async def test_a_cgroup_created_again_at_the_same_path_is_another_incarnation(bare: Host) -> None:
     path = bare.root / f"sys/{ID}"
     source = bare.at_path(path)
     before = await source.read()
@@ -191,7 +191,7 @@ async def test_v1_root_of_one_controller_leaves_the_others(old: Host) -> None:
     source.close()
 
 
-async def test_the_unified_hierarchy_serves_where_v1_has_no_cgroup(old: Host) -> None:
+async def test_the_unified_hierarchy_is_used_if_v1_has_no_cgroup(old: Host) -> None:
     old.v2("sys/unified/clickhouse.service", memory=False)
     old.file(f"proc/{PID}/cgroup", "2:cpu,cpuacct:/\n3:memory:/\n0::/clickhouse.service\n")
     source = old.of_process()

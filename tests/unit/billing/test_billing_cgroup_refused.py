@@ -13,11 +13,11 @@ from byoc_agents.billing.sources.reading import TargetAbsentError, TargetUnreada
 from tests.unit.billing.cgroup_host import ID, PID, Host, a_pod
 
 REFUSED = {
-    "our own": ("/agent.service", "the agent's own cgroup, or one that holds it"),
+    "our own": ("/agent.service", "the agent's own cgroup, or one that contains it"),
     "the root": ("/", "the machine's root cgroup"),
     "not there": ("/gone", "No such file or directory"),
-    "in another namespace": ("/../x", "no cgroup mount holds it"),
-    "of others": ("/others", "does not hold the process"),
+    "in another namespace": ("/../x", "no cgroup mount contains it"),
+    "of others": ("/others", "does not contain the process"),
 }
 
 
@@ -78,7 +78,7 @@ async def test_a_proc_that_does_not_know_us_is_no_proof_of_absence(host: Host) -
         await host.at_path(host.root).read()
 
 
-async def test_a_directory_that_is_no_cgroup_says_what_is_missing(host: Host) -> None:
+async def test_a_directory_that_is_not_a_cgroup_names_the_missing_files(host: Host) -> None:
     host.process("self", "0::/\n", [])
     with pytest.raises(TargetUnreadableError, match=r"no cgroup with cpu.stat or cpuacct.usage"):
         await host.at_path(host.root).read()
@@ -95,7 +95,7 @@ def test_denied_tells_the_file_who_we_are_and_what_to_set() -> None:
         locked.chmod(0o755)
     assert text == (
         f"cgroup of process {PID}: {locked}/sys/fs/cgroup: Permission denied; we are {ids}, "
-        "it wants uid 101 gid 102: set runAsUser and runAsGroup of the agent to the target's, "
+        "expected uid 101 gid 102: set runAsUser and runAsGroup of the agent to the target's, "
         "and allowPrivilegeEscalation: false on both"
     )
 

@@ -271,9 +271,9 @@ OBJECT_DAMAGE: dict[str, tuple[Callable[[list[Message]], list[Message]], dict[st
     "the last frame cut": (at(-1, torn), {"torn_object": 1}),
     "the first frame cut": (at(0, torn), {"torn_object": 1}),
     "the last line cut": (lines(lambda x: [*x[:-1], x[-1][:-9]]), {"torn_object": 1}),
-    "a line that is no JSON": (lines(lambda x: [x[0], b"{", *x[2:]]), {"torn_object": 1}),
+    "a line that is not JSON": (lines(lambda x: [x[0], b"{", *x[2:]]), {"torn_object": 1}),
     "a line of another schema": (lines(lambda x: [b"{}", *x[1:]]), {"torn_object": 1}),
-    "a figure that is no number": (
+    "a value that is not a number": (
         lines(lambda x: [*x[:-1], relabelled(x[-1], b'"end":', b'"end":"sNaN","x":')]),
         {"torn_object": 1},
     ),

@@ -1,4 +1,4 @@
-"""What the spool cannot take keeps its own figures in memory."""
+"""Periods that the spool cannot accept are deferred in memory, with unchanged values."""
 
 from collections.abc import AsyncIterator
 from decimal import Decimal
@@ -20,7 +20,7 @@ GIB = 1 << 30
 
 
 class Refusing(Spool):
-    """A spool that refuses writes while it is told to."""
+    """A spool that refuses writes while `refuses` is set."""
 
     refuses = False
 
@@ -52,8 +52,8 @@ class Container:
         self.born_ns = self.clock.boot_ns()
         self.running = True
 
-    async def read(self, *, standby: bool = False) -> TargetObservation:
-        assert standby in {True, False}
+    async def read(self, *, secondary: bool = False) -> TargetObservation:
+        assert secondary in {True, False}
         if not self.running:
             return TargetObservation(None, absent=True)
         return TargetObservation(
@@ -180,7 +180,7 @@ async def test_a_kill_in_an_outage_loses_what_was_held_and_no_cpu(outage: Outage
 
 async def test_with_no_room_in_memory_either_cpu_is_still_exact(outage: Outage) -> None:
     bench, container = outage.bench, outage.container
-    bench.scraper = bench.made(max_held=10)
+    bench.scraper = bench.made(max_deferred=10)
     await bench.ticks(14)
     outage.spool.refuses = True
     for number in range(40):
@@ -193,7 +193,7 @@ async def test_with_no_room_in_memory_either_cpu_is_still_exact(outage: Outage) 
     assert used(await outage.usages()) == Decimal((14 + 80 + 3 - 1) * 5)
 
 
-async def test_what_is_held_is_never_part_of_the_checkpoint(outage: Outage) -> None:
+async def test_deferred_periods_are_never_part_of_the_checkpoint(outage: Outage) -> None:
     bench = outage.bench
     await bench.ticks(14)
     outage.spool.refuses = True

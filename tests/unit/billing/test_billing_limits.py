@@ -114,7 +114,9 @@ async def test_with_limits_of_the_pod_only_the_downward_api_must_not_be_asked(
     assert size(await tree.read(f"{POD}/cri-containerd-{ID}.scope")) == expected
 
 
-async def test_a_container_with_one_limit_of_its_own_may_have_the_other_told(tree: Tree) -> None:
+async def test_a_container_with_one_limit_of_its_own_may_have_the_other_declared(
+    tree: Tree,
+) -> None:
     """Exclusive CPUs have no quota, neither in the container nor in the pod."""
     tree.cgroup(POD, NO_CPU, f"{2 * GIB}\n")
     tree.cgroup(f"{POD}/cri-containerd-{ID}.scope", NO_CPU, f"{GIB}\n")

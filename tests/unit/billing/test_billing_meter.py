@@ -136,7 +136,7 @@ def test_an_older_target_of_the_same_name_is_not_billed_for_its_past() -> None:
 
 def test_a_source_with_a_common_reading_takes_over_without_loss() -> None:
     server = {"source": "clickhouse", "incarnation": "boot"}
-    run = Run(sample(0, reading(100), standby=(reading(7, **server),)))
+    run = Run(sample(0, reading(100), secondary=(reading(7, **server),)))
     run.feed([sample(30, reading(130)), sample(35, reading(42, **server))])
     run.feed([sample(60, reading(67, **server)), sample(120, reading(127, **server))])
     assert run.shown() == [(0, 35, 35), (35, 60, 25), (60, 120, 60)]
@@ -217,7 +217,7 @@ def test_a_kill_loses_no_cpu_second() -> None:
     assert run.shown() == [(0, 60, 60), (60, 120, 60)]
 
 
-def test_a_reboot_is_told_by_the_boot_id() -> None:
+def test_a_reboot_is_detected_by_the_boot_id() -> None:
     run = Run().feed([ran(30)])
     fresh = {"incarnation": "new-1-7", "born_boot_ns": 5 * SECOND}
     again = Sample(

@@ -31,7 +31,7 @@ STEPS = ("forward", "stop and go on", "resize", "lose state", "fall", "switch", 
 
 @dataclass
 class World:
-    """A container under a clock, and the scraper beside it."""
+    """A container with a clock, and its scraper."""
 
     random: Random
     wall_ms: int = NOON_MS
@@ -41,8 +41,11 @@ class World:
     cpu_usec: int = 500_000_000
     cores: int = 2000
     resets: bool = True  # a lower counter is a fresh one
-    sources: tuple[SourceName, SourceName] = ("cgroup.v2", "clickhouse")  # the one used, standby
-    blind: bool = False  # the standby source cannot be read
+    sources: tuple[SourceName, SourceName] = (
+        "cgroup.v2",
+        "clickhouse",
+    )  # the main source and the secondary one
+    blind: bool = False  # the secondary source cannot be read
     epoch: int = 0
     sequence: int = 0
     state: MeterState | None = None
@@ -77,14 +80,16 @@ class World:
             boot_ns=self.boot_ns,
             boot_id="b",
             reading=None if absent or unreadable else self._reading(self.sources[0]),
-            standby=() if absent or unreadable or self.blind else (self._reading(self.sources[1]),),
+            secondary=()
+            if absent or unreadable or self.blind
+            else (self._reading(self.sources[1]),),
             absent=absent,
         )
         if self.state is None:
             self.epoch, self.sequence = max(self.wall_ms, self.epoch + 1), 0
             self.state = self._write(*self.meter.start(sample, "no_checkpoint"))
         else:
-            self.state = self._write(*self.meter.step(self.state, sample))
+            self.state = self._write(*self.meter.observe(self.state, sample))
 
     def _reading(self, source: SourceName) -> Reading:
         return Reading(
@@ -132,7 +137,7 @@ quick = settings(max_examples=80, deadline=None, derandomize=True, database=None
 
 @quick
 @given(seed=st.integers(0, 1000), told=st.lists(st.sampled_from(SEEN), max_size=25))
-def test_what_befalls_a_container_leaves_a_sound_bucket(seed: int, told: list[str]) -> None:
+def test_events_of_a_container_leave_a_sound_bucket(seed: int, told: list[str]) -> None:
     report = world(seed, ["seen", *told]).report()
     assert report.well, report.findings
 

@@ -67,13 +67,13 @@ class World:
             boot_ns=self.boot_ns,
             boot_id="boot",
             reading=seen[0] if seen else None,
-            standby=tuple(seen[1:]),
+            secondary=tuple(seen[1:]),
             absent=not self.running,
         )
 
 
 class Ledger:
-    """What must be billed: all but what nobody could have seen."""
+    """The usage that must be billed: all of it except usage that no sample could show."""
 
     def __init__(self, first_usec: int) -> None:
         self.past_usec = -first_usec
@@ -100,12 +100,12 @@ def test_every_cpu_second_that_was_seen_is_billed_once(seed: int) -> None:
     stored = state, copy.copy(ledger)
     for _ in range(300):
         act(world, rng)
-        if rng.random() < 0.03:  # killed: what was not durable is forgotten
+        if rng.random() < 0.03:  # killed: state that was not durable is lost
             state, ledger = stored[0], copy.copy(stored[1])
             continue
         one = world.sample()
         full = rng.random() < 0.05
-        after, closed = meter.step(state, one, hold=full)
+        after, closed = meter.observe(state, one, hours_only=full)
         if full and closed:
             continue  # the commit was refused: as if the sample had not been
         state, periods = after, periods + closed
@@ -132,7 +132,7 @@ def test_sources_that_come_and_go_neither_lose_nor_double_a_second(seed: int) ->
         world.go(5)
         if rng.random() < 0.1:
             world.readable = [rng.random() < 0.7 for _ in world.readable[:-1]] + [True]
-        state, closed = meter.step(state, world.sample())
+        state, closed = meter.observe(state, world.sample())
         periods += closed
     state, closed = meter.close(state)
     assert sum(map(used, periods + closed)) == world.cpu_usec - start_usec

@@ -1,4 +1,4 @@
-"""Random lives of a container under random clocks: what is billed is possible, true and complete.
+"""Random containers and clocks: the billed usage is possible, correct and complete.
 
 The world knows the truth: what every life used, how long the container was there. The meter sees
 samples only. Unlike the oracle's world, this one also lies: counters that fall or jump, boot ids
@@ -107,7 +107,7 @@ class World:
         if self.state is None:
             self._write(*self.meter.start(sample, "no_checkpoint"))
         else:
-            self._write(*self.meter.step(self.state, sample, hold=self.holding))
+            self._write(*self.meter.observe(self.state, sample, hours_only=self.holding))
 
     def _reading(self) -> Reading:
         born_ns = self.born_ns

@@ -1,4 +1,4 @@
-"""Sealing: exactly the bytes that were staged, under a key that says what is inside."""
+"""Sealing: exactly the bytes that were staged, under a key that describes the records."""
 
 import contextlib
 import gzip
@@ -115,7 +115,7 @@ UNSEALABLE = {
 
 
 @pytest.mark.parametrize("staged", UNSEALABLE.values(), ids=UNSEALABLE)
-def test_what_is_no_contiguous_epoch_is_refused(staged: list[bytes]) -> None:
+def test_records_that_are_not_contiguous_are_refused(staged: list[bytes]) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  msgspec's own words in some cases
         seal(staged, created_at_ms=0)
 

@@ -1,4 +1,4 @@
-"""Several servers behind one URL are no one server, and none of them is billed."""
+"""If several servers answer under one URL, none of them is billed."""
 
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field

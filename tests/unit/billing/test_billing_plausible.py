@@ -90,7 +90,7 @@ class Bench:
         ):
             source.use(used)
         self.ticks += 1
-        return await self.target.read(standby=self.ticks % 12 == 1)
+        return await self.target.read(secondary=self.ticks % 12 == 1)
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def bench() -> Bench:
 
 def sources(seen: TargetObservation) -> list[str]:
     first = [seen.reading] if seen.reading else []
-    return [reading.source for reading in (*first, *seen.standby)]
+    return [reading.source for reading in (*first, *seen.secondary)]
 
 
 async def test_a_counter_that_is_zero_for_ever_is_found_out_at_the_third_look(
@@ -109,7 +109,7 @@ async def test_a_counter_that_is_zero_for_ever_is_found_out_at_the_third_look(
     for _ in range(2):
         assert sources(await bench.tick(kernel=0))[0] == "cgroup.v2"
     seen = await bench.tick(kernel=0)
-    assert sources(seen) == ["clickhouse", "process"], "it is no standby either"
+    assert sources(seen) == ["clickhouse", "process"], "it is not a secondary either"
     assert seen.trouble.startswith(f"cgroup.v2: {STANDS}")
     for _ in range(100):
         seen = await bench.tick(kernel=0)
@@ -239,7 +239,7 @@ async def test_a_counter_of_another_life_is_not_compared_with_the_one_before(
     await bench.tick(kernel=100, clickhouse=50)
     changed = replace(bench.kernel.reading, incarnation=incarnation, born_boot_ns=born_ns)
     bench.kernel.reading = replace(changed, cpu_usec=90_000_000)
-    seen = await bench.target.read(standby=True)
+    seen = await bench.target.read(secondary=True)
     assert sources(seen)[0] == "cgroup.v2"
 
 
@@ -257,13 +257,13 @@ async def billed(bench: Bench, looks: list[float]) -> float:
             boot_ns=now_ns,
             boot_id=bench.clock.boot_id,
             reading=seen.reading,
-            standby=seen.standby,
+            secondary=seen.secondary,
             absent=seen.absent,
         )
         if state is None:
             state, periods = meter.start(sample, "no_checkpoint")
         else:
-            state, periods = meter.step(state, sample)
+            state, periods = meter.observe(state, sample)
         used_usec += sum(used(period) for period in periods)
     assert state
     _, periods = meter.close(state)

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from byoc_agents.billing.checkpoint import Checkpoint, decoded
+from byoc_agents.billing.checkpoint import Checkpoint, decode_checkpoint
 from byoc_agents.billing.record import MAX_CPUS, most_core_seconds
 from byoc_agents.billing.recorder import Recorder
 from byoc_agents.billing.window import Sample
@@ -90,7 +90,7 @@ def test_an_unknown_number_of_cpus_is_bounded_by_the_largest_machine() -> None:
     assert run.shown() == [(0, 30, 30), (30, 35, "counter_impossible")]
 
 
-def test_a_reboot_is_told_by_a_boot_clock_that_falls_whatever_the_boot_id() -> None:
+def test_a_reboot_is_detected_by_a_boot_clock_that_falls_with_any_boot_id() -> None:
     for boot_id in ("boot", ""):
         run = Run(ran(0, boot_id=boot_id)).feed([ran(30, boot_id=boot_id)])
         fresh = {"container_id": "d" * 64, "born_boot_ns": 10 * SECOND}
@@ -207,7 +207,7 @@ def test_a_checkpoint_of_0_1_0_goes_on_in_the_middle_of_a_window(late: int) -> N
     )
     state = replace(run.state, window=old, machine_cpus=None, asleep_ns=None)
     stored = msgspec.json.encode(Checkpoint(epoch=1, sequence=0, state=state))
-    found = decoded(stored)
+    found = decode_checkpoint(stored)
     assert found
     run.state = found.state
     run.feed([ran(60, asleep_ns=5 * SECOND, machine_cpus=1)])

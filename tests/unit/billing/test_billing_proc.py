@@ -118,7 +118,7 @@ def test_a_zombie_is_not_running(fake: Fake) -> None:
 
 
 def test_proc_is_searched_only_when_the_process_has_ended(fake: Fake) -> None:
-    """What is added to /proc while the process lives is not seen: nobody looks."""
+    """Processes that appear while the found one runs are not seen: /proc is not searched."""
     fake.process(41, "nginx", "nginx")
     finder = fake.finder("nginx")
     assert finder.find().pid == 41
@@ -146,7 +146,7 @@ def test_a_restart_by_name_is_a_new_life(fake: Fake) -> None:
     assert finder.find() == Process(41, 900)
 
 
-def test_unseen_is_absent_only_where_it_would_be_seen(fake: Fake) -> None:
+def test_unseen_is_absent_only_if_it_would_be_visible(fake: Fake) -> None:
     finder = fake.finder("nginx", shared=False)
     with pytest.raises(TargetUnreadableError, match="shareProcessNamespace: true"):
         finder.find()
@@ -200,7 +200,7 @@ def test_a_container_id_is_64_hex_digits(text: str, found: str) -> None:
     assert container_id(text) == found
 
 
-def test_docker_s_own_mounts_name_the_container_where_the_cgroup_does_not(fake: Fake) -> None:
+def test_docker_s_own_mounts_name_the_container_if_the_cgroup_does_not(fake: Fake) -> None:
     layer = "a" * 64
     fake.process(41, "x")
     (fake.root / "41/cgroup").write_text("0::/\n")

@@ -10,7 +10,12 @@ from typing import cast
 import psutil
 import pytest
 
-from byoc_agents.billing.sources.process_tree import ProcessSource, _Use, lost_usec, settled
+from byoc_agents.billing.sources.process_tree import (
+    ProcessSource,
+    _Use,
+    lost_usec,
+    read_consistent_tree,
+)
 from byoc_agents.billing.sources.procfs import TICKS_PER_SECOND, Finder, ProcFs
 from byoc_agents.billing.sources.reading import TargetAbsentError, TargetUnreadableError
 
@@ -19,7 +24,7 @@ TICK_USEC = 1_000_000 // TICKS_PER_SECOND
 
 
 class Pid:
-    """Stands for a psutil.Process as a key: what counts is which one it is."""
+    """A fake of psutil.Process as a key: only its identity matters."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -98,7 +103,7 @@ PARENT = """
 
 
 class Parent:
-    """A real process that burns CPU, forks and waits when told to."""
+    """A real process that burns CPU, forks and waits on command."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
@@ -173,7 +178,7 @@ async def test_an_ended_process_is_absent(parent: Parent) -> None:
     parent.process.returncode = -9
 
 
-async def test_closed_it_begins_anew(parent: Parent) -> None:
+async def test_after_close_it_starts_again(parent: Parent) -> None:
     source = parent.source()
     first = await source.read()
     source.close()
@@ -186,11 +191,11 @@ def test_a_child_waited_for_between_two_looks_at_the_tree_is_counted_once() -> N
     before_the_wait = {parent: _Use(0, 100, 0, 1)}  # read before it; the child after it
     after = {parent: _Use(0, 100, 50, 1)}
     looks = iter([before_the_wait, after, after])
-    assert settled(lambda: next(looks)) == after
+    assert read_consistent_tree(lambda: next(looks)) == after
 
 
 def test_a_tree_that_never_stands_still_is_a_missed_sample() -> None:
     figures = iter(range(100))
     root = psutil.Process()
     with pytest.raises(TargetUnreadableError, match="too quickly"):
-        settled(lambda: {root: _Use(0, 1, next(figures), 1)})
+        read_consistent_tree(lambda: {root: _Use(0, 1, next(figures), 1)})

@@ -42,7 +42,7 @@ async def test_it_stops_at_the_start_and_names_both_regions(tmp_path: Path) -> N
     assert process.returncode == 2
     told = errors.decode().splitlines()[-1]
     assert told == (
-        "BYOC_BILLING_BUCKET: the bucket is in us-west-2; wants one in BYOC_REGION, eu-west-1"
+        "BYOC_BILLING_BUCKET: the bucket is in us-west-2: expected BYOC_REGION, eu-west-1"
     )
     (asked,) = s3.http.requests
     assert (asked.method, asked.path, asked.body) == ("HEAD", "/usage", b"")
@@ -50,7 +50,7 @@ async def test_it_stops_at_the_start_and_names_both_regions(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("answer", [of_region("eu-west-1"), reply(404), close, serve])
-async def test_it_starts_where_the_region_is_ours_or_not_told(
+async def test_it_starts_if_the_region_is_ours_or_not_reported(
     answer: Behaviour, tmp_path: Path
 ) -> None:
     def script(request: Request) -> Behaviour:

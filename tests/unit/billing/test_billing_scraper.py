@@ -75,7 +75,7 @@ async def test_an_object_ends_with_the_hour(bench: Bench) -> None:
 
 async def test_all_sources_are_read_once_a_window(bench: Bench) -> None:
     await bench.ticks(36)
-    assert sum(bench.target.standbys) in {3, 4}
+    assert sum(bench.target.secondary_reads) in {3, 4}
 
 
 async def test_a_new_scraper_goes_on_from_the_checkpoint(bench: Bench) -> None:
@@ -190,7 +190,7 @@ async def test_finish_seals_the_open_window_and_closes_the_target(bench: Bench) 
 async def test_a_stop_in_the_midst_of_a_write_loses_and_repeats_nothing(
     bench: Bench, write: int
 ) -> None:
-    """The write is made all the same: `finish` must not go on from what was before it."""
+    """The write is stored nevertheless: `finish` must not continue from the state before it."""
     await bench.ticks(2)
     await bench.scraper._seal_all()  # the gap before the first sample
     bench.scraper._spool = deaf = Deaf(bench.spool, write)
@@ -223,9 +223,9 @@ async def test_samples_fall_on_full_intervals_of_the_wall_clock(bench: Bench) ->
     seen: list[int] = []
     read = bench.target.read
 
-    async def noted(*, standby: bool = False) -> TargetObservation:
+    async def noted(*, secondary: bool = False) -> TargetObservation:
         seen.append(bench.clock.wall_ns() % (5 * SECOND))
-        return await read(standby=standby)
+        return await read(secondary=secondary)
 
     bench.target.read = noted  # type: ignore[method-assign]
     await bench.clock.advance(1.3)

@@ -108,7 +108,7 @@ async def test_the_end_hint_makes_samples_dense_until_the_container_is_gone(
     run = asyncio.create_task(scraper.run())
     (wait,) = await bench.clock.parked()
     assert wait == 1  # the file is looked for every second
-    before = len(bench.target.standbys)
+    before = len(bench.target.secondary_reads)
     hint.touch()
     os.utime(hint, ns=(bench.clock.wall_ns(), bench.clock.wall_ns()))
     for _ in range(11):
@@ -116,7 +116,7 @@ async def test_the_end_hint_makes_samples_dense_until_the_container_is_gone(
         await bench.clock.advance(wait)
         await bench.clock.parked()
     assert wait == pytest.approx(0.1)
-    assert len(bench.target.standbys) - before >= 10
+    assert len(bench.target.secondary_reads) - before >= 10
     await bench.clock.advance(600)  # it outlived its hint: a restart of the container
     await bench.clock.parked()
     assert bench.clock.waits != pytest.approx([0.1])

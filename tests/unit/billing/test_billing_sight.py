@@ -59,7 +59,7 @@ def node(tmp_path: Path) -> Node:
 
 
 @pytest.mark.parametrize("wanted", [41, SERVER])
-def test_where_all_processes_are_seen_one_that_is_not_there_is_absent(
+def test_if_all_processes_are_visible_a_missing_one_is_absent(
     node: Node, wanted: int | str
 ) -> None:
     with pytest.raises(TargetAbsentError):
@@ -71,7 +71,7 @@ def test_where_all_processes_are_seen_one_that_is_not_there_is_absent(
     "hide",
     ["no process 1", "hidepid=2", "hidepid=invisible", "hidepid=4", "hidepid=ptraceable,gid=5"],
 )
-def test_where_processes_are_hidden_one_that_is_not_there_is_unreadable(
+def test_if_processes_are_hidden_a_missing_one_is_unreadable(
     node: Node, wanted: int | str, hide: str
 ) -> None:
     if hide == "no process 1":

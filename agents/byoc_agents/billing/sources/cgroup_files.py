@@ -1,4 +1,4 @@
-"""The files of one cgroup, kept open and parsed: what v1 and v2 write, in the same four figures."""
+"""The files of one cgroup, kept open and parsed: the same four values for v1 and v2."""
 
 import os
 import re
@@ -14,8 +14,8 @@ from byoc_agents.billing.sources.reading import TargetUnreadableError
 
 T = TypeVar("T")
 
-_FILE_BYTES = 4096  # kernfs gives at most a page a read; the longest file here has some 500 bytes
-_NO_LIMIT_BYTES = 2**62  # v1 writes no limit as PAGE_COUNTER_MAX, 2**63 - 1 cut to a page
+_FILE_BYTES = 4096  # kernfs returns at most a page per read; the longest file has about 500 bytes
+_NO_LIMIT_BYTES = 2**62  # v1 shows no limit as PAGE_COUNTER_MAX, 2**63 - 1 cut to a page
 _COUNT = re.compile(rb"(\d{1,20})\n?")
 _USAGE = re.compile(rb"^usage_usec (\d{1,20})$", re.MULTILINE)
 _CPU_MAX = re.compile(rb"(max|\d{1,20}) ([1-9]\d{0,19})\n?")
@@ -23,7 +23,7 @@ _QUOTA = re.compile(rb"(-1|\d{1,20})\n?")
 
 
 class KeptFile:
-    """A file that is opened once and read again and again."""
+    """A file that is opened once and read many times."""
 
     def __init__(self, path: Path) -> None:
         """Open it. Raises OSError."""
@@ -31,11 +31,11 @@ class KeptFile:
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def read(self) -> bytes:
-        """Return what it says now. Raises OSError: ENODEV once the cgroup is removed."""
+        """Return its content. Raises OSError, ENODEV after the cgroup was removed."""
         return os.pread(self._fd, _FILE_BYTES, 0)
 
     def parsed(self, parse: Callable[[bytes], T]) -> T:
-        """Return its value. Raises OSError; TargetUnreadableError where it is in no known form."""
+        """Return its value. Raises OSError, or TargetUnreadableError if it cannot be parsed."""
         content = self.read()
         try:
             return parse(content)
@@ -48,26 +48,26 @@ class KeptFile:
 
 
 class Limit(msgspec.Struct, frozen=True):
-    """One figure's limits: the smallest of a container's own cgroups, and of those above it."""
+    """The smallest limit of a container's own cgroups, and of the cgroups above it."""
 
     own: int | None
     above: int | None
 
     @property
     def effective(self) -> int | None:
-        """Return what binds the container: the smaller one; None if there is no limit."""
+        """Return the smaller one, which applies; None if there is no limit."""
         return min((x for x in (self.own, self.above) if x is not None), default=None)
 
 
 class Counters(Protocol):
-    """One cgroup's figures. Each method raises OSError or TargetUnreadableError."""
+    """The values of one cgroup. Each method raises OSError or TargetUnreadableError."""
 
     def cpu_usec(self) -> int:
-        """Return the CPU time used since the cgroup was made, children included, microseconds."""
+        """Return the CPU time since the cgroup's creation with children, microseconds."""
         ...
 
     def memory_bytes(self) -> int | None:
-        """Return what is charged, page cache included; None without the memory controller."""
+        """Return the charged bytes with page cache; None without the memory controller."""
         ...
 
     def cpu_limit(self) -> Limit:
@@ -84,11 +84,11 @@ class Counters(Protocol):
 
 
 class CountersV2:
-    """kernel: Documentation/admin-guide/cgroup-v2.rst. cpu.stat is there in every cgroup."""
+    """kernel: Documentation/admin-guide/cgroup-v2.rst. cpu.stat exists in every cgroup."""
 
     def __init__(self, at: Hierarchy) -> None:
         """Open the files. Raises OSError."""
-        self._stat, self._memory = _opened(
+        self._stat, self._memory = _open_files(
             [(at.cpuacct, "cpu.stat", True), (at.memory, "memory.current", False)]
         )
         self._max = _Limits(at.cpu, at.path, "cpu.max")
@@ -96,11 +96,11 @@ class CountersV2:
 
     def cpu_usec(self) -> int:
         """See Counters."""
-        return _value(self._stat, parse_cpu_stat) or 0
+        return _parse_optional(self._stat, parse_cpu_stat) or 0
 
     def memory_bytes(self) -> int | None:
         """See Counters."""
-        return _value(self._memory, parse_count)
+        return _parse_optional(self._memory, parse_count)
 
     def cpu_limit(self) -> Limit:
         """See Counters."""
@@ -112,7 +112,7 @@ class CountersV2:
 
     def close(self) -> None:
         """See Counters."""
-        _close([self._stat, self._memory])
+        _close_files([self._stat, self._memory])
         self._max.close()
         self._limit.close()
 
@@ -122,7 +122,7 @@ class CountersV1:
 
     def __init__(self, at: Hierarchy) -> None:
         """Open the files. Raises OSError."""
-        self._usage, self._memory = _opened(
+        self._usage, self._memory = _open_files(
             [(at.cpuacct, "cpuacct.usage", True), (at.memory, "memory.usage_in_bytes", False)]
         )
         self._quota = _Limits(at.cpu, at.path, "cpu.cfs_quota_us", "cpu.cfs_period_us")
@@ -130,11 +130,11 @@ class CountersV1:
 
     def cpu_usec(self) -> int:
         """See Counters. The file counts nanoseconds."""
-        return (_value(self._usage, parse_count) or 0) // 1000
+        return (_parse_optional(self._usage, parse_count) or 0) // 1000
 
     def memory_bytes(self) -> int | None:
         """See Counters."""
-        return _value(self._memory, parse_count)
+        return _parse_optional(self._memory, parse_count)
 
     def cpu_limit(self) -> Limit:
         """See Counters."""
@@ -146,32 +146,32 @@ class CountersV1:
 
     def close(self) -> None:
         """See Counters."""
-        _close([self._usage, self._memory])
+        _close_files([self._usage, self._memory])
         self._quota.close()
         self._limit.close()
 
 
 class _Limits:
-    """The files of one figure's limit, in a cgroup and in those above it."""
+    """The files of one limit, in a cgroup and in those above it."""
 
     def __init__(self, directory: Path | None, path: str, *names: str) -> None:
-        """Open them. A file that is missing, or hidden from us, limits nothing that we know of."""
+        """Open them. A file that is missing or not readable counts as no limit."""
         found = levels(directory, path) if directory else Levels((), ())
         self._own = [files for level in found.own if (files := _open_all(level, names))]
         self._above = [files for level in found.above if (files := _open_all(level, names))]
 
     def read(self, parse: Callable[..., int | None]) -> Limit:
-        """Return the limits. `parse` takes each file's content and raises ValueError."""
+        """Return the limits. `parse` takes the content of each file and raises ValueError."""
         return Limit(_smallest(self._own, parse), _smallest(self._above, parse))
 
     def close(self) -> None:
         for files in self._own + self._above:
-            _close(files)
+            _close_files(files)
 
 
 def _smallest(groups: list[list[KeptFile]], parse: Callable[..., int | None]) -> int | None:
     limits = (_limit(files, parse) for files in groups)
-    return min((limit for limit in limits if limit), default=None)  # 0 would be no size either
+    return min((limit for limit in limits if limit), default=None)  # a limit of 0 is not a size
 
 
 def _limit(files: list[KeptFile], parse: Callable[..., int | None]) -> int | None:
@@ -185,7 +185,7 @@ def _limit(files: list[KeptFile], parse: Callable[..., int | None]) -> int | Non
 def _open_all(directory: Path, names: Iterable[str]) -> list[KeptFile]:
     """Open all of the files, or none."""
     try:
-        found = _opened((directory, name, True) for name in names)
+        found = _open_files((directory, name, True) for name in names)
     except OSError:
         return []
     return [file for file in found if file]
@@ -197,7 +197,7 @@ def counters_of(at: Hierarchy) -> Counters:
 
 
 def parse_cpu_stat(content: bytes) -> int:
-    """Return usage_usec of v2's cpu.stat, which comes in no fixed order. Raises ValueError."""
+    """Return usage_usec of v2's cpu.stat, whose order may vary. Raises ValueError."""
     match = _USAGE.search(content)
     if not match:
         raise ValueError(content)
@@ -206,20 +206,20 @@ def parse_cpu_stat(content: bytes) -> int:
 
 def parse_count(content: bytes) -> int:
     """Return a plain number. Raises ValueError."""
-    return int(_matched(_COUNT, content)[1])
+    return int(_require_match(_COUNT, content)[1])
 
 
 @lru_cache  # here and below: a limit hardly ever changes
 def parse_cpu_max(content: bytes) -> int | None:
     """Return millicores of `max 100000` or `150000 100000`. Raises ValueError."""
-    match = _matched(_CPU_MAX, content)
+    match = _require_match(_CPU_MAX, content)
     return None if match[1] == b"max" else int(match[1]) * 1000 // int(match[2])
 
 
 @lru_cache
 def parse_quota(content: bytes) -> int | None:
     """Return v1's cpu.cfs_quota_us, where -1 means none. Raises ValueError."""
-    quota = int(_matched(_QUOTA, content)[1])
+    quota = int(_require_match(_QUOTA, content)[1])
     return None if quota < 0 else quota
 
 
@@ -236,30 +236,30 @@ def parse_memory_max(content: bytes) -> int | None:
     return None if limit is None or limit >= _NO_LIMIT_BYTES else limit
 
 
-def _matched(pattern: re.Pattern[bytes], content: bytes) -> re.Match[bytes]:
+def _require_match(pattern: re.Pattern[bytes], content: bytes) -> re.Match[bytes]:
     match = pattern.fullmatch(content)
     if not match:
         raise ValueError(content)
     return match
 
 
-def _value(file: KeptFile | None, parse: Callable[[bytes], T]) -> T | None:
+def _parse_optional(file: KeptFile | None, parse: Callable[[bytes], T]) -> T | None:
     return None if file is None else file.parsed(parse)
 
 
-def _opened(wanted: Iterable[tuple[Path | None, str, bool]]) -> list[KeptFile | None]:
-    """Open each (directory, name, required); None where an optional one is not there."""
+def _open_files(wanted: Iterable[tuple[Path | None, str, bool]]) -> list[KeptFile | None]:
+    """Open each (directory, name, required). The result is None for a missing optional file."""
     files: list[KeptFile | None] = []
     try:
         for directory, name, required in wanted:
-            files.append(_open(directory, name, required=required))
+            files.append(_open_optional(directory, name, required=required))
     except OSError:
-        _close(files)
+        _close_files(files)
         raise
     return files
 
 
-def _open(directory: Path | None, name: str, *, required: bool) -> KeptFile | None:
+def _open_optional(directory: Path | None, name: str, *, required: bool) -> KeptFile | None:
     if directory is None:
         return None
     try:
@@ -270,7 +270,7 @@ def _open(directory: Path | None, name: str, *, required: bool) -> KeptFile | No
         return None
 
 
-def _close(files: Iterable[KeptFile | None]) -> None:
+def _close_files(files: Iterable[KeptFile | None]) -> None:
     for file in files:
         if file is not None:
             file.close()

@@ -1,8 +1,8 @@
-"""Where the cgroup of a process lies: v1, v2 or both, in our own mounts or in the target's.
+"""Locates the cgroup of a process: v1, v2 or both, in our own mounts or in the target's.
 
-A path in /proc/PID/cgroup is only joined to a mount whose root it lies under, both as our cgroup
-namespace shows them: `/../x` then never leads into our own mount, while a sibling container is
-found below /proc/PID/root. The machine's root cgroup, our own and those above it are never taken.
+A path in /proc/PID/cgroup is joined only to a mount whose root contains it, both as our cgroup
+namespace shows them. `/../x` therefore never refers to our own mount, while a sibling container is
+found below /proc/PID/root. The machine's root cgroup, our own and those above it are never used.
 """
 
 import errno
@@ -13,10 +13,10 @@ from typing import Literal
 
 import msgspec
 
-from byoc_agents.billing.sources.procfs import ProcFs, container_id, refused
+from byoc_agents.billing.sources.procfs import ProcFs, container_id, describe_error
 from byoc_agents.billing.sources.reading import TargetAbsentError, TargetUnreadableError
 
-_MAX_DEPTH = 64  # levels of a path; runtimes make six or so
+_MAX_DEPTH = 64  # levels of a path; runtimes create about six
 # The names that the kubelet gives to the cgroups above a pod's, by both of its drivers
 _NODE = re.compile(r"(.*-)?kubepods(-burstable|-besteffort)?(\.slice)?|burstable|besteffort")
 UNIFIED = ""  # the v2 hierarchy's name in /proc/PID/cgroup
@@ -24,7 +24,7 @@ Identity = tuple[int, int]  # device and inode of a directory
 
 
 class Hierarchy(msgspec.Struct, frozen=True):
-    """The directories of one cgroup; in v2 they are one and the same."""
+    """The directories of one cgroup. In v2 they are the same directory."""
 
     version: Literal["cgroup.v1", "cgroup.v2"]
     path: str  # as /proc/PID/cgroup or the settings name it
@@ -36,12 +36,12 @@ class Hierarchy(msgspec.Struct, frozen=True):
 class Mount(msgspec.Struct, frozen=True):
     """A cgroup file system in a mount table."""
 
-    root: PurePosixPath  # which cgroup stands at `point`
+    root: PurePosixPath  # the cgroup that is mounted at `point`
     point: Path
     names: frozenset[str]  # controllers of v1; {""} for v2
 
     def directory(self, path: str) -> Path | None:
-        """Return where a cgroup lies under this mount, None where it does not."""
+        """Return the directory of a cgroup in this mount, or None if it is not in the mount."""
         try:
             below = PurePosixPath(path).relative_to(self.root)
         except ValueError:
@@ -50,7 +50,7 @@ class Mount(msgspec.Struct, frozen=True):
 
 
 class Locator:
-    """Finds the directories of a cgroup. Every answer is fresh: nothing is kept."""
+    """Finds the directories of a cgroup. Nothing is cached."""
 
     def __init__(self, proc: ProcFs) -> None:
         self._proc = proc
@@ -58,22 +58,22 @@ class Locator:
     def of_process(self, pid: int) -> Hierarchy:
         """Return the cgroup of a process.
 
-        Raises TargetAbsentError where it has ended, TargetUnreadableError where its cgroup is none
-        to bill or may not be read, with each directory looked at and why not.
+        Raises TargetAbsentError if the process has ended, and TargetUnreadableError if its cgroup
+        must not be billed or cannot be read, with the reason for each directory.
         """
         search = _Search(self._proc, pid)
         for mounts in search.views():
             for version in (_v1, _v2):
                 if found := version(search, mounts):
                     return found
-        reasons = "; ".join(dict.fromkeys(search.reasons)) or "no cgroup mount holds it"
+        reasons = "; ".join(dict.fromkeys(search.reasons)) or "no cgroup mount contains it"
         raise TargetUnreadableError(f"cgroup of process {pid}: {reasons}")
 
     def of_path(self, path: Path) -> Hierarchy:
-        """Return the cgroup at a directory; for v1 the other controllers' directories as well.
+        """Return the cgroup at a directory, for v1 with the other controllers' directories.
 
-        Raises TargetAbsentError where there is none, TargetUnreadableError where it is none to bill
-        or may not be read.
+        Raises TargetAbsentError if there is none, and TargetUnreadableError if it must not be
+        billed or cannot be read.
         """
         search = _Search(self._proc, None)
         try:
@@ -91,11 +91,11 @@ class Locator:
                 ) from None
             raise TargetAbsentError(f"no cgroup {path}") from None
         except OSError as error:
-            raise TargetUnreadableError(refused(path, error)) from None
+            raise TargetUnreadableError(describe_error(path, error)) from None
 
 
 class _Search:
-    """One look for one process (None: for a path): its cgroup paths, ours, and what was refused."""
+    """One search for a process (None: for a path): its cgroups, ours, and rejected directories."""
 
     def __init__(self, proc: ProcFs, pid: int | None) -> None:
         self._proc = proc
@@ -106,14 +106,14 @@ class _Search:
         self._own = self._identities(parse_membership(self._text("self", "cgroup")))
 
     def views(self) -> Iterator[list[Mount]]:
-        """Yield our own mount table, then the target's with its paths as we reach them."""
+        """Yield our own mount table, then the target's with paths below /proc/PID/root."""
         yield self.own_mounts
         prefix = self._proc.file(self._pid or 0, "root")
         mounts = parse_mounts(self._text(str(self._pid), "mountinfo"))
         yield [Mount(m.root, prefix / m.point.relative_to("/"), m.names) for m in mounts]
 
     def find(self, mounts: list[Mount], controller: str) -> Path | None:
-        """Return the directory of a controller where it may be billed; remember why not."""
+        """Return a controller's directory if it may be billed. Add the reasons if not."""
         path = self.paths.get(controller)
         for mount in mounts if path is not None else ():
             directory = mount.directory(path or "") if controller in mount.names else None
@@ -126,18 +126,18 @@ class _Search:
         return None
 
     def refusal(self, directory: Path) -> str:
-        """Return why a directory is not to be billed, "" where it is."""
+        """Return why a directory must not be billed, or "" if it may."""
         try:
             if is_root(directory):
                 return f"{directory}: the machine's root cgroup"
             if identity(directory) in self._own:
-                return f"{directory}: the agent's own cgroup, or one that holds it"
-            return "" if self._holds(directory) else f"{directory}: does not hold the process"
+                return f"{directory}: the agent's own cgroup, or one that contains it"
+            return "" if self._holds(directory) else f"{directory}: does not contain the process"
         except PermissionError as error:
             owner = "root" if self._pid is None else self._proc.owner(self._pid)
-            return refused(Path(error.filename or directory), error, owner)
+            return describe_error(Path(error.filename or directory), error, owner)
         except OSError as error:
-            return refused(directory, error)
+            return describe_error(directory, error)
 
     def _holds(self, directory: Path) -> bool:
         if self._pid is None:
@@ -145,12 +145,12 @@ class _Search:
         try:
             return str(self._pid) in (directory / "cgroup.procs").read_text().split()
         except OSError as error:
-            if error.errno == errno.EOPNOTSUPP:  # a threaded cgroup of v2 lists no processes
+            if error.errno == errno.EOPNOTSUPP:  # a threaded cgroup of v2 does not list processes
                 return True
             raise
 
     def _identities(self, paths: dict[str, str]) -> set[Identity]:
-        """Return our own cgroups and all above them, up to their mount points."""
+        """Return the identities of our cgroups and all above them, up to their mount points."""
         found = set()
         for mount in self.own_mounts:
             for name in mount.names & paths.keys():
@@ -167,7 +167,7 @@ class _Search:
         except OSError as error:
             if who != "self" and isinstance(error, FileNotFoundError | ProcessLookupError):
                 self._proc.process(int(who))  # raises if it has ended
-            raise TargetUnreadableError(refused(path, error)) from None
+            raise TargetUnreadableError(describe_error(path, error)) from None
 
 
 def _v1(search: _Search, mounts: list[Mount]) -> Hierarchy | None:
@@ -196,7 +196,7 @@ def _v1_at(search: _Search, path: Path) -> Hierarchy:
                 if twin.is_dir() and not search.refusal(twin):
                     found |= dict.fromkeys(other.names, twin)
             found |= dict.fromkeys(mount.names, path)
-    for name, file in _FILES_V1.items():  # a mount we do not know, or controllers mounted together
+    for name, file in _FILES_V1.items():  # an unknown mount, or controllers mounted together
         if (path / file).exists():
             found[name] = path
     if "cpuacct" not in found:
@@ -213,18 +213,18 @@ _FILES_V1 = {
 
 
 class Levels(msgspec.Struct, frozen=True):
-    """The directories of one controller whose limits bind a process."""
+    """The directories of one controller whose limits apply to a process."""
 
     own: tuple[Path, ...]  # the process's cgroup, up to its container's
-    above: tuple[Path, ...]  # cgroups that hold it, as far as they can be seen
+    above: tuple[Path, ...]  # cgroups that contain it, as far as they are visible
 
 
 def levels(directory: Path, path: str) -> Levels:
     """Return the cgroups from `directory` up to the top of its mount.
 
-    `path` is the cgroup's path as /proc/PID/cgroup names it: inside a container its own mount shows
-    the container's cgroup as the top, under another name. Kubernetes' own cgroups (`kubepods` and
-    the QoS classes) are left out: their limits are the node's, and no pod was given them.
+    `path` is the cgroup's path in /proc/PID/cgroup. It is needed because in a container the mount
+    shows the container's cgroup as the top, under another name. Kubernetes' own cgroups (`kubepods`
+    and the QoS classes) are omitted: their limits are the node's, not a pod's.
     """
     chain = [directory]
     while len(chain) < _MAX_DEPTH and (chain[-1].parent / "cgroup.procs").exists():
@@ -238,10 +238,10 @@ def levels(directory: Path, path: str) -> Levels:
 
 
 def is_root(directory: Path) -> bool:
-    """Tell whether this is the root of a whole hierarchy. Raises OSError.
+    """Return whether this is the root of a whole hierarchy. Raises OSError.
 
     kernel/cgroup: v1 has cgroup.sane_behavior in the root only, v2 has cgroup.events everywhere
-    else. Both hold inside a cgroup namespace, where a container's own cgroup merely looks like `/`.
+    else. This is also true in a cgroup namespace, where a container's own cgroup is shown as `/`.
     """
     directory.stat()
     if (directory / "cgroup.controllers").exists():
@@ -263,7 +263,7 @@ def _identity_if_any(directory: Path) -> set[Identity]:
 
 
 def parse_membership(text: str) -> dict[str, str]:
-    """Return controller -> path of /proc/PID/cgroup; lines in another form are passed over."""
+    """Return controller -> path of /proc/PID/cgroup. Lines in another form are ignored."""
     paths: dict[str, str] = {}
     for line in text.splitlines():
         number, _, rest = line.partition(":")
@@ -275,7 +275,7 @@ def parse_membership(text: str) -> dict[str, str]:
 
 
 def parse_mounts(text: str) -> list[Mount]:
-    """Return the cgroup mounts of /proc/PID/mountinfo; lines in another form are passed over."""
+    """Return the cgroup mounts of /proc/PID/mountinfo. Lines in another form are ignored."""
     found = []
     for line in text.splitlines():
         left, _, right = line.partition(" - ")
@@ -290,5 +290,5 @@ def parse_mounts(text: str) -> list[Mount]:
 
 
 def unescaped(text: str) -> str:
-    r"""Return a path of mountinfo with its \040 and the like as the characters they are."""
+    r"""Return a path of mountinfo with escapes such as \040 decoded."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8) & 0xFF), text)

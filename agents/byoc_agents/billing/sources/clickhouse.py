@@ -1,10 +1,10 @@
-"""The second source: ClickHouse's own counters over HTTP. Needs a login, but no shared namespace.
+"""The second source: ClickHouse's own counters over HTTP. Needs a user, but no shared namespace.
 
 `OSCPUVirtualTimeMicroseconds` is the CPU time of threads while they work for a query, a merge, a
 mutation or a view (ThreadStatusExt.cpp: counters start when a thread joins a thread group). Each
-thread adds its own every 10 ms of progress and when it leaves the group (ThreadStatus.cpp), so long
-steps come late, but nothing of them is lost. Not counted: accepting connections, background
-schedules without a group, the allocator's threads. It is a lower bound of what the cgroup counts.
+thread adds its time every 10 ms of progress and when it leaves the group (ThreadStatus.cpp). Long
+steps are therefore counted late, but completely. Not counted are accepting connections, background
+schedules without a group, and the allocator's threads. It is a lower bound of the cgroup's counter.
 """
 
 import hashlib
@@ -24,18 +24,18 @@ from byoc_agents.clickhouse import (
 )
 
 CPU = "OSCPUVirtualTimeMicroseconds"
-# The process's resident memory; the cgroup's without page cache; what ClickHouse tracks itself,
-# always there but far less than the process has, where the first two are missing (in old servers
-# asynchronous_metrics is empty for a minute, and never has them).
+# In order of preference: the process's resident memory; the cgroup's memory without page cache; the
+# memory that ClickHouse tracks itself, which always exists but is far lower. In old servers
+# asynchronous_metrics is empty for the first minute, and never has the first two.
 MEMORY = ("MemoryResident", "CGroupMemoryUsed", "MemoryTracking")
 MEMORY_LIMIT, CPU_LIMIT = "CGroupMemoryTotal", "CGroupMaxCPU"
 UPTIME = "uptime"
 MACHINE_CPUS = "machine_cpus"
 SERVER_UUID, HOST_NAME = "server_uuid", "host_name"
 NO_UUID = "00000000-0000-0000-0000-000000000000"
-SUCCESSOR_ANSWERS = 12  # in a row, until a server that takes another one's place is believed
-ALONE_ANSWERS = 60  # in a row, until one of several is: chance gives two of them 2**-59
-UPTIME_SLACK_NS = 250_000_000  # of the time an answer takes; uptime() is cut to whole seconds
+SUCCESSOR_ANSWERS = 12  # consecutive answers before a server that replaces another one is accepted
+ALONE_ANSWERS = 60  # the same if several have answered; by chance for two servers: 2**-59
+UPTIME_SLACK_NS = 250_000_000  # for the duration of an answer; uptime() is cut to whole seconds
 _NO_LIMIT_BYTES = 2**62
 _MAX_VALUE = 2**64  # UInt64
 _ACCESS_DENIED, _UNKNOWN_TABLE, _UNKNOWN_FUNCTION = (
@@ -44,7 +44,7 @@ _ACCESS_DENIED, _UNKNOWN_TABLE, _UNKNOWN_FUNCTION = (
     46,
 )  # ClickHouse src/Common/ErrorCodes.cpp
 
-# Values as text: the tables have UInt64, Float64 and Int64, which no common type holds.
+# Values as text: the tables have UInt64, Float64 and Int64, which have no common type.
 OLD_SQL = f"""
 SELECT event AS name, toString(value) AS value FROM system.events WHERE event = '{CPU}'
 UNION ALL
@@ -60,13 +60,13 @@ WHERE metric LIKE 'OSUserTimeCPU%'
 UNION ALL
 SELECT '{HOST_NAME}' AS name, hostName() AS value
 """  # noqa: S608 - constants of this file
-# One request is answered by one server, so who it is must be asked in the same one.
+# One server answers one request, so the same request must ask for the server's identity.
 SQL = f"{OLD_SQL}UNION ALL\nSELECT '{SERVER_UUID}' AS name, toString(serverUUID()) AS value\n"
 GRANT = "GRANT SELECT ON system.events, system.asynchronous_metrics and system.metrics"
 
 
 class ServerAnswer(msgspec.Struct, frozen=True):
-    """Who answered, and what tells one server from another."""
+    """The identity of the server that answered, and the values that distinguish servers."""
 
     server_uuid: str  # "" before ClickHouse 21.12
     host_name: str
@@ -77,7 +77,7 @@ class ServerAnswer(msgspec.Struct, frozen=True):
 
     @property
     def known(self) -> bool:
-        """Return whether the server names itself."""
+        """Return whether the server returned a UUID or a host name."""
         return bool(self.server_uuid or self.host_name)
 
     def __str__(self) -> str:
@@ -86,24 +86,24 @@ class ServerAnswer(msgspec.Struct, frozen=True):
 
     @property
     def latest_start_ns(self) -> int:
-        """Return when the server has begun at the latest, on our boot clock."""
+        """Return the latest possible start of the server, on our boot clock."""
         return self.answered_ns - self.uptime_ns + UPTIME_SLACK_NS
 
     @property
     def earliest_start_ns(self) -> int:
-        """Return when the server has begun at the earliest."""
+        """Return the earliest possible start of the server, on our boot clock."""
         return self.asked_ns - self.uptime_ns - 1_000_000_000 - UPTIME_SLACK_NS
 
     def began_after(self, before: "ServerAnswer") -> bool:
-        """Return whether this server may have begun after an earlier answer."""
+        """Return whether this server may have started after an earlier answer."""
         return self.latest_start_ns >= before.asked_ns
 
     def is_same_server(self, before: "ServerAnswer") -> bool:
         """Return whether one server can have given both answers, this one later.
 
-        A restart keeps serverUUID and host name. Without a serverUUID, uptime and counter must
-        agree: one server's start never moves back (it moves forward while the machine is asleep),
-        and its counter falls at a restart only.
+        A restart does not change serverUUID and host name. Without a serverUUID, uptime and counter
+        must agree: the start of one server never moves back (it moves forward while the machine
+        sleeps), and its counter falls only at a restart.
         """
         if self.host_name != before.host_name:
             return False
@@ -116,12 +116,13 @@ class ServerAnswer(msgspec.Struct, frozen=True):
 
 
 class OneServer:
-    """Makes sure that all answers under one URL are one server's.
+    """Checks that all answers under one URL are from one server.
 
     Behind a Service or a load balancer several replicas answer in turn. Their counters are not one
-    counter, so none of them is billed until one answers alone. A server that is replaced for good
-    (a pod that was moved) is accepted at once if it began after the last answer of the earlier one,
-    else after `SUCCESSOR_ANSWERS` in a row; `ALONE_ANSWERS` once two have answered in turn.
+    counter, so none is billed until only one of them answers. A permanent successor (of a pod that
+    was moved) is accepted at once if it started after the last answer of the earlier server, and
+    otherwise after `SUCCESSOR_ANSWERS` consecutive answers. After two servers have answered in
+    turn, it takes `ALONE_ANSWERS` consecutive answers.
     """
 
     def __init__(self) -> None:
@@ -132,7 +133,7 @@ class OneServer:
         self._several: tuple[ServerAnswer, ServerAnswer] | None = None
 
     def check(self, answer: ServerAnswer) -> None:
-        """Take the newest answer. Raises TargetUnreadableError if it is not to be believed."""
+        """Check the newest answer. Raises TargetUnreadableError if it is not accepted."""
         last, accepted = self._last, self._accepted
         self._last = answer
         if last is None or accepted is None:
@@ -140,7 +141,7 @@ class OneServer:
             return
         self._in_a_row = self._in_a_row + 1 if answer.is_same_server(last) else 1
         ours = answer.is_same_server(accepted)
-        if ours and self._refused:  # back from another one that answered in between
+        if ours and self._refused:  # answers again after another server did
             self._several = self._several or (accepted, self._refused)
         if self._several:
             believed = self._in_a_row >= ALONE_ANSWERS
@@ -167,7 +168,7 @@ class OneServer:
 
 
 class ServerSource:
-    """Asks one server. The caller opens and closes the client."""
+    """Queries one server. The caller opens and closes the client."""
 
     name: SourceName = "clickhouse"
 
@@ -180,7 +181,7 @@ class ServerSource:
     async def read(self) -> Reading:
         """Return the server's counters.
 
-        Raises TargetUnreadableError only: a server that does not answer may be running yet.
+        Raises TargetUnreadableError only: a server that does not answer may still run.
         """
         asked_ns = self._clock.boot_ns()
         rows = await self._ask()
@@ -209,7 +210,7 @@ class ServerSource:
         return await self._ask()
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to close."""
 
 
 _NO_CPU = (
@@ -219,7 +220,7 @@ _NO_CPU = (
 
 
 def figures_of(rows: list[Row]) -> dict[str, Decimal]:
-    """Return name -> value; what is no number that the server can mean is left out."""
+    """Return name -> value. Values that are not numbers of a possible size are omitted."""
     figures = {}
     for row in rows:
         try:
@@ -234,7 +235,7 @@ def figures_of(rows: list[Row]) -> dict[str, Decimal]:
 def answer_of(
     rows: list[Row], figures: Mapping[str, Decimal], asked_ns: int, answered_ns: int
 ) -> ServerAnswer:
-    """Return who answered; what an old server does not tell is empty."""
+    """Return the identity of the server. Values that an old server does not have are empty."""
     texts = {str(row.get("name")): str(row.get("value")) for row in rows}
     uuid = texts.get(SERVER_UUID, "")
     return ServerAnswer(
@@ -252,8 +253,8 @@ def reading_of(
 ) -> Reading:
     """Return the reading. `now_ns` is boot time; the server's start is known to about a second.
 
-    The start tells one life of the server from the next, so `incarnation` is the boot and, if it
-    names itself in `answer`, the server.
+    The start distinguishes one run of the server from the next, so `incarnation` is the boot id
+    and, if `answer` identifies it, the server.
     """
     server = ""
     if answer and answer.known:
@@ -270,7 +271,7 @@ def reading_of(
         memory_bytes=max(0, int(memory)),
         born_boot_ns=now_ns - int(figures[UPTIME] * 1_000_000_000),
         cpu_limit_millicores=round(cores * 1000) if cores > 0 else None,
-        # 0 is ClickHouse's word for the whole machine, a huge number the kernel's for no limit
+        # 0 means the whole machine for ClickHouse; a huge number means no limit for the kernel
         memory_limit_bytes=int(limit) if 0 < limit < _NO_LIMIT_BYTES else None,
         cpu_limit_source="clickhouse" if cores > 0 else None,
         memory_limit_source="clickhouse" if 0 < limit < _NO_LIMIT_BYTES else None,

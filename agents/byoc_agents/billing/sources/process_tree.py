@@ -1,13 +1,14 @@
 """The last source: CPU and memory of a process and all its descendants, from /proc by psutil.
 
-Readable for every user, but it misses what a cgroup counts: page cache, limits, and children that
-lived and died between two readings without being waited for. Figures are clock ticks, 10 ms each
-where CLK_TCK is 100, cut down per process.
+Every user can read it, but it does not include everything that a cgroup counts: page cache, limits,
+and children that started and ended between two readings without being waited for. The values are
+clock ticks (10 ms if CLK_TCK is 100), rounded down per process.
 
-A process counts with its own time and with that of the children it has waited for. A child that
-ends and is waited for by a process of the tree so moves from one figure to the other. One that is
-not (its parent ignores SIGCHLD, or it was handed to init) would vanish: what it had used is carried
-on, so the sum never falls while the agent runs. After a restart of the agent it may.
+The time of a process is its own and that of the children for which it has waited. If a child ends
+and a process of the tree waits for it, its time moves from one value to the other. The time of a
+child for which none waits (its parent ignores SIGCHLD, or init became its parent) would disappear.
+It is therefore carried, so the sum never falls while the daemon runs. It may fall at a restart of
+the daemon.
 """
 
 from collections import Counter
@@ -29,22 +30,22 @@ from byoc_agents.billing.sources.reading import (
 class _Use(msgspec.Struct, frozen=True):
     parent: int  # pid
     own_usec: int
-    reaped_usec: int  # of children that were waited for, and of theirs
+    reaped_usec: int  # of children that were waited for, recursively
     resident_bytes: int
 
 
-MAX_PASSES = 5  # some milliseconds; then it is a missed sample, which costs nothing
+MAX_PASSES = 5  # a few milliseconds; after that the sample is missed, without loss
 
 _Tree = dict[psutil.Process, _Use]  # psutil compares processes by pid and start time
 
 
 class ProcessSource:
-    """Reads one process tree of our pid namespace. Searches /proc once for each reading."""
+    """Reads one process tree of our pid namespace. Searches /proc once per reading."""
 
     name: SourceName = "process"
 
     def __init__(self, finder: Finder, proc: ProcFs, boot_id: str) -> None:
-        """Take what finds the root of the tree, a /proc for its container id, and the boot id."""
+        """Take the finder of the root process, a /proc for its container id, and the boot id."""
         self._finder = finder
         self._proc = proc
         self._boot_id = boot_id
@@ -53,16 +54,16 @@ class ProcessSource:
         self._carried_usec = 0
 
     async def read(self) -> Reading:
-        """Return the tree's figures. Raises TargetAbsentError or TargetUnreadableError."""
+        """Return the counters of the tree. Raises TargetAbsentError or TargetUnreadableError."""
         root = self._finder.find()
         if root != self._root:
             self.close()
         try:
-            tree = settled(partial(_observe, root.pid, self._tree))
+            tree = read_consistent_tree(partial(_observe, root.pid, self._tree))
         except psutil.NoSuchProcess:
-            if self._finder.find() != root:  # raises if it is gone, or may only be hidden
+            if self._finder.find() != root:  # raises if it has ended or may be hidden
                 raise TargetAbsentError(f"process {root.pid} has ended") from None
-            raise TargetUnreadableError(f"process {root.pid}: not in /proc for a moment") from None
+            raise TargetUnreadableError(f"process {root.pid}: temporarily not in /proc") from None
         except psutil.Error as error:
             raise TargetUnreadableError(
                 f"process {root.pid}: {type(error).__name__} in /proc"
@@ -72,7 +73,7 @@ class ProcessSource:
         return self._reading(root)
 
     def close(self) -> None:
-        """Forget the tree; the next reading begins anew, and may be lower by what was carried."""
+        """Forget the tree. The next reading may be lower by the carried time."""
         self._root, self._tree, self._carried_usec = None, {}, 0
 
     def _reading(self, root: Process) -> Reading:
@@ -82,7 +83,9 @@ class ProcessSource:
             incarnation=f"{self._boot_id[:8]}-{root.pid}-{root.start_ticks}",
             container_id=self._proc.container_id(root.pid),
             cpu_usec=self._carried_usec + sum(use.own_usec + use.reaped_usec for use in uses),
-            memory_bytes=sum(use.resident_bytes for use in uses),  # shared pages count for each
+            memory_bytes=sum(
+                use.resident_bytes for use in uses
+            ),  # shared pages count once per process
             born_boot_ns=root.born_boot_ns,
             resets_to_zero=False,
             machine_cpus=self._proc.cpus(),
@@ -90,41 +93,46 @@ class ProcessSource:
 
 
 def lost_usec(before: _Tree, now: _Tree) -> int:
-    """Return the CPU time of processes that ended without a process of the tree waiting for them.
+    """Return the CPU time, microseconds, of ended processes for which none of the tree has waited.
 
-    What a process waited for, it got at once: its figure for children then grew at least as much as
-    theirs was. The nearest ancestor that still lives is asked; it may have waited for others too.
+    If a process waits for a child, its time for children grows at once by at least the child's. The
+    nearest ancestor that still runs is checked. It may have waited for other processes as well.
     """
     living = {process.pid: process for process in now}
     ended: Counter[psutil.Process | None] = Counter()
     parents = {process.pid: use.parent for process, use in before.items()}
     for process, use in before.items():
         if process not in now:
-            ended[_heir(use.parent, parents, living)] += use.own_usec + use.reaped_usec
-    return sum(max(0, used - _reaped_since(heir, before, now)) for heir, used in ended.items())
+            ended[_nearest_living_ancestor(use.parent, parents, living)] += (
+                use.own_usec + use.reaped_usec
+            )
+    return sum(
+        max(0, used - _reaped_since(ancestor, before, now)) for ancestor, used in ended.items()
+    )
 
 
-def _heir(
+def _nearest_living_ancestor(
     pid: int, parents: dict[int, int], living: dict[int, psutil.Process]
 ) -> psutil.Process | None:
-    for _ in range(len(parents) + 1):  # a reused pid could close a circle
+    for _ in range(len(parents) + 1):  # a reused pid could create a cycle
         if pid in living or pid not in parents:
             break
         pid = parents[pid]
     return living.get(pid)
 
 
-def _reaped_since(heir: psutil.Process | None, before: _Tree, now: _Tree) -> int:
-    if heir is None or heir not in before:
+def _reaped_since(ancestor: psutil.Process | None, before: _Tree, now: _Tree) -> int:
+    if ancestor is None or ancestor not in before:
         return 0
-    return now[heir].reaped_usec - before[heir].reaped_usec
+    return now[ancestor].reaped_usec - before[ancestor].reaped_usec
 
 
-def settled(observe: Callable[[], _Tree]) -> _Tree:
-    """Return the tree as it was at one moment. Raises TargetUnreadableError where there is none.
+def read_consistent_tree(observe: Callable[[], _Tree]) -> _Tree:
+    """Return the tree as of one moment. Raises TargetUnreadableError if it changes all the time.
 
-    /proc is read a process at a time: a child that is waited for meanwhile would be counted twice
-    or not at all. It then is gone, or its parent's figure has grown, when the tree is read again.
+    /proc is read one process at a time. A child that is waited for in between would be counted
+    twice or not at all. This is detected by reading the tree again: the child is missing, or its
+    parent's time for children has grown.
     """
     tree = observe()
     for _ in range(MAX_PASSES):
@@ -132,7 +140,7 @@ def settled(observe: Callable[[], _Tree]) -> _Tree:
         if _reaped(again) == _reaped(tree):
             return tree
         tree = again
-    raise TargetUnreadableError("its children come and go too quickly to be read")
+    raise TargetUnreadableError("its children start and end too quickly to be read")
 
 
 def _reaped(tree: _Tree) -> dict[psutil.Process, int]:
@@ -140,10 +148,10 @@ def _reaped(tree: _Tree) -> dict[psutil.Process, int]:
 
 
 def _observe(pid: int, before: _Tree) -> _Tree:
-    """Return the tree as it is now. Raises psutil.Error for the root only."""
+    """Return the present tree. Raises psutil.Error for the root only."""
     root = psutil.Process(pid)
     members = {root, *root.children(recursive=True)}
-    for process in before.keys() - members:  # handed to init, but still of this tree
+    for process in before.keys() - members:  # init became its parent, but it is still of this tree
         if process.is_running():
             members |= {process, *_children(process)}
     tree = {root: _use(root)}

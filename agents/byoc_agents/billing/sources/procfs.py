@@ -1,7 +1,7 @@
-"""What /proc says about a process: when it began, what it is called, which cgroup it is in.
+"""Reads /proc: the start time, the name and the cgroup of a process.
 
-Read by hand and not by psutil, because the root comes in by the constructor (tests, a host's /proc
-mounted elsewhere) and because a pid alone names nothing: pid and start time together do.
+psutil is not used here because the root is a constructor argument (for tests and for a host's /proc
+mounted elsewhere), and because a pid alone does not identify a process: pid and start time do.
 """
 
 import os
@@ -25,36 +25,36 @@ _DOCKER_MOUNT = re.compile(r"/containers/([0-9a-f]{64})/")  # of /etc/hostname i
 _POD_MOUNT = re.compile(r"/pods/([0-9a-z-]+)/containers/([a-z0-9-]+)/[0-9a-z]+$")
 _POD_CGROUP = re.compile(r"\bkubepods\S*pod([0-9a-f]{8}[0-9a-f_-]{24,28})(?=\.slice|/)")
 _CPU_LINE = re.compile(r"^cpu\d+ ", re.MULTILINE)
-_CAP_SYS_PTRACE = 1 << 19  # linux/capability.h; hidepid does not bind who has it
+_CAP_SYS_PTRACE = 1 << 19  # linux/capability.h; hidepid does not apply to a process that has it
 _HIDES = (
     "it hides other users' processes; mount it without hidepid (systemd: ProtectProc=default), or "
     "give the agent the target's uid or the group of the mount's gid option"
 )
-_ONLY_SHOWN = frozenset({"--version", "-V", "--help", "-h"})  # a server that is asked, not started
-_START_FIELD = 19  # field 22 of proc(5) stat, counted from the state (field 3) behind the name
+_ONLY_SHOWN = frozenset({"--version", "-V", "--help", "-h"})  # these options print text and exit
+_START_FIELD = 19  # field 22 of proc(5) stat, counted from the state (field 3) after the name
 
 
 class Process(msgspec.Struct, frozen=True):
-    """One life of a pid."""
+    """One process: a pid and its start time, since pids are reused."""
 
     pid: int
     start_ticks: int  # since boot, in ticks of CLK_TCK
 
     @property
     def born_boot_ns(self) -> int:
-        """Return the start time on CLOCK_BOOTTIME; exact to one tick (10 ms)."""
+        """Return the start time on CLOCK_BOOTTIME, exact to one tick (10 ms)."""
         return self.start_ticks * 1_000_000_000 // TICKS_PER_SECOND
 
 
 class PodContainer(msgspec.Struct, frozen=True):
-    """Which container of which pod a process is in, as the kubelet's mounts or cgroups show it."""
+    """The pod and the container of a process, from the kubelet's mounts or cgroups."""
 
     pod_uid: str
     name: str  # "" if only the pod is known
 
 
 class ProcFs:
-    """A /proc."""
+    """A proc file system."""
 
     def __init__(self, root: Path = Path("/proc")) -> None:
         self.root = root
@@ -68,18 +68,18 @@ class ProcFs:
         return self.file(pid, name).read_bytes().decode(errors="replace")
 
     def cpus(self) -> int | None:
-        """Return how many CPUs are online, None if /proc/stat does not say."""
+        """Return the number of online CPUs, or None if /proc/stat does not contain it."""
         try:
             return len(_CPU_LINE.findall((self.root / "stat").read_text())) or None
         except (OSError, ValueError):
             return None
 
     def hides(self) -> str:
-        """Return why this /proc may not show a process that runs, "" if it shows all of them.
+        """Return why this /proc may hide a running process, or "" if it shows all of them.
 
-        proc(5), hidepid: 1 refuses the files of other users' processes, 2 and 4 hide them, unless
-        we have CAP_SYS_PTRACE or the mount's gid. systemd's ProtectProc= sets the same option.
-        Every pid namespace has a process 1: a /proc that does not show it shows only a part.
+        proc(5), hidepid: 1 denies access to the files of other users' processes, 2 and 4 hide them,
+        unless we have CAP_SYS_PTRACE or the mount's gid. systemd's ProtectProc= sets the same
+        option. Every pid namespace has a process 1. A /proc that does not show it is incomplete.
         """
         options = self._options()
         if options is None:
@@ -90,22 +90,22 @@ class ProcFs:
         except FileNotFoundError:
             return f"{self.root} does not show process 1: {_HIDES}"
         except OSError as error:
-            return refused(self.file(1, "stat"), error)
+            return describe_error(self.file(1, "stat"), error)
         hidden = dict(option.partition("=")[::2] for option in options).get("hidepid", "off")
         if hidden in {"0", "off"} or others or self._may_trace():
             return ""
         return f"{self.root} is mounted with hidepid={hidden}: {_HIDES}"
 
     def shows_only_us(self) -> bool:
-        """Return whether process 1 is in our own cgroup: a container with its own pid namespace."""
+        """Return whether process 1 is in our own cgroup, as in a pid namespace of our own."""
         own = self._text_of("self", "cgroup")
         return bool(own) and self._text_of(1, "cgroup") == own
 
     def pod_container(self, who: int | str) -> PodContainer | None:
-        """Return the pod and the container of a process ("self": ours), None if not to be seen.
+        """Return the pod and the container of a process ("self": ours), or None if not visible.
 
-        The kubelet mounts a directory of the container into it, and names the pod's cgroup after
-        the pod's uid, which is seen from another pod (hostPID) only.
+        The kubelet mounts a directory of the container into it. It also names the pod's cgroup
+        after the pod's uid, but that is visible only from another pod (hostPID).
         """
         mounts = self._text_of(who, "mountinfo")
         roots = (line.split(" ")[3:4] for line in mounts.splitlines())
@@ -122,7 +122,7 @@ class ProcFs:
             return ""
 
     def _options(self) -> list[str] | None:
-        """Return the options of the newest /proc in our mount table, None if there is none."""
+        """Return the options of the last /proc in our mount table, or None if there is none."""
         found = None
         for line in self._text_of("self", "mountinfo").splitlines():
             left, _, right = line.partition(" - ")
@@ -137,10 +137,10 @@ class ProcFs:
         return bool(match and int(match[1], 16) & _CAP_SYS_PTRACE)
 
     def process(self, pid: int) -> Process:
-        """Return the life that the pid names now.
+        """Return the process that has this pid now.
 
-        Raises TargetAbsentError where there is none or only a zombie, TargetUnreadableError where
-        /proc refuses, hides processes or talks nonsense.
+        Raises TargetAbsentError if there is none or it is a zombie, and TargetUnreadableError if
+        /proc denies access, hides processes or cannot be parsed.
         """
         try:
             stat = self.text(pid, "stat")
@@ -149,7 +149,7 @@ class ProcFs:
                 raise TargetUnreadableError(f"process {pid}: {reason}") from None
             raise TargetAbsentError(f"no process {pid} in {self.root}") from None
         except OSError as error:
-            raise TargetUnreadableError(refused(self.file(pid, "stat"), error)) from None
+            raise TargetUnreadableError(describe_error(self.file(pid, "stat"), error)) from None
         state, start_ticks = parse_stat(stat)
         if state in "ZXx":
             raise TargetAbsentError(f"process {pid} has ended")
@@ -160,17 +160,17 @@ class ProcFs:
         try:
             return sorted(int(path.name) for path in self.root.iterdir() if path.name.isdecimal())
         except OSError as error:
-            raise TargetUnreadableError(refused(self.root, error)) from None
+            raise TargetUnreadableError(describe_error(self.root, error)) from None
 
     def resident_bytes(self, pid: int) -> int:
-        """Return the resident memory of a process, 0 where it is gone or not readable."""
+        """Return the resident memory of a process, bytes; 0 if it has ended or is not readable."""
         try:
             return int(self.text(pid, "statm").split()[1]) * os.sysconf("SC_PAGE_SIZE")
         except (OSError, ValueError, IndexError):
             return 0
 
     def owner(self, pid: int) -> str:
-        """Return `uid 101 gid 101` (effective ids) as far as they can be seen."""
+        """Return the effective ids, as `uid 101 gid 101`, or a general text if not visible."""
         try:
             status = self.text(pid, "status")
         except OSError:
@@ -179,17 +179,17 @@ class ProcFs:
         return f"uid {found.get('Uid', '?')} gid {found.get('Gid', '?')}"
 
     def is_called(self, pid: int, name: str) -> bool:
-        """Tell whether a process is the program `name`: by comm, command line or executable.
+        """Return whether a process is the program `name`, by comm, command line or executable.
 
-        comm alone will not do: it is cut at 15 bytes, and a `clickhouse server` has the name of
-        the multi-purpose binary. A server that only prints its version is none. Raises
-        TargetUnreadableError if /proc refuses to say.
+        comm alone is not sufficient: it is cut at 15 bytes, and a `clickhouse server` has the name
+        of the multi-purpose binary. A server that only prints its version does not count. Raises
+        TargetUnreadableError if /proc denies access.
         """
         try:
             comm = self.text(pid, "comm").rstrip("\n")
             arguments = self.text(pid, "cmdline").split("\0")
         except PermissionError as error:
-            raise TargetUnreadableError(refused(self.file(pid, "cmdline"), error)) from None
+            raise TargetUnreadableError(describe_error(self.file(pid, "cmdline"), error)) from None
         except OSError:
             return False
         if name == SERVER and not _ONLY_SHOWN.isdisjoint(arguments[1:]):
@@ -202,7 +202,7 @@ class ProcFs:
         return len(name) > COMM_BYTES and comm == name[:COMM_BYTES] and name in arguments[0]
 
     def container_id(self, pid: int) -> str:
-        """Return the container's id (64 hex digits) of a process, "" where it cannot be seen."""
+        """Return the container id (64 hex digits) of a process, or "" if it is not visible."""
         for name, find in (("cgroup", container_id), ("mountinfo", _docker_id)):
             try:
                 if found := find(self.text(pid, name)):
@@ -214,15 +214,15 @@ class ProcFs:
     def _executable(self, pid: int) -> str:
         try:
             return self.file(pid, "exe").readlink().name
-        except OSError:  # needs the right to trace it
+        except OSError:  # needs the permission to trace the process
             return ""
 
 
 class Finder:
-    """Finds one process by pid or by name and holds on to it as long as it lives.
+    """Finds one process by pid or by name, and keeps it until the process ends.
 
-    Absent is only a process that would be seen if it ran. One that a /proc may hide (`hidepid`),
-    that may be in another pid namespace, or whose files are refused is unreadable.
+    A process is absent only if it would be visible if it ran. It is unreadable if /proc may hide it
+    (`hidepid`), if it may be in another pid namespace, or if access to its files is denied.
     """
 
     def __init__(
@@ -230,9 +230,9 @@ class Finder:
     ) -> None:
         """Take a pid or a program's name.
 
-        `shared` says that the process should be in our pid namespace. Without it, that it does not
-        run is sure only after it has been seen once. `container` is the name of its container in
-        the pod; "" takes any. A process of another pod is never taken by its name.
+        `shared` means that the process should be in our pid namespace. Without it, its absence is
+        certain only after it has been found once. `container` is the name of its container in the
+        pod; "" accepts any. A process of another pod is never selected by its name.
         """
         self._proc = proc
         self._wanted = wanted
@@ -244,18 +244,18 @@ class Finder:
         return f"{'pid' if isinstance(self._wanted, int) else 'process'} {self._wanted}"
 
     def find(self) -> Process:
-        """Return the process; /proc is searched only when the one of last time has ended.
+        """Return the process. /proc is searched only after the process found before has ended.
 
         Raises TargetAbsentError, TargetUnreadableError or TargetForeignError.
         """
         if isinstance(self._wanted, int):
             return self._by_pid(self._wanted)
-        if self._found is None or not self._lives(self._found):
+        if self._found is None or not self._still_runs(self._found):
             self._found = self._by_name(self._wanted)
             self._shared = True
         return self._found
 
-    def _lives(self, process: Process) -> bool:
+    def _still_runs(self, process: Process) -> bool:
         try:
             return self._proc.process(process.pid) == process
         except (TargetAbsentError, TargetUnreadableError):
@@ -265,7 +265,7 @@ class Finder:
         try:
             now = self._proc.process(pid)
         except TargetAbsentError as error:
-            self._require_sight(str(error))
+            self._require_visible(str(error))
             raise
         if self._found is not None and now != self._found:
             raise TargetAbsentError(f"process {pid} has ended; the pid names another one now")
@@ -291,11 +291,11 @@ class Finder:
         text = f"no process called {name} in {self._proc.root}"
         if refusals:
             raise TargetUnreadableError(f"{text}; {refusals[0]}")
-        self._require_sight(text)
+        self._require_visible(text)
         raise TargetAbsentError(text)
 
-    def _require_sight(self, text: str) -> None:
-        """Raise TargetUnreadableError if the process may run without being seen."""
+    def _require_visible(self, text: str) -> None:
+        """Raise TargetUnreadableError if the process may run without being visible."""
         if reason := self._proc.hides():
             raise TargetUnreadableError(f"{text}: {reason}")
         seen = self._found is not None
@@ -305,9 +305,9 @@ class Finder:
             )
 
     def _matches(self, name: str) -> tuple[list[Process], set[str], list[str]]:
-        """Return processes of that name, in which other containers of our pod one runs, refusals.
+        """Return (processes of that name, other containers of our pod with one, errors).
 
-        Children of one of them (forks) are left out.
+        Children of these processes (forks) are omitted.
         """
         pids, elsewhere, refusals = set(), set(), []
         own = self._proc.pod_container("self")
@@ -320,7 +320,7 @@ class Finder:
                 continue
             place = self._proc.pod_container(pid)
             if own and place and place.pod_uid != own.pod_uid:
-                continue  # the neighbour's, with hostPID
+                continue  # of another pod, visible with hostPID
             if place and place.name and self._container not in {"", place.name}:
                 elsewhere.add(place.name)
             else:
@@ -341,7 +341,7 @@ class Finder:
 def parse_stat(text: str) -> tuple[str, int]:
     """Return (state, start time in ticks) of /proc/PID/stat. Raises TargetUnreadableError.
 
-    The name may hold spaces and brackets, so the fields are counted from the last bracket.
+    The name may contain spaces and brackets, so the fields are counted from the last bracket.
     """
     fields = text.rpartition(")")[2].split()
     try:
@@ -351,18 +351,18 @@ def parse_stat(text: str) -> tuple[str, int]:
 
 
 def container_id(text: str) -> str:
-    """Return the last 64 hex digits in a cgroup's path or in /proc/PID/cgroup, else ""."""
+    """Return the last 64 hex digits in a cgroup's path or in /proc/PID/cgroup, or ""."""
     found: list[str] = _HEX64.findall(text)
     return found[-1] if found else ""
 
 
-def refused(path: Path, error: OSError, owner: str = "the owner") -> str:
-    """Return which file failed and why; where a right is missing, whose it is and what to set."""
+def describe_error(path: Path, error: OSError, owner: str = "the owner") -> str:
+    """Return the file and the error; for a missing permission also the owner and the remedy."""
     reason = f"{path}: {os.strerror(error.errno) if error.errno else type(error).__name__}"
     if not isinstance(error, PermissionError):
         return reason
     return (
-        f"{reason}; we are uid {os.geteuid()} gid {os.getegid()}, it wants {owner}: set runAsUser "
+        f"{reason}; we are uid {os.geteuid()} gid {os.getegid()}, expected {owner}: set runAsUser "
         "and runAsGroup of the agent to the target's, and allowPrivilegeEscalation: false on both"
     )
 

@@ -1,4 +1,4 @@
-"""What is metered, and by which source: the best one that works, with the others beside it."""
+"""Selects the target and its source: the best one that works, and the others as secondaries."""
 
 import os
 import re
@@ -24,12 +24,12 @@ from byoc_agents.billing.sources.reading import (
 )
 from byoc_agents.clickhouse import ClickHouse, base_url
 
-PROBE_NS = 60_000_000_000  # how long a better source may be back without being used
-# ClickHouse adds a thread's CPU time when it reports progress, so its counter may rise by what its
-# threads used before: a step that takes 10 s without a report is long, and each CPU runs one.
+PROBE_NS = 60_000_000_000  # interval of the attempts to read a better source again
+# ClickHouse adds a thread's CPU time when the thread reports progress, so its counter may include
+# earlier usage. 10 s without a report is long, and each CPU runs one thread at a time.
 LAG_SECONDS = 10
 MOVED_USEC = {"clickhouse": 10_000, "process": 1_000_000}  # ten samples of progress; 100 ticks
-AGREED = 2  # comparisons in a row, after which a kernel counter is believed again
+AGREED = 2  # consecutive comparisons after which a kernel counter is trusted again
 KERNEL = frozenset({"cgroup.v1", "cgroup.v2"})  # sources that read the kernel's cgroup counters
 MAX_PID = 2**22  # PID_MAX_LIMIT of linux/threads.h, 64 bit
 
@@ -44,28 +44,29 @@ class TargetName(msgspec.Struct, frozen=True):
         return f"{self.kind}:{self.value}" if self.value else self.kind
 
     def clickhouse_url(self, default: str) -> str | None:
-        """Return the server that is asked, None where none is. `default` is for `auto`."""
+        """Return the URL of the server to query, or None. `default` is used for `auto`."""
         if self.kind == "clickhouse":
             return self.value
         return default if self.kind == "auto" else None
 
 
 class TargetObservation(msgspec.Struct, frozen=True):
-    """One look at the target.
+    """The result of reading the target once.
 
-    `standby` are readings of the other sources at the same moment, so that a change of source finds
-    a common one. `trouble` says which better source fails and what to set; it is the same text as
-    long as the trouble is. `absent`: no reading, because surely nothing runs.
+    `secondary` are readings of the other sources at the same moment, so that a change of source
+    finds a common one. `trouble` names the better source that fails and the setting that helps. The
+    text stays the same as long as the failure does. `absent`: there is no reading because the
+    target certainly does not run.
     """
 
     reading: Reading | None
-    standby: tuple[Reading, ...] = ()
+    secondary: tuple[Reading, ...] = ()
     trouble: str = ""
     absent: bool = False
 
 
 def continues(before: Reading, now: Reading) -> bool:
-    """Return whether two readings of one process of ours show one counter that has only grown."""
+    """Return whether two readings in one run of the daemon show one counter that has only grown."""
     same = (before.source, before.incarnation) == (now.source, now.incarnation)
     if before.born_boot_ns is not None and now.born_boot_ns is not None:
         same = same and abs(before.born_boot_ns - now.born_boot_ns) < BIRTH_TOLERANCE_NS
@@ -80,31 +81,31 @@ class _Pair(msgspec.Struct, frozen=True):
 
     @property
     def excess_usec(self) -> int:
-        """Return by how much the other one is higher."""
+        """Return by how much the other counter is higher, microseconds."""
         return self.other.cpu_usec - self.kernel.cpu_usec
 
     def follows(self, before: "_Pair") -> bool:
-        """Return whether both counters are the ones of before and have only grown."""
+        """Return whether both counters are the same as before and have only grown."""
         return continues(before.kernel, self.kernel) and continues(before.other, self.other)
 
 
 class Plausibility:
-    """Compares a kernel counter with lower bounds of the same use.
+    """Compares a kernel counter with lower bounds of the same usage.
 
-    What ClickHouse counts itself, and what the process tree used, the cgroup has used as well. The
-    kernel's counter is not believed once it stands still while one of them rises, or falls behind
-    ClickHouse's by more than `LAG_SECONDS` on each CPU. It is believed again after it has kept up
-    in `AGREED` comparisons, or when the cgroup is another one.
+    ClickHouse's own counter and the process tree's usage are lower bounds of the cgroup's usage.
+    The kernel's counter is distrusted if it does not move while one of them rises, or if it falls
+    behind ClickHouse's by more than `LAG_SECONDS` per CPU. It is trusted again after it has kept up
+    in `AGREED` comparisons, or when the cgroup changes.
     """
 
     def __init__(self) -> None:
         self._last: dict[SourceName, _Pair] = {}
-        self._least: dict[SourceName, _Pair] = {}  # with the smallest excess of this life
+        self._least: dict[SourceName, _Pair] = {}  # with the smallest excess of this counter
         self._distrusted: Reading | None = None
         self._agreed = 0
 
-    def doubt(self, kernel: Reading, others: Sequence[Reading]) -> str:
-        """Take readings of one moment. Return why the kernel's is not to be used, "" if it is."""
+    def reason_to_doubt(self, kernel: Reading, others: Sequence[Reading]) -> str:
+        """Compare readings of one moment. Return why not to use the kernel's; "" to use it."""
         earlier = self._distrusted
         if earlier and (earlier.source, earlier.incarnation) != (kernel.source, kernel.incarnation):
             self._distrusted = None
@@ -127,22 +128,22 @@ class Plausibility:
             return False
         kernel_usec = now.kernel.cpu_usec - last.kernel.cpu_usec
         other_usec = now.other.cpu_usec - last.other.cpu_usec
-        stands = kernel_usec == 0 and other_usec >= MOVED_USEC.get(name, 0)
+        stuck = kernel_usec == 0 and other_usec >= MOVED_USEC.get(name, 0)
         if name != "clickhouse":
-            return stands
-        if self._distrusted:  # the interval alone, for it may never catch up
-            return stands or kernel_usec + MOVED_USEC[name] < other_usec
+            return stuck
+        if self._distrusted:  # compare this interval only: the total may never catch up
+            return stuck or kernel_usec + MOVED_USEC[name] < other_usec
         least = min(self._least[name], now, key=lambda pair: pair.excess_usec)
         self._least[name] = least
         cpus = now.kernel.machine_cpus or os.cpu_count() or 1
-        return stands or now.excess_usec - least.excess_usec > LAG_SECONDS * 1_000_000 * cpus
+        return stuck or now.excess_usec - least.excess_usec > LAG_SECONDS * 1_000_000 * cpus
 
 
 class Target:
     """Reads the best source that works."""
 
     def __init__(self, name: str, sources: Sequence[ReadingSource], clock: Clock) -> None:
-        """Take the sources, best first. They are closed by `close`."""
+        """Take the sources, best first. `close` closes them."""
         self._name = name
         self._sources = tuple(sources)
         self._clock = clock
@@ -150,25 +151,26 @@ class Target:
         self._probed_ns = clock.boot_ns()
         self._failures: dict[int, str] = {}
         self._plausibility = Plausibility()
-        self._kernel: Reading | None = None  # of last time
+        self._kernel: Reading | None = None  # the previous one
 
     def __repr__(self) -> str:
         return f"{self._name} by {', else '.join(source.name for source in self._sources)}"
 
-    async def read(self, *, standby: bool = False) -> TargetObservation:
-        """Return what there is to see now; raises nothing but CancelledError.
+    async def read(self, *, secondary: bool = False) -> TargetObservation:
+        """Return the best reading of now. Raises nothing but CancelledError.
 
-        With `standby` every source is read and the best one taken. Without it only the one of last
-        time is, the others where it fails, and all now and then, to find a better one again, or
-        when the kernel's counter has not moved since the last reading.
+        With `secondary` every source is read, and the best one that works is used. Without it only
+        the source of the last time is read. The others are read as well if that one fails, if the
+        kernel's counter has not moved since the last reading, and once per `PROBE_NS` while a
+        better source fails.
         """
         now_ns = self._clock.boot_ns()
-        everything = standby or (self._active and now_ns - self._probed_ns >= PROBE_NS)
+        everything = secondary or (self._active and now_ns - self._probed_ns >= PROBE_NS)
         if everything:
             self._probed_ns = now_ns
         readings: dict[int, Reading] = {}
         absent = False
-        order = range(len(self._sources)) if everything else self._from_active()
+        order = range(len(self._sources)) if everything else self._active_first()
         for index in order:
             try:
                 reading = await self._sources[index].read()
@@ -181,15 +183,15 @@ class Target:
                 continue
             self._failures.pop(index, None)
             readings[index] = reading
-            if not everything and index == order[0] and not self._stands_still(reading):
-                break  # after a change of source all others are read as well: standbys
+            if not everything and index == order[0] and not self._has_not_moved(reading):
+                break  # after a change of source all others are read as well, as secondaries
         absent = absent and not readings
         self._drop_implausible(readings)
         self._active = next(iter(readings), self._active)
-        return self._observed(list(readings.values()), absent=absent)
+        return self._observation(list(readings.values()), absent=absent)
 
-    def _stands_still(self, reading: Reading) -> bool:
-        """Return whether a kernel counter has not moved and ClickHouse can be asked if it should.
+    def _has_not_moved(self, reading: Reading) -> bool:
+        """Return whether a kernel counter did not move and ClickHouse's can be read to check it.
 
         A ClickHouse that answers uses CPU for the answer, so this is rare.
         """
@@ -198,21 +200,21 @@ class Target:
         before, self._kernel = self._kernel, reading
         if before is None or not continues(before, reading):
             return False
-        asked = [i for i, source in enumerate(self._sources) if source.name == "clickhouse"]
-        answers = any(index not in self._failures for index in asked)
+        servers = [i for i, source in enumerate(self._sources) if source.name == "clickhouse"]
+        answers = any(index not in self._failures for index in servers)
         return answers and before.cpu_usec == reading.cpu_usec
 
     def _drop_implausible(self, readings: dict[int, Reading]) -> None:
-        """Take out a kernel counter that another one contradicts; it is then a trouble."""
+        """Remove a kernel counter that another one contradicts, and report it as a failure."""
         for index, reading in list(readings.items()):
             if reading.source not in KERNEL:
                 continue
             others = [other for other in readings.values() if other.source not in KERNEL]
-            if reason := self._plausibility.doubt(reading, others):
+            if reason := self._plausibility.reason_to_doubt(reading, others):
                 self._failures[index] = f"{reading.source}: {reason}"
                 del readings[index]
 
-    def _observed(self, readings: list[Reading], *, absent: bool) -> TargetObservation:
+    def _observation(self, readings: list[Reading], *, absent: bool) -> TargetObservation:
         better = range(self._active if readings else len(self._sources))
         trouble = "; ".join(self._failures[i] for i in better if i in self._failures)
         if not readings:
@@ -220,18 +222,18 @@ class Target:
         return TargetObservation(readings[0], tuple(readings[1:]), trouble)
 
     def close(self) -> None:
-        """Give up descriptors; `read` may be called again."""
+        """Close the descriptors. `read` may be called again."""
         for source in self._sources:
             source.close()
 
-    def _from_active(self) -> list[int]:
-        """Return the one of last time, then the others, best first."""
+    def _active_first(self) -> list[int]:
+        """Return the source that was used last, then the others, best first."""
         others = [index for index in range(len(self._sources)) if index != self._active]
         return [self._active, *others]
 
 
 def parse_target(text: str) -> TargetName:
-    """Return what BYOC_BILLING_TARGET names. Raises ValueError saying what is wanted."""
+    """Return the target that BYOC_BILLING_TARGET names. Raises ValueError with the valid forms."""
     kind, colon, value = text.strip().partition(":")
     match kind:
         case "auto" if not colon:
@@ -245,7 +247,7 @@ def parse_target(text: str) -> TargetName:
         case "clickhouse":
             return TargetName("clickhouse", base_url(value))
     raise ValueError(
-        "wants auto, cgroup:/absolute/path, pid:N, process:NAME or clickhouse:http://host:port"
+        "expected auto, cgroup:/absolute/path, pid:N, process:NAME or clickhouse:http://host:port"
     )
 
 
@@ -257,41 +259,43 @@ def open_target(
     *,
     container: str = "",
 ) -> Target:
-    """Return the target. `clickhouse` is asked for `auto` and `clickhouse:URL`; not closed here.
+    """Return the target. `clickhouse` is used for `auto` and `clickhouse:URL`, and not closed.
 
-    `container` is the name of the target's container in our pod; "" takes a process of any.
+    `container` is the name of the target's container in our pod. "" accepts any container.
     """
     proc = proc or ProcFs()
     if name.kind == "clickhouse":
         return Target(str(name), [ServerSource(clickhouse, clock)], clock)
     if name.kind == "cgroup":
         locate = at_path(Locator(proc), Path(name.value))
-        return Target(str(name), [_cgroup(locate, proc, clock)], clock)
+        return Target(str(name), [_cgroup_source(locate, proc, clock)], clock)
     if name.kind == "pid":
-        return Target(str(name), _of_process(Finder(proc, int(name.value)), proc, clock), clock)
+        return Target(
+            str(name), _process_sources(Finder(proc, int(name.value)), proc, clock), clock
+        )
     if name.kind == "process":
         finder = Finder(proc, name.value, container=container)
-        return Target(str(name), _of_process(finder, proc, clock), clock)
-    # Here nobody said that the server is in our pid namespace.
+        return Target(str(name), _process_sources(finder, proc, clock), clock)
+    # `auto` does not imply that the server is in our pid namespace.
     finder = Finder(proc, SERVER, shared=False, container=container)
-    cgroup, process = _of_process(finder, proc, clock)
+    cgroup, process = _process_sources(finder, proc, clock)
     return Target(str(name), [cgroup, ServerSource(clickhouse, clock), process], clock)
 
 
-def _of_process(finder: Finder, proc: ProcFs, clock: Clock) -> list[ReadingSource]:
+def _process_sources(finder: Finder, proc: ProcFs, clock: Clock) -> list[ReadingSource]:
     locate = of_process(Locator(proc), finder, proc)
     return [
-        _cgroup(locate, proc, clock),
+        _cgroup_source(locate, proc, clock),
         _Processes(finder, proc, clock.boot_id),
     ]
 
 
-def _cgroup(locate: Callable[[], CgroupPlace], proc: ProcFs, clock: Clock) -> CgroupSource:
+def _cgroup_source(locate: Callable[[], CgroupPlace], proc: ProcFs, clock: Clock) -> CgroupSource:
     return CgroupSource(locate, proc, clock.boot_id, boot_ns=clock.boot_ns)
 
 
 class _Processes:
-    """The process tree, loaded with the first reading that nothing better could give."""
+    """The process tree. Its module is loaded when no better source can be read."""
 
     name: SourceName = "process"
 
