@@ -5,6 +5,7 @@ fails, wherever in the code that happened and whatever was made of the error.
 """
 
 import ipaddress
+import os
 import socket
 import sys
 from collections.abc import Iterator
@@ -77,6 +78,13 @@ def _guarded(item: pytest.Item) -> Iterator[None]:
         attempts.clear()
         if said:
             pytest.fail(f"{item.name} went past the gate: {said}", pytrace=False)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Print a failure at once: a run that is stopped later prints no summary."""
+    if report.failed and not os.environ.get("PYTEST_XDIST_WORKER"):
+        sys.stderr.write(f"\n{report.nodeid} ({report.when}):\n{report.longreprtext}\n")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,19 +54,33 @@ class Lives:
     """Starts one forwarder after the other."""
 
     forker: asyncio.subprocess.Process
+    pid: int | None = None  # of the forwarder that runs
 
-    async def begin(self) -> int:
+    async def begin(self) -> None:
         assert self.forker.stdin is not None
         self.forker.stdin.write(b"go\n")
-        return int(await self._line())
+        self.pid = int(await self._line())
 
-    async def end(self, pid: int, number: signal.Signals) -> None:
-        os.kill(pid, number)
+    async def end(self, number: signal.Signals) -> None:
+        assert self.pid is not None
+        os.kill(self.pid, number)
         assert await self._line() == b"gone\n"
+        self.pid = None
+
+    async def close(self) -> None:
+        """End the forker, and the forwarder that a failed test left running."""
+        if self.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+        assert self.forker.stdin is not None
+        self.forker.stdin.close()
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await self.forker.wait()
 
     async def _line(self) -> bytes:
         assert self.forker.stdout is not None
-        return await self.forker.stdout.readline()
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            return await self.forker.stdout.readline()
 
 
 @dataclass
@@ -78,6 +93,7 @@ class Alertmanager:
     sent: set[str] = field(default_factory=set)  # fingerprint and status, whatever the answer was
     stored: set[str] = field(default_factory=set)  # answered with 200
     number: int = 0
+    last_answer: str = "none yet"
     answered: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> None:
@@ -99,8 +115,10 @@ class Alertmanager:
     async def post(self, body: bytes) -> bool:
         try:
             async with self.session.post(self.url, data=body) as answer:
+                self.last_answer = f"{answer.status} {await answer.text()}"
                 return answer.status == 200
-        except aiohttp.ClientError:
+        except aiohttp.ClientError as error:
+            self.last_answer = repr(error)
             return False
 
 
@@ -166,10 +184,11 @@ async def lives(tmp_path: Path, plane: tuple[Receiver, str], webhook: str) -> As
         stdout=subprocess.PIPE,
         env=os.environ | environment,
     )
-    yield Lives(forker)
-    assert forker.stdin is not None
-    forker.stdin.close()
-    await forker.wait()
+    lives = Lives(forker)
+    try:
+        yield lives
+    finally:
+        await lives.close()
 
 
 @pytest.fixture
@@ -205,11 +224,11 @@ async def test_whatever_was_accepted_is_delivered_however_often_it_is_killed(
         finally:
             sending.cancel()
             await asyncio.wait([sending])
-    pid = await lives.begin()
+    await lives.begin()
     async with asyncio.timeout(PATIENCE_SECONDS):
         while not sender.stored <= set(oracle.order):  # noqa: ASYNC110  the wait for a process
             await asyncio.sleep(0.05)
-    await lives.end(pid, signal.SIGTERM)
+    await lives.end(signal.SIGTERM)
     print(
         f"kills={KILLS} with_accepts={fruitful} accepted={len(sender.stored)}"
         f" delivered={len(oracle.order)} redelivered={receiver.duplicates}"
@@ -227,9 +246,12 @@ async def one_life(lives: Lives, sender: Alertmanager, rng: random.Random) -> bo
     """Start, let it work, kill. Return whether it accepted anything."""
     stored = len(sender.stored)
     sender.answered.clear()
-    pid = await lives.begin()
-    await moment(rng, sender.answered)
-    await lives.end(pid, signal.SIGKILL)
+    await lives.begin()
+    try:
+        await moment(rng, sender.answered)
+    except TimeoutError:
+        pytest.fail(f"nothing was accepted for {PATIENCE_SECONDS} s; answer: {sender.last_answer}")
+    await lives.end(signal.SIGKILL)
     return len(sender.stored) > stored
 
 
