@@ -195,7 +195,7 @@ async def test_a_future_time_stamp_is_no_negative_age(tmp_path: Path) -> None:
 async def test_trouble_is_the_spools_word(tmp_path: Path) -> None:
     async with world(tmp_path) as it:
         assert await it.agent.trouble() == ""
-        it.spool._refused = SpoolUnavailableError("disk")
+        it.spool._file.write_error = SpoolUnavailableError("disk")
         assert await it.agent.trouble() == ""  # a write works again
     assert await it.agent.trouble() == "spool: the spool is not open"
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from byoc_agents.durable.lock import DirectoryLock
+from byoc_agents.durable.files import DirectoryLock
+from byoc_agents.durable.model import Change
 from byoc_agents.durable.recovery import make
 from byoc_agents.durable.schema import translated
-from byoc_agents.durable.spool import EPOCH, Spool
-from byoc_agents.durable.write_batch import Change
+from byoc_agents.durable.spool import Spool
+from byoc_agents.durable.spool_file import EPOCH
 from byoc_agents.errors import SpoolUnavailableError, SpoolUnusableError
 from lab.fakes.core import FakeClock
 
