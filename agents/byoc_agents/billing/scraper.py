@@ -23,6 +23,7 @@ from byoc_agents.billing.checkpoint import (
     Checkpoint,
     DeferredPeriods,
     decode_checkpoint,
+    encode_checkpoint,
     same_position,
 )
 from byoc_agents.billing.meter import Meter
@@ -36,7 +37,7 @@ from byoc_agents.billing.rollback import (
     uncertain_since_ms,
 )
 from byoc_agents.billing.sources.select import Target, TargetObservation
-from byoc_agents.billing.window import HOUR_MS, MeterState, Period, Sample
+from byoc_agents.billing.window import HOUR_MS, MeterState, Period, Sample, Window
 from byoc_agents.durable.model import Change
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import SpoolCorruptError, SpoolError
@@ -284,7 +285,7 @@ class Scraper:
                 for index, period in enumerate(periods)
             ]
             lines = [encode(record) for record in records]
-            checkpoint = {CHECKPOINT: msgspec.json.encode(after)}
+            checkpoint = {CHECKPOINT: encode_checkpoint(after)}
             await self._commit(Change(stage=lines, state=checkpoint))
             self._spool_trouble = ""
             self._staged += lines
@@ -404,7 +405,8 @@ class Scraper:
     def status(self) -> dict[str, Any]:
         """Return the metering part of /status."""
         checkpoint = self._checkpoint
-        window = checkpoint.state.window if checkpoint else None
+        phase = checkpoint.state.phase if checkpoint else None
+        window = phase if isinstance(phase, Window) else None
         deferred = checkpoint.deferred if checkpoint else ()
         return {
             "target": str(self._target),
