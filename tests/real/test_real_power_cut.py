@@ -138,7 +138,7 @@ async def assert_all_there(state: Path, told: Told) -> None:
 async def assert_verifies(directory: Path, told: Told) -> None:
     """Start once more, as a daemon does, and read all of it."""
     async with FileLedger(directory, clock=SystemClock(), max_bytes=1 << 16) as ledger:
-        assert ledger.trouble == ""
+        assert ledger.last_error == ""
     assert verify(directory).problems == []
     segments = Segments(directory)
     raws = [raw for number in segments.numbers() for raw in raw_lines(segments.path(number))]

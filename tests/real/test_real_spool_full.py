@@ -1,4 +1,4 @@
-"""A spool on a disk that is full to the last block: an error, never a signal that ends the agent.
+"""A spool on a disk that is full to the last block: an error, never a signal that ends the daemon.
 
 The file system has blocks of 1 KiB, so SQLite's index of its journal would have holes.
 """

@@ -82,9 +82,9 @@ def memory() -> Iterator[Path]:
         yield Path(place)
 
 
-def shipper(agent: str, spool: Spool, sink: Down, clock: Clock) -> Shipper:
+def shipper(daemon: str, spool: Spool, sink: Down, clock: Clock) -> Shipper:
     ledger, metrics = NullLedger(), Metrics()
-    return Shipper(agent, spool=spool, sink=sink, ledger=ledger, clock=clock, metrics=metrics)
+    return Shipper(daemon, spool=spool, sink=sink, ledger=ledger, clock=clock, metrics=metrics)
 
 
 async def caught_up(ship: Shipper, spool: Spool, sink: Down) -> None:

@@ -16,7 +16,7 @@ from byoc_agents.alerts.settings import Settings
 from byoc_agents.alerts.webhook import Webhook
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.context import ClickHouseSettings, Runtime
-from byoc_agents.app.daemon import Agent, check_address
+from byoc_agents.app.daemon import Daemon, check_address
 from byoc_agents.app.settings import CoreSettings
 from byoc_agents.durable.spool import Spool
 from byoc_agents.egress.destinations import Destination, https_destination
@@ -37,7 +37,7 @@ def destinations(
         https_destination(
             own.url,
             purpose="alerts to the control plane",
-            agent=NAME,
+            daemon=NAME,
             setting="BYOC_ALERTS_URL",
             frequency=often,
         )
@@ -47,7 +47,7 @@ def destinations(
 @asynccontextmanager
 async def opened(
     runtime: Runtime, _clickhouse: ClickHouseSettings, own: Settings
-) -> AsyncIterator[Agent]:
+) -> AsyncIterator[Daemon]:
     """Put the forwarder together; everything it opened is closed at the end."""
     async with AsyncExitStack() as stack:
         spool = await stack.enter_async_context(runtime.spool(NAME))
@@ -56,7 +56,7 @@ async def opened(
         counts = Counts(runtime.metrics, NAME)
         source = forwarder(runtime.core, own, spool, runtime.clock, counts)
         sink = https_sink(own, session, runtime.clock)
-        yield runtime.agent(
+        yield runtime.daemon(
             NAME,
             source=source,
             spool=spool,

@@ -34,7 +34,7 @@ class Heart:
             try:
                 await self.beat()
             except SpoolError as error:
-                structlog.get_logger().error("alerts.heartbeat_not_stored", error=str(error))
+                structlog.get_logger().error("heartbeat.write_failed", error=str(error))
             await self._clock.sleep(self._interval_seconds)
 
     async def beat(self, *, stopping: bool = False) -> None:

@@ -51,7 +51,7 @@ class Plan(msgspec.Struct):
 
     messages: list[Message] = msgspec.field(default_factory=list)
     told: dict[str, int] = msgspec.field(default_factory=dict)  # event id -> ms since 1970
-    fates: list[AlertOutcome] = msgspec.field(default_factory=list)
+    outcomes: list[AlertOutcome] = msgspec.field(default_factory=list)
     watchdogs: int = 0
 
 
@@ -86,7 +86,7 @@ class Relay:
             await asyncio.wait(rivals)  # the other peer's copy is on its way to the disk
             plan = self._planned(group.alerts, seen)
         await self._commit(plan, seen)
-        self._note(plan, seen, odd=group.odd)
+        self._note(plan, seen, invalid=group.invalid)
         return len(plan.messages)
 
     async def _load(self) -> None:
@@ -124,7 +124,7 @@ class Relay:
     def _planned(self, alerts: Sequence[Received], seen: Sighting) -> Plan:
         plan = Plan()
         for alert in alerts:
-            plan.fates.append(self._plan(plan, alert, seen))
+            plan.outcomes.append(self._plan(plan, alert, seen))
         return plan
 
     def _plan(self, plan: Plan, alert: Received, seen: Sighting) -> AlertOutcome:
@@ -137,12 +137,12 @@ class Relay:
         times = self._count_reopenings(alert, seen)
         for status in _statuses(alert):
             self._plan_fact(plan, alert, seen, status, times)
-        fate: AlertOutcome = "relayed"
+        outcome: AlertOutcome = "relayed"
         if len(plan.messages) == before:
-            fate = self._plan_reminder(plan, alert, seen, times)
-        if fate != "duplicate":
+            outcome = self._plan_reminder(plan, alert, seen, times)
+        if outcome != "duplicate":
             self._keep_reopenings(plan, alert, seen, times)
-        return fate
+        return outcome
 
     def _keep_reopenings(self, plan: Plan, alert: Received, seen: Sighting, times: int) -> None:
         """Keep the earlier ends as long as the latest fact: without them the count starts over."""
@@ -226,19 +226,19 @@ class Relay:
         )
         plan.messages.append(message(event, seen.at_ms, replaces=replaces))
 
-    def _note(self, plan: Plan, seen: Sighting, *, odd: int) -> None:
+    def _note(self, plan: Plan, seen: Sighting, *, invalid: int) -> None:
         self.last_notification_ms = seen.at_ms
         if plan.watchdogs:
             self.last_watchdog_ms = seen.at_ms
-        fates = {fate: plan.fates.count(fate) for fate in dict.fromkeys(plan.fates)}
-        if odd:
-            fates["odd"] = odd
-        for fate, number in fates.items():
-            self._counts.alerts(fate, number)
+        outcomes = {one: plan.outcomes.count(one) for one in dict.fromkeys(plan.outcomes)}
+        if invalid:
+            outcomes["invalid"] = invalid
+        for outcome, number in outcomes.items():
+            self._counts.alerts(outcome, number)
         if seen.group_truncated:
             self._counts.truncated(seen.group_truncated)
-        write = self._log.warning if odd or seen.group_truncated else self._log.info
-        write("alerts.accepted", truncated=seen.group_truncated, **fates)
+        write = self._log.warning if invalid or seen.group_truncated else self._log.info
+        write("webhook.accepted", truncated=seen.group_truncated, **outcomes)
 
 
 def _statuses(alert: Received) -> Iterator[Status]:

@@ -77,4 +77,4 @@ class Secret:
             self._keep("empty")
 
     def _keep(self, reason: str) -> None:
-        structlog.get_logger().warning("secret.kept", path=self._path, reason=reason)
+        structlog.get_logger().warning("secret.reload_failed", path=self._path, reason=reason)

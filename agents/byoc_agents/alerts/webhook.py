@@ -79,7 +79,7 @@ class Webhook:
         self._counts.request(status)
         if status == 200:  # noqa: PLR2004  every other answer can mean a lost alert
             return _response(status, word)
-        self._log.warning("alerts.refused", status=status, why=word, peer=request.remote)
+        self._log.warning("webhook.refused", status=status, why=word, peer=request.remote)
         if status == 401:  # noqa: PLR2004  RFC 9110 wants to be told how
             return _response(status, word, **{"WWW-Authenticate": "Bearer"})
         return _response(status, word)
@@ -93,7 +93,7 @@ class Webhook:
                 await self._relay.accept(body)  # not under the time-out: a commit is not undone
         except tuple(kind for kind, _, _ in REFUSALS) as error:
             if isinstance(error, SpoolError):
-                self._log.error("alerts.not_stored", error=str(error))
+                self._log.error("webhook.write_failed", error=str(error))
             return next((code, word) for kind, code, word in REFUSALS if isinstance(error, kind))
         return 200, "stored"
 

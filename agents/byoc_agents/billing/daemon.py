@@ -14,7 +14,7 @@ import msgspec
 
 from byoc_agents.app.clock import asleep_ns
 from byoc_agents.app.context import ClickHouseSettings, Runtime
-from byoc_agents.app.daemon import Agent
+from byoc_agents.app.daemon import Daemon
 from byoc_agents.app.settings import CoreSettings, Setting, account_id, number
 from byoc_agents.billing.objects import DEFAULT_PREFIX
 from byoc_agents.billing.recorder import Recorder, UsageIdentity
@@ -130,7 +130,7 @@ def destinations(
         found.append(
             clickhouse_destination(
                 server,
-                agent=NAME,
+                daemon=NAME,
                 setting="BYOC_BILLING_TARGET",
                 frequency=f"{own.window_seconds} s",
             )
@@ -141,7 +141,7 @@ def destinations(
         own.bucket,
         core.region,
         endpoint_url("s3", environ),
-        agent=NAME,
+        daemon=NAME,
         setting="BYOC_BILLING_BUCKET",
         frequency=f"{own.seal_seconds:g} s",
     )
@@ -151,7 +151,7 @@ def destinations(
 @asynccontextmanager
 async def opened(
     runtime: Runtime, clickhouse: ClickHouseSettings, own: Settings
-) -> AsyncIterator[Agent]:
+) -> AsyncIterator[Daemon]:
     """Build the scraper. Everything that it opens is closed at the end."""
     async with AsyncExitStack() as stack:
         spool = await stack.enter_async_context(runtime.spool(NAME))
@@ -182,7 +182,7 @@ async def opened(
             asleep_ns=asleep_ns if local else lambda: None,
             end_hint=own.end_hint,
         )
-        yield runtime.agent(
+        yield runtime.daemon(
             NAME, source=scraper, spool=spool, sink=sink, ledger=ledger, seal=scraper.seal
         )
 

@@ -74,7 +74,7 @@ class Scraper:
 
     def __init__(  # noqa: PLR0913  its dependencies
         self,
-        agent: str,
+        daemon: str,
         *,
         target: Target,
         recorder: Recorder,
@@ -99,7 +99,7 @@ class Scraper:
         when the target is about to end. From then on samples are taken every `HINTED_SAMPLE_MS`.
         `max_deferred` is how many periods are kept in memory while the spool accepts none.
         """
-        self._agent = agent
+        self._daemon = daemon
         self._target = target
         self._recorder = recorder
         self._pace = pace
@@ -107,7 +107,7 @@ class Scraper:
         self._spool = spool
         self._clock = clock
         self._metrics = metrics
-        self._samples = cache(partial(metrics.billing_samples.labels, agent))  # by source
+        self._samples = cache(partial(metrics.billing_samples.labels, daemon))  # by source
         self._prefix = prefix
         self._compression = compression
         self._sent = sent
@@ -115,7 +115,7 @@ class Scraper:
         self._asleep_ns = asleep_ns
         self._end_hint = end_hint
         self._max_deferred = max_deferred
-        self._log = structlog.get_logger().bind(agent=agent)
+        self._log = structlog.get_logger().bind(daemon=daemon)
         self._checkpoint: Checkpoint | None = None
         self._rolled_back = False  # the spool is older than the records that were sent
         self._sent_epochs: set[int] = set()  # epochs found in the ledger
@@ -124,8 +124,8 @@ class Scraper:
         self._secondary_window = -1
         self._seal_interval: int | None = None  # of the last seal
         self._stale = True  # the checkpoint in memory may differ from the spool's
-        self._trouble = ""  # last error of the target
-        self._spool_trouble = ""
+        self._target_error = ""  # the last one, also of a better source than the one in use
+        self._spool_error = ""
 
     async def run(self) -> None:
         """Sample at every full sample interval of the wall clock, until cancelled.
@@ -258,7 +258,7 @@ class Scraper:
         if broken or latest >= epoch:
             epoch = await self._spool.later_epoch(max(sample.wall_ms, latest + 1))
         state, periods = self._meter.start(sample, reason, since_ms=self._uncertain_since_ms)
-        self._log.warning("billing.epoch", epoch=epoch, reason=reason)
+        self._log.warning("billing.epoch_started", epoch=epoch, reason=reason)
         begun = Checkpoint(epoch=epoch, sequence=0, state=state)
         await self._write_periods(begun, state, periods, always=True)
 
@@ -280,7 +280,7 @@ class Scraper:
             lines = [encode(record) for record in records]
             checkpoint = {CHECKPOINT: msgspec.json.encode(after)}
             await self._commit(Change(stage=lines, state=checkpoint))
-            self._spool_trouble = ""
+            self._spool_error = ""
             self._staged += lines
             for record in records:
                 self._count_record(record.data)
@@ -323,7 +323,7 @@ class Scraper:
         )
         await self._commit(Change(messages=[message], unstage=len(lines)))
         del self._staged[: len(lines)]
-        self._log.info("billing.seal", id=message.id, records=len(lines), bytes=len(message.body))
+        self._log.info("billing.sealed", id=message.id, records=len(lines), bytes=len(message.body))
 
     async def _commit(self, change: Change) -> None:
         """Make a change durable. Raises SpoolError.
@@ -365,31 +365,31 @@ class Scraper:
     def _count_sample(self, seen: TargetObservation) -> None:
         source = seen.reading.source if seen.reading else "none"
         self._samples(source).inc()
-        self._report_trouble(seen.trouble)
+        self._report_target_error(seen.error)
 
     def _report_spool_error(self, error: SpoolError) -> None:
-        self._metrics.spool_errors.labels(self._agent, type(error).__name__).inc()
-        if not self._spool_trouble:
-            self._log.error("billing.spool_trouble", trouble=str(error))
-        self._spool_trouble = str(error)
+        self._metrics.spool_errors.labels(self._daemon, error.reason).inc()
+        if not self._spool_error:
+            self._log.error("billing.write_failed", error=str(error))
+        self._spool_error = str(error)
 
-    def _report_trouble(self, trouble: str) -> None:
-        if trouble and trouble != self._trouble:
-            self._log.warning("billing.trouble", trouble=trouble)
-        self._trouble = trouble
-        if trouble:
-            self._metrics.billing_trouble_samples.labels(self._agent).inc()
+    def _report_target_error(self, error: str) -> None:
+        if error and error != self._target_error:
+            self._log.warning("billing.source_degraded", error=error)
+        self._target_error = error
+        if error:
+            self._metrics.billing_degraded_samples.labels(self._daemon).inc()
 
     def _count_record(self, usage: Usage) -> None:
-        self._metrics.billing_records.labels(self._agent, usage.quality).inc()
+        self._metrics.billing_records.labels(self._daemon, usage.quality).inc()
         start, end = usage.charge_period_start, usage.charge_period_end
         if usage.quality == "gap":
             seconds = (parse_rfc3339(end) - parse_rfc3339(start)) / 1000
-            self._metrics.billing_gap_seconds.labels(self._agent, usage.gap_reason).inc(seconds)
-            self._log.warning("billing.gap", reason=usage.gap_reason, start=start, end=end)
+            self._metrics.billing_gap_seconds.labels(self._daemon, usage.gap_reason).inc(seconds)
+            self._log.warning("billing.gap_recorded", reason=usage.gap_reason, start=start, end=end)
         elif usage.restart_observed or usage.source_changed or usage.clock_step_milliseconds:
             self._log.warning(
-                "billing.event",
+                "billing.discontinuity",
                 restart_observed=usage.restart_observed,
                 source_changed=usage.source_changed,
                 clock_step_milliseconds=usage.clock_step_milliseconds,
@@ -402,8 +402,8 @@ class Scraper:
         deferred = checkpoint.deferred if checkpoint else ()
         return {
             "target": str(self._target),
-            "target_trouble": self._trouble,
-            "spool_trouble": self._spool_trouble,
+            "target_error": self._target_error,
+            "spool_error": self._spool_error,
             "epoch": checkpoint.epoch if checkpoint else None,
             "next_sequence": checkpoint.sequence if checkpoint else None,
             "source": window.reading.source if window else None,

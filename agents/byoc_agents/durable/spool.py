@@ -262,7 +262,7 @@ class Spool:
         self._open_store()
         self.resets += 1
         self.salvaged += rows
-        structlog.get_logger().error("spool.damaged", error=str(error), aside=aside, rows=rows)
+        structlog.get_logger().error("spool.corrupted", error=str(error), aside=aside, rows=rows)
         self._refused = None
         return SpoolCorruptError(f"{error}; {aside}, {rows} rows taken over")
 

@@ -41,7 +41,7 @@ from byoc_agents.ledger.segments import Segments
 
 MIN_BYTES = 64 * 1024
 SEGMENTS = 8  # how many share the bound: a removal takes an eighth of the history
-MAX_OPEN = 1000  # intents without an outcome; more only if an agent were cancelled that often
+MAX_OPEN = 1000  # intents without an outcome; more only if a daemon were cancelled that often
 HEAD_BYTES = 128  # the numbers and hashes that a line gets when it is written, less than this
 
 
@@ -256,7 +256,7 @@ class Chain:
         self._tail.take(self.segments.path(number), len(content))
         self._number = number
         self._advance(head)
-        structlog.get_logger().info("ledger.segment", segment=number, head=str(head))
+        structlog.get_logger().info("ledger.segment_started", segment=number, head=str(head))
 
     def _sync(self) -> None:
         if self._tail.unsynced:

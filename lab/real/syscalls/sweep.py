@@ -174,7 +174,7 @@ async def differences(directory: Path, *, takes: bool) -> list[str]:
     wrong += [] if dead == [message(100)] else [f"dead letters: {dead}"]
     wrong += [] if rest == ([b"line"], b"v", 0) else [f"lines, checkpoint, resets: {rest}"]
     async with FileLedger(directory / "ledger", clock=SystemClock(), max_bytes=1 << 16) as ledger:
-        wrong += [ledger.trouble] if ledger.trouble else []
+        wrong += [ledger.last_error] if ledger.last_error else []
     return wrong + [str(problem) for problem in verify(directory / "ledger").problems]
 
 

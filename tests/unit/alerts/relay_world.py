@@ -87,8 +87,8 @@ class World:
 
     def fates(self) -> dict[str, float]:
         samples = [s for family in self.registry.collect() for s in family.samples]
-        totals = [s for s in samples if s.name == "byoc_alerts_total"]
-        return {s.labels["fate"]: s.value for s in totals if s.value}
+        totals = [s for s in samples if s.name == "byoc_alerts_received_total"]
+        return {s.labels["outcome"]: s.value for s in totals if s.value}
 
 
 def alert(name: str = "Down", status: str = "firing", **changes: Any) -> dict[str, Any]:

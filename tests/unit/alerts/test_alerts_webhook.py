@@ -41,8 +41,8 @@ async def test_what_is_not_stored_is_answered_so_that_alertmanager_tries_again(
         got, text, _ = await world.post()
         assert got == status
         assert str(error) not in text
-        requests = {"agent": "a", "status": str(status)}
-        assert world.registry.get_sample_value("byoc_alerts_requests_total", requests) == 1
+        requests = {"daemon": "a", "code": str(status)}
+        assert world.registry.get_sample_value("byoc_webhook_requests_total", requests) == 1
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b"null", b"<html>"])
@@ -99,7 +99,9 @@ async def test_a_rotated_token_counts_at_once_and_an_emptied_file_changes_nothin
             assert (await world.post(Authorization="Bearer second"))[0] == 200
             file.unlink()
             assert (await world.post(Authorization="Bearer second"))[0] == 200
-    assert [(line["event"], line["reason"]) for line in logs[:1]] == [("secret.kept", "empty")]
+    assert [(line["event"], line["reason"]) for line in logs[:1]] == [
+        ("secret.reload_failed", "empty")
+    ]
     assert "second" not in repr(logs)
 
 

@@ -116,14 +116,14 @@ async def test_a_full_spool_makes_one_long_record(bench: Bench) -> None:
     staged = len(await bench.records())
     await bench.reopen(max_bytes=1)
     await bench.ticks(60)
-    assert "bytes are over" in bench.scraper.status()["spool_trouble"]
+    assert "bytes are over" in bench.scraper.status()["spool_error"]
     assert len(await bench.records()) == staged
     scraper = bench.scraper
     await bench.reopen(max_bytes=1 << 20)
     scraper._spool = bench.spool
     bench.scraper = scraper
     await bench.ticks(13)
-    assert bench.scraper.status()["spool_trouble"] == ""
+    assert bench.scraper.status()["spool_error"] == ""
     longest = max((await bench.records())[1:], key=lambda r: r.data.elapsed_milliseconds).data
     assert longest.elapsed_milliseconds > 300_000
     assert longest.quality == "measured"
@@ -211,9 +211,9 @@ async def test_a_stop_in_the_midst_of_a_write_loses_and_repeats_nothing(
 async def test_trouble_is_logged_once_and_shown(
     bench: Bench, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bench.target.observation = TargetObservation(None, trouble="cgroup.v2: not there", absent=True)
+    bench.target.observation = TargetObservation(None, error="cgroup.v2: not there", absent=True)
     await bench.ticks(30)
-    assert bench.scraper.status()["target_trouble"] == "cgroup.v2: not there"
+    assert bench.scraper.status()["target_error"] == "cgroup.v2: not there"
     assert capsys.readouterr().out.count("not there") == 1
     gaps = [r.data.gap_reason for r in await bench.records()]
     assert set(gaps) == {"target_absent"}

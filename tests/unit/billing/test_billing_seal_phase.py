@@ -50,7 +50,7 @@ def test_the_default_seal_interval_is_a_quarter_of_an_hour() -> None:
     assert Settings(bucket="b").seal_seconds == 900
 
 
-def test_the_phase_is_the_same_after_a_restart_of_the_agent() -> None:
+def test_the_phase_is_the_same_after_a_restart_of_the_daemon() -> None:
     assert seal_phase_ms("0b51c2f4", SEAL_MS) == seal_phase_ms("0b51c2f4", SEAL_MS)
 
 

@@ -117,15 +117,15 @@ async def test_a_group_is_done_in_the_order_of_asking(spool: Spool) -> None:
 async def test_a_second_process_is_told_which_directory_is_taken(
     spool: Spool, tmp_path: Path
 ) -> None:
-    with pytest.raises(SpoolUnavailableError, match=f"{tmp_path} is in use by another agent"):
+    with pytest.raises(SpoolUnavailableError, match=f"{tmp_path} is in use by another daemon"):
         await spool_at(tmp_path).__aenter__()
     await spool.put(message(1))
 
 
 async def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(SpoolUnavailableError, match=f"{tmp_path}/file/agent: Not a directory"):
-        await spool_at(tmp_path / "file" / "agent").__aenter__()
+    with pytest.raises(SpoolUnavailableError, match=f"{tmp_path}/file/daemon: Not a directory"):
+        await spool_at(tmp_path / "file" / "daemon").__aenter__()
 
 
 async def test_a_directory_in_the_place_of_the_file_is_an_error_and_frees_the_lock(

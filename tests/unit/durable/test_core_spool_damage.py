@@ -146,7 +146,7 @@ LOSSES = {"file": Path.unlink, "directory": lambda path: shutil.rmtree(path.pare
 async def test_a_file_deleted_while_running_is_still_read_and_written_again(
     tmp_path: Path, lose: Callable[[Path], None]
 ) -> None:
-    directory = tmp_path / "agent"
+    directory = tmp_path / "daemon"
     async with spool_at(directory) as spool:
         await spool.put(message(1))
         lose(spool.path)
@@ -170,7 +170,7 @@ async def test_a_file_deleted_while_running_is_still_read_and_written_again(
 
 async def test_a_file_replaced_while_running_is_not_written_to(tmp_path: Path) -> None:
     await fill(tmp_path / "other", messages=1)
-    async with spool_at(tmp_path / "agent") as spool:
+    async with spool_at(tmp_path / "daemon") as spool:
         await spool.put(message(5))
         (tmp_path / "other" / "spool.db").replace(spool.path)
         with pytest.raises(SpoolCorruptError, match="set aside as"):
@@ -227,7 +227,7 @@ async def test_everybody_in_the_group_is_told_and_nobody_hangs(tmp_path: Path) -
 
 
 async def test_no_place_for_a_new_file_is_unavailable_until_there_is_one(tmp_path: Path) -> None:
-    directory = tmp_path / "agent"
+    directory = tmp_path / "daemon"
     async with spool_at(directory) as spool:
         await spool.put(message(1))
         shutil.rmtree(directory)

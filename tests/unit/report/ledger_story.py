@@ -27,13 +27,13 @@ async def story(state_dir: Path, hours: int = 30, *, keep_bodies: bool = True) -
     clock = FakeClock(wall_ms=START_MS)
     made = [
         FileLedger(
-            state_dir / agent / "ledger",
+            state_dir / daemon / "ledger",
             clock=clock,
             max_bytes=BOUND,
             keep_bodies=keep_bodies,
             disk=QuickDisk(),
         )
-        for agent in ("billing-scraper", "state-exporter", "alert-forwarder")
+        for daemon in ("billing-scraper", "state-exporter", "alert-forwarder")
     ]
     billing, state, alerts = made
     async with billing, state, alerts:
@@ -53,7 +53,7 @@ async def story(state_dir: Path, hours: int = 30, *, keep_bodies: bool = True) -
         alerts.note_refused("redirect", "302 of https://api.control-plane.example to elsewhere")
         late = [alert(clock.wall_ns() // 1_000_000, 99_999)]
         await send(alerts, CONTROL_PLANE, late, trouble(Reason.REJECTED, "status 422"))
-        await alerts.intent(CONTROL_PLANE, late)  # and then the agent ended
+        await alerts.intent(CONTROL_PLANE, late)  # and then the daemon ended
     return state_dir
 
 
