@@ -22,8 +22,8 @@ from byoc_agents.billing.sources.reading import Reading
 from byoc_agents.billing.sources.select import TargetObservation
 from byoc_agents.delivery.shipper import Shipper
 from byoc_agents.delivery.sink import Message, Outcome
+from byoc_agents.durable.model import Change
 from byoc_agents.durable.spool import Spool
-from byoc_agents.durable.store import Change
 from byoc_agents.egress.aws import aws_session
 from byoc_agents.egress.destinations import s3_destination
 from byoc_agents.egress.gate import Gate

@@ -29,8 +29,8 @@ from byoc_agents.alerts.payload import Received, Status, read
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.cloudevents import Event, encode
 from byoc_agents.delivery.sink import Message
+from byoc_agents.durable.model import Change
 from byoc_agents.durable.spool import Spool
-from byoc_agents.durable.write_batch import Change
 from byoc_agents.errors import SpoolError, SpoolFullError
 
 REOPEN_MS = 5 * 60 * 1000  # Alertmanager's default resolve_timeout and group_interval

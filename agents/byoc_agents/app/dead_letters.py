@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 
 from byoc_agents.app.cloudevents import rfc3339
+from byoc_agents.durable.model import DeadLetter
 from byoc_agents.durable.store import Store
-from byoc_agents.durable.write_batch import DeadLetter
 from byoc_agents.errors import SpoolError
 
 STATE_DIR = "/var/lib/byoc-agents"  # BYOC_STATE_DIR's default
@@ -86,19 +86,10 @@ def _resend(state_dir: Path, ids: Sequence[str]) -> int:
         with closing(Store(path, max_bytes=UNBOUNDED)) as store:
             there = [letter.message.id for letter in store.dead_letters()]
             wanted = [one for one in there if ALL in ids or one in missing]
-            _revive(store, wanted)
+            with store.transaction():
+                for message_id in wanted:
+                    store.requeue(message_id)
         missing -= set(wanted)
         sys.stdout.writelines(f"{path.parent.name} {one}\n" for one in wanted)
     sys.stderr.writelines(f"no dead letter {one}\n" for one in sorted(missing))
     return NOT_FOUND if missing else SUCCESS
-
-
-def _revive(store: Store, ids: Sequence[str]) -> None:
-    store.begin()
-    try:
-        for message_id in ids:
-            store.requeue(message_id)
-        store.commit()
-    except BaseException:
-        store.roll_back()
-        raise

@@ -37,8 +37,8 @@ from byoc_agents.billing.rollback import (
 )
 from byoc_agents.billing.sources.select import Target, TargetObservation
 from byoc_agents.billing.window import HOUR_MS, MeterState, Period, Sample
-from byoc_agents.durable.spool import EPOCH, ORIGIN, Spool
-from byoc_agents.durable.store import Change
+from byoc_agents.durable.model import Change
+from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import SpoolCorruptError, SpoolError
 
 CHECKPOINT = "billing/meter"
@@ -248,14 +248,12 @@ class Scraper:
 
     async def _start_epoch(self, sample: Sample) -> None:
         """Start an epoch without a checkpoint. Earlier usage becomes a gap."""
-        marks = await self._spool.state("spool/")
-        broken = CHECKPOINT in await self._spool.state(
-            CHECKPOINT
-        )  # it exists, but cannot be decoded
-        epoch, latest = int(marks[EPOCH]), max(self._sent_epochs, default=0)
-        corrupt = self._rolled_back or epoch in self._sent_epochs or marks[ORIGIN] == b"corrupt"
+        info = await self._spool.info()
+        undecodable = CHECKPOINT in await self._spool.state(CHECKPOINT)
+        epoch, latest = info.epoch, max(self._sent_epochs, default=0)
+        corrupt = self._rolled_back or epoch in self._sent_epochs or info.replaced
         reason: GapReason = "spool_corrupt" if corrupt else "no_checkpoint"
-        if broken or latest >= epoch:
+        if undecodable or latest >= epoch:
             epoch = await self._spool.later_epoch(max(sample.wall_ms, latest + 1))
         state, periods = self._meter.start(sample, reason, since_ms=self._uncertain_since_ms)
         self._log.warning("billing.epoch_started", epoch=epoch, reason=reason)

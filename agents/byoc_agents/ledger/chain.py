@@ -17,8 +17,7 @@ from byoc_agents import __version__
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.cloudevents import rfc3339
 from byoc_agents.delivery.sink import Message
-from byoc_agents.durable.files import settle
-from byoc_agents.durable.lock import lock_refusal
+from byoc_agents.durable.files import lock_refusal, settle
 from byoc_agents.ledger import recovery as opening
 from byoc_agents.ledger.appender import Tail
 from byoc_agents.ledger.files import Disk

@@ -14,8 +14,8 @@ import structlog
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.delivery.sink import Message
-from byoc_agents.durable.spool import EPOCH, Spool
-from byoc_agents.durable.store import Change
+from byoc_agents.durable.model import Change
+from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import SpoolError
 from byoc_agents.state.message import MessageKind, Position
 
@@ -89,7 +89,7 @@ class Stream:
             return False
 
     async def _read_spool_epoch(self) -> Position:
-        return Position(epoch=int((await self._spool.state(EPOCH))[EPOCH]))
+        return Position(epoch=(await self._spool.info()).epoch)
 
     async def _start_epoch(self, least_ms: int = 0) -> Position:
         now_ms = self._clock.wall_ns() // 1_000_000

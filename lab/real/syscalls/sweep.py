@@ -23,8 +23,8 @@ from typing import NamedTuple
 
 from byoc_agents.app import logging as log
 from byoc_agents.app.clock import SystemClock
+from byoc_agents.durable.model import Change
 from byoc_agents.durable.spool import Spool
-from byoc_agents.durable.write_batch import Change
 from byoc_agents.errors import ByocError
 from byoc_agents.ledger import FileLedger
 from byoc_agents.ledger.verify import verify

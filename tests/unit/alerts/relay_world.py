@@ -12,7 +12,7 @@ from byoc_agents.alerts.relay import Relay, Rules
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.delivery.sink import Message
-from byoc_agents.durable.write_batch import Change
+from byoc_agents.durable.model import Change
 
 START_MS = 1795460754988
 RULES = Rules(

@@ -248,7 +248,7 @@ async def test_a_full_spool_is_503_until_there_is_room(tmp_path: Path) -> None:
         world = World(tmp_path, plane, receiver, own, core)
         await world.start()
         bodies = [FIRING.replace(b"19:05:54.988Z", b"19:%02d:54.988Z" % n) for n in range(10)]
-        world.daemon.spool._store._max_bytes = 9000  # type: ignore[union-attr]
+        world.daemon.spool._file._store._max_bytes = 9000  # type: ignore[union-attr]
         statuses = [await world.notify(body) for body in bodies]
         assert statuses == [200] * statuses.count(200) + [503] * statuses.count(503)
         assert 0 < statuses.count(200) < 10

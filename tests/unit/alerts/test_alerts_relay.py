@@ -8,8 +8,8 @@ import pytest
 
 from byoc_agents.alerts.dedup import Told
 from byoc_agents.app.clock import SystemClock
+from byoc_agents.durable.model import Change
 from byoc_agents.durable.spool import Spool
-from byoc_agents.durable.write_batch import Change
 from byoc_agents.errors import SpoolFullError, SpoolUnavailableError
 from tests.unit.alerts.relay_world import Memory, World, alert
 

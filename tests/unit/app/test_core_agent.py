@@ -210,7 +210,7 @@ async def test_each_damaged_spool_file_is_counted_once(tmp_path: Path) -> None:
 async def test_the_daemon_is_not_ready_without_its_spool(tmp_path: Path) -> None:
     async with world(tmp_path) as it:
         assert await it.daemon.not_ready_reason() == ""
-        it.spool._refused = SpoolUnavailableError("disk")
+        it.spool._file.write_error = SpoolUnavailableError("disk")
         assert await it.daemon.not_ready_reason() == ""  # a write works again
     assert await it.daemon.not_ready_reason() == "spool: the spool is not open"
 

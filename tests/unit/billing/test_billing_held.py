@@ -11,8 +11,8 @@ import pytest
 from byoc_agents.billing.record import Usage
 from byoc_agents.billing.sources.reading import Reading
 from byoc_agents.billing.sources.select import TargetObservation
+from byoc_agents.durable.model import Change
 from byoc_agents.durable.spool import Spool
-from byoc_agents.durable.store import Change
 from byoc_agents.errors import SpoolUnavailableError
 from tests.unit.billing.scraper_bench import SECOND, Bench
 

@@ -15,8 +15,8 @@ from byoc_agents.billing.record import Usage, UsageRecord
 from byoc_agents.billing.scraper import CHECKPOINT
 from byoc_agents.billing.sources.select import TargetObservation
 from byoc_agents.billing.window import HOUR_MS
+from byoc_agents.durable.model import Change
 from byoc_agents.durable.spool import Spool
-from byoc_agents.durable.store import Change
 from byoc_agents.errors import SpoolFullError
 from tests.unit.billing.scraper_bench import SECOND, Bench
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from byoc_agents.delivery.sink import Message
+from byoc_agents.durable.model import Change
 from byoc_agents.durable.store import ROW_OVERHEAD_BYTES
-from byoc_agents.durable.write_batch import Change
 from byoc_agents.errors import SpoolError, SpoolFullError
 
 

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 from hypothesis import strategies as st
 
 from byoc_agents.delivery.sink import Message
+from byoc_agents.durable.model import Change
 from byoc_agents.durable.spool import Spool
 from byoc_agents.durable.store import ROW_OVERHEAD_BYTES
-from byoc_agents.durable.write_batch import Change
 from byoc_agents.errors import SpoolError, SpoolUnavailableError
 from tests.unit.durable.plain_spool import Model
 

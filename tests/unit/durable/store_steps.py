@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from byoc_agents.delivery.sink import Message
+from byoc_agents.durable.model import Change
 from byoc_agents.durable.store import Store
-from byoc_agents.durable.write_batch import Change
 
 
 def message(number: int, body: bytes = b"body", *, replaces: str = "") -> Message:
@@ -13,13 +13,8 @@ def message(number: int, body: bytes = b"body", *, replaces: str = "") -> Messag
 
 def do(store: Store, work: Callable[[], object]) -> None:
     """One transaction."""
-    store.begin()
-    try:
+    with store.transaction():
         work()
-        store.commit()
-    except BaseException:
-        store.roll_back()
-        raise
 
 
 def apply(store: Store, **change: object) -> None:

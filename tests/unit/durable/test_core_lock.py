@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from byoc_agents.durable.lock import DirectoryLock
+from byoc_agents.durable.files import DirectoryLock
+from byoc_agents.durable.model import Change
 from byoc_agents.durable.recovery import make
 from byoc_agents.durable.schema import translated
-from byoc_agents.durable.spool import EPOCH, Spool
-from byoc_agents.durable.write_batch import Change
+from byoc_agents.durable.spool import Spool
+from byoc_agents.durable.spool_file import EPOCH
 from byoc_agents.errors import SpoolUnavailableError, SpoolUnusableError
 from lab.fakes.core import FakeClock
 
@@ -126,7 +127,7 @@ def test_a_disk_that_fails_is_not_another_agent(
 def test_another_process_that_holds_the_lock_is_named_as_such(tmp_path: Path) -> None:
     holder = os.open(tmp_path / "lock", os.O_CREAT | os.O_RDWR)
     fcntl.flock(holder, fcntl.LOCK_EX)
-    with pytest.raises(SpoolUnusableError, match="in use by another agent; expected one process"):
+    with pytest.raises(SpoolUnusableError, match="in use by another daemon; expected one process"):
         DirectoryLock(tmp_path).hold()
     os.close(holder)
     DirectoryLock(tmp_path).hold()

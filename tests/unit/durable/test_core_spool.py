@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from byoc_agents.delivery.sink import Message
-from byoc_agents.durable.group import OperationKind
-from byoc_agents.durable.spool import EPOCH, ORIGIN, Spool
+from byoc_agents.durable.model import Change
+from byoc_agents.durable.spool import Spool
+from byoc_agents.durable.spool_file import EPOCH, ORIGIN
 from byoc_agents.durable.store import ROW_OVERHEAD_BYTES, Store
-from byoc_agents.durable.write_batch import Change
+from byoc_agents.durable.worker import OperationKind
 from byoc_agents.errors import SpoolFullError, SpoolUnavailableError
 from lab.fakes.core import START_MS, FakeClock, settle
 
@@ -40,7 +41,7 @@ class Held:
 
     def __init__(self, spool: Spool) -> None:
         self._gate = threading.Event()
-        self.task = asyncio.ensure_future(spool._writer.ask(self._wait, OperationKind.READ))
+        self.task = asyncio.ensure_future(spool._worker.ask(self._wait, OperationKind.READ))
 
     def _wait(self, _: Store) -> None:
         self._gate.wait(30)
@@ -85,7 +86,7 @@ async def test_64_producers_share_few_transactions(spool: Spool) -> None:
         nonlocal commits
         commits += statement == "COMMIT"
 
-    await spool._writer.ask(lambda s: s.connection.set_trace_callback(count), OperationKind.READ)
+    await spool._worker.ask(lambda s: s.connection.set_trace_callback(count), OperationKind.READ)
     held = Held(spool)
     puts = asyncio.gather(*(spool.put(message(n)) for n in range(64)))
     await held.close_file()
@@ -160,7 +161,7 @@ async def test_a_defect_reaches_its_caller_only_and_the_thread_lives(spool: Spoo
     held = Held(spool)
     group = [
         spool.put(message(1)),
-        spool._writer.ask(defect, OperationKind.SHRINK),
+        spool._worker.ask(defect, OperationKind.SHRINK),
         spool.put(message(2)),
     ]
     gathered = asyncio.gather(*group, return_exceptions=True)
@@ -173,15 +174,15 @@ async def test_a_defect_reaches_its_caller_only_and_the_thread_lives(spool: Spoo
 
 
 async def test_a_defect_of_the_writer_itself_answers_everybody(spool: Spool) -> None:
-    store = spool._store
+    store = spool._file._store
     assert store is not None
-    spool._store = object()  # type: ignore[assignment]
+    spool._file._store = object()  # type: ignore[assignment]
     answers = await asyncio.gather(
         spool.put(message(1)), spool.head(), spool.remove(["x"]), return_exceptions=True
     )
     assert [type(answer) for answer in answers] == [RuntimeError] * 3
     store.close()
-    spool._store = None
+    spool._file._store = None
     await spool.put(message(2))
     assert await ids(spool) == ["m2"]
 

@@ -13,14 +13,13 @@ from typing import Any
 import pytest
 
 from byoc_agents.app.clock import SystemClock
-from byoc_agents.durable.rows import count
 from byoc_agents.durable.spool import Spool
-from byoc_agents.durable.store import Store
+from byoc_agents.durable.store import Store, count
 
 KILLED = """
 import asyncio, hashlib, sys
 from pathlib import Path
-from byoc_agents.durable.write_batch import Change
+from byoc_agents.durable.model import Change
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.spool import Spool
@@ -73,8 +72,8 @@ async def test_every_acknowledged_put_survives_sigkill(tmp_path: Path) -> None:
         assert spool.resets == 0
         found = {m.id: m for m in await spool.head(1 << 20, 1 << 30)}
         state = await spool.state("k")
-        assert spool._store is not None
-        assert spool._store._totals == count(spool._store.connection)
+        assert spool._file._store is not None
+        assert spool._file._store._totals == count(spool._file._store.connection)
     assert len(told) > 100
     assert {f"m{n}" for n in told} <= found.keys()
     assert found == {name: names["message"](int(name[1:])) for name in found}

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from byoc_agents.delivery.sink import Message
+from byoc_agents.durable.model import Change
 from byoc_agents.durable.recovery import KEPT_DAMAGED
-from byoc_agents.durable.spool import EPOCH, ORIGIN, Spool
-from byoc_agents.durable.write_batch import Change
+from byoc_agents.durable.spool import Spool
+from byoc_agents.durable.spool_file import EPOCH, ORIGIN
 from byoc_agents.errors import SpoolCorruptError, SpoolUnavailableError
 from lab.fakes.core import START_MS, FakeClock
 
@@ -247,7 +248,7 @@ async def test_no_place_for_a_new_file_is_unavailable_until_there_is_one(tmp_pat
 async def test_a_file_that_went_while_it_was_closed_is_told_as_lost(tmp_path: Path) -> None:
     async with spool_at(tmp_path) as spool:
         await spool.put(message(1))
-        spool.close_file()
+        spool._file.close()
         spool.path.unlink()
         with pytest.raises(SpoolCorruptError):
             await spool.put(message(2))

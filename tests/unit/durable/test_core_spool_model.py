@@ -21,8 +21,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from byoc_agents.durable.model import Change
 from byoc_agents.durable.spool import Spool
-from byoc_agents.durable.write_batch import Change
 from byoc_agents.errors import SpoolCorruptError, SpoolUnavailableError
 from lab.fakes.core import FakeClock
 from tests.unit.durable.lost_writes import cut_short, image

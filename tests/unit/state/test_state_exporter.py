@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from byoc_agents.durable.store import Change
+from byoc_agents.durable.model import Change
 from tests.unit.state.exporter_bench import Bench, bench
 
 

@@ -49,3 +49,10 @@ class Totals(msgspec.Struct, frozen=True):
     bytes: int = 0
     oldest_created_at_ms: int | None = None  # of the oldest unsent message
     dead_letters: int = 0
+
+
+class SpoolInfo(msgspec.Struct, frozen=True):
+    """How the spool's file came to be."""
+
+    epoch: int  # its creation, milliseconds since 1970; later than that of all earlier files here
+    replaced: bool  # it replaced a damaged or lost file, so checkpoints were lost
