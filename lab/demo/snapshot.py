@@ -66,7 +66,7 @@ class Now:
     @property
     def webhook(self) -> str:
         """Return where the forwarder listens; empty while it does not."""
-        return str(self.status.get(FORWARDER, {}).get("webhook", ""))
+        return str(self.status.get(FORWARDER, {}).get("webhook_address", ""))
 
     @property
     def restarts(self) -> int:

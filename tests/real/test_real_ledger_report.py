@@ -114,7 +114,7 @@ async def test_nothing_in_a_ledger_becomes_part_of_the_page(tmp_path: Path, brow
     async with ledger(tmp_path / "daemon" / "ledger", keep_bodies=True) as made:
         line = await made.intent(evil, [message])
         await made.receipt(line, [message], [SendError(Reason.REJECTED, evil)])
-        made.note_refused(evil, evil)
+        made.record_refusal(evil, evil)
     url = await page_of(tmp_path)
     await browser.open(url)
     assert await browser.evaluate("document.title") == "Outbound data: byoc-agents"

@@ -183,7 +183,9 @@ async def one_message(settings: dict[str, str], arrived: asyncio.Event) -> None:
         clock=SystemClock(),
         metrics=Metrics(),
     )
-    async with daemon_spec(name).opened(runtime, made.clickhouse, made.daemons[name]) as daemon:
+    async with daemon_spec(name).open_daemon(
+        runtime, made.clickhouse, made.daemons[name]
+    ) as daemon:
         stop = asyncio.Event()
         task = asyncio.create_task(daemon.run(stop, 10.0))
         async with asyncio.timeout(30):

@@ -175,7 +175,7 @@ async def exporting(settings: dict[str, str]) -> AsyncIterator[None]:
         metrics=Metrics(),
     )
     async with AsyncExitStack() as stack:
-        opened = daemon_spec(name).opened(runtime, made.clickhouse, made.daemons[name])
+        opened = daemon_spec(name).open_daemon(runtime, made.clickhouse, made.daemons[name])
         daemon = await stack.enter_async_context(opened)
         stop = asyncio.Event()
         task = asyncio.create_task(daemon.run(stop, 10.0))

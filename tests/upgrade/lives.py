@@ -15,7 +15,7 @@ from byoc_agents.alerts.relay import Relay, Rules
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.billing.recorder import Recorder, UsageIdentity
-from byoc_agents.billing.scraper import Pace, Scraper
+from byoc_agents.billing.scraper import Intervals, Scraper
 from byoc_agents.billing.sources.reading import Reading
 from byoc_agents.billing.sources.select import TargetObservation
 from byoc_agents.delivery.shipper import Shipper
@@ -115,7 +115,7 @@ def scraper(life: Life) -> Scraper:
         BILLING,
         target=OneCore(life.clock),  # type: ignore[arg-type]  # the reading is simulated
         recorder=Recorder(identity=who, sample_ms=SAMPLE_SECONDS * 1000),
-        pace=Pace(sample_ms=SAMPLE_SECONDS * 1000, window_ms=60_000, seal_ms=300_000),
+        intervals=Intervals(sample_ms=SAMPLE_SECONDS * 1000, window_ms=60_000, seal_ms=300_000),
         spool=life.spool,
         clock=life.clock,
         metrics=life.metrics,

@@ -73,7 +73,7 @@ async def test_a_backlog_is_delivered_in_its_order_with_its_own_bytes(
     assert waiting
     sink = ListSink()
     async with life(old.state_dir, daemon, old.clock()) as one:
-        assert one.spool.resets == 0
+        assert one.spool.corruptions == 0
         await one.ship(sink)
     assert list(sink.stored.items()) == waiting
 

@@ -22,7 +22,7 @@ from byoc_agents.alerts.counts import Counts
 from byoc_agents.alerts.http_server import NAMELESS
 from byoc_agents.alerts.payload import NotAWebhookError
 from byoc_agents.alerts.relay import Relay
-from byoc_agents.alerts.reloadable_secret import Secret
+from byoc_agents.alerts.reloadable_secret import ReloadableSecret
 from byoc_agents.errors import SpoolError
 
 PATH = "/v1/alerts"
@@ -53,7 +53,12 @@ class Webhook:
     """The handler and its bounds."""
 
     def __init__(
-        self, relay: Relay, token: Secret, counts: Counts, *, body_seconds: float = BODY_SECONDS
+        self,
+        relay: Relay,
+        token: ReloadableSecret,
+        counts: Counts,
+        *,
+        body_seconds: float = BODY_SECONDS,
     ) -> None:
         """Take an empty `token` where everybody who reaches the address may write."""
         self._relay = relay

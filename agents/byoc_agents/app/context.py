@@ -77,10 +77,10 @@ class Runtime(msgspec.Struct, frozen=True, dict=True):  # `dict`: for cached pro
             self.ledgers.append(ledger)
             yield ledger
 
-    def note_refused(self, reason: str, detail: str) -> None:
+    def record_refusal(self, reason: str, detail: str) -> None:
         """Record a refusal of the gate in all open ledgers. May be called from any thread."""
         for ledger in self.ledgers:
-            ledger.note_refused(reason, detail)
+            ledger.record_refusal(reason, detail)
 
     def clickhouse(self, url: str, settings: ClickHouseSettings) -> ClickHouse:
         """Return a client for one server, through the gate; to be opened with `async with`."""

@@ -90,7 +90,7 @@ class Daemon(msgspec.Struct, frozen=True):
         """Run until `stop`, then close open records and drain within the grace period."""
         log = structlog.get_logger().bind(daemon=self.name)
         log.info("daemon.started", pipeline=repr(self))
-        self.metrics.build(self.name)
+        self.metrics.create_series(self.name)
         source = asyncio.create_task(self._keep(self.source.run, "source"))
         shipper = asyncio.create_task(self._keep(self.shipper.run, "shipper"))
         try:
@@ -167,8 +167,8 @@ class Daemon(msgspec.Struct, frozen=True):
         self.metrics.spool_bytes.labels(self.name).set(totals.bytes)
         self.metrics.spool_dead_letters.labels(self.name).set(totals.dead_letters)
         self.metrics.spool_oldest_age_seconds.labels(self.name).set(age)
-        new = self.spool.resets - self.counted.get("corruptions", 0)
-        self.counted["corruptions"] = self.spool.resets
+        new = self.spool.corruptions - self.counted.get("corruptions", 0)
+        self.counted["corruptions"] = self.spool.corruptions
         self.metrics.spool_corruptions.labels(self.name).inc(new)
 
     async def not_ready_reason(self) -> str:

@@ -93,7 +93,7 @@ class Metrics:
         )
         self.build_info = gauge("byoc_build_info", "1, with the version", ("daemon", "version"))
 
-    def build(self, daemon: str) -> None:
+    def create_series(self, daemon: str) -> None:
         """Set the series that must exist from the start, so that an alert can see them at 0."""
         self.build_info.labels(daemon, __version__).set(1)
         for family in (self.messages_sent, self.messages_sent_bytes, self.spool_corruptions):

@@ -59,7 +59,7 @@ class DaemonSpec(msgspec.Struct, frozen=True):
     name: str
     settings: type[msgspec.Struct]
     destinations: Callable[..., list[Destination]]
-    opened: Callable[..., AbstractAsyncContextManager[Daemon]]
+    open_daemon: Callable[..., AbstractAsyncContextManager[Daemon]]
 
 
 class Configuration(msgspec.Struct, frozen=True):
@@ -83,15 +83,15 @@ def daemon_spec(name: str) -> DaemonSpec:
         case "billing-scraper":
             from byoc_agents.billing import daemon as billing  # noqa: PLC0415
 
-            return DaemonSpec(name, billing.Settings, billing.destinations, billing.opened)
+            return DaemonSpec(name, billing.Settings, billing.destinations, billing.open_daemon)
         case "state-exporter":
             from byoc_agents.state import daemon as state  # noqa: PLC0415
 
-            return DaemonSpec(name, state.Settings, state.destinations, state.opened)
+            return DaemonSpec(name, state.Settings, state.destinations, state.open_daemon)
         case "alert-forwarder":
             from byoc_agents.alerts import daemon as alerts  # noqa: PLC0415
 
-            return DaemonSpec(name, alerts.Settings, alerts.destinations, alerts.opened)
+            return DaemonSpec(name, alerts.Settings, alerts.destinations, alerts.open_daemon)
     raise ConfigError([f"{name}: unknown daemon: expected {', '.join(DAEMONS)}"])
 
 
@@ -128,7 +128,7 @@ async def run(configuration: Configuration) -> int:
     core, stop = configuration.core, asyncio.Event()
     with _stopping(stop), _mistakes():
         async with (
-            _put_together(configuration) as (daemons, metrics),
+            _build_daemons(configuration) as (daemons, metrics),
             serve(daemons, metrics, core.listen),
         ):
             for daemon in daemons:  # not in `drain`, which needs no address
@@ -142,7 +142,7 @@ async def drain(configuration: Configuration) -> int:
     """Send all stored messages and make no new ones. Return 0 if none are left, else 1."""
     stop = asyncio.Event()
     with _stopping(stop), _mistakes():
-        async with _put_together(configuration) as (daemons, _metrics):
+        async with _build_daemons(configuration) as (daemons, _metrics):
             left = await asyncio.gather(*(daemon.drain(stop) for daemon in daemons))
     return int(any(left))
 
@@ -173,7 +173,7 @@ def _mistakes() -> Iterator[None]:
 
 
 @asynccontextmanager
-async def _put_together(
+async def _build_daemons(
     configuration: Configuration,
 ) -> AsyncIterator[tuple[list[Daemon], Metrics]]:
     # asyncio has no parameter for this: docs/adr/0009, and
@@ -194,11 +194,11 @@ async def _put_together(
         clock=SystemClock(),
         metrics=metrics,
     )
-    refused.append(runtime.note_refused)
+    refused.append(runtime.record_refusal)
     async with AsyncExitStack() as stack:
         daemons = []
         for name, settings in configuration.daemons.items():
-            opened = daemon_spec(name).opened(runtime, configuration.clickhouse, settings)
+            opened = daemon_spec(name).open_daemon(runtime, configuration.clickhouse, settings)
             daemons.append(await stack.enter_async_context(opened))
         yield daemons, metrics
 

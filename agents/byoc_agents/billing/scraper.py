@@ -37,7 +37,7 @@ from byoc_agents.billing.rollback import (
 )
 from byoc_agents.billing.sources.select import Target, TargetObservation
 from byoc_agents.billing.window import HOUR_MS, MeterState, Period, Sample
-from byoc_agents.durable.model import Change
+from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import SpoolCorruptError, SpoolError
 
@@ -50,7 +50,7 @@ HINTED_SAMPLE_MS = 100  # the sample interval after the file has appeared
 HINTED_MS = 600_000  # for this long: more than any usual terminationGracePeriodSeconds
 
 
-class Pace(msgspec.Struct, frozen=True, kw_only=True):
+class Intervals(msgspec.Struct, frozen=True, kw_only=True):
     """Intervals, milliseconds."""
 
     sample_ms: int
@@ -78,7 +78,7 @@ class Scraper:
         *,
         target: Target,
         recorder: Recorder,
-        pace: Pace,
+        intervals: Intervals,
         spool: Spool,
         clock: Clock,
         metrics: Metrics,
@@ -102,8 +102,8 @@ class Scraper:
         self._daemon = daemon
         self._target = target
         self._recorder = recorder
-        self._pace = pace
-        self._meter = Meter(window_ms=pace.window_ms)
+        self._intervals = intervals
+        self._meter = Meter(window_ms=intervals.window_ms)
         self._spool = spool
         self._clock = clock
         self._metrics = metrics
@@ -148,7 +148,7 @@ class Scraper:
     async def _wait_for_sample(self) -> None:
         """Wait until the next sample is due. Seal records that become due earlier."""
         if self._end_is_announced():
-            await self._clock.sleep(min(HINTED_SAMPLE_MS, self._pace.sample_ms) / 1000)
+            await self._clock.sleep(min(HINTED_SAMPLE_MS, self._intervals.sample_ms) / 1000)
             return
         due_ns = self._clock.boot_ns() + round(self._sample_wait_ms() * 1e6)
         while (left_ms := (due_ns - self._clock.boot_ns()) / 1e6) > 0:
@@ -242,7 +242,7 @@ class Scraper:
         if self._rolled_back or not (found and mine and same_position(found, mine)):
             self._checkpoint = None if self._rolled_back else found
         if gone := count_stored_lines(self._staged, sent):
-            await self._commit(Change(unstage=gone))
+            await self._commit(WriteBatch(unstage=gone))
             del self._staged[:gone]
         self._stale = False
 
@@ -277,7 +277,7 @@ class Scraper:
             ]
             lines = [encode(record) for record in records]
             checkpoint = {CHECKPOINT: msgspec.json.encode(after)}
-            await self._commit(Change(stage=lines, state=checkpoint))
+            await self._commit(WriteBatch(stage=lines, state=checkpoint))
             self._spool_error = ""
             self._staged += lines
             for record in records:
@@ -290,7 +290,7 @@ class Scraper:
         interval = self._interval_of(wall_ms)
         if self._staged:
             _, end_ms = charge_period_ms(self._staged[0])
-            overdue = wall_ms - end_ms >= self._pace.seal_ms + self._pace.window_ms
+            overdue = wall_ms - end_ms >= self._intervals.seal_ms + self._intervals.window_ms
             due = self._seal_interval is not None and interval != self._seal_interval
             if due or overdue or len(self._staged) >= MAX_LINES:
                 await self._seal_all()
@@ -298,11 +298,14 @@ class Scraper:
 
     def _interval_of(self, wall_ms: int) -> int:
         """Return the number of the seal interval that contains a time."""
-        return (wall_ms - self._pace.seal_phase_ms) // self._pace.seal_ms
+        return (wall_ms - self._intervals.seal_phase_ms) // self._intervals.seal_ms
 
     def _seal_wait_ms(self) -> float:
         wall_ms = self._clock.wall_ns() / 1e6
-        return self._pace.seal_ms - (wall_ms - self._pace.seal_phase_ms) % self._pace.seal_ms
+        return (
+            self._intervals.seal_ms
+            - (wall_ms - self._intervals.seal_phase_ms) % self._intervals.seal_ms
+        )
 
     async def _seal_all(self) -> None:
         """Seal all staged records, one object per hour in which records start."""
@@ -319,11 +322,11 @@ class Scraper:
             prefix=self._prefix,
             compression=self._compression,
         )
-        await self._commit(Change(messages=[message], unstage=len(lines)))
+        await self._commit(WriteBatch(messages=[message], unstage=len(lines)))
         del self._staged[: len(lines)]
         self._log.info("billing.sealed", id=message.id, records=len(lines), bytes=len(message.body))
 
-    async def _commit(self, change: Change) -> None:
+    async def _commit(self, change: WriteBatch) -> None:
         """Make a change durable. Raises SpoolError.
 
         The change may be stored even if the commit fails or is cancelled, so the checkpoint must
@@ -334,7 +337,7 @@ class Scraper:
         self._stale = False
 
     async def _take_sample(self) -> Sample:
-        window = self._clock.wall_ns() // 1_000_000 // self._pace.window_ms
+        window = self._clock.wall_ns() // 1_000_000 // self._intervals.window_ms
         secondary = window != self._secondary_window
         began_ns = self._clock.boot_ns()
         seen = await self._target.read(secondary=secondary)
@@ -354,7 +357,7 @@ class Scraper:
         )
 
     def _sample_wait_ms(self) -> float:
-        interval_ms = self._pace.sample_ms
+        interval_ms = self._intervals.sample_ms
         wait_ms = interval_ms - self._clock.wall_ns() / 1e6 % interval_ms
         if wait_ms < interval_ms / 10:  # the timer fired early: do not sample twice in one interval
             wait_ms += interval_ms
@@ -407,5 +410,5 @@ class Scraper:
             "source": window.reading.source if window else None,
             "window_start": rfc3339(window.start_ms) if window else None,
             "staged_records": len(self._staged),
-            "held_periods": sum(len(one.periods) for one in deferred),
+            "deferred_periods": sum(len(one.periods) for one in deferred),
         }

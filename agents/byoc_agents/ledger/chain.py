@@ -17,7 +17,7 @@ from byoc_agents import __version__
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.cloudevents import rfc3339
 from byoc_agents.delivery.sink import Message
-from byoc_agents.durable.files import lock_refusal, settle
+from byoc_agents.durable.files import lock_refusal, rewrite_and_sync
 from byoc_agents.ledger import recovery as opening
 from byoc_agents.ledger.appender import Tail
 from byoc_agents.ledger.files import Disk
@@ -209,7 +209,7 @@ class Chain:
         self._head = found.head
         self._pending = [*found.states, *(Unknown(intent=i, why="crash") for i in found.open)]
         if found.length:
-            settle(self.segments.path(found.number))
+            rewrite_and_sync(self.segments.path(found.number))
             self._tail.take(self.segments.path(found.number), found.length)
             self._tail.ready()
             self._tail.sync()  # the last process may not have

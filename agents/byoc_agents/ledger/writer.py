@@ -102,7 +102,7 @@ class FileLedger:
         """
         await self._ask(_WriteRequest("", intent, batch, outcomes, Future()))
 
-    def note_refused(self, reason: str, detail: str) -> None:
+    def record_refusal(self, reason: str, detail: str) -> None:
         """Record a refusal of the egress gate. From any thread; never blocks, never raises.
 
         At most REFUSED_BURST lines at once and one each 3 s after it; the others are counted in

@@ -108,7 +108,7 @@ def destinations(
 
 
 @asynccontextmanager
-async def opened(
+async def open_daemon(
     runtime: Runtime, clickhouse: ClickHouseSettings, own: Settings
 ) -> AsyncIterator[Daemon]:
     """Wire the exporter; everything opened here is closed at the end."""

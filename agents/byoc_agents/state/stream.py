@@ -14,7 +14,7 @@ import structlog
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.delivery.sink import Message
-from byoc_agents.durable.model import Change
+from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import SpoolError
 from byoc_agents.state.message import MessageKind, Position
@@ -129,7 +129,7 @@ class Stream:
         )
         self.position = None  # unknown until the commit has returned
         stored = dict(zip(self._keys, (msgspec.json.encode(after), extra), strict=True))
-        await self._spool.commit(Change(messages=[message], state=stored))
+        await self._spool.commit(WriteBatch(messages=[message], state=stored))
         self.position, self._published_at_ns, self._published_key = after, now_ns, state_key
         self._lost_changes, self._pending_change = 0, ""
         self._log.info(

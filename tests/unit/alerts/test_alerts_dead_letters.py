@@ -75,7 +75,7 @@ async def test_another_process_that_looks_writes_nothing_over_the_daemons_journa
     assert (journal.read_bytes(), journal.stat().st_mtime_ns) == before
     await spool.put(Message("later", "t", b"{}", 0))
     assert [name for name, _ in await queue(spool)] == ["waiting", "later"]
-    assert spool.resets == 0
+    assert spool.corruptions == 0
 
 
 async def test_resend_says_what_is_not_there_and_does_the_rest(

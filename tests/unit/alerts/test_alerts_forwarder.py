@@ -113,7 +113,7 @@ class World:
         )
         self.daemon = Daemon("alert-forwarder", source, spool, shipper, clock, metrics)
         self.task = asyncio.create_task(self.daemon.run(self.stop, grace_seconds=2))
-        await eventually(lambda: self.daemon.status()["webhook"])
+        await eventually(lambda: self.daemon.status()["webhook_address"])
 
     async def end(self) -> None:
         self.stop.set()

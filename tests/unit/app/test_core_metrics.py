@@ -49,7 +49,7 @@ def test_every_metric_has_our_prefix_the_agent_and_a_unit() -> None:
 
 def test_what_an_alert_must_see_at_zero_is_there_from_the_start() -> None:
     metrics = Metrics()
-    metrics.build("daemon")
+    metrics.create_series("daemon")
     value = metrics.registry.get_sample_value
     assert value("byoc_build_info", {"daemon": "daemon", "version": __version__}) == 1
     for name in (

@@ -45,7 +45,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         parts: dict[str, Any] = {"clock": clock, "metrics": metrics, "spool": spool}
         shipper = Shipper("daemon", sink=ScriptedSink(), ledger=NullLedger(), **parts)
         daemon = Daemon("daemon", source=Idle(), shipper=shipper, **parts)
-        metrics.build("daemon")
+        metrics.create_series("daemon")
         async with (
             serve([daemon], metrics, ("127.0.0.1", 0)) as (host, port),
             ClientSession() as client,

@@ -15,7 +15,7 @@ from byoc_agents.billing.record import Usage, UsageRecord
 from byoc_agents.billing.scraper import CHECKPOINT
 from byoc_agents.billing.sources.select import TargetObservation
 from byoc_agents.billing.window import HOUR_MS
-from byoc_agents.durable.model import Change
+from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import SpoolFullError
 from tests.unit.billing.scraper_bench import SECOND, Bench
@@ -31,7 +31,7 @@ class Deaf(Spool):
         self.made = asyncio.Event()
         self._number = number
 
-    async def commit(self, change: Change) -> None:
+    async def commit(self, change: WriteBatch) -> None:
         await super().commit(change)
         self._number -= 1
         if self._number == 0:
@@ -92,7 +92,7 @@ async def test_a_new_scraper_goes_on_from_the_checkpoint(bench: Bench) -> None:
 
 async def test_a_checkpoint_of_another_version_begins_a_stated_epoch(bench: Bench) -> None:
     await bench.ticks(30)
-    await bench.spool.commit(Change(state={CHECKPOINT: b'{"from": "the future"}'}))
+    await bench.spool.commit(WriteBatch(state={CHECKPOINT: b'{"from": "the future"}'}))
     bench.scraper = bench.made()
     await bench.ticks(15)
     data = [r.data for r in await bench.records()]

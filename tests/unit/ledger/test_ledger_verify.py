@@ -28,7 +28,7 @@ Raw = list[list[bytes]]  # the lines of each file, with their line ends
 async def fill(directory: Path, sends: int, *, keep_bodies: bool = False) -> None:
     async with ledger(directory, QuickDisk(), keep_bodies=keep_bodies) as made:
         for number in range(sends):
-            made.note_refused("host", f"evil-{number}.example")
+            made.record_refusal("host", f"evil-{number}.example")
             await send(made, *(message(10 * number + n, b"%d" % number * 99) for n in (1, 2)))
 
 

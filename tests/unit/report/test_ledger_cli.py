@@ -106,7 +106,7 @@ async def test_show_cannot_move_the_cursor_of_a_terminal(tmp_path: Path, capsys:
     async with ledger(tmp_path / "a" / "ledger") as made:
         line = await made.intent("d", [message()])
         await made.receipt(line, [message()], refused([message()], "\x1b[2J\u202e gone"))
-        made.note_refused("host", "\x1b]0;title\x07")
+        made.record_refusal("host", "\x1b]0;title\x07")
     assert main(["show", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "?[2J? gone" in out

@@ -100,7 +100,7 @@ async def test_everything_that_a_ledger_holds_is_escaped(tmp_path: Path) -> None
     async with ledger(tmp_path / EVIL.replace("/", "") / "ledger", keep_bodies=True) as made:
         line = await made.intent(EVIL, [message])
         await made.receipt(line, [message], [SendError(Reason.REJECTED, EVIL)])
-        made.note_refused(EVIL, EVIL)
+        made.record_refusal(EVIL, EVIL)
     page = report(tmp_path)
     assert "<img" not in page
     assert [tag for tag, _ in Reader(page).tags].count("script") == 1

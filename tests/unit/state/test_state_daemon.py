@@ -69,7 +69,7 @@ async def running(
         metrics=Metrics(),
     )
     own = configuration.daemons[NAME]
-    async with daemon_spec(NAME).opened(runtime, configuration.clickhouse, own) as daemon:
+    async with daemon_spec(NAME).open_daemon(runtime, configuration.clickhouse, own) as daemon:
         stop = asyncio.Event()
         task = asyncio.create_task(daemon.run(stop, 5.0))
         try:
