@@ -122,7 +122,7 @@ class World:
         self.stop, self.stack = asyncio.Event(), AsyncExitStack()
 
     async def notify(self, body: bytes, token: str = INWARD) -> int:
-        url = f"http://{self.daemon.status()['webhook']}/v1/alerts"
+        url = f"http://{self.daemon.status()['webhook_address']}/v1/alerts"
         headers = {"Authorization": f"Bearer {token}"}
         async with self.session.post(url, data=body, headers=headers) as answer:
             return answer.status
