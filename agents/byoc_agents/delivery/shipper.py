@@ -30,7 +30,6 @@ from byoc_agents.errors import LedgerError, Reason, SendError, SpoolError, uncer
 from byoc_agents.ledger import Ledger
 
 FIRST_WAIT_SECONDS = 0.5  # AWS: full jitter over an exponential ceiling
-MAX_WAIT_SECONDS = {"retry": 60.0, "hold": 300.0}
 GATHER_SECONDS = 0.05  # after a batch that was not full: collects messages for the next one
 HURRIED_WAIT_SECONDS = 1.0  # at shutdown, within the grace period
 MAX_RETRY_AFTER_SECONDS = 3600.0  # a longer Retry-After is cut to this
@@ -69,6 +68,7 @@ ACTIONS: dict[Reason, Action] = {
     Reason.REJECTED: Action.DEAD_LETTER,
 }
 WAIT_EVENTS = {Action.RETRY: "message.retrying", Action.HOLD: "message.held"}  # log events
+MAX_WAIT_SECONDS = {Action.RETRY: 60.0, Action.HOLD: 300.0}
 HOLD = 1  # argument of `Spool.head`: keep a batch unchanged while its outcome is unknown
 SENDS_PER_DOUBLING = 3  # successful batches before the batch size doubles
 
@@ -267,7 +267,7 @@ class Shipper:
 
     def _wait_seconds(self, state: RetryCallState) -> float:
         last_error = _last_error(state)
-        longest = MAX_WAIT_SECONDS[last_error.action.value]
+        longest = MAX_WAIT_SECONDS[last_error.action]
         ceiling = wait_exponential(multiplier=FIRST_WAIT_SECONDS, max=longest)(state)
         asked = min(last_error.retry_after_seconds, MAX_RETRY_AFTER_SECONDS)
         return max(self._rng.uniform(0, ceiling), asked)
