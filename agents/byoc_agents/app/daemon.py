@@ -24,9 +24,9 @@ class EventSource(Protocol):
         ...
 
     async def finish(self) -> None:
-        """Put open records into the spool. Called once, after `run` was cancelled.
+        """Put open records into the spool. Called after `run` was cancelled.
 
-        Raises SpoolError.
+        Raises SpoolError. It is then called once more after the spool was sent.
         """
         ...
 
@@ -123,21 +123,29 @@ class Daemon(msgspec.Struct, frozen=True):
         log = structlog.get_logger().bind(daemon=self.name)
         try:
             async with asyncio.timeout(grace_seconds):
-                await self._finish()
+                finished = await self._finish()
                 await self.shipper.drain()
+                if not finished:  # the drain has made room
+                    await self._finish()
+                    await self.shipper.drain()
         except TimeoutError:
             log.warning("daemon.shutdown_timeout", backlog_records=self.spool.totals.records)
 
-    async def _finish(self) -> None:
-        """Close open records. A failure does not prevent stored messages from being sent."""
+    async def _finish(self) -> bool:
+        """Close open records. Return False if the spool refused them.
+
+        A failure does not prevent stored messages from being sent.
+        """
         log = structlog.get_logger().bind(daemon=self.name)
         try:
             await self.source.finish()
         except SpoolError as error:  # the checkpoint has all but the last window
             log.error("daemon.finish_failed", error=str(error))
+            return False
         except Exception as error:  # a task boundary, as in `_keep`
             log.exception("daemon.task_failed", task="finish", error=str(error))
             self.metrics.task_failures.labels(self.name, "finish").inc()
+        return True
 
     async def _keep(self, run: Any, task: str) -> None:
         """Run a task until cancelled. A defect is logged with its trace; the task restarts."""

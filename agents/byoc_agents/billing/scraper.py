@@ -174,11 +174,19 @@ class Scraper:
         return abs(self._clock.wall_ns() // 1_000_000 - hinted_ms) < HINTED_MS
 
     async def finish(self) -> None:
-        """Take a last sample, close the open window and seal all staged records."""
-        await self._record_sample(await self._take_sample())
-        if self._checkpoint:
-            checkpoint = await self._write_deferred(self._checkpoint)
-            await self._write_periods(checkpoint, *self._meter.close(checkpoint.state))
+        """Take a last sample, close the open window and seal all staged records.
+
+        Raises SpoolError if the window could not be stored. Earlier records are sealed then, so
+        that sending them makes room, and the call can be repeated.
+        """
+        try:
+            await self._record_sample(await self._take_sample())
+            if self._checkpoint:
+                checkpoint = await self._write_deferred(self._checkpoint)
+                await self._write_periods(checkpoint, *self._meter.close(checkpoint.state))
+        except SpoolError:
+            await self.seal()
+            raise
         await self._seal_all()
         self._target.close()
 

@@ -15,7 +15,7 @@ from byoc_agents.app.metrics import Metrics
 from byoc_agents.delivery.shipper import Shipper
 from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.spool import Spool
-from byoc_agents.errors import ConfigError, SpoolCorruptError, SpoolUnavailableError
+from byoc_agents.errors import ConfigError, SpoolCorruptError, SpoolFullError, SpoolUnavailableError
 from lab.fakes.core import FakeClock, Hang, NullLedger, ScriptedSink, Step, settle
 
 
@@ -131,6 +131,24 @@ async def test_a_failing_finish_does_not_keep_the_rest_from_being_sent(
         await run
         assert list(it.sink.stored) == ["m1"]
         assert it.defects("finish") == isinstance(error, ZeroDivisionError)
+
+
+async def test_a_finish_without_room_is_repeated_when_the_rest_has_been_sent(
+    tmp_path: Path,
+) -> None:
+    async with world(tmp_path) as it:
+
+        async def need_room() -> None:
+            if it.spool.totals.records:
+                raise SpoolFullError("full")
+            await it.source.put_last()
+
+        it.source.finishing = need_room
+        await it.spool.put(message(1))
+        run = it.run()
+        it.stop.set()
+        await run
+        assert list(it.sink.stored) == ["m1", "m99"]
 
 
 async def test_when_the_grace_is_over_it_ends_and_keeps_what_is_left(tmp_path: Path) -> None:

@@ -130,6 +130,26 @@ async def test_a_full_spool_makes_one_long_record(bench: Bench) -> None:
     assert longest.samples.observed >= longest.samples.expected - 1
 
 
+async def test_without_room_for_the_last_window_the_staged_records_are_sealed(
+    bench: Bench,
+) -> None:
+    await bench.ticks(25)
+    staged = len(await bench.spool.staged())
+    assert staged > 0
+    scraper = bench.scraper
+    await bench.reopen(max_bytes=bench.spool.totals.bytes)
+    scraper._spool = bench.spool
+    with pytest.raises(SpoolFullError):
+        await scraper.finish()
+    assert await bench.spool.staged() == []
+    sealed = await bench.spool.head(9)
+    assert sum(message.records for message in sealed) == staged
+    await bench.spool.remove([message.id for message in sealed])
+    await scraper.finish()
+    assert bench.target.closed
+    assert len(await bench.spool.head(9)) == 1
+
+
 @pytest.mark.parametrize("end", ["room", "stop", "kill"])
 async def test_a_spool_that_is_full_for_hours_gives_a_record_an_hour(
     bench: Bench, end: str
