@@ -19,7 +19,7 @@ def webhook(data: bytes) -> None:
         group = read(data)
     except NotAWebhookError:
         return
-    assert group.odd >= 0
+    assert group.invalid >= 0
     assert group.truncated >= 0
     for alert in group.alerts:
         assert FINGERPRINT.fullmatch(alert.fingerprint)

@@ -38,7 +38,7 @@ PATIENCE_SECONDS = 60
 FORKER = """
 import os, sys
 from byoc_agents.app import run
-from byoc_agents.alerts import daemon as agent
+from byoc_agents.alerts import daemon as daemon
 for line in sys.stdin:
     child = os.fork()
     if not child:

@@ -45,7 +45,7 @@ def _options(argv: Sequence[str], state_dir: str) -> argparse.Namespace:
     )
     parser.add_argument("--state-dir", type=Path, default=Path(state_dir))
     actions = parser.add_subparsers(dest="action", required=True)
-    listed = actions.add_parser("list", help="one JSON line each: agent, id, type, reason, when")
+    listed = actions.add_parser("list", help="one JSON line each: daemon, id, type, reason, when")
     listed.add_argument("--bodies", action="store_true", help="include the body of each message")
     resent = actions.add_parser("resend", help="append to the queue again")
     resent.add_argument("id", nargs="+", help="ids from `list`, or `all`")
@@ -66,9 +66,9 @@ def _list(state_dir: Path, *, bodies: bool) -> int:
     return SUCCESS
 
 
-def _describe(agent: str, letter: DeadLetter, *, bodies: bool) -> dict[str, Any]:
+def _describe(daemon: str, letter: DeadLetter, *, bodies: bool) -> dict[str, Any]:
     shown = {
-        "agent": agent,
+        "daemon": daemon,
         "id": letter.message.id,
         "type": letter.message.type,
         "reason": letter.reason,

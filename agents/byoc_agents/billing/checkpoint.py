@@ -5,7 +5,7 @@ from msgspec.structs import replace
 
 from byoc_agents.billing.record import GapReason
 from byoc_agents.billing.sources.reading import Reading
-from byoc_agents.billing.window import Gap, LastSeen, MeterState, Period, Size, Window
+from byoc_agents.billing.window import LastSeen, MeterState, OpenGap, Period, Size, Window
 
 
 class DeferredPeriods(msgspec.Struct, frozen=True):
@@ -67,7 +67,7 @@ def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
     match state.phase:
         case Window() as window:
             stored = replace(stored, window=window)
-        case Gap() as gap:
+        case OpenGap() as gap:
             stored = replace(
                 stored,
                 gap_start_ms=gap.start_ms,
@@ -97,9 +97,9 @@ def decode_checkpoint(stored: bytes | None) -> Checkpoint | None:
 
 
 def _read_state(stored: _StoredState) -> MeterState:
-    phase: Window | Gap
+    phase: Window | OpenGap
     if stored.window is None:
-        phase = Gap(
+        phase = OpenGap(
             start_ms=stored.gap_start_ms,
             reason=stored.gap_reason,
             since=stored.since,

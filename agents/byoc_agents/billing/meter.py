@@ -54,9 +54,9 @@ from byoc_agents.billing.sources.reading import Reading
 from byoc_agents.billing.window import (
     HOUR_MS,
     NS_PER_MS,
-    Gap,
     LastSeen,
     MeterState,
+    OpenGap,
     Period,
     Sample,
     Size,
@@ -167,7 +167,7 @@ class Meter:
     def close(self, state: MeterState) -> MeterResult:
         """Close the open window or gap at the last sample, because the daemon stops."""
         phase = state.phase
-        if isinstance(phase, Gap):
+        if isinstance(phase, OpenGap):
             before = gap(phase.start_ms, state.place_ms, phase.reason)
             return replace(state, phase=_restart_gap(phase, state.place_ms)), before
         if phase.end_ms == phase.start_ms:  # no time has passed, or the clock was set back
@@ -177,7 +177,7 @@ class Meter:
 
     def _observe(self, state: MeterState, sample: Sample, window_ms: int) -> MeterResult:
         moment = _Moment.of(state, sample)
-        if isinstance(state.phase, Gap):
+        if isinstance(state.phase, OpenGap):
             lasting = _advance_gap(state.phase, state.place_ms, moment)
             return _observe_in_gap(lasting, sample, moment, window_ms)
         window = add_clock_jump(state.phase, moment.jump_ms)
@@ -281,7 +281,9 @@ def _handle_discontinuity(
     return state, close_window(window) + periods
 
 
-def _observe_in_gap(lasting: Gap, sample: Sample, moment: _Moment, window_ms: int) -> MeterResult:
+def _observe_in_gap(
+    lasting: OpenGap, sample: Sample, moment: _Moment, window_ms: int
+) -> MeterResult:
     """Process a sample during a gap. If it has a reading, the gap ends."""
     reading = sample.reading
     if reading is None:
@@ -316,7 +318,7 @@ def _observe_in_gap(lasting: Gap, sample: Sample, moment: _Moment, window_ms: in
 
 
 def _gap_before_start(
-    lasting: Gap, sample: Sample, reading: Reading, size: Size, moment: _Moment
+    lasting: OpenGap, sample: Sample, reading: Reading, size: Size, moment: _Moment
 ) -> list[Period]:
     """Return the gap for usage before the meter's start, if this is the first reading."""
     since, birth_ms = lasting.since, born_ms(reading, sample, moment.place_ms)
@@ -328,7 +330,7 @@ def _gap_before_start(
     return gap(birth_ms, start_ms, reason, reading, sizes=(size, size), counted_ms=counted_ms)
 
 
-def _extend_gap(lasting: Gap, sample: Sample, moment: _Moment, window_ms: int) -> MeterResult:
+def _extend_gap(lasting: OpenGap, sample: Sample, moment: _Moment, window_ms: int) -> MeterResult:
     reason: GapReason = "target_absent" if sample.absent else "target_unreadable"
     absent_ms = moment.place_ms if sample.absent else lasting.absent_ms
     changed = replace(lasting, reason=reason, absent_ms=absent_ms)
@@ -340,7 +342,7 @@ def _extend_gap(lasting: Gap, sample: Sample, moment: _Moment, window_ms: int) -
     return _state_in_gap(sample, moment, changed), periods
 
 
-def _cut_gap(lasting: Gap, to_ms: int, window_ms: int) -> tuple[Gap, list[Period]]:
+def _cut_gap(lasting: OpenGap, to_ms: int, window_ms: int) -> tuple[OpenGap, list[Period]]:
     """Split the gap at each window's end. Whether its time is billed is known only at its end."""
     periods = list[Period]()
     for cut_ms in cut_points(lasting.start_ms, to_ms, window_ms):
@@ -349,14 +351,14 @@ def _cut_gap(lasting: Gap, to_ms: int, window_ms: int) -> tuple[Gap, list[Period
     return lasting, periods
 
 
-def _restart_gap(lasting: Gap, at_ms: int) -> Gap:
+def _restart_gap(lasting: OpenGap, at_ms: int) -> OpenGap:
     """Return the gap that follows after a part of it was recorded, if it had begun at all."""
     start_ms = max(at_ms, lasting.start_ms)
     late_ms = lasting.late_ms + start_ms - lasting.start_ms
     return replace(lasting, start_ms=start_ms, late_ms=late_ms)
 
 
-def _resume_metering(lasting: Gap, sample: Sample, reading: Reading, moment: _Moment) -> _Found:
+def _resume_metering(lasting: OpenGap, sample: Sample, reading: Reading, moment: _Moment) -> _Found:
     """Open a window for a target that can be read again, with the CPU not accounted for yet."""
     last, since = lasting.last, lasting.since
     place_ms = max(moment.place_ms, lasting.start_ms)
@@ -390,7 +392,9 @@ def _resume_metering(lasting: Gap, sample: Sample, reading: Reading, moment: _Mo
     return _Found(window, reading, late_ns, late_ms)
 
 
-def _start_at_baseline(lasting: Gap, place_ms: int, reading: Reading, reason: GapReason) -> _Found:
+def _start_at_baseline(
+    lasting: OpenGap, place_ms: int, reading: Reading, reason: GapReason
+) -> _Found:
     """Start at the counter's present value: its earlier value is unknown or impossible."""
     last = lasting.last
     if reason:  # it is recorded with the gap, so the gap needs a length
@@ -420,7 +424,7 @@ def _is_possible(window: Window, handed: Reading, sample: Sample, moment: _Momen
     )
 
 
-def _rise_time_ns(lasting: Gap, sample: Sample, moment: _Moment) -> int:
+def _rise_time_ns(lasting: OpenGap, sample: Sample, moment: _Moment) -> int:
     """Return an upper bound of the time since the last reading, nanoseconds."""
     since = lasting.since
     if lasting.rebooted or since is None or since.boot_id != sample.boot_id:
@@ -428,7 +432,7 @@ def _rise_time_ns(lasting: Gap, sample: Sample, moment: _Moment) -> int:
     return max(moment.elapsed_ns, sample.boot_ns - since.boot_ns + since.read_ns)
 
 
-def _counts_from_zero(lasting: Gap, reading: Reading) -> bool:
+def _counts_from_zero(lasting: OpenGap, reading: Reading) -> bool:
     """Return whether the counter is known to have begun at 0 after the last reading."""
     last, since = lasting.last, lasting.since
     if since is None:
@@ -443,7 +447,7 @@ def _counts_from_zero(lasting: Gap, reading: Reading) -> bool:
     return lasting.rebooted or born_ns >= since.boot_ns
 
 
-def _same_container(lasting: Gap, sample: Sample, reading: Reading) -> bool:
+def _same_container(lasting: OpenGap, sample: Sample, reading: Reading) -> bool:
     """Return whether the container that is read now also ran during the gap."""
     if lasting.since is None or lasting.rebooted:
         return False
@@ -452,7 +456,7 @@ def _same_container(lasting: Gap, sample: Sample, reading: Reading) -> bool:
     return same_container(lasting.last, lasting.since, reading, sample, rebooted=False)
 
 
-def _break_reason(opened: Gap, reading: Reading) -> GapReason:
+def _break_reason(opened: OpenGap, reading: Reading) -> GapReason:
     last = opened.last
     if last is None or opened.rebooted or _counts_from_zero(opened, reading):
         return "target_restarted"
@@ -471,7 +475,7 @@ def _account_for_sleep(state: MeterState, sample: Sample) -> MeterResult:
         return state, []
     slept_ns = slept_ms * NS_PER_MS
     state = replace(state, wall_ms=state.wall_ms + slept_ms, boot_ns=state.boot_ns + slept_ns)
-    if isinstance(state.phase, Gap):
+    if isinstance(state.phase, OpenGap):
         return _account_for_sleep_in_gap(state, state.phase, slept_ms)
     window = ensure_nonempty(state.phase)
     size, end_ms, counted_ms = size_at(window), window.end_ms + slept_ms, 0
@@ -496,7 +500,7 @@ def _account_for_sleep(state: MeterState, sample: Sample) -> MeterResult:
     return replace(state, phase=window, place_ms=place_ms), periods + slept
 
 
-def _account_for_sleep_in_gap(state: MeterState, lasting: Gap, slept_ms: int) -> MeterResult:
+def _account_for_sleep_in_gap(state: MeterState, lasting: OpenGap, slept_ms: int) -> MeterResult:
     slept_ns = slept_ms * NS_PER_MS
     start_ms = max(state.place_ms, lasting.start_ms)
     end_ms = start_ms + slept_ms
@@ -532,7 +536,7 @@ def _slept_ms(state: MeterState, sample: Sample) -> int:
     return max(0, slept_ns) // NS_PER_MS
 
 
-def _state_at(sample: Sample, place_ms: int, phase: Window | Gap) -> MeterState:
+def _state_at(sample: Sample, place_ms: int, phase: Window | OpenGap) -> MeterState:
     return MeterState(
         wall_ms=sample.wall_ms,
         boot_ns=sample.boot_ns,
@@ -544,12 +548,12 @@ def _state_at(sample: Sample, place_ms: int, phase: Window | Gap) -> MeterState:
     )
 
 
-def _state_in_gap(sample: Sample, moment: _Moment, lasting: Gap) -> MeterState:
+def _state_in_gap(sample: Sample, moment: _Moment, lasting: OpenGap) -> MeterState:
     state = _state_at(sample, moment.place_ms, lasting)
     return replace(state, machine_cpus=moment.cpus)  # no reading shows fewer
 
 
-def _advance_gap(lasting: Gap, before_ms: int, moment: _Moment) -> Gap:
+def _advance_gap(lasting: OpenGap, before_ms: int, moment: _Moment) -> OpenGap:
     """Return the open gap, extended from the last sample's time to that of the next."""
     span_ms = moment.place_ms - before_ms
     return replace(
@@ -560,9 +564,9 @@ def _advance_gap(lasting: Gap, before_ms: int, moment: _Moment) -> Gap:
     )
 
 
-def _open_gap(sample: Sample, since_ms: int) -> Gap:
+def _open_gap(sample: Sample, since_ms: int) -> OpenGap:
     """Return the gap that begins at the very first sample."""
-    return Gap(
+    return OpenGap(
         start_ms=since_ms,
         since=_last_seen(sample),
         reason="target_absent" if sample.absent else "target_unreadable",
@@ -570,10 +574,10 @@ def _open_gap(sample: Sample, since_ms: int) -> Gap:
     )
 
 
-def _open_gap_after(window: Window, sample: Sample, moment: _Moment) -> Gap:
+def _open_gap_after(window: Window, sample: Sample, moment: _Moment) -> OpenGap:
     """Return the gap that begins at the end of a closed window."""
     span_ms = moment.place_ms - window.end_ms
-    return Gap(
+    return OpenGap(
         start_ms=window.end_ms,
         since=window.seen,
         last=window.reading,

@@ -102,7 +102,7 @@ class Period(msgspec.Struct, frozen=True, kw_only=True):
     counted_ms: int = 0  # the time of a gap for which the size is billed
 
 
-class Gap(msgspec.Struct, frozen=True, kw_only=True):
+class OpenGap(msgspec.Struct, frozen=True, kw_only=True):
     """The time without a reading. An absence of the target may have several consecutive gaps."""
 
     start_ms: int
@@ -124,7 +124,7 @@ class MeterState(msgspec.Struct, frozen=True, kw_only=True):
     boot_ns: int
     boot_id: str
     place_ms: int  # of the last sample: its wall clock, but never before the previous sample's
-    phase: Window | Gap
+    phase: Window | OpenGap
     boot_alias: str | None = None  # another boot id under which this boot was seen last
     asleep_ns: int | None = None  # of the last sample, as in Sample
     machine_cpus: int | None = None  # of the last sample

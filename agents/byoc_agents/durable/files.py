@@ -2,8 +2,8 @@
 
 After a failed sync the state of its pages is unknown. The kernel has marked them clean, so they
 can be read, but the next successful sync does not write them (PostgreSQL calls this "fsyncgate").
-So before anything depends on bytes that were read back after a failure, `settle` writes the same
-bytes again, in place, and syncs them.
+So before anything depends on bytes that were read back after a failure, `rewrite_and_sync` writes
+the same bytes again, in place, and syncs them.
 """
 
 import errno
@@ -23,7 +23,7 @@ NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSU
 RESERVE_BYTES = 8 * 1024**2  # a journal of 4 MiB, and the same for the database file
 
 
-def settle(path: Path) -> None:
+def rewrite_and_sync(path: Path) -> None:
     """Write a file's own bytes over it, and sync them and its directory. Blocks. Raises OSError.
 
     The file may be missing. Nothing is done if the file system is read-only, because then nothing
@@ -75,7 +75,7 @@ def sync_directory(path: Path) -> None:
         os.close(directory)
 
 
-class Reserve:
+class DiskReserve:
     """A file of zeros: disk space reserved for acknowledgements. Methods block.
 
     SQLite needs free space even to delete. Without a reserve, nothing could be acknowledged on a
@@ -112,7 +112,7 @@ class Reserve:
         return True
 
 
-def lock_refusal(error: OSError, holder: str = "agent") -> str:
+def lock_refusal(error: OSError, holder: str = "daemon") -> str:
     """Return the cause of a failed flock(2) and the expectation, to follow the directory's name."""
     if error.errno in IN_USE:
         return f"is in use by another {holder}; expected one process per directory"
@@ -156,8 +156,8 @@ class DirectoryLock:
         self.release()
         self._held = lock
 
-    def number(self, least: int) -> int:
-        """Return a number, `least` or more, that is larger than all earlier numbers here.
+    def next_epoch(self, least: int) -> int:
+        """Return an epoch, `least` or more, that is larger than all earlier epochs here.
 
         It is stored in the lock file, which is kept when a damaged spool is replaced. A damaged
         lock file counts as empty. Blocks. Raises SpoolUnavailableError.

@@ -16,7 +16,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
     died_at_ms: int
 
 
-class Change(msgspec.Struct, frozen=True):
+class WriteBatch(msgspec.Struct, frozen=True):
     """The content of one commit: all of it is stored, or nothing."""
 
     messages: Sequence[Message] = ()  # a message whose id is already queued is ignored
@@ -31,12 +31,12 @@ class Change(msgspec.Struct, frozen=True):
         return not (self.stage or self.unstage or self.dead_letters)
 
 
-def merged(changes: Sequence[Change]) -> Change:
+def merged(changes: Sequence[WriteBatch]) -> WriteBatch:
     """Return one change with the effect of these plain changes, in order."""
     state: dict[str, bytes | None] = {}
     for change in changes:
         state |= change.state
-    return Change([message for change in changes for message in change.messages], state)
+    return WriteBatch([message for change in changes for message in change.messages], state)
 
 
 UNKNOWN_MS = -(1 << 63)  # the time must be read from the file again

@@ -12,7 +12,7 @@ from typing import Self
 from byoc_agents.app.clock import Clock
 from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.files import DirectoryLock
-from byoc_agents.durable.model import Change, DeadLetter, SpoolInfo, Totals
+from byoc_agents.durable.model import DeadLetter, SpoolInfo, Totals, WriteBatch
 from byoc_agents.durable.spool_file import SpoolFile, read_info
 from byoc_agents.durable.store import Store
 from byoc_agents.durable.worker import GroupCommitWorker, OperationKind
@@ -71,9 +71,9 @@ class Spool:
         return self._file.path
 
     @property
-    def resets(self) -> int:
+    def corruptions(self) -> int:
         """Damaged or lost files since the start."""
-        return self._file.resets
+        return self._file.corruptions
 
     @property
     def salvaged(self) -> int:
@@ -87,9 +87,9 @@ class Spool:
 
     async def put(self, *messages: Message) -> None:
         """Store messages durably. A message whose id is already queued is ignored."""
-        await self.commit(Change(messages=messages))
+        await self.commit(WriteBatch(messages=messages))
 
-    async def commit(self, change: Change) -> None:
+    async def commit(self, change: WriteBatch) -> None:
         """Store all of the change durably, or nothing."""
         added = change if change.plain else None
         await self._worker.ask(lambda store: store.apply(change), OperationKind.GROW, added)
@@ -165,7 +165,7 @@ class Spool:
         Writes only if the last write failed. A reached size limit is not a failure of the disk.
         """
         if self._file.write_error:
-            await self.commit(Change(state={PROBE: b""}))
+            await self.commit(WriteBatch(state={PROBE: b""}))
         await self.state("spool/")
 
     def _on_served(self, totals: Totals, written: bool) -> None:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import structlog
 
 from byoc_agents.app.clock import Clock
-from byoc_agents.durable.files import DirectoryLock, Reserve, settle
+from byoc_agents.durable.files import DirectoryLock, DiskReserve, rewrite_and_sync
 from byoc_agents.durable.model import SpoolInfo, Totals, merged
 from byoc_agents.durable.recovery import make, read_through, rebuild
 from byoc_agents.durable.schema import translated
@@ -80,13 +80,13 @@ class SpoolFile:
         self, directory: Path, lock: DirectoryLock, *, max_bytes: int, clock: Clock
     ) -> None:
         self.path = directory / "spool.db"
-        self.resets = 0  # damaged or lost files since the start
+        self.corruptions = 0  # damaged or lost files since the start
         self.salvaged = 0  # messages, lines and dead letters copied from damaged files
         self.write_error: SpoolError | None = None  # why the last write failed
         self._max_bytes = max_bytes
         self._clock = clock
         self._lock = lock
-        self._reserve = Reserve(directory / "reserve")
+        self._reserve = DiskReserve(directory / "reserve")
         self._store: Store | None = None
         self._totals = Totals()
         self._epoch = 0
@@ -103,7 +103,7 @@ class SpoolFile:
 
     def next_epoch(self, least_ms: int) -> int:
         """Return an epoch of at least `least_ms` that is later than all earlier ones here."""
-        self._epoch = self._lock.number(max(least_ms, self._epoch + 1))
+        self._epoch = self._lock.next_epoch(max(least_ms, self._epoch + 1))
         return self._epoch
 
     def serve(self, group: Sequence[Operation]) -> tuple[list[Any], Totals]:
@@ -139,7 +139,7 @@ class SpoolFile:
                     raise SpoolCorruptError(f"{self.path} was removed")
                 make(self.path, self._metadata("created"))
             with translated():  # not in `dead-letters`, which runs next to the daemon
-                settle(self.path.with_name(f"{self.path.name}-wal"))
+                rewrite_and_sync(self.path.with_name(f"{self.path.name}-wal"))
             self._store = Store(self.path, max_bytes=self._max_bytes)
             self._store.held = self._held
             self._epoch = max(self._epoch, read_info(self._store).epoch)
@@ -201,9 +201,9 @@ class SpoolFile:
             )
             return self.write_error
         self._totals = self._open().totals()
-        self.resets += 1
+        self.corruptions += 1
         self.salvaged += rows
-        structlog.get_logger().error("spool.damaged", error=str(error), aside=aside, rows=rows)
+        structlog.get_logger().error("spool.corrupted", error=str(error), aside=aside, rows=rows)
         self.write_error = None
         return SpoolCorruptError(f"{error}; {aside}, {rows} rows taken over")
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from byoc_agents.delivery.sink import Message
-from byoc_agents.durable.model import UNKNOWN_MS, Change, DeadLetter, Totals
+from byoc_agents.durable.model import UNKNOWN_MS, DeadLetter, Totals, WriteBatch
 from byoc_agents.durable.schema import connect, file_identity, translated
 from byoc_agents.errors import (
     SpoolCorruptError,
@@ -119,7 +119,7 @@ class Store:
         with translated():
             self.connection.execute("RELEASE body")
 
-    def apply(self, change: Change, *, bounded: bool = True) -> None:
+    def apply(self, change: WriteBatch, *, bounded: bool = True) -> None:
         """Apply the change. Raises SpoolFullError if `bounded` and the size limit is exceeded."""
         before = self._totals.bytes
         with translated():
@@ -127,7 +127,7 @@ class Store:
         if bounded and self._totals.bytes > max(self._max_bytes, before):
             raise SpoolFullError(f"{self._totals.bytes} bytes are over {self._max_bytes}")
 
-    def _apply(self, change: Change) -> None:
+    def _apply(self, change: WriteBatch) -> None:
         if change.unstage:
             size = unstage(self.connection, change.unstage)
             self._tally(-size, rows=-change.unstage, records=-change.unstage)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from byoc_agents.durable.model import Change, Totals
+from byoc_agents.durable.model import Totals, WriteBatch
 from byoc_agents.durable.store import Store
 from byoc_agents.errors import SpoolError, SpoolUnavailableError
 
@@ -37,7 +37,7 @@ class Operation(NamedTuple):
     work: Callable[[Store], Any]
     future: asyncio.Future[Any]
     kind: OperationKind
-    added: Change | None = None  # its whole effect, if it is a plain change
+    added: WriteBatch | None = None  # its whole effect, if it is a plain change
 
 
 def grows(group: Sequence[Operation]) -> bool:
@@ -98,7 +98,7 @@ class GroupCommitWorker:
         await asyncio.to_thread(self._thread.join)
 
     async def ask(
-        self, work: Callable[[Store], T], kind: OperationKind, added: Change | None = None
+        self, work: Callable[[Store], T], kind: OperationKind, added: WriteBatch | None = None
     ) -> T:
         """Run `work` on the thread and wait until it is durable. Raises SpoolError.
 

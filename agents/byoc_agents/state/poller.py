@@ -64,7 +64,7 @@ class Exporter:
         self._poll_seconds = poll_seconds
         self._clock = clock
         self._summary = summary
-        self._shutdown = ShutdownScope.AGENT if summary else ShutdownScope.POD
+        self._shutdown = ShutdownScope.DAEMON if summary else ShutdownScope.POD
 
     async def run(self) -> None:
         """Poll at every interval, and sooner if the state may change, until cancelled."""

@@ -1,8 +1,8 @@
 """The meter against a world that knows the truth, over many seeds.
 
 The world is one container at a time that burns CPU at a changing rate. The seeds choose missed and
-late samples, kills of the agent, restarts and absences of the target, changes of the source, a full
-spool, and steps of the wall clock both ways.
+late samples, kills of the scraper, restarts and absences of the target, changes of the source, a
+full spool, and steps of the wall clock both ways.
 """
 
 import copy

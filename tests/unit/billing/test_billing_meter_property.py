@@ -28,7 +28,7 @@ CPUS = 4
 SIZE = 8 << 30
 SAME_CONTAINER = [
     *("tick", "missed", "unreadable", "absent", "fall", "spike", "sleep", "secret-sleep"),
-    *("forward", "back", "rename", "agent-away", "switch", "hold"),
+    *("forward", "back", "rename", "daemon-away", "switch", "hold"),
 ]
 ANOTHER = ["restart", "reboot", "reboot-same-id"]
 
@@ -84,7 +84,7 @@ class World:
                 self.holding = not self.holding
             case "switch" if self.source == "cgroup.v2":
                 self.source = "clickhouse"
-            case "agent-away":
+            case "daemon-away":
                 if self.state:
                     self._write(*self.meter.close(self.state))
                 self._run(self.random.randrange(1_000, 90_000_000))

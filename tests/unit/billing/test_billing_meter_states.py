@@ -2,7 +2,7 @@
 
 import pytest
 
-from byoc_agents.billing.window import Gap, Sample, Window
+from byoc_agents.billing.window import OpenGap, Sample, Window
 from tests.unit.billing.meter_run import SECOND, UP, Run, ran, reading, sample
 
 RESTARTED = {"incarnation": "boot-2-7", "container_id": "d" * 64}
@@ -17,7 +17,7 @@ def in_window() -> Run:
 
 def in_gap() -> Run:
     run = in_window().feed([sample(70), sample(75)])
-    assert isinstance(run.state.phase, Gap)
+    assert isinstance(run.state.phase, OpenGap)
     assert run.state.phase.reason == "target_unreadable"
     run.periods.clear()
     return run
@@ -28,8 +28,8 @@ def in_gap() -> Run:
     [
         (ran(55), Window, []),
         (sample(55), Window, []),
-        (sample(60), Gap, [(0, 50, 50), (50, 60, "target_unreadable")]),
-        (sample(55, absent=True), Gap, [(0, 50, 50)]),
+        (sample(60), OpenGap, [(0, 50, 50), (50, 60, "target_unreadable")]),
+        (sample(55, absent=True), OpenGap, [(0, 50, 50)]),
         (
             sample(55, reading(2, born_boot_ns=UP + 52 * SECOND, **RESTARTED)),
             Window,
@@ -43,7 +43,7 @@ def in_gap() -> Run:
     ],
     ids=["extended", "missed", "unreadable", "absent", "another counter", "impossible"],
 )
-def test_from_a_window(one: Sample, state: type[Window | Gap], closed: list[object]) -> None:
+def test_from_a_window(one: Sample, state: type[Window | OpenGap], closed: list[object]) -> None:
     run = in_window().feed([one])
     assert isinstance(run.state.phase, state)
     assert run.shown() == closed
@@ -52,8 +52,8 @@ def test_from_a_window(one: Sample, state: type[Window | Gap], closed: list[obje
 @pytest.mark.parametrize(
     ("one", "state", "closed", "used"),
     [
-        (sample(80), Gap, [], 0),
-        (sample(80, absent=True), Gap, [(60, 80, "target_unreadable")], 0),
+        (sample(80), OpenGap, [], 0),
+        (sample(80, absent=True), OpenGap, [(60, 80, "target_unreadable")], 0),
         (ran(80), Window, [(60, 80, "target_unreadable")], 30),
         (
             sample(80, reading(3, born_boot_ns=UP + 77 * SECOND, **RESTARTED)),
@@ -71,7 +71,7 @@ def test_from_a_window(one: Sample, state: type[Window | Gap], closed: list[obje
     ids=["extended", "another reason", "late CPU", "from zero", "baseline"],
 )
 def test_from_a_gap(
-    one: Sample, state: type[Window | Gap], closed: list[object], used: float
+    one: Sample, state: type[Window | OpenGap], closed: list[object], used: float
 ) -> None:
     run = in_gap().feed([one])
     assert isinstance(run.state.phase, state)

@@ -127,7 +127,7 @@ def test_a_reboot_under_the_same_boot_id_does_not_continue_a_counter_of_the_same
 
 @pytest.mark.parametrize("step_seconds", [0, 600], ids=["clock kept", "wall clock set, too"])
 def test_another_boot_id_is_no_reboot_if_the_boot_clock_went_on(step_seconds: int) -> None:
-    """A container of the agent's own (nspawn) has a boot id of its own."""
+    """A container of the daemon's own (nspawn) has a boot id of its own."""
     run = Run().feed([ran(30)])
     renamed = {"boot_id": "other-id", "wall_off_seconds": step_seconds}
     for second in (65, 125):

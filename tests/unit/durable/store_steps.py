@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from byoc_agents.delivery.sink import Message
-from byoc_agents.durable.model import Change
+from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.store import Store
 
 
@@ -18,7 +18,7 @@ def do(store: Store, work: Callable[[], object]) -> None:
 
 
 def apply(store: Store, **change: object) -> None:
-    do(store, lambda: store.apply(Change(**change)))  # type: ignore[arg-type]
+    do(store, lambda: store.apply(WriteBatch(**change)))  # type: ignore[arg-type]
 
 
 def ids(store: Store) -> list[str]:

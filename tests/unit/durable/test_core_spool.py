@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from byoc_agents.delivery.sink import Message
-from byoc_agents.durable.model import Change
+from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
 from byoc_agents.durable.spool_file import EPOCH, ORIGIN
 from byoc_agents.durable.store import ROW_OVERHEAD_BYTES, Store
@@ -55,7 +55,7 @@ class Held:
 async def test_what_was_put_is_there_after_reopening(tmp_path: Path) -> None:
     async with spool_at(tmp_path / "new" / "directory") as spool:
         await spool.put(message(1), message(2))
-        await spool.commit(Change(stage=[b"line"], state={"k": b"v"}))
+        await spool.commit(WriteBatch(stage=[b"line"], state={"k": b"v"}))
         marks = await spool.state("spool/")
     assert marks == {EPOCH: str(START_MS).encode(), ORIGIN: b"created"}
     async with spool_at(tmp_path / "new" / "directory") as spool:
@@ -100,12 +100,12 @@ async def test_a_group_is_done_in_the_order_of_asking(spool: Spool) -> None:
     await spool.put(message(0))
     held = Held(spool)
     asked = [
-        spool.commit(Change(messages=[message(1)], state={"k": b"1", "gone": b"x"})),
-        spool.commit(Change(messages=[message(2, replaces="beat")], state={"k": b"2"})),
-        spool.commit(Change(stage=[b"line"], messages=[message(3)])),
+        spool.commit(WriteBatch(messages=[message(1)], state={"k": b"1", "gone": b"x"})),
+        spool.commit(WriteBatch(messages=[message(2, replaces="beat")], state={"k": b"2"})),
+        spool.commit(WriteBatch(stage=[b"line"], messages=[message(3)])),
         spool.remove(["m0", "m1"]),
-        spool.commit(Change(messages=[message(1)], state={"gone": None})),
-        spool.commit(Change(messages=[message(4, replaces="beat")], unstage=1)),
+        spool.commit(WriteBatch(messages=[message(1)], state={"gone": None})),
+        spool.commit(WriteBatch(messages=[message(4, replaces="beat")], unstage=1)),
     ]
     gathered = asyncio.gather(*asked)
     await held.close_file()
@@ -118,15 +118,15 @@ async def test_a_group_is_done_in_the_order_of_asking(spool: Spool) -> None:
 async def test_a_second_process_is_told_which_directory_is_taken(
     spool: Spool, tmp_path: Path
 ) -> None:
-    with pytest.raises(SpoolUnavailableError, match=f"{tmp_path} is in use by another agent"):
+    with pytest.raises(SpoolUnavailableError, match=f"{tmp_path} is in use by another daemon"):
         await spool_at(tmp_path).__aenter__()
     await spool.put(message(1))
 
 
 async def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(SpoolUnavailableError, match=f"{tmp_path}/file/agent: Not a directory"):
-        await spool_at(tmp_path / "file" / "agent").__aenter__()
+    with pytest.raises(SpoolUnavailableError, match=f"{tmp_path}/file/daemon: Not a directory"):
+        await spool_at(tmp_path / "file" / "daemon").__aenter__()
 
 
 async def test_a_directory_in_the_place_of_the_file_is_an_error_and_frees_the_lock(
@@ -204,7 +204,7 @@ async def test_a_cancelled_put_is_stored_or_not_and_wakes_the_shipper_all_the_sa
 async def test_the_shipper_is_not_woken_by_a_change_that_leaves_nothing_to_send(
     spool: Spool,
 ) -> None:
-    await spool.commit(Change(stage=[b"line"], state={"k": b"v"}))
+    await spool.commit(WriteBatch(stage=[b"line"], state={"k": b"v"}))
     assert not spool.changed.is_set()
     await spool.put(message(1))
     assert spool.changed.is_set()
@@ -242,4 +242,4 @@ async def test_a_removed_journal_is_noticed_and_loses_nothing(spool: Spool, tmp_
         await spool.put(message(2))
     await spool.put(message(3))
     assert await ids(spool) == ["m1", "m3"]
-    assert spool.resets == 0
+    assert spool.corruptions == 0

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from byoc_agents.delivery.sink import Message
-from byoc_agents.durable.model import Change
+from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.store import ROW_OVERHEAD_BYTES, Store, count
 from byoc_agents.errors import SpoolFullError
 from tests.unit.durable.lost_writes import Image, cut_short, image
@@ -75,7 +75,7 @@ class StoreAgainstModel(RuleBasedStateMachine):
         refused = False
         try:
             with self.store.transaction():
-                self.store.apply(Change(messages, state, lines, unstaged))
+                self.store.apply(WriteBatch(messages, state, lines, unstaged))
         except SpoolFullError:
             refused = True
         assert refused is not fits
@@ -110,7 +110,7 @@ class StoreAgainstModel(RuleBasedStateMachine):
         copy = Path(tempfile.mkdtemp(prefix="byoc-store-"))
         with suppress(SpoolFullError), self.store.transaction():
             with suppress(SpoolFullError), self.store.savepoint():
-                self.store.apply(Change(messages=messages, state={"x": b"uncommitted"}))
+                self.store.apply(WriteBatch(messages=messages, state={"x": b"uncommitted"}))
             for suffix in ("", "-wal"):
                 file = self.directory / f"spool.db{suffix}"
                 if file.exists():
@@ -129,7 +129,7 @@ class StoreAgainstModel(RuleBasedStateMachine):
         for message in messages:
             after.put(message)
         with suppress(SpoolFullError), self.store.transaction():
-            self.store.apply(Change(messages=messages))
+            self.store.apply(WriteBatch(messages=messages))
         full = self.store.totals().bytes != after.bytes()
         found, committed = cut_short(before, image(self.directory), random.Random(seed))
         self.fall_back_to(found)

@@ -70,7 +70,7 @@ def test_each_failure_has_a_next_step() -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "answer", "runs_and_resets"),
+    ("script", "answer", "runs_and_corruptions"),
     [
         ([DAMAGED], "done", (2, 0)),  # it was not real
         ([DAMAGED, DAMAGED], SpoolCorruptError, (2, 1)),
@@ -85,12 +85,12 @@ def test_one_operation_that_grows(
     loop: asyncio.AbstractEventLoop,
     script: Script,
     answer: object,
-    runs_and_resets: tuple[int, int],
+    runs_and_corruptions: tuple[int, int],
 ) -> None:
     work = Work(*script)
     (found,), _ = file.serve([work.operation(loop, OperationKind.GROW)])
     assert found == answer or type(found) is answer
-    assert (work.runs, file.resets) == runs_and_resets
+    assert (work.runs, file.corruptions) == runs_and_corruptions
     refused = answer is SpoolUnavailableError
     assert isinstance(file.write_error, SpoolError) is refused
 
@@ -107,7 +107,7 @@ def test_a_removed_file_is_replaced_and_its_rows_are_kept(
     work = Work(*script, remove)
     (found,), _ = file.serve([work.operation(loop, OperationKind.GROW)])
     assert isinstance(found, SpoolCorruptError)
-    assert (work.runs, file.resets) == (len(script) + 1, 1)
+    assert (work.runs, file.corruptions) == (len(script) + 1, 1)
 
 
 @pytest.mark.parametrize("script", [[], [DAMAGED]], ids=["run", "confirm"])
@@ -123,7 +123,7 @@ def test_a_file_that_the_disk_cannot_read_is_not_replaced(
     (found,), _ = file.serve([Work(*script, make_unreadable).operation(loop, OperationKind.SHRINK)])
     assert isinstance(found, SpoolUnavailableError)
     assert "cannot be read" in str(found)
-    assert file.resets == 0
+    assert file.corruptions == 0
 
 
 @pytest.mark.parametrize("script", [[DISK], [DAMAGED, DISK]], ids=["run", "confirm"])

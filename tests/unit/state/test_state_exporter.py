@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from byoc_agents.delivery.sink import Message
-from byoc_agents.durable.model import Change
+from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.store import ROW_OVERHEAD_BYTES
 from byoc_agents.errors import SpoolError
 from tests.unit.state.exporter_bench import Bench, bench
@@ -142,7 +142,7 @@ async def test_a_lost_spool_begins_a_new_epoch_with_a_transition(one: Bench) -> 
 
 async def test_a_position_of_another_version_starts_a_new_epoch(one: Bench) -> None:
     await one.poll()
-    await one.spool.commit(Change(state={"state/replica/r-0/position": b"?"}))
+    await one.spool.commit(WriteBatch(state={"state/replica/r-0/position": b"?"}))
     one.start()
     await one.poll()
     first, second = await one.unsent()
