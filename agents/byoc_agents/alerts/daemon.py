@@ -91,6 +91,7 @@ def https_sink(own: Settings, session: aiohttp.ClientSession, clock: Clock) -> H
         clock=clock,
         max_messages=own.max_batch,
         timeout_seconds=own.timeout_seconds,
+        proof=own.contract != "0.1",
     )
 
 
