@@ -49,7 +49,7 @@ def proves_storage(headers: Mapping[str, str], body: bytes, delivery_id: str, ev
         return True
     try:
         found = msgspec.json.decode(body, type=Stored)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
     return found.stored + found.duplicates == events
 
@@ -58,6 +58,6 @@ def proves_rejection(status: int, body: bytes, delivery_id: str) -> bool:
     """Return whether a 413, 415 or 422 names this delivery and the code of the status."""
     try:
         found = msgspec.json.decode(body, type=Rejected)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
     return (found.webhook_id, found.code) == (delivery_id, CODES.get(status))

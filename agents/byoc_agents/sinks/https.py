@@ -9,7 +9,6 @@ the event's own `source` + `id`, never the `webhook-id` of a batch. Redirects ar
 
 import base64
 import binascii
-import email.utils
 import hashlib
 import hmac
 from collections.abc import Callable, Sequence
@@ -21,7 +20,8 @@ from byoc_agents.app.cloudevents import stable_id
 from byoc_agents.delivery.sink import Message, Outcome, Receipt
 from byoc_agents.errors import Reason, SendError
 from byoc_agents.sinks.control_plane import proves_rejection, proves_storage
-from byoc_agents.sinks.transport_errors import proxy_error, tls_error
+from byoc_agents.sinks.http_dates import retry_after_seconds, skew_hint
+from byoc_agents.sinks.transport_errors import proxy_error, tls_error, unreadable_answer
 
 SINGLE = "application/cloudevents+json; charset=utf-8"
 BATCH = "application/cloudevents-batch+json; charset=utf-8"
@@ -57,7 +57,6 @@ REASONS = {
 }
 FIRST_3XX, FIRST_4XX, FIRST_5XX, LAST = 300, 400, 500, 599
 OF_ONE = frozenset({Reason.TOO_LARGE, Reason.REJECTED})  # a batch's rejection names no event
-SKEW_SECONDS = 300  # the Standard Webhooks specification: a receiver refuses a larger difference
 
 
 class HttpsSink:
@@ -157,8 +156,7 @@ class HttpsSink:
             case aiohttp.ClientHttpProxyError():
                 return proxy_error(error)
             case aiohttp.ClientResponseError():  # a head that cannot be parsed
-                why = f"unreadable answer: {_printable(error.message)}"
-                return SendError(Reason.BAD_RESPONSE, why)
+                return unreadable_answer(error)
             case aiohttp.ClientSSLError():
                 return tls_error(error)
         return SendError(Reason.CONNECTION, type(error).__name__)
@@ -205,11 +203,8 @@ class HttpsSink:
         date = answer.headers.get("Date", "")
         wait = retry_after_seconds(answer.headers.get("Retry-After", ""), now_ns, date)
         detail = f"status {answer.status}"
-        if answer.status in {400, 401, 403} and (skew := skew_seconds(date, now_ns)):
-            ahead = "ahead of" if skew > 0 else "behind"
-            detail += (
-                f"; our clock is {abs(skew)} s {ahead} the receiver's, which refuses over 300 s"
-            )
+        if answer.status in {400, 401, 403} and (hint := skew_hint(date, now_ns)):
+            detail += f"; {hint}, which refuses over 300 s"
         return SendError(reason, detail, retry_after_seconds=wait)
 
     def _proven(
@@ -262,40 +257,6 @@ def reason_of(status: int) -> Reason:
     if FIRST_3XX <= status < FIRST_4XX:
         return Reason.REDIRECT
     return Reason.SERVER_ERROR if FIRST_5XX <= status <= LAST else Reason.BAD_RESPONSE
-
-
-def retry_after_seconds(header: str, wall_ns: int, date: str = "") -> float | None:
-    """Return the seconds to wait for `120` or an HTTP date; None if the value is unusable.
-
-    A date counts from the answer's own `Date` header if it has one, else from `wall_ns`.
-    """
-    text = header.strip()
-    if text.isascii() and text.isdigit():
-        return float(text[:9])
-    moment = http_date_seconds(text)
-    if moment is None:
-        return None
-    now = http_date_seconds(date.strip())
-    return max(0.0, moment - (wall_ns / 1e9 if now is None else now))
-
-
-def http_date_seconds(text: str) -> float | None:
-    """Return seconds since 1970 of an HTTP date; None if it is not one."""
-    try:
-        return email.utils.parsedate_to_datetime(text).timestamp()
-    except (ValueError, OverflowError, TypeError, IndexError):
-        return None
-
-
-def skew_seconds(date: str, wall_ns: int) -> int:
-    """Return by how many seconds our clock is ahead of a `Date` header; 0 within the tolerance."""
-    theirs = http_date_seconds(date.strip())
-    skew = 0 if theirs is None else round(wall_ns / 1e9 - theirs)
-    return skew if abs(skew) > SKEW_SECONDS else 0
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isascii() and c.isprintable() else " " for c in text)[:200].strip()
 
 
 def batch_id(batch: Sequence[Message]) -> str:

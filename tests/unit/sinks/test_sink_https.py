@@ -17,13 +17,12 @@ from byoc_agents.app.clock import SystemClock
 from byoc_agents.delivery.shipper import FATES, Action
 from byoc_agents.delivery.sink import Message, Receipt
 from byoc_agents.errors import Reason, SendError
+from byoc_agents.sinks.http_dates import retry_after_seconds, skew_seconds
 from byoc_agents.sinks.https import (
     HttpsSink,
     batch_id,
     reason_of,
-    retry_after_seconds,
     signing_keys,
-    skew_seconds,
 )
 
 OLD = "whsec_" + base64.b64encode(b"o" * 24).decode()
