@@ -13,20 +13,12 @@ from pathlib import Path
 import msgspec
 from yarl import URL
 
-from byoc_agents.egress.regions import s3_region, sqs_region
+from byoc_agents.egress.regions import names_s3, partition_of, s3_region, sqs_region
 from byoc_agents.errors import ConfigError
 
 SCHEMES = frozenset({"https", "http"})
 ECS_HOST = "169.254.170.2"  # botocore ContainerMetadataFetcher.IP_ADDRESS
 POD_IDENTITY_HOSTS = frozenset({"169.254.170.23", "fd00:ec2::23"})  # EKS Pod Identity agent
-DNS_SUFFIXES = (  # botocore partitions.json: which regions are not under amazonaws.com
-    ("cn-", "amazonaws.com.cn"),
-    ("eusc-", "amazonaws.eu"),
-    ("us-iso-", "c2s.ic.gov"),
-    ("us-isob-", "sc2s.sgov.gov"),
-    ("eu-isoe-", "cloud.adc-e.uk"),
-    ("us-isof-", "csp.hci.ic.gov"),
-)
 LEGACY_STS_REGIONS = frozenset(  # AWS_STS_REGIONAL_ENDPOINTS=legacy sends these to the global name
     {
         *("ap-northeast-1", "ap-south-1", "ap-southeast-1", "ap-southeast-2", "ca-central-1"),
@@ -103,7 +95,8 @@ def sqs_destination(queue_url: str, endpoint_url: str | None = None, **about: st
     """Return the destination of a queue: the endpoint if one is given, else the URL's host.
 
     Raises ConfigError for a host that is not a name of SQS, since its region would be a guess. A
-    local host or an explicit endpoint does not belong to AWS and needs no region.
+    local host (an emulator in the pod) or an explicit endpoint does not belong to AWS: requests to
+    it are signed for BYOC_REGION.
     """
     about = {"purpose": "service state to SQS"} | about
     destination = https_destination(endpoint_url or queue_url, **about)
@@ -142,8 +135,9 @@ def s3_destination(
 
 def _same_region(destination: Destination, region: str) -> Destination:
     named = s3_region(destination.host)
-    if named in {None, region}:
+    if named == region or (named is None and not names_s3(destination.host)):
         return destination
+    named = named or "no known region"
     raise ConfigError(
         [
             (
@@ -155,10 +149,12 @@ def _same_region(destination: Destination, region: str) -> Destination:
 
 
 def dns_suffix(region: str) -> str:
-    """Return the DNS suffix of the region's partition."""
-    return next(
-        (suffix for start, suffix in DNS_SUFFIXES if region.startswith(start)), "amazonaws.com"
-    )
+    """Return the DNS suffix of the region's partition. Raises ConfigError if it has none."""
+    found = partition_of(region)
+    if found is None:
+        expected = "expected a region of AWS, or AWS_ENDPOINT_URL_S3 and AWS_ENDPOINT_URL_SQS set"
+        raise ConfigError([f"BYOC_REGION: invalid value {region!r}: {expected}"])
+    return found.dns_suffix
 
 
 def endpoint_url(service: str, environ: Mapping[str, str]) -> str | None:
