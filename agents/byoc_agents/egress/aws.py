@@ -38,6 +38,8 @@ NO_CREDENTIALS = (
     "no AWS credentials: expected IRSA, Pod Identity or keys; the node's role is not used"
 )
 
+NOT_ASCII = "AWS credentials: a key or a token holds a character that is not ASCII"
+
 
 def aws_session(gate: Gate, region: str) -> AioSession:
     """Return the botocore session that all clients of the process share.
@@ -72,7 +74,7 @@ def aws_config(gate: Gate, **options: Any) -> AioConfig:
         "http_session_cls": http_session_class(gate),
         "defaults_mode": "legacy",  # `auto` asks the metadata service for the region
         "retries": {"total_max_attempts": 1, "mode": "standard"},
-        # Never from a variable: `destinations.endpoint_mistakes` rejects those.
+        # Never from a variable or a file: `aws_settings.aws_mistakes` rejects those.
         "use_fips_endpoint": False,
         "use_dualstack_endpoint": False,
         "connect_timeout": CONNECT_SECONDS,
@@ -93,10 +95,14 @@ async def fetch_credentials(session: AioSession) -> None:
         credentials = await session.get_credentials()
         if credentials is not None:
             await _reload_keys(session, credentials)
-            await credentials.get_frozen_credentials()
-            return
+            frozen = await credentials.get_frozen_credentials()
+            if all(text.isascii() for text in frozen[:3] if text):
+                return
+            raise SendError(Reason.CREDENTIALS, NOT_ASCII)
     except exceptions.ClientError as error:
         raise _sts_error(error.response) from error
+    except SendError:
+        raise
     except Exception as error:  # any provider, any library below it; retried later
         if refused := refusal_in(error):
             raise refused from error

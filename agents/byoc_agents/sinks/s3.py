@@ -175,10 +175,14 @@ class S3Sink:
         return self._client
 
 
-def addressing(bucket: str, endpoint_url: str | None) -> dict[str, str]:
+def addressing(bucket: str, endpoint_url: str | None) -> dict[str, Any]:
     """Return the addressing that `s3_destination` derives its host from."""
-    style = "path" if endpoint_url or "." in bucket else "virtual"
-    return {"addressing_style": style, "us_east_1_regional_endpoint": "regional"}
+    return {
+        "addressing_style": "path" if endpoint_url or "." in bucket else "virtual",
+        "us_east_1_regional_endpoint": "regional",
+        "use_accelerate_endpoint": False,
+        "use_dualstack_endpoint": False,
+    }
 
 
 _ETAG = re.compile(r"[0-9a-f]{32}(-[0-9]+)?")

@@ -19,7 +19,7 @@ from byoc_agents.app.metrics import Metrics
 from byoc_agents.app.settings import CoreSettings
 from byoc_agents.billing import daemon as billing
 from byoc_agents.delivery.sink import Message, Outcome
-from byoc_agents.egress.aws import NO_CREDENTIALS, aws_session, provider_name
+from byoc_agents.egress.aws import NO_CREDENTIALS, NOT_ASCII, aws_session, provider_name
 from byoc_agents.egress.destinations import credential_destinations, https_destination
 from byoc_agents.egress.gate import Gate
 from byoc_agents.errors import Reason, SendError
@@ -184,6 +184,18 @@ async def test_a_file_of_keys_is_read_again_and_half_of_it_changes_nothing(tmp_p
             file.unlink()
             assert await bench.send() == "AKIATWO"
     assert provider_name(bench.session) == "shared-credentials-file"
+
+
+async def test_keys_that_a_header_cannot_hold_are_never_signed_with(tmp_path: Path) -> None:
+    keys = "[default]\naws_access_key_id = AKIA\naws_secret_access_key = sécret\n"
+    (tmp_path / "credentials").write_text(keys)
+    async with HttpDouble(STORED) as s3:
+        bench = Bench(s3)
+        async with bench.sink:
+            outcome = await bench.send()
+    assert isinstance(outcome, SendError)
+    assert (outcome.reason, outcome.detail) == (Reason.CREDENTIALS, NOT_ASCII)
+    assert not s3.requests
 
 
 async def test_the_nodes_role_is_refused_with_what_is_wanted(bare: pytest.MonkeyPatch) -> None:
