@@ -13,9 +13,12 @@ from aiobotocore.awsrequest import AioAWSResponse
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
 from botocore import exceptions
+from botocore.credentials import RefreshableCredentials
 from multidict import CIMultiDict
 from yarl import URL
 
+from byoc_agents.app.files import NotReadableError
+from byoc_agents.egress.aws_files import AwsFiles, file_paths, use_files
 from byoc_agents.egress.gate import Gate, refusal_in
 from byoc_agents.errors import ConfigError, Reason, SendError
 
@@ -33,6 +36,7 @@ PROVIDERS = frozenset(
         "config-file",
     }
 )
+FILES = "byoc_files"  # the session's component with the files of its providers
 KEY_FILES = frozenset({"shared-credentials-file", "config-file"})
 NO_CREDENTIALS = (
     "no AWS credentials: expected IRSA, Pod Identity or keys; the node's role is not used"
@@ -61,6 +65,9 @@ def aws_session(gate: Gate, region: str) -> AioSession:
     for method in [provider.METHOD for provider in providers.providers]:
         if method not in PROVIDERS:
             providers.remove(method)
+    files = AwsFiles(file_paths(session))
+    use_files(providers, files)
+    session.register_component(FILES, files)
     return session
 
 
@@ -92,6 +99,8 @@ async def fetch_credentials(session: AioSession) -> None:
     held as CREDENTIALS, with the error code of STS.
     """
     try:
+        if _needs_files(session):
+            await session.get_component(FILES).read()
         credentials = await session.get_credentials()
         if credentials is not None:
             await _reload_keys(session, credentials)
@@ -108,6 +117,14 @@ async def fetch_credentials(session: AioSession) -> None:
             raise refused from error
         raise SendError(Reason.CREDENTIALS, f"AWS credentials: {_cause(error)}") from error
     raise SendError(Reason.CREDENTIALS, NO_CREDENTIALS)
+
+
+def _needs_files(session: AioSession) -> bool:
+    """Return whether the next request may read a file of keys or a token."""
+    credentials = session._credentials  # noqa: SLF001  cache of get_credentials
+    if credentials is None or credentials.method in KEY_FILES:
+        return True
+    return isinstance(credentials, RefreshableCredentials) and credentials.refresh_needed()
 
 
 STS_RETRIED = {
@@ -130,10 +147,12 @@ def _sts_error(response: Mapping[str, Any]) -> SendError:
 
 
 def _cause(error: Exception) -> str:
-    """Return the error's class and the message of OpenSSL or the proxy. Holds no secret."""
+    """Return the error's class, and the message of OpenSSL, the proxy or a file; no secret."""
     cause = getattr(error, "kwargs", {}).get("error")
     below: BaseException | None = cause if isinstance(cause, BaseException) else error
     while below is not None:
+        if isinstance(below, NotReadableError):
+            return str(below)
         if isinstance(below, aiohttp.ClientHttpProxyError):
             return f"{type(error).__name__}: the proxy answered {below.status}"
         certificate = getattr(below, "certificate_error", below)
@@ -174,15 +193,15 @@ class KeyRefresh:
 async def _reload_keys(session: AioSession, credentials: Any) -> None:
     """Load the current keys from their file, which botocore reads only once.
 
-    Changes the object in place, since clients hold it. A partial or missing file leaves the
-    current credentials unchanged.
+    Changes the object in place, since clients hold it. A partial or missing file, and one that
+    does not answer, leaves the current credentials unchanged.
     """
     if credentials.method not in KEY_FILES:
         return
     provider = session.get_component("credential_provider").get_provider(credentials.method)
     try:
         fresh = await provider.load()
-    except (exceptions.BotoCoreError, OSError):
+    except (exceptions.BotoCoreError, OSError, ValueError):
         return
     if fresh is not None:
         for name in ("access_key", "secret_key", "token"):
