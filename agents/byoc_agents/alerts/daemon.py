@@ -75,7 +75,12 @@ def forwarder(
     token = Secret(own.webhook_token, own.webhook_token_file, check_seconds=SECRET_SECONDS)
     webhook = Webhook(relay, token, counts)
     heart = Heart(rules.origin, relay, spool, clock, interval_seconds=own.heartbeat_seconds)
-    listen = Listen(*own.listen, cert_file=own.tls_cert_file, key_file=own.tls_key_file)
+    listen = Listen(
+        *own.listen,
+        cert_file=own.tls_cert_file,
+        key_file=own.tls_key_file,
+        certificate_seconds=SECRET_SECONDS,
+    )
     return Forwarder(webhook, relay, heart, listen)
 
 
