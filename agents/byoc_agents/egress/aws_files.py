@@ -2,7 +2,7 @@
 
 botocore opens these files in the event loop, when it needs them. A file on a mount that no longer
 answers would stop every daemon of the process. So they are read in a thread, within a time, before
-botocore runs, and botocore gets what was read.
+botocore runs, and botocore gets the content from here.
 """
 
 import asyncio
