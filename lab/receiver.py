@@ -29,6 +29,7 @@ from byoc_agents.alerts.events import (
 )
 from byoc_agents.app.clock import Clock, SystemClock
 from byoc_agents.app.cloudevents import Event
+from byoc_agents.sinks.control_plane import CODES, Rejected
 from byoc_agents.sinks.https import signatures, signing_keys
 
 PATH = "/v1/events"
@@ -82,17 +83,20 @@ class Receiver:
     async def post(self, request: web.Request) -> web.Response:
         """Answer one delivery."""
         self.requests += 1
-        body = await request.read()
+        try:
+            body = await request.read()
+        except web.HTTPRequestEntityTooLarge:
+            return rejected(request, 413)
         if fault := self._fault(self.requests, request):
             return fault
         if not self._authentic(request, body):
-            return _answer(401, "unauthorized")
+            return web.json_response({"status": "unauthorized"}, status=401)
         try:
             events = _events(request.content_type, body)
         except LookupError:
-            return _answer(415, "wants CloudEvents in JSON")
+            return rejected(request, 415)
         except (msgspec.ValidationError, ValueError):
-            return _answer(422, "no CloudEvent")
+            return rejected(request, 422)
         self.bodies.append(body)
         new = [event for event in events if self._take(event)]
         return web.json_response({"stored": len(new), "duplicates": len(events) - len(new)})
@@ -152,8 +156,10 @@ def _check(event: Any) -> None:
         raise ValueError("a field is missing")
 
 
-def _answer(status: int, word: str) -> web.Response:
-    return web.json_response({"status": word}, status=status)
+def rejected(request: web.Request, status: int) -> web.Response:
+    """Return the answer that rejects one delivery for good."""
+    body = Rejected(request.headers.get("webhook-id", ""), CODES[status])
+    return web.json_response(msgspec.to_builtins(body), status=status)
 
 
 @asynccontextmanager

@@ -24,6 +24,7 @@ from lab.real.alerts_lab import (
 )
 from lab.real.parts import prometheus as prometheus_part
 from lab.real.parts.process import RealProcess, free_port
+from lab.receiver import rejected
 
 Started = Callable[[str], RealProcess]
 PROMETHEUS_CONFIG = """
@@ -160,7 +161,7 @@ async def test_one_rejected_event_is_a_dead_letter_and_the_others_are_delivered(
     first = alertmanager(AM_CONFIG.format(port=forwarder.webhook_port, hook=HOOK))
     await plane.until(lambda: plane.of("byoc.alert.heartbeat.v1"))
     plane.fault = lambda _number, request: (
-        web.Response(status=status) if b'"alertname":"A"' in (request._read_bytes or b"") else None
+        rejected(request, status) if b'"alertname":"A"' in (request._read_bytes or b"") else None
     )
     await raise_alert(first, "A")
     held = 'byoc_send_attempts_total{daemon="alert-forwarder",result="rejects_all"}'
@@ -177,7 +178,9 @@ async def test_a_control_plane_that_rejects_everything_is_held_and_loses_nothing
 ) -> None:
     first = alertmanager(AM_CONFIG.format(port=forwarder.webhook_port, hook=HOOK))
     await plane.until(lambda: plane.of("byoc.alert.heartbeat.v1"))
-    plane.fault = answers(status)
+    plane.fault = lambda _number, request: (
+        web.Response(status=400) if status == 400 else rejected(request, status)
+    )
     await raise_alert(first, "A")
     held = "bad_response" if status == 400 else "rejects_all"
     await reached(

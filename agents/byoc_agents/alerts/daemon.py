@@ -76,10 +76,15 @@ def forwarder(
         own.webhook_token, own.webhook_token_file, check_seconds=SECRET_SECONDS
     )
     webhook = Webhook(relay, token, counts)
-    heartbeat = HeartbeatSender(
+    heart = HeartbeatSender(
         rules.origin, relay, spool, clock, interval_seconds=own.heartbeat_seconds
     )
-    listen = Listen(*own.listen, cert_file=own.tls_cert_file, key_file=own.tls_key_file)
+    listen = Listen(
+        *own.listen,
+        cert_file=own.tls_cert_file,
+        key_file=own.tls_key_file,
+        certificate_seconds=SECRET_SECONDS,
+    )
     return Forwarder(webhook, relay, heartbeat, listen)
 
 
@@ -95,6 +100,7 @@ def https_sink(own: Settings, session: aiohttp.ClientSession, clock: Clock) -> H
         clock=clock,
         max_messages=own.max_batch,
         timeout_seconds=own.timeout_seconds,
+        proof=own.contract != "0.1",
     )
 
 

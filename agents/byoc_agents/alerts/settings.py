@@ -2,7 +2,7 @@
 
 import ipaddress
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -150,6 +150,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             parse=number(0.1, 300),
         ),
     ] = 30.0
+    contract: Annotated[
+        Literal["0.2", "0.1"],
+        Setting(
+            "BYOC_ALERTS_CONTRACT",
+            "0.2, or 0.1 if the control plane's answers do not name what they stored",
+        ),
+    ] = "0.2"
     max_batch: Annotated[
         int,
         Setting(

@@ -4,29 +4,20 @@ The gate, the network policies, the IAM policies and the documentation are all m
 they always allow the same destinations.
 """
 
-import configparser
 import ipaddress
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 import msgspec
 from yarl import URL
 
-from byoc_agents.egress.regions import s3_region, sqs_region
+from byoc_agents.egress.aws_settings import aws_mistakes, irsa, static_keys
+from byoc_agents.egress.regions import names_s3, partition_of, s3_region, sqs_region
 from byoc_agents.errors import ConfigError
 
 SCHEMES = frozenset({"https", "http"})
 ECS_HOST = "169.254.170.2"  # botocore ContainerMetadataFetcher.IP_ADDRESS
 POD_IDENTITY_HOSTS = frozenset({"169.254.170.23", "fd00:ec2::23"})  # EKS Pod Identity agent
-DNS_SUFFIXES = (  # botocore partitions.json: which regions are not under amazonaws.com
-    ("cn-", "amazonaws.com.cn"),
-    ("eusc-", "amazonaws.eu"),
-    ("us-iso-", "c2s.ic.gov"),
-    ("us-isob-", "sc2s.sgov.gov"),
-    ("eu-isoe-", "cloud.adc-e.uk"),
-    ("us-isof-", "csp.hci.ic.gov"),
-)
 LEGACY_STS_REGIONS = frozenset(  # AWS_STS_REGIONAL_ENDPOINTS=legacy sends these to the global name
     {
         *("ap-northeast-1", "ap-south-1", "ap-southeast-1", "ap-southeast-2", "ca-central-1"),
@@ -103,7 +94,8 @@ def sqs_destination(queue_url: str, endpoint_url: str | None = None, **about: st
     """Return the destination of a queue: the endpoint if one is given, else the URL's host.
 
     Raises ConfigError for a host that is not a name of SQS, since its region would be a guess. A
-    local host or an explicit endpoint does not belong to AWS and needs no region.
+    local host (an emulator in the pod) or an explicit endpoint does not belong to AWS: requests to
+    it are signed for BYOC_REGION.
     """
     about = {"purpose": "service state to SQS"} | about
     destination = https_destination(endpoint_url or queue_url, **about)
@@ -142,8 +134,9 @@ def s3_destination(
 
 def _same_region(destination: Destination, region: str) -> Destination:
     named = s3_region(destination.host)
-    if named in {None, region}:
+    if named == region or (named is None and not names_s3(destination.host)):
         return destination
+    named = named or "no known region"
     raise ConfigError(
         [
             (
@@ -155,10 +148,12 @@ def _same_region(destination: Destination, region: str) -> Destination:
 
 
 def dns_suffix(region: str) -> str:
-    """Return the DNS suffix of the region's partition."""
-    return next(
-        (suffix for start, suffix in DNS_SUFFIXES if region.startswith(start)), "amazonaws.com"
-    )
+    """Return the DNS suffix of the region's partition. Raises ConfigError if it has none."""
+    found = partition_of(region)
+    if found is None:
+        expected = "expected a region of AWS, or AWS_ENDPOINT_URL_S3 and AWS_ENDPOINT_URL_SQS set"
+        raise ConfigError([f"BYOC_REGION: invalid value {region!r}: {expected}"])
+    return found.dns_suffix
 
 
 def endpoint_url(service: str, environ: Mapping[str, str]) -> str | None:
@@ -177,106 +172,20 @@ def credential_destinations(
     Static keys need none, and botocore prefers them. The node's role is never used. `services`
     are the AWS services that the daemon calls. Raises ConfigError for unusable AWS variables.
     """
-    irsa = bool(environ.get("AWS_ROLE_ARN") and environ.get("AWS_WEB_IDENTITY_TOKEN_FILE"))
-    called = [*services, *(["sts"] if irsa else [])]
-    if wrong := environment_mistakes(environ) + endpoint_mistakes(environ, called):
+    called = [*services, *(["sts"] if irsa(environ) and not static_keys(environ) else [])]
+    given = [service for service in called if endpoint_url(service, environ)]
+    if wrong := aws_mistakes(environ, called, given):
         raise ConfigError(wrong)
-    if environ.get("AWS_ACCESS_KEY_ID") and environ.get("AWS_SECRET_ACCESS_KEY"):
+    if static_keys(environ):
         return []
     found = []
-    if environ.get("AWS_ROLE_ARN") and environ.get("AWS_WEB_IDENTITY_TOKEN_FILE"):
+    if irsa(environ):
         found.append(_sts_destination(environ, region, daemon))
     if environ.get("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"):
         found.append(_container("http://" + ECS_HOST, "_RELATIVE_URI", daemon))
     elif full := environ.get("AWS_CONTAINER_CREDENTIALS_FULL_URI"):
         found.append(_container(full, "_FULL_URI", daemon))
     return found
-
-
-# Variables whose values become part of a header or of a request: white space is always a mistake.
-EXACT_VARIABLES = (
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AWS_ROLE_ARN",
-    "AWS_ROLE_SESSION_NAME",
-    "AWS_WEB_IDENTITY_TOKEN_FILE",
-    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
-    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
-    "AWS_PROFILE",
-)
-
-
-def environment_mistakes(environ: Mapping[str, str]) -> list[str]:
-    """Return a mistake for each AWS variable with white space or control characters.
-
-    The messages repeat no value.
-    """
-    return [
-        f"{name}: holds {_character(found[0])} at character {found.start() + 1}:"
-        " expected no white space; `printf %s` writes no newline"
-        for name in EXACT_VARIABLES
-        if (found := re.search(r"[\s\x00-\x1f\x7f]", environ.get(name, "")))
-    ]
-
-
-def _character(found: str) -> str:
-    return {"\n": "a newline", "\r": "a carriage return", " ": "a space", "\t": "a tab"}.get(
-        found, f"U+{ord(found):04X}"
-    )
-
-
-def endpoint_mistakes(environ: Mapping[str, str], services: Sequence[str]) -> list[str]:
-    """Return a mistake for each setting that makes botocore choose FIPS or dual-stack endpoints.
-
-    The destinations table is made before botocore runs, so such an endpoint must be given. Reads
-    AWS's variables and its configuration file (AWS_CONFIG_FILE, AWS_PROFILE).
-    """
-    file = _config_file(environ)
-    wrong = []
-    for variable, key, example in (
-        ("AWS_USE_FIPS_ENDPOINT", "use_fips_endpoint", "{service}-fips.REGION.amazonaws.com"),
-        ("AWS_USE_DUALSTACK_ENDPOINT", "use_dualstack_endpoint", DUAL_STACK),
-    ):
-        source = variable if variable in environ else f"AWS_CONFIG_FILE, {key}"
-        if environ.get(variable, file.get(key, "")).strip().lower() != "true":
-            continue
-        wrong += [
-            f"{source}: is not supported for {service}: expected it unset and"
-            f" AWS_ENDPOINT_URL_{service.upper()}=https://{_example(example, service)}"
-            for service in services
-            if not endpoint_url(service, environ)
-        ]
-    return wrong
-
-
-DUAL_STACK = "dual"
-
-
-def _example(example: str, service: str) -> str:
-    if example is DUAL_STACK:
-        return (
-            "s3.dualstack.REGION.amazonaws.com" if service == "s3" else f"{service}.REGION.api.aws"
-        )
-    return example.format(service=service)
-
-
-def _config_file(environ: Mapping[str, str]) -> Mapping[str, str]:
-    """Return the keys of the chosen profile in AWS's configuration file; none if it is unusable."""
-    home = environ.get("HOME", "")
-    path = environ.get("AWS_CONFIG_FILE") or (f"{home}/.aws/config" if home else "")
-    parser = configparser.RawConfigParser()
-    try:
-        parser.read(Path(path).expanduser(), encoding="utf-8")
-    except (configparser.Error, OSError, RuntimeError, UnicodeDecodeError):
-        return {}
-    profile = environ.get("AWS_PROFILE", "default")
-    for section in ("default" if profile == "default" else f"profile {profile}", profile):
-        if parser.has_section(section):
-            return dict(parser.items(section))
-    return {}
 
 
 def _sts_destination(environ: Mapping[str, str], region: str, daemon: str) -> Destination:

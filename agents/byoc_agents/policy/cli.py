@@ -66,6 +66,9 @@ OWN_IDENTITY = frozenset(
     {
         *(name for variables in IDENTITIES.values() for name in variables),
         "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+        # AWS's files of the person who asks are not the pod's.
+        *("HOME", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"),
+        *("AWS_PROFILE", "AWS_DEFAULT_PROFILE"),
     }
 )
 

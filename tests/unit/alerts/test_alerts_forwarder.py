@@ -23,7 +23,7 @@ from byoc_agents.app.settings import CoreSettings
 from byoc_agents.delivery.shipper import Shipper
 from byoc_agents.delivery.sink import Message, Outcome
 from byoc_agents.durable.spool import Spool
-from lab.receiver import Receiver, listening
+from lab.receiver import Receiver, listening, rejected
 from tests.unit.alerts.forwarder_settings import INWARD, OUTWARD, SECRET, settings
 from tests.unit.alerts.webhook_world import eventually
 
@@ -62,8 +62,9 @@ class Plane:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def fault(self, _number: int, request: web.Request) -> web.Response | None:
-        if self.rejected and self.rejected in (request._read_bytes or b""):
-            return web.Response(status=422)
+        marked = self.rejected and self.rejected in (request._read_bytes or b"")
+        if marked or self.status == 422:
+            return rejected(request, 422)
         return web.Response(status=self.status) if self.status != 200 else None
 
     def on_event(self, event: dict[str, Any]) -> None:
