@@ -71,6 +71,14 @@ class Configuration(msgspec.Struct, frozen=True):
     destinations: tuple[Destination, ...]
     environ: Mapping[str, str]
 
+    @property
+    def listeners(self) -> list[tuple[str, int]]:
+        """Return every (host, port) to listen on."""
+        return [
+            self.core.listen,
+            *(d.listen for d in self.daemons.values() if hasattr(d, "listen")),
+        ]
+
     def described(self) -> dict[str, Any]:
         """Return variable -> effective value; secrets as ***."""
         structs = [self.core, self.clickhouse, *self.daemons.values()]
@@ -186,7 +194,7 @@ async def _put_together(
     log.count_lost(metrics.log_lost.labels(names).inc)
     refused: list[Callable[[str, str], None]] = []
     gate = _gate(configuration, metrics, refused)
-    enforce_process(gate)
+    enforce_process(gate, configuration.listeners)
     runtime = Runtime(
         core=configuration.core,
         environ=configuration.environ,

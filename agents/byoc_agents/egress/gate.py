@@ -26,12 +26,15 @@ REMEMBERED_ADDRESSES = 4096  # S3 returns a few new ones every minute; the oldes
 
 
 class Refusal(StrEnum):
-    """Why the gate refused a connection: a label of `byoc_egress_refused_total`. A closed set."""
+    """Why the gate refused: a label of `byoc_egress_refused_total`. A closed set."""
 
     HOST = "host"  # a name or literal that is not a destination
     PORT = "port"  # the host of a destination, but another port
+    PATH = "path"  # a destination, but outside its path, or with another host in the Host header
     SCHEME = "scheme"  # a destination, but http instead of https or the reverse
     ADDRESS = "address"  # an address that no destination resolved to, or may resolve to
+    LISTEN = "listen"  # an address to listen on that is not in the settings
+    OPERATION = "operation"  # a program, native code, or a socket of another kind
     REDIRECT = "redirect"
     PROXY = "proxy"  # any proxy but the configured one
     IMDS = "imds"  # the node's credentials
