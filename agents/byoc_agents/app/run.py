@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 import structlog
+from prometheus_client import Gauge
 
 from byoc_agents.app import logging as log
 from byoc_agents.app import signals
@@ -136,11 +137,12 @@ async def run(configuration: Configuration) -> int:
     core, stop = configuration.core, asyncio.Event()
     with _stopping(stop), _mistakes():
         async with (
-            _put_together(configuration) as (agents, metrics),
+            _put_together(configuration) as (agents, metrics, confine),
             serve(agents, metrics, core.listen),
         ):
             for agent in agents:  # not in `drain`, which needs no address
                 await agent.check()
+            confine()  # all listen by now
             grace = core.shutdown_grace_seconds
             await asyncio.gather(*(agent.run(stop, grace) for agent in agents))
     return 0
@@ -150,7 +152,8 @@ async def drain(configuration: Configuration) -> int:
     """Send all stored messages and make no new ones. Return 0 if none are left, else 1."""
     stop = asyncio.Event()
     with _stopping(stop), _mistakes():
-        async with _put_together(configuration) as (agents, _metrics):
+        async with _put_together(configuration) as (agents, _metrics, confine):
+            confine()
             left = await asyncio.gather(*(agent.drain(stop) for agent in agents))
     return int(any(left))
 
@@ -183,7 +186,8 @@ def _mistakes() -> Iterator[None]:
 @asynccontextmanager
 async def _put_together(
     configuration: Configuration,
-) -> AsyncIterator[tuple[list[Agent], Metrics]]:
+) -> AsyncIterator[tuple[list[Agent], Metrics, Callable[[], None]]]:
+    """Open all daemons; yield them, the metrics, and `confine`, to be called once they listen."""
     # asyncio has no parameter for this: docs/adr/0009, and
     # https://github.com/python/cpython/blob/3.11/Lib/asyncio/sslproto.py (SSLProtocol.max_size).
     if not hasattr(SSLProtocol, "max_size"):
@@ -194,6 +198,7 @@ async def _put_together(
     log.count_lost(metrics.log_lost.labels(names).inc)
     refused: list[Callable[[str, str], None]] = []
     gate = _gate(configuration, metrics, refused)
+    confine = _confinement(configuration.core.seccomp, metrics.seccomp.labels(names))
     enforce_process(gate, configuration.listeners)
     runtime = Runtime(
         core=configuration.core,
@@ -208,7 +213,44 @@ async def _put_together(
         for name, settings in configuration.daemons.items():
             opened = daemon(name).opened(runtime, configuration.clickhouse, settings)
             agents.append(await stack.enter_async_context(opened))
-        yield agents, metrics
+        yield agents, metrics, confine
+
+
+def _confinement(mode: str, enforced: Gauge) -> Callable[[], None]:
+    """Return a function that puts the seccomp filter on the process, and reports the outcome.
+
+    To be called before the audit hook closes ctypes. `mode` is BYOC_SECCOMP. With `require` the
+    function raises ConfigError if the kernel refuses.
+    """
+    enforced.set(0)
+    logger = structlog.get_logger()
+    if mode == "off":
+        return lambda: logger.warning("seccomp.off", setting="BYOC_SECCOMP")
+
+    def refused(error: Exception) -> None:
+        if mode == "require":
+            expected = "expected a kernel with seccomp, or BYOC_SECCOMP=on"
+            raise ConfigError([f"BYOC_SECCOMP: the filter was refused: {error}: {expected}"])
+        logger.error("seccomp.refused", error=str(error))
+
+    try:
+        from byoc_agents.egress.seccomp import prepare_filter  # noqa: PLC0415  ctypes, 0.3 MiB
+
+        install = prepare_filter()
+    except (ImportError, OSError) as error:  # a Python without ctypes, an unknown architecture
+        found = error
+        return lambda: refused(found)
+
+    def confine() -> None:
+        try:
+            install()
+        except OSError as error:
+            refused(error)
+        else:
+            enforced.set(1)
+            logger.info("seccomp.enforced")
+
+    return confine
 
 
 def _gate(

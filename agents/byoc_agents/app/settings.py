@@ -10,7 +10,7 @@ import math
 import platform
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import msgspec
 
@@ -364,6 +364,10 @@ class CoreSettings(msgspec.Struct, frozen=True, kw_only=True):
         Setting("BYOC_HTTPS_PROXY", "http://host:port of the proxy", secret=True),
     ] = ""
     ca_file: Annotated[str, Setting("BYOC_CA_FILE", "a PEM file with additional CAs")] = ""
+    seccomp: Annotated[
+        Literal["on", "off", "require"],
+        Setting("BYOC_SECCOMP", "on, off, or require to stop if the kernel refuses the filter"),
+    ] = "on"
     allow_insecure_endpoints: Annotated[
         bool, Setting("BYOC_ALLOW_INSECURE_ENDPOINTS", "true to allow plain http in local runs")
     ] = False
