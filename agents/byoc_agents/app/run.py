@@ -125,6 +125,10 @@ def configure(
             destinations += one.destinations(core, clickhouse, settings, environ)
         except ConfigError as error:
             mistakes += error.mistakes
+    destinations = [
+        msgspec.structs.replace(d, private=d.private or d.host in core.private_hosts)
+        for d in destinations
+    ]
     mistakes += plain_or_forbidden(destinations, allow_insecure=core.allow_insecure_endpoints)
     if mistakes:
         raise ConfigError(mistakes)

@@ -314,6 +314,16 @@ def host_and_port(text: str) -> tuple[str, int]:
     return match[1] or match[2], int(match[3])
 
 
+def host_names(text: str) -> frozenset[str]:
+    """Return the names of `sqs.eu-west-1.amazonaws.com, api.example.com`, in lower case."""
+    names = frozenset(name.strip().lower().rstrip(".") for name in text.split(","))
+    if wrong := sorted(
+        n for n in names if not re.fullmatch(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?", n)
+    ):
+        raise ValueError(f"{wrong[0]!r} is not a host name")
+    return names
+
+
 def level(text: str) -> str:
     """Return the name of a log level."""
     if text.lower() not in {"debug", "info", "warning", "error"}:
@@ -364,6 +374,14 @@ class CoreSettings(msgspec.Struct, frozen=True, kw_only=True):
         Setting("BYOC_HTTPS_PROXY", "http://host:port of the proxy", secret=True),
     ] = ""
     ca_file: Annotated[str, Setting("BYOC_CA_FILE", "a PEM file with additional CAs")] = ""
+    private_hosts: Annotated[
+        frozenset[str],
+        Setting(
+            "BYOC_PRIVATE_HOSTS",
+            "host names, separated by commas, that may resolve to private addresses",
+            parse=host_names,
+        ),
+    ] = frozenset()
     seccomp: Annotated[
         Literal["on", "off", "require"],
         Setting("BYOC_SECCOMP", "on, off, or require to stop if the kernel refuses the filter"),

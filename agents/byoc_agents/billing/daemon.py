@@ -26,6 +26,7 @@ from byoc_agents.egress.destinations import (
     clickhouse_destination,
     credential_destinations,
     endpoint_url,
+    name_endpoint,
     s3_destination,
 )
 from byoc_agents.errors import ConfigError
@@ -145,6 +146,7 @@ def destinations(
         setting="BYOC_BILLING_BUCKET",
         frequency=f"{own.seal_seconds:g} s",
     )
+    bucket = name_endpoint(bucket, "s3", environ)
     return [*found, bucket, *credential_destinations(environ, core.region, NAME, ("s3",))]
 
 

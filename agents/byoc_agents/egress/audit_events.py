@@ -21,8 +21,7 @@ CHECKED = frozenset(
     }
 )
 
-# No byte leaves by these: files, memory, threads, introspection. The clients of the standard
-# library (http.client, smtplib, ...) are here because their sockets are checked.
+# No byte leaves by these: files, memory, threads, introspection.
 ALLOWED = frozenset(
     {
         "_thread.start_joinable_thread",
@@ -44,24 +43,16 @@ ALLOWED = frozenset(
         "fcntl.flock",
         "fcntl.ioctl",
         "fcntl.lockf",
-        "ftplib.connect",
-        "ftplib.sendcmd",
         "function.__new__",
         "gc.get_objects",
         "gc.get_referents",
         "gc.get_referrers",
         "glob.glob",
         "glob.glob/2",
-        "http.client.connect",
-        "http.client.send",
-        "imaplib.open",
-        "imaplib.send",
         "marshal.dumps",
         "marshal.load",
         "marshal.loads",
         "mmap.__new__",
-        "nntplib.connect",
-        "nntplib.putline",
         "object.__delattr__",
         "object.__getattr__",
         "object.__setattr__",
@@ -93,8 +84,6 @@ ALLOWED = frozenset(
         "pathlib.Path.rglob",
         "pdb.Pdb",
         "pickle.find_class",
-        "poplib.connect",
-        "poplib.putline",
         "resource.prlimit",
         "resource.setrlimit",
         "setopencodehook",
@@ -108,8 +97,6 @@ ALLOWED = frozenset(
         "shutil.rmtree",
         "shutil.unpack_archive",
         "signal.pthread_kill",  # to a thread of this process
-        "smtplib.connect",
-        "smtplib.send",
         "socket.gethostname",
         "sqlite3.connect",
         "sqlite3.connect/handle",
@@ -127,12 +114,9 @@ ALLOWED = frozenset(
         "sys.setprofile",
         "sys.settrace",
         "sys.unraisablehook",
-        "telnetlib.Telnet.open",
-        "telnetlib.Telnet.write",
         "tempfile.mkdtemp",
         "tempfile.mkstemp",
         "time.sleep",
-        "urllib.Request",
     }
 )
 
@@ -142,6 +126,25 @@ LOOKUPS = frozenset(  # they ask a name server for names and addresses that are 
         "socket.getnameinfo",
         "socket.getservbyname",
         "socket.getservbyport",
+    }
+)
+CLIENTS = frozenset(  # of the standard library: one could ask the proxy for another host
+    {
+        "ftplib.connect",
+        "ftplib.sendcmd",
+        "http.client.connect",
+        "http.client.send",
+        "imaplib.open",
+        "imaplib.send",
+        "nntplib.connect",
+        "nntplib.putline",
+        "poplib.connect",
+        "poplib.putline",
+        "smtplib.connect",
+        "smtplib.send",
+        "telnetlib.Telnet.open",
+        "telnetlib.Telnet.write",
+        "urllib.Request",
     }
 )
 OPERATIONS = frozenset(  # programs, native code, other processes, the machine, other systems
@@ -230,7 +233,9 @@ OPERATIONS = frozenset(  # programs, native code, other processes, the machine, 
     }
 )
 
-DENIED = dict.fromkeys(LOOKUPS, Refusal.HOST) | dict.fromkeys(OPERATIONS, Refusal.OPERATION)
+DENIED = dict.fromkeys(LOOKUPS, Refusal.HOST) | dict.fromkeys(
+    CLIENTS | OPERATIONS, Refusal.OPERATION
+)
 
 # The part before the first dot of what is checked or denied. Events of the interpreter itself are
 # left out: those that a new version adds must not stop the daemons.

@@ -32,7 +32,7 @@ UNIX, STREAM = int(socket.AF_UNIX), int(socket.SOCK_STREAM)  # of `socketpair`; 
 SOCKET_FLAGS = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 OPEN = -1  # the family and type of a descriptor that is open already
 PAIR = 2
-OWN_NAMES = frozenset({None, "", "localhost"})  # resolved without a packet
+OWN_NAMES = frozenset({"localhost"})  # resolved without a packet
 
 
 def enforce_process(gate: Gate, listeners: Iterable[tuple[str, int]] = ()) -> None:
@@ -137,7 +137,7 @@ def _lookup_check(gate: Gate) -> Check:
             host = host.decode("ascii", "replace")
         if host is not None and type(host) is not str:
             raise deny(Refusal.HOST, f"a name of type {type(host).__name__}")
-        if host not in OWN_NAMES and literal(bare(host)) is None:
+        if host and host not in OWN_NAMES and literal(bare(host)) is None:
             check_name(host)
 
     return check

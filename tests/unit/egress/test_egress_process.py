@@ -100,7 +100,7 @@ def test_a_socket_opened_past_the_gate_fails(ports: tuple[socket.socket, socket.
         "host",
         "host",
         "open",
-        "port",
+        "operation",
     ]
     assert nobody_came(ports[1])
 
