@@ -11,6 +11,7 @@ from contextlib import (
     asynccontextmanager,
     contextmanager,
 )
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -23,10 +24,12 @@ from byoc_agents.app.admin_server import serve
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.app.context import ClickHouseSettings, Runtime
 from byoc_agents.app.daemon import Agent
+from byoc_agents.app.hardening import report_writable, restrict_directories, restrict_process
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.app.settings import (
     CoreSettings,
     describe,
+    files_of,
     load,
     load_file,
     unknown,
@@ -71,6 +74,12 @@ class Configuration(msgspec.Struct, frozen=True):
     daemons: dict[str, msgspec.Struct]
     destinations: tuple[Destination, ...]
     environ: Mapping[str, str]
+    files: tuple[str, ...] = ()  # that hold settings and secrets
+
+    @property
+    def directories(self) -> list[Path]:
+        """Return the directories of the daemons' spools and ledgers."""
+        return [Path(self.core.state_dir) / name for name in self.daemons]
 
     @property
     def listeners(self) -> list[tuple[str, int]]:
@@ -133,7 +142,9 @@ def configure(
     if mistakes:
         raise ConfigError(mistakes)
     by_name = {one.name: settings for one, settings in zip(daemons, own, strict=True)}
-    return Configuration(core, clickhouse, by_name, tuple(destinations), environ)
+    files = files_of(structs, [core, clickhouse, *own], environ, file)
+    files += [config_file] if config_file else []
+    return Configuration(core, clickhouse, by_name, tuple(destinations), environ, tuple(files))
 
 
 async def run(configuration: Configuration) -> int:
@@ -282,6 +293,9 @@ def main(names: Sequence[str], config_file: str | None, *, only_drain: bool = Fa
     """Run or drain the named daemons; the process's entry point. Raises ConfigError."""
     configuration = configure(names, os.environ, config_file)
     log.configure(configuration.core.log_level)
+    restrict_process()
+    restrict_directories(configuration.directories)
+    report_writable(configuration.files)
     try:
         return asyncio.run(drain(configuration) if only_drain else run(configuration))
     finally:

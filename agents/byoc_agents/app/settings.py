@@ -21,7 +21,7 @@ from byoc_agents.app.files import (
     NotReadableError,
     read_within,
 )
-from byoc_agents.errors import ConfigError
+from byoc_agents.errors import ConfigError, hide_url_secrets
 
 S = TypeVar("S", bound=msgspec.Struct)
 # Variables that Kubernetes sets for a service whose name starts with byoc- (enableServiceLinks)
@@ -200,12 +200,39 @@ def unreadable_files(
 
 
 def describe(settings: msgspec.Struct) -> dict[str, Any]:
-    """Return variable -> effective value, with *** for every secret that is set."""
+    """Return variable -> effective value, with *** for every secret that is set.
+
+    URLs are shown without user, password and query.
+    """
     shown = {}
     for name, (setting, _) in settings_of(type(settings)).items():
         value = getattr(settings, name)
-        shown[setting.variable] = "***" if setting.secret and value else msgspec.to_builtins(value)
+        if isinstance(value, str):
+            value = hide_url_secrets(value)
+        plain = msgspec.to_builtins(value, order="deterministic")
+        shown[setting.variable] = "***" if setting.secret and value else plain
     return shown
+
+
+def files_of(
+    structs: Sequence[type[msgspec.Struct]],
+    values: Sequence[msgspec.Struct],
+    environ: Mapping[str, str],
+    file: Mapping[str, str],
+) -> list[str]:
+    """Return the paths of all files that hold a secret, and of those that a setting names."""
+    found = []
+    for struct, value in zip(structs, values, strict=True):
+        for field, (setting, _) in settings_of(struct).items():
+            if setting.secret:
+                found.append(_secret_file(setting, environ, file))
+            elif setting.variable.endswith("_FILE"):
+                found.append(getattr(value, field))
+    return [path for path in found if path]
+
+
+def _secret_file(setting: Setting, environ: Mapping[str, str], file: Mapping[str, str]) -> str:
+    return environ.get(f"{setting.variable}_FILE") or file.get(f"{setting.key}_file") or ""
 
 
 def _fill(
@@ -237,7 +264,7 @@ def _find(
 ) -> str | None:
     if text := environ.get(setting.variable, "").strip():
         return text
-    path = environ.get(f"{setting.variable}_FILE") or file.get(f"{setting.key}_file")
+    path = _secret_file(setting, environ, file)
     if setting.secret and path:
         try:
             text = read_within(path, MAX_SECRET_BYTES).decode().strip()

@@ -170,7 +170,8 @@ def s3_destination(
     if endpoint_url:
         return _same_region(https_destination(endpoint_url, private=True, **about), region)
     regional = f"s3.{region}.{dns_suffix(region)}"
-    return Destination(f"{bucket}.{regional}" if virtual else regional, 443, "https", **about)
+    host = f"{bucket}.{regional}" if virtual else regional
+    return https_destination(f"https://{host}", private=False, **about)
 
 
 def _same_region(destination: Destination, region: str) -> Destination:
