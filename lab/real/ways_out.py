@@ -2,8 +2,8 @@
 
 `python -m lab.real.ways_out MODE` tries each in the network namespace it is started in, and prints
 one line of JSON per way. MODE is `hook` (the audit hook alone), `kernel` (the seccomp filter alone)
-or `both`. The allowed destination is http://allowed.example:8443; another process stands for the
-outside, and writes down what reaches it.
+or `both`. The allowed destination is http://allowed.example:8443; another process is the
+outside, and reports the bytes and questions that reach it.
 """
 
 import _socket
@@ -33,7 +33,7 @@ PORT, LOCAL_PORT, DIALED_PORT = 8443, 8123, 7777
 EVIL = (STRANGER, PORT)
 RELAY = "\0byoc-lab-relay"  # an abstract socket: the whole network namespace shares it
 NAMES = {"allowed.example": ALLOWED}
-QUIET_SECONDS = 0.1  # nothing reached the outside for so long: what was sent has arrived
+QUIET_SECONDS = 0.1  # nothing reached the outside for so long: everything sent has arrived
 
 Way = Callable[[str], Any]  # takes the secret that must not get out
 
@@ -42,7 +42,7 @@ Way = Callable[[str], Any]  # takes the secret that must not get out
 
 
 def stand_outside() -> None:
-    """Serve DNS, TCP, UDP and a relay. For each line of stdin print what came in since, as JSON.
+    """Serve DNS, TCP, UDP and a relay. For each line of stdin print all that arrived, as JSON.
 
     If the line is a port, connect to it before.
     """
@@ -231,7 +231,7 @@ def native_connect(secret: str) -> None:
 
 
 def native_client(_secret: str) -> None:
-    """Import a native client: here a module of that name, which stands for it."""
+    """Import a native client: here an empty module of that name."""
     __import__("uvloop")
 
 
@@ -337,7 +337,7 @@ WAYS: dict[str, Way] = {
 
 
 class Outside:
-    """The process that stands for the outside."""
+    """The process that is the outside."""
 
     def __init__(self) -> None:
         command = [sys.executable, "-m", "lab.real.ways_out", "outside"]
