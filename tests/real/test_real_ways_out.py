@@ -1,7 +1,8 @@
 """Every known way out of the process, on a real network: which layer stops it.
 
 SECURITY.md repeats the outcome. `out` = the stranger received the secret; `dns` = a question with
-it reached the name server. The ways that are open with both layers are for the rules of the network.
+it reached the name server. The ways that are open with both layers are for the rules of the
+network.
 """
 
 import json

@@ -237,8 +237,8 @@ DENIED = dict.fromkeys(LOOKUPS, Refusal.HOST) | dict.fromkeys(
     CLIENTS | OPERATIONS, Refusal.OPERATION
 )
 
-# The part before the first dot of each checked or denied event. Events of the interpreter itself are
-# left out: those that a new version adds must not stop the daemons.
+# The part before the first dot of each checked or denied event. Events of the interpreter itself
+# are left out: those that a new version adds must not stop the daemons.
 GUARDED = frozenset(event.partition(".")[0] for event in (*CHECKED, *DENIED) if "." in event) - {
     "cpython",
     "sys",
