@@ -174,8 +174,7 @@ class Gate:
 
         A load balancer or a store may serve many customers at one address, chosen by this header.
         """
-        expected = {url.authority, url.host_port_subcomponent or "", url.host_subcomponent or ""}
-        expected |= {f"{url.host_subcomponent}:{url.port}"}
+        expected = {url.host_port_subcomponent, f"{url.host_subcomponent}:{url.port}"}
         for name, value in headers.items():
             if name.lower() == "host" and value.lower() not in expected:
                 raise self.deny(Refusal.PATH, f"the header Host is not {url.host}")

@@ -248,3 +248,19 @@ def test_a_configured_address_may_be_listened_on() -> None:
     command = [sys.executable, "-c", bare, "http://127.0.0.1:1", "http://127.0.0.1:2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
+def test_no_client_of_the_standard_library_asks_a_proxy_for_another_host(
+    ports: tuple[socket.socket, socket.socket],
+) -> None:
+    code = """
+        import http.client
+        client = http.client.HTTPSConnection("127.0.0.1", good_port)
+        client.set_tunnel("exfil.example.com")
+        try:
+            client.request("GET", "/")
+        except EgressRefusedError as error:
+            print(error.refusal)
+        """
+    assert run(code, ports) == "operation"
+    assert nobody_came(ports[0])
