@@ -4,6 +4,9 @@ An audit hook (PEP 578) sees what Python code does, in every thread, before it h
 be removed. It is a guard against accidents and not a boundary: code in this process can change the
 gate that the hook asks, and native code raises no events. The filter of `seccomp.py` and the rules
 of the network are outside the reach of such code.
+
+`python -m lab.bench.audit_hook` measures the cost: about 1 us per event that is allowed, of which an
+idle daemon has a few per second.
 """
 
 import _socket
