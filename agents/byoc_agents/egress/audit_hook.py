@@ -5,8 +5,8 @@ be removed. It is a guard against accidents and not a boundary: code in this pro
 gate that the hook asks, and native code raises no events. The filter of `seccomp.py` and the rules
 of the network are outside the reach of such code.
 
-`python -m lab.bench.audit_hook` measures the cost: about 1 us per event that is allowed, of which an
-idle daemon has a few per second.
+`python -m lab.bench.audit_hook` measures the cost: about 1 us per allowed event, of which an idle
+daemon has a few per second.
 """
 
 import _socket
