@@ -127,12 +127,14 @@ def destinations(
 ) -> list[Destination]:
     """Return all destinations of the scraper."""
     found = []
-    if server := parse_target(own.target).clickhouse_url(clickhouse.url):
+    target = parse_target(own.target)
+    if server := target.clickhouse_url(clickhouse.url):
+        named = "BYOC_BILLING_TARGET" if target.clickhouse_url("") else "BYOC_CLICKHOUSE_URL"
         found.append(
             clickhouse_destination(
                 server,
                 agent=NAME,
-                setting="BYOC_BILLING_TARGET",
+                setting=named,
                 frequency=f"{own.window_seconds} s",
             )
         )
