@@ -1,5 +1,6 @@
 """The source of the alert forwarder: the webhook, and the forwarder's own heartbeat beside it."""
 
+from contextlib import AsyncExitStack
 from typing import Any
 
 import structlog
@@ -72,21 +73,37 @@ class Forwarder:
         self._heartbeat = heartbeat
         self._listen = listen
         self._address = ""
+        self._open = AsyncExitStack()
+
+    async def listen(self) -> None:
+        """Open the webhook if it is not open. Raises OSError if it cannot be opened.
+
+        It stays open until `close`, also while `run` is started again: once the daemons run, the
+        kernel refuses new listening sockets.
+        """
+        if self._address:
+            return
+        try:
+            host, port = await self._open.enter_async_context(
+                serve(self._webhook.answer, self._listen)
+            )
+        except OSError as error:
+            raise OSError(error.errno, f"the webhook does not listen: {error}") from error
+        self._address = f"{host}:{port}"
+
+    async def close(self) -> None:
+        """Close the webhook; may be called twice."""
+        self._address = ""
+        await self._open.aclose()
 
     async def run(self) -> None:
-        """Serve and beat for ever. Raises OSError when the address or the certificate is no use."""
-        self._address = ""
-        try:
-            async with serve(self._webhook.answer, self._listen) as (host, port):
-                self._address = f"{host}:{port}"
-                await self._heartbeat.run()
-        except OSError as error:
-            if self._address:
-                raise
-            raise OSError(error.errno, f"the webhook does not listen: {error}") from error
+        """Serve and send heartbeats until cancelled. Raises OSError as `listen` does."""
+        await self.listen()
+        await self._heartbeat.run()
 
     async def finish(self) -> None:
-        """Say that the silence to come was planned. Raises SpoolError."""
+        """Close the webhook, and report a planned silence. Raises SpoolError."""
+        await self.close()
         await self._heartbeat.send(stopping=True)
 
     def status(self) -> dict[str, Any]:

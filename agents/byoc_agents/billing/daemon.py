@@ -26,6 +26,7 @@ from byoc_agents.egress.destinations import (
     clickhouse_destination,
     credential_destinations,
     endpoint_url,
+    name_endpoint,
     s3_destination,
 )
 from byoc_agents.errors import ConfigError
@@ -126,12 +127,14 @@ def destinations(
 ) -> list[Destination]:
     """Return all destinations of the scraper."""
     found = []
-    if server := parse_target(own.target).clickhouse_url(clickhouse.url):
+    target = parse_target(own.target)
+    if server := target.clickhouse_url(clickhouse.url):
+        named = "BYOC_BILLING_TARGET" if target.clickhouse_url("") else "BYOC_CLICKHOUSE_URL"
         found.append(
             clickhouse_destination(
                 server,
                 daemon=NAME,
-                setting="BYOC_BILLING_TARGET",
+                setting=named,
                 frequency=f"{own.window_seconds} s",
             )
         )
@@ -145,6 +148,7 @@ def destinations(
         setting="BYOC_BILLING_BUCKET",
         frequency=f"{own.seal_seconds:g} s",
     )
+    bucket = name_endpoint(bucket, "s3", environ)
     return [*found, bucket, *credential_destinations(environ, core.region, NAME, ("s3",))]
 
 
