@@ -159,5 +159,5 @@ def test_the_policy_is_found_among_other_manifests() -> None:
     assert matching(POLICY, [service]) is None
     assert matching(IAM, [IAM]) is IAM
     assert matching(IAM, [IAM, service]) is None
-    elsewhere: Any = {**POLICY, "metadata": {"name": "byoc-agents", "namespace": "x"}}
+    elsewhere = {**dict(POLICY or {}), "metadata": {"name": "byoc-agents", "namespace": "x"}}
     assert matching(POLICY, [elsewhere, POLICY]) is POLICY
