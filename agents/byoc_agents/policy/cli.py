@@ -21,7 +21,7 @@ from byoc_agents.errors import ConfigError
 from byoc_agents.policy import aws as amazon
 from byoc_agents.policy import cilium, iam, kubernetes, table, union
 from byoc_agents.policy import nftables as rules
-from byoc_agents.policy.drift import Finding, differences, matching
+from byoc_agents.policy.drift import PolicyFinding, differences, matching
 from byoc_agents.policy.flows import ANYWHERE, NODE_LOCAL
 from byoc_agents.policy.inputs import Facts, Listener, Objects, Options, Rendered
 from byoc_agents.policy.manifest import DuplicateKeyError, documents
@@ -179,7 +179,7 @@ def _as_in_the_pod(environ: Mapping[str, str], identity: str, family: str) -> di
 
 def _check(
     asked: argparse.Namespace, rendered: Rendered, facts: Facts, options: Options
-) -> tuple[list[Finding], list[str]]:
+) -> tuple[list[PolicyFinding], list[str]]:
     """Return the findings about a manifest, and notes. Raises ConfigError if it is unreadable."""
     path = asked.check
     if open_points := sorted(set(re.findall(r"<[A-Z_]+>", str(rendered.document)))):
@@ -187,34 +187,34 @@ def _check(
     try:
         given = documents(sys.stdin.read() if path == "-" else Path(path).read_text(), path)
     except DuplicateKeyError as error:
-        return [Finding(path, str(error), "each key once")], []
+        return [PolicyFinding(path, str(error), "each key once")], []
     except (OSError, ValueError) as error:
         raise ConfigError([f"--check {path}: cannot be read ({type(error).__name__})"]) from error
     document = matching(rendered.document, given)
     if document is None:
-        return [Finding(path, "holds no such policy, or several of another name", "one")], []
+        return [PolicyFinding(path, "holds no such policy, or several of another name", "one")], []
     if COMMANDS[asked.command].aws:
         try:
             return iam.differences(rendered.document, document), []
         except ValueError as error:  # the document is in another one, as text
-            return [Finding(path, str(error), "a policy document")], []
+            return [PolicyFinding(path, str(error), "a policy document")], []
     found = differences(rendered.document, document)
     if not isinstance(document, Mapping):
         return found, []
     pod = union.Pod(
         labels=options.pod,
-        namespace=options.namespace or str(document.get("metadata", {}).get("namespace") or ""),
+        namespace=options.namespace or union.namespace_of(document),
         wanted={
             union.KUBERNETES: kubernetes.network_policy(facts, options).document,
             union.CILIUM: cilium.cilium_policy(facts, options).document,
         },
-        beside=frozenset(asked.beside),
+        accepted=frozenset(asked.accept),
     )
     found += union.judge_metadata(document, options) + union.judge_others(document, given, pod)
     return found, [] if options.namespace else [NO_NAMESPACE]
 
 
-def _report(asked: argparse.Namespace, found: list[Finding]) -> str:
+def _report(asked: argparse.Namespace, found: list[PolicyFinding]) -> str:
     """Return the findings as lines, or as JSON."""
     if asked.format != "json":
         return "".join(f"{finding}\n" for finding in found)
@@ -306,7 +306,7 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
     for flag, metavar, meaning in (
         ("--dns", "CIDR", "more resolvers; nodelocal = NodeLocal DNSCache, openshift = its own"),
         ("--account", "ID", "a customer's account, for --tenants; may be repeated"),
-        ("--beside", "NAME", "a policy of another owner that --check accepts; may be repeated"),
+        ("--accept", "NAME", "a policy of another owner that --check accepts; may be repeated"),
     ):
         parser.add_argument(flag, metavar=metavar, action="append", default=[], help=meaning)
     parser.add_argument(

@@ -15,7 +15,7 @@ NOISE = frozenset({"metadata", "status"})  # at the top of a manifest
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class PolicyFinding:
     """One difference: its place in the given document, the problem, and what is expected there."""
 
     where: str
@@ -26,7 +26,7 @@ class Finding:
         return f"{self.where}: {self.problem}: expected {self.expected}"
 
 
-def differences(wanted: Any, given: Any) -> list[Finding]:
+def differences(wanted: Any, given: Any) -> list[PolicyFinding]:
     """Return one finding for each entry that is missing or additional in `given`."""
     return _compare("", _bare(wanted), _bare(given))
 
@@ -68,7 +68,7 @@ def _name(document: Mapping[str, Any], key: str = "name") -> Any:
     return metadata.get(key) if isinstance(metadata, Mapping) else None
 
 
-def _compare(where: str, wanted: Any, given: Any) -> list[Finding]:
+def _compare(where: str, wanted: Any, given: Any) -> list[PolicyFinding]:
     if canonical(wanted) == canonical(given):
         return []
     if isinstance(wanted, Mapping) and isinstance(given, Mapping):
@@ -78,19 +78,19 @@ def _compare(where: str, wanted: Any, given: Any) -> list[Finding]:
         return found
     if isinstance(wanted, list | tuple) or isinstance(given, list | tuple):
         return _members(where, _list(wanted), _list(given))
-    return [Finding(where, f"has {_text(given)}", _text(wanted))]
+    return [PolicyFinding(where, f"has {_text(given)}", _text(wanted))]
 
 
-def _member(where: str, wanted: Any, given: Any) -> list[Finding]:
+def _member(where: str, wanted: Any, given: Any) -> list[PolicyFinding]:
     """Compare the values of one key; a key that is null or empty is one that is not there."""
     if given is None:
-        return [] if wanted in (None, [], "") else [Finding(where, "missing", _text(wanted))]
+        return [] if wanted in (None, [], "") else [PolicyFinding(where, "missing", _text(wanted))]
     if wanted is None:
         return [] if given in ([], "") else [_extra(where, given)]
     return _compare(where, wanted, given)
 
 
-def _members(where: str, wanted: list[Any], given: list[Any]) -> list[Finding]:
+def _members(where: str, wanted: list[Any], given: list[Any]) -> list[PolicyFinding]:
     """Compare lists without their order; an entry that has changed is compared with its like."""
     extra, missing = dict(enumerate(given)), []
     for item in wanted:
@@ -104,7 +104,7 @@ def _members(where: str, wanted: list[Any], given: list[Any]) -> list[Finding]:
         likeness = {number: len(_leaves(item) & _leaves(other)) for number, other in extra.items()}
         number = max(likeness, key=lambda n: likeness[n], default=None)
         if number is None or not likeness[number]:
-            found.append(Finding(where, "missing", _text(item)))
+            found.append(PolicyFinding(where, "missing", _text(item)))
         else:
             place, other = f"{where}[{number}]", extra.pop(number)
             found += _compare(place, item, other) or [_extra(place, other)]
@@ -122,8 +122,8 @@ def _leaves(value: Any, path: str = "") -> frozenset[str]:
     return frozenset().union(*parts)
 
 
-def _extra(where: str, value: Any) -> Finding:
-    return Finding(where, f"not in the table: {_text(value)}", "no such entry")
+def _extra(where: str, value: Any) -> PolicyFinding:
+    return PolicyFinding(where, f"not in the table: {_text(value)}", "no such entry")
 
 
 def _list(value: Any) -> list[Any]:

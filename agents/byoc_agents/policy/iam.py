@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from byoc_agents.policy.drift import Finding
+from byoc_agents.policy.drift import PolicyFinding
 from byoc_agents.policy.manifest import parse_json
 
 ELEMENTS = ("Principal", "Action", "Resource")
@@ -108,17 +108,19 @@ class Statement:
         return "nothing" if patterns is None else f"{prefix}{element} {_listed(sorted(patterns))}"
 
 
-def differences(wanted: Mapping[str, Any], given: object) -> list[Finding]:
-    """Return the findings about a given document; none if it allows exactly what is wanted."""
+def differences(wanted: Mapping[str, Any], given: object) -> list[PolicyFinding]:
+    """Return the findings about a given document; none if it allows exactly the same."""
     document = unwrapped(given)
     if not isinstance(document, Mapping):
-        return [Finding("document", "is not a policy", "an object with Version and Statement")]
+        return [
+            PolicyFinding("document", "is not a policy", "an object with Version and Statement")
+        ]
     found = []
     if document.get("Version") != wanted["Version"]:  # older: variables are plain text
         version = str(document.get("Version", "missing"))
-        found.append(Finding("Version", f"is {version}", str(wanted["Version"])))
+        found.append(PolicyFinding("Version", f"is {version}", str(wanted["Version"])))
     found += [
-        Finding(str(name), "is not an element of a policy", "Version, Id and Statement")
+        PolicyFinding(str(name), "is not an element of a policy", "Version, Id and Statement")
         for name in document
         if name not in {"Version", "Id", "Statement"}
     ]
@@ -171,13 +173,15 @@ def _covers(wide: tuple[str, ...], narrow: tuple[str, ...]) -> bool:
     return reach[-1]
 
 
-def _compare(wanted: list[Statement], given: list[Statement]) -> list[Finding]:
-    found: list[Finding] = []
+def _compare(wanted: list[Statement], given: list[Statement]) -> list[PolicyFinding]:
+    found: list[PolicyFinding] = []
     for mine in given:
         if mine.effect == "Allow":
             found += _wider(mine, [one for one in wanted if one.effect == "Allow"])
         elif not any(_implied(mine, one) for one in wanted):
-            found.append(Finding(mine.name, "denies what the table does not deny", "no such Deny"))
+            found.append(
+                PolicyFinding(mine.name, "denies what the table does not deny", "no such Deny")
+            )
     for one in wanted:
         same = [mine for mine in given if mine.effect == one.effect]
         if not any(_implied(one, mine) for mine in same):
@@ -190,23 +194,23 @@ def _implied(narrow: Statement, wide: Statement) -> bool:
     return narrow.effect == wide.effect and not narrow.uncovered(wide)
 
 
-def _wider(mine: Statement, wanted: list[Statement]) -> list[Finding]:
+def _wider(mine: Statement, wanted: list[Statement]) -> list[PolicyFinding]:
     """Return the elements of an Allow that go beyond the wanted one that is nearest to it."""
     if not wanted:
-        return [Finding(mine.name, "allows what the table does not", "no Allow statement")]
+        return [PolicyFinding(mine.name, "allows what the table does not", "no Allow statement")]
     nearest = _nearest(mine, wanted)
     return [
-        Finding(f"{mine.name}.{element}", _trouble(mine, element), nearest.describe(element))
+        PolicyFinding(f"{mine.name}.{element}", _trouble(mine, element), nearest.describe(element))
         for element in mine.uncovered(nearest)
     ]
 
 
-def _missing(one: Statement, given: list[Statement], lost: str) -> list[Finding]:
+def _missing(one: Statement, given: list[Statement], lost: str) -> list[PolicyFinding]:
     if not given:
-        return [Finding(one.name, "is missing", f"a statement with Effect {one.effect}")]
+        return [PolicyFinding(one.name, "is missing", f"a statement with Effect {one.effect}")]
     nearest = _nearest(one, given)
     return [
-        Finding(
+        PolicyFinding(
             f"{nearest.name}.{element}",
             f"{lost} than {one.name}: {nearest.describe(element)}",
             one.describe(element),
@@ -255,22 +259,22 @@ def _covered(value: str, patterns: Iterable[str], condition: Condition) -> bool:
     return value in patterns
 
 
-def _statements(given: object) -> tuple[list[Statement], list[Finding]]:
+def _statements(given: object) -> tuple[list[Statement], list[PolicyFinding]]:
     listed = given if isinstance(given, list) else [given]
     found, wrong = [], []
     for number, one in enumerate(listed):
         name = f"Statement[{number}]"
         if not isinstance(one, Mapping):
-            wrong.append(Finding(name, "is not a statement", "an object"))
+            wrong.append(PolicyFinding(name, "is not a statement", "an object"))
             continue
         try:
             statement = _statement(f"{name} {one['Sid']}" if "Sid" in one else name, one)
         except (TypeError, ValueError) as error:
-            wrong.append(Finding(name, str(error), "an element as the IAM grammar has it"))
+            wrong.append(PolicyFinding(name, str(error), "an element as the IAM grammar has it"))
             continue
         found.append(statement)
         wrong += [
-            Finding(f"{statement.name}.{key}", "is not an element", ", ".join(sorted(KNOWN)))
+            PolicyFinding(f"{statement.name}.{key}", "is not an element", ", ".join(sorted(KNOWN)))
             for key in statement.unknown
         ]
     return found, wrong

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from byoc_agents.policy.drift import Finding, canonical
+from byoc_agents.policy.drift import PolicyFinding, canonical
 from byoc_agents.policy.inputs import Options
 
 KUBERNETES, CILIUM = "networking.k8s.io", "cilium.io"
@@ -27,30 +27,30 @@ class Pod:
     labels: Mapping[str, str]
     namespace: str  # empty: unknown
     wanted: Mapping[str, Mapping[str, Any]]
-    beside: frozenset[str] = field(default_factory=frozenset)  # names of other owners' policies
+    accepted: frozenset[str] = field(default_factory=frozenset)  # names of other owners' policies
 
 
-def judge_metadata(document: Mapping[str, Any], options: Options) -> list[Finding]:
+def judge_metadata(document: Mapping[str, Any], options: Options) -> list[PolicyFinding]:
     """Return the findings about a manifest's namespace, and about one that is being deleted."""
     metadata = _mapping(document.get("metadata"))
     found = []
     namespace = metadata.get("namespace")
     if options.namespace and namespace != options.namespace:
         problem = f"is {namespace}" if namespace else "is missing"
-        found.append(Finding("metadata.namespace", problem, options.namespace))
+        found.append(PolicyFinding("metadata.namespace", problem, options.namespace))
     if metadata.get("deletionTimestamp"):
         problem = "is set: the policy is being deleted"
-        found.append(Finding("metadata.deletionTimestamp", problem, "no such entry"))
+        found.append(PolicyFinding("metadata.deletionTimestamp", problem, "no such entry"))
     return found
 
 
-def judge_others(document: object, manifest: Iterable[object], pod: Pod) -> list[Finding]:
+def judge_others(document: object, manifest: Iterable[object], pod: Pod) -> list[PolicyFinding]:
     """Return the rules of the other policies that select the pod and are not in its table."""
-    found: list[Finding] = []
+    found: list[PolicyFinding] = []
     for other in manifest:
         if other is document or not isinstance(other, Mapping) or not is_network_policy(other):
             continue
-        if _name(other) not in pod.beside:
+        if _name(other) not in pod.accepted:
             found += _judge(other, pod)
     return found
 
@@ -60,28 +60,36 @@ def is_network_policy(document: Mapping[str, Any]) -> bool:
     return str(document.get("kind", "")).endswith("NetworkPolicy")
 
 
-def _judge(other: Mapping[str, Any], pod: Pod) -> Iterator[Finding]:
+def _judge(other: Mapping[str, Any], pod: Pod) -> Iterator[PolicyFinding]:
     title = f"{other.get('kind')} {_name(other)}"
     group = str(other.get("apiVersion", KUBERNETES)).partition("/")[0]
     if group not in {KUBERNETES, CILIUM}:
-        yield Finding(title, f"is a policy of {group}, which is not judged", "--beside NAME")
+        yield PolicyFinding(title, f"is a policy of {group}, which is not judged", "--accept NAME")
         return
     if other.get("kind") != CLUSTERWIDE and _elsewhere(other, pod):
         return
-    specs = [other.get("spec"), *(other.get("specs") or [])]
-    for spec in specs if other.get("specs") else specs[:1]:
+    several = other.get("specs")
+    specs = several if isinstance(several, list) else []
+    for spec in specs if specs and other.get("spec") is None else [other.get("spec"), *specs]:
         if isinstance(spec, Mapping):
             yield from _judge_spec(title, spec, group, pod)
-        elif spec is not None or not other.get("specs"):
-            yield Finding(title, "has no spec", "a spec")
+        else:
+            yield PolicyFinding(title, "has no spec", "a spec")
+
+
+def namespace_of(document: Mapping[str, Any]) -> str:
+    """Return the namespace of a manifest; empty if it has none."""
+    return str(_mapping(document.get("metadata")).get("namespace") or "")
 
 
 def _elsewhere(other: Mapping[str, Any], pod: Pod) -> bool:
-    namespace = _mapping(other.get("metadata")).get("namespace")
+    namespace = namespace_of(other)
     return bool(namespace and pod.namespace and namespace != pod.namespace)
 
 
-def _judge_spec(title: str, spec: Mapping[str, Any], group: str, pod: Pod) -> Iterator[Finding]:
+def _judge_spec(
+    title: str, spec: Mapping[str, Any], group: str, pod: Pod
+) -> Iterator[PolicyFinding]:
     if group == CILIUM and "nodeSelector" in spec:
         return  # a policy of nodes
     selector = spec.get("podSelector" if group == KUBERNETES else "endpointSelector")
@@ -95,10 +103,10 @@ def _judge_spec(title: str, spec: Mapping[str, Any], group: str, pod: Pod) -> It
             if canonical(rule) in allowed or (group == CILIUM and rule == {}):
                 continue  # an empty rule of Cilium allows nothing
             text = msgspec.json.encode(canonical(rule)).decode()
-            yield Finding(
+            yield PolicyFinding(
                 f"{title}: spec.{direction}[{number}]",
-                f"selects the same pod, and allows what is not in the table: {text}",
-                "a rule of the table, another selector, or --beside NAME",
+                f"selects the same pod, and allows flows that are not in the table: {text}",
+                "a rule of the table, another selector, or --accept NAME",
             )
 
 
@@ -107,7 +115,7 @@ def _directions(spec: Mapping[str, Any], group: str) -> list[str]:
     types = spec.get("policyTypes")
     if group == CILIUM or not isinstance(types, list) or not types:
         return list(DIRECTIONS.values())
-    return [DIRECTIONS[one] for one in types if one in DIRECTIONS]
+    return [value for name, value in DIRECTIONS.items() if name in types]
 
 
 def may_select(selector: object, labels: Mapping[str, str]) -> bool:
@@ -127,7 +135,8 @@ def may_select(selector: object, labels: Mapping[str, str]) -> bool:
 
 def _may_match(expression: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
     value = labels.get(_bare(expression.get("key")), "")
-    values = [str(one) for one in expression.get("values") or []]
+    listed = expression.get("values")
+    values = [str(one) for one in listed] if isinstance(listed, list) else []
     operator = expression.get("operator")
     if not value or operator == "Exists":
         return True

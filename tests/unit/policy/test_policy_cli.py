@@ -120,7 +120,7 @@ def test_a_check_finds_its_policy_in_a_rendered_chart(
     check = ["policy", "networkpolicy", "--check", str(chart)]
     assert main(check) == 1
     assert "NetworkPolicy clickhouse: spec.egress[0]: selects the" in capsys.readouterr().out
-    assert main([*check, "--beside", "clickhouse"]) == 0
+    assert main([*check, "--accept", "clickhouse"]) == 0
     assert "note: the namespace is not judged" in capsys.readouterr().err
     chart.write_text(mine.replace("169.254.0.0/16", "169.254.170.0/24"))
     assert main(check) == 1

@@ -103,7 +103,7 @@ def relaxed_conditions(conditions: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def relaxations(document: Any) -> Iterator[tuple[str, Any]]:
-    """Return (what was done, document) for each single change that allows more."""
+    """Return (change, document) for each single change that allows more."""
     for version in ("2008-10-17", None):
         yield f"Version {version}", document | {"Version": version}
     wide: Statement = {"Effect": "Allow", "Principal": "*", "Action": "*", "Resource": "*"}

@@ -137,7 +137,7 @@ def test_only_listed_accounts_may_write_where_they_are_listed() -> None:
     assert not permits(put(B), document)
 
 
-def test_the_denial_of_other_ways_holds_beside_a_wide_statement_and_spares_the_vendor() -> None:
+def test_the_denial_of_other_ways_holds_with_a_wide_statement_and_spares_the_vendor() -> None:
     document = bucket_policy(facts_of(A), MANY).document
     wide = {"Effect": "Allow", "Principal": "*", "Action": "s3:*", "Resource": f"{BUCKET}/*"}
     opened = document | {"Statement": [*document["Statement"], wide]}

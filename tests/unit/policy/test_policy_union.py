@@ -83,7 +83,7 @@ def test_the_rule_is_named_by_its_place() -> None:
     (finding,) = judge_others(OURS, [OURS, WIDER["one wide rule among ours"]], POD)
     number = len(OURS["spec"]["egress"])
     assert finding.where == f"NetworkPolicy other: spec.egress[{number}]"
-    assert "selects the same pod, and allows what is not in the table" in finding.problem
+    assert "selects the same pod, and allows flows that are not in the table" in finding.problem
 
 
 ELSEWHERE = {"key": "app.kubernetes.io/name", "operator": "NotIn", "values": ["clickhouse"]}
