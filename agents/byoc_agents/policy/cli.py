@@ -222,7 +222,36 @@ def _report(asked: argparse.Namespace, found: list[PolicyFinding]) -> str:
     return msgspec.json.format(msgspec.json.encode(report)).decode() + "\n"
 
 
+FORMS = {  # option -> (pattern, example)
+    "role": (r"arn:[\w-]+:iam::\d{12}:role/\S+", "arn:aws:iam::111122223333:role/NAME"),
+    "cluster_arn": (
+        r"arn:[\w-]+:eks:[\w-]+:\d{12}:cluster/\S+",
+        "arn:aws:eks:REGION:111122223333:cluster/NAME",
+    ),
+    "vpce": (r"vpce-\w+", "vpce-ID"),
+    "sqs_vpce": (rf"vpce-\w+|{amazon.NO_ENDPOINT}", "vpce-ID or none"),
+    "service_account": (r"[^/\s]+/[^/\s]+", "NAMESPACE/NAME"),
+    "account": (r"\d{12}", "12 digits"),
+}
+
+
+def _check_forms(asked: argparse.Namespace) -> None:
+    """Raise ConfigError for each option that no policy can hold."""
+    wrong = []
+    for name, (pattern, example) in FORMS.items():
+        given = getattr(asked, name)
+        for value in given if isinstance(given, list) else [given] if given else []:
+            if not re.fullmatch(pattern, value, re.ASCII):
+                flag = f"--{name.replace('_', '-')}"
+                wrong.append(f"{flag}: invalid value {value!r}: expected {example}")
+    if asked.account and not asked.tenants:
+        wrong.append("--account: invalid without --tenants: expected both")
+    if wrong:
+        raise ConfigError(wrong)
+
+
 def _options(asked: argparse.Namespace) -> Options:
+    _check_forms(asked)
     cidrs: dict[str, tuple[str, ...]] = {}
     for name, cidr in asked.cidr:
         cidrs[name] = (*cidrs.get(name, ()), _cidr(cidr))

@@ -55,7 +55,7 @@ FACTS_OF = some.builds(
     some.sampled_from(["eu-west-1", "cn-north-1", "us-gov-west-1"]),
     some.sampled_from(["127.0.0.1", "0.0.0.0"]),
 )
-RENDERS = [iam_policy, boundary, bucket_policy, queue_policy, endpoint_policy]
+RENDERS: list[Any] = [iam_policy, boundary, bucket_policy, queue_policy, endpoint_policy]
 RENDERS += [sqs_endpoint_policy, sts_endpoint_policy]
 
 
