@@ -187,7 +187,7 @@ def stop(scrapers: Sequence[Scraper]) -> None:
 def total(place: Path, source: str) -> float:
     """Return what was billed: by this source alone, and well in the verifier's eyes."""
     report = verified(str(place / source))
-    assert report.well, report.findings
+    assert report.ok, report.findings
     named = {usage.source for usage in usages(files(place / source))}
     assert named <= {source, "none"}, f"{source}: billed from {named}"
     return float(billed(report))

@@ -35,8 +35,8 @@ receivers:
         send_resolved: true
         http_config: {{authorization: {{type: Bearer, credentials: {hook}}}}}
 """
-RELAYED = 'byoc_alerts_total{agent="alert-forwarder",fate="relayed"}'
-DUPLICATES = 'byoc_alerts_total{agent="alert-forwarder",fate="duplicate"}'
+RELAYED = 'byoc_alerts_received_total{daemon="alert-forwarder",outcome="relayed"}'
+DUPLICATES = 'byoc_alerts_received_total{daemon="alert-forwarder",outcome="duplicate"}'
 
 
 @dataclass

@@ -10,7 +10,7 @@ from openapi_spec_validator import validate
 from byoc_agents.alerts import settings, webhook
 from byoc_agents.alerts.schema import components
 from byoc_agents.app.settings import settings_of
-from byoc_agents.delivery.shipper import FATES, Action
+from byoc_agents.delivery.shipper import ACTIONS, Action
 from byoc_agents.sinks.https import reason_of
 from lab.receiver import PATH
 
@@ -47,7 +47,7 @@ def test_each_line_of_the_table_of_answers_is_true_and_none_is_missing() -> None
     documented: dict[int, tuple[str, str]] = {}
     for statuses, reason, fate in sorted(rows, key=lambda row: row[0].isdigit() or ", " in row[0]):
         documented |= dict.fromkeys(_statuses(statuses), (reason, fate))  # families, then numbers
-    actual = {s: (reason_of(s).value, WORDS[FATES[reason_of(s)]]) for s in range(200, 700)}
+    actual = {s: (reason_of(s).value, WORDS[ACTIONS[reason_of(s)]]) for s in range(200, 700)}
     assert documented == actual
 
 

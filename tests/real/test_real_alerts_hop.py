@@ -163,7 +163,7 @@ async def test_one_rejected_event_is_a_dead_letter_and_the_others_are_delivered(
         web.Response(status=status) if b'"alertname":"A"' in (request._read_bytes or b"") else None
     )
     await raise_alert(first, "A")
-    held = 'byoc_attempts_total{agent="alert-forwarder",reason="rejects_all"}'
+    held = 'byoc_send_attempts_total{daemon="alert-forwarder",result="rejects_all"}'
     await reached(forwarder, held, 1)
     await raise_alert(first, "B")
     await plane.until(plane.told)
@@ -180,7 +180,9 @@ async def test_a_control_plane_that_rejects_everything_is_held_and_loses_nothing
     plane.fault = answers(status)
     await raise_alert(first, "A")
     held = "bad_response" if status == 400 else "rejects_all"
-    await reached(forwarder, f'byoc_attempts_total{{agent="alert-forwarder",reason="{held}"}}', 1)
+    await reached(
+        forwarder, f'byoc_send_attempts_total{{daemon="alert-forwarder",result="{held}"}}', 1
+    )
     assert metric(forwarder, "byoc_dead_letters_total") == 0
     plane.fault = lambda _number, _request: None
     await plane.until(plane.told)

@@ -10,7 +10,7 @@ import pytest
 from msgspec import Struct
 
 from byoc_agents.app.context import ClickHouseSettings
-from byoc_agents.app.run import DAEMONS, configure, daemon
+from byoc_agents.app.run import DAEMONS, configure, daemon_spec
 from byoc_agents.app.settings import CoreSettings, settings_of
 from lab.real.chart import reference, render
 from lab.real.chart.pods import Pod, environment, pods, printed_pod
@@ -80,7 +80,7 @@ def test_check_config_itself_says_so(tmp_path: Path) -> None:
 def test_every_setting_of_the_agents_has_a_place_in_the_chart() -> None:
     """A new setting fails here until a value sets it or the schema lists it under `settings`."""
     structs: list[type[Struct]] = [CoreSettings, ClickHouseSettings]
-    structs += [daemon(name).settings for name in DAEMONS]
+    structs += [daemon_spec(name).settings for name in DAEMONS]
     known = {one.variable for struct in structs for one, _ in settings_of(struct).values()}
     known |= {f"{name}_FILE" for name in known if name.endswith(("PASSWORD", "TOKEN"))}
     listed = set(re.findall(r"BYOC_\w+", str(_enumerations(reference.schema()))))
@@ -109,7 +109,7 @@ def test_sidecars_never_hold_clickhouse_back(values: Path, kubernetes: str) -> N
             assert container["resources"]["requests"] == container["resources"]["limits"]
             liveness = container["livenessProbe"]
             patience = liveness["periodSeconds"] * liveness["failureThreshold"]
-            assert patience >= 60, "a busy node is no dead agent"
+            assert patience >= 60, "a busy node is no dead daemon"
 
 
 @by_case

@@ -173,7 +173,7 @@ async def test_usage_state_and_alert_arrive(  # noqa: PLR0917  fixtures
     assert {message["type"] for message in queue.got} == {"byoc.service.state.v1"}
     report = bucket.verified()
     assert inside(docker, images("billing-scraper"), bucket) == report, "also with the cut models"
-    assert report.well, report
+    assert report.ok, report
     assert worked / 1e6 <= float(billed(report)) <= total / 1e6
     measured = [one for one in usages(bucket.objects()) if one.quality != "gap"]
     assert {one.source for one in measured} == {"cgroup.v1"}, "the best there is, as a neighbour"

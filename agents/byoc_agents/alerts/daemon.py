@@ -8,21 +8,21 @@ import aiohttp
 from byoc_agents.alerts import matchers
 from byoc_agents.alerts.counts import Counts
 from byoc_agents.alerts.events import Allowed, Origin
-from byoc_agents.alerts.forwarder import Forwarder, Heart
+from byoc_agents.alerts.forwarder import Forwarder, HeartbeatSender
 from byoc_agents.alerts.http_server import Listen
 from byoc_agents.alerts.relay import Relay, Rules
-from byoc_agents.alerts.reloadable_secret import Secret
+from byoc_agents.alerts.reloadable_secret import ReloadableSecret
 from byoc_agents.alerts.settings import Settings
 from byoc_agents.alerts.webhook import Webhook
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.context import ClickHouseSettings, Runtime
-from byoc_agents.app.daemon import Agent, check_address
+from byoc_agents.app.daemon import Daemon, check_address
 from byoc_agents.app.settings import CoreSettings
 from byoc_agents.durable.spool import Spool
 from byoc_agents.egress.destinations import Destination, https_destination
 from byoc_agents.sinks.https import HttpsSink
 
-__all__ = ["NAME", "Settings", "destinations", "forwarder", "https_sink", "opened"]
+__all__ = ["NAME", "Settings", "destinations", "forwarder", "https_sink", "open_daemon"]
 
 NAME = "alert-forwarder"
 SECRET_SECONDS = 1.0  # between two looks at the file of a secret
@@ -37,7 +37,7 @@ def destinations(
         https_destination(
             own.url,
             purpose="alerts to the control plane",
-            agent=NAME,
+            daemon=NAME,
             setting="BYOC_ALERTS_URL",
             frequency=often,
         )
@@ -45,9 +45,9 @@ def destinations(
 
 
 @asynccontextmanager
-async def opened(
+async def open_daemon(
     runtime: Runtime, _clickhouse: ClickHouseSettings, own: Settings
-) -> AsyncIterator[Agent]:
+) -> AsyncIterator[Daemon]:
     """Put the forwarder together; everything it opened is closed at the end."""
     async with AsyncExitStack() as stack:
         spool = await stack.enter_async_context(runtime.spool(NAME))
@@ -56,7 +56,7 @@ async def opened(
         counts = Counts(runtime.metrics, NAME)
         source = forwarder(runtime.core, own, spool, runtime.clock, counts)
         sink = https_sink(own, session, runtime.clock)
-        yield runtime.agent(
+        yield runtime.daemon(
             NAME,
             source=source,
             spool=spool,
@@ -72,11 +72,15 @@ def forwarder(
     """Return the source: the webhook in front of the relay, and the heartbeat."""
     rules = _rules(core, own)
     relay = Relay(rules, spool, clock, counts)
-    token = Secret(own.webhook_token, own.webhook_token_file, check_seconds=SECRET_SECONDS)
+    token = ReloadableSecret(
+        own.webhook_token, own.webhook_token_file, check_seconds=SECRET_SECONDS
+    )
     webhook = Webhook(relay, token, counts)
-    heart = Heart(rules.origin, relay, spool, clock, interval_seconds=own.heartbeat_seconds)
+    heartbeat = HeartbeatSender(
+        rules.origin, relay, spool, clock, interval_seconds=own.heartbeat_seconds
+    )
     listen = Listen(*own.listen, cert_file=own.tls_cert_file, key_file=own.tls_key_file)
-    return Forwarder(webhook, relay, heart, listen)
+    return Forwarder(webhook, relay, heartbeat, listen)
 
 
 def https_sink(own: Settings, session: aiohttp.ClientSession, clock: Clock) -> HttpsSink:
@@ -84,8 +88,8 @@ def https_sink(own: Settings, session: aiohttp.ClientSession, clock: Clock) -> H
     return HttpsSink(
         own.url,
         session,
-        token=Secret(own.token, own.token_file, check_seconds=SECRET_SECONDS),
-        signing_secret=Secret(
+        token=ReloadableSecret(own.token, own.token_file, check_seconds=SECRET_SECONDS),
+        signing_secret=ReloadableSecret(
             own.signing_secret, own.signing_secret_file, check_seconds=SECRET_SECONDS
         ),
         clock=clock,

@@ -14,16 +14,16 @@ from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import SpoolCorruptError
 
 PREFIX = "told/"
-MAX_TOLD = 10_000  # about 2 MiB of memory; each alert that began and ended takes two
+MAX_IDS = 10_000  # about 2 MiB of memory; each alert that began and ended takes two
 MAX_AGE_MS = 7 * 24 * 3600 * 1000  # since it was last told; a reminder makes it young again
 MAX_FORGOTTEN = 64  # in one commit; more are forgotten in the next ones
 
 
-class Told:
+class DedupIndex:
     """The memory of one forwarder. `load` must have been called, and again after a spool error."""
 
-    def __init__(self, *, max_told: int = MAX_TOLD) -> None:
-        self._max_told = max_told
+    def __init__(self, *, max_ids: int = MAX_IDS) -> None:
+        self._max_ids = max_ids
         self._at_ms: OrderedDict[str, int] = OrderedDict()  # oldest first
 
     def __len__(self) -> int:
@@ -63,7 +63,7 @@ class Told:
             self._at_ms.move_to_end(event_id)
 
     def _old(self, new: Mapping[str, int], now_ms: int) -> list[str]:
-        excess = len(self._at_ms) + len(new) - self._max_told
+        excess = len(self._at_ms) + len(new) - self._max_ids
         old: list[str] = []
         for number, (key, at) in enumerate(islice(self._at_ms.items(), MAX_FORGOTTEN)):
             if number >= excess and at >= now_ms - MAX_AGE_MS:

@@ -14,7 +14,7 @@ from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import SpoolError
 
 
-class Heart:
+class HeartbeatSender:
     """Puts `byoc.alert.heartbeat.v1` into the spool; only the latest waits there."""
 
     def __init__(
@@ -32,12 +32,12 @@ class Heart:
         """Beat for ever. A beat that cannot be stored is missing, and that is what it tells."""
         while True:
             try:
-                await self.beat()
+                await self.send()
             except SpoolError as error:
-                structlog.get_logger().error("alerts.heartbeat_not_stored", error=str(error))
+                structlog.get_logger().error("heartbeat.write_failed", error=str(error))
             await self._clock.sleep(self._interval_seconds)
 
-    async def beat(self, *, stopping: bool = False) -> None:
+    async def send(self, *, stopping: bool = False) -> None:
         """Store one beat. Raises SpoolError."""
         at_ms = self._clock.wall_ns() // 1_000_000
         event = build_heartbeat(self._data(stopping=stopping), self._origin, at_ms)
@@ -64,10 +64,12 @@ class Heart:
 class Forwarder:
     """What fills the spool."""
 
-    def __init__(self, webhook: Webhook, relay: Relay, heart: Heart, listen: Listen) -> None:
+    def __init__(
+        self, webhook: Webhook, relay: Relay, heartbeat: HeartbeatSender, listen: Listen
+    ) -> None:
         self._webhook = webhook
         self._relay = relay
-        self._heart = heart
+        self._heartbeat = heartbeat
         self._listen = listen
         self._address = ""
 
@@ -77,7 +79,7 @@ class Forwarder:
         try:
             async with serve(self._webhook.answer, self._listen) as (host, port):
                 self._address = f"{host}:{port}"
-                await self._heart.run()
+                await self._heartbeat.run()
         except OSError as error:
             if self._address:
                 raise
@@ -85,12 +87,12 @@ class Forwarder:
 
     async def finish(self) -> None:
         """Say that the silence to come was planned. Raises SpoolError."""
-        await self._heart.beat(stopping=True)
+        await self._heartbeat.send(stopping=True)
 
     def status(self) -> dict[str, Any]:
         """Return what /status shows of the receiving side."""
         return {
-            "webhook": self._address,  # empty = not listening yet
+            "webhook_address": self._address,  # empty = not listening yet
             "last_notification": _moment(self._relay.last_notification_ms),
             "last_watchdog": _moment(self._relay.last_watchdog_ms),
         }

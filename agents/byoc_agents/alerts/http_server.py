@@ -69,7 +69,7 @@ class _Connection(web.RequestHandler):
         else:
             why = "no HTTP"
             structlog.get_logger().warning(
-                "alerts.refused", status=status, why=why, peer=request.remote
+                "webhook.refused", status=status, why=why, peer=request.remote
             )
             answer = web.json_response({"status": why}, status=status)
             answer.force_close()
@@ -140,7 +140,7 @@ class Door:
         return _TooMany()
 
     def _tell(self) -> None:
-        structlog.get_logger().warning("alerts.too_many_connections", number=self._too_many)
+        structlog.get_logger().warning("webhook.connections_refused", number=self._too_many)
         self._too_many = 0
 
     async def _heard(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -163,7 +163,7 @@ class Door:
         try:
             self._load()
         except OSError as error:
-            structlog.get_logger().error("alerts.certificate_kept", error=type(error).__name__)
+            structlog.get_logger().error("webhook.tls_reload_failed", error=type(error).__name__)
 
     def _load(self) -> None:
         if self.tls is None:
@@ -239,7 +239,7 @@ async def _opened(
     await server.start_serving()
     try:
         host, port = server.sockets[0].getsockname()[:2]
-        structlog.get_logger().info("alerts.listen", host=host, port=port, tls=bool(door.tls))
+        structlog.get_logger().info("webhook.listening", host=host, port=port, tls=bool(door.tls))
         yield host, port
     finally:
         server.close()

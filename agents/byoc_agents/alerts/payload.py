@@ -38,7 +38,7 @@ class Group(msgspec.Struct, frozen=True):
 
     receiver: str
     alerts: Sequence[Received]
-    odd: int  # alerts that could not be read
+    invalid: int  # alerts that could not be read
     truncated: int  # alerts that Alertmanager left out (`max_alerts`)
 
 
@@ -70,7 +70,7 @@ def read(body: bytes | bytearray) -> Group:
     return Group(
         receiver=receiver if isinstance(receiver, str) else "",
         alerts=alerts,
-        odd=len(read_alerts) - len(alerts),
+        invalid=len(read_alerts) - len(alerts),
         truncated=_count(truncated),
     )
 

@@ -13,7 +13,7 @@ import msgspec
 import structlog
 
 from byoc_agents.alerts.counts import AlertOutcome, Counts
-from byoc_agents.alerts.dedup import Told
+from byoc_agents.alerts.dedup import DedupIndex
 from byoc_agents.alerts.events import (
     Allowed,
     Notification,
@@ -29,8 +29,8 @@ from byoc_agents.alerts.payload import Received, Status, read
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.cloudevents import Event, encode
 from byoc_agents.delivery.sink import Message
+from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
-from byoc_agents.durable.write_batch import Change
 from byoc_agents.errors import SpoolError, SpoolFullError
 
 REOPEN_MS = 5 * 60 * 1000  # Alertmanager's default resolve_timeout and group_interval
@@ -50,8 +50,8 @@ class Plan(msgspec.Struct):
     """What one notification leads to, before it is durable."""
 
     messages: list[Message] = msgspec.field(default_factory=list)
-    told: dict[str, int] = msgspec.field(default_factory=dict)  # event id -> ms since 1970
-    fates: list[AlertOutcome] = msgspec.field(default_factory=list)
+    published: dict[str, int] = msgspec.field(default_factory=dict)  # event id -> ms since 1970
+    outcomes: list[AlertOutcome] = msgspec.field(default_factory=list)
     watchdogs: int = 0
 
 
@@ -65,10 +65,10 @@ class Relay:
         self._spool = spool
         self._clock = clock
         self._counts = counts
-        self._told = Told()
+        self._dedup = DedupIndex()
         self._loading = asyncio.Lock()
         self._loaded = False
-        self._resets = 0
+        self._corruptions = 0
         self._pending: dict[str, asyncio.Future[None]] = {}  # event id -> the end of its commit
         self._log = structlog.get_logger().bind()  # once: a proxy would bind at every line
 
@@ -82,11 +82,11 @@ class Relay:
         seen = Sighting(group.receiver, self._clock.wall_ns() // 1_000_000, group.truncated)
         await self._load()
         plan = self._planned(group.alerts, seen)
-        while rivals := {self._pending[i] for i in plan.told if i in self._pending}:
+        while rivals := {self._pending[i] for i in plan.published if i in self._pending}:
             await asyncio.wait(rivals)  # the other peer's copy is on its way to the disk
             plan = self._planned(group.alerts, seen)
         await self._commit(plan, seen)
-        self._note(plan, seen, odd=group.odd)
+        self._note(plan, seen, invalid=group.invalid)
         return len(plan.messages)
 
     async def _load(self) -> None:
@@ -95,22 +95,22 @@ class Relay:
             return
         async with self._loading:
             if not self._current():
-                await self._told.load(self._spool)
-                self._loaded, self._resets = True, self._spool.resets
+                await self._dedup.load(self._spool)
+                self._loaded, self._corruptions = True, self._spool.corruptions
 
     def _current(self) -> bool:
-        return self._loaded and self._resets == self._spool.resets
+        return self._loaded and self._corruptions == self._spool.corruptions
 
     async def _commit(self, plan: Plan, seen: Sighting) -> None:
         """Store everything together; what is told counts from the commit on."""
         if not plan.messages:
             return
-        state = self._told.state(plan.told, seen.at_ms)
+        state = self._dedup.state(plan.published, seen.at_ms)
         over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._pending |= dict.fromkeys(plan.told, over)
+        self._pending |= dict.fromkeys(plan.published, over)
         try:
-            await self._spool.commit(Change(messages=plan.messages, state=state))
-            self._told.committed(plan.told, state)
+            await self._spool.commit(WriteBatch(messages=plan.messages, state=state))
+            self._dedup.committed(plan.published, state)
         except SpoolFullError:
             raise
         except SpoolError:
@@ -118,13 +118,13 @@ class Relay:
             raise
         finally:
             over.set_result(None)
-            for event_id in plan.told:
+            for event_id in plan.published:
                 del self._pending[event_id]
 
     def _planned(self, alerts: Sequence[Received], seen: Sighting) -> Plan:
         plan = Plan()
         for alert in alerts:
-            plan.fates.append(self._plan(plan, alert, seen))
+            plan.outcomes.append(self._plan(plan, alert, seen))
         return plan
 
     def _plan(self, plan: Plan, alert: Received, seen: Sighting) -> AlertOutcome:
@@ -137,19 +137,21 @@ class Relay:
         times = self._count_reopenings(alert, seen)
         for status in _statuses(alert):
             self._plan_fact(plan, alert, seen, status, times)
-        fate: AlertOutcome = "relayed"
+        outcome: AlertOutcome = "relayed"
         if len(plan.messages) == before:
-            fate = self._plan_reminder(plan, alert, seen, times)
-        if fate != "duplicate":
+            outcome = self._plan_reminder(plan, alert, seen, times)
+        if outcome != "duplicate":
             self._keep_reopenings(plan, alert, seen, times)
-        return fate
+        return outcome
 
     def _keep_reopenings(self, plan: Plan, alert: Received, seen: Sighting, times: int) -> None:
         """Keep the earlier ends as long as the latest fact: without them the count starts over."""
         origin = self._rules.origin
         for number in range(times):
-            plan.told[alert_id(origin, seen.receiver, alert, "resolved", number)] = seen.at_ms
-            plan.told[alert_id(origin, seen.receiver, alert, "firing", number + 1)] = seen.at_ms
+            plan.published[alert_id(origin, seen.receiver, alert, "resolved", number)] = seen.at_ms
+            plan.published[alert_id(origin, seen.receiver, alert, "firing", number + 1)] = (
+                seen.at_ms
+            )
 
     def _count_reopenings(self, alert: Received, seen: Sighting) -> int:
         """Return how often this start was reported firing again after an end, this alert included.
@@ -170,15 +172,15 @@ class Relay:
         self, alert: Received, seen: Sighting, status: Status, times: int
     ) -> int | None:
         origin = self._rules.origin
-        return self._told.at_ms(alert_id(origin, seen.receiver, alert, status, times))
+        return self._dedup.at_ms(alert_id(origin, seen.receiver, alert, status, times))
 
     def _plan_fact(
         self, plan: Plan, alert: Received, seen: Sighting, status: Status, times: int
     ) -> None:
         event_id = alert_id(self._rules.origin, seen.receiver, alert, status, times)
-        if event_id in plan.told or self._told.at_ms(event_id) is not None:
+        if event_id in plan.published or self._dedup.at_ms(event_id) is not None:
             return
-        plan.told[event_id] = seen.at_ms
+        plan.published[event_id] = seen.at_ms
         self._add_alert(plan, alert, seen, status=status, event_id=event_id)
 
     def _plan_reminder(
@@ -186,12 +188,17 @@ class Relay:
     ) -> AlertOutcome:
         first_id = alert_id(self._rules.origin, seen.receiver, alert, "firing", times)
         end_id = alert_id(self._rules.origin, seen.receiver, alert, "resolved", times)
-        last_ms = self._told.at_ms(first_id)
+        last_ms = self._dedup.at_ms(first_id)
         window_ms = int(self._rules.reminder_seconds * 1000)
-        over = alert.status == "resolved" or self._told.at_ms(end_id) is not None
-        if over or first_id in plan.told or last_ms is None or seen.at_ms - last_ms < window_ms:
+        over = alert.status == "resolved" or self._dedup.at_ms(end_id) is not None
+        if (
+            over
+            or first_id in plan.published
+            or last_ms is None
+            or seen.at_ms - last_ms < window_ms
+        ):
             return "duplicate"
-        plan.told[first_id] = seen.at_ms
+        plan.published[first_id] = seen.at_ms
         period = (seen.at_ms - alert.starts_at_ms) // window_ms
         reminder = reminder_id(first_id, period)
         self._add_alert(
@@ -226,19 +233,19 @@ class Relay:
         )
         plan.messages.append(message(event, seen.at_ms, replaces=replaces))
 
-    def _note(self, plan: Plan, seen: Sighting, *, odd: int) -> None:
+    def _note(self, plan: Plan, seen: Sighting, *, invalid: int) -> None:
         self.last_notification_ms = seen.at_ms
         if plan.watchdogs:
             self.last_watchdog_ms = seen.at_ms
-        fates = {fate: plan.fates.count(fate) for fate in dict.fromkeys(plan.fates)}
-        if odd:
-            fates["odd"] = odd
-        for fate, number in fates.items():
-            self._counts.alerts(fate, number)
+        outcomes = {one: plan.outcomes.count(one) for one in dict.fromkeys(plan.outcomes)}
+        if invalid:
+            outcomes["invalid"] = invalid
+        for outcome, number in outcomes.items():
+            self._counts.alerts(outcome, number)
         if seen.group_truncated:
             self._counts.truncated(seen.group_truncated)
-        write = self._log.warning if odd or seen.group_truncated else self._log.info
-        write("alerts.accepted", truncated=seen.group_truncated, **fates)
+        write = self._log.warning if invalid or seen.group_truncated else self._log.info
+        write("webhook.accepted", truncated=seen.group_truncated, **outcomes)
 
 
 def _statuses(alert: Received) -> Iterator[Status]:

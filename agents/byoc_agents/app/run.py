@@ -21,7 +21,7 @@ from byoc_agents.app import signals
 from byoc_agents.app.admin_server import serve
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.app.context import ClickHouseSettings, Runtime
-from byoc_agents.app.daemon import Agent
+from byoc_agents.app.daemon import Daemon
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.app.settings import (
     CoreSettings,
@@ -53,13 +53,13 @@ DAEMONS = {
 }
 
 
-class Daemon(msgspec.Struct, frozen=True):
+class DaemonSpec(msgspec.Struct, frozen=True):
     """One daemon before it is built: its settings, its destinations, and how to open it."""
 
     name: str
     settings: type[msgspec.Struct]
     destinations: Callable[..., list[Destination]]
-    opened: Callable[..., AbstractAsyncContextManager[Agent]]
+    open_daemon: Callable[..., AbstractAsyncContextManager[Daemon]]
 
 
 class Configuration(msgspec.Struct, frozen=True):
@@ -77,21 +77,21 @@ class Configuration(msgspec.Struct, frozen=True):
         return {name: value for struct in structs for name, value in describe(struct).items()}
 
 
-def daemon(name: str) -> Daemon:
+def daemon_spec(name: str) -> DaemonSpec:
     """Return a daemon by its name. Imports only this one, to save memory."""
     match name:
         case "billing-scraper":
             from byoc_agents.billing import daemon as billing  # noqa: PLC0415
 
-            return Daemon(name, billing.Settings, billing.destinations, billing.opened)
+            return DaemonSpec(name, billing.Settings, billing.destinations, billing.open_daemon)
         case "state-exporter":
             from byoc_agents.state import daemon as state  # noqa: PLC0415
 
-            return Daemon(name, state.Settings, state.destinations, state.opened)
+            return DaemonSpec(name, state.Settings, state.destinations, state.open_daemon)
         case "alert-forwarder":
             from byoc_agents.alerts import daemon as alerts  # noqa: PLC0415
 
-            return Daemon(name, alerts.Settings, alerts.destinations, alerts.opened)
+            return DaemonSpec(name, alerts.Settings, alerts.destinations, alerts.open_daemon)
     raise ConfigError([f"{name}: unknown daemon: expected {', '.join(DAEMONS)}"])
 
 
@@ -99,7 +99,7 @@ def configure(
     names: Sequence[str], environ: Mapping[str, str], config_file: str | None = None
 ) -> Configuration:
     """Read all settings. Raises ConfigError with every mistake."""
-    daemons = [daemon(name) for name in dict.fromkeys(names)]
+    daemons = [daemon_spec(name) for name in dict.fromkeys(names)]
     file = load_file(config_file)
     structs: list[type[msgspec.Struct]] = [CoreSettings, ClickHouseSettings]
     structs += [one.settings for one in daemons]
@@ -128,13 +128,13 @@ async def run(configuration: Configuration) -> int:
     core, stop = configuration.core, asyncio.Event()
     with _stopping(stop), _mistakes():
         async with (
-            _put_together(configuration) as (agents, metrics),
-            serve(agents, metrics, core.listen),
+            _build_daemons(configuration) as (daemons, metrics),
+            serve(daemons, metrics, core.listen),
         ):
-            for agent in agents:  # not in `drain`, which needs no address
-                await agent.check()
+            for daemon in daemons:  # not in `drain`, which needs no address
+                await daemon.check()
             grace = core.shutdown_grace_seconds
-            await asyncio.gather(*(agent.run(stop, grace) for agent in agents))
+            await asyncio.gather(*(daemon.run(stop, grace) for daemon in daemons))
     return 0
 
 
@@ -142,8 +142,8 @@ async def drain(configuration: Configuration) -> int:
     """Send all stored messages and make no new ones. Return 0 if none are left, else 1."""
     stop = asyncio.Event()
     with _stopping(stop), _mistakes():
-        async with _put_together(configuration) as (agents, _metrics):
-            left = await asyncio.gather(*(agent.drain(stop) for agent in agents))
+        async with _build_daemons(configuration) as (daemons, _metrics):
+            left = await asyncio.gather(*(daemon.drain(stop) for daemon in daemons))
     return int(any(left))
 
 
@@ -173,9 +173,9 @@ def _mistakes() -> Iterator[None]:
 
 
 @asynccontextmanager
-async def _put_together(
+async def _build_daemons(
     configuration: Configuration,
-) -> AsyncIterator[tuple[list[Agent], Metrics]]:
+) -> AsyncIterator[tuple[list[Daemon], Metrics]]:
     # asyncio has no parameter for this: docs/adr/0009, and
     # https://github.com/python/cpython/blob/3.11/Lib/asyncio/sslproto.py (SSLProtocol.max_size).
     if not hasattr(SSLProtocol, "max_size"):
@@ -194,13 +194,13 @@ async def _put_together(
         clock=SystemClock(),
         metrics=metrics,
     )
-    refused.append(runtime.note_refused)
+    refused.append(runtime.record_refusal)
     async with AsyncExitStack() as stack:
-        agents = []
+        daemons = []
         for name, settings in configuration.daemons.items():
-            opened = daemon(name).opened(runtime, configuration.clickhouse, settings)
-            agents.append(await stack.enter_async_context(opened))
-        yield agents, metrics
+            opened = daemon_spec(name).open_daemon(runtime, configuration.clickhouse, settings)
+            daemons.append(await stack.enter_async_context(opened))
+        yield daemons, metrics
 
 
 def _gate(

@@ -14,11 +14,11 @@ import msgspec
 
 from byoc_agents.app.clock import asleep_ns
 from byoc_agents.app.context import ClickHouseSettings, Runtime
-from byoc_agents.app.daemon import Agent
+from byoc_agents.app.daemon import Daemon
 from byoc_agents.app.settings import CoreSettings, Setting, account_id, number
 from byoc_agents.billing.objects import DEFAULT_PREFIX
 from byoc_agents.billing.recorder import Recorder, UsageIdentity
-from byoc_agents.billing.scraper import Pace, Scraper, seal_phase_ms
+from byoc_agents.billing.scraper import Intervals, Scraper, seal_phase_ms
 from byoc_agents.billing.sources.select import open_target, parse_target
 from byoc_agents.delivery.sink import Sink
 from byoc_agents.egress.destinations import (
@@ -130,7 +130,7 @@ def destinations(
         found.append(
             clickhouse_destination(
                 server,
-                agent=NAME,
+                daemon=NAME,
                 setting="BYOC_BILLING_TARGET",
                 frequency=f"{own.window_seconds} s",
             )
@@ -141,7 +141,7 @@ def destinations(
         own.bucket,
         core.region,
         endpoint_url("s3", environ),
-        agent=NAME,
+        daemon=NAME,
         setting="BYOC_BILLING_BUCKET",
         frequency=f"{own.seal_seconds:g} s",
     )
@@ -149,9 +149,9 @@ def destinations(
 
 
 @asynccontextmanager
-async def opened(
+async def open_daemon(
     runtime: Runtime, clickhouse: ClickHouseSettings, own: Settings
-) -> AsyncIterator[Agent]:
+) -> AsyncIterator[Daemon]:
     """Build the scraper. Everything that it opens is closed at the end."""
     async with AsyncExitStack() as stack:
         spool = await stack.enter_async_context(runtime.spool(NAME))
@@ -162,7 +162,7 @@ async def opened(
         target = parse_target(own.target)
         url = target.clickhouse_url(clickhouse.url) or clickhouse.url
         server = await stack.enter_async_context(runtime.clickhouse(url, clickhouse))
-        pace = _pace(own, runtime.core.pod_uid or runtime.core.replica)
+        intervals = _intervals(own, runtime.core.pod_uid or runtime.core.replica)
         metered_url = target.clickhouse_url(clickhouse.url)
         local = metered_url is None or _is_loopback(metered_url)
         scraper = Scraper(
@@ -170,8 +170,8 @@ async def opened(
             target=open_target(
                 target, server, runtime.clock, container=metered_container(own, runtime.environ)
             ),
-            recorder=Recorder(identity=_identity(runtime.core, own), sample_ms=pace.sample_ms),
-            pace=pace,
+            recorder=Recorder(identity=_identity(runtime.core, own), sample_ms=intervals.sample_ms),
+            intervals=intervals,
             spool=spool,
             clock=runtime.clock,
             metrics=runtime.metrics,
@@ -182,7 +182,7 @@ async def opened(
             asleep_ns=asleep_ns if local else lambda: None,
             end_hint=own.end_hint,
         )
-        yield runtime.agent(
+        yield runtime.daemon(
             NAME, source=scraper, spool=spool, sink=sink, ledger=ledger, seal=scraper.seal
         )
 
@@ -214,9 +214,9 @@ def _refuse_another_region(stated: str, ours: str) -> None:
         )
 
 
-def _pace(own: Settings, pod: str) -> Pace:
+def _intervals(own: Settings, pod: str) -> Intervals:
     seal_ms = round(own.seal_seconds * 1000)
-    return Pace(
+    return Intervals(
         sample_ms=round(own.sample_seconds * 1000),
         window_ms=own.window_seconds * 1000,
         seal_ms=seal_ms,

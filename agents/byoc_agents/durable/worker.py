@@ -1,6 +1,6 @@
-"""One thread that owns a file, and the tasks of the event loop that wait for it.
+"""Group commit: one thread owns a file and serves all operations that wait for it together.
 
-All operations that wait when the thread is free are served together (group commit: one fsync).
+The operations that wait when the thread is free share one transaction and one fsync.
 """
 
 import asyncio
@@ -8,12 +8,12 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import Any, NamedTuple, Protocol, TypeVar
 
-from byoc_agents.durable.group import Operation, OperationKind
+from byoc_agents.durable.model import Totals, WriteBatch
 from byoc_agents.durable.store import Store
-from byoc_agents.durable.write_batch import Change, Totals
 from byoc_agents.errors import SpoolError, SpoolUnavailableError
 
 MAX_GROUP = 512  # operations that share one fsync
@@ -23,27 +23,57 @@ ENOUGH = 16  # operations in the last group, above which there is no need to wai
 T = TypeVar("T")
 
 
+class OperationKind(Enum):
+    """The effect of an operation on disk usage."""
+
+    READ = 1
+    GROW = 2  # stores new data: only while the reserve for acknowledgements is held
+    SHRINK = 3  # may use the reserve
+
+
+class Operation(NamedTuple):
+    """Work on the store, and the future of its caller."""
+
+    work: Callable[[Store], Any]
+    future: asyncio.Future[Any]
+    kind: OperationKind
+    added: WriteBatch | None = None  # its whole effect, if it is a plain change
+
+
+def grows(group: Sequence[Operation]) -> bool:
+    """Return whether one of them stores new data."""
+    return any(operation.kind is OperationKind.GROW for operation in group)
+
+
 class Served(Protocol):
-    """The owner of the file."""
+    """The file that the operations are for. Its methods run on the thread and may block."""
 
-    def serve(self, group: list[Operation]) -> tuple[list[Any], Totals]:
-        """Return one answer per operation: its value or its error. On the thread; may block."""
+    def serve(self, group: Sequence[Operation]) -> tuple[list[Any], Totals]:
+        """Return one answer per operation, its value or its error, and the totals of the file."""
         ...
 
-    def close_file(self) -> None:
-        """Close the file. The next operation opens it again. On the thread; may block."""
-        ...
-
-    def on_commit(self, totals: Totals, *, written: bool) -> None:
-        """Update the totals, before any caller gets its answer. On the loop; must not block."""
+    def close(self) -> None:
+        """Close the file. The next operation opens it again."""
         ...
 
 
-class Writer:
+class GroupCommitWorker:
     """Runs operations on a thread. Started and stopped once, by the loop that calls `ask`."""
 
-    def __init__(self, served: Served, *, sleep: Callable[[float], None] = time.sleep) -> None:
-        self._served = served
+    def __init__(
+        self,
+        file: Served,
+        on_served: Callable[[Totals, bool], None],
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """`on_served` is called on the loop before any caller of the group gets its answer.
+
+        Its arguments are the totals, and whether an operation of the group may have written. It
+        must not block.
+        """
+        self._file = file
+        self._on_served = on_served
         self._sleep = sleep
         self._operations: queue.SimpleQueue[Operation | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
@@ -68,7 +98,7 @@ class Writer:
         await asyncio.to_thread(self._thread.join)
 
     async def ask(
-        self, work: Callable[[Store], T], kind: OperationKind, added: Change | None = None
+        self, work: Callable[[Store], T], kind: OperationKind, added: WriteBatch | None = None
     ) -> T:
         """Run `work` on the thread and wait until it is durable. Raises SpoolError.
 
@@ -84,14 +114,14 @@ class Writer:
         totals = Totals()
         while (group := self._next_group()) is not None:
             try:
-                answers, totals = self._served.serve(group)
+                answers, totals = self._file.serve(group)
             except Exception as error:  # noqa: BLE001  the thread continues, the callers get the error
                 answers = [error] * len(group)
                 with contextlib.suppress(Exception):
-                    self._served.close_file()
+                    self._file.close()
             with contextlib.suppress(RuntimeError):  # the loop is closed: no caller waits
                 self._loop.call_soon_threadsafe(self._answer, group, answers, totals)
-        self._served.close_file()
+        self._file.close()
 
     def _next_group(self) -> list[Operation] | None:
         operation = self._operations.get()
@@ -115,7 +145,7 @@ class Writer:
 
     def _answer(self, group: list[Operation], answers: list[Any], totals: Totals) -> None:
         written = any(operation.kind is not OperationKind.READ for operation in group)
-        self._served.on_commit(totals, written=written)
+        self._on_served(totals, written)
         for operation, answer in zip(group, answers, strict=True):
             if operation.future.done():  # cancelled
                 continue

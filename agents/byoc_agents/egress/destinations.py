@@ -43,7 +43,7 @@ class Destination(msgspec.Struct, frozen=True):
     port: int
     scheme: str  # https or http
     purpose: str = ""
-    agent: str = ""
+    daemon: str = ""
     setting: str = ""  # the variable that named it
     frequency: str = ""
 
@@ -170,7 +170,7 @@ def endpoint_url(service: str, environ: Mapping[str, str]) -> str | None:
 
 
 def credential_destinations(
-    environ: Mapping[str, str], region: str, agent: str = "", services: Sequence[str] = ()
+    environ: Mapping[str, str], region: str, daemon: str = "", services: Sequence[str] = ()
 ) -> list[Destination]:
     """Return the destinations of the AWS identity: STS (IRSA), the Pod Identity or ECS agent.
 
@@ -185,11 +185,11 @@ def credential_destinations(
         return []
     found = []
     if environ.get("AWS_ROLE_ARN") and environ.get("AWS_WEB_IDENTITY_TOKEN_FILE"):
-        found.append(_sts_destination(environ, region, agent))
+        found.append(_sts_destination(environ, region, daemon))
     if environ.get("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"):
-        found.append(_container("http://" + ECS_HOST, "_RELATIVE_URI", agent))
+        found.append(_container("http://" + ECS_HOST, "_RELATIVE_URI", daemon))
     elif full := environ.get("AWS_CONTAINER_CREDENTIALS_FULL_URI"):
-        found.append(_container(full, "_FULL_URI", agent))
+        found.append(_container(full, "_FULL_URI", daemon))
     return found
 
 
@@ -279,25 +279,25 @@ def _config_file(environ: Mapping[str, str]) -> Mapping[str, str]:
     return {}
 
 
-def _sts_destination(environ: Mapping[str, str], region: str, agent: str) -> Destination:
+def _sts_destination(environ: Mapping[str, str], region: str, daemon: str) -> Destination:
     legacy = environ.get("AWS_STS_REGIONAL_ENDPOINTS", "regional").lower() == "legacy"
     regional = f"sts.{region}.{dns_suffix(region)}"
     host = "sts.amazonaws.com" if legacy and region in LEGACY_STS_REGIONS else regional
     return https_destination(
         endpoint_url("sts", environ) or f"https://{host}",
         purpose="AWS credentials from STS (IRSA)",
-        agent=agent,
+        daemon=daemon,
         setting="AWS_ROLE_ARN",
         frequency="about once an hour",
     )
 
 
-def _container(url: str, suffix: str, agent: str) -> Destination:
+def _container(url: str, suffix: str, daemon: str) -> Destination:
     setting = f"AWS_CONTAINER_CREDENTIALS{suffix}"
     destination = https_destination(
         url,
         purpose="AWS credentials from the node's agent",
-        agent=agent,
+        daemon=daemon,
         setting=setting,
         frequency="every few hours",
     )

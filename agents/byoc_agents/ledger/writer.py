@@ -58,7 +58,7 @@ class FileLedger:
         if max_bytes < MIN_BYTES:
             raise ValueError(f"max_bytes is {max_bytes}; expected at least {MIN_BYTES}")
         self.directory = directory
-        self.trouble = ""  # why the last write failed
+        self.last_error = ""  # why the last write failed
         self.unfinished: tuple[str, ...] = ()  # ids of the batch that was in flight at the start
         self._chain = Chain(directory, clock=clock, max_bytes=max_bytes, disk=disk or Disk())
         self._kept_bytes = self._chain.segment_bytes if keep_bodies else -1
@@ -102,7 +102,7 @@ class FileLedger:
         """
         await self._ask(_WriteRequest("", intent, batch, outcomes, Future()))
 
-    def note_refused(self, reason: str, detail: str) -> None:
+    def record_refusal(self, reason: str, detail: str) -> None:
         """Record a refusal of the egress gate. From any thread; never blocks, never raises.
 
         At most REFUSED_BURST lines at once and one each 3 s after it; the others are counted in
@@ -125,7 +125,7 @@ class FileLedger:
             "lines": head.sequence + 1,
             "bytes": segments.total_bytes(),
             "segments": len(segments.sizes),
-            "trouble": self.trouble or None,
+            "last_error": self.last_error or None,
         }
 
     async def _ask(self, operation: _WriteRequest) -> int:
@@ -175,7 +175,7 @@ class FileLedger:
             self._refusals.give_back(sum(line.count() for line in refusals))
         for position, operation in enumerate(group):
             if numbers is None:
-                operation.future.set_exception(LedgerError(self.trouble))
+                operation.future.set_exception(LedgerError(self.last_error))
             else:
                 operation.future.set_result(numbers[position])
 
@@ -186,23 +186,23 @@ class FileLedger:
         return Entry(receipt_of(operation.intent, operation.batch, operation.outcomes))
 
     def _attempt(self, work: Any) -> Any:
-        """Return the result of `work`, or None with `trouble` set."""
+        """Return the result of `work`, or None with `last_error` set."""
         try:
             answer = work()
         except OSError as error:
             name = Path(error.filename).name if error.filename else self.directory.name
-            self._set_trouble(f"{error.strerror or error} ({name})")
+            self._set_last_error(f"{error.strerror or error} ({name})")
             return None
         except Exception as error:  # noqa: BLE001  the thread continues, the callers get the error
-            self._set_trouble(type(error).__name__, exc_info=True)
+            self._set_last_error(type(error).__name__, exc_info=True)
             return None
-        self.trouble = ""
+        self.last_error = ""
         return answer
 
-    def _set_trouble(self, trouble: str, *, exc_info: bool = False) -> None:
-        if trouble != self.trouble:
-            structlog.get_logger().error("ledger.unavailable", detail=trouble, exc_info=exc_info)
-        self.trouble = trouble
+    def _set_last_error(self, error: str, *, exc_info: bool = False) -> None:
+        if error != self.last_error:
+            structlog.get_logger().error("ledger.write_failed", error=error, exc_info=exc_info)
+        self.last_error = error
 
 
 def _body_bytes(group: Sequence[_WriteRequest]) -> int:

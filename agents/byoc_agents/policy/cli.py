@@ -122,8 +122,8 @@ def facts_of(configuration: Configuration) -> Facts:
         purpose="the only proxy",
         setting="BYOC_HTTPS_PROXY",
     )
-    agents = tuple(configuration.daemons)
-    listeners = [Listener("+".join(agents), "metrics", *core.listen, "BYOC_LISTEN")]
+    daemons = tuple(configuration.daemons)
+    listeners = [Listener("+".join(daemons), "metrics", *core.listen, "BYOC_LISTEN")]
     objects, queue = None, ""
     for settings in configuration.daemons.values():
         if isinstance(settings, BillingSettings) and not settings.bucket.startswith("file:"):
@@ -134,7 +134,7 @@ def facts_of(configuration: Configuration) -> Facts:
             webhook = ("alert-forwarder", "webhook", *settings.listen, "BYOC_ALERTS_LISTEN")
             listeners.append(Listener(*webhook))
     return Facts(
-        agents=agents,
+        daemons=daemons,
         region=core.region,
         destinations=configuration.destinations,
         proxy=proxy or None,

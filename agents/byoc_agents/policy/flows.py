@@ -41,7 +41,7 @@ class Flow:
     kind: str
     place: FlowTarget
     cidrs: tuple[str, ...]  # empty: only a name is known
-    agents: tuple[str, ...]
+    daemons: tuple[str, ...]
     purpose: str
 
     @property
@@ -83,6 +83,6 @@ def _flow(ends: list[Destination], facts: Facts, options: Options) -> Flow:
         kind=kind(first),
         place=place(first),
         cidrs=(single(first.host),) if ip_literal(first.host) else tuple(cidrs),
-        agents=tuple(dict.fromkeys(d.agent for d in ends if d.agent)) or facts.agents,
+        daemons=tuple(dict.fromkeys(d.daemon for d in ends if d.daemon)) or facts.daemons,
         purpose=first.purpose,
     )

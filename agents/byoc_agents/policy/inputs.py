@@ -22,7 +22,7 @@ KINDS = (  # start of the setting that named a destination -> the name that opti
 class Listener:
     """A port that a daemon listens on."""
 
-    agent: str
+    daemon: str
     purpose: str  # metrics or webhook
     host: str
     port: int
@@ -49,7 +49,7 @@ class Objects:
 class Facts:
     """The facts of one configuration that policies need."""
 
-    agents: tuple[str, ...]
+    daemons: tuple[str, ...]
     region: str
     destinations: tuple[Destination, ...]
     proxy: Destination | None = None

@@ -81,7 +81,7 @@ def open_listeners(facts: Facts) -> list[Listener]:
 
 def described(found: list[Flow]) -> list[str]:
     """Return one line per flow, with its purpose and its daemons."""
-    return [f"{f.host}:{f.port} = {f.purpose} ({', '.join(f.agents)})" for f in found]
+    return [f"{f.host}:{f.port} = {f.purpose} ({', '.join(f.daemons)})" for f in found]
 
 
 def comer(listener: Listener, options: Options) -> tuple[str, dict[str, str]]:

@@ -41,7 +41,7 @@ def _row(protocol: str, port: int, peer: str, flow: Flow) -> dict[str, object]:
         "port": port,
         "peer": peer,
         "host": flow.host,
-        "daemon": ", ".join(flow.agents),
+        "daemon": ", ".join(flow.daemons),
         "purpose": flow.purpose,
     }
 
@@ -50,8 +50,8 @@ def _dns_rows(found: list[Flow], options: Options) -> list[dict[str, object]]:
     named = [flow for flow in found if flow.named]
     if not named:
         return []
-    agents = tuple(dict.fromkeys(agent for flow in named for agent in flow.agents))
-    dns = Flow("the resolver", DNS_PORT, "dns", FlowTarget.BEYOND, options.dns, agents, "names")
+    daemons = tuple(dict.fromkeys(daemon for flow in named for daemon in flow.daemons))
+    dns = Flow("the resolver", DNS_PORT, "dns", FlowTarget.BEYOND, options.dns, daemons, "names")
     peers = options.dns or (RESOLVER,)
     return [_row(p, DNS_PORT, peer, dns) for peer in peers for p in ("udp", "tcp")]
 

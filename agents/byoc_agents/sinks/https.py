@@ -29,7 +29,7 @@ MAX_REFERENCE = 128  # characters of the receiver's request id that go into the 
 MIN_SECRET_BYTES, MAX_SECRET_BYTES = 24, 64  # the Standard Webhooks specification
 
 # The reason of a status. 2xx is OK, 3xx REDIRECT, 5xx SERVER_ERROR; any other status that is not
-# listed is not part of the contract: BAD_RESPONSE. `byoc_agents.delivery.shipper.FATES` decides
+# listed is not part of the contract: BAD_RESPONSE. `byoc_agents.delivery.shipper.ACTIONS` decides
 # what a reason leads to.
 REASONS = {
     208: Reason.ALREADY_STORED,

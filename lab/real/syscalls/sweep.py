@@ -23,8 +23,8 @@ from typing import NamedTuple
 
 from byoc_agents.app import logging as log
 from byoc_agents.app.clock import SystemClock
+from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
-from byoc_agents.durable.write_batch import Change
 from byoc_agents.errors import ByocError
 from byoc_agents.ledger import FileLedger
 from byoc_agents.ledger.verify import verify
@@ -154,7 +154,7 @@ async def fill(directory: Path) -> None:
     spool = Spool(directory, max_bytes=1 << 30, clock=clock)
     ledger = FileLedger(directory / "ledger", clock=clock, max_bytes=1 << 16)
     async with spool, ledger:
-        await spool.commit(Change(stage=[b"line"], state={"k": b"v"}))
+        await spool.commit(WriteBatch(stage=[b"line"], state={"k": b"v"}))
         await spool.put(*map(message, range(THERE // 2, THERE)))  # in the journal
         await ledger.intent("d", [message(0)])
         os._exit(0)
@@ -166,15 +166,15 @@ async def differences(directory: Path, *, takes: bool) -> list[str]:
     async with Spool(directory, max_bytes=1 << 30, clock=SystemClock()) as spool:
         found = await spool.head(1000, 1 << 30)
         dead = [letter.message for letter in await spool.dead_letters()]
-        rest = await spool.staged(), (await spool.state("k")).get("k"), spool.resets
+        rest = await spool.staged(), (await spool.state("k")).get("k"), spool.corruptions
     wrong += [] if found[:THERE] == list(map(message, range(THERE))) else [f"messages: {found}"]
     late = found[THERE:]
     if late not in [[message(THERE)], *([] if takes else [[]])]:
         wrong.append(f"acknowledged {takes}, found {late}")
     wrong += [] if dead == [message(100)] else [f"dead letters: {dead}"]
-    wrong += [] if rest == ([b"line"], b"v", 0) else [f"lines, checkpoint, resets: {rest}"]
+    wrong += [] if rest == ([b"line"], b"v", 0) else [f"lines, checkpoint, corruptions: {rest}"]
     async with FileLedger(directory / "ledger", clock=SystemClock(), max_bytes=1 << 16) as ledger:
-        wrong += [ledger.trouble] if ledger.trouble else []
+        wrong += [ledger.last_error] if ledger.last_error else []
     return wrong + [str(problem) for problem in verify(directory / "ledger").problems]
 
 

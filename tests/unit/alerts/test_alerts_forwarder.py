@@ -17,7 +17,7 @@ from byoc_agents.alerts.counts import Counts
 from byoc_agents.alerts.daemon import forwarder, https_sink
 from byoc_agents.alerts.settings import Settings
 from byoc_agents.app.clock import SystemClock
-from byoc_agents.app.daemon import Agent
+from byoc_agents.app.daemon import Daemon
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.app.settings import CoreSettings
 from byoc_agents.delivery.shipper import Shipper
@@ -92,7 +92,7 @@ class World:
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     stack: AsyncExitStack = field(default_factory=AsyncExitStack)
     session: aiohttp.ClientSession = field(init=False)
-    agent: Agent = field(init=False)
+    daemon: Daemon = field(init=False)
     task: asyncio.Task[None] = field(init=False)
 
     async def start(self) -> None:
@@ -111,9 +111,9 @@ class World:
             clock=clock,
             metrics=metrics,
         )
-        self.agent = Agent("alert-forwarder", source, spool, shipper, clock, metrics)
-        self.task = asyncio.create_task(self.agent.run(self.stop, grace_seconds=2))
-        await eventually(lambda: self.agent.status()["webhook"])
+        self.daemon = Daemon("alert-forwarder", source, spool, shipper, clock, metrics)
+        self.task = asyncio.create_task(self.daemon.run(self.stop, grace_seconds=2))
+        await eventually(lambda: self.daemon.status()["webhook_address"])
 
     async def end(self) -> None:
         self.stop.set()
@@ -122,7 +122,7 @@ class World:
         self.stop, self.stack = asyncio.Event(), AsyncExitStack()
 
     async def notify(self, body: bytes, token: str = INWARD) -> int:
-        url = f"http://{self.agent.status()['webhook']}/v1/alerts"
+        url = f"http://{self.daemon.status()['webhook_address']}/v1/alerts"
         headers = {"Authorization": f"Bearer {token}"}
         async with self.session.post(url, data=body, headers=headers) as answer:
             return answer.status
@@ -176,11 +176,11 @@ async def test_a_control_plane_that_rejects_everything_is_held(world: World) -> 
     """The forwarder's heartbeat is rejected too: nothing becomes a dead letter."""
     world.plane.status = 422
     assert await world.notify(FIRING) == 200
-    await eventually(lambda: world.agent.shipper.last_error is not None)
-    assert world.agent.spool.totals.dead_letters == 0
+    await eventually(lambda: world.daemon.shipper.last_error is not None)
+    assert world.daemon.spool.totals.dead_letters == 0
     world.plane.status = 200
     await world.plane.until(lambda: len(world.plane.alerts()) == 3)
-    assert world.agent.spool.totals.dead_letters == 0
+    assert world.daemon.spool.totals.dead_letters == 0
 
 
 async def test_an_event_rejected_for_good_is_kept_and_the_others_are_delivered(
@@ -188,16 +188,16 @@ async def test_an_event_rejected_for_good_is_kept_and_the_others_are_delivered(
 ) -> None:
     world.plane.status, world.plane.rejected = 200, b"byoc.alert.v1"
     assert await world.notify(FIRING) == 200
-    await eventually(lambda: world.agent.spool.totals.dead_letters >= 3)
+    await eventually(lambda: world.daemon.spool.totals.dead_letters >= 3)
     world.plane.rejected = b""
     assert await world.notify(RESOLVED) == 200
     await world.plane.until(lambda: len(world.plane.alerts()) == 2)
     letters = [
-        dead for dead in await world.agent.spool.dead_letters() if "alert.v1" in dead.message.type
+        dead for dead in await world.daemon.spool.dead_letters() if "alert.v1" in dead.message.type
     ]
     assert [letter.reason for letter in letters] == ["rejected"] * 3
     for letter in letters:
-        assert await world.agent.spool.requeue(letter.message.id)
+        assert await world.daemon.spool.requeue(letter.message.id)
     await world.plane.until(lambda: len(world.plane.alerts()) == 5)
 
 
@@ -232,7 +232,9 @@ async def test_nothing_but_allowed_fields_is_on_the_wire_or_in_the_logs(world: W
     wire = b"".join(world.receiver.bodies)
     assert b"ClickHouseDown" in wire
     assert hidden.encode() not in wire
-    assert {"alerts.accepted", "alerts.refused", "ship.sent"} <= {line["event"] for line in logs}
+    assert {"webhook.accepted", "webhook.refused", "message.sent"} <= {
+        line["event"] for line in logs
+    }
     assert not any(secret in repr(logs) for secret in (hidden, INWARD, OUTWARD, SECRET))
 
 
@@ -246,7 +248,7 @@ async def test_a_full_spool_is_503_until_there_is_room(tmp_path: Path) -> None:
         world = World(tmp_path, plane, receiver, own, core)
         await world.start()
         bodies = [FIRING.replace(b"19:05:54.988Z", b"19:%02d:54.988Z" % n) for n in range(10)]
-        world.agent.spool._store._max_bytes = 9000  # type: ignore[union-attr]
+        world.daemon.spool._file._store._max_bytes = 9000  # type: ignore[union-attr]
         statuses = [await world.notify(body) for body in bodies]
         assert statuses == [200] * statuses.count(200) + [503] * statuses.count(503)
         assert 0 < statuses.count(200) < 10

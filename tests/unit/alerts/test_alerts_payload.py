@@ -45,7 +45,7 @@ def test_reads_what_a_real_alertmanager_sent(
 ) -> None:
     group = read((DATA / f"alertmanager-webhook-{name}.json").read_bytes())
     assert [a.status for a in group.alerts] == statuses
-    assert (group.odd, group.truncated) == (0, truncated)
+    assert (group.invalid, group.truncated) == (0, truncated)
     assert {a.starts_at_ms for a in group.alerts} == {START_MS}
     assert {a.labels["alertname"] for a in group.alerts} == {"ClickHouseDown"}
     ends = {a.ends_at_ms for a in group.alerts}
@@ -78,12 +78,12 @@ def test_fields_that_are_not_known_yet_change_nothing() -> None:
 )
 def test_one_odd_alert_never_takes_its_group_with_it(odd: Any) -> None:
     group = read(body(odd, alert()))
-    assert (len(group.alerts), group.odd) == (1, 1)
+    assert (len(group.alerts), group.invalid) == (1, 1)
 
 
 def test_an_alert_of_invalid_bytes_never_takes_its_group_with_it() -> None:
     broken = body(alert(), alert(labels={"a": "MARK"})).replace(b"MARK", b"\xff\xfe")
-    assert (len(read(broken).alerts), read(broken).odd) == (1, 1)
+    assert (len(read(broken).alerts), read(broken).invalid) == (1, 1)
 
 
 def test_what_is_only_half_odd_is_read_as_far_as_it_goes() -> None:

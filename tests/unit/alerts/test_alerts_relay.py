@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from byoc_agents.alerts.dedup import Told
+from byoc_agents.alerts.dedup import DedupIndex
 from byoc_agents.app.clock import SystemClock
+from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
-from byoc_agents.durable.write_batch import Change
 from byoc_agents.errors import SpoolFullError, SpoolUnavailableError
 from tests.unit.alerts.relay_world import Memory, World, alert
 
@@ -58,7 +58,7 @@ async def test_when_the_first_of_two_copies_is_not_stored_the_second_is(world: W
     refusals = iter([SpoolUnavailableError("once"), None])
     commit = world.spool.commit
 
-    async def slow(change: Change) -> None:
+    async def slow(change: WriteBatch) -> None:
         world.spool.refusal = next(refusals)
         await asyncio.sleep(0)  # the other copy is planned now
         await commit(change)
@@ -215,37 +215,37 @@ async def test_what_was_not_stored_is_not_believed_to_be_told(
 async def test_when_the_spool_was_lost_open_alerts_are_told_again(world: World) -> None:
     await world.accept(alert())
     world.spool.kept.clear()
-    world.spool.resets += 1
+    world.spool.corruptions += 1
     assert await world.accept(alert()) == 1
 
 
 async def test_the_memory_is_bounded_and_forgets_the_oldest_on_disk_as_well(tmp_path: Path) -> None:
     async with Spool(tmp_path, max_bytes=1 << 20, clock=SystemClock()) as spool:
-        told = Told(max_told=5)
+        dedup = DedupIndex(max_ids=5)
         for number in range(20):
             new = {f"id-{number}": number}
-            state = told.state(new, number)
-            await spool.commit(Change(state=state))
-            told.committed(new, state)
+            state = dedup.state(new, number)
+            await spool.commit(WriteBatch(state=state))
+            dedup.committed(new, state)
         stored = await spool.state("told/")
         assert set(stored) == {f"told/{n:015d}/id-{n}" for n in range(15, 20)}
-        state = told.state({}, 8 * 24 * 3600 * 1000)
-        told.committed({}, state)
-        await spool.commit(Change(state=state))
-        assert (len(told), await spool.state("told/")) == (0, {})
+        state = dedup.state({}, 8 * 24 * 3600 * 1000)
+        dedup.committed({}, state)
+        await spool.commit(WriteBatch(state=state))
+        assert (len(dedup), await spool.state("told/")) == (0, {})
 
 
 async def test_what_is_told_again_has_one_key_also_where_0_1_0_had_written_it(
     tmp_path: Path,
 ) -> None:
     async with Spool(tmp_path, max_bytes=1 << 20, clock=SystemClock()) as spool:
-        await spool.commit(Change(state={"told/old": b"7", f"told/{8:015d}/new": b"8"}))
-        told = Told()
-        await told.load(spool)
-        assert (told.at_ms("old"), told.at_ms("new")) == (7, 8)
+        await spool.commit(WriteBatch(state={"told/old": b"7", f"told/{8:015d}/new": b"8"}))
+        dedup = DedupIndex()
+        await dedup.load(spool)
+        assert (dedup.at_ms("old"), dedup.at_ms("new")) == (7, 8)
         again = {"old": 9, "new": 10}
-        state = told.state(again, 10)
-        await spool.commit(Change(state=state))
-        told.committed(again, state)
+        state = dedup.state(again, 10)
+        await spool.commit(WriteBatch(state=state))
+        dedup.committed(again, state)
         assert set(await spool.state("told/")) == {f"told/{9:015d}/old", f"told/{10:015d}/new"}
-        assert (told.at_ms("old"), told.at_ms("new"), len(told)) == (9, 10, 2)
+        assert (dedup.at_ms("old"), dedup.at_ms("new"), len(dedup)) == (9, 10, 2)

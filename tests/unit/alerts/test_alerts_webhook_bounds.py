@@ -119,7 +119,7 @@ async def test_what_is_no_http_is_told_so_in_a_fixed_word(make: Make, sent: byte
     assert body == b'{"status": "no HTTP"}'
     assert b"Server: byoc-agents" in head
     assert b"aiohttp" not in head
-    assert [(line["event"], line["why"]) for line in logs] == [("alerts.refused", "no HTTP")]
+    assert [(line["event"], line["why"]) for line in logs] == [("webhook.refused", "no HTTP")]
 
 
 async def test_of_a_body_that_waits_only_what_fills_the_buffers_is_taken(make: Make) -> None:
@@ -208,7 +208,7 @@ async def test_a_client_that_cuts_its_body_does_no_harm(
             writer.transport.abort()
             await eventually(lambda: logs)
         assert (await world.post())[0] == 200
-    assert [(line["event"], line["why"]) for line in logs] == [("alerts.refused", "broken body")]
+    assert [(line["event"], line["why"]) for line in logs] == [("webhook.refused", "broken body")]
     assert caplog.records == [], "no defect"
     assert world.relay.bodies == [BODY]
 
@@ -222,7 +222,7 @@ async def test_connections_are_bounded_and_free_again_when_they_end(make: Make) 
                 assert await reader.read() == b""
                 writer.close()
             await eventually(lambda: sum(line["number"] for line in logs) == 5)
-        assert {line["event"] for line in logs} == {"alerts.too_many_connections"}
+        assert {line["event"] for line in logs} == {"webhook.connections_refused"}
         assert len(logs) < 5
         for _, writer in pairs:
             writer.close()

@@ -91,12 +91,12 @@ def test_while_it_imports(environ: dict[str, str], number: signal.Signals) -> No
 @pytest.mark.parametrize("number", ENDING)
 def test_while_it_runs(environ: dict[str, str], number: signal.Signals) -> None:
     with running(RUN, environ) as child:
-        until(child.stderr, b"alerts.listen")
+        until(child.stderr, b"webhook.listening")
         child.send_signal(number)
         assert child.stderr
         rest = child.stderr.read()
         assert child.wait(20) == 0
-        assert b"agent.stop" in rest  # the last line is not lost
+        assert b"daemon.stopped" in rest  # the last line is not lost
 
 
 @pytest.mark.parametrize("log", ["/dev/full", "gone", "unread"])

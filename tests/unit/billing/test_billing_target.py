@@ -119,9 +119,9 @@ async def test_the_next_best_is_used_and_the_trouble_is_reported(
 ) -> None:
     bench.fail(error, DENIED, None)
     expected = f"cgroup.v2: {error}; clickhouse: denied"
-    assert await bench.target.read() == TargetObservation(reading("process"), trouble=expected)
+    assert await bench.target.read() == TargetObservation(reading("process"), error=expected)
     assert bench.reads() == [1, 1, 1]
-    assert (await bench.target.read()).trouble == expected  # and is reported again
+    assert (await bench.target.read()).error == expected  # and is reported again
     assert bench.reads() == [0, 0, 1]
 
 
@@ -173,7 +173,7 @@ async def test_absent_is_only_what_a_source_is_sure_of(
     for secondary in (True, False):
         seen = await bench.target.read(secondary=secondary)
         assert (seen.reading, seen.secondary, seen.absent) == (None, (), absent)
-        assert seen.trouble.startswith(f"cgroup.v2: {errors[0]}; clickhouse: ")
+        assert seen.error.startswith(f"cgroup.v2: {errors[0]}; clickhouse: ")
 
 
 async def test_it_comes_back(bench: Bench) -> None:
@@ -261,7 +261,7 @@ async def test_a_real_process_is_read_while_it_lives_and_absent_after(
     seen = await target.read(secondary=True)
     assert seen.reading is not None
     assert seen.reading.source == "process"
-    assert "cgroup of process" in seen.trouble
+    assert "cgroup of process" in seen.error
     child.kill()
     child.wait()
     assert (await target.read()).absent
@@ -273,7 +273,7 @@ async def test_auto_is_not_sure_of_a_server_it_never_saw(tmp_path: Path) -> None
         target = open_target(parse_target("auto"), client, Now(), ProcFs(tmp_path))
         seen = await target.read()
     assert (seen.reading, seen.absent) == (None, False)
-    assert "shareProcessNamespace: true" in seen.trouble
+    assert "shareProcessNamespace: true" in seen.error
 
 
 async def test_a_name_that_is_not_running_is_absent(tmp_path: Path) -> None:

@@ -3,11 +3,11 @@
 import asyncio
 import errno
 import threading
+from collections.abc import Sequence
 from typing import Any
 
-from byoc_agents.durable.group import Operation, OperationKind
-from byoc_agents.durable.worker import GATHER_SECONDS, Writer
-from byoc_agents.durable.write_batch import Totals
+from byoc_agents.durable.model import Totals
+from byoc_agents.durable.worker import GATHER_SECONDS, GroupCommitWorker, Operation, OperationKind
 from lab.fakes.core import settle
 
 
@@ -18,17 +18,18 @@ class Counting:
         self.groups: list[int] = []
         self.may = threading.Event()
 
-    def serve(self, group: list[Operation]) -> tuple[list[Any], Totals]:
+    def serve(self, group: Sequence[Operation]) -> tuple[list[Any], Totals]:
         assert self.may.wait(30)
         self.groups.append(len(group))
         return [None] * len(group), Totals()
 
-    def close_file(self) -> None:
+    def close(self) -> None:
         """Nothing was opened."""
 
-    def on_commit(self, totals: Totals, *, written: bool) -> None:
-        assert written
-        assert totals == Totals()
+
+def on_served(totals: Totals, written: bool) -> None:
+    assert written
+    assert totals == Totals()
 
 
 async def test_a_sleep_that_fails_does_not_end_the_thread() -> None:
@@ -40,7 +41,7 @@ async def test_a_sleep_that_fails_does_not_end_the_thread() -> None:
         raise OSError(errno.EINVAL, "Invalid argument")
 
     served = Counting()
-    writer = Writer(served, sleep=sleep)
+    writer = GroupCommitWorker(served, on_served, sleep=sleep)
     writer.start()
     async with asyncio.timeout(30):
         small_group = asyncio.gather(

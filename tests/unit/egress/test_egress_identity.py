@@ -208,7 +208,7 @@ async def test_status_names_the_provider_and_no_key(
     runtime = Runtime(core, os.environ, Gate([]), SystemClock(), Metrics())
     for bucket, before, after in (("usage", "none yet", "env"), (f"file://{tmp_path}", None, None)):
         own = billing.Settings(bucket=bucket, target="process:nobody")
-        async with billing.opened(runtime, ClickHouseSettings(), own) as agent:
+        async with billing.open_daemon(runtime, ClickHouseSettings(), own) as agent:
             assert agent.status().get("aws_identity") == before
             await runtime.aws.get_credentials()
             assert agent.status().get("aws_identity") == after

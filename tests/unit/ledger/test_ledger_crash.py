@@ -48,7 +48,7 @@ async def test_a_file_cut_at_any_byte_of_its_last_lines_is_closed_out(tmp_path: 
         directory = tmp_path / str(cut)
         shutil.copytree(whole, directory)
         os.truncate(files(directory)[0], cut)
-        assert checked(directory).well == (cut in ends)
+        assert checked(directory).ok == (cut in ends)
         started(directory)
         assert checked(directory).problems == []
         stated = [line for line in lines(directory) if isinstance(line, Recovered)]
@@ -136,7 +136,7 @@ async def test_an_open_intent_is_carried_over_into_the_next_file(tmp_path: Path)
     unknown = lines(tmp_path)[-1]
     assert isinstance(unknown, Unknown)
     assert unknown.intent == line
-    assert checked(tmp_path).well
+    assert checked(tmp_path).ok
 
 
 async def test_a_hole_that_a_power_cut_left_is_closed_out(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ async def test_a_directory_taken_away_under_the_agent_does_not_stop_it(tmp_path:
         assert await tried(made, message(1))
         shutil.rmtree(tmp_path / "ledger")
         assert await tried(made, message(2))
-    assert not checked(tmp_path / "ledger").well
+    assert not checked(tmp_path / "ledger").ok
 
 
 ENDLESS = """

@@ -33,9 +33,9 @@ def statements(render: Any, facts: Facts = FACTS, options: Options = GIVEN) -> l
     return found
 
 
-SCRAPER = replace(FACTS, agents=("billing-scraper",), queue_arn="")
-EXPORTER = replace(FACTS, agents=("state-exporter",), objects=None)
-FORWARDER = replace(FACTS, agents=("alert-forwarder",), objects=None, queue_arn="")
+SCRAPER = replace(FACTS, daemons=("billing-scraper",), queue_arn="")
+EXPORTER = replace(FACTS, daemons=("state-exporter",), objects=None)
+FORWARDER = replace(FACTS, daemons=("alert-forwarder",), objects=None, queue_arn="")
 
 
 @pytest.mark.parametrize(

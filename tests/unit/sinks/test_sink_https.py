@@ -14,7 +14,7 @@ from aiohttp import web
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 from byoc_agents.app.clock import SystemClock
-from byoc_agents.delivery.shipper import FATES, Action
+from byoc_agents.delivery.shipper import ACTIONS, Action
 from byoc_agents.delivery.sink import Message, Receipt
 from byoc_agents.errors import Reason, SendError
 from byoc_agents.sinks.https import (
@@ -156,7 +156,7 @@ TABLE = [
 @pytest.mark.parametrize(("statuses", "reason", "fate"), TABLE)
 def test_a_status_has_a_fate(statuses: str, reason: Reason, fate: Action) -> None:
     assert {reason_of(int(status)) for status in statuses.split()} == {reason}
-    assert FATES[reason] is fate
+    assert ACTIONS[reason] is fate
 
 
 @pytest.mark.parametrize("status", [200, 204, 301, 400, 401, 403, 404, 429, 500, 503])

@@ -153,10 +153,10 @@ class OneServer:
             believed = ours or successor
         if not believed:
             self._refused = answer
-            raise TargetUnreadableError(self._trouble(answer, accepted))
+            raise TargetUnreadableError(self._describe_conflict(answer, accepted))
         self._accepted, self._refused, self._several = answer, None, None
 
-    def _trouble(self, answer: ServerAnswer, accepted: ServerAnswer) -> str:
+    def _describe_conflict(self, answer: ServerAnswer, accepted: ServerAnswer) -> str:
         if not self._several:
             return (
                 f"another server answers now: {answer} instead of {accepted}; it is taken as the "

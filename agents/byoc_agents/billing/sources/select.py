@@ -54,14 +54,14 @@ class TargetObservation(msgspec.Struct, frozen=True):
     """The result of reading the target once.
 
     `secondary` are readings of the other sources at the same moment, so that a change of source
-    finds a common one. `trouble` names the better source that fails and the setting that helps. The
+    finds a common one. `error` names the better source that fails and the setting that helps. The
     text stays the same as long as the failure does. `absent`: there is no reading because the
     target certainly does not run.
     """
 
     reading: Reading | None
     secondary: tuple[Reading, ...] = ()
-    trouble: str = ""
+    error: str = ""
     absent: bool = False
 
 
@@ -176,7 +176,7 @@ class Target:
                 reading = await self._sources[index].read()
             except TargetForeignError as error:
                 self._failures[index] = f"{self._sources[index].name}: {error}"
-                return TargetObservation(None, trouble=self._failures[index])
+                return TargetObservation(None, error=self._failures[index])
             except (TargetAbsentError, TargetUnreadableError) as error:
                 self._failures[index] = f"{self._sources[index].name}: {error}"
                 absent = absent or isinstance(error, TargetAbsentError)
@@ -216,10 +216,10 @@ class Target:
 
     def _observation(self, readings: list[Reading], *, absent: bool) -> TargetObservation:
         better = range(self._active if readings else len(self._sources))
-        trouble = "; ".join(self._failures[i] for i in better if i in self._failures)
+        error = "; ".join(self._failures[i] for i in better if i in self._failures)
         if not readings:
-            return TargetObservation(None, trouble=trouble, absent=absent)
-        return TargetObservation(readings[0], tuple(readings[1:]), trouble)
+            return TargetObservation(None, error=error, absent=absent)
+        return TargetObservation(readings[0], tuple(readings[1:]), error)
 
     def close(self) -> None:
         """Close the descriptors. `read` may be called again."""
