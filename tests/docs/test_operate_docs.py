@@ -166,7 +166,7 @@ def test_the_policy_commands_of_the_installation_run(
     commands = re.findall(
         r"^byoc-agents (policy .+?) >", KUBERNETES.replace("\\\n", ""), re.MULTILINE
     )
-    assert len(commands) == 3
+    assert len(commands) == 5
     for command in commands:
         words = [stand_ins.get(word, word) for word in shlex.split(command)]
         assert main(words) == 0, capsys.readouterr().err

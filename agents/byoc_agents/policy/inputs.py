@@ -45,6 +45,7 @@ class Objects:
     bucket: str
     folder: str  # prefix of every key of this service, `v1/org=O/service=S/`
     owner: str = ""  # 12 digits, or empty
+    prefix: str = ""  # the configured start of the folder, `v1/`
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +85,21 @@ class Options:
     namespace: str = ""
     pod: Mapping[str, str] = field(default_factory=lambda: {"app.kubernetes.io/name": "clickhouse"})
     cidrs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # kind or host -> CIDRs
-    dns: tuple[str, ...] = ()  # CIDRs of resolvers in addition to kube-dns, e.g. NodeLocal
+    dns: tuple[str, ...] = ()  # CIDRs of resolvers in addition to the cluster's, e.g. NodeLocal
+    openshift: bool = False  # the cluster's resolver is OpenShift's
+    family: str = "ipv4"  # ipv4, ipv6 or dual: what a host without a known address may have
     prometheus: str = "monitoring/app.kubernetes.io/name=prometheus"
     alertmanager: str = "monitoring/app.kubernetes.io/name=alertmanager"
     role: str = ""
     vpce: str = ""
+    sqs_vpce: str = ""  # `none`: SQS is reached without an interface endpoint
+    tenants: bool = False  # the policy of a bucket or queue of any number of customers
+    accounts: tuple[str, ...] = ()  # of the customers, with `tenants`
     kms_key: str = ""
     trust: str = ""  # irsa or pod-identity: print the trust policy instead
     oidc_provider: str = ""
+    audience: str = "sts.amazonaws.com"
+    cluster_arn: str = ""
     service_account: str = ""  # namespace/name
 
 

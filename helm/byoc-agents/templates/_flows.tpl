@@ -93,8 +93,13 @@ holds both together. A flow: host, port, kind, place (node, cluster, beyond), ci
 {{- $rules := list -}}
 {{- if $named -}}
 {{- $peers := list (dict "namespaceSelector" (dict "matchLabels" (dict "kubernetes.io/metadata.name" "kube-system")) "podSelector" (dict "matchLabels" (dict "k8s-app" "kube-dns"))) -}}
-{{- range $policy.dns -}}{{- $peers = append $peers (dict "ipBlock" (dict "cidr" .)) -}}{{- end -}}
-{{- $rules = append $rules (dict "to" $peers "ports" (list (dict "protocol" "UDP" "port" 53) (dict "protocol" "TCP" "port" 53))) -}}
+{{- if has "openshift" $policy.dns -}}
+{{- $openshift := dict "namespaceSelector" (dict "matchLabels" (dict "kubernetes.io/metadata.name" "openshift-dns")) "podSelector" (dict "matchLabels" (dict "dns.operator.openshift.io/daemonset-dns" "default")) -}}
+{{- $rules = append $rules (dict "to" (list $openshift) "ports" (list (dict "protocol" "UDP" "port" 5353) (dict "protocol" "TCP" "port" 5353))) -}}
+{{- $peers = list -}}
+{{- end -}}
+{{- range without $policy.dns "openshift" -}}{{- $peers = append $peers (dict "ipBlock" (dict "cidr" .)) -}}{{- end -}}
+{{- if $peers -}}{{- $rules = append $rules (dict "to" $peers "ports" (list (dict "protocol" "UDP" "port" 53) (dict "protocol" "TCP" "port" 53))) -}}{{- end -}}
 {{- end -}}
 {{- range $flows -}}
 {{- $peers := list -}}
@@ -160,8 +165,22 @@ ports:
 {{- $rules = append $rules (dict "toFQDNs" $matches "toPorts" (list (dict "ports" (list (dict "port" $port "protocol" "TCP"))))) -}}
 {{- end -}}
 {{- if $names -}}
+{{- $dnsPorts := list (dict "ports" (list (dict "port" "53" "protocol" "ANY")) "rules" (dict "dns" $names)) -}}
+{{- if has "openshift" $policy.dns -}}
+{{- $openshift := dict "k8s:io.kubernetes.pod.namespace" "openshift-dns" "k8s:dns.operator.openshift.io/daemonset-dns" "default" -}}
+{{- $rules = prepend $rules (dict "toEndpoints" (list (dict "matchLabels" $openshift)) "toPorts" (list (dict "ports" (list (dict "port" "5353" "protocol" "ANY")) "rules" (dict "dns" $names)))) -}}
+{{- else -}}
 {{- $kubeDns := dict "k8s:io.kubernetes.pod.namespace" "kube-system" "k8s:k8s-app" "kube-dns" -}}
-{{- $rules = prepend $rules (dict "toEndpoints" (list (dict "matchLabels" $kubeDns)) "toPorts" (list (dict "ports" (list (dict "port" "53" "protocol" "ANY")) "rules" (dict "dns" $names)))) -}}
+{{- $rules = prepend $rules (dict "toEndpoints" (list (dict "matchLabels" $kubeDns)) "toPorts" $dnsPorts) -}}
+{{- end -}}
+{{- range without $policy.dns "openshift" -}}
+{{- $rules = append $rules (dict "toCIDR" (list .) "toPorts" $dnsPorts) -}}
+{{- if regexMatch "^(169[.]254[.]|fe[89ab][0-9a-f]:)" . -}}{{- /* NodeLocal DNSCache: a program or a pod of the node */ -}}
+{{- $nodeLocal := dict "k8s:io.kubernetes.pod.namespace" "kube-system" "k8s:k8s-app" "node-local-dns" -}}
+{{- $rules = append $rules (dict "toEntities" (list "host") "toPorts" $dnsPorts) -}}
+{{- $rules = append $rules (dict "toEndpoints" (list (dict "matchLabels" $nodeLocal)) "toPorts" $dnsPorts) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 endpointSelector:
   matchLabels:
