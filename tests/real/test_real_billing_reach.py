@@ -19,7 +19,7 @@ pytestmark = pytest.mark.real
 REPOSITORY = Path(__file__).parents[2]
 CLICKHOUSE = 101
 AGENT = 65532
-SECRET = "CLICKHOUSE_PASSWORD=secret-of-the-server"  # noqa: S105
+SECRET = "CLICKHOUSE_PASSWORD=secret-of-the-server"
 NEEDED = {"stat", "statm", "cgroup"}
 REFUSED = {
     "read a file through root",

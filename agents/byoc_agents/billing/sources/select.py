@@ -278,7 +278,7 @@ def parse_target(text: str) -> TargetName:
     )
 
 
-def open_target(
+def open_target(  # noqa: PLR0913  the target, its parts and two choices
     name: TargetName,
     clickhouse: ClickHouse,
     clock: Clock,
