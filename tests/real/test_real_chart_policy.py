@@ -4,6 +4,7 @@ import os
 import re
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
 import yaml
@@ -117,6 +118,39 @@ def test_another_owners_pods_are_left_alone_unless_asked() -> None:
             for one in _policies(documents, "NetworkPolicy").values()
         ]
         assert any("byoc-agents/sidecars" in one for one in selectors) == wanted
+
+
+def test_every_address_is_allowed_only_if_asked_for() -> None:
+    """Without `wide` each rule to a host outside the cluster has the addresses of the values."""
+    for values in render.CI:
+        wide = _values(values)["policy"].get("wide", False)
+        documents = render.manifests(values)
+        policies = _policies(documents, "NetworkPolicy").values()
+        assert ("0.0.0.0/0" in str(list(policies))) == wide
+    values = render.CHART / "ci" / "default-values.yaml"
+    wide_flags = ("--set", "networkPolicy.wide=true,networkPolicy.cidrs=null")
+    documents = render.manifests(values, *wide_flags)
+    scraper = _policies(documents, "NetworkPolicy")["byoc-agents-billing-scraper"]
+    assert "0.0.0.0/0" in str(scraper)
+
+
+def test_cilium_alone_needs_no_addresses() -> None:
+    values = render.CHART / "ci" / "closed-network-values.yaml"
+    flags = ("--set", "networkPolicy.enabled=false,networkPolicy.cidrs=null")
+    documents = render.manifests(values, *flags)
+    assert _policies(documents, "NetworkPolicy") == {}
+    policies = _policies(documents, "CiliumNetworkPolicy")
+    assert "toFQDNs" in str(policies["byoc-agents-billing-scraper"])
+
+
+def test_clickhouse_of_the_chart_asks_no_host_although_its_pod_may() -> None:
+    """The sidecars' rules select its pod, so ClickHouse itself refuses every host."""
+    documents = render.manifests(render.CHART / "ci" / "default-values.yaml")
+    (settings,) = [d["data"] for d in documents if "server.xml" in d.get("data", {})]
+    server = ET.fromstring(settings["server.xml"])
+    hosts = server.find("remote_url_allow_hosts")
+    assert hosts is not None
+    assert list(hosts) == []
 
 
 def test_the_mesh_lets_out_the_same_hosts(policy: Policy) -> None:

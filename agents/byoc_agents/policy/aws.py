@@ -11,6 +11,7 @@ from byoc_agents.errors import ConfigError
 from byoc_agents.policy.inputs import Facts, Objects, Options, Rendered
 
 VERSION = "2012-10-17"
+ROLE_AUDIENCE = "byoc-agents"  # of the token that the chart mounts for our containers only
 ROLE, VPCE = "<CUSTOMER_ROLE_ARN>", "<VPC_ENDPOINT_ID>"
 MIN_TLS = "1.2"
 ONE_ROLE = (
@@ -147,7 +148,7 @@ def _trust(facts: Facts, options: Options) -> Rendered:
         return Rendered(_document([_statement("PodIdentity", actions, service, condition)]))
     provider = options.oidc_provider or "<OIDC_PROVIDER>"  # host and path, without https://
     subject = f"system:serviceaccount:{namespace}:{name}"
-    claims = {f"{provider}:aud": "sts.amazonaws.com", f"{provider}:sub": subject}
+    claims = {f"{provider}:aud": ROLE_AUDIENCE, f"{provider}:sub": subject}
     account = options.role.split(":")[4] if options.role else "<ACCOUNT>"
     arn = f"arn:{partition(facts.region)}:iam::{account}:oidc-provider/{provider}"
     action = {"Action": "sts:AssumeRoleWithWebIdentity"}

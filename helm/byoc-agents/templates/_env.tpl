@@ -53,7 +53,7 @@
 {{- define "byoc-agents.envAws" -}}
 {{- $aws := .Values.aws -}}
 {{- $env := dict "AWS_EC2_METADATA_DISABLED" "true" -}}
-{{- if and (eq $aws.identity "irsa") $aws.projectToken -}}
+{{- if eq $aws.identity "irsa" -}}
 {{- $_ := set $env "AWS_ROLE_ARN" $aws.roleArn -}}
 {{- $_ := set $env "AWS_WEB_IDENTITY_TOKEN_FILE" "/var/run/secrets/byoc-agents/token" -}}
 {{- end -}}
@@ -72,12 +72,13 @@
 {{- toJson $env -}}
 {{- end -}}
 
-{{/* The kernel's counters if processes are shared, else the server's own counters, a lower bound. Every record names its source. */}}
+{{/* Every record names the source of its figures. */}}
 {{- define "byoc-agents.envBilling" -}}
 {{- $v := .Values -}}
 {{- $env := include "byoc-agents.envClickHouse" (dict "root" . "url" $v.clickhouse.url) | fromJson -}}
-{{- $usual := ternary "auto" (printf "clickhouse:%s" $v.clickhouse.url) $v.clickhouse.shareProcessNamespace -}}
-{{- $_ := set $env "BYOC_BILLING_TARGET" ($v.billingScraper.target | default $usual) -}}
+{{- $own := eq $v.billingScraper.meter "clickhouse" -}}
+{{- $_ := set $env "BYOC_BILLING_METER" $v.billingScraper.meter -}}
+{{- $_ := set $env "BYOC_BILLING_TARGET" (ternary (printf "clickhouse:%s" $v.clickhouse.url) ($v.billingScraper.target | default "auto") $own) -}}
 {{- $_ := set $env "BYOC_BILLING_BUCKET" $v.billingScraper.bucket -}}
 {{- $_ := set $env "BYOC_CONTAINER_NAME" $v.clickhouse.containerName -}}
 {{- if $v.billingScraper.bucketOwner -}}{{- $_ := set $env "BYOC_BILLING_BUCKET_OWNER" $v.billingScraper.bucketOwner -}}{{- end -}}

@@ -14,7 +14,7 @@ holds both together. A flow: host, port, kind, place (node, cluster, beyond), ci
 {{- if hasPrefix "169.254." $host -}}{{- $place = "node" -}}
 {{- else if and (not $literal) (or (not (contains "." $host)) (hasSuffix ".svc" $host) (hasSuffix ".cluster.local" $host)) -}}{{- $place = "cluster" -}}
 {{- end -}}
-{{- $known := .root.Values.networkPolicy.cidrs -}}
+{{- $known := .root.Values.networkPolicy.cidrs | default dict -}}
 {{- $cidrs := ternary (list (printf "%s/32" $host)) (index $known $host | default (index $known .kind) | default list) $literal -}}
 {{- if not (or (eq $host "localhost") (hasPrefix "127." $host)) -}}
 {{- dict "host" $host "port" (int $port) "kind" .kind "place" $place "cidrs" $cidrs "literal" $literal "scheme" $parts.scheme | toJson -}}
@@ -180,4 +180,10 @@ fromEndpoints:
   - matchLabels: {{ merge (dict "k8s:io.kubernetes.pod.namespace" .from.namespace) (include "byoc-agents.label" .from.label | fromJson) | toJson }}
 toPorts:
   - ports: [{port: {{ .port | toString | quote }}, protocol: TCP}]
+{{- end -}}
+
+{{/* Not empty if a policy selects the pods of a role: dict root, role. */}}
+{{- define "byoc-agents.hasPolicy" -}}
+{{- $v := .root.Values -}}
+{{- if or (eq .role.place "deployment") (eq $v.clickhouse.owner "chart") $v.networkPolicy.selectClickHouse -}}true{{- end -}}
 {{- end -}}

@@ -51,12 +51,19 @@ traffic.sidecar.istio.io/excludeOutboundIPRanges: 169.254.170.23/32
 
 {{/* Fields of the pod. */}}
 {{- define "byoc-agents.podSpec" -}}
-serviceAccountName: {{ include "byoc-agents.serviceAccount" . }}
+serviceAccountName: {{ .Values.clickhouse.serviceAccountName | default (include "byoc-agents.serviceAccount" .) }}
 automountServiceAccountToken: false
-shareProcessNamespace: {{ .Values.clickhouse.shareProcessNamespace }}
+{{- if include "byoc-agents.sharesProcesses" . }}
+shareProcessNamespace: true
+{{- end }}
 terminationGracePeriodSeconds: {{ include "byoc-agents.graceSeconds" . }}
 securityContext:
-  {{- include "byoc-agents.podSecurityContext" (dict "root" . "role" (dict "place" "pod")) | nindent 2 }}
+  {{- include "byoc-agents.podSecurityContext" (dict "root" . "role" (include "byoc-agents.clickhouseRole" . | fromJson)) | nindent 2 }}
+{{- end -}}
+
+{{/* Not empty if the meter reads ClickHouse's processes. */}}
+{{- define "byoc-agents.sharesProcesses" -}}
+{{- if and .Values.billingScraper.enabled (ne .Values.billingScraper.meter "clickhouse") -}}true{{- end -}}
 {{- end -}}
 
 {{- define "byoc-agents.podSecurityContext" -}}
