@@ -90,6 +90,14 @@ IMPOSSIBLE: dict[str, tuple[str, str]] = {
         "at least one must be enabled",
     ),
     "deployment-of-nothing": ("stateExporter.placement=deployment", "stateExporter.servers"),
+    "scraper-of-nothing": (
+        "billingScraper.placement=deployment,billingScraper.meter=clickhouse",
+        "billingScraper.servers: is required",
+    ),
+    "scraper-far-from-processes": (
+        "billingScraper.placement=deployment,billingScraper.servers.a=https://a.svc:8443",
+        "billingScraper.meter: process needs ClickHouse's pod; expected clickhouse",
+    ),
     "claims-of-others": ("clickhouse.owner=other,sidecars.spool.kind=claim", "volumeName"),
     "bitnami-shares": ("clickhouse.owner=bitnami", "which process needs; expected clickhouse"),
     "a-process-for-clickhouse": (

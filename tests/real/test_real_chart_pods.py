@@ -284,6 +284,24 @@ def test_a_token_of_our_own_audience_is_mounted_into_our_containers_only(called:
     assert not [one for one in accounts if "annotations" in one["metadata"]], "EKS would inject"
 
 
+def test_a_scraper_of_its_own_has_a_stream_per_replica() -> None:
+    """Each container has its own replica, state directory and port, so ids never collide."""
+    values = render.CHART / "ci" / "replicas-values.yaml"
+    (pod,) = every_pod(values, render.NEW)
+    found = [environment(one) for one in pod.ours]
+    assert [one["BYOC_REPLICA"] for one in found] == ["chi-a-0-0", "chi-a-0-1"]
+    for name in ("BYOC_STATE_DIR", "BYOC_LISTEN", "BYOC_BILLING_TARGET", "BYOC_REPLICA"):
+        assert len({one[name] for one in found}) == 2
+    assert all(one["BYOC_BILLING_METER"] == "clickhouse" for one in found)
+    assert not [name for one in found for name in one if "POD_UID" in name or "LIMITS" in name]
+    assert pod.spec["serviceAccountName"] == "byoc-agents"
+    assert "shareProcessNamespace" not in pod.spec
+    (monitor,) = [d for d in render.manifests(values) if d["kind"] == "PodMonitor"]
+    scraped = {one["port"] for one in monitor["spec"]["podMetricsEndpoints"]}
+    assert scraped == {port["name"] for one in pod.ours for port in one["ports"]}
+    assert not [d for d in render.manifests(values) if d["kind"] == "StatefulSet"]
+
+
 def _enumerations(node: Any) -> list[Any]:
     if isinstance(node, dict):
         own = [node["propertyNames"]] if "propertyNames" in node else []

@@ -25,6 +25,10 @@
 {{- if and (eq $v.sidecars.native "always") (not (semverCompare ">=1.29.0-0" .Capabilities.KubeVersion.Version)) -}}{{- $wrong = append $wrong (printf "sidecars.native: Kubernetes %s has no native sidecars; expected 1.29 or later, or the value auto" .Capabilities.KubeVersion.Version) -}}{{- end -}}
 {{- if and (eq $v.sidecars.spool.kind "claim") (has $v.clickhouse.owner (list "bitnami" "other")) (not $v.sidecars.spool.volumeName) -}}{{- $wrong = append $wrong "sidecars.spool: this chart cannot create a claim for pods of another owner; set volumeName to one of the pod's volumes, or use emptyDir" -}}{{- end -}}
 {{- if and (eq $v.clickhouse.owner "bitnami") (include "byoc-agents.sharesProcesses" .) -}}{{- $wrong = append $wrong (printf "billingScraper.meter: Bitnami's chart does not support a shared process namespace, which %s needs; expected clickhouse" $v.billingScraper.meter) -}}{{- end -}}
+{{- if and $v.billingScraper.enabled (eq $v.billingScraper.placement "deployment") -}}
+{{- if not $v.billingScraper.servers -}}{{- $wrong = append $wrong "billingScraper.servers: is required for placement deployment: one name: URL per replica" -}}{{- end -}}
+{{- if ne $v.billingScraper.meter "clickhouse" -}}{{- $wrong = append $wrong (printf "billingScraper.meter: %s needs ClickHouse's pod; expected clickhouse for placement deployment" $v.billingScraper.meter) -}}{{- end -}}
+{{- end -}}
 {{- if and (eq $v.billingScraper.meter "clickhouse") $v.billingScraper.target -}}{{- $wrong = append $wrong "billingScraper.target: names a process; expected the meter process or cgroup" -}}{{- end -}}
 {{- $named := $v.clickhouse.serviceAccountName -}}
 {{- if and $named (eq $v.aws.identity "podIdentity") (include "byoc-agents.awsInPod" .) -}}{{- $wrong = append $wrong (printf "aws.identity: EKS associates one role with the account %s of clickhouse.serviceAccountName, for all containers of the pod; expected irsa" $named) -}}{{- end -}}

@@ -9,7 +9,7 @@ restarts this container alone. Requests equal limits: a Guaranteed pod stays Gua
 {{- $v := .root.Values -}}
 {{- $role := .role -}}
 {{- $sidecar := eq $role.place "pod" -}}
-name: {{ $role.name }}
+name: {{ $role.container }}
 image: {{ include "byoc-agents.image" . }}
 imagePullPolicy: {{ $v.image.pullPolicy }}
 {{- if and $sidecar (include "byoc-agents.native" .root) }}
@@ -57,7 +57,8 @@ volumeMounts:
 {{- end -}}
 
 {{- define "byoc-agents.portName" -}}
-{{- eq .name "byoc-agents" | ternary .name (printf "byoc-%s" (index (splitList "-" .name) 0)) -}}
+{{- $first := index (splitList "-" .name) 0 -}}
+{{- eq .name "byoc-agents" | ternary .name (printf "byoc-%s%s" $first (trimPrefix .name .container)) -}}
 {{- end -}}
 
 {{/*

@@ -26,6 +26,9 @@ holds both together. A flow: host, port, kind, place (node, cluster, beyond), ci
 {{- $v := .root.Values -}}
 {{- $urls := list -}}
 {{- if has "billing-scraper" .role.daemons -}}
+{{- if eq .role.place "deployment" -}}
+{{- range $v.billingScraper.servers -}}{{- $urls = append $urls (dict "kind" "clickhouse" "url" .) -}}{{- end -}}
+{{- end -}}
 {{- $suffix := include "byoc-agents.dnsSuffix" $v.region -}}
 {{- $regional := printf "s3.%s.%s" $v.region $suffix -}}
 {{- $virtual := ternary $regional (printf "%s.%s" $v.billingScraper.bucket $regional) (contains "." $v.billingScraper.bucket) -}}
@@ -113,9 +116,9 @@ podSelector:
     {{- include "byoc-agents.selector" . | nindent 4 }}
 policyTypes: [Ingress, Egress]
 ingress:
-  - {{ include "byoc-agents.comer" (dict "from" $policy.prometheus "port" .role.port) | nindent 4 | trim }}
+  - {{ include "byoc-agents.comer" (dict "from" $policy.prometheus "ports" (include "byoc-agents.ports" . | fromJsonArray)) | nindent 4 | trim }}
   {{- if has "alert-forwarder" .role.daemons }}
-  - {{ include "byoc-agents.comer" (dict "from" $policy.alertmanager "port" 9095) | nindent 4 | trim }}
+  - {{ include "byoc-agents.comer" (dict "from" $policy.alertmanager "ports" (list 9095)) | nindent 4 | trim }}
   {{- end }}
 egress:
   {{- toYaml $rules | nindent 2 }}
@@ -128,7 +131,16 @@ from:
     podSelector: {matchLabels: {{ include "byoc-agents.label" . }}}
     {{- end }}
 ports:
-  - {protocol: TCP, port: {{ .port }}}
+  {{- range .ports }}
+  - {protocol: TCP, port: {{ . }}}
+  {{- end }}
+{{- end -}}
+
+{{/* The ports of a role's status endpoints: dict root, role. */}}
+{{- define "byoc-agents.ports" -}}
+{{- $ports := list -}}
+{{- range include "byoc-agents.containers" . | fromJsonArray -}}{{- $ports = append $ports (int .port) -}}{{- end -}}
+{{- toJson $ports -}}
 {{- end -}}
 
 {{/* {"NAME": "VALUE"} of NAME=VALUE. */}}
@@ -167,9 +179,9 @@ endpointSelector:
   matchLabels:
     {{- include "byoc-agents.selector" . | nindent 4 }}
 ingress:
-  - {{ include "byoc-agents.ciliumComer" (dict "from" $policy.prometheus "port" .role.port) | nindent 4 | trim }}
+  - {{ include "byoc-agents.ciliumComer" (dict "from" $policy.prometheus "ports" (include "byoc-agents.ports" . | fromJsonArray)) | nindent 4 | trim }}
   {{- if has "alert-forwarder" .role.daemons }}
-  - {{ include "byoc-agents.ciliumComer" (dict "from" $policy.alertmanager "port" 9095) | nindent 4 | trim }}
+  - {{ include "byoc-agents.ciliumComer" (dict "from" $policy.alertmanager "ports" (list 9095)) | nindent 4 | trim }}
   {{- end }}
 egress:
   {{- toYaml ($rules | default (list dict)) | nindent 2 }}
@@ -179,7 +191,10 @@ egress:
 fromEndpoints:
   - matchLabels: {{ merge (dict "k8s:io.kubernetes.pod.namespace" .from.namespace) (include "byoc-agents.label" .from.label | fromJson) | toJson }}
 toPorts:
-  - ports: [{port: {{ .port | toString | quote }}, protocol: TCP}]
+  - ports:
+      {{- range .ports }}
+      - {port: {{ . | toString | quote }}, protocol: TCP}
+      {{- end }}
 {{- end -}}
 
 {{/* Not empty if a policy selects the pods of a role: dict root, role. */}}
