@@ -109,7 +109,7 @@ def burner_rows(place: Path) -> list[Row]:
 
 
 def mixed_row(place: Path, seconds: float) -> Row:
-    """Meter a mixed load with short-lived children by the process tree, as another user does.
+    """Meter a mixed load with short-lived children by the process tree alone.
 
     `used` is the usage of the cgroup in which nothing else runs, from its creation on.
     """

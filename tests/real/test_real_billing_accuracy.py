@@ -46,7 +46,7 @@ def test_clickhouses_own_counters_see_little_of_many_small_queries(rows: list[Ro
 def test_the_default_meter_agrees_with_the_cgroup_under_a_mixed_load(tmp_path: Path) -> None:
     """Four values in whole ticks are rounded down: utime, stime, cutime and cstime of one process.
 
-    That error does not grow with time, so it is allowed for once, beside the percentage.
+    That error does not grow with time, so it is allowed for once, in addition to the percentage.
     """
     row = mixed_row(tmp_path, MIXED_SECONDS)
     print(f"\n{table([row])}")
