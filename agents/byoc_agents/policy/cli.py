@@ -307,7 +307,7 @@ def _parser() -> argparse.ArgumentParser:
         ("--sqs-vpce", "ID", "the interface endpoint of SQS; none = there is none"),
         ("--kms-key", "ARN", "the customer-managed key of bucket and queue, if there is one"),
         ("--oidc-provider", "HOST/PATH", "the cluster's, for --trust irsa"),
-        ("--audience", "NAME", "of the pod's token, for --trust irsa; usually sts.amazonaws.com"),
+        ("--audience", "NAME", "of the pod's token, for --trust irsa; byoc-agents if not given"),
         ("--cluster-arn", "ARN", "the EKS cluster, for --trust pod-identity"),
         ("--service-account", "NAMESPACE/NAME", "the pod's, for --trust"),
     ):

@@ -98,7 +98,7 @@ class Options:
     kms_key: str = ""
     trust: str = ""  # irsa or pod-identity: print the trust policy instead
     oidc_provider: str = ""
-    audience: str = "sts.amazonaws.com"
+    audience: str = "byoc-agents"  # of the token that the chart mounts for our containers only
     cluster_arn: str = ""
     service_account: str = ""  # namespace/name
 

@@ -161,7 +161,7 @@ def test_irsa_trusts_one_service_account_of_one_cluster() -> None:
     arn = f"arn:aws:iam::210987654321:oidc-provider/{provider}"
     assert trust["Principal"] == {"Federated": arn}
     assert trust["Condition"]["StringEquals"] == {
-        f"{provider}:aud": "sts.amazonaws.com",
+        f"{provider}:aud": "byoc-agents",
         f"{provider}:sub": "system:serviceaccount:db:ch",
     }
 

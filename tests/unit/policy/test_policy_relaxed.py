@@ -209,7 +209,7 @@ def some_request(dice: random.Random) -> Request:
         "aws:PrincipalTag/byoc-service": ["s", None],
         "aws:PrincipalTag/byoc-s3-vpce": ["vpce-0abc", "other", None],
         "aws:ResourceAccount": ["1" * 12, "other", None],
-        "oidc.eks.eu-west-1.amazonaws.com/id/ABC:aud": ["sts.amazonaws.com", None],
+        "oidc.eks.eu-west-1.amazonaws.com/id/ABC:aud": ["byoc-agents", None],
     }
     context = {key: dice.choice(values) for key, values in keys.items()}
     folder = "arn:aws:s3:::vendor-usage/v1/org=o/service=s/x"
