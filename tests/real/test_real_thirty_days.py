@@ -188,6 +188,7 @@ async def forwarding(memory: Path) -> AsyncIterator[tuple[SimClock, Spool, Heart
         watchdog=parse('alertname="Watchdog"'),
         allowed=Allowed(labels=["alertname"], annotations=["summary"]),
         reminder_seconds=HOUR_SECONDS,
+        reopen_seconds=360,
     )
     async with Spool(memory, max_bytes=256 << 10, clock=clock) as spool:
         counts = Counts(Metrics(), "alert-forwarder")

@@ -5,11 +5,14 @@ from typing import Literal
 
 from byoc_agents.app.metrics import Metrics
 
-AlertOutcome = Literal["relayed", "reminder", "duplicate", "watchdog", "not_selected", "odd"]
+AlertOutcome = Literal[
+    "relayed", "reminder", "duplicate", "unconfirmed", "watchdog", "not_selected", "odd"
+]
 FATES: tuple[AlertOutcome, ...] = (
     "relayed",
     "reminder",
     "duplicate",
+    "unconfirmed",
     "watchdog",
     "not_selected",
     "odd",

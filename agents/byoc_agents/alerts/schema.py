@@ -12,15 +12,19 @@ from byoc_agents.alerts.events import AlertEvent, HeartbeatEvent, WatchdogEvent
 
 EVENTS = (AlertEvent, WatchdogEvent, HeartbeatEvent)
 TEMPLATE = "#/components/schemas/{name}"
+ADDED = frozenset({"end_inferred", "open_episodes", "open_digest"})  # events of 0.1.0 lack them
 
 
 def components() -> dict[str, Any]:
     """Return name -> JSON Schema of the three events and of what they hold.
 
-    Every field is required: `encode` writes those with a default as well.
+    Every field of 0.1.0 is required: `encode` writes those with a default as well.
     """
     _, found = msgspec.json.schema_components(EVENTS, ref_template=TEMPLATE)
-    return {name: schema | {"required": [*schema["properties"]]} for name, schema in found.items()}
+    return {
+        name: schema | {"required": [f for f in schema["properties"] if f not in ADDED]}
+        for name, schema in found.items()
+    }
 
 
 def main() -> int:
