@@ -47,6 +47,7 @@ class Fact(msgspec.Struct, frozen=True, array_like=True):
     status: Status | None = None  # None with `episode`: stored by 0.1.0
     episode: Episode | None = None
     ends_at_ms: int | None = None  # of an end, if the sender stated it
+    waited: bool = False  # a beginning that nothing took back in time, and no reminder since
 
 
 class Unconfirmed(msgspec.Struct, frozen=True, array_like=True):

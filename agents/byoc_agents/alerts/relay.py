@@ -12,7 +12,7 @@ its next flush it sends `resolved` again, with the `endsAt` that was reported. A
 `group_interval` old, plus the peer time-out times the position of the peer. `reopen_seconds` is
 longer than that, so two rules decide. A firing alert that arrives later than that after the end is
 a new fact. One that arrives sooner is unconfirmed: it becomes a new fact if nothing has taken it
-back after the same time.
+back after the same time. If it is taken back later still, that is reported as its end.
 """
 
 import asyncio
@@ -254,7 +254,8 @@ class Relay:
         """Plan what an alert leads to whose latest episode is open."""
         if alert.status == "firing":
             return self._plan_reminder(plan, alert, seen, episode)
-        if not _is_later(alert.ends_at_ms, episode.follows_ms):
+        first = plan.fact(self._id_of(episode, seen, "firing"))
+        if not _is_later(alert.ends_at_ms, episode.follows_ms) and not (first and first.waited):
             return "duplicate"  # an old copy of the end before this beginning
         self._add_fact(plan, alert, seen, episode, "resolved")
         return "relayed"
@@ -263,14 +264,16 @@ class Relay:
         self, plan: Plan, alert: Received, seen: Sighting, episode: Episode, ended: Fact
     ) -> AlertOutcome:
         """Plan what an alert leads to whose latest episode has ended."""
-        reported_ms = ended.at_ms if ended.ends_at_ms is None else ended.ends_at_ms
+        reported_ms = ended.at_ms  # not stated, or a beginning that was taken back too late
+        if ended.ends_at_ms is not None and _is_later(ended.ends_at_ms, episode.follows_ms):
+            reported_ms = ended.ends_at_ms
         next_episode = Episode(episode.alert, episode.starts_at_ms, reported_ms)
         waiting = plan.unconfirmed_of(episode.alert)
         wait_ms = int(self._rules.reopen_seconds * 1000)
         if alert.status == "resolved":
             if waiting is None:
                 return "duplicate"
-            if not _is_later(alert.ends_at_ms, reported_ms):
+            if not _is_later(alert.ends_at_ms, ended.ends_at_ms or reported_ms):
                 plan.unconfirmed[episode.alert] = None  # it was an out-of-date copy
                 return "duplicate"
             self._report_unconfirmed(plan, waiting, seen.at_ms)
@@ -292,7 +295,8 @@ class Relay:
 
     def _report_unconfirmed(self, plan: Plan, waiting: Unconfirmed, now_ms: int) -> None:
         """Report a beginning as it was received."""
-        fact = Fact(parse_rfc3339(waiting.event.data.received_at), "firing", waiting.episode)
+        received_ms = parse_rfc3339(waiting.event.data.received_at)
+        fact = Fact(received_ms, "firing", waiting.episode, waited=True)
         plan.add_fact(waiting.event.id, fact, waiting.episode)
         plan.unconfirmed[waiting.episode.alert] = None
         plan.messages.append(message(waiting.event, now_ms))

@@ -109,6 +109,19 @@ async def test_an_old_end_does_not_end_the_next_beginning(world: World) -> None:
     assert (await beat(world))["open_episodes"] == 1
 
 
+async def test_a_copy_that_is_taken_back_too_late_is_ended(world: World) -> None:
+    await world.accept(resolved())
+    for _ in range(2):
+        await world.accept(alert())
+        world.clock.ms += WINDOW_MS
+        assert await world.relay.confirm_reopened() == 1
+        world.restarted()
+        assert await world.accept(resolved()) == 1
+        assert await world.accept(resolved()) == 0
+    assert await world.told() == ["firing Down", "resolved Down"] * 3
+    assert len({event["id"] for event in await world.events()}) == 6
+
+
 async def test_it_fires_again_any_number_of_times(world: World) -> None:
     for minute in range(10, 16):
         await world.accept(alert())
