@@ -128,6 +128,28 @@ class Peers(stateful.RuleBasedStateMachine):
     def delay(self, delays: list[int], number: int) -> None:
         self.peers[number].delays = delays
 
+    @stateful.precondition(lambda self: self.truth.ends is None)
+    @stateful.rule(over=st.sampled_from([1, 290, 310, 700]), lag=st.integers(0, LAG))
+    def flap(self, over: int, lag: int) -> None:
+        """Report an end, and after a while that it was none."""
+        self.end(lag)
+        self.advance(over * SECOND)
+        self.fire(same_start=True, lag=lag)
+        self.advance(GROUP_INTERVAL + 10 * SECOND)
+
+    @stateful.precondition(lambda self: self.truth.ends is not None)
+    @stateful.rule(
+        number=st.integers(0, 1), slow=st.integers(200 * SECOND, SLOW), same_start=st.booleans()
+    )
+    def hold_a_copy(self, number: int, slow: int, same_start: bool) -> None:
+        """Let one peer report the end while the other's report of the beginning is on its way."""
+        self.advance(2 * GROUP_INTERVAL)
+        self.delay([slow], number)
+        self.fire(same_start, lag=0)
+        self.advance(GROUP_INTERVAL + SECOND)
+        self.end(lag=0)
+        self.advance(GROUP_INTERVAL + SECOND)
+
     @stateful.rule()
     def restart_forwarder(self) -> None:
         """Begin with a heartbeat, as the daemon does."""
@@ -205,13 +227,16 @@ class Peers(stateful.RuleBasedStateMachine):
         """When nothing changes any more, what was reported last is how it is."""
         if not hasattr(self, "world"):
             return
-        self.advance(REPEAT_INTERVAL + 4 * GROUP_INTERVAL)
-        reported = self.reported()
-        self.runner.close()
-        last = reported[-1]["status"] if reported else "resolved"
-        assert last == self.truth.status
-        if self.truth.status == "firing":
-            assert reported[-1]["starts_at"] == rfc3339(self.truth.starts)
+        try:
+            self.advance(9 * GROUP_INTERVAL)  # before anything is repeated
+            reported = self.reported()
+            last = reported[-1]["status"] if reported else "resolved"
+            assert last == self.truth.status
+            self.advance(REPEAT_INTERVAL)
+            if self.truth.status == "firing":
+                assert self.reported()[-1]["starts_at"] == rfc3339(self.truth.starts)
+        finally:
+            self.runner.close()
 
 
 TestPeers = Peers.TestCase
