@@ -21,7 +21,7 @@ from byoc_agents.errors import SpoolCorruptError
 
 PREFIX = "told/"
 UNCONFIRMED = "unconfirmed/"
-MAX_FACTS = 10_000  # about 5 MiB of memory; an alert that began and ended takes two
+MAX_FACTS = 10_000  # about 4 MiB of memory; an alert that began and ended takes two
 MAX_AGE_MS = 7 * 24 * 3600 * 1000  # since its last report; a reminder makes a beginning young again
 MAX_FORGOTTEN = 64  # in one commit; more are forgotten in the next ones
 FINGERPRINT_DIGITS = 16
