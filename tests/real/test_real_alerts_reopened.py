@@ -56,7 +56,7 @@ async def plane() -> AsyncIterator[Plane]:
 
 
 def statuses(plane: Plane) -> list[str]:
-    """Return what was reported, `reminder` for a firing that was reported before."""
+    """Return the reported statuses, `reminder` for a firing that was reported before."""
     return [
         "reminder" if data["notification"] == "reminder" else data["status"]
         for data in plane.of("byoc.alert.v1")
@@ -115,7 +115,7 @@ async def test_prometheus_is_silent_for_a_while_and_the_alert_fires_again_with_i
 
 @dataclass
 class Held:
-    """What is between a peer and the forwarder: connections wait until they are let through."""
+    """A relay between a peer and the forwarder: connections wait until they are let through."""
 
     forwarder_port: int
     port: int = 0

@@ -103,7 +103,7 @@ def storm(starts: dt.datetime) -> list[dict[str, Any]]:
 async def test_a_storm_in_one_group_is_delivered(
     printed: Callable[[], str], alertmanager: Started, tmp_path: Path
 ) -> None:
-    """Only the address and the token's file are changed in what is printed."""
+    """Use the printed text; only the address and the file of the token are replaced."""
     token = tmp_path / "webhook-token"
     await asyncio.to_thread(token.write_text, HOOK)
     async with (

@@ -39,7 +39,7 @@ class View:
 
 @dataclass
 class Log:
-    """Alertmanager's notification log: what was last sent."""
+    """Alertmanager's notification log: the last status that it sent."""
 
     status: Status = "resolved"
     at: int = 0
@@ -224,7 +224,7 @@ class Peers(stateful.RuleBasedStateMachine):
         assert self.world.relay.open_episodes() == summarize(open_now)
 
     def teardown(self) -> None:
-        """When nothing changes any more, what was reported last is how it is."""
+        """When nothing changes any more, the last report is the true status."""
         if not hasattr(self, "world"):
             return
         try:
