@@ -4,7 +4,7 @@ A fact is the beginning or the end of an episode. Its key is written in the comm
 so a crash leaves both or neither. To forget a fact is safe: it is reported again with the same id,
 which the receiver knows. The bounds limit memory and disk only. Keys begin with the time: what is
 reported together is in one page of the file, and so is what is forgotten together. Version 0.1.0
-stored the time alone, under keys without it; both are read.
+stored the time alone, under another prefix, which is read as well; it ignores the new keys.
 """
 
 from collections import OrderedDict
@@ -19,7 +19,8 @@ from byoc_agents.app.cloudevents import rfc3339, stable_id
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import SpoolCorruptError
 
-PREFIX = "told/"
+PREFIX = "fact/"
+OLD_PREFIX = "told/"  # of 0.1.0
 UNCONFIRMED = "unconfirmed/"
 MAX_FACTS = 10_000  # about 4 MiB of memory; an alert that began and ended takes two
 MAX_AGE_MS = 7 * 24 * 3600 * 1000  # since its last report; a reminder makes a beginning young again
@@ -127,9 +128,10 @@ class AlertMemory:
     async def load(self, spool: Spool) -> None:
         """Read the state of the spool. Raises SpoolUnavailableError."""
         try:
-            stored = await spool.state(PREFIX)
+            stored = await spool.state(OLD_PREFIX)
         except SpoolCorruptError:  # an empty file has taken its place
-            stored = await spool.state(PREFIX)
+            stored = await spool.state(OLD_PREFIX)
+        stored |= await spool.state(PREFIX)
         waiting = await spool.state(UNCONFIRMED)
         found: dict[str, Fact] = {}
         for key, value in stored.items():
@@ -201,11 +203,11 @@ def _read(value: bytes) -> Fact:
 
 def _keys(event_id: str, at_ms: int) -> tuple[str, str]:
     """Return the key of this fact, and the one it had in 0.1.0."""
-    return f"{PREFIX}{at_ms:015d}/{event_id}", PREFIX + event_id
+    return f"{PREFIX}{at_ms:015d}/{event_id}", OLD_PREFIX + event_id
 
 
 def _is_fact(key: str) -> bool:
-    return key.startswith(PREFIX)
+    return key.startswith((PREFIX, OLD_PREFIX))
 
 
 def _id_of(key: str) -> str:

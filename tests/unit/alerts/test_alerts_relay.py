@@ -190,11 +190,11 @@ async def test_the_memory_is_bounded_and_forgets_the_oldest_on_disk_as_well(tmp_
         for number in range(20):
             episode = Episode(f"r-{number:016x}", number)
             await commit({f"id-{number}": Fact(number, "firing", episode)}, number)
-        stored = await spool.state("told/")
-        assert set(stored) == {f"told/{n:015d}/id-{n}" for n in range(15, 20)}
+        stored = await spool.state("fact/")
+        assert set(stored) == {f"fact/{n:015d}/id-{n}" for n in range(15, 20)}
         assert (len(memory), memory.episodes.summary(19)[0]) == (5, 5)
         await commit({}, 8 * 24 * 3600 * 1000)
-        assert (len(memory), await spool.state("told/")) == (0, {})
+        assert (len(memory), await spool.state("fact/")) == (0, {})
         assert memory.episodes.summary(19)[0] == 0
 
 
@@ -202,7 +202,7 @@ async def test_what_is_told_again_has_one_key_also_where_0_1_0_had_written_it(
     tmp_path: Path,
 ) -> None:
     async with Spool(tmp_path, max_bytes=1 << 20, clock=SystemClock()) as spool:
-        await spool.commit(Change(state={"told/old": b"7", f"told/{8:015d}/new": b"8"}))
+        await spool.commit(Change(state={"told/old": b"7", "told/new": b"8"}))
         memory = AlertMemory()
         await memory.load(spool)
         assert (memory.fact("old"), memory.fact("new")) == (Fact(7), Fact(8))
@@ -210,5 +210,6 @@ async def test_what_is_told_again_has_one_key_also_where_0_1_0_had_written_it(
         state = memory.state(again, {}, 10)
         await spool.commit(Change(state=state))
         memory.committed(again, {}, state)
-        assert set(await spool.state("told/")) == {f"told/{9:015d}/old", f"told/{10:015d}/new"}
+        assert set(await spool.state("fact/")) == {f"fact/{9:015d}/old", f"fact/{10:015d}/new"}
+        assert await spool.state("told/") == {}
         assert (memory.fact("old"), memory.fact("new"), len(memory)) == (Fact(9), Fact(10), 2)
