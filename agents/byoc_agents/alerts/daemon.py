@@ -124,4 +124,5 @@ def _rules(core: CoreSettings, own: Settings) -> Rules:
         watchdog=matchers.parse(own.watchdog),
         allowed=Allowed(own.labels, own.annotations),
         reminder_seconds=own.reminder_seconds,
+        reopen_seconds=own.reopen_seconds,
     )

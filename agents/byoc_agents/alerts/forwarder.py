@@ -39,13 +39,15 @@ class HeartbeatSender:
             await self._clock.sleep(self._interval_seconds)
 
     async def send(self, *, stopping: bool = False) -> None:
-        """Store one beat. Raises SpoolError."""
+        """Report confirmed beginnings, and store one beat behind them. Raises SpoolError."""
+        await self._relay.confirm_reopened()
         at_ms = self._clock.wall_ns() // 1_000_000
         event = build_heartbeat(self._data(stopping=stopping), self._origin, at_ms)
         self._sequence += 1
         await self._spool.put(message(event, at_ms, replaces="heartbeat"))
 
     def _data(self, *, stopping: bool) -> Heartbeat:
+        open_episodes, open_digest = self._relay.open_episodes()
         return Heartbeat(
             organization_id=self._origin.organization_id,
             service_id=self._origin.service_id,
@@ -59,6 +61,8 @@ class HeartbeatSender:
             last_watchdog_at=_moment(self._relay.last_watchdog_ms),
             backlog_records=self._spool.totals.records,
             dead_letters=self._spool.totals.dead_letters,
+            open_episodes=open_episodes,
+            open_digest=open_digest,
         )
 
 

@@ -14,15 +14,19 @@ from byoc_agents.sinks.control_plane import Rejected, Stored
 EVENTS = (AlertEvent, WatchdogEvent, HeartbeatEvent)
 ANSWERS = (Stored, Rejected)
 TEMPLATE = "#/components/schemas/{name}"
+ADDED = frozenset({"end_inferred", "open_episodes", "open_digest"})  # events of 0.1.0 lack them
 
 
 def components() -> dict[str, Any]:
     """Return name -> JSON Schema of the events, of what they hold, and of the answers.
 
-    Every field is required: `encode` writes those with a default as well.
+    Every field of 0.1.0 is required: `encode` writes those with a default as well.
     """
-    _, found = msgspec.json.schema_components(EVENTS + ANSWERS, ref_template=TEMPLATE)
-    return {name: schema | {"required": [*schema["properties"]]} for name, schema in found.items()}
+    _, found = msgspec.json.schema_components(EVENTS, ref_template=TEMPLATE)
+    return {
+        name: schema | {"required": [f for f in schema["properties"] if f not in ADDED]}
+        for name, schema in found.items()
+    }
 
 
 def main() -> int:

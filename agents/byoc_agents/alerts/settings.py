@@ -139,6 +139,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             parse=number(60, 7 * 86400),
         ),
     ] = 900.0
+    reopen_seconds: Annotated[
+        float,
+        Setting(
+            "BYOC_ALERTS_REOPEN_SECONDS",
+            "1 second to a day: group_interval, plus peer-timeout (15) for each Alertmanager",
+            parse=number(1, 86400),
+        ),
+    ] = 360.0  # Alertmanager's default group_interval of 5 minutes, and four peers
     heartbeat_seconds: Annotated[
         float, Setting("BYOC_ALERTS_HEARTBEAT_SECONDS", "1 to 3600 seconds", parse=number(1, 3600))
     ] = 60.0
