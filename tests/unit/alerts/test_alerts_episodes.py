@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from byoc_agents.alerts.forwarder import HeartbeatSender
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
