@@ -63,7 +63,7 @@ class Certificate:
         except (OSError, NotReadableError) as error:
             if not (late and self._readings):  # one line for one wait
                 why = str(error) if isinstance(error, NotReadableError) else type(error).__name__
-                structlog.get_logger().error("alerts.certificate_kept", error=why)
+                structlog.get_logger().error("webhook.tls_reload_failed", error=why)
 
     def _load(self, seconds: float) -> None:
         readings = self._readings or [

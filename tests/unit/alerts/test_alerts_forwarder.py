@@ -265,11 +265,11 @@ async def test_a_full_spool_is_503_until_there_is_room(tmp_path: Path) -> None:
 
 async def test_the_webhook_stays_open_while_a_failed_task_is_started_again(world: World) -> None:
     """Once the daemons run, the kernel refuses new listening sockets."""
-    before = world.daemon.status()["webhook"]
+    before = world.daemon.status()["webhook_address"]
     source = world.daemon.source
     assert isinstance(source, Forwarder)
     await source.listen()  # as the second `run` does
-    assert world.daemon.status()["webhook"] == before
+    assert world.daemon.status()["webhook_address"] == before
     assert await world.notify(FIRING) == 200
 
 
@@ -285,5 +285,5 @@ async def test_an_address_that_is_taken_is_a_mistake_of_its_setting(tmp_path: Pa
                 await listen(source, own.listen)
             taken.close()
             await listen(source, own.listen)
-            assert source.status()["webhook"] == f"{host}:{port}"
+            assert source.status()["webhook_address"] == f"{host}:{port}"
             await source.close()

@@ -110,7 +110,7 @@ def test_the_files_are_looked_at_no_more_often_than_stated(tmp_path: Path) -> No
         assert not logs
         now[0] += 1.0
         certificate.renew()
-    assert [line["event"] for line in logs] == ["alerts.certificate_kept"]
+    assert [line["event"] for line in logs] == ["webhook.tls_reload_failed"]
 
 
 async def test_a_certificate_that_is_no_use_is_said_at_the_start(tmp_path: Path) -> None:
