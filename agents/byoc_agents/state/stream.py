@@ -6,7 +6,7 @@ room, with the number of changes that were lost in between.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 
 import msgspec
 import structlog
@@ -17,9 +17,8 @@ from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import SpoolError
+from byoc_agents.ledger.recent import RecentSend, newest_sent
 from byoc_agents.state.message import MessageKind, Position
-
-ROLLBACK_NUMBERS = 500  # numbers that a lost journal (at most 4 MiB) can have held, and more
 
 BuildMessage = Callable[
     [MessageKind, Position, int], Message
@@ -38,18 +37,18 @@ class Stream:
         spool: Spool,
         clock: Clock,
         metrics: Metrics,
-        sent: Callable[[], Mapping[str, bool]] = dict,
+        sent: Callable[[], Sequence[RecentSend]] = tuple,
     ) -> None:
-        """`sent` blocks and returns the ids of recent sends (`byoc_agents.ledger.recent`)."""
+        """`key` names the stream. `sent` may block; it returns the recent sends of the ledger."""
         self.position: Position | None = None
         self._daemon = daemon
+        self._key = key
         self._keys = (f"{key}/position", f"{key}/more")
         self._heartbeat_ns = int(heartbeat_seconds * 1e9)
         self._spool = spool
         self._clock = clock
         self._metrics = metrics
         self._sent = sent
-        self._rollback_checked = False
         self._published_at_ns: int | None = None
         self._published_key = ""  # state key of the last message
         self._pending_change = ""  # state key of the last change for which there was no room
@@ -57,17 +56,26 @@ class Stream:
         self._log = structlog.get_logger().bind(daemon=daemon, stream=key)
 
     async def load(self) -> bytes | None:
-        """Read the position; return the bytes stored with it. Raises SpoolError."""
+        """Read the position; return the bytes stored with it. Raises SpoolError.
+
+        Starts an epoch if the next number may have been sent before: the spool was rolled back.
+        """
         position_key, extra_key = self._keys
-        stored = await self._spool.state(position_key.rpartition("/")[0] + "/")
-        self.position = _decode_position(stored.get(position_key))
-        if self.position is None:
+        stored = await self._spool.state(f"{self._key}/")
+        position = _decode_position(stored.get(position_key))
+        if position is None:
             if position_key in stored:  # another version's: its numbers must not be used again
-                self.position = await self._start_epoch()
+                position = await self._start_epoch()
             else:
-                self.position = await self._read_spool_epoch()
-        self._rollback_checked = False
-        self._published_key = self.position.published
+                position = Position(epoch=(await self._spool.info()).epoch)
+        newest = newest_sent(await asyncio.to_thread(self._sent), self._key)
+        if newest and newest >= (position.epoch, position.sequence):
+            self._log.error(
+                "state.rollback_detected", epoch=position.epoch, sequence=position.sequence
+            )
+            position = await self._start_epoch(newest.epoch + 1)
+        self.position = position
+        self._published_key = position.published
         if self._pending_change == self._published_key:  # the failed commit was made after all
             self._pending_change = ""
         return stored.get(extra_key)
@@ -81,36 +89,14 @@ class Stream:
         try:
             if self.position is None:
                 await self.load()
-            if not self._rollback_checked:
-                await self._check_rollback(build)
             return await self._commit_message(state_key, build, extra)
         except SpoolError as error:
             self._record_failed_write(error, state_key)
             return False
 
-    async def _read_spool_epoch(self) -> Position:
-        return Position(epoch=(await self._spool.info()).epoch)
-
     async def _start_epoch(self, least_ms: int = 0) -> Position:
         now_ms = self._clock.wall_ns() // 1_000_000
         return Position(epoch=await self._spool.later_epoch(max(now_ms, least_ms)))
-
-    async def _check_rollback(self, build: BuildMessage) -> None:
-        """Start an epoch if one of the next numbers was sent before: the spool was rolled back."""
-        position, sent = self.position, await asyncio.to_thread(self._sent)
-        assert position is not None  # noqa: S101  loaded
-        now_ms = self._clock.wall_ns() // 1_000_000
-        last = position.sequence + ROLLBACK_NUMBERS if sent else 0
-        following = (
-            msgspec.structs.replace(position, sequence=number)
-            for number in range(position.sequence, last)
-        )
-        if any(build("heartbeat", one, now_ms).id in sent for one in following):
-            self._log.error(
-                "state.rollback_detected", epoch=position.epoch, sequence=position.sequence
-            )
-            self.position = await self._start_epoch(position.epoch + 1)
-        self._rollback_checked = True
 
     async def _commit_message(self, state_key: str, build: BuildMessage, extra: bytes) -> bool:
         position, now_ns = self.position, self._clock.boot_ns()
@@ -120,7 +106,12 @@ class Stream:
             return True
         lost = self._lost_changes + (self._pending_change not in {"", state_key})
         position = msgspec.structs.replace(position, lost=position.lost + lost)
-        message = build(kind, position, self._clock.wall_ns() // 1_000_000)
+        message = msgspec.structs.replace(
+            build(kind, position, self._clock.wall_ns() // 1_000_000),
+            stream=self._key,
+            epoch=position.epoch,
+            sequence=position.sequence,
+        )
         after = msgspec.structs.replace(
             position,
             sequence=position.sequence + 1,
