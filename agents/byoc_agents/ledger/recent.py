@@ -56,7 +56,8 @@ def recently_sent(
     """Return the numbered messages of the latest intents, oldest first, each once.
 
     The lines of 0.1.0 do not state the position of a message. `read_id` returns it if the id
-    contains it (an object's key does, the id of a state message does not). Blocks. Returns [] if the ledger cannot be read.
+    contains it (an object's key does, the id of a state message does not). Blocks. Returns [] if
+    the ledger cannot be read.
     """
     found: dict[str, RecentSend] = {}
     try:

@@ -7,6 +7,7 @@ room, with the number of changes that were lost in between.
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import msgspec
 import structlog
@@ -14,6 +15,7 @@ import structlog
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.delivery.sink import Message
+from byoc_agents.durable.checkpoint import Checkpointed
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import SpoolError
@@ -23,6 +25,13 @@ from byoc_agents.state.message import MessageKind, Position
 BuildMessage = Callable[
     [MessageKind, Position, int], Message
 ]  # of (kind, position, now in milliseconds)
+
+
+class _StreamState(NamedTuple):
+    """What one commit stores next to its message."""
+
+    position: Position
+    extra: bytes | None
 
 
 class Stream:
@@ -40,12 +49,12 @@ class Stream:
         sent: Callable[[], Sequence[RecentSend]] = tuple,
     ) -> None:
         """`key` names the stream. `sent` may block; it returns the recent sends of the ledger."""
-        self.position: Position | None = None
         self._daemon = daemon
         self._key = key
         self._keys = (f"{key}/position", f"{key}/more")
         self._heartbeat_ns = int(heartbeat_seconds * 1e9)
         self._spool = spool
+        self._checkpoint = Checkpointed(spool, self._read)
         self._clock = clock
         self._metrics = metrics
         self._sent = sent
@@ -56,7 +65,11 @@ class Stream:
         self._log = structlog.get_logger().bind(daemon=daemon, stream=key)
 
     async def load(self) -> bytes | None:
-        """Read the position; return the bytes stored with it. Raises SpoolError.
+        """Return the bytes that the last commit stored as `extra`. Raises SpoolError."""
+        return (await self._checkpoint.load()).extra
+
+    async def _read(self) -> _StreamState:
+        """Read the position and the bytes stored with it.
 
         Starts an epoch if the next number may have been sent before: the spool was rolled back.
         """
@@ -74,11 +87,10 @@ class Stream:
                 "state.rollback_detected", epoch=position.epoch, sequence=position.sequence
             )
             position = await self._start_epoch(newest.epoch + 1)
-        self.position = position
         self._published_key = position.published
         if self._pending_change == self._published_key:  # the failed commit was made after all
             self._pending_change = ""
-        return stored.get(extra_key)
+        return _StreamState(position, stored.get(extra_key))
 
     async def publish(self, state_key: str, build: BuildMessage, extra: bytes = b"") -> bool:
         """Commit a message to the spool if one is due. Return False if the spool failed.
@@ -87,9 +99,8 @@ class Stream:
         An error of the spool is logged and counted here.
         """
         try:
-            if self.position is None:
-                await self.load()
-            return await self._commit_message(state_key, build, extra)
+            position = (await self._checkpoint.load()).position
+            return await self._commit_message(position, state_key, build, extra)
         except SpoolError as error:
             self._record_failed_write(error, state_key)
             return False
@@ -98,9 +109,10 @@ class Stream:
         now_ms = self._clock.wall_ns() // 1_000_000
         return Position(epoch=await self._spool.later_epoch(max(now_ms, least_ms)))
 
-    async def _commit_message(self, state_key: str, build: BuildMessage, extra: bytes) -> bool:
-        position, now_ns = self.position, self._clock.boot_ns()
-        assert position is not None  # noqa: S101  loaded
+    async def _commit_message(
+        self, position: Position, state_key: str, build: BuildMessage, extra: bytes
+    ) -> bool:
+        now_ns = self._clock.boot_ns()
         kind: MessageKind = "heartbeat" if state_key == position.published else "transition"
         if kind == "heartbeat" and not self._is_heartbeat_due(now_ns):
             return True
@@ -118,10 +130,10 @@ class Stream:
             transitions=position.transitions + (kind == "transition"),
             published=state_key,
         )
-        self.position = None  # unknown until the commit has returned
-        stored = dict(zip(self._keys, (msgspec.json.encode(after), extra), strict=True))
-        await self._spool.commit(WriteBatch(messages=[message], state=stored))
-        self.position, self._published_at_ns, self._published_key = after, now_ns, state_key
+        state = dict(zip(self._keys, (msgspec.json.encode(after), extra), strict=True))
+        batch = WriteBatch(messages=[message], state=state)
+        await self._checkpoint.commit(batch, _StreamState(after, extra))
+        self._published_at_ns, self._published_key = now_ns, state_key
         self._lost_changes, self._pending_change = 0, ""
         self._log.info(
             "state.published", kind=kind, sequence=position.sequence, state_key=state_key
