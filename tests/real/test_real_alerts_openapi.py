@@ -97,6 +97,7 @@ def webhook(tmp_path: Path) -> Iterator[RealProcess]:
             "BYOC_ALERTS_TOKEN": TOKEN,
             "BYOC_ALERTS_SIGNING_SECRET": SECRET,
             "BYOC_ALERTS_WEBHOOK_TOKEN": HOOK,
+            "BYOC_ALERTS_FINGERPRINT_SECRET": "f" * 32,
         },
     )
     with process:

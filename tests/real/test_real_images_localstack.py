@@ -105,6 +105,7 @@ def settings(bucket: Bucket, queue: Queue, server: RealProcess) -> dict[str, str
         "BYOC_ALERTS_TOKEN": TOKEN,
         "BYOC_ALERTS_SIGNING_SECRET": SECRET,
         "BYOC_ALERTS_WEBHOOK_TOKEN": HOOK,
+        "BYOC_ALERTS_FINGERPRINT_SECRET": "f" * 32,
         "AWS_ENDPOINT_URL": bucket.url,
         **bucket.settings,
         **KEYS,

@@ -9,7 +9,6 @@ from byoc_agents.alerts import matchers
 from byoc_agents.alerts.counts import Counts
 from byoc_agents.alerts.events import Allowed, Origin
 from byoc_agents.alerts.forwarder import Forwarder, Heart
-from byoc_agents.alerts.http_server import Listen
 from byoc_agents.alerts.relay import Relay, Rules
 from byoc_agents.alerts.reloadable_secret import Secret
 from byoc_agents.alerts.settings import Settings
@@ -17,6 +16,7 @@ from byoc_agents.alerts.webhook import Webhook
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.context import ClickHouseSettings, Runtime
 from byoc_agents.app.daemon import Agent, check_address
+from byoc_agents.app.http_server import Listen
 from byoc_agents.app.settings import CoreSettings
 from byoc_agents.durable.spool import Spool
 from byoc_agents.egress.destinations import Destination, https_destination

@@ -5,11 +5,11 @@ from typing import Any
 import structlog
 
 from byoc_agents.alerts.events import Heartbeat, Origin, build_heartbeat
-from byoc_agents.alerts.http_server import Listen, serve
 from byoc_agents.alerts.relay import Relay, message
-from byoc_agents.alerts.webhook import Webhook
+from byoc_agents.alerts.webhook import LIMITS, Webhook
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.cloudevents import rfc3339
+from byoc_agents.app.http_server import Listen, serve
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import SpoolError
 
@@ -75,8 +75,10 @@ class Forwarder:
         """Serve and beat for ever. Raises OSError when the address or the certificate is no use."""
         self._address = ""
         try:
-            async with serve(self._webhook.answer, self._listen) as (host, port):
+            async with serve(self._webhook.answer, self._listen, LIMITS) as (host, port):
                 self._address = f"{host}:{port}"
+                tls = bool(self._listen.cert_file)
+                structlog.get_logger().info("alerts.listen", host=host, port=port, tls=tls)
                 await self._heart.run()
         except OSError as error:
             if self._address:

@@ -25,7 +25,7 @@ from byoc_agents.alerts.events import (
     reminder_id,
 )
 from byoc_agents.alerts.matchers import Selector
-from byoc_agents.alerts.payload import Received, Status, read
+from byoc_agents.alerts.payload import Group, Received, Status, read_slices
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.cloudevents import Event, encode
 from byoc_agents.delivery.sink import Message
@@ -75,18 +75,28 @@ class Relay:
     async def accept(self, body: bytes | bytearray) -> int:
         """Return how many messages the body led to, all of them durable.
 
-        May be called again with the same body, also at the same time. Raises NotAWebhookError, and
-        SpoolError: then nothing is stored and nothing is believed to be told.
+        A large body is committed in slices, which bounds the memory. May be called again with the
+        same body, also at the same time. Raises NotAWebhookError, and SpoolError: then a later
+        slice is not stored, and the same body again adds only what is missing.
         """
-        group = read(body)
-        seen = Sighting(group.receiver, self._clock.wall_ns() // 1_000_000, group.truncated)
+        at_ms = self._clock.wall_ns() // 1_000_000
+        written = 0
+        for group in read_slices(body):
+            if group is None:
+                await asyncio.sleep(0)
+            else:
+                written += await self._accept(group, at_ms)
+        return written
+
+    async def _accept(self, group: Group, at_ms: int) -> int:
+        seen = Sighting(group.receiver, at_ms, group.truncated)
         await self._load()
         plan = self._planned(group.alerts, seen)
         while rivals := {self._pending[i] for i in plan.told if i in self._pending}:
             await asyncio.wait(rivals)  # the other peer's copy is on its way to the disk
             plan = self._planned(group.alerts, seen)
         await self._commit(plan, seen)
-        self._note(plan, seen, odd=group.odd)
+        self._note(plan, seen, odd=group.odd, truncated=group.truncated if group.first else 0)
         return len(plan.messages)
 
     async def _load(self) -> None:
@@ -226,7 +236,7 @@ class Relay:
         )
         plan.messages.append(message(event, seen.at_ms, replaces=replaces))
 
-    def _note(self, plan: Plan, seen: Sighting, *, odd: int) -> None:
+    def _note(self, plan: Plan, seen: Sighting, *, odd: int, truncated: int) -> None:
         self.last_notification_ms = seen.at_ms
         if plan.watchdogs:
             self.last_watchdog_ms = seen.at_ms
@@ -235,10 +245,10 @@ class Relay:
             fates["odd"] = odd
         for fate, number in fates.items():
             self._counts.alerts(fate, number)
-        if seen.group_truncated:
-            self._counts.truncated(seen.group_truncated)
-        write = self._log.warning if odd or seen.group_truncated else self._log.info
-        write("alerts.accepted", truncated=seen.group_truncated, **fates)
+        if truncated:
+            self._counts.truncated(truncated)
+        write = self._log.warning if odd or truncated else self._log.info
+        write("alerts.accepted", truncated=truncated, **fates)
 
 
 def _statuses(alert: Received) -> Iterator[Status]:
