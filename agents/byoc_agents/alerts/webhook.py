@@ -29,7 +29,7 @@ PATH = "/v1/alerts"
 MAX_BODY_BYTES = 16 * 1024**2  # some 10,000 alerts of 1 KiB in one notification
 HUGE_BODY_BYTES = 4 * 1024**2  # of larger bodies one is in memory at a time
 LIMITS = Limits(max_unauthenticated=64, max_authenticated=512)  # Alertmanager: one per group
-LARGE_BODIES = 4  # in memory at once; the others wait
+LARGE_BODIES = 2  # in memory at once; the others wait
 LARGE_WAITING = 64  # at most; each holds up to half a MiB of buffers meanwhile
 BODY_SECONDS = 10.0  # from the headers to the end of the body
 
@@ -118,7 +118,7 @@ class Webhook:
         finally:
             self._large -= 1
 
-    async def _body(self, request: web.BaseRequest, held: AsyncExitStack) -> bytes | bytearray:
+    async def _body(self, request: web.BaseRequest, held: AsyncExitStack) -> bytearray:
         if request.content.is_eof():  # all of it is here
             return await self._read(request.content, held)
         if request.headers.get("Expect", "").lower() == "100-continue":  # who asks waits for it
@@ -127,7 +127,7 @@ class Webhook:
         async with asyncio.timeout(self._body_seconds):
             return await self._read(request.content, held)
 
-    async def _read(self, content: StreamReader, held: AsyncExitStack) -> bytes | bytearray:
+    async def _read(self, content: StreamReader, held: AsyncExitStack) -> bytearray:
         """Return the body. Past HUGE_BODY_BYTES it waits until no other such body is in memory.
 
         `held` keeps that place until the notification is stored. The body is not read by the
@@ -143,7 +143,7 @@ class Webhook:
             if len(body) > HUGE_BODY_BYTES and not alone:
                 await held.enter_async_context(self._huge)
                 alone = True
-        return body if alone else bytes(body)
+        return body
 
     def allowed(self, header: str) -> bool:
         """Compare in constant time. Each line of the token's file is valid, for rotations."""

@@ -39,6 +39,7 @@ ACCEPT_RETRY_SECONDS = (
 )
 REST_SECONDS = 1.0  # without a request, after which a connection may be closed for another one
 LINGER_SECONDS = 1.0  # for the rest of a body after its request was answered
+LINGER_BYTES = 256 * 1024  # of that rest from an unauthenticated client; then it loses the answer
 REPORT_SECONDS = 1.0  # between two log lines about closed connections
 STOP_SECONDS = 5.0  # for the requests in progress at the end
 SERVER_HEADER = {"Server": "byoc-agents"}  # without the versions of the libraries
@@ -85,7 +86,10 @@ class Connection(web.RequestHandler):
         self.opening: asyncio.Task[None] | None = None  # until the end of the TLS handshake
         self.rests_since = math.inf  # monotonic; inf before the first request and during one
         self._owner = server
-        self.head_ends_at = time.monotonic() + server.limits.header_seconds
+        self._malformed = False  # what was received last is not HTTP
+        self._unread_bytes = 0  # since the last answer
+        self._late: asyncio.TimerHandle | None = None
+        self._await_head(server.limits.header_seconds)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Bound what one read takes; a TLS transport has its own bound (docs/adr/0009)."""
@@ -94,16 +98,35 @@ class Connection(web.RequestHandler):
         super().connection_made(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Free the place."""
+        """Free the place, and what was received and not answered."""
         self._owner.forget(self)
+        self._await_head(None)
         super().connection_lost(exc)
+        self._messages.clear()  # this object lives until the next run of the garbage collector
 
     def data_received(self, data: bytes) -> None:
         """Start the time for the head of a further request at its first byte."""
-        if self.rests_since < math.inf and self.head_ends_at == math.inf:
-            self.head_ends_at = time.monotonic() + self._owner.limits.header_seconds
-            self._owner.close_late_head(self)
+        if self._malformed:
+            return
+        if self.rests_since < math.inf:
+            if self._late is None:
+                self._await_head(self._owner.limits.header_seconds)
+            self._unread_bytes += len(data)
+            if self._unread_bytes > LINGER_BYTES and not self._owner.is_authenticated(self):
+                self.abort()
+                return
         super().data_received(data)
+        for message, _ in self._messages:
+            error = getattr(message, "exc", None)
+            if error is not None:  # the rest is not parsed: each part would be a new error
+                error.__traceback__ = None  # it refers to the received bytes, and they to it
+                self._malformed = True
+
+    def _await_head(self, seconds: float | None) -> None:
+        """Close the connection if the head does not end in time; None = it did."""
+        if self._late is not None:
+            self._late.cancel()  # also frees its reference to this object
+        self._late = None if seconds is None else self._loop.call_later(seconds, self.abort)
 
     def authenticate(self) -> bool:
         """Count the connection as authenticated. Return False if there is no room for it."""
@@ -111,20 +134,17 @@ class Connection(web.RequestHandler):
 
     def begin_request(self) -> None:
         """Note that a complete head was received."""
-        self.rests_since = self.head_ends_at = math.inf
+        self._await_head(None)
+        self.rests_since, self._unread_bytes = math.inf, 0
 
     def end_request(self) -> None:
         """Note that the request was answered."""
         self.rests_since = time.monotonic()
 
-    def close_if_silent(self, since: float) -> None:
-        """Close the connection if it still sends the head that had to end at `since`."""
-        if self.head_ends_at == since:
-            self.abort()
-
     def abort(self) -> None:
         """Close the connection now, whatever is not sent yet, and free its place."""
         self._owner.forget(self)
+        self._await_head(None)
         if self.transport is not None:
             self.transport.abort()
         elif self.opening is not None:
@@ -198,11 +218,9 @@ class HttpServer:
         self._unauthenticated.pop(connection, None)
         self._authenticated.pop(connection, None)
 
-    def close_late_head(self, connection: Connection) -> None:
-        """Close the connection later if the head that it sends now does not end in time."""
-        asyncio.get_running_loop().call_later(
-            self.limits.header_seconds, connection.close_if_silent, connection.head_ends_at
-        )
+    def is_authenticated(self, connection: Connection) -> bool:
+        """Return whether one of the connection's requests was authenticated."""
+        return connection in self._authenticated
 
     async def stop(self) -> None:
         """Close all connections, after the requests in progress."""
@@ -221,7 +239,6 @@ class HttpServer:
         connection.opening = asyncio.get_running_loop().create_task(
             self._connect(connection, accepted)
         )
-        self.close_late_head(connection)
 
     async def _connect(self, connection: Connection, accepted: socket.socket) -> None:
         try:

@@ -83,7 +83,8 @@ def _bind(
         if family == socket.AF_INET6:
             opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only_ipv6)
         opened.bind(address)
-    except OSError:
+    except OSError as error:
         opened.close()
-        raise
+        reason = (error.strerror or str(error)).lower()
+        raise OSError(error.errno, f"{address[0]}:{address[1]}: {reason}") from error
     return opened
