@@ -99,7 +99,7 @@ def storm() -> bytes:
 
 
 def scenarios() -> list[Scenario]:
-    """Return what is tried at every port."""
+    """Return the scenarios of every port."""
     slow = head(*headers(30, 1000))
     return [
         Scenario("largest heads", 500, head(*headers(31, 1000), "Content-Length: 0")),
@@ -114,7 +114,7 @@ def scenarios() -> list[Scenario]:
 
 
 def authenticated() -> list[Scenario]:
-    """Return what is tried at the webhook with the token."""
+    """Return the scenarios of the webhook with the token."""
     token = f"Authorization: Bearer {WEBHOOK_TOKEN}"
     return [
         Scenario("bodies of zeros, with the token", 8, body(zeros(), token)),
@@ -138,7 +138,7 @@ class Strangers(threading.Thread):
         self._selector = selectors.DefaultSelector()
 
     def run(self) -> None:
-        """Open, send, and open again what was closed."""
+        """Open, send, and open a new connection for each closed one."""
         while not self._over.is_set():
             for _ in range(min(200, self._scenario.connections - len(self._left))):
                 self._open()
@@ -250,6 +250,8 @@ def limited(daemon: str, place: Path) -> Iterator[Limited]:
         "BYOC_ALERTS_SIGNING_SECRET": "whsec_" + "a2tr" * 8,
         "BYOC_ALERTS_WEBHOOK_TOKEN": WEBHOOK_TOKEN,
         "BYOC_ALERTS_FINGERPRINT_SECRET": "f" * 32,
+        "BYOC_ALERTS_MATCHERS": 'severity=~"critical|warning"',
+        "BYOC_ALERTS_ANNOTATIONS": "summary",
         "BYOC_ALERTS_LISTEN": f"127.0.0.1:{webhook}",
         "MALLOC_ARENA_MAX": "1",  # as in the images
     }

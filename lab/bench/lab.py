@@ -76,6 +76,8 @@ class Lab:
             "BYOC_ALERTS_SIGNING_SECRET": SECRET,
             "BYOC_ALERTS_WEBHOOK_TOKEN": WEBHOOK_TOKEN,
             "BYOC_ALERTS_FINGERPRINT_SECRET": "f" * 32,
+            "BYOC_ALERTS_MATCHERS": 'severity=~"critical|warning"',
+            "BYOC_ALERTS_ANNOTATIONS": "summary",
             "AWS_ENDPOINT_URL_S3": self.receivers.s3.url,
             "AWS_ENDPOINT_URL_SQS": self.receivers.sqs.http.url,
             "AWS_ACCESS_KEY_ID": "key",

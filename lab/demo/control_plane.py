@@ -57,5 +57,7 @@ async def control_plane() -> AsyncIterator[tuple[ControlPlane, dict[str, str]]]:
                 "BYOC_ALERTS_SIGNING_SECRET": signing_secret,
                 "BYOC_ALERTS_WEBHOOK_TOKEN": WEBHOOK_TOKEN,
                 "BYOC_ALERTS_FINGERPRINT_SECRET": "f" * 32,
+                "BYOC_ALERTS_MATCHERS": 'severity=~"critical|warning"',
+                "BYOC_ALERTS_ANNOTATIONS": "summary",
             },
         )

@@ -108,6 +108,8 @@ class Forwarder:
             "BYOC_ALERTS_SIGNING_SECRET": SECRET,
             "BYOC_ALERTS_WEBHOOK_TOKEN": WEBHOOK_TOKEN,
             "BYOC_ALERTS_FINGERPRINT_SECRET": "f" * 32,
+            "BYOC_ALERTS_MATCHERS": 'severity=~"critical|warning"',
+            "BYOC_ALERTS_ANNOTATIONS": "summary",
             "BYOC_ALERTS_TIMEOUT_SECONDS": "2",
         }
         self._child: asyncio.subprocess.Process | None = None

@@ -177,6 +177,8 @@ async def lives(tmp_path: Path, plane: tuple[Receiver, str], webhook: str) -> As
         "BYOC_ALERTS_SIGNING_SECRET": SECRET,
         "BYOC_ALERTS_WEBHOOK_TOKEN": WEBHOOK_TOKEN,
         "BYOC_ALERTS_FINGERPRINT_SECRET": "f" * 32,
+        "BYOC_ALERTS_MATCHERS": 'severity=~"critical|warning"',
+        "BYOC_ALERTS_ANNOTATIONS": "summary",
         "BYOC_ALERTS_LABELS": "alertname",
     }
     forker = await asyncio.create_subprocess_exec(

@@ -127,6 +127,8 @@ async def forwarder(plain: Plain, tmp_path: Path) -> AsyncIterator[tuple[RealPro
             "BYOC_ALERTS_SIGNING_SECRET": SECRET,
             "BYOC_ALERTS_WEBHOOK_TOKEN": WEBHOOK_TOKEN,
             "BYOC_ALERTS_FINGERPRINT_SECRET": "f" * 32,
+            "BYOC_ALERTS_MATCHERS": 'severity=~"critical|warning"',
+            "BYOC_ALERTS_ANNOTATIONS": "summary",
         },
     )
     await asyncio.to_thread(process.start)

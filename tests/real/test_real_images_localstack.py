@@ -106,6 +106,8 @@ def settings(bucket: Bucket, queue: Queue, server: RealProcess) -> dict[str, str
         "BYOC_ALERTS_SIGNING_SECRET": SECRET,
         "BYOC_ALERTS_WEBHOOK_TOKEN": HOOK,
         "BYOC_ALERTS_FINGERPRINT_SECRET": "f" * 32,
+        "BYOC_ALERTS_MATCHERS": 'severity=~"critical|warning"',
+        "BYOC_ALERTS_ANNOTATIONS": "summary",
         "AWS_ENDPOINT_URL": bucket.url,
         **bucket.settings,
         **KEYS,

@@ -97,8 +97,9 @@ def https_sink(own: Settings, session: aiohttp.ClientSession, clock: Clock) -> H
 def _rules(core: CoreSettings, own: Settings) -> Rules:
     return Rules(
         origin=Origin(core.organization_id, core.service_id, core.region, core.replica),
-        selector=matchers.parse(own.selector),
+        selector=matchers.parse(own.selected),
         watchdog=matchers.parse(own.watchdog),
         allowed=Allowed(own.labels, own.annotations),
         reminder_seconds=own.reminder_seconds,
+        fingerprint_secrets=own.fingerprint_secret.split(),
     )

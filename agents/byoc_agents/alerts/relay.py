@@ -24,6 +24,7 @@ from byoc_agents.alerts.events import (
     build_watchdog,
     reminder_id,
 )
+from byoc_agents.alerts.identity import identities
 from byoc_agents.alerts.matchers import Selector
 from byoc_agents.alerts.payload import Group, Received, Status, read_slices
 from byoc_agents.app.clock import Clock
@@ -44,6 +45,7 @@ class Rules(msgspec.Struct, frozen=True):
     watchdog: Selector
     allowed: Allowed
     reminder_seconds: float
+    fingerprint_secrets: Sequence[str] = ()  # newest first
 
 
 class Plan(msgspec.Struct):
@@ -137,12 +139,30 @@ class Relay:
             plan.fates.append(self._plan(plan, alert, seen))
         return plan
 
+    def _identify(self, alert: Received, seen: Sighting) -> tuple[Received, Sighting]:
+        """Return the alert under the identity that leaves.
+
+        An episode that was reported under an earlier secret, or by 0.1.0 without one, keeps that
+        identity until its end, so that the end belongs to the beginning.
+        """
+        current: tuple[Received, Sighting] | None = None
+        for identity in identities(self._rules.fingerprint_secrets, alert, seen.receiver):
+            known = (
+                msgspec.structs.replace(alert, fingerprint=identity.fingerprint),
+                msgspec.structs.replace(seen, receiver=identity.receiver),
+            )
+            current = current or known
+            if self._reported_ms(*known, "firing", 0) is not None:
+                return known
+        return current or (alert, seen)
+
     def _plan(self, plan: Plan, alert: Received, seen: Sighting) -> AlertOutcome:
         if self._rules.watchdog.matches(alert.labels):
             plan.watchdogs += 1
-            return self._plan_watchdog(plan, alert, seen)
+            return self._plan_watchdog(plan, *self._identify(alert, seen))
         if not self._rules.selector.matches(alert.labels):
             return "not_selected"
+        alert, seen = self._identify(alert, seen)
         before = len(plan.messages)
         times = self._count_reopenings(alert, seen)
         for status in _statuses(alert):

@@ -13,6 +13,30 @@ MAX_NAMES = 32  # labels, and again annotations: bounds an event's size
 LABELS = ("alertname", "severity", "cluster", "namespace", "pod", "replica", "reason")
 
 
+SHIPPED_RULES = (  # the alerts of helm/byoc-agents/rules, except the Watchdog
+    "ClickHouseDown",
+    "ClickHouseReadonlyReplica",
+    "ClickHouseKeeperSessionExpired",
+    "ClickHouseReplicationLag",
+    "ClickHouseTooManyParts",
+    "ClickHouseInsertsDelayed",
+    "ClickHouseInsertsRejected",
+    "ClickHouseDataLoss",
+    "ClickHouseDetachedParts",
+    "ClickHouseDiskLow",
+    "ClickHouseMemoryPressure",
+    "ByocAgentDown",
+    "ByocBacklogOld",
+    "ByocBacklogVeryOld",
+    "ByocDeadLetters",
+    "ByocEgressRefused",
+    "ByocNoSuccess",
+    "ByocNeverSucceeded",
+    "ByocSpoolFailing",
+    "ByocSpoolReset",
+    "ByocBillingGap",
+    "ByocDefect",
+)
 MAX_NAME_CHARACTERS = 128
 MAX_FINGERPRINT_SECRETS = 2
 MIN_FINGERPRINT_SECRET = 32  # characters; in base64 or hexadecimal these are 128 bits or more
@@ -49,6 +73,12 @@ def _names(text: str) -> tuple[str, ...]:
         what = f"at most {MAX_NAMES} names"
         raise ValueError(what)
     return tuple(dict.fromkeys(names))
+
+
+def _namespace(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", text):  # RFC 1123 label
+        raise ValueError("not the name of a namespace")
+    return text
 
 
 def _matchers(text: str) -> str:
@@ -146,9 +176,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     selector: Annotated[
         str,
         Setting(
-            "BYOC_ALERTS_MATCHERS", "matchers; separate sets by ; or newlines", parse=_matchers
+            "BYOC_ALERTS_MATCHERS",
+            "matchers; separate sets by ; or newlines; empty = the rules of this project",
+            parse=_matchers,
         ),
-    ] = 'severity=~"critical|warning"'
+    ] = ""
+    namespace: Annotated[
+        str,
+        Setting(
+            "BYOC_ALERTS_NAMESPACE",
+            "the Kubernetes namespace whose alerts the default matchers select; empty = any",
+            parse=_namespace,
+        ),
+    ] = ""
     watchdog: Annotated[
         str,
         Setting("BYOC_ALERTS_WATCHDOG", "matchers of the alert that always fires", parse=_matchers),
@@ -160,7 +200,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     annotations: Annotated[
         tuple[str, ...],
         Setting("BYOC_ALERTS_ANNOTATIONS", "annotation names, separated by commas", parse=_names),
-    ] = ("summary",)
+    ] = ()
     reminder_seconds: Annotated[
         float,
         Setting(
@@ -188,6 +228,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             parse=lambda text: int(number(1, 500)(text)),
         ),
     ] = 100
+
+    @property
+    def selected(self) -> str:
+        """Return the matchers in force."""
+        if self.selector:
+            return self.selector
+        names = "|".join(SHIPPED_RULES)
+        namespace = f', namespace="{self.namespace}"' if self.namespace else ""
+        return f'alertname=~"{names}", severity=~"critical|warning"{namespace}'
 
     def __post_init__(self) -> None:
         """Look at what belongs together. Raises ValueError."""

@@ -86,7 +86,7 @@ class Connection(web.RequestHandler):
         self.opening: asyncio.Task[None] | None = None  # until the end of the TLS handshake
         self.rests_since = math.inf  # monotonic; inf before the first request and during one
         self._owner = server
-        self._malformed = False  # what was received last is not HTTP
+        self._malformed = False  # the last bytes are not HTTP
         self._unread_bytes = 0  # since the last answer
         self._late: asyncio.TimerHandle | None = None
         self._await_head(server.limits.header_seconds)
@@ -98,7 +98,7 @@ class Connection(web.RequestHandler):
         super().connection_made(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Free the place, and what was received and not answered."""
+        """Free the place and the requests that are not answered."""
         self._owner.forget(self)
         self._await_head(None)
         super().connection_lost(exc)

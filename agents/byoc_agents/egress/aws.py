@@ -16,7 +16,7 @@ from botocore import exceptions
 from multidict import CIMultiDict
 from yarl import URL
 
-from byoc_agents.egress.gate import Gate, refusal_in
+from byoc_agents.egress.gate import USER_AGENT, Gate, refusal_in
 from byoc_agents.errors import ConfigError, Reason, SendError
 
 CONNECT_SECONDS = 5.0
@@ -70,6 +70,7 @@ def aws_config(gate: Gate, **options: Any) -> AioConfig:
     defaults: dict[str, Any] = {
         "connector_args": gate.connector_args(),
         "http_session_cls": http_session_class(gate),
+        "user_agent": USER_AGENT["User-Agent"],  # instead of the kernel's release and a variable
         "defaults_mode": "legacy",  # `auto` asks the metadata service for the region
         "retries": {"total_max_attempts": 1, "mode": "standard"},
         # Never from a variable: `destinations.endpoint_mistakes` rejects those.

@@ -17,11 +17,15 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
+from byoc_agents import __version__
 from byoc_agents.egress.addresses import address_of, is_imds, is_internet, may_lead_to
 from byoc_agents.egress.destinations import Destination, https_destination, ip_literal, mistakes
 from byoc_agents.errors import ConfigError, Reason, SendError
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
+USER_AGENT = {
+    "User-Agent": f"byoc-agents/{__version__}"
+}  # on every request, and nothing else in it
 REMEMBERED_ADDRESSES = 4096  # S3 returns a few new ones every minute; the oldest are removed
 
 
@@ -108,6 +112,7 @@ class Gate:
             trace_configs=[self._no_redirects()],
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
+            headers={**USER_AGENT, **options.pop("headers", {})},
             max_line_size=MAX_HEADER_BYTES,
             max_field_size=MAX_HEADER_BYTES,
             **options,

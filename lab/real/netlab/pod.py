@@ -61,6 +61,8 @@ def settings(directory: Path, ca_file: Path, clickhouse_pid: int) -> dict[str, s
         "BYOC_ALERTS_LISTEN": f"0.0.0.0:{WEBHOOK_PORT}",
         "BYOC_ALERTS_WEBHOOK_TOKEN": WEBHOOK_TOKEN,
         "BYOC_ALERTS_FINGERPRINT_SECRET": "f" * 32,
+        "BYOC_ALERTS_MATCHERS": 'severity=~"critical|warning"',
+        "BYOC_ALERTS_ANNOTATIONS": "summary",
         "BYOC_ALERTS_HEARTBEAT_SECONDS": "1",
         "AWS_ACCESS_KEY_ID": "lab",
         "AWS_SECRET_ACCESS_KEY": "lab",

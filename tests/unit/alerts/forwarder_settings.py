@@ -15,6 +15,8 @@ OWN = {
     "BYOC_ALERTS_LISTEN": "127.0.0.1:0",
     "BYOC_ALERTS_WEBHOOK_TOKEN": INWARD,
     "BYOC_ALERTS_FINGERPRINT_SECRET": "f" * 32,
+    "BYOC_ALERTS_MATCHERS": 'severity=~"critical|warning"',
+    "BYOC_ALERTS_ANNOTATIONS": "summary",
 }
 
 

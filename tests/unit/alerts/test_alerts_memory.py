@@ -31,6 +31,7 @@ SETTINGS = {
     "BYOC_ALERTS_TOKEN": "token",
     "BYOC_ALERTS_WEBHOOK_TOKEN": TOKEN,
     "BYOC_ALERTS_FINGERPRINT_SECRET": "f" * 32,
+    "BYOC_ALERTS_MATCHERS": 'severity=~"critical|warning"',
     "BYOC_ALERTS_SIGNING_SECRET": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
     "MALLOC_ARENA_MAX": "1",  # as in the images
 }
