@@ -92,7 +92,8 @@ def read_rules(path: str) -> list[Mapping[str, Any]]:
     try:
         found: list[Mapping[str, Any]] = []
         for document in yaml.safe_load_all(Path(path).read_text()):
-            groups = (document or {}).get("spec", document or {}).get("groups", [])
+            whole: Any = document or {}
+            groups = whole.get("spec", whole).get("groups", [])
             found += [
                 rule for group in groups for rule in group.get("rules", []) if "alert" in rule
             ]
@@ -122,7 +123,7 @@ def main(argv: Sequence[str]) -> int:
     if options.json:
         sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
     else:
-        print("\n".join(_lines(settings, found)))
+        sys.stdout.write("\n".join([*_lines(settings, found), ""]))
     return 0
 
 
