@@ -22,13 +22,13 @@ from byoc_agents.alerts.counts import Counts
 from byoc_agents.alerts.payload import SMALL_BODY_BYTES, NotAWebhookError
 from byoc_agents.alerts.relay import Relay
 from byoc_agents.alerts.reloadable_secret import Secret
-from byoc_agents.app.http_server import SERVER_HEADER, Connection, Limits
+from byoc_agents.app.http_server import SERVER_HEADER, ClientConnection, PortLimits
 from byoc_agents.errors import SpoolError
 
 PATH = "/v1/alerts"
 MAX_BODY_BYTES = 16 * 1024**2  # some 10,000 alerts of 1 KiB in one notification
 HUGE_BODY_BYTES = 4 * 1024**2  # of larger bodies one is in memory at a time
-LIMITS = Limits(max_unauthenticated=64, max_authenticated=512)  # Alertmanager: one per group
+LIMITS = PortLimits(max_unauthenticated=64, max_authenticated=512)  # Alertmanager: one per group
 LARGE_BODIES = 2  # in memory at once; the others wait
 LARGE_WAITING = 64  # at most; each holds up to half a MiB of buffers meanwhile
 BODY_SECONDS = 10.0  # from the headers to the end of the body
@@ -89,7 +89,7 @@ class Webhook:
             return 401, "unauthorized"
         if "Content-Encoding" in request.headers:  # Alertmanager never compresses
             return 415, "compressed"
-        if isinstance(request.protocol, Connection) and not request.protocol.authenticate():
+        if isinstance(request.protocol, ClientConnection) and not request.protocol.authenticate():
             return 503, "busy"
         try:
             async with self._place(request), AsyncExitStack() as held:

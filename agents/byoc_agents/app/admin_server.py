@@ -19,10 +19,10 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from byoc_agents import __version__
 from byoc_agents.app import http_server
 from byoc_agents.app.daemon import Agent
-from byoc_agents.app.http_server import SERVER_HEADER, Limits, Listen
+from byoc_agents.app.http_server import SERVER_HEADER, Listen, PortLimits
 from byoc_agents.app.metrics import Metrics
 
-LIMITS = Limits(max_unauthenticated=32)  # Prometheus, the kubelet and people need a few
+LIMITS = PortLimits(max_unauthenticated=32)  # Prometheus, the kubelet and people need a few
 
 
 class Pages:

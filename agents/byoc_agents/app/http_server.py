@@ -57,7 +57,7 @@ class Listen(msgspec.Struct, frozen=True):
     key_file: str = ""
 
 
-class Limits(msgspec.Struct, frozen=True):
+class PortLimits(msgspec.Struct, frozen=True):
     """The bounds of one port."""
 
     max_unauthenticated: int  # connections without an authenticated request
@@ -66,7 +66,7 @@ class Limits(msgspec.Struct, frozen=True):
     idle_seconds: float = 300.0  # between two requests; Alertmanager's own bound
 
 
-class Connection(web.RequestHandler):
+class ClientConnection(web.RequestHandler):
     """One connection, from `accept` to its end."""
 
     def __init__(self, server: "HttpServer", peer: str) -> None:
@@ -174,14 +174,14 @@ class Connection(web.RequestHandler):
 class HttpServer:
     """Accepts connections, and holds them to the limits of the port."""
 
-    def __init__(self, answer: Answer, listen: Listen, limits: Limits) -> None:
+    def __init__(self, answer: Answer, listen: Listen, limits: PortLimits) -> None:
         """Load the certificate. Raises OSError (also ssl.SSLError) if it cannot be used."""
         self.limits = limits
         self.requests = web.Server(self._answer_request, request_factory=_request)
         self._answer = answer
         self._listen = listen
-        self._unauthenticated: dict[Connection, None] = {}  # oldest first
-        self._authenticated: dict[Connection, None] = {}
+        self._unauthenticated: dict[ClientConnection, None] = {}  # oldest first
+        self._authenticated: dict[ClientConnection, None] = {}
         self._closed = 0  # connections that were closed for others since the last report
         self._loaded: tuple[Version, Version] | None = None
         self._tls = (
@@ -202,7 +202,7 @@ class HttpServer:
             self._open(accepted, str(address[0]))
             await asyncio.sleep(0)  # those accepted before are read before the next one
 
-    def authenticate(self, connection: Connection) -> bool:
+    def authenticate(self, connection: ClientConnection) -> bool:
         """Count the connection as authenticated. Return False if there is no room for it."""
         if connection in self._authenticated:
             return True
@@ -213,12 +213,12 @@ class HttpServer:
             self._authenticated[connection] = None
         return True
 
-    def forget(self, connection: Connection) -> None:
+    def forget(self, connection: ClientConnection) -> None:
         """Free the connection's place."""
         self._unauthenticated.pop(connection, None)
         self._authenticated.pop(connection, None)
 
-    def is_authenticated(self, connection: Connection) -> bool:
+    def is_authenticated(self, connection: ClientConnection) -> bool:
         """Return whether one of the connection's requests was authenticated."""
         return connection in self._authenticated
 
@@ -234,13 +234,13 @@ class HttpServer:
         self._renew_certificate()
         if len(self._unauthenticated) >= self.limits.max_unauthenticated:
             self._close_oldest()
-        connection = Connection(self, peer)
+        connection = ClientConnection(self, peer)
         self._unauthenticated[connection] = None
         connection.opening = asyncio.get_running_loop().create_task(
             self._connect(connection, accepted)
         )
 
-    async def _connect(self, connection: Connection, accepted: socket.socket) -> None:
+    async def _connect(self, connection: ClientConnection, accepted: socket.socket) -> None:
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: connection,
@@ -289,7 +289,7 @@ class HttpServer:
         self._closed = 0
 
     async def _answer_request(self, request: web.BaseRequest) -> web.StreamResponse:
-        connection = cast("Connection", request.protocol)
+        connection = cast("ClientConnection", request.protocol)
         connection.begin_request()
         try:
             return await self._answer(request)
@@ -331,7 +331,9 @@ def _request(
 
 
 @asynccontextmanager
-async def serve(answer: Answer, listen: Listen, limits: Limits) -> AsyncIterator[tuple[str, int]]:
+async def serve(
+    answer: Answer, listen: Listen, limits: PortLimits
+) -> AsyncIterator[tuple[str, int]]:
     """Serve and yield the bound address.
 
     Raises OSError if the address cannot be bound or the certificate cannot be used.

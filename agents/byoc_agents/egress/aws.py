@@ -47,6 +47,7 @@ def aws_session(gate: Gate, region: str) -> AioSession:
     ConfigError if AWS_PROFILE names an unknown profile.
     """
     session = AioSession()
+    session.user_agent_extra = ""  # aiobotocore puts botocore's version there
     session.set_config_variable("region", region)
     session.set_default_client_config(aws_config(gate))
     session.register("before-call.s3", _stay_in_region)

@@ -27,7 +27,7 @@ from byoc_agents.alerts.daemon import forwarder
 from byoc_agents.alerts.settings import Settings
 from byoc_agents.alerts.webhook import LIMITS
 from byoc_agents.app.cloudevents import encode
-from byoc_agents.app.http_server import Connection, HttpServer, Listen
+from byoc_agents.app.http_server import ClientConnection, HttpServer, Listen
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.app.settings import CoreSettings
 from byoc_agents.billing.objects import seal
@@ -194,7 +194,7 @@ async def receiving(spool: Spool) -> Work:
     async def work() -> int:
         before = spool.totals.bytes
         fresh = re.sub(rb'"[0-9a-f]{16}"', lambda _: b'"%016x"' % next(numbers), body)
-        wire, protocol = Wire(), Connection(server, "127.0.0.1")
+        wire, protocol = Wire(), ClientConnection(server, "127.0.0.1")
         protocol.connection_made(wire)
         head = b"POST /v1/alerts HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer w\r\n"
         head += b"Content-Length: %d\r\n\r\n" % len(fresh)

@@ -9,7 +9,7 @@ import pytest
 from byoc_agents.alerts.counts import Counts
 from byoc_agents.alerts.reloadable_secret import Secret
 from byoc_agents.alerts.webhook import Webhook
-from byoc_agents.app.http_server import Limits, Listen, serve
+from byoc_agents.app.http_server import Listen, PortLimits, serve
 from byoc_agents.app.metrics import Metrics
 from tests.unit.alerts.webhook_world import TOKEN, Make, Relay, World
 
@@ -31,7 +31,7 @@ def make() -> Make:
         serving = serve(
             webhook.answer,
             where,
-            Limits(
+            PortLimits(
                 max_unauthenticated=int(bounds.get("unauthenticated", 100)),
                 max_authenticated=int(bounds.get("authenticated", 200)),
                 header_seconds=bounds.get("header", 5),

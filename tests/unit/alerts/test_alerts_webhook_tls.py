@@ -6,7 +6,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from byoc_agents.app.http_server import Limits, Listen, serve
+from byoc_agents.app.http_server import Listen, PortLimits, serve
 from lab.fakes.certificate import certificate
 from tests.unit.alerts.webhook_world import BEARER, BODY, Make
 
@@ -59,5 +59,5 @@ async def test_a_certificate_that_is_no_use_is_said_at_the_start(tmp_path: Path)
         raise AssertionError
 
     with pytest.raises(OSError, match="PEM"):
-        async with serve(answer, listen, Limits(max_unauthenticated=5)):
+        async with serve(answer, listen, PortLimits(max_unauthenticated=5)):
             pass
