@@ -1,11 +1,11 @@
 """What unknown clients can do to the daemons: `python -m lab.strangers`, as root.
 
 Each daemon runs in a control group with the chart's memory limit. Each scenario is kept up for some
-seconds: closed connections are opened again. Meanwhile a genuine client, which has the same address
-as the strangers, posts what a real Alertmanager sent, or asks for /healthz, on new connections. One
-line per scenario: the process's peak resident memory, the group's peak (with page cache), restarts,
-the longest time until a genuine request was answered, and the connections that were opened.
-Loopback only. Exit 1 if a bound is broken.
+seconds: closed connections are opened again, up to 2,000 per second. Meanwhile a genuine client,
+which has the same address as the strangers, posts a notification of a real Alertmanager, or asks
+for /healthz, on new connections. One line per scenario: the process's peak resident memory, the
+group's peak (with page cache), restarts, the longest time until a genuine request was answered, and
+the connections that were opened. Loopback only. Exit 1 if a bound is broken.
 """
 
 import argparse
@@ -36,6 +36,7 @@ LIMIT_BYTES = 96 * MIB  # the chart's memory limit
 PEAK_BYTES = 80 * MIB
 ANSWER_SECONDS = 2.0
 KEPT_UP_SECONDS = 5.0
+REOPENED_PER_SECOND = 2000
 PROBE_SECONDS = 0.25  # between two genuine requests
 BODY_BYTES = 4 * MIB
 DESCRIPTORS = 12_000
@@ -139,8 +140,11 @@ class Strangers(threading.Thread):
 
     def run(self) -> None:
         """Open, send, and open a new connection for each closed one."""
+        began = time.monotonic()
         while not self._over.is_set():
-            for _ in range(min(200, self._scenario.connections - len(self._left))):
+            allowed = self._scenario.connections - self.opened
+            allowed += int((time.monotonic() - began) * REOPENED_PER_SECOND)
+            for _ in range(min(200, allowed, self._scenario.connections - len(self._left))):
                 self._open()
             for key, events in self._selector.select(0.02):
                 sock = key.fileobj

@@ -36,9 +36,7 @@ MAX_FIELD_BYTES = 1024  # of a header or the request line; aiohttp's bounds are 
 BACKLOG = (
     4096  # connections that the kernel completes before they are accepted; Linux's usual maximum
 )
-ACCEPT_RETRY_SECONDS = (
-    1.0  # after an error of accept, e.g. no file descriptors; asyncio's own pause
-)
+ACCEPT_RETRY_SECONDS = 1.0  # after an error of accept, e.g. no file descriptors; as asyncio waits
 REST_SECONDS = 1.0  # without a request, after which a connection may be closed for another one
 LINGER_SECONDS = 1.0  # for the rest of a body after its request was answered
 LINGER_BYTES = 256 * 1024  # of that rest from an unauthenticated client; then it loses the answer
