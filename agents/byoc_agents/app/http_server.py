@@ -36,6 +36,7 @@ MAX_FIELD_BYTES = 1024  # of a header or the request line; aiohttp's bounds are 
 BACKLOG = (
     4096  # connections that the kernel completes before they are accepted; Linux's usual maximum
 )
+ACCEPTS_PER_TURN = 4  # of the event loop; a request is read some 5 turns after its connection
 ACCEPT_RETRY_SECONDS = 1.0  # after an error of accept, e.g. no file descriptors; as asyncio waits
 REST_SECONDS = 1.0  # without a request, after which a connection may be closed for another one
 LINGER_SECONDS = 1.0  # for the rest of a body after its request was answered
@@ -191,7 +192,7 @@ class HttpServer:
 
     async def accept(self, listening: socket.socket) -> None:
         """Accept connections until cancelled."""
-        loop = asyncio.get_running_loop()
+        loop, number = asyncio.get_running_loop(), 0
         while True:
             try:
                 accepted, address = await loop.sock_accept(listening)
@@ -200,7 +201,9 @@ class HttpServer:
                 await asyncio.sleep(ACCEPT_RETRY_SECONDS)
                 continue
             self._open(accepted, str(address[0]))
-            await asyncio.sleep(0)  # those accepted before are read before the next one
+            number += 1
+            if number % ACCEPTS_PER_TURN == 0:
+                await asyncio.sleep(0)  # those accepted before are read
 
     def authenticate(self, connection: ClientConnection) -> bool:
         """Count the connection as authenticated. Return False if there is no room for it."""
