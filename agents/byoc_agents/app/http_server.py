@@ -33,9 +33,7 @@ READ_BYTES = 16 * 1024  # per read, and of a body that is not consumed; asyncio 
 RECEIVE_BYTES = 64 * 1024  # per connection in the kernel, which would let it grow to megabytes
 MAX_HEADERS = 32  # Alertmanager sends 7, and a service mesh adds a dozen
 MAX_FIELD_BYTES = 1024  # of a header or the request line; aiohttp's bounds are 128 x 8 KiB
-BACKLOG = (
-    4096  # connections that the kernel completes before they are accepted; Linux's usual maximum
-)
+BACKLOG = 4096  # connections that wait in the kernel; the usual net.core.somaxconn
 ACCEPTS_PER_TURN = 4  # of the event loop; a request is read some 5 turns after its connection
 ACCEPT_RETRY_SECONDS = 1.0  # after an error of accept, e.g. no file descriptors; as asyncio waits
 REST_SECONDS = 1.0  # without a request, after which a connection may be closed for another one
