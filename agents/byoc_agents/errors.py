@@ -1,11 +1,27 @@
 """All errors of the package, and the closed set of reasons for the end of an attempt to send.
 
 Foreign errors (botocore, aiohttp, sqlite3, OSError) are translated once, in the module that calls
-the library. One table decides the consequence of a reason: `byoc_agents.delivery.shipper.FATES`.
+the library. One table decides the consequence of a reason: `byoc_agents.delivery.shipper.ACTIONS`.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
+from typing import ClassVar, Literal
+
+SpoolErrorReason = Literal["full", "unavailable", "corrupt", "stale"]
+
+# In a text with URLs: the user and password of a URL, and its query and fragment.
+USER_OF_URL = re.compile(r"(://)[^\s,]*@")
+QUERY_OF_URL = re.compile(r"(://[^\s,?#'\"]*)[?#][^\s,'\"]*")
+
+
+def hide_url_secrets(text: str) -> str:
+    """Return a text in which no URL has a user, a password, a query or a fragment.
+
+    The only way in which a URL of the settings is printed.
+    """
+    return QUERY_OF_URL.sub(r"\1?***", USER_OF_URL.sub(r"\1***@", text))
 
 
 class ByocError(Exception):
@@ -16,20 +32,30 @@ class ConfigError(ByocError):
     """The settings are invalid. Each mistake has the variable, its value and the expectation."""
 
     def __init__(self, mistakes: Sequence[str]) -> None:
-        super().__init__("; ".join(mistakes))
-        self.mistakes = tuple(mistakes)
+        self.mistakes = tuple(map(hide_url_secrets, mistakes))
+        super().__init__("; ".join(self.mistakes))
 
 
 class SpoolError(ByocError):
-    """A durable write did not happen. Nothing was stored, and the caller keeps the data."""
+    """A durable write did not happen. Nothing was stored, and the caller keeps the data.
+
+    `reason` is the label of `byoc_spool_errors_total`. `stale`: the file no longer holds the lines
+    that the caller expects, so it must be read again.
+    """
+
+    reason: ClassVar[SpoolErrorReason] = "stale"
 
 
 class SpoolFullError(SpoolError):
     """The size limit of the spool in bytes is reached."""
 
+    reason = "full"
+
 
 class SpoolUnavailableError(SpoolError):
     """The disk is full, read-only or failing. Try again later."""
+
+    reason = "unavailable"
 
 
 class SpoolUnusableError(SpoolUnavailableError):
@@ -43,6 +69,8 @@ class SpoolNewerError(SpoolUnavailableError):
 class SpoolCorruptError(SpoolError):
     """The spool file was damaged. It was renamed, and a new file has replaced it."""
 
+    reason = "corrupt"
+
 
 class LedgerError(ByocError):
     """A ledger line could not be written, so the send it announces must not happen."""
@@ -53,7 +81,7 @@ class LedgerNewerError(LedgerError):
 
 
 class Reason(StrEnum):
-    """Why an attempt to send ended as it did: the label of `byoc_attempts_total`. A closed set."""
+    """Why an attempt to send ended as it did: the `result` of `byoc_send_attempts_total`."""
 
     OK = "ok"  # stored now
     ALREADY_STORED = "already_stored"  # stored by an earlier attempt with a lost answer

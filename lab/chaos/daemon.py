@@ -131,7 +131,7 @@ class Daemon:
     def status(self) -> dict[str, Any]:
         """Return daemon -> its part of /status; nothing while nobody answers."""
         text = self.page("status")
-        return dict(json.loads(text)["agents"]) if text else {}
+        return dict(json.loads(text)["daemons"]) if text else {}
 
     def figures(self) -> Figures | None:
         """Return what the process holds; None where it ended meanwhile."""

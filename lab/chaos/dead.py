@@ -21,4 +21,4 @@ def resent(state_dir: Path) -> list[tuple[str, str]]:
     )
     assert done.returncode in {0, 2}, done.stderr
     pairs = [line.split(" ", 1) for line in done.stdout.splitlines()]
-    return [(agent, message_id) for agent, message_id in pairs]
+    return [(daemon, message_id) for daemon, message_id in pairs]

@@ -41,7 +41,7 @@ class Evidence:
     dead: set[tuple[str, str]]  # (daemon, id) of dead letters that were sent again
     buried: set[str]  # ids that the logs call dead letters
     dead_left: int  # after the last of them was sent again
-    defects: list[str]  # `agent.defect` and `ship.defect` of all logs
+    defects: list[str]  # `daemon.task_failed` and `sink.unexpected_error` of all logs
     figures: dict[str, tuple[Figures, Figures]]  # process -> before the first fault, at the end
     at_risk: dict[str, bytes] = field(default_factory=dict)  # id -> body, in a damaged spool
     damaged: list[str] = field(default_factory=list)
@@ -80,7 +80,7 @@ def collected(
     world, daemons = stage.world, stage.daemons
     state_dir = str(stage.state_dir)
     lives = [*world.aws.lives, Stored("", world.bucket.objects(), world.bucket.writes())]
-    stops = [one for daemon in daemons for one in daemon.logged("agent.stop")]
+    stops = [one for daemon in daemons for one in daemon.logged("daemon.stopped")]
     shown = _ledger("show", state_dir, "--json")
     assert shown.returncode == 0, shown.stderr
     verdict = _ledger("verify", state_dir)
@@ -100,11 +100,14 @@ def collected(
         ledger_verdict="" if verdict.returncode == 0 else verdict.stdout + verdict.stderr,
         ends={"+".join(one.names): one.ends for one in daemons},
         last_ends=last_ends,
-        backlogs={one["agent"]: one["backlog_records"] for one in stops},
+        backlogs={one["daemon"]: one["backlog_records"] for one in stops},
         dead=stage.dead,
-        buried={one["id"] for one in _logged(daemons, "ship.dead_letter")},
+        buried={one["id"] for one in _logged(daemons, "message.dead_lettered")},
         dead_left=seen.dead_left,
-        defects=[json.dumps(one) for one in _logged(daemons, "agent.defect", "ship.defect")],
+        defects=[
+            json.dumps(one)
+            for one in _logged(daemons, "daemon.task_failed", "sink.unexpected_error")
+        ],
         figures=figures,
         at_risk=stage.at_risk,
         damaged=stage.damaged,

@@ -10,7 +10,7 @@ from typing import Any
 
 from lab.chaos.outages import TOLD, UNTOLD
 
-START = "agent.start"  # what had not been told by then is forgotten
+START = "daemon.started"  # what had not been told by then is forgotten
 
 
 def miscounted(lines: Iterable[Mapping[str, Any]], arrived: Mapping[int, int]) -> Iterator[str]:

@@ -61,7 +61,7 @@ class Disk:
     @contextmanager
     def full(self) -> Iterator[None]:
         """Fill it to the last byte."""
-        self.troubled = True
+        self.last_errord = True
         try:
             fill(self.path / "other")
             yield
@@ -71,11 +71,11 @@ class Disk:
             self._well()
 
     def _well(self) -> None:
-        self.troubled, self.touched = False, time.monotonic()
+        self.last_errord, self.touched = False, time.monotonic()
 
     def break_(self) -> None:
         """Let the kernel meet an error: it makes the file system read-only."""
-        self.troubled = True
+        self.last_errord = True
         make_read_only(self.path)
 
     def repair(self) -> None:

@@ -193,7 +193,7 @@ def begun(one: Fact) -> Fact:
 
 def dead_letters(found: Evidence) -> Iterator[str]:
     """Nothing but what the control plane refuses dies; sent again, each arrives; none is left."""
-    if others := sorted(agent for agent, _ in found.dead if agent != ALERTS):
+    if others := sorted(daemon for daemon, _ in found.dead if daemon != ALERTS):
         yield f"dead letters of {others}"
     arrived = {one["id"] for one in found.events}
     if lost := {one for _, one in found.dead} - arrived - found.at_risk.keys():

@@ -153,5 +153,5 @@ def drained(daemon: Daemon) -> bool:
     """Tell whether nothing is held up; what was put this second may still be on its way."""
     status = daemon.status()
     return bool(status) and all(
-        one["trouble"] is None and one["backlog"]["records"] <= 3 for one in status.values()
+        one["last_error"] is None and one["backlog"]["records"] <= 3 for one in status.values()
     )

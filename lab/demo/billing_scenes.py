@@ -46,9 +46,9 @@ async def s3_refuses(stage: Stage) -> None:
 async def the_agents_are_killed(stage: Stage) -> None:
     """Leave no time to write anything down."""
     before = await stage.look()
-    held = {agent: before.backlog(agent).records for agent in (SCRAPER, FORWARDER)}
+    held = {daemon: before.backlog(daemon).records for daemon in (SCRAPER, FORWARDER)}
     await stage.daemons.kill()
-    unsent = ", ".join(f"{agent} {number}" for agent, number in held.items())
+    unsent = ", ".join(f"{daemon} {number}" for daemon, number in held.items())
     stage.screen.say(f"kill -9, with records that are not sent yet: {unsent}")
     stage.screen.say("meanwhile the workload works on")
     await stage.pause(DEAD_SECONDS)
@@ -56,7 +56,7 @@ async def the_agents_are_killed(stage: Stage) -> None:
     stage.screen.say(f"started again: pid {pid}")
     await stage.until(
         "the backlog is there again",
-        lambda now: all(now.backlog(agent).records >= number for agent, number in held.items()),
+        lambda now: all(now.backlog(daemon).records >= number for daemon, number in held.items()),
     )
     stage.screen.say("all of them are still there")
 

@@ -55,6 +55,6 @@ def usage_faults(compared: Sequence[Compared], report: Report) -> list[str]:
         for one in compared
         if not one.agrees
     ]
-    if not report.well:
+    if not report.ok:
         wrong.append(f"the verifier found {sum(report.counts.values())} things wrong")
     return wrong

@@ -57,7 +57,7 @@ class Daemons:
         self.log = self._directory / f"agents-{self._lives}.log"
         argv = [sys.executable, "-m", "byoc_agents.app.cli", "run", *self._names]
         child = await self._stack.enter_async_context(started(argv, self.log, self._environ))
-        line = await written(self.log, '"server.listen"', child)
+        line = await written(self.log, '"admin.listening"', child)
         at = msgspec.json.decode(line, type=_Listen)
         self._url = f"http://{at.host}:{at.port}"
         self.child = child
@@ -78,9 +78,9 @@ class Daemons:
         return await end(child, number)
 
     async def status(self) -> dict[str, Any]:
-        """Return agent -> its part of /status; nothing while they do not run."""
+        """Return daemon -> its part of /status; nothing while they do not run."""
         page = await self._page("status")
-        return dict(msgspec.json.decode(page)["agents"]) if page else {}
+        return dict(msgspec.json.decode(page)["daemons"]) if page else {}
 
     async def samples(self) -> int:
         """Return how often this process has read the target."""

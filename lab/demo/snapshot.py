@@ -13,25 +13,25 @@ SCRAPER, EXPORTER, FORWARDER = "billing-scraper", "state-exporter", "alert-forwa
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """What one agent holds on disk, sealed and not yet sent, and what holds it up."""
+    """What one daemon holds on disk, sealed and not yet sent, and what holds it up."""
 
     records: int = 0
     oldest_seconds: float = 0.0
-    trouble: str = ""  # the reason, in the shipper's word
+    last_error: str = ""  # the reason of the shipper's last error
 
     @classmethod
     def of(cls, status: dict[str, Any]) -> "Backlog":
-        """Read it from an agent's part of /status."""
-        backlog, trouble = status["backlog"], status["trouble"]
+        """Read it from a daemon's part of /status."""
+        backlog, error = status["backlog"], status["last_error"]
         oldest, now_ms = backlog["oldest"], datetime.now(UTC).timestamp() * 1000
         seconds = (now_ms - parse_rfc3339(oldest)) / 1000 if oldest else 0.0
-        return cls(backlog["records"], max(0.0, seconds), trouble["reason"] if trouble else "")
+        return cls(backlog["records"], max(0.0, seconds), error["reason"] if error else "")
 
     def sentence(self, receiver: str) -> str:
         """Return it in words."""
         if not self.records:
             return "nothing is held up"
-        why = f"{receiver} refuses ({self.trouble})" if self.trouble else "on the way"
+        why = f"{receiver} refuses ({self.last_error})" if self.last_error else "on the way"
         return f"{why}: {count(self.records, 'record')} on disk, oldest {self.oldest_seconds:.0f} s"
 
 
@@ -39,34 +39,34 @@ class Backlog:
 class Now:
     """All of it at one moment."""
 
-    status: dict[str, Any]  # agent -> its part of /status; empty while the agents do not run
+    status: dict[str, Any]  # daemon -> its part of /status; empty while the agents do not run
     objects: int
     records: list[Usage]  # in the bucket
     states: list[str]  # that the queue told
     alerts: list[Alert]  # that the control plane has
 
-    def backlog(self, agent: str) -> Backlog:
-        """Return what an agent holds; nothing where it does not run."""
-        return Backlog.of(self.status[agent]) if agent in self.status else Backlog()
+    def backlog(self, daemon: str) -> Backlog:
+        """Return what a daemon holds; nothing where it does not run."""
+        return Backlog.of(self.status[daemon]) if daemon in self.status else Backlog()
 
-    def held_up(self, agent: str) -> int:
-        """Return how many records of an agent its receiver does not take."""
-        backlog = self.backlog(agent)
-        return backlog.records if backlog.trouble else 0
+    def held_up(self, daemon: str) -> int:
+        """Return how many records of a daemon its receiver does not take."""
+        backlog = self.backlog(daemon)
+        return backlog.records if backlog.last_error else 0
 
-    def has_sent_all(self, agent: str) -> bool:
-        """Return whether an agent runs and holds nothing."""
-        return agent in self.status and not self.backlog(agent).records
+    def has_sent_all(self, daemon: str) -> bool:
+        """Return whether a daemon runs and holds nothing."""
+        return daemon in self.status and not self.backlog(daemon).records
 
     @property
-    def target_trouble(self) -> str:
+    def target_error(self) -> str:
         """Return what the scraper says of its target."""
-        return str(self.status.get(SCRAPER, {}).get("target_trouble", ""))
+        return str(self.status.get(SCRAPER, {}).get("target_error", ""))
 
     @property
     def webhook(self) -> str:
         """Return where the forwarder listens; empty while it does not."""
-        return str(self.status.get(FORWARDER, {}).get("webhook", ""))
+        return str(self.status.get(FORWARDER, {}).get("webhook_address", ""))
 
     @property
     def restarts(self) -> int:
@@ -74,10 +74,10 @@ class Now:
         return sum(usage.restart_observed for usage in self.records)
 
     def sentences(self) -> list[str]:
-        """Return one line for each agent."""
+        """Return one line for each daemon."""
         usage, state, alerts = (
-            self.backlog(agent).sentence(receiver) if agent in self.status else "does not run"
-            for agent, receiver in (
+            self.backlog(daemon).sentence(receiver) if daemon in self.status else "does not run"
+            for daemon, receiver in (
                 (SCRAPER, "S3"),
                 (EXPORTER, "SQS"),
                 (FORWARDER, "the control plane"),

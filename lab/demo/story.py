@@ -21,7 +21,7 @@ from lab.demo.storage import BUCKET, bucket
 from lab.demo.verdict import verdict
 from lab.fakes.state import HEALTHY, FakeClickHouse
 
-AGENTS = (SCRAPER, EXPORTER, FORWARDER)
+DAEMONS = (SCRAPER, EXPORTER, FORWARDER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,8 @@ class Scene:
 async def the_agents_start(stage: Stage) -> None:
     """Be there before the workload, so that nothing precedes its first record."""
     pid = await stage.daemons.start()
-    stage.screen.say(f"byoc-agents run {' '.join(AGENTS)}: one process, pid {pid}")
-    await stage.until("the target is missed", lambda now: bool(now.target_trouble))
+    stage.screen.say(f"byoc-agents run {' '.join(DAEMONS)}: one process, pid {pid}")
+    await stage.until("the target is missed", lambda now: bool(now.target_error))
     stage.screen.say(f"the scraper looks for a process {stage.target}, which is not there yet")
 
 
@@ -98,7 +98,7 @@ async def _set(directory: Path, screen: Screen) -> AsyncIterator[Stage]:
             plane=plane,
             clickhouse=clickhouse,
             alertmanager=Alertmanager(session),
-            daemons=await enter(Daemons(AGENTS, settings, directory, session)),
+            daemons=await enter(Daemons(DAEMONS, settings, directory, session)),
             stack=stack,
             target=target,
         )

@@ -6,8 +6,7 @@ import msgspec
 
 from byoc_agents.alerts.matchers import Matcher, Selector, parse
 from byoc_agents.alerts.payload import FINGERPRINT, Group, NotAWebhookError, read
-from byoc_agents.alerts.regex import MAX_STATES, Pattern
-from byoc_agents.alerts.regex_syntax import MAX_PATTERN
+from byoc_agents.alerts.regex import Pattern
 from lab.fuzz.harness import Harness, text
 
 DATA = Path(__file__).parents[2] / "tests" / "unit" / "alerts" / "data"
@@ -20,7 +19,7 @@ def webhook(data: bytes) -> None:
         group = read(data)
     except NotAWebhookError:
         return
-    assert group.odd >= 0
+    assert group.invalid >= 0
     assert group.truncated >= 0
     for alert in group.alerts:
         assert FINGERPRINT.fullmatch(alert.fingerprint)
@@ -84,16 +83,13 @@ def pattern(data: bytes) -> None:
     """Compile a pattern and run it over texts; a text's own pattern matches that text alone."""
     source = text(data)
     literal = "".join(f"\\{c}" if c in SPECIAL else c for c in source)
-    if len(literal) <= MAX_PATTERN:
-        own = Pattern(literal)
-        assert own.matches(source)
-        assert not own.matches(f"{source}x")
+    own = Pattern(literal)
+    assert own.matches(source)
+    assert not own.matches(f"{source}x")
     try:
         compiled = Pattern(source)
-    except ValueError as error:
-        judge(error)
+    except ValueError:
         return
-    assert len(compiled._states) <= MAX_STATES
     for subject in ("", source[:64], "a" * 64, source[:64][::-1]):
         assert compiled.matches(subject) in {True, False}
 

@@ -33,7 +33,7 @@ def file(data: bytes) -> None:
     ) as place:
         Path(place, "ledger-000001.jsonl").write_bytes(data)
         verdict = verify(Path(place), settle=lambda: None)
-    if not verdict.well or verdict.notes:
+    if not verdict.ok or verdict.notes:
         return
     before = GENESIS
     for number, raw in enumerate(data.splitlines()):

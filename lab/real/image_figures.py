@@ -1,6 +1,6 @@
 """What an image costs: `python -m lab.real.image_figures` builds it and prints a table.
 
-Start is from the engine's own time of the start to the log event `server.listen`, the median of
+Start is from the engine's own time of the start to the log event `admin.listening`, the median of
 some runs; its CPU, which another load does not change, is the kernel's count for the container.
 """
 
@@ -48,7 +48,7 @@ asyncio.run(main())
 def started(container: Container) -> float | None:
     """Return the seconds from start to listening; None while it does not listen."""
     lines = [json.loads(line) for line in container.logs().splitlines()]
-    times = [line["timestamp"] for line in lines if line["event"] == "server.listen"]
+    times = [line["timestamp"] for line in lines if line["event"] == "admin.listening"]
     if not times:
         return None
     began = container.inspect()["State"]["StartedAt"][:26].rstrip("Z")

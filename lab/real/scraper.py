@@ -57,14 +57,14 @@ def passed(seconds: float) -> None:
 
 
 def clean_environ(settings: Mapping[str, str]) -> dict[str, str]:
-    """Return our environment with these settings instead of those of another account or agent."""
+    """Return our environment with these settings instead of those of another account or daemon."""
     kept = {k: v for k, v in os.environ.items() if not k.upper().startswith(FOREIGN)}
     return {**kept, **settings}
 
 
 @dataclass(eq=False)
 class Scraper:
-    """One agent on one state directory; one process at a time."""
+    """One daemon on one state directory; one process at a time."""
 
     directory: Path
     settings: Mapping[str, str]
@@ -116,7 +116,7 @@ class Scraper:
     def page(self, name: str) -> tuple[int, str]:
         """Return status and text of a page, (0, "") while nobody answers."""
         assert self.process.poll() is None, f"it ended with {self.process.returncode}: {self.log()}"
-        listen = self.logged("server.listen")
+        listen = self.logged("admin.listening")
         if not listen:
             return 0, ""
         try:
@@ -131,11 +131,11 @@ class Scraper:
     def status(self) -> dict[str, Any]:
         """Return its part of /status, nothing while nobody answers."""
         code, text = self.page("status")
-        return dict(json.loads(text)["agents"][NAME]) if code == 200 else {}
+        return dict(json.loads(text)["daemons"][NAME]) if code == 200 else {}
 
-    def trouble(self) -> str:
+    def last_error(self) -> str:
         """Return the reason that holds the oldest object up, "" where none does."""
-        return str((self.status().get("trouble") or {}).get("reason", ""))
+        return str((self.status().get("last_error") or {}).get("reason", ""))
 
     def delivered(self) -> bool:
         """Tell whether no object waits to be sent."""

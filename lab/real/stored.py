@@ -100,7 +100,7 @@ def verified(target: str, settings: Mapping[str, str] | None = None) -> Report:
     )
     assert done.returncode in {0, 1}, done.stderr.decode()
     report = msgspec.json.decode(done.stdout, type=Report)
-    assert report.well == (done.returncode == 0)
+    assert report.ok == (done.returncode == 0)
     return report
 
 

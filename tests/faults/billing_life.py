@@ -17,13 +17,13 @@ from pathlib import Path
 from byoc_agents.app.logging import configure
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.billing.recorder import Recorder, UsageIdentity
-from byoc_agents.billing.scraper import Pace, Scraper
+from byoc_agents.billing.scraper import Intervals, Scraper
 from byoc_agents.billing.sources.reading import Reading
 from byoc_agents.billing.sources.select import TargetObservation
 from byoc_agents.delivery.shipper import Shipper
 from byoc_agents.delivery.sink import Message, Outcome
+from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
-from byoc_agents.durable.store import Change
 from byoc_agents.egress.aws import aws_session
 from byoc_agents.egress.destinations import s3_destination
 from byoc_agents.egress.gate import Gate
@@ -114,7 +114,7 @@ class FusedSpool(Spool):
 
     fuse: Fuse
 
-    async def commit(self, change: Change) -> None:
+    async def commit(self, change: WriteBatch) -> None:
         self.fuse.burn()
         await super().commit(change)
         self.fuse.burn()
@@ -196,7 +196,7 @@ def _scraper(spool: Spool, clock: SimClock, metrics: Metrics) -> Scraper:
         "billing-scraper",
         target=SimTarget(clock),  # type: ignore[arg-type]  # what it reads is simulated
         recorder=Recorder(identity=IDENTITY, sample_ms=SAMPLE_SECONDS * 1000),
-        pace=Pace(sample_ms=SAMPLE_SECONDS * 1000, window_ms=10_000, seal_ms=30_000),
+        intervals=Intervals(sample_ms=SAMPLE_SECONDS * 1000, window_ms=10_000, seal_ms=30_000),
         spool=spool,
         clock=clock,
         metrics=metrics,

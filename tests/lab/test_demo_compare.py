@@ -205,8 +205,8 @@ def test_the_states_may_have_others_between_them_but_no_other_order() -> None:
 
 def status(records: int, reason: str = "", oldest_ms: int | None = None) -> dict[str, Any]:
     oldest = None if oldest_ms is None else rfc3339(oldest_ms)
-    trouble = {"reason": reason, "detail": "", "fate": "retry"} if reason else None
-    return {"trouble": trouble, "backlog": {"records": records, "oldest": oldest}}
+    trouble = {"reason": reason, "detail": "", "action": "retry"} if reason else None
+    return {"last_error": trouble, "backlog": {"records": records, "oldest": oldest}}
 
 
 def now(**agents: Any) -> Now:

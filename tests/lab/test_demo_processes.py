@@ -46,7 +46,7 @@ async def test_a_process_that_ends_early_is_told_with_its_last_lines(tmp_path: P
     argv = [sys.executable, "-c", "raise SystemExit('no such setting')"]
     with pytest.raises(DemoError, match="no such setting"):
         async with started(argv, tmp_path / "log") as child:
-            await written(tmp_path / "log", "server.listen", child)
+            await written(tmp_path / "log", "admin.listening", child)
 
 
 async def test_the_exit_code_of_a_killed_process(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ async def test_the_bucket_and_the_queue_are_there_and_empty() -> None:
         await storage.refresh()
         await messages.refresh()
         assert (storage.records, messages.states) == ([], [])
-        assert (await storage.audit()).well
+        assert (await storage.audit()).ok
         aws.door.shut = True
         async with aws.client("s3") as client:
             with pytest.raises(ClientError, match="SlowDown"):

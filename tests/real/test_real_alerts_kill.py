@@ -39,7 +39,7 @@ PATIENCE_SECONDS = 60
 FORKER = """
 import os, sys
 from byoc_agents.app import run
-from byoc_agents.alerts import daemon as agent
+from byoc_agents.alerts import daemon as daemon
 for line in sys.stdin:
     child = os.fork()
     if not child:
@@ -230,9 +230,14 @@ async def test_whatever_was_accepted_is_delivered_however_often_it_is_killed(
             sending.cancel()
             await asyncio.wait([sending])
     await lives.begin()
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while not sender.stored <= set(oracle.order):  # noqa: ASYNC110  the wait for a process
-            await asyncio.sleep(0.05)
+    print(f"undelivered after the last kill: {len(sender.stored - set(oracle.order))}")
+    delivered = -1
+    while not sender.stored <= set(oracle.order):
+        assert len(oracle.order) > delivered, f"undelivered: {sender.stored - set(oracle.order)}"
+        delivered = len(oracle.order)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while len(oracle.order) == delivered:  # noqa: ASYNC110  the wait for a process
+                await asyncio.sleep(0.05)
     await lives.end(signal.SIGTERM)
     print(
         f"kills={KILLS} with_accepts={fruitful} accepted={len(sender.stored)}"

@@ -129,18 +129,20 @@ async def test_each_alert_is_told_once_and_in_order_when_the_control_plane_is_ba
     async with linked(plane) as link:
         url = f"http://127.0.0.1:{link.port}/v1/events"
         async with daemon(url, tmp_path, **timeout) as forwarder:
-            await reached(forwarder, "byoc_sent_total", 1)  # the heartbeat, and its answer is back
+            await reached(
+                forwarder, "byoc_messages_sent_total", 1
+            )  # the heartbeat, and its answer is back
             await link.become(trouble)
             first = alertmanager(AM_CONFIG.format(port=forwarder.webhook_port, hook=HOOK))
             for number, (name, ended) in enumerate([("A", False), ("B", False), ("A", True)]):
                 await raise_alert(first, name, ended=ended)
                 await reached(forwarder, RELAYED, number + 1)
-            failed = f'byoc_attempts_total{{agent="alert-forwarder",reason="{reason}"}}'
+            failed = f'byoc_send_attempts_total{{daemon="alert-forwarder",result="{reason}"}}'
             await reached(forwarder, failed, 2)
             assert bool(plane.told()) == arrives
             await link.become(whole)
             await plane.until(lambda: len(plane.told()) == 3)
-            await reached(forwarder, "byoc_sent_total", 4)  # the three, and a heartbeat
+            await reached(forwarder, "byoc_messages_sent_total", 4)  # the three, and a heartbeat
             assert metric(forwarder, "byoc_dead_letters_total") == 0
     assert plane.told() == [("A", "firing"), ("B", "firing"), ("A", "resolved")]
     assert bool(plane.receiver.duplicates) == arrives

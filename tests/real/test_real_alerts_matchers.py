@@ -56,6 +56,12 @@ VALID = (
     'x=~""',
     'x!~""',
     'x!="ab", x=~"a."',
+    r'x=~"\bab\b"',
+    r'x=~"\p{L}+"',
+    r'x=~"\Qab\E"',
+    'x=~"(?m)^ab$"',
+    'x=~"(?U)a.*"',
+    r'x=~"ab\z"',
 )
 INVALID = (
     "severity",
@@ -79,6 +85,7 @@ INVALID = (
     ',a="b"',
     'a="b"c',
     "a=b,c",
+    r'a=~"\C"',
 )
 STRICTER = {  # they take it, we refuse it at the start
     "": "matches everything: {} says so",
@@ -89,12 +96,6 @@ STRICTER = {  # they take it, we refuse it at the start
     "job='clickhouse'": "their quotes would be part of the value",
     "x=a{b}": "braces in a value without quotes",
     "x=a=b": "= in a value without quotes",
-    r'x=~"\bab\b"': "word boundaries",
-    r'x=~"\p{L}+"': "Unicode classes",
-    r'x=~"\Qab\E"': "literal text",
-    'x=~"(?m)^ab$"': "lines",
-    'x=~"(?U)a.*"': "ungreedy",
-    r'x=~"ab\z"': "end of the text: patterns are anchored anyway",
 }
 WIDER = {  # they refuse it, we take it: as Alertmanager's UTF-8 parser does since 0.27
     '"severity"="critical"': "a quoted name",

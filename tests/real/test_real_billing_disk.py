@@ -36,13 +36,13 @@ def test_a_full_disk_makes_longer_windows_and_loses_no_cpu_second(
     with metering(tmp_path, small_disk, bucket, cgroup_v1) as scraper:
         with burning("pulse", cgroup_v1.command([])) as burner:
             burner.pulse()
-            eventually(lambda: scraper.trouble() == "not_found")
+            eventually(lambda: scraper.last_error() == "not_found")
             with full(small_disk):
                 cannot_write(scraper, "disk is full")
             eventually(lambda: scraper.page("readyz")[0] == 200)
         truth = settled(cgroup_v1)  # of all, its end included
         bucket.create()
-        assert scraper.logged("agent.defect") == []
+        assert scraper.logged("daemon.task_failed") == []
         assert scraper.stop() == 0  # it sends all within its grace period
     longest_seconds = assert_all_there(bucket, truth)
     assert longest_seconds > WINDOW_SECONDS  # now and then it finds a free block and uses it
@@ -58,11 +58,11 @@ def test_a_read_only_disk_ends_in_good_order_and_loses_no_cpu_second(
     ):
         with burning("pulse", cgroup_v1.command([])) as burner:
             burner.pulse()
-            eventually(lambda: scraper.trouble() == "not_found")
+            eventually(lambda: scraper.last_error() == "not_found")
             make_read_only(disk)
             cannot_write(scraper, "readonly")
             assert scraper.stop() == 0
-            assert scraper.logged("agent.defect") == []
+            assert scraper.logged("daemon.task_failed") == []
             repair(disk)
             bucket.create()
             scraper.start()
@@ -82,7 +82,7 @@ def metering(
     settings = {**bucket.settings, "BYOC_SHUTDOWN_GRACE_SECONDS": str(grace_seconds)}
     state = {"BYOC_STATE_DIR": str(disk / "state")}
     target = f"cgroup:{group['cpuacct']}"
-    with scraping(place / "agent", target, settings, **state) as scraper:
+    with scraping(place / "daemon", target, settings, **state) as scraper:
         scraper.sampled()
         yield scraper
 
@@ -110,7 +110,7 @@ def assert_all_there(bucket: Bucket, truth: int) -> float:
 
 @contextmanager
 def full(disk: Path) -> Iterator[None]:
-    """Keep a disk full: what the agent gives back (its journal, its reserve) is taken at once."""
+    """Keep a disk full: what the daemon gives back (its journal, its reserve) is taken at once."""
     other, over = disk / "other", threading.Event()
 
     def take() -> None:

@@ -25,7 +25,7 @@ def bucket(tmp_path: Path) -> Path:
 def scraper(tmp_path: Path, bucket: Path, cgroup_v1: ControlGroup) -> Iterator[Scraper]:
     """Meter the group from when it is empty."""
     target = f"cgroup:{cgroup_v1['cpuacct']}"
-    with scraping(tmp_path / "agent", target, directory(bucket)) as running:
+    with scraping(tmp_path / "daemon", target, directory(bucket)) as running:
         running.sampled()
         yield running
 
@@ -54,7 +54,7 @@ def test_the_last_partial_window_arrives_at_sigterm(
 ) -> None:
     target = f"cgroup:{cgroup_v1['cpuacct']}"
     settings = {"BYOC_BILLING_WINDOW_SECONDS": "60", "BYOC_BILLING_SEAL_SECONDS": "3600"}
-    with scraping(tmp_path / "agent", target, directory(bucket), **settings) as scraper:
+    with scraping(tmp_path / "daemon", target, directory(bucket), **settings) as scraper:
         scraper.sampled()
         with burning("burn", cgroup_v1.command([])) as burner:
             burner.burn(0.5)
@@ -92,7 +92,7 @@ def test_a_target_that_ends_and_comes_back_is_two_lives(
 def test_a_restarted_process_is_two_lives(tmp_path: Path, bucket: Path) -> None:
     """Found by its name each time; what it used before it was found counts as well."""
     name = f"life-{tmp_path.name[-8:]}"
-    with scraping(tmp_path / "agent", f"process:{name}", directory(bucket)) as scraper:
+    with scraping(tmp_path / "daemon", f"process:{name}", directory(bucket)) as scraper:
         scraper.sampled()
         used = [life(scraper, name, seconds) for seconds in (1.5, 1.0)]
         assert scraper.stop() == 0

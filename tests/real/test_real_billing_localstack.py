@@ -1,4 +1,4 @@
-"""A real scraper process against a real S3: kills, outages, and two copies of one agent."""
+"""A real scraper process against a real S3: kills, outages, and two copies of one daemon."""
 
 import os
 import random
@@ -38,7 +38,7 @@ def test_usage_arrives_and_the_verifier_is_content(
 ) -> None:
     bucket.create()
     target = f"cgroup:{cgroup_v1['cpuacct']}"
-    with scraping(tmp_path / "agent", target, bucket.settings) as scraper:
+    with scraping(tmp_path / "daemon", target, bucket.settings) as scraper:
         scraper.sampled()
         with burning("burn", cgroup_v1.command([])) as burner:
             burner.burn(1.0)
@@ -61,7 +61,7 @@ def test_killed_at_random_while_s3_freezes_and_restarts(
     bucket.create()
     before, target = tmp_path / "stored", f"cgroup:{cgroup_v1['cpuacct']}"
     with (
-        scraping(tmp_path / "agent", target, bucket.settings) as scraper,
+        scraping(tmp_path / "daemon", target, bucket.settings) as scraper,
         burning("pulse", cgroup_v1.command([])) as burner,
     ):
         scraper.sampled()
@@ -143,10 +143,10 @@ def test_two_copies_of_one_agent_race_and_each_object_is_written_once(
 
 
 def sealed_objects(place: Path, bucket: Bucket, group: ControlGroup) -> dict[str, bytes]:
-    """Let an agent seal objects that no bucket takes, kill it, return key -> bytes."""
+    """Let a daemon seal objects that no bucket takes, kill it, return key -> bytes."""
     target = f"cgroup:{group['cpuacct']}"
     with scraping(place, target, bucket.settings) as scraper:
-        eventually(lambda: len(scraper.logged("billing.seal")) >= RACED_OBJECTS)
+        eventually(lambda: len(scraper.logged("billing.sealed")) >= RACED_OBJECTS)
         scraper.end(signal.SIGKILL)
     shutil.copytree(place / "state", place / "look")
     with closing(sqlite3.connect(place / "look" / NAME / "spool.db")) as spool:
@@ -155,7 +155,7 @@ def sealed_objects(place: Path, bucket: Bucket, group: ControlGroup) -> dict[str
 
 @contextmanager
 def racer(tmp_path: Path, name: str, bucket: Bucket, group: ControlGroup) -> Iterator[Scraper]:
-    """Start an agent on a copy of the first one's state; it closes no window of its own."""
+    """Start a daemon on a copy of the first one's state; it closes no window of its own."""
     shutil.copytree(tmp_path / "first" / "state", tmp_path / name / "state")
     settings = {"BYOC_BILLING_WINDOW_SECONDS": "60", "BYOC_BILLING_SEAL_SECONDS": "3600"}
     target = f"cgroup:{group['cpuacct']}"
@@ -172,4 +172,6 @@ def connected(scraper: Scraper, port: int) -> bool:
 def outcomes(scraper: Scraper) -> dict[str, int]:
     """Return how its attempts ended."""
     reasons = ("ok", "already_stored", "conflict")
-    return {reason: scraper.counted("byoc_attempts_total", reason=reason) for reason in reasons}
+    return {
+        reason: scraper.counted("byoc_send_attempts_total", result=reason) for reason in reasons
+    }

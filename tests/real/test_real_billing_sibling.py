@@ -104,7 +104,7 @@ class Pod:
 
     name: str  # of the group that holds both
     target: Container
-    agent: Container
+    daemon: Container
     place: Path
 
     @property
@@ -114,11 +114,11 @@ class Pod:
     @contextmanager
     def scraping(self, target: str, ids: Ids | None = None) -> Iterator[Scraper]:
         """Run the scraper in its container until it has read its target."""
-        settings = directory(self.bucket)
-        (self.place / "agent").mkdir()
-        for path in (self.bucket, self.place / "agent"):
+        settings = directory(self.bucket) | {"BYOC_BILLING_METER": "cgroup"}
+        (self.place / "daemon").mkdir()
+        for path in (self.bucket, self.place / "daemon"):
             os.chown(path, *(ids or WEAK_ROOT))
-        with scraping(self.place / "agent", target, settings, *self.agent.run(ids)) as scraper:
+        with scraping(self.place / "daemon", target, settings, *self.daemon.run(ids)) as scraper:
             eventually(lambda: scraper.status().get("source"))
             assert ids is None or capabilities(scraper.process.pid) == 0
             yield scraper
@@ -162,10 +162,10 @@ def pod(layout: Layout) -> Iterator[Pod]:
     with made as group, tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         place = Path(name)
         place.chmod(0o755)
-        target, agent = (
-            stack.enter_context(container(group, layout, place)) for _ in ("target", "agent")
+        target, daemon = (
+            stack.enter_context(container(group, layout, place)) for _ in ("target", "daemon")
         )
-        yield Pod(next(iter(group.directories.values())).name, target, agent, place)
+        yield Pod(next(iter(group.directories.values())).name, target, daemon, place)
 
 
 @contextmanager
@@ -186,7 +186,7 @@ def container(parent: ControlGroup, layout: Layout, place: Path) -> Iterator[Con
 
 
 def metered(pod: Pod, burner: Burner, scraper: Scraper, core_seconds: float) -> Bill:
-    """Burn, let the agent end in good order, and read what it wrote."""
+    """Burn, let the daemon end in good order, and read what it wrote."""
     before = burner.burn(0)
     used = burner.burn(core_seconds, children=1) - before
     assert scraper.stop() == 0, scraper.log()
@@ -200,9 +200,9 @@ def metered(pod: Pod, burner: Burner, scraper: Scraper, core_seconds: float) -> 
     return bill
 
 
-def shown_to(agent: int, target: int) -> str:
-    """Return /proc/PID/cgroup of the target as the agent's cgroup namespace shows it."""
-    look = ["nsenter", "--target", str(agent), "--cgroup", "cat", f"/proc/{target}/cgroup"]
+def shown_to(daemon: int, target: int) -> str:
+    """Return /proc/PID/cgroup of the target as the daemon's cgroup namespace shows it."""
+    look = ["nsenter", "--target", str(daemon), "--cgroup", "cat", f"/proc/{target}/cgroup"]
     return subprocess.run(look, capture_output=True, text=True, check=True).stdout
 
 
@@ -234,26 +234,26 @@ def cgroup_mounts(pid: int | str = "self") -> list[str]:
     ],
 )
 def test_a_siblings_own_counters_are_billed(layout: Layout, ids: Ids | None, by_name: bool) -> None:
-    """Within two percent of its rusage, so nothing of the agent's own group is in it."""
+    """Within two percent of its rusage, so nothing of the daemon's own group is in it."""
     name = f"sib-{secrets.token_hex(4)}"
     with pod(layout) as made, burning(name, made.target.run(ids)) as burner:
         target = f"process:{name}" if by_name else f"pid:{burner.pid}"
         with made.scraping(target, ids) as scraper:
             shown = shown_to(scraper.process.pid, burner.pid)
             seen = cgroup_mounts(scraper.process.pid)
-            assert scraper.status()["target_trouble"] == ""
+            assert scraper.status()["target_error"] == ""
             bill = metered(made, burner, scraper, BURN_SECONDS)
     above = "/.." if layout.private else f"/{made.name}"
     assert f":{above}/cri-containerd-{made.target.id}.scope\n" in shown
     assert len(seen) == max(1, len(layout.controllers))
-    assert all(made.agent.id in line for line in seen)  # no way to the sibling by its own mounts
+    assert all(made.daemon.id in line for line in seen)  # no way to the sibling by its own mounts
     assert bill.all("source") == {layout.source}
     assert bill.all("container_id") == {made.target.id}
     assert abs(bill.difference_percent) <= TOLERANCE_PERCENT
 
 
 @pytest.mark.parametrize(
-    ("agent", "target"),
+    ("daemon", "target"),
     [
         pytest.param(PLAIN, None, id="another-user"),
         pytest.param(OTHER_GROUP, PLAIN, id="another-group"),
@@ -261,22 +261,22 @@ def test_a_siblings_own_counters_are_billed(layout: Layout, ids: Ids | None, by_
     ],
 )
 def test_without_the_right_the_refusal_says_what_to_set_and_the_process_tree_is_billed(
-    agent: Ids, target: Ids | None
+    daemon: Ids, target: Ids | None
 ) -> None:
     name = f"sib-{secrets.token_hex(4)}"
     with (
         pod(V2) as made,
         burning(name, made.target.run(target)) as burner,
-        made.scraping(f"process:{name}", agent) as scraper,
+        made.scraping(f"process:{name}", daemon) as scraper,
     ):
-        trouble = scraper.status()["target_trouble"]
-        logged = [line["trouble"] for line in scraper.logged("billing.trouble")]
+        trouble = scraper.status()["target_error"]
+        logged = [line["error"] for line in scraper.logged("billing.source_degraded")]
         bill = metered(made, burner, scraper, TREE_SECONDS)
     print(trouble)
-    (uid, gid), (owner, owners) = agent, target or WEAK_ROOT
+    (uid, gid), (owner, owners) = daemon, target or WEAK_ROOT
     assert f"/proc/{burner.pid}/root/sys/fs/cgroup: Permission denied" in trouble
     assert f"we are uid {uid} gid {gid}, expected uid {owner} gid {owners}" in trouble
-    assert "set runAsUser and runAsGroup of the agent to the target's" in trouble
+    assert "set runAsUser and runAsGroup of the daemon to the target's" in trouble
     assert logged == [trouble]
     assert bill.all("source") == {"process"}
     assert "measured" in bill.all("quality")
@@ -284,17 +284,17 @@ def test_without_the_right_the_refusal_says_what_to_set_and_the_process_tree_is_
 
 
 def test_the_agents_own_control_group_is_never_billed() -> None:
-    """A target beside the agent in one container: its tree is billed, the agent's CPU is not."""
+    """A target beside the daemon in one container: its tree is billed, the daemon's CPU is not."""
     name = f"sib-{secrets.token_hex(4)}"
     with (
         pod(V2) as made,
-        burning(name, made.agent.run()) as burner,
+        burning(name, made.daemon.run()) as burner,
         made.scraping(f"process:{name}") as scraper,
     ):
-        trouble = scraper.status()["target_trouble"]
+        trouble = scraper.status()["target_error"]
         assert "0::/\n" in shown_to(scraper.process.pid, burner.pid)
         bill = metered(made, burner, scraper, TREE_SECONDS)
     print(trouble)
-    assert "the agent's own cgroup, or one that contains it" in trouble
+    assert "the daemon's own cgroup, or one that contains it" in trouble
     assert bill.all("source") == {"process"}
     assert abs(bill.difference_percent) <= TOLERANCE_PERCENT

@@ -34,8 +34,8 @@ def scraper(tmp_path: Path, bucket: Bucket, cgroup_v1: ControlGroup) -> Iterator
         "BYOC_BILLING_TARGET": f"cgroup:{cgroup_v1['cpuacct']}",
         "BYOC_SHUTDOWN_GRACE_SECONDS": str(GRACE_SECONDS),
     }
-    with ending(Scraper(tmp_path / "agent", settings)) as agent:
-        yield agent
+    with ending(Scraper(tmp_path / "daemon", settings)) as daemon:
+        yield daemon
 
 
 def test_a_bucket_that_is_made_later_gets_everything(
@@ -44,7 +44,7 @@ def test_a_bucket_that_is_made_later_gets_everything(
     truth = held_over_a_restart(scraper, cgroup_v1, "not_found", "404 NoSuchBucket")
     bucket.create()
     eventually(scraper.delivered)
-    assert scraper.trouble() == ""
+    assert scraper.last_error() == ""
     assert scraper.stop() == 0
     billed_exactly(bucket.verified(), 0, truth)
 
@@ -60,7 +60,7 @@ def test_credentials_that_come_later_are_found(
     truth = held_over_a_restart(scraper, cgroup_v1, "credentials", "no AWS credentials")
     file.write_text("[default]\n" + "".join(f"{k} = {v}\n" for k, v in CREDENTIALS.items()))
     eventually(scraper.delivered)
-    assert scraper.trouble() == ""
+    assert scraper.last_error() == ""
     assert scraper.stop() == 0
     billed_exactly(bucket.verified(), 0, truth)
 
@@ -100,7 +100,7 @@ async def test_a_wrong_region_is_named_and_all_is_kept_for_the_right_one(
 
 
 def held_over_a_restart(scraper: Scraper, group: ControlGroup, reason: str, detail: str) -> int:
-    """Burn while the agent cannot send, stop it, start it again; return the microseconds used."""
+    """Burn while the daemon cannot send, stop it, start it again; return the microseconds used."""
     start(scraper)
     with burning("burn", group.command([])) as burner:
         burner.burn(0.5)
@@ -108,7 +108,7 @@ def held_over_a_restart(scraper: Scraper, group: ControlGroup, reason: str, deta
     scraper.sampled()
     assert_held(scraper, reason, detail)
     assert scraper.stop() == 0
-    assert scraper.logged("agent.stop")[-1]["backlog_records"] > 0
+    assert scraper.logged("daemon.stopped")[-1]["backlog_records"] > 0
     start(scraper)
     assert_held(scraper, reason, detail)
     return truth
@@ -122,13 +122,13 @@ def start(scraper: Scraper) -> None:
 
 def assert_held(scraper: Scraper, reason: str, detail: str) -> None:
     """Check that it says what is wrong where people look, keeps everything and stays ready."""
-    eventually(lambda: scraper.trouble() == reason)
+    eventually(lambda: scraper.last_error() == reason)
     status = scraper.status()
-    assert detail in status["trouble"]["detail"]
-    assert status["trouble"]["fate"] == "hold"
+    assert detail in status["last_error"]["detail"]
+    assert status["last_error"]["action"] == "hold"
     assert status["backlog"]["records"] > 0
     assert status["backlog"]["dead_letters"] == 0
-    held = scraper.logged("ship.hold")[-1]
-    assert (held["agent"], held["level"], held["reason"]) == (NAME, "error", reason)
+    held = scraper.logged("message.held")[-1]
+    assert (held["daemon"], held["level"], held["reason"]) == (NAME, "error", reason)
     assert detail in held["detail"]
     assert scraper.page("readyz")[0] == 200

@@ -70,7 +70,7 @@ def audited(messages: list[Message]) -> Report:
     for message in messages:
         audit.add(message.id, message.body)
     report = audit.report("")
-    assert report.well, report.findings
+    assert report.ok, report.findings
     return report
 
 

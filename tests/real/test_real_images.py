@@ -47,7 +47,7 @@ import os, sys
 sys.path[:0] = ["/opt/byoc-agents/code", "/opt/byoc-agents/lib"]
 from byoc_agents.app import run
 for name in run.DAEMONS:
-    run.daemon(name)
+    run.daemon_spec(name)
 for module in list(sys.modules.values()):
     spec = getattr(module, "__spec__", None)
     if spec and spec.cached and not os.path.exists(spec.cached):
@@ -96,14 +96,14 @@ def test_a_daemon_runs_shut_in_and_ends_well(
         assert pages.splitlines() == ["200 ok", "200 ok", "200 #"]
         assert container.stop() == 0
         events = [json.loads(line)["event"] for line in container.logs().splitlines()]
-        assert "server.listen" in events
+        assert "admin.listening" in events
 
 
 def test_all_three_run_in_one_container(docker: Engine, images: Images) -> None:
     with docker.run(images(ALL_IN_ONE), options=[*ALONE, *run_options(*DAEMONS)]) as container:
         until_healthy(container)
         status = json.loads(container.execute("python3", "-c", STATUS))
-        assert status["agents"].keys() == {*DAEMONS}
+        assert status["daemons"].keys() == {*DAEMONS}
         assert container.stop() == 0
 
 

@@ -111,10 +111,10 @@ async def test_it_can_be_read(scheme: str, tmp_path: Path, browser: Tab) -> None
 async def test_nothing_in_a_ledger_becomes_part_of_the_page(tmp_path: Path, browser: Tab) -> None:
     evil = "</title></style></script><script>document.title='taken'</script><img src=x onerror='1'>"
     message = Message(evil, evil, b"[" + evil.encode(), 0, content_type=evil)
-    async with ledger(tmp_path / "agent" / "ledger", keep_bodies=True) as made:
+    async with ledger(tmp_path / "daemon" / "ledger", keep_bodies=True) as made:
         line = await made.intent(evil, [message])
         await made.receipt(line, [message], [SendError(Reason.REJECTED, evil)])
-        made.note_refused(evil, evil)
+        made.record_refusal(evil, evil)
     url = await page_of(tmp_path)
     await browser.open(url)
     assert await browser.evaluate("document.title") == "Outbound data: byoc-agents"

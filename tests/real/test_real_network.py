@@ -122,7 +122,7 @@ async def test_without_the_gateway_route_s3_fails_and_goes_nowhere_else(fresh: L
     """Billing is held and nothing of it lost; no packet goes round by the internet."""
     mark = fresh.wire.catch_up()
     namespaces.gateway_route(present=False)
-    await eventually(fresh.trouble, {"timeout", "connection"})
+    await eventually(fresh.last_error, {"timeout", "connection"})
     held = len(fresh.far.s3.objects)
     await fresh.delivered(s3=False)
     counts = fresh.counts()
@@ -140,7 +140,7 @@ async def test_s3_asked_from_the_internet_refuses_by_the_bucket_policy(fresh: La
     fresh.load(endpoint_only=False)
     refused = len(fresh.far.refused_by_policy)
     namespaces.gateway_route(present=False)
-    await eventually(fresh.trouble, {"forbidden"})
+    await eventually(fresh.last_error, {"forbidden"})
     held = len(fresh.far.s3.objects)
     await fresh.delivered(s3=False)
     assert fresh.counts()["s3_by_internet"] > 0  # the counter that must stay 0 can count
@@ -153,10 +153,12 @@ async def test_daemons_that_are_sent_to_another_host_do_not_go(fresh: Lab) -> No
     """All three receivers redirect to a stranger: refused and counted, not one packet or name."""
     mark, asked = fresh.wire.catch_up(), len(fresh.names.asked)
     fresh.far.send_away_to = f"https://{STRANGER_HOST}/"
-    for agent in pod.DAEMONS:
-        await eventually(partial(fresh.trouble, agent), {"redirect"})
-    assert set(await fresh.pod.counted("byoc_attempts_total", "redirect")) == set(pod.DAEMONS)
-    refused = await fresh.pod.counted("byoc_egress_refused_total", "redirect")
+    for daemon in pod.DAEMONS:
+        await eventually(partial(fresh.last_error, daemon), {"redirect"})
+    assert set(await fresh.pod.counted("byoc_send_attempts_total", result="redirect")) == set(
+        pod.DAEMONS
+    )
+    refused = await fresh.pod.counted("byoc_egress_refused_total", reason="redirect")
     assert refused["+".join(pod.DAEMONS)] >= len(pod.DAEMONS)  # one a receiver
     fresh.far.send_away_to = ""
     await fresh.back_to_normal()

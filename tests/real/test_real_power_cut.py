@@ -57,7 +57,7 @@ BROKEN = {fault.partition(":")[0] for faults in FAULTS.values() for fault in fau
 
 
 @dataclass
-class Told:
+class DedupIndex:
     """What the program had been told by then."""
 
     put: set[int] = field(default_factory=set)
@@ -83,7 +83,7 @@ async def test_what_was_acknowledged_is_there_wherever_the_power_goes(
     tmp_path: Path, faults: list[str]
 ) -> None:
     calls = list(recorded(tmp_path, faults))
-    rng, told = random.Random(7), Told()
+    rng, told = random.Random(7), DedupIndex()
     disk = Disk(tmp_path / "state")
     cuts = chosen(calls, rng)
     for at, call in enumerate(calls):
@@ -125,9 +125,9 @@ def laid_out(place: Path, disk: Disk, rng: random.Random) -> Path:
     return place
 
 
-async def assert_all_there(state: Path, told: Told) -> None:
+async def assert_all_there(state: Path, told: DedupIndex) -> None:
     async with Spool(state, max_bytes=1 << 30, clock=SystemClock()) as spool:
-        assert spool.resets == 0, "what a crash leaves is no damage"
+        assert spool.corruptions == 0, "what a crash leaves is no damage"
         found = {int(m.id[1:]): m for m in await spool.head(10_000, 1 << 30)}
     assert found == {number: message(number) for number in found}
     assert told.put - found.keys() <= set(told.sent.values())
@@ -135,10 +135,10 @@ async def assert_all_there(state: Path, told: Told) -> None:
     await assert_verifies(state / "ledger", told)
 
 
-async def assert_verifies(directory: Path, told: Told) -> None:
+async def assert_verifies(directory: Path, told: DedupIndex) -> None:
     """Start once more, as a daemon does, and read all of it."""
     async with FileLedger(directory, clock=SystemClock(), max_bytes=1 << 16) as ledger:
-        assert ledger.trouble == ""
+        assert ledger.last_error == ""
     assert verify(directory).problems == []
     segments = Segments(directory)
     raws = [raw for number in segments.numbers() for raw in raw_lines(segments.path(number))]

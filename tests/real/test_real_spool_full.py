@@ -1,4 +1,4 @@
-"""A spool on a disk that is full to the last block: an error, never a signal that ends the agent.
+"""A spool on a disk that is full to the last block: an error, never a signal that ends the daemon.
 
 The file system has blocks of 1 KiB, so SQLite's index of its journal would have holes.
 """
@@ -19,7 +19,7 @@ BLOCK_BYTES = 1024
 JOURNAL_BYTES = 256 * 1024
 MAKE = """
 import pathlib, sys
-from byoc_agents.durable.write_batch import Change
+from byoc_agents.durable.model import WriteBatch
 from byoc_agents.errors import SpoolError
 from byoc_agents.durable.store import Store
 store = Store(pathlib.Path(sys.argv[1]), max_bytes=1 << 30)
@@ -28,7 +28,7 @@ USE = """
 print("open", flush=True)
 sys.stdin.readline()
 store.begin()
-store.apply(Change(stage=[b"x" * 2000]))
+store.apply(WriteBatch(stage=[b"x" * 2000]))
 store.commit()
 print("written")
 """

@@ -13,7 +13,7 @@ import pytest
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.app.context import Runtime
 from byoc_agents.app.metrics import Metrics
-from byoc_agents.app.run import configure, daemon
+from byoc_agents.app.run import configure, daemon_spec
 from byoc_agents.clickhouse import ClickHouse
 from byoc_agents.egress.gate import Gate
 from byoc_agents.state import queries
@@ -183,9 +183,11 @@ async def one_message(settings: dict[str, str], arrived: asyncio.Event) -> None:
         clock=SystemClock(),
         metrics=Metrics(),
     )
-    async with daemon(name).opened(runtime, made.clickhouse, made.daemons[name]) as agent:
+    async with daemon_spec(name).open_daemon(
+        runtime, made.clickhouse, made.daemons[name]
+    ) as daemon:
         stop = asyncio.Event()
-        task = asyncio.create_task(agent.run(stop, 10.0))
+        task = asyncio.create_task(daemon.run(stop, 10.0))
         async with asyncio.timeout(30):
             await arrived.wait()
         stop.set()

@@ -18,7 +18,7 @@ from aiobotocore.session import AioSession
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.app.context import Runtime
 from byoc_agents.app.metrics import Metrics
-from byoc_agents.app.run import configure, daemon
+from byoc_agents.app.run import configure, daemon_spec
 from byoc_agents.delivery.shipper import Shipper
 from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.spool import Spool
@@ -175,10 +175,10 @@ async def exporting(settings: dict[str, str]) -> AsyncIterator[None]:
         metrics=Metrics(),
     )
     async with AsyncExitStack() as stack:
-        opened = daemon(name).opened(runtime, made.clickhouse, made.daemons[name])
-        agent = await stack.enter_async_context(opened)
+        opened = daemon_spec(name).open_daemon(runtime, made.clickhouse, made.daemons[name])
+        daemon = await stack.enter_async_context(opened)
         stop = asyncio.Event()
-        task = asyncio.create_task(agent.run(stop, 10.0))
+        task = asyncio.create_task(daemon.run(stop, 10.0))
         yield
         stop.set()
         await task

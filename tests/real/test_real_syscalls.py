@@ -93,7 +93,7 @@ async def test_every_fault_has_its_fate_and_nothing_is_lost_or_doubled(
         truth = settled(cgroup_v1)
         await home.until(home.drained)
         assert await home.stop() == 0
-        assert "agent.defect" not in home.log.read_text()
+        assert "daemon.task_failed" not in home.log.read_text()
         assert_alerts(home)
         assert_states(home)
         assert_billed(home, truth)

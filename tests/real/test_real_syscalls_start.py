@@ -131,9 +131,9 @@ async def started(home: House, fault: Fault, log: Path, daemon: str) -> None:
         await home.until(home.drained)
         home.process.kill()
         await home.process.wait()
-        assert "ledger.unavailable" in home.log.read_text()
+        assert "ledger.write_failed" in home.log.read_text()
     assert fault.said in home.log.read_text()
-    assert "spool.damaged" not in home.log.read_text()
+    assert "spool.corrupted" not in home.log.read_text()
     assert injected(log)
 
 

@@ -20,10 +20,10 @@ from aiohttp.test_utils import RawTestServer, TestClient
 
 from byoc_agents.alerts.counts import Counts
 from byoc_agents.alerts.events import Allowed, Origin
-from byoc_agents.alerts.forwarder import Heart
+from byoc_agents.alerts.forwarder import HeartbeatSender
 from byoc_agents.alerts.matchers import parse
 from byoc_agents.alerts.relay import Relay, Rules
-from byoc_agents.alerts.reloadable_secret import Secret
+from byoc_agents.alerts.reloadable_secret import ReloadableSecret
 from byoc_agents.alerts.webhook import PATH, Webhook
 from byoc_agents.app import logging as log
 from byoc_agents.app.clock import Clock
@@ -31,7 +31,7 @@ from byoc_agents.app.cloudevents import parse_rfc3339
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.audit import Audit
 from byoc_agents.billing.recorder import Recorder
-from byoc_agents.billing.scraper import Pace, Scraper
+from byoc_agents.billing.scraper import Intervals, Scraper
 from byoc_agents.billing.window import HOUR_MS
 from byoc_agents.delivery.shipper import Shipper
 from byoc_agents.delivery.sink import Message, Outcome
@@ -83,9 +83,9 @@ def memory() -> Iterator[Path]:
         yield Path(place)
 
 
-def shipper(agent: str, spool: Spool, sink: Down, clock: Clock) -> Shipper:
+def shipper(daemon: str, spool: Spool, sink: Down, clock: Clock) -> Shipper:
     ledger, metrics = NullLedger(), Metrics()
-    return Shipper(agent, spool=spool, sink=sink, ledger=ledger, clock=clock, metrics=metrics)
+    return Shipper(daemon, spool=spool, sink=sink, ledger=ledger, clock=clock, metrics=metrics)
 
 
 async def caught_up(ship: Shipper, spool: Spool, sink: Down) -> None:
@@ -123,7 +123,7 @@ def metering(spool: Spool, clock: SimClock) -> Scraper:
         "billing-scraper",
         target=SimTarget(clock),  # type: ignore[arg-type]  # what it reads is simulated
         recorder=Recorder(identity=IDENTITY, sample_ms=SAMPLE_SECONDS * 1000),
-        pace=Pace(sample_ms=SAMPLE_SECONDS * 1000, window_ms=60_000, seal_ms=300_000),
+        intervals=Intervals(sample_ms=SAMPLE_SECONDS * 1000, window_ms=60_000, seal_ms=300_000),
         spool=spool,
         clock=clock,
         metrics=Metrics(),
@@ -180,7 +180,9 @@ Client = TestClient[web.BaseRequest, None]
 
 
 @pytest.fixture
-async def forwarding(memory: Path) -> AsyncIterator[tuple[SimClock, Spool, Heart, Client]]:
+async def forwarding(
+    memory: Path,
+) -> AsyncIterator[tuple[SimClock, Spool, HeartbeatSender, Client]]:
     clock = SimClock(0)
     origin = Origin("org", "svc", "eu-west-1", "replica-0")
     rules = Rules(
@@ -189,21 +191,22 @@ async def forwarding(memory: Path) -> AsyncIterator[tuple[SimClock, Spool, Heart
         watchdog=parse('alertname="Watchdog"'),
         allowed=Allowed(labels=["alertname"], annotations=["summary"]),
         reminder_seconds=HOUR_SECONDS,
+        reopen_seconds=360,
     )
     async with Spool(memory, max_bytes=256 << 10, clock=clock) as spool:
         counts = Counts(Metrics(), "alert-forwarder")
         relay = Relay(rules, spool, clock, counts)
-        heart = Heart(origin, relay, spool, clock, interval_seconds=60)
-        webhook = Webhook(relay, Secret(WEBHOOK_TOKEN), counts)
+        heartbeat = HeartbeatSender(origin, relay, spool, clock, interval_seconds=60)
+        webhook = Webhook(relay, ReloadableSecret(WEBHOOK_TOKEN), counts)
         client: Client = TestClient(RawTestServer(webhook.answer))
         async with client:
-            yield clock, spool, heart, client
+            yield clock, spool, heartbeat, client
 
 
 async def test_alerts_are_refused_when_full_and_no_watchdog_is_replayed(
-    forwarding: tuple[SimClock, Spool, Heart, Client],
+    forwarding: tuple[SimClock, Spool, HeartbeatSender, Client],
 ) -> None:
-    clock, spool, heart, client = forwarding
+    clock, spool, heartbeat, client = forwarding
     sink, stored, refused = Down(), [], 0
     ship = shipper("alert-forwarder", spool, sink, clock)
     for hour in range(DAYS * 24):
@@ -217,7 +220,7 @@ async def test_alerts_are_refused_when_full_and_no_watchdog_is_replayed(
         await ship.attempt()
         clock.second += HOUR_SECONDS
     await caught_up(ship, spool, sink)
-    await heart.beat()
+    await heartbeat.send()
     await caught_up(ship, spool, sink)
     events = [msgspec.json.decode(body) for body in sink.stored.values()]
     kinds = Counter(event["type"] for event in events)

@@ -22,7 +22,7 @@ from lab.real.parts.compose import compose
 from lab.real.parts.process import RealProcess
 from lab.real.trial import parts as trial_parts
 from lab.real.trial.__main__ import watch
-from lab.real.trial.files import AGENTS, SERVICES, SOURCE, Files, parse
+from lab.real.trial.files import DAEMONS, SERVICES, SOURCE, Files, parse
 
 TRIAL = [sys.executable, "-m", "lab.real.trial"]
 END_SECONDS = 300  # on a machine that is busy with other things
@@ -75,9 +75,9 @@ def test_what_does_not_arrive_in_time_is_named_and_the_exit_code_is_1(
         check=True,
     )
     files = Files(tmp_path)
-    agents = {name: trial_parts.agent(files, name, target_pid=1) for name in AGENTS}
-    for agent in agents.values():
-        agent.log.write_text(f"log of {agent.name}\n")
+    agents = {name: trial_parts.daemon(files, name, target_pid=1) for name in DAEMONS}
+    for daemon in agents.values():
+        daemon.log.write_text(f"log of {daemon.name}\n")
     with trial_parts.control_plane(files) as plane:
         started: trial_parts.Started = {"localstack": localstack, "control-plane": plane}
         assert watch(started | agents, patience_seconds=0) == 1
@@ -111,30 +111,30 @@ def test_every_image_is_pinned_and_ours_are_of_this_version(composed: dict[str, 
             assert service["image"] == f"byoc-agents/{target}:{__version__}"
 
 
-@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("daemon", DAEMONS)
 def test_the_settings_of_an_agent_are_known_and_complete(
-    agent: str, composed: dict[str, Any]
+    daemon: str, composed: dict[str, Any]
 ) -> None:
-    service = composed[agent]
-    assert service["environment"] == parse((SOURCE / f"env/{agent}.env").read_text())
+    service = composed[daemon]
+    assert service["environment"] == parse((SOURCE / f"env/{daemon}.env").read_text())
     environ = {name: _on_this_side(value) for name, value in service["environment"].items()}
-    hosts = {d.host for d in run.configure([agent], environ).destinations}
+    hosts = {d.host for d in run.configure([daemon], environ).destinations}
     assert hosts <= set(composed)
 
 
-@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("daemon", DAEMONS)
 def test_an_agent_is_hardened_by_compose_and_by_docker_run(
-    agent: str, composed: dict[str, Any]
+    daemon: str, composed: dict[str, Any]
 ) -> None:
-    service = composed[agent]
+    service = composed[daemon]
     assert {key: service[key] for key in HARDENING} == HARDENING
     assert not {"privileged", "cap_add"} & {key for key, value in service.items() if value}
-    words = _docker_run(agent)
+    words = _docker_run(daemon)
     assert "--read-only" in words
     for option, value in {"--cap-drop": "ALL", "--user": "65532:65532"}.items():
         assert words[words.index(option) + 1] == value
     assert words[words.index("--security-opt") + 1] == "no-new-privileges"
-    assert words[words.index("--env-file") + 1] == f"env/{agent}.env"
+    assert words[words.index("--env-file") + 1] == f"env/{daemon}.env"
     assert words[-1] == service["image"]
 
 
@@ -189,11 +189,11 @@ def _on_this_side(value: str) -> str:
     return value.replace("/etc/secrets", str(SOURCE / "secrets"))
 
 
-def _docker_run(agent: str) -> list[str]:
-    """Return the words of the README's `docker run` of an agent, `$harden` put in."""
+def _docker_run(daemon: str) -> list[str]:
+    """Return the words of the README's `docker run` of a daemon, `$harden` put in."""
     text = (SOURCE / "README.md").read_text()
     (harden,) = re.findall(r'^harden="(.+)"$', text, re.MULTILINE)
-    (line,) = re.findall(rf"^docker run .*env/{agent}\.env .*$", text, re.MULTILINE)
+    (line,) = re.findall(rf"^docker run .*env/{daemon}\.env .*$", text, re.MULTILINE)
     return shlex.split(line.replace("$harden", harden))
 
 

@@ -21,9 +21,9 @@ from byoc_agents.delivery.sink import Message, Outcome, Sink
 from byoc_agents.sinks.directory import DirectorySink
 from lab.fakes.core import START_MS, FakeClock, ListSink
 from tests.upgrade.lives import (
-    AGENTS,
     ALERTS,
     BILLING,
+    DAEMONS,
     STATE,
     Life,
     exporter,
@@ -49,10 +49,10 @@ def clock_at(version_dir: Path, later_seconds: float = 0) -> FakeClock:
 def restore(version_dir: Path, state_dir: Path, bucket: Path) -> None:
     """Lay out a state directory and a bucket as that version left them."""
     shutil.copytree(version_dir / "bucket", bucket)
-    for agent in AGENTS:
-        shutil.copytree(version_dir / agent / "ledger", state_dir / agent / "ledger")
-        with closing(sqlite3.connect(state_dir / agent / "spool.db")) as database:
-            database.executescript((version_dir / agent / "spool.sql").read_text())
+    for daemon in DAEMONS:
+        shutil.copytree(version_dir / daemon / "ledger", state_dir / daemon / "ledger")
+        with closing(sqlite3.connect(state_dir / daemon / "spool.db")) as database:
+            database.executescript((version_dir / daemon / "spool.sql").read_text())
             database.execute("PRAGMA journal_mode=WAL")
 
 
@@ -71,11 +71,11 @@ async def write(version_dir: Path) -> None:
         state_dir, bucket, killed = (Path(directory) / x for x in ("state", "bucket", "killed"))
         bucket.mkdir()
         seconds = await _story(state_dir, bucket, killed)
-        for agent in AGENTS:
-            place = version_dir / agent
+        for daemon in DAEMONS:
+            place = version_dir / daemon
             place.mkdir(parents=True)
-            (place / "spool.sql").write_text(dumped(killed / agent / "spool.db"))
-            lines = (killed / agent / "ledger").glob("*.jsonl")
+            (place / "spool.sql").write_text(dumped(killed / daemon / "spool.db"))
+            lines = (killed / daemon / "ledger").glob("*.jsonl")
             (place / "ledger").mkdir()
             for path in lines:
                 shutil.copy(path, place / "ledger")
@@ -84,12 +84,12 @@ async def write(version_dir: Path) -> None:
 
 
 async def _story(state_dir: Path, bucket: Path, killed: Path) -> int:
-    """Let each agent live and be killed: its files are copied while it still has them open."""
+    """Let each daemon live and be killed: its files are copied while it still has them open."""
     lives = {BILLING: _billing, STATE: _state, ALERTS: _alerts}
-    for agent, play in lives.items():
-        async with life(state_dir, agent, FakeClock(START_MS, BOOT_SECONDS)) as one:
+    for daemon, play in lives.items():
+        async with life(state_dir, daemon, FakeClock(START_MS, BOOT_SECONDS)) as one:
             await play(one, bucket)
-            shutil.copytree(state_dir / agent, killed / agent)
+            shutil.copytree(state_dir / daemon, killed / daemon)
             seconds = (one.clock.wall_ns() // 1_000_000 - START_MS) // 1000
     return seconds
 

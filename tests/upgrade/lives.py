@@ -15,7 +15,7 @@ from byoc_agents.alerts.relay import Relay, Rules
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.billing.recorder import Recorder, UsageIdentity
-from byoc_agents.billing.scraper import Pace, Scraper
+from byoc_agents.billing.scraper import Intervals, Scraper
 from byoc_agents.billing.sources.reading import Reading
 from byoc_agents.billing.sources.select import TargetObservation
 from byoc_agents.delivery.shipper import Shipper
@@ -31,7 +31,7 @@ from lab.fakes.core import FakeClock
 from lab.fakes.state import HEALTHY, ScriptedServer
 
 BILLING, STATE, ALERTS = "billing-scraper", "state-exporter", "alert-forwarder"
-AGENTS = (BILLING, STATE, ALERTS)
+DAEMONS = (BILLING, STATE, ALERTS)
 BOUND = 1 << 20
 SAMPLE_SECONDS = 5
 RULES = Rules(
@@ -40,14 +40,15 @@ RULES = Rules(
     watchdog=matchers.parse('alertname="Watchdog"'),
     allowed=Allowed(("alertname", "severity"), ("summary",)),
     reminder_seconds=900,
+    reopen_seconds=360,
 )
 
 
 @dataclass
 class Life:
-    """One run of one agent: what it has on disk, and the clock it lives by."""
+    """One run of one daemon: what it has on disk, and the clock it lives by."""
 
-    agent: str
+    daemon: str
     spool: Spool
     ledger: FileLedger
     clock: FakeClock
@@ -56,7 +57,7 @@ class Life:
     async def ship(self, sink: Sink) -> None:
         """Send everything that waits."""
         shipper = Shipper(
-            self.agent,
+            self.daemon,
             spool=self.spool,
             sink=sink,
             ledger=self.ledger,
@@ -68,15 +69,15 @@ class Life:
 
 
 @asynccontextmanager
-async def life(state_dir: Path, agent: str, clock: FakeClock) -> AsyncIterator[Life]:
-    """Open what an agent has on disk, in the order in which `byoc_agents.app.context` does."""
+async def life(state_dir: Path, daemon: str, clock: FakeClock) -> AsyncIterator[Life]:
+    """Open what a daemon has on disk, in the order in which `byoc_agents.app.context` does."""
     async with AsyncExitStack() as stack:
-        directory = state_dir / agent
+        directory = state_dir / daemon
         spool = Spool(directory, max_bytes=BOUND, clock=clock)
         await stack.enter_async_context(spool)
         ledger = FileLedger(directory / "ledger", clock=clock, max_bytes=BOUND)
         await stack.enter_async_context(ledger)
-        yield Life(agent, spool, ledger, clock)
+        yield Life(daemon, spool, ledger, clock)
 
 
 class OneCore:
@@ -115,7 +116,7 @@ def scraper(life: Life) -> Scraper:
         BILLING,
         target=OneCore(life.clock),  # type: ignore[arg-type]  # the reading is simulated
         recorder=Recorder(identity=who, sample_ms=SAMPLE_SECONDS * 1000),
-        pace=Pace(sample_ms=SAMPLE_SECONDS * 1000, window_ms=60_000, seal_ms=300_000),
+        intervals=Intervals(sample_ms=SAMPLE_SECONDS * 1000, window_ms=60_000, seal_ms=300_000),
         spool=life.spool,
         clock=life.clock,
         metrics=life.metrics,

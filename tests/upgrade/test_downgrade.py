@@ -118,7 +118,7 @@ async def test_the_backlog_is_still_there_for_the_newer_version(
         newer.execute(f"PRAGMA user_version={VERSION}")  # the part of the newer version: it reads
         newer.commit()
     async with life(state_dir, STATE, clock_at(HERE)) as one:
-        assert one.spool.resets == 0
+        assert one.spool.corruptions == 0
         await one.ship(sink)
     assert list(sink.stored) == waiting
 
@@ -142,7 +142,7 @@ async def test_a_number_beyond_all_reason_is_damage_and_not_a_version(state_dir:
         file.seek(60)
         file.write(b"\xff\xff\xff\xff")
     async with Spool(state_dir / BILLING, max_bytes=BOUND, clock=clock_at(HERE)) as spool:
-        assert spool.resets == 1
+        assert spool.corruptions == 1
         assert spool.salvaged > 0
 
 

@@ -30,7 +30,7 @@ def place(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def draining(place: Path, agent: str) -> Iterator[subprocess.Popen[str]]:
+def draining(place: Path, daemon: str) -> Iterator[subprocess.Popen[str]]:
     environment = {
         "BYOC_ORGANIZATION_ID": "org",
         "BYOC_SERVICE_ID": "svc",
@@ -41,7 +41,7 @@ def draining(place: Path, agent: str) -> Iterator[subprocess.Popen[str]]:
         "BYOC_STATE_QUEUE_URL": f"file://{place / 'queue.fifo'}",
     }
     with subprocess.Popen(
-        [sys.executable, "-m", "byoc_agents.app.cli", "drain", agent],
+        [sys.executable, "-m", "byoc_agents.app.cli", "drain", daemon],
         env={"PATH": os.environ["PATH"], **environment},
         stderr=subprocess.PIPE,
         text=True,
@@ -83,7 +83,7 @@ def test_it_can_be_stopped_while_the_receiver_is_away_and_loses_nothing(place: P
     with draining(place, BILLING) as process:
         assert process.stderr is not None
         for line in process.stderr:
-            if json.loads(line)["event"] == "ship.hold":
+            if json.loads(line)["event"] == "message.held":
                 break
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE_SECONDS) == 1

@@ -21,9 +21,9 @@ from lab.fakes.core import FakeClock, ListSink
 from tests.upgrade.golden import BOOT_SECONDS, GOLDEN, clock_at, restore, write
 from tests.upgrade.golden import main as golden
 from tests.upgrade.lives import (
-    AGENTS,
     ALERTS,
     BILLING,
+    DAEMONS,
     SAMPLE_SECONDS,
     STATE,
     exporter,
@@ -49,12 +49,12 @@ class Old:
     def clock(self) -> FakeClock:
         return clock_at(self.version_dir, AWAY_SECONDS)
 
-    def rows(self, agent: str, query: str) -> list[Any]:
-        with closing(sqlite3.connect(self.state_dir / agent / "spool.db")) as database:
+    def rows(self, daemon: str, query: str) -> list[Any]:
+        with closing(sqlite3.connect(self.state_dir / daemon / "spool.db")) as database:
             return database.execute(query).fetchall()
 
-    def state(self, agent: str, key: str) -> Any:
-        rows = self.rows(agent, f"SELECT value FROM state WHERE key = '{key}'")
+    def state(self, daemon: str, key: str) -> Any:
+        rows = self.rows(daemon, f"SELECT value FROM state WHERE key = '{key}'")
         return json.loads(rows[0][0])
 
 
@@ -65,13 +65,15 @@ def old(request: pytest.FixtureRequest, tmp_path: Path) -> Old:
     return found
 
 
-@pytest.mark.parametrize("agent", AGENTS)
-async def test_a_backlog_is_delivered_in_its_order_with_its_own_bytes(old: Old, agent: str) -> None:
-    waiting = old.rows(agent, "SELECT id, body FROM message ORDER BY position")
+@pytest.mark.parametrize("daemon", DAEMONS)
+async def test_a_backlog_is_delivered_in_its_order_with_its_own_bytes(
+    old: Old, daemon: str
+) -> None:
+    waiting = old.rows(daemon, "SELECT id, body FROM message ORDER BY position")
     assert waiting
     sink = ListSink()
-    async with life(old.state_dir, agent, old.clock()) as one:
-        assert one.spool.resets == 0
+    async with life(old.state_dir, daemon, old.clock()) as one:
+        assert one.spool.corruptions == 0
         await one.ship(sink)
     assert list(sink.stored.items()) == waiting
 
@@ -115,32 +117,46 @@ async def test_what_was_told_is_not_told_again_and_what_follows_is(old: Old) -> 
         assert await told.accept(notification(("Full", "resolved"))) == 1
 
 
-@pytest.mark.parametrize("agent", [STATE, ALERTS])
-async def test_a_dead_letter_can_be_sent_again(
-    old: Old, agent: str, capsys: pytest.CaptureFixture[str]
+async def test_an_open_alert_counts_when_it_is_seen_again_and_a_later_start_ends_it(
+    old: Old,
 ) -> None:
-    ((letter, body),) = old.rows(agent, "SELECT id, body FROM dead_letter")
+    async with life(old.state_dir, ALERTS, old.clock()) as one:
+        firing = notification(("Full", "firing"), ("Refused", "firing"))
+        assert await relay(one).accept(firing) == 0
+        continued = relay(one)
+        assert await continued.confirm_reopened() == 0
+        assert continued.open_episodes()[0] == 2
+        later = notification(("Full", "firing")).replace(b"T12:01:00", b"T12:10:00")
+        assert await continued.accept(later) == 2
+        assert continued.open_episodes()[0] == 2
+
+
+@pytest.mark.parametrize("daemon", [STATE, ALERTS])
+async def test_a_dead_letter_can_be_sent_again(
+    old: Old, daemon: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ((letter, body),) = old.rows(daemon, "SELECT id, body FROM dead_letter")
     assert dead_letters.main(["list"], str(old.state_dir)) == 0
     assert letter in capsys.readouterr().out
     assert dead_letters.main(["resend", letter], str(old.state_dir)) == 0
     sink = ListSink()
-    async with life(old.state_dir, agent, old.clock()) as one:
+    async with life(old.state_dir, daemon, old.clock()) as one:
         await one.ship(sink)
     assert list(sink.stored.items())[-1] == (letter, body)
 
 
-@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("daemon", DAEMONS)
 async def test_a_ledger_goes_on_in_its_chain(
-    old: Old, agent: str, capsys: pytest.CaptureFixture[str]
+    old: Old, daemon: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (file,) = (old.state_dir / agent / "ledger").glob("*.jsonl")
+    (file,) = (old.state_dir / daemon / "ledger").glob("*.jsonl")
     before = file.read_bytes()
-    async with life(old.state_dir, agent, old.clock()) as one:
+    async with life(old.state_dir, daemon, old.clock()) as one:
         await one.ship(ListSink())
     assert file.read_bytes().startswith(before)
     assert len(file.read_bytes()) > len(before)
     capsys.readouterr()
-    assert ledger(["verify", str(old.state_dir / agent / "ledger")], {}) == 0, capsys.readouterr()
+    assert ledger(["verify", str(old.state_dir / daemon / "ledger")], {}) == 0, capsys.readouterr()
 
 
 async def test_a_send_that_the_old_version_had_in_flight_is_stated_as_unknown(old: Old) -> None:
@@ -160,8 +176,8 @@ async def test_what_this_version_writes_has_the_shape_that_its_files_show(tmp_pa
     """Another shape under the same number would be read by an older version, and misread."""
     newest = GOLDEN / __version__
     await write(tmp_path / "made")
-    for agent in AGENTS:
-        made, kept = tmp_path / "made" / agent, newest / agent
+    for daemon in DAEMONS:
+        made, kept = tmp_path / "made" / daemon, newest / daemon
         assert _columns(made / "spool.sql") == _columns(kept / "spool.sql")
         assert _checkpoints(made / "spool.sql") == _checkpoints(kept / "spool.sql")
         assert _lines(made / "ledger") == _lines(kept / "ledger")

@@ -5,28 +5,33 @@ from typing import Literal
 
 from byoc_agents.app.metrics import Metrics
 
-AlertOutcome = Literal["relayed", "reminder", "duplicate", "watchdog", "not_selected", "odd"]
-FATES: tuple[AlertOutcome, ...] = (
+AlertOutcome = Literal[
+    "relayed", "reminder", "duplicate", "unconfirmed", "watchdog", "not_selected", "invalid"
+]
+OUTCOMES: tuple[AlertOutcome, ...] = (
     "relayed",
     "reminder",
     "duplicate",
+    "unconfirmed",
     "watchdog",
     "not_selected",
-    "odd",
+    "invalid",
 )
 
 
 class Counts:
-    """Counters with the label `agent`; every fate exists from the start."""
+    """Counters with the label `daemon`; every outcome exists from the start."""
 
-    def __init__(self, metrics: Metrics, agent: str) -> None:
-        self._alerts = {fate: metrics.alerts.labels(agent, fate) for fate in FATES}
-        self._requests = cache(lambda status: metrics.alerts_requests.labels(agent, str(status)))
-        self._truncated = metrics.alerts_truncated.labels(agent)
+    def __init__(self, metrics: Metrics, daemon: str) -> None:
+        self._alerts = {
+            outcome: metrics.alerts_received.labels(daemon, outcome) for outcome in OUTCOMES
+        }
+        self._requests = cache(lambda code: metrics.webhook_requests.labels(daemon, str(code)))
+        self._truncated = metrics.alerts_truncated.labels(daemon)
 
-    def alerts(self, fate: AlertOutcome, number: int = 1) -> None:
+    def alerts(self, outcome: AlertOutcome, number: int = 1) -> None:
         """Count alerts."""
-        self._alerts[fate].inc(number)
+        self._alerts[outcome].inc(number)
 
     def request(self, status: int) -> None:
         """Count an answered request."""

@@ -8,21 +8,22 @@ import aiohttp
 from byoc_agents.alerts import matchers
 from byoc_agents.alerts.counts import Counts
 from byoc_agents.alerts.events import Allowed, Origin
-from byoc_agents.alerts.forwarder import Forwarder, Heart
+from byoc_agents.alerts.forwarder import Forwarder, HeartbeatSender
 from byoc_agents.alerts.relay import Relay, Rules
-from byoc_agents.alerts.reloadable_secret import Secret
+from byoc_agents.alerts.reloadable_secret import ReloadableSecret
 from byoc_agents.alerts.settings import Settings
 from byoc_agents.alerts.webhook import Webhook
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.context import ClickHouseSettings, Runtime
-from byoc_agents.app.daemon import Agent, check_address
+from byoc_agents.app.daemon import Daemon
 from byoc_agents.app.http_server import Listen
 from byoc_agents.app.settings import CoreSettings
 from byoc_agents.durable.spool import Spool
 from byoc_agents.egress.destinations import Destination, https_destination
+from byoc_agents.errors import ConfigError
 from byoc_agents.sinks.https import HttpsSink
 
-__all__ = ["NAME", "Settings", "destinations", "forwarder", "https_sink", "opened"]
+__all__ = ["NAME", "Settings", "destinations", "forwarder", "https_sink", "open_daemon"]
 
 NAME = "alert-forwarder"
 SECRET_SECONDS = 1.0  # between two looks at the file of a secret
@@ -37,7 +38,7 @@ def destinations(
         https_destination(
             own.url,
             purpose="alerts to the control plane",
-            agent=NAME,
+            daemon=NAME,
             setting="BYOC_ALERTS_URL",
             frequency=often,
         )
@@ -45,9 +46,9 @@ def destinations(
 
 
 @asynccontextmanager
-async def opened(
+async def open_daemon(
     runtime: Runtime, _clickhouse: ClickHouseSettings, own: Settings
-) -> AsyncIterator[Agent]:
+) -> AsyncIterator[Daemon]:
     """Put the forwarder together; everything it opened is closed at the end."""
     async with AsyncExitStack() as stack:
         spool = await stack.enter_async_context(runtime.spool(NAME))
@@ -55,15 +56,27 @@ async def opened(
         session = await stack.enter_async_context(runtime.gate.session())
         counts = Counts(runtime.metrics, NAME)
         source = forwarder(runtime.core, own, spool, runtime.clock, counts)
+        stack.push_async_callback(source.close)
         sink = https_sink(own, session, runtime.clock)
-        yield runtime.agent(
+        yield runtime.daemon(
             NAME,
             source=source,
             spool=spool,
             sink=sink,
             ledger=ledger,
-            check=lambda: check_address(own.listen, "BYOC_ALERTS_LISTEN"),
+            check=lambda: listen(source, own.listen),
         )
+
+
+async def listen(source: Forwarder, address: tuple[str, int]) -> None:
+    """Open the webhook at the start. Raises ConfigError if it cannot be opened."""
+    try:
+        await source.listen()
+    except OSError as error:
+        host, port = address
+        mistake = f"BYOC_ALERTS_LISTEN: {host}:{port}: {error.strerror or error}: expected a free"
+        mistake += " host:port, and with TLS a certificate and a key that can be read"
+        raise ConfigError([mistake]) from error
 
 
 def forwarder(
@@ -72,11 +85,20 @@ def forwarder(
     """Return the source: the webhook in front of the relay, and the heartbeat."""
     rules = _rules(core, own)
     relay = Relay(rules, spool, clock, counts)
-    token = Secret(own.webhook_token, own.webhook_token_file, check_seconds=SECRET_SECONDS)
+    token = ReloadableSecret(
+        own.webhook_token, own.webhook_token_file, check_seconds=SECRET_SECONDS
+    )
     webhook = Webhook(relay, token, counts)
-    heart = Heart(rules.origin, relay, spool, clock, interval_seconds=own.heartbeat_seconds)
-    listen = Listen(*own.listen, cert_file=own.tls_cert_file, key_file=own.tls_key_file)
-    return Forwarder(webhook, relay, heart, listen)
+    heartbeat = HeartbeatSender(
+        rules.origin, relay, spool, clock, interval_seconds=own.heartbeat_seconds
+    )
+    listen = Listen(
+        *own.listen,
+        cert_file=own.tls_cert_file,
+        key_file=own.tls_key_file,
+        certificate_seconds=SECRET_SECONDS,
+    )
+    return Forwarder(webhook, relay, heartbeat, listen)
 
 
 def https_sink(own: Settings, session: aiohttp.ClientSession, clock: Clock) -> HttpsSink:
@@ -84,13 +106,14 @@ def https_sink(own: Settings, session: aiohttp.ClientSession, clock: Clock) -> H
     return HttpsSink(
         own.url,
         session,
-        token=Secret(own.token, own.token_file, check_seconds=SECRET_SECONDS),
-        signing_secret=Secret(
+        token=ReloadableSecret(own.token, own.token_file, check_seconds=SECRET_SECONDS),
+        signing_secret=ReloadableSecret(
             own.signing_secret, own.signing_secret_file, check_seconds=SECRET_SECONDS
         ),
         clock=clock,
         max_messages=own.max_batch,
         timeout_seconds=own.timeout_seconds,
+        proof=own.contract != "0.1",
     )
 
 
@@ -102,4 +125,5 @@ def _rules(core: CoreSettings, own: Settings) -> Rules:
         allowed=Allowed(own.labels, own.annotations),
         reminder_seconds=own.reminder_seconds,
         fingerprint_secrets=own.fingerprint_secret.split(),
+        reopen_seconds=own.reopen_seconds,
     )

@@ -1,5 +1,6 @@
 """The source of the alert forwarder: the webhook, and the forwarder's own heartbeat beside it."""
 
+from contextlib import AsyncExitStack
 from typing import Any
 
 import structlog
@@ -14,7 +15,7 @@ from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import SpoolError
 
 
-class Heart:
+class HeartbeatSender:
     """Puts `byoc.alert.heartbeat.v1` into the spool; only the latest waits there."""
 
     def __init__(
@@ -32,19 +33,21 @@ class Heart:
         """Beat for ever. A beat that cannot be stored is missing, and that is what it tells."""
         while True:
             try:
-                await self.beat()
+                await self.send()
             except SpoolError as error:
-                structlog.get_logger().error("alerts.heartbeat_not_stored", error=str(error))
+                structlog.get_logger().error("heartbeat.write_failed", error=str(error))
             await self._clock.sleep(self._interval_seconds)
 
-    async def beat(self, *, stopping: bool = False) -> None:
-        """Store one beat. Raises SpoolError."""
+    async def send(self, *, stopping: bool = False) -> None:
+        """Report confirmed beginnings, and store one beat behind them. Raises SpoolError."""
+        await self._relay.confirm_reopened()
         at_ms = self._clock.wall_ns() // 1_000_000
         event = build_heartbeat(self._data(stopping=stopping), self._origin, at_ms)
         self._sequence += 1
         await self._spool.put(message(event, at_ms, replaces="heartbeat"))
 
     def _data(self, *, stopping: bool) -> Heartbeat:
+        open_episodes, open_digest = self._relay.open_episodes()
         return Heartbeat(
             organization_id=self._origin.organization_id,
             service_id=self._origin.service_id,
@@ -58,41 +61,61 @@ class Heart:
             last_watchdog_at=_moment(self._relay.last_watchdog_ms),
             backlog_records=self._spool.totals.records,
             dead_letters=self._spool.totals.dead_letters,
+            open_episodes=open_episodes,
+            open_digest=open_digest,
         )
 
 
 class Forwarder:
     """What fills the spool."""
 
-    def __init__(self, webhook: Webhook, relay: Relay, heart: Heart, listen: Listen) -> None:
+    def __init__(
+        self, webhook: Webhook, relay: Relay, heartbeat: HeartbeatSender, listen: Listen
+    ) -> None:
         self._webhook = webhook
         self._relay = relay
-        self._heart = heart
+        self._heartbeat = heartbeat
         self._listen = listen
         self._address = ""
+        self._open = AsyncExitStack()
+
+    async def listen(self) -> None:
+        """Open the webhook if it is not open. Raises OSError if it cannot be opened.
+
+        It stays open until `close`, also while `run` is started again: once the daemons run, the
+        kernel refuses new listening sockets.
+        """
+        if self._address:
+            return
+        try:
+            host, port = await self._open.enter_async_context(
+                serve(self._webhook.answer, self._listen, LIMITS)
+            )
+        except OSError as error:
+            raise OSError(error.errno, f"the webhook does not listen: {error}") from error
+        self._address = f"{host}:{port}"
+        tls = bool(self._listen.cert_file)
+        structlog.get_logger().info("webhook.listening", host=host, port=port, tls=tls)
+
+    async def close(self) -> None:
+        """Close the webhook; may be called twice."""
+        self._address = ""
+        await self._open.aclose()
 
     async def run(self) -> None:
-        """Serve and beat for ever. Raises OSError when the address or the certificate is no use."""
-        self._address = ""
-        try:
-            async with serve(self._webhook.answer, self._listen, LIMITS) as (host, port):
-                self._address = f"{host}:{port}"
-                tls = bool(self._listen.cert_file)
-                structlog.get_logger().info("alerts.listen", host=host, port=port, tls=tls)
-                await self._heart.run()
-        except OSError as error:
-            if self._address:
-                raise
-            raise OSError(error.errno, f"the webhook does not listen: {error}") from error
+        """Serve and send heartbeats until cancelled. Raises OSError as `listen` does."""
+        await self.listen()
+        await self._heartbeat.run()
 
     async def finish(self) -> None:
-        """Say that the silence to come was planned. Raises SpoolError."""
-        await self._heart.beat(stopping=True)
+        """Close the webhook, and report a planned silence. Raises SpoolError."""
+        await self.close()
+        await self._heartbeat.send(stopping=True)
 
     def status(self) -> dict[str, Any]:
         """Return what /status shows of the receiving side."""
         return {
-            "webhook": self._address,  # empty = not listening yet
+            "webhook_address": self._address,  # empty = not listening yet
             "last_notification": _moment(self._relay.last_notification_ms),
             "last_watchdog": _moment(self._relay.last_watchdog_ms),
         }

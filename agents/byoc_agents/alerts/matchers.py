@@ -1,8 +1,8 @@
-r"""Which alerts are relayed, in Alertmanager's own matcher syntax.
+r"""Parse the matchers that select the relayed alerts, in Alertmanager's syntax.
 
-`severity="critical", namespace=~"ch-.+"` is one set: all of it must hold. Sets are separated by
-`;` or a line end; any one of them is enough. `{}` is the set that every alert matches. Escapes
-inside quotes are Alertmanager's: `\n`, `\"`, `\\`; every other backslash stands for itself.
+`severity="critical", namespace=~"ch-.+"` is one set: all of its matchers must match. Sets are
+separated by `;` or a line end, and one matching set is enough. `{}` matches every alert. Escapes
+inside quotes are Alertmanager's: `\n`, `\"`, `\\`. Any other backslash is a literal backslash.
 """
 
 import re
@@ -12,7 +12,6 @@ import msgspec
 
 from byoc_agents.alerts.regex import Pattern
 
-MAX_MATCHED_CHARACTERS = 4096  # of a label's value; what stands behind is not looked at by =~, !~
 NAME = re.compile(r"[^\s{}!=~,;\\\"'`]+")  # of the UTF-8 parser, which takes the classic names too
 QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 OPERATOR = re.compile(r"=~|!=|!~|=")
@@ -34,7 +33,7 @@ class Matcher(msgspec.Struct, frozen=True):
         value = labels.get(self.name, "")
         if self.pattern is None:
             return (value == self.value) == (self.operator == "=")
-        return self.pattern.matches(value[:MAX_MATCHED_CHARACTERS]) == (self.operator == "=~")
+        return self.pattern.matches(value) == (self.operator == "=~")
 
 
 class Selector(msgspec.Struct, frozen=True):
@@ -143,4 +142,4 @@ class _Reader:
         try:
             return Pattern(value)
         except ValueError as error:
-            raise self.mistake(f"the pattern {value!r} is wrong at its {error}", start) from error
+            raise self.mistake(f"invalid regular expression {value!r}: {error}", start) from error

@@ -1,9 +1,9 @@
 """Alertmanager's notification (webhook version 4), read with tolerance for unknown fields.
 
-Each alert is decoded on its own, so that one odd alert never takes its group with it. A small body
-is decoded at once. A large one is split first, so that memory is needed for one slice of its alerts
-at a time, whatever it contains. Nothing that is read here is sent as it is: `events.py` builds what
-is sent from the fields that it names.
+Each alert is decoded on its own, so that one invalid alert never takes its group with it. A small
+body is decoded at once. A large one is split first, so that memory is needed for one slice of its
+alerts at a time, whatever it contains. Nothing that is read here is sent as it is: `events.py`
+builds what is sent from the fields that it names.
 """
 
 import re
@@ -21,9 +21,9 @@ MAX_TRUNCATED = 1_000_000_000
 SMALL_BODY_BYTES = 32 * 1024  # decoded at once: at most 16,000 values, 1 MiB of objects
 SLICE_ALERTS = 250  # of a large body in memory at a time
 SLICE_BYTES = 1024**2
-MIN_ALERT_BYTES = 40  # a status, a start and labels; less is odd, without a further look
-MAX_ALERT_BYTES = 256 * 1024  # a larger alert is odd: decoded it could be 30 times its size
-MAX_ODD = 1000  # more odd values in one list are not a notification
+MIN_ALERT_BYTES = 40  # a status, a start and labels; less is invalid, without a further look
+MAX_ALERT_BYTES = 256 * 1024  # a larger alert is invalid: decoded it could be 30 times its size
+MAX_ODD = 1000  # more invalid values in one list are not a notification
 MAX_DEPTH = 64  # of nested values outside of the alerts
 TOKENS_PER_TURN = 5000  # some 2 ms of scanning, after which others may run
 SPACE = re.compile(rb"[ \t\n\r]*+")
@@ -52,7 +52,7 @@ class Group(msgspec.Struct, frozen=True):
 
     receiver: str
     alerts: Sequence[Received]
-    odd: int  # alerts that could not be read
+    invalid: int  # alerts that could not be read
     truncated: int  # alerts that Alertmanager left out (`max_alerts`)
     first: bool = True  # the first slice of a notification, or all of it
 
@@ -104,7 +104,7 @@ def read_slices(body: bytes | bytearray) -> Iterator[Group | None]:
 def _slices(body: bytes | bytearray) -> Iterator[Group | None]:
     splitter = _Splitter(body)
     yield from splitter.split()
-    view, first, odd = memoryview(body), True, splitter.odd
+    view, first, invalid = memoryview(body), True, splitter.invalid
     at, bounds = 0, splitter.bounds
     while first or at < len(bounds):
         begin = at
@@ -116,21 +116,24 @@ def _slices(body: bytes | bytearray) -> Iterator[Group | None]:
             if alert:
                 alerts.append(alert)
             else:
-                odd += 1
+                invalid += 1
             at += 2
-        group = _group(alerts, odd, splitter.receiver, splitter.truncated)
+        group = _group(alerts, invalid, splitter.receiver, splitter.truncated)
         yield msgspec.structs.replace(group, first=first)
-        first, odd = False, 0
+        first, invalid = False, 0
 
 
 def _group(
-    alerts: list[Received], odd: int, receiver: bytes | msgspec.Raw, truncated: bytes | msgspec.Raw
+    alerts: list[Received],
+    invalid: int,
+    receiver: bytes | msgspec.Raw,
+    truncated: bytes | msgspec.Raw,
 ) -> Group:
     name = _value(receiver)
     return Group(
         receiver=name if isinstance(name, str) else "",
         alerts=alerts,
-        odd=odd,
+        invalid=invalid,
         truncated=_count(_value(truncated)),
     )
 
@@ -140,7 +143,7 @@ class _Splitter:
 
     def __init__(self, body: bytes | bytearray) -> None:
         self.bounds = array("I")  # start and end of each alert; a body is smaller than 4 GiB
-        self.odd = 0
+        self.invalid = 0
         self.receiver = self.truncated = b"null"
         self._body = body
         self._at = 0
@@ -179,7 +182,7 @@ class _Splitter:
             raise NotAWebhookError("no JSON object with alerts")
 
     def _alerts(self) -> Generator[None, None, None]:
-        self._found, self.bounds, self.odd = True, array("I"), 0  # the last of several counts
+        self._found, self.bounds, self.invalid = True, array("I"), 0  # the last of several counts
         self._expect(b"[")
         self._skip_space()
         if self._body[self._at : self._at + 1] == b"]":
@@ -193,8 +196,8 @@ class _Splitter:
             if self._body[start] == ord("{") and MIN_ALERT_BYTES <= size <= MAX_ALERT_BYTES:
                 self.bounds.extend((start, self._at))
             else:
-                self.odd += 1
-                if self.odd > MAX_ODD:
+                self.invalid += 1
+                if self.invalid > MAX_ODD:
                     raise NotAWebhookError("too many values that are not alerts")
             if self._next(b"]"):
                 return

@@ -10,7 +10,7 @@ from byoc_agents.app.files import MAX_SECRET_BYTES, FileContent, Version
 WAIT_SECONDS = 0.2  # at most, and once: a file that takes longer is read in the background
 
 
-class Secret:
+class ReloadableSecret:
     """A fixed text, or the text of a file. Never printed: `repr` shows where it comes from."""
 
     def __init__(
@@ -35,7 +35,7 @@ class Secret:
 
     def __repr__(self) -> str:
         """Return the file's name, or that it is fixed."""
-        return f"Secret({self._path or 'fixed'})"
+        return f"ReloadableSecret({self._path or 'fixed'})"
 
     def __call__(self) -> str:
         """Return the secret now. Blocks for WAIT_SECONDS at most.
@@ -77,4 +77,4 @@ class Secret:
             self._keep("empty")
 
     def _keep(self, reason: str) -> None:
-        structlog.get_logger().warning("secret.kept", path=self._path, reason=reason)
+        structlog.get_logger().warning("secret.reload_failed", path=self._path, reason=reason)

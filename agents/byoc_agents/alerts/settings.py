@@ -1,7 +1,7 @@
 """What the alert forwarder needs to know."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -25,7 +25,7 @@ SHIPPED_RULES = (  # the alerts of helm/byoc-agents/rules, except the Watchdog
     "ClickHouseDetachedParts",
     "ClickHouseDiskLow",
     "ClickHouseMemoryPressure",
-    "ByocAgentDown",
+    "ByocDaemonDown",
     "ByocBacklogOld",
     "ByocBacklogVeryOld",
     "ByocDeadLetters",
@@ -33,9 +33,9 @@ SHIPPED_RULES = (  # the alerts of helm/byoc-agents/rules, except the Watchdog
     "ByocNoSuccess",
     "ByocNeverSucceeded",
     "ByocSpoolFailing",
-    "ByocSpoolReset",
+    "ByocSpoolCorrupted",
     "ByocBillingGap",
-    "ByocDefect",
+    "ByocTaskFailed",
 )
 MAX_NAME_CHARACTERS = 128
 MAX_FINGERPRINT_SECRETS = 2
@@ -209,6 +209,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             parse=number(60, 7 * 86400),
         ),
     ] = 900.0
+    reopen_seconds: Annotated[
+        float,
+        Setting(
+            "BYOC_ALERTS_REOPEN_SECONDS",
+            "1 second to a day: group_interval, plus peer-timeout (15) for each Alertmanager",
+            parse=number(1, 86400),
+        ),
+    ] = 360.0  # Alertmanager's default group_interval of 5 minutes, and four peers
     heartbeat_seconds: Annotated[
         float, Setting("BYOC_ALERTS_HEARTBEAT_SECONDS", "1 to 3600 seconds", parse=number(1, 3600))
     ] = 60.0
@@ -220,6 +228,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             parse=number(0.1, 300),
         ),
     ] = 30.0
+    contract: Annotated[
+        Literal["0.2", "0.1"],
+        Setting(
+            "BYOC_ALERTS_CONTRACT",
+            "0.2, or 0.1 if the control plane's answers do not name what they stored",
+        ),
+    ] = "0.2"
     max_batch: Annotated[
         int,
         Setting(

@@ -21,7 +21,7 @@ from aiohttp import StreamReader, web
 from byoc_agents.alerts.counts import Counts
 from byoc_agents.alerts.payload import SMALL_BODY_BYTES, NotAWebhookError
 from byoc_agents.alerts.relay import Relay
-from byoc_agents.alerts.reloadable_secret import Secret
+from byoc_agents.alerts.reloadable_secret import ReloadableSecret
 from byoc_agents.app.http_server import SERVER_HEADER, ClientConnection, PortLimits
 from byoc_agents.errors import SpoolError
 
@@ -53,7 +53,12 @@ class Webhook:
     """The handler and its bounds."""
 
     def __init__(
-        self, relay: Relay, token: Secret, counts: Counts, *, body_seconds: float = BODY_SECONDS
+        self,
+        relay: Relay,
+        token: ReloadableSecret,
+        counts: Counts,
+        *,
+        body_seconds: float = BODY_SECONDS,
     ) -> None:
         """Take the token of Alertmanager; with an empty one nobody is authenticated."""
         self._relay = relay
@@ -79,7 +84,7 @@ class Webhook:
         self._counts.request(status)
         if status == 200:  # noqa: PLR2004  every other answer can mean a lost alert
             return _response(status, word)
-        self._log.warning("alerts.refused", status=status, why=word, peer=request.remote)
+        self._log.warning("webhook.refused", status=status, why=word, peer=request.remote)
         if status == 401:  # noqa: PLR2004  RFC 9110 wants to be told how
             return _response(status, word, **{"WWW-Authenticate": "Bearer"})
         return _response(status, word)
@@ -97,7 +102,7 @@ class Webhook:
                 await self._relay.accept(body)  # not under the time-out: a commit is not undone
         except tuple(kind for kind, _, _ in REFUSALS) as error:
             if isinstance(error, SpoolError):
-                self._log.error("alerts.not_stored", error=str(error))
+                self._log.error("webhook.write_failed", error=str(error))
             return next((code, word) for kind, code, word in REFUSALS if isinstance(error, kind))
         return 200, "stored"
 

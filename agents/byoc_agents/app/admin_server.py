@@ -18,7 +18,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from byoc_agents import __version__
 from byoc_agents.app import http_server
-from byoc_agents.app.daemon import Agent
+from byoc_agents.app.daemon import Daemon
 from byoc_agents.app.http_server import SERVER_HEADER, Listen, PortLimits
 from byoc_agents.app.metrics import Metrics
 
@@ -28,8 +28,8 @@ LIMITS = PortLimits(max_unauthenticated=32)  # Prometheus, the kubelet and peopl
 class Pages:
     """The four pages."""
 
-    def __init__(self, agents: Sequence[Agent], metrics: Metrics) -> None:
-        self._agents = agents
+    def __init__(self, daemons: Sequence[Daemon], metrics: Metrics) -> None:
+        self._daemons = daemons
         self._metrics = metrics
         self._pages = {
             "/metrics": self.metrics,
@@ -54,39 +54,41 @@ class Pages:
 
     async def metrics(self, _: web.BaseRequest) -> web.Response:
         """Return all metrics in Prometheus's text format."""
-        for agent in self._agents:
-            agent.observe()
+        for daemon in self._daemons:
+            daemon.observe()
         body = generate_latest(self._metrics.registry)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def healthz(self, _: web.BaseRequest) -> web.Response:
         """Return 200 while the event loop and every writer thread run, else 503."""
-        dead = [agent.name for agent in self._agents if not agent.spool.alive]
+        dead = [daemon.name for daemon in self._daemons if not daemon.spool.alive]
         return web.Response(status=503 if dead else 200, text=f"{'dead' if dead else 'ok'}\n")
 
     async def readyz(self, _: web.BaseRequest) -> web.Response:
         """Return 200 if every spool is writable and every task runs, else 503 with the reasons."""
-        troubles = await asyncio.gather(*(agent.trouble() for agent in self._agents))
-        named = [f"{a.name}: {t}" for a, t in zip(self._agents, troubles, strict=True) if t]
+        reasons = await asyncio.gather(*(daemon.not_ready_reason() for daemon in self._daemons))
+        named = [f"{a.name}: {t}" for a, t in zip(self._daemons, reasons, strict=True) if t]
         return web.Response(status=503 if named else 200, text="\n".join(named or ["ok"]) + "\n")
 
     async def status(self, request: web.BaseRequest) -> web.Response:
         """Return the state of every daemon as JSON, for people on this machine."""
         if not _is_loopback(request.remote):
             return web.Response(status=403, text="403: expected a client on this machine\n")
-        agents = {agent.name: agent.status() for agent in self._agents}
-        body = msgspec.json.format(msgspec.json.encode({"version": __version__, "agents": agents}))
+        daemons = {daemon.name: daemon.status() for daemon in self._daemons}
+        body = msgspec.json.format(
+            msgspec.json.encode({"version": __version__, "daemons": daemons})
+        )
         return web.Response(body=body, content_type="application/json")
 
 
 @asynccontextmanager
 async def serve(
-    agents: Sequence[Agent], metrics: Metrics, listen: tuple[str, int]
+    daemons: Sequence[Daemon], metrics: Metrics, listen: tuple[str, int]
 ) -> AsyncIterator[tuple[str, int]]:
     """Serve the pages and yield the bound address. Raises OSError if the address is in use."""
-    pages = Pages(agents, metrics)
+    pages = Pages(daemons, metrics)
     async with http_server.serve(pages.answer, Listen(*listen), LIMITS) as (host, port):
-        structlog.get_logger().info("server.listen", host=host, port=port)
+        structlog.get_logger().info("admin.listening", host=host, port=port)
         yield host, port
 
 

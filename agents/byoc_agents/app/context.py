@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import msgspec
 
 from byoc_agents.app.clock import Clock
-from byoc_agents.app.daemon import Agent, EventSource
+from byoc_agents.app.daemon import Daemon, EventSource
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.app.settings import CoreSettings, Setting
 from byoc_agents.clickhouse import ClickHouse
@@ -56,19 +56,19 @@ class Runtime(msgspec.Struct, frozen=True, dict=True):  # `dict`: for cached pro
 
         return aws_session(self.gate, self.core.region)
 
-    def directory(self, agent: str) -> Path:
+    def directory(self, daemon: str) -> Path:
         """Return the directory of a daemon's spool and ledger."""
-        return Path(self.core.state_dir) / agent
+        return Path(self.core.state_dir) / daemon
 
-    def spool(self, agent: str) -> Spool:
+    def spool(self, daemon: str) -> Spool:
         """Return the daemon's spool, to be opened with `async with`."""
-        return Spool(self.directory(agent), max_bytes=self.core.spool_max_bytes, clock=self.clock)
+        return Spool(self.directory(daemon), max_bytes=self.core.spool_max_bytes, clock=self.clock)
 
     @asynccontextmanager
-    async def ledger(self, agent: str) -> AsyncIterator[FileLedger]:
+    async def ledger(self, daemon: str) -> AsyncIterator[FileLedger]:
         """Open the daemon's ledger."""
         ledger = FileLedger(
-            self.directory(agent) / "ledger",
+            self.directory(daemon) / "ledger",
             clock=self.clock,
             max_bytes=self.core.ledger_max_bytes,
             keep_bodies=self.core.ledger_keep_bodies,
@@ -77,16 +77,16 @@ class Runtime(msgspec.Struct, frozen=True, dict=True):  # `dict`: for cached pro
             self.ledgers.append(ledger)
             yield ledger
 
-    def note_refused(self, reason: str, detail: str) -> None:
+    def record_refusal(self, reason: str, detail: str) -> None:
         """Record a refusal of the gate in all open ledgers. May be called from any thread."""
         for ledger in self.ledgers:
-            ledger.note_refused(reason, detail)
+            ledger.record_refusal(reason, detail)
 
     def clickhouse(self, url: str, settings: ClickHouseSettings) -> ClickHouse:
         """Return a client for one server, through the gate; to be opened with `async with`."""
         return ClickHouse(url, settings.user, settings.password, session=self.gate.session)
 
-    def agent(  # the parts of one daemon
+    def daemon(  # the parts of one daemon
         self,
         name: str,
         *,
@@ -95,10 +95,10 @@ class Runtime(msgspec.Struct, frozen=True, dict=True):  # `dict`: for cached pro
         sink: Sink,
         ledger: FileLedger,
         **more: Any,
-    ) -> Agent:
+    ) -> Daemon:
         """Return the daemon: its source fills the spool, a shipper empties it into the sink.
 
-        `more` are other fields of `Agent`.
+        `more` are other fields of `Daemon`.
         """
         shipper = Shipper(
             name,
@@ -111,7 +111,7 @@ class Runtime(msgspec.Struct, frozen=True, dict=True):  # `dict`: for cached pro
         )
         by_aws = sink.destination.startswith(AWS_SINKS)
         identity = self.identity if by_aws else dict
-        return Agent(
+        return Daemon(
             name, source, spool, shipper, self.clock, self.metrics, ledger.status, identity, **more
         )
 

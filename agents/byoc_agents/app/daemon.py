@@ -11,7 +11,7 @@ from byoc_agents.app.clock import Clock
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.delivery.shipper import Shipper
 from byoc_agents.durable.spool import Spool
-from byoc_agents.errors import ConfigError, SpoolError
+from byoc_agents.errors import SpoolError
 
 RESTART_SECONDS = 5.0  # from the failure of a task to its next start
 
@@ -24,9 +24,9 @@ class EventSource(Protocol):
         ...
 
     async def finish(self) -> None:
-        """Put open records into the spool. Called once, after `run` was cancelled.
+        """Put open records into the spool. Called after `run` was cancelled.
 
-        Raises SpoolError.
+        Raises SpoolError. It is then called once more after the spool was sent.
         """
         ...
 
@@ -43,19 +43,6 @@ async def _nothing_to_check() -> None:
     """Do nothing: the default `check` of a source without conditions for its start."""
 
 
-async def check_address(address: tuple[str, int], variable: str) -> None:
-    """Raise ConfigError if a host:port cannot be bound now. Port 0 is always available."""
-    host, port = address
-    loop = asyncio.get_running_loop()
-    try:
-        server = await loop.create_server(asyncio.Protocol, host, port, start_serving=False)
-    except OSError as error:
-        raise ConfigError(
-            [f"{variable}: {host}:{port}: {error.strerror or error}: expected a free host:port"]
-        ) from error
-    server.close()
-
-
 class Down(msgspec.Struct, frozen=True):
     """A task that ended, and when it was started again."""
 
@@ -63,7 +50,7 @@ class Down(msgspec.Struct, frozen=True):
     restarted_boot_ns: int | None = None  # None = not yet
 
 
-class Agent(msgspec.Struct, frozen=True):
+class Daemon(msgspec.Struct, frozen=True):
     """The parts of one daemon, and the order in which they start and stop."""
 
     name: str
@@ -79,6 +66,7 @@ class Agent(msgspec.Struct, frozen=True):
         _nothing_to_check  # raises ConfigError at the start of `run`
     )
     down: dict[str, Down] = msgspec.field(default_factory=dict)  # tasks that failed, by name
+    counted: dict[str, int] = msgspec.field(default_factory=dict)  # what `observe` has counted
 
     def __repr__(self) -> str:
         """Return the pipeline, as the log prints it at the start."""
@@ -87,9 +75,9 @@ class Agent(msgspec.Struct, frozen=True):
 
     async def run(self, stop: asyncio.Event, grace_seconds: float) -> None:
         """Run until `stop`, then close open records and drain within the grace period."""
-        log = structlog.get_logger().bind(agent=self.name)
-        log.info("agent.start", pipeline=repr(self))
-        self.metrics.build(self.name)
+        log = structlog.get_logger().bind(daemon=self.name)
+        log.info("daemon.started", pipeline=repr(self))
+        self.metrics.create_series(self.name)
         source = asyncio.create_task(self._keep(self.source.run, "source"))
         shipper = asyncio.create_task(self._keep(self.shipper.run, "shipper"))
         try:
@@ -100,14 +88,14 @@ class Agent(msgspec.Struct, frozen=True):
                 await self._end(grace_seconds)
             finally:
                 await _cancel(shipper)
-                log.info("agent.stop", backlog_records=self.spool.totals.records)
+                log.info("daemon.stopped", backlog_records=self.spool.totals.records)
 
     async def drain(self, stop: asyncio.Event) -> int:
         """Send until the spool is empty, or until `stop`. The source makes no new messages.
 
         Returns the number of remaining records and dead letters. Raises SpoolError.
         """
-        structlog.get_logger().info("agent.drain", agent=self.name, pipeline=repr(self))
+        structlog.get_logger().info("daemon.drain_started", daemon=self.name, pipeline=repr(self))
         await self.seal()
         shipper = asyncio.create_task(self._keep(self.shipper.run, "shipper"))
         ends = [asyncio.create_task(end) for end in (self.shipper.empty(), stop.wait())]
@@ -119,24 +107,32 @@ class Agent(msgspec.Struct, frozen=True):
         return self.spool.totals.records + self.spool.totals.dead_letters
 
     async def _end(self, grace_seconds: float) -> None:
-        log = structlog.get_logger().bind(agent=self.name)
+        log = structlog.get_logger().bind(daemon=self.name)
         try:
             async with asyncio.timeout(grace_seconds):
-                await self._finish()
+                finished = await self._finish()
                 await self.shipper.drain()
+                if not finished:  # the drain has made room
+                    await self._finish()
+                    await self.shipper.drain()
         except TimeoutError:
-            log.warning("agent.grace_over", backlog_records=self.spool.totals.records)
+            log.warning("daemon.shutdown_timeout", backlog_records=self.spool.totals.records)
 
-    async def _finish(self) -> None:
-        """Close open records. A failure does not prevent stored messages from being sent."""
-        log = structlog.get_logger().bind(agent=self.name)
+    async def _finish(self) -> bool:
+        """Close open records. Return False if the spool refused them.
+
+        A failure does not prevent stored messages from being sent.
+        """
+        log = structlog.get_logger().bind(daemon=self.name)
         try:
             await self.source.finish()
         except SpoolError as error:  # the checkpoint has all but the last window
-            log.error("agent.finish_failed", error=str(error))
+            log.error("daemon.finish_failed", error=str(error))
+            return False
         except Exception as error:  # a task boundary, as in `_keep`
-            log.exception("agent.defect", task="finish", error=str(error))
-            self.metrics.defects.labels(self.name, "finish").inc()
+            log.exception("daemon.task_failed", task="finish", error=str(error))
+            self.metrics.task_failures.labels(self.name, "finish").inc()
+        return True
 
     async def _keep(self, run: Any, task: str) -> None:
         """Run a task until cancelled. A defect is logged with its trace; the task restarts."""
@@ -147,14 +143,18 @@ class Agent(msgspec.Struct, frozen=True):
             except Exception as error:  # noqa: BLE001  the task boundary: state is on disk
                 self.down[task] = Down(str(error) or type(error).__name__)
                 structlog.get_logger().error(
-                    "agent.defect", agent=self.name, task=task, error=str(error), exc_info=True
+                    "daemon.task_failed",
+                    daemon=self.name,
+                    task=task,
+                    error=str(error),
+                    exc_info=True,
                 )
-                self.metrics.defects.labels(self.name, task).inc()
+                self.metrics.task_failures.labels(self.name, task).inc()
             await self.clock.sleep(RESTART_SECONDS)
             self.down[task] = Down(self.down[task].why, self.clock.boot_ns())
 
     def observe(self) -> None:
-        """Set the gauges of the spool, before each scrape."""
+        """Set the metrics of the spool, before each scrape."""
         totals = self.spool.totals
         oldest = totals.oldest_created_at_ms
         age = 0.0 if oldest is None else max(0.0, self.clock.wall_ns() / 1e9 - oldest / 1e3)
@@ -162,8 +162,11 @@ class Agent(msgspec.Struct, frozen=True):
         self.metrics.spool_bytes.labels(self.name).set(totals.bytes)
         self.metrics.spool_dead_letters.labels(self.name).set(totals.dead_letters)
         self.metrics.spool_oldest_age_seconds.labels(self.name).set(age)
+        new = self.spool.corruptions - self.counted.get("corruptions", 0)
+        self.counted["corruptions"] = self.spool.corruptions
+        self.metrics.spool_corruptions.labels(self.name).inc(new)
 
-    async def trouble(self) -> str:
+    async def not_ready_reason(self) -> str:
         """Return why this daemon is not ready, or an empty string, for /readyz.
 
         It is not ready if the spool cannot be used, or if a task failed and is waiting for its

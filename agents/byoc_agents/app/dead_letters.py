@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 
 from byoc_agents.app.cloudevents import rfc3339
+from byoc_agents.durable.model import DeadLetter
 from byoc_agents.durable.store import Store
-from byoc_agents.durable.write_batch import DeadLetter
 from byoc_agents.errors import SpoolError
 
 STATE_DIR = "/var/lib/byoc-agents"  # BYOC_STATE_DIR's default
@@ -45,7 +45,7 @@ def _options(argv: Sequence[str], state_dir: str) -> argparse.Namespace:
     )
     parser.add_argument("--state-dir", type=Path, default=Path(state_dir))
     actions = parser.add_subparsers(dest="action", required=True)
-    listed = actions.add_parser("list", help="one JSON line each: agent, id, type, reason, when")
+    listed = actions.add_parser("list", help="one JSON line each: daemon, id, type, reason, when")
     listed.add_argument("--bodies", action="store_true", help="include the body of each message")
     resent = actions.add_parser("resend", help="append to the queue again")
     resent.add_argument("id", nargs="+", help="ids from `list`, or `all`")
@@ -66,9 +66,9 @@ def _list(state_dir: Path, *, bodies: bool) -> int:
     return SUCCESS
 
 
-def _describe(agent: str, letter: DeadLetter, *, bodies: bool) -> dict[str, Any]:
+def _describe(daemon: str, letter: DeadLetter, *, bodies: bool) -> dict[str, Any]:
     shown = {
-        "agent": agent,
+        "daemon": daemon,
         "id": letter.message.id,
         "type": letter.message.type,
         "reason": letter.reason,
@@ -86,19 +86,10 @@ def _resend(state_dir: Path, ids: Sequence[str]) -> int:
         with closing(Store(path, max_bytes=UNBOUNDED)) as store:
             there = [letter.message.id for letter in store.dead_letters()]
             wanted = [one for one in there if ALL in ids or one in missing]
-            _revive(store, wanted)
+            with store.transaction():
+                for message_id in wanted:
+                    store.requeue(message_id)
         missing -= set(wanted)
         sys.stdout.writelines(f"{path.parent.name} {one}\n" for one in wanted)
     sys.stderr.writelines(f"no dead letter {one}\n" for one in sorted(missing))
     return NOT_FOUND if missing else SUCCESS
-
-
-def _revive(store: Store, ids: Sequence[str]) -> None:
-    store.begin()
-    try:
-        for message_id in ids:
-            store.requeue(message_id)
-        store.commit()
-    except BaseException:
-        store.roll_back()
-        raise

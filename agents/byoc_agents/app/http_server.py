@@ -9,16 +9,12 @@ headers, bytes per header and unread bytes are bounded, so their product bounds 
 """
 
 import asyncio
-import errno
 import math
 import socket
-import ssl
-import stat
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from typing import cast
 
 import msgspec
@@ -27,6 +23,7 @@ from aiohttp import StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import RawRequestMessage
 
+from byoc_agents.app.certificate import Certificate
 from byoc_agents.app.listening import open_sockets
 
 READ_BYTES = 16 * 1024  # per read, and of a body that is not consumed; asyncio reads 256 KiB
@@ -44,7 +41,6 @@ STOP_SECONDS = 5.0  # for the requests in progress at the end
 SERVER_HEADER = {"Server": "byoc-agents"}  # without the versions of the libraries
 
 Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
-Version = tuple[int, int]  # mtime in nanoseconds, inode
 
 
 class Listen(msgspec.Struct, frozen=True):
@@ -54,6 +50,7 @@ class Listen(msgspec.Struct, frozen=True):
     port: int  # 0 = any free port
     cert_file: str = ""
     key_file: str = ""
+    certificate_seconds: float = 0.0  # between two looks at the files
 
 
 class PortLimits(msgspec.Struct, frozen=True):
@@ -182,11 +179,13 @@ class HttpServer:
         self._unauthenticated: dict[ClientConnection, None] = {}  # oldest first
         self._authenticated: dict[ClientConnection, None] = {}
         self._closed = 0  # connections that were closed for others since the last report
-        self._loaded: tuple[Version, Version] | None = None
-        self._tls = (
-            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH) if listen.cert_file else None
-        )
-        self._load_certificate()
+        self._certificate: Certificate | None = None
+        if listen.cert_file:
+            seconds = listen.certificate_seconds
+            self._certificate = Certificate(
+                listen.cert_file, listen.key_file, check_seconds=seconds
+            )
+        self._tls = self._certificate.context if self._certificate else None
 
     async def accept(self, listening: socket.socket) -> None:
         """Accept connections until cancelled."""
@@ -232,7 +231,8 @@ class HttpServer:
 
     def _open(self, accepted: socket.socket, peer: str) -> None:
         """Give a new connection a place, and start its TLS handshake."""
-        self._renew_certificate()
+        if self._certificate:
+            self._certificate.renew()
         if len(self._unauthenticated) >= self.limits.max_unauthenticated:
             self._close_oldest()
         connection = ClientConnection(self, peer)
@@ -285,7 +285,7 @@ class HttpServer:
 
     def _log_closed(self) -> None:
         structlog.get_logger().warning(
-            "server.too_many_connections", number=self._closed, port=self._listen.port
+            "server.connections_refused", number=self._closed, port=self._listen.port
         )
         self._closed = 0
 
@@ -296,28 +296,6 @@ class HttpServer:
             return await self._answer(request)
         finally:
             connection.end_request()
-
-    def _renew_certificate(self) -> None:
-        """Use changed files from now on; keep the old certificate if the new one is unusable."""
-        try:
-            self._load_certificate()
-        except OSError as error:
-            structlog.get_logger().error("server.certificate_kept", error=type(error).__name__)
-
-    def _load_certificate(self) -> None:
-        if self._tls is None:
-            return
-        version = _version(self._listen.cert_file), _version(self._listen.key_file)
-        if version != self._loaded:
-            self._tls.load_cert_chain(self._listen.cert_file, self._listen.key_file)
-            self._loaded = version
-
-
-def _version(path: str) -> Version:
-    found = Path(path).stat()
-    if not stat.S_ISREG(found.st_mode):  # opening a FIFO would block the event loop
-        raise OSError(errno.EINVAL, "expected a regular file", path)
-    return found.st_mtime_ns, found.st_ino
 
 
 def _request(

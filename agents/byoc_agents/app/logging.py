@@ -200,4 +200,4 @@ class _LibraryHandler(logging.Handler):
             text = record.getMessage()[:MAX_LIBRARY_TEXT]
         except (TypeError, ValueError):
             text = str(record.msg)[:MAX_LIBRARY_TEXT]
-        structlog.get_logger().log(record.levelno, "library.log", text=text, **fields)
+        structlog.get_logger().log(record.levelno, "library.logged", text=text, **fields)

@@ -46,7 +46,7 @@ def main(argv: Sequence[str], connect: Connect = s3_client) -> int:
         return 2
     report = audit.report(options.target)
     _write(report, as_json=options.json)
-    return 0 if report.well else 1
+    return 0 if report.ok else 1
 
 
 def _parser() -> argparse.ArgumentParser:

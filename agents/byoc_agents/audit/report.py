@@ -128,7 +128,7 @@ def summed(totals: Iterable[Total]) -> list[Total]:
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole audit. It is well when `counts` is empty."""
+    """The whole audit. It is OK when `counts` is empty."""
 
     target: str
     objects: int
@@ -142,7 +142,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     replicas: list[Total]
 
     @property
-    def well(self) -> bool:
+    def ok(self) -> bool:
         """Return whether nothing is wrong."""
         return not self.counts
 

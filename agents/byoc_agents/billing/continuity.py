@@ -212,9 +212,7 @@ def _clock_went_on(state: MeterState, sample: Sample) -> bool:
         return True
     if sample.boot_ns // NS_PER_MS > wall_ms + tolerance_ms:
         return True
-    before = (
-        state.window.reading if state.window else state.last
-    )  # the wall clock may also have been set
+    before = state.last  # the wall clock may also have been set
     if before is None or sample.reading is None or not before.container_id:
         return False
     return _same_birth(before, sample.reading)

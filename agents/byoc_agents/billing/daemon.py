@@ -14,18 +14,19 @@ import msgspec
 
 from byoc_agents.app.clock import asleep_ns
 from byoc_agents.app.context import ClickHouseSettings, Runtime
-from byoc_agents.app.daemon import Agent
+from byoc_agents.app.daemon import Daemon
 from byoc_agents.app.settings import CoreSettings, Setting, account_id, number
 from byoc_agents.billing.objects import DEFAULT_PREFIX
 from byoc_agents.billing.recorder import Recorder, UsageIdentity
-from byoc_agents.billing.scraper import Pace, Scraper, seal_phase_ms
-from byoc_agents.billing.sources.select import open_target, parse_target
+from byoc_agents.billing.scraper import Intervals, Scraper, seal_phase_ms
+from byoc_agents.billing.sources.select import MeterKind, open_target, parse_target
 from byoc_agents.delivery.sink import Sink
 from byoc_agents.egress.destinations import (
     Destination,
     clickhouse_destination,
     credential_destinations,
     endpoint_url,
+    name_endpoint,
     s3_destination,
 )
 from byoc_agents.errors import ConfigError
@@ -87,6 +88,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             parse=lambda text: str(parse_target(text)),
         ),
     ] = "auto"
+    meter: Annotated[
+        MeterKind | None,
+        Setting("BYOC_BILLING_METER", "process, clickhouse or cgroup"),
+    ] = None
     sample_seconds: Annotated[
         float, Setting("BYOC_BILLING_SAMPLE_SECONDS", "0.1 to 60 seconds", parse=number(0.1, 60))
     ] = 5.0
@@ -120,18 +125,29 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int | None, Setting("BYOC_LIMITS_MEMORY_BYTES", "limits.memory in bytes", parse=_limit)
     ] = None
 
+    def __post_init__(self) -> None:
+        """Raise ValueError if the meter cannot read the target."""
+        try:
+            parse_target(self.target).meter(self.meter)
+        except ValueError as error:
+            raise ValueError(
+                f"BYOC_BILLING_METER: invalid value {self.meter!r}: {error}"
+            ) from error
+
 
 def destinations(
     core: CoreSettings, clickhouse: ClickHouseSettings, own: Settings, environ: Mapping[str, str]
 ) -> list[Destination]:
     """Return all destinations of the scraper."""
     found = []
-    if server := parse_target(own.target).clickhouse_url(clickhouse.url):
+    target = parse_target(own.target)
+    if server := target.clickhouse_url(clickhouse.url):
+        named = "BYOC_BILLING_TARGET" if target.clickhouse_url("") else "BYOC_CLICKHOUSE_URL"
         found.append(
             clickhouse_destination(
                 server,
-                agent=NAME,
-                setting="BYOC_BILLING_TARGET",
+                daemon=NAME,
+                setting=named,
                 frequency=f"{own.window_seconds} s",
             )
         )
@@ -141,17 +157,18 @@ def destinations(
         own.bucket,
         core.region,
         endpoint_url("s3", environ),
-        agent=NAME,
+        daemon=NAME,
         setting="BYOC_BILLING_BUCKET",
         frequency=f"{own.seal_seconds:g} s",
     )
+    bucket = name_endpoint(bucket, "s3", environ)
     return [*found, bucket, *credential_destinations(environ, core.region, NAME, ("s3",))]
 
 
 @asynccontextmanager
-async def opened(
+async def open_daemon(
     runtime: Runtime, clickhouse: ClickHouseSettings, own: Settings
-) -> AsyncIterator[Agent]:
+) -> AsyncIterator[Daemon]:
     """Build the scraper. Everything that it opens is closed at the end."""
     async with AsyncExitStack() as stack:
         spool = await stack.enter_async_context(runtime.spool(NAME))
@@ -162,16 +179,20 @@ async def opened(
         target = parse_target(own.target)
         url = target.clickhouse_url(clickhouse.url) or clickhouse.url
         server = await stack.enter_async_context(runtime.clickhouse(url, clickhouse))
-        pace = _pace(own, runtime.core.pod_uid or runtime.core.replica)
+        intervals = _intervals(own, runtime.core.pod_uid or runtime.core.replica)
         metered_url = target.clickhouse_url(clickhouse.url)
         local = metered_url is None or _is_loopback(metered_url)
         scraper = Scraper(
             NAME,
             target=open_target(
-                target, server, runtime.clock, container=metered_container(own, runtime.environ)
+                target,
+                server,
+                runtime.clock,
+                container=metered_container(own, runtime.environ),
+                meter=own.meter,
             ),
-            recorder=Recorder(identity=_identity(runtime.core, own), sample_ms=pace.sample_ms),
-            pace=pace,
+            recorder=Recorder(identity=_identity(runtime.core, own), sample_ms=intervals.sample_ms),
+            intervals=intervals,
             spool=spool,
             clock=runtime.clock,
             metrics=runtime.metrics,
@@ -182,7 +203,7 @@ async def opened(
             asleep_ns=asleep_ns if local else lambda: None,
             end_hint=own.end_hint,
         )
-        yield runtime.agent(
+        yield runtime.daemon(
             NAME, source=scraper, spool=spool, sink=sink, ledger=ledger, seal=scraper.seal
         )
 
@@ -214,9 +235,9 @@ def _refuse_another_region(stated: str, ours: str) -> None:
         )
 
 
-def _pace(own: Settings, pod: str) -> Pace:
+def _intervals(own: Settings, pod: str) -> Intervals:
     seal_ms = round(own.seal_seconds * 1000)
-    return Pace(
+    return Intervals(
         sample_ms=round(own.sample_seconds * 1000),
         window_ms=own.window_seconds * 1000,
         seal_ms=seal_ms,

@@ -10,6 +10,20 @@ until the wall clock has caught up. If it is set forward, the window is closed a
 from the boot clock, and the skipped interval is recorded as a gap. The time for which the machine
 was suspended is recorded as a separate gap.
 
+The state is an open window while the target is measured, or an open gap while it is not:
+
+| state  | sample                                               | next state                      |
+|--------|------------------------------------------------------|---------------------------------|
+| window | a reading of its counter, with possible CPU          | the window, extended            |
+| window | no reading, and the window's end is not reached      | the window, unchanged           |
+| window | no reading at the window's end, or target absent     | a gap                           |
+| window | a reading of another counter, or with impossible CPU | a gap that ends with the sample |
+| gap    | no reading, for the same reason                      | the gap, extended               |
+| gap    | no reading, for another reason                       | another gap                     |
+| gap    | a reading of the last counter, with possible CPU     | a window with the gap's CPU     |
+| gap    | a reading of a counter that began in the gap         | a window that counts from zero  |
+| gap    | any other reading                                    | a window that starts at it      |
+
 Two rules protect the bill. A counter is counted from zero only if its birth is known and is in the
 interval; otherwise the first reading is a baseline. No interval contains more CPU than the machine
 could provide in it (`most_usec`); otherwise it becomes a `counter_impossible` gap.
@@ -42,6 +56,7 @@ from byoc_agents.billing.window import (
     NS_PER_MS,
     LastSeen,
     MeterState,
+    OpenGap,
     Period,
     Sample,
     Size,
@@ -121,11 +136,11 @@ class Meter:
         time from there on is recorded as a gap as well. The size is billed from the birth on, since
         the container has existed from then on.
         """
-        state = _state_at(sample, sample.wall_ms)
         reading, unsure_ms = sample.reading, sample.wall_ms if since_ms is None else since_ms
         if reading is None:
             before = gap(unsure_ms, sample.wall_ms, reason)
-            return replace(_open_gap(state, sample, sample.wall_ms, None), unread=reason), before
+            opened = replace(_open_gap(sample, sample.wall_ms), unread=reason)
+            return _state_at(sample, sample.wall_ms, opened), before
         birth_ms = born_ms(reading, sample, sample.wall_ms)
         born = birth_ms is not None
         if birth_ms is None:  # a counter of the kernel is not older than its boot
@@ -136,7 +151,8 @@ class Meter:
         counted_ms = sample.wall_ms - birth_ms if born else 0
         sizes = (size, size)
         before = gap(birth_ms, sample.wall_ms, reason, reading, sizes=sizes, counted_ms=counted_ms)
-        return replace(state, window=_remember_sample(window, sample)), earlier + before
+        window = _remember_sample(window, sample)
+        return _state_at(sample, sample.wall_ms, window), earlier + before
 
     def observe(
         self, state: MeterState, sample: Sample, *, hours_only: bool = False
@@ -150,69 +166,61 @@ class Meter:
 
     def close(self, state: MeterState) -> MeterResult:
         """Close the open window or gap at the last sample, because the daemon stops."""
-        if state.window is None:
-            before = gap(state.gap_start_ms, state.place_ms, state.gap_reason)
-            start_ms = max(state.place_ms, state.gap_start_ms)
-            late_ms = state.late_ms + start_ms - state.gap_start_ms
-            return replace(state, gap_start_ms=start_ms, late_ms=late_ms), before
-        if state.window.end_ms == state.window.start_ms:
-            return (
-                state,
-                [],
-            )  # no time has passed, or the clock was set back: the checkpoint keeps the window
-        window = replace(next_window(state.window), pending_ns=state.window.pending_ns)
-        return replace(state, window=window), close_window(state.window)
+        phase = state.phase
+        if isinstance(phase, OpenGap):
+            before = gap(phase.start_ms, state.place_ms, phase.reason)
+            return replace(state, phase=_restart_gap(phase, state.place_ms)), before
+        if phase.end_ms == phase.start_ms:  # no time has passed, or the clock was set back
+            return state, []
+        window = replace(next_window(phase), pending_ns=phase.pending_ns)
+        return replace(state, phase=window), close_window(phase)
 
     def _observe(self, state: MeterState, sample: Sample, window_ms: int) -> MeterResult:
         moment = _Moment.of(state, sample)
-        after = _state_at(sample, moment.place_ms)
-        if state.window is None:
-            return _observe_in_gap(_advance_gap(state, after, moment), sample, moment, window_ms)
-        window = add_clock_jump(state.window, moment.jump_ms)
+        if isinstance(state.phase, OpenGap):
+            lasting = _advance_gap(state.phase, state.place_ms, moment)
+            return _observe_in_gap(lasting, sample, moment, window_ms)
+        window = add_clock_jump(state.phase, moment.jump_ms)
         window = replace(window, machine_cpus=max(window.machine_cpus or 0, moment.cpus))
         if sample.reading is None:
-            return self._observe_without_reading(window, after, sample, moment, window_ms)
+            return self._observe_without_reading(window, sample, moment, window_ms)
         handed = None if moment.rebooted else carry_over(window, sample)
         if handed is None or not _is_possible(window, handed, sample, moment):
-            return _handle_discontinuity(window, after, sample, moment, window_ms)
+            return _handle_discontinuity(window, sample, sample.reading, moment, window_ms)
         at_ms = cut_points(window.end_ms, moment.unjumped_ms, window_ms)
         unseen = moment.elapsed_ns + window.pending_ns > self._window_ms * NS_PER_MS
         size = size_after(size_at(window), sample.reading)
-        state, periods = _extend_window(
-            window, after, handed, moment, at_ms, size=size, unseen=unseen
-        )
-        window = _require_window(state)
+        window, periods = _extend_window(window, handed, moment, at_ms, size=size, unseen=unseen)
         if other_source(handed, sample.reading):
             window = ensure_nonempty(window)
             periods += close_window(window)
             window = switch_source(next_window(window), sample.reading)
-            state = replace(state, place_ms=max(state.place_ms, window.end_ms))
-        return replace(state, window=_remember_sample(window, sample)), periods
+        place_ms = max(moment.place_ms, window.end_ms)
+        return _state_at(sample, place_ms, _remember_sample(window, sample)), periods
 
     def _observe_without_reading(
-        self, window: Window, after: MeterState, sample: Sample, moment: _Moment, window_ms: int
+        self, window: Window, sample: Sample, moment: _Moment, window_ms: int
     ) -> MeterResult:
         """Process a sample without a reading: missed until the window's end, then a gap."""
         over = cut_points(window.end_ms, moment.place_ms, self._window_ms)
         if not over and not sample.absent and moment.jump_ms <= 0 and not moment.rebooted:
             pending_ns = window.pending_ns + moment.elapsed_ns
-            return replace(after, window=replace(window, pending_ns=pending_ns)), []
+            return _state_at(sample, moment.place_ms, replace(window, pending_ns=pending_ns)), []
         window = ensure_nonempty(window)
-        lost = _open_gap(after, sample, window.end_ms, window, moment)
-        state, periods = _close_gap_windows(lost, [], window_ms)
-        return state, close_window(window) + periods
+        opened = _open_gap_after(window, sample, moment)
+        opened, periods = _cut_gap(opened, moment.place_ms, window_ms)
+        return _state_in_gap(sample, moment, opened), close_window(window) + periods
 
 
 def _extend_window(  # noqa: PLR0913
     window: Window,
-    after: MeterState,
     reading: Reading,
     moment: _Moment,
     at_ms: list[int],
     *,
     size: Size,
     unseen: bool,
-) -> MeterResult:
+) -> tuple[Window, list[Period]]:
     """Extend the window up to a reading of the same counter that shows `size`.
 
     `unseen`: there was no sample for longer than a window.
@@ -248,16 +256,13 @@ def _extend_window(  # noqa: PLR0913
         periods += close_window(window)
         window = with_limits(next_window(window), size)
     if closed:
-        window = replace(
-            window, machine_cpus=None
-        )  # set from the last sample: see _remember_sample
+        window = replace(window, machine_cpus=None)  # from the sample: see _remember_sample
     if moment.jump_ms > 0:
         window = ensure_nonempty(window)
         periods += close_window(window) + gap(window.end_ms, moment.place_ms, "clock_step")
         start_ms = max(window.end_ms, moment.place_ms)
         window = replace(next_window(window), start_ms=start_ms, end_ms=start_ms)
-    place_ms = max(after.place_ms, window.end_ms)
-    return replace(after, place_ms=place_ms, window=window), periods
+    return window, periods
 
 
 def _with_resize(period: Period, size: Size) -> Period:
@@ -266,41 +271,42 @@ def _with_resize(period: Period, size: Size) -> Period:
 
 
 def _handle_discontinuity(
-    window: Window, after: MeterState, sample: Sample, moment: _Moment, window_ms: int
+    window: Window, sample: Sample, reading: Reading, moment: _Moment, window_ms: int
 ) -> MeterResult:
     """Close the window: the target was restarted, or a source without a common reading is used."""
     window = ensure_nonempty(window)
-    lost = _open_gap(after, sample, window.end_ms, window, moment)
-    lost = replace(lost, gap_reason=_break_reason(lost, sample))
-    state, periods = _observe_in_gap(lost, sample, moment, window_ms)
+    opened = _open_gap_after(window, sample, moment)
+    opened = replace(opened, reason=_break_reason(opened, reading))
+    state, periods = _observe_in_gap(opened, sample, moment, window_ms)
     return state, close_window(window) + periods
 
 
 def _observe_in_gap(
-    state: MeterState, sample: Sample, moment: _Moment, window_ms: int
+    lasting: OpenGap, sample: Sample, moment: _Moment, window_ms: int
 ) -> MeterResult:
     """Process a sample during a gap. If it has a reading, the gap ends."""
-    if sample.reading is None:
-        return _extend_gap(state, sample, window_ms)
-    found = _resume_metering(state, sample, sample.reading, moment)
+    reading = sample.reading
+    if reading is None:
+        return _extend_gap(lasting, sample, moment, window_ms)
+    found = _resume_metering(lasting, sample, reading, moment)
     window = replace(found.window, machine_cpus=moment.cpus)
     start_ms = window.start_ms
-    same = _same_container(state, sample, sample.reading)
-    size = size_after(state.size, sample.reading)
-    late_ms = max(0, state.late_ms) if same else 0
+    same = _same_container(lasting, sample, reading)
+    size = size_after(lasting.size, reading)
+    late_ms = max(0, lasting.late_ms) if same else 0
     before = gap(
-        state.gap_start_ms,
+        lasting.start_ms,
         start_ms,
-        found.reason or state.gap_reason,
-        sizes=(state.size or size, size) if same else None,
-        counted_ms=max(0, start_ms - state.gap_start_ms + state.late_ms),
+        found.reason or lasting.reason,
+        sizes=(lasting.size or size, size) if same else None,
+        counted_ms=max(0, start_ms - lasting.start_ms + lasting.late_ms),
     )
     if same:
         window = with_limits(window, size)
         window = window if before else replace(window, counted_ms=late_ms)
     elif found.late_ms:
         window = replace(window, counted_ms=found.late_ms)
-    before += _gap_before_start(state, sample, sample.reading, size)
+    before += _gap_before_start(lasting, sample, reading, size, moment)
     to_ms = max(moment.place_ms, start_ms)
     at_ms = cut_points(start_ms, to_ms, window_ms)
     elapsed_ns = (to_ms - start_ms) * NS_PER_MS
@@ -308,84 +314,91 @@ def _observe_in_gap(
     window, periods = advance(
         window, to_ms, found.reading, elapsed_ns, at_ms, earlier_ns=earlier_ns
     )
-    after = _state_at(sample, to_ms)
-    return replace(after, window=_remember_sample(window, sample)), before + periods
+    return _state_at(sample, to_ms, _remember_sample(window, sample)), before + periods
 
 
 def _gap_before_start(
-    state: MeterState, sample: Sample, reading: Reading, size: Size
+    lasting: OpenGap, sample: Sample, reading: Reading, size: Size, moment: _Moment
 ) -> list[Period]:
     """Return the gap for usage before the meter's start, if this is the first reading."""
-    since, birth_ms = state.since, born_ms(reading, sample, state.place_ms)
-    if not state.unread or since is None or birth_ms is None or state.rebooted:
+    since, birth_ms = lasting.since, born_ms(reading, sample, moment.place_ms)
+    if not lasting.unread or since is None or birth_ms is None or lasting.rebooted:
         return []
-    start_ms = state.place_ms - (sample.boot_ns - since.boot_ns) // NS_PER_MS
+    start_ms = moment.place_ms - (sample.boot_ns - since.boot_ns) // NS_PER_MS
     counted_ms = start_ms - birth_ms
-    return gap(birth_ms, start_ms, state.unread, reading, sizes=(size, size), counted_ms=counted_ms)
+    reason = lasting.unread
+    return gap(birth_ms, start_ms, reason, reading, sizes=(size, size), counted_ms=counted_ms)
 
 
-def _extend_gap(state: MeterState, sample: Sample, window_ms: int) -> MeterResult:
+def _extend_gap(lasting: OpenGap, sample: Sample, moment: _Moment, window_ms: int) -> MeterResult:
     reason: GapReason = "target_absent" if sample.absent else "target_unreadable"
-    absent_ms = state.place_ms if sample.absent else state.absent_ms
-    changed = replace(state, gap_reason=reason, absent_ms=absent_ms)
-    if reason == state.gap_reason:
-        return _close_gap_windows(changed, [], window_ms)
-    before = gap(state.gap_start_ms, state.place_ms, state.gap_reason)
-    start_ms = max(state.place_ms, state.gap_start_ms)
-    late_ms = state.late_ms + start_ms - state.gap_start_ms
-    return replace(changed, gap_start_ms=start_ms, late_ms=late_ms), before
+    absent_ms = moment.place_ms if sample.absent else lasting.absent_ms
+    changed = replace(lasting, reason=reason, absent_ms=absent_ms)
+    if reason == lasting.reason:
+        changed, periods = _cut_gap(changed, moment.place_ms, window_ms)
+    else:
+        periods = gap(lasting.start_ms, moment.place_ms, lasting.reason)
+        changed = _restart_gap(changed, moment.place_ms)
+    return _state_in_gap(sample, moment, changed), periods
 
 
-def _close_gap_windows(state: MeterState, periods: list[Period], window_ms: int) -> MeterResult:
+def _cut_gap(lasting: OpenGap, to_ms: int, window_ms: int) -> tuple[OpenGap, list[Period]]:
     """Split the gap at each window's end. Whether its time is billed is known only at its end."""
-    for cut_ms in cut_points(state.gap_start_ms, state.place_ms, window_ms):
-        periods = periods + gap(state.gap_start_ms, cut_ms, state.gap_reason)
-        late_ms = state.late_ms + cut_ms - state.gap_start_ms
-        state = replace(state, gap_start_ms=cut_ms, late_ms=late_ms)
-    return state, periods
+    periods = list[Period]()
+    for cut_ms in cut_points(lasting.start_ms, to_ms, window_ms):
+        periods += gap(lasting.start_ms, cut_ms, lasting.reason)
+        lasting = _restart_gap(lasting, cut_ms)
+    return lasting, periods
 
 
-def _resume_metering(
-    state: MeterState, sample: Sample, reading: Reading, moment: _Moment
-) -> _Found:
+def _restart_gap(lasting: OpenGap, at_ms: int) -> OpenGap:
+    """Return the gap that follows after a part of it was recorded, if it had begun at all."""
+    start_ms = max(at_ms, lasting.start_ms)
+    late_ms = lasting.late_ms + start_ms - lasting.start_ms
+    return replace(lasting, start_ms=start_ms, late_ms=late_ms)
+
+
+def _resume_metering(lasting: OpenGap, sample: Sample, reading: Reading, moment: _Moment) -> _Found:
     """Open a window for a target that can be read again, with the CPU not accounted for yet."""
-    last, since = state.last, state.since
-    place_ms = max(state.place_ms, state.gap_start_ms)
-    late_ns = _rise_time_ns(state, sample, moment)
-    if last is not None and not state.rebooted:
+    last, since = lasting.last, lasting.since
+    place_ms = max(moment.place_ms, lasting.start_ms)
+    late_ns = _rise_time_ns(lasting, sample, moment)
+    if last is not None and not lasting.rebooted:
         late = same_counter(last, since, reading, sample)
         handed = reading if late else common_reading(last, since, sample)
         if handed is not None:  # the CPU of the gap is billed late, not lost
             late_usec = handed.cpu_usec - last.cpu_usec
             if late_usec > most_usec(moment.cpus, late_ns, last, reading):
-                return _start_at_baseline(state, reading, "counter_impossible")
+                return _start_at_baseline(lasting, place_ms, reading, "counter_impossible")
             reading = keep_birth_time(last, reading) if late else reading
             window = first_window(reading, place_ms, reading.cpu_usec - late_usec)
             window = replace(window, estimated=True, source_changed=not late)
             return _Found(window, reading, late_ns)
-    if not _counts_from_zero(state, reading):
-        lower = last is not None and not state.rebooted and counter_fell(last, reading)
-        return _start_at_baseline(state, reading, "counter_fell" if lower else "")
+    if not _counts_from_zero(lasting, reading):
+        lower = last is not None and not lasting.rebooted and counter_fell(last, reading)
+        return _start_at_baseline(lasting, place_ms, reading, "counter_fell" if lower else "")
     if reading.born_boot_ns is not None:
         late_ns = sample.boot_ns - reading.born_boot_ns
     if reading.cpu_usec > most_usec(moment.cpus, late_ns, reading):
         return _start_at_baseline(
-            state, reading, "counter_impossible"
+            lasting, place_ms, reading, "counter_impossible"
         )  # the counter is older than its reported birth
-    birth_ms = born_ms(reading, sample, state.place_ms)
-    start_ms = next((ms for ms in (birth_ms, state.absent_ms) if ms is not None), place_ms)
-    late_ms = 0 if birth_ms is None else max(0, state.gap_start_ms - birth_ms)
-    start_ms = min(max(start_ms, state.gap_start_ms), place_ms)
+    birth_ms = born_ms(reading, sample, moment.place_ms)
+    start_ms = next((ms for ms in (birth_ms, lasting.absent_ms) if ms is not None), place_ms)
+    late_ms = 0 if birth_ms is None else max(0, lasting.start_ms - birth_ms)
+    start_ms = min(max(start_ms, lasting.start_ms), place_ms)
     window = first_window(replace(reading, cpu_usec=0), start_ms, 0)
     window = replace(window, restart_observed=last is not None)
     return _Found(window, reading, late_ns, late_ms)
 
 
-def _start_at_baseline(state: MeterState, reading: Reading, reason: GapReason) -> _Found:
+def _start_at_baseline(
+    lasting: OpenGap, place_ms: int, reading: Reading, reason: GapReason
+) -> _Found:
     """Start at the counter's present value: its earlier value is unknown or impossible."""
-    last, place_ms = state.last, max(state.place_ms, state.gap_start_ms)
+    last = lasting.last
     if reason:  # it is recorded with the gap, so the gap needs a length
-        place_ms = max(place_ms, state.gap_start_ms + 1)
+        place_ms = max(place_ms, lasting.start_ms + 1)
     window = first_window(reading, place_ms, reading.cpu_usec)
     restarted = last is not None and not reason and last.source == reading.source
     return _Found(replace(window, restart_observed=restarted), reading, reason=reason)
@@ -411,41 +424,41 @@ def _is_possible(window: Window, handed: Reading, sample: Sample, moment: _Momen
     )
 
 
-def _rise_time_ns(state: MeterState, sample: Sample, moment: _Moment) -> int:
+def _rise_time_ns(lasting: OpenGap, sample: Sample, moment: _Moment) -> int:
     """Return an upper bound of the time since the last reading, nanoseconds."""
-    since = state.since
-    if state.rebooted or since is None or since.boot_id != sample.boot_id:
+    since = lasting.since
+    if lasting.rebooted or since is None or since.boot_id != sample.boot_id:
         return sample.boot_ns
     return max(moment.elapsed_ns, sample.boot_ns - since.boot_ns + since.read_ns)
 
 
-def _counts_from_zero(state: MeterState, reading: Reading) -> bool:
+def _counts_from_zero(lasting: OpenGap, reading: Reading) -> bool:
     """Return whether the counter is known to have begun at 0 after the last reading."""
-    last, since = state.last, state.since
+    last, since = lasting.last, lasting.since
     if since is None:
         return False
-    if last is not None and not state.rebooted and counter_fell(last, reading):
+    if last is not None and not lasting.rebooted and counter_fell(last, reading):
         return False
     if reading.born_boot_ns is None:
         again = last is not None and not other_source(last, reading)
         another = last is not None and again and last.incarnation != reading.incarnation
-        return reading.exclusive and (another or (state.absent_ms is not None and not again))
+        return reading.exclusive and (another or (lasting.absent_ms is not None and not again))
     born_ns = reading.born_boot_ns + birth_tolerance_ns(reading)
-    return state.rebooted or born_ns >= since.boot_ns
+    return lasting.rebooted or born_ns >= since.boot_ns
 
 
-def _same_container(state: MeterState, sample: Sample, reading: Reading) -> bool:
+def _same_container(lasting: OpenGap, sample: Sample, reading: Reading) -> bool:
     """Return whether the container that is read now also ran during the gap."""
-    if state.since is None or state.rebooted:
+    if lasting.since is None or lasting.rebooted:
         return False
-    if state.last is None:  # never read before: it ran all the time if it is older
-        return ran_at(reading, state.since.boot_ns)
-    return same_container(state.last, state.since, reading, sample, rebooted=False)
+    if lasting.last is None:  # never read before: it ran all the time if it is older
+        return ran_at(reading, lasting.since.boot_ns)
+    return same_container(lasting.last, lasting.since, reading, sample, rebooted=False)
 
 
-def _break_reason(state: MeterState, sample: Sample) -> GapReason:
-    reading, last = _require_reading(sample), state.last
-    if last is None or state.rebooted or _counts_from_zero(state, reading):
+def _break_reason(opened: OpenGap, reading: Reading) -> GapReason:
+    last = opened.last
+    if last is None or opened.rebooted or _counts_from_zero(opened, reading):
         return "target_restarted"
     if other_source(last, reading):
         return "source_changed"
@@ -461,21 +474,10 @@ def _account_for_sleep(state: MeterState, sample: Sample) -> MeterResult:
     if slept_ms < SLEEP_MS:
         return state, []
     slept_ns = slept_ms * NS_PER_MS
-    state = replace(
-        state,
-        wall_ms=state.wall_ms + slept_ms,
-        boot_ns=state.boot_ns + slept_ns,
-        since=state.since and replace(state.since, boot_ns=state.since.boot_ns + slept_ns),
-        last=state.last and shift_birth_by_sleep(state.last, slept_ns),
-    )
-    if state.window is None:
-        start_ms = max(state.place_ms, state.gap_start_ms)
-        end_ms = start_ms + slept_ms
-        periods = gap(state.gap_start_ms, start_ms, state.gap_reason)
-        periods += gap(start_ms, end_ms, "suspended")
-        late_ms = state.late_ms + end_ms - state.gap_start_ms
-        return replace(state, place_ms=end_ms, gap_start_ms=end_ms, late_ms=late_ms), periods
-    window = ensure_nonempty(state.window)
+    state = replace(state, wall_ms=state.wall_ms + slept_ms, boot_ns=state.boot_ns + slept_ns)
+    if isinstance(state.phase, OpenGap):
+        return _account_for_sleep_in_gap(state, state.phase, slept_ms)
+    window = ensure_nonempty(state.phase)
     size, end_ms, counted_ms = size_at(window), window.end_ms + slept_ms, 0
     periods, pending_ns = close_window(window), window.pending_ns
     seen = window.seen and replace(window.seen, boot_ns=window.seen.boot_ns + slept_ns)
@@ -495,7 +497,22 @@ def _account_for_sleep(state: MeterState, sample: Sample) -> MeterResult:
         secondary=tuple(shift_birth_by_sleep(one, slept_ns) for one in window.secondary),
     )
     place_ms = max(state.place_ms + slept_ms, end_ms)
-    return replace(state, window=window, place_ms=place_ms), periods + slept
+    return replace(state, phase=window, place_ms=place_ms), periods + slept
+
+
+def _account_for_sleep_in_gap(state: MeterState, lasting: OpenGap, slept_ms: int) -> MeterResult:
+    slept_ns = slept_ms * NS_PER_MS
+    start_ms = max(state.place_ms, lasting.start_ms)
+    end_ms = start_ms + slept_ms
+    periods = gap(lasting.start_ms, start_ms, lasting.reason)
+    periods += gap(start_ms, end_ms, "suspended")
+    since = lasting.since
+    after = replace(
+        _restart_gap(lasting, end_ms),
+        since=since and replace(since, boot_ns=since.boot_ns + slept_ns),
+        last=lasting.last and shift_birth_by_sleep(lasting.last, slept_ns),
+    )
+    return replace(state, place_ms=end_ms, phase=after), periods
 
 
 def _slept_ms(state: MeterState, sample: Sample) -> int:
@@ -508,9 +525,8 @@ def _slept_ms(state: MeterState, sample: Sample) -> int:
         return 0
     if state.asleep_ns is not None and sample.asleep_ns is not None:
         return (sample.asleep_ns - state.asleep_ns) // NS_PER_MS
-    before, seen = state.last, state.since
-    if state.window:
-        before, seen = state.window.reading, state.window.seen
+    before, phase = state.last, state.phase
+    seen = phase.seen if isinstance(phase, Window) else phase.since
     now = sample.reading
     if before is None or now is None or before.born_boot_ns is None or now.born_boot_ns is None:
         return 0
@@ -520,57 +536,57 @@ def _slept_ms(state: MeterState, sample: Sample) -> int:
     return max(0, slept_ns) // NS_PER_MS
 
 
-def _state_at(sample: Sample, place_ms: int) -> MeterState:
+def _state_at(sample: Sample, place_ms: int, phase: Window | OpenGap) -> MeterState:
     return MeterState(
         wall_ms=sample.wall_ms,
         boot_ns=sample.boot_ns,
         boot_id=sample.boot_id,
         place_ms=place_ms,
+        phase=phase,
         asleep_ns=sample.asleep_ns,
         machine_cpus=sample.cpus(),
     )
 
 
-def _advance_gap(before: MeterState, after: MeterState, moment: _Moment) -> MeterState:
-    """Return the open gap of `before`, extended to the time of `after`."""
-    span_ms = after.place_ms - before.place_ms
+def _state_in_gap(sample: Sample, moment: _Moment, lasting: OpenGap) -> MeterState:
+    state = _state_at(sample, moment.place_ms, lasting)
+    return replace(state, machine_cpus=moment.cpus)  # no reading shows fewer
+
+
+def _advance_gap(lasting: OpenGap, before_ms: int, moment: _Moment) -> OpenGap:
+    """Return the open gap, extended from the last sample's time to that of the next."""
+    span_ms = moment.place_ms - before_ms
     return replace(
-        before,
-        wall_ms=after.wall_ms,
-        boot_ns=after.boot_ns,
-        boot_id=after.boot_id,
-        place_ms=after.place_ms,
-        asleep_ns=after.asleep_ns,
-        machine_cpus=moment.cpus,
+        lasting,
         # The wall clock may be set during the gap: the elapsed time is billed.
-        late_ms=before.late_ms + _counted_ms(span_ms, moment) - span_ms,
-        rebooted=before.rebooted or moment.rebooted,
+        late_ms=lasting.late_ms + _counted_ms(span_ms, moment) - span_ms,
+        rebooted=lasting.rebooted or moment.rebooted,
     )
 
 
-def _open_gap(
-    after: MeterState,
-    sample: Sample,
-    since_ms: int,
-    window: Window | None,
-    moment: _Moment | None = None,
-) -> MeterState:
-    """Return the state of a gap that begins at the window's end, or at the very first sample."""
-    late_ms = 0
-    if window and moment:  # a jump of the wall clock is not elapsed time
-        span_ms = after.place_ms - since_ms
-        late_ms = _counted_ms(span_ms, moment, window.pending_ns) - span_ms
-    return replace(
-        after,
-        gap_start_ms=since_ms,
-        since=window.seen if window else _last_seen(sample),
-        last=window.reading if window else None,
-        size=size_at(window) if window else None,
-        gap_reason="target_absent" if sample.absent else "target_unreadable",
-        absent_ms=max(after.place_ms, since_ms) if sample.absent else None,
-        late_ms=late_ms,
-        rebooted=moment is not None and moment.rebooted,
-        machine_cpus=moment.cpus if moment else after.machine_cpus,
+def _open_gap(sample: Sample, since_ms: int) -> OpenGap:
+    """Return the gap that begins at the very first sample."""
+    return OpenGap(
+        start_ms=since_ms,
+        since=_last_seen(sample),
+        reason="target_absent" if sample.absent else "target_unreadable",
+        absent_ms=since_ms if sample.absent else None,
+    )
+
+
+def _open_gap_after(window: Window, sample: Sample, moment: _Moment) -> OpenGap:
+    """Return the gap that begins at the end of a closed window."""
+    span_ms = moment.place_ms - window.end_ms
+    return OpenGap(
+        start_ms=window.end_ms,
+        since=window.seen,
+        last=window.reading,
+        size=size_at(window),
+        reason="target_absent" if sample.absent else "target_unreadable",
+        absent_ms=max(moment.place_ms, window.end_ms) if sample.absent else None,
+        # A jump of the wall clock is not elapsed time.
+        late_ms=_counted_ms(span_ms, moment, window.pending_ns) - span_ms,
+        rebooted=moment.rebooted,
     )
 
 
@@ -589,13 +605,3 @@ def _remember_sample(window: Window, sample: Sample) -> Window:
 
 def _last_seen(sample: Sample) -> LastSeen:
     return LastSeen(boot_ns=sample.boot_ns, boot_id=sample.boot_id, read_ns=sample.read_ns)
-
-
-def _require_window(state: MeterState) -> Window:
-    assert state.window is not None  # noqa: S101  it was just extended
-    return state.window
-
-
-def _require_reading(sample: Sample) -> Reading:
-    assert sample.reading is not None  # noqa: S101  the callers have checked it
-    return sample.reading

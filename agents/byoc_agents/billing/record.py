@@ -181,7 +181,7 @@ def most_core_seconds(usage: Usage) -> Decimal | None:
     return bound and bound.core_seconds
 
 
-def life(reading: Reading) -> str:
+def name_incarnation(reading: Reading) -> str:
     """Return the `incarnation` of a record: the name of one run of a counter."""
     born_ns = reading.named_born_boot_ns or reading.born_boot_ns or 0
     birth = f"@{born_ns // 10**9}s" if reading.source == "clickhouse" else ""

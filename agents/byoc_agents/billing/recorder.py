@@ -16,7 +16,7 @@ from byoc_agents.billing.record import (
     Usage,
     UsageRecord,
     Used,
-    life,
+    name_incarnation,
     record_id,
 )
 from byoc_agents.billing.window import NS_PER_MS, Period, Size, Window, size_at
@@ -63,7 +63,7 @@ class Recorder(msgspec.Struct, frozen=True, kw_only=True):
             used=_used(window) if window else NOTHING,
             counter=_counter(period),
             source=window.reading.source if window else "none",
-            incarnation=life(reading) if reading else "",
+            incarnation=name_incarnation(reading) if reading else "",
             samples=self._samples(period),
             quality=self._quality(window),
             gap_reason=period.gap_reason,

@@ -23,6 +23,7 @@ from byoc_agents.billing.checkpoint import (
     Checkpoint,
     DeferredPeriods,
     decode_checkpoint,
+    encode_checkpoint,
     same_position,
 )
 from byoc_agents.billing.meter import Meter
@@ -36,9 +37,9 @@ from byoc_agents.billing.rollback import (
     uncertain_since_ms,
 )
 from byoc_agents.billing.sources.select import Target, TargetObservation
-from byoc_agents.billing.window import HOUR_MS, MeterState, Period, Sample
-from byoc_agents.durable.spool import EPOCH, ORIGIN, Spool
-from byoc_agents.durable.store import Change
+from byoc_agents.billing.window import HOUR_MS, MeterState, Period, Sample, Window
+from byoc_agents.durable.model import WriteBatch
+from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import SpoolCorruptError, SpoolError
 
 CHECKPOINT = "billing/meter"
@@ -50,7 +51,7 @@ HINTED_SAMPLE_MS = 100  # the sample interval after the file has appeared
 HINTED_MS = 600_000  # for this long: more than any usual terminationGracePeriodSeconds
 
 
-class Pace(msgspec.Struct, frozen=True, kw_only=True):
+class Intervals(msgspec.Struct, frozen=True, kw_only=True):
     """Intervals, milliseconds."""
 
     sample_ms: int
@@ -74,11 +75,11 @@ class Scraper:
 
     def __init__(  # noqa: PLR0913  its dependencies
         self,
-        agent: str,
+        daemon: str,
         *,
         target: Target,
         recorder: Recorder,
-        pace: Pace,
+        intervals: Intervals,
         spool: Spool,
         clock: Clock,
         metrics: Metrics,
@@ -99,15 +100,15 @@ class Scraper:
         when the target is about to end. From then on samples are taken every `HINTED_SAMPLE_MS`.
         `max_deferred` is how many periods are kept in memory while the spool accepts none.
         """
-        self._agent = agent
+        self._daemon = daemon
         self._target = target
         self._recorder = recorder
-        self._pace = pace
-        self._meter = Meter(window_ms=pace.window_ms)
+        self._intervals = intervals
+        self._meter = Meter(window_ms=intervals.window_ms)
         self._spool = spool
         self._clock = clock
         self._metrics = metrics
-        self._samples = cache(partial(metrics.billing_samples.labels, agent))  # by source
+        self._samples = cache(partial(metrics.billing_samples.labels, daemon))  # by source
         self._prefix = prefix
         self._compression = compression
         self._sent = sent
@@ -115,7 +116,7 @@ class Scraper:
         self._asleep_ns = asleep_ns
         self._end_hint = end_hint
         self._max_deferred = max_deferred
-        self._log = structlog.get_logger().bind(agent=agent)
+        self._log = structlog.get_logger().bind(daemon=daemon)
         self._checkpoint: Checkpoint | None = None
         self._rolled_back = False  # the spool is older than the records that were sent
         self._sent_epochs: set[int] = set()  # epochs found in the ledger
@@ -124,8 +125,8 @@ class Scraper:
         self._secondary_window = -1
         self._seal_interval: int | None = None  # of the last seal
         self._stale = True  # the checkpoint in memory may differ from the spool's
-        self._trouble = ""  # last error of the target
-        self._spool_trouble = ""
+        self._target_error = ""  # the last one, also of a better source than the one in use
+        self._spool_error = ""
 
     async def run(self) -> None:
         """Sample at every full sample interval of the wall clock, until cancelled.
@@ -148,7 +149,7 @@ class Scraper:
     async def _wait_for_sample(self) -> None:
         """Wait until the next sample is due. Seal records that become due earlier."""
         if self._end_is_announced():
-            await self._clock.sleep(min(HINTED_SAMPLE_MS, self._pace.sample_ms) / 1000)
+            await self._clock.sleep(min(HINTED_SAMPLE_MS, self._intervals.sample_ms) / 1000)
             return
         due_ns = self._clock.boot_ns() + round(self._sample_wait_ms() * 1e6)
         while (left_ms := (due_ns - self._clock.boot_ns()) / 1e6) > 0:
@@ -174,11 +175,19 @@ class Scraper:
         return abs(self._clock.wall_ns() // 1_000_000 - hinted_ms) < HINTED_MS
 
     async def finish(self) -> None:
-        """Take a last sample, close the open window and seal all staged records."""
-        await self._record_sample(await self._take_sample())
-        if self._checkpoint:
-            checkpoint = await self._write_deferred(self._checkpoint)
-            await self._write_periods(checkpoint, *self._meter.close(checkpoint.state))
+        """Take a last sample, close the open window and seal all staged records.
+
+        Raises SpoolError if the window could not be stored. Earlier records are sealed then, so
+        that sending them makes room, and the call can be repeated.
+        """
+        try:
+            await self._record_sample(await self._take_sample())
+            if self._checkpoint:
+                checkpoint = await self._write_deferred(self._checkpoint)
+                await self._write_periods(checkpoint, *self._meter.close(checkpoint.state))
+        except SpoolError:
+            await self.seal()
+            raise
         await self._seal_all()
         self._target.close()
 
@@ -242,23 +251,21 @@ class Scraper:
         if self._rolled_back or not (found and mine and same_position(found, mine)):
             self._checkpoint = None if self._rolled_back else found
         if gone := count_stored_lines(self._staged, sent):
-            await self._commit(Change(unstage=gone))
+            await self._commit(WriteBatch(unstage=gone))
             del self._staged[:gone]
         self._stale = False
 
     async def _start_epoch(self, sample: Sample) -> None:
         """Start an epoch without a checkpoint. Earlier usage becomes a gap."""
-        marks = await self._spool.state("spool/")
-        broken = CHECKPOINT in await self._spool.state(
-            CHECKPOINT
-        )  # it exists, but cannot be decoded
-        epoch, latest = int(marks[EPOCH]), max(self._sent_epochs, default=0)
-        corrupt = self._rolled_back or epoch in self._sent_epochs or marks[ORIGIN] == b"corrupt"
+        info = await self._spool.info()
+        undecodable = CHECKPOINT in await self._spool.state(CHECKPOINT)
+        epoch, latest = info.epoch, max(self._sent_epochs, default=0)
+        corrupt = self._rolled_back or epoch in self._sent_epochs or info.replaced
         reason: GapReason = "spool_corrupt" if corrupt else "no_checkpoint"
-        if broken or latest >= epoch:
+        if undecodable or latest >= epoch:
             epoch = await self._spool.later_epoch(max(sample.wall_ms, latest + 1))
         state, periods = self._meter.start(sample, reason, since_ms=self._uncertain_since_ms)
-        self._log.warning("billing.epoch", epoch=epoch, reason=reason)
+        self._log.warning("billing.epoch_started", epoch=epoch, reason=reason)
         begun = Checkpoint(epoch=epoch, sequence=0, state=state)
         await self._write_periods(begun, state, periods, always=True)
 
@@ -278,9 +285,9 @@ class Scraper:
                 for index, period in enumerate(periods)
             ]
             lines = [encode(record) for record in records]
-            checkpoint = {CHECKPOINT: msgspec.json.encode(after)}
-            await self._commit(Change(stage=lines, state=checkpoint))
-            self._spool_trouble = ""
+            checkpoint = {CHECKPOINT: encode_checkpoint(after)}
+            await self._commit(WriteBatch(stage=lines, state=checkpoint))
+            self._spool_error = ""
             self._staged += lines
             for record in records:
                 self._count_record(record.data)
@@ -292,7 +299,7 @@ class Scraper:
         interval = self._interval_of(wall_ms)
         if self._staged:
             _, end_ms = charge_period_ms(self._staged[0])
-            overdue = wall_ms - end_ms >= self._pace.seal_ms + self._pace.window_ms
+            overdue = wall_ms - end_ms >= self._intervals.seal_ms + self._intervals.window_ms
             due = self._seal_interval is not None and interval != self._seal_interval
             if due or overdue or len(self._staged) >= MAX_LINES:
                 await self._seal_all()
@@ -300,11 +307,14 @@ class Scraper:
 
     def _interval_of(self, wall_ms: int) -> int:
         """Return the number of the seal interval that contains a time."""
-        return (wall_ms - self._pace.seal_phase_ms) // self._pace.seal_ms
+        return (wall_ms - self._intervals.seal_phase_ms) // self._intervals.seal_ms
 
     def _seal_wait_ms(self) -> float:
         wall_ms = self._clock.wall_ns() / 1e6
-        return self._pace.seal_ms - (wall_ms - self._pace.seal_phase_ms) % self._pace.seal_ms
+        return (
+            self._intervals.seal_ms
+            - (wall_ms - self._intervals.seal_phase_ms) % self._intervals.seal_ms
+        )
 
     async def _seal_all(self) -> None:
         """Seal all staged records, one object per hour in which records start."""
@@ -321,11 +331,11 @@ class Scraper:
             prefix=self._prefix,
             compression=self._compression,
         )
-        await self._commit(Change(messages=[message], unstage=len(lines)))
+        await self._commit(WriteBatch(messages=[message], unstage=len(lines)))
         del self._staged[: len(lines)]
-        self._log.info("billing.seal", id=message.id, records=len(lines), bytes=len(message.body))
+        self._log.info("billing.sealed", id=message.id, records=len(lines), bytes=len(message.body))
 
-    async def _commit(self, change: Change) -> None:
+    async def _commit(self, change: WriteBatch) -> None:
         """Make a change durable. Raises SpoolError.
 
         The change may be stored even if the commit fails or is cancelled, so the checkpoint must
@@ -336,7 +346,7 @@ class Scraper:
         self._stale = False
 
     async def _take_sample(self) -> Sample:
-        window = self._clock.wall_ns() // 1_000_000 // self._pace.window_ms
+        window = self._clock.wall_ns() // 1_000_000 // self._intervals.window_ms
         secondary = window != self._secondary_window
         began_ns = self._clock.boot_ns()
         seen = await self._target.read(secondary=secondary)
@@ -356,7 +366,7 @@ class Scraper:
         )
 
     def _sample_wait_ms(self) -> float:
-        interval_ms = self._pace.sample_ms
+        interval_ms = self._intervals.sample_ms
         wait_ms = interval_ms - self._clock.wall_ns() / 1e6 % interval_ms
         if wait_ms < interval_ms / 10:  # the timer fired early: do not sample twice in one interval
             wait_ms += interval_ms
@@ -365,31 +375,31 @@ class Scraper:
     def _count_sample(self, seen: TargetObservation) -> None:
         source = seen.reading.source if seen.reading else "none"
         self._samples(source).inc()
-        self._report_trouble(seen.trouble)
+        self._report_target_error(seen.error)
 
     def _report_spool_error(self, error: SpoolError) -> None:
-        self._metrics.spool_errors.labels(self._agent, type(error).__name__).inc()
-        if not self._spool_trouble:
-            self._log.error("billing.spool_trouble", trouble=str(error))
-        self._spool_trouble = str(error)
+        self._metrics.spool_errors.labels(self._daemon, error.reason).inc()
+        if not self._spool_error:
+            self._log.error("billing.write_failed", error=str(error))
+        self._spool_error = str(error)
 
-    def _report_trouble(self, trouble: str) -> None:
-        if trouble and trouble != self._trouble:
-            self._log.warning("billing.trouble", trouble=trouble)
-        self._trouble = trouble
-        if trouble:
-            self._metrics.billing_trouble_samples.labels(self._agent).inc()
+    def _report_target_error(self, error: str) -> None:
+        if error and error != self._target_error:
+            self._log.warning("billing.source_degraded", error=error)
+        self._target_error = error
+        if error:
+            self._metrics.billing_degraded_samples.labels(self._daemon).inc()
 
     def _count_record(self, usage: Usage) -> None:
-        self._metrics.billing_records.labels(self._agent, usage.quality).inc()
+        self._metrics.billing_records.labels(self._daemon, usage.quality).inc()
         start, end = usage.charge_period_start, usage.charge_period_end
         if usage.quality == "gap":
             seconds = (parse_rfc3339(end) - parse_rfc3339(start)) / 1000
-            self._metrics.billing_gap_seconds.labels(self._agent, usage.gap_reason).inc(seconds)
-            self._log.warning("billing.gap", reason=usage.gap_reason, start=start, end=end)
+            self._metrics.billing_gap_seconds.labels(self._daemon, usage.gap_reason).inc(seconds)
+            self._log.warning("billing.gap_recorded", reason=usage.gap_reason, start=start, end=end)
         elif usage.restart_observed or usage.source_changed or usage.clock_step_milliseconds:
             self._log.warning(
-                "billing.event",
+                "billing.discontinuity",
                 restart_observed=usage.restart_observed,
                 source_changed=usage.source_changed,
                 clock_step_milliseconds=usage.clock_step_milliseconds,
@@ -398,16 +408,17 @@ class Scraper:
     def status(self) -> dict[str, Any]:
         """Return the metering part of /status."""
         checkpoint = self._checkpoint
-        window = checkpoint.state.window if checkpoint else None
+        phase = checkpoint.state.phase if checkpoint else None
+        window = phase if isinstance(phase, Window) else None
         deferred = checkpoint.deferred if checkpoint else ()
         return {
             "target": str(self._target),
-            "target_trouble": self._trouble,
-            "spool_trouble": self._spool_trouble,
+            "target_error": self._target_error,
+            "spool_error": self._spool_error,
             "epoch": checkpoint.epoch if checkpoint else None,
             "next_sequence": checkpoint.sequence if checkpoint else None,
             "source": window.reading.source if window else None,
             "window_start": rfc3339(window.start_ms) if window else None,
             "staged_records": len(self._staged),
-            "held_periods": sum(len(one.periods) for one in deferred),
+            "deferred_periods": sum(len(one.periods) for one in deferred),
         }

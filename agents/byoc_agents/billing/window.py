@@ -102,29 +102,37 @@ class Period(msgspec.Struct, frozen=True, kw_only=True):
     counted_ms: int = 0  # the time of a gap for which the size is billed
 
 
-class MeterState(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole state of the meter. The checkpoint in the spool is its JSON."""
+class OpenGap(msgspec.Struct, frozen=True, kw_only=True):
+    """The time without a reading. An absence of the target may have several consecutive gaps."""
 
-    wall_ms: int  # of the last sample
-    boot_ns: int
-    boot_id: str
-    place_ms: int  # of the last sample: its wall clock, but never before the previous sample's
-    window: Window | None = None  # open while the target is measured
-    gap_start_ms: int = 0  # start of the open gap, while it is not
-    gap_reason: GapReason = "target_absent"
-    since: "LastSeen | None" = (
-        None  # the sample at which the absence began; it may have several gaps
-    )
+    start_ms: int
+    reason: GapReason = "target_absent"
+    since: LastSeen | None = None  # the sample at which the absence began
     absent_ms: int | None = None  # when the target was last known not to run
-    last: Reading | None = None  # the last reading before the gaps
+    last: Reading | None = None  # the last reading before the absence
     size: Size | None = None  # the size at that time
     late_ms: int = 0  # time since then that is billed if the container turns out to be the same
     rebooted: bool = False  # the machine was rebooted since then
     # Nothing has been read since the start: the reason why earlier usage is not recorded
     unread: GapReason = ""
+
+
+class MeterState(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole state of the meter: the last sample's time, and an open window or an open gap."""
+
+    wall_ms: int  # of the last sample
+    boot_ns: int
+    boot_id: str
+    place_ms: int  # of the last sample: its wall clock, but never before the previous sample's
+    phase: Window | OpenGap
     boot_alias: str | None = None  # another boot id under which this boot was seen last
     asleep_ns: int | None = None  # of the last sample, as in Sample
     machine_cpus: int | None = None  # of the last sample
+
+    @property
+    def last(self) -> Reading | None:
+        """The last reading of the target."""
+        return self.phase.reading if isinstance(self.phase, Window) else self.phase.last
 
 
 def cut_points(after_ms: int, to_ms: int, window_ms: int) -> list[int]:

@@ -30,7 +30,6 @@ from byoc_agents.errors import LedgerError, Reason, SendError, SpoolError, uncer
 from byoc_agents.ledger import Ledger
 
 FIRST_WAIT_SECONDS = 0.5  # AWS: full jitter over an exponential ceiling
-MAX_WAIT_SECONDS = {"retry": 60.0, "hold": 300.0}
 GATHER_SECONDS = 0.05  # after a batch that was not full: collects messages for the next one
 HURRIED_WAIT_SECONDS = 1.0  # at shutdown, within the grace period
 MAX_RETRY_AFTER_SECONDS = 3600.0  # a longer Retry-After is cut to this
@@ -42,10 +41,10 @@ class Action(Enum):
     DONE = "done"  # remove it from the spool
     RETRY = "retry"  # a temporary failure
     HOLD = "hold"  # an operator must act: keep all messages, log errors, retry more slowly
-    DEAD_LETTER = "dead letter"  # rejected for good: keep it apart, so that the others continue
+    DEAD_LETTER = "dead_letter"  # rejected for good: keep it apart, so that the others continue
 
 
-FATES: dict[Reason, Action] = {
+ACTIONS: dict[Reason, Action] = {
     Reason.OK: Action.DONE,
     Reason.ALREADY_STORED: Action.DONE,
     Reason.TIMEOUT: Action.RETRY,
@@ -68,6 +67,8 @@ FATES: dict[Reason, Action] = {
     Reason.TOO_LARGE: Action.DEAD_LETTER,
     Reason.REJECTED: Action.DEAD_LETTER,
 }
+WAIT_EVENTS = {Action.RETRY: "message.retrying", Action.HOLD: "message.held"}  # log events
+MAX_WAIT_SECONDS = {Action.RETRY: 60.0, Action.HOLD: 300.0}
 HOLD = 1  # argument of `Spool.head`: keep a batch unchanged while its outcome is unknown
 SENDS_PER_DOUBLING = 3  # successful batches before the batch size doubles
 
@@ -80,9 +81,9 @@ class LastError(msgspec.Struct, frozen=True):
     retry_after_seconds: float = 0.0
 
     @property
-    def fate(self) -> Action:
+    def action(self) -> Action:
         """Return RETRY or HOLD."""
-        return FATES[self.reason]
+        return ACTIONS[self.reason]
 
 
 class Shipper:
@@ -90,7 +91,7 @@ class Shipper:
 
     def __init__(  # noqa: PLR0913  five collaborators, the name and the randomness
         self,
-        agent: str,
+        daemon: str,
         *,
         spool: Spool,
         sink: Sink,
@@ -101,7 +102,7 @@ class Shipper:
         unfinished: Sequence[str] = (),
     ) -> None:
         """`unfinished` has the ids of the batch that the last process may have sent."""
-        self.agent = agent
+        self.daemon = daemon
         self.destination = sink.destination
         self.last_error: LastError | None = None
         self.last_success_ms: int | None = None
@@ -111,7 +112,7 @@ class Shipper:
         self._clock = clock
         self._metrics = metrics
         self._rng = rng or random.Random()  # noqa: S311  jitter, no secret
-        self._log = structlog.get_logger().bind(agent=agent)
+        self._log = structlog.get_logger().bind(daemon=daemon)
         self._idle = asyncio.Event()
         self._hurry = asyncio.Event()
         self._room = False  # in the last batch
@@ -167,7 +168,7 @@ class Shipper:
             batch = await self._next_batch()
             self.last_error = await self._deliver(batch) if batch else None
         except SpoolError as error:
-            self._metrics.spool_errors.labels(self.agent, type(error).__name__).inc()
+            self._metrics.spool_errors.labels(self.daemon, error.reason).inc()
             self.last_error = LastError(Reason.INTERNAL, f"spool: {error}")
         return self.last_error
 
@@ -221,18 +222,18 @@ class Shipper:
             if len(outcomes) == len(batch):
                 return outcomes
             wrong = f"{len(outcomes)} outcomes for {len(batch)} messages"
-            self._log.error("ship.defect", error=wrong)
+            self._log.error("sink.unexpected_error", error=wrong)
         except SendError as error:
             return [error] * len(batch)
         except Exception as error:  # noqa: BLE001  a defect in a sink: held and logged, not dropped
             wrong = type(error).__name__
-            self._log.error("ship.defect", error=wrong, exc_info=True)
+            self._log.error("sink.unexpected_error", error=wrong, exc_info=True)
         return [SendError(Reason.INTERNAL, wrong)] * len(batch)
 
     async def _apply_outcomes(self, batch: Sequence[Message], outcomes: Sequence[Outcome]) -> None:
         pairs = list(zip(batch, outcomes, strict=True))
         for message, outcome in pairs:
-            if isinstance(outcome, SendError) and FATES[outcome.reason] is Action.DEAD_LETTER:
+            if isinstance(outcome, SendError) and ACTIONS[outcome.reason] is Action.DEAD_LETTER:
                 await self._dead_letter(message, outcome)
         done = [message for message, outcome in pairs if isinstance(outcome, Receipt)]
         if done:
@@ -241,39 +242,41 @@ class Shipper:
 
     async def _dead_letter(self, message: Message, error: SendError) -> None:
         await self._spool.dead_letter(message, error.reason, error.detail)
-        self._metrics.dead_letters.labels(self.agent, error.reason).inc()
-        self._log.error("ship.dead_letter", id=message.id, reason=error.reason, detail=error.detail)
+        self._metrics.dead_letters.labels(self.daemon, error.reason).inc()
+        self._log.error(
+            "message.dead_lettered", id=message.id, reason=error.reason, detail=error.detail
+        )
 
     def _record_sent(self, done: Sequence[Message]) -> None:
         self.last_success_ms = self._clock.wall_ns() // 1_000_000
-        self._metrics.last_success.labels(self.agent).set(self.last_success_ms / 1000)
-        self._metrics.sent.labels(self.agent).inc(len(done))
-        self._metrics.sent_bytes.labels(self.agent).inc(sum(len(m.body) for m in done))
+        self._metrics.last_send_success.labels(self.daemon).set(self.last_success_ms / 1000)
+        self._metrics.messages_sent.labels(self.daemon).inc(len(done))
+        self._metrics.messages_sent_bytes.labels(self.daemon).inc(sum(len(m.body) for m in done))
         records = sum(message.records for message in done)
-        self._log.info("ship.sent", messages=len(done), records=records, last_id=done[-1].id)
+        self._log.info("message.sent", messages=len(done), records=records, last_id=done[-1].id)
 
     def _count(self, outcomes: Sequence[Outcome]) -> LastError | None:
         """Count the outcomes. Return the first error that is not a dead letter."""
         reasons = [one.reason for one in outcomes]
         for reason in set(reasons):
-            self._metrics.attempts.labels(self.agent, reason).inc(reasons.count(reason))
+            self._metrics.send_attempts.labels(self.daemon, reason).inc(reasons.count(reason))
         for one in outcomes:
-            if isinstance(one, SendError) and FATES[one.reason] is not Action.DEAD_LETTER:
+            if isinstance(one, SendError) and ACTIONS[one.reason] is not Action.DEAD_LETTER:
                 return LastError(one.reason, one.detail, one.retry_after_seconds or 0.0)
         return None
 
     def _wait_seconds(self, state: RetryCallState) -> float:
         last_error = _last_error(state)
-        longest = MAX_WAIT_SECONDS[last_error.fate.value]
+        longest = MAX_WAIT_SECONDS[last_error.action]
         ceiling = wait_exponential(multiplier=FIRST_WAIT_SECONDS, max=longest)(state)
         asked = min(last_error.retry_after_seconds, MAX_RETRY_AFTER_SECONDS)
         return max(self._rng.uniform(0, ceiling), asked)
 
     def _log_wait(self, state: RetryCallState) -> None:
         last_error = _last_error(state)
-        write = self._log.error if last_error.fate is Action.HOLD else self._log.warning
+        write = self._log.error if last_error.action is Action.HOLD else self._log.warning
         write(
-            f"ship.{last_error.fate.value}",
+            WAIT_EVENTS[last_error.action],
             reason=last_error.reason,
             detail=last_error.detail,
             attempt=state.attempt_number,
@@ -288,10 +291,10 @@ class Shipper:
         return {
             "destination": self.destination,
             "last_success": rfc3339(success) if success is not None else None,
-            "trouble": {
+            "last_error": {
                 "reason": last_error.reason,
                 "detail": last_error.detail,
-                "fate": last_error.fate,
+                "action": last_error.action,
             }
             if last_error
             else None,

@@ -4,7 +4,6 @@ The new file is created next to the damaged one and replaces it when it is compl
 kill in between, the damaged file is found again.
 """
 
-import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from byoc_agents.delivery.sink import Message
-from byoc_agents.durable.rows import COLUMNS, digest
+from byoc_agents.durable.files import sync_directory
+from byoc_agents.durable.model import DeadLetter, WriteBatch
 from byoc_agents.durable.schema import connect_damaged, translated
-from byoc_agents.durable.store import Store
-from byoc_agents.durable.write_batch import Change, DeadLetter
+from byoc_agents.durable.store import COLUMNS, Store, digest
 
 INDEX = "-shm"
 JOURNALS = ("-wal", INDEX, "-journal")
@@ -89,16 +88,14 @@ def _fill_from(damaged: Path, metadata: Mapping[str, bytes]) -> int:
         return _fill(_fresh(damaged), metadata, ())
 
 
-def _fill(fresh: Path, metadata: Mapping[str, bytes], changes: Iterable[Change]) -> int:
+def _fill(fresh: Path, metadata: Mapping[str, bytes], changes: Iterable[WriteBatch]) -> int:
     rows = 0
     try:
-        with closing(Store(fresh, max_bytes=0)) as store:
-            store.begin()
+        with closing(Store(fresh, max_bytes=0)) as store, store.transaction():
             for change in changes:
                 store.apply(change, bounded=False)
                 rows += 1
-            store.apply(Change(state=metadata), bounded=False)
-            store.commit()
+            store.apply(WriteBatch(state=metadata), bounded=False)
     except BaseException:
         with suppress(OSError):
             _unlink(fresh)  # an incomplete file is useless
@@ -110,11 +107,7 @@ def _replace_file(path: Path) -> None:
     for suffix in JOURNALS:  # of the old file: SQLite would apply them to the new one
         path.with_name(path.name + suffix).unlink(missing_ok=True)
     path.with_name(f"{path.name}.new").replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    sync_directory(path.parent)
 
 
 def _unlink(path: Path) -> None:
@@ -122,7 +115,7 @@ def _unlink(path: Path) -> None:
         path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
-def salvage(connection: sqlite3.Connection) -> Iterator[Change]:
+def salvage(connection: sqlite3.Connection) -> Iterator[WriteBatch]:
     """Yield each readable message, staged line and dead letter, one change per row. Blocks.
 
     It is safe to send one of them again, because its id is the same. Checkpoints are not salvaged:
@@ -130,17 +123,17 @@ def salvage(connection: sqlite3.Connection) -> Iterator[Change]:
     """
     for *columns, sha256 in _rows(connection, "message", f"{COLUMNS}, sha256"):
         if sha256 == digest(*columns):
-            yield Change(messages=[Message(*columns)])
+            yield WriteBatch(messages=[Message(*columns)])
     for line, sha256 in _rows(connection, "staged", "line, sha256"):
         if sha256 == digest(line):
-            yield Change(stage=[line])
+            yield WriteBatch(stage=[line])
     why = "sha256, reason, detail, died_at_ms"
     for *columns, sha256, reason, detail, at_ms in _rows(
         connection, "dead_letter", f"{COLUMNS}, {why}"
     ):
         if sha256 == digest(*columns):
             letter = DeadLetter(Message(*columns), reason, detail, at_ms)
-            yield Change(dead_letters=[letter])
+            yield WriteBatch(dead_letters=[letter])
 
 
 def _rows(connection: sqlite3.Connection, table: str, columns: str) -> Iterator[Any]:

@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import ClassVar
 
-from byoc_agents.durable.wal_shm import JournalIndex
+from byoc_agents.durable.wal_shm import WalIndex
 from byoc_agents.errors import (
     SpoolCorruptError,
     SpoolNewerError,
@@ -74,7 +74,7 @@ def connect_damaged(path: Path) -> sqlite3.Connection:
 
 
 def _connection(path: Path, mode: str) -> sqlite3.Connection:
-    index = JournalIndex(path)
+    index = WalIndex(path)
     try:
         connection = sqlite3.connect(
             f"{path.absolute().as_uri()}?mode={mode}",
@@ -94,7 +94,7 @@ def _connection(path: Path, mode: str) -> sqlite3.Connection:
 class _Connection(sqlite3.Connection):
     """A connection that also closes the journal's index."""
 
-    index: JournalIndex
+    index: WalIndex
 
     def close(self) -> None:
         """Close the file, then the index."""

@@ -1,45 +1,45 @@
-"""The SQLite file behind the spool: plain, blocking, one thread.
+"""The SQL of the spool: plain, blocking, one thread.
 
 Data that must stay consistent (a message, the checkpoint that it was made from, the staged lines
-that it contains) changes in one transaction.
+that it contains) changes in one transaction. Each row has a hash of its values, to detect damage.
 """
 
-from collections.abc import Iterator, Sequence
+import hashlib
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from itertools import groupby
+from functools import cache
+from itertools import chain, groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from byoc_agents.delivery.sink import Message
-from byoc_agents.durable.rows import (
-    COLUMNS,
-    ROW_OVERHEAD_BYTES,
-    apply_delta,
-    checked,
-    count,
-    keep,
-    message_of,
-    oldest_ms,
-    others_commits,
-    put,
-    put_dead,
-    stage,
-    unstage,
-)
+from byoc_agents.durable.model import UNKNOWN_MS, DeadLetter, Totals, WriteBatch
 from byoc_agents.durable.schema import connect, file_identity, translated
-from byoc_agents.durable.write_batch import UNKNOWN_MS, Change, DeadLetter, Totals
-from byoc_agents.errors import SpoolCorruptError, SpoolFullError, SpoolUnavailableError
+from byoc_agents.errors import (
+    SpoolCorruptError,
+    SpoolError,
+    SpoolFullError,
+    SpoolUnavailableError,
+)
 
-__all__ = ["ROW_OVERHEAD_BYTES", "Change", "DeadLetter", "Store", "Totals"]
-
+ROW_OVERHEAD_BYTES = 512  # keys, hash and index entries of one row, rounded up
+ROWS_PER_STATEMENT = 16  # each statement releases the interpreter lock and waits for it again
 VACUUM_PAGES = 1024  # 4 MiB: return free pages to the file system in this amount
+
+COLUMNS = (
+    "id, type, body, created_at_ms, records, content_type, content_encoding, grouped, replaces"
+)
+
+T = TypeVar("T")
 
 
 class Store:
     """One open file. Every method may block and is called from one thread.
 
+    Methods that change the file are called inside a `transaction`, which undoes a failed one.
     Raises SpoolFullError (size limit reached), SpoolUnavailableError (the disk fails) and
     SpoolCorruptError (the file must be replaced).
     """
@@ -49,8 +49,6 @@ class Store:
         self._path = path
         self._journal_path = path.with_name(f"{path.name}-wal")
         self._max_bytes = max_bytes
-        self._begun = Totals()  # when the transaction began
-        self._inside = False  # of `savepoint` or `transaction`
         self.held: frozenset[str] = frozenset()  # ids of messages that must not be replaced
         try:
             with translated():
@@ -67,10 +65,33 @@ class Store:
         with translated():
             return file_identity(self._path) != self._identity
 
-    def begin(self) -> None:
-        """Open a transaction, after a check that the file is still at its path."""
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Run the body and make its changes durable. After any error nothing of it is kept.
+
+        Begins with a check that the file is still at its path. After SpoolCorruptError and
+        SpoolUnavailableError the store must be closed: the transaction may have been committed.
+        """
+        self._begin()
+        before = self._totals
+        try:
+            yield
+            with translated():
+                self.connection.execute("COMMIT")
+        except BaseException:
+            self._totals = before
+            with suppress(SpoolError), translated():
+                if self.connection.in_transaction:
+                    self.connection.execute("ROLLBACK")
+            raise
+
+    def check_location(self) -> None:
+        """Raise SpoolCorruptError if another file, or none, is at the path."""
         if self.was_replaced():
             raise SpoolCorruptError(f"{self._path} was removed or replaced")
+
+    def _begin(self) -> None:
+        self.check_location()
         with translated():
             there = file_identity(self._journal_path)
             if self._journal_identity not in {None, there}:  # closing moves it to the file
@@ -79,52 +100,10 @@ class Store:
             self.connection.execute("BEGIN IMMEDIATE")
             if self._others != (now := others_commits(self.connection)):  # `dead-letters resend`
                 self._totals, self._others = count(self.connection), now
-            self._begun = self._totals
-
-    def commit(self) -> None:
-        """Make the transaction durable."""
-        with translated():
-            self.connection.execute("COMMIT")
-
-    def roll_back(self) -> None:
-        """Undo the open transaction, if there is one."""
-        with translated():
-            if self.connection.in_transaction:
-                self.connection.execute("ROLLBACK")
-            self._totals = count(self.connection)  # the transaction may have been committed
-
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Run the body. After an error, begin a new transaction; cheaper than a savepoint."""
-        self._inside = True
-        try:
-            yield
-        except (SpoolCorruptError, SpoolUnavailableError):
-            raise  # the transaction is lost
-        except Exception:
-            with translated():
-                self.connection.execute("ROLLBACK")
-            self._totals = self._begun
-            self.begin()
-            raise
-        finally:
-            self._inside = False
 
     @contextmanager
     def savepoint(self) -> Iterator[None]:
-        """Run the body; after an error nothing of it is kept. Nested calls join the outer one."""
-        if self._inside:
-            yield
-            return
-        self._inside = True
-        try:
-            with self._open_savepoint():
-                yield
-        finally:
-            self._inside = False
-
-    @contextmanager
-    def _open_savepoint(self) -> Iterator[None]:
+        """Run the body inside a transaction. After any error nothing of the body is kept."""
         before = self._totals
         with translated():
             self.connection.execute("SAVEPOINT body")
@@ -140,16 +119,15 @@ class Store:
         with translated():
             self.connection.execute("RELEASE body")
 
-    def apply(self, change: Change, *, bounded: bool = True) -> None:
-        """Apply the change in the open transaction. After an error nothing of it is kept."""
+    def apply(self, change: WriteBatch, *, bounded: bool = True) -> None:
+        """Apply the change. Raises SpoolFullError if `bounded` and the size limit is exceeded."""
         before = self._totals.bytes
-        with self.savepoint():
-            with translated():
-                self._apply(change)
-            if bounded and self._totals.bytes > max(self._max_bytes, before):
-                raise SpoolFullError(f"{self._totals.bytes} bytes are over {self._max_bytes}")
+        with translated():
+            self._apply(change)
+        if bounded and self._totals.bytes > max(self._max_bytes, before):
+            raise SpoolFullError(f"{self._totals.bytes} bytes are over {self._max_bytes}")
 
-    def _apply(self, change: Change) -> None:
+    def _apply(self, change: WriteBatch) -> None:
         if change.unstage:
             size = unstage(self.connection, change.unstage)
             self._tally(-size, rows=-change.unstage, records=-change.unstage)
@@ -193,7 +171,7 @@ class Store:
 
     def remove(self, ids: Sequence[str]) -> None:
         """Delete messages that the receiver has stored."""
-        with self.savepoint(), translated():
+        with translated():
             self._delete(f"id IN ({','.join('?' * len(ids))})", *ids)
             oldest = "SELECT id FROM message ORDER BY position LIMIT 1"
             head = self.connection.execute(oldest).fetchone()
@@ -202,7 +180,7 @@ class Store:
 
     def dead_letter(self, message: Message, reason: str, detail: str, died_at_ms: int) -> None:
         """Move a message to the dead letters, if it is still there. Its bytes stay the same."""
-        with self.savepoint(), translated():
+        with translated():
             self._dead_letter(DeadLetter(message, reason, detail, died_at_ms))
 
     def _dead_letter(self, letter: DeadLetter) -> None:
@@ -238,7 +216,7 @@ class Store:
 
         Its `replaces` is cleared, because the messages queued meanwhile are newer.
         """
-        with self.savepoint(), translated():
+        with translated():
             message = self._take_dead_letter(message_id)
             if message:
                 self._insert([msgspec.structs.replace(message, replaces="")])
@@ -302,3 +280,158 @@ class Store:
     def close(self) -> None:
         """Close the file. May block for a last checkpoint of the journal."""
         self.connection.close()
+
+
+def row_of(message: Message) -> tuple[object, ...]:
+    """Return the values of COLUMNS and their hash."""
+    row = (
+        message.id,
+        message.type,
+        message.body,
+        message.created_at_ms,
+        message.records,
+        message.content_type,
+        message.content_encoding,
+        message.group,
+        message.replaces,
+    )
+    return *row, digest(*row)
+
+
+def put(connection: sqlite3.Connection, messages: Sequence[Message]) -> tuple[int, int, int]:
+    """Queue new messages. Return their number, bytes and records; ids that exist are ignored.
+
+    Raises sqlite3.Error.
+    """
+    verb = f"INSERT OR IGNORE INTO message ({COLUMNS}, sha256)"
+    added = _write(connection, verb, [row_of(message) for message in messages])
+    if added == len(messages):
+        return added, sum(len(m.body) for m in messages), sum(m.records for m in messages)
+    last = "SELECT body, records FROM message ORDER BY position DESC LIMIT ?"
+    sums = f"SELECT total(length(body)), total(records) FROM ({last})"  # noqa: S608
+    size, records = connection.execute(sums, (added,)).fetchone()
+    return added, int(size), int(records)
+
+
+def stage(connection: sqlite3.Connection, lines: Sequence[bytes]) -> None:
+    """Store lines that wait for their batch. Raises sqlite3.Error."""
+    _write(connection, "INSERT INTO staged (line, sha256)", [(x, digest(x)) for x in lines])
+
+
+def unstage(connection: sqlite3.Connection, lines: int) -> int:
+    """Delete the oldest staged lines. Return their bytes. Raises sqlite3.Error, SpoolError."""
+    oldest = "SELECT position, length(line) FROM staged ORDER BY position LIMIT ?"
+    rows = connection.execute(oldest, (lines,)).fetchall()
+    if len(rows) < lines:  # the caller remembers lines of a file that has been replaced
+        raise SpoolError(f"{len(rows)} lines are staged, not {lines}: read them again")
+    connection.execute("DELETE FROM staged WHERE position <= ?", (rows[-1][0],))
+    return sum(size for _, size in rows)
+
+
+def put_dead(connection: sqlite3.Connection, letter: DeadLetter) -> None:
+    """Store a dead letter. Raises sqlite3.Error."""
+    connection.execute(
+        f"INSERT INTO dead_letter ({COLUMNS}, sha256, reason, detail, died_at_ms)"  # noqa: S608
+        " VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+        (*row_of(letter.message), letter.reason, letter.detail, letter.died_at_ms),
+    )
+
+
+def _write(connection: sqlite3.Connection, verb: str, rows: Sequence[Sequence[object]]) -> int:
+    """Insert rows with few statements. Return how many were new. Raises sqlite3.Error.
+
+    `verb` is the statement up to VALUES.
+    """
+    added = 0
+    for few in _chunk(rows):
+        statement = _statement(verb, len(few), len(few[0]))
+        added += connection.execute(statement, [*chain.from_iterable(few)]).rowcount
+    return added
+
+
+@cache
+def _statement(verb: str, rows: int, columns: int) -> str:
+    places = f"({','.join('?' * columns)})"
+    return f"{verb} VALUES {','.join([places] * rows)}"
+
+
+def keep(connection: sqlite3.Connection, state: Mapping[str, bytes | None]) -> None:
+    """Write checkpoints; None removes one. Raises sqlite3.Error."""
+    for few in _chunk([key for key, value in state.items() if value is None]):
+        places = ",".join("?" * len(few))
+        connection.execute(f"DELETE FROM state WHERE key IN ({places})", few)  # noqa: S608
+    kept = [(k, v, digest(k, v)) for k, v in state.items() if v is not None]
+    _write(connection, "INSERT OR REPLACE INTO state", kept)
+
+
+def _chunk(rows: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Yield the rows in chunks for one statement each."""
+    for start in range(0, len(rows), ROWS_PER_STATEMENT):
+        yield rows[start : start + ROWS_PER_STATEMENT]
+
+
+def digest(*columns: object) -> bytes:
+    """Return the SHA-256 that is stored with the columns, to detect damage."""
+    plain = [len(column) if isinstance(column, bytes) else column for column in columns]
+    found = hashlib.sha256(repr(plain).encode())
+    for column in columns:
+        if isinstance(column, bytes):
+            found.update(column)
+    return found.digest()
+
+
+def checked(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the row without its hash, the last column. Raises SpoolCorruptError."""
+    *columns, sha256 = row
+    if digest(*columns) != sha256:
+        raise SpoolCorruptError("stored bytes have changed on disk")
+    return tuple(columns)
+
+
+def message_of(row: tuple[Any, ...]) -> Message:
+    """Return the message of COLUMNS and its hash. Raises SpoolCorruptError."""
+    return Message(*checked(row))
+
+
+def count(connection: sqlite3.Connection) -> Totals:
+    """Return the totals of the file. Raises sqlite3.Error."""
+
+    def sums(table: str, body: str, records: str) -> tuple[int, int, int]:
+        query = f"SELECT count(*), coalesce(sum(length({body})), 0), {records} FROM {table}"  # noqa: S608
+        row: tuple[int, int, int] = connection.execute(query).fetchone()
+        return row
+
+    messages, message_bytes, records = sums("message", "body", "coalesce(sum(records), 0)")
+    lines, line_bytes, _ = sums("staged", "line", "0")
+    dead, dead_bytes, _ = sums("dead_letter", "body", "0")
+    rows = messages + lines + dead
+    size = message_bytes + line_bytes + dead_bytes + rows * ROW_OVERHEAD_BYTES
+    return Totals(records + lines, size, oldest_ms(connection), dead)
+
+
+def oldest_ms(connection: sqlite3.Connection) -> int | None:
+    """Return when the oldest message was sealed, None if there is none. Raises sqlite3.Error."""
+    query = "SELECT created_at_ms FROM message ORDER BY position LIMIT 1"
+    (at_ms,) = connection.execute(query).fetchone() or (None,)
+    return at_ms
+
+
+def apply_delta(totals: Totals, size: int, *, rows: int, records: int, dead: int) -> Totals:
+    """Return the totals plus these numbers, which may be negative. `size` is in bytes.
+
+    If messages are added behind a queued one, the oldest message stays the same.
+    """
+    oldest = totals.oldest_created_at_ms
+    behind = rows > 0 and oldest is not None
+    return Totals(
+        records=totals.records + records,
+        bytes=totals.bytes + size + rows * ROW_OVERHEAD_BYTES,
+        oldest_created_at_ms=oldest if behind else UNKNOWN_MS,
+        dead_letters=totals.dead_letters + dead,
+    )
+
+
+def others_commits(connection: sqlite3.Connection) -> int:
+    """Return a number that changes with every commit that another connection has made."""
+    (number,) = connection.execute("PRAGMA data_version").fetchone()
+    return int(number)

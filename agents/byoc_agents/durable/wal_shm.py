@@ -19,7 +19,7 @@ IN_USE_AT = 128  # SQLite's "dead man's switch": without this lock it truncates 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
-class JournalIndex:
+class WalIndex:
     """The index of one database: created before the database is opened, closed after it.
 
     Closing any descriptor of a file drops all locks that the process has on it (POSIX), including

@@ -17,8 +17,7 @@ from byoc_agents import __version__
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.cloudevents import rfc3339
 from byoc_agents.delivery.sink import Message
-from byoc_agents.durable.files import settle
-from byoc_agents.durable.lock import lock_refusal
+from byoc_agents.durable.files import lock_refusal, rewrite_and_sync
 from byoc_agents.ledger import recovery as opening
 from byoc_agents.ledger.appender import Tail
 from byoc_agents.ledger.files import Disk
@@ -41,7 +40,7 @@ from byoc_agents.ledger.segments import Segments
 
 MIN_BYTES = 64 * 1024
 SEGMENTS = 8  # how many share the bound: a removal takes an eighth of the history
-MAX_OPEN = 1000  # intents without an outcome; more only if an agent were cancelled that often
+MAX_OPEN = 1000  # intents without an outcome; more only if a daemon were cancelled that often
 HEAD_BYTES = 128  # the numbers and hashes that a line gets when it is written, less than this
 
 
@@ -210,7 +209,7 @@ class Chain:
         self._head = found.head
         self._pending = [*found.states, *(Unknown(intent=i, why="crash") for i in found.open)]
         if found.length:
-            settle(self.segments.path(found.number))
+            rewrite_and_sync(self.segments.path(found.number))
             self._tail.take(self.segments.path(found.number), found.length)
             self._tail.ready()
             self._tail.sync()  # the last process may not have
@@ -256,7 +255,7 @@ class Chain:
         self._tail.take(self.segments.path(number), len(content))
         self._number = number
         self._advance(head)
-        structlog.get_logger().info("ledger.segment", segment=number, head=str(head))
+        structlog.get_logger().info("ledger.segment_started", segment=number, head=str(head))
 
     def _sync(self) -> None:
         if self._tail.unsynced:

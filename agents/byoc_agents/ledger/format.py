@@ -24,7 +24,7 @@ DURABLE = ("segment", "intent", "unknown", "removed", "recovered")  # kinds foll
 
 UnknownWhy = Literal[
     "crash",  # found without an outcome at a start
-    "stopped",  # in flight when the agent ended
+    "stopped",  # in flight when the daemon ended
     "receipt_lost",  # the receipt could not be written
 ]
 RecoveredWhy = Literal[

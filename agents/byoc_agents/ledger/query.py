@@ -27,7 +27,7 @@ STORED = frozenset({"ok", "already_stored"})
 class Send(msgspec.Struct, frozen=True, kw_only=True):
     """One message on its way out, once: a retry is another one."""
 
-    agent: str
+    daemon: str
     sequence: int  # of the intent's line
     time: str  # when it was announced
     destination: str
@@ -48,7 +48,7 @@ class Send(msgspec.Struct, frozen=True, kw_only=True):
 class RefusedConnections(msgspec.Struct, frozen=True, kw_only=True):
     """Connections that the gate refused. Nothing left."""
 
-    agent: str
+    daemon: str
     sequence: int
     time: str
     refused: str  # why
@@ -81,11 +81,11 @@ class Filter(msgspec.Struct, frozen=True):
 
 def events(ledgers: Mapping[str, Path], wanted: Filter) -> Iterator[LedgerEvent]:
     """Yield the sends and refusals of these daemons, by time. Blocks. Raises OSError."""
-    each = (filter(wanted, _of_agent(name, path)) for name, path in ledgers.items())
+    each = (filter(wanted, _of_daemon(name, path)) for name, path in ledgers.items())
     return heapq.merge(*each, key=lambda event: event.time)
 
 
-def _of_agent(agent: str, directory: Path) -> Iterator[LedgerEvent]:
+def _of_daemon(daemon: str, directory: Path) -> Iterator[LedgerEvent]:
     segments = Segments(directory)
     flying: dict[int, tuple[int, Intent]] = {}
     for number in segments.numbers():
@@ -93,11 +93,11 @@ def _of_agent(agent: str, directory: Path) -> Iterator[LedgerEvent]:
             if isinstance(line, Intent):
                 flying[line.sequence] = (number, line)
             elif isinstance(line, Refused):
-                yield _refusal(agent, line)
+                yield _refusal(daemon, line)
             elif isinstance(line, ReceiptLine | Unknown) and line.intent in flying:
-                yield from _sends(agent, segments, flying.pop(line.intent), line)
+                yield from _sends(daemon, segments, flying.pop(line.intent), line)
     for pair in flying.values():
-        yield from _sends(agent, segments, pair, None)
+        yield from _sends(daemon, segments, pair, None)
 
 
 def _lines(path: Path) -> Iterator[LedgerLine]:
@@ -110,9 +110,9 @@ def _lines(path: Path) -> Iterator[LedgerLine]:
         return
 
 
-def _refusal(agent: str, line: Refused) -> RefusedConnections:
+def _refusal(daemon: str, line: Refused) -> RefusedConnections:
     return RefusedConnections(
-        agent=agent,
+        daemon=daemon,
         sequence=line.sequence,
         time=line.time,
         refused=line.reason,
@@ -122,14 +122,14 @@ def _refusal(agent: str, line: Refused) -> RefusedConnections:
 
 
 def _sends(
-    agent: str, segments: Segments, pair: tuple[int, Intent], outcome: ReceiptLine | Unknown | None
+    daemon: str, segments: Segments, pair: tuple[int, Intent], outcome: ReceiptLine | Unknown | None
 ) -> Iterator[Send]:
     number, intent = pair
     for position, sent in enumerate(intent.messages):
         ended = _ended(outcome, position)
         path = segments.body_path(number, sent.sha256)
         yield Send(
-            agent=agent,
+            daemon=daemon,
             sequence=intent.sequence,
             time=intent.time,
             destination=intent.destination,

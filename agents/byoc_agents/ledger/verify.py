@@ -32,7 +32,7 @@ from byoc_agents.ledger.reader import MAX_LINE_BYTES, Head, Raw, raw_lines
 from byoc_agents.ledger.segments import Segments
 
 MAX_PROBLEMS = 100  # listed; the others are counted
-TRIES = 5  # the oldest file may be removed by the running agent while we read
+TRIES = 5  # the oldest file may be removed by the running daemon while we read
 SETTLE_SECONDS = 0.2  # a write in progress ends within this time
 
 
@@ -55,7 +55,7 @@ class LedgerVerdict(msgspec.Struct, kw_only=True):
     head: str = ""  # SEQUENCE:SHA256 of the last line
 
     @property
-    def well(self) -> bool:
+    def ok(self) -> bool:
         """Return whether there is no problem."""
         return not self.problems
 
@@ -132,7 +132,9 @@ class _Verifier:
             elif raw.whole:
                 self._line(raw, place, number, first=position == 1)
             elif not last or self._stays(path, raw):
-                why = "; a crash does this, and the next start of the agent says so" if last else ""
+                why = (
+                    "; a crash does this, and the next start of the daemon says so" if last else ""
+                )
                 self._problem(place, f"the line is cut off{why}")
 
     def _stays(self, path: Path, raw: Raw) -> bool:

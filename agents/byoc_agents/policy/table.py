@@ -14,7 +14,7 @@ def destinations_table(facts: Facts, _options: Options) -> Rendered:
         dict(
             zip(
                 COLUMNS,
-                (d.host, d.port, d.scheme, d.purpose, d.agent or "all", d.frequency, d.setting),
+                (d.host, d.port, d.scheme, d.purpose, d.daemon or "all", d.frequency, d.setting),
                 strict=True,
             )
         )

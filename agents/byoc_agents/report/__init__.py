@@ -1,4 +1,4 @@
-"""`byoc-agents ledger`: reads `<state_dir>/<agent>/ledger/` of one or several agents.
+"""`byoc-agents ledger`: reads `<state_dir>/<daemon>/ledger/` of one or several daemons.
 
 Works while the daemons run, and writes nothing to their directories.
 """

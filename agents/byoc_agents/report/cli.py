@@ -27,12 +27,12 @@ SENTENCE = {
 }
 EXAMPLES = {
     "show": "byoc-agents ledger show --since 2026-11-23 --destination 's3://*' --json",
-    "verify": "byoc-agents ledger verify --agent billing-scraper",
+    "verify": "byoc-agents ledger verify --daemon billing-scraper",
     "report": "byoc-agents ledger report --html report.html",
 }
 END = """Without an anchor, a change of the very last line, lines missing at the very end and a
 ledger that was replaced as a whole cannot be detected: note the `head` of /status or of the log
-event ledger.segment elsewhere, and pass it with --anchor."""
+event ledger.segment_started elsewhere, and pass it with --anchor."""
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
@@ -74,7 +74,7 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     check.add_argument(
         "--anchor", action="append", default=[], type=_anchor, help="SEQUENCE:SHA256"
     )
-    check.add_argument("--json", action="store_true", help="one JSON object per agent")
+    check.add_argument("--json", action="store_true", help="one JSON object per daemon")
     page = _command(commands.add_parser, "report", _report, environ)
     page.add_argument("--html", required=True, metavar="FILE", help="where to write it; - = stdout")
     _add_filters(page)
@@ -101,9 +101,9 @@ def _command(
         nargs="*",
         default=[standard],
         metavar="DIRECTORY",
-        help=f"state directory, or one agent's; default {setting.variable}, now {standard}",
+        help=f"state directory, or one daemon's; default {setting.variable}, now {standard}",
     )
-    parser.add_argument("--agent", default="", help="only this one, e.g. billing-scraper")
+    parser.add_argument("--daemon", default="", help="only this one, e.g. billing-scraper")
     return parser
 
 
@@ -148,7 +148,7 @@ def _filter(options: argparse.Namespace, message_id: str = "") -> Filter:
 
 
 def _show(options: argparse.Namespace) -> int:
-    found = events(ledgers(options.directories, options.agent), _filter(options, options.id))
+    found = events(ledgers(options.directories, options.daemon), _filter(options, options.id))
     if options.body or options.raw:
         return _show_body(options)
     if not options.json:
@@ -165,7 +165,7 @@ def _show_body(options: argparse.Namespace) -> int:
     if not options.id:
         sys.stderr.write("byoc-agents ledger show: --body requires --id\n")
         return 2
-    where = ledgers(options.directories, options.agent)
+    where = ledgers(options.directories, options.daemon)
     for event in events(where, _filter(options, options.id)):
         body = kept(event) if isinstance(event, Send) else None
         if body is not None:
@@ -180,23 +180,23 @@ def _show_body(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    where = ledgers(options.directories, options.agent)
+    where = ledgers(options.directories, options.daemon)
     if options.anchor and len(where) > 1:
-        sys.stderr.write("byoc-agents ledger verify: --anchor is for one ledger: add --agent\n")
+        sys.stderr.write("byoc-agents ledger verify: --anchor is for one ledger: add --daemon\n")
         return 2
     verdicts = {name: verify(path, dict(options.anchor)) for name, path in where.items()}
     for name, verdict in verdicts.items():
         _write_verdict(name, verdict, as_json=options.json)
-    return 0 if all(verdict.well for verdict in verdicts.values()) else 1
+    return 0 if all(verdict.ok for verdict in verdicts.values()) else 1
 
 
 def _write_verdict(name: str, verdict: LedgerVerdict, *, as_json: bool) -> None:
     if as_json:
-        described = {"agent": name, "well": verdict.well} | msgspec.to_builtins(verdict)
+        described = {"daemon": name, "ok": verdict.ok} | msgspec.to_builtins(verdict)
         sys.stdout.write(f"{msgspec.json.encode(described).decode()}\n")
     else:
         first, *others = verdict_text(name, verdict)
-        sys.stdout.write(f"{color_verdict(first, sys.stdout, ok=verdict.well)}\n")
+        sys.stdout.write(f"{color_verdict(first, sys.stdout, ok=verdict.ok)}\n")
         sys.stdout.writelines(f"{line}\n" for line in others)
 
 
@@ -206,11 +206,11 @@ def _write_verdict(name: str, verdict: LedgerVerdict, *, as_json: bool) -> None:
 def _report(options: argparse.Namespace) -> int:
     from byoc_agents.report.page import render_page  # noqa: PLC0415  the schemas cost 0.2 s
 
-    where = ledgers(options.directories, options.agent)
+    where = ledgers(options.directories, options.daemon)
     verdicts = {name: verify(path) for name, path in where.items()}
     html = render_page(where, verdicts, _filter(options))
     if options.html == "-":
         sys.stdout.write(html)
     else:
         Path(options.html).write_text(html, encoding="utf-8")
-    return 0 if all(verdict.well for verdict in verdicts.values()) else 1
+    return 0 if all(verdict.ok for verdict in verdicts.values()) else 1

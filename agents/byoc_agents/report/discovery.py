@@ -1,4 +1,4 @@
-"""Finds ledgers by state directory, by an agent's directory, or by the ledger's own."""
+"""Finds ledgers by state directory, by a daemon's directory, or by the ledger's own."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,17 +10,17 @@ class NoLedgerError(Exception):
     """No ledger was found. `str()` names the directories."""
 
 
-def ledgers(directories: Sequence[str], agent: str) -> Mapping[str, Path]:
-    """Return agent's name -> directory of its ledger. Raises NoLedgerError."""
+def ledgers(directories: Sequence[str], daemon: str) -> Mapping[str, Path]:
+    """Return daemon's name -> directory of its ledger. Raises NoLedgerError."""
     found: dict[str, Path] = {}
     for directory in map(Path, directories):
         for path in _below(directory):
             name = path.resolve().parent.name if path.name == "ledger" else path.name
             found[name if name not in found else str(path)] = path
-    chosen = {name: path for name, path in found.items() if agent in {"", name}}
+    chosen = {name: path for name, path in found.items() if daemon in {"", name}}
     if not chosen:
-        of_agent = f" of {agent}" if agent else ""
-        raise NoLedgerError(f"no ledger{of_agent} below {', '.join(directories)}")
+        of_daemon = f" of {daemon}" if daemon else ""
+        raise NoLedgerError(f"no ledger{of_daemon} below {', '.join(directories)}")
     return chosen
 
 

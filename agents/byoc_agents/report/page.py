@@ -60,14 +60,14 @@ def render_page(
 ) -> str:
     """Return the HTML of the report.
 
-    `ledgers` maps an agent's name to its ledger's directory; `now_ms` is the time printed in the
+    `ledgers` maps a daemon's name to its ledger's directory; `now_ms` is the time printed in the
     footer, milliseconds since 1970, 0 for now. Raises OSError if a ledger cannot be read, and
     ConfigError if Jinja2 is not installed.
     """
     environment = _environment()
     summary = summarize(events(ledgers, wanted))
     style, script = _static("style.css"), _static("report.js")
-    agent, verdict = next(iter(verdicts.items()))
+    daemon, verdict = next(iter(verdicts.items()))
     span = span_of(summary.all.minutes) if summary.all.minutes else None
     names = [*EXAMPLES, *sorted(set(summary.types) - set(EXAMPLES))]
     return str(
@@ -87,7 +87,7 @@ def render_page(
             tiles=_tiles(summary),
             span=span,
             types=[_type_section(name, summary.types.get(name)) for name in names],
-            check_agent=agent,
+            check_daemon=daemon,
             check_head=verdict.head,
             made=rfc3339(now_ms or time.time_ns() // 1_000_000),
             version=__version__,

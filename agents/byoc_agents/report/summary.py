@@ -68,7 +68,7 @@ class Sums(msgspec.Struct):
     records: int = 0  # in confirmed messages
     first: str = ""  # RFC 3339
     last: str = ""
-    agents: set[str] = msgspec.field(default_factory=set)
+    daemons: set[str] = msgspec.field(default_factory=set)
     names: set[str] = msgspec.field(default_factory=set)  # types, or destinations
     reasons: Counter[str] = msgspec.field(default_factory=Counter)
     minutes: dict[int, Volume] = msgspec.field(default_factory=dict)  # minutes since 1970
@@ -82,7 +82,7 @@ class Sums(msgspec.Struct):
         self.minutes.setdefault(minute, Volume()).add(volume)
         self.records += send.records * volume.confirmed
         self.first, self.last = self.first or send.time, send.time
-        self.agents.add(send.agent)
+        self.daemons.add(send.daemon)
         self.names.add(name)
         self.reasons[send.reason] += 1
         if send.body:
@@ -137,9 +137,9 @@ def _volume_of(send: Send) -> Volume:
 
 def _add_refusal(summary: Summary, event: RefusedConnections) -> None:
     summary.refused += event.count
-    key = (event.agent, event.refused, event.detail)
+    key = (event.daemon, event.refused, event.detail)
     if key not in summary.refusals and len(summary.refusals) >= MAX_REFUSALS:
-        key = (event.agent, "others", f"more than {MAX_REFUSALS} different ones")
+        key = (event.daemon, "others", f"more than {MAX_REFUSALS} different ones")
     refusal = summary.refusals.setdefault(key, RefusalCount(first=event.time))
     refusal.count += event.count
     refusal.last = event.time

@@ -6,7 +6,7 @@ from byoc_agents.ledger.query import LedgerEvent, RefusedConnections
 from byoc_agents.ledger.verify import LedgerVerdict
 
 HEADING = (
-    f"{'time':24} {'agent':16} {'outcome':15} {'bytes':>9} {'records':>7}  type  destination  id"
+    f"{'time':24} {'daemon':16} {'outcome':15} {'bytes':>9} {'records':>7}  type  destination  id"
 )
 
 
@@ -14,16 +14,16 @@ def event_text(event: LedgerEvent) -> str:
     """Return one line. Other programs' text is made printable: it cannot control a terminal."""
     if isinstance(event, RefusedConnections):
         outcome, tail = "REFUSED", f"{event.count} x {event.refused}: {event.detail}"
-        return _safe(f"{event.time:24} {event.agent:16} {outcome:15} {0:9} {0:7}  {tail}")
+        return _safe(f"{event.time:24} {event.daemon:16} {outcome:15} {0:9} {0:7}  {tail}")
     outcome = f"{event.reason} {event.status}" if event.status else event.reason
-    facts = f"{event.time:24} {event.agent:16} {outcome:15} {event.bytes:9} {event.records:7}"
+    facts = f"{event.time:24} {event.daemon:16} {outcome:15} {event.bytes:9} {event.records:7}"
     said = f"  {event.reference or event.detail}" if event.reference or event.detail else ""
     return _safe(f"{facts}  {event.type}  {event.destination}  {event.id}{said}")
 
 
 def verdict_text(name: str, verdict: LedgerVerdict) -> Iterator[str]:
-    """Yield the lines of one agent's verdict; the first one is the summary."""
-    yield f"{name}: {'OK' if verdict.well else 'FAILED'}"
+    """Yield the lines of one daemon's verdict; the first one is the summary."""
+    yield f"{name}: {'OK' if verdict.ok else 'FAILED'}"
     for problem in verdict.problems:
         yield _safe(f"  problem  {problem}")
     if verdict.more_problems:

@@ -38,7 +38,7 @@ class ShutdownScope(StrEnum):
     """What is being stopped, if this is the exporter's last assessment."""
 
     NONE = "none"
-    AGENT = "agent"  # the exporter only; this says nothing about the server
+    DAEMON = "daemon"  # the exporter only; this says nothing about the server
     POD = "pod"  # the exporter runs in the server's pod, so the server is being stopped too
 
 

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from byoc_agents.app.context import ClickHouseSettings, Runtime
-from byoc_agents.app.daemon import Agent
+from byoc_agents.app.daemon import Daemon
 from byoc_agents.app.settings import CoreSettings, Setting, number
 from byoc_agents.delivery.sink import Sink
 from byoc_agents.durable.spool import Spool
@@ -20,6 +20,7 @@ from byoc_agents.egress.destinations import (
     clickhouse_destination,
     credential_destinations,
     endpoint_url,
+    name_endpoint,
     sqs_destination,
 )
 from byoc_agents.errors import ConfigError
@@ -86,7 +87,7 @@ def destinations(
 ) -> list[Destination]:
     """Return all destinations of the exporter."""
     details = {
-        "agent": NAME,
+        "daemon": NAME,
         "setting": "BYOC_CLICKHOUSE_URL",
         "frequency": f"{own.poll_seconds:g} s",
     }
@@ -100,17 +101,18 @@ def destinations(
     queue = sqs_destination(
         own.queue_url,
         endpoint_url("sqs", environ),
-        agent=NAME,
+        daemon=NAME,
         setting="BYOC_STATE_QUEUE_URL",
         frequency=f"{own.heartbeat_seconds:g} s, and at every change",
     )
+    queue = name_endpoint(queue, "sqs", environ)
     return [*found, queue, *credential_destinations(environ, core.region, NAME, ("sqs",))]
 
 
 @asynccontextmanager
-async def opened(
+async def open_daemon(
     runtime: Runtime, clickhouse: ClickHouseSettings, own: Settings
-) -> AsyncIterator[Agent]:
+) -> AsyncIterator[Daemon]:
     """Wire the exporter; everything opened here is closed at the end."""
     async with AsyncExitStack() as stack:
         spool = await stack.enter_async_context(runtime.spool(NAME))
@@ -133,7 +135,7 @@ async def opened(
             if is_service(clickhouse.url)
             else None,
         )
-        yield runtime.agent(NAME, source=exporter, spool=spool, sink=sink, ledger=ledger)
+        yield runtime.daemon(NAME, source=exporter, spool=spool, sink=sink, ledger=ledger)
 
 
 def _open_sink(runtime: Runtime, own: Settings) -> AbstractAsyncContextManager[Sink]:

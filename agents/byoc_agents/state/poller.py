@@ -64,7 +64,7 @@ class Exporter:
         self._poll_seconds = poll_seconds
         self._clock = clock
         self._summary = summary
-        self._shutdown = ShutdownScope.AGENT if summary else ShutdownScope.POD
+        self._shutdown = ShutdownScope.DAEMON if summary else ShutdownScope.POD
 
     async def run(self) -> None:
         """Poll at every interval, and sooner if the state may change, until cancelled."""
@@ -84,11 +84,18 @@ class Exporter:
         return any(soon)
 
     async def finish(self) -> None:
-        """Publish that the exporter stops. No last poll: the server may be stopping too."""
+        """Publish that the exporter stops. No last poll: the server may be stopping too.
+
+        Raises SpoolError if that could not be stored. Then the call can be repeated.
+        """
+        refused = []
         for replica in self._replicas:
             if replica.observation:
                 self._assess_replica(replica, replica.observation, self._shutdown)
-                await self._publish_replica(replica)
+                if not await self._publish_replica(replica):
+                    refused.append(replica)
+        if refused:
+            raise SpoolError(f"{len(refused)} last messages were not stored")
 
     async def _poll_replica(self, replica: PolledReplica) -> bool:
         observation = await replica.prober.observe()

@@ -14,8 +14,8 @@ import structlog
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.delivery.sink import Message
-from byoc_agents.durable.spool import EPOCH, Spool
-from byoc_agents.durable.store import Change
+from byoc_agents.durable.model import WriteBatch
+from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import SpoolError
 from byoc_agents.state.message import MessageKind, Position
 
@@ -31,7 +31,7 @@ class Stream:
 
     def __init__(  # noqa: PLR0913  its collaborators
         self,
-        agent: str,
+        daemon: str,
         key: str,
         *,
         heartbeat_seconds: float,
@@ -42,7 +42,7 @@ class Stream:
     ) -> None:
         """`sent` blocks and returns the ids of recent sends (`byoc_agents.ledger.recent`)."""
         self.position: Position | None = None
-        self._agent = agent
+        self._daemon = daemon
         self._keys = (f"{key}/position", f"{key}/more")
         self._heartbeat_ns = int(heartbeat_seconds * 1e9)
         self._spool = spool
@@ -54,7 +54,7 @@ class Stream:
         self._published_key = ""  # state key of the last message
         self._pending_change = ""  # state key of the last change for which there was no room
         self._lost_changes = 0  # earlier changes for which there was no room
-        self._log = structlog.get_logger().bind(agent=agent, stream=key)
+        self._log = structlog.get_logger().bind(daemon=daemon, stream=key)
 
     async def load(self) -> bytes | None:
         """Read the position; return the bytes stored with it. Raises SpoolError."""
@@ -89,7 +89,7 @@ class Stream:
             return False
 
     async def _read_spool_epoch(self) -> Position:
-        return Position(epoch=int((await self._spool.state(EPOCH))[EPOCH]))
+        return Position(epoch=(await self._spool.info()).epoch)
 
     async def _start_epoch(self, least_ms: int = 0) -> Position:
         now_ms = self._clock.wall_ns() // 1_000_000
@@ -129,7 +129,7 @@ class Stream:
         )
         self.position = None  # unknown until the commit has returned
         stored = dict(zip(self._keys, (msgspec.json.encode(after), extra), strict=True))
-        await self._spool.commit(Change(messages=[message], state=stored))
+        await self._spool.commit(WriteBatch(messages=[message], state=stored))
         self.position, self._published_at_ns, self._published_key = after, now_ns, state_key
         self._lost_changes, self._pending_change = 0, ""
         self._log.info(
@@ -147,7 +147,7 @@ class Stream:
         if change != self._pending_change:
             self._lost_changes += bool(self._pending_change)
             self._pending_change = change
-        self._metrics.spool_errors.labels(self._agent, "state").inc()
+        self._metrics.spool_errors.labels(self._daemon, error.reason).inc()
         self._log.error(
             "state.write_failed", error=str(error), state_key=state_key, lost=self._lost_changes
         )

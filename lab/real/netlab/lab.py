@@ -73,17 +73,17 @@ class Lab:
 
         await within(PATIENCE_SECONDS, all_did, f"new deliveries after {before}")
 
-    async def trouble(self, agent: str = "billing-scraper") -> str:
+    async def last_error(self, daemon: str = "billing-scraper") -> str:
         """Return why a daemon's spool is not empty, as /status says."""
-        status = await self.pod.status(agent)
-        return str((status["trouble"] or {}).get("reason", ""))
+        status = await self.pod.status(daemon)
+        return str((status["last_error"] or {}).get("reason", ""))
 
     async def back_to_normal(self) -> None:
         """Put route and rules back; wait until all deliver, and nothing is wrong in the bucket."""
         namespaces.gateway_route(present=True)
         self.load()
-        for agent in pod.DAEMONS:
-            await eventually(partial(self.trouble, agent), {""})
+        for daemon in pod.DAEMONS:
+            await eventually(partial(self.last_error, daemon), {""})
         await self.delivered()
         audit = Audit()
         for key, body in sorted(self.far.s3.objects.items()):

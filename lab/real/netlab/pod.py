@@ -80,18 +80,18 @@ class Pod:
     directory: Path
     environment: Mapping[str, str]
 
-    async def status(self, agent: str, port: int = PAGES_PORT) -> dict[str, Any]:
+    async def status(self, daemon: str, port: int = PAGES_PORT) -> dict[str, Any]:
         """Return what /status says of one daemon."""
         page = await self.namespace.do(_get, f"http://127.0.0.1:{port}/status")
-        return dict(json.loads(page)["agents"][agent])
+        return dict(json.loads(page)["daemons"][daemon])
 
-    async def counted(self, metric: str, reason: str) -> dict[str, float]:
-        """Return agent -> a counter with this reason, as /metrics says."""
+    async def counted(self, metric: str, **labels: str) -> dict[str, float]:
+        """Return daemon -> a counter with these labels, as /metrics says."""
         page = await self.namespace.do(_get, f"http://127.0.0.1:{PAGES_PORT}/metrics")
         families = text_string_to_metric_families(page.decode())
         samples = [one for family in families for one in family.samples if one.name == metric]
-        found = [one for one in samples if one.labels["reason"] == reason]
-        return {one.labels["agent"]: one.value for one in found}
+        found = [one for one in samples if labels.items() <= one.labels.items()]
+        return {one.labels["daemon"]: one.value for one in found}
 
     async def notify(self, name: str) -> None:
         """Post a firing alert to the webhook, as Alertmanager does. Raises HTTPError."""

@@ -95,8 +95,8 @@ class House:
     async def reason(self, daemon: str) -> str:
         """Return why the oldest message of a daemon is still there."""
         code, text = await self.page("status")
-        trouble = json.loads(text)["agents"][daemon]["trouble"] if code == 200 else None
-        return str(trouble["reason"]) if trouble else ""
+        error = json.loads(text)["daemons"][daemon]["last_error"] if code == 200 else None
+        return str(error["reason"]) if error else ""
 
     async def post(self, name: str) -> int:
         """Tell of one alert as Alertmanager does; return the answer."""
@@ -110,7 +110,7 @@ class House:
 
     async def drained(self) -> bool:
         code, text = await self.page("status")
-        agents = json.loads(text)["agents"].values() if code == 200 else [{}]
+        agents = json.loads(text)["daemons"].values() if code == 200 else [{}]
         return all(one.get("backlog", {}).get("oldest", "?") is None for one in agents)
 
     def replica_turns(self) -> None:

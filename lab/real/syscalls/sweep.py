@@ -23,8 +23,8 @@ from typing import NamedTuple
 
 from byoc_agents.app import logging as log
 from byoc_agents.app.clock import SystemClock
+from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
-from byoc_agents.durable.write_batch import Change
 from byoc_agents.errors import ByocError
 from byoc_agents.ledger import FileLedger
 from byoc_agents.ledger.verify import verify
@@ -104,14 +104,14 @@ async def tried(work: Callable[[], object]) -> bool:
     return True
 
 
-FATES = ("exit 2", *(f"{a}, {b}" for a in ("takes", "not ready") for b in ("sends", "held")))
+ACTIONS = ("exit 2", *(f"{a}, {b}" for a in ("takes", "not ready") for b in ("sends", "held")))
 
 
 def child(directory: Path, go: int) -> None:
     """Wait until we are traced, then open; the exit code is the number of the fate."""
     os.read(go, 1)
     try:
-        code = FATES.index(asyncio.run(opened(directory)))
+        code = ACTIONS.index(asyncio.run(opened(directory)))
     except BaseException as error:  # noqa: BLE001  whatever it is, it is a finding
         sys.stderr.write(f"{error!r}\n")
         code = DEFECT
@@ -133,7 +133,7 @@ def run(directory: Path, fault: Fault) -> tuple[str, Breaks]:
     os.close(waits)
     os.close(go)
     code = tracer.codes[pid]
-    return (FATES[code] if 0 <= code < len(FATES) else f"ended with {code}"), breaks
+    return (ACTIONS[code] if 0 <= code < len(ACTIONS) else f"ended with {code}"), breaks
 
 
 def killed(directory: Path) -> None:
@@ -154,7 +154,7 @@ async def fill(directory: Path) -> None:
     spool = Spool(directory, max_bytes=1 << 30, clock=clock)
     ledger = FileLedger(directory / "ledger", clock=clock, max_bytes=1 << 16)
     async with spool, ledger:
-        await spool.commit(Change(stage=[b"line"], state={"k": b"v"}))
+        await spool.commit(WriteBatch(stage=[b"line"], state={"k": b"v"}))
         await spool.put(*map(message, range(THERE // 2, THERE)))  # in the journal
         await ledger.intent("d", [message(0)])
         os._exit(0)
@@ -166,15 +166,15 @@ async def differences(directory: Path, *, takes: bool) -> list[str]:
     async with Spool(directory, max_bytes=1 << 30, clock=SystemClock()) as spool:
         found = await spool.head(1000, 1 << 30)
         dead = [letter.message for letter in await spool.dead_letters()]
-        rest = await spool.staged(), (await spool.state("k")).get("k"), spool.resets
+        rest = await spool.staged(), (await spool.state("k")).get("k"), spool.corruptions
     wrong += [] if found[:THERE] == list(map(message, range(THERE))) else [f"messages: {found}"]
     late = found[THERE:]
     if late not in [[message(THERE)], *([] if takes else [[]])]:
         wrong.append(f"acknowledged {takes}, found {late}")
     wrong += [] if dead == [message(100)] else [f"dead letters: {dead}"]
-    wrong += [] if rest == ([b"line"], b"v", 0) else [f"lines, checkpoint, resets: {rest}"]
+    wrong += [] if rest == ([b"line"], b"v", 0) else [f"lines, checkpoint, corruptions: {rest}"]
     async with FileLedger(directory / "ledger", clock=SystemClock(), max_bytes=1 << 16) as ledger:
-        wrong += [ledger.trouble] if ledger.trouble else []
+        wrong += [ledger.last_error] if ledger.last_error else []
     return wrong + [str(problem) for problem in verify(directory / "ledger").problems]
 
 
@@ -216,13 +216,13 @@ class Sweep:
         key = fault.way, "on" if fault.on else "once"
         self.fates.setdefault(key, Counter())[fate] += 1
         wrong = asyncio.run(differences(place, takes=fate.startswith("takes")))
-        wrong += [] if fate in FATES else [fate]
+        wrong += [] if fate in ACTIONS else [fate]
         self.wrong += [f"{fault} {breaks.met[0]}: {fate}: {what}" for what in wrong]
 
     def table(self) -> str:
-        head = ["fault", *FATES]
+        head = ["fault", *ACTIONS]
         rows = [
-            [" ".join(key), *(str(fates[fate]) for fate in FATES)]
+            [" ".join(key), *(str(fates[fate]) for fate in ACTIONS)]
             for key, fates in self.fates.items()
         ]
         return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])

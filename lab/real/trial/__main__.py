@@ -16,7 +16,7 @@ from lab.real.parts.localstack import CREDENTIALS, REGION
 from lab.real.parts.process import PartError
 from lab.real.trial import parts
 from lab.real.trial.arrivals import BUCKET, Arrivals
-from lab.real.trial.files import AGENTS
+from lab.real.trial.files import DAEMONS
 
 LOOK_SECONDS = 0.5
 
@@ -59,7 +59,7 @@ def watch(started: parts.Started, patience_seconds: float | None) -> int:
             if patience_seconds is not None and time.monotonic() > deadline:
                 return _missing(arrivals, started)
             time.sleep(LOOK_SECONDS)
-        for name in AGENTS:
+        for name in DAEMONS:
             started[name].stop()  # in good order: what is open is closed and sent
         for line in arrivals.look():
             say(line)
@@ -69,7 +69,7 @@ def watch(started: parts.Started, patience_seconds: float | None) -> int:
 def _missing(arrivals: Arrivals, started: parts.Started) -> int:
     missing = [kind for kind, count in arrivals.seen.items() if not count]
     say(f"did not arrive: {', '.join(missing)}")
-    for name in AGENTS:
+    for name in DAEMONS:
         say(f"{name}:\n{started[name].log_tail()}")
     return 1
 

@@ -10,8 +10,8 @@ from lab.real.parts.install import ROOT
 from lab.real.parts.process import free_port
 
 SOURCE = ROOT / "localstack"
-AGENTS = ("billing-scraper", "state-exporter", "alert-forwarder")
-SERVICES = (*AGENTS, "control-plane", "localstack", "clickhouse", "prometheus", "alertmanager")
+DAEMONS = ("billing-scraper", "state-exporter", "alert-forwarder")
+SERVICES = (*DAEMONS, "control-plane", "localstack", "clickhouse", "prometheus", "alertmanager")
 PLACE = re.compile(rf"\b({'|'.join(SERVICES)}):(\d+)\b")
 ANYWHERE = re.compile(r"\b0\.0\.0\.0:(\d+)\b")
 
@@ -35,12 +35,12 @@ class Files:
         """Return a file with `127.0.0.1:<free>` for each `service:port`."""
         return PLACE.sub(self._here, (SOURCE / name).read_text())
 
-    def environment(self, agent: str) -> dict[str, str]:
-        """Return an agent's settings, as `docker run --env-file` reads them."""
-        text = self.text(f"env/{agent}.env").replace(
+    def environment(self, daemon: str) -> dict[str, str]:
+        """Return a daemon's settings, as `docker run --env-file` reads them."""
+        text = self.text(f"env/{daemon}.env").replace(
             "/etc/secrets", str(self.directory / "secrets")
         )
-        text = ANYWHERE.sub(lambda found: f"127.0.0.1:{self.port(agent, int(found[1]))}", text)
+        text = ANYWHERE.sub(lambda found: f"127.0.0.1:{self.port(daemon, int(found[1]))}", text)
         return parse(text)
 
     def _here(self, found: re.Match[str]) -> str:

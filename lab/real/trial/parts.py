@@ -14,7 +14,7 @@ from lab.real.parts import clickhouse as clickhouse_part
 from lab.real.parts import localstack as localstack_part
 from lab.real.parts import prometheus as prometheus_part
 from lab.real.parts.process import DIRECT, POLL_SECONDS, PartError, RealProcess
-from lab.real.trial.files import AGENTS, Files, written
+from lab.real.trial.files import DAEMONS, Files, written
 
 PROGRAM = Path(sys.executable).with_name("byoc-agents")
 INIT = "/_localstack/init/ready"  # what LocalStack says of the scripts it ran
@@ -58,7 +58,7 @@ def start(directory: Path, running: ExitStack, say: Say, ours: Ours | None = Non
     _wait_init(localstack)
     add("clickhouse", clickhouse)
     add("control-plane", ours(files, "control-plane", clickhouse.pid))
-    for name in AGENTS:
+    for name in DAEMONS:
         add(name, ours(files, name, clickhouse.pid), "/status")
     add("alertmanager", _alertmanager(files))
     add("prometheus", _prometheus(files))
@@ -69,11 +69,11 @@ def process(files: Files, name: str, clickhouse_pid: int) -> RealProcess:
     """Return one of our services as a process of this machine."""
     if name == "control-plane":
         return control_plane(files)
-    return agent(files, name, clickhouse_pid)
+    return daemon(files, name, clickhouse_pid)
 
 
-def agent(files: Files, name: str, target_pid: int) -> RealProcess:
-    """Return one agent; the scraper meters the process it is given: other servers may run here."""
+def daemon(files: Files, name: str, target_pid: int) -> RealProcess:
+    """Return one daemon; the scraper meters the process it is given: other servers may run here."""
     environment = files.environment(name) | {"BYOC_STATE_DIR": str(files.directory / "state")}
     if "BYOC_BILLING_TARGET" in environment:
         environment["BYOC_BILLING_TARGET"] = f"pid:{target_pid}"

@@ -7,7 +7,7 @@ import aiohttp
 import pytest
 
 from byoc_agents.alerts.counts import Counts
-from byoc_agents.alerts.reloadable_secret import Secret
+from byoc_agents.alerts.reloadable_secret import ReloadableSecret
 from byoc_agents.alerts.webhook import Webhook
 from byoc_agents.app.http_server import Listen, PortLimits, serve
 from byoc_agents.app.metrics import Metrics
@@ -18,12 +18,12 @@ from tests.unit.alerts.webhook_world import TOKEN, Make, Relay, World
 def make() -> Make:
     @asynccontextmanager
     async def make(
-        token: Secret | None = None, listen: Listen | None = None, **bounds: float
+        token: ReloadableSecret | None = None, listen: Listen | None = None, **bounds: float
     ) -> AsyncIterator[World]:
         relay, metrics = Relay(), Metrics()
         webhook = Webhook(
             relay,  # type: ignore[arg-type]
-            token or Secret(TOKEN),
+            token or ReloadableSecret(TOKEN),
             Counts(metrics, "a"),
             body_seconds=bounds.get("body", 5),
         )

@@ -12,7 +12,7 @@ from byoc_agents.alerts.relay import Relay, Rules
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.delivery.sink import Message
-from byoc_agents.durable.write_batch import Change
+from byoc_agents.durable.model import Totals, WriteBatch
 
 START_MS = 1795460754988
 RULES = Rules(
@@ -21,6 +21,7 @@ RULES = Rules(
     watchdog=matchers.parse('alertname="Watchdog"'),
     allowed=Allowed(("alertname", "severity", "cluster"), ("summary",)),
     reminder_seconds=900,
+    reopen_seconds=360,
 )
 
 
@@ -38,7 +39,7 @@ class Memory:
     """Stands for the spool: keeps what is committed, or refuses as told."""
 
     def __init__(self) -> None:
-        self.resets = 0
+        self.corruptions = 0
         self.messages: list[Message] = []
         self.kept: dict[str, bytes] = {}
         self.refusal: Exception | None = None
@@ -46,7 +47,14 @@ class Memory:
     async def state(self, prefix: str = "") -> dict[str, bytes]:
         return {key: value for key, value in self.kept.items() if key.startswith(prefix)}
 
-    async def commit(self, change: Change) -> None:
+    async def put(self, *messages: Message) -> None:
+        await self.commit(WriteBatch(messages=messages))
+
+    @property
+    def totals(self) -> Totals:
+        return Totals(records=len(self.messages))
+
+    async def commit(self, change: WriteBatch) -> None:
         if self.refusal:
             raise self.refusal
         self.messages += change.messages
@@ -87,8 +95,8 @@ class World:
 
     def fates(self) -> dict[str, float]:
         samples = [s for family in self.registry.collect() for s in family.samples]
-        totals = [s for s in samples if s.name == "byoc_alerts_total"]
-        return {s.labels["fate"]: s.value for s in totals if s.value}
+        totals = [s for s in samples if s.name == "byoc_alerts_received_total"]
+        return {s.labels["outcome"]: s.value for s in totals if s.value}
 
 
 def body(*alerts: Mapping[str, Any], receiver: str = "byoc", **top: Any) -> bytes:

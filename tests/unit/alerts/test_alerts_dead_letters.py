@@ -40,7 +40,7 @@ async def test_list_names_each_and_shows_bodies_only_when_asked(
     assert run(tmp_path, "list") == 0
     first, second = map(json.loads, capsys.readouterr().out.splitlines())
     assert [first["id"], second["id"]] == ["a", "b"]
-    assert (first["agent"], first["reason"]) == ("alert-forwarder", "rejected")
+    assert (first["daemon"], first["reason"]) == ("alert-forwarder", "rejected")
     assert (first["detail"], first["bytes"], "body" in first) == ("status 422", 10, False)
     assert run(tmp_path, "list", "--bodies") == 0
     assert json.loads(capsys.readouterr().out.splitlines()[0])["body"] == '{"id":"a"}'
@@ -75,7 +75,7 @@ async def test_another_process_that_looks_writes_nothing_over_the_daemons_journa
     assert (journal.read_bytes(), journal.stat().st_mtime_ns) == before
     await spool.put(Message("later", "t", b"{}", 0))
     assert [name for name, _ in await queue(spool)] == ["waiting", "later"]
-    assert spool.resets == 0
+    assert spool.corruptions == 0
 
 
 async def test_resend_says_what_is_not_there_and_does_the_rest(

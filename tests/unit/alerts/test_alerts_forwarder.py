@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -14,18 +15,20 @@ import structlog
 from aiohttp import web
 
 from byoc_agents.alerts.counts import Counts
-from byoc_agents.alerts.daemon import forwarder, https_sink
+from byoc_agents.alerts.daemon import forwarder, https_sink, listen
+from byoc_agents.alerts.forwarder import Forwarder
 from byoc_agents.alerts.identity import identities
 from byoc_agents.alerts.payload import read
 from byoc_agents.alerts.settings import Settings
 from byoc_agents.app.clock import SystemClock
-from byoc_agents.app.daemon import Agent
+from byoc_agents.app.daemon import Daemon
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.app.settings import CoreSettings
 from byoc_agents.delivery.shipper import Shipper
 from byoc_agents.delivery.sink import Message, Outcome
 from byoc_agents.durable.spool import Spool
-from lab.receiver import Receiver, listening
+from byoc_agents.errors import ConfigError
+from lab.receiver import Receiver, listening, rejected
 from tests.unit.alerts.forwarder_settings import INWARD, OUTWARD, SECRET, settings
 from tests.unit.alerts.webhook_world import eventually
 
@@ -64,8 +67,9 @@ class Plane:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def fault(self, _number: int, request: web.Request) -> web.Response | None:
-        if self.rejected and self.rejected in (request._read_bytes or b""):
-            return web.Response(status=422)
+        marked = self.rejected and self.rejected in (request._read_bytes or b"")
+        if marked or self.status == 422:
+            return rejected(request, 422)
         return web.Response(status=self.status) if self.status != 200 else None
 
     def on_event(self, event: dict[str, Any]) -> None:
@@ -94,7 +98,7 @@ class World:
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     stack: AsyncExitStack = field(default_factory=AsyncExitStack)
     session: aiohttp.ClientSession = field(init=False)
-    agent: Agent = field(init=False)
+    daemon: Daemon = field(init=False)
     task: asyncio.Task[None] = field(init=False)
 
     async def start(self) -> None:
@@ -113,9 +117,9 @@ class World:
             clock=clock,
             metrics=metrics,
         )
-        self.agent = Agent("alert-forwarder", source, spool, shipper, clock, metrics)
-        self.task = asyncio.create_task(self.agent.run(self.stop, grace_seconds=2))
-        await eventually(lambda: self.agent.status()["webhook"])
+        self.daemon = Daemon("alert-forwarder", source, spool, shipper, clock, metrics)
+        self.task = asyncio.create_task(self.daemon.run(self.stop, grace_seconds=2))
+        await eventually(lambda: self.daemon.status()["webhook_address"])
 
     async def end(self) -> None:
         self.stop.set()
@@ -124,7 +128,7 @@ class World:
         self.stop, self.stack = asyncio.Event(), AsyncExitStack()
 
     async def notify(self, body: bytes, token: str = INWARD) -> int:
-        url = f"http://{self.agent.status()['webhook']}/v1/alerts"
+        url = f"http://{self.daemon.status()['webhook_address']}/v1/alerts"
         headers = {"Authorization": f"Bearer {token}"}
         async with self.session.post(url, data=body, headers=headers) as answer:
             return answer.status
@@ -180,11 +184,11 @@ async def test_a_control_plane_that_rejects_everything_is_held(world: World) -> 
     """The forwarder's heartbeat is rejected too: nothing becomes a dead letter."""
     world.plane.status = 422
     assert await world.notify(FIRING) == 200
-    await eventually(lambda: world.agent.shipper.last_error is not None)
-    assert world.agent.spool.totals.dead_letters == 0
+    await eventually(lambda: world.daemon.shipper.last_error is not None)
+    assert world.daemon.spool.totals.dead_letters == 0
     world.plane.status = 200
     await world.plane.until(lambda: len(world.plane.alerts()) == 3)
-    assert world.agent.spool.totals.dead_letters == 0
+    assert world.daemon.spool.totals.dead_letters == 0
 
 
 async def test_an_event_rejected_for_good_is_kept_and_the_others_are_delivered(
@@ -192,16 +196,16 @@ async def test_an_event_rejected_for_good_is_kept_and_the_others_are_delivered(
 ) -> None:
     world.plane.status, world.plane.rejected = 200, b"byoc.alert.v1"
     assert await world.notify(FIRING) == 200
-    await eventually(lambda: world.agent.spool.totals.dead_letters >= 3)
+    await eventually(lambda: world.daemon.spool.totals.dead_letters >= 3)
     world.plane.rejected = b""
     assert await world.notify(RESOLVED) == 200
     await world.plane.until(lambda: len(world.plane.alerts()) == 2)
     letters = [
-        dead for dead in await world.agent.spool.dead_letters() if "alert.v1" in dead.message.type
+        dead for dead in await world.daemon.spool.dead_letters() if "alert.v1" in dead.message.type
     ]
     assert [letter.reason for letter in letters] == ["rejected"] * 3
     for letter in letters:
-        assert await world.agent.spool.requeue(letter.message.id)
+        assert await world.daemon.spool.requeue(letter.message.id)
     await world.plane.until(lambda: len(world.plane.alerts()) == 5)
 
 
@@ -236,7 +240,9 @@ async def test_nothing_but_allowed_fields_is_on_the_wire_or_in_the_logs(world: W
     wire = b"".join(world.receiver.bodies)
     assert b"ClickHouseDown" in wire
     assert hidden.encode() not in wire
-    assert {"alerts.accepted", "alerts.refused", "ship.sent"} <= {line["event"] for line in logs}
+    assert {"webhook.accepted", "webhook.refused", "message.sent"} <= {
+        line["event"] for line in logs
+    }
     assert not any(secret in repr(logs) for secret in (hidden, INWARD, OUTWARD, SECRET))
 
 
@@ -250,7 +256,7 @@ async def test_a_full_spool_is_503_until_there_is_room(tmp_path: Path) -> None:
         world = World(tmp_path, plane, receiver, own, core)
         await world.start()
         bodies = [FIRING.replace(b"19:05:54.988Z", b"19:%02d:54.988Z" % n) for n in range(10)]
-        world.agent.spool._store._max_bytes = 9000  # type: ignore[union-attr]
+        world.daemon.spool._file._store._max_bytes = 9000  # type: ignore[union-attr]
         statuses = [await world.notify(body) for body in bodies]
         assert statuses == [200] * statuses.count(200) + [503] * statuses.count(503)
         assert 0 < statuses.count(200) < 10
@@ -259,3 +265,29 @@ async def test_a_full_spool_is_503_until_there_is_room(tmp_path: Path) -> None:
         assert [await world.notify(body) for body in bodies[:1]] == [200]
         await world.end()
     assert len(plane.alerts()) == 3 * statuses.count(200)
+
+
+async def test_the_webhook_stays_open_while_a_failed_task_is_started_again(world: World) -> None:
+    """Once the daemons run, the kernel refuses new listening sockets."""
+    before = world.daemon.status()["webhook_address"]
+    source = world.daemon.source
+    assert isinstance(source, Forwarder)
+    await source.listen()  # as the second `run` does
+    assert world.daemon.status()["webhook_address"] == before
+    assert await world.notify(FIRING) == 200
+
+
+async def test_an_address_that_is_taken_is_a_mistake_of_its_setting(tmp_path: Path) -> None:
+    clock, metrics = SystemClock(), Metrics()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        host, port = taken.getsockname()
+        core, own = settings(BYOC_ALERTS_LISTEN=f"{host}:{port}")
+        async with Spool(tmp_path, max_bytes=1 << 20, clock=clock) as spool:
+            source = forwarder(core, own, spool, clock, Counts(metrics, "alert-forwarder"))
+            expected = f"BYOC_ALERTS_LISTEN: {host}:{port}: .*expected a free host:port"
+            with pytest.raises(ConfigError, match=expected):
+                await listen(source, own.listen)
+            taken.close()
+            await listen(source, own.listen)
+            assert source.status()["webhook_address"] == f"{host}:{port}"
+            await source.close()

@@ -59,10 +59,31 @@ async def test_an_episode_keeps_its_identity_until_its_end(before: tuple[str, ..
     assert later != unkeyed
 
 
+async def test_a_later_start_ends_the_episode_under_its_own_identity() -> None:
+    spool = Memory()
+    old = world(OTHER, spool=spool)
+    await old.accept(alert())
+    new = world(SECRET, OTHER, spool=spool)
+    await new.accept(alert() | {"startsAt": "2026-11-23T20:00:00Z"})
+    events = await new.events()
+    began, ended, later = [(e["data"]["status"], e["subject"]) for e in events]
+    assert (began[0], ended[0], later[0]) == ("firing", "resolved", "firing")
+    assert events[1]["data"]["end_inferred"]
+    assert began[1] == ended[1] != later[1]
+
+
 def test_the_receivers_name_is_keyed_too() -> None:
     current, plain = identities([SECRET], received(), "byoc")
     assert plain.receiver == "byoc"
     assert "byoc" not in current.receiver
-    assert alert_id(RULES.origin, current.receiver, received(), "firing") != alert_id(
-        RULES.origin, "byoc", received(), "firing"
+    keyed, unkeyed = (
+        alert_id(
+            RULES.origin,
+            receiver,
+            current.fingerprint,
+            starts_at_ms=received().starts_at_ms,
+            status="firing",
+        )
+        for receiver in (current.receiver, "byoc")
     )
+    assert keyed != unkeyed

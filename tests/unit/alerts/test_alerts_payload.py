@@ -52,7 +52,7 @@ def test_reads_what_a_real_alertmanager_sent(
 ) -> None:
     group = read((DATA / f"alertmanager-webhook-{name}.json").read_bytes())
     assert [a.status for a in group.alerts] == statuses
-    assert (group.odd, group.truncated) == (0, truncated)
+    assert (group.invalid, group.truncated) == (0, truncated)
     assert {a.starts_at_ms for a in group.alerts} == {START_MS}
     assert {a.labels["alertname"] for a in group.alerts} == {"ClickHouseDown"}
     ends = {a.ends_at_ms for a in group.alerts}
@@ -85,12 +85,12 @@ def test_fields_that_are_not_known_yet_change_nothing() -> None:
 )
 def test_one_odd_alert_never_takes_its_group_with_it(odd: Any) -> None:
     group = read(body(odd, alert()))
-    assert (len(group.alerts), group.odd) == (1, 1)
+    assert (len(group.alerts), group.invalid) == (1, 1)
 
 
 def test_an_alert_of_invalid_bytes_never_takes_its_group_with_it() -> None:
     broken = body(alert(), alert(labels={"a": "MARK"})).replace(b"MARK", b"\xff\xfe")
-    assert (len(read(broken).alerts), read(broken).odd) == (1, 1)
+    assert (len(read(broken).alerts), read(broken).invalid) == (1, 1)
 
 
 def test_what_is_only_half_odd_is_read_as_far_as_it_goes() -> None:
@@ -163,7 +163,7 @@ def test_a_large_body_is_read_as_a_small_one(alerts: list[Any], receiver: Any) -
     at_once = read(raw)
     slices = [group for group in read_slices(raw.ljust(SMALL_BODY_BYTES + 1)) if group]
     assert [one for group in slices for one in group.alerts] == at_once.alerts
-    assert sum(group.odd for group in slices) == at_once.odd
+    assert sum(group.invalid for group in slices) == at_once.invalid
     assert {group.receiver for group in slices} == {at_once.receiver}
     assert [group.first for group in slices] == [True] + [False] * (len(slices) - 1)
 
@@ -199,4 +199,4 @@ def test_a_large_body_that_is_no_webhook_costs_no_memory(raw: bytes) -> None:
 def test_an_alert_of_too_many_labels_is_odd_and_not_decoded() -> None:
     labels = {f"l{number}": "v" for number in range(40_000)}
     (group,) = [g for g in read_slices(body(alert(labels=labels), alert())) if g]
-    assert (len(group.alerts), group.odd) == (1, 1)
+    assert (len(group.alerts), group.invalid) == (1, 1)

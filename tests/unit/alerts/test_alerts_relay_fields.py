@@ -36,6 +36,7 @@ async def test_an_alert_is_told_from_allowed_fields_only(world: World) -> None:
         "status": "firing",
         "notification": "transition",
         "reconstructed": False,
+        "end_inferred": False,
         "fingerprint": alert()["fingerprint"],
         "starts_at": "2026-11-23T19:05:54.988Z",
         "ends_at": None,
@@ -54,7 +55,7 @@ async def test_a_group_that_was_truncated_says_so(world: World) -> None:
     )
     assert [e["data"]["group_truncated_alerts"] for e in await world.events()] == [1, 1]
     assert (
-        'byoc_alerts_truncated_total{agent="alert-forwarder"} 1.0'
+        'byoc_alerts_truncated_total{daemon="alert-forwarder"} 1.0'
         in generate_latest(world.registry).decode()
     )
 
@@ -118,6 +119,6 @@ def test_nothing_planted_in_the_input_comes_out(body: dict[str, Any]) -> None:
     world = World(Memory())
     with structlog.testing.capture_logs() as logs:
         asyncio.run(world.relay.accept(json.dumps(body).encode()))
-    assert world.spool.messages or world.fates().get("odd")
+    assert world.spool.messages or world.fates().get("invalid")
     out = (world.spool.messages, world.spool.kept, logs, generate_latest(world.registry))
     assert SENTINEL not in repr(out)

@@ -7,7 +7,7 @@ import pytest
 import structlog
 
 from byoc_agents.alerts.payload import NotAWebhookError
-from byoc_agents.alerts.reloadable_secret import Secret
+from byoc_agents.alerts.reloadable_secret import ReloadableSecret
 from byoc_agents.errors import SpoolFullError, SpoolUnavailableError
 from tests.unit.alerts.webhook_world import BEARER, BODY, Make
 
@@ -41,8 +41,8 @@ async def test_what_is_not_stored_is_answered_so_that_alertmanager_tries_again(
         got, text, _ = await world.post()
         assert got == status
         assert str(error) not in text
-        requests = {"agent": "a", "status": str(status)}
-        assert world.registry.get_sample_value("byoc_alerts_requests_total", requests) == 1
+        requests = {"daemon": "a", "code": str(status)}
+        assert world.registry.get_sample_value("byoc_webhook_requests_total", requests) == 1
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b"null", b"<html>"])
@@ -69,7 +69,7 @@ async def test_what_is_no_webhook_is_400(make: Make, body: bytes) -> None:
     ],
 )
 async def test_only_a_bearer_of_a_token_may(make: Make, header: str, status: int) -> None:
-    async with make(Secret("right\nnew\n")) as world:
+    async with make(ReloadableSecret("right\nnew\n")) as world:
         got, text, answer = await world.post(Authorization=header)
         assert got == status
         assert "right" not in text
@@ -78,7 +78,7 @@ async def test_only_a_bearer_of_a_token_may(make: Make, header: str, status: int
 
 
 async def test_a_stranger_is_refused_before_his_body_is_read(make: Make) -> None:
-    async with make(Secret("right")) as world:
+    async with make(ReloadableSecret("right")) as world:
         reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
         writer.write(b"POST /v1/alerts HTTP/1.1\r\nHost: x\r\nContent-Length: 999999\r\n\r\n")
         assert (await reader.readline()).startswith(b"HTTP/1.1 401 ")
@@ -90,7 +90,7 @@ async def test_a_rotated_token_counts_at_once_and_an_emptied_file_changes_nothin
 ) -> None:
     file = tmp_path / "token"
     file.write_text("first")
-    async with make(Secret("first", str(file))) as world:
+    async with make(ReloadableSecret("first", str(file))) as world:
         file.write_text("second\n")
         assert (await world.post(Authorization="Bearer first"))[0] == 401
         assert (await world.post(Authorization="Bearer second"))[0] == 200
@@ -99,7 +99,9 @@ async def test_a_rotated_token_counts_at_once_and_an_emptied_file_changes_nothin
             assert (await world.post(Authorization="Bearer second"))[0] == 200
             file.unlink()
             assert (await world.post(Authorization="Bearer second"))[0] == 200
-    assert [(line["event"], line["reason"]) for line in logs[:1]] == [("secret.kept", "empty")]
+    assert [(line["event"], line["reason"]) for line in logs[:1]] == [
+        ("secret.reload_failed", "empty")
+    ]
     assert "second" not in repr(logs)
 
 

@@ -225,7 +225,7 @@ async def test_a_client_that_cuts_its_body_does_no_harm(
             writer.transport.abort()
             await eventually(lambda: logs)
         assert (await world.post())[0] == 200
-    assert [(line["event"], line["why"]) for line in logs] == [("alerts.refused", "broken body")]
+    assert [(line["event"], line["why"]) for line in logs] == [("webhook.refused", "broken body")]
     assert caplog.records == [], "no defect"
     assert world.relay.bodies == [BODY]
 
@@ -242,7 +242,7 @@ async def test_the_oldest_silent_connection_is_closed_for_a_new_one(make: Make) 
                 pairs.append(await opened(world))
                 assert await reader.read() == b""
             await eventually(lambda: sum(line["number"] for line in logs) == 2)
-        assert {line["event"] for line in logs} == {"server.too_many_connections"}
+        assert {line["event"] for line in logs} == {"server.connections_refused"}
         assert (await world.post())[0] == 200
         for _, writer in pairs:
             writer.close()

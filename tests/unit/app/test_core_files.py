@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from byoc_agents.alerts.reloadable_secret import Secret
+from byoc_agents.alerts.reloadable_secret import ReloadableSecret
 from byoc_agents.app import files
 from byoc_agents.app.context import ClickHouseSettings
 from byoc_agents.app.files import FileContent, NotReadableError, open_regular, read_within
@@ -90,7 +90,7 @@ def test_every_setting_and_aws_variable_that_names_a_file_is_checked(fifo: str) 
 def test_a_rotated_secret_that_becomes_a_fifo_leaves_the_last_value(tmp_path: Path) -> None:
     path = tmp_path / "secret"
     path.write_text("old\n")
-    secret = Secret("start", str(path))
+    secret = ReloadableSecret("start", str(path))
     assert secret() == "old"
     path.unlink()
     os.mkfifo(path)
@@ -103,7 +103,7 @@ def test_a_rotated_secret_that_becomes_a_fifo_leaves_the_last_value(tmp_path: Pa
 def test_a_secret_is_looked_at_no_more_often_than_stated(tmp_path: Path) -> None:
     path, now = tmp_path / "secret", [100.0]
     path.write_text("a")
-    secret = Secret("", str(path), check_seconds=1.0, monotonic=lambda: now[0])
+    secret = ReloadableSecret("", str(path), check_seconds=1.0, monotonic=lambda: now[0])
     assert secret() == "a"
     path.write_text("bb")
     assert secret() == "a"
@@ -120,7 +120,7 @@ def test_a_mount_that_hangs_costs_one_short_wait_and_no_second_thread(
         reads.append(path)
         hang.wait(30)
 
-    secret = Secret("last", str(tmp_path / "x"))
+    secret = ReloadableSecret("last", str(tmp_path / "x"))
     monkeypatch.setattr(files, "read_regular", read)
     try:
         assert [secret() for _ in range(20)] == ["last"] * 20

@@ -40,10 +40,10 @@ def lines(stream: io.StringIO) -> list[dict[str, Any]]:
 
 
 def test_an_event_is_one_line_with_its_fields(stream: io.StringIO) -> None:
-    structlog.get_logger().bind(agent="a").info("ship.sent", messages=2, text="two\nlines")
+    structlog.get_logger().bind(daemon="a").info("message.sent", messages=2, text="two\nlines")
     (line,) = lines(stream)
     assert line.pop("timestamp").endswith("Z")
-    expected = {"event": "ship.sent", "level": "info", "agent": "a", "messages": 2}
+    expected = {"event": "message.sent", "level": "info", "daemon": "a", "messages": 2}
     assert line == expected | {"text": "two\nlines"}
 
 
@@ -59,7 +59,7 @@ def test_a_librarys_warning_is_one_short_line_without_its_trace(stream: io.Strin
     except ZeroDivisionError:
         logging.getLogger("asyncio").exception("Task %s failed %s", "t", "x" * 1000)
     (line,) = lines(stream)
-    assert (line["event"], line["library"], line["level"]) == ("library.log", "asyncio", "error")
+    assert (line["event"], line["library"], line["level"]) == ("library.logged", "asyncio", "error")
     assert (line["error"], len(line["text"])) == ("ZeroDivisionError", log.MAX_LIBRARY_TEXT)
     assert "Traceback" not in stream.getvalue()
     assert "secret" not in stream.getvalue()
@@ -87,7 +87,7 @@ def test_our_own_defect_carries_its_trace_inside_the_line(stream: io.StringIO) -
     try:
         raise ZeroDivisionError("why")
     except ZeroDivisionError:
-        structlog.get_logger().exception("agent.defect")
+        structlog.get_logger().exception("daemon.task_failed")
     (line,) = lines(stream)
     assert "ZeroDivisionError: why" in line["exception"]
 

@@ -12,7 +12,7 @@ from aiohttp import ClientSession
 from aiohttp.test_utils import make_mocked_request
 
 from byoc_agents.app.admin_server import LIMITS, Pages, serve
-from byoc_agents.app.daemon import Agent
+from byoc_agents.app.daemon import Daemon
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.delivery.shipper import Shipper
 from byoc_agents.delivery.sink import Message
@@ -43,13 +43,13 @@ class World:
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
     clock, metrics = FakeClock(), Metrics()
-    async with Spool(tmp_path / "agent", max_bytes=1 << 20, clock=clock) as spool:
+    async with Spool(tmp_path / "daemon", max_bytes=1 << 20, clock=clock) as spool:
         parts: dict[str, Any] = {"clock": clock, "metrics": metrics, "spool": spool}
-        shipper = Shipper("agent", sink=ScriptedSink(), ledger=NullLedger(), **parts)
-        agent = Agent("agent", source=Idle(), shipper=shipper, **parts)
-        metrics.build("agent")
+        shipper = Shipper("daemon", sink=ScriptedSink(), ledger=NullLedger(), **parts)
+        daemon = Daemon("daemon", source=Idle(), shipper=shipper, **parts)
+        metrics.create_series("daemon")
         async with (
-            serve([agent], metrics, ("127.0.0.1", 0)) as (host, port),
+            serve([daemon], metrics, ("127.0.0.1", 0)) as (host, port),
             ClientSession() as client,
         ):
             yield World(spool, f"http://{host}:{port}", client)
@@ -68,7 +68,7 @@ async def test_not_ready_while_the_spool_cannot_be_written_and_ready_again(world
         await world.spool.put(Message("a", "t", b"x", 1))
     status, text = await world.get("/readyz")
     assert status == 503
-    assert text.startswith("agent: spool: ")
+    assert text.startswith("daemon: spool: ")
     assert (await world.get("/healthz"))[0] == 200
     directory.unlink()
     await world.get("/readyz")  # the first one reports that the file was lost
@@ -86,16 +86,16 @@ async def test_metrics_are_prometheus_text_with_the_gauges_of_now(world: World) 
     async with world.client.get(world.url + "/metrics") as answer:
         assert answer.headers["Content-Type"].startswith("text/plain; version=")
         text = await answer.text()
-    assert 'byoc_spool_records{agent="agent"} 7.0' in text
-    assert 'byoc_sent_total{agent="agent"} 0.0' in text
+    assert 'byoc_spool_records{daemon="daemon"} 7.0' in text
+    assert 'byoc_messages_sent_total{daemon="daemon"} 0.0' in text
 
 
 async def test_status_is_json_for_people(world: World) -> None:
     async with world.client.get(world.url + "/status") as answer:
         page = await answer.json()
-    assert page["agents"]["agent"]["target"] == "cgroup:/x"
-    assert page["agents"]["agent"]["destination"] == "test://sink"
-    assert page["agents"]["agent"]["trouble"] is None
+    assert page["daemons"]["daemon"]["target"] == "cgroup:/x"
+    assert page["daemons"]["daemon"]["destination"] == "test://sink"
+    assert page["daemons"]["daemon"]["last_error"] is None
     assert page["version"]
 
 

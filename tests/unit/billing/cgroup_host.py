@@ -76,7 +76,7 @@ class Host:
 
 
 def a_pod(host: Host) -> Host:
-    """Make a pod of two containers, the agent's and the target's, that share processes only.
+    """Make a pod of two containers, the daemon's and the target's, that share processes only.
 
     Each has its own cgroup as the root of its own mount; the kernel shows a sibling as `/../x`.
     """

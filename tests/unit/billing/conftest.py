@@ -15,7 +15,7 @@ def host(tmp_path: Path) -> Host:
 
 @pytest.fixture
 def bare(host: Host) -> Host:
-    """Make a v2 machine: target and agent are services in the same namespaces."""
+    """Make a v2 machine: target and daemon are services in the same namespaces."""
     host.v2_root("sys")
     mounts = [host.mount("/", "sys")]
     host.v2("sys/agent.service", f"{AGENT}\n")
@@ -39,8 +39,8 @@ def old(host: Host) -> Host:
     host.v2_root("sys/unified")
     host.v1("sys/cpu,cpuacct", f"docker/{ID}", CPU_V1)
     host.v1("sys/memory", f"docker/{ID}", MEMORY_V1)
-    host.v1("sys/cpu,cpuacct", "agent", CPU_V1)
-    host.process("self", "2:cpu,cpuacct:/agent\n3:memory:/\n0::/\n", mounts)
+    host.v1("sys/cpu,cpuacct", "daemon", CPU_V1)
+    host.process("self", "2:cpu,cpuacct:/daemon\n3:memory:/\n0::/\n", mounts)
     host.process(PID, f"2:cpu,cpuacct:/docker/{ID}\n3:memory:/docker/{ID}\n0::/\n", mounts)
     return host
 

@@ -8,7 +8,7 @@ from byoc_agents.app.metrics import Metrics
 from byoc_agents.billing.objects import unseal
 from byoc_agents.billing.record import UsageRecord
 from byoc_agents.billing.recorder import Recorder, UsageIdentity
-from byoc_agents.billing.scraper import MAX_DEFERRED, Pace, Scraper
+from byoc_agents.billing.scraper import MAX_DEFERRED, Intervals, Scraper
 from byoc_agents.billing.sources.reading import Reading
 from byoc_agents.billing.sources.select import TargetObservation
 from byoc_agents.durable.spool import Spool
@@ -61,7 +61,7 @@ class Bench:
 
     def made(
         self,
-        pace: Pace | None = None,
+        intervals: Intervals | None = None,
         end_hint: Path | None = None,
         max_deferred: int = MAX_DEFERRED,
     ) -> Scraper:
@@ -69,8 +69,8 @@ class Bench:
             "billing-scraper",
             target=self.target,  # type: ignore[arg-type]  # the reading is simulated
             recorder=Recorder(identity=IDENTITY, sample_ms=self.sample_seconds * 1000),
-            pace=pace
-            or Pace(sample_ms=self.sample_seconds * 1000, window_ms=60_000, seal_ms=300_000),
+            intervals=intervals
+            or Intervals(sample_ms=self.sample_seconds * 1000, window_ms=60_000, seal_ms=300_000),
             spool=self.spool,
             clock=self.clock,
             metrics=self.metrics,

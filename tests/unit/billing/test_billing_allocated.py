@@ -94,7 +94,7 @@ def test_what_ran_before_a_start_that_could_not_read_it_is_stated_at_the_first_r
     for message in objects([event(one) for one in usages]):
         audit.add(message.id, message.body)
     report = audit.report("")
-    assert report.well, report.findings
+    assert report.ok, report.findings
 
 
 @pytest.mark.parametrize("later", ["clickhouse", "cgroup.v2"])
@@ -150,7 +150,7 @@ def test_a_wall_clock_that_is_set_changes_no_allocated_time(step: int) -> None:
 
 
 @pytest.mark.parametrize("sizes", [(4096, 1024), (1024, 4096)], ids=["smaller", "larger"])
-@pytest.mark.parametrize("how", ["agent away", "unreadable", "source changed"])
+@pytest.mark.parametrize("how", ["daemon away", "unreadable", "source changed"])
 def test_a_resize_that_nobody_saw_states_both_sizes_and_counts_the_smaller(
     sizes: tuple[int, int], how: str
 ) -> None:

@@ -47,7 +47,7 @@ def test_any_altered_record_is_found(place: int, which: int) -> None:
         rewritten(m, lambda x: [bad if line == encode(record) else line for line in x])
         for m in messages
     ]
-    assert not audit(changed).well
+    assert not audit(changed).ok
 
 
 @quick
@@ -55,7 +55,7 @@ def test_any_altered_record_is_found(place: int, which: int) -> None:
 def test_any_deleted_record_is_found_but_an_epochs_last(place: int, size: int) -> None:
     records = sound()
     del records[place]
-    assert of(records, size).well == (place in LAST)
+    assert of(records, size).ok == (place in LAST)
 
 
 @quick
@@ -66,7 +66,7 @@ def test_any_doubled_record_is_found(place: int, size: int, to: int) -> None:
     messages[to % len(messages)] = rewritten(
         messages[to % len(messages)], lambda x: [line, *x] if to % 2 else [*x, line]
     )
-    assert not audit(messages).well
+    assert not audit(messages).ok
 
 
 @pytest.mark.parametrize("compression", ["zstd", "gzip"])
@@ -80,7 +80,7 @@ def test_any_altered_byte_is_found_or_changes_no_record(
     body = bytearray(old.body)
     body[place % len(body)] ^= flip
     messages[which] = msgspec.structs.replace(old, body=bytes(body))
-    same = audit(messages).well
+    same = audit(messages).ok
     assert not same or unseal(old.id, bytes(body)) == unseal(old.id, old.body)
 
 
@@ -101,7 +101,7 @@ def test_the_order_of_reading_does_not_matter(seed: int, size: int) -> None:
     ordered = audit(messages)
     Random(seed).shuffle(messages)
     mixed = audit(messages)
-    assert mixed.well
+    assert mixed.ok
     assert mixed.replicas == ordered.replicas
     assert (mixed.gaps, mixed.epoch_ends) == (ordered.gaps, ordered.epoch_ends)
     rise = sum(u.core_seconds for u in mixed.unrecorded)
@@ -114,7 +114,7 @@ def test_any_lost_object_is_found_but_an_epochs_last(size: int, which: int) -> N
     messages = objects(sound(), size=size)
     gone = messages.pop(which % len(messages))
     last = [encode(sound()[place]) for place in LAST]
-    assert audit(messages).well == (unseal(gone.id, gone.body)[-1] in last)
+    assert audit(messages).ok == (unseal(gone.id, gone.body)[-1] in last)
 
 
 def test_records_sealed_by_the_story_are_sound_by_themselves() -> None:

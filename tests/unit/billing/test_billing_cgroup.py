@@ -99,7 +99,7 @@ async def test_every_read_is_fresh(bare: Host) -> None:
 async def test_the_incarnation_is_boot_device_and_inode(bare: Host) -> None:
     status = (bare.root / f"sys/{ID}").stat()
     expected = f"8cf25f06-{status.st_dev:x}-{status.st_ino}"
-    for _ in range(2):  # another agent finds the same
+    for _ in range(2):  # another daemon finds the same
         source = bare.of_process()
         assert (await source.read()).incarnation == expected
         source.close()

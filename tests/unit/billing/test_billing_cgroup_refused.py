@@ -13,7 +13,7 @@ from byoc_agents.billing.sources.reading import TargetAbsentError, TargetUnreada
 from tests.unit.billing.cgroup_host import ID, PID, Host, a_pod
 
 REFUSED = {
-    "our own": ("/agent.service", "the agent's own cgroup, or one that contains it"),
+    "our own": ("/agent.service", "the daemon's own cgroup, or one that contains it"),
     "the root": ("/", "the machine's root cgroup"),
     "not there": ("/gone", "No such file or directory"),
     "in another namespace": ("/../x", "no cgroup mount contains it"),
@@ -95,7 +95,7 @@ def test_denied_tells_the_file_who_we_are_and_what_to_set() -> None:
         locked.chmod(0o755)
     assert text == (
         f"cgroup of process {PID}: {locked}/sys/fs/cgroup: Permission denied; we are {ids}, "
-        "expected uid 101 gid 102: set runAsUser and runAsGroup of the agent to the target's, "
+        "expected uid 101 gid 102: set runAsUser and runAsGroup of the daemon to the target's, "
         "and allowPrivilegeEscalation: false on both"
     )
 

@@ -140,7 +140,7 @@ def test_a_record_that_an_honest_meter_may_write_is_well(
 ) -> None:
     story = Story()
     report = of([story.measured(), change(story.measured()), story.measured()])
-    assert report.well, report.findings
+    assert report.ok, report.findings
 
 
 @pytest.mark.parametrize("change", ALTERED.values(), ids=ALTERED)
@@ -166,7 +166,7 @@ def test_the_counter_over_a_gap_in_which_it_is_not_believed_is_no_cpu(
         first = [story.measured()]
         first += [story.gap(each, usec=usec) for each in gaps]
         report = of([*first, story.measured()])
-        assert report.well, report.findings
+        assert report.ok, report.findings
         assert report.unrecorded == []
 
 

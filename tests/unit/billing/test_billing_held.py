@@ -11,8 +11,8 @@ import pytest
 from byoc_agents.billing.record import Usage
 from byoc_agents.billing.sources.reading import Reading
 from byoc_agents.billing.sources.select import TargetObservation
+from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
-from byoc_agents.durable.store import Change
 from byoc_agents.errors import SpoolUnavailableError
 from tests.unit.billing.scraper_bench import SECOND, Bench
 
@@ -27,7 +27,7 @@ class Refusing(Spool):
     def __init__(self, spool: Spool) -> None:
         self.__dict__ = dict(spool.__dict__)
 
-    async def commit(self, change: Change) -> None:
+    async def commit(self, change: WriteBatch) -> None:
         if self.refuses:
             raise SpoolUnavailableError("disk full")
         await super().commit(change)
@@ -186,7 +186,7 @@ async def test_with_no_room_in_memory_either_cpu_is_still_exact(outage: Outage) 
     for number in range(40):
         container.memory = (8 + number % 2) * GIB
         await bench.ticks(2)
-    assert bench.scraper.status()["held_periods"] <= 10
+    assert bench.scraper.status()["deferred_periods"] <= 10
     outage.spool.refuses = False
     await bench.ticks(3)
     await bench.scraper.finish()
@@ -198,7 +198,7 @@ async def test_deferred_periods_are_never_part_of_the_checkpoint(outage: Outage)
     await bench.ticks(14)
     outage.spool.refuses = True
     await bench.ticks(12 * 130)
-    assert bench.scraper.status()["held_periods"] == 2
+    assert bench.scraper.status()["deferred_periods"] == 2
     stored = await bench.spool.state("billing/meter")
     assert b"held" not in stored["billing/meter"]
     assert msgspec.json.decode(stored["billing/meter"])["sequence"] == 2

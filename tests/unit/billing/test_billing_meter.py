@@ -2,10 +2,10 @@
 
 from itertools import pairwise
 
-import msgspec
 import pytest
 
-from byoc_agents.billing.window import MeterState, Period, Sample
+from byoc_agents.billing.checkpoint import Checkpoint, decode_checkpoint, encode_checkpoint
+from byoc_agents.billing.window import Period, Sample
 from tests.unit.billing.meter_run import NOON, SECOND, UP, Run, every, ran, reading, sample, used
 
 
@@ -229,7 +229,8 @@ def test_a_reboot_is_detected_by_the_boot_id() -> None:
 
 def test_the_checkpoint_is_plain_json() -> None:
     state = Run().feed(every(5, 40)).state
-    assert msgspec.json.decode(msgspec.json.encode(state), type=MeterState) == state
+    checkpoint = Checkpoint(epoch=1, sequence=2, state=state)
+    assert decode_checkpoint(encode_checkpoint(checkpoint)) == checkpoint
 
 
 def assert_contiguous(periods: list[Period]) -> None:

@@ -139,7 +139,7 @@ quick = settings(max_examples=80, deadline=None, derandomize=True, database=None
 @given(seed=st.integers(0, 1000), told=st.lists(st.sampled_from(SEEN), max_size=25))
 def test_events_of_a_container_leave_a_sound_bucket(seed: int, told: list[str]) -> None:
     report = world(seed, ["seen", *told]).report()
-    assert report.well, report.findings
+    assert report.ok, report.findings
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -153,7 +153,7 @@ def test_what_befalls_a_scraper_leaves_a_sound_bucket(
     step: str, seed: int, told: list[str], at: int
 ) -> None:
     report = world(seed, ["seen", *told[:at], step, *told[at:]]).report()
-    assert report.well, report.findings
+    assert report.ok, report.findings
 
 
 @quick
@@ -164,4 +164,4 @@ def test_what_befalls_a_scraper_leaves_a_sound_bucket(
 )
 def test_a_clock_set_back_leaves_a_sound_bucket(seed: int, told: list[str], at: int) -> None:
     report = world(seed, ["seen", *told[:at], "back", *told[at:], "seen"]).report()
-    assert report.well, report.findings
+    assert report.ok, report.findings

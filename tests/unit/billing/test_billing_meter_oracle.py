@@ -1,24 +1,30 @@
 """The meter against a world that knows the truth, over many seeds.
 
 The world is one container at a time that burns CPU at a changing rate. The seeds choose missed and
-late samples, kills of the agent, restarts and absences of the target, changes of the source, a full
-spool, and steps of the wall clock both ways.
+late samples, kills of the scraper, restarts and absences of the target, changes of the source, a
+full spool, and steps of the wall clock both ways.
 """
 
 import copy
 import random
 from itertools import pairwise
 
-import msgspec
 import pytest
 
+from byoc_agents.billing.checkpoint import Checkpoint, decode_checkpoint, encode_checkpoint
 from byoc_agents.billing.meter import Meter
 from byoc_agents.billing.recorder import Recorder, UsageIdentity
 from byoc_agents.billing.sources.reading import Reading
-from byoc_agents.billing.window import MeterState, Period, Sample
+from byoc_agents.billing.window import MeterState, Period, Sample, Window
 
 SECOND = 1_000_000_000
 SEEDS = range(300)
+
+
+def read_again(state: MeterState) -> MeterState:
+    found = decode_checkpoint(encode_checkpoint(Checkpoint(epoch=1, sequence=0, state=state)))
+    assert found
+    return found.state
 
 
 class World:
@@ -112,11 +118,11 @@ def test_every_cpu_second_that_was_seen_is_billed_once(seed: int) -> None:
         if one.reading:
             ledger.seen(world.life, one.reading.cpu_usec)
         if closed:
-            packed = msgspec.json.encode(state)
-            stored = msgspec.json.decode(packed, type=MeterState), copy.copy(ledger)
+            stored = read_again(state), copy.copy(ledger)
     state, closed = meter.close(state)
     periods += closed
-    held = state.window.reading.cpu_usec - state.window.cpu_start_usec if state.window else 0
+    window = state.phase
+    held = window.reading.cpu_usec - window.cpu_start_usec if isinstance(window, Window) else 0
     assert sum(map(used, periods)) + held == ledger.billable_usec()
     assert_well_formed(periods)
 

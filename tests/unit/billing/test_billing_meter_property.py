@@ -19,7 +19,7 @@ from byoc_agents.billing.meter import Meter
 from byoc_agents.billing.record import SLACK_MS, UsageRecord, most_core_seconds
 from byoc_agents.billing.recorder import Recorder
 from byoc_agents.billing.sources.reading import Reading, SourceName
-from byoc_agents.billing.window import MeterState, Period, Sample
+from byoc_agents.billing.window import MeterState, Period, Sample, Window
 from lab.fakes.billing import NOON_MS
 from tests.unit.billing.test_billing_meter_audit import WHO
 
@@ -28,7 +28,7 @@ CPUS = 4
 SIZE = 8 << 30
 SAME_CONTAINER = [
     *("tick", "missed", "unreadable", "absent", "fall", "spike", "sleep", "secret-sleep"),
-    *("forward", "back", "rename", "agent-away", "switch", "hold"),
+    *("forward", "back", "rename", "daemon-away", "switch", "hold"),
 ]
 ANOTHER = ["restart", "reboot", "reboot-same-id"]
 
@@ -84,7 +84,7 @@ class World:
                 self.holding = not self.holding
             case "switch" if self.source == "cgroup.v2":
                 self.source = "clickhouse"
-            case "agent-away":
+            case "daemon-away":
                 if self.state:
                     self._write(*self.meter.close(self.state))
                 self._run(self.random.randrange(1_000, 90_000_000))
@@ -212,8 +212,8 @@ def test_every_millisecond_of_one_container_is_allocated_once(
     world = lived(seed, source, what)
     records = [record.data for record in world.records()]
     counted = sum(one.allocated.counted_milliseconds or 0 for one in records)
-    if world.state and world.state.window:  # a clock set back holds it open
-        counted += world.state.window.counted_ms
+    if world.state and isinstance(world.state.phase, Window):  # a clock set back holds it open
+        counted += world.state.phase.counted_ms
     assert abs(counted - world.lived_ms) <= len(records)  # rounding
     assert all(
         one.allocated.memory_bytes == SIZE for one in records if one.allocated.counted_milliseconds

@@ -1,13 +1,12 @@
 """No impossible figure, no counter counted from zero without evidence, no sleep taken for use."""
 
-import msgspec
 import pytest
 from msgspec.structs import replace
 
-from byoc_agents.billing.checkpoint import Checkpoint, decode_checkpoint
+from byoc_agents.billing.checkpoint import Checkpoint, decode_checkpoint, encode_checkpoint
 from byoc_agents.billing.record import MAX_CPUS, most_core_seconds
 from byoc_agents.billing.recorder import Recorder
-from byoc_agents.billing.window import Sample
+from byoc_agents.billing.window import Sample, Window
 from tests.unit.billing.meter_run import NOON, SECOND, UP, Run, every, ran, reading, sample, used
 from tests.unit.billing.test_billing_meter_audit import WHO
 
@@ -128,7 +127,7 @@ def test_a_reboot_under_the_same_boot_id_does_not_continue_a_counter_of_the_same
 
 @pytest.mark.parametrize("step_seconds", [0, 600], ids=["clock kept", "wall clock set, too"])
 def test_another_boot_id_is_no_reboot_if_the_boot_clock_went_on(step_seconds: int) -> None:
-    """A container of the agent's own (nspawn) has a boot id of its own."""
+    """A container of the daemon's own (nspawn) has a boot id of its own."""
     run = Run().feed([ran(30)])
     renamed = {"boot_id": "other-id", "wall_off_seconds": step_seconds}
     for second in (65, 125):
@@ -193,8 +192,8 @@ def test_two_servers_that_answer_in_turn_are_billed_nothing() -> None:
 @pytest.mark.parametrize("late", [0, 100], ids=["measured", "with late CPU"])
 def test_a_checkpoint_of_0_1_0_goes_on_in_the_middle_of_a_window(late: int) -> None:
     run = Run().feed(every(5, 55))
-    window = run.state.window
-    assert window
+    window = run.state.phase
+    assert isinstance(window, Window)
     old = replace(
         window,
         cpu_start_usec=window.cpu_start_usec - late * 1_000_000,
@@ -205,8 +204,8 @@ def test_a_checkpoint_of_0_1_0_goes_on_in_the_middle_of_a_window(late: int) -> N
         cpu_size_source=None,
         memory_size_source=None,
     )
-    state = replace(run.state, window=old, machine_cpus=None, asleep_ns=None)
-    stored = msgspec.json.encode(Checkpoint(epoch=1, sequence=0, state=state))
+    state = replace(run.state, phase=old, machine_cpus=None, asleep_ns=None)
+    stored = encode_checkpoint(Checkpoint(epoch=1, sequence=0, state=state))
     found = decode_checkpoint(stored)
     assert found
     run.state = found.state

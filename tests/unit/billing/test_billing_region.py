@@ -59,7 +59,7 @@ async def test_it_starts_if_the_region_is_ours_or_not_reported(
     async with FakeS3(script) as s3:
         process = await start(s3, tmp_path)
         assert process.stderr
-        while b"agent.start" not in await asyncio.wait_for(process.stderr.readline(), 60):
+        while b"daemon.started" not in await asyncio.wait_for(process.stderr.readline(), 60):
             assert process.returncode is None
         process.send_signal(signal.SIGTERM)
         await asyncio.wait_for(process.communicate(), 60)

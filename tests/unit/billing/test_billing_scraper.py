@@ -15,8 +15,8 @@ from byoc_agents.billing.record import Usage, UsageRecord
 from byoc_agents.billing.scraper import CHECKPOINT
 from byoc_agents.billing.sources.select import TargetObservation
 from byoc_agents.billing.window import HOUR_MS
+from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
-from byoc_agents.durable.store import Change
 from byoc_agents.errors import SpoolFullError
 from tests.unit.billing.scraper_bench import SECOND, Bench
 
@@ -31,7 +31,7 @@ class Deaf(Spool):
         self.made = asyncio.Event()
         self._number = number
 
-    async def commit(self, change: Change) -> None:
+    async def commit(self, change: WriteBatch) -> None:
         await super().commit(change)
         self._number -= 1
         if self._number == 0:
@@ -92,7 +92,7 @@ async def test_a_new_scraper_goes_on_from_the_checkpoint(bench: Bench) -> None:
 
 async def test_a_checkpoint_of_another_version_begins_a_stated_epoch(bench: Bench) -> None:
     await bench.ticks(30)
-    await bench.spool.commit(Change(state={CHECKPOINT: b'{"from": "the future"}'}))
+    await bench.spool.commit(WriteBatch(state={CHECKPOINT: b'{"from": "the future"}'}))
     bench.scraper = bench.made()
     await bench.ticks(15)
     data = [r.data for r in await bench.records()]
@@ -116,18 +116,38 @@ async def test_a_full_spool_makes_one_long_record(bench: Bench) -> None:
     staged = len(await bench.records())
     await bench.reopen(max_bytes=1)
     await bench.ticks(60)
-    assert "bytes are over" in bench.scraper.status()["spool_trouble"]
+    assert "bytes are over" in bench.scraper.status()["spool_error"]
     assert len(await bench.records()) == staged
     scraper = bench.scraper
     await bench.reopen(max_bytes=1 << 20)
     scraper._spool = bench.spool
     bench.scraper = scraper
     await bench.ticks(13)
-    assert bench.scraper.status()["spool_trouble"] == ""
+    assert bench.scraper.status()["spool_error"] == ""
     longest = max((await bench.records())[1:], key=lambda r: r.data.elapsed_milliseconds).data
     assert longest.elapsed_milliseconds > 300_000
     assert longest.quality == "measured"
     assert longest.samples.observed >= longest.samples.expected - 1
+
+
+async def test_without_room_for_the_last_window_the_staged_records_are_sealed(
+    bench: Bench,
+) -> None:
+    await bench.ticks(25)
+    staged = len(await bench.spool.staged())
+    assert staged > 0
+    scraper = bench.scraper
+    await bench.reopen(max_bytes=bench.spool.totals.bytes)
+    scraper._spool = bench.spool
+    with pytest.raises(SpoolFullError):
+        await scraper.finish()
+    assert await bench.spool.staged() == []
+    sealed = await bench.spool.head(9)
+    assert sum(message.records for message in sealed) == staged
+    await bench.spool.remove([message.id for message in sealed])
+    await scraper.finish()
+    assert bench.target.closed
+    assert len(await bench.spool.head(9)) == 1
 
 
 @pytest.mark.parametrize("end", ["room", "stop", "kill"])
@@ -211,9 +231,9 @@ async def test_a_stop_in_the_midst_of_a_write_loses_and_repeats_nothing(
 async def test_trouble_is_logged_once_and_shown(
     bench: Bench, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bench.target.observation = TargetObservation(None, trouble="cgroup.v2: not there", absent=True)
+    bench.target.observation = TargetObservation(None, error="cgroup.v2: not there", absent=True)
     await bench.ticks(30)
-    assert bench.scraper.status()["target_trouble"] == "cgroup.v2: not there"
+    assert bench.scraper.status()["target_error"] == "cgroup.v2: not there"
     assert capsys.readouterr().out.count("not there") == 1
     gaps = [r.data.gap_reason for r in await bench.records()]
     assert set(gaps) == {"target_absent"}

@@ -12,7 +12,7 @@ import pytest
 
 from byoc_agents.app.settings import load
 from byoc_agents.billing.daemon import Settings
-from byoc_agents.billing.scraper import Pace, Scraper, seal_phase_ms
+from byoc_agents.billing.scraper import Intervals, Scraper, seal_phase_ms
 from byoc_agents.errors import ConfigError
 from tests.unit.billing.scraper_bench import SECOND, Bench
 
@@ -50,7 +50,7 @@ def test_the_default_seal_interval_is_a_quarter_of_an_hour() -> None:
     assert Settings(bucket="b").seal_seconds == 900
 
 
-def test_the_phase_is_the_same_after_a_restart_of_the_agent() -> None:
+def test_the_phase_is_the_same_after_a_restart_of_the_daemon() -> None:
     assert seal_phase_ms("0b51c2f4", SEAL_MS) == seal_phase_ms("0b51c2f4", SEAL_MS)
 
 
@@ -58,7 +58,7 @@ async def sealed_at(bench: Bench, phase_ms: int, hours: int = 1) -> list[int]:
     """Run a scraper; return when its objects were sealed, milliseconds after the hour."""
     bench.sample_seconds = 60
     scraper: Scraper = bench.made(
-        Pace(sample_ms=60_000, window_ms=60_000, seal_ms=SEAL_MS, seal_phase_ms=phase_ms)
+        Intervals(sample_ms=60_000, window_ms=60_000, seal_ms=SEAL_MS, seal_phase_ms=phase_ms)
     )
     times: list[int] = []
     run = asyncio.create_task(scraper.run())
@@ -92,7 +92,7 @@ async def test_no_scraper_seals_because_an_hour_begins(bench: Bench) -> None:
 
 async def test_a_stop_seals_at_once(bench: Bench) -> None:
     bench.scraper = bench.made(
-        Pace(sample_ms=5000, window_ms=60_000, seal_ms=SEAL_MS, seal_phase_ms=450_000)
+        Intervals(sample_ms=5000, window_ms=60_000, seal_ms=SEAL_MS, seal_phase_ms=450_000)
     )
     await bench.ticks(15)
     assert await bench.spool.head(10) == []

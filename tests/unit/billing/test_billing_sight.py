@@ -21,7 +21,7 @@ OURS, OTHERS = "0b51c2f4-0000-4000-8000-000000000000", "ffffffff-0000-4000-8000-
 
 @dataclass
 class Node:
-    """A /proc with its own mount table, as the agent's process sees it."""
+    """A /proc with its own mount table, as the daemon's process sees it."""
 
     root: Path
 

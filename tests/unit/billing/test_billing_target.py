@@ -18,6 +18,7 @@ from byoc_agents.billing.sources.reading import (
 )
 from byoc_agents.billing.sources.select import (
     PROBE_NS,
+    MeterKind,
     Target,
     TargetObservation,
     open_target,
@@ -119,9 +120,9 @@ async def test_the_next_best_is_used_and_the_trouble_is_reported(
 ) -> None:
     bench.fail(error, DENIED, None)
     expected = f"cgroup.v2: {error}; clickhouse: denied"
-    assert await bench.target.read() == TargetObservation(reading("process"), trouble=expected)
+    assert await bench.target.read() == TargetObservation(reading("process"), error=expected)
     assert bench.reads() == [1, 1, 1]
-    assert (await bench.target.read()).trouble == expected  # and is reported again
+    assert (await bench.target.read()).error == expected  # and is reported again
     assert bench.reads() == [0, 0, 1]
 
 
@@ -173,7 +174,7 @@ async def test_absent_is_only_what_a_source_is_sure_of(
     for secondary in (True, False):
         seen = await bench.target.read(secondary=secondary)
         assert (seen.reading, seen.secondary, seen.absent) == (None, (), absent)
-        assert seen.trouble.startswith(f"cgroup.v2: {errors[0]}; clickhouse: ")
+        assert seen.error.startswith(f"cgroup.v2: {errors[0]}; clickhouse: ")
 
 
 async def test_it_comes_back(bench: Bench) -> None:
@@ -231,19 +232,26 @@ def test_no_text_makes_the_parser_crash(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "url", "shown"),
+    ("text", "meter", "url", "shown"),
     [
-        ("auto", "http://ours:1", "auto by cgroup.v2, else clickhouse, else process"),
-        ("clickhouse:http://x:2", "http://x:2", "clickhouse:http://x:2 by clickhouse"),
-        ("pid:7", None, "pid:7 by cgroup.v2, else process"),
-        ("process:x", None, "process:x by cgroup.v2, else process"),
-        ("cgroup:/x", None, "cgroup:/x by cgroup.v2"),
+        ("auto", None, "http://ours:1", "auto by process, else clickhouse"),
+        ("auto", "process", "http://ours:1", "auto by process, else clickhouse"),
+        ("auto", "clickhouse", "http://ours:1", "auto by clickhouse"),
+        ("auto", "cgroup", "http://ours:1", "auto by cgroup.v2, else clickhouse, else process"),
+        ("clickhouse:http://x:2", None, "http://x:2", "clickhouse:http://x:2 by clickhouse"),
+        ("pid:7", None, None, "pid:7 by process"),
+        ("pid:7", "cgroup", None, "pid:7 by cgroup.v2, else process"),
+        ("process:x", None, None, "process:x by process"),
+        ("process:x", "cgroup", None, "process:x by cgroup.v2, else process"),
+        ("cgroup:/x", None, None, "cgroup:/x by cgroup.v2"),
     ],
 )
-def test_each_form_has_its_sources(text: str, url: str | None, shown: str) -> None:
+def test_each_target_and_meter_have_their_sources(
+    text: str, meter: MeterKind | None, url: str | None, shown: str
+) -> None:
     name = parse_target(text)
     assert name.clickhouse_url("http://ours:1") == url
-    assert str(open_target(name, ClickHouse("http://ours:1"), Now())) == shown
+    assert str(open_target(name, ClickHouse("http://ours:1"), Now(), meter=meter)) == shown
 
 
 @pytest.fixture
@@ -257,11 +265,12 @@ async def test_a_real_process_is_read_while_it_lives_and_absent_after(
     child: subprocess.Popen[bytes],
 ) -> None:
     """Our own child shares our cgroup, so only its process tree can be read."""
-    target = open_target(parse_target(f"pid:{child.pid}"), ClickHouse("http://x"), Now())
+    name = parse_target(f"pid:{child.pid}")
+    target = open_target(name, ClickHouse("http://x"), Now(), meter="cgroup")
     seen = await target.read(secondary=True)
     assert seen.reading is not None
     assert seen.reading.source == "process"
-    assert "cgroup of process" in seen.trouble
+    assert "cgroup of process" in seen.error
     child.kill()
     child.wait()
     assert (await target.read()).absent
@@ -273,7 +282,7 @@ async def test_auto_is_not_sure_of_a_server_it_never_saw(tmp_path: Path) -> None
         target = open_target(parse_target("auto"), client, Now(), ProcFs(tmp_path))
         seen = await target.read()
     assert (seen.reading, seen.absent) == (None, False)
-    assert "shareProcessNamespace: true" in seen.trouble
+    assert "shareProcessNamespace: true" in seen.error
 
 
 async def test_a_name_that_is_not_running_is_absent(tmp_path: Path) -> None:

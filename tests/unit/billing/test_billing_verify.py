@@ -12,7 +12,7 @@ def test_a_sound_bucket_is_well_and_its_totals_are_exact() -> None:
     report = of(records)
     used = [record.data.used for record in records]
     (total,) = report.replicas
-    assert report.well, report.findings
+    assert report.ok, report.findings
     assert (report.objects, report.records, total.records, total.objects) == (9, 41, 41, 9)
     assert total.cpu_core_seconds == sum(u.cpu_core_seconds for u in used)
     assert total.memory_byte_seconds == sum(u.memory_byte_seconds for u in used)
@@ -41,7 +41,7 @@ def test_services_add_up_their_replicas() -> None:
     stories = [Story(replica=f"r-{n}", pod_uid=f"u-{n}", seed=n) for n in range(3)]
     report = of([record for story in stories for record in eventful(story)])
     (service,) = report.services
-    assert report.well
+    assert report.ok
     assert service.cpu_core_seconds == sum(r.cpu_core_seconds for r in report.replicas)
     assert (service.records, service.replica) == (123, "")
 
@@ -51,7 +51,7 @@ def test_a_state_directory_that_outlives_its_pod_goes_on_counting() -> None:
     first = [story.measured() for _ in range(7)]
     story.restart()
     story.pod_uid = "another"
-    assert of(first + [story.measured() for _ in range(7)]).well
+    assert of(first + [story.measured() for _ in range(7)]).ok
 
 
 def test_a_damaged_object_of_the_second_pod_is_one_finding() -> None:
@@ -84,7 +84,7 @@ def test_a_counter_that_is_known_to_have_fallen_is_well(announced: bool) -> None
     else:
         first.append(story.gap("counter_fell"))
     story.counter_usec //= 2
-    assert of([*first, *(story.measured() for _ in range(3))]).well
+    assert of([*first, *(story.measured() for _ in range(3))]).ok
 
 
 def test_an_epoch_that_begins_without_a_word_is_uncovered_and_lost_cpu() -> None:
@@ -99,7 +99,7 @@ def test_a_corrupt_spool_states_what_may_be_lost_and_is_well() -> None:
     story = Story()
     first = [story.measured() for _ in range(3)]
     report = of([*first, story.lose_state("spool_corrupt"), story.measured()])
-    assert report.well
+    assert report.ok
     assert [(str(g.reason), int(g.seconds)) for g in report.gaps] == [("spool_corrupt", 60)]
 
 
@@ -107,19 +107,19 @@ def test_two_losses_of_the_state_directory_state_one_birth() -> None:
     story = Story()
     told = [story.lose_state(), story.measured(), story.lose_state(), story.measured()]
     report = of(told)
-    assert report.well, report.findings
+    assert report.ok, report.findings
     assert [g.seconds for g in report.gaps] == [60, 60]
 
 
 def test_the_tail_of_the_last_epoch_cannot_be_missed() -> None:
     """Nobody can tell from a bucket alone that something more should be in it."""
-    assert of(sound()[:-3]).well
+    assert of(sound()[:-3]).ok
 
 
 def test_a_partial_audit_expects_no_beginning() -> None:
     messages = objects(sound())[2:]
-    assert not audit(messages).well
-    assert audit(messages, partial=True).well
+    assert not audit(messages).ok
+    assert audit(messages, partial=True).ok
 
 
 def test_the_tail_of_an_ended_epoch_shows_as_a_longer_gap_and_its_cpu() -> None:
@@ -127,6 +127,6 @@ def test_the_tail_of_an_ended_epoch_shows_as_a_longer_gap_and_its_cpu() -> None:
     records = sound()
     report = of(records[:29] + records[31:])
     lost = sum(record.data.used.cpu_core_seconds for record in records[29:31])
-    assert report.well
+    assert report.ok
     assert report.gaps[-1].seconds == 60 + 120
     assert report.unrecorded[-1].core_seconds == 3 + lost

@@ -27,7 +27,7 @@ def test_more_cpu_than_the_machine_has_is_a_problem_and_in_no_sum() -> None:
     report = of([tiny, second])
     (finding,) = report.findings
     (total,) = report.replicas
-    assert not report.well
+    assert not report.ok
     assert (finding.kind, finding.core_seconds) == (
         "impossible_cpu",
         first.data.used.cpu_core_seconds,
@@ -170,7 +170,7 @@ def test_a_full_machine_is_well_for_a_week_even_if_its_clock_is_slow() -> None:
     story = Story()
     usecs = [FULL_USEC + SLACK_USEC - 1] + [FULL_USEC + FULL_USEC * 400 // 10**6] * 10_079
     report = of([_busy(story, usec) for usec in usecs], size=500)
-    assert report.well, report.findings
+    assert report.ok, report.findings
 
 
 @pytest.mark.parametrize("between", ["gap", "restart", "other_counter"])
@@ -186,7 +186,7 @@ def test_records_of_two_counters_each_have_a_slack(between: str) -> None:
         records.append(story.gap("counter_fell"))
         story.counter_usec //= 2
     records += [_busy(story, FULL_USEC + SLACK_USEC // 2) for _ in range(2)]
-    assert of(records).well
+    assert of(records).ok
 
 
 def test_a_record_that_is_impossible_by_itself_is_reported_once() -> None:
@@ -202,7 +202,7 @@ def test_a_machine_that_grows_has_the_time_of_each_size() -> None:
     story = Story()
     small = [_busy(story, FULL_USEC) for _ in range(5)]
     large = [_busy(story, 2 * FULL_USEC, cpus=8) for _ in range(5)]
-    assert of(small + large).well
+    assert of(small + large).ok
     story = Story()
     small = [_busy(story, FULL_USEC + SLACK_USEC) for _ in range(9)]
     large = [_busy(story, 2 * FULL_USEC + SLACK_USEC, cpus=8) for _ in range(9)]

@@ -53,7 +53,7 @@ class World:
 
     def restarted(self) -> Shipper:
         self.shipper = Shipper(
-            "agent",
+            "daemon",
             spool=self.spool,
             sink=self.sink,
             ledger=self.ledger,
@@ -65,7 +65,7 @@ class World:
         return self.shipper
 
     def count(self, name: str, **labels: str) -> float:
-        value = self.metrics.registry.get_sample_value(name, {"agent": "agent", **labels})
+        value = self.metrics.registry.get_sample_value(name, {"daemon": "daemon", **labels})
         return value or 0.0
 
     @asynccontextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from byoc_agents.delivery.shipper import FATES, Action
+from byoc_agents.delivery.shipper import ACTIONS, Action
 from byoc_agents.delivery.sink import Message, Receipt
 from byoc_agents.errors import Reason, SendError, SpoolUnavailableError
 from lab.fakes.core import START_MS, ListLedger, Raised, settle
@@ -14,7 +14,7 @@ from tests.unit.delivery.ship_world import BUSY, DENIED, OK, POISON, message, wo
 
 
 def test_every_reason_has_exactly_one_fate() -> None:
-    assert FATES.keys() == set(Reason)
+    assert ACTIONS.keys() == set(Reason)
 
 
 @pytest.mark.parametrize("reason", Reason)
@@ -23,19 +23,19 @@ async def test_what_a_reason_leads_to(tmp_path: Path, reason: Reason) -> None:
     step = Receipt(reason, 200) if reason in done else SendError(reason, "why")
     async with world(tmp_path, step) as it:
         trouble = await it.shipper.attempt()
-        fate = FATES[reason]
+        fate = ACTIONS[reason]
         kept = fate in {Action.RETRY, Action.HOLD}
         assert (trouble is not None) is kept
         assert it.shipper.last_error == trouble
         assert await it.queued() == (["m0"] if kept else [])
         dead = [(d.message.id, d.reason, d.detail) for d in await it.spool.dead_letters()]
         assert dead == ([("m0", reason, "why")] if fate is Action.DEAD_LETTER else [])
-        assert it.count("byoc_attempts_total", reason=reason) == 1
-        assert it.count("byoc_sent_total") == (fate is Action.DONE)
-        assert it.count("byoc_sent_bytes_total") == 6 * (fate is Action.DONE)
+        assert it.count("byoc_send_attempts_total", result=reason) == 1
+        assert it.count("byoc_messages_sent_total") == (fate is Action.DONE)
+        assert it.count("byoc_messages_sent_bytes_total") == 6 * (fate is Action.DONE)
         assert it.count("byoc_dead_letters_total", reason=reason) == (fate is Action.DEAD_LETTER)
         success = START_MS / 1000 if fate is Action.DONE else 0
-        assert it.count("byoc_last_success_timestamp_seconds") == success
+        assert it.count("byoc_last_send_success_timestamp_seconds") == success
 
 
 async def test_in_a_batch_each_message_has_its_own_outcome(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ async def test_a_defect_of_a_sink_holds_the_message(tmp_path: Path, step: object
         assert trouble is not None
         assert trouble.reason is Reason.INTERNAL
         assert await it.queued() == ["m0"]
-        assert [line["event"] for line in logs] == ["ship.defect"]
+        assert [line["event"] for line in logs] == ["sink.unexpected_error"]
         assert "secret" not in trouble.detail
 
 
@@ -111,7 +111,7 @@ async def test_a_raised_send_error_holds_for_the_whole_batch(tmp_path: Path) -> 
     async with world(tmp_path, Raised(BUSY), messages=3, max_messages=3) as it:
         trouble = await it.shipper.attempt()
         assert trouble is not None
-        assert it.count("byoc_attempts_total", reason="server_error") == 3
+        assert it.count("byoc_send_attempts_total", result="server_error") == 3
 
 
 async def test_a_failing_spool_is_waited_for(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ async def test_a_failing_spool_is_waited_for(tmp_path: Path) -> None:
                 await it.clock.advance(wait)
             await it.until_idle()
         assert list(it.sink.stored) == ["m0"]
-        assert it.count("byoc_spool_errors_total", reason="SpoolUnavailableError") == 2
+        assert it.count("byoc_spool_errors_total", reason="unavailable") == 2
 
 
 async def test_a_lost_spool_file_does_not_end_the_shipper(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ async def test_status_says_what_holds_the_head_up(tmp_path: Path) -> None:
         assert it.shipper.status() == {
             "destination": "test://sink",
             "last_success": None,
-            "trouble": {"reason": "forbidden", "detail": "403", "fate": Action.HOLD},
+            "last_error": {"reason": "forbidden", "detail": "403", "action": Action.HOLD},
             "backlog": {
                 "records": 1,
                 "bytes": 518,
@@ -162,7 +162,7 @@ async def test_status_says_what_holds_the_head_up(tmp_path: Path) -> None:
         }
         await it.shipper.attempt()
         status = it.shipper.status()
-        assert (status["trouble"], status["last_success"]) == (None, "2026-11-23T12:00:00.000Z")
+        assert (status["last_error"], status["last_success"]) == (None, "2026-11-23T12:00:00.000Z")
 
 
 async def test_logs_name_ids_and_reasons_and_never_bodies(tmp_path: Path) -> None:
@@ -174,9 +174,9 @@ async def test_logs_name_ids_and_reasons_and_never_bodies(tmp_path: Path) -> Non
             await it.until_idle()
     events = [(line["event"], line["log_level"]) for line in lines]
     assert events == [
-        ("ship.retry", "warning"),
-        ("ship.hold", "error"),
-        ("ship.dead_letter", "error"),
-        ("ship.sent", "info"),
+        ("message.retrying", "warning"),
+        ("message.held", "error"),
+        ("message.dead_lettered", "error"),
+        ("message.sent", "info"),
     ]
     assert "body" not in repr(lines)

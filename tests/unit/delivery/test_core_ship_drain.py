@@ -24,7 +24,7 @@ async def test_drain_waits_for_what_was_put_a_moment_ago(tmp_path: Path) -> None
         await it.spool.put(message(1))
         await it.shipper.drain()
         assert list(it.sink.stored) == ["m1"]
-        assert it.count("byoc_sent_total") == 1
+        assert it.count("byoc_messages_sent_total") == 1
 
 
 async def test_drain_of_an_empty_spool_ends_at_once(tmp_path: Path) -> None:

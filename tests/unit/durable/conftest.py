@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from byoc_agents.durable.rows import count
-from byoc_agents.durable.store import Store
+from byoc_agents.durable.store import Store, count
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from byoc_agents.delivery.sink import Message
+from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.store import ROW_OVERHEAD_BYTES
-from byoc_agents.durable.write_batch import Change
 from byoc_agents.errors import SpoolError, SpoolFullError
 
 
@@ -35,7 +35,7 @@ class Model:
             self.queue = [m for m in self.queue if m.replaces != message.replaces]
         self.queue.append(message)
 
-    def commit(self, change: Change, max_bytes: int) -> None:
+    def commit(self, change: WriteBatch, max_bytes: int) -> None:
         """Do all of it; on an error the model must be thrown away. Raises SpoolError."""
         before = self.bytes()
         if change.unstage > len(self.staged):

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 from hypothesis import strategies as st
 
 from byoc_agents.delivery.sink import Message
+from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
 from byoc_agents.durable.store import ROW_OVERHEAD_BYTES
-from byoc_agents.durable.write_batch import Change
 from byoc_agents.errors import SpoolError, SpoolUnavailableError
 from tests.unit.durable.plain_spool import Model
 
@@ -26,12 +26,12 @@ class Ask(NamedTuple):
     cancelled: str = ""  # "before" it begins, or "midway", when it has been asked for
 
 
-def commit(change: Change) -> Ask:
+def commit(change: WriteBatch) -> Ask:
     return Ask(str(change), lambda s: s.commit(change), lambda m: m.commit(change, MAX_BYTES))
 
 
 def put(message: Message) -> Ask:
-    return commit(Change(messages=[message]))
+    return commit(WriteBatch(messages=[message]))
 
 
 def remove(ids: Sequence[str]) -> Ask:
@@ -66,7 +66,7 @@ MESSAGES = st.builds(
     replaces=st.sampled_from(["", "", "", "a", "b"]),
 )
 CHANGES = st.builds(
-    Change,
+    WriteBatch,
     messages=st.lists(MESSAGES, max_size=2),
     state=st.dictionaries(st.sampled_from("xyz"), st.none() | st.binary(max_size=3), max_size=2),
     stage=st.lists(st.binary(max_size=64), max_size=2),

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from byoc_agents.delivery.sink import Message
+from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.store import Store
-from byoc_agents.durable.write_batch import Change
 
 
 def message(number: int, body: bytes = b"body", *, replaces: str = "") -> Message:
@@ -13,17 +13,12 @@ def message(number: int, body: bytes = b"body", *, replaces: str = "") -> Messag
 
 def do(store: Store, work: Callable[[], object]) -> None:
     """One transaction."""
-    store.begin()
-    try:
+    with store.transaction():
         work()
-        store.commit()
-    except BaseException:
-        store.roll_back()
-        raise
 
 
 def apply(store: Store, **change: object) -> None:
-    do(store, lambda: store.apply(Change(**change)))  # type: ignore[arg-type]
+    do(store, lambda: store.apply(WriteBatch(**change)))  # type: ignore[arg-type]
 
 
 def ids(store: Store) -> list[str]:

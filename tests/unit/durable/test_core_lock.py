@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from byoc_agents.durable.lock import DirectoryLock
+from byoc_agents.durable.files import DirectoryLock
+from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.recovery import make
 from byoc_agents.durable.schema import translated
-from byoc_agents.durable.spool import EPOCH, Spool
-from byoc_agents.durable.write_batch import Change
+from byoc_agents.durable.spool import Spool
+from byoc_agents.durable.spool_file import EPOCH
 from byoc_agents.errors import SpoolUnavailableError, SpoolUnusableError
 from lab.fakes.core import FakeClock
 
@@ -21,7 +22,7 @@ from lab.fakes.core import FakeClock
 def numbers(directory: Path, *least: int) -> list[int]:
     lock = DirectoryLock(directory)
     lock.hold()
-    given = [lock.number(number) for number in least]
+    given = [lock.next_epoch(number) for number in least]
     lock.release()
     return given
 
@@ -64,7 +65,7 @@ def test_a_torn_write_leaves_the_old_number_or_the_new_one_or_none(tmp_path: Pat
 def test_a_number_that_cannot_be_kept_is_not_given(tmp_path: Path) -> None:
     lock = DirectoryLock(tmp_path)  # holds nothing, so there is no file to write to
     with pytest.raises(SpoolUnavailableError, match=r": Bad file descriptor"):
-        lock.number(1)
+        lock.next_epoch(1)
 
 
 async def test_a_new_spool_is_of_a_later_epoch_also_where_the_clock_was_set_back(
@@ -87,7 +88,7 @@ async def test_an_epoch_that_cannot_be_kept_is_not_given_and_the_spool_goes_on(
         spool._lock.release()  # a write to the lock's file fails from here
         with pytest.raises(SpoolUnavailableError, match=r": Bad file descriptor"):
             await spool.later_epoch(0)
-        await spool.commit(Change(state={"key": b"value"}))
+        await spool.commit(WriteBatch(state={"key": b"value"}))
         spool._lock.hold()
         assert await spool.later_epoch(0) == first + 1
         assert await spool.state("key") == {"key": b"value"}
@@ -126,7 +127,7 @@ def test_a_disk_that_fails_is_not_another_agent(
 def test_another_process_that_holds_the_lock_is_named_as_such(tmp_path: Path) -> None:
     holder = os.open(tmp_path / "lock", os.O_CREAT | os.O_RDWR)
     fcntl.flock(holder, fcntl.LOCK_EX)
-    with pytest.raises(SpoolUnusableError, match="in use by another agent; expected one process"):
+    with pytest.raises(SpoolUnusableError, match="in use by another daemon; expected one process"):
         DirectoryLock(tmp_path).hold()
     os.close(holder)
     DirectoryLock(tmp_path).hold()

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from byoc_agents.delivery.sink import Message
-from byoc_agents.durable.group import OperationKind
-from byoc_agents.durable.spool import EPOCH, ORIGIN, Spool
+from byoc_agents.durable.model import WriteBatch
+from byoc_agents.durable.spool import Spool
+from byoc_agents.durable.spool_file import EPOCH, ORIGIN, OperationKind
 from byoc_agents.durable.store import ROW_OVERHEAD_BYTES, Store
-from byoc_agents.durable.write_batch import Change
 from byoc_agents.errors import SpoolFullError, SpoolUnavailableError
 from lab.fakes.core import START_MS, FakeClock, settle
 
@@ -40,7 +40,7 @@ class Held:
 
     def __init__(self, spool: Spool) -> None:
         self._gate = threading.Event()
-        self.task = asyncio.ensure_future(spool._writer.ask(self._wait, OperationKind.READ))
+        self.task = asyncio.ensure_future(spool._ask(self._wait, OperationKind.READ))
 
     def _wait(self, _: Store) -> None:
         self._gate.wait(30)
@@ -54,7 +54,7 @@ class Held:
 async def test_what_was_put_is_there_after_reopening(tmp_path: Path) -> None:
     async with spool_at(tmp_path / "new" / "directory") as spool:
         await spool.put(message(1), message(2))
-        await spool.commit(Change(stage=[b"line"], state={"k": b"v"}))
+        await spool.commit(WriteBatch(stage=[b"line"], state={"k": b"v"}))
         marks = await spool.state("spool/")
     assert marks == {EPOCH: str(START_MS).encode(), ORIGIN: b"created"}
     async with spool_at(tmp_path / "new" / "directory") as spool:
@@ -85,7 +85,7 @@ async def test_64_producers_share_few_transactions(spool: Spool) -> None:
         nonlocal commits
         commits += statement == "COMMIT"
 
-    await spool._writer.ask(lambda s: s.connection.set_trace_callback(count), OperationKind.READ)
+    await spool._ask(lambda s: s.connection.set_trace_callback(count), OperationKind.READ)
     held = Held(spool)
     puts = asyncio.gather(*(spool.put(message(n)) for n in range(64)))
     await held.close_file()
@@ -99,12 +99,12 @@ async def test_a_group_is_done_in_the_order_of_asking(spool: Spool) -> None:
     await spool.put(message(0))
     held = Held(spool)
     asked = [
-        spool.commit(Change(messages=[message(1)], state={"k": b"1", "gone": b"x"})),
-        spool.commit(Change(messages=[message(2, replaces="beat")], state={"k": b"2"})),
-        spool.commit(Change(stage=[b"line"], messages=[message(3)])),
+        spool.commit(WriteBatch(messages=[message(1)], state={"k": b"1", "gone": b"x"})),
+        spool.commit(WriteBatch(messages=[message(2, replaces="beat")], state={"k": b"2"})),
+        spool.commit(WriteBatch(stage=[b"line"], messages=[message(3)])),
         spool.remove(["m0", "m1"]),
-        spool.commit(Change(messages=[message(1)], state={"gone": None})),
-        spool.commit(Change(messages=[message(4, replaces="beat")], unstage=1)),
+        spool.commit(WriteBatch(messages=[message(1)], state={"gone": None})),
+        spool.commit(WriteBatch(messages=[message(4, replaces="beat")], unstage=1)),
     ]
     gathered = asyncio.gather(*asked)
     await held.close_file()
@@ -117,15 +117,15 @@ async def test_a_group_is_done_in_the_order_of_asking(spool: Spool) -> None:
 async def test_a_second_process_is_told_which_directory_is_taken(
     spool: Spool, tmp_path: Path
 ) -> None:
-    with pytest.raises(SpoolUnavailableError, match=f"{tmp_path} is in use by another agent"):
+    with pytest.raises(SpoolUnavailableError, match=f"{tmp_path} is in use by another daemon"):
         await spool_at(tmp_path).__aenter__()
     await spool.put(message(1))
 
 
 async def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(SpoolUnavailableError, match=f"{tmp_path}/file/agent: Not a directory"):
-        await spool_at(tmp_path / "file" / "agent").__aenter__()
+    with pytest.raises(SpoolUnavailableError, match=f"{tmp_path}/file/daemon: Not a directory"):
+        await spool_at(tmp_path / "file" / "daemon").__aenter__()
 
 
 async def test_a_directory_in_the_place_of_the_file_is_an_error_and_frees_the_lock(
@@ -160,7 +160,7 @@ async def test_a_defect_reaches_its_caller_only_and_the_thread_lives(spool: Spoo
     held = Held(spool)
     group = [
         spool.put(message(1)),
-        spool._writer.ask(defect, OperationKind.SHRINK),
+        spool._ask(defect, OperationKind.SHRINK),
         spool.put(message(2)),
     ]
     gathered = asyncio.gather(*group, return_exceptions=True)
@@ -173,15 +173,15 @@ async def test_a_defect_reaches_its_caller_only_and_the_thread_lives(spool: Spoo
 
 
 async def test_a_defect_of_the_writer_itself_answers_everybody(spool: Spool) -> None:
-    store = spool._store
+    store = spool._file._store
     assert store is not None
-    spool._store = object()  # type: ignore[assignment]
+    spool._file._store = object()  # type: ignore[assignment]
     answers = await asyncio.gather(
         spool.put(message(1)), spool.head(), spool.remove(["x"]), return_exceptions=True
     )
     assert [type(answer) for answer in answers] == [RuntimeError] * 3
     store.close()
-    spool._store = None
+    spool._file._store = None
     await spool.put(message(2))
     assert await ids(spool) == ["m2"]
 
@@ -203,7 +203,7 @@ async def test_a_cancelled_put_is_stored_or_not_and_wakes_the_shipper_all_the_sa
 async def test_the_shipper_is_not_woken_by_a_change_that_leaves_nothing_to_send(
     spool: Spool,
 ) -> None:
-    await spool.commit(Change(stage=[b"line"], state={"k": b"v"}))
+    await spool.commit(WriteBatch(stage=[b"line"], state={"k": b"v"}))
     assert not spool.changed.is_set()
     await spool.put(message(1))
     assert spool.changed.is_set()
@@ -241,4 +241,4 @@ async def test_a_removed_journal_is_noticed_and_loses_nothing(spool: Spool, tmp_
         await spool.put(message(2))
     await spool.put(message(3))
     assert await ids(spool) == ["m1", "m3"]
-    assert spool.resets == 0
+    assert spool.corruptions == 0

@@ -13,14 +13,13 @@ from typing import Any
 import pytest
 
 from byoc_agents.app.clock import SystemClock
-from byoc_agents.durable.rows import count
 from byoc_agents.durable.spool import Spool
-from byoc_agents.durable.store import Store
+from byoc_agents.durable.store import Store, count
 
 KILLED = """
 import asyncio, hashlib, sys
 from pathlib import Path
-from byoc_agents.durable.write_batch import Change
+from byoc_agents.durable.model import WriteBatch
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.spool import Spool
@@ -29,7 +28,7 @@ def message(n):
     return Message(f"m{n}", "t", hashlib.sha256(b"%d" % n).digest() * (1 + n % 300), 1)
 
 async def put(spool, n):
-    await spool.commit(Change(messages=[message(n)], state={f"k{n}": b"%d" % n}))
+    await spool.commit(WriteBatch(messages=[message(n)], state={f"k{n}": b"%d" % n}))
     print(n, flush=True)
 
 async def main():
@@ -70,11 +69,11 @@ async def test_every_acknowledged_put_survives_sigkill(tmp_path: Path) -> None:
     names: dict[str, Any] = {}
     exec(KILLED.partition("async def put")[0], names)  # the same messages
     async with Spool(tmp_path, max_bytes=1 << 30, clock=SystemClock()) as spool:
-        assert spool.resets == 0
+        assert spool.corruptions == 0
         found = {m.id: m for m in await spool.head(1 << 20, 1 << 30)}
         state = await spool.state("k")
-        assert spool._store is not None
-        assert spool._store._totals == count(spool._store.connection)
+        assert spool._file._store is not None
+        assert spool._file._store._totals == count(spool._file._store.connection)
     assert len(told) > 100
     assert {f"m{n}" for n in told} <= found.keys()
     assert found == {name: names["message"](int(name[1:])) for name in found}
@@ -131,7 +130,7 @@ async def main():
                 raise SystemExit("ready, although nothing can be put")
             except SpoolUnavailableError:
                 pass
-        assert spool.resets == 0
+        assert spool.corruptions == 0
         give_room()
         await spool.probe()
         await spool.put(Message("late", "t", b"late", 0))

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from byoc_agents.delivery.sink import Message
+from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.recovery import KEPT_DAMAGED
-from byoc_agents.durable.spool import EPOCH, ORIGIN, Spool
-from byoc_agents.durable.write_batch import Change
+from byoc_agents.durable.spool import Spool
+from byoc_agents.durable.spool_file import EPOCH, ORIGIN
 from byoc_agents.errors import SpoolCorruptError, SpoolUnavailableError
 from lab.fakes.core import START_MS, FakeClock
 
@@ -30,7 +31,7 @@ async def fill(directory: Path, messages: int = 20) -> dict[str, Message]:
     """Leave a closed file with messages, lines, a checkpoint and a dead letter."""
     async with spool_at(directory) as spool:
         await spool.put(*map(message, range(messages)))
-        await spool.commit(Change(stage=[b"line 1", b"line 2"], state={"k": b"v"}))
+        await spool.commit(WriteBatch(stage=[b"line 1", b"line 2"], state={"k": b"v"}))
         await spool.put(message(99))
         await spool.dead_letter(message(99), "rejected", "400")
     return {m.id: m for m in map(message, range(messages))}
@@ -72,7 +73,7 @@ async def test_damage_seen_at_the_start_is_set_aside(
     damage(tmp_path / "spool.db")
     raw = (tmp_path / "spool.db").read_bytes()
     async with spool_at(tmp_path) as spool:
-        assert spool.resets == 1
+        assert spool.corruptions == 1
         assert (await spool.state())[ORIGIN] == b"corrupt"
         await spool.put(message(100))
         assert [m.id for m in await spool.head(99)] == ["m100"]
@@ -89,7 +90,7 @@ async def test_a_file_cut_short_gives_what_is_left(tmp_path: Path) -> None:
             found = await spool.head(99)
         except SpoolCorruptError:
             found = await spool.head(99)
-        assert spool.resets == 1
+        assert spool.corruptions == 1
         assert 0 < len(found) < 20
         assert all(put[m.id] == m for m in found)
 
@@ -108,10 +109,10 @@ async def test_a_changed_body_is_found_when_it_is_read_and_only_it_is_lost(tmp_p
         after = await spool.state()
         assert after.keys() == {EPOCH, ORIGIN}  # no old checkpoint
         assert int(after[EPOCH]) > int(before[EPOCH])  # although the clock stands still
-        assert (spool.resets, spool.salvaged) == (1, 22)
+        assert (spool.corruptions, spool.salvaged) == (1, 22)
         await spool.put(message(50))
     async with spool_at(tmp_path) as spool:
-        assert spool.resets == 0
+        assert spool.corruptions == 0
         assert {m.id for m in await spool.head(99)} == (WHOLE | {"m50"}) - {"m7"}
 
 
@@ -134,7 +135,7 @@ async def test_any_flipped_byte_loses_no_more_than_its_page_and_changes_nothing_
                 continue
             got |= {m.id: m for m in head}
         assert spool.totals.oldest_created_at_ms is None
-        assert spool.resets <= 3
+        assert spool.corruptions <= 3
     assert all(put.get(name) == found for name, found in got.items() if name != "m99")
     assert len(got) >= 14
 
@@ -146,13 +147,13 @@ LOSSES = {"file": Path.unlink, "directory": lambda path: shutil.rmtree(path.pare
 async def test_a_file_deleted_while_running_is_still_read_and_written_again(
     tmp_path: Path, lose: Callable[[Path], None]
 ) -> None:
-    directory = tmp_path / "agent"
+    directory = tmp_path / "daemon"
     async with spool_at(directory) as spool:
         await spool.put(message(1))
         lose(spool.path)
         with pytest.raises(SpoolCorruptError, match="was removed or replaced; nothing to set"):
             await spool.put(message(2))
-        assert (spool.resets, spool.salvaged) == (1, 1)
+        assert (spool.corruptions, spool.salvaged) == (1, 1)
         assert (await spool.state("spool/"))[ORIGIN] == b"corrupt"
         await spool.put(message(3))
         assert [m.id for m in await spool.head(9)] == ["m1", "m3"]
@@ -170,7 +171,7 @@ async def test_a_file_deleted_while_running_is_still_read_and_written_again(
 
 async def test_a_file_replaced_while_running_is_not_written_to(tmp_path: Path) -> None:
     await fill(tmp_path / "other", messages=1)
-    async with spool_at(tmp_path / "agent") as spool:
+    async with spool_at(tmp_path / "daemon") as spool:
         await spool.put(message(5))
         (tmp_path / "other" / "spool.db").replace(spool.path)
         with pytest.raises(SpoolCorruptError, match="set aside as"):
@@ -187,7 +188,7 @@ async def test_an_empty_journal_is_an_older_state_and_no_damage(tmp_path: Path) 
     (copy / "spool.db").write_bytes(raw)
     (copy / "spool.db-wal").write_bytes(b"")
     async with spool_at(copy) as spool:
-        assert spool.resets == 0
+        assert spool.corruptions == 0
         await spool.put(message(2))
 
 
@@ -199,7 +200,7 @@ async def test_a_stale_journal_is_never_read_into_a_new_file(tmp_path: Path) -> 
     (tmp_path / "spool.db-wal").write_bytes(journal)
     (tmp_path / "spool.db.new").write_bytes(b"half made")
     async with spool_at(tmp_path) as spool:
-        assert (spool.resets, await spool.head(9)) == (0, [])
+        assert (spool.corruptions, await spool.head(9)) == (0, [])
         assert (await spool.state("spool/"))[ORIGIN] == b"created"
 
 
@@ -207,7 +208,7 @@ async def test_only_the_newest_damaged_files_are_kept(tmp_path: Path) -> None:
     for _ in range(KEPT_DAMAGED + 2):
         (tmp_path / "spool.db").write_bytes(b"garbage")
         async with spool_at(tmp_path) as spool:
-            assert spool.resets == 1
+            assert spool.corruptions == 1
     assert len(set_aside(tmp_path)) == KEPT_DAMAGED
 
 
@@ -227,7 +228,7 @@ async def test_everybody_in_the_group_is_told_and_nobody_hangs(tmp_path: Path) -
 
 
 async def test_no_place_for_a_new_file_is_unavailable_until_there_is_one(tmp_path: Path) -> None:
-    directory = tmp_path / "agent"
+    directory = tmp_path / "daemon"
     async with spool_at(directory) as spool:
         await spool.put(message(1))
         shutil.rmtree(directory)
@@ -247,11 +248,11 @@ async def test_no_place_for_a_new_file_is_unavailable_until_there_is_one(tmp_pat
 async def test_a_file_that_went_while_it_was_closed_is_told_as_lost(tmp_path: Path) -> None:
     async with spool_at(tmp_path) as spool:
         await spool.put(message(1))
-        spool.close_file()
+        spool._file.close()
         spool.path.unlink()
         with pytest.raises(SpoolCorruptError):
             await spool.put(message(2))
-        assert spool.resets == 1
+        assert spool.corruptions == 1
         assert (await spool.state(ORIGIN))[ORIGIN] == b"corrupt"
 
 

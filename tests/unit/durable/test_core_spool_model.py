@@ -21,8 +21,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
-from byoc_agents.durable.write_batch import Change
 from byoc_agents.errors import SpoolCorruptError, SpoolUnavailableError
 from lab.fakes.core import FakeClock
 from tests.unit.durable.lost_writes import cut_short, image
@@ -82,7 +82,7 @@ class SpoolAgainstModel(RuleBasedStateMachine):
         return self.runner.run(work)
 
     def open_in(self, directory: Path) -> None:
-        self.directory, self.resets = directory, 0
+        self.directory, self.corruptions = directory, 0
         self.spool = Spool(directory, max_bytes=MAX_BYTES, clock=FakeClock())
         self.run(self.spool.__aenter__())
 
@@ -138,7 +138,7 @@ class SpoolAgainstModel(RuleBasedStateMachine):
     def journal_that_cannot_be_opened(self, batch: list[Ask]) -> None:
         with journal_blocked(self.directory):
             with pytest.raises(SpoolUnavailableError):  # noticed: a kill before it would lose it
-                self.run(self.spool.commit(Change(state={"x": b"never"})))
+                self.run(self.spool.commit(WriteBatch(state={"x": b"never"})))
             ways = self.ask(batch)
         self.run(self.spool.probe())
         self.adopt([way[-1] for way in ways])
@@ -159,7 +159,7 @@ class SpoolAgainstModel(RuleBasedStateMachine):
     def kill_in_a_transaction(self) -> None:
         """Continue from the files on the disk while a change is being written."""
         copy = new_directory()
-        change = Change(stage=Camera(self.directory, copy), state={"x": b"never"})
+        change = WriteBatch(stage=Camera(self.directory, copy), state={"x": b"never"})
         self.run(asyncio.wait([self.runner.get_loop().create_task(self.spool.commit(change))]))
         assert (copy / "spool.db").exists()
         self.fall_back_to(copy)
@@ -189,8 +189,8 @@ class SpoolAgainstModel(RuleBasedStateMachine):
         else:
             self.spool.path.unlink()
         with pytest.raises(SpoolCorruptError, match="removed"):
-            self.run(self.spool.commit(Change(state={"x": b"never"})))
-        self.model.state, self.resets = {}, self.resets + 1
+            self.run(self.spool.commit(WriteBatch(state={"x": b"never"})))
+        self.model.state, self.corruptions = {}, self.corruptions + 1
 
     @rule(place=st.integers(0, 99))
     def body_damaged(self, place: int) -> None:
@@ -211,7 +211,7 @@ class SpoolAgainstModel(RuleBasedStateMachine):
             for shelf in (self.model.queue, self.model.dead)
         )
         self.model = Model(left, self.model.staged, {}, dead)
-        self.resets += 1
+        self.corruptions += 1
 
     @invariant()
     def same(self) -> None:
@@ -222,7 +222,7 @@ class SpoolAgainstModel(RuleBasedStateMachine):
         assert totals.dead_letters == len(self.model.dead)
         oldest = self.model.queue[0].created_at_ms if self.model.queue else None
         assert totals.oldest_created_at_ms == oldest
-        assert self.spool.resets == self.resets
+        assert self.spool.corruptions == self.corruptions
 
 
 def new_directory() -> Path:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from byoc_agents.delivery.sink import Message
+from byoc_agents.durable.model import Totals
 from byoc_agents.durable.store import ROW_OVERHEAD_BYTES, VACUUM_PAGES, Store
-from byoc_agents.durable.write_batch import Totals
 from byoc_agents.errors import SpoolError, SpoolFullError
 from tests.unit.durable.store_steps import apply, do, ids, message, seen
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from byoc_agents.durable.rows import count
-from byoc_agents.durable.store import Store
+from byoc_agents.durable.store import Store, count
 from byoc_agents.errors import SpoolCorruptError, SpoolUnavailableError
 from tests.unit.durable.store_steps import apply, do, message
 

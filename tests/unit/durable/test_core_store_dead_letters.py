@@ -4,8 +4,8 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
+from byoc_agents.durable.model import DeadLetter, Totals
 from byoc_agents.durable.store import Store
-from byoc_agents.durable.write_batch import DeadLetter, Totals
 from tests.unit.durable.store_steps import apply, do, ids, message
 
 

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from byoc_agents.delivery.sink import Message
-from byoc_agents.durable.rows import count
-from byoc_agents.durable.store import ROW_OVERHEAD_BYTES, Store
-from byoc_agents.durable.write_batch import Change
+from byoc_agents.durable.model import WriteBatch
+from byoc_agents.durable.store import ROW_OVERHEAD_BYTES, Store, count
 from byoc_agents.errors import SpoolFullError
 from tests.unit.durable.lost_writes import Image, cut_short, image
 from tests.unit.durable.plain_spool import Model
@@ -50,9 +49,8 @@ class StoreAgainstModel(RuleBasedStateMachine):
         shutil.rmtree(self.directory)
 
     def do(self, work: Callable[[], object]) -> None:
-        self.store.begin()
-        work()
-        self.store.commit()
+        with self.store.transaction():
+            work()
 
     @rule(
         messages=st.lists(MESSAGES, max_size=3),
@@ -75,12 +73,11 @@ class StoreAgainstModel(RuleBasedStateMachine):
         after.state = {k: v for k, v in (after.state | state).items() if v is not None}
         fits = after.bytes() <= max(MAX_BYTES, self.model.bytes())
         refused = False
-        self.store.begin()
         try:
-            self.store.apply(Change(messages, state, lines, unstaged))
+            with self.store.transaction():
+                self.store.apply(WriteBatch(messages, state, lines, unstaged))
         except SpoolFullError:
             refused = True
-        self.store.commit()
         assert refused is not fits
         self.model = after if fits else self.model
 
@@ -99,9 +96,8 @@ class StoreAgainstModel(RuleBasedStateMachine):
     @rule(number=NUMBERS)
     def requeue(self, number: int) -> None:
         requeued = self.model.requeue(f"m{number}")
-        self.store.begin()
-        assert self.store.requeue(f"m{number}") is requeued
-        self.store.commit()
+        with self.store.transaction():
+            assert self.store.requeue(f"m{number}") is requeued
 
     @rule()
     def reopen(self) -> None:
@@ -111,14 +107,15 @@ class StoreAgainstModel(RuleBasedStateMachine):
     @rule(messages=st.lists(MESSAGES, max_size=2))
     def crash(self, messages: list[Message]) -> None:
         """Go on from a copy of the files, taken while a transaction was open."""
-        self.store.begin()
-        with suppress(SpoolFullError):
-            self.store.apply(Change(messages=messages, state={"x": b"uncommitted"}))
         copy = Path(tempfile.mkdtemp(prefix="byoc-store-"))
-        for suffix in ("", "-wal"):
-            file = self.directory / f"spool.db{suffix}"
-            if file.exists():
-                shutil.copy(file, copy)
+        with suppress(SpoolFullError), self.store.transaction():
+            with suppress(SpoolFullError), self.store.savepoint():
+                self.store.apply(WriteBatch(messages=messages, state={"x": b"uncommitted"}))
+            for suffix in ("", "-wal"):
+                file = self.directory / f"spool.db{suffix}"
+                if file.exists():
+                    shutil.copy(file, copy)
+            raise SpoolFullError  # the transaction is not committed
         self.store.close()
         shutil.rmtree(self.directory)
         self.directory = copy
@@ -131,11 +128,9 @@ class StoreAgainstModel(RuleBasedStateMachine):
         after = self.model.copy()
         for message in messages:
             after.put(message)
-        self.store.begin()
-        with suppress(SpoolFullError):
-            self.store.apply(Change(messages=messages))
+        with suppress(SpoolFullError), self.store.transaction():
+            self.store.apply(WriteBatch(messages=messages))
         full = self.store.totals().bytes != after.bytes()
-        self.store.commit()
         found, committed = cut_short(before, image(self.directory), random.Random(seed))
         self.fall_back_to(found)
         there = self.store.head(100, 1 << 20)

@@ -48,7 +48,7 @@ async def test_the_chain_goes_on_over_files_and_restarts(tmp_path: Path) -> None
         await written(tmp_path, sends=20)
     assert len(files(tmp_path)) > 1
     assert [line.sequence for line in lines(tmp_path)] == list(range(len(lines(tmp_path))))
-    assert checked(tmp_path).well
+    assert checked(tmp_path).ok
 
 
 async def test_an_anchor_of_a_removed_file_is_still_confirmed(tmp_path: Path) -> None:
@@ -56,8 +56,8 @@ async def test_an_anchor_of_a_removed_file_is_still_confirmed(tmp_path: Path) ->
         for number in range(60):
             await send(made, *(message(1000 * number + n) for n in range(10)))
     removed = [line for line in lines(tmp_path) if isinstance(line, Removed)][-1]
-    assert checked(tmp_path, {removed.last_sequence: removed.last_sha256}).well
-    assert not checked(tmp_path, {removed.last_sequence: "0" * 64}).well
+    assert checked(tmp_path, {removed.last_sequence: removed.last_sha256}).ok
+    assert not checked(tmp_path, {removed.last_sequence: "0" * 64}).ok
 
 
 async def test_bodies_are_kept_once_a_file_and_go_with_it(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -48,7 +49,7 @@ async def test_a_file_cut_at_any_byte_of_its_last_lines_is_closed_out(tmp_path: 
         directory = tmp_path / str(cut)
         shutil.copytree(whole, directory)
         os.truncate(files(directory)[0], cut)
-        assert checked(directory).well == (cut in ends)
+        assert checked(directory).ok == (cut in ends)
         started(directory)
         assert checked(directory).problems == []
         stated = [line for line in lines(directory) if isinstance(line, Recovered)]
@@ -97,6 +98,15 @@ def _around(calls: list[str], kind: str) -> list[int]:
     return [n + offset for n in places[:5] for offset in (-1, 0, 1) if n + offset > 0]
 
 
+class Gone:
+    """The file of a process that was killed: nobody closes it."""
+
+    def serve(self, group: Sequence[object]) -> tuple[list[object], None]:
+        raise NotImplementedError
+
+    def close(self) -> None: ...
+
+
 async def _busy(directory: Path, disk: FaultyDisk, *, keep_bodies: bool) -> list[int]:
     """Send until the disk crashes; return the lines whose send went ahead."""
     acknowledged: list[int] = []
@@ -106,10 +116,12 @@ async def _busy(directory: Path, disk: FaultyDisk, *, keep_bodies: bool) -> list
         for number in range(11):
             batch = [message(1000 * number + n, b"%d" % number * 300) for n in range(30)]
             acknowledged.append(await send(made, *batch))
-    made._chain._tail.drop()  # the process is gone, without a word at its end
-    if made._chain._lock >= 0:
-        os.close(made._chain._lock)
-    made._writer.shutdown()
+    made._file.chain._tail.drop()  # the process is gone, and has written nothing at its end
+    if made._file.chain._lock >= 0:
+        os.close(made._file.chain._lock)
+    made._worker._file = Gone()
+    if made._worker.is_open:
+        await made._worker.stop()
     return acknowledged
 
 
@@ -136,7 +148,7 @@ async def test_an_open_intent_is_carried_over_into_the_next_file(tmp_path: Path)
     unknown = lines(tmp_path)[-1]
     assert isinstance(unknown, Unknown)
     assert unknown.intent == line
-    assert checked(tmp_path).well
+    assert checked(tmp_path).ok
 
 
 async def test_a_hole_that_a_power_cut_left_is_closed_out(tmp_path: Path) -> None:
@@ -192,7 +204,7 @@ async def test_a_directory_taken_away_under_the_agent_does_not_stop_it(tmp_path:
         assert await tried(made, message(1))
         shutil.rmtree(tmp_path / "ledger")
         assert await tried(made, message(2))
-    assert not checked(tmp_path / "ledger").well
+    assert not checked(tmp_path / "ledger").ok
 
 
 ENDLESS = """

@@ -80,9 +80,9 @@ async def test_the_head_in_the_status_is_durable_and_never_goes_back(tmp_path: P
         assert made.status()["head"] == pinned  # the receipt is written, but not yet durable
         await send(made, message(2))
     sequence, sha256 = pinned.split(":")
-    assert checked(tmp_path, {int(sequence): sha256}).well
-    assert not checked(tmp_path, {int(sequence): "0" * 64}).well
-    assert not checked(tmp_path, {99: sha256}).well
+    assert checked(tmp_path, {int(sequence): sha256}).ok
+    assert not checked(tmp_path, {int(sequence): "0" * 64}).ok
+    assert not checked(tmp_path, {99: sha256}).ok
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EROFS])
@@ -95,10 +95,10 @@ async def test_what_the_disk_refuses_is_not_sent_and_it_recovers_with_the_disk(
         assert await tried(made, message(1))
         disk.failing, disk.errno = failing, code
         assert [await tried(made, message(2)) for _ in range(3)] == [False] * 3
-        assert made.status()["trouble"]
+        assert made.status()["last_error"]
         disk.failing = ()
         assert await tried(made, message(3))
-        assert made.status()["trouble"] is None
+        assert made.status()["last_error"] is None
     assert checked(tmp_path).problems == []
     assert [line.messages[0].id for line in lines(tmp_path) if isinstance(line, Intent)] == [
         "id-1",
@@ -119,7 +119,7 @@ async def test_a_receipt_that_finds_no_room_leaves_a_stated_unknown(tmp_path: Pa
     assert [(u.intent, u.why) for u in lines(tmp_path) if isinstance(u, Unknown)] == [
         (line, "receipt_lost")
     ]
-    assert checked(tmp_path).well
+    assert checked(tmp_path).ok
 
 
 async def test_it_starts_on_a_disk_that_refuses_and_works_when_it_does_not(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ async def test_it_starts_on_a_disk_that_refuses_and_works_when_it_does_not(tmp_p
         assert not await tried(made, message())
         disk.failing = ()
         assert await tried(made, message())
-    assert checked(tmp_path / "new").well
+    assert checked(tmp_path / "new").ok
 
 
 async def test_a_directory_that_cannot_be_made_is_a_ledger_error(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ async def test_a_directory_has_one_writer(tmp_path: Path) -> None:
         assert await tried(first, message())
         with pytest.raises(LedgerError, match="in use by another process"):
             await second.intent("d", [message()])
-    assert checked(tmp_path).well
+    assert checked(tmp_path).ok
 
 
 class GatedDisk(Disk):
@@ -178,7 +178,7 @@ async def test_a_slow_disk_stops_neither_the_loop_nor_the_group(tmp_path: Path) 
         disk.gate.set()
         assert await asyncio.gather(first, *others) == list(range(1, 12))
         assert disk.syncs == 2
-    assert checked(tmp_path).well
+    assert checked(tmp_path).ok
 
 
 async def test_a_cancelled_send_is_stated_as_unknown_at_the_end(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ async def test_a_cancelled_send_is_stated_as_unknown_at_the_end(tmp_path: Path) 
     last = lines(tmp_path)[-1]
     assert isinstance(last, Unknown)
     assert last.why == "stopped"
-    assert checked(tmp_path).well
+    assert checked(tmp_path).ok
 
 
 async def test_what_is_cancelled_before_it_is_written_is_not_written(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ Raw = list[list[bytes]]  # the lines of each file, with their line ends
 async def fill(directory: Path, sends: int, *, keep_bodies: bool = False) -> None:
     async with ledger(directory, QuickDisk(), keep_bodies=keep_bodies) as made:
         for number in range(sends):
-            made.note_refused("host", f"evil-{number}.example")
+            made.record_refusal("host", f"evil-{number}.example")
             await send(made, *(message(10 * number + n, b"%d" % number * 99) for n in (1, 2)))
 
 
@@ -156,11 +156,11 @@ def test_every_loss_at_the_end_is_found_by_an_anchor(sound: Path, rewritten: Rew
     sequence, sha256 = checked(sound).head.split(":")
     anchor = {int(sequence): sha256}
     raw = read(sound)
-    assert checked(sound, anchor).well
+    assert checked(sound, anchor).ok
     for lost in (1, 2, 5):
         cut = [*raw[:-1], raw[-1][:-lost]]
         assert rewritten.problems([b"".join(part) for part in cut]) == []
-        assert not checked(rewritten.directory, anchor).well
+        assert not checked(rewritten.directory, anchor).ok
 
 
 def test_a_history_made_anew_from_some_line_on_is_found_by_an_anchor(copy: Path) -> None:
@@ -178,8 +178,8 @@ def test_a_history_made_anew_from_some_line_on_is_found_by_an_anchor(copy: Path)
         previous = digest(raw)
         forged.append(raw)
     path.write_bytes(b"\n".join(forged) + b"\n")
-    assert checked(copy).well
-    assert not checked(copy, {int(sequence): sha256}).well
+    assert checked(copy).ok
+    assert not checked(copy, {int(sequence): sha256}).ok
 
 
 def test_the_place_of_a_change_is_named(copy: Path) -> None:
@@ -203,7 +203,7 @@ def test_a_removed_file_that_no_line_states_is_found_beside_one_that_is(tmp_path
                 await send(made, *(message(1000 * number + n) for n in range(10)))
 
     asyncio.run(make())
-    assert checked(tmp_path).well
+    assert checked(tmp_path).ok
     files(tmp_path)[0].unlink()
     assert "no line states their removal" in checked(tmp_path).problems[-1]
 
@@ -224,14 +224,14 @@ def test_a_stated_torn_end_that_was_taken_away_is_found(tmp_path: Path) -> None:
     path = files(tmp_path)[0]
     path.write_bytes(path.read_bytes()[:-5])
     asyncio.run(written(tmp_path, sends=1))
-    assert checked(tmp_path).well
+    assert checked(tmp_path).ok
     next(tmp_path.glob("aside-*")).unlink()
     assert "aside-" in checked(tmp_path).problems[0]
 
 
 def test_an_empty_or_missing_directory_is_not_well(tmp_path: Path) -> None:
-    assert not checked(tmp_path).well
-    assert not checked(tmp_path / "nothing").well
+    assert not checked(tmp_path).ok
+    assert not checked(tmp_path / "nothing").ok
 
 
 def test_a_line_that_is_just_being_written_is_no_problem(copy: Path) -> None:

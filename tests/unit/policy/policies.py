@@ -20,41 +20,41 @@ QUEUE_ARN = "arn:aws:sqs:eu-west-1:123456789012:state.fifo"
 
 ALL = (
     clickhouse_destination(
-        "http://127.0.0.1:8123", agent="state-exporter", setting="BYOC_CLICKHOUSE_URL"
+        "http://127.0.0.1:8123", daemon="state-exporter", setting="BYOC_CLICKHOUSE_URL"
     ),
     s3_destination(
         "vendor-usage",
         REGION,
-        agent="billing-scraper",
+        daemon="billing-scraper",
         setting="BYOC_BILLING_BUCKET",
         frequency="300 s",
     ),
     https_destination(
         f"http://{POD_IDENTITY}/v1/credentials",
         purpose="credentials",
-        agent="billing-scraper",
+        daemon="billing-scraper",
         setting="AWS_CONTAINER_CREDENTIALS_FULL_URI",
     ),
     sqs_destination(
         f"https://{SQS}/123456789012/state.fifo",
-        agent="state-exporter",
+        daemon="state-exporter",
         setting="BYOC_STATE_QUEUE_URL",
     ),
     https_destination(
         f"http://{POD_IDENTITY}/v1/credentials",
         purpose="credentials",
-        agent="state-exporter",
+        daemon="state-exporter",
         setting="AWS_CONTAINER_CREDENTIALS_FULL_URI",
     ),
     https_destination(
         f"https://{PLANE}/v1/alerts",
         purpose="alerts",
-        agent="alert-forwarder",
+        daemon="alert-forwarder",
         setting="BYOC_ALERTS_URL",
     ),
 )
 FACTS = Facts(
-    agents=("billing-scraper", "state-exporter", "alert-forwarder"),
+    daemons=("billing-scraper", "state-exporter", "alert-forwarder"),
     region=REGION,
     destinations=ALL,
     listeners=(

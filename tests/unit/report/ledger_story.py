@@ -27,13 +27,13 @@ async def story(state_dir: Path, hours: int = 30, *, keep_bodies: bool = True) -
     clock = FakeClock(wall_ms=START_MS)
     made = [
         FileLedger(
-            state_dir / agent / "ledger",
+            state_dir / daemon / "ledger",
             clock=clock,
             max_bytes=BOUND,
             keep_bodies=keep_bodies,
             disk=QuickDisk(),
         )
-        for agent in ("billing-scraper", "state-exporter", "alert-forwarder")
+        for daemon in ("billing-scraper", "state-exporter", "alert-forwarder")
     ]
     billing, state, alerts = made
     async with billing, state, alerts:
@@ -48,12 +48,12 @@ async def story(state_dir: Path, hours: int = 30, *, keep_bodies: bool = True) -
                 batch = [alert(now_ms, quarter * 10 + n) for n in range(1 + quarter % 7)]
                 await send(alerts, CONTROL_PLANE, batch)
             await clock.advance(900)
-        billing.note_refused("imds", "169.254.169.254:80 is not a destination")
-        alerts.note_refused("host", "evil.example:443 is not a destination")
-        alerts.note_refused("redirect", "302 of https://api.control-plane.example to elsewhere")
+        billing.record_refusal("imds", "169.254.169.254:80 is not a destination")
+        alerts.record_refusal("host", "evil.example:443 is not a destination")
+        alerts.record_refusal("redirect", "302 of https://api.control-plane.example to elsewhere")
         late = [alert(clock.wall_ns() // 1_000_000, 99_999)]
         await send(alerts, CONTROL_PLANE, late, trouble(Reason.REJECTED, "status 422"))
-        await alerts.intent(CONTROL_PLANE, late)  # and then the agent ended
+        await alerts.intent(CONTROL_PLANE, late)  # and then the daemon ended
     return state_dir
 
 

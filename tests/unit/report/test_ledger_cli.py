@@ -40,7 +40,7 @@ def shown(capsys: Output) -> list[dict[str, Any]]:
 def test_show_prints_all_agents_by_time(state_dir: Path, capsys: Output) -> None:
     assert main(["show", str(state_dir), "--json"]) == 0
     found = shown(capsys)
-    assert {event["agent"] for event in found} == {
+    assert {event["daemon"] for event in found} == {
         "billing-scraper",
         "state-exporter",
         "alert-forwarder",
@@ -54,10 +54,10 @@ def test_show_prints_all_agents_by_time(state_dir: Path, capsys: Output) -> None
     [
         (["--type", "byoc.alert.*"], "type", {"byoc.alert.v1"}),
         (["--destination", "s3://*"], "destination", {BUCKET}),
-        (["--agent", "state-exporter"], "agent", {"state-exporter"}),
+        (["--daemon", "state-exporter"], "daemon", {"state-exporter"}),
         (["--id", f"{3:032x}"], "id", {f"{3:032x}"}),
     ],
-    ids=["type", "destination", "agent", "id"],
+    ids=["type", "destination", "daemon", "id"],
 )
 def test_show_filters(
     filters: list[str], key: str, values: set[str], state_dir: Path, capsys: Output
@@ -106,7 +106,7 @@ async def test_show_cannot_move_the_cursor_of_a_terminal(tmp_path: Path, capsys:
     async with ledger(tmp_path / "a" / "ledger") as made:
         line = await made.intent("d", [message()])
         await made.receipt(line, [message()], refused([message()], "\x1b[2J\u202e gone"))
-        made.note_refused("host", "\x1b]0;title\x07")
+        made.record_refusal("host", "\x1b]0;title\x07")
     assert main(["show", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "?[2J? gone" in out
@@ -122,15 +122,13 @@ def test_verify_names_file_and_line_and_exits_1(state_dir: Path, capsys: Output)
     path = files(state_dir / "billing-scraper" / "ledger")[0]
     path.write_bytes(path.read_bytes().replace(b"org-1", b"org-2", 1))
     assert main(["verify", str(state_dir), "--json"]) == 1
-    verdicts = {verdict["agent"]: verdict for verdict in shown(capsys)}
-    assert [name for name, verdict in verdicts.items() if not verdict["well"]] == [
-        "billing-scraper"
-    ]
+    verdicts = {verdict["daemon"]: verdict for verdict in shown(capsys)}
+    assert [name for name, verdict in verdicts.items() if not verdict["ok"]] == ["billing-scraper"]
     assert verdicts["billing-scraper"]["problems"][0].startswith("ledger-000001.jsonl:2: changed")
 
 
 def test_verify_takes_anchors(state_dir: Path, capsys: Output) -> None:
-    one = ["verify", str(state_dir), "--agent", "alert-forwarder"]
+    one = ["verify", str(state_dir), "--daemon", "alert-forwarder"]
     assert main([*one, "--json"]) == 0
     head = shown(capsys)[0]["head"]
     assert main([*one, "--anchor", head]) == 0
@@ -160,7 +158,7 @@ def test_the_state_directory_of_the_settings_is_the_default(
         [],
         ["nonsense"],
         ["show", "--since", "yesterday"],
-        ["show", "{}", "--agent", "nobody"],
+        ["show", "{}", "--daemon", "nobody"],
         ["show", "{}/nothing"],
         ["show", "{}", "--body"],
         ["report", "{}"],

@@ -100,7 +100,7 @@ async def test_everything_that_a_ledger_holds_is_escaped(tmp_path: Path) -> None
     async with ledger(tmp_path / EVIL.replace("/", "") / "ledger", keep_bodies=True) as made:
         line = await made.intent(EVIL, [message])
         await made.receipt(line, [message], [SendError(Reason.REJECTED, EVIL)])
-        made.note_refused(EVIL, EVIL)
+        made.record_refusal(EVIL, EVIL)
     page = report(tmp_path)
     assert "<img" not in page
     assert [tag for tag, _ in Reader(page).tags].count("script") == 1
@@ -150,7 +150,7 @@ def test_the_page_can_go_to_stdout(state_dir: Path, capsys: pytest.CaptureFixtur
 
 def a_send(number: int, *, reason: str = "ok", size: int = 10) -> Send:
     return Send(
-        agent="a",
+        daemon="a",
         sequence=number,
         time=f"2026-11-{1 + number // 1440:02}T{number // 60 % 24:02}:{number % 60:02}:00.000Z",
         destination="d",
@@ -174,7 +174,7 @@ def test_the_sums_are_of_all_sends_and_the_rows_of_the_newest() -> None:
 
 def test_different_refusals_are_bounded_and_all_are_counted() -> None:
     refusals = (
-        RefusedConnections(agent="a", sequence=n, time="t", refused="host", detail=str(n), count=2)
+        RefusedConnections(daemon="a", sequence=n, time="t", refused="host", detail=str(n), count=2)
         for n in range(5000)
     )
     summary = summarize(refusals)

@@ -10,7 +10,7 @@ import pytest_asyncio
 from aiobotocore.session import AioSession
 from moto.server import ThreadedMotoServer
 
-from byoc_agents.delivery.shipper import FATES, Action
+from byoc_agents.delivery.shipper import ACTIONS, Action
 from byoc_agents.delivery.sink import Message, Receipt
 from byoc_agents.egress.aws import NO_CREDENTIALS, aws_config, aws_session
 from byoc_agents.egress.destinations import sqs_destination
@@ -91,7 +91,7 @@ async def test_a_message_that_is_refused_for_good_does_not_hold_up_its_group(fre
 
 
 def test_what_does_not_hold_up_a_group_is_what_the_shipper_buries() -> None:
-    assert {reason for reason, fate in FATES.items() if fate is Action.DEAD_LETTER} == OWN_ERRORS
+    assert {reason for reason, fate in ACTIONS.items() if fate is Action.DEAD_LETTER} == OWN_ERRORS
 
 
 async def test_a_lost_answer_and_a_second_try_store_once(fresh: Pair) -> None:

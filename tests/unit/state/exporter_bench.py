@@ -9,8 +9,8 @@ from typing import Any
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.clickhouse import ClickHouseUnreachableError
 from byoc_agents.delivery.sink import Message
+from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
-from byoc_agents.durable.store import Change
 from byoc_agents.errors import SpoolFullError, SpoolUnavailableError
 from byoc_agents.state.message import StateIdentity
 from byoc_agents.state.poller import Exporter, PolledReplica
@@ -102,7 +102,7 @@ class Brittle(Spool):
     full = False
     lose_answers = False
 
-    async def commit(self, change: Change) -> None:
+    async def commit(self, change: WriteBatch) -> None:
         if self.full:
             raise SpoolFullError("full")
         await super().commit(change)

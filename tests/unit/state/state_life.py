@@ -17,8 +17,8 @@ from byoc_agents.app.logging import configure
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.delivery.shipper import Shipper
 from byoc_agents.delivery.sink import Message, Outcome
+from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
-from byoc_agents.durable.store import Change
 from byoc_agents.egress.aws import aws_session
 from byoc_agents.egress.destinations import sqs_destination
 from byoc_agents.egress.gate import Gate
@@ -97,7 +97,7 @@ class FusedSpool(Spool):
     fuse: Fuse
     journal: Path
 
-    async def commit(self, change: Change) -> None:
+    async def commit(self, change: WriteBatch) -> None:
         self.fuse.burn()
         await super().commit(change)
         with self.journal.open("a") as file:

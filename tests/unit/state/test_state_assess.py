@@ -90,7 +90,7 @@ def test_stopping_differs_from_failing_and_names_its_evidence() -> None:
 
 
 def test_an_exporter_outside_the_pod_that_stops_leaves_the_servers_state() -> None:
-    found = Story().see(up(), shutdown=ShutdownScope.AGENT)
+    found = Story().see(up(), shutdown=ShutdownScope.DAEMON)
     assert (found.state, codes(found)) == (ServiceState.RUNNING, [ReasonCode.AGENT_STOPPING])
 
 

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from byoc_agents.durable.store import Change
+from byoc_agents.delivery.sink import Message
+from byoc_agents.durable.model import WriteBatch
+from byoc_agents.durable.store import ROW_OVERHEAD_BYTES
+from byoc_agents.errors import SpoolError
 from tests.unit.state.exporter_bench import Bench, bench
 
 
@@ -109,6 +112,17 @@ async def test_a_stop_is_published_with_its_evidence(one: Bench) -> None:
     assert [reason["code"] for reason in last["reasons"]] == ["AGENT_STOPPING"]
 
 
+async def test_without_room_the_stop_is_published_at_the_second_attempt(one: Bench) -> None:
+    await one.poll()
+    size = one.spool.max_bytes - one.spool.totals.bytes - ROW_OVERHEAD_BYTES
+    await one.spool.put(Message("large", "t", b"x" * size, created_at_ms=1))
+    with pytest.raises(SpoolError, match="1 last messages were not stored"):
+        await one.exporter.finish()
+    await one.spool.remove(["large"])
+    await one.exporter.finish()
+    assert (await one.unsent())[-1]["state"] == "stopping"
+
+
 async def test_a_stop_before_the_first_poll_publishes_nothing(one: Bench) -> None:
     await one.exporter.finish()
     assert await one.said() == []
@@ -128,7 +142,7 @@ async def test_a_lost_spool_begins_a_new_epoch_with_a_transition(one: Bench) -> 
 
 async def test_a_position_of_another_version_starts_a_new_epoch(one: Bench) -> None:
     await one.poll()
-    await one.spool.commit(Change(state={"state/replica/r-0/position": b"?"}))
+    await one.spool.commit(WriteBatch(state={"state/replica/r-0/position": b"?"}))
     one.start()
     await one.poll()
     first, second = await one.unsent()

@@ -131,7 +131,7 @@ class _Search:
             if is_root(directory):
                 return f"{directory}: the machine's root cgroup"
             if identity(directory) in self._own:
-                return f"{directory}: the agent's own cgroup, or one that contains it"
+                return f"{directory}: the daemon's own cgroup, or one that contains it"
             return "" if self._holds(directory) else f"{directory}: does not contain the process"
         except PermissionError as error:
             owner = "root" if self._pid is None else self._proc.owner(self._pid)

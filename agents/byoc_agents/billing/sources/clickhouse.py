@@ -62,7 +62,10 @@ SELECT '{HOST_NAME}' AS name, hostName() AS value
 """  # noqa: S608 - constants of this file
 # One server answers one request, so the same request must ask for the server's identity.
 SQL = f"{OLD_SQL}UNION ALL\nSELECT '{SERVER_UUID}' AS name, toString(serverUUID()) AS value\n"
-GRANT = "GRANT SELECT ON system.events, system.asynchronous_metrics and system.metrics"
+GRANT = (
+    "GRANT SELECT(event, value) ON system.events and GRANT SELECT(metric, value) ON"
+    " system.asynchronous_metrics and system.metrics"
+)
 
 
 class ServerAnswer(msgspec.Struct, frozen=True):
@@ -150,10 +153,10 @@ class OneServer:
             believed = ours or successor
         if not believed:
             self._refused = answer
-            raise TargetUnreadableError(self._trouble(answer, accepted))
+            raise TargetUnreadableError(self._describe_conflict(answer, accepted))
         self._accepted, self._refused, self._several = answer, None, None
 
-    def _trouble(self, answer: ServerAnswer, accepted: ServerAnswer) -> str:
+    def _describe_conflict(self, answer: ServerAnswer, accepted: ServerAnswer) -> str:
         if not self._several:
             return (
                 f"another server answers now: {answer} instead of {accepted}; it is taken as the "

@@ -28,7 +28,7 @@ _CPU_LINE = re.compile(r"^cpu\d+ ", re.MULTILINE)
 _CAP_SYS_PTRACE = 1 << 19  # linux/capability.h; hidepid does not apply to a process that has it
 _HIDES = (
     "it hides other users' processes; mount it without hidepid (systemd: ProtectProc=default), or "
-    "give the agent the target's uid or the group of the mount's gid option"
+    "give the daemon the target's uid or the group of the mount's gid option"
 )
 _ONLY_SHOWN = frozenset({"--version", "-V", "--help", "-h"})  # these options print text and exit
 _START_FIELD = 19  # field 22 of proc(5) stat, counted from the state (field 3) after the name
@@ -363,7 +363,7 @@ def describe_error(path: Path, error: OSError, owner: str = "the owner") -> str:
         return reason
     return (
         f"{reason}; we are uid {os.geteuid()} gid {os.getegid()}, expected {owner}: set runAsUser "
-        "and runAsGroup of the agent to the target's, and allowPrivilegeEscalation: false on both"
+        "and runAsGroup of the daemon to the target's, and allowPrivilegeEscalation: false on both"
     )
 
 

@@ -12,9 +12,9 @@ import pytest
 
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.app.context import Runtime
-from byoc_agents.app.daemon import Agent
+from byoc_agents.app.daemon import Daemon
 from byoc_agents.app.metrics import Metrics
-from byoc_agents.app.run import Configuration, configure, daemon
+from byoc_agents.app.run import Configuration, configure, daemon_spec
 from byoc_agents.egress.gate import Gate
 from byoc_agents.errors import ConfigError
 from byoc_agents.state.daemon import NAME
@@ -56,7 +56,7 @@ def configured(settings: dict[str, str]) -> Configuration:
 @asynccontextmanager
 async def running(
     settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Agent]:
+) -> AsyncIterator[Daemon]:
     """Run the daemon as `byoc_agents.app.run` does, and stop it in good order at the end."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, settings[name])
@@ -69,11 +69,11 @@ async def running(
         metrics=Metrics(),
     )
     own = configuration.daemons[NAME]
-    async with daemon(NAME).opened(runtime, configuration.clickhouse, own) as agent:
+    async with daemon_spec(NAME).open_daemon(runtime, configuration.clickhouse, own) as daemon:
         stop = asyncio.Event()
-        task = asyncio.create_task(agent.run(stop, 5.0))
+        task = asyncio.create_task(daemon.run(stop, 5.0))
         try:
-            yield agent
+            yield daemon
         finally:
             stop.set()
             await task
@@ -157,9 +157,9 @@ async def test_no_text_of_the_customer_is_published_whatever_the_server_answers(
         server.rows["version"] = f"24.8.1.{SENTINEL}"
         server.rows["system.disks.free_ratio"] = SENTINEL
         server.rows |= {f"{source}.{SENTINEL}": SENTINEL for source in ProbeSource}
-        async with running(environ(tmp_path, sqs, clickhouse.url), monkeypatch) as agent:
+        async with running(environ(tmp_path, sqs, clickhouse.url), monkeypatch) as daemon:
             await sqs.has_got("degraded")
-            status = json.dumps(agent.status(), default=str)
+            status = json.dumps(daemon.status(), default=str)
         async with running(
             environ(tmp_path, sqs, clickhouse.url, BYOC_CLICKHOUSE_PASSWORD="wrong"), monkeypatch
         ):

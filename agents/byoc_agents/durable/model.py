@@ -16,7 +16,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
     died_at_ms: int
 
 
-class Change(msgspec.Struct, frozen=True):
+class WriteBatch(msgspec.Struct, frozen=True):
     """The content of one commit: all of it is stored, or nothing."""
 
     messages: Sequence[Message] = ()  # a message whose id is already queued is ignored
@@ -31,12 +31,12 @@ class Change(msgspec.Struct, frozen=True):
         return not (self.stage or self.unstage or self.dead_letters)
 
 
-def merged(changes: Sequence[Change]) -> Change:
+def merged(changes: Sequence[WriteBatch]) -> WriteBatch:
     """Return one change with the effect of these plain changes, in order."""
     state: dict[str, bytes | None] = {}
     for change in changes:
         state |= change.state
-    return Change([message for change in changes for message in change.messages], state)
+    return WriteBatch([message for change in changes for message in change.messages], state)
 
 
 UNKNOWN_MS = -(1 << 63)  # the time must be read from the file again
@@ -49,3 +49,10 @@ class Totals(msgspec.Struct, frozen=True):
     bytes: int = 0
     oldest_created_at_ms: int | None = None  # of the oldest unsent message
     dead_letters: int = 0
+
+
+class SpoolInfo(msgspec.Struct, frozen=True):
+    """How the spool's file came to be."""
+
+    epoch: int  # its creation, milliseconds since 1970; later than that of all earlier files here
+    replaced: bool  # it replaced a damaged or lost file, so checkpoints were lost

@@ -1,7 +1,6 @@
 """One daemon's life: start, defects, stop, finish, drain, end."""
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,12 +9,12 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from byoc_agents.app.daemon import RESTART_SECONDS, Agent, check_address
+from byoc_agents.app.daemon import RESTART_SECONDS, Daemon
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.delivery.shipper import Shipper
 from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.spool import Spool
-from byoc_agents.errors import ConfigError, SpoolUnavailableError
+from byoc_agents.errors import SpoolCorruptError, SpoolFullError, SpoolUnavailableError
 from lab.fakes.core import FakeClock, Hang, NullLedger, ScriptedSink, Step, settle
 
 
@@ -55,15 +54,15 @@ class World:
         self.spool, self.sink, self.clock = spool, sink, clock
         self.metrics, self.source, self.stop = Metrics(), Source(spool), asyncio.Event()
         parts: dict[str, Any] = {"clock": clock, "metrics": self.metrics}
-        shipper = Shipper("agent", spool=spool, sink=sink, ledger=NullLedger(), **parts)
-        self.agent = Agent("agent", source=self.source, spool=spool, shipper=shipper, **parts)
+        shipper = Shipper("daemon", spool=spool, sink=sink, ledger=NullLedger(), **parts)
+        self.daemon = Daemon("daemon", source=self.source, spool=spool, shipper=shipper, **parts)
 
     def run(self, grace_seconds: float = 30) -> asyncio.Task[None]:
-        return asyncio.create_task(self.agent.run(self.stop, grace_seconds))
+        return asyncio.create_task(self.daemon.run(self.stop, grace_seconds))
 
     def defects(self, task: str) -> float:
-        labels = {"agent": "agent", "task": task}
-        return self.metrics.registry.get_sample_value("byoc_defects_total", labels) or 0.0
+        labels = {"daemon": "daemon", "task": task}
+        return self.metrics.registry.get_sample_value("byoc_task_failures_total", labels) or 0.0
 
 
 @asynccontextmanager
@@ -82,9 +81,9 @@ async def test_stop_finishes_the_source_drains_and_ends(tmp_path: Path) -> None:
             it.stop.set()
             await run
             assert list(it.sink.stored) == ["m1", "m99"]
-    assert [line["event"] for line in logs if line["event"].startswith("agent.")] == [
-        "agent.start",
-        "agent.stop",
+    assert [line["event"] for line in logs if line["event"].startswith("daemon.")] == [
+        "daemon.started",
+        "daemon.stopped",
     ]
     assert logs[-1]["backlog_records"] == 0
 
@@ -102,7 +101,7 @@ async def test_a_defect_of_the_source_is_counted_and_it_starts_anew(tmp_path: Pa
             it.stop.set()
             await run
             assert list(it.sink.stored) == ["m99"]
-    assert [line["error"] for line in logs if line["event"] == "agent.defect"] == ["a", "b"]
+    assert [line["error"] for line in logs if line["event"] == "daemon.task_failed"] == ["a", "b"]
 
 
 async def test_a_source_that_returns_is_started_again_without_spinning(tmp_path: Path) -> None:
@@ -133,6 +132,24 @@ async def test_a_failing_finish_does_not_keep_the_rest_from_being_sent(
         assert it.defects("finish") == isinstance(error, ZeroDivisionError)
 
 
+async def test_a_finish_without_room_is_repeated_when_the_rest_has_been_sent(
+    tmp_path: Path,
+) -> None:
+    async with world(tmp_path) as it:
+
+        async def need_room() -> None:
+            if it.spool.totals.records:
+                raise SpoolFullError("full")
+            await it.source.put_last()
+
+        it.source.finishing = need_room
+        await it.spool.put(message(1))
+        run = it.run()
+        it.stop.set()
+        await run
+        assert list(it.sink.stored) == ["m1", "m99"]
+
+
 async def test_when_the_grace_is_over_it_ends_and_keeps_what_is_left(tmp_path: Path) -> None:
     with capture_logs() as logs:
         async with world(tmp_path, Hang.FOREVER) as it:
@@ -142,7 +159,7 @@ async def test_when_the_grace_is_over_it_ends_and_keeps_what_is_left(tmp_path: P
             it.stop.set()
             await run
             assert [m.id for m in await it.spool.head(9)] == ["m1", "m99"]
-    assert [line["event"] for line in logs][-2:] == ["agent.grace_over", "agent.stop"]
+    assert [line["event"] for line in logs][-2:] == ["daemon.shutdown_timeout", "daemon.stopped"]
     assert logs[-1]["backlog_records"] == 2
 
 
@@ -162,7 +179,7 @@ async def test_a_cancelled_run_leaves_no_task_behind(tmp_path: Path, times: int)
 
 async def test_its_repr_is_its_pipeline(tmp_path: Path) -> None:
     async with world(tmp_path) as it:
-        assert repr(it.agent) == f"agent -> Source -> {tmp_path}/spool.db -> test://sink"
+        assert repr(it.daemon) == f"daemon -> Source -> {tmp_path}/spool.db -> test://sink"
 
 
 async def test_the_gauges_tell_the_backlog_and_its_age(tmp_path: Path) -> None:
@@ -172,7 +189,7 @@ async def test_the_gauges_tell_the_backlog_and_its_age(tmp_path: Path) -> None:
         await it.spool.put(Message("b", "t", b"1234", created))
         await it.spool.dead_letter(Message("b", "t", b"1234", created), "rejected", "")
         await it.clock.advance(90)
-        it.agent.observe()
+        it.daemon.observe()
         for name, value in {
             "records": 3,
             "bytes": 2 * 516,
@@ -180,24 +197,39 @@ async def test_the_gauges_tell_the_backlog_and_its_age(tmp_path: Path) -> None:
             "dead_letters": 1,
         }.items():
             sample = it.metrics.registry.get_sample_value
-            assert sample(f"byoc_spool_{name}", {"agent": "agent"}) == value
+            assert sample(f"byoc_spool_{name}", {"daemon": "daemon"}) == value
 
 
 async def test_a_future_time_stamp_is_no_negative_age(tmp_path: Path) -> None:
     async with world(tmp_path) as it:
         await it.spool.put(message(1))
         it.clock.step_wall(-2_000_000_000)
-        it.agent.observe()
+        it.daemon.observe()
         name = "byoc_spool_oldest_age_seconds"
-        assert it.metrics.registry.get_sample_value(name, {"agent": "agent"}) == 0
+        assert it.metrics.registry.get_sample_value(name, {"daemon": "daemon"}) == 0
 
 
-async def test_trouble_is_the_spools_word(tmp_path: Path) -> None:
+async def test_each_damaged_spool_file_is_counted_once(tmp_path: Path) -> None:
     async with world(tmp_path) as it:
-        assert await it.agent.trouble() == ""
-        it.spool._refused = SpoolUnavailableError("disk")
-        assert await it.agent.trouble() == ""  # a write works again
-    assert await it.agent.trouble() == "spool: the spool is not open"
+        counted = []
+        for damaged in (False, True, False, True):
+            if damaged:
+                it.spool.path.unlink()
+                with pytest.raises(SpoolCorruptError):
+                    await it.spool.put(message(1))
+            for _ in range(2):
+                it.daemon.observe()
+            name = "byoc_spool_corruptions_total"
+            counted.append(it.metrics.registry.get_sample_value(name, {"daemon": "daemon"}))
+        assert counted == [0, 1, 1, 2]
+
+
+async def test_the_daemon_is_not_ready_without_its_spool(tmp_path: Path) -> None:
+    async with world(tmp_path) as it:
+        assert await it.daemon.not_ready_reason() == ""
+        it.spool._file.write_error = SpoolUnavailableError("disk")
+        assert await it.daemon.not_ready_reason() == ""  # a write works again
+    assert await it.daemon.not_ready_reason() == "spool: the spool is not open"
 
 
 async def test_a_task_that_is_down_makes_the_daemon_unready_until_it_has_run_a_while(
@@ -207,12 +239,17 @@ async def test_a_task_that_is_down_makes_the_daemon_unready_until_it_has_run_a_w
         it.source.script = [OSError("the webhook does not listen: address in use")]
         run = it.run()
         await it.clock.parked()
-        assert await it.agent.trouble() == "source: the webhook does not listen: address in use"
+        assert (
+            await it.daemon.not_ready_reason()
+            == "source: the webhook does not listen: address in use"
+        )
         await it.clock.advance(RESTART_SECONDS)
         assert it.source.runs == 2
-        assert (await it.agent.trouble()).startswith("source: ")  # it may fail again at once
+        assert (await it.daemon.not_ready_reason()).startswith(
+            "source: "
+        )  # it may fail again at once
         await it.clock.advance(RESTART_SECONDS)
-        assert await it.agent.trouble() == ""
+        assert await it.daemon.not_ready_reason() == ""
         it.stop.set()
         await run
 
@@ -222,21 +259,6 @@ async def test_a_source_that_returned_makes_the_daemon_unready(tmp_path: Path) -
         it.source.script = [None]
         run = it.run()
         await it.clock.parked()
-        assert await it.agent.trouble() == "source: ended"
+        assert await it.daemon.not_ready_reason() == "source: ended"
         it.stop.set()
         await run
-
-
-@pytest.mark.parametrize(("family", "host"), [("v4", "127.0.0.1"), ("v6", "::1")])
-async def test_an_address_that_is_taken_is_a_mistake_of_its_setting(family: str, host: str) -> None:
-    kind = socket.AF_INET if family == "v4" else socket.AF_INET6
-    with socket.socket(kind) as taken:
-        taken.bind((host, 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        with pytest.raises(
-            ConfigError, match=f"BYOC_X: {host}:{port}: .*expected a free host:port"
-        ):
-            await check_address((host, port), "BYOC_X")
-    await check_address((host, port), "BYOC_X")
-    await check_address((host, 0), "BYOC_X")
