@@ -13,8 +13,8 @@ import math
 import socket
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import cast
 
 import msgspec
@@ -328,14 +328,12 @@ async def serve(
         host, port = sockets[0].getsockname()[:2]
         yield host, port
     finally:
-        await _cancel(accepting)
-        for one in sockets:
-            one.close()
-        await server.stop()
-
-
-async def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        for task in accepting:
+            task.cancel()
+        try:
+            if accepting:  # `wait` and not `await`: that would take our own cancellation for theirs
+                await asyncio.wait(accepting)
+        finally:
+            for one in sockets:
+                one.close()
+            await server.stop()

@@ -176,7 +176,7 @@ def test_while_the_token_of_aws_cannot_be_read(environ: dict[str, str], tmp_path
         "AWS_WEB_IDENTITY_TOKEN_FILE": str(token),
     }
     with running((*RUN[:-1], "billing-scraper"), environ) as child:
-        until(child.stderr, b"agent.start")
+        until(child.stderr, b"daemon.started")
         token.unlink()
         os.mkfifo(token)
         until(child.stderr, b"is a FIFO; expected a regular file")

@@ -55,7 +55,7 @@ def started(
             lines: list[dict[str, Any]] = []
             for line in child.stderr:
                 lines.append(json.loads(line))
-                if lines[-1]["event"] == "agent.start":
+                if lines[-1]["event"] == "daemon.started":
                     break
             yield child.pid, {line["event"]: line for line in lines}, lines
         finally:
@@ -72,7 +72,7 @@ def filters(pid: int) -> str:
 
 def enforced(log: dict[str, Any]) -> str:
     """Return the value of the metric."""
-    port = log["server.listen"]["port"]
+    port = log["admin.listening"]["port"]
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
         found = re.search(r"^byoc_seccomp_enforced\S* (\S+)$", answer.read().decode(), re.MULTILINE)
     assert found
@@ -84,7 +84,7 @@ def test_the_kernel_holds_a_running_daemon_and_every_thread_of_it(
 ) -> None:
     with started(MODULE, environ) as (pid, log, lines):
         events = [line["event"] for line in lines]
-        assert events.index("alerts.listen") < events.index("seccomp.enforced")
+        assert events.index("webhook.listening") < events.index("seccomp.enforced")
         assert enforced(log) == "1.0"
         for status in Path(f"/proc/{pid}/task").glob("*/status"):
             text = status.read_text()
