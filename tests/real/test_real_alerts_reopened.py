@@ -33,7 +33,7 @@ SETTINGS = {
     "BYOC_ALERTS_REMINDER_SECONDS": "60",
     "BYOC_ALERTS_HEARTBEAT_SECONDS": "1",
 }
-FATE = 'byoc_alerts_total{{agent="alert-forwarder",fate="{}"}}'
+FATE = 'byoc_alerts_received_total{{daemon="alert-forwarder",outcome="{}"}}'
 PROMETHEUS_CONFIG = """
 global: {{scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}}
 rule_files: [{rules}]
