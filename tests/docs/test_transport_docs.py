@@ -66,7 +66,7 @@ async def test_a_queue_message_has_the_documented_headers_and_attributes(
 
 async def test_an_alert_has_the_documented_headers() -> None:
     async with HttpDouble(always(reply(200))) as plane:
-        gate = Gate([https_destination(plane.url, purpose="p", agent="a", setting="s")])
+        gate = Gate([https_destination(plane.url, purpose="p", daemon="d", setting="s")])
         async with gate.session() as client:
             sink = https_sink(plane.url, client)
             await sink.send([Message("id", "byoc.alert.v1", b"{}", 0)])

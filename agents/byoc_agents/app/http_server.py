@@ -227,6 +227,9 @@ class HttpServer:
         for connection in [*self._unauthenticated]:
             if connection.opening is not None:
                 connection.opening.cancel()
+        for connection in [one for one in self._unauthenticated if one.opening is not None]:
+            connection.abort()
+        self.requests.pre_shutdown()  # those that rest; `shutdown` alone would wait for them
         await self.requests.shutdown(STOP_SECONDS)
 
     def _open(self, accepted: socket.socket, peer: str) -> None:

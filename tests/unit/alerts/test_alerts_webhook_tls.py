@@ -74,7 +74,7 @@ async def post_anew(world: World, trust: ssl.SSLContext) -> int:
     """Post over a new connection."""
     async with (
         aiohttp.ClientSession() as fresh,
-        fresh.post(world.url, data=BODY, ssl=trust) as answer,
+        fresh.post(world.url, data=BODY, headers=HEADERS, ssl=trust) as answer,
     ):
         return answer.status
 
