@@ -41,7 +41,7 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     labels: dict[str, str]
     annotations: dict[str, str]
     cut: list[str]  # labels.NAME and annotations.NAME that were longer and are cut
-    withheld: list[str]  # those left out because they look like an address or a secret
+    withheld: list[str] = []  # those left out because they look like an address or a secret
     group_truncated_alerts: int  # alerts of its group that Alertmanager left out of the same body
 
 
