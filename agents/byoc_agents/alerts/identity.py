@@ -18,6 +18,7 @@ class Identity(msgspec.Struct, frozen=True):
 
     fingerprint: str  # 16 hex digits
     receiver: str
+    keyed: bool  # False as in 0.1.0, without a secret
 
 
 def identities(secrets: Sequence[str], alert: Received, receiver: str) -> Iterator[Identity]:
@@ -30,8 +31,9 @@ def identities(secrets: Sequence[str], alert: Received, receiver: str) -> Iterat
         yield Identity(
             fingerprint=_keyed(key, "fingerprint", alert.fingerprint)[:16],
             receiver=_keyed(key, "receiver", receiver),
+            keyed=True,
         )
-    yield Identity(fingerprint=alert.fingerprint, receiver=receiver)
+    yield Identity(fingerprint=alert.fingerprint, receiver=receiver, keyed=False)
 
 
 def _keyed(key: bytes, kind: str, value: str) -> str:

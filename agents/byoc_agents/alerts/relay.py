@@ -211,39 +211,43 @@ class Relay:
             plan.outcomes.append(self._plan(plan, alert, seen))
         return plan
 
-    def _identify(self, plan: Plan, alert: Received, seen: Sighting) -> tuple[Received, Sighting]:
-        """Return the alert under the identity that leaves.
+    def _identify(
+        self, plan: Plan, alert: Received, seen: Sighting
+    ) -> tuple[Received, Sighting, Episode | None]:
+        """Return the alert under the identity that leaves, and its latest episode.
 
         An episode that was reported under an earlier secret, or by 0.1.0 without one, keeps that
         identity until its end, so that the end belongs to the beginning. If the alert has a later
         start, that end is planned here.
         """
-        current: tuple[Received, Sighting] | None = None
+        current: tuple[Received, Sighting, Episode | None] | None = None
         for identity in identities(self._rules.fingerprint_secrets, alert, seen.receiver):
             known = (
                 msgspec.structs.replace(alert, fingerprint=identity.fingerprint),
                 msgspec.structs.replace(seen, receiver=identity.receiver),
             )
-            current = current or known
-            latest = self._latest_episode(plan, *known)
-            if latest is None:
+            latest = plan.latest_episode(known[1].alert_key(identity.fingerprint))
+            if latest is None and not identity.keyed:
+                latest = self._episode_of_0_1_0(plan, *known)
+            if latest is not None and _is_sighting_of(known[0], latest):
+                return *known, latest
+            if current is None:
+                current = (*known, latest)
                 continue
-            if _is_sighting_of(known[0], latest):
-                return known
-            ended = plan.fact(self._id_of(latest, known[1], "resolved")) is not None
-            later = latest.starts_at_ms < alert.starts_at_ms
-            if known is not current and later and not ended:
+            if latest is None or latest.starts_at_ms >= alert.starts_at_ms:
+                continue
+            if plan.fact(self._id_of(latest, known[1], "resolved")) is None:
                 self._plan_inferred_end(plan, *known, latest)
-        return current or (alert, seen)
+        return current or (alert, seen, None)
 
     def _plan(self, plan: Plan, alert: Received, seen: Sighting) -> AlertOutcome:
         if self._rules.watchdog.matches(alert.labels):
             plan.watchdogs += 1
-            return self._plan_watchdog(plan, *self._identify(plan, alert, seen))
+            alert, seen, _ = self._identify(plan, alert, seen)
+            return self._plan_watchdog(plan, alert, seen)
         if not self._rules.selector.matches(alert.labels):
             return "not_selected"
-        alert, seen = self._identify(plan, alert, seen)
-        latest = self._latest_episode(plan, alert, seen)
+        alert, seen, latest = self._identify(plan, alert, seen)
         if latest is None or not _is_sighting_of(alert, latest):
             return self._plan_start(plan, alert, seen, latest)
         alert = msgspec.structs.replace(alert, starts_at_ms=latest.starts_at_ms)
@@ -252,18 +256,14 @@ class Relay:
             return self._plan_open(plan, alert, seen, latest)
         return self._plan_ended(plan, alert, seen, latest, ended)
 
-    def _latest_episode(self, plan: Plan, alert: Received, seen: Sighting) -> Episode | None:
-        """Return the latest episode; 0.1.0 stored only ids, to which this adds the episode."""
-        key = seen.alert_key(alert.fingerprint)
-        latest = plan.latest_episode(key)
-        if latest is not None:
-            return latest
-        episode = Episode(key, alert.starts_at_ms)
+    def _episode_of_0_1_0(self, plan: Plan, alert: Received, seen: Sighting) -> Episode | None:
+        """Return the episode with this start; 0.1.0 stored only ids, to which this adds it."""
+        episode = Episode(seen.alert_key(alert.fingerprint), alert.starts_at_ms)
         for status in ("firing", "resolved"):
             event_id = self._id_of(episode, seen, status)
             if stored := plan.fact(event_id):
                 plan.add_fact(event_id, Fact(stored.at_ms, status, episode), episode)
-        return plan.latest_episode(key)
+        return plan.latest_episode(episode.alert)
 
     def _plan_start(
         self, plan: Plan, alert: Received, seen: Sighting, latest: Episode | None

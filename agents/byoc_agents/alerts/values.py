@@ -28,6 +28,8 @@ SECRET = (
     r"(?<![A-Za-z0-9+/])(?=[a-z+/0-9]*[A-Z])(?=[A-Z+/0-9]*[a-z])(?=[A-Za-z+/]*\d)[A-Za-z0-9+/]{40}",
 )
 REFUSED = re.compile("|".join((*ADDRESS, *SECRET)))
+# Each form in REFUSED has a character of another kind, or is longer. Most values are of this form.
+SHORT_WORD = re.compile(r"[A-Za-z0-9]{0,19}")
 WORD = re.compile(r"\S*")  # names, numbers and words; no sentence, which could be a query
 
 
@@ -48,6 +50,9 @@ def pick(
     for name in names:
         value = given.get(name)
         if value is None:
+            continue
+        if SHORT_WORD.fullmatch(value):
+            values[name] = value
             continue
         shown = value[:longest]
         if REFUSED.search(shown) or not _is_text(shown) or (words and not WORD.fullmatch(shown)):

@@ -1,8 +1,10 @@
 """Values that may leave, and values that may not."""
 
+import random
+
 import pytest
 
-from byoc_agents.alerts.values import pick
+from byoc_agents.alerts.values import REFUSED, SHORT_WORD, pick
 
 LONGEST = 256
 
@@ -71,3 +73,12 @@ def test_a_long_value_is_judged_and_cut() -> None:
 
 def test_what_is_not_allowed_is_not_withheld_either() -> None:
     assert pick({"b": "10.0.0.1"}, ("a",), LONGEST).withheld == []
+
+
+def test_a_short_word_has_none_of_the_refused_forms() -> None:
+    letters = "0123456789abcdefABCDEFAKIAeyJghpsk"
+    rng = random.Random(1)
+    for _ in range(10_000):
+        word = "".join(rng.choices(letters, k=rng.randrange(20)))
+        assert SHORT_WORD.fullmatch(word)
+        assert not REFUSED.search(word)
