@@ -128,6 +128,13 @@ def test_the_site_lists_every_page_once() -> None:
     assert sorted(listed) == sorted(p.relative_to(docs).as_posix() for p in docs.rglob("*.md"))
 
 
+def test_a_warning_of_the_site_fails_the_build() -> None:
+    """With --quiet mkdocs does not count warnings, so --strict has no effect."""
+    (build,) = re.findall(r"mkdocs build .*", MAKEFILE)
+    assert build == "mkdocs build --strict"
+    assert "\nphase docs\n" in (ROOT / ".ci" / "run").read_text()
+
+
 def test_every_decision_has_the_four_parts_and_a_row() -> None:
     adr = ROOT / "docs" / "adr"
     index = (adr / "index.md").read_text()
