@@ -149,6 +149,23 @@ def test_every_decision_has_the_four_parts_and_a_row() -> None:
         assert f"| [{number}]({path.name}) | {title} | {status} |" in index
 
 
+def test_every_test_that_a_page_names_exists() -> None:
+    """Pages name tests as evidence: by function, or by file, with `*` for several."""
+    texts = [path.read_text() for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"))]
+    named = {name for text in texts for name in re.findall(r"\btest_\w+(?:\*|\b)", text)}
+    files = {path.stem: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
+    known = files.keys() | {
+        n for text in files.values() for n in re.findall(r"def (test_\w+)", text)
+    }
+    missing = {
+        name
+        for name in named
+        if name not in known
+        and not (name.endswith("*") and any(k.startswith(name[:-1]) for k in known))
+    }
+    assert missing == set()
+
+
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "RELEASE.md", "CHANGELOG.md"])
 def test_every_file_that_a_page_links_to_exists(name: str) -> None:
     for link in re.findall(r"\]\(([^)#]+)(?:#[\w-]+)?\)", (ROOT / name).read_text()):
