@@ -7,7 +7,6 @@ from pathlib import Path
 
 import chdb.session
 import pytest
-from control_plane_world import empty, load_usage, record_progress, rows, store_events
 from msgspec.structs import replace
 
 from byoc_agents.app.cloudevents import encode, parse_rfc3339
@@ -17,6 +16,7 @@ from byoc_agents.delivery.sink import Message
 from byoc_control_plane.schema import TableEngine, table_statements, tenant_statements
 from lab.control_plane.messages import Replica, heartbeat_event, watch_alert
 from lab.fakes.billing import NOON_MS, Story, altered, eventful, objects
+from tests.real.control_plane_world import empty, load_usage, record_progress, rows, store_events
 from tests.upgrade.golden import GOLDEN
 
 pytestmark = pytest.mark.real
