@@ -1,5 +1,6 @@
 """A store in memory, for tests of the processes around it."""
 
+import asyncio
 import json
 from collections.abc import Callable
 from typing import Any
@@ -17,11 +18,16 @@ class MemoryStore:
         self.rows: dict[str, list[dict[str, Any]]] = {}
         self.inserts = 0
         self.error: StoreError | None = None
+        self.entered = asyncio.Event()  # set when a statement begins
+        self.released = asyncio.Event()  # statements wait for it
+        self.released.set()
         self.refuse: Callable[[str, dict[str, Any]], StoreError | None] = lambda _table, _row: None
         self.answers: list[tuple[str, list[dict[str, Any]]]] = []  # part of a query, its rows
 
     async def run(self, statement: str, data: bytes = b"") -> bytes:
         """Execute a statement; see `Store.run`."""
+        self.entered.set()
+        await self.released.wait()
         if self.error:
             raise self.error
         if not statement.startswith("INSERT INTO "):

@@ -224,20 +224,12 @@ async def test_a_body_that_comes_too_slowly_is_503_and_frees_its_place(world: Wo
 
 async def test_more_bodies_than_there_is_room_for_are_sent_away(world: World) -> None:
     """Two deliveries wait for the store; the third is answered at once, and silence starts anew."""
-    entered, released = asyncio.Event(), asyncio.Event()
-    run = world.store.run
-
-    async def held(statement: str, data: bytes = b"") -> bytes:
-        entered.set()
-        await released.wait()
-        return await run(statement, data)
-
-    world.store.run = held  # type: ignore[method-assign]  a store that is slow
+    world.store.released.clear()
     two = [asyncio.ensure_future(world.post(alert(n), delivery_id=f"d-{n}")) for n in (1, 2)]
-    await entered.wait()
+    await world.store.entered.wait()
     while await world.post(alert(3), delivery_id="d-3") != 503:
         pass
-    released.set()
+    world.store.released.set()
     assert await asyncio.gather(*two) == [200, 200]
 
 
