@@ -101,7 +101,12 @@ class Process:
                 "sqs",
                 region_name=region,
                 endpoint_url=endpoint or f"{queue.scheme}://{queue.host}:{queue.port}",
-                config=aws_config(gate, max_pool_connections=2 * own.loops),
+                config=aws_config(
+                    gate,
+                    max_pool_connections=2 * own.loops,
+                    # Otherwise botocore composes a text for each request.
+                    user_agent=f"byoc-control-plane/{__version__}",
+                ),
             )
         )
         progress = self.progress("state", own.visibility_seconds)

@@ -36,7 +36,7 @@ class Consumer:
     `loops` x 10 messages are in memory.
     """
 
-    def __init__(  # noqa: PLR0913, PLR0917  the queue, the store and what is counted
+    def __init__(  # noqa: PLR0913, PLR0917  the queue, the store and the metrics
         self,
         client: Any,
         queue_url: str,
@@ -71,7 +71,7 @@ class Consumer:
             try:
                 await self.poll()
             except (BotoCoreError, ClientError, SendError, StoreError, TimeoutError) as error:
-                # What was received becomes visible again by itself.
+                # The messages of the batch become visible again by themselves.
                 if not isinstance(error, StoreError):
                     self._metrics.queue_errors.inc()
                 self._log.warning("consumer.failed", error=str(error)[:300])

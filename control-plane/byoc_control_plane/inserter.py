@@ -19,7 +19,7 @@ class _Waiting(NamedTuple):
 
 
 class Inserter:
-    """Collects what is waiting while one insert runs, and inserts it with the next one.
+    """Collects the rows that arrive while one insert runs, and inserts them with the next one.
 
     Every caller waits for its own rows, so the number of callers bounds the memory.
     """

@@ -18,7 +18,7 @@ from byoc_control_plane.store import Store, StoreError, fetch_rows, insert_rows
 StreamName = Literal["state", "alerts"]
 
 INTERVAL_SECONDS = 1.0
-OUTAGE_MS = 10_000  # a longer interruption begins the count anew; `silent_now` has the same number
+OUTAGE_MS = 10_000  # a longer interruption starts the count again; `silent_now` has the same number
 MAX_SERIES = 1000  # silent daemons with a series of their own
 
 SILENT = (

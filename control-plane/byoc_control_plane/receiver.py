@@ -37,7 +37,7 @@ STREAM = "alerts"
 class Receiver:
     """Checks, stores and answers deliveries."""
 
-    def __init__(  # noqa: PLR0913  two secrets, the store and what is counted
+    def __init__(  # noqa: PLR0913  two secrets, the store and the metrics
         self,
         inserter: Inserter,
         progress: Progress,

@@ -137,7 +137,7 @@ async def world(engine: chdb.session.Session) -> AsyncIterator[World]:
 
 @dataclass
 class Watched:
-    """The world with a running consumer: what was found silent, and in which second first."""
+    """The world with a running consumer, and the second in which each silence was found."""
 
     world: World
     inserter: Inserter

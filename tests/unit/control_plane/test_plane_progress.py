@@ -1,4 +1,4 @@
-"""Progress: an interruption or a backlog begins the count of silence anew, a restart does not."""
+"""Progress: an interruption or a backlog starts the count of silence again, a restart does not."""
 
 import pytest
 

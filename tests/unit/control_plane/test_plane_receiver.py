@@ -223,7 +223,7 @@ async def test_a_body_that_comes_too_slowly_is_503_and_frees_its_place(world: Wo
 
 
 async def test_more_bodies_than_there_is_room_for_are_sent_away(world: World) -> None:
-    """Two deliveries wait for the store; the third is answered at once, and silence starts anew."""
+    """Two deliveries wait for the store; the third is answered at once."""
     world.store.released.clear()
     two = [asyncio.ensure_future(world.post(alert(n), delivery_id=f"d-{n}")) for n in (1, 2)]
     await world.store.entered.wait()
