@@ -23,7 +23,7 @@ from byoc_agents.errors import Reason
 from byoc_agents.sinks.https import HttpsSink
 from lab.control_plane.chdb_http import ChdbServer, serving_chdb
 from lab.control_plane.messages import Replica, message_id, watch_alert
-from lab.control_plane.processes import KEYS, running_plane
+from lab.control_plane.processes import KEYS, plane_environment, running_plane
 from lab.fakes.fifo import FakeFifo
 from lab.real.parts.process import free_port
 from tests.real.control_plane_world import empty, rows
@@ -140,19 +140,18 @@ async def test_an_embedded_store_that_is_killed_with_its_consumer_keeps_every_me
         async with running_plane(["consumer"], tmp_path / "log-last", settings) as it:
             await emptied(queue)
             assert await it.stop() == 0
-    ids = await _read_elsewhere(tmp_path / "store")
+    ids = await read_elsewhere(tmp_path / "store", "byoc_state", "id")
     assert sorted(ids) == sorted(feeder.sent)
 
 
-async def _read_elsewhere(store: Path) -> list[str]:
-    from lab.control_plane.processes import plane_environment  # noqa: PLC0415  only here
-
+async def read_elsewhere(store: Path, table: str, column: str) -> list[str]:
+    """Return a column of a store, read by a process of its own."""
     code = (
         "import sys; from chdb.session import Session; "
-        "print(Session(sys.argv[1]).query('SELECT id FROM byoc_state FINAL', 'TSV'))"
+        "print(Session(sys.argv[1]).query(sys.argv[2], 'TSV'))"
     )
     child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", code, str(store)),
+        *(sys.executable, "-c", code, str(store), f"SELECT {column} FROM {table} FINAL"),
         env=os.environ | plane_environment(),
         stdout=asyncio.subprocess.PIPE,
     )

@@ -1,7 +1,11 @@
 """The agents never import the vendor's side."""
 
 import ast
+import shutil
+import subprocess
+import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -38,3 +42,20 @@ def test_both_distributions_have_one_version() -> None:
     from byoc_control_plane import __version__ as plane  # noqa: PLC0415
 
     assert agents == plane
+
+
+def test_the_wheel_holds_the_package_with_its_sql_and_rules(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    shutil.copytree(
+        ROOT / "control-plane", tree, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
+    )
+    options = ["--no-deps", "--no-build-isolation", "--quiet", "--wheel-dir", str(tmp_path)]
+    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, str(tree)], check=True)
+    (built,) = tmp_path.glob("byoc_control_plane-*.whl")
+    found = {name for name in zipfile.ZipFile(built).namelist() if ".dist-info/" not in name}
+    source = ROOT / "control-plane"
+    assert found == {
+        path.relative_to(source).as_posix()
+        for path in (source / "byoc_control_plane").rglob("*")
+        if path.suffix in {".py", ".sql", ".yaml", ".typed"} and "__pycache__" not in path.parts
+    }
