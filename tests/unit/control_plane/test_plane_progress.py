@@ -1,5 +1,8 @@
 """Progress: an interruption or a backlog starts the count of silence again, a restart does not."""
 
+import asyncio
+from contextlib import suppress
+
 import pytest
 
 from byoc_control_plane.metrics import PlaneMetrics
@@ -100,3 +103,36 @@ async def test_silent_daemons_are_series_and_those_that_return_are_not(store: Me
     await watch.refresh()
     assert sample("byoc_plane_silent_seconds", **names) is None
     assert sample("byoc_plane_silent_agents", daemon="state-exporter") == 0
+
+
+async def test_slow_queries_are_asked_less_often(store: MemoryStore) -> None:
+    clock = FakeClock()
+    watch = asyncio.ensure_future(SilenceWatch(store, clock, PlaneMetrics()).run())
+    assert await clock.parked() == [1.0]
+    store.entered.clear()
+    store.released.clear()
+    await clock.advance(1)
+    await store.entered.wait()
+    await clock.advance(0.8)
+    store.released.set()
+    (seconds,) = await clock.parked()
+    assert seconds == pytest.approx(3.2)
+    watch.cancel()
+    with suppress(asyncio.CancelledError):
+        await watch
+
+
+async def test_the_last_figures_stay_while_the_store_is_away(store: MemoryStore) -> None:
+    clock, metrics = FakeClock(), PlaneMetrics()
+    store.answers = [("count()", [{"daemon": "state-exporter", "agents": 7}])]
+    watch = asyncio.ensure_future(SilenceWatch(store, clock, metrics).run())
+    await clock.parked()
+    store.error = StoreError("away")
+    await clock.advance(1)
+    await clock.parked()
+    labels = {"daemon": "state-exporter"}
+    assert metrics.registry.get_sample_value("byoc_plane_agents", labels) == 7
+    assert metrics.registry.get_sample_value("byoc_plane_store_errors_total") == 1
+    watch.cancel()
+    with suppress(asyncio.CancelledError):
+        await watch

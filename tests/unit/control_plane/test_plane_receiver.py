@@ -195,11 +195,16 @@ async def test_an_unknown_path_and_method_are_refused(world: World) -> None:
 
 
 async def test_a_store_that_is_away_is_503_and_the_delivery_comes_again(world: World) -> None:
+    for seconds in (-10, -5, 0):
+        world.progress.observe(START_MS + seconds * 1000, caught_up=True)
     world.store.error = StoreError("away")
     assert await world.post(alert()) == 503
     world.store.error = None
     assert await world.post(alert()) == 200
     assert len(world.store.ids("byoc_alerts")) == 1
+    await world.progress.write()  # a sender that was sent away must not look silent
+    (row,) = world.store.rows["byoc_progress"]
+    assert row["steady_since"] == "2026-11-23T12:00:00.000Z"
 
 
 async def test_rows_that_clickhouse_refuses_are_422(world: World) -> None:
