@@ -49,7 +49,10 @@ class Receiver:
         body_seconds: float = BODY_SECONDS,
         max_bodies: int = MAX_BODIES,
     ) -> None:
-        """`tokens` and `signing_secrets` return old and new ones during a rotation."""
+        """`tokens` and `signing_secrets` return several of them, for example during a rotation.
+
+        A token `ORGANIZATION:TOKEN` is accepted for events of that organization only.
+        """
         self._inserter = inserter
         self._progress = progress
         self._metrics = metrics
@@ -109,7 +112,7 @@ class Receiver:
         checks = (
             (request.path == PATH, 404, "not found"),
             (request.method == "POST", 405, "expected POST"),
-            (self._has_token(request), 401, "unauthorized"),
+            (self._owners(request), 401, "unauthorized"),
             (request.content_type in {SINGLE, BATCH}, 415, "expected CloudEvents in JSON"),
             ("Content-Encoding" not in request.headers, 415, "expected no Content-Encoding"),
             (self._free > 0, 503, "busy"),
@@ -118,11 +121,14 @@ class Receiver:
 
     async def _store(self, request: web.BaseRequest, body: bytes) -> tuple[int, str]:
         delivery_id = request.headers["webhook-id"]
-        digest = hashlib.sha256(f"{delivery_id}\n".encode() + body).digest()
+        sender = request.headers["Authorization"]
+        digest = hashlib.sha256(f"{sender}\n{delivery_id}\n".encode() + body).digest()
         if digest in self._stored:
             return 200, "stored"
         try:
             rows = _rows(request.content_type, body, self._progress.now_ms)
+            if not self._may_send(request, rows):
+                return 403, "another organization"
             await self._inserter.insert(rows)
         except (InvalidEventError, RowsRefusedError) as error:
             self._metrics.messages.labels(STREAM, "rejected").inc()
@@ -136,10 +142,19 @@ class Receiver:
             self._stored.popitem(last=False)
         return 200, "stored"
 
-    def _has_token(self, request: web.BaseRequest) -> bool:
+    def _owners(self, request: web.BaseRequest) -> list[str]:
+        """Return the organizations that the request's token belongs to; "" is every one."""
         given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
-        expected = [f"Bearer {token}".encode() for token in self._tokens()]
-        return sum(hmac.compare_digest(given, one) for one in expected) > 0  # compares with each
+        known = [token.rpartition(":") for token in self._tokens()]  # no token holds a colon
+        return [
+            owner
+            for owner, _, token in known
+            if hmac.compare_digest(given, f"Bearer {token}".encode())
+        ]
+
+    def _may_send(self, request: web.BaseRequest, rows: Sequence[Row]) -> bool:
+        owners = set(self._owners(request))
+        return "" in owners or {row.organization_id for row in rows} <= owners
 
     def _is_signed(self, request: web.BaseRequest, body: bytes) -> bool:
         """Return whether one signature is by one of our keys and not too old."""

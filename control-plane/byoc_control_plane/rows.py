@@ -52,6 +52,7 @@ class Row(NamedTuple):
     table: str
     key: tuple[str, str]
     line: bytes  # JSON
+    organization_id: str  # that the event names; empty if it names none
 
 
 class InvalidEventError(ValueError):
@@ -102,7 +103,8 @@ def _row(head: dict[str, Any], data: Mapping[str, Any], *, known: bool) -> Row:
         names = ("organization_id", "service_id", "replica", "region")
         head |= {name: data[name] for name in names if isinstance(data.get(name), str)}
     table = STATE_TABLE if is_state else ALERTS_TABLE
-    return Row(table, (head["source"], head["id"]), msgspec.json.encode(head))
+    key = (head["source"], head["id"])
+    return Row(table, key, msgspec.json.encode(head), head.get("organization_id", ""))
 
 
 def build_rejected(
@@ -116,4 +118,4 @@ def build_rejected(
         "reason": reason[:1000],
         "body": body.decode(errors="replace"),
     }
-    return Row(REJECTED_TABLE, (stream, message_id), msgspec.json.encode(line))
+    return Row(REJECTED_TABLE, (stream, message_id), msgspec.json.encode(line), "")

@@ -19,6 +19,8 @@ def _store_url(text: str) -> str:
 def _tokens(text: str) -> str:
     if not (text.isascii() and text.replace("\n", " ").isprintable()):
         raise ValueError("other characters")
+    if not all(word.rpartition(":")[2] for word in text.split()):
+        raise ValueError("an organization without a token")
     return text
 
 
@@ -75,7 +77,7 @@ class ReceiverSettings(msgspec.Struct, frozen=True, kw_only=True):
         str,
         Setting(
             "BYOC_PLANE_TOKEN",
-            "the bearer token of the forwarders; old and new, on two lines, during a rotation",
+            "the bearer tokens of the forwarders, one per line: TOKEN, or ORGANIZATION:TOKEN",
             secret=True,
             parse=_tokens,
         ),

@@ -44,7 +44,7 @@ class World:
             self.progress,
             self.metrics,
             self.clock,
-            tokens=lambda: ["old", "new"],
+            tokens=lambda: ["old", "new", "org-1:first", "org-1:next", "org-2:second"],
             signing_secrets=lambda: f"{OLD}\n{NEW}",
             body_seconds=0.2,
             max_bodies=2,
@@ -138,6 +138,23 @@ async def test_nobody_else_is_believed(world: World, changes: dict[str, Any]) ->
 @pytest.mark.parametrize("age", [300, -300])
 async def test_the_window_against_replays_is_five_minutes(world: World, age: int) -> None:
     assert await world.post(alert(), age=age) == 200
+
+
+@pytest.mark.parametrize(
+    ("token", "status"), [("first", 200), ("next", 200), ("second", 403), ("org-1:first", 401)]
+)
+async def test_a_token_of_one_organization_sends_for_no_other(
+    world: World, token: str, status: int
+) -> None:
+    for body, kind in ((alert(), SINGLE), (batch(alert(1), alert(2)), BATCH)):
+        given = await world.post(body, Authorization=f"Bearer {token}", Content_Type=kind)
+        assert given == status
+    assert bool(world.store.rows) == (status == 200)
+
+
+async def test_a_known_delivery_of_another_sender_is_not_known(world: World) -> None:
+    assert await world.post(alert(), Authorization="Bearer first") == 200
+    assert await world.post(alert(), Authorization="Bearer second") == 403
 
 
 async def test_a_repeat_is_stored_once_whatever_it_is_packed_in(world: World) -> None:

@@ -1,4 +1,4 @@
-"""ClickHouse over HTTP: what is sent, and which errors are worth another attempt."""
+"""ClickHouse over HTTP: the requests, and which errors are worth another attempt."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
