@@ -1,24 +1,26 @@
 """The other side, small enough to read: what a control plane does with our deliveries.
 
 Checks the bearer token and the Standard Webhooks signature, takes single events and batches whole
-or not at all, and keeps each `source` + `id` once. Used by the demo and the tests; run it with
-`python -m lab.receiver --help`. It keeps everything in memory: a model, no product.
+or not at all, keeps each `source` + `id` once, and compares the open episodes of each heartbeat
+with its own. Used by the demo and the tests; run it with `python -m lab.receiver --help`. It keeps
+everything in memory: it is a model, not a product.
 """
 
 import argparse
 import asyncio
+import contextlib
 import hmac
 import json
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
+from byoc_agents.alerts.dedup import MAX_AGE_MS, summarize
 from byoc_agents.alerts.events import (
     ALERT,
     HEARTBEAT,
@@ -28,12 +30,14 @@ from byoc_agents.alerts.events import (
     WatchdogEvent,
 )
 from byoc_agents.app.clock import Clock, SystemClock
-from byoc_agents.app.cloudevents import Event
+from byoc_agents.app.cloudevents import Event, parse_rfc3339
+from byoc_agents.sinks.control_plane import CODES, Rejected
 from byoc_agents.sinks.https import signatures, signing_keys
 
 PATH = "/v1/events"
 TOLERANCE_SECONDS = 300  # Standard Webhooks: a signature older than five minutes is a replay
 MAX_BODY_BYTES = 1024**2
+BELIEVED_MS = 2 * 3600 * 1000  # how long `firing` counts without another event; docs/alerts.md
 MAX_EVENTS = 500  # of a batch; the largest BYOC_ALERTS_MAX_BATCH
 KNOWN: dict[str, type[Event]] = {
     ALERT: AlertEvent,
@@ -43,6 +47,41 @@ KNOWN: dict[str, type[Event]] = {
 
 Fault = Callable[[int, web.Request], web.Response | None]  # number of the request -> its answer
 Key = tuple[str, str]  # source and id
+Service = tuple[str, str]  # organization and service
+
+
+class Mismatch(msgspec.Struct, frozen=True):
+    """A heartbeat whose open episodes are not those that were delivered."""
+
+    replica: str
+    at: str  # time of the heartbeat
+    theirs: tuple[int, str]  # number and digest in the heartbeat
+    ours: tuple[int, str]
+
+
+class Episodes:
+    """The open episodes of one service, from the events in the order of their delivery."""
+
+    def __init__(self) -> None:
+        self._open: dict[tuple[str, str], int] = {}  # fingerprint and start -> latest event, ms
+
+    def apply(self, alert: dict[str, Any]) -> None:
+        """Take the data of one alert event."""
+        episode = alert["fingerprint"], alert["starts_at"]
+        self._open.pop(episode, None)
+        if alert["status"] == "firing":
+            self._open[episode] = parse_rfc3339(alert["received_at"])
+
+    def summary(self, at_ms: int) -> tuple[int, str]:
+        """Return the number and the digest as a heartbeat of this time has them."""
+        return summarize(key for key, ms in self._open.items() if ms >= at_ms - MAX_AGE_MS)
+
+    def states(self, at_ms: int) -> dict[tuple[str, str], str]:
+        """Return `firing` for each open episode, `unknown` if its latest event is too old."""
+        return {
+            key: "firing" if at_ms - ms <= BELIEVED_MS else "unknown"
+            for key, ms in self._open.items()
+        }
 
 
 class Receiver:
@@ -56,17 +95,24 @@ class Receiver:
         clock: Clock,
         on_event: Callable[[dict[str, Any]], None] = lambda _event: None,
         fault: Fault = lambda _number, _request: None,
+        on_mismatch: Callable[[Mismatch], None] = lambda _mismatch: None,
     ) -> None:
-        """`on_event` sees each event once; `fault` may answer instead of us."""
+        """`on_event` sees each event once; `fault` may answer instead of us.
+
+        `on_mismatch` sees each heartbeat whose open episodes differ from those delivered before.
+        """
         self.events: dict[Key, dict[str, Any]] = {}
         self.bodies: list[bytes] = []  # as they came, of deliveries that were taken
         self.duplicates = 0
         self.requests = 0
+        self.episodes: dict[Service, Episodes] = {}
+        self.mismatches: dict[str, Mismatch] = {}  # by source, while its last heartbeat differs
         self._token = token
         self._keys = signing_keys(signing_secret)
         self._clock = clock
         self._on_event = on_event
         self._fault = fault
+        self._on_mismatch = on_mismatch
 
     def application(self) -> web.Application:
         """Return the application: one path for deliveries, and `/` for whoever looks on."""
@@ -82,17 +128,20 @@ class Receiver:
     async def post(self, request: web.Request) -> web.Response:
         """Answer one delivery."""
         self.requests += 1
-        body = await request.read()
+        try:
+            body = await request.read()
+        except web.HTTPRequestEntityTooLarge:
+            return rejected(request, 413)
         if fault := self._fault(self.requests, request):
             return fault
         if not self._authentic(request, body):
-            return _answer(401, "unauthorized")
+            return web.json_response({"status": "unauthorized"}, status=401)
         try:
             events = _events(request.content_type, body)
         except LookupError:
-            return _answer(415, "wants CloudEvents in JSON")
+            return rejected(request, 415)
         except (msgspec.ValidationError, ValueError):
-            return _answer(422, "no CloudEvent")
+            return rejected(request, 422)
         self.bodies.append(body)
         new = [event for event in events if self._take(event)]
         return web.json_response({"stored": len(new), "duplicates": len(events) - len(new)})
@@ -125,8 +174,31 @@ class Receiver:
             self.duplicates += 1
             return False
         self.events[key] = event
+        if event["type"] in {ALERT, HEARTBEAT}:
+            with contextlib.suppress(ValueError, OverflowError):  # the schema does not check times
+                self._reconcile(event)
         self._on_event(event)
         return True
+
+    def _reconcile(self, event: dict[str, Any]) -> None:
+        """Apply an alert to the episodes of its service; compare a heartbeat with them."""
+        data = event["data"]
+        service = data["organization_id"], data["service_id"]
+        episodes = self.episodes.setdefault(service, Episodes())
+        if event["type"] == ALERT:
+            episodes.apply(data)
+            return
+        if data.get("open_episodes") is None:  # of 0.1.0
+            return
+        theirs = data["open_episodes"], data["open_digest"]
+        ours = episodes.summary(parse_rfc3339(event["time"]))
+        if theirs == ours:
+            self.mismatches.pop(event["source"], None)
+        else:
+            self.mismatches[event["source"]] = Mismatch(
+                data["replica"], event["time"], theirs, ours
+            )
+            self._on_mismatch(self.mismatches[event["source"]])
 
 
 def _events(content_type: str, body: bytes) -> list[dict[str, Any]]:
@@ -152,11 +224,13 @@ def _check(event: Any) -> None:
         raise ValueError("a field is missing")
 
 
-def _answer(status: int, word: str) -> web.Response:
-    return web.json_response({"status": word}, status=status)
+def rejected(request: web.Request, status: int) -> web.Response:
+    """Return the answer that rejects one delivery for good."""
+    body = Rejected(request.headers.get("webhook-id", ""), CODES[status])
+    return web.json_response(msgspec.to_builtins(body), status=status)
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def listening(
     receiver: Receiver, port: int = 0, host: str = "127.0.0.1"
 ) -> AsyncIterator[str]:
@@ -185,7 +259,7 @@ def _print(value: dict[str, Any]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until interrupted; print the URL, then each new event, as JSON lines."""
+    """Serve until interrupted; print the URL, each new event and each mismatch, as JSON lines."""
     parser = argparse.ArgumentParser(prog="python -m lab.receiver", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1", help="default 127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0 = any free one, printed")
@@ -197,6 +271,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.signing_secret_file.read_text().strip(),
         clock=SystemClock(),
         on_event=_print,
+        on_mismatch=lambda mismatch: _print({"mismatch": msgspec.to_builtins(mismatch)}),
     )
     asyncio.run(_run(receiver, options.port, options.host))
     return 0

@@ -4,11 +4,24 @@ Foreign errors (botocore, aiohttp, sqlite3, OSError) are translated once, in the
 the library. One table decides the consequence of a reason: `byoc_agents.delivery.shipper.ACTIONS`.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import ClassVar, Literal
 
 SpoolErrorReason = Literal["full", "unavailable", "corrupt", "stale"]
+
+# In a text with URLs: the user and password of a URL, and its query and fragment.
+USER_OF_URL = re.compile(r"(://)[^\s,]*@")
+QUERY_OF_URL = re.compile(r"(://[^\s,?#'\"]*)[?#][^\s,'\"]*")
+
+
+def hide_url_secrets(text: str) -> str:
+    """Return a text in which no URL has a user, a password, a query or a fragment.
+
+    The only way in which a URL of the settings is printed.
+    """
+    return QUERY_OF_URL.sub(r"\1?***", USER_OF_URL.sub(r"\1***@", text))
 
 
 class ByocError(Exception):
@@ -19,8 +32,8 @@ class ConfigError(ByocError):
     """The settings are invalid. Each mistake has the variable, its value and the expectation."""
 
     def __init__(self, mistakes: Sequence[str]) -> None:
-        super().__init__("; ".join(mistakes))
-        self.mistakes = tuple(mistakes)
+        self.mistakes = tuple(map(hide_url_secrets, mistakes))
+        super().__init__("; ".join(self.mistakes))
 
 
 class SpoolError(ByocError):

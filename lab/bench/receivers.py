@@ -20,7 +20,8 @@ from lab.fakes.state import HEALTHY, FakeClickHouse
 from lab.real.parts.process import PartError
 
 NAMES = re.compile(rb'"alertname": ?"(A\d+)"')
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n%s\r\n"  # with the proof of the contract
+PROOF = re.compile(rb"\r\n([Ww]ebhook-[Ii]d: [^\r\n]+\r\n)")
 LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: (\d+)")
 
 
@@ -62,9 +63,11 @@ class Connection(asyncio.Protocol):
             size = end + 4 + (int(found[1]) if found else 0)
             if len(self._data) < size:
                 return
+            given = PROOF.search(self._data, 0, end + 2)
+            proof = bytes(given[1]) if given else b""  # before the data changes
             self._plane.take(bytes(self._data[end + 4 : size]))
             del self._data[:size]
-            self._transport.write(OK)
+            self._transport.write(OK % proof)
 
 
 @dataclass

@@ -5,6 +5,9 @@ import json
 import random
 from collections.abc import Callable
 
+import msgspec
+
+from byoc_agents.sinks.control_plane import CODES, Rejected
 from lab.fakes.http import (
     Behaviour,
     Exchange,
@@ -59,10 +62,20 @@ def slow(seconds: float) -> Behaviour:
     return behave
 
 
+def refuse(status: int) -> Behaviour:
+    """Reject the delivery in the form of the control plane's contract."""
+
+    async def behave(exchange: Exchange) -> None:
+        body = Rejected(exchange.request.headers["webhook-id"], CODES[status])
+        await reply(status, None, msgspec.json.encode(body))(exchange)
+
+    return behave
+
+
 def behaviour(lane: str, kind: str, rng: random.Random) -> Behaviour:
     """Return what happens to one request."""
     simple: dict[str, Callable[[], Behaviour]] = {
-        "rejected": lambda: reply(rng.choice(REFUSALS), None, b"-"),
+        "rejected": lambda: refuse(rng.choice(REFUSALS)),
         "slow": lambda: slow(rng.uniform(0.1, 1.5)),
         "reset": lambda: reset,
         "close": lambda: close,

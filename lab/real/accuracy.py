@@ -1,9 +1,13 @@
 """The meter against the kernel's account: `python -m lab.real.accuracy` prints the table.
 
+`python -m lab.real.accuracy --mixed SECONDS` compares the default meter with the kernel's cgroup
+counter under a mixed load, 3600 for an hour.
+
 One workload is metered by every source at the same time, each by a scraper process of its own:
 what a source sees is compared with the same CPU seconds, not with another run's.
 """
 
+import argparse
 import os
 import secrets
 import sys
@@ -102,6 +106,25 @@ def burner_rows(place: Path) -> list[Row]:
                 stop(scrapers)
     workload = f"a process and {CHILDREN} children it waited for"
     return [Row(source, workload, used, total(place, source)) for source in meters]
+
+
+def mixed_row(place: Path, seconds: float) -> Row:
+    """Meter a mixed load with short-lived children by the process tree alone.
+
+    `used` is the usage of the cgroup in which nothing else runs, from its creation on.
+    """
+    name = f"mix-{secrets.token_hex(3)}"
+    with kernel.cgroup_v1("cpuacct") as v1:
+        meters = {"process": Meter(f"process:{name}", ONLY_PROCESSES)}
+        with metering(place, meters) as scrapers:
+            for scraper in scrapers:
+                scraper.sampled()
+            with burning(name, v1.command([])) as burner:
+                burner.mix(seconds)
+                used_ns = int((v1["cpuacct"] / "cpuacct.usage").read_text())
+                stop(scrapers)
+    workload = f"a mixed load with short-lived children, {seconds:g} s"
+    return Row("process", workload, used_ns / 1e9, total(place, "process"))
 
 
 def clickhouse_rows(place: Path) -> list[Row]:
@@ -217,8 +240,12 @@ def table(rows: Sequence[Row]) -> str:
 
 def main() -> int:
     """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mixed", type=float, metavar="SECONDS", help="only the mixed load")
+    mixed = parser.parse_args().mixed
     with tempfile.TemporaryDirectory() as place:
-        print(table(measured(Path(place))))
+        rows = [mixed_row(Path(place), mixed)] if mixed else measured(Path(place))
+        print(table(rows))
     return 0
 
 

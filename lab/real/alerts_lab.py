@@ -6,8 +6,8 @@ import datetime as dt
 import json
 import sys
 import urllib.request
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from aiohttp import web
 
 from byoc_agents.app.clock import SystemClock
+from lab.real.parts import prometheus
 from lab.real.parts.process import DIRECT, RealProcess, free_port
 from lab.receiver import Receiver, listening
 
@@ -72,11 +73,32 @@ class Plane:
         alerts = self.of("byoc.alert.v1")
         return [(data["labels"]["alertname"], data["status"]) for data in alerts]
 
-    async def until(self, reached: Callable[[], object]) -> None:
-        async with asyncio.timeout(PATIENCE_SECONDS):
+    async def until(self, reached: Callable[[], object], seconds: float = PATIENCE_SECONDS) -> None:
+        async with asyncio.timeout(seconds):
             while not reached():
                 self.changed.clear()
                 await self.changed.wait()
+
+
+@contextmanager
+def pair(directory: Path, config: str, *other: str, gossip: bool) -> Iterator[list[RealProcess]]:
+    """Run two Alertmanagers that know of each other, or have lost sight of each other.
+
+    The second has the configuration `other`, if it is given.
+    """
+    configs = [config, *(other or (config,))]
+    peers = [prometheus.alertmanager(directory / f"am-{n}", configs[n]) for n in range(2)]
+    gates = [free_port(), free_port()]
+    for number, peer in enumerate(peers if gossip else []):
+        peer.command.remove("--cluster.listen-address=")
+        peer.command += [
+            f"--cluster.listen-address=127.0.0.1:{gates[number]}",
+            f"--cluster.peer=127.0.0.1:{gates[1 - number]}",
+            "--cluster.peer-timeout=2s",
+            "--cluster.settle-timeout=2s",
+        ]
+    with peers[0], peers[1]:
+        yield peers
 
 
 @asynccontextmanager

@@ -1,7 +1,8 @@
 """A process that burns CPU when it is told to, and says what the kernel counted for it.
 
 As a program it reads one command a line: `burn SECONDS CHILDREN` uses that much CPU itself, while
-its children burn too and are waited for; `pulse` goes on at half a core until the next line comes.
+its children burn too and are waited for; `mix SECONDS` runs a mixed load with many short-lived
+children for that long; `pulse` goes on at half a core until the next line comes.
 It answers each with the core seconds that it and its children have used so far, then rests without
 using any. It ends with its standard input, so it never burns alone.
 """
@@ -20,6 +21,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 CHILD_SECONDS = 0.5  # CPU of each child
 SLICE_SECONDS = 0.03
+MIX_OWN_SECONDS = 0.2  # of one round: CPU of the process itself, then its children, then a rest
+MIX_CHILDREN = 8
+MIX_CHILD_SECONDS = 0.02  # CPU; at most, and of a grandchild
+MIX_REST_SECONDS = 0.05
 PATIENCE_SECONDS = 60.0
 
 
@@ -38,6 +43,11 @@ class Burner:
         self.tell(f"burn {core_seconds} {children}")
         return self.answer()
 
+    def mix(self, seconds: float) -> float:
+        """Run the mixed load for that long, return the core seconds used up to now."""
+        self.tell(f"mix {seconds}")
+        return self.answer(seconds + PATIENCE_SECONDS)
+
     def pulse(self) -> None:
         """Begin to burn half a core, until `rest`."""
         self.tell("pulse")
@@ -52,9 +62,9 @@ class Burner:
         self.process.stdin.write(f"{command}\n".encode())
         self.process.stdin.flush()
 
-    def answer(self) -> float:
+    def answer(self, patience_seconds: float = PATIENCE_SECONDS) -> float:
         assert self.process.stdout is not None
-        answered, _, _ = select.select([self.process.stdout], [], [], PATIENCE_SECONDS)
+        answered, _, _ = select.select([self.process.stdout], [], [], patience_seconds)
         assert answered, "the burner says nothing"
         return float(self.process.stdout.readline())
 
@@ -85,6 +95,8 @@ def main(name: str) -> int:
         match line.split():
             case ["burn", seconds, children]:
                 burn(float(seconds), int(children))
+            case ["mix", seconds]:
+                mix(float(seconds))
             case ["pulse"]:
                 pulse()
                 continue  # the line that ends it is answered
@@ -104,6 +116,28 @@ def burn(core_seconds: float, children: int) -> None:
         spend(end - core_seconds + core_seconds * (number + 1) / children)
         os.wait()
     spend(end)
+
+
+def mix(seconds: float) -> None:
+    """Burn, rest, and run children of some milliseconds, with children of their own, in turn."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        spend(time.process_time() + MIX_OWN_SECONDS)
+        for number in range(MIX_CHILDREN):
+            if os.fork() == 0:
+                if number % 2 and os.fork() == 0:  # a grandchild, which its parent waits for
+                    spend(time.process_time() + MIX_CHILD_SECONDS)
+                    os._exit(0)
+                elif number % 2:
+                    os.wait()
+                spend(time.process_time() + MIX_CHILD_SECONDS * number / MIX_CHILDREN)
+                os._exit(0)
+        for _ in range(MIX_CHILDREN):
+            os.wait()
+        subprocess.run(["/bin/sh", "-c", "echo mixed | cat > /dev/null"], check=True)
+        with Path("/dev/zero").open("rb") as zeros:  # time in the kernel
+            zeros.read(1 << 24)
+        time.sleep(MIX_REST_SECONDS)
 
 
 def pulse() -> None:

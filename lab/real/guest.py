@@ -66,14 +66,42 @@ def prepare(place: Path) -> None:
             engine.query(statement)
 
 
+def all_columns(place: Path) -> set[str]:
+    """Return `table.column` of every column of the views, as an administrator sees them."""
+    sql = "SELECT concat('system.', table, '.', name) FROM system.columns WHERE database = '{}'"
+    with _session(place, "admin", "", "<access_management>1</access_management>") as engine:
+        found = str(engine.query(sql.format(VIEWS), "TSV")).split()
+    return {one for one in found if one.rpartition(".")[0] in queries.TABLES}
+
+
 @contextmanager
-def guest(place: Path, *, without: str = "none") -> Iterator[Engine]:
-    """Be the least-privileged user; `without` the grants that name this. One at a time."""
+def guest(place: Path, *, without: str = "none", column: str = "none") -> Iterator[Engine]:
+    """Be the least-privileged user, one at a time.
+
+    Leave out the grants that contain the text `without`, and `column`, written as `table.column`.
+    """
     profile = "".join(f"<{name}>{value}</{name}>" for name, value in SETTINGS.items())
-    granted = (grant.replace(" system.", f" {VIEWS}.") for grant in GRANTS if without not in grant)
+    kept = (_leave_out(column, grant) for grant in GRANTS if without not in grant)
+    granted = (grant.replace(" system.", f" {VIEWS}.") for grant in kept if grant)
     grants = "".join(f"<query>{escape(grant)}</query>" for grant in granted)
     with _session(place, "guest", profile, f"<grants>{grants}</grants>") as engine:
         yield engine
+
+
+def _leave_out(column: str, grant: str) -> str:
+    """Return the grant without a column; empty if it grants no other."""
+    table, _, name = column.rpartition(".")
+    columns = granted_columns(grant)
+    if not grant.endswith(f" ON {table}") or name not in columns:
+        return grant
+    others = ", ".join(one for one in columns if one != name)
+    return f"GRANT SELECT({others}) ON {table}" if others else ""
+
+
+def granted_columns(grant: str) -> tuple[str, ...]:
+    """Return the columns of `GRANT SELECT(a, b) ON table`; none for another right."""
+    found = re.match(r"GRANT SELECT\(([\w, ]+)\) ON ", grant)
+    return tuple(found[1].split(", ")) if found else ()
 
 
 @contextmanager

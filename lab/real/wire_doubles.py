@@ -56,7 +56,8 @@ class Receiver:
             await asyncio.sleep(6)
         if how.endswith(("hang", "reset")) and request.transport:  # None: the sender has gone
             request.transport.abort()
-        return web.Response(status=503 if how == "503" else 200)
+        proof = {"webhook-id": request.headers["webhook-id"]}
+        return web.Response(status=503 if how == "503" else 200, headers=proof)
 
     def _store(self, delivery: str, body: bytes) -> None:
         self.bodies[delivery].add(body)

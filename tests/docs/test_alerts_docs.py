@@ -12,7 +12,7 @@ from byoc_agents.alerts.schema import components
 from byoc_agents.app.settings import settings_of
 from byoc_agents.delivery.shipper import ACTIONS, Action
 from byoc_agents.sinks.https import reason_of
-from lab.receiver import PATH
+from lab.receiver import BELIEVED_MS, PATH
 
 DOCS = Path(__file__).parents[2] / "docs"
 WORDS = {
@@ -64,3 +64,33 @@ def test_every_setting_is_documented() -> None:
     variables = [setting.variable for setting, _ in settings_of(settings.Settings).values()]
     missing = [v for v in variables if v.removesuffix("_FILE") not in text]
     assert not missing
+
+
+def test_the_printed_receiver_leaves_no_alert_out() -> None:
+    text = (DOCS / "alerts.md").read_text().split("```yaml\n", 1)[1].split("```", 1)[0]
+    config = yaml.safe_load(text)
+    (receiver,) = [one for one in config["receivers"] if one["name"] == "byoc"]
+    (hook,) = receiver["webhook_configs"]
+    assert hook["max_alerts"] == 0
+    assert hook["send_resolved"] is True
+    names = {one["name"] for one in config["receivers"]}
+    assert {
+        config["route"]["receiver"],
+        *(r["receiver"] for r in config["route"]["routes"]),
+    } == names
+
+
+def test_how_long_firing_counts_is_the_same_in_the_documents_and_in_the_receiver() -> None:
+    assert BELIEVED_MS == 2 * 3600 * 1000
+    contract = openapi()["paths"][PATH]["post"]["description"]
+    assert "Believe `firing` for two hours" in contract
+    text = (DOCS / "alerts.md").read_text()
+    assert "Believe `firing` for two hours" in text
+    assert "repeat_interval: 1h" in text
+
+
+def test_events_of_0_1_0_are_within_the_schema() -> None:
+    """The fields that 0.2.0 added are optional."""
+    schemas = components()
+    assert "end_inferred" not in schemas["Alert"]["required"]
+    assert not {"open_episodes", "open_digest"} & set(schemas["Heartbeat"]["required"])

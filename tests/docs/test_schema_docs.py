@@ -37,7 +37,7 @@ def test_every_field_has_a_meaning(event: Event) -> None:
 
 @each_event
 def test_every_number_has_a_unit_or_counts_something(event: Event) -> None:
-    counts = r"sequence|expected|observed|transitions?|lost_transitions|records|letters|alerts|\*"
+    counts = r"sequence|expected|observed|transitions?|records|letters|alerts|episodes|\*"
     free = re.compile(rf"(.*(?:{counts})|.*\.(?:value|threshold))$")
     numbers = [
         field for field in fields_of(type(event)) if re.match(r"integer|number|dec", field.type)

@@ -13,7 +13,9 @@ from byoc_agents.policy.cli import COMMANDS as POLICIES
 ROOT = Path(byoc_agents.__file__).parents[2]
 PAGE = (ROOT / "SECURITY.md").read_text()
 NAMED = sorted(set(re.findall(r"tests/[\w/]+\.py::\w+", PAGE)))
-THREATS = re.findall(r"^\| (.+?) \| (.+?) \| (.+?) \|$", PAGE.split("## Threats")[1], re.MULTILINE)
+THREATS = re.findall(
+    r"^\| (.+?) \| (.+?) \| (.+?) \|$", PAGE.split("## Threats")[1].split("\n## ")[0], re.MULTILINE
+)
 
 
 def collected(path: Path) -> set[str]:

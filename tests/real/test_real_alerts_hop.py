@@ -1,8 +1,7 @@
 """Real Prometheus and Alertmanager before the forwarder, a control plane with faults behind it."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -19,11 +18,12 @@ from lab.real.alerts_lab import (
     control_plane,
     daemon,
     metric,
+    pair,
     raise_alert,
     reached,
 )
-from lab.real.parts import prometheus as prometheus_part
 from lab.real.parts.process import RealProcess, free_port
+from lab.receiver import rejected
 
 Started = Callable[[str], RealProcess]
 PROMETHEUS_CONFIG = """
@@ -160,7 +160,7 @@ async def test_one_rejected_event_is_a_dead_letter_and_the_others_are_delivered(
     first = alertmanager(AM_CONFIG.format(port=forwarder.webhook_port, hook=HOOK))
     await plane.until(lambda: plane.of("byoc.alert.heartbeat.v1"))
     plane.fault = lambda _number, request: (
-        web.Response(status=status) if b'"alertname":"A"' in (request._read_bytes or b"") else None
+        rejected(request, status) if b'"alertname":"A"' in (request._read_bytes or b"") else None
     )
     await raise_alert(first, "A")
     held = 'byoc_send_attempts_total{daemon="alert-forwarder",result="rejects_all"}'
@@ -177,7 +177,9 @@ async def test_a_control_plane_that_rejects_everything_is_held_and_loses_nothing
 ) -> None:
     first = alertmanager(AM_CONFIG.format(port=forwarder.webhook_port, hook=HOOK))
     await plane.until(lambda: plane.of("byoc.alert.heartbeat.v1"))
-    plane.fault = answers(status)
+    plane.fault = lambda _number, request: (
+        web.Response(status=400) if status == 400 else rejected(request, status)
+    )
     await raise_alert(first, "A")
     held = "bad_response" if status == 400 else "rejects_all"
     await reached(
@@ -187,23 +189,6 @@ async def test_a_control_plane_that_rejects_everything_is_held_and_loses_nothing
     plane.fault = lambda _number, _request: None
     await plane.until(plane.told)
     assert plane.told() == [("A", "firing")]
-
-
-@contextlib.contextmanager
-def pair(directory: Path, config: str, *, gossip: bool) -> Iterator[list[RealProcess]]:
-    """Two Alertmanagers that know of each other, or have lost sight of each other."""
-    peers = [prometheus_part.alertmanager(directory / f"am-{n}", config) for n in range(2)]
-    gates = [free_port(), free_port()]
-    for number, peer in enumerate(peers if gossip else []):
-        peer.command.remove("--cluster.listen-address=")
-        peer.command += [
-            f"--cluster.listen-address=127.0.0.1:{gates[number]}",
-            f"--cluster.peer=127.0.0.1:{gates[1 - number]}",
-            "--cluster.peer-timeout=2s",
-            "--cluster.settle-timeout=2s",
-        ]
-    with peers[0], peers[1]:
-        yield peers
 
 
 @pytest.mark.parametrize("gossip", [True, False], ids=["in sight", "out of sight"])

@@ -1,10 +1,14 @@
 """What is billed against what the kernel says was used; the README's table is made of the same."""
 
+from pathlib import Path
+
 import pytest
 
-from lab.real.accuracy import Row, measured, table
+from lab.real.accuracy import TICKS_PER_SECOND, Row, measured, mixed_row, table
 
 TOLERANCE_PERCENT = 2.0
+MIXED_PERCENT = 0.2  # of `python -m lab.real.accuracy --mixed 3600`
+MIXED_SECONDS = 30
 ROWS = 9
 
 
@@ -37,3 +41,15 @@ def test_clickhouses_own_counters_see_little_of_many_small_queries(rows: list[Ro
     """Connections, parsing and threads that start cost most of it, and belong to no query."""
     (small,) = [row for row in rows if row.source == "clickhouse" and "SELECT 1" in row.workload]
     assert 0.02 * small.used < small.billed < 0.5 * small.used
+
+
+def test_the_default_meter_agrees_with_the_cgroup_under_a_mixed_load(tmp_path: Path) -> None:
+    """Four values in whole ticks are rounded down: utime, stime, cutime and cstime of one process.
+
+    That error does not grow with time, so it is allowed for once, in addition to the percentage.
+    """
+    row = mixed_row(tmp_path, MIXED_SECONDS)
+    print(f"\n{table([row])}")
+    rounding = 4 / TICKS_PER_SECOND
+    assert row.used > 2.0
+    assert abs(row.billed - row.used) <= row.used * MIXED_PERCENT / 100 + rounding

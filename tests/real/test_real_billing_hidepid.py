@@ -1,5 +1,6 @@
-"""A real /proc that hides other users' processes, in a mount namespace of its own."""
+"""A real /proc: one that hides other users' processes, and one in which a pid is used again."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -77,3 +78,53 @@ def test_one_that_does_not_run_is_absent_only_to_who_would_see_it(
     hidepid: str, uid: int, error: str, wanted: object
 ) -> None:
     assert look(wanted, hidepid, uid).startswith(f"{error} ")
+
+
+REUSE = """
+import asyncio, json, subprocess
+from pathlib import Path
+from byoc_agents.app.clock import SystemClock
+from byoc_agents.billing.sources.select import open_target, parse_target
+from byoc_agents.clickhouse import ClickHouse
+
+def start():
+    return subprocess.Popen(["reused-server", "300"], executable="/bin/sleep")
+
+async def read(target):
+    seen = await target.read()
+    return seen.reading and seen.reading.incarnation, seen.absent
+
+async def main():
+    first = start()
+    client = ClickHouse("http://127.0.0.1:1")
+    names = (f"pid:{first.pid}", "process:reused-server")
+    targets = [open_target(parse_target(name), client, SystemClock()) for name in names]
+    before = [await read(target) for target in targets]
+    await asyncio.sleep(0.02)  # two clock ticks, so that the start times differ
+    first.kill()
+    first.wait()
+    Path("/proc/sys/kernel/ns_last_pid").write_text(str(first.pid - 1))
+    second = start()
+    after = [await read(target) for target in targets]
+    second.kill()
+    print(json.dumps([first.pid, second.pid, before, after]))
+
+asyncio.run(main())
+"""
+
+
+def test_a_pid_that_another_process_has_now_is_another_counter() -> None:
+    """In a pid namespace of its own, where the next pid can be chosen."""
+    command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", REUSE]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
+    )
+    first, second, before, after = json.loads(done.stdout)
+    assert first == second, "the kernel has given the pid again"
+    assert before[0] == before[1]
+    assert before[0][0].split("-")[1] == str(first)
+    assert after[0] == [None, True], "the process with this pid was named, and it has ended"
+    incarnation, absent = after[1]
+    assert not absent
+    assert incarnation != before[1][0]
+    assert incarnation.split("-")[:2] == before[1][0].split("-")[:2], "only the start time differs"

@@ -114,7 +114,7 @@ class Pod:
     @contextmanager
     def scraping(self, target: str, ids: Ids | None = None) -> Iterator[Scraper]:
         """Run the scraper in its container until it has read its target."""
-        settings = directory(self.bucket)
+        settings = directory(self.bucket) | {"BYOC_BILLING_METER": "cgroup"}
         (self.place / "daemon").mkdir()
         for path in (self.bucket, self.place / "daemon"):
             os.chown(path, *(ids or WEAK_ROOT))

@@ -80,6 +80,7 @@ REFUSED: dict[str, tuple[str, str]] = {
     "url-with-a-password": ("httpsProxy=http://u:p@proxy:3128", "httpsProxy"),
     "scraper-elsewhere": ("billingScraper.target=clickhouse:https://a.example.com", "target"),
     "no-cidr": ("networkPolicy.cidrs.s3[0]=vendor", "s3"),
+    "no-such-meter": ("billingScraper.meter=kernel", "meter"),
 }
 IMPOSSIBLE: dict[str, tuple[str, str]] = {
     "too-little-time": ("clickhouse.terminationGracePeriodSeconds=30", "30 is too short"),
@@ -89,8 +90,35 @@ IMPOSSIBLE: dict[str, tuple[str, str]] = {
         "at least one must be enabled",
     ),
     "deployment-of-nothing": ("stateExporter.placement=deployment", "stateExporter.servers"),
+    "scraper-of-nothing": (
+        "billingScraper.placement=deployment,billingScraper.meter=clickhouse",
+        "billingScraper.servers: is required",
+    ),
+    "scraper-far-from-processes": (
+        "billingScraper.placement=deployment,billingScraper.servers.a=https://a.svc:8443",
+        "billingScraper.meter: process needs ClickHouse's pod; expected clickhouse",
+    ),
     "claims-of-others": ("clickhouse.owner=other,sidecars.spool.kind=claim", "volumeName"),
-    "bitnami-shares": ("clickhouse.owner=bitnami", "Bitnami's chart does not support it"),
+    "bitnami-shares": ("clickhouse.owner=bitnami", "which process needs; expected clickhouse"),
+    "a-process-for-clickhouse": (
+        "billingScraper.meter=clickhouse,billingScraper.target=auto",
+        "billingScraper.target: names a process",
+    ),
+    "one-role-for-a-named-account": (
+        "clickhouse.serviceAccountName=own,aws.identity=podIdentity",
+        "aws.identity: EKS associates one role with the account own",
+    ),
+    "no-addresses": ("networkPolicy.cidrs=null", "networkPolicy.cidrs.s3: is required"),
+    "all-addresses": (
+        "networkPolicy.cidrs.s3[0]=0.0.0.0/0",
+        "cidrs.s3: 0.0.0.0/0 is wider than /8; expected narrower addresses, or networkPolicy.wide",
+    ),
+    "all-addresses-of-ipv6": ("networkPolicy.cidrs.sqs[0]=::/0", "cidrs.sqs: ::/0 is wider"),
+    "all-addresses-in-two-halves": (
+        "networkPolicy.cidrs.sts[0]=0.0.0.0/1,networkPolicy.cidrs.sts[1]=128.0.0.0/1",
+        "cidrs.sts: 128.0.0.0/1 is wider",
+    ),
+    "all-resolvers": ("networkPolicy.dns[0]=0.0.0.0/0", "networkPolicy.dns: 0.0.0.0/0 is wider"),
     "print-own": ("sidecars.print=true", "sidecars.print"),
     "keys-of-nobody": ("aws.identity=secret", "aws.secretName"),
 }

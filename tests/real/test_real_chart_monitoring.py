@@ -144,6 +144,7 @@ def test_the_operators_receiver_says_the_same_as_the_plain_one() -> None:
     assert theirs["name"] == "byoc"
     assert theirs["webhookConfigs"][0]["url"] == ours["url"]
     assert ours["url"].startswith("https://byoc-agents-alert-forwarder.clickhouse.svc:9095/")
+    assert theirs["webhookConfigs"][0]["maxAlerts"] == ours["max_alerts"] == 0
     assert theirs["webhookConfigs"][0]["sendResolved"] is ours["send_resolved"] is True
 
 

@@ -25,6 +25,8 @@ CASES = [(values, version) for values in render.CI for version in (render.NEW, r
 by_case = pytest.mark.parametrize(
     ("values", "kubernetes"), CASES, ids=[f"{render.name(v)}-{k}" for v, k in CASES]
 )
+DEFAULT = render.CHART / "ci" / "default-values.yaml"
+APART = (65532, 65532)  # uid and gid of a daemon that shares none with ClickHouse
 GIVEN_BY_EKS = frozenset({"AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE"})
 
 
@@ -165,26 +167,50 @@ def test_every_mount_has_its_volume_and_no_port_is_there_twice(
 
 
 @pytest.mark.parametrize(
-    ("called", "target", "shared", "ids"),
+    ("called", "meter", "target", "shared", "ids"),
     [
-        ("default", "auto", True, (101, 101)),
-        ("altinity", "auto", True, (101, 101)),
-        ("all-sidecars", "process:clickhouse-server", True, (101, 101)),
-        ("refused", "clickhouse:http://127.0.0.1:8123", False, (101, 101)),
-        ("bitnami", "clickhouse:http://127.0.0.1:8123", None, (1001, 1001)),
+        ("default", "process", "auto", True, APART),
+        ("altinity", "process", "auto", True, APART),
+        ("all-sidecars", "cgroup", "process:clickhouse-server", True, (101, 101)),
+        ("refused", "clickhouse", "clickhouse:http://127.0.0.1:8123", None, APART),
+        ("bitnami", "clickhouse", "clickhouse:http://127.0.0.1:8123", None, APART),
     ],
 )
-def test_the_scraper_reads_its_neighbour_as_far_as_it_may(
-    called: str, target: str, shared: bool | None, ids: tuple[int, int]
+def test_each_meter_gets_what_it_needs_and_no_more(
+    called: str, meter: str, target: str, shared: bool | None, ids: tuple[int, int]
 ) -> None:
-    """The kernel's counters want one process namespace, uid and gid; else ClickHouse's own."""
+    """Only the cgroup's counters need ClickHouse's uid and gid."""
     values = render.CHART / "ci" / f"{called}-values.yaml"
     (pod,) = [one for one in every_pod(values, render.NEW) if one.beside]
     scraper = next(one for one in pod.ours if "billing-scraper" in one["args"])
     assert environment(scraper)["BYOC_BILLING_TARGET"] == target
+    assert environment(scraper)["BYOC_BILLING_METER"] == meter
     assert pod.spec.get("shareProcessNamespace") is shared
-    rights = scraper["securityContext"]
-    assert (rights["runAsUser"], rights["runAsGroup"]) == ids
+    for container in pod.ours:
+        rights = container["securityContext"]
+        expected = ids if container is scraper else APART
+        assert (rights["runAsUser"], rights["runAsGroup"]) == expected
+
+
+def test_clickhouse_keeps_its_own_ids() -> None:
+    (pod,) = [one for one in every_pod(DEFAULT, render.NEW) if one.beside]
+    (clickhouse,) = pod.spec["containers"]
+    for rights in (clickhouse["securityContext"], pod.spec["securityContext"]):
+        assert (rights["runAsUser"], rights["runAsGroup"]) == (101, 101)
+    assert pod.spec["securityContext"]["fsGroup"] == 101  # the sidecars write the spool by it
+
+
+def test_an_account_that_the_customer_names_is_kept() -> None:
+    """The role is then trusted for that account, by a token that only our containers hold."""
+    documents = render.manifests(render.CHART / "ci" / "altinity-values.yaml")
+    (pod,) = [one for one in pods(documents) if one.beside]
+    assert pod.spec["serviceAccountName"] == "clickhouse"
+    accounts = {d["metadata"]["name"] for d in documents if d["kind"] == "ServiceAccount"}
+    assert accounts == {"byoc-agents-alert-forwarder"}, "no account that no pod uses"
+    named = ("--set", "clickhouse.serviceAccountName=clickhouse")
+    printed = render.CHART / "ci" / "bitnami-values.yaml"
+    assert "serviceAccount:" in render.printed(printed)
+    assert "serviceAccount:" not in render.printed(printed, *named)
 
 
 def test_the_size_is_told_by_the_downward_api_where_there_is_one() -> None:
@@ -232,28 +258,48 @@ def test_only_who_calls_aws_has_an_identity(values: Path, kubernetes: str) -> No
 
 
 def test_a_forwarder_of_its_own_has_an_account_without_a_role() -> None:
-    documents = render.manifests(render.CHART / "ci" / "default-values.yaml")
-    accounts = {d["metadata"]["name"]: d for d in documents if d["kind"] == "ServiceAccount"}
+    documents = render.manifests(DEFAULT)
+    accounts = {d["metadata"]["name"] for d in documents if d["kind"] == "ServiceAccount"}
     (forwarder,) = [one for one in pods(documents) if not one.beside]
     (clickhouse,) = [one for one in pods(documents) if one.beside]
-    annotations = {name: one["metadata"].get("annotations", {}) for name, one in accounts.items()}
-    assert annotations[forwarder.spec["serviceAccountName"]] == {}
-    role = annotations[clickhouse.spec["serviceAccountName"]]["eks.amazonaws.com/role-arn"]
-    assert role == "arn:aws:iam::111122223333:role/byoc-agents"
+    used = {one.spec["serviceAccountName"] for one in (forwarder, clickhouse)}
+    assert used == accounts == {"byoc-agents", "byoc-agents-alert-forwarder"}
+    assert not [name for name in environment(forwarder.ours[0]) if name.startswith("AWS_")]
+    assert "byoc-token" not in str(forwarder.spec)
 
 
-def test_a_projected_token_is_for_our_containers_only() -> None:
-    values = render.CHART / "ci" / "refused-values.yaml"
+@pytest.mark.parametrize("called", ["default", "altinity", "refused", "deployments"])
+def test_a_token_of_our_own_audience_is_mounted_into_our_containers_only(called: str) -> None:
+    documents = render.manifests(render.CHART / "ci" / f"{called}-values.yaml")
+    for pod in pods(documents):
+        containers = [*pod.spec.get("initContainers", []), *pod.spec["containers"]]
+        holders = {one["name"] for one in containers if "byoc-token" in str(one)}
+        callers = {one["name"] for one in pod.ours if environment(one).keys() & GIVEN_BY_EKS}
+        assert holders == callers <= {one["name"] for one in pod.ours}
+        tokens = [one for one in pod.spec.get("volumes", []) if one["name"] == "byoc-token"]
+        sources = [source for one in tokens for source in one["projected"]["sources"]]
+        audiences = [source["serviceAccountToken"]["audience"] for source in sources]
+        assert audiences == (["byoc-agents"] if holders else [])
+    accounts = [d for d in documents if d["kind"] == "ServiceAccount"]
+    assert not [one for one in accounts if "annotations" in one["metadata"]], "EKS would inject"
+
+
+def test_a_scraper_of_its_own_has_a_stream_per_replica() -> None:
+    """Each container has its own replica, state directory and port, so ids never collide."""
+    values = render.CHART / "ci" / "replicas-values.yaml"
     (pod,) = every_pod(values, render.NEW)
-    holders = [
-        one["name"]
-        for one in [*pod.spec["initContainers"], *pod.spec["containers"]]
-        if "byoc-token" in str(one["volumeMounts"])
-    ]
-    assert holders == ["byoc-agents"]
-    assert environment(pod.ours[0]).keys() >= GIVEN_BY_EKS
-    (account,) = [d for d in render.manifests(values) if d["kind"] == "ServiceAccount"]
-    assert "annotations" not in account["metadata"]
+    found = [environment(one) for one in pod.ours]
+    assert [one["BYOC_REPLICA"] for one in found] == ["chi-a-0-0", "chi-a-0-1"]
+    for name in ("BYOC_STATE_DIR", "BYOC_LISTEN", "BYOC_BILLING_TARGET", "BYOC_REPLICA"):
+        assert len({one[name] for one in found}) == 2
+    assert all(one["BYOC_BILLING_METER"] == "clickhouse" for one in found)
+    assert not [name for one in found for name in one if "POD_UID" in name or "LIMITS" in name]
+    assert pod.spec["serviceAccountName"] == "byoc-agents"
+    assert "shareProcessNamespace" not in pod.spec
+    (monitor,) = [d for d in render.manifests(values) if d["kind"] == "PodMonitor"]
+    scraped = {one["port"] for one in monitor["spec"]["podMetricsEndpoints"]}
+    assert scraped == {port["name"] for one in pod.ours for port in one["ports"]}
+    assert not [d for d in render.manifests(values) if d["kind"] == "StatefulSet"]
 
 
 def _enumerations(node: Any) -> list[Any]:

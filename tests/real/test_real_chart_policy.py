@@ -1,16 +1,18 @@
 """The chart's policies against `byoc-agents policy --check` in the environment it renders."""
 
+import json
 import os
 import re
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
 import yaml
 
 from byoc_agents.policy import cli as policy_cli
 from lab.real.chart import render
-from lab.real.chart.pods import Pod, environment, pods
+from lab.real.chart.pods import REPLICA, Pod, environment, pods
 from lab.real.chart.render import Manifest
 
 IDENTITY = {"irsa": "irsa", "podIdentity": "pod-identity", "secret": "environment"}
@@ -89,10 +91,47 @@ def test_no_policy_says_more_or_less_than_the_table(
     wanted = kind == "networkpolicy" or _values(values)["policy"]["cilium"]
     for pod in pods(documents):
         for container in pod.ours if wanted else ():
+            if container["name"].startswith(REPLICA):  # one policy for several: the test below
+                left.pop("byoc-agents-billing-scraper", None)
+                continue
             document = left.pop(f"byoc-agents-{container['name']}")
             asked = _asked(kind, pod, container, values)
             assert policy.check(asked, container, document) == (0, "")
     assert set(left) <= OTHERS
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_policy_of_a_scraper_of_its_own_is_that_of_all_its_replicas(
+    kind: str, policy: Policy
+) -> None:
+    """Each container's table allows a part of it, and together they allow all of it."""
+    values = render.CHART / "ci" / "replicas-values.yaml"
+    documents = render.manifests(values)
+    (document,) = _policies(documents, KINDS[kind]).values()
+    (pod,) = [one for one in pods(documents) if one.ours]
+    assert len(pod.ours) == 2
+    rules = []
+    for container in pod.ours:
+        code, said = policy(_asked(kind, pod, container, values), container)
+        assert code == 0
+        rules.append(yaml.safe_load(said)["spec"])
+    for direction in ("ingress", "egress"):
+        allowed = _without_lists(document["spec"][direction])
+        tables = [_without_lists(one[direction]) for one in rules]
+        assert all(table <= allowed for table in tables)
+        assert set().union(*tables) == allowed
+
+
+def _without_lists(rules: list[Any]) -> set[str]:
+    """Return (peer, port) of each rule as text, so that rules with several ports compare."""
+    found = set()
+    for rule in rules:
+        peers = {key: value for key, value in rule.items() if key not in {"ports", "toPorts"}}
+        groups = [rule, *rule.get("toPorts", [])]
+        for port in [port for group in groups for port in group.get("ports", [])]:
+            names = [name for group in groups for name in group.get("rules", {}).get("dns", [])]
+            found |= {json.dumps([peers, port, name], sort_keys=True) for name in names or [None]}
+    return found
 
 
 def test_a_rule_too_much_is_noticed(policy: Policy) -> None:
@@ -117,6 +156,39 @@ def test_another_owners_pods_are_left_alone_unless_asked() -> None:
             for one in _policies(documents, "NetworkPolicy").values()
         ]
         assert any("byoc-agents/sidecars" in one for one in selectors) == wanted
+
+
+def test_every_address_is_allowed_only_if_asked_for() -> None:
+    """Without `wide` each rule to a host outside the cluster has the addresses of the values."""
+    for values in render.CI:
+        wide = _values(values)["policy"].get("wide", False)
+        documents = render.manifests(values)
+        policies = _policies(documents, "NetworkPolicy").values()
+        assert ("0.0.0.0/0" in str(list(policies))) == wide
+    values = render.CHART / "ci" / "default-values.yaml"
+    wide_flags = ("--set", "networkPolicy.wide=true,networkPolicy.cidrs=null")
+    documents = render.manifests(values, *wide_flags)
+    scraper = _policies(documents, "NetworkPolicy")["byoc-agents-billing-scraper"]
+    assert "0.0.0.0/0" in str(scraper)
+
+
+def test_cilium_alone_needs_no_addresses() -> None:
+    values = render.CHART / "ci" / "closed-network-values.yaml"
+    flags = ("--set", "networkPolicy.enabled=false,networkPolicy.cidrs=null")
+    documents = render.manifests(values, *flags)
+    assert _policies(documents, "NetworkPolicy") == {}
+    policies = _policies(documents, "CiliumNetworkPolicy")
+    assert "toFQDNs" in str(policies["byoc-agents-billing-scraper"])
+
+
+def test_clickhouse_of_the_chart_asks_no_host_although_its_pod_may() -> None:
+    """The sidecars' rules select its pod, so ClickHouse itself refuses every host."""
+    documents = render.manifests(render.CHART / "ci" / "default-values.yaml")
+    (settings,) = [d["data"] for d in documents if "server.xml" in d.get("data", {})]
+    server = ET.fromstring(settings["server.xml"])
+    hosts = server.find("remote_url_allow_hosts")
+    assert hosts is not None
+    assert list(hosts) == []
 
 
 def test_the_mesh_lets_out_the_same_hosts(policy: Policy) -> None:

@@ -164,7 +164,7 @@ def test_the_rendered_pod_meters_tells_and_relays(
 ) -> None:
     assert set(sidecars) == {"billing-scraper", "state-exporter", "alert-forwarder"}
     with old_clickhouse(world.made) as target:
-        eventually(lambda: str(_status(world.made)["source"]).startswith("cgroup."))
+        eventually(lambda: _status(world.made)["source"] == "process")
         before = used_core_seconds(target)
         world.made.get("http://127.0.0.1:8123/", BURN)
         eventually(world.bucket.writes)  # while it runs, not only at the end
@@ -196,7 +196,7 @@ def _stopped_well(name: str, sidecar: Container) -> None:
 def _billed(bucket: Bucket, identity: str, least: float, most: float) -> None:
     """Check that the usage in S3 is the target's own, read from the kernel, and all of it."""
     records = [one for one in usages(bucket.objects()) if one.quality != "gap"]
-    assert {one.source for one in records} < {"cgroup.v1", "cgroup.v2"}
+    assert {one.source for one in records} == {"process"}
     assert {one.container_id for one in records} == {identity}
     assert {one.pod_uid for one in records} == {"0b8f6a3e-6f0c-4a53-9d0e-0a4a4b1f7c11"}
     report = bucket.verified()

@@ -97,6 +97,7 @@ def settings(bucket: Bucket, queue: Queue, server: RealProcess) -> dict[str, str
         "BYOC_CLICKHOUSE_USER": clickhouse.USER,
         "BYOC_CLICKHOUSE_PASSWORD": clickhouse.PASSWORD,
         "BYOC_BILLING_TARGET": f"process:{NAME}",
+        "BYOC_BILLING_METER": "cgroup",
         "BYOC_BILLING_SAMPLE_SECONDS": "0.5",
         "BYOC_BILLING_WINDOW_SECONDS": "2",
         "BYOC_BILLING_SEAL_SECONDS": "2",

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from byoc_agents.app.clock import SystemClock
+from byoc_agents.billing.sources import clickhouse
 from byoc_agents.clickhouse import ClickHouse
 from byoc_agents.state import queries
 from byoc_agents.state.assess import Assessment, Memory, ServiceState, assess
@@ -18,7 +19,17 @@ from byoc_agents.state.observation import ProbeSource, SourceResult, StateObserv
 from byoc_agents.state.probes import Prober
 from byoc_agents.state.thresholds import ReasonCode, Thresholds
 from lab.real.chdb_front import Engine, front
-from lab.real.guest import GRANTS, SETTINGS, TABLE, VIEWS, OverViews, guest, prepare
+from lab.real.guest import (
+    GRANTS,
+    SETTINGS,
+    TABLE,
+    VIEWS,
+    OverViews,
+    all_columns,
+    granted_columns,
+    guest,
+    prepare,
+)
 
 SELECTS = [
     *queries.FAST.values(),
@@ -177,7 +188,7 @@ async def test_without_one_grant_that_source_is_named_and_hides_no_other(
     place: Path, source: ProbeSource
 ) -> None:
     table = source.removeprefix("system.")
-    with guest(place, without=f"SELECT ON {source}") as engine:
+    with guest(place, without=f" ON {source}") as engine:
         with pytest.raises(RuntimeError, match=r"Code: 497\b"):
             engine.query(f"SELECT * FROM {VIEWS}.{table}")
         observation, _ = await look(engine)
@@ -194,7 +205,7 @@ async def test_without_one_grant_that_source_is_named_and_hides_no_other(
 
 async def test_without_show_tables_empty_rows_are_no_health(place: Path) -> None:
     with guest(place, without="SHOW TABLES") as engine:
-        assert rows(engine, f"SELECT * FROM {VIEWS}.parts") == [], "an empty answer, no error"
+        assert rows(engine, f"SELECT active FROM {VIEWS}.parts") == [], "an empty answer, no error"
         observation, _ = await look(engine)
     hidden = {name for name, how in observation.sources.items() if how is SourceResult.HIDDEN}
     assert hidden == FILTERED
@@ -202,6 +213,44 @@ async def test_without_show_tables_empty_rows_are_no_health(place: Path) -> None
     found = judged(observation)
     assert (found.state, found.healthy) == (ServiceState.DEGRADED, False)
     assert set(found.reasons[0].missing) == hidden
+
+
+COLUMNS = sorted(
+    f"{grant.rpartition(' ')[2]}.{column}" for grant in GRANTS for column in granted_columns(grant)
+)
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+async def test_without_one_column_its_source_is_denied(place: Path, column: str) -> None:
+    """No granted column is one that the queries could do without."""
+    source = ProbeSource(column.rpartition(".")[0])
+    with guest(place, column=column) as engine:
+        observation, _ = await look(engine)
+    assert observation.sources[source] is SourceResult.DENIED
+
+
+def test_every_other_column_of_these_tables_is_refused(place: Path) -> None:
+    others = all_columns(place) - set(COLUMNS)
+    assert len(others) > 80
+    with guest(place) as engine:
+        for one in sorted(others):
+            table, _, name = one.replace("system.", f"{VIEWS}.").rpartition(".")
+            with pytest.raises(RuntimeError, match=r"Code: 497\b"):
+                engine.query(f"SELECT `{name}` FROM {table} LIMIT 1")
+
+
+def test_the_billing_scraper_needs_no_other_column(place: Path) -> None:
+    """Its query as it is sent, under the same grants; a server of before serverUUID() too."""
+    with guest(place) as engine:
+        for sql in (clickhouse.SQL, clickhouse.OLD_SQL):
+            text = str(OverViews(engine).query(sql, "JSONEachRow"))
+            assert '"machine_cpus"' in text
+    for column in ("events.event", "events.value", "metrics.value", "asynchronous_metrics.metric"):
+        with (
+            guest(place, column=f"system.{column}") as engine,
+            pytest.raises(RuntimeError, match=r"Code: 497\b"),
+        ):
+            OverViews(engine).query(clickhouse.OLD_SQL)
 
 
 def test_the_sql_was_read_whole() -> None:

@@ -190,6 +190,7 @@ async def forwarding(
         watchdog=parse('alertname="Watchdog"'),
         allowed=Allowed(labels=["alertname"], annotations=["summary"]),
         reminder_seconds=HOUR_SECONDS,
+        reopen_seconds=360,
     )
     async with Spool(memory, max_bytes=256 << 10, clock=clock) as spool:
         counts = Counts(Metrics(), "alert-forwarder")

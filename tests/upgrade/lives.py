@@ -40,6 +40,7 @@ RULES = Rules(
     watchdog=matchers.parse('alertname="Watchdog"'),
     allowed=Allowed(("alertname", "severity"), ("summary",)),
     reminder_seconds=900,
+    reopen_seconds=360,
 )
 
 

@@ -117,6 +117,20 @@ async def test_what_was_told_is_not_told_again_and_what_follows_is(old: Old) -> 
         assert await told.accept(notification(("Full", "resolved"))) == 1
 
 
+async def test_an_open_alert_counts_when_it_is_seen_again_and_a_later_start_ends_it(
+    old: Old,
+) -> None:
+    async with life(old.state_dir, ALERTS, old.clock()) as one:
+        firing = notification(("Full", "firing"), ("Refused", "firing"))
+        assert await relay(one).accept(firing) == 0
+        continued = relay(one)
+        assert await continued.confirm_reopened() == 0
+        assert continued.open_episodes()[0] == 2
+        later = notification(("Full", "firing")).replace(b"T12:01:00", b"T12:10:00")
+        assert await continued.accept(later) == 2
+        assert continued.open_episodes()[0] == 2
+
+
 @pytest.mark.parametrize("daemon", [STATE, ALERTS])
 async def test_a_dead_letter_can_be_sent_again(
     old: Old, daemon: str, capsys: pytest.CaptureFixture[str]

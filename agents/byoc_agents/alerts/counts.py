@@ -5,11 +5,14 @@ from typing import Literal
 
 from byoc_agents.app.metrics import Metrics
 
-AlertOutcome = Literal["relayed", "reminder", "duplicate", "watchdog", "not_selected", "invalid"]
+AlertOutcome = Literal[
+    "relayed", "reminder", "duplicate", "unconfirmed", "watchdog", "not_selected", "invalid"
+]
 OUTCOMES: tuple[AlertOutcome, ...] = (
     "relayed",
     "reminder",
     "duplicate",
+    "unconfirmed",
     "watchdog",
     "not_selected",
     "invalid",

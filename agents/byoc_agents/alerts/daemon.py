@@ -16,10 +16,11 @@ from byoc_agents.alerts.settings import Settings
 from byoc_agents.alerts.webhook import Webhook
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.context import ClickHouseSettings, Runtime
-from byoc_agents.app.daemon import Daemon, check_address
+from byoc_agents.app.daemon import Daemon
 from byoc_agents.app.settings import CoreSettings
 from byoc_agents.durable.spool import Spool
 from byoc_agents.egress.destinations import Destination, https_destination
+from byoc_agents.errors import ConfigError
 from byoc_agents.sinks.https import HttpsSink
 
 __all__ = ["NAME", "Settings", "destinations", "forwarder", "https_sink", "open_daemon"]
@@ -55,6 +56,7 @@ async def open_daemon(
         session = await stack.enter_async_context(runtime.gate.session())
         counts = Counts(runtime.metrics, NAME)
         source = forwarder(runtime.core, own, spool, runtime.clock, counts)
+        stack.push_async_callback(source.close)
         sink = https_sink(own, session, runtime.clock)
         yield runtime.daemon(
             NAME,
@@ -62,8 +64,19 @@ async def open_daemon(
             spool=spool,
             sink=sink,
             ledger=ledger,
-            check=lambda: check_address(own.listen, "BYOC_ALERTS_LISTEN"),
+            check=lambda: listen(source, own.listen),
         )
+
+
+async def listen(source: Forwarder, address: tuple[str, int]) -> None:
+    """Open the webhook at the start. Raises ConfigError if it cannot be opened."""
+    try:
+        await source.listen()
+    except OSError as error:
+        host, port = address
+        mistake = f"BYOC_ALERTS_LISTEN: {host}:{port}: {error.strerror or error}: expected a free"
+        mistake += " host:port, and with TLS a certificate and a key that can be read"
+        raise ConfigError([mistake]) from error
 
 
 def forwarder(
@@ -79,7 +92,12 @@ def forwarder(
     heartbeat = HeartbeatSender(
         rules.origin, relay, spool, clock, interval_seconds=own.heartbeat_seconds
     )
-    listen = Listen(*own.listen, cert_file=own.tls_cert_file, key_file=own.tls_key_file)
+    listen = Listen(
+        *own.listen,
+        cert_file=own.tls_cert_file,
+        key_file=own.tls_key_file,
+        certificate_seconds=SECRET_SECONDS,
+    )
     return Forwarder(webhook, relay, heartbeat, listen)
 
 
@@ -95,6 +113,7 @@ def https_sink(own: Settings, session: aiohttp.ClientSession, clock: Clock) -> H
         clock=clock,
         max_messages=own.max_batch,
         timeout_seconds=own.timeout_seconds,
+        proof=own.contract != "0.1",
     )
 
 
@@ -105,4 +124,5 @@ def _rules(core: CoreSettings, own: Settings) -> Rules:
         watchdog=matchers.parse(own.watchdog),
         allowed=Allowed(own.labels, own.annotations),
         reminder_seconds=own.reminder_seconds,
+        reopen_seconds=own.reopen_seconds,
     )

@@ -1,81 +1,213 @@
-"""What has been told already: event id -> when, kept in the spool with the messages themselves.
+"""The facts that were reported: event id -> fact, stored in the spool with the messages themselves.
 
-A key is written in the same commit as its message, so a crash leaves both or neither. Forgetting
-is safe: the alert is told again with the same id, and the receiver knows it. The bounds are on
-memory and disk only. Keys begin with the time: what is told together lies in one page of the file,
-and so does what is forgotten together. Version 0.1.0 had keys without it, which are read as well.
+A fact is the beginning or the end of an episode. Its key is written in the commit of its message,
+so a crash leaves both or neither. To forget a fact is safe: it is reported again with the same id,
+which the receiver knows. The bounds limit memory and disk only. Keys begin with the time: what is
+reported together is in one page of the file, and so is what is forgotten together. Version 0.1.0
+stored the time alone, under another prefix, which is read as well; it ignores the new keys.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
 
+import msgspec
+
+from byoc_agents.alerts.events import AlertEvent
+from byoc_agents.alerts.payload import Status
+from byoc_agents.app.cloudevents import rfc3339, stable_id
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import SpoolCorruptError
 
-PREFIX = "told/"
-MAX_IDS = 10_000  # about 2 MiB of memory; each alert that began and ended takes two
-MAX_AGE_MS = 7 * 24 * 3600 * 1000  # since it was last told; a reminder makes it young again
+PREFIX = "fact/"
+OLD_PREFIX = "told/"  # of 0.1.0
+UNCONFIRMED = "unconfirmed/"
+MAX_FACTS = 10_000  # about 4 MiB of memory; an alert that began and ended takes two
+MAX_AGE_MS = 7 * 24 * 3600 * 1000  # since its last report; a reminder makes a beginning young again
 MAX_FORGOTTEN = 64  # in one commit; more are forgotten in the next ones
+FINGERPRINT_DIGITS = 16
 
 
-class DedupIndex:
-    """The memory of one forwarder. `load` must have been called, and again after a spool error."""
+class Episode(msgspec.Struct, frozen=True, array_like=True):
+    """A time during which one alert fired."""
 
-    def __init__(self, *, max_ids: int = MAX_IDS) -> None:
-        self._max_ids = max_ids
-        self._at_ms: OrderedDict[str, int] = OrderedDict()  # oldest first
+    alert: str  # which alert, and ends with its fingerprint; see `Sighting.alert_key`
+    starts_at_ms: int
+    follows_ms: int | None = None  # the end that it follows, if it fired again with the same start
+
+    @property
+    def age(self) -> tuple[int, int]:
+        """Return what is larger for a later episode of the same alert."""
+        return self.starts_at_ms, self.follows_ms or 0
+
+
+class Fact(msgspec.Struct, frozen=True, array_like=True):
+    """A beginning or an end that was reported."""
+
+    at_ms: int  # when it was last reported, milliseconds since 1970
+    status: Status | None = None  # None with `episode`: stored by 0.1.0
+    episode: Episode | None = None
+    ends_at_ms: int | None = None  # of an end, if the sender stated it
+    waited: bool = False  # a beginning that nothing took back in time, and no reminder since
+
+
+class Unconfirmed(msgspec.Struct, frozen=True, array_like=True):
+    """An alert that fires with the start of a reported end: a new fact, or an out-of-date copy."""
+
+    due_ms: int  # a new fact from then on, unless Alertmanager takes it back before
+    episode: Episode
+    event: AlertEvent
+
+
+class OpenEpisodes:
+    """The latest episode of each alert, and which of them have not ended."""
+
+    def __init__(self) -> None:
+        self.latest: dict[str, Episode] = {}
+        self._open: dict[str, int] = {}  # alert -> when its latest beginning was last reported
+
+    def apply(self, facts: Iterable[Fact]) -> None:
+        """Take facts in the order in which they are reported."""
+        for fact in facts:
+            if fact.episode and fact.status == "firing":
+                self._begin(fact.episode, fact.at_ms)
+            elif fact.episode and self.latest.get(fact.episode.alert) == fact.episode:
+                self._open.pop(fact.episode.alert, None)
+
+    def forget(self, fact: Fact) -> None:
+        """Drop the latest episode of an alert, when its beginning is forgotten."""
+        episode = fact.episode
+        if episode and fact.status == "firing" and self.latest.get(episode.alert) == episode:
+            del self.latest[episode.alert]
+            self._open.pop(episode.alert, None)
+
+    def copy(self) -> "OpenEpisodes":
+        """Return the same, to apply facts that are not stored yet."""
+        other = OpenEpisodes()
+        other.latest, other._open = dict(self.latest), dict(self._open)
+        return other
+
+    def summary(self, now_ms: int) -> tuple[int, str]:
+        """Return the number of open episodes with an event in the last 7 days, and their digest."""
+        return summarize(
+            (alert[-FINGERPRINT_DIGITS:], rfc3339(self.latest[alert].starts_at_ms))
+            for alert, at_ms in self._open.items()
+            if at_ms >= now_ms - MAX_AGE_MS
+        )
+
+    def _begin(self, episode: Episode, at_ms: int) -> None:
+        latest = self.latest.get(episode.alert)
+        if latest is None or episode.age >= latest.age:
+            self.latest[episode.alert] = episode
+            self._open[episode.alert] = at_ms
+
+
+def summarize(episodes: Iterable[tuple[str, str]]) -> tuple[int, str]:
+    """Return the number and the digest of open episodes, given as (fingerprint, starts_at).
+
+    The digest is the first 32 hex digits of the SHA-256 of the lines `FINGERPRINT STARTS_AT`,
+    sorted, with line ends between them.
+    """
+    lines = sorted({f"{fingerprint} {starts_at}" for fingerprint, starts_at in episodes})
+    return len(lines), stable_id(*lines)
+
+
+class AlertMemory:
+    """What one forwarder has reported. Call `load` first, and again after a spool error."""
+
+    def __init__(self, *, max_facts: int = MAX_FACTS) -> None:
+        self._max_facts = max_facts
+        self._facts: OrderedDict[str, Fact] = OrderedDict()  # oldest first
+        self.episodes = OpenEpisodes()
+        self.unconfirmed: dict[str, Unconfirmed] = {}  # by alert
 
     def __len__(self) -> int:
-        """Return how many are remembered."""
-        return len(self._at_ms)
+        """Return how many facts are remembered."""
+        return len(self._facts)
 
     async def load(self, spool: Spool) -> None:
-        """Read what the spool has. Raises SpoolUnavailableError."""
+        """Read the state of the spool. Raises SpoolUnavailableError."""
         try:
-            stored = await spool.state(PREFIX)
-        except SpoolCorruptError:  # an empty file stands there now
-            stored = await spool.state(PREFIX)
-        found: dict[str, int] = {}
+            stored = await spool.state(OLD_PREFIX)
+        except SpoolCorruptError:  # an empty file has taken its place
+            stored = await spool.state(OLD_PREFIX)
+        stored |= await spool.state(PREFIX)
+        waiting = await spool.state(UNCONFIRMED)
+        found: dict[str, Fact] = {}
         for key, value in stored.items():
-            event_id = _id_of(key)
-            found[event_id] = max(int(value), found.get(event_id, 0))
-        self._at_ms = OrderedDict(sorted(found.items(), key=lambda item: item[1]))
+            fact, event_id = _read(value), _id_of(key)
+            if event_id not in found or fact.at_ms > found[event_id].at_ms:
+                found[event_id] = fact
+        self._facts = OrderedDict(sorted(found.items(), key=lambda item: item[1].at_ms))
+        self.episodes = OpenEpisodes()
+        for status in ("firing", "resolved"):
+            self.episodes.apply(fact for fact in found.values() if fact.status == status)
+        self.unconfirmed = {
+            key.removeprefix(UNCONFIRMED): msgspec.json.decode(value, type=Unconfirmed)
+            for key, value in waiting.items()
+        }
 
-    def at_ms(self, event_id: str) -> int | None:
-        """Return when this was last told, milliseconds since 1970; None = never."""
-        return self._at_ms.get(event_id)
+    def fact(self, event_id: str) -> Fact | None:
+        """Return what was reported under this id; None = nothing."""
+        return self._facts.get(event_id)
 
-    def state(self, new: Mapping[str, int], now_ms: int) -> dict[str, bytes | None]:
-        """Return the keys to be written with `new`, and the keys to be forgotten."""
-        again = [event_id for event_id in new if event_id in self._at_ms]
-        gone = [key for i in [*self._old(new, now_ms), *again] for key in _keys(i, self._at_ms[i])]
-        kept: dict[str, bytes | None] = {_keys(i, at)[0]: b"%d" % at for i, at in new.items()}
-        return dict.fromkeys(gone) | kept
+    def state(
+        self, new: Mapping[str, Fact], unconfirmed: Mapping[str, Unconfirmed | None], now_ms: int
+    ) -> dict[str, bytes | None]:
+        """Return the keys to write with `new` and `unconfirmed`, and the keys to remove."""
+        again = [event_id for event_id in new if event_id in self._facts]
+        old = [*self._old(new, now_ms), *again]
+        gone = [key for i in old for key in _keys(i, self._facts[i].at_ms)]
+        state: dict[str, bytes | None] = dict.fromkeys(gone)
+        state |= {_keys(i, fact.at_ms)[0]: msgspec.json.encode(fact) for i, fact in new.items()}
+        for alert, value in unconfirmed.items():
+            state[UNCONFIRMED + alert] = msgspec.json.encode(value) if value else None
+        return state
 
-    def committed(self, new: Mapping[str, int], state: Mapping[str, bytes | None]) -> None:
+    def committed(
+        self,
+        new: Mapping[str, Fact],
+        unconfirmed: Mapping[str, Unconfirmed | None],
+        state: Mapping[str, bytes | None],
+    ) -> None:
         """Take over what `state` returned, after the commit."""
-        for key, value in state.items():
-            if value is None:
-                self._at_ms.pop(_id_of(key), None)
-        for event_id, at in new.items():
-            self._at_ms[event_id] = at
-            self._at_ms.move_to_end(event_id)
+        gone = {_id_of(key) for key, value in state.items() if value is None and _is_fact(key)}
+        for event_id in gone - new.keys():
+            if fact := self._facts.pop(event_id, None):
+                self.episodes.forget(fact)
+        for event_id, fact in new.items():
+            self._facts[event_id] = fact
+            self._facts.move_to_end(event_id)
+        self.episodes.apply(new.values())
+        for alert, value in unconfirmed.items():
+            if value:
+                self.unconfirmed[alert] = value
+            else:
+                self.unconfirmed.pop(alert, None)
 
-    def _old(self, new: Mapping[str, int], now_ms: int) -> list[str]:
-        excess = len(self._at_ms) + len(new) - self._max_ids
+    def _old(self, new: Mapping[str, Fact], now_ms: int) -> list[str]:
+        excess = len(self._facts) + len(new) - self._max_facts
         old: list[str] = []
-        for number, (key, at) in enumerate(islice(self._at_ms.items(), MAX_FORGOTTEN)):
-            if number >= excess and at >= now_ms - MAX_AGE_MS:
+        for number, (key, fact) in enumerate(islice(self._facts.items(), MAX_FORGOTTEN)):
+            if number >= excess and fact.at_ms >= now_ms - MAX_AGE_MS:
                 break  # the oldest come first
             if key not in new:
                 old.append(key)
         return old
 
 
+def _read(value: bytes) -> Fact:
+    stored = msgspec.json.decode(value, type=int | Fact)
+    return Fact(stored) if isinstance(stored, int) else stored
+
+
 def _keys(event_id: str, at_ms: int) -> tuple[str, str]:
     """Return the key of this fact, and the one it had in 0.1.0."""
-    return f"{PREFIX}{at_ms:015d}/{event_id}", PREFIX + event_id
+    return f"{PREFIX}{at_ms:015d}/{event_id}", OLD_PREFIX + event_id
+
+
+def _is_fact(key: str) -> bool:
+    return key.startswith((PREFIX, OLD_PREFIX))
 
 
 def _id_of(key: str) -> str:

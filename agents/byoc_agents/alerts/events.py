@@ -33,9 +33,10 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     status: Status
     notification: Notification  # a reminder says again, after a while, that it still fires
     reconstructed: bool  # only its end was seen here; this says that it had begun
+    end_inferred: bool = False  # resolved because the alert fires with a later start
     fingerprint: str  # Alertmanager's, of all labels: 16 hex digits
     starts_at: str  # RFC 3339 UTC; fingerprint + starts_at name one episode
-    ends_at: str | None  # None while it fires, or where the sender did not say
+    ends_at: str | None  # None while it fires, or if the sender did not state it
     received_at: str  # when the forwarder took it; the delivery's time stamp less this is its age
     labels: dict[str, str]
     annotations: dict[str, str]
@@ -85,6 +86,8 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     last_watchdog_at: str | None
     backlog_records: int
     dead_letters: int
+    open_episodes: int | None = None  # how many were reported as firing and not as resolved
+    open_digest: str | None = None  # of these; docs/alerts.md has the rule. 0.1.0 has neither
 
 
 class HeartbeatEvent(Event, frozen=True, kw_only=True):
@@ -126,16 +129,27 @@ class Sighting(msgspec.Struct, frozen=True):
     at_ms: int
     group_truncated: int = 0
 
+    def alert_key(self, fingerprint: str) -> str:
+        """Return which alert this is, for the forwarder's own state: it ends with `fingerprint`."""
+        return f"{stable_id('receiver', self.receiver)[:8]}-{fingerprint}"
 
-def alert_id(
-    origin: Origin, receiver: str, alert: Received, status: Status, reopenings: int = 0
+
+def alert_id(  # noqa: PLR0913  the parts of the identity
+    origin: Origin,
+    receiver: str,
+    fingerprint: str,
+    *,
+    starts_at_ms: int,
+    status: Status,
+    follows_ms: int | None = None,
 ) -> str:
     """Return the identity of one fact: this episode of this alert began, or ended.
 
-    `reopenings` counts how often the same start was reported firing again after an end.
+    `follows_ms` is the end after which the alert fires again with the start it had. It comes from
+    Alertmanager, so that two forwarders give the same id, whatever else each of them has seen.
     """
-    first = origin.id_of(ALERT, receiver, alert.fingerprint, str(alert.starts_at_ms), status)
-    return stable_id(first, "reopened", str(reopenings)) if reopenings else first
+    first = origin.id_of(ALERT, receiver, fingerprint, str(starts_at_ms), status)
+    return first if follows_ms is None else stable_id(first, "reopened", str(follows_ms))
 
 
 def reminder_id(first_id: str, period: int) -> str:
@@ -152,8 +166,12 @@ def build_alert(  # noqa: PLR0913  the alert, its frame, and what is said of it
     status: Status,
     event_id: str,
     notification: Notification = "transition",
+    end_inferred: bool = False,
 ) -> AlertEvent:
-    """Return the event. `status` differs from the alert's own where its beginning is told late."""
+    """Return the event. `status` differs from the alert's own if its beginning is reported late.
+
+    With `end_inferred` the alert is one that fires with a later start than the one it is given.
+    """
     labels, cut_labels = _pick(alert.labels, allowed.labels, MAX_LABEL)
     annotations, cut_annotations = _pick(alert.annotations, allowed.annotations, MAX_ANNOTATION)
     ends_at_ms = alert.ends_at_ms if status == "resolved" else None
@@ -163,7 +181,8 @@ def build_alert(  # noqa: PLR0913  the alert, its frame, and what is said of it
         region=origin.region,
         status=status,
         notification=notification,
-        reconstructed=status != alert.status,
+        reconstructed=status != alert.status and not end_inferred,
+        end_inferred=end_inferred,
         fingerprint=alert.fingerprint,
         starts_at=rfc3339(alert.starts_at_ms),
         ends_at=None if ends_at_ms is None else rfc3339(ends_at_ms),

@@ -1,5 +1,6 @@
 """The source of the alert forwarder: the webhook, and the forwarder's own heartbeat beside it."""
 
+from contextlib import AsyncExitStack
 from typing import Any
 
 import structlog
@@ -29,7 +30,7 @@ class HeartbeatSender:
         self._sequence = 0
 
     async def run(self) -> None:
-        """Beat for ever. A beat that cannot be stored is missing, and that is what it tells."""
+        """Send heartbeats until cancelled. One that cannot be stored is missing at the receiver."""
         while True:
             try:
                 await self.send()
@@ -38,13 +39,15 @@ class HeartbeatSender:
             await self._clock.sleep(self._interval_seconds)
 
     async def send(self, *, stopping: bool = False) -> None:
-        """Store one beat. Raises SpoolError."""
+        """Report confirmed beginnings, then store a heartbeat. Raises SpoolError."""
+        await self._relay.confirm_reopened()
         at_ms = self._clock.wall_ns() // 1_000_000
         event = build_heartbeat(self._data(stopping=stopping), self._origin, at_ms)
         self._sequence += 1
         await self._spool.put(message(event, at_ms, replaces="heartbeat"))
 
     def _data(self, *, stopping: bool) -> Heartbeat:
+        open_episodes, open_digest = self._relay.open_episodes()
         return Heartbeat(
             organization_id=self._origin.organization_id,
             service_id=self._origin.service_id,
@@ -58,6 +61,8 @@ class HeartbeatSender:
             last_watchdog_at=_moment(self._relay.last_watchdog_ms),
             backlog_records=self._spool.totals.records,
             dead_letters=self._spool.totals.dead_letters,
+            open_episodes=open_episodes,
+            open_digest=open_digest,
         )
 
 
@@ -72,21 +77,37 @@ class Forwarder:
         self._heartbeat = heartbeat
         self._listen = listen
         self._address = ""
+        self._open = AsyncExitStack()
+
+    async def listen(self) -> None:
+        """Open the webhook if it is not open. Raises OSError if it cannot be opened.
+
+        It stays open until `close`, also while `run` is started again: once the daemons run, the
+        kernel refuses new listening sockets.
+        """
+        if self._address:
+            return
+        try:
+            host, port = await self._open.enter_async_context(
+                serve(self._webhook.answer, self._listen)
+            )
+        except OSError as error:
+            raise OSError(error.errno, f"the webhook does not listen: {error}") from error
+        self._address = f"{host}:{port}"
+
+    async def close(self) -> None:
+        """Close the webhook; may be called twice."""
+        self._address = ""
+        await self._open.aclose()
 
     async def run(self) -> None:
-        """Serve and beat for ever. Raises OSError when the address or the certificate is no use."""
-        self._address = ""
-        try:
-            async with serve(self._webhook.answer, self._listen) as (host, port):
-                self._address = f"{host}:{port}"
-                await self._heartbeat.run()
-        except OSError as error:
-            if self._address:
-                raise
-            raise OSError(error.errno, f"the webhook does not listen: {error}") from error
+        """Serve and send heartbeats until cancelled. Raises OSError as `listen` does."""
+        await self.listen()
+        await self._heartbeat.run()
 
     async def finish(self) -> None:
-        """Say that the silence to come was planned. Raises SpoolError."""
+        """Close the webhook, and report a planned silence. Raises SpoolError."""
+        await self.close()
         await self._heartbeat.send(stopping=True)
 
     def status(self) -> dict[str, Any]:

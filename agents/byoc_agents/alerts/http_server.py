@@ -6,15 +6,11 @@ is closed for the new one, and where none rests the new one is.
 """
 
 import asyncio
-import errno
 import math
 import socket
-import ssl
-import stat
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import msgspec
 import structlog
@@ -22,6 +18,7 @@ from aiohttp import StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import RawRequestMessage
 
+from byoc_agents.alerts.certificate import Certificate
 from byoc_agents.app.listening import ANY_IPV6, open_dual_stack
 
 MAX_CONNECTIONS = 512  # Alertmanager keeps hundreds where it has many groups to tell of
@@ -37,7 +34,6 @@ STOP_SECONDS = 5.0  # for requests under way when we stop
 NAMELESS = {"Server": "byoc-agents"}  # not which versions run here
 
 WebhookAnswer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
-Version = tuple[int, int]  # mtime in nanoseconds, inode
 
 
 class Listen(msgspec.Struct, frozen=True):
@@ -47,6 +43,7 @@ class Listen(msgspec.Struct, frozen=True):
     port: int  # 0 = any free one
     cert_file: str = ""
     key_file: str = ""
+    certificate_seconds: float = 0.0  # between two looks at the files
 
 
 class _TooMany(asyncio.Protocol):
@@ -97,13 +94,18 @@ class Door:
         self._silent: set[web.RequestHandler] = set()  # have not sent their first headers
         self._rests_since: dict[web.RequestHandler, float] = {}  # monotonic, the last answer
         self.server = web.Server(self._heard, request_factory=_request)
-        self._loaded: tuple[Version, Version] | None = None
-        self.tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH) if listen.cert_file else None
-        self._load()
+        self._certificate: Certificate | None = None
+        if listen.cert_file:
+            seconds = listen.certificate_seconds
+            self._certificate = Certificate(
+                listen.cert_file, listen.key_file, check_seconds=seconds
+            )
+        self.tls = self._certificate.context if self._certificate else None
 
     def connect(self) -> asyncio.Protocol:
         """Return the protocol of a new connection."""
-        self._renew()
+        if self._certificate:
+            self._certificate.renew()
         if len(self.server.connections) >= self._max_connections and not self._made_room():
             return self._turned_away()
         loop = asyncio.get_running_loop()
@@ -157,28 +159,6 @@ class Door:
             connection.force_close()
         for gone in [one for one in self._rests_since if not one.connected]:
             del self._rests_since[gone]
-
-    def _renew(self) -> None:
-        """Use changed files from now on; keep the old certificate when the new one is no use."""
-        try:
-            self._load()
-        except OSError as error:
-            structlog.get_logger().error("webhook.tls_reload_failed", error=type(error).__name__)
-
-    def _load(self) -> None:
-        if self.tls is None:
-            return
-        version = _version(self._listen.cert_file), _version(self._listen.key_file)
-        if version != self._loaded:
-            self.tls.load_cert_chain(self._listen.cert_file, self._listen.key_file)
-            self._loaded = version
-
-
-def _version(path: str) -> Version:
-    found = Path(path).stat()
-    if not stat.S_ISREG(found.st_mode):  # opening a FIFO would stop the loop
-        raise OSError(errno.EINVAL, "expected a regular file", path)
-    return found.st_mtime_ns, found.st_ino
 
 
 def _request(

@@ -1,9 +1,18 @@
 """From one notification to the messages in the spool: choose, de-duplicate, build, commit.
 
-One fact is told once: (receiver, fingerprint, start, began or ended). The beginning always goes
-before the end; where only the end was seen, the beginning is told from it. A firing alert that
-comes again after `reminder_seconds` is a reminder; sooner, it is a retry, the other peer's copy, or
-its group sent again because of another alert.
+A fact is reported once: (receiver, fingerprint, start, began or ended). The beginning always goes
+before the end; if only the end was seen, the beginning is reported from it. An alert has one open
+episode at most: a later start ends the earlier one. A firing alert that comes again after
+`reminder_seconds` is a reminder; sooner, it is a retry, the other peer's copy, or its group sent
+again because of another alert.
+
+A firing alert with the start of an end that was reported is a new fact, or an out-of-date copy from
+an Alertmanager peer. Nothing in the body tells them apart, but Alertmanager takes a copy back: with
+its next flush it sends `resolved` again, with the `endsAt` that was reported. A body is at most
+`group_interval` old, plus the peer time-out times the position of the peer. `reopen_seconds` is
+longer than that, so two rules decide. A firing alert that arrives later than that after the end is
+a new fact. One that arrives sooner is unconfirmed: it becomes a new fact if nothing has taken it
+back after the same time. If it is taken back later still, that is reported as its end.
 """
 
 import asyncio
@@ -13,8 +22,9 @@ import msgspec
 import structlog
 
 from byoc_agents.alerts.counts import AlertOutcome, Counts
-from byoc_agents.alerts.dedup import DedupIndex
+from byoc_agents.alerts.dedup import FINGERPRINT_DIGITS, AlertMemory, Episode, Fact, Unconfirmed
 from byoc_agents.alerts.events import (
+    AlertEvent,
     Allowed,
     Notification,
     Origin,
@@ -27,13 +37,11 @@ from byoc_agents.alerts.events import (
 from byoc_agents.alerts.matchers import Selector
 from byoc_agents.alerts.payload import Received, Status, read
 from byoc_agents.app.clock import Clock
-from byoc_agents.app.cloudevents import Event, encode
+from byoc_agents.app.cloudevents import Event, encode, parse_rfc3339
 from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import SpoolError, SpoolFullError
-
-REOPEN_MS = 5 * 60 * 1000  # Alertmanager's default resolve_timeout and group_interval
 
 
 class Rules(msgspec.Struct, frozen=True):
@@ -44,15 +52,44 @@ class Rules(msgspec.Struct, frozen=True):
     watchdog: Selector
     allowed: Allowed
     reminder_seconds: float
+    reopen_seconds: float
 
 
 class Plan(msgspec.Struct):
     """What one notification leads to, before it is durable."""
 
+    memory: AlertMemory
     messages: list[Message] = msgspec.field(default_factory=list)
-    published: dict[str, int] = msgspec.field(default_factory=dict)  # event id -> ms since 1970
+    facts: dict[str, Fact] = msgspec.field(default_factory=dict)  # by event id
+    latest: dict[str, Episode] = msgspec.field(default_factory=dict)  # by alert
+    unconfirmed: dict[str, Unconfirmed | None] = msgspec.field(default_factory=dict)  # by alert
     outcomes: list[AlertOutcome] = msgspec.field(default_factory=list)
     watchdogs: int = 0
+
+    def fact(self, event_id: str) -> Fact | None:
+        """Return what was reported, or is about to be, under this id."""
+        return self.facts.get(event_id) or self.memory.fact(event_id)
+
+    def latest_episode(self, alert: str) -> Episode | None:
+        """Return the latest episode of an alert."""
+        return self.latest.get(alert) or self.memory.episodes.latest.get(alert)
+
+    def unconfirmed_of(self, alert: str) -> Unconfirmed | None:
+        """Return the beginning that waits for its confirmation."""
+        known = self.memory.unconfirmed
+        return self.unconfirmed[alert] if alert in self.unconfirmed else known.get(alert)
+
+    def add_fact(self, event_id: str, fact: Fact, episode: Episode) -> None:
+        """Report a fact. A beginning makes its episode the latest."""
+        self.facts[event_id] = fact
+        latest = self.latest_episode(episode.alert)
+        if fact.status == "firing" and (latest is None or episode.age >= latest.age):
+            self.latest[episode.alert] = episode
+
+    def alerts(self) -> set[str]:
+        """Return the alerts whose state the plan changes."""
+        changed = {fact.episode.alert for fact in self.facts.values() if fact.episode}
+        return changed | self.unconfirmed.keys()
 
 
 class Relay:
@@ -65,29 +102,60 @@ class Relay:
         self._spool = spool
         self._clock = clock
         self._counts = counts
-        self._dedup = DedupIndex()
+        self._memory = AlertMemory()
         self._loading = asyncio.Lock()
         self._loaded = False
         self._corruptions = 0
-        self._pending: dict[str, asyncio.Future[None]] = {}  # event id -> the end of its commit
+        self._in_flight: dict[str, asyncio.Future[None]] = {}  # alert -> the end of its commit
+        self._uncommitted: list[Plan] = []  # in the order of their commits
         self._log = structlog.get_logger().bind()  # once: a proxy would bind at every line
 
     async def accept(self, body: bytes | bytearray) -> int:
         """Return how many messages the body led to, all of them durable.
 
         May be called again with the same body, also at the same time. Raises NotAWebhookError, and
-        SpoolError: then nothing is stored and nothing is believed to be told.
+        SpoolError: then nothing is stored, and nothing counts as reported.
         """
         group = read(body)
-        seen = Sighting(group.receiver, self._clock.wall_ns() // 1_000_000, group.truncated)
+        seen = Sighting(group.receiver, self._now_ms(), group.truncated)
         await self._load()
         plan = self._planned(group.alerts, seen)
-        while rivals := {self._pending[i] for i in plan.published if i in self._pending}:
+        while rivals := {self._in_flight[key] for key in plan.alerts() if key in self._in_flight}:
             await asyncio.wait(rivals)  # the other peer's copy is on its way to the disk
             plan = self._planned(group.alerts, seen)
-        await self._commit(plan, seen)
+        await self._commit(plan, seen.at_ms)
         self._note(plan, seen, invalid=group.invalid)
         return len(plan.messages)
+
+    async def confirm_reopened(self) -> int:
+        """Report the beginnings that nothing has taken back in time. Return how many.
+
+        Raises SpoolError: then they are reported at a later call.
+        """
+        await self._load()
+        now_ms = self._now_ms()
+        plan = Plan(self._memory)
+        for alert, waiting in self._memory.unconfirmed.items():
+            if waiting.due_ms <= now_ms and alert not in self._in_flight:
+                self._report_unconfirmed(plan, waiting, now_ms)
+        await self._commit(plan, now_ms)
+        return len(plan.messages)
+
+    def open_episodes(self) -> tuple[int, str]:
+        """Return the number and the digest of the episodes that are open after all commits.
+
+        Commits that are still on their way to the disk count: whoever stores the figures without
+        waiting in between stores them behind these commits.
+        """
+        episodes = self._memory.episodes
+        if self._uncommitted:
+            episodes = episodes.copy()
+            for plan in self._uncommitted:
+                episodes.apply(plan.facts.values())
+        return episodes.summary(self._now_ms())
+
+    def _now_ms(self) -> int:
+        return self._clock.wall_ns() // 1_000_000
 
     async def _load(self) -> None:
         """Remember what the file says: at the start, after an error, and in a new file."""
@@ -95,22 +163,24 @@ class Relay:
             return
         async with self._loading:
             if not self._current():
-                await self._dedup.load(self._spool)
+                await self._memory.load(self._spool)
                 self._loaded, self._corruptions = True, self._spool.corruptions
 
     def _current(self) -> bool:
         return self._loaded and self._corruptions == self._spool.corruptions
 
-    async def _commit(self, plan: Plan, seen: Sighting) -> None:
-        """Store everything together; what is told counts from the commit on."""
-        if not plan.messages:
+    async def _commit(self, plan: Plan, at_ms: int) -> None:
+        """Store everything together; facts count as reported from the commit on."""
+        alerts = plan.alerts()
+        if not plan.messages and not alerts:
             return
-        state = self._dedup.state(plan.published, seen.at_ms)
+        state = self._memory.state(plan.facts, plan.unconfirmed, at_ms)
         over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._pending |= dict.fromkeys(plan.published, over)
+        self._in_flight |= dict.fromkeys(alerts, over)
+        self._uncommitted.append(plan)
         try:
             await self._spool.commit(WriteBatch(messages=plan.messages, state=state))
-            self._dedup.committed(plan.published, state)
+            self._memory.committed(plan.facts, plan.unconfirmed, state)
         except SpoolFullError:
             raise
         except SpoolError:
@@ -118,11 +188,12 @@ class Relay:
             raise
         finally:
             over.set_result(None)
-            for event_id in plan.published:
-                del self._pending[event_id]
+            self._uncommitted = [other for other in self._uncommitted if other is not plan]
+            for alert in alerts:
+                del self._in_flight[alert]
 
     def _planned(self, alerts: Sequence[Received], seen: Sighting) -> Plan:
-        plan = Plan()
+        plan = Plan(self._memory)
         for alert in alerts:
             plan.outcomes.append(self._plan(plan, alert, seen))
         return plan
@@ -133,77 +204,121 @@ class Relay:
             return self._plan_watchdog(plan, alert, seen)
         if not self._rules.selector.matches(alert.labels):
             return "not_selected"
+        latest = self._latest_episode(plan, alert, seen)
+        if latest is None or not _is_sighting_of(alert, latest):
+            return self._plan_start(plan, alert, seen, latest)
+        alert = msgspec.structs.replace(alert, starts_at_ms=latest.starts_at_ms)
+        ended = plan.fact(self._id_of(latest, seen, "resolved"))
+        if ended is None:
+            return self._plan_open(plan, alert, seen, latest)
+        return self._plan_ended(plan, alert, seen, latest, ended)
+
+    def _latest_episode(self, plan: Plan, alert: Received, seen: Sighting) -> Episode | None:
+        """Return the latest episode; 0.1.0 stored only ids, to which this adds the episode."""
+        key = seen.alert_key(alert.fingerprint)
+        latest = plan.latest_episode(key)
+        if latest is not None:
+            return latest
+        episode = Episode(key, alert.starts_at_ms)
+        for status in ("firing", "resolved"):
+            event_id = self._id_of(episode, seen, status)
+            if stored := plan.fact(event_id):
+                plan.add_fact(event_id, Fact(stored.at_ms, status, episode), episode)
+        return plan.latest_episode(key)
+
+    def _plan_start(
+        self, plan: Plan, alert: Received, seen: Sighting, latest: Episode | None
+    ) -> AlertOutcome:
+        """Plan an episode with another start: a later one, which ends the latest, or an old one."""
+        episode = Episode(seen.alert_key(alert.fingerprint), alert.starts_at_ms)
+        if latest and latest.starts_at_ms < alert.starts_at_ms:
+            if plan.fact(self._id_of(latest, seen, "resolved")) is None:
+                self._plan_inferred_end(plan, alert, seen, latest)
+            if plan.unconfirmed_of(latest.alert):
+                plan.unconfirmed[latest.alert] = None
         before = len(plan.messages)
-        times = self._count_reopenings(alert, seen)
         for status in _statuses(alert):
-            self._plan_fact(plan, alert, seen, status, times)
-        outcome: AlertOutcome = "relayed"
-        if len(plan.messages) == before:
-            outcome = self._plan_reminder(plan, alert, seen, times)
-        if outcome != "duplicate":
-            self._keep_reopenings(plan, alert, seen, times)
-        return outcome
+            if plan.fact(self._id_of(episode, seen, status)) is None:
+                self._add_fact(plan, alert, seen, episode, status)
+        return "relayed" if len(plan.messages) > before else "duplicate"
 
-    def _keep_reopenings(self, plan: Plan, alert: Received, seen: Sighting, times: int) -> None:
-        """Keep the earlier ends as long as the latest fact: without them the count starts over."""
-        origin = self._rules.origin
-        for number in range(times):
-            plan.published[alert_id(origin, seen.receiver, alert, "resolved", number)] = seen.at_ms
-            plan.published[alert_id(origin, seen.receiver, alert, "firing", number + 1)] = (
-                seen.at_ms
-            )
-
-    def _count_reopenings(self, alert: Received, seen: Sighting) -> int:
-        """Return how often this start was reported firing again after an end, this alert included.
-
-        A firing alert that arrives less than REOPEN_MS after its end was reported can be an
-        out-of-date copy from an Alertmanager peer, so it does not reopen.
-        """
-        times = 0
-        while (ended_ms := self._reported_ms(alert, seen, "resolved", times)) is not None:
-            reopened = self._reported_ms(alert, seen, "firing", times + 1) is not None
-            late = alert.status == "firing" and seen.at_ms - ended_ms >= REOPEN_MS
-            if not reopened and not late:
-                break
-            times += 1
-        return times
-
-    def _reported_ms(
-        self, alert: Received, seen: Sighting, status: Status, times: int
-    ) -> int | None:
-        origin = self._rules.origin
-        return self._dedup.at_ms(alert_id(origin, seen.receiver, alert, status, times))
-
-    def _plan_fact(
-        self, plan: Plan, alert: Received, seen: Sighting, status: Status, times: int
+    def _plan_inferred_end(
+        self, plan: Plan, alert: Received, seen: Sighting, episode: Episode
     ) -> None:
-        event_id = alert_id(self._rules.origin, seen.receiver, alert, status, times)
-        if event_id in plan.published or self._dedup.at_ms(event_id) is not None:
-            return
-        plan.published[event_id] = seen.at_ms
-        self._add_alert(plan, alert, seen, status=status, event_id=event_id)
+        earlier = msgspec.structs.replace(alert, starts_at_ms=episode.starts_at_ms, ends_at_ms=None)
+        self._add_fact(plan, earlier, seen, episode, "resolved", end_inferred=True)
+
+    def _plan_open(
+        self, plan: Plan, alert: Received, seen: Sighting, episode: Episode
+    ) -> AlertOutcome:
+        """Plan what an alert leads to whose latest episode is open."""
+        if alert.status == "firing":
+            return self._plan_reminder(plan, alert, seen, episode)
+        first = plan.fact(self._id_of(episode, seen, "firing"))
+        if not _is_later(alert.ends_at_ms, episode.follows_ms) and not (first and first.waited):
+            return "duplicate"  # an old copy of the end before this beginning
+        self._add_fact(plan, alert, seen, episode, "resolved")
+        return "relayed"
+
+    def _plan_ended(
+        self, plan: Plan, alert: Received, seen: Sighting, episode: Episode, ended: Fact
+    ) -> AlertOutcome:
+        """Plan what an alert leads to whose latest episode has ended."""
+        reported_ms = ended.at_ms  # not stated, or a beginning that was taken back too late
+        if ended.ends_at_ms is not None and _is_later(ended.ends_at_ms, episode.follows_ms):
+            reported_ms = ended.ends_at_ms
+        next_episode = Episode(episode.alert, episode.starts_at_ms, reported_ms)
+        waiting = plan.unconfirmed_of(episode.alert)
+        wait_ms = int(self._rules.reopen_seconds * 1000)
+        if alert.status == "resolved":
+            if waiting is None:
+                return "duplicate"
+            if not _is_later(alert.ends_at_ms, ended.ends_at_ms or reported_ms):
+                plan.unconfirmed[episode.alert] = None  # it was an out-of-date copy
+                return "duplicate"
+            self._report_unconfirmed(plan, waiting, seen.at_ms)
+            self._add_fact(plan, alert, seen, next_episode, "resolved")
+            return "relayed"
+        if seen.at_ms >= (waiting.due_ms if waiting else ended.at_ms + wait_ms):
+            if waiting:
+                self._report_unconfirmed(plan, waiting, seen.at_ms)
+            else:
+                self._add_fact(plan, alert, seen, next_episode, "firing")
+            return "relayed"
+        if waiting is None:
+            event = self._build(
+                alert, seen, status="firing", event_id=self._id_of(next_episode, seen, "firing")
+            )
+            due_ms = seen.at_ms + wait_ms
+            plan.unconfirmed[episode.alert] = Unconfirmed(due_ms, next_episode, event)
+        return "unconfirmed"
+
+    def _report_unconfirmed(self, plan: Plan, waiting: Unconfirmed, now_ms: int) -> None:
+        """Report a beginning as it was received."""
+        received_ms = parse_rfc3339(waiting.event.data.received_at)
+        fact = Fact(received_ms, "firing", waiting.episode, waited=True)
+        plan.add_fact(waiting.event.id, fact, waiting.episode)
+        plan.unconfirmed[waiting.episode.alert] = None
+        plan.messages.append(message(waiting.event, now_ms))
 
     def _plan_reminder(
-        self, plan: Plan, alert: Received, seen: Sighting, times: int
+        self, plan: Plan, alert: Received, seen: Sighting, episode: Episode
     ) -> AlertOutcome:
-        first_id = alert_id(self._rules.origin, seen.receiver, alert, "firing", times)
-        end_id = alert_id(self._rules.origin, seen.receiver, alert, "resolved", times)
-        last_ms = self._dedup.at_ms(first_id)
+        first_id = self._id_of(episode, seen, "firing")
+        first = plan.fact(first_id)
         window_ms = int(self._rules.reminder_seconds * 1000)
-        over = alert.status == "resolved" or self._dedup.at_ms(end_id) is not None
-        if (
-            over
-            or first_id in plan.published
-            or last_ms is None
-            or seen.at_ms - last_ms < window_ms
-        ):
+        if first is None or seen.at_ms - first.at_ms < window_ms:
             return "duplicate"
-        plan.published[first_id] = seen.at_ms
+        plan.add_fact(first_id, Fact(seen.at_ms, "firing", episode), episode)
         period = (seen.at_ms - alert.starts_at_ms) // window_ms
-        reminder = reminder_id(first_id, period)
-        self._add_alert(
-            plan, alert, seen, status="firing", event_id=reminder, replaces=f"reminder/{first_id}"
+        event = self._build(
+            alert,
+            seen,
+            status="firing",
+            event_id=reminder_id(first_id, period),
+            notification="reminder",
         )
+        plan.messages.append(message(event, seen.at_ms, replaces=f"reminder/{first_id}"))
         return "reminder"
 
     def _plan_watchdog(self, plan: Plan, alert: Received, seen: Sighting) -> AlertOutcome:
@@ -211,18 +326,46 @@ class Relay:
         plan.messages.append(message(event, seen.at_ms, replaces=f"watchdog/{alert.fingerprint}"))
         return "watchdog"
 
-    def _add_alert(  # noqa: PLR0913  the alert, where it was seen, and what is told of it
+    def _add_fact(  # noqa: PLR0913  the alert, where it was seen, and what is reported of it
         self,
         plan: Plan,
+        alert: Received,
+        seen: Sighting,
+        episode: Episode,
+        status: Status,
+        *,
+        end_inferred: bool = False,
+    ) -> None:
+        event_id = self._id_of(episode, seen, status)
+        ends_at_ms = alert.ends_at_ms if status == "resolved" else None
+        plan.add_fact(event_id, Fact(seen.at_ms, status, episode, ends_at_ms), episode)
+        event = self._build(
+            alert, seen, status=status, event_id=event_id, end_inferred=end_inferred
+        )
+        plan.messages.append(message(event, seen.at_ms))
+
+    def _id_of(self, episode: Episode, seen: Sighting, status: Status) -> str:
+        fingerprint = episode.alert[-FINGERPRINT_DIGITS:]
+        return alert_id(
+            self._rules.origin,
+            seen.receiver,
+            fingerprint,
+            starts_at_ms=episode.starts_at_ms,
+            status=status,
+            follows_ms=episode.follows_ms,
+        )
+
+    def _build(  # noqa: PLR0913  the alert, where it was seen, and what is reported of it
+        self,
         alert: Received,
         seen: Sighting,
         *,
         status: Status,
         event_id: str,
-        replaces: str = "",
-    ) -> None:
-        notification: Notification = "reminder" if replaces else "transition"
-        event = build_alert(
+        notification: Notification = "transition",
+        end_inferred: bool = False,
+    ) -> AlertEvent:
+        return build_alert(
             self._rules.origin,
             self._rules.allowed,
             alert,
@@ -230,8 +373,8 @@ class Relay:
             status=status,
             event_id=event_id,
             notification=notification,
+            end_inferred=end_inferred,
         )
-        plan.messages.append(message(event, seen.at_ms, replaces=replaces))
 
     def _note(self, plan: Plan, seen: Sighting, *, invalid: int) -> None:
         self.last_notification_ms = seen.at_ms
@@ -246,6 +389,22 @@ class Relay:
             self._counts.truncated(seen.group_truncated)
         write = self._log.warning if invalid or seen.group_truncated else self._log.info
         write("webhook.accepted", truncated=seen.group_truncated, **outcomes)
+
+
+def _is_sighting_of(alert: Received, latest: Episode) -> bool:
+    """Return whether an alert with this start is in the latest episode.
+
+    Alertmanager merges alerts that overlap and keeps the earliest start, so an earlier start than
+    the one that was reported belongs to the episode, unless it had ended before.
+    """
+    if alert.starts_at_ms < latest.starts_at_ms:
+        return alert.status == "firing" or _is_later(alert.ends_at_ms, latest.starts_at_ms)
+    return alert.starts_at_ms == latest.starts_at_ms
+
+
+def _is_later(ends_at_ms: int | None, than_ms: int | None) -> bool:
+    """Return whether an end is later than another time; one that was not stated is."""
+    return ends_at_ms is None or than_ms is None or ends_at_ms > than_ms
 
 
 def _statuses(alert: Received) -> Iterator[Status]:

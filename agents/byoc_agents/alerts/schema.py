@@ -1,4 +1,4 @@
-"""The JSON Schema of what leaves, generated from the structs that are sent.
+"""The JSON Schema of what leaves and of the answers to it, generated from the structs.
 
 `python -m byoc_agents.alerts.schema` prints it; a test holds docs/control-plane.openapi.yaml to it.
 """
@@ -9,18 +9,24 @@ from typing import Any
 import msgspec
 
 from byoc_agents.alerts.events import AlertEvent, HeartbeatEvent, WatchdogEvent
+from byoc_agents.sinks.control_plane import Rejected, Stored
 
 EVENTS = (AlertEvent, WatchdogEvent, HeartbeatEvent)
+ANSWERS = (Stored, Rejected)
 TEMPLATE = "#/components/schemas/{name}"
+ADDED = frozenset({"end_inferred", "open_episodes", "open_digest"})  # events of 0.1.0 lack them
 
 
 def components() -> dict[str, Any]:
-    """Return name -> JSON Schema of the three events and of what they hold.
+    """Return name -> JSON Schema of the events, of what they hold, and of the answers.
 
-    Every field is required: `encode` writes those with a default as well.
+    Every field of 0.1.0 is required: `encode` writes those with a default as well.
     """
     _, found = msgspec.json.schema_components(EVENTS, ref_template=TEMPLATE)
-    return {name: schema | {"required": [*schema["properties"]]} for name, schema in found.items()}
+    return {
+        name: schema | {"required": [f for f in schema["properties"] if f not in ADDED]}
+        for name, schema in found.items()
+    }
 
 
 def main() -> int:

@@ -2,7 +2,7 @@
 
 import ipaddress
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -139,6 +139,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             parse=number(60, 7 * 86400),
         ),
     ] = 900.0
+    reopen_seconds: Annotated[
+        float,
+        Setting(
+            "BYOC_ALERTS_REOPEN_SECONDS",
+            "1 second to a day: group_interval, plus peer-timeout (15) for each Alertmanager",
+            parse=number(1, 86400),
+        ),
+    ] = 360.0  # Alertmanager's default group_interval of 5 minutes, and four peers
     heartbeat_seconds: Annotated[
         float, Setting("BYOC_ALERTS_HEARTBEAT_SECONDS", "1 to 3600 seconds", parse=number(1, 3600))
     ] = 60.0
@@ -150,6 +158,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             parse=number(0.1, 300),
         ),
     ] = 30.0
+    contract: Annotated[
+        Literal["0.2", "0.1"],
+        Setting(
+            "BYOC_ALERTS_CONTRACT",
+            "0.2, or 0.1 if the control plane's answers do not name what they stored",
+        ),
+    ] = "0.2"
     max_batch: Annotated[
         int,
         Setting(

@@ -11,7 +11,7 @@ from byoc_agents.app.clock import Clock
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.delivery.shipper import Shipper
 from byoc_agents.durable.spool import Spool
-from byoc_agents.errors import ConfigError, SpoolError
+from byoc_agents.errors import SpoolError
 
 RESTART_SECONDS = 5.0  # from the failure of a task to its next start
 
@@ -41,19 +41,6 @@ async def _nothing_staged() -> None:
 
 async def _nothing_to_check() -> None:
     """Do nothing: the default `check` of a source without conditions for its start."""
-
-
-async def check_address(address: tuple[str, int], variable: str) -> None:
-    """Raise ConfigError if a host:port cannot be bound now. Port 0 is always available."""
-    host, port = address
-    loop = asyncio.get_running_loop()
-    try:
-        server = await loop.create_server(asyncio.Protocol, host, port, start_serving=False)
-    except OSError as error:
-        raise ConfigError(
-            [f"{variable}: {host}:{port}: {error.strerror or error}: expected a free host:port"]
-        ) from error
-    server.close()
 
 
 class Down(msgspec.Struct, frozen=True):

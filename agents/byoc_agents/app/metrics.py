@@ -59,6 +59,9 @@ class Metrics:
         self.egress_refused = counter(
             "byoc_egress_refused_total", "Connections that our own gate refused", reason
         )
+        self.seccomp = gauge(
+            "byoc_seccomp_enforced", "1 if the kernel enforces the filter of system calls, else 0"
+        )
         self.billing_samples = counter(
             "byoc_billing_samples_total",
             "Readings of the target, by source or `none`",

@@ -11,10 +11,12 @@ from contextlib import (
     asynccontextmanager,
     contextmanager,
 )
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import structlog
+from prometheus_client import Gauge
 
 from byoc_agents.app import logging as log
 from byoc_agents.app import signals
@@ -22,10 +24,12 @@ from byoc_agents.app.admin_server import serve
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.app.context import ClickHouseSettings, Runtime
 from byoc_agents.app.daemon import Daemon
+from byoc_agents.app.hardening import report_writable, restrict_directories, restrict_process
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.app.settings import (
     CoreSettings,
     describe,
+    files_of,
     load,
     load_file,
     unknown,
@@ -70,6 +74,20 @@ class Configuration(msgspec.Struct, frozen=True):
     daemons: dict[str, msgspec.Struct]
     destinations: tuple[Destination, ...]
     environ: Mapping[str, str]
+    files: tuple[str, ...] = ()  # that hold settings and secrets
+
+    @property
+    def directories(self) -> list[Path]:
+        """Return the directories of the daemons' spools and ledgers."""
+        return [Path(self.core.state_dir) / name for name in self.daemons]
+
+    @property
+    def listeners(self) -> list[tuple[str, int]]:
+        """Return every (host, port) to listen on."""
+        return [
+            self.core.listen,
+            *(d.listen for d in self.daemons.values() if hasattr(d, "listen")),
+        ]
 
     def described(self) -> dict[str, Any]:
         """Return variable -> effective value; secrets as ***."""
@@ -116,11 +134,17 @@ def configure(
             destinations += one.destinations(core, clickhouse, settings, environ)
         except ConfigError as error:
             mistakes += error.mistakes
+    destinations = [
+        msgspec.structs.replace(d, private=d.private or d.host in core.private_hosts)
+        for d in destinations
+    ]
     mistakes += plain_or_forbidden(destinations, allow_insecure=core.allow_insecure_endpoints)
     if mistakes:
         raise ConfigError(mistakes)
     by_name = {one.name: settings for one, settings in zip(daemons, own, strict=True)}
-    return Configuration(core, clickhouse, by_name, tuple(destinations), environ)
+    files = files_of(structs, [core, clickhouse, *own], environ, file)
+    files += [config_file] if config_file else []
+    return Configuration(core, clickhouse, by_name, tuple(destinations), environ, tuple(files))
 
 
 async def run(configuration: Configuration) -> int:
@@ -128,11 +152,12 @@ async def run(configuration: Configuration) -> int:
     core, stop = configuration.core, asyncio.Event()
     with _stopping(stop), _mistakes():
         async with (
-            _build_daemons(configuration) as (daemons, metrics),
+            _build_daemons(configuration) as (daemons, metrics, confine),
             serve(daemons, metrics, core.listen),
         ):
             for daemon in daemons:  # not in `drain`, which needs no address
                 await daemon.check()
+            confine()  # all listen by now
             grace = core.shutdown_grace_seconds
             await asyncio.gather(*(daemon.run(stop, grace) for daemon in daemons))
     return 0
@@ -142,7 +167,8 @@ async def drain(configuration: Configuration) -> int:
     """Send all stored messages and make no new ones. Return 0 if none are left, else 1."""
     stop = asyncio.Event()
     with _stopping(stop), _mistakes():
-        async with _build_daemons(configuration) as (daemons, _metrics):
+        async with _build_daemons(configuration) as (daemons, _metrics, confine):
+            confine()
             left = await asyncio.gather(*(daemon.drain(stop) for daemon in daemons))
     return int(any(left))
 
@@ -175,7 +201,8 @@ def _mistakes() -> Iterator[None]:
 @asynccontextmanager
 async def _build_daemons(
     configuration: Configuration,
-) -> AsyncIterator[tuple[list[Daemon], Metrics]]:
+) -> AsyncIterator[tuple[list[Daemon], Metrics, Callable[[], None]]]:
+    """Open all daemons; yield them, the metrics, and `confine`, to be called once they listen."""
     # asyncio has no parameter for this: docs/adr/0009, and
     # https://github.com/python/cpython/blob/3.11/Lib/asyncio/sslproto.py (SSLProtocol.max_size).
     if not hasattr(SSLProtocol, "max_size"):
@@ -186,7 +213,8 @@ async def _build_daemons(
     log.count_lost(metrics.log_lost.labels(names).inc)
     refused: list[Callable[[str, str], None]] = []
     gate = _gate(configuration, metrics, refused)
-    enforce_process(gate)
+    confine = _confinement(configuration.core.seccomp, metrics.seccomp.labels(names))
+    enforce_process(gate, configuration.listeners)
     runtime = Runtime(
         core=configuration.core,
         environ=configuration.environ,
@@ -200,7 +228,44 @@ async def _build_daemons(
         for name, settings in configuration.daemons.items():
             opened = daemon_spec(name).open_daemon(runtime, configuration.clickhouse, settings)
             daemons.append(await stack.enter_async_context(opened))
-        yield daemons, metrics
+        yield daemons, metrics, confine
+
+
+def _confinement(mode: str, enforced: Gauge) -> Callable[[], None]:
+    """Return a function that puts the seccomp filter on the process, and reports the outcome.
+
+    To be called before the audit hook closes ctypes. `mode` is BYOC_SECCOMP. With `require` the
+    function raises ConfigError if the kernel refuses.
+    """
+    enforced.set(0)
+    logger = structlog.get_logger()
+    if mode == "off":
+        return lambda: logger.warning("seccomp.off", setting="BYOC_SECCOMP")
+
+    def refused(error: Exception) -> None:
+        if mode == "require":
+            expected = "expected a kernel with seccomp, or BYOC_SECCOMP=on"
+            raise ConfigError([f"BYOC_SECCOMP: the filter was refused: {error}: {expected}"])
+        logger.error("seccomp.refused", error=str(error))
+
+    try:
+        from byoc_agents.egress.seccomp import prepare_filter  # noqa: PLC0415  ctypes, 0.3 MiB
+
+        install = prepare_filter()
+    except (ImportError, OSError) as error:  # a Python without ctypes, an unknown architecture
+        found = error
+        return lambda: refused(found)
+
+    def confine() -> None:
+        try:
+            install()
+        except OSError as error:
+            refused(error)
+        else:
+            enforced.set(1)
+            logger.info("seccomp.enforced")
+
+    return confine
 
 
 def _gate(
@@ -228,6 +293,9 @@ def main(names: Sequence[str], config_file: str | None, *, only_drain: bool = Fa
     """Run or drain the named daemons; the process's entry point. Raises ConfigError."""
     configuration = configure(names, os.environ, config_file)
     log.configure(configuration.core.log_level)
+    restrict_process()
+    restrict_directories(configuration.directories)
+    report_writable(configuration.files)
     try:
         return asyncio.run(drain(configuration) if only_drain else run(configuration))
     finally:

@@ -10,7 +10,7 @@ import math
 import platform
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import msgspec
 
@@ -21,7 +21,7 @@ from byoc_agents.app.files import (
     NotReadableError,
     read_within,
 )
-from byoc_agents.errors import ConfigError
+from byoc_agents.errors import ConfigError, hide_url_secrets
 
 S = TypeVar("S", bound=msgspec.Struct)
 # Variables that Kubernetes sets for a service whose name starts with byoc- (enableServiceLinks)
@@ -200,12 +200,39 @@ def unreadable_files(
 
 
 def describe(settings: msgspec.Struct) -> dict[str, Any]:
-    """Return variable -> effective value, with *** for every secret that is set."""
+    """Return variable -> effective value, with *** for every secret that is set.
+
+    URLs are shown without user, password and query.
+    """
     shown = {}
     for name, (setting, _) in settings_of(type(settings)).items():
         value = getattr(settings, name)
-        shown[setting.variable] = "***" if setting.secret and value else msgspec.to_builtins(value)
+        if isinstance(value, str):
+            value = hide_url_secrets(value)
+        plain = msgspec.to_builtins(value, order="deterministic")
+        shown[setting.variable] = "***" if setting.secret and value else plain
     return shown
+
+
+def files_of(
+    structs: Sequence[type[msgspec.Struct]],
+    values: Sequence[msgspec.Struct],
+    environ: Mapping[str, str],
+    file: Mapping[str, str],
+) -> list[str]:
+    """Return the paths of all files that hold a secret, and of those that a setting names."""
+    found = []
+    for struct, value in zip(structs, values, strict=True):
+        for field, (setting, _) in settings_of(struct).items():
+            if setting.secret:
+                found.append(_secret_file(setting, environ, file))
+            elif setting.variable.endswith("_FILE"):
+                found.append(getattr(value, field))
+    return [path for path in found if path]
+
+
+def _secret_file(setting: Setting, environ: Mapping[str, str], file: Mapping[str, str]) -> str:
+    return environ.get(f"{setting.variable}_FILE") or file.get(f"{setting.key}_file") or ""
 
 
 def _fill(
@@ -237,7 +264,7 @@ def _find(
 ) -> str | None:
     if text := environ.get(setting.variable, "").strip():
         return text
-    path = environ.get(f"{setting.variable}_FILE") or file.get(f"{setting.key}_file")
+    path = _secret_file(setting, environ, file)
     if setting.secret and path:
         try:
             text = read_within(path, MAX_SECRET_BYTES).decode().strip()
@@ -314,6 +341,16 @@ def host_and_port(text: str) -> tuple[str, int]:
     return match[1] or match[2], int(match[3])
 
 
+def host_names(text: str) -> frozenset[str]:
+    """Return the names of `sqs.eu-west-1.amazonaws.com, api.example.com`, in lower case."""
+    names = frozenset(name.strip().lower().rstrip(".") for name in text.split(","))
+    if wrong := sorted(
+        n for n in names if not re.fullmatch(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?", n)
+    ):
+        raise ValueError(f"{wrong[0]!r} is not a host name")
+    return names
+
+
 def level(text: str) -> str:
     """Return the name of a log level."""
     if text.lower() not in {"debug", "info", "warning", "error"}:
@@ -364,6 +401,18 @@ class CoreSettings(msgspec.Struct, frozen=True, kw_only=True):
         Setting("BYOC_HTTPS_PROXY", "http://host:port of the proxy", secret=True),
     ] = ""
     ca_file: Annotated[str, Setting("BYOC_CA_FILE", "a PEM file with additional CAs")] = ""
+    private_hosts: Annotated[
+        frozenset[str],
+        Setting(
+            "BYOC_PRIVATE_HOSTS",
+            "host names, separated by commas, that may resolve to private addresses",
+            parse=host_names,
+        ),
+    ] = frozenset()
+    seccomp: Annotated[
+        Literal["on", "off", "require"],
+        Setting("BYOC_SECCOMP", "on, off, or require to stop if the kernel refuses the filter"),
+    ] = "on"
     allow_insecure_endpoints: Annotated[
         bool, Setting("BYOC_ALLOW_INSECURE_ENDPOINTS", "true to allow plain http in local runs")
     ] = False

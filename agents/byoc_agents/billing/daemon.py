@@ -19,13 +19,14 @@ from byoc_agents.app.settings import CoreSettings, Setting, account_id, number
 from byoc_agents.billing.objects import DEFAULT_PREFIX
 from byoc_agents.billing.recorder import Recorder, UsageIdentity
 from byoc_agents.billing.scraper import Intervals, Scraper, seal_phase_ms
-from byoc_agents.billing.sources.select import open_target, parse_target
+from byoc_agents.billing.sources.select import MeterKind, open_target, parse_target
 from byoc_agents.delivery.sink import Sink
 from byoc_agents.egress.destinations import (
     Destination,
     clickhouse_destination,
     credential_destinations,
     endpoint_url,
+    name_endpoint,
     s3_destination,
 )
 from byoc_agents.errors import ConfigError
@@ -87,6 +88,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             parse=lambda text: str(parse_target(text)),
         ),
     ] = "auto"
+    meter: Annotated[
+        MeterKind | None,
+        Setting("BYOC_BILLING_METER", "process, clickhouse or cgroup"),
+    ] = None
     sample_seconds: Annotated[
         float, Setting("BYOC_BILLING_SAMPLE_SECONDS", "0.1 to 60 seconds", parse=number(0.1, 60))
     ] = 5.0
@@ -120,18 +125,29 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int | None, Setting("BYOC_LIMITS_MEMORY_BYTES", "limits.memory in bytes", parse=_limit)
     ] = None
 
+    def __post_init__(self) -> None:
+        """Raise ValueError if the meter cannot read the target."""
+        try:
+            parse_target(self.target).meter(self.meter)
+        except ValueError as error:
+            raise ValueError(
+                f"BYOC_BILLING_METER: invalid value {self.meter!r}: {error}"
+            ) from error
+
 
 def destinations(
     core: CoreSettings, clickhouse: ClickHouseSettings, own: Settings, environ: Mapping[str, str]
 ) -> list[Destination]:
     """Return all destinations of the scraper."""
     found = []
-    if server := parse_target(own.target).clickhouse_url(clickhouse.url):
+    target = parse_target(own.target)
+    if server := target.clickhouse_url(clickhouse.url):
+        named = "BYOC_BILLING_TARGET" if target.clickhouse_url("") else "BYOC_CLICKHOUSE_URL"
         found.append(
             clickhouse_destination(
                 server,
                 daemon=NAME,
-                setting="BYOC_BILLING_TARGET",
+                setting=named,
                 frequency=f"{own.window_seconds} s",
             )
         )
@@ -145,6 +161,7 @@ def destinations(
         setting="BYOC_BILLING_BUCKET",
         frequency=f"{own.seal_seconds:g} s",
     )
+    bucket = name_endpoint(bucket, "s3", environ)
     return [*found, bucket, *credential_destinations(environ, core.region, NAME, ("s3",))]
 
 
@@ -168,7 +185,11 @@ async def open_daemon(
         scraper = Scraper(
             NAME,
             target=open_target(
-                target, server, runtime.clock, container=metered_container(own, runtime.environ)
+                target,
+                server,
+                runtime.clock,
+                container=metered_container(own, runtime.environ),
+                meter=own.meter,
             ),
             recorder=Recorder(identity=_identity(runtime.core, own), sample_ms=intervals.sample_ms),
             intervals=intervals,

@@ -5,20 +5,23 @@ Delivery is at least once after `put` or `commit` returns. One thread owns the f
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 from byoc_agents.app.clock import Clock
 from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.files import DirectoryLock
 from byoc_agents.durable.model import DeadLetter, SpoolInfo, Totals, WriteBatch
-from byoc_agents.durable.spool_file import SpoolFile, read_info
+from byoc_agents.durable.spool_file import Operation, OperationKind, SpoolFile, read_info
 from byoc_agents.durable.store import Store
-from byoc_agents.durable.worker import GroupCommitWorker, OperationKind
-from byoc_agents.errors import SpoolCorruptError
+from byoc_agents.durable.worker import GroupCommitWorker
+from byoc_agents.errors import SpoolCorruptError, SpoolUnavailableError
 
+MAX_GROUP = 512  # operations that share one fsync
 PROBE = "spool/probe"  # written to test whether the disk accepts writes again
+
+T = TypeVar("T")
 
 
 class Spool:
@@ -43,7 +46,13 @@ class Spool:
         self._clock = clock
         self._lock = DirectoryLock(directory)
         self._file = SpoolFile(directory, self._lock, max_bytes=max_bytes, clock=clock)
-        self._worker = GroupCommitWorker(self._file, self._on_served)
+        self._worker = GroupCommitWorker(
+            "spool",
+            self._file,
+            max_group=MAX_GROUP,
+            gathers=lambda operation: operation.kind is OperationKind.GROW,
+            on_served=self._on_served,
+        )
 
     async def __aenter__(self) -> Self:
         """Open the file. Raises SpoolUnavailableError if the directory cannot be used."""
@@ -51,8 +60,8 @@ class Spool:
         self._worker.start()
         try:
             with contextlib.suppress(SpoolCorruptError):  # a new file has replaced it
-                await self._worker.ask(Store.totals, OperationKind.READ)
-            await self._worker.ask(Store.totals, OperationKind.READ)
+                await self._ask(Store.totals, OperationKind.READ)
+            await self._ask(Store.totals, OperationKind.READ)
         except BaseException:
             await self.__aexit__()
             raise
@@ -92,7 +101,7 @@ class Spool:
     async def commit(self, change: WriteBatch) -> None:
         """Store all of the change durably, or nothing."""
         added = change if change.plain else None
-        await self._worker.ask(lambda store: store.apply(change), OperationKind.GROW, added)
+        await self._ask(lambda store: store.apply(change), OperationKind.GROW, added)
 
     async def head(
         self,
@@ -113,7 +122,7 @@ class Spool:
                 self._file.hold(frozenset(m.id for m in found) if len(found) > 1 else frozenset())
             return found
 
-        return await self._worker.ask(read, OperationKind.READ)
+        return await self._ask(read, OperationKind.READ)
 
     def release(self) -> None:
         """Allow messages to replace those that `head` holds. Does not block."""
@@ -121,35 +130,35 @@ class Spool:
 
     async def remove(self, ids: Sequence[str]) -> None:
         """Delete messages that the receiver has stored."""
-        await self._worker.ask(lambda store: store.remove(ids), OperationKind.SHRINK)
+        await self._ask(lambda store: store.remove(ids), OperationKind.SHRINK)
 
     async def dead_letter(self, message: Message, reason: str, detail: str) -> None:
         """Move a message that the receiver rejected for good to the dead letters."""
         died_at_ms = self._clock.wall_ns() // 1_000_000
-        await self._worker.ask(
+        await self._ask(
             lambda store: store.dead_letter(message, reason, detail, died_at_ms),
             OperationKind.SHRINK,
         )
 
     async def requeue(self, message_id: str) -> bool:
         """Queue a dead letter again. Return whether it existed."""
-        return await self._worker.ask(lambda store: store.requeue(message_id), OperationKind.SHRINK)
+        return await self._ask(lambda store: store.requeue(message_id), OperationKind.SHRINK)
 
     async def dead_letters(self) -> list[DeadLetter]:
         """Return the dead letters, oldest first."""
-        return await self._worker.ask(lambda store: store.dead_letters(), OperationKind.READ)
+        return await self._ask(lambda store: store.dead_letters(), OperationKind.READ)
 
     async def staged(self) -> list[bytes]:
         """Return the lines that wait for their batch, oldest first."""
-        return await self._worker.ask(lambda store: store.staged(), OperationKind.READ)
+        return await self._ask(lambda store: store.staged(), OperationKind.READ)
 
     async def state(self, prefix: str = "") -> dict[str, bytes]:
         """Return the checkpoints whose key starts with `prefix`."""
-        return await self._worker.ask(lambda store: store.state(prefix), OperationKind.READ)
+        return await self._ask(lambda store: store.state(prefix), OperationKind.READ)
 
     async def info(self) -> SpoolInfo:
         """Return the epoch of the file, and whether it replaced a damaged one."""
-        return await self._worker.ask(read_info, OperationKind.READ)
+        return await self._ask(read_info, OperationKind.READ)
 
     async def later_epoch(self, least_ms: int) -> int:
         """Return an epoch of at least `least_ms` that is later than all earlier ones here.
@@ -157,7 +166,7 @@ class Spool:
         For a caller whose numbers must not repeat although the file is not new. Milliseconds since
         1970 if the clock is correct.
         """
-        return await self._worker.ask(lambda _: self._file.next_epoch(least_ms), OperationKind.READ)
+        return await self._ask(lambda _: self._file.next_epoch(least_ms), OperationKind.READ)
 
     async def probe(self) -> None:
         """Raise SpoolError if the file cannot be read or written.
@@ -168,8 +177,18 @@ class Spool:
             await self.commit(WriteBatch(state={PROBE: b""}))
         await self.state("spool/")
 
-    def _on_served(self, totals: Totals, written: bool) -> None:
+    async def _ask(
+        self, work: Callable[[Store], T], kind: OperationKind, added: WriteBatch | None = None
+    ) -> T:
+        """Run `work` on the file's thread and wait until it is durable."""
+        if not self._worker.is_open:
+            raise SpoolUnavailableError("the spool is not open")
+        answer: T = await self._worker.ask(Operation(work, kind, added))
+        return answer
+
+    def _on_served(self, group: Sequence[Operation], totals: Totals) -> None:
         """Wake the shipper. Done here because the caller of `put` may have been cancelled."""
         self.totals = totals
-        if written and totals.oldest_created_at_ms is not None:
+        written = any(operation.kind is not OperationKind.READ for operation in group)
+        if written and self.totals.oldest_created_at_ms is not None:
             self.changed.set()

@@ -9,17 +9,16 @@ from contextlib import suppress
 from enum import Enum, auto
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import structlog
 
 from byoc_agents.app.clock import Clock
 from byoc_agents.durable.files import DirectoryLock, DiskReserve, rewrite_and_sync
-from byoc_agents.durable.model import SpoolInfo, Totals, merged
+from byoc_agents.durable.model import SpoolInfo, Totals, WriteBatch, merged
 from byoc_agents.durable.recovery import make, read_through, rebuild
 from byoc_agents.durable.schema import translated
 from byoc_agents.durable.store import Store
-from byoc_agents.durable.worker import Operation, OperationKind, grows
 from byoc_agents.errors import (
     SpoolCorruptError,
     SpoolError,
@@ -31,6 +30,27 @@ EPOCH = "spool/epoch"  # creation of this file, milliseconds since 1970; later t
 ORIGIN = "spool/origin"  # reason for its creation: "created" or "corrupt"
 
 T = TypeVar("T")
+
+
+class OperationKind(Enum):
+    """The effect of an operation on disk usage."""
+
+    READ = auto()
+    GROW = auto()  # stores new data: only while the reserve for acknowledgements is held
+    SHRINK = auto()  # may use the reserve
+
+
+class Operation(NamedTuple):
+    """Work on the store."""
+
+    work: Callable[[Store], Any]
+    kind: OperationKind
+    added: WriteBatch | None = None  # its whole effect, if it is a plain change
+
+
+def grows(group: Sequence[Operation]) -> bool:
+    """Return whether one of them stores new data."""
+    return any(operation.kind is OperationKind.GROW for operation in group)
 
 
 class Step(Enum):
@@ -88,7 +108,7 @@ class SpoolFile:
         self._lock = lock
         self._reserve = DiskReserve(directory / "reserve")
         self._store: Store | None = None
-        self._totals = Totals()
+        self._totals = Totals()  # of the file when it was last read or written
         self._epoch = 0
         self._held: frozenset[str] = frozenset()
 
@@ -107,7 +127,10 @@ class SpoolFile:
         return self._epoch
 
     def serve(self, group: Sequence[Operation]) -> tuple[list[Any], Totals]:
-        """Return one answer per operation, its value or its error, and the totals of the file."""
+        """Return one answer per operation (its value or its error), and the file's totals."""
+        return self._serve(group), self._totals
+
+    def _serve(self, group: Sequence[Operation]) -> list[Any]:
         step = Step.RUN
         while step in {Step.RUN, Step.CONFIRM}:
             try:
@@ -117,14 +140,14 @@ class SpoolFile:
                 failure, error = self._examine(failed, group)
                 step = TRANSITIONS[step, failure]
             else:
-                return answers, self._totals
+                return answers
         if step is Step.SPLIT:
-            return [self.serve([operation])[0][0] for operation in group], self._totals
+            return [self._serve([operation])[0] for operation in group]
         if step is Step.REPLACE:
             error = self._replace(error)
         elif failure is not Failure.NEWER:  # then the daemon ends, and all files stay unchanged
             self.write_error = error
-        return [error] * len(group), self._totals
+        return [error] * len(group)
 
     def close(self) -> None:
         """Close the file. Needed after an error: SQLite's memory may differ from the disk."""

@@ -1,6 +1,6 @@
 """Group commit: one thread owns a file and serves all operations that wait for it together.
 
-The operations that wait when the thread is free share one transaction and one fsync.
+The operations that wait when the thread is free share one write and one fsync.
 """
 
 import asyncio
@@ -9,47 +9,21 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from enum import Enum
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from byoc_agents.durable.model import Totals, WriteBatch
-from byoc_agents.durable.store import Store
-from byoc_agents.errors import SpoolError, SpoolUnavailableError
+from byoc_agents.errors import ByocError
 
-MAX_GROUP = 512  # operations that share one fsync
 GATHER_SECONDS = 0.0005  # half an fsync: halves their number if operations come in groups
 ENOUGH = 16  # operations in the last group, above which there is no need to wait
 
-T = TypeVar("T")
+Operation_contra = TypeVar("Operation_contra", contravariant=True)
 
 
-class OperationKind(Enum):
-    """The effect of an operation on disk usage."""
-
-    READ = 1
-    GROW = 2  # stores new data: only while the reserve for acknowledgements is held
-    SHRINK = 3  # may use the reserve
-
-
-class Operation(NamedTuple):
-    """Work on the store, and the future of its caller."""
-
-    work: Callable[[Store], Any]
-    future: asyncio.Future[Any]
-    kind: OperationKind
-    added: WriteBatch | None = None  # its whole effect, if it is a plain change
-
-
-def grows(group: Sequence[Operation]) -> bool:
-    """Return whether one of them stores new data."""
-    return any(operation.kind is OperationKind.GROW for operation in group)
-
-
-class Served(Protocol):
+class Served(Protocol[Operation_contra]):
     """The file that the operations are for. Its methods run on the thread and may block."""
 
-    def serve(self, group: Sequence[Operation]) -> tuple[list[Any], Totals]:
-        """Return one answer per operation, its value or its error, and the totals of the file."""
+    def serve(self, group: Sequence[Operation_contra]) -> tuple[Sequence[Any], Any]:
+        """Return one answer per operation (its value or its error), and the file's totals."""
         ...
 
     def close(self) -> None:
@@ -57,28 +31,44 @@ class Served(Protocol):
         ...
 
 
-class GroupCommitWorker:
+class _Waiting(NamedTuple):
+    operation: Any
+    future: asyncio.Future[Any] | None  # None: no caller waits
+
+
+class GroupCommitWorker(Generic[Operation_contra]):
     """Runs operations on a thread. Started and stopped once, by the loop that calls `ask`."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  spool and ledger differ in these
         self,
-        file: Served,
-        on_served: Callable[[Totals, bool], None],
+        name: str,
+        file: Served[Operation_contra],
         *,
+        max_group: int,
+        drop_cancelled: bool = False,
+        gathers: Callable[[Operation_contra], bool] = lambda _: False,
+        on_served: Callable[[Sequence[Operation_contra], Any], None] = lambda *_: None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """`on_served` is called on the loop before any caller of the group gets its answer.
+        """`name` is the thread's name.
 
-        Its arguments are the totals, and whether an operation of the group may have written. It
-        must not block.
+        At most `max_group` operations share a commit. With `drop_cancelled`, an operation whose
+        caller is cancelled while it is in the queue is not done; otherwise it is done. After a
+        group of several, an operation for which `gathers` is true waits GATHER_SECONDS for others.
+        `on_served` is called on the loop with the group and the file's totals after it, before any
+        caller gets its answer. It must not block.
         """
+        self._name = name
         self._file = file
+        self._max_group = max_group
+        self._drop_cancelled = drop_cancelled
+        self._gathers = gathers
         self._on_served = on_served
         self._sleep = sleep
-        self._operations: queue.SimpleQueue[Operation | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
-        self._closed = True
+        self._operations: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._last_size = 0  # of a group
+        self.is_open = False
 
     @property
     def alive(self) -> bool:
@@ -89,32 +79,35 @@ class GroupCommitWorker:
         """Start the thread."""
         self._loop = asyncio.get_running_loop()
         self._thread.start()
-        self._closed = False
+        self.is_open = True
 
     async def stop(self) -> None:
-        """Finish the queued operations, then end the thread."""
-        self._closed = True
+        """Finish the queued operations, close the file and end the thread."""
+        self.is_open = False
         self._operations.put(None)
         await asyncio.to_thread(self._thread.join)
 
-    async def ask(
-        self, work: Callable[[Store], T], kind: OperationKind, added: WriteBatch | None = None
-    ) -> T:
-        """Run `work` on the thread and wait until it is durable. Raises SpoolError.
+    async def ask(self, operation: Operation_contra) -> Any:
+        """Run the operation and return its answer, or raise it if it is an error.
 
-        It is also done if the caller is cancelled meanwhile.
+        See `drop_cancelled` for a caller that is cancelled meanwhile.
         """
-        if self._closed:
-            raise SpoolUnavailableError("the spool is not open")
-        future: asyncio.Future[T] = self._loop.create_future()
-        self._operations.put(Operation(work, future, kind, added))
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._operations.put(_Waiting(operation, future))
         return await future
 
+    def post(self, operation: Operation_contra) -> None:
+        """Queue an operation whose answer nobody needs. From any thread; does not block."""
+        self._operations.put(_Waiting(operation, None))
+
     def _run(self) -> None:
-        totals = Totals()
         while (group := self._next_group()) is not None:
+            if self._drop_cancelled:
+                group = [one for one in group if one.future is None or not one.future.cancelled()]
+            operations = [waiting.operation for waiting in group]
+            totals: Any = None
             try:
-                answers, totals = self._file.serve(group)
+                answers, totals = self._file.serve(operations)
             except Exception as error:  # noqa: BLE001  the thread continues, the callers get the error
                 answers = [error] * len(group)
                 with contextlib.suppress(Exception):
@@ -123,42 +116,41 @@ class GroupCommitWorker:
                 self._loop.call_soon_threadsafe(self._answer, group, answers, totals)
         self._file.close()
 
-    def _next_group(self) -> list[Operation] | None:
-        operation = self._operations.get()
-        if operation is None:
+    def _next_group(self) -> list[_Waiting] | None:
+        waiting = self._operations.get()
+        if waiting is None:
             return None
-        if 1 < self._last_size < ENOUGH and operation.kind is OperationKind.GROW:
+        if 1 < self._last_size < ENOUGH and self._gathers(waiting.operation):
             with contextlib.suppress(OSError):  # libfaketime: the thread continues
                 self._sleep(GATHER_SECONDS)
-        group = [operation]
-        while len(group) < MAX_GROUP:
+        group = [waiting]
+        while len(group) < self._max_group:
             try:
-                operation = self._operations.get_nowait()
+                waiting = self._operations.get_nowait()
             except queue.Empty:
                 break
-            if operation is None:
+            if waiting is None:
                 self._operations.put(None)  # finish this group first
                 break
-            group.append(operation)
+            group.append(waiting)
         self._last_size = len(group)
         return group
 
-    def _answer(self, group: list[Operation], answers: list[Any], totals: Totals) -> None:
-        written = any(operation.kind is not OperationKind.READ for operation in group)
-        self._on_served(totals, written)
-        for operation, answer in zip(group, answers, strict=True):
-            if operation.future.done():  # cancelled
+    def _answer(self, group: Sequence[_Waiting], answers: Sequence[Any], totals: Any) -> None:
+        if totals is not None:
+            self._on_served([waiting.operation for waiting in group], totals)
+        for (_, future), answer in zip(group, answers, strict=True):
+            if future is None or future.done():  # nobody waits, or it was cancelled
                 continue
             if isinstance(answer, Exception):
-                operation.future.set_exception(_copy_error(answer))
+                future.set_exception(self._copy_error(answer))
             else:
-                operation.future.set_result(answer)
+                future.set_result(answer)
 
-
-def _copy_error(error: Exception) -> Exception:
-    """Return an error for one caller: a shared one would collect the tracebacks of all."""
-    if isinstance(error, SpoolError):
-        return type(error)(*error.args)
-    own = RuntimeError(f"defect in the spool: {error!r}")
-    own.__cause__ = error
-    return own
+    def _copy_error(self, error: Exception) -> Exception:
+        """Return an error for one caller: a shared one would collect the tracebacks of all."""
+        if isinstance(error, ByocError):
+            return type(error)(*error.args)
+        own = RuntimeError(f"defect in the {self._name}: {error!r}")
+        own.__cause__ = error
+        return own

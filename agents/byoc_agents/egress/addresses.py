@@ -9,6 +9,16 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 EC2_LOCAL = ipaddress.ip_network("fd00:ec2::/32")  # AWS link-local services over IPv6
 NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 address
+IPV4_COMPATIBLE = ipaddress.ip_network("::/96")  # RFC 4291, deprecated; loopback and :: are in it
+SIX_TO_FOUR = ipaddress.ip_network("2002::/16")  # RFC 3056: an IPv4 address inside
+TEREDO = ipaddress.ip_network("2001::/32")  # RFC 4380, likewise
+TUNNELS = (IPV4_COMPATIBLE, SIX_TO_FOUR, TEREDO)
+PRIVATE = tuple(  # RFC 1918, RFC 6598, RFC 4193
+    map(
+        ipaddress.ip_network,
+        ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"),
+    )
+)
 IMDS = frozenset(ipaddress.ip_address(host) for host in IMDS_HOSTS)
 
 
@@ -26,8 +36,8 @@ def may_lead_to(destination: Destination, text: str) -> bool:
     """Return whether the destination's host may resolve to this address.
 
     A literal leads to itself and a local name to loopback only. Any other name must not lead to a
-    loopback, link-local, multicast or unspecified address. Private addresses are allowed, since
-    VPC endpoints have them.
+    loopback, link-local, multicast or unspecified address, nor to an IPv4 address that is hidden
+    in an IPv6 one. It leads to a private address only if the destination is `private`.
     """
     address, literal = address_of(text), ip_literal(destination.host)
     if address is None or address in IMDS:
@@ -42,7 +52,14 @@ def may_lead_to(destination: Destination, text: str) -> bool:
         or address.is_multicast
         or address.is_unspecified
         or address in EC2_LOCAL
+        or any(address in network for network in TUNNELS)
+        or (is_private(address) and not destination.private)
     )
+
+
+def is_private(address: Address) -> bool:
+    """Return whether the address belongs to a private network, such as a VPC or a cluster."""
+    return any(address in network for network in PRIVATE)
 
 
 def is_imds(text: str) -> bool:

@@ -13,9 +13,12 @@ from aiobotocore.awsrequest import AioAWSResponse
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
 from botocore import exceptions
+from botocore.credentials import RefreshableCredentials
 from multidict import CIMultiDict
 from yarl import URL
 
+from byoc_agents.app.files import NotReadableError
+from byoc_agents.egress.aws_files import AwsFiles, file_paths, use_files
 from byoc_agents.egress.gate import Gate, refusal_in
 from byoc_agents.errors import ConfigError, Reason, SendError
 
@@ -33,10 +36,13 @@ PROVIDERS = frozenset(
         "config-file",
     }
 )
+FILES = "byoc_files"  # the session's component with the files of its providers
 KEY_FILES = frozenset({"shared-credentials-file", "config-file"})
 NO_CREDENTIALS = (
     "no AWS credentials: expected IRSA, Pod Identity or keys; the node's role is not used"
 )
+
+NOT_ASCII = "AWS credentials: a key or a token holds a character that is not ASCII"
 
 
 def aws_session(gate: Gate, region: str) -> AioSession:
@@ -59,6 +65,9 @@ def aws_session(gate: Gate, region: str) -> AioSession:
     for method in [provider.METHOD for provider in providers.providers]:
         if method not in PROVIDERS:
             providers.remove(method)
+    files = AwsFiles(file_paths(session))
+    use_files(providers, files)
+    session.register_component(FILES, files)
     return session
 
 
@@ -72,7 +81,7 @@ def aws_config(gate: Gate, **options: Any) -> AioConfig:
         "http_session_cls": http_session_class(gate),
         "defaults_mode": "legacy",  # `auto` asks the metadata service for the region
         "retries": {"total_max_attempts": 1, "mode": "standard"},
-        # Never from a variable: `destinations.endpoint_mistakes` rejects those.
+        # Never from a variable or a file: `aws_settings.aws_mistakes` rejects those.
         "use_fips_endpoint": False,
         "use_dualstack_endpoint": False,
         "connect_timeout": CONNECT_SECONDS,
@@ -90,18 +99,32 @@ async def fetch_credentials(session: AioSession) -> None:
     held as CREDENTIALS, with the error code of STS.
     """
     try:
+        if _needs_files(session):
+            await session.get_component(FILES).read()
         credentials = await session.get_credentials()
         if credentials is not None:
             await _reload_keys(session, credentials)
-            await credentials.get_frozen_credentials()
-            return
+            frozen = await credentials.get_frozen_credentials()
+            if all(text.isascii() for text in frozen[:3] if text):
+                return
+            raise SendError(Reason.CREDENTIALS, NOT_ASCII)
     except exceptions.ClientError as error:
         raise _sts_error(error.response) from error
+    except SendError:
+        raise
     except Exception as error:  # any provider, any library below it; retried later
         if refused := refusal_in(error):
             raise refused from error
         raise SendError(Reason.CREDENTIALS, f"AWS credentials: {_cause(error)}") from error
     raise SendError(Reason.CREDENTIALS, NO_CREDENTIALS)
+
+
+def _needs_files(session: AioSession) -> bool:
+    """Return whether the next request may read a file of keys or a token."""
+    credentials = session._credentials  # noqa: SLF001  cache of get_credentials
+    if credentials is None or credentials.method in KEY_FILES:
+        return True
+    return isinstance(credentials, RefreshableCredentials) and credentials.refresh_needed()
 
 
 STS_RETRIED = {
@@ -124,10 +147,12 @@ def _sts_error(response: Mapping[str, Any]) -> SendError:
 
 
 def _cause(error: Exception) -> str:
-    """Return the error's class and the message of OpenSSL or the proxy. Holds no secret."""
+    """Return the error's class, and the message of OpenSSL, the proxy or a file; no secret."""
     cause = getattr(error, "kwargs", {}).get("error")
     below: BaseException | None = cause if isinstance(cause, BaseException) else error
     while below is not None:
+        if isinstance(below, NotReadableError):
+            return str(below)
         if isinstance(below, aiohttp.ClientHttpProxyError):
             return f"{type(error).__name__}: the proxy answered {below.status}"
         certificate = getattr(below, "certificate_error", below)
@@ -168,15 +193,15 @@ class KeyRefresh:
 async def _reload_keys(session: AioSession, credentials: Any) -> None:
     """Load the current keys from their file, which botocore reads only once.
 
-    Changes the object in place, since clients hold it. A partial or missing file leaves the
-    current credentials unchanged.
+    Changes the object in place, since clients hold it. A partial or missing file, and one that
+    does not answer, leaves the current credentials unchanged.
     """
     if credentials.method not in KEY_FILES:
         return
     provider = session.get_component("credential_provider").get_provider(credentials.method)
     try:
         fresh = await provider.load()
-    except (exceptions.BotoCoreError, OSError):
+    except (exceptions.BotoCoreError, OSError, ValueError):
         return
     if fresh is not None:
         for name in ("access_key", "secret_key", "token"):

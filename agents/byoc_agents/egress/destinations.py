@@ -4,21 +4,31 @@ The gate, the network policies, the IAM policies and the documentation are all m
 they always allow the same destinations.
 """
 
-import configparser
 import ipaddress
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from urllib.parse import unquote
 
 import msgspec
 from yarl import URL
 
-from byoc_agents.egress.regions import s3_region, sqs_region
+from byoc_agents.egress.aws_settings import aws_mistakes, irsa, static_keys
+from byoc_agents.egress.regions import names_s3, partition_of, s3_region, sqs_region
 from byoc_agents.errors import ConfigError
 
 SCHEMES = frozenset({"https", "http"})
 ECS_HOST = "169.254.170.2"  # botocore ContainerMetadataFetcher.IP_ADDRESS
 POD_IDENTITY_HOSTS = frozenset({"169.254.170.23", "fd00:ec2::23"})  # EKS Pod Identity agent
+AGENT_HOSTS = POD_IDENTITY_HOSTS | {ECS_HOST}
+# Names that no public resolver answers: a single label, Kubernetes, RFC 6762, RFC 9476, ICANN's.
+PRIVATE_SUFFIXES = (".svc", ".local", ".internal", ".localhost", ".test", ".alt")
+# Every suffix of https://docs.aws.amazon.com/general/latest/gr/rande.html, dual-stack ones included
+AWS_SUFFIXES = (
+    *(".amazonaws.com", ".amazonaws.com.cn", ".amazonaws.eu", ".api.aws"),
+    *(".api.amazonwebservices.com.cn", ".api.amazonwebservices.eu"),
+    *(".c2s.ic.gov", ".sc2s.sgov.gov", ".cloud.adc-e.uk", ".csp.hci.ic.gov"),
+)
+STS_PURPOSE = "AWS credentials from STS (IRSA)"
 DNS_SUFFIXES = (  # botocore partitions.json: which regions are not under amazonaws.com
     ("cn-", "amazonaws.com.cn"),
     ("eusc-", "amazonaws.eu"),
@@ -46,14 +56,29 @@ class Destination(msgspec.Struct, frozen=True):
     daemon: str = ""
     setting: str = ""  # the variable that named it
     frequency: str = ""
+    path: str = "/"  # requests must be for this path, or below it
+    private: bool = False  # whether its name may resolve to a private address
 
     @property
     def local(self) -> bool:
-        """Return whether its packets stay on this machine: loopback, or a link-local literal."""
+        """Return whether its packets stay on this machine: loopback, or an agent of AWS there."""
         literal = ip_literal(self.host)
         if literal is None:
             return self.host == "localhost" or self.host.endswith(".localhost")
-        return literal.is_loopback or literal.is_link_local or self.host in POD_IDENTITY_HOSTS
+        return literal.is_loopback or self.host in AGENT_HOSTS
+
+    def serves(self, raw_path: str) -> bool:
+        """Return whether a request for this path belongs to the destination.
+
+        The path counts by whole segments: `/bucket` and `/bucket/key` belong to `/bucket`, and
+        `/bucket-2` does not. A path with `.` or `..` belongs only to `/`.
+        """
+        below = self.path.rstrip("/")
+        if not below:
+            return True
+        if {".", ".."} & set(unquote(raw_path).split("/")):
+            return False
+        return raw_path == self.path or f"{raw_path}/".startswith(f"{below}/")
 
     def __str__(self) -> str:
         """Return `https://host:port`."""
@@ -73,8 +98,11 @@ def bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def https_destination(url: str, **about: str) -> Destination:
-    """Return the destination of an http(s) URL. Raises ConfigError; no message repeats a query."""
+def https_destination(url: str, *, private: bool = False, **about: str) -> Destination:
+    """Return the destination of an http(s) URL: its host, its port, and its path and below.
+
+    Raises ConfigError; no message repeats a query.
+    """
     setting = about.get("setting") or "URL"
     try:
         parts = URL(url)
@@ -91,22 +119,26 @@ def https_destination(url: str, **about: str) -> Destination:
             [f"{setting}: holds a user name or password: expected them in their own settings"]
         )
     host = parts.raw_host.lower().rstrip(".")
-    return Destination(host, parts.port, parts.scheme, **about)
+    private = private or "." not in host or host.endswith(PRIVATE_SUFFIXES)
+    about = {"path": parts.raw_path} | about
+    return Destination(host, parts.port, parts.scheme, private=private, **about)
 
 
 def clickhouse_destination(url: str, **about: str) -> Destination:
     """Return the destination of ClickHouse's HTTP interface. Raises ConfigError."""
-    return https_destination(url, **({"purpose": "ClickHouse over HTTP"} | about))
+    return https_destination(url, private=True, **({"purpose": "ClickHouse over HTTP"} | about))
 
 
 def sqs_destination(queue_url: str, endpoint_url: str | None = None, **about: str) -> Destination:
     """Return the destination of a queue: the endpoint if one is given, else the URL's host.
 
     Raises ConfigError for a host that is not a name of SQS, since its region would be a guess. A
-    local host or an explicit endpoint does not belong to AWS and needs no region.
+    local host (an emulator in the pod) or an explicit endpoint does not belong to AWS: requests to
+    it are signed for BYOC_REGION.
     """
-    about = {"purpose": "service state to SQS"} | about
-    destination = https_destination(endpoint_url or queue_url, **about)
+    # Every request of SQS goes to `/`: the queue is named in the body.
+    about = {"purpose": "service state to SQS", "path": "/"} | about
+    destination = https_destination(endpoint_url or queue_url, private=bool(endpoint_url), **about)
     if endpoint_url or destination.local or sqs_region(destination.host):
         return destination
     setting = about.get("setting") or "queue"
@@ -133,17 +165,20 @@ def s3_destination(
         expected = "expected neither a directory bucket nor an Outposts bucket"
         raise ConfigError([f"{setting}: invalid value {bucket!r}: {expected}"])
     about = {"purpose": "billing objects to S3"} | about
+    virtual = "." not in bucket and not endpoint_url
+    about |= {"path": "/" if virtual else f"/{bucket}"}
     if endpoint_url:
-        return _same_region(https_destination(endpoint_url, **about), region)
+        return _same_region(https_destination(endpoint_url, private=True, **about), region)
     regional = f"s3.{region}.{dns_suffix(region)}"
-    virtual = "." not in bucket
-    return Destination(f"{bucket}.{regional}" if virtual else regional, 443, "https", **about)
+    host = f"{bucket}.{regional}" if virtual else regional
+    return https_destination(f"https://{host}", private=False, **about)
 
 
 def _same_region(destination: Destination, region: str) -> Destination:
     named = s3_region(destination.host)
-    if named in {None, region}:
+    if named == region or (named is None and not names_s3(destination.host)):
         return destination
+    named = named or "no known region"
     raise ConfigError(
         [
             (
@@ -155,18 +190,33 @@ def _same_region(destination: Destination, region: str) -> Destination:
 
 
 def dns_suffix(region: str) -> str:
-    """Return the DNS suffix of the region's partition."""
-    return next(
-        (suffix for start, suffix in DNS_SUFFIXES if region.startswith(start)), "amazonaws.com"
-    )
+    """Return the DNS suffix of the region's partition. Raises ConfigError if it has none."""
+    found = partition_of(region)
+    if found is None:
+        expected = "expected a region of AWS, or AWS_ENDPOINT_URL_S3 and AWS_ENDPOINT_URL_SQS set"
+        raise ConfigError([f"BYOC_REGION: invalid value {region!r}: {expected}"])
+    return found.dns_suffix
 
 
 def endpoint_url(service: str, environ: Mapping[str, str]) -> str | None:
     """Return AWS_ENDPOINT_URL_<SERVICE> or AWS_ENDPOINT_URL, as botocore reads them; else None."""
+    return environ.get(endpoint_variable(service, environ) or "")
+
+
+def endpoint_variable(service: str, environ: Mapping[str, str]) -> str | None:
+    """Return the name of the variable that decides the endpoint of a service; None if none does."""
     if environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true":
         return None
-    own = environ.get(f"AWS_ENDPOINT_URL_{service.upper()}")
-    return own or environ.get("AWS_ENDPOINT_URL") or None
+    names = (f"AWS_ENDPOINT_URL_{service.upper()}", "AWS_ENDPOINT_URL")
+    return next((name for name in names if environ.get(name)), None)
+
+
+def name_endpoint(
+    destination: Destination, service: str, environ: Mapping[str, str]
+) -> Destination:
+    """Return the destination with the variable of its endpoint as its setting, if one decided."""
+    variable = endpoint_variable(service, environ)
+    return msgspec.structs.replace(destination, setting=variable) if variable else destination
 
 
 def credential_destinations(
@@ -177,14 +227,14 @@ def credential_destinations(
     Static keys need none, and botocore prefers them. The node's role is never used. `services`
     are the AWS services that the daemon calls. Raises ConfigError for unusable AWS variables.
     """
-    irsa = bool(environ.get("AWS_ROLE_ARN") and environ.get("AWS_WEB_IDENTITY_TOKEN_FILE"))
-    called = [*services, *(["sts"] if irsa else [])]
-    if wrong := environment_mistakes(environ) + endpoint_mistakes(environ, called):
+    called = [*services, *(["sts"] if irsa(environ) and not static_keys(environ) else [])]
+    given = [service for service in called if endpoint_url(service, environ)]
+    if wrong := aws_mistakes(environ, called, given):
         raise ConfigError(wrong)
-    if environ.get("AWS_ACCESS_KEY_ID") and environ.get("AWS_SECRET_ACCESS_KEY"):
+    if static_keys(environ):
         return []
     found = []
-    if environ.get("AWS_ROLE_ARN") and environ.get("AWS_WEB_IDENTITY_TOKEN_FILE"):
+    if irsa(environ):
         found.append(_sts_destination(environ, region, daemon))
     if environ.get("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"):
         found.append(_container("http://" + ECS_HOST, "_RELATIVE_URI", daemon))
@@ -193,101 +243,17 @@ def credential_destinations(
     return found
 
 
-# Variables whose values become part of a header or of a request: white space is always a mistake.
-EXACT_VARIABLES = (
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AWS_ROLE_ARN",
-    "AWS_ROLE_SESSION_NAME",
-    "AWS_WEB_IDENTITY_TOKEN_FILE",
-    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
-    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
-    "AWS_PROFILE",
-)
-
-
-def environment_mistakes(environ: Mapping[str, str]) -> list[str]:
-    """Return a mistake for each AWS variable with white space or control characters.
-
-    The messages repeat no value.
-    """
-    return [
-        f"{name}: holds {_character(found[0])} at character {found.start() + 1}:"
-        " expected no white space; `printf %s` writes no newline"
-        for name in EXACT_VARIABLES
-        if (found := re.search(r"[\s\x00-\x1f\x7f]", environ.get(name, "")))
-    ]
-
-
-def _character(found: str) -> str:
-    return {"\n": "a newline", "\r": "a carriage return", " ": "a space", "\t": "a tab"}.get(
-        found, f"U+{ord(found):04X}"
-    )
-
-
-def endpoint_mistakes(environ: Mapping[str, str], services: Sequence[str]) -> list[str]:
-    """Return a mistake for each setting that makes botocore choose FIPS or dual-stack endpoints.
-
-    The destinations table is made before botocore runs, so such an endpoint must be given. Reads
-    AWS's variables and its configuration file (AWS_CONFIG_FILE, AWS_PROFILE).
-    """
-    file = _config_file(environ)
-    wrong = []
-    for variable, key, example in (
-        ("AWS_USE_FIPS_ENDPOINT", "use_fips_endpoint", "{service}-fips.REGION.amazonaws.com"),
-        ("AWS_USE_DUALSTACK_ENDPOINT", "use_dualstack_endpoint", DUAL_STACK),
-    ):
-        source = variable if variable in environ else f"AWS_CONFIG_FILE, {key}"
-        if environ.get(variable, file.get(key, "")).strip().lower() != "true":
-            continue
-        wrong += [
-            f"{source}: is not supported for {service}: expected it unset and"
-            f" AWS_ENDPOINT_URL_{service.upper()}=https://{_example(example, service)}"
-            for service in services
-            if not endpoint_url(service, environ)
-        ]
-    return wrong
-
-
-DUAL_STACK = "dual"
-
-
-def _example(example: str, service: str) -> str:
-    if example is DUAL_STACK:
-        return (
-            "s3.dualstack.REGION.amazonaws.com" if service == "s3" else f"{service}.REGION.api.aws"
-        )
-    return example.format(service=service)
-
-
-def _config_file(environ: Mapping[str, str]) -> Mapping[str, str]:
-    """Return the keys of the chosen profile in AWS's configuration file; none if it is unusable."""
-    home = environ.get("HOME", "")
-    path = environ.get("AWS_CONFIG_FILE") or (f"{home}/.aws/config" if home else "")
-    parser = configparser.RawConfigParser()
-    try:
-        parser.read(Path(path).expanduser(), encoding="utf-8")
-    except (configparser.Error, OSError, RuntimeError, UnicodeDecodeError):
-        return {}
-    profile = environ.get("AWS_PROFILE", "default")
-    for section in ("default" if profile == "default" else f"profile {profile}", profile):
-        if parser.has_section(section):
-            return dict(parser.items(section))
-    return {}
-
-
 def _sts_destination(environ: Mapping[str, str], region: str, daemon: str) -> Destination:
     legacy = environ.get("AWS_STS_REGIONAL_ENDPOINTS", "regional").lower() == "legacy"
     regional = f"sts.{region}.{dns_suffix(region)}"
     host = "sts.amazonaws.com" if legacy and region in LEGACY_STS_REGIONS else regional
+    given = endpoint_url("sts", environ)
     return https_destination(
-        endpoint_url("sts", environ) or f"https://{host}",
-        purpose="AWS credentials from STS (IRSA)",
+        given or f"https://{host}",
+        private=bool(given),
+        purpose=STS_PURPOSE,
         daemon=daemon,
-        setting="AWS_ROLE_ARN",
+        setting=endpoint_variable("sts", environ) or "AWS_ROLE_ARN",
         frequency="about once an hour",
     )
 
@@ -303,18 +269,30 @@ def _container(url: str, suffix: str, daemon: str) -> Destination:
     )
     if not destination.local:
         raise ConfigError(
-            [f"{setting}: leads to {destination}: expected a loopback or link-local host"]
+            [f"{setting}: leads to {destination}: expected a loopback host or an agent of AWS"]
         )
     return destination
 
 
 def mistakes(destinations: Iterable[Destination], *, allow_insecure: bool) -> list[str]:
-    """Return the mistakes in the table: plain http to another machine, the metadata service."""
+    """Return the mistakes in the table.
+
+    These are plain http to another machine, an STS that does not belong to AWS (the token of the
+    pod would go there), and the metadata service. `allow_insecure` permits the first two.
+    """
+    destinations = tuple(destinations)
     wrong = [
         f"{d.setting or d.host}: plain {d}: expected https"
         " (BYOC_ALLOW_INSECURE_ENDPOINTS=true for local runs only)"
         for d in destinations
         if d.scheme == "http" and not d.local and not allow_insecure
+    ]
+    wrong += [
+        f"{d.setting}: {d.host} is not a name of AWS, and would receive the token of the pod:"
+        " expected sts.REGION.amazonaws.com or an interface endpoint"
+        for d in destinations
+        if d.purpose == STS_PURPOSE
+        and not (allow_insecure or d.local or d.host.endswith(AWS_SUFFIXES))
     ]
     return wrong + [
         f"{d.setting or d.host}: leads to the instance metadata service: expected another host"

@@ -7,7 +7,8 @@ that does not use the gate, `enforce_process` applies the last two to the whole 
 
 import socket
 import ssl
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,21 +18,33 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from byoc_agents.egress.addresses import address_of, is_imds, is_internet, may_lead_to
+from byoc_agents.egress.addresses import (
+    address_of,
+    is_imds,
+    is_internet,
+    is_private,
+    may_lead_to,
+)
 from byoc_agents.egress.destinations import Destination, https_destination, ip_literal, mistakes
 from byoc_agents.errors import ConfigError, Reason, SendError
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 REMEMBERED_ADDRESSES = 4096  # S3 returns a few new ones every minute; the oldest are removed
+# From the last answer with an address until sockets may not reach it any more. aiohttp asks again
+# after 10 s, and a connection is made within seconds of an answer.
+ADDRESS_SECONDS = 300.0
 
 
 class Refusal(StrEnum):
-    """Why the gate refused a connection: a label of `byoc_egress_refused_total`. A closed set."""
+    """Why the gate refused: a label of `byoc_egress_refused_total`. A closed set."""
 
     HOST = "host"  # a name or literal that is not a destination
     PORT = "port"  # the host of a destination, but another port
+    PATH = "path"  # a destination, but outside its path, or with another host in the Host header
     SCHEME = "scheme"  # a destination, but http instead of https or the reverse
     ADDRESS = "address"  # an address that no destination resolved to, or may resolve to
+    LISTEN = "listen"  # an address to listen on that is not in the settings
+    OPERATION = "operation"  # a program, native code, or a socket of another kind
     REDIRECT = "redirect"
     PROXY = "proxy"  # any proxy but the configured one
     IMDS = "imds"  # the node's credentials
@@ -76,6 +89,7 @@ class Gate:
         proxy: str | None = None,
         on_refused: Callable[[Refusal, str], None] = lambda _refusal, _detail: None,
         names: AbstractResolver | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.destinations = tuple(destinations)
         if wrong := mistakes(self.destinations, allow_insecure=allow_insecure):
@@ -84,7 +98,8 @@ class Gate:
         self._proxy_auth = aiohttp.BasicAuth.from_url(URL(proxy)) if proxy else None
         self._on_refused = on_refused
         self._reachable = [*self.destinations, *_proxy_destination(self.proxy)]
-        self._addresses: dict[tuple[str, int], None] = {}
+        self._addresses: dict[tuple[str, int], float] = {}  # until this time
+        self._monotonic = monotonic
         self._ca_file = ca_file
         self._ssl: ssl.SSLContext | None = None
         if ca_file:
@@ -138,14 +153,31 @@ class Gate:
     # The three guards.
 
     def check_url(self, url: URL) -> Destination:
-        """Return the destination of a URL. Raises EgressRefusedError."""
+        """Return the destination of a URL. Raises EgressRefusedError.
+
+        Its host, port and scheme must be those of a destination, its path the same or below it.
+        """
         host, port = (url.raw_host or "").lower().rstrip("."), url.port or 0
-        for destination in self.destinations:
-            if (destination.host, destination.port) == (host, port):
-                if destination.scheme != url.scheme:
-                    raise self.deny(Refusal.SCHEME, f"{url.scheme} to {host}:{port}")
+        found = [d for d in self.destinations if (d.host, d.port) == (host, port)]
+        if not found:
+            raise self.deny(self._reason_for(host), f"{host}:{port} is not a destination")
+        found = [d for d in found if d.scheme == url.scheme]
+        if not found:
+            raise self.deny(Refusal.SCHEME, f"{url.scheme} to {host}:{port}")
+        for destination in found:
+            if destination.serves(url.raw_path):
                 return destination
-        raise self.deny(self._reason_for(host), f"{host}:{port} is not a destination")
+        raise self.deny(Refusal.PATH, f"a path outside {found[0].path} of {host}:{port}")
+
+    def check_host_header(self, url: URL, headers: Mapping[str, str]) -> None:
+        """Check that the request names the host of its URL. Raises EgressRefusedError.
+
+        A load balancer or a store may serve many customers at one address, chosen by this header.
+        """
+        expected = {url.host_port_subcomponent, f"{url.host_subcomponent}:{url.port}"}
+        for name, value in headers.items():
+            if name.lower() == "host" and value.lower() not in expected:
+                raise self.deny(Refusal.PATH, f"the header Host is not {url.host}")
 
     def check_name(self, host: str, port: int | None = None) -> list[Destination]:
         """Return the destinations with this host name. Raises EgressRefusedError."""
@@ -160,7 +192,7 @@ class Gate:
         if not is_internet(family):
             raise self.deny(Refusal.ADDRESS, f"a socket of family {family}")
         host, port = str(address[0]), int(address[1])
-        known = (str(address_of(host)), port) in self._addresses
+        known = self._addresses.get((str(address_of(host)), port), 0.0) > self._monotonic()
         if not is_imds(host) and (known or self._is_literal(host, port)):
             return
         ours = any(d.port == port for d in self._reachable)
@@ -176,11 +208,12 @@ class Gate:
         good = {text for text in answers if may_lead_to(destination, text)}
         if answers and not good:
             why = Refusal.IMDS if any(map(is_imds, answers)) else Refusal.ADDRESS
-            raise self.deny(why, f"{destination.host} resolves to {answers[0]}")
+            raise self.deny(why, f"{destination.host} resolves to {answers[0]}{_hint(answers[0])}")
+        until = self._monotonic() + ADDRESS_SECONDS
         for text in good:
             key = (str(address_of(text)), destination.port)
             self._addresses.pop(key, None)  # the newest are last
-            self._addresses[key] = None
+            self._addresses[key] = until
         while len(self._addresses) > REMEMBERED_ADDRESSES:
             del self._addresses[next(iter(self._addresses))]
         return good
@@ -212,6 +245,7 @@ class Gate:
         if request.proxy not in {None, self.proxy}:
             raise self.deny(Refusal.PROXY, f"proxy {request.proxy.host} is not the configured one")
         destination = self.check_url(request.url)
+        self.check_host_header(request.url, request.headers)
         if destination.local:
             request.update_proxy(None, None, None)
         else:
@@ -278,7 +312,15 @@ class _Resolver(AbstractResolver):
 def _proxy_destination(proxy: URL | None) -> list[Destination]:
     if not proxy:
         return []
-    return [https_destination(str(proxy), purpose="the only proxy", setting="BYOC_HTTPS_PROXY")]
+    details = {"purpose": "the only proxy", "setting": "BYOC_HTTPS_PROXY"}
+    return [https_destination(str(proxy), private=True, **details)]
+
+
+def _hint(address: str) -> str:
+    literal = address_of(address)
+    if literal is None or not is_private(literal):
+        return ""
+    return ", a private address: expected its name in BYOC_PRIVATE_HOSTS"
 
 
 def _ssl_context(ca_file: str | None) -> ssl.SSLContext:

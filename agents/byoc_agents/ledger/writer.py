@@ -5,19 +5,18 @@ All lines that wait when the thread begins share one write and one fsync (group 
 
 import asyncio
 import contextlib
-import queue
 import threading
 from collections import deque
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import structlog
 
 from byoc_agents.app.clock import Clock
 from byoc_agents.delivery.sink import Message, Outcome
-from byoc_agents.errors import LedgerError, LedgerNewerError
+from byoc_agents.durable.worker import GroupCommitWorker
+from byoc_agents.errors import LedgerError
 from byoc_agents.ledger.chain import MIN_BYTES, Chain, Entry
 from byoc_agents.ledger.files import Disk
 from byoc_agents.ledger.format import SUPPRESSED, Refused, clean, intent_of, receipt_of
@@ -27,13 +26,16 @@ MAX_GROUP = 16  # lines that share one fsync
 REFUSED_BURST = 20  # lines at once, and
 REFUSED_REFILL_NS = 3_000_000_000  # one more after so long: 28,800 lines a day at most
 
+T = TypeVar("T")
+
 
 class _WriteRequest(NamedTuple):
-    destination: str  # "" for a receipt
-    intent: int  # 0 for an intent
-    batch: Sequence[Message]
-    outcomes: Sequence[Outcome]
-    future: Future[int]
+    """A line to write. Without a batch: only the refusals that wait."""
+
+    destination: str = ""  # "" for a receipt
+    intent: int = 0  # 0 for an intent
+    batch: Sequence[Message] = ()
+    outcomes: Sequence[Outcome] = ()
 
 
 class FileLedger:
@@ -58,13 +60,10 @@ class FileLedger:
         if max_bytes < MIN_BYTES:
             raise ValueError(f"max_bytes is {max_bytes}; expected at least {MIN_BYTES}")
         self.directory = directory
-        self.last_error = ""  # why the last write failed
-        self.unfinished: tuple[str, ...] = ()  # ids of the batch that was in flight at the start
-        self._chain = Chain(directory, clock=clock, max_bytes=max_bytes, disk=disk or Disk())
-        self._kept_bytes = self._chain.segment_bytes if keep_bodies else -1
-        self._operations: queue.SimpleQueue[_WriteRequest] = queue.SimpleQueue()
-        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
-        self._refusals = _Refusals(clock)
+        self._file = _LedgerFile(directory, clock, max_bytes, disk or Disk(), keep=keep_bodies)
+        self._worker = GroupCommitWorker(
+            "ledger", self._file, max_group=MAX_GROUP, drop_cancelled=True
+        )
 
     def __repr__(self) -> str:
         """Return its directory."""
@@ -75,22 +74,27 @@ class FileLedger:
 
         Raises LedgerNewerError if a later version wrote the files: then nothing is changed.
         """
-        try:
-            await self._run(self._check_format)
-        except LedgerNewerError:
-            self._writer.shutdown(wait=False)
-            raise
-        await self._run(self._open)
+        await asyncio.to_thread(self._file.open)
+        self._worker.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """Write a line for each open intent, and close."""
-        await self._run(self._close)
-        await asyncio.to_thread(self._writer.shutdown)
+        await self._worker.stop()
+
+    @property
+    def last_error(self) -> str:
+        """Why the last write failed, or an empty string."""
+        return self._file.last_error
+
+    @property
+    def unfinished(self) -> tuple[str, ...]:
+        """The ids of the batch that was in flight when the last process ended."""
+        return self._file.unfinished
 
     async def intent(self, destination: str, batch: Sequence[Message]) -> int:
         """Write the intent to send a batch, durably; see `Ledger`. Waits for one fsync."""
-        return await self._ask(_WriteRequest(destination, 0, batch, (), Future()))
+        return int(await self._worker.ask(_WriteRequest(destination, batch=batch)))
 
     async def receipt(
         self, intent: int, batch: Sequence[Message], outcomes: Sequence[Outcome]
@@ -100,7 +104,7 @@ class FileLedger:
         Durable with the next intent or a second later, whichever comes first: a receipt that a
         power cut takes is stated as unknown at the next start.
         """
-        await self._ask(_WriteRequest("", intent, batch, outcomes, Future()))
+        await self._worker.ask(_WriteRequest(intent=intent, batch=batch, outcomes=outcomes))
 
     def record_refusal(self, reason: str, detail: str) -> None:
         """Record a refusal of the egress gate. From any thread; never blocks, never raises.
@@ -108,18 +112,15 @@ class FileLedger:
         At most REFUSED_BURST lines at once and one each 3 s after it; the others are counted in
         the `suppressed` of the next line.
         """
-        if self._refusals.note(clean(str(reason)), clean(detail)):
-            try:
-                self._writer.submit(self._drain)
-            except RuntimeError:  # closed
-                self._refusals.give_back(1)
+        if self._file.refusals.note(clean(str(reason)), clean(detail)):
+            self._worker.post(_WriteRequest())
 
     def status(self) -> dict[str, Any]:
         """Return what /status shows. `head` is durable: pin it, `ledger verify --anchor` takes it.
 
         None if nothing could be written yet.
         """
-        segments, head = self._chain.segments, self._chain.durable
+        segments, head = self._file.chain.segments, self._file.chain.durable
         return {
             "head": str(head) if head.sequence >= 0 else None,
             "lines": head.sequence + 1,
@@ -128,69 +129,72 @@ class FileLedger:
             "last_error": self.last_error or None,
         }
 
-    async def _ask(self, operation: _WriteRequest) -> int:
-        self._operations.put(operation)
-        self._writer.submit(self._drain)
-        return await asyncio.wrap_future(operation.future)
 
-    async def _run(self, work: Any) -> None:
-        await asyncio.wrap_future(self._writer.submit(work))
+class _LedgerFile:
+    """The files of the ledger, for one thread. An error is an answer and becomes `last_error`."""
 
-    # Below here runs on the writer thread only.
+    def __init__(
+        self, directory: Path, clock: Clock, max_bytes: int, disk: Disk, *, keep: bool
+    ) -> None:
+        self.chain = Chain(directory, clock=clock, max_bytes=max_bytes, disk=disk)
+        self.refusals = _Refusals(clock)
+        self.last_error = ""  # why the last write failed
+        self.unfinished: tuple[str, ...] = ()
+        self._directory = directory
+        self._kept_bytes = self.chain.segment_bytes if keep else -1
 
-    def _check_format(self) -> None:
-        with contextlib.suppress(OSError):  # `_open` reports it
-            self._chain.check_format()
+    def open(self) -> None:
+        """Open the files. Raises LedgerNewerError; a failing disk becomes `last_error`."""
+        with contextlib.suppress(OSError):  # the chain reports it below
+            self.chain.check_format()
+        self.unfinished = unfinished_batch(self._directory)
+        self._attempt(self.chain.open)
 
-    def _open(self) -> None:
-        self.unfinished = unfinished_batch(self.directory)
-        self._attempt(self._chain.open)
+    def close(self) -> None:
+        """Write the refusals that wait and a line for each open intent, and close the files."""
+        self._append([], self.refusals.take(last=True))
+        self._attempt(self.chain.close)
 
-    def _close(self) -> None:
-        self._drain()
-        self._write([], self._refusals.take(last=True))
-        self._attempt(self._chain.close)
+    def serve(self, group: Sequence[_WriteRequest]) -> tuple[list[int | LedgerError], None]:
+        """Return one answer per request: the number of its line, or the error."""
+        answers: list[int | LedgerError] = []
+        part: list[_WriteRequest] = []
+        for request in group:  # the bodies of one write fit into one file
+            part.append(request)
+            if _body_bytes(part) > self.chain.segment_bytes:
+                answers += self._append(part, [])
+                part = []
+        return answers + self._append(part, self.refusals.take()), None
 
-    def _drain(self) -> None:
-        """Write the queued lines. Most calls find none: an earlier call wrote them."""
-        group: list[_WriteRequest] = []
-        while len(group) < MAX_GROUP and _body_bytes(group) <= self._chain.segment_bytes:
-            try:
-                operation = self._operations.get_nowait()
-            except queue.Empty:
-                break
-            if operation.future.set_running_or_notify_cancel():
-                group.append(operation)
-        refusals = self._refusals.take()
-        if group or refusals:
-            self._write(group, refusals)
-
-    def _write(self, group: Sequence[_WriteRequest], refusals: Sequence[Refused]) -> None:
-        numbers = self._attempt(
-            lambda: self._chain.append(
-                [*map(self._entry, group), *(Entry(line) for line in refusals)]
+    def _append(
+        self, group: Sequence[_WriteRequest], refusals: Sequence[Refused]
+    ) -> list[int | LedgerError]:
+        lines = [request for request in group if request.batch]
+        numbers: list[int] | None = []
+        if lines or refusals:
+            numbers = self._attempt(
+                lambda: self.chain.append(
+                    [*map(self._entry, lines), *(Entry(line) for line in refusals)]
+                )
             )
-        )
         if numbers is None:
-            self._refusals.give_back(sum(line.count() for line in refusals))
-        for position, operation in enumerate(group):
-            if numbers is None:
-                operation.future.set_exception(LedgerError(self.last_error))
-            else:
-                operation.future.set_result(numbers[position])
+            self.refusals.give_back(sum(line.count() for line in refusals))
+            return [LedgerError(self.last_error)] * len(group)
+        written = iter(numbers)
+        return [next(written) if request.batch else 0 for request in group]
 
-    def _entry(self, operation: _WriteRequest) -> Entry:
-        if operation.destination:
-            line = intent_of(operation.destination, operation.batch, self._kept_bytes)
-            return Entry(line, operation.batch if self._kept_bytes >= 0 else ())
-        return Entry(receipt_of(operation.intent, operation.batch, operation.outcomes))
+    def _entry(self, request: _WriteRequest) -> Entry:
+        if request.destination:
+            line = intent_of(request.destination, request.batch, self._kept_bytes)
+            return Entry(line, request.batch if self._kept_bytes >= 0 else ())
+        return Entry(receipt_of(request.intent, request.batch, request.outcomes))
 
-    def _attempt(self, work: Any) -> Any:
+    def _attempt(self, work: Callable[[], T]) -> T | None:
         """Return the result of `work`, or None with `last_error` set."""
         try:
             answer = work()
         except OSError as error:
-            name = Path(error.filename).name if error.filename else self.directory.name
+            name = Path(error.filename).name if error.filename else self._directory.name
             self._set_last_error(f"{error.strerror or error} ({name})")
             return None
         except Exception as error:  # noqa: BLE001  the thread continues, the callers get the error
@@ -206,7 +210,7 @@ class FileLedger:
 
 
 def _body_bytes(group: Sequence[_WriteRequest]) -> int:
-    return sum(len(message.body) for operation in group for message in operation.batch)
+    return sum(len(message.body) for request in group for message in request.batch)
 
 
 class _Refusals:

@@ -1,12 +1,25 @@
 """The CiliumNetworkPolicy: allowed host names, and the names that may be resolved."""
 
+from ipaddress import ip_network
 from typing import Any
 
-from byoc_agents.policy.flows import DNS_PORT, Flow, FlowTarget, flows
+from byoc_agents.policy.flows import (
+    DNS_PORT,
+    OPENSHIFT_DNS_PORT,
+    Flow,
+    FlowTarget,
+    flows,
+)
 from byoc_agents.policy.inputs import Facts, Listener, Options, Rendered
 from byoc_agents.policy.kubernetes import comer, described, metadata, open_listeners
 
 NAMESPACE_LABEL = "k8s:io.kubernetes.pod.namespace"
+KUBE_DNS = {NAMESPACE_LABEL: "kube-system", "k8s:k8s-app": "kube-dns"}
+NODE_LOCAL_DNS = {NAMESPACE_LABEL: "kube-system", "k8s:k8s-app": "node-local-dns"}
+OPENSHIFT_DNS = {
+    NAMESPACE_LABEL: "openshift-dns",
+    "k8s:dns.operator.openshift.io/daemonset-dns": "default",
+}
 NOTES = (
     (
         "It selects pods, and the daemons share theirs with ClickHouse, whose own traffic and"
@@ -34,7 +47,7 @@ def cilium_policy(facts: Facts, options: Options) -> Rendered:
     spec = {
         "endpointSelector": {"matchLabels": dict(options.pod)},
         "ingress": ingress or [{}],  # an empty rule allows nothing and enables denial
-        "egress": [*_dns(found), *_out(found)] or [{}],
+        "egress": [*_dns(found, options), *_out(found)] or [{}],
     }
     document = {
         "apiVersion": "cilium.io/v2",
@@ -52,18 +65,27 @@ def _in(listener: Listener, options: Options) -> dict[str, Any]:
     return {"fromEndpoints": [peer], "toPorts": _ports(listener.port)}
 
 
-def _dns(found: list[Flow]) -> list[dict[str, Any]]:
+def _dns(found: list[Flow], options: Options) -> list[dict[str, Any]]:
     names = [{"matchName": name} for name in dict.fromkeys(f.host for f in found if f.named)]
     if not names:
         return []
-    kube_dns = {NAMESPACE_LABEL: "kube-system", "k8s:k8s-app": "kube-dns"}
-    ports = [{"port": str(DNS_PORT), "protocol": "ANY"}]
-    return [
-        {
-            "toEndpoints": [{"matchLabels": kube_dns}],
-            "toPorts": [{"ports": ports, "rules": {"dns": names}}],
-        }
+    labels, port = (
+        (OPENSHIFT_DNS, OPENSHIFT_DNS_PORT) if options.openshift else (KUBE_DNS, DNS_PORT)
+    )
+    rules: list[dict[str, Any]] = [
+        {"toEndpoints": [{"matchLabels": labels}], "toPorts": _dns_ports(port, names)}
     ]
+    for cidr in options.dns:
+        ports = _dns_ports(DNS_PORT, names)
+        rules.append({"toCIDR": [cidr], "toPorts": ports})
+        if ip_network(cidr).is_link_local:  # NodeLocal DNSCache: a program or a pod of the node
+            rules.append({"toEntities": ["host"], "toPorts": ports})
+            rules.append({"toEndpoints": [{"matchLabels": NODE_LOCAL_DNS}], "toPorts": ports})
+    return rules
+
+
+def _dns_ports(port: int, names: list[dict[str, str]]) -> list[dict[str, Any]]:
+    return [{"ports": [{"port": str(port), "protocol": "ANY"}], "rules": {"dns": names}}]
 
 
 def _out(found: list[Flow]) -> list[dict[str, Any]]:

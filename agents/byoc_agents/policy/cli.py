@@ -10,6 +10,8 @@ from ipaddress import ip_network
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import msgspec
+
 from byoc_agents.alerts.daemon import Settings as AlertsSettings
 from byoc_agents.app.run import DAEMONS, Configuration, configure
 from byoc_agents.billing.daemon import Settings as BillingSettings
@@ -17,11 +19,13 @@ from byoc_agents.egress.destinations import https_destination
 from byoc_agents.egress.regions import partition, sqs_region
 from byoc_agents.errors import ConfigError
 from byoc_agents.policy import aws as amazon
-from byoc_agents.policy import cilium, kubernetes, table
+from byoc_agents.policy import cilium, iam, kubernetes, table, union
 from byoc_agents.policy import nftables as rules
-from byoc_agents.policy.drift import differences, matching, others_of_kind
+from byoc_agents.policy.drift import PolicyFinding, differences, matching
+from byoc_agents.policy.flows import ANYWHERE, NODE_LOCAL
 from byoc_agents.policy.inputs import Facts, Listener, Objects, Options, Rendered
-from byoc_agents.policy.render import documents, printed
+from byoc_agents.policy.manifest import DuplicateKeyError, documents
+from byoc_agents.policy.render import printed
 from byoc_agents.state.daemon import Settings as StateSettings
 
 
@@ -33,6 +37,11 @@ class PolicyCommand:
     form: str  # the usual one
     meaning: str
 
+    @property
+    def aws(self) -> bool:
+        """Return whether it is a document of IAM's policy language."""
+        return self.form == "json"
+
 
 COMMANDS = {
     "table": PolicyCommand(table.destinations_table, "text", "every destination"),
@@ -41,10 +50,24 @@ COMMANDS = {
     "iam": PolicyCommand(
         amazon.iam_policy, "json", "the role's permissions; --trust: who may take it"
     ),
+    "boundary": PolicyCommand(amazon.boundary, "json", "the role's permissions boundary"),
     "bucket-policy": PolicyCommand(amazon.bucket_policy, "json", "the vendor's bucket"),
+    "queue-policy": PolicyCommand(amazon.queue_policy, "json", "the vendor's queue"),
+    "sqs-endpoint-policy": PolicyCommand(
+        amazon.sqs_endpoint_policy, "json", "the interface endpoint of SQS"
+    ),
+    "sts-endpoint-policy": PolicyCommand(
+        amazon.sts_endpoint_policy, "json", "the interface endpoint of STS"
+    ),
     "endpoint-policy": PolicyCommand(amazon.endpoint_policy, "json", "the gateway endpoint of S3"),
     "egress-rules": PolicyCommand(rules.egress_rules, "text", "nftables; json: security group"),
 }
+EPILOG = """\
+exit codes: 0 = printed, or the manifest allows exactly what the table says; 1 = --check has
+findings; 2 = a mistake in the settings or options, or a manifest that cannot be read
+
+example: byoc-agents policy networkpolicy billing-scraper --namespace db --check policy.yaml"""
+NO_NAMESPACE = "the namespace is not judged: expected --namespace NAME"
 # Policies contain no secrets, so none are needed to render them.
 STAND_INS = {
     "BYOC_ALERTS_TOKEN": "none",
@@ -66,25 +89,32 @@ OWN_IDENTITY = frozenset(
     {
         *(name for variables in IDENTITIES.values() for name in variables),
         "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+        # AWS's files of the person who asks are not the pod's.
+        *("HOME", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"),
+        *("AWS_PROFILE", "AWS_DEFAULT_PROFILE"),
     }
 )
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print a policy, or with --check the differences; return 1 if there are any, else 0.
+    """Print a policy, or with --check the findings; return 1 if there are any, else 0.
 
-    Raises ConfigError.
+    Raises ConfigError, which the command line turns into exit code 2.
     """
     asked = _parser().parse_args(argv)
-    facts = facts_of(_configure(asked))
-    rendered = COMMANDS[asked.command].render(facts, _options(asked))
+    facts, options = facts_of(_configure(asked)), _options(asked)
+    rendered = COMMANDS[asked.command].render(facts, options)
     if asked.check:
-        return _check(rendered, asked.check)
-    text, notes = printed(rendered, asked.format or COMMANDS[asked.command].form)
-    sys.stdout.write(text)
+        found, notes = _check(asked, rendered, facts, options)
+        sys.stdout.write(_report(asked, found))
+    else:
+        found = []
+        text, more = printed(rendered, asked.format or COMMANDS[asked.command].form)
+        sys.stdout.write(text)
+        notes = [*more]
     for note in notes:
         sys.stderr.write(f"note: {note}\n")
-    return 0
+    return 1 if found else 0
 
 
 def facts_of(configuration: Configuration) -> Facts:
@@ -131,41 +161,100 @@ def _objects(configuration: Configuration, own: BillingSettings) -> Objects:
     core = configuration.core
     start = f"{own.prefix.rstrip('/')}/" if own.prefix else ""  # as billing/objects.py
     folder = f"{start}org={core.organization_id}/service={core.service_id}/"
-    return Objects(own.bucket, folder, own.bucket_owner)
+    return Objects(own.bucket, folder, own.bucket_owner, start)
 
 
 def _configure(asked: argparse.Namespace) -> Configuration:
-    environ = _as_in_the_pod(os.environ, asked.identity) | STAND_INS
+    environ = _as_in_the_pod(os.environ, asked.identity, asked.family) | STAND_INS
     return configure(asked.daemon or list(DAEMONS), environ, asked.config or None)
 
 
-def _as_in_the_pod(environ: Mapping[str, str], identity: str) -> dict[str, str]:
+def _as_in_the_pod(environ: Mapping[str, str], identity: str, family: str) -> dict[str, str]:
     """Return the variables with the AWS identity of the pod instead of this process's."""
     if identity == "environment":
         return dict(environ)
     others = {name: text for name, text in environ.items() if name not in OWN_IDENTITY}
-    return others | IDENTITIES[identity]
+    own = IDENTITIES[identity]
+    if family == "ipv6":  # the agent's other address, in a cluster of IPv6
+        own = {name: text.replace("169.254.170.23", "[fd00:ec2::23]") for name, text in own.items()}
+    return others | own
 
 
-def _check(rendered: Rendered, path: str) -> int:
-    try:
-        given = documents(Path(path).read_text(), path)
-    except (OSError, ValueError) as error:
-        raise ConfigError([f"--check {path}: cannot be read ({type(error).__name__})"]) from error
+def _check(
+    asked: argparse.Namespace, rendered: Rendered, facts: Facts, options: Options
+) -> tuple[list[PolicyFinding], list[str]]:
+    """Return the findings about a manifest, and notes. Raises ConfigError if it is unreadable."""
+    path = asked.check
     if open_points := sorted(set(re.findall(r"<[A-Z_]+>", str(rendered.document)))):
         raise ConfigError([f"--check: expected options for {', '.join(open_points)}"])
+    try:
+        given = documents(sys.stdin.read() if path == "-" else Path(path).read_text(), path)
+    except DuplicateKeyError as error:
+        return [PolicyFinding(path, str(error), "each key once")], []
+    except (OSError, ValueError) as error:
+        raise ConfigError([f"--check {path}: cannot be read ({type(error).__name__})"]) from error
     document = matching(rendered.document, given)
     if document is None:
-        sys.stdout.write(f"{path}: holds no such policy, or several of another name\n")
-        return 1
-    for other in others_of_kind(document, given):
-        sys.stderr.write(f"note: {other} is there too, and policies add up\n")
+        return [PolicyFinding(path, "holds no such policy, or several of another name", "one")], []
+    if COMMANDS[asked.command].aws:
+        try:
+            return iam.differences(rendered.document, document), []
+        except ValueError as error:  # the document is in another one, as text
+            return [PolicyFinding(path, str(error), "a policy document")], []
     found = differences(rendered.document, document)
-    sys.stdout.writelines(f"{line}\n" for line in found)
-    return 1 if found else 0
+    if not isinstance(document, Mapping):
+        return found, []
+    pod = union.Pod(
+        labels=options.pod,
+        namespace=options.namespace or union.namespace_of(document),
+        wanted={
+            union.KUBERNETES: kubernetes.network_policy(facts, options).document,
+            union.CILIUM: cilium.cilium_policy(facts, options).document,
+        },
+        accepted=frozenset(asked.accept),
+    )
+    found += union.judge_metadata(document, options) + union.judge_others(document, given, pod)
+    return found, [] if options.namespace else [NO_NAMESPACE]
+
+
+def _report(asked: argparse.Namespace, found: list[PolicyFinding]) -> str:
+    """Return the findings as lines, or as JSON."""
+    if asked.format != "json":
+        return "".join(f"{finding}\n" for finding in found)
+    report = {"policy": asked.command, "manifest": asked.check, "ok": not found, "findings": found}
+    return msgspec.json.format(msgspec.json.encode(report)).decode() + "\n"
+
+
+FORMS = {  # option -> (pattern, example)
+    "role": (r"arn:[\w-]+:iam::\d{12}:role/\S+", "arn:aws:iam::111122223333:role/NAME"),
+    "cluster_arn": (
+        r"arn:[\w-]+:eks:[\w-]+:\d{12}:cluster/\S+",
+        "arn:aws:eks:REGION:111122223333:cluster/NAME",
+    ),
+    "vpce": (r"vpce-\w+", "vpce-ID"),
+    "sqs_vpce": (rf"vpce-\w+|{amazon.NO_ENDPOINT}", "vpce-ID or none"),
+    "service_account": (r"[^/\s]+/[^/\s]+", "NAMESPACE/NAME"),
+    "account": (r"\d{12}", "12 digits"),
+}
+
+
+def _check_forms(asked: argparse.Namespace) -> None:
+    """Raise ConfigError for each option that no policy can hold."""
+    wrong = []
+    for name, (pattern, example) in FORMS.items():
+        given = getattr(asked, name)
+        for value in given if isinstance(given, list) else [given] if given else []:
+            if not re.fullmatch(pattern, value, re.ASCII):
+                flag = f"--{name.replace('_', '-')}"
+                wrong.append(f"{flag}: invalid value {value!r}: expected {example}")
+    if asked.account and not asked.tenants:
+        wrong.append("--account: invalid without --tenants: expected both")
+    if wrong:
+        raise ConfigError(wrong)
 
 
 def _options(asked: argparse.Namespace) -> Options:
+    _check_forms(asked)
     cidrs: dict[str, tuple[str, ...]] = {}
     for name, cidr in asked.cidr:
         cidrs[name] = (*cidrs.get(name, ()), _cidr(cidr))
@@ -174,14 +263,25 @@ def _options(asked: argparse.Namespace) -> Options:
         namespace=asked.namespace,
         pod=dict(asked.pod) or usual.pod,
         cidrs=cidrs,
-        dns=tuple(map(_cidr, asked.dns)),
+        dns=tuple(
+            NODE_LOCAL if name == "nodelocal" else _cidr(name, "--dns")
+            for name in asked.dns
+            if name != "openshift"
+        ),
+        openshift="openshift" in asked.dns,
+        family=asked.family,
         prometheus=asked.prometheus or usual.prometheus,
         alertmanager=asked.alertmanager or usual.alertmanager,
         role=asked.role,
         vpce=asked.vpce,
+        sqs_vpce=asked.sqs_vpce,
+        tenants=asked.tenants,
+        accounts=tuple(asked.account),
         kms_key=asked.kms_key,
         trust=asked.trust,
         oidc_provider=asked.oidc_provider.removeprefix("https://"),
+        audience=asked.audience or usual.audience,
+        cluster_arn=asked.cluster_arn,
         service_account=asked.service_account,
     )
 
@@ -190,7 +290,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="byoc-agents policy",
         description="Print a policy made from the settings, or compare one with a manifest.",
-        epilog="example: byoc-agents policy networkpolicy billing-scraper --check policy.yaml",
+        epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     meanings = "; ".join(f"{name}: {command.meaning}" for name, command in COMMANDS.items())
@@ -198,14 +298,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("daemon", nargs="*", help=f"{', '.join(DAEMONS)}; none = all")
     for flag, metavar, meaning in (
         ("--config", "FILE", "YAML settings; the environment wins"),
-        ("--check", "MANIFEST", "print how a manifest differs; exit code 1 if it does"),
+        ("--check", "MANIFEST", "print how a manifest differs; - reads standard input"),
         ("--namespace", "NAME", "of the manifest"),
         ("--prometheus", "NAMESPACE[/LABEL=VALUE]", "pods that may scrape, if that port is open"),
         ("--alertmanager", "NAMESPACE[/LABEL=VALUE]", "pods that may notify, if that port is open"),
         ("--role", "ARN", "the customer's role"),
         ("--vpce", "ID", "the gateway endpoint of S3"),
+        ("--sqs-vpce", "ID", "the interface endpoint of SQS; none = there is none"),
         ("--kms-key", "ARN", "the customer-managed key of bucket and queue, if there is one"),
         ("--oidc-provider", "HOST/PATH", "the cluster's, for --trust irsa"),
+        ("--audience", "NAME", "of the pod's token, for --trust irsa; byoc-agents if not given"),
+        ("--cluster-arn", "ARN", "the EKS cluster, for --trust pod-identity"),
         ("--service-account", "NAMESPACE/NAME", "the pod's, for --trust"),
     ):
         parser.add_argument(flag, metavar=metavar, default="", help=meaning)
@@ -232,7 +335,21 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             flag, metavar=metavar, action="append", default=[], type=_pair, help=meaning
         )
-    parser.add_argument("--dns", metavar="CIDR", action="append", default=[], help="more resolvers")
+    for flag, metavar, meaning in (
+        ("--dns", "CIDR", "more resolvers; nodelocal = NodeLocal DNSCache, openshift = its own"),
+        ("--account", "ID", "a customer's account, for --tenants; may be repeated"),
+        ("--accept", "NAME", "a policy of another owner that --check accepts; may be repeated"),
+    ):
+        parser.add_argument(flag, metavar=metavar, action="append", default=[], help=meaning)
+    parser.add_argument(
+        "--tenants", action="store_true", help="a bucket or queue of any number of customers"
+    )
+    parser.add_argument(
+        "--family",
+        choices=tuple(ANYWHERE),
+        default="ipv4",
+        help="addresses of hosts that are known by name only",
+    )
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -242,10 +359,10 @@ def _pair(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _cidr(text: str) -> str:
+def _cidr(text: str, flag: str = "--cidr") -> str:
     try:
         return str(ip_network(text))
     except ValueError as error:
         raise ConfigError(
-            [f"--cidr: invalid value {text!r}: expected a network, e.g. 10.0.0.0/8"]
+            [f"{flag}: invalid value {text!r}: expected a network, e.g. 10.0.0.0/8"]
         ) from error

@@ -1,28 +1,40 @@
 """Compares a manifest with the table, by meaning and not by spelling.
 
-Ignored: order, comments, Sids and Ids, labels, annotations and what a cluster adds to metadata,
-status; a list of one is the same as the one; numbers and booleans are the same as their text.
+Ignored: order, comments, labels, annotations and what a cluster adds to metadata, status; a list of
+one is the same as the one; numbers and booleans are the same as their text. `iam` compares the
+documents of AWS.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 NOISE = frozenset({"metadata", "status"})  # at the top of a manifest
-NAMES = frozenset({"Sid", "Id"})  # of a statement and of a policy
 
 
-def differences(wanted: Any, given: Any) -> list[str]:
-    """Return one line for each entry that is missing or additional in `given`."""
-    return _compare("", canonical(_bare(wanted)), canonical(_bare(given)))
+@dataclass(frozen=True, slots=True)
+class PolicyFinding:
+    """One difference: its place in the given document, the problem, and what is expected there."""
+
+    where: str
+    problem: str
+    expected: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.problem}: expected {self.expected}"
+
+
+def differences(wanted: Any, given: Any) -> list[PolicyFinding]:
+    """Return one finding for each entry that is missing or additional in `given`."""
+    return _compare("", _bare(wanted), _bare(given))
 
 
 def canonical(value: Any) -> Any:
     """Return the value in its canonical spelling."""
     if isinstance(value, Mapping):
-        policy = value.keys() & {"Effect", "Statement"}
-        known = {str(k): canonical(v) for k, v in value.items() if not (policy and k in NAMES)}
+        known = {str(k): canonical(v) for k, v in value.items() if v is not None}
         if isinstance(value.get("port"), int):  # Kubernetes uses TCP if there is no protocol
             known.setdefault("protocol", "TCP")
         return {key: known[key] for key in sorted(known)}
@@ -46,55 +58,78 @@ def matching(wanted: Any, documents: list[Any]) -> Any | None:
         return documents[0] if len(documents) == 1 else None
     same = [d for d in documents if isinstance(d, Mapping) and d.get("kind") == wanted["kind"]]
     named = [d for d in same if _name(d) == _name(wanted)]
-    candidates = named or same
+    here = [d for d in named if _name(d, "namespace") == _name(wanted, "namespace")]
+    candidates = here or named or same
     return candidates[0] if len(candidates) == 1 else None
 
 
-def others_of_kind(document: Any, documents: list[Any]) -> list[str]:
-    """Return the other documents of its kind, which may allow additional flows."""
-    kind = document.get("kind") if isinstance(document, Mapping) else None
-    others = (d for d in documents if isinstance(d, Mapping) and d is not document)
-    return [f"{kind} {_name(d)}" for d in others if kind and d.get("kind") == kind]
+def _name(document: Mapping[str, Any], key: str = "name") -> Any:
+    metadata = document.get("metadata")
+    return metadata.get(key) if isinstance(metadata, Mapping) else None
 
 
-def _name(document: Mapping[str, Any]) -> Any:
-    return (document.get("metadata") or {}).get("name")
-
-
-def _compare(where: str, wanted: Any, given: Any) -> list[str]:
-    if wanted == given:
+def _compare(where: str, wanted: Any, given: Any) -> list[PolicyFinding]:
+    if canonical(wanted) == canonical(given):
         return []
-    if isinstance(wanted, dict) and isinstance(given, dict):
-        lines = []
-        for key in sorted(wanted.keys() | given.keys()):
-            lines += _member(f"{where}.{key}".lstrip("."), key, wanted, given)
-        return lines
-    if isinstance(wanted, list) or isinstance(given, list):
+    if isinstance(wanted, Mapping) and isinstance(given, Mapping):
+        found = []
+        for key in sorted({*map(str, wanted), *map(str, given)}):
+            found += _member(f"{where}.{key}".lstrip("."), wanted.get(key), given.get(key))
+        return found
+    if isinstance(wanted, list | tuple) or isinstance(given, list | tuple):
         return _members(where, _list(wanted), _list(given))
-    return [f"{where}: has {_text(given)}, the table has {_text(wanted)}"]
+    return [PolicyFinding(where, f"has {_text(given)}", _text(wanted))]
 
 
-def _member(where: str, key: str, wanted: dict[str, Any], given: dict[str, Any]) -> list[str]:
-    if key not in given:
-        return [] if wanted[key] in ([], "") else [f"{where}: missing {_text(wanted[key])}"]
-    if key not in wanted:
-        return [] if given[key] in ([], "") else [f"{where}: not in the table: {_text(given[key])}"]
-    return _compare(where, wanted[key], given[key])
+def _member(where: str, wanted: Any, given: Any) -> list[PolicyFinding]:
+    """Compare the values of one key; a key that is null or empty is one that is not there."""
+    if given is None:
+        return [] if wanted in (None, [], "") else [PolicyFinding(where, "missing", _text(wanted))]
+    if wanted is None:
+        return [] if given in ([], "") else [_extra(where, given)]
+    return _compare(where, wanted, given)
 
 
-def _members(where: str, wanted: list[Any], given: list[Any]) -> list[str]:
-    extra, missing = list(given), []
+def _members(where: str, wanted: list[Any], given: list[Any]) -> list[PolicyFinding]:
+    """Compare lists without their order; an entry that has changed is compared with its like."""
+    extra, missing = dict(enumerate(given)), []
     for item in wanted:
-        if item in extra:
-            extra.remove(item)
-        else:
+        same = (n for n, other in extra.items() if canonical(other) == canonical(item))
+        if (number := next(same, None)) is None:
             missing.append(item)
-    lines = [f"{where}: missing {_text(item)}" for item in missing]
-    return lines + [f"{where}: not in the table: {_text(item)}" for item in extra]
+        else:
+            del extra[number]
+    found = []
+    for item in missing:
+        likeness = {number: len(_leaves(item) & _leaves(other)) for number, other in extra.items()}
+        number = max(likeness, key=lambda n: likeness[n], default=None)
+        if number is None or not likeness[number]:
+            found.append(PolicyFinding(where, "missing", _text(item)))
+        else:
+            place, other = f"{where}[{number}]", extra.pop(number)
+            found += _compare(place, item, other) or [_extra(place, other)]
+    return found + [_extra(f"{where}[{number}]", item) for number, item in extra.items()]
+
+
+def _leaves(value: Any, path: str = "") -> frozenset[str]:
+    """Return every text of a value with the keys that lead to it."""
+    if isinstance(value, Mapping):
+        parts = [_leaves(inner, f"{path}.{key}") for key, inner in value.items()]
+    elif isinstance(value, list | tuple):
+        parts = [_leaves(inner, path) for inner in value]
+    else:
+        return frozenset({f"{path}={canonical(value)}"})
+    return frozenset().union(*parts)
+
+
+def _extra(where: str, value: Any) -> PolicyFinding:
+    return PolicyFinding(where, f"not in the table: {_text(value)}", "no such entry")
 
 
 def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _text(value: Any) -> str:

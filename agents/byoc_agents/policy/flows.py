@@ -7,9 +7,20 @@ from ipaddress import ip_network
 from byoc_agents.egress.destinations import Destination, ip_literal
 from byoc_agents.policy.inputs import Facts, Options, kind
 
-ANY_V4 = "0.0.0.0/0"
+ANY_V4, ANY_V6 = "0.0.0.0/0", "::/0"
 NEVER = ("127.0.0.0/8", "169.254.0.0/16")  # loopback; link-local, the metadata service included
+# The same of IPv6: loopback, link-local, AWS's services of the node (metadata, DNS, Pod Identity),
+# and the IPv4 networks above as NAT64 (RFC 6052) writes them.
+NEVER_V6 = ("::1/128", "fe80::/10", "fd00:ec2::/32", "64:ff9b::7f00:0/104", "64:ff9b::a9fe:0/112")
+ANYWHERE = {
+    "ipv4": ((ANY_V4, NEVER),),
+    "ipv6": ((ANY_V6, NEVER_V6),),
+    "dual": ((ANY_V4, NEVER), (ANY_V6, NEVER_V6)),
+}
+"""Address family -> (network, exceptions) of a host that is known by its name only."""
 DNS_PORT = 53
+OPENSHIFT_DNS_PORT = 5353  # of the pods behind OpenShift's resolver; its Service has port 53
+NODE_LOCAL = "169.254.20.10/32"  # NodeLocal DNSCache, as Kubernetes documents it
 
 
 class FlowTarget(StrEnum):

@@ -11,6 +11,9 @@ KINDS = (  # start of the setting that named a destination -> the name that opti
     ("BYOC_STATE_QUEUE_URL", "sqs"),
     ("BYOC_ALERTS_URL", "control-plane"),
     ("AWS_ROLE_ARN", "sts"),
+    ("AWS_ENDPOINT_URL_S3", "s3"),
+    ("AWS_ENDPOINT_URL_SQS", "sqs"),
+    ("AWS_ENDPOINT_URL_STS", "sts"),
     ("AWS_CONTAINER_CREDENTIALS", "pod-identity"),
     ("BYOC_CLICKHOUSE_URL", "clickhouse"),
     ("BYOC_BILLING_TARGET", "clickhouse"),
@@ -42,6 +45,7 @@ class Objects:
     bucket: str
     folder: str  # prefix of every key of this service, `v1/org=O/service=S/`
     owner: str = ""  # 12 digits, or empty
+    prefix: str = ""  # the configured start of the folder, `v1/`
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +85,21 @@ class Options:
     namespace: str = ""
     pod: Mapping[str, str] = field(default_factory=lambda: {"app.kubernetes.io/name": "clickhouse"})
     cidrs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # kind or host -> CIDRs
-    dns: tuple[str, ...] = ()  # CIDRs of resolvers in addition to kube-dns, e.g. NodeLocal
+    dns: tuple[str, ...] = ()  # CIDRs of resolvers in addition to the cluster's, e.g. NodeLocal
+    openshift: bool = False  # the cluster's resolver is OpenShift's
+    family: str = "ipv4"  # ipv4, ipv6 or dual: what a host without a known address may have
     prometheus: str = "monitoring/app.kubernetes.io/name=prometheus"
     alertmanager: str = "monitoring/app.kubernetes.io/name=alertmanager"
     role: str = ""
     vpce: str = ""
+    sqs_vpce: str = ""  # `none`: SQS is reached without an interface endpoint
+    tenants: bool = False  # the policy of a bucket or queue of any number of customers
+    accounts: tuple[str, ...] = ()  # of the customers, with `tenants`
     kms_key: str = ""
     trust: str = ""  # irsa or pod-identity: print the trust policy instead
     oidc_provider: str = ""
+    audience: str = "byoc-agents"  # of the token that the chart mounts for our containers only
+    cluster_arn: str = ""
     service_account: str = ""  # namespace/name
 
 

@@ -3,7 +3,14 @@
 from typing import Any
 
 from byoc_agents.errors import ConfigError
-from byoc_agents.policy.flows import ANY_V4, DNS_PORT, NEVER, Flow, FlowTarget, flows
+from byoc_agents.policy.flows import (
+    ANYWHERE,
+    DNS_PORT,
+    OPENSHIFT_DNS_PORT,
+    Flow,
+    FlowTarget,
+    flows,
+)
 from byoc_agents.policy.inputs import Facts, Listener, Options, Rendered
 
 NAME = "byoc-agents"
@@ -11,22 +18,28 @@ KUBE_DNS = {
     "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}},
     "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}},
 }
+OPENSHIFT_DNS = {
+    "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "openshift-dns"}},
+    "podSelector": {"matchLabels": {"dns.operator.openshift.io/daemonset-dns": "default"}},
+}
 POD_NOTE = (
     "It selects pods, and the daemons share theirs with ClickHouse: ClickHouse's own traffic needs"
     " policies of its own. Policies add up, so the daemons' container may also reach what those"
     " allow; the gate inside the daemons still refuses it."
 )
 NAME_NOTE = (
-    "It cannot contain names. {hosts} may have any address, so any IPv4 host on port {port} but"
-    " link-local ones is let through; narrow it with --cidr NAME=CIDR, or use `policy cilium`."
+    "It cannot contain names. {hosts} may have any address, so any {family} host on port"
+    " {port} but link-local ones is let through; narrow it with --cidr NAME=CIDR, or use `policy"
+    " cilium`."
 )
+FAMILIES = {"ipv4": "IPv4", "ipv6": "IPv6", "dual": "IPv4 or IPv6"}
 S3_NOTE = (
     "S3 shares its addresses among all buckets. Its ranges here: aws ec2"
     " get-managed-prefix-list-entries of com.amazonaws.{region}.s3, to be given as --cidr s3=CIDR."
     " They change. Which bucket: `policy iam`, `endpoint-policy`, `bucket-policy`."
 )
+NO_V6 = "IPv6 is not let out, except to addresses written as such; --family ipv6 or dual opens it."
 OTHER_NOTES = (
-    "IPv6 is not let out, except to addresses written as such.",
     "The kubelet's probes need no rule: Kubernetes always lets a pod's own node in.",
     (
         "It works only if the cluster's network plugin enforces NetworkPolicy (the VPC CNI does"
@@ -42,7 +55,7 @@ def network_policy(facts: Facts, options: Options) -> Rendered:
         "podSelector": {"matchLabels": dict(options.pod)},
         "policyTypes": ["Ingress", "Egress"],
         "ingress": [_in(listener, options) for listener in open_listeners(facts)],
-        "egress": [*_dns(found, options), *_out(found)],
+        "egress": [*_dns(found, options), *_out(found, options)],
     }
     document = {
         "apiVersion": "networking.k8s.io/v1",
@@ -50,7 +63,7 @@ def network_policy(facts: Facts, options: Options) -> Rendered:
         "metadata": metadata(options),
         "spec": spec,
     }
-    return Rendered(document, (*described(found), *_notes(found, facts)))
+    return Rendered(document, (*described(found), *_notes(found, facts, options)))
 
 
 def metadata(options: Options) -> dict[str, str]:
@@ -89,35 +102,47 @@ def _in(listener: Listener, options: Options) -> dict[str, Any]:
 def _dns(found: list[Flow], options: Options) -> list[dict[str, Any]]:
     if not any(flow.named for flow in found):
         return []
-    peers = [KUBE_DNS, *({"ipBlock": {"cidr": cidr}} for cidr in options.dns)]
-    return [{"to": peers, "ports": [_port(DNS_PORT, "UDP"), _port(DNS_PORT)]}]
+    cluster, port = (
+        (OPENSHIFT_DNS, OPENSHIFT_DNS_PORT) if options.openshift else (KUBE_DNS, DNS_PORT)
+    )
+    others = [{"ipBlock": {"cidr": cidr}} for cidr in options.dns]
+    by_port: dict[int, list[dict[str, Any]]] = {port: [cluster]}
+    by_port.setdefault(DNS_PORT, []).extend(others)
+    return [
+        {"to": peers, "ports": [_port(port, "UDP"), _port(port)]}
+        for port, peers in by_port.items()
+        if peers
+    ]
 
 
-def _out(found: list[Flow]) -> list[dict[str, Any]]:
-    rules = [{"to": _peers(flow), "ports": [_port(flow.port)]} for flow in found]
+def _out(found: list[Flow], options: Options) -> list[dict[str, Any]]:
+    rules = [{"to": _peers(flow, options), "ports": [_port(flow.port)]} for flow in found]
     return [rule for number, rule in enumerate(rules) if rule not in rules[:number]]
 
 
-def _peers(flow: Flow) -> list[dict[str, Any]]:
+def _peers(flow: Flow, options: Options) -> list[dict[str, Any]]:
     if flow.cidrs:
         return [{"ipBlock": {"cidr": cidr}} for cidr in flow.cidrs]
     if flow.place is FlowTarget.CLUSTER:
         return [{"namespaceSelector": {}}]
-    return [{"ipBlock": {"cidr": ANY_V4, "except": list(NEVER)}}]
+    return [
+        {"ipBlock": {"cidr": network, "except": list(never)}}
+        for network, never in ANYWHERE[options.family]
+    ]
 
 
 def _port(number: int, protocol: str = "TCP") -> dict[str, Any]:
     return {"protocol": protocol, "port": number}
 
 
-def _notes(found: list[Flow], facts: Facts) -> list[str]:
+def _notes(found: list[Flow], facts: Facts, options: Options) -> list[str]:
     wide = [f for f in found if not f.cidrs and f.place is FlowTarget.BEYOND]
     notes = [POD_NOTE]
     for port in dict.fromkeys(flow.port for flow in wide):
         hosts = ", ".join(flow.host for flow in wide if flow.port == port)
-        notes.append(NAME_NOTE.format(hosts=hosts, port=port))
+        notes.append(NAME_NOTE.format(hosts=hosts, port=port, family=FAMILIES[options.family]))
     if any(flow.kind == "s3" for flow in found):
         notes.append(S3_NOTE.format(region=facts.region))
     if facts.proxy:
         notes.append(facts.proxied)
-    return [*notes, *OTHER_NOTES]
+    return [*notes, *([NO_V6] if options.family == "ipv4" else []), *OTHER_NOTES]

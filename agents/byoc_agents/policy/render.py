@@ -1,7 +1,6 @@
 """The output of a rendered policy; YAML contains its notes as comments."""
 
 import textwrap
-from collections.abc import Mapping
 
 import msgspec
 import yaml
@@ -38,16 +37,3 @@ def comments(notes: tuple[str, ...]) -> str:
         for lines in wrapped
         for number, line in enumerate(lines)
     )
-
-
-def documents(text: str, name: str) -> list[object]:
-    """Return the documents of a manifest in YAML or JSON. Raises ConfigError."""
-    try:
-        found = [document for document in yaml.safe_load_all(text) if document is not None]
-    except yaml.YAMLError as error:
-        raise ConfigError([f"--check {name}: {str(error).splitlines()[0]}"]) from error
-    items: list[object] = []
-    for document in found:
-        listed = isinstance(document, Mapping) and document.get("kind") == "List"
-        items += document["items"] if listed else [document]
-    return items

@@ -2,6 +2,7 @@
 
 from decimal import Decimal
 
+from byoc_agents.alerts.dedup import summarize
 from byoc_agents.alerts.events import (
     ALERT,
     HEARTBEAT,
@@ -219,6 +220,8 @@ _HEARTBEAT = HeartbeatEvent(
         last_watchdog_at="2026-11-23T11:59:30.000Z",
         backlog_records=0,
         dead_letters=0,
+        open_episodes=1,
+        open_digest=summarize([(FINGERPRINT, "2026-11-23T11:58:00.000Z")])[1],
     ),
 )
 

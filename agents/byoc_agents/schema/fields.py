@@ -101,6 +101,7 @@ WORDS = {  # full path or name -> what the code's own comment leaves open
     "interval_seconds": "the next one comes within this",
     "last_watchdog_at": "when the Watchdog was last seen here; null = not yet",
     "backlog_records": "events that are not sent yet",
+    "open_digest": "the first 32 hex digits of SHA-256",
     "dead_letters": "stored events that the receiver rejected permanently",
 }
 

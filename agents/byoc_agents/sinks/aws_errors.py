@@ -15,10 +15,13 @@ from botocore import exceptions
 from byoc_agents.delivery.sink import Receipt
 from byoc_agents.egress.gate import REDIRECTS
 from byoc_agents.errors import Reason, SendError
-from byoc_agents.sinks.transport_errors import proxy_error, tls_error
+from byoc_agents.sinks.http_dates import retry_after_seconds, skew_hint
+from byoc_agents.sinks.transport_errors import proxy_error, tls_error, unreadable_answer
 
-SKEW = "the clock is off: S3 refuses a skew of more than 15 minutes"
-RETRY_AFTER_LIMIT_SECONDS = 24 * 3600.0
+SKEW = "the clock is off: AWS refuses a skew of more than 15 minutes"
+CLOCK_CODES = frozenset({"RequestTimeTooSkewed", "RequestExpired", "RequestInTheFuture"})
+_CLOCK_TEXT = re.compile(r"Signature (expired|not yet current)")
+CLIENT_ERROR = 400
 
 # https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
 CODES: Mapping[str, Reason] = {
@@ -110,11 +113,12 @@ TRANSPORT: tuple[tuple[type[Exception], Reason], ...] = (  # the first match win
 )
 
 
-def from_answer(response: Mapping[str, Any], region: str, body: bytes) -> Receipt:
+def from_answer(response: Mapping[str, Any], region: str, body: bytes, wall_ns: int) -> Receipt:
     """Return a receipt if S3 says that the object exists already. Raises SendError otherwise.
 
     Proof is S3's XML code PreconditionFailed for our own condition, or the 304 that MinIO answered
-    to a conditional PUT before RELEASE.2024-04, if its ETag is the MD5 of `body`. A cache answers
+    to a conditional PUT before RELEASE.2024-04, if its ETag is the MD5 of `body`. The ETag of an
+    encrypted object is not an MD5: then MinIO's name and request id prove the 304. A cache answers
     304 with an ETag too, so any other ETag proves nothing.
     """
     meta = response.get("ResponseMetadata", {})
@@ -125,10 +129,34 @@ def from_answer(response: Mapping[str, Any], region: str, body: bytes) -> Receip
         return Receipt(Reason.ALREADY_STORED, status)
     theirs = headers.get("x-amz-bucket-region") or error.get("Region")
     reason = _reason(code, status, theirs, region)
-    detail = _detail(reason, f"{status} {_word(code)}", theirs, region)
-    if code == "RequestTimeTooSkewed":
-        detail = f"{status} {code}: {SKEW}"
-    raise SendError(reason, detail, retry_after_seconds=retry_after_seconds(headers))
+    detail = _detail(reason, f"{status} {word(code)}", theirs, region)
+    raise sent_error(reason, detail, response, wall_ns)
+
+
+def sent_error(reason: Reason, detail: str, response: Mapping[str, Any], wall_ns: int) -> SendError:
+    """Return the error of an answer, with its Retry-After and a hint if the clock is wrong."""
+    headers = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    error, date = response.get("Error", {}), headers.get("date", "")
+    if reason in {Reason.CREDENTIALS, Reason.FORBIDDEN}:
+        stated = error.get("Code") in CLOCK_CODES or _CLOCK_TEXT.search(str(error.get("Message")))
+        hints = [SKEW] if stated else []
+        if hint := skew_hint(date, wall_ns):
+            hints.append(hint)
+        detail = ": ".join([detail, "; ".join(hints)]) if hints else detail
+    wait = retry_after_seconds(headers.get("retry-after", ""), wall_ns, date)
+    return SendError(reason, detail, retry_after_seconds=wait)
+
+
+_ERROR_DOCUMENT = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*\?>)?\s*<Error[\s/>]")
+
+
+def keep_s3_form(response_dict: dict[str, Any], **_: Any) -> None:
+    """Drop a body that is not S3's error document, so that it decides nothing.
+
+    S3's success has no body, and its proof is in the headers. A handler of `before-parse`.
+    """
+    if not _ERROR_DOCUMENT.match(response_dict["body"]):
+        response_dict["body"] = b""
 
 
 def _exists_already(
@@ -136,9 +164,7 @@ def _exists_already(
 ) -> bool:
     if status == 304:  # noqa: PLR2004  Not Modified
         etag = headers.get("etag", "").strip('"')
-        minio = headers.get("server", "").startswith(
-            "MinIO"
-        )  # an encrypted object's ETag is not an MD5
+        minio = headers.get("server", "").startswith("MinIO") and "x-amz-request-id" in headers
         return bool(etag) and (minio or etag == md5_of(body))
     stated = code == "PreconditionFailed" and condition in {"", "If-None-Match"}
     return stated and status == 412  # noqa: PLR2004  Precondition Failed
@@ -154,6 +180,8 @@ def from_transport(error: Exception) -> SendError:
     cause = getattr(error, "kwargs", {}).get("error")
     if isinstance(cause, aiohttp.ClientHttpProxyError):
         return proxy_error(cause)
+    if isinstance(cause, aiohttp.ClientResponseError):
+        return unreadable_answer(cause)
     reason = next(
         (reason for kind, reason in TRANSPORT if isinstance(error, kind)), Reason.INTERNAL
     )
@@ -161,14 +189,6 @@ def from_transport(error: Exception) -> SendError:
         return tls_error(cause or error)
     inner = f": {type(cause).__name__}" if cause is not None else ""
     return SendError(reason, f"{type(error).__name__}{inner}")
-
-
-def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds of a Retry-After header; None for a date or an invalid value."""
-    text = headers.get("retry-after", "").strip()
-    if not re.fullmatch(r"[0-9]{1,9}", text):
-        return None
-    return min(float(text), RETRY_AFTER_LIMIT_SECONDS)
 
 
 def _reason(code: str, status: int, theirs: str | None, ours: str) -> Reason:
@@ -183,6 +203,8 @@ def _reason(code: str, status: int, theirs: str | None, ours: str) -> Reason:
     by_code = kms_reason(code) or CODES.get(code)
     if by_code is Reason.ALREADY_STORED:  # not our condition, or an unexpected status
         by_code = Reason.BAD_RESPONSE
+    if by_code in {Reason.REJECTED, Reason.TOO_LARGE} and status != CLIENT_ERROR:
+        by_code = Reason.BAD_RESPONSE  # S3 refuses an object with 400
     return by_code or STATUSES.get(status, unknown)
 
 
@@ -198,10 +220,10 @@ def kms_reason(code: str) -> Reason | None:
 
 def _detail(reason: Reason, said: str, theirs: str | None, ours: str) -> str:
     if reason is Reason.WRONG_REGION:
-        return f"{said}: the bucket is in {_word(theirs or 'another region')}, we are in {ours}"
+        return f"{said}: the bucket is in {word(theirs or 'another region')}, we are in {ours}"
     return said
 
 
-def _word(text: str) -> str:
+def word(text: str) -> str:
     """Return a receiver's code made safe for logs."""
-    return re.sub(r"[^A-Za-z0-9 ._-]", "?", text)[:64]
+    return re.sub(r"[^A-Za-z0-9 ./;=_-]", "?", text)[:64]

@@ -7,6 +7,7 @@ import asyncio
 import errno
 import hashlib
 import os
+import stat
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -89,7 +90,7 @@ class DirectorySink:
             raise SendError(Reason.REJECTED, "the id is not a path below the root")
         path = self._root.joinpath(*parts)
         if not path.parent.resolve().is_relative_to(self._root.resolve(strict=True)):
-            raise SendError(Reason.REJECTED, "a link in the id leads out of the root")
+            raise SendError(Reason.FORBIDDEN, "a link below the root leads out of it")
         return path
 
 
@@ -107,8 +108,8 @@ def _store(path: Path, body: bytes) -> Receipt:
             os.fsync(file.fileno())
         os.link(temporary, path)  # unlike a rename, a link never replaces a file
     except FileExistsError:
-        if not path.is_file():
-            raise SendError(Reason.REJECTED, "the id is a directory") from None
+        if not stat.S_ISREG(path.lstat().st_mode):  # also not a link to a file
+            raise SendError(Reason.FORBIDDEN, "the path of the id is not a regular file") from None
         return Receipt(Reason.ALREADY_STORED, 0)
     finally:
         Path(temporary).unlink(missing_ok=True)

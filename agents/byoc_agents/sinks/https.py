@@ -4,12 +4,11 @@ Permissions: only the token. One event goes as application/cloudevents+json with
 `webhook-id`; several go as application/cloudevents-batch+json, whose `webhook-id` is computed from
 the ids of its events. After a crash the same events may form another batch: the receiver's key is
 the event's own `source` + `id`, never the `webhook-id` of a batch. Redirects are never followed.
+`byoc_agents.sinks.control_plane` has the form of the answers that store or reject an event.
 """
 
 import base64
 import binascii
-import contextlib
-import email.utils
 import hashlib
 import hmac
 from collections.abc import Callable, Sequence
@@ -20,7 +19,9 @@ from byoc_agents.app.clock import Clock
 from byoc_agents.app.cloudevents import stable_id
 from byoc_agents.delivery.sink import Message, Outcome, Receipt
 from byoc_agents.errors import Reason, SendError
-from byoc_agents.sinks.transport_errors import proxy_error, tls_error
+from byoc_agents.sinks.control_plane import proves_rejection, proves_storage
+from byoc_agents.sinks.http_dates import retry_after_seconds, skew_hint
+from byoc_agents.sinks.transport_errors import proxy_error, tls_error, unreadable_answer
 
 SINGLE = "application/cloudevents+json; charset=utf-8"
 BATCH = "application/cloudevents-batch+json; charset=utf-8"
@@ -28,10 +29,14 @@ MAX_ANSWER_BYTES = 64 * 1024  # read so that the connection can be used again
 MAX_REFERENCE = 128  # characters of the receiver's request id that go into the ledger
 MIN_SECRET_BYTES, MAX_SECRET_BYTES = 24, 64  # the Standard Webhooks specification
 
-# The reason of a status. 2xx is OK, 3xx REDIRECT, 5xx SERVER_ERROR; any other status that is not
-# listed is not part of the contract: BAD_RESPONSE. `byoc_agents.delivery.shipper.ACTIONS` decides
-# what a reason leads to.
+# The reason of a status. 3xx is REDIRECT, 5xx SERVER_ERROR; any other status that is not listed is
+# not part of the contract: BAD_RESPONSE. `byoc_agents.delivery.shipper.ACTIONS` decides what a
+# reason leads to.
 REASONS = {
+    200: Reason.OK,
+    201: Reason.OK,
+    202: Reason.OK,
+    204: Reason.OK,
     208: Reason.ALREADY_STORED,
     401: Reason.CREDENTIALS,
     402: Reason.FORBIDDEN,
@@ -52,7 +57,6 @@ REASONS = {
 }
 FIRST_3XX, FIRST_4XX, FIRST_5XX, LAST = 300, 400, 500, 599
 OF_ONE = frozenset({Reason.TOO_LARGE, Reason.REJECTED})  # a batch's rejection names no event
-SKEW_SECONDS = 300  # the Standard Webhooks specification: a receiver refuses a larger difference
 
 
 class HttpsSink:
@@ -68,8 +72,13 @@ class HttpsSink:
         clock: Clock,
         max_messages: int = 100,
         timeout_seconds: float = 30.0,
+        proof: bool = True,
     ) -> None:
-        """Send through `session`; both secrets are read again for each attempt."""
+        """Send through `session`; both secrets are read again for each attempt.
+
+        Without `proof`, any 2xx, 413, 415 or 422 with an empty body or JSON counts, as in the
+        contract of 0.1: any server behind the URL could then store or reject events.
+        """
         self.destination = url.split("?", maxsplit=1)[0]
         self.max_messages = max_messages
         self.max_bytes = 255 * 1024  # with brackets and commas below the common limit of 256 KiB
@@ -79,6 +88,7 @@ class HttpsSink:
         self._signing_secret = signing_secret
         self._clock = clock
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
+        self._proof = proof
         self._accepting = False  # the last answer accepted something
 
     def __repr__(self) -> str:
@@ -94,10 +104,10 @@ class HttpsSink:
         """
         if len(batch) == 1:
             accepting = self._accepting and self.max_messages == 1
-            outcomes: Sequence[Outcome] = [await self._post(batch[0].id, batch[0].body, SINGLE)]
+            outcomes: Sequence[Outcome] = [await self._post_one(batch[0])]
         else:
             accepting = False
-            outcome = await self._post(batch_id(batch), joined(batch), BATCH)
+            outcome = await self._post(batch_id(batch), joined(batch), BATCH, len(batch))
             if not (isinstance(outcome, SendError) and outcome.reason in OF_ONE):
                 return [outcome] * len(batch)
             outcomes = await self._one_by_one(batch)
@@ -109,13 +119,16 @@ class HttpsSink:
         """Send each message alone, in order; stop at a failure of more than one message."""
         outcomes: list[Outcome] = []
         for message in batch:
-            outcome = await self._post(message.id, message.body, SINGLE)
+            outcome = await self._post_one(message)
             if isinstance(outcome, SendError) and outcome.reason not in OF_ONE:
                 return outcomes + [outcome] * (len(batch) - len(outcomes))
             outcomes.append(outcome)
         return outcomes
 
-    async def _post(self, delivery_id: str, body: bytes, content_type: str) -> Outcome:
+    async def _post_one(self, message: Message) -> Outcome:
+        return await self._post(message.id, message.body, SINGLE, 1)
+
+    async def _post(self, delivery_id: str, body: bytes, content_type: str, events: int) -> Outcome:
         try:
             headers = self._headers(delivery_id, body) | {"Content-Type": content_type}
             async with self._session.post(
@@ -125,10 +138,11 @@ class HttpsSink:
                 allow_redirects=False,
                 timeout=self._timeout,
             ) as answer:
-                said = b""
-                with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-                    said = await answer.content.read(MAX_ANSWER_BYTES)
-                return self._outcome(answer, said, delivery_id)
+                try:
+                    said, cut = await _read_body(answer), None
+                except (aiohttp.ClientError, OSError) as error:
+                    said, cut = b"", self._failure(error)
+                return self._outcome(answer, said, delivery_id, events, cut)
         except SendError as error:
             return error
         except (aiohttp.ClientError, OSError) as error:  # OSError: TimeoutError too
@@ -142,8 +156,7 @@ class HttpsSink:
             case aiohttp.ClientHttpProxyError():
                 return proxy_error(error)
             case aiohttp.ClientResponseError():  # a head that cannot be parsed
-                why = f"unreadable answer: {_printable(error.message)}"
-                return SendError(Reason.BAD_RESPONSE, why)
+                return unreadable_answer(error)
             case aiohttp.ClientSSLError():
                 return tls_error(error)
         return SendError(Reason.CONNECTION, type(error).__name__)
@@ -166,13 +179,23 @@ class HttpsSink:
             "webhook-signature": signatures(keys, delivery_id, timestamp, body),
         }
 
-    def _outcome(self, answer: aiohttp.ClientResponse, said: bytes, delivery_id: str) -> Outcome:
+    def _outcome(
+        self,
+        answer: aiohttp.ClientResponse,
+        body: bytes,
+        delivery_id: str,
+        events: int,
+        cut: SendError | None,
+    ) -> Outcome:
+        """Return the outcome of an answer. `cut` is why its body did not arrive completely."""
         reason, now_ns = reason_of(answer.status), self._clock.wall_ns()
         self._accepting = False
-        if is_page(answer.content_type, said) and reason in {*ACCEPTED, *OF_ONE}:
-            return SendError(
-                Reason.BAD_RESPONSE, f"status {answer.status} with a page, not the control plane's"
-            )
+        if reason in ACCEPTED or reason in OF_ONE:
+            if is_page(answer.content_type, body):
+                why = f"status {answer.status} with a page, not the control plane's"
+                return SendError(Reason.BAD_RESPONSE, why)
+            if not self._proven(answer, body, delivery_id, events):
+                return cut or SendError(Reason.BAD_RESPONSE, _unproven(answer.status, reason))
         if reason in ACCEPTED:
             self._accepting = True
             reference = answer.headers.get("X-Request-Id", "")[:MAX_REFERENCE]
@@ -180,15 +203,36 @@ class HttpsSink:
         date = answer.headers.get("Date", "")
         wait = retry_after_seconds(answer.headers.get("Retry-After", ""), now_ns, date)
         detail = f"status {answer.status}"
-        if answer.status in {400, 401, 403} and (skew := skew_seconds(date, now_ns)):
-            ahead = "ahead of" if skew > 0 else "behind"
-            detail += (
-                f"; our clock is {abs(skew)} s {ahead} the receiver's, which refuses over 300 s"
-            )
+        if answer.status in {400, 401, 403} and (hint := skew_hint(date, now_ns)):
+            detail += f"; {hint}, which refuses over 300 s"
         return SendError(reason, detail, retry_after_seconds=wait)
+
+    def _proven(
+        self, answer: aiohttp.ClientResponse, body: bytes, delivery_id: str, events: int
+    ) -> bool:
+        if not self._proof:
+            return True
+        if reason_of(answer.status) in OF_ONE:
+            return proves_rejection(answer.status, body, delivery_id)
+        return proves_storage(answer.headers, body, delivery_id, events)
 
 
 ACCEPTED = frozenset({Reason.OK, Reason.ALREADY_STORED})
+
+
+async def _read_body(answer: aiohttp.ClientResponse) -> bytes:
+    """Return the body, or its first bytes if it has more than MAX_ANSWER_BYTES."""
+    body = b""
+    async for chunk in answer.content.iter_any():
+        body += chunk
+        if len(body) > MAX_ANSWER_BYTES:
+            break
+    return body
+
+
+def _unproven(status: int, reason: Reason) -> str:
+    form = "webhook_id and code" if reason in OF_ONE else "webhook-id, or stored and duplicates"
+    return f"status {status} without the control plane's {form} (BYOC_ALERTS_CONTRACT)"
 
 
 def is_page(content_type: str, body: bytes) -> bool:
@@ -210,45 +254,9 @@ def reason_of(status: int) -> Reason:
     """Return the reason of an HTTP status; the table in docs/alerts.md is tested against this."""
     if status in REASONS:
         return REASONS[status]
-    if 200 <= status < FIRST_3XX:  # noqa: PLR2004  success
-        return Reason.OK
     if FIRST_3XX <= status < FIRST_4XX:
         return Reason.REDIRECT
     return Reason.SERVER_ERROR if FIRST_5XX <= status <= LAST else Reason.BAD_RESPONSE
-
-
-def retry_after_seconds(header: str, wall_ns: int, date: str = "") -> float | None:
-    """Return the seconds to wait for `120` or an HTTP date; None if the value is unusable.
-
-    A date counts from the answer's own `Date` header if it has one, else from `wall_ns`.
-    """
-    text = header.strip()
-    if text.isascii() and text.isdigit():
-        return float(text[:9])
-    moment = http_date_seconds(text)
-    if moment is None:
-        return None
-    now = http_date_seconds(date.strip())
-    return max(0.0, moment - (wall_ns / 1e9 if now is None else now))
-
-
-def http_date_seconds(text: str) -> float | None:
-    """Return seconds since 1970 of an HTTP date; None if it is not one."""
-    try:
-        return email.utils.parsedate_to_datetime(text).timestamp()
-    except (ValueError, OverflowError, TypeError, IndexError):
-        return None
-
-
-def skew_seconds(date: str, wall_ns: int) -> int:
-    """Return by how many seconds our clock is ahead of a `Date` header; 0 within the tolerance."""
-    theirs = http_date_seconds(date.strip())
-    skew = 0 if theirs is None else round(wall_ns / 1e9 - theirs)
-    return skew if abs(skew) > SKEW_SECONDS else 0
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isascii() and c.isprintable() else " " for c in text)[:200].strip()
 
 
 def batch_id(batch: Sequence[Message]) -> str:

@@ -7,6 +7,7 @@ other), and `kms:GenerateDataKey` if the bucket's default encryption uses a cust
 import asyncio
 import base64
 import hashlib
+import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
@@ -23,7 +24,14 @@ from byoc_agents.egress.aws import KeyRefresh, aws_config, fetch_credentials
 from byoc_agents.egress.destinations import s3_destination
 from byoc_agents.egress.gate import Gate
 from byoc_agents.errors import Reason, SendError
-from byoc_agents.sinks.aws_errors import KEYS_REFUSED, from_answer, from_transport
+from byoc_agents.sinks.aws_errors import (
+    KEYS_REFUSED,
+    from_answer,
+    from_transport,
+    keep_s3_form,
+    md5_of,
+    word,
+)
 
 REGION_SECONDS = 3.0  # to ask for the bucket's region at the start; else the first put shows it
 ATTEMPT_SECONDS = 60.0  # one attempt with credentials, upload and answer, however slow
@@ -51,10 +59,12 @@ class S3Sink:
         expected_bucket_owner: str | None = None,
         attempt_seconds: float = ATTEMPT_SECONDS,
         monotonic: Callable[[], float] = time.monotonic,
+        wall_ns: Callable[[], int] = time.time_ns,
         **client_options: Any,
     ) -> None:
         self.destination = f"s3://{bucket}"
         self._keys = KeyRefresh(session, monotonic)
+        self._wall_ns = wall_ns
         self._session = session
         self._bucket = bucket
         self._region = region
@@ -134,7 +144,7 @@ class S3Sink:
         except ClientError as error:
             if error.response.get("Error", {}).get("Code") in KEYS_REFUSED and self._keys.forget():
                 await self._drop_client()  # it holds the old keys
-            return from_answer(error.response, self._region, message.body)
+            return from_answer(error.response, self._region, message.body, self._wall_ns())
         except ResponseParserError as error:
             raise SendError(Reason.BAD_RESPONSE, "the answer is not in S3's form") from error
         except BotoCoreError as error:
@@ -159,31 +169,43 @@ class S3Sink:
         if self._client is None:
             made = self._session.create_client("s3", **self._client_options)
             self._client = await self._resources.enter_async_context(made)
+            # With a wildcard for the service it runs before botocore's own handler, which takes a
+            # 200 with a body for the 500 that S3 may write into one.
+            self._client.meta.events.register_first("before-parse.*.PutObject", keep_s3_form)
         return self._client
 
 
-def addressing(bucket: str, endpoint_url: str | None) -> dict[str, str]:
+def addressing(bucket: str, endpoint_url: str | None) -> dict[str, Any]:
     """Return the addressing that `s3_destination` derives its host from."""
-    style = "path" if endpoint_url or "." in bucket else "virtual"
-    return {"addressing_style": style, "us_east_1_regional_endpoint": "regional"}
+    return {
+        "addressing_style": "path" if endpoint_url or "." in bucket else "virtual",
+        "us_east_1_regional_endpoint": "regional",
+        "use_accelerate_endpoint": False,
+        "use_dualstack_endpoint": False,
+    }
+
+
+_ETAG = re.compile(r"[0-9a-f]{32}(-[0-9]+)?")
 
 
 def _receipt(answer: dict[str, Any], message: Message) -> Receipt:
     """Return the receipt of a 200 that is proven to come from S3.
 
     A proxy's page may have an ETag too, so the answer must also repeat our checksum, have the MD5
-    of our body as its ETag, or contain S3's request id. Raises SendError otherwise.
+    of our body as its ETag, or have S3's request id and an ETag in S3's form: the ETag of an
+    encrypted object is not an MD5, and some stores repeat no checksum. Raises SendError otherwise.
     """
     meta = answer["ResponseMetadata"]
     status, headers = meta["HTTPStatusCode"], meta.get("HTTPHeaders", {})
     etag = answer.get("ETag", "").strip('"')
     if not etag:
-        raise SendError(Reason.BAD_RESPONSE, f"{status} without an ETag")
+        kind = headers.get("content-type", "no content type")
+        raise SendError(Reason.BAD_RESPONSE, f"{status} without an ETag, {word(kind)}")
     checksum = answer.get("ChecksumSHA256")
     if checksum is not None and checksum != _sha256(message.body):
         raise SendError(Reason.CHECKSUM, "S3 reports a different SHA-256")
-    digest = hashlib.md5(message.body, usedforsecurity=False).hexdigest()
-    if not (checksum or etag == digest or headers.get("x-amz-request-id")):
+    by_id = headers.get("x-amz-request-id") and _ETAG.fullmatch(etag)
+    if not (checksum or etag == md5_of(message.body) or by_id):
         raise SendError(Reason.BAD_RESPONSE, f"{status} with an ETag, but not S3's answer")
     return Receipt(Reason.OK, status, etag)
 

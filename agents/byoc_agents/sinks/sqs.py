@@ -58,9 +58,11 @@ class SqsSink:
         endpoint_url: str | None = None,
         attempt_seconds: float = ATTEMPT_SECONDS,
         monotonic: Callable[[], float] = time.monotonic,
+        wall_ns: Callable[[], int] = time.time_ns,
         **client_options: Any,
     ) -> None:
         self._keys = KeyRefresh(session, monotonic)
+        self._wall_ns = wall_ns
         parts = urlsplit(queue_url)
         self.destination = f"sqs://{parts.netloc}{parts.path}"
         self._session = session
@@ -125,7 +127,7 @@ class SqsSink:
         except ClientError as error:
             if error.response.get("Error", {}).get("Code") in KEYS_REFUSED:
                 self._keys.forget()
-            raise sqs_errors.from_answer(error.response) from error
+            raise sqs_errors.from_answer(error.response, self._wall_ns()) from error
         except ResponseParserError as error:
             raise SendError(Reason.BAD_RESPONSE, "the answer is not in SQS's form") from error
         except BotoCoreError as error:
@@ -136,6 +138,9 @@ class SqsSink:
         if self._client is None:
             made = self._session.create_client("sqs", **self._client_options)
             self._client = await self._resources.enter_async_context(made)
+            self._client.meta.events.register_first(
+                "before-parse.sqs.SendMessageBatch", sqs_errors.keep_sqs_form
+            )
         return self._client
 
     async def _drop_client(self) -> None:

@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from byoc_agents.egress.gate import REDIRECTS
 from byoc_agents.errors import Reason, SendError
 from byoc_agents.sinks import aws_errors
@@ -36,25 +38,41 @@ CODES: Mapping[str, Reason] = {
 }
 
 
-def from_answer(response: Mapping[str, Any]) -> SendError:
+def from_answer(response: Mapping[str, Any], wall_ns: int) -> SendError:
     """Return the error for a whole request.
 
     An unknown code is held and alarmed: it is not about one message, so none may become a dead
     letter for it.
     """
-    meta = response.get("ResponseMetadata", {})
-    status, headers = meta.get("HTTPStatusCode", 0), meta.get("HTTPHeaders", {})
-    error = response.get("Error", {})
-    code = _word(error.get("Code", ""))
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    code = _word(response.get("Error", {}).get("Code", ""))
     reason = _known(code) or _by_status(status)
-    detail = f"{status} {code}"
-    if code == "InvalidSignatureException" and _SKEW.search(str(error.get("Message", ""))):
-        detail += ": the clock is off: SQS refuses a skew of more than 15 minutes"
-    after = aws_errors.retry_after_seconds(headers)
-    return SendError(reason, detail, retry_after_seconds=after)
+    if reason in {Reason.REJECTED, Reason.TOO_LARGE} and status != aws_errors.CLIENT_ERROR:
+        reason = Reason.BAD_RESPONSE  # SQS refuses a message with 400
+    return aws_errors.sent_error(reason, f"{status} {code}", response, wall_ns)
 
 
-_SKEW = re.compile(r"Signature (expired|not yet current)")
+class _Answer(msgspec.Struct, frozen=True):
+    """The members of an answer of SQS that botocore and the sink read, with their types."""
+
+    Successful: list[dict[str, Any]] | None = None
+    Failed: list[dict[str, Any]] | None = None
+    type: str | None = msgspec.field(default=None, name="__type")
+    message: str | None = None
+
+
+def keep_sqs_form(response_dict: dict[str, Any], **_: Any) -> None:
+    """Empty a body that is not SQS's JSON, so that it decides nothing.
+
+    Without a body an answer has neither results nor a typed error. A handler of `before-parse`.
+    """
+    kind = response_dict["headers"].get("content-type", "")
+    try:
+        msgspec.json.decode(response_dict["body"].decode(), type=_Answer)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        kind = ""
+    if not kind.lower().startswith("application/x-amz-json"):
+        response_dict["body"] = b"{}"
 
 
 def from_entry(failure: Mapping[str, Any]) -> SendError:

@@ -14,6 +14,12 @@ def proxy_error(error: aiohttp.ClientHttpProxyError) -> SendError:
     return SendError(reason, f"the proxy answered {error.status}")
 
 
+def unreadable_answer(error: aiohttp.ClientResponseError) -> SendError:
+    """Return the error of an answer that is not HTTP, with the parser's own reason."""
+    text = "".join(c if c.isascii() and c.isprintable() else " " for c in error.message)
+    return SendError(Reason.BAD_RESPONSE, f"unreadable answer: {text[:200].strip()}")
+
+
 def tls_error(error: BaseException) -> SendError:
     """Return the error of a failed handshake, with OpenSSL's reason, which holds no secret.
 

@@ -20,6 +20,7 @@ from byoc_agents.egress.destinations import (
     clickhouse_destination,
     credential_destinations,
     endpoint_url,
+    name_endpoint,
     sqs_destination,
 )
 from byoc_agents.errors import ConfigError
@@ -104,6 +105,7 @@ def destinations(
         setting="BYOC_STATE_QUEUE_URL",
         frequency=f"{own.heartbeat_seconds:g} s, and at every change",
     )
+    queue = name_endpoint(queue, "sqs", environ)
     return [*found, queue, *credential_destinations(environ, core.region, NAME, ("sqs",))]
 
 

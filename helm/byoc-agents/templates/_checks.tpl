@@ -24,7 +24,14 @@
 {{- end -}}
 {{- if and (eq $v.sidecars.native "always") (not (semverCompare ">=1.29.0-0" .Capabilities.KubeVersion.Version)) -}}{{- $wrong = append $wrong (printf "sidecars.native: Kubernetes %s has no native sidecars; expected 1.29 or later, or the value auto" .Capabilities.KubeVersion.Version) -}}{{- end -}}
 {{- if and (eq $v.sidecars.spool.kind "claim") (has $v.clickhouse.owner (list "bitnami" "other")) (not $v.sidecars.spool.volumeName) -}}{{- $wrong = append $wrong "sidecars.spool: this chart cannot create a claim for pods of another owner; set volumeName to one of the pod's volumes, or use emptyDir" -}}{{- end -}}
-{{- if and (eq $v.clickhouse.owner "bitnami") $v.clickhouse.shareProcessNamespace -}}{{- $wrong = append $wrong "clickhouse.shareProcessNamespace: Bitnami's chart does not support it; set it to false, then ClickHouse's own counters are read" -}}{{- end -}}
+{{- if and (eq $v.clickhouse.owner "bitnami") (include "byoc-agents.sharesProcesses" .) -}}{{- $wrong = append $wrong (printf "billingScraper.meter: Bitnami's chart does not support a shared process namespace, which %s needs; expected clickhouse" $v.billingScraper.meter) -}}{{- end -}}
+{{- if and $v.billingScraper.enabled (eq $v.billingScraper.placement "deployment") -}}
+{{- if not $v.billingScraper.servers -}}{{- $wrong = append $wrong "billingScraper.servers: is required for placement deployment: one name: URL per replica" -}}{{- end -}}
+{{- if ne $v.billingScraper.meter "clickhouse" -}}{{- $wrong = append $wrong (printf "billingScraper.meter: %s needs ClickHouse's pod; expected clickhouse for placement deployment" $v.billingScraper.meter) -}}{{- end -}}
+{{- end -}}
+{{- if and (eq $v.billingScraper.meter "clickhouse") $v.billingScraper.target -}}{{- $wrong = append $wrong "billingScraper.target: names a process; expected the meter process or cgroup" -}}{{- end -}}
+{{- $named := $v.clickhouse.serviceAccountName -}}
+{{- if and $named (eq $v.aws.identity "podIdentity") (include "byoc-agents.awsInPod" .) -}}{{- $wrong = append $wrong (printf "aws.identity: EKS associates one role with the account %s of clickhouse.serviceAccountName, for all containers of the pod; expected irsa" $named) -}}{{- end -}}
 {{- if and $v.sidecars.print (has $v.clickhouse.owner (list "chart" "altinity")) -}}{{- $wrong = append $wrong "sidecars.print: is for clickhouse.owner bitnami or other" -}}{{- end -}}
 {{- if not $v.allowInsecureEndpoints -}}
 {{- $root := . -}}
@@ -34,5 +41,36 @@
 {{- end -}}
 {{- end -}}
 {{- end -}}
+{{- $wrong = concat $wrong (include "byoc-agents.wideRules" . | fromJsonArray) -}}
 {{- if $wrong -}}{{- fail (printf "\n\nbyoc-agents cannot be installed with these values:\n  - %s\n" (join "\n  - " (uniq $wrong))) -}}{{- end -}}
+{{- end -}}
+
+
+{{/* Not empty if a sidecar calls AWS with the identity of ClickHouse's pod. */}}
+{{- define "byoc-agents.awsInPod" -}}
+{{- range include "byoc-agents.rolesIn" (dict "root" . "place" "pod") | fromJsonArray -}}
+{{- include "byoc-agents.callsAws" . -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Mistakes in the addresses of the policies: all addresses at once need networkPolicy.wide. */}}
+{{- define "byoc-agents.wideRules" -}}
+{{- $root := . -}}
+{{- $policy := .Values.networkPolicy -}}
+{{- $wrong := list -}}
+{{- if and (or $policy.enabled $policy.cilium) (not $policy.wide) -}}
+{{- $given := dict "dns" $policy.dns -}}
+{{- range $name, $cidrs := $policy.cidrs -}}{{- $_ := set $given (printf "cidrs.%s" $name) $cidrs -}}{{- end -}}
+{{- range $name, $cidrs := $given -}}
+{{- range $cidrs -}}{{- if regexMatch "/0*[0-7]$" . -}}{{- $wrong = append $wrong (printf "networkPolicy.%s: %s is wider than /8; expected narrower addresses, or networkPolicy.wide: true" $name .) -}}{{- end -}}{{- end -}}
+{{- end -}}
+{{- range include "byoc-agents.roles" . | fromJsonArray -}}
+{{- if and $policy.enabled (include "byoc-agents.hasPolicy" (dict "root" $root "role" .)) -}}
+{{- range include "byoc-agents.flows" (dict "root" $root "role" .) | fromJsonArray -}}
+{{- if and (eq .place "beyond") (not .cidrs) -}}{{- $wrong = append $wrong (printf "networkPolicy.cidrs.%s: is required: the addresses of %s, since a NetworkPolicy cannot contain names (or networkPolicy.wide: true for any address; or enabled: false with cilium: true)" .kind .host) -}}{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $wrong -}}
 {{- end -}}

@@ -9,7 +9,7 @@ restarts this container alone. Requests equal limits: a Guaranteed pod stays Gua
 {{- $v := .root.Values -}}
 {{- $role := .role -}}
 {{- $sidecar := eq $role.place "pod" -}}
-name: {{ $role.name }}
+name: {{ $role.container }}
 image: {{ include "byoc-agents.image" . }}
 imagePullPolicy: {{ $v.image.pullPolicy }}
 {{- if and $sidecar (include "byoc-agents.native" .root) }}
@@ -57,16 +57,27 @@ volumeMounts:
 {{- end -}}
 
 {{- define "byoc-agents.portName" -}}
-{{- eq .name "byoc-agents" | ternary .name (printf "byoc-%s" (index (splitList "-" .name) 0)) -}}
+{{- $first := index (splitList "-" .name) 0 -}}
+{{- eq .name "byoc-agents" | ternary .name (printf "byoc-%s%s" $first (trimPrefix .name .container)) -}}
 {{- end -}}
 
-{{/* A sidecar has ClickHouse's uid and gid: only they may read its counters through /proc/PID/root. */}}
+{{/*
+A sidecar differs from ClickHouse in uid and gid, so the kernel refuses it ClickHouse's files, memory
+and environment. Only the meter `cgroup` needs ClickHouse's ids, for /proc/PID/root. dict root, role;
+the role "clickhouse" is ClickHouse itself.
+*/}}
 {{- define "byoc-agents.ids" -}}
-{{- $beside := eq .role.place "pod" -}}
+{{- $same := eq .role.name "clickhouse" -}}
+{{- if and (eq .role.place "pod") (has "billing-scraper" .role.daemons) (eq .root.Values.billingScraper.meter "cgroup") -}}{{- $same = true -}}{{- end -}}
 runAsNonRoot: true
-runAsUser: {{ $beside | ternary .root.Values.clickhouse.runAsUser 65532 }}
-runAsGroup: {{ $beside | ternary .root.Values.clickhouse.runAsGroup 65532 }}
+runAsUser: {{ $same | ternary .root.Values.clickhouse.runAsUser 65532 }}
+runAsGroup: {{ $same | ternary .root.Values.clickhouse.runAsGroup 65532 }}
 seccompProfile: {type: RuntimeDefault}
+{{- end -}}
+
+{{/* ClickHouse as a role. */}}
+{{- define "byoc-agents.clickhouseRole" -}}
+{{- dict "name" "clickhouse" "place" "pod" "daemons" list | toJson -}}
 {{- end -}}
 
 {{- define "byoc-agents.securityContext" -}}
@@ -107,11 +118,11 @@ capabilities: {drop: [ALL]}
     defaultMode: 292
     items: [{key: credentials, path: credentials}]
 {{- end }}
-{{- if and $aws (eq $v.aws.identity "irsa") $v.aws.projectToken }}
+{{- if and $aws (eq $v.aws.identity "irsa") }}
 - name: byoc-token
   projected:
     defaultMode: 292
-    sources: [{serviceAccountToken: {audience: sts.amazonaws.com, expirationSeconds: 3600, path: token}}]
+    sources: [{serviceAccountToken: {audience: byoc-agents, expirationSeconds: 3600, path: token}}]
 {{- end }}
 {{- if $v.caConfigMap }}
 - name: byoc-ca

@@ -6,7 +6,7 @@
   "BYOC_ORGANIZATION_ID" $v.organizationId
   "BYOC_SERVICE_ID" $v.serviceId
   "BYOC_REGION" $v.region
-  "BYOC_STATE_DIR" "/var/lib/byoc-agents"
+  "BYOC_STATE_DIR" (printf "/var/lib/byoc-agents%s" (hasKey $role "replica" | ternary (printf "/%s" $role.replica) ""))
   "BYOC_LISTEN" (printf "%s:%v" $v.sidecars.listenHost $role.port)
   "BYOC_SHUTDOWN_GRACE_SECONDS" $v.sidecars.shutdownGraceSeconds
 -}}
@@ -16,7 +16,7 @@
 {{- if include "byoc-agents.callsAws" $role -}}{{- $env = merge $env (include "byoc-agents.envAws" .root | fromJson) -}}{{- end -}}
 {{- $settings := $v.settings -}}
 {{- if has "billing-scraper" $role.daemons -}}
-{{- $env = merge $env (include "byoc-agents.envBilling" .root | fromJson) -}}
+{{- $env = merge $env (include "byoc-agents.envBilling" . | fromJson) -}}
 {{- $settings = merge dict $v.billingScraper.settings $settings -}}
 {{- end -}}
 {{- if has "state-exporter" $role.daemons -}}
@@ -31,11 +31,17 @@
 - name: {{ $name }}
   value: {{ toString $value | quote }}
 {{- end }}
+{{- if $role.replica }}
+{{- /* The pod's uid and limits are not ClickHouse's. */}}
+- name: BYOC_REPLICA
+  value: {{ $role.replica | quote }}
+{{- else }}
 - name: BYOC_REPLICA
   valueFrom: {fieldRef: {fieldPath: metadata.name}}
 - name: BYOC_POD_UID
   valueFrom: {fieldRef: {fieldPath: metadata.uid}}
-{{- if and (has "billing-scraper" $role.daemons) $v.clickhouse.hasLimits }}
+{{- end }}
+{{- if and (has "billing-scraper" $role.daemons) $v.clickhouse.hasLimits (not $role.replica) }}
 {{- /* For a figure without a limit the downward API gives the node's size: never ask for it. */}}
 {{- $limits := default dict $v.clickhouse.resources.limits -}}
 {{- $theirs := not (has $v.clickhouse.owner (list "chart" "altinity")) -}}
@@ -53,7 +59,7 @@
 {{- define "byoc-agents.envAws" -}}
 {{- $aws := .Values.aws -}}
 {{- $env := dict "AWS_EC2_METADATA_DISABLED" "true" -}}
-{{- if and (eq $aws.identity "irsa") $aws.projectToken -}}
+{{- if eq $aws.identity "irsa" -}}
 {{- $_ := set $env "AWS_ROLE_ARN" $aws.roleArn -}}
 {{- $_ := set $env "AWS_WEB_IDENTITY_TOKEN_FILE" "/var/run/secrets/byoc-agents/token" -}}
 {{- end -}}
@@ -72,12 +78,14 @@
 {{- toJson $env -}}
 {{- end -}}
 
-{{/* The kernel's counters if processes are shared, else the server's own counters, a lower bound. Every record names its source. */}}
+{{/* Every record names the source of its figures: dict root, role. */}}
 {{- define "byoc-agents.envBilling" -}}
-{{- $v := .Values -}}
-{{- $env := include "byoc-agents.envClickHouse" (dict "root" . "url" $v.clickhouse.url) | fromJson -}}
-{{- $usual := ternary "auto" (printf "clickhouse:%s" $v.clickhouse.url) $v.clickhouse.shareProcessNamespace -}}
-{{- $_ := set $env "BYOC_BILLING_TARGET" ($v.billingScraper.target | default $usual) -}}
+{{- $v := .root.Values -}}
+{{- $url := .role.url | default $v.clickhouse.url -}}
+{{- $env := include "byoc-agents.envClickHouse" (dict "root" .root "url" $url) | fromJson -}}
+{{- $own := eq $v.billingScraper.meter "clickhouse" -}}
+{{- $_ := set $env "BYOC_BILLING_METER" $v.billingScraper.meter -}}
+{{- $_ := set $env "BYOC_BILLING_TARGET" (ternary (printf "clickhouse:%s" $url) ($v.billingScraper.target | default "auto") $own) -}}
 {{- $_ := set $env "BYOC_BILLING_BUCKET" $v.billingScraper.bucket -}}
 {{- $_ := set $env "BYOC_CONTAINER_NAME" $v.clickhouse.containerName -}}
 {{- if $v.billingScraper.bucketOwner -}}{{- $_ := set $env "BYOC_BILLING_BUCKET_OWNER" $v.billingScraper.bucketOwner -}}{{- end -}}

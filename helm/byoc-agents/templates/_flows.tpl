@@ -14,7 +14,7 @@ holds both together. A flow: host, port, kind, place (node, cluster, beyond), ci
 {{- if hasPrefix "169.254." $host -}}{{- $place = "node" -}}
 {{- else if and (not $literal) (or (not (contains "." $host)) (hasSuffix ".svc" $host) (hasSuffix ".cluster.local" $host)) -}}{{- $place = "cluster" -}}
 {{- end -}}
-{{- $known := .root.Values.networkPolicy.cidrs -}}
+{{- $known := .root.Values.networkPolicy.cidrs | default dict -}}
 {{- $cidrs := ternary (list (printf "%s/32" $host)) (index $known $host | default (index $known .kind) | default list) $literal -}}
 {{- if not (or (eq $host "localhost") (hasPrefix "127." $host)) -}}
 {{- dict "host" $host "port" (int $port) "kind" .kind "place" $place "cidrs" $cidrs "literal" $literal "scheme" $parts.scheme | toJson -}}
@@ -26,6 +26,9 @@ holds both together. A flow: host, port, kind, place (node, cluster, beyond), ci
 {{- $v := .root.Values -}}
 {{- $urls := list -}}
 {{- if has "billing-scraper" .role.daemons -}}
+{{- if eq .role.place "deployment" -}}
+{{- range $v.billingScraper.servers -}}{{- $urls = append $urls (dict "kind" "clickhouse" "url" .) -}}{{- end -}}
+{{- end -}}
 {{- $suffix := include "byoc-agents.dnsSuffix" $v.region -}}
 {{- $regional := printf "s3.%s.%s" $v.region $suffix -}}
 {{- $virtual := ternary $regional (printf "%s.%s" $v.billingScraper.bucket $regional) (contains "." $v.billingScraper.bucket) -}}
@@ -93,8 +96,13 @@ holds both together. A flow: host, port, kind, place (node, cluster, beyond), ci
 {{- $rules := list -}}
 {{- if $named -}}
 {{- $peers := list (dict "namespaceSelector" (dict "matchLabels" (dict "kubernetes.io/metadata.name" "kube-system")) "podSelector" (dict "matchLabels" (dict "k8s-app" "kube-dns"))) -}}
-{{- range $policy.dns -}}{{- $peers = append $peers (dict "ipBlock" (dict "cidr" .)) -}}{{- end -}}
-{{- $rules = append $rules (dict "to" $peers "ports" (list (dict "protocol" "UDP" "port" 53) (dict "protocol" "TCP" "port" 53))) -}}
+{{- if has "openshift" $policy.dns -}}
+{{- $openshift := dict "namespaceSelector" (dict "matchLabels" (dict "kubernetes.io/metadata.name" "openshift-dns")) "podSelector" (dict "matchLabels" (dict "dns.operator.openshift.io/daemonset-dns" "default")) -}}
+{{- $rules = append $rules (dict "to" (list $openshift) "ports" (list (dict "protocol" "UDP" "port" 5353) (dict "protocol" "TCP" "port" 5353))) -}}
+{{- $peers = list -}}
+{{- end -}}
+{{- range without $policy.dns "openshift" -}}{{- $peers = append $peers (dict "ipBlock" (dict "cidr" .)) -}}{{- end -}}
+{{- if $peers -}}{{- $rules = append $rules (dict "to" $peers "ports" (list (dict "protocol" "UDP" "port" 53) (dict "protocol" "TCP" "port" 53))) -}}{{- end -}}
 {{- end -}}
 {{- range $flows -}}
 {{- $peers := list -}}
@@ -113,9 +121,9 @@ podSelector:
     {{- include "byoc-agents.selector" . | nindent 4 }}
 policyTypes: [Ingress, Egress]
 ingress:
-  - {{ include "byoc-agents.comer" (dict "from" $policy.prometheus "port" .role.port) | nindent 4 | trim }}
+  - {{ include "byoc-agents.comer" (dict "from" $policy.prometheus "ports" (include "byoc-agents.ports" . | fromJsonArray)) | nindent 4 | trim }}
   {{- if has "alert-forwarder" .role.daemons }}
-  - {{ include "byoc-agents.comer" (dict "from" $policy.alertmanager "port" 9095) | nindent 4 | trim }}
+  - {{ include "byoc-agents.comer" (dict "from" $policy.alertmanager "ports" (list 9095)) | nindent 4 | trim }}
   {{- end }}
 egress:
   {{- toYaml $rules | nindent 2 }}
@@ -128,7 +136,16 @@ from:
     podSelector: {matchLabels: {{ include "byoc-agents.label" . }}}
     {{- end }}
 ports:
-  - {protocol: TCP, port: {{ .port }}}
+  {{- range .ports }}
+  - {protocol: TCP, port: {{ . }}}
+  {{- end }}
+{{- end -}}
+
+{{/* The ports of a role's status endpoints: dict root, role. */}}
+{{- define "byoc-agents.ports" -}}
+{{- $ports := list -}}
+{{- range include "byoc-agents.containers" . | fromJsonArray -}}{{- $ports = append $ports (int .port) -}}{{- end -}}
+{{- toJson $ports -}}
 {{- end -}}
 
 {{/* {"NAME": "VALUE"} of NAME=VALUE. */}}
@@ -160,16 +177,30 @@ ports:
 {{- $rules = append $rules (dict "toFQDNs" $matches "toPorts" (list (dict "ports" (list (dict "port" $port "protocol" "TCP"))))) -}}
 {{- end -}}
 {{- if $names -}}
+{{- $dnsPorts := list (dict "ports" (list (dict "port" "53" "protocol" "ANY")) "rules" (dict "dns" $names)) -}}
+{{- if has "openshift" $policy.dns -}}
+{{- $openshift := dict "k8s:io.kubernetes.pod.namespace" "openshift-dns" "k8s:dns.operator.openshift.io/daemonset-dns" "default" -}}
+{{- $rules = prepend $rules (dict "toEndpoints" (list (dict "matchLabels" $openshift)) "toPorts" (list (dict "ports" (list (dict "port" "5353" "protocol" "ANY")) "rules" (dict "dns" $names)))) -}}
+{{- else -}}
 {{- $kubeDns := dict "k8s:io.kubernetes.pod.namespace" "kube-system" "k8s:k8s-app" "kube-dns" -}}
-{{- $rules = prepend $rules (dict "toEndpoints" (list (dict "matchLabels" $kubeDns)) "toPorts" (list (dict "ports" (list (dict "port" "53" "protocol" "ANY")) "rules" (dict "dns" $names)))) -}}
+{{- $rules = prepend $rules (dict "toEndpoints" (list (dict "matchLabels" $kubeDns)) "toPorts" $dnsPorts) -}}
+{{- end -}}
+{{- range without $policy.dns "openshift" -}}
+{{- $rules = append $rules (dict "toCIDR" (list .) "toPorts" $dnsPorts) -}}
+{{- if regexMatch "^(169[.]254[.]|fe[89ab][0-9a-f]:)" . -}}{{- /* NodeLocal DNSCache: a program or a pod of the node */ -}}
+{{- $nodeLocal := dict "k8s:io.kubernetes.pod.namespace" "kube-system" "k8s:k8s-app" "node-local-dns" -}}
+{{- $rules = append $rules (dict "toEntities" (list "host") "toPorts" $dnsPorts) -}}
+{{- $rules = append $rules (dict "toEndpoints" (list (dict "matchLabels" $nodeLocal)) "toPorts" $dnsPorts) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 endpointSelector:
   matchLabels:
     {{- include "byoc-agents.selector" . | nindent 4 }}
 ingress:
-  - {{ include "byoc-agents.ciliumComer" (dict "from" $policy.prometheus "port" .role.port) | nindent 4 | trim }}
+  - {{ include "byoc-agents.ciliumComer" (dict "from" $policy.prometheus "ports" (include "byoc-agents.ports" . | fromJsonArray)) | nindent 4 | trim }}
   {{- if has "alert-forwarder" .role.daemons }}
-  - {{ include "byoc-agents.ciliumComer" (dict "from" $policy.alertmanager "port" 9095) | nindent 4 | trim }}
+  - {{ include "byoc-agents.ciliumComer" (dict "from" $policy.alertmanager "ports" (list 9095)) | nindent 4 | trim }}
   {{- end }}
 egress:
   {{- toYaml ($rules | default (list dict)) | nindent 2 }}
@@ -179,5 +210,14 @@ egress:
 fromEndpoints:
   - matchLabels: {{ merge (dict "k8s:io.kubernetes.pod.namespace" .from.namespace) (include "byoc-agents.label" .from.label | fromJson) | toJson }}
 toPorts:
-  - ports: [{port: {{ .port | toString | quote }}, protocol: TCP}]
+  - ports:
+      {{- range .ports }}
+      - {port: {{ . | toString | quote }}, protocol: TCP}
+      {{- end }}
+{{- end -}}
+
+{{/* Not empty if a policy selects the pods of a role: dict root, role. */}}
+{{- define "byoc-agents.hasPolicy" -}}
+{{- $v := .root.Values -}}
+{{- if or (eq .role.place "deployment") (eq $v.clickhouse.owner "chart") $v.networkPolicy.selectClickHouse -}}true{{- end -}}
 {{- end -}}

@@ -5,7 +5,9 @@ What a ClickHouse pod needs to hold the sidecars, whoever owns the pod; all take
 {{- define "byoc-agents.sidecars" -}}
 {{- $root := . -}}
 {{- range include "byoc-agents.rolesIn" (dict "root" . "place" "pod") | fromJsonArray }}
+{{- range include "byoc-agents.containers" (dict "root" $root "role" .) | fromJsonArray }}
 - {{ include "byoc-agents.container" (dict "root" $root "role" .) | nindent 2 | trim }}
+{{- end }}
 {{- end }}
 {{- end -}}
 
@@ -38,8 +40,9 @@ byoc-agents/sidecars: {{ include "byoc-agents.name" . }}
 {{- if .root.Values.istio.enabled -}}
 {{- $ports := list -}}
 {{- $aws := false -}}
+{{- $root := .root -}}
 {{- range .roles -}}
-{{- $ports = append $ports (toString .port) -}}
+{{- range include "byoc-agents.containers" (dict "root" $root "role" .) | fromJsonArray -}}{{- $ports = append $ports (toString .port) -}}{{- end -}}
 {{- if include "byoc-agents.callsAws" . -}}{{- $aws = true -}}{{- end -}}
 {{- end -}}
 traffic.sidecar.istio.io/excludeInboundPorts: {{ join "," $ports | quote }}
@@ -51,12 +54,19 @@ traffic.sidecar.istio.io/excludeOutboundIPRanges: 169.254.170.23/32
 
 {{/* Fields of the pod. */}}
 {{- define "byoc-agents.podSpec" -}}
-serviceAccountName: {{ include "byoc-agents.serviceAccount" . }}
+serviceAccountName: {{ .Values.clickhouse.serviceAccountName | default (include "byoc-agents.serviceAccount" .) }}
 automountServiceAccountToken: false
-shareProcessNamespace: {{ .Values.clickhouse.shareProcessNamespace }}
+{{- if include "byoc-agents.sharesProcesses" . }}
+shareProcessNamespace: true
+{{- end }}
 terminationGracePeriodSeconds: {{ include "byoc-agents.graceSeconds" . }}
 securityContext:
-  {{- include "byoc-agents.podSecurityContext" (dict "root" . "role" (dict "place" "pod")) | nindent 2 }}
+  {{- include "byoc-agents.podSecurityContext" (dict "root" . "role" (include "byoc-agents.clickhouseRole" . | fromJson)) | nindent 2 }}
+{{- end -}}
+
+{{/* Not empty if the meter reads ClickHouse's processes. */}}
+{{- define "byoc-agents.sharesProcesses" -}}
+{{- if and .Values.billingScraper.enabled (eq .Values.billingScraper.placement "sidecar") (ne .Values.billingScraper.meter "clickhouse") -}}true{{- end -}}
 {{- end -}}
 
 {{- define "byoc-agents.podSecurityContext" -}}

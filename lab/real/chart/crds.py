@@ -44,9 +44,10 @@ ROUTE: dict[str, Any] = thing(
     **{"continue": FLAG},
 )
 WEBHOOK = thing(
-    "url sendResolved httpConfig",
+    "url sendResolved maxAlerts httpConfig",
     url={"type": "string", "pattern": "^https?://.+:9095/v1/alerts$"},
     sendResolved={"const": True},
+    maxAlerts={"const": 0},
     httpConfig=thing(
         "authorization",
         authorization=thing("type credentials", type={"const": "Bearer"}, credentials=KEY),

@@ -54,7 +54,7 @@ def _parsed(rendered: str) -> str:
     return json.dumps([document for document in yaml.safe_load_all(rendered) if document])
 
 
-def printed(values: Path, *, kubernetes: str = NEW) -> str:
+def printed(values: Path, *more: str, kubernetes: str = NEW) -> str:
     """Return what the pods of another owner need, as `sidecars.print` gives it."""
     flags = ("--set", "sidecars.print=true", "--show-only", "templates/sidecars.yaml")
-    return text(values, *flags, kubernetes=kubernetes).split("\n", 2)[2]
+    return text(values, *flags, *more, kubernetes=kubernetes).split("\n", 2)[2]

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 from aiohttp import web
 
@@ -20,7 +21,8 @@ from byoc_agents.app.clock import SystemClock
 from lab.fakes.http import Reply, Request
 from lab.fakes.s3 import FakeS3, s3_error
 from lab.fakes.sqs import FakeSqs
-from lab.real.netlab.bucket import BucketPolicy
+from lab.iam import Request as Call
+from lab.iam import permits
 from lab.real.netlab.namespaces import (
     INTERNET,
     PLANE_ADDRESS,
@@ -30,6 +32,7 @@ from lab.real.netlab.namespaces import (
     STRANGER_ADDRESS,
     Namespace,
 )
+from lab.real.netlab.policy import ROLE
 from lab.receiver import Receiver
 
 HTTPS_PORT = 443
@@ -43,7 +46,7 @@ Apply = Callable[[Request], Reply]
 class FarSides:
     """What each of them has seen and taken."""
 
-    policy: BucketPolicy
+    policy: Mapping[str, Any]  # the bucket's; signatures are not checked here
     token: str
     signing_secret: str
     s3: FakeS3 = field(default_factory=FakeS3)  # one bucket, whichever way one comes
@@ -90,11 +93,12 @@ class FarSides:
 
     def _permits(self, request: Request, endpoint: str) -> bool:
         context = {"aws:SecureTransport": "true", "s3:TlsVersion": "1.3"}
+        context |= {"s3:signatureversion": "AWS4-HMAC-SHA256", "s3:authType": "REST-HEADER"}
         context |= {"aws:SourceVpce": endpoint} if endpoint else {}
         if condition := request.headers.get("if-none-match"):
             context["s3:if-none-match"] = condition
         resource = f"arn:aws:s3::{request.path.replace('/', ':', 1)}"
-        return self.policy.allows(ACTIONS[request.method], resource, context)
+        return permits(Call(ACTIONS[request.method], resource, ROLE, context), self.policy)
 
     def _unless_sent_away(self, apply: Apply) -> Apply:
         if not self.send_away_to:

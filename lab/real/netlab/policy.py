@@ -8,7 +8,6 @@ from typing import Any
 
 import yaml
 
-from lab.real.netlab.bucket import BucketPolicy
 from lab.real.netlab.namespaces import PLANE_ADDRESS, S3_PREFIX, SQS_ADDRESS
 from lab.real.netlab.pod import DAEMONS
 from lab.real.parts.process import PartError
@@ -23,10 +22,10 @@ def network_policies(environment: Mapping[str, str], **cidrs: str) -> list[dict[
     return rendered("networkpolicy", environment, *narrowed)
 
 
-def bucket_policy(environment: Mapping[str, str]) -> BucketPolicy:
+def bucket_policy(environment: Mapping[str, str]) -> dict[str, Any]:
     """Return the vendor's bucket policy for this endpoint and role."""
     (document,) = rendered("bucket-policy", environment, f"--vpce={VPCE}", f"--role={ROLE}")
-    return BucketPolicy(document["Statement"])
+    return document
 
 
 def rendered(kind: str, environment: Mapping[str, str], *options: str) -> list[dict[str, Any]]:

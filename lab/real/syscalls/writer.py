@@ -19,7 +19,7 @@ from byoc_agents.app import logging as log
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.delivery.sink import Message, Receipt
 from byoc_agents.durable.spool import Spool
-from byoc_agents.durable.worker import OperationKind
+from byoc_agents.durable.spool_file import OperationKind
 from byoc_agents.errors import ByocError, Reason
 from byoc_agents.ledger import FileLedger
 
@@ -60,9 +60,7 @@ def _say(line: str) -> None:
 
 async def _put(spool: Spool, number: int) -> str:
     pragma = f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}"
-    await spool._worker.ask(
-        lambda store: store.connection.execute(pragma).close(), OperationKind.READ
-    )
+    await spool._ask(lambda store: store.connection.execute(pragma).close(), OperationKind.READ)
     await spool.put(message(number))
     return f"put {number}"
 

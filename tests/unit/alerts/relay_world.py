@@ -12,7 +12,7 @@ from byoc_agents.alerts.relay import Relay, Rules
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.delivery.sink import Message
-from byoc_agents.durable.model import WriteBatch
+from byoc_agents.durable.model import Totals, WriteBatch
 
 START_MS = 1795460754988
 RULES = Rules(
@@ -21,6 +21,7 @@ RULES = Rules(
     watchdog=matchers.parse('alertname="Watchdog"'),
     allowed=Allowed(("alertname", "severity", "cluster"), ("summary",)),
     reminder_seconds=900,
+    reopen_seconds=360,
 )
 
 
@@ -45,6 +46,13 @@ class Memory:
 
     async def state(self, prefix: str = "") -> dict[str, bytes]:
         return {key: value for key, value in self.kept.items() if key.startswith(prefix)}
+
+    async def put(self, *messages: Message) -> None:
+        await self.commit(WriteBatch(messages=messages))
+
+    @property
+    def totals(self) -> Totals:
+        return Totals(records=len(self.messages))
 
     async def commit(self, change: WriteBatch) -> None:
         if self.refusal:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -14,7 +15,8 @@ import structlog
 from aiohttp import web
 
 from byoc_agents.alerts.counts import Counts
-from byoc_agents.alerts.daemon import forwarder, https_sink
+from byoc_agents.alerts.daemon import forwarder, https_sink, listen
+from byoc_agents.alerts.forwarder import Forwarder
 from byoc_agents.alerts.settings import Settings
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.app.daemon import Daemon
@@ -23,7 +25,8 @@ from byoc_agents.app.settings import CoreSettings
 from byoc_agents.delivery.shipper import Shipper
 from byoc_agents.delivery.sink import Message, Outcome
 from byoc_agents.durable.spool import Spool
-from lab.receiver import Receiver, listening
+from byoc_agents.errors import ConfigError
+from lab.receiver import Receiver, listening, rejected
 from tests.unit.alerts.forwarder_settings import INWARD, OUTWARD, SECRET, settings
 from tests.unit.alerts.webhook_world import eventually
 
@@ -62,8 +65,9 @@ class Plane:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def fault(self, _number: int, request: web.Request) -> web.Response | None:
-        if self.rejected and self.rejected in (request._read_bytes or b""):
-            return web.Response(status=422)
+        marked = self.rejected and self.rejected in (request._read_bytes or b"")
+        if marked or self.status == 422:
+            return rejected(request, 422)
         return web.Response(status=self.status) if self.status != 200 else None
 
     def on_event(self, event: dict[str, Any]) -> None:
@@ -257,3 +261,29 @@ async def test_a_full_spool_is_503_until_there_is_room(tmp_path: Path) -> None:
         assert [await world.notify(body) for body in bodies[:1]] == [200]
         await world.end()
     assert len(plane.alerts()) == 3 * statuses.count(200)
+
+
+async def test_the_webhook_stays_open_while_a_failed_task_is_started_again(world: World) -> None:
+    """Once the daemons run, the kernel refuses new listening sockets."""
+    before = world.daemon.status()["webhook_address"]
+    source = world.daemon.source
+    assert isinstance(source, Forwarder)
+    await source.listen()  # as the second `run` does
+    assert world.daemon.status()["webhook_address"] == before
+    assert await world.notify(FIRING) == 200
+
+
+async def test_an_address_that_is_taken_is_a_mistake_of_its_setting(tmp_path: Path) -> None:
+    clock, metrics = SystemClock(), Metrics()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        host, port = taken.getsockname()
+        core, own = settings(BYOC_ALERTS_LISTEN=f"{host}:{port}")
+        async with Spool(tmp_path, max_bytes=1 << 20, clock=clock) as spool:
+            source = forwarder(core, own, spool, clock, Counts(metrics, "alert-forwarder"))
+            expected = f"BYOC_ALERTS_LISTEN: {host}:{port}: .*expected a free host:port"
+            with pytest.raises(ConfigError, match=expected):
+                await listen(source, own.listen)
+            taken.close()
+            await listen(source, own.listen)
+            assert source.status()["webhook_address"] == f"{host}:{port}"
+            await source.close()

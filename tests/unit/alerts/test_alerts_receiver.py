@@ -13,11 +13,13 @@ import aiohttp
 import pytest
 from standardwebhooks.webhooks import Webhook
 
+from byoc_agents.alerts.dedup import summarize
 from byoc_agents.app.clock import SystemClock
+from byoc_agents.app.cloudevents import parse_rfc3339
 from byoc_agents.delivery.sink import Message
 from byoc_agents.errors import Reason
 from byoc_agents.sinks.https import HttpsSink
-from lab.receiver import PATH, Receiver, listening
+from lab.receiver import PATH, Mismatch, Receiver, listening
 
 SECRET = "whsec_" + base64.b64encode(b"k" * 32).decode()
 OTHER = "whsec_" + base64.b64encode(b"o" * 32).decode()
@@ -157,6 +159,123 @@ async def test_an_event_of_a_type_it_knows_must_keep_to_the_schema(
         assert (await post(url, json.dumps(wrong).encode()))[0] == 422
     assert not receiver.events
     assert (await post(url, json.dumps(good).encode()))[0] == 200
+
+
+def alert_event(number: int, status: str = "firing", **changes: Any) -> dict[str, Any]:
+    data = {
+        "organization_id": "org",
+        "service_id": "svc",
+        "region": "r",
+        "status": status,
+        "notification": "transition",
+        "reconstructed": False,
+        "end_inferred": False,
+        "fingerprint": f"{number:016x}",
+        "starts_at": "2026-11-23T11:00:00.000Z",
+        "ends_at": None,
+        "received_at": "2026-11-23T11:00:00.000Z",
+        "labels": {},
+        "annotations": {},
+        "cut": [],
+        "group_truncated_alerts": 0,
+    }
+    envelope = {
+        "type": "byoc.alert.v1",
+        "id": f"{number}-{status}",
+        "subject": "",
+        "datacontenttype": "application/json",
+    }
+    kept = {name: value for name, value in (data | changes).items() if value != "absent"}
+    return event(number) | envelope | {"data": kept}
+
+
+def heartbeat_event(
+    number: int, *open_alerts: int, time: str = "2026-11-23T12:00:00Z", **changes: Any
+) -> dict[str, Any]:
+    episodes = [(f"{alert:016x}", "2026-11-23T11:00:00.000Z") for alert in open_alerts]
+    count, digest = summarize(episodes)
+    data = {
+        "organization_id": "org",
+        "service_id": "svc",
+        "region": "r",
+        "replica": "r-0",
+        "started_at": "2026-11-23T11:00:00.000Z",
+        "sequence": number,
+        "interval_seconds": 60.0,
+        "stopping": False,
+        "last_notification_at": None,
+        "last_watchdog_at": None,
+        "backlog_records": 0,
+        "dead_letters": 0,
+        "open_episodes": count,
+        "open_digest": digest,
+    }
+    envelope = {
+        "type": "byoc.alert.heartbeat.v1",
+        "id": f"beat-{number}",
+        "time": time,
+        "subject": "",
+        "datacontenttype": "application/json",
+    }
+    kept = {name: value for name, value in (data | changes).items() if value != "absent"}
+    return event(number) | envelope | {"data": kept}
+
+
+async def deliver(url: str, *events: dict[str, Any]) -> None:
+    for one in events:
+        assert (await post(url, json.dumps(one).encode()))[0] == 200
+
+
+async def test_it_compares_the_open_episodes_of_a_heartbeat_with_its_own() -> None:
+    seen: list[Mismatch] = []
+    receiver = Receiver("tok", SECRET, clock=SystemClock(), on_mismatch=seen.append)
+    async with listening(receiver) as url:
+        await deliver(url, alert_event(1), alert_event(2), heartbeat_event(0, 1, 2))
+        await deliver(url, alert_event(1, "resolved"), heartbeat_event(1, 2))
+        assert (seen, receiver.mismatches) == ([], {})
+        await deliver(url, heartbeat_event(2, 2, 3))
+        (mismatch,) = receiver.mismatches.values()
+        assert seen == [mismatch]
+        assert (mismatch.replica, mismatch.theirs[0], mismatch.ours[0]) == ("r-0", 2, 1)
+        await deliver(url, heartbeat_event(3, 3))
+        assert [one.theirs[0] for one in seen] == [2, 1], "as many, but another one"
+        await deliver(url, alert_event(2, "resolved"), alert_event(3), heartbeat_event(4, 3))
+        assert receiver.mismatches == {}
+
+
+async def test_it_accepts_the_events_of_0_1_0_which_describe_no_episodes(
+    receiver: Receiver, url: str
+) -> None:
+    old = {"open_episodes": "absent", "open_digest": "absent"}
+    await deliver(url, alert_event(1, end_inferred="absent"), heartbeat_event(0, **old))
+    assert len(receiver.events) == 2
+    assert receiver.mismatches == {}
+
+
+async def test_an_episode_without_an_event_for_seven_days_is_not_compared(
+    receiver: Receiver, url: str
+) -> None:
+    await deliver(url, alert_event(1), heartbeat_event(0, 1, time="2026-11-30T11:00:00Z"))
+    assert receiver.mismatches == {}
+    await deliver(url, heartbeat_event(1, time="2026-11-30T11:00:00.001Z"))
+    assert receiver.mismatches == {}
+
+
+async def test_a_firing_without_another_event_is_unknown_after_two_hours(
+    receiver: Receiver, url: str
+) -> None:
+    await deliver(url, alert_event(1))
+    (episodes,) = receiver.episodes.values()
+    received_ms = parse_rfc3339("2026-11-23T11:00:00.000Z")
+    for after_ms, state in ((7_200_000, "firing"), (7_200_001, "unknown")):
+        assert list(episodes.states(received_ms + after_ms).values()) == [state]
+
+
+async def test_times_that_cannot_be_read_are_stored_and_not_compared(
+    receiver: Receiver, url: str
+) -> None:
+    await deliver(url, alert_event(1, received_at="soon"), heartbeat_event(0, time="9999"))
+    assert len(receiver.events) == 2
 
 
 async def test_what_our_sink_sends_counts_once_in_whatever_batches_it_comes(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from byoc_agents.alerts.dedup import DedupIndex
+from byoc_agents.alerts.dedup import AlertMemory, Episode, Fact
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
@@ -51,7 +51,9 @@ async def test_the_same_alert_twice_in_one_body_is_told_once(world: World) -> No
 async def test_two_peers_at_the_same_moment_are_told_once(durable: World) -> None:
     await asyncio.gather(*(durable.accept(alert(), alert(status="resolved")) for _ in range(8)))
     assert await durable.told() == ["firing Down", "resolved Down"]
-    assert durable.fates() == {"relayed": 2, "duplicate": 14}
+    assert durable.fates() == {"relayed": 2, "duplicate": 7, "unconfirmed": 7}
+    durable.clock.ms += 3_600_000
+    assert await durable.relay.confirm_reopened() == 0
 
 
 async def test_when_the_first_of_two_copies_is_not_stored_the_second_is(world: World) -> None:
@@ -95,54 +97,11 @@ async def test_began_goes_before_ended_also_when_only_the_end_is_seen(world: Wor
     )
 
 
-async def test_a_late_copy_of_an_ended_alert_does_not_reopen_it(world: World) -> None:
-    await world.accept(alert(status="resolved"))
-    world.clock.ms += 299_999
-    assert await world.accept(alert()) == 0
-
-
-async def test_an_alert_that_fires_again_with_its_old_start_is_a_new_fact(world: World) -> None:
-    for _ in range(3):
-        await world.accept(alert())
-        await world.accept(alert())
-        world.restarted()
-        await world.accept(alert(status="resolved"))
-        assert await world.accept(alert(status="resolved")) == 0
-        world.clock.ms += 300_000
-    assert await world.told() == ["firing Down", "resolved Down"] * 3
-    assert len({event["id"] for event in await world.events()}) == 6
-
-
-async def test_an_alert_that_fires_again_has_reminders(world: World) -> None:
-    await world.accept(alert(status="resolved"))
-    for wait_ms in (300_000, 900_000):
-        world.clock.ms += wait_ms
-        await world.accept(alert())
-    notifications = [event["data"]["notification"] for event in await world.events()]
-    assert notifications == ["transition", "transition", "transition", "reminder"]
-
-
 async def test_the_next_episode_is_told_anew(world: World) -> None:
     await world.accept(alert(status="resolved"))
     await world.accept(alert(startsAt="2026-11-23T19:30:00Z"))
     assert await world.told() == ["firing Down", "resolved Down", "firing Down"]
     assert len({event["id"] for event in await world.events()}) == 3
-
-
-async def test_the_count_of_earlier_ends_is_kept_as_long_as_reminders_come(world: World) -> None:
-    await world.accept(alert(status="resolved"))
-    world.clock.ms += 300_000
-    for name in [f"Other{day}" for day in range(20)]:
-        await world.accept(alert())
-        await world.accept(alert(name))
-        world.clock.ms += 86_400_000
-    world.restarted()
-    await world.accept(alert(status="resolved"))
-    down = [e for e in await world.events() if e["data"]["labels"]["alertname"] == "Down"]
-    assert [e["data"]["status"] for e in down] == ["firing", "resolved"] + ["firing"] * 20 + [
-        "resolved"
-    ]
-    assert len({e["id"] for e in down}) == len(down)
 
 
 async def test_repeats_are_kept_as_reminders(world: World) -> None:
@@ -221,31 +180,36 @@ async def test_when_the_spool_was_lost_open_alerts_are_told_again(world: World) 
 
 async def test_the_memory_is_bounded_and_forgets_the_oldest_on_disk_as_well(tmp_path: Path) -> None:
     async with Spool(tmp_path, max_bytes=1 << 20, clock=SystemClock()) as spool:
-        dedup = DedupIndex(max_ids=5)
-        for number in range(20):
-            new = {f"id-{number}": number}
-            state = dedup.state(new, number)
+        memory = AlertMemory(max_facts=5)
+
+        async def commit(new: dict[str, Fact], at_ms: int) -> None:
+            state = memory.state(new, {}, at_ms)
             await spool.commit(WriteBatch(state=state))
-            dedup.committed(new, state)
-        stored = await spool.state("told/")
-        assert set(stored) == {f"told/{n:015d}/id-{n}" for n in range(15, 20)}
-        state = dedup.state({}, 8 * 24 * 3600 * 1000)
-        dedup.committed({}, state)
-        await spool.commit(WriteBatch(state=state))
-        assert (len(dedup), await spool.state("told/")) == (0, {})
+            memory.committed(new, {}, state)
+
+        for number in range(20):
+            episode = Episode(f"r-{number:016x}", number)
+            await commit({f"id-{number}": Fact(number, "firing", episode)}, number)
+        stored = await spool.state("fact/")
+        assert set(stored) == {f"fact/{n:015d}/id-{n}" for n in range(15, 20)}
+        assert (len(memory), memory.episodes.summary(19)[0]) == (5, 5)
+        await commit({}, 8 * 24 * 3600 * 1000)
+        assert (len(memory), await spool.state("fact/")) == (0, {})
+        assert memory.episodes.summary(19)[0] == 0
 
 
 async def test_what_is_told_again_has_one_key_also_where_0_1_0_had_written_it(
     tmp_path: Path,
 ) -> None:
     async with Spool(tmp_path, max_bytes=1 << 20, clock=SystemClock()) as spool:
-        await spool.commit(WriteBatch(state={"told/old": b"7", f"told/{8:015d}/new": b"8"}))
-        dedup = DedupIndex()
-        await dedup.load(spool)
-        assert (dedup.at_ms("old"), dedup.at_ms("new")) == (7, 8)
-        again = {"old": 9, "new": 10}
-        state = dedup.state(again, 10)
+        await spool.commit(WriteBatch(state={"told/old": b"7", "told/new": b"8"}))
+        memory = AlertMemory()
+        await memory.load(spool)
+        assert (memory.fact("old"), memory.fact("new")) == (Fact(7), Fact(8))
+        again = {"old": Fact(9), "new": Fact(10)}
+        state = memory.state(again, {}, 10)
         await spool.commit(WriteBatch(state=state))
-        dedup.committed(again, state)
-        assert set(await spool.state("told/")) == {f"told/{9:015d}/old", f"told/{10:015d}/new"}
-        assert (dedup.at_ms("old"), dedup.at_ms("new"), len(dedup)) == (9, 10, 2)
+        memory.committed(again, {}, state)
+        assert set(await spool.state("fact/")) == {f"fact/{9:015d}/old", f"fact/{10:015d}/new"}
+        assert await spool.state("told/") == {}
+        assert (memory.fact("old"), memory.fact("new"), len(memory)) == (Fact(9), Fact(10), 2)

@@ -36,6 +36,7 @@ async def test_an_alert_is_told_from_allowed_fields_only(world: World) -> None:
         "status": "firing",
         "notification": "transition",
         "reconstructed": False,
+        "end_inferred": False,
         "fingerprint": alert()["fingerprint"],
         "starts_at": "2026-11-23T19:05:54.988Z",
         "ends_at": None,

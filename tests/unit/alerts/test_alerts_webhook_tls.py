@@ -1,14 +1,19 @@
 """The webhook over TLS, and certificates that change."""
 
+import os
 import ssl
+import threading
 from pathlib import Path
 
 import aiohttp
 import pytest
+from structlog.testing import capture_logs
 
+from byoc_agents.alerts.certificate import Certificate
 from byoc_agents.alerts.http_server import Listen, serve
+from byoc_agents.app import files
 from lab.fakes.certificate import certificate
-from tests.unit.alerts.webhook_world import BODY, Make
+from tests.unit.alerts.webhook_world import BODY, Make, World
 
 
 def listen(directory: Path, name: str) -> Listen:
@@ -45,6 +50,67 @@ async def test_tls_and_a_renewed_listen(make: Make, tmp_path: Path) -> None:
             fresh.post(world.url, data=BODY, ssl=trusts["n"]) as answer,
         ):
             assert answer.status == 200
+
+
+@pytest.mark.parametrize("file", ["cert_file", "key_file"])
+async def test_a_file_that_becomes_a_fifo_stops_nothing(
+    make: Make, tmp_path: Path, file: str
+) -> None:
+    old, new = listen(tmp_path, "old"), listen(tmp_path, "new")
+    trusts = [ssl.create_default_context(cafile=x.cert_file) for x in (old, new)]
+    async with make(listen=old) as world:
+        become_fifo(getattr(old, file))
+        for _ in range(2):
+            assert await post_anew(world, trusts[0]) == 200
+        renew(old, new)
+        assert await post_anew(world, trusts[1]) == 200
+
+
+async def post_anew(world: World, trust: ssl.SSLContext) -> int:
+    """Post over a new connection."""
+    async with (
+        aiohttp.ClientSession() as fresh,
+        fresh.post(world.url, data=BODY, ssl=trust) as answer,
+    ):
+        return answer.status
+
+
+def become_fifo(path: str) -> None:
+    Path(path).unlink()
+    os.mkfifo(path)
+
+
+def test_a_mount_that_hangs_costs_one_short_wait_and_no_more_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, hang, reads = listen(tmp_path, "old"), threading.Event(), []
+    certificate = Certificate(old.cert_file, old.key_file)
+
+    def read(path: str, *_: object) -> None:
+        reads.append(path)
+        hang.wait(30)
+
+    monkeypatch.setattr(files, "read_regular", read)
+    try:
+        for _ in range(20):
+            certificate.renew()
+        assert sorted(reads) == sorted([old.cert_file, old.key_file])
+    finally:
+        hang.set()
+
+
+def test_the_files_are_looked_at_no_more_often_than_stated(tmp_path: Path) -> None:
+    old, now = listen(tmp_path, "old"), [100.0]
+    certificate = Certificate(
+        old.cert_file, old.key_file, check_seconds=1.0, monotonic=lambda: now[0]
+    )
+    spoil(old.cert_file)
+    with capture_logs() as logs:
+        certificate.renew()
+        assert not logs
+        now[0] += 1.0
+        certificate.renew()
+    assert [line["event"] for line in logs] == ["webhook.tls_reload_failed"]
 
 
 async def test_a_certificate_that_is_no_use_is_said_at_the_start(tmp_path: Path) -> None:

@@ -180,6 +180,39 @@ def test_the_destinations_are_the_settings_and_nothing_else() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("more", "settings"),
+    [
+        ({}, ["BYOC_CLICKHOUSE_URL", "BYOC_BILLING_BUCKET", "AWS_ROLE_ARN"]),
+        (
+            {
+                "BYOC_BILLING_TARGET": "clickhouse:http://127.0.0.1:1",
+                "AWS_ENDPOINT_URL_STS": "https://sts.us-east-1.amazonaws.com",
+                "AWS_ENDPOINT_URL": "https://s3.eu-west-1.amazonaws.com",
+            },
+            ["BYOC_BILLING_TARGET", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_STS"],
+        ),
+    ],
+)
+def test_each_destination_names_the_variable_that_decided(
+    more: dict[str, str], settings: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "token").touch()
+    irsa = {
+        "AWS_ROLE_ARN": "arn:aws:iam::1:role/r",
+        "AWS_WEB_IDENTITY_TOKEN_FILE": str(tmp_path / "token"),
+    }
+    found = configure(["billing-scraper"], GOOD | irsa | more).destinations
+    assert [destination.setting for destination in found] == settings
+
+
+@pytest.mark.parametrize("named", ["", "api.example.com, Usage.S3.eu-west-1.amazonaws.com."])
+def test_the_named_hosts_may_have_private_addresses(named: str) -> None:
+    found = configure(["billing-scraper"], GOOD | {"BYOC_PRIVATE_HOSTS": named}).destinations
+    bucket = next(one for one in found if one.setting == "BYOC_BILLING_BUCKET")
+    assert bucket.private is bool(named)
+
+
 def test_a_file_gives_settings_and_the_environment_wins(tmp_path: Path) -> None:
     file = tmp_path / "agents.yaml"
     file.write_text("region: us-west-2\nbilling_bucket: from-file\nbilling_sample_seconds: 2\n")

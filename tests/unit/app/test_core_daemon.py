@@ -1,7 +1,6 @@
 """One daemon's life: start, defects, stop, finish, drain, end."""
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,12 +9,12 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from byoc_agents.app.daemon import RESTART_SECONDS, Daemon, check_address
+from byoc_agents.app.daemon import RESTART_SECONDS, Daemon
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.delivery.shipper import Shipper
 from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.spool import Spool
-from byoc_agents.errors import ConfigError, SpoolCorruptError, SpoolFullError, SpoolUnavailableError
+from byoc_agents.errors import SpoolCorruptError, SpoolFullError, SpoolUnavailableError
 from lab.fakes.core import FakeClock, Hang, NullLedger, ScriptedSink, Step, settle
 
 
@@ -263,18 +262,3 @@ async def test_a_source_that_returned_makes_the_daemon_unready(tmp_path: Path) -
         assert await it.daemon.not_ready_reason() == "source: ended"
         it.stop.set()
         await run
-
-
-@pytest.mark.parametrize(("family", "host"), [("v4", "127.0.0.1"), ("v6", "::1")])
-async def test_an_address_that_is_taken_is_a_mistake_of_its_setting(family: str, host: str) -> None:
-    kind = socket.AF_INET if family == "v4" else socket.AF_INET6
-    with socket.socket(kind) as taken:
-        taken.bind((host, 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        with pytest.raises(
-            ConfigError, match=f"BYOC_X: {host}:{port}: .*expected a free host:port"
-        ):
-            await check_address((host, port), "BYOC_X")
-    await check_address((host, port), "BYOC_X")
-    await check_address((host, 0), "BYOC_X")

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -151,3 +152,39 @@ def test_the_handlers_of_before_come_back_and_an_ignored_signal_stays_so() -> No
     finally:
         signal.signal(signal.SIGHUP, before[signal.SIGHUP])
     assert {number: signal.getsignal(number) for number in ENDING} == before
+
+
+def test_while_the_token_of_aws_cannot_be_read(environ: dict[str, str], tmp_path: Path) -> None:
+    """The token becomes a FIFO after the start: /healthz and SIGTERM still work."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    token = tmp_path / "token"
+    token.write_text("TOKEN")
+    environ = {key: text for key, text in environ.items() if "ALERTS" not in key} | {
+        "BYOC_REGION": "eu-west-1",
+        "BYOC_LISTEN": f"127.0.0.1:{port}",
+        "BYOC_BILLING_BUCKET": "usage",
+        "BYOC_BILLING_TARGET": "pid:1",
+        "BYOC_BILLING_SAMPLE_SECONDS": "0.1",
+        "BYOC_BILLING_WINDOW_SECONDS": "1",
+        "BYOC_BILLING_SEAL_SECONDS": "1",
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
+        "AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/agents",
+        "AWS_WEB_IDENTITY_TOKEN_FILE": str(token),
+    }
+    with running((*RUN[:-1], "billing-scraper"), environ) as child:
+        until(child.stderr, b"daemon.started")
+        token.unlink()
+        os.mkfifo(token)
+        until(child.stderr, b"is a FIFO; expected a regular file")
+        assert healthy(port)
+        child.send_signal(signal.SIGTERM)
+        assert child.stderr
+        child.stderr.read()
+        assert child.wait(20) == 0
+
+
+def healthy(port: int) -> bool:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5) as answer:
+        return bool(answer.status == 200)

@@ -288,3 +288,34 @@ async def test_a_frozen_counter_is_billed_by_clickhouse_s_own(
 ) -> None:
     looks = [10.0] * before + [0.0] * after
     assert await billed(bench, looks) == expected
+
+
+class WithoutCgroup:
+    """A target that is read by its process tree, with ClickHouse's own counter as a check."""
+
+    def __init__(self) -> None:
+        self.process = Counting("process")
+        self.clickhouse = Counting("clickhouse")
+        self.clock = Now()
+        self.target = Target("auto", [self.process, self.clickhouse], self.clock)
+
+    async def tick(self, *, process: float, clickhouse: float) -> TargetObservation:
+        self.clock.seconds += 5
+        self.process.use(process)
+        self.clickhouse.use(clickhouse)
+        return await self.target.read(secondary=True)
+
+
+async def test_a_process_tree_that_stands_still_is_not_billed() -> None:
+    bench = WithoutCgroup()
+    await bench.tick(process=0, clickhouse=5)
+    seen = await bench.tick(process=0, clickhouse=5)
+    assert sources(seen) == ["clickhouse"]
+    assert seen.error.startswith(f"process: {STANDS}")
+
+
+async def test_a_rise_too_small_for_a_clock_tick_is_no_contradiction() -> None:
+    bench = WithoutCgroup()
+    for _ in range(50):
+        seen = await bench.tick(process=0, clickhouse=0.015)
+        assert sources(seen) == ["process", "clickhouse"]

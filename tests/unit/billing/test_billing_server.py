@@ -135,8 +135,14 @@ async def test_memory_that_is_tracked_below_zero_is_none(
     ("change", "text"),
     [
         ({"status": 403, "headers": {"X-ClickHouse-Exception-Code": "516"}}, "BYOC_CLICKHOUSE_USE"),
-        ({"status": 403, "headers": {"X-ClickHouse-Exception-Code": "497"}}, "GRANT SELECT ON sys"),
-        ({"status": 404, "headers": {"X-ClickHouse-Exception-Code": "60"}}, "GRANT SELECT ON sys"),
+        (
+            {"status": 403, "headers": {"X-ClickHouse-Exception-Code": "497"}},
+            "GRANT SELECT.event, value. ON sys",
+        ),
+        (
+            {"status": 404, "headers": {"X-ClickHouse-Exception-Code": "60"}},
+            "GRANT SELECT.event, value. ON sys",
+        ),
         ({"status": 500, "headers": {"X-ClickHouse-Exception-Code": "241"}}, "code 241$"),
         ({"figures": {"uptime": "1"}}, "schedstat or CAP_NET_ADMIN"),
         ({"figures": MODERN | {"OSCPUVirtualTimeMicroseconds": "nan"}}, "schedstat"),

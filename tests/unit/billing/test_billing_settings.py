@@ -48,3 +48,30 @@ def test_a_process_is_looked_for_in_a_container_only_if_one_was_named(
 ) -> None:
     (found,) = load([Settings], BUCKET | environ, file)
     assert metered_container(found, environ) == container
+
+
+@pytest.mark.parametrize(
+    ("target", "meter", "expected"),
+    [
+        ("cgroup:/x", "process", "cgroup"),
+        ("cgroup:/x", "clickhouse", "cgroup"),
+        ("clickhouse:http://x:1", "cgroup", "clickhouse"),
+        ("pid:7", "clickhouse", "process or cgroup"),
+        ("process:x", "clickhouse", "process or cgroup"),
+    ],
+)
+def test_a_meter_that_cannot_read_the_target_is_refused(
+    target: str, meter: str, expected: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        settings(BYOC_BILLING_TARGET=target, BYOC_BILLING_METER=meter)
+    assert str(caught.value) == (
+        f"BYOC_BILLING_METER: invalid value '{meter}': expected {expected} for "
+        f"BYOC_BILLING_TARGET={target}"
+    )
+
+
+def test_an_unknown_meter_is_refused() -> None:
+    expected = "BYOC_BILLING_METER: invalid value 'kernel'.*expected process, clickhouse or cgroup"
+    with pytest.raises(ConfigError, match=expected):
+        settings(BYOC_BILLING_METER="kernel")

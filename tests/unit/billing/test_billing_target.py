@@ -18,6 +18,7 @@ from byoc_agents.billing.sources.reading import (
 )
 from byoc_agents.billing.sources.select import (
     PROBE_NS,
+    MeterKind,
     Target,
     TargetObservation,
     open_target,
@@ -231,19 +232,26 @@ def test_no_text_makes_the_parser_crash(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "url", "shown"),
+    ("text", "meter", "url", "shown"),
     [
-        ("auto", "http://ours:1", "auto by cgroup.v2, else clickhouse, else process"),
-        ("clickhouse:http://x:2", "http://x:2", "clickhouse:http://x:2 by clickhouse"),
-        ("pid:7", None, "pid:7 by cgroup.v2, else process"),
-        ("process:x", None, "process:x by cgroup.v2, else process"),
-        ("cgroup:/x", None, "cgroup:/x by cgroup.v2"),
+        ("auto", None, "http://ours:1", "auto by process, else clickhouse"),
+        ("auto", "process", "http://ours:1", "auto by process, else clickhouse"),
+        ("auto", "clickhouse", "http://ours:1", "auto by clickhouse"),
+        ("auto", "cgroup", "http://ours:1", "auto by cgroup.v2, else clickhouse, else process"),
+        ("clickhouse:http://x:2", None, "http://x:2", "clickhouse:http://x:2 by clickhouse"),
+        ("pid:7", None, None, "pid:7 by process"),
+        ("pid:7", "cgroup", None, "pid:7 by cgroup.v2, else process"),
+        ("process:x", None, None, "process:x by process"),
+        ("process:x", "cgroup", None, "process:x by cgroup.v2, else process"),
+        ("cgroup:/x", None, None, "cgroup:/x by cgroup.v2"),
     ],
 )
-def test_each_form_has_its_sources(text: str, url: str | None, shown: str) -> None:
+def test_each_target_and_meter_have_their_sources(
+    text: str, meter: MeterKind | None, url: str | None, shown: str
+) -> None:
     name = parse_target(text)
     assert name.clickhouse_url("http://ours:1") == url
-    assert str(open_target(name, ClickHouse("http://ours:1"), Now())) == shown
+    assert str(open_target(name, ClickHouse("http://ours:1"), Now(), meter=meter)) == shown
 
 
 @pytest.fixture
@@ -257,7 +265,8 @@ async def test_a_real_process_is_read_while_it_lives_and_absent_after(
     child: subprocess.Popen[bytes],
 ) -> None:
     """Our own child shares our cgroup, so only its process tree can be read."""
-    target = open_target(parse_target(f"pid:{child.pid}"), ClickHouse("http://x"), Now())
+    name = parse_target(f"pid:{child.pid}")
+    target = open_target(name, ClickHouse("http://x"), Now(), meter="cgroup")
     seen = await target.read(secondary=True)
     assert seen.reading is not None
     assert seen.reading.source == "process"

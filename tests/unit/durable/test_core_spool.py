@@ -11,9 +11,8 @@ import pytest
 from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
-from byoc_agents.durable.spool_file import EPOCH, ORIGIN
+from byoc_agents.durable.spool_file import EPOCH, ORIGIN, OperationKind
 from byoc_agents.durable.store import ROW_OVERHEAD_BYTES, Store
-from byoc_agents.durable.worker import OperationKind
 from byoc_agents.errors import SpoolFullError, SpoolUnavailableError
 from lab.fakes.core import START_MS, FakeClock, settle
 
@@ -41,7 +40,7 @@ class Held:
 
     def __init__(self, spool: Spool) -> None:
         self._gate = threading.Event()
-        self.task = asyncio.ensure_future(spool._worker.ask(self._wait, OperationKind.READ))
+        self.task = asyncio.ensure_future(spool._ask(self._wait, OperationKind.READ))
 
     def _wait(self, _: Store) -> None:
         self._gate.wait(30)
@@ -86,7 +85,7 @@ async def test_64_producers_share_few_transactions(spool: Spool) -> None:
         nonlocal commits
         commits += statement == "COMMIT"
 
-    await spool._worker.ask(lambda s: s.connection.set_trace_callback(count), OperationKind.READ)
+    await spool._ask(lambda s: s.connection.set_trace_callback(count), OperationKind.READ)
     held = Held(spool)
     puts = asyncio.gather(*(spool.put(message(n)) for n in range(64)))
     await held.close_file()
@@ -161,7 +160,7 @@ async def test_a_defect_reaches_its_caller_only_and_the_thread_lives(spool: Spoo
     held = Held(spool)
     group = [
         spool.put(message(1)),
-        spool._worker.ask(defect, OperationKind.SHRINK),
+        spool._ask(defect, OperationKind.SHRINK),
         spool.put(message(2)),
     ]
     gathered = asyncio.gather(*group, return_exceptions=True)

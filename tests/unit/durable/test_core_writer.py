@@ -6,8 +6,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from byoc_agents.durable.model import Totals
-from byoc_agents.durable.worker import GATHER_SECONDS, GroupCommitWorker, Operation, OperationKind
+from byoc_agents.durable.worker import GATHER_SECONDS, GroupCommitWorker
 from lab.fakes.core import settle
 
 
@@ -18,18 +17,13 @@ class Counting:
         self.groups: list[int] = []
         self.may = threading.Event()
 
-    def serve(self, group: Sequence[Operation]) -> tuple[list[Any], Totals]:
+    def serve(self, group: Sequence[str]) -> tuple[list[Any], None]:
         assert self.may.wait(30)
         self.groups.append(len(group))
-        return [None] * len(group), Totals()
+        return list(group), None
 
     def close(self) -> None:
         """Nothing was opened."""
-
-
-def on_served(totals: Totals, written: bool) -> None:
-    assert written
-    assert totals == Totals()
 
 
 async def test_a_sleep_that_fails_does_not_end_the_thread() -> None:
@@ -41,16 +35,14 @@ async def test_a_sleep_that_fails_does_not_end_the_thread() -> None:
         raise OSError(errno.EINVAL, "Invalid argument")
 
     served = Counting()
-    writer = GroupCommitWorker(served, on_served, sleep=sleep)
+    writer = GroupCommitWorker("file", served, max_group=512, gathers=lambda _: True, sleep=sleep)
     writer.start()
     async with asyncio.timeout(30):
-        small_group = asyncio.gather(
-            *(writer.ask(lambda _: None, OperationKind.GROW) for _ in range(8))
-        )
+        small_group = asyncio.gather(*(writer.ask(f"{number}") for number in range(8)))
         await settle()
         served.may.set()
-        await small_group
-        await writer.ask(lambda _: None, OperationKind.GROW)
+        assert await small_group == [f"{number}" for number in range(8)]
+        await writer.ask("8")
         await writer.stop()
     assert sum(served.groups) == 9
     assert set(waits) == {GATHER_SECONDS}

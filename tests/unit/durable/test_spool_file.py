@@ -1,6 +1,5 @@
 """The spool file's steps after a failure: one test per row of its table of transitions."""
 
-import asyncio
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
@@ -8,9 +7,15 @@ from pathlib import Path
 import pytest
 
 from byoc_agents.durable.files import DirectoryLock
-from byoc_agents.durable.spool_file import TRANSITIONS, Failure, SpoolFile, Step
+from byoc_agents.durable.spool_file import (
+    TRANSITIONS,
+    Failure,
+    Operation,
+    OperationKind,
+    SpoolFile,
+    Step,
+)
 from byoc_agents.durable.store import Store
-from byoc_agents.durable.worker import Operation, OperationKind
 from byoc_agents.errors import (
     SpoolCorruptError,
     SpoolError,
@@ -42,11 +47,6 @@ def file(directory: Path) -> Iterator[SpoolFile]:
     lock.release()
 
 
-@pytest.fixture
-async def loop() -> asyncio.AbstractEventLoop:
-    return asyncio.get_running_loop()
-
-
 class Work:
     """Fails as the script says, then succeeds."""
 
@@ -61,8 +61,8 @@ class Work:
             raise failure if isinstance(failure, Exception) else failure()
         return "done"
 
-    def operation(self, loop: asyncio.AbstractEventLoop, kind: OperationKind) -> Operation:
-        return Operation(self, loop.create_future(), kind)
+    def operation(self, kind: OperationKind) -> Operation:
+        return Operation(self, kind)
 
 
 def test_each_failure_has_a_next_step() -> None:
@@ -82,13 +82,12 @@ def test_each_failure_has_a_next_step() -> None:
 )
 def test_one_operation_that_grows(
     file: SpoolFile,
-    loop: asyncio.AbstractEventLoop,
     script: Script,
     answer: object,
     runs_and_corruptions: tuple[int, int],
 ) -> None:
     work = Work(*script)
-    (found,), _ = file.serve([work.operation(loop, OperationKind.GROW)])
+    (found,), _ = file.serve([work.operation(OperationKind.GROW)])
     assert found == answer or type(found) is answer
     assert (work.runs, file.corruptions) == runs_and_corruptions
     refused = answer is SpoolUnavailableError
@@ -97,22 +96,22 @@ def test_one_operation_that_grows(
 
 @pytest.mark.parametrize("script", [[], [DAMAGED]], ids=["run", "confirm"])
 def test_a_removed_file_is_replaced_and_its_rows_are_kept(
-    file: SpoolFile, directory: Path, loop: asyncio.AbstractEventLoop, script: Script
+    file: SpoolFile, directory: Path, script: Script
 ) -> None:
     def remove() -> Exception:
         (directory / "spool.db").unlink()
         return DAMAGED
 
-    file.serve([Work().operation(loop, OperationKind.GROW)])
+    file.serve([Work().operation(OperationKind.GROW)])
     work = Work(*script, remove)
-    (found,), _ = file.serve([work.operation(loop, OperationKind.GROW)])
+    (found,), _ = file.serve([work.operation(OperationKind.GROW)])
     assert isinstance(found, SpoolCorruptError)
     assert (work.runs, file.corruptions) == (len(script) + 1, 1)
 
 
 @pytest.mark.parametrize("script", [[], [DAMAGED]], ids=["run", "confirm"])
 def test_a_file_that_the_disk_cannot_read_is_not_replaced(
-    file: SpoolFile, directory: Path, loop: asyncio.AbstractEventLoop, script: Script
+    file: SpoolFile, directory: Path, script: Script
 ) -> None:
     def make_unreadable() -> Exception:
         file.close()  # as if the disk failed before the next look at the file
@@ -120,7 +119,7 @@ def test_a_file_that_the_disk_cannot_read_is_not_replaced(
         (directory / "spool.db").mkdir()
         return DAMAGED
 
-    (found,), _ = file.serve([Work(*script, make_unreadable).operation(loop, OperationKind.SHRINK)])
+    (found,), _ = file.serve([Work(*script, make_unreadable).operation(OperationKind.SHRINK)])
     assert isinstance(found, SpoolUnavailableError)
     assert "cannot be read" in str(found)
     assert file.corruptions == 0
@@ -128,21 +127,21 @@ def test_a_file_that_the_disk_cannot_read_is_not_replaced(
 
 @pytest.mark.parametrize("script", [[DISK], [DAMAGED, DISK]], ids=["run", "confirm"])
 def test_an_acknowledgement_may_use_the_reserve(
-    file: SpoolFile, directory: Path, loop: asyncio.AbstractEventLoop, script: Script
+    file: SpoolFile, directory: Path, script: Script
 ) -> None:
-    file.serve([Work().operation(loop, OperationKind.GROW)])
+    file.serve([Work().operation(OperationKind.GROW)])
     assert (directory / "reserve").exists()
     work = Work(*script)
-    assert file.serve([work.operation(loop, OperationKind.SHRINK)])[0] == ["done"]
+    assert file.serve([work.operation(OperationKind.SHRINK)])[0] == ["done"]
     assert not (directory / "reserve").exists()
 
 
 @pytest.mark.parametrize("script", [[DISK], [DAMAGED, DISK]], ids=["run", "confirm"])
 def test_after_a_failure_of_the_disk_each_operation_runs_alone(
-    file: SpoolFile, loop: asyncio.AbstractEventLoop, script: Script
+    file: SpoolFile, script: Script
 ) -> None:
     fails, succeeds = Work(*script, DISK), Work()
-    group = [work.operation(loop, OperationKind.GROW) for work in (fails, succeeds)]
+    group = [work.operation(OperationKind.GROW) for work in (fails, succeeds)]
     (first, second), _ = file.serve(group)
     assert isinstance(first, SpoolUnavailableError)
     assert second == "done"

@@ -16,6 +16,7 @@ from byoc_agents.egress.destinations import (
     endpoint_url,
     https_destination,
     mistakes,
+    name_endpoint,
     s3_destination,
     sqs_destination,
 )
@@ -125,9 +126,114 @@ def test_credentials_need_exactly_their_own_endpoint(
     assert [str(d) for d in credential_destinations(environ, "eu-west-1")] == wanted
 
 
+@pytest.mark.parametrize(
+    "environ",
+    [{"AWS_ENDPOINT_URL_STS": "https://sts.evil.example"}, {"AWS_ENDPOINT_URL": "https://x.test"}],
+)
+def test_an_sts_that_is_not_of_aws_is_a_mistake_of_its_own_variable(
+    environ: Mapping[str, str],
+) -> None:
+    found = credential_destinations({**IRSA, **environ}, "eu-west-1")
+    (mistake,) = mistakes(found, allow_insecure=False)
+    (variable,) = environ
+    assert mistake.startswith(f"{variable}: ")
+    assert "expected sts.REGION.amazonaws.com or an interface endpoint" in mistake
+    assert mistakes(found, allow_insecure=True) == []
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "sts-fips.us-east-1.amazonaws.com",
+        "vpce-0a-b.sts.eu-west-1.vpce.amazonaws.com",
+        "sts.cn-north-1.amazonaws.com.cn",
+        "sts.eu-west-1.api.aws",
+        "127.0.0.1",
+    ],
+)
+def test_an_sts_of_aws_or_of_this_machine_is_fine(host: str) -> None:
+    environ = {**IRSA, "AWS_ENDPOINT_URL_STS": f"https://{host}"}
+    assert mistakes(credential_destinations(environ, "eu-west-1"), allow_insecure=False) == []
+
+
+def test_a_link_local_host_that_is_no_agent_of_aws_gets_no_plain_http() -> None:
+    assert mistakes([https_destination("http://169.254.7.7/")], allow_insecure=False)
+    assert mistakes([https_destination("http://169.254.170.23/")], allow_insecure=False) == []
+
+
+@pytest.mark.parametrize(
+    ("environ", "setting"),
+    [
+        ({}, "BYOC_BILLING_BUCKET"),
+        ({"AWS_ENDPOINT_URL": "https://s3.example"}, "AWS_ENDPOINT_URL"),
+        ({"AWS_ENDPOINT_URL_S3": "https://a", "AWS_ENDPOINT_URL": "b"}, "AWS_ENDPOINT_URL_S3"),
+        (
+            {"AWS_ENDPOINT_URL": "b", "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "true"},
+            "BYOC_BILLING_BUCKET",
+        ),
+    ],
+)
+def test_the_table_names_the_variable_that_decided(
+    environ: Mapping[str, str], setting: str
+) -> None:
+    bucket = s3_destination("usage", "eu-west-1", setting="BYOC_BILLING_BUCKET")
+    assert name_endpoint(bucket, "s3", environ).setting == setting
+
+
+@pytest.mark.parametrize(
+    ("destination", "path"),
+    [
+        (s3_destination("usage", "eu-west-1"), "/"),
+        (s3_destination("usage.dots", "eu-west-1"), "/usage.dots"),
+        (s3_destination("usage", "eu-west-1", "https://minio.example"), "/usage"),
+        (sqs_destination("https://sqs.eu-west-1.amazonaws.com/1/q.fifo"), "/"),
+        (https_destination("https://api.example/v1/events?x=y"), "/v1/events"),
+    ],
+)
+def test_a_destination_has_the_path_of_its_requests(destination: Destination, path: str) -> None:
+    assert destination.path == path
+
+
+@pytest.mark.parametrize(
+    ("path", "served"),
+    [
+        ("/usage", True),
+        ("/usage/", True),
+        ("/usage/v1/a.zst", True),
+        ("/usage-2/a", False),
+        ("/other/a", False),
+        ("/", False),
+        ("/usage/../other/a", False),
+        ("/usage/%2e%2e/other/a", False),
+        ("/usage/..%2Fother", False),
+    ],
+)
+def test_a_path_is_served_by_whole_segments(path: str, served: bool) -> None:
+    destination = s3_destination("usage", "eu-west-1", "https://minio.example")
+    assert destination.serves(path) is served
+
+
+@pytest.mark.parametrize(
+    ("destination", "private"),
+    [
+        (https_destination("https://api.example.com"), False),
+        (https_destination("https://clickhouse.db.svc"), True),
+        (https_destination("https://localstack"), True),
+        (clickhouse_destination("https://db.example.com"), True),
+        (s3_destination("usage", "eu-west-1"), False),
+        (sqs_destination("https://sqs.eu-west-1.amazonaws.com/1/q.fifo"), False),
+        (sqs_destination("https://q.example/", "https://x.vpce.amazonaws.com"), True),
+    ],
+)
+def test_which_names_may_resolve_to_private_addresses(
+    destination: Destination, private: bool
+) -> None:
+    assert destination.private is private
+
+
 def test_credentials_from_far_away_are_a_mistake() -> None:
     environ = {"AWS_CONTAINER_CREDENTIALS_FULL_URI": "https://keys.example.com/"}
-    with pytest.raises(ConfigError, match="expected a loopback or link-local host"):
+    with pytest.raises(ConfigError, match="expected a loopback host or an agent of AWS"):
         credential_destinations(environ, "eu-west-1")
 
 

@@ -103,3 +103,35 @@ async def test_cookies_are_not_kept() -> None:
 
 def test_it_prints_its_table() -> None:
     assert repr(Gate([API])) == "Gate(https://api.example.com:443)"
+
+
+@pytest.mark.parametrize("path", ["/v2/events", "/v1/events-2", "/", "/v1/events/%2e%2e/x"])
+async def test_a_request_outside_the_destinations_path_sends_nothing(
+    path: str, counter: Counter
+) -> None:
+    async with HttpDouble() as server:
+        gate = Gate([https_destination(f"{server.url}/v1/events")], on_refused=counter)
+        with pytest.raises(EgressRefusedError):
+            async with gate.session() as session:
+                await session.get(URL(f"{server.url}{path}", encoded=True))
+    assert (server.connections, counter.refused) == (0, [Refusal.PATH])
+
+
+async def test_two_destinations_at_one_address_are_two_paths() -> None:
+    async with HttpDouble() as server:
+        table = [https_destination(f"{server.url}/{name}") for name in ("one", "two")]
+        gate = Gate(table)
+        assert await get(gate, f"{server.url}/one/x") == 200
+        assert await get(gate, f"{server.url}/two") == 200
+
+
+async def test_a_host_header_of_another_host_sends_nothing(counter: Counter) -> None:
+    async with HttpDouble() as server:
+        gate = Gate([https_destination(server.url)], on_refused=counter)
+        async with gate.session() as session:
+            for host in ("other.example.com", "127.0.0.1:1"):
+                with pytest.raises(EgressRefusedError):
+                    await session.get(server.url, headers={"Host": host})
+            own = URL(server.url).authority
+            assert (await session.get(server.url, headers={"host": own})).status == 200
+    assert (len(server.requests), counter.refused) == (1, [Refusal.PATH] * 2)

@@ -6,7 +6,7 @@ import aiohttp
 import pytest
 
 from byoc_agents.egress.destinations import Destination, https_destination
-from byoc_agents.egress.gate import EgressRefusedError, Gate, Refusal
+from byoc_agents.egress.gate import ADDRESS_SECONDS, EgressRefusedError, Gate, Refusal
 from lab.fakes.http import HttpDouble
 from tests.unit.egress.gate_fakes import API, Counter, FakeNames
 
@@ -25,6 +25,9 @@ from tests.unit.egress.gate_fakes import API, Counter, FakeNames
         "0.0.0.0",
         "::",
         "fd00:ec2::23",
+        "2002:a9fe:a9fe::1",
+        "2001:0:5ef5:79fb::1",
+        "::127.0.0.2",
     ],
 )
 async def test_a_public_name_leads_to_no_inner_address(address: str, counter: Counter) -> None:
@@ -42,12 +45,43 @@ async def test_no_name_leads_to_the_metadata_service(address: str, counter: Coun
     assert counter.refused == [Refusal.IMDS]
 
 
-@pytest.mark.parametrize("address", ["93.184.216.34", "10.1.2.3", "2600:1f00::1", "fd12::1"])
-async def test_a_public_name_leads_to_public_and_private_addresses(address: str) -> None:
+@pytest.mark.parametrize("address", ["93.184.216.34", "2600:1f00::1"])
+async def test_a_public_name_leads_to_public_addresses(address: str) -> None:
     gate = Gate([API], names=FakeNames(address))
     (result,) = await gate.resolver.resolve("api.example.com", 443)
     assert result["host"] == address
     gate.check_address(socket.AF_INET, (address, 443))
+
+
+PRIVATE = ["10.96.0.1", "172.16.1.1", "192.168.1.1", "100.64.1.1", "fd12::1", "::ffff:10.1.2.3"]
+
+
+@pytest.mark.parametrize("address", PRIVATE)
+async def test_a_public_name_leads_to_a_private_address_only_if_it_may(
+    address: str, counter: Counter
+) -> None:
+    gate = Gate([API], on_refused=counter, names=FakeNames(address))
+    with pytest.raises(EgressRefusedError, match="expected its name in BYOC_PRIVATE_HOSTS"):
+        await gate.resolver.resolve("api.example.com", 443)
+    assert counter.refused == [Refusal.ADDRESS]
+    may = Destination("api.example.com", 443, "https", private=True)
+    assert await Gate([may], names=FakeNames(address)).resolver.resolve("api.example.com", 443)
+
+
+async def test_an_address_expires_after_its_last_answer(counter: Counter) -> None:
+    now = [0.0]
+    gate = Gate(
+        [API], on_refused=counter, names=FakeNames("93.184.216.34"), monotonic=lambda: now[0]
+    )
+    await gate.resolver.resolve("api.example.com", 443)
+    now[0] = 200.0
+    await gate.resolver.resolve("api.example.com", 443)
+    now[0] = 200.0 + ADDRESS_SECONDS - 1
+    gate.check_address(socket.AF_INET, ("93.184.216.34", 443))
+    now[0] += 1
+    with pytest.raises(EgressRefusedError):
+        gate.check_address(socket.AF_INET, ("93.184.216.34", 443))
+    assert counter.refused == [Refusal.ADDRESS]
 
 
 async def test_a_bad_address_among_good_ones_is_left_out() -> None:

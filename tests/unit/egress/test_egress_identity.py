@@ -6,6 +6,7 @@ botocore's real providers against loopback doubles of STS, of the Pod Identity a
 import json
 import os
 import re
+import threading
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,13 +14,15 @@ from pathlib import Path
 import pytest
 from aiobotocore.session import AioSession
 
+from byoc_agents.app import files
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.app.context import ClickHouseSettings, Runtime
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.app.settings import CoreSettings
 from byoc_agents.billing import daemon as billing
 from byoc_agents.delivery.sink import Message, Outcome
-from byoc_agents.egress.aws import NO_CREDENTIALS, aws_session, provider_name
+from byoc_agents.egress.aws import NO_CREDENTIALS, NOT_ASCII, aws_session, provider_name
+from byoc_agents.egress.aws_files import AwsFiles
 from byoc_agents.egress.destinations import credential_destinations, https_destination
 from byoc_agents.egress.gate import Gate
 from byoc_agents.errors import Reason, SendError
@@ -184,6 +187,132 @@ async def test_a_file_of_keys_is_read_again_and_half_of_it_changes_nothing(tmp_p
             file.unlink()
             assert await bench.send() == "AKIATWO"
     assert provider_name(bench.session) == "shared-credentials-file"
+
+
+def become_fifo(path: Path) -> None:
+    """Put a FIFO in the place of a file: opening it waits until somebody writes."""
+    path.unlink()
+    os.mkfifo(path)
+
+
+def become_file(path: Path, text: str) -> None:
+    path.unlink()
+    path.write_text(text)
+
+
+async def test_an_irsa_token_that_cannot_be_read_never_stops_the_loop(
+    bare: pytest.MonkeyPatch, token: Path
+) -> None:
+    become_fifo(token)
+    async with HttpDouble(STORED) as s3, sts(soon) as receiver:
+        bare.setenv("AWS_ENDPOINT_URL_STS", receiver.url)
+        bare.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/agents")
+        bare.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(token))
+        bench = Bench(s3, receiver.url)
+        async with bench.sink:
+            outcome = await bench.send()
+            assert isinstance(outcome, SendError)
+            assert outcome.reason is Reason.CREDENTIALS
+            assert f"{token} is a FIFO; expected a regular file" in outcome.detail
+            become_file(token, "TOKEN1")
+            assert await bench.send() == "ASIATOKEN1"
+            become_fifo(token)
+            again = await bench.send()
+            assert isinstance(again, SendError), "the keys end within a minute"
+    assert not s3.requests[1:]
+
+
+async def test_keys_that_last_stay_in_use_while_the_token_cannot_be_read(
+    bare: pytest.MonkeyPatch, token: Path
+) -> None:
+    """Botocore asks for new keys 15 minutes before the end, and needs them 10 minutes before."""
+    end = (datetime.now(UTC) + timedelta(minutes=12)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    async with HttpDouble(STORED) as s3, sts(lambda: end) as receiver:
+        bare.setenv("AWS_ENDPOINT_URL_STS", receiver.url)
+        bare.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/agents")
+        bare.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(token))
+        bench = Bench(s3, receiver.url)
+        async with bench.sink:
+            assert await bench.send() == "ASIATOKEN1"
+            become_fifo(token)
+            assert await bench.send() == "ASIATOKEN1"
+
+
+async def test_a_pod_identity_token_that_cannot_be_read_never_stops_the_loop(
+    bare: pytest.MonkeyPatch, token: Path
+) -> None:
+    become_fifo(token)
+    async with HttpDouble(STORED) as s3, pod_agent(lambda: NEVER) as agent:
+        bare.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{agent.url}/v1/credentials")
+        bare.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", str(token))
+        bench = Bench(s3, agent.url)
+        async with bench.sink:
+            outcome = await bench.send()
+            assert isinstance(outcome, SendError)
+            assert f"{token} is a FIFO; expected a regular file" in outcome.detail
+            become_file(token, "TOKEN1")
+            assert await bench.send() == "ASIATOKEN1"
+
+
+async def test_a_file_of_keys_that_cannot_be_read_never_stops_the_loop(tmp_path: Path) -> None:
+    file = tmp_path / "credentials"
+    keys = "[default]\naws_access_key_id = {}\naws_secret_access_key = s\n"
+    file.write_text(keys.format("AKIAONE"))
+    async with HttpDouble(STORED) as s3:
+        bench = Bench(s3)
+        async with bench.sink:
+            assert await bench.send() == "AKIAONE"
+            become_fifo(file)
+            assert await bench.send() == "AKIAONE"
+            become_file(file, keys.format("AKIATWO"))
+            assert await bench.send() == "AKIATWO"
+
+
+async def test_keys_of_the_configuration_file_and_of_a_profile_are_used(
+    bare: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "config"
+    file.write_text("[profile x]\naws_access_key_id = AKIAX\naws_secret_access_key = s\n")
+    bare.setenv("AWS_CONFIG_FILE", str(file))
+    bare.setenv("AWS_PROFILE", "x")
+    async with HttpDouble(STORED) as s3:
+        bench = Bench(s3)
+        async with bench.sink:
+            assert await bench.send() == "AKIAX"
+    assert provider_name(bench.session) == "config-file"
+
+
+async def test_a_mount_that_hangs_costs_one_wait_and_no_second_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hang, reads = threading.Event(), []
+
+    def read(path: str, *_: object) -> None:
+        reads.append(path)
+        hang.wait(30)
+
+    monkeypatch.setattr(files, "read_regular", read)
+    found = AwsFiles([str(tmp_path / "token")], seconds=0.01)
+    try:
+        for _ in range(3):
+            await found.read()
+            with pytest.raises(files.NotReadableError, match="does not answer"):
+                found.text(str(tmp_path / "token"))
+        assert len(reads) == 1
+    finally:
+        hang.set()
+
+
+async def test_keys_that_a_header_cannot_hold_are_never_signed_with(tmp_path: Path) -> None:
+    keys = "[default]\naws_access_key_id = AKIA\naws_secret_access_key = sécret\n"
+    (tmp_path / "credentials").write_text(keys)
+    async with HttpDouble(STORED) as s3:
+        bench = Bench(s3)
+        async with bench.sink:
+            outcome = await bench.send()
+    assert isinstance(outcome, SendError)
+    assert (outcome.reason, outcome.detail) == (Reason.CREDENTIALS, NOT_ASCII)
+    assert not s3.requests
 
 
 async def test_the_nodes_role_is_refused_with_what_is_wanted(bare: pytest.MonkeyPatch) -> None:

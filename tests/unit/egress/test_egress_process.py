@@ -95,12 +95,12 @@ def test_a_socket_opened_past_the_gate_fails(ports: tuple[socket.socket, socket.
         "host",
         "port",
         "imds",
-        "port",
-        "port",
+        "operation",
+        "operation",
         "host",
         "host",
         "open",
-        "port",
+        "operation",
     ]
     assert nobody_came(ports[1])
 
@@ -198,3 +198,69 @@ def test_a_sink_still_reaches_its_destination(host: str, tmp_path: Path) -> None
             assert run_with(code, url, "http://127.0.0.1:1").split() == ["ok", "[]"]
         finally:
             s3.terminate()
+
+
+def test_an_unknown_event_of_a_guarded_family_is_refused(
+    ports: tuple[socket.socket, socket.socket],
+) -> None:
+    code = """
+        for family in ("os", "socket", "ctypes", "subprocess", "sys", "other"):
+            try:
+                sys.audit(f"{family}.new")
+                print("open")
+            except EgressRefusedError as error:
+                print(error.refusal)
+        """
+    assert run(code, ports).split() == ["operation"] * 4 + ["open"] * 2
+
+
+def test_it_listens_on_the_configured_addresses_only(
+    ports: tuple[socket.socket, socket.socket],
+) -> None:
+    code = """
+        for host in ("0.0.0.0", "127.0.0.2", "localhost", "", "127.0.0.1"):
+            try:
+                socket.socket().bind((host, 0))
+                print("open")
+            except EgressRefusedError as error:
+                print(error.refusal)
+        """
+    assert run(code, ports).split() == ["listen"] * 4 + [
+        "open"
+    ]  # urllib3 binds so to look for IPv6
+
+
+def test_a_configured_address_may_be_listened_on() -> None:
+    code = """
+        import contextlib
+        from byoc_agents.egress.audit_hook import enforce_process
+        from byoc_agents.egress.gate import Gate
+        free = socket.create_server(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
+        enforce_process(Gate([]), [("localhost", port)])
+        socket.create_server(("127.0.0.1", port)).close()
+        with contextlib.suppress(EgressRefusedError):
+            socket.socket().bind(("127.0.0.1", port ^ 1))
+            print("open")
+        """
+    bare = PRELUDE.replace("enforce_process(gate)\n", "") + textwrap.dedent(code)
+    command = [sys.executable, "-c", bare, "http://127.0.0.1:1", "http://127.0.0.1:2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
+def test_no_client_of_the_standard_library_asks_a_proxy_for_another_host(
+    ports: tuple[socket.socket, socket.socket],
+) -> None:
+    code = """
+        import http.client
+        client = http.client.HTTPSConnection("127.0.0.1", good_port)
+        client.set_tunnel("exfil.example.com")
+        try:
+            client.request("GET", "/")
+        except EgressRefusedError as error:
+            print(error.refusal)
+        """
+    assert run(code, ports) == "operation"
+    assert nobody_came(ports[0])

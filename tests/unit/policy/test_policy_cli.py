@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import yaml
 
 from byoc_agents.app.cli import main
 from byoc_agents.policy.cli import COMMANDS, STAND_INS, queue_arn
+from byoc_agents.policy.manifest import documents
 
 SETTINGS = {
     "BYOC_ORGANIZATION_ID": "org-1",
@@ -19,7 +21,8 @@ SETTINGS = {
     "BYOC_STATE_QUEUE_URL": "https://sqs.eu-west-1.amazonaws.com/123456789012/state.fifo",
     "BYOC_ALERTS_URL": "https://api.vendor.example/v1/alerts",
 }
-GIVEN = ["--role", "arn:aws:iam::210987654321:role/r", "--vpce", "vpce-0abc"]
+ROLE = "arn:aws:iam::210987654321:role/r"
+GIVEN = ["--role", ROLE, "--vpce", "vpce-0abc", "--sqs-vpce", "vpce-0def", "--dns", "10.0.0.2/32"]
 
 
 @pytest.fixture(autouse=True)
@@ -98,8 +101,12 @@ def test_every_policy_sees_another_configuration(
     manifest.write_text(policy(capsys, command, *GIVEN, "--format", form))
     environ.setenv("BYOC_BILLING_BUCKET", "another-bucket")
     environ.setenv("BYOC_ALERTS_URL", "https://api.vendor.example:8443/")
-    assert main(["policy", command, *GIVEN, "--check", str(manifest)]) == 1
-    assert re.search("another-bucket|8443", capsys.readouterr().out)
+    environ.setenv(
+        "BYOC_STATE_QUEUE_URL", "https://sqs.eu-west-1.amazonaws.com/123456789012/another.fifo"
+    )
+    given = [one.replace("role/r", "role/another") for one in GIVEN]
+    assert main(["policy", command, *given, "--check", str(manifest)]) == 1
+    assert re.search("another|8443", capsys.readouterr().out)
 
 
 def test_a_check_finds_its_policy_in_a_rendered_chart(
@@ -107,15 +114,96 @@ def test_a_check_finds_its_policy_in_a_rendered_chart(
 ) -> None:
     chart = tmp_path / "chart.yaml"
     mine = policy(capsys, "networkpolicy")
-    other = "kind: NetworkPolicy\nmetadata: {name: clickhouse}"
+    spec = "spec: {podSelector: {}, egress: [{}]}"
+    other = f"kind: NetworkPolicy\nmetadata: {{name: clickhouse}}\n{spec}"
     chart.write_text(f"---\n---\nkind: Service\n---\n{other}\n---\n{mine}")
-    assert main(["policy", "networkpolicy", "--check", str(chart)]) == 0
-    assert "note: NetworkPolicy clickhouse is there too" in capsys.readouterr().err
+    check = ["policy", "networkpolicy", "--check", str(chart)]
+    assert main(check) == 1
+    assert "NetworkPolicy clickhouse: spec.egress[0]: selects the" in capsys.readouterr().out
+    assert main([*check, "--accept", "clickhouse"]) == 0
+    assert "note: the namespace is not judged" in capsys.readouterr().err
     chart.write_text(mine.replace("169.254.0.0/16", "169.254.170.0/24"))
-    assert main(["policy", "networkpolicy", "--check", str(chart)]) == 1
+    assert main(check) == 1
     assert "169.254.170.0/24" in capsys.readouterr().out
     chart.write_text("kind: Service\n")
-    assert main(["policy", "networkpolicy", "--check", str(chart)]) == 1
+    assert main(check) == 1
+
+
+def test_the_namespace_counts_where_it_is_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = tmp_path / "manifest"
+    given = ["networkpolicy", "--namespace", "clickhouse"]
+    text = policy(capsys, *given)
+    manifest.write_text(text)
+    assert policy(capsys, *given, "--check", str(manifest)) == ""
+    manifest.write_text(text.replace("namespace: clickhouse", "namespace: kube-public"))
+    assert main(["policy", *given, "--check", str(manifest)]) == 1
+    assert capsys.readouterr().out == "metadata.namespace: is kube-public: expected clickhouse\n"
+
+
+WIDE = '{"Effect": "Allow", "Action": "*", "Resource": "*"}'
+TWICE: dict[str, Callable[[str], str]] = {
+    "JSON, the wide one first": lambda text: f'{{"Statement": [{WIDE}], {text.strip()[1:]}',
+    "JSON, the wide one last": lambda text: f'{text.strip()[:-1]}, "Statement": [{WIDE}]}}',
+    "YAML": lambda text: f"Statement: [{WIDE}]\n{yaml.safe_dump(json.loads(text))}",
+    "in the document inside": lambda text: json.dumps(
+        {"Policy": f'{{"Statement": [{WIDE}], {text.strip()[1:]}'}
+    ),
+}
+
+
+@pytest.mark.parametrize("form", TWICE)
+def test_a_key_that_appears_twice_is_found(
+    form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = tmp_path / "manifest"
+    manifest.write_text(TWICE[form](policy(capsys, "iam")))
+    assert main(["policy", "iam", "--check", str(manifest)]) == 1
+    assert "the key 'Statement' appears twice" in capsys.readouterr().out
+
+
+def test_a_merged_key_of_yaml_may_be_overridden() -> None:
+    text = "base: &base {a: 1}\nmine:\n  <<: *base\n  a: 2\n"
+    assert documents(text, "x") == [{"base": {"a": 1}, "mine": {"a": 2}}]
+    assert documents("kind: List\nitems: [{a: 1}, {b: 2}]", "x") == [{"a": 1}, {"b": 2}]
+
+
+def test_the_findings_are_printed_as_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = tmp_path / "manifest"
+    manifest.write_text(policy(capsys, "iam"))
+    check = ["policy", "iam", "--json", "--check", str(manifest)]
+    assert main(check) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report == {"policy": "iam", "manifest": str(manifest), "ok": True, "findings": []}
+    manifest.write_text(manifest.read_text().replace("s3:PutObject", "s3:*"))
+    assert main(check) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert not report["ok"]
+    assert report["findings"] == [
+        {
+            "where": "Statement[0] BillingScraperPutsObjects.Action",
+            "problem": "allows more than the table: Action s3:*",
+            "expected": "Action s3:putobject",
+        }
+    ]
+
+
+def test_a_policy_of_any_number_of_customers_follows_from_the_settings(
+    environ: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tenants = ["bucket-policy", "billing-scraper", "--tenants"]
+    assert "<VENDOR_ACCOUNT>" in policy(capsys, *tenants)
+    environ.setenv("BYOC_BILLING_BUCKET_OWNER", "999999999999")
+    text = policy(capsys, *tenants)
+    assert "vendor-usage/v1/account=${aws:PrincipalAccount}/org=${aws:PrincipalTag/" in text
+    manifest = tmp_path / "manifest"
+    manifest.write_text(text)
+    assert policy(capsys, *tenants, "--check", str(manifest)) == ""
+    manifest.write_text(text.replace("account=${aws:PrincipalAccount}", "account=*"))
+    assert main(["policy", *tenants, "--check", str(manifest)]) == 1
 
 
 @pytest.mark.parametrize(
@@ -125,7 +213,16 @@ def test_a_check_finds_its_policy_in_a_rendered_chart(
         (["table", "--check", "no-such-file"], "cannot be read"),
         (["iam", "--format", "text"], "no such form"),
         (["networkpolicy", "--format", "markdown"], "no such form"),
-        (["networkpolicy", "--cidr", "s3=10.0.0.1/8"], "expected a network"),
+        (["networkpolicy", "--cidr", "s3=10.0.0.1/8"], "--cidr: invalid value"),
+        (["networkpolicy", "--dns", "resolver"], "--dns: invalid value"),
+        (["bucket-policy", "--role", "agents"], "--role: invalid value 'agents': expected arn:"),
+        (["iam", "--vpce", "none"], "--vpce: invalid value 'none': expected vpce-ID"),
+        (["iam", "--sqs-vpce", "*"], "--sqs-vpce: invalid value '*': expected vpce-ID or none"),
+        (["iam", "--cluster-arn", "one"], "--cluster-arn: invalid value 'one': expected arn:"),
+        (["iam", "--service-account", "ch"], "--service-account: invalid value 'ch': expected"),
+        (["bucket-policy", "--tenants", "--account", "1"], "--account: invalid value '1'"),
+        (["bucket-policy", "--account", "1" * 12], "--account: invalid without --tenants"),
+        (["queue-policy", "billing-scraper"], "BYOC_STATE_QUEUE_URL"),
         (["bucket-policy", "state-exporter"], "BYOC_BILLING_BUCKET"),
         (["table", "--config", "no-such-file"], "no-such-file"),
         (["table", "billing"], "unknown daemon"),

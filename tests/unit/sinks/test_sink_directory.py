@@ -34,13 +34,13 @@ async def test_a_link_out_of_the_root_is_not_followed(tmp_path: Path) -> None:
     outside.mkdir()
     (root / "a").symlink_to(outside)
     (outcome,) = await DirectorySink(root).send([message("a/b")])
-    assert outcome.reason is Reason.REJECTED
+    assert outcome.reason is Reason.FORBIDDEN
     assert not list(outside.iterdir())
 
 
-async def test_an_id_that_is_a_directory_is_rejected(tmp_path: Path) -> None:
+async def test_a_directory_in_the_place_of_an_id_is_held(tmp_path: Path) -> None:
     outcomes = await DirectorySink(tmp_path).send([message("a/b"), message("a")])
-    assert [outcome.reason for outcome in outcomes] == [Reason.OK, Reason.REJECTED]
+    assert [outcome.reason for outcome in outcomes] == [Reason.OK, Reason.FORBIDDEN]
 
 
 async def test_a_missing_root_is_held_and_not_made(tmp_path: Path) -> None:

@@ -17,13 +17,12 @@ from byoc_agents.app.clock import SystemClock
 from byoc_agents.delivery.shipper import ACTIONS, Action
 from byoc_agents.delivery.sink import Message, Receipt
 from byoc_agents.errors import Reason, SendError
+from byoc_agents.sinks.http_dates import retry_after_seconds, skew_seconds
 from byoc_agents.sinks.https import (
     HttpsSink,
     batch_id,
     reason_of,
-    retry_after_seconds,
     signing_keys,
-    skew_seconds,
 )
 
 OLD = "whsec_" + base64.b64encode(b"o" * 24).decode()
@@ -40,13 +39,33 @@ class Request:
 Answer = Callable[[Request], web.Response]
 
 
+def stored(request: Request, status: int = 202, **headers: str) -> web.Response:
+    """Answer as the contract demands of a 2xx without a body."""
+    return web.Response(
+        status=status, headers={"webhook-id": request.headers["webhook-id"], **headers}
+    )
+
+
+CODES = {413: "too_large", 415: "unsupported_media_type", 422: "invalid_event"}
+
+
+def rejected(request: Request, status: int = 422, **changes: str) -> web.Response:
+    """Answer as the contract demands of a rejection."""
+    body = {"webhook_id": request.headers["webhook-id"], "code": CODES[status]} | changes
+    return web.json_response(body, status=status)
+
+
+def answer_with(request: Request, status: int) -> web.Response:
+    return rejected(request, status) if status in CODES else stored(request, status)
+
+
 @dataclass
 class Far:
     """The receiver: keeps every request and answers with `answer`."""
 
     url: str = ""
     requests: list[Request] = field(default_factory=list)
-    answer: Answer = lambda _: web.Response(status=202)
+    answer: Answer = stored
 
     async def handle(self, request: web.Request) -> web.Response:
         self.requests.append(Request(dict(request.headers), await request.read()))
@@ -78,14 +97,14 @@ Make = Callable[..., HttpsSink]
 
 @pytest.fixture
 def make(far: Far, session: aiohttp.ClientSession) -> Make:
-    def make(url: str = "", token: str = "tok", secret: str = NEW, **bounds: float) -> HttpsSink:
+    def make(url: str = "", token: str = "tok", secret: str = NEW, **options: float) -> HttpsSink:
         return HttpsSink(
             url or far.url,
             session,
             token=lambda: token,
             signing_secret=lambda: secret,
             clock=SystemClock(),
-            **bounds,  # type: ignore[arg-type]
+            **options,  # type: ignore[arg-type]
         )
 
     return make
@@ -136,7 +155,7 @@ async def test_during_a_rotation_both_secrets_sign(far: Far, make: Make) -> None
 
 
 TABLE = [
-    ("200 201 202 204 206", Reason.OK, Action.DONE),
+    ("200 201 202 204", Reason.OK, Action.DONE),
     ("208", Reason.ALREADY_STORED, Action.DONE),
     ("300 301 302 303 304 307 308", Reason.REDIRECT, Action.HOLD),
     ("401 407", Reason.CREDENTIALS, Action.HOLD),
@@ -149,7 +168,11 @@ TABLE = [
     ("500 501 502 503 504 599", Reason.SERVER_ERROR, Action.RETRY),
     ("413", Reason.TOO_LARGE, Action.DEAD_LETTER),
     ("415 422", Reason.REJECTED, Action.DEAD_LETTER),
-    ("400 406 411 412 414 418 428 431 600 999", Reason.BAD_RESPONSE, Action.HOLD),
+    (
+        "203 205 206 207 226 400 406 411 412 414 418 428 431 600 999",
+        Reason.BAD_RESPONSE,
+        Action.HOLD,
+    ),
 ]
 
 
@@ -159,9 +182,9 @@ def test_a_status_has_a_fate(statuses: str, reason: Reason, fate: Action) -> Non
     assert ACTIONS[reason] is fate
 
 
-@pytest.mark.parametrize("status", [200, 204, 301, 400, 401, 403, 404, 429, 500, 503])
+@pytest.mark.parametrize("status", [200, 204, 207, 208, 301, 400, 401, 403, 404, 429, 500, 503])
 async def test_the_status_on_the_wire_is_the_outcome(far: Far, make: Make, status: int) -> None:
-    far.answer = lambda _: web.Response(status=status)
+    far.answer = lambda request: stored(request, status)
     assert reasons(await make().send([message(1)])) == [reason_of(status)]
 
 
@@ -175,7 +198,7 @@ async def test_a_redirect_is_never_followed(far: Far, make: Make, status: int) -
 async def test_one_bad_event_does_not_take_its_batch_to_the_dead_letters(
     far: Far, make: Make
 ) -> None:
-    far.answer = lambda request: web.Response(status=422 if b"id-2" in request.body else 204)
+    far.answer = lambda request: answer_with(request, 422 if b"id-2" in request.body else 204)
     outcomes = await make().send([message(1), message(2), message(3)])
     assert reasons(outcomes) == [Reason.OK, Reason.REJECTED, Reason.OK]
     assert [r.headers["webhook-id"] for r in far.requests[1:]] == ["id-1", "id-2", "id-3"]
@@ -187,7 +210,7 @@ async def test_a_receiver_that_rejects_everything_is_held(
     far: Far, make: Make, status: int, events: int
 ) -> None:
     """Nothing becomes a dead letter before the receiver accepts another event."""
-    far.answer = lambda _: web.Response(status=status)
+    far.answer = lambda request: rejected(request, status)
     outcomes = await make().send([message(n) for n in range(events)])
     assert set(reasons(outcomes)) == {Reason.REJECTS_ALL}
     assert "no other event was accepted" in str(outcomes[0])
@@ -197,7 +220,7 @@ async def test_without_batches_the_event_before_proves_that_others_are_accepted(
     far: Far, make: Make
 ) -> None:
     statuses = iter([204, 422, 422])
-    far.answer = lambda _: web.Response(status=next(statuses))
+    far.answer = lambda request: answer_with(request, next(statuses))
     sink = make(max_messages=1)
     found = [reasons(await sink.send([message(n)])) for n in range(3)]
     assert found == [[Reason.OK], [Reason.REJECTED], [Reason.REJECTS_ALL]]
@@ -217,14 +240,135 @@ async def test_a_page_is_not_the_control_planes_answer(far: Far, make: Make, sta
         assert set(reasons(outcomes)) == {Reason.BAD_RESPONSE}
 
 
+@pytest.mark.parametrize("status", [200, 201, 202, 204, 208])
+async def test_a_2xx_without_the_contracts_proof_is_held(far: Far, make: Make, status: int) -> None:
+    """Another server behind the same name answers 2xx too: nothing is stored by it."""
+    far.answer = lambda _: web.Response(status=status)
+    (outcome,) = await make().send([message(1)])
+    assert outcome.reason is Reason.BAD_RESPONSE
+    assert ACTIONS[outcome.reason] is Action.HOLD
+    assert "BYOC_ALERTS_CONTRACT" in str(outcome)
+
+
 @pytest.mark.parametrize(
-    "answer", [{}, {"text": '{"stored": 1}', "content_type": "application/json"}]
+    ("body", "reason"),
+    [
+        ({"stored": 2, "duplicates": 0}, Reason.OK),
+        ({"stored": 0, "duplicates": 2}, Reason.OK),
+        ({"stored": 1, "duplicates": 1, "later": "field"}, Reason.OK),
+        ({"stored": 1, "duplicates": 0}, Reason.BAD_RESPONSE),
+        ({"stored": 3, "duplicates": -1}, Reason.BAD_RESPONSE),
+        ({"stored": True, "duplicates": 1}, Reason.BAD_RESPONSE),
+        ({"stored": 2}, Reason.BAD_RESPONSE),
+        ({"status": "ok"}, Reason.BAD_RESPONSE),
+        ([{"stored": 2, "duplicates": 0}], Reason.BAD_RESPONSE),
+        ({}, Reason.BAD_RESPONSE),
+    ],
+    ids=str,
 )
-async def test_an_empty_answer_or_json_is_the_control_planes(
-    far: Far, make: Make, answer: dict[str, str]
+async def test_a_2xx_proves_itself_by_the_number_of_events(
+    far: Far, make: Make, body: object, reason: Reason
 ) -> None:
-    far.answer = lambda _: web.Response(status=202, **answer)  # type: ignore[arg-type]
-    assert reasons(await make().send([message(1)])) == [Reason.OK]
+    far.answer = lambda _: web.json_response(body)
+    outcomes = await make().send([message(1), message(2)])
+    assert reasons(outcomes) == [reason] * 2
+
+
+async def test_a_proof_in_several_pieces_is_read_to_its_end(make: Make) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b'"}')
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for piece in (b'{"stored":1,', b'"duplicates"', b":0}"):
+            writer.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+            await writer.drain()
+        writer.write(b"0\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        assert reasons(await make(url).send([message(1)])) == [Reason.OK]
+
+
+async def test_the_webhook_id_of_another_request_proves_nothing(far: Far, make: Make) -> None:
+    far.answer = lambda _: web.Response(status=204, headers={"webhook-id": "id-2"})
+    assert reasons(await make().send([message(1)])) == [Reason.BAD_RESPONSE]
+
+
+@pytest.mark.parametrize("status", [413, 415, 422])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda _, status: web.Response(status=status),
+        lambda _, status: web.json_response({"error": "blocked"}, status=status),
+        lambda request, status: rejected(request, status, webhook_id="id-7"),
+        lambda request, status: rejected(request, status, code="policy"),
+        lambda request, status: rejected(
+            request, status, code="too_large" if status != 413 else "invalid_event"
+        ),
+        stored,
+    ],
+    ids=["empty", "another's JSON", "another delivery", "another code", "code of another status",
+         "only the header"],
+)  # fmt: skip
+async def test_a_rejection_without_the_contracts_body_is_held(
+    far: Far, make: Make, status: int, answer: Callable[[Request, int], web.Response]
+) -> None:
+    """A firewall that refuses one event among accepted ones makes no dead letter."""
+    far.answer = lambda request: (
+        answer(request, status) if b"id-2" in request.body else stored(request)
+    )
+    sink = make()
+    assert reasons(await sink.send([message(1)])) == [Reason.OK]
+    outcomes = await sink.send([message(1), message(2), message(3)])
+    assert set(reasons(outcomes)) == {Reason.BAD_RESPONSE}
+    single = make(max_messages=1)
+    found = [reasons(await single.send([message(n)])) for n in (1, 2)]
+    assert found == [[Reason.OK], [Reason.BAD_RESPONSE]]
+
+
+async def test_an_unproven_rejection_stops_a_batch_that_is_sent_one_by_one(
+    far: Far, make: Make
+) -> None:
+    def answer(request: Request) -> web.Response:
+        if request.headers["webhook-id"] == "id-2":
+            return web.json_response({"error": "blocked"}, status=422)
+        return answer_with(request, 422 if b"id-2" in request.body else 204)
+
+    far.answer = answer
+    outcomes = await make().send([message(1), message(2), message(3)])
+    assert reasons(outcomes) == [Reason.OK, Reason.BAD_RESPONSE, Reason.BAD_RESPONSE]
+
+
+@pytest.mark.parametrize("events", [1, 2])
+async def test_a_400_is_held_and_a_batch_is_not_split_whatever_it_says(
+    far: Far, make: Make, events: int
+) -> None:
+    far.answer = lambda request: web.json_response(
+        {"webhook_id": request.headers["webhook-id"], "code": "invalid_event"}, status=400
+    )
+    outcomes = await make().send([message(n) for n in range(events)])
+    assert reasons(outcomes) == [Reason.BAD_RESPONSE] * events
+    assert len(far.requests) == 1
+
+
+@pytest.mark.parametrize("body", [None, {"stored": 1}, {"status": "ok"}], ids=str)
+async def test_the_contract_of_0_1_takes_any_2xx_with_an_empty_body_or_json(
+    far: Far, make: Make, body: object
+) -> None:
+    far.answer = lambda _: (
+        web.Response(status=202) if body is None else web.json_response(body, status=202)
+    )
+    assert reasons(await make(proof=False).send([message(1)])) == [Reason.OK]
+    far.answer = lambda _: web.Response(status=202, text="<html>", content_type="text/html")
+    assert reasons(await make(proof=False).send([message(1)])) == [Reason.BAD_RESPONSE]
+
+
+async def test_the_contract_of_0_1_takes_a_rejection_beside_an_accepted_event(
+    far: Far, make: Make
+) -> None:
+    far.answer = lambda request: web.Response(status=422 if b"id-2" in request.body else 204)
+    outcomes = await make(proof=False).send([message(1), message(2)])
+    assert reasons(outcomes) == [Reason.OK, Reason.REJECTED]
 
 
 @pytest.mark.parametrize(
@@ -279,7 +423,7 @@ async def test_one_by_one_stops_when_the_receiver_fails_so_that_order_is_kept(
     far: Far, make: Make
 ) -> None:
     statuses = iter([413, 204, 503])
-    far.answer = lambda _: web.Response(status=next(statuses))
+    far.answer = lambda request: answer_with(request, next(statuses))
     outcomes = await make().send([message(1), message(2), message(3)])
     assert reasons(outcomes) == [Reason.OK, Reason.SERVER_ERROR, Reason.SERVER_ERROR]
 
@@ -333,7 +477,7 @@ def test_a_retry_after_date_counts_from_the_answers_own_date() -> None:
 
 
 async def test_the_receipt_keeps_the_receivers_own_request_id(far: Far, make: Make) -> None:
-    far.answer = lambda _: web.Response(status=200, headers={"X-Request-Id": "r" * 500})
+    far.answer = lambda request: stored(request, 200, **{"X-Request-Id": "r" * 500})
     (outcome,) = await make().send([message(1)])
     assert outcome == Receipt(Reason.OK, 200, "r" * 128)
 
@@ -356,10 +500,13 @@ async def test_nobody_listens(make: Make) -> None:
         (b"HTTP/1.1 20", Reason.CONNECTION),
         (b"SSH-2.0-OpenSSH\r\n", Reason.BAD_RESPONSE),
         (b"HTTP/1.1 503 Busy\r\nContent-Length: 99\r\n\r\ncut", Reason.SERVER_ERROR),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\ncut", Reason.OK),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\ncut", Reason.CONNECTION),
+        (b"HTTP/1.1 200 OK\r\nwebhook-id: id-1\r\nContent-Length: 99\r\n\r\n", Reason.OK),
+        (b"HTTP/1.1 422 No\r\nContent-Length: 99\r\n\r\n{", Reason.CONNECTION),
     ],
-    ids=["closed", "cut in the status", "not HTTP", "cut in a refusal", "cut after a yes"],
-)
+    ids=["closed", "cut in the status", "not HTTP", "cut in a refusal", "cut after a yes",
+         "cut after the proof", "cut in a rejection"],
+)  # fmt: skip
 async def test_a_broken_answer(make: Make, answer: bytes, reason: Reason) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b'"}')

@@ -1,5 +1,6 @@
 """Every answer S3 can give, through real aiobotocore and real sockets."""
 
+import email.utils
 import hashlib
 from collections.abc import AsyncIterator
 
@@ -58,6 +59,8 @@ async def hasty(session: AioSession) -> AsyncIterator[Pair]:
 
 
 OUR_ETAG = f'"{hashlib.md5(MESSAGE.body, usedforsecurity=False).hexdigest()}"'
+SEALED = {"etag": f'"{"0" * 32}"', "x-amz-request-id": "1"}
+XML = {"content-type": "application/xml"}
 PAGE = {"content-type": "text/html"}
 ANSWERS = [
     ("412", said(412, "PreconditionFailed"), Reason.ALREADY_STORED),
@@ -85,6 +88,23 @@ ANSWERS = [
     ("digest", said(400, "BadDigest"), Reason.CHECKSUM),
     ("payload hash", said(400, "XAmzContentSHA256Mismatch"), Reason.CHECKSUM),
     ("too large", said(400, "EntityTooLarge"), Reason.TOO_LARGE),
+    ("too large by another status", said(413, "EntityTooLarge"), Reason.BAD_RESPONSE),
+    ("key too long by another status", said(500, "KeyTooLongError"), Reason.BAD_RESPONSE),
+    (
+        "no error document",
+        reply(400, XML, b"<Oops><Code>KeyTooLongError</Code></Oops>"),
+        Reason.BAD_RESPONSE,
+    ),
+    (
+        "an error inside another document",
+        reply(412, XML, b"<x><Error><Code>PreconditionFailed</Code></Error></x>"),
+        Reason.BAD_RESPONSE,
+    ),
+    (
+        "half an error document",
+        reply(412, XML, b"<Error><Code>PreconditionFailed</Code>"),
+        Reason.BAD_RESPONSE,
+    ),
     ("413 of a proxy", reply(413), Reason.BAD_RESPONSE),
     ("413 page of a proxy", reply(413, PAGE, b"<html>"), Reason.BAD_RESPONSE),
     ("key too long", said(400, "KeyTooLongError"), Reason.REJECTED),
@@ -103,7 +123,16 @@ ANSWERS = [
     ),
     ("409 that says 412's code", said(409, "PreconditionFailed"), Reason.BAD_RESPONSE),
     ("304 of old MinIO", reply(304, {"etag": OUR_ETAG}), Reason.ALREADY_STORED),
-    ("304 of MinIO", reply(304, {"etag": '"x"', "server": "MinIO"}), Reason.ALREADY_STORED),
+    (
+        "304 of MinIO",
+        reply(304, {"etag": '"x"', "server": "MinIO", "x-amz-request-id": "1"}),
+        Reason.ALREADY_STORED,
+    ),
+    (
+        "304 of a cache in front of MinIO",
+        reply(304, {"etag": '"x"', "server": "MinIO"}),
+        Reason.BAD_RESPONSE,
+    ),
     ("304 of a cache", reply(304, {"etag": '"cached"'}), Reason.BAD_RESPONSE),
     ("304 without an ETag", reply(304), Reason.BAD_RESPONSE),
     ("400 page of a load balancer", reply(400, PAGE, b"<html>"), Reason.BAD_RESPONSE),
@@ -127,8 +156,15 @@ ANSWERS = [
     ("500 garbage", reply(500, body=b"<<<"), Reason.SERVER_ERROR),
     ("418", reply(418), Reason.BAD_RESPONSE),
     ("200 without an ETag", reply(200), Reason.BAD_RESPONSE),
-    # botocore reads a 200 with a body as the 500 that S3 may write into one
-    ("200 of a login page", reply(200, {"etag": '"a"'}, b"<html><p>hi"), Reason.SERVER_ERROR),
+    ("200 of a login page", reply(200, {"etag": '"a"'}, b"<html><p>hi"), Reason.BAD_RESPONSE),
+    ("200 with a body and our ETag", reply(200, {"etag": OUR_ETAG}, b"stored"), Reason.OK),
+    ("200 with our ETag", reply(200, {"etag": OUR_ETAG}), Reason.OK),
+    ("200 of an encrypting store", reply(200, SEALED), Reason.OK),
+    (
+        "200 with a request id and an ETag that S3 does not make",
+        reply(200, SEALED | {"etag": '"latest"'}),
+        Reason.BAD_RESPONSE,
+    ),
     ("200 with an error", said(200, "InternalError"), Reason.SERVER_ERROR),
     (
         "200 with another checksum",
@@ -156,7 +192,7 @@ async def test_an_answer_becomes_its_reason(
 ) -> None:
     outcome = await pair.answer_to(behaviour)
     assert outcome.reason is reason
-    assert isinstance(outcome, Receipt) == (reason is Reason.ALREADY_STORED)
+    assert isinstance(outcome, Receipt) == (reason in {Reason.OK, Reason.ALREADY_STORED})
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -189,20 +225,61 @@ async def test_the_wrong_region_is_named_with_ours(pair: Pair) -> None:
     )
 
 
-@pytest.mark.asyncio(loop_scope="module")
-async def test_a_wrong_clock_is_named(pair: Pair) -> None:
-    outcome = await pair.answer_to(said(403, "RequestTimeTooSkewed"))
-    assert "clock" in str(outcome)
+LONG_AGO = {"date": "Sun, 06 Nov 1994 08:49:37 GMT"}
 
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("7", 7.0), ("99999999", 86400.0), ("soon", None), ("-1", None)]
+    ("behaviour", "hint"),
+    [
+        (said(403, "RequestTimeTooSkewed"), "the clock is off: AWS refuses a skew"),
+        (said(400, "RequestExpired"), "the clock is off"),
+        (said(403, "RequestTimeTooSkewed", LONG_AGO), "s ahead of the receiver's"),
+        (said(403, "SignatureDoesNotMatch", LONG_AGO), "s ahead of the receiver's"),
+        (said(400, "ExpiredToken", LONG_AGO), "s ahead of the receiver's"),
+        (said(403, "AccessDenied", LONG_AGO), "s ahead of the receiver's"),
+    ],
 )
-async def test_retry_after_is_handed_on(text: str, seconds: float | None, pair: Pair) -> None:
-    outcome = await pair.answer_to(said(503, "SlowDown", {"retry-after": text}))
+async def test_a_wrong_clock_is_named(pair: Pair, behaviour: Behaviour, hint: str) -> None:
+    assert hint in str(await pair.answer_to(behaviour))
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_right_clock_is_not_blamed(pair: Pair) -> None:
+    now = {"date": email.utils.formatdate(usegmt=True)}
+    for behaviour in (said(403, "SignatureDoesNotMatch", now), said(403, "SignatureDoesNotMatch")):
+        assert "clock" not in str(await pair.answer_to(behaviour))
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after": "7"}, 7.0),
+        ({"retry-after": "99999999"}, 99999999.0),  # the shipper waits an hour at most
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "-1"}, None),
+        ({"retry-after": "Sun, 06 Nov 1994 08:50:37 GMT", **LONG_AGO}, 60.0),
+        ({"retry-after": "Sun, 06 Nov 1994 08:50:37 GMT"}, 0.0),
+        ({"retry-after": "Sun, 06 Nov 1994 08:50:37 +99999999999999"}, None),
+        ({"retry-after": "Sun, 99 Nov 1994 08:50:37 GMT"}, None),
+    ],
+    ids=str,
+)
+async def test_retry_after_is_handed_on(
+    headers: dict[str, str], seconds: float | None, pair: Pair
+) -> None:
+    outcome = await pair.answer_to(said(503, "SlowDown", headers))
     assert isinstance(outcome, SendError)
     assert outcome.retry_after_seconds == seconds
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_an_unreadable_head_is_held_with_the_readers_own_reason(pair: Pair) -> None:
+    outcome = await pair.answer_to(garbage(b"HTTP/1.1 200 OK\r\nX : a\r\n\r\n"))
+    assert outcome.reason is Reason.BAD_RESPONSE
+    assert "unreadable answer: " in str(outcome)
+    assert "Invalid header" in str(outcome)
 
 
 @pytest.mark.asyncio(loop_scope="module")

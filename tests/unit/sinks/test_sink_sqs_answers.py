@@ -1,5 +1,6 @@
 """Every answer SQS can give, through real aiobotocore and real sockets."""
 
+import json
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -7,11 +8,13 @@ import pytest
 import pytest_asyncio
 from aiobotocore.session import AioSession
 
-from byoc_agents.errors import Reason
+from byoc_agents.errors import Reason, SendError
 from lab.fakes.http import Behaviour, always, close, cut, garbage, hang, raw, reply, reset
 from lab.fakes.sqs import FakeSqs, sqs_answer
 from tests.unit.sinks.sqs_sinks import Pair, message, reasons, said, sink_to
 
+JSON = {"content-type": "application/json"}
+AWS_JSON = {"content-type": "application/x-amz-json-1.0"}
 OK = {"Id": "0", "MessageId": "m", "MD5OfMessageBody": "99914b932bd37a50b983c5e7c90ae93b"}
 
 
@@ -54,6 +57,7 @@ ANSWERS = [
     ("404", reply(404), Reason.NOT_FOUND),
     ("301", reply(301, {"location": "http://127.0.0.1:1/"}), Reason.REDIRECT),
     ("418", reply(418), Reason.BAD_RESPONSE),
+    ("expired, written so", said(403, "RequestExpired"), Reason.CREDENTIALS),
     ("one message too long", said(400, "BatchRequestTooLong"), Reason.TOO_LARGE),
     ("entry: contents", failed("InvalidMessageContents"), Reason.REJECTED),
     ("entry: too long", failed("InvalidParameterValue", "shorter than 1024"), Reason.TOO_LARGE),
@@ -70,6 +74,26 @@ ANSWERS = [
     ("entry: other MD5", entries(ok=({**OK, "MD5OfMessageBody": "00"},)), Reason.CHECKSUM),
     ("entry: no id", entries(ok=({**OK, "MessageId": ""},)), Reason.BAD_RESPONSE),
     ("entry: fine", entries(ok=(OK,)), Reason.OK),
+    ("too long by another status", said(413, "BatchRequestTooLong"), Reason.BAD_RESPONSE),
+    ("contents by another status", said(503, "InvalidMessageContents"), Reason.BAD_RESPONSE),
+    ("200 of somebody else", reply(200, JSON, b'{"status":"ok"}'), Reason.BAD_RESPONSE),
+    (
+        "200 as plain JSON",
+        reply(200, JSON, json.dumps({"Successful": [OK]}).encode()),
+        Reason.BAD_RESPONSE,
+    ),
+    ("200 with a list", reply(200, AWS_JSON, b"[]"), Reason.BAD_RESPONSE),
+    ("200 with other types", reply(200, AWS_JSON, b'{"Successful": "m"}'), Reason.BAD_RESPONSE),
+    ("200 with numbers", reply(200, AWS_JSON, b'{"Successful": [1]}'), Reason.BAD_RESPONSE),
+    ("200 that is not UTF-8", reply(200, AWS_JSON, b'{"a":"\xff"}'), Reason.BAD_RESPONSE),
+    ("200 cut", reply(200, AWS_JSON, b'{"Successful": [{"Id": "0"'), Reason.BAD_RESPONSE),
+    ("400 with a list", reply(400, AWS_JSON, b"[]"), Reason.BAD_RESPONSE),
+    ("400 with a number as its type", reply(400, AWS_JSON, b'{"__type": 7}'), Reason.BAD_RESPONSE),
+    (
+        "400 as plain JSON",
+        reply(400, JSON, b'{"__type": "x#InvalidMessageContents"}'),
+        Reason.BAD_RESPONSE,
+    ),
     ("closed", close, Reason.CONNECTION),
     ("reset", reset, Reason.CONNECTION),
     ("cut in the head", cut(20), Reason.CONNECTION),
@@ -94,3 +118,53 @@ async def test_a_silent_queue_is_a_time_out(session: AioSession) -> None:
     async with FakeSqs() as sqs, sink_to(sqs.queue_url, session, read_timeout=0.1) as sink:
         sqs.http.script = always(hang)
         assert reasons(list(await sink.send([message("a")]))) == [Reason.TIMEOUT]
+
+
+LONG_AGO = {"date": "Sun, 06 Nov 1994 08:49:37 GMT"}
+EXPIRED = {"__type": "x#InvalidSignatureException", "message": "Signature expired: 2026"}
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize(
+    ("behaviour", "hint"),
+    [
+        (reply(403, AWS_JSON, json.dumps(EXPIRED).encode()), "the clock is off"),
+        (said(403, "RequestTimeTooSkewed"), "the clock is off"),
+        (said(403, "RequestExpired"), "the clock is off"),
+        (said(403, "InvalidSignatureException", LONG_AGO), "s ahead of the receiver's"),
+        (said(403, "SignatureDoesNotMatch", LONG_AGO), "s ahead of the receiver's"),
+        (said(403, "ExpiredToken", LONG_AGO), "s ahead of the receiver's"),
+    ],
+)
+async def test_a_wrong_clock_is_named(pair: Pair, behaviour: Behaviour, hint: str) -> None:
+    (outcome,) = await pair.send(message("a"), script=always(behaviour))
+    assert outcome.reason is Reason.CREDENTIALS
+    assert hint in str(outcome)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after": "7"}, 7.0),
+        ({"retry-after": "Sun, 06 Nov 1994 08:50:37 GMT", **LONG_AGO}, 60.0),
+        ({"retry-after": "Sun, 06 Nov 1994 08:50:37 +99999999999999"}, None),
+    ],
+    ids=str,
+)
+async def test_retry_after_is_seconds_or_a_date(
+    pair: Pair, headers: dict[str, str], seconds: float | None
+) -> None:
+    script = always(said(503, "ServiceUnavailable", headers))
+    (outcome,) = await pair.send(message("a"), script=script)
+    assert isinstance(outcome, SendError)
+    assert outcome.retry_after_seconds == seconds
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_an_unreadable_head_is_held_with_the_readers_own_reason(pair: Pair) -> None:
+    script = always(garbage(b"HTTP/1.1 200 OK\r\nX : a\r\n\r\n"))
+    (outcome,) = await pair.send(message("a"), script=script)
+    assert outcome.reason is Reason.BAD_RESPONSE
+    assert "unreadable answer: " in str(outcome)
+    assert "Invalid header" in str(outcome)

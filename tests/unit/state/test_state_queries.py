@@ -13,6 +13,7 @@ SELECTS = [
     *queries.FAST.values(),
     *(variant for variants in queries.SLOW.values() for variant in variants),
 ]
+CHART = Path(__file__).parents[3] / "helm" / "byoc-agents"
 # What holds a name or a text of the customer, or makes the server ask Keeper for every table.
 FORBIDDEN = (
     *("command", "latest_fail_reason", "last_error_message", "last_exception", "exception"),
@@ -28,10 +29,36 @@ def statements() -> str:
 
 
 def test_the_user_is_granted_what_is_read_no_more_and_no_less() -> None:
-    granted = re.findall(r"GRANT (\S+) ON (\S+) TO byoc_state_exporter;", statements())
-    assert {table for right, table in granted if right == "SELECT"} == set(queries.TABLES)
-    others = re.findall(r"GRANT (.*?) TO", statements())
-    assert [g for g in others if not g.startswith("SELECT ON system.")] == ["SHOW TABLES ON *.*"]
+    grants = re.findall(r"(GRANT .*) TO byoc_state_exporter;", statements())
+    granted = dict(_columns(grant) for grant in grants[1:])
+    assert grants[0] == "GRANT SHOW TABLES ON *.*"
+    assert set(granted) == set(queries.TABLES)
+    read: dict[str, set[str]] = {}
+    for select in SELECTS:
+        table, columns = _read_columns(select)
+        read.setdefault(table, set()).update(columns)
+    assert {table: set(columns) for table, columns in granted.items()} == read
+
+
+def _read_columns(select: str) -> tuple[str, set[str]]:
+    """Return the table of a query, and the words of the SELECT over it that can be columns."""
+    text = re.sub(r"'[^']*'", "", select)
+    (table,) = re.findall(r"FROM (system\.\w+)", text)
+    inner = text[text.rindex("SELECT", 0, text.index(table)) :].replace(table, "")
+    inner = re.sub(r" AS \w+", "", inner)  # the names that the results get
+    return table, set(re.findall(r"\b[a-z_]+\b(?!\()", inner))
+
+
+def _columns(grant: str) -> tuple[str, tuple[str, ...]]:
+    found = re.fullmatch(r"GRANT SELECT\(([\w, ]+)\) ON (\S+)", grant)
+    assert found, f"{grant}: a whole table"
+    return found[2], tuple(found[1].split(", "))
+
+
+@pytest.mark.parametrize("file", ["templates/clickhouse.yaml", "examples/altinity/chi.yaml"])
+def test_the_chart_grants_the_same(file: str) -> None:
+    here = re.findall(r"GRANT [^<\n]+", (CHART / file).read_text())
+    assert here == re.findall(r"(GRANT .*) TO byoc_state_exporter;", statements())
 
 
 @pytest.mark.parametrize("select", SELECTS)

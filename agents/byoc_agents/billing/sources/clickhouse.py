@@ -62,7 +62,10 @@ SELECT '{HOST_NAME}' AS name, hostName() AS value
 """  # noqa: S608 - constants of this file
 # One server answers one request, so the same request must ask for the server's identity.
 SQL = f"{OLD_SQL}UNION ALL\nSELECT '{SERVER_UUID}' AS name, toString(serverUUID()) AS value\n"
-GRANT = "GRANT SELECT ON system.events, system.asynchronous_metrics and system.metrics"
+GRANT = (
+    "GRANT SELECT(event, value) ON system.events and GRANT SELECT(metric, value) ON"
+    " system.asynchronous_metrics and system.metrics"
+)
 
 
 class ServerAnswer(msgspec.Struct, frozen=True):

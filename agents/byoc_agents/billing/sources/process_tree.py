@@ -1,8 +1,13 @@
-"""The last source: CPU and memory of a process and all its descendants, from /proc by psutil.
+"""The default source: CPU and memory of a process and its descendants, from /proc by psutil.
 
-Every user can read it, but it does not include everything that a cgroup counts: page cache, limits,
-and children that started and ended between two readings without being waited for. The values are
-clock ticks (10 ms if CLK_TCK is 100), rounded down per process.
+It reads `/proc/PID/stat`, `statm` and `cgroup`. The kernel shows these three to every user, unless
+/proc is mounted with hidepid. The counter begins at 0 with the root process, whose start time
+(field 22 of stat) and boot id name the incarnation, so another process with the same pid is
+noticed. The values are clock ticks (10 ms if CLK_TCK is 100), rounded down per process.
+
+Not included, although a cgroup counts it: page cache, limits, children that started and ended
+between two readings without being waited for, and processes of the same container that do not
+descend from the root, such as those that `kubectl exec` or an exec probe starts.
 
 The time of a process is its own and that of the children for which it has waited. If a child ends
 and a process of the tree waits for it, its time moves from one value to the other. The time of a

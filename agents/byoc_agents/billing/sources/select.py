@@ -30,8 +30,20 @@ PROBE_NS = 60_000_000_000  # interval of the attempts to read a better source ag
 LAG_SECONDS = 10
 MOVED_USEC = {"clickhouse": 10_000, "process": 1_000_000}  # ten samples of progress; 100 ticks
 AGREED = 2  # consecutive comparisons after which a kernel counter is trusted again
-KERNEL = frozenset({"cgroup.v1", "cgroup.v2"})  # sources that read the kernel's cgroup counters
+# Sources that read the kernel's counters; ClickHouse's own counter is a lower bound of each.
+KERNEL = frozenset({"cgroup.v1", "cgroup.v2", "process"})
 MAX_PID = 2**22  # PID_MAX_LIMIT of linux/threads.h, 64 bit
+
+
+MeterKind = Literal["process", "clickhouse", "cgroup"]
+# The meter that a target needs or excludes. `auto` accepts each of the three.
+METERS: dict[str, tuple[MeterKind, ...]] = {
+    "auto": ("process", "clickhouse", "cgroup"),
+    "pid": ("process", "cgroup"),
+    "process": ("process", "cgroup"),
+    "cgroup": ("cgroup",),
+    "clickhouse": ("clickhouse",),
+}
 
 
 class TargetName(msgspec.Struct, frozen=True):
@@ -42,6 +54,16 @@ class TargetName(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.value}" if self.value else self.kind
+
+    def meter(self, wanted: MeterKind | None) -> MeterKind:
+        """Return BYOC_BILLING_METER, or the first one that fits the target if it is not set.
+
+        Raises ValueError with the values that fit.
+        """
+        fitting = METERS[self.kind]
+        if wanted is not None and wanted not in fitting:
+            raise ValueError(f"expected {' or '.join(fitting)} for BYOC_BILLING_TARGET={self}")
+        return wanted or fitting[0]
 
     def clickhouse_url(self, default: str) -> str | None:
         """Return the URL of the server to query, or None. `default` is used for `auto`."""
@@ -92,7 +114,8 @@ class _Pair(msgspec.Struct, frozen=True):
 class Plausibility:
     """Compares a kernel counter with lower bounds of the same usage.
 
-    ClickHouse's own counter and the process tree's usage are lower bounds of the cgroup's usage.
+    ClickHouse's own counter is a lower bound of the process tree's usage, and both are lower bounds
+    of the cgroup's usage.
     The kernel's counter is distrusted if it does not move while one of them rises, or if it falls
     behind ClickHouse's by more than `LAG_SECONDS` per CPU. It is trusted again after it has kept up
     in `AGREED` comparisons, or when the cgroup changes.
@@ -128,11 +151,13 @@ class Plausibility:
             return False
         kernel_usec = now.kernel.cpu_usec - last.kernel.cpu_usec
         other_usec = now.other.cpu_usec - last.other.cpu_usec
-        stuck = kernel_usec == 0 and other_usec >= MOVED_USEC.get(name, 0)
+        # The process tree is read in whole ticks, so a small rise may not show in it.
+        least_usec = max(MOVED_USEC.get(name, 0), MOVED_USEC.get(now.kernel.source, 0))
+        stuck = kernel_usec == 0 and other_usec >= least_usec
         if name != "clickhouse":
             return stuck
         if self._distrusted:  # compare this interval only: the total may never catch up
-            return stuck or kernel_usec + MOVED_USEC[name] < other_usec
+            return stuck or kernel_usec + least_usec < other_usec
         least = min(self._least[name], now, key=lambda pair: pair.excess_usec)
         self._least[name] = least
         cpus = now.kernel.machine_cpus or os.cpu_count() or 1
@@ -183,7 +208,9 @@ class Target:
                 continue
             self._failures.pop(index, None)
             readings[index] = reading
-            if not everything and index == order[0] and not self._has_not_moved(reading):
+            if everything or index != order[0]:
+                continue
+            if index or not self._has_not_moved(reading):
                 break  # after a change of source all others are read as well, as secondaries
         absent = absent and not readings
         self._drop_implausible(readings)
@@ -206,13 +233,13 @@ class Target:
 
     def _drop_implausible(self, readings: dict[int, Reading]) -> None:
         """Remove a kernel counter that another one contradicts, and report it as a failure."""
-        for index, reading in list(readings.items()):
-            if reading.source not in KERNEL:
-                continue
-            others = [other for other in readings.values() if other.source not in KERNEL]
-            if reason := self._plausibility.reason_to_doubt(reading, others):
-                self._failures[index] = f"{reading.source}: {reason}"
-                del readings[index]
+        best = readings.get(0)
+        if best is None or best.source not in KERNEL:
+            return
+        others = [other for index, other in readings.items() if index]
+        if reason := self._plausibility.reason_to_doubt(best, others):
+            self._failures[0] = f"{best.source}: {reason}"
+            del readings[0]
 
     def _observation(self, readings: list[Reading], *, absent: bool) -> TargetObservation:
         better = range(self._active if readings else len(self._sources))
@@ -251,43 +278,40 @@ def parse_target(text: str) -> TargetName:
     )
 
 
-def open_target(
+def open_target(  # noqa: PLR0913  the target, its parts and two choices
     name: TargetName,
     clickhouse: ClickHouse,
     clock: Clock,
     proc: ProcFs | None = None,
     *,
     container: str = "",
+    meter: MeterKind | None = None,
 ) -> Target:
-    """Return the target. `clickhouse` is used for `auto` and `clickhouse:URL`, and not closed.
+    """Return the target, read by `meter` and by what may replace it. See `docs/billing.md`.
 
-    `container` is the name of the target's container in our pod. "" accepts any container.
+    `clickhouse` is used for `auto` and `clickhouse:URL`, and not closed. `container` is the name of
+    the target's container in our pod. "" accepts any container. Raises ValueError if the meter
+    cannot read the target.
     """
     proc = proc or ProcFs()
-    if name.kind == "clickhouse":
-        return Target(str(name), [ServerSource(clickhouse, clock)], clock)
+    meter = name.meter(meter)
+    server = [ServerSource(clickhouse, clock)] if name.kind in {"auto", "clickhouse"} else []
+    if meter == "clickhouse":
+        return Target(str(name), server, clock)
     if name.kind == "cgroup":
         locate = at_path(Locator(proc), Path(name.value))
         return Target(str(name), [_cgroup_source(locate, proc, clock)], clock)
     if name.kind == "pid":
-        return Target(
-            str(name), _process_sources(Finder(proc, int(name.value)), proc, clock), clock
-        )
-    if name.kind == "process":
+        finder = Finder(proc, int(name.value))
+    elif name.kind == "process":
         finder = Finder(proc, name.value, container=container)
-        return Target(str(name), _process_sources(finder, proc, clock), clock)
-    # `auto` does not imply that the server is in our pid namespace.
-    finder = Finder(proc, SERVER, shared=False, container=container)
-    cgroup, process = _process_sources(finder, proc, clock)
-    return Target(str(name), [cgroup, ServerSource(clickhouse, clock), process], clock)
-
-
-def _process_sources(finder: Finder, proc: ProcFs, clock: Clock) -> list[ReadingSource]:
-    locate = of_process(Locator(proc), finder, proc)
-    return [
-        _cgroup_source(locate, proc, clock),
-        _Processes(finder, proc, clock.boot_id),
-    ]
+    else:  # `auto` does not imply that the server is in our pid namespace
+        finder = Finder(proc, SERVER, shared=False, container=container)
+    process = _Processes(finder, proc, clock.boot_id)
+    if meter == "process":
+        return Target(str(name), [process, *server], clock)
+    cgroup = _cgroup_source(of_process(Locator(proc), finder, proc), proc, clock)
+    return Target(str(name), [cgroup, *server, process], clock)
 
 
 def _cgroup_source(locate: Callable[[], CgroupPlace], proc: ProcFs, clock: Clock) -> CgroupSource:
@@ -295,7 +319,7 @@ def _cgroup_source(locate: Callable[[], CgroupPlace], proc: ProcFs, clock: Clock
 
 
 class _Processes:
-    """The process tree. Its module is loaded when no better source can be read."""
+    """The process tree. Its module is loaded when it is read for the first time."""
 
     name: SourceName = "process"
 

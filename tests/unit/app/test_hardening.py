@@ -1,0 +1,143 @@
+"""Files and directories that others could read or change, and URLs that hold secrets."""
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import structlog
+
+from byoc_agents.app.hardening import report_writable, restrict_directories
+from byoc_agents.app.run import configure
+from byoc_agents.egress.gate import Gate
+from byoc_agents.errors import ConfigError, hide_url_secrets
+
+IDENTITY = {"BYOC_ORGANIZATION_ID": "o", "BYOC_SERVICE_ID": "s", "BYOC_REGION": "eu-west-1"}
+
+
+def test_new_files_are_private_and_there_is_no_core_file(tmp_path: Path) -> None:
+    code = """
+import os, resource, sys
+from byoc_agents.app.hardening import restrict_process
+os.umask(0)
+restrict_process()
+open(sys.argv[1], "w").close()
+print(resource.getrlimit(resource.RLIMIT_CORE))
+"""
+    file = tmp_path / "file"
+    command = [sys.executable, "-c", code, str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert done.stdout.strip() == "(0, 0)"
+
+
+def test_a_directory_that_is_open_to_others_is_closed_and_the_group_keeps_its_access(
+    tmp_path: Path,
+) -> None:
+    paths = [tmp_path / name for name in ("open", "group", "private", "missing")]
+    for path, mode in zip(paths, (0o777, 0o2770, 0o700), strict=False):
+        path.mkdir()
+        path.chmod(mode)
+    with structlog.testing.capture_logs() as logs:
+        restrict_directories(paths)
+    modes = [stat.S_IMODE(path.stat().st_mode) for path in paths[:3]]
+    assert modes == [0o770, 0o2770, 0o700]
+    assert [(line["event"], line["path"], line["mode"]) for line in logs] == [
+        ("state.closed_to_others", str(paths[0]), "0777")
+    ]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+def test_an_open_directory_of_another_user_is_an_error() -> None:
+    """The machine's directory for temporary files belongs to root and is open to all."""
+    code = """
+import os, pathlib, tempfile
+from byoc_agents.app.hardening import restrict_directories
+os.setuid(65534)
+restrict_directories([pathlib.Path(tempfile.gettempdir())])
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert "state.open_to_others" in done.stdout
+    assert "no access for others" in done.stdout
+
+
+def test_a_file_of_settings_that_everybody_may_change_is_an_error(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("open", "readable")]
+    for file, mode in zip(files, (0o666, 0o444), strict=True):
+        file.touch()
+        file.chmod(mode)
+    with structlog.testing.capture_logs() as logs:
+        report_writable([*map(str, files), str(tmp_path / "missing")])
+    assert [(line["event"], line["path"]) for line in logs] == [
+        ("settings.writable", str(files[0]))
+    ]
+
+
+def test_the_files_that_hold_secrets_are_known(tmp_path: Path) -> None:
+    secret = tmp_path / "password"
+    secret.write_text("hunter2")
+    config = tmp_path / "agents.yaml"
+    config.write_text(f"clickhouse_password_file: {secret}\n")
+    environ = IDENTITY | {"BYOC_BILLING_BUCKET": "usage"}
+    assert configure(["billing-scraper"], environ, str(config)).files == (str(secret), str(config))
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://u:hunter2@h/p", "https://***@h/p"),
+        ("clickhouse:https://u:hunter2@h:8443", "clickhouse:https://***@h:8443"),
+        ("https://u:hun/ter@2@h", "https://***@h"),
+        ("https://h/v1?token=hunter2", "https://h/v1?***"),
+        ("https://h/v1#hunter2", "https://h/v1?***"),
+        ("a=http://u:hunter2@h:1,b=http://u:hunter2@i:2", "a=http://***@h:1,b=http://***@i:2"),
+        ("'https://h/?hunter2': expected", "'https://h/?***': expected"),
+        ("http://127.0.0.1:8123", "http://127.0.0.1:8123"),
+        ("why? u@h", "why? u@h"),
+    ],
+)
+def test_a_url_is_printed_without_its_secrets(text: str, shown: str) -> None:
+    assert hide_url_secrets(text) == shown
+
+
+ALERTS = {
+    "BYOC_ALERTS_URL": "https://control.example/v1?token=hunter2",
+    "BYOC_ALERTS_TOKEN": "t" * 32,
+    "BYOC_ALERTS_SIGNING_SECRET": "whsec_a2tra2tra2tra2tra2tra2tra2tra2tra2tra2tra2s=",
+    "BYOC_ALERTS_WEBHOOK_TOKEN": "w" * 32,
+}
+ALL = ALERTS | {
+    "BYOC_BILLING_BUCKET": "usage",
+    "BYOC_STATE_QUEUE_URL": "https://sqs.eu-west-1.amazonaws.com/1/q.fifo",
+}
+SECRET_URLS = {
+    "BYOC_BILLING_TARGET": "clickhouse:https://u:hunter2@h/path",
+    "BYOC_CLICKHOUSE_URL": "https://u:hunter2@h",
+    "BYOC_STATE_QUEUE_URL": "https://u:hunter2@h/q",
+    "BYOC_ALERTS_URL": "ftp://u:hunter2@h/?token=hunter2",
+    "AWS_ENDPOINT_URL": "https://u:hunter2@h",
+    "BYOC_HTTPS_PROXY": "socks://u:hunter2@h",
+}
+
+
+def configure_and_start(daemons: list[str], environ: dict[str, str]) -> None:
+    """Read the settings and make the gate, as the daemons do first."""
+    configuration = configure(daemons, environ)
+    Gate(configuration.destinations, proxy=configuration.core.https_proxy or None)
+
+
+@pytest.mark.parametrize("variable", SECRET_URLS)
+def test_no_mistake_prints_the_secrets_of_a_url(variable: str) -> None:
+    daemons = ["billing-scraper", "state-exporter", "alert-forwarder"]
+    environ = IDENTITY | ALL | {variable: SECRET_URLS[variable]}
+    with pytest.raises(ConfigError) as caught:
+        configure_and_start(daemons, environ)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_the_query_of_a_url_is_not_among_the_effective_settings() -> None:
+    shown = configure(["alert-forwarder"], IDENTITY | ALERTS).described()
+    assert shown["BYOC_ALERTS_URL"] == "https://control.example/v1?***"
