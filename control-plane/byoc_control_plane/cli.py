@@ -83,7 +83,8 @@ class Process:
         )
         await progress.load()
         listen = Listen(*own.listen, own.tls_cert_file, own.tls_key_file)
-        await self._stack.enter_async_context(serve(receiver.answer, listen))
+        host, port = await self._stack.enter_async_context(serve(receiver.answer, listen))
+        structlog.get_logger().info("receiver.listening", host=host, port=port)
         return receiver, progress
 
     async def open_consumer(

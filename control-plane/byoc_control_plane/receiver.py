@@ -1,6 +1,7 @@
 """`POST /v1/events`: what the alert forwarders deliver. 2xx only after the insert.
 
-The contract is docs/control-plane.openapi.yaml. The answers are fixed words in JSON.
+The contract is docs/control-plane.openapi.yaml. A 2xx and a rejection have the form by which the
+forwarder knows that this receiver answered, and no device on the path.
 """
 
 import asyncio
@@ -15,6 +16,7 @@ from aiohttp import web
 
 from byoc_agents.alerts.http_server import NAMELESS
 from byoc_agents.app.clock import Clock
+from byoc_agents.sinks.control_plane import CODES, Rejected, Stored
 from byoc_agents.sinks.https import signatures, signing_keys
 from byoc_control_plane.inserter import Inserter
 from byoc_control_plane.metrics import PlaneMetrics
@@ -32,6 +34,8 @@ REMEMBERED = 100_000  # deliveries that were stored; a repeat is answered withou
 RETRY_SECONDS = "2"
 SINGLE, BATCH = "application/cloudevents+json", "application/cloudevents-batch+json"
 STREAM = "alerts"
+
+Decision = tuple[int, str | Stored]  # the status; the reason of a refusal
 
 
 class Receiver:
@@ -61,7 +65,7 @@ class Receiver:
         self._signing_secrets = signing_secrets
         self._body_seconds = body_seconds
         self._free = max_bodies
-        self._stored: OrderedDict[bytes, None] = OrderedDict()
+        self._stored: OrderedDict[bytes, int] = OrderedDict()  # delivery -> its events
         self._log = structlog.get_logger().bind(stream=STREAM)
 
     async def run(self) -> None:
@@ -72,13 +76,17 @@ class Receiver:
 
     async def answer(self, request: web.BaseRequest) -> web.Response:
         """Answer one request."""
-        status, word = await self._decide(request)
+        status, said = await self._decide(request)
         self._metrics.requests.labels(str(status)).inc()
         if status >= 500:  # noqa: PLR2004  a sender that is sent away may look silent
             self._progress.observe(self._progress.now_ms, caught_up=False)
         if status != 200:  # noqa: PLR2004  the only success
-            self._log.warning("delivery.refused", status=status, why=word, peer=request.remote)
-        response = web.json_response({"status": word}, status=status, headers=NAMELESS)
+            self._log.warning("delivery.refused", status=status, why=said, peer=request.remote)
+        response = web.json_response(
+            body=msgspec.json.encode(_answer(request, status, said)),
+            status=status,
+            headers=NAMELESS,
+        )
         if status == 503:  # noqa: PLR2004
             response.headers["Retry-After"] = RETRY_SECONDS
         if status == 401:  # noqa: PLR2004  RFC 9110
@@ -87,8 +95,8 @@ class Receiver:
             response.force_close()  # the rest of the body is not read
         return response
 
-    async def _decide(self, request: web.BaseRequest) -> tuple[int, str]:
-        """Return the status and the word of the answer."""
+    async def _decide(self, request: web.BaseRequest) -> Decision:
+        """Return the status, and what was stored or why nothing was."""
         if refused := self._refuse_head(request):
             return refused
         self._free -= 1
@@ -119,12 +127,12 @@ class Receiver:
         )
         return next(((status, word) for holds, status, word in checks if not holds), None)
 
-    async def _store(self, request: web.BaseRequest, body: bytes) -> tuple[int, str]:
+    async def _store(self, request: web.BaseRequest, body: bytes) -> Decision:
         delivery_id = request.headers["webhook-id"]
         sender = request.headers["Authorization"]
         digest = hashlib.sha256(f"{sender}\n{delivery_id}\n".encode() + body).digest()
-        if digest in self._stored:
-            return 200, "stored"
+        if known := self._stored.get(digest):
+            return 200, Stored(stored=0, duplicates=known)
         try:
             rows = _rows(request.content_type, body, self._progress.now_ms)
             if not self._may_send(request, rows):
@@ -137,10 +145,10 @@ class Receiver:
         except StoreError:
             return 503, "not stored"
         self._metrics.messages.labels(STREAM, "stored").inc(len(rows))
-        self._stored[digest] = None
+        self._stored[digest] = len(rows)
         if len(self._stored) > REMEMBERED:
             self._stored.popitem(last=False)
-        return 200, "stored"
+        return 200, Stored(stored=len(rows), duplicates=0)
 
     def _owners(self, request: web.BaseRequest) -> list[str]:
         """Return the organizations that the request's token belongs to; "" is every one."""
@@ -176,6 +184,17 @@ class Receiver:
             for b in theirs
         )
         return sum(equal) > 0  # compares with each
+
+
+def _answer(
+    request: web.BaseRequest, status: int, said: str | Stored
+) -> Stored | Rejected | dict[str, str]:
+    """Return the body of an answer. A rejection names the delivery that it is about."""
+    if isinstance(said, Stored):
+        return said
+    if status in CODES:
+        return Rejected(request.headers.get("webhook-id", ""), CODES[status])
+    return {"status": said}
 
 
 async def _read_body(request: web.BaseRequest) -> bytes | None:

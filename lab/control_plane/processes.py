@@ -56,7 +56,7 @@ async def running_plane(
         metrics = await _address(log, '"metrics.listening"', child)
         events = ""
         if "receiver" in parts:
-            address = await _address(log, '"webhook.listening"', child)
+            address = await _address(log, '"receiver.listening"', child)
             events = f"{address}/v1/events"
         yield PlaneProcess(child, f"{metrics}/metrics", events)
 

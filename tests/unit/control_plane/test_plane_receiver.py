@@ -4,6 +4,7 @@ import asyncio
 import base64
 import gzip
 import io
+import json
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
@@ -15,6 +16,7 @@ from byoc_agents.alerts.http_server import Listen, serve
 from byoc_agents.app.cloudevents import encode
 from byoc_agents.delivery.sink import Message
 from byoc_agents.errors import Reason
+from byoc_agents.sinks.control_plane import proves_rejection, proves_storage
 from byoc_agents.sinks.https import HttpsSink, signatures, signing_keys
 from byoc_control_plane.inserter import Inserter
 from byoc_control_plane.metrics import PlaneMetrics
@@ -62,7 +64,10 @@ class World:
         signed: bytes | None = None,
         **headers: str,
     ) -> int:
-        """Send a delivery that is signed now; return the status."""
+        """Send a delivery that is signed now; return the status.
+
+        Asserts that a 200 and a rejection prove themselves.
+        """
         timestamp = self.clock.wall_ns() // 10**9 - age
         content = body if signed is None else signed
         sent = {
@@ -74,8 +79,13 @@ class World:
         } | {name.replace("_", "-"): value for name, value in headers.items()}
         async with self.session.post(self.url, data=io.BytesIO(body), headers=sent) as answer:
             assert answer.content_type == "application/json"
-            await answer.read()
-            return answer.status
+            status, said = answer.status, await answer.read()
+            rejected = proves_rejection(status, said, sent["webhook-id"])
+            assert rejected == (status in {413, 415, 422})
+            if status == 200:
+                events = len(json.loads(body)) if sent["Content-Type"] == BATCH else 1
+                assert proves_storage(answer.headers, said, sent["webhook-id"], events)
+            return status
 
 
 @pytest.fixture
@@ -265,7 +275,23 @@ async def test_the_forwarders_own_sink_is_understood(world: World) -> None:
     )
     events = [watch_alert(START_MS, 1), heartbeat_event(START_MS, 0)]
     messages = [Message(one.id, one.type, encode(one), START_MS) for one in events]
-    for sent in (messages[:1], messages):
+    for sent in (messages[:1], messages, messages):  # the last one is a repeat
         outcomes = await sink.send(sent)
         assert [outcome.reason for outcome in outcomes] == [Reason.OK] * len(sent)
     assert set(world.store.ids("byoc_alerts")) == {one.id for one in events}
+
+
+async def test_the_forwarders_own_sink_gives_up_the_invalid_event_alone(world: World) -> None:
+    sink = HttpsSink(
+        world.url,
+        world.session,
+        token=lambda: "new",
+        signing_secret=lambda: NEW,
+        clock=world.clock,
+    )
+    valid = watch_alert(START_MS, 1)
+    bodies = {valid.id: encode(valid), "invalid": b"{}"}
+    messages = [Message(id_, "alert", body, START_MS) for id_, body in bodies.items()]
+    outcomes = await sink.send(messages)
+    assert [outcome.reason for outcome in outcomes] == [Reason.OK, Reason.REJECTED]
+    assert world.store.ids("byoc_alerts") == [valid.id]
