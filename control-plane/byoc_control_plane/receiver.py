@@ -76,14 +76,14 @@ class Receiver:
 
     async def answer(self, request: web.BaseRequest) -> web.Response:
         """Answer one request."""
-        status, said = await self._decide(request)
+        status, content = await self._decide(request)
         self._metrics.requests.labels(str(status)).inc()
         if status >= 500:  # noqa: PLR2004  a sender that is sent away may look silent
             self._progress.observe(self._progress.now_ms, caught_up=False)
         if status != 200:  # noqa: PLR2004  the only success
-            self._log.warning("delivery.refused", status=status, why=said, peer=request.remote)
+            self._log.warning("delivery.refused", status=status, why=content, peer=request.remote)
         response = web.json_response(
-            body=msgspec.json.encode(_answer(request, status, said)),
+            body=msgspec.json.encode(_answer(request, status, content)),
             status=status,
             headers=NAMELESS,
         )
@@ -96,7 +96,7 @@ class Receiver:
         return response
 
     async def _decide(self, request: web.BaseRequest) -> Decision:
-        """Return the status, and what was stored or why nothing was."""
+        """Return the status, and the numbers stored or the reason of the refusal."""
         if refused := self._refuse_head(request):
             return refused
         self._free -= 1
@@ -187,14 +187,14 @@ class Receiver:
 
 
 def _answer(
-    request: web.BaseRequest, status: int, said: str | Stored
+    request: web.BaseRequest, status: int, content: str | Stored
 ) -> Stored | Rejected | dict[str, str]:
     """Return the body of an answer. A rejection names the delivery that it is about."""
-    if isinstance(said, Stored):
-        return said
+    if isinstance(content, Stored):
+        return content
     if status in CODES:
         return Rejected(request.headers.get("webhook-id", ""), CODES[status])
-    return {"status": said}
+    return {"status": content}
 
 
 async def _read_body(request: web.BaseRequest) -> bytes | None:
