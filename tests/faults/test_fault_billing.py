@@ -200,7 +200,7 @@ def spool_bytes(world: World) -> int:
 
 
 def damage(path: Path, rng: random.Random) -> None:
-    """Overwrite one page of the file with noise; the last commits may lie in the journal."""
+    """Overwrite one page of the file with noise; the last commits may be in the journal."""
     content = bytearray(path.read_bytes())
     start = rng.randrange(0, len(content), 4096)
     content[start : start + 4096] = rng.randbytes(min(4096, len(content) - start))

@@ -8,5 +8,5 @@
 | `ptrace.py` | system calls altered on their way into the kernel: short writes, one chosen call |
 | `short.py` | lets a running process write less than it asks for |
 | `sweep.py` | every single call of an opening, failing in every way |
-| `writer.py` | the traced program: a spool and a ledger, and what it was told of each write |
+| `writer.py` | the traced program: a spool and a ledger, and the result of each write |
 """
