@@ -57,7 +57,7 @@ def billing(found: Evidence) -> Iterator[str]:
 def _cpu(found: Evidence, report: Report, told: Decimal) -> Iterator[str]:
     """Check billed + stated as unrecorded + unseen at the ends of lives = the kernel's counter.
 
-    `told` are core seconds of findings that are allowed.
+    `told` is the core seconds of findings that are allowed.
     """
     by_inode: dict[int, list[Usage]] = {}
     for one in usages(found.objects):
