@@ -12,11 +12,11 @@ from typing import Any
 import msgspec
 import structlog
 
-from byoc_agents.alerts.http_server import Listen, serve
 from byoc_agents.alerts.reloadable_secret import ReloadableSecret
 from byoc_agents.app import logging as log
 from byoc_agents.app import signals
 from byoc_agents.app.clock import SystemClock
+from byoc_agents.app.http_server import Listen, serve
 from byoc_agents.app.settings import load, unknown
 from byoc_agents.egress.aws import aws_config, aws_session, fetch_credentials
 from byoc_agents.egress.destinations import (
@@ -32,7 +32,7 @@ from byoc_control_plane.consumer import Consumer
 from byoc_control_plane.inserter import Inserter
 from byoc_control_plane.metrics import PlaneMetrics, serve_metrics
 from byoc_control_plane.progress import Progress, SilenceWatch, StreamName
-from byoc_control_plane.receiver import Receiver
+from byoc_control_plane.receiver import LIMITS, Receiver
 from byoc_control_plane.schema import PREFIXES, table_statements, tenant_statements
 from byoc_control_plane.settings import ConsumerSettings, PlaneSettings, ReceiverSettings
 from byoc_control_plane.store import Store, StoreError, create_tables, open_store
@@ -83,7 +83,7 @@ class Process:
         )
         await progress.load()
         listen = Listen(*own.listen, own.tls_cert_file, own.tls_key_file)
-        host, port = await self._stack.enter_async_context(serve(receiver.answer, listen))
+        host, port = await self._stack.enter_async_context(serve(receiver.answer, listen, LIMITS))
         structlog.get_logger().info("receiver.listening", host=host, port=port)
         return receiver, progress
 

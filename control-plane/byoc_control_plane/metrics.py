@@ -12,7 +12,10 @@ from prometheus_client import (
     generate_latest,
 )
 
+from byoc_agents.app.http_server import SERVER_HEADER, Listen, PortLimits, serve
 from byoc_control_plane import __version__
+
+LIMITS = PortLimits(max_unauthenticated=32)  # Prometheus, a load balancer and people need a few
 
 
 class PlaneMetrics:
@@ -76,21 +79,17 @@ async def serve_metrics(
 ) -> AsyncIterator[tuple[str, int]]:
     """Serve /metrics and /healthz; yield the bound address. Raises OSError."""
 
-    async def show_metrics(_: web.Request) -> web.Response:
-        body = generate_latest(metrics.registry)
-        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
+    async def answer(request: web.BaseRequest) -> web.Response:
+        if request.path == "/metrics" and request.method in {"GET", "HEAD"}:
+            body = generate_latest(metrics.registry)
+            headers = {"Content-Type": CONTENT_TYPE_LATEST}
+            response = web.Response(body=body, headers=SERVER_HEADER | headers)
+        elif request.path == "/healthz" and request.method in {"GET", "HEAD"}:
+            response = web.Response(text="ok\n", headers=SERVER_HEADER)
+        else:
+            response = web.Response(status=404, headers=SERVER_HEADER)
+            response.force_close()
+        return response
 
-    async def show_health(_: web.Request) -> web.Response:
-        return web.Response(text="ok\n")
-
-    app = web.Application()
-    app.router.add_get("/metrics", show_metrics)
-    app.router.add_get("/healthz", show_health)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, *listen).start()
-        host, port = runner.addresses[0][:2]
-        yield host, port
-    finally:
-        await runner.cleanup()
+    async with serve(answer, Listen(*listen), LIMITS) as address:
+        yield address

@@ -14,8 +14,8 @@ import msgspec
 import structlog
 from aiohttp import web
 
-from byoc_agents.alerts.http_server import NAMELESS
 from byoc_agents.app.clock import Clock
+from byoc_agents.app.http_server import SERVER_HEADER, ClientConnection, PortLimits
 from byoc_agents.sinks.control_plane import CODES, Rejected, Stored
 from byoc_agents.sinks.https import signatures, signing_keys
 from byoc_control_plane.inserter import Inserter
@@ -26,6 +26,7 @@ from byoc_control_plane.store import RowsRefusedError, StoreError
 
 PATH = "/v1/events"
 TOLERANCE_SECONDS = 300  # Standard Webhooks: an older signature is a replay
+LIMITS = PortLimits(max_unauthenticated=64, max_authenticated=512)  # as the forwarder's webhook
 MAX_BODY_BYTES = 1024**2  # four times the forwarder's largest batch
 MAX_EVENTS = 500  # the largest BYOC_ALERTS_MAX_BATCH
 MAX_BODIES = 64  # in memory at once: 64 MiB, and as much again as rows
@@ -85,12 +86,13 @@ class Receiver:
         response = web.json_response(
             body=msgspec.json.encode(_answer(request, status, content)),
             status=status,
-            headers=NAMELESS,
+            headers=SERVER_HEADER,
         )
         if status == 503:  # noqa: PLR2004
             response.headers["Retry-After"] = RETRY_SECONDS
         if status == 401:  # noqa: PLR2004  RFC 9110
             response.headers["WWW-Authenticate"] = "Bearer"
+            response.force_close()  # an unknown client keeps no connection
         if not request.content.is_eof():
             response.force_close()  # the rest of the body is not read
         return response
@@ -125,7 +127,13 @@ class Receiver:
             ("Content-Encoding" not in request.headers, 415, "expected no Content-Encoding"),
             (self._free > 0, 503, "busy"),
         )
-        return next(((status, word) for holds, status, word in checks if not holds), None)
+        refusals = ((status, word) for holds, status, word in checks if not holds)
+        if refused := next(refusals, None):
+            return refused
+        protocol = request.protocol
+        if isinstance(protocol, ClientConnection) and not protocol.authenticate():
+            return 503, "busy"
+        return None
 
     async def _store(self, request: web.BaseRequest, body: bytes) -> Decision:
         delivery_id = request.headers["webhook-id"]

@@ -32,6 +32,7 @@ from lab.demo.process import DemoError, forget_accounts, started, written
 from lab.demo.snapshot import EXPORTER, FORWARDER, SCRAPER
 from lab.demo.storage import BUCKET, bucket
 from lab.demo.workload_process import living
+from lab.fakes.http import WEBHOOK_TOKEN
 from lab.fakes.state import HEALTHY, FakeClickHouse
 
 FLEET = (
@@ -108,6 +109,10 @@ async def play(directory: Path, url: str, *, once: bool) -> int:
             "BYOC_ALERTS_URL": plane.events_url,
             "BYOC_ALERTS_TOKEN": token,
             "BYOC_ALERTS_SIGNING_SECRET": secret,
+            "BYOC_ALERTS_WEBHOOK_TOKEN": WEBHOOK_TOKEN,
+            "BYOC_ALERTS_FINGERPRINT_SECRET": secrets.token_urlsafe(32),
+            "BYOC_ALERTS_MATCHERS": 'severity=~"critical|warning"',
+            "BYOC_ALERTS_ANNOTATIONS": "summary",
         }
         names = (SCRAPER, EXPORTER, FORWARDER)
         daemons = await enter(Daemons(names, agents, directory, session))

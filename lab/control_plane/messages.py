@@ -127,6 +127,7 @@ def watch_alert(now_ms: int, number: int, *, origin: Origin = ORIGIN) -> AlertEv
         labels={"alertname": "ClickHouseDown", "severity": "critical"},
         annotations={"summary": "A replica does not answer."},
         cut=[],
+        withheld=[],
         group_truncated_alerts=0,
     )
     return AlertEvent(

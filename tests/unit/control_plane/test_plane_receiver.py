@@ -12,8 +12,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from byoc_agents.alerts.http_server import Listen, serve
 from byoc_agents.app.cloudevents import encode
+from byoc_agents.app.http_server import Listen, PortLimits, serve
 from byoc_agents.delivery.sink import Message
 from byoc_agents.errors import Reason
 from byoc_agents.sinks.control_plane import proves_rejection, proves_storage
@@ -21,7 +21,7 @@ from byoc_agents.sinks.https import HttpsSink, signatures, signing_keys
 from byoc_control_plane.inserter import Inserter
 from byoc_control_plane.metrics import PlaneMetrics
 from byoc_control_plane.progress import Progress
-from byoc_control_plane.receiver import BATCH, MAX_BODY_BYTES, PATH, SINGLE, Receiver
+from byoc_control_plane.receiver import BATCH, LIMITS, MAX_BODY_BYTES, PATH, SINGLE, Receiver
 from byoc_control_plane.store import RowsRefusedError, StoreError
 from lab.control_plane.memory_store import MemoryStore
 from lab.control_plane.messages import heartbeat_event, watch_alert
@@ -93,7 +93,7 @@ async def world() -> AsyncIterator[World]:
     made = World()
     task = asyncio.ensure_future(made.inserter.run())
     async with (
-        serve(made.receiver.answer, Listen("127.0.0.1", 0)) as (host, port),
+        serve(made.receiver.answer, Listen("127.0.0.1", 0), LIMITS) as (host, port),
         aiohttp.ClientSession() as made.session,
     ):
         made.url = f"http://{host}:{port}{PATH}"
@@ -263,6 +263,16 @@ async def test_more_bodies_than_there_is_room_for_are_sent_away(world: World) ->
         pass
     world.store.released.set()
     assert await asyncio.gather(*two) == [200, 200]
+
+
+async def test_only_a_sender_with_a_token_takes_a_place_of_the_authenticated(world: World) -> None:
+    """The bounds of the port are those of `http_server`; here there is no place."""
+    limits = PortLimits(max_unauthenticated=2, max_authenticated=0)
+    async with serve(world.receiver.answer, Listen("127.0.0.1", 0), limits) as (host, port):
+        world.url = f"http://{host}:{port}{PATH}"
+        assert await world.post(alert(), Authorization="Bearer no") == 401
+        assert await world.post(alert()) == 503
+    assert world.store.rows == {}
 
 
 async def test_the_forwarders_own_sink_is_understood(world: World) -> None:
