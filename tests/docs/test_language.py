@@ -17,8 +17,8 @@ REQUIRED = {
 }
 PLAIN = [
     *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "RELEASE.md"),
-    *("CODE_OF_CONDUCT.md", "docs/index.md", "docs/concepts.md", "docs/architecture.md"),
-    *("docs/configuration.md", "docs/internals/accuracy.md", "docs/contracts/compatibility.md"),
+    "CODE_OF_CONDUCT.md",
+    *sorted(str(path.relative_to(language.ROOT)) for path in language.ROOT.glob("docs/**/*.md")),
 ]
 
 
