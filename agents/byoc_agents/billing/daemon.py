@@ -16,9 +16,11 @@ from byoc_agents.app.clock import asleep_ns
 from byoc_agents.app.context import ClickHouseSettings, Runtime
 from byoc_agents.app.daemon import Daemon
 from byoc_agents.app.settings import CoreSettings, Setting, account_id, number
+from byoc_agents.billing.metrics import BillingMetrics
 from byoc_agents.billing.objects import DEFAULT_PREFIX
 from byoc_agents.billing.recorder import Recorder, UsageIdentity
-from byoc_agents.billing.scraper import Intervals, Scraper, seal_phase_ms
+from byoc_agents.billing.scraper import Scraper
+from byoc_agents.billing.sealer import Intervals, Sealer, seal_phase_ms
 from byoc_agents.billing.sources.select import MeterKind, open_target, parse_target
 from byoc_agents.delivery.sink import Sink
 from byoc_agents.egress.destinations import (
@@ -182,6 +184,15 @@ async def open_daemon(
         intervals = _intervals(own, runtime.core.pod_uid or runtime.core.replica)
         metered_url = target.clickhouse_url(clickhouse.url)
         local = metered_url is None or _is_loopback(metered_url)
+        sealer = Sealer(
+            NAME,
+            intervals=intervals,
+            spool=spool,
+            clock=runtime.clock,
+            prefix=own.prefix,
+            compression=own.compression,
+            sent=partial(recently_sent, ledger.directory),
+        )
         scraper = Scraper(
             NAME,
             target=open_target(
@@ -194,17 +205,15 @@ async def open_daemon(
             recorder=Recorder(identity=_identity(runtime.core, own), sample_ms=intervals.sample_ms),
             intervals=intervals,
             spool=spool,
+            sealer=sealer,
             clock=runtime.clock,
-            metrics=runtime.metrics,
-            prefix=own.prefix,
-            compression=own.compression,
-            sent=partial(recently_sent, ledger.directory),
+            metrics=BillingMetrics(NAME, runtime.metrics),
             machine_cpus=_online_cpus if local else lambda: None,
             asleep_ns=asleep_ns if local else lambda: None,
             end_hint=own.end_hint,
         )
         yield runtime.daemon(
-            NAME, source=scraper, spool=spool, sink=sink, ledger=ledger, seal=scraper.seal
+            NAME, source=scraper, spool=spool, sink=sink, ledger=ledger, seal=sealer.seal_all
         )
 
 
