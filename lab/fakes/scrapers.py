@@ -9,6 +9,7 @@ from byoc_agents.billing.metrics import BillingMetrics
 from byoc_agents.billing.recorder import Recorder
 from byoc_agents.billing.scraper import Scraper
 from byoc_agents.billing.sealer import Intervals, Sealer
+from byoc_agents.billing.streams import ObjectStream, ReplicaStream
 from byoc_agents.durable.spool import Spool
 
 DAEMON = "billing-scraper"
@@ -19,12 +20,14 @@ def make_sealer(
     spool: Spool,
     clock: Clock,
     sent: Callable[[], Mapping[str, bool]] = dict,
+    stream: ObjectStream | None = None,
 ) -> Sealer:
     """Return a sealer for zstd objects under `v1/`."""
     return Sealer(
         DAEMON,
         intervals=intervals,
         spool=spool,
+        stream=stream or ReplicaStream(spool),
         clock=clock,
         prefix="v1/",
         compression="zstd",

@@ -14,14 +14,19 @@ from byoc_agents.errors import SpoolError
 class BillingMetrics:
     """Counts the samples, records and errors of one target. An error is logged once."""
 
-    def __init__(self, daemon: str, metrics: Metrics) -> None:
-        """`daemon` is the label of the metrics and the field of the log events."""
+    def __init__(self, daemon: str, metrics: Metrics, replica: str = "") -> None:
+        """`daemon` is a label of the metrics and a field of the log events.
+
+        `replica` is a field of the log events if the daemon meters several.
+        """
         self.target_error = ""  # the last one, also of a better source than the one in use
         self.spool_error = ""  # "" after a successful write
         self._daemon = daemon
         self._metrics = metrics
         self._samples = cache(partial(metrics.billing_samples.labels, daemon))  # by source
         self._log = structlog.get_logger().bind(daemon=daemon)
+        if replica:
+            self._log = self._log.bind(replica=replica)
 
     def count_sample(self, seen: TargetObservation) -> None:
         """Count a sample by its source. Log its error if it is another one than before."""

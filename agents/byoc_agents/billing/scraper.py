@@ -16,22 +16,19 @@ from byoc_agents.app.cloudevents import encode, rfc3339
 from byoc_agents.billing.checkpoint import (
     Checkpoint,
     DeferredPeriods,
-    decode_checkpoint,
     encode_checkpoint,
     same_position,
 )
 from byoc_agents.billing.meter import Meter
 from byoc_agents.billing.metrics import BillingMetrics
-from byoc_agents.billing.record import GapReason
 from byoc_agents.billing.recorder import Recorder
-from byoc_agents.billing.rollback import announced_epochs, is_rolled_back, uncertain_since_ms
 from byoc_agents.billing.sealer import Intervals, Sealer
 from byoc_agents.billing.sources.select import Target
+from byoc_agents.billing.streams import CHECKPOINT, EpochStart
 from byoc_agents.billing.window import MeterState, Period, Sample, Window
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import SpoolCorruptError, SpoolError
 
-CHECKPOINT = "billing/meter"
 DEFERRED_PER_COMMIT = 6  # samples per commit of deferred periods: about 10 KiB
 MAX_DEFERRED = 10_000  # periods kept in memory while the spool is full, about 2 KiB each
 HINT_POLL_MS = 1000  # interval of the checks for the file that announces the target's end
@@ -51,6 +48,7 @@ class Scraper:
         intervals: Intervals,
         spool: Spool,
         sealer: Sealer,
+        key: str = CHECKPOINT,
         clock: Clock,
         metrics: BillingMetrics,
         machine_cpus: Callable[[], int | None] = lambda: None,
@@ -60,12 +58,12 @@ class Scraper:
     ) -> None:
         """Take the dependencies.
 
-        `sealer` writes to `spool`. `machine_cpus` returns the number of CPUs of the target's
-        machine, or None if it is unknown; the bound is then `record.MAX_CPUS`. `asleep_ns` returns
-        how long the machine has slept since its boot, nanoseconds, or None if that is unknown.
-        `end_hint` is a file that appears when the target is about to end. From then on samples are
-        taken every `HINTED_SAMPLE_MS`. `max_deferred` is how many periods are kept in memory while
-        the spool accepts none.
+        `sealer` writes to `spool`. `key` is that of the checkpoint in the spool. `machine_cpus`
+        returns the number of CPUs of the target's machine, or None if it is unknown; the bound is
+        then `record.MAX_CPUS`. `asleep_ns` returns how long the machine has slept since its boot,
+        nanoseconds, or None if that is unknown. `end_hint` is a file that appears when the target
+        is about to end. From then on samples are taken every `HINTED_SAMPLE_MS`. `max_deferred` is
+        how many periods are kept in memory while the spool accepts none.
         """
         self._target = target
         self._recorder = recorder
@@ -73,6 +71,7 @@ class Scraper:
         self._meter = Meter(window_ms=intervals.window_ms)
         self._spool = spool
         self._sealer = sealer
+        self._key = key
         self._clock = clock
         self._metrics = metrics
         self._machine_cpus = machine_cpus
@@ -81,9 +80,7 @@ class Scraper:
         self._max_deferred = max_deferred
         self._log = structlog.get_logger().bind(daemon=daemon)
         self._checkpoint: Checkpoint | None = None
-        self._rolled_back = False  # the spool is older than the records that were sent
-        self._sent_epochs: set[int] = set()  # epochs found in the ledger
-        self._uncertain_since_ms: int | None = None  # start of possibly lost usage
+        self._epoch_start = EpochStart(reason="no_checkpoint")  # if there is no checkpoint
         self._secondary_window = -1
         self._stale = True  # the checkpoint in memory may differ from the spool's
         self._corruptions = 0  # of the spool, when the checkpoint was loaded
@@ -141,14 +138,21 @@ class Scraper:
         that sending them makes room, and the call can be repeated.
         """
         try:
-            await self._record_sample(await self._take_sample())
-            if self._checkpoint:
-                checkpoint = await self._write_deferred(self._checkpoint)
-                await self._write_periods(checkpoint, *self._meter.close(checkpoint.state))
+            await self.close_window()
         except SpoolError:
             await self._sealer.seal_all()
             raise
         await self._sealer.seal_all()
+
+    async def close_window(self) -> None:
+        """Take a last sample, store the open window and close the target.
+
+        Raises SpoolError. Then the call can be repeated.
+        """
+        await self._record_sample(await self._take_sample())
+        if self._checkpoint:
+            checkpoint = await self._write_deferred(self._checkpoint)
+            await self._write_periods(checkpoint, *self._meter.close(checkpoint.state))
         self._target.close()
 
     async def _record_sample(self, sample: Sample) -> None:
@@ -196,28 +200,20 @@ class Scraper:
     async def _load_checkpoint(self) -> None:
         """Load the stored checkpoint. Keep the one in memory, which knows more, if both agree."""
         self._corruptions = self._spool.corruptions
-        stored = (await self._spool.state(CHECKPOINT)).get(CHECKPOINT)
-        sent = await self._sealer.load()
-        found = decode_checkpoint(stored)
-        self._sent_epochs = announced_epochs(sent)
-        self._uncertain_since_ms = uncertain_since_ms(sent)
-        self._rolled_back = found is not None and is_rolled_back(found.epoch, found.sequence, sent)
-        mine = self._checkpoint
-        if self._rolled_back or not (found and mine and same_position(found, mine)):
-            self._checkpoint = None if self._rolled_back else found
+        found = await self._sealer.read_checkpoint(self._key)
+        if isinstance(found, EpochStart):
+            self._checkpoint, self._epoch_start = None, found
+        elif not (self._checkpoint and same_position(found, self._checkpoint)):
+            self._checkpoint = found
         self._stale = False
 
     async def _start_epoch(self, sample: Sample) -> None:
         """Start an epoch without a checkpoint. Earlier usage becomes a gap."""
-        info = await self._spool.info()
-        undecodable = CHECKPOINT in await self._spool.state(CHECKPOINT)
-        epoch, latest = info.epoch, max(self._sent_epochs, default=0)
-        corrupt = self._rolled_back or epoch in self._sent_epochs or info.replaced
-        reason: GapReason = "spool_corrupt" if corrupt else "no_checkpoint"
-        if undecodable or latest >= epoch:
-            epoch = await self._spool.later_epoch(max(sample.wall_ms, latest + 1))
-        state, periods = self._meter.start(sample, reason, since_ms=self._uncertain_since_ms)
-        self._log.warning("billing.epoch_started", epoch=epoch, reason=reason)
+        start, epoch = self._epoch_start, self._epoch_start.epoch
+        if epoch is None:
+            epoch = await self._spool.later_epoch(max(sample.wall_ms, start.least_epoch))
+        state, periods = self._meter.start(sample, start.reason, since_ms=start.since_ms)
+        self._log.warning("billing.epoch_started", epoch=epoch, reason=start.reason)
         begun = Checkpoint(epoch=epoch, sequence=0, state=state)
         await self._write_periods(begun, state, periods, always=True)
 
@@ -238,7 +234,8 @@ class Scraper:
             ]
             lines = [encode(record) for record in records]
             self._stale = True  # until the outcome of the commit is known
-            await self._sealer.stage(lines, {CHECKPOINT: encode_checkpoint(after)})
+            state_after = {self._key: encode_checkpoint(after)}
+            await self._sealer.stage(lines, state_after, self._corruptions)
             self._stale = False
             self._metrics.spool_error = ""
             for record in records:

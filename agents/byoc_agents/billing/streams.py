@@ -1,0 +1,256 @@
+"""Which stream the keys of objects number: the records of one replica, or those of a service.
+
+A scraper with one target writes objects whose key has the sequences of the replica's own records.
+A scraper that meters the replicas of a service puts their records into shared objects. Each record
+keeps its replica's epoch and sequence. The key has the numbers of the records in the scraper's own
+stream. So a missing object is a hole in these numbers, and each missing record is a hole in its
+replica's sequences.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol, TypeVar
+
+import msgspec
+import structlog
+
+from byoc_agents.app.clock import Clock
+from byoc_agents.billing.checkpoint import Checkpoint, decode_checkpoint
+from byoc_agents.billing.objects import HOUR_MS, SharedNumbers, parse_key
+from byoc_agents.billing.record import GapReason, charge_period_ms
+from byoc_agents.billing.rollback import (
+    announced_epochs,
+    count_stored_lines,
+    is_rolled_back,
+    uncertain_since_ms,
+)
+from byoc_agents.durable.spool import Spool
+
+CHECKPOINT = "billing/meter"  # of the only target; "billing/meter/NAME" of one of several
+STREAM = "billing/objects"  # the numbers of the shared objects
+
+T = TypeVar("T")
+
+
+def checkpoint_key(replica: str) -> str:
+    """Return the key of the checkpoint of one of several replicas."""
+    return f"{CHECKPOINT}/{replica}"
+
+
+class EpochStart(msgspec.Struct, frozen=True, kw_only=True):
+    """How an epoch begins without a checkpoint."""
+
+    reason: GapReason
+    epoch: int | None = None  # None = one that is later than all earlier ones of the directory
+    least_epoch: int = 0  # then it is at least this, milliseconds since 1970
+    since_ms: int | None = None  # records may be lost from then on, milliseconds since 1970
+
+
+class LostObject(NamedTuple):
+    """Records of an announced object that is gone from the spool and may not be stored."""
+
+    lines: Sequence[bytes]
+    numbers: SharedNumbers
+
+
+class Recovery(NamedTuple):
+    """The correction of a spool that is older than what was sent; to be stored in one commit."""
+
+    gone: int = 0  # how many of the oldest staged lines are in announced objects
+    resend: Sequence[LostObject] = ()  # those of them that may not be stored
+    state: Mapping[str, bytes] = {}
+
+
+class ObjectStream(Protocol):
+    """Numbers the records of objects, and knows how to begin where a checkpoint is lost."""
+
+    shared: bool
+
+    async def load(self, sent: Mapping[str, bool], lines: Sequence[bytes]) -> Recovery:
+        """Compare the spool with the announced sends, key -> whether it is known to be stored.
+
+        `lines` are the staged ones. Raises SpoolError. May be called again.
+        """
+        ...
+
+    async def read_checkpoint(self, key: str) -> Checkpoint | EpochStart:
+        """Return the checkpoint, or how to begin without it. After `load`. Raises SpoolError."""
+        ...
+
+    def numbers(self) -> SharedNumbers | None:
+        """Return the numbers of the next object; None if they are the records' sequences."""
+        ...
+
+    def advance(self, records: int) -> Mapping[str, bytes]:
+        """Count an object of so many records. Return what to store with it."""
+        ...
+
+
+class ReplicaStream:
+    """The sequences of the only target's records."""
+
+    shared = False
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._sent: Mapping[str, bool] = {}
+
+    async def load(self, sent: Mapping[str, bool], lines: Sequence[bytes]) -> Recovery:
+        """Find the staged lines that are stored already."""
+        self._sent = _select_keys(sent, shared=False)
+        return Recovery(count_stored_lines(lines, self._sent))
+
+    async def read_checkpoint(self, key: str) -> Checkpoint | EpochStart:
+        """Return the checkpoint, unless records after it were announced."""
+        stored = (await self._spool.state(key)).get(key)
+        found, info = decode_checkpoint(stored), await self._spool.info()
+        older = found is not None and (
+            is_rolled_back(found.epoch, found.sequence, self._sent)
+            or (info.replaced and found.epoch < info.epoch)  # written by one who did not know it
+        )
+        if found and not older:
+            return found
+        epochs = announced_epochs(self._sent)
+        latest = max(epochs, default=0)
+        corrupt = older or info.epoch in epochs or info.replaced
+        return EpochStart(
+            reason="spool_corrupt" if corrupt else "no_checkpoint",
+            epoch=None if stored is not None or latest >= info.epoch else info.epoch,
+            least_epoch=latest + 1,
+            since_ms=uncertain_since_ms(self._sent),
+        )
+
+    def numbers(self) -> None:
+        """Return None: the numbers are the records' sequences."""
+
+    def advance(self, records: int) -> Mapping[str, bytes]:  # noqa: ARG002  of the protocol
+        """Return nothing: the checkpoint has the sequence."""
+        return {}
+
+
+class ServiceStream:
+    """The numbers of the records of all replicas, in the order in which they were staged.
+
+    One stream is one epoch of the state directory. If the spool is lost, or older than what was
+    sent, a new stream begins, and each replica begins a new epoch with a gap.
+    """
+
+    shared = True
+
+    def __init__(self, spool: Spool, clock: Clock, name: str, replicas: Sequence[str]) -> None:
+        """`name` is that of a new stream; a stream keeps its name when the scraper gets another.
+
+        `replicas` are the names of the metered ones.
+        """
+        self._spool = spool
+        self._clock = clock
+        self._name = name
+        self._replicas = replicas
+        self._next: SharedNumbers | None = None
+        self._lost_since_ms: int | None = None  # if a checkpoint is lost
+
+    async def load(self, sent: Mapping[str, bool], lines: Sequence[bytes]) -> Recovery:
+        """Load the next number. Begin a new stream if it is lost or was used already."""
+        sent = _select_keys(sent, shared=True)
+        self._lost_since_ms = _lost_since_ms(sent, lines)
+        rows = await self._spool.state("billing/")
+        found = _decode(rows.get(STREAM), SharedNumbers)
+        if found and not is_rolled_back(found.epoch, found.first, sent):
+            self._next = found
+            return Recovery()
+        info = await self._spool.info()
+        latest = max(announced_epochs(sent), default=0)
+        now_ms = self._clock.wall_ns() // 1_000_000
+        self._next = SharedNumbers(
+            name=self._name, epoch=await self._spool.later_epoch(max(now_ms, latest + 1)), first=0
+        )
+        corrupt = STREAM in rows or bool(sent) or info.replaced
+        start = EpochStart(
+            reason="spool_corrupt" if corrupt else "no_checkpoint",
+            since_ms=self._lost_since_ms,
+        )
+        structlog.get_logger().warning(
+            "billing.stream_started", epoch=self._next.epoch, reason=start.reason
+        )
+        keys = {key for key in rows if key.startswith(checkpoint_key(""))}
+        keys |= {checkpoint_key(name) for name in self._replicas}
+        state = dict.fromkeys(keys, msgspec.json.encode(start))
+        gone, resend = _find_announced(found, sent, lines) if found else (0, ())
+        return Recovery(gone, resend, {**state, STREAM: msgspec.json.encode(self._next)})
+
+    async def read_checkpoint(self, key: str) -> Checkpoint | EpochStart:
+        """Return the checkpoint. A damaged one concerns its replica only."""
+        stored = (await self._spool.state(key)).get(key)
+        if stored is None:  # a new replica
+            return EpochStart(reason="no_checkpoint")
+        found = decode_checkpoint(stored) or _decode(stored, EpochStart)
+        if found is None:  # its last record is not older than the stream
+            since_ms = self._lost_since_ms or self.numbers().epoch - HOUR_MS
+            return EpochStart(reason="no_checkpoint", since_ms=since_ms)
+        return found
+
+    def numbers(self) -> SharedNumbers:
+        """Return the numbers of the next object."""
+        assert self._next is not None  # noqa: S101  loaded
+        return self._next
+
+    def advance(self, records: int) -> Mapping[str, bytes]:
+        """Return the row of the next number."""
+        now = self.numbers()
+        self._next = msgspec.structs.replace(now, first=now.first + records)
+        return {STREAM: msgspec.json.encode(self._next)}
+
+
+def _select_keys(sent: Mapping[str, bool], *, shared: bool) -> dict[str, bool]:
+    """Return the announced objects that are shared, or those that are not."""
+    named = ((key, stored, parse_key(key)) for key, stored in sent.items())
+    return {key: stored for key, stored, name in named if name and name.shared == shared}
+
+
+def _lost_since_ms(sent: Mapping[str, bool], lines: Sequence[bytes]) -> int | None:
+    """Return a time before the end of each replica's last record, milliseconds since 1970.
+
+    A record of one replica may be an hour older than another's in the newest object. None if
+    nothing was announced and nothing is staged.
+    """
+    since_ms = uncertain_since_ms(sent)
+    if since_ms is None and lines:
+        since_ms, _ = charge_period_ms(lines[0])
+    return since_ms and since_ms - HOUR_MS
+
+
+def _find_announced(
+    next_one: SharedNumbers, sent: Mapping[str, bool], lines: Sequence[bytes]
+) -> tuple[int, list[LostObject]]:
+    """Return how many of the staged lines are in announced objects, and the objects to send again.
+
+    `next_one` and `lines` are of the older spool. Lines are sealed in their order, so the objects
+    that were announced since then have the numbers from there on. Sealed again with the same
+    numbers they have the same key, and the receiver keeps one of them. If some records of such an
+    object are lost, the others get a new key: the receiver may have them twice, with equal ids.
+    """
+    keys = ((parse_key(key), stored) for key, stored in sent.items())
+    ranges = {
+        key.first: (key.last + 1, stored)
+        for key, stored in keys
+        if key and key.epoch == next_one.epoch
+    }
+    number, end, lost = next_one.first, next_one.first + len(lines), list[LostObject]()
+    while number < end and number in ranges:
+        after, stored = ranges[number]
+        if not stored and after > end:
+            break
+        if not stored:
+            some = lines[number - next_one.first : after - next_one.first]
+            lost.append(LostObject(some, msgspec.structs.replace(next_one, first=number)))
+        number = min(after, end)
+    return number - next_one.first, lost
+
+
+def _decode(stored: bytes | None, kind: type[T]) -> T | None:
+    """Return the stored value, or None if there is none or it is another."""
+    if stored is None:
+        return None
+    try:
+        return msgspec.json.decode(stored, type=kind)
+    except msgspec.DecodeError:
+        return None
