@@ -53,7 +53,7 @@ class LostObject(NamedTuple):
 
 
 class Recovery(NamedTuple):
-    """The correction of a spool that is older than what was sent; to be stored in one commit."""
+    """The correction of a spool that is older than the last sends; to be stored in one commit."""
 
     gone: int = 0  # how many of the oldest staged lines are in announced objects
     resend: Sequence[LostObject] = ()  # those of them that may not be stored
@@ -130,8 +130,8 @@ class ReplicaStream:
 class ServiceStream:
     """The numbers of the records of all replicas, in the order in which they were staged.
 
-    One stream is one epoch of the state directory. If the spool is lost, or older than what was
-    sent, a new stream begins, and each replica begins a new epoch with a gap.
+    One stream is one epoch of the state directory. If the spool is lost, or older than the
+    last sends, a new stream begins, and each replica begins a new epoch with a gap.
     """
 
     shared = True
