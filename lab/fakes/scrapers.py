@@ -1,6 +1,6 @@
 """A billing scraper with its sealer, put together as `byoc_agents.billing.daemon` does."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from byoc_agents.app.clock import Clock
@@ -11,6 +11,7 @@ from byoc_agents.billing.scraper import Scraper
 from byoc_agents.billing.sealer import Intervals, Sealer
 from byoc_agents.billing.streams import ObjectStream, ReplicaStream
 from byoc_agents.durable.spool import Spool
+from byoc_agents.ledger.recent import RecentSend
 
 DAEMON = "billing-scraper"
 
@@ -19,7 +20,7 @@ def make_sealer(
     intervals: Intervals,
     spool: Spool,
     clock: Clock,
-    sent: Callable[[], Mapping[str, bool]] = dict,
+    sent: Callable[[], Sequence[RecentSend]] = tuple,
     stream: ObjectStream | None = None,
 ) -> Sealer:
     """Return a sealer for zstd objects under `v1/`."""

@@ -22,6 +22,7 @@ from byoc_agents.app.settings import CoreSettings, Setting, account_id, number
 from byoc_agents.billing.metrics import BillingMetrics
 from byoc_agents.billing.objects import DEFAULT_PREFIX
 from byoc_agents.billing.recorder import Recorder, UsageIdentity
+from byoc_agents.billing.rollback import read_key
 from byoc_agents.billing.scraper import Scraper
 from byoc_agents.billing.sealer import Intervals, Sealer, seal_phase_ms
 from byoc_agents.billing.service import ServiceScraper
@@ -211,7 +212,7 @@ async def open_daemon(
             clock=runtime.clock,
             prefix=own.prefix,
             compression=own.compression,
-            sent=partial(recently_sent, ledger.directory),
+            sent=partial(recently_sent, ledger.directory, read_key),
         )
         parts = _Parts(runtime, clickhouse, own, spool, sealer, intervals)
         source = (

@@ -23,6 +23,8 @@ from byoc_agents.delivery.sink import Message
 
 Compression = Literal["zstd", "gzip"]
 
+STREAM = "billing"  # of the objects of one spool
+SHARED_STREAM = "billing/shared"  # of its shared objects
 DEFAULT_PREFIX = "v1/"
 MAX_BODY_BYTES = 64 * 1024**2  # decompressed; about 50,000 records, a month of minutes
 HOUR_MS = 3_600_000
@@ -139,6 +141,9 @@ def seal(
         created_at_ms=created_at_ms,
         records=len(lines),
         content_type=_MEDIA_TYPES[compression],
+        stream=SHARED_STREAM if key.shared else STREAM,
+        epoch=key.epoch,
+        sequence=key.last,
     )
 
 

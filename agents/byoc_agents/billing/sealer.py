@@ -23,6 +23,7 @@ from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import SpoolCorruptError
+from byoc_agents.ledger.recent import RecentSend
 
 MAX_LINES = 1000  # per object; about half a MiB of JSON
 
@@ -64,11 +65,11 @@ class Sealer:
         clock: Clock,
         prefix: str,
         compression: Compression,
-        sent: Callable[[], Mapping[str, bool]] = dict,
+        sent: Callable[[], Sequence[RecentSend]] = tuple,
     ) -> None:
         """Take the dependencies.
 
-        `sent` may block. It returns the recently announced sends; see `byoc_agents.ledger.recent`.
+        `sent` may block. It returns the objects that the ledger has announced recently.
         """
         self._intervals = intervals
         self._spool = spool

@@ -15,18 +15,14 @@ import structlog
 
 from byoc_agents.app.clock import Clock
 from byoc_agents.billing.checkpoint import Checkpoint, decode_checkpoint
-from byoc_agents.billing.objects import HOUR_MS, SharedNumbers, parse_key
+from byoc_agents.billing.objects import HOUR_MS, SHARED_STREAM, STREAM, SharedNumbers
 from byoc_agents.billing.record import GapReason, charge_period_ms
-from byoc_agents.billing.rollback import (
-    announced_epochs,
-    count_stored_lines,
-    is_rolled_back,
-    uncertain_since_ms,
-)
+from byoc_agents.billing.rollback import count_stored_lines, uncertain_since_ms
 from byoc_agents.durable.spool import Spool
+from byoc_agents.ledger.recent import RecentSend, newest_sent
 
 CHECKPOINT = "billing/meter"  # of the only target; "billing/meter/NAME" of one of several
-STREAM = "billing/objects"  # the numbers of the shared objects
+NUMBERS = "billing/objects"  # of the shared objects
 
 T = TypeVar("T")
 
@@ -65,8 +61,8 @@ class ObjectStream(Protocol):
 
     shared: bool
 
-    async def load(self, sent: Mapping[str, bool], lines: Sequence[bytes]) -> Recovery:
-        """Compare the spool with the announced sends, key -> whether it is known to be stored.
+    async def load(self, sent: Sequence[RecentSend], lines: Sequence[bytes]) -> Recovery:
+        """Compare the spool with the recently announced sends.
 
         `lines` are the staged ones. Raises SpoolError. May be called again.
         """
@@ -92,30 +88,28 @@ class ReplicaStream:
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
-        self._sent: Mapping[str, bool] = {}
+        self._sent: Sequence[RecentSend] = ()
 
-    async def load(self, sent: Mapping[str, bool], lines: Sequence[bytes]) -> Recovery:
+    async def load(self, sent: Sequence[RecentSend], lines: Sequence[bytes]) -> Recovery:
         """Find the staged lines that are stored already."""
-        self._sent = _select_keys(sent, shared=False)
+        self._sent = [one for one in sent if one.stream == STREAM]
         return Recovery(count_stored_lines(lines, self._sent))
 
     async def read_checkpoint(self, key: str) -> Checkpoint | EpochStart:
         """Return the checkpoint, unless records after it were announced."""
         stored = (await self._spool.state(key)).get(key)
         found, info = decode_checkpoint(stored), await self._spool.info()
-        older = found is not None and (
-            is_rolled_back(found.epoch, found.sequence, self._sent)
+        newest = newest_sent(self._sent, STREAM)
+        if found and not (
+            (newest and newest >= (found.epoch, found.sequence))
             or (info.replaced and found.epoch < info.epoch)  # written by one who did not know it
-        )
-        if found and not older:
+        ):
             return found
-        epochs = announced_epochs(self._sent)
-        latest = max(epochs, default=0)
-        corrupt = older or info.epoch in epochs or info.replaced
+        sent = newest is not None and newest >= (info.epoch, 0)
         return EpochStart(
-            reason="spool_corrupt" if corrupt else "no_checkpoint",
-            epoch=None if stored is not None or latest >= info.epoch else info.epoch,
-            least_epoch=latest + 1,
+            reason="spool_corrupt" if sent or info.replaced else "no_checkpoint",
+            epoch=None if stored is not None or sent else info.epoch,
+            least_epoch=newest.epoch + 1 if newest else 0,
             since_ms=uncertain_since_ms(self._sent),
         )
 
@@ -148,22 +142,21 @@ class ServiceStream:
         self._next: SharedNumbers | None = None
         self._lost_since_ms: int | None = None  # if a checkpoint is lost
 
-    async def load(self, sent: Mapping[str, bool], lines: Sequence[bytes]) -> Recovery:
+    async def load(self, sent: Sequence[RecentSend], lines: Sequence[bytes]) -> Recovery:
         """Load the next number. Begin a new stream if it is lost or was used already."""
-        sent = _select_keys(sent, shared=True)
+        sent = [one for one in sent if one.stream == SHARED_STREAM]
         self._lost_since_ms = _lost_since_ms(sent, lines)
         rows = await self._spool.state("billing/")
-        found = _decode(rows.get(STREAM), SharedNumbers)
-        if found and not is_rolled_back(found.epoch, found.first, sent):
+        found = _decode(rows.get(NUMBERS), SharedNumbers)
+        newest = newest_sent(sent, SHARED_STREAM)
+        if found and not (newest and newest >= (found.epoch, found.first)):
             self._next = found
             return Recovery()
         info = await self._spool.info()
-        latest = max(announced_epochs(sent), default=0)
-        now_ms = self._clock.wall_ns() // 1_000_000
-        self._next = SharedNumbers(
-            name=self._name, epoch=await self._spool.later_epoch(max(now_ms, latest + 1)), first=0
-        )
-        corrupt = STREAM in rows or bool(sent) or info.replaced
+        least = max(self._clock.wall_ns() // 1_000_000, newest.epoch + 1 if newest else 0)
+        epoch = await self._spool.later_epoch(least)
+        self._next = SharedNumbers(name=self._name, epoch=epoch, first=0)
+        corrupt = NUMBERS in rows or bool(sent) or info.replaced
         start = EpochStart(
             reason="spool_corrupt" if corrupt else "no_checkpoint",
             since_ms=self._lost_since_ms,
@@ -175,7 +168,7 @@ class ServiceStream:
         keys |= {checkpoint_key(name) for name in self._replicas}
         state = dict.fromkeys(keys, msgspec.json.encode(start))
         gone, resend = _find_announced(found, sent, lines) if found else (0, ())
-        return Recovery(gone, resend, {**state, STREAM: msgspec.json.encode(self._next)})
+        return Recovery(gone, resend, {**state, NUMBERS: msgspec.json.encode(self._next)})
 
     async def read_checkpoint(self, key: str) -> Checkpoint | EpochStart:
         """Return the checkpoint. A damaged one concerns its replica only."""
@@ -197,16 +190,10 @@ class ServiceStream:
         """Return the row of the next number."""
         now = self.numbers()
         self._next = msgspec.structs.replace(now, first=now.first + records)
-        return {STREAM: msgspec.json.encode(self._next)}
+        return {NUMBERS: msgspec.json.encode(self._next)}
 
 
-def _select_keys(sent: Mapping[str, bool], *, shared: bool) -> dict[str, bool]:
-    """Return the announced objects that are shared, or those that are not."""
-    named = ((key, stored, parse_key(key)) for key, stored in sent.items())
-    return {key: stored for key, stored, name in named if name and name.shared == shared}
-
-
-def _lost_since_ms(sent: Mapping[str, bool], lines: Sequence[bytes]) -> int | None:
+def _lost_since_ms(sent: Sequence[RecentSend], lines: Sequence[bytes]) -> int | None:
     """Return a time before the end of each replica's last record, milliseconds since 1970.
 
     A record of one replica may be an hour older than another's in the newest object. None if
@@ -219,7 +206,7 @@ def _lost_since_ms(sent: Mapping[str, bool], lines: Sequence[bytes]) -> int | No
 
 
 def _find_announced(
-    next_one: SharedNumbers, sent: Mapping[str, bool], lines: Sequence[bytes]
+    next_one: SharedNumbers, sent: Sequence[RecentSend], lines: Sequence[bytes]
 ) -> tuple[int, list[LostObject]]:
     """Return how many of the staged lines are in announced objects, and the objects to send again.
 
@@ -228,11 +215,10 @@ def _find_announced(
     numbers they have the same key, and the receiver keeps one of them. If some records of such an
     object are lost, the others get a new key: the receiver may have them twice, with equal ids.
     """
-    keys = ((parse_key(key), stored) for key, stored in sent.items())
     ranges = {
-        key.first: (key.last + 1, stored)
-        for key, stored in keys
-        if key and key.epoch == next_one.epoch
+        one.first.sequence: (one.last.sequence + 1, one.stored)
+        for one in sent
+        if one.last.epoch == next_one.epoch
     }
     number, end, lost = next_one.first, next_one.first + len(lines), list[LostObject]()
     while number < end and number in ranges:

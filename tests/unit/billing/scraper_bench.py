@@ -9,11 +9,13 @@ from byoc_agents.app.metrics import Metrics
 from byoc_agents.billing.objects import unseal
 from byoc_agents.billing.record import UsageRecord
 from byoc_agents.billing.recorder import Recorder, UsageIdentity
+from byoc_agents.billing.rollback import read_key
 from byoc_agents.billing.scraper import MAX_DEFERRED, Scraper
 from byoc_agents.billing.sealer import Intervals
 from byoc_agents.billing.sources.reading import Reading
 from byoc_agents.billing.sources.select import TargetObservation
 from byoc_agents.durable.spool import Spool
+from byoc_agents.ledger.recent import RecentSend
 from lab.fakes.core import FakeClock
 from lab.fakes.scrapers import make_scraper, make_sealer
 
@@ -89,7 +91,7 @@ class Bench:
         sample_ms = self.sample_seconds * 1000
         intervals = intervals or Intervals(sample_ms=sample_ms, window_ms=60_000, seal_ms=300_000)
         handle: Any = self.handle
-        self.sealer = make_sealer(intervals, handle, self.clock, lambda: self.sent)
+        self.sealer = make_sealer(intervals, handle, self.clock, lambda: recent_sends(self.sent))
         return make_scraper(
             self.target,
             Recorder(identity=IDENTITY, sample_ms=sample_ms),
@@ -121,6 +123,12 @@ class Bench:
         ]
         lines = [*sealed, *await self.spool.staged()]
         return [msgspec.json.decode(line, type=UsageRecord) for line in lines]
+
+
+def recent_sends(sent: dict[str, bool]) -> list[RecentSend]:
+    """Return what the ledger says of these keys: whether each is stored."""
+    found = [(read_key(key), stored) for key, stored in sent.items()]
+    return [msgspec.structs.replace(one, stored=stored) for one, stored in found if one]
 
 
 IDENTITY = UsageIdentity(

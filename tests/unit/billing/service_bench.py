@@ -24,6 +24,7 @@ from byoc_agents.billing.streams import ServiceStream, checkpoint_key
 from byoc_agents.durable.spool import Spool
 from lab.fakes.core import FakeClock
 from lab.fakes.scrapers import DAEMON, make_sealer
+from tests.unit.billing.scraper_bench import recent_sends
 
 NS = 1_000_000_000
 SAMPLE_SECONDS = 20
@@ -127,7 +128,9 @@ class Process:
         self.spool = spool
         clock = service.clock
         stream = ServiceStream(spool, clock, service.name, service.names)
-        self.sealer = make_sealer(INTERVALS, spool, clock, lambda: service.sent, stream)
+        self.sealer = make_sealer(
+            INTERVALS, spool, clock, lambda: recent_sends(service.sent), stream
+        )
         self.scrapers = {name: self._scraper(name) for name in service.names}
         self.source = ServiceScraper(
             DAEMON,
