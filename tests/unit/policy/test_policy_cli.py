@@ -246,6 +246,7 @@ def test_a_policy_of_any_number_of_customers_follows_from_the_settings(
         (["iam", "--sqs-vpce", "*"], "--sqs-vpce: invalid value '*': expected vpce-ID or none"),
         (["iam", "--cluster-arn", "one"], "--cluster-arn: invalid value 'one': expected arn:"),
         (["iam", "--service-account", "ch"], "--service-account: invalid value 'ch': expected"),
+        (["iam", "--service-account", "ns/ch,"], "--service-account: invalid value 'ns/ch,'"),
         (["bucket-policy", "--tenants", "--account", "1"], "--account: invalid value '1'"),
         (["bucket-policy", "--account", "1" * 12], "--account: invalid without --tenants"),
         (["queue-policy", "billing-scraper"], "BYOC_STATE_QUEUE_URL"),
