@@ -30,6 +30,14 @@
 {{- if ne $v.billingScraper.meter "clickhouse" -}}{{- $wrong = append $wrong (printf "billingScraper.meter: %s needs ClickHouse's pod; expected clickhouse for placement deployment" $v.billingScraper.meter) -}}{{- end -}}
 {{- end -}}
 {{- if and (eq $v.billingScraper.meter "clickhouse") $v.billingScraper.target -}}{{- $wrong = append $wrong "billingScraper.target: names a process; expected the meter process or cgroup" -}}{{- end -}}
+{{- $places := list "nodeSelector" "tolerations" "affinity" "priorityClassName" "podLabels" "podAnnotations" "topologySpreadConstraints" -}}
+{{- range $name := list "billingScraper" "stateExporter" "alertForwarder" "clickhouse" -}}
+{{- $given := index $v $name -}}
+{{- $why := eq $name "clickhouse" | ternary (printf "owner %s: its owner sets it" $v.clickhouse.owner) "placement sidecar: the pod is ClickHouse's" -}}
+{{- if eq $name "clickhouse" | ternary (ne $v.clickhouse.owner "chart") (eq (toString $given.placement) "sidecar") -}}
+{{- range $places -}}{{- if index $given . -}}{{- $wrong = append $wrong (printf "%s.%s: has no effect for %s" $name . $why) -}}{{- end -}}{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- $named := $v.clickhouse.serviceAccountName -}}
 {{- if and $named (eq $v.aws.identity "podIdentity") (include "byoc-agents.awsInPod" .) -}}{{- $wrong = append $wrong (printf "aws.identity: EKS associates one role with the account %s of clickhouse.serviceAccountName, for all containers of the pod; expected irsa" $named) -}}{{- end -}}
 {{- if and $v.sidecars.print (has $v.clickhouse.owner (list "chart" "altinity")) -}}{{- $wrong = append $wrong "sidecars.print: is for clickhouse.owner bitnami or other" -}}{{- end -}}

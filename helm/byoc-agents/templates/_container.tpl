@@ -18,6 +18,9 @@ restartPolicy: Always
 args: {{ concat (list "run") $role.daemons | toJson }}
 env:
   {{- include "byoc-agents.env" . | trim | nindent 2 }}
+  {{- range include "byoc-agents.extra" (dict "root" .root "role" $role "field" "extraEnv") | fromJsonArray }}
+  - {{ toJson . }}
+  {{- end }}
 ports:
   - {name: {{ include "byoc-agents.portName" $role }}, containerPort: {{ $role.port }}, protocol: TCP}
   {{- if has "alert-forwarder" $role.daemons }}
@@ -43,6 +46,9 @@ volumeMounts:
   - {name: {{ include "byoc-agents.spoolVolume" . }}, mountPath: /var/lib/byoc-agents{{ if and $sidecar $v.sidecars.spool.volumeName }}, subPath: byoc-agents{{ end }}}
   {{- range include "byoc-agents.volumes" . | fromYamlArray }}
   - {name: {{ .name }}, mountPath: {{ eq .name "byoc-token" | ternary "/var/run/secrets/byoc-agents" (printf "/etc/byoc-agents/%s" (trimPrefix "byoc-" .name)) }}, readOnly: true}
+  {{- end }}
+  {{- range include "byoc-agents.extra" (dict "root" .root "role" $role "field" "extraVolumeMounts") | fromJsonArray }}
+  - {{ toJson . }}
   {{- end }}
 {{- end -}}
 

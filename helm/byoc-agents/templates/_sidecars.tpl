@@ -21,7 +21,8 @@ What a ClickHouse pod needs to hold the sidecars, whoever owns the pod; all take
   emptyDir: {sizeLimit: {{ $spool.size }}}
 {{- end }}
 {{- range include "byoc-agents.rolesIn" (dict "root" . "place" "pod") | fromJsonArray }}
-{{- range include "byoc-agents.volumes" (dict "root" $root "role" .) | fromYamlArray }}
+{{- $extra := include "byoc-agents.extra" (dict "root" $root "role" . "field" "extraVolumes") | fromJsonArray }}
+{{- range concat (include "byoc-agents.volumes" (dict "root" $root "role" .) | fromYamlArray) $extra }}
 {{- if not (has .name $seen) }}
 - {{ toYaml . | nindent 2 | trim }}
 {{- $seen = append $seen .name }}
