@@ -185,8 +185,8 @@ def test_helm_test_checks_the_settings_of_every_container(values: Path) -> None:
     assert not checked or "owner: bitnami" in values.read_text()
     for document in tests:
         volumes = {one["name"] for one in document["spec"].get("volumes", [])}
-        mounts = [m for one in document["spec"]["containers"] for m in one.get("volumeMounts", [])]
-        assert {one["name"] for one in mounts} == volumes
+        mounted = [m for one in document["spec"]["containers"] for m in one.get("volumeMounts", [])]
+        assert {one["name"] for one in mounted} == volumes
 
 
 def test_helm_test_fails_if_a_setting_is_wrong() -> None:

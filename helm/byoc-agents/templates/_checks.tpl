@@ -50,6 +50,7 @@
 {{- end -}}
 {{- end -}}
 {{- $wrong = concat $wrong (include "byoc-agents.wideRules" . | fromJsonArray) -}}
+{{- $wrong = concat $wrong (include "byoc-agents.claimChanges" . | fromJsonArray) -}}
 {{- if $wrong -}}{{- fail (printf "\n\nbyoc-agents cannot be installed with these values:\n  - %s\n" (join "\n  - " (uniq $wrong))) -}}{{- end -}}
 {{- end -}}
 
@@ -81,4 +82,40 @@
 {{- end -}}
 {{- end -}}
 {{- toJson $wrong -}}
+{{- end -}}
+
+{{/*
+Mistakes in an upgrade of the chart's own ClickHouse: Kubernetes lets nobody change the
+volumeClaimTemplates of a StatefulSet, and its own message names no remedy. `lookup` finds nothing
+without a cluster (`helm template`, `helm lint`).
+*/}}
+{{- define "byoc-agents.claimChanges" -}}
+{{- $v := .Values -}}
+{{- $wrong := list -}}
+{{- if eq $v.clickhouse.owner "chart" -}}
+{{- $name := printf "%s-clickhouse" (include "byoc-agents.name" .) -}}
+{{- $found := lookup "apps/v1" "StatefulSet" .Release.Namespace $name -}}
+{{- if $found -}}
+{{- $wanted := dict "data" (include "byoc-agents.claimText" $v.clickhouse.storage) -}}
+{{- if and (eq $v.sidecars.spool.kind "claim") (not $v.sidecars.spool.volumeName) -}}{{- $_ := set $wanted "byoc-spool" (include "byoc-agents.claimText" $v.sidecars.spool) -}}{{- end -}}
+{{- $present := dict -}}
+{{- range $found.spec.volumeClaimTemplates -}}
+{{- $claim := dict "size" (dig "spec" "resources" "requests" "storage" "" .) "storageClassName" (dig "spec" "storageClassName" "" .) -}}
+{{- $_ := set $present .metadata.name (include "byoc-agents.claimText" $claim) -}}
+{{- end -}}
+{{- range $claim, $value := dict "data" "clickhouse.storage" "byoc-spool" "sidecars.spool" -}}
+{{- $had := index $present $claim | default "no claim" -}}
+{{- $has := index $wanted $claim | default "no claim" -}}
+{{- if ne $had $has -}}{{- $wrong = append $wrong (printf "%s: an upgrade cannot change the claim %s of StatefulSet %s from %s to %s; expected the same, or first: kubectl -n %s delete statefulset %s --cascade=orphan (its pods and claims stay; an existing claim keeps its size)" $value $claim $name $had $has $.Release.Namespace $name) -}}{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $wrong -}}
+{{- end -}}
+
+{{/* A claim as text that compares: the API server writes 1024Mi as 1Gi. dict size, storageClassName. */}}
+{{- define "byoc-agents.claimText" -}}
+{{- $units := dict "" 1 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 -}}
+{{- $bytes := mul (regexFind "^[0-9]+" .size | int64) (index $units (regexReplaceAll "^[0-9]+" .size "") | default 1) -}}
+{{- printf "%d bytes of storage class %s" $bytes (.storageClassName | default "(default)") -}}
 {{- end -}}
