@@ -160,6 +160,7 @@ NOTES = {
     "default": ("svc-1 of org-1", "logs -l byoc-agents/sidecars=byoc-agents", "is an emptyDir"),
     "altinity": ("useTemplates: [{name: byoc-agents}]", "podTemplate: byoc-agents"),
     "bitnami": ("--show-only templates/sidecars.yaml", "No NetworkPolicy of this chart selects"),
+    "replicas": ("monitoring.labels is empty", "ignores the PodMonitors"),
     "refused": ("a lower bound; each record names its source", "-c byoc-agents"),
 }
 
