@@ -45,7 +45,7 @@
 {{- $root := . -}}
 {{- range $roles -}}
 {{- range include "byoc-agents.urls" (dict "root" $root "role" .) | fromJsonArray -}}
-{{- if and (hasPrefix "http:" .url) (not (regexMatch "^http://(127\\.|localhost|169\\.254\\.)" .url)) -}}{{- $wrong = append $wrong (printf "%s: is plain http; expected https (allowInsecureEndpoints permits it for trials)" .url) -}}{{- end -}}
+{{- if and (hasPrefix "http:" .url) (not (regexMatch "^http://(127\\.|localhost|169\\.254\\.|\\[fd00:ec2::23\\])" .url)) -}}{{- $wrong = append $wrong (printf "%s: is plain http; expected https (allowInsecureEndpoints permits it for trials)" .url) -}}{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

@@ -76,8 +76,10 @@ the role "clickhouse" is ClickHouse itself.
 {{- $same := eq .role.name "clickhouse" -}}
 {{- if and (eq .role.place "pod") (has "billing-scraper" .role.daemons) (eq .root.Values.billingScraper.meter "cgroup") -}}{{- $same = true -}}{{- end -}}
 runAsNonRoot: true
+{{- if not .root.Values.openshift }}
 runAsUser: {{ $same | ternary .root.Values.clickhouse.runAsUser 65532 }}
 runAsGroup: {{ $same | ternary .root.Values.clickhouse.runAsGroup 65532 }}
+{{- end }}
 seccompProfile: {type: RuntimeDefault}
 {{- end -}}
 

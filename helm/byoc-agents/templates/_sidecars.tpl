@@ -48,7 +48,7 @@ byoc-agents/sidecars: {{ include "byoc-agents.name" . }}
 {{- end -}}
 traffic.sidecar.istio.io/excludeInboundPorts: {{ join "," $ports | quote }}
 {{- if and $aws (eq .root.Values.aws.identity "podIdentity") }}
-traffic.sidecar.istio.io/excludeOutboundIPRanges: 169.254.170.23/32
+traffic.sidecar.istio.io/excludeOutboundIPRanges: {{ eq .root.Values.networkPolicy.family "ipv6" | ternary "fd00:ec2::23/128" "169.254.170.23/32" }}
 {{- end }}
 {{- end -}}
 {{- end -}}
@@ -72,7 +72,9 @@ securityContext:
 
 {{- define "byoc-agents.podSecurityContext" -}}
 {{ include "byoc-agents.ids" . }}
+{{- if not .root.Values.openshift }}
 fsGroup: {{ eq .role.place "pod" | ternary .root.Values.clickhouse.runAsGroup 65532 }}
+{{- end }}
 fsGroupChangePolicy: OnRootMismatch
 {{- end -}}
 

@@ -140,7 +140,10 @@ SPECS: dict[tuple[str, str], dict[str, Any]] = {
             users={"type": "object"},
             profiles={"type": "object"},
         ),
-        templates=thing(volumeClaimTemplates=many(CLAIM)),
+        templates=thing(
+            podTemplates=many(thing("name spec", name=TEXT, spec=ANY)),
+            volumeClaimTemplates=many(CLAIM),
+        ),
     ),
 }
 METADATA = thing("name", name=TEXT, namespace=TEXT, labels=LABELS)
