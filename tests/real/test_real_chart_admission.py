@@ -252,10 +252,12 @@ def test_what_the_documentation_warns_of_does_not_start() -> None:
 def test_an_operator_that_accepts_no_containers_needs_none() -> None:
     """ClickHouse, Inc.'s: PodTemplateSpec of clickhouse-operator v0.0.2 has no containers."""
     values = CI / "replicas-values.yaml"
-    flags = ("--set", "stateExporter.enabled=true,stateExporter.placement=deployment")
-    queue = "stateExporter.queueUrl=https://sqs.eu-central-1.amazonaws.com/444455556666/s.fifo"
-    flags += ("--set", f"{queue},stateExporter.servers.a=https://a.clickhouse.svc:8443")
-    flags += ("--set", "networkPolicy.cidrs.sqs[0]=10.0.4.0/24")
+    settings = (
+        "stateExporter.enabled=true,stateExporter.placement=deployment",
+        "stateExporter.queueUrl=https://sqs.eu-central-1.amazonaws.com/444455556666/s.fifo",
+        "stateExporter.servers.a=https://a.clickhouse.svc:8443,networkPolicy.cidrs.sqs[0]=10.0.4.0/24",
+    )
+    flags = [argument for one in settings for argument in ("--set", one)]
     found = list(pods(render.manifests(values, *flags)))
     assert {one.owner.split("/")[0] for one in found} == {"Deployment"}
     assert not [one for one in found if one.beside]
