@@ -26,7 +26,7 @@ DOCKER ?= docker
 BUILD_ARGS ?=
 IMAGES := billing-scraper state-exporter alert-forwarder byoc-agents
 
-.PHONY: help demo localstack test test-real coverage chart bench chaos soak fuzz check docs images \
+.PHONY: help demo localstack test test-real coverage chart bench strangers chaos soak fuzz check docs images \
 	constraints clean
 
 help: ## print this list
@@ -60,6 +60,9 @@ fuzz: $(READY) ## coverage-guided fuzzing of every parser of outside input; FUZZ
 
 bench: $(READY) ## what it costs, beside collectd, Alertmanager, ...: build/bench.json (20 minutes)
 	@$(PY) -m lab.bench $(ARGS)
+
+strangers: $(READY) ## unknown clients against each daemon in its memory limit, as root (6 minutes)
+	@$(PY) -m lab.strangers $(ARGS)
 
 chaos: $(READY) ## break everything for minutes, then compare: ARGS="--seed 7 --hours 1"
 	@$(PY) -m lab.chaos $(ARGS)

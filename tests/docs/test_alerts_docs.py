@@ -32,7 +32,7 @@ def test_the_openapi_file_is_valid_and_names_our_paths() -> None:
     validate(openapi())
     assert set(openapi()["paths"]) == {webhook.PATH, PATH}
     statuses = set(openapi()["paths"][webhook.PATH]["post"]["responses"])
-    assert statuses == {"200", "401"} | {str(status) for _, status, _ in webhook.REFUSALS}
+    assert statuses == {"200", "401", "415"} | {str(status) for _, status, _ in webhook.REFUSALS}
 
 
 def test_its_event_schemas_are_those_of_the_code() -> None:

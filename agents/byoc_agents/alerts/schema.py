@@ -14,7 +14,8 @@ from byoc_agents.sinks.control_plane import Rejected, Stored
 EVENTS = (AlertEvent, WatchdogEvent, HeartbeatEvent)
 ANSWERS = (Stored, Rejected)
 TEMPLATE = "#/components/schemas/{name}"
-ADDED = frozenset({"end_inferred", "open_episodes", "open_digest"})  # events of 0.1.0 lack them
+# Events of 0.1.0 lack these.
+ADDED = frozenset({"end_inferred", "withheld", "open_episodes", "open_digest"})
 
 
 def components() -> dict[str, Any]:

@@ -73,6 +73,7 @@ STAND_INS = {
     "BYOC_ALERTS_TOKEN": "none",
     "BYOC_ALERTS_SIGNING_SECRET": "whsec_" + "A" * 32,
     "BYOC_ALERTS_WEBHOOK_TOKEN": "none",
+    "BYOC_ALERTS_FINGERPRINT_SECRET": "0" * 32,
     "BYOC_CLICKHOUSE_PASSWORD": "none",
 }
 IDENTITIES = {  # the variables that EKS sets in a pod
