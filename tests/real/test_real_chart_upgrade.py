@@ -16,10 +16,15 @@ from lab.real.chart.render import Manifest
 from lab.real.parts import helm
 
 CI = render.CHART / "ci"
+CLAIM = "PersistentVolumeClaim"
 EMPTY_DIR, CLAIMS = CI / "default-values.yaml", CI / "pod-identity-claims-values.yaml"
-RESOURCES = {
-    "v1": [("configmaps", "ConfigMap"), ("services", "Service")],
-    "apps/v1": [("statefulsets", "StatefulSet")],
+RESOURCES = {  # API -> (resource, kind) of what the chart renders by default
+    "v1": [
+        *(("configmaps", "ConfigMap"), ("services", "Service"), ("pods", "Pod")),
+        *(("serviceaccounts", "ServiceAccount"), ("persistentvolumeclaims", CLAIM)),
+    ],
+    "apps/v1": [("statefulsets", "StatefulSet"), ("deployments", "Deployment")],
+    "networking.k8s.io/v1": [("networkpolicies", "NetworkPolicy")],
 }
 
 
@@ -29,27 +34,35 @@ class ApiServer:
     def __init__(self, present: Manifest) -> None:
         name, namespace = present["metadata"]["name"], render.NAMESPACE
         resources = {
-            version: {
+            api: {
                 "kind": "APIResourceList",
-                "groupVersion": version,
+                "groupVersion": api,
                 "resources": [
                     {"name": n, "kind": k, "namespaced": True, "verbs": ["get"]} for n, k in kinds
                 ],
             }
-            for version, kinds in RESOURCES.items()
+            for api, kinds in RESOURCES.items()
         }
-        version = {"groupVersion": "apps/v1", "version": "v1"}
-        group = {"name": "apps", "versions": [version], "preferredVersion": version}
+        groups = []
+        for api in filter(lambda one: "/" in one, RESOURCES):
+            version = {"groupVersion": api, "version": "v1"}
+            name_of = api.partition("/")[0]
+            groups.append({"name": name_of, "versions": [version], "preferredVersion": version})
         self.asked: set[str] = set()
-        self.object = f"/apis/apps/v1/namespaces/{namespace}/statefulsets/{name}"
+        api, kind = present["apiVersion"], present["kind"]
+        resource = {k: n for n, k in RESOURCES[api]}[kind]
+        self.object = f"{self._root(api)}/namespaces/{namespace}/{resource}/{name}"
         self.answers: dict[str, Any] = {
             "/version": {"major": "1", "minor": "34", "gitVersion": "v1.34.0"},
             "/api": {"kind": "APIVersions", "versions": ["v1"]},
-            "/apis": {"kind": "APIGroupList", "groups": [group]},
-            "/api/v1": resources["v1"],
-            "/apis/apps/v1": resources["apps/v1"],
+            "/apis": {"kind": "APIGroupList", "groups": groups},
+            **{self._root(api): listed for api, listed in resources.items()},
             self.object: present,
         }
+
+    @staticmethod
+    def _root(api: str) -> str:
+        return f"/apis/{api}" if "/" in api else f"/api/{api}"
 
     @contextmanager
     def serving(self, directory: Path) -> Iterator[Path]:
@@ -172,3 +185,26 @@ def test_every_claim_outlives_an_uninstall(values: Path) -> None:
             assert document["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
         if document["kind"] == "StatefulSet":
             assert "persistentVolumeClaimRetentionPolicy" not in document["spec"]
+
+
+@pytest.mark.parametrize(("release", "accepted"), [("byoc-agents", True), ("other", False)])
+def test_a_new_release_of_the_same_name_takes_a_kept_claim_over(
+    release: str, accepted: bool, tmp_path: Path
+) -> None:
+    """Helm compares the annotations that it wrote when the claim was made."""
+    (claim,) = [d for d in render.manifests(EMPTY_DIR) if d["kind"] == CLAIM]
+    claim["metadata"] |= {"namespace": render.NAMESPACE}
+    claim["metadata"]["annotations"] |= {
+        "meta.helm.sh/release-name": release,
+        "meta.helm.sh/release-namespace": render.NAMESPACE,
+    }
+    server = ApiServer(claim)
+    with server.serving(tmp_path) as kubeconfig:
+        done = render.run(
+            helm.VERSIONS[1], "install", render.RELEASE, str(render.CHART), "-f", str(EMPTY_DIR),
+            "--namespace", render.NAMESPACE, "--kubeconfig", str(kubeconfig),
+            "--dry-run=server", "--disable-openapi-validation",
+        )  # fmt: skip
+    assert server.object in server.asked
+    assert (done.returncode == 0) == accepted
+    assert ("invalid ownership metadata" in done.stderr) != accepted
