@@ -76,7 +76,7 @@ check: $(READY) ## ruff (lint and format) and mypy
 	@$(PY) -m mypy
 
 docs: build/docs/.ready ## build the documentation site into build/site; any warning is an error
-	@NO_MKDOCS_2_WARNING=1 build/docs/bin/python -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 build/docs/bin/python -m mkdocs build --strict
 
 images: ## build the images; BUILD_ARGS="--build-arg BASE=..." as images/README.md says
 	@version=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' agents/byoc_agents/__init__.py); \

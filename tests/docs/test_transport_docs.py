@@ -1,4 +1,4 @@
-"""docs/fields.md names the headers and attributes of recorded requests, and no others."""
+"""The fields page names the headers and attributes of recorded requests, and no others."""
 
 import base64
 import json

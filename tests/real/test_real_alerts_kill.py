@@ -4,7 +4,8 @@ Every notification that was answered 200 is delivered, nothing is invented, the 
 never differ, and of each alert the beginning comes before the end. The daemon is forked from a
 process that has imported everything, so that a life costs milliseconds instead of a second.
 The default number takes less than 90 s on a quiet machine of two cores (0.15 to 0.3 s a life, as
-busy as the machine is); `ALERT_KILLS=3000` is for thousands, docs/alerts.md has the command.
+busy as the machine is); `ALERT_KILLS=3000` is for thousands, the command is in
+docs/contracts/alerts.md.
 """
 
 import asyncio

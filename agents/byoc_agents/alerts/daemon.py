@@ -19,7 +19,7 @@ from byoc_agents.app.daemon import Daemon
 from byoc_agents.app.http_server import Listen
 from byoc_agents.app.settings import CoreSettings
 from byoc_agents.durable.spool import Spool
-from byoc_agents.egress.destinations import Destination, https_destination
+from byoc_agents.egress.destinations import Destination, DestinationKind, https_destination
 from byoc_agents.errors import ConfigError
 from byoc_agents.sinks.https import HttpsSink
 
@@ -37,6 +37,7 @@ def destinations(
     return [
         https_destination(
             own.url,
+            kind=DestinationKind.CONTROL_PLANE,
             purpose="alerts to the control plane",
             daemon=NAME,
             setting="BYOC_ALERTS_URL",

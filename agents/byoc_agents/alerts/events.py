@@ -88,7 +88,7 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     backlog_records: int
     dead_letters: int
     open_episodes: int | None = None  # how many were reported as firing and not as resolved
-    open_digest: str | None = None  # of these; docs/alerts.md has the rule. 0.1.0 has neither
+    open_digest: str | None = None  # of these; docs/contracts/alerts.md has the rule
 
 
 class HeartbeatEvent(Event, frozen=True, kw_only=True):

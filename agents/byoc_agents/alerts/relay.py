@@ -40,9 +40,9 @@ from byoc_agents.alerts.payload import Group, Received, Status, read_slices
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.cloudevents import Event, encode, parse_rfc3339
 from byoc_agents.delivery.sink import Message
+from byoc_agents.durable.checkpoint import Checkpointed
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
-from byoc_agents.errors import SpoolError, SpoolFullError
 
 
 class Rules(msgspec.Struct, frozen=True):
@@ -101,13 +101,10 @@ class Relay:
         self.last_notification_ms: int | None = None
         self.last_watchdog_ms: int | None = None
         self._rules = rules
-        self._spool = spool
         self._clock = clock
         self._counts = counts
         self._memory = AlertMemory()
-        self._loading = asyncio.Lock()
-        self._loaded = False
-        self._corruptions = 0
+        self._checkpoint = Checkpointed(spool, lambda: self._memory.load(spool))
         self._in_flight: dict[str, asyncio.Future[None]] = {}  # alert -> the end of its commit
         self._uncommitted: list[Plan] = []  # in the order of their commits
         self._log = structlog.get_logger().bind()  # once: a proxy would bind at every line
@@ -130,7 +127,7 @@ class Relay:
 
     async def _accept(self, group: Group, at_ms: int) -> int:
         seen = Sighting(group.receiver, at_ms, group.truncated)
-        await self._load()
+        await self._checkpoint.load()
         plan = self._planned(group.alerts, seen)
         while rivals := {self._in_flight[key] for key in plan.alerts() if key in self._in_flight}:
             await asyncio.wait(rivals)  # the other peer's copy is on its way to the disk
@@ -145,7 +142,7 @@ class Relay:
 
         Raises SpoolError: then they are reported at a later call.
         """
-        await self._load()
+        await self._checkpoint.load()
         now_ms = self._now_ms()
         plan = Plan(self._memory)
         for alert, waiting in self._memory.unconfirmed.items():
@@ -170,18 +167,6 @@ class Relay:
     def _now_ms(self) -> int:
         return self._clock.wall_ns() // 1_000_000
 
-    async def _load(self) -> None:
-        """Remember what the file says: at the start, after an error, and in a new file."""
-        if self._current():
-            return
-        async with self._loading:
-            if not self._current():
-                await self._memory.load(self._spool)
-                self._loaded, self._corruptions = True, self._spool.corruptions
-
-    def _current(self) -> bool:
-        return self._loaded and self._corruptions == self._spool.corruptions
-
     async def _commit(self, plan: Plan, at_ms: int) -> None:
         """Store everything together; facts count as reported from the commit on."""
         alerts = plan.alerts()
@@ -192,13 +177,9 @@ class Relay:
         self._in_flight |= dict.fromkeys(alerts, over)
         self._uncommitted.append(plan)
         try:
-            await self._spool.commit(WriteBatch(messages=plan.messages, state=state))
+            batch = WriteBatch(messages=plan.messages, state=state)
+            await self._checkpoint.commit(batch, self._memory)
             self._memory.committed(plan.facts, plan.unconfirmed, state)
-        except SpoolFullError:
-            raise
-        except SpoolError:
-            self._loaded = False  # what the file holds now is not what we remember
-            raise
         finally:
             over.set_result(None)
             self._uncommitted = [other for other in self._uncommitted if other is not plan]

@@ -1,6 +1,7 @@
 """The JSON Schema of what leaves and of the answers to it, generated from the structs.
 
-`python -m byoc_agents.alerts.schema` prints it; a test holds docs/control-plane.openapi.yaml to it.
+`python -m byoc_agents.alerts.schema` prints it; a test holds
+docs/contracts/control-plane.openapi.yaml to it.
 """
 
 import sys

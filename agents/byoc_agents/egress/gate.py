@@ -26,7 +26,7 @@ from byoc_agents.egress.addresses import (
     is_private,
     may_lead_to,
 )
-from byoc_agents.egress.destinations import Destination, https_destination, ip_literal, mistakes
+from byoc_agents.egress.destinations import Destination, ip_literal, mistakes, proxy_destination
 from byoc_agents.errors import ConfigError, Reason, SendError
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -315,10 +315,7 @@ class _Resolver(AbstractResolver):
 
 
 def _proxy_destination(proxy: URL | None) -> list[Destination]:
-    if not proxy:
-        return []
-    details = {"purpose": "the only proxy", "setting": "BYOC_HTTPS_PROXY"}
-    return [https_destination(str(proxy), private=True, **details)]
+    return [proxy_destination(str(proxy))] if proxy else []
 
 
 def _hint(address: str) -> str:

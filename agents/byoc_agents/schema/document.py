@@ -1,4 +1,4 @@
-"""docs/fields.md: every field of every event, from the code that sends them."""
+"""docs/contracts/fields.md: every field of every event, from the code that sends them."""
 
 from decimal import Decimal
 from typing import Any

@@ -1,7 +1,7 @@
 """The parts of a request other than its body: headers, object keys and queue attributes.
 
-They are a section of docs/fields.md; `tests/docs/test_transport_docs.py` compares the headers and
-attributes with recorded requests.
+They are a section of docs/contracts/fields.md; `tests/docs/test_transport_docs.py` compares the
+headers and attributes with recorded requests.
 """
 
 from collections.abc import Iterator
