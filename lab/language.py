@@ -25,9 +25,9 @@ ROOT = Path(__file__).resolve().parents[1]
 BASELINE = ROOT / "tests" / "docs" / "language_baseline.json"
 MARKDOWN = (
     *("*.md", ".github/**/*.md", "docs/**/*.md", "helm/**/*.md", "images/*.md"),
-    *("localstack/*.md", "constraints/*.md", "lab/**/*.md"),
+    *("localstack/*.md", "constraints/*.md", "lab/**/*.md", "control-plane/*.md"),
 )
-PYTHON = ("agents/**/*.py", "images/*.py", "lab/**/*.py", "tests/**/*.py")
+PYTHON = ("agents/**/*.py", "control-plane/**/*.py", "images/*.py", "lab/**/*.py", "tests/**/*.py")
 # These files name the forbidden words in order to forbid them.
 EXEMPT = {"lab/language.py", "tests/docs/test_language.py"}
 
