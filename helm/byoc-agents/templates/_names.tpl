@@ -90,6 +90,33 @@ the state directory, the port and the records of one replica: dict root, role.
 {{- toJson $found -}}
 {{- end -}}
 
+{{/* The roles of one place: dict root, place. */}}
+{{- define "byoc-agents.rolesIn" -}}
+{{- $found := list -}}
+{{- $place := .place -}}
+{{- range include "byoc-agents.roles" .root | fromJsonArray -}}
+{{- if eq .place $place -}}{{- $found = append $found . -}}{{- end -}}
+{{- end -}}
+{{- toJson $found -}}
+{{- end -}}
+
+{{/* Not empty if sidecars are init containers with restartPolicy Always. */}}
+{{- define "byoc-agents.native" -}}
+{{- $can := semverCompare ">=1.29.0-0" .Capabilities.KubeVersion.Version -}}
+{{- if or (eq .Values.sidecars.native "always") (and (eq .Values.sidecars.native "auto") $can) -}}true{{- end -}}
+{{- end -}}
+
+{{/* Seconds that the pod needs to stop: ClickHouse, then the drain, then 10 s. */}}
+{{- define "byoc-agents.graceSeconds" -}}
+{{- $needed := add .Values.clickhouse.stopSeconds .Values.sidecars.shutdownGraceSeconds 10 -}}
+{{- .Values.clickhouse.terminationGracePeriodSeconds | default $needed -}}
+{{- end -}}
+
+{{/* Not empty if a daemon calls AWS: dict daemons. */}}
+{{- define "byoc-agents.callsAws" -}}
+{{- if or (has "billing-scraper" .daemons) (has "state-exporter" .daemons) -}}true{{- end -}}
+{{- end -}}
+
 {{/* The values of each daemon by its name. */}}
 {{- define "byoc-agents.byDaemon" -}}
 {{- dict "billing-scraper" .Values.billingScraper "state-exporter" .Values.stateExporter "alert-forwarder" .Values.alertForwarder | toJson -}}
@@ -118,31 +145,4 @@ topologySpreadConstraints:
   - {{ merge dict . (dict "labelSelector" (dict "matchLabels" $.labels)) | toJson }}
 {{- end }}
 {{- end }}
-{{- end -}}
-
-{{/* The roles of one place: dict root, place. */}}
-{{- define "byoc-agents.rolesIn" -}}
-{{- $found := list -}}
-{{- $place := .place -}}
-{{- range include "byoc-agents.roles" .root | fromJsonArray -}}
-{{- if eq .place $place -}}{{- $found = append $found . -}}{{- end -}}
-{{- end -}}
-{{- toJson $found -}}
-{{- end -}}
-
-{{/* Not empty if sidecars are init containers with restartPolicy Always. */}}
-{{- define "byoc-agents.native" -}}
-{{- $can := semverCompare ">=1.29.0-0" .Capabilities.KubeVersion.Version -}}
-{{- if or (eq .Values.sidecars.native "always") (and (eq .Values.sidecars.native "auto") $can) -}}true{{- end -}}
-{{- end -}}
-
-{{/* Seconds that the pod needs to stop: ClickHouse, then the drain, then 10 s. */}}
-{{- define "byoc-agents.graceSeconds" -}}
-{{- $needed := add .Values.clickhouse.stopSeconds .Values.sidecars.shutdownGraceSeconds 10 -}}
-{{- .Values.clickhouse.terminationGracePeriodSeconds | default $needed -}}
-{{- end -}}
-
-{{/* Not empty if a daemon calls AWS: dict daemons. */}}
-{{- define "byoc-agents.callsAws" -}}
-{{- if or (has "billing-scraper" .daemons) (has "state-exporter" .daemons) -}}true{{- end -}}
 {{- end -}}
