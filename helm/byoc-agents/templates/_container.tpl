@@ -18,6 +18,9 @@ restartPolicy: Always
 args: {{ concat (list "run") $role.daemons | toJson }}
 env:
   {{- include "byoc-agents.env" . | trim | nindent 2 }}
+  {{- range include "byoc-agents.extra" (dict "root" .root "role" $role "field" "extraEnv") | fromJsonArray }}
+  - {{ toJson . }}
+  {{- end }}
 ports:
   - {name: {{ include "byoc-agents.portName" $role }}, containerPort: {{ $role.port }}, protocol: TCP}
   {{- if has "alert-forwarder" $role.daemons }}
@@ -43,6 +46,9 @@ volumeMounts:
   - {name: {{ include "byoc-agents.spoolVolume" . }}, mountPath: /var/lib/byoc-agents{{ if and $sidecar $v.sidecars.spool.volumeName }}, subPath: byoc-agents{{ end }}}
   {{- range include "byoc-agents.volumes" . | fromYamlArray }}
   - {name: {{ .name }}, mountPath: {{ eq .name "byoc-token" | ternary "/var/run/secrets/byoc-agents" (printf "/etc/byoc-agents/%s" (trimPrefix "byoc-" .name)) }}, readOnly: true}
+  {{- end }}
+  {{- range include "byoc-agents.extra" (dict "root" .root "role" $role "field" "extraVolumeMounts") | fromJsonArray }}
+  - {{ toJson . }}
   {{- end }}
 {{- end -}}
 
@@ -70,8 +76,10 @@ the role "clickhouse" is ClickHouse itself.
 {{- $same := eq .role.name "clickhouse" -}}
 {{- if and (eq .role.place "pod") (has "billing-scraper" .role.daemons) (eq .root.Values.billingScraper.meter "cgroup") -}}{{- $same = true -}}{{- end -}}
 runAsNonRoot: true
+{{- if not .root.Values.openshift }}
 runAsUser: {{ $same | ternary .root.Values.clickhouse.runAsUser 65532 }}
 runAsGroup: {{ $same | ternary .root.Values.clickhouse.runAsGroup 65532 }}
+{{- end }}
 seccompProfile: {type: RuntimeDefault}
 {{- end -}}
 

@@ -45,7 +45,7 @@
 {{- if and (has "billing-scraper" $role.daemons) $v.clickhouse.hasLimits (not $apart) }}
 {{- /* For a figure without a limit the downward API gives the node's size: never ask for it. */}}
 {{- $limits := default dict $v.clickhouse.resources.limits -}}
-{{- $theirs := not (has $v.clickhouse.owner (list "chart" "altinity")) -}}
+{{- $theirs := ne $v.clickhouse.owner "chart" -}}
 {{- if and $v.clickhouse.hasCpuLimit (or $theirs (hasKey $limits "cpu")) }}
 - name: BYOC_LIMITS_CPU_MILLICORES
   valueFrom: {resourceFieldRef: {containerName: {{ $v.clickhouse.containerName }}, resource: limits.cpu, divisor: 1m}}
