@@ -1,14 +1,19 @@
 """The project's own images, built by a real engine from `images/Dockerfile`."""
 
+import io
+import json
 import ssl
 import subprocess
 import sys
+import tarfile
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from byoc_agents import __version__
-from lab.real.parts.docker import BASE, Container, Engine
+from lab.real.parts import install
+from lab.real.parts.docker import BASE, FOREIGN_BASE, Container, Engine
 from lab.real.parts.install import ROOT
 from lab.real.parts.process import POLL_SECONDS, PartError
 
@@ -76,15 +81,53 @@ def tag(target: str) -> str:
     return f"byoc-agents/{target}:{__version__}"
 
 
-def make(docker: Engine, directory: Path) -> None:
-    """Run `make images` with this engine, on the local base."""
-    arguments = " ".join(build_arguments(directory))
-    command = ["make", "images", f"DOCKER={docker.program}", f"BUILD_ARGS={arguments}"]
+def make(docker: Engine, directory: Path, *options: str, source: Path = ROOT) -> Path:
+    """Run `make images` for amd64 with this engine, on the local base; return the OCI layout."""
+    return _make(docker, directory, "amd64", BASE, options, source)
+
+
+def make_foreign(docker: Engine, directory: Path) -> Path:
+    """Run `make images` for arm64; return the OCI layout. Nothing is loaded into the engine."""
+    docker.said(
+        "import", "--platform=linux/arm64", str(install.foreign_base_image()), FOREIGN_BASE
+    )
+    return _make(docker, directory, "arm64", FOREIGN_BASE, (), ROOT)
+
+
+def _make(
+    docker: Engine, directory: Path, arch: str, base: str, options: Sequence[str], source: Path
+) -> Path:
+    given = " ".join([*build_arguments(directory, base), *options])
+    place = directory / "images"
+    command = ["make", "images", f"DOCKER={docker.program}", f"ARCH={arch}", f"IMAGES={place}"]
     done = subprocess.run(
-        command, cwd=ROOT, env=docker.environment(), capture_output=True, text=True, check=False
+        [*command, f"BUILD_ARGS={given}"],
+        cwd=source,
+        env=docker.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise PartError(f"make images ended with {done.returncode}:\n{done.stderr[-4000:]}")
+    return place / arch
+
+
+def load(docker: Engine, layout: Path, suffix: str) -> Callable[[str], str]:
+    """Load the images of a layout into the engine, with a suffix at their tags."""
+    content = json.loads((layout / "manifest.json").read_bytes())
+    for image in content:
+        image["RepoTags"] = [f"{name}{suffix}" for name in image["RepoTags"]]
+    changed = json.dumps(content).encode()
+    with tempfile.TemporaryDirectory() as directory:
+        archive = Path(directory) / "images.tar"
+        with tarfile.open(archive, "w") as files:
+            files.add(layout / "blobs", "blobs")
+            entry = tarfile.TarInfo("manifest.json")
+            entry.size = len(changed)
+            files.addfile(entry, io.BytesIO(changed))
+        docker.said("load", "--input", str(archive))
+    return lambda target: tag(target) + suffix
 
 
 def build_arguments(directory: Path, base: str = BASE) -> list[str]:

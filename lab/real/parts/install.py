@@ -35,13 +35,33 @@ DEBIAN_PACKAGES = (
     "prometheus-alertmanager",
 )
 ENGINE_PACKAGES = ("docker.io", "containerd", "runc", "mmdebstrap")
+SMALL = tuple(f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("doc", "locale", "man"))
 BASE = (
     "--mode=root",
     "--variant=minbase",
     "--include=ca-certificates,python3,python3-pip",
-    *(f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("doc", "locale", "man")),
+    *SMALL,
     "bookworm",
 )  # what mmdebstrap makes
+# Packages of another architecture are unpacked, not configured, so that none of their programs
+# runs. dpkg has to be told of them, as it would be by `dpkg --unpack`.
+RECORD = """
+for archive in "$1"/var/cache/apt/archives/*.deb; do
+  name=$(dpkg-deb -f "$archive" Package)
+  { dpkg-deb -f "$archive"; echo "Status: install ok unpacked"; echo; } >>"$1/var/lib/dpkg/status"
+  dpkg-deb --fsys-tarfile "$archive" | tar -t | sed 's,^[.],,; s,/$,,' >"$1/var/lib/dpkg/info/$name.list"
+done
+"""
+FOREIGN_BASE = (
+    "--mode=root",
+    "--variant=extract",
+    "--architectures=arm64",
+    "--include=base-files,python3.11-minimal,libpython3.11-stdlib,libgcc-s1",
+    f"--extract-hook={RECORD}",
+    *SMALL,
+    "bookworm",
+)
+EMULATOR = "usr/bin/qemu-aarch64-static"
 PEER_PACKAGES = (
     "collectd-core",
     "libyajl2",  # of its write_http, as is the next one
@@ -110,12 +130,26 @@ def base_image() -> Path:
 
     It stands for a base image of a registry, which a test cannot reach.
     """
-    programs, place = engine() / "usr/bin", CACHE / "base"
+    return _bootstrapped("base", BASE)
+
+
+def foreign_base_image() -> Path:
+    """Return the archive of a Debian for arm64 with Python, from which files are only read."""
+    return _bootstrapped("base-arm64", FOREIGN_BASE)
+
+
+def emulator() -> Path:
+    """Return the static program that runs programs of arm64."""
+    return _unpacked("qemu", ("qemu-user-static",), CACHE / "qemu-archives") / EMULATOR
+
+
+def _bootstrapped(name: str, options: Sequence[str]) -> Path:
+    programs, place = engine() / "usr/bin", CACHE / name
     path = f"PATH={programs}:{os.environ['PATH']}"
-    with _once(place, *BASE) as missing:
+    with _once(place, *options) as missing:
         if missing:
             place.mkdir()
-            _run(["env", path, "mmdebstrap", *BASE, str(place / "base.tar")])
+            _run(["env", path, "mmdebstrap", *options, str(place / "base.tar")])
     return place / "base.tar"
 
 
@@ -247,6 +281,8 @@ def main() -> int:
         "ClickHouse 18.16, Prometheus, Alertmanager": debian,
         "LocalStack": localstack,
         "Docker Engine, a base image": base_image,
+        "a base image for arm64": foreign_base_image,
+        "qemu-user": emulator,
         "hadolint": hadolint,
         "libfaketime": faketime,
         "chdb": chdb,
