@@ -1,5 +1,6 @@
 """The project's own images, built by a real engine from `images/Dockerfile`."""
 
+import hashlib
 import io
 import json
 import ssl
@@ -10,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from byoc_agents import __version__
 from lab.real.parts import install
@@ -87,11 +89,21 @@ def make(docker: Engine, directory: Path, *options: str, source: Path = ROOT) ->
 
 
 def make_foreign(docker: Engine, directory: Path) -> Path:
-    """Run `make images` for arm64; return the OCI layout. Nothing is loaded into the engine."""
-    docker.said(
-        "import", "--platform=linux/arm64", str(install.foreign_base_image()), FOREIGN_BASE
-    )
+    """Run `make images` for arm64; return the OCI layout. Its images are not loaded."""
+    _load_foreign_base(docker)
     return _make(docker, directory, "arm64", FOREIGN_BASE, (), ROOT)
+
+
+def _load_foreign_base(docker: Engine) -> None:
+    """Load what `docker import` would take for an image of this machine's architecture."""
+    layer = install.foreign_base_image()
+    with layer.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    image = {"architecture": "arm64", "os": "linux", "config": {}}
+    image["rootfs"] = {"type": "layers", "diff_ids": [f"sha256:{digest}"]}
+    listing = [{"Config": "config.json", "RepoTags": [FOREIGN_BASE], "Layers": ["base.tar"]}]
+    contents = {"config.json": image, "manifest.json": listing}
+    _load(docker, {"base.tar": layer}, contents)
 
 
 def _make(
@@ -118,16 +130,23 @@ def load(docker: Engine, layout: Path, suffix: str) -> Callable[[str], str]:
     content = json.loads((layout / "manifest.json").read_bytes())
     for image in content:
         image["RepoTags"] = [f"{name}{suffix}" for name in image["RepoTags"]]
-    changed = json.dumps(content).encode()
-    with tempfile.TemporaryDirectory() as directory:
-        archive = Path(directory) / "images.tar"
-        with tarfile.open(archive, "w") as files:
-            files.add(layout / "blobs", "blobs")
-            entry = tarfile.TarInfo("manifest.json")
-            entry.size = len(changed)
-            files.addfile(entry, io.BytesIO(changed))
-        docker.said("load", "--input", str(archive))
+    _load(docker, {"blobs": layout / "blobs"}, {"manifest.json": content})
     return lambda target: tag(target) + suffix
+
+
+def _load(docker: Engine, files: Mapping[str, Path], contents: Mapping[str, Any]) -> None:
+    """Run `docker load` on files of this machine and on JSON."""
+    with tempfile.TemporaryDirectory() as directory:
+        name = Path(directory) / "images.tar"
+        with tarfile.open(name, "w") as archive:
+            for inner, path in files.items():
+                archive.add(path, inner)
+            for inner, content in contents.items():
+                data = json.dumps(content).encode()
+                entry = tarfile.TarInfo(inner)
+                entry.size = len(data)
+                archive.addfile(entry, io.BytesIO(data))
+        docker.said("load", "--input", str(name))
 
 
 def build_arguments(directory: Path, base: str = BASE) -> list[str]:
