@@ -27,6 +27,7 @@ BUILD_ARGS ?=
 IMAGES := build/images
 HOST_ARCH := $(patsubst aarch64,arm64,$(patsubst x86_64,amd64,$(shell uname -m)))
 ARCH ?= $(HOST_ARCH)
+LOAD ?= yes
 
 .PHONY: help demo localstack test test-real coverage chart bench chaos soak fuzz check docs images \
 	constraints clean
@@ -86,7 +87,7 @@ images: ## build the images into build/images and load them; BUILD_ARGS and ARCH
 			--build-arg VERSION=$$version --build-arg REVISION="$$(git rev-parse HEAD || echo unknown)" \
 			--build-arg CREATED="$$(git log -1 --format=%cI)" $(BUILD_ARGS) . >/dev/null; \
 	done; \
-	if [ -d "$(IMAGES)/$(HOST_ARCH)" ]; then \
+	if [ -n "$(LOAD)" ] && [ -d "$(IMAGES)/$(HOST_ARCH)" ]; then \
 		tar -C "$(IMAGES)/$(HOST_ARCH)" -c . | $(DOCKER) load --quiet; fi
 
 constraints: ## pin again what is installed; UPGRADE=--upgrade takes newer versions

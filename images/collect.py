@@ -25,7 +25,16 @@ LOADED_BY_NAME = ("libgcc_s.so.1",)  # glibc opens it when a thread ends
 LEFT_OUT = shutil.ignore_patterns(
     *("__pycache__", "site-packages", "dist-packages", "ensurepip", "venv", "config-*", "*.a"),
     *("test", "tests", "idlelib", "tkinter", "turtle*", "lib2to3", "distutils", "pydoc*"),
-    *("EXTERNALLY-MANAGED", "sitecustomize.py", "_tkinter*", "_test*", "_xx*", "xx*", "_ctypes_test*", "_curses*"),
+    *(
+        "EXTERNALLY-MANAGED",
+        "sitecustomize.py",
+        "_tkinter*",
+        "_test*",
+        "_xx*",
+        "xx*",
+        "_ctypes_test*",
+        "_curses*",
+    ),
     *("readline*", "_dbm*", "_gdbm*", "nis.*", "_crypt*", "ossaudiodev*", "spwd*", "antigravity*"),
 )
 LIBRARY_FOLDERS = ("lib", "usr/lib", "usr/local/lib")
@@ -44,7 +53,9 @@ class Elf:
     def __init__(self, data: bytes) -> None:
         self.needed: list[str] = []
         self.loader = ""
-        start, size, count = struct.unpack_from("<Q", data, 32) + struct.unpack_from("<HH", data, 54)
+        start, size, count = struct.unpack_from("<Q", data, 32) + struct.unpack_from(
+            "<HH", data, 54
+        )
         headers = [struct.unpack_from("<IIQQQQ", data, start + size * i) for i in range(count)]
         loads = [(h[3], h[2], h[5]) for h in headers if h[0] == PT_LOAD]
         for kind, _, offset, _, _, length in headers:
@@ -141,7 +152,7 @@ def copy_libraries(base: Base, root: Path, users: list[Path]) -> Iterator[Path]:
 
 def packages(base: Base, files: list[Path]) -> list[dict[str, str]]:
     """Return the packages of the base that own these files, and Python if none does."""
-    release = dict(re.findall(r'^(\w+)="?(.*?)"?$', os_release(base).read_text(), re.M))
+    release = dict(re.findall(r'^(\w+)="?(.*?)"?$', os_release(base).read_text(), re.MULTILINE))
     wanted = {str(file.relative_to(base.root)).removeprefix("usr/") for file in files}
     owners = {
         listing.name.removesuffix(".list").split(":")[0]: owned

@@ -53,7 +53,11 @@ def layer(root: Path, seconds: int) -> bytes:
             entry.mtime = seconds
             mode = path.lstat().st_mode
             if stat.S_ISLNK(mode):
-                entry.type, entry.linkname, entry.mode = tarfile.SYMTYPE, str(path.readlink()), 0o777
+                entry.type, entry.linkname, entry.mode = (
+                    tarfile.SYMTYPE,
+                    str(path.readlink()),
+                    0o777,
+                )
                 archive.addfile(entry)
             elif stat.S_ISDIR(mode):
                 entry.type, entry.mode = tarfile.DIRTYPE, 0o755
@@ -61,7 +65,8 @@ def layer(root: Path, seconds: int) -> bytes:
                     entry.uid, entry.gid, entry.mode = STATE_OWNER
                 archive.addfile(entry)
             else:
-                entry.mode = 0o755 if mode & stat.S_IXUSR else 0o644
+                program = path.parent.name == "bin" or ".so" in path.suffixes
+                entry.mode = 0o755 if program else 0o644
                 entry.size = path.stat().st_size
                 with path.open("rb") as file:
                     archive.addfile(entry, file)
@@ -191,9 +196,7 @@ def merge(options: argparse.Namespace) -> None:
             "mediaType": f"{KIND}index.v1+json",
             "manifests": manifests,
         }
-        entries.append(
-            layout.add(encode(content), "index.v1+json", annotations={REFERENCE: name})
-        )
+        entries.append(layout.add(encode(content), "index.v1+json", annotations={REFERENCE: name}))
         print(name, entries[-1]["digest"])
     layout.set_index(entries)
 

@@ -43,9 +43,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def package(version: str, keys: Path, target: Path) -> Path:
     """Package and sign as the release does."""
     sign = ("--sign", "--key", "Chart Test", "--keyring", str(keys / "secret.gpg"))
-    done = render.run(
-        version, "package", str(render.CHART), "--destination", str(target), *sign
-    )
+    done = render.run(version, "package", str(render.CHART), "--destination", str(target), *sign)
     assert done.returncode == 0, done.stderr
     return target / f"byoc-agents-{__version__}.tgz"
 

@@ -9,7 +9,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,15 +83,20 @@ def tag(target: str) -> str:
     return f"byoc-agents/{target}:{__version__}"
 
 
-def make(docker: Engine, directory: Path, *options: str, source: Path = ROOT) -> Path:
-    """Run `make images` for amd64 with this engine, on the local base; return the OCI layout."""
-    return _make(docker, directory, "amd64", BASE, options, source)
+def make(docker: Engine, directory: Path) -> Path:
+    """Run `make images` with this engine, on the local base; return the OCI layout."""
+    return _make(docker, directory, "amd64", BASE)
+
+
+def make_other(docker: Engine, directory: Path, *options: str, source: Path = ROOT) -> Path:
+    """Run it with other options or from another folder; the images are not loaded."""
+    return _make(docker, directory, "amd64", BASE, *options, "LOAD=", source=source)
 
 
 def make_foreign(docker: Engine, directory: Path) -> Path:
     """Run `make images` for arm64; return the OCI layout. Its images are not loaded."""
     _load_foreign_base(docker)
-    return _make(docker, directory, "arm64", FOREIGN_BASE, (), ROOT)
+    return _make(docker, directory, "arm64", FOREIGN_BASE)
 
 
 def _load_foreign_base(docker: Engine) -> None:
@@ -107,11 +112,14 @@ def _load_foreign_base(docker: Engine) -> None:
 
 
 def _make(
-    docker: Engine, directory: Path, arch: str, base: str, options: Sequence[str], source: Path
+    docker: Engine, directory: Path, arch: str, base: str, *more: str, source: Path = ROOT
 ) -> Path:
+    variables = [one for one in more if not one.startswith("-")]
+    options = [one for one in more if one.startswith("-")]
     given = " ".join([*build_arguments(directory, base), *options])
     place = directory / "images"
     command = ["make", "images", f"DOCKER={docker.program}", f"ARCH={arch}", f"IMAGES={place}"]
+    command += variables
     done = subprocess.run(
         [*command, f"BUILD_ARGS={given}"],
         cwd=source,

@@ -34,6 +34,8 @@ DEBIAN_PACKAGES = (
     "prometheus",
     "prometheus-alertmanager",
 )
+REGISTRY_PACKAGES = ("docker-registry", "skopeo")
+ACTIONLINT = "github.com/rhysd/actionlint/cmd/actionlint@v1.7.12"
 ENGINE_PACKAGES = ("docker.io", "containerd", "runc", "mmdebstrap")
 SMALL = tuple(f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("doc", "locale", "man"))
 BASE = (
@@ -56,7 +58,7 @@ FOREIGN_BASE = (
     "--mode=root",
     "--variant=extract",
     "--architectures=arm64",
-    "--include=base-files,python3.11-minimal,libpython3.11-stdlib,libgcc-s1",
+    "--include=base-files,python3.11-minimal,libpython3.11-stdlib,libstdc++6",
     f"--extract-hook={RECORD}",
     *SMALL,
     "bookworm",
@@ -141,6 +143,54 @@ def foreign_base_image() -> Path:
 def emulator() -> Path:
     """Return the static program that runs programs of arm64."""
     return _unpacked("qemu", ("qemu-user-static",), CACHE / "qemu-archives") / EMULATOR
+
+
+def registry() -> Path:
+    """Return a directory with Debian's container registry and skopeo unpacked."""
+    return _unpacked("registry", REGISTRY_PACKAGES, CACHE / "registry-archives")
+
+
+def cosign() -> Path:
+    """Return the program `cosign` 2.5, which Debian has from version 13 on."""
+    place = CACHE / "cosign"
+    with _once(place, "trixie") as missing:
+        if missing:
+            place.mkdir()
+            _download_of_trixie(place, "cosign")
+            (archive,) = place.glob("*.deb")
+            _run(["dpkg", "-x", str(archive), str(place)])
+            archive.unlink()
+    return place / "usr/bin/cosign"
+
+
+def _download_of_trixie(place: Path, package: str) -> None:
+    """Fetch a package of Debian 13 from the mirror of this Debian 12, with lists of its own."""
+    targets = ["apt-get", "indextargets", "--format", "$(CODENAME) $(REPO_URI)"]
+    lines = [line.split() for line in _run(targets).splitlines()]
+    mirrors = [line[1] for line in lines if line[0] == "bookworm"]
+    if not mirrors:
+        raise PartError(f"{package}: expected a source of bookworm in apt's configuration")
+    (place / "lists/partial").mkdir(parents=True)
+    (place / "sources.list").write_text(f"deb {mirrors[0]} trixie main\n")
+    options = [
+        *("-o", f"Dir::Etc::SourceList={place}/sources.list", "-o", "Dir::Etc::SourceParts=-"),
+        *("-o", f"Dir::State::Lists={place}/lists", "-o", f"Dir::Cache={place}"),
+        *("-o", "APT::Sandbox::User=root"),
+    ]
+    _run(["apt-get", "-qq", *options, "update"])
+    _run(["apt-get", "-qq", *options, "download", package], place)
+    for lists in (place / "lists", *place.glob("*.bin")):
+        shutil.rmtree(lists) if lists.is_dir() else lists.unlink()
+
+
+def actionlint() -> Path:
+    """Return the program that checks workflows, built from its pinned Go module."""
+    place = CACHE / "actionlint"
+    with _once(place, ACTIONLINT) as missing:
+        if missing:
+            _need("go")
+            _run(["env", f"GOBIN={place}", "go", "install", ACTIONLINT])
+    return place / "actionlint"
 
 
 def _bootstrapped(name: str, options: Sequence[str]) -> Path:
@@ -283,6 +333,9 @@ def main() -> int:
         "Docker Engine, a base image": base_image,
         "a base image for arm64": foreign_base_image,
         "qemu-user": emulator,
+        "a container registry, skopeo": registry,
+        "cosign": cosign,
+        "actionlint": actionlint,
         "hadolint": hadolint,
         "libfaketime": faketime,
         "chdb": chdb,
