@@ -9,6 +9,7 @@ The file PACKAGES (JSON) lists where they come from:
 
 import compileall
 import json
+import platform
 import re
 import shutil
 import struct
@@ -25,17 +26,9 @@ LOADED_BY_NAME = ("libgcc_s.so.1",)  # glibc opens it when a thread ends
 LEFT_OUT = shutil.ignore_patterns(
     *("__pycache__", "site-packages", "dist-packages", "ensurepip", "venv", "config-*", "*.a"),
     *("test", "tests", "idlelib", "tkinter", "turtle*", "lib2to3", "distutils", "pydoc*"),
-    *(
-        "EXTERNALLY-MANAGED",
-        "sitecustomize.py",
-        "_tkinter*",
-        "_test*",
-        "_xx*",
-        "xx*",
-        "_ctypes_test*",
-        "_curses*",
-    ),
-    *("readline*", "_dbm*", "_gdbm*", "nis.*", "_crypt*", "ossaudiodev*", "spwd*", "antigravity*"),
+    *("EXTERNALLY-MANAGED", "sitecustomize.py", "_tkinter*", "_test*", "_xx*", "xx*"),
+    *("_ctypes_test*", "_curses*", "antigravity*", "ossaudiodev*", "spwd*"),
+    *("readline*", "_dbm*", "_gdbm*", "nis.*", "_crypt*"),
 )
 LIBRARY_FOLDERS = ("lib", "usr/lib", "usr/local/lib")
 IDENTITY = {  # what the names of users, hosts and trust are looked up in
@@ -53,9 +46,8 @@ class Elf:
     def __init__(self, data: bytes) -> None:
         self.needed: list[str] = []
         self.loader = ""
-        start, size, count = struct.unpack_from("<Q", data, 32) + struct.unpack_from(
-            "<HH", data, 54
-        )
+        (start,) = struct.unpack_from("<Q", data, 32)
+        size, count = struct.unpack_from("<HH", data, 54)
         headers = [struct.unpack_from("<IIQQQQ", data, start + size * i) for i in range(count)]
         loads = [(h[3], h[2], h[5]) for h in headers if h[0] == PT_LOAD]
         for kind, _, offset, _, _, length in headers:
@@ -74,7 +66,9 @@ class Base:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        (self.triplet,) = {file.parent.name for file in root.glob("lib/*-linux-gnu/libc.so.6")}
+        folders = [root / name for name in ("lib", "usr/lib") if not (root / name).is_symlink()]
+        found = {p.parent.name for each in folders for p in each.glob("*-linux-gnu/libc.so.6")}
+        (self.triplet,) = found
 
     def resolve(self, path: str) -> Path | None:
         """Return the file at an absolute path of the image, None if there is none."""
@@ -94,7 +88,7 @@ class Base:
             else:
                 current /= part
         found = self.root / current.relative_to("/")
-        return found if found.exists() else None
+        return found if found.exists() and not parts else None
 
     def library(self, name: str) -> Path:
         """Return the file of a shared library. Raises SystemExit if the base lacks it."""
@@ -168,17 +162,18 @@ def packages(base: Base, files: list[Path]) -> list[dict[str, str]]:
         field = dict(re.findall(r"^([\w-]+): (.*)$", text, re.MULTILINE))
         if field.get("Package") in owners:
             about = {"name": field["Package"], "version": field["Version"]}
-            source = field.get("Source", field["Package"]).split()[0]
+            source = (field.get("Source") or field["Package"]).split()[0]
             found.append(about | {"distribution": distribution, "source": source})
     if left := wanted - set[str]().union(*owners.values()):
         if any(not name.startswith("local/") for name in left):
             raise SystemExit(f"{sorted(left)[:5]}: expected a package that owns each file")
-        version = "%d.%d.%d" % sys.version_info[:3]
+        version = platform.python_version()
         found.append({"name": "python", "version": version, "distribution": "", "source": "python"})
     return sorted(found, key=lambda package: package["name"])
 
 
 def os_release(base: Base) -> Path:
+    """Return the file that says which distribution the base is."""
     file = base.resolve("/etc/os-release")
     if file is None:
         raise SystemExit("/etc/os-release: expected in the base image")

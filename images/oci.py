@@ -115,7 +115,7 @@ def encode(content: Any) -> bytes:
 
 def blob(descriptor: dict[str, Any]) -> str:
     """Return the path of a blob in its layout."""
-    return "blobs/" + descriptor["digest"].replace(":", "/")
+    return "blobs/" + str(descriptor["digest"]).replace(":", "/")
 
 
 def write(options: argparse.Namespace) -> None:

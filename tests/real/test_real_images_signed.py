@@ -235,7 +235,7 @@ def test_the_key_of_somebody_else_verifies_nothing(carried: Path, tmp_path: Path
 
 
 def test_what_the_vex_document_says_is_true_of_the_images(layout: Path) -> None:
-    """An error in a function that no file names, or in a program that is not there, harms nobody."""
+    """An error in a function that no file names is not reached."""
     document = json.loads((install.ROOT / "images/vex.json").read_text())
     assert document["@context"].startswith("https://openvex.dev/ns/v0.2")
     components = {

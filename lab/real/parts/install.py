@@ -48,10 +48,11 @@ BASE = (
 # Packages of another architecture are unpacked, not configured, so that none of their programs
 # runs. dpkg has to be told of them, as it would be by `dpkg --unpack`.
 RECORD = """
+info=$1/var/lib/dpkg/info
 for archive in "$1"/var/cache/apt/archives/*.deb; do
   name=$(dpkg-deb -f "$archive" Package)
   { dpkg-deb -f "$archive"; echo "Status: install ok unpacked"; echo; } >>"$1/var/lib/dpkg/status"
-  dpkg-deb --fsys-tarfile "$archive" | tar -t | sed 's,^[.],,; s,/$,,' >"$1/var/lib/dpkg/info/$name.list"
+  dpkg-deb --fsys-tarfile "$archive" | tar -t | sed 's,^[.],,; s,/$,,' >"$info/$name.list"
 done
 """
 FOREIGN_BASE = (
