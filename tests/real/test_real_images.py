@@ -91,7 +91,7 @@ Images = Callable[[str], str]
 def files(layout: Path) -> dict[str, tarfile.TarInfo]:
     """Return every file and link in the layers of the images, by path."""
     (*_, last) = json.loads((layout / "manifest.json").read_bytes())
-    found = {}
+    found: dict[str, tarfile.TarInfo] = {}
     for layer in last["Layers"]:
         with tarfile.open(layout / layer) as archive:
             found |= {entry.name: entry for entry in archive if not entry.isdir()}
@@ -174,7 +174,7 @@ def test_the_sbom_lists_every_pin_every_package_of_the_base_and_nothing_else(
     assert sbom["bomFormat"] == "CycloneDX"
     about = sbom["metadata"]["component"]
     assert (about["name"], about["version"]) == ("byoc-agents", __version__)
-    kinds = {kind: [] for kind in ("pypi", "deb")}
+    kinds: dict[str, list[dict[str, Any]]] = {"pypi": [], "deb": []}
     for part in sbom["components"]:
         kinds[part["purl"].split(":")[1].split("/")[0]].append(part)
     assert {named(part) for part in kinds["pypi"]} == pins()

@@ -1,6 +1,7 @@
 """Signatures and attestations of the images, verified without a network by cosign and openssl."""
 
 import base64
+import hashlib
 import json
 import re
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from lab.real.parts import install
+from lab.real.parts.docker import BASE
 from lab.real.parts.images import ALL_IN_ONE, DAEMONS
 from lab.real.parts.process import PartError
 from lab.real.parts.publication import BUILDER, SOURCE, Publication, publish, run
@@ -112,8 +114,17 @@ def test_the_digest_of_every_image_is_signed(
     assert claim["critical"]["image"]["docker-manifest-digest"] == published.digests[name]
 
 
+def revision(layout: Path) -> str:
+    """Return the commit that the images of a layout name."""
+    (*_, last) = json.loads((layout / "manifest.json").read_bytes())
+    config = json.loads((layout / last["Config"]).read_bytes())["config"]
+    found = str(config["Labels"]["org.opencontainers.image.revision"])
+    assert re.fullmatch("[0-9a-f]{40}", found)
+    return found
+
+
 def test_an_image_has_an_sbom_for_each_architecture_provenance_and_vex(
-    published: Publication, carried: Path
+    published: Publication, carried: Path, layout: Path
 ) -> None:
     digest = published.digests[DAEMONS[0]].removeprefix("sha256:")
     found = {kind: attested(published.key, carried, kind) for kind in TYPES}
@@ -137,10 +148,12 @@ def test_an_image_has_an_sbom_for_each_architecture_provenance_and_vex(
     build = statement["predicate"]["buildDefinition"]
     assert build["externalParameters"] == {"source": SOURCE, "target": DAEMONS[0]}
     assert statement["predicate"]["runDetails"]["builder"]["id"] == BUILDER
-    head = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=install.ROOT, capture_output=True, text=True, check=True
-    ).stdout.strip()
-    assert {"uri": SOURCE, "digest": {"gitCommit": head}} in build["resolvedDependencies"]
+    commit, base, *pins = build["resolvedDependencies"]
+    assert commit == {"uri": SOURCE, "digest": {"gitCommit": revision(layout)}}
+    assert base == {"uri": f"docker://{BASE}"}, "a local base has no digest"
+    for pin in pins:
+        content = (install.ROOT / pin["uri"]).read_bytes()
+        assert pin["digest"] == {"sha256": hashlib.sha256(content).hexdigest()}
 
 
 def test_openssl_verifies_the_signature_and_every_attestation(

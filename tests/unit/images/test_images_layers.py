@@ -1,4 +1,4 @@
-"""The files of an image and its OCI layout: what is taken, and that the bytes depend on it alone."""
+"""An image's files and its OCI layout: what is taken, and that nothing else decides the bytes."""
 
 import argparse
 import gzip
