@@ -82,7 +82,7 @@ images: ## build the images into build/images and load them; BUILD_ARGS and ARCH
 	@version=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' agents/byoc_agents/__init__.py); \
 	for arch in $(ARCH); do \
 		rm -rf "$(IMAGES)/$$arch"; \
-		DOCKER_BUILDKIT=1 $(DOCKER) build --quiet --network host --file images/Dockerfile \
+		DOCKER_BUILDKIT=1 BUILDX_NO_DEFAULT_ATTESTATIONS=1 $(DOCKER) build --quiet --network host --file images/Dockerfile \
 			--platform linux/$$arch --output type=local,dest="$(IMAGES)/$$arch" \
 			--build-arg VERSION=$$version --build-arg REVISION="$$(git rev-parse HEAD || echo unknown)" \
 			--build-arg CREATED="$$(git log -1 --format=%cI)" $(BUILD_ARGS) . >/dev/null; \

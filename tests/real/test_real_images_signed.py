@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -193,20 +194,24 @@ def test_a_changed_byte_of_what_was_signed_is_found(
     (payload,) = saved.layers("sigs")
     with pytest.raises(PartError, match=r"ended with \d+"):
         verify(published.key, changed_copy(carried, tmp_path / "payload", payload["digest"]))
+    whole = {kind: 2 if kind == "cyclonedx" else 1 for kind in TYPES}
+    assert verified(published.key, carried) == whole
     for number, envelope in enumerate(saved.layers("atts")):
         image = changed_copy(carried, tmp_path / f"envelope-{number}", envelope["digest"])
-        kinds = [kind for kind in TYPES if not _verifies(published.key, image, kind)]
-        assert len(kinds) == 1, "the changed one, and no other"
+        left = verified(published.key, image)
+        assert sum(left.values()) == sum(whole.values()) - 1, "all but the changed one"
 
 
-def _verifies(key: Path, image: Path, kind: str) -> bool:
-    try:
-        return bool(attested(key, image, kind))
-    except PartError:
-        return False
+def verified(key: Path, image: Path) -> dict[str, int]:
+    """Return how many attestations of each type cosign accepts; it refuses if there is none."""
+    counts = dict.fromkeys(TYPES, 0)
+    for kind in TYPES:
+        with suppress(PartError):
+            counts[kind] = len(attested(key, image, kind))
+    return counts
 
 
-def test_a_changed_byte_of_the_image_does_not_reach_a_registry(
+def test_a_changed_byte_of_the_image_is_found_when_it_is_copied(
     published: Publication, carried: Path, tmp_path: Path
 ) -> None:
     """The signed digest covers the index, that the manifests, and those the layers."""
@@ -218,27 +223,21 @@ def test_a_changed_byte_of_the_image_does_not_reach_a_registry(
     for number, digest in enumerate(parts):
         image = changed_copy(carried, tmp_path / str(number), digest)
         with pytest.raises(PartError, match=r"ended with \d+"):
-            copy(published, image, index, f"changed-{number}")
-    copy(published, carried, index, "unchanged")
+            copy(image, tmp_path / f"copy-{number}")
+    copy(carried, tmp_path / "copy")
     image = changed_copy(carried, tmp_path / "index", index)
     with pytest.raises(PartError, match=r"ended with \d+"):
         verify(published.key, image)
 
 
-def copy(published: Publication, image: Path, digest: str, name: str) -> None:
-    """Copy the image of a saved folder into the registry, as a mirror of a customer does."""
-    place = image / "index.json"
-    before = place.read_bytes()
-    only = [one for one in json.loads(before)["manifests"] if one["digest"] == digest]
-    place.write_text(json.dumps({"schemaVersion": 2, "manifests": only}))
-    try:
-        run(
-            *("skopeo", "--insecure-policy", "copy", "--all", "--preserve-digests", "--quiet"),
-            *("--dest-tls-verify=false", f"oci:{image}"),
-            f"docker://{published.repository}/{name}:latest",
-        )
-    finally:
-        place.write_bytes(before)
+def copy(image: Path, target: Path) -> None:
+    """Copy the image of a saved folder, as a customer's mirror does."""
+    only = Path(shutil.copytree(image, target.with_name(f"{target.name}-source")))
+    index = json.loads((only / "index.json").read_bytes())
+    index["manifests"] = index["manifests"][:1]  # without the signatures
+    (only / "index.json").write_text(json.dumps(index))
+    command = ("skopeo", "--insecure-policy", "copy", "--all", "--preserve-digests", "--quiet")
+    run(*command, f"oci:{only}", f"oci:{target}:copied")
 
 
 def test_the_key_of_somebody_else_verifies_nothing(carried: Path, tmp_path: Path) -> None:
