@@ -240,6 +240,37 @@ def copy(image: Path, target: Path) -> None:
     run(*command, f"oci:{only}", f"oci:{target}:copied")
 
 
+def commands() -> list[str]:
+    """Return the commands of the page for customers, one per line."""
+    page = (install.ROOT / "docs/verify.md").read_text()
+    blocks = re.findall(r"^```\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    return [line for block in blocks for line in block.splitlines()]
+
+
+def test_the_pages_commands_with_a_key_verify_a_saved_image(
+    published: Publication, carried: Path, tmp_path: Path
+) -> None:
+    """They run exactly as written, next to the folder and the key."""
+    (tmp_path / "image").symlink_to(carried)
+    shutil.copy(published.key, tmp_path / "cosign.pub")
+    lines = [line for line in commands() if "--key cosign.pub" in line]
+    assert len(lines) == 4, "the signature and three types of attestations"
+    for line in lines:
+        assert json.loads(run("bash", "-c", line, cwd=tmp_path).splitlines()[0])
+    (tmp_path / "cosign.pub").write_text(published.key.read_text().replace("A", "B", 1))
+    for line in lines:
+        with pytest.raises(PartError, match=r"ended with \d+"):
+            run("bash", "-c", line, cwd=tmp_path)
+
+
+def test_every_option_of_cosign_on_the_page_exists() -> None:
+    called = [line.split() for line in commands() if line.startswith("cosign ")]
+    assert called
+    for _, command, *words in called:
+        known = run("cosign", command, "--help")
+        assert [word for word in words if word.startswith("--") and f"{word}=" not in known] == []
+
+
 def test_the_key_of_somebody_else_verifies_nothing(carried: Path, tmp_path: Path) -> None:
     run("cosign", "generate-key-pair", cwd=tmp_path)
     with pytest.raises(PartError, match=r"ended with \d+"):

@@ -46,7 +46,7 @@ BASE = (
     "bookworm",
 )  # what mmdebstrap makes
 # Packages of another architecture are unpacked, not configured, so that none of their programs
-# runs. dpkg has to be told of them, as it would be by `dpkg --unpack`.
+# runs. They are recorded for dpkg, as `dpkg --unpack` would do.
 RECORD = """
 info=$1/var/lib/dpkg/info
 for archive in "$1"/var/cache/apt/archives/*.deb; do

@@ -49,7 +49,7 @@ def make_key(directory: Path) -> Path:
 
 @dataclass(frozen=True)
 class Publication:
-    """What was published, and how it is found."""
+    """The published images, and how they are found."""
 
     registry: RealProcess
     layout: Path

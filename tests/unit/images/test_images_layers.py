@@ -1,4 +1,4 @@
-"""An image's files and its OCI layout: what is taken, and that nothing else decides the bytes."""
+"""The OCI layout depends on the files of an image and nothing else; the files that are taken."""
 
 import argparse
 import gzip
