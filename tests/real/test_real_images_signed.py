@@ -19,7 +19,7 @@ from lab.real.parts import install
 from lab.real.parts.docker import BASE
 from lab.real.parts.images import ALL_IN_ONE, DAEMONS
 from lab.real.parts.process import PartError
-from lab.real.parts.publication import BUILDER, SOURCE, Publication, publish, run
+from lab.real.parts.publication import BUILDER, SOURCE, Publication, make_key, publish, run
 from lab.real.parts.registry import registry
 
 OFFLINE = ("--insecure-ignore-tlog", "--offline", "--local-image")  # a key has no public log
@@ -256,7 +256,7 @@ def test_the_pages_commands_with_a_key_verify_a_saved_image(
     lines = [line for line in commands() if "--key cosign.pub" in line]
     assert len(lines) == 4, "the signature and three types of attestations"
     for line in lines:
-        assert json.loads(run("bash", "-c", line, cwd=tmp_path).splitlines()[0])
+        assert json.loads(run("bash", "-c", line, cwd=tmp_path).strip().splitlines()[0])
     (tmp_path / "cosign.pub").write_text(published.key.read_text().replace("A", "B", 1))
     for line in lines:
         with pytest.raises(PartError, match=r"ended with \d+"):
@@ -310,3 +310,53 @@ def naming(layout: Path, symbol: bytes) -> set[str]:
                 if data.startswith(b"\x7fELF") and b"\0" + symbol + b"\0" in data:
                     found.add(Path(entry.name).name)
     return found
+
+
+WORKFLOW = "https://github.com/owner/byoc-agents/.github/workflows/release.yml@refs/tags/v0.2.0"
+ISSUER = "https://token.actions.githubusercontent.com"
+# The certificate of a workflow, as Fulcio issues it: the identity is a URI, an extension names
+# the issuer of the workflow's token.
+LEAF = f"""
+subjectAltName = critical, URI:{WORKFLOW}
+keyUsage = critical, digitalSignature
+extendedKeyUsage = codeSigning
+1.3.6.1.4.1.57264.1.1 = DER:{ISSUER.encode().hex(":")}
+"""
+
+
+def certify(place: Path) -> None:
+    """Make a key of cosign's, an authority `root.pem`, and `leaf.pem` for the key and WORKFLOW."""
+    make_key(place)
+    curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=test")
+    run("openssl", "req", "-x509", *curve, "-keyout", "root.key", "-out", "root.pem", cwd=place)
+    run("openssl", "req", *curve, "-keyout", "request.key", "-out", "request.csr", cwd=place)
+    (place / "leaf.cnf").write_text(LEAF)
+    made = ("-in", "request.csr", "-force_pubkey", "cosign.pub", "-out", "leaf.pem")
+    signed = ("-CA", "root.pem", "-CAkey", "root.key", "-CAcreateserial", "-extfile", "leaf.cnf")
+    run("openssl", "x509", "-req", *made, *signed, cwd=place)
+
+
+def test_only_the_workflow_at_its_tag_is_accepted_without_a_key(
+    published: Publication, tmp_path: Path
+) -> None:
+    """With an authority of the test, since Sigstore's cannot be reached: no log, no timestamp."""
+    certify(tmp_path)
+    certificate = ("--certificate", "leaf.pem", "--certificate-chain", "root.pem")
+    flags = ("--yes", "--tlog-upload=false", "--allow-http-registry", "--key", "cosign.key")
+    run("cosign", "sign", *flags, *certificate, published.reference(ALL_IN_ONE), cwd=tmp_path)
+    image = save(published, ALL_IN_ONE, tmp_path / "image")
+
+    def accepted(workflow: str, issuer: str) -> bool:
+        identity = ("--certificate-identity", workflow, "--certificate-oidc-issuer", issuer)
+        trusted = ("--ca-roots", "root.pem", "--insecure-ignore-sct")
+        try:
+            return bool(
+                run("cosign", "verify", *trusted, *identity, *OFFLINE, str(image), cwd=tmp_path)
+            )
+        except PartError:
+            return False
+
+    assert accepted(WORKFLOW, ISSUER)
+    assert not accepted(WORKFLOW.replace("v0.2.0", "v0.2.1"), ISSUER)
+    assert not accepted(WORKFLOW.replace("owner", "other"), ISSUER)
+    assert not accepted(WORKFLOW, "https://token.example.com")
