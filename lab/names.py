@@ -1,4 +1,4 @@
-"""Type names that stand for two things: `python -m lab.names` prints them.
+"""Type names that mean two things: `python -m lab.names` prints them.
 
 A reader who meets `State` wants to know which one. Every class and every type alias of the product
 has a name of its own; private ones (with an underscore) count as collisions only with public ones.

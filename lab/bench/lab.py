@@ -1,4 +1,4 @@
-"""Starts what is measured: our daemons as processes of their own, and reads what they use."""
+"""Starts our daemons as separate processes and reads their use of CPU and memory."""
 
 import base64
 import os
@@ -84,7 +84,7 @@ class Lab:
 
 @contextmanager
 def one_core() -> Iterator[None]:
-    """Let what is started inside have one core, the last, which `elsewhere` leaves to it."""
+    """Give programs started inside one core, the last, which `elsewhere` leaves to it."""
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[-1:])
     try:

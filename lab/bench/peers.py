@@ -1,4 +1,4 @@
-"""The programs beside us, from Debian: how each is set up to do the same work."""
+"""The peer programs, from Debian: how each is set up to do the same work."""
 
 import os
 import signal

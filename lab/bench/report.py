@@ -78,7 +78,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def counts() -> str:
-    """Return the gate's baseline as Markdown: one piece a line."""
+    """Return the gate's baseline as Markdown: one piece per line."""
     pieces = gate.baseline()
     names = ("instructions", "calls", "fsyncs", "peak_bytes", "bytes")
     head = f"| piece | {' | '.join(name.replace('_', ' ') for name in names)} |"

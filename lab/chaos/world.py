@@ -1,4 +1,4 @@
-"""Everything around the daemons: real parts, the paths to them, a workload, what was received."""
+"""The daemons' surroundings: real parts, the paths to them, a workload, received messages."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager

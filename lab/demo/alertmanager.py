@@ -12,7 +12,7 @@ from byoc_agents.app.cloudevents import rfc3339
 from lab.demo.process import DemoError
 
 NEVER = "0001-01-01T00:00:00Z"  # endsAt while an alert fires
-PRIVATE = "sql-of-a-customer"  # stands in every field that is not on the allow-list
+PRIVATE = "sql-of-a-customer"  # appears in every field that is not on the allow-list
 
 
 @dataclass(slots=True)

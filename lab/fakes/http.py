@@ -93,7 +93,7 @@ def raw(data: bytes) -> Behaviour:
 
 
 def garbage(data: bytes = b"\x00\xff\x16\x03 no HTTP at all\r\n\r\n") -> Behaviour:
-    """Answer what is no HTTP, and close."""
+    """Answer with bytes that are not HTTP, and close."""
 
     async def behave(exchange: Exchange) -> None:
         await exchange.write(data)
@@ -109,7 +109,7 @@ async def hang(exchange: Exchange) -> None:
 
 
 def drip(seconds: float = 0.02, after: bytes = b"HTTP/1.1 200 -\r\nx-slow: ") -> Behaviour:
-    """Answer one more byte every few seconds, for ever."""
+    """Answer one more byte every few seconds, without end."""
 
     async def behave(exchange: Exchange) -> None:
         await exchange.write(after)

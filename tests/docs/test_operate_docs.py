@@ -58,7 +58,7 @@ def quoted(text: str) -> list[str]:
 
 
 def metrics() -> dict[str, list[str]]:
-    """Return name as it is scraped -> labels beside `daemon`."""
+    """Return name as it is scraped -> labels other than `daemon`."""
     found = {}
     for metric in vars(Metrics()).values():
         if hasattr(metric, "_labelnames"):

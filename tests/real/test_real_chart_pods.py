@@ -1,4 +1,4 @@
-"""What is rendered into pods: settings that the agents take, a ClickHouse left alone."""
+"""The rendered pods: settings that the agents take, a ClickHouse left alone."""
 
 import re
 import subprocess
@@ -111,7 +111,7 @@ def test_sidecars_never_hold_clickhouse_back(values: Path, kubernetes: str) -> N
             assert container["resources"]["requests"] == container["resources"]["limits"]
             liveness = container["livenessProbe"]
             patience = liveness["periodSeconds"] * liveness["failureThreshold"]
-            assert patience >= 60, "a busy node is no dead daemon"
+            assert patience >= 60, "a busy node does not mean a dead daemon"
 
 
 @by_case

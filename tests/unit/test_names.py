@@ -1,4 +1,4 @@
-"""No public type name stands for two things."""
+"""No public type name means two things."""
 
 from pathlib import Path
 

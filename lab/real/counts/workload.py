@@ -51,7 +51,7 @@ Work = Callable[[], Awaitable[int]]  # returns the bytes it made: to be kept, or
 
 
 class Marks:
-    """What stands before and after a piece; found by the counter that runs us."""
+    """The marks before and after a piece, found by the counter that runs us."""
 
     def __init__(self, how: str) -> None:
         self.found: dict[str, dict[str, int]] = {}
@@ -60,7 +60,7 @@ class Marks:
 
     @contextmanager
     def around(self, piece: str) -> Iterator[None]:
-        """Count what is inside."""
+        """Count the body of the block."""
         if self._how == "memory":
             with self._memory(piece):
                 yield
@@ -76,7 +76,7 @@ class Marks:
             _stat("end")
 
     def note(self, piece: str, produced: int) -> None:
-        """Take down how many bytes the piece made, beside its memory."""
+        """Record how many bytes the piece made, in addition to its memory."""
         if self._how == "memory":
             self.found[piece]["bytes"] = produced
 

@@ -54,7 +54,7 @@ class House:
         return self.directory / "agents.log"
 
     async def launch(self, *prefix: str, daemons: Sequence[str] = DAEMONS) -> None:
-        """Spawn it, by a command that runs its arguments; its log begins anew."""
+        """Spawn it, by a command that runs its arguments; its log starts again."""
         with self.log.open("wb") as log:
             self.process = await asyncio.create_subprocess_exec(
                 *prefix, str(PROGRAM), "run", *daemons, stdout=log, stderr=log, env=self.environ
@@ -175,9 +175,9 @@ def ledger_verifies(state: Path) -> None:
 
 
 def assert_alerts(home: House) -> None:
-    """Compare what was answered 200 with what the control plane was told."""
+    """Compare the alerts answered 200 with those that the control plane received."""
     told = [one.labels["alertname"] for one in home.plane.alerts]
-    print(f"{len(home.stored)} alerts stored, {len(told)} told")
+    print(f"{len(home.stored)} alerts stored, {len(told)} received")
     assert len(told) == len(set(told)), "an event of the same alert under another id"
     assert set(home.stored) <= set(told)
 
