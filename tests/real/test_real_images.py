@@ -203,6 +203,18 @@ def test_what_is_imported_is_compiled(docker: Engine, images: Images) -> None:
     assert said(docker, images(ALL_IN_ONE), "-IS", "-c", NOT_COMPILED, entrypoint="python3") == []
 
 
+def test_what_is_compiled_is_used_whatever_the_time_of_its_source(layout: Path) -> None:
+    """By PEP 552: bit 0 of the flags says that the file has a hash, bit 1 that it is checked."""
+    (*_, last) = json.loads((layout / "manifest.json").read_bytes())
+    flags: set[int] = set()
+    for layer in last["Layers"]:
+        with tarfile.open(layout / layer) as archive:
+            for entry in archive:
+                file = archive.extractfile(entry) if entry.name.endswith(".pyc") else None
+                flags |= {int.from_bytes(file.read(8)[4:], "little")} if file else set()
+    assert flags == {1}
+
+
 def test_no_installer_is_inside(docker: Engine, images: Images) -> None:
     assert said(docker, images(ALL_IN_ONE), "-c", FOUND, entrypoint="python3") == []
 
