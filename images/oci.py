@@ -184,13 +184,14 @@ def merge(options: argparse.Namespace) -> None:
     shutil.rmtree(options.layout, ignore_errors=True)
     layout = Layout(options.layout)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in DESCRIPTIONS}
-    for part in sorted(options.parts):
+    for part in options.parts:
         shutil.copytree(part / "blobs", layout.place / "blobs", dirs_exist_ok=True)
         for entry in json.loads((part / "index.json").read_bytes())["manifests"]:
             name = entry.pop("annotations")[REFERENCE]
             found[name].append(entry)
     entries = []
     for name, manifests in found.items():
+        manifests.sort(key=lambda one: str(one["platform"]["architecture"]))
         content = {
             "schemaVersion": 2,
             "mediaType": f"{KIND}index.v1+json",

@@ -14,6 +14,7 @@ import psutil
 
 from lab.bench.image import Image
 from lab.bench.receivers import Receivers
+from lab.fakes.http import WEBHOOK_TOKEN
 from lab.real.parts.process import RealProcess, free_port
 
 MIB = 1024**2
@@ -73,6 +74,10 @@ class Lab:
             "BYOC_ALERTS_URL": self.receivers.plane.url,
             "BYOC_ALERTS_TOKEN": "token",
             "BYOC_ALERTS_SIGNING_SECRET": SECRET,
+            "BYOC_ALERTS_WEBHOOK_TOKEN": WEBHOOK_TOKEN,
+            "BYOC_ALERTS_FINGERPRINT_SECRET": "f" * 32,
+            "BYOC_ALERTS_MATCHERS": 'severity=~"critical|warning"',
+            "BYOC_ALERTS_ANNOTATIONS": "summary",
             "AWS_ENDPOINT_URL_S3": self.receivers.s3.url,
             "AWS_ENDPOINT_URL_SQS": self.receivers.sqs.http.url,
             "AWS_ACCESS_KEY_ID": "key",

@@ -14,8 +14,8 @@ from lab.real.parts.install import ROOT
 
 JSON = ROOT / "build" / "bench.json"
 DETAIL = ROOT / "build" / "bench-detail.json"  # with the spread and the number of runs
-DOCS = ROOT / "docs" / "PERFORMANCE.md"
-PLOT = ROOT / "docs" / "performance.svg"
+DOCS = ROOT / "docs" / "internals" / "performance.md"
+PLOT = ROOT / "docs" / "internals" / "performance.svg"
 BEGIN, END = "<!-- {group}: written by `python -m lab.bench --write-docs` -->", "<!-- end -->"
 
 

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from typing import Self
 from urllib.parse import unquote, urlsplit
 
+WEBHOOK_TOKEN = "token-of-alertmanager"  # of every forwarder that a lab starts
+WEBHOOK_HEADERS = {"Authorization": f"Bearer {WEBHOOK_TOKEN}"}
+
 LIMIT = 64 * 1024  # bytes of a request's head
 
 

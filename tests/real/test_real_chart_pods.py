@@ -19,6 +19,7 @@ SECRETS = {  # what the mounted Secrets hold
     "token": "control-plane-token",
     "signing-secret": "whsec_" + "A" * 32,
     "webhook-token": "alertmanager-token",
+    "fingerprint-secret": "f" * 32,
     "password": "clickhouse-password",
 }
 CASES = [(values, version) for values in render.CI for version in (render.NEW, render.OLD)]
@@ -96,6 +97,7 @@ def test_every_setting_of_the_agents_has_a_place_in_the_chart() -> None:
     }
     assert listed <= known
     by_file = {"BYOC_ALERTS_TOKEN", "BYOC_ALERTS_SIGNING_SECRET", "BYOC_ALERTS_WEBHOOK_TOKEN"}
+    by_file |= {"BYOC_ALERTS_FINGERPRINT_SECRET"}
     assert known - listed - rendered == by_file | {"BYOC_CLICKHOUSE_PASSWORD"}
 
 

@@ -91,7 +91,7 @@ WORDS = {  # full path or name -> what the code's own comment leaves open
     "transition": "number of the last change: 1, 2, 3 ... without a gap in an epoch",
     "lost_transitions": "changes of this epoch that could not be stored",
     "status": "status of the alert in Alertmanager",
-    "fingerprint": "Alertmanager's hash of all labels: 16 hex digits",
+    "fingerprint": "identifies the labels of an alert: 16 hex digits",
     "starts_at": "when the alert began",
     "ends_at": "when the alert ended",
     "received_at": "when the forwarder received it",

@@ -17,6 +17,7 @@ from byoc_agents.audit import Audit, Report
 from byoc_agents.state.message import StateEvent, StateV1
 from lab.demo.alertmanager import notification
 from lab.demo.control_plane import ControlPlane, control_plane
+from lab.fakes.http import WEBHOOK_HEADERS
 from lab.fakes.s3 import FakeS3
 from lab.fakes.sqs import FakeSqs
 from lab.fakes.state import HEALTHY, FakeClickHouse
@@ -100,7 +101,9 @@ class House:
     async def post(self, name: str) -> int:
         """Tell of one alert as Alertmanager does; return the answer."""
         body = notification(name, 1_795_435_200_000, None)
-        async with self.session.post(f"{self.hook}/v1/alerts", json=body) as answer:
+        async with self.session.post(
+            f"{self.hook}/v1/alerts", json=body, headers=WEBHOOK_HEADERS
+        ) as answer:
             await answer.read()
         self.stored += [name] if answer.status == 200 else []
         return answer.status

@@ -104,14 +104,14 @@ async def tried(work: Callable[[], object]) -> bool:
     return True
 
 
-FATES = ("exit 2", *(f"{a}, {b}" for a in ("takes", "not ready") for b in ("sends", "held")))
+ACTIONS = ("exit 2", *(f"{a}, {b}" for a in ("takes", "not ready") for b in ("sends", "held")))
 
 
 def child(directory: Path, go: int) -> None:
     """Wait until we are traced, then open; the exit code is the number of the fate."""
     os.read(go, 1)
     try:
-        code = FATES.index(asyncio.run(opened(directory)))
+        code = ACTIONS.index(asyncio.run(opened(directory)))
     except BaseException as error:  # noqa: BLE001  whatever it is, it is a finding
         sys.stderr.write(f"{error!r}\n")
         code = DEFECT
@@ -133,7 +133,7 @@ def run(directory: Path, fault: Fault) -> tuple[str, Breaks]:
     os.close(waits)
     os.close(go)
     code = tracer.codes[pid]
-    return (FATES[code] if 0 <= code < len(FATES) else f"ended with {code}"), breaks
+    return (ACTIONS[code] if 0 <= code < len(ACTIONS) else f"ended with {code}"), breaks
 
 
 def killed(directory: Path) -> None:
@@ -216,13 +216,13 @@ class Sweep:
         key = fault.way, "on" if fault.on else "once"
         self.fates.setdefault(key, Counter())[fate] += 1
         wrong = asyncio.run(differences(place, takes=fate.startswith("takes")))
-        wrong += [] if fate in FATES else [fate]
+        wrong += [] if fate in ACTIONS else [fate]
         self.wrong += [f"{fault} {breaks.met[0]}: {fate}: {what}" for what in wrong]
 
     def table(self) -> str:
-        head = ["fault", *FATES]
+        head = ["fault", *ACTIONS]
         rows = [
-            [" ".join(key), *(str(fates[fate]) for fate in FATES)]
+            [" ".join(key), *(str(fates[fate]) for fate in ACTIONS)]
             for key, fates in self.fates.items()
         ]
         return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
