@@ -1,6 +1,5 @@
 """The chart's policies against `byoc-agents policy --check` in the environment it renders."""
 
-import json
 import os
 import re
 from pathlib import Path
@@ -12,7 +11,7 @@ import yaml
 
 from byoc_agents.policy import cli as policy_cli
 from lab.real.chart import render
-from lab.real.chart.pods import REPLICA, Pod, environment, pods
+from lab.real.chart.pods import Pod, environment, pods
 from lab.real.chart.render import Manifest
 
 IDENTITY = {"irsa": "irsa", "podIdentity": "pod-identity", "secret": "environment"}
@@ -91,47 +90,10 @@ def test_no_policy_says_more_or_less_than_the_table(
     wanted = kind == "networkpolicy" or _values(values)["policy"]["cilium"]
     for pod in pods(documents):
         for container in pod.ours if wanted else ():
-            if container["name"].startswith(REPLICA):  # one policy for several: the test below
-                left.pop("byoc-agents-billing-scraper", None)
-                continue
             document = left.pop(f"byoc-agents-{container['name']}")
             asked = _asked(kind, pod, container, values)
             assert policy.check(asked, container, document) == (0, "")
     assert set(left) <= OTHERS
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_policy_of_a_scraper_of_its_own_is_that_of_all_its_replicas(
-    kind: str, policy: Policy
-) -> None:
-    """Each container's table allows a part of it, and together they allow all of it."""
-    values = render.CHART / "ci" / "replicas-values.yaml"
-    documents = render.manifests(values)
-    (document,) = _policies(documents, KINDS[kind]).values()
-    (pod,) = [one for one in pods(documents) if one.ours]
-    assert len(pod.ours) == 2
-    rules = []
-    for container in pod.ours:
-        code, said = policy(_asked(kind, pod, container, values), container)
-        assert code == 0
-        rules.append(yaml.safe_load(said)["spec"])
-    for direction in ("ingress", "egress"):
-        allowed = _without_lists(document["spec"][direction])
-        tables = [_without_lists(one[direction]) for one in rules]
-        assert all(table <= allowed for table in tables)
-        assert set().union(*tables) == allowed
-
-
-def _without_lists(rules: list[Any]) -> set[str]:
-    """Return (peer, port) of each rule as text, so that rules with several ports compare."""
-    found = set()
-    for rule in rules:
-        peers = {key: value for key, value in rule.items() if key not in {"ports", "toPorts"}}
-        groups = [rule, *rule.get("toPorts", [])]
-        for port in [port for group in groups for port in group.get("ports", [])]:
-            names = [name for group in groups for name in group.get("rules", {}).get("dns", [])]
-            found |= {json.dumps([peers, port, name], sort_keys=True) for name in names or [None]}
-    return found
 
 
 def test_a_rule_too_much_is_noticed(policy: Policy) -> None:

@@ -9,7 +9,7 @@ restarts this container alone. Requests equal limits: a Guaranteed pod stays Gua
 {{- $v := .root.Values -}}
 {{- $role := .role -}}
 {{- $sidecar := eq $role.place "pod" -}}
-name: {{ $role.container }}
+name: {{ $role.name }}
 image: {{ include "byoc-agents.image" . }}
 imagePullPolicy: {{ $v.image.pullPolicy }}
 {{- if and $sidecar (include "byoc-agents.native" .root) }}
@@ -58,7 +58,7 @@ volumeMounts:
 
 {{- define "byoc-agents.portName" -}}
 {{- $first := index (splitList "-" .name) 0 -}}
-{{- eq .name "byoc-agents" | ternary .name (printf "byoc-%s%s" $first (trimPrefix .name .container)) -}}
+{{- eq .name "byoc-agents" | ternary .name (printf "byoc-%s" $first) -}}
 {{- end -}}
 
 {{/*

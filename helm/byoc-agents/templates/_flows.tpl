@@ -121,7 +121,7 @@ podSelector:
     {{- include "byoc-agents.selector" . | nindent 4 }}
 policyTypes: [Ingress, Egress]
 ingress:
-  - {{ include "byoc-agents.comer" (dict "from" $policy.prometheus "ports" (include "byoc-agents.ports" . | fromJsonArray)) | nindent 4 | trim }}
+  - {{ include "byoc-agents.comer" (dict "from" $policy.prometheus "ports" (list (int .role.port))) | nindent 4 | trim }}
   {{- if has "alert-forwarder" .role.daemons }}
   - {{ include "byoc-agents.comer" (dict "from" $policy.alertmanager "ports" (list 9095)) | nindent 4 | trim }}
   {{- end }}
@@ -139,13 +139,6 @@ ports:
   {{- range .ports }}
   - {protocol: TCP, port: {{ . }}}
   {{- end }}
-{{- end -}}
-
-{{/* The ports of a role's status endpoints: dict root, role. */}}
-{{- define "byoc-agents.ports" -}}
-{{- $ports := list -}}
-{{- range include "byoc-agents.containers" . | fromJsonArray -}}{{- $ports = append $ports (int .port) -}}{{- end -}}
-{{- toJson $ports -}}
 {{- end -}}
 
 {{/* {"NAME": "VALUE"} of NAME=VALUE. */}}
@@ -198,7 +191,7 @@ endpointSelector:
   matchLabels:
     {{- include "byoc-agents.selector" . | nindent 4 }}
 ingress:
-  - {{ include "byoc-agents.ciliumComer" (dict "from" $policy.prometheus "ports" (include "byoc-agents.ports" . | fromJsonArray)) | nindent 4 | trim }}
+  - {{ include "byoc-agents.ciliumComer" (dict "from" $policy.prometheus "ports" (list (int .role.port))) | nindent 4 | trim }}
   {{- if has "alert-forwarder" .role.daemons }}
   - {{ include "byoc-agents.ciliumComer" (dict "from" $policy.alertmanager "ports" (list 9095)) | nindent 4 | trim }}
   {{- end }}

@@ -27,7 +27,7 @@ app.kubernetes.io/component: {{ .role.name }}
 {{- end -}}
 {{- end -}}
 
-{{/* The account with the AWS role. The forwarder's Deployment has its own account without a role. */}}
+{{/* The account of ClickHouse's pods, unless they have one. Each Deployment has its own account. */}}
 {{- define "byoc-agents.serviceAccount" -}}
 {{- .Values.serviceAccount.name | default (include "byoc-agents.name" .) -}}
 {{- end -}}
@@ -61,25 +61,6 @@ app.kubernetes.io/component: {{ .role.name }}
 {{- $roles = append $roles (dict "name" "byoc-agents" "port" 9464 "place" "pod" "resources" $v.sidecars.resources "daemons" $together) -}}
 {{- end -}}
 {{- toJson $roles -}}
-{{- end -}}
-
-{{/*
-The containers of a role: the role itself, but one per server for a scraper of its own, each with
-the state directory, the port and the records of one replica: dict root, role.
-*/}}
-{{- define "byoc-agents.containers" -}}
-{{- $role := .role -}}
-{{- $found := list -}}
-{{- if and (eq $role.name "billing-scraper") (eq $role.place "deployment") -}}
-{{- range $name, $url := .root.Values.billingScraper.servers -}}
-{{- $number := len $found -}}
-{{- $own := dict "container" (printf "%s-%d" $role.name $number) "port" (add $role.port $number) "replica" $name "url" $url -}}
-{{- $found = append $found (merge $own $role) -}}
-{{- end -}}
-{{- else -}}
-{{- $found = append $found (merge (dict "container" $role.name) $role) -}}
-{{- end -}}
-{{- toJson $found -}}
 {{- end -}}
 
 {{/* The roles of one place: dict root, place. */}}

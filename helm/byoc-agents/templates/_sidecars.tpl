@@ -5,9 +5,7 @@ What a ClickHouse pod needs to hold the sidecars, whoever owns the pod; all take
 {{- define "byoc-agents.sidecars" -}}
 {{- $root := . -}}
 {{- range include "byoc-agents.rolesIn" (dict "root" . "place" "pod") | fromJsonArray }}
-{{- range include "byoc-agents.containers" (dict "root" $root "role" .) | fromJsonArray }}
 - {{ include "byoc-agents.container" (dict "root" $root "role" .) | nindent 2 | trim }}
-{{- end }}
 {{- end }}
 {{- end -}}
 
@@ -40,9 +38,8 @@ byoc-agents/sidecars: {{ include "byoc-agents.name" . }}
 {{- if .root.Values.istio.enabled -}}
 {{- $ports := list -}}
 {{- $aws := false -}}
-{{- $root := .root -}}
 {{- range .roles -}}
-{{- range include "byoc-agents.containers" (dict "root" $root "role" .) | fromJsonArray -}}{{- $ports = append $ports (toString .port) -}}{{- end -}}
+{{- $ports = append $ports (toString .port) -}}
 {{- if include "byoc-agents.callsAws" . -}}{{- $aws = true -}}{{- end -}}
 {{- end -}}
 traffic.sidecar.istio.io/excludeInboundPorts: {{ join "," $ports | quote }}
