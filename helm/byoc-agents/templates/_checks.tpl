@@ -49,6 +49,12 @@
 {{- end -}}
 {{- end -}}
 {{- end -}}
+{{- if $v.image.requireDigest -}}
+{{- range $roles -}}
+{{- if not (index $v.image.digests .name) -}}{{- $wrong = append $wrong (printf "image.digests.%s: is required by image.requireDigest; expected sha256: and 64 hex digits" .name) -}}{{- end -}}
+{{- end -}}
+{{- if and (has $v.clickhouse.owner (list "chart" "altinity")) (not (regexMatch "@sha256:[0-9a-f]{64}$" $v.clickhouse.image)) -}}{{- $wrong = append $wrong (printf "clickhouse.image: %s has no digest, which image.requireDigest requires; expected NAME@sha256:DIGEST" $v.clickhouse.image) -}}{{- end -}}
+{{- end -}}
 {{- $wrong = concat $wrong (include "byoc-agents.wideRules" . | fromJsonArray) -}}
 {{- $wrong = concat $wrong (include "byoc-agents.claimChanges" . | fromJsonArray) -}}
 {{- if $wrong -}}{{- fail (printf "\n\nbyoc-agents cannot be installed with these values:\n  - %s\n" (join "\n  - " (uniq $wrong))) -}}{{- end -}}
