@@ -25,7 +25,7 @@ from byoc_agents import audit as verify
 from byoc_agents import report as ledger_cli
 from byoc_agents.policy import cli as policy_cli
 for name in run.DAEMONS:
-    run.daemon(name)
+    run.daemon_spec(name)
 """
 
 

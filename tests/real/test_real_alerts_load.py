@@ -46,7 +46,8 @@ class Plain:
         for one in value if isinstance(value, list) else value.get("alerts", [value]):
             labels = one.get("labels") or one["data"].get("labels", {})
             self.names.add(labels.get("alertname", ""))
-        return web.Response()
+        proof = request.headers.get("webhook-id")  # Alertmanager sends none
+        return web.Response(headers={"webhook-id": proof} if proof else {})
 
 
 @pytest.fixture

@@ -123,6 +123,6 @@ async def test_a_storm_in_one_group_is_delivered(
         tables = {data["labels"]["table"] for data in plane.of("byoc.alert.v1")}
         assert tables == {alert["labels"]["table"] for alert in alerts}
         assert metric(forwarder, "byoc_alerts_truncated_total") == 0
-        assert metric(forwarder, 'byoc_webhook_requests_total{daemon="alert-forwarder",code="200"}')
+        assert metric(forwarder, 'byoc_webhook_requests_total{code="200",daemon="alert-forwarder"}')
         assert {data["group_truncated_alerts"] for data in plane.of("byoc.alert.v1")} == {0}
         assert plane.receiver.mismatches == {}

@@ -175,7 +175,7 @@ target = open_target(
 )
 seen = asyncio.run(target.read())
 reading = seen.reading
-print(json.dumps([reading and reading.source, reading and reading.incarnation, seen.trouble]))
+print(json.dumps([reading and reading.source, reading and reading.incarnation, seen.error]))
 """
 
 

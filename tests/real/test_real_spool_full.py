@@ -27,9 +27,8 @@ store = Store(pathlib.Path(sys.argv[1]), max_bytes=1 << 30)
 USE = """
 print("open", flush=True)
 sys.stdin.readline()
-store.begin()
-store.apply(WriteBatch(stage=[b"x" * 2000]))
-store.commit()
+with store.transaction():
+    store.apply(WriteBatch(stage=[b"x" * 2000]))
 print("written")
 """
 

@@ -168,7 +168,7 @@ def build_alert(  # noqa: PLR0913  the alert, its frame, and what is said of it
     notification: Notification = "transition",
     end_inferred: bool = False,
 ) -> AlertEvent:
-    """Return the event. `status` differs from the alert's own where its beginning is told late.
+    """Return the event. `status` differs from the alert's own if its beginning is reported late.
 
     With `end_inferred` the alert is one that fires with a later start than the one it is given.
     """

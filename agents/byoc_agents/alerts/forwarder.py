@@ -30,7 +30,7 @@ class HeartbeatSender:
         self._sequence = 0
 
     async def run(self) -> None:
-        """Beat for ever. A beat that cannot be stored is missing, and that is what it tells."""
+        """Send heartbeats until cancelled. One that cannot be stored is missing at the receiver."""
         while True:
             try:
                 await self.send()
@@ -39,7 +39,7 @@ class HeartbeatSender:
             await self._clock.sleep(self._interval_seconds)
 
     async def send(self, *, stopping: bool = False) -> None:
-        """Report confirmed beginnings, and store one beat behind them. Raises SpoolError."""
+        """Report confirmed beginnings, then store a heartbeat. Raises SpoolError."""
         await self._relay.confirm_reopened()
         at_ms = self._clock.wall_ns() // 1_000_000
         event = build_heartbeat(self._data(stopping=stopping), self._origin, at_ms)

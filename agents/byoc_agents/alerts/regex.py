@@ -15,7 +15,7 @@ class Pattern:
     """One compiled pattern. It must match the whole text."""
 
     def __init__(self, text: str) -> None:
-        """Compile. Raises ValueError that says what is wrong with the pattern."""
+        """Compile. Raises ValueError with the reason if the pattern is invalid."""
         self.text = text
         self._match = _compile(text)
 
