@@ -9,6 +9,7 @@ from byoc_agents.errors import LedgerNewerError
 from byoc_agents.ledger.format import FORMAT, Line, Recovered, decode, digest, format_of
 from byoc_agents.ledger.reader import START, Head, Scan, raw_lines, scan
 from byoc_agents.ledger.segments import Segments
+from byoc_agents.ledger.tree import TreeHead
 
 
 class OpenedLedger(msgspec.Struct):
@@ -17,6 +18,8 @@ class OpenedLedger(msgspec.Struct):
     number: int
     length: int = 0
     head: Head = START
+    tree: TreeHead | None = None  # None: a file of 0.1.0, or no file
+    max_bytes: int = 0  # the bound that the file states
     open: Sequence[int] = ()  # intents without an outcome
     removed: set[int] = msgspec.field(default_factory=set)  # files that were about to be deleted
     states: list[Line] = msgspec.field(default_factory=list)
@@ -63,10 +66,18 @@ def find(segments: Segments) -> OpenedLedger:
 
 
 def _go_on(segments: Segments, number: int, seen: Scan) -> OpenedLedger:
-    found = OpenedLedger(number, seen.good_bytes, seen.head, sorted(seen.open), seen.removed)
+    found = OpenedLedger(
+        number,
+        length=seen.good_bytes,
+        head=seen.head,
+        tree=seen.tree,
+        max_bytes=seen.max_bytes,
+        open=sorted(seen.open),
+        removed=seen.removed,
+    )
     if seen.damaged:
         found.number, found.length, found.head = number + 1, 0, seen.last
-        found.open = sorted(seen.flying)
+        found.open, found.tree = sorted(seen.flying), seen.last_tree
         found.states.append(
             Recovered(segment=number, why="damaged", bytes=seen.rest_bytes, sha256="", aside="")
         )

@@ -5,14 +5,14 @@ cover. So anybody can compute the root of a history from its text, a proof shows
 it, and two roots show whether one history continues another.
 """
 
+import base64
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
 HASH_BYTES = 32
 EMPTY_ROOT = hashlib.sha256(b"").digest()
-ReadRange = Callable[[int, int], bytes]  # (first leaf, number of leaves, a power of two) -> hash
 
 
 def hash_leaf(line: bytes) -> bytes:
@@ -28,7 +28,7 @@ def hash_children(left: bytes, right: bytes) -> bytes:
 class TreeHead(msgspec.Struct, frozen=True):
     """The number of leaves, and the roots of the complete subtrees, the largest first.
 
-    That is all that is needed to add leaves: at most one hash per bit of the size.
+    That is all that is needed to add leaves: one hash per bit of the size that is set.
     """
 
     size: int = 0
@@ -52,54 +52,124 @@ class TreeHead(msgspec.Struct, frozen=True):
             root = hash_children(left, root)
         return root
 
+    @property
+    def valid(self) -> bool:
+        """Whether the number and the lengths of the hashes fit the size."""
+        fits = self.size >= 0 and len(self.subtrees) == self.size.bit_count()
+        return fits and all(len(one) == HASH_BYTES for one in self.subtrees)
+
+    def __str__(self) -> str:
+        """Return `41 ev3MPk8...=`: the size, and the root in base64."""
+        return f"{self.size} {encode_hash(self.root)}"
+
+
+def encode_hash(value: bytes) -> str:
+    """Return a hash in base64, as checkpoints and messages have it."""
+    return base64.b64encode(value).decode()
+
+
+def decode_hash(text: str) -> bytes:
+    """Return the hash of its base64. Raises ValueError."""
+    try:
+        value = base64.b64decode(text, validate=True)
+    except ValueError:  # binascii.Error, or characters that are not ASCII
+        value = b""
+    if len(value) != HASH_BYTES or encode_hash(value) != text:
+        raise ValueError(f"{text!r}: expected the base64 of {HASH_BYTES} bytes")
+    return value
+
 
 def split(size: int) -> int:
     """Return the largest power of two below `size`, which is at least 2."""
     return 1 << (size - 1).bit_length() - 1
 
 
-def root_of(leaves: Sequence[bytes]) -> bytes:
-    """Return the root hash of leaf hashes."""
-    head = TreeHead()
-    for leaf in leaves:
-        head = head.add(leaf)
-    return head.root
+class Leaves:
+    """The leaves of a tree from some leaf on, and the complete subtrees before it.
 
-
-def prove_inclusion(leaves: Sequence[bytes], index: int) -> list[bytes]:
-    """Return the audit path of a leaf, from the leaf to the root (RFC 6962, section 2.1.1).
-
-    Raises IndexError if there is no such leaf.
+    The subtrees stand for leaves that were removed: every root of a size from `start.size` on, and
+    every proof about leaves and sizes from there on, can be computed from them.
     """
-    if not 0 <= index < len(leaves):
-        raise IndexError(f"leaf {index} of a tree with {len(leaves)} leaves")
-    if len(leaves) == 1:
-        return []
-    middle = split(len(leaves))
-    if index < middle:
-        return [*prove_inclusion(leaves[:middle], index), root_of(leaves[middle:])]
-    return [*prove_inclusion(leaves[middle:], index - middle), root_of(leaves[:middle])]
+
+    def __init__(self, start: TreeHead, hashes: Sequence[bytes]) -> None:
+        self.start = start
+        self.hashes = hashes
+        self.size = start.size + len(hashes)
+        self._known: dict[tuple[int, int], bytes] = {}
+        first = 0
+        for bit, subtree in zip(_bits(start.size), start.subtrees, strict=True):
+            self._known[first, first + bit] = subtree
+            first += bit
+
+    def root(self, first: int, last: int) -> bytes:
+        """Return the root hash of the leaves from `first` to before `last`, a subtree of the tree.
+
+        Raises IndexError if it needs leaves that were removed or do not exist.
+        """
+        if known := self._known.get((first, last)):
+            return known
+        if last - first > 1:
+            middle = first + split(last - first)
+            return hash_children(self.root(first, middle), self.root(middle, last))
+        if not self.start.size <= first < self.size:
+            raise IndexError(f"leaf {first}: expected {self.start.size} to {self.size - 1}")
+        return self.hashes[first - self.start.size]
+
+    def head(self, size: int) -> bytes:
+        """Return the root hash of the tree when it had `size` leaves. Raises IndexError."""
+        return self.root(0, size) if size else EMPTY_ROOT
 
 
-def prove_consistency(leaves: Sequence[bytes], earlier: int) -> list[bytes]:
-    """Return the proof that the first `earlier` leaves are a prefix (section 2.1.2).
+def _bits(number: int) -> list[int]:
+    """Return the powers of two whose sum is the number, the largest first."""
+    return [1 << bit for bit in reversed(range(number.bit_length())) if number >> bit & 1]
 
-    Raises IndexError if there were never that many, or none.
+
+def prove_inclusion(leaves: Leaves, index: int, size: int) -> list[bytes]:
+    """Return the audit path of a leaf in the tree of `size` leaves (RFC 6962, section 2.1.1).
+
+    From the leaf to the root. Raises IndexError if the tree has no such leaf, or it was removed.
     """
-    if not 0 < earlier <= len(leaves):
-        raise IndexError(f"a size of {earlier} of a tree with {len(leaves)} leaves")
-    return _subproof(leaves, earlier, complete=True)
+    if not leaves.start.size <= index < size <= leaves.size:
+        raise IndexError(f"leaf {index} of {size}: expected {_kept(leaves)}")
+    path: list[bytes] = []
+    first, last = 0, size
+    while last - first > 1:
+        middle = first + split(last - first)
+        if index < middle:
+            path.append(leaves.root(middle, last))
+            last = middle
+        else:
+            path.append(leaves.root(first, middle))
+            first = middle
+    return path[::-1]
 
 
-def _subproof(leaves: Sequence[bytes], earlier: int, *, complete: bool) -> list[bytes]:
-    if earlier == len(leaves):
-        return [] if complete else [root_of(leaves)]
-    middle = split(len(leaves))
+def prove_consistency(leaves: Leaves, earlier: int, size: int) -> list[bytes]:
+    """Return the proof that the tree of `earlier` leaves is a prefix (RFC 6962, section 2.1.2).
+
+    Raises IndexError if the tree never had these sizes, or if the leaves of one were removed.
+    """
+    if not max(1, leaves.start.size) <= earlier <= size <= leaves.size:
+        raise IndexError(f"sizes {earlier} and {size}: expected {_kept(leaves)}")
+    return _subproof(leaves, 0, earlier, size, complete=True)
+
+
+def _subproof(
+    leaves: Leaves, first: int, earlier: int, last: int, *, complete: bool
+) -> list[bytes]:
+    if earlier == last:
+        return [] if complete else [leaves.root(first, last)]
+    middle = first + split(last - first)
     if earlier <= middle:
-        left = _subproof(leaves[:middle], earlier, complete=complete)
-        return [*left, root_of(leaves[middle:])]
-    right = _subproof(leaves[middle:], earlier - middle, complete=False)
-    return [*right, root_of(leaves[:middle])]
+        left = _subproof(leaves, first, earlier, middle, complete=complete)
+        return [*left, leaves.root(middle, last)]
+    right = _subproof(leaves, middle, earlier, last, complete=False)
+    return [*right, leaves.root(first, middle)]
+
+
+def _kept(leaves: Leaves) -> str:
+    return f"{leaves.start.size} to {leaves.size}, which are kept"
 
 
 def includes(root: bytes, size: int, index: int, leaf_hash: bytes, path: Sequence[bytes]) -> bool:

@@ -21,6 +21,7 @@ from byoc_agents.ledger.chain import MIN_BYTES, Chain, Entry
 from byoc_agents.ledger.files import Disk
 from byoc_agents.ledger.format import SUPPRESSED, Refused, clean, intent_of, receipt_of
 from byoc_agents.ledger.recent import unfinished_batch
+from byoc_agents.ledger.tree import TreeHead
 
 MAX_GROUP = 16  # lines that share one fsync
 REFUSED_BURST = 20  # lines at once, and
@@ -92,6 +93,11 @@ class FileLedger:
         """The ids of the batch that was in flight when the last process ended."""
         return self._file.unfinished
 
+    @property
+    def tree(self) -> TreeHead:
+        """The tree over all durable lines. From any thread."""
+        return self._file.chain.durable_tree
+
     async def intent(self, destination: str, batch: Sequence[Message]) -> int:
         """Write the intent to send a batch, durably; see `Ledger`. Waits for one fsync."""
         return int(await self._worker.ask(_WriteRequest(destination, batch=batch)))
@@ -116,13 +122,14 @@ class FileLedger:
             self._worker.post(_WriteRequest())
 
     def status(self) -> dict[str, Any]:
-        """Return what /status shows. `head` is durable: pin it, `ledger verify --anchor` takes it.
+        """Return what /status shows. `ledger verify --heads` takes both `head` and `tree`.
 
-        None if nothing could be written yet.
+        They are durable, and None if nothing could be written yet.
         """
         segments, head = self._file.chain.segments, self._file.chain.durable
         return {
             "head": str(head) if head.sequence >= 0 else None,
+            "tree": str(self.tree) if self.tree.size else None,
             "lines": head.sequence + 1,
             "bytes": segments.total_bytes(),
             "segments": len(segments.sizes),

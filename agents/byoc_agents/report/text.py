@@ -38,7 +38,11 @@ def verdict_text(name: str, verdict: LedgerVerdict) -> Iterator[str]:
         f"  {verdict.intents} sends announced, {verdict.receipts} with a receipt,"
         f" {verdict.unknown} unknown; {verdict.refused} refusals; {verdict.bodies} bodies checked"
     )
+    if verdict.heads:
+        yield f"  {verdict.heads} kept heads confirmed"
     yield f"  head {verdict.head}"
+    if verdict.tree:
+        yield f"  tree {verdict.tree}"
 
 
 def _safe(text: str) -> str:
