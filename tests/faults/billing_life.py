@@ -10,7 +10,7 @@ import contextlib
 import os
 import resource
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,9 +119,9 @@ class FusedSpool(Spool):
         await super().commit(change)
         self.fuse.burn()
 
-    async def remove(self, ids: Sequence[str]) -> None:
+    async def remove(self, ids: Sequence[str], state: Mapping[str, bytes] | None = None) -> None:
         self.fuse.burn()
-        await super().remove(ids)
+        await super().remove(ids, state)
         self.fuse.burn()
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 import msgspec
 
 from byoc_agents.alerts.payload import Received, Status
-from byoc_agents.app.cloudevents import Event, rfc3339, source_uri, stable_id
+from byoc_agents.app.cloudevents import Agent, Event, rfc3339, source_uri, stable_id
 
 ALERT: Literal["byoc.alert.v1"] = "byoc.alert.v1"
 WATCHDOG: Literal["byoc.alert.watchdog.v1"] = "byoc.alert.watchdog.v1"
@@ -88,6 +88,7 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     dead_letters: int
     open_episodes: int | None = None  # how many were reported as firing and not as resolved
     open_digest: str | None = None  # of these; docs/alerts.md has the rule. 0.1.0 has neither
+    agent: Agent | None = None  # 0.1.0 has none
 
 
 class HeartbeatEvent(Event, frozen=True, kw_only=True):

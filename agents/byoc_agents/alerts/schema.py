@@ -14,7 +14,7 @@ from byoc_agents.sinks.control_plane import Rejected, Stored
 EVENTS = (AlertEvent, WatchdogEvent, HeartbeatEvent)
 ANSWERS = (Stored, Rejected)
 TEMPLATE = "#/components/schemas/{name}"
-ADDED = frozenset({"end_inferred", "open_episodes", "open_digest"})  # events of 0.1.0 lack them
+ADDED = frozenset({"end_inferred", "open_episodes", "open_digest", "agent"})  # not in 0.1.0
 
 
 def components() -> dict[str, Any]:

@@ -7,7 +7,7 @@ reads exactly the measured value. No billed amount is ever a binary float.
 import datetime as dt
 import hashlib
 from functools import lru_cache
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -24,6 +24,19 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     subject: str = ""
     time: str  # RFC 3339, UTC
     datacontenttype: Literal["application/json"] = "application/json"
+
+
+class Agent(msgspec.Struct, frozen=True, kw_only=True):
+    """The sender of a message: what it runs, and how long its ledger is."""
+
+    version: str  # of byoc-agents
+    configuration_sha256: Annotated[
+        str, msgspec.Meta(pattern="^[0-9a-f]{64}$")
+    ]  # of the output of `byoc-agents check-config DAEMON...`; secrets are *** there
+    ledger_size: int  # durable lines in the ledger of this daemon when the message was made
+    ledger_root: Annotated[
+        str, msgspec.Meta(pattern="^[0-9A-Za-z+/]{43}=$")
+    ]  # root of the tree over these lines, base64; docs/ledger.md has the rule
 
 
 def encode(event: msgspec.Struct) -> bytes:

@@ -13,7 +13,7 @@ answer causes a repeat of the whole request.
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -100,8 +100,12 @@ class Shipper:
         metrics: Metrics,
         rng: random.Random | None = None,
         unfinished: Sequence[str] = (),
+        ledger_state: Callable[[], Mapping[str, bytes]] = dict,
     ) -> None:
-        """`unfinished` has the ids of the batch that the last process may have sent."""
+        """`unfinished` has the ids of the batch that the last process may have sent.
+
+        `ledger_state` returns what the spool stores with each delivery.
+        """
         self.daemon = daemon
         self.destination = sink.destination
         self.last_error: LastError | None = None
@@ -109,6 +113,7 @@ class Shipper:
         self._spool = spool
         self._sink = sink
         self._ledger = ledger
+        self._ledger_state = ledger_state
         self._clock = clock
         self._metrics = metrics
         self._rng = rng or random.Random()  # noqa: S311  jitter, no secret
@@ -237,7 +242,7 @@ class Shipper:
                 await self._dead_letter(message, outcome)
         done = [message for message, outcome in pairs if isinstance(outcome, Receipt)]
         if done:
-            await self._spool.remove([message.id for message in done])
+            await self._spool.remove([message.id for message in done], self._ledger_state())
             self._record_sent(done)
 
     async def _dead_letter(self, message: Message, error: SendError) -> None:

@@ -9,6 +9,7 @@ import fcntl
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import structlog
@@ -59,7 +60,12 @@ class Chain:
     cut, and the tree up to it. They never go back, so they can be pinned.
     """
 
-    def __init__(self, directory: Path, *, clock: Clock, max_bytes: int, disk: Disk) -> None:
+    def __init__(
+        self, directory: Path, *, clock: Clock, max_bytes: int, disk: Disk, expected: str = ""
+    ) -> None:
+        """Open nothing yet. `expected` is a size and root that the ledger must have, or ""."""
+        self.mismatch: Literal["lost", "older"] | None = None
+        self._expected = expected
         self.segments = Segments(directory, disk)
         self.segment_bytes = max_bytes // SEGMENTS
         self.durable = START
@@ -208,9 +214,12 @@ class Chain:
         """Continue the chain of the last process."""
         self._take_lock()
         self.segments.load()
+        self.mismatch = opening.find_mismatch(self.segments, self._expected)
         found = opening.find(self.segments)
         self._head = found.head
         self._pending = [*found.states, *(Unknown(intent=i, why="crash") for i in found.open)]
+        if self.mismatch:
+            self._pending.insert(0, self._mismatch_line(self.mismatch, found.number))
         if found.length:
             rewrite_and_sync(self.segments.path(found.number))
             self._tail.take(self.segments.path(found.number), found.length)
@@ -225,6 +234,15 @@ class Chain:
             self._start(found.number)
         for number in found.removed & set(self.segments.sizes):
             self.segments.remove(number)
+
+    def _mismatch_line(self, why: Literal["lost", "older"], number: int) -> Recovered:
+        if why == "lost":
+            structlog.get_logger().error("ledger.lost", expected=self._expected)
+        else:
+            structlog.get_logger().error("ledger.older", expected=self._expected)
+        return Recovered(
+            segment=number, why=why, bytes=0, sha256="", aside="", expected=self._expected
+        )
 
     def _take_lock(self) -> None:
         if self._lock >= 0:

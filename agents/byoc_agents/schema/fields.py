@@ -31,6 +31,7 @@ UNITS = (  # the end of a name -> unit; the first that fits
     ("_seconds", "s"),
     ("_bytes", "bytes"),
     (".epoch", "ms since 1970"),
+    (".ledger_size", "lines"),
 )
 WORDS = {  # full path or name -> what the code's own comment leaves open
     "specversion": "version of the CloudEvents specification",
@@ -102,6 +103,11 @@ WORDS = {  # full path or name -> what the code's own comment leaves open
     "last_watchdog_at": "when the Watchdog was last seen here; null = not yet",
     "backlog_records": "events that are not sent yet",
     "open_digest": "the first 32 hex digits of SHA-256",
+    "agent": "the sending process",
+    "data.agent.version": "version",
+    "configuration_sha256": "SHA-256",
+    "ledger_size": "number of lines",
+    "ledger_root": "the ledger's head",
     "dead_letters": "stored events that the receiver rejected permanently",
 }
 

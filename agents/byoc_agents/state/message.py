@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from byoc_agents.app.cloudevents import Event, encode, rfc3339, source_uri, stable_id
+from byoc_agents.app.cloudevents import Agent, Event, encode, rfc3339, source_uri, stable_id
 from byoc_agents.delivery.sink import Message
 from byoc_agents.state.assess import Assessment, Memory, ServiceState
 from byoc_agents.state.observation import Ping, ProbeSource, StateObservation
@@ -69,6 +69,7 @@ class StateV1(msgspec.Struct, frozen=True, kw_only=True):
     sequence: int  # plus one per message; a gap = a heartbeat replaced by a later one
     transition: int
     lost_transitions: int
+    agent: Agent | None = None  # 0.1.0 has none
 
 
 class SummaryV1(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,6 +87,7 @@ class SummaryV1(msgspec.Struct, frozen=True, kw_only=True):
     sequence: int
     transition: int
     lost_transitions: int
+    agent: Agent | None = None  # 0.1.0 has none
 
 
 class StateEvent(Event, frozen=True, kw_only=True):
@@ -103,12 +105,13 @@ class SummaryEvent(Event, frozen=True, kw_only=True):
 
 
 class StateIdentity(msgspec.Struct, frozen=True, kw_only=True):
-    """The service that the messages are about, and their longest interval."""
+    """The service that the messages are about, their longest interval, and their sender."""
 
     organization_id: str
     service_id: str
     region: str
     heartbeat_seconds: float
+    agent: Agent | None = None
 
 
 def state_message(  # noqa: PLR0913  one argument per part of the message
@@ -149,6 +152,7 @@ def state_message(  # noqa: PLR0913  one argument per part of the message
         uptime_seconds=observation.uptime_seconds,
         observed_at=rfc3339(now_ms),
         heartbeat_seconds=who.heartbeat_seconds,
+        agent=who.agent,
         **_position_fields(position, kind),
     )
     event = StateEvent(
@@ -174,6 +178,7 @@ def summary_message(
         replicas=summary.replicas,
         observed_at=rfc3339(now_ms),
         heartbeat_seconds=who.heartbeat_seconds,
+        agent=who.agent,
         **_position_fields(position, kind),
     )
     event = SummaryEvent(

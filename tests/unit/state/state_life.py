@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,9 +104,9 @@ class FusedSpool(Spool):
             file.writelines(f"{m.id}\n" for m in change.messages if not m.replaces)
         self.fuse.burn()
 
-    async def remove(self, ids: Sequence[str]) -> None:
+    async def remove(self, ids: Sequence[str], state: Mapping[str, bytes] | None = None) -> None:
         self.fuse.burn()
-        await super().remove(ids)
+        await super().remove(ids, state)
         self.fuse.burn()
 
 
