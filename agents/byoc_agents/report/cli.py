@@ -6,7 +6,7 @@ Exit codes: 0 success, 1 problems found or no such message, 2 bad usage.
 import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -20,8 +20,9 @@ from byoc_agents.ledger.reader import Head
 from byoc_agents.ledger.verify import LedgerVerdict, verify
 from byoc_agents.report import checkpoint
 from byoc_agents.report.bodies import kept, plain
+from byoc_agents.report.cloudtrail import compare
 from byoc_agents.report.discovery import NoLedgerError, ledgers
-from byoc_agents.report.text import HEADING, event_text, verdict_text
+from byoc_agents.report.text import HEADING, event_text, trail_text, verdict_text
 
 SENTENCE = {
     "show": "Print every send and every refused connection, one line each.",
@@ -90,6 +91,17 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     )
     check.add_argument(
         "--max-bytes", type=int, default=0, help="lowest BYOC_LEDGER_MAX_BYTES, if you lowered it"
+    )
+    check.add_argument(
+        "--cloudtrail",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="compare with your CloudTrail data events: files or directories; may be repeated",
+    )
+    check.add_argument(
+        "--identity", default="", help="with --cloudtrail: only events of this ARN, or a part of it"
     )
     check.add_argument("--json", action="store_true", help="one JSON object per daemon")
     checkpoint.add_arguments(_command(commands.add_parser, "checkpoint", _checkpoint, environ))
@@ -216,7 +228,30 @@ def _verify(options: argparse.Namespace) -> int:
     }
     for name, verdict in verdicts.items():
         _write_verdict(name, verdict, as_json=options.json)
-    return 0 if all(verdict.ok for verdict in verdicts.values()) else 1
+    ok = all(verdict.ok for verdict in verdicts.values())
+    return 0 if _compare_trail(where, options) and ok else 1
+
+
+def _compare_trail(where: Mapping[str, Path], options: argparse.Namespace) -> bool:
+    """Compare with CloudTrail, if asked for. Return whether nothing differs."""
+    if not options.cloudtrail:
+        return True
+    try:
+        verdict = compare(where, options.cloudtrail, options.identity)
+    except ValueError as error:
+        raise checkpoint.UsageError(str(error)) from error
+    if options.json:
+        described = {"daemon": "cloudtrail", "ok": verdict.ok} | msgspec.to_builtins(verdict)
+        sys.stdout.write(f"{msgspec.json.encode(described).decode()}\n")
+    else:
+        _write_lines(trail_text(verdict), ok=verdict.ok)
+    return verdict.ok
+
+
+def _write_lines(lines: Iterator[str], *, ok: bool) -> None:
+    first, *others = lines
+    sys.stdout.write(f"{color_verdict(first, sys.stdout, ok=ok)}\n")
+    sys.stdout.writelines(f"{line}\n" for line in others)
 
 
 def _write_verdict(name: str, verdict: LedgerVerdict, *, as_json: bool) -> None:
@@ -224,9 +259,7 @@ def _write_verdict(name: str, verdict: LedgerVerdict, *, as_json: bool) -> None:
         described = {"daemon": name, "ok": verdict.ok} | msgspec.to_builtins(verdict)
         sys.stdout.write(f"{msgspec.json.encode(described).decode()}\n")
     else:
-        first, *others = verdict_text(name, verdict)
-        sys.stdout.write(f"{color_verdict(first, sys.stdout, ok=verdict.ok)}\n")
-        sys.stdout.writelines(f"{line}\n" for line in others)
+        _write_lines(verdict_text(name, verdict), ok=verdict.ok)
 
 
 # checkpoint and prove

