@@ -87,7 +87,7 @@ def split(size: int) -> int:
 class Leaves:
     """The leaves of a tree from some leaf on, and the complete subtrees before it.
 
-    The subtrees stand for leaves that were removed: every root of a size from `start.size` on, and
+    The subtrees are those of the removed leaves: every root of a size from `start.size` on, and
     every proof about leaves and sizes from there on, can be computed from them.
     """
 

@@ -4,7 +4,7 @@ Not detectable from the files alone: a change of the last line, the loss of line
 whole chain written again. Heads that were kept elsewhere show all three.
 
 A removal by rotation is believed only if the bound required it: each file states the bound, in a
-line that the kept heads cover, and what was left is counted.
+line that the kept heads cover, and the bytes that were left are counted.
 """
 
 import errno
@@ -385,7 +385,7 @@ class _Bound:
     """Counts what the ledger holds, to judge whether a removal was needed to stay within it.
 
     The writer removes a file only if the bytes in use and those of the next write exceed the bound.
-    So what is left, the removed file and the largest possible write are never below the bound.
+    So the files that are left, the removed one and the largest write are never below the bound.
     """
 
     def __init__(self, lowest: int) -> None:
@@ -425,7 +425,7 @@ class _Bound:
     def unneeded(self, first_file: Sequence[int]) -> list[tuple[str, str]]:
         """Return the removal before the first file, with a text, if there was room without it.
 
-        What was there when the files before that one were removed is not known any more.
+        The files that were there at an earlier removal are not known any more.
         """
         for number in first_file:
             place, line, left, bound = self._removed.get(number - 1, ("", None, 0, 0))

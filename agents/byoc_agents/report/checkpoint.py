@@ -1,7 +1,7 @@
 """`byoc-agents ledger checkpoint` and `prove`, and the heads that `verify` compares.
 
-A proof of a line is in the format of c2sp.org/tlog-proof, a proof of an earlier size in that of a
-request to a witness (c2sp.org/tlog-witness): both end with the checkpoint that they belong to.
+A proof of a line is in the format of c2sp.org/tlog-proof. A proof of an earlier size has the line
+`old SIZE`, and then the same parts: the hashes, an empty line, and the checkpoint.
 """
 
 import argparse

@@ -48,7 +48,7 @@ class Idle:
 
 
 async def life(state_dir: Path, sends: int) -> tuple[FileLedger, Metrics]:
-    """Deliver messages as a daemon does; return what is left of it."""
+    """Deliver messages as a daemon does; return its ledger and its metrics."""
     core = CoreSettings(
         organization_id="o", service_id="s", region="eu-west-1", replica="r",
         state_dir=str(state_dir), ledger_max_bytes=1 << 20,

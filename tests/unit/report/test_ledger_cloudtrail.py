@@ -83,7 +83,7 @@ def state_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def trail() -> list[Event]:
-    """Return the customer's view of the same six hours, and of a read that is no send."""
+    """Return the customer's view of the same six hours, and of a read, which sends nothing."""
     puts = [put(f"v1/{hour}", hour) for hour in range(HOURS)]
     messages = [sent(f"message-{hour}", hour) for hour in range(HOURS)]
     return [*puts, *messages, event("s3.amazonaws.com", "GetObject", -1), *ends()]
