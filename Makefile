@@ -26,18 +26,22 @@ DOCKER ?= docker
 BUILD_ARGS ?=
 IMAGES := billing-scraper state-exporter alert-forwarder byoc-agents
 
-.PHONY: help demo localstack test test-real coverage chart bench chaos soak fuzz check docs images \
-	constraints clean
+.PHONY: help demo localstack control-plane test test-real coverage chart bench strangers chaos soak \
+	fuzz check docs images constraints clean
 
 help: ## print this list
 	@echo "byoc-agents: what can be done here"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(READY) ## the three daemons against an embedded S3, SQS and control plane
 	@$(PY) -m lab.demo $(ARGS)
 
 localstack: $(READY) ## the daemons against LocalStack, ClickHouse, Prometheus; ARGS=--once ends by itself
 	@$(PY) -m lab.real.trial $(ARGS)
+
+control-plane: $(READY) ## the vendor's side on chdb, fed by the daemons; ARGS="--once" or "--store URL"
+	@$(PY) -c "from lab.real.parts import install; install.chdb()"
+	@$(PY) -m lab.control_plane $(ARGS)
 
 test: $(READY) ## every test that needs no root, no network and no real part
 	@$(PY) -m pytest -n auto -m "not real" --ignore=tests/real $(PYTEST_ARGS)
@@ -61,6 +65,9 @@ fuzz: $(READY) ## coverage-guided fuzzing of every parser of outside input; FUZZ
 bench: $(READY) ## what it costs, beside collectd, Alertmanager, ...: build/bench.json (20 minutes)
 	@$(PY) -m lab.bench $(ARGS)
 
+strangers: $(READY) ## unknown clients against each daemon in its memory limit, as root (6 minutes)
+	@$(PY) -m lab.strangers $(ARGS)
+
 chaos: $(READY) ## break everything for minutes, then compare: ARGS="--seed 7 --hours 1"
 	@$(PY) -m lab.chaos $(ARGS)
 
@@ -73,7 +80,7 @@ check: $(READY) ## ruff (lint and format) and mypy
 	@$(PY) -m mypy
 
 docs: build/docs/.ready ## build the documentation site into build/site; any warning is an error
-	@NO_MKDOCS_2_WARNING=1 build/docs/bin/python -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 build/docs/bin/python -m mkdocs build --strict
 
 images: ## build the images; BUILD_ARGS="--build-arg BASE=..." as images/README.md says
 	@version=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' agents/byoc_agents/__init__.py); \
@@ -101,12 +108,12 @@ clean: ## remove everything that make made: .venv, build, caches
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # From nothing to a working environment; the stamp makes the second run start at once.
-$(READY): constraints/dev.txt pyproject.toml
+$(READY): constraints/dev.txt pyproject.toml control-plane/pyproject.toml
 	@$(find_python); "$(PY)" -c pass 2>/dev/null || { \
 		echo "Making $(VENV) with $$("$$python" -V) and the pinned packages (a minute, once) ..."; \
 		"$$python" -m venv --clear $(VENV); }
 	@$(PIP) install --require-hashes -r constraints/dev.txt
-	@$(PIP) install --no-deps --no-build-isolation -e .
+	@$(PIP) install --no-deps --no-build-isolation -e . -e ./control-plane
 	@touch $@
 
 # The documentation's tools have an environment of their own: the product and the tests never need them.

@@ -126,7 +126,7 @@ def _write(file: Path, data: dict[str, Any]) -> None:
 
 
 def main(argument: str) -> None:
-    """Cut the data of the botocore that is installed beside this Python."""
+    """Cut the data of the botocore that is installed with this Python."""
     own = Path(botocore.__file__).parent / "data"
     if argument != "--in-place":
         cut(own, Path(argument))

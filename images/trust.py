@@ -25,7 +25,7 @@ def bundle(choice: str) -> str:
         if choice == "system" or _amazons(subject)
     ]
     if choice not in {"system", "amazon"} or not chosen:
-        raise SystemExit(f"TRUST={choice}: wants system or amazon, and a store with CAs in it")
+        raise SystemExit(f"TRUST={choice}: expected system or amazon, and a store with CAs in it")
     return "".join(chosen)
 
 

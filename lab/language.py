@@ -25,9 +25,9 @@ ROOT = Path(__file__).resolve().parents[1]
 BASELINE = ROOT / "tests" / "docs" / "language_baseline.json"
 MARKDOWN = (
     *("*.md", ".github/**/*.md", "docs/**/*.md", "helm/**/*.md", "images/*.md"),
-    *("localstack/*.md", "constraints/*.md", "lab/**/*.md"),
+    *("localstack/*.md", "constraints/*.md", "lab/**/*.md", "control-plane/*.md"),
 )
-PYTHON = ("agents/**/*.py", "images/*.py", "lab/**/*.py", "tests/**/*.py")
+PYTHON = ("agents/**/*.py", "control-plane/**/*.py", "images/*.py", "lab/**/*.py", "tests/**/*.py")
 # These files name the forbidden words in order to forbid them.
 EXEMPT = {"lab/language.py", "tests/docs/test_language.py"}
 
@@ -76,19 +76,19 @@ class Place(NamedTuple):
         return f"{self.file}:{self.line}: {self.text!r}: use {FORBIDDEN[self.rule][1]}"
 
 
-def files() -> list[Path]:
+def files(root: Path = ROOT) -> list[Path]:
     """Return every file whose text is checked, sorted."""
-    found = {path for pattern in (*MARKDOWN, *PYTHON) for path in ROOT.glob(pattern)}
-    return sorted(p for p in found if _name(p) not in EXEMPT and not _generated(p))
+    found = {path for pattern in (*MARKDOWN, *PYTHON) for path in root.glob(pattern)}
+    return sorted(path for path in found if _is_checked(path.relative_to(root)))
 
 
 def _name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def _generated(path: Path) -> bool:
+def _is_checked(name: Path) -> bool:
     skipped = {"__pycache__", "build", ".venv", "data", "versions"}
-    return bool(skipped & set(path.relative_to(ROOT).parts))
+    return name.as_posix() not in EXEMPT and not skipped & set(name.parts)
 
 
 def texts(path: Path) -> Iterator[tuple[int, str]]:
@@ -123,6 +123,11 @@ def places(path: Path) -> Iterator[Place]:
             for match in pattern.finditer(text):
                 number = line + text.count("\n", 0, match.start())
                 yield Place(_name(path), number, rule, match[0])
+
+
+def count_uses(path: Path) -> int:
+    """Return the number of uses of forbidden constructions in a file."""
+    return sum(len(one.findall(text)) for _, text in texts(path) for one in PATTERNS.values())
 
 
 def words(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""Type names that stand for two things: `python -m lab.names` prints them.
+"""Type names that mean two things: `python -m lab.names` prints them.
 
 A reader who meets `State` wants to know which one. Every class and every type alias of the product
 has a name of its own; private ones (with an underscore) count as collisions only with public ones.
@@ -32,11 +32,11 @@ def _is_alias(value: ast.expr) -> bool:
     return isinstance(value, ast.BinOp) and isinstance(value.op, ast.BitOr)
 
 
-def collisions() -> dict[str, list[str]]:
+def collisions(source: Path = SOURCE) -> dict[str, list[str]]:
     """Return type name -> the modules that define it, if there is more than one."""
     places: dict[str, set[tuple[str, str]]] = defaultdict(set)
-    for path in sorted(SOURCE.rglob("*.py")):
-        module = ".".join(path.relative_to(SOURCE).with_suffix("").parts)
+    for path in sorted(source.rglob("*.py")):
+        module = ".".join(path.relative_to(source).with_suffix("").parts)
         for name in types_of(path):
             places[name.lstrip("_")].add((module, name))
     return {

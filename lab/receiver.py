@@ -37,7 +37,7 @@ from byoc_agents.sinks.https import signatures, signing_keys
 PATH = "/v1/events"
 TOLERANCE_SECONDS = 300  # Standard Webhooks: a signature older than five minutes is a replay
 MAX_BODY_BYTES = 1024**2
-BELIEVED_MS = 2 * 3600 * 1000  # how long `firing` counts without another event; docs/alerts.md
+BELIEVED_MS = 2 * 3600 * 1000  # how long `firing` counts without another event
 MAX_EVENTS = 500  # of a batch; the largest BYOC_ALERTS_MAX_BATCH
 KNOWN: dict[str, type[Event]] = {
     ALERT: AlertEvent,

@@ -1,4 +1,4 @@
-"""Three small asyncio daemons beside a ClickHouse server. They only ever dial out.
+"""Three small asyncio daemons for a ClickHouse server. They only dial out.
 
     source --record--> batcher --batch--> spool (disk, fsync) --oldest first--> shipper --> sink
                                                                                   |          |

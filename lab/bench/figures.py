@@ -43,7 +43,7 @@ def within(value: float, target: str) -> bool:
     """Tell whether `value` fulfils a target such as "<= 0.8". Raises ValueError."""
     found = TARGET.fullmatch(target)
     if not found:
-        raise ValueError(f"{target!r} is no target")
+        raise ValueError(f"{target!r} is not a target")
     return COMPARE[found[1]](value, float(found[2]))
 
 
@@ -64,5 +64,5 @@ def row(
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Return the ratio of each run to the other's run beside it: what both suffered goes out."""
+    """Return the ratio of each run to the other's paired run: load that slowed both cancels out."""
     return [a / b for a, b in zip(ours, theirs, strict=True)]

@@ -1,9 +1,9 @@
-"""The alert hop at 4 KB: accepted, durable, delivered; ours beside Alertmanager's and syslog-ng's.
+"""The alert hop at 4 KB: accepted, durable, delivered; ours, Alertmanager's and syslog-ng's.
 
 All three bring the same alerts to the same receiver over HTTPS, in turn in one run, each with one
 core, as a pod has by its CPU limit; sender and receiver have the others. Ours answers 200 after an
 fsync; Alertmanager answers from memory; syslog-ng takes lines without an answer and keeps them in a
-disk buffer without an fsync. Beside them what ours is made of, a layer at a time: a bare aiohttp
+disk buffer without an fsync. Then the layers of ours, one at a time: a bare aiohttp
 server that reads and answers, ours where no alert is selected, ours where none can be delivered.
 """
 
@@ -27,12 +27,12 @@ OURS, THEIRS, LINES = "alert-forwarder", "Alertmanager", "syslog-ng"
 BARE = "a bare POST"  # nothing is read of it, kept or delivered
 MATCHED = "alert-forwarder, no alert selected"  # read and matched
 KEPT = "alert-forwarder, nobody to deliver to"  # on disk as well
-WITH_FEW, ON_ALL = f", {FEW} senders", ", all cores"  # beside the one that has the targets
+WITH_FEW, ON_ALL = f", {FEW} senders", ", all cores"  # in addition to the row that has the targets
 
 
 @dataclass
 class Figures:
-    """What was measured of one program, a value a round."""
+    """The measurements of one program, one value per round."""
 
     accepted: list[float] = field(default_factory=list)  # a second
     delivered: list[float] = field(default_factory=list)  # a second

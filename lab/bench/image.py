@@ -42,7 +42,7 @@ class Image:
     @property
     def command(self) -> list[str]:
         """Return `byoc-agents` as the image starts it: isolated, without the module `site`."""
-        launcher = LAUNCHER.format(paths=[str(ROOT), str(packages())])
+        launcher = LAUNCHER.format(paths=[str(ROOT / "agents"), str(packages())])
         return [str(self.python), "-IS", "-c", launcher]
 
 

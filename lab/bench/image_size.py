@@ -9,7 +9,7 @@ from lab.real.parts.install import ROOT
 
 
 def measure(_lab: Lab) -> list[Row]:
-    """Weigh the files that the image holds beside Python itself."""
+    """Return the sizes of the image's files other than Python itself."""
     parts = {"packages": image.packages(), "our own code": ROOT / "agents" / "byoc_agents"}
     sizes = {name: _bytes(place) / 1e6 for name, place in parts.items()}
     whole = [sum(sizes.values())]

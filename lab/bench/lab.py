@@ -1,4 +1,4 @@
-"""Starts what is measured: our daemons as processes of their own, and reads what they use."""
+"""Starts our daemons as separate processes and reads their use of CPU and memory."""
 
 import base64
 import os
@@ -14,6 +14,7 @@ import psutil
 
 from lab.bench.image import Image
 from lab.bench.receivers import Receivers
+from lab.fakes.http import WEBHOOK_TOKEN
 from lab.real.parts.process import RealProcess, free_port
 
 MIB = 1024**2
@@ -73,6 +74,10 @@ class Lab:
             "BYOC_ALERTS_URL": self.receivers.plane.url,
             "BYOC_ALERTS_TOKEN": "token",
             "BYOC_ALERTS_SIGNING_SECRET": SECRET,
+            "BYOC_ALERTS_WEBHOOK_TOKEN": WEBHOOK_TOKEN,
+            "BYOC_ALERTS_FINGERPRINT_SECRET": "f" * 32,
+            "BYOC_ALERTS_MATCHERS": 'severity=~"critical|warning"',
+            "BYOC_ALERTS_ANNOTATIONS": "summary",
             "AWS_ENDPOINT_URL_S3": self.receivers.s3.url,
             "AWS_ENDPOINT_URL_SQS": self.receivers.sqs.http.url,
             "AWS_ACCESS_KEY_ID": "key",
@@ -84,7 +89,7 @@ class Lab:
 
 @contextmanager
 def one_core() -> Iterator[None]:
-    """Let what is started inside have one core, the last, which `elsewhere` leaves to it."""
+    """Give programs started inside one core, the last, which `elsewhere` leaves to it."""
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[-1:])
     try:

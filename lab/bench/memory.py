@@ -100,7 +100,7 @@ def _collectd(lab: Lab) -> float:
 
 @contextmanager
 def collecting(lab: Lab) -> Iterator[int]:
-    """Run collectd on one group, two below the root as its plugin wants it; give its pid."""
+    """Run collectd on one group, two below the root as its plugin requires; return its pid."""
     with kernel.cgroup_v1("cpuacct") as group:
         inner = group["cpuacct"] / "metered"
         inner.mkdir()

@@ -1,4 +1,4 @@
-"""The programs beside us, from Debian: how each is set up to do the same work."""
+"""The peer programs, from Debian: how each is set up to do the same work."""
 
 import os
 import signal
@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lab.bench.lab import until
+from lab.fakes.http import WEBHOOK_TOKEN
 from lab.real.parts import install, prometheus
 from lab.real.parts.process import PartError, RealProcess, answers, free_port
 
@@ -46,7 +47,8 @@ route: {{receiver: r, group_by: ["..."], group_wait: 0s, group_interval: 1m, rep
 receivers:
 - name: r
   webhook_configs:
-  - {{url: "{url}", send_resolved: false, http_config: {{tls_config: {{ca_file: "{ca_file}"}}}}}}
+  - {{url: "{url}", send_resolved: false, http_config:
+      {{tls_config: {{ca_file: "{ca_file}"}}, authorization: {{credentials: "{token}"}}}}}}
 """
 BARE = """
 import sys
@@ -99,7 +101,7 @@ def syslog_ng(place: Path, url: str, ca_file: str) -> Iterator[tuple[int, int]]:
 @contextmanager
 def alertmanager(place: Path, url: str, ca_file: str = "") -> Iterator[RealProcess]:
     """Run Alertmanager, every alert its own notification, at once."""
-    config = ALERTMANAGER.format(url=url, ca_file=ca_file)
+    config = ALERTMANAGER.format(url=url, ca_file=ca_file, token=WEBHOOK_TOKEN)
     with prometheus.alertmanager(place, config) as running:
         yield running
 

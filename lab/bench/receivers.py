@@ -1,6 +1,6 @@
-"""What stands at the other end: S3, SQS, ClickHouse and a control plane, in a thread of the bench.
+"""The receivers: S3, SQS, ClickHouse and a control plane, in a thread of the bench.
 
-They are as cheap as can be, and the same ones for us and for the programs beside us.
+They are as cheap as can be, and the same ones for us and for the peers.
 """
 
 import asyncio

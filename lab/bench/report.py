@@ -14,8 +14,8 @@ from lab.real.parts.install import ROOT
 
 JSON = ROOT / "build" / "bench.json"
 DETAIL = ROOT / "build" / "bench-detail.json"  # with the spread and the number of runs
-DOCS = ROOT / "docs" / "PERFORMANCE.md"
-PLOT = ROOT / "docs" / "performance.svg"
+DOCS = ROOT / "docs" / "internals" / "performance.md"
+PLOT = ROOT / "docs" / "internals" / "performance.svg"
 BEGIN, END = "<!-- {group}: written by `python -m lab.bench --write-docs` -->", "<!-- end -->"
 
 
@@ -78,7 +78,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def counts() -> str:
-    """Return the gate's baseline as Markdown: one piece a line."""
+    """Return the gate's baseline as Markdown: one piece per line."""
     pieces = gate.baseline()
     names = ("instructions", "calls", "fsyncs", "peak_bytes", "bytes")
     head = f"| piece | {' | '.join(name.replace('_', ' ') for name in names)} |"

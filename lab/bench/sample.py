@@ -16,7 +16,7 @@ from lab.bench.figures import Row, ratios, row
 from lab.bench.lab import Lab
 from lab.real.parts import kernel
 
-READS = 500  # of a block; the blocks of what is compared take turns
+READS = 500  # of a block; the blocks of the programs compared take turns
 CONTAINERS = (1, 10, 100)
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+from lab.fakes.http import WEBHOOK_TOKEN
+
 SENDERS = 8
 
 
@@ -59,6 +61,7 @@ async def _sender(url: str, bodies: Iterator[bytes], waits: list[float]) -> None
     place = urlsplit(url)
     reader, writer = await asyncio.open_connection(place.hostname, place.port)
     head = f"POST {place.path} HTTP/1.1\r\nHost: {place.netloc}\r\nContent-Type: application/json"
+    head += f"\r\nAuthorization: Bearer {WEBHOOK_TOKEN}"  # Alertmanager ignores it
     for body in bodies:
         began = time.perf_counter()
         writer.write(f"{head}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)

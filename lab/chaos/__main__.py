@@ -2,7 +2,8 @@
 
 Breaks everything that can break around the three daemons, then compares what arrived with what
 happened. Ends with `chaos: ok`, or exit 1 with what differs and the command that replays the seed.
-As root: it makes control groups and mounts small disks. docs/RELIABILITY.md tells the rest.
+As root: it makes control groups and mounts small disks. docs/internals/reliability.md has the
+details.
 """
 
 import argparse

@@ -37,7 +37,9 @@ class Stage:
     target: Target
     at_risk: dict[str, bytes] = field(default_factory=dict)  # id -> body, in a spool when damaged
     damaged: list[str] = field(default_factory=list)
-    dead: set[tuple[str, str]] = field(default_factory=set)  # (daemon, id) of what was sent again
+    dead: set[tuple[str, str]] = field(
+        default_factory=set
+    )  # (daemon, id) of each message sent again
     outages: list[Outage] = field(default_factory=list)  # of ClickHouse
     lock: threading.Lock = field(default_factory=threading.Lock)  # of the daemons' processes
 
@@ -138,7 +140,9 @@ def _damage(stage: Stage, daemon: Daemon, kind: str, rng: random.Random) -> None
         stage.damaged.append(f"{name} {kind}")
         with suppress(OSError):  # it got full or read-only just now
             damage(spool, kind, rng)
-        after = held(spool) if kind.startswith("journal_") else {}  # what is left there must come
+        after = (
+            held(spool) if kind.startswith("journal_") else {}
+        )  # the rest must still be delivered
         stage.at_risk |= {one: body for one, body in before.items() if one not in after}
 
 
@@ -252,7 +256,7 @@ class Lanes:
             try:
                 with act(self._stage, fault):
                     passed(fault.seconds)
-            except Exception as error:  # noqa: BLE001  a thread's end: told by the run
+            except Exception as error:  # noqa: BLE001  a thread's end: the run reports it
                 self.errors.append(f"{fault}: {error!r}")
                 return
             self.done.append(fault)

@@ -99,12 +99,12 @@ class Stored:
     offered: dict[str, bytes] = field(default_factory=dict)  # the first that went there, by key
 
     def given(self, request: Request) -> None:
-        """Note what goes to S3, whether an answer comes or not."""
+        """Record each request to S3, whether an answer comes or not."""
         if key := self._key(request):
             self.offered.setdefault(key, request.body)
 
     def taken(self, request: Request, reply: Reply) -> None:
-        """Note what is stored: by a 200, or by a 412 where that answer had been lost."""
+        """Record each stored object: by a 200, or by a 412 if the 200 had been lost."""
         key = self._key(request)
         if key and reply.status == OK:
             self.objects[key] = request.body
@@ -135,7 +135,7 @@ class Aws:
         self.queue.create()
 
     def end_life(self) -> None:
-        """Once it is killed, note what was delivered: all that got an answer."""
+        """After a kill, record as delivered every message that got an answer."""
         with self.queue.lock:
             self.queue.end_life()
         over = Stored(self.bucket.name, dict(self.stored.objects), Counter(self.stored.writes))

@@ -17,7 +17,7 @@ Control = tuple[str, Check, Evidence]
 
 
 def controls(found: Evidence) -> list[Control]:
-    """Return (what was altered, the check that must notice, the altered evidence)."""
+    """Return (the alteration, the check that must notice it, the altered evidence)."""
     return [*_billing(found), *_states(found), *_alerts(found), *_dead(found), *_rest(found)]
 
 
@@ -65,8 +65,8 @@ def _states(found: Evidence) -> Iterator[Control]:
     yield "lost changes are counted wrongly", oracle.states, replace(found, states=more)
     yield "an id has two contents", oracle.states, replace(found, states=[*states, twice])
     blind = Outage("clickhouse_killed", oracle.TOLD_SECONDS, "running")
-    yield "an outage is not told", oracle.outages, replace(found, outages=[blind])
-    yield "its end is not told", oracle.outages, replace(found, last_word="failed PING_FAILED")
+    yield "an outage is not reported", oracle.outages, replace(found, outages=[blind])
+    yield "its end is not reported", oracle.outages, replace(found, last_word="failed PING_FAILED")
 
 
 def _alerts(found: Evidence) -> Iterator[Control]:

@@ -1,4 +1,4 @@
-"""Damages a spool's file while nobody has it open, and says what lay in it."""
+"""Damages a spool's file while nobody has it open, and returns its contents."""
 
 import os
 import random

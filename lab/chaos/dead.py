@@ -1,4 +1,4 @@
-"""What an operator does about dead letters: sends them again, beside the running daemons."""
+"""The operator's part: sends dead letters again while the daemons run."""
 
 import subprocess
 from pathlib import Path

@@ -55,7 +55,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Settled:
-    """What was seen when all was well again, before the end."""
+    """Observations after recovery, before the end."""
 
     dead_left: int
     last_word: str

@@ -1,4 +1,4 @@
-"""What Alertmanager told and what came of it, as plain facts: a run of hours keeps no requests."""
+"""Alertmanager's notifications and their outcomes as plain facts: no request is kept for hours."""
 
 import json
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ FULL = 503  # the forwarder's answer where its spool takes nothing
 
 @dataclass(frozen=True)
 class Fact:
-    """One thing that Alertmanager told about one alert."""
+    """One notification of Alertmanager about one alert."""
 
     fingerprint: str
     starts_at_ms: int
@@ -33,7 +33,7 @@ class Notified:
     turned_away: int = 0  # notifications answered with 503
 
     def given(self, request: Request) -> None:
-        """Note what goes to the forwarder, whatever becomes of it."""
+        """Record each request to the forwarder, whatever its outcome."""
         self.offered.update(_facts(request))
 
     def taken(self, request: Request, reply: Reply) -> None:

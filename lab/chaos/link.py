@@ -20,7 +20,7 @@ HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect", "conten
 class Link:
     """Requests come in one after the other where the server behind is slow, as by a thin line.
 
-    Nothing is kept of them: `given` and `taken` are told of each that went to the server behind,
+    Nothing is kept of them: `given` and `taken` receive each that went to the server behind,
     and of each that it did answer.
     """
 
@@ -29,7 +29,7 @@ class Link:
         self.upstream_port = upstream_port
         self.given: Callable[[Request], None] = lambda _: None
         self.taken: Callable[[Request, Reply], None] = lambda _request, _reply: None
-        self.blocked = False  # nothing gets to the server behind: it is being made anew
+        self.blocked = False  # nothing gets to the server behind: it is being recreated
         self.http = HttpDouble(serving, apply=self._apply)
         self._thread = LoopThread()
         self._open = False
@@ -61,7 +61,7 @@ class Link:
             self._open = False
 
     def block(self) -> None:
-        """Give nothing on from now; return when what is on its way has its answer, or none."""
+        """Give nothing on from now; return when each request in flight has its answer, or none."""
         self.blocked = True
         self._thread.run(asyncio.sleep(0))
 

@@ -32,7 +32,7 @@ class Alerts:
         try:
             asyncio.run(raise_alert(self._alertmanager, name, ended=ended))
         except (OSError, HTTPException):
-            return  # Alertmanager is being restarted: what it was not told is not ours
+            return  # Alertmanager is being restarted: an alert that it never received is not ours
 
     @contextmanager
     def raising(self) -> Iterator[None]:

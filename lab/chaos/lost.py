@@ -1,7 +1,7 @@
 """How many changes of the state found no room: by the exporter's log, and by its own count.
 
-The log has a word for every look that was to be told. From the words alone follows how many changes
-came and went untold; `lost_transitions` has to say the same.
+The log has an entry for every observation that was due. The entries alone give how many changes
+were never reported; `lost_transitions` must be the same number.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,7 +10,7 @@ from typing import Any
 
 from lab.chaos.outages import TOLD, UNTOLD
 
-START = "daemon.started"  # what had not been told by then is forgotten
+START = "daemon.started"  # observations not reported by then are dropped
 
 
 def miscounted(lines: Iterable[Mapping[str, Any]], arrived: Mapping[int, int]) -> Iterator[str]:
@@ -18,7 +18,7 @@ def miscounted(lines: Iterable[Mapping[str, Any]], arrived: Mapping[int, int]) -
 
     `lines` are the exporter's, oldest first; `arrived` is sequence -> `lost_transitions`. Where a
     number is missing in the log (a kill, or a disk that failed, right after the commit), counting
-    begins anew with the next message.
+    starts again with the next message.
     """
     expected: int | None = 0
     for sequence, more in _counted(lines):
@@ -44,7 +44,7 @@ def _counted(lines: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, int | No
 
 
 def lost(said: str, words: Sequence[str], told: str) -> int:
-    """Return how many of the words, each until another one came, were neither told before nor now.
+    """Return how many of the entries, each until the next one, were never reported.
 
     >>> lost("running", ["failed", "failed", "degraded"], "degraded")
     1

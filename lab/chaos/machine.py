@@ -1,4 +1,4 @@
-"""What stands for the node: the disk of the state directory and the clock, both ours to break."""
+"""The simulated node: the disk of the state directory and the clock, both of which we can break."""
 
 import shutil
 import subprocess

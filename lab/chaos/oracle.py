@@ -29,7 +29,7 @@ BILLING, STATE, ALERTS = "billing-scraper", "state-exporter", "alert-forwarder"
 
 
 def judged(found: Evidence) -> list[str]:
-    """Return everything that differs from what is promised."""
+    """Return every difference from the guarantees."""
     checks = (billing, allocated, states, outages, alerts, dead_letters, ledger, processes, growth)
     return [f"{check.__name__}: {said}" for check in checks for said in check(found)]
 
@@ -57,7 +57,7 @@ def billing(found: Evidence) -> Iterator[str]:
 def _cpu(found: Evidence, report: Report, told: Decimal) -> Iterator[str]:
     """Check billed + stated as unrecorded + unseen at the ends of lives = the kernel's counter.
 
-    `told` are core seconds of findings that are allowed to be there.
+    `told` is the core seconds of findings that are allowed.
     """
     by_inode: dict[int, list[Usage]] = {}
     for one in usages(found.objects):
@@ -70,7 +70,7 @@ def _cpu(found: Evidence, report: Report, told: Decimal) -> Iterator[str]:
         first = min((one.counter.start for one in records if one.counter), default=truth)
         last = max((one.counter.end for one in records if one.counter), default=truth)
         if first and not found.damaged and records:
-            yield f"life {life.inode} begins at {first} core s: no record holds what came before"
+            yield f"life {life.inode} begins at {first} core s: no record holds the time before"
         if place == len(found.lives) - 1 and (last != truth or not records):
             yield f"the last life ends at {last if records else 0} core s; the kernel says {truth}"
         unseen += first + truth - last if records else truth
@@ -137,14 +137,14 @@ def _epoch(found: Evidence, epoch: int, bodies: list[dict[str, Any]]) -> Iterato
 
 
 def _at_risk(found: Evidence, epoch: int) -> list[dict[str, Any]]:
-    """Return what lay in the exporter's spool when it was damaged, and may be lost."""
+    """Return the messages in the exporter's spool when it was damaged, which may be lost."""
     bodies = [json.loads(body) for body in found.at_risk.values() if body.startswith(b"{")]
     data = [one["data"] for one in bodies if one["type"] == STATE_TYPE]
     return [one for one in data if one["epoch"] == epoch]
 
 
 def outages(found: Evidence) -> Iterator[str]:
-    """Every outage of ClickHouse that nothing else hid was told before it ended; then the end."""
+    """Each outage of ClickHouse that nothing else hid was reported in time, then its end."""
     for one in found.outages:
         if one.quiet_seconds >= TOLD_SECONDS and "PING_FAILED" not in one.word:
             yield f"{one.kind} for {one.quiet_seconds:.1f} s, and the exporter says {one.word!r}"
@@ -182,7 +182,7 @@ def facts_of(events: Iterable[dict[str, Any]]) -> list[Fact]:
 
 
 def late_facts(found: Evidence) -> set[Fact]:
-    """Return what was refused, and went out when it was sent again."""
+    """Return the messages that were refused, and delivered when they were sent again."""
     return set(facts_of(one for one in found.events if (ALERTS, one["id"]) in found.dead))
 
 
@@ -200,7 +200,7 @@ def dead_letters(found: Evidence) -> Iterator[str]:
         yield f"sent again and never delivered: {sorted(lost)}"
     alive = {one["id"] for one in found.events if one["type"] == ALERT}
     if not found.damaged and (back := found.buried & alive - {one for _, one in found.dead}):
-        yield f"buried, never sent again, and delivered: {sorted(back)}"
+        yield f"dead letters, never sent again, and delivered: {sorted(back)}"
     if found.dead_left:
         yield f"{found.dead_left} dead letters are left"
 

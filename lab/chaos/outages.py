@@ -30,6 +30,6 @@ def seen(kind: str, began: float, exporter: Daemon) -> Outage:
 
 
 def last_word(exporter: Daemon) -> str:
-    """Return what it has told last, or would have where there was no room; "" for nothing."""
+    """Return the last state it reported, or would have if there had been room; "" for none."""
     lines = exporter.logged(TOLD, UNTOLD)
     return str(lines[-1]["state_key"]) if lines else ""

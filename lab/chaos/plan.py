@@ -1,6 +1,6 @@
-"""What is broken when: a pure function of a seed and a length, so that any seed can be replayed.
+"""The plan of faults: a pure function of a seed and a length, so that any seed can be replayed.
 
-Lanes run beside each other; within one a fault is over before the next begins. A lane deals its
+Lanes run in parallel; within one a fault is over before the next begins. A lane deals its
 kinds like a deck of cards: each comes once before one comes again.
 """
 
@@ -37,7 +37,7 @@ QUIET_LANES = ("disk", "clock", "target")  # these pause longer
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault: when it begins, where, which, how long, and dice for its details."""
+    """One fault: when it begins, where, which, how long, and a random number for its details."""
 
     at_seconds: float
     lane: str
@@ -57,7 +57,7 @@ class Plan:
     seconds: float
     apart: bool
     disk: str  # "ext4" or "tmpfs"
-    damage: bool  # spool files are damaged as well: then what lay in them may be lost, and is named
+    damage: bool  # spool files are damaged as well: then their messages may be lost, and are named
     tight: bool  # the spools are so small that a short outage fills them
     faults: tuple[Fault, ...]
 

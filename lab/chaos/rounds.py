@@ -73,14 +73,14 @@ def broken(plans: list[Plan]) -> int:
 
 
 def _round(plan: Plan, tally: Tally) -> int:
-    """Do one; return in how many places it differs from what is promised."""
+    """Do one; return in how many places it differs from the guarantees."""
     place = Path(tempfile.mkdtemp(prefix=f"chaos-{plan.seed}-"))
     found = run(plan, place)
     (place / "evidence.pickle").write_bytes(pickle.dumps(found))
     tally.add(plan, found)
     _tell(plan, found, place)
     wrong = judged(found)
-    if not plan.damage:  # an oracle that excuses what was damaged would excuse some of these
+    if not plan.damage:  # an oracle that excuses damaged messages would excuse some of these
         wrong += [f"the oracle does not notice that {name}" for name in unnoticed(found)]
         print(f"negative controls: {len(controls(found))}")
     for said in wrong:

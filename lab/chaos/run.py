@@ -80,7 +80,7 @@ class Watch:
 
 
 def run(plan: Plan, place: Path, aws: RealProcess | None = None) -> Evidence:
-    """Carry out the plan; return what is left behind."""
+    """Carry out the plan; return the evidence."""
     watch = Watch()
     with staged(plan, place, aws) as stage:
         alerts = Alerts(stage.world.alertmanager, ALERT_SECONDS)
@@ -150,7 +150,7 @@ def read_out(queue: Queue) -> None:
 
 
 def drained(daemon: Daemon) -> bool:
-    """Tell whether nothing is held up; what was put this second may still be on its way."""
+    """Return whether nothing is held up; messages put in this second may still be in flight."""
     status = daemon.status()
     return bool(status) and all(
         one["last_error"] is None and one["backlog"]["records"] <= 3 for one in status.values()

@@ -29,7 +29,7 @@ from lab.fakes.s3 import s3_error
 AFTER = {"retry-after": "1"}
 ELSEWHERE = "http://127.0.0.1:9/elsewhere"  # nobody listens there, and nobody may ask
 
-# (status, code) for S3 and SQS; the control plane and ClickHouse are told the status alone.
+# (status, code) for S3 and SQS; the control plane and ClickHouse get the status alone.
 S3_ERRORS = {
     "server_error": (500, "InternalError"),
     "throttled": (503, "SlowDown"),

@@ -1,7 +1,7 @@
 """All three daemons in one process under a steady load; what they hold, every few seconds.
 
 `python -m lab.chaos --soak --hours 1` writes build/soak.json and build/soak.svg;
-`python -m lab.chaos.soak SAMPLES.jsonl DIRECTORY` writes the two from samples that lie there.
+`python -m lab.chaos.soak SAMPLES.jsonl DIRECTORY` writes the two from existing samples.
 """
 
 import json

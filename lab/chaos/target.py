@@ -1,4 +1,4 @@
-"""What is metered: a process that uses CPU in a control group, both replaced now and then."""
+"""The metered program: a process that uses CPU in a control group, both replaced now and then."""
 
 import random
 import threading

@@ -1,4 +1,4 @@
-"""Everything around the daemons: real parts, the paths to them, a workload, what was received."""
+"""The daemons' surroundings: real parts, the paths to them, a workload, received messages."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -123,4 +123,7 @@ def settings(of: World, state: Path) -> dict[str, str]:
         "BYOC_ALERTS_TOKEN": TOKEN,
         "BYOC_ALERTS_SIGNING_SECRET": SECRET,
         "BYOC_ALERTS_WEBHOOK_TOKEN": HOOK,
+        "BYOC_ALERTS_FINGERPRINT_SECRET": "f" * 32,
+        "BYOC_ALERTS_MATCHERS": 'severity=~"critical|warning"',
+        "BYOC_ALERTS_ANNOTATIONS": "summary",
     }

@@ -10,9 +10,10 @@ import aiohttp
 from byoc_agents.alerts.payload import Status
 from byoc_agents.app.cloudevents import rfc3339
 from lab.demo.process import DemoError
+from lab.fakes.http import WEBHOOK_HEADERS
 
 NEVER = "0001-01-01T00:00:00Z"  # endsAt while an alert fires
-PRIVATE = "sql-of-a-customer"  # stands in every field that is not on the allow-list
+PRIVATE = "sql-of-a-customer"  # appears in every field that is not on the allow-list
 
 
 @dataclass(slots=True)
@@ -28,7 +29,9 @@ class Alertmanager:
         now_ms = time.time_ns() // 1_000_000
         began_ms = self._began_ms.setdefault(name, now_ms)
         body = notification(name, began_ms, now_ms if status == "resolved" else None)
-        async with self.session.post(f"http://{webhook}/v1/alerts", json=body) as answer:
+        async with self.session.post(
+            f"http://{webhook}/v1/alerts", json=body, headers=WEBHOOK_HEADERS
+        ) as answer:
             if answer.status != 200:
                 raise DemoError(f"the forwarder answers {answer.status} to a notification")
         self.accepted.append((name, status))

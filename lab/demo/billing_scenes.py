@@ -96,5 +96,5 @@ async def let_rest(stage: Stage) -> None:
 
 
 def used(now: Now, life: Life) -> float:
-    """Return what is billed of a life so far, in core seconds."""
+    """Return the core seconds billed for a life so far."""
     return compare(now.records, [life])[0].billed_core_seconds

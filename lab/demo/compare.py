@@ -21,7 +21,7 @@ class Compared:
 
     @property
     def difference_ratio(self) -> float:
-        """Return how much more was billed than used, as a part of what was used."""
+        """Return how much more was billed than used, as a fraction of the use."""
         if not self.used_core_seconds:
             return 0.0 if not self.billed_core_seconds else float("inf")
         return self.billed_core_seconds / self.used_core_seconds - 1

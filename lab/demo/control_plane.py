@@ -11,6 +11,7 @@ from aiohttp import web
 
 from byoc_agents.alerts.events import ALERT, Alert
 from byoc_agents.app.clock import SystemClock
+from lab.fakes.http import WEBHOOK_TOKEN
 from lab.receiver import Receiver, listening
 
 
@@ -54,5 +55,9 @@ async def control_plane() -> AsyncIterator[tuple[ControlPlane, dict[str, str]]]:
                 "BYOC_ALERTS_URL": plane.url,
                 "BYOC_ALERTS_TOKEN": token,
                 "BYOC_ALERTS_SIGNING_SECRET": signing_secret,
+                "BYOC_ALERTS_WEBHOOK_TOKEN": WEBHOOK_TOKEN,
+                "BYOC_ALERTS_FINGERPRINT_SECRET": "f" * 32,
+                "BYOC_ALERTS_MATCHERS": 'severity=~"critical|warning"',
+                "BYOC_ALERTS_ANNOTATIONS": "summary",
             },
         )

@@ -38,7 +38,7 @@ class Queue:
 
     @property
     def transitions(self) -> list[StateV1]:
-        """Return the messages that are no heartbeats."""
+        """Return the messages that are not heartbeats."""
         return [told for told in self.told.values() if told.kind == "transition"]
 
     @property

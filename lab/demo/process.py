@@ -1,4 +1,4 @@
-"""One process that the demo started: told from others by its pid, and never left behind."""
+"""One process that the demo started: identified by its pid, and never left running."""
 
 import asyncio
 import os

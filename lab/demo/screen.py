@@ -18,7 +18,7 @@ from byoc_agents.billing.record import Usage
 from lab.demo.tables import records_table
 
 PLAIN_WIDTH = 110  # columns where nobody has any
-PLAIN_SECONDS = 3.0  # between two status lines that are no scene
+PLAIN_SECONDS = 3.0  # between two status lines that are not a scene
 REFRESH_SECONDS = 0.15
 LAST_RECORDS = 6
 
@@ -52,7 +52,7 @@ class Screen:
                 refreshing.cancel()
 
     async def _refresh(self) -> None:
-        """Draw anew; not by rich's thread, which would draw in the middle of a line that stays."""
+        """Draw again; not by rich's thread, which would draw in the middle of a line that stays."""
         while True:
             self._live.refresh()
             await asyncio.sleep(REFRESH_SECONDS)

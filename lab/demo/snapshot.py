@@ -42,7 +42,7 @@ class Now:
     status: dict[str, Any]  # daemon -> its part of /status; empty while the agents do not run
     objects: int
     records: list[Usage]  # in the bucket
-    states: list[str]  # that the queue told
+    states: list[str]  # that reached the queue
     alerts: list[Alert]  # that the control plane has
 
     def backlog(self, daemon: str) -> Backlog:

@@ -36,9 +36,9 @@ async def _until_told(stage: Stage, states: int) -> None:
 
 
 def in_order(wanted: Iterable[str], told: Iterable[str]) -> bool:
-    """Return whether all that is wanted was told, in this order.
+    """Return whether all expected states were reported, in this order.
 
-    More may stand between: on a busy machine a probe is late, and that is told as well.
+    Others may come between: on a busy machine a probe is late, and that is reported as well.
     """
     left = iter(told)
     return all(state in left for state in wanted)
@@ -47,7 +47,7 @@ def in_order(wanted: Iterable[str], told: Iterable[str]) -> bool:
 def state_faults(stage: Stage) -> list[str]:
     """Return what is wrong with the messages; nothing where all is well."""
     states, told = stage.queue.states, stage.queue.transitions
-    wrong = [] if in_order(STATES, states) else [f"{EXPORTER}: told {states}, not {STATES}"]
+    wrong = [] if in_order(STATES, states) else [f"{EXPORTER}: reported {states}, not {STATES}"]
     numbers = [message.transition for message in told]
     if numbers != list(range(1, len(told) + 1)):
         wrong.append(f"{EXPORTER}: transitions out of order or missing: {numbers}")

@@ -44,7 +44,7 @@ async def the_end(stage: Stage) -> None:
     """Stop in good order: close the open window, seal, drain, exit 0."""
     await billing_scenes.let_rest(stage)
     await stage.daemons.stop()
-    stage.screen.say("SIGTERM: the agents have closed what was open, drained and exited with 0")
+    stage.screen.say("SIGTERM: the agents have closed every open window, drained and exited with 0")
     await stage.lives[-1].end()
     await stage.look()
 

@@ -45,7 +45,7 @@ def row(usage: Usage) -> tuple[str, ...]:
 
 
 def remark(usage: Usage) -> str:
-    """Return what is out of the ordinary, in words."""
+    """Return a sentence on anything unusual."""
     told = {
         "a new life of the target": usage.restart_observed,
         "another source took over": usage.source_changed,

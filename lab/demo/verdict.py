@@ -1,4 +1,4 @@
-"""Was everything told, and nothing twice? The end of the story."""
+"""Was everything delivered, and nothing twice? The end of the story."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""The workload's lives: each one a process with a pid and an account of its own CPU."""
+"""The workload's lives: each is a process with a pid and an account of its own CPU."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Plausible billing records for tests: one replica's life, told minute by minute."""
+"""Plausible billing records for tests: one replica's life, minute by minute."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -88,7 +88,7 @@ class Story:
         return self._record(self.now_ms, end_ms, NOTHING, None, "gap", reason)
 
     def restart(self) -> None:
-        """Start the container anew: a new id, a counter that begins at 0."""
+        """Restart the container: a new id, a counter that begins at 0."""
         self.life += 1
         self.born_ms = self.now_ms
         self.counter_usec = 0

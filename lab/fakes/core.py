@@ -86,7 +86,7 @@ async def settle(turns: int = SETTLE_TURNS) -> None:
 
 
 class Hang(Enum):
-    """What a scripted send can do beside answering."""
+    """The things that a scripted send can do in addition to answering."""
 
     FOREVER = "never answers; ends by cancellation"
     UNTIL_RELEASED = "answers OK once the test sets `released`"
@@ -189,7 +189,7 @@ class ListLedger:
         self.refusal = ""
 
     async def intent(self, destination: str, batch: Sequence[Message]) -> int:
-        """Note what is about to be sent. Raises LedgerError while `refusal` is set."""
+        """Record the message about to be sent. Raises LedgerError while `refusal` is set."""
         self._check()
         self.intents.append((destination, [message.id for message in batch]))
         return len(self.intents) - 1

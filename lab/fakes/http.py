@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from typing import Self
 from urllib.parse import unquote, urlsplit
 
+WEBHOOK_TOKEN = "token-of-alertmanager"  # of every forwarder that a lab starts
+WEBHOOK_HEADERS = {"Authorization": f"Bearer {WEBHOOK_TOKEN}"}
+
 LIMIT = 64 * 1024  # bytes of a request's head
 
 
@@ -93,7 +96,7 @@ def raw(data: bytes) -> Behaviour:
 
 
 def garbage(data: bytes = b"\x00\xff\x16\x03 no HTTP at all\r\n\r\n") -> Behaviour:
-    """Answer what is no HTTP, and close."""
+    """Answer with bytes that are not HTTP, and close."""
 
     async def behave(exchange: Exchange) -> None:
         await exchange.write(data)
@@ -109,7 +112,7 @@ async def hang(exchange: Exchange) -> None:
 
 
 def drip(seconds: float = 0.02, after: bytes = b"HTTP/1.1 200 -\r\nx-slow: ") -> Behaviour:
-    """Answer one more byte every few seconds, for ever."""
+    """Answer one more byte every few seconds, without end."""
 
     async def behave(exchange: Exchange) -> None:
         await exchange.write(after)

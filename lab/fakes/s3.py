@@ -93,7 +93,7 @@ class FakeS3:
 def s3_error(
     status: int, code: str, headers: Mapping[str, str] | None = None, more: str = ""
 ) -> Reply:
-    """Return an error as S3 writes it; `more` is XML beside the code."""
+    """Return an error as S3 writes it; `more` is XML in addition to the code."""
     body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>-</Message>{more}</Error>"
     return Reply(status, {"content-type": "application/xml", **(headers or {})}, body.encode())
 

@@ -14,7 +14,7 @@ SPECIAL = "\\.+*?()|[]{}^$"
 
 
 def webhook(data: bytes) -> None:
-    """Read a body. What was understood is understood again from a body made of it."""
+    """Read a body. A body built from the result is parsed to the same result."""
     try:
         group = read(data)
     except NotAWebhookError:
@@ -46,7 +46,7 @@ def _body(group: Group) -> bytes:
 
 
 def matchers(data: bytes) -> None:
-    """Parse matchers. Written out anew they are the same, and they decide about any labels."""
+    """Parse matchers. Formatted and parsed again they are equal, and match any labels."""
     try:
         selector = parse(text(data))
     except ValueError as error:

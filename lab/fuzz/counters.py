@@ -1,4 +1,4 @@
-"""What the kernel writes about cgroups and processes, and what might stand there instead."""
+"""The kernel's files about cgroups and processes, and damaged forms of them."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a harness is: bytes from outside go into one parser, and what comes out is judged.
+"""A harness: bytes from outside go into one parser, and its result is judged.
 
 A harness raises AssertionError, or whatever the parser should not have raised. The same harnesses
 are run by `make test` (hypothesis, always the same inputs) and by `make fuzz` (atheris, guided by

@@ -1,7 +1,7 @@
 """`make fuzz`: every harness for some seconds, guided by the coverage it reaches (atheris).
 
-Prints for each parser how many inputs it was given, the coverage of its seeds and what came to it.
-Ends with 1 where one was not read or refused as declared; the input then lies in
+Prints for each parser the number of inputs, the coverage of its seeds and the coverage added.
+Ends with 1 if one was neither read nor refused as declared; the input is then stored in
 `build/fuzz/findings`, and `python -m lab.fuzz.run --replay FILE NAME` gives it once more.
 """
 
@@ -41,7 +41,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make fuzz", description=__doc__)
     parser.add_argument("names", nargs="*", help=f"which of {', '.join(HARNESSES)}; all")
     parser.add_argument("--seconds", type=int, default=30, help="for each")
-    parser.add_argument("--seed", type=int, default=1, help="of libFuzzer's dice")
+    parser.add_argument("--seed", type=int, default=1, help="of libFuzzer's random numbers")
     parser.add_argument("--replay", type=Path, help="give one harness one file, without atheris")
     options = parser.parse_args()
     if options.replay:
@@ -104,7 +104,7 @@ def _escaped(word: bytes) -> str:
 
 
 def _install() -> None:
-    """Fetch atheris beside .venv, once."""
+    """Fetch atheris into a directory next to .venv, once."""
     if not LIBRARY.exists():
         shutil.rmtree(PLACE, ignore_errors=True)
         partial = PLACE / "partial"

@@ -1,7 +1,7 @@
 """One harness under atheris: `python -m lab.fuzz.target NAME CORPUS [libFuzzer's options]`.
 
 Runs until its time is over or something is found; then the input lies where `-artifact_prefix`
-says. What is counted is coverage of `agents`, which is instrumented as it is imported.
+says. The coverage counted is that of `agents`, which is instrumented as it is imported.
 """
 
 import sys

@@ -39,7 +39,7 @@ SMALL_QUERIES = ("SELECT 1",)
 SERVER = "ClickHouse 18.16"
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 # A sidecar that shares the process namespace but not the rights: no cgroup mount, and without
-# CAP_SYS_PTRACE no look through /proc/PID/root. What is left to it is the process tree.
+# CAP_SYS_PTRACE no look through /proc/PID/root. Only the process tree remains.
 ONLY_PROCESSES = (
     "unshare", "--mount", "sh", "-ec",
     'mount -t tmpfs none /sys/fs/cgroup; exec setpriv --bounding-set=-sys_ptrace "$@"', "sh",
@@ -66,7 +66,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Meter:
-    """What one scraper is told to meter."""
+    """The target that one scraper meters."""
 
     target: str
     prefix: Sequence[str] = ()
@@ -208,7 +208,7 @@ def stop(scrapers: Sequence[Scraper]) -> None:
 
 
 def total(place: Path, source: str) -> float:
-    """Return what was billed: by this source alone, and well in the verifier's eyes."""
+    """Return the billed use: by this source alone, and accepted by the verifier."""
     report = verified(str(place / source))
     assert report.ok, report.findings
     named = {usage.source for usage in usages(files(place / source))}

@@ -140,6 +140,9 @@ async def daemon(url: str, directory: Path, **settings: str) -> AsyncIterator[Fo
             "BYOC_ALERTS_TOKEN_FILE": str(directory / "token"),
             "BYOC_ALERTS_SIGNING_SECRET": SECRET,
             "BYOC_ALERTS_WEBHOOK_TOKEN": HOOK,
+            "BYOC_ALERTS_FINGERPRINT_SECRET": "f" * 32,
+            "BYOC_ALERTS_MATCHERS": 'severity=~"critical|warning"',
+            "BYOC_ALERTS_ANNOTATIONS": "summary",
         }
         | settings,
     )

@@ -1,6 +1,6 @@
-"""A process that burns CPU when it is told to, and says what the kernel counted for it.
+"""A process that burns CPU on command, and prints what the kernel counted for it.
 
-As a program it reads one command a line: `burn SECONDS CHILDREN` uses that much CPU itself, while
+As a program it reads one command per line: `burn SECONDS CHILDREN` uses that much CPU itself, while
 its children burn too and are waited for; `mix SECONDS` runs a mixed load with many short-lived
 children for that long; `pulse` goes on at half a core until the next line comes.
 It answers each with the core seconds that it and its children have used so far, then rests without
@@ -107,7 +107,7 @@ def main(name: str) -> int:
 
 
 def burn(core_seconds: float, children: int) -> None:
-    """Use that much CPU of our own; a child at a time burns beside us."""
+    """Use that much CPU of our own; one child at a time burns in parallel."""
     end = time.process_time() + core_seconds
     for number in range(children):
         if os.fork() == 0:

@@ -14,7 +14,7 @@ class Engine(Protocol):
 
 
 class Front:
-    """Answers each request as the engine does, and keeps what was asked."""
+    """Answers each request as the engine does, and keeps the queries."""
 
     def __init__(self, engine: Engine) -> None:
         self.http = HttpDouble(apply=self.apply)

@@ -25,6 +25,7 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
+from lab.fakes.http import WEBHOOK_HEADERS, WEBHOOK_TOKEN
 from lab.real.parts.process import free_port
 
 MIX = {"ok": 50, "503": 20, "reset": 12, "stored_then_reset": 12, "hang": 3, "stored_then_hang": 3}
@@ -106,6 +107,10 @@ class Forwarder:
             "BYOC_ALERTS_URL": url,
             "BYOC_ALERTS_TOKEN": "token",
             "BYOC_ALERTS_SIGNING_SECRET": SECRET,
+            "BYOC_ALERTS_WEBHOOK_TOKEN": WEBHOOK_TOKEN,
+            "BYOC_ALERTS_FINGERPRINT_SECRET": "f" * 32,
+            "BYOC_ALERTS_MATCHERS": 'severity=~"critical|warning"',
+            "BYOC_ALERTS_ANNOTATIONS": "summary",
             "BYOC_ALERTS_TIMEOUT_SECONDS": "2",
         }
         self._child: asyncio.subprocess.Process | None = None
@@ -143,7 +148,9 @@ async def post_all(port: int, count: int) -> None:
 
 async def _post(session: aiohttp.ClientSession, port: int, body: bytes) -> bool:
     try:
-        async with session.post(f"http://127.0.0.1:{port}/v1/alerts", data=body) as answer:
+        async with session.post(
+            f"http://127.0.0.1:{port}/v1/alerts", data=body, headers=WEBHOOK_HEADERS
+        ) as answer:
             return answer.status == 200
     except (aiohttp.ClientError, TimeoutError):
         return False

@@ -14,7 +14,7 @@ from byoc_agents.delivery.shipper import ACTIONS, Action
 from byoc_agents.sinks.https import reason_of
 from lab.receiver import BELIEVED_MS, PATH
 
-DOCS = Path(__file__).parents[2] / "docs"
+CONTRACTS = Path(__file__).parents[2] / "docs" / "contracts"
 WORDS = {
     Action.DONE: "done",
     Action.RETRY: "retried",
@@ -24,7 +24,7 @@ WORDS = {
 
 
 def openapi() -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.safe_load((DOCS / "control-plane.openapi.yaml").read_text())
+    loaded: dict[str, Any] = yaml.safe_load((CONTRACTS / "control-plane.openapi.yaml").read_text())
     return loaded
 
 
@@ -32,7 +32,7 @@ def test_the_openapi_file_is_valid_and_names_our_paths() -> None:
     validate(openapi())
     assert set(openapi()["paths"]) == {webhook.PATH, PATH}
     statuses = set(openapi()["paths"][webhook.PATH]["post"]["responses"])
-    assert statuses == {"200", "401"} | {str(status) for _, status, _ in webhook.REFUSALS}
+    assert statuses == {"200", "401", "415"} | {str(status) for _, status, _ in webhook.REFUSALS}
 
 
 def test_its_event_schemas_are_those_of_the_code() -> None:
@@ -41,7 +41,7 @@ def test_its_event_schemas_are_those_of_the_code() -> None:
 
 
 def test_each_line_of_the_table_of_answers_is_true_and_none_is_missing() -> None:
-    text = (DOCS / "alerts.md").read_text().split("### What an answer leads to")[1]
+    text = (CONTRACTS / "alerts.md").read_text().split("### What an answer leads to")[1]
     row = r"^\| ([\w, ]+) \| `(\w+)` \| (done|retried|held|dead letter)"
     rows = re.findall(row, text.split("## Alive or not")[0], re.MULTILINE)
     documented: dict[int, tuple[str, str]] = {}
@@ -60,14 +60,14 @@ def _statuses(text: str) -> list[int]:
 
 
 def test_every_setting_is_documented() -> None:
-    text = (DOCS / "alerts.md").read_text()
+    text = (CONTRACTS / "alerts.md").read_text()
     variables = [setting.variable for setting, _ in settings_of(settings.Settings).values()]
     missing = [v for v in variables if v.removesuffix("_FILE") not in text]
     assert not missing
 
 
 def test_the_printed_receiver_leaves_no_alert_out() -> None:
-    text = (DOCS / "alerts.md").read_text().split("```yaml\n", 1)[1].split("```", 1)[0]
+    text = (CONTRACTS / "alerts.md").read_text().split("```yaml\n", 1)[1].split("```", 1)[0]
     config = yaml.safe_load(text)
     (receiver,) = [one for one in config["receivers"] if one["name"] == "byoc"]
     (hook,) = receiver["webhook_configs"]
@@ -84,7 +84,7 @@ def test_how_long_firing_counts_is_the_same_in_the_documents_and_in_the_receiver
     assert BELIEVED_MS == 2 * 3600 * 1000
     contract = openapi()["paths"][PATH]["post"]["description"]
     assert "Believe `firing` for two hours" in contract
-    text = (DOCS / "alerts.md").read_text()
+    text = (CONTRACTS / "alerts.md").read_text()
     assert "Believe `firing` for two hours" in text
     assert "repeat_interval: 1h" in text
 

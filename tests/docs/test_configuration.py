@@ -40,7 +40,12 @@ def test_the_notes_name_existing_settings_only() -> None:
 def example(tmp_path: Path) -> Path:
     """Return the example with secret files that exist."""
     settings = yaml.safe_load(EXAMPLE.read_text())
-    secrets = {"token": "a-token", "signing-secret": "whsec_" + "A" * 32}
+    secrets = {
+        "token": "a-token",
+        "signing-secret": "whsec_" + "A" * 32,
+        "webhook-token": "another-token",
+        "fingerprint-secret": "f" * 32,
+    }
     for name, content in secrets.items():
         (tmp_path / name).write_text(content)
     text = EXAMPLE.read_text().replace("/etc/byoc-agents/", f"{tmp_path}/")

@@ -128,6 +128,13 @@ def test_the_site_lists_every_page_once() -> None:
     assert sorted(listed) == sorted(p.relative_to(docs).as_posix() for p in docs.rglob("*.md"))
 
 
+def test_a_warning_of_the_site_fails_the_build() -> None:
+    """With --quiet mkdocs does not count warnings, so --strict has no effect."""
+    (build,) = re.findall(r"mkdocs build .*", MAKEFILE)
+    assert build == "mkdocs build --strict"
+    assert "\nphase docs\n" in (ROOT / ".ci" / "run").read_text()
+
+
 def test_every_decision_has_the_four_parts_and_a_row() -> None:
     adr = ROOT / "docs" / "adr"
     index = (adr / "index.md").read_text()
@@ -140,6 +147,23 @@ def test_every_decision_has_the_four_parts_and_a_row() -> None:
         (status,) = re.findall(r"^Status: (accepted|proposed)$", text, re.MULTILINE)
         number, title = re.findall(r"^# (\d{4}): (.+)$", text, re.MULTILINE)[0]
         assert f"| [{number}]({path.name}) | {title} | {status} |" in index
+
+
+def test_every_test_that_a_page_names_exists() -> None:
+    """Pages name tests as evidence: by function, or by file, with `*` for several."""
+    texts = [path.read_text() for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"))]
+    named = {name for text in texts for name in re.findall(r"\btest_\w+(?:\*|\b)", text)}
+    files = {path.stem: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
+    known = files.keys() | {
+        n for text in files.values() for n in re.findall(r"def (test_\w+)", text)
+    }
+    missing = {
+        name
+        for name in named
+        if name not in known
+        and not (name.endswith("*") and any(k.startswith(name[:-1]) for k in known))
+    }
+    assert missing == set()
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "RELEASE.md", "CHANGELOG.md"])

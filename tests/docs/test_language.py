@@ -18,7 +18,7 @@ REQUIRED = {
 PLAIN = [
     *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "RELEASE.md"),
     *("CODE_OF_CONDUCT.md", "docs/index.md", "docs/concepts.md", "docs/architecture.md"),
-    *("docs/configuration.md", "docs/accuracy.md", "docs/contracts/compatibility.md"),
+    *("docs/configuration.md", "docs/internals/accuracy.md", "docs/contracts/compatibility.md"),
 ]
 
 

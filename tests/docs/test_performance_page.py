@@ -22,12 +22,12 @@ def test_a_target_is_held_or_missed(value: float, target: str, holds: bool) -> N
 
 
 def test_a_target_in_another_form_is_refused() -> None:
-    with pytest.raises(ValueError, match="no target"):
+    with pytest.raises(ValueError, match="is not a target"):
         within(1, "< 2")
 
 
 def test_a_row_is_the_median_with_its_spread() -> None:
-    """And says to the public file what was asked for, nothing else."""
+    """The public file contains the requested figures and nothing else."""
     made = row("g", "n", ratios([1.0, 9.0, 4.0], [1.0, 1.0, 2.0]), "x", "<= 1.5")
     assert (made.value, made.low, made.high, made.runs) == (2.0, 1.0, 9.0, 3)
     expected = {"name": "n", "value": 2.0, "unit": "x", "target": "<= 1.5", "holds": False}
@@ -51,7 +51,7 @@ def test_the_bench_runs_in_the_environment_of_the_image() -> None:
 
 
 def test_every_target_is_answered_on_the_page() -> None:
-    """No figure with a target stands there without its verdict."""
+    """No figure with a target appears without its verdict."""
     lines = [line for line in PAGE.splitlines() if re.search(r"\| [≤≥] [0-9.]+ \|", line)]
     assert len(lines) >= 15
     assert all(line.endswith(("| holds |", "| **missed** |")) for line in lines)

@@ -1,4 +1,4 @@
-"""docs/fields.md is what the code sends, all of it."""
+"""docs/contracts/fields.md is what the code sends, all of it."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ from byoc_agents.schema import EXAMPLES, fields_of, stray_paths
 from byoc_agents.schema.document import document, example_value
 from byoc_agents.state import message
 
-PAGE = Path(__file__).parents[2] / "docs" / "fields.md"
+PAGE = Path(__file__).parents[2] / "docs" / "contracts" / "fields.md"
 each_event = pytest.mark.parametrize("event", EXAMPLES.values(), ids=list(EXAMPLES))
 
 

@@ -1,6 +1,6 @@
 """Exactly once, with an oracle: kills at every step, lost answers, bad answers, lost disks.
 
-The oracle is the S3 double (what was really written, how often), the shipped verifier (nothing
+The oracle is the S3 double (each object written, and how often), the shipped verifier (nothing
 missing, doubled, torn or overlapping) and the truth about the target's counter.
 """
 
@@ -200,7 +200,7 @@ def spool_bytes(world: World) -> int:
 
 
 def damage(path: Path, rng: random.Random) -> None:
-    """Overwrite one page of the file with noise; the last commits may lie in the journal."""
+    """Overwrite one page of the file with noise; the last commits may be in the journal."""
     content = bytearray(path.read_bytes())
     start = rng.randrange(0, len(content), 4096)
     content[start : start + 4096] = rng.randbytes(min(4096, len(content) - start))

@@ -33,7 +33,7 @@ def test_a_change_is_lost_when_another_came_before_it_was_told(
 
 
 async def lived(place: Path, seed: int) -> tuple[list[dict[str, Any]], dict[int, int]]:
-    """Let an exporter live through changes, a bad disk and restarts: its log, and what it told."""
+    """Let an exporter live through changes, a bad disk and restarts: its log, and its messages."""
     rng, clock = random.Random(seed), FakeClock()
     with structlog.testing.capture_logs() as logs:
         async with Brittle(place, max_bytes=MORE_BYTES, clock=clock) as spool:

@@ -16,7 +16,7 @@ from lab.real.parts.process import RealProcess
 
 HERE = Path(__file__).parent
 Started = Callable[[str], RealProcess]
-sys.path.append(str(install.CHDB))  # `import chdb`, which lies beside .venv; .venv comes first
+sys.path.append(str(install.CHDB))  # `import chdb`, installed next to .venv; .venv comes first
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -4,7 +4,8 @@ Every notification that was answered 200 is delivered, nothing is invented, the 
 never differ, and of each alert the beginning comes before the end. The daemon is forked from a
 process that has imported everything, so that a life costs milliseconds instead of a second.
 The default number takes less than 90 s on a quiet machine of two cores (0.15 to 0.3 s a life, as
-busy as the machine is); `ALERT_KILLS=3000` is for thousands, docs/alerts.md has the command.
+busy as the machine is); `ALERT_KILLS=3000` is for thousands, the command is in
+docs/contracts/alerts.md.
 """
 
 import asyncio
@@ -27,6 +28,7 @@ import pytest
 from aiohttp import web
 
 from byoc_agents.app.clock import SystemClock
+from lab.fakes.http import WEBHOOK_HEADERS, WEBHOOK_TOKEN
 from lab.real.parts.process import free_port
 from lab.receiver import Receiver, listening
 
@@ -114,7 +116,7 @@ class Alertmanager:
 
     async def post(self, body: bytes) -> bool:
         try:
-            async with self.session.post(self.url, data=body) as answer:
+            async with self.session.post(self.url, data=body, headers=WEBHOOK_HEADERS) as answer:
                 self.last_answer = f"{answer.status} {await answer.text()}"
                 return answer.status == 200
         except aiohttp.ClientError as error:
@@ -174,6 +176,10 @@ async def lives(tmp_path: Path, plane: tuple[Receiver, str], webhook: str) -> As
         "BYOC_ALERTS_URL": plane[1],
         "BYOC_ALERTS_TOKEN": "tok",
         "BYOC_ALERTS_SIGNING_SECRET": SECRET,
+        "BYOC_ALERTS_WEBHOOK_TOKEN": WEBHOOK_TOKEN,
+        "BYOC_ALERTS_FINGERPRINT_SECRET": "f" * 32,
+        "BYOC_ALERTS_MATCHERS": 'severity=~"critical|warning"',
+        "BYOC_ALERTS_ANNOTATIONS": "summary",
         "BYOC_ALERTS_LABELS": "alertname",
     }
     forker = await asyncio.create_subprocess_exec(

@@ -29,7 +29,7 @@ CHUNK = 65536
 
 @dataclass
 class Link:
-    """What lies between forwarder and control plane: whole, down, late or dripping."""
+    """The network between forwarder and control plane: up, down, late or slow."""
 
     plane_port: int
     port: int = field(default_factory=free_port)
@@ -38,7 +38,7 @@ class Link:
     open_writers: set[asyncio.StreamWriter] = field(default_factory=set)
 
     async def become(self, carry: Callable[..., Awaitable[None]] | None) -> None:
-        """Cut what is open; treat every new connection this way."""
+        """Cut open connections; treat every new connection this way."""
         self.carry = carry
         if self.server:
             self.server.close()

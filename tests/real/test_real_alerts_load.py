@@ -20,6 +20,7 @@ import psutil
 import pytest
 from aiohttp import web
 
+from lab.fakes.http import WEBHOOK_HEADERS, WEBHOOK_TOKEN
 from lab.real.parts.process import RealProcess, free_port
 
 Started = Callable[[str], RealProcess]
@@ -125,6 +126,10 @@ async def forwarder(plain: Plain, tmp_path: Path) -> AsyncIterator[tuple[RealPro
             "BYOC_ALERTS_URL": plain.url,
             "BYOC_ALERTS_TOKEN": "tok",
             "BYOC_ALERTS_SIGNING_SECRET": SECRET,
+            "BYOC_ALERTS_WEBHOOK_TOKEN": WEBHOOK_TOKEN,
+            "BYOC_ALERTS_FINGERPRINT_SECRET": "f" * 32,
+            "BYOC_ALERTS_MATCHERS": 'severity=~"critical|warning"',
+            "BYOC_ALERTS_ANNOTATIONS": "summary",
         },
     )
     await asyncio.to_thread(process.start)
@@ -141,7 +146,7 @@ async def test_our_hop_beside_alertmanagers(
 
         async def to_us(number: int) -> None:
             whole = {"version": "4", "receiver": "byoc", "alerts": [alert(number)]}
-            async with session.post(url, json=whole) as answer:
+            async with session.post(url, json=whole, headers=WEBHOOK_HEADERS) as answer:
                 assert answer.status == 200
 
         async def to_alertmanager(number: int) -> None:

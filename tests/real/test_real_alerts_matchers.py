@@ -1,4 +1,4 @@
-"""Our matchers beside Alertmanager's own: the same texts, the same verdict, the same alerts.
+"""Our matchers compared with Alertmanager's own: same texts, same verdict, same alerts.
 
 `amtool` 0.25 reads each text as a route's matcher and says where an alert would go. Where we differ
 on purpose, the table says so, and why.

@@ -1,4 +1,4 @@
-"""docs/control-plane.openapi.yaml against what runs: schemathesis sends what the file allows.
+"""The OpenAPI file of docs/contracts against a receiver: schemathesis sends what the file allows.
 
 It also sends what the file forbids, and compares each answer with the file. It speaks to the real
 daemon's webhook and to the reference receiver; two servers that break the file must fail.
@@ -23,7 +23,7 @@ from lab.real.parts import install
 from lab.real.parts.process import RealProcess, free_port
 from lab.receiver import Receiver, listening
 
-FILE = install.ROOT / "docs" / "control-plane.openapi.yaml"
+FILE = install.ROOT / "docs" / "contracts" / "control-plane.openapi.yaml"
 TOKEN, HOOK = "token-of-the-plane", "token-of-alertmanager"
 SECRET = "whsec_" + base64.b64encode(b"k" * 32).decode()
 PATIENCE_SECONDS = 100
@@ -97,6 +97,9 @@ def webhook(tmp_path: Path) -> Iterator[RealProcess]:
             "BYOC_ALERTS_TOKEN": TOKEN,
             "BYOC_ALERTS_SIGNING_SECRET": SECRET,
             "BYOC_ALERTS_WEBHOOK_TOKEN": HOOK,
+            "BYOC_ALERTS_FINGERPRINT_SECRET": "f" * 32,
+            "BYOC_ALERTS_MATCHERS": 'severity=~"critical|warning"',
+            "BYOC_ALERTS_ANNOTATIONS": "summary",
         },
     )
     with process:

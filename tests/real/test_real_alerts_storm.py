@@ -23,8 +23,8 @@ URL = re.compile(r"https?://[\w.-]+:9095/v1/alerts")
 
 
 def of_the_documentation() -> str:
-    """Return the first YAML block of docs/alerts.md."""
-    text = (install.ROOT / "docs" / "alerts.md").read_text()
+    """Return the first YAML block of docs/contracts/alerts.md."""
+    text = (install.ROOT / "docs" / "contracts" / "alerts.md").read_text()
     return text.split("```yaml\n", 1)[1].split("```", 1)[0]
 
 

@@ -19,8 +19,8 @@ FILE = "credentials_file: {file}"
 
 
 def of_the_recipe(directory: Path) -> Path:
-    """Make the file as docs/kubernetes.md says."""
-    (command,) = RECIPE.findall((install.ROOT / "docs" / "kubernetes.md").read_text())
+    """Make the file as docs/install-kubernetes.md says."""
+    (command,) = RECIPE.findall((install.ROOT / "docs" / "install-kubernetes.md").read_text())
     subprocess.run(["sh", "-ec", command], cwd=directory, check=True)
     return directory / "webhook-token"
 

@@ -1,4 +1,4 @@
-"""What is billed against what the kernel says was used; the README's table is made of the same."""
+"""Billed use against the kernel's own count; the README's table has the same source."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
 """The state directory on a real file system that gets full, or that the kernel makes read-only.
 
-Meanwhile the bucket is not there, so nothing can be got rid of either. What comes out in the end is
+Meanwhile the bucket is not there, so nothing can be delivered either. The final bill is
 compared with the kernel's counter, to the microsecond.
 """
 

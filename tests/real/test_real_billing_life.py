@@ -68,7 +68,7 @@ def test_the_last_partial_window_arrives_at_sigterm(
 def test_a_target_that_ends_and_comes_back_is_two_lives(
     scraper: Scraper, cgroup_v1: ControlGroup, bucket: Path
 ) -> None:
-    """As a container does: its group is removed, and another one stands at the same path."""
+    """As a container does: its group is removed, and another one is made at the same path."""
     lives = []
     for core_seconds in (0.7, 0.4):
         with burning("burn", cgroup_v1.command([])) as burner:

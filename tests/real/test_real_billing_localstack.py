@@ -98,7 +98,7 @@ def live(scraper: Scraper, localstack: RealProcess, rng: random.Random) -> None:
 
 
 def save(bucket: Bucket, place: Path) -> None:
-    """Copy what the bucket holds to what was saved before."""
+    """Copy the bucket's objects into the directory saved before."""
     assert set(bucket.writes().values()) == {1}
     for key, body in bucket.objects().items():
         assert not (place / key).exists() or (place / key).read_bytes() == body

@@ -126,7 +126,7 @@ class Pod:
 
 @dataclass(frozen=True)
 class Bill:
-    """What came of one workload, core seconds."""
+    """The result of one workload, core seconds."""
 
     used: float  # the workload's rusage
     billed: float
@@ -284,7 +284,7 @@ def test_without_the_right_the_refusal_says_what_to_set_and_the_process_tree_is_
 
 
 def test_the_agents_own_control_group_is_never_billed() -> None:
-    """A target beside the daemon in one container: its tree is billed, the daemon's CPU is not."""
+    """A target and the daemon in one container: its tree is billed, the daemon's CPU is not."""
     name = f"sib-{secrets.token_hex(4)}"
     with (
         pod(V2) as made,

@@ -67,7 +67,7 @@ def test_credentials_that_come_later_are_found(
 
 @pytest.fixture
 async def strict_s3() -> AsyncIterator[FakeS3]:
-    """S3 as to regions, where LocalStack takes any: what is signed for another one is refused."""
+    """S3's rule on regions, as LocalStack takes any: a request signed for another is refused."""
     moved = s3_error(301, "PermanentRedirect", {"x-amz-bucket-region": REGION})
     refuse = reply(moved.status, moved.headers, moved.body)
 

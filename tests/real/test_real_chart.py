@@ -38,7 +38,7 @@ def test_both_helms_render_the_same(values: Path) -> None:
 
 @pytest.mark.parametrize("values", render.CI, ids=render.name)
 def test_a_render_is_what_it_was(values: Path) -> None:
-    """`python -m lab.real.chart --update` writes them anew; the diff is for a person to read."""
+    """`python -m lab.real.chart --update` writes them again; the diff is for a person to read."""
     assert golden.file(values).read_text() == golden.settled(render.manifests(values))
 
 

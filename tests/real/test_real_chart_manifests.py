@@ -89,7 +89,7 @@ def test_a_misspelt_field_and_an_unknown_kind_are_noticed() -> None:
 
 
 def test_native_sidecars_are_unknown_before_their_time() -> None:
-    """RestartPolicy of a container came with 1.28: what is rendered for old ones has none."""
+    """RestartPolicy of a container came with 1.28: renders for older versions have none."""
     for where, document in _documents(render.OLD):
         assert "restartPolicy" not in json.dumps(document), where
 

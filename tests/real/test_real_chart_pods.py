@@ -1,4 +1,4 @@
-"""What is rendered into pods: settings that the agents take, a ClickHouse left alone."""
+"""The rendered pods: settings that the agents take, a ClickHouse left alone."""
 
 import re
 import subprocess
@@ -19,6 +19,7 @@ SECRETS = {  # what the mounted Secrets hold
     "token": "control-plane-token",
     "signing-secret": "whsec_" + "A" * 32,
     "webhook-token": "alertmanager-token",
+    "fingerprint-secret": "f" * 32,
     "password": "clickhouse-password",
 }
 CASES = [(values, version) for values in render.CI for version in (render.NEW, render.OLD)]
@@ -96,6 +97,7 @@ def test_every_setting_of_the_agents_has_a_place_in_the_chart() -> None:
     }
     assert listed <= known
     by_file = {"BYOC_ALERTS_TOKEN", "BYOC_ALERTS_SIGNING_SECRET", "BYOC_ALERTS_WEBHOOK_TOKEN"}
+    by_file |= {"BYOC_ALERTS_FINGERPRINT_SECRET"}
     assert known - listed - rendered == by_file | {"BYOC_CLICKHOUSE_PASSWORD"}
 
 
@@ -111,7 +113,7 @@ def test_sidecars_never_hold_clickhouse_back(values: Path, kubernetes: str) -> N
             assert container["resources"]["requests"] == container["resources"]["limits"]
             liveness = container["livenessProbe"]
             patience = liveness["periodSeconds"] * liveness["failureThreshold"]
-            assert patience >= 60, "a busy node is no dead daemon"
+            assert patience >= 60, "a busy node does not mean a dead daemon"
 
 
 @by_case

@@ -36,7 +36,12 @@ KEYS = "\n".join(["[default]", *(f"{name} = {value}" for name, value in CREDENTI
 FILES = {
     "byoc-aws": {"credentials": KEYS},
     "byoc-clickhouse": {"password": clickhouse.PASSWORD},
-    "byoc-alerts": {"token": "control", "signing-secret": SECRET, "webhook-token": "webhook"},
+    "byoc-alerts": {
+        "token": "control",
+        "signing-secret": SECRET,
+        "webhook-token": "webhook",
+        "fingerprint-secret": "f" * 32,
+    },
 }
 LIBRARIES = "/usr/lib/x86_64-linux-gnu"
 BURN = b"SELECT sum(sipHash64(number)) FROM numbers(100000000)"

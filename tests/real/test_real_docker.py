@@ -1,4 +1,4 @@
-"""The engine that the image tests stand on: its own, and gone without a trace."""
+"""The container engine of the image tests: started by them and removed without a trace."""
 
 import subprocess
 from pathlib import Path

@@ -1,6 +1,6 @@
 """The three real images against a real S3, SQS, ClickHouse, Alertmanager and a control plane.
 
-What is metered is a container of its own. The agents share its process namespace, as sidecars with
+The target is a container of its own. The agents share its process namespace, as sidecars with
 `shareProcessNamespace` do, and are shut in.
 """
 
@@ -51,7 +51,7 @@ class Queue:
     got: list[dict[str, Any]] = field(default_factory=list)
 
     def states(self) -> list[str]:
-        """Take what is there; return the states of all messages up to now."""
+        """Take the available messages; return the states of all messages up to now."""
         answer = self.client.receive_message(
             QueueUrl=self.url, MaxNumberOfMessages=10, WaitTimeSeconds=1
         )
@@ -106,6 +106,9 @@ def settings(bucket: Bucket, queue: Queue, server: RealProcess) -> dict[str, str
         "BYOC_ALERTS_TOKEN": TOKEN,
         "BYOC_ALERTS_SIGNING_SECRET": SECRET,
         "BYOC_ALERTS_WEBHOOK_TOKEN": HOOK,
+        "BYOC_ALERTS_FINGERPRINT_SECRET": "f" * 32,
+        "BYOC_ALERTS_MATCHERS": 'severity=~"critical|warning"',
+        "BYOC_ALERTS_ANNOTATIONS": "summary",
         "AWS_ENDPOINT_URL": bucket.url,
         **bucket.settings,
         **KEYS,
@@ -113,7 +116,7 @@ def settings(bucket: Bucket, queue: Queue, server: RealProcess) -> dict[str, str
 
 
 class Sidecars:
-    """The three agents beside one container."""
+    """The three agents as sidecars of one container."""
 
     def __init__(self, docker: Engine, images: Callable[[str], str], beside: Container) -> None:
         self._docker, self._images, self._beside = docker, images, beside

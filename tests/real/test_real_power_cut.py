@@ -1,7 +1,7 @@
-"""The power goes at any system call, after syncs that failed: what was promised is there.
+"""A power cut at any system call, after syncs that failed: every acknowledged write is kept.
 
 A program writes spool and ledger under strace, which records each write and each sync and lets some
-of them fail. The record is played to a disk that keeps only what was synced, and forgets for good
+of them fail. The record is played to a disk that keeps only synced data, and forgets for good
 what a failed sync was for. Wherever it is stopped, the next start has every acknowledged message,
 none of those that are gone, and a ledger that verifies.
 """
@@ -45,7 +45,7 @@ FAULTS = {
     "writes of the database": ["pwrite64:error=EIO:when=150..160"],
     "writes of the database, for want of space": ["pwrite64:error=ENOSPC:when=200..260"],
     "writes of the ledger": ["write:error=EIO:when=5+3"],
-    "syncs of a directory, where the file is opened anew": [
+    "syncs of a directory, where the file is reopened": [
         "fdatasync:error=EIO:when=30+9",
         "fsync:error=EIO:when=4+2",  # the first three make the file, with the number of its epoch
     ],
@@ -58,7 +58,7 @@ BROKEN = {fault.partition(":")[0] for faults in FAULTS.values() for fault in fau
 
 @dataclass
 class DedupIndex:
-    """What the program had been told by then."""
+    """The results that the program had by then."""
 
     put: set[int] = field(default_factory=set)
     sent: dict[int, int] = field(default_factory=dict)  # line of the ledger -> message
@@ -127,7 +127,7 @@ def laid_out(place: Path, disk: Disk, rng: random.Random) -> Path:
 
 async def assert_all_there(state: Path, told: DedupIndex) -> None:
     async with Spool(state, max_bytes=1 << 30, clock=SystemClock()) as spool:
-        assert spool.corruptions == 0, "what a crash leaves is no damage"
+        assert spool.corruptions == 0, "a crash does not leave damage"
         found = {int(m.id[1:]): m for m in await spool.head(10_000, 1 << 30)}
     assert found == {number: message(number) for number in found}
     assert told.put - found.keys() <= set(told.sent.values())

@@ -45,7 +45,7 @@ def spool(tmp_path: Path) -> Iterator[Path]:
 
 
 def python(code: str, path: Path) -> subprocess.Popen[str]:
-    """Start a process of its own: what is feared would end this one."""
+    """Start a separate process: a failure would end this one."""
     command = [sys.executable, "-c", code, str(path)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=ROOT)
@@ -72,7 +72,7 @@ def test_the_first_write_after_the_disk_has_filled_up_is_no_signal(spool: Path) 
         assert writing.stdout is not None
         assert writing.stdout.readline() == "open\n"
         with spool.with_name("spool.db-wal").open("r+b") as journal:
-            journal.write(bytes(JOURNAL_BYTES))  # it has room; its index is what is short of it
+            journal.write(bytes(JOURNAL_BYTES))  # it has room; only its index lacks it
         leave(0, spool.parent)
         out, said = writing.communicate("\n")
     assert (writing.returncode, out) == (0, "written\n"), said

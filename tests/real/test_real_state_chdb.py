@@ -113,7 +113,7 @@ async def test_a_modern_server_is_seen_and_counted_right(engine: chdb.session.Se
     assert figures.active_parts == 7
     assert figures.pending_mutations == 1
     assert figures.stuck_mutations == 0, "it is younger than an hour"
-    assert figures.detached_parts == 0, "what a user detached is no trouble"
+    assert figures.detached_parts == 0, "a part that a user detached is not a problem"
     assert figures.replicated_tables == 0
     assert figures.readonly_replicas == 0
     assert figures.disk_free_ratio

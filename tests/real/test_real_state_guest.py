@@ -49,7 +49,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 async def look(engine: Engine, polls: int = 1) -> tuple[StateObservation, list[int]]:
-    """Poll through HTTP; return what was seen last, and how many queries each poll took."""
+    """Poll through HTTP; return the last observation, and how many queries each poll took."""
     async with front(OverViews(engine)) as server, ClickHouse(server.http.url) as client:
         prober, counts = Prober(client, clock=SystemClock()), []
         for _ in range(polls):
@@ -180,7 +180,7 @@ FILTERED = {
     ProbeSource.MUTATIONS,
     ProbeSource.DETACHED_PARTS,
 }
-"""What leaves out the rows of tables that the user may not see."""
+"""A server that omits the rows of tables that the user may not see."""
 
 
 @pytest.mark.parametrize("source", sorted(queries.TABLES))

@@ -51,7 +51,7 @@ class Queue:
         self.got: list[dict[str, Any]] = []  # bodies, in the order of their arrival
 
     async def receive(self, seconds: int = 1) -> None:
-        """Take what is there, and wait for the first of it if there is none."""
+        """Take every available item, and wait for the first if there is none."""
         answer = await self.client.receive_message(
             QueueUrl=self.url, MaxNumberOfMessages=10, WaitTimeSeconds=seconds
         )

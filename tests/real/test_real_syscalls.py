@@ -31,7 +31,7 @@ Fate = Literal[
     "not ready",  # /readyz 503 and webhook 503: the sender keeps it; billing's windows grow
     "held: ledger",  # taken and kept; nothing leaves that the ledger cannot announce
     "retry",  # taken; what fails is tried again
-    "any",  # whether anything fails depends on what is read in that moment
+    "any",  # whether anything fails depends on the reads of that moment
 ]
 
 
@@ -161,7 +161,7 @@ async def broke(log: Path, *calls: str) -> bool:
 
 
 async def recovered(home: House, alert: str) -> None:
-    """Wait until it works as before, and the server's last turn has been told."""
+    """Wait until it works as before, and the server's last transition has been reported."""
     await home.until(home.ready)
     await retried(home, alert)
     turn = home.clickhouse.server.rows["system.metrics.ReadonlyReplica"] == "1"
@@ -175,7 +175,7 @@ async def recovered(home: House, alert: str) -> None:
 
 def assert_states(home: House) -> None:
     turns = [one for one in home.told() if one.kind == "transition" and one.state != "stopping"]
-    print(f"{len(turns)} transitions told")
+    print(f"{len(turns)} transitions reported")
     assert [one.transition for one in turns] == list(range(1, len(turns) + 1))
     readonly = [bool(one.reasons) for one in turns[-len(FAULTS) :]]
     assert readonly == [number % 2 == 0 for number in range(len(FAULTS))]

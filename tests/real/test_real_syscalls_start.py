@@ -33,7 +33,7 @@ Fate = Literal[
 
 
 class Fault(NamedTuple):
-    """What fails, on which files of each daemon's directory, what is said, and its fate."""
+    """The failing call, the files of each daemon's directory, the message, and the fate."""
 
     calls: Sequence[str]
     files: Sequence[str]

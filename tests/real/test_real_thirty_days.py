@@ -40,6 +40,7 @@ from byoc_agents.errors import Reason, SendError
 from byoc_agents.state.message import StateEvent
 from lab.demo.alertmanager import notification
 from lab.fakes.core import NullLedger, ScriptedSink
+from lab.fakes.http import WEBHOOK_HEADERS, WEBHOOK_TOKEN
 from lab.fakes.state import HEALTHY, ScriptedServer
 from lab.real.stored import usages
 from tests.faults.billing_life import IDENTITY, SimClock, SimTarget, cpu_usec
@@ -198,7 +199,7 @@ async def forwarding(
         counts = Counts(Metrics(), "alert-forwarder")
         relay = Relay(rules, spool, clock, counts)
         heartbeat = HeartbeatSender(origin, relay, spool, clock, interval_seconds=60)
-        webhook = Webhook(relay, ReloadableSecret(""), counts)
+        webhook = Webhook(relay, ReloadableSecret(WEBHOOK_TOKEN), counts)
         client: Client = TestClient(RawTestServer(webhook.answer))
         async with client:
             yield clock, spool, heartbeat, client
@@ -214,7 +215,7 @@ async def test_alerts_are_refused_when_full_and_no_watchdog_is_replayed(
         now_ms = clock.wall_ns() // 1_000_000
         for name in (f"alert-{hour}", "Watchdog"):
             body = notification(name, now_ms if name != "Watchdog" else 1, None)
-            async with client.post(PATH, json=body) as answer:
+            async with client.post(PATH, json=body, headers=WEBHOOK_HEADERS) as answer:
                 assert answer.status in {200, 503}
                 refused += answer.status == 503
                 stored += [name] if answer.status == 200 and name != "Watchdog" else []

@@ -1,4 +1,4 @@
-"""The ClickHouse client against real loopback servers that answer what they are told to."""
+"""The ClickHouse client against real loopback servers with scripted answers."""
 
 import asyncio
 import gzip
@@ -33,7 +33,7 @@ ANSWER = {"meta": [{"name": "x", "type": "UInt64"}], "data": [["1844674407370955
 
 @dataclass
 class Scripted:
-    """Answers every request with one response and keeps what came."""
+    """Answers every request with one response and records the requests."""
 
     status: int = 200
     body: bytes = b"Ok.\n"

@@ -11,7 +11,7 @@ import byoc_agents
 HOUSE = Path(byoc_agents.__file__).parent
 DAEMONS = ("billing", "state", "alerts")
 TOGETHER = {"app", "policy", "schema"}  # they know several daemons
-WIRING = {"daemon", "context"}
+WIRING = {"certificate", "context", "daemon", "http_server"}
 # Modules of `app` that every layer may import.
 SHARED = {
     *("clock", "cloudevents", "files", "listening", "metrics", "settings", "signals", "terminal"),

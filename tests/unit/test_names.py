@@ -1,8 +1,6 @@
-"""No public type name stands for two things."""
+"""No public type name means two things."""
 
 from pathlib import Path
-
-import pytest
 
 from lab import names
 
@@ -11,8 +9,7 @@ def test_every_type_has_a_name_of_its_own() -> None:
     assert names.collisions() == {}
 
 
-def test_a_collision_would_be_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_collision_would_be_found(tmp_path: Path) -> None:
     for module in ("a", "b"):
         (tmp_path / f"{module}.py").write_text("class Reading:\n    pass\n")
-    monkeypatch.setattr(names, "SOURCE", tmp_path)
-    assert names.collisions() == {"Reading": ["a.Reading", "b.Reading"]}
+    assert names.collisions(tmp_path) == {"Reading": ["a.Reading", "b.Reading"]}

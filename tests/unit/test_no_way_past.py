@@ -30,7 +30,7 @@ STAYING = {
     "loopback": 'socket.socket().connect_ex(("127.0.0.1", 1))',
     "IPv6 loopback": 'socket.socket(socket.AF_INET6).connect_ex(("::1", 1))',
     "localhost": 'socket.getaddrinfo("localhost", 80)',
-    "an address is no name": 'socket.getaddrinfo("192.0.2.1", 80)',
+    "an address instead of a name": 'socket.getaddrinfo("192.0.2.1", 80)',
     "listening": 'socket.create_server(("127.0.0.1", 0))',
     "inside the machine": "socket.socketpair()",
 }

@@ -133,7 +133,7 @@ async def ticks(life: Life, source: Scraper | Exporter, count: int) -> None:
 
 
 def exporter(life: Life, *, readonly: bool) -> Exporter:
-    """Return the exporter of a life, beside a server that is well or has a read-only replica."""
+    """Return the exporter of a life, with a server that is well or has a read-only replica."""
     rows = HEALTHY | {"system.metrics.ReadonlyReplica": str(int(readonly))}
     prober = Prober(ScriptedServer(rows=rows), clock=life.clock)
     stream = Stream(

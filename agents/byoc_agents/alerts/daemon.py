@@ -9,7 +9,6 @@ from byoc_agents.alerts import matchers
 from byoc_agents.alerts.counts import Counts
 from byoc_agents.alerts.events import Allowed, Origin
 from byoc_agents.alerts.forwarder import Forwarder, HeartbeatSender
-from byoc_agents.alerts.http_server import Listen
 from byoc_agents.alerts.relay import Relay, Rules
 from byoc_agents.alerts.reloadable_secret import ReloadableSecret
 from byoc_agents.alerts.settings import Settings
@@ -18,9 +17,10 @@ from byoc_agents.app.clock import Clock
 from byoc_agents.app.cloudevents import Agent
 from byoc_agents.app.context import ClickHouseSettings, Runtime
 from byoc_agents.app.daemon import Daemon
+from byoc_agents.app.http_server import Listen
 from byoc_agents.app.settings import CoreSettings
 from byoc_agents.durable.spool import Spool
-from byoc_agents.egress.destinations import Destination, https_destination
+from byoc_agents.egress.destinations import Destination, DestinationKind, https_destination
 from byoc_agents.errors import ConfigError
 from byoc_agents.sinks.https import HttpsSink
 
@@ -38,6 +38,7 @@ def destinations(
     return [
         https_destination(
             own.url,
+            kind=DestinationKind.CONTROL_PLANE,
             purpose="alerts to the control plane",
             daemon=NAME,
             setting="BYOC_ALERTS_URL",
@@ -129,9 +130,10 @@ def https_sink(own: Settings, session: aiohttp.ClientSession, clock: Clock) -> H
 def _rules(core: CoreSettings, own: Settings) -> Rules:
     return Rules(
         origin=Origin(core.organization_id, core.service_id, core.region, core.replica),
-        selector=matchers.parse(own.selector),
+        selector=matchers.parse(own.selected),
         watchdog=matchers.parse(own.watchdog),
         allowed=Allowed(own.labels, own.annotations),
         reminder_seconds=own.reminder_seconds,
+        fingerprint_secrets=own.fingerprint_secret.split(),
         reopen_seconds=own.reopen_seconds,
     )

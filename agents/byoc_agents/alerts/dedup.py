@@ -10,6 +10,7 @@ stored the time alone, under another prefix, which is read as well; it ignores t
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from itertools import islice
+from typing import Self
 
 import msgspec
 
@@ -113,7 +114,7 @@ def summarize(episodes: Iterable[tuple[str, str]]) -> tuple[int, str]:
 
 
 class AlertMemory:
-    """What one forwarder has reported. Call `load` first, and again after a spool error."""
+    """What one forwarder has reported. `load` reads it; see `byoc_agents.durable.checkpoint`."""
 
     def __init__(self, *, max_facts: int = MAX_FACTS) -> None:
         self._max_facts = max_facts
@@ -125,8 +126,8 @@ class AlertMemory:
         """Return how many facts are remembered."""
         return len(self._facts)
 
-    async def load(self, spool: Spool) -> None:
-        """Read the state of the spool. Raises SpoolUnavailableError."""
+    async def load(self, spool: Spool) -> Self:
+        """Read the state of the spool. Return this object. Raises SpoolUnavailableError."""
         try:
             stored = await spool.state(OLD_PREFIX)
         except SpoolCorruptError:  # an empty file has taken its place
@@ -146,6 +147,7 @@ class AlertMemory:
             key.removeprefix(UNCONFIRMED): msgspec.json.decode(value, type=Unconfirmed)
             for key, value in waiting.items()
         }
+        return self
 
     def fact(self, event_id: str) -> Fact | None:
         """Return what was reported under this id; None = nothing."""

@@ -6,20 +6,20 @@ alert holds neither the forwarder's replica nor the moment, so that two forwarde
 Alertmanagers give the same `source` and `id`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
 
 from byoc_agents.alerts.payload import Received, Status
-from byoc_agents.app.cloudevents import Agent, Event, rfc3339, source_uri, stable_id
+from byoc_agents.alerts.values import pick
+from byoc_agents.app.cloudevents import AgentOrNone, Event, rfc3339, source_uri, stable_id
 
 ALERT: Literal["byoc.alert.v1"] = "byoc.alert.v1"
 WATCHDOG: Literal["byoc.alert.watchdog.v1"] = "byoc.alert.watchdog.v1"
 HEARTBEAT: Literal["byoc.alert.heartbeat.v1"] = "byoc.alert.heartbeat.v1"
 MAX_LABEL = 256  # characters; Kubernetes names have at most 253
 MAX_ANNOTATION = 1024  # characters of a summary for people
-CUT = "…"  # the last character of a value that was longer
 
 Notification = Literal["transition", "reminder"]
 
@@ -34,13 +34,14 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     notification: Notification  # a reminder says again, after a while, that it still fires
     reconstructed: bool  # only its end was seen here; this says that it had begun
     end_inferred: bool = False  # resolved because the alert fires with a later start
-    fingerprint: str  # Alertmanager's, of all labels: 16 hex digits
+    fingerprint: str  # an HMAC of Alertmanager's, by the customer's secret: 16 hex digits
     starts_at: str  # RFC 3339 UTC; fingerprint + starts_at name one episode
     ends_at: str | None  # None while it fires, or if the sender did not state it
     received_at: str  # when the forwarder took it; the delivery's time stamp less this is its age
     labels: dict[str, str]
     annotations: dict[str, str]
     cut: list[str]  # labels.NAME and annotations.NAME that were longer and are cut
+    withheld: list[str] = []  # those left out because they look like an address or a secret
     group_truncated_alerts: int  # alerts of its group that Alertmanager left out of the same body
 
 
@@ -87,8 +88,8 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     backlog_records: int
     dead_letters: int
     open_episodes: int | None = None  # how many were reported as firing and not as resolved
-    open_digest: str | None = None  # of these; docs/alerts.md has the rule. 0.1.0 has neither
-    agent: Agent | None = None  # 0.1.0 has none
+    open_digest: str | None = None  # of these; docs/contracts/alerts.md has the rule
+    agent: AgentOrNone = None
 
 
 class HeartbeatEvent(Event, frozen=True, kw_only=True):
@@ -173,8 +174,8 @@ def build_alert(  # noqa: PLR0913  the alert, its frame, and what is said of it
 
     With `end_inferred` the alert is one that fires with a later start than the one it is given.
     """
-    labels, cut_labels = _pick(alert.labels, allowed.labels, MAX_LABEL)
-    annotations, cut_annotations = _pick(alert.annotations, allowed.annotations, MAX_ANNOTATION)
+    labels = pick(alert.labels, allowed.labels, MAX_LABEL, words=True)
+    annotations = pick(alert.annotations, allowed.annotations, MAX_ANNOTATION)
     ends_at_ms = alert.ends_at_ms if status == "resolved" else None
     data = Alert(
         organization_id=origin.organization_id,
@@ -188,9 +189,10 @@ def build_alert(  # noqa: PLR0913  the alert, its frame, and what is said of it
         starts_at=rfc3339(alert.starts_at_ms),
         ends_at=None if ends_at_ms is None else rfc3339(ends_at_ms),
         received_at=rfc3339(seen.at_ms),
-        labels=labels,
-        annotations=annotations,
-        cut=[f"labels.{n}" for n in cut_labels] + [f"annotations.{n}" for n in cut_annotations],
+        labels=labels.values,
+        annotations=annotations.values,
+        cut=_named(labels.cut, annotations.cut),
+        withheld=_named(labels.withheld, annotations.withheld),
         group_truncated_alerts=seen.group_truncated,
     )
     return AlertEvent(
@@ -228,7 +230,7 @@ def build_watchdog(
             fingerprint=alert.fingerprint,
             starts_at=rfc3339(alert.starts_at_ms),
             received_at=at,
-            labels=_pick(alert.labels, allowed.labels, MAX_LABEL)[0],
+            labels=pick(alert.labels, allowed.labels, MAX_LABEL, words=True).values,
         ),
     )
 
@@ -244,10 +246,5 @@ def build_heartbeat(data: Heartbeat, origin: Origin, at_ms: int) -> HeartbeatEve
     )
 
 
-def _pick(
-    given: Mapping[str, str], names: Sequence[str], longest: int
-) -> tuple[dict[str, str], list[str]]:
-    """Return the named values, and which of them were cut."""
-    found = {name: given[name] for name in names if name in given}
-    cut = [name for name, value in found.items() if len(value) > longest]
-    return {n: v[: longest - 1] + CUT if n in cut else v for n, v in found.items()}, cut
+def _named(labels: Sequence[str], annotations: Sequence[str]) -> list[str]:
+    return [f"labels.{name}" for name in labels] + [f"annotations.{name}" for name in annotations]

@@ -7,11 +7,11 @@ from typing import Any
 import structlog
 
 from byoc_agents.alerts.events import Heartbeat, Origin, build_heartbeat
-from byoc_agents.alerts.http_server import Listen, serve
 from byoc_agents.alerts.relay import Relay, message
-from byoc_agents.alerts.webhook import Webhook
+from byoc_agents.alerts.webhook import LIMITS, Webhook
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.cloudevents import Agent, rfc3339
+from byoc_agents.app.http_server import Listen, serve
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import SpoolError
 
@@ -100,11 +100,13 @@ class Forwarder:
             return
         try:
             host, port = await self._open.enter_async_context(
-                serve(self._webhook.answer, self._listen)
+                serve(self._webhook.answer, self._listen, LIMITS)
             )
         except OSError as error:
             raise OSError(error.errno, f"the webhook does not listen: {error}") from error
         self._address = f"{host}:{port}"
+        tls = bool(self._listen.cert_file)
+        structlog.get_logger().info("webhook.listening", host=host, port=port, tls=tls)
 
     async def close(self) -> None:
         """Close the webhook; may be called twice."""

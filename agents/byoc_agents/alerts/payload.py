@@ -1,12 +1,14 @@
-"""What Alertmanager sends (webhook version 4), read with tolerance for whatever else stands there.
+"""Alertmanager's notification (webhook version 4), read with tolerance for unknown fields.
 
-Each alert is decoded on its own, so that one odd alert never takes its group with it. Nothing of
-what is read here leaves as it is: `event.py` builds what leaves from the fields it names.
+Each alert is decoded on its own, so that one invalid alert never takes its group with it. A small
+body is decoded at once. A large one is split first, so that memory is needed for one slice of its
+alerts at a time, whatever it contains. Nothing that is read here is sent as it is: `events.py`
+builds what is sent from the fields that it names.
 """
 
-import json
 import re
-from collections.abc import Sequence
+from array import array
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -16,6 +18,18 @@ from byoc_agents.app.cloudevents import parse_rfc3339, stable_id
 Status = Literal["firing", "resolved"]
 FINGERPRINT = re.compile(r"[0-9a-f]{16}")  # prometheus/common model.Fingerprint
 MAX_TRUNCATED = 1_000_000_000
+SMALL_BODY_BYTES = 32 * 1024  # decoded at once: at most 16,000 values, 1 MiB of objects
+SLICE_ALERTS = 250  # of a large body in memory at a time
+SLICE_BYTES = 1024**2
+MIN_ALERT_BYTES = 40  # a status, a start and labels; less is invalid, without a further look
+MAX_ALERT_BYTES = 256 * 1024  # a larger alert is invalid: decoded it could be 30 times its size
+MAX_ODD = 1000  # more invalid values in one list are not a notification
+MAX_DEPTH = 64  # of nested values outside of the alerts
+TOKENS_PER_TURN = 5000  # some 2 ms of scanning, after which others may run
+SPACE = re.compile(rb"[ \t\n\r]*+")
+STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+NESTING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[][{}]', re.DOTALL)
+SCALAR = re.compile(rb"[-+.0-9A-Za-z]++")
 
 
 class NotAWebhookError(ValueError):
@@ -40,9 +54,10 @@ class Group(msgspec.Struct, frozen=True):
     alerts: Sequence[Received]
     invalid: int  # alerts that could not be read
     truncated: int  # alerts that Alertmanager left out (`max_alerts`)
+    first: bool = True  # the first slice of a notification, or all of it
 
 
-class _Group(msgspec.Struct):
+class _Body(msgspec.Struct):
     alerts: list[msgspec.Raw]
     receiver: msgspec.Raw = msgspec.Raw(b'""')
     truncated: msgspec.Raw = msgspec.field(name="truncatedAlerts", default=msgspec.Raw(b"0"))
@@ -57,54 +72,196 @@ class _AlertBody(msgspec.Struct):
     fingerprint: Any = None
 
 
-_GROUP = msgspec.json.Decoder(_Group)
+_BODY = msgspec.json.Decoder(_Body)
 _ALERT = msgspec.json.Decoder(_AlertBody)
 
 
 def read(body: bytes | bytearray) -> Group:
-    """Return the notification. Raises NotAWebhookError when it is none at all."""
-    group = _group(body)
-    read_alerts = [_received(raw) for raw in group.alerts]
-    alerts = [alert for alert in read_alerts if alert]
-    receiver, truncated = _value(group.receiver), _value(group.truncated)
+    """Return the notification. Raises NotAWebhookError if it is not one."""
+    try:
+        group = _BODY.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        # RFC 8259 allows what msgspec refuses, such as half a surrogate pair in one alert
+        slices = [group for group in _slices(body) if group]
+        alerts = [alert for group in slices for alert in group.alerts]
+        return msgspec.structs.replace(slices[0], alerts=alerts)
+    found = [_received(raw) for raw in group.alerts]
+    alerts = [alert for alert in found if alert]
+    return _group(alerts, len(found) - len(alerts), group.receiver, group.truncated)
+
+
+def read_slices(body: bytes | bytearray) -> Iterator[Group | None]:
+    """Yield the notification in slices of bounded size; None = others may run now.
+
+    Raises NotAWebhookError, always before the first slice.
+    """
+    if len(body) <= SMALL_BODY_BYTES:
+        yield read(body)
+    else:
+        yield from _slices(body)
+
+
+def _slices(body: bytes | bytearray) -> Iterator[Group | None]:
+    splitter = _Splitter(body)
+    yield from splitter.split()
+    view, first, invalid = memoryview(body), True, splitter.invalid
+    at, bounds = 0, splitter.bounds
+    while first or at < len(bounds):
+        begin = at
+        alerts: list[Received] = []
+        while at < len(bounds) and at - begin < 2 * SLICE_ALERTS:
+            if alerts and bounds[at + 1] - bounds[begin] > SLICE_BYTES:
+                break
+            alert = _received(view[bounds[at] : bounds[at + 1]])
+            if alert:
+                alerts.append(alert)
+            else:
+                invalid += 1
+            at += 2
+        group = _group(alerts, invalid, splitter.receiver, splitter.truncated)
+        yield msgspec.structs.replace(group, first=first)
+        first, invalid = False, 0
+
+
+def _group(
+    alerts: list[Received],
+    invalid: int,
+    receiver: bytes | msgspec.Raw,
+    truncated: bytes | msgspec.Raw,
+) -> Group:
+    name = _value(receiver)
     return Group(
-        receiver=receiver if isinstance(receiver, str) else "",
+        receiver=name if isinstance(name, str) else "",
         alerts=alerts,
-        invalid=len(read_alerts) - len(alerts),
-        truncated=_count(truncated),
+        invalid=invalid,
+        truncated=_count(_value(truncated)),
     )
 
 
-def _group(body: bytes | bytearray) -> _Group:
-    try:
-        return _GROUP.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return _second_look(body)
-    except RecursionError:
-        raise NotAWebhookError("nested too deeply") from None
+class _Splitter:
+    """Finds the alerts of a body, without an object for each value in it."""
+
+    def __init__(self, body: bytes | bytearray) -> None:
+        self.bounds = array("I")  # start and end of each alert; a body is smaller than 4 GiB
+        self.invalid = 0
+        self.receiver = self.truncated = b"null"
+        self._body = body
+        self._at = 0
+        self._tokens = 0
+        self._found = False
+
+    def split(self) -> Generator[None, None, None]:
+        """Read the outer object; a generator that yields for others to run.
+
+        Raises NotAWebhookError. Values other than the alerts and the two fields are skipped, not
+        checked.
+        """
+        self._expect(b"{")
+        while True:
+            key = self._key()
+            self._expect(b":")
+            self._skip_space()
+            start = self._at
+            if key == "alerts":
+                yield from self._alerts()
+            else:
+                yield from self._skip()
+            value = (
+                bytes(self._body[start : self._at])
+                if key in {"receiver", "truncatedAlerts"}
+                else b""
+            )
+            if key == "receiver":
+                self.receiver = value
+            elif key == "truncatedAlerts":
+                self.truncated = value
+            if self._next(b"}"):
+                break
+        self._skip_space()
+        if self._at < len(self._body) or not self._found:
+            raise NotAWebhookError("no JSON object with alerts")
+
+    def _alerts(self) -> Generator[None, None, None]:
+        self._found, self.bounds, self.invalid = True, array("I"), 0  # the last of several counts
+        self._expect(b"[")
+        self._skip_space()
+        if self._body[self._at : self._at + 1] == b"]":
+            self._at += 1
+            return
+        while True:
+            self._skip_space()
+            start = self._at
+            yield from self._skip()
+            size = self._at - start
+            if self._body[start] == ord("{") and MIN_ALERT_BYTES <= size <= MAX_ALERT_BYTES:
+                self.bounds.extend((start, self._at))
+            else:
+                self.invalid += 1
+                if self.invalid > MAX_ODD:
+                    raise NotAWebhookError("too many values that are not alerts")
+            if self._next(b"]"):
+                return
+
+    def _skip(self) -> Generator[None, None, None]:
+        """Move behind the next value."""
+        opening = bytes(self._body[self._at : self._at + 1])
+        if opening not in (b"{", b"["):
+            found = (STRING if opening == b'"' else SCALAR).match(self._body, self._at)
+            if not found:
+                raise NotAWebhookError("no JSON value")
+            self._at = found.end()
+            if self._turn():
+                yield
+            return
+        depth = 0
+        for found in NESTING.finditer(self._body, self._at):
+            token = found[0]
+            if token in (b"{", b"["):
+                depth += 1
+            elif token in (b"}", b"]"):
+                depth -= 1
+            if depth > MAX_DEPTH:
+                raise NotAWebhookError("nested too deeply")
+            if depth == 0:
+                self._at = found.end()
+                return
+            if self._turn():
+                yield
+        raise NotAWebhookError("the body ends inside a value")
+
+    def _turn(self) -> bool:
+        self._tokens += 1
+        return self._tokens % TOKENS_PER_TURN == 0
+
+    def _key(self) -> Any:
+        self._skip_space()
+        found = STRING.match(self._body, self._at)
+        if not found:
+            raise NotAWebhookError("no name of a field")
+        self._at = found.end()
+        return _value(found[0]) if len(found[0]) < 100 else ""  # noqa: PLR2004  no known name
+
+    def _skip_space(self) -> None:
+        found = SPACE.match(self._body, self._at)
+        self._at = found.end() if found else self._at
+
+    def _expect(self, character: bytes) -> None:
+        self._skip_space()
+        if self._body[self._at : self._at + 1] != character:
+            raise NotAWebhookError(f"expected {character.decode()}")
+        self._at += 1
+
+    def _next(self, closing: bytes) -> bool:
+        """Move behind a comma, or behind the end; return whether it is the end."""
+        self._skip_space()
+        found = self._body[self._at : self._at + 1]
+        if found not in (b",", closing):
+            raise NotAWebhookError(f"expected a comma or {closing.decode()}")
+        self._at += 1
+        return found == closing
 
 
-def _second_look(body: bytes | bytearray) -> _Group:
-    """Read what RFC 8259 allows and msgspec refuses, such as half a surrogate pair in one alert."""
-    try:
-        value = json.loads(body)
-        alerts = value["alerts"]
-    except (ValueError, RecursionError, TypeError, KeyError):
-        raise NotAWebhookError("no JSON object with alerts") from None
-    if not isinstance(alerts, list):
-        raise NotAWebhookError("alerts is no list")
-    return _Group(
-        alerts=[_raw(alert) for alert in alerts],
-        receiver=_raw(value.get("receiver")),
-        truncated=_raw(value.get("truncatedAlerts")),
-    )
-
-
-def _raw(value: object) -> msgspec.Raw:
-    return msgspec.Raw(json.dumps(value).encode())
-
-
-def _value(raw: msgspec.Raw) -> Any:
+def _value(raw: bytes | msgspec.Raw) -> Any:
     try:
         return msgspec.json.decode(raw)
     except (ValueError, RecursionError):
@@ -115,7 +272,7 @@ def _count(value: object) -> int:
     return min(value, MAX_TRUNCATED) if isinstance(value, int) and value > 0 else 0
 
 
-def _received(raw: msgspec.Raw) -> Received | None:
+def _received(raw: msgspec.Raw | memoryview) -> Received | None:
     """Return the alert, or None when it has no status, no labels or no start."""
     try:
         alert = _ALERT.decode(raw)

@@ -34,14 +34,15 @@ from byoc_agents.alerts.events import (
     build_watchdog,
     reminder_id,
 )
+from byoc_agents.alerts.identity import identities
 from byoc_agents.alerts.matchers import Selector
-from byoc_agents.alerts.payload import Received, Status, read
+from byoc_agents.alerts.payload import Group, Received, Status, read_slices
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.cloudevents import Event, encode, parse_rfc3339
 from byoc_agents.delivery.sink import Message
+from byoc_agents.durable.checkpoint import Checkpointed
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
-from byoc_agents.errors import SpoolError, SpoolFullError
 
 
 class Rules(msgspec.Struct, frozen=True):
@@ -53,6 +54,7 @@ class Rules(msgspec.Struct, frozen=True):
     allowed: Allowed
     reminder_seconds: float
     reopen_seconds: float
+    fingerprint_secrets: Sequence[str] = ()  # newest first
 
 
 class Plan(msgspec.Struct):
@@ -99,13 +101,10 @@ class Relay:
         self.last_notification_ms: int | None = None
         self.last_watchdog_ms: int | None = None
         self._rules = rules
-        self._spool = spool
         self._clock = clock
         self._counts = counts
         self._memory = AlertMemory()
-        self._loading = asyncio.Lock()
-        self._loaded = False
-        self._corruptions = 0
+        self._checkpoint = Checkpointed(spool, lambda: self._memory.load(spool))
         self._in_flight: dict[str, asyncio.Future[None]] = {}  # alert -> the end of its commit
         self._uncommitted: list[Plan] = []  # in the order of their commits
         self._log = structlog.get_logger().bind()  # once: a proxy would bind at every line
@@ -113,18 +112,29 @@ class Relay:
     async def accept(self, body: bytes | bytearray) -> int:
         """Return how many messages the body led to, all of them durable.
 
-        May be called again with the same body, also at the same time. Raises NotAWebhookError, and
-        SpoolError: then nothing is stored, and nothing counts as reported.
+        A large body is committed in slices, which bounds the memory. May be called again with the
+        same body, also at the same time. Raises NotAWebhookError, and SpoolError: then a later
+        slice is not stored, and the same body again adds only what is missing.
         """
-        group = read(body)
-        seen = Sighting(group.receiver, self._now_ms(), group.truncated)
-        await self._load()
+        at_ms = self._now_ms()
+        written = 0
+        for group in read_slices(body):
+            if group is None:
+                await asyncio.sleep(0)
+            else:
+                written += await self._accept(group, at_ms)
+        return written
+
+    async def _accept(self, group: Group, at_ms: int) -> int:
+        seen = Sighting(group.receiver, at_ms, group.truncated)
+        await self._checkpoint.load()
         plan = self._planned(group.alerts, seen)
         while rivals := {self._in_flight[key] for key in plan.alerts() if key in self._in_flight}:
             await asyncio.wait(rivals)  # the other peer's copy is on its way to the disk
             plan = self._planned(group.alerts, seen)
         await self._commit(plan, seen.at_ms)
-        self._note(plan, seen, invalid=group.invalid)
+        truncated = group.truncated if group.first else 0
+        self._note(plan, seen, invalid=group.invalid, truncated=truncated)
         return len(plan.messages)
 
     async def confirm_reopened(self) -> int:
@@ -132,7 +142,7 @@ class Relay:
 
         Raises SpoolError: then they are reported at a later call.
         """
-        await self._load()
+        await self._checkpoint.load()
         now_ms = self._now_ms()
         plan = Plan(self._memory)
         for alert, waiting in self._memory.unconfirmed.items():
@@ -157,18 +167,6 @@ class Relay:
     def _now_ms(self) -> int:
         return self._clock.wall_ns() // 1_000_000
 
-    async def _load(self) -> None:
-        """Remember what the file says: at the start, after an error, and in a new file."""
-        if self._current():
-            return
-        async with self._loading:
-            if not self._current():
-                await self._memory.load(self._spool)
-                self._loaded, self._corruptions = True, self._spool.corruptions
-
-    def _current(self) -> bool:
-        return self._loaded and self._corruptions == self._spool.corruptions
-
     async def _commit(self, plan: Plan, at_ms: int) -> None:
         """Store everything together; facts count as reported from the commit on."""
         alerts = plan.alerts()
@@ -179,13 +177,9 @@ class Relay:
         self._in_flight |= dict.fromkeys(alerts, over)
         self._uncommitted.append(plan)
         try:
-            await self._spool.commit(WriteBatch(messages=plan.messages, state=state))
+            batch = WriteBatch(messages=plan.messages, state=state)
+            await self._checkpoint.commit(batch, self._memory)
             self._memory.committed(plan.facts, plan.unconfirmed, state)
-        except SpoolFullError:
-            raise
-        except SpoolError:
-            self._loaded = False  # what the file holds now is not what we remember
-            raise
         finally:
             over.set_result(None)
             self._uncommitted = [other for other in self._uncommitted if other is not plan]
@@ -198,13 +192,43 @@ class Relay:
             plan.outcomes.append(self._plan(plan, alert, seen))
         return plan
 
+    def _identify(
+        self, plan: Plan, alert: Received, seen: Sighting
+    ) -> tuple[Received, Sighting, Episode | None]:
+        """Return the alert under the identity that leaves, and its latest episode.
+
+        An episode that was reported under an earlier secret, or by 0.1.0 without one, keeps that
+        identity until its end, so that the end belongs to the beginning. If the alert has a later
+        start, that end is planned here.
+        """
+        current: tuple[Received, Sighting, Episode | None] | None = None
+        for identity in identities(self._rules.fingerprint_secrets, alert, seen.receiver):
+            known = (
+                msgspec.structs.replace(alert, fingerprint=identity.fingerprint),
+                msgspec.structs.replace(seen, receiver=identity.receiver),
+            )
+            latest = plan.latest_episode(known[1].alert_key(identity.fingerprint))
+            if latest is None and not identity.keyed:
+                latest = self._episode_of_0_1_0(plan, *known)
+            if latest is not None and _is_sighting_of(known[0], latest):
+                return *known, latest
+            if current is None:
+                current = (*known, latest)
+                continue
+            if latest is None or latest.starts_at_ms >= alert.starts_at_ms:
+                continue
+            if plan.fact(self._id_of(latest, known[1], "resolved")) is None:
+                self._plan_inferred_end(plan, *known, latest)
+        return current or (alert, seen, None)
+
     def _plan(self, plan: Plan, alert: Received, seen: Sighting) -> AlertOutcome:
         if self._rules.watchdog.matches(alert.labels):
             plan.watchdogs += 1
+            alert, seen, _ = self._identify(plan, alert, seen)
             return self._plan_watchdog(plan, alert, seen)
         if not self._rules.selector.matches(alert.labels):
             return "not_selected"
-        latest = self._latest_episode(plan, alert, seen)
+        alert, seen, latest = self._identify(plan, alert, seen)
         if latest is None or not _is_sighting_of(alert, latest):
             return self._plan_start(plan, alert, seen, latest)
         alert = msgspec.structs.replace(alert, starts_at_ms=latest.starts_at_ms)
@@ -213,18 +237,14 @@ class Relay:
             return self._plan_open(plan, alert, seen, latest)
         return self._plan_ended(plan, alert, seen, latest, ended)
 
-    def _latest_episode(self, plan: Plan, alert: Received, seen: Sighting) -> Episode | None:
-        """Return the latest episode; 0.1.0 stored only ids, to which this adds the episode."""
-        key = seen.alert_key(alert.fingerprint)
-        latest = plan.latest_episode(key)
-        if latest is not None:
-            return latest
-        episode = Episode(key, alert.starts_at_ms)
+    def _episode_of_0_1_0(self, plan: Plan, alert: Received, seen: Sighting) -> Episode | None:
+        """Return the episode with this start; 0.1.0 stored only ids, to which this adds it."""
+        episode = Episode(seen.alert_key(alert.fingerprint), alert.starts_at_ms)
         for status in ("firing", "resolved"):
             event_id = self._id_of(episode, seen, status)
             if stored := plan.fact(event_id):
                 plan.add_fact(event_id, Fact(stored.at_ms, status, episode), episode)
-        return plan.latest_episode(key)
+        return plan.latest_episode(episode.alert)
 
     def _plan_start(
         self, plan: Plan, alert: Received, seen: Sighting, latest: Episode | None
@@ -376,7 +396,7 @@ class Relay:
             end_inferred=end_inferred,
         )
 
-    def _note(self, plan: Plan, seen: Sighting, *, invalid: int) -> None:
+    def _note(self, plan: Plan, seen: Sighting, *, invalid: int, truncated: int) -> None:
         self.last_notification_ms = seen.at_ms
         if plan.watchdogs:
             self.last_watchdog_ms = seen.at_ms
@@ -385,10 +405,10 @@ class Relay:
             outcomes["invalid"] = invalid
         for outcome, number in outcomes.items():
             self._counts.alerts(outcome, number)
-        if seen.group_truncated:
-            self._counts.truncated(seen.group_truncated)
-        write = self._log.warning if invalid or seen.group_truncated else self._log.info
-        write("webhook.accepted", truncated=seen.group_truncated, **outcomes)
+        if truncated:
+            self._counts.truncated(truncated)
+        write = self._log.warning if invalid or truncated else self._log.info
+        write("webhook.accepted", truncated=truncated, **outcomes)
 
 
 def _is_sighting_of(alert: Received, latest: Episode) -> bool:

@@ -1,6 +1,7 @@
 """The JSON Schema of what leaves and of the answers to it, generated from the structs.
 
-`python -m byoc_agents.alerts.schema` prints it; a test holds docs/control-plane.openapi.yaml to it.
+`python -m byoc_agents.alerts.schema` prints it; a test holds
+docs/contracts/control-plane.openapi.yaml to it.
 """
 
 import sys
@@ -14,7 +15,8 @@ from byoc_agents.sinks.control_plane import Rejected, Stored
 EVENTS = (AlertEvent, WatchdogEvent, HeartbeatEvent)
 ANSWERS = (Stored, Rejected)
 TEMPLATE = "#/components/schemas/{name}"
-ADDED = frozenset({"end_inferred", "open_episodes", "open_digest", "agent"})  # not in 0.1.0
+# Events of 0.1.0 lack these.
+ADDED = frozenset({"end_inferred", "withheld", "open_episodes", "open_digest", "agent"})
 
 
 def components() -> dict[str, Any]:

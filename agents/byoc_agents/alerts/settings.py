@@ -1,6 +1,5 @@
 """What the alert forwarder needs to know."""
 
-import ipaddress
 import re
 from typing import Annotated, Literal
 
@@ -14,7 +13,34 @@ MAX_NAMES = 32  # labels, and again annotations: bounds an event's size
 LABELS = ("alertname", "severity", "cluster", "namespace", "pod", "replica", "reason")
 
 
+SHIPPED_RULES = (  # the alerts of helm/byoc-agents/rules, except the Watchdog
+    "ClickHouseDown",
+    "ClickHouseReadonlyReplica",
+    "ClickHouseKeeperSessionExpired",
+    "ClickHouseReplicationLag",
+    "ClickHouseTooManyParts",
+    "ClickHouseInsertsDelayed",
+    "ClickHouseInsertsRejected",
+    "ClickHouseDataLoss",
+    "ClickHouseDetachedParts",
+    "ClickHouseDiskLow",
+    "ClickHouseMemoryPressure",
+    "ByocDaemonDown",
+    "ByocBacklogOld",
+    "ByocBacklogVeryOld",
+    "ByocDeadLetters",
+    "ByocEgressRefused",
+    "ByocNoSuccess",
+    "ByocNeverSucceeded",
+    "ByocSpoolFailing",
+    "ByocSpoolCorrupted",
+    "ByocBillingGap",
+    "ByocTaskFailed",
+)
 MAX_NAME_CHARACTERS = 128
+MAX_FINGERPRINT_SECRETS = 2
+MIN_FINGERPRINT_SECRET = 32  # characters; in base64 or hexadecimal these are 128 bits or more
+MAX_TOKEN_CHARACTERS = 900  # with "Bearer " it fits in MAX_FIELD_BYTES of app/http_server.py
 QUOTED_NAME = r'"(?:[^"\\]|\\["\\])*"'
 PLAIN_NAME = r"""[^\s,"'`{}=!~\\]+"""  # as a matcher takes it without quotes
 NAME = re.compile(rf"\s*({QUOTED_NAME}|{PLAIN_NAME}|)\s*(?:,|$)")
@@ -49,6 +75,12 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def _namespace(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", text):  # RFC 1123 label
+        raise ValueError("not the name of a namespace")
+    return text
+
+
 def _matchers(text: str) -> str:
     matchers.parse(text)
     return text
@@ -57,6 +89,21 @@ def _matchers(text: str) -> str:
 def _token(text: str) -> str:
     if not (text.isascii() and text.isprintable() and " " not in text):
         raise ValueError("printable ASCII without spaces")
+    return text
+
+
+def _webhook_token(text: str) -> str:
+    """Return the tokens, one per line during a rotation. Their header must fit in the server's."""
+    if any(len(token) > MAX_TOKEN_CHARACTERS for token in text.split()):
+        raise ValueError("too long")
+    return text
+
+
+def _fingerprint_secret(text: str) -> str:
+    """Return the secrets, newest first. A short one could be guessed from one event."""
+    secrets = text.split()
+    if len(secrets) > MAX_FINGERPRINT_SECRETS or min(map(len, secrets)) < MIN_FINGERPRINT_SECRET:
+        raise ValueError("too short, or too many")
     return text
 
 
@@ -82,6 +129,25 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             parse=_signing_secret,
         ),
     ]
+    webhook_token: Annotated[
+        str,
+        Setting(
+            "BYOC_ALERTS_WEBHOOK_TOKEN",
+            "the bearer token that Alertmanager sends, at most 900 characters",
+            secret=True,
+            parse=_webhook_token,
+        ),
+    ]
+    fingerprint_secret: Annotated[
+        str,
+        Setting(
+            "BYOC_ALERTS_FINGERPRINT_SECRET",
+            "32 or more characters, the same for all forwarders of a service; the new and the old"
+            " one, separated by a space, during a change",
+            secret=True,
+            parse=_fingerprint_secret,
+        ),
+    ]
     token_file: Annotated[
         str, Setting("BYOC_ALERTS_TOKEN_FILE", "a file with the token, reloaded when it changes")
     ] = ""
@@ -95,12 +161,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         tuple[str, int],
         Setting("BYOC_ALERTS_LISTEN", "host:port of the webhook", parse=host_and_port),
     ] = ("127.0.0.1", 9095)
-    webhook_token: Annotated[
-        str,
-        Setting(
-            "BYOC_ALERTS_WEBHOOK_TOKEN", "the bearer token that Alertmanager sends", secret=True
-        ),
-    ] = ""
     webhook_token_file: Annotated[
         str,
         Setting(
@@ -116,9 +176,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     selector: Annotated[
         str,
         Setting(
-            "BYOC_ALERTS_MATCHERS", "matchers; separate sets by ; or newlines", parse=_matchers
+            "BYOC_ALERTS_MATCHERS",
+            "matchers; separate sets by ; or newlines; empty = the rules of this project",
+            parse=_matchers,
         ),
-    ] = 'severity=~"critical|warning"'
+    ] = ""
+    namespace: Annotated[
+        str,
+        Setting(
+            "BYOC_ALERTS_NAMESPACE",
+            "the Kubernetes namespace whose alerts the default matchers select; empty = any",
+            parse=_namespace,
+        ),
+    ] = ""
     watchdog: Annotated[
         str,
         Setting("BYOC_ALERTS_WATCHDOG", "matchers of the alert that always fires", parse=_matchers),
@@ -130,7 +200,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     annotations: Annotated[
         tuple[str, ...],
         Setting("BYOC_ALERTS_ANNOTATIONS", "annotation names, separated by commas", parse=_names),
-    ] = ("summary",)
+    ] = ()
     reminder_seconds: Annotated[
         float,
         Setting(
@@ -174,19 +244,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = 100
 
+    @property
+    def selected(self) -> str:
+        """Return the matchers in force."""
+        if self.selector:
+            return self.selector
+        names = "|".join(SHIPPED_RULES)
+        namespace = f', namespace="{self.namespace}"' if self.namespace else ""
+        return f'alertname=~"{names}", severity=~"critical|warning"{namespace}'
+
     def __post_init__(self) -> None:
         """Look at what belongs together. Raises ValueError."""
         if bool(self.tls_cert_file) != bool(self.tls_key_file):
             raise ValueError("BYOC_ALERTS_TLS_CERT_FILE, BYOC_ALERTS_TLS_KEY_FILE: want each other")
-        if not self.webhook_token and not _loopback(self.listen[0]):
-            raise ValueError(
-                f"BYOC_ALERTS_WEBHOOK_TOKEN: is not set; wants a token, since"
-                f" BYOC_ALERTS_LISTEN={self.listen[0]} can be reached from outside the pod"
-            )
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -19,17 +19,17 @@ import structlog
 from aiohttp import StreamReader, web
 
 from byoc_agents.alerts.counts import Counts
-from byoc_agents.alerts.http_server import NAMELESS
-from byoc_agents.alerts.payload import NotAWebhookError
+from byoc_agents.alerts.payload import SMALL_BODY_BYTES, NotAWebhookError
 from byoc_agents.alerts.relay import Relay
 from byoc_agents.alerts.reloadable_secret import ReloadableSecret
+from byoc_agents.app.http_server import SERVER_HEADER, ClientConnection, PortLimits
 from byoc_agents.errors import SpoolError
 
 PATH = "/v1/alerts"
 MAX_BODY_BYTES = 16 * 1024**2  # some 10,000 alerts of 1 KiB in one notification
 HUGE_BODY_BYTES = 4 * 1024**2  # of larger bodies one is in memory at a time
-SMALL_BODY_BYTES = 32 * 1024  # what a connection buffers of a body that nobody reads, at least
-LARGE_BODIES = 4  # in memory at once; the others wait
+LIMITS = PortLimits(max_unauthenticated=64, max_authenticated=512)  # Alertmanager: one per group
+LARGE_BODIES = 2  # in memory at once; the others wait
 LARGE_WAITING = 64  # at most; each holds up to half a MiB of buffers meanwhile
 BODY_SECONDS = 10.0  # from the headers to the end of the body
 
@@ -60,7 +60,7 @@ class Webhook:
         *,
         body_seconds: float = BODY_SECONDS,
     ) -> None:
-        """Take an empty `token` where everybody who reaches the address may write."""
+        """Take the token of Alertmanager; with an empty one nobody is authenticated."""
         self._relay = relay
         self._token = token
         self._counts = counts
@@ -75,7 +75,7 @@ class Webhook:
         if request.path != PATH:
             return _response(404, "not found")
         if request.method != "POST":
-            return _response(405, "wants POST", Allow="POST")
+            return _response(405, "expected POST", Allow="POST")
         return await self.post(request)
 
     async def post(self, request: web.BaseRequest) -> web.Response:
@@ -92,6 +92,10 @@ class Webhook:
     async def _stored(self, request: web.BaseRequest) -> tuple[int, str]:
         if not self.allowed(request.headers.get("Authorization", "")):
             return 401, "unauthorized"
+        if "Content-Encoding" in request.headers:  # Alertmanager never compresses
+            return 415, "compressed"
+        if isinstance(request.protocol, ClientConnection) and not request.protocol.authenticate():
+            return 503, "busy"
         try:
             async with self._place(request), AsyncExitStack() as held:
                 body = await self._body(request, held)
@@ -104,8 +108,8 @@ class Webhook:
 
     def _place(self, request: web.BaseRequest) -> AbstractAsyncContextManager[None]:
         """Return what to hold as long as the body is in memory: small ones share their commits."""
-        length, packed = request.content_length, "Content-Encoding" in request.headers
-        small = length is not None and length <= SMALL_BODY_BYTES and not packed
+        length = request.content_length
+        small = length is not None and length <= SMALL_BODY_BYTES
         return nullcontext() if small else self._large_place()
 
     @asynccontextmanager
@@ -119,7 +123,7 @@ class Webhook:
         finally:
             self._large -= 1
 
-    async def _body(self, request: web.BaseRequest, held: AsyncExitStack) -> bytes | bytearray:
+    async def _body(self, request: web.BaseRequest, held: AsyncExitStack) -> bytearray:
         if request.content.is_eof():  # all of it is here
             return await self._read(request.content, held)
         if request.headers.get("Expect", "").lower() == "100-continue":  # who asks waits for it
@@ -128,7 +132,7 @@ class Webhook:
         async with asyncio.timeout(self._body_seconds):
             return await self._read(request.content, held)
 
-    async def _read(self, content: StreamReader, held: AsyncExitStack) -> bytes | bytearray:
+    async def _read(self, content: StreamReader, held: AsyncExitStack) -> bytearray:
         """Return the body. Past HUGE_BODY_BYTES it waits until no other such body is in memory.
 
         `held` keeps that place until the notification is stored. The body is not read by the
@@ -144,7 +148,7 @@ class Webhook:
             if len(body) > HUGE_BODY_BYTES and not alone:
                 await held.enter_async_context(self._huge)
                 alone = True
-        return body if alone else bytes(body)
+        return body
 
     def allowed(self, header: str) -> bool:
         """Compare in constant time. Each line of the token's file is valid, for rotations."""
@@ -152,13 +156,16 @@ class Webhook:
         scheme, _, given = header.partition(" ")
         presented = given.strip().encode("utf-8", "surrogateescape")
         matches = [hmac.compare_digest(presented, token.encode()) for token in tokens]
-        return not tokens or (scheme.lower() == "bearer" and any(matches))
+        return scheme.lower() == "bearer" and any(matches)
 
 
 def _response(status: int, word: str, **headers: str) -> web.Response:
-    return web.Response(
+    response = web.Response(
         body=b'{"status": "%s"}' % word.encode(),
         status=status,
-        headers={**NAMELESS, **headers},
+        headers={**SERVER_HEADER, **headers},
         content_type="application/json",
     )
+    if status != 200:  # noqa: PLR2004  an unknown client keeps no place
+        response.force_close()
+    return response

@@ -2,10 +2,12 @@
 
 A process is ready if its settings are valid, the spool can be written and every task runs (for
 example, the webhook listens). Readiness does not depend on any destination, since the readiness
-of a sidecar is part of the readiness of the customer's pod.
+of a sidecar is part of the readiness of the customer's pod. /status names the destinations, so it
+is shown on this machine only: `kubectl port-forward` and `kubectl exec` reach it.
 """
 
 import asyncio
+import ipaddress
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -15,9 +17,12 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from byoc_agents import __version__
+from byoc_agents.app import http_server
 from byoc_agents.app.daemon import Daemon
-from byoc_agents.app.listening import ANY_IPV6, open_dual_stack
+from byoc_agents.app.http_server import SERVER_HEADER, Listen, PortLimits
 from byoc_agents.app.metrics import Metrics
+
+LIMITS = PortLimits(max_unauthenticated=32)  # Prometheus, the kubelet and people need a few
 
 
 class Pages:
@@ -26,27 +31,49 @@ class Pages:
     def __init__(self, daemons: Sequence[Daemon], metrics: Metrics) -> None:
         self._daemons = daemons
         self._metrics = metrics
+        self._pages = {
+            "/metrics": self.metrics,
+            "/healthz": self.healthz,
+            "/readyz": self.readyz,
+            "/status": self.status,
+        }
 
-    async def metrics(self, _: web.Request) -> web.Response:
+    async def answer(self, request: web.BaseRequest) -> web.Response:
+        """Answer one request: without a body, four paths, one method."""
+        page = self._pages.get(request.path)
+        if page is None:
+            response = web.Response(status=404, text="404: Not Found")
+        elif request.method not in {"GET", "HEAD"}:
+            response = web.Response(status=405, text="405: expected GET", headers={"Allow": "GET"})
+        else:
+            response = await page(request)
+        if page is None or request.can_read_body or response.status in {403, 405}:
+            response.force_close()
+        response.headers.update(SERVER_HEADER)
+        return response
+
+    async def metrics(self, _: web.BaseRequest) -> web.Response:
         """Return all metrics in Prometheus's text format."""
         for daemon in self._daemons:
             daemon.observe()
         body = generate_latest(self._metrics.registry)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-    async def healthz(self, _: web.Request) -> web.Response:
+    async def healthz(self, _: web.BaseRequest) -> web.Response:
         """Return 200 while the event loop and every writer thread run, else 503."""
         dead = [daemon.name for daemon in self._daemons if not daemon.spool.alive]
         return web.Response(status=503 if dead else 200, text=f"{'dead' if dead else 'ok'}\n")
 
-    async def readyz(self, _: web.Request) -> web.Response:
+    async def readyz(self, _: web.BaseRequest) -> web.Response:
         """Return 200 if every spool is writable and every task runs, else 503 with the reasons."""
         reasons = await asyncio.gather(*(daemon.not_ready_reason() for daemon in self._daemons))
         named = [f"{a.name}: {t}" for a, t in zip(self._daemons, reasons, strict=True) if t]
         return web.Response(status=503 if named else 200, text="\n".join(named or ["ok"]) + "\n")
 
-    async def status(self, _: web.Request) -> web.Response:
-        """Return the state of every daemon as JSON, for people."""
+    async def status(self, request: web.BaseRequest) -> web.Response:
+        """Return the state of every daemon as JSON, for people on this machine."""
+        if not _is_loopback(request.remote):
+            return web.Response(status=403, text="403: expected a client on this machine\n")
         daemons = {daemon.name: daemon.status() for daemon in self._daemons}
         body = msgspec.json.format(
             msgspec.json.encode({"version": __version__, "daemons": daemons})
@@ -60,20 +87,15 @@ async def serve(
 ) -> AsyncIterator[tuple[str, int]]:
     """Serve the pages and yield the bound address. Raises OSError if the address is in use."""
     pages = Pages(daemons, metrics)
-    app = web.Application()
-    app.router.add_get("/metrics", pages.metrics)
-    app.router.add_get("/healthz", pages.healthz)
-    app.router.add_get("/readyz", pages.readyz)
-    app.router.add_get("/status", pages.status)
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1)
-    await runner.setup()
-    try:
-        if listen[0] == ANY_IPV6:
-            await web.SockSite(runner, open_dual_stack(listen[1])).start()
-        else:
-            await web.TCPSite(runner, *listen).start()
-        host, port = runner.addresses[0][:2]
+    async with http_server.serve(pages.answer, Listen(*listen), LIMITS) as (host, port):
         structlog.get_logger().info("admin.listening", host=host, port=port)
         yield host, port
-    finally:
-        await runner.cleanup()
+
+
+def _is_loopback(peer: str | None) -> bool:
+    try:
+        address = ipaddress.ip_address(peer or "")
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)  # on a socket for IPv6 and IPv4
+    return (mapped or address).is_loopback

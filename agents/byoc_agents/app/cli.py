@@ -55,6 +55,10 @@ COMMANDS = {
         "print the allowed destinations, as a table or as a policy to enforce",
         "byoc-agents policy table billing-scraper",
     ),
+    "alerts": Command(
+        "preview which alerts of Prometheus rule files would leave, and what of them",
+        "byoc-agents alerts preview rules/*.yaml",
+    ),
     "completion": Command(
         "print a completion script for a shell",
         "byoc-agents completion bash > /etc/bash_completion.d/byoc-agents",
@@ -76,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _dispatch(arguments: list[str]) -> int:  # noqa: PLR0911  one per command
+def _dispatch(arguments: list[str]) -> int:  # noqa: C901, PLR0911  one per command
     command, rest = (arguments or ["help"])[0], arguments[1:]
     match command:
         case "run" | "drain":
@@ -103,6 +107,10 @@ def _dispatch(arguments: list[str]) -> int:  # noqa: PLR0911  one per command
             from byoc_agents.policy import cli as policy
 
             return policy.main(rest)
+        case "alerts":
+            from byoc_agents.alerts import preview
+
+            return preview.main(rest)
         case "completion":
             from byoc_agents.app import completion
 

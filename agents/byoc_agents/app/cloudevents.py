@@ -7,36 +7,82 @@ reads exactly the measured value. No billed amount is ever a binary float.
 import datetime as dt
 import hashlib
 from functools import lru_cache
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
 _ENCODER = msgspec.json.Encoder(decimal_format="number", order="deterministic")
+T = TypeVar("T")
+
+
+def describe(meaning: str) -> msgspec.Meta:
+    """Return the annotation of a field that is sent: its row of docs/contracts/fields.md."""
+    return msgspec.Meta(description=meaning)
+
+
+EventType = Annotated[T, describe("Event type and version.")]
+OrganizationId = Annotated[str, describe("The customer's organization: BYOC_ORGANIZATION_ID.")]
+ServiceId = Annotated[str, describe("The ClickHouse service: BYOC_SERVICE_ID.")]
+PodName = Annotated[str, describe("The replica, which is the pod's name: BYOC_REPLICA.")]
+RegionName = Annotated[str, describe("The cloud region: BYOC_REGION.")]
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """The envelope. `source` + `id` is the receiver's de-duplication key."""
+    """The envelope. `source` + `id` is the receiver's deduplication key."""
 
-    specversion: Literal["1.0"] = "1.0"
-    id: str
-    source: str  # /organizations/ORG/services/SERVICE/replicas/REPLICA
-    type: str
-    subject: str = ""
-    time: str  # RFC 3339, UTC
-    datacontenttype: Literal["application/json"] = "application/json"
+    specversion: Annotated[
+        Literal["1.0"], describe("Version of the CloudEvents specification.")
+    ] = "1.0"
+    id: Annotated[
+        str,
+        describe(
+            "Identifies the fact, over retries and restarts. The receiver deduplicates by `source` "
+            "and `id`."
+        ),
+    ]
+    source: Annotated[
+        str,
+        describe(
+            "The sender: `/organizations/ORG/services/SERVICE/replicas/REPLICA`, or a service or "
+            "its alerts."
+        ),
+    ]
+    type: EventType[str]
+    subject: Annotated[
+        str, describe("The object of the event: a container, replica, service or fingerprint.")
+    ] = ""
+    time: Annotated[str, describe("Time of the event, RFC 3339, UTC.")]
+    datacontenttype: Annotated[Literal["application/json"], describe("Media type of `data`.")] = (
+        "application/json"
+    )
 
 
 class Agent(msgspec.Struct, frozen=True, kw_only=True):
     """The sender of a message: what it runs, and how long its ledger is."""
 
-    version: str  # of byoc-agents
+    version: Annotated[str, describe("Version of byoc-agents.")]
     configuration_sha256: Annotated[
-        str, msgspec.Meta(pattern="^[0-9a-f]{64}$")
-    ]  # of the output of `byoc-agents check-config DAEMON...`; secrets are *** there
-    ledger_size: int  # durable lines in the ledger of this daemon when the message was made
+        str,
+        msgspec.Meta(
+            pattern="^[0-9a-f]{64}$",
+            description="SHA-256 of the output of `byoc-agents check-config DAEMON...`, without "
+            "secrets.",
+        ),
+    ]
+    ledger_size: Annotated[
+        int, describe("Durable lines in the daemon's ledger when the message was made.")
+    ]
     ledger_root: Annotated[
-        str, msgspec.Meta(pattern="^[0-9A-Za-z+/]{43}=$")
-    ]  # root of the tree over these lines, base64; docs/ledger.md has the rule
+        str,
+        msgspec.Meta(
+            pattern="^[0-9A-Za-z+/]{43}=$",
+            description="Root of the tree over these lines, base64. docs/contracts/ledger.md has "
+            "the rule.",
+        ),
+    ]
+
+
+AgentOrNone = Annotated[Agent | None, describe("The sending process. Null in messages of 0.1.0.")]
 
 
 def encode(event: msgspec.Struct) -> bytes:

@@ -19,13 +19,14 @@ from byoc_agents.delivery.shipper import Shipper
 from byoc_agents.delivery.sink import Sink
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
+from byoc_agents.egress.destinations import DestinationKind
 from byoc_agents.egress.gate import Gate
 from byoc_agents.errors import SpoolError
 from byoc_agents.ledger import FileLedger
 from byoc_agents.ledger.tree import encode_hash
 from byoc_agents.ledger.writer import HEAD_KEY
 
-AWS_SINKS = ("s3://", "sqs://")  # destinations that need an AWS identity
+AWS_KINDS = frozenset({DestinationKind.S3, DestinationKind.SQS})  # these need an AWS identity
 
 
 class ClickHouseSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,7 +137,7 @@ class Runtime(msgspec.Struct, frozen=True, dict=True):  # `dict`: for cached pro
             unfinished=ledger.unfinished,
             ledger_state=ledger.state,
         )
-        by_aws = sink.destination.startswith(AWS_SINKS)
+        by_aws = any(d.daemon == name and d.kind in AWS_KINDS for d in self.gate.destinations)
         identity = self.identity if by_aws else dict
         return Daemon(
             name, source, spool, shipper, self.clock, self.metrics, ledger.status, identity, **more

@@ -2,8 +2,9 @@
 
     readers -> Audit -> (intake: one object) -> evidence -> conclude -> Report -> text or JSON
 
-What no bucket can show: the newest records of the last epoch, where no object's key names them; and
-figures without a second witness (memory, size, quality) in an object that someone sealed anew.
+A bucket cannot show a loss of the newest records of the last epoch, as no object's key names them,
+nor changed figures without a second source (memory, size, quality) if their object's digest was
+computed again.
 """
 
 from byoc_agents.audit.audit import Audit

@@ -35,7 +35,7 @@ class Audit:
             intake.torn(detail)
 
     def report(self, target: str) -> Report:
-        """Say what was found. Ends the audit."""
+        """Return the findings. Ends the audit."""
         return conclude(self._evidence, target)
 
     def _intake(self, key: str) -> Intake | None:

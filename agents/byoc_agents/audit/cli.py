@@ -73,7 +73,7 @@ def _target(value: str) -> str:
         if not value.removeprefix(SCHEME).partition("/")[0]:
             raise argparse.ArgumentTypeError(f"{value} names no bucket")
     elif not Path(value).is_dir():
-        raise argparse.ArgumentTypeError(f"{value} is no directory and no {SCHEME} URL")
+        raise argparse.ArgumentTypeError(f"{value}: expected a directory or an {SCHEME} URL")
     return value
 
 

@@ -26,7 +26,7 @@ class PodEpoch(NamedTuple):
 
 @dataclass(slots=True)
 class Claim:
-    """Sequences that keys say are stored, and those that stand in damaged objects or records."""
+    """Sequences that keys say are stored, and those named in damaged objects or records."""
 
     named: Spans = field(default_factory=Spans)
     damaged: Spans = field(default_factory=Spans)
@@ -68,7 +68,7 @@ class Evidence:
         self._pods: dict[tuple[str, str, str], str] = {}  # organization, service, pod -> replica
 
     def replica(self, usage: Usage) -> ReplicaAudit:
-        """Return what is known of the replica of a sound record."""
+        """Return the evidence on the replica of a valid record."""
         name = ReplicaName(usage.organization_id, usage.service_id, usage.replica)
         pod = usage.pod_uid or usage.replica
         self._pods[usage.organization_id, usage.service_id, pod] = usage.replica

@@ -10,7 +10,7 @@ Span = tuple[int, int]  # [start, end)
 
 
 class Spans:
-    """Intervals, sorted and apart. Adding what is already there changes nothing."""
+    """Sorted, disjoint intervals. Adding a covered interval changes nothing."""
 
     __slots__ = ("_ends", "_starts")
 
@@ -59,11 +59,11 @@ class Spans:
         return [*found, (start, end)] if start < end else found
 
     def minus(self, other: "Spans") -> "Spans":
-        """Return what is here and not in the other set."""
+        """Return the parts that are not in the other set."""
         return Spans(*(part for span in self for part in other.uncovered(*span)))
 
     def holes(self) -> "Spans":
-        """Return what lies between the first interval and the last one."""
+        """Return the gaps between the first interval and the last one."""
         return Spans(*zip(self._ends, self._starts[1:], strict=False))
 
     def update(self, other: "Spans") -> None:

@@ -18,6 +18,7 @@ from byoc_agents.app.daemon import Daemon
 from byoc_agents.app.settings import CoreSettings, Setting, account_id, number
 from byoc_agents.billing.objects import DEFAULT_PREFIX
 from byoc_agents.billing.recorder import Recorder, UsageIdentity
+from byoc_agents.billing.rollback import read_key
 from byoc_agents.billing.scraper import Intervals, Scraper, seal_phase_ms
 from byoc_agents.billing.sources.select import MeterKind, open_target, parse_target
 from byoc_agents.delivery.sink import Sink
@@ -198,7 +199,7 @@ async def open_daemon(
             metrics=runtime.metrics,
             prefix=own.prefix,
             compression=own.compression,
-            sent=partial(recently_sent, ledger.directory),
+            sent=partial(recently_sent, ledger.directory, read_key),
             machine_cpus=_online_cpus if local else lambda: None,
             asleep_ns=asleep_ns if local else lambda: None,
             end_hint=own.end_hint,

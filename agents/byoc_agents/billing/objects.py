@@ -23,6 +23,7 @@ from byoc_agents.delivery.sink import Message
 
 Compression = Literal["zstd", "gzip"]
 
+STREAM = "billing"  # of the objects of one spool
 DEFAULT_PREFIX = "v1/"
 MAX_BODY_BYTES = 64 * 1024**2  # decompressed; about 50,000 records, a month of minutes
 SEQUENCE_DIGITS = 10  # keys sort like sequences: 317 years of one record per second
@@ -109,6 +110,9 @@ def seal(
         created_at_ms=created_at_ms,
         records=len(lines),
         content_type=_MEDIA_TYPES[compression],
+        stream=STREAM,
+        epoch=places[-1].epoch,
+        sequence=places[-1].sequence,
     )
 
 

@@ -7,11 +7,20 @@ a reader can prove that no CPU second is missing or duplicated.
 
 from decimal import Decimal
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
-from byoc_agents.app.cloudevents import Event, parse_rfc3339, stable_id
+from byoc_agents.app.cloudevents import (
+    Event,
+    OrganizationId,
+    PodName,
+    RegionName,
+    ServiceId,
+    describe,
+    parse_rfc3339,
+    stable_id,
+)
 from byoc_agents.billing.sources.reading import Reading, SourceName
 
 TYPE = "byoc.billing.usage.v1"
@@ -48,10 +57,10 @@ class Resized(msgspec.Struct, frozen=True, kw_only=True):
     by at most the difference over `counted_milliseconds`.
     """
 
-    cpu_millicores_start: int | None
-    cpu_millicores_end: int | None
-    memory_bytes_start: int | None
-    memory_bytes_end: int | None
+    cpu_millicores_start: Annotated[int | None, describe("CPU limit at the start of the period.")]
+    cpu_millicores_end: Annotated[int | None, describe("CPU limit at the end of the period.")]
+    memory_bytes_start: Annotated[int | None, describe("Memory limit at the start of the period.")]
+    memory_bytes_end: Annotated[int | None, describe("Memory limit at the end of the period.")]
 
 
 class Allocated(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,70 +69,139 @@ class Allocated(msgspec.Struct, frozen=True, kw_only=True):
     The allocation over time is size x `counted_milliseconds`.
     """
 
-    cpu_millicores: int | None  # thousandths of a core
-    memory_bytes: int | None
-    source: Literal[
-        "cgroup", "clickhouse", "downward_api", "unknown"
-    ]  # of both limits, as version 0.1 has it
-    cpu_source: SizeSource | None = None  # of `cpu_millicores`; None in records of 0.1.0
-    memory_source: SizeSource | None = None
-    # The time for which the size is billed. None in records of 0.1.0: the period, but 0 in a gap.
-    counted_milliseconds: int | None = None
-    resized: Resized | None = None  # a change of the limits between two distant readings
+    cpu_millicores: Annotated[int | None, describe("CPU limit of the container.")]
+    memory_bytes: Annotated[int | None, describe("Memory limit of the container.")]
+    source: Annotated[
+        Literal["cgroup", "clickhouse", "downward_api", "unknown"],
+        describe("Source of both limits in one word, as version 0.1.0 has it."),
+    ]
+    cpu_source: Annotated[
+        SizeSource | None, describe("Source of `cpu_millicores`. Null in records of 0.1.0.")
+    ] = None
+    memory_source: Annotated[
+        SizeSource | None, describe("Source of `memory_bytes`. Null in records of 0.1.0.")
+    ] = None
+    counted_milliseconds: Annotated[
+        int | None,
+        describe(
+            "Time for which the limits are billed: allocation over time = limit x this. Null in "
+            "records of 0.1.0: use the period, or 0 in a gap."
+        ),
+    ] = None
+    resized: Annotated[
+        Resized | None,
+        describe("Limits at both ends of a period in which they changed between two readings."),
+    ] = None
 
 
 class Used(msgspec.Struct, frozen=True, kw_only=True):
     """The usage in the period. All values are zero in a gap."""
 
-    cpu_core_seconds: Decimal  # 6 digits: the counter's microseconds
-    memory_byte_seconds: int  # trapezoid over the samples
-    memory_max_bytes: int  # largest sample
+    cpu_core_seconds: Annotated[
+        Decimal, describe("CPU time used. Six digits: the counter's microseconds.")
+    ]
+    memory_byte_seconds: Annotated[
+        int,
+        describe(
+            "Memory in use, integrated over the period by the trapezoid rule. Page cache is "
+            "included if `source` is `cgroup.v1` or `cgroup.v2`."
+        ),
+    ]
+    memory_max_bytes: Annotated[
+        int, describe("Largest sample of the memory in use. Page cache as above.")
+    ]
 
 
 class Counter(msgspec.Struct, frozen=True, kw_only=True):
     """The source's cumulative CPU counter at both ends of the period, core seconds."""
 
-    start: Decimal
-    end: Decimal
+    start: Annotated[Decimal, describe("Counter at the start of the period.")]
+    end: Annotated[Decimal, describe("Counter at the end of the period.")]
 
 
 class Samples(msgspec.Struct, frozen=True, kw_only=True):
     """The number of readings that the configured rate gives, and the actual number."""
 
-    expected: int
-    observed: int
+    expected: Annotated[int, describe("Readings that the configured rate gives.")]
+    observed: Annotated[int, describe("Readings that were made.")]
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """The `data` of a record."""
 
-    organization_id: str
-    service_id: str
-    replica: str
-    region: str
-    pod_uid: str = msgspec.field(name="k8s.pod.uid")
-    container_name: str = msgspec.field(name="k8s.container.name")
-    container_id: str = msgspec.field(name="container.id")  # "" if it is not visible
-    charge_period_start: str  # RFC 3339 UTC, inclusive
-    charge_period_end: str  # exclusive
-    elapsed_milliseconds: int  # on a clock that is never set: not the period at a clock step
+    organization_id: OrganizationId
+    service_id: ServiceId
+    replica: PodName
+    region: RegionName
+    pod_uid: Annotated[str, describe("The pod's unique id. Empty if unknown.")] = msgspec.field(
+        name="k8s.pod.uid"
+    )
+    container_name: Annotated[
+        str, describe("Name of the metered container in the pod: BYOC_CONTAINER_NAME.")
+    ] = msgspec.field(name="k8s.container.name")
+    container_id: Annotated[
+        str, describe("Id of the metered container. Empty if it is not visible.")
+    ] = msgspec.field(name="container.id")
+    charge_period_start: Annotated[str, describe("Start of the period, RFC 3339, UTC. Inclusive.")]
+    charge_period_end: Annotated[str, describe("End of the period, RFC 3339, UTC. Exclusive.")]
+    elapsed_milliseconds: Annotated[
+        int,
+        describe(
+            "Length of the period on a clock that is never set. Differs from the period after a "
+            "clock step."
+        ),
+    ]
     allocated: Allocated
     used: Used
-    counter: Counter | None  # None in a gap that no counter bounds
-    source: SourceName | Literal["none"]
-    incarnation: str  # identifies one run of the counter; a change is a restart
+    counter: Annotated[
+        Counter | None,
+        describe("The source's cumulative CPU counter. Null in a gap that no reading bounds."),
+    ]
+    source: Annotated[SourceName | Literal["none"], describe("Source of the counters.")]
+    incarnation: Annotated[
+        str, describe("Identifies one run of the counter. A change means a restart.")
+    ]
     samples: Samples
-    quality: Quality
-    gap_reason: GapReason = ""
-    restart_observed: bool  # this is the first record after a restart of the target
-    source_changed: bool  # the source changed in the period; `used` is as the new one counts
-    clock_step_milliseconds: int  # by how much the wall clock was set in the period; 0 = not set
-    epoch: int  # state directory's creation, milliseconds since 1970
-    sequence: int  # 0, 1, 2 ... in an epoch; a missing number is a missing record
-    machine_cpus: int | None = None  # of the target's machine, or a bound; None in records of 0.1.0
-    # Upper bound of the time in which the counter rose from `counter.start` to `counter.end`, on
-    # the boot clock. More than `elapsed_milliseconds` if CPU of an earlier time is included.
-    counter_milliseconds: int | None = None  # None in a gap and in records of 0.1.0
+    quality: Annotated[
+        Quality,
+        describe(
+            "`measured`: enough readings. `estimated`: too few readings. `gap`: the usage is "
+            "unknown, and `used` is zero."
+        ),
+    ]
+    gap_reason: Annotated[GapReason, describe("Reason of a gap. Empty otherwise.")] = ""
+    restart_observed: Annotated[
+        bool, describe("Whether this is the first record after a restart of the target.")
+    ]
+    source_changed: Annotated[
+        bool,
+        describe("Whether the source changed in the period. `used` is as the new source counts."),
+    ]
+    clock_step_milliseconds: Annotated[
+        int, describe("By how much the wall clock was set in the period. 0 = not set.")
+    ]
+    epoch: Annotated[
+        int,
+        describe("Creation of the state directory. A later epoch numbers its records from 0."),
+    ]
+    sequence: Annotated[
+        int,
+        describe(
+            "Number of the record in its epoch: 0, 1, 2 ... A missing number is a missing record."
+        ),
+    ]
+    machine_cpus: Annotated[
+        int | None,
+        describe("CPUs of the target's machine, or a bound. Null in records of 0.1.0."),
+    ] = None
+    counter_milliseconds: Annotated[
+        int | None,
+        describe(
+            "Upper bound of the time in which the counter rose from `counter.start` to "
+            "`counter.end`. More than `elapsed_milliseconds` if CPU of an earlier time is "
+            "included. Null in a gap and in records of 0.1.0."
+        ),
+    ] = None
 
 
 class UsageRecord(Event, frozen=True, kw_only=True):

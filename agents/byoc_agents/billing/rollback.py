@@ -1,51 +1,49 @@
-"""Detects a spool that was rolled back, by the object keys that the ledger has announced.
+"""What the ledger knows about sent objects, if the spool may have been rolled back.
 
-See `byoc_agents.ledger.recent`. An object's key contains the epoch and the sequences of
-its records. In all functions `sent` maps each announced key to whether the object is known to be
-stored.
+See `byoc_agents.ledger.recent`. An object is one message: its position is that of its last record.
+Its key contains the hour, and the epoch and the sequences of its records.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
 from byoc_agents.app.cloudevents import parse_rfc3339
-from byoc_agents.billing.objects import ObjectKey, parse_key
+from byoc_agents.billing.objects import STREAM, ObjectKey, parse_key
 from byoc_agents.billing.record import UsageRecord
+from byoc_agents.ledger.recent import RecentSend, StreamPosition
 
 
-def announced_epochs(sent: Mapping[str, bool]) -> set[int]:
-    """Return the epochs of the announced objects."""
-    return {key.epoch for key in filter(None, map(parse_key, sent))}
+def read_key(key: str) -> RecentSend | None:
+    """Return the numbers in an object's key, for the ledger of 0.1.0, which states only the key."""
+    found = parse_key(key)
+    if found is None:
+        return None
+    last = StreamPosition(found.epoch, found.last)
+    return RecentSend(key, STREAM, last, found.last - found.first + 1)
 
 
-def uncertain_since_ms(sent: Mapping[str, bool]) -> int | None:
+def uncertain_since_ms(sends: Sequence[RecentSend]) -> int | None:
     """Return the time from which usage may be missing, milliseconds since 1970.
 
     Objects are sent in order, so it is the hour of the newest object that is stored. If none is
     known to be stored, it is the hour of the oldest announced object. None if there is no object.
     """
-    keys = [(key, stored) for one, stored in sent.items() if (key := parse_key(one))]
-    stored = [_hour_ms(key) for key, stored in keys if stored]
-    return max(stored) if stored else min((_hour_ms(key) for key, _ in keys), default=None)
+    hours = [(_hour_ms(key), send.stored) for send in sends if (key := parse_key(send.id))]
+    stored = [hour_ms for hour_ms, stored in hours if stored]
+    return max(stored) if stored else min((hour_ms for hour_ms, _ in hours), default=None)
 
 
 def _hour_ms(key: ObjectKey) -> int:
     return parse_rfc3339(f"{key.date}T{key.hour}:00:00Z")
 
 
-def is_rolled_back(epoch: int, sequence: int, sent: Mapping[str, bool]) -> bool:
-    """Return whether a record of this epoch, with this sequence or a later one, was announced."""
-    keys = filter(None, map(parse_key, sent))
-    return any(key.epoch == epoch and key.last >= sequence for key in keys)
-
-
-def count_stored_lines(lines: Sequence[bytes], sent: Mapping[str, bool]) -> int:
+def count_stored_lines(lines: Sequence[bytes], sends: Sequence[RecentSend]) -> int:
     """Return how many of the oldest staged lines are in an object that is already stored."""
-    keys = list(filter(None, (parse_key(one) for one, stored in sent.items() if stored)))
+    stored = [send for send in sends if send.stored]
     for number, line in enumerate(lines):
         usage = msgspec.json.decode(line, type=UsageRecord).data
-        here = (key for key in keys if key.epoch == usage.epoch)
-        if not any(key.first <= usage.sequence <= key.last for key in here):
+        position = StreamPosition(usage.epoch, usage.sequence)
+        if not any(send.first <= position <= send.last for send in stored):
             return number
     return len(lines)

@@ -7,7 +7,7 @@ therefore neither loses nor repeats a record.
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from itertools import groupby
 from pathlib import Path
@@ -27,20 +27,16 @@ from byoc_agents.billing.checkpoint import (
     same_position,
 )
 from byoc_agents.billing.meter import Meter
-from byoc_agents.billing.objects import Compression, runs, seal
+from byoc_agents.billing.objects import STREAM, Compression, runs, seal
 from byoc_agents.billing.record import GapReason, Usage, charge_period_ms
 from byoc_agents.billing.recorder import Recorder
-from byoc_agents.billing.rollback import (
-    announced_epochs,
-    count_stored_lines,
-    is_rolled_back,
-    uncertain_since_ms,
-)
+from byoc_agents.billing.rollback import count_stored_lines, uncertain_since_ms
 from byoc_agents.billing.sources.select import Target, TargetObservation
 from byoc_agents.billing.window import HOUR_MS, MeterState, Period, Sample, Window
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import SpoolCorruptError, SpoolError
+from byoc_agents.ledger.recent import RecentSend, StreamPosition, newest_sent
 
 CHECKPOINT = "billing/meter"
 MAX_LINES = 1000  # per object; about half a MiB of JSON
@@ -85,7 +81,7 @@ class Scraper:
         metrics: Metrics,
         prefix: str,
         compression: Compression,
-        sent: Callable[[], Mapping[str, bool]] = dict,
+        sent: Callable[[], Sequence[RecentSend]] = tuple,
         machine_cpus: Callable[[], int | None] = lambda: None,
         asleep_ns: Callable[[], int | None] = lambda: None,
         end_hint: Path | None = None,
@@ -93,7 +89,7 @@ class Scraper:
     ) -> None:
         """Take the dependencies.
 
-        `sent` may block. It returns the recently announced sends; see `byoc_agents.ledger.recent`.
+        `sent` may block. It returns the objects that the ledger has announced recently.
         `machine_cpus` returns the number of CPUs of the target's machine, or None if it is unknown;
         the bound is then `record.MAX_CPUS`. `asleep_ns` returns how long the machine has slept
         since its boot, nanoseconds, or None if that is unknown. `end_hint` is a file that appears
@@ -118,8 +114,7 @@ class Scraper:
         self._max_deferred = max_deferred
         self._log = structlog.get_logger().bind(daemon=daemon)
         self._checkpoint: Checkpoint | None = None
-        self._rolled_back = False  # the spool is older than the records that were sent
-        self._sent_epochs: set[int] = set()  # epochs found in the ledger
+        self._newest_sent: StreamPosition | None = None  # by the ledger
         self._uncertain_since_ms: int | None = None  # start of possibly lost usage
         self._staged: list[bytes] = []
         self._secondary_window = -1
@@ -244,25 +239,30 @@ class Scraper:
         self._staged = await self._spool.staged()
         sent = await asyncio.to_thread(self._sent)
         found = decode_checkpoint(stored)
-        self._sent_epochs = announced_epochs(sent)
+        self._newest_sent = newest_sent(sent, STREAM)
         self._uncertain_since_ms = uncertain_since_ms(sent)
-        self._rolled_back = found is not None and is_rolled_back(found.epoch, found.sequence, sent)
         mine = self._checkpoint
-        if self._rolled_back or not (found and mine and same_position(found, mine)):
-            self._checkpoint = None if self._rolled_back else found
+        if found and self._is_rolled_back(found.epoch, found.sequence):
+            self._checkpoint = None
+        elif not (found and mine and same_position(found, mine)):
+            self._checkpoint = found
         if gone := count_stored_lines(self._staged, sent):
             await self._commit(WriteBatch(unstage=gone))
             del self._staged[:gone]
         self._stale = False
 
+    def _is_rolled_back(self, epoch: int, sequence: int) -> bool:
+        """Return whether a record of this position or a later one may have been sent."""
+        return self._newest_sent is not None and self._newest_sent >= (epoch, sequence)
+
     async def _start_epoch(self, sample: Sample) -> None:
-        """Start an epoch without a checkpoint. Earlier usage becomes a gap."""
+        """Start an epoch without a usable checkpoint. Earlier usage becomes a gap."""
         info = await self._spool.info()
-        undecodable = CHECKPOINT in await self._spool.state(CHECKPOINT)
-        epoch, latest = info.epoch, max(self._sent_epochs, default=0)
-        corrupt = self._rolled_back or epoch in self._sent_epochs or info.replaced
-        reason: GapReason = "spool_corrupt" if corrupt else "no_checkpoint"
-        if undecodable or latest >= epoch:
+        unusable = CHECKPOINT in await self._spool.state(CHECKPOINT)
+        epoch, latest = info.epoch, self._newest_sent.epoch if self._newest_sent else 0
+        rolled_back = self._is_rolled_back(epoch, 0)
+        reason: GapReason = "spool_corrupt" if rolled_back or info.replaced else "no_checkpoint"
+        if unusable or rolled_back:
             epoch = await self._spool.later_epoch(max(sample.wall_ms, latest + 1))
         state, periods = self._meter.start(sample, reason, since_ms=self._uncertain_since_ms)
         self._log.warning("billing.epoch_started", epoch=epoch, reason=reason)

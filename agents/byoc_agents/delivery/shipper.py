@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 import structlog
-from tenacity import AsyncRetrying, RetryCallState, retry_if_result, wait_exponential
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential
 
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.cloudevents import rfc3339
@@ -68,7 +68,10 @@ ACTIONS: dict[Reason, Action] = {
     Reason.REJECTED: Action.DEAD_LETTER,
 }
 WAIT_EVENTS = {Action.RETRY: "message.retrying", Action.HOLD: "message.held"}  # log events
-MAX_WAIT_SECONDS = {Action.RETRY: 60.0, Action.HOLD: 300.0}
+LONGEST_WAIT = {  # doubles with each attempt; the wait is a random part of it
+    Action.RETRY: wait_exponential(multiplier=FIRST_WAIT_SECONDS, max=60.0),
+    Action.HOLD: wait_exponential(multiplier=FIRST_WAIT_SECONDS, max=300.0),
+}
 HOLD = 1  # argument of `Spool.head`: keep a batch unchanged while its outcome is unknown
 SENDS_PER_DOUBLING = 3  # successful batches before the batch size doubles
 
@@ -84,6 +87,14 @@ class LastError(msgspec.Struct, frozen=True):
     def action(self) -> Action:
         """Return RETRY or HOLD."""
         return ACTIONS[self.reason]
+
+
+class UndeliveredError(Exception):
+    """The first messages are still in the spool."""
+
+    def __init__(self, last_error: LastError) -> None:
+        super().__init__(last_error)
+        self.last_error = last_error
 
 
 class Shipper:
@@ -124,18 +135,21 @@ class Shipper:
         self._unfinished = tuple(unfinished)  # ids of a batch that may have been stored
         self._limit = 1 if unfinished else sink.max_messages  # messages in the next new batch
         self._answered = 0  # batches since `_limit` changed
-        self._retrying = AsyncRetrying(
-            retry=retry_if_result(lambda last_error: last_error is not None),
-            wait=self._wait_seconds,
-            sleep=self._pause,
+        self._attempts = AsyncRetrying(
+            retry=retry_if_exception_type(UndeliveredError),
+            wait=self._choose_wait_seconds,
             before_sleep=self._log_wait,
+            sleep=self._pause,
         )
 
     async def run(self) -> None:
         """Send messages until cancelled. Cancellation loses nothing."""
         while True:
             self._spool.changed.clear()  # first, so that a later put causes another pass
-            await self._retrying(self.attempt)
+            async for attempt in self._attempts:
+                with attempt:
+                    if last_error := await self.attempt():
+                        raise UndeliveredError(last_error)
             if self._spool.totals.oldest_created_at_ms is None:
                 self._idle.set()
             if self._room and not self._hurry.is_set():
@@ -281,12 +295,10 @@ class Shipper:
                 return LastError(one.reason, one.detail, one.retry_after_seconds or 0.0)
         return None
 
-    def _wait_seconds(self, state: RetryCallState) -> float:
+    def _choose_wait_seconds(self, state: RetryCallState) -> float:
         last_error = _last_error(state)
-        longest = MAX_WAIT_SECONDS[last_error.action]
-        ceiling = wait_exponential(multiplier=FIRST_WAIT_SECONDS, max=longest)(state)
-        asked = min(last_error.retry_after_seconds, MAX_RETRY_AFTER_SECONDS)
-        return max(self._rng.uniform(0, ceiling), asked)
+        jitter = self._rng.uniform(0, LONGEST_WAIT[last_error.action](state))
+        return max(jitter, min(last_error.retry_after_seconds, MAX_RETRY_AFTER_SECONDS))
 
     def _log_wait(self, state: RetryCallState) -> None:
         last_error = _last_error(state)
@@ -347,6 +359,7 @@ def _unanswered(outcomes: Sequence[Outcome]) -> bool:
 
 
 def _last_error(state: RetryCallState) -> LastError:
-    assert state.outcome is not None  # noqa: S101  tenacity waits only after an attempt
-    last_error: LastError = state.outcome.result()
-    return last_error
+    """Return the error of the attempt that tenacity has just seen fail."""
+    error = state.outcome.exception() if state.outcome else None
+    assert isinstance(error, UndeliveredError)  # noqa: S101  nothing else is retried
+    return error.last_error

@@ -20,6 +20,9 @@ class Message(msgspec.Struct, frozen=True):
     content_encoding: str = ""  # S3 only: the compression of the body, or empty
     group: str = ""  # messages of a group stay in order (SQS MessageGroupId)
     replaces: str = ""  # a later message with the same non-empty value replaces an unsent one
+    stream: str = ""  # the numbered stream that its events belong to; empty = not numbered
+    epoch: int = 0  # of the stream
+    sequence: int = 0  # of its last event, in the epoch
 
 
 class Receipt(msgspec.Struct, frozen=True):

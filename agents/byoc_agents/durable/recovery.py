@@ -15,12 +15,13 @@ from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.files import sync_directory
 from byoc_agents.durable.model import DeadLetter, WriteBatch
 from byoc_agents.durable.schema import connect_damaged, translated
-from byoc_agents.durable.store import COLUMNS, Store, digest
+from byoc_agents.durable.store import COLUMNS, Store, digest, message_digest
 
 INDEX = "-shm"
 JOURNALS = ("-wal", INDEX, "-journal")
 KEPT_DAMAGED = 3  # damaged files kept for inspection: the newest ones
 READ_BYTES = 1 << 20
+COLUMNS_1 = COLUMNS.replace("stream, epoch, sequence", "'', 0, 0")  # of a file of format 1
 PROBED = 100_000  # newest positions that are tried if the first position cannot be read
 
 
@@ -121,19 +122,27 @@ def salvage(connection: sqlite3.Connection) -> Iterator[WriteBatch]:
     It is safe to send one of them again, because its id is the same. Checkpoints are not salvaged:
     with an older checkpoint, usage would be counted twice.
     """
-    for *columns, sha256 in _rows(connection, "message", f"{COLUMNS}, sha256"):
-        if sha256 == digest(*columns):
+    names = _message_columns(connection, "message") + ", sha256"
+    for *columns, sha256 in _rows(connection, "message", names):
+        if sha256 == message_digest(columns):
             yield WriteBatch(messages=[Message(*columns)])
     for line, sha256 in _rows(connection, "staged", "line, sha256"):
         if sha256 == digest(line):
             yield WriteBatch(stage=[line])
-    why = "sha256, reason, detail, died_at_ms"
-    for *columns, sha256, reason, detail, at_ms in _rows(
-        connection, "dead_letter", f"{COLUMNS}, {why}"
-    ):
-        if sha256 == digest(*columns):
+    names = _message_columns(connection, "dead_letter") + ", sha256, reason, detail, died_at_ms"
+    for *columns, sha256, reason, detail, at_ms in _rows(connection, "dead_letter", names):
+        if sha256 == message_digest(columns):
             letter = DeadLetter(Message(*columns), reason, detail, at_ms)
             yield WriteBatch(dead_letters=[letter])
+
+
+def _message_columns(connection: sqlite3.Connection, table: str) -> str:
+    """Return what to select for COLUMNS. A file may still be of format 1, without positions."""
+    try:
+        connection.execute(f"SELECT stream, epoch, sequence FROM {table} LIMIT 0")  # noqa: S608
+    except sqlite3.Error:
+        return COLUMNS_1
+    return COLUMNS
 
 
 def _rows(connection: sqlite3.Connection, table: str, columns: str) -> Iterator[Any]:

@@ -16,7 +16,7 @@ from byoc_agents.errors import (
     SpoolUnusableError,
 )
 
-VERSION = 1  # increased if older versions cannot handle a change; see tests/upgrade
+VERSION = 2  # increased if older versions cannot handle a change; see tests/upgrade
 NEWEST_VERSION = 1000  # a larger number in the header is damage, not a newer format
 JOURNAL_BYTES = 4 * 1024**2  # the journal is cut down to this after a checkpoint
 MAGIC = b"SQLite format 3\0"
@@ -25,7 +25,8 @@ VERSION_AT = slice(60, 64)  # of the header, big-endian; SQLite's file format, s
 _MESSAGE = """position INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL,
   type TEXT NOT NULL, body BLOB NOT NULL, created_at_ms INTEGER NOT NULL, records INTEGER NOT NULL,
   content_type TEXT NOT NULL, content_encoding TEXT NOT NULL, grouped TEXT NOT NULL,
-  replaces TEXT NOT NULL, sha256 BLOB NOT NULL"""
+  replaces TEXT NOT NULL, stream TEXT NOT NULL, epoch INTEGER NOT NULL, sequence INTEGER NOT NULL,
+  sha256 BLOB NOT NULL"""
 _SCHEMA = f"""
 PRAGMA auto_vacuum=INCREMENTAL;
 BEGIN IMMEDIATE;
@@ -39,10 +40,21 @@ CREATE TABLE dead_letter ({_MESSAGE}, reason TEXT NOT NULL, detail TEXT NOT NULL
 PRAGMA user_version={VERSION};
 COMMIT;
 """
+_FROM_1 = tuple(  # the messages of format 1 have no position in a stream
+    f"ALTER TABLE {table} ADD COLUMN {column}"
+    for table in ("message", "dead_letter")
+    for column in (
+        "stream TEXT NOT NULL DEFAULT ''",
+        "epoch INTEGER NOT NULL DEFAULT 0",
+        "sequence INTEGER NOT NULL DEFAULT 0",
+    )
+)
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Open the file, or create it if it does not exist. A file of another format is not changed.
+    """Open the file, or create it if it does not exist.
+
+    A file of an earlier format is changed to this one, a file of a later format is not touched.
 
     Blocks. Raises SpoolCorruptError, SpoolNewerError, and SpoolUnavailableError if the disk fails.
     """
@@ -58,6 +70,8 @@ def connect(path: Path) -> sqlite3.Connection:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")
             connection.execute(f"PRAGMA journal_size_limit={JOURNAL_BYTES}")
+            if _read_version(connection) < VERSION:
+                _migrate(connection)
         except BaseException:
             connection.close()
             raise
@@ -71,6 +85,21 @@ def connect_damaged(path: Path) -> sqlite3.Connection:
         "PRAGMA writable_schema=ON"
     )  # without it, SQLite reads nothing from a truncated file
     return connection
+
+
+def _read_version(connection: sqlite3.Connection) -> int:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return int(version)
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    """Change a file of format 1 to this format, all or nothing. Rewrites no row."""
+    connection.execute("BEGIN IMMEDIATE")
+    if _read_version(connection) < VERSION:  # `dead-letters` may have done it meanwhile
+        for statement in _FROM_1:
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version={VERSION}")
+    connection.execute("COMMIT")
 
 
 def _connection(path: Path, mode: str) -> sqlite3.Connection:
@@ -116,7 +145,7 @@ def _check_journal(path: Path) -> None:
     journal = path.with_name(f"{path.name}-wal")
     if journal.exists() and journal.stat().st_size:
         with closing(_connection(path, "ro")) as connection:  # read-only: changes neither file
-            _check_version(path, connection.execute("PRAGMA user_version").fetchone()[0])
+            _check_version(path, _read_version(connection))
 
 
 def _check_version(path: Path, version: int) -> None:

@@ -6,7 +6,7 @@ that it contains) changes in one transaction. Each row has a hash of its values,
 
 import hashlib
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import cache
 from itertools import chain, groupby
@@ -30,8 +30,10 @@ ROWS_PER_STATEMENT = 16  # each statement releases the interpreter lock and wait
 VACUUM_PAGES = 1024  # 4 MiB: return free pages to the file system in this amount
 
 COLUMNS = (
-    "id, type, body, created_at_ms, records, content_type, content_encoding, grouped, replaces"
+    "id, type, body, created_at_ms, records, content_type, content_encoding, grouped, replaces, "
+    "stream, epoch, sequence"
 )
+UNNUMBERED = 9  # the columns up to `replaces`: all that the hash of an unnumbered message covers
 
 T = TypeVar("T")
 
@@ -255,7 +257,10 @@ class Store:
         query = f"SELECT {COLUMNS}, reason, detail, died_at_ms FROM dead_letter ORDER BY position"  # noqa: S608
         with translated():
             rows = self.connection.execute(query).fetchall()
-        return [DeadLetter(Message(*row[:9]), *row[9:]) for row in rows]
+        return [
+            DeadLetter(Message(*columns), reason, detail, at_ms)
+            for *columns, reason, detail, at_ms in rows
+        ]
 
     def _select_checked(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         with translated():
@@ -294,8 +299,11 @@ def row_of(message: Message) -> tuple[object, ...]:
         message.content_encoding,
         message.group,
         message.replaces,
+        message.stream,
+        message.epoch,
+        message.sequence,
     )
-    return *row, digest(*row)
+    return *row, message_digest(row)
 
 
 def put(connection: sqlite3.Connection, messages: Sequence[Message]) -> tuple[int, int, int]:
@@ -332,7 +340,7 @@ def put_dead(connection: sqlite3.Connection, letter: DeadLetter) -> None:
     """Store a dead letter. Raises sqlite3.Error."""
     connection.execute(
         f"INSERT INTO dead_letter ({COLUMNS}, sha256, reason, detail, died_at_ms)"  # noqa: S608
-        " VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+        " VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
         (*row_of(letter.message), letter.reason, letter.detail, letter.died_at_ms),
     )
 
@@ -380,17 +388,24 @@ def digest(*columns: object) -> bytes:
     return found.digest()
 
 
-def checked(row: tuple[Any, ...]) -> tuple[Any, ...]:
+def message_digest(columns: Sequence[Any]) -> bytes:
+    """Return the hash of COLUMNS. Without a stream it is that of format 1."""
+    return digest(*(columns if any(columns[UNNUMBERED:]) else columns[:UNNUMBERED]))
+
+
+def checked(
+    row: tuple[Any, ...], digest_of: Callable[[Sequence[Any]], bytes] = lambda row: digest(*row)
+) -> tuple[Any, ...]:
     """Return the row without its hash, the last column. Raises SpoolCorruptError."""
     *columns, sha256 = row
-    if digest(*columns) != sha256:
+    if digest_of(columns) != sha256:
         raise SpoolCorruptError("stored bytes have changed on disk")
     return tuple(columns)
 
 
 def message_of(row: tuple[Any, ...]) -> Message:
     """Return the message of COLUMNS and its hash. Raises SpoolCorruptError."""
-    return Message(*checked(row))
+    return Message(*checked(row, message_digest))
 
 
 def count(connection: sqlite3.Connection) -> Totals:

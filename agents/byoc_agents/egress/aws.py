@@ -20,7 +20,7 @@ from yarl import URL
 
 from byoc_agents.app.files import NotReadableError
 from byoc_agents.egress.aws_files import AwsFiles, file_paths, use_files
-from byoc_agents.egress.gate import Gate, refusal_in
+from byoc_agents.egress.gate import USER_AGENT, Gate, refusal_in
 from byoc_agents.errors import ConfigError, Reason, SendError
 
 CONNECT_SECONDS = 5.0
@@ -54,6 +54,7 @@ def aws_session(gate: Gate, region: str) -> AioSession:
     ConfigError if AWS_PROFILE names an unknown profile.
     """
     session = AioSession()
+    session.user_agent_extra = ""  # aiobotocore puts botocore's version there
     session.set_config_variable("region", region)
     session.set_default_client_config(aws_config(gate))
     session.register("before-call.s3", _stay_in_region)
@@ -80,6 +81,7 @@ def aws_config(gate: Gate, **options: Any) -> AioConfig:
     defaults: dict[str, Any] = {
         "connector_args": gate.connector_args(),
         "http_session_cls": http_session_class(gate),
+        "user_agent": USER_AGENT["User-Agent"],  # instead of the kernel's release and a variable
         "defaults_mode": "legacy",  # `auto` asks the metadata service for the region
         "retries": {"total_max_attempts": 1, "mode": "standard"},
         # Never from a variable or a file: `aws_settings.aws_mistakes` rejects those.

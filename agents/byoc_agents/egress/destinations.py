@@ -7,6 +7,8 @@ they always allow the same destinations.
 import ipaddress
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
+from typing import Any
 from urllib.parse import unquote
 
 import msgspec
@@ -28,7 +30,6 @@ AWS_SUFFIXES = (
     *(".api.amazonwebservices.com.cn", ".api.amazonwebservices.eu"),
     *(".c2s.ic.gov", ".sc2s.sgov.gov", ".cloud.adc-e.uk", ".csp.hci.ic.gov"),
 )
-STS_PURPOSE = "AWS credentials from STS (IRSA)"
 DNS_SUFFIXES = (  # botocore partitions.json: which regions are not under amazonaws.com
     ("cn-", "amazonaws.com.cn"),
     ("eusc-", "amazonaws.eu"),
@@ -46,12 +47,25 @@ LEGACY_STS_REGIONS = frozenset(  # AWS_STS_REGIONAL_ENDPOINTS=legacy sends these
 )
 
 
+class DestinationKind(StrEnum):
+    """What a destination is. Policies and their options use these names."""
+
+    S3 = "s3"
+    SQS = "sqs"
+    CONTROL_PLANE = "control-plane"
+    STS = "sts"
+    POD_IDENTITY = "pod-identity"  # the agent of EKS or ECS on the node
+    CLICKHOUSE = "clickhouse"
+    PROXY = "proxy"
+
+
 class Destination(msgspec.Struct, frozen=True):
     """One (host, port) that the process may connect to, described for policies."""
 
     host: str  # lower case, IDNA, no trailing dot, no brackets
     port: int
     scheme: str  # https or http
+    kind: DestinationKind | None = None
     purpose: str = ""
     daemon: str = ""
     setting: str = ""  # the variable that named it
@@ -98,7 +112,7 @@ def bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def https_destination(url: str, *, private: bool = False, **about: str) -> Destination:
+def https_destination(url: str, *, private: bool = False, **about: Any) -> Destination:
     """Return the destination of an http(s) URL: its host, its port, and its path and below.
 
     Raises ConfigError; no message repeats a query.
@@ -124,12 +138,24 @@ def https_destination(url: str, *, private: bool = False, **about: str) -> Desti
     return Destination(host, parts.port, parts.scheme, private=private, **about)
 
 
-def clickhouse_destination(url: str, **about: str) -> Destination:
+def clickhouse_destination(url: str, **about: Any) -> Destination:
     """Return the destination of ClickHouse's HTTP interface. Raises ConfigError."""
-    return https_destination(url, private=True, **({"purpose": "ClickHouse over HTTP"} | about))
+    about = {"kind": DestinationKind.CLICKHOUSE, "purpose": "ClickHouse over HTTP"} | about
+    return https_destination(url, private=True, **about)
 
 
-def sqs_destination(queue_url: str, endpoint_url: str | None = None, **about: str) -> Destination:
+def proxy_destination(url: str) -> Destination:
+    """Return the destination of the proxy, whose URL has no password. Raises ConfigError."""
+    return https_destination(
+        url,
+        private=True,
+        kind=DestinationKind.PROXY,
+        purpose="the only proxy",
+        setting="BYOC_HTTPS_PROXY",
+    )
+
+
+def sqs_destination(queue_url: str, endpoint_url: str | None = None, **about: Any) -> Destination:
     """Return the destination of a queue: the endpoint if one is given, else the URL's host.
 
     Raises ConfigError for a host that is not a name of SQS, since its region would be a guess. A
@@ -137,7 +163,8 @@ def sqs_destination(queue_url: str, endpoint_url: str | None = None, **about: st
     it are signed for BYOC_REGION.
     """
     # Every request of SQS goes to `/`: the queue is named in the body.
-    about = {"purpose": "service state to SQS", "path": "/"} | about
+    kind = DestinationKind.SQS
+    about = {"kind": kind, "purpose": "service state to SQS", "path": "/"} | about
     destination = https_destination(endpoint_url or queue_url, private=bool(endpoint_url), **about)
     if endpoint_url or destination.local or sqs_region(destination.host):
         return destination
@@ -148,7 +175,7 @@ def sqs_destination(queue_url: str, endpoint_url: str | None = None, **about: st
 
 
 def s3_destination(
-    bucket: str, region: str, endpoint_url: str | None = None, **about: str
+    bucket: str, region: str, endpoint_url: str | None = None, **about: Any
 ) -> Destination:
     """Return the destination of a bucket, as `byoc_agents.egress.aws` configures botocore.
 
@@ -164,7 +191,7 @@ def s3_destination(
     if bucket.endswith(("--x-s3", "--xa-s3", "--op-s3")):
         expected = "expected neither a directory bucket nor an Outposts bucket"
         raise ConfigError([f"{setting}: invalid value {bucket!r}: {expected}"])
-    about = {"purpose": "billing objects to S3"} | about
+    about = {"kind": DestinationKind.S3, "purpose": "billing objects to S3"} | about
     virtual = "." not in bucket and not endpoint_url
     about |= {"path": "/" if virtual else f"/{bucket}"}
     if endpoint_url:
@@ -251,7 +278,8 @@ def _sts_destination(environ: Mapping[str, str], region: str, daemon: str) -> De
     return https_destination(
         given or f"https://{host}",
         private=bool(given),
-        purpose=STS_PURPOSE,
+        kind=DestinationKind.STS,
+        purpose="AWS credentials from STS (IRSA)",
         daemon=daemon,
         setting=endpoint_variable("sts", environ) or "AWS_ROLE_ARN",
         frequency="about once an hour",
@@ -262,6 +290,7 @@ def _container(url: str, suffix: str, daemon: str) -> Destination:
     setting = f"AWS_CONTAINER_CREDENTIALS{suffix}"
     destination = https_destination(
         url,
+        kind=DestinationKind.POD_IDENTITY,
         purpose="AWS credentials from the node's agent",
         daemon=daemon,
         setting=setting,
@@ -291,7 +320,7 @@ def mistakes(destinations: Iterable[Destination], *, allow_insecure: bool) -> li
         f"{d.setting}: {d.host} is not a name of AWS, and would receive the token of the pod:"
         " expected sts.REGION.amazonaws.com or an interface endpoint"
         for d in destinations
-        if d.purpose == STS_PURPOSE
+        if d.kind is DestinationKind.STS
         and not (allow_insecure or d.local or d.host.endswith(AWS_SUFFIXES))
     ]
     return wrong + [

@@ -18,6 +18,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
+from byoc_agents import __version__
 from byoc_agents.egress.addresses import (
     address_of,
     is_imds,
@@ -25,10 +26,13 @@ from byoc_agents.egress.addresses import (
     is_private,
     may_lead_to,
 )
-from byoc_agents.egress.destinations import Destination, https_destination, ip_literal, mistakes
+from byoc_agents.egress.destinations import Destination, ip_literal, mistakes, proxy_destination
 from byoc_agents.errors import ConfigError, Reason, SendError
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
+USER_AGENT = {
+    "User-Agent": f"byoc-agents/{__version__}"
+}  # on every request, and nothing else in it
 REMEMBERED_ADDRESSES = 4096  # S3 returns a few new ones every minute; the oldest are removed
 # From the last answer with an address until sockets may not reach it any more. aiohttp asks again
 # after 10 s, and a connection is made within seconds of an answer.
@@ -123,6 +127,7 @@ class Gate:
             trace_configs=[self._no_redirects()],
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
+            headers={**USER_AGENT, **options.pop("headers", {})},
             max_line_size=MAX_HEADER_BYTES,
             max_field_size=MAX_HEADER_BYTES,
             **options,
@@ -310,10 +315,7 @@ class _Resolver(AbstractResolver):
 
 
 def _proxy_destination(proxy: URL | None) -> list[Destination]:
-    if not proxy:
-        return []
-    details = {"purpose": "the only proxy", "setting": "BYOC_HTTPS_PROXY"}
-    return [https_destination(str(proxy), private=True, **details)]
+    return [proxy_destination(str(proxy))] if proxy else []
 
 
 def _hint(address: str) -> str:

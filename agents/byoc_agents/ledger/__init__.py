@@ -2,7 +2,7 @@
 
 Reading order: `format` (the lines), `reader` (reads one file), `segments` (the files), `chain` (the
 blocking writer), `writer` (its asynchronous interface), `verify`, `query` (sends with their
-outcomes). docs/ledger.md is for people who read the files.
+outcomes). docs/contracts/ledger.md is for people who read the files.
 """
 
 from collections.abc import Sequence

@@ -67,6 +67,9 @@ class Sent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     content_type: str
     content_encoding: str = ""
     kept: bool = False  # the exact body is stored in bodies/<segment>/<sha256>
+    stream: str = ""  # of `Message`; these three are not in the lines of 0.1.0
+    epoch: int = 0
+    sequence: int = 0
 
 
 class Intent(Line, frozen=True, kw_only=True, tag_field="kind", tag="intent"):
@@ -190,6 +193,9 @@ def _sent(message: Message, *, kept: bool) -> Sent:
         content_type=message.content_type,
         content_encoding=message.content_encoding,
         kept=kept,
+        stream=message.stream,
+        epoch=message.epoch,
+        sequence=message.sequence,
     )
 
 

@@ -4,33 +4,83 @@ SQLite handles a damaged end of its journal as if it had never been written. The
 but has an earlier state, and its next messages would reuse numbers that were already sent.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
 
 from byoc_agents.app.files import open_regular
 from byoc_agents.errors import uncertain
-from byoc_agents.ledger.format import Intent, LedgerLine, ReceiptLine, decode
+from byoc_agents.ledger.format import Intent, LedgerLine, ReceiptLine, Sent, decode
 from byoc_agents.ledger.query import STORED
 from byoc_agents.ledger.segments import Segments
 
 TAIL_BYTES = 1 << 19  # some 1,000 lines; what a journal of 4 MiB can have held is a few hundred
 
 
-def recently_sent(directory: Path) -> dict[str, bool]:
-    """Return id -> whether the receiver confirmed it, for the latest intents.
+class StreamPosition(NamedTuple):
+    """A place in a numbered stream. Later ones compare greater, because epochs only rise."""
 
-    Blocks. Returns {} if the ledger cannot be read.
+    epoch: int
+    sequence: int
+
+
+class RecentSend(msgspec.Struct, frozen=True):
+    """A message of a numbered stream that the ledger has announced: it may have been sent."""
+
+    id: str
+    stream: str
+    last: StreamPosition  # of its last event
+    records: int  # events inside, with contiguous sequences
+    stored: bool = False  # the receiver confirmed it
+
+    @property
+    def first(self) -> StreamPosition:
+        """Return the position of its first event."""
+        return StreamPosition(self.last.epoch, self.last.sequence - self.records + 1)
+
+
+def newest_sent(sends: Iterable[RecentSend], stream: str) -> StreamPosition | None:
+    """Return the newest position of the stream that may have been sent; None if none is known.
+
+    If it is not before the next position of the stream's checkpoint, the spool was rolled back:
+    the stream then continues in a later epoch than this one.
     """
-    found: dict[str, bool] = {}
+    return max((send.last for send in sends if send.stream == stream), default=None)
+
+
+def recently_sent(
+    directory: Path, read_id: Callable[[str], RecentSend | None] = lambda _id: None
+) -> list[RecentSend]:
+    """Return the numbered messages of the latest intents, oldest first, each once.
+
+    The lines of 0.1.0 do not state the position of a message. `read_id` returns it if the id
+    contains it (an object's key does, the id of a state message does not). Blocks. Returns [] if
+    the ledger cannot be read.
+    """
+    found: dict[str, RecentSend] = {}
     try:
         for line in _tail(directory):
             if isinstance(line, Intent):
-                found |= {sent.id: found.get(sent.id, False) for sent in line.messages}
+                for sent in line.messages:
+                    if sent.id not in found and (send := _numbered(sent) or read_id(sent.id)):
+                        found[sent.id] = send
             elif isinstance(line, ReceiptLine):
-                found |= {one.id: True for one in line.outcomes if one.reason in STORED}
+                for one in line.outcomes:
+                    send = found.get(one.id) or read_id(one.id)  # the intent may be too old
+                    if send and one.reason in STORED:
+                        found[one.id] = msgspec.structs.replace(send, stored=True)
     except OSError:
-        return {}
-    return found
+        return []
+    return list(found.values())
+
+
+def _numbered(sent: Sent) -> RecentSend | None:
+    if not sent.stream:
+        return None
+    last = StreamPosition(sent.epoch, sent.sequence)
+    return RecentSend(sent.id, sent.stream, last, sent.records)
 
 
 def unfinished_batch(directory: Path) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ import msgspec
 from byoc_agents.alerts.daemon import Settings as AlertsSettings
 from byoc_agents.app.run import DAEMONS, Configuration, configure
 from byoc_agents.billing.daemon import Settings as BillingSettings
-from byoc_agents.egress.destinations import https_destination
+from byoc_agents.egress.destinations import DestinationKind, proxy_destination
 from byoc_agents.egress.regions import partition, sqs_region
 from byoc_agents.errors import ConfigError
 from byoc_agents.policy import aws as amazon
@@ -73,6 +73,7 @@ STAND_INS = {
     "BYOC_ALERTS_TOKEN": "none",
     "BYOC_ALERTS_SIGNING_SECRET": "whsec_" + "A" * 32,
     "BYOC_ALERTS_WEBHOOK_TOKEN": "none",
+    "BYOC_ALERTS_FINGERPRINT_SECRET": "0" * 32,
     "BYOC_CLICKHOUSE_PASSWORD": "none",
 }
 IDENTITIES = {  # the variables that EKS sets in a pod
@@ -120,18 +121,17 @@ def main(argv: Sequence[str]) -> int:
 def facts_of(configuration: Configuration) -> Facts:
     """Return the facts of a configuration that policies need. Raises ConfigError."""
     core = configuration.core
-    proxy = core.https_proxy and https_destination(
-        re.sub(r"//[^/@]*@", "//", core.https_proxy),  # without its password
-        purpose="the only proxy",
-        setting="BYOC_HTTPS_PROXY",
+    proxy = core.https_proxy and proxy_destination(
+        re.sub(r"//[^/@]*@", "//", core.https_proxy)  # without its password
     )
+    kinds = {destination.kind for destination in configuration.destinations}
     daemons = tuple(configuration.daemons)
     listeners = [Listener("+".join(daemons), "metrics", *core.listen, "BYOC_LISTEN")]
     objects, queue = None, ""
     for settings in configuration.daemons.values():
-        if isinstance(settings, BillingSettings) and not settings.bucket.startswith("file:"):
+        if isinstance(settings, BillingSettings) and DestinationKind.S3 in kinds:
             objects = _objects(configuration, settings)
-        elif isinstance(settings, StateSettings) and not settings.queue_url.startswith("file:"):
+        elif isinstance(settings, StateSettings) and DestinationKind.SQS in kinds:
             queue = queue_arn(settings.queue_url, core.region)
         elif isinstance(settings, AlertsSettings):
             webhook = ("alert-forwarder", "webhook", *settings.listen, "BYOC_ALERTS_LISTEN")

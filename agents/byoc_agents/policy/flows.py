@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import ip_network
 
-from byoc_agents.egress.destinations import Destination, ip_literal
-from byoc_agents.policy.inputs import Facts, Options, kind
+from byoc_agents.egress.destinations import Destination, DestinationKind, ip_literal
+from byoc_agents.policy.inputs import Facts, Options
 
 ANY_V4, ANY_V6 = "0.0.0.0/0", "::/0"
 NEVER = ("127.0.0.0/8", "169.254.0.0/16")  # loopback; link-local, the metadata service included
@@ -38,7 +38,7 @@ class Flow:
 
     host: str
     port: int
-    kind: str
+    kind: DestinationKind | None
     place: FlowTarget
     cidrs: tuple[str, ...]  # empty: only a name is known
     daemons: tuple[str, ...]
@@ -76,11 +76,11 @@ def single(host: str) -> str:
 
 def _flow(ends: list[Destination], facts: Facts, options: Options) -> Flow:
     first = ends[0]
-    cidrs = options.cidrs.get(first.host) or options.cidrs.get(kind(first)) or ()
+    cidrs = options.cidrs.get(first.host) or options.cidrs.get(first.kind or "") or ()
     return Flow(
         host=first.host,
         port=first.port,
-        kind=kind(first),
+        kind=first.kind,
         place=place(first),
         cidrs=(single(first.host),) if ip_literal(first.host) else tuple(cidrs),
         daemons=tuple(dict.fromkeys(d.daemon for d in ends if d.daemon)) or facts.daemons,

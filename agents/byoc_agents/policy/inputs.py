@@ -6,20 +6,6 @@ from typing import Any
 
 from byoc_agents.egress.destinations import Destination, ip_literal
 
-KINDS = (  # start of the setting that named a destination -> the name that options use for it
-    ("BYOC_BILLING_BUCKET", "s3"),
-    ("BYOC_STATE_QUEUE_URL", "sqs"),
-    ("BYOC_ALERTS_URL", "control-plane"),
-    ("AWS_ROLE_ARN", "sts"),
-    ("AWS_ENDPOINT_URL_S3", "s3"),
-    ("AWS_ENDPOINT_URL_SQS", "sqs"),
-    ("AWS_ENDPOINT_URL_STS", "sts"),
-    ("AWS_CONTAINER_CREDENTIALS", "pod-identity"),
-    ("BYOC_CLICKHOUSE_URL", "clickhouse"),
-    ("BYOC_BILLING_TARGET", "clickhouse"),
-    ("BYOC_HTTPS_PROXY", "proxy"),
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Listener:
@@ -110,9 +96,3 @@ class Rendered:
     document: Any
     notes: tuple[str, ...] = ()
     text: str = ""  # another format, if one is more usual than YAML or JSON
-
-
-def kind(destination: Destination) -> str:
-    """Return the short name for a destination, e.g. `s3`; else its host."""
-    starts = (name for start, name in KINDS if destination.setting.startswith(start))
-    return next(starts, destination.host)

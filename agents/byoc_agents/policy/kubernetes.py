@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from byoc_agents.egress.destinations import DestinationKind
 from byoc_agents.errors import ConfigError
 from byoc_agents.policy.flows import (
     ANYWHERE,
@@ -141,7 +142,7 @@ def _notes(found: list[Flow], facts: Facts, options: Options) -> list[str]:
     for port in dict.fromkeys(flow.port for flow in wide):
         hosts = ", ".join(flow.host for flow in wide if flow.port == port)
         notes.append(NAME_NOTE.format(hosts=hosts, port=port, family=FAMILIES[options.family]))
-    if any(flow.kind == "s3" for flow in found):
+    if any(flow.kind is DestinationKind.S3 for flow in found):
         notes.append(S3_NOTE.format(region=facts.region))
     if facts.proxy:
         notes.append(facts.proxied)

@@ -1,5 +1,6 @@
 """Rules for a security group (rows) and for nftables (text)."""
 
+from byoc_agents.egress.destinations import DestinationKind
 from byoc_agents.policy.flows import ANYWHERE, DNS_PORT, Flow, FlowTarget, flows
 from byoc_agents.policy.inputs import Facts, Options, Rendered
 from byoc_agents.policy.kubernetes import described
@@ -26,7 +27,7 @@ def egress_rules(facts: Facts, options: Options) -> Rendered:
 
 
 def _rows(flow: Flow, facts: Facts, options: Options) -> list[dict[str, object]]:
-    aws_s3 = flow.kind == "s3" and flow.host.endswith("amazonaws.com")
+    aws_s3 = flow.kind is DestinationKind.S3 and flow.host.endswith("amazonaws.com")
     prefix_list = f"com.amazonaws.{facts.region}.s3"  # of IPv4
     unknown = (
         prefix_list if aws_s3 and ":" not in network else network
@@ -51,7 +52,7 @@ def _dns_rows(found: list[Flow], options: Options) -> list[dict[str, object]]:
     if not named:
         return []
     daemons = tuple(dict.fromkeys(daemon for flow in named for daemon in flow.daemons))
-    dns = Flow("the resolver", DNS_PORT, "dns", FlowTarget.BEYOND, options.dns, daemons, "names")
+    dns = Flow("the resolver", DNS_PORT, None, FlowTarget.BEYOND, options.dns, daemons, "names")
     peers = options.dns or (RESOLVER,)
     return [_row(p, DNS_PORT, peer, dns) for peer in peers for p in ("udp", "tcp")]
 
@@ -71,7 +72,7 @@ def _nft(found: list[Flow], options: Options) -> str:
 
 def _nft_rules(flow: Flow, options: Options) -> list[str]:
     """Return one rule, or one per address family if there are networks of both."""
-    comment = f"{flow.kind}: {flow.host}"[:100]  # nft takes at most 128 bytes
+    comment = ": ".join(filter(None, (flow.kind, flow.host)))[:100]  # nft takes at most 128 bytes
     end = f'tcp dport {flow.port} counter accept comment "{comment}"'
     if not flow.cidrs:
         return [

@@ -1,4 +1,4 @@
-"""Write docs/fields.md."""
+"""Write docs/contracts/fields.md."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ from byoc_agents.schema.document import document
 
 def main() -> int:
     """Write the page under the current directory."""
-    (Path("docs") / "fields.md").write_text(document())
+    (Path("docs") / "contracts" / "fields.md").write_text(document())
     return 0
 
 

@@ -1,4 +1,4 @@
-"""docs/fields.md: every field of every event, from the code that sends them."""
+"""docs/contracts/fields.md: every field of every event, from the code that sends them."""
 
 from decimal import Decimal
 from typing import Any
@@ -6,15 +6,17 @@ from typing import Any
 import msgspec
 
 from byoc_agents.app.cloudevents import Event, encode
+from byoc_agents.schema import transport
 from byoc_agents.schema.examples import EXAMPLES
 from byoc_agents.schema.fields import Field, fields_of
 
 HEAD = """# Everything that may leave, field by field
 
 This page is generated from the structs that are sent, by `python -m byoc_agents.schema`; a test
-fails if it differs from the code. Other fields cannot be sent: the sinks accept only bytes that
-were encoded from these structs, and `byoc-agents ledger report` checks kept bodies against the
-same tables. The examples are made up; the report shows real ones.
+fails if it differs from the code. The last section lists headers, object keys and queue attributes.
+Other fields cannot be sent: the sinks accept only bytes that were encoded from these structs, and
+`byoc-agents ledger report` checks kept bodies against the same tables. The examples are made up;
+the report shows real ones.
 """
 
 
@@ -24,7 +26,8 @@ _ENCODER = msgspec.json.Encoder(decimal_format="number")
 
 def document() -> str:
     """Return the page."""
-    return "\n".join([HEAD, *(_section(name, event) for name, event in EXAMPLES.items())])
+    sections = (_section(name, event) for name, event in EXAMPLES.items())
+    return "\n".join([HEAD, *sections, *transport.section()])
 
 
 def purpose(event: Event) -> str:

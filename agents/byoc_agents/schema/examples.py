@@ -190,6 +190,7 @@ _ALERT = AlertEvent(
         labels=_LABELS,
         annotations={"summary": "A replica has been read-only for 2 minutes."},
         cut=["annotations.summary"],
+        withheld=[],
         group_truncated_alerts=0,
     ),
 )

@@ -92,7 +92,7 @@ WORDS = {  # full path or name -> what the code's own comment leaves open
     "transition": "number of the last change: 1, 2, 3 ... without a gap in an epoch",
     "lost_transitions": "changes of this epoch that could not be stored",
     "status": "status of the alert in Alertmanager",
-    "fingerprint": "Alertmanager's hash of all labels: 16 hex digits",
+    "fingerprint": "identifies the labels of an alert: 16 hex digits",
     "starts_at": "when the alert began",
     "ends_at": "when the alert ended",
     "received_at": "when the forwarder received it",
@@ -103,11 +103,6 @@ WORDS = {  # full path or name -> what the code's own comment leaves open
     "last_watchdog_at": "when the Watchdog was last seen here; null = not yet",
     "backlog_records": "events that are not sent yet",
     "open_digest": "the first 32 hex digits of SHA-256",
-    "agent": "the sending process",
-    "data.agent.version": "version",
-    "configuration_sha256": "SHA-256",
-    "ledger_size": "number of lines",
-    "ledger_root": "the ledger's head",
     "dead_letters": "stored events that the receiver rejected permanently",
 }
 

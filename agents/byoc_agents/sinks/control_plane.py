@@ -1,8 +1,9 @@
 """The control plane's answers: what proves that it answered, and not a device on the path.
 
 A captive portal, a firewall or another server behind the same name may answer any status. So a 2xx
-and a rejection count only in the form of docs/control-plane.openapi.yaml, which no other server
-produces by accident. Receivers of the 0.1 contract had no such form: BYOC_ALERTS_CONTRACT=0.1.
+and a rejection count only in the form of docs/contracts/control-plane.openapi.yaml, which no other
+server produces by accident. Receivers of the 0.1 contract had no such form:
+BYOC_ALERTS_CONTRACT=0.1.
 """
 
 from collections.abc import Mapping

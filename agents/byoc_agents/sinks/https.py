@@ -261,7 +261,7 @@ def _held(outcome: Outcome) -> Outcome:
 
 
 def reason_of(status: int) -> Reason:
-    """Return the reason of an HTTP status; the table in docs/alerts.md is tested against this."""
+    """Return the reason of an HTTP status; a test holds docs/contracts/alerts.md to it."""
     if status in REASONS:
         return REASONS[status]
     if FIRST_3XX <= status < FIRST_4XX:

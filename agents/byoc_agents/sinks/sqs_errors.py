@@ -52,7 +52,7 @@ def from_answer(response: Mapping[str, Any], wall_ns: int) -> SendError:
     return aws_errors.sent_error(reason, f"{status} {code}", response, wall_ns)
 
 
-class _Answer(msgspec.Struct, frozen=True):
+class _SqsAnswer(msgspec.Struct, frozen=True):
     """The members of an answer of SQS that botocore and the sink read, with their types."""
 
     Successful: list[dict[str, Any]] | None = None
@@ -68,7 +68,7 @@ def keep_sqs_form(response_dict: dict[str, Any], **_: Any) -> None:
     """
     kind = response_dict["headers"].get("content-type", "")
     try:
-        msgspec.json.decode(response_dict["body"].decode(), type=_Answer)
+        msgspec.json.decode(response_dict["body"].decode(), type=_SqsAnswer)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         kind = ""
     if not kind.lower().startswith("application/x-amz-json"):

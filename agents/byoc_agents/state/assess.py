@@ -35,7 +35,7 @@ class ServiceState(StrEnum):
 
 
 class ShutdownScope(StrEnum):
-    """What is being stopped, if this is the exporter's last assessment."""
+    """The scope of the shutdown, if this is the exporter's last assessment."""
 
     NONE = "none"
     DAEMON = "daemon"  # the exporter only; this says nothing about the server

@@ -6,11 +6,25 @@ can hold a text of the server. `python -m byoc_agents.state.message` writes the 
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
-from byoc_agents.app.cloudevents import Agent, Event, encode, rfc3339, source_uri, stable_id
+from byoc_agents.app.cloudevents import (
+    Agent,
+    AgentOrNone,
+    Event,
+    EventType,
+    OrganizationId,
+    PodName,
+    RegionName,
+    ServiceId,
+    describe,
+    encode,
+    rfc3339,
+    source_uri,
+    stable_id,
+)
 from byoc_agents.delivery.sink import Message
 from byoc_agents.state.assess import Assessment, Memory, ServiceState
 from byoc_agents.state.observation import Ping, ProbeSource, StateObservation
@@ -23,6 +37,30 @@ SCHEMAS = Path(__file__).parent / "schema"
 MAX_GROUP = 128  # characters of a MessageGroupId; SQS SendMessage
 
 MessageKind = Literal["transition", "heartbeat"]
+Kind = Annotated[
+    MessageKind,
+    describe("`transition`: the state or the set of reasons changed. `heartbeat`: not."),
+]
+ObservedAt = Annotated[str, describe("Time of the observation, RFC 3339, UTC.")]
+HeartbeatSeconds = Annotated[
+    float, describe("The next message comes within this time. Longer silence is an alarm.")
+]
+Epoch = Annotated[
+    int, describe("Creation of the spool. A later epoch numbers its messages from 0.")
+]
+Sequence = Annotated[
+    int,
+    describe(
+        "Number of the message in its epoch: 0, 1, 2 ... A missing number is a heartbeat that a "
+        "later one replaced."
+    ),
+]
+Transition = Annotated[
+    int, describe("Number of the last transition in its epoch: 1, 2, 3 ... without a gap.")
+]
+LostTransitions = Annotated[
+    int, describe("Transitions of this epoch for which the spool had no room.")
+]
 
 
 class Position(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,69 +76,83 @@ class Position(msgspec.Struct, frozen=True, kw_only=True):
 class ReasonV1(msgspec.Struct, frozen=True, kw_only=True):
     """One reason. `value` and `threshold` are in the unit of the code's figure."""
 
-    code: ReasonCode
-    value: float
-    threshold: float
-    since: str  # RFC 3339 UTC: when the value passed the threshold
-    detail: Ping | None = None  # PING_FAILED: how
-    missing: tuple[
-        ProbeSource, ...
-    ] = ()  # OBSERVABILITY_PARTIAL: the sources that could not be read
+    code: Annotated[ReasonCode, describe("Stable code of the reason.")]
+    value: Annotated[float, describe("Observed value, in the unit of the code.")]
+    threshold: Annotated[float, describe("Threshold that it passed, in the same unit.")]
+    since: Annotated[str, describe("When the value passed the threshold, RFC 3339, UTC.")]
+    detail: Annotated[Ping | None, describe("`PING_FAILED`: how it failed.")] = None
+    missing: Annotated[
+        tuple[ProbeSource, ...],
+        describe("`OBSERVABILITY_PARTIAL`: the sources that could not be read."),
+    ] = ()
 
 
 class StateV1(msgspec.Struct, frozen=True, kw_only=True):
     """The `data` of a message about one replica."""
 
-    organization_id: str
-    service_id: str
-    replica: str
-    region: str
-    kind: MessageKind
-    state: ServiceState
-    state_since: str  # RFC 3339 UTC
-    previous_state: ServiceState | None  # None: not known
-    healthy: bool  # running, every source was read, no reason
-    reasons: tuple[ReasonV1, ...]
-    version: str  # digits and dots; empty = not seen
-    uptime_seconds: int | None
-    observed_at: str  # RFC 3339 UTC
-    heartbeat_seconds: float  # the next message comes within this; longer silence is an alarm
-    epoch: int  # milliseconds since 1970
-    sequence: int  # plus one per message; a gap = a heartbeat replaced by a later one
-    transition: int
-    lost_transitions: int
-    agent: Agent | None = None  # 0.1.0 has none
+    organization_id: OrganizationId
+    service_id: ServiceId
+    replica: PodName
+    region: RegionName
+    kind: Kind
+    state: Annotated[ServiceState, describe("State of the replica, in ClickHouse Cloud's terms.")]
+    state_since: Annotated[str, describe("Start of the state, RFC 3339, UTC.")]
+    previous_state: Annotated[
+        ServiceState | None, describe("State before this one. Null if it is not known.")
+    ]
+    healthy: Annotated[
+        bool, describe("Whether it is running, every source was read, and there is no reason.")
+    ]
+    reasons: Annotated[
+        tuple[ReasonV1, ...], describe("Why the replica is not healthy. Empty if it is.")
+    ]
+    version: Annotated[
+        str, describe("Version of the server: digits and dots. Empty if it was not seen.")
+    ]
+    uptime_seconds: Annotated[
+        int | None, describe("Time since the server's start. Null if unknown.")
+    ]
+    observed_at: ObservedAt
+    heartbeat_seconds: HeartbeatSeconds
+    epoch: Epoch
+    sequence: Sequence
+    transition: Transition
+    lost_transitions: LostTransitions
+    agent: AgentOrNone = None
 
 
 class SummaryV1(msgspec.Struct, frozen=True, kw_only=True):
     """The `data` of a message about a service: from an exporter that polls all its replicas."""
 
-    organization_id: str
-    service_id: str
-    region: str
-    kind: MessageKind
-    state: SummaryState
-    replicas: dict[ServiceState, int]  # number of replicas per state; together all that are polled
-    observed_at: str
-    heartbeat_seconds: float
-    epoch: int
-    sequence: int
-    transition: int
-    lost_transitions: int
-    agent: Agent | None = None  # 0.1.0 has none
+    organization_id: OrganizationId
+    service_id: ServiceId
+    region: RegionName
+    kind: Kind
+    state: Annotated[SummaryState, describe("State of the service, from those of its replicas.")]
+    replicas: Annotated[
+        dict[ServiceState, int],
+        describe("Number of replicas per state. The sum is the number of polled replicas."),
+    ]
+    observed_at: ObservedAt
+    heartbeat_seconds: HeartbeatSeconds
+    epoch: Epoch
+    sequence: Sequence
+    transition: Transition
+    lost_transitions: LostTransitions
+    agent: AgentOrNone = None
 
 
 class StateEvent(Event, frozen=True, kw_only=True):
     """The CloudEvents envelope of a replica's state."""
 
-    type: Literal["byoc.service.state.v1"] = STATE
+    type: EventType[Literal["byoc.service.state.v1"]] = STATE
     data: StateV1
 
 
 class SummaryEvent(Event, frozen=True, kw_only=True):
     """The CloudEvents envelope of a service's summary."""
 
-    type: Literal["byoc.service.summary.v1"] = SUMMARY
+    type: EventType[Literal["byoc.service.summary.v1"]] = SUMMARY
     data: SummaryV1
 
 

@@ -17,14 +17,14 @@ MUTATION_STUCK_SECONDS = 3600  # ours: a person should look at a mutation that i
 # Ten years. Between a new Keeper session and its first update of the queue, ReplicatedMergeTree
 # reports the current Unix time (1.8e9) as a table's delay (ClickHouse issue 42305). A delay is the
 # age of a queue entry. It can exceed the uptime of the server (a replica that was off for a week is
-# a week behind), so the uptime is no bound; but no entry is older than ReplicatedMergeTree in its
-# published form (2016).
+# a week behind), so the uptime is not a bound; but no entry is older than the published form of
+# ReplicatedMergeTree (2016).
 MAX_LAG_SECONDS = 10 * 365 * 86400
 SERVER_ERRORS: Mapping[str, str] = {
     "CANNOT_STATVFS": "a disk from the server's own configuration does not answer statvfs",
     "TOO_MANY_UNEXPECTED_DATA_PARTS": "a table is not loaded: too many of its parts are broken or"
     " unexpected; no statement writes files of a part",
-    "POTENTIALLY_BROKEN_DATA_PART": "a part on the server's disk differs from what was written",
+    "POTENTIALLY_BROKEN_DATA_PART": "a part on the server's disk differs from the written one",
 }
 """Error names that count as SERVER_ERRORS, with the reason (ClickHouse src/Common/ErrorCodes.cpp).
 

@@ -12,7 +12,7 @@
 {{- if and $v.stateExporter.enabled (eq $v.stateExporter.placement "deployment") (not $v.stateExporter.servers) -}}{{- $wrong = append $wrong "stateExporter.servers: is required for placement deployment: one name: URL per replica" -}}{{- end -}}
 {{- if $v.alertForwarder.enabled -}}
 {{- if not $v.alertForwarder.url -}}{{- $wrong = append $wrong "alertForwarder.url: is required: the control plane's https URL" -}}{{- end -}}
-{{- if not $v.alertForwarder.secretName -}}{{- $wrong = append $wrong "alertForwarder.secretName: is required: a Secret with the keys token, signing-secret, webhook-token" -}}{{- end -}}
+{{- if not $v.alertForwarder.secretName -}}{{- $wrong = append $wrong "alertForwarder.secretName: is required: a Secret with the keys token, signing-secret, webhook-token, fingerprint-secret" -}}{{- end -}}
 {{- end -}}
 {{- if or $v.billingScraper.enabled $v.stateExporter.enabled -}}
 {{- if and (eq $v.aws.identity "irsa") (not $v.aws.roleArn) -}}{{- $wrong = append $wrong "aws.roleArn: is required for IRSA: the role with the policy of `byoc-agents policy iam` (or set aws.identity)" -}}{{- end -}}

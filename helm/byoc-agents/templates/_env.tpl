@@ -113,6 +113,8 @@
   "BYOC_ALERTS_TOKEN_FILE" "/etc/byoc-agents/alerts/token"
   "BYOC_ALERTS_SIGNING_SECRET_FILE" "/etc/byoc-agents/alerts/signing-secret"
   "BYOC_ALERTS_WEBHOOK_TOKEN_FILE" "/etc/byoc-agents/alerts/webhook-token"
+  "BYOC_ALERTS_FINGERPRINT_SECRET_FILE" "/etc/byoc-agents/alerts/fingerprint-secret"
+  "BYOC_ALERTS_NAMESPACE" .Release.Namespace
 -}}
 {{- if $own.tlsSecretName -}}
 {{- $_ := set $env "BYOC_ALERTS_TLS_CERT_FILE" "/etc/byoc-agents/alerts-tls/tls.crt" -}}

@@ -16,7 +16,7 @@ def file(values: Path) -> Path:
 
 
 def update() -> None:
-    """Write them all anew."""
+    """Write them all again."""
     for values in CI:
         file(values).write_text(settled(manifests(values)))
 

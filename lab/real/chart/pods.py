@@ -65,7 +65,7 @@ def printed_pod(values: Path, kubernetes: str = render.NEW) -> Pod:
         plain = given["spec"].get("containers", [])
         spec = given["spec"] | {"containers": [clickhouse, *plain]}
         return _pod("Pod/printed", {"metadata": given["metadata"], "spec": spec})
-    spec = {  # where Bitnami's chart puts these values, beside its own
+    spec = {  # where Bitnami's chart puts these values, in addition to its own
         "automountServiceAccountToken": False,
         "securityContext": {"fsGroup": 1001},
         "serviceAccountName": given["serviceAccount"]["name"],

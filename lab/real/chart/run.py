@@ -1,6 +1,6 @@
 """Runs a rendered pod with a real Docker Engine: what the kubelet would make of it, as options.
 
-One container stands for the pod's sandbox; the others share its network and process namespaces.
+One container acts as the pod's sandbox; the others share its network and process namespaces.
 """
 
 import os

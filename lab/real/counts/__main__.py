@@ -1,4 +1,4 @@
-"""Print the counts beside the baseline; `--write` makes them the new one."""
+"""Print the counts next to the baseline; `--write` makes them the new one."""
 
 import sys
 

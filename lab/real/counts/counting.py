@@ -15,7 +15,7 @@ from lab.real.parts import install
 from lab.real.parts.install import ROOT
 from lab.real.parts.process import PartError
 
-Counts = dict[str, dict[str, float]]  # piece -> what is counted -> how much of it one time
+Counts = dict[str, dict[str, float]]  # piece -> name of the count -> its value for one run
 
 ONE = {
     "sample": SAMPLES, "puts": PUTS, "webhook": 1, "object": 1, "delivery": DELIVERIES,

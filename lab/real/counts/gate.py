@@ -13,7 +13,7 @@ KEPT_BLOCKS = 60  # more than before, of one time: caches fill; a leak goes on
 
 
 def baseline() -> Counts:
-    """Return what was written for this Python. Raises LookupError where nothing was."""
+    """Return the baseline of this Python. Raises LookupError if there is none."""
     found = json.loads(BASELINE.read_text()) if BASELINE.exists() else {}
     if VERSION not in found:
         raise LookupError(f"no baseline for Python {VERSION}: `python -m lab.real.counts --write`")

@@ -24,9 +24,10 @@ import structlog
 
 from byoc_agents.alerts.counts import Counts
 from byoc_agents.alerts.daemon import forwarder
-from byoc_agents.alerts.http_server import Door, Listen
 from byoc_agents.alerts.settings import Settings
+from byoc_agents.alerts.webhook import LIMITS
 from byoc_agents.app.cloudevents import encode
+from byoc_agents.app.http_server import ClientConnection, HttpServer, Listen
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.app.settings import CoreSettings
 from byoc_agents.billing.objects import seal
@@ -51,7 +52,7 @@ Work = Callable[[], Awaitable[int]]  # returns the bytes it made: to be kept, or
 
 
 class Marks:
-    """What stands before and after a piece; found by the counter that runs us."""
+    """The marks before and after a piece, found by the counter that runs us."""
 
     def __init__(self, how: str) -> None:
         self.found: dict[str, dict[str, int]] = {}
@@ -60,7 +61,7 @@ class Marks:
 
     @contextmanager
     def around(self, piece: str) -> Iterator[None]:
-        """Count what is inside."""
+        """Count the body of the block."""
         if self._how == "memory":
             with self._memory(piece):
                 yield
@@ -76,7 +77,7 @@ class Marks:
             _stat("end")
 
     def note(self, piece: str, produced: int) -> None:
-        """Take down how many bytes the piece made, beside its memory."""
+        """Record how many bytes the piece made, in addition to its memory."""
         if self._how == "memory":
             self.found[piece]["bytes"] = produced
 
@@ -179,17 +180,24 @@ class Wire(asyncio.Transport):
 async def receiving(spool: Spool) -> Work:
     """Take one real notification of three alerts, from its bytes on the wire to the 200."""
     core = CoreSettings(organization_id="org", service_id="service", region="eu-central-1")
-    own = Settings(url="http://127.0.0.1:1/", token="t", signing_secret="s")
+    own = Settings(
+        url="http://127.0.0.1:1/",
+        token="t",
+        signing_secret="s",
+        webhook_token="w",
+        fingerprint_secret="f",
+    )
     source = forwarder(core, own, spool, FakeClock(), Counts(Metrics(), "alert-forwarder"))
-    server = Door(source._webhook.answer, Listen("", 0), header_seconds=10).server
+    server = HttpServer(source._webhook.answer, Listen("", 0), LIMITS)
     body, numbers = WEBHOOK.read_bytes(), iter(range(10**6))
 
     async def work() -> int:
         before = spool.totals.bytes
         fresh = re.sub(rb'"[0-9a-f]{16}"', lambda _: b'"%016x"' % next(numbers), body)
-        wire, protocol = Wire(), server()
+        wire, protocol = Wire(), ClientConnection(server, "127.0.0.1")
         protocol.connection_made(wire)
-        head = b"POST /v1/alerts HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(fresh)
+        head = b"POST /v1/alerts HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer w\r\n"
+        head += b"Content-Length: %d\r\n\r\n" % len(fresh)
         protocol.data_received(head + fresh)
         await wire.answered.wait()
         assert wire.written.startswith(b"HTTP/1.1 200"), wire.written

@@ -22,7 +22,7 @@ def authority(
 ) -> tuple[Path, ssl.SSLContext]:
     """Return the CA's PEM file and a server's context for all the names.
 
-    Each handshake appends to `asked` the name that the client wants (SNI).
+    Each handshake appends to `asked` the name that the client sends (SNI).
     """
     root_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     root = _issued("byoc lab CA", root_key.public_key(), root_key, "byoc lab CA", [])

@@ -146,4 +146,4 @@ async def eventually(found: Callable[[], Awaitable[str]], wanted: set[str]) -> N
             while (answer := await found()) not in wanted:  # noqa: ASYNC110  a page to be asked
                 await asyncio.sleep(0.1)
     except TimeoutError:
-        raise AssertionError(f"got {answer!r}; wants one of {wanted}") from None
+        raise AssertionError(f"got {answer!r}; expected one of {wanted}") from None

@@ -1,6 +1,6 @@
 """The router's nftables rules, made from rendered NetworkPolicies and from nothing else.
 
-Beside them stand the two things that no NetworkPolicy can say: that the S3 prefix leaves by the
+In addition there are two rules that no NetworkPolicy can express: that the S3 prefix leaves by the
 gateway endpoint only (a rule of the VPC, `endpoint_only`), and counters of what really left.
 """
 

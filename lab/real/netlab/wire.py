@@ -30,7 +30,7 @@ class Packet:
     protocol: str = ""  # tcp, udp or the number
     source_port: int = 0
     target_port: int = 0
-    opens: bool = False  # a SYN without ACK: someone wants a new connection
+    opens: bool = False  # a SYN without ACK: someone opens a new connection
 
 
 @dataclass

@@ -2,5 +2,5 @@
 
 `install` fetches, `process` runs, `localstack`, `clickhouse` and `prometheus` say how each
 program is started, `kernel` makes control groups and small file systems. Fixtures over all of
-them stand in `tests/real/conftest.py`.
+them are in `tests/real/conftest.py`.
 """

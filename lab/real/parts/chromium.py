@@ -116,7 +116,7 @@ class Tab:
         await self.call("Emulation.setEmulatedMedia", features=[feature])
 
     async def screenshot(self) -> bytes:
-        """Return what is seen as PNG."""
+        """Return a screenshot as PNG."""
         shot = await self.call("Page.captureScreenshot", format="png")
         return base64.b64decode(shot["data"])
 

@@ -1,6 +1,6 @@
 """ClickHouse 18.16 from Debian: a real server without system.disks and without grants.
 
-It stands for an old server on which a table that a daemon asks for is missing.
+It represents an old server on which a table that a daemon asks for is missing.
 """
 
 from pathlib import Path

@@ -32,6 +32,8 @@ SETTINGS = {  # every daemon's, with nowhere to send to but its own disk
     "BYOC_ALERTS_URL": "https://127.0.0.1:1/v1/events",
     "BYOC_ALERTS_TOKEN": "token",
     "BYOC_ALERTS_SIGNING_SECRET": "whsec_" + "a2tr" * 8,
+    "BYOC_ALERTS_WEBHOOK_TOKEN": "token",
+    "BYOC_ALERTS_FINGERPRINT_SECRET": "f" * 32,
 }
 OF_DAEMON = {
     "billing-scraper": "BYOC_BILLING_",

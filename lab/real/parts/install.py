@@ -126,7 +126,7 @@ def engine() -> Path:
 def base_image() -> Path:
     """Return the archive of a small Debian with Python and pip, for `docker import`.
 
-    It stands for a base image of a registry, which a test cannot reach.
+    It replaces a base image of a registry, which a test cannot reach.
     """
     programs, place = engine() / "usr/bin", CACHE / "base"
     path = f"PATH={programs}:{os.environ['PATH']}"
@@ -168,7 +168,7 @@ def _unpacked(name: str, packages: Sequence[str], archives: Path) -> Path:
 
 
 def library_path(place: Path) -> dict[str, str]:
-    """Environment with which programs under `place` find the libraries unpacked beside them."""
+    """Environment with which programs under `place` find the libraries unpacked next to them."""
     found = [str(place / part) for part in ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu")]
     return {"LD_LIBRARY_PATH": ":".join(found)}
 

@@ -31,6 +31,12 @@ class ControlGroup:
         for directory in self.directories.values():
             (directory / "cgroup.procs").write_text(str(pid))
 
+    def peak_bytes(self) -> int:
+        """Return the most memory that the group ever had, page cache included."""
+        (directory,) = self.directories.values()
+        found = [directory / name for name in ("memory.max_usage_in_bytes", "memory.peak")]
+        return int(next(file for file in found if file.exists()).read_text())
+
     def command(self, command: list[str]) -> list[str]:
         """Return a command that enters the group first, so that all it uses is counted."""
         files = [str(directory / "cgroup.procs") for directory in self.directories.values()]
@@ -49,6 +55,19 @@ def cgroup_v1(*controllers: str) -> Iterator[ControlGroup]:
 def cgroup_v2() -> Iterator[ControlGroup]:
     """Make a group in the v2 hierarchy; `cpu.stat` is there even where no controller is."""
     with _made({"unified": _mounted("cgroup2", "")}) as group:
+        yield group
+
+
+@contextmanager
+def memory_limited(limit_bytes: int) -> Iterator[ControlGroup]:
+    """Make a group whose processes get no more memory than this, in v1 or v2."""
+    try:
+        hierarchy, file = {"memory": _mounted("cgroup", "memory")}, "memory.limit_in_bytes"
+    except PartError:
+        hierarchy, file = {"unified": _mounted("cgroup2", "")}, "memory.max"
+    with _made(hierarchy) as group:
+        (directory,) = group.directories.values()
+        (directory / file).write_text(str(limit_bytes))
         yield group
 
 

@@ -92,7 +92,7 @@ class RealProcess:
             raise
 
     def stop(self, grace_seconds: float = 15.0) -> None:
-        """Ask with SIGTERM, wait, then SIGKILL what is left of the group."""
+        """Ask with SIGTERM, wait, then SIGKILL the rest of the group."""
         self._end(signal.SIGTERM, grace_seconds)
 
     def kill(self) -> None:

@@ -1,4 +1,4 @@
-"""A disk that keeps only what was synced, and of the rest what chance has written back already.
+"""A disk that keeps only synced data, and a random part of the rest.
 
 A sync that fails is the end of what it was for: the kernel has marked those pages clean, so the
 next sync does not write them, although a program that reads them still sees them (what PostgreSQL's
@@ -18,7 +18,7 @@ SYNCS = frozenset({"fsync", "fdatasync"})
 
 @dataclass
 class File:
-    """One file: what a program would read, what is on the platter, what waits to get there."""
+    """One file: the bytes a program reads, the bytes on disk, the writes in flight."""
 
     seen: bytearray = field(default_factory=bytearray)
     durable: bytearray = field(default_factory=bytearray)
@@ -38,7 +38,7 @@ class File:
         self.waiting.clear()
 
     def after_power_cut(self, rng: random.Random) -> bytes:
-        """Return what is found later: any sector that was on its way may have arrived, or not."""
+        """Return the contents after the crash: any sector in flight may have arrived, or not."""
         found, chance = bytearray(self.durable), rng.choice([0.0, 0.5, 0.9, 1.0])
         for offset, data in self.waiting:
             if data is None:
@@ -99,7 +99,7 @@ class Disk:
                 file.truncate(call.numbers[-1])
 
     def after_power_cut(self, rng: random.Random) -> Mapping[str, bytes]:
-        """Return what is found below the root when the power is back, by relative name."""
+        """Return the files below the root when the power is back, by relative name."""
         return {
             str(Path(name).relative_to(self._root)): file.after_power_cut(rng)
             for name, file in self.files.items()

@@ -17,6 +17,7 @@ from byoc_agents.audit import Audit, Report
 from byoc_agents.state.message import StateEvent, StateV1
 from lab.demo.alertmanager import notification
 from lab.demo.control_plane import ControlPlane, control_plane
+from lab.fakes.http import WEBHOOK_HEADERS
 from lab.fakes.s3 import FakeS3
 from lab.fakes.sqs import FakeSqs
 from lab.fakes.state import HEALTHY, FakeClickHouse
@@ -54,7 +55,7 @@ class House:
         return self.directory / "agents.log"
 
     async def launch(self, *prefix: str, daemons: Sequence[str] = DAEMONS) -> None:
-        """Spawn it, by a command that runs its arguments; its log begins anew."""
+        """Spawn it, by a command that runs its arguments; its log starts again."""
         with self.log.open("wb") as log:
             self.process = await asyncio.create_subprocess_exec(
                 *prefix, str(PROGRAM), "run", *daemons, stdout=log, stderr=log, env=self.environ
@@ -100,7 +101,9 @@ class House:
     async def post(self, name: str) -> int:
         """Tell of one alert as Alertmanager does; return the answer."""
         body = notification(name, 1_795_435_200_000, None)
-        async with self.session.post(f"{self.hook}/v1/alerts", json=body) as answer:
+        async with self.session.post(
+            f"{self.hook}/v1/alerts", json=body, headers=WEBHOOK_HEADERS
+        ) as answer:
             await answer.read()
         self.stored += [name] if answer.status == 200 else []
         return answer.status
@@ -175,9 +178,9 @@ def ledger_verifies(state: Path) -> None:
 
 
 def assert_alerts(home: House) -> None:
-    """Compare what was answered 200 with what the control plane was told."""
+    """Compare the alerts answered 200 with those that the control plane received."""
     told = [one.labels["alertname"] for one in home.plane.alerts]
-    print(f"{len(home.stored)} alerts stored, {len(told)} told")
+    print(f"{len(home.stored)} alerts stored, {len(told)} received")
     assert len(told) == len(set(told)), "an event of the same alert under another id"
     assert set(home.stored) <= set(told)
 

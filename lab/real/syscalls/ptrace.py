@@ -1,8 +1,8 @@
 """ptrace by ctypes: system calls that are altered on their way into the kernel.
 
 strace can let a call fail, but not let it do a part of its work: what it returns then is a lie.
-Here the count itself is made smaller before the kernel sees it, so that what the program is told is
-what was done. x86-64 only, as a register is named.
+Here the count itself is made smaller before the kernel sees it, so that the program gets a
+true result. x86-64 only, as a register is named.
 """
 
 import ctypes

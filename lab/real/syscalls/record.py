@@ -5,7 +5,7 @@ r"""What a traced program did to its files, read back from `strace -f -y -xx`.
     4712 writev(1</tmp/x/said>, [{iov_base="\x70\x75\x74\x20\x37\x0a", iov_len=6}], 1) = 6
     4711 <... fdatasync resumed>) = -1 EIO (Input/output error) (INJECTED)
 
-A call counts from its end: what was told before that was told without it.
+A call counts from its end: output before that was written without it.
 """
 
 import re

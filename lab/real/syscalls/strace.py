@@ -43,7 +43,7 @@ def breaking(pid: int, log: Path, faults: Sequence[str], *paths: Path) -> Iterat
 def starting(log: Path, faults: Sequence[str], *paths: Path) -> list[str]:
     """Return the start of a command whose calls on these files break from its first one on.
 
-    The command stays our child; strace is beside it and ends with it.
+    The command stays our child; strace runs in parallel and ends with it.
     """
     only = [word for path in paths for word in ("-P", str(path))]
     calls = ",".join(dict.fromkeys(fault.partition(":")[0] for fault in faults))

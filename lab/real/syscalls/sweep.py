@@ -5,7 +5,7 @@
 A directory as a kill leaves it is opened again and again, each time by a process of its own in
 which another call fails: the first with ENOSPC, with EIO, ..., short by half, then the second, and
 so on; and the same with all calls from there on. What the process says is its fate, and after it a
-start without a fault has all that lay there: nothing lost, nothing doubled, nothing set aside as
+start without a fault has all stored messages: nothing lost, nothing doubled, nothing set aside as
 damaged, and a ledger that verifies. Prints a table; ends with 1 where that is not so.
 """
 
@@ -35,8 +35,8 @@ WAYS = ("ENOSPC", "EIO", "EROFS", "EMFILE", "EACCES", "half", "none")
 SHORT = ("half", "none")
 OPENING = {"open", "openat", "mkdir"}
 LOCKING = {"fcntl", "flock"}  # on a local file system only another holder makes these fail
-THERE = 12  # messages that lie in the spool
-DEFECT = 9  # exit code of a process that met what is no error of ours
+THERE = 12  # messages stored in the spool
+DEFECT = 9  # exit code of a process that met an error not of ours
 
 
 class Fault(NamedTuple):
@@ -104,14 +104,14 @@ async def tried(work: Callable[[], object]) -> bool:
     return True
 
 
-FATES = ("exit 2", *(f"{a}, {b}" for a in ("takes", "not ready") for b in ("sends", "held")))
+ACTIONS = ("exit 2", *(f"{a}, {b}" for a in ("takes", "not ready") for b in ("sends", "held")))
 
 
 def child(directory: Path, go: int) -> None:
     """Wait until we are traced, then open; the exit code is the number of the fate."""
     os.read(go, 1)
     try:
-        code = FATES.index(asyncio.run(opened(directory)))
+        code = ACTIONS.index(asyncio.run(opened(directory)))
     except BaseException as error:  # noqa: BLE001  whatever it is, it is a finding
         sys.stderr.write(f"{error!r}\n")
         code = DEFECT
@@ -119,7 +119,7 @@ def child(directory: Path, go: int) -> None:
 
 
 def run(directory: Path, fault: Fault) -> tuple[str, Breaks]:
-    """Open it with one fault. Return the fate and what was broken."""
+    """Open it with one fault. Return the fate and the broken calls."""
     breaks = Breaks(str(directory), fault)
     tracer = Tracer(breaks)
     waits, go = os.pipe()
@@ -133,7 +133,7 @@ def run(directory: Path, fault: Fault) -> tuple[str, Breaks]:
     os.close(waits)
     os.close(go)
     code = tracer.codes[pid]
-    return (FATES[code] if 0 <= code < len(FATES) else f"ended with {code}"), breaks
+    return (ACTIONS[code] if 0 <= code < len(ACTIONS) else f"ended with {code}"), breaks
 
 
 def killed(directory: Path) -> None:
@@ -161,7 +161,7 @@ async def fill(directory: Path) -> None:
 
 
 async def differences(directory: Path, *, takes: bool) -> list[str]:
-    """Start without a fault; return what is not as it should be."""
+    """Start without a fault; return every difference from the expected state."""
     wrong = set_aside(directory)
     async with Spool(directory, max_bytes=1 << 30, clock=SystemClock()) as spool:
         found = await spool.head(1000, 1 << 30)
@@ -216,13 +216,13 @@ class Sweep:
         key = fault.way, "on" if fault.on else "once"
         self.fates.setdefault(key, Counter())[fate] += 1
         wrong = asyncio.run(differences(place, takes=fate.startswith("takes")))
-        wrong += [] if fate in FATES else [fate]
+        wrong += [] if fate in ACTIONS else [fate]
         self.wrong += [f"{fault} {breaks.met[0]}: {fate}: {what}" for what in wrong]
 
     def table(self) -> str:
-        head = ["fault", *FATES]
+        head = ["fault", *ACTIONS]
         rows = [
-            [" ".join(key), *(str(fates[fate]) for fate in FATES)]
+            [" ".join(key), *(str(fates[fate]) for fate in ACTIONS)]
             for key, fates in self.fates.items()
         ]
         return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])

@@ -1,4 +1,4 @@
-"""A program that writes as a daemon does, and says what it was told of each write.
+"""A program that writes as a daemon does, and prints the result of each write.
 
     python -m lab.real.syscalls.writer DIRECTORY MESSAGES
 
@@ -28,7 +28,7 @@ SEND_EVERY = 3
 
 
 def message(number: int) -> Message:
-    """Return a message that can be told from its own torn copy."""
+    """Return a message that can be distinguished from its own torn copy."""
     body = hashlib.sha256(b"%d" % number).digest() * (1 + number * 37 % 300)
     return Message(f"m{number}", "t", body, number)
 
@@ -55,7 +55,7 @@ async def _step(name: str, step: Coroutine[Any, Any, str]) -> None:
 
 
 def _say(line: str) -> None:
-    os.writev(1, [f"{line}\n".encode()])  # one call a line, and not one that is broken
+    os.writev(1, [f"{line}\n".encode()])  # one call per line, and never a partial one
 
 
 async def _put(spool: Spool, number: int) -> str:

@@ -49,7 +49,7 @@ def say(line: str) -> None:
 
 
 def watch(started: parts.Started, patience_seconds: float | None) -> int:
-    """Show arrivals for ever; with patience until one of each, then stop the agents and verify."""
+    """Show arrivals until interrupted, or until one of each arrived; then stop and verify."""
     plane, deadline = started["control-plane"].url, time.monotonic() + (patience_seconds or 0)
     say("\nwhat arrives (Ctrl-C stops all of it):")
     with closing(Arrivals(started["localstack"].url, plane)) as arrivals:
@@ -60,7 +60,7 @@ def watch(started: parts.Started, patience_seconds: float | None) -> int:
                 return _missing(arrivals, started)
             time.sleep(LOOK_SECONDS)
         for name in DAEMONS:
-            started[name].stop()  # in good order: what is open is closed and sent
+            started[name].stop()  # an orderly stop: open windows are closed and sent
         for line in arrivals.look():
             say(line)
         return _verify(arrivals.localstack_url)

@@ -18,7 +18,7 @@ ANYWHERE = re.compile(r"\b0\.0\.0\.0:(\d+)\b")
 
 @dataclass
 class Files:
-    """A copy of the files in `directory`, and the port that stands for each `service:port`."""
+    """A copy of the files in `directory`, and the port used for each `service:port`."""
 
     directory: Path
     ports: dict[str, int] = field(default_factory=dict)
@@ -28,7 +28,7 @@ class Files:
             shutil.copytree(SOURCE / name, self.directory / name)
 
     def port(self, service: str, port: int) -> int:
-        """Return the port of this machine that stands for a service's own; always the same one."""
+        """Return the local port used for a service's own; always the same one."""
         return self.ports.setdefault(f"{service}:{port}", free_port())
 
     def text(self, name: str) -> str:

@@ -7,11 +7,11 @@ import aiohttp
 import pytest
 
 from byoc_agents.alerts.counts import Counts
-from byoc_agents.alerts.http_server import Listen, serve
 from byoc_agents.alerts.reloadable_secret import ReloadableSecret
 from byoc_agents.alerts.webhook import Webhook
+from byoc_agents.app.http_server import Listen, PortLimits, serve
 from byoc_agents.app.metrics import Metrics
-from tests.unit.alerts.webhook_world import Make, Relay, World
+from tests.unit.alerts.webhook_world import TOKEN, Make, Relay, World
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def make() -> Make:
         relay, metrics = Relay(), Metrics()
         webhook = Webhook(
             relay,  # type: ignore[arg-type]
-            token or ReloadableSecret(""),
+            token or ReloadableSecret(TOKEN),
             Counts(metrics, "a"),
             body_seconds=bounds.get("body", 5),
         )
@@ -31,8 +31,11 @@ def make() -> Make:
         serving = serve(
             webhook.answer,
             where,
-            header_seconds=bounds.get("header", 5),
-            max_connections=int(bounds.get("connections", 100)),
+            PortLimits(
+                max_unauthenticated=int(bounds.get("unauthenticated", 100)),
+                max_authenticated=int(bounds.get("authenticated", 200)),
+                header_seconds=bounds.get("header", 5),
+            ),
         )
         async with (
             serving as (host, port),

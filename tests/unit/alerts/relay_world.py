@@ -74,15 +74,15 @@ class World:
         metrics = Metrics()
         self.registry = metrics.registry
         self.counts = Counts(metrics, "alert-forwarder")
+        self.rules = RULES
         self.relay = self.restarted()
 
     def restarted(self) -> Relay:
-        self.relay = Relay(RULES, self.spool, self.clock, self.counts)
+        self.relay = Relay(self.rules, self.spool, self.clock, self.counts)
         return self.relay
 
     async def accept(self, *alerts: Mapping[str, Any], receiver: str = "byoc", **top: Any) -> int:
-        whole = {"version": "4", "receiver": receiver, "alerts": list(alerts)} | top
-        return await self.relay.accept(json.dumps(whole).encode())
+        return await self.relay.accept(body(*alerts, receiver=receiver, **top))
 
     async def events(self) -> list[dict[str, Any]]:
         if isinstance(self.spool, Memory):
@@ -97,6 +97,11 @@ class World:
         samples = [s for family in self.registry.collect() for s in family.samples]
         totals = [s for s in samples if s.name == "byoc_alerts_received_total"]
         return {s.labels["outcome"]: s.value for s in totals if s.value}
+
+
+def body(*alerts: Mapping[str, Any], receiver: str = "byoc", **top: Any) -> bytes:
+    whole = {"version": "4", "receiver": receiver, "alerts": list(alerts)} | top
+    return json.dumps(whole).encode()
 
 
 def alert(name: str = "Down", status: str = "firing", **changes: Any) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from aiohttp import web
 from byoc_agents.alerts.counts import Counts
 from byoc_agents.alerts.daemon import forwarder, https_sink, listen
 from byoc_agents.alerts.forwarder import Forwarder
+from byoc_agents.alerts.identity import identities
+from byoc_agents.alerts.payload import read
 from byoc_agents.alerts.settings import Settings
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.app.daemon import Daemon
@@ -153,7 +155,9 @@ async def test_what_happened_while_the_control_plane_was_down_is_told_in_order(
     world.plane.status = 200
     await world.plane.until(lambda: len(world.plane.alerts()) == 5)
     told = [(e["data"]["fingerprint"], e["data"]["status"]) for e in world.plane.alerts()]
-    first, second, third = "b0aa59dc5775f441", "0748f4c5f690f1c6", "c00cd9ce11590b9f"
+    first, second, third = (
+        next(identities(["f" * 32], one, "byoc")).fingerprint for one in read(FIRING).alerts
+    )
     assert told == [
         (first, "firing"),
         (second, "firing"),

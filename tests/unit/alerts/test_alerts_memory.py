@@ -16,6 +16,7 @@ from pathlib import Path
 from lab.fakes.certificate import certificate
 from lab.real.parts.process import free_port
 from lab.real.scraper import clean_environ, eventually
+from tests.unit.alerts.webhook_world import BEARER, TOKEN, head
 
 CONNECTIONS = 64
 MIB = 1024**2
@@ -28,6 +29,9 @@ SETTINGS = {
     "BYOC_LOG_LEVEL": "error",
     "BYOC_ALERTS_URL": "http://127.0.0.1:9/v1/events",  # nobody listens there
     "BYOC_ALERTS_TOKEN": "token",
+    "BYOC_ALERTS_WEBHOOK_TOKEN": TOKEN,
+    "BYOC_ALERTS_FINGERPRINT_SECRET": "f" * 32,
+    "BYOC_ALERTS_MATCHERS": 'severity=~"critical|warning"',
     "BYOC_ALERTS_SIGNING_SECRET": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
     "MALLOC_ARENA_MAX": "1",  # as in the images
 }
@@ -101,12 +105,11 @@ def test_a_tls_connection_at_rest_is_small(tmp_path: Path) -> None:
 
 def test_a_body_that_never_ends_is_bounded_long_before_its_own_bound(tmp_path: Path) -> None:
     """Four of them are being read; the others hold what fills a buffer."""
-    head = f"POST /v1/alerts HTTP/1.1\r\nHost: x\r\nContent-Length: {SIZE}\r\n\r\n".encode()
     with forwarder(tmp_path) as (process, port), ExitStack() as stack:
         before = settled_kib(process.pid)
         for _ in range(CONNECTIONS):
             connection = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
-            pushed(connection, head + bytes(SIZE - 1))
+            pushed(connection, head(SIZE) + bytes(SIZE - 1))
         each = (settled_kib(process.pid) - before) / CONNECTIONS
     assert each < 512, f"{each:.0f} KiB; it was 888"
 
@@ -138,7 +141,7 @@ def test_a_storm_of_5000_alerts_in_one_group_is_stored_within_the_charts_memory(
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/v1/alerts",
             data=body.encode(),
-            headers={"Content-Type": "application/json"},
+            headers={"Content-Type": "application/json", "Authorization": BEARER},
         )
         with urllib.request.urlopen(request, timeout=30) as answer:
             assert answer.status == 200

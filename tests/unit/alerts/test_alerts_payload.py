@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from byoc_agents.alerts.payload import NotAWebhookError, read
+from byoc_agents.alerts.payload import (
+    SLICE_ALERTS,
+    SMALL_BODY_BYTES,
+    NotAWebhookError,
+    read,
+    read_slices,
+)
 
 DATA = Path(__file__).parent / "data"
 START_MS = 1795460754988  # 2026-11-23T19:05:54.988Z
@@ -140,3 +147,56 @@ def test_no_body_is_worse_than_not_a_webhook(raw: bytes) -> None:
     for given_body in (raw, body(alert()).replace(b"critical", raw)):
         with contextlib.suppress(NotAWebhookError):
             read(given_body)
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.builds(lambda text: alert(labels={"alertname": text}), st.text()),
+            st.sampled_from([None, 7, [], {}, "text", alert(status="x"), alert(labels=None)]),
+        )
+    ),
+    st.sampled_from(["byoc", 'quo"te\\', None, 7]),
+)
+def test_a_large_body_is_read_as_a_small_one(alerts: list[Any], receiver: Any) -> None:
+    raw = body(*alerts, receiver=receiver, truncatedAlerts=3, common={"a": [{"alerts": [1]}]})
+    at_once = read(raw)
+    slices = [group for group in read_slices(raw.ljust(SMALL_BODY_BYTES + 1)) if group]
+    assert [one for group in slices for one in group.alerts] == at_once.alerts
+    assert sum(group.invalid for group in slices) == at_once.invalid
+    assert {group.receiver for group in slices} == {at_once.receiver}
+    assert [group.first for group in slices] == [True] + [False] * (len(slices) - 1)
+
+
+def test_a_slice_holds_a_bounded_number_of_alerts() -> None:
+    groups = [group for group in read_slices(body(*[alert()] * 1000)) if group]
+    assert [len(group.alerts) for group in groups] == [SLICE_ALERTS] * 4
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"alerts":[' + b"0," * 40_000 + b"0]}",
+        b'{"alerts":[' + b"{}," * 40_000 + b"{}]}",
+        b'{"alerts":' + b"[" * 40_000,
+        b'{"alerts":[]}x'.ljust(40_000, b"x"),
+        b'{"alerts":[{} {}]}'.ljust(40_000),
+        b'{"alerts":["'.ljust(40_000, b"x"),
+        b'{"receiver":"x"}'.ljust(40_000),
+    ],
+    ids=lambda raw: raw[:20],
+)
+def test_a_large_body_that_is_no_webhook_costs_no_memory(raw: bytes) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(NotAWebhookError):
+            list(read_slices(raw))
+        assert tracemalloc.get_traced_memory()[1] < 200_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_alert_of_too_many_labels_is_odd_and_not_decoded() -> None:
+    labels = {f"l{number}": "v" for number in range(40_000)}
+    (group,) = [g for g in read_slices(body(alert(labels=labels), alert())) if g]
+    assert (len(group.alerts), group.invalid) == (1, 1)

@@ -177,6 +177,7 @@ def alert_event(number: int, status: str = "firing", **changes: Any) -> dict[str
         "labels": {},
         "annotations": {},
         "cut": [],
+        "withheld": [],
         "group_truncated_alerts": 0,
     }
     envelope = {
@@ -247,7 +248,8 @@ async def test_it_accepts_the_events_of_0_1_0_which_describe_no_episodes(
     receiver: Receiver, url: str
 ) -> None:
     old = {"open_episodes": "absent", "open_digest": "absent"}
-    await deliver(url, alert_event(1, end_inferred="absent"), heartbeat_event(0, **old))
+    alert = alert_event(1, end_inferred="absent", withheld="absent")
+    await deliver(url, alert, heartbeat_event(0, **old))
     assert len(receiver.events) == 2
     assert receiver.mismatches == {}
 

@@ -44,6 +44,7 @@ async def test_an_alert_is_told_from_allowed_fields_only(world: World) -> None:
         "labels": {"alertname": "Down", "severity": "critical"},
         "annotations": {"summary": "Down is down"},
         "cut": [],
+        "withheld": [],
         "group_truncated_alerts": 0,
     }
 

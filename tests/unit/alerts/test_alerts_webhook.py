@@ -9,7 +9,7 @@ import structlog
 from byoc_agents.alerts.payload import NotAWebhookError
 from byoc_agents.alerts.reloadable_secret import ReloadableSecret
 from byoc_agents.errors import SpoolFullError, SpoolUnavailableError
-from tests.unit.alerts.webhook_world import BODY, Make
+from tests.unit.alerts.webhook_world import BEARER, BODY, Make
 
 
 async def test_a_notification_is_answered_after_it_is_stored(make: Make) -> None:
@@ -108,7 +108,9 @@ async def test_a_rotated_token_counts_at_once_and_an_emptied_file_changes_nothin
 async def test_a_sender_that_waits_for_100_continue_is_answered(make: Make) -> None:
     async with (
         make() as world,
-        world.session.post(world.url, data=BODY, expect100=True) as answer,
+        world.session.post(
+            world.url, data=BODY, headers={"Authorization": BEARER}, expect100=True
+        ) as answer,
     ):
         assert answer.status == 200
         assert world.relay.bodies == [BODY]

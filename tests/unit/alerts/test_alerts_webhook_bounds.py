@@ -5,6 +5,7 @@ import contextlib
 import gc
 import io
 import socket
+import time
 import tracemalloc
 import zlib
 from collections.abc import AsyncIterator, Callable
@@ -15,14 +16,14 @@ import pytest
 import structlog
 from aiohttp import web
 
-from byoc_agents.alerts.http_server import MAX_FIELD_BYTES, MAX_HEADERS, READ_BYTES, REST_SECONDS
+from byoc_agents.alerts.payload import SMALL_BODY_BYTES
 from byoc_agents.alerts.webhook import (
     LARGE_BODIES,
     LARGE_WAITING,
     MAX_BODY_BYTES,
-    SMALL_BODY_BYTES,
 )
-from tests.unit.alerts.webhook_world import BODY, Make, eventually
+from byoc_agents.app.http_server import MAX_FIELD_BYTES, MAX_HEADERS, READ_BYTES, REST_SECONDS
+from tests.unit.alerts.webhook_world import BEARER, BODY, TOKEN, Make, World, eventually, head
 
 
 async def chunks() -> AsyncIterator[bytes]:
@@ -36,11 +37,31 @@ async def test_a_body_over_the_limit_is_413(make: Make) -> None:
         assert (await world.post(io.BytesIO(fits + b" ")))[0] == 413
 
 
-async def test_a_compressed_bomb_is_bounded(make: Make) -> None:
-    bomb = zlib.compress(BODY.rjust(4 * MAX_BODY_BYTES))
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd", "identity", "x"])
+async def test_a_compressed_body_is_refused_and_not_decompressed(make: Make, coding: str) -> None:
     async with make() as world:
-        assert (await world.post(bomb, **{"Content-Encoding": "deflate"}))[0] == 413
-        assert (await world.post(b"no zlib", **{"Content-Encoding": "deflate"}))[0] == 400
+        status, word, _ = await world.post(b"not compressed", **{"Content-Encoding": coding})
+        assert (status, word) == (415, '{"status": "compressed"}')
+    assert world.relay.bodies == []
+
+
+async def test_what_a_stranger_compressed_is_not_decompressed_either(make: Make) -> None:
+    """By default aiohttp does so for the rest of a body that it discards after the answer."""
+    compressor = zlib.compressobj(9, zlib.DEFLATED, 31)
+    bomb = b"".join(compressor.compress(bytes(MAX_BODY_BYTES)) for _ in range(16))
+    bomb += compressor.flush()
+    gzip = head(len(bomb), "Content-Encoding: gzip").replace(TOKEN.encode(), b"unknown")
+    async with make() as world:
+        reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
+        tracemalloc.start()
+        before = time.process_time()
+        writer.write(gzip + bomb)
+        assert (await reader.read()).startswith(b"HTTP/1.1 401 ")
+        _, peak_bytes = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        writer.close()
+    assert time.process_time() - before < 0.2, "256 MiB take longer"
+    assert peak_bytes < MAX_BODY_BYTES
 
 
 async def test_small_bodies_wait_for_the_disk_together(make: Make) -> None:
@@ -59,10 +80,9 @@ async def test_small_bodies_wait_for_the_disk_together(make: Make) -> None:
     ("body", "headers"),
     [
         (lambda: BODY.rjust(SMALL_BODY_BYTES + 1), {}),
-        (lambda: zlib.compress(BODY), {"Content-Encoding": "deflate"}),
         (chunks, {}),
     ],
-    ids=["large", "compressed", "of unknown length"],
+    ids=["large", "of unknown length"],
 )
 async def test_bodies_that_may_be_large_are_read_a_few_at_a_time(
     make: Make, body: Callable[[], Any], headers: dict[str, str]
@@ -81,7 +101,7 @@ async def test_bodies_that_may_be_large_are_read_a_few_at_a_time(
 
 
 async def test_who_would_wait_behind_too_many_large_ones_is_told_to_come_again(make: Make) -> None:
-    async with make(connections=200) as world:
+    async with make() as world:
         world.relay.may_commit.clear()
         large = BODY.rjust(SMALL_BODY_BYTES + 1)
         asked = [
@@ -113,17 +133,17 @@ async def test_what_is_no_http_is_told_so_in_a_fixed_word(make: Make, sent: byte
         with structlog.testing.capture_logs() as logs:
             reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
             writer.write(sent)
-            head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+            answer, _, body = (await reader.read()).partition(b"\r\n\r\n")
             writer.close()
-    assert head.startswith((b"HTTP/1.1 400 ", b"HTTP/1.0 400 "))
+    assert answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.0 400 "))
     assert body == b'{"status": "no HTTP"}'
-    assert b"Server: byoc-agents" in head
-    assert b"aiohttp" not in head
-    assert [(line["event"], line["why"]) for line in logs] == [("webhook.refused", "no HTTP")]
+    assert b"Server: byoc-agents" in answer
+    assert b"aiohttp" not in answer
+    assert [(line["event"], line["why"]) for line in logs] == [("server.refused", "no HTTP")]
 
 
 async def test_of_a_body_that_waits_only_what_fills_the_buffers_is_taken(make: Make) -> None:
-    head = b"POST /v1/alerts HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % MAX_BODY_BYTES
+    large_head = head(MAX_BODY_BYTES)
     async with make() as world:
         world.relay.may_commit.clear()
         large = BODY.rjust(SMALL_BODY_BYTES + 1)
@@ -135,7 +155,7 @@ async def test_of_a_body_that_waits_only_what_fills_the_buffers_is_taken(make: M
             loop, taken_bytes = asyncio.get_running_loop(), 0
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(1):
-                    await loop.sock_sendall(sender, head)
+                    await loop.sock_sendall(sender, large_head)
                     while True:
                         await loop.sock_sendall(sender, bytes(READ_BYTES))
                         taken_bytes += READ_BYTES
@@ -146,7 +166,7 @@ async def test_of_a_body_that_waits_only_what_fills_the_buffers_is_taken(make: M
 
 async def test_a_connection_at_rest_holds_no_body(make: Make) -> None:
     body = BODY.rjust(1024**2)
-    request = b"POST /v1/alerts HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    request = head(len(body))
     async with make() as world:
         await world.post(body)
         tracemalloc.start()
@@ -168,17 +188,17 @@ async def test_a_connection_at_rest_holds_no_body(make: Make) -> None:
 async def test_a_body_that_drips_is_given_up(make: Make) -> None:
     async with make(body=0.05) as world:
         reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
-        writer.write(b"POST /v1/alerts HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{")
+        writer.write(head(99) + b"{")
         assert (await reader.readline()).startswith(b"HTTP/1.1 503 ")
         writer.close()
         assert (await world.post())[0] == 200
 
 
-@pytest.mark.parametrize("head", [b"", b"POST /v1/al", b"POST /v1/alerts HTTP/1.1\r\nHost: x\r\n"])
-async def test_a_connection_without_a_request_is_closed(make: Make, head: bytes) -> None:
+@pytest.mark.parametrize("sent", [b"", b"POST /v1/al", b"POST /v1/alerts HTTP/1.1\r\nHost: x\r\n"])
+async def test_a_connection_without_a_request_is_closed(make: Make, sent: bytes) -> None:
     async with make(header=0.05) as world:
         reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
-        writer.write(head)
+        writer.write(sent)
         assert await reader.read() == b""
         writer.close()
 
@@ -195,13 +215,10 @@ async def test_a_connection_in_use_outlives_the_time_for_its_headers(make: Make)
 async def test_a_client_that_cuts_its_body_does_no_harm(
     make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
-    head = (
-        b"POST /v1/alerts HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\nExpect: 100-continue\r\n\r\n"
-    )
     async with make() as world:
         with structlog.testing.capture_logs() as logs:
             reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
-            writer.write(head)
+            writer.write(head(99, "Expect: 100-continue"))
             await reader.readuntil(b"100 Continue\r\n\r\n")
             writer.write(b"{")
             await writer.drain()
@@ -213,30 +230,89 @@ async def test_a_client_that_cuts_its_body_does_no_harm(
     assert world.relay.bodies == [BODY]
 
 
-async def test_connections_are_bounded_and_free_again_when_they_end(make: Make) -> None:
-    async with make(header=60, connections=3) as world:
-        pairs = [await asyncio.open_connection("127.0.0.1", world.port) for _ in range(3)]
+async def opened(world: World) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection("127.0.0.1", world.port)
+
+
+async def test_the_oldest_silent_connection_is_closed_for_a_new_one(make: Make) -> None:
+    async with make(header=60, unauthenticated=3) as world:
+        pairs = [await opened(world) for _ in range(3)]
         with structlog.testing.capture_logs() as logs:
-            for _ in range(5):
-                reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
+            for reader, _ in pairs[:2]:
+                pairs.append(await opened(world))
                 assert await reader.read() == b""
-                writer.close()
-            await eventually(lambda: sum(line["number"] for line in logs) == 5)
-        assert {line["event"] for line in logs} == {"webhook.connections_refused"}
-        assert len(logs) < 5
+            await eventually(lambda: sum(line["number"] for line in logs) == 2)
+        assert {line["event"] for line in logs} == {"server.connections_refused"}
+        assert (await world.post())[0] == 200
         for _, writer in pairs:
             writer.close()
-            await writer.wait_closed()
-        assert (await world.post())[0] == 200
+
+
+async def test_a_notification_gets_through_however_many_are_silent(make: Make) -> None:
+    async with make(header=60, unauthenticated=8) as world, asyncio.timeout(10):
+        pairs = []
+        for number in range(200):
+            pairs.append(await opened(world))
+            if number % 20 == 0:
+                async with aiohttp.ClientSession() as fresh:
+                    headers = {"Authorization": BEARER}
+                    answer = await fresh.post(world.url, data=BODY, headers=headers)
+                    assert answer.status == 200
+        for _, writer in pairs:
+            writer.close()
+
+
+async def test_another_address_loses_no_place_to_the_one_with_the_most(make: Make) -> None:
+    async with make(header=60, unauthenticated=4) as world:
+        first = await asyncio.open_connection("127.0.0.1", world.port, local_addr=("127.0.0.2", 0))
+        others = [await opened(world) for _ in range(20)]
+        first[1].write(head(len(BODY)) + BODY)
+        assert (await first[0].readline()).startswith(b"HTTP/1.1 200 ")
+        for _, writer in [first, *others]:
+            writer.close()
+
+
+async def test_an_authenticated_connection_is_not_closed_for_silent_ones(make: Make) -> None:
+    async with make(header=60, unauthenticated=2) as world:
+        reader, writer = await opened(world)
+        writer.write(head(len(BODY)) + BODY)
+        await reader.readuntil(b'{"status": "stored"}')
+        silent = [await opened(world) for _ in range(10)]
+        writer.write(head(len(BODY)) + BODY)
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+        for _, one in [(reader, writer), *silent]:
+            one.close()
+
+
+async def test_an_unknown_client_keeps_no_connection(make: Make) -> None:
+    async with make() as world:
+        for request in (
+            head(0).replace(TOKEN.encode(), b"wrong"),
+            b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        ):
+            reader, writer = await opened(world)
+            writer.write(request)
+            assert (await reader.read()).startswith(b"HTTP/1.1 40")
+            writer.close()
+
+
+async def test_the_head_of_a_second_request_has_its_time_too(make: Make) -> None:
+    async with make(header=0.05) as world:
+        reader, writer = await opened(world)
+        writer.write(head(len(BODY)) + BODY)
+        await reader.readuntil(b'{"status": "stored"}')
+        await asyncio.sleep(0.1)  # at rest longer than a head may take
+        writer.write(head(len(BODY)) + BODY)
+        await reader.readuntil(b'{"status": "stored"}')
+        writer.write(b"POST /v1/al")
+        assert await reader.read() == b""
+        writer.close()
 
 
 async def test_a_connection_at_rest_makes_room_for_a_new_one(make: Make) -> None:
-    request = b"POST /v1/alerts HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (
-        len(BODY),
-        BODY,
-    )
-    async with make(connections=3) as world:
-        pairs = [await asyncio.open_connection("127.0.0.1", world.port) for _ in range(3)]
+    request = head(len(BODY)) + BODY
+    async with make(authenticated=3) as world:
+        pairs = [await opened(world) for _ in range(3)]
         for reader, writer in pairs:
             writer.write(request)
             assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
@@ -252,14 +328,15 @@ async def test_a_connection_at_rest_makes_room_for_a_new_one(make: Make) -> None
 
 
 async def test_nobody_who_waits_for_an_answer_makes_room(make: Make) -> None:
-    async with make(connections=3) as world:
+    async with make(authenticated=3) as world:
         world.relay.may_commit.clear()
         asked = [asyncio.create_task(world.post()) for _ in range(3)]
         await eventually(lambda: world.relay.under_way == len(asked))
         await asyncio.sleep(REST_SECONDS)
-        reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
-        assert await reader.read() == b""
-        writer.close()
+        async with aiohttp.ClientSession() as fresh:
+            headers = {"Authorization": BEARER}
+            answer = await fresh.post(world.url, data=BODY, headers=headers)
+            assert (answer.status, await answer.text()) == (503, '{"status": "busy"}')
         world.relay.may_commit.set()
         assert [(await one)[0] for one in asked] == [200] * 3
 
@@ -274,7 +351,9 @@ async def test_nothing_is_kept_of_connections_that_have_ended(make: Make) -> Non
     before = len(connections())
     async with make(header=0.05) as world:
         for _ in range(5):
-            async with aiohttp.ClientSession() as session, session.post(world.url, data=BODY):
-                pass
+            async with aiohttp.ClientSession() as session:
+                headers = {"Authorization": BEARER}
+                async with session.post(world.url, data=BODY, headers=headers):
+                    pass
         await world.post()
         await eventually(lambda: len(connections()) <= before + 1)

@@ -9,11 +9,13 @@ import aiohttp
 import pytest
 from structlog.testing import capture_logs
 
-from byoc_agents.alerts.certificate import Certificate
-from byoc_agents.alerts.http_server import Listen, serve
 from byoc_agents.app import files
+from byoc_agents.app.certificate import Certificate
+from byoc_agents.app.http_server import Listen, PortLimits, serve
 from lab.fakes.certificate import certificate
-from tests.unit.alerts.webhook_world import BODY, Make, World
+from tests.unit.alerts.webhook_world import BEARER, BODY, Make, World
+
+HEADERS = {"Authorization": BEARER}
 
 
 def listen(directory: Path, name: str) -> Listen:
@@ -36,18 +38,20 @@ async def test_tls_and_a_renewed_listen(make: Make, tmp_path: Path) -> None:
         n: ssl.create_default_context(cafile=x.cert_file) for n, x in {"o": old, "n": new}.items()
     }
     async with make(listen=old) as world:
-        async with world.session.post(world.url, data=BODY, ssl=trusts["o"]) as answer:
+        async with world.session.post(
+            world.url, data=BODY, headers=HEADERS, ssl=trusts["o"]
+        ) as answer:
             assert answer.status == 200
         renew(old, new)
         async with (
             aiohttp.ClientSession() as fresh,
-            fresh.post(world.url, data=BODY, ssl=trusts["n"]) as answer,
+            fresh.post(world.url, data=BODY, headers=HEADERS, ssl=trusts["n"]) as answer,
         ):
             assert answer.status == 200
         spoil(old.cert_file)
         async with (
             aiohttp.ClientSession() as fresh,
-            fresh.post(world.url, data=BODY, ssl=trusts["n"]) as answer,
+            fresh.post(world.url, data=BODY, headers=HEADERS, ssl=trusts["n"]) as answer,
         ):
             assert answer.status == 200
 
@@ -70,7 +74,7 @@ async def post_anew(world: World, trust: ssl.SSLContext) -> int:
     """Post over a new connection."""
     async with (
         aiohttp.ClientSession() as fresh,
-        fresh.post(world.url, data=BODY, ssl=trust) as answer,
+        fresh.post(world.url, data=BODY, headers=HEADERS, ssl=trust) as answer,
     ):
         return answer.status
 
@@ -121,5 +125,5 @@ async def test_a_certificate_that_is_no_use_is_said_at_the_start(tmp_path: Path)
         raise AssertionError
 
     with pytest.raises(OSError, match="PEM"):
-        async with serve(answer, listen):
+        async with serve(answer, listen, PortLimits(max_unauthenticated=5)):
             pass

@@ -11,7 +11,15 @@ from prometheus_client import CollectorRegistry
 
 from byoc_agents.alerts.payload import read
 
+TOKEN = "token-of-alertmanager"
+BEARER = f"Bearer {TOKEN}"
 BODY = b'{"version":"4","alerts":[]}'
+
+
+def head(length: int, *more: str) -> bytes:
+    """Return the head of a notification from Alertmanager."""
+    lines = ["POST /v1/alerts HTTP/1.1", "Host: x", f"Authorization: {BEARER}", *more]
+    return "\r\n".join([*lines, f"Content-Length: {length}", "", ""]).encode()
 
 
 class Relay:
@@ -46,7 +54,8 @@ class World:
     async def post(
         self, body: bytes | io.BytesIO | AsyncIterator[bytes] = BODY, **headers: str
     ) -> tuple[int, str, aiohttp.ClientResponse]:
-        async with self.session.post(self.url, data=body, headers=headers) as answer:
+        given = {"Authorization": BEARER} | headers
+        async with self.session.post(self.url, data=body, headers=given) as answer:
             return answer.status, await answer.text(), answer
 
 

@@ -1,5 +1,6 @@
 """The four pages, asked over a real socket on loopback."""
 
+import asyncio
 import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -8,8 +9,9 @@ from typing import Any
 
 import pytest
 from aiohttp import ClientSession
+from aiohttp.test_utils import make_mocked_request
 
-from byoc_agents.app.admin_server import serve
+from byoc_agents.app.admin_server import LIMITS, Pages, serve
 from byoc_agents.app.daemon import Daemon
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.delivery.shipper import Shipper
@@ -106,3 +108,37 @@ async def test_a_taken_address_is_an_error_of_the_start(world: World) -> None:
     with pytest.raises(OSError, match="address already in use"):
         async with serve([], Metrics(), ("127.0.0.1", port)):
             pass
+
+
+async def test_no_answer_names_a_version(world: World) -> None:
+    for path in ("/healthz", "/", "/status"):
+        async with world.client.get(world.url + path) as answer:
+            assert answer.headers["Server"] == "byoc-agents"
+
+
+async def test_only_reading_is_allowed(world: World) -> None:
+    async with world.client.post(world.url + "/healthz", data=b"x") as answer:
+        assert (answer.status, answer.headers["Allow"]) == (405, "GET")
+    async with world.client.head(world.url + "/healthz") as answer:
+        assert answer.status == 200
+
+
+@pytest.mark.parametrize(
+    ("peer", "status"),
+    [("127.0.0.1", 200), ("::1", 200), ("::ffff:127.0.0.1", 200), ("10.0.0.7", 403)],
+)
+async def test_status_is_shown_on_this_machine_only(peer: str, status: int) -> None:
+    request = make_mocked_request("GET", "/status").clone(remote=peer)
+    assert (await Pages([], Metrics()).answer(request)).status == status
+
+
+async def test_the_oldest_of_too_many_connections_is_closed(world: World) -> None:
+    port = int(world.url.rpartition(":")[2])
+    pairs = [
+        await asyncio.open_connection("127.0.0.1", port)
+        for _ in range(LIMITS.max_unauthenticated + 1)
+    ]
+    assert await pairs[0][0].read() == b""
+    assert await world.get("/healthz") == (200, "ok\n")
+    for _, writer in pairs:
+        writer.close()

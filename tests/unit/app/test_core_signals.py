@@ -44,6 +44,8 @@ def environ(tmp_path: Path) -> dict[str, str]:
         "BYOC_ALERTS_URL": "http://127.0.0.1:1/",
         "BYOC_ALERTS_TOKEN": "t",
         "BYOC_ALERTS_SIGNING_SECRET": "whsec_" + "a" * 44,
+        "BYOC_ALERTS_WEBHOOK_TOKEN": "token",
+        "BYOC_ALERTS_FINGERPRINT_SECRET": "f" * 32,
         "BYOC_SHUTDOWN_GRACE_SECONDS": "0",
     }
 

@@ -5,7 +5,7 @@ import socket
 import pytest
 from aiohttp import ClientSession, web
 
-from byoc_agents.alerts.http_server import Listen, serve
+from byoc_agents.app.http_server import Listen, PortLimits, serve
 from byoc_agents.app.listening import open_dual_stack
 
 
@@ -29,7 +29,7 @@ async def test_the_webhook_on_any_ipv6_address_accepts_ipv4() -> None:
         return web.Response(text="ok")
 
     async with (
-        serve(answer, Listen("::", 0)) as (_, port),
+        serve(answer, Listen("::", 0), PortLimits(max_unauthenticated=5)) as (_, port),
         ClientSession() as client,
         client.get(f"http://127.0.0.1:{port}/") as response,
     ):

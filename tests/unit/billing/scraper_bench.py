@@ -8,10 +8,12 @@ from byoc_agents.app.metrics import Metrics
 from byoc_agents.billing.objects import unseal
 from byoc_agents.billing.record import UsageRecord
 from byoc_agents.billing.recorder import Recorder, UsageIdentity
+from byoc_agents.billing.rollback import read_key
 from byoc_agents.billing.scraper import MAX_DEFERRED, Intervals, Scraper
 from byoc_agents.billing.sources.reading import Reading
 from byoc_agents.billing.sources.select import TargetObservation
 from byoc_agents.durable.spool import Spool
+from byoc_agents.ledger.recent import RecentSend
 from lab.fakes.core import FakeClock
 
 SECOND = 1_000_000_000
@@ -76,7 +78,7 @@ class Bench:
             metrics=self.metrics,
             prefix="v1/",
             compression="zstd",
-            sent=lambda: self.sent,
+            sent=lambda: recent_sends(self.sent),
             end_hint=end_hint,
             max_deferred=max_deferred,
         )
@@ -100,6 +102,12 @@ class Bench:
         ]
         lines = [*sealed, *await self.spool.staged()]
         return [msgspec.json.decode(line, type=UsageRecord) for line in lines]
+
+
+def recent_sends(sent: dict[str, bool]) -> list[RecentSend]:
+    """Return what the ledger says of these keys: whether each is stored."""
+    found = [(read_key(key), stored) for key, stored in sent.items()]
+    return [msgspec.structs.replace(one, stored=stored) for one, stored in found if one]
 
 
 IDENTITY = UsageIdentity(

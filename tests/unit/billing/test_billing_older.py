@@ -15,7 +15,7 @@ from byoc_agents.billing.rollback import uncertain_since_ms
 from byoc_agents.billing.sources.reading import Reading
 from byoc_agents.billing.sources.select import TargetObservation
 from byoc_agents.durable.spool import Spool
-from tests.unit.billing.scraper_bench import SECOND, Bench
+from tests.unit.billing.scraper_bench import SECOND, Bench, recent_sends
 
 MAX_BYTES = 1 << 20
 
@@ -68,6 +68,32 @@ async def test_what_has_left_is_billed_once_and_the_rest_is_stated(
         await bench.scraper.finish()
         for key, body in (await shipped(bench)).items():
             assert stored.setdefault(key, body) == body, "S3 keeps the first one"
+    report = audited(stored)
+    assert {one.detail for one in report.findings} <= {"stated: spool_corrupt"}
+    billed = sum(total.cpu_core_seconds for total in report.services)
+    unrecorded = sum(one.core_seconds for one in report.unrecorded)
+    assert billed + unrecorded == Decimal(bench.clock.boot_ns() - first_ns) / SECOND
+
+
+async def test_usage_is_billed_once_if_the_spool_falls_back_behind_the_start_of_an_epoch(
+    tmp_path: Path,
+) -> None:
+    """The ledger is read only as far back as to the objects of the later epoch."""
+    bench, earlier = Bench(tmp_path / "state"), tmp_path / "earlier"
+    first_ns = bench.clock.boot_ns() + 5 * SECOND  # of the first sample
+    async with opened(bench):
+        await bench.ticks(75)
+        await bench.scraper.seal()
+        stored = await shipped(bench)
+    shutil.copytree(bench.directory, earlier)
+    for _ in range(3):
+        bench.sent = dict(list(bench.sent.items())[-1:])
+        async with opened(bench):
+            await bench.ticks(80)
+            await bench.scraper.finish()
+            stored |= await shipped(bench)
+        shutil.rmtree(bench.directory)
+        shutil.copytree(earlier, bench.directory)
     report = audited(stored)
     assert {one.detail for one in report.findings} <= {"stated: spool_corrupt"}
     billed = sum(total.cpu_core_seconds for total in report.services)
@@ -149,7 +175,7 @@ def test_usage_may_be_missing_from_the_newest_object_on_that_is_stored(
     sent: dict[str, bool], since: str | None
 ) -> None:
     expected = since and parse_rfc3339(f"2026-11-23T{since}:00:00Z")
-    assert uncertain_since_ms(sent) == expected
+    assert uncertain_since_ms(recent_sends(sent)) == expected
 
 
 async def test_epochs_rise_even_if_the_clock_was_set_back(tmp_path: Path) -> None:

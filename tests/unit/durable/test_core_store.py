@@ -4,6 +4,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from byoc_agents.delivery.sink import Message
@@ -14,9 +15,10 @@ from tests.unit.durable.store_steps import apply, do, ids, message, seen
 
 
 def test_every_field_of_a_message_comes_back_as_it_went_in(store: Store) -> None:
-    whole = Message("i/d", "ty", b"\x00\xff", 7, 3, "c/t", "zstd", "group", "key")
+    whole = Message("i/d", "ty", b"\x00\xff", 7, 3, "c/t", "zstd", "group", "key", "s", 8, 9)
     apply(store, messages=[whole])
     assert store.head(1, 1) == [whole]
+    assert set(msgspec.structs.astuple(whole)).isdisjoint({"", 0})
 
 
 def test_one_commit_holds_messages_lines_and_checkpoints(store: Store, path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from byoc_agents.durable.schema import VERSION
 from byoc_agents.durable.store import Store, count
 from byoc_agents.errors import SpoolCorruptError, SpoolUnavailableError
 from tests.unit.durable.store_steps import apply, do, message
@@ -17,6 +18,9 @@ from tests.unit.durable.store_steps import apply, do, message
         ("message", "body", lambda s: s.head(1, 1)),
         ("message", "id", lambda s: s.head(1, 1)),
         ("message", "records", lambda s: s.head(1, 1)),
+        ("message", "stream", lambda s: s.head(1, 1)),
+        ("message", "epoch", lambda s: s.head(1, 1)),
+        ("message", "sequence", lambda s: s.head(1, 1)),
         ("staged", "line", lambda s: s.staged()),
         ("state", "value", lambda s: s.state("")),
         ("dead_letter", "body", lambda s: do(s, lambda: s.requeue("m2"))),
@@ -62,10 +66,10 @@ def test_a_closed_file_is_free_although_an_error_is_still_held(path: Path) -> No
 def test_a_newer_format_is_refused_by_name_and_not_touched(path: Path) -> None:
     Store(path, max_bytes=1).close()
     with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA user_version = 2")
+        connection.execute(f"PRAGMA user_version = {VERSION + 1}")
     connection.close()
     before = path.read_bytes()
-    with pytest.raises(SpoolUnavailableError, match=r"newer version \(format 2, .* up to 1\)"):
+    with pytest.raises(SpoolUnavailableError, match=r"newer version \(format 3, .* up to 2\)"):
         Store(path, max_bytes=1)
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == ["spool.db"]

@@ -331,12 +331,14 @@ async def test_status_names_the_provider_and_no_key(
 ) -> None:
     bare.setenv("AWS_ACCESS_KEY_ID", "AKIAENV")
     bare.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+    bare.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")  # nobody listens there
     core = CoreSettings(
         organization_id="o", service_id="s", region=REGION, state_dir=str(tmp_path / "state")
     )
-    runtime = Runtime(core, os.environ, Gate([]), SystemClock(), Metrics())
     for bucket, before, after in (("usage", "none yet", "env"), (f"file://{tmp_path}", None, None)):
         own = billing.Settings(bucket=bucket, target="process:nobody")
+        gate = Gate(billing.destinations(core, ClickHouseSettings(), own, os.environ))
+        runtime = Runtime(core, os.environ, gate, SystemClock(), Metrics())
         async with billing.open_daemon(runtime, ClickHouseSettings(), own) as agent:
             assert agent.status().get("aws_identity") == before
             await runtime.aws.get_credentials()

@@ -1,6 +1,6 @@
 """Requests made with the cut data are those made with botocore's own, to the byte.
 
-What differs between any two requests is masked: the time, what is signed over it, a random id.
+Parts that differ between any two requests are masked: the time, the signature, a random id.
 """
 
 import json

@@ -3,9 +3,10 @@
 from dataclasses import replace
 
 from byoc_agents.egress.destinations import (
-    Destination,
+    DestinationKind,
     clickhouse_destination,
     https_destination,
+    proxy_destination,
     s3_destination,
     sqs_destination,
 )
@@ -31,6 +32,7 @@ ALL = (
     ),
     https_destination(
         f"http://{POD_IDENTITY}/v1/credentials",
+        kind=DestinationKind.POD_IDENTITY,
         purpose="credentials",
         daemon="billing-scraper",
         setting="AWS_CONTAINER_CREDENTIALS_FULL_URI",
@@ -42,12 +44,14 @@ ALL = (
     ),
     https_destination(
         f"http://{POD_IDENTITY}/v1/credentials",
+        kind=DestinationKind.POD_IDENTITY,
         purpose="credentials",
         daemon="state-exporter",
         setting="AWS_CONTAINER_CREDENTIALS_FULL_URI",
     ),
     https_destination(
         f"https://{PLANE}/v1/alerts",
+        kind=DestinationKind.CONTROL_PLANE,
         purpose="alerts",
         daemon="alert-forwarder",
         setting="BYOC_ALERTS_URL",
@@ -64,9 +68,7 @@ FACTS = Facts(
     objects=Objects("vendor-usage", "v1/org=o/service=s/"),
     queue_arn=QUEUE_ARN,
 )
-PROXY = Destination(
-    "proxy.customer.example", 3128, "http", "the only proxy", setting="BYOC_HTTPS_PROXY"
-)
+PROXY = proxy_destination("http://proxy.customer.example:3128")
 
 
 def listening(metrics: str, webhook: str) -> Facts:

@@ -1,6 +1,7 @@
 """`byoc-agents policy` as a person meets it: forms, notes, exit codes, no secrets."""
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 import yaml
 
 from byoc_agents.app.cli import main
-from byoc_agents.policy.cli import COMMANDS, STAND_INS, queue_arn
+from byoc_agents.app.run import DAEMONS, configure
+from byoc_agents.policy.cli import COMMANDS, IDENTITIES, STAND_INS, queue_arn
 from byoc_agents.policy.manifest import documents
 
 SETTINGS = {
@@ -21,6 +23,7 @@ SETTINGS = {
     "BYOC_STATE_QUEUE_URL": "https://sqs.eu-west-1.amazonaws.com/123456789012/state.fifo",
     "BYOC_ALERTS_URL": "https://api.vendor.example/v1/alerts",
 }
+ENDPOINT = "https://bucket.vpce-1a.s3.eu-west-1.vpce.amazonaws.com"
 ROLE = "arn:aws:iam::210987654321:role/r"
 GIVEN = ["--role", ROLE, "--vpce", "vpce-0abc", "--sqs-vpce", "vpce-0def", "--dns", "10.0.0.2/32"]
 
@@ -51,6 +54,30 @@ def test_the_table_has_a_row_for_each_destination_of_each_daemon(
         ("alert-forwarder", "api.vendor.example"),
     }
     assert all(all(str(value) for value in row.values()) for row in rows), "every column says it"
+
+
+@pytest.mark.parametrize("variable", ["", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
+@pytest.mark.parametrize(
+    ("identity", "more"), [("irsa", {"sts"}), ("pod-identity", {"pod-identity"}), ("keys", set())]
+)
+def test_every_destination_has_its_kind_whatever_setting_named_it(
+    variable: str, identity: str, more: set[str]
+) -> None:
+    pod = dict(os.environ) | IDENTITIES[identity] | STAND_INS
+    if variable:
+        pod[variable] = ENDPOINT
+    found = configure(list(DAEMONS), pod, None).destinations
+    assert {str(one.kind) for one in found} == {"clickhouse", "s3", "sqs", "control-plane"} | more
+    assert {one.daemon for one in found if one.kind == "s3"} == {"billing-scraper"}
+    assert {one.daemon for one in found if one.kind == "sqs"} == {"state-exporter"}
+
+
+def test_addresses_by_kind_apply_to_an_endpoint_of_any_variable(
+    environ: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    environ.setenv("AWS_ENDPOINT_URL", ENDPOINT)
+    text = policy(capsys, "networkpolicy", "billing-scraper", "--cidr", "s3=10.9.8.0/24")
+    assert "10.9.8.0/24" in text
 
 
 def test_the_table_is_the_same_in_every_form(capsys: pytest.CaptureFixture[str]) -> None:

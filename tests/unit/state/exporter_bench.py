@@ -12,6 +12,7 @@ from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import SpoolFullError, SpoolUnavailableError
+from byoc_agents.ledger.recent import RecentSend, StreamPosition
 from byoc_agents.state.message import StateIdentity
 from byoc_agents.state.poller import Exporter, PolledReplica
 from byoc_agents.state.probes import Prober
@@ -35,7 +36,7 @@ class Bench:
         self.clock = clock
         self.servers = servers
         self.metrics = Metrics()
-        self.sent: dict[str, bool] = {}  # ids that the ledger has recorded as sent
+        self.sent: list[Message] = []  # messages that the ledger has recorded as sent
         self.exporter = self.start()
 
     def start(self) -> Exporter:
@@ -62,7 +63,10 @@ class Bench:
             spool=self.spool,
             clock=self.clock,
             metrics=self.metrics,
-            sent=lambda: self.sent,
+            sent=lambda: [
+                RecentSend(m.id, m.stream, StreamPosition(m.epoch, m.sequence), m.records)
+                for m in self.sent
+            ],
         )
 
     @property

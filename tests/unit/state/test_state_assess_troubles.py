@@ -82,7 +82,7 @@ def test_a_counter_counts_by_its_growth_not_by_its_value(code: ReasonCode) -> No
     found = story.see(counted(9), after=10)
     assert (codes(found), found.reasons[0].value) == ([code], 2)
     found = story.see(counted(12), after=10)
-    assert found.reasons[0].value == 5, "what was lost adds up while the reason stands"
+    assert found.reasons[0].value == 5, "losses add up while the reason is active"
     assert story.see(counted(12), after=10).reasons[0].value == 5
     assert story.stays(counted(12)).healthy
 

@@ -1,6 +1,6 @@
 """Kills at every step, lost and bad answers, hours offline: each transition arrives once, in order.
 
-The oracle is the queue's double (what a consumer would get), a journal of what was accepted, and
+The oracle is the queue's double (the messages a consumer gets), a journal of accepted ones, and
 the truth about the watched server.
 """
 

@@ -153,7 +153,7 @@ async def test_a_server_in_its_first_minute_has_no_asynchronous_metrics() -> Non
     server.rows = {n: v for n, v in server.rows.items() if "asynchronous" not in n}
     observation = await look(server)
     assert observation.sources[ProbeSource.ASYNCHRONOUS_METRICS] is SourceResult.EMPTY
-    assert observation.figures.replication_lag_seconds == 99, "the table stands in"
+    assert observation.figures.replication_lag_seconds == 99, "the table is the fallback"
     assert observation.figures.max_parts_in_partition == 8
     assert observation.figures.detached_parts == 2
     assert observation.figures.memory_used_ratio is None

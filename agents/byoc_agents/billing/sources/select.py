@@ -287,7 +287,7 @@ def open_target(  # noqa: PLR0913  the target, its parts and two choices
     container: str = "",
     meter: MeterKind | None = None,
 ) -> Target:
-    """Return the target, read by `meter` and by what may replace it. See `docs/billing.md`.
+    """Return the target, read by `meter` and by what may replace it. See docs/contracts/billing.md.
 
     `clickhouse` is used for `auto` and `clickhouse:URL`, and not closed. `container` is the name of
     the target's container in our pod. "" accepts any container. Raises ValueError if the meter

@@ -1,0 +1,218 @@
+"""The command line: `byoc-control-plane run receiver consumer`."""
+
+import argparse
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import Any
+
+import msgspec
+import structlog
+
+from byoc_agents.alerts.reloadable_secret import ReloadableSecret
+from byoc_agents.app import logging as log
+from byoc_agents.app import signals
+from byoc_agents.app.clock import SystemClock
+from byoc_agents.app.http_server import Listen, serve
+from byoc_agents.app.settings import load, unknown
+from byoc_agents.egress.aws import aws_config, aws_session, fetch_credentials
+from byoc_agents.egress.destinations import (
+    credential_destinations,
+    endpoint_url,
+    sqs_destination,
+)
+from byoc_agents.egress.gate import Gate
+from byoc_agents.egress.regions import sqs_region
+from byoc_agents.errors import ConfigError
+from byoc_control_plane import __version__
+from byoc_control_plane.consumer import Consumer
+from byoc_control_plane.inserter import Inserter
+from byoc_control_plane.metrics import PlaneMetrics, serve_metrics
+from byoc_control_plane.progress import Progress, SilenceWatch, StreamName
+from byoc_control_plane.receiver import LIMITS, Receiver
+from byoc_control_plane.schema import PREFIXES, table_statements, tenant_statements
+from byoc_control_plane.settings import ConsumerSettings, PlaneSettings, ReceiverSettings
+from byoc_control_plane.store import Store, StoreError, create_tables, open_store
+
+PARTS: dict[str, type[msgspec.Struct]] = {
+    "receiver": ReceiverSettings,
+    "consumer": ConsumerSettings,
+}
+FORWARDER_PAUSE_SECONDS = 60.0  # the longest pause of a forwarder between two attempts
+SECRET_SECONDS = 1.0  # between two looks at the file of a secret
+STORE_PAUSE_SECONDS = 2.0  # between two attempts to reach ClickHouse at the start
+
+
+class Process:
+    """One process: the parts that were asked for, one store, one page of metrics."""
+
+    def __init__(self, store: Store, settings: PlaneSettings, stack: AsyncExitStack) -> None:
+        self.clock = SystemClock()
+        self.metrics = PlaneMetrics()
+        self.inserter = Inserter(store, self.metrics)
+        self._store = store
+        self._settings = settings
+        self._stack = stack
+
+    def progress(self, stream: StreamName, redelivery_seconds: float) -> Progress:
+        """Return the progress of this process on a stream."""
+        name = self._settings.name or socket.gethostname()
+        redelivery: dict[str, Any] = {"redelivery_seconds": redelivery_seconds}
+        return Progress(self._store, self.clock, stream, name, **redelivery)
+
+    async def open_receiver(self, own: ReceiverSettings) -> tuple[Receiver, Progress]:
+        """Listen for deliveries."""
+        progress = self.progress("alerts", FORWARDER_PAUSE_SECONDS)
+        secrets = [
+            ReloadableSecret(text, path, check_seconds=SECRET_SECONDS)
+            for text, path in (
+                (own.token, own.token_file),
+                (own.signing_secret, own.signing_secret_file),
+            )
+        ]
+        receiver = Receiver(
+            self.inserter,
+            progress,
+            self.metrics,
+            self.clock,
+            tokens=secrets[0].words,
+            signing_secrets=secrets[1],
+        )
+        await progress.load()
+        listen = Listen(*own.listen, own.tls_cert_file, own.tls_key_file)
+        host, port = await self._stack.enter_async_context(serve(receiver.answer, listen, LIMITS))
+        structlog.get_logger().info("receiver.listening", host=host, port=port)
+        return receiver, progress
+
+    async def open_consumer(
+        self, own: ConsumerSettings, environ: Mapping[str, str]
+    ) -> tuple[Consumer, Progress]:
+        """Open a client of the queue. Raises ConfigError."""
+        endpoint = endpoint_url("sqs", environ)
+        queue = sqs_destination(own.queue_url, endpoint, setting="BYOC_PLANE_QUEUE_URL")
+        region = sqs_region(queue.host) or own.region
+        gate = Gate([queue, *credential_destinations(environ, region, services=["sqs"])])
+        session = aws_session(gate, region)
+        await fetch_credentials(session)
+        client = await self._stack.enter_async_context(
+            session.create_client(
+                "sqs",
+                region_name=region,
+                endpoint_url=endpoint or f"{queue.scheme}://{queue.host}:{queue.port}",
+                config=aws_config(
+                    gate,
+                    max_pool_connections=2 * own.loops,
+                    # Otherwise botocore composes a text for each request.
+                    user_agent=f"byoc-control-plane/{__version__}",
+                ),
+            )
+        )
+        progress = self.progress("state", own.visibility_seconds)
+        await progress.load()
+        consumer = Consumer(
+            client,
+            own.queue_url,
+            self.inserter,
+            progress,
+            self.metrics,
+            self.clock,
+            loops=own.loops,
+            visibility_seconds=own.visibility_seconds,
+        )
+        return consumer, progress
+
+
+async def _run(names: Sequence[str], environ: Mapping[str, str]) -> int:
+    structs: list[type[msgspec.Struct]] = [PlaneSettings, *(PARTS[name] for name in names)]
+    plane, *owns = load(structs, environ, {})
+    for mistake in unknown([PlaneSettings, *PARTS.values()], _own(environ), {}):
+        raise ConfigError([mistake])
+    log.configure(plane.log_level)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def set_stop() -> None:
+        loop.call_soon_threadsafe(stop.set)
+
+    with signals.stopping(set_stop):
+        async with AsyncExitStack() as stack:
+            store = await stack.enter_async_context(
+                open_store(plane.store_url, plane.store_password)
+            )
+            await _prepare(store, plane)
+            process = Process(store, plane, stack)
+            tasks = [asyncio.ensure_future(process.inserter.run())]
+            try:
+                for name, own in zip(names, owns, strict=True):
+                    part: Receiver | Consumer
+                    if name == "receiver":
+                        part, progress = await process.open_receiver(own)
+                    else:
+                        part, progress = await process.open_consumer(own, environ)
+                    tasks += [
+                        asyncio.ensure_future(part.run()),
+                        asyncio.ensure_future(progress.run()),
+                    ]
+                watch = SilenceWatch(store, process.clock, process.metrics)
+                tasks.append(asyncio.ensure_future(watch.run()))
+                host, port = await stack.enter_async_context(
+                    serve_metrics(process.metrics, plane.listen)
+                )
+                structlog.get_logger().info("metrics.listening", host=host, port=port)
+                stopped = asyncio.ensure_future(stop.wait())
+                done, _ = await asyncio.wait([*tasks, stopped], return_when="FIRST_COMPLETED")
+                for task in done:
+                    task.result()  # a defect ends the process with its own error
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+    log.close()
+    return 0
+
+
+def _own(environ: Mapping[str, str]) -> dict[str, str]:
+    return {name: text for name, text in environ.items() if name.startswith("BYOC_PLANE_")}
+
+
+async def _prepare(store: Store, settings: PlaneSettings) -> None:
+    """Wait for ClickHouse, and create the tables that are missing."""
+    while True:
+        try:
+            await store.run("SELECT 1")
+            if settings.tables != "existing":
+                await create_tables(store, settings.tables)
+        except StoreError as error:
+            structlog.get_logger().error("store.not_ready", error=str(error)[:300])
+            await asyncio.sleep(STORE_PAUSE_SECONDS)
+        else:
+            return
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit code."""
+    signals.install()
+    parser = argparse.ArgumentParser(prog="byoc-control-plane", description=__doc__)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="receive until SIGTERM; settings are BYOC_PLANE_*")
+    run.add_argument("part", nargs="+", choices=sorted(PARTS))
+    schema = commands.add_parser("schema", help="print the SQL of the tables and views")
+    schema.add_argument("--engine", choices=sorted(PREFIXES), default="single")
+    schema.add_argument("--tenants", action="store_true", help="print the row policies instead")
+    options = parser.parse_args(argv)
+    if options.command == "schema":
+        statements = tenant_statements() if options.tenants else table_statements(options.engine)
+        sys.stdout.write(";\n\n".join(statements) + ";\n")
+        return 0
+    try:
+        return asyncio.run(_run(list(dict.fromkeys(options.part)), os.environ))
+    except ConfigError as error:
+        sys.stderr.write("\n".join(error.mistakes) + "\n")
+        return 2
+    except OSError as error:
+        sys.stderr.write(f"cannot start: {error}\n")
+        return 1

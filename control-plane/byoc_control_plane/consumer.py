@@ -1,0 +1,162 @@
+"""SQS FIFO to ClickHouse: insert, then delete.
+
+Requires the permissions `sqs:ReceiveMessage` and `sqs:DeleteMessage` on the queue (DeleteMessage
+includes DeleteMessageBatch), and `kms:Decrypt` if the queue uses a customer key.
+
+The consumer keeps nothing. If it dies between insert and delete, the message is delivered again and
+replaces its own row. Any number of consumers may read one queue: SQS gives the messages of a group
+to one of them at a time.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import structlog
+from botocore.exceptions import BotoCoreError, ClientError
+
+from byoc_agents.app.clock import Clock
+from byoc_agents.errors import SendError
+from byoc_control_plane.inserter import Inserter
+from byoc_control_plane.metrics import PlaneMetrics
+from byoc_control_plane.progress import OUTAGE_MS, Progress
+from byoc_control_plane.rows import InvalidEventError, Row, build_rejected, build_row
+from byoc_control_plane.store import RowsRefusedError, StoreError
+
+BATCH = 10  # messages of one ReceiveMessage and of one DeleteMessageBatch; SQS quotas
+WAIT_SECONDS = 2  # of a long poll: an empty answer means that no message waited anywhere
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30.0  # after failures
+STREAM = "state"
+
+
+class Consumer:
+    """Reads one queue with several requests at a time.
+
+    Back-pressure: a loop receives again only after its batch is stored and deleted, so at most
+    `loops` x 10 messages are in memory.
+    """
+
+    def __init__(  # noqa: PLR0913, PLR0917  the queue, the store and the metrics
+        self,
+        client: Any,
+        queue_url: str,
+        inserter: Inserter,
+        progress: Progress,
+        metrics: PlaneMetrics,
+        clock: Clock,
+        *,
+        loops: int = 4,
+        visibility_seconds: int = 30,
+    ) -> None:
+        """`client` is an SQS client of aiobotocore."""
+        self._client = client
+        self._queue_url = queue_url
+        self._inserter = inserter
+        self._progress = progress
+        self._metrics = metrics
+        self._clock = clock
+        self._loops = loops
+        self._visibility_seconds = visibility_seconds
+        self._log = structlog.get_logger().bind(stream=STREAM)
+
+    async def run(self) -> None:
+        """Consume until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self._loops):
+                group.create_task(self._run_loop())
+
+    async def _run_loop(self) -> None:
+        pause_seconds = FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                await self.poll()
+            except (BotoCoreError, ClientError, SendError, StoreError, TimeoutError) as error:
+                # The messages of the batch become visible again by themselves.
+                if not isinstance(error, StoreError):
+                    self._metrics.queue_errors.inc()
+                self._log.warning("consumer.failed", error=str(error)[:300])
+                await self._clock.sleep(pause_seconds)
+                pause_seconds = min(2 * pause_seconds, LONGEST_PAUSE_SECONDS)
+            else:
+                pause_seconds = FIRST_PAUSE_SECONDS
+
+    async def poll(self) -> int:
+        """Receive, store and delete one batch; return its size.
+
+        Raises the errors of the client and StoreError; then nothing of the batch was deleted.
+        """
+        asked_ms = self._progress.now_ms
+        answer = await self._client.receive_message(
+            QueueUrl=self._queue_url,
+            MaxNumberOfMessages=BATCH,
+            WaitTimeSeconds=WAIT_SECONDS,
+            VisibilityTimeout=self._visibility_seconds,
+            MessageSystemAttributeNames=["SentTimestamp", "ApproximateReceiveCount"],
+        )
+        messages: Sequence[Mapping[str, Any]] = answer.get("Messages") or ()
+        if messages:
+            await self._store(messages)
+        self._progress.observe(asked_ms, caught_up=_caught_up(messages, asked_ms))
+        if messages:
+            await self._delete(messages)
+        return len(messages)
+
+    async def _store(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        rows = [self._build(message) for message in messages]
+        try:
+            await self._inserter.insert(rows)
+        except RowsRefusedError:
+            rows = [
+                await self._store_one(message, row)
+                for message, row in zip(messages, rows, strict=True)
+            ]
+        for row in rows:
+            outcome = "rejected" if row.table == "byoc_rejected" else "stored"
+            self._metrics.messages.labels(STREAM, outcome).inc()
+
+    async def _store_one(self, message: Mapping[str, Any], row: Row) -> Row:
+        """Store one row of a batch that ClickHouse refused; set it aside if it is the reason."""
+        try:
+            await self._inserter.insert([row])
+        except RowsRefusedError as error:
+            rejected = _reject(message, f"ClickHouse refuses the row: {error}")
+            await self._inserter.insert([rejected])
+            return rejected
+        return row
+
+    def _build(self, message: Mapping[str, Any]) -> Row:
+        try:
+            return build_row(message["Body"].encode(), _sent_ms(message))
+        except InvalidEventError as error:
+            self._log.error("message.rejected", id=message["MessageId"], error=str(error)[:300])
+            return _reject(message, str(error))
+
+    async def _delete(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        answer = await self._client.delete_message_batch(
+            QueueUrl=self._queue_url,
+            Entries=[
+                {"Id": str(number), "ReceiptHandle": message["ReceiptHandle"]}
+                for number, message in enumerate(messages)
+            ],
+        )
+        for failed in answer.get("Failed") or ():  # delivered again, and stored as the same row
+            self._log.warning("message.not_deleted", code=failed.get("Code"))
+
+
+def _sent_ms(message: Mapping[str, Any]) -> int:
+    """Return when SQS accepted the message, milliseconds since 1970: equal in every delivery."""
+    return int(message["Attributes"]["SentTimestamp"])
+
+
+def _reject(message: Mapping[str, Any], reason: str) -> Row:
+    body = message["Body"].encode(errors="replace")
+    return build_rejected(STREAM, message["MessageId"], body, reason, _sent_ms(message))
+
+
+def _caught_up(messages: Sequence[Mapping[str, Any]], asked_ms: int) -> bool:
+    """Return whether no message waited long. Repeated deliveries do not count: they waited here."""
+    return all(
+        asked_ms - _sent_ms(message) <= OUTAGE_MS
+        for message in messages
+        if message["Attributes"].get("ApproximateReceiveCount") == "1"
+    )

@@ -1,0 +1,95 @@
+"""The metrics of the control plane, and the page that shows them."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    generate_latest,
+)
+
+from byoc_agents.app.http_server import SERVER_HEADER, Listen, PortLimits, serve
+from byoc_control_plane import __version__
+
+LIMITS = PortLimits(max_unauthenticated=32)  # Prometheus, a load balancer and people need a few
+
+
+class PlaneMetrics:
+    """All metrics of one process. Label values are closed words, except the names of replicas."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        build = Gauge(
+            "byoc_plane_build_info", "1, with the version", ["version"], registry=self.registry
+        )
+        build.labels(__version__).set(1)
+        self.messages = Counter(
+            "byoc_plane_messages_total",
+            "Messages by outcome: stored, or rejected and kept in byoc_rejected",
+            ["stream", "outcome"],
+            registry=self.registry,
+        )
+        self.requests = Counter(
+            "byoc_plane_requests_total",
+            "Requests to the receiver by the status of the answer",
+            ["code"],
+            registry=self.registry,
+        )
+        self.store_errors = Counter(
+            "byoc_plane_store_errors_total",
+            "Statements that ClickHouse did not execute",
+            registry=self.registry,
+        )
+        self.queue_errors = Counter(
+            "byoc_plane_queue_errors_total", "Failed requests to the queue", registry=self.registry
+        )
+        self.progress = Gauge(
+            "byoc_plane_progress_timestamp_seconds",
+            "Up to when a stream is received, by the newest progress of all processes",
+            ["stream"],
+            registry=self.registry,
+        )
+        self.steady = Gauge(
+            "byoc_plane_steady_timestamp_seconds",
+            "Since when a stream is received without interruption and without backlog",
+            ["stream"],
+            registry=self.registry,
+        )
+        self.agents = Gauge(
+            "byoc_plane_agents", "Supervised daemons", ["daemon"], registry=self.registry
+        )
+        self.silent_agents = Gauge(
+            "byoc_plane_silent_agents", "Silent daemons", ["daemon"], registry=self.registry
+        )
+        self.silent_seconds = Gauge(
+            "byoc_plane_silent_seconds",
+            "For how long a daemon is silent; only silent ones have a series, 1,000 at most",
+            ["organization_id", "service_id", "replica", "daemon"],
+            registry=self.registry,
+        )
+
+
+@asynccontextmanager
+async def serve_metrics(
+    metrics: PlaneMetrics, listen: tuple[str, int]
+) -> AsyncIterator[tuple[str, int]]:
+    """Serve /metrics and /healthz; yield the bound address. Raises OSError."""
+
+    async def answer(request: web.BaseRequest) -> web.Response:
+        if request.path == "/metrics" and request.method in {"GET", "HEAD"}:
+            body = generate_latest(metrics.registry)
+            headers = {"Content-Type": CONTENT_TYPE_LATEST}
+            response = web.Response(body=body, headers=SERVER_HEADER | headers)
+        elif request.path == "/healthz" and request.method in {"GET", "HEAD"}:
+            response = web.Response(text="ok\n", headers=SERVER_HEADER)
+        else:
+            response = web.Response(status=404, headers=SERVER_HEADER)
+            response.force_close()
+        return response
+
+    async with serve(answer, Listen(*listen), LIMITS) as address:
+        yield address

@@ -1,0 +1,231 @@
+"""`POST /v1/events`: what the alert forwarders deliver. 2xx only after the insert.
+
+The contract is docs/contracts/control-plane.openapi.yaml. A 2xx and a rejection have the form by
+which the forwarder knows that this receiver answered, and no device on the path.
+"""
+
+import asyncio
+import hashlib
+import hmac
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+import msgspec
+import structlog
+from aiohttp import web
+
+from byoc_agents.app.clock import Clock
+from byoc_agents.app.http_server import SERVER_HEADER, ClientConnection, PortLimits
+from byoc_agents.sinks.control_plane import CODES, Rejected, Stored
+from byoc_agents.sinks.https import signatures, signing_keys
+from byoc_control_plane.inserter import Inserter
+from byoc_control_plane.metrics import PlaneMetrics
+from byoc_control_plane.progress import INTERVAL_SECONDS, Progress
+from byoc_control_plane.rows import InvalidEventError, Row, build_row
+from byoc_control_plane.store import RowsRefusedError, StoreError
+
+PATH = "/v1/events"
+TOLERANCE_SECONDS = 300  # Standard Webhooks: an older signature is a replay
+LIMITS = PortLimits(max_unauthenticated=64, max_authenticated=512)  # as the forwarder's webhook
+MAX_BODY_BYTES = 1024**2  # four times the forwarder's largest batch
+MAX_EVENTS = 500  # the largest BYOC_ALERTS_MAX_BATCH
+MAX_BODIES = 64  # in memory at once: 64 MiB, and as much again as rows
+BODY_SECONDS = 10.0  # from the headers to the end of the body
+REMEMBERED = 100_000  # deliveries that were stored; a repeat is answered without an insert
+RETRY_SECONDS = "2"
+SINGLE, BATCH = "application/cloudevents+json", "application/cloudevents-batch+json"
+STREAM = "alerts"
+
+Decision = tuple[int, str | Stored]  # the status; the reason of a refusal
+
+
+class Receiver:
+    """Checks, stores and answers deliveries."""
+
+    def __init__(  # noqa: PLR0913  two secrets, the store and the metrics
+        self,
+        inserter: Inserter,
+        progress: Progress,
+        metrics: PlaneMetrics,
+        clock: Clock,
+        *,
+        tokens: Callable[[], Sequence[str]],
+        signing_secrets: Callable[[], str],
+        body_seconds: float = BODY_SECONDS,
+        max_bodies: int = MAX_BODIES,
+    ) -> None:
+        """`tokens` and `signing_secrets` return several of them, for example during a rotation.
+
+        A token `ORGANIZATION:TOKEN` is accepted for events of that organization only.
+        """
+        self._inserter = inserter
+        self._progress = progress
+        self._metrics = metrics
+        self._clock = clock
+        self._tokens = tokens
+        self._signing_secrets = signing_secrets
+        self._body_seconds = body_seconds
+        self._free = max_bodies
+        self._stored: OrderedDict[bytes, int] = OrderedDict()  # delivery -> its events
+        self._log = structlog.get_logger().bind(stream=STREAM)
+
+    async def run(self) -> None:
+        """Report once per second, until cancelled, that deliveries are accepted."""
+        while True:
+            self._progress.observe(self._progress.now_ms, caught_up=True)
+            await self._clock.sleep(INTERVAL_SECONDS)
+
+    async def answer(self, request: web.BaseRequest) -> web.Response:
+        """Answer one request."""
+        status, content = await self._decide(request)
+        self._metrics.requests.labels(str(status)).inc()
+        if status >= 500:  # noqa: PLR2004  a sender that is sent away may look silent
+            self._progress.observe(self._progress.now_ms, caught_up=False)
+        if status != 200:  # noqa: PLR2004  the only success
+            self._log.warning("delivery.refused", status=status, why=content, peer=request.remote)
+        response = web.json_response(
+            body=msgspec.json.encode(_answer(request, status, content)),
+            status=status,
+            headers=SERVER_HEADER,
+        )
+        if status == 503:  # noqa: PLR2004
+            response.headers["Retry-After"] = RETRY_SECONDS
+        if status == 401:  # noqa: PLR2004  RFC 9110
+            response.headers["WWW-Authenticate"] = "Bearer"
+            response.force_close()  # an unknown client keeps no connection
+        if not request.content.is_eof():
+            response.force_close()  # the rest of the body is not read
+        return response
+
+    async def _decide(self, request: web.BaseRequest) -> Decision:
+        """Return the status, and the numbers stored or the reason of the refusal."""
+        if refused := self._refuse_head(request):
+            return refused
+        self._free -= 1
+        try:
+            async with asyncio.timeout(self._body_seconds):
+                body = await _read_body(request)
+            if body is None:
+                return 413, "too large"
+            if not self._is_signed(request, body):
+                return 401, "unauthorized"
+            return await self._store(request, body)
+        except TimeoutError:
+            return 503, "too slow"
+        except (web.RequestPayloadError, ConnectionError):
+            return 400, "broken body"
+        finally:
+            self._free += 1
+
+    def _refuse_head(self, request: web.BaseRequest) -> tuple[int, str] | None:
+        """Return the answer to a request whose body is not read, or None."""
+        checks = (
+            (request.path == PATH, 404, "not found"),
+            (request.method == "POST", 405, "expected POST"),
+            (self._owners(request), 401, "unauthorized"),
+            (request.content_type in {SINGLE, BATCH}, 415, "expected CloudEvents in JSON"),
+            ("Content-Encoding" not in request.headers, 415, "expected no Content-Encoding"),
+            (self._free > 0, 503, "busy"),
+        )
+        refusals = ((status, word) for holds, status, word in checks if not holds)
+        if refused := next(refusals, None):
+            return refused
+        protocol = request.protocol
+        if isinstance(protocol, ClientConnection) and not protocol.authenticate():
+            return 503, "busy"
+        return None
+
+    async def _store(self, request: web.BaseRequest, body: bytes) -> Decision:
+        delivery_id = request.headers["webhook-id"]
+        sender = request.headers["Authorization"]
+        digest = hashlib.sha256(f"{sender}\n{delivery_id}\n".encode() + body).digest()
+        if known := self._stored.get(digest):
+            return 200, Stored(stored=0, duplicates=known)
+        try:
+            rows = _rows(request.content_type, body, self._progress.now_ms)
+            if not self._may_send(request, rows):
+                return 403, "another organization"
+            await self._inserter.insert(rows)
+        except (InvalidEventError, RowsRefusedError) as error:
+            self._metrics.messages.labels(STREAM, "rejected").inc()
+            self._log.error("delivery.invalid", error=str(error)[:300])
+            return 422, "not a valid event"
+        except StoreError:
+            return 503, "not stored"
+        self._metrics.messages.labels(STREAM, "stored").inc(len(rows))
+        self._stored[digest] = len(rows)
+        if len(self._stored) > REMEMBERED:
+            self._stored.popitem(last=False)
+        return 200, Stored(stored=len(rows), duplicates=0)
+
+    def _owners(self, request: web.BaseRequest) -> list[str]:
+        """Return the organizations that the request's token belongs to; "" is every one."""
+        given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
+        known = [token.rpartition(":") for token in self._tokens()]  # no token holds a colon
+        return [
+            owner
+            for owner, _, token in known
+            if hmac.compare_digest(given, f"Bearer {token}".encode())
+        ]
+
+    def _may_send(self, request: web.BaseRequest, rows: Sequence[Row]) -> bool:
+        owners = set(self._owners(request))
+        return "" in owners or {row.organization_id for row in rows} <= owners
+
+    def _is_signed(self, request: web.BaseRequest, body: bytes) -> bool:
+        """Return whether one signature is by one of our keys and not too old."""
+        delivery_id = request.headers.get("webhook-id", "")
+        timestamp = request.headers.get("webhook-timestamp", "")
+        if not (delivery_id.isascii() and 0 < len(delivery_id) <= 64):  # noqa: PLR2004  the contract
+            return False
+        if not (timestamp.isascii() and timestamp.isdigit() and len(timestamp) <= 12):  # noqa: PLR2004
+            return False
+        age_seconds = self._clock.wall_ns() / 1e9 - int(timestamp)
+        if abs(age_seconds) > TOLERANCE_SECONDS:
+            return False
+        keys = signing_keys(self._signing_secrets())
+        ours = signatures(keys, delivery_id, int(timestamp), body).split()
+        theirs = request.headers.get("webhook-signature", "").split()[:10]
+        equal = (
+            hmac.compare_digest(a.encode(), b.encode("utf-8", "surrogateescape"))
+            for a in ours
+            for b in theirs
+        )
+        return sum(equal) > 0  # compares with each
+
+
+def _answer(
+    request: web.BaseRequest, status: int, content: str | Stored
+) -> Stored | Rejected | dict[str, str]:
+    """Return the body of an answer. A rejection names the delivery that it is about."""
+    if isinstance(content, Stored):
+        return content
+    if status in CODES:
+        return Rejected(request.headers.get("webhook-id", ""), CODES[status])
+    return {"status": content}
+
+
+async def _read_body(request: web.BaseRequest) -> bytes | None:
+    """Return the body, or None if it is larger than MAX_BODY_BYTES."""
+    if (request.content_length or 0) > MAX_BODY_BYTES:
+        return None
+    parts, size = [], 0
+    async for part in request.content.iter_any():
+        size += len(part)
+        if size > MAX_BODY_BYTES:
+            return None
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _rows(content_type: str, body: bytes, arrived_at_ms: int) -> list[Row]:
+    """Return the rows of a delivery, of all its events. Raises InvalidEventError."""
+    if content_type == SINGLE:
+        return [build_row(body, arrived_at_ms)]
+    try:
+        events = msgspec.json.decode(body, type=list[msgspec.Raw])
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise InvalidEventError(f"not an array: {error}") from error
+    if not 0 < len(events) <= MAX_EVENTS:
+        raise InvalidEventError(f"{len(events)} events: expected 1 to {MAX_EVENTS}")
+    return [build_row(bytes(event), arrived_at_ms) for event in events]

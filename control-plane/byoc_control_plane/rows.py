@@ -1,0 +1,121 @@
+"""Events as rows: which table an event belongs to, and its columns.
+
+An event of an unknown type is accepted as it is, so that newer agents lose nothing: its names and
+its whole text are stored. An event of a known type must have every field of its type.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from byoc_agents.alerts.events import (
+    ALERT,
+    HEARTBEAT,
+    WATCHDOG,
+    AlertEvent,
+    HeartbeatEvent,
+    WatchdogEvent,
+)
+from byoc_agents.app.cloudevents import Event, parse_rfc3339, rfc3339
+from byoc_agents.state.message import STATE, SUMMARY, StateEvent, SummaryEvent
+
+STATE_TABLE, ALERTS_TABLE, REJECTED_TABLE = "byoc_state", "byoc_alerts", "byoc_rejected"
+KNOWN: dict[str, type[Event]] = {
+    STATE: StateEvent,
+    SUMMARY: SummaryEvent,
+    ALERT: AlertEvent,
+    WATCHDOG: WatchdogEvent,
+    HEARTBEAT: HeartbeatEvent,
+}
+# Columns that are fields of `data` under the same name.
+STATE_COLUMNS = (
+    *("organization_id", "service_id", "replica", "region", "kind", "state", "state_since"),
+    *("healthy", "version", "uptime_seconds", "heartbeat_seconds", "epoch", "sequence"),
+    *("transition", "lost_transitions"),
+)
+ALERT_COLUMNS = (
+    *("organization_id", "service_id", "replica", "region", "status", "notification"),
+    *("fingerprint", "starts_at", "ends_at", "received_at", "labels", "annotations", "started_at"),
+    *("sequence", "interval_seconds", "stopping", "backlog_records", "dead_letters"),
+)
+MAX_TIME_MS = 4_102_444_800_000  # 2100-01-01: DateTime64 and its partitions hold it
+
+_envelope = msgspec.json.Decoder(Event)
+_any = msgspec.json.Decoder()
+_known = {name: msgspec.json.Decoder(kind) for name, kind in KNOWN.items()}
+
+
+class Row(NamedTuple):
+    """One row. `key` is the event's source and id: two rows with one key are the same event."""
+
+    table: str
+    key: tuple[str, str]
+    line: bytes  # JSON
+    organization_id: str  # that the event names; empty if it names none
+
+
+class InvalidEventError(ValueError):
+    """The bytes are not an event of this contract. `str()` says why, without quoting the bytes."""
+
+
+def build_row(body: bytes, arrived_at_ms: int) -> Row:
+    """Return the row of one event. Raises InvalidEventError."""
+    try:
+        envelope = _envelope.decode(body)
+        event: dict[str, Any] = _any.decode(body)
+        text = body.decode()
+        if not (envelope.id and envelope.source):
+            raise InvalidEventError("an empty id or source")
+        if not 0 <= parse_rfc3339(envelope.time) < MAX_TIME_MS:
+            raise InvalidEventError("time is not between 1970 and 2100")
+        data = event.get("data")
+        known = KNOWN.get(envelope.type)
+        if known:
+            _known[envelope.type].decode(body)
+            if missing := set(known.__struct_fields__) - event.keys():
+                raise InvalidEventError(f"without the field {min(missing)}")
+    except InvalidEventError:
+        raise
+    except (msgspec.MsgspecError, ValueError, OverflowError) as error:
+        raise InvalidEventError(f"not an event: {error}") from error
+    head = {
+        "source": envelope.source,
+        "id": envelope.id,
+        "type": envelope.type,
+        "time": envelope.time,
+        "arrived_at": rfc3339(arrived_at_ms),
+        "event": text,
+    }
+    return _row(head, data if isinstance(data, dict) else {}, known=known is not None)
+
+
+def _row(head: dict[str, Any], data: Mapping[str, Any], *, known: bool) -> Row:
+    is_state = head["type"].startswith("byoc.service.")
+    if known:
+        columns = STATE_COLUMNS if is_state else ALERT_COLUMNS
+        head |= {name: data[name] for name in columns if data.get(name) is not None}
+        if head["type"] == STATE:
+            codes = [reason["code"] for reason in data["reasons"]]
+            head["reasons"] = codes
+            head["stopping"] = data["state"] == "stopping" or "AGENT_STOPPING" in codes
+    else:  # only the names by which a customer's rows are found
+        names = ("organization_id", "service_id", "replica", "region")
+        head |= {name: data[name] for name in names if isinstance(data.get(name), str)}
+    table = STATE_TABLE if is_state else ALERTS_TABLE
+    key = (head["source"], head["id"])
+    return Row(table, key, msgspec.json.encode(head), head.get("organization_id", ""))
+
+
+def build_rejected(
+    stream: str, message_id: str, body: bytes, reason: str, arrived_at_ms: int
+) -> Row:
+    """Return the row that keeps a message that cannot become a row of its own table."""
+    line = {
+        "stream": stream,
+        "id": message_id,
+        "arrived_at": rfc3339(arrived_at_ms),
+        "reason": reason[:1000],
+        "body": body.decode(errors="replace"),
+    }
+    return Row(REJECTED_TABLE, (stream, message_id), msgspec.json.encode(line), "")

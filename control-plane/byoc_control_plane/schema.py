@@ -1,0 +1,42 @@
+"""The SQL of the control plane as a list of statements, for any of three table engines."""
+
+from pathlib import Path
+from typing import Literal
+
+import byoc_agents.billing
+
+SQL = Path(__file__).parent / "sql"
+USAGE_SQL = Path(byoc_agents.billing.__file__).parent / "sql"
+VIEWS = ("silent_now", "fleet_now", "billing_completeness_daily", "slo_daily")  # in their order
+
+TableEngine = Literal["single", "replicated", "shared"]
+PREFIXES: dict[TableEngine, str] = {
+    "single": "",
+    "replicated": "Replicated",  # keeper path and replica name come from the server's defaults
+    "shared": "Shared",
+}
+
+
+def split_statements(text: str) -> list[str]:
+    """Return the statements of a file; each ends with `;` at the end of a line."""
+    return [part.strip().removesuffix(";") for part in text.split(";\n") if part.strip()]
+
+
+def table_statements(engine: TableEngine = "single") -> list[str]:
+    """Return the statements that create the tables and views. They change nothing that exists."""
+    prefix = PREFIXES[engine]
+    usage = (USAGE_SQL / "table.sql").read_text()
+    usage = usage.replace("CREATE TABLE byoc_usage", "CREATE TABLE IF NOT EXISTS byoc_usage")
+    usage = usage.replace("ENGINE = ReplacingMergeTree", f"ENGINE = {prefix}ReplacingMergeTree")
+    tables = (SQL / "tables.sql").read_text().replace("{engine}", prefix)
+    totals = (USAGE_SQL / "totals.sql").read_text()
+    statements = split_statements(usage) + split_statements(tables)
+    statements += split_statements(f"CREATE VIEW IF NOT EXISTS billing_totals AS\n{totals}")
+    for view in VIEWS:
+        statements += split_statements((SQL / f"{view}.sql").read_text())
+    return statements
+
+
+def tenant_statements() -> list[str]:
+    """Return the statements that let each customer read its own rows and no others."""
+    return split_statements((SQL / "tenants.sql").read_text())

@@ -1,0 +1,139 @@
+"""The settings of the control plane, read from the environment."""
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from byoc_agents.app.settings import Setting, host_and_port, level, number
+from byoc_agents.sinks.https import signing_keys
+
+Tables = Literal["single", "replicated", "shared", "existing"]
+
+
+def _store_url(text: str) -> str:
+    if not text.startswith(("http://", "https://", "chdb:/")):
+        raise ValueError("another scheme")
+    return text
+
+
+def _tokens(text: str) -> str:
+    if not (text.isascii() and text.replace("\n", " ").isprintable()):
+        raise ValueError("other characters")
+    if not all(word.rpartition(":")[2] for word in text.split()):
+        raise ValueError("an organization without a token")
+    return text
+
+
+def _signing_secrets(text: str) -> str:
+    signing_keys(text)
+    return text
+
+
+def _loops(text: str) -> int:
+    return int(number(1, 8)(text))
+
+
+def _visibility(text: str) -> int:
+    return int(number(1, 3600)(text))
+
+
+class PlaneSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Settings of every process."""
+
+    store_url: Annotated[
+        str,
+        Setting(
+            "BYOC_PLANE_STORE_URL",
+            "http[s]://[user@]host:port/?database=name of ClickHouse, or chdb:/directory",
+            parse=_store_url,
+        ),
+    ]
+    store_password: Annotated[
+        str, Setting("BYOC_PLANE_STORE_PASSWORD", "the password of ClickHouse's user", secret=True)
+    ] = ""
+    tables: Annotated[
+        Tables,
+        Setting(
+            "BYOC_PLANE_TABLES",
+            "single, replicated or shared: create what is missing at the start; or existing",
+        ),
+    ] = "single"
+    listen: Annotated[
+        tuple[str, int],
+        Setting("BYOC_PLANE_LISTEN", "host:port of /metrics and /healthz", parse=host_and_port),
+    ] = ("127.0.0.1", 9465)
+    log_level: Annotated[
+        str, Setting("BYOC_PLANE_LOG_LEVEL", "debug, info, warning or error", parse=level)
+    ] = "info"
+    name: Annotated[
+        str, Setting("BYOC_PLANE_NAME", "the name of this process, the same after a restart")
+    ] = ""
+
+
+class ReceiverSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Settings of the receiver."""
+
+    token: Annotated[
+        str,
+        Setting(
+            "BYOC_PLANE_TOKEN",
+            "the bearer tokens of the forwarders, one per line: TOKEN, or ORGANIZATION:TOKEN",
+            secret=True,
+            parse=_tokens,
+        ),
+    ]
+    signing_secret: Annotated[
+        str,
+        Setting(
+            "BYOC_PLANE_SIGNING_SECRET",
+            "whsec_ and 24 to 64 bytes in base64; old and new, on two lines, during a rotation",
+            secret=True,
+            parse=_signing_secrets,
+        ),
+    ]
+    token_file: Annotated[
+        str, Setting("BYOC_PLANE_TOKEN_FILE", "a file with the token, reloaded when it changes")
+    ] = ""
+    signing_secret_file: Annotated[
+        str,
+        Setting(
+            "BYOC_PLANE_SIGNING_SECRET_FILE", "a file with the secret, reloaded when it changes"
+        ),
+    ] = ""
+    listen: Annotated[
+        tuple[str, int],
+        Setting("BYOC_PLANE_EVENTS_LISTEN", "host:port of the receiver", parse=host_and_port),
+    ] = ("127.0.0.1", 8443)
+    tls_cert_file: Annotated[
+        str, Setting("BYOC_PLANE_TLS_CERT_FILE", "the certificate chain of the receiver, PEM")
+    ] = ""
+    tls_key_file: Annotated[
+        str, Setting("BYOC_PLANE_TLS_KEY_FILE", "the private key of the certificate, PEM")
+    ] = ""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError if one of the two files of TLS is missing."""
+        if bool(self.tls_cert_file) != bool(self.tls_key_file):
+            raise ValueError(
+                "BYOC_PLANE_TLS_CERT_FILE: expected together with BYOC_PLANE_TLS_KEY_FILE"
+            )
+
+
+class ConsumerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Settings of the consumer."""
+
+    queue_url: Annotated[str, Setting("BYOC_PLANE_QUEUE_URL", "https://... of the SQS FIFO queue")]
+    region: Annotated[
+        str, Setting("BYOC_PLANE_REGION", "the region of a queue whose URL has none")
+    ] = "us-east-1"
+    loops: Annotated[
+        int, Setting("BYOC_PLANE_LOOPS", "requests to the queue at a time, 1 to 8", parse=_loops)
+    ] = 4
+    visibility_seconds: Annotated[
+        int,
+        Setting(
+            "BYOC_PLANE_VISIBILITY_SECONDS",
+            "1 to 3600: after so long a message of a consumer that died is delivered again",
+            parse=_visibility,
+        ),
+    ] = 30

@@ -1,0 +1,48 @@
+-- Daemons whose messages have stopped. Time counts up to the newest progress of the stream and from
+-- the later of two moments: the last message, and the beginning of uninterrupted reception. A daemon
+-- is silent after three heartbeats, and never before a message that was lost with a consumer could
+-- have been delivered again.
+CREATE VIEW IF NOT EXISTS silent_now AS
+WITH
+    horizons AS
+    (
+        SELECT stream, max(at) AS horizon FROM byoc_progress GROUP BY stream
+    ),
+    progress AS
+    (
+        SELECT
+            stream,
+            any(horizon) AS now_at,
+            max(steady_since) AS steady,
+            max(redelivery_seconds) AS redelivery
+        FROM byoc_progress FINAL
+        INNER JOIN horizons USING (stream)
+        WHERE at >= horizon - INTERVAL 10 SECOND
+        GROUP BY stream
+    ),
+    agents AS
+    (
+        SELECT
+            organization_id,
+            service_id,
+            replica,
+            daemon,
+            if(daemon = 'alert-forwarder', 'alerts', 'state') AS stream,
+            max(byoc_agents.last_seen) AS seen,
+            max(byoc_agents.retired_at) AS retired,
+            max(byoc_agents.latest) AS newest
+        FROM byoc_agents
+        GROUP BY organization_id, service_id, replica, daemon
+    )
+SELECT
+    organization_id,
+    service_id,
+    replica,
+    daemon,
+    seen AS last_seen,
+    (toUnixTimestamp64Milli(now_at) - toUnixTimestamp64Milli(greatest(seen, steady))) / 1000
+        AS silent_seconds,
+    greatest(3 * newest.3, newest.3 + redelivery) AS allowed_seconds
+FROM agents
+INNER JOIN progress USING (stream)
+WHERE seen > retired AND NOT newest.4 AND silent_seconds > allowed_seconds;

@@ -1,0 +1,139 @@
+-- The tables of the control plane. byoc_usage is the table of byoc_agents/billing/sql/table.sql.
+-- {engine} is empty for a single server, Replicated or Shared for a cluster; nothing else differs.
+-- A message that arrives twice is one row after a merge or with FINAL: (source, id) is its identity,
+-- and all other key columns are the same in every copy.
+CREATE TABLE IF NOT EXISTS byoc_state
+(
+    source String,
+    id String,
+    type LowCardinality(String),
+    time DateTime64(3, 'UTC'),
+    arrived_at DateTime64(3, 'UTC'),
+    organization_id LowCardinality(String),
+    service_id LowCardinality(String),
+    replica LowCardinality(String),
+    region LowCardinality(String),
+    kind LowCardinality(String),
+    state LowCardinality(String),
+    state_since Nullable(DateTime64(3, 'UTC')),
+    healthy Nullable(Bool),
+    reasons Array(LowCardinality(String)),
+    version LowCardinality(String),
+    uptime_seconds Nullable(UInt64),
+    heartbeat_seconds Float64,
+    epoch UInt64,
+    sequence UInt64,
+    transition UInt64,
+    lost_transitions UInt64,
+    stopping Bool,
+    event String CODEC(ZSTD(3))
+)
+ENGINE = {engine}ReplacingMergeTree
+PARTITION BY toYYYYMM(time)
+ORDER BY (organization_id, service_id, replica, type, epoch, sequence, source, id)
+TTL toDateTime(time) + INTERVAL 400 DAY;
+
+CREATE TABLE IF NOT EXISTS byoc_alerts
+(
+    source String,
+    id String,
+    type LowCardinality(String),
+    time DateTime64(3, 'UTC'),
+    arrived_at DateTime64(3, 'UTC'),
+    organization_id LowCardinality(String),
+    service_id LowCardinality(String),
+    replica LowCardinality(String),
+    region LowCardinality(String),
+    status LowCardinality(String),
+    notification LowCardinality(String),
+    fingerprint String,
+    starts_at Nullable(DateTime64(3, 'UTC')),
+    ends_at Nullable(DateTime64(3, 'UTC')),
+    received_at Nullable(DateTime64(3, 'UTC')),
+    labels Map(LowCardinality(String), String),
+    annotations Map(LowCardinality(String), String),
+    started_at Nullable(DateTime64(3, 'UTC')),
+    sequence UInt64,
+    interval_seconds Float64,
+    stopping Bool,
+    backlog_records UInt64,
+    dead_letters UInt64,
+    event String CODEC(ZSTD(3))
+)
+ENGINE = {engine}ReplacingMergeTree
+PARTITION BY toYYYYMM(time)
+ORDER BY (organization_id, service_id, type, time, source, id)
+TTL toDateTime(time) + INTERVAL 400 DAY;
+
+-- One row per replica and daemon: a message enrolls it, and so does nothing else.
+-- `latest` is (epoch, sequence, heartbeat_seconds, stopping) of the newest message.
+-- To end the supervision of a replica that will not return, insert its names with retired_at = now64(3).
+-- A later message enrolls it again.
+CREATE TABLE IF NOT EXISTS byoc_agents
+(
+    organization_id LowCardinality(String),
+    service_id LowCardinality(String),
+    replica LowCardinality(String),
+    daemon LowCardinality(String),
+    first_seen SimpleAggregateFunction(min, Nullable(DateTime64(3, 'UTC'))),
+    last_seen SimpleAggregateFunction(max, DateTime64(3, 'UTC')),
+    retired_at SimpleAggregateFunction(max, DateTime64(3, 'UTC')),
+    latest SimpleAggregateFunction(max, Tuple(UInt64, UInt64, Float64, Bool))
+)
+ENGINE = {engine}AggregatingMergeTree
+ORDER BY (organization_id, service_id, replica, daemon);
+
+CREATE MATERIALIZED VIEW IF NOT EXISTS byoc_agents_from_state TO byoc_agents AS
+SELECT
+    organization_id,
+    service_id,
+    replica,
+    'state-exporter' AS daemon,
+    min(toNullable(arrived_at)) AS first_seen,
+    max(arrived_at) AS last_seen,
+    max((epoch, sequence, heartbeat_seconds, stopping)) AS latest
+FROM byoc_state
+WHERE type = 'byoc.service.state.v1'
+GROUP BY organization_id, service_id, replica;
+
+CREATE MATERIALIZED VIEW IF NOT EXISTS byoc_agents_from_alerts TO byoc_agents AS
+SELECT
+    organization_id,
+    service_id,
+    replica,
+    'alert-forwarder' AS daemon,
+    min(toNullable(arrived_at)) AS first_seen,
+    max(arrived_at) AS last_seen,
+    max((toUInt64(toUnixTimestamp64Milli(assumeNotNull(started_at))), sequence, interval_seconds,
+        stopping)) AS latest
+FROM byoc_alerts
+WHERE type = 'byoc.alert.heartbeat.v1'
+GROUP BY organization_id, service_id, replica;
+
+-- How far each consumer and receiver has come. Silence is counted from these rows, never from the
+-- clock of the server: while nobody receives, nobody is silent.
+CREATE TABLE IF NOT EXISTS byoc_progress
+(
+    stream LowCardinality(String),
+    consumer String,
+    at DateTime64(3, 'UTC'),
+    steady_since DateTime64(3, 'UTC'),
+    redelivery_seconds Float64
+)
+ENGINE = {engine}ReplacingMergeTree(at)
+ORDER BY (stream, consumer)
+TTL toDateTime(at) + INTERVAL 1 DAY;
+
+-- Messages that can never become a row: kept as they came, for a person.
+CREATE TABLE IF NOT EXISTS byoc_rejected
+(
+    stream LowCardinality(String),
+    id String,
+    arrived_at DateTime64(3, 'UTC'),
+    reason String,
+    body String CODEC(ZSTD(3))
+)
+ENGINE = {engine}ReplacingMergeTree
+PARTITION BY toYYYYMM(arrived_at)
+ORDER BY (stream, id)
+TTL toDateTime(arrived_at) + INTERVAL 400 DAY;

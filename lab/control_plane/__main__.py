@@ -1,0 +1,212 @@
+"""`make control-plane`: the daemons of the demo send to a real control plane on this machine.
+
+The store is chdb in a process of its own, or a ClickHouse that `--store` names. The consumer and
+the receiver run as they do in production; billing objects are loaded with the project's load.sql.
+"""
+
+import argparse
+import asyncio
+import base64
+import json
+import os
+import secrets
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from byoc_control_plane.schema import USAGE_SQL, split_statements
+from byoc_control_plane.store import HttpStore, Store, StoreError, fetch_rows
+from lab.control_plane.processes import plane_environment, running_plane
+from lab.demo import alert_scenes, billing_scenes, state_scenes
+from lab.demo.alertmanager import Alertmanager
+from lab.demo.aws import REGION, Aws, embedded
+from lab.demo.daemons import Daemons
+from lab.demo.fifo import queue
+from lab.demo.process import DemoError, forget_accounts, started, written
+from lab.demo.snapshot import EXPORTER, FORWARDER, SCRAPER
+from lab.demo.storage import BUCKET, bucket
+from lab.demo.workload_process import living
+from lab.fakes.http import WEBHOOK_TOKEN
+from lab.fakes.state import HEALTHY, FakeClickHouse
+
+FLEET = (
+    "SELECT replica, state, version, state_exporter_seen, alert_forwarder_seen, billed_until,"
+    " silent_daemons FROM fleet_now ORDER BY replica"
+)
+STREAMS = {
+    "byoc_usage": "SELECT count() AS n FROM byoc_usage FINAL",
+    "byoc_state": "SELECT count() AS n FROM byoc_state FINAL",
+    "byoc_alerts": "SELECT count() AS n FROM byoc_alerts FINAL WHERE type = 'byoc.alert.v1'",
+}
+LOAD_SECONDS = 2.0  # between two looks at the bucket
+ONCE_SECONDS = 180.0  # for all rows to be there
+
+
+@asynccontextmanager
+async def running_store(directory: Path, url: str) -> AsyncIterator[str]:
+    """Yield the URL of a ClickHouse; without one, start chdb."""
+    if url:
+        yield url
+        return
+    argv = [sys.executable, "-m", "lab.control_plane.chdb_http", str(directory / "chdb")]
+    async with started(argv, directory / "chdb.log", plane_environment()) as child:
+        yield (await written(directory / "chdb.log", "http://", child, 60)).strip()
+
+
+async def load_usage(store: Store, aws: Aws) -> None:
+    """Load every object of the bucket, again and again: the table keeps each record once."""
+    (statement,) = split_statements((USAGE_SQL / "load.sql").read_text())
+    glob = "/v1/**/*.jsonl.{zst,gz}'"
+    place = f"'{aws.url}/{BUCKET}{glob}, 'demo', 'demo'"
+    statement = statement.replace(f"'https://BUCKET.s3.REGION.amazonaws.com{glob}", place)
+    while True:
+        try:
+            await store.run(statement)
+        except StoreError as error:  # an empty bucket is one too
+            _say(f"nothing loaded yet: {str(error)[:100]}")
+        await asyncio.sleep(LOAD_SECONDS)
+
+
+async def counts(store: Store) -> dict[str, int]:
+    """Return table -> number of rows that were read back."""
+    return {table: (await fetch_rows(store, query))[0]["n"] for table, query in STREAMS.items()}
+
+
+async def play(directory: Path, url: str, *, once: bool) -> int:
+    """Start everything and show what arrives. Raises DemoError."""
+    async with AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        aws = await enter(embedded())
+        await enter(bucket(aws))
+        messages = await enter(queue(aws))
+        session = await enter(aiohttp.ClientSession())
+        store_url = await enter(running_store(directory, url))
+        store = HttpStore(store_url, session)
+        token = secrets.token_urlsafe()
+        secret = f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}"
+        settings = aws.environ() | {
+            "BYOC_PLANE_STORE_URL": store_url,
+            "BYOC_PLANE_QUEUE_URL": messages.url,
+            "BYOC_PLANE_TOKEN": token,
+            "BYOC_PLANE_SIGNING_SECRET": secret,
+            "BYOC_PLANE_EVENTS_LISTEN": "127.0.0.1:0",
+        }
+        parts = ["receiver", "consumer"]
+        plane = await enter(running_plane(parts, directory / "control-plane.log", settings))
+        _say(f"store    {store_url}  (curl {store_url} --data 'SELECT * FROM fleet_now')")
+        _say(f"metrics  {plane.metrics_url}")
+        clickhouse = await enter(FakeClickHouse())
+        clickhouse.server.rows = HEALTHY
+        target = f"plane-{os.getpid()}"  # comm holds 15 bytes
+        agents = aws.environ() | _agent_settings(target, messages.url, clickhouse.url)
+        agents |= {
+            "BYOC_ALERTS_URL": plane.events_url,
+            "BYOC_ALERTS_TOKEN": token,
+            "BYOC_ALERTS_SIGNING_SECRET": secret,
+            "BYOC_ALERTS_WEBHOOK_TOKEN": WEBHOOK_TOKEN,
+            "BYOC_ALERTS_FINGERPRINT_SECRET": secrets.token_urlsafe(32),
+            "BYOC_ALERTS_MATCHERS": 'severity=~"critical|warning"',
+            "BYOC_ALERTS_ANNOTATIONS": "summary",
+        }
+        names = (SCRAPER, EXPORTER, FORWARDER)
+        daemons = await enter(Daemons(names, agents, directory, session))
+        await daemons.start()
+        await enter(living(target, directory, 1))
+        loading = asyncio.ensure_future(load_usage(store, aws))
+        stack.callback(loading.cancel)
+        await _notify(daemons, Alertmanager(session))
+        await _until_all_arrive(store, directory)
+        if not once:
+            await _show_until_cancelled(store)
+        _say("read back: " + ", ".join(f"{t} {n} rows" for t, n in (await counts(store)).items()))
+        for row in await fetch_rows(store, FLEET):
+            _say(json.dumps(row))
+        await daemons.stop()
+        if code := await plane.stop():
+            raise DemoError(f"the control plane ended with exit code {code}")
+    return 0
+
+
+def _agent_settings(target: str, queue_url: str, clickhouse_url: str) -> dict[str, str]:
+    return {
+        "BYOC_ORGANIZATION_ID": "demo-org",
+        "BYOC_SERVICE_ID": "demo-service",
+        "BYOC_REPLICA": "demo-replica-0",
+        "BYOC_REGION": REGION,
+        "BYOC_LISTEN": "127.0.0.1:0",
+        "BYOC_BILLING_BUCKET": BUCKET,
+        "BYOC_BILLING_TARGET": f"process:{target}",
+        "BYOC_STATE_QUEUE_URL": queue_url,
+        "BYOC_CLICKHOUSE_URL": clickhouse_url,
+        **billing_scenes.SETTINGS,
+        **state_scenes.SETTINGS,
+        **alert_scenes.SETTINGS,
+    }
+
+
+async def _notify(daemons: Daemons, alertmanager: Alertmanager) -> None:
+    """Hand one alert to the forwarder once its webhook listens."""
+    while not (webhook := _webhook(await daemons.status())):  # noqa: ASYNC110  another process
+        await asyncio.sleep(0.2)
+    await alertmanager.notify(webhook, alert_scenes.READONLY, "firing")
+
+
+def _webhook(status: Mapping[str, Any]) -> str:
+    return str(status.get(FORWARDER, {}).get("webhook_address", ""))
+
+
+async def _until_all_arrive(store: Store, directory: Path) -> None:
+    try:
+        async with asyncio.timeout(ONCE_SECONDS):
+            while not all((await counts(store)).values()):  # noqa: ASYNC110  another process
+                await asyncio.sleep(0.5)
+    except TimeoutError:
+        found = await counts(store)
+        raise DemoError(f"not all streams arrived: {found}; logs in {directory}") from None
+
+
+async def _show_until_cancelled(store: Store) -> None:
+    _say("Ctrl-C ends it")
+    stopped = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    while not stopped.is_set():
+        for row in await fetch_rows(store, FLEET):
+            _say(json.dumps(row))
+        try:
+            await asyncio.wait_for(stopped.wait(), 10)
+        except TimeoutError:
+            continue
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run it; return 0 after rows of all three streams were read back."""
+    parser = argparse.ArgumentParser(prog="make control-plane", description=__doc__)
+    parser.add_argument("--once", action="store_true", help="end after all rows have arrived")
+    parser.add_argument("--store", default="", help="URL of a ClickHouse; default: embedded chdb")
+    options = parser.parse_args(argv)
+    forget_accounts(os.environ)
+    with tempfile.TemporaryDirectory(prefix="byoc-plane-") as directory:
+        try:
+            return asyncio.run(play(Path(directory), options.store, once=options.once))
+        except DemoError as error:
+            sys.stderr.write(f"control-plane: {error}\n")
+            return 1
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,67 @@
+"""Processes of the control plane that may be killed and started again."""
+
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from lab.demo.process import Child, end, started, written
+from lab.real.parts import install
+
+ROOT = Path(__file__).resolve().parents[2]
+KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}  # of the double's account
+
+
+class _Listening(msgspec.Struct):
+    host: str
+    port: int
+
+
+@dataclass(slots=True)
+class PlaneProcess:
+    """A running `byoc-control-plane run ...`."""
+
+    child: Child
+    metrics_url: str
+    events_url: str  # empty without a receiver
+
+    async def kill(self) -> None:
+        """End it without a chance to write anything."""
+        await end(self.child, signal.SIGKILL)
+
+    async def stop(self) -> int:
+        """End it in good order; return the exit code."""
+        return await end(self.child, signal.SIGTERM)
+
+
+def plane_environment() -> dict[str, str]:
+    """Return what a process needs to import both distributions and chdb."""
+    paths = [ROOT / "control-plane", ROOT / "agents", install.CHDB]
+    return {"PYTHONPATH": os.pathsep.join(map(str, paths))}
+
+
+@asynccontextmanager
+async def running_plane(
+    parts: Sequence[str], log: Path, settings: Mapping[str, str]
+) -> AsyncIterator[PlaneProcess]:
+    """Start a process and wait until it receives; whatever happens, it is gone at the end."""
+    argv = [sys.executable, "-m", "byoc_control_plane", "run", *parts]
+    environ = {"BYOC_PLANE_LISTEN": "127.0.0.1:0"} | plane_environment() | dict(settings)
+    async with started(argv, log, environ) as child:
+        metrics = await _address(log, '"metrics.listening"', child)
+        events = ""
+        if "receiver" in parts:
+            address = await _address(log, '"receiver.listening"', child)
+            events = f"{address}/v1/events"
+        yield PlaneProcess(child, f"{metrics}/metrics", events)
+
+
+async def _address(log: Path, event: str, child: Child) -> str:
+    line = await written(log, event, child, 60)
+    found = msgspec.json.decode(line, type=_Listening)
+    return f"http://{found.host}:{found.port}"

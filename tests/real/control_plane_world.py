@@ -1,0 +1,67 @@
+"""The control plane's tables in chdb, and rows to fill them."""
+
+import json
+from collections.abc import Iterable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import chdb.session
+
+from byoc_agents.app.cloudevents import rfc3339
+from byoc_control_plane.rows import build_row
+from byoc_control_plane.schema import USAGE_SQL, split_statements, table_statements
+
+TABLES = ("byoc_usage", "byoc_state", "byoc_alerts", "byoc_agents", "byoc_progress")
+URL = "https://BUCKET.s3.REGION.amazonaws.com"
+
+
+def empty(session: chdb.session.Session) -> chdb.session.Session:
+    """Create the tables and views where they do not exist, and remove every row."""
+    for statement in table_statements():
+        session.query(statement)
+    session.query("SYSTEM STOP TTL MERGES")  # the events of the tests are of a fixed day
+    for table in (*TABLES, "byoc_rejected"):
+        session.query(f"TRUNCATE TABLE {table}")
+    return session
+
+
+def rows(session: chdb.session.Session, query: str) -> list[dict[str, Any]]:
+    """Return rows with every number as its own digits."""
+    settings = "output_format_json_quote_decimals=1, output_format_json_quote_64bit_integers=1"
+    text = str(session.query(f"{query} SETTINGS {settings}", "JSONEachRow"))
+    return [json.loads(line, parse_float=Decimal) for line in text.splitlines()]
+
+
+def load_usage(session: chdb.session.Session, place: Path) -> None:
+    """Load the objects of a directory that is laid out as the bucket."""
+    (statement,) = split_statements((USAGE_SQL / "load.sql").read_text())
+    opening = f"s3(\n    '{URL}/v1/**/*.jsonl.{{zst,gz}}'"
+    assert opening in statement
+    session.query(statement.replace(opening, f"file('{place}/v1/**/*.jsonl.{{zst,gz}}'"))
+
+
+def store_events(session: chdb.session.Session, bodies: Iterable[bytes], arrived_ms: int) -> None:
+    """Insert events as the receiving processes do."""
+    for body in bodies:
+        row = build_row(body, arrived_ms)
+        session.query(
+            f"INSERT INTO {row.table} SETTINGS date_time_input_format='best_effort' "
+            f"FORMAT JSONEachRow\n{row.line.decode()}"
+        )
+
+
+def record_progress(
+    session: chdb.session.Session,
+    at_ms: int,
+    *,
+    stream: str = "state",
+    consumer: str = "a",
+    steady_ms: int = 0,
+    redelivery: float = 30,
+) -> None:
+    """Insert one progress row."""
+    session.query(
+        f"INSERT INTO byoc_progress SETTINGS date_time_input_format='best_effort' VALUES "
+        f"('{stream}', '{consumer}', '{rfc3339(at_ms)}', '{rfc3339(steady_ms)}', {redelivery})"
+    )

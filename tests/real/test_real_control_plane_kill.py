@@ -1,0 +1,214 @@
+"""Consumers and receivers that are killed at random: every message is one row, none is missing.
+
+`PLANE_KILLS=1000 make test-real PYTEST_ARGS=tests/real/test_real_control_plane_kill.py` kills more.
+"""
+
+import asyncio
+import base64
+import os
+import random
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import aiohttp
+import chdb.session
+import pytest
+
+from byoc_agents.app.clock import SystemClock
+from byoc_agents.app.cloudevents import encode
+from byoc_agents.delivery.sink import Message
+from byoc_agents.errors import Reason
+from byoc_agents.sinks.https import HttpsSink
+from lab.control_plane.chdb_http import ChdbServer, serving_chdb
+from lab.control_plane.messages import Replica, message_id, watch_alert
+from lab.control_plane.processes import KEYS, plane_environment, running_plane
+from lab.fakes.fifo import FakeFifo
+from lab.real.parts.process import free_port
+from tests.real.control_plane_world import empty, rows
+
+pytestmark = pytest.mark.real
+
+KILLS = int(os.environ.get("PLANE_KILLS", "12"))
+SECRET = "whsec_" + base64.b64encode(b"k" * 32).decode()
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[chdb.session.Session]:
+    session = chdb.session.Session(str(tmp_path_factory.mktemp("chdb")))
+    yield session
+    session.close()
+
+
+@pytest.fixture
+async def server(engine: chdb.session.Session) -> AsyncIterator[ChdbServer]:
+    empty(engine)
+    async with serving_chdb(engine) as server:
+        yield server
+
+
+class Feeder:
+    """Sends messages of many replicas into the queue, as exporters do."""
+
+    def __init__(self, queue: FakeFifo) -> None:
+        self.sent: list[str] = []
+        self._queue = queue
+        self._replicas = [Replica(replica=f"r-{n}") for n in range(30)]
+
+    async def run(self) -> None:
+        """Send 1,000 messages per second, in bursts, until cancelled."""
+        while True:
+            for replica in self._replicas:
+                self.send(replica)
+            await asyncio.sleep(0.03)
+
+    def send(self, replica: Replica) -> None:
+        body = replica.message(SystemClock().wall_ns() // 1_000_000)
+        self.sent.append(message_id(body))
+        self._queue.add(replica.group, self.sent[-1], body.decode())
+
+
+def consumer_settings(queue: FakeFifo, store_url: str, name: str) -> dict[str, str]:
+    return KEYS | {
+        "BYOC_PLANE_QUEUE_URL": queue.queue_url,
+        "BYOC_PLANE_STORE_URL": store_url,
+        "BYOC_PLANE_VISIBILITY_SECONDS": "1",
+        "BYOC_PLANE_NAME": name,
+    }
+
+
+async def emptied(queue: FakeFifo) -> None:
+    async with asyncio.timeout(120):
+        while queue.waiting:  # noqa: ASYNC110  other processes empty it
+            await asyncio.sleep(0.1)
+
+
+async def test_two_consumers_that_are_killed_store_every_message_once(
+    engine: chdb.session.Session, server: ChdbServer, tmp_path: Path
+) -> None:
+    chance = random.Random(KILLS)
+    async with FakeFifo() as queue, AsyncExitStack() as stack:
+        feeder = Feeder(queue)
+
+        lasts = [asyncio.Event(), asyncio.Event()]
+
+        async def live(name: str, kills: int, reached_last: asyncio.Event) -> None:
+            settings = consumer_settings(queue, server.http.url, name)
+            for life in range(kills):
+                async with running_plane(["consumer"], tmp_path / f"{name}-{life}", settings) as it:
+                    await asyncio.sleep(chance.uniform(0, 0.5))
+                    await it.kill()
+            last = await stack.enter_async_context(
+                running_plane(["consumer"], tmp_path / f"{name}-last", settings)
+            )
+            reached_last.set()
+            await emptied(queue)
+            assert await last.stop() == 0
+
+        feeding = asyncio.ensure_future(feeder.run())
+        lives = [
+            asyncio.ensure_future(live(name, KILLS // 2, last))
+            for name, last in zip(("a", "b"), lasts, strict=True)
+        ]
+        await asyncio.wait_for(asyncio.gather(*(last.wait() for last in lasts)), 300)
+        feeding.cancel()
+        await asyncio.gather(*lives)
+        repeated = queue.deliveries - len(feeder.sent)
+    stored = rows(engine, "SELECT id, count() n FROM byoc_state FINAL GROUP BY id, source")
+    assert sorted(row["id"] for row in stored) == sorted(feeder.sent)
+    assert {row["n"] for row in stored} == {"1"}
+    assert rows(engine, "SELECT count() n FROM byoc_rejected") == [{"n": "0"}]
+    print(f"{len(feeder.sent)} messages, {KILLS} kills, {repeated} delivered again")
+    assert len(feeder.sent) > 1000
+
+
+async def test_an_embedded_store_that_is_killed_with_its_consumer_keeps_every_message(
+    tmp_path: Path,
+) -> None:
+    """The engine dies in the middle of its inserts and is read by another process at the end."""
+    chance = random.Random(KILLS)
+    async with FakeFifo() as queue:
+        feeder = Feeder(queue)
+        settings = consumer_settings(queue, f"chdb:{tmp_path}/store", "a")
+        feeding = asyncio.ensure_future(feeder.run())
+        for life in range(max(3, KILLS // 4)):
+            async with running_plane(["consumer"], tmp_path / f"log-{life}", settings) as it:
+                await asyncio.sleep(chance.uniform(0.1, 0.6))
+                await it.kill()
+        feeding.cancel()
+        async with running_plane(["consumer"], tmp_path / "log-last", settings) as it:
+            await emptied(queue)
+            assert await it.stop() == 0
+    ids = await read_elsewhere(tmp_path / "store", "byoc_state", "id")
+    assert sorted(ids) == sorted(feeder.sent)
+
+
+async def read_elsewhere(store: Path, table: str, column: str) -> list[str]:
+    """Return a column of a store, read by a process of its own."""
+    code = (
+        "import sys; from chdb.session import Session; "
+        "print(Session(sys.argv[1]).query(sys.argv[2], 'TSV'))"
+    )
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", code, str(store), f"SELECT {column} FROM {table} FINAL"),
+        env=os.environ | plane_environment(),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    out, _ = await child.communicate()
+    assert child.returncode == 0
+    return out.decode().split()
+
+
+async def test_a_receiver_that_is_killed_has_every_event_it_accepted_and_no_other(
+    engine: chdb.session.Session, server: ChdbServer, tmp_path: Path
+) -> None:
+    chance = random.Random(KILLS)
+    settings = {
+        "BYOC_PLANE_STORE_URL": server.http.url,
+        "BYOC_PLANE_TOKEN": "tok",
+        "BYOC_PLANE_SIGNING_SECRET": SECRET,
+        "BYOC_PLANE_EVENTS_LISTEN": f"127.0.0.1:{free_port()}",
+        "BYOC_PLANE_NAME": "r",
+    }
+    url = f"http://{settings['BYOC_PLANE_EVENTS_LISTEN']}/v1/events"
+    accepted: list[str] = []
+    attempts = 0
+    done = asyncio.Event()
+
+    async def forward(session: aiohttp.ClientSession, lane: int) -> None:
+        """Send batches in order, each until it is accepted, as a forwarder does."""
+        nonlocal attempts
+        sink = HttpsSink(
+            url, session, token=lambda: "tok", signing_secret=lambda: SECRET, clock=SystemClock()
+        )
+        number = 0
+        while not done.is_set():
+            now_ms = SystemClock().wall_ns() // 1_000_000
+            events = [watch_alert(now_ms, lane * 10**6 + number + n) for n in range(5)]
+            batch = [Message(one.id, one.type, encode(one), now_ms) for one in events]
+            number += 5
+            while True:
+                attempts += 1
+                outcomes = await sink.send(batch)
+                if all(outcome.reason is Reason.OK for outcome in outcomes):
+                    break
+                await asyncio.sleep(0.05)
+            accepted.extend(message.id for message in batch)
+
+    async with aiohttp.ClientSession() as session:
+        lanes = [asyncio.ensure_future(forward(session, lane)) for lane in range(4)]
+        for life in range(KILLS):
+            async with running_plane(["receiver"], tmp_path / f"log-{life}", settings) as it:
+                await asyncio.sleep(chance.uniform(0, 0.5))
+                await it.kill()
+        async with running_plane(["receiver"], tmp_path / "log-last", settings) as it:
+            await asyncio.sleep(0.5)
+            done.set()
+            await asyncio.wait_for(asyncio.gather(*lanes), 60)
+            assert await it.stop() == 0
+    stored = rows(engine, "SELECT id, count() n FROM byoc_alerts FINAL GROUP BY id, source")
+    assert sorted(row["id"] for row in stored) == sorted(accepted)
+    assert {row["n"] for row in stored} == {"1"}
+    print(f"{len(accepted)} events, {KILLS} kills, {attempts} deliveries")
+    assert len(accepted) > 100

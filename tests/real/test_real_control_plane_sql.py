@@ -1,0 +1,307 @@
+"""The control plane's views in the engine of ClickHouse: digit by digit what the verifier says."""
+
+import random
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+
+import chdb.session
+import pytest
+from msgspec.structs import replace
+
+from byoc_agents.app.cloudevents import encode, parse_rfc3339
+from byoc_agents.audit import Audit, Report
+from byoc_agents.billing.record import UsageRecord
+from byoc_agents.delivery.sink import Message
+from byoc_control_plane.schema import TableEngine, table_statements, tenant_statements
+from lab.control_plane.messages import Replica, heartbeat_event, watch_alert
+from lab.fakes.billing import NOON_MS, Story, altered, eventful, objects
+from tests.real.control_plane_world import empty, load_usage, record_progress, rows, store_events
+from tests.upgrade.golden import GOLDEN
+
+pytestmark = pytest.mark.real
+
+DAY_MS = 86_400_000
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[chdb.session.Session]:
+    session = chdb.session.Session(str(tmp_path_factory.mktemp("chdb")))
+    yield session
+    session.close()
+
+
+@pytest.fixture
+def database(engine: chdb.session.Session) -> chdb.session.Session:
+    return empty(engine)
+
+
+def stored(root: Path, messages: list[Message]) -> Path:
+    for message in messages:
+        path = root / message.id
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(message.body)
+    return root
+
+
+def audited(place: Path) -> Report:
+    audit = Audit()
+    for path in sorted(place.rglob("*.jsonl.*")):
+        audit.add(str(path.relative_to(place)), path.read_bytes())
+    return audit.report("")
+
+
+def agree(database: chdb.session.Session, report: Report) -> None:
+    """Compare the sums of both billing views with the verifier's report, by service."""
+    missing: dict[str, int] = {}
+    uncovered: dict[str, Decimal] = {}
+    gaps: dict[str, Decimal] = {}
+    for finding in report.findings:
+        if finding.kind == "missing_sequence":
+            assert finding.first_sequence is not None
+            assert finding.last_sequence is not None
+            count = finding.last_sequence - finding.first_sequence + 1
+            missing[finding.service_id] = missing.get(finding.service_id, 0) + count
+        if finding.kind == "uncovered":
+            apart = parse_rfc3339(finding.end) - parse_rfc3339(finding.start)
+            lost = uncovered.get(finding.service_id, Decimal(0))
+            uncovered[finding.service_id] = lost + Decimal(apart) / 1000
+    for gap in report.gaps:
+        gaps[gap.service_id] = gaps.get(gap.service_id, Decimal(0)) + gap.seconds
+    daily = rows(
+        database,
+        "SELECT service_id, sum(records) a, sum(missing_sequences) b, sum(uncovered_seconds) c,"
+        " sum(gap_seconds) d FROM billing_completeness_daily GROUP BY service_id",
+    )
+    assert {
+        row["service_id"]: (int(row["a"]), int(row["b"]), Decimal(row["c"]), Decimal(row["d"]))
+        for row in daily
+    } == {
+        service.service_id: (
+            service.records + service.excluded_records,
+            missing.get(service.service_id, 0),
+            uncovered.get(service.service_id, Decimal(0)),
+            gaps.get(service.service_id, Decimal(0)),
+        )
+        for service in report.services
+    }
+    totals = rows(
+        database,
+        "SELECT service_id, sum(records) a, sum(core_seconds) b, sum(byte_seconds) c,"
+        " sum(allocated_core_seconds) d, sum(allocated_byte_seconds) e, sum(excluded_records) f"
+        " FROM billing_totals GROUP BY service_id",
+    )
+    assert {row["service_id"]: [Decimal(row[name]) for name in "abcdef"] for row in totals} == {
+        service.service_id: [
+            service.records,
+            service.cpu_core_seconds,
+            service.memory_byte_seconds,
+            service.allocated_core_seconds,
+            service.allocated_byte_seconds,
+            service.excluded_records,
+        ]
+        for service in report.services
+    }
+
+
+@pytest.mark.parametrize("version", sorted(path.name for path in GOLDEN.iterdir()))
+def test_the_golden_records_of_each_version_have_the_figures_of_the_verifier(
+    database: chdb.session.Session, version: str
+) -> None:
+    place = GOLDEN / version / "bucket"
+    load_usage(database, place)
+    report = audited(place)
+    assert report.ok
+    agree(database, report)
+
+
+def damaged(seed: int) -> list[UsageRecord]:
+    """Return records over two midnights with holes, unstated time, and stated gaps."""
+    chance = random.Random(seed)
+    found: list[UsageRecord] = []
+    for number in range(3):
+        story = Story(
+            service_id=f"service-{number % 2}",
+            replica=f"r-{number}",
+            pod_uid=f"uid-{number}" if number else "",
+            seed=seed * 7 + number,
+            now_ms=NOON_MS + 11 * 3_600_000 + chance.randrange(3_600_000),
+        )
+        story.born_ms = story.now_ms
+        for _ in range(chance.randrange(2, 4)):
+            found += eventful(story)
+            if chance.random() < 0.6:  # time of which no record speaks
+                story.now_ms += chance.randrange(1, DAY_MS)
+                found.append(story.measured())
+            if chance.random() < 0.4:
+                found.append(story.gap("spool_corrupt", period_ms=chance.randrange(1, 200_000)))
+    kept = [record for record in found if chance.random() > 0.1 * (seed % 4)]
+    return [
+        altered(
+            record,
+            allocated=replace(
+                record.data.allocated,
+                counted_milliseconds=chance.choice([None, 0, 60_000]),
+            ),
+        )
+        for record in kept
+    ]
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_damaged_records_have_the_figures_of_the_verifier(
+    database: chdb.session.Session, tmp_path: Path, seed: int
+) -> None:
+    place = stored(tmp_path, objects(damaged(seed)))
+    report = audited(place)
+    for _ in range(2):  # loaded twice: each record counts once
+        load_usage(database, place)
+        agree(database, report)
+
+
+def test_figures_are_those_of_their_day(database: chdb.session.Session, tmp_path: Path) -> None:
+    """A minute before midnight, then a day and two minutes that no record speaks of."""
+    midnight = NOON_MS + DAY_MS // 2
+    story = Story(now_ms=midnight - 60_000)
+    first = story.measured()
+    story.now_ms = midnight + DAY_MS + 120_000
+    story.sequence += 2
+    third = story.measured()
+    story.now_ms += 5000
+    load_usage(database, stored(tmp_path, objects([first, third, story.measured()])))
+    columns = "day, records, missing_sequences, uncovered_seconds"
+    daily = rows(database, f"SELECT {columns} FROM billing_completeness_daily ORDER BY day")
+    assert [list(row.values()) for row in daily] == [
+        ["2026-11-23", "1", "0", "0"],
+        ["2026-11-24", "0", "0", "0"],  # the missing sequences explain the time
+        ["2026-11-25", "2", "2", "5"],
+    ]
+
+
+def test_a_message_that_arrives_twice_is_one_row(database: chdb.session.Session) -> None:
+    replica = Replica(replica="r-0", epoch=NOON_MS)
+    bodies = [replica.message(NOON_MS + n * 60_000) for n in range(3)]
+    bodies += [encode(heartbeat_event(NOON_MS, 0)), encode(watch_alert(NOON_MS, 0))]
+    for _ in range(2):
+        store_events(database, bodies, NOON_MS)
+    for table, count in (("byoc_state", "3"), ("byoc_alerts", "2")):
+        assert rows(database, f"SELECT count() n FROM {table} FINAL") == [{"n": count}]
+    (row,) = rows(database, "SELECT * FROM byoc_state FINAL ORDER BY sequence LIMIT 1")
+    assert row["event"].encode() == bodies[0]
+    assert (row["state"], row["kind"], row["sequence"]) == ("running", "transition", "0")
+
+
+def silent(database: chdb.session.Session) -> list[str]:
+    found = rows(database, "SELECT replica, daemon FROM silent_now ORDER BY replica, daemon")
+    return [f"{row['replica']} {row['daemon']}" for row in found]
+
+
+def test_a_daemon_is_silent_after_three_heartbeats_of_its_own(
+    database: chdb.session.Session,
+) -> None:
+    fast, slow = Replica(replica="r-0", heartbeat=20), Replica(replica="r-1", heartbeat=60)
+    store_events(database, [fast.message(NOON_MS), slow.message(NOON_MS)], NOON_MS)
+    store_events(database, [encode(heartbeat_event(NOON_MS, 0))], NOON_MS)
+    found = []
+    for seconds in (60, 61, 180, 181):
+        record_progress(database, NOON_MS + seconds * 1000)
+        record_progress(database, NOON_MS + seconds * 1000, stream="alerts", redelivery=60)
+        found.append(silent(database))
+    everyone = ["clickhouse-0 alert-forwarder", "r-0 state-exporter", "r-1 state-exporter"]
+    assert found == [[], ["r-0 state-exporter"], ["r-0 state-exporter"], everyone]
+    store_events(database, [slow.message(NOON_MS + 181_000)], NOON_MS + 181_000)
+    assert silent(database) == everyone[:2]
+
+
+def test_silence_counts_from_the_beginning_of_uninterrupted_reception(
+    database: chdb.session.Session,
+) -> None:
+    store_events(database, [Replica(heartbeat=60).message(NOON_MS)], NOON_MS)
+    back_ms = NOON_MS + 1_800_000  # half an hour without a consumer
+    for seconds, expected in ((0, []), (180, []), (181, ["r-0 state-exporter"])):
+        record_progress(database, back_ms + seconds * 1000, steady_ms=back_ms)
+        assert silent(database) == expected
+
+
+def test_the_word_of_a_consumer_that_has_gone_does_not_count(
+    database: chdb.session.Session,
+) -> None:
+    store_events(database, [Replica(heartbeat=60).message(NOON_MS)], NOON_MS)
+    record_progress(database, NOON_MS + 181_000 - 11_000, consumer="gone", steady_ms=NOON_MS + 170)
+    record_progress(database, NOON_MS + 181_000, consumer="alive")
+    assert silent(database) == ["r-0 state-exporter"]
+    record_progress(database, NOON_MS + 180_000, consumer="behind", steady_ms=NOON_MS + 180_000)
+    assert silent(database) == []
+
+
+@pytest.mark.parametrize("ended", ["stopping", "AGENT_STOPPING"])
+def test_a_daemon_that_stops_is_never_silent_and_comes_back_with_its_next_message(
+    database: chdb.session.Session, ended: str
+) -> None:
+    replica = Replica(heartbeat=60)
+    bodies = [replica.message(NOON_MS), replica.stop(NOON_MS + 1000, ended)]
+    store_events(database, bodies[::-1], NOON_MS)  # the stop arrived first: its number is higher
+    record_progress(database, NOON_MS + DAY_MS)
+    assert silent(database) == []
+    store_events(database, [replica.message(NOON_MS + 2000)], NOON_MS + 2000)
+    assert silent(database) == ["r-0 state-exporter"]
+
+
+def test_a_retired_replica_is_not_silent_until_it_is_seen_again(
+    database: chdb.session.Session,
+) -> None:
+    replica = Replica(heartbeat=60)
+    store_events(database, [replica.message(NOON_MS)], NOON_MS)
+    record_progress(database, NOON_MS + 600_000)
+    assert silent(database) == ["r-0 state-exporter"]
+    (first,) = rows(database, "SELECT min(first_seen) f FROM byoc_agents")
+    names = "organization_id, service_id, replica, daemon"
+    database.query(
+        f"INSERT INTO byoc_agents ({names}, retired_at) SELECT {names}, now64(3) FROM byoc_agents"
+    )
+    assert silent(database) == []
+    assert rows(database, "SELECT * FROM fleet_now") == []
+    assert rows(database, "SELECT min(first_seen) f FROM byoc_agents") == [first]
+    later_ms = parse_rfc3339("2100-01-01T00:00:00Z") - DAY_MS
+    store_events(database, [replica.message(NOON_MS + 60_000)], later_ms)
+    record_progress(database, later_ms + 600_000)
+    assert silent(database) == ["r-0 state-exporter"]
+
+
+def test_the_fleet_is_shown_with_its_newest_state(
+    database: chdb.session.Session, tmp_path: Path
+) -> None:
+    replica = Replica(organization="org-1", service="service-1", replica="clickhouse-0")
+    bodies = [replica.message(NOON_MS), replica.message(NOON_MS + 60_000, state="degraded")]
+    store_events(database, [*bodies[::-1], encode(heartbeat_event(NOON_MS, 3))], NOON_MS + 61_000)
+    load_usage(database, stored(tmp_path, objects([Story().measured()])))
+    record_progress(database, NOON_MS + 61_000)
+    (row,) = rows(database, "SELECT * FROM fleet_now")
+    assert (row["organization_id"], row["state"], row["version"]) == ("org-1", "degraded", "24.8.1")
+    assert row["billed_until"] == "2026-11-23 12:01:00.000"
+    assert row["alert_forwarder_seen"] == row["state_exporter_seen"] == "2026-11-23 12:01:01.000"
+    assert row["silent_daemons"] == []
+
+
+def test_delays_and_completeness_are_figures_of_a_day(
+    database: chdb.session.Session, tmp_path: Path
+) -> None:
+    replica = Replica(organization="org-1", service="service-1")
+    store_events(database, [replica.message(NOON_MS)], NOON_MS + 1500)
+    store_events(database, [encode(watch_alert(NOON_MS, 1))], NOON_MS + 2500)
+    story = Story()
+    kept = [story.measured() for _ in range(4)]
+    load_usage(database, stored(tmp_path, objects([*kept[:2], kept[3]])))
+    (row,) = rows(database, "SELECT * FROM slo_daily")
+    assert row["state_delay_seconds"] == Decimal("1.5")
+    assert row["alert_delay_seconds"] == Decimal("2.5")
+    assert row["usage_complete_ratio"] == Decimal("0.75")
+
+
+@pytest.mark.parametrize("kind", ["single", "replicated", "shared"])
+def test_every_statement_parses_for_every_engine(
+    engine: chdb.session.Session, kind: TableEngine
+) -> None:
+    """A Keeper, a cluster and users are not here: those statements are only parsed."""
+    for statement in [*table_statements(kind), *tenant_statements()]:
+        assert str(engine.query(f"EXPLAIN AST {statement}"))

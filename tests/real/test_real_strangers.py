@@ -1,0 +1,78 @@
+"""Unknown clients against the daemons in the chart's memory limit, and genuine ones among them."""
+
+import json
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lab.fakes.http import WEBHOOK_TOKEN
+from lab.real.alerts_lab import AM_CONFIG
+from lab.real.parts.process import DIRECT, RealProcess
+from lab.real.scraper import eventually
+from lab.strangers import (
+    ANSWER_SECONDS,
+    DAEMONS,
+    Scenario,
+    Strangers,
+    allow_connections,
+    limited,
+    measure,
+    plan,
+)
+
+PLAN = list(plan(DAEMONS))
+Started = Callable[[str], RealProcess]
+
+
+@pytest.mark.parametrize(
+    ("daemon", "port", "scenario"), PLAN, ids=[f"{d}-{p}-{s.name}" for d, p, s in PLAN]
+)
+def test_no_unknown_client_ends_a_daemon_or_keeps_a_genuine_one_out(
+    daemon: str, port: str, scenario: Scenario
+) -> None:
+    allow_connections()
+    figures = measure(daemon, port, scenario)
+    assert figures.holds, figures
+
+
+def test_a_real_alertmanager_delivers_among_silent_connections(
+    alertmanager: Started, tmp_path: Path
+) -> None:
+    allow_connections()
+    with limited("alert-forwarder", tmp_path) as running:
+        theirs = alertmanager(AM_CONFIG.format(port=running.ports["webhook"], hook=WEBHOOK_TOKEN))
+        strangers = Strangers(
+            running.ports["webhook"], Scenario("silent", 5000, lambda _: b""), "POST / HTTP/1.1"
+        )
+        strangers.start()
+        try:
+            eventually(lambda: strangers.opened > 5000)
+            began = time.monotonic()
+            post_alert(theirs.url)
+            pages = f"http://127.0.0.1:{running.ports['admin']}"
+            eventually(lambda: notified(pages))
+            seconds = time.monotonic() - began
+        finally:
+            strangers.stop()
+        assert running.process.poll() is None
+    assert seconds < ANSWER_SECONDS
+
+
+def post_alert(alertmanager: str) -> None:
+    alert = {"labels": {"alertname": "Down", "severity": "critical"}}
+    request = urllib.request.Request(
+        f"{alertmanager}/api/v2/alerts",
+        data=json.dumps([alert]).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    with DIRECT.open(request, timeout=10) as answer:
+        assert answer.status == 200
+
+
+def notified(pages: str) -> bool:
+    """Tell whether Alertmanager's notification was accepted."""
+    with DIRECT.open(f"{pages}/status", timeout=10) as answer:
+        return bool(json.load(answer)["daemons"]["alert-forwarder"]["last_notification"])

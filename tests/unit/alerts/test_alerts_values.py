@@ -1,0 +1,84 @@
+"""Values that may leave, and values that may not."""
+
+import random
+
+import pytest
+
+from byoc_agents.alerts.values import REFUSED, SHORT_WORD, pick
+
+LONGEST = 256
+
+
+def shown(value: str, *, words: bool = True) -> dict[str, str]:
+    picked = pick({"a": value}, ("a",), LONGEST, words=words)
+    assert picked.withheld == ([] if picked.values else ["a"])
+    return picked.values
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "critical",
+        "READONLY_REPLICA",
+        "chi-main-0-1-0",
+        "byoc-agents-alert-forwarder-7c9d8b6f5d-x2x4z",
+        "größe",
+        "6f0a2c1e-7d1b-4f4c-9d0e-2b7c5a1f3e90",
+        "ClickHouseDistributedFilesToInsertAreTooManyForTooLong",
+    ],
+)
+def test_names_and_words_leave(value: str) -> None:
+    assert shown(value) == {"a": value}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "10.20.33.117:9363",
+        "2001:db8:1:2::5",
+        "::1",
+        "ip-10-0-0-7.ec2.internal",
+        "jane@customer.example",
+        "https://internal.example/x",
+        "AKIAIOSFODNN7EXAMPLE",
+        "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.x",
+        "-----BEGIN PRIVATE KEY-----",
+        "password=hunter2",
+        "api_key: x",
+        "ghp_0123456789abcdefghijABCDEFGHIJ",
+        "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+        "0123456789abcdef0123456789abcdef",
+        "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
+        "a\x00b",
+        "a\u202eb",
+        "a\x1b[31m",
+    ],
+)
+@pytest.mark.parametrize("words", [True, False])
+def test_addresses_secrets_and_invisible_characters_do_not(value: str, *, words: bool) -> None:
+    assert shown(value, words=words) == {}
+
+
+def test_a_query_is_not_a_label_but_may_be_an_allowed_annotation() -> None:
+    text = "SELECT * FROM customers"
+    assert shown(text) == {}
+    assert shown(text, words=False) == {"a": text}
+
+
+def test_a_long_value_is_judged_and_cut() -> None:
+    assert pick({"a": "x" * 300}, ("a",), LONGEST).cut == ["a"]
+    assert shown("10.0.0.1" + "x" * 300) == {}
+
+
+def test_what_is_not_allowed_is_not_withheld_either() -> None:
+    assert pick({"b": "10.0.0.1"}, ("a",), LONGEST).withheld == []
+
+
+def test_a_short_word_has_none_of_the_refused_forms() -> None:
+    letters = "0123456789abcdefABCDEFAKIAeyJghpsk"
+    rng = random.Random(1)
+    for _ in range(10_000):
+        word = "".join(rng.choices(letters, k=rng.randrange(20)))
+        assert SHORT_WORD.fullmatch(word)
+        assert not REFUSED.search(word)

@@ -1,0 +1,174 @@
+"""The consumer: insert before delete, poison set aside, nothing lost by a failing store."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from aiobotocore.session import get_session
+from botocore.exceptions import ClientError
+
+from byoc_control_plane.consumer import Consumer
+from byoc_control_plane.inserter import Inserter
+from byoc_control_plane.metrics import PlaneMetrics
+from byoc_control_plane.progress import Progress
+from byoc_control_plane.store import RowsRefusedError, StoreError
+from lab.control_plane.memory_store import MemoryStore
+from lab.control_plane.messages import Replica, message_id
+from lab.fakes.core import START_MS, FakeClock
+from lab.fakes.fifo import FakeFifo
+
+
+class World:
+    """A queue, a consumer and a store in memory, with one clock."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.seconds = 0.0
+        self.queue = FakeFifo(wall_ms=self.now_ms, monotonic=self.monotonic)
+        self.store = MemoryStore()
+        self.metrics = PlaneMetrics()
+        self.inserter = Inserter(self.store, self.metrics)
+        self.progress = Progress(self.store, self.clock, "state", "a", redelivery_seconds=30)
+        self.consumer: Consumer
+
+    def now_ms(self) -> int:
+        return self.clock.wall_ns() // 1_000_000
+
+    def monotonic(self) -> float:
+        """Return a time that passes with every look, so that a long poll ends."""
+        self.seconds += 0.5
+        return self.seconds
+
+    def send(self, replica: Replica, number: int = 1) -> list[str]:
+        ids = []
+        for _ in range(number):
+            body = replica.message(self.now_ms())
+            ids.append(message_id(body))
+            self.queue.add(replica.group, ids[-1], body.decode())
+        return ids
+
+    def count(self, outcome: str) -> float | None:
+        labels = {"stream": "state", "outcome": outcome}
+        return self.metrics.registry.get_sample_value("byoc_plane_messages_total", labels)
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    made = World()
+    keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
+    async with made.queue:
+        place: dict[str, Any] = {"endpoint_url": made.queue.http.url, "region_name": "us-east-1"}
+        async with get_session().create_client("sqs", **place, **keys) as client:
+            made.consumer = Consumer(
+                client,
+                made.queue.queue_url,
+                made.inserter,
+                made.progress,
+                made.metrics,
+                made.clock,
+                loops=1,
+            )
+            task = asyncio.ensure_future(made.inserter.run())
+            yield made
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+
+async def test_messages_are_stored_and_then_deleted(world: World) -> None:
+    ids = world.send(Replica(replica="r-0"), 12) + world.send(Replica(replica="r-1"), 3)
+    while world.queue.waiting:
+        await world.consumer.poll()
+    assert sorted(world.store.ids("byoc_state")) == sorted(ids)
+    assert world.count("stored") == 15
+    assert world.store.rows["byoc_state"][0]["arrived_at"] == "2026-11-23T12:00:00.000Z"
+
+
+async def test_a_store_that_is_away_leaves_the_messages_in_the_queue(world: World) -> None:
+    ids = world.send(Replica())
+    world.store.error = StoreError("away")
+    with pytest.raises(StoreError):
+        await world.consumer.poll()
+    assert world.queue.waiting == 1
+    world.store.error = None
+    world.seconds += 30  # visible again
+    assert await world.consumer.poll() == 1
+    assert world.store.ids("byoc_state") == ids
+    assert world.queue.waiting == 0
+
+
+async def test_poison_is_set_aside_with_its_text_and_the_group_continues(world: World) -> None:
+    replica = Replica()
+    world.queue.add(replica.group, "bad", "no event at all")
+    ids = world.send(replica)
+    assert await world.consumer.poll() == 2
+    assert world.store.ids("byoc_state") == ids
+    (row,) = world.store.rows["byoc_rejected"]
+    assert (row["body"], row["stream"], row["id"]) == ("no event at all", "state", "m-0")
+    assert (world.count("rejected"), world.queue.waiting) == (1, 0)
+
+
+async def test_a_row_that_clickhouse_refuses_is_set_aside_alone(world: World) -> None:
+    def refuse(table: str, row: dict[str, Any]) -> StoreError | None:
+        bad = table == "byoc_state" and row["replica"] == "r-1"
+        return RowsRefusedError("ClickHouse error 41") if bad else None
+
+    world.store.refuse = refuse
+    for number in range(3):
+        world.send(Replica(replica=f"r-{number}"))
+    await world.consumer.poll()
+    assert [row["replica"] for row in world.store.rows["byoc_state"]] == ["r-0", "r-2"]
+    (row,) = world.store.rows["byoc_rejected"]
+    assert "ClickHouse error 41" in row["reason"]
+    assert world.queue.waiting == 0
+
+
+async def test_a_message_that_comes_again_is_the_same_row(world: World) -> None:
+    world.send(Replica())
+    world.store.error = StoreError("away")
+    with pytest.raises(StoreError):
+        await world.consumer.poll()
+    world.store.error = None
+    first = world.now_ms()
+    await world.clock.advance(25)
+    world.seconds += 30
+    await world.consumer.poll()
+    (row,) = world.store.rows["byoc_state"]
+    assert first == START_MS
+    assert row["arrived_at"] == "2026-11-23T12:00:00.000Z"  # of the queue, not of the reception
+
+
+@pytest.mark.parametrize(("age", "steady"), [(5, "11:00:00"), (11, "12:00:11")])
+async def test_old_messages_mean_a_backlog(world: World, age: int, steady: str) -> None:
+    world.progress.observe(START_MS - 3_600_000, caught_up=True)
+    for seconds in range(-3595, 1, 5):
+        world.progress.observe(START_MS + seconds * 1000, caught_up=True)
+    world.send(Replica())
+    world.progress.observe(START_MS + age * 1000 - 1, caught_up=True)
+    await world.clock.advance(age)
+    if age > 10:
+        world.progress.observe(START_MS + 5000, caught_up=True)
+    await world.consumer.poll()
+    await world.progress.write()
+    assert world.store.rows["byoc_progress"][-1]["steady_since"][11:19] == steady
+
+
+async def test_a_queue_that_fails_is_not_progress(world: World) -> None:
+    world.queue.out_of_service = True
+    running = asyncio.ensure_future(world.consumer.run())
+    await world.clock.parked()  # the pause after the failure
+    await world.progress.write()
+    assert "byoc_progress" not in world.store.rows
+    failures = world.metrics.registry.get_sample_value("byoc_plane_queue_errors_total")
+    assert failures == 1
+    world.queue.out_of_service = False
+    ids = world.send(Replica())
+    await world.clock.advance(0.5)
+    while world.queue.waiting:  # noqa: ASYNC110  the queue is on a socket
+        await asyncio.sleep(0.01)
+    running.cancel()
+    with suppress(asyncio.CancelledError, ClientError):
+        await running
+    assert world.store.ids("byoc_state") == ids

@@ -1,0 +1,307 @@
+"""The receiver: whom it believes, that it answers 200 only after the insert, and its bounds."""
+
+import asyncio
+import base64
+import gzip
+import io
+import json
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any
+
+import aiohttp
+import pytest
+
+from byoc_agents.app.cloudevents import encode
+from byoc_agents.app.http_server import Listen, PortLimits, serve
+from byoc_agents.delivery.sink import Message
+from byoc_agents.errors import Reason
+from byoc_agents.sinks.control_plane import proves_rejection, proves_storage
+from byoc_agents.sinks.https import HttpsSink, signatures, signing_keys
+from byoc_control_plane.inserter import Inserter
+from byoc_control_plane.metrics import PlaneMetrics
+from byoc_control_plane.progress import Progress
+from byoc_control_plane.receiver import BATCH, LIMITS, MAX_BODY_BYTES, PATH, SINGLE, Receiver
+from byoc_control_plane.store import RowsRefusedError, StoreError
+from lab.control_plane.memory_store import MemoryStore
+from lab.control_plane.messages import heartbeat_event, watch_alert
+from lab.fakes.core import START_MS, FakeClock
+
+OLD = "whsec_" + base64.b64encode(b"o" * 32).decode()
+NEW = "whsec_" + base64.b64encode(b"n" * 32).decode()
+OTHER = "whsec_" + base64.b64encode(b"x" * 32).decode()
+
+
+class World:
+    """A receiver over a store in memory."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.store = MemoryStore()
+        self.metrics = PlaneMetrics()
+        self.inserter = Inserter(self.store, self.metrics)
+        self.progress = Progress(self.store, self.clock, "alerts", "a", redelivery_seconds=60)
+        self.receiver = Receiver(
+            self.inserter,
+            self.progress,
+            self.metrics,
+            self.clock,
+            tokens=lambda: ["old", "new", "org-1:first", "org-1:next", "org-2:second"],
+            signing_secrets=lambda: f"{OLD}\n{NEW}",
+            body_seconds=0.2,
+            max_bodies=2,
+        )
+        self.url = ""
+        self.session: aiohttp.ClientSession
+
+    async def post(
+        self,
+        body: bytes,
+        *,
+        secret: str = NEW,
+        age: int = 0,
+        delivery_id: str = "d-1",
+        signed: bytes | None = None,
+        **headers: str,
+    ) -> int:
+        """Send a delivery that is signed now; return the status.
+
+        Asserts that a 200 and a rejection prove themselves.
+        """
+        timestamp = self.clock.wall_ns() // 10**9 - age
+        content = body if signed is None else signed
+        sent = {
+            "Authorization": "Bearer new",
+            "Content-Type": SINGLE,
+            "webhook-id": delivery_id,
+            "webhook-timestamp": str(timestamp),
+            "webhook-signature": signatures(signing_keys(secret), delivery_id, timestamp, content),
+        } | {name.replace("_", "-"): value for name, value in headers.items()}
+        async with self.session.post(self.url, data=io.BytesIO(body), headers=sent) as answer:
+            assert answer.content_type == "application/json"
+            status, said = answer.status, await answer.read()
+            rejected = proves_rejection(status, said, sent["webhook-id"])
+            assert rejected == (status in {413, 415, 422})
+            if status == 200:
+                events = len(json.loads(body)) if sent["Content-Type"] == BATCH else 1
+                assert proves_storage(answer.headers, said, sent["webhook-id"], events)
+            return status
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    made = World()
+    task = asyncio.ensure_future(made.inserter.run())
+    async with (
+        serve(made.receiver.answer, Listen("127.0.0.1", 0), LIMITS) as (host, port),
+        aiohttp.ClientSession() as made.session,
+    ):
+        made.url = f"http://{host}:{port}{PATH}"
+        yield made
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+def alert(number: int = 1) -> bytes:
+    return encode(watch_alert(START_MS, number))
+
+
+def batch(*bodies: bytes) -> bytes:
+    return b"[" + b",".join(bodies) + b"]"
+
+
+@pytest.mark.parametrize("secret", [OLD, NEW, f"{OTHER} {NEW}"])
+@pytest.mark.parametrize("token", ["old", "new"])
+async def test_both_tokens_and_keys_of_a_rotation_are_accepted(
+    world: World, secret: str, token: str
+) -> None:
+    assert await world.post(alert(), secret=secret, Authorization=f"Bearer {token}") == 200
+    assert len(world.store.ids("byoc_alerts")) == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"Authorization": "Bearer no"},
+        {"Authorization": ""},
+        {"Authorization": "Basic new"},
+        {"secret": OTHER},
+        {"age": 301},
+        {"age": -301},
+        {"signed": b"other bytes"},
+        {"webhook_id": "d-2"},
+        {"webhook_id": ""},
+        {"webhook_id": "i" * 65},
+        {"webhook_timestamp": "now"},
+        {"webhook_timestamp": "1" * 13},
+        {"webhook_signature": ""},
+        {"webhook_signature": "v1,"},
+    ],
+    ids=str,
+)
+async def test_nobody_else_is_believed(world: World, changes: dict[str, Any]) -> None:
+    assert await world.post(alert(), **changes) == 401
+    assert world.store.rows == {}
+
+
+@pytest.mark.parametrize("age", [300, -300])
+async def test_the_window_against_replays_is_five_minutes(world: World, age: int) -> None:
+    assert await world.post(alert(), age=age) == 200
+
+
+@pytest.mark.parametrize(
+    ("token", "status"), [("first", 200), ("next", 200), ("second", 403), ("org-1:first", 401)]
+)
+async def test_a_token_of_one_organization_sends_for_no_other(
+    world: World, token: str, status: int
+) -> None:
+    for body, kind in ((alert(), SINGLE), (batch(alert(1), alert(2)), BATCH)):
+        given = await world.post(body, Authorization=f"Bearer {token}", Content_Type=kind)
+        assert given == status
+    assert bool(world.store.rows) == (status == 200)
+
+
+async def test_a_known_delivery_of_another_sender_is_not_known(world: World) -> None:
+    assert await world.post(alert(), Authorization="Bearer first") == 200
+    assert await world.post(alert(), Authorization="Bearer second") == 403
+
+
+async def test_a_repeat_is_stored_once_whatever_it_is_packed_in(world: World) -> None:
+    assert await world.post(alert(1)) == 200
+    inserts = world.store.inserts
+    assert await world.post(alert(1)) == 200
+    assert world.store.inserts == inserts  # the same webhook-id and bytes: known
+    both = batch(alert(1), alert(2))
+    assert await world.post(both, delivery_id="d-2", Content_Type=BATCH) == 200
+    assert len(set(world.store.ids("byoc_alerts"))) == 2
+
+
+async def test_other_bytes_under_a_known_webhook_id_are_stored(world: World) -> None:
+    await world.post(alert(1))
+    await world.post(alert(2))
+    assert len(world.store.ids("byoc_alerts")) == 2
+
+
+async def test_a_batch_is_taken_whole_or_not_at_all(world: World) -> None:
+    assert await world.post(batch(alert(1), b'{"id": "x"}'), Content_Type=BATCH) == 422
+    assert world.store.rows == {}
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status"),
+    [
+        (b"", SINGLE, 422),
+        (b"[]", BATCH, 422),
+        (b"{}", BATCH, 422),
+        (batch(*[b"{}"] * 501), BATCH, 422),
+        (b"\xff", BATCH, 422),
+        (b"{}", "application/json", 415),
+        (b" " * (MAX_BODY_BYTES + 1), SINGLE, 413),
+    ],
+    ids=range(7),
+)
+async def test_what_can_never_be_stored_is_refused_for_good(
+    world: World, body: bytes, kind: str, status: int
+) -> None:
+    assert await world.post(body, Content_Type=kind) == status
+    assert world.store.rows == {}
+
+
+async def test_a_compressed_body_is_refused_before_it_is_unpacked(world: World) -> None:
+    body = gzip.compress(b" " * 10_000_000)
+    assert await world.post(body, Content_Encoding="gzip") == 415
+
+
+async def test_an_unknown_path_and_method_are_refused(world: World) -> None:
+    async with world.session.post(world.url.replace(PATH, "/")) as answer:
+        assert answer.status == 404
+    async with world.session.get(world.url) as answer:
+        assert answer.status == 405
+        assert "aiohttp" not in answer.headers["Server"]
+
+
+async def test_a_store_that_is_away_is_503_and_the_delivery_comes_again(world: World) -> None:
+    for seconds in (-10, -5, 0):
+        world.progress.observe(START_MS + seconds * 1000, caught_up=True)
+    world.store.error = StoreError("away")
+    assert await world.post(alert()) == 503
+    world.store.error = None
+    assert await world.post(alert()) == 200
+    assert len(world.store.ids("byoc_alerts")) == 1
+    await world.progress.write()  # a sender that was sent away must not look silent
+    (row,) = world.store.rows["byoc_progress"]
+    assert row["steady_since"] == "2026-11-23T12:00:00.000Z"
+
+
+async def test_rows_that_clickhouse_refuses_are_422(world: World) -> None:
+    world.store.refuse = lambda _table, _row: RowsRefusedError("no")
+    assert await world.post(alert()) == 422
+
+
+async def test_a_body_that_comes_too_slowly_is_503_and_frees_its_place(world: World) -> None:
+    async def drip() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.sleep(30)
+
+    headers = {"Authorization": "Bearer new", "Content-Type": SINGLE}
+    slow = [
+        asyncio.ensure_future(world.session.post(world.url, data=drip(), headers=headers))
+        for _ in range(2)
+    ]
+    statuses = [(await one).status for one in slow]
+    assert statuses == [503, 503]
+    assert await world.post(alert()) == 200
+
+
+async def test_more_bodies_than_there_is_room_for_are_sent_away(world: World) -> None:
+    """Two deliveries wait for the store; the third is answered at once."""
+    world.store.released.clear()
+    two = [asyncio.ensure_future(world.post(alert(n), delivery_id=f"d-{n}")) for n in (1, 2)]
+    await world.store.entered.wait()
+    while await world.post(alert(3), delivery_id="d-3") != 503:
+        pass
+    world.store.released.set()
+    assert await asyncio.gather(*two) == [200, 200]
+
+
+async def test_only_a_sender_with_a_token_takes_a_place_of_the_authenticated(world: World) -> None:
+    """The bounds of the port are those of `http_server`; here there is no place."""
+    limits = PortLimits(max_unauthenticated=2, max_authenticated=0)
+    async with serve(world.receiver.answer, Listen("127.0.0.1", 0), limits) as (host, port):
+        world.url = f"http://{host}:{port}{PATH}"
+        assert await world.post(alert(), Authorization="Bearer no") == 401
+        assert await world.post(alert()) == 503
+    assert world.store.rows == {}
+
+
+async def test_the_forwarders_own_sink_is_understood(world: World) -> None:
+    sink = HttpsSink(
+        world.url,
+        world.session,
+        token=lambda: "new",
+        signing_secret=lambda: NEW,
+        clock=world.clock,
+    )
+    events = [watch_alert(START_MS, 1), heartbeat_event(START_MS, 0)]
+    messages = [Message(one.id, one.type, encode(one), START_MS) for one in events]
+    for sent in (messages[:1], messages, messages):  # the last one is a repeat
+        outcomes = await sink.send(sent)
+        assert [outcome.reason for outcome in outcomes] == [Reason.OK] * len(sent)
+    assert set(world.store.ids("byoc_alerts")) == {one.id for one in events}
+
+
+async def test_the_forwarders_own_sink_gives_up_the_invalid_event_alone(world: World) -> None:
+    sink = HttpsSink(
+        world.url,
+        world.session,
+        token=lambda: "new",
+        signing_secret=lambda: NEW,
+        clock=world.clock,
+    )
+    valid = watch_alert(START_MS, 1)
+    bodies = {valid.id: encode(valid), "invalid": b"{}"}
+    messages = [Message(id_, "alert", body, START_MS) for id_, body in bodies.items()]
+    outcomes = await sink.send(messages)
+    assert [outcome.reason for outcome in outcomes] == [Reason.OK, Reason.REJECTED]
+    assert world.store.ids("byoc_alerts") == [valid.id]

@@ -1,0 +1,86 @@
+"""Events as rows: every known event becomes one, and nothing that is not an event does."""
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+
+from byoc_agents.app.cloudevents import encode
+from byoc_control_plane.rows import InvalidEventError, build_row
+from lab.control_plane.messages import Replica, heartbeat_event, watch_alert
+
+NOW_MS = 1_795_435_200_000
+
+
+def row_of(body: bytes) -> tuple[str, dict[str, Any]]:
+    row = build_row(body, NOW_MS)
+    return row.table, msgspec.json.decode(row.line)
+
+
+def test_a_state_message_has_its_fields_and_its_own_text() -> None:
+    body = Replica(replica="r-7").message(NOW_MS, "degraded", "DISK_LOW")
+    table, row = row_of(body)
+    assert table == "byoc_state"
+    assert (row["replica"], row["state"], row["reasons"]) == ("r-7", "degraded", ["DISK_LOW"])
+    assert row["event"].encode() == body
+    assert row["arrived_at"] == "2026-11-23T12:00:00.000Z"
+    assert row["stopping"] is False
+
+
+@pytest.mark.parametrize("how", ["stopping", "AGENT_STOPPING"])
+def test_both_ways_to_stop_are_a_stop(how: str) -> None:
+    assert row_of(Replica().stop(NOW_MS, how))[1]["stopping"] is True
+
+
+def test_the_forwarders_events_are_rows_of_alerts() -> None:
+    table, alert = row_of(encode(watch_alert(NOW_MS, 3)))
+    assert (table, alert["status"], alert["labels"]["alertname"]) == (
+        "byoc_alerts",
+        "firing",
+        "ClickHouseDown",
+    )
+    assert "ends_at" not in alert  # None is the column's default
+    table, beat = row_of(encode(heartbeat_event(NOW_MS, 9, stopping=True)))
+    assert (table, beat["sequence"], beat["stopping"]) == ("byoc_alerts", 9, True)
+
+
+def test_an_event_of_a_later_version_is_kept_as_it_is() -> None:
+    event = json.loads(Replica().message(NOW_MS)) | {
+        "type": "byoc.alert.later.v9",
+        "data": {"organization_id": "org-1", "replica": 7, "new": [1]},
+    }
+    table, row = row_of(json.dumps(event).encode())
+    assert (table, row["organization_id"]) == ("byoc_alerts", "org-1")
+    assert "replica" not in row  # a number is not a name
+    assert json.loads(row["event"]) == event
+
+
+GOOD = json.loads(Replica().message(NOW_MS))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b"\xff\xfe",
+        b'{"id": 1}',
+        json.dumps(GOOD | {"id": ""}).encode(),
+        json.dumps(GOOD | {"source": ""}).encode(),
+        json.dumps(GOOD | {"time": "yesterday"}).encode(),
+        json.dumps(GOOD | {"time": "2026-11-23T12:00:00"}).encode(),
+        json.dumps(GOOD | {"time": "9999-11-23T12:00:00Z"}).encode(),
+        json.dumps(GOOD | {"time": "1900-11-23T12:00:00Z"}).encode(),
+        json.dumps(GOOD | {"data": None}).encode(),
+        json.dumps(GOOD | {"data": GOOD["data"] | {"state": "odd"}}).encode(),
+        json.dumps({name: GOOD[name] for name in GOOD if name != "subject"}).encode(),
+        json.dumps(GOOD).encode().replace(b"24.8.1", b"\xff"),
+        json.dumps(GOOD | {"data": GOOD["data"] | {"version": "\ud800"}}).encode(),
+    ],
+    ids=range(16),
+)
+def test_other_bytes_are_an_invalid_event(body: bytes) -> None:
+    with pytest.raises(InvalidEventError):
+        build_row(body, NOW_MS)

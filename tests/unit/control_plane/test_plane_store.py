@@ -1,0 +1,100 @@
+"""ClickHouse over HTTP: the requests, and which errors are worth another attempt."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from byoc_agents.errors import ConfigError
+from byoc_control_plane.store import (
+    HttpStore,
+    RowsRefusedError,
+    StoreError,
+    fetch_rows,
+    insert_rows,
+    open_store,
+)
+from lab.fakes.http import Behaviour, HttpDouble, Reply, always, close, garbage, hang, redirect
+from lab.fakes.http import reply as answer_with
+
+
+@pytest.fixture
+async def double() -> AsyncIterator[HttpDouble]:
+    async with HttpDouble() as double:
+        yield double
+
+
+@pytest.fixture
+async def session() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession() as session:
+        yield session
+
+
+def store_at(double: HttpDouble, session: aiohttp.ClientSession) -> HttpStore:
+    url = double.url.replace("//", "//writer@") + "/?database=vendor"
+    return HttpStore(url, session, password="pass word", timeout_seconds=0.3)
+
+
+async def test_rows_are_the_body_and_the_statement_is_a_parameter(
+    double: HttpDouble, session: aiohttp.ClientSession
+) -> None:
+    await insert_rows(store_at(double, session), "byoc_state", [b'{"a":1}', b'{"a":2}'])
+    (request,) = double.requests
+    assert request.body == b'{"a":1}\n{"a":2}'
+    assert "database=vendor" in request.target
+    assert "wait_end_of_query=1" in request.target
+    assert "INSERT+INTO+byoc_state" in request.target
+    assert request.headers["x-clickhouse-user"] == "writer"
+    assert request.headers["x-clickhouse-key"] == "pass word"
+    assert "pass" not in repr(store_at(double, session))
+
+
+async def test_rows_of_a_query_are_read(session: aiohttp.ClientSession) -> None:
+    async with HttpDouble(apply=lambda _: Reply(200, {}, b'{"n":1}\n{"n":2}\n')) as double:
+        found = await fetch_rows(store_at(double, session), "SELECT n FROM t")
+    assert found == [{"n": 1}, {"n": 2}]
+    assert double.requests[0].body.startswith(b"SELECT n FROM t SETTINGS ")
+
+
+@pytest.mark.parametrize("code", [6, 27, 41, 117])
+async def test_an_error_in_the_data_is_for_good(
+    double: HttpDouble, session: aiohttp.ClientSession, code: int
+) -> None:
+    double.script = always(answer_with(400, {"X-ClickHouse-Exception-Code": str(code)}))
+    with pytest.raises(RowsRefusedError):
+        await insert_rows(store_at(double, session), "t", [b"{}"])
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        answer_with(500, {"X-ClickHouse-Exception-Code": "241"}),  # MEMORY_LIMIT_EXCEEDED
+        answer_with(404, {"X-ClickHouse-Exception-Code": "60"}),  # UNKNOWN_TABLE: an administrator
+        answer_with(403, {"X-ClickHouse-Exception-Code": "516"}),  # AUTHENTICATION_FAILED
+        answer_with(500, {"X-ClickHouse-Exception-Code": "252"}),  # TOO_MANY_PARTS
+        answer_with(503),
+        answer_with(204),
+        redirect("http://127.0.0.1:1/"),
+        close,
+        hang,
+        garbage(),
+    ],
+    ids=range(10),
+)
+async def test_every_other_failure_is_tried_again(
+    double: HttpDouble, session: aiohttp.ClientSession, behaviour: Behaviour
+) -> None:
+    double.script = always(behaviour)
+    with pytest.raises(StoreError) as raised:
+        await insert_rows(store_at(double, session), "t", [b"{}"])
+    assert not isinstance(raised.value, RowsRefusedError)
+
+
+async def test_the_embedded_store_needs_chdb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "chdb.session", None)
+    with pytest.raises(ConfigError, match="BYOC_PLANE_STORE_URL: chdb is not installed"):
+        async with open_store(f"chdb:{tmp_path}"):
+            pass
