@@ -10,7 +10,7 @@ import contextlib
 import os
 import resource
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from byoc_agents.billing.sealer import Intervals
 from byoc_agents.billing.sources.reading import Reading
 from byoc_agents.billing.sources.select import TargetObservation
 from byoc_agents.delivery.shipper import Shipper
-from byoc_agents.delivery.sink import Message, Outcome
+from byoc_agents.delivery.sink import Message, Outcome, Transmit, transmit_unrecorded
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
 from byoc_agents.egress.aws import aws_session
@@ -121,9 +121,9 @@ class FusedSpool(Spool):
         await super().commit(change)
         self.fuse.burn()
 
-    async def remove(self, ids: Sequence[str]) -> None:
+    async def remove(self, ids: Sequence[str], state: Mapping[str, bytes] | None = None) -> None:
         self.fuse.burn()
-        await super().remove(ids)
+        await super().remove(ids, state)
         self.fuse.burn()
 
 
@@ -134,9 +134,11 @@ class FusedSink:
         self.destination, self.max_messages, self.max_bytes = sink.destination, 1, sink.max_bytes
         self._sink, self._fuse = sink, fuse
 
-    async def send(self, batch: Sequence[Message]) -> Sequence[Outcome]:
+    async def send(
+        self, batch: Sequence[Message], transmit: Transmit = transmit_unrecorded
+    ) -> Sequence[Outcome]:
         self._fuse.burn()
-        outcomes = await self._sink.send(batch)
+        outcomes = await self._sink.send(batch, transmit)
         self._fuse.burn()
         return outcomes
 

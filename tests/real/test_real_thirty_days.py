@@ -35,7 +35,7 @@ from byoc_agents.billing.scraper import Scraper
 from byoc_agents.billing.sealer import Intervals
 from byoc_agents.billing.window import HOUR_MS
 from byoc_agents.delivery.shipper import Shipper
-from byoc_agents.delivery.sink import Message, Outcome
+from byoc_agents.delivery.sink import Message, Outcome, Transmit, transmit_unrecorded
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import Reason, SendError
 from byoc_agents.state.message import StateEvent
@@ -61,10 +61,12 @@ class Down(ScriptedSink):
 
     up = False
 
-    async def send(self, batch: Sequence[Message]) -> Sequence[Outcome]:
+    async def send(
+        self, batch: Sequence[Message], transmit: Transmit = transmit_unrecorded
+    ) -> Sequence[Outcome]:
         if not self.up:
             return [SendError(Reason.CONNECTION, "no route")] * len(batch)
-        return await super().send(batch)
+        return await super().send(batch, transmit)
 
 
 @pytest.fixture(autouse=True)

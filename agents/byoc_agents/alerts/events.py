@@ -14,6 +14,7 @@ import msgspec
 from byoc_agents.alerts.payload import Received, Status
 from byoc_agents.alerts.values import pick
 from byoc_agents.app.cloudevents import (
+    AgentOrNone,
     Event,
     EventType,
     OrganizationId,
@@ -171,6 +172,7 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
             "the rule. Null in events of 0.1.0."
         ),
     ] = None
+    agent: AgentOrNone = None
 
 
 class HeartbeatEvent(Event, frozen=True, kw_only=True):

@@ -1,6 +1,7 @@
 """One process with one or more daemons: reads settings, sets up the gate, runs until SIGTERM."""
 
 import asyncio
+import hashlib
 import os
 from asyncio.sslproto import SSLProtocol
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -93,6 +94,10 @@ class Configuration(msgspec.Struct, frozen=True):
         """Return variable -> effective value; secrets as ***."""
         structs = [self.core, self.clickhouse, *self.daemons.values()]
         return {name: value for struct in structs for name, value in describe(struct).items()}
+
+    def text(self) -> str:
+        """Return the effective settings as `check-config` prints them; secrets as ***."""
+        return msgspec.json.format(msgspec.json.encode(self.described())).decode() + "\n"
 
 
 def daemon_spec(name: str) -> DaemonSpec:
@@ -221,6 +226,7 @@ async def _build_daemons(
         gate=gate,
         clock=SystemClock(),
         metrics=metrics,
+        configuration_sha256=hashlib.sha256(configuration.text().encode()).hexdigest(),
     )
     refused.append(runtime.record_refusal)
     async with AsyncExitStack() as stack:

