@@ -149,6 +149,15 @@ def test_every_decision_has_the_four_parts_and_a_row() -> None:
         assert f"| [{number}]({path.name}) | {title} | {status} |" in index
 
 
+def test_every_file_of_the_reading_order_exists() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    order = page.split("## Reading order")[1].split("## ")[0]
+    files = re.findall(r"`([\w/]+\.py)`", order)
+    assert len(files) >= 10
+    places = (ROOT / "agents" / "byoc_agents", ROOT)
+    assert [file for file in files if not any((place / file).exists() for place in places)] == []
+
+
 def test_every_test_that_a_page_names_exists() -> None:
     """Pages name tests as evidence: by function, or by file, with `*` for several."""
     texts = [path.read_text() for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"))]

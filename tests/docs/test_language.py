@@ -13,12 +13,12 @@ REQUIRED = {
     *("daemon", "source", "target", "replica", "incarnation", "sample", "window", "record", "gap"),
     *("seal", "object", "event", "message", "spool", "checkpoint", "epoch", "sequence", "shipper"),
     *("sink", "reason", "hold", "dead letter", "destination", "gate", "ledger", "intent"),
-    *("receipt", "segment", "heartbeat", "watchdog", "fingerprint", "drain"),
+    *("receipt", "segment", "heartbeat", "watchdog", "fingerprint", "episode", "drain"),
 }
 PLAIN = [
     *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "RELEASE.md"),
-    *("CODE_OF_CONDUCT.md", "docs/index.md", "docs/concepts.md", "docs/architecture.md"),
-    *("docs/configuration.md", "docs/internals/accuracy.md", "docs/contracts/compatibility.md"),
+    "CODE_OF_CONDUCT.md",
+    *sorted(str(path.relative_to(language.ROOT)) for path in language.ROOT.glob("docs/**/*.md")),
 ]
 
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from byoc_agents.app.logging import configure
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.billing.recorder import Recorder, UsageIdentity
-from byoc_agents.billing.scraper import Intervals, Scraper
+from byoc_agents.billing.scraper import Scraper
+from byoc_agents.billing.sealer import Intervals
 from byoc_agents.billing.sources.reading import Reading
 from byoc_agents.billing.sources.select import TargetObservation
 from byoc_agents.delivery.shipper import Shipper
@@ -28,6 +29,7 @@ from byoc_agents.egress.aws import aws_session
 from byoc_agents.egress.destinations import s3_destination
 from byoc_agents.egress.gate import Gate
 from byoc_agents.sinks.s3 import S3Sink
+from lab.fakes.scrapers import make_scraper
 
 SECOND = 1_000_000_000
 EPOCH_NS = 1_795_435_200 * SECOND  # 2026-11-23T12:00:00Z
@@ -194,16 +196,13 @@ async def _live(life: Life) -> None:
 
 
 def _scraper(spool: Spool, clock: SimClock, metrics: Metrics) -> Scraper:
-    return Scraper(
-        "billing-scraper",
-        target=SimTarget(clock),  # type: ignore[arg-type]  # what it reads is simulated
-        recorder=Recorder(identity=IDENTITY, sample_ms=SAMPLE_SECONDS * 1000),
-        intervals=Intervals(sample_ms=SAMPLE_SECONDS * 1000, window_ms=10_000, seal_ms=30_000),
-        spool=spool,
-        clock=clock,
-        metrics=metrics,
-        prefix="v1/",
-        compression="zstd",
+    return make_scraper(
+        SimTarget(clock),
+        Recorder(identity=IDENTITY, sample_ms=SAMPLE_SECONDS * 1000),
+        Intervals(sample_ms=SAMPLE_SECONDS * 1000, window_ms=10_000, seal_ms=30_000),
+        spool,
+        clock,
+        metrics,
     )
 
 

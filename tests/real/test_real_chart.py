@@ -158,8 +158,14 @@ def test_every_value_is_described_and_the_reference_is_current() -> None:
 
 NOTES = {
     "default": ("svc-1 of org-1", "logs -l byoc-agents/sidecars=byoc-agents", "is an emptyDir"),
-    "altinity": ("useTemplates: [{name: byoc-agents}]", "podTemplate: byoc-agents"),
+    "altinity": (
+        "useTemplates: [{name: byoc-agents}]",
+        "podTemplate: byoc-agents",
+        "0.24.5",
+        "spec.taskID",
+    ),
     "bitnami": ("--show-only templates/sidecars.yaml", "No NetworkPolicy of this chart selects"),
+    "replicas": ("monitoring.labels is empty", "ignores the PodMonitors"),
     "refused": ("a lower bound; each record names its source", "-c byoc-agents"),
 }
 

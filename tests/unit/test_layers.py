@@ -30,10 +30,11 @@ MAY_IMPORT = {
     "egress": {*CORE, "egress"},
     "sinks": {*CORE, "egress", "sinks"},
     "clickhouse": {*CORE, "egress", "clickhouse"},
+    "servers": {"shared", "clickhouse"},
     "wiring": {*CORE, "egress", "clickhouse", "wiring"},
     "audit": {*CORE, "billing", "audit"},
     "report": {*CORE, "schema", "report"},
-    **{d: {*CORE, "egress", "sinks", "clickhouse", "wiring", d} for d in DAEMONS},
+    **{d: {*CORE, "egress", "sinks", "clickhouse", "servers", "wiring", d} for d in DAEMONS},
 }
 NO_CLOUD = {"aiobotocore", "botocore", "boto3", "aiohttp", "moto", "requests", "urllib3"}
 SERVER = HOUSE / "app" / "admin_server.py"

@@ -37,6 +37,7 @@ GapReason = Literal[
     "counter_impossible",  # it rose by more than the machine could provide: usage is unknown
     "source_changed",  # between two sources without a common reading
     "clock_step",  # the wall clock was set forward over this period
+    "target_removed",  # it is metered no longer: it was taken from the list of servers
     "suspended",  # the machine slept: CLOCK_BOOTTIME continued, CLOCK_MONOTONIC did not
 ]
 SizeSource = Literal["cgroup", "cgroup_ancestor", "clickhouse", "downward_api", "unknown"]

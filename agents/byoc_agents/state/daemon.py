@@ -25,12 +25,12 @@ from byoc_agents.egress.destinations import (
 )
 from byoc_agents.errors import ConfigError
 from byoc_agents.ledger.recent import recently_sent
+from byoc_agents.servers import is_service, parse_servers
 from byoc_agents.sinks.directory import DirectorySink
 from byoc_agents.sinks.sqs import SqsSink
 from byoc_agents.state.message import StateIdentity
 from byoc_agents.state.poller import Exporter, PolledReplica
 from byoc_agents.state.probes import Prober
-from byoc_agents.state.servers import is_service, parse_servers
 from byoc_agents.state.stream import Stream
 from byoc_agents.state.thresholds import (
     DEFAULTS,
