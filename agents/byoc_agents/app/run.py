@@ -213,18 +213,18 @@ async def _build_daemons(
     if not hasattr(SSLProtocol, "max_size"):
         raise RuntimeError("asyncio's SSLProtocol has no max_size: TLS memory would be unbounded")
     SSLProtocol.max_size = TLS_BUFFER_BYTES
-    metrics = Metrics()
+    core, metrics = configuration.core, Metrics()
     names = "+".join(configuration.daemons)
     log.count_lost(metrics.log_lost.labels(names).inc)
     refused: list[Callable[[str, str], None]] = []
     gate = _gate(configuration, metrics, refused)
-    confine = _confinement(configuration.core.seccomp, metrics.seccomp.labels(names))
+    confine = _confinement(core.seccomp, metrics.seccomp.labels(names))
     enforce_process(gate, configuration.listeners)
     runtime = Runtime(
-        core=configuration.core,
+        core=core,
         environ=configuration.environ,
         gate=gate,
-        clock=SystemClock(),
+        clock=SystemClock(core.organization_id, core.service_id, core.replica),
         metrics=metrics,
         configuration_sha256=hashlib.sha256(configuration.text().encode()).hexdigest(),
     )

@@ -18,6 +18,7 @@ import msgspec
 from byoc_agents.app.clock import asleep_ns
 from byoc_agents.app.context import ClickHouseSettings, Runtime
 from byoc_agents.app.daemon import Daemon
+from byoc_agents.app.keyed_ids import keyed_id
 from byoc_agents.app.settings import CoreSettings, Setting, account_id, number
 from byoc_agents.billing.metrics import BillingMetrics
 from byoc_agents.billing.objects import DEFAULT_PREFIX
@@ -396,7 +397,7 @@ def _identity(core: CoreSettings, own: Settings) -> UsageIdentity:
         service_id=core.service_id,
         replica=core.replica,
         region=core.region,
-        pod_uid=core.pod_uid,
+        pod_uid=keyed_id(core.pod_uid, "pod", core.organization_id, core.service_id),
         container_name=own.container_name,
         cpu_limit_millicores=own.cpu_limit_millicores,
         memory_limit_bytes=own.memory_limit_bytes,
