@@ -1,4 +1,4 @@
-"""The uid of the pod and the boot id of the node are in no object of the scraper, nor in its key."""
+"""No object of the scraper, and no key, contains the pod's uid or the node's boot id."""
 
 import asyncio
 import os
@@ -13,6 +13,7 @@ from byoc_agents.app.clock import SystemClock
 from byoc_agents.app.keyed_ids import keyed_id
 
 POD = "6f0a2c1e-7d1b-4f4c-9d0e-2b7c5a1f3e90"
+BOOT = Path("/proc/sys/kernel/random/boot_id").read_text()
 SCOPE = ("org", "svc")
 
 
@@ -37,7 +38,7 @@ async def test_objects_have_the_keyed_forms_only(tmp_path: Path) -> None:
         assert process.returncode is None
     process.send_signal(signal.SIGTERM)
     await asyncio.wait_for(process.communicate(), 60)
-    stored = [path for path in bucket.rglob("*.zst")]
+    stored = list(bucket.rglob("*.zst"))
     assert stored
     names = " ".join(str(path.relative_to(bucket)) for path in stored)
     read = zstandard.ZstdDecompressor().decompressobj
@@ -45,6 +46,5 @@ async def test_objects_have_the_keyed_forms_only(tmp_path: Path) -> None:
     assert POD not in names + content
     assert keyed_id(POD, "pod", *SCOPE) in names
     assert keyed_id(POD, "pod", *SCOPE) in content
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text()
-    assert boot[:8] not in content
+    assert BOOT[:8] not in content
     assert SystemClock(*SCOPE, "r-0").boot_id[:8] in content
