@@ -20,8 +20,6 @@ def test_the_table_is_generated_from_the_code() -> None:
     assert by_hand
     assert mark
     assert table == f"\n## All settings\n\n{configuration.table()}", "run lab.configuration"
-        "run python -m lab.configuration"
-    )
 
 
 def test_every_setting_in_the_source_has_a_row() -> None:

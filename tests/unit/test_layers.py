@@ -16,16 +16,6 @@ WIRING = {"certificate", "context", "daemon", "http_server"}
 SHARED = {
     *("clock", "cloudevents", "files", "keyed_ids", "listening"),
     *("metrics", "settings", "signals", "terminal"),
-        "clock",
-        "cloudevents",
-        "files",
-        "keyed_ids",
-        "listening",
-        "metrics",
-        "settings",
-        "signals",
-        "terminal",
-    ),
 }
 
 # Layer -> the layers of ours that it may import. A layer is a folder or a file right under
