@@ -36,7 +36,11 @@ def table() -> str:
 
 def _rows(daemons: str, struct: type[msgspec.Struct]) -> Iterator[str]:
     fields = {field.name: field for field in msgspec.structs.fields(struct)}
-    for name, (setting, _) in settings_of(struct).items():
+    settings = settings_of(struct)
+    secret_files = {f"{one.variable}_FILE" for one, _ in settings.values() if one.secret}
+    for name, (setting, _) in settings.items():
+        if setting.variable in secret_files:
+            continue  # the text above the table describes them, for every secret
         secret = " (secret)" if setting.secret else ""
         value = setting.meaning.replace("|", "\\|")
         default = _default(fields[name])
@@ -52,7 +56,7 @@ def _default(field: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    if value in (None, "", ()):
+    if value in (None, "", (), frozenset()):
         return "none"
     match value:
         case bool() | str():

@@ -1,7 +1,7 @@
 """All errors of the package, and the closed set of reasons for the end of an attempt to send.
 
 Foreign errors (botocore, aiohttp, sqlite3, OSError) are translated once, in the module that calls
-the library. One table decides the consequence of a reason: `byoc_agents.delivery.shipper.ACTIONS`.
+the library. One table decides the action for a reason: `byoc_agents.delivery.shipper.ACTIONS`.
 """
 
 import re
@@ -37,7 +37,10 @@ class ConfigError(ByocError):
 
 
 class SpoolError(ByocError):
-    """A durable write did not happen. Nothing was stored, and the caller keeps the data.
+    """A durable write failed, and the caller keeps the data.
+
+    After SpoolFullError nothing was stored. After any other error the caller does not know the
+    stored state and must read it again.
 
     `reason` is the label of `byoc_spool_errors_total`. `stale`: the file no longer holds the lines
     that the caller expects, so it must be read again.

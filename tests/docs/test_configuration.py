@@ -13,6 +13,8 @@ ROOT = configuration.PAGE.parents[1]
 EXAMPLE = ROOT / "docs" / "examples" / "byoc-agents.yaml"
 DAEMONS = ("billing-scraper", "state-exporter", "alert-forwarder")
 PAGE = configuration.PAGE.read_text()
+ROWS = set(re.findall(r"^\| `(BYOC_\w+)` \|", PAGE, re.MULTILINE))
+SECRETS = set(re.findall(r"^\| `(BYOC_\w+)` \| .* \(secret\) \|", PAGE, re.MULTILINE))
 
 
 def test_the_table_is_generated_from_the_code() -> None:
@@ -27,13 +29,24 @@ def test_every_setting_in_the_source_has_a_row() -> None:
     named = {
         v for path in source for v in re.findall(r'Setting\(\s*"(BYOC_\w+)"', path.read_text())
     }
-    assert named - {"BYOC_X"} == set(re.findall(r"^\| `(BYOC_\w+)` \|", PAGE, re.MULTILINE))
+    files_of_secrets = {f"{variable}_FILE" for variable in SECRETS}
+    assert named - {"BYOC_X"} - files_of_secrets == ROWS
+
+
+def test_a_secret_has_one_row_and_none_for_its_file() -> None:
+    assert "BYOC_ALERTS_FINGERPRINT_SECRET" in SECRETS
+    assert {f"{variable}_FILE" for variable in SECRETS} & ROWS == set()
+
+
+def test_the_default_of_an_empty_collection_is_none() -> None:
+    (row,) = re.findall(r"^\| `BYOC_PRIVATE_HOSTS` .*$", PAGE, re.MULTILINE)
+    assert row.split(" | ")[2] == "none"
 
 
 def test_the_notes_name_existing_settings_only() -> None:
     by_hand = PAGE.partition(configuration.MARK)[0]
     named = set(re.findall(r"BYOC_\w+", by_hand))
-    assert named <= set(re.findall(r"^\| `(BYOC_\w+)` \|", PAGE, re.MULTILINE))
+    assert named <= ROWS
 
 
 @pytest.fixture

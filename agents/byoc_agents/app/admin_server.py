@@ -60,7 +60,7 @@ class Pages:
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def healthz(self, _: web.BaseRequest) -> web.Response:
-        """Return 200 while the event loop and every writer thread run, else 503."""
+        """Return 200 while the writer thread of every spool runs, else 503."""
         dead = [daemon.name for daemon in self._daemons if not daemon.spool.alive]
         return web.Response(status=503 if dead else 200, text=f"{'dead' if dead else 'ok'}\n")
 

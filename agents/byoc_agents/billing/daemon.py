@@ -104,13 +104,28 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Setting("BYOC_BILLING_METER", "process, clickhouse or cgroup"),
     ] = None
     sample_seconds: Annotated[
-        float, Setting("BYOC_BILLING_SAMPLE_SECONDS", "0.1 to 60 seconds", parse=number(0.1, 60))
+        float,
+        Setting(
+            "BYOC_BILLING_SAMPLE_SECONDS",
+            "0.1 to 60 seconds between samples",
+            parse=number(0.1, 60),
+        ),
     ] = 5.0
     window_seconds: Annotated[
-        int, Setting("BYOC_BILLING_WINDOW_SECONDS", "60 or a divisor of 60", parse=_window)
+        int,
+        Setting(
+            "BYOC_BILLING_WINDOW_SECONDS",
+            "60 or a divisor of 60, the seconds of a usage record",
+            parse=_window,
+        ),
     ] = MINUTE_SECONDS
     seal_seconds: Annotated[
-        float, Setting("BYOC_BILLING_SEAL_SECONDS", "1 to 3600 seconds", parse=number(1, 3600))
+        float,
+        Setting(
+            "BYOC_BILLING_SEAL_SECONDS",
+            "1 to 3600 seconds between objects",
+            parse=number(1, 3600),
+        ),
     ] = 900.0
     compression: Annotated[
         Literal["zstd", "gzip"], Setting("BYOC_BILLING_COMPRESSION", "zstd or gzip")

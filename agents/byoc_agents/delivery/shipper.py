@@ -36,7 +36,7 @@ MAX_RETRY_AFTER_SECONDS = 3600.0  # a longer Retry-After is cut to this
 
 
 class Action(Enum):
-    """The consequence of a reason."""
+    """What the shipper does after an attempt with a reason."""
 
     DONE = "done"  # remove it from the spool
     RETRY = "retry"  # a temporary failure

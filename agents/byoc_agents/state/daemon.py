@@ -61,16 +61,34 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ]
     poll_seconds: Annotated[
-        float, Setting("BYOC_STATE_POLL_SECONDS", "0.1 to 60 seconds", parse=number(0.1, 60))
+        float,
+        Setting(
+            "BYOC_STATE_POLL_SECONDS", "0.1 to 60 seconds between polls", parse=number(0.1, 60)
+        ),
     ] = 10.0
     heartbeat_seconds: Annotated[
-        float, Setting("BYOC_STATE_HEARTBEAT_SECONDS", "1 to 3600 seconds", parse=number(1, 3600))
+        float,
+        Setting(
+            "BYOC_STATE_HEARTBEAT_SECONDS",
+            "1 to 3600 seconds, the longest time between two messages",
+            parse=number(1, 3600),
+        ),
     ] = 60.0
     starting_seconds: Annotated[
-        float, Setting("BYOC_STATE_STARTING_SECONDS", "0 to 3600 seconds", parse=number(0, 3600))
+        float,
+        Setting(
+            "BYOC_STATE_STARTING_SECONDS",
+            "0 to 3600 seconds of uptime, below which a server is `starting`",
+            parse=number(0, 3600),
+        ),
     ] = Thresholds().starting_seconds
     start_grace_seconds: Annotated[
-        float, Setting("BYOC_STATE_START_GRACE_SECONDS", "0 to 3600 seconds", parse=number(0, 3600))
+        float,
+        Setting(
+            "BYOC_STATE_START_GRACE_SECONDS",
+            "0 to 3600 seconds, for which a server that was never up is `starting`, not `failed`",
+            parse=number(0, 3600),
+        ),
     ] = Thresholds().start_grace_seconds
     thresholds: Annotated[
         dict[ReasonCode, Threshold],
