@@ -1,4 +1,4 @@
-"""Who may import whom: the house's one rule that no reviewer has to remember."""
+"""Which package may import which: the table in docs/architecture.md."""
 
 import ast
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import pytest
 
 import byoc_agents
 
-HOUSE = Path(byoc_agents.__file__).parent
+PACKAGE = Path(byoc_agents.__file__).parent
 DAEMONS = ("billing", "state", "alerts")
 TOGETHER = {"app", "policy", "schema"}  # they know several daemons
 WIRING = {"certificate", "context", "daemon", "http_server"}
@@ -38,11 +38,11 @@ MAY_IMPORT = {
     **{d: {*CORE, "egress", "sinks", "clickhouse", "servers", "wiring", d} for d in DAEMONS},
 }
 NO_CLOUD = {"aiobotocore", "botocore", "boto3", "aiohttp", "moto", "requests", "urllib3"}
-SERVER = HOUSE / "app" / "admin_server.py"
+SERVER = PACKAGE / "app" / "admin_server.py"
 
 
 def module(path: Path) -> str:
-    parts = path.relative_to(HOUSE.parent).with_suffix("").parts
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
@@ -67,7 +67,7 @@ def imports(path: Path) -> Iterator[str]:
 
 
 SPLIT = {"byoc_agents", "byoc_agents.app"}  # `from byoc_agents.app import run` names a module
-FILES = sorted(HOUSE.rglob("*.py"))
+FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERED = [path for path in FILES if layer(module(path)) in MAY_IMPORT]
 
 

@@ -6,13 +6,14 @@ has at most one open episode: a later start ends the earlier episode. A firing a
 received again after `reminder_seconds` is a reminder. Before that it is a duplicate: a retry, a
 copy from the other peer, or a group that was sent again because of another alert.
 
-A firing alert whose start is that of a reported end is either a new fact or an out-of-date copy
-from an Alertmanager peer. The body does not show which, but Alertmanager retracts a copy: its next
-flush sends `resolved` again, with the `endsAt` that was reported. The content of a body is at most
-`group_interval` old, plus the peer timeout times the position of the peer. `reopen_seconds` is
-longer than that. A firing alert that arrives at least `reopen_seconds` after the end is therefore a
-new fact. One that arrives earlier is unconfirmed: it becomes a new fact if it is not retracted
-within the same time. If it is retracted after that, the retraction is reported as its end.
+A firing alert with the start of an episode whose end was reported is either a new fact or an out-
+of-date copy from an Alertmanager peer. The body does not show which. After such a copy,
+Alertmanager corrects itself: its next flush sends `resolved` again, with the reported `endsAt` (the
+retraction of the copy). The content of a body is at most `group_interval` old, plus the peer
+timeout times the position of the peer. `reopen_seconds` is longer than that. A firing alert that
+arrives at least `reopen_seconds` after the end is therefore a new fact. One that arrives earlier is
+unconfirmed: it becomes a new fact if it is not retracted within the same time. If it is retracted
+after that, the retraction is reported as its end.
 """
 
 import asyncio
@@ -89,13 +90,21 @@ class Plan(msgspec.Struct):
             self.latest[episode.alert] = episode
 
     def alerts(self) -> set[str]:
-        """Return the alerts whose state the plan changes."""
+        """Return the alerts whose state the plan changes. Its commit locks them."""
         changed = {fact.episode.alert for fact in self.facts.values() if fact.episode}
         return changed | self.unconfirmed.keys()
 
 
 class Relay:
-    """Accepts notifications; returns when their messages are durable."""
+    """Accepts notifications; returns when their messages are durable.
+
+    Several notifications may be in progress at once. A plan is made in memory without waiting, and
+    is committed only if no commit in progress changes one of its alerts. Otherwise the plan is
+    dropped: the relay waits for these commits (`_in_flight`) and plans again, on the state that
+    they left. From the plan to `_in_flight` nothing is awaited, so two commits in progress never
+    change the same alert, and each alert is reported as if the notifications came one by one.
+    A failed commit changes nothing: those who waited for it plan again on the old state.
+    """
 
     def __init__(self, rules: Rules, spool: Spool, clock: Clock, counts: Counts) -> None:
         self.last_notification_ms: int | None = None
@@ -122,16 +131,16 @@ class Relay:
             if group is None:
                 await asyncio.sleep(0)
             else:
-                written += await self._accept(group, at_ms)
+                written += await self._accept_group(group, at_ms)
         return written
 
-    async def _accept(self, group: Group, at_ms: int) -> int:
+    async def _accept_group(self, group: Group, at_ms: int) -> int:
         seen = Sighting(group.receiver, at_ms, group.truncated)
         await self._checkpoint.load()
-        plan = self._plan_group(group.alerts, seen)
+        plan = self._make_plan(group.alerts, seen)
         while commits := {self._in_flight[key] for key in plan.alerts() if key in self._in_flight}:
             await asyncio.wait(commits)  # a copy from the other peer is being committed
-            plan = self._plan_group(group.alerts, seen)
+            plan = self._make_plan(group.alerts, seen)
         await self._commit(plan, seen.at_ms)
         truncated = group.truncated if group.first else 0
         self._record_outcomes(plan, seen, invalid=group.invalid, truncated=truncated)
@@ -186,13 +195,13 @@ class Relay:
             for alert in alerts:
                 del self._in_flight[alert]
 
-    def _plan_group(self, alerts: Sequence[Received], seen: Sighting) -> Plan:
+    def _make_plan(self, alerts: Sequence[Received], seen: Sighting) -> Plan:
         plan = Plan(self._memory)
         for alert in alerts:
-            plan.outcomes.append(self._plan(plan, alert, seen))
+            plan.outcomes.append(self._plan_alert(plan, alert, seen))
         return plan
 
-    def _identify(
+    def _resolve_identity(
         self, plan: Plan, alert: Received, seen: Sighting
     ) -> tuple[Received, Sighting, Episode | None]:
         """Return the alert with the identity that is sent, and its latest episode.
@@ -221,14 +230,14 @@ class Relay:
                 self._plan_inferred_end(plan, *known, latest)
         return current or (alert, seen, None)
 
-    def _plan(self, plan: Plan, alert: Received, seen: Sighting) -> AlertOutcome:
+    def _plan_alert(self, plan: Plan, alert: Received, seen: Sighting) -> AlertOutcome:
         if self._rules.watchdog.matches(alert.labels):
             plan.watchdogs += 1
-            alert, seen, _ = self._identify(plan, alert, seen)
+            alert, seen, _ = self._resolve_identity(plan, alert, seen)
             return self._plan_watchdog(plan, alert, seen)
         if not self._rules.selector.matches(alert.labels):
             return "not_selected"
-        alert, seen, latest = self._identify(plan, alert, seen)
+        alert, seen, latest = self._resolve_identity(plan, alert, seen)
         if latest is None or not _is_sighting_of(alert, latest):
             return self._plan_start(plan, alert, seen, latest)
         alert = msgspec.structs.replace(alert, starts_at_ms=latest.starts_at_ms)
@@ -259,14 +268,14 @@ class Relay:
         before = len(plan.messages)
         for status in _statuses(alert):
             if plan.fact(self._id_of(episode, seen, status)) is None:
-                self._add_fact(plan, alert, seen, episode, status)
+                self._plan_fact(plan, alert, seen, episode, status)
         return "relayed" if len(plan.messages) > before else "duplicate"
 
     def _plan_inferred_end(
         self, plan: Plan, alert: Received, seen: Sighting, episode: Episode
     ) -> None:
         earlier = msgspec.structs.replace(alert, starts_at_ms=episode.starts_at_ms, ends_at_ms=None)
-        self._add_fact(plan, earlier, seen, episode, "resolved", end_inferred=True)
+        self._plan_fact(plan, earlier, seen, episode, "resolved", end_inferred=True)
 
     def _plan_open(
         self, plan: Plan, alert: Received, seen: Sighting, episode: Episode
@@ -277,13 +286,24 @@ class Relay:
         first = plan.fact(self._id_of(episode, seen, "firing"))
         if not _is_later(alert.ends_at_ms, episode.follows_ms) and not (first and first.waited):
             return "duplicate"  # an old copy of the end before this beginning
-        self._add_fact(plan, alert, seen, episode, "resolved")
+        self._plan_fact(plan, alert, seen, episode, "resolved")
         return "relayed"
 
     def _plan_ended(
         self, plan: Plan, alert: Received, seen: Sighting, episode: Episode, ended: Fact
     ) -> AlertOutcome:
-        """Plan the report of an alert whose latest episode has ended."""
+        """Plan the report of an alert whose latest episode has ended.
+
+        The cases, where `waiting` is the unconfirmed beginning after that end, if there is one:
+
+        - `resolved`, none waits: a duplicate of the end.
+        - `resolved` with the reported end, one waits: it was an out-of-date copy, and is dropped.
+        - `resolved` with a later end, one waits: both its beginning and this end are new facts.
+        - `firing`, early: unconfirmed. It is stored if none waits.
+        - `firing`, late enough: a new fact. If one waits, that one is reported, as it was received.
+
+        Late enough is `reopen_seconds` after the end was reported, or, if one waits, after it came.
+        """
         reported_ms = ended.at_ms  # the end was not stated, or is a late retraction
         if ended.ends_at_ms is not None and _is_later(ended.ends_at_ms, episode.follows_ms):
             reported_ms = ended.ends_at_ms
@@ -297,13 +317,13 @@ class Relay:
                 plan.unconfirmed[episode.alert] = None  # the beginning was an out-of-date copy
                 return "duplicate"
             self._report_unconfirmed(plan, waiting, seen.at_ms)
-            self._add_fact(plan, alert, seen, next_episode, "resolved")
+            self._plan_fact(plan, alert, seen, next_episode, "resolved")
             return "relayed"
         if seen.at_ms >= (waiting.due_ms if waiting else ended.at_ms + wait_ms):
             if waiting:
                 self._report_unconfirmed(plan, waiting, seen.at_ms)
             else:
-                self._add_fact(plan, alert, seen, next_episode, "firing")
+                self._plan_fact(plan, alert, seen, next_episode, "firing")
             return "relayed"
         if waiting is None:
             event = self._build(
@@ -346,7 +366,7 @@ class Relay:
         plan.messages.append(message(event, seen.at_ms, replaces=f"watchdog/{alert.fingerprint}"))
         return "watchdog"
 
-    def _add_fact(  # noqa: PLR0913  the alert, its context, and the fact to report
+    def _plan_fact(  # noqa: PLR0913  the alert, its context, and the fact to report
         self,
         plan: Plan,
         alert: Received,

@@ -9,7 +9,7 @@ is shown on this machine only: `kubectl port-forward` and `kubectl exec` reach i
 import asyncio
 import ipaddress
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import msgspec
 import structlog
@@ -21,6 +21,7 @@ from byoc_agents.app import http_server
 from byoc_agents.app.daemon import Daemon
 from byoc_agents.app.http_server import SERVER_HEADER, Listen, PortLimits
 from byoc_agents.app.metrics import Metrics
+from byoc_agents.errors import ConfigError
 
 LIMITS = PortLimits(max_unauthenticated=32)  # Prometheus, the kubelet and people need a few
 
@@ -85,9 +86,15 @@ class Pages:
 async def serve(
     daemons: Sequence[Daemon], metrics: Metrics, listen: tuple[str, int]
 ) -> AsyncIterator[tuple[str, int]]:
-    """Serve the pages and yield the bound address. Raises OSError if the address is in use."""
+    """Serve the pages and yield the bound address. Raises ConfigError if it cannot be bound."""
     pages = Pages(daemons, metrics)
-    async with http_server.serve(pages.answer, Listen(*listen), LIMITS) as (host, port):
+    async with AsyncExitStack() as stack:
+        try:
+            serving = http_server.serve(pages.answer, Listen(*listen), LIMITS)
+            host, port = await stack.enter_async_context(serving)
+        except OSError as error:
+            mistake = f"BYOC_LISTEN: {error.strerror or error}: expected a free host:port"
+            raise ConfigError([mistake]) from error
         structlog.get_logger().info("admin.listening", host=host, port=port)
         yield host, port
 

@@ -26,7 +26,7 @@ class EventSource(Protocol):
     async def finish(self) -> None:
         """Put open records into the spool. Called after `run` was cancelled.
 
-        Raises SpoolError. It is then called once more after the spool was sent.
+        Raises SpoolError. It is then called once more after the spool was emptied.
         """
         ...
 
@@ -74,7 +74,13 @@ class Daemon(msgspec.Struct, frozen=True):
         return " -> ".join(map(str, parts))
 
     async def run(self, stop: asyncio.Event, grace_seconds: float) -> None:
-        """Run until `stop`, then close open records and drain within the grace period."""
+        """Run until `stop`, then close open records and drain within the grace period.
+
+        The order of the stop: (1) cancel the source's `run`; (2) `finish` puts its open records
+        into the spool; (3) the shipper, which still runs, empties the spool; (4) if the spool had
+        refused the records, 2 and 3 once more; (5) cancel the shipper. Steps 2 to 4 share the
+        grace period. At its end the remaining messages stay on disk.
+        """
         log = structlog.get_logger().bind(daemon=self.name)
         log.info("daemon.started", pipeline=repr(self))
         self.metrics.create_series(self.name)
@@ -119,9 +125,11 @@ class Daemon(msgspec.Struct, frozen=True):
             log.warning("daemon.shutdown_timeout", backlog_records=self.spool.totals.records)
 
     async def _finish(self) -> bool:
-        """Close open records. Return False if the spool refused them.
+        """Close open records. Return whether a second call is useless.
 
-        A failure does not prevent stored messages from being sent.
+        False: the spool refused them, and may have room after the drain. True: they are stored, or
+        a defect prevented it, which another call would meet again. A failure does not prevent
+        stored messages from being sent.
         """
         log = structlog.get_logger().bind(daemon=self.name)
         try:
@@ -135,7 +143,11 @@ class Daemon(msgspec.Struct, frozen=True):
         return True
 
     async def _keep(self, run: Any, task: str) -> None:
-        """Run a task until cancelled. A defect is logged with its trace; the task restarts."""
+        """Run a task until cancelled. A defect is logged with its trace; the task restarts.
+
+        `down` names the task from its end on. `not_ready_reason` believes the restart after the
+        task has run for RESTART_SECONDS.
+        """
         while True:
             try:
                 await run()

@@ -1,4 +1,7 @@
-"""One process with one or more daemons: reads settings, sets up the gate, runs until SIGTERM."""
+"""One process with one or more daemons.
+
+It reads the settings, sets up the gate, and runs the daemons until a signal stops it.
+"""
 
 import asyncio
 import hashlib
@@ -36,9 +39,9 @@ from byoc_agents.app.settings import (
     unknown,
     unreadable_files,
 )
+from byoc_agents.egress import destinations as table
 from byoc_agents.egress.audit_hook import enforce_process
 from byoc_agents.egress.destinations import Destination
-from byoc_agents.egress.destinations import mistakes as plain_or_forbidden
 from byoc_agents.egress.gate import Gate, Refusal
 from byoc_agents.errors import (
     ConfigError,
@@ -126,8 +129,9 @@ def configure(
     file = load_file(config_file)
     structs: list[type[msgspec.Struct]] = [CoreSettings, ClickHouseSettings]
     structs += [one.settings for one in daemons]
-    elsewhere = sum((starts for n, starts in DAEMONS.items() if n not in names), ())
-    mistakes = unknown(structs, environ, file, elsewhere)
+    # One environment may serve several processes: it may set the daemons of another.
+    others = sum((prefixes for name, prefixes in DAEMONS.items() if name not in names), ())
+    mistakes = unknown(structs, environ, file, others)
     try:
         core, clickhouse, *own = load(structs, environ, file)
     except ConfigError as error:
@@ -143,7 +147,7 @@ def configure(
         msgspec.structs.replace(d, private=d.private or d.host in core.private_hosts)
         for d in destinations
     ]
-    mistakes += plain_or_forbidden(destinations, allow_insecure=core.allow_insecure_endpoints)
+    mistakes += table.mistakes(destinations, allow_insecure=core.allow_insecure_endpoints)
     if mistakes:
         raise ConfigError(mistakes)
     by_name = {one.name: settings for one, settings in zip(daemons, own, strict=True)}
@@ -153,9 +157,9 @@ def configure(
 
 
 async def run(configuration: Configuration) -> int:
-    """Run until SIGTERM or SIGINT. Return the exit code."""
+    """Run until SIGTERM, SIGINT or SIGHUP. Return the exit code. Raises ConfigError."""
     core, stop = configuration.core, asyncio.Event()
-    with _stopping(stop), _mistakes():
+    with _stopping(stop), _translate_state_errors():
         async with (
             _build_daemons(configuration) as (daemons, metrics, confine),
             serve(daemons, metrics, core.listen),
@@ -169,9 +173,12 @@ async def run(configuration: Configuration) -> int:
 
 
 async def drain(configuration: Configuration) -> int:
-    """Send all stored messages and make no new ones. Return 0 if none are left, else 1."""
+    """Send all stored messages and make no new ones. Raises ConfigError.
+
+    Return 0 if no message and no dead letter is left, else 1.
+    """
     stop = asyncio.Event()
-    with _stopping(stop), _mistakes():
+    with _stopping(stop), _translate_state_errors():
         async with _build_daemons(configuration) as (daemons, _metrics, confine):
             confine()
             left = await asyncio.gather(*(daemon.drain(stop) for daemon in daemons))
@@ -189,18 +196,14 @@ def _stopping(stop: asyncio.Event) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def _mistakes() -> Iterator[None]:
-    """Turn errors of the disk and of the address at the start into ConfigError."""
+def _translate_state_errors() -> Iterator[None]:
+    """Raise ConfigError for an error of the spool or the ledger that ends the process."""
     try:
         yield
     except (SpoolNewerError, SpoolUnusableError, LedgerNewerError) as error:
         raise ConfigError([f"BYOC_STATE_DIR: {error}"]) from error
     except SpoolError as error:
         raise ConfigError([f"BYOC_STATE_DIR: {error}: expected a writable directory"]) from error
-    except OSError as error:
-        raise ConfigError(
-            [f"BYOC_LISTEN: {error.strerror or error}: expected a free host:port"]
-        ) from error
 
 
 @asynccontextmanager
@@ -216,8 +219,8 @@ async def _build_daemons(
     core, metrics = configuration.core, Metrics()
     names = "+".join(configuration.daemons)
     log.count_lost(metrics.log_lost.labels(names).inc)
-    refused: list[Callable[[str, str], None]] = []
-    gate = _gate(configuration, metrics, refused)
+    on_refused: list[Callable[[str, str], None]] = []
+    gate = _gate(configuration, metrics, on_refused)
     confine = _confinement(core.seccomp, metrics.seccomp.labels(names))
     enforce_process(gate, configuration.listeners)
     runtime = Runtime(
@@ -228,7 +231,7 @@ async def _build_daemons(
         metrics=metrics,
         configuration_sha256=hashlib.sha256(configuration.text().encode()).hexdigest(),
     )
-    refused.append(runtime.record_refusal)
+    on_refused.append(runtime.record_refusal)  # after the gate, which the ledgers need
     async with AsyncExitStack() as stack:
         daemons = []
         for name, settings in configuration.daemons.items():
@@ -248,7 +251,7 @@ def _confinement(mode: str, enforced: Gauge) -> Callable[[], None]:
     if mode == "off":
         return lambda: logger.warning("seccomp.off", setting="BYOC_SECCOMP")
 
-    def refused(error: Exception) -> None:
+    def report_failure(error: Exception) -> None:
         if mode == "require":
             expected = "expected a kernel with seccomp, or BYOC_SECCOMP=on"
             raise ConfigError([f"BYOC_SECCOMP: the filter was refused: {error}: {expected}"])
@@ -257,16 +260,16 @@ def _confinement(mode: str, enforced: Gauge) -> Callable[[], None]:
     try:
         from byoc_agents.egress.seccomp import prepare_filter  # noqa: PLC0415  ctypes, 0.3 MiB
 
-        install = prepare_filter()
+        install_filter = prepare_filter()
     except (ImportError, OSError) as error:  # a Python without ctypes, an unknown architecture
         found = error
-        return lambda: refused(found)
+        return lambda: report_failure(found)
 
     def confine() -> None:
         try:
-            install()
+            install_filter()
         except OSError as error:
-            refused(error)
+            report_failure(error)
         else:
             enforced.set(1)
             logger.info("seccomp.enforced")
@@ -275,23 +278,29 @@ def _confinement(mode: str, enforced: Gauge) -> Callable[[], None]:
 
 
 def _gate(
-    configuration: Configuration, metrics: Metrics, listeners: Sequence[Callable[[str, str], None]]
+    configuration: Configuration,
+    metrics: Metrics,
+    on_refused: Sequence[Callable[[str, str], None]],
 ) -> Gate:
+    """Return the gate. It counts and logs each refusal, and calls `on_refused` with it.
+
+    `on_refused` may grow later.
+    """
     core, logger = configuration.core, structlog.get_logger()
     names = "+".join(configuration.daemons)
 
-    def refused(refusal: Refusal, detail: str) -> None:
+    def record(refusal: Refusal, detail: str) -> None:
         metrics.egress_refused.labels(names, refusal).inc()
         logger.error("egress.refused", reason=refusal, detail=detail)
-        for listener in listeners:
-            listener(refusal, detail)
+        for notify in on_refused:
+            notify(refusal, detail)
 
     return Gate(
         configuration.destinations,
         allow_insecure=core.allow_insecure_endpoints,
         ca_file=core.ca_file or None,
         proxy=core.https_proxy or None,
-        on_refused=refused,
+        on_refused=record,
     )
 
 

@@ -209,7 +209,7 @@ async def open_daemon(
     async with AsyncExitStack() as stack:
         spool = await stack.enter_async_context(runtime.spool(NAME))
         ledger = await stack.enter_async_context(runtime.ledger(NAME, spool))
-        sink: Sink = await stack.enter_async_context(_sink(runtime, own))
+        sink: Sink = await stack.enter_async_context(_open_sink(runtime, own))
         if isinstance(sink, S3Sink):
             _refuse_another_region(await sink.stated_region(), runtime.core.region)
         several = _has_several(clickhouse, own)
@@ -361,7 +361,7 @@ def metered_container(own: Settings, environ: Mapping[str, str]) -> str:
     return own.container_name if named else ""
 
 
-def _sink(runtime: Runtime, own: Settings) -> S3Sink | DirectorySink:
+def _open_sink(runtime: Runtime, own: Settings) -> S3Sink | DirectorySink:
     if own.bucket.startswith("file:"):
         return DirectorySink(Path(own.bucket.removeprefix("file://").removeprefix("file:")))
     return S3Sink(

@@ -72,7 +72,6 @@ LONGEST_WAIT = {  # doubles with each attempt; the wait is a random part of it
     Action.RETRY: wait_exponential(multiplier=FIRST_WAIT_SECONDS, max=60.0),
     Action.HOLD: wait_exponential(multiplier=FIRST_WAIT_SECONDS, max=300.0),
 }
-HOLD = 1  # argument of `Spool.head`: keep a batch unchanged while its outcome is unknown
 SENDS_PER_DOUBLING = 3  # successful batches before the batch size doubles
 
 
@@ -134,7 +133,7 @@ class Shipper:
         self._room = False  # in the last batch
         self._unfinished = tuple(unfinished)  # ids of a batch that may have been stored
         self._limit = 1 if unfinished else sink.max_messages  # messages in the next new batch
-        self._answered = 0  # batches since `_limit` changed
+        self._answered = 0  # successful batches since `_limit` changed
         self._attempts = AsyncRetrying(
             retry=retry_if_exception_type(UndeliveredError),
             wait=self._choose_wait_seconds,
@@ -195,17 +194,25 @@ class Shipper:
         """Return the unfinished batch if all of it is still first in the spool, else a new one."""
         max_bytes = self._sink.max_bytes
         if 0 < len(self._unfinished) <= self._sink.max_messages:
-            batch = await self._spool.head(len(self._unfinished), max_bytes, HOLD)
+            batch = await self._spool.head(len(self._unfinished), max_bytes, pin=True)
             if tuple(message.id for message in batch) == self._unfinished:
                 self._room, self._limit, self._answered = False, 1, 0
                 return batch
         self._unfinished = ()  # part of it has left the queue, or the sink accepts fewer now
-        batch = await self._spool.head(self._limit, max_bytes, HOLD)
+        batch = await self._spool.head(self._limit, max_bytes, pin=True)
         size = sum(len(message.body) for message in batch)
         self._room = 0 < len(batch) < self._limit and size < max_bytes // 2
         return batch
 
     async def _deliver(self, batch: Sequence[Message]) -> LastError | None:
+        """Send a batch and decide what becomes of it. Return the error, or None after success.
+
+        The batch must be sent again unchanged if its outcome is unknown: if this attempt ended
+        without a reliable answer, or if it repeats one that did, and failed again. It need not be
+        after a success, after REJECTS_ALL (the receiver has answered, and a larger batch is tried),
+        or after the first attempt failed with a reliable answer. After a LedgerError the messages
+        count as not sent.
+        """
         repeated = bool(self._unfinished)
         try:
             outcomes = await self._send(batch)
@@ -223,7 +230,7 @@ class Shipper:
         unknown_outcome = repeated or uncertain(one.reason for one in outcomes)
         if last_error is None or rejected or not unknown_outcome:
             self._unfinished = ()
-            self._spool.release()
+            self._spool.unpin()
         return last_error
 
     def _grow_batch(self) -> None:

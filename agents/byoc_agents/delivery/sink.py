@@ -53,7 +53,7 @@ class Sink(Protocol):
     async def send(
         self, batch: Sequence[Message], transmit: Transmit = transmit_unrecorded
     ) -> Sequence[Outcome]:
-        """Try to send once and return one outcome per message, in order. May block.
+        """Try to send once and return one outcome per message, in order. Waits for the network.
 
         Each request is made by `transmit(messages, request)`, with exactly the messages in it: the
         ledger has a line before and one after it. `transmit` returns what the request returns, and

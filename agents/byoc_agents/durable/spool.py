@@ -107,26 +107,27 @@ class Spool:
         self,
         max_messages: int = 1,
         max_bytes: int = 1 << 20,
-        hold: int = 0,
+        *,
+        pin: bool = False,
     ) -> list[Message]:
         """Return the oldest messages within both bounds, but at least one if any is queued.
 
-        If `hold` is not 0, a batch of several messages stays unchanged until the next such call or
-        `release`: a later message with the same `replaces` is queued behind the batch and removes
+        With `pin`, a batch of several messages stays unchanged until the next such call or
+        `unpin`: a later message with the same `replaces` is queued behind the batch and removes
         none of it. So a batch that may have been stored can be sent again unchanged.
         """
 
         def read(store: Store) -> list[Message]:
             found = store.head(max_messages, max_bytes)
-            if hold:
-                self._file.hold(frozenset(m.id for m in found) if len(found) > 1 else frozenset())
+            if pin:
+                self._file.pin(frozenset(m.id for m in found) if len(found) > 1 else frozenset())
             return found
 
         return await self._ask(read, OperationKind.READ)
 
-    def release(self) -> None:
-        """Allow messages to replace those that `head` holds. Does not block."""
-        self._file.hold(frozenset())
+    def unpin(self) -> None:
+        """Allow later messages to replace those that `head` has pinned. Does not block."""
+        self._file.pin(frozenset())
 
     async def remove(self, ids: Sequence[str], state: Mapping[str, bytes] | None = None) -> None:
         """Delete messages that the receiver has stored, and write `state` with it."""
@@ -155,7 +156,7 @@ class Spool:
         return await self._ask(lambda store: store.dead_letters(), OperationKind.READ)
 
     async def staged(self) -> list[bytes]:
-        """Return the lines that wait for their batch, oldest first."""
+        """Return the staged lines, oldest first."""
         return await self._ask(lambda store: store.staged(), OperationKind.READ)
 
     async def state(self, prefix: str = "") -> dict[str, bytes]:

@@ -110,16 +110,16 @@ class SpoolFile:
         self._store: Store | None = None
         self._totals = Totals()  # of the file when it was last read or written
         self._epoch = 0
-        self._held: frozenset[str] = frozenset()
+        self._pinned: frozenset[str] = frozenset()
 
-    def hold(self, ids: frozenset[str]) -> None:
+    def pin(self, ids: frozenset[str]) -> None:
         """Keep queued messages with these ids when a later message replaces them.
 
         Replaces the ids of the last call. From any thread; does not block.
         """
-        self._held = ids
+        self._pinned = ids
         if store := self._store:
-            store.held = ids
+            store.pinned = ids
 
     def next_epoch(self, least_ms: int) -> int:
         """Return an epoch of at least `least_ms` that is later than all earlier ones here."""
@@ -164,7 +164,7 @@ class SpoolFile:
             with translated():  # not in `dead-letters`, which runs next to the daemon
                 rewrite_and_sync(self.path.with_name(f"{self.path.name}-wal"))
             self._store = Store(self.path, max_bytes=self._max_bytes)
-            self._store.held = self._held
+            self._store.pinned = self._pinned
             self._epoch = max(self._epoch, read_info(self._store).epoch)
         return self._store
 

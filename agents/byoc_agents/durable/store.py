@@ -51,7 +51,7 @@ class Store:
         self._path = path
         self._journal_path = path.with_name(f"{path.name}-wal")
         self._max_bytes = max_bytes
-        self.held: frozenset[str] = frozenset()  # ids of messages that must not be replaced
+        self.pinned: frozenset[str] = frozenset()  # ids of messages that must not be replaced
         try:
             with translated():
                 self._identity = file_identity(path)
@@ -151,7 +151,7 @@ class Store:
                 continue
             for message in some:  # the second condition lets SQLite use the index
                 if self._put([message]):
-                    kept = {message.id, *self.held}
+                    kept = {message.id, *self.pinned}
                     places = ",".join("?" * len(kept))
                     same = f"replaces = ? AND replaces <> '' AND id NOT IN ({places})"
                     self._delete(same, replaces, *kept)

@@ -1,7 +1,8 @@
-"""The source of the state exporter: polls each replica and publishes its changes."""
+"""The source of the state exporter (`Exporter`): polls each replica, publishes its changes."""
 
 import asyncio
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
@@ -28,7 +29,7 @@ POLL_SOON_SECONDS = 1.0  # until the next poll, if it may change the state
 
 
 class Observer(Protocol):
-    """The method of `byoc_agents.state.probes.Prober` in use."""
+    """The part of `byoc_agents.state.probes.Prober` that `Exporter` needs."""
 
     async def observe(self) -> StateObservation: ...  # noqa: D102
 
@@ -117,19 +118,25 @@ class Exporter:
             observation, replica.memory, self._thresholds, now, shutdown=shutdown
         )
 
-    def _who(self) -> StateIdentity:
+    def _sender(self) -> StateIdentity:
+        """Return the identity of the messages, with the present description of this process."""
         return msgspec.structs.replace(self._identity, agent=self._agent())
 
     async def _publish_replica(self, replica: PolledReplica) -> bool:
+        """Publish the state if it changed or a heartbeat is due. Return False if it was refused.
+
+        True also if there is nothing to publish: the replica was not assessed, or the assessment
+        is not confirmed yet.
+        """
         observation, assessment = replica.observation, replica.assessment
         if observation is None or assessment is None or not assessment.confirmed:
             return True
 
-        who = self._who()
+        sender = self._sender()
 
         def build(kind: MessageKind, position: Position, now_ms: int) -> Message:
             return state_message(
-                who,
+                sender,
                 replica.name,
                 kind,
                 observation=observation,
@@ -148,18 +155,24 @@ class Exporter:
         if summary is None:
             return
 
-        who = self._who()
+        sender = self._sender()
 
-        def build(
-            kind: MessageKind, position: Position, now_ms: int, of: ServiceSummary = summary
-        ) -> Message:
-            return summary_message(who, kind, of, position, now_ms)
-
+        build = partial(_summary_message, sender, summary)
         await stream.publish(f"{summary.state} {msgspec.to_builtins(summary.replicas)}", build)
 
     def status(self) -> dict[str, Any]:
         """Return the exporter's part of /status."""
         return {"replicas": {replica.name: _replica_status(replica) for replica in self._replicas}}
+
+
+def _summary_message(
+    sender: StateIdentity,
+    summary: ServiceSummary,
+    kind: MessageKind,
+    position: Position,
+    now_ms: int,
+) -> Message:
+    return summary_message(sender, kind, summary, position, now_ms)
 
 
 def state_key(assessment: Assessment) -> str:

@@ -17,6 +17,7 @@ from byoc_agents.app.metrics import Metrics
 from byoc_agents.delivery.shipper import Shipper
 from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.spool import Spool
+from byoc_agents.errors import ConfigError
 from lab.fakes.core import FakeClock, NullLedger, ScriptedSink
 
 
@@ -105,9 +106,16 @@ async def test_every_other_page_is_404(world: World) -> None:
 
 async def test_a_taken_address_is_an_error_of_the_start(world: World) -> None:
     port = int(world.url.rpartition(":")[2])
-    with pytest.raises(OSError, match="address already in use"):
+    expected = "^BYOC_LISTEN: .*address already in use: expected a free host:port$"
+    with pytest.raises(ConfigError, match=expected):
         async with serve([], Metrics(), ("127.0.0.1", port)):
             pass
+
+
+async def test_an_error_of_the_disk_while_it_serves_is_not_one_of_the_address() -> None:
+    with pytest.raises(OSError, match="the disk"):
+        async with serve([], Metrics(), ("127.0.0.1", 0)):
+            raise OSError("the disk")
 
 
 async def test_no_answer_names_a_version(world: World) -> None:

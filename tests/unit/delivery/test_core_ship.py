@@ -119,10 +119,10 @@ async def test_a_failing_spool_is_waited_for(tmp_path: Path) -> None:
         refusals = [SpoolUnavailableError("disk")] * 2
         head = it.spool.head
 
-        async def failing(*bounds: int) -> list[Message]:
+        async def failing(*bounds: int, pin: bool = False) -> list[Message]:
             if refusals:
                 raise refusals.pop()
-            return await head(*bounds)
+            return await head(*bounds, pin=pin)
 
         it.spool.head = failing  # type: ignore[method-assign,assignment]
         async with it.running():

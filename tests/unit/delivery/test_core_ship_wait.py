@@ -56,10 +56,10 @@ async def test_an_idle_shipper_does_nothing_until_something_is_put(tmp_path: Pat
         asked = 0
         head = it.spool.head
 
-        async def counted(*bounds: int) -> list[Message]:
+        async def counted(*bounds: int, pin: bool = False) -> list[Message]:
             nonlocal asked
             asked += 1
-            return await head(*bounds)
+            return await head(*bounds, pin=pin)
 
         it.spool.head = counted  # type: ignore[method-assign,assignment]
         async with it.running():
