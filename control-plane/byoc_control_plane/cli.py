@@ -42,7 +42,7 @@ PARTS: dict[str, type[msgspec.Struct]] = {
     "consumer": ConsumerSettings,
 }
 FORWARDER_PAUSE_SECONDS = 60.0  # the longest pause of a forwarder between two attempts
-SECRET_SECONDS = 1.0  # between two looks at the file of a secret
+SECRET_SECONDS = 1.0  # between two checks of a secret's file
 STORE_PAUSE_SECONDS = 2.0  # between two attempts to reach ClickHouse at the start
 
 
