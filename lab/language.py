@@ -50,7 +50,7 @@ FORBIDDEN = {
         "name",
     ),
     "where for if": (
-        r"\b(?:(?:also|later|longer|none|nothing|only|1) where|where (?:all is well|not known))\b",
+        r"\b(?:(?:also|later|longer|none|nothing|1) where|where (?:all is well|not known))\b",
         "if, when",
     ),
     "a look": (r"\b(?:a|another|each|every|further|one|two) looks?\b", "check, sample, reading"),

@@ -13,7 +13,7 @@ REQUIRED = {
     *("daemon", "source", "target", "replica", "incarnation", "sample", "window", "record", "gap"),
     *("seal", "object", "event", "message", "spool", "checkpoint", "epoch", "sequence", "shipper"),
     *("sink", "reason", "hold", "dead letter", "destination", "gate", "ledger", "intent"),
-    *("receipt", "segment", "heartbeat", "watchdog", "fingerprint", "drain"),
+    *("receipt", "segment", "heartbeat", "watchdog", "fingerprint", "episode", "drain"),
 }
 
 

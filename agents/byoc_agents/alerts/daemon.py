@@ -1,6 +1,6 @@
 """Build the alert forwarder: webhook -> relay -> spool -> shipper -> HTTPS."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import aiohttp
@@ -14,6 +14,7 @@ from byoc_agents.alerts.reloadable_secret import ReloadableSecret
 from byoc_agents.alerts.settings import Settings
 from byoc_agents.alerts.webhook import Webhook
 from byoc_agents.app.clock import Clock
+from byoc_agents.app.cloudevents import Agent
 from byoc_agents.app.context import ClickHouseSettings, Runtime
 from byoc_agents.app.daemon import Daemon
 from byoc_agents.app.http_server import Listen
@@ -52,10 +53,12 @@ async def open_daemon(
     """Build the forwarder. Everything that it opens is closed at the end."""
     async with AsyncExitStack() as stack:
         spool = await stack.enter_async_context(runtime.spool(NAME))
-        ledger = await stack.enter_async_context(runtime.ledger(NAME))
+        ledger = await stack.enter_async_context(runtime.ledger(NAME, spool))
         session = await stack.enter_async_context(runtime.gate.session())
         counts = Counts(runtime.metrics, NAME)
-        source = forwarder(runtime.core, own, spool, runtime.clock, counts)
+        source = forwarder(
+            runtime.core, own, spool, runtime.clock, counts, agent=lambda: runtime.agent(ledger)
+        )
         stack.push_async_callback(source.close)
         sink = https_sink(own, session, runtime.clock)
         yield runtime.daemon(
@@ -79,8 +82,14 @@ async def listen(source: Forwarder, address: tuple[str, int]) -> None:
         raise ConfigError([mistake]) from error
 
 
-def forwarder(
-    core: CoreSettings, own: Settings, spool: Spool, clock: Clock, counts: Counts
+def forwarder(  # noqa: PLR0913  the settings, and what the source works with
+    core: CoreSettings,
+    own: Settings,
+    spool: Spool,
+    clock: Clock,
+    counts: Counts,
+    *,
+    agent: Callable[[], Agent | None] = lambda: None,
 ) -> Forwarder:
     """Return the source: the webhook with its relay, and the heartbeat."""
     rules = _rules(core, own)
@@ -90,7 +99,7 @@ def forwarder(
     )
     webhook = Webhook(relay, token, counts)
     heartbeat = HeartbeatSender(
-        rules.origin, relay, spool, clock, interval_seconds=own.heartbeat_seconds
+        rules.origin, relay, spool, clock, interval_seconds=own.heartbeat_seconds, agent=agent
     )
     listen = Listen(
         *own.listen,

@@ -7,13 +7,25 @@ two Alertmanagers give the same `source` and `id`.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 from byoc_agents.alerts.payload import Received, Status
 from byoc_agents.alerts.values import pick
-from byoc_agents.app.cloudevents import Event, rfc3339, source_uri, stable_id
+from byoc_agents.app.cloudevents import (
+    AgentOrNone,
+    Event,
+    EventType,
+    OrganizationId,
+    PodName,
+    RegionName,
+    ServiceId,
+    describe,
+    rfc3339,
+    source_uri,
+    stable_id,
+)
 
 ALERT: Literal["byoc.alert.v1"] = "byoc.alert.v1"
 WATCHDOG: Literal["byoc.alert.watchdog.v1"] = "byoc.alert.watchdog.v1"
@@ -22,81 +34,151 @@ MAX_LABEL = 256  # characters; Kubernetes names have at most 253
 MAX_ANNOTATION = 1024  # characters of a summary for people
 
 Notification = Literal["transition", "reminder"]
+Fingerprint = Annotated[
+    str,
+    describe(
+        "Identifies the labels of the alert: an HMAC of Alertmanager's fingerprint with the "
+        "customer's secret, 16 hex digits."
+    ),
+]
+Labels = Annotated[dict[str, str], describe("Only the configured names: BYOC_ALERTS_LABELS.")]
 
 
 class Alert(msgspec.Struct, frozen=True, kw_only=True):
     """The `data` of `byoc.alert.v1`."""
 
-    organization_id: str
-    service_id: str
-    region: str
-    status: Status
-    notification: Notification  # a reminder repeats that a reported alert still fires
-    reconstructed: bool  # this beginning was not received: it is derived from the end
-    end_inferred: bool = False  # resolved because the alert fires with a later start
-    fingerprint: str  # an HMAC of Alertmanager's, by the customer's secret: 16 hex digits
-    starts_at: str  # RFC 3339 UTC; fingerprint + starts_at name one episode
-    ends_at: str | None  # None while it fires, or if the sender did not state it
-    received_at: (
-        str  # by the forwarder; the age of the alert is the delivery's timestamp minus this
-    )
-    labels: dict[str, str]
-    annotations: dict[str, str]
-    cut: list[str]  # labels.NAME and annotations.NAME whose values were too long and are cut
-    withheld: list[str] = []  # those left out because they look like an address or a secret
-    group_truncated_alerts: int  # alerts that Alertmanager left out of the same notification
+    organization_id: OrganizationId
+    service_id: ServiceId
+    region: RegionName
+    status: Annotated[Status, describe("Status of the alert in Alertmanager.")]
+    notification: Annotated[
+        Notification,
+        describe("`transition`: it began or ended. `reminder`: it still fires, repeated."),
+    ]
+    reconstructed: Annotated[
+        bool, describe("Whether the forwarder saw only the end; this event states the start.")
+    ]
+    end_inferred: Annotated[
+        bool, describe("Whether it is resolved because the alert fires with a later start.")
+    ] = False
+    fingerprint: Fingerprint
+    starts_at: Annotated[
+        str,
+        describe("Start of the alert, RFC 3339, UTC. With `fingerprint` it identifies an episode."),
+    ]
+    ends_at: Annotated[
+        str | None,
+        describe(
+            "End of the alert, RFC 3339, UTC. Null while it fires, or if Alertmanager did not "
+            "state it."
+        ),
+    ]
+    received_at: Annotated[
+        str,
+        describe(
+            "When the forwarder received it, RFC 3339, UTC. `webhook-timestamp` minus this is its "
+            "age at delivery."
+        ),
+    ]
+    labels: Labels
+    annotations: Annotated[
+        dict[str, str], describe("Only the configured names: BYOC_ALERTS_ANNOTATIONS.")
+    ]
+    cut: Annotated[
+        list[str], describe("The labels.NAME and annotations.NAME that were too long and are cut.")
+    ]
+    withheld: Annotated[
+        list[str],
+        describe(
+            "The labels.NAME and annotations.NAME that are left out because they look like an "
+            "address or a secret."
+        ),
+    ] = []
+    group_truncated_alerts: Annotated[
+        int, describe("Alerts of its group that Alertmanager left out of the same notification.")
+    ]
 
 
 class AlertEvent(Event, frozen=True, kw_only=True):
     """An alert began, still fires, or ended."""
 
-    type: Literal["byoc.alert.v1"] = ALERT
+    type: EventType[Literal["byoc.alert.v1"]] = ALERT
     data: Alert
 
 
 class Watchdog(msgspec.Struct, frozen=True, kw_only=True):
     """The `data` of `byoc.alert.watchdog.v1`."""
 
-    organization_id: str
-    service_id: str
-    region: str
-    status: Status  # resolved: Alertmanager no longer receives it from Prometheus
-    fingerprint: str
-    starts_at: str
-    received_at: str
-    labels: dict[str, str]
+    organization_id: OrganizationId
+    service_id: ServiceId
+    region: RegionName
+    status: Annotated[
+        Status, describe("`resolved`: Alertmanager no longer receives the alert from Prometheus.")
+    ]
+    fingerprint: Fingerprint
+    starts_at: Annotated[str, describe("Start of the alert, RFC 3339, UTC.")]
+    received_at: Annotated[str, describe("When the forwarder received it, RFC 3339, UTC.")]
+    labels: Labels
 
 
 class WatchdogEvent(Event, frozen=True, kw_only=True):
     """Prometheus and Alertmanager were running at `received_at`. Only the latest is kept."""
 
-    type: Literal["byoc.alert.watchdog.v1"] = WATCHDOG
+    type: EventType[Literal["byoc.alert.watchdog.v1"]] = WATCHDOG
     data: Watchdog
 
 
 class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     """The `data` of `byoc.alert.heartbeat.v1`."""
 
-    organization_id: str
-    service_id: str
-    region: str
-    replica: str
-    started_at: str  # start of this process; a new value means a restart
-    sequence: int  # 0, 1, 2 ... in this process; only the latest is kept, so numbers may be missing
-    interval_seconds: float
-    stopping: bool  # the last heartbeat before a planned stop
-    last_notification_at: str | None  # when this process last received a notification
-    last_watchdog_at: str | None
-    backlog_records: int
-    dead_letters: int
-    open_episodes: int | None = None  # number reported as firing and not as resolved
-    open_digest: str | None = None  # of these episodes, as defined in docs/contracts/alerts.md
+    organization_id: OrganizationId
+    service_id: ServiceId
+    region: RegionName
+    replica: PodName
+    started_at: Annotated[
+        str, describe("Start of the process, RFC 3339, UTC. A new value means a restart.")
+    ]
+    sequence: Annotated[
+        int,
+        describe(
+            "Number of the heartbeat in this process: 0, 1, 2 ... Only the latest is kept, so "
+            "numbers may be missing."
+        ),
+    ]
+    interval_seconds: Annotated[float, describe("The next heartbeat comes within this time.")]
+    stopping: Annotated[bool, describe("Whether this is the last one of a planned stop.")]
+    last_notification_at: Annotated[
+        str | None,
+        describe("When Alertmanager last notified this process. Null if it has not yet."),
+    ]
+    last_watchdog_at: Annotated[
+        str | None, describe("When this process last received the Watchdog. Null if not yet.")
+    ]
+    backlog_records: Annotated[int, describe("Events that are not sent yet.")]
+    dead_letters: Annotated[
+        int, describe("Events that the receiver rejected for good and the forwarder keeps.")
+    ]
+    open_episodes: Annotated[
+        int | None,
+        describe(
+            "Number of episodes that were reported as firing and not as resolved. Null in events "
+            "of 0.1.0."
+        ),
+    ] = None
+    open_digest: Annotated[
+        str | None,
+        describe(
+            "First 32 hex digits of SHA-256 over these episodes; the contract of the alerts has "
+            "the rule. Null in events of 0.1.0."
+        ),
+    ] = None
+    agent: AgentOrNone = None
 
 
 class HeartbeatEvent(Event, frozen=True, kw_only=True):
     """The forwarder was running at `time`."""
 
-    type: Literal["byoc.alert.heartbeat.v1"] = HEARTBEAT
+    type: EventType[Literal["byoc.alert.heartbeat.v1"]] = HEARTBEAT
     data: Heartbeat
 
 

@@ -1,5 +1,6 @@
 """The source of the alert forwarder: the webhook, and the forwarder's own heartbeat."""
 
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -9,7 +10,7 @@ from byoc_agents.alerts.events import Heartbeat, Origin, build_heartbeat
 from byoc_agents.alerts.relay import Relay, message
 from byoc_agents.alerts.webhook import LIMITS, Webhook
 from byoc_agents.app.clock import Clock
-from byoc_agents.app.cloudevents import rfc3339
+from byoc_agents.app.cloudevents import Agent, rfc3339
 from byoc_agents.app.http_server import Listen, serve
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import SpoolError
@@ -18,9 +19,18 @@ from byoc_agents.errors import SpoolError
 class HeartbeatSender:
     """Puts `byoc.alert.heartbeat.v1` into the spool, which keeps only the latest."""
 
-    def __init__(
-        self, origin: Origin, relay: Relay, spool: Spool, clock: Clock, *, interval_seconds: float
+    def __init__(  # noqa: PLR0913  its collaborators
+        self,
+        origin: Origin,
+        relay: Relay,
+        spool: Spool,
+        clock: Clock,
+        *,
+        interval_seconds: float,
+        agent: Callable[[], Agent | None] = lambda: None,
     ) -> None:
+        """`agent` describes this process in each heartbeat."""
+        self._agent = agent
         self._origin = origin
         self._relay = relay
         self._spool = spool
@@ -63,6 +73,7 @@ class HeartbeatSender:
             dead_letters=self._spool.totals.dead_letters,
             open_episodes=open_episodes,
             open_digest=open_digest,
+            agent=self._agent(),
         )
 
 

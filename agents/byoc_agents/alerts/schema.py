@@ -16,7 +16,7 @@ EVENTS = (AlertEvent, WatchdogEvent, HeartbeatEvent)
 ANSWERS = (Stored, Rejected)
 TEMPLATE = "#/components/schemas/{name}"
 # Fields that events of 0.1.0 do not have.
-ADDED = frozenset({"end_inferred", "withheld", "open_episodes", "open_digest"})
+ADDED = frozenset({"end_inferred", "withheld", "open_episodes", "open_digest", "agent"})
 
 
 def components() -> dict[str, Any]:

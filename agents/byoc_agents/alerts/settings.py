@@ -34,6 +34,7 @@ SHIPPED_RULES = (  # the alerts of helm/byoc-agents/rules, except the Watchdog
     "ByocNeverSucceeded",
     "ByocSpoolFailing",
     "ByocSpoolCorrupted",
+    "ByocLedgerMismatch",
     "ByocBillingGap",
     "ByocTaskFailed",
 )

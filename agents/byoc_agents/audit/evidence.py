@@ -4,7 +4,7 @@ Its size depends on the number of replicas, epochs and holes, not on the number 
 latest ids are kept, to distinguish identical duplicates from conflicting ones.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -65,6 +65,8 @@ class Evidence:
         self.recent = Recent(recent_ids)
         self.replicas: dict[ReplicaName, ReplicaAudit] = {}
         self.claims: defaultdict[PodEpoch, Claim] = defaultdict(Claim)
+        self.service_objects: Counter[tuple[str, str]] = Counter()  # a shared one counts once
+        self.streams: defaultdict[tuple[str, str, int], Claim] = defaultdict(Claim)
         self._pods: dict[tuple[str, str, str], str] = {}  # organization, service, pod -> replica
 
     def replica(self, usage: Usage) -> ReplicaAudit:
@@ -78,7 +80,9 @@ class Evidence:
         return known
 
     def claim(self, key: ObjectKey) -> Claim:
-        """Return the claims on the lane that an object's key names."""
+        """Return the claims on the lane that an object's key names, or on its stream if shared."""
+        if key.shared:
+            return self.streams[key.organization_id, key.service_id, key.epoch]
         return self.claims[PodEpoch(key.organization_id, key.service_id, key.pod, key.epoch)]
 
     def claim_of(self, usage: Usage) -> Claim:

@@ -33,6 +33,7 @@ def conclude(evidence: Evidence, target: str) -> Report:
     names = sorted({*evidence.replicas, *claims})
     replicas = [evidence.replicas.get(name) or ReplicaAudit(name) for name in names]
     epoch_ends: list[EpochEnd] = []
+    _find_missing_objects(evidence)
     for replica in replicas:
         own = claims.get(replica.name, {})
         for found, needed, cpus in replica.decide():
@@ -52,9 +53,30 @@ def conclude(evidence: Evidence, target: str) -> Report:
         gaps=[gap for replica in replicas for gap in _gaps(replica)],
         unrecorded=[item for replica in replicas for item in _unrecorded(replica)],
         epoch_ends=epoch_ends,
-        services=summed(totals),
+        services=summed(totals, evidence.service_objects),
         replicas=totals,
     )
+
+
+def _find_missing_objects(evidence: Evidence) -> None:
+    """Report the numbers before the last one of each stream that no shared object has.
+
+    The sequences of the lost records are reported by replica as well, except of its last ones.
+    """
+    for (organization_id, service_id, epoch), claim in sorted(evidence.streams.items()):
+        missing = claim.named.holes()
+        first = min(start for start, _ in claim.named)
+        missing.add(first if evidence.partial else 0, first)
+        for start, end in missing:
+            evidence.findings.add(
+                Finding(
+                    kind="missing_object",
+                    organization_id=organization_id,
+                    service_id=service_id,
+                    epoch=epoch,
+                    detail=f"records {start} to {end - 1} of the stream of shared objects",
+                )
+            )
 
 
 def _refuse(

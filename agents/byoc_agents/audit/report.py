@@ -1,7 +1,7 @@
 """The report of an audit, one struct for people and machines. `--json` prints it unchanged."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Literal
 
@@ -19,6 +19,7 @@ ProblemKind = Literal[
     "altered_record",  # a record that contradicts itself
     "impossible_cpu",  # more CPU than the machine has; the record is in no sum
     "missing_sequence",
+    "missing_object",  # numbers of shared objects that no object's key has
     "duplicate_identical",  # the same id twice with the same bytes
     "duplicate_conflicting",  # the same id twice with other bytes
     "duplicate_uncompared",  # a sequence twice, too far apart to have kept the first one's bytes
@@ -113,8 +114,11 @@ class Total(msgspec.Struct, kw_only=True):
 _SUMMED = tuple(f for f, kind in Total.__annotations__.items() if kind in (int, Decimal))
 
 
-def summed(totals: Iterable[Total]) -> list[Total]:
-    """Return one total for each service, in the order given."""
+def summed(totals: Iterable[Total], objects: Mapping[tuple[str, str], int]) -> list[Total]:
+    """Return one total for each service, in the order given.
+
+    `objects` are those of each service: one may have records of several replicas.
+    """
     services: dict[tuple[str, str], Total] = {}
     for total in totals:
         name = (total.organization_id, total.service_id)
@@ -124,6 +128,8 @@ def summed(totals: Iterable[Total]) -> list[Total]:
         starts = (service.first_start, total.first_start)  # empty if all its records are excluded
         service.first_start = min(filter(None, starts), default="")
         service.last_end = max(service.last_end, total.last_end)
+    for name, service in services.items():
+        service.objects = objects[name]
     return list(services.values())
 
 

@@ -58,6 +58,8 @@ class CheckedPeriod(NamedTuple):
 
 def misplaced(usage: Usage, key: ObjectKey, start_ms: int) -> str:
     """Return how a record contradicts its object's key; empty if it does not."""
+    if key.shared:
+        return _misplaced_in_shared(usage, key, start_ms)
     pod = usage.pod_uid or usage.replica
     says = (usage.organization_id, usage.service_id, pod, usage.epoch)
     named = (key.organization_id, key.service_id, key.pod, key.epoch)
@@ -67,6 +69,14 @@ def misplaced(usage: Usage, key: ObjectKey, start_ms: int) -> str:
         return f"sequence {usage.sequence}"
     if usage.sequence == key.first and rfc3339(start_ms)[:13] != f"{key.date}T{key.hour}":
         return f"the first record starts at {usage.charge_period_start}"
+    return ""
+
+
+def _misplaced_in_shared(usage: Usage, key: ObjectKey, start_ms: int) -> str:
+    if (says := (usage.organization_id, usage.service_id)) != key[:2]:
+        return f"the record is of {says}"
+    if rfc3339(start_ms)[:13] != f"{key.date}T{key.hour}":
+        return f"a record starts at {usage.charge_period_start}"
     return ""
 
 

@@ -37,6 +37,7 @@ GapReason = Literal[
     "counter_impossible",  # it rose by more than the machine could provide: usage is unknown
     "source_changed",  # between two sources without a common reading
     "clock_step",  # the wall clock was set forward over this period
+    "target_removed",  # it is metered no longer: it was taken from the list of servers
     "suspended",  # the machine slept: CLOCK_BOOTTIME continued, CLOCK_MONOTONIC did not
 ]
 SizeSource = Literal["cgroup", "cgroup_ancestor", "clickhouse", "downward_api", "unknown"]
@@ -133,9 +134,9 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     service_id: ServiceId
     replica: PodName
     region: RegionName
-    pod_uid: Annotated[str, describe("The pod's unique id. Empty if unknown.")] = msgspec.field(
-        name="k8s.pod.uid"
-    )
+    pod_uid: Annotated[
+        str, describe("A keyed form of the pod's uid, a UUID of version 8. Empty if unknown.")
+    ] = msgspec.field(name="k8s.pod.uid")
     container_name: Annotated[
         str, describe("Name of the metered container in the pod: BYOC_CONTAINER_NAME.")
     ] = msgspec.field(name="k8s.container.name")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import msgspec
 
 from byoc_agents.app.cloudevents import parse_rfc3339
-from byoc_agents.billing.objects import STREAM, ObjectKey, parse_key
+from byoc_agents.billing.objects import SHARED_STREAM, STREAM, ObjectKey, parse_key
 from byoc_agents.billing.record import UsageRecord
 from byoc_agents.ledger.recent import RecentSend, StreamPosition
 
@@ -20,7 +20,8 @@ def read_key(key: str) -> RecentSend | None:
     if found is None:
         return None
     last = StreamPosition(found.epoch, found.last)
-    return RecentSend(key, STREAM, last, found.last - found.first + 1)
+    stream = SHARED_STREAM if found.shared else STREAM
+    return RecentSend(key, stream, last, found.last - found.first + 1)
 
 
 def uncertain_since_ms(sends: Sequence[RecentSend]) -> int | None:
