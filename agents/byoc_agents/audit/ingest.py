@@ -1,5 +1,6 @@
 """One object read into the evidence: what is wrong with it, and what its sound records prove."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from byoc_agents.audit.evidence import Evidence
@@ -38,6 +39,10 @@ class Intake:
         except TornObjectError as error:
             self.torn(str(error))
             return
+        self.take(lines)
+
+    def take(self, lines: Sequence[bytes]) -> None:
+        """Take in all records of a body that is whole."""
         for number, line in enumerate(lines, 1):
             self._evidence.records += 1
             try:
