@@ -164,7 +164,7 @@ class _BucketReader:
             return str(error)
 
     async def _get_part(self, key: str) -> bytes:
-        """Return a part of an archive; nothing, which fits no manifest, if it fails its checksum."""
+        """Return a part of an archive; no bytes, which fit no manifest, if its checksum fails."""
         try:
             return await self._get_whole(key)
         except FlexibleChecksumError:
