@@ -50,10 +50,14 @@ async def compact(shard: Shard, environ: Mapping[str, str], *, watch: bool) -> i
     async def run() -> int:
         return await _run_until_stopped(shard, own, environ, (clock, metrics), watch=watch)
 
-    with signals.stopping(lambda: loop.call_soon_threadsafe(stop.set)):
+    def set_stop() -> None:
+        loop.call_soon_threadsafe(stop.set)
+
+    with signals.stopping(set_stop):
         async with AsyncExitStack() as stack:
             if watch:
-                await stack.enter_async_context(serve_metrics(metrics, own.listen))
+                host, port = await stack.enter_async_context(serve_metrics(metrics, own.listen))
+                structlog.get_logger().info("metrics.listening", host=host, port=port)
             running = asyncio.ensure_future(run())
             stopped = asyncio.ensure_future(stop.wait())
             await asyncio.wait([running, stopped], return_when="FIRST_COMPLETED")
@@ -77,6 +81,7 @@ async def _run_until_stopped(
     watch: bool,
 ) -> int:
     clock, metrics = about
+    metrics.compacted.set(clock.wall_ns() / 1e9)
     while True:
         code = await run_once(shard, own, environ, about)
         if code != 2:  # noqa: PLR2004  it was completed
@@ -107,6 +112,7 @@ async def run_once(
         f"{tally.archived} objects in {tally.archives} archives, {tally.deleted} deleted. "
         f"{verdict}\n"
     )
+    sys.stdout.flush()
     return 1 if tally.held else 0
 
 

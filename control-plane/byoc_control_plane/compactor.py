@@ -171,7 +171,7 @@ class Compactor:
             if parsed is None:
                 raise HeldHourError(item.key, "foreign_object: not an archive's key")
             name, part = parsed
-            if name.shard == self._shard or name.shard.count != self._shard.count:
+            if name.shard == self._shard or name.shard.shards != self._shard.shards:
                 found[name].add(part)
         return found
 

@@ -60,7 +60,7 @@ class PlaneMetrics:
         )
         self.compacted = Gauge(
             "byoc_plane_compacted_timestamp_seconds",
-            "When the compactor last completed a run",
+            "When the compactor last completed a run, or began; 0 in other processes",
             registry=self.registry,
         )
         self.bucket_errors = Counter(

@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import json
 import multiprocessing
+import os
 import resource
 import sys
 import time
@@ -19,35 +20,34 @@ from multiprocessing.synchronize import Event
 from byoc_agents.billing.archive import Shard
 from byoc_control_plane.bucket import Bucket, Listed
 from byoc_control_plane.compact import open_bucket
-from byoc_control_plane.compactor import MAX_SOURCES, Compactor, Tally
+from byoc_control_plane.compactor import Compactor, Tally
 from byoc_control_plane.metrics import PlaneMetrics
 from byoc_control_plane.settings import CompactorSettings
 from lab.fakes.billing import Story, objects
 from lab.fakes.s3 import FakeS3
 
 BEFORE = "2026-11-23T13"
-OBJECTS_PER_POD, RECORDS = 4, 15  # an hour at the default pace
-HOUR_MS = 3_600_000
+MINUTES = 60  # records of one pod in the hour
+RECORDS = 15  # of one object, at the default pace
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
 
 
-def generate(wanted: int) -> dict[str, bytes]:
-    """Return so many objects of one hour."""
+def generate(wanted: int, records: int) -> dict[str, bytes]:
+    """Return so many objects of one hour, with so many records each."""
     found: dict[str, bytes] = {}
-    for number in range(-(-wanted // OBJECTS_PER_POD)):
+    for number in range(-(-wanted * records // MINUTES)):
         story = Story(replica=f"r-{number}", pod_uid=f"uid-{number:08}", seed=number)
-        records = [story.measured() for _ in range(OBJECTS_PER_POD * RECORDS)]
-        for message in objects(records, size=RECORDS):
+        for message in objects((story.measured() for _ in range(MINUTES)), size=records):
             found[message.id] = message.body
     return dict(sorted(found.items())[:wanted])
 
 
-def serve_bucket(wanted: int, answer: Connection, stop: Event) -> None:
+def serve_bucket(wanted: int, records: int, answer: Connection, stop: Event) -> None:
     """Serve the objects until asked to stop; send the URL, then how many objects are left."""
 
     async def run() -> None:
         async with FakeS3() as double:
-            double.objects = generate(wanted)
+            double.objects = generate(wanted, records)
             answer.send(double.url)
             while not stop.is_set():  # noqa: ASYNC110  another process sets it
                 await asyncio.sleep(0.2)
@@ -57,12 +57,12 @@ def serve_bucket(wanted: int, answer: Connection, stop: Event) -> None:
 
 
 @asynccontextmanager
-async def served(wanted: int) -> AsyncIterator[str]:
+async def served(wanted: int, records: int) -> AsyncIterator[str]:
     """Yield the URL of a bucket in a process of its own."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     stop = context.Event()
-    child = context.Process(target=serve_bucket, args=(wanted, theirs, stop))
+    child = context.Process(target=serve_bucket, args=(wanted, records, theirs, stop))
     child.start()
     try:
         yield await asyncio.to_thread(ours.recv)
@@ -106,30 +106,28 @@ class MemoryBucket(Bucket):
         return {}
 
 
-async def measure(wanted: int, *, memory: bool, max_sources: int) -> dict[str, float | str]:
+async def measure(wanted: int, records: int, *, memory: bool) -> dict[str, float | str]:
     """Archive the objects; return the figures."""
     if memory:
-        stored = MemoryBucket(generate(wanted))
-        return await _archive(stored, wanted, "memory", max_sources)
-    async with served(wanted) as url:
+        stored = MemoryBucket(generate(wanted, records))
+        return await _archive(stored, wanted, records)
+    os.environ |= KEYS
+    async with served(wanted, records) as url:
         own = CompactorSettings(bucket="usage", region="eu-west-1")
         async with open_bucket(own, KEYS | {"AWS_ENDPOINT_URL_S3": url}) as bucket:
-            return await _archive(bucket, wanted, "s3", max_sources)
+            return await _archive(bucket, wanted, records)
 
 
-async def _archive(
-    bucket: Bucket, wanted: int, sources: str, max_sources: int
-) -> dict[str, float | str]:
-    made = Compactor(bucket, "v1/", Shard(0, 1), PlaneMetrics(), max_sources=max_sources)
+async def _archive(bucket: Bucket, wanted: int, records: int) -> dict[str, float | str]:
+    made = Compactor(bucket, "v1/", Shard(0, 1), PlaneMetrics())
     began, cpu_began = time.monotonic(), time.process_time()
     tally: Tally = await made.run(BEFORE)
     wall, cpu = time.monotonic() - began, time.process_time() - cpu_began
     if (tally.archived, tally.deleted, tally.held) != (wanted, wanted, 0):
         raise RuntimeError(f"not everything was archived: {tally}")
     return {
-        "sources": sources,
         "objects": wanted,
-        "records_per_object": RECORDS,
+        "records_per_object": records,
         "archives": tally.archives,
         "wall_seconds": round(wall, 1),
         "cpu_us_per_object": round(cpu / wanted * 1e6),
@@ -143,12 +141,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m lab.bench.compact", description=__doc__)
     parser.add_argument("--objects", type=int, default=10_000)
     parser.add_argument("--sources", choices=["s3", "memory"], default="s3")
-    parser.add_argument("--max-sources", type=int, default=MAX_SOURCES)
+    parser.add_argument("--records", type=int, default=RECORDS, help="records of one object")
     options = parser.parse_args()
     figures = asyncio.run(
-        measure(
-            options.objects, memory=options.sources == "memory", max_sources=options.max_sources
-        )
+        measure(options.objects, options.records, memory=options.sources == "memory")
     )
     sys.stdout.write(json.dumps(figures) + "\n")
 

@@ -27,21 +27,21 @@ LEVEL = 3  # of zstd; part of the format, since the manifest has the digest of t
 _NAME = re.compile(r"(?:^|/)(org=[^/]+/service=.+)$")
 _KEY = re.compile(
     r"(?P<prefix>(?:.*/)?)archive/date=(?P<date>\d{4}-\d\d-\d\d)/hour=(?P<hour>\d\d)"
-    r"/shard-(?P<index>\d{1,4})-of-(?P<count>\d{1,4})(?:-(?P<generation>\d+))?"
+    r"/shard-(?P<number>\d{1,4})-of-(?P<shards>\d{1,4})(?:-(?P<generation>\d+))?"
     r"\.(?P<part>jsonl|manifest\.json)\.zst"
 )
 Part = Literal["jsonl", "manifest.json"]
 
 
 class Shard(NamedTuple):
-    """One of `count` parts of all pods; `index` counts from 0."""
+    """One of `shards` parts of all pods; `number` counts from 0."""
 
-    index: int
-    count: int
+    number: int
+    shards: int
 
     def __str__(self) -> str:
-        """Return `index/count`."""
-        return f"{self.index}/{self.count}"
+        """Return `number/shards`."""
+        return f"{self.number}/{self.shards}"
 
     def has(self, name: ObjectKey | str) -> bool:
         """Return whether an object belongs to it; all objects of a pod belong to one shard.
@@ -54,7 +54,7 @@ class Shard(NamedTuple):
             else f"{name.organization_id}/{name.service_id}/{name.pod}"
         )
         digest = hashlib.sha256(text.encode(errors="surrogateescape")).digest()
-        return int.from_bytes(digest[:8]) % self.count == self.index
+        return int.from_bytes(digest[:8]) % self.shards == self.number
 
 
 def parse_shard(text: str) -> Shard:
@@ -94,7 +94,7 @@ class ArchiveKey(NamedTuple):
     def key(self, part: Part) -> str:
         """Return the key of one of its two objects."""
         more = f"-{self.generation}" if self.generation else ""
-        shard = f"shard-{self.shard.index}-of-{self.shard.count}"
+        shard = f"shard-{self.shard.number}-of-{self.shard.shards}"
         return f"{self.folder}{shard}{more}.{part}.zst"
 
 
@@ -103,11 +103,11 @@ def parse_archive_key(key: str) -> tuple[ArchiveKey, Part] | None:
     match = _KEY.fullmatch(key)
     if match is None:
         return None
-    index, count = int(match["index"]), int(match["count"])
+    shard = Shard(int(match["number"]), int(match["shards"]))
     place = (match["prefix"], match["date"], match["hour"])
-    name = ArchiveKey(*place, Shard(index, count), int(match["generation"] or 0))
+    name = ArchiveKey(*place, shard, int(match["generation"] or 0))
     part: Part = "jsonl" if match["part"] == "jsonl" else "manifest.json"
-    return (name, part) if index < count and name.key(part) == key else None
+    return (name, part) if shard.number < shard.shards and name.key(part) == key else None
 
 
 def source_name(key: str) -> str:
