@@ -87,7 +87,7 @@ class Compactor:
         self._log = structlog.get_logger().bind(shard=str(shard))
 
     async def run(self, before: str) -> Tally:
-        """Archive all hours before `YYYY-MM-DDTHH`, the oldest first; return what was done.
+        """Archive all hours before `YYYY-MM-DDTHH`, the oldest first; return the tally.
 
         Raises the client's errors. May be called again after any of them.
         """
@@ -116,7 +116,7 @@ class Compactor:
         return sorted(found)
 
     async def _compact(self, date: str, hour: str) -> None:
-        """Archive one hour: complete what an earlier run began, then take what is left."""
+        """Archive one hour: complete the archive of an earlier run, then archive the rest."""
         archives = await self._list_archives(date, hour)
         archived: dict[str, Archived] = {}
         for name in sorted(archives):

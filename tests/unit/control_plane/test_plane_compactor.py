@@ -43,7 +43,7 @@ async def test_the_archive_is_verified_like_the_originals_digit_by_digit() -> No
 
 
 async def test_problems_between_records_are_the_same_in_the_archive() -> None:
-    """Missing records, uncovered time and a counter that jumps are no damage of an object."""
+    """Missing records, uncovered time and a counter that jumps do not make an object damaged."""
     lost = landing()
     del lost[4], lost[12]
     jumps = story(9)
