@@ -448,3 +448,18 @@ async def test_some_thousand_objects_in_pages_and_several_archives() -> None:
         assert await world.verify() == originals
     assert originals.ok
     assert (tally.archived, tally.archives, tally.held) == (2000, 3, 0)
+
+
+async def test_an_object_that_is_sent_again_after_its_deletion_is_deleted_again() -> None:
+    """Its scraper did not get the answer, or its spool was restored from a copy."""
+    messages = landing()
+    async with opened(messages) as world:
+        originals = await world.verify()
+        await world.compact()
+        expected = dict(world.s3.objects)
+        await world.client.put_object(
+            Bucket="usage", Key=messages[0].id, Body=messages[0].body, IfNoneMatch="*"
+        )
+        assert await world.verify() == originals
+        assert (await world.compact()).deleted == 1
+    assert world.s3.objects == expected
