@@ -24,7 +24,10 @@ endef
 
 DOCKER ?= docker
 BUILD_ARGS ?=
-IMAGES := billing-scraper state-exporter alert-forwarder byoc-agents
+IMAGES := build/images
+HOST_ARCH := $(patsubst aarch64,arm64,$(patsubst x86_64,amd64,$(shell uname -m)))
+ARCH ?= $(HOST_ARCH)
+LOAD ?= yes
 
 .PHONY: help demo localstack control-plane test test-real coverage chart bench strangers chaos soak \
 	fuzz check docs images constraints clean
@@ -82,15 +85,17 @@ check: $(READY) ## ruff (lint and format) and mypy
 docs: build/docs/.ready ## build the documentation site into build/site; any warning is an error
 	@NO_MKDOCS_2_WARNING=1 build/docs/bin/python -m mkdocs build --strict
 
-images: ## build the images; BUILD_ARGS="--build-arg BASE=..." as images/README.md says
+images: ## build the images into build/images and load them; BUILD_ARGS and ARCH as images/README.md says
 	@version=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' agents/byoc_agents/__init__.py); \
-	for name in $(IMAGES); do \
-		DOCKER_BUILDKIT=1 $(DOCKER) build --quiet --network host --file images/Dockerfile \
-			--target $$name --tag byoc-agents/$$name:$$version \
+	for arch in $(ARCH); do \
+		rm -rf "$(IMAGES)/$$arch"; \
+		DOCKER_BUILDKIT=1 BUILDX_NO_DEFAULT_ATTESTATIONS=1 $(DOCKER) build --quiet --network host --file images/Dockerfile \
+			--platform linux/$$arch --output type=local,dest="$(IMAGES)/$$arch" \
 			--build-arg VERSION=$$version --build-arg REVISION="$$(git rev-parse HEAD || echo unknown)" \
 			--build-arg CREATED="$$(git log -1 --format=%cI)" $(BUILD_ARGS) . >/dev/null; \
-		echo "byoc-agents/$$name:$$version"; \
-	done
+	done; \
+	if [ -n "$(LOAD)" ] && [ -d "$(IMAGES)/$(HOST_ARCH)" ]; then \
+		tar -C "$(IMAGES)/$(HOST_ARCH)" -c . | $(DOCKER) load --quiet; fi
 
 constraints: ## pin again what is installed; UPGRADE=--upgrade takes newer versions
 	@$(find_python); [ -x build/pip-tools/bin/pip-compile ] || { \

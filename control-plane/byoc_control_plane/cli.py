@@ -85,7 +85,7 @@ class Process:
             progress,
             self.metrics,
             self.clock,
-            tokens=secrets[0].words,
+            tokens=secrets[0].values,
             signing_secrets=secrets[1],
         )
         await progress.load()

@@ -295,7 +295,7 @@ class _Earlier:
 
     def __init__(self, archived: Mapping[str, Archived]) -> None:
         self._archived = archived
-        self._spans: defaultdict[tuple[str, str, str, int], Spans] | None = None
+        self._spans: defaultdict[tuple[str, str, str, int, bool], Spans] | None = None
 
     def find_conflicts(self, fresh: Pod) -> dict[str, str]:
         """Return key -> reason."""
@@ -314,5 +314,5 @@ class _Earlier:
         return found
 
 
-def _lane(name: ObjectKey) -> tuple[str, str, str, int]:
-    return (name.organization_id, name.service_id, name.pod, name.epoch)
+def _lane(name: ObjectKey) -> tuple[str, str, str, int, bool]:
+    return (name.organization_id, name.service_id, name.pod, name.epoch, name.shared)

@@ -7,7 +7,7 @@ from enum import Enum
 from itertools import count
 from typing import NamedTuple
 
-from byoc_agents.delivery.sink import Message, Outcome, Receipt
+from byoc_agents.delivery.sink import Message, Outcome, Receipt, Transmit, transmit_unrecorded
 from byoc_agents.errors import LedgerError, Reason, SendError
 
 START_MS = 1_795_435_200_000  # 2026-11-23T12:00:00Z
@@ -127,8 +127,13 @@ class ScriptedSink:
         """Return the ids of every send, in order, repeats included."""
         return [message.id for batch in self.batches for message in batch]
 
-    async def send(self, batch: Sequence[Message]) -> Sequence[Outcome]:
+    async def send(
+        self, batch: Sequence[Message], transmit: Transmit = transmit_unrecorded
+    ) -> Sequence[Outcome]:
         """Do the next step of the script."""
+        return await transmit(batch, lambda: self._step(batch))
+
+    async def _step(self, batch: Sequence[Message]) -> Sequence[Outcome]:
         self.batches.append(list(batch))
         self.entered.set()
         step = self.script.pop(0) if self.script else self.take

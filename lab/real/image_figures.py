@@ -13,7 +13,7 @@ from pathlib import Path
 
 import botocore
 
-from lab.real.parts.docker import BASE, Container, Engine, engine
+from lab.real.parts.docker import Container, Engine, engine
 from lab.real.parts.images import ALL_IN_ONE, DAEMONS, hardened, make, run_options, tag
 from lab.real.scraper import eventually
 
@@ -75,9 +75,8 @@ def clients(docker: Engine, *options: str) -> float:
 
 def report(docker: Engine) -> None:
     """Print the table."""
-    base = docker.image(BASE)["Size"] / MIB
     total = docker.image(tag(ALL_IN_ONE))["Size"] / MIB
-    print(f"size: {total - base:.0f} MiB of ours on a base of {base:.0f} MiB")
+    print(f"size: {total:.0f} MiB, with Python and its libraries")
     for name in (*DAEMONS, ALL_IN_ONE):
         runs = [one_start(docker, name) for _ in range(RUNS)]
         seconds, cpu, rss = (statistics.median(column) for column in zip(*runs, strict=True))

@@ -77,11 +77,13 @@ def test_the_unit_matrix_covers_the_documented_versions_of_python() -> None:
 
 def test_the_release_publishes_every_image_for_both_architectures() -> None:
     images = load(ROOT / ".github" / "workflows" / "release.yml")["jobs"]["images"]
-    (names,) = re.findall(r"^IMAGES := (.+)$", MAKEFILE, re.MULTILINE)
-    assert images["strategy"]["matrix"]["image"] == names.split()
-    (build,) = [s for s in images["steps"] if "build-push-action" in s.get("uses", "")]
-    assert build["with"]["platforms"] == "linux/amd64,linux/arm64"
-    assert build["with"]["sbom"] == "true"
+    commands = "\n".join(step.get("run", "") for step in images["steps"])
+    builds = re.findall(r'images ARCH="(.+?)"', commands)
+    assert builds == ["amd64 arm64"] * 2, "twice, to compare the digests"
+    assert "merge build/images/layout build/images/amd64 build/images/arm64" in commands
+    given = set(re.findall(r"--[a-z-]+", commands.partition("images/publish.py")[2]))
+    assert given == {"--version", "--sboms", "--source", "--builder", "--invocation"}
+    assert images["permissions"]["id-token"] == "write", "by which cosign signs without a key"
 
 
 def test_owners_are_named_for_existing_paths() -> None:
@@ -147,6 +149,15 @@ def test_every_decision_has_the_four_parts_and_a_row() -> None:
         (status,) = re.findall(r"^Status: (accepted|proposed)$", text, re.MULTILINE)
         number, title = re.findall(r"^# (\d{4}): (.+)$", text, re.MULTILINE)[0]
         assert f"| [{number}]({path.name}) | {title} | {status} |" in index
+
+
+def test_every_file_of_the_reading_order_exists() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    order = page.split("## Reading order")[1].split("## ")[0]
+    files = re.findall(r"`([\w/]+\.py)`", order)
+    assert len(files) >= 10
+    places = (ROOT / "agents" / "byoc_agents", ROOT)
+    assert [file for file in files if not any((place / file).exists() for place in places)] == []
 
 
 def test_every_test_that_a_page_names_exists() -> None:

@@ -2,13 +2,13 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated
 
 import msgspec
 import pytest
 
 from byoc_agents.alerts.schema import EVENTS
-from byoc_agents.app.cloudevents import Event, encode
+from byoc_agents.app.cloudevents import Event, describe, encode
 from byoc_agents.schema import EXAMPLES, fields_of, stray_paths
 from byoc_agents.schema.document import document, example_value
 from byoc_agents.state import message
@@ -76,12 +76,23 @@ def test_a_field_that_is_not_in_the_struct_is_seen(place: tuple[str, ...], stray
     assert found <= {stray, f"{stray}.deep"}
 
 
+class Inner(msgspec.Struct):
+    """A struct. None = unknown."""
+
+
 class Described(msgspec.Struct):
     """A struct."""
 
-    a: Annotated[int, msgspec.Meta(description="said by Meta")]  # not by the comment
+    a: Annotated[int, describe("From the annotation.")]  # not from the comment
+    b: Inner
+    c: int
 
 
-def test_a_description_goes_before_a_comment() -> None:
-    assert [field.meaning for field in fields_of(Described)] == ["said by Meta"]
-    assert get_args(Described.__annotations__["a"])[0] is int
+def test_the_meaning_is_the_description_or_the_docstring_of_the_inner_struct() -> None:
+    meanings = [field.meaning for field in fields_of(Described)]
+    assert meanings == ["From the annotation.", "A struct. null = unknown.", ""]
+
+
+def test_the_descriptions_are_in_the_json_schemas() -> None:
+    properties = msgspec.json.schema(type(EXAMPLES["byoc.billing.usage.v1"]))["$defs"]["Usage"]
+    assert "description" in properties["properties"]["elapsed_milliseconds"]

@@ -10,24 +10,26 @@ import contextlib
 import os
 import resource
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from byoc_agents.app.logging import configure
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.billing.recorder import Recorder, UsageIdentity
-from byoc_agents.billing.scraper import Intervals, Scraper
+from byoc_agents.billing.scraper import Scraper
+from byoc_agents.billing.sealer import Intervals
 from byoc_agents.billing.sources.reading import Reading
 from byoc_agents.billing.sources.select import TargetObservation
 from byoc_agents.delivery.shipper import Shipper
-from byoc_agents.delivery.sink import Message, Outcome
+from byoc_agents.delivery.sink import Message, Outcome, Transmit, transmit_unrecorded
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
 from byoc_agents.egress.aws import aws_session
 from byoc_agents.egress.destinations import s3_destination
 from byoc_agents.egress.gate import Gate
 from byoc_agents.sinks.s3 import S3Sink
+from lab.fakes.scrapers import make_scraper
 
 SECOND = 1_000_000_000
 EPOCH_NS = 1_795_435_200 * SECOND  # 2026-11-23T12:00:00Z
@@ -119,9 +121,9 @@ class FusedSpool(Spool):
         await super().commit(change)
         self.fuse.burn()
 
-    async def remove(self, ids: Sequence[str]) -> None:
+    async def remove(self, ids: Sequence[str], state: Mapping[str, bytes] | None = None) -> None:
         self.fuse.burn()
-        await super().remove(ids)
+        await super().remove(ids, state)
         self.fuse.burn()
 
 
@@ -132,9 +134,11 @@ class FusedSink:
         self.destination, self.max_messages, self.max_bytes = sink.destination, 1, sink.max_bytes
         self._sink, self._fuse = sink, fuse
 
-    async def send(self, batch: Sequence[Message]) -> Sequence[Outcome]:
+    async def send(
+        self, batch: Sequence[Message], transmit: Transmit = transmit_unrecorded
+    ) -> Sequence[Outcome]:
         self._fuse.burn()
-        outcomes = await self._sink.send(batch)
+        outcomes = await self._sink.send(batch, transmit)
         self._fuse.burn()
         return outcomes
 
@@ -192,16 +196,13 @@ async def _live(life: Life) -> None:
 
 
 def _scraper(spool: Spool, clock: SimClock, metrics: Metrics) -> Scraper:
-    return Scraper(
-        "billing-scraper",
-        target=SimTarget(clock),  # type: ignore[arg-type]  # what it reads is simulated
-        recorder=Recorder(identity=IDENTITY, sample_ms=SAMPLE_SECONDS * 1000),
-        intervals=Intervals(sample_ms=SAMPLE_SECONDS * 1000, window_ms=10_000, seal_ms=30_000),
-        spool=spool,
-        clock=clock,
-        metrics=metrics,
-        prefix="v1/",
-        compression="zstd",
+    return make_scraper(
+        SimTarget(clock),
+        Recorder(identity=IDENTITY, sample_ms=SAMPLE_SECONDS * 1000),
+        Intervals(sample_ms=SAMPLE_SECONDS * 1000, window_ms=10_000, seal_ms=30_000),
+        spool,
+        clock,
+        metrics,
     )
 
 

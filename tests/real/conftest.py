@@ -42,11 +42,21 @@ def docker() -> Iterator[docker_part.Engine]:
 
 
 @pytest.fixture(scope="session")
-def images(
-    docker: docker_part.Engine, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], str]:
-    """Run `make images` once; give the name of a daemon's, or of `byoc-agents`."""
-    images_part.make(docker, tmp_path_factory.mktemp("images"))
+def layout(docker: docker_part.Engine, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run `make images` once; give the OCI layout that it writes for amd64."""
+    return images_part.make(docker, tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="session")
+def foreign_layout(docker: docker_part.Engine, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run `make images ARCH=arm64` once; give the OCI layout."""
+    return images_part.make_foreign(docker, tmp_path_factory.mktemp("images-arm64"))
+
+
+@pytest.fixture(scope="session")
+def images(layout: Path) -> Callable[[str], str]:
+    """Load the images; give the name of a daemon's, or of `byoc-agents`."""
+    assert layout.is_dir(), "`make images` has loaded them"
     return images_part.tag
 
 

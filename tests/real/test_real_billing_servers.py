@@ -1,9 +1,12 @@
 """The scraper's one query against real ClickHouse servers, old and new."""
 
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import chdb.session
 import pytest
@@ -20,6 +23,7 @@ from lab.real.stored import directory, files, usages, verified
 
 pytestmark = pytest.mark.real
 
+REPLICAS = ("chi-a-0-0", "chi-a-0-1")
 VALUES = render.CHART / "ci" / "replicas-values.yaml"
 BURN = b"SELECT count() FROM (SELECT number FROM system.numbers LIMIT 30000000)"
 
@@ -52,44 +56,59 @@ def two_servers(tmp_path: Path) -> Iterator[list[RealProcess]]:
         yield [stack.enter_context(one) for one in found]
 
 
-def test_the_containers_of_a_scraper_pod_bill_each_replica_completely(
+def test_the_scraper_of_the_chart_bills_each_replica_completely(
     two_servers: list[RealProcess], tmp_path: Path
 ) -> None:
-    """The rendered containers, at these servers, into one bucket: one stream per replica."""
+    """The rendered container, at these servers, while one of them is down and comes back."""
     (pod,) = [one for one in pods(render.manifests(VALUES)) if one.ours]
-    bucket = directory(tmp_path / "bucket")
-    with ExitStack() as stack:
-        scrapers = []
-        for server, container in zip(two_servers, pod.ours, strict=True):
-            rendered = environment(container)
-            settings = {name: rendered[name] for name in ("BYOC_REPLICA", "BYOC_BILLING_METER")}
-            settings |= bucket | {
-                "BYOC_BILLING_TARGET": f"clickhouse:{server.url}",
-                "BYOC_POD_UID": rendered.get("BYOC_POD_UID", ""),
-                "BYOC_STATE_DIR": str(tmp_path / Path(rendered["BYOC_STATE_DIR"]).name),
-            }
-            scraper = Scraper(tmp_path / rendered["BYOC_REPLICA"], settings)
-            scrapers.append(stack.enter_context(ending(scraper)))
-        for scraper in scrapers:
-            scraper.start()
-        for scraper, server in zip(scrapers, two_servers, strict=True):
-            scraper.listening()
-            eventually(partial(_source, scraper))
+    (container,) = pod.ours
+    rendered = environment(container)
+    kept = ("BYOC_REPLICA", "BYOC_BILLING_METER", "BYOC_BILLING_TARGET")
+    settings = {name: rendered[name] for name in kept}
+    urls = zip(REPLICAS, (server.url for server in two_servers), strict=True)
+    settings |= directory(tmp_path / "bucket") | {
+        "BYOC_CLICKHOUSE_URL": ",".join(f"{name}={url}" for name, url in urls),
+        "BYOC_POD_UID": "",
+    }
+    scraper = Scraper(tmp_path / "agent", settings)
+    with ending(scraper):
+        scraper.start()
+        scraper.listening()
+        for name, server in zip(REPLICAS, two_servers, strict=True):
+            eventually(partial(_source, scraper, name))
             DIRECT.open(server.url, data=BURN, timeout=60).close()
-            scraper.sampled()
-        assert [scraper.stop() for scraper in scrapers] == [0, 0]
+        os.kill(two_servers[1].pid, signal.SIGSTOP)
+        eventually(lambda: _shown(scraper, REPLICAS[1]).get("target_error"))
+        assert _shown(scraper, REPLICAS[0])["target_error"] == ""
+        DIRECT.open(two_servers[0].url, data=BURN, timeout=60).close()
+        os.kill(two_servers[1].pid, signal.SIGCONT)
+        eventually(lambda: _shown(scraper, REPLICAS[1]).get("target_error") == "")
+        assert scraper.end(signal.SIGKILL) == -signal.SIGKILL
+        scraper.start()
+        scraper.listening()
+        eventually(partial(_source, scraper, REPLICAS[1]))
+        assert scraper.stop() == 0
     report = verified(str(tmp_path / "bucket"))
-    records = usages(files(tmp_path / "bucket"))
+    stored = files(tmp_path / "bucket")
     assert report.findings == []
-    assert len(report.replicas) == 2
-    assert {one.replica for one in records} == {"chi-a-0-0", "chi-a-0-1"}
+    assert all(".shared." in key for key in stored)
+    records = usages(stored)
     assert {one.pod_uid for one in records} == {""}
-    for replica in ("chi-a-0-0", "chi-a-0-1"):
+    for replica in REPLICAS:
         own = [one for one in records if one.replica == replica]
         assert sorted(one.sequence for one in own) == list(range(len(own)))
         assert len({one.epoch for one in own}) == 1
         assert sum(one.used.cpu_core_seconds for one in own) > 0
+    gaps = {(gap.replica, gap.reason) for gap in report.gaps}
+    assert gaps <= {(name, "no_checkpoint") for name in REPLICAS} | {
+        (REPLICAS[1], "target_unreadable")
+    }
 
 
-def _source(scraper: Scraper) -> object:
-    return scraper.status().get("source")
+def _source(scraper: Scraper, replica: str) -> object:
+    return _shown(scraper, replica).get("source")
+
+
+def _shown(scraper: Scraper, replica: str) -> dict[str, Any]:
+    """Return the replica's part of /status, nothing while nobody answers."""
+    return dict(scraper.status().get("replicas", {}).get(replica, {}))

@@ -1,6 +1,7 @@
 """The chart by real Helm 3 and Helm 4: lint, render, refuse, and say what to do."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,18 @@ IMPOSSIBLE: dict[str, tuple[str, str]] = {
     ),
     "all-resolvers": ("networkPolicy.dns[0]=0.0.0.0/0", "networkPolicy.dns: 0.0.0.0/0 is wider"),
     "print-own": ("sidecars.print=true", "sidecars.print"),
+    "images-by-tag": (
+        "image.requireDigest=true",
+        "image.digests.billing-scraper: is required by image.requireDigest; expected sha256:",
+    ),
+    "one-image-for-three-by-tag": (
+        "image.requireDigest=true,sidecars.oneProcess=true",
+        "image.digests.byoc-agents: is required by image.requireDigest",
+    ),
+    "clickhouse-by-tag": (
+        "image.requireDigest=true",
+        "clickhouse.image: clickhouse/clickhouse-server:25.8 has no digest",
+    ),
     "keys-of-nobody": ("aws.identity=secret", "aws.secretName"),
 }
 
@@ -141,6 +154,14 @@ def test_what_cannot_work_is_refused_with_its_reason(change: str, named: str) ->
     assert named in done.stderr
 
 
+def test_with_digests_required_every_rendered_image_has_one() -> None:
+    values = render.CHART / "ci" / "pod-identity-claims-values.yaml"
+    assert yaml.safe_load(values.read_text())["image"]["requireDigest"] is True
+    images = re.findall(r"^ *-? *image: *\"?([^\s\"]+)", render.text(values), re.MULTILINE)
+    assert len(images) == 4, "three daemons and ClickHouse"
+    assert [image for image in images if not re.search("@sha256:[0-9a-f]{64}$", image)] == []
+
+
 def test_native_sidecars_are_refused_where_kubernetes_has_none() -> None:
     arguments = ("--kube-version", render.OLD, "--set", "sidecars.native=always")
     done = render.run(
@@ -158,8 +179,14 @@ def test_every_value_is_described_and_the_reference_is_current() -> None:
 
 NOTES = {
     "default": ("svc-1 of org-1", "logs -l byoc-agents/sidecars=byoc-agents", "is an emptyDir"),
-    "altinity": ("useTemplates: [{name: byoc-agents}]", "podTemplate: byoc-agents"),
+    "altinity": (
+        "useTemplates: [{name: byoc-agents}]",
+        "podTemplate: byoc-agents",
+        "0.24.5",
+        "spec.taskID",
+    ),
     "bitnami": ("--show-only templates/sidecars.yaml", "No NetworkPolicy of this chart selects"),
+    "replicas": ("monitoring.labels is empty", "ignores the PodMonitors"),
     "refused": ("a lower bound; each record names its source", "-c byoc-agents"),
 }
 

@@ -16,7 +16,8 @@ from byoc_agents.alerts import matchers
 from byoc_agents.alerts.daemon import Settings as AlertsSettings
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.state.thresholds import ReasonCode
-from lab.real.chart import render
+from lab.real.chart import prometheus_operator, render
+from lab.real.chart.prometheus_operator import Strategy
 from lab.real.chart.render import Manifest
 from lab.real.parts import install
 
@@ -112,6 +113,9 @@ def test_the_wrapped_rules_are_the_files(metrics: str, tmp_path: Path) -> None:
     tool("promtool", "check", "rules", "rules.yaml", directory=tmp_path)
     files = [group for f in ("agents", "clickhouse") for group in _groups(f)]
     if not altinity:
+        for group in document["spec"]["groups"]:
+            for rule in group["rules"]:
+                assert rule["labels"].pop("namespace").endswith("}clickhouse{{ end }}{{ end }}")
         assert document["spec"]["groups"] == files
     assert bool(CLICKHOUSE.search(spec)) == (not altinity)
     assert ("chi_clickhouse_event_RejectedInserts" in spec) == altinity
@@ -122,19 +126,38 @@ def _groups(file: str) -> list[dict[str, Any]]:
     return found
 
 
+# Labels of alerts of other owners, which must not leave by default.
+FOREIGN = (
+    {"alertname": "KubePodCrashLooping", "severity": "info", "namespace": "clickhouse"},
+    {"alertname": "InfoInhibitor", "severity": "none", "namespace": "clickhouse"},
+    {"alertname": "Unlabelled", "namespace": "clickhouse"},
+)
+
+
+def labels_of_rules() -> list[dict[str, str]]:
+    """Return the labels of an alert of every rule that is shipped."""
+    every = [*rules("agents"), *rules("clickhouse")]
+    found = [r["labels"] | {"alertname": r["alert"], "namespace": "clickhouse"} for r in every]
+    severities = {labels["severity"] for labels in found if labels["alertname"] != "Watchdog"}
+    assert severities == {"critical", "warning"}
+    return found
+
+
+def route(labels: dict[str, str], directory: Path) -> list[str]:
+    """Return the receivers that amtool finds for an alert in alertmanager.yml."""
+    given = [f"{name}={value}" for name, value in labels.items()]
+    flags = ("config", "routes", "test", "--config.file=alertmanager.yml")
+    return tool("amtool", *flags, *given, directory=directory).strip().split(",")
+
+
 @pytest.mark.parametrize("values", [ALERTS, render.CHART / "ci" / "default-values.yaml"])
 def test_alertmanager_takes_the_plain_receiver(values: Path, tmp_path: Path) -> None:
     (found,) = [d for d in rendered("ConfigMap", values) if "alertmanager.yml" in d["data"]]
     (tmp_path / "alertmanager.yml").write_text(found["data"]["alertmanager.yml"])
     said = tool("amtool", "check-config", "alertmanager.yml", directory=tmp_path)
     assert "SUCCESS" in said
-    for labels, receivers in (
-        (("alertname=Watchdog", "severity=none"), "byoc"),
-        (("alertname=A", "severity=critical"), "byoc"),
-        (("alertname=A", "severity=info"), "default"),
-    ):
-        flags = ("config", "routes", "test", "--config.file=alertmanager.yml")
-        assert tool("amtool", *flags, *labels, directory=tmp_path).strip() == receivers
+    for labels in (*labels_of_rules(), *FOREIGN):
+        assert route(labels, tmp_path) == (["default"] if labels in FOREIGN else ["byoc"])
 
 
 def test_the_operators_receiver_says_the_same_as_the_plain_one() -> None:
@@ -142,12 +165,89 @@ def test_the_operators_receiver_says_the_same_as_the_plain_one() -> None:
     (plain,) = [d for d in rendered("ConfigMap") if "alertmanager.yml" in d["data"]]
     config = yaml.safe_load(plain["data"]["alertmanager.yml"])
     ours = next(one for one in config["receivers"] if one["name"] == "byoc")["webhook_configs"][0]
-    (theirs,) = operator["spec"]["receivers"]
+    idle, theirs = operator["spec"]["receivers"]
+    assert idle == {"name": "byoc-none"}
     assert theirs["name"] == "byoc"
     assert theirs["webhookConfigs"][0]["url"] == ours["url"]
     assert ours["url"].startswith("https://byoc-agents-alert-forwarder.clickhouse.svc:9095/")
     assert theirs["webhookConfigs"][0]["maxAlerts"] == ours["max_alerts"] == 0
     assert theirs["webhookConfigs"][0]["sendResolved"] is ours["send_resolved"] is True
+
+
+@pytest.mark.parametrize(
+    ("strategy", "alertmanager"),
+    [
+        ("OnNamespace", "monitoring"),
+        ("OnNamespaceExceptForAlertmanagerNamespace", "monitoring"),
+        ("OnNamespaceExceptForAlertmanagerNamespace", "clickhouse"),
+        ("None", "monitoring"),
+    ],
+)
+def test_every_rule_reaches_the_forwarder_with_every_matcher_strategy(
+    strategy: Strategy, alertmanager: str, tmp_path: Path
+) -> None:
+    """By amtool, with the configuration that the operator makes; others fall through."""
+    (document,) = rendered("AlertmanagerConfig")
+    made = prometheus_operator.build_configuration(
+        document, render.NAMESPACE, strategy, alertmanager
+    )
+    (tmp_path / "alertmanager.yml").write_text(yaml.safe_dump(made))
+    assert "SUCCESS" in tool("amtool", "check-config", "alertmanager.yml", directory=tmp_path)
+    for labels in (*labels_of_rules(), *FOREIGN):
+        reached = route(labels, tmp_path)
+        assert reached.count("clickhouse/byoc-agents/byoc") == (labels not in FOREIGN), labels
+        assert "default" in reached
+
+
+def rule_test(
+    document: Manifest, series: dict[str, str], expected: list[dict[str, Any]], directory: Path
+) -> None:
+    """Run the rendered rules over series; compare what ClickHouseDown is after 15 minutes."""
+    (directory / "rules.yaml").write_text(yaml.safe_dump(document["spec"]))
+    case = {
+        "interval": "1m",
+        "input_series": [{"series": name, "values": values} for name, values in series.items()],
+        "alert_rule_test": [
+            {"eval_time": "15m", "alertname": "ClickHouseDown", "exp_alerts": expected}
+        ],
+    }
+    file = {"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": [case]}
+    (directory / "down.yaml").write_text(yaml.safe_dump(file))
+    assert "SUCCESS" in tool("promtool", "test", "rules", "down.yaml", directory=directory)
+
+
+def down(**labels: str) -> list[dict[str, Any]]:
+    """Return ClickHouseDown with these labels, firing once."""
+    summary = "ClickHouse does not answer Prometheus."
+    fixed = {"severity": "critical", "reason": "PING_FAILED"}
+    return [{"exp_labels": fixed | labels, "exp_annotations": {"summary": summary}}]
+
+
+@pytest.mark.parametrize("errors", [0, 1])
+def test_clickhouse_is_down_if_altinitys_exporter_cannot_fetch(errors: int, tmp_path: Path) -> None:
+    """The exporter itself goes on answering, in the operator's namespace."""
+    (document,) = rendered("PrometheusRule", render.CHART / "ci" / "altinity-values.yaml")
+    own = {"chi": "events", "fetch_type": "system.metrics", "exported_namespace": "clickhouse"}
+    labels = ",".join(f'{k}="{v}"' for k, v in (own | {"namespace": "operator"}).items())
+    series = {
+        'up{job="clickhouse-operator-metrics",namespace="operator"}': "1x20",
+        f"chi_clickhouse_metric_fetch_errors{{{labels}}}": f"{errors}x20",
+    }
+    rule_test(document, series, down(**own, namespace="clickhouse") if errors else [], tmp_path)
+
+
+@pytest.mark.parametrize("job", ["clickhouse/byoc-agents-clickhouse", "analytics/db"])
+def test_clickhouse_is_down_if_a_target_that_had_its_metrics_is(job: str, tmp_path: Path) -> None:
+    """Whatever the job of another owner's exporter is called. `web` has none of ClickHouse's."""
+    (document,) = rendered("PrometheusRule")
+    labels = f'job="{job}",instance="10.0.0.1:9363",namespace="clickhouse"'
+    series = {
+        f"up{{{labels}}}": "1x5 0x20",
+        f"ClickHouseMetrics_Query{{{labels}}}": "1x5 stale",
+        'up{job="web",instance="10.0.0.2:80",namespace="clickhouse"}': "1x5 0x20",
+    }
+    expected = down(job=job, instance="10.0.0.1:9363", namespace="clickhouse")
+    rule_test(document, series, expected, tmp_path)
 
 
 def test_every_port_that_is_scraped_is_there() -> None:

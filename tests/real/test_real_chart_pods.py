@@ -286,22 +286,40 @@ def test_a_token_of_our_own_audience_is_mounted_into_our_containers_only(called:
     assert not [one for one in accounts if "annotations" in one["metadata"]], "EKS would inject"
 
 
-def test_a_scraper_of_its_own_has_a_stream_per_replica() -> None:
-    """Each container has its own replica, state directory and port, so ids never collide."""
+def test_a_scraper_of_its_own_is_one_process_for_all_replicas() -> None:
+    """Its name is part of the objects' keys, so it stays the same when the pod is replaced."""
     values = render.CHART / "ci" / "replicas-values.yaml"
     (pod,) = every_pod(values, render.NEW)
-    found = [environment(one) for one in pod.ours]
-    assert [one["BYOC_REPLICA"] for one in found] == ["chi-a-0-0", "chi-a-0-1"]
-    for name in ("BYOC_STATE_DIR", "BYOC_LISTEN", "BYOC_BILLING_TARGET", "BYOC_REPLICA"):
-        assert len({one[name] for one in found}) == 2
-    assert all(one["BYOC_BILLING_METER"] == "clickhouse" for one in found)
-    assert not [name for one in found for name in one if "POD_UID" in name or "LIMITS" in name]
-    assert pod.spec["serviceAccountName"] == "byoc-agents"
+    (container,) = pod.ours
+    found = environment(container)
+    assert found["BYOC_REPLICA"] == "byoc-agents-billing-scraper"
+    assert found["BYOC_CLICKHOUSE_URL"] == (
+        "chi-a-0-0=https://chi-a-0-0.clickhouse.svc:8443,"
+        "chi-a-0-1=https://chi-a-0-1.clickhouse.svc:8443"
+    )
+    assert (found["BYOC_BILLING_METER"], found["BYOC_BILLING_TARGET"]) == ("clickhouse", "auto")
+    assert not [name for name in found if "POD_UID" in name or "LIMITS" in name]
     assert "shareProcessNamespace" not in pod.spec
-    (monitor,) = [d for d in render.manifests(values) if d["kind"] == "PodMonitor"]
-    scraped = {one["port"] for one in monitor["spec"]["podMetricsEndpoints"]}
-    assert scraped == {port["name"] for one in pod.ours for port in one["ports"]}
     assert not [d for d in render.manifests(values) if d["kind"] == "StatefulSet"]
+
+
+@pytest.mark.parametrize("values", render.CI, ids=render.name)
+def test_each_deployment_has_an_account_and_a_policy_of_its_own(values: Path) -> None:
+    documents = render.manifests(values)
+    accounts = {d["metadata"]["name"] for d in documents if d["kind"] == "ServiceAccount"}
+    deployments = {d["metadata"]["name"]: d for d in documents if d["kind"] == "Deployment"}
+    policies = [d for d in documents if d["kind"] == "NetworkPolicy"]
+    for name, document in deployments.items():
+        template = document["spec"]["template"]
+        assert template["spec"]["serviceAccountName"] == name
+        selected = [
+            one["metadata"]["name"]
+            for one in policies
+            if one["spec"]["podSelector"]["matchLabels"].items()
+            <= template["metadata"]["labels"].items()
+        ]
+        assert selected == ([name] if policies else [])
+    assert set(deployments) <= accounts
 
 
 def _enumerations(node: Any) -> list[Any]:

@@ -15,13 +15,13 @@ from moto.server import ThreadedMotoServer
 from msgspec.structs import replace
 
 import byoc_agents.billing
-from byoc_agents.app.cloudevents import parse_rfc3339
+from byoc_agents.app.cloudevents import encode, parse_rfc3339
 from byoc_agents.audit import Audit, Report
 from byoc_agents.billing.archive import ArchiveBuilder, ArchiveKey, Shard
-from byoc_agents.billing.objects import Compression
+from byoc_agents.billing.objects import Compression, SharedNumbers, runs, seal
 from byoc_agents.billing.record import UsageRecord
 from byoc_agents.delivery.sink import Message
-from lab.fakes.billing import Story, altered, eventful, objects
+from lab.fakes.billing import NOON_MS, Story, altered, eventful, objects
 
 pytestmark = pytest.mark.real
 
@@ -162,6 +162,22 @@ def test_files_give_the_totals_of_the_verifier_however_often_they_are_loaded(
     database.query("OPTIMIZE TABLE byoc_usage FINAL")
     assert rows(database, "SELECT count() AS n FROM byoc_usage")[0]["n"] == str(len(records()))
     assert rows(database, statements("conflicts.sql")[0]) == []
+
+
+def test_shared_objects_give_the_totals_of_the_verifier(
+    database: chdb.session.Session, tmp_path: Path
+) -> None:
+    stories = [Story(replica=f"r{number}", pod_uid="", seed=number) for number in range(3)]
+    lives = zip(*map(eventful, stories), strict=True)
+    messages, first = [], 0
+    for run in runs([encode(record) for moment in lives for record in moment], shared=True):
+        numbers = SharedNumbers(name="scraper", epoch=NOON_MS, first=first)
+        messages.append(seal(run, created_at_ms=NOON_MS, numbers=numbers))
+        first += len(run)
+    load(database, f"file('{stored(tmp_path, messages)}/v1/**/*.jsonl.{{zst,gz}}'")
+    report = audited(messages)
+    assert (report.findings, len(report.replicas)) == ([], 3)
+    agree(database, report)
 
 
 ADDED = ("allocated_counted_milliseconds", "machine_cpus", "counter_milliseconds")

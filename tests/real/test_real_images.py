@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,16 @@ from typing import Any
 import pytest
 
 from byoc_agents import __version__
+from images.collect import Elf
 from lab.real.parts import install
 from lab.real.parts.docker import BASE, Engine
 from lab.real.parts.images import (
     ALL_IN_ONE,
     DAEMONS,
     DOCKERFILE,
-    build_arguments,
     hardened,
+    load,
+    make_other,
     run_options,
     until_healthy,
 )
@@ -54,28 +57,45 @@ for module in list(sys.modules.values()):
         print(spec.name)
 """
 FOUND = """
-import importlib.util, os, shutil
-for name in "pip pip3 gcc cc c++ ld as make wheel curl wget".split():
-    if shutil.which(name):
-        print(name)
-for name in ("pip", "ensurepip", "setuptools", "pkg_resources"):
+import importlib.util
+for name in ("pip", "ensurepip", "setuptools", "pkg_resources", "venv", "distutils", "wheel"):
     if importlib.util.find_spec(name):
-        print("module", name)
-for path in ("/etc/pip.conf", "/run/secrets", "/env", "/tool", "/finish.py", "/root/.cache/pip"):
-    if os.path.exists(path):
-        print(path)
+        print(name)
 """
+PYTHON = "usr/bin/python3.11"  # of the base of these tests; the released image has usr/local/bin
+PROGRAMS = {
+    PYTHON,
+    "usr/bin/python3",
+    "usr/local/bin/byoc-agents",
+    "usr/local/bin/byoc-agents-healthcheck",
+}
+PLACES = {
+    *("etc", "lib", "lib64", "opt/byoc-agents", "usr/bin", "usr/lib", "usr/local/bin"),
+    "var/lib/byoc-agents",
+}
+BASE_PACKAGES = {
+    *("base-files", "libbz2-1.0", "libc6", "libexpat1", "libffi8", "libgcc-s1", "liblzma5"),
+    *("libpython3.11-minimal", "libpython3.11-stdlib", "libsqlite3-0", "libssl3", "libstdc++6"),
+    *("libuuid1", "python3.11-minimal", "zlib1g"),
+}
+READ = "import sys; print(open(sys.argv[1]).read())"
 TRUSTED = """
 import ssl
 for ca in ssl.create_default_context().get_ca_certs():
     print(dict(part[0] for part in ca["subject"]).get("organizationName"))
 """
-WITHOUT_SHELL = """
-FROM {base}
-RUN ["rm", "/usr/bin/sh", "/usr/bin/bash", "/usr/bin/dash", "/usr/bin/env"]
-"""
 
 Images = Callable[[str], str]
+
+
+def files(layout: Path) -> dict[str, tarfile.TarInfo]:
+    """Return every file and link in the layers of the images, by path."""
+    (*_, last) = json.loads((layout / "manifest.json").read_bytes())
+    found: dict[str, tarfile.TarInfo] = {}
+    for layer in last["Layers"]:
+        with tarfile.open(layout / layer) as archive:
+            found |= {entry.name: entry for entry in archive if not entry.isdir()}
+    return found
 
 
 def said(docker: Engine, image: str, *command: str, entrypoint: str) -> list[str]:
@@ -144,13 +164,22 @@ def test_an_image_says_what_it_is(docker: Engine, images: Images, name: str) -> 
     assert config["Healthcheck"]["Test"] == ["CMD", "byoc-agents-healthcheck"], "no shell"
 
 
-def test_the_sbom_lists_every_pin_and_nothing_else(docker: Engine, images: Images) -> None:
+def test_the_sbom_lists_every_pin_every_package_of_the_base_and_nothing_else(
+    docker: Engine, images: Images, layout: Path
+) -> None:
     file = "/opt/byoc-agents/code/sbom.json"
-    sbom = json.loads("\n".join(said(docker, images(ALL_IN_ONE), file, entrypoint="cat")))
+    text = "\n".join(said(docker, images(ALL_IN_ONE), "-c", READ, file, entrypoint="python3"))
+    sbom = json.loads(text)
+    assert sbom == json.loads((layout / "sbom.json").read_text())
     assert sbom["bomFormat"] == "CycloneDX"
     about = sbom["metadata"]["component"]
     assert (about["name"], about["version"]) == ("byoc-agents", __version__)
-    assert {named(part) for part in sbom["components"]} == pins()
+    kinds: dict[str, list[dict[str, Any]]] = {"pypi": [], "deb": []}
+    for part in sbom["components"]:
+        kinds[part["purl"].split(":")[1].split("/")[0]].append(part)
+    assert {named(part) for part in kinds["pypi"]} == pins()
+    assert {part["name"] for part in kinds["deb"]} == BASE_PACKAGES
+    assert all("arch=amd64&distro=debian-12" in part["purl"] for part in kinds["deb"])
 
 
 def named(part: dict[str, Any]) -> tuple[str, str]:
@@ -167,29 +196,63 @@ def pins() -> set[tuple[str, str]]:
 def test_the_user_may_write_to_its_state_alone(docker: Engine, images: Images) -> None:
     options = ["run", "--rm", "--network=none", "--user=65532:65532", "--entrypoint=python3"]
     paths = docker.said(*options, images(ALL_IN_ONE), "-c", WRITABLE).splitlines()
-    assert {*paths} - {"/tmp", "/var/tmp", "/run/lock"} == {"/var/lib/byoc-agents"}
+    assert paths == ["/var/lib/byoc-agents"]
 
 
 def test_what_is_imported_is_compiled(docker: Engine, images: Images) -> None:
     assert said(docker, images(ALL_IN_ONE), "-IS", "-c", NOT_COMPILED, entrypoint="python3") == []
 
 
-def test_no_installer_compiler_or_secret_is_inside(docker: Engine, images: Images) -> None:
+def test_what_is_compiled_is_used_whatever_the_time_of_its_source(layout: Path) -> None:
+    """By PEP 552: bit 0 of the flags says that the file has a hash, bit 1 that it is checked."""
+    (*_, last) = json.loads((layout / "manifest.json").read_bytes())
+    flags: set[int] = set()
+    for layer in last["Layers"]:
+        with tarfile.open(layout / layer) as archive:
+            for entry in archive:
+                file = archive.extractfile(entry) if entry.name.endswith(".pyc") else None
+                flags |= {int.from_bytes(file.read(8)[4:], "little")} if file else set()
+    assert flags == {1}
+
+
+def test_no_installer_is_inside(docker: Engine, images: Images) -> None:
     assert said(docker, images(ALL_IN_ONE), "-c", FOUND, entrypoint="python3") == []
+
+
+def test_nothing_is_inside_but_python_and_the_daemons(layout: Path) -> None:
+    """No shell, no apt, no pip: these are all programs, and all places that files are in."""
+    inside = files(layout)
+    programs = {name for name in inside if "bin" in Path(name).parts}
+    assert programs == PROGRAMS
+    assert {name for name in inside if not name.startswith(tuple(PLACES))} == set()
+    executable = {name for name, entry in inside.items() if entry.isfile() and entry.mode & 0o111}
+    libraries = {name for name in executable if ".so" in Path(name).name}
+    assert executable - libraries == PROGRAMS - {"usr/bin/python3"}
+    assert [
+        name for name, entry in inside.items() if entry.mode & 0o6022 and not entry.issym()
+    ] == []
+
+
+def test_every_library_that_is_named_is_inside(layout: Path) -> None:
+    inside = {Path(name).name for name in files(layout)}
+    missing = set()
+    (*_, last) = json.loads((layout / "manifest.json").read_bytes())
+    for layer in last["Layers"]:
+        with tarfile.open(layout / layer) as archive:
+            for entry in archive:
+                file = archive.extractfile(entry) if entry.isfile() else None
+                if file and (entry.name == PYTHON or ".so" in Path(entry.name).suffixes):
+                    missing |= {*Elf(file.read()).needed} - inside
+    assert missing == set()
 
 
 def test_the_systems_cas_are_trusted(docker: Engine, images: Images) -> None:
     assert len(said(docker, images(ALL_IN_ONE), "-c", TRUSTED, entrypoint="python3")) > 100
 
 
-def test_a_base_without_a_shell_and_amazons_cas_will_do(docker: Engine, tmp_path: Path) -> None:
-    (tmp_path / "base").mkdir()
-    file = tmp_path / "base" / "Dockerfile"
-    file.write_text(WITHOUT_SHELL.format(base=BASE))
-    base, image = "byoc-test/base-without-shell:latest", "byoc-test/without-shell:latest"
-    docker.build(file, base)
-    options = [*build_arguments(tmp_path, base), "--build-arg=TRUST=amazon"]
-    docker.build(DOCKERFILE, image, *options)
+def test_amazons_cas_alone_will_do(docker: Engine, tmp_path: Path) -> None:
+    made = make_other(docker, tmp_path, "--build-arg=TRUST=amazon")
+    image = load(docker, made, "-amazon")(ALL_IN_ONE)
     organizations = said(docker, image, "-c", TRUSTED, entrypoint="python3")
     assert {*organizations} == {"Amazon", "Starfield Technologies, Inc."}
     with docker.run(image, options=[*ALONE, *run_options(*DAEMONS)]) as container:

@@ -31,16 +31,18 @@ from byoc_agents.app.cloudevents import parse_rfc3339
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.audit import Audit
 from byoc_agents.billing.recorder import Recorder
-from byoc_agents.billing.scraper import Intervals, Scraper
+from byoc_agents.billing.scraper import Scraper
+from byoc_agents.billing.sealer import Intervals
 from byoc_agents.billing.window import HOUR_MS
 from byoc_agents.delivery.shipper import Shipper
-from byoc_agents.delivery.sink import Message, Outcome
+from byoc_agents.delivery.sink import Message, Outcome, Transmit, transmit_unrecorded
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import Reason, SendError
 from byoc_agents.state.message import StateEvent
 from lab.demo.alertmanager import notification
 from lab.fakes.core import NullLedger, ScriptedSink
 from lab.fakes.http import WEBHOOK_HEADERS, WEBHOOK_TOKEN
+from lab.fakes.scrapers import make_scraper
 from lab.fakes.state import HEALTHY, ScriptedServer
 from lab.real.stored import usages
 from tests.faults.billing_life import IDENTITY, SimClock, SimTarget, cpu_usec
@@ -59,10 +61,12 @@ class Down(ScriptedSink):
 
     up = False
 
-    async def send(self, batch: Sequence[Message]) -> Sequence[Outcome]:
+    async def send(
+        self, batch: Sequence[Message], transmit: Transmit = transmit_unrecorded
+    ) -> Sequence[Outcome]:
         if not self.up:
             return [SendError(Reason.CONNECTION, "no route")] * len(batch)
-        return await super().send(batch)
+        return await super().send(batch, transmit)
 
 
 @pytest.fixture(autouse=True)
@@ -119,16 +123,12 @@ async def test_billing_accounts_for_every_second_of_thirty_days(memory: Path) ->
 
 
 def metering(spool: Spool, clock: SimClock) -> Scraper:
-    return Scraper(
-        "billing-scraper",
-        target=SimTarget(clock),  # type: ignore[arg-type]  # what it reads is simulated
-        recorder=Recorder(identity=IDENTITY, sample_ms=SAMPLE_SECONDS * 1000),
-        intervals=Intervals(sample_ms=SAMPLE_SECONDS * 1000, window_ms=60_000, seal_ms=300_000),
-        spool=spool,
-        clock=clock,
-        metrics=Metrics(),
-        prefix="v1/",
-        compression="zstd",
+    return make_scraper(
+        SimTarget(clock),
+        Recorder(identity=IDENTITY, sample_ms=SAMPLE_SECONDS * 1000),
+        Intervals(sample_ms=SAMPLE_SECONDS * 1000, window_ms=60_000, seal_ms=300_000),
+        spool,
+        clock,
     )
 
 

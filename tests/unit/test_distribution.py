@@ -56,6 +56,6 @@ def test_the_image_copies_the_package_and_two_programs() -> None:
     assert copied == [
         "constraints/images.txt /pins.txt",
         "constraints/runtime.txt /pins.txt",
-        "agents/byoc_agents /opt/byoc-agents/code/byoc_agents",
-        "images/launcher.py images/healthcheck.py LICENSE /opt/byoc-agents/code/",
+        "agents/byoc_agents /layers/3-code/opt/byoc-agents/code/byoc_agents",
+        "images/launcher.py images/healthcheck.py LICENSE /layers/3-code/opt/byoc-agents/code/",
     ]

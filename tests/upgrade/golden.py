@@ -17,7 +17,7 @@ from contextlib import closing
 from pathlib import Path
 
 from byoc_agents import __version__
-from byoc_agents.delivery.sink import Message, Outcome, Sink
+from byoc_agents.delivery.sink import Message, Outcome, Sink, Transmit, transmit_unrecorded
 from byoc_agents.sinks.directory import DirectorySink
 from lab.fakes.core import START_MS, FakeClock, ListSink
 from tests.upgrade.lives import (
@@ -137,9 +137,11 @@ class _Named:
         self.max_messages, self.max_bytes = sink.max_messages, sink.max_bytes
         self._sink = sink
 
-    async def send(self, batch: Sequence[Message]) -> Sequence[Outcome]:
+    async def send(
+        self, batch: Sequence[Message], transmit: Transmit = transmit_unrecorded
+    ) -> Sequence[Outcome]:
         """Send as the other does."""
-        return await self._sink.send(batch)
+        return await self._sink.send(batch, transmit)
 
 
 def main() -> int:

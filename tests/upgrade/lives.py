@@ -15,7 +15,8 @@ from byoc_agents.alerts.relay import Relay, Rules
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.billing.recorder import Recorder, UsageIdentity
-from byoc_agents.billing.scraper import Intervals, Scraper
+from byoc_agents.billing.scraper import Scraper
+from byoc_agents.billing.sealer import Intervals
 from byoc_agents.billing.sources.reading import Reading
 from byoc_agents.billing.sources.select import TargetObservation
 from byoc_agents.delivery.shipper import Shipper
@@ -28,6 +29,7 @@ from byoc_agents.state.probes import Prober
 from byoc_agents.state.stream import Stream
 from byoc_agents.state.thresholds import DEFAULTS, ReasonCode, Threshold, Thresholds
 from lab.fakes.core import FakeClock
+from lab.fakes.scrapers import make_scraper
 from lab.fakes.state import HEALTHY, ScriptedServer
 
 BILLING, STATE, ALERTS = "billing-scraper", "state-exporter", "alert-forwarder"
@@ -112,16 +114,13 @@ def scraper(life: Life) -> Scraper:
         pod_uid="uid",
         container_name="clickhouse",
     )
-    return Scraper(
-        BILLING,
-        target=OneCore(life.clock),  # type: ignore[arg-type]  # the reading is simulated
-        recorder=Recorder(identity=who, sample_ms=SAMPLE_SECONDS * 1000),
-        intervals=Intervals(sample_ms=SAMPLE_SECONDS * 1000, window_ms=60_000, seal_ms=300_000),
-        spool=life.spool,
-        clock=life.clock,
-        metrics=life.metrics,
-        prefix="v1/",
-        compression="zstd",
+    return make_scraper(
+        OneCore(life.clock),
+        Recorder(identity=who, sample_ms=SAMPLE_SECONDS * 1000),
+        Intervals(sample_ms=SAMPLE_SECONDS * 1000, window_ms=60_000, seal_ms=300_000),
+        life.spool,
+        life.clock,
+        life.metrics,
     )
 
 

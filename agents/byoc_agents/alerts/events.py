@@ -1,19 +1,31 @@
-"""What leaves: the three events of the alert forwarder, built from named fields only.
+"""The three events that the alert forwarder sends, built from named fields only.
 
-This file is the allow-list. Labels and annotations come from the configured names alone, with
-bounded lengths; everything else is a time, a number or a word of a closed set. The identity of an
-alert holds neither the forwarder's replica nor the moment, so that two forwarders behind two
-Alertmanagers give the same `source` and `id`.
+This file is the allow-list. Only labels and annotations with a configured name are sent, with
+bounded lengths. Every other field is a time, a number or a value of a closed set. The identity of
+an alert contains neither the forwarder's replica nor the time of receipt, so two forwarders behind
+two Alertmanagers give the same `source` and `id`.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 from byoc_agents.alerts.payload import Received, Status
 from byoc_agents.alerts.values import pick
-from byoc_agents.app.cloudevents import Event, rfc3339, source_uri, stable_id
+from byoc_agents.app.cloudevents import (
+    AgentOrNone,
+    Event,
+    EventType,
+    OrganizationId,
+    PodName,
+    RegionName,
+    ServiceId,
+    describe,
+    rfc3339,
+    source_uri,
+    stable_id,
+)
 
 ALERT: Literal["byoc.alert.v1"] = "byoc.alert.v1"
 WATCHDOG: Literal["byoc.alert.watchdog.v1"] = "byoc.alert.watchdog.v1"
@@ -22,84 +34,156 @@ MAX_LABEL = 256  # characters; Kubernetes names have at most 253
 MAX_ANNOTATION = 1024  # characters of a summary for people
 
 Notification = Literal["transition", "reminder"]
+Fingerprint = Annotated[
+    str,
+    describe(
+        "Identifies the labels of the alert: an HMAC of Alertmanager's fingerprint with the "
+        "customer's secret, 16 hex digits."
+    ),
+]
+Labels = Annotated[dict[str, str], describe("Only the configured names: BYOC_ALERTS_LABELS.")]
 
 
 class Alert(msgspec.Struct, frozen=True, kw_only=True):
     """The `data` of `byoc.alert.v1`."""
 
-    organization_id: str
-    service_id: str
-    region: str
-    status: Status
-    notification: Notification  # a reminder says again, after a while, that it still fires
-    reconstructed: bool  # only its end was seen here; this says that it had begun
-    end_inferred: bool = False  # resolved because the alert fires with a later start
-    fingerprint: str  # an HMAC of Alertmanager's, by the customer's secret: 16 hex digits
-    starts_at: str  # RFC 3339 UTC; fingerprint + starts_at name one episode
-    ends_at: str | None  # None while it fires, or if the sender did not state it
-    received_at: str  # when the forwarder took it; the delivery's time stamp less this is its age
-    labels: dict[str, str]
-    annotations: dict[str, str]
-    cut: list[str]  # labels.NAME and annotations.NAME that were longer and are cut
-    withheld: list[str] = []  # those left out because they look like an address or a secret
-    group_truncated_alerts: int  # alerts of its group that Alertmanager left out of the same body
+    organization_id: OrganizationId
+    service_id: ServiceId
+    region: RegionName
+    status: Annotated[Status, describe("Status of the alert in Alertmanager.")]
+    notification: Annotated[
+        Notification,
+        describe("`transition`: it began or ended. `reminder`: it still fires, repeated."),
+    ]
+    reconstructed: Annotated[
+        bool, describe("Whether the forwarder saw only the end; this event states the start.")
+    ]
+    end_inferred: Annotated[
+        bool, describe("Whether it is resolved because the alert fires with a later start.")
+    ] = False
+    fingerprint: Fingerprint
+    starts_at: Annotated[
+        str,
+        describe("Start of the alert, RFC 3339, UTC. With `fingerprint` it identifies an episode."),
+    ]
+    ends_at: Annotated[
+        str | None,
+        describe(
+            "End of the alert, RFC 3339, UTC. Null while it fires, or if Alertmanager did not "
+            "state it."
+        ),
+    ]
+    received_at: Annotated[
+        str,
+        describe(
+            "When the forwarder received it, RFC 3339, UTC. `webhook-timestamp` minus this is its "
+            "age at delivery."
+        ),
+    ]
+    labels: Labels
+    annotations: Annotated[
+        dict[str, str], describe("Only the configured names: BYOC_ALERTS_ANNOTATIONS.")
+    ]
+    cut: Annotated[
+        list[str], describe("The labels.NAME and annotations.NAME that were too long and are cut.")
+    ]
+    withheld: Annotated[
+        list[str],
+        describe(
+            "The labels.NAME and annotations.NAME that are left out because they look like an "
+            "address or a secret."
+        ),
+    ] = []
+    group_truncated_alerts: Annotated[
+        int, describe("Alerts of its group that Alertmanager left out of the same notification.")
+    ]
 
 
 class AlertEvent(Event, frozen=True, kw_only=True):
     """An alert began, still fires, or ended."""
 
-    type: Literal["byoc.alert.v1"] = ALERT
+    type: EventType[Literal["byoc.alert.v1"]] = ALERT
     data: Alert
 
 
 class Watchdog(msgspec.Struct, frozen=True, kw_only=True):
     """The `data` of `byoc.alert.watchdog.v1`."""
 
-    organization_id: str
-    service_id: str
-    region: str
-    status: Status  # resolved: Alertmanager hears nothing from Prometheus any more
-    fingerprint: str
-    starts_at: str
-    received_at: str
-    labels: dict[str, str]
+    organization_id: OrganizationId
+    service_id: ServiceId
+    region: RegionName
+    status: Annotated[
+        Status, describe("`resolved`: Alertmanager no longer receives the alert from Prometheus.")
+    ]
+    fingerprint: Fingerprint
+    starts_at: Annotated[str, describe("Start of the alert, RFC 3339, UTC.")]
+    received_at: Annotated[str, describe("When the forwarder received it, RFC 3339, UTC.")]
+    labels: Labels
 
 
 class WatchdogEvent(Event, frozen=True, kw_only=True):
-    """Prometheus and Alertmanager lived at `received_at`. Only the latest is kept."""
+    """Prometheus and Alertmanager were running at `received_at`. Only the latest is kept."""
 
-    type: Literal["byoc.alert.watchdog.v1"] = WATCHDOG
+    type: EventType[Literal["byoc.alert.watchdog.v1"]] = WATCHDOG
     data: Watchdog
 
 
 class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     """The `data` of `byoc.alert.heartbeat.v1`."""
 
-    organization_id: str
-    service_id: str
-    region: str
-    replica: str
-    started_at: str  # of this process: a new value is a restart
-    sequence: int  # 0, 1, 2 ... in this process; only the latest is kept, so numbers may be missing
-    interval_seconds: float
-    stopping: bool  # the last one of a planned stop
-    last_notification_at: str | None  # when Alertmanager last spoke to this process
-    last_watchdog_at: str | None
-    backlog_records: int
-    dead_letters: int
-    open_episodes: int | None = None  # how many were reported as firing and not as resolved
-    open_digest: str | None = None  # of these; docs/contracts/alerts.md has the rule
+    organization_id: OrganizationId
+    service_id: ServiceId
+    region: RegionName
+    replica: PodName
+    started_at: Annotated[
+        str, describe("Start of the process, RFC 3339, UTC. A new value means a restart.")
+    ]
+    sequence: Annotated[
+        int,
+        describe(
+            "Number of the heartbeat in this process: 0, 1, 2 ... Only the latest is kept, so "
+            "numbers may be missing."
+        ),
+    ]
+    interval_seconds: Annotated[float, describe("The next heartbeat comes within this time.")]
+    stopping: Annotated[bool, describe("Whether this is the last one of a planned stop.")]
+    last_notification_at: Annotated[
+        str | None,
+        describe("When Alertmanager last notified this process. Null if it has not yet."),
+    ]
+    last_watchdog_at: Annotated[
+        str | None, describe("When this process last received the Watchdog. Null if not yet.")
+    ]
+    backlog_records: Annotated[int, describe("Events that are not sent yet.")]
+    dead_letters: Annotated[
+        int, describe("Events that the receiver rejected for good and the forwarder keeps.")
+    ]
+    open_episodes: Annotated[
+        int | None,
+        describe(
+            "Number of episodes that were reported as firing and not as resolved. Null in events "
+            "of 0.1.0."
+        ),
+    ] = None
+    open_digest: Annotated[
+        str | None,
+        describe(
+            "First 32 hex digits of SHA-256 over these episodes; the contract of the alerts has "
+            "the rule. Null in events of 0.1.0."
+        ),
+    ] = None
+    agent: AgentOrNone = None
 
 
 class HeartbeatEvent(Event, frozen=True, kw_only=True):
-    """The forwarder lived at `time`."""
+    """The forwarder was running at `time`."""
 
-    type: Literal["byoc.alert.heartbeat.v1"] = HEARTBEAT
+    type: EventType[Literal["byoc.alert.heartbeat.v1"]] = HEARTBEAT
     data: Heartbeat
 
 
 class Origin(msgspec.Struct, frozen=True):
-    """Whose events these are."""
+    """The service and the replica that the events belong to."""
 
     organization_id: str
     service_id: str
@@ -108,30 +192,30 @@ class Origin(msgspec.Struct, frozen=True):
 
     @property
     def alerts_uri(self) -> str:
-        """Return the source of alerts: the service, whichever replica relays them."""
+        """Return the `source` of alerts: the service, not the replica that relays them."""
         return f"/organizations/{self.organization_id}/services/{self.service_id}/alerts"
 
     def id_of(self, kind: str, *parts: str) -> str:
-        """Return an id computed from what the event is about."""
+        """Return an id computed from the kind of event, the service and `parts`."""
         return stable_id(kind, self.organization_id, self.service_id, *parts)
 
 
 class Allowed(msgspec.Struct, frozen=True):
-    """The names of what may leave."""
+    """The names of the labels and annotations that may be sent."""
 
     labels: Sequence[str]
     annotations: Sequence[str]
 
 
 class Sighting(msgspec.Struct, frozen=True):
-    """Where and when an alert was seen."""
+    """How and when an alert was received."""
 
-    receiver: str  # Alertmanager's name of us: part of the identity, never told
+    receiver: str  # its name in Alertmanager: part of the identity, never sent
     at_ms: int
     group_truncated: int = 0
 
     def alert_key(self, fingerprint: str) -> str:
-        """Return which alert this is, for the forwarder's own state: it ends with `fingerprint`."""
+        """Return the alert's key in the forwarder's own state; it ends with `fingerprint`."""
         return f"{stable_id('receiver', self.receiver)[:8]}-{fingerprint}"
 
 
@@ -144,21 +228,21 @@ def alert_id(  # noqa: PLR0913  the parts of the identity
     status: Status,
     follows_ms: int | None = None,
 ) -> str:
-    """Return the identity of one fact: this episode of this alert began, or ended.
+    """Return the id of one fact: the beginning or the end of an episode of an alert.
 
-    `follows_ms` is the end after which the alert fires again with the start it had. It comes from
-    Alertmanager, so that two forwarders give the same id, whatever else each of them has seen.
+    `follows_ms` is the end after which the alert fires again with the same start. It is
+    Alertmanager's value, so two forwarders give the same id even if one of them missed other facts.
     """
     first = origin.id_of(ALERT, receiver, fingerprint, str(starts_at_ms), status)
     return first if follows_ms is None else stable_id(first, "reopened", str(follows_ms))
 
 
 def reminder_id(first_id: str, period: int) -> str:
-    """Return the identity of a reminder: the fact's own, and the number of the period it is in."""
+    """Return the id of a reminder: a hash of the fact's id and the number of its period."""
     return stable_id(first_id, "reminder", str(period))
 
 
-def build_alert(  # noqa: PLR0913  the alert, its frame, and what is said of it
+def build_alert(  # noqa: PLR0913  the alert, its context, and the fact to report
     origin: Origin,
     allowed: Allowed,
     alert: Received,
@@ -169,9 +253,9 @@ def build_alert(  # noqa: PLR0913  the alert, its frame, and what is said of it
     notification: Notification = "transition",
     end_inferred: bool = False,
 ) -> AlertEvent:
-    """Return the event. `status` differs from the alert's own if its beginning is reported late.
+    """Return the event. `status` differs from the alert's own if its beginning is derived.
 
-    With `end_inferred` the alert is one that fires with a later start than the one it is given.
+    With `end_inferred`, the received alert fires with a later start than that of `alert`.
     """
     labels = pick(alert.labels, allowed.labels, MAX_LABEL, words=True)
     annotations = pick(alert.annotations, allowed.annotations, MAX_ANNOTATION)
@@ -214,7 +298,7 @@ def _moment(alert: Received, status: Status, notification: Notification, at_ms: 
 def build_watchdog(
     origin: Origin, allowed: Allowed, alert: Received, seen: Sighting
 ) -> WatchdogEvent:
-    """Return the event of a Watchdog: each sighting is a new one."""
+    """Return the event of a Watchdog. Each receipt gives a new event."""
     at = rfc3339(seen.at_ms)
     return WatchdogEvent(
         id=origin.id_of(WATCHDOG, seen.receiver, alert.fingerprint, alert.status, at),
@@ -235,7 +319,7 @@ def build_watchdog(
 
 
 def build_heartbeat(data: Heartbeat, origin: Origin, at_ms: int) -> HeartbeatEvent:
-    """Return the event of the forwarder's own life."""
+    """Return the heartbeat event of the forwarder."""
     return HeartbeatEvent(
         id=origin.id_of(HEARTBEAT, origin.replica, data.started_at, str(data.sequence)),
         source=source_uri(origin.organization_id, origin.service_id, origin.replica),

@@ -16,8 +16,6 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import msgspec
-
 from byoc_agents import __version__
 from byoc_agents.errors import ConfigError
 
@@ -163,7 +161,7 @@ def _check_config(rest: list[str]) -> int:
 
     options = _parse_daemons("check-config", rest, at_least="*")
     found = run.configure(options.daemon or list(run.DAEMONS), os.environ, options.config)
-    print(msgspec.json.format(msgspec.json.encode(found.described())).decode())
+    print(found.text(), end="")
     return 0
 
 

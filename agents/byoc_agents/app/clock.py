@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Protocol
 
+from byoc_agents.app.keyed_ids import keyed_id
+
 
 class Clock(Protocol):
     """Two readings of the current time, and `sleep`, which takes seconds and may be cancelled."""
@@ -39,13 +41,18 @@ def asleep_ns() -> int:
 
 
 class SystemClock:
-    """The clock of the machine."""
+    """The clock of the machine.
 
-    def __init__(self) -> None:
+    `boot_id` is the machine's boot id as `keyed_id` within `scope`: readers of another scope cannot
+    see that two clocks are of the same machine.
+    """
+
+    def __init__(self, *scope: str) -> None:
         try:
-            self.boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+            original = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         except OSError:  # not Linux: a lower boot time shows a restart of the machine
-            self.boot_id = ""
+            original = ""
+        self.boot_id = keyed_id(original, "boot", *scope)
         self._boot_clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
     def wall_ns(self) -> int:

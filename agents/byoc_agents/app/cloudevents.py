@@ -57,6 +57,34 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     )
 
 
+class Agent(msgspec.Struct, frozen=True, kw_only=True):
+    """The sender of a message: what it runs, and how long its ledger is."""
+
+    version: Annotated[str, describe("Version of byoc-agents.")]
+    configuration_sha256: Annotated[
+        str,
+        msgspec.Meta(
+            pattern="^[0-9a-f]{64}$",
+            description="SHA-256 of the output of `byoc-agents check-config DAEMON...`, without "
+            "secrets.",
+        ),
+    ]
+    ledger_size: Annotated[
+        int, describe("Durable lines in the daemon's ledger when the message was made.")
+    ]
+    ledger_root: Annotated[
+        str,
+        msgspec.Meta(
+            pattern="^[0-9A-Za-z+/]{43}=$",
+            description="Root of the tree over these lines, base64. docs/contracts/ledger.md has "
+            "the rule.",
+        ),
+    ]
+
+
+AgentOrNone = Annotated[Agent | None, describe("The sending process. Null in messages of 0.1.0.")]
+
+
 def encode(event: msgspec.Struct) -> bytes:
     """Return one line of JSON without a line end. The same event gives the same bytes."""
     return _ENCODER.encode(event)

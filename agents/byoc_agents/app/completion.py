@@ -13,7 +13,10 @@ from collections.abc import Sequence
 from byoc_agents.app import cli
 from byoc_agents.app.run import DAEMONS
 
-SUBCOMMANDS = {"ledger": ("show", "verify", "report"), "dead-letters": ("list", "resend")}
+SUBCOMMANDS = {
+    "ledger": ("show", "verify", "checkpoint", "prove", "report"),
+    "dead-letters": ("list", "resend"),
+}
 
 BASH = """_byoc_agents() {{
   local words

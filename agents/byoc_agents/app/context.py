@@ -1,24 +1,30 @@
 """The parts that the daemons of one process share: settings, gate, AWS session, clock, metrics."""
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 
+from byoc_agents import __version__
 from byoc_agents.app.clock import Clock
+from byoc_agents.app.cloudevents import Agent
 from byoc_agents.app.daemon import Daemon, EventSource
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.app.settings import CoreSettings, Setting
 from byoc_agents.clickhouse import ClickHouse
 from byoc_agents.delivery.shipper import Shipper
 from byoc_agents.delivery.sink import Sink
+from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
 from byoc_agents.egress.destinations import DestinationKind
 from byoc_agents.egress.gate import Gate
+from byoc_agents.errors import SpoolError
 from byoc_agents.ledger import FileLedger
+from byoc_agents.ledger.tree import encode_hash
+from byoc_agents.ledger.writer import HEAD_KEY
 
 AWS_KINDS = frozenset({DestinationKind.S3, DestinationKind.SQS})  # these need an AWS identity
 
@@ -48,6 +54,7 @@ class Runtime(msgspec.Struct, frozen=True, dict=True):  # `dict`: for cached pro
     gate: Gate
     clock: Clock
     metrics: Metrics
+    configuration_sha256: str = "0" * 64  # of the process's settings, as `check-config` prints them
     ledgers: list[FileLedger] = msgspec.field(default_factory=list)  # the open ones
 
     @cached_property
@@ -66,17 +73,36 @@ class Runtime(msgspec.Struct, frozen=True, dict=True):  # `dict`: for cached pro
         return Spool(self.directory(daemon), max_bytes=self.core.spool_max_bytes, clock=self.clock)
 
     @asynccontextmanager
-    async def ledger(self, daemon: str) -> AsyncIterator[FileLedger]:
-        """Open the daemon's ledger."""
+    async def ledger(self, daemon: str, spool: Spool) -> AsyncIterator[FileLedger]:
+        """Open the daemon's ledger, and compare it with the head that the spool stores.
+
+        The spool's head is written with each delivery, and here once more at the end.
+        """
+        stored: dict[str, bytes] = {}
+        with suppress(SpoolError):  # the daemon meets and reports it as well
+            stored = await spool.state(HEAD_KEY)
         ledger = FileLedger(
             self.directory(daemon) / "ledger",
             clock=self.clock,
             max_bytes=self.core.ledger_max_bytes,
             keep_bodies=self.core.ledger_keep_bodies,
+            expected=stored.get(HEAD_KEY, b"").decode(errors="replace"),
         )
         async with ledger:
             self.ledgers.append(ledger)
             yield ledger
+        with suppress(SpoolError):
+            await spool.commit(WriteBatch(state=ledger.state()))
+
+    def agent(self, ledger: FileLedger) -> Agent:
+        """Return how a daemon's messages describe this process."""
+        tree = ledger.tree
+        return Agent(
+            version=__version__,
+            configuration_sha256=self.configuration_sha256,
+            ledger_size=tree.size,
+            ledger_root=encode_hash(tree.root),
+        )
 
     def record_refusal(self, reason: str, detail: str) -> None:
         """Record a refusal of the gate in all open ledgers. May be called from any thread."""
@@ -109,6 +135,7 @@ class Runtime(msgspec.Struct, frozen=True, dict=True):  # `dict`: for cached pro
             clock=self.clock,
             metrics=self.metrics,
             unfinished=ledger.unfinished,
+            ledger_state=ledger.state,
         )
         by_aws = any(d.daemon == name and d.kind in AWS_KINDS for d in self.gate.destinations)
         identity = self.identity if by_aws else dict

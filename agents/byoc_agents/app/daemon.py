@@ -154,7 +154,7 @@ class Daemon(msgspec.Struct, frozen=True):
             self.down[task] = Down(self.down[task].why, self.clock.boot_ns())
 
     def observe(self) -> None:
-        """Set the metrics of the spool, before each scrape."""
+        """Set the metrics of the spool and the ledger, before each scrape."""
         totals = self.spool.totals
         oldest = totals.oldest_created_at_ms
         age = 0.0 if oldest is None else max(0.0, self.clock.wall_ns() / 1e9 - oldest / 1e3)
@@ -162,6 +162,9 @@ class Daemon(msgspec.Struct, frozen=True):
         self.metrics.spool_bytes.labels(self.name).set(totals.bytes)
         self.metrics.spool_dead_letters.labels(self.name).set(totals.dead_letters)
         self.metrics.spool_oldest_age_seconds.labels(self.name).set(age)
+        mismatch = self.ledger_status().get("mismatch")
+        for why in ("lost", "older"):
+            self.metrics.ledger_mismatch.labels(self.name, why).set(mismatch == why)
         new = self.spool.corruptions - self.counted.get("corruptions", 0)
         self.counted["corruptions"] = self.spool.corruptions
         self.metrics.spool_corruptions.labels(self.name).inc(new)

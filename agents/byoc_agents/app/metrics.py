@@ -56,6 +56,11 @@ class Metrics:
         self.last_send_success = gauge(
             "byoc_last_send_success_timestamp_seconds", "When the receiver last took a message"
         )
+        self.ledger_mismatch = gauge(
+            "byoc_ledger_mismatch",
+            "1 if the ledger was found lost or older than the spool at the start, else 0",
+            reason,
+        )
         self.egress_refused = counter(
             "byoc_egress_refused_total", "Connections that our own gate refused", reason
         )

@@ -1,6 +1,7 @@
 """One process with one or more daemons: reads settings, sets up the gate, runs until SIGTERM."""
 
 import asyncio
+import hashlib
 import os
 from asyncio.sslproto import SSLProtocol
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -93,6 +94,10 @@ class Configuration(msgspec.Struct, frozen=True):
         """Return variable -> effective value; secrets as ***."""
         structs = [self.core, self.clickhouse, *self.daemons.values()]
         return {name: value for struct in structs for name, value in describe(struct).items()}
+
+    def text(self) -> str:
+        """Return the effective settings as `check-config` prints them; secrets as ***."""
+        return msgspec.json.format(msgspec.json.encode(self.described())).decode() + "\n"
 
 
 def daemon_spec(name: str) -> DaemonSpec:
@@ -208,19 +213,20 @@ async def _build_daemons(
     if not hasattr(SSLProtocol, "max_size"):
         raise RuntimeError("asyncio's SSLProtocol has no max_size: TLS memory would be unbounded")
     SSLProtocol.max_size = TLS_BUFFER_BYTES
-    metrics = Metrics()
+    core, metrics = configuration.core, Metrics()
     names = "+".join(configuration.daemons)
     log.count_lost(metrics.log_lost.labels(names).inc)
     refused: list[Callable[[str, str], None]] = []
     gate = _gate(configuration, metrics, refused)
-    confine = _confinement(configuration.core.seccomp, metrics.seccomp.labels(names))
+    confine = _confinement(core.seccomp, metrics.seccomp.labels(names))
     enforce_process(gate, configuration.listeners)
     runtime = Runtime(
-        core=configuration.core,
+        core=core,
         environ=configuration.environ,
         gate=gate,
-        clock=SystemClock(),
+        clock=SystemClock(core.organization_id, core.service_id, core.replica),
         metrics=metrics,
+        configuration_sha256=hashlib.sha256(configuration.text().encode()).hexdigest(),
     )
     refused.append(runtime.record_refusal)
     async with AsyncExitStack() as stack:

@@ -9,7 +9,14 @@ from byoc_agents.audit.report import ProblemKind
 # Problems between two sound records, whichever objects they are in. An archive holds both records,
 # so `verify` reports the same of it.
 BETWEEN_RECORDS: frozenset[ProblemKind] = frozenset(
-    ("missing_sequence", "uncovered", "lost_cpu", "doubled_cpu", "unannounced_life")
+    (
+        "missing_sequence",
+        "missing_object",
+        "uncovered",
+        "lost_cpu",
+        "doubled_cpu",
+        "unannounced_life",
+    )
 )
 # Problems of two objects, of which the audit names the second.
 OF_TWO_OBJECTS: frozenset[ProblemKind] = frozenset(

@@ -1,10 +1,10 @@
-"""One object read into the evidence: what is wrong with it, and what its sound records prove."""
+"""Read one object into the evidence: its problems, and its valid records."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from byoc_agents.audit.evidence import Evidence
-from byoc_agents.audit.replica import ReplicaAudit
+from byoc_agents.audit.replica import ReplicaAudit, ReplicaName
 from byoc_agents.audit.report import Finding, ProblemKind, stamp
 from byoc_agents.audit.sequences import CUT_GAPS, SOFT_GAPS, Link, Load, load_of, run_of
 from byoc_agents.audit.validate import (
@@ -20,7 +20,7 @@ from byoc_agents.billing.record import Usage, UsageRecord, cpu_bound
 
 
 class Intake:
-    """Takes in one object. A record with a flaw of its own counts in no total and in no lane."""
+    """Reads one object. A record that is invalid by itself is in no total and in no lane."""
 
     def __init__(self, evidence: Evidence, key: str, name: ObjectKey) -> None:
         self._evidence = evidence
@@ -28,12 +28,12 @@ class Intake:
         self._name = name
         self._claim = evidence.claim(name)
         self._claim.named.add(name.first, name.last + 1)
-        self._before = -1  # the last sequence read
+        self._before: dict[tuple[str, int], int] = {}  # the last sequence read, by pod and epoch
         self._misplaced = False
-        self._counted = False
+        self._counted: set[ReplicaName] = set()
 
     def read(self, body: bytes) -> None:
-        """Take in all records."""
+        """Read all records."""
         try:
             lines = unseal(self._key, body)
         except TornObjectError as error:
@@ -43,6 +43,9 @@ class Intake:
 
     def take(self, lines: Sequence[bytes]) -> None:
         """Take in all records of a body that is whole."""
+        expected = self._name.last + 1 - self._name.first
+        if self._name.shared and len(lines) != expected:
+            self._damage("altered_object", f"{len(lines)} records, expected {expected} by its key")
         for number, line in enumerate(lines, 1):
             self._evidence.records += 1
             try:
@@ -89,13 +92,16 @@ class Intake:
             self._sound(usage, span, record.id)
 
     def _in_order(self, usage: Usage) -> None:
-        if usage.sequence < self._before:
-            self._damage("altered_object", f"sequence {usage.sequence} after {self._before}")
-        self._before = usage.sequence
+        lane = (usage.pod_uid or usage.replica, usage.epoch)
+        if usage.sequence < (before := self._before.get(lane, -1)):
+            self._damage("altered_object", f"sequence {usage.sequence} after {before}")
+        self._before[lane] = usage.sequence
 
     def _spoil(self, usage: Usage) -> None:
-        """Keep the sequence from being reported as missing as well, wherever it belongs."""
-        for claim in (self._claim, self._evidence.claim_of(usage)):
+        """Mark the sequence as damaged, so that it is not reported as missing too."""
+        claims = [self._evidence.claim_of(usage)]
+        claims += [] if self._name.shared else [self._claim]
+        for claim in claims:
             claim.damaged.add(usage.sequence, usage.sequence + 1)
 
     def _sound(self, usage: Usage, span: CheckedPeriod, name: str) -> None:
@@ -129,8 +135,9 @@ class Intake:
         else:
             replica.sums.add(usage, *span)
             timeline.add_soft(usage, *span)
-        replica.sums.objects += not self._counted
-        self._counted = True
+        self._evidence.service_objects[replica.name[:2]] += not self._counted
+        replica.sums.objects += replica.name not in self._counted
+        self._counted.add(replica.name)
 
     def _chain(self, replica: ReplicaAudit, usage: Usage, span: CheckedPeriod, load: Load) -> None:
         links = replica.lane(usage.epoch).add(run_of(usage, *span, load))

@@ -1,4 +1,4 @@
-"""From the evidence to the report: what only shows when everything has been read."""
+"""Build the report from the evidence, with the findings that require all objects."""
 
 from collections.abc import Sequence
 from decimal import Decimal
@@ -22,17 +22,18 @@ from byoc_agents.audit.report import (
 )
 from byoc_agents.audit.sequences import Hole, Lane, Link, Point, Run, Stretch, link
 
-BEGINNING, END = -(2**62), 2**62  # of time, where no record bounds it
+BEGINNING, END = -(2**62), 2**62  # of time, if no record bounds it
 
 
 def conclude(evidence: Evidence, target: str) -> Report:
-    """Return the report; adds to the evidence's findings, so it is called once."""
+    """Return the report. It adds to the findings of the evidence, so it must be called once."""
     claims: dict[ReplicaName, dict[int, Claim]] = {}
     for (name, epoch), claim in evidence.claims_by_replica().items():  # once, so this is linear
         claims.setdefault(name, {})[epoch] = claim
     names = sorted({*evidence.replicas, *claims})
     replicas = [evidence.replicas.get(name) or ReplicaAudit(name) for name in names]
     epoch_ends: list[EpochEnd] = []
+    _find_missing_objects(evidence)
     for replica in replicas:
         own = claims.get(replica.name, {})
         for found, needed, cpus in replica.decide():
@@ -52,9 +53,30 @@ def conclude(evidence: Evidence, target: str) -> Report:
         gaps=[gap for replica in replicas for gap in _gaps(replica)],
         unrecorded=[item for replica in replicas for item in _unrecorded(replica)],
         epoch_ends=epoch_ends,
-        services=summed(totals),
+        services=summed(totals, evidence.service_objects),
         replicas=totals,
     )
+
+
+def _find_missing_objects(evidence: Evidence) -> None:
+    """Report the numbers before the last one of each stream that no shared object has.
+
+    The sequences of the lost records are reported by replica as well, except of its last ones.
+    """
+    for (organization_id, service_id, epoch), claim in sorted(evidence.streams.items()):
+        missing = claim.named.holes()
+        first = min(start for start, _ in claim.named)
+        missing.add(first if evidence.partial else 0, first)
+        for start, end in missing:
+            evidence.findings.add(
+                Finding(
+                    kind="missing_object",
+                    organization_id=organization_id,
+                    service_id=service_id,
+                    epoch=epoch,
+                    detail=f"records {start} to {end - 1} of the stream of shared objects",
+                )
+            )
 
 
 def _refuse(
@@ -88,7 +110,7 @@ class _Conclusion:
         self._replica = replica
         self._claims = claims
         self._partial = partial
-        self._explained = Spans()  # time whose records are missing or damaged, said already
+        self._explained = Spans()  # time of records already reported as missing or damaged
         self._epochs = sorted({*replica.lanes, *claims})
 
     def reach(self) -> list[EpochEnd]:
@@ -139,7 +161,7 @@ class _Conclusion:
             )
 
     def _stated(self, hole: Hole) -> str:
-        """Return what the records say of a hole themselves: it is still one."""
+        """Return the gap that the records state for a hole, which is a finding anyway."""
         if not hole.left or not hole.right:
             return ""
         start_ms, end_ms = hole.left.end_ms, hole.right.start_ms

@@ -1,4 +1,7 @@
-"""The billing scraper's settings and wiring: target -> scraper -> spool -> shipper -> S3."""
+"""The billing scraper's settings and wiring: target -> scraper -> spool -> shipper -> S3.
+
+If BYOC_CLICKHOUSE_URL names several servers, each is a target with a scraper of its own.
+"""
 
 import ipaddress
 import os
@@ -7,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 import msgspec
@@ -15,13 +18,19 @@ import msgspec
 from byoc_agents.app.clock import asleep_ns
 from byoc_agents.app.context import ClickHouseSettings, Runtime
 from byoc_agents.app.daemon import Daemon
+from byoc_agents.app.keyed_ids import keyed_id
 from byoc_agents.app.settings import CoreSettings, Setting, account_id, number
+from byoc_agents.billing.metrics import BillingMetrics
 from byoc_agents.billing.objects import DEFAULT_PREFIX
 from byoc_agents.billing.recorder import Recorder, UsageIdentity
 from byoc_agents.billing.rollback import read_key
-from byoc_agents.billing.scraper import Intervals, Scraper, seal_phase_ms
-from byoc_agents.billing.sources.select import MeterKind, open_target, parse_target
+from byoc_agents.billing.scraper import Scraper
+from byoc_agents.billing.sealer import Intervals, Sealer, seal_phase_ms
+from byoc_agents.billing.service import ServiceScraper
+from byoc_agents.billing.sources.select import MeterKind, TargetName, open_target, parse_target
+from byoc_agents.billing.streams import CHECKPOINT, ReplicaStream, ServiceStream, checkpoint_key
 from byoc_agents.delivery.sink import Sink
+from byoc_agents.durable.spool import Spool
 from byoc_agents.egress.destinations import (
     Destination,
     clickhouse_destination,
@@ -32,6 +41,7 @@ from byoc_agents.egress.destinations import (
 )
 from byoc_agents.errors import ConfigError
 from byoc_agents.ledger.recent import recently_sent
+from byoc_agents.servers import is_service, parse_servers
 from byoc_agents.sinks.directory import DirectorySink
 from byoc_agents.sinks.s3 import S3Sink
 
@@ -142,7 +152,17 @@ def destinations(
     """Return all destinations of the scraper."""
     found = []
     target = parse_target(own.target)
-    if server := target.clickhouse_url(clickhouse.url):
+    if _has_several(clickhouse, own):
+        found += [
+            clickhouse_destination(
+                server,
+                daemon=NAME,
+                setting="BYOC_CLICKHOUSE_URL",
+                frequency=f"{own.sample_seconds:g} s",
+            )
+            for server in _parse_list(clickhouse, core, own).values()
+        ]
+    elif server := target.clickhouse_url(clickhouse.url):
         named = "BYOC_BILLING_TARGET" if target.clickhouse_url("") else "BYOC_CLICKHOUSE_URL"
         found.append(
             clickhouse_destination(
@@ -173,17 +193,124 @@ async def open_daemon(
     """Build the scraper. Everything that it opens is closed at the end."""
     async with AsyncExitStack() as stack:
         spool = await stack.enter_async_context(runtime.spool(NAME))
-        ledger = await stack.enter_async_context(runtime.ledger(NAME))
+        ledger = await stack.enter_async_context(runtime.ledger(NAME, spool))
         sink: Sink = await stack.enter_async_context(_sink(runtime, own))
         if isinstance(sink, S3Sink):
             _refuse_another_region(await sink.stated_region(), runtime.core.region)
-        target = parse_target(own.target)
-        url = target.clickhouse_url(clickhouse.url) or clickhouse.url
-        server = await stack.enter_async_context(runtime.clickhouse(url, clickhouse))
+        several = _has_several(clickhouse, own)
+        names = _parse_list(clickhouse, runtime.core, own) if several else {}
+        stream = (
+            ServiceStream(spool, runtime.clock, runtime.core.replica, tuple(names))
+            if several
+            else ReplicaStream(spool)
+        )
         intervals = _intervals(own, runtime.core.pod_uid or runtime.core.replica)
-        metered_url = target.clickhouse_url(clickhouse.url)
+        sealer = Sealer(
+            NAME,
+            intervals=intervals,
+            spool=spool,
+            stream=stream,
+            clock=runtime.clock,
+            prefix=own.prefix,
+            compression=own.compression,
+            sent=partial(recently_sent, ledger.directory, read_key),
+        )
+        parts = _Parts(runtime, clickhouse, own, spool, sealer, intervals)
+        source = (
+            await parts.open_service(stack, names) if several else await parts.open_scraper(stack)
+        )
+        yield runtime.daemon(
+            NAME,
+            source=source,
+            spool=spool,
+            sink=sink,
+            ledger=ledger,
+            seal=sealer.seal_all,
+            check=partial(_refuse_another_kind, spool, several=several),
+        )
+
+
+def _has_several(clickhouse: ClickHouseSettings, own: Settings) -> bool:
+    """Return whether the servers of a list are metered, each as a replica."""
+    return parse_target(own.target).kind == "auto" and is_service(clickhouse.url)
+
+
+def _parse_list(
+    clickhouse: ClickHouseSettings, core: CoreSettings, own: Settings
+) -> dict[str, str]:
+    """Return replica -> URL. Raises ConfigError."""
+    if own.meter != "clickhouse":
+        wrong = f"BYOC_BILLING_METER: invalid value {own.meter or 'process'!r}"
+        expected = "expected clickhouse, since BYOC_CLICKHOUSE_URL names several servers"
+        raise ConfigError([f"{wrong}: {expected}"])
+    try:
+        return parse_servers(clickhouse.url, core.replica)
+    except ValueError as error:
+        raise ConfigError([f"BYOC_CLICKHOUSE_URL: {error}"]) from error
+
+
+async def _refuse_another_kind(spool: Spool, *, several: bool) -> None:
+    """Raise ConfigError if the state directory is of a scraper of the other kind.
+
+    Both kinds on one directory would bill the time of the other one again.
+    """
+    stored = await spool.state(CHECKPOINT)
+    if several and CHECKPOINT in stored:
+        expected = "it has the checkpoint of a single target: expected another directory"
+    elif not several and stored.keys() - {CHECKPOINT}:
+        expected = "it has the checkpoints of several servers: expected another directory"
+    else:
+        return
+    raise ConfigError([f"BYOC_STATE_DIR: {spool.directory}: {expected}"])
+
+
+class _Parts(NamedTuple):
+    """What the scrapers of one process share."""
+
+    runtime: Runtime
+    clickhouse: ClickHouseSettings
+    own: Settings
+    spool: Spool
+    sealer: Sealer
+    intervals: Intervals
+
+    async def open_scraper(self, stack: AsyncExitStack) -> Scraper:
+        """Return the scraper of the only target."""
+        target = parse_target(self.own.target)
+        metered_url = target.clickhouse_url(self.clickhouse.url)
+        return await self._open(stack, target, metered_url, _identity(self.runtime.core, self.own))
+
+    async def open_service(
+        self, stack: AsyncExitStack, servers: Mapping[str, str]
+    ) -> ServiceScraper:
+        """Return the scrapers of several servers, given by replica."""
+        scrapers = {}
+        for name, url in servers.items():
+            target = TargetName("clickhouse", url)
+            scrapers[name] = await self._open(stack, target, url, self._replica(name), name)
+        return ServiceScraper(
+            NAME,
+            scrapers,
+            spool=self.spool,
+            sealer=self.sealer,
+            clock=self.runtime.clock,
+            metrics=self.runtime.metrics,
+            recorder=lambda name: self._recorder(self._replica(name)),
+        )
+
+    async def _open(
+        self,
+        stack: AsyncExitStack,
+        target: TargetName,
+        metered_url: str | None,
+        identity: UsageIdentity,
+        replica: str = "",
+    ) -> Scraper:
+        runtime, own = self.runtime, self.own
+        url = metered_url or self.clickhouse.url
+        server = await stack.enter_async_context(runtime.clickhouse(url, self.clickhouse))
         local = metered_url is None or _is_loopback(metered_url)
-        scraper = Scraper(
+        return Scraper(
             NAME,
             target=open_target(
                 target,
@@ -192,21 +319,25 @@ async def open_daemon(
                 container=metered_container(own, runtime.environ),
                 meter=own.meter,
             ),
-            recorder=Recorder(identity=_identity(runtime.core, own), sample_ms=intervals.sample_ms),
-            intervals=intervals,
-            spool=spool,
+            recorder=self._recorder(identity),
+            intervals=self.intervals,
+            spool=self.spool,
+            sealer=self.sealer,
+            key=checkpoint_key(replica) if replica else CHECKPOINT,
             clock=runtime.clock,
-            metrics=runtime.metrics,
-            prefix=own.prefix,
-            compression=own.compression,
-            sent=partial(recently_sent, ledger.directory, read_key),
+            metrics=BillingMetrics(NAME, runtime.metrics, replica),
             machine_cpus=_online_cpus if local else lambda: None,
             asleep_ns=asleep_ns if local else lambda: None,
             end_hint=own.end_hint,
         )
-        yield runtime.daemon(
-            NAME, source=scraper, spool=spool, sink=sink, ledger=ledger, seal=scraper.seal
-        )
+
+    def _recorder(self, identity: UsageIdentity) -> Recorder:
+        return Recorder(identity=identity, sample_ms=self.intervals.sample_ms)
+
+    def _replica(self, name: str) -> UsageIdentity:
+        """Return the identity of one of several replicas: the pod is ours, not the server's."""
+        own = _identity(self.runtime.core, self.own)
+        return msgspec.structs.replace(own, replica=name, pod_uid="")
 
 
 def metered_container(own: Settings, environ: Mapping[str, str]) -> str:
@@ -266,7 +397,7 @@ def _identity(core: CoreSettings, own: Settings) -> UsageIdentity:
         service_id=core.service_id,
         replica=core.replica,
         region=core.region,
-        pod_uid=core.pod_uid,
+        pod_uid=keyed_id(core.pod_uid, "pod", core.organization_id, core.service_id),
         container_name=own.container_name,
         cpu_limit_millicores=own.cpu_limit_millicores,
         memory_limit_bytes=own.memory_limit_bytes,

@@ -164,7 +164,8 @@ class Meter:
         state, periods = self._observe(state, renamed, HOUR_MS if hours_only else self._window_ms)
         return replace(state, boot_alias=alias), slept + periods
 
-    def close(self, state: MeterState) -> MeterResult:
+    @staticmethod
+    def close(state: MeterState) -> MeterResult:
         """Close the open window or gap at the last sample, because the daemon stops."""
         phase = state.phase
         if isinstance(phase, OpenGap):
@@ -174,6 +175,25 @@ class Meter:
             return state, []
         window = replace(next_window(phase), pending_ns=phase.pending_ns)
         return replace(state, phase=window), close_window(phase)
+
+    @staticmethod
+    def end(state: MeterState, wall_ms: int, boot_ns: int, boot_id: str) -> MeterResult:
+        """End the metering of a target for good. The time since its last record is a gap.
+
+        If it is metered again, its first reading is a baseline: nothing is billed in between.
+        """
+        state, periods = Meter.close(state)
+        phase = state.phase
+        start_ms = phase.start_ms if isinstance(phase, OpenGap) else phase.end_ms
+        end_ms = max(wall_ms, start_ms + 1)
+        periods += gap(start_ms, end_ms, "target_removed")
+        ended = OpenGap(start_ms=end_ms, reason="target_removed")
+        return (
+            MeterState(
+                wall_ms=wall_ms, boot_ns=boot_ns, boot_id=boot_id, place_ms=end_ms, phase=ended
+            ),
+            periods,
+        )
 
     def _observe(self, state: MeterState, sample: Sample, window_ms: int) -> MeterResult:
         moment = _Moment.of(state, sample)

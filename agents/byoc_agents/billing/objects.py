@@ -24,8 +24,10 @@ from byoc_agents.delivery.sink import Message
 Compression = Literal["zstd", "gzip"]
 
 STREAM = "billing"  # of the objects of one spool
+SHARED_STREAM = "billing/shared"  # of its shared objects
 DEFAULT_PREFIX = "v1/"
 MAX_BODY_BYTES = 64 * 1024**2  # decompressed; about 50,000 records, a month of minutes
+HOUR_MS = 3_600_000
 SEQUENCE_DIGITS = 10  # keys sort like sequences: 317 years of one record per second
 
 _ENDINGS: dict[Compression, str] = {"zstd": ".jsonl.zst", "gzip": ".jsonl.gz"}
@@ -36,7 +38,8 @@ _MEDIA_TYPES: dict[Compression, str] = {
 _KEY = re.compile(
     r"(?:^|/)org=(?P<organization_id>[^/]+)/service=(?P<service_id>[^/]+)"
     r"/date=(?P<date>\d{4}-\d\d-\d\d)/hour=(?P<hour>\d\d)"
-    r"/(?P<pod>[^/]+)-(?P<epoch>\d+)-(?P<first>\d+)-(?P<last>\d+)\.jsonl\.(?:zst|gz)$"
+    r"/(?P<pod>[^/]+)-(?P<epoch>\d+)-(?P<first>\d+)-(?P<last>\d+)"
+    r"(?P<shared>\.shared)?\.jsonl\.(?:zst|gz)$"
 )
 
 
@@ -51,10 +54,11 @@ class ObjectKey(NamedTuple):
     service_id: str
     date: str  # YYYY-MM-DD and
     hour: str  # HH, UTC, of the first record's charge_period_start
-    pod: str  # pod uid, or the replica's name if there is none
+    pod: str  # pod uid, or the replica's name if there is none; the stream's name if shared
     epoch: int
-    first: int  # sequence of the first record
+    first: int  # sequence of the first record; its number in the stream if shared
     last: int
+    shared: bool = False  # it has records of several replicas
 
     def __str__(self) -> str:
         """Return the key from `org=` up to the suffix."""
@@ -62,7 +66,16 @@ class ObjectKey(NamedTuple):
             f"org={self.organization_id}/service={self.service_id}"
             f"/date={self.date}/hour={self.hour}/{self.pod}-{self.epoch}"
             f"-{self.first:0{SEQUENCE_DIGITS}}-{self.last:0{SEQUENCE_DIGITS}}"
+            f"{'.shared' if self.shared else ''}"
         )
+
+
+class SharedNumbers(msgspec.Struct, frozen=True, kw_only=True):
+    """The number of an object's first record in a stream of records of several replicas."""
+
+    name: str  # of the stream: the scraper's
+    epoch: int
+    first: int
 
 
 class _ObjectPath(msgspec.Struct):
@@ -78,6 +91,11 @@ class _ObjectPath(msgspec.Struct):
         """Return the fields that all records of one object share."""
         return (self.organization_id, self.service_id, self.pod_uid or self.replica, self.epoch)
 
+    def hour(self) -> tuple[str, str, int]:
+        """Return the fields that all records of one shared object share."""
+        start_ms = parse_rfc3339(self.charge_period_start)
+        return (self.organization_id, self.service_id, start_ms // HOUR_MS)
+
 
 class _ObjectLine(msgspec.Struct):
     data: _ObjectPath
@@ -92,40 +110,55 @@ def seal(
     created_at_ms: int,
     prefix: str = DEFAULT_PREFIX,
     compression: Compression = "zstd",
+    numbers: SharedNumbers | None = None,
 ) -> Message:
     """Return the object that contains exactly these encoded records, in this order.
 
     Raises ValueError if there are no records, if one is not a usage record or contains a line end,
     or if they are not of one organization, service, pod and epoch with contiguous sequences; see
-    `runs`. The same records give the same key and, with the same libzstd or zlib, the same bytes.
+    `runs`. With `numbers` they may be of any replicas of one service, and must start in one hour.
+    The same records give the same key and, with the same libzstd or zlib, the same bytes.
     """
     places = [_decode_path(line) for line in lines]
-    if not places or any(not _follows(a, b) for a, b in pairwise(places)):
-        raise ValueError("expected one or more records of one epoch with contiguous sequences")
+    follows = _follows if numbers is None else _shares_hour
+    if not places or any(not follows(a, b) for a, b in pairwise(places)):
+        raise ValueError(
+            "expected one or more records of one epoch with contiguous sequences"
+            if numbers is None
+            else "expected one or more records of one service that start in one hour"
+        )
+    key = _object_key(places[0], places[-1])
+    if numbers:
+        last = numbers.first + len(lines) - 1
+        key = key._replace(
+            pod=numbers.name, epoch=numbers.epoch, first=numbers.first, last=last, shared=True
+        )
     folder = f"{prefix.rstrip('/')}/" if prefix else ""
     return Message(
-        id=f"{folder}{_object_key(places[0], places[-1])}{_ENDINGS[compression]}",
+        id=f"{folder}{key}{_ENDINGS[compression]}",
         type=TYPE,
         body=_compress(b"\n".join(lines) + b"\n", compression),
         created_at_ms=created_at_ms,
         records=len(lines),
         content_type=_MEDIA_TYPES[compression],
-        stream=STREAM,
-        epoch=places[-1].epoch,
-        sequence=places[-1].sequence,
+        stream=SHARED_STREAM if key.shared else STREAM,
+        epoch=key.epoch,
+        sequence=key.last,
     )
 
 
-def runs(lines: Sequence[bytes]) -> list[list[bytes]]:
+def runs(lines: Sequence[bytes], *, shared: bool = False) -> list[list[bytes]]:
     """Split records into one list per object, in order. Raises ValueError as `seal` does.
 
-    More than one run means that the pod or the state directory changed between two records.
+    More than one run means that the pod or the state directory changed between two records. Runs
+    of `shared` objects end with the hour only.
     """
     found: list[list[bytes]] = []
     before: _ObjectPath | None = None
+    follows = _shares_hour if shared else _follows
     for line in lines:
         place = _decode_path(line)
-        if before is None or not _follows(before, place):
+        if before is None or not follows(before, place):
             found.append([])
         found[-1].append(line)
         before = place
@@ -138,8 +171,8 @@ def parse_key(key: str) -> ObjectKey | None:
     if match is None:
         return None
     numbers = {name: int(match[name]) for name in ("epoch", "first", "last")}
-    texts = {k: v for k, v in match.groupdict().items() if k not in numbers}
-    return ObjectKey(**texts, **numbers)  # type: ignore[arg-type] # a dict of str and int
+    texts = {k: v for k, v in match.groupdict().items() if k not in {*numbers, "shared"}}
+    return ObjectKey(**texts, **numbers, shared=match["shared"] is not None)  # type: ignore[arg-type] # a dict of str and int
 
 
 def unseal(key: str, body: bytes) -> list[bytes]:
@@ -159,6 +192,10 @@ def _decode_path(line: bytes) -> _ObjectPath:
 
 def _follows(a: _ObjectPath, b: _ObjectPath) -> bool:
     return a.shared() == b.shared() and b.sequence == a.sequence + 1
+
+
+def _shares_hour(a: _ObjectPath, b: _ObjectPath) -> bool:
+    return a.hour() == b.hour()
 
 
 def _object_key(first: _ObjectPath, last: _ObjectPath) -> ObjectKey:

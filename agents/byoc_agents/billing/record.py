@@ -37,6 +37,7 @@ GapReason = Literal[
     "counter_impossible",  # it rose by more than the machine could provide: usage is unknown
     "source_changed",  # between two sources without a common reading
     "clock_step",  # the wall clock was set forward over this period
+    "target_removed",  # it is metered no longer: it was taken from the list of servers
     "suspended",  # the machine slept: CLOCK_BOOTTIME continued, CLOCK_MONOTONIC did not
 ]
 SizeSource = Literal["cgroup", "cgroup_ancestor", "clickhouse", "downward_api", "unknown"]
@@ -133,9 +134,9 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     service_id: ServiceId
     replica: PodName
     region: RegionName
-    pod_uid: Annotated[str, describe("The pod's unique id. Empty if unknown.")] = msgspec.field(
-        name="k8s.pod.uid"
-    )
+    pod_uid: Annotated[
+        str, describe("A keyed form of the pod's uid, a UUID of version 8. Empty if unknown.")
+    ] = msgspec.field(name="k8s.pod.uid")
     container_name: Annotated[
         str, describe("Name of the metered container in the pod: BYOC_CONTAINER_NAME.")
     ] = msgspec.field(name="k8s.container.name")
@@ -218,7 +219,7 @@ def charge_period_ms(line: bytes) -> tuple[int, int]:
 
 
 class CpuBound(NamedTuple):
-    """What bounds the CPU of a record: the machine's CPUs, the time they had, and the slack."""
+    """The bound of a record's CPU: the machine's CPUs, the elapsed time, and the slack."""
 
     cpus: int
     elapsed_ms: int
@@ -236,10 +237,10 @@ class CpuBound(NamedTuple):
 
 
 def cpu_bound(usage: Usage, unknown_cpus: int = MAX_CPUS) -> CpuBound | None:
-    """Return what bounds a record's CPU; `unknown_cpus` if it does not have the number of CPUs.
+    """Return the bound of a record's CPU, with `unknown_cpus` if the number of CPUs is missing.
 
-    None if nothing can be said: of a gap, and of a record of 0.1.0 that may hold CPU of an earlier
-    time (quality `estimated`).
+    None if there is no bound: for a gap, and for a record of 0.1.0 that may contain CPU of an
+    earlier time (quality `estimated`).
     """
     elapsed_ms = usage.counter_milliseconds
     if usage.quality == "gap" or (elapsed_ms is None and usage.quality != "measured"):

@@ -1,4 +1,4 @@
-"""What the ledger knows about sent objects, if the spool may have been rolled back.
+"""Find sent objects in the ledger, in case the spool was rolled back.
 
 See `byoc_agents.ledger.recent`. An object is one message: its position is that of its last record.
 Its key contains the hour, and the epoch and the sequences of its records.
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import msgspec
 
 from byoc_agents.app.cloudevents import parse_rfc3339
-from byoc_agents.billing.objects import STREAM, ObjectKey, parse_key
+from byoc_agents.billing.objects import SHARED_STREAM, STREAM, ObjectKey, parse_key
 from byoc_agents.billing.record import UsageRecord
 from byoc_agents.ledger.recent import RecentSend, StreamPosition
 
@@ -20,7 +20,8 @@ def read_key(key: str) -> RecentSend | None:
     if found is None:
         return None
     last = StreamPosition(found.epoch, found.last)
-    return RecentSend(key, STREAM, last, found.last - found.first + 1)
+    stream = SHARED_STREAM if found.shared else STREAM
+    return RecentSend(key, stream, last, found.last - found.first + 1)
 
 
 def uncertain_since_ms(sends: Sequence[RecentSend]) -> int | None:

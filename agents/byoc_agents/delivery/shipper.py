@@ -13,7 +13,7 @@ answer causes a repeat of the whole request.
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -24,7 +24,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.cloudevents import rfc3339
 from byoc_agents.app.metrics import Metrics
-from byoc_agents.delivery.sink import Message, Outcome, Receipt, Sink
+from byoc_agents.delivery.sink import Message, Outcome, Receipt, Request, Sink
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import LedgerError, Reason, SendError, SpoolError, uncertain
 from byoc_agents.ledger import Ledger
@@ -111,8 +111,12 @@ class Shipper:
         metrics: Metrics,
         rng: random.Random | None = None,
         unfinished: Sequence[str] = (),
+        ledger_state: Callable[[], Mapping[str, bytes]] = dict,
     ) -> None:
-        """`unfinished` has the ids of the batch that the last process may have sent."""
+        """`unfinished` has the ids of the batch that the last process may have sent.
+
+        `ledger_state` returns what the spool stores with each delivery.
+        """
         self.daemon = daemon
         self.destination = sink.destination
         self.last_error: LastError | None = None
@@ -120,6 +124,7 @@ class Shipper:
         self._spool = spool
         self._sink = sink
         self._ledger = ledger
+        self._ledger_state = ledger_state
         self._clock = clock
         self._metrics = metrics
         self._rng = rng or random.Random()  # noqa: S311  jitter, no secret
@@ -203,10 +208,7 @@ class Shipper:
     async def _deliver(self, batch: Sequence[Message]) -> LastError | None:
         repeated = bool(self._unfinished)
         try:
-            line = await self._ledger.intent(self.destination, batch)
-            self._unfinished = tuple(message.id for message in batch)
             outcomes = await self._send(batch)
-            await self._ledger.receipt(line, batch, outcomes)
         except LedgerError as error:
             return self._count([SendError(Reason.LEDGER, str(error))])
         await self._apply_outcomes(batch, outcomes)
@@ -231,18 +233,32 @@ class Shipper:
             self._limit, self._answered = min(2 * self._limit, self._sink.max_messages), 0
 
     async def _send(self, batch: Sequence[Message]) -> Sequence[Outcome]:
+        """Send a batch in as many requests as the sink makes. Raises LedgerError."""
+
+        async def transmit(messages: Sequence[Message], request: Request) -> Sequence[Outcome]:
+            line = await self._ledger.intent(self.destination, messages)
+            self._unfinished = tuple(message.id for message in batch)
+            try:
+                outcomes = await request()
+            except Exception as error:
+                ended = error if isinstance(error, SendError) else _defect(error)
+                await self._ledger.receipt(line, messages, [ended] * len(messages))
+                raise
+            await self._ledger.receipt(line, messages, _matching(outcomes, messages))
+            return outcomes
+
         try:
-            outcomes = await self._sink.send(batch)
-            if len(outcomes) == len(batch):
-                return outcomes
-            wrong = f"{len(outcomes)} outcomes for {len(batch)} messages"
-            self._log.error("sink.unexpected_error", error=wrong)
+            outcomes = await self._sink.send(batch, transmit)
+            if len(outcomes) != len(batch):
+                self._log.error("sink.unexpected_error", error=_wrong_number(outcomes, batch))
+            return _matching(outcomes, batch)
+        except LedgerError:
+            raise
         except SendError as error:
             return [error] * len(batch)
         except Exception as error:  # noqa: BLE001  a defect in a sink: held and logged, not dropped
-            wrong = type(error).__name__
-            self._log.error("sink.unexpected_error", error=wrong, exc_info=True)
-        return [SendError(Reason.INTERNAL, wrong)] * len(batch)
+            self._log.error("sink.unexpected_error", error=type(error).__name__, exc_info=True)
+            return [_defect(error)] * len(batch)
 
     async def _apply_outcomes(self, batch: Sequence[Message], outcomes: Sequence[Outcome]) -> None:
         pairs = list(zip(batch, outcomes, strict=True))
@@ -251,7 +267,7 @@ class Shipper:
                 await self._dead_letter(message, outcome)
         done = [message for message, outcome in pairs if isinstance(outcome, Receipt)]
         if done:
-            await self._spool.remove([message.id for message in done])
+            await self._spool.remove([message.id for message in done], self._ledger_state())
             self._record_sent(done)
 
     async def _dead_letter(self, message: Message, error: SendError) -> None:
@@ -317,6 +333,21 @@ class Shipper:
                 "dead_letters": totals.dead_letters,
             },
         }
+
+
+def _defect(error: Exception) -> SendError:
+    return SendError(Reason.INTERNAL, type(error).__name__)
+
+
+def _matching(outcomes: Sequence[Outcome], messages: Sequence[Message]) -> Sequence[Outcome]:
+    """Return the outcomes, or as many errors as there are messages if the numbers differ."""
+    if len(outcomes) == len(messages):
+        return outcomes
+    return [SendError(Reason.INTERNAL, _wrong_number(outcomes, messages))] * len(messages)
+
+
+def _wrong_number(outcomes: Sequence[Outcome], messages: Sequence[Message]) -> str:
+    return f"{len(outcomes)} outcomes for {len(messages)} messages"
 
 
 def _unanswered(outcomes: Sequence[Outcome]) -> bool:

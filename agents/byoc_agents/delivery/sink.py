@@ -1,6 +1,6 @@
 """The interface of a sink: one method, its arguments and its results."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -34,6 +34,13 @@ class Receipt(msgspec.Struct, frozen=True):
 
 
 Outcome = Receipt | SendError
+Request = Callable[[], Awaitable[Sequence[Outcome]]]  # sends once; an outcome for each message
+Transmit = Callable[[Sequence[Message], Request], Awaitable[Sequence[Outcome]]]
+
+
+async def transmit_unrecorded(_messages: Sequence[Message], request: Request) -> Sequence[Outcome]:
+    """Send without a ledger, for a sink that is used alone."""
+    return await request()
 
 
 class Sink(Protocol):
@@ -43,8 +50,14 @@ class Sink(Protocol):
     max_messages: int  # of one `send`
     max_bytes: int  # sum of the bodies of one `send`; a larger message is sent alone
 
-    async def send(self, batch: Sequence[Message]) -> Sequence[Outcome]:
+    async def send(
+        self, batch: Sequence[Message], transmit: Transmit = transmit_unrecorded
+    ) -> Sequence[Outcome]:
         """Try to send once and return one outcome per message, in order. May block.
+
+        Each request is made by `transmit(messages, request)`, with exactly the messages in it: the
+        ledger has a line before and one after it. `transmit` returns what the request returns, and
+        raises what it raises; or LedgerError, which the sink does not catch: nothing was sent.
 
         May be called again with the same message: the effect at the receiver must be the same as
         after one call. A raised SendError applies to every message of the batch. Raises no other

@@ -5,7 +5,7 @@ Delivery is at least once after `put` or `commit` returns. One thread owns the f
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -128,9 +128,15 @@ class Spool:
         """Allow messages to replace those that `head` holds. Does not block."""
         self._file.hold(frozenset())
 
-    async def remove(self, ids: Sequence[str]) -> None:
-        """Delete messages that the receiver has stored."""
-        await self._ask(lambda store: store.remove(ids), OperationKind.SHRINK)
+    async def remove(self, ids: Sequence[str], state: Mapping[str, bytes] | None = None) -> None:
+        """Delete messages that the receiver has stored, and write `state` with it."""
+
+        def work(store: Store) -> None:
+            store.remove(ids)
+            if state:
+                store.apply(WriteBatch(state=state), bounded=False)
+
+        await self._ask(work, OperationKind.SHRINK)
 
     async def dead_letter(self, message: Message, reason: str, detail: str) -> None:
         """Move a message that the receiver rejected for good to the dead letters."""

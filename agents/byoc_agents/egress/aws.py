@@ -4,6 +4,7 @@ aiobotocore's own HTTP session follows redirects and resends the body with its s
 replaced here by a session that returns every 3xx as an ordinary answer.
 """
 
+import io
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Self
@@ -273,7 +274,7 @@ class AwsHttpSession:
             request.method,
             URL(request.url, encoded=True),
             headers=_headers(request),
-            data=request.body,
+            data=_sent_once(request.body),
             allow_redirects=False,
         )
         headers = {
@@ -291,6 +292,25 @@ class AwsHttpSession:
                 timeout=self._timeout, skip_auto_headers=["Content-Type"], auto_decompress=False
             )
         return self._session
+
+
+class _OnceBody(aiohttp.BytesPayload):
+    """A body that aiohttp does not send a second time.
+
+    After a closed connection aiohttp repeats a PUT by itself, unless the body reports that it was
+    read to its end. The repetition would be a transmission that the ledger does not have.
+    """
+
+    @property
+    def consumed(self) -> bool:
+        """True: it cannot be sent again."""
+        return True
+
+
+def _sent_once(body: Any) -> Any:
+    """Return the body of a prepared request (bytes, or a BytesIO for S3) as one sent once."""
+    content = body.getvalue() if isinstance(body, io.BytesIO) else body
+    return _OnceBody(content) if isinstance(content, bytes) and content else body
 
 
 def _headers(request: Any) -> CIMultiDict[str]:

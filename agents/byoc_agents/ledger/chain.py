@@ -9,6 +9,7 @@ import fcntl
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import structlog
@@ -37,6 +38,7 @@ from byoc_agents.ledger.format import (
 )
 from byoc_agents.ledger.reader import START, Head
 from byoc_agents.ledger.segments import Segments
+from byoc_agents.ledger.tree import TreeHead, hash_leaf
 
 MIN_BYTES = 64 * 1024
 SEGMENTS = 8  # how many share the bound: a removal takes an eighth of the history
@@ -54,15 +56,22 @@ class Entry(msgspec.Struct, frozen=True):
 class Chain:
     """The open end of the ledger. Methods block and raise OSError: then nothing was accepted.
 
-    `durable` may be read from any thread: the last line that survives a power cut. It never goes
-    back, so it can be pinned.
+    `durable` and `durable_tree` may be read from any thread: the last line that survives a power
+    cut, and the tree up to it. They never go back, so they can be pinned.
     """
 
-    def __init__(self, directory: Path, *, clock: Clock, max_bytes: int, disk: Disk) -> None:
+    def __init__(
+        self, directory: Path, *, clock: Clock, max_bytes: int, disk: Disk, expected: str = ""
+    ) -> None:
+        """Open nothing yet. `expected` is a size and root that the ledger must have, or ""."""
+        self.mismatch: Literal["lost", "older"] | None = None
+        self._expected = expected
         self.segments = Segments(directory, disk)
         self.segment_bytes = max_bytes // SEGMENTS
         self.durable = START
+        self.durable_tree = TreeHead()
         self._head = START
+        self._tree = TreeHead()
         self._max_bytes = max_bytes
         self._clock = clock
         self._tail = Tail(disk, clock)
@@ -121,15 +130,15 @@ class Chain:
         if not lines:
             return []
         first = self._head.sequence + 1
-        content, head = self._link_lines(lines)
+        content, head, tree = self._link_lines(lines)
         self._tail.write(content, durable=any(_kind(line) in DURABLE for line in lines))
         self.segments.sizes[self._number] += len(content)
-        self._advance(head)
+        self._advance(head, tree)
         return list(range(first, head.sequence + 1))
 
-    def _link_lines(self, lines: Sequence[Line]) -> tuple[bytes, Head]:
-        """Return the bytes of the lines with their numbers, time and hashes; and the new head."""
-        head, content = self._head, []
+    def _link_lines(self, lines: Sequence[Line]) -> tuple[bytes, Head, TreeHead]:
+        """Return the bytes of the lines with their numbers, time and hashes; and the new heads."""
+        head, tree, content = self._head, self._tree, []
         now = rfc3339(self._clock.wall_ns() // 1_000_000)
         for line in lines:
             number = head.sequence + 1
@@ -137,13 +146,13 @@ class Chain:
                 msgspec.structs.replace(line, sequence=number, time=now, previous=head.sha256)
             )
             content.append(raw + b"\n")
-            head = Head(number, digest(raw))
-        return b"".join(content), head
+            head, tree = Head(number, digest(raw)), tree.add(hash_leaf(raw))
+        return b"".join(content), head, tree
 
-    def _advance(self, head: Head) -> None:
-        self._head = head
+    def _advance(self, head: Head, tree: TreeHead) -> None:
+        self._head, self._tree = head, tree
         if not self._tail.unsynced:
-            self.durable = head
+            self.durable, self.durable_tree = head, tree
 
     def _track_intents(self, written: "zip[tuple[int, Line]]") -> None:
         """Update the open intents."""
@@ -205,19 +214,35 @@ class Chain:
         """Continue the chain of the last process."""
         self._take_lock()
         self.segments.load()
+        self.mismatch = opening.find_mismatch(self.segments, self._expected)
         found = opening.find(self.segments)
         self._head = found.head
         self._pending = [*found.states, *(Unknown(intent=i, why="crash") for i in found.open)]
+        if self.mismatch:
+            self._pending.insert(0, self._mismatch_line(self.mismatch, found.number))
         if found.length:
             rewrite_and_sync(self.segments.path(found.number))
             self._tail.take(self.segments.path(found.number), found.length)
             self._tail.ready()
             self._tail.sync()  # the last process may not have
             self._number, self.durable = found.number, found.head
+            self._tree = self.durable_tree = found.tree or TreeHead()
+            if found.tree is None or found.max_bytes != self._max_bytes:
+                self._rotate()  # a file of 0.1.0, or another bound: the next file states both
         else:
+            self._tree = found.tree or TreeHead()
             self._start(found.number)
         for number in found.removed & set(self.segments.sizes):
             self.segments.remove(number)
+
+    def _mismatch_line(self, why: Literal["lost", "older"], number: int) -> Recovered:
+        if why == "lost":
+            structlog.get_logger().error("ledger.lost", expected=self._expected)
+        else:
+            structlog.get_logger().error("ledger.older", expected=self._expected)
+        return Recovered(
+            segment=number, why=why, bytes=0, sha256="", aside="", expected=self._expected
+        )
 
     def _take_lock(self) -> None:
         if self._lock >= 0:
@@ -248,19 +273,29 @@ class Chain:
 
     def _start(self, number: int) -> None:
         """Create the next file with its first line, and write to it from now on."""
-        flying = tuple(sorted(self._open))
-        first = Segment(format=FORMAT, version=__version__, segment=number, open=flying)
-        content, head = self._link_lines([first])
+        unknown = {line.intent for line in self._pending if isinstance(line, Unknown)}
+        flying = tuple(sorted({*self._open, *unknown}))
+        first = Segment(
+            format=FORMAT,
+            version=__version__,
+            segment=number,
+            open=flying,
+            tree=self._tree,
+            max_bytes=self._max_bytes,
+        )
+        content, head, tree = self._link_lines([first])
         self.segments.create(number, content)
         self._tail.take(self.segments.path(number), len(content))
         self._number = number
-        self._advance(head)
-        structlog.get_logger().info("ledger.segment_started", segment=number, head=str(head))
+        self._advance(head, tree)
+        structlog.get_logger().info(
+            "ledger.segment_started", segment=number, head=str(head), tree=str(tree)
+        )
 
     def _sync(self) -> None:
         if self._tail.unsynced:
             self._tail.sync()
-            self.durable = self._head
+            self.durable, self.durable_tree = self._head, self._tree
 
 
 def _kind(line: Line) -> str:

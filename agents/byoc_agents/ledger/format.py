@@ -15,6 +15,7 @@ import msgspec
 
 from byoc_agents.delivery.sink import Message, Outcome
 from byoc_agents.errors import SendError
+from byoc_agents.ledger.tree import TreeHead
 
 FORMAT = 1
 GENESIS = "0" * 64
@@ -31,6 +32,8 @@ RecoveredWhy = Literal[
     "torn",  # the end of a write that a crash cut off; kept in the file `aside`
     "damaged",  # whole lines have changed; they stay unchanged, for `ledger verify`
     "gone",  # the file was removed while the daemon ran
+    "lost",  # the spool knows lines that are in no file: the ledger was deleted or replaced
+    "older",  # the spool knows lines after the last one: the end was cut, or a copy restored
 ]
 
 
@@ -43,12 +46,14 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Segment(Line, frozen=True, kw_only=True, tag_field="kind", tag="segment"):
-    """The first line of a file."""
+    """The first line of a file. The last two fields are not in files of 0.1.0."""
 
     format: int
     version: str  # of byoc-agents
     segment: int  # number of the file
     open: tuple[int, ...]  # intents of earlier files without an outcome yet
+    tree: TreeHead | None = None  # over all lines before this one since the first such field
+    max_bytes: int = 0  # the bound while this file is written
 
 
 class Sent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -128,6 +133,7 @@ class Recovered(Line, frozen=True, kw_only=True, tag_field="kind", tag="recovere
     bytes: int  # how many are not part of the chain
     sha256: str  # over them; "" where there are none to be read
     aside: str  # the file that holds them now; "" = they were not moved
+    expected: str = ""  # `lost`, `older`: size and root that the spool knows
 
 
 LedgerLine = Segment | Intent | ReceiptLine | Unknown | Refused | Removed | Recovered

@@ -20,6 +20,8 @@ from byoc_agents.ledger.format import (
     decode,
     digest,
 )
+from byoc_agents.ledger.segments import Segments
+from byoc_agents.ledger.tree import Leaves, TreeHead, hash_leaf
 
 MAX_LINE_BYTES = 4 << 20  # an intent of 1,000 messages has some 400 KiB
 
@@ -59,6 +61,9 @@ class Scan(msgspec.Struct):
     oversized: bool = False  # the rest is more than one write of ours can leave
     damaged: bool = False  # the rest is more than the torn end of a write
     last: Head = START  # the last whole line, in the chain or not
+    max_bytes: int = 0  # the bound that the file states; 0 = none, as in 0.1.0
+    tree: TreeHead | None = None  # over the chain; None = the file states none to start from
+    last_tree: TreeHead | None = None  # the same over all whole lines
 
 
 def raw_lines(path: Path) -> Iterator[Raw]:
@@ -93,11 +98,20 @@ def scan(path: Path) -> Scan:
         if raw.whole:
             sequence = found.last.sequence + 1 if line is None else line.sequence
             found.last = Head(sequence, digest(raw.content))
+            found.last_tree = extend(found.last_tree, raw.content, line)
+            found.tree = found.tree if found.rest_bytes else found.last_tree
         if found.rest_bytes > MAX_LINE_BYTES:  # however much follows: it was not written by us
             found.oversized = True
             found.rest_bytes = path.stat().st_size - found.good_bytes
             break
     return found
+
+
+def extend(tree: TreeHead | None, content: bytes, line: LedgerLine | None) -> TreeHead | None:
+    """Return the tree with one more line. The first line of a file states where it begins."""
+    if isinstance(line, Segment) and line.tree and line.tree.valid:
+        tree = line.tree
+    return tree.add(hash_leaf(content)) if tree else None
 
 
 def _kind(line: LedgerLine | None) -> str:
@@ -114,6 +128,8 @@ def _take(found: Scan, raw: Raw, line: LedgerLine) -> None:
     found.good_bytes = raw.offset + len(raw.content) + 1
     found.head = Head(line.sequence, digest(raw.content))
     _follow(found.open, line)
+    if isinstance(line, Segment):
+        found.max_bytes = line.max_bytes
     if isinstance(line, Removed):
         found.removed.add(line.segment)
     elif isinstance(line, Recovered):
@@ -127,3 +143,34 @@ def _follow(flying: set[int], line: LedgerLine) -> None:
         flying.add(line.sequence)
     elif isinstance(line, ReceiptLine | Unknown):
         flying.discard(line.intent)
+
+
+class History(NamedTuple):
+    """The part of a ledger that its tree covers and that is kept."""
+
+    leaves: Leaves
+    first_sequence: int  # of the first kept leaf
+
+
+def read_history(directory: Path) -> History:
+    """Read the whole lines of all files, also while a daemon writes them. Blocks.
+
+    Raises OSError, and ValueError if there is no tree (as in 0.1.0) or not one single tree.
+    """
+    segments = Segments(directory)
+    start, first_sequence, hashes = TreeHead(), -1, list[bytes]()
+    tree: TreeHead | None = None
+    for number in segments.numbers():
+        for raw in raw_lines(segments.path(number)):
+            line = decode(raw.content) if raw.whole else None
+            if isinstance(line, Segment) and line.tree and line.tree.valid and tree is None:
+                tree, start, first_sequence = line.tree, line.tree, line.sequence
+            elif isinstance(line, Segment) and line.tree != tree:
+                place = segments.path(number).name
+                raise ValueError(f"{place} does not continue the tree: see `ledger verify`")
+            if raw.whole and tree is not None:
+                hashes.append(hash_leaf(raw.content))
+                tree = tree.add(hashes[-1])
+    if tree is None:
+        raise ValueError(f"{directory} has no line with a tree yet: a daemon of 0.2 must run once")
+    return History(Leaves(start, hashes), first_sequence)

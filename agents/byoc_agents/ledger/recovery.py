@@ -2,13 +2,23 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from byoc_agents.errors import LedgerNewerError
-from byoc_agents.ledger.format import FORMAT, Line, Recovered, decode, digest, format_of
-from byoc_agents.ledger.reader import START, Head, Scan, raw_lines, scan
+from byoc_agents.ledger.format import (
+    FORMAT,
+    Line,
+    Recovered,
+    Segment,
+    decode,
+    digest,
+    format_of,
+)
+from byoc_agents.ledger.reader import START, Head, Scan, extend, raw_lines, scan
 from byoc_agents.ledger.segments import Segments
+from byoc_agents.ledger.tree import TreeHead, encode_hash
 
 
 class OpenedLedger(msgspec.Struct):
@@ -17,6 +27,8 @@ class OpenedLedger(msgspec.Struct):
     number: int
     length: int = 0
     head: Head = START
+    tree: TreeHead | None = None  # None: a file of 0.1.0, or no file
+    max_bytes: int = 0  # the bound that the file states
     open: Sequence[int] = ()  # intents without an outcome
     removed: set[int] = msgspec.field(default_factory=set)  # files that were about to be deleted
     states: list[Line] = msgspec.field(default_factory=list)
@@ -62,11 +74,53 @@ def find(segments: Segments) -> OpenedLedger:
     return OpenedLedger(number, states=_unstated(segments, number, set()))
 
 
+def find_mismatch(segments: Segments, expected: str) -> Literal["lost", "older"] | None:
+    """Return how the ledger differs from `SIZE ROOT`, a head that it had once.
+
+    None if it continues that head, or if the lines of that size were removed by rotation. Reads one
+    file. Raises OSError.
+    """
+    size_text, _, root = expected.partition(" ")
+    if not size_text.isdecimal():
+        return None
+    size = int(size_text)
+    starts = [(number, tree) for number in segments.numbers() if (tree := _start(segments, number))]
+    before = [(number, tree) for number, tree in starts if tree.size <= size]
+    if not before:
+        return None if starts else "lost"
+    number, tree = before[-1]
+    grown: TreeHead | None = tree
+    for raw in raw_lines(segments.path(number)):
+        if tree.size == size or not raw.whole:
+            break
+        grown = extend(grown, raw.content, decode(raw.content))
+        tree = grown or tree
+    if tree.size < size:
+        return "older" if number == starts[-1][0] else "lost"
+    return None if encode_hash(tree.root) == root else "lost"
+
+
+def _start(segments: Segments, number: int) -> TreeHead | None:
+    """Return the tree before a file's first line, or None if it states none."""
+    path = segments.path(number)
+    first = next((raw.content for raw in raw_lines(path)), b"") if path.is_file() else b""
+    line = decode(first)
+    return line.tree if isinstance(line, Segment) and line.tree and line.tree.valid else None
+
+
 def _go_on(segments: Segments, number: int, seen: Scan) -> OpenedLedger:
-    found = OpenedLedger(number, seen.good_bytes, seen.head, sorted(seen.open), seen.removed)
+    found = OpenedLedger(
+        number,
+        length=seen.good_bytes,
+        head=seen.head,
+        tree=seen.tree,
+        max_bytes=seen.max_bytes,
+        open=sorted(seen.open),
+        removed=seen.removed,
+    )
     if seen.damaged:
         found.number, found.length, found.head = number + 1, 0, seen.last
-        found.open = sorted(seen.flying)
+        found.open, found.tree = sorted(seen.flying), seen.last_tree
         found.states.append(
             Recovered(segment=number, why="damaged", bytes=seen.rest_bytes, sha256="", aside="")
         )

@@ -1,7 +1,10 @@
 """Verify a ledger: report each changed, missing or reordered line.
 
 Not detectable from the files alone: a change of the last line, the loss of lines at the end, and a
-whole chain written again. A head that was recorded elsewhere (an anchor) shows all three.
+whole chain written again. Heads that were kept elsewhere show all three.
+
+A removal by rotation is believed only if the bound required it: each file states the bound, in a
+line that the kept heads cover, and the bytes that were left are counted.
 """
 
 import errno
@@ -13,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from byoc_agents.app.files import open_regular
+from byoc_agents.ledger.chain import HEAD_BYTES, SEGMENTS
 from byoc_agents.ledger.format import (
     FORMAT,
     GENESIS,
@@ -28,12 +32,15 @@ from byoc_agents.ledger.format import (
     decode,
     digest,
 )
-from byoc_agents.ledger.reader import MAX_LINE_BYTES, Head, Raw, raw_lines
+from byoc_agents.ledger.heads import KeptHead, KeptHeads
+from byoc_agents.ledger.reader import MAX_LINE_BYTES, Head, Raw, extend, raw_lines
 from byoc_agents.ledger.segments import Segments
+from byoc_agents.ledger.tree import TreeHead, encode_hash
 
 MAX_PROBLEMS = 100  # listed; the others are counted
 TRIES = 5  # the oldest file may be removed by the running daemon while we read
 SETTLE_SECONDS = 0.2  # a write in progress ends within this time
+GROUP_LINES = 36  # lines of one write: MAX_GROUP and REFUSED_BURST of `writer`
 
 
 class LedgerVerdict(msgspec.Struct, kw_only=True):
@@ -53,6 +60,8 @@ class LedgerVerdict(msgspec.Struct, kw_only=True):
     first_time: str = ""
     last_time: str = ""
     head: str = ""  # SEQUENCE:SHA256 of the last line
+    tree: str = ""  # SIZE ROOT over all lines since 0.2; "" = there are none
+    heads: int = 0  # kept heads and anchors that this history has
 
     @property
     def ok(self) -> bool:
@@ -62,13 +71,19 @@ class LedgerVerdict(msgspec.Struct, kw_only=True):
 
 def verify(
     directory: Path,
-    anchors: Mapping[int, str] | None = None,
+    kept: KeptHeads = KeptHeads(),  # noqa: B008  immutable
     settle: Callable[[], None] = lambda: time.sleep(SETTLE_SECONDS),
+    *,
+    max_bytes: int = 0,
 ) -> LedgerVerdict:
-    """Read a ledger, also while it is written. Blocks. Raises OSError if it cannot be read."""
+    """Read a ledger, also while it is written. Blocks. Raises OSError if it cannot be read.
+
+    `kept` are heads from outside. `max_bytes` is the lowest bound that the reader has ever set; 0
+    means that it was never lowered.
+    """
     for _ in range(TRIES):
         try:
-            return _Verifier(Segments(directory), dict(anchors or {}), settle).run()
+            return _Verifier(Segments(directory), kept, settle, max_bytes).run()
         except _MovedOnError:
             continue
     raise OSError(f"{directory}: files keep vanishing while they are read")
@@ -80,12 +95,22 @@ class _MovedOnError(Exception):
 
 class _Verifier:
     def __init__(
-        self, segments: Segments, anchors: dict[int, str], settle: Callable[[], None]
+        self, segments: Segments, kept: KeptHeads, settle: Callable[[], None], max_bytes: int
     ) -> None:
         self.verdict = LedgerVerdict(directory=str(segments.directory))
         self._segments = segments
-        self._anchors = anchors
         self._settle = settle
+        self._anchors: dict[int, list[Head]] = {}
+        for anchor in kept.anchors:
+            self._anchors.setdefault(anchor.sequence, []).append(anchor)
+        self._heads: dict[int, list[KeptHead]] = {}
+        for kept_head in kept.heads:
+            self._heads.setdefault(kept_head.size, []).append(kept_head)
+        self._any_kept = bool(kept.heads or kept.anchors)
+        self._tree: TreeHead | None = None  # over the lines so far
+        self._first_size: int | None = None  # of the tree before the first line that is kept
+        self._first: int | None = None  # number of the first line
+        self._bound = _Bound(max_bytes)
         self._head: Head | None = None  # number and hash of the line before
         self._readable = True  # whether that line could be decoded
         self._place = ""  # file and number of that line
@@ -155,8 +180,40 @@ class _Verifier:
             self._meaning(line, place, number)
         before = self._head.sequence if self._head else -1
         self._head = Head(before + 1 if line is None else line.sequence, digest(raw.content))
+        self._first = self._head.sequence if self._first is None else self._first
         self._readable, self._place = line is not None, place
         self._anchor(self._head, place)
+        self._bound.add_line(len(raw.content) + 1)
+        self._grow(raw.content, line, place)
+
+    def _grow(self, content: bytes, line: LedgerLine | None, place: str) -> None:
+        """Add the line to the tree, and compare the kept heads of its size."""
+        if isinstance(line, Segment):
+            self._begin_tree(line, place)
+        self._tree = extend(self._tree, content, line)
+        if self._tree:
+            self._compare(self._tree, place)
+
+    def _begin_tree(self, line: Segment, place: str) -> None:
+        if line.tree is None or not line.tree.valid:
+            if self._tree or line.tree:
+                self._problem(place, "states no valid tree, and an earlier file does")
+            return
+        if self._first_size is None:
+            self._first_size = line.tree.size
+            self._compare(line.tree, place)
+            if line.tree.size and self.verdict.lines > 1:
+                self._problem(place, f"states {line.tree.size} lines of a tree that are not there")
+        elif line.tree != self._tree:
+            self._problem(place, f"states the tree {line.tree}; the lines make {self._tree}")
+
+    def _compare(self, tree: TreeHead, place: str) -> None:
+        for kept in self._heads.pop(tree.size, ()):
+            if kept.root == encode_hash(tree.root):
+                self.verdict.heads += 1
+            else:
+                what = f"the kept head {kept.size} {kept.root}"
+                self._problem(place, f"does not end the history of {what}: another history")
 
     def _link(self, line: LedgerLine, place: str) -> None:
         """Compare number and hash with the line before."""
@@ -186,13 +243,16 @@ class _Verifier:
             self._problem(place, f"is the first line of file {line.segment}")
         elif line.format != FORMAT:
             self._problem(place, f"is in format {line.format}; this version reads {FORMAT}")
+        if isinstance(line, Segment):
+            self._bound.begin_file(line)
 
     def _anchor(self, head: Head, place: str) -> None:
-        wanted = self._anchors.pop(head.sequence, None)
-        if wanted == head.sha256:
-            self.verdict.notes.append(f"{place} is the given anchor {head.sequence}")
-        elif wanted is not None:
-            self._problem(place, f"is not the given anchor {head.sequence}: another history")
+        for wanted in self._anchors.pop(head.sequence, ()):
+            if wanted == head:
+                self.verdict.heads += 1
+                self.verdict.notes.append(f"{place} is the given anchor {head.sequence}")
+            else:
+                self._problem(place, f"is not the given anchor {head.sequence}: another history")
 
     # What lines say.
 
@@ -237,17 +297,23 @@ class _Verifier:
             self._cut_at = None
             lines = f"lines 0 to {line.last_sequence}"
             self.verdict.notes.append(f"{place} states that {lines} were removed by rotation")
+        self._bound.remove(place, line)
         self._anchor(end, place)
 
     def _recovery(self, line: Recovered, place: str) -> None:
         text = f"{line.bytes} bytes kept in {line.aside}" if line.aside else "see there"
+        if line.expected:
+            text = f"the spool knew the head {line.expected}"
         about = f"states file {line.segment} {line.why}"
         self.verdict.notes.append(f"{place} {about}: {text}")
+        if line.sha256:  # a torn end; a foreign file is not counted
+            self._bound.add(line.bytes)
         aside = self._segments.directory / line.aside
         if line.aside and line.sha256 and self._segments.path(line.segment).exists():
             self._same(aside, line.segment, line, place)
 
     def _bodies(self, line: Intent, place: str, number: int) -> None:
+        self._bound.add_bodies({sent.sha256: sent.bytes for sent in line.messages if sent.kept})
         for sent in line.messages:
             if sent.kept:
                 path = self._segments.body_path(number, sent.sha256)
@@ -279,8 +345,96 @@ class _Verifier:
             self._problem(
                 self.verdict.directory, f"{lines} are missing and no line states their removal"
             )
-        for sequence in self._anchors:
-            self._problem(self.verdict.directory, f"anchor {sequence} is not in this ledger")
+        for place, problem in self._bound.unneeded(self._segments.numbers()[:1]):
+            self._problem(place, problem)
+        self._conclude_heads()
         for intent in self._open:
             self.verdict.notes.append(f"line {intent} has no outcome yet: in flight, or a crash")
         self.verdict.head = str(self._head) if self._head else ""
+        self.verdict.tree = str(self._tree) if self._tree else ""
+
+    def _conclude_heads(self) -> None:
+        """Report the kept heads that no line has: lost at the end, or removed at the beginning."""
+        last = self._head.sequence if self._head else -1
+        for sequence in self._anchors:
+            self._missing("anchor", sequence, (self._first or 0, last))
+        size = self._tree.size if self._tree else 0
+        for kept in self._heads:
+            self._missing("kept head", kept, (self._first_size or 0, size))
+        if self._any_kept and not self.verdict.heads and self.verdict.ok:
+            lines = f"lines {self._first} to {last}"
+            why = "no kept head is of a size from there on: nothing confirms them"
+            self._problem(self.verdict.directory, f"{lines} are all that is left, and {why}")
+
+    def _missing(self, kind: str, number: int, present: tuple[int, int]) -> None:
+        first, last = present
+        if number > last:
+            why = "lines were cut off the end, an older copy was restored, or it was begun again"
+            text = f"ends with {last}, before the {kind} {number}: {why}"
+        elif number < first:
+            self.verdict.notes.append(
+                f"{kind} {number} cannot be compared: its lines were removed, before {first}"
+            )
+            return
+        else:
+            text = f"{kind} {number} is not in this ledger"
+        self._problem(self.verdict.directory, text)
+
+
+class _Bound:
+    """Counts what the ledger holds, to judge whether a removal was needed to stay within it.
+
+    The writer removes a file only if the bytes in use and those of the next write exceed the bound.
+    So the files that are left, the removed one and the largest write are never below the bound.
+    """
+
+    def __init__(self, lowest: int) -> None:
+        self._lowest = lowest  # bound that the reader has set; 0 = never lowered
+        self._max_bytes = 0  # the highest that a file states so far; 0 = by none
+        self._used = 0  # bytes of the files that are there, up to the current line
+        self._longest_line = 0
+        self._most_kept = 0  # bytes of the bodies that one intent keeps
+        self._kept: set[str] = set()  # bodies of the current file
+        self._removed: dict[int, tuple[str, Removed, int, int]] = {}
+
+    def begin_file(self, line: Segment) -> None:
+        """Note the bound that a file states. A lower one is not believed."""
+        self._kept.clear()
+        self._max_bytes = max(self._max_bytes, line.max_bytes)
+
+    def add(self, size: int) -> None:
+        """Count bytes that are not of a line."""
+        self._used += size
+
+    def add_line(self, size: int) -> None:
+        """Count a line."""
+        self._used += size
+        self._longest_line = max(self._longest_line, size)
+
+    def add_bodies(self, sizes: Mapping[str, int]) -> None:
+        """Count the kept bodies of an intent, each once per file."""
+        self._most_kept = max(self._most_kept, sum(sizes.values()))
+        self._used += sum(size for sha256, size in sizes.items() if sha256 not in self._kept)
+        self._kept |= sizes.keys()
+
+    def remove(self, place: str, line: Removed) -> None:
+        """Note a stated removal, the first time."""
+        bound = min(self._lowest or self._max_bytes, self._max_bytes)
+        self._removed.setdefault(line.segment, (place, line, self._used, bound))
+
+    def unneeded(self, first_file: Sequence[int]) -> list[tuple[str, str]]:
+        """Return the removal before the first file, with a text, if there was room without it.
+
+        The files that were there at an earlier removal are not known any more.
+        """
+        for number in first_file:
+            place, line, left, bound = self._removed.get(number - 1, ("", None, 0, 0))
+            write = GROUP_LINES * (self._longest_line + HEAD_BYTES)
+            write += min(GROUP_LINES * self._most_kept, bound // SEGMENTS + self._most_kept)
+            if line and left + min(line.bytes, bound // SEGMENTS + write) + write < bound:
+                what = (
+                    f"states that file {line.segment} was removed, and only {left} bytes were left"
+                )
+                why = f"the bound of {bound} did not require it (--max-bytes, if it was lowered)"
+                return [(place, f"{what}: {why}")]
+        return []

@@ -21,7 +21,9 @@ from byoc_agents.ledger.chain import MIN_BYTES, Chain, Entry
 from byoc_agents.ledger.files import Disk
 from byoc_agents.ledger.format import SUPPRESSED, Refused, clean, intent_of, receipt_of
 from byoc_agents.ledger.recent import unfinished_batch
+from byoc_agents.ledger.tree import TreeHead
 
+HEAD_KEY = "ledger/head"  # in the spool's state: size and root
 MAX_GROUP = 16  # lines that share one fsync
 REFUSED_BURST = 20  # lines at once, and
 REFUSED_REFILL_NS = 3_000_000_000  # one more after so long: 28,800 lines a day at most
@@ -48,19 +50,27 @@ class FileLedger:
     It opens even if the disk fails: then each `intent` raises LedgerError until a write succeeds.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  the directory, its limits, and the seams for tests
         self,
         directory: Path,
         *,
         clock: Clock,
         max_bytes: int,
         keep_bodies: bool = False,
+        expected: str = "",
         disk: Disk | None = None,
     ) -> None:
+        """Open nothing yet. `expected` is a head that the ledger must have: SIZE ROOT, or ""."""
         if max_bytes < MIN_BYTES:
             raise ValueError(f"max_bytes is {max_bytes}; expected at least {MIN_BYTES}")
         self.directory = directory
-        self._file = _LedgerFile(directory, clock, max_bytes, disk or Disk(), keep=keep_bodies)
+        self._file = _LedgerFile(
+            Chain(
+                directory, clock=clock, max_bytes=max_bytes, disk=disk or Disk(), expected=expected
+            ),
+            clock,
+            keep=keep_bodies,
+        )
         self._worker = GroupCommitWorker(
             "ledger", self._file, max_group=MAX_GROUP, drop_cancelled=True
         )
@@ -92,6 +102,11 @@ class FileLedger:
         """The ids of the batch that was in flight when the last process ended."""
         return self._file.unfinished
 
+    @property
+    def tree(self) -> TreeHead:
+        """The tree over all durable lines. From any thread."""
+        return self._file.chain.durable_tree
+
     async def intent(self, destination: str, batch: Sequence[Message]) -> int:
         """Write the intent to send a batch, durably; see `Ledger`. Waits for one fsync."""
         return int(await self._worker.ask(_WriteRequest(destination, batch=batch)))
@@ -116,31 +131,35 @@ class FileLedger:
             self._worker.post(_WriteRequest())
 
     def status(self) -> dict[str, Any]:
-        """Return what /status shows. `head` is durable: pin it, `ledger verify --anchor` takes it.
+        """Return what /status shows. `ledger verify --heads` takes both `head` and `tree`.
 
-        None if nothing could be written yet.
+        They are durable, and None if nothing could be written yet.
         """
         segments, head = self._file.chain.segments, self._file.chain.durable
         return {
             "head": str(head) if head.sequence >= 0 else None,
+            "tree": str(self.tree) if self.tree.size else None,
             "lines": head.sequence + 1,
             "bytes": segments.total_bytes(),
             "segments": len(segments.sizes),
             "last_error": self.last_error or None,
+            "mismatch": self._file.chain.mismatch,
         }
+
+    def state(self) -> dict[str, bytes]:
+        """Return what the spool stores, so that the next start notices a lost or older ledger."""
+        return {HEAD_KEY: str(self.tree).encode()} if self.tree.size else {}
 
 
 class _LedgerFile:
     """The files of the ledger, for one thread. An error is an answer and becomes `last_error`."""
 
-    def __init__(
-        self, directory: Path, clock: Clock, max_bytes: int, disk: Disk, *, keep: bool
-    ) -> None:
-        self.chain = Chain(directory, clock=clock, max_bytes=max_bytes, disk=disk)
+    def __init__(self, chain: Chain, clock: Clock, *, keep: bool) -> None:
+        self.chain = chain
         self.refusals = _Refusals(clock)
         self.last_error = ""  # why the last write failed
         self.unfinished: tuple[str, ...] = ()
-        self._directory = directory
+        self._directory = chain.segments.directory
         self._kept_bytes = self.chain.segment_bytes if keep else -1
 
     def open(self) -> None:

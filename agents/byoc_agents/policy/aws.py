@@ -362,14 +362,15 @@ def _key(
 
 
 def _trust(facts: Facts, options: Options) -> Rendered:
-    """Return the trust policy: one service account of one cluster, by IRSA or EKS Pod Identity."""
-    namespace, _, name = (options.service_account or "<NAMESPACE>/<SERVICE_ACCOUNT>").partition("/")
+    """Return the trust policy: service accounts of one cluster, by IRSA or EKS Pod Identity."""
+    asked = options.service_account or "<NAMESPACE>/<SERVICE_ACCOUNT>"
+    namespace, _, names = asked.partition("/")
     if options.trust == "pod-identity":
         cluster = options.cluster_arn or "<CLUSTER_ARN>"
         tags = {
             "eks-cluster-arn": cluster,
             "kubernetes-namespace": namespace,
-            "kubernetes-service-account": name,
+            "kubernetes-service-account": _one_or_list(names.split(",")),
         }
         account = options.cluster_arn.split(":")[4] if options.cluster_arn else "<ACCOUNT>"
         equal = {f"aws:RequestTag/{key}": tags[key] for key in tags}
@@ -379,14 +380,19 @@ def _trust(facts: Facts, options: Options) -> Rendered:
         document = _document([_statement("PodIdentity", actions, service, condition)], TRUST)
         return Rendered(document, (SESSION,))
     provider = options.oidc_provider or "<OIDC_PROVIDER>"  # host and path, without https://
-    subject = f"system:serviceaccount:{namespace}:{name}"
-    claims = {f"{provider}:aud": options.audience, f"{provider}:sub": subject}
+    subjects = [f"system:serviceaccount:{namespace}:{name}" for name in names.split(",")]
+    claims = {f"{provider}:aud": options.audience, f"{provider}:sub": _one_or_list(subjects)}
     account = options.role.split(":")[4] if options.role else "<ACCOUNT>"
     arn = f"arn:{partition(facts.region)}:iam::{account}:oidc-provider/{provider}"
     action = {"Action": "sts:AssumeRoleWithWebIdentity"}
     condition = {"StringEquals": claims}
     document = _document([_statement("Irsa", action, {"Federated": arn}, condition)], TRUST)
     return Rendered(document, (SESSION,))
+
+
+def _one_or_list(values: list[str]) -> str | list[str]:
+    """Return the only value, or the list of those of which one must match."""
+    return values[0] if len(values) == 1 else values
 
 
 def _document(

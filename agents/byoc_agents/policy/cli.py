@@ -233,7 +233,7 @@ FORMS = {  # option -> (pattern, example)
     ),
     "vpce": (r"vpce-\w+", "vpce-ID"),
     "sqs_vpce": (rf"vpce-\w+|{amazon.NO_ENDPOINT}", "vpce-ID or none"),
-    "service_account": (r"[^/\s]+/[^/\s]+", "NAMESPACE/NAME"),
+    "service_account": (r"[^/,\s]+/[^/,\s]+(,[^/,\s]+)*", "NAMESPACE/NAME[,NAME]"),
     "account": (r"\d{12}", "12 digits"),
 }
 
@@ -309,7 +309,7 @@ def _parser() -> argparse.ArgumentParser:
         ("--oidc-provider", "HOST/PATH", "the cluster's, for --trust irsa"),
         ("--audience", "NAME", "of the pod's token, for --trust irsa; byoc-agents if not given"),
         ("--cluster-arn", "ARN", "the EKS cluster, for --trust pod-identity"),
-        ("--service-account", "NAMESPACE/NAME", "the pod's, for --trust"),
+        ("--service-account", "NAMESPACE/NAME[,NAME]", "of the pods, for --trust"),
     ):
         parser.add_argument(flag, metavar=metavar, default="", help=meaning)
     _add_choices(parser)

@@ -86,7 +86,7 @@ class Options:
     oidc_provider: str = ""
     audience: str = "byoc-agents"  # of the token that the chart mounts for our containers only
     cluster_arn: str = ""
-    service_account: str = ""  # namespace/name
+    service_account: str = ""  # namespace/name, or namespace/name,name
 
 
 @dataclass(frozen=True, slots=True)

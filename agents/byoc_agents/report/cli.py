@@ -1,4 +1,4 @@
-"""`byoc-agents ledger show | verify | report`: the data that left, for people who may ask.
+"""`byoc-agents ledger show | verify | checkpoint | prove | report`: the data that left.
 
 Exit codes: 0 success, 1 problems found or no such message, 2 bad usage.
 """
@@ -6,7 +6,7 @@ Exit codes: 0 success, 1 problems found or no such message, 2 bad usage.
 import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -14,36 +14,45 @@ import msgspec
 from byoc_agents.app.cloudevents import parse_rfc3339, rfc3339
 from byoc_agents.app.settings import CoreSettings, settings_of
 from byoc_agents.app.terminal import color_verdict
+from byoc_agents.ledger.heads import KeptHeads
 from byoc_agents.ledger.query import Filter, Send, events
+from byoc_agents.ledger.reader import Head
 from byoc_agents.ledger.verify import LedgerVerdict, verify
+from byoc_agents.report import checkpoint
 from byoc_agents.report.bodies import kept, plain
+from byoc_agents.report.cloudtrail import compare
 from byoc_agents.report.discovery import NoLedgerError, ledgers
-from byoc_agents.report.text import HEADING, event_text, verdict_text
+from byoc_agents.report.text import HEADING, event_text, trail_text, verdict_text
 
 SENTENCE = {
     "show": "Print every send and every refused connection, one line each.",
-    "verify": "Check the hash chain, and kept bodies against it. Exit code 1: problems found.",
+    "verify": "Check the hash chain, kept bodies, and kept heads. Exit code 1: problems found.",
+    "checkpoint": "Print the size and the root of each ledger, signed with a key of yours.",
+    "prove": "Print a proof that a line, or an earlier size, is part of the ledger.",
     "report": "Write one self-contained HTML page for a security reviewer.",
 }
 EXAMPLES = {
     "show": "byoc-agents ledger show --since 2026-11-23 --destination 's3://*' --json",
     "verify": "byoc-agents ledger verify --daemon billing-scraper",
+    "checkpoint": "byoc-agents ledger checkpoint --key key.pem >> heads.txt",
+    "prove": "byoc-agents ledger prove --daemon billing-scraper --line 41 --key key.pem",
     "report": "byoc-agents ledger report --html report.html",
 }
-END = """Without an anchor, a change of the very last line, lines missing at the very end and a
-ledger that was replaced as a whole cannot be detected: note the `head` of /status or of the log
-event ledger.segment_started elsewhere, and pass it with --anchor."""
+END = """Without --heads, a change of the very last line, lines missing at the very end and a ledger
+that was replaced as a whole cannot be detected. Keep heads elsewhere: the output of `byoc-agents
+ledger checkpoint`, and size and root of the heartbeats, of /status or of the log event
+ledger.segment_started."""
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
-    """Run `ledger show`, `verify` or `report`."""
+    """Run one of the commands."""
     try:
         options = _parser(environ).parse_args(argv)
     except SystemExit as stop:  # argparse has printed the reason
         return int(stop.code or 0)
     try:
         code: int = options.run(options)
-    except NoLedgerError as error:
+    except (NoLedgerError, checkpoint.UsageError) as error:
         sys.stderr.write(f"byoc-agents ledger: {error}\n")
         return 2
     except BrokenPipeError:  # the reader, `head` perhaps, has closed the pipe
@@ -58,11 +67,11 @@ def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
 def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="byoc-agents ledger",
-        description="Show, verify or report the data that left this machine.",
+        description="Show, verify, prove or report the data that left this machine.",
         epilog=f"example: {EXAMPLES['show']}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(required=True, metavar="show | verify | report")
+    commands = parser.add_subparsers(required=True, metavar=" | ".join(SENTENCE))
     show = _command(commands.add_parser, "show", _show, environ)
     _add_filters(show)
     show.add_argument("--id", default="", help="one message: S3 key, event id or delivery id")
@@ -74,7 +83,31 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     check.add_argument(
         "--anchor", action="append", default=[], type=_anchor, help="SEQUENCE:SHA256"
     )
+    check.add_argument(
+        "--heads", metavar="FILE", help="all heads that you have kept: checkpoints, SIZE ROOT lines"
+    )
+    check.add_argument(
+        "--key", metavar="FILE", help="accept only --heads that are signed with this key"
+    )
+    check.add_argument(
+        "--max-bytes", type=int, default=0, help="lowest BYOC_LEDGER_MAX_BYTES, if you lowered it"
+    )
+    check.add_argument(
+        "--cloudtrail",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="compare with your CloudTrail data events: files or directories; may be repeated",
+    )
+    check.add_argument(
+        "--identity", default="", help="with --cloudtrail: only events of this ARN, or a part of it"
+    )
     check.add_argument("--json", action="store_true", help="one JSON object per daemon")
+    checkpoint.add_arguments(_command(commands.add_parser, "checkpoint", _checkpoint, environ))
+    proof = _command(commands.add_parser, "prove", _prove, environ)
+    checkpoint.add_arguments(proof)
+    checkpoint.add_proof_arguments(proof)
     page = _command(commands.add_parser, "report", _report, environ)
     page.add_argument("--html", required=True, metavar="FILE", help="where to write it; - = stdout")
     _add_filters(page)
@@ -184,10 +217,41 @@ def _verify(options: argparse.Namespace) -> int:
     if options.anchor and len(where) > 1:
         sys.stderr.write("byoc-agents ledger verify: --anchor is for one ledger: add --daemon\n")
         return 2
-    verdicts = {name: verify(path, dict(options.anchor)) for name, path in where.items()}
+    heads = checkpoint.read_heads(options.heads, options.key) if options.heads else KeptHeads()
+    if len(where) > 1 and (heads.anchors or any(not head.name for head in heads.heads)):
+        sys.stderr.write("byoc-agents ledger verify: heads without a name: add --daemon\n")
+        return 2
+    heads = heads._replace(anchors=(*heads.anchors, *(Head(*one) for one in options.anchor)))
+    verdicts = {
+        name: checkpoint.verify_with(heads, name, path, options.max_bytes)
+        for name, path in where.items()
+    }
     for name, verdict in verdicts.items():
         _write_verdict(name, verdict, as_json=options.json)
-    return 0 if all(verdict.ok for verdict in verdicts.values()) else 1
+    ok = all(verdict.ok for verdict in verdicts.values())
+    return 0 if _compare_trail(where, options) and ok else 1
+
+
+def _compare_trail(where: Mapping[str, Path], options: argparse.Namespace) -> bool:
+    """Compare with CloudTrail, if asked for. Return whether nothing differs."""
+    if not options.cloudtrail:
+        return True
+    try:
+        verdict = compare(where, options.cloudtrail, options.identity)
+    except ValueError as error:
+        raise checkpoint.UsageError(str(error)) from error
+    if options.json:
+        described = {"daemon": "cloudtrail", "ok": verdict.ok} | msgspec.to_builtins(verdict)
+        sys.stdout.write(f"{msgspec.json.encode(described).decode()}\n")
+    else:
+        _write_lines(trail_text(verdict), ok=verdict.ok)
+    return verdict.ok
+
+
+def _write_lines(lines: Iterator[str], *, ok: bool) -> None:
+    first, *others = lines
+    sys.stdout.write(f"{color_verdict(first, sys.stdout, ok=ok)}\n")
+    sys.stdout.writelines(f"{line}\n" for line in others)
 
 
 def _write_verdict(name: str, verdict: LedgerVerdict, *, as_json: bool) -> None:
@@ -195,9 +259,18 @@ def _write_verdict(name: str, verdict: LedgerVerdict, *, as_json: bool) -> None:
         described = {"daemon": name, "ok": verdict.ok} | msgspec.to_builtins(verdict)
         sys.stdout.write(f"{msgspec.json.encode(described).decode()}\n")
     else:
-        first, *others = verdict_text(name, verdict)
-        sys.stdout.write(f"{color_verdict(first, sys.stdout, ok=verdict.ok)}\n")
-        sys.stdout.writelines(f"{line}\n" for line in others)
+        _write_lines(verdict_text(name, verdict), ok=verdict.ok)
+
+
+# checkpoint and prove
+
+
+def _checkpoint(options: argparse.Namespace) -> int:
+    return checkpoint.print_checkpoints(ledgers(options.directories, options.daemon), options)
+
+
+def _prove(options: argparse.Namespace) -> int:
+    return checkpoint.print_proof(ledgers(options.directories, options.daemon), options)
 
 
 # report

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from byoc_agents.ledger.query import LedgerEvent, RefusedConnections
 from byoc_agents.ledger.verify import LedgerVerdict
+from byoc_agents.report.cloudtrail import TrailVerdict
 
 HEADING = (
     f"{'time':24} {'daemon':16} {'outcome':15} {'bytes':>9} {'records':>7}  type  destination  id"
@@ -38,7 +39,23 @@ def verdict_text(name: str, verdict: LedgerVerdict) -> Iterator[str]:
         f"  {verdict.intents} sends announced, {verdict.receipts} with a receipt,"
         f" {verdict.unknown} unknown; {verdict.refused} refusals; {verdict.bodies} bodies checked"
     )
+    if verdict.heads:
+        yield f"  {verdict.heads} kept heads confirmed"
     yield f"  head {verdict.head}"
+    if verdict.tree:
+        yield f"  tree {verdict.tree}"
+
+
+def trail_text(verdict: TrailVerdict) -> Iterator[str]:
+    """Yield the lines of the comparison with CloudTrail; the first one is the summary."""
+    yield f"cloudtrail: {'OK' if verdict.ok else 'FAILED'}"
+    for problem in verdict.problems:
+        yield _safe(f"  problem  {problem}")
+    if verdict.more_problems:
+        yield f"  problem  and {verdict.more_problems} more"
+    for note in verdict.notes:
+        yield _safe(f"  note     {note}")
+    yield f"  {verdict.events} sends in the trail, {verdict.sends} sends in the ledgers"
 
 
 def _safe(text: str) -> str:

@@ -14,7 +14,7 @@ from byoc_agents.alerts.events import (
     Watchdog,
     WatchdogEvent,
 )
-from byoc_agents.app.cloudevents import Event, source_uri
+from byoc_agents.app.cloudevents import Agent, Event, source_uri
 from byoc_agents.billing.record import TYPE as USAGE
 from byoc_agents.billing.record import (
     Allocated,
@@ -63,7 +63,7 @@ _USAGE = UsageRecord(
         service_id=SERVICE,
         replica=REPLICA,
         region=REGION,
-        pod_uid="6f0a2c1e-7d1b-4f4c-9d0e-2b7c5a1f3e90",
+        pod_uid="3a44ae1e-66f9-8a14-823f-648873640a95",
         container_name="clickhouse",
         container_id="4" * 64,
         charge_period_start=NOON,
@@ -90,7 +90,7 @@ _USAGE = UsageRecord(
         ),
         counter=Counter(start=Decimal("1840.250000"), end=Decimal("1931.750000")),
         source="cgroup.v2",
-        incarnation="cgroup.v2:4:1795430000",
+        incarnation="cgroup.v2:5d0c81f2-1a-48731",
         samples=Samples(expected=12, observed=12),
         quality="measured",
         restart_observed=False,
@@ -101,6 +101,13 @@ _USAGE = UsageRecord(
         machine_cpus=8,
         counter_milliseconds=60_000,
     ),
+)
+
+_AGENT = Agent(
+    version="0.2.0",
+    configuration_sha256="5d41f6a1c0b97e38" * 4,
+    ledger_size=20_852,
+    ledger_root="k1lCnHqzbRZvVVDkRRzPAmh+I0xu6ZkYyWz5uBZm0qQ=",
 )
 
 _STATE = StateEvent(
@@ -136,6 +143,7 @@ _STATE = StateEvent(
         sequence=2880,
         transition=5,
         lost_transitions=0,
+        agent=_AGENT,
     ),
 )
 
@@ -157,6 +165,7 @@ _SUMMARY = SummaryEvent(
         sequence=2880,
         transition=5,
         lost_transitions=0,
+        agent=_AGENT,
     ),
 )
 
@@ -223,6 +232,7 @@ _HEARTBEAT = HeartbeatEvent(
         dead_letters=0,
         open_episodes=1,
         open_digest=summarize([(FINGERPRINT, "2026-11-23T11:58:00.000Z")])[1],
+        agent=_AGENT,
     ),
 )
 

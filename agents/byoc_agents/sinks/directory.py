@@ -10,11 +10,12 @@ import os
 import stat
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Self
 
-from byoc_agents.delivery.sink import Message, Outcome, Receipt
+from byoc_agents.delivery.sink import Message, Outcome, Receipt, Transmit, transmit_unrecorded
 from byoc_agents.errors import Reason, SendError
 
 MAX_BYTES = 5 * 1024**3  # as S3Sink
@@ -61,9 +62,18 @@ class DirectorySink:
     ) -> None:
         """Do nothing: there is nothing to close."""
 
-    async def send(self, batch: Sequence[Message]) -> Sequence[Outcome]:
+    async def send(
+        self, batch: Sequence[Message], transmit: Transmit = transmit_unrecorded
+    ) -> Sequence[Outcome]:
         """Store each message once; see `Sink.send`. Writes in a thread."""
-        return [await asyncio.to_thread(self._outcome, message) for message in batch]
+        return [
+            outcome
+            for message in batch
+            for outcome in await transmit([message], partial(self._outcomes, message))
+        ]
+
+    async def _outcomes(self, message: Message) -> Sequence[Outcome]:
+        return [await asyncio.to_thread(self._outcome, message)]
 
     def _outcome(self, message: Message) -> Outcome:
         try:

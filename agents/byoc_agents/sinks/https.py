@@ -17,7 +17,7 @@ import aiohttp
 
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.cloudevents import stable_id
-from byoc_agents.delivery.sink import Message, Outcome, Receipt
+from byoc_agents.delivery.sink import Message, Outcome, Receipt, Transmit, transmit_unrecorded
 from byoc_agents.errors import Reason, SendError
 from byoc_agents.sinks.control_plane import proves_rejection, proves_storage
 from byoc_agents.sinks.http_dates import retry_after_seconds, skew_hint
@@ -95,7 +95,9 @@ class HttpsSink:
         """Return the destination, without its query."""
         return f"HttpsSink({self.destination})"
 
-    async def send(self, batch: Sequence[Message]) -> Sequence[Outcome]:
+    async def send(
+        self, batch: Sequence[Message], transmit: Transmit = transmit_unrecorded
+    ) -> Sequence[Outcome]:
         """Post once. A batch that is rejected is sent one by one, so that the others arrive.
 
         A rejection counts only if the receiver accepts another event of the same batch, or (if it
@@ -104,29 +106,37 @@ class HttpsSink:
         """
         if len(batch) == 1:
             accepting = self._accepting and self.max_messages == 1
-            outcomes: Sequence[Outcome] = [await self._post_one(batch[0])]
+            outcomes: Sequence[Outcome] = [await self._post_one(batch[0], transmit)]
         else:
             accepting = False
-            outcome = await self._post(batch_id(batch), joined(batch), BATCH, len(batch))
+            outcome, *_ = await transmit(batch, lambda: self._post_batch(batch))
             if not (isinstance(outcome, SendError) and outcome.reason in OF_ONE):
                 return [outcome] * len(batch)
-            outcomes = await self._one_by_one(batch)
+            outcomes = await self._one_by_one(batch, transmit)
         if accepting or any(isinstance(outcome, Receipt) for outcome in outcomes):
             return outcomes
         return [_held(outcome) for outcome in outcomes]
 
-    async def _one_by_one(self, batch: Sequence[Message]) -> Sequence[Outcome]:
+    async def _one_by_one(self, batch: Sequence[Message], transmit: Transmit) -> Sequence[Outcome]:
         """Send each message alone, in order; stop at a failure of more than one message."""
         outcomes: list[Outcome] = []
         for message in batch:
-            outcome = await self._post_one(message)
+            outcome = await self._post_one(message, transmit)
             if isinstance(outcome, SendError) and outcome.reason not in OF_ONE:
                 return outcomes + [outcome] * (len(batch) - len(outcomes))
             outcomes.append(outcome)
         return outcomes
 
-    async def _post_one(self, message: Message) -> Outcome:
-        return await self._post(message.id, message.body, SINGLE, 1)
+    async def _post_batch(self, batch: Sequence[Message]) -> Sequence[Outcome]:
+        outcome = await self._post(batch_id(batch), joined(batch), BATCH, len(batch))
+        return [outcome] * len(batch)
+
+    async def _post_one(self, message: Message, transmit: Transmit) -> Outcome:
+        async def post() -> Sequence[Outcome]:
+            return [await self._post(message.id, message.body, SINGLE, 1)]
+
+        (outcome,) = await transmit([message], post)
+        return outcome
 
     async def _post(self, delivery_id: str, body: bytes, content_type: str, events: int) -> Outcome:
         try:

@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,7 +20,7 @@ from aiobotocore.session import AioSession
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
-from byoc_agents.delivery.sink import Message, Outcome, Receipt
+from byoc_agents.delivery.sink import Message, Outcome, Receipt, Transmit, transmit_unrecorded
 from byoc_agents.egress.aws import KeyRefresh, aws_config, fetch_credentials
 from byoc_agents.egress.destinations import s3_destination
 from byoc_agents.egress.gate import Gate
@@ -120,9 +121,18 @@ class S3Sink:
         except (SendError, aiohttp.ClientError, OSError):  # the first put shows it
             return ""
 
-    async def send(self, batch: Sequence[Message]) -> Sequence[Outcome]:
+    async def send(
+        self, batch: Sequence[Message], transmit: Transmit = transmit_unrecorded
+    ) -> Sequence[Outcome]:
         """Put each message once; see `Sink.send`."""
-        return [await self._outcome(message) for message in batch]
+        return [
+            outcome
+            for message in batch
+            for outcome in await transmit([message], partial(self._outcomes, message))
+        ]
+
+    async def _outcomes(self, message: Message) -> Sequence[Outcome]:
+        return [await self._outcome(message)]
 
     async def _outcome(self, message: Message) -> Outcome:
         if not 0 < len(message.id.encode()) <= MAX_KEY_BYTES:

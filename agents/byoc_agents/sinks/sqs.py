@@ -18,7 +18,7 @@ from aiobotocore.session import AioSession
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
-from byoc_agents.delivery.sink import Message, Outcome, Receipt
+from byoc_agents.delivery.sink import Message, Outcome, Receipt, Transmit, transmit_unrecorded
 from byoc_agents.egress.aws import KeyRefresh, aws_config, fetch_credentials
 from byoc_agents.egress.gate import Gate
 from byoc_agents.egress.regions import sqs_region
@@ -93,31 +93,37 @@ class SqsSink:
         """Close the connections."""
         await self._drop_client()
 
-    async def send(self, batch: Sequence[Message]) -> Sequence[Outcome]:
+    async def send(
+        self, batch: Sequence[Message], transmit: Transmit = transmit_unrecorded
+    ) -> Sequence[Outcome]:
         """Send each message once, a group's in order; see `Sink.send`."""
         outcomes: dict[int, Outcome] = {
             index: error for index, message in enumerate(batch) if (error := refused_here(message))
         }
         while waiting := _next_request(batch, outcomes):
-            answers = await self._outcomes([batch[index] for index in waiting])
+            answers = await self._outcomes([batch[index] for index in waiting], transmit)
             outcomes |= dict(zip(waiting, answers, strict=True))
             _hold_back(batch, outcomes)
         return [outcomes[index] for index in range(len(batch))]
 
-    async def _outcomes(self, entries: Sequence[Message]) -> Sequence[Outcome]:
+    async def _outcomes(self, entries: Sequence[Message], transmit: Transmit) -> Sequence[Outcome]:
+        try:
+            return await transmit(entries, lambda: self._attempt(entries))
+        except SendError as error:
+            if error.reason in OWN_ERRORS and len(entries) > 1:  # which of them?
+                return [(await self._outcomes([entry], transmit))[0] for entry in entries]
+            if error.reason is Reason.CREDENTIALS:
+                await self._drop_client()  # it holds the old credentials
+            return [error] * len(entries)
+
+    async def _attempt(self, entries: Sequence[Message]) -> Sequence[Outcome]:
         try:
             async with asyncio.timeout(self._attempt_seconds):
                 await fetch_credentials(self._session)
                 return await self._send(entries)
         except TimeoutError:
-            error = SendError(Reason.TIMEOUT, f"no answer within {self._attempt_seconds:g} s")
-        except SendError as failed:
-            error = failed
-            if error.reason in OWN_ERRORS and len(entries) > 1:  # which of them?
-                return [(await self._outcomes([entry]))[0] for entry in entries]
-            if error.reason is Reason.CREDENTIALS:
-                await self._drop_client()  # it holds the old credentials
-        return [error] * len(entries)
+            why = f"no answer within {self._attempt_seconds:g} s"
+            raise SendError(Reason.TIMEOUT, why) from None
 
     async def _send(self, entries: Sequence[Message]) -> Sequence[Outcome]:
         request = [_entry(number, message) for number, message in enumerate(entries)]

@@ -25,12 +25,12 @@ from byoc_agents.egress.destinations import (
 )
 from byoc_agents.errors import ConfigError
 from byoc_agents.ledger.recent import recently_sent
+from byoc_agents.servers import is_service, parse_servers
 from byoc_agents.sinks.directory import DirectorySink
 from byoc_agents.sinks.sqs import SqsSink
 from byoc_agents.state.message import StateIdentity
 from byoc_agents.state.poller import Exporter, PolledReplica
 from byoc_agents.state.probes import Prober
-from byoc_agents.state.servers import is_service, parse_servers
 from byoc_agents.state.stream import Stream
 from byoc_agents.state.thresholds import (
     DEFAULTS,
@@ -116,7 +116,7 @@ async def open_daemon(
     """Wire the exporter; everything opened here is closed at the end."""
     async with AsyncExitStack() as stack:
         spool = await stack.enter_async_context(runtime.spool(NAME))
-        ledger = await stack.enter_async_context(runtime.ledger(NAME))
+        ledger = await stack.enter_async_context(runtime.ledger(NAME, spool))
         sink = await stack.enter_async_context(_open_sink(runtime, own))
         replicas = []
         for name, url in parse_servers(clickhouse.url, runtime.core.replica).items():
@@ -131,6 +131,7 @@ async def open_daemon(
             thresholds=_read_thresholds(own),
             poll_seconds=own.poll_seconds,
             clock=runtime.clock,
+            agent=lambda: runtime.agent(ledger),
             summary=_create_stream(runtime, own, spool, "service")
             if is_service(clickhouse.url)
             else None,

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from byoc_agents.app.cloudevents import (
+    Agent,
+    AgentOrNone,
     Event,
     EventType,
     OrganizationId,
@@ -116,6 +118,7 @@ class StateV1(msgspec.Struct, frozen=True, kw_only=True):
     sequence: Sequence
     transition: Transition
     lost_transitions: LostTransitions
+    agent: AgentOrNone = None
 
 
 class SummaryV1(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,6 +139,7 @@ class SummaryV1(msgspec.Struct, frozen=True, kw_only=True):
     sequence: Sequence
     transition: Transition
     lost_transitions: LostTransitions
+    agent: AgentOrNone = None
 
 
 class StateEvent(Event, frozen=True, kw_only=True):
@@ -153,12 +157,13 @@ class SummaryEvent(Event, frozen=True, kw_only=True):
 
 
 class StateIdentity(msgspec.Struct, frozen=True, kw_only=True):
-    """The service that the messages are about, and their longest interval."""
+    """The service that the messages are about, their longest interval, and their sender."""
 
     organization_id: str
     service_id: str
     region: str
     heartbeat_seconds: float
+    agent: Agent | None = None
 
 
 def state_message(  # noqa: PLR0913  one argument per part of the message
@@ -199,6 +204,7 @@ def state_message(  # noqa: PLR0913  one argument per part of the message
         uptime_seconds=observation.uptime_seconds,
         observed_at=rfc3339(now_ms),
         heartbeat_seconds=who.heartbeat_seconds,
+        agent=who.agent,
         **_position_fields(position, kind),
     )
     event = StateEvent(
@@ -224,6 +230,7 @@ def summary_message(
         replicas=summary.replicas,
         observed_at=rfc3339(now_ms),
         heartbeat_seconds=who.heartbeat_seconds,
+        agent=who.agent,
         **_position_fields(position, kind),
     )
     event = SummaryEvent(

@@ -1,13 +1,13 @@
 """The source of the state exporter: polls each replica and publishes its changes."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import msgspec
 
 from byoc_agents.app.clock import Clock
-from byoc_agents.app.cloudevents import rfc3339
+from byoc_agents.app.cloudevents import Agent, rfc3339
 from byoc_agents.delivery.sink import Message
 from byoc_agents.errors import SpoolError
 from byoc_agents.state.assess import Assessment, Memory, ShutdownScope, assess, restore_memory
@@ -57,8 +57,11 @@ class Exporter:
         poll_seconds: float,
         clock: Clock,
         summary: Stream | None = None,
+        agent: Callable[[], Agent | None] = lambda: None,
     ) -> None:
-        self._who = who
+        """`agent` describes this process in each message."""
+        self._identity = who
+        self._agent = agent
         self._replicas = replicas
         self._thresholds = thresholds
         self._poll_seconds = poll_seconds
@@ -114,14 +117,19 @@ class Exporter:
             observation, replica.memory, self._thresholds, now, shutdown=shutdown
         )
 
+    def _who(self) -> StateIdentity:
+        return msgspec.structs.replace(self._identity, agent=self._agent())
+
     async def _publish_replica(self, replica: PolledReplica) -> bool:
         observation, assessment = replica.observation, replica.assessment
         if observation is None or assessment is None or not assessment.confirmed:
             return True
 
+        who = self._who()
+
         def build(kind: MessageKind, position: Position, now_ms: int) -> Message:
             return state_message(
-                self._who,
+                who,
                 replica.name,
                 kind,
                 observation=observation,
@@ -140,10 +148,12 @@ class Exporter:
         if summary is None:
             return
 
+        who = self._who()
+
         def build(
             kind: MessageKind, position: Position, now_ms: int, of: ServiceSummary = summary
         ) -> Message:
-            return summary_message(self._who, kind, of, position, now_ms)
+            return summary_message(who, kind, of, position, now_ms)
 
         await stream.publish(f"{summary.state} {msgspec.to_builtins(summary.replicas)}", build)
 

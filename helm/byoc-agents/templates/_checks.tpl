@@ -30,6 +30,14 @@
 {{- if ne $v.billingScraper.meter "clickhouse" -}}{{- $wrong = append $wrong (printf "billingScraper.meter: %s needs ClickHouse's pod; expected clickhouse for placement deployment" $v.billingScraper.meter) -}}{{- end -}}
 {{- end -}}
 {{- if and (eq $v.billingScraper.meter "clickhouse") $v.billingScraper.target -}}{{- $wrong = append $wrong "billingScraper.target: names a process; expected the meter process or cgroup" -}}{{- end -}}
+{{- $places := list "nodeSelector" "tolerations" "affinity" "priorityClassName" "podLabels" "podAnnotations" "topologySpreadConstraints" -}}
+{{- range $name := list "billingScraper" "stateExporter" "alertForwarder" "clickhouse" -}}
+{{- $given := index $v $name -}}
+{{- $why := eq $name "clickhouse" | ternary (printf "owner %s: its owner sets it" $v.clickhouse.owner) "placement sidecar: the pod is ClickHouse's" -}}
+{{- if eq $name "clickhouse" | ternary (ne $v.clickhouse.owner "chart") (eq (toString $given.placement) "sidecar") -}}
+{{- range $places -}}{{- if index $given . -}}{{- $wrong = append $wrong (printf "%s.%s: has no effect for %s" $name . $why) -}}{{- end -}}{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- $named := $v.clickhouse.serviceAccountName -}}
 {{- if and $named (eq $v.aws.identity "podIdentity") (include "byoc-agents.awsInPod" .) -}}{{- $wrong = append $wrong (printf "aws.identity: EKS associates one role with the account %s of clickhouse.serviceAccountName, for all containers of the pod; expected irsa" $named) -}}{{- end -}}
 {{- if and $v.sidecars.print (has $v.clickhouse.owner (list "chart" "altinity")) -}}{{- $wrong = append $wrong "sidecars.print: is for clickhouse.owner bitnami or other" -}}{{- end -}}
@@ -37,11 +45,18 @@
 {{- $root := . -}}
 {{- range $roles -}}
 {{- range include "byoc-agents.urls" (dict "root" $root "role" .) | fromJsonArray -}}
-{{- if and (hasPrefix "http:" .url) (not (regexMatch "^http://(127\\.|localhost|169\\.254\\.)" .url)) -}}{{- $wrong = append $wrong (printf "%s: is plain http; expected https (allowInsecureEndpoints permits it for trials)" .url) -}}{{- end -}}
+{{- if and (hasPrefix "http:" .url) (not (regexMatch "^http://(127\\.|localhost|169\\.254\\.|\\[fd00:ec2::23\\])" .url)) -}}{{- $wrong = append $wrong (printf "%s: is plain http; expected https (allowInsecureEndpoints permits it for trials)" .url) -}}{{- end -}}
 {{- end -}}
 {{- end -}}
+{{- end -}}
+{{- if $v.image.requireDigest -}}
+{{- range $roles -}}
+{{- if not (index $v.image.digests .name) -}}{{- $wrong = append $wrong (printf "image.digests.%s: is required by image.requireDigest; expected sha256: and 64 hex digits" .name) -}}{{- end -}}
+{{- end -}}
+{{- if and (has $v.clickhouse.owner (list "chart" "altinity")) (not (regexMatch "@sha256:[0-9a-f]{64}$" $v.clickhouse.image)) -}}{{- $wrong = append $wrong (printf "clickhouse.image: %s has no digest, which image.requireDigest requires; expected NAME@sha256:DIGEST" $v.clickhouse.image) -}}{{- end -}}
 {{- end -}}
 {{- $wrong = concat $wrong (include "byoc-agents.wideRules" . | fromJsonArray) -}}
+{{- $wrong = concat $wrong (include "byoc-agents.claimChanges" . | fromJsonArray) -}}
 {{- if $wrong -}}{{- fail (printf "\n\nbyoc-agents cannot be installed with these values:\n  - %s\n" (join "\n  - " (uniq $wrong))) -}}{{- end -}}
 {{- end -}}
 
@@ -73,4 +88,40 @@
 {{- end -}}
 {{- end -}}
 {{- toJson $wrong -}}
+{{- end -}}
+
+{{/*
+Mistakes in an upgrade of the chart's own ClickHouse: Kubernetes lets nobody change the
+volumeClaimTemplates of a StatefulSet, and its own message names no remedy. `lookup` finds nothing
+without a cluster (`helm template`, `helm lint`).
+*/}}
+{{- define "byoc-agents.claimChanges" -}}
+{{- $v := .Values -}}
+{{- $wrong := list -}}
+{{- if eq $v.clickhouse.owner "chart" -}}
+{{- $name := printf "%s-clickhouse" (include "byoc-agents.name" .) -}}
+{{- $found := lookup "apps/v1" "StatefulSet" .Release.Namespace $name -}}
+{{- if $found -}}
+{{- $wanted := dict "data" (include "byoc-agents.claimText" $v.clickhouse.storage) -}}
+{{- if and (eq $v.sidecars.spool.kind "claim") (not $v.sidecars.spool.volumeName) -}}{{- $_ := set $wanted "byoc-spool" (include "byoc-agents.claimText" $v.sidecars.spool) -}}{{- end -}}
+{{- $present := dict -}}
+{{- range $found.spec.volumeClaimTemplates -}}
+{{- $claim := dict "size" (dig "spec" "resources" "requests" "storage" "" .) "storageClassName" (dig "spec" "storageClassName" "" .) -}}
+{{- $_ := set $present .metadata.name (include "byoc-agents.claimText" $claim) -}}
+{{- end -}}
+{{- range $claim, $value := dict "data" "clickhouse.storage" "byoc-spool" "sidecars.spool" -}}
+{{- $had := index $present $claim | default "no claim" -}}
+{{- $has := index $wanted $claim | default "no claim" -}}
+{{- if ne $had $has -}}{{- $wrong = append $wrong (printf "%s: an upgrade cannot change the claim %s of StatefulSet %s from %s to %s; expected the same, or first: kubectl -n %s delete statefulset %s --cascade=orphan (its pods and claims stay; an existing claim keeps its size)" $value $claim $name $had $has $.Release.Namespace $name) -}}{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $wrong -}}
+{{- end -}}
+
+{{/* A claim as text that compares: the API server writes 1024Mi as 1Gi. dict size, storageClassName. */}}
+{{- define "byoc-agents.claimText" -}}
+{{- $units := dict "" 1 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 -}}
+{{- $bytes := mul (regexFind "^[0-9]+" .size | int64) (index $units (regexReplaceAll "^[0-9]+" .size "") | default 1) -}}
+{{- printf "%d bytes of storage class %s" $bytes (.storageClassName | default "(default)") -}}
 {{- end -}}

@@ -9,7 +9,7 @@ restarts this container alone. Requests equal limits: a Guaranteed pod stays Gua
 {{- $v := .root.Values -}}
 {{- $role := .role -}}
 {{- $sidecar := eq $role.place "pod" -}}
-name: {{ $role.container }}
+name: {{ $role.name }}
 image: {{ include "byoc-agents.image" . }}
 imagePullPolicy: {{ $v.image.pullPolicy }}
 {{- if and $sidecar (include "byoc-agents.native" .root) }}
@@ -18,6 +18,9 @@ restartPolicy: Always
 args: {{ concat (list "run") $role.daemons | toJson }}
 env:
   {{- include "byoc-agents.env" . | trim | nindent 2 }}
+  {{- range include "byoc-agents.extra" (dict "root" .root "role" $role "field" "extraEnv") | fromJsonArray }}
+  - {{ toJson . }}
+  {{- end }}
 ports:
   - {name: {{ include "byoc-agents.portName" $role }}, containerPort: {{ $role.port }}, protocol: TCP}
   {{- if has "alert-forwarder" $role.daemons }}
@@ -44,6 +47,9 @@ volumeMounts:
   {{- range include "byoc-agents.volumes" . | fromYamlArray }}
   - {name: {{ .name }}, mountPath: {{ eq .name "byoc-token" | ternary "/var/run/secrets/byoc-agents" (printf "/etc/byoc-agents/%s" (trimPrefix "byoc-" .name)) }}, readOnly: true}
   {{- end }}
+  {{- range include "byoc-agents.extra" (dict "root" .root "role" $role "field" "extraVolumeMounts") | fromJsonArray }}
+  - {{ toJson . }}
+  {{- end }}
 {{- end -}}
 
 {{- define "byoc-agents.image" -}}
@@ -58,7 +64,7 @@ volumeMounts:
 
 {{- define "byoc-agents.portName" -}}
 {{- $first := index (splitList "-" .name) 0 -}}
-{{- eq .name "byoc-agents" | ternary .name (printf "byoc-%s%s" $first (trimPrefix .name .container)) -}}
+{{- eq .name "byoc-agents" | ternary .name (printf "byoc-%s" $first) -}}
 {{- end -}}
 
 {{/*
@@ -70,8 +76,10 @@ the role "clickhouse" is ClickHouse itself.
 {{- $same := eq .role.name "clickhouse" -}}
 {{- if and (eq .role.place "pod") (has "billing-scraper" .role.daemons) (eq .root.Values.billingScraper.meter "cgroup") -}}{{- $same = true -}}{{- end -}}
 runAsNonRoot: true
+{{- if not .root.Values.openshift }}
 runAsUser: {{ $same | ternary .root.Values.clickhouse.runAsUser 65532 }}
 runAsGroup: {{ $same | ternary .root.Values.clickhouse.runAsGroup 65532 }}
+{{- end }}
 seccompProfile: {type: RuntimeDefault}
 {{- end -}}
 

@@ -6,7 +6,7 @@
   "BYOC_ORGANIZATION_ID" $v.organizationId
   "BYOC_SERVICE_ID" $v.serviceId
   "BYOC_REGION" $v.region
-  "BYOC_STATE_DIR" (printf "/var/lib/byoc-agents%s" (hasKey $role "replica" | ternary (printf "/%s" $role.replica) ""))
+  "BYOC_STATE_DIR" "/var/lib/byoc-agents"
   "BYOC_LISTEN" (printf "%s:%v" $v.sidecars.listenHost $role.port)
   "BYOC_SHUTDOWN_GRACE_SECONDS" $v.sidecars.shutdownGraceSeconds
 -}}
@@ -31,20 +31,21 @@
 - name: {{ $name }}
   value: {{ toString $value | quote }}
 {{- end }}
-{{- if $role.replica }}
-{{- /* The pod's uid and limits are not ClickHouse's. */}}
+{{- $apart := and (eq $role.place "deployment") (has "billing-scraper" $role.daemons) -}}
+{{- if $apart }}
+{{- /* Part of the objects' names: the same after a restart. The pod's uid and limits are not ClickHouse's. */}}
 - name: BYOC_REPLICA
-  value: {{ $role.replica | quote }}
+  value: {{ printf "%s-%s" (include "byoc-agents.name" .root) $role.name | quote }}
 {{- else }}
 - name: BYOC_REPLICA
   valueFrom: {fieldRef: {fieldPath: metadata.name}}
 - name: BYOC_POD_UID
   valueFrom: {fieldRef: {fieldPath: metadata.uid}}
 {{- end }}
-{{- if and (has "billing-scraper" $role.daemons) $v.clickhouse.hasLimits (not $role.replica) }}
+{{- if and (has "billing-scraper" $role.daemons) $v.clickhouse.hasLimits (not $apart) }}
 {{- /* For a figure without a limit the downward API gives the node's size: never ask for it. */}}
 {{- $limits := default dict $v.clickhouse.resources.limits -}}
-{{- $theirs := not (has $v.clickhouse.owner (list "chart" "altinity")) -}}
+{{- $theirs := ne $v.clickhouse.owner "chart" -}}
 {{- if and $v.clickhouse.hasCpuLimit (or $theirs (hasKey $limits "cpu")) }}
 - name: BYOC_LIMITS_CPU_MILLICORES
   valueFrom: {resourceFieldRef: {containerName: {{ $v.clickhouse.containerName }}, resource: limits.cpu, divisor: 1m}}
@@ -78,12 +79,20 @@
 {{- toJson $env -}}
 {{- end -}}
 
+{{/* replica=URL,replica=URL of a map. */}}
+{{- define "byoc-agents.serverList" -}}
+{{- $pairs := list -}}
+{{- range $name, $url := . -}}{{- $pairs = append $pairs (printf "%s=%s" $name $url) -}}{{- end -}}
+{{- join "," $pairs -}}
+{{- end -}}
+
 {{/* Every record names the source of its figures: dict root, role. */}}
 {{- define "byoc-agents.envBilling" -}}
 {{- $v := .root.Values -}}
-{{- $url := .role.url | default $v.clickhouse.url -}}
+{{- $apart := eq .role.place "deployment" -}}
+{{- $url := ternary (include "byoc-agents.serverList" $v.billingScraper.servers) $v.clickhouse.url $apart -}}
 {{- $env := include "byoc-agents.envClickHouse" (dict "root" .root "url" $url) | fromJson -}}
-{{- $own := eq $v.billingScraper.meter "clickhouse" -}}
+{{- $own := and (eq $v.billingScraper.meter "clickhouse") (not $apart) -}}
 {{- $_ := set $env "BYOC_BILLING_METER" $v.billingScraper.meter -}}
 {{- $_ := set $env "BYOC_BILLING_TARGET" (ternary (printf "clickhouse:%s" $url) ($v.billingScraper.target | default "auto") $own) -}}
 {{- $_ := set $env "BYOC_BILLING_BUCKET" $v.billingScraper.bucket -}}
@@ -96,9 +105,7 @@
 {{- $v := .Values -}}
 {{- $url := $v.clickhouse.url -}}
 {{- if eq $v.stateExporter.placement "deployment" -}}
-{{- $pairs := list -}}
-{{- range $name, $one := $v.stateExporter.servers -}}{{- $pairs = append $pairs (printf "%s=%s" $name $one) -}}{{- end -}}
-{{- $url = join "," $pairs -}}
+{{- $url = include "byoc-agents.serverList" $v.stateExporter.servers -}}
 {{- end -}}
 {{- $env := include "byoc-agents.envClickHouse" (dict "root" . "url" $url) | fromJson -}}
 {{- $_ := set $env "BYOC_STATE_QUEUE_URL" $v.stateExporter.queueUrl -}}

@@ -9,13 +9,15 @@ holds both together. A flow: host, port, kind, place (node, cluster, beyond), ci
 {{- $host := regexReplaceAll ":[0-9]+$" $parts.host "" | lower -}}
 {{- $usual := ternary "80" "443" (eq $parts.scheme "http") -}}
 {{- $port := regexFind ":[0-9]+$" $parts.host | trimPrefix ":" | default $usual -}}
-{{- $literal := regexMatch "^[0-9.]+$" $host -}}
+{{- $six := hasPrefix "[" $host -}}
+{{- $host = $host | trimPrefix "[" | trimSuffix "]" -}}
+{{- $literal := or $six (regexMatch "^[0-9.]+$" $host) -}}
 {{- $place := "beyond" -}}
-{{- if hasPrefix "169.254." $host -}}{{- $place = "node" -}}
+{{- if or (hasPrefix "169.254." $host) (hasPrefix "fd00:ec2:" $host) -}}{{- $place = "node" -}}
 {{- else if and (not $literal) (or (not (contains "." $host)) (hasSuffix ".svc" $host) (hasSuffix ".cluster.local" $host)) -}}{{- $place = "cluster" -}}
 {{- end -}}
 {{- $known := .root.Values.networkPolicy.cidrs | default dict -}}
-{{- $cidrs := ternary (list (printf "%s/32" $host)) (index $known $host | default (index $known .kind) | default list) $literal -}}
+{{- $cidrs := ternary (list (printf "%s/%s" $host (ternary "128" "32" $six))) (index $known $host | default (index $known .kind) | default list) $literal -}}
 {{- if not (or (eq $host "localhost") (hasPrefix "127." $host)) -}}
 {{- dict "host" $host "port" (int $port) "kind" .kind "place" $place "cidrs" $cidrs "literal" $literal "scheme" $parts.scheme | toJson -}}
 {{- end -}}
@@ -45,7 +47,7 @@ holds both together. A flow: host, port, kind, place (node, cluster, beyond), ci
 {{- $sts := printf "https://sts.%s.%s" $v.region (include "byoc-agents.dnsSuffix" $v.region) -}}
 {{- $urls = append $urls (dict "kind" "sts" "url" ($v.aws.endpointUrl | default $sts)) -}}
 {{- else if eq $v.aws.identity "podIdentity" -}}
-{{- $urls = append $urls (dict "kind" "pod-identity" "url" "http://169.254.170.23/v1/credentials") -}}
+{{- $urls = append $urls (dict "kind" "pod-identity" "url" (printf "http://%s/v1/credentials" (eq $v.networkPolicy.family "ipv6" | ternary "[fd00:ec2::23]" "169.254.170.23"))) -}}
 {{- end -}}
 {{- end -}}
 {{- if has "alert-forwarder" .role.daemons -}}
@@ -87,6 +89,32 @@ holds both together. A flow: host, port, kind, place (node, cluster, beyond), ci
 {{- end -}}
 {{- end -}}
 
+{{/* Every address of a family but loopback, link-local and the node's services, as in agents/byoc_agents/policy/flows.py. */}}
+{{- define "byoc-agents.anywhere" -}}
+{{- $four := dict "ipBlock" (dict "cidr" "0.0.0.0/0" "except" (list "127.0.0.0/8" "169.254.0.0/16")) -}}
+{{- $six := dict "ipBlock" (dict "cidr" "::/0" "except" (list "::1/128" "fe80::/10" "fd00:ec2::/32" "64:ff9b::7f00:0/104" "64:ff9b::a9fe:0/112")) -}}
+{{- index (dict "ipv4" (list $four) "ipv6" (list $six) "dual" (list $four $six)) . | toJson -}}
+{{- end -}}
+
+{{/* Not empty if the cluster's resolver is OpenShift's. */}}
+{{- define "byoc-agents.openshiftDns" -}}
+{{- if or .Values.openshift (has "openshift" .Values.networkPolicy.dns) -}}true{{- end -}}
+{{- end -}}
+
+{{/* The rules by which pods ask the resolvers, as JSON. */}}
+{{- define "byoc-agents.dnsRules" -}}
+{{- $rules := list -}}
+{{- $peers := list (dict "namespaceSelector" (dict "matchLabels" (dict "kubernetes.io/metadata.name" "kube-system")) "podSelector" (dict "matchLabels" (dict "k8s-app" "kube-dns"))) -}}
+{{- if include "byoc-agents.openshiftDns" . -}}
+{{- $openshift := dict "namespaceSelector" (dict "matchLabels" (dict "kubernetes.io/metadata.name" "openshift-dns")) "podSelector" (dict "matchLabels" (dict "dns.operator.openshift.io/daemonset-dns" "default")) -}}
+{{- $rules = append $rules (dict "to" (list $openshift) "ports" (list (dict "protocol" "UDP" "port" 5353) (dict "protocol" "TCP" "port" 5353))) -}}
+{{- $peers = list -}}
+{{- end -}}
+{{- range without .Values.networkPolicy.dns "openshift" -}}{{- $peers = append $peers (dict "ipBlock" (dict "cidr" .)) -}}{{- end -}}
+{{- if $peers -}}{{- $rules = append $rules (dict "to" $peers "ports" (list (dict "protocol" "UDP" "port" 53) (dict "protocol" "TCP" "port" 53))) -}}{{- end -}}
+{{- toJson $rules -}}
+{{- end -}}
+
 {{/* The spec of a NetworkPolicy: everything that is not listed is denied in both directions. */}}
 {{- define "byoc-agents.networkPolicySpec" -}}
 {{- $policy := .root.Values.networkPolicy -}}
@@ -94,16 +122,7 @@ holds both together. A flow: host, port, kind, place (node, cluster, beyond), ci
 {{- $named := false -}}
 {{- range $flows -}}{{- if not .literal -}}{{- $named = true -}}{{- end -}}{{- end -}}
 {{- $rules := list -}}
-{{- if $named -}}
-{{- $peers := list (dict "namespaceSelector" (dict "matchLabels" (dict "kubernetes.io/metadata.name" "kube-system")) "podSelector" (dict "matchLabels" (dict "k8s-app" "kube-dns"))) -}}
-{{- if has "openshift" $policy.dns -}}
-{{- $openshift := dict "namespaceSelector" (dict "matchLabels" (dict "kubernetes.io/metadata.name" "openshift-dns")) "podSelector" (dict "matchLabels" (dict "dns.operator.openshift.io/daemonset-dns" "default")) -}}
-{{- $rules = append $rules (dict "to" (list $openshift) "ports" (list (dict "protocol" "UDP" "port" 5353) (dict "protocol" "TCP" "port" 5353))) -}}
-{{- $peers = list -}}
-{{- end -}}
-{{- range without $policy.dns "openshift" -}}{{- $peers = append $peers (dict "ipBlock" (dict "cidr" .)) -}}{{- end -}}
-{{- if $peers -}}{{- $rules = append $rules (dict "to" $peers "ports" (list (dict "protocol" "UDP" "port" 53) (dict "protocol" "TCP" "port" 53))) -}}{{- end -}}
-{{- end -}}
+{{- if $named -}}{{- $rules = include "byoc-agents.dnsRules" .root | fromJsonArray -}}{{- end -}}
 {{- range $flows -}}
 {{- $peers := list -}}
 {{- if .cidrs -}}
@@ -111,7 +130,7 @@ holds both together. A flow: host, port, kind, place (node, cluster, beyond), ci
 {{- else if eq .place "cluster" -}}
 {{- $peers = list (dict "namespaceSelector" dict) -}}
 {{- else -}}
-{{- $peers = list (dict "ipBlock" (dict "cidr" "0.0.0.0/0" "except" (list "127.0.0.0/8" "169.254.0.0/16"))) -}}
+{{- $peers = include "byoc-agents.anywhere" $policy.family | fromJsonArray -}}
 {{- end -}}
 {{- $rule := dict "to" $peers "ports" (list (dict "protocol" "TCP" "port" (int .port))) -}}
 {{- if not (has $rule $rules) -}}{{- $rules = append $rules $rule -}}{{- end -}}
@@ -121,7 +140,7 @@ podSelector:
     {{- include "byoc-agents.selector" . | nindent 4 }}
 policyTypes: [Ingress, Egress]
 ingress:
-  - {{ include "byoc-agents.comer" (dict "from" $policy.prometheus "ports" (include "byoc-agents.ports" . | fromJsonArray)) | nindent 4 | trim }}
+  - {{ include "byoc-agents.comer" (dict "from" $policy.prometheus "ports" (list (int .role.port))) | nindent 4 | trim }}
   {{- if has "alert-forwarder" .role.daemons }}
   - {{ include "byoc-agents.comer" (dict "from" $policy.alertmanager "ports" (list 9095)) | nindent 4 | trim }}
   {{- end }}
@@ -139,13 +158,6 @@ ports:
   {{- range .ports }}
   - {protocol: TCP, port: {{ . }}}
   {{- end }}
-{{- end -}}
-
-{{/* The ports of a role's status endpoints: dict root, role. */}}
-{{- define "byoc-agents.ports" -}}
-{{- $ports := list -}}
-{{- range include "byoc-agents.containers" . | fromJsonArray -}}{{- $ports = append $ports (int .port) -}}{{- end -}}
-{{- toJson $ports -}}
 {{- end -}}
 
 {{/* {"NAME": "VALUE"} of NAME=VALUE. */}}
@@ -178,7 +190,7 @@ ports:
 {{- end -}}
 {{- if $names -}}
 {{- $dnsPorts := list (dict "ports" (list (dict "port" "53" "protocol" "ANY")) "rules" (dict "dns" $names)) -}}
-{{- if has "openshift" $policy.dns -}}
+{{- if include "byoc-agents.openshiftDns" .root -}}
 {{- $openshift := dict "k8s:io.kubernetes.pod.namespace" "openshift-dns" "k8s:dns.operator.openshift.io/daemonset-dns" "default" -}}
 {{- $rules = prepend $rules (dict "toEndpoints" (list (dict "matchLabels" $openshift)) "toPorts" (list (dict "ports" (list (dict "port" "5353" "protocol" "ANY")) "rules" (dict "dns" $names)))) -}}
 {{- else -}}
@@ -198,7 +210,7 @@ endpointSelector:
   matchLabels:
     {{- include "byoc-agents.selector" . | nindent 4 }}
 ingress:
-  - {{ include "byoc-agents.ciliumComer" (dict "from" $policy.prometheus "ports" (include "byoc-agents.ports" . | fromJsonArray)) | nindent 4 | trim }}
+  - {{ include "byoc-agents.ciliumComer" (dict "from" $policy.prometheus "ports" (list (int .role.port))) | nindent 4 | trim }}
   {{- if has "alert-forwarder" .role.daemons }}
   - {{ include "byoc-agents.ciliumComer" (dict "from" $policy.alertmanager "ports" (list 9095)) | nindent 4 | trim }}
   {{- end }}

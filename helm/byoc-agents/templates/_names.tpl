@@ -1,10 +1,18 @@
 {{/* Names, labels and the list of daemons per place. Templates exchange lists and maps as JSON. */}}
 
+{{/*
+The name that all objects begin with. At 40 characters, the longest name made of it and the hash that
+a StatefulSet's controller appends fit into a label of 63. A name that is cut gets a hash of the whole
+one, so that two releases whose names begin alike do not share their objects.
+*/}}
 {{- define "byoc-agents.name" -}}
-{{- if contains "byoc-agents" .Release.Name -}}
-{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- $full := contains "byoc-agents" .Release.Name | ternary .Release.Name (printf "%s-byoc-agents" .Release.Name) -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride -}}
+{{- else if le (len $full) 40 -}}
+{{- $full -}}
 {{- else -}}
-{{- printf "%s-byoc-agents" (.Release.Name | trunc 28 | trimSuffix "-") -}}
+{{- printf "%s-%s" ($full | trunc 31 | trimSuffix "-") ($full | sha256sum | trunc 8) -}}
 {{- end -}}
 {{- end -}}
 
@@ -13,7 +21,7 @@ app.kubernetes.io/name: byoc-agents
 app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
 {{- end -}}
 
 {{/* The pods that hold a role: {"place": "pod" | "deployment", "name": ...}, and the root. */}}
@@ -27,7 +35,7 @@ app.kubernetes.io/component: {{ .role.name }}
 {{- end -}}
 {{- end -}}
 
-{{/* The account with the AWS role. The forwarder's Deployment has its own account without a role. */}}
+{{/* The account of ClickHouse's pods, unless they have one. Each Deployment has its own account. */}}
 {{- define "byoc-agents.serviceAccount" -}}
 {{- .Values.serviceAccount.name | default (include "byoc-agents.name" .) -}}
 {{- end -}}
@@ -63,25 +71,6 @@ app.kubernetes.io/component: {{ .role.name }}
 {{- toJson $roles -}}
 {{- end -}}
 
-{{/*
-The containers of a role: the role itself, but one per server for a scraper of its own, each with
-the state directory, the port and the records of one replica: dict root, role.
-*/}}
-{{- define "byoc-agents.containers" -}}
-{{- $role := .role -}}
-{{- $found := list -}}
-{{- if and (eq $role.name "billing-scraper") (eq $role.place "deployment") -}}
-{{- range $name, $url := .root.Values.billingScraper.servers -}}
-{{- $number := len $found -}}
-{{- $own := dict "container" (printf "%s-%d" $role.name $number) "port" (add $role.port $number) "replica" $name "url" $url -}}
-{{- $found = append $found (merge $own $role) -}}
-{{- end -}}
-{{- else -}}
-{{- $found = append $found (merge (dict "container" $role.name) $role) -}}
-{{- end -}}
-{{- toJson $found -}}
-{{- end -}}
-
 {{/* The roles of one place: dict root, place. */}}
 {{- define "byoc-agents.rolesIn" -}}
 {{- $found := list -}}
@@ -107,4 +96,34 @@ the state directory, the port and the records of one replica: dict root, role.
 {{/* Not empty if a daemon calls AWS: dict daemons. */}}
 {{- define "byoc-agents.callsAws" -}}
 {{- if or (has "billing-scraper" .daemons) (has "state-exporter" .daemons) -}}true{{- end -}}
+{{- end -}}
+
+{{/* The values of each daemon by its name. */}}
+{{- define "byoc-agents.byDaemon" -}}
+{{- dict "billing-scraper" .Values.billingScraper "state-exporter" .Values.stateExporter "alert-forwarder" .Values.alertForwarder | toJson -}}
+{{- end -}}
+
+{{/* The lists of one field (extraEnv, ...) of all daemons of a role, as one: dict root, role, field. */}}
+{{- define "byoc-agents.extra" -}}
+{{- $field := .field -}}
+{{- $given := include "byoc-agents.byDaemon" .root | fromJson -}}
+{{- $found := list -}}
+{{- range .role.daemons -}}{{- $found = concat $found (index $given . $field | default list) -}}{{- end -}}
+{{- uniq $found | toJson -}}
+{{- end -}}
+
+{{/* Where a pod runs and how important it is: dict values, labels (of the pod). */}}
+{{- define "byoc-agents.scheduling" -}}
+{{- $values := .values -}}
+{{- range $field := list "nodeSelector" "tolerations" "affinity" "priorityClassName" }}
+{{- with index $values $field }}
+{{ $field }}: {{ toJson . }}
+{{- end }}
+{{- end }}
+{{- with .values.topologySpreadConstraints }}
+topologySpreadConstraints:
+{{- range . }}
+  - {{ merge dict . (dict "labelSelector" (dict "matchLabels" $.labels)) | toJson }}
+{{- end }}
+{{- end }}
 {{- end -}}

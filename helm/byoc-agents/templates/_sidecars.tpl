@@ -5,9 +5,7 @@ What a ClickHouse pod needs to hold the sidecars, whoever owns the pod; all take
 {{- define "byoc-agents.sidecars" -}}
 {{- $root := . -}}
 {{- range include "byoc-agents.rolesIn" (dict "root" . "place" "pod") | fromJsonArray }}
-{{- range include "byoc-agents.containers" (dict "root" $root "role" .) | fromJsonArray }}
 - {{ include "byoc-agents.container" (dict "root" $root "role" .) | nindent 2 | trim }}
-{{- end }}
 {{- end }}
 {{- end -}}
 
@@ -21,7 +19,8 @@ What a ClickHouse pod needs to hold the sidecars, whoever owns the pod; all take
   emptyDir: {sizeLimit: {{ $spool.size }}}
 {{- end }}
 {{- range include "byoc-agents.rolesIn" (dict "root" . "place" "pod") | fromJsonArray }}
-{{- range include "byoc-agents.volumes" (dict "root" $root "role" .) | fromYamlArray }}
+{{- $extra := include "byoc-agents.extra" (dict "root" $root "role" . "field" "extraVolumes") | fromJsonArray }}
+{{- range concat (include "byoc-agents.volumes" (dict "root" $root "role" .) | fromYamlArray) $extra }}
 {{- if not (has .name $seen) }}
 - {{ toYaml . | nindent 2 | trim }}
 {{- $seen = append $seen .name }}
@@ -40,14 +39,13 @@ byoc-agents/sidecars: {{ include "byoc-agents.name" . }}
 {{- if .root.Values.istio.enabled -}}
 {{- $ports := list -}}
 {{- $aws := false -}}
-{{- $root := .root -}}
 {{- range .roles -}}
-{{- range include "byoc-agents.containers" (dict "root" $root "role" .) | fromJsonArray -}}{{- $ports = append $ports (toString .port) -}}{{- end -}}
+{{- $ports = append $ports (toString .port) -}}
 {{- if include "byoc-agents.callsAws" . -}}{{- $aws = true -}}{{- end -}}
 {{- end -}}
 traffic.sidecar.istio.io/excludeInboundPorts: {{ join "," $ports | quote }}
 {{- if and $aws (eq .root.Values.aws.identity "podIdentity") }}
-traffic.sidecar.istio.io/excludeOutboundIPRanges: 169.254.170.23/32
+traffic.sidecar.istio.io/excludeOutboundIPRanges: {{ eq .root.Values.networkPolicy.family "ipv6" | ternary "fd00:ec2::23/128" "169.254.170.23/32" }}
 {{- end }}
 {{- end -}}
 {{- end -}}
@@ -71,7 +69,9 @@ securityContext:
 
 {{- define "byoc-agents.podSecurityContext" -}}
 {{ include "byoc-agents.ids" . }}
+{{- if not .root.Values.openshift }}
 fsGroup: {{ eq .role.place "pod" | ternary .root.Values.clickhouse.runAsGroup 65532 }}
+{{- end }}
 fsGroupChangePolicy: OnRootMismatch
 {{- end -}}
 

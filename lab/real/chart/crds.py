@@ -34,7 +34,7 @@ SELECTOR = thing("matchLabels", matchLabels=LABELS)
 MATCHER = thing("name value", name=TEXT, value=TEXT, matchType={"enum": ["=", "!=", "=~", "!~"]})
 KEY = thing("name key", name=TEXT, key=TEXT)
 ROUTE: dict[str, Any] = thing(
-    "receiver matchers",
+    "receiver",
     receiver=TEXT,
     matchers=many(MATCHER),
     groupBy=TEXTS,
@@ -76,7 +76,7 @@ SPECS: dict[tuple[str, str], dict[str, Any]] = {
     ("monitoring.coreos.com/v1alpha1", "AlertmanagerConfig"): thing(
         "route receivers",
         route=ROUTE | {"properties": ROUTE["properties"] | {"routes": many(ROUTE)}},
-        receivers=many(thing("name webhookConfigs", name=TEXT, webhookConfigs=many(WEBHOOK))),
+        receivers=many(thing("name", name=TEXT, webhookConfigs=many(WEBHOOK))),
     ),
     ("cilium.io/v2", "CiliumNetworkPolicy"): thing(
         "endpointSelector ingress egress",
@@ -140,7 +140,10 @@ SPECS: dict[tuple[str, str], dict[str, Any]] = {
             users={"type": "object"},
             profiles={"type": "object"},
         ),
-        templates=thing(volumeClaimTemplates=many(CLAIM)),
+        templates=thing(
+            podTemplates=many(thing("name spec", name=TEXT, spec=ANY)),
+            volumeClaimTemplates=many(CLAIM),
+        ),
     ),
 }
 METADATA = thing("name", name=TEXT, namespace=TEXT, labels=LABELS)

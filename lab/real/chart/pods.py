@@ -17,7 +17,6 @@ DOWNWARD = {  # what the kubelet would put in place of a fieldRef or a resourceF
     "limits.memory": "4294967296",
 }
 OURS = frozenset({"billing-scraper", "state-exporter", "alert-forwarder", "byoc-agents"})
-REPLICA = "billing-scraper-"  # and a number: one container per replica in the scraper's own pod
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Pod:
 def ours(spec: dict[str, Any]) -> list[dict[str, Any]]:
     """Return our containers of a pod, whether native sidecars or plain ones."""
     every = [*spec.get("initContainers", []), *spec["containers"]]
-    return [one for one in every if one["name"] in OURS or one["name"].startswith(REPLICA)]
+    return [one for one in every if one["name"] in OURS]
 
 
 def pods(documents: list[Manifest]) -> Iterator[Pod]:

@@ -18,6 +18,7 @@ from lab.real.parts import install
 from lab.real.parts.process import POLL_SECONDS, PartError, RealProcess, free_port
 
 BASE = "byoc-test/base:latest"  # Debian with Python and pip, imported into every engine
+FOREIGN_BASE = "byoc-test/base-arm64:latest"  # Debian's Python for arm64, imported on demand
 FLAGS = (
     "--iptables=false",
     "--ip6tables=false",

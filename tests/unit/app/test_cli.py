@@ -82,7 +82,7 @@ def test_a_mistyped_command_suggests_the_right_one(
     [
         (["ver"], {"verify", "version"}),
         (["run", "bill"], {"billing-scraper"}),
-        (["ledger", ""], {"show", "verify", "report"}),
+        (["ledger", ""], {"show", "verify", "checkpoint", "prove", "report"}),
         (["policy", "net"], {"networkpolicy"}),
         (["verify", "--s"], {"--since"}),
         (["completion", ""], {"bash", "zsh", "fish"}),

@@ -21,7 +21,7 @@ DESIGNED = {  # metric -> its labels other than `daemon`; the table of the desig
     "byoc_alerts_truncated_total": (),
     "byoc_build_info": ("version",),
 }
-UNITS = ("_seconds", "_bytes", "_records", "_letters", "_info", "_enforced")
+UNITS = ("_seconds", "_bytes", "_records", "_letters", "_info", "_enforced", "_mismatch")
 
 
 def declared() -> dict[str, tuple[str, ...]]:

@@ -42,9 +42,9 @@ def torn(message: Message) -> Message:
 def rewritten(message: Message, change: Callable[[list[bytes]], list[bytes]]) -> Message:
     """Return the object with other lines, well compressed, under its old key."""
     lines = change(unseal(message.id, message.body))
-    body = _press(b"".join(line + b"\n" for line in lines))
+    body = pressed(b"".join(line + b"\n" for line in lines))
     return msgspec.structs.replace(message, body=body)
 
 
-def _press(text: bytes) -> bytes:
+def pressed(text: bytes) -> bytes:
     return zstandard.ZstdCompressor(write_checksum=True).compress(text)

@@ -1,6 +1,7 @@
 """A scraper on a spool that can be opened again, with a target that keeps one core busy."""
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -9,12 +10,14 @@ from byoc_agents.billing.objects import unseal
 from byoc_agents.billing.record import UsageRecord
 from byoc_agents.billing.recorder import Recorder, UsageIdentity
 from byoc_agents.billing.rollback import read_key
-from byoc_agents.billing.scraper import MAX_DEFERRED, Intervals, Scraper
+from byoc_agents.billing.scraper import MAX_DEFERRED, Scraper
+from byoc_agents.billing.sealer import Intervals
 from byoc_agents.billing.sources.reading import Reading
 from byoc_agents.billing.sources.select import TargetObservation
 from byoc_agents.durable.spool import Spool
 from byoc_agents.ledger.recent import RecentSend
 from lab.fakes.core import FakeClock
+from lab.fakes.scrapers import make_scraper, make_sealer
 
 SECOND = 1_000_000_000
 
@@ -48,6 +51,16 @@ class OneCore:
         self.closed = True
 
 
+class SpoolHandle:
+    """What a scraper has for a spool. Another one can be put in its place."""
+
+    def __init__(self, spool: Spool) -> None:
+        self.spool = spool
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.spool, name)
+
+
 class Bench:
     """A scraper on a spool that can be opened again."""
 
@@ -58,8 +71,16 @@ class Bench:
         self.metrics = Metrics()
         self.sample_seconds = 5
         self.sent: dict[str, bool] = {}  # what the ledger announces
-        self.spool = Spool(directory, max_bytes=1 << 20, clock=self.clock)
+        self.handle = SpoolHandle(Spool(directory, max_bytes=1 << 20, clock=self.clock))
         self.scraper = self.made()
+
+    @property
+    def spool(self) -> Spool:
+        return self.handle.spool
+
+    @spool.setter
+    def spool(self, spool: Spool) -> None:
+        self.handle.spool = spool
 
     def made(
         self,
@@ -67,24 +88,24 @@ class Bench:
         end_hint: Path | None = None,
         max_deferred: int = MAX_DEFERRED,
     ) -> Scraper:
-        return Scraper(
-            "billing-scraper",
-            target=self.target,  # type: ignore[arg-type]  # the reading is simulated
-            recorder=Recorder(identity=IDENTITY, sample_ms=self.sample_seconds * 1000),
-            intervals=intervals
-            or Intervals(sample_ms=self.sample_seconds * 1000, window_ms=60_000, seal_ms=300_000),
-            spool=self.spool,
-            clock=self.clock,
-            metrics=self.metrics,
-            prefix="v1/",
-            compression="zstd",
-            sent=lambda: recent_sends(self.sent),
+        sample_ms = self.sample_seconds * 1000
+        intervals = intervals or Intervals(sample_ms=sample_ms, window_ms=60_000, seal_ms=300_000)
+        handle: Any = self.handle
+        self.sealer = make_sealer(intervals, handle, self.clock, lambda: recent_sends(self.sent))
+        return make_scraper(
+            self.target,
+            Recorder(identity=IDENTITY, sample_ms=sample_ms),
+            intervals,
+            handle,
+            self.clock,
+            self.metrics,
+            self.sealer,
             end_hint=end_hint,
             max_deferred=max_deferred,
         )
 
     async def reopen(self, max_bytes: int) -> None:
-        """Open the spool with another bound, and a scraper on it."""
+        """Open the spool with another bound, for the scrapers made so far and for a new one."""
         await self.spool.__aexit__()
         self.spool = Spool(self.directory, max_bytes=max_bytes, clock=self.clock)
         await self.spool.__aenter__()

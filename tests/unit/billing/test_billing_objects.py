@@ -14,6 +14,7 @@ from byoc_agents.billing.objects import (
     MAX_BODY_BYTES,
     Compression,
     ObjectKey,
+    SharedNumbers,
     TornObjectError,
     parse_key,
     runs,
@@ -46,6 +47,29 @@ def test_a_replica_without_a_pod_uid_goes_by_its_name() -> None:
     key = parse_key(seal(lines(1, Story(pod_uid="")), created_at_ms=0).id)
     assert key is not None
     assert key.pod == "clickhouse-0"
+
+
+NUMBERS = SharedNumbers(name="scraper", epoch=7, first=40)
+
+
+def test_the_key_of_a_shared_object_has_the_numbers_of_its_records_in_the_stream() -> None:
+    shared = [*lines(2, Story(replica="r0")), *lines(1, Story(replica="r1", epoch=9))]
+    message = seal(shared, created_at_ms=0, numbers=NUMBERS)
+    assert message.id.rpartition("/")[2] == "scraper-7-0000000040-0000000042.shared.jsonl.zst"
+    assert (message.stream, message.epoch, message.sequence) == ("billing/shared", 7, 42)
+    key = parse_key(message.id)
+    assert key is not None
+    assert key.shared
+    assert f"v1/{key}.jsonl.zst" == message.id
+    assert unseal(message.id, message.body) == shared
+
+
+@pytest.mark.parametrize("other", [Story(now_ms=NOON_MS + 3_600_000), Story(service_id="other")])
+def test_a_shared_object_has_one_service_and_one_hour(other: Story) -> None:
+    mixed = [*lines(1), *lines(1, other)]
+    with pytest.raises(ValueError, match="one service that start in one hour"):
+        seal(mixed, created_at_ms=0, numbers=NUMBERS)
+    assert len(runs(mixed, shared=True)) == 2
 
 
 @pytest.mark.parametrize("prefix", ["", "v1", "v1/", "a/b/"])

@@ -83,7 +83,7 @@ async def test_usage_is_billed_once_if_the_spool_falls_back_behind_the_start_of_
     first_ns = bench.clock.boot_ns() + 5 * SECOND  # of the first sample
     async with opened(bench):
         await bench.ticks(75)
-        await bench.scraper.seal()
+        await bench.sealer.seal_all()
         stored = await shipped(bench)
     shutil.copytree(bench.directory, earlier)
     for _ in range(3):

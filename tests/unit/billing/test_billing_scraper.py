@@ -12,8 +12,8 @@ import pytest
 from byoc_agents.app.cloudevents import parse_rfc3339
 from byoc_agents.billing.objects import unseal
 from byoc_agents.billing.record import Usage, UsageRecord
-from byoc_agents.billing.scraper import CHECKPOINT
 from byoc_agents.billing.sources.select import TargetObservation
+from byoc_agents.billing.streams import CHECKPOINT
 from byoc_agents.billing.window import HOUR_MS
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
@@ -120,7 +120,6 @@ async def test_a_full_spool_makes_one_long_record(bench: Bench) -> None:
     assert len(await bench.records()) == staged
     scraper = bench.scraper
     await bench.reopen(max_bytes=1 << 20)
-    scraper._spool = bench.spool
     bench.scraper = scraper
     await bench.ticks(13)
     assert bench.scraper.status()["spool_error"] == ""
@@ -138,7 +137,6 @@ async def test_without_room_for_the_last_window_the_staged_records_are_sealed(
     assert staged > 0
     scraper = bench.scraper
     await bench.reopen(max_bytes=bench.spool.totals.bytes)
-    scraper._spool = bench.spool
     with pytest.raises(SpoolFullError):
         await scraper.finish()
     assert await bench.spool.staged() == []
@@ -163,7 +161,6 @@ async def test_a_spool_that_is_full_for_hours_gives_a_record_an_hour(
     scraper = bench.scraper
     await bench.reopen(max_bytes=1 << 20)
     if end != "kill":
-        scraper._spool = bench.spool
         bench.scraper = scraper
     await (scraper.finish() if end == "stop" else bench.ticks(3))
     data = [record.data for record in await bench.records()]
@@ -212,8 +209,8 @@ async def test_a_stop_in_the_midst_of_a_write_loses_and_repeats_nothing(
 ) -> None:
     """The write is stored nevertheless: `finish` must not continue from the state before it."""
     await bench.ticks(2)
-    await bench.scraper._seal_all()  # the gap before the first sample
-    bench.scraper._spool = deaf = Deaf(bench.spool, write)
+    await bench.sealer.seal_all()  # the gap before the first sample
+    bench.handle.spool = deaf = Deaf(bench.spool, write)
     run = asyncio.create_task(bench.ticks(73))  # five windows, and the seal of all
     await deaf.made.wait()
     run.cancel()

@@ -12,7 +12,8 @@ import pytest
 
 from byoc_agents.app.settings import load
 from byoc_agents.billing.daemon import Settings
-from byoc_agents.billing.scraper import Intervals, Scraper, seal_phase_ms
+from byoc_agents.billing.scraper import Scraper
+from byoc_agents.billing.sealer import Intervals, seal_phase_ms
 from byoc_agents.errors import ConfigError
 from tests.unit.billing.scraper_bench import SECOND, Bench
 

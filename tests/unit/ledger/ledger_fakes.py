@@ -9,6 +9,8 @@ from byoc_agents.delivery.sink import Message, Outcome, Receipt
 from byoc_agents.errors import LedgerError, Reason, SendError
 from byoc_agents.ledger.files import Disk
 from byoc_agents.ledger.format import LedgerLine, decode
+from byoc_agents.ledger.heads import parse_heads
+from byoc_agents.ledger.reader import Head
 from byoc_agents.ledger.segments import Segments
 from byoc_agents.ledger.verify import LedgerVerdict, verify
 from byoc_agents.ledger.writer import FileLedger
@@ -132,8 +134,13 @@ def kinds(directory: Path) -> list[str]:
     return [type(line).__name__ for line in lines(directory)]
 
 
-def checked(directory: Path, anchors: dict[int, str] | None = None) -> LedgerVerdict:
-    return verify(directory, anchors, settle=lambda: None)
+def checked(
+    directory: Path, anchors: dict[int, str] | None = None, *, heads: str = "", max_bytes: int = 0
+) -> LedgerVerdict:
+    kept = parse_heads(heads)
+    given = tuple(Head(*one) for one in (anchors or {}).items())
+    kept = kept._replace(anchors=kept.anchors + given)
+    return verify(directory, kept, settle=lambda: None, max_bytes=max_bytes)
 
 
 def total_bytes(directory: Path) -> int:

@@ -179,6 +179,18 @@ def test_pod_identity_trusts_one_service_account() -> None:
     }
 
 
+@pytest.mark.parametrize("trust", ["irsa", "pod-identity"])
+def test_several_accounts_of_one_namespace_can_take_the_role(trust: str) -> None:
+    """Each Deployment of the chart has an account of its own."""
+    options = Options(trust=trust, role=ROLE, service_account="db/scraper,exporter")
+    equal = statements(iam_policy, options=options)[0]["Condition"]["StringEquals"]
+    names = ["scraper", "exporter"]
+    assert equal.get("aws:RequestTag/kubernetes-service-account") in (names, None)
+    subjects = [f"system:serviceaccount:db:{name}" for name in names]
+    assert equal.get("<OIDC_PROVIDER>:sub") in (subjects, None)
+    assert names in equal.values() or subjects in equal.values()
+
+
 def test_the_roles_own_statements_name_the_endpoints() -> None:
     """A stolen key is of no use elsewhere, whatever the vendor's own policies say."""
     put, send = statements(iam_policy)

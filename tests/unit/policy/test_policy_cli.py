@@ -1,7 +1,6 @@
 """`byoc-agents policy` as a person meets it: forms, notes, exit codes, no secrets."""
 
 import json
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -63,7 +62,7 @@ def test_the_table_has_a_row_for_each_destination_of_each_daemon(
 def test_every_destination_has_its_kind_whatever_setting_named_it(
     variable: str, identity: str, more: set[str]
 ) -> None:
-    pod = dict(os.environ) | IDENTITIES[identity] | STAND_INS
+    pod = SETTINGS | IDENTITIES[identity] | STAND_INS
     if variable:
         pod[variable] = ENDPOINT
     found = configure(list(DAEMONS), pod, None).destinations
@@ -247,6 +246,7 @@ def test_a_policy_of_any_number_of_customers_follows_from_the_settings(
         (["iam", "--sqs-vpce", "*"], "--sqs-vpce: invalid value '*': expected vpce-ID or none"),
         (["iam", "--cluster-arn", "one"], "--cluster-arn: invalid value 'one': expected arn:"),
         (["iam", "--service-account", "ch"], "--service-account: invalid value 'ch': expected"),
+        (["iam", "--service-account", "ns/ch,"], "--service-account: invalid value 'ns/ch,'"),
         (["bucket-policy", "--tenants", "--account", "1"], "--account: invalid value '1'"),
         (["bucket-policy", "--account", "1" * 12], "--account: invalid without --tenants"),
         (["queue-policy", "billing-scraper"], "BYOC_STATE_QUEUE_URL"),

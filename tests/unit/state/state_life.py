@@ -9,14 +9,14 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from byoc_agents.app.logging import configure
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.delivery.shipper import Shipper
-from byoc_agents.delivery.sink import Message, Outcome
+from byoc_agents.delivery.sink import Message, Outcome, Transmit, transmit_unrecorded
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
 from byoc_agents.egress.aws import aws_session
@@ -104,9 +104,9 @@ class FusedSpool(Spool):
             file.writelines(f"{m.id}\n" for m in change.messages if not m.replaces)
         self.fuse.burn()
 
-    async def remove(self, ids: Sequence[str]) -> None:
+    async def remove(self, ids: Sequence[str], state: Mapping[str, bytes] | None = None) -> None:
         self.fuse.burn()
-        await super().remove(ids)
+        await super().remove(ids, state)
         self.fuse.burn()
 
 
@@ -118,9 +118,11 @@ class FusedSink:
         self.max_messages, self.max_bytes = sink.max_messages, sink.max_bytes
         self._sink, self._fuse = sink, fuse
 
-    async def send(self, batch: Sequence[Message]) -> Sequence[Outcome]:
+    async def send(
+        self, batch: Sequence[Message], transmit: Transmit = transmit_unrecorded
+    ) -> Sequence[Outcome]:
         self._fuse.burn()
-        outcomes = await self._sink.send(batch)
+        outcomes = await self._sink.send(batch, transmit)
         self._fuse.burn()
         return outcomes
 

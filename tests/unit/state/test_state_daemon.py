@@ -17,10 +17,10 @@ from byoc_agents.app.metrics import Metrics
 from byoc_agents.app.run import Configuration, configure, daemon_spec
 from byoc_agents.egress.gate import Gate
 from byoc_agents.errors import ConfigError
+from byoc_agents.servers import is_service, parse_servers
 from byoc_agents.state.daemon import NAME
 from byoc_agents.state.message import SCHEMAS
 from byoc_agents.state.observation import ProbeSource
-from byoc_agents.state.servers import is_service, parse_servers
 from lab.fakes.sqs import FakeSqs
 from lab.fakes.state import HEALTHY, FakeClickHouse
 

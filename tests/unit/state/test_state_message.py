@@ -239,7 +239,7 @@ def free_texts(schema: dict[str, Any]) -> set[str]:
     found = set()
     for definition in schema["$defs"].values():
         for name, kind in definition.get("properties", {}).items():
-            if kind.get("type") == "string" and "enum" not in kind:
+            if kind.get("type") == "string" and not {"enum", "pattern"} & kind.keys():
                 found.add(name)
     return found
 

@@ -1,0 +1,185 @@
+"""The sealer: decides when a batch of staged records becomes an object, and builds it.
+
+Sealing removes the staged lines and adds the object in one commit. A kill therefore neither loses
+nor repeats a record.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from itertools import groupby
+
+import msgspec
+import structlog
+
+from byoc_agents.app.clock import Clock
+from byoc_agents.billing.checkpoint import Checkpoint
+from byoc_agents.billing.objects import Compression, SharedNumbers, runs, seal
+from byoc_agents.billing.record import charge_period_ms
+from byoc_agents.billing.streams import EpochStart, ObjectStream
+from byoc_agents.billing.window import HOUR_MS
+from byoc_agents.delivery.sink import Message
+from byoc_agents.durable.model import WriteBatch
+from byoc_agents.durable.spool import Spool
+from byoc_agents.errors import SpoolCorruptError
+from byoc_agents.ledger.recent import RecentSend
+
+MAX_LINES = 1000  # per object; about half a MiB of JSON
+
+
+class Intervals(msgspec.Struct, frozen=True, kw_only=True):
+    """Intervals, milliseconds."""
+
+    sample_ms: int
+    window_ms: int
+    seal_ms: int
+    seal_phase_ms: int = 0  # offset of the seals from full seal intervals of the wall clock
+
+
+def seal_phase_ms(pod: str, seal_ms: int) -> int:
+    """Return the phase at which this pod's objects are sealed, 0 <= phase < `seal_ms`.
+
+    It is a hash of the pod's uid (or the replica's name). The pods of a fleet, whose clocks agree,
+    therefore do not all send in the same second, and a restarted daemon keeps its phase.
+    """
+    digest = hashlib.sha256(pod.encode()).digest()
+    return int.from_bytes(digest[:8], "big") % seal_ms
+
+
+class Sealer:
+    """Stages encoded records in a spool and seals them into objects.
+
+    Several scrapers may share one. Its writes follow one another, so the staged lines have one
+    order. Every method that writes raises SpoolError. The change may be stored even if the write
+    fails or is cancelled; the staged lines are then read again before the next one.
+    """
+
+    def __init__(  # noqa: PLR0913  its dependencies
+        self,
+        daemon: str,
+        *,
+        intervals: Intervals,
+        spool: Spool,
+        stream: ObjectStream,
+        clock: Clock,
+        prefix: str,
+        compression: Compression,
+        sent: Callable[[], Sequence[RecentSend]] = tuple,
+    ) -> None:
+        """Take the dependencies.
+
+        `sent` may block. It returns the objects that the ledger has announced recently.
+        """
+        self._intervals = intervals
+        self._spool = spool
+        self._stream = stream
+        self._clock = clock
+        self._prefix = prefix
+        self._compression: Compression = compression
+        self._sent = sent
+        self._log = structlog.get_logger().bind(daemon=daemon)
+        self._lines: list[bytes] = []  # the staged ones, oldest first
+        self._interval: int | None = None  # of the last seal
+        self._stale = True  # the lines in memory may differ from the spool's
+        self._corruptions = 0  # of the spool, when the lines were read
+        self._lock = asyncio.Lock()
+
+    @property
+    def staged(self) -> int:
+        """The number of staged records."""
+        return len(self._lines)
+
+    async def read_checkpoint(self, key: str) -> Checkpoint | EpochStart:
+        """Return a scraper's checkpoint, or how to begin without it."""
+        async with self._writing():
+            return await self._stream.read_checkpoint(key)
+
+    async def stage(
+        self, lines: Sequence[bytes], state: Mapping[str, bytes], corruptions: int
+    ) -> None:
+        """Store encoded records, and the checkpoint after them, in one commit.
+
+        `corruptions` are those of the spool when the checkpoint was read. Raises SpoolCorruptError
+        if another caller has found the file damaged since then.
+        """
+        async with self._writing():
+            if corruptions != self._spool.corruptions:
+                raise SpoolCorruptError("the file was replaced: expected the new checkpoint")
+            await self._commit(WriteBatch(stage=lines, state=state))
+            self._lines += lines
+
+    async def seal_due(self, wall_ms: int) -> None:
+        """Seal at this pod's phase. Seal overdue records of an earlier run at once."""
+        async with self._writing():
+            times = self._intervals
+            interval = (wall_ms - times.seal_phase_ms) // times.seal_ms
+            if self._lines:
+                _, end_ms = charge_period_ms(self._lines[0])
+                overdue = wall_ms - end_ms >= times.seal_ms + times.window_ms
+                due = self._interval is not None and interval != self._interval
+                if due or overdue or len(self._lines) >= MAX_LINES:
+                    await self._seal_lines()
+            self._interval = interval
+
+    async def seal_all(self) -> None:
+        """Seal all staged records."""
+        async with self._writing():
+            await self._seal_lines()
+
+    async def _seal_lines(self) -> None:
+        for lines in self._batches():
+            message = self._seal(lines, self._stream.numbers())
+            state = self._stream.advance(len(lines))
+            await self._commit(WriteBatch(messages=[message], unstage=len(lines), state=state))
+            del self._lines[: len(lines)]
+            self._log.info(
+                "billing.sealed", id=message.id, records=len(lines), bytes=len(message.body)
+            )
+
+    def _seal(self, lines: Sequence[bytes], numbers: SharedNumbers | None) -> Message:
+        return seal(
+            lines,
+            created_at_ms=self._clock.wall_ns() // 1_000_000,
+            prefix=self._prefix,
+            compression=self._compression,
+            numbers=numbers,
+        )
+
+    def wait_ms(self) -> float:
+        """Return the time until the next regular seal, milliseconds."""
+        times, wall_ms = self._intervals, self._clock.wall_ns() / 1e6
+        return times.seal_ms - (wall_ms - times.seal_phase_ms) % times.seal_ms
+
+    def _batches(self) -> Iterator[list[bytes]]:
+        """Yield the records of each object: they follow each other and start in one hour."""
+        for run in runs(self._lines, shared=self._stream.shared):
+            for _, hour in groupby(run, lambda line: charge_period_ms(line)[0] // HOUR_MS):
+                lines = list(hour)
+                for start in range(0, len(lines), MAX_LINES):
+                    yield lines[start : start + MAX_LINES]
+
+    @asynccontextmanager
+    async def _writing(self) -> AsyncIterator[None]:
+        """Run the body alone, with the lines that the spool has."""
+        async with self._lock:
+            if self._stale or self._corruptions != self._spool.corruptions:
+                await self._load()
+            yield
+
+    async def _load(self) -> None:
+        """Read the staged lines and remove those that were announced and need no new object."""
+        self._corruptions = self._spool.corruptions
+        self._lines = await self._spool.staged()
+        sent = await asyncio.to_thread(self._sent)
+        gone, resend, state = await self._stream.load(sent, self._lines)
+        if gone or state:
+            messages = [self._seal(lines, numbers) for lines, numbers in resend]
+            await self._commit(WriteBatch(messages=messages, unstage=gone, state=state))
+            del self._lines[:gone]
+        self._stale = False
+
+    async def _commit(self, change: WriteBatch) -> None:
+        self._stale = True
+        await self._spool.commit(change)
+        self._stale = False

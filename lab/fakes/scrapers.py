@@ -1,0 +1,60 @@
+"""A billing scraper with its sealer, put together as `byoc_agents.billing.daemon` does."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from byoc_agents.app.clock import Clock
+from byoc_agents.app.metrics import Metrics
+from byoc_agents.billing.metrics import BillingMetrics
+from byoc_agents.billing.recorder import Recorder
+from byoc_agents.billing.scraper import Scraper
+from byoc_agents.billing.sealer import Intervals, Sealer
+from byoc_agents.billing.streams import ObjectStream, ReplicaStream
+from byoc_agents.durable.spool import Spool
+from byoc_agents.ledger.recent import RecentSend
+
+DAEMON = "billing-scraper"
+
+
+def make_sealer(
+    intervals: Intervals,
+    spool: Spool,
+    clock: Clock,
+    sent: Callable[[], Sequence[RecentSend]] = tuple,
+    stream: ObjectStream | None = None,
+) -> Sealer:
+    """Return a sealer for zstd objects under `v1/`."""
+    return Sealer(
+        DAEMON,
+        intervals=intervals,
+        spool=spool,
+        stream=stream or ReplicaStream(spool),
+        clock=clock,
+        prefix="v1/",
+        compression="zstd",
+        sent=sent,
+    )
+
+
+def make_scraper(  # noqa: PLR0917  test data
+    target: Any,
+    recorder: Recorder,
+    intervals: Intervals,
+    spool: Spool,
+    clock: Clock,
+    metrics: Metrics | None = None,
+    sealer: Sealer | None = None,
+    **more: Any,
+) -> Scraper:
+    """Return a scraper. `more` are other arguments of `Scraper`."""
+    return Scraper(
+        DAEMON,
+        target=target,
+        recorder=recorder,
+        intervals=intervals,
+        spool=spool,
+        sealer=sealer or make_sealer(intervals, spool, clock),
+        clock=clock,
+        metrics=BillingMetrics(DAEMON, metrics or Metrics()),
+        **more,
+    )
