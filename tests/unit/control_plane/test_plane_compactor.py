@@ -15,7 +15,7 @@ from byoc_agents.billing.archive import (
     parse_archive_key,
     parse_shard,
 )
-from byoc_agents.billing.objects import parse_key, seal
+from byoc_agents.billing.objects import SharedNumbers, parse_key, seal
 from byoc_agents.delivery.sink import Message
 from lab.fakes.billing import altered, core_seconds, objects
 from lab.fakes.http import Behaviour, Request, close, lose, serve, serving
@@ -463,3 +463,41 @@ async def test_an_object_that_is_sent_again_after_its_deletion_is_deleted_again(
         assert await world.verify() == originals
         assert (await world.compact()).deleted == 1
     assert world.s3.objects == expected
+
+
+def shared(first: int, *, replicas: int = 3) -> Message:
+    """Return an object with one record of each of several replicas."""
+    lines = [encode(story(number).measured()) for number in range(first, first + replicas)]
+    return seal(lines, created_at_ms=0, numbers=SharedNumbers(name="s", epoch=7, first=first))
+
+
+async def test_objects_of_several_replicas_are_archived_like_the_others() -> None:
+    messages = [shared(0), shared(3), shared(9)]  # the numbers 6 to 8 are missing
+    async with opened(messages) as world:
+        originals = await world.verify()
+        assert (await world.compact()).archived == 3
+        assert await world.verify() == originals
+        del world.s3.objects[f"{ARCHIVE}.jsonl.zst"]  # a plan
+        world.add(messages)
+        assert await world.verify() == originals
+    assert originals.counts == {"missing_object": 1}
+
+
+async def test_numbers_of_shared_objects_are_no_sequences_of_a_pod() -> None:
+    """A late object of the pod `s` has the same name, epoch and numbers as a shared one."""
+    pod = story(5, epoch=7)
+    pod.pod_uid = "s"
+    late = objects([pod.measured() for _ in range(3)])
+    async with opened([shared(0)]) as world:
+        await world.compact()
+        world.add(late)
+        assert (await world.compact()).held == 0
+        assert (await world.verify()).ok
+
+
+async def test_a_cut_shared_object_stays() -> None:
+    cut = rewritten(shared(0), lambda lines: lines[:-1])
+    async with opened([cut, shared(3)]) as world:
+        tally = await world.compact()
+    assert (tally.archived, tally.held) == (1, 1)
+    assert list(world.stored(archived=False)) == [cut.id]
