@@ -1,9 +1,11 @@
 """The audit: it reads objects in any order and returns a report."""
 
+from collections.abc import Sequence
+
 from byoc_agents.audit.evidence import Evidence
 from byoc_agents.audit.ingest import Intake
 from byoc_agents.audit.reconcile import conclude
-from byoc_agents.audit.report import Finding, Report
+from byoc_agents.audit.report import Finding, Findings, Report
 from byoc_agents.billing.objects import parse_key
 
 RECENT_IDS = 32_768  # two generations of these are kept, 8 MiB: an hour of 500 replicas
@@ -29,10 +31,29 @@ class Audit:
         if intake := self._intake(key):
             intake.read(body)
 
+    def add_lines(self, key: str, lines: Sequence[bytes]) -> None:
+        """Take the records of an object that an archive holds. Raises nothing."""
+        if intake := self._intake(key):
+            intake.take(lines)
+
+    def claim(self, key: str) -> None:
+        """Expect the records that a key names. Their object may follow, and is counted then."""
+        if name := parse_key(key):
+            self._evidence.claim(name).named.add(name.first, name.last + 1)
+
+    def find_torn(self, key: str, detail: str) -> None:
+        """Report a damaged archive or manifest, whose objects are not known."""
+        self._evidence.findings.add(Finding(kind="torn_object", key=key, detail=detail))
+
     def refuse(self, key: str, detail: str) -> None:
         """Record an object whose bytes could not be read completely."""
         if intake := self._intake(key):
             intake.torn(detail)
+
+    @property
+    def found(self) -> Findings:
+        """Return what is wrong so far, without what only shows when everything has been read."""
+        return self._evidence.findings
 
     def report(self, target: str) -> Report:
         """End the audit and return its report."""

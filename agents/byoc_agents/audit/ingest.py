@@ -1,5 +1,6 @@
 """Read one object into the evidence: its problems, and its valid records."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from byoc_agents.audit.evidence import Evidence
@@ -38,6 +39,10 @@ class Intake:
         except TornObjectError as error:
             self.torn(str(error))
             return
+        self.take(lines)
+
+    def take(self, lines: Sequence[bytes]) -> None:
+        """Take in all records of a body that is whole."""
         expected = self._name.last + 1 - self._name.first
         if self._name.shared and len(lines) != expected:
             self._damage("altered_object", f"{len(lines)} records, expected {expected} by its key")
