@@ -6,6 +6,7 @@ So before anything depends on bytes that were read back after a failure, `rewrit
 the same bytes again, in place, and syncs them.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -73,6 +74,51 @@ def sync_directory(path: Path) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+class Disk:
+    """All writes of a ledger, so that a test can make each fail. Methods block, raise OSError."""
+
+    def write(self, descriptor: int, content: bytes) -> None:
+        """Append all of it. Raises OSError; a part may have been written."""
+        view = memoryview(content)
+        while view:
+            view = view[require_progress(os.write(descriptor, view)) :]
+
+    def sync(self, descriptor: int) -> None:
+        """Wait until all written bytes survive a power cut."""
+        os.fdatasync(descriptor)
+
+    def truncate(self, descriptor: int, size_bytes: int) -> None:
+        """Cut the file to this length in bytes."""
+        os.ftruncate(descriptor, size_bytes)
+
+    def place(self, content: bytes, path: Path) -> None:
+        """Create or replace a file atomically and durably."""
+        partial = path.with_name(f"{path.name}.partial")
+        descriptor = os.open(partial, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+        try:
+            self.write(descriptor, content)
+            self.sync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(partial, path)  # noqa: PTH105  its name states that it replaces
+        self.sync_directory(path.parent)
+
+    def remove(self, path: Path) -> None:
+        """Delete a file; it may be gone already."""
+        path.unlink(missing_ok=True)
+
+    def sync_directory(self, directory: Path) -> None:
+        """Make the entries of a directory durable."""
+        sync_directory(directory)
+
+
+def size_bytes(path: Path) -> int:
+    """Return the length of a file in bytes, or 0 if it does not exist. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_size
+    return 0
 
 
 class DiskReserve:

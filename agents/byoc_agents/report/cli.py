@@ -14,9 +14,9 @@ import msgspec
 from byoc_agents.app.cloudevents import parse_rfc3339, rfc3339
 from byoc_agents.app.settings import CoreSettings, settings_of
 from byoc_agents.app.terminal import color_verdict
+from byoc_agents.ledger.format import Head
 from byoc_agents.ledger.heads import KeptHeads
 from byoc_agents.ledger.query import Filter, Send, events
-from byoc_agents.ledger.reader import Head
 from byoc_agents.ledger.verify import LedgerVerdict, verify
 from byoc_agents.report import checkpoint
 from byoc_agents.report.bodies import kept, plain
