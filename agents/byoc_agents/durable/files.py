@@ -1,4 +1,4 @@
-"""Durable files: content that survives a failed sync, reserved space, and a locked directory.
+"""Durable files: atomic writes, content that survives a failed sync, reserved space, and locks.
 
 After a failed sync the state of its pages is unknown. The kernel has marked them clean, so they
 can be read, but the next successful sync does not write them (PostgreSQL calls this "fsyncgate").
@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -74,6 +75,23 @@ def sync_directory(path: Path) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def create_file(path: Path, content: bytes, *, prefix: str) -> None:
+    """Create a file, complete or not at all, with durable content. Blocks. Raises OSError.
+
+    Raises FileExistsError if the name exists: unlike a rename, a link never replaces a file. The
+    name is durable after `sync_directory`. A killed process may leave a file with the prefix.
+    """
+    descriptor, temporary = tempfile.mkstemp(prefix=prefix, dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
 
 
 class Disk:
