@@ -1,4 +1,4 @@
-"""The audit: objects go in, in any order, and a report comes out."""
+"""The audit: it reads objects in any order and returns a report."""
 
 from typing import Any
 
@@ -18,11 +18,11 @@ from byoc_agents.audit.validate import (
 from byoc_agents.billing.objects import ObjectKey, TornObjectError, parse_key, unseal
 from byoc_agents.billing.record import Usage, UsageRecord, cpu_bound
 
-RECENT_IDS = 32_768  # two such generations are kept, 8 MiB: an hour of 500 replicas
+RECENT_IDS = 32_768  # two generations of these are kept, 8 MiB: an hour of 500 replicas
 
 
 class Intake:
-    """Takes in one object. A record with a flaw of its own counts in no total and in no lane."""
+    """Reads one object. A record that is invalid by itself is in no total and in no lane."""
 
     def __init__(self, evidence: Evidence, key: str, name: ObjectKey) -> None:
         self._evidence = evidence
@@ -35,7 +35,7 @@ class Intake:
         self._counted: set[ReplicaName] = set()
 
     def read(self, body: bytes) -> None:
-        """Take in all records."""
+        """Read all records."""
         try:
             lines = unseal(self._key, body)
         except TornObjectError as error:
@@ -96,7 +96,7 @@ class Intake:
         self._before[lane] = usage.sequence
 
     def _spoil(self, usage: Usage) -> None:
-        """Keep the sequence from being reported as missing as well, wherever it belongs."""
+        """Mark the sequence as damaged, so that it is not reported as missing too."""
         claims = [self._evidence.claim_of(usage)]
         claims += [] if self._name.shared else [self._claim]
         for claim in claims:
@@ -171,7 +171,7 @@ class Intake:
 
 
 class Audit:
-    """Takes the objects of a bucket one by one.
+    """Reads the objects of a bucket one by one.
 
     `partial`: the beginning is left out on purpose, so an epoch need not begin with sequence 0.
     Every duplicate is found; those at most `recent_ids` records apart are also compared.
@@ -182,21 +182,21 @@ class Audit:
 
     @property
     def objects(self) -> int:
-        """Return how many objects were taken."""
+        """Return the number of objects that were read."""
         return self._evidence.objects
 
     def add(self, key: str, body: bytes) -> None:
-        """Read one object. Raises nothing: what is wrong becomes a finding."""
+        """Read one object. Problems become findings; nothing is raised."""
         if intake := self._intake(key):
             intake.read(body)
 
     def refuse(self, key: str, detail: str) -> None:
-        """Take note of an object whose bytes could not be had whole."""
+        """Record an object whose bytes could not be read completely."""
         if intake := self._intake(key):
             intake.torn(detail)
 
     def report(self, target: str) -> Report:
-        """Return the findings. Ends the audit."""
+        """End the audit and return its report."""
         return conclude(self._evidence, target)
 
     def _intake(self, key: str) -> Intake | None:
