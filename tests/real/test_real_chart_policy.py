@@ -69,9 +69,11 @@ class Policy:
     def check(
         self, asked: list[str], container: dict[str, Any], document: Manifest
     ) -> tuple[int, str]:
-        """Compare a manifest with the table."""
-        self._manifest.write_text(yaml.safe_dump(document))
-        return self([*asked, f"--check={self._manifest}"], container)
+        """Compare a manifest with the table. Helm's `-n` puts it into its namespace."""
+        placed = document | {"metadata": document["metadata"] | {"namespace": "clickhouse"}}
+        self._manifest.write_text(yaml.safe_dump(placed))
+        flags = ["--namespace=clickhouse", f"--check={self._manifest}"]
+        return self([*asked, *flags], container)
 
 
 @pytest.fixture
