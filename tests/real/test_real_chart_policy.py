@@ -128,6 +128,18 @@ def test_another_owners_pods_are_left_alone_unless_asked() -> None:
         assert any("byoc-agents/sidecars" in one for one in selectors) == wanted
 
 
+def test_the_values_of_the_installation_page_hold_the_sidecars(tmp_path: Path) -> None:
+    page = (render.CHART.parents[1] / "docs" / "install-kubernetes.md").read_text()
+    values = tmp_path / "values.yaml"
+    values.write_text(page.partition("```yaml\n")[2].partition("```")[0])
+    policies = _policies(render.manifests(values), "NetworkPolicy")
+    for daemon in ("billing-scraper", "state-exporter"):
+        spec = policies[f"byoc-agents-{daemon}"]["spec"]
+        assert "byoc-agents/sidecars" in spec["podSelector"]["matchLabels"]
+        assert "Egress" in spec["policyTypes"]
+    assert "0.0.0.0/0" not in str(policies)
+
+
 def test_every_address_is_allowed_only_if_asked_for() -> None:
     """Without `wide` each rule to a host outside the cluster has the addresses of the values."""
     for values in render.CI:
