@@ -57,7 +57,7 @@ class Recovery(NamedTuple):
 
 
 class ObjectStream(Protocol):
-    """Numbers the records of objects, and knows how to begin where a checkpoint is lost."""
+    """Numbers the records of objects, and determines where to begin if a checkpoint is lost."""
 
     shared: bool
 

@@ -19,13 +19,13 @@ from byoc_agents.egress.destinations import DestinationKind, proxy_destination
 from byoc_agents.egress.regions import partition, sqs_region
 from byoc_agents.errors import ConfigError
 from byoc_agents.policy import aws as amazon
-from byoc_agents.policy import cilium, iam, kubernetes, table, union
+from byoc_agents.policy import cilium, iam, kubernetes, union
 from byoc_agents.policy import nftables as rules
 from byoc_agents.policy.drift import PolicyFinding, differences, matching
 from byoc_agents.policy.flows import ANYWHERE, NODE_LOCAL
 from byoc_agents.policy.inputs import Facts, Listener, Objects, Options, Rendered
 from byoc_agents.policy.manifest import DuplicateKeyError, documents
-from byoc_agents.policy.render import printed
+from byoc_agents.policy.render import destinations_table, printed
 from byoc_agents.state.daemon import Settings as StateSettings
 
 
@@ -44,7 +44,7 @@ class PolicyCommand:
 
 
 COMMANDS = {
-    "table": PolicyCommand(table.destinations_table, "text", "every destination"),
+    "table": PolicyCommand(destinations_table, "text", "every destination"),
     "networkpolicy": PolicyCommand(kubernetes.network_policy, "yaml", "Kubernetes NetworkPolicy"),
     "cilium": PolicyCommand(cilium.cilium_policy, "yaml", "CiliumNetworkPolicy: names too"),
     "iam": PolicyCommand(

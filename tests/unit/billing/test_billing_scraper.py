@@ -24,7 +24,7 @@ HOURS = 3
 
 
 class Deaf(Spool):
-    """A spool whose n-th commit is made, and whose caller never hears of it."""
+    """A spool whose n-th commit is stored but never returns."""
 
     def __init__(self, spool: Spool, number: int) -> None:
         self.__dict__ = dict(spool.__dict__)

@@ -42,7 +42,7 @@ class World:
         return self.clock.wall_ns() // 1_000_000
 
     def monotonic(self) -> float:
-        """Return a time that passes with every look, so that a long poll ends."""
+        """Return a time that advances with every call, so that a long poll ends."""
         self.seconds += 0.5
         return self.seconds
 
