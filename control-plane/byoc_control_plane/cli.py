@@ -126,6 +126,7 @@ class Process:
             progress,
             self.metrics,
             self.clock,
+            senders=own.senders,
             loops=own.loops,
             visibility_seconds=own.visibility_seconds,
         )

@@ -9,6 +9,7 @@ from byoc_agents.billing.objects import DEFAULT_PREFIX
 from byoc_agents.sinks.https import signing_keys
 
 Tables = Literal["single", "replicated", "shared", "existing"]
+Senders = frozenset[tuple[str, str]]  # (organization, unique id of its role or user)
 
 
 def _store_url(text: str) -> str:
@@ -28,6 +29,13 @@ def _tokens(text: str) -> str:
 def _signing_secrets(text: str) -> str:
     signing_keys(text)
     return text
+
+
+def _senders(text: str) -> Senders:
+    pairs = [word.rpartition(":") for word in text.split()]
+    if not all(organization and sender for organization, _, sender in pairs):
+        raise ValueError("not ORGANIZATION:SENDER")
+    return frozenset((organization, sender) for organization, _, sender in pairs)
 
 
 def _loops(text: str) -> int:
@@ -140,6 +148,15 @@ class ConsumerSettings(msgspec.Struct, frozen=True, kw_only=True):
     region: Annotated[
         str, Setting("BYOC_PLANE_REGION", "the region of a queue whose URL has none")
     ] = "us-east-1"
+    senders: Annotated[
+        Senders,
+        Setting(
+            "BYOC_PLANE_SENDERS",
+            "who may send for whom, one per line: ORGANIZATION:ID, the unique id of a role"
+            " (AROA...) or of a user; empty: every sender for every organization",
+            parse=_senders,
+        ),
+    ] = frozenset()
     loops: Annotated[
         int, Setting("BYOC_PLANE_LOOPS", "requests to the queue at a time, 1 to 8", parse=_loops)
     ] = 4

@@ -67,7 +67,7 @@ exit codes: 0 = printed, or the manifest allows exactly what the table says; 1 =
 findings; 2 = a mistake in the settings or options, or a manifest that cannot be read
 
 example: byoc-agents policy networkpolicy billing-scraper --namespace db --check policy.yaml"""
-NO_NAMESPACE = "the namespace is not judged: expected --namespace NAME"
+NO_NAMESPACE = PolicyFinding("metadata.namespace", "is not judged", "--namespace NAME")
 # Policies contain no secrets, so none are needed to render them.
 STAND_INS = {
     "BYOC_ALERTS_TOKEN": "none",
@@ -213,8 +213,10 @@ def _check(
         },
         accepted=frozenset(asked.accept),
     )
+    if COMMANDS[asked.command].form == "yaml" and not options.namespace:
+        found.append(NO_NAMESPACE)
     found += union.judge_metadata(document, options) + union.judge_others(document, given, pod)
-    return found, [] if options.namespace else [NO_NAMESPACE]
+    return found, []
 
 
 def _report(asked: argparse.Namespace, found: list[PolicyFinding]) -> str:
@@ -299,7 +301,7 @@ def _parser() -> argparse.ArgumentParser:
     for flag, metavar, meaning in (
         ("--config", "FILE", "YAML settings; the environment wins"),
         ("--check", "MANIFEST", "print how a manifest differs; - reads standard input"),
-        ("--namespace", "NAME", "of the manifest"),
+        ("--namespace", "NAME", "of the manifest; --check of a network policy needs it"),
         ("--prometheus", "NAMESPACE[/LABEL=VALUE]", "pods that may scrape, if that port is open"),
         ("--alertmanager", "NAMESPACE[/LABEL=VALUE]", "pods that may notify, if that port is open"),
         ("--role", "ARN", "the customer's role"),
