@@ -4,7 +4,7 @@ A fact is the beginning or the end of an episode. Its key is written in the comm
 so a crash leaves both or neither. To forget a fact is safe: it is reported again with the same id,
 which the receiver knows. The bounds limit memory and disk only. Keys begin with the time: what is
 reported together is in one page of the file, and so is what is forgotten together. Version 0.1.0
-stored the time alone, under another prefix, which is read as well; it ignores the new keys.
+stored the time alone, under another prefix, which is read as well.
 """
 
 from collections import OrderedDict
