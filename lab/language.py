@@ -1,19 +1,15 @@
 """Count the words and constructions that the project does not use: `python -m lab.language`.
 
 The text is Markdown without its code, and the comments and strings of Python files: docstrings, log
-events and messages. A file must have none, unless `tests/docs/language_baseline.json` allows it a
-number from before the rules existed; that number may only fall.
+events and messages. No file may use them.
 
-    python -m lab.language            every place, then the rate per 1,000 words; 1 if too many
-    python -m lab.language FILE ...   the places in these files only
-    python -m lab.language --lower    lower the baseline to the present counts
-    python -m lab.language --accept   write the present counts, also higher ones (after a merge)
+    python -m lab.language            print every place; exit code 1 if there is any
+    python -m lab.language FILE ...   check only these files
 """
 
 import argparse
 import ast
 import io
-import json
 import re
 import sys
 import tokenize
@@ -22,7 +18,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-BASELINE = ROOT / "tests" / "docs" / "language_baseline.json"
 MARKDOWN = (
     *("*.md", ".github/**/*.md", "docs/**/*.md", "helm/**/*.md", "images/*.md"),
     *("localstack/*.md", "constraints/*.md", "lab/**/*.md", "control-plane/*.md"),
@@ -72,7 +67,7 @@ class Place(NamedTuple):
     text: str
 
     def __str__(self) -> str:
-        """Say where it is and which wording to use instead."""
+        """Return the place, the text, and the wording to use instead."""
         return f"{self.file}:{self.line}: {self.text!r}: use {FORBIDDEN[self.rule][1]}"
 
 
@@ -135,56 +130,17 @@ def words(path: Path) -> int:
     return sum(len(WORD.findall(text)) for _, text in texts(path))
 
 
-def counts() -> dict[str, int]:
-    """Return file -> number of places, for files that have any."""
-    found = {_name(path): len(list(places(path))) for path in files()}
-    return {name: count for name, count in found.items() if count}
-
-
-def baseline() -> dict[str, int]:
-    """Return file -> number of places that are still allowed."""
-    stored: dict[str, int] = json.loads(BASELINE.read_text())
-    return stored
-
-
-def too_many() -> list[str]:
-    """Return one message for each file that has more places than it is allowed."""
-    allowed = baseline()
-    return [
-        f"{name}: {count} forbidden words or constructions, {allowed.get(name, 0)} allowed; "
-        f"see python -m lab.language {name}"
-        for name, count in counts().items()
-        if count > allowed.get(name, 0)
-    ]
-
-
-def _write(found: dict[str, int]) -> None:
-    BASELINE.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n")
-
-
 def main() -> int:
     """Run the program; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
     parser.add_argument("files", nargs="*", type=Path)
-    parser.add_argument("--lower", action="store_true")
-    parser.add_argument("--accept", action="store_true")
     options = parser.parse_args()
-    if options.accept:
-        _write(counts())
-        return 0
-    if options.lower:
-        allowed = baseline()
-        _write({n: min(c, allowed[n]) for n, c in counts().items() if n in allowed})
-        return 0
     chosen = [path.resolve() for path in options.files] or files()
     found = [place for path in chosen for place in places(path)]
     for place in found:
         print(place)
-    total = sum(words(path) for path in chosen)
-    print(
-        f"{len(found)} places in {total} words: {1000 * len(found) / max(total, 1):.2f} per 1,000"
-    )
-    return int(bool(found if options.files else too_many()))
+    print(f"{len(found)} places in {sum(words(path) for path in chosen)} words")
+    return int(bool(found))
 
 
 if __name__ == "__main__":

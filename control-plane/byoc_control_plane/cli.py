@@ -78,7 +78,7 @@ class Process:
             progress,
             self.metrics,
             self.clock,
-            tokens=secrets[0].words,
+            tokens=secrets[0].values,
             signing_secrets=secrets[1],
         )
         await progress.load()

@@ -54,10 +54,10 @@ def billing(found: Evidence) -> Iterator[str]:
     )
 
 
-def _cpu(found: Evidence, report: Report, told: Decimal) -> Iterator[str]:
-    """Check billed + stated as unrecorded + unseen at the ends of lives = the kernel's counter.
+def _cpu(found: Evidence, report: Report, allowed: Decimal) -> Iterator[str]:
+    """Check billed + reported as unrecorded + unseen at the ends of containers = kernel's counter.
 
-    `told` is the core seconds of findings that are allowed.
+    `allowed` is the core seconds of allowed findings.
     """
     by_inode: dict[int, list[Usage]] = {}
     for one in usages(found.objects):
@@ -74,7 +74,7 @@ def _cpu(found: Evidence, report: Report, told: Decimal) -> Iterator[str]:
         if place == len(found.lives) - 1 and (last != truth or not records):
             yield f"the last life ends at {last if records else 0} core s; the kernel says {truth}"
         unseen += first + truth - last if records else truth
-    stated = sum((one.core_seconds for one in report.unrecorded), told)
+    stated = sum((one.core_seconds for one in report.unrecorded), allowed)
     whole = Decimal(sum(life.cpu_usec for life in found.lives)).scaleb(-6)
     if (total := billed(report) + stated + unseen) != whole:
         yield (

@@ -1,4 +1,4 @@
-"""What stands around the forwarder: its sender's configuration, the control plane, its process."""
+"""The environment of the forwarder: Alertmanager's configuration, a control plane, the process."""
 
 import asyncio
 import base64

@@ -15,11 +15,11 @@ DAEMONS = ("billing-scraper", "state-exporter", "alert-forwarder")
 PAGE = configuration.PAGE.read_text()
 
 
-def test_the_tables_are_generated_from_the_code() -> None:
-    by_hand, mark, tables = PAGE.partition(configuration.MARK)
+def test_the_table_is_generated_from_the_code() -> None:
+    by_hand, mark, table = PAGE.partition(configuration.MARK)
     assert by_hand
     assert mark
-    assert tables == f"\n{configuration.tables()}", "run python -m lab.configuration"
+    assert table == f"\n## All settings\n\n{configuration.table()}", "run lab.configuration"
 
 
 def test_every_setting_in_the_source_has_a_row() -> None:

@@ -276,5 +276,5 @@ async def moment(rng: random.Random, answered: asyncio.Event) -> None:
 
 
 def began(keys: set[str]) -> set[str]:
-    """Return the beginnings that are told with an end."""
+    """Return the beginnings that are reported together with an end."""
     return {key.replace("resolved", "firing") for key in keys}

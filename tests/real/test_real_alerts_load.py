@@ -1,7 +1,7 @@
-"""Load, side by side in one run: our hop (fsync before 200) and Alertmanager's own (from memory).
+"""Load, side by side in one run: the forwarder (fsync before 200) and Alertmanager (in memory).
 
-Both get the same alerts and bring them to a plain HTTP server. Figures are printed; what is
-asserted is that all arrives, and bounds that hold on a busy machine as well.
+Both receive the same alerts and send them to a plain HTTP server. The figures are printed. The test
+asserts that all alerts arrive, within bounds that also hold on a busy machine.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ receivers: [{{name: r, webhook_configs: [{{url: "{url}"}}]}}]
 
 @dataclass
 class Plain:
-    """A receiver that costs as little as can be: counts distinct names in what comes."""
+    """A receiver with little overhead: counts the distinct alert names that it receives."""
 
     url: str = ""
     names: set[str] = field(default_factory=set)

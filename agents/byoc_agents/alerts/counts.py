@@ -1,4 +1,4 @@
-"""What came in at the webhook, and what became of it, counted."""
+"""Counters of received alerts by outcome, and of answered webhook requests."""
 
 from functools import cache
 from typing import Literal
@@ -20,7 +20,7 @@ OUTCOMES: tuple[AlertOutcome, ...] = (
 
 
 class Counts:
-    """Counters with the label `daemon`; every outcome exists from the start."""
+    """Counters with the label `daemon`; every outcome is exported from the start."""
 
     def __init__(self, metrics: Metrics, daemon: str) -> None:
         self._alerts = {
@@ -38,5 +38,5 @@ class Counts:
         self._requests(status).inc()
 
     def truncated(self, number: int) -> None:
-        """Count alerts that Alertmanager did not show."""
+        """Count alerts that Alertmanager left out of a notification."""
         self._truncated.inc(number)

@@ -1,4 +1,4 @@
-"""The alert forwarder, put together: webhook -> relay -> spool -> shipper -> HTTPS."""
+"""Build the alert forwarder: webhook -> relay -> spool -> shipper -> HTTPS."""
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -27,14 +27,13 @@ from byoc_agents.sinks.https import HttpsSink
 __all__ = ["NAME", "Settings", "destinations", "forwarder", "https_sink", "open_daemon"]
 
 NAME = "alert-forwarder"
-SECRET_SECONDS = 1.0  # between two looks at the file of a secret
+SECRET_SECONDS = 1.0  # between two checks of a secret's file
 
 
 def destinations(
     _core: CoreSettings, _clickhouse: ClickHouseSettings, own: Settings, _environ: Mapping[str, str]
 ) -> list[Destination]:
-    """Return everywhere the forwarder may connect to: one place."""
-    often = f"at once, and every {own.heartbeat_seconds:g} s"
+    """Return the only destination of the forwarder: the control plane."""
     return [
         https_destination(
             own.url,
@@ -42,7 +41,7 @@ def destinations(
             purpose="alerts to the control plane",
             daemon=NAME,
             setting="BYOC_ALERTS_URL",
-            frequency=often,
+            frequency=f"at once, and every {own.heartbeat_seconds:g} s",
         )
     ]
 
@@ -51,7 +50,7 @@ def destinations(
 async def open_daemon(
     runtime: Runtime, _clickhouse: ClickHouseSettings, own: Settings
 ) -> AsyncIterator[Daemon]:
-    """Put the forwarder together; everything it opened is closed at the end."""
+    """Build the forwarder. Everything that it opens is closed at the end."""
     async with AsyncExitStack() as stack:
         spool = await stack.enter_async_context(runtime.spool(NAME))
         ledger = await stack.enter_async_context(runtime.ledger(NAME, spool))
@@ -79,7 +78,7 @@ async def listen(source: Forwarder, address: tuple[str, int]) -> None:
     except OSError as error:
         host, port = address
         mistake = f"BYOC_ALERTS_LISTEN: {host}:{port}: {error.strerror or error}: expected a free"
-        mistake += " host:port, and with TLS a certificate and a key that can be read"
+        mistake += " host:port and, with TLS, a readable certificate and key"
         raise ConfigError([mistake]) from error
 
 
@@ -92,7 +91,7 @@ def forwarder(  # noqa: PLR0913  the settings, and what the source works with
     *,
     agent: Callable[[], Agent | None] = lambda: None,
 ) -> Forwarder:
-    """Return the source: the webhook in front of the relay, and the heartbeat."""
+    """Return the source: the webhook with its relay, and the heartbeat."""
     rules = _rules(core, own)
     relay = Relay(rules, spool, clock, counts)
     token = ReloadableSecret(
@@ -112,7 +111,7 @@ def forwarder(  # noqa: PLR0913  the settings, and what the source works with
 
 
 def https_sink(own: Settings, session: aiohttp.ClientSession, clock: Clock) -> HttpsSink:
-    """Return the way to the control plane."""
+    """Return the sink that sends to the control plane."""
     return HttpsSink(
         own.url,
         session,

@@ -1,10 +1,11 @@
-"""The facts that were reported: event id -> fact, stored in the spool with the messages themselves.
+"""Reported facts: event id -> fact, stored in the spool together with the messages.
 
-A fact is the beginning or the end of an episode. Its key is written in the commit of its message,
-so a crash leaves both or neither. To forget a fact is safe: it is reported again with the same id,
-which the receiver knows. The bounds limit memory and disk only. Keys begin with the time: what is
-reported together is in one page of the file, and so is what is forgotten together. Version 0.1.0
-stored the time alone, under another prefix, which is read as well.
+A fact is the beginning or the end of an episode. Its key is written in the same commit as its
+message, so after a crash either both or neither are stored. Forgetting a fact is safe: it is
+reported again with the same id, which the receiver deduplicates. The bounds only limit memory and
+disk space. Keys begin with the time, so facts that are reported together are stored in one page of
+the file, and are forgotten together. Version 0.1.0 stored only the time, under another prefix,
+which is still read.
 """
 
 from collections import OrderedDict
@@ -24,21 +25,21 @@ PREFIX = "fact/"
 OLD_PREFIX = "told/"  # of 0.1.0
 UNCONFIRMED = "unconfirmed/"
 MAX_FACTS = 10_000  # about 4 MiB of memory; an alert that began and ended takes two
-MAX_AGE_MS = 7 * 24 * 3600 * 1000  # since its last report; a reminder makes a beginning young again
-MAX_FORGOTTEN = 64  # in one commit; more are forgotten in the next ones
+MAX_AGE_MS = 7 * 24 * 3600 * 1000  # since its last report, which may be a reminder
+MAX_FORGOTTEN = 64  # per commit; the rest are forgotten in later commits
 FINGERPRINT_DIGITS = 16
 
 
 class Episode(msgspec.Struct, frozen=True, array_like=True):
     """A time during which one alert fired."""
 
-    alert: str  # which alert, and ends with its fingerprint; see `Sighting.alert_key`
+    alert: str  # the alert's key, which ends with its fingerprint; see `Sighting.alert_key`
     starts_at_ms: int
-    follows_ms: int | None = None  # the end that it follows, if it fired again with the same start
+    follows_ms: int | None = None  # end of the previous episode, if that has the same start
 
     @property
     def age(self) -> tuple[int, int]:
-        """Return what is larger for a later episode of the same alert."""
+        """Return a sort key that is larger for a later episode of the same alert."""
         return self.starts_at_ms, self.follows_ms or 0
 
 
@@ -49,26 +50,26 @@ class Fact(msgspec.Struct, frozen=True, array_like=True):
     status: Status | None = None  # None with `episode`: stored by 0.1.0
     episode: Episode | None = None
     ends_at_ms: int | None = None  # of an end, if the sender stated it
-    waited: bool = False  # a beginning that nothing took back in time, and no reminder since
+    waited: bool = False  # a beginning that was not retracted in time, without a reminder since
 
 
 class Unconfirmed(msgspec.Struct, frozen=True, array_like=True):
-    """An alert that fires with the start of a reported end: a new fact, or an out-of-date copy."""
+    """An alert that fires with the start of a reported end: a new fact or an out-of-date copy."""
 
-    due_ms: int  # a new fact from then on, unless Alertmanager takes it back before
+    due_ms: int  # when it becomes a new fact, unless Alertmanager retracts it before
     episode: Episode
     event: AlertEvent
 
 
 class OpenEpisodes:
-    """The latest episode of each alert, and which of them have not ended."""
+    """The latest episode of each alert, and the episodes that have not ended."""
 
     def __init__(self) -> None:
         self.latest: dict[str, Episode] = {}
         self._open: dict[str, int] = {}  # alert -> when its latest beginning was last reported
 
     def apply(self, facts: Iterable[Fact]) -> None:
-        """Take facts in the order in which they are reported."""
+        """Apply facts in the order in which they are reported."""
         for fact in facts:
             if fact.episode and fact.status == "firing":
                 self._begin(fact.episode, fact.at_ms)
@@ -76,14 +77,14 @@ class OpenEpisodes:
                 self._open.pop(fact.episode.alert, None)
 
     def forget(self, fact: Fact) -> None:
-        """Drop the latest episode of an alert, when its beginning is forgotten."""
+        """Drop the latest episode of an alert if its beginning is forgotten."""
         episode = fact.episode
         if episode and fact.status == "firing" and self.latest.get(episode.alert) == episode:
             del self.latest[episode.alert]
             self._open.pop(episode.alert, None)
 
     def copy(self) -> "OpenEpisodes":
-        """Return the same, to apply facts that are not stored yet."""
+        """Return a copy, for facts that are not stored yet."""
         other = OpenEpisodes()
         other.latest, other._open = dict(self.latest), dict(self._open)
         return other
@@ -114,7 +115,7 @@ def summarize(episodes: Iterable[tuple[str, str]]) -> tuple[int, str]:
 
 
 class AlertMemory:
-    """What one forwarder has reported. `load` reads it; see `byoc_agents.durable.checkpoint`."""
+    """The facts that one forwarder has reported; see `byoc_agents.durable.checkpoint`."""
 
     def __init__(self, *, max_facts: int = MAX_FACTS) -> None:
         self._max_facts = max_facts
@@ -123,14 +124,14 @@ class AlertMemory:
         self.unconfirmed: dict[str, Unconfirmed] = {}  # by alert
 
     def __len__(self) -> int:
-        """Return how many facts are remembered."""
+        """Return the number of remembered facts."""
         return len(self._facts)
 
     async def load(self, spool: Spool) -> Self:
-        """Read the state of the spool. Return this object. Raises SpoolUnavailableError."""
+        """Load the facts from the spool. Return this object. Raises SpoolUnavailableError."""
         try:
             stored = await spool.state(OLD_PREFIX)
-        except SpoolCorruptError:  # an empty file has taken its place
+        except SpoolCorruptError:  # the damaged file has been replaced
             stored = await spool.state(OLD_PREFIX)
         stored |= await spool.state(PREFIX)
         waiting = await spool.state(UNCONFIRMED)
@@ -150,31 +151,31 @@ class AlertMemory:
         return self
 
     def fact(self, event_id: str) -> Fact | None:
-        """Return what was reported under this id; None = nothing."""
+        """Return the fact that was reported under this id, or None."""
         return self._facts.get(event_id)
 
     def state(
         self, new: Mapping[str, Fact], unconfirmed: Mapping[str, Unconfirmed | None], now_ms: int
     ) -> dict[str, bytes | None]:
-        """Return the keys to write with `new` and `unconfirmed`, and the keys to remove."""
-        again = [event_id for event_id in new if event_id in self._facts]
-        old = [*self._old(new, now_ms), *again]
-        gone = [key for i in old for key in _keys(i, self._facts[i].at_ms)]
-        state: dict[str, bytes | None] = dict.fromkeys(gone)
+        """Return key -> value to write for `new` and `unconfirmed`; None removes a key."""
+        replaced = [event_id for event_id in new if event_id in self._facts]
+        old = [*self._find_old(new, now_ms), *replaced]
+        removed = [key for i in old for key in _keys(i, self._facts[i].at_ms)]
+        state: dict[str, bytes | None] = dict.fromkeys(removed)
         state |= {_keys(i, fact.at_ms)[0]: msgspec.json.encode(fact) for i, fact in new.items()}
         for alert, value in unconfirmed.items():
             state[UNCONFIRMED + alert] = msgspec.json.encode(value) if value else None
         return state
 
-    def committed(
+    def apply_commit(
         self,
         new: Mapping[str, Fact],
         unconfirmed: Mapping[str, Unconfirmed | None],
         state: Mapping[str, bytes | None],
     ) -> None:
-        """Take over what `state` returned, after the commit."""
-        gone = {_id_of(key) for key, value in state.items() if value is None and _is_fact(key)}
-        for event_id in gone - new.keys():
+        """Apply the facts and the returned value of `state` after they are committed."""
+        removed = {_id_of(key) for key, value in state.items() if value is None and _is_fact(key)}
+        for event_id in removed - new.keys():
             if fact := self._facts.pop(event_id, None):
                 self.episodes.forget(fact)
         for event_id, fact in new.items():
@@ -187,7 +188,8 @@ class AlertMemory:
             else:
                 self.unconfirmed.pop(alert, None)
 
-    def _old(self, new: Mapping[str, Fact], now_ms: int) -> list[str]:
+    def _find_old(self, new: Mapping[str, Fact], now_ms: int) -> list[str]:
+        """Return the ids of facts to forget, because they are too old or too many."""
         excess = len(self._facts) + len(new) - self._max_facts
         old: list[str] = []
         for number, (key, fact) in enumerate(islice(self._facts.items(), MAX_FORGOTTEN)):
@@ -204,7 +206,7 @@ def _read(value: bytes) -> Fact:
 
 
 def _keys(event_id: str, at_ms: int) -> tuple[str, str]:
-    """Return the key of this fact, and the one it had in 0.1.0."""
+    """Return the key of a fact, and its key in 0.1.0."""
     return f"{PREFIX}{at_ms:015d}/{event_id}", OLD_PREFIX + event_id
 
 

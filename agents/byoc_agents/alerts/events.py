@@ -1,9 +1,9 @@
-"""What leaves: the three events of the alert forwarder, built from named fields only.
+"""The three events that the alert forwarder sends, built from named fields only.
 
-This file is the allow-list. Labels and annotations come from the configured names alone, with
-bounded lengths; everything else is a time, a number or a word of a closed set. The identity of an
-alert holds neither the forwarder's replica nor the moment, so that two forwarders behind two
-Alertmanagers give the same `source` and `id`.
+This file is the allow-list. Only labels and annotations with a configured name are sent, with
+bounded lengths. Every other field is a time, a number or a value of a closed set. The identity of
+an alert contains neither the forwarder's replica nor the time of receipt, so two forwarders behind
+two Alertmanagers give the same `source` and `id`.
 """
 
 from collections.abc import Sequence
@@ -122,7 +122,7 @@ class Watchdog(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WatchdogEvent(Event, frozen=True, kw_only=True):
-    """Prometheus and Alertmanager were alive at `received_at`. Only the latest is kept."""
+    """Prometheus and Alertmanager were running at `received_at`. Only the latest is kept."""
 
     type: EventType[Literal["byoc.alert.watchdog.v1"]] = WATCHDOG
     data: Watchdog
@@ -176,14 +176,14 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HeartbeatEvent(Event, frozen=True, kw_only=True):
-    """The forwarder was alive at `time`."""
+    """The forwarder was running at `time`."""
 
     type: EventType[Literal["byoc.alert.heartbeat.v1"]] = HEARTBEAT
     data: Heartbeat
 
 
 class Origin(msgspec.Struct, frozen=True):
-    """Whose events these are."""
+    """The service and the replica that the events belong to."""
 
     organization_id: str
     service_id: str
@@ -192,30 +192,30 @@ class Origin(msgspec.Struct, frozen=True):
 
     @property
     def alerts_uri(self) -> str:
-        """Return the source of alerts: the service, whichever replica relays them."""
+        """Return the `source` of alerts: the service, not the replica that relays them."""
         return f"/organizations/{self.organization_id}/services/{self.service_id}/alerts"
 
     def id_of(self, kind: str, *parts: str) -> str:
-        """Return an id computed from what the event is about."""
+        """Return an id computed from the kind of event, the service and `parts`."""
         return stable_id(kind, self.organization_id, self.service_id, *parts)
 
 
 class Allowed(msgspec.Struct, frozen=True):
-    """The names of what may leave."""
+    """The names of the labels and annotations that may be sent."""
 
     labels: Sequence[str]
     annotations: Sequence[str]
 
 
 class Sighting(msgspec.Struct, frozen=True):
-    """Where and when an alert was seen."""
+    """How and when an alert was received."""
 
-    receiver: str  # Alertmanager's name of us: part of the identity, never told
+    receiver: str  # its name in Alertmanager: part of the identity, never sent
     at_ms: int
     group_truncated: int = 0
 
     def alert_key(self, fingerprint: str) -> str:
-        """Return which alert this is, for the forwarder's own state: it ends with `fingerprint`."""
+        """Return the alert's key in the forwarder's own state; it ends with `fingerprint`."""
         return f"{stable_id('receiver', self.receiver)[:8]}-{fingerprint}"
 
 
@@ -228,21 +228,21 @@ def alert_id(  # noqa: PLR0913  the parts of the identity
     status: Status,
     follows_ms: int | None = None,
 ) -> str:
-    """Return the identity of one fact: this episode of this alert began, or ended.
+    """Return the id of one fact: the beginning or the end of an episode of an alert.
 
-    `follows_ms` is the end after which the alert fires again with the start it had. It comes from
-    Alertmanager, so that two forwarders give the same id, whatever else each of them has seen.
+    `follows_ms` is the end after which the alert fires again with the same start. It is
+    Alertmanager's value, so two forwarders give the same id even if one of them missed other facts.
     """
     first = origin.id_of(ALERT, receiver, fingerprint, str(starts_at_ms), status)
     return first if follows_ms is None else stable_id(first, "reopened", str(follows_ms))
 
 
 def reminder_id(first_id: str, period: int) -> str:
-    """Return the identity of a reminder: the fact's own, and the number of the period it is in."""
+    """Return the id of a reminder: a hash of the fact's id and the number of its period."""
     return stable_id(first_id, "reminder", str(period))
 
 
-def build_alert(  # noqa: PLR0913  the alert, its frame, and what is said of it
+def build_alert(  # noqa: PLR0913  the alert, its context, and the fact to report
     origin: Origin,
     allowed: Allowed,
     alert: Received,
@@ -253,9 +253,9 @@ def build_alert(  # noqa: PLR0913  the alert, its frame, and what is said of it
     notification: Notification = "transition",
     end_inferred: bool = False,
 ) -> AlertEvent:
-    """Return the event. `status` differs from the alert's own if its beginning is reported late.
+    """Return the event. `status` differs from the alert's own if its beginning is derived.
 
-    With `end_inferred` the alert is one that fires with a later start than the one it is given.
+    With `end_inferred`, the received alert fires with a later start than that of `alert`.
     """
     labels = pick(alert.labels, allowed.labels, MAX_LABEL, words=True)
     annotations = pick(alert.annotations, allowed.annotations, MAX_ANNOTATION)
@@ -298,7 +298,7 @@ def _moment(alert: Received, status: Status, notification: Notification, at_ms: 
 def build_watchdog(
     origin: Origin, allowed: Allowed, alert: Received, seen: Sighting
 ) -> WatchdogEvent:
-    """Return the event of a Watchdog: each sighting is a new one."""
+    """Return the event of a Watchdog. Each receipt gives a new event."""
     at = rfc3339(seen.at_ms)
     return WatchdogEvent(
         id=origin.id_of(WATCHDOG, seen.receiver, alert.fingerprint, alert.status, at),
@@ -319,7 +319,7 @@ def build_watchdog(
 
 
 def build_heartbeat(data: Heartbeat, origin: Origin, at_ms: int) -> HeartbeatEvent:
-    """Return the event of the forwarder's own life."""
+    """Return the heartbeat event of the forwarder."""
     return HeartbeatEvent(
         id=origin.id_of(HEARTBEAT, origin.replica, data.started_at, str(data.sequence)),
         source=source_uri(origin.organization_id, origin.service_id, origin.replica),

@@ -1,4 +1,4 @@
-"""The source of the alert forwarder: the webhook, and the forwarder's own heartbeat beside it."""
+"""The source of the alert forwarder: the webhook, and the forwarder's own heartbeat."""
 
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -17,7 +17,7 @@ from byoc_agents.errors import SpoolError
 
 
 class HeartbeatSender:
-    """Puts `byoc.alert.heartbeat.v1` into the spool; only the latest waits there."""
+    """Puts `byoc.alert.heartbeat.v1` into the spool, which keeps only the latest."""
 
     def __init__(  # noqa: PLR0913  its collaborators
         self,
@@ -40,7 +40,7 @@ class HeartbeatSender:
         self._sequence = 0
 
     async def run(self) -> None:
-        """Send heartbeats until cancelled. One that cannot be stored is missing at the receiver."""
+        """Send heartbeats until cancelled. A heartbeat that cannot be stored is skipped."""
         while True:
             try:
                 await self.send()
@@ -49,7 +49,7 @@ class HeartbeatSender:
             await self._clock.sleep(self._interval_seconds)
 
     async def send(self, *, stopping: bool = False) -> None:
-        """Report confirmed beginnings, then store a heartbeat. Raises SpoolError."""
+        """Report the beginnings that are due, then store a heartbeat. Raises SpoolError."""
         await self._relay.confirm_reopened()
         at_ms = self._clock.wall_ns() // 1_000_000
         event = build_heartbeat(self._data(stopping=stopping), self._origin, at_ms)
@@ -78,7 +78,7 @@ class HeartbeatSender:
 
 
 class Forwarder:
-    """What fills the spool."""
+    """Receives notifications and sends heartbeats, both by way of the spool."""
 
     def __init__(
         self, webhook: Webhook, relay: Relay, heartbeat: HeartbeatSender, listen: Listen
@@ -93,8 +93,8 @@ class Forwarder:
     async def listen(self) -> None:
         """Open the webhook if it is not open. Raises OSError if it cannot be opened.
 
-        It stays open until `close`, also while `run` is started again: once the daemons run, the
-        kernel refuses new listening sockets.
+        It stays open until `close`, even if `run` is restarted: once the daemons run, the kernel
+        refuses new listening sockets.
         """
         if self._address:
             return
@@ -103,7 +103,7 @@ class Forwarder:
                 serve(self._webhook.answer, self._listen, LIMITS)
             )
         except OSError as error:
-            raise OSError(error.errno, f"the webhook does not listen: {error}") from error
+            raise OSError(error.errno, f"cannot open the webhook: {error}") from error
         self._address = f"{host}:{port}"
         tls = bool(self._listen.cert_file)
         structlog.get_logger().info("webhook.listening", host=host, port=port, tls=tls)
@@ -119,14 +119,14 @@ class Forwarder:
         await self._heartbeat.run()
 
     async def finish(self) -> None:
-        """Close the webhook, and report a planned silence. Raises SpoolError."""
+        """Close the webhook, and report the planned stop. Raises SpoolError."""
         await self.close()
         await self._heartbeat.send(stopping=True)
 
     def status(self) -> dict[str, Any]:
-        """Return what /status shows of the receiving side."""
+        """Return the fields of the webhook in /status."""
         return {
-            "webhook_address": self._address,  # empty = not listening yet
+            "webhook_address": self._address,  # empty = not open
             "last_notification": _moment(self._relay.last_notification_ms),
             "last_watchdog": _moment(self._relay.last_watchdog_ms),
         }

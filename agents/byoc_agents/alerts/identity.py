@@ -1,8 +1,9 @@
-"""The identity of an alert for the control plane: keyed, so that it says nothing about its labels.
+"""The identity of an alert for the control plane: keyed, so that it reveals no labels.
 
-Alertmanager's fingerprint is a hash of all labels without a key. Whoever has one can try table and
-host names until the hash agrees. So an HMAC of it is sent, with a secret of the customer that
-all forwarders of a service share. The event's id and subject are made from that.
+Alertmanager's fingerprint is an unkeyed hash of all labels. Anyone who has a fingerprint can guess
+table and host names until the hash matches. Therefore the forwarder sends an HMAC of it, with a
+secret of the customer that all forwarders of a service share. The event's id and subject are
+derived from the HMAC.
 """
 
 import hmac
@@ -14,17 +15,17 @@ from byoc_agents.alerts.payload import Received
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """The fingerprint and the receiver's name as the ids are computed from them."""
+    """The fingerprint and the receiver's name from which the ids are computed."""
 
     fingerprint: str  # 16 hex digits
     receiver: str
-    keyed: bool  # False as in 0.1.0, without a secret
+    keyed: bool  # False = as in 0.1.0, without a secret
 
 
 def identities(secrets: Sequence[str], alert: Received, receiver: str) -> Iterator[Identity]:
-    """Yield the identity of an alert by each secret, the current one first.
+    """Yield the identity of an alert for each secret, the current secret first.
 
-    The last one is that of version 0.1.0, without a secret.
+    The last identity is the one of version 0.1.0, without a secret.
     """
     for secret in secrets:
         key = secret.encode()

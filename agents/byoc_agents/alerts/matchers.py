@@ -12,7 +12,7 @@ import msgspec
 
 from byoc_agents.alerts.regex import Pattern
 
-NAME = re.compile(r"[^\s{}!=~,;\\\"'`]+")  # of the UTF-8 parser, which takes the classic names too
+NAME = re.compile(r"[^\s{}!=~,;\\\"'`]+")  # of the UTF-8 parser, which also accepts classic names
 QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 OPERATOR = re.compile(r"=~|!=|!~|=")
 SPACES = re.compile(r"[^\S\n]*")
@@ -21,7 +21,7 @@ ESCAPE = re.compile(r'\\([n"\\])')
 
 
 class Matcher(msgspec.Struct, frozen=True):
-    """One comparison of one label. A label that is not there counts as the empty string."""
+    """One comparison of one label. A missing label counts as the empty string."""
 
     name: str
     operator: str
@@ -29,7 +29,7 @@ class Matcher(msgspec.Struct, frozen=True):
     pattern: Pattern | None = None  # of =~ and !~
 
     def matches(self, labels: Mapping[str, str]) -> bool:
-        """Return whether these labels satisfy it."""
+        """Return whether the labels satisfy the matcher."""
         value = labels.get(self.name, "")
         if self.pattern is None:
             return (value == self.value) == (self.operator == "=")
@@ -43,8 +43,8 @@ class Selector(msgspec.Struct, frozen=True):
     sets: tuple[tuple[Matcher, ...], ...]
 
     def matches(self, labels: Mapping[str, str]) -> bool:
-        """Return whether all matchers of at least one set hold."""
-        for matchers in self.sets:  # loops: twice as fast as generators, for every alert
+        """Return whether the labels satisfy all matchers of at least one set."""
+        for matchers in self.sets:  # loops are twice as fast as generators, for every alert
             for matcher in matchers:
                 if not matcher.matches(labels):
                     break
@@ -62,7 +62,7 @@ def parse(text: str) -> Selector:
         sets.append(reader.set())
         reader.end_of_set()
     if not sets:
-        raise reader.mistake("no matcher")
+        raise reader.mistake("expected a matcher")
     return Selector(text, tuple(sets))
 
 
@@ -91,7 +91,7 @@ class _Reader:
         return found
 
     def set(self) -> tuple[Matcher, ...]:
-        opened = self.at
+        start = self.at
         braces = self.skip("{")
         matchers: list[Matcher] = []
         while not self.at_end(braces):
@@ -99,8 +99,9 @@ class _Reader:
             if not self.skip(","):
                 break
         if braces and not self.skip("}"):
-            closed = self.at >= len(self.text)
-            raise self.mistake("{ without }", opened) if closed else self.mistake("wants , or }")
+            if self.at >= len(self.text):
+                raise self.mistake("{ without }", start)
+            raise self.mistake("expected , or }")
         return tuple(matchers)
 
     def at_end(self, braces: bool) -> bool:
@@ -111,29 +112,29 @@ class _Reader:
     def end_of_set(self) -> None:
         self.take(SPACES)
         if self.at < len(self.text) and self.text[self.at] not in ";\n":
-            raise self.mistake("wants , between matchers and ; between sets")
+            raise self.mistake("expected , between matchers and ; between sets")
         self.take(GAP)
 
     def matcher(self) -> Matcher:
-        name = self.word("a label name")
+        name = self.operand("a label name")
         self.take(SPACES)
         operator = self.take(OPERATOR)
         if operator is None:
-            raise self.mistake(f"wants =, !=, =~ or !~ after {name}")
+            raise self.mistake(f"expected =, !=, =~ or !~ after {name}")
         self.take(SPACES)
         start = self.at
-        value = self.word(f"a value after {operator}")
+        value = self.operand(f"a value after {operator}")
         return Matcher(name, operator, value, self.pattern(operator, value, start))
 
-    def word(self, wanted: str) -> str:
+    def operand(self, expected: str) -> str:
         if self.text.startswith('"', self.at):
             quoted = self.take(QUOTED)
             if quoted is None:
-                raise self.mistake('" without an end')
+                raise self.mistake('" without a closing "')
             return ESCAPE.sub(lambda m: "\n" if m[1] == "n" else m[1], quoted[1:-1])
         bare = self.take(NAME)
         if bare is None:
-            raise self.mistake(f"wants {wanted}")
+            raise self.mistake(f"expected {expected}")
         return bare
 
     def pattern(self, operator: str, value: str, start: int) -> Pattern | None:

@@ -1,9 +1,9 @@
-"""Alertmanager's notification (webhook version 4), read with tolerance for unknown fields.
+"""Decode Alertmanager's notifications (webhook version 4). Unknown fields are ignored.
 
-Each alert is decoded on its own, so that one invalid alert never takes its group with it. A small
-body is decoded at once. A large one is split first, so that memory is needed for one slice of its
-alerts at a time, whatever it contains. Nothing that is read here is sent as it is: `events.py`
-builds what is sent from the fields that it names.
+Each alert is decoded on its own, so an invalid alert does not affect the others of its group. A
+small body is decoded at once. A large body is split first, so only one slice of its alerts is
+decoded at a time, which bounds the memory for any content. No decoded value is sent unchecked:
+`events.py` builds the events from the fields that it names.
 """
 
 import re
@@ -21,11 +21,11 @@ MAX_TRUNCATED = 1_000_000_000
 SMALL_BODY_BYTES = 32 * 1024  # decoded at once: at most 16,000 values, 1 MiB of objects
 SLICE_ALERTS = 250  # of a large body in memory at a time
 SLICE_BYTES = 1024**2
-MIN_ALERT_BYTES = 40  # a status, a start and labels; less is invalid, without a further look
-MAX_ALERT_BYTES = 256 * 1024  # a larger alert is invalid: decoded it could be 30 times its size
-MAX_ODD = 1000  # more invalid values in one list are not a notification
-MAX_DEPTH = 64  # of nested values outside of the alerts
-TOKENS_PER_TURN = 5000  # some 2 ms of scanning, after which others may run
+MIN_ALERT_BYTES = 40  # a status, a start and labels; a shorter alert is invalid and not decoded
+MAX_ALERT_BYTES = 256 * 1024  # a larger alert is invalid: decoded, it could be 30 times as large
+MAX_INVALID = 1000  # values in one list; with more, the body is not a notification
+MAX_DEPTH = 64  # of nested values outside the alerts
+TOKENS_PER_TURN = 5000  # about 2 ms of scanning, after which other tasks may run
 SPACE = re.compile(rb"[ \t\n\r]*+")
 STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 NESTING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[][{}]', re.DOTALL)
@@ -33,11 +33,11 @@ SCALAR = re.compile(rb"[-+.0-9A-Za-z]++")
 
 
 class NotAWebhookError(ValueError):
-    """The body is no JSON object with a list of alerts."""
+    """The body is not a JSON object with a list of alerts."""
 
 
 class Received(msgspec.Struct, frozen=True):
-    """One alert, as far as we look at it."""
+    """The fields of an alert that the forwarder uses."""
 
     status: Status
     labels: dict[str, str]
@@ -52,7 +52,7 @@ class Group(msgspec.Struct, frozen=True):
 
     receiver: str
     alerts: Sequence[Received]
-    invalid: int  # alerts that could not be read
+    invalid: int  # alerts that could not be decoded
     truncated: int  # alerts that Alertmanager left out (`max_alerts`)
     first: bool = True  # the first slice of a notification, or all of it
 
@@ -81,7 +81,7 @@ def read(body: bytes | bytearray) -> Group:
     try:
         group = _BODY.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        # RFC 8259 allows what msgspec refuses, such as half a surrogate pair in one alert
+        # RFC 8259 allows texts that msgspec refuses, such as half a surrogate pair in an alert
         slices = [group for group in _slices(body) if group]
         alerts = [alert for group in slices for alert in group.alerts]
         return msgspec.structs.replace(slices[0], alerts=alerts)
@@ -91,7 +91,7 @@ def read(body: bytes | bytearray) -> Group:
 
 
 def read_slices(body: bytes | bytearray) -> Iterator[Group | None]:
-    """Yield the notification in slices of bounded size; None = others may run now.
+    """Yield the notification in slices of bounded size. None = other tasks may run now.
 
     Raises NotAWebhookError, always before the first slice.
     """
@@ -139,7 +139,7 @@ def _group(
 
 
 class _Splitter:
-    """Finds the alerts of a body, without an object for each value in it."""
+    """Finds the alerts of a body without creating an object for each value."""
 
     def __init__(self, body: bytes | bytearray) -> None:
         self.bounds = array("I")  # start and end of each alert; a body is smaller than 4 GiB
@@ -151,10 +151,10 @@ class _Splitter:
         self._found = False
 
     def split(self) -> Generator[None, None, None]:
-        """Read the outer object; a generator that yields for others to run.
+        """Read the outer object. The generator yields when other tasks may run.
 
-        Raises NotAWebhookError. Values other than the alerts and the two fields are skipped, not
-        checked.
+        Values other than the alerts and the two fields are skipped without validation. Raises
+        NotAWebhookError.
         """
         self._expect(b"{")
         while True:
@@ -179,10 +179,10 @@ class _Splitter:
                 break
         self._skip_space()
         if self._at < len(self._body) or not self._found:
-            raise NotAWebhookError("no JSON object with alerts")
+            raise NotAWebhookError("expected a JSON object with alerts")
 
     def _alerts(self) -> Generator[None, None, None]:
-        self._found, self.bounds, self.invalid = True, array("I"), 0  # the last of several counts
+        self._found, self.bounds, self.invalid = True, array("I"), 0  # the last list counts
         self._expect(b"[")
         self._skip_space()
         if self._body[self._at : self._at + 1] == b"]":
@@ -197,20 +197,20 @@ class _Splitter:
                 self.bounds.extend((start, self._at))
             else:
                 self.invalid += 1
-                if self.invalid > MAX_ODD:
+                if self.invalid > MAX_INVALID:
                     raise NotAWebhookError("too many values that are not alerts")
             if self._next(b"]"):
                 return
 
     def _skip(self) -> Generator[None, None, None]:
-        """Move behind the next value."""
+        """Move past the next value."""
         opening = bytes(self._body[self._at : self._at + 1])
         if opening not in (b"{", b"["):
             found = (STRING if opening == b'"' else SCALAR).match(self._body, self._at)
             if not found:
-                raise NotAWebhookError("no JSON value")
+                raise NotAWebhookError("expected a JSON value")
             self._at = found.end()
-            if self._turn():
+            if self._count_token():
                 yield
             return
         depth = 0
@@ -225,11 +225,12 @@ class _Splitter:
             if depth == 0:
                 self._at = found.end()
                 return
-            if self._turn():
+            if self._count_token():
                 yield
         raise NotAWebhookError("the body ends inside a value")
 
-    def _turn(self) -> bool:
+    def _count_token(self) -> bool:
+        """Return whether other tasks should run now."""
         self._tokens += 1
         return self._tokens % TOKENS_PER_TURN == 0
 
@@ -237,9 +238,9 @@ class _Splitter:
         self._skip_space()
         found = STRING.match(self._body, self._at)
         if not found:
-            raise NotAWebhookError("no name of a field")
+            raise NotAWebhookError("expected a field name")
         self._at = found.end()
-        return _value(found[0]) if len(found[0]) < 100 else ""  # noqa: PLR2004  no known name
+        return _value(found[0]) if len(found[0]) < 100 else ""  # noqa: PLR2004  an unknown name
 
     def _skip_space(self) -> None:
         found = SPACE.match(self._body, self._at)
@@ -252,7 +253,7 @@ class _Splitter:
         self._at += 1
 
     def _next(self, closing: bytes) -> bool:
-        """Move behind a comma, or behind the end; return whether it is the end."""
+        """Move past a comma or `closing`. Return whether it was `closing`."""
         self._skip_space()
         found = self._body[self._at : self._at + 1]
         if found not in (b",", closing):
@@ -273,13 +274,13 @@ def _count(value: object) -> int:
 
 
 def _received(raw: msgspec.Raw | memoryview) -> Received | None:
-    """Return the alert, or None when it has no status, no labels or no start."""
+    """Return the alert, or None if it has no status, no labels or no start."""
     try:
         alert = _ALERT.decode(raw)
         starts_at_ms = parse_rfc3339(alert.starts_at)
     except (ValueError, RecursionError, OverflowError):
         return None
-    if starts_at_ms <= 0:  # Go's zero time: an alert without a start cannot be told from others
+    if starts_at_ms <= 0:  # Go's zero time: the start is part of the identity of an episode
         return None
     labels = _texts(alert.labels)
     return Received(
@@ -299,7 +300,7 @@ def _texts(value: object) -> dict[str, str]:
 
 
 def _ends_at_ms(alert: _AlertBody) -> int | None:
-    """Return when it ended. A firing alert's `endsAt` is 0001-01-01 or a guess: not told."""
+    """Return the end. The `endsAt` of a firing alert is 0001-01-01 or an estimate: ignored."""
     if alert.status == "firing" or not isinstance(alert.ends_at, str):
         return None
     try:
@@ -310,7 +311,7 @@ def _ends_at_ms(alert: _AlertBody) -> int | None:
 
 
 def _fingerprint(given: object, labels: dict[str, str]) -> str:
-    """Return Alertmanager's fingerprint, or one of our own where it has another form."""
+    """Return Alertmanager's fingerprint, or a hash of the labels if it is malformed."""
     if isinstance(given, str) and FINGERPRINT.fullmatch(given):
         return given
     return stable_id("fingerprint", *(f"{k!r}={v!r}" for k, v in sorted(labels.items())))[:16]

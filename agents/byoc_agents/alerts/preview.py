@@ -1,8 +1,8 @@
-"""`byoc-agents alerts preview RULES...`: the alerts of Prometheus rule files that would leave.
+"""`byoc-agents alerts preview RULES...`: show which alerts of Prometheus rule files would leave.
 
-It applies the configured matchers and allowed names to the text of the rules. What a rule file does
-not show is stated: labels that come from the metrics have a value only when the alert fires, and a
-matcher on such a label can select or exclude the alert then. Secrets are not needed.
+The configured matchers and allowed names are applied to the text of the rules. Labels from the
+metrics only have a value when the alert fires, so a matcher on such a label can still select or
+exclude the alert; the preview marks these cases. Secrets are not required.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from byoc_agents.alerts.values import pick
 from byoc_agents.app.settings import load, load_file
 from byoc_agents.errors import ConfigError
 
-TEMPLATE = "{{"  # Prometheus fills it in when the alert fires
+TEMPLATE = "{{"  # Prometheus expands it when the alert fires
 STAND_INS = {
     "BYOC_ALERTS_URL": "https://control-plane.invalid/",
     "BYOC_ALERTS_TOKEN": "none",
@@ -37,15 +37,15 @@ class Preview(msgspec.Struct, frozen=True):
 
     file: str
     alert: str
-    leaves: str  # yes, no, or depends: on labels that the rule does not set
-    labels: dict[str, str]  # name -> its text in the rule; "(from the metric)" if it has none
+    leaves: str  # yes, no, or depends (on labels that the rule does not set)
+    labels: dict[str, str]  # name -> text in the rule, or "(from the metric)"
     annotations: dict[str, str]
     withheld: list[str]  # left out because of their form
     dropped: list[str]  # labels and annotations of the rule that are not allowed
 
 
 def preview(settings: Settings, file: str, rule: Mapping[str, Any]) -> Preview:
-    """Return what would leave of one alerting rule."""
+    """Return whether the alert of one rule would leave, and with which fields."""
     name = str(rule["alert"])
     labels = _texts(rule.get("labels")) | {"alertname": name}
     annotations = _texts(rule.get("annotations"))
@@ -55,7 +55,7 @@ def preview(settings: Settings, file: str, rule: Mapping[str, Any]) -> Preview:
     picked = pick(labels, settings.labels, MAX_LABEL, words=True)
     texts = pick(annotations, settings.annotations, MAX_ANNOTATION)
     templated = {n: v for n, v in labels.items() if TEMPLATE in v and n in settings.labels}
-    shown = picked.values | templated  # judged when it is filled in
+    shown = picked.values | templated  # a template is checked when it is expanded
     shown |= {n: "(from the metric)" for n in settings.labels if n not in labels}
     withheld = [f"labels.{n}" for n in picked.withheld if n not in templated]
     dropped = [f"labels.{n}" for n in labels if n not in settings.labels]
@@ -72,7 +72,7 @@ def preview(settings: Settings, file: str, rule: Mapping[str, Any]) -> Preview:
 
 
 def _selects(selector: Selector, labels: Mapping[str, str]) -> str:
-    """Return yes, no, or depends: a matcher looks at a label that the rule leaves open."""
+    """Return yes, no, or depends (on a label that the rule does not set)."""
     best = "no"
     for matches in selector.sets:
         fixed = [m for m in matches if m.name in labels and TEMPLATE not in labels[m.name]]
@@ -109,7 +109,7 @@ def main(argv: Sequence[str]) -> int:
     """Print the preview; return 0. Raises ConfigError."""
     parser = argparse.ArgumentParser(
         prog="byoc-agents alerts",
-        description="Preview which alerts of Prometheus rule files would leave, and what of them.",
+        description="Show which alerts of Prometheus rule files would leave, and which fields.",
         epilog="example: byoc-agents alerts preview rules/*.yaml",
     )
     parser.add_argument("action", choices=["preview"])

@@ -1,13 +1,13 @@
-r"""Anchored regular expressions with Alertmanager's syntax and meaning (RE2).
+r"""Anchored regular expressions with Alertmanager's syntax and semantics (RE2).
 
-RE2 needs time linear in the text for every pattern, so a label's value cannot stop the daemon. It
-is imported only for a pattern that is not an alternation of literals, because it uses 3 MiB.
+RE2 matches every pattern in time linear in the text, so a label's value cannot stall the daemon. It
+is imported only for patterns that are not an alternation of literals, because it uses 3 MiB.
 """
 
 from collections.abc import Callable
 
 SPECIAL = frozenset(r"\.+*?()[]{}^$")  # without | : "critical|warning" is a set of two literals
-MAX_PATTERN_BYTES = 1 << 20  # of memory for one pattern: its program and what matching it remembers
+MAX_PATTERN_BYTES = 1 << 20  # of memory per pattern: its program and its matching cache
 ANY_BYTE = r"\C"  # RE2 has it; Go's regexp, and so Alertmanager, does not
 
 
@@ -15,7 +15,7 @@ class Pattern:
     """One compiled pattern. It must match the whole text."""
 
     def __init__(self, text: str) -> None:
-        """Compile. Raises ValueError with the reason if the pattern is invalid."""
+        """Compile the pattern. Raises ValueError with the reason if it is invalid."""
         self.text = text
         self._match = _compile(text)
 
@@ -27,7 +27,7 @@ class Pattern:
 def _compile(text: str) -> Callable[[str], bool]:
     if SPECIAL.isdisjoint(text):
         return frozenset(text.split("|")).__contains__
-    import re2  # noqa: PLC0415  most configurations have literals only
+    import re2  # noqa: PLC0415  most configurations only have literals
 
     if ANY_BYTE in text.replace(r"\\", ""):
         raise ValueError(rf"invalid escape sequence: {ANY_BYTE}")

@@ -1,18 +1,18 @@
-"""From one notification to the messages in the spool: choose, de-duplicate, build, commit.
+"""Turn a notification into messages in the spool: select, deduplicate, build, commit.
 
-A fact is reported once: (receiver, fingerprint, start, began or ended). The beginning always goes
-before the end; if only the end was seen, the beginning is reported from it. An alert has one open
-episode at most: a later start ends the earlier one. A firing alert that comes again after
-`reminder_seconds` is a reminder; sooner, it is a retry, the other peer's copy, or its group sent
-again because of another alert.
+Each fact (receiver, fingerprint, start, beginning or end) is reported once. The beginning is always
+reported before the end; if only the end was received, the beginning is derived from it. An alert
+has at most one open episode: a later start ends the earlier episode. A firing alert that is
+received again after `reminder_seconds` is a reminder. Before that it is a duplicate: a retry, a
+copy from the other peer, or a group that was sent again because of another alert.
 
-A firing alert with the start of an end that was reported is a new fact, or an out-of-date copy from
-an Alertmanager peer. Nothing in the body tells them apart, but Alertmanager takes a copy back: with
-its next flush it sends `resolved` again, with the `endsAt` that was reported. A body is at most
-`group_interval` old, plus the peer time-out times the position of the peer. `reopen_seconds` is
-longer than that, so two rules decide. A firing alert that arrives later than that after the end is
-a new fact. One that arrives sooner is unconfirmed: it becomes a new fact if nothing has taken it
-back after the same time. If it is taken back later still, that is reported as its end.
+A firing alert whose start is that of a reported end is either a new fact or an out-of-date copy
+from an Alertmanager peer. The body does not show which, but Alertmanager retracts a copy: its next
+flush sends `resolved` again, with the `endsAt` that was reported. The content of a body is at most
+`group_interval` old, plus the peer timeout times the position of the peer. `reopen_seconds` is
+longer than that. A firing alert that arrives at least `reopen_seconds` after the end is therefore a
+new fact. One that arrives earlier is unconfirmed: it becomes a new fact if it is not retracted
+within the same time. If it is retracted after that, the retraction is reported as its end.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ from byoc_agents.durable.spool import Spool
 
 
 class Rules(msgspec.Struct, frozen=True):
-    """What is relayed, and what of it."""
+    """Which alerts are relayed, with which fields, and the intervals of reports."""
 
     origin: Origin
     selector: Selector
@@ -58,7 +58,7 @@ class Rules(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct):
-    """What one notification leads to, before it is durable."""
+    """The messages and state changes of one notification, before they are durable."""
 
     memory: AlertMemory
     messages: list[Message] = msgspec.field(default_factory=list)
@@ -69,7 +69,7 @@ class Plan(msgspec.Struct):
     watchdogs: int = 0
 
     def fact(self, event_id: str) -> Fact | None:
-        """Return what was reported, or is about to be, under this id."""
+        """Return the fact that was reported, or is planned, under this id."""
         return self.facts.get(event_id) or self.memory.fact(event_id)
 
     def latest_episode(self, alert: str) -> Episode | None:
@@ -77,12 +77,12 @@ class Plan(msgspec.Struct):
         return self.latest.get(alert) or self.memory.episodes.latest.get(alert)
 
     def unconfirmed_of(self, alert: str) -> Unconfirmed | None:
-        """Return the beginning that waits for its confirmation."""
+        """Return the unconfirmed beginning of an alert, or None."""
         known = self.memory.unconfirmed
         return self.unconfirmed[alert] if alert in self.unconfirmed else known.get(alert)
 
     def add_fact(self, event_id: str, fact: Fact, episode: Episode) -> None:
-        """Report a fact. A beginning makes its episode the latest."""
+        """Plan to report a fact. A beginning makes its episode the latest."""
         self.facts[event_id] = fact
         latest = self.latest_episode(episode.alert)
         if fact.status == "firing" and (latest is None or episode.age >= latest.age):
@@ -95,7 +95,7 @@ class Plan(msgspec.Struct):
 
 
 class Relay:
-    """Takes notifications and answers once they are durable."""
+    """Accepts notifications; returns when their messages are durable."""
 
     def __init__(self, rules: Rules, spool: Spool, clock: Clock, counts: Counts) -> None:
         self.last_notification_ms: int | None = None
@@ -105,16 +105,16 @@ class Relay:
         self._counts = counts
         self._memory = AlertMemory()
         self._checkpoint = Checkpointed(spool, lambda: self._memory.load(spool))
-        self._in_flight: dict[str, asyncio.Future[None]] = {}  # alert -> the end of its commit
+        self._in_flight: dict[str, asyncio.Future[None]] = {}  # alert -> done after its commit
         self._uncommitted: list[Plan] = []  # in the order of their commits
-        self._log = structlog.get_logger().bind()  # once: a proxy would bind at every line
+        self._log = structlog.get_logger().bind()  # once, not at each line as by the proxy
 
     async def accept(self, body: bytes | bytearray) -> int:
-        """Return how many messages the body led to, all of them durable.
+        """Return the number of messages stored for the body, all of them durable.
 
         A large body is committed in slices, which bounds the memory. May be called again with the
-        same body, also at the same time. Raises NotAWebhookError, and SpoolError: then a later
-        slice is not stored, and the same body again adds only what is missing.
+        same body, even concurrently. Raises NotAWebhookError. Raises SpoolError if a slice could
+        not be stored; a call with the same body then adds only the missing messages.
         """
         at_ms = self._now_ms()
         written = 0
@@ -128,19 +128,19 @@ class Relay:
     async def _accept(self, group: Group, at_ms: int) -> int:
         seen = Sighting(group.receiver, at_ms, group.truncated)
         await self._checkpoint.load()
-        plan = self._planned(group.alerts, seen)
-        while rivals := {self._in_flight[key] for key in plan.alerts() if key in self._in_flight}:
-            await asyncio.wait(rivals)  # the other peer's copy is on its way to the disk
-            plan = self._planned(group.alerts, seen)
+        plan = self._plan_group(group.alerts, seen)
+        while commits := {self._in_flight[key] for key in plan.alerts() if key in self._in_flight}:
+            await asyncio.wait(commits)  # a copy from the other peer is being committed
+            plan = self._plan_group(group.alerts, seen)
         await self._commit(plan, seen.at_ms)
         truncated = group.truncated if group.first else 0
-        self._note(plan, seen, invalid=group.invalid, truncated=truncated)
+        self._record_outcomes(plan, seen, invalid=group.invalid, truncated=truncated)
         return len(plan.messages)
 
     async def confirm_reopened(self) -> int:
-        """Report the beginnings that nothing has taken back in time. Return how many.
+        """Report the beginnings that were not retracted in time. Return their number.
 
-        Raises SpoolError: then they are reported at a later call.
+        Raises SpoolError; a later call then reports them.
         """
         await self._checkpoint.load()
         now_ms = self._now_ms()
@@ -154,8 +154,8 @@ class Relay:
     def open_episodes(self) -> tuple[int, str]:
         """Return the number and the digest of the episodes that are open after all commits.
 
-        Commits that are still on their way to the disk count: whoever stores the figures without
-        waiting in between stores them behind these commits.
+        Pending commits are included. The caller must not await anything before it stores the
+        result: then the spool stores it after these commits.
         """
         episodes = self._memory.episodes
         if self._uncommitted:
@@ -168,25 +168,25 @@ class Relay:
         return self._clock.wall_ns() // 1_000_000
 
     async def _commit(self, plan: Plan, at_ms: int) -> None:
-        """Store everything together; facts count as reported from the commit on."""
+        """Store messages and state in one commit, after which the facts count as reported."""
         alerts = plan.alerts()
         if not plan.messages and not alerts:
             return
         state = self._memory.state(plan.facts, plan.unconfirmed, at_ms)
-        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._in_flight |= dict.fromkeys(alerts, over)
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._in_flight |= dict.fromkeys(alerts, done)
         self._uncommitted.append(plan)
         try:
             batch = WriteBatch(messages=plan.messages, state=state)
             await self._checkpoint.commit(batch, self._memory)
-            self._memory.committed(plan.facts, plan.unconfirmed, state)
+            self._memory.apply_commit(plan.facts, plan.unconfirmed, state)
         finally:
-            over.set_result(None)
+            done.set_result(None)
             self._uncommitted = [other for other in self._uncommitted if other is not plan]
             for alert in alerts:
                 del self._in_flight[alert]
 
-    def _planned(self, alerts: Sequence[Received], seen: Sighting) -> Plan:
+    def _plan_group(self, alerts: Sequence[Received], seen: Sighting) -> Plan:
         plan = Plan(self._memory)
         for alert in alerts:
             plan.outcomes.append(self._plan(plan, alert, seen))
@@ -195,11 +195,11 @@ class Relay:
     def _identify(
         self, plan: Plan, alert: Received, seen: Sighting
     ) -> tuple[Received, Sighting, Episode | None]:
-        """Return the alert under the identity that leaves, and its latest episode.
+        """Return the alert with the identity that is sent, and its latest episode.
 
-        An episode that was reported under an earlier secret, or by 0.1.0 without one, keeps that
-        identity until its end, so that the end belongs to the beginning. If the alert has a later
-        start, that end is planned here.
+        An episode that was reported with an earlier secret, or by 0.1.0 without a secret, keeps
+        that identity until its end, so beginning and end have the same identity. If the alert has a
+        later start, this method plans that end.
         """
         current: tuple[Received, Sighting, Episode | None] | None = None
         for identity in identities(self._rules.fingerprint_secrets, alert, seen.receiver):
@@ -238,7 +238,7 @@ class Relay:
         return self._plan_ended(plan, alert, seen, latest, ended)
 
     def _episode_of_0_1_0(self, plan: Plan, alert: Received, seen: Sighting) -> Episode | None:
-        """Return the episode with this start; 0.1.0 stored only ids, to which this adds it."""
+        """Return the episode with this start. 0.1.0 stored only ids, so it is added to the plan."""
         episode = Episode(seen.alert_key(alert.fingerprint), alert.starts_at_ms)
         for status in ("firing", "resolved"):
             event_id = self._id_of(episode, seen, status)
@@ -249,7 +249,7 @@ class Relay:
     def _plan_start(
         self, plan: Plan, alert: Received, seen: Sighting, latest: Episode | None
     ) -> AlertOutcome:
-        """Plan an episode with another start: a later one, which ends the latest, or an old one."""
+        """Plan an episode with another start. A later start ends the latest episode."""
         episode = Episode(seen.alert_key(alert.fingerprint), alert.starts_at_ms)
         if latest and latest.starts_at_ms < alert.starts_at_ms:
             if plan.fact(self._id_of(latest, seen, "resolved")) is None:
@@ -271,7 +271,7 @@ class Relay:
     def _plan_open(
         self, plan: Plan, alert: Received, seen: Sighting, episode: Episode
     ) -> AlertOutcome:
-        """Plan what an alert leads to whose latest episode is open."""
+        """Plan the report of an alert whose latest episode is open."""
         if alert.status == "firing":
             return self._plan_reminder(plan, alert, seen, episode)
         first = plan.fact(self._id_of(episode, seen, "firing"))
@@ -283,8 +283,8 @@ class Relay:
     def _plan_ended(
         self, plan: Plan, alert: Received, seen: Sighting, episode: Episode, ended: Fact
     ) -> AlertOutcome:
-        """Plan what an alert leads to whose latest episode has ended."""
-        reported_ms = ended.at_ms  # not stated, or a beginning that was taken back too late
+        """Plan the report of an alert whose latest episode has ended."""
+        reported_ms = ended.at_ms  # the end was not stated, or is a late retraction
         if ended.ends_at_ms is not None and _is_later(ended.ends_at_ms, episode.follows_ms):
             reported_ms = ended.ends_at_ms
         next_episode = Episode(episode.alert, episode.starts_at_ms, reported_ms)
@@ -294,7 +294,7 @@ class Relay:
             if waiting is None:
                 return "duplicate"
             if not _is_later(alert.ends_at_ms, ended.ends_at_ms or reported_ms):
-                plan.unconfirmed[episode.alert] = None  # it was an out-of-date copy
+                plan.unconfirmed[episode.alert] = None  # the beginning was an out-of-date copy
                 return "duplicate"
             self._report_unconfirmed(plan, waiting, seen.at_ms)
             self._add_fact(plan, alert, seen, next_episode, "resolved")
@@ -314,7 +314,7 @@ class Relay:
         return "unconfirmed"
 
     def _report_unconfirmed(self, plan: Plan, waiting: Unconfirmed, now_ms: int) -> None:
-        """Report a beginning as it was received."""
+        """Plan the report of a beginning as it was received."""
         received_ms = parse_rfc3339(waiting.event.data.received_at)
         fact = Fact(received_ms, "firing", waiting.episode, waited=True)
         plan.add_fact(waiting.event.id, fact, waiting.episode)
@@ -346,7 +346,7 @@ class Relay:
         plan.messages.append(message(event, seen.at_ms, replaces=f"watchdog/{alert.fingerprint}"))
         return "watchdog"
 
-    def _add_fact(  # noqa: PLR0913  the alert, where it was seen, and what is reported of it
+    def _add_fact(  # noqa: PLR0913  the alert, its context, and the fact to report
         self,
         plan: Plan,
         alert: Received,
@@ -375,7 +375,7 @@ class Relay:
             follows_ms=episode.follows_ms,
         )
 
-    def _build(  # noqa: PLR0913  the alert, where it was seen, and what is reported of it
+    def _build(  # noqa: PLR0913  the alert, its context, and the fact to report
         self,
         alert: Received,
         seen: Sighting,
@@ -396,7 +396,7 @@ class Relay:
             end_inferred=end_inferred,
         )
 
-    def _note(self, plan: Plan, seen: Sighting, *, invalid: int, truncated: int) -> None:
+    def _record_outcomes(self, plan: Plan, seen: Sighting, *, invalid: int, truncated: int) -> None:
         self.last_notification_ms = seen.at_ms
         if plan.watchdogs:
             self.last_watchdog_ms = seen.at_ms
@@ -412,10 +412,10 @@ class Relay:
 
 
 def _is_sighting_of(alert: Received, latest: Episode) -> bool:
-    """Return whether an alert with this start is in the latest episode.
+    """Return whether an alert belongs to the latest episode.
 
-    Alertmanager merges alerts that overlap and keeps the earliest start, so an earlier start than
-    the one that was reported belongs to the episode, unless it had ended before.
+    Alertmanager merges overlapping alerts and keeps the earliest start. An alert with an earlier
+    start than the reported one therefore belongs to the episode, unless it ended before.
     """
     if alert.starts_at_ms < latest.starts_at_ms:
         return alert.status == "firing" or _is_later(alert.ends_at_ms, latest.starts_at_ms)
@@ -423,19 +423,19 @@ def _is_sighting_of(alert: Received, latest: Episode) -> bool:
 
 
 def _is_later(ends_at_ms: int | None, than_ms: int | None) -> bool:
-    """Return whether an end is later than another time; one that was not stated is."""
+    """Return whether an end is later than another time, which it is if either is unknown."""
     return ends_at_ms is None or than_ms is None or ends_at_ms > than_ms
 
 
 def _statuses(alert: Received) -> Iterator[Status]:
-    """Yield the facts an alert states, in their order: what ended had begun."""
+    """Yield the facts that an alert implies, in order: an ended alert also began."""
     yield "firing"
     if alert.status == "resolved":
         yield "resolved"
 
 
 def message(event: Event, at_ms: int, *, replaces: str = "") -> Message:
-    """Return the event as it will be sent."""
+    """Return the message that carries the event."""
     kind = str(getattr(event, "type", ""))
     return Message(
         id=event.id,

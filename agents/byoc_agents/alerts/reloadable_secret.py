@@ -1,4 +1,4 @@
-"""A secret that may be rotated while we run: it is read again when its file changes."""
+"""A secret that may be rotated while the daemon runs: its file is read again when it changes."""
 
 import time
 from collections.abc import Callable
@@ -7,11 +7,11 @@ import structlog
 
 from byoc_agents.app.files import MAX_SECRET_BYTES, FileContent, Version
 
-WAIT_SECONDS = 0.2  # at most, and once: a file that takes longer is read in the background
+WAIT_SECONDS = 0.2  # at most, once per read; a slower file is then read in the background
 
 
 class ReloadableSecret:
-    """A fixed text, or the text of a file. Never printed: `repr` shows where it comes from."""
+    """A fixed text or the text of a file. `repr` shows only the source, never the secret."""
 
     def __init__(
         self,
@@ -21,9 +21,9 @@ class ReloadableSecret:
         check_seconds: float = 0.0,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take the text of the start, and the path where it may change (empty = it cannot).
+        """Create the secret from its text and the path of its file (empty = it never changes).
 
-        The file is looked at no more often than once in `check_seconds`.
+        The file is checked for changes at most once per `check_seconds`.
         """
         self._text = text.strip()
         self._path = path
@@ -31,17 +31,17 @@ class ReloadableSecret:
         self._monotonic = monotonic
         self._checked_at = -check_seconds  # monotonic seconds
         self._version: Version | None = None
-        self._reading: FileContent | None = None  # one that has not ended
+        self._reading: FileContent | None = None  # a read in progress
 
     def __repr__(self) -> str:
-        """Return the file's name, or that it is fixed."""
+        """Return the file's path, or `fixed`."""
         return f"ReloadableSecret({self._path or 'fixed'})"
 
     def __call__(self) -> str:
-        """Return the secret now. Blocks for WAIT_SECONDS at most.
+        """Return the current secret. Blocks for WAIT_SECONDS at most.
 
-        A file that is unreadable, empty, no regular file, too large or that does not answer leaves
-        the last value in place.
+        The last value is kept while the file is unreadable, empty, not a regular file, too large or
+        slow to read.
         """
         now = self._monotonic()
         if self._path and now - self._checked_at >= self._check_seconds:
@@ -54,8 +54,8 @@ class ReloadableSecret:
                 self._keep(str(error))
         return self._text
 
-    def words(self) -> list[str]:
-        """Return every secret of the file: during a rotation it may hold the old and the new."""
+    def values(self) -> list[str]:
+        """Return every secret of the file, which may hold the old and the new during a rotation."""
         return self().split()
 
     def _refresh(self) -> None:
@@ -64,7 +64,7 @@ class ReloadableSecret:
         if not reading.wait(0 if late else WAIT_SECONDS):
             self._reading = reading
             if not late:
-                self._keep("the file does not answer")
+                self._keep("timed out")
             return
         self._reading = None
         content = reading.result()

@@ -1,7 +1,7 @@
-"""The JSON Schema of what leaves and of the answers to it, generated from the structs.
+"""The JSON Schema of the events and of the answers to them, generated from the structs.
 
-`python -m byoc_agents.alerts.schema` prints it; a test holds
-docs/contracts/control-plane.openapi.yaml to it.
+`python -m byoc_agents.alerts.schema` prints it. A test compares it with
+docs/contracts/control-plane.openapi.yaml.
 """
 
 import sys
@@ -15,14 +15,14 @@ from byoc_agents.sinks.control_plane import Rejected, Stored
 EVENTS = (AlertEvent, WatchdogEvent, HeartbeatEvent)
 ANSWERS = (Stored, Rejected)
 TEMPLATE = "#/components/schemas/{name}"
-# Events of 0.1.0 lack these.
+# Fields that events of 0.1.0 do not have.
 ADDED = frozenset({"end_inferred", "withheld", "open_episodes", "open_digest", "agent"})
 
 
 def components() -> dict[str, Any]:
-    """Return name -> JSON Schema of the events, of what they hold, and of the answers.
+    """Return name -> JSON Schema of the events, their parts, and the answers.
 
-    Every field of 0.1.0 is required: `encode` writes those with a default as well.
+    Every field of 0.1.0 is required, because `encode` also writes fields with a default.
     """
     _, found = msgspec.json.schema_components(EVENTS, ref_template=TEMPLATE)
     return {

@@ -1,4 +1,4 @@
-"""What the alert forwarder needs to know."""
+"""The settings of the alert forwarder."""
 
 import re
 from typing import Annotated, Literal
@@ -9,7 +9,7 @@ from byoc_agents.alerts import matchers
 from byoc_agents.app.settings import Setting, host_and_port, number
 from byoc_agents.sinks.https import signing_keys
 
-MAX_NAMES = 32  # labels, and again annotations: bounds an event's size
+MAX_NAMES = 32  # of labels, and of annotations: bounds an event's size
 LABELS = ("alertname", "severity", "cluster", "namespace", "pod", "replica", "reason")
 
 
@@ -34,20 +34,21 @@ SHIPPED_RULES = (  # the alerts of helm/byoc-agents/rules, except the Watchdog
     "ByocNeverSucceeded",
     "ByocSpoolFailing",
     "ByocSpoolCorrupted",
+    "ByocLedgerMismatch",
     "ByocBillingGap",
     "ByocTaskFailed",
 )
 MAX_NAME_CHARACTERS = 128
 MAX_FINGERPRINT_SECRETS = 2
-MIN_FINGERPRINT_SECRET = 32  # characters; in base64 or hexadecimal these are 128 bits or more
+MIN_FINGERPRINT_SECRET = 32  # characters: at least 128 bits in base64 or hexadecimal
 MAX_TOKEN_CHARACTERS = 900  # with "Bearer " it fits in MAX_FIELD_BYTES of app/http_server.py
 QUOTED_NAME = r'"(?:[^"\\]|\\["\\])*"'
-PLAIN_NAME = r"""[^\s,"'`{}=!~\\]+"""  # as a matcher takes it without quotes
+PLAIN_NAME = r"""[^\s,"'`{}=!~\\]+"""  # as in a matcher without quotes
 NAME = re.compile(rf"\s*({QUOTED_NAME}|{PLAIN_NAME}|)\s*(?:,|$)")
 
 
 def _names(text: str) -> tuple[str, ...]:
-    """Return the names of a comma-separated list; any UTF-8 name may stand in double quotes.
+    """Return the names of a comma-separated list. In double quotes, any UTF-8 name is accepted.
 
     Raises ValueError with the text that is not a label name.
     """
@@ -57,8 +58,8 @@ def _names(text: str) -> tuple[str, ...]:
         found = NAME.match(text, at)
         if found is None:
             wrong = text[at:].split(",", maxsplit=1)[0].strip()
-            what = f"{wrong!r} is no label name: put it in double quotes"
-            raise ValueError(what)
+            reason = f"{wrong!r} is not a label name: put it in double quotes"
+            raise ValueError(reason)
         at = found.end()
         name = found[1]
         if name.startswith('"'):
@@ -66,12 +67,13 @@ def _names(text: str) -> tuple[str, ...]:
         elif not name:
             continue  # nothing between two commas
         if not 1 <= len(name) <= MAX_NAME_CHARACTERS or not name.isprintable():
-            what = f"{name!r} is no label name: 1 to {MAX_NAME_CHARACTERS} printable characters"
-            raise ValueError(what)
+            bounds = f"1 to {MAX_NAME_CHARACTERS} printable characters"
+            reason = f"{name!r} is not a label name: expected {bounds}"
+            raise ValueError(reason)
         names.append(name)
     if len(names) > MAX_NAMES:
-        what = f"at most {MAX_NAMES} names"
-        raise ValueError(what)
+        reason = f"{len(names)} names: expected at most {MAX_NAMES}"
+        raise ValueError(reason)
     return tuple(dict.fromkeys(names))
 
 
@@ -88,19 +90,19 @@ def _matchers(text: str) -> str:
 
 def _token(text: str) -> str:
     if not (text.isascii() and text.isprintable() and " " not in text):
-        raise ValueError("printable ASCII without spaces")
+        raise ValueError("not printable ASCII without spaces")
     return text
 
 
 def _webhook_token(text: str) -> str:
-    """Return the tokens, one per line during a rotation. Their header must fit in the server's."""
+    """Return the tokens, one per line during a rotation. Each must fit in a request header."""
     if any(len(token) > MAX_TOKEN_CHARACTERS for token in text.split()):
         raise ValueError("too long")
     return text
 
 
 def _fingerprint_secret(text: str) -> str:
-    """Return the secrets, newest first. A short one could be guessed from one event."""
+    """Return the secrets, newest first. A short secret could be guessed from one event."""
     secrets = text.split()
     if len(secrets) > MAX_FINGERPRINT_SECRETS or min(map(len, secrets)) < MIN_FINGERPRINT_SECRET:
         raise ValueError("too short, or too many")
@@ -113,7 +115,7 @@ def _signing_secret(text: str) -> str:
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """The control plane, the webhook, and what goes from one to the other."""
+    """The webhook, the control plane, and the alerts and fields that are forwarded."""
 
     url: Annotated[str, Setting("BYOC_ALERTS_URL", "https://host[:port]/path of the control plane")]
     token: Annotated[
@@ -232,7 +234,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Literal["0.2", "0.1"],
         Setting(
             "BYOC_ALERTS_CONTRACT",
-            "0.2, or 0.1 if the control plane's answers do not name what they stored",
+            "0.2, or 0.1 if the control plane's answers do not list the stored events",
         ),
     ] = "0.2"
     max_batch: Annotated[
@@ -246,7 +248,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def selected(self) -> str:
-        """Return the matchers in force."""
+        """Return the matchers that are used: the configured or the default ones."""
         if self.selector:
             return self.selector
         names = "|".join(SHIPPED_RULES)
@@ -254,6 +256,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return f'alertname=~"{names}", severity=~"critical|warning"{namespace}'
 
     def __post_init__(self) -> None:
-        """Look at what belongs together. Raises ValueError."""
+        """Check settings that depend on each other. Raises ValueError."""
         if bool(self.tls_cert_file) != bool(self.tls_key_file):
-            raise ValueError("BYOC_ALERTS_TLS_CERT_FILE, BYOC_ALERTS_TLS_KEY_FILE: want each other")
+            names = "BYOC_ALERTS_TLS_CERT_FILE, BYOC_ALERTS_TLS_KEY_FILE"
+            reason = f"{names}: only one is set: expected both or neither"
+            raise ValueError(reason)

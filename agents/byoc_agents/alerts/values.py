@@ -1,7 +1,7 @@
-"""Which values of labels and annotations may leave: none that looks like an address or a secret.
+"""Withhold values of labels and annotations that look like an address or a secret.
 
-The names are an allow-list; this is the second line of defense, for a value that should not be
-under an allowed name. It is a heuristic: it knows forms, not meanings.
+The allow-list of names is the first line of defense. This check is the second, for values that
+should not be under an allowed name. It is a heuristic: it recognizes forms, not meanings.
 """
 
 import re
@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-CUT = "…"  # the last character of a value that was longer
+CUT = "…"  # the last character of a value that was cut
 ADDRESS = (
     r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.])",  # IPv4
     r"(?:[0-9A-Fa-f]{1,4}:){3}|::[0-9A-Fa-f]",  # IPv6
-    r"\bip-\d+-\d+-\d+-\d+",  # the name of an EC2 host
+    r"\bip-\d+-\d+-\d+-\d+",  # host name of an EC2 instance
     r"\w@[\w-]+\.\w",  # e-mail
     r"\w://",  # URL
 )
@@ -24,17 +24,18 @@ SECRET = (
     r"(?i:passw(?:or)?d|secret|token|api[_-]?key|credentials?)\s*[=:]",
     r"\bgh[pousr]_\w{20}|\bxox[abp]-|\bsk-\w{20}|\bwhsec_",
     r"[0-9A-Fa-f]{32}",  # a key or a hash
-    # base64: a long run of letters of both cases and digits; a name has none that long
+    # base64: a run of letters of both cases and digits that is longer than in any name
     r"(?<![A-Za-z0-9+/])(?=[a-z+/0-9]*[A-Z])(?=[A-Z+/0-9]*[a-z])(?=[A-Za-z+/]*\d)[A-Za-z0-9+/]{40}",
 )
 REFUSED = re.compile("|".join((*ADDRESS, *SECRET)))
-# Each form in REFUSED has a character of another kind, or is longer. Most values are of this form.
+# No form of REFUSED matches such a value: each has another character or is longer. Most values are
+# like this, so it is checked first.
 SHORT_WORD = re.compile(r"[A-Za-z0-9]{0,19}")
-WORD = re.compile(r"\S*")  # names, numbers and words; no sentence, which could be a query
+WORD = re.compile(r"\S*")  # names, numbers and words, but not sentences, which could be queries
 
 
 class Picked(msgspec.Struct, frozen=True):
-    """The values of the allowed names, and the names of those that are not complete."""
+    """The values of the allowed names, and the names of values that were cut or withheld."""
 
     values: dict[str, str]
     cut: list[str]  # longer than allowed
@@ -44,7 +45,10 @@ class Picked(msgspec.Struct, frozen=True):
 def pick(
     given: Mapping[str, str], names: Sequence[str], longest: int, *, words: bool = False
 ) -> Picked:
-    """Return what may leave of `given`. With `words`, a value with white space is refused."""
+    """Return the values of `given` that may be sent, at most `longest` characters each.
+
+    With `words`, values with white space are withheld.
+    """
     values: dict[str, str] = {}
     cut, withheld = [], []
     for name in names:
@@ -66,5 +70,5 @@ def pick(
 
 
 def _is_text(value: str) -> bool:
-    """Return whether there is no control, direction or other invisible character but line ends."""
+    """Return whether a value has no invisible characters other than line ends and tabs."""
     return value.replace("\n", "").replace("\t", "").isprintable()

@@ -1,8 +1,8 @@
-"""`POST /v1/alerts`: where Alertmanager hands over. 2xx only after the commit to disk.
+"""The webhook for Alertmanager, `POST /v1/alerts`. It answers 2xx only after the commit to disk.
 
-Alertmanager tries 5xx and broken connections again; anything else it forgets. So a full or failing
-spool is 503, as is a body that comes too slowly, and there is never a 429. It copies the answer
-into its log: answers are fixed words.
+Alertmanager retries after a 5xx or a broken connection, and drops the notification after any other
+error. Therefore a full or failing spool and a slow body are answered with 503, and 429 is never
+used. Alertmanager logs the answer, so the answers are fixed texts.
 """
 
 import asyncio
@@ -27,21 +27,21 @@ from byoc_agents.errors import SpoolError
 
 PATH = "/v1/alerts"
 MAX_BODY_BYTES = 16 * 1024**2  # some 10,000 alerts of 1 KiB in one notification
-HUGE_BODY_BYTES = 4 * 1024**2  # of larger bodies one is in memory at a time
+HUGE_BODY_BYTES = 4 * 1024**2  # only one larger body is in memory at a time
 LIMITS = PortLimits(max_unauthenticated=64, max_authenticated=512)  # Alertmanager: one per group
-LARGE_BODIES = 2  # in memory at once; the others wait
-LARGE_WAITING = 64  # at most; each holds up to half a MiB of buffers meanwhile
+LARGE_BODIES = 2  # in memory at once; further large bodies wait
+LARGE_WAITING = 64  # at most; each uses up to 512 KiB of buffers while it waits
 BODY_SECONDS = 10.0  # from the headers to the end of the body
 
 
 class BusyError(Exception):
-    """Enough large bodies wait already."""
+    """Too many large bodies are waiting."""
 
 
 REFUSALS: tuple[tuple[type[Exception], int, str], ...] = (
-    (NotAWebhookError, 400, "no Alertmanager webhook"),
+    (NotAWebhookError, 400, "not an Alertmanager webhook"),
     (web.RequestPayloadError, 400, "broken body"),
-    (ConnectionError, 400, "broken body"),  # the sender has gone: nobody hears it
+    (ConnectionError, 400, "broken body"),  # the client has disconnected: only the log shows it
     (web.HTTPRequestEntityTooLarge, 413, "too large"),
     (TimeoutError, 503, "too slow"),
     (BusyError, 503, "busy"),
@@ -50,7 +50,7 @@ REFUSALS: tuple[tuple[type[Exception], int, str], ...] = (
 
 
 class Webhook:
-    """The handler and its bounds."""
+    """Handles the requests of Alertmanager, with bounded memory and time."""
 
     def __init__(
         self,
@@ -60,18 +60,18 @@ class Webhook:
         *,
         body_seconds: float = BODY_SECONDS,
     ) -> None:
-        """Take the token of Alertmanager; with an empty one nobody is authenticated."""
+        """Create the handler. With an empty token, no request is authenticated."""
         self._relay = relay
         self._token = token
         self._counts = counts
         self._body_seconds = body_seconds
         self._places = asyncio.Semaphore(LARGE_BODIES)
         self._huge = asyncio.Lock()
-        self._large = 0  # requests that have such a place or wait for one
+        self._large = 0  # requests with a large body that is read or waits
         self._log = structlog.get_logger()
 
     async def answer(self, request: web.BaseRequest) -> web.Response:
-        """Answer one request: one path and one method, so neither router nor middleware."""
+        """Answer a request. With one path and one method, no router is needed."""
         if request.path != PATH:
             return _response(404, "not found")
         if request.method != "POST":
@@ -80,16 +80,17 @@ class Webhook:
 
     async def post(self, request: web.BaseRequest) -> web.Response:
         """Answer one notification."""
-        status, word = await self._stored(request)
+        status, text = await self._store(request)
         self._counts.request(status)
         if status == 200:  # noqa: PLR2004  every other answer can mean a lost alert
-            return _response(status, word)
-        self._log.warning("webhook.refused", status=status, why=word, peer=request.remote)
-        if status == 401:  # noqa: PLR2004  RFC 9110 wants to be told how
-            return _response(status, word, **{"WWW-Authenticate": "Bearer"})
-        return _response(status, word)
+            return _response(status, text)
+        self._log.warning("webhook.refused", status=status, why=text, peer=request.remote)
+        if status == 401:  # noqa: PLR2004  RFC 9110 requires a challenge
+            return _response(status, text, **{"WWW-Authenticate": "Bearer"})
+        return _response(status, text)
 
-    async def _stored(self, request: web.BaseRequest) -> tuple[int, str]:
+    async def _store(self, request: web.BaseRequest) -> tuple[int, str]:
+        """Store the notification of a request. Return the status code and text of the answer."""
         if not self.allowed(request.headers.get("Authorization", "")):
             return 401, "unauthorized"
         if "Content-Encoding" in request.headers:  # Alertmanager never compresses
@@ -99,15 +100,15 @@ class Webhook:
         try:
             async with self._place(request), AsyncExitStack() as held:
                 body = await self._body(request, held)
-                await self._relay.accept(body)  # not under the time-out: a commit is not undone
+                await self._relay.accept(body)  # without a timeout: a commit cannot be undone
         except tuple(kind for kind, _, _ in REFUSALS) as error:
             if isinstance(error, SpoolError):
                 self._log.error("webhook.write_failed", error=str(error))
-            return next((code, word) for kind, code, word in REFUSALS if isinstance(error, kind))
+            return next((code, text) for kind, code, text in REFUSALS if isinstance(error, kind))
         return 200, "stored"
 
     def _place(self, request: web.BaseRequest) -> AbstractAsyncContextManager[None]:
-        """Return what to hold as long as the body is in memory: small ones share their commits."""
+        """Return a context to hold while the body is in memory. Small bodies are not limited."""
         length = request.content_length
         small = length is not None and length <= SMALL_BODY_BYTES
         return nullcontext() if small else self._large_place()
@@ -124,20 +125,20 @@ class Webhook:
             self._large -= 1
 
     async def _body(self, request: web.BaseRequest, held: AsyncExitStack) -> bytearray:
-        if request.content.is_eof():  # all of it is here
+        if request.content.is_eof():  # the body is already complete
             return await self._read(request.content, held)
-        if request.headers.get("Expect", "").lower() == "100-continue":  # who asks waits for it
+        if request.headers.get("Expect", "").lower() == "100-continue":  # the client waits for it
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             request.writer.output_size = 0
         async with asyncio.timeout(self._body_seconds):
             return await self._read(request.content, held)
 
     async def _read(self, content: StreamReader, held: AsyncExitStack) -> bytearray:
-        """Return the body. Past HUGE_BODY_BYTES it waits until no other such body is in memory.
+        """Return the body. Above HUGE_BODY_BYTES, wait until no other huge body is in memory.
 
-        `held` keeps that place until the notification is stored. The body is not read by the
-        request itself, which would keep it as long as the connection is open. Raises
-        HTTPRequestEntityTooLarge past MAX_BODY_BYTES.
+        `held` keeps the lock until the notification is stored. The body is not read with
+        `request.read`, which would keep it in memory while the connection is open. Raises
+        HTTPRequestEntityTooLarge above MAX_BODY_BYTES.
         """
         body = bytearray()
         alone = False
@@ -151,21 +152,24 @@ class Webhook:
         return body
 
     def allowed(self, header: str) -> bool:
-        """Compare in constant time. Each line of the token's file is valid, for rotations."""
-        tokens = self._token.words()
+        """Return whether the header has a valid token; compared in constant time.
+
+        Each line of the token's file is valid, for rotations.
+        """
+        tokens = self._token.values()
         scheme, _, given = header.partition(" ")
         presented = given.strip().encode("utf-8", "surrogateescape")
         matches = [hmac.compare_digest(presented, token.encode()) for token in tokens]
         return scheme.lower() == "bearer" and any(matches)
 
 
-def _response(status: int, word: str, **headers: str) -> web.Response:
+def _response(status: int, text: str, **headers: str) -> web.Response:
     response = web.Response(
-        body=b'{"status": "%s"}' % word.encode(),
+        body=b'{"status": "%s"}' % text.encode(),
         status=status,
         headers={**SERVER_HEADER, **headers},
         content_type="application/json",
     )
-    if status != 200:  # noqa: PLR2004  an unknown client keeps no place
+    if status != 200:  # noqa: PLR2004  an unknown client must not keep its connection
         response.force_close()
     return response

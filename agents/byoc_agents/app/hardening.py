@@ -1,4 +1,4 @@
-"""What the process takes away from itself and from others at its start: modes, core files."""
+"""Restrict the process and access to its files at the start: file modes, core files."""
 
 import os
 import resource

@@ -1,11 +1,12 @@
 """The HTTP server of the admin pages and of the webhook, with bounds for unknown clients.
 
 aiohttp's own server accepts any number of connections, waits without limit for the first request,
-and reads 256 KiB from a connection at a time. Here a connection counts as unauthenticated until one
-of its requests was authenticated. There are few places for those. A new connection always gets a
-place: the oldest connection of the client with the most places is closed for it. So a client that
-sends its request at once is answered, however many others are silent. The number of connections,
-headers, bytes per header and unread bytes are bounded, so their product bounds the memory.
+and reads 256 KiB from a connection at a time. In this server, a connection counts as
+unauthenticated until one of its requests is authenticated. The number of unauthenticated
+connections is small. A new connection is always accepted: if the limit is reached, the oldest
+connection of the client with the most connections is closed. A client that sends its request at
+once is therefore answered, however many silent connections there are. The numbers of connections,
+headers, bytes per header and unread bytes are bounded, which bounds the memory.
 """
 
 import asyncio
@@ -30,40 +31,40 @@ READ_BYTES = 16 * 1024  # per read, and of a body that is not consumed; asyncio 
 RECEIVE_BYTES = 64 * 1024  # per connection in the kernel, which would let it grow to megabytes
 MAX_HEADERS = 32  # Alertmanager sends 7, and a service mesh adds a dozen
 MAX_FIELD_BYTES = 1024  # of a header or the request line; aiohttp's bounds are 128 x 8 KiB
-BACKLOG = 4096  # connections that wait in the kernel; the usual net.core.somaxconn
-ACCEPTS_PER_TURN = 4  # of the event loop; a request is read some 5 turns after its connection
-ACCEPT_RETRY_SECONDS = 1.0  # after an error of accept, e.g. no file descriptors; as asyncio waits
-REST_SECONDS = 1.0  # without a request, after which a connection may be closed for another one
+BACKLOG = 4096  # pending connections in the kernel; the usual net.core.somaxconn
+ACCEPTS_PER_TURN = 4  # of the event loop; a request is read about 5 turns after its connection
+ACCEPT_RETRY_SECONDS = 1.0  # after an error of accept, e.g. no file descriptors; as in asyncio
+MIN_IDLE_SECONDS = 1.0  # after which a connection may be closed to make room for another
 LINGER_SECONDS = 1.0  # for the rest of a body after its request was answered
-LINGER_BYTES = 256 * 1024  # of that rest from an unauthenticated client; then it loses the answer
+LINGER_BYTES = 256 * 1024  # of that rest from an unauthenticated client, which is then cut off
 REPORT_SECONDS = 1.0  # between two log lines about closed connections
-STOP_SECONDS = 5.0  # for the requests in progress at the end
-SERVER_HEADER = {"Server": "byoc-agents"}  # without the versions of the libraries
+STOP_SECONDS = 5.0  # for the requests in progress at a stop
+SERVER_HEADER = {"Server": "byoc-agents"}  # without the versions of libraries
 
 Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 class Listen(msgspec.Struct, frozen=True):
-    """The address to listen on. Without files it is plain HTTP."""
+    """The address to listen on. Without certificate files, the server uses plain HTTP."""
 
     host: str
     port: int  # 0 = any free port
     cert_file: str = ""
     key_file: str = ""
-    certificate_seconds: float = 0.0  # between two looks at the files
+    certificate_seconds: float = 0.0  # between two checks of the files
 
 
 class PortLimits(msgspec.Struct, frozen=True):
-    """The bounds of one port."""
+    """The limits of one port."""
 
     max_unauthenticated: int  # connections without an authenticated request
     max_authenticated: int = 0
-    header_seconds: float = 10.0  # from the connection, or the first byte, to the end of a head
+    header_seconds: float = 10.0  # from the connection or first byte to the end of the headers
     idle_seconds: float = 300.0  # between two requests; Alertmanager's own bound
 
 
 class ClientConnection(web.RequestHandler):
-    """One connection, from `accept` to its end."""
+    """One connection, from `accept` until it is closed."""
 
     def __init__(self, server: "HttpServer", peer: str) -> None:
         super().__init__(
@@ -76,35 +77,35 @@ class ClientConnection(web.RequestHandler):
             max_line_size=MAX_FIELD_BYTES,
             max_headers=MAX_HEADERS,
             max_field_size=MAX_FIELD_BYTES,
-            auto_decompress=False,  # it would also decompress what it discards
+            auto_decompress=False,  # aiohttp would also decompress discarded bodies
         )
         self.peer = peer
         self.opening: asyncio.Task[None] | None = None  # until the end of the TLS handshake
-        self.rests_since = math.inf  # monotonic; inf before the first request and during one
+        self.idle_since = math.inf  # monotonic; inf before the first request and during one
         self._owner = server
-        self._malformed = False  # the last bytes are not HTTP
+        self._malformed = False  # the last bytes were not HTTP
         self._unread_bytes = 0  # since the last answer
         self._late: asyncio.TimerHandle | None = None
         self._await_head(server.limits.header_seconds)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Bound what one read takes; a TLS transport has its own bound (docs/adr/0009)."""
+        """Bound the bytes per read; a TLS transport has its own bound (docs/adr/0009)."""
         if hasattr(transport, "max_size"):
             transport.max_size = READ_BYTES
         super().connection_made(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Free the place and the requests that are not answered."""
+        """Forget the connection and its unanswered requests."""
         self._owner.forget(self)
         self._await_head(None)
         super().connection_lost(exc)
-        self._messages.clear()  # this object lives until the next run of the garbage collector
+        self._messages.clear()  # this object exists until the next run of the garbage collector
 
     def data_received(self, data: bytes) -> None:
-        """Start the time for the head of a further request at its first byte."""
+        """Start the timeout for the headers of the next request at its first byte."""
         if self._malformed:
             return
-        if self.rests_since < math.inf:
+        if self.idle_since < math.inf:
             if self._late is None:
                 self._await_head(self._owner.limits.header_seconds)
             self._unread_bytes += len(data)
@@ -114,31 +115,31 @@ class ClientConnection(web.RequestHandler):
         super().data_received(data)
         for message, _ in self._messages:
             error = getattr(message, "exc", None)
-            if error is not None:  # the rest is not parsed: each part would be a new error
-                error.__traceback__ = None  # it refers to the received bytes, and they to it
+            if error is not None:  # ignore the rest: each part of it would be another error
+                error.__traceback__ = None  # breaks a reference cycle with the received bytes
                 self._malformed = True
 
     def _await_head(self, seconds: float | None) -> None:
-        """Close the connection if the head does not end in time; None = it did."""
+        """Close the connection if the headers do not end in time; None stops the timer."""
         if self._late is not None:
             self._late.cancel()  # also frees its reference to this object
         self._late = None if seconds is None else self._loop.call_later(seconds, self.abort)
 
     def authenticate(self) -> bool:
-        """Count the connection as authenticated. Return False if there is no room for it."""
+        """Count the connection as authenticated. Return False if the limit is reached."""
         return self._owner.authenticate(self)
 
     def begin_request(self) -> None:
-        """Note that a complete head was received."""
+        """Record that the headers were received."""
         self._await_head(None)
-        self.rests_since, self._unread_bytes = math.inf, 0
+        self.idle_since, self._unread_bytes = math.inf, 0
 
     def end_request(self) -> None:
-        """Note that the request was answered."""
-        self.rests_since = time.monotonic()
+        """Record that the request was answered."""
+        self.idle_since = time.monotonic()
 
     def abort(self) -> None:
-        """Close the connection now, whatever is not sent yet, and free its place."""
+        """Close the connection at once, without sending buffered data, and forget it."""
         self._owner.forget(self)
         self._await_head(None)
         if self.transport is not None:
@@ -153,11 +154,11 @@ class ClientConnection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer malformed HTTP with a fixed text, without the version of a library."""
-        if status >= 500:  # noqa: PLR2004  a defect of ours: the log has all of it
+        """Answer malformed HTTP with a fixed text that names no library version."""
+        if status >= 500:  # noqa: PLR2004  an internal error, which is logged with its traceback
             answer = super().handle_error(request, status, exc, message)
         else:
-            why = "no HTTP"
+            why = "malformed request"
             structlog.get_logger().warning(
                 "server.refused", status=status, why=why, peer=request.remote
             )
@@ -168,7 +169,7 @@ class ClientConnection(web.RequestHandler):
 
 
 class HttpServer:
-    """Accepts connections, and holds them to the limits of the port."""
+    """Accepts connections and enforces the limits of the port."""
 
     def __init__(self, answer: Answer, listen: Listen, limits: PortLimits) -> None:
         """Load the certificate. Raises OSError (also ssl.SSLError) if it cannot be used."""
@@ -178,7 +179,7 @@ class HttpServer:
         self._listen = listen
         self._unauthenticated: dict[ClientConnection, None] = {}  # oldest first
         self._authenticated: dict[ClientConnection, None] = {}
-        self._closed = 0  # connections that were closed for others since the last report
+        self._closed = 0  # connections that were closed for a limit since the last report
         self._certificate: Certificate | None = None
         if listen.cert_file:
             seconds = listen.certificate_seconds
@@ -193,28 +194,28 @@ class HttpServer:
         while True:
             try:
                 accepted, address = await loop.sock_accept(listening)
-            except OSError as error:  # no file descriptors or memory now, or the client has gone
+            except OSError as error:  # no file descriptors or memory, or the client disconnected
                 structlog.get_logger().error("server.accept_failed", error=str(error))
                 await asyncio.sleep(ACCEPT_RETRY_SECONDS)
                 continue
             self._open(accepted, str(address[0]))
             number += 1
             if number % ACCEPTS_PER_TURN == 0:
-                await asyncio.sleep(0)  # those accepted before are read
+                await asyncio.sleep(0)  # lets the accepted connections be read
 
     def authenticate(self, connection: ClientConnection) -> bool:
-        """Count the connection as authenticated. Return False if there is no room for it."""
+        """Count the connection as authenticated. Return False if the limit is reached."""
         if connection in self._authenticated:
             return True
         if len(self._authenticated) >= self.limits.max_authenticated and not self._make_room():
             return False
-        if connection in self._unauthenticated:  # not closed meanwhile
+        if connection in self._unauthenticated:  # it has not been closed meanwhile
             del self._unauthenticated[connection]
             self._authenticated[connection] = None
         return True
 
     def forget(self, connection: ClientConnection) -> None:
-        """Free the connection's place."""
+        """Stop counting the connection."""
         self._unauthenticated.pop(connection, None)
         self._authenticated.pop(connection, None)
 
@@ -223,17 +224,17 @@ class HttpServer:
         return connection in self._authenticated
 
     async def stop(self) -> None:
-        """Close all connections, after the requests in progress."""
+        """Close all connections after the requests in progress."""
         for connection in [*self._unauthenticated]:
             if connection.opening is not None:
                 connection.opening.cancel()
         for connection in [one for one in self._unauthenticated if one.opening is not None]:
             connection.abort()
-        self.requests.pre_shutdown()  # those that rest; `shutdown` alone would wait for them
+        self.requests.pre_shutdown()  # closes idle ones; `shutdown` alone would wait for them
         await self.requests.shutdown(STOP_SECONDS)
 
     def _open(self, accepted: socket.socket, peer: str) -> None:
-        """Give a new connection a place, and start its TLS handshake."""
+        """Count a new connection and start its TLS handshake."""
         if self._certificate:
             self._certificate.renew()
         if len(self._unauthenticated) >= self.limits.max_unauthenticated:
@@ -252,7 +253,7 @@ class HttpServer:
                 ssl=self._tls,
                 ssl_handshake_timeout=self.limits.header_seconds if self._tls else None,
             )
-        except OSError:  # no TLS, or the client has gone
+        except OSError:  # not TLS, or the client disconnected
             self.forget(connection)
         except asyncio.CancelledError:
             accepted.close()
@@ -262,23 +263,24 @@ class HttpServer:
 
     def _close_oldest(self) -> None:
         """Close the oldest connection of the client with the most unauthenticated ones."""
-        places = Counter(connection.peer for connection in self._unauthenticated)
-        most = max(places.values())
-        next(one for one in self._unauthenticated if places[one.peer] == most).abort()
+        counts = Counter(connection.peer for connection in self._unauthenticated)
+        most = max(counts.values())
+        next(one for one in self._unauthenticated if counts[one.peer] == most).abort()
         self._report_closed()
 
     def _make_room(self) -> bool:
-        """Close the authenticated connection that rests longest, if one does for a while.
+        """Close the authenticated connection that has been idle longest. Return whether one was.
 
-        After a storm Alertmanager keeps hundreds for minutes. They must not keep its peer out.
+        After an alert storm, Alertmanager keeps hundreds of connections open for minutes. They must
+        not exclude its peer.
         """
-        late = time.monotonic() - REST_SECONDS
-        resting = min(self._authenticated, key=lambda one: one.rests_since, default=None)
+        limit = time.monotonic() - MIN_IDLE_SECONDS
+        oldest = min(self._authenticated, key=lambda one: one.idle_since, default=None)
         self._report_closed()
-        if resting is None or resting.rests_since >= late:
+        if oldest is None or oldest.idle_since >= limit:
             return False
-        resting.force_close()
-        self.forget(resting)
+        oldest.force_close()
+        self.forget(oldest)
         return True
 
     def _report_closed(self) -> None:
@@ -308,7 +310,7 @@ def _request(
     writer: AbstractStreamWriter,
     task: asyncio.Task[None],
 ) -> web.BaseRequest:
-    """Return a request as aiohttp's own factory does, which asks the kernel for our pid."""
+    """Return a request as aiohttp's factory does, without asking the kernel for the process id."""
     return web.BaseRequest(message, payload, protocol, writer, task, task.get_loop())
 
 
@@ -334,7 +336,7 @@ async def serve(
         for task in accepting:
             task.cancel()
         try:
-            if accepting:  # `wait` and not `await`: that would take our own cancellation for theirs
+            if accepting:  # `await` could not distinguish our own cancellation from theirs
                 await asyncio.wait(accepting)
         finally:
             for one in sockets:

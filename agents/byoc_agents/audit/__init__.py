@@ -1,10 +1,10 @@
-"""Proves from a bucket alone that its billing records are whole, single and unaltered.
+"""Check from a bucket alone that its billing records are complete, unique and unaltered.
 
     readers -> Audit -> (intake: one object) -> evidence -> conclude -> Report -> text or JSON
 
-A bucket cannot show a loss of the newest records of the last epoch, as no object's key names them,
-nor changed figures without a second source (memory, size, quality) if their object's digest was
-computed again.
+The audit cannot detect the loss of the newest records of the last epoch, because no object's key
+names them. It cannot detect changed figures that have no second source (memory, size, quality) if
+the digest of their object was recomputed.
 """
 
 from byoc_agents.audit.audit import Audit

@@ -1,4 +1,4 @@
-"""The audit: objects go in, in any order, and a report comes out."""
+"""The audit: it reads objects in any order and returns a report."""
 
 from byoc_agents.audit.evidence import Evidence
 from byoc_agents.audit.ingest import Intake
@@ -6,11 +6,11 @@ from byoc_agents.audit.reconcile import conclude
 from byoc_agents.audit.report import Finding, Report
 from byoc_agents.billing.objects import parse_key
 
-RECENT_IDS = 32_768  # two such generations are kept, 8 MiB: an hour of 500 replicas
+RECENT_IDS = 32_768  # two generations of these are kept, 8 MiB: an hour of 500 replicas
 
 
 class Audit:
-    """Takes the objects of a bucket one by one.
+    """Reads the objects of a bucket one by one.
 
     `partial`: the beginning is left out on purpose, so an epoch need not begin with sequence 0.
     Every duplicate is found; those at most `recent_ids` records apart are also compared.
@@ -21,21 +21,21 @@ class Audit:
 
     @property
     def objects(self) -> int:
-        """Return how many objects were taken."""
+        """Return the number of objects that were read."""
         return self._evidence.objects
 
     def add(self, key: str, body: bytes) -> None:
-        """Read one object. Raises nothing: what is wrong becomes a finding."""
+        """Read one object. Problems become findings; nothing is raised."""
         if intake := self._intake(key):
             intake.read(body)
 
     def refuse(self, key: str, detail: str) -> None:
-        """Take note of an object whose bytes could not be had whole."""
+        """Record an object whose bytes could not be read completely."""
         if intake := self._intake(key):
             intake.torn(detail)
 
     def report(self, target: str) -> Report:
-        """Return the findings. Ends the audit."""
+        """End the audit and return its report."""
         return conclude(self._evidence, target)
 
     def _intake(self, key: str) -> Intake | None:

@@ -1,4 +1,4 @@
-"""`byoc-agents verify`: read a bucket or a directory back and say what is wrong."""
+"""`byoc-agents verify`: read a bucket or a directory and report problems."""
 
 import argparse
 import asyncio
@@ -17,26 +17,26 @@ from byoc_agents.audit.readers import Hours, UnreadableError, read_bucket, read_
 from byoc_agents.audit.render import text
 from byoc_agents.audit.report import Report
 
-PROGRESS_OBJECTS = 10_000  # one line on stderr for so many
+PROGRESS_OBJECTS = 10_000  # per progress line on stderr
 SCHEME = "s3://"
 
 Connect = Callable[[str | None], AbstractAsyncContextManager[Any]]
 
 
 def s3_client(region: str | None) -> AbstractAsyncContextManager[Any]:
-    """Return an S3 client as botocore makes it from the environment and its own files."""
+    """Return an S3 client that botocore configures from the environment and its own files."""
     client: AbstractAsyncContextManager[Any] = get_session().create_client("s3", region_name=region)
     return client
 
 
 def main(argv: Sequence[str], connect: Connect = s3_client) -> int:
-    """Print the report. Return 0 where all is well, 1 where something is wrong.
+    """Print the report. Return 0 if no problem was found, else 1.
 
-    2 means that nothing can be said: bad usage, or the place cannot be read.
+    2 means that there is no result: wrong usage, or an unreadable bucket or directory.
     """
     try:
         options = _parser().parse_args(argv)
-    except SystemExit as stop:  # argparse has said why
+    except SystemExit as stop:  # argparse has printed the reason
         return int(stop.code or 0)
     audit = Audit(partial=bool(options.since) or "/date=" in options.target)
     try:
@@ -100,7 +100,7 @@ def _read(audit: Audit, options: argparse.Namespace, connect: Connect) -> None:
 
 
 class _ProgressLine:
-    """Says on stderr how far it is: often on a terminal, else in a line now and then."""
+    """Shows the progress on stderr: continuously on a terminal, else a line now and then."""
 
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()

@@ -1,7 +1,7 @@
-"""Everything an audit remembers between two objects.
+"""The state of an audit between two objects.
 
-It grows with replicas, epochs and holes, never with records, apart from the last ids, which tell
-equal duplicates from conflicting ones.
+Its size depends on the number of replicas, epochs and holes, not on the number of records. Only the
+latest ids are kept, to distinguish identical duplicates from conflicting ones.
 """
 
 from collections import Counter, defaultdict
@@ -16,7 +16,7 @@ from byoc_agents.billing.record import Usage
 
 
 class PodEpoch(NamedTuple):
-    """What an object's key names, but for the time and the sequences."""
+    """The parts of an object's key without the time and the sequences."""
 
     organization_id: str
     service_id: str
@@ -26,14 +26,14 @@ class PodEpoch(NamedTuple):
 
 @dataclass(slots=True)
 class Claim:
-    """Sequences that keys say are stored, and those named in damaged objects or records."""
+    """Sequences that keys list as stored, and sequences of damaged objects or records."""
 
     named: Spans = field(default_factory=Spans)
     damaged: Spans = field(default_factory=Spans)
 
 
 class Recent:
-    """The last ids, each with a print of its record's bytes."""
+    """The latest ids, each with a hash of its record's bytes."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -43,7 +43,7 @@ class Recent:
     def seen(
         self, record_id: str, line: bytes
     ) -> Literal["duplicate_identical", "duplicate_conflicting"] | None:
-        """Remember a record; return which kind of duplicate it is, None where it is none."""
+        """Add a record. Return the kind of duplicate, or None if it is new."""
         name, footprint = hash(record_id), hash(line)
         known = self._young.get(name, self._old.get(name))
         if known is not None:
@@ -55,7 +55,7 @@ class Recent:
 
 
 class Evidence:
-    """`partial`: the beginning is left out on purpose; an epoch need not begin with sequence 0."""
+    """The evidence of all objects; if `partial`, an epoch need not begin with sequence 0."""
 
     def __init__(self, *, partial: bool, recent_ids: int) -> None:
         self.partial = partial
@@ -91,9 +91,9 @@ class Evidence:
         return self.claims[PodEpoch(usage.organization_id, usage.service_id, pod, usage.epoch)]
 
     def claims_by_replica(self) -> dict[tuple[ReplicaName, int], Claim]:
-        """Return the claims by replica and epoch: a state directory may outlive its pod.
+        """Return the claims by replica and epoch, because a state directory may outlive its pod.
 
-        A pod of which no sound record was read goes by its own name.
+        A pod without a valid record is its own replica.
         """
         found: defaultdict[tuple[ReplicaName, int], Claim] = defaultdict(Claim)
         for (organization_id, service_id, pod, epoch), claim in self.claims.items():

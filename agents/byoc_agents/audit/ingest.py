@@ -1,4 +1,4 @@
-"""One object read into the evidence: what is wrong with it, and what its sound records prove."""
+"""Read one object into the evidence: its problems, and its valid records."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ from byoc_agents.billing.record import Usage, UsageRecord, cpu_bound
 
 
 class Intake:
-    """Takes in one object. A record with a flaw of its own counts in no total and in no lane."""
+    """Reads one object. A record that is invalid by itself is in no total and in no lane."""
 
     def __init__(self, evidence: Evidence, key: str, name: ObjectKey) -> None:
         self._evidence = evidence
@@ -32,7 +32,7 @@ class Intake:
         self._counted: set[ReplicaName] = set()
 
     def read(self, body: bytes) -> None:
-        """Take in all records."""
+        """Read all records."""
         try:
             lines = unseal(self._key, body)
         except TornObjectError as error:
@@ -93,7 +93,7 @@ class Intake:
         self._before[lane] = usage.sequence
 
     def _spoil(self, usage: Usage) -> None:
-        """Keep the sequence from being reported as missing as well, wherever it belongs."""
+        """Mark the sequence as damaged, so that it is not reported as missing too."""
         claims = [self._evidence.claim_of(usage)]
         claims += [] if self._name.shared else [self._claim]
         for claim in claims:

@@ -1,6 +1,6 @@
-"""Where the objects lie: a bucket, or a directory as the directory sink lays it out.
+"""Read objects from a bucket, or from a directory of the directory sink.
 
-A bucket needs `s3:ListBucket` on itself and `s3:GetObject` on the prefix.
+A bucket requires `s3:ListBucket` on itself and `s3:GetObject` on the prefix.
 """
 
 import asyncio
@@ -22,17 +22,17 @@ Progress = Callable[[int], None]  # takes the number of objects read so far
 
 
 class UnreadableError(ByocError):
-    """The bucket, directory or object cannot be read. `str()` names it and says why."""
+    """The bucket, directory or object cannot be read. The message has its name and the reason."""
 
 
 class Hours(NamedTuple):
-    """Which objects to read, by the hour in their key: `YYYY-MM-DDTHH`, half-open, "" = open."""
+    """A half-open range of hours `YYYY-MM-DDTHH` in the keys of the objects; "" = no bound."""
 
     since: str = ""
     until: str = ""
 
     def chosen(self, key: str) -> bool:
-        """Return whether to read an object; one with a strange name always."""
+        """Return whether to read an object. An object with an unknown name is always read."""
         name = parse_key(key)
         if name is None:
             return True
@@ -52,7 +52,7 @@ def read_directory(audit: Audit, root: Path, hours: Hours, progress: Progress) -
 
 
 def _files(folder: str) -> Iterator[str]:
-    """Yield paths without dot files, which are what a killed writer leaves behind."""
+    """Yield paths without dot files, which are temporary files of a killed writer."""
     with os.scandir(folder) as entries:
         found = sorted((f"{e.name}/" if e.is_dir() else e.name, e.path) for e in entries)
     for name, path in found:
@@ -94,12 +94,12 @@ async def _read_some(
     for item, body in zip(listed, bodies, strict=True):
         if isinstance(body, str):
             audit.refuse(item["Key"], body)
-        elif not item["Key"].endswith("/"):  # the S3 console's idea of a folder
+        elif not item["Key"].endswith("/"):  # a folder that the S3 console created
             audit.add(item["Key"], body)
 
 
 async def _get(client: Any, bucket: str, item: dict[str, Any]) -> bytes | str:
-    """Return the bytes, or what is wrong with the object."""
+    """Return the bytes, or the problem with the object."""
     if parse_key(item["Key"]) is None:
         return b""
     if item["Size"] > MAX_BODY_BYTES:

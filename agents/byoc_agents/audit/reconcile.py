@@ -1,4 +1,4 @@
-"""From the evidence to the report: what only shows when everything has been read."""
+"""Build the report from the evidence, with the findings that require all objects."""
 
 from collections.abc import Sequence
 from decimal import Decimal
@@ -22,11 +22,11 @@ from byoc_agents.audit.report import (
 )
 from byoc_agents.audit.sequences import Hole, Lane, Link, Point, Run, Stretch, link
 
-BEGINNING, END = -(2**62), 2**62  # of time, where no record bounds it
+BEGINNING, END = -(2**62), 2**62  # of time, if no record bounds it
 
 
 def conclude(evidence: Evidence, target: str) -> Report:
-    """Return the report; adds to the evidence's findings, so it is called once."""
+    """Return the report. It adds to the findings of the evidence, so it must be called once."""
     claims: dict[ReplicaName, dict[int, Claim]] = {}
     for (name, epoch), claim in evidence.claims_by_replica().items():  # once, so this is linear
         claims.setdefault(name, {})[epoch] = claim
@@ -110,7 +110,7 @@ class _Conclusion:
         self._replica = replica
         self._claims = claims
         self._partial = partial
-        self._explained = Spans()  # time whose records are missing or damaged, said already
+        self._explained = Spans()  # time of records already reported as missing or damaged
         self._epochs = sorted({*replica.lanes, *claims})
 
     def reach(self) -> list[EpochEnd]:
@@ -161,7 +161,7 @@ class _Conclusion:
             )
 
     def _stated(self, hole: Hole) -> str:
-        """Return what the records say of a hole themselves: it is still one."""
+        """Return the gap that the records state for a hole, which is a finding anyway."""
         if not hole.left or not hole.right:
             return ""
         start_ms, end_ms = hole.left.end_ms, hole.right.start_ms

@@ -1,4 +1,4 @@
-"""The state of one replica: lanes, the time they cover, sums. Nothing is kept per record."""
+"""The audit state of one replica: lanes, covered time, sums. Nothing is kept per record."""
 
 from dataclasses import dataclass, field, fields
 from decimal import Decimal
@@ -41,7 +41,7 @@ class Timeline:
         return twice
 
     def add_soft(self, usage: Usage, start_ms: int, end_ms: int) -> None:
-        """Keep a gap whose counted time depends on records that may be read later."""
+        """Add a gap whose counted time depends on records that may be read later."""
         if usage.gap_reason in SOFT_GAPS and usage.allocated.counted_milliseconds:
             self.soft.append((usage.epoch, usage.sequence, start_ms, end_ms, usage.allocated))
 
@@ -56,20 +56,20 @@ class Timeline:
             taken.add(start_ms, end_ms)
 
     def knows(self, usage: Usage, start_ms: int, end_ms: int) -> bool:
-        """Return whether a record of this kind over this whole period was added already."""
+        """Return whether records of this kind already cover the whole period."""
         soft = usage.gap_reason in SOFT_GAPS
         spans = self.gaps.get(usage.gap_reason, Spans()) if soft else self.covered
         return not spans.uncovered(start_ms, end_ms)
 
     def stated(self) -> dict[GapReason, Spans]:
-        """Return the gaps: of a gap that may lie over earlier records, what they leave open."""
+        """Return the gaps, without the time that records cover if gaps may overlap them."""
         return {
             reason: spans.minus(self.covered) if reason in SOFT_GAPS else spans
             for reason, spans in self.gaps.items()
         }
 
     def holes(self) -> Spans:
-        """Return the time between the first and the last record that no record speaks of."""
+        """Return the time between the first and the last record that no record covers."""
         known = Spans(*self.covered)
         for spans in self.gaps.values():
             known.update(spans)
@@ -184,7 +184,7 @@ class SizelessRecords:
 
 @dataclass(slots=True)
 class ReplicaAudit:
-    """All that is known of one replica."""
+    """The evidence on one replica."""
 
     name: ReplicaName
     lanes: dict[int, Lane] = field(default_factory=dict)  # by epoch
@@ -205,12 +205,12 @@ class ReplicaAudit:
         return self.timelines.setdefault((pod, usage.container_name), Timeline())
 
     def note_unrecorded(self, link: Link) -> None:
-        """Remember CPU across a stated gap."""
+        """Add CPU across a stated gap."""
         if len(self.unrecorded) < MAX_UNRECORDED:
             self.unrecorded.append(link)
 
     def add(self, usage: Usage, start_ms: int, end_ms: int, name: str, bound: CpuBound) -> None:
-        """Add a record to the sums: later if it is not known how many CPUs its machine has."""
+        """Add a record to the sums, or postpone it if its number of CPUs is unknown."""
         pod = usage.pod_uid or usage.replica
         needed = bound.needs_cpus(usage.used.cpu_core_seconds)
         if usage.machine_cpus is not None or needed <= self.machine_cpus.get(pod, 1):
@@ -230,15 +230,15 @@ class ReplicaAudit:
         found.sums.add(usage, start_ms, end_ms)
 
     def note_cpus(self, usage: Usage) -> None:
-        """Remember the largest number of CPUs that the possible records of a pod have."""
+        """Update the largest number of CPUs in the possible records of a pod."""
         if usage.machine_cpus is not None:
             pod = usage.pod_uid or usage.replica
             self.machine_cpus[pod] = max(self.machine_cpus.get(pod, 0), usage.machine_cpus)
 
     def decide(self) -> list[tuple[SizelessRecords, int, int]]:
-        """Add the postponed records to the sums; return those that are impossible.
+        """Add the postponed records to the sums. Called once, at the end.
 
-        With the number of CPUs that they need and that their machine has. Called once, at the end.
+        Return the impossible ones, with the number of CPUs that they need and that exist.
         """
         refused = []
         for (pod, needed), found in self.sizeless.items():

@@ -1,4 +1,4 @@
-"""What an audit says: one struct for people and machines. `--json` prints it as it stands."""
+"""The report of an audit, one struct for people and machines. `--json` prints it unchanged."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -13,8 +13,8 @@ from byoc_agents.billing.record import GapReason
 MAX_FINDINGS = 1000  # kept with their details; beyond that they are only counted
 
 ProblemKind = Literal[
-    "foreign_object",  # no billing object's key: a reader of *.jsonl.zst would not load it
-    "torn_object",  # a bad frame, a cut last line, bad JSON, or no usage record
+    "foreign_object",  # not the key of a billing object: a reader of *.jsonl.zst skips it
+    "torn_object",  # a bad frame, a cut last line, bad JSON, or not a usage record
     "altered_object",  # records that do not fit the object's key
     "altered_record",  # a record that contradicts itself
     "impossible_cpu",  # more CPU than the machine has; the record is in no sum
@@ -27,13 +27,13 @@ ProblemKind = Literal[
     "overlap",  # a period that is recorded twice under two ids
     "uncovered",  # time between two records that no gap states
     "lost_cpu",  # the counter rose between two neighbouring records
-    "doubled_cpu",  # it fell: some CPU is in both
-    "unannounced_life",  # another life of the counter, and no record says so
+    "doubled_cpu",  # the counter fell: some CPU is in both records
+    "unannounced_life",  # another incarnation of the counter that no record announces
 ]
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One thing that is wrong. `key` is the object that showed it, where one did."""
+    """One problem. `key` is the object that shows it, if there is one."""
 
     kind: ProblemKind
     organization_id: str = ""
@@ -50,7 +50,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Gap(msgspec.Struct, frozen=True, kw_only=True):
-    """Time that the records themselves say was not measured. Not an error."""
+    """Time that the records state as not measured. This is not an error."""
 
     organization_id: str
     service_id: str
@@ -62,7 +62,7 @@ class Gap(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Unrecorded(msgspec.Struct, frozen=True, kw_only=True):
-    """CPU used across a stated gap, as the counters of one life at both sides bound it."""
+    """CPU used across a stated gap: the difference of one incarnation's counter."""
 
     organization_id: str
     service_id: str
@@ -73,7 +73,7 @@ class Unrecorded(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EpochEnd(msgspec.Struct, frozen=True, kw_only=True):
-    """The state directory was lost or renewed: what it had not sent yet never arrives."""
+    """The state directory was lost or replaced: records that it had not sent are lost."""
 
     organization_id: str
     service_id: str
@@ -149,7 +149,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def ok(self) -> bool:
-        """Return whether nothing is wrong."""
+        """Return whether there are no findings."""
         return not self.counts
 
 
@@ -161,14 +161,14 @@ class Findings:
         self.kept: list[Finding] = []
 
     def add(self, finding: Finding, count: int = 1) -> None:
-        """Count one, or so many of which it is the first; keep it while there is room."""
+        """Count a finding, or the first of several. Keep it if there is room."""
         self.counts[finding.kind] += count
         if len(self.kept) < MAX_FINDINGS:
             self.kept.append(finding)
 
 
 def stamp(ms: int | None) -> str:
-    """Return RFC 3339, or nothing for a time that is not known."""
+    """Return RFC 3339, or "" for an unknown time."""
     return "" if ms is None else rfc3339(ms)
 
 

@@ -1,7 +1,7 @@
-"""What the sequences and the CPU counter of one replica prove: nothing missing, nothing twice.
+"""Check the sequences and the CPU counter of a replica for missing and duplicate usage.
 
-A lane is one epoch of one replica. Neighbouring records melt into runs, so that a sound lane is a
-single run, whatever its length and in whatever order its objects are read.
+A lane is one epoch of one replica. Neighbouring records are merged into runs, so a lane without
+problems is a single run, for any length and any order of reading.
 """
 
 from bisect import bisect_right
@@ -12,23 +12,23 @@ from typing import Literal, NamedTuple
 from byoc_agents.audit.intervals import Spans
 from byoc_agents.billing.record import CpuBound, Usage
 
-CUT = "cut"  # the life of a point that compares with none: the counter is known to have fallen
+CUT = "cut"  # the life of a point that is not compared: the counter is known to have fallen
 CUT_GAPS = ("counter_fell", "counter_impossible")  # the difference across them is not CPU used
 CLOCK_PPM = 500  # see `load_of`
 SOFT_GAPS = ("no_checkpoint", "spool_corrupt")  # may lie over records of earlier epochs
 
 
 class Point(NamedTuple):
-    """The cumulative counter at one end of a record. A gap does not know the life it is of: ""."""
+    """The cumulative counter at one end of a record. `life` is its incarnation; "" for a gap."""
 
     life: str
     core_seconds: Decimal
     ms: int
-    announced: bool  # the record says that a new life or another source begins with it
+    announced: bool  # the record states that a new incarnation or another source begins with it
 
 
 class Link(NamedTuple):
-    """Two points that should be one. `core_seconds` is how far they are apart, never negative."""
+    """Two points that should be equal. `core_seconds` is their difference, never negative."""
 
     kind: Literal["unrecorded", "lost_cpu", "doubled_cpu", "unannounced_life"]
     start_ms: int
@@ -37,7 +37,7 @@ class Link(NamedTuple):
 
 
 class Stretch(NamedTuple):
-    """Neighbouring records of one counter, and their CPU against what the machine could do."""
+    """Neighbouring records of one counter, with their used CPU and the CPU that was possible."""
 
     first: int  # sequences
     last: int
@@ -47,7 +47,7 @@ class Stretch(NamedTuple):
     end_ms: int
     used_usec: int
     possible_usec: int  # without the slack
-    slack_usec: int  # once, however many records there are: the largest of them
+    slack_usec: int  # the largest slack of all records; it is applied once
 
     @property
     def excess_usec(self) -> int:
@@ -70,7 +70,7 @@ class Stretch(NamedTuple):
 
 
 class Load(NamedTuple):
-    """The stretches of a run that matter: enough to find the worst one in any order of reading."""
+    """The stretches of a run that suffice to find the worst one in any order of reading."""
 
     whole: Stretch | None = None  # None if the run is not a single stretch
     # The worst that begins with the run's first record and the worst that ends with its last one.
@@ -100,13 +100,13 @@ def _joined(left: Stretch | None, right: Stretch | None) -> Stretch | None:
 
 
 def _by_excess(a: Stretch | None, b: Stretch | None) -> Stretch | None:
-    """Return the one with the larger excess; None if neither has one."""
+    """Return the one with the larger excess, or None if neither exists."""
     found = a if b is None or (a is not None and a.excess_usec >= b.excess_usec) else b
     return found if found and found.excess_usec > 0 else None
 
 
 def _by_breach(a: Stretch | None, b: Stretch | None) -> Stretch | None:
-    """Return the one that goes further beyond its slack; None if neither does."""
+    """Return the one that exceeds its slack by more, or None if neither does."""
     if a is None and b is None:
         return None
     found = [s for s in (a, b) if s is not None and s.excess_usec > s.slack_usec]
@@ -149,15 +149,15 @@ class Run:
     last: int
     start_ms: int
     end_ms: int
-    head: Point | None  # the first counter in it, None where there is none
-    tail: Point | None  # and the last
-    head_gap: bool  # a stated gap without a counter lies before `head`
-    tail_gap: bool  # or after `tail`
+    head: Point | None  # the first counter, or None if no record has one
+    tail: Point | None  # the last counter
+    head_gap: bool  # a stated gap without a counter precedes `head`
+    tail_gap: bool  # a stated gap without a counter follows `tail`
     load: Load
 
 
 class Hole(NamedTuple):
-    """Sequences [first, last] of which no sound record was read, and the runs at both sides."""
+    """Sequences [first, last] without a valid record, and the runs on both sides."""
 
     first: int
     last: int
@@ -180,14 +180,14 @@ def run_of(usage: Usage, start_ms: int, end_ms: int, load: Load) -> Run:
 
 
 def link(tail: Point | None, head: Point | None, *, stated: bool) -> Link | None:
-    """Compare the counter before a seam with the one after it; None where all is well.
+    """Compare the counters of two neighbouring runs. Return None if there is no problem.
 
-    `stated`: a gap record lies between them, which makes a rise unrecorded instead of lost.
+    `stated`: a gap record is between them, so a rise is unrecorded instead of lost.
     """
     if tail is None or head is None or CUT in {tail.life, head.life}:
         return None
     if tail.core_seconds == head.core_seconds:
-        return None  # the name of a life may shift where its birth is only known to the second
+        return None  # the incarnation's name may change if its birth is only known to the second
     if head.announced and tail.life == head.life:
         return None  # a counter that was set to 0 under its old name
     if tail.life != head.life and ((tail.life and head.life) or head.announced):
@@ -212,12 +212,12 @@ class Lane:
         self.runs: list[Run] = []
 
     def holds(self, sequence: int) -> bool:
-        """Return whether a record of this sequence was added."""
+        """Return whether a record with this sequence was added."""
         place = self._after(sequence)
         return place > 0 and sequence <= self.runs[place - 1].last
 
     def add(self, run: Run) -> list[Link]:
-        """Add a single record whose sequence is not held yet; return where the counter broke."""
+        """Add a record with a new sequence. Return the breaks of the counter next to it."""
         links = []
         place = self._after(run.first)
         if place < len(self.runs) and self.runs[place].first == run.last + 1:
@@ -233,7 +233,7 @@ class Lane:
         return [link for link in links if link is not None]
 
     def holes(self, expected: Spans) -> list[Hole]:
-        """Return the expected sequences that no run holds."""
+        """Return the expected sequences that are in no run."""
         held = Spans(*((run.first, run.last + 1) for run in self.runs))
         found = []
         for first, end in expected.minus(held):
@@ -250,7 +250,7 @@ class Lane:
 
 
 def _extend(left: Run, right: Run) -> None:
-    """Let the left run take over the right one, which begins where it ends."""
+    """Merge the right run into the left run, at whose end it begins."""
     left.load = left.load.join(right.load, same_counter=_same_counter(left, right))
     left.last = right.last
     left.end_ms = right.end_ms
@@ -263,7 +263,7 @@ def _extend(left: Run, right: Run) -> None:
 
 
 def _same_counter(left: Run, right: Run) -> bool:
-    """Return whether the counter of the left run's last record goes on in the right run's first."""
+    """Return whether the counter of the left run continues in the right run."""
     tail, head = left.tail, right.head
     if tail is None or head is None or left.tail_gap or right.head_gap:
         return False

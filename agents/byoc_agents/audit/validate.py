@@ -1,7 +1,7 @@
-"""What one record says twice, and must say alike: to itself, and to the key of its object.
+"""Check that the fields of a record agree with each other and with the key of its object.
 
-Memory, size and quality have little to be compared with. The frame's checksum guards their bytes.
-Against someone who seals an object again there is only the bucket's own access control.
+Few other fields depend on memory, size and quality; the checksum of the frame protects their bytes.
+Only the bucket's access control protects against someone who seals a changed object again.
 """
 
 from decimal import Decimal
@@ -22,7 +22,7 @@ from byoc_agents.billing.record import (
 )
 
 MAX_CORE_SECONDS = Decimal(10) ** 15  # far beyond any machine; the sums stay exact
-# Readings are 100 ms apart at least; ten times as many are far too many.
+# Readings are at least 100 ms apart; ten times as many are impossible.
 SHORTEST_SAMPLE_MS, FEWEST_SAMPLES = 10, 100
 STEP_TOLERANCE_MS = 1000  # the meter's
 
@@ -31,7 +31,7 @@ _milliseconds = lru_cache(maxsize=1024)(parse_rfc3339)  # one record's end is th
 
 
 def decode(line: bytes) -> UsageRecord:
-    """Return a record. Raises ValueError where it is none, or a CPU figure is not to be taken."""
+    """Return a record. Raises ValueError if it is not one, or has an invalid CPU figure."""
     record = _decode(line)
     if not _sane(record.data):
         raise ValueError("a CPU figure is negative, too large or no number")
@@ -57,7 +57,7 @@ class CheckedPeriod(NamedTuple):
 
 
 def misplaced(usage: Usage, key: ObjectKey, start_ms: int) -> str:
-    """Return how a record does not fit its object's key; empty where it does."""
+    """Return how a record contradicts its object's key; empty if it does not."""
     if key.shared:
         return _misplaced_in_shared(usage, key, start_ms)
     pod = usage.pod_uid or usage.replica
@@ -81,7 +81,7 @@ def _misplaced_in_shared(usage: Usage, key: ObjectKey, start_ms: int) -> str:
 
 
 def period(usage: Usage) -> CheckedPeriod:
-    """Return the period. Raises ValueError where it is none, or is empty."""
+    """Return the period. Raises ValueError if it is malformed or empty."""
     start_ms = _milliseconds(usage.charge_period_start)
     end_ms = _milliseconds(usage.charge_period_end)
     if start_ms >= end_ms:
@@ -90,7 +90,7 @@ def period(usage: Usage) -> CheckedPeriod:
 
 
 def contradiction(record: UsageRecord) -> str:
-    """Return what a record says about itself that cannot be so; empty where it is sound."""
+    """Return how a record contradicts itself; empty if it does not."""
     usage = record.data
     if record.type != TYPE:
         return f"type {record.type!r}"
@@ -125,7 +125,7 @@ def _sizes(usage: Usage) -> str:
 
 
 def _resized(size: Allocated) -> str:
-    """Return how a size is not the smaller one of both ends of an unseen change."""
+    """Return how a size is not the smaller one of both ends of an unobserved change."""
     if (ends := size.resized) is None:
         return ""
     for name, counted, start, end in (
@@ -139,10 +139,10 @@ def _resized(size: Allocated) -> str:
 
 
 def _times(usage: Usage) -> str:
-    """Return how a record's time and its readings do not fit.
+    """Return how the time and the number of readings of a record contradict each other.
 
-    A period may be shorter than the elapsed time, if the wall clock was set back before. Between
-    two readings the wall clock may gain a second before that is a step.
+    A period may be shorter than the elapsed time if the wall clock was set back before. Between two
+    readings, the wall clock may gain up to a second before that counts as a step.
     """
     samples, elapsed_ms = usage.samples, usage.elapsed_milliseconds
     if min(samples.expected, samples.observed) < 0:

@@ -219,7 +219,7 @@ def charge_period_ms(line: bytes) -> tuple[int, int]:
 
 
 class CpuBound(NamedTuple):
-    """What bounds the CPU of a record: the machine's CPUs, the time they had, and the slack."""
+    """The bound of a record's CPU: the machine's CPUs, the elapsed time, and the slack."""
 
     cpus: int
     elapsed_ms: int
@@ -237,10 +237,10 @@ class CpuBound(NamedTuple):
 
 
 def cpu_bound(usage: Usage, unknown_cpus: int = MAX_CPUS) -> CpuBound | None:
-    """Return what bounds a record's CPU; `unknown_cpus` if it does not have the number of CPUs.
+    """Return the bound of a record's CPU, with `unknown_cpus` if the number of CPUs is missing.
 
-    None if nothing can be said: of a gap, and of a record of 0.1.0 that may hold CPU of an earlier
-    time (quality `estimated`).
+    None if there is no bound: for a gap, and for a record of 0.1.0 that may contain CPU of an
+    earlier time (quality `estimated`).
     """
     elapsed_ms = usage.counter_milliseconds
     if usage.quality == "gap" or (elapsed_ms is None and usage.quality != "measured"):

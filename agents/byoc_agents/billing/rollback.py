@@ -1,4 +1,4 @@
-"""What the ledger knows about sent objects, if the spool may have been rolled back.
+"""Find sent objects in the ledger, in case the spool was rolled back.
 
 See `byoc_agents.ledger.recent`. An object is one message: its position is that of its last record.
 Its key contains the hour, and the epoch and the sequences of its records.

@@ -54,7 +54,7 @@ def grows(group: Sequence[Operation]) -> bool:
 
 
 class Step(Enum):
-    """What to do next with a group of operations."""
+    """The next step for a group of operations."""
 
     RUN = auto()
     CONFIRM = auto()  # close the file, open it and run the group again: is the damage real?

@@ -1,4 +1,4 @@
-"""What the process may do after its start: every audit event of CPython 3.11 to 3.15, in one table.
+"""The audit events of CPython 3.11 to 3.15 in one table: which are allowed after the start.
 
 The events are those of https://docs.python.org/3/library/audit_events.html. A test compares the
 table with that page for each version. An event that is not in the table is refused if it belongs to

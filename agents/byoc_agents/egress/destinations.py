@@ -48,7 +48,7 @@ LEGACY_STS_REGIONS = frozenset(  # AWS_STS_REGIONAL_ENDPOINTS=legacy sends these
 
 
 class DestinationKind(StrEnum):
-    """What a destination is. Policies and their options use these names."""
+    """The kind of a destination. Policies and their options use these names."""
 
     S3 = "s3"
     SQS = "sqs"

@@ -112,7 +112,7 @@ DENIED: dict[str, tuple[int | None, int | None]] = {
 
 
 class Machine(NamedTuple):
-    """What differs between two architectures."""
+    """The constants of one architecture."""
 
     architecture: int  # AUDIT_ARCH_* of linux/audit.h
     column: int  # in DENIED

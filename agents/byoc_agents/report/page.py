@@ -184,7 +184,7 @@ FIGURES = {"number": format_number, "size": format_size}
 
 
 class TypeSection(msgspec.Struct, frozen=True, kw_only=True):
-    """What the page shows of one event type."""
+    """The section of the page about one event type."""
 
     name: str
     known: bool  # in the schemas of this version

@@ -28,7 +28,7 @@ BuildMessage = Callable[
 
 
 class _StreamState(NamedTuple):
-    """What one commit stores next to its message."""
+    """The state that a commit stores together with its message."""
 
     position: Position
     extra: bytes | None

@@ -1,4 +1,4 @@
-"""The settings of an alert forwarder, whose secrets are known."""
+"""The settings of an alert forwarder, with known secrets."""
 
 import base64
 

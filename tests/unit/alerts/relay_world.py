@@ -1,4 +1,4 @@
-"""A relay over a spool or what stands for one, and the alerts that go in."""
+"""A relay with a real or fake spool, and the alerts to send to it."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ RULES = Rules(
 
 
 class Clock(SystemClock):
-    """A clock that stands still until it is moved."""
+    """A clock that only advances when a test sets `ms`."""
 
     def __init__(self) -> None:
         self.ms = START_MS + 30_000
@@ -36,7 +36,7 @@ class Clock(SystemClock):
 
 
 class Memory:
-    """Stands for the spool: keeps what is committed, or refuses as told."""
+    """A fake spool: keeps commits in memory, or raises `refusal`."""
 
     def __init__(self) -> None:
         self.corruptions = 0
@@ -66,7 +66,7 @@ class Memory:
 
 
 class World:
-    """A relay over a spool, and what came out of it."""
+    """A relay with a spool, and the messages that it stored."""
 
     def __init__(self, spool: Any) -> None:
         self.clock = Clock()
@@ -75,9 +75,9 @@ class World:
         self.registry = metrics.registry
         self.counts = Counts(metrics, "alert-forwarder")
         self.rules = RULES
-        self.relay = self.restarted()
+        self.relay = self.restart()
 
-    def restarted(self) -> Relay:
+    def restart(self) -> Relay:
         self.relay = Relay(self.rules, self.spool, self.clock, self.counts)
         return self.relay
 
@@ -89,11 +89,11 @@ class World:
             return [json.loads(message.body) for message in self.spool.messages]
         return [json.loads(message.body) for message in await self.spool.head(1000)]
 
-    async def told(self) -> list[str]:
+    async def reported(self) -> list[str]:
         events = await self.events()
         return [f"{e['data']['status']} {e['data']['labels']['alertname']}" for e in events]
 
-    def fates(self) -> dict[str, float]:
+    def outcomes(self) -> dict[str, float]:
         samples = [s for family in self.registry.collect() for s in family.samples]
         totals = [s for s in samples if s.name == "byoc_alerts_received_total"]
         return {s.labels["outcome"]: s.value for s in totals if s.value}

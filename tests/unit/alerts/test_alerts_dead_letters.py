@@ -1,4 +1,4 @@
-"""The command for what was refused for good, beside a daemon that has the spool open."""
+"""The command for dead letters, while a daemon has the spool open."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from byoc_agents.durable.spool import Spool
 
 @pytest.fixture
 async def spool(tmp_path: Path) -> AsyncIterator[Spool]:
-    """Give a spool in use, with two dead letters and one message that waits."""
+    """Yield a spool in use, with two dead letters and one queued message."""
     async with Spool(tmp_path / "alert-forwarder", max_bytes=1 << 20, clock=SystemClock()) as spool:
         for name in ("a", "b", "waiting"):
             message = Message(name, "byoc.alert.v1", b'{"id":"%s"}' % name.encode(), 0)
@@ -34,7 +34,7 @@ def run(tmp_path: Path, *argv: str) -> int:
     return dead_letters.main(["--state-dir", str(tmp_path), *argv])
 
 
-async def test_list_names_each_and_shows_bodies_only_when_asked(
+async def test_list_shows_bodies_only_with_the_option(
     spool: Spool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(tmp_path, "list") == 0
@@ -60,25 +60,25 @@ async def test_resend_all(spool: Spool, tmp_path: Path) -> None:
     assert [name for name, _ in await queue(spool)] == ["waiting", "a", "b", "later"]
 
 
-async def test_another_process_that_looks_writes_nothing_over_the_daemons_journal(
+async def test_listing_from_another_process_does_not_write_the_daemons_wal(
     spool: Spool, tmp_path: Path
 ) -> None:
-    """Only who writes the journal may write it again; the daemon goes on in it all the while."""
-    journal = spool.path.with_name("spool.db-wal")
-    before = (journal.read_bytes(), journal.stat().st_mtime_ns)
+    """Only the process that writes the WAL may rewrite it; the daemon keeps writing meanwhile."""
+    wal = spool.path.with_name("spool.db-wal")
+    before = (wal.read_bytes(), wal.stat().st_mtime_ns)
     listing = ["-m", "byoc_agents.app.cli", "dead-letters", "--state-dir", str(tmp_path), "list"]
-    looking = await asyncio.create_subprocess_exec(
+    process = await asyncio.create_subprocess_exec(
         sys.executable, *listing, stdout=asyncio.subprocess.PIPE
     )
-    said, _ = await looking.communicate()
-    assert [json.loads(line)["id"] for line in said.splitlines()] == ["a", "b"]
-    assert (journal.read_bytes(), journal.stat().st_mtime_ns) == before
+    output, _ = await process.communicate()
+    assert [json.loads(line)["id"] for line in output.splitlines()] == ["a", "b"]
+    assert (wal.read_bytes(), wal.stat().st_mtime_ns) == before
     await spool.put(Message("later", "t", b"{}", 0))
     assert [name for name, _ in await queue(spool)] == ["waiting", "later"]
     assert spool.corruptions == 0
 
 
-async def test_resend_says_what_is_not_there_and_does_the_rest(
+async def test_resend_reports_an_unknown_id_and_resends_the_others(
     spool: Spool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(tmp_path, "resend", "none", "a") == 1
@@ -86,13 +86,13 @@ async def test_resend_says_what_is_not_there_and_does_the_rest(
     assert [name for name, _ in await queue(spool)] == ["waiting", "a"]
 
 
-def test_no_state_directory_has_no_dead_letters_and_is_not_made(tmp_path: Path) -> None:
+def test_a_missing_state_directory_has_no_dead_letters_and_is_not_created(tmp_path: Path) -> None:
     assert run(tmp_path / "none", "list") == 0
     assert not (tmp_path / "none").exists()
 
 
-def test_a_spool_that_is_none_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_malformed_spool_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "x").mkdir()
-    (tmp_path / "x" / "spool.db").write_text("no spool")
+    (tmp_path / "x" / "spool.db").write_text("not a spool")
     assert run(tmp_path, "list") == 2
     assert "is not a spool" in capsys.readouterr().err

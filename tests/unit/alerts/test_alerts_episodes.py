@@ -1,4 +1,4 @@
-"""Episodes: alerts that fire again, ends that never come, and what the heartbeat says of both."""
+"""Episodes: alerts that fire again, ends that are never received, and the heartbeat's summary."""
 
 import asyncio
 import hashlib
@@ -34,16 +34,16 @@ def resolved(ends_at: str = FIRST_END, **changes: Any) -> dict[str, Any]:
     return alert(status="resolved", endsAt=ends_at, **changes)
 
 
-async def told(world: World) -> list[tuple[str, str]]:
+async def reported(world: World) -> list[tuple[str, str]]:
     events = [event["data"] for event in await world.events()]
     return [(data["status"], data["starts_at"][11:16]) for data in events]
 
 
-async def beat(world: World) -> dict[str, Any]:
-    heart = HeartbeatSender(
+async def send_heartbeat(world: World) -> dict[str, Any]:
+    sender = HeartbeatSender(
         RULES.origin, world.relay, world.spool, world.clock, interval_seconds=60
     )
-    await heart.send()
+    await sender.send()
     data: dict[str, Any] = (await world.events())[-1]["data"]
     return data
 
@@ -52,54 +52,54 @@ async def test_a_firing_long_after_the_end_is_a_new_fact_at_once(world: World) -
     await world.accept(resolved())
     world.clock.ms += WINDOW_MS
     assert await world.accept(alert()) == 1
-    assert await world.told() == ["firing Down", "resolved Down", "firing Down"]
+    assert await world.reported() == ["firing Down", "resolved Down", "firing Down"]
     assert len({event["id"] for event in await world.events()}) == 3
 
 
-async def test_an_unconfirmed_firing_is_a_new_fact_when_nothing_has_taken_it_back(
+async def test_an_unconfirmed_firing_that_is_not_retracted_is_a_new_fact(
     durable: World,
 ) -> None:
     await durable.accept(resolved())
     durable.clock.ms += WINDOW_MS - 1
     assert await durable.accept(alert()) == 0
-    assert durable.fates() == {"relayed": 1, "unconfirmed": 1}
+    assert durable.outcomes() == {"relayed": 1, "unconfirmed": 1}
     received_at_ms = durable.clock.ms
     durable.clock.ms += WINDOW_MS - 1
-    durable.restarted()
+    durable.restart()
     assert await durable.relay.confirm_reopened() == 0
     durable.clock.ms += 1
-    durable.restarted()
+    durable.restart()
     assert await durable.relay.confirm_reopened() == 1
     assert await durable.relay.confirm_reopened() == 0
     again = (await durable.events())[-1]["data"]
     assert (again["status"], again["received_at"]) == ("firing", "2026-11-23T19:12:24.987Z")
     assert received_at_ms + WINDOW_MS == durable.clock.ms
     durable.clock.ms += REMINDER_MS
-    durable.restarted()
+    durable.restart()
     await durable.accept(alert())
     await durable.accept(resolved(SECOND_END))
     notifications = [e["data"]["notification"] for e in await durable.events()]
     assert notifications == ["transition"] * 3 + ["reminder", "transition"]
-    assert (await durable.told())[-2:] == ["firing Down", "resolved Down"]
+    assert (await durable.reported())[-2:] == ["firing Down", "resolved Down"]
     assert len({event["id"] for event in await durable.events()}) == 5
 
 
-async def test_a_copy_that_alertmanager_takes_back_is_never_reported(durable: World) -> None:
+async def test_a_copy_that_alertmanager_retracts_is_never_reported(durable: World) -> None:
     await durable.accept(resolved())
     await durable.accept(alert())
     durable.clock.ms += WINDOW_MS - 1
     await durable.accept(resolved())
-    durable.restarted()
+    durable.restart()
     durable.clock.ms += WINDOW_MS
     assert await durable.relay.confirm_reopened() == 0
-    assert await durable.told() == ["firing Down", "resolved Down"]
+    assert await durable.reported() == ["firing Down", "resolved Down"]
 
 
 async def test_a_later_end_confirms_the_beginning_before_it(world: World) -> None:
     await world.accept(resolved())
     await world.accept(alert())
     assert await world.accept(resolved(SECOND_END)) == 2
-    assert await world.told() == ["firing Down", "resolved Down"] * 2
+    assert await world.reported() == ["firing Down", "resolved Down"] * 2
     assert await world.accept(resolved(SECOND_END), resolved()) == 0
 
 
@@ -108,34 +108,34 @@ async def test_an_old_end_does_not_end_the_next_beginning(world: World) -> None:
     world.clock.ms += WINDOW_MS
     await world.accept(alert())
     assert await world.accept(resolved()) == 0
-    assert (await beat(world))["open_episodes"] == 1
+    assert (await send_heartbeat(world))["open_episodes"] == 1
 
 
-async def test_a_copy_that_is_taken_back_too_late_is_ended(world: World) -> None:
+async def test_a_copy_that_is_retracted_too_late_is_ended(world: World) -> None:
     await world.accept(resolved())
     for _ in range(2):
         await world.accept(alert())
         world.clock.ms += WINDOW_MS
         assert await world.relay.confirm_reopened() == 1
-        world.restarted()
+        world.restart()
         assert await world.accept(resolved()) == 1
         assert await world.accept(resolved()) == 0
-    assert await world.told() == ["firing Down", "resolved Down"] * 3
+    assert await world.reported() == ["firing Down", "resolved Down"] * 3
     assert len({event["id"] for event in await world.events()}) == 6
 
 
 async def test_it_fires_again_any_number_of_times(world: World) -> None:
     for minute in range(10, 16):
         await world.accept(alert())
-        world.restarted()
+        world.restart()
         await world.accept(resolved(f"2026-11-23T19:{minute}:00Z"))
         world.clock.ms += WINDOW_MS
-    assert await world.told() == ["firing Down", "resolved Down"] * 6
+    assert await world.reported() == ["firing Down", "resolved Down"] * 6
     assert len({event["id"] for event in await world.events()}) == 12
 
 
 async def test_two_forwarders_give_a_beginning_after_an_end_the_same_id() -> None:
-    """Also when one of them has missed an earlier end."""
+    """Even if one of them missed an earlier end."""
     one, other = World(Memory()), World(Memory())
     await one.accept(resolved("2026-11-23T19:07:00Z"))
     one.clock.ms += WINDOW_MS
@@ -150,7 +150,7 @@ async def test_two_forwarders_give_a_beginning_after_an_end_the_same_id() -> Non
     assert ids[0] == ids[1]
 
 
-async def test_when_the_confirmed_beginning_cannot_be_stored_it_comes_later(world: World) -> None:
+async def test_a_confirmed_beginning_that_cannot_be_stored_is_reported_later(world: World) -> None:
     await world.accept(resolved())
     await world.accept(alert())
     world.clock.ms += WINDOW_MS
@@ -164,9 +164,9 @@ async def test_when_the_confirmed_beginning_cannot_be_stored_it_comes_later(worl
 async def test_the_heartbeat_confirms_and_counts(world: World) -> None:
     await world.accept(resolved())
     await world.accept(alert())
-    assert (await beat(world))["open_episodes"] == 0
+    assert (await send_heartbeat(world))["open_episodes"] == 0
     world.clock.ms += WINDOW_MS
-    assert (await beat(world))["open_episodes"] == 1
+    assert (await send_heartbeat(world))["open_episodes"] == 1
     assert [event["type"] for event in await world.events()][-2:] == [
         "byoc.alert.v1",
         "byoc.alert.heartbeat.v1",
@@ -175,27 +175,31 @@ async def test_the_heartbeat_confirms_and_counts(world: World) -> None:
 
 async def test_a_later_start_ends_the_earlier_episode(durable: World) -> None:
     await durable.accept(alert())
-    durable.restarted()
+    durable.restart()
     await durable.accept(alert(startsAt="2026-11-23T19:30:00Z"))
-    assert await told(durable) == [("firing", "19:05"), ("resolved", "19:05"), ("firing", "19:30")]
+    assert await reported(durable) == [
+        ("firing", "19:05"),
+        ("resolved", "19:05"),
+        ("firing", "19:30"),
+    ]
     ended = (await durable.events())[1]
     assert ended["data"]["end_inferred"] is True
     assert ended["data"]["reconstructed"] is False
     assert ended["data"]["ends_at"] is None
     assert ended["time"] == ended["data"]["received_at"]
     assert await durable.accept(resolved()) == 0
-    assert (await beat(durable))["open_episodes"] == 1
+    assert (await send_heartbeat(durable))["open_episodes"] == 1
     inferred = [e["data"].get("end_inferred") for e in await durable.events()]
     assert inferred == [False, True, False, None]
 
 
-async def test_a_later_episode_of_which_only_the_end_is_seen_ends_the_earlier_one(
+async def test_a_later_episode_with_only_its_end_received_ends_the_earlier_one(
     world: World,
 ) -> None:
     await world.accept(alert())
     await world.accept(resolved(SECOND_END, startsAt="2026-11-23T19:30:00Z"))
-    assert [status for status, _ in await told(world)] == ["firing", "resolved"] * 2
-    assert (await beat(world))["open_episodes"] == 0
+    assert [status for status, _ in await reported(world)] == ["firing", "resolved"] * 2
+    assert (await send_heartbeat(world))["open_episodes"] == 0
 
 
 async def test_a_later_start_drops_a_copy_that_was_not_confirmed(world: World) -> None:
@@ -207,13 +211,17 @@ async def test_a_later_start_drops_a_copy_that_was_not_confirmed(world: World) -
 
 
 async def test_an_earlier_start_that_still_fires_is_the_same_episode(world: World) -> None:
-    """Alertmanager merges overlapping alerts, and keeps the earliest start."""
+    """Alertmanager merges overlapping alerts and keeps the earliest start."""
     await world.accept(alert(startsAt="2026-11-23T19:06:00Z"))
     assert await world.accept(alert()) == 0
     world.clock.ms += REMINDER_MS
     assert await world.accept(alert()) == 1
     assert await world.accept(resolved()) == 1
-    assert await told(world) == [("firing", "19:06"), ("firing", "19:06"), ("resolved", "19:06")]
+    assert await reported(world) == [
+        ("firing", "19:06"),
+        ("firing", "19:06"),
+        ("resolved", "19:06"),
+    ]
 
 
 async def test_an_earlier_episode_that_comes_late_is_reported_and_ends_nothing(
@@ -221,30 +229,34 @@ async def test_an_earlier_episode_that_comes_late_is_reported_and_ends_nothing(
 ) -> None:
     await world.accept(alert(startsAt="2026-11-23T19:30:00Z"))
     assert await world.accept(resolved()) == 2
-    assert await told(world) == [("firing", "19:30"), ("firing", "19:05"), ("resolved", "19:05")]
-    assert (await beat(world))["open_episodes"] == 1
+    assert await reported(world) == [
+        ("firing", "19:30"),
+        ("firing", "19:05"),
+        ("resolved", "19:05"),
+    ]
+    assert (await send_heartbeat(world))["open_episodes"] == 1
 
 
 async def test_state_of_0_1_0_is_continued(world: World) -> None:
     await world.accept(alert(), alert("Other"), resolved())
     facts = [key.rpartition("/")[2] for key in world.spool.kept]
     world.spool.kept = {f"told/{event_id}": b"%d" % world.clock.ms for event_id in facts}
-    world.restarted()
+    world.restart()
     world.clock.ms += WINDOW_MS
     assert await world.accept(alert("Other")) == 0
-    assert (await beat(world))["open_episodes"] == 1
+    assert (await send_heartbeat(world))["open_episodes"] == 1
     assert await world.accept(alert()) == 1
-    world.restarted()
-    assert (await beat(world))["open_episodes"] == 2
+    world.restart()
+    assert (await send_heartbeat(world))["open_episodes"] == 2
 
 
-async def test_the_digest_is_what_the_contract_says(world: World) -> None:
-    assert (await beat(world))["open_digest"] == hashlib.sha256(b"").hexdigest()[:32]
+async def test_the_digest_is_computed_as_documented(world: World) -> None:
+    assert (await send_heartbeat(world))["open_digest"] == hashlib.sha256(b"").hexdigest()[:32]
     await world.accept(alert("B"), alert("A"), alert("Gone"))
     await world.accept(resolved(labels={"alertname": "Gone", "severity": "critical"},
                                 fingerprint=alert("Gone")["fingerprint"]))  # fmt: skip
     rows = sorted(f"{alert(name)['fingerprint']} 2026-11-23T19:05:54.988Z" for name in "AB")
-    data = await beat(world)
+    data = await send_heartbeat(world)
     assert data["open_episodes"] == 2
     assert data["open_digest"] == hashlib.sha256("\n".join(rows).encode()).hexdigest()[:32]
 
@@ -252,12 +264,12 @@ async def test_the_digest_is_what_the_contract_says(world: World) -> None:
 async def test_an_episode_without_an_event_for_seven_days_is_not_counted(world: World) -> None:
     await world.accept(alert())
     world.clock.ms += 7 * 86_400_000
-    assert (await beat(world))["open_episodes"] == 1
+    assert (await send_heartbeat(world))["open_episodes"] == 1
     world.clock.ms += 1
-    assert (await beat(world))["open_episodes"] == 0
+    assert (await send_heartbeat(world))["open_episodes"] == 0
 
 
-async def test_a_heartbeat_counts_what_is_on_its_way_to_the_disk(world: World) -> None:
+async def test_a_heartbeat_counts_pending_commits(world: World) -> None:
     commit, started, gate = world.spool.commit, asyncio.Event(), asyncio.Event()
 
     async def slow(change: WriteBatch) -> None:

@@ -1,4 +1,4 @@
-"""The alert forwarder end to end, in one process: what a reader should expect of it."""
+"""The alert forwarder end to end, in one process."""
 
 import asyncio
 import json
@@ -38,14 +38,14 @@ RESOLVED = (DATA / "alertmanager-webhook-resolved-group.json").read_bytes()
 
 
 class QuickClock(SystemClock):
-    """The system's clock, with waits a hundred times as short."""
+    """The system clock, with sleeps that are a hundred times shorter."""
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds / 100)
 
 
 class NoLedger:
-    """Stands for the ledger: writes nothing."""
+    """A fake ledger that writes nothing."""
 
     async def intent(self, _destination: str, _batch: Sequence[Message]) -> int:
         return 0
@@ -58,10 +58,10 @@ class NoLedger:
 
 @dataclass
 class Plane:
-    """The control plane: down until it is up."""
+    """A control plane that answers `status`: unavailable at first."""
 
     status: int = 503
-    rejected: bytes = b""  # what makes a delivery a 422, whatever `status`
+    rejected: bytes = b""  # a delivery that contains it gets a 422, whatever `status` is
     wire: list[bytes] = field(default_factory=list)
     seen: list[dict[str, Any]] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -148,17 +148,17 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         await world.end()
 
 
-async def test_what_happened_while_the_control_plane_was_down_is_told_in_order(
+async def test_alerts_are_delivered_in_order_after_an_outage_of_the_control_plane(
     world: World,
 ) -> None:
     assert [await world.notify(body) for body in (FIRING, FIRING, RESOLVED)] == [200] * 3
     world.plane.status = 200
     await world.plane.until(lambda: len(world.plane.alerts()) == 5)
-    told = [(e["data"]["fingerprint"], e["data"]["status"]) for e in world.plane.alerts()]
+    received = [(e["data"]["fingerprint"], e["data"]["status"]) for e in world.plane.alerts()]
     first, second, third = (
         next(identities(["f" * 32], one, "byoc")).fingerprint for one in read(FIRING).alerts
     )
-    assert told == [
+    assert received == [
         (first, "firing"),
         (second, "firing"),
         (third, "firing"),
@@ -181,7 +181,7 @@ async def test_a_restart_between_accept_and_send_loses_and_repeats_nothing(world
 
 
 async def test_a_control_plane_that_rejects_everything_is_held(world: World) -> None:
-    """The forwarder's heartbeat is rejected too: nothing becomes a dead letter."""
+    """The forwarder's heartbeat is rejected too, so nothing becomes a dead letter."""
     world.plane.status = 422
     assert await world.notify(FIRING) == 200
     await eventually(lambda: world.daemon.shipper.last_error is not None)
@@ -209,16 +209,17 @@ async def test_an_event_rejected_for_good_is_kept_and_the_others_are_delivered(
     await world.plane.until(lambda: len(world.plane.alerts()) == 5)
 
 
-async def test_the_forwarders_own_life_is_told_to_its_planned_end(world: World) -> None:
+async def test_heartbeats_are_sent_until_the_planned_stop(world: World) -> None:
     world.plane.status = 200
     await world.plane.until(lambda: len(world.plane.seen) >= 2)
     assert await world.notify(FIRING) == 200
     await world.plane.until(lambda: world.plane.seen[-1]["data"].get("last_notification_at"))
     world.stop.set()
     await world.task
-    beats = [e["data"] for e in world.plane.seen if e["type"] == "byoc.alert.heartbeat.v1"]
-    assert [beat["sequence"] for beat in beats] == sorted({beat["sequence"] for beat in beats})
-    assert [beat["stopping"] for beat in beats] == [False] * (len(beats) - 1) + [True]
+    heartbeats = [e["data"] for e in world.plane.seen if e["type"] == "byoc.alert.heartbeat.v1"]
+    sequences = [one["sequence"] for one in heartbeats]
+    assert sequences == sorted(set(sequences))
+    assert [one["stopping"] for one in heartbeats] == [False] * (len(heartbeats) - 1) + [True]
 
 
 async def test_nothing_but_allowed_fields_is_on_the_wire_or_in_the_logs(world: World) -> None:
@@ -277,7 +278,7 @@ async def test_the_webhook_stays_open_while_a_failed_task_is_started_again(world
     assert await world.notify(FIRING) == 200
 
 
-async def test_an_address_that_is_taken_is_a_mistake_of_its_setting(tmp_path: Path) -> None:
+async def test_an_address_in_use_is_a_configuration_error(tmp_path: Path) -> None:
     clock, metrics = SystemClock(), Metrics()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         host, port = taken.getsockname()

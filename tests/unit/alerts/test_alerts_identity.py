@@ -1,4 +1,4 @@
-"""The identity that leaves: keyed, the same for all forwarders, kept over an upgrade."""
+"""The identity that is sent: keyed, the same for all forwarders, stable across an upgrade."""
 
 import msgspec
 import pytest
@@ -14,7 +14,7 @@ SECRET, OTHER = "s" * 32, "t" * 32
 def world(*secrets: str, spool: Memory | None = None) -> World:
     made = World(spool or Memory())
     made.rules = msgspec.structs.replace(RULES, fingerprint_secrets=secrets)
-    made.restarted()
+    made.restart()
     return made
 
 
@@ -22,7 +22,7 @@ def received() -> Received:
     return read(body(alert())).alerts[0]
 
 
-async def test_neither_the_fingerprint_nor_what_is_made_of_it_leaves() -> None:
+async def test_neither_the_fingerprint_nor_an_unkeyed_hash_of_it_is_sent() -> None:
     keyed, plain = world(SECRET), world()
     for one in (keyed, plain):
         await one.accept(alert(status="resolved"))

@@ -1,4 +1,4 @@
-"""Matchers: which labels they take, and that a mistake names its place."""
+"""Matchers: which labels they match, and where an error is reported."""
 
 import re
 
@@ -39,37 +39,37 @@ LABELS = {"severity": "critical", "job": "clickhouse", "path": 'a"b\\c', "note":
         ('job=~"a;b|click,.*|clickhouse"', True),
     ],
 )
-def test_takes(text: str, expected: bool) -> None:
+def test_matches(text: str, expected: bool) -> None:
     assert parse(text).matches(LABELS) is expected
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "error"),
     [
-        ("", "column 1: no matcher"),
+        ("", "column 1: expected a matcher"),
         (" ; \n ", "column"),
-        ("severity", "column 9: wants =, !=, =~ or !~ after severity"),
-        ("severity=", "column 10: wants a value after ="),
-        ('="x"', "column 1: wants a label name"),
+        ("severity", "column 9: expected =, !=, =~ or !~ after severity"),
+        ("severity=", "column 10: expected a value after ="),
+        ('="x"', "column 1: expected a label name"),
         ('{a="b"', "column 1: { without }"),
-        ('{a="b" c="d"}', "column 8: wants , or }"),
-        ('a="b" c="d"', "column 7: wants , between matchers and ; between sets"),
-        ('a="b"}', "column 6: wants , between"),
-        ('a="b', 'column 3: " without an end'),
+        ('{a="b" c="d"}', "column 8: expected , or }"),
+        ('a="b" c="d"', "column 7: expected , between matchers and ; between sets"),
+        ('a="b"}', "column 6: expected , between"),
+        ('a="b', 'column 3: " without a closing "'),
         (
             'a="b";\nc=~"(x"',
             "line 2, column 4: invalid regular expression '(x': missing ): (x",
         ),
-        ('a=="b"', "column 3: wants a value after ="),
-        ("a='b'", "column 3: wants a value after ="),
+        ('a=="b"', "column 3: expected a value after ="),
+        ("a='b'", "column 3: expected a value after ="),
     ],
 )
-def test_a_mistake_names_its_place(text: str, said: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(said)):
+def test_an_error_names_line_and_column(text: str, error: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(error)):
         parse(text)
 
 
-def test_a_pattern_sees_all_of_a_long_value() -> None:
+def test_a_pattern_matches_against_all_of_a_long_value() -> None:
     value = "a" * 100_000 + "b"
     assert parse('x=~"a+b"').matches({"x": value})
     assert not parse('x=~"(a+)+c"').matches({"x": value})
@@ -83,10 +83,10 @@ def test_every_text_can_be_quoted(value: str, operator: str, other: str) -> None
 
 
 @given(st.text(max_size=30))
-def test_no_text_is_worse_than_a_value_error(text: str) -> None:
-    mistake = ""
+def test_any_text_is_parsed_or_raises_value_error(text: str) -> None:
+    reason = ""
     try:
         parse(text).matches(LABELS)
     except ValueError as error:
-        mistake = str(error)
-    assert not mistake or "column" in mistake
+        reason = str(error)
+    assert not reason or "column" in reason

@@ -1,4 +1,4 @@
-"""What a connection costs the forwarder's process, in the kernel's count, whoever holds it open."""
+"""The resident memory that a connection costs the forwarder's process, as the kernel counts it."""
 
 import json
 import os
@@ -21,13 +21,13 @@ from tests.unit.alerts.webhook_world import BEARER, TOKEN, head
 CONNECTIONS = 64
 MIB = 1024**2
 SIZE = 4_000_000
-REST_SECONDS = 0.5
+STABLE_SECONDS = 0.5
 SETTINGS = {
     "BYOC_ORGANIZATION_ID": "org",
     "BYOC_SERVICE_ID": "service",
     "BYOC_REGION": "eu-west-1",
     "BYOC_LOG_LEVEL": "error",
-    "BYOC_ALERTS_URL": "http://127.0.0.1:9/v1/events",  # nobody listens there
+    "BYOC_ALERTS_URL": "http://127.0.0.1:9/v1/events",  # nothing listens on this port
     "BYOC_ALERTS_TOKEN": "token",
     "BYOC_ALERTS_WEBHOOK_TOKEN": TOKEN,
     "BYOC_ALERTS_FINGERPRINT_SECRET": "f" * 32,
@@ -38,17 +38,17 @@ SETTINGS = {
 
 
 @contextmanager
-def forwarder(place: Path, **more: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """Run the daemon; give its process and the webhook's port."""
+def forwarder(directory: Path, **more: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Run the daemon. Yield its process and the port of the webhook."""
     port = free_port()
-    listens = {
-        "BYOC_STATE_DIR": str(place / "state"),
+    addresses = {
+        "BYOC_STATE_DIR": str(directory / "state"),
         "BYOC_LISTEN": f"127.0.0.1:{free_port()}",
         "BYOC_ALERTS_LISTEN": f"127.0.0.1:{port}",
     }
     process = subprocess.Popen(
         [sys.executable, "-m", "byoc_agents.app.cli", "run", "alert-forwarder"],
-        env=clean_environ({**SETTINGS, **listens, **more}),
+        env=clean_environ({**SETTINGS, **addresses, **more}),
     )
     try:
         eventually(lambda: answers(port))
@@ -69,55 +69,55 @@ def rss_kib(pid: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE") // 1024
 
 
-def settled_kib(pid: int) -> int:
-    """Return the resident memory once it has not grown for a while."""
+def stable_rss_kib(pid: int) -> int:
+    """Return the resident memory after it has not grown for STABLE_SECONDS."""
     most_kib, since = 0, time.monotonic()
 
-    def rests() -> bool:
+    def is_stable() -> bool:
         nonlocal most_kib, since
         if (now_kib := rss_kib(pid)) > most_kib:
             most_kib, since = now_kib, time.monotonic()
-        return time.monotonic() - since >= REST_SECONDS
+        return time.monotonic() - since >= STABLE_SECONDS
 
-    eventually(rests)
+    eventually(is_stable)
     return most_kib
 
 
-def pushed(connection: socket.socket, content: bytes) -> None:
-    """Send until nobody takes more for a moment."""
+def send_until_blocked(connection: socket.socket, content: bytes) -> None:
+    """Send until the buffers are full for 50 ms."""
     connection.settimeout(0.05)
     with suppress(TimeoutError, OSError):
         connection.sendall(content)
 
 
-def test_a_tls_connection_at_rest_is_small(tmp_path: Path) -> None:
+def test_an_idle_tls_connection_is_small(tmp_path: Path) -> None:
     cert, key = map(str, certificate(tmp_path, "webhook"))
     files = {"BYOC_ALERTS_TLS_CERT_FILE": cert, "BYOC_ALERTS_TLS_KEY_FILE": key}
     context = ssl.create_default_context(cafile=cert)
     with forwarder(tmp_path, **files) as (process, port), ExitStack() as stack:
-        before = settled_kib(process.pid)
+        before = stable_rss_kib(process.pid)
         for _ in range(CONNECTIONS):
             plain = socket.create_connection(("127.0.0.1", port))
             stack.enter_context(context.wrap_socket(plain, server_hostname="127.0.0.1"))
-        each = (settled_kib(process.pid) - before) / CONNECTIONS
+        each = (stable_rss_kib(process.pid) - before) / CONNECTIONS
     assert each < 128, f"{each:.0f} KiB; asyncio's own buffer is 256"
 
 
-def test_a_body_that_never_ends_is_bounded_long_before_its_own_bound(tmp_path: Path) -> None:
-    """Four of them are being read; the others hold what fills a buffer."""
+def test_an_unfinished_body_needs_less_memory_than_its_limit(tmp_path: Path) -> None:
+    """A few bodies are read; each of the others only fills its buffers."""
     with forwarder(tmp_path) as (process, port), ExitStack() as stack:
-        before = settled_kib(process.pid)
+        before = stable_rss_kib(process.pid)
         for _ in range(CONNECTIONS):
             connection = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
-            pushed(connection, head(SIZE) + bytes(SIZE - 1))
-        each = (settled_kib(process.pid) - before) / CONNECTIONS
+            send_until_blocked(connection, head(SIZE) + bytes(SIZE - 1))
+        each = (stable_rss_kib(process.pid) - before) / CONNECTIONS
     assert each < 512, f"{each:.0f} KiB; it was 888"
 
 
 def test_a_storm_of_5000_alerts_in_one_group_is_stored_within_the_charts_memory(
     tmp_path: Path,
 ) -> None:
-    """As Alertmanager sends them without `max_alerts`: one notification of some 8 MiB."""
+    """Without `max_alerts`, Alertmanager sends them in one notification of about 8 MiB."""
     alerts = [
         {
             "status": "firing",

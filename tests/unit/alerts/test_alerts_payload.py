@@ -1,4 +1,4 @@
-"""What is read of a notification: real bodies, newer ones, and odd ones."""
+"""Decoding of notifications: real bodies, newer versions, and invalid ones."""
 
 import contextlib
 import json
@@ -47,7 +47,7 @@ def body(*alerts: Any, **changes: Any) -> bytes:
         ("resolved-group", ["resolved"] * 2, 0),
     ],
 )
-def test_reads_what_a_real_alertmanager_sent(
+def test_reads_bodies_of_a_real_alertmanager(
     name: str, statuses: list[str], truncated: int
 ) -> None:
     group = read((DATA / f"alertmanager-webhook-{name}.json").read_bytes())
@@ -59,13 +59,13 @@ def test_reads_what_a_real_alertmanager_sent(
     assert ends == ({START_MS + 260_000} if statuses[0] == "resolved" else {None})
 
 
-def test_fields_that_are_not_known_yet_change_nothing() -> None:
+def test_unknown_fields_are_ignored() -> None:
     newer = body(alert(notification_reason="repeat"), notification_reason={"a": [1]}, version="5")
     assert read(newer) == read(body(alert()))
 
 
 @pytest.mark.parametrize(
-    "odd",
+    "invalid",
     [
         None,
         7,
@@ -83,19 +83,19 @@ def test_fields_that_are_not_known_yet_change_nothing() -> None:
     ],
     ids=repr,
 )
-def test_one_odd_alert_never_takes_its_group_with_it(odd: Any) -> None:
-    group = read(body(odd, alert()))
+def test_an_invalid_alert_does_not_affect_its_group(invalid: Any) -> None:
+    group = read(body(invalid, alert()))
     assert (len(group.alerts), group.invalid) == (1, 1)
 
 
-def test_an_alert_of_invalid_bytes_never_takes_its_group_with_it() -> None:
+def test_an_alert_with_invalid_bytes_does_not_affect_its_group() -> None:
     broken = body(alert(), alert(labels={"a": "MARK"})).replace(b"MARK", b"\xff\xfe")
     assert (len(read(broken).alerts), read(broken).invalid) == (1, 1)
 
 
-def test_what_is_only_half_odd_is_read_as_far_as_it_goes() -> None:
-    half = alert(labels={"a": "x", "n": 7}, annotations=[1], endsAt=None, fingerprint="X" * 99)
-    (read_alert,) = read(body(half, receiver=7, truncatedAlerts="many")).alerts
+def test_invalid_optional_fields_are_ignored() -> None:
+    invalid = alert(labels={"a": "x", "n": 7}, annotations=[1], endsAt=None, fingerprint="X" * 99)
+    (read_alert,) = read(body(invalid, receiver=7, truncatedAlerts="many")).alerts
     assert read_alert.labels == {"a": "x"}
     assert read_alert.annotations == {}
     assert len(read_alert.fingerprint) == 16
@@ -111,7 +111,7 @@ def test_what_is_only_half_odd_is_read_as_far_as_it_goes() -> None:
         ("2026-11-23T20:05:54.988+01:00", START_MS),
     ],
 )
-def test_one_moment_is_one_episode_however_it_is_written(text: str, milliseconds: int) -> None:
+def test_a_start_is_the_same_in_every_notation(text: str, milliseconds: int) -> None:
     (read_alert,) = read(body(alert(startsAt=text))).alerts
     assert read_alert.starts_at_ms == milliseconds
 
@@ -133,17 +133,17 @@ def test_one_moment_is_one_episode_however_it_is_written(text: str, milliseconds
     ],
     ids=lambda raw: raw[:20],
 )
-def test_what_is_no_webhook_at_all(raw: bytes) -> None:
+def test_a_body_that_is_not_a_webhook_is_refused(raw: bytes) -> None:
     with pytest.raises(NotAWebhookError):
         read(raw)
 
 
-def test_a_group_of_no_alerts_is_a_webhook() -> None:
+def test_a_group_without_alerts_is_accepted() -> None:
     assert read(body()).alerts == []
 
 
 @given(st.binary(max_size=60))
-def test_no_body_is_worse_than_not_a_webhook(raw: bytes) -> None:
+def test_any_body_is_read_or_raises_not_a_webhook_error(raw: bytes) -> None:
     for given_body in (raw, body(alert()).replace(b"critical", raw)):
         with contextlib.suppress(NotAWebhookError):
             read(given_body)
@@ -186,7 +186,7 @@ def test_a_slice_holds_a_bounded_number_of_alerts() -> None:
     ],
     ids=lambda raw: raw[:20],
 )
-def test_a_large_body_that_is_no_webhook_costs_no_memory(raw: bytes) -> None:
+def test_a_large_malformed_body_needs_no_memory(raw: bytes) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(NotAWebhookError):
@@ -196,7 +196,7 @@ def test_a_large_body_that_is_no_webhook_costs_no_memory(raw: bytes) -> None:
         tracemalloc.stop()
 
 
-def test_an_alert_of_too_many_labels_is_odd_and_not_decoded() -> None:
+def test_an_alert_with_too_many_labels_is_invalid_and_not_decoded() -> None:
     labels = {f"l{number}": "v" for number in range(40_000)}
     (group,) = [g for g in read_slices(body(alert(labels=labels), alert())) if g]
     assert (len(group.alerts), group.invalid) == (1, 1)

@@ -1,8 +1,8 @@
 """Two simulated Alertmanager peers, and a forwarder that is restarted: every fact once, in order.
 
-The peers do as Alertmanager does: a group is flushed each `group_interval`, one notification after
-the other; its alerts are as they were at the flush, however late it arrives; it is sent if it
-differs from the notification log, and again after `repeat_interval`.
+The peers behave like Alertmanager: they flush a group every `group_interval`, one notification at a
+time. A notification has the state of the alerts at the flush, even if it arrives late. It is sent
+if it differs from the notification log, and again after `repeat_interval`.
 """
 
 import asyncio
@@ -21,13 +21,13 @@ from tests.unit.alerts.relay_world import Memory, World, alert
 SECOND = 1000
 GROUP_INTERVAL, REPEAT_INTERVAL, HEARTBEAT = 300 * SECOND, 3600 * SECOND, 60 * SECOND
 SLOW = GROUP_INTERVAL + 30 * SECOND  # a notification is given up after this
-LAG = 60 * SECOND  # until the second peer hears of a change, at most
+LAG = 60 * SECOND  # at most, until the second peer receives a change
 NEVER = 1 << 62
 
 
 @dataclass(frozen=True)
 class View:
-    """An alert as a peer knows it; times in ms."""
+    """The state of the alert at a peer; times in milliseconds."""
 
     starts: int
     ends: int | None = None
@@ -39,7 +39,7 @@ class View:
 
 @dataclass
 class Log:
-    """Alertmanager's notification log: the last status that it sent."""
+    """Alertmanager's notification log: the last status that was sent."""
 
     status: Status = "resolved"
     at: int = 0
@@ -52,16 +52,16 @@ class Peer:
     log: Log
     next_flush: int
     view: View | None = None
-    coming: list[tuple[int, View]] = field(default_factory=list)  # when it hears what
+    coming: list[tuple[int, View]] = field(default_factory=list)  # (time of receipt, state)
     sending: View | None = None
     arrives: int = NEVER
-    delays: list[int] = field(default_factory=list)  # of the next notifications
+    delays: list[int] = field(default_factory=list)  # of the next notifications, in ms
 
     def next_event(self) -> int:
         flush = NEVER if self.sending else self.next_flush
         return min([flush, self.arrives, *(at for at, _ in self.coming)])
 
-    def hear(self, now: int) -> None:
+    def receive(self, now: int) -> None:
         while self.coming and self.coming[0][0] <= now:
             self.view = self.coming.pop(0)[1]
 
@@ -72,9 +72,9 @@ class Peer:
         changed = self.view.status != self.log.status
         if changed or (self.view.ends is None and now >= self.log.at + REPEAT_INTERVAL):
             self.sending = self.view
-            takes_back = self.view.ends is not None
-            slow = self.delays.pop() if self.delays else 0
-            self.arrives = now + (min(slow, 30 * SECOND) if takes_back else slow)
+            retracts = self.view.ends is not None
+            delay = self.delays.pop() if self.delays else 0
+            self.arrives = now + (min(delay, 30 * SECOND) if retracts else delay)
 
 
 class Peers(stateful.RuleBasedStateMachine):
@@ -97,7 +97,7 @@ class Peers(stateful.RuleBasedStateMachine):
     @stateful.precondition(lambda self: self.truth.ends is not None)
     @stateful.rule(same_start=st.booleans(), lag=st.integers(0, LAG))
     def fire(self, same_start: bool, lag: int) -> None:
-        """Prometheus reports a beginning; after an end that it took back, with the same start."""
+        """Prometheus reports a beginning, with the same start if it retracts the last end."""
         self.advance(SECOND)
         now = self.world.clock.ms
         again = same_start and bool(self.beginnings)
@@ -113,7 +113,7 @@ class Peers(stateful.RuleBasedStateMachine):
     @stateful.precondition(lambda self: self.truth.ends is None)
     @stateful.rule()
     def restart_monitoring(self) -> None:
-        """Prometheus and both peers forget the alert; it begins again, with a flush at once."""
+        """Restart Prometheus and both peers: the alert begins again, with a flush at once."""
         self.advance(SECOND)
         now = self.world.clock.ms
         self.beginnings.append(now)
@@ -131,7 +131,7 @@ class Peers(stateful.RuleBasedStateMachine):
     @stateful.precondition(lambda self: self.truth.ends is None)
     @stateful.rule(over=st.sampled_from([1, 290, 310, 700]), lag=st.integers(0, LAG))
     def flap(self, over: int, lag: int) -> None:
-        """Report an end, and after a while that it was none."""
+        """Report an end, and retract it after `over` seconds."""
         self.end(lag)
         self.advance(over * SECOND)
         self.fire(same_start=True, lag=lag)
@@ -142,7 +142,7 @@ class Peers(stateful.RuleBasedStateMachine):
         number=st.integers(0, 1), slow=st.integers(200 * SECOND, SLOW), same_start=st.booleans()
     )
     def hold_a_copy(self, number: int, slow: int, same_start: bool) -> None:
-        """Let one peer report the end while the other's report of the beginning is on its way."""
+        """Let one peer report the end while the other's report of the beginning is delayed."""
         self.advance(2 * GROUP_INTERVAL)
         self.delay([slow], number)
         self.fire(same_start, lag=0)
@@ -152,8 +152,8 @@ class Peers(stateful.RuleBasedStateMachine):
 
     @stateful.rule()
     def restart_forwarder(self) -> None:
-        """Begin with a heartbeat, as the daemon does."""
-        self.runner.run(self.world.restarted().confirm_reopened())
+        """Restart with a heartbeat, as the daemon does."""
+        self.runner.run(self.world.restart().confirm_reopened())
 
     @stateful.rule(seconds=st.sampled_from([1, 20, 60, 290, 310, 700, 4000]))
     def wait(self, seconds: int) -> None:
@@ -171,7 +171,7 @@ class Peers(stateful.RuleBasedStateMachine):
         while (now := min([self.heartbeat, *(p.next_event() for p in self.peers)])) <= target:
             self.world.clock.ms = max(self.world.clock.ms, now)
             for peer in self.peers:
-                peer.hear(now)
+                peer.receive(now)
                 if peer.arrives <= now:
                     self.deliver(peer)
                 elif peer.next_flush <= now and not peer.sending:
@@ -206,13 +206,13 @@ class Peers(stateful.RuleBasedStateMachine):
 
     @stateful.invariant()
     def no_old_copy_reopens_anything(self) -> None:
-        """Each beginning after an end is one of Prometheus's that came after that end."""
+        """Each beginning after an end is a beginning of Prometheus after that end."""
         facts = [data for data in self.reported() if data["notification"] == "transition"]
         assert sum(data["status"] == "firing" for data in facts) <= len(self.beginnings)
         for ended, began in zip(facts[1::2], facts[2::2], strict=False):
             if began["starts_at"] == ended["starts_at"]:
                 after = [at for at in self.beginnings if at > parse_rfc3339(ended["ends_at"])]
-                assert after, "an end was followed by a beginning that there was not"
+                assert after, "a beginning was reported that Prometheus did not report"
 
     @stateful.invariant()
     def a_receiver_has_the_open_episodes_of_the_heartbeat(self) -> None:
@@ -224,7 +224,7 @@ class Peers(stateful.RuleBasedStateMachine):
         assert self.world.relay.open_episodes() == summarize(open_now)
 
     def teardown(self) -> None:
-        """When nothing changes any more, the last report is the true status."""
+        """When nothing changes any more, the last reported status is the true one."""
         if not hasattr(self, "world"):
             return
         try:
@@ -244,5 +244,5 @@ TestPeers.settings = settings(
     max_examples=60,
     stateful_step_count=25,
     deadline=None,
-    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # a shorter example takes minutes
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # shrinking takes minutes
 )

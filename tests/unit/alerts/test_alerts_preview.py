@@ -1,4 +1,4 @@
-"""`byoc-agents alerts preview`: which alerts of rule files would leave, and what of them."""
+"""`byoc-agents alerts preview`: which alerts of rule files would leave, and which fields."""
 
 import json
 from pathlib import Path
@@ -29,16 +29,16 @@ def environ(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def previewed(capsys: pytest.CaptureFixture[str], *paths: Path) -> dict[str, dict[str, object]]:
+def run_preview(capsys: pytest.CaptureFixture[str], *paths: Path) -> dict[str, dict[str, object]]:
     assert main(["alerts", "preview", "--json", *map(str, paths)]) == 0
     return {one["alert"]: one for one in json.loads(capsys.readouterr().out)}
 
 
-def test_by_default_the_shipped_rules_leave_and_no_other(
+def test_by_default_only_the_shipped_rules_leave(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "own.yaml").write_text(OWN)
-    found = previewed(
+    found = run_preview(
         capsys, RULES / "clickhouse.yaml", RULES / "agents.yaml", tmp_path / "own.yaml"
     )
     leaving = {name for name, one in found.items() if one["leaves"] == "yes"}
@@ -47,29 +47,29 @@ def test_by_default_the_shipped_rules_leave_and_no_other(
     assert all(one["annotations"] == {} for one in found.values())
 
 
-def test_what_would_leave_of_a_customers_rule_is_shown(
+def test_the_fields_of_a_customers_rule_are_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], environ: pytest.MonkeyPatch
 ) -> None:
     environ.setenv("BYOC_ALERTS_MATCHERS", 'severity="critical"')
     environ.setenv("BYOC_ALERTS_ANNOTATIONS", "summary,runbook_url")
     (tmp_path / "own.yaml").write_text(OWN)
-    one = previewed(capsys, tmp_path / "own.yaml")["OrdersTableSlow"]
+    one = run_preview(capsys, tmp_path / "own.yaml")["OrdersTableSlow"]
     assert one["leaves"] == "yes"
     assert one["annotations"] == {"summary": "Table sales.orders is slow"}
     assert one["withheld"] == ["labels.reason", "annotations.runbook_url"]
     assert one["dropped"] == ["labels.team"]
 
 
-def test_a_matcher_on_a_label_of_the_metric_is_said(
+def test_a_matcher_on_a_label_of_the_metric_is_marked(
     capsys: pytest.CaptureFixture[str], environ: pytest.MonkeyPatch
 ) -> None:
     environ.setenv("BYOC_ALERTS_NAMESPACE", "clickhouse")
-    found = previewed(capsys, RULES / "clickhouse.yaml")
+    found = run_preview(capsys, RULES / "clickhouse.yaml")
     assert found["ClickHouseDown"]["leaves"] == "depends"
     assert found["Watchdog"]["leaves"] == "yes"
 
 
-def test_people_get_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_default_output_is_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["alerts", "preview", str(RULES / "clickhouse.yaml")]) == 0
     text = capsys.readouterr().out
     assert "yes      ClickHouseDown" in text
@@ -77,7 +77,9 @@ def test_people_get_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert text.endswith("12 leave, 0 depend on a label of the metric, 0 stay\n")
 
 
-def test_another_file_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_without_rules_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "x.yaml").write_text("a: [")
     assert main(["alerts", "preview", str(tmp_path / "x.yaml")]) == 2
     assert "expected a file of Prometheus rules" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The reference receiver: whom it believes, and that each event counts once."""
+"""The reference receiver: authentication, validation, and deduplication of events."""
 
 import base64
 import datetime as dt
@@ -53,7 +53,7 @@ async def url(receiver: Receiver) -> AsyncIterator[str]:
 
 
 async def post(url: str, body: bytes, **changes: str) -> tuple[int, str]:
-    """Send what the reference library has signed now, with some headers changed."""
+    """Send a body that the reference library signed now, with some headers changed."""
     now = dt.datetime.now(tz=dt.UTC)
     headers = {
         "Authorization": "Bearer tok",
@@ -69,7 +69,9 @@ async def post(url: str, body: bytes, **changes: str) -> tuple[int, str]:
         return answer.status, await answer.text()
 
 
-async def test_it_believes_the_reference_library(receiver: Receiver, url: str) -> None:
+async def test_it_accepts_a_signature_of_the_reference_library(
+    receiver: Receiver, url: str
+) -> None:
     assert await post(url, message(1).body) == (200, '{"stored": 1, "duplicates": 0}')
     assert list(receiver.events.values()) == [event(1)]
 
@@ -97,7 +99,7 @@ async def test_it_refuses(
     assert not receiver.events
 
 
-async def test_it_refuses_another_body_than_the_signed_one(url: str) -> None:
+async def test_it_refuses_a_body_that_was_not_signed(url: str) -> None:
     now = dt.datetime.now(tz=dt.UTC)
     signature = Webhook(SECRET).sign("d-1", now, message(1).body.decode())
     assert (await post(url, message(2).body, webhook_signature=signature))[0] == 401
@@ -113,14 +115,14 @@ async def test_a_signature_of_yesterday_is_a_replay(url: str) -> None:
     assert status == 401
 
 
-async def test_a_batch_counts_whole_or_not_at_all(receiver: Receiver, url: str) -> None:
+async def test_a_batch_is_stored_completely_or_not_at_all(receiver: Receiver, url: str) -> None:
     bad = b"[" + message(1).body + b',{"specversion":"1.0"}]'
     assert (await post(url, bad, Content_Type=BATCH))[0] == 422
     assert not receiver.events
 
 
 @pytest.mark.parametrize("body", [b"", b"null", b"[]", b"{}", b'{"specversion":"0.3"}', b"{"])
-async def test_what_is_no_event_is_422(url: str, body: bytes) -> None:
+async def test_a_body_that_is_not_an_event_is_422(url: str, body: bytes) -> None:
     assert (await post(url, body))[0] == 422
 
 
@@ -131,10 +133,10 @@ async def test_a_batch_has_one_to_500_events(url: str, number: int) -> None:
 
 
 @pytest.mark.parametrize("change", [{"sequence": "3"}, {"sequence": None}])
-async def test_an_event_of_a_type_it_knows_must_keep_to_the_schema(
+async def test_an_event_of_a_known_type_must_match_the_schema(
     receiver: Receiver, url: str, change: dict[str, Any]
 ) -> None:
-    beat = {
+    heartbeat = {
         "organization_id": "org",
         "service_id": "svc",
         "region": "r",
@@ -152,10 +154,10 @@ async def test_an_event_of_a_type_it_knows_must_keep_to_the_schema(
         "type": "byoc.alert.heartbeat.v1",
         "subject": "",
         "datacontenttype": "application/json",
-        "data": beat,
+        "data": heartbeat,
     }
     incomplete = {name: value for name, value in good.items() if name != "subject"}
-    for wrong in (good | {"data": beat | change}, incomplete):
+    for wrong in (good | {"data": heartbeat | change}, incomplete):
         assert (await post(url, json.dumps(wrong).encode()))[0] == 422
     assert not receiver.events
     assert (await post(url, json.dumps(good).encode()))[0] == 200
@@ -239,7 +241,7 @@ async def test_it_compares_the_open_episodes_of_a_heartbeat_with_its_own() -> No
         assert seen == [mismatch]
         assert (mismatch.replica, mismatch.theirs[0], mismatch.ours[0]) == ("r-0", 2, 1)
         await deliver(url, heartbeat_event(3, 3))
-        assert [one.theirs[0] for one in seen] == [2, 1], "as many, but another one"
+        assert [one.theirs[0] for one in seen] == [2, 1], "the same number, but a different episode"
         await deliver(url, alert_event(2, "resolved"), alert_event(3), heartbeat_event(4, 3))
         assert receiver.mismatches == {}
 
@@ -280,7 +282,7 @@ async def test_times_that_cannot_be_read_are_stored_and_not_compared(
     assert len(receiver.events) == 2
 
 
-async def test_what_our_sink_sends_counts_once_in_whatever_batches_it_comes(
+async def test_events_of_the_sink_are_counted_once_in_any_batches(
     receiver: Receiver, url: str
 ) -> None:
     async with aiohttp.ClientSession() as session:
@@ -298,7 +300,7 @@ async def test_what_our_sink_sends_counts_once_in_whatever_batches_it_comes(
     assert receiver.duplicates == 5
 
 
-def test_it_runs_alone_and_prints_where_it_listens(tmp_path: Path) -> None:
+def test_it_runs_as_a_program_and_prints_its_address(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("tok\n")
     (tmp_path / "secret").write_text(SECRET)
     command = [sys.executable, "-m", "lab.receiver"]
@@ -312,7 +314,7 @@ def test_it_runs_alone_and_prints_where_it_listens(tmp_path: Path) -> None:
     assert process.returncode == 0
 
 
-async def test_whoever_looks_on_sees_each_event_once_and_in_order(url: str) -> None:
+async def test_the_list_of_events_has_each_event_once_and_in_order(url: str) -> None:
     for number in (1, 2, 1):
         assert (await post(url, json.dumps(event(number)).encode()))[0] == 200
     async with aiohttp.ClientSession() as session, session.get(url.replace(PATH, "/")) as answer:

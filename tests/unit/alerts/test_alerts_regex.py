@@ -1,4 +1,4 @@
-"""Patterns against Python's `re` where both have the same meaning, and where `re` never ends."""
+"""Patterns compared with Python's `re`, with RE2's semantics, and in linear time."""
 
 import re
 import subprocess
@@ -26,8 +26,8 @@ TREES = st.recursive(
 
 
 @given(TREES, st.text("ab0c\n_", max_size=6))
-def test_agrees_with_python_on_what_both_have(pattern: str, text: str) -> None:
-    # Python's $ also matches before a last line end; RE2's does not: \Z says the same
+def test_agrees_with_python_on_common_syntax(pattern: str, text: str) -> None:
+    # Python's $ also matches before a final line end. RE2's $ does not: it is Python's \Z.
     expected = re.fullmatch(pattern.replace("$", r"\Z"), text, re.ASCII) is not None
     assert Pattern(pattern).matches(text) == expected
 
@@ -46,9 +46,9 @@ def test_agrees_with_python_on_what_both_have(pattern: str, text: str) -> None:
         ("a(?i)b|c", "C", True),
         ("(?i:a)b", "AB", False),
         ("(?i)[^a]", "A", False),
-        ("(?i)[A-Z]", "ß", False),  # its upper case are two letters
-        ("(?i)[a-z]", "İ", False),  # its lower case are two characters
-        ("(?i)i", "\u0131", False),  # another letter, though its upper case is I
+        ("(?i)[A-Z]", "ß", False),  # its upper case is two letters
+        ("(?i)[a-z]", "İ", False),  # its lower case is two characters
+        ("(?i)i", "\u0131", False),  # a different letter, although its upper case is I
         ("(?i)s", "\u017f", True),
         ("(?i)k", "\u212a", True),  # the Kelvin sign
         ("(?P<x>a)(?<y>b)", "ab", True),
@@ -81,7 +81,7 @@ def test_agrees_with_python_on_what_both_have(pattern: str, text: str) -> None:
         ("x" * 5000, "x" * 5000, True),
     ],
 )
-def test_means_what_re2_means(pattern: str, text: str, expected: bool) -> None:
+def test_has_the_semantics_of_re2(pattern: str, text: str, expected: bool) -> None:
     assert Pattern(pattern).matches(text) is expected
 
 

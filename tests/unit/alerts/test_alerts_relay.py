@@ -1,4 +1,4 @@
-"""The relay: what is told, once and in order, also over restarts and losses."""
+"""The relay reports each fact once and in order, even across restarts and losses."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -26,7 +26,7 @@ async def durable(tmp_path: Path) -> AsyncIterator[World]:
 
 
 async def test_the_ids_are_those_of_every_forwarder_and_release(world: World) -> None:
-    """A changed id would tell every open alert once more after an upgrade."""
+    """A different id would report every open alert again after an upgrade."""
     fixed = {"fingerprint": "b0aa59dc5775f441"}
     await world.accept(alert(status="resolved", **fixed))
     assert [event["id"] for event in await world.events()] == [
@@ -35,34 +35,36 @@ async def test_the_ids_are_those_of_every_forwarder_and_release(world: World) ->
     ]
 
 
-async def test_retries_the_other_peer_and_a_group_sent_again_are_told_once(world: World) -> None:
+async def test_retries_copies_of_the_peer_and_repeated_groups_are_reported_once(
+    world: World,
+) -> None:
     await world.accept(alert())
     await world.accept(alert(), externalURL="http://other-peer")
     await world.accept(alert(), alert("Other"))
-    assert await world.told() == ["firing Down", "firing Other"]
-    assert world.fates() == {"relayed": 2, "duplicate": 2}
+    assert await world.reported() == ["firing Down", "firing Other"]
+    assert world.outcomes() == {"relayed": 2, "duplicate": 2}
 
 
-async def test_the_same_alert_twice_in_one_body_is_told_once(world: World) -> None:
+async def test_the_same_alert_twice_in_one_body_is_reported_once(world: World) -> None:
     await world.accept(alert(), alert())
-    assert await world.told() == ["firing Down"]
+    assert await world.reported() == ["firing Down"]
 
 
-async def test_two_peers_at_the_same_moment_are_told_once(durable: World) -> None:
+async def test_copies_of_two_peers_at_the_same_time_are_reported_once(durable: World) -> None:
     await asyncio.gather(*(durable.accept(alert(), alert(status="resolved")) for _ in range(8)))
-    assert await durable.told() == ["firing Down", "resolved Down"]
-    assert durable.fates() == {"relayed": 2, "duplicate": 7, "unconfirmed": 7}
+    assert await durable.reported() == ["firing Down", "resolved Down"]
+    assert durable.outcomes() == {"relayed": 2, "duplicate": 7, "unconfirmed": 7}
     durable.clock.ms += 3_600_000
     assert await durable.relay.confirm_reopened() == 0
 
 
-async def test_when_the_first_of_two_copies_is_not_stored_the_second_is(world: World) -> None:
+async def test_the_second_copy_is_stored_if_the_first_is_not(world: World) -> None:
     refusals = iter([SpoolUnavailableError("once"), None])
     commit = world.spool.commit
 
     async def slow(change: WriteBatch) -> None:
         world.spool.refusal = next(refusals)
-        await asyncio.sleep(0)  # the other copy is planned now
+        await asyncio.sleep(0)  # the other copy is planned meanwhile
         await commit(change)
 
     world.spool.commit = slow
@@ -71,10 +73,10 @@ async def test_when_the_first_of_two_copies_is_not_stored_the_second_is(world: W
     )
     assert isinstance(outcomes[0], SpoolUnavailableError)
     assert outcomes[1] == 1
-    assert await world.told() == ["firing Down"]
+    assert await world.reported() == ["firing Down"]
 
 
-async def test_two_receivers_are_told_apart(world: World) -> None:
+async def test_alerts_of_two_receivers_have_different_ids(world: World) -> None:
     await world.accept(alert(), receiver="a")
     await world.accept(alert(), receiver="b")
     first, second = await world.events()
@@ -82,7 +84,7 @@ async def test_two_receivers_are_told_apart(world: World) -> None:
     assert first["data"] == second["data"]
 
 
-async def test_began_goes_before_ended_also_when_only_the_end_is_seen(world: World) -> None:
+async def test_the_beginning_is_derived_if_only_the_end_is_received(world: World) -> None:
     world.clock.ms += 3_600_000
     await world.accept(alert(status="resolved"))
     began, ended = await world.events()
@@ -97,10 +99,10 @@ async def test_began_goes_before_ended_also_when_only_the_end_is_seen(world: Wor
     )
 
 
-async def test_the_next_episode_is_told_anew(world: World) -> None:
+async def test_the_next_episode_is_reported(world: World) -> None:
     await world.accept(alert(status="resolved"))
     await world.accept(alert(startsAt="2026-11-23T19:30:00Z"))
-    assert await world.told() == ["firing Down", "resolved Down", "firing Down"]
+    assert await world.reported() == ["firing Down", "resolved Down", "firing Down"]
     assert len({event["id"] for event in await world.events()}) == 3
 
 
@@ -116,7 +118,7 @@ async def test_repeats_are_kept_as_reminders(world: World) -> None:
     assert events[2]["time"] == events[2]["data"]["received_at"] == "2026-11-23T19:36:24.988Z"
 
 
-async def test_of_reminders_that_wait_only_the_latest_is_kept(durable: World) -> None:
+async def test_only_the_latest_of_several_queued_reminders_is_kept(durable: World) -> None:
     await durable.accept(alert())
     for _ in range(3):
         durable.clock.ms += 900_000
@@ -136,13 +138,13 @@ async def test_two_forwarders_give_a_reminder_the_same_id(world: World) -> None:
     assert ids[0] == ids[1]
 
 
-async def test_what_is_not_selected_is_counted(world: World) -> None:
+async def test_alerts_that_are_not_selected_are_counted(world: World) -> None:
     low = alert(labels={"alertname": "Low", "severity": "info"})
     assert await world.accept(low, alert()) == 1
-    assert world.fates() == {"not_selected": 1, "relayed": 1}
+    assert world.outcomes() == {"not_selected": 1, "relayed": 1}
 
 
-async def test_a_watchdog_is_latest_only_and_every_sighting_is_new(durable: World) -> None:
+async def test_only_the_latest_watchdog_is_kept(durable: World) -> None:
     for _ in range(3):
         durable.clock.ms += 60_000
         await durable.accept(alert("Watchdog"))
@@ -152,15 +154,15 @@ async def test_a_watchdog_is_latest_only_and_every_sighting_is_new(durable: Worl
     assert durable.relay.last_watchdog_ms == durable.clock.ms
 
 
-async def test_nothing_is_told_twice_after_a_restart(durable: World) -> None:
+async def test_nothing_is_reported_twice_after_a_restart(durable: World) -> None:
     await durable.accept(alert())
-    durable.restarted()
+    durable.restart()
     assert await durable.accept(alert(status="resolved")) == 1
-    assert await durable.told() == ["firing Down", "resolved Down"]
+    assert await durable.reported() == ["firing Down", "resolved Down"]
 
 
 @pytest.mark.parametrize("refusal", [SpoolFullError("full"), SpoolUnavailableError("read-only")])
-async def test_what_was_not_stored_is_not_believed_to_be_told(
+async def test_an_alert_that_was_not_stored_is_reported_by_a_retry(
     world: World, refusal: Exception
 ) -> None:
     world.spool.refusal = refusal
@@ -168,24 +170,24 @@ async def test_what_was_not_stored_is_not_believed_to_be_told(
         await world.accept(alert())
     world.spool.refusal = None
     assert await world.accept(alert()) == 1
-    assert await world.told() == ["firing Down"]
+    assert await world.reported() == ["firing Down"]
 
 
-async def test_when_the_spool_was_lost_open_alerts_are_told_again(world: World) -> None:
+async def test_open_alerts_are_reported_again_after_the_spool_was_lost(world: World) -> None:
     await world.accept(alert())
     world.spool.kept.clear()
     world.spool.corruptions += 1
     assert await world.accept(alert()) == 1
 
 
-async def test_the_memory_is_bounded_and_forgets_the_oldest_on_disk_as_well(tmp_path: Path) -> None:
+async def test_the_memory_is_bounded_and_removes_the_oldest_facts_from_disk(tmp_path: Path) -> None:
     async with Spool(tmp_path, max_bytes=1 << 20, clock=SystemClock()) as spool:
         memory = AlertMemory(max_facts=5)
 
         async def commit(new: dict[str, Fact], at_ms: int) -> None:
             state = memory.state(new, {}, at_ms)
             await spool.commit(WriteBatch(state=state))
-            memory.committed(new, {}, state)
+            memory.apply_commit(new, {}, state)
 
         for number in range(20):
             episode = Episode(f"r-{number:016x}", number)
@@ -198,7 +200,7 @@ async def test_the_memory_is_bounded_and_forgets_the_oldest_on_disk_as_well(tmp_
         assert memory.episodes.summary(19)[0] == 0
 
 
-async def test_what_is_told_again_has_one_key_also_where_0_1_0_had_written_it(
+async def test_a_fact_that_is_reported_again_has_one_key_even_if_0_1_0_wrote_it(
     tmp_path: Path,
 ) -> None:
     async with Spool(tmp_path, max_bytes=1 << 20, clock=SystemClock()) as spool:
@@ -209,7 +211,7 @@ async def test_what_is_told_again_has_one_key_also_where_0_1_0_had_written_it(
         again = {"old": Fact(9), "new": Fact(10)}
         state = memory.state(again, {}, 10)
         await spool.commit(WriteBatch(state=state))
-        memory.committed(again, {}, state)
+        memory.apply_commit(again, {}, state)
         assert set(await spool.state("fact/")) == {f"fact/{9:015d}/old", f"fact/{10:015d}/new"}
         assert await spool.state("told/") == {}
         assert (memory.fact("old"), memory.fact("new"), len(memory)) == (Fact(9), Fact(10), 2)

@@ -1,4 +1,4 @@
-"""The forwarder's settings: mistakes by their name, no secret, one destination."""
+"""The forwarder's settings: error messages, hidden secrets, one destination."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from byoc_agents.errors import ConfigError
 from tests.unit.alerts.forwarder_settings import INWARD, OUTWARD, SECRET, settings
 
 
-def test_its_one_destination_is_the_control_plane() -> None:
+def test_the_only_destination_is_the_control_plane() -> None:
     core, own = settings()
     found = destinations(core, ClickHouseSettings(), own, {})
     assert [str(destination) for destination in found] == ["https://control.example:443"]
@@ -21,25 +21,25 @@ def test_no_secret_is_shown() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         (
             {"BYOC_ALERTS_MATCHERS": 'severity="'},
             "BYOC_ALERTS_MATCHERS: invalid value 'severity=\"' (column 10",
         ),
         ({"BYOC_ALERTS_WATCHDOG": "x"}, "BYOC_ALERTS_WATCHDOG: invalid value 'x' (column 2"),
-        ({"BYOC_ALERTS_LABELS": "a,b=c"}, "'b=c' is no label name"),
-        ({"BYOC_ALERTS_LABELS": 'a,"b'}, "is no label name: put it in double quotes"),
-        ({"BYOC_ALERTS_LABELS": 'a,""'}, "'' is no label name: 1 to 128"),
-        ({"BYOC_ALERTS_ANNOTATIONS": "x" * 129}, "is no label name: 1 to 128"),
-        ({"BYOC_ALERTS_LABELS": ",".join(map(str, range(33)))}, "at most 32 names"),
+        ({"BYOC_ALERTS_LABELS": "a,b=c"}, "'b=c' is not a label name"),
+        ({"BYOC_ALERTS_LABELS": 'a,"b'}, "is not a label name: put it in double quotes"),
+        ({"BYOC_ALERTS_LABELS": 'a,""'}, "'' is not a label name: expected 1 to 128"),
+        ({"BYOC_ALERTS_ANNOTATIONS": "x" * 129}, "is not a label name: expected 1 to 128"),
+        ({"BYOC_ALERTS_LABELS": ",".join(map(str, range(33)))}, "33 names: expected at most 32"),
         (
             {"BYOC_ALERTS_SIGNING_SECRET": "whsec_c2hvcnQ="},
             "BYOC_ALERTS_SIGNING_SECRET: invalid value ***:",
         ),
         ({"BYOC_ALERTS_TOKEN": "a b"}, "BYOC_ALERTS_TOKEN: invalid value ***:"),
         ({"BYOC_ALERTS_TOKEN": ""}, "BYOC_ALERTS_TOKEN: is required"),
-        ({"BYOC_ALERTS_TLS_KEY_FILE": "/k"}, "want each other"),
+        ({"BYOC_ALERTS_TLS_KEY_FILE": "/k"}, "only one is set: expected both or neither"),
         ({"BYOC_ALERTS_WEBHOOK_TOKEN": ""}, "BYOC_ALERTS_WEBHOOK_TOKEN: is required"),
         ({"BYOC_ALERTS_WEBHOOK_TOKEN": "x" * 901}, "BYOC_ALERTS_WEBHOOK_TOKEN: invalid value ***:"),
         ({"BYOC_ALERTS_REMINDER_SECONDS": "5"}, "must be 60 to 604800"),
@@ -49,10 +49,10 @@ def test_no_secret_is_shown() -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
-def test_a_mistake_in_the_settings_names_its_place(changes: dict[str, str], said: str) -> None:
+def test_a_configuration_error_names_its_setting(changes: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         settings(**changes)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Values that may leave, and values that may not."""
+"""Values that are sent, and values that are withheld."""
 
 import random
 
@@ -28,7 +28,7 @@ def shown(value: str, *, words: bool = True) -> dict[str, str]:
         "ClickHouseDistributedFilesToInsertAreTooManyForTooLong",
     ],
 )
-def test_names_and_words_leave(value: str) -> None:
+def test_names_and_words_are_sent(value: str) -> None:
     assert shown(value) == {"a": value}
 
 
@@ -56,7 +56,9 @@ def test_names_and_words_leave(value: str) -> None:
     ],
 )
 @pytest.mark.parametrize("words", [True, False])
-def test_addresses_secrets_and_invisible_characters_do_not(value: str, *, words: bool) -> None:
+def test_addresses_secrets_and_invisible_characters_are_withheld(
+    value: str, *, words: bool
+) -> None:
     assert shown(value, words=words) == {}
 
 
@@ -66,12 +68,12 @@ def test_a_query_is_not_a_label_but_may_be_an_allowed_annotation() -> None:
     assert shown(text, words=False) == {"a": text}
 
 
-def test_a_long_value_is_judged_and_cut() -> None:
+def test_a_long_value_is_checked_and_cut() -> None:
     assert pick({"a": "x" * 300}, ("a",), LONGEST).cut == ["a"]
     assert shown("10.0.0.1" + "x" * 300) == {}
 
 
-def test_what_is_not_allowed_is_not_withheld_either() -> None:
+def test_a_name_that_is_not_allowed_is_not_listed_as_withheld() -> None:
     assert pick({"b": "10.0.0.1"}, ("a",), LONGEST).withheld == []
 
 

@@ -1,4 +1,4 @@
-"""The webhook over real sockets: who may, and what is answered when."""
+"""The webhook over real sockets: authentication, status codes and answers."""
 
 import asyncio
 from pathlib import Path
@@ -33,7 +33,7 @@ async def test_a_notification_is_answered_after_it_is_stored(make: Make) -> None
         (NotAWebhookError("x"), 400),
     ],
 )
-async def test_what_is_not_stored_is_answered_so_that_alertmanager_tries_again(
+async def test_the_status_of_a_storage_error_makes_alertmanager_retry(
     make: Make, error: Exception, status: int
 ) -> None:
     async with make() as world:
@@ -46,7 +46,7 @@ async def test_what_is_not_stored_is_answered_so_that_alertmanager_tries_again(
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b"null", b"<html>"])
-async def test_what_is_no_webhook_is_400(make: Make, body: bytes) -> None:
+async def test_a_malformed_body_is_400(make: Make, body: bytes) -> None:
     async with make() as world:
         assert (await world.post(body))[0] == 400
 
@@ -68,7 +68,7 @@ async def test_what_is_no_webhook_is_400(make: Make, body: bytes) -> None:
         ("Bearer r\u00efght", 401),
     ],
 )
-async def test_only_a_bearer_of_a_token_may(make: Make, header: str, status: int) -> None:
+async def test_a_bearer_token_is_required(make: Make, header: str, status: int) -> None:
     async with make(ReloadableSecret("right\nnew\n")) as world:
         got, text, answer = await world.post(Authorization=header)
         assert got == status
@@ -77,7 +77,7 @@ async def test_only_a_bearer_of_a_token_may(make: Make, header: str, status: int
         assert len(world.relay.bodies) == (status == 200)
 
 
-async def test_a_stranger_is_refused_before_his_body_is_read(make: Make) -> None:
+async def test_an_unauthenticated_request_is_refused_before_its_body_is_read(make: Make) -> None:
     async with make(ReloadableSecret("right")) as world:
         reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
         writer.write(b"POST /v1/alerts HTTP/1.1\r\nHost: x\r\nContent-Length: 999999\r\n\r\n")
@@ -85,7 +85,7 @@ async def test_a_stranger_is_refused_before_his_body_is_read(make: Make) -> None
         writer.close()
 
 
-async def test_a_rotated_token_counts_at_once_and_an_emptied_file_changes_nothing(
+async def test_a_rotated_token_is_used_at_once_and_an_empty_file_is_ignored(
     make: Make, tmp_path: Path
 ) -> None:
     file = tmp_path / "token"
@@ -120,7 +120,7 @@ async def test_a_sender_that_waits_for_100_continue_is_answered(make: Make) -> N
     ("method", "path", "status"),
     [("GET", "/v1/alerts", 405), ("POST", "/", 404), ("POST", "/v1/alerts/", 404)],
 )
-async def test_nothing_else_is_served_and_no_version_is_told(
+async def test_no_other_path_is_served_and_no_version_is_shown(
     make: Make, method: str, path: str, status: int
 ) -> None:
     async with make() as world:
@@ -132,7 +132,7 @@ async def test_nothing_else_is_served_and_no_version_is_told(
         assert world.relay.bodies == []
 
 
-async def test_a_defect_of_ours_tells_no_version_either(make: Make) -> None:
+async def test_an_internal_error_shows_no_version(make: Make) -> None:
     async with make() as world:
         world.relay.error = RuntimeError("a defect")
         status, text, answer = await world.post()

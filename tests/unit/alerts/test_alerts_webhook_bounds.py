@@ -1,4 +1,4 @@
-"""The webhook over real sockets: what nobody can hold up."""
+"""The webhook over real sockets: limits that no client can exceed."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ from byoc_agents.alerts.webhook import (
     LARGE_WAITING,
     MAX_BODY_BYTES,
 )
-from byoc_agents.app.http_server import MAX_FIELD_BYTES, MAX_HEADERS, READ_BYTES, REST_SECONDS
+from byoc_agents.app.http_server import MAX_FIELD_BYTES, MAX_HEADERS, MIN_IDLE_SECONDS, READ_BYTES
 from tests.unit.alerts.webhook_world import BEARER, BODY, TOKEN, Make, World, eventually, head
 
 
@@ -40,13 +40,15 @@ async def test_a_body_over_the_limit_is_413(make: Make) -> None:
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd", "identity", "x"])
 async def test_a_compressed_body_is_refused_and_not_decompressed(make: Make, coding: str) -> None:
     async with make() as world:
-        status, word, _ = await world.post(b"not compressed", **{"Content-Encoding": coding})
-        assert (status, word) == (415, '{"status": "compressed"}')
+        status, text, _ = await world.post(b"not compressed", **{"Content-Encoding": coding})
+        assert (status, text) == (415, '{"status": "compressed"}')
     assert world.relay.bodies == []
 
 
-async def test_what_a_stranger_compressed_is_not_decompressed_either(make: Make) -> None:
-    """By default aiohttp does so for the rest of a body that it discards after the answer."""
+async def test_a_compressed_body_of_an_unauthenticated_client_is_not_decompressed(
+    make: Make,
+) -> None:
+    """By default, aiohttp decompresses the rest of a body that it discards after the answer."""
     compressor = zlib.compressobj(9, zlib.DEFLATED, 31)
     bomb = b"".join(compressor.compress(bytes(MAX_BODY_BYTES)) for _ in range(16))
     bomb += compressor.flush()
@@ -64,7 +66,7 @@ async def test_what_a_stranger_compressed_is_not_decompressed_either(make: Make)
     assert peak_bytes < MAX_BODY_BYTES
 
 
-async def test_small_bodies_wait_for_the_disk_together(make: Make) -> None:
+async def test_small_bodies_are_committed_concurrently(make: Make) -> None:
     async with make() as world:
         world.relay.may_commit.clear()
         asked = [
@@ -93,14 +95,14 @@ async def test_bodies_that_may_be_large_are_read_a_few_at_a_time(
             asyncio.create_task(world.post(body(), **headers)) for _ in range(3 * LARGE_BODIES)
         ]
         await eventually(lambda: world.relay.under_way == LARGE_BODIES)
-        asked.append(asyncio.create_task(world.post()))  # a small one is not behind them
+        asked.append(asyncio.create_task(world.post()))  # a small body does not wait for them
         await eventually(lambda: world.relay.under_way > LARGE_BODIES)
         assert world.relay.under_way == LARGE_BODIES + 1
         world.relay.may_commit.set()
         assert {(await one)[0] for one in asked} == {200}
 
 
-async def test_who_would_wait_behind_too_many_large_ones_is_told_to_come_again(make: Make) -> None:
+async def test_a_large_body_is_503_if_too_many_others_wait(make: Make) -> None:
     async with make() as world:
         world.relay.may_commit.clear()
         large = BODY.rjust(SMALL_BODY_BYTES + 1)
@@ -109,8 +111,8 @@ async def test_who_would_wait_behind_too_many_large_ones_is_told_to_come_again(m
         ]
         await eventually(lambda: world.relay.under_way == LARGE_BODIES)
         await eventually(lambda: len(connections()) >= len(asked))
-        status, word, _ = await world.post(large)
-        assert (status, word) == (503, '{"status": "busy"}')
+        status, text, _ = await world.post(large)
+        assert (status, text) == (503, '{"status": "busy"}')
         world.relay.may_commit.set()
         assert {(await one)[0] for one in asked} == {200}
         assert (await world.post(large))[0] == 200
@@ -128,7 +130,7 @@ async def test_headers_are_bounded(make: Make) -> None:
 @pytest.mark.parametrize(
     "sent", [b"\x16\x03\x01\x00\xa5\x01\x00\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"a b\r\n\r\n"]
 )
-async def test_what_is_no_http_is_told_so_in_a_fixed_word(make: Make, sent: bytes) -> None:
+async def test_malformed_http_gets_a_fixed_answer(make: Make, sent: bytes) -> None:
     async with make() as world:
         with structlog.testing.capture_logs() as logs:
             reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
@@ -136,13 +138,14 @@ async def test_what_is_no_http_is_told_so_in_a_fixed_word(make: Make, sent: byte
             answer, _, body = (await reader.read()).partition(b"\r\n\r\n")
             writer.close()
     assert answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.0 400 "))
-    assert body == b'{"status": "no HTTP"}'
+    assert body == b'{"status": "malformed request"}'
     assert b"Server: byoc-agents" in answer
     assert b"aiohttp" not in answer
-    assert [(line["event"], line["why"]) for line in logs] == [("server.refused", "no HTTP")]
+    refused = [(line["event"], line["why"]) for line in logs]
+    assert refused == [("server.refused", "malformed request")]
 
 
-async def test_of_a_body_that_waits_only_what_fills_the_buffers_is_taken(make: Make) -> None:
+async def test_only_the_buffers_hold_a_body_that_waits(make: Make) -> None:
     large_head = head(MAX_BODY_BYTES)
     async with make() as world:
         world.relay.may_commit.clear()
@@ -164,7 +167,7 @@ async def test_of_a_body_that_waits_only_what_fills_the_buffers_is_taken(make: M
     assert taken_bytes < 300 * 1024
 
 
-async def test_a_connection_at_rest_holds_no_body(make: Make) -> None:
+async def test_an_idle_connection_holds_no_body(make: Make) -> None:
     body = BODY.rjust(1024**2)
     request = head(len(body))
     async with make() as world:
@@ -185,7 +188,7 @@ async def test_a_connection_at_rest_holds_no_body(make: Make) -> None:
             writer.close()
 
 
-async def test_a_body_that_drips_is_given_up(make: Make) -> None:
+async def test_a_slow_body_is_503(make: Make) -> None:
     async with make(body=0.05) as world:
         reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
         writer.write(head(99) + b"{")
@@ -203,7 +206,7 @@ async def test_a_connection_without_a_request_is_closed(make: Make, sent: bytes)
         writer.close()
 
 
-async def test_a_connection_in_use_outlives_the_time_for_its_headers(make: Make) -> None:
+async def test_a_connection_in_use_is_not_closed_by_the_header_timeout(make: Make) -> None:
     async with make(header=0.05) as world:
         world.relay.may_commit.clear()
         asked = asyncio.create_task(world.post())
@@ -212,7 +215,7 @@ async def test_a_connection_in_use_outlives_the_time_for_its_headers(make: Make)
         assert (await asked)[0] == 200
 
 
-async def test_a_client_that_cuts_its_body_does_no_harm(
+async def test_a_client_that_disconnects_within_its_body_is_logged_as_refused(
     make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with make() as world:
@@ -226,20 +229,20 @@ async def test_a_client_that_cuts_its_body_does_no_harm(
             await eventually(lambda: logs)
         assert (await world.post())[0] == 200
     assert [(line["event"], line["why"]) for line in logs] == [("webhook.refused", "broken body")]
-    assert caplog.records == [], "no defect"
+    assert caplog.records == [], "no internal error"
     assert world.relay.bodies == [BODY]
 
 
-async def opened(world: World) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def connect(world: World) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     return await asyncio.open_connection("127.0.0.1", world.port)
 
 
 async def test_the_oldest_silent_connection_is_closed_for_a_new_one(make: Make) -> None:
     async with make(header=60, unauthenticated=3) as world:
-        pairs = [await opened(world) for _ in range(3)]
+        pairs = [await connect(world) for _ in range(3)]
         with structlog.testing.capture_logs() as logs:
             for reader, _ in pairs[:2]:
-                pairs.append(await opened(world))
+                pairs.append(await connect(world))
                 assert await reader.read() == b""
             await eventually(lambda: sum(line["number"] for line in logs) == 2)
         assert {line["event"] for line in logs} == {"server.connections_refused"}
@@ -248,11 +251,11 @@ async def test_the_oldest_silent_connection_is_closed_for_a_new_one(make: Make) 
             writer.close()
 
 
-async def test_a_notification_gets_through_however_many_are_silent(make: Make) -> None:
+async def test_a_notification_is_stored_despite_many_silent_connections(make: Make) -> None:
     async with make(header=60, unauthenticated=8) as world, asyncio.timeout(10):
         pairs = []
         for number in range(200):
-            pairs.append(await opened(world))
+            pairs.append(await connect(world))
             if number % 20 == 0:
                 async with aiohttp.ClientSession() as fresh:
                     headers = {"Authorization": BEARER}
@@ -262,10 +265,12 @@ async def test_a_notification_gets_through_however_many_are_silent(make: Make) -
             writer.close()
 
 
-async def test_another_address_loses_no_place_to_the_one_with_the_most(make: Make) -> None:
+async def test_a_connection_of_another_address_is_not_closed_for_the_busiest_one(
+    make: Make,
+) -> None:
     async with make(header=60, unauthenticated=4) as world:
         first = await asyncio.open_connection("127.0.0.1", world.port, local_addr=("127.0.0.2", 0))
-        others = [await opened(world) for _ in range(20)]
+        others = [await connect(world) for _ in range(20)]
         first[1].write(head(len(BODY)) + BODY)
         assert (await first[0].readline()).startswith(b"HTTP/1.1 200 ")
         for _, writer in [first, *others]:
@@ -274,10 +279,10 @@ async def test_another_address_loses_no_place_to_the_one_with_the_most(make: Mak
 
 async def test_an_authenticated_connection_is_not_closed_for_silent_ones(make: Make) -> None:
     async with make(header=60, unauthenticated=2) as world:
-        reader, writer = await opened(world)
+        reader, writer = await connect(world)
         writer.write(head(len(BODY)) + BODY)
         await reader.readuntil(b'{"status": "stored"}')
-        silent = [await opened(world) for _ in range(10)]
+        silent = [await connect(world) for _ in range(10)]
         writer.write(head(len(BODY)) + BODY)
         assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
         for _, one in [(reader, writer), *silent]:
@@ -290,18 +295,18 @@ async def test_an_unknown_client_keeps_no_connection(make: Make) -> None:
             head(0).replace(TOKEN.encode(), b"wrong"),
             b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
         ):
-            reader, writer = await opened(world)
+            reader, writer = await connect(world)
             writer.write(request)
             assert (await reader.read()).startswith(b"HTTP/1.1 40")
             writer.close()
 
 
-async def test_the_head_of_a_second_request_has_its_time_too(make: Make) -> None:
+async def test_the_header_timeout_applies_to_a_second_request(make: Make) -> None:
     async with make(header=0.05) as world:
-        reader, writer = await opened(world)
+        reader, writer = await connect(world)
         writer.write(head(len(BODY)) + BODY)
         await reader.readuntil(b'{"status": "stored"}')
-        await asyncio.sleep(0.1)  # at rest longer than a head may take
+        await asyncio.sleep(0.1)  # idle for longer than the header timeout
         writer.write(head(len(BODY)) + BODY)
         await reader.readuntil(b'{"status": "stored"}')
         writer.write(b"POST /v1/al")
@@ -309,14 +314,14 @@ async def test_the_head_of_a_second_request_has_its_time_too(make: Make) -> None
         writer.close()
 
 
-async def test_a_connection_at_rest_makes_room_for_a_new_one(make: Make) -> None:
+async def test_an_idle_connection_is_closed_for_a_new_one(make: Make) -> None:
     request = head(len(BODY)) + BODY
     async with make(authenticated=3) as world:
-        pairs = [await opened(world) for _ in range(3)]
+        pairs = [await connect(world) for _ in range(3)]
         for reader, writer in pairs:
             writer.write(request)
             assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
-        await asyncio.sleep(REST_SECONDS)
+        await asyncio.sleep(MIN_IDLE_SECONDS)
         assert (await world.post())[0] == 200
         rest = await pairs[0][0].read()
         assert rest.endswith(b'{"status": "stored"}'), "the oldest, after its answer"
@@ -327,12 +332,12 @@ async def test_a_connection_at_rest_makes_room_for_a_new_one(make: Make) -> None
             writer.close()
 
 
-async def test_nobody_who_waits_for_an_answer_makes_room(make: Make) -> None:
+async def test_a_connection_that_waits_for_its_answer_is_not_closed(make: Make) -> None:
     async with make(authenticated=3) as world:
         world.relay.may_commit.clear()
         asked = [asyncio.create_task(world.post()) for _ in range(3)]
         await eventually(lambda: world.relay.under_way == len(asked))
-        await asyncio.sleep(REST_SECONDS)
+        await asyncio.sleep(MIN_IDLE_SECONDS)
         async with aiohttp.ClientSession() as fresh:
             headers = {"Authorization": BEARER}
             answer = await fresh.post(world.url, data=BODY, headers=headers)
@@ -346,8 +351,8 @@ def connections() -> list[web.RequestHandler]:
     return [one for one in gc.get_objects() if isinstance(one, web.RequestHandler)]
 
 
-async def test_nothing_is_kept_of_connections_that_have_ended(make: Make) -> None:
-    """They are forgotten with the patience for the next one."""
+async def test_closed_connections_are_garbage_collected(make: Make) -> None:
+    """No timer or list refers to them any more."""
     before = len(connections())
     async with make(header=0.05) as world:
         for _ in range(5):

@@ -1,4 +1,4 @@
-"""The webhook over TLS, and certificates that change."""
+"""The webhook over TLS, and the renewal of its certificate."""
 
 import os
 import ssl
@@ -29,7 +29,7 @@ def renew(old: Listen, new: Listen) -> None:
 
 
 def spoil(file: str) -> None:
-    Path(file).write_text("no certificate")
+    Path(file).write_text("not a certificate")
 
 
 async def test_tls_and_a_renewed_listen(make: Make, tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ async def test_tls_and_a_renewed_listen(make: Make, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["cert_file", "key_file"])
-async def test_a_file_that_becomes_a_fifo_stops_nothing(
+async def test_a_file_replaced_by_a_fifo_blocks_nothing(
     make: Make, tmp_path: Path, file: str
 ) -> None:
     old, new = listen(tmp_path, "old"), listen(tmp_path, "new")
@@ -65,12 +65,12 @@ async def test_a_file_that_becomes_a_fifo_stops_nothing(
     async with make(listen=old) as world:
         become_fifo(getattr(old, file))
         for _ in range(2):
-            assert await post_anew(world, trusts[0]) == 200
+            assert await post_on_new_connection(world, trusts[0]) == 200
         renew(old, new)
-        assert await post_anew(world, trusts[1]) == 200
+        assert await post_on_new_connection(world, trusts[1]) == 200
 
 
-async def post_anew(world: World, trust: ssl.SSLContext) -> int:
+async def post_on_new_connection(world: World, trust: ssl.SSLContext) -> int:
     """Post over a new connection."""
     async with (
         aiohttp.ClientSession() as fresh,
@@ -84,7 +84,7 @@ def become_fifo(path: str) -> None:
     os.mkfifo(path)
 
 
-def test_a_mount_that_hangs_costs_one_short_wait_and_no_more_threads(
+def test_a_hanging_mount_costs_one_short_wait_and_no_further_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old, hang, reads = listen(tmp_path, "old"), threading.Event(), []
@@ -103,7 +103,7 @@ def test_a_mount_that_hangs_costs_one_short_wait_and_no_more_threads(
         hang.set()
 
 
-def test_the_files_are_looked_at_no_more_often_than_stated(tmp_path: Path) -> None:
+def test_the_files_are_checked_at_most_once_per_interval(tmp_path: Path) -> None:
     old, now = listen(tmp_path, "old"), [100.0]
     certificate = Certificate(
         old.cert_file, old.key_file, check_seconds=1.0, monotonic=lambda: now[0]
@@ -117,8 +117,8 @@ def test_the_files_are_looked_at_no_more_often_than_stated(tmp_path: Path) -> No
     assert [line["event"] for line in logs] == ["webhook.tls_reload_failed"]
 
 
-async def test_a_certificate_that_is_no_use_is_said_at_the_start(tmp_path: Path) -> None:
-    (tmp_path / "x").write_text("no certificate")
+async def test_an_invalid_certificate_is_an_error_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("not a certificate")
     listen = Listen("127.0.0.1", 0, str(tmp_path / "x"), str(tmp_path / "x"))
 
     async def answer(_: aiohttp.web.BaseRequest) -> aiohttp.web.Response:

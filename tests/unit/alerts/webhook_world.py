@@ -1,4 +1,4 @@
-"""The webhook on a real socket before what stands for the relay."""
+"""The webhook on a real socket, with a fake relay."""
 
 import asyncio
 import io
@@ -17,13 +17,13 @@ BODY = b'{"version":"4","alerts":[]}'
 
 
 def head(length: int, *more: str) -> bytes:
-    """Return the head of a notification from Alertmanager."""
+    """Return the request line and headers of a notification from Alertmanager."""
     lines = ["POST /v1/alerts HTTP/1.1", "Host: x", f"Authorization: {BEARER}", *more]
     return "\r\n".join([*lines, f"Content-Length: {length}", "", ""]).encode()
 
 
 class Relay:
-    """Stands for the relay: reads, then does as told."""
+    """A fake relay: decodes the body, waits for `may_commit`, then stores it or raises `error`."""
 
     def __init__(self) -> None:
         self.error: Exception | None = None
@@ -63,7 +63,7 @@ Make = Callable[..., AbstractAsyncContextManager[World]]
 
 
 async def eventually(reached: Callable[[], object]) -> None:
-    """Wait for what another task or thread does, where nothing tells when."""
+    """Wait until a condition holds that another task or thread brings about without a signal."""
     async with asyncio.timeout(10):
         while not reached():  # noqa: ASYNC110
             await asyncio.sleep(0.001)

@@ -236,12 +236,11 @@ async def test_a_task_that_is_down_makes_the_daemon_unready_until_it_has_run_a_w
     tmp_path: Path,
 ) -> None:
     async with world(tmp_path) as it:
-        it.source.script = [OSError("the webhook does not listen: address in use")]
+        it.source.script = [OSError("cannot open the webhook: address in use")]
         run = it.run()
         await it.clock.parked()
         assert (
-            await it.daemon.not_ready_reason()
-            == "source: the webhook does not listen: address in use"
+            await it.daemon.not_ready_reason() == "source: cannot open the webhook: address in use"
         )
         await it.clock.advance(RESTART_SECONDS)
         assert it.source.runs == 2

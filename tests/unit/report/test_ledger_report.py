@@ -113,7 +113,7 @@ def test_a_broken_chain_stands_at_the_top_and_exits_1(state_dir: Path) -> None:
     page = state_dir / "page.html"
     assert main(["report", str(state_dir), "--html", str(page)]) == 1
     text = Reader(page.read_text()).text
-    assert "billing-scraper: the chain is NOT what was written" in text
+    assert "billing-scraper: the chain is BROKEN" in text
     assert text.index("ledger-000001.jsonl:2: changed") < text.index("destinations")
 
 
