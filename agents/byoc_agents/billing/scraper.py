@@ -13,11 +13,7 @@ import structlog
 
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.cloudevents import encode, rfc3339
-from byoc_agents.billing.checkpoint import (
-    Checkpoint,
-    DeferredPeriods,
-    same_position,
-)
+from byoc_agents.billing.checkpoint import Checkpoint, DeferredPeriods, same_position
 from byoc_agents.billing.meter import Meter
 from byoc_agents.billing.metrics import BillingMetrics
 from byoc_agents.billing.recorder import Recorder

@@ -19,7 +19,7 @@ from byoc_agents.app.clock import Clock
 from byoc_agents.billing.checkpoint import Checkpoint, encode_checkpoint
 from byoc_agents.billing.objects import Compression, SharedNumbers, runs, seal
 from byoc_agents.billing.record import charge_period_ms
-from byoc_agents.billing.streams import EpochStart, ObjectStream, advance
+from byoc_agents.billing.streams import EpochStart, ObjectStream, advance_numbers
 from byoc_agents.billing.window import HOUR_MS
 from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.checkpoint import Checkpointed
@@ -143,7 +143,7 @@ class Sealer:
     async def _seal_lines(self, staged: Staged) -> None:
         for lines in _batches(staged):
             message = self._seal(lines, staged.numbers)
-            numbers, state = advance(staged.numbers, len(lines))
+            numbers, state = advance_numbers(staged.numbers, len(lines))
             staged = Staged(staged.lines[len(lines) :], numbers)
             batch = WriteBatch(messages=[message], unstage=len(lines), state=state)
             await self._staged.commit(batch, staged)

@@ -75,7 +75,7 @@ class ObjectStream(Protocol):
         ...
 
 
-def advance(
+def advance_numbers(
     numbers: SharedNumbers | None, records: int
 ) -> tuple[SharedNumbers | None, Mapping[str, bytes]]:
     """Return the numbers after an object of so many records, and what to store with it."""
