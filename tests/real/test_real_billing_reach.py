@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from byoc_agents.app.keyed_ids import keyed_id
+
 pytestmark = pytest.mark.real
 
 REPOSITORY = Path(__file__).parents[2]
@@ -160,6 +162,7 @@ def test_with_clickhouses_ids_all_of_it_is_open(
     assert {name for name, result in found.items() if result != "allowed"} == set()
 
 
+SCOPE = ("org-1", "svc-1", "chi-0-0-0")  # organization, service, replica: as a daemon has them
 METER = """
 import asyncio, json, os, sys
 import byoc_agents.billing.sources.process_tree  # before the ids change: our files may be private
@@ -171,7 +174,10 @@ os.setgroups([101])
 os.setresgid(uid, uid, uid)
 os.setresuid(uid, uid, uid)
 target = open_target(
-    parse_target(sys.argv[1]), ClickHouse("http://127.0.0.1:1"), SystemClock(), meter=sys.argv[3]
+    parse_target(sys.argv[1]),
+    ClickHouse("http://127.0.0.1:1"),
+    SystemClock(*sys.argv[4:]),
+    meter=sys.argv[3],
 )
 seen = asyncio.run(target.read())
 reading = seen.reading
@@ -185,7 +191,7 @@ def test_the_default_meter_reads_a_server_of_another_user(
 ) -> None:
     wanted = f"pid:{server.pid}" if target == "pid" else "process:clickhouse-server"
     done = subprocess.run(
-        [sys.executable, "-c", METER, wanted, str(AGENT), "process"],
+        [sys.executable, "-c", METER, wanted, str(AGENT), "process", *SCOPE],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
@@ -193,6 +199,8 @@ def test_the_default_meter_reads_a_server_of_another_user(
     )
     source, incarnation, trouble = json.loads(done.stdout)
     stat = Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
+    original = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    boot = keyed_id(original, "boot", *SCOPE)[:8]
+    assert boot != original[:8]
     assert (source, trouble) == ("process", "")
     assert incarnation == f"{boot}-{server.pid}-{stat[19]}"
