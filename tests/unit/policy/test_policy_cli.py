@@ -64,7 +64,7 @@ def test_every_destination_has_its_kind_whatever_setting_named_it(
 ) -> None:
     pod = SETTINGS | IDENTITIES[identity] | STAND_INS
     if variable:
-        pod[variable] = ENDPOINT
+        pod |= {variable: ENDPOINT, "AWS_ENDPOINT_URL_STS": "https://sts.eu-west-1.amazonaws.com"}
     found = configure(list(DAEMONS), pod, None).destinations
     assert {str(one.kind) for one in found} == {"clickhouse", "s3", "sqs", "control-plane"} | more
     assert {one.daemon for one in found if one.kind == "s3"} == {"billing-scraper"}
