@@ -16,6 +16,7 @@ from typing import Any
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
+from multidict import CIMultiDict
 from yarl import URL
 
 from byoc_agents import __version__
@@ -254,7 +255,8 @@ class Gate:
         if destination.local:
             request.update_proxy(None, None, None)
         else:
-            request.update_proxy(self.proxy, self._proxy_auth, None)
+            # CONNECT too has no header that names the interpreter and its libraries.
+            request.update_proxy(self.proxy, self._proxy_auth, CIMultiDict(USER_AGENT))
         try:
             return await send(request)
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
