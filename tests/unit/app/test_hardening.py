@@ -33,6 +33,26 @@ print(resource.getrlimit(resource.RLIMIT_CORE))
     assert done.stdout.strip() == "(0, 0)"
 
 
+@pytest.mark.parametrize(("modules", "dumpable"), [("ctypes", "0"), ("", "1")])
+def test_the_memory_is_readable_for_root_only_or_it_is_reported(
+    modules: str, dumpable: str
+) -> None:
+    """Whatever BYOC_SECCOMP is: nothing of the filter is loaded here."""
+    code = """
+import ctypes, sys
+if not sys.argv[1]:
+    sys.modules["ctypes"] = None
+from byoc_agents.app.hardening import restrict_process
+restrict_process()
+assert "byoc_agents.egress.seccomp" not in sys.modules
+print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))  # PR_GET_DUMPABLE
+"""
+    command = [sys.executable, "-c", code, modules]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split()[-1] == dumpable
+    assert ("process.readable" in done.stdout) == (not modules)
+
+
 def test_a_directory_that_is_open_to_others_is_closed_and_the_group_keeps_its_access(
     tmp_path: Path,
 ) -> None:
