@@ -45,26 +45,56 @@ def _hide_memory() -> None:
 
 
 def restrict_directories(directories: Iterable[Path]) -> None:
-    """Take the access of other users from directories that exist. Logs each that had it.
+    """Take the access of other users from existing directories and all that is in them.
 
-    A directory of another owner cannot be changed: it is used as it is, with an error in the log.
+    Logs each path that they had access to. A path of another owner cannot be changed: it is used as
+    it is, with an error in the log, and what is in such a directory is left out. So are links: they
+    may lead elsewhere.
     """
     for directory in directories:
-        try:
-            mode = stat.S_IMODE(directory.stat().st_mode)
-        except OSError:  # not there yet: it is made with 0700
+        if not _restrict(directory):
             continue
-        if not mode & OTHERS:
-            continue
-        logger = structlog.get_logger().bind(path=str(directory), mode=f"{mode:04o}")
-        try:
-            directory.chmod(mode & ~OTHERS)
-        except OSError as error:
-            logger.error(
-                "state.open_to_others", error=error.strerror, expected="no access for others"
-            )
-        else:
-            logger.warning("state.closed_to_others")
+        for parent, directories_within, files in os.walk(directory):  # skips what it cannot read
+            for path in (Path(parent, name) for name in (*directories_within, *files)):
+                if not path.is_symlink():
+                    _restrict(path)
+
+
+def _restrict(path: Path) -> bool:
+    """Return whether the path exists and is closed to others, after a change if need be."""
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except OSError:  # not there yet: it is made for this user only
+        return False
+    if not mode & OTHERS:
+        return True
+    logger = structlog.get_logger().bind(path=str(path), mode=f"{mode:04o}")
+    try:
+        path.chmod(mode & ~OTHERS)
+    except OSError as error:
+        logger.error("state.open_to_others", error=error.strerror, expected="no access for others")
+        return False
+    logger.warning("state.closed_to_others")
+    return True
+
+
+def report_parent(directory: Path) -> None:
+    """Log a warning if every user may rename or replace what is in a directory.
+
+    It is not changed: it may serve others too. An `emptyDir` of Kubernetes is such a directory,
+    which is harmless if its containers have one user.
+    """
+    try:
+        mode = stat.S_IMODE(directory.stat().st_mode)
+    except OSError:  # not there yet: it is made for this user only
+        return
+    if mode & WRITABLE_BY_OTHERS and not mode & stat.S_ISVTX:  # with it only owners may rename
+        structlog.get_logger().warning(
+            "state.parent_writable",
+            path=str(directory),
+            mode=f"{mode:04o}",
+            expected="no write access for others",
+        )
 
 
 def report_writable(files: Iterable[str]) -> None:

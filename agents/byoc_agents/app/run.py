@@ -25,7 +25,12 @@ from byoc_agents.app.admin_server import serve
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.app.context import ClickHouseSettings, Runtime
 from byoc_agents.app.daemon import Daemon
-from byoc_agents.app.hardening import report_writable, restrict_directories, restrict_process
+from byoc_agents.app.hardening import (
+    report_parent,
+    report_writable,
+    restrict_directories,
+    restrict_process,
+)
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.app.settings import (
     CoreSettings,
@@ -300,6 +305,7 @@ def main(names: Sequence[str], config_file: str | None, *, only_drain: bool = Fa
     configuration = configure(names, os.environ, config_file)
     log.configure(configuration.core.log_level)
     restrict_process()
+    report_parent(Path(configuration.core.state_dir))
     restrict_directories(configuration.directories)
     report_writable(configuration.files)
     try:

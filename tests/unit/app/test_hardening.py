@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from byoc_agents.app.hardening import report_writable, restrict_directories
+from byoc_agents.app.hardening import report_parent, report_writable, restrict_directories
 from byoc_agents.app.run import configure
 from byoc_agents.egress.gate import Gate
 from byoc_agents.errors import ConfigError, hide_url_secrets
@@ -67,6 +67,43 @@ def test_a_directory_that_is_open_to_others_is_closed_and_the_group_keeps_its_ac
     assert [(line["event"], line["path"], line["mode"]) for line in logs] == [
         ("state.closed_to_others", str(paths[0]), "0777")
     ]
+
+
+def test_what_is_in_such_a_directory_is_closed_too(tmp_path: Path) -> None:
+    """A spool and a ledger of 0.1.0 were made with the umask of the container's runtime."""
+    state, elsewhere = tmp_path / "state", tmp_path / "elsewhere"
+    ledger = state / "ledger"
+    ledger.mkdir(parents=True)
+    modes = {ledger: 0o777, state / "spool.db": 0o644, ledger / "1.jsonl": 0o664, elsewhere: 0o644}
+    for path, mode in modes.items():
+        path.touch()
+        path.chmod(mode)
+    state.chmod(0o770)
+    (state / "link").symlink_to(elsewhere)
+    with structlog.testing.capture_logs() as logs:
+        restrict_directories([state])
+    assert {path: stat.S_IMODE(path.stat().st_mode) for path in modes} == {
+        ledger: 0o770,
+        state / "spool.db": 0o640,
+        ledger / "1.jsonl": 0o660,
+        elsewhere: 0o644,
+    }
+    assert {line["path"] for line in logs} == {str(path) for path in modes if path != elsewhere}
+    assert {line["event"] for line in logs} == {"state.closed_to_others"}
+
+
+def test_a_directory_in_which_everybody_may_rename_is_reported(tmp_path: Path) -> None:
+    modes = {"open": 0o777, "sticky": 0o1777, "readable": 0o755}
+    for name, mode in modes.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name).chmod(mode)
+    with structlog.testing.capture_logs() as logs:
+        for name in (*modes, "missing"):
+            report_parent(tmp_path / name)
+    assert [(line["event"], line["log_level"], line["path"], line["mode"]) for line in logs] == [
+        ("state.parent_writable", "warning", str(tmp_path / "open"), "0777")
+    ]
+    assert stat.S_IMODE((tmp_path / "open").stat().st_mode) == 0o777
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")

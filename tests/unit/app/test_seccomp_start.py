@@ -110,7 +110,13 @@ def enforced(log: dict[str, Any]) -> str:
 def test_the_kernel_holds_a_running_daemon_and_every_thread_of_it(
     environ: dict[str, str], tmp_path: Path
 ) -> None:
+    ledger = tmp_path / "state" / "alert-forwarder" / "ledger"
+    ledger.mkdir(parents=True)
+    for path in (ledger, tmp_path / "state"):
+        path.chmod(0o777)
     with started(MODULE, environ) as (pid, log, lines):
+        assert log["state.parent_writable"]["path"] == str(tmp_path / "state")
+        assert stat.S_IMODE(ledger.stat().st_mode) == 0o770
         events = [line["event"] for line in lines]
         assert events.index("webhook.listening") < events.index("seccomp.enforced")
         assert enforced(log) == "1.0"
