@@ -42,7 +42,8 @@ from byoc_agents.app.settings import (
     unreadable_files,
 )
 from byoc_agents.egress.audit_hook import enforce_process
-from byoc_agents.egress.destinations import Destination
+from byoc_agents.egress.aws_settings import identity_files
+from byoc_agents.egress.destinations import Destination, DestinationKind
 from byoc_agents.egress.destinations import mistakes as plain_or_forbidden
 from byoc_agents.egress.gate import Gate, Refusal
 from byoc_agents.errors import (
@@ -154,6 +155,8 @@ def configure(
     by_name = {one.name: settings for one, settings in zip(daemons, own, strict=True)}
     files = files_of(structs, [core, clickhouse, *own], environ, file)
     files += [config_file] if config_file else []
+    if any(d.kind in {DestinationKind.S3, DestinationKind.SQS} for d in destinations):
+        files += identity_files(environ)
     return Configuration(core, clickhouse, by_name, tuple(destinations), environ, tuple(files))
 
 

@@ -16,7 +16,7 @@ from yarl import URL
 
 from byoc_agents.egress.aws_settings import aws_mistakes, irsa, static_keys
 from byoc_agents.egress.regions import is_sts, names_s3, partition_of, s3_region, sqs_region
-from byoc_agents.errors import ConfigError
+from byoc_agents.errors import ConfigError, remove_url_user
 
 SCHEMES = frozenset({"https", "http"})
 ECS_HOST = "169.254.170.2"  # botocore ContainerMetadataFetcher.IP_ADDRESS
@@ -139,9 +139,9 @@ def clickhouse_destination(url: str, **about: Any) -> Destination:
 
 
 def proxy_destination(url: str) -> Destination:
-    """Return the destination of the proxy, whose URL has no password. Raises ConfigError."""
+    """Return the destination of the proxy, without its password. Raises ConfigError."""
     return https_destination(
-        url,
+        remove_url_user(url),
         private=True,
         kind=DestinationKind.PROXY,
         purpose="the only proxy",

@@ -142,6 +142,39 @@ def test_the_files_that_hold_secrets_are_known(tmp_path: Path) -> None:
     assert configure(["billing-scraper"], environ, str(config)).files == (str(secret), str(config))
 
 
+AWS_FILES = {
+    "AWS_CONFIG_FILE": "~/config",
+    "AWS_SHARED_CREDENTIALS_FILE": "/keys",
+    "AWS_WEB_IDENTITY_TOKEN_FILE": "/token",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE": "/agent-token",
+}
+
+
+@pytest.mark.parametrize(
+    ("daemon", "environ", "files"),
+    [
+        (
+            "billing-scraper",
+            AWS_FILES | {"AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/r"},
+            ("{home}/config", "/keys", "/token", "/agent-token"),
+        ),
+        ("billing-scraper", {}, ("{home}/.aws/config", "{home}/.aws/credentials")),
+        ("alert-forwarder", {}, ()),
+    ],
+    ids=["variables", "defaults", "no aws"],
+)
+def test_the_files_of_awss_keys_and_tokens_are_known(
+    daemon: str,
+    environ: dict[str, str],
+    files: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = configure([daemon], IDENTITY | ALL | environ | {"HOME": str(tmp_path)}).files
+    assert found == tuple(file.format(home=tmp_path) for file in files)
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
@@ -193,6 +226,14 @@ def test_no_mistake_prints_the_secrets_of_a_url(variable: str) -> None:
     environ = IDENTITY | ALL | {variable: SECRET_URLS[variable]}
     with pytest.raises(ConfigError) as caught:
         configure_and_start(daemons, environ)
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("password", ["hunter2/1", "1/hunter2", "hunter2?", "#hunter2"])
+def test_a_proxys_password_that_is_not_encoded_is_a_mistake(password: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Gate([], proxy=f"http://user:{password}@proxy.example:3128")
+    assert str(caught.value).startswith("BYOC_HTTPS_PROXY: invalid user or password: expected")
     assert "hunter2" not in str(caught.value)
 
 

@@ -277,7 +277,7 @@ def test_no_secret_is_read_or_shown(
 ) -> None:
     for name in STAND_INS:
         environ.setenv(f"{name}_FILE", "/no/such/file")
-    environ.setenv("BYOC_HTTPS_PROXY", "http://me:hunter2@proxy.example:3128")
+    environ.setenv("BYOC_HTTPS_PROXY", "http://me:at@hunter2@proxy.example:3128")
     for command in COMMANDS:
         assert main(["policy", command]) == 0
         assert "hunter2" not in "".join(capsys.readouterr())
