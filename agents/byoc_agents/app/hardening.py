@@ -48,8 +48,8 @@ def restrict_directories(directories: Iterable[Path]) -> None:
     """Take the access of other users from existing directories and all that is in them.
 
     Logs each path that they had access to. A path of another owner cannot be changed: it is used as
-    it is, with an error in the log, and what is in such a directory is left out. So are links: they
-    may lead elsewhere.
+    it is, with an error in the log, and the contents of such a directory are left out. Links are
+    left out too: they may lead elsewhere.
     """
     for directory in directories:
         if not _restrict(directory):
@@ -79,7 +79,7 @@ def _restrict(path: Path) -> bool:
 
 
 def report_parent(directory: Path) -> None:
-    """Log a warning if every user may rename or replace what is in a directory.
+    """Log a warning if every user may rename or replace the contents of a directory.
 
     It is not changed: it may serve others too. An `emptyDir` of Kubernetes is such a directory,
     which is harmless if its containers have one user.
