@@ -121,9 +121,7 @@ def main(argv: Sequence[str]) -> int:
 def facts_of(configuration: Configuration) -> Facts:
     """Return the facts of a configuration that policies need. Raises ConfigError."""
     core = configuration.core
-    proxy = core.https_proxy and proxy_destination(
-        re.sub(r"//[^/@]*@", "//", core.https_proxy)  # without its password
-    )
+    proxy = core.https_proxy and proxy_destination(core.https_proxy)
     kinds = {destination.kind for destination in configuration.destinations}
     daemons = tuple(configuration.daemons)
     listeners = [Listener("+".join(daemons), "metrics", *core.listen, "BYOC_LISTEN")]

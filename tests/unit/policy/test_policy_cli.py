@@ -65,7 +65,7 @@ def test_every_destination_has_its_kind_whatever_setting_named_it(
 ) -> None:
     pod = SETTINGS | IDENTITIES[identity] | STAND_INS
     if variable:
-        pod[variable] = ENDPOINT
+        pod |= {variable: ENDPOINT, "AWS_ENDPOINT_URL_STS": "https://sts.eu-west-1.amazonaws.com"}
     found = configure(list(DAEMONS), pod, None).destinations
     assert {str(one.kind) for one in found} == {"clickhouse", "s3", "sqs", "control-plane"} | more
     assert {one.daemon for one in found if one.kind == "s3"} == {"billing-scraper"}
@@ -283,7 +283,7 @@ def test_no_secret_is_read_or_shown(
 ) -> None:
     for name in STAND_INS:
         environ.setenv(f"{name}_FILE", "/no/such/file")
-    environ.setenv("BYOC_HTTPS_PROXY", "http://me:hunter2@proxy.example:3128")
+    environ.setenv("BYOC_HTTPS_PROXY", "http://me:at@hunter2@proxy.example:3128")
     for command in COMMANDS:
         assert main(["policy", command]) == 0
         assert "hunter2" not in "".join(capsys.readouterr())
