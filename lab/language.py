@@ -49,6 +49,17 @@ FORBIDDEN = {
         r"\b[Ww]ho(?:ever)? (?:asks|reads|calls|waits|has|is) \w+ (?:waits|gets)\b",
         "name",
     ),
+    "where for if": (
+        r"\b(?:(?:also|later|longer|none|nothing|1) where|where (?:all is well|not known))\b",
+        "if, when",
+    ),
+    "a look": (r"\b(?:a|another|each|every|further|one|two) looks?\b", "check, sample, reading"),
+    "speaks of": (r"\b(?:speaks?|spoke) (?:for|of|to)\b", "states, covers, connects to"),
+    "hears": (r"\b(?:hears?|heard)\b", "receives"),
+    "life": (
+        r"(?<!-)\blived\b|\b(?:another|next|own|previous) (?:life|lives)\b",
+        "incarnation, was running",
+    ),
     "metaphor": (
         r"\b(?:exhume\w*|buried|bury|witness\w*|testimony|dice)\b",
         "the field's own term",

@@ -1,11 +1,12 @@
 """What unknown clients can do to the daemons: `python -m lab.strangers`, as root.
 
-Each daemon runs in a control group with the chart's memory limit. Each scenario is kept up for some
-seconds: closed connections are opened again, up to 2,000 per second. Meanwhile a genuine client,
-which has the same address as the strangers, posts a notification of a real Alertmanager, or asks
-for /healthz, on new connections. One line per scenario: the process's peak resident memory, the
-group's peak (with page cache), restarts, the longest time until a genuine request was answered, and
-the connections that were opened. Loopback only. Exit 1 if a bound is broken.
+Each daemon runs with the usual log level in a control group with the chart's memory limit. Its CPU
+is not limited, unlike in the chart (100m). Each scenario is kept up for some seconds: closed
+connections are opened again, up to 2,000 per second. Meanwhile a genuine client, which has the same
+address as the strangers, posts a recorded notification of a real Alertmanager, or asks for
+/healthz, on new connections. One line per scenario: the process's peak resident memory, the group's
+peak (with page cache), restarts, the longest time until a genuine request was answered, and the
+connections that were opened. Loopback only. Exit 1 if a bound is broken.
 """
 
 import argparse
@@ -242,7 +243,6 @@ def limited(daemon: str, place: Path) -> Iterator[Limited]:
         "BYOC_ORGANIZATION_ID": "org",
         "BYOC_SERVICE_ID": "service",
         "BYOC_REGION": "eu-west-1",
-        "BYOC_LOG_LEVEL": "error",
         "BYOC_STATE_DIR": str(place / "state"),
         "BYOC_LISTEN": f"127.0.0.1:{admin}",
         "BYOC_BILLING_BUCKET": f"file://{place}/bucket",
@@ -262,9 +262,9 @@ def limited(daemon: str, place: Path) -> Iterator[Limited]:
     command = [sys.executable, "-m", "byoc_agents.app.cli", "run", daemon]
     for name in ("bucket", "queue"):
         (place / name).mkdir()
-    with kernel.memory_limited(LIMIT_BYTES) as group:
+    with kernel.memory_limited(LIMIT_BYTES) as group, (place / "log").open("wb") as log:
         process = subprocess.Popen(
-            group.command(command), env=clean_environ(environ), start_new_session=True
+            group.command(command), env=clean_environ(environ), stderr=log, start_new_session=True
         )
         try:
             eventually(lambda: answers(f"http://127.0.0.1:{admin}/readyz"))

@@ -24,6 +24,11 @@ def hide_url_secrets(text: str) -> str:
     return QUERY_OF_URL.sub(r"\1?***", USER_OF_URL.sub(r"\1***@", text))
 
 
+def remove_url_user(url: str) -> str:
+    """Return a URL without its user and password, even if they were not percent-encoded."""
+    return USER_OF_URL.sub(r"\1", url)
+
+
 class ByocError(Exception):
     """Base of all errors raised on purpose."""
 

@@ -1,4 +1,4 @@
-"""The command line: `byoc-control-plane run receiver consumer`."""
+"""The command line: `run receiver consumer`, `compact --shard i/n` and `schema`."""
 
 import argparse
 import asyncio
@@ -18,6 +18,7 @@ from byoc_agents.app import signals
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.app.http_server import Listen, serve
 from byoc_agents.app.settings import load, unknown
+from byoc_agents.billing.archive import Shard, parse_shard
 from byoc_agents.egress.aws import aws_config, aws_session, fetch_credentials
 from byoc_agents.egress.destinations import (
     credential_destinations,
@@ -28,13 +29,19 @@ from byoc_agents.egress.gate import Gate
 from byoc_agents.egress.regions import sqs_region
 from byoc_agents.errors import ConfigError
 from byoc_control_plane import __version__
+from byoc_control_plane.compact import compact
 from byoc_control_plane.consumer import Consumer
 from byoc_control_plane.inserter import Inserter
 from byoc_control_plane.metrics import PlaneMetrics, serve_metrics
 from byoc_control_plane.progress import Progress, SilenceWatch, StreamName
 from byoc_control_plane.receiver import LIMITS, Receiver
 from byoc_control_plane.schema import PREFIXES, table_statements, tenant_statements
-from byoc_control_plane.settings import ConsumerSettings, PlaneSettings, ReceiverSettings
+from byoc_control_plane.settings import (
+    CompactorSettings,
+    ConsumerSettings,
+    PlaneSettings,
+    ReceiverSettings,
+)
 from byoc_control_plane.store import Store, StoreError, create_tables, open_store
 
 PARTS: dict[str, type[msgspec.Struct]] = {
@@ -42,7 +49,7 @@ PARTS: dict[str, type[msgspec.Struct]] = {
     "consumer": ConsumerSettings,
 }
 FORWARDER_PAUSE_SECONDS = 60.0  # the longest pause of a forwarder between two attempts
-SECRET_SECONDS = 1.0  # between two looks at the file of a secret
+SECRET_SECONDS = 1.0  # between two checks of a secret's file
 STORE_PAUSE_SECONDS = 2.0  # between two attempts to reach ClickHouse at the start
 
 
@@ -119,6 +126,7 @@ class Process:
             progress,
             self.metrics,
             self.clock,
+            senders=own.senders,
             loops=own.loops,
             visibility_seconds=own.visibility_seconds,
         )
@@ -128,8 +136,7 @@ class Process:
 async def _run(names: Sequence[str], environ: Mapping[str, str]) -> int:
     structs: list[type[msgspec.Struct]] = [PlaneSettings, *(PARTS[name] for name in names)]
     plane, *owns = load(structs, environ, {})
-    for mistake in unknown([PlaneSettings, *PARTS.values()], _own(environ), {}):
-        raise ConfigError([mistake])
+    _refuse_unknown(environ)
     log.configure(plane.log_level)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -174,8 +181,11 @@ async def _run(names: Sequence[str], environ: Mapping[str, str]) -> int:
     return 0
 
 
-def _own(environ: Mapping[str, str]) -> dict[str, str]:
-    return {name: text for name, text in environ.items() if name.startswith("BYOC_PLANE_")}
+def _refuse_unknown(environ: Mapping[str, str]) -> None:
+    """Raise ConfigError for a variable of the control plane that no part has."""
+    own = {name: text for name, text in environ.items() if name.startswith("BYOC_PLANE_")}
+    if mistakes := unknown([PlaneSettings, CompactorSettings, *PARTS.values()], own, {}):
+        raise ConfigError(mistakes)
 
 
 async def _prepare(store: Store, settings: PlaneSettings) -> None:
@@ -192,6 +202,13 @@ async def _prepare(store: Store, settings: PlaneSettings) -> None:
             return
 
 
+def _shard(text: str) -> Shard:
+    try:
+        return parse_shard(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code."""
     signals.install()
@@ -200,6 +217,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="receive until SIGTERM; settings are BYOC_PLANE_*")
     run.add_argument("part", nargs="+", choices=sorted(PARTS))
+    archive = commands.add_parser("compact", help="archive the billing objects of closed hours")
+    archive.add_argument(
+        "--shard", required=True, type=_shard, metavar="i/n", help="the part of all pods, from 0/n"
+    )
+    archive.add_argument(
+        "--watch", action="store_true", help="again every five minutes until SIGTERM, with metrics"
+    )
     schema = commands.add_parser("schema", help="print the SQL of the tables and views")
     schema.add_argument("--engine", choices=sorted(PREFIXES), default="single")
     schema.add_argument("--tenants", action="store_true", help="print the row policies instead")
@@ -209,6 +233,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(";\n\n".join(statements) + ";\n")
         return 0
     try:
+        if options.command == "compact":
+            _refuse_unknown(os.environ)
+            return asyncio.run(compact(options.shard, os.environ, watch=options.watch))
         return asyncio.run(_run(list(dict.fromkeys(options.part)), os.environ))
     except ConfigError as error:
         sys.stderr.write("\n".join(error.mistakes) + "\n")

@@ -10,6 +10,7 @@ to one of them at a time.
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import structlog
@@ -45,16 +46,21 @@ class Consumer:
         metrics: PlaneMetrics,
         clock: Clock,
         *,
+        senders: AbstractSet[tuple[str, str]] = frozenset(),
         loops: int = 4,
         visibility_seconds: int = 30,
     ) -> None:
-        """`client` is an SQS client of aiobotocore."""
+        """`client` is an SQS client of aiobotocore.
+
+        With `senders`, a message of another sender than its organization's is set aside.
+        """
         self._client = client
         self._queue_url = queue_url
         self._inserter = inserter
         self._progress = progress
         self._metrics = metrics
         self._clock = clock
+        self._senders = senders
         self._loops = loops
         self._visibility_seconds = visibility_seconds
         self._log = structlog.get_logger().bind(stream=STREAM)
@@ -91,7 +97,11 @@ class Consumer:
             MaxNumberOfMessages=BATCH,
             WaitTimeSeconds=WAIT_SECONDS,
             VisibilityTimeout=self._visibility_seconds,
-            MessageSystemAttributeNames=["SentTimestamp", "ApproximateReceiveCount"],
+            MessageSystemAttributeNames=[
+                "SentTimestamp",
+                "ApproximateReceiveCount",
+                "SenderId",
+            ],
         )
         messages: Sequence[Mapping[str, Any]] = answer.get("Messages") or ()
         if messages:
@@ -126,10 +136,15 @@ class Consumer:
 
     def _build(self, message: Mapping[str, Any]) -> Row:
         try:
-            return build_row(message["Body"].encode(), _sent_ms(message))
+            row = build_row(message["Body"].encode(), _sent_ms(message))
+            # AWS states the sender: a role's unique id and its session's name, or a user's id.
+            sender = message["Attributes"].get("SenderId", "").partition(":")[0]
+            if self._senders and (row.organization_id, sender) not in self._senders:
+                raise InvalidEventError(f"sent by {sender or 'nobody'}, who may not send for it")
         except InvalidEventError as error:
             self._log.error("message.rejected", id=message["MessageId"], error=str(error)[:300])
             return _reject(message, str(error))
+        return row
 
     async def _delete(self, messages: Sequence[Mapping[str, Any]]) -> None:
         answer = await self._client.delete_message_batch(

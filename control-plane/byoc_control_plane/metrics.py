@@ -47,6 +47,27 @@ class PlaneMetrics:
         self.queue_errors = Counter(
             "byoc_plane_queue_errors_total", "Failed requests to the queue", registry=self.registry
         )
+        self.objects = Counter(
+            "byoc_plane_objects_total",
+            "Billing objects of the compactor by outcome: archived, deleted",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self.held_objects = Gauge(
+            "byoc_plane_held_objects",
+            "Objects and archives that the last run of the compactor left: damaged or in conflict",
+            registry=self.registry,
+        )
+        self.compacted = Gauge(
+            "byoc_plane_compacted_timestamp_seconds",
+            "When the compactor last completed a run, or began; 0 in other processes",
+            registry=self.registry,
+        )
+        self.bucket_errors = Counter(
+            "byoc_plane_bucket_errors_total",
+            "Runs of the compactor that ended because a request to S3 failed",
+            registry=self.registry,
+        )
         self.progress = Gauge(
             "byoc_plane_progress_timestamp_seconds",
             "Up to when a stream is received, by the newest progress of all processes",

@@ -81,7 +81,7 @@ class Progress:
     async def load(self) -> None:
         """Continue the uninterrupted reception of the stream if there is one.
 
-        Another process, or the previous life of this one, received until a few seconds ago.
+        Another process, or an earlier start of this one, received until a few seconds ago.
         """
         for row in await fetch_rows(self._store, PROGRESS):
             if row["stream"] == self._stream:
@@ -102,7 +102,7 @@ class Progress:
             return
         at_ms = self._at_ms
         if self._written_ms and at_ms - self._written_ms > OUTAGE_MS:
-            self._steady_ms = at_ms  # the store was away: nobody could see who spoke
+            self._steady_ms = at_ms  # the store was unavailable, so reception is unknown
         line = msgspec.json.encode(
             {
                 "stream": self._stream,

@@ -5,9 +5,11 @@ from typing import Annotated, Literal
 import msgspec
 
 from byoc_agents.app.settings import Setting, host_and_port, level, number
+from byoc_agents.billing.objects import DEFAULT_PREFIX
 from byoc_agents.sinks.https import signing_keys
 
 Tables = Literal["single", "replicated", "shared", "existing"]
+Senders = frozenset[tuple[str, str]]  # (organization, unique id of its role or user)
 
 
 def _store_url(text: str) -> str:
@@ -29,6 +31,13 @@ def _signing_secrets(text: str) -> str:
     return text
 
 
+def _senders(text: str) -> Senders:
+    pairs = [word.rpartition(":") for word in text.split()]
+    if not all(organization and sender for organization, _, sender in pairs):
+        raise ValueError("not ORGANIZATION:SENDER")
+    return frozenset((organization, sender) for organization, _, sender in pairs)
+
+
 def _loops(text: str) -> int:
     return int(number(1, 8)(text))
 
@@ -37,8 +46,28 @@ def _visibility(text: str) -> int:
     return int(number(1, 3600)(text))
 
 
-class PlaneSettings(msgspec.Struct, frozen=True, kw_only=True):
+def _close(text: str) -> int:
+    return int(number(0, 86_400)(text))
+
+
+def _prefix(text: str) -> str:
+    return f"{text.rstrip('/')}/" if text.rstrip("/") else ""
+
+
+class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Settings of every process."""
+
+    listen: Annotated[
+        tuple[str, int],
+        Setting("BYOC_PLANE_LISTEN", "host:port of /metrics and /healthz", parse=host_and_port),
+    ] = ("127.0.0.1", 9465)
+    log_level: Annotated[
+        str, Setting("BYOC_PLANE_LOG_LEVEL", "debug, info, warning or error", parse=level)
+    ] = "info"
+
+
+class PlaneSettings(ProcessSettings, frozen=True, kw_only=True):
+    """Settings of every process that receives."""
 
     store_url: Annotated[
         str,
@@ -58,13 +87,6 @@ class PlaneSettings(msgspec.Struct, frozen=True, kw_only=True):
             "single, replicated or shared: create what is missing at the start; or existing",
         ),
     ] = "single"
-    listen: Annotated[
-        tuple[str, int],
-        Setting("BYOC_PLANE_LISTEN", "host:port of /metrics and /healthz", parse=host_and_port),
-    ] = ("127.0.0.1", 9465)
-    log_level: Annotated[
-        str, Setting("BYOC_PLANE_LOG_LEVEL", "debug, info, warning or error", parse=level)
-    ] = "info"
     name: Annotated[
         str, Setting("BYOC_PLANE_NAME", "the name of this process, the same after a restart")
     ] = ""
@@ -126,6 +148,15 @@ class ConsumerSettings(msgspec.Struct, frozen=True, kw_only=True):
     region: Annotated[
         str, Setting("BYOC_PLANE_REGION", "the region of a queue whose URL has none")
     ] = "us-east-1"
+    senders: Annotated[
+        Senders,
+        Setting(
+            "BYOC_PLANE_SENDERS",
+            "who may send for whom, one per line: ORGANIZATION:ID, the unique id of a role"
+            " (AROA...) or of a user; empty: every sender for every organization",
+            parse=_senders,
+        ),
+    ] = frozenset()
     loops: Annotated[
         int, Setting("BYOC_PLANE_LOOPS", "requests to the queue at a time, 1 to 8", parse=_loops)
     ] = 4
@@ -137,3 +168,22 @@ class ConsumerSettings(msgspec.Struct, frozen=True, kw_only=True):
             parse=_visibility,
         ),
     ] = 30
+
+
+class CompactorSettings(ProcessSettings, frozen=True, kw_only=True):
+    """Settings of the compactor."""
+
+    bucket: Annotated[str, Setting("BYOC_PLANE_BUCKET", "the name of the S3 bucket")]
+    prefix: Annotated[
+        str,
+        Setting("BYOC_PLANE_PREFIX", "the BYOC_BILLING_PREFIX of the scrapers", parse=_prefix),
+    ] = DEFAULT_PREFIX
+    region: Annotated[str, Setting("BYOC_PLANE_REGION", "the region of the bucket")] = "us-east-1"
+    close_seconds: Annotated[
+        int,
+        Setting(
+            "BYOC_PLANE_CLOSE_SECONDS",
+            "0 to 86400: an hour is archived so long after its end",
+            parse=_close,
+        ),
+    ] = 7200

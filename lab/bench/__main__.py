@@ -22,10 +22,10 @@ NAMES = (
 
 
 def main() -> int:
-    """Measure, print, write `build/bench.json`; 1 where a target is missed or a part is."""
+    """Measure, print and write `build/bench.json`. Return 1 if a target or a part is missed."""
     parser = argparse.ArgumentParser(prog="python -m lab.bench", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES)
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter runs: a look")
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter runs")
     parser.add_argument("--million", type=int, nargs="+", default=[1], help="for the verifier")
     parser.add_argument("--minutes", type=float, default=2, help="of the steady load of `hour`")
     parser.add_argument("--write-docs", action="store_true", help="figures into docs/")

@@ -25,7 +25,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def holds(self) -> bool | None:
-        """Tell whether the value is within the target; None where there is none."""
+        """Return whether the value is within the target, or None without a target."""
         return None if self.target is None else within(self.value, self.target)
 
     def public(self) -> dict[str, object]:

@@ -1,10 +1,11 @@
-"""The alert hop at 4 KB: accepted, durable, delivered; ours, Alertmanager's and syslog-ng's.
+"""The alert hop at 4 KB (accepted, durable, delivered): forwarder, Alertmanager and syslog-ng.
 
-All three bring the same alerts to the same receiver over HTTPS, in turn in one run, each with one
-core, as a pod has by its CPU limit; sender and receiver have the others. Ours answers 200 after an
-fsync; Alertmanager answers from memory; syslog-ng takes lines without an answer and keeps them in a
-disk buffer without an fsync. Then the layers of ours, one at a time: a bare aiohttp
-server that reads and answers, ours where no alert is selected, ours where none can be delivered.
+All three send the same alerts to the same receiver over HTTPS, in turn in one run. Each has one
+core, like a pod with a CPU limit; sender and receiver have the others. The forwarder answers 200
+after an fsync. Alertmanager answers from memory. syslog-ng accepts lines without an answer and
+keeps them in a disk buffer without an fsync. Then the layers of the forwarder are measured one at a
+time: a bare aiohttp server that reads and answers, the forwarder with no alert selected, and the
+forwarder with no alert that can be delivered.
 """
 
 import socket

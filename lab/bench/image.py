@@ -47,7 +47,7 @@ class Image:
 
 
 def image() -> Image:
-    """Return it, made where it is not there or its inputs have changed. Raises PartError."""
+    """Return the image, built if it is missing or its inputs changed. Raises PartError."""
     inputs = [path for path in (PINS, CUT, TRUST, Path(__file__)) if path.exists()]
     stamp = hashlib.sha256(b"".join(path.read_bytes() for path in inputs)).hexdigest()
     if not (PLACE / stamp).exists():

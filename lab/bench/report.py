@@ -29,7 +29,7 @@ def write(rows: Sequence[Row]) -> None:
 
 
 def read() -> list[Row]:
-    """Return the rows of the last runs; none where there was none."""
+    """Return the rows of the last runs, which may be none."""
     return msgspec.json.decode(DETAIL.read_bytes(), type=list[Row]) if DETAIL.exists() else []
 
 

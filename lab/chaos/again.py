@@ -1,4 +1,4 @@
-"""Time that was lived twice: the clock was set back, and the spool was lost before it caught up.
+"""Time that passed twice: the clock was set back, and the spool was lost before it caught up.
 
 The new epoch cannot know how far ahead the old one was. Its records lie over those, and `verify`
 has to say so: then the finding is not a difference. Within one epoch it always is one.

@@ -22,7 +22,8 @@ from lab.real.parts.localstack import CREDENTIALS, REGION
 from lab.real.parts.process import RealProcess
 from lab.real.stored import Bucket, bucket_at
 
-# What a reader was given and never heard of, as when it froze, comes again this soon.
+# A message that a reader received and did not delete, for example because it froze, is visible
+# again after this time.
 FIFO = {"FifoQueue": "true", "VisibilityTimeout": "4"}
 OK, ALREADY_THERE = 200, 412
 

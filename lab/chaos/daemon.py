@@ -121,7 +121,7 @@ class Daemon:
         return self.page("healthz") is not None
 
     def page(self, name: str) -> str | None:
-        """Return the text of a page, None where it is not 200."""
+        """Return the text of a page, or None if its status is not 200."""
         try:
             with DIRECT.open(f"http://127.0.0.1:{self.port}/{name}", timeout=5) as answer:
                 return str(answer.read().decode())
@@ -134,7 +134,7 @@ class Daemon:
         return dict(json.loads(text)["daemons"]) if text else {}
 
     def figures(self) -> Figures | None:
-        """Return what the process holds; None where it ended meanwhile."""
+        """Return the figures of the process, or None if it has ended."""
         with self._lock:
             process = self._process
         if process is None:

@@ -17,7 +17,7 @@ TAIL_FRAMES = 12  # at most so many of the last frames are hit
 
 
 def held(spool: Path) -> dict[str, bytes]:
-    """Return id -> body of all messages, dead ones too, read from a copy: a look changes files."""
+    """Return id -> body of all messages and dead letters, from a copy: reading changes files."""
     with tempfile.TemporaryDirectory() as place:
         for file in spool.parent.glob(f"{spool.name}*"):
             if file.name in {spool.name, f"{spool.name}-wal"}:

@@ -20,8 +20,8 @@ from lab.real.stored import billed, usages, verified
 
 CORES = 2
 SAMPLE_SECONDS = 0.5
-GOOD_ENDS = {0, -9, -15}  # in good order; killed; ended before it could hear SIGTERM
-NO_DISK = 2  # exit code where the state directory cannot be used
+GOOD_ENDS = {0, -9, -15}  # planned; killed; ended before it handled SIGTERM
+NO_DISK = 2  # exit code if the state directory cannot be used
 TOLD_SECONDS = 10.0  # from a silent server to the word: a ping's 2 s twice, and 5 to start
 MORE = {"fds": 12, "threads": 6, "tasks": 8, "rss_bytes": 24 * 1024**2}  # than before the faults
 STATE_TYPE = "byoc.service.state.v1"
@@ -88,8 +88,8 @@ def _cpu(found: Evidence, report: Report, allowed: Decimal) -> Iterator[str]:
 def _gap_seconds(report: Report) -> Decimal:
     """Return how long nothing was metered, but for the time before the first sample of all.
 
-    What a clock set forward has jumped over counts: once it is set back, that time is lived, and a
-    life that ends in it has no other time to state.
+    Time that a clock set forward has skipped counts: after it is set back, that time passes, and a
+    container that ends in it has no other time to state.
     """
     ended = {"target_restarted", "target_absent", "target_unreadable", "no_checkpoint"}
     ended |= {"clock_step"}
@@ -216,7 +216,7 @@ def ledger(found: Evidence) -> Iterator[str]:
 
 
 def processes(found: Evidence) -> Iterator[str]:
-    """No process ended by itself, but where the disk refused it; nothing is left over."""
+    """No process ended by itself unless the disk failed, and no process is left over."""
     for name, codes in found.ends.items():
         good = GOOD_ENDS | ({NO_DISK} if found.disk_troubles else set())
         if bad := [code for code in codes if code not in good]:

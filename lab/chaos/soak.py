@@ -97,7 +97,7 @@ def read(file: Path) -> list[dict[str, Any]]:
 
 
 def report(samples: Sequence[dict[str, Any]], out: Path, wrong: Sequence[str] = ()) -> int:
-    """Write soak.json and soak.svg, print a table; 1 where a bound does not hold."""
+    """Write soak.json and soak.svg, and print a table. Return 1 if a bound does not hold."""
     found, last = slopes(samples), samples[-1]
     lives = len({one["pid"] for one in samples})
     bad = [*wrong, *(f"{one.bound.figure} grows" for one in found if not one.holds)]

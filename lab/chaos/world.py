@@ -7,7 +7,7 @@ from pathlib import Path
 
 from byoc_agents.app.clock import SystemClock
 from lab.chaos.aws import Aws, Queue, aws_at
-from lab.chaos.facts import Notified
+from lab.chaos.facts import FINGERPRINT_SECRET, Notified
 from lab.chaos.link import Link, linked
 from lab.chaos.loops import entered
 from lab.real.alerts_lab import AM_CONFIG, HOOK, SECRET, TOKEN
@@ -123,7 +123,7 @@ def settings(of: World, state: Path) -> dict[str, str]:
         "BYOC_ALERTS_TOKEN": TOKEN,
         "BYOC_ALERTS_SIGNING_SECRET": SECRET,
         "BYOC_ALERTS_WEBHOOK_TOKEN": HOOK,
-        "BYOC_ALERTS_FINGERPRINT_SECRET": "f" * 32,
+        "BYOC_ALERTS_FINGERPRINT_SECRET": FINGERPRINT_SECRET,
         "BYOC_ALERTS_MATCHERS": 'severity=~"critical|warning"',
         "BYOC_ALERTS_ANNOTATIONS": "summary",
     }

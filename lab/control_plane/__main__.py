@@ -44,7 +44,7 @@ STREAMS = {
     "byoc_state": "SELECT count() AS n FROM byoc_state FINAL",
     "byoc_alerts": "SELECT count() AS n FROM byoc_alerts FINAL WHERE type = 'byoc.alert.v1'",
 }
-LOAD_SECONDS = 2.0  # between two looks at the bucket
+LOAD_SECONDS = 2.0  # between two listings of the bucket
 ONCE_SECONDS = 180.0  # for all rows to be there
 
 

@@ -43,7 +43,7 @@ async def _notify(stage: Stage, name: str, status: Status) -> None:
 
 
 def alert_faults(stage: Stage) -> list[str]:
-    """Return what is wrong with what the control plane has; nothing where all is well."""
+    """Return the problems with the alerts of the control plane."""
     arrived = [(alert.labels["alertname"], alert.status) for alert in stage.plane.alerts]
     accepted = stage.alertmanager.accepted
     wrong = [] if arrived == accepted else [f"{FORWARDER}: {arrived} arrived, not {accepted}"]

@@ -71,7 +71,7 @@ async def s3_is_back(stage: Stage) -> None:
 
 
 async def the_workload_restarts(stage: Stage) -> None:
-    """Give it another pid, and its counter another life."""
+    """Restart the workload, with a new pid and a new counter."""
     old = stage.lives[-1]
     await let_rest(stage)
     await old.end()

@@ -49,7 +49,7 @@ def compare(records: Iterable[Usage], lives: Sequence[Life]) -> list[Compared]:
 
 
 def usage_faults(compared: Sequence[Compared], report: Report) -> list[str]:
-    """Return what is wrong; nothing where all is well."""
+    """Return the problems, empty if there are none."""
     wrong = [
         f"{one.name}: billed {one.billed_core_seconds:.3f} core s, used {one.used_core_seconds:.3f}"
         for one in compared

@@ -1,4 +1,4 @@
-"""One look at everything: what the agents say of themselves, and what has arrived."""
+"""A snapshot of everything: the status of the daemons, and the data that has arrived."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -46,7 +46,7 @@ class Now:
     alerts: list[Alert]  # that the control plane has
 
     def backlog(self, daemon: str) -> Backlog:
-        """Return what a daemon holds; nothing where it does not run."""
+        """Return the backlog of a daemon, empty if it does not run."""
         return Backlog.of(self.status[daemon]) if daemon in self.status else Backlog()
 
     def held_up(self, daemon: str) -> int:
@@ -70,7 +70,7 @@ class Now:
 
     @property
     def restarts(self) -> int:
-        """Return how many records in the bucket begin another life of the target."""
+        """Return how many records in the bucket begin another incarnation of the target."""
         return sum(usage.restart_observed for usage in self.records)
 
     def sentences(self) -> list[str]:

@@ -45,7 +45,7 @@ def in_order(wanted: Iterable[str], told: Iterable[str]) -> bool:
 
 
 def state_faults(stage: Stage) -> list[str]:
-    """Return what is wrong with the messages; nothing where all is well."""
+    """Return the problems with the messages, empty if there are none."""
     states, told = stage.queue.states, stage.queue.transitions
     wrong = [] if in_order(STATES, states) else [f"{EXPORTER}: reported {states}, not {STATES}"]
     numbers = [message.transition for message in told]

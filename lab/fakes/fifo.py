@@ -22,6 +22,7 @@ class Queued:
 
     sent: Sent
     sent_ms: int
+    sender_id: str
     visible_at: float = 0.0  # monotonic seconds
     receives: int = 0
     handles: set[str] = field(default_factory=set)
@@ -44,6 +45,7 @@ class FakeFifo(FakeSqs):
         self.groups: dict[str, list[Queued]] = {}
         self.deliveries = 0
         self.out_of_service = False  # answers 503 to consumers
+        self.sender_id = "AROAONE:session"  # of the messages that arrive from now on
         self._wall_ms = wall_ms
         self._monotonic = monotonic
         self._numbers = count()
@@ -88,7 +90,7 @@ class FakeFifo(FakeSqs):
         await serve(exchange)
 
     def _queue(self, sent: Sent) -> None:
-        self.groups.setdefault(sent.group, []).append(Queued(sent, self._wall_ms()))
+        self.groups.setdefault(sent.group, []).append(Queued(sent, self._wall_ms(), self.sender_id))
 
     def _is_visible(self) -> bool:
         now = self._monotonic()
@@ -124,6 +126,7 @@ class FakeFifo(FakeSqs):
             "Attributes": {
                 "SentTimestamp": str(one.sent_ms),
                 "ApproximateReceiveCount": str(one.receives),
+                "SenderId": one.sender_id,
             },
         }
 

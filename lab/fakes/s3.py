@@ -2,9 +2,14 @@
 
 import base64
 import hashlib
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Self
+from urllib.parse import parse_qsl, urlsplit
+from xml.etree import ElementTree as ET
+from xml.sax.saxutils import escape
 
 from lab.fakes.http import HttpDouble, Reply, Request, Script, serving
 
@@ -19,7 +24,7 @@ class Put:
 
 
 class FakeS3:
-    """The part of S3 that we use, in memory and exact: conditional writes, checksums, the owner.
+    """The part of S3 that we use, in memory and exact: conditional writes, checksums, listings.
 
     `objects` is key -> bytes, `puts` every PUT that reached the store: the oracle of fault tests.
     Any bucket name is taken; keys stand without it.
@@ -35,6 +40,9 @@ class FakeS3:
     ) -> None:
         self.objects: dict[str, bytes] = {}
         self.puts: list[Put] = []
+        self.deleted: list[str] = []
+        self.undeletable: set[str] = set()  # keys whose deletion is refused
+        self.page_keys = 1000  # of one answer to ListObjectsV2; S3 quota
         self.http = HttpDouble(script, apply=self.apply, port=port)
         self._owner = owner
         self._on_put = on_put
@@ -60,6 +68,10 @@ class FakeS3:
     def apply(self, request: Request) -> Reply:
         """Do what the request asks, at once and whole."""
         key = request.path.lstrip("/").partition("/")[2]
+        if request.method == "GET" and not key:
+            return self._list(dict(parse_qsl(urlsplit(request.target).query)))
+        if request.method == "POST" and urlsplit(request.target).query == "delete":
+            return self._delete(request.body)
         if request.method == "GET" and key in self.objects:
             return Reply(200, {"etag": _etag(self.objects[key])}, self.objects[key])
         if request.method != "PUT":
@@ -69,6 +81,41 @@ class FakeS3:
         self.puts.append(put)
         self._on_put(put)
         return answer
+
+    def _list(self, query: Mapping[str, str]) -> Reply:
+        """Answer ListObjectsV2. A token is the last key, so deleted keys shift no page."""
+        prefix, after = query.get("prefix", ""), query.get("continuation-token", "")
+        names = sorted(self.objects)
+        start = max(bisect_right(names, after), bisect_left(names, prefix))
+        keys = names[start : start + self.page_keys + 1]
+        keys = list(takewhile(lambda key: key.startswith(prefix), keys))
+        more = len(keys) > self.page_keys
+        keys = keys[: self.page_keys]
+        items = "".join(
+            f"<Contents><Key>{escape(key)}</Key><Size>{len(self.objects[key])}</Size>"
+            f"<ETag>{escape(_etag(self.objects[key]))}</ETag></Contents>"
+            for key in keys
+        )
+        token = f"<NextContinuationToken>{escape(keys[-1])}</NextContinuationToken>" if more else ""
+        text = (
+            f"<ListBucketResult><IsTruncated>{str(more).lower()}</IsTruncated>{token}{items}"
+            "</ListBucketResult>"
+        )
+        return Reply(200, {"content-type": "application/xml"}, text.encode())
+
+    def _delete(self, body: bytes) -> Reply:
+        """Answer DeleteObjects. A key that does not exist is deleted, as S3 says."""
+        errors = ""
+        for element in ET.fromstring(body).iter():
+            if not element.tag.endswith("}Key"):
+                continue
+            key = element.text or ""
+            if key in self.undeletable:
+                errors += f"<Error><Key>{escape(key)}</Key><Code>AccessDenied</Code></Error>"
+            elif self.objects.pop(key, None) is not None:
+                self.deleted.append(key)
+        text = f"<DeleteResult>{errors}</DeleteResult>"
+        return Reply(200, {"content-type": "application/xml"}, text.encode())
 
     def _refusal(self, request: Request, key: str) -> Reply | None:
         headers, digest = request.headers, hashlib.sha256(request.body)

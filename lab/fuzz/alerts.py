@@ -4,9 +4,8 @@ from pathlib import Path
 
 import msgspec
 
-from byoc_agents.alerts.matchers import Matcher, Selector, parse
+from byoc_agents.alerts.matchers import Matcher, Pattern, Selector, parse
 from byoc_agents.alerts.payload import FINGERPRINT, Group, NotAWebhookError, read
-from byoc_agents.alerts.regex import Pattern
 from lab.fuzz.harness import Harness, text
 
 DATA = Path(__file__).parents[2] / "tests" / "unit" / "alerts" / "data"

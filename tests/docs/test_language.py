@@ -49,6 +49,12 @@ def test_no_file_uses_a_forbidden_construction() -> None:
         ("A dash stands for nothing.", "stands in"),
         ("BYOC_X wants a number.", "wants X"),
         ("There is one directory a daemon.", "one X a Y"),
+        ("Return the figure, None where there is none.", "where for if"),
+        ("The secret is read again at each look.", "a look"),
+        ("It is time that no record speaks of.", "speaks of"),
+        ("The sender never hears of it.", "hears"),
+        ("The forwarder lived at that time.", "life"),
+        ("It is another life of the counter.", "life"),
     ],
 )
 def test_a_forbidden_construction_is_found(text: str, rule: str) -> None:
@@ -63,6 +69,8 @@ def test_a_forbidden_construction_is_found(text: str, rule: str) -> None:
         "What is the state of the queue?",
         "An operator who wants to resend a message uses this command.",
         "The record is stored in the bucket.",
+        "The sum of both, or None if there is neither.",
+        "It looks the reason up in a table where each line is a reason.",
     ],
 )
 def test_standard_english_is_not_reported(text: str) -> None:

@@ -1,8 +1,11 @@
-"""The fields page names the headers and attributes of recorded requests, and no others."""
+"""The fields page names the headers, keys and attributes of recorded requests, and no others."""
 
 import base64
 import json
+import re
 from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import parse_qsl
 
 import aiohttp
 import pytest
@@ -10,17 +13,23 @@ from aiobotocore.session import AioSession
 
 from byoc_agents import __version__
 from byoc_agents.app.clock import SystemClock
+from byoc_agents.app.cloudevents import encode
+from byoc_agents.billing.objects import SharedNumbers, seal
 from byoc_agents.delivery.sink import Message
-from byoc_agents.egress.aws import aws_session
+from byoc_agents.egress.aws import aws_session, fetch_credentials
 from byoc_agents.egress.destinations import https_destination
 from byoc_agents.egress.gate import Gate
 from byoc_agents.schema.transport import CHANNELS
 from byoc_agents.sinks.https import HttpsSink
+from lab.fakes.billing import Story
 from lab.fakes.http import HttpDouble, always, reply
 from lab.fakes.s3 import FakeS3
 from lab.fakes.sqs import FakeSqs
+from tests.unit.egress.test_egress_aws import STS_ANSWER
 from tests.unit.sinks import s3_sinks, sqs_sinks
 
+AGENT_ANSWER = b"""{"AccessKeyId": "ASIA", "SecretAccessKey": "s", "Token": "t",
+"Expiration": "2099-01-01T00:00:00Z"}"""
 SECRET = "whsec_" + base64.b64encode(b"k" * 32).decode()
 
 
@@ -34,11 +43,18 @@ def session(monkeypatch: pytest.MonkeyPatch) -> AioSession:
     return made
 
 
-def checked(channel: str, headers: Mapping[str, str]) -> None:
+def documented(channel: str, kind: str) -> list[str]:
+    """Return the documented names."""
+    return [item.name for item in CHANNELS[channel] if item.kind == kind]
+
+
+def checked(
+    channel: str, headers: Mapping[str, str], agent: str = f"byoc-agents/{__version__}"
+) -> None:
     """Compare the names of a request's headers with the documented ones."""
-    documented = {item.name.lower() for item in CHANNELS[channel] if item.kind == "header"}
-    assert {name.lower() for name in headers} == documented
-    assert headers["user-agent"] == f"byoc-agents/{__version__}"
+    names = {name.lower() for name in documented(channel, "header")}
+    assert {name.lower() for name in headers} == names
+    assert headers["user-agent"] == agent
     assert "customer-secret" not in json.dumps(dict(headers))
 
 
@@ -52,6 +68,72 @@ async def test_an_object_has_the_documented_headers(session: AioSession) -> None
     checked("S3", s3.http.requests[0].headers)
 
 
+def test_an_objects_key_has_the_documented_parts() -> None:
+    values = {"PREFIX": "v1", "ORGANIZATION": "org-1", "SERVICE": "service-1"}
+    values |= {"DATE": "2026-11-23", "HOUR": "12", "POD": "pod-1", "SCRAPER": "scraper-0"}
+    values |= {"EPOCH": "7", "FIRST": "0000000003", "LAST": "0000000003"}
+    *folder, own, shared = documented("S3", "key")
+    line = encode(Story(pod_uid="pod-1", epoch=7, sequence=3).measured())
+    numbers = SharedNumbers(name="scraper-0", epoch=7, first=3)
+    for last, given in ((own, None), (shared, numbers)):
+        form = re.sub("[A-Z]+", lambda name: values[name[0]], "/".join([*folder, last]))
+        assert seal([line], created_at_ms=0, numbers=given).id == form
+
+
+async def test_the_question_for_the_buckets_region_has_the_documented_headers(
+    session: AioSession,
+) -> None:
+    async with FakeS3() as s3, s3_sinks.sink_to(s3.url, session) as sink:
+        await sink.stated_region()
+    (request,) = s3.http.requests
+    assert (request.method, request.body) == ("HEAD", b"")
+    checked("S3, when the billing scraper starts", request.headers)
+
+
+@pytest.fixture
+def token(session: AioSession, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Return the file of a pod's token, in an environment without another identity."""
+    del session
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    path = tmp_path / "token"
+    path.write_text("jwt-of-the-pod")
+    return path
+
+
+async def test_sts_gets_the_documented_headers_and_parameters(
+    token: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/agents")
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(token))
+    async with HttpDouble(always(reply(200, {}, STS_ANSWER))) as sts:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", sts.url)
+        gate = Gate([https_destination(sts.url, purpose="p", daemon="d", setting="s")])
+        await fetch_credentials(aws_session(gate, s3_sinks.HERE))
+    (request,) = sts.requests
+    checked("STS, for IRSA", request.headers)
+    parameters = dict(parse_qsl(request.body.decode()))
+    assert list(parameters) == documented("STS, for IRSA", "parameter")
+    assert re.fullmatch(r"botocore-session-\d+", parameters["RoleSessionName"])
+
+
+async def test_the_agent_on_the_node_gets_the_documented_headers(
+    token: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", str(token))
+    async with HttpDouble(always(reply(200, {}, AGENT_ANSWER))) as agent:
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{agent.url}/v1/credentials")
+        gate = Gate([https_destination(agent.url, purpose="p", daemon="d", setting="s")])
+        await fetch_credentials(aws_session(gate, s3_sinks.HERE))
+    (request,) = agent.requests
+    assert request.body == b""
+    checked(
+        "The agent on the node, for EKS Pod Identity",
+        request.headers,
+        aiohttp.http.SERVER_SOFTWARE,
+    )
+
+
 async def test_a_queue_message_has_the_documented_headers_and_attributes(
     session: AioSession,
 ) -> None:
@@ -60,8 +142,7 @@ async def test_a_queue_message_has_the_documented_headers_and_attributes(
     (request,) = sqs.http.requests
     checked("SQS", request.headers)
     (entry,) = json.loads(request.body)["Entries"]
-    documented = {item.name for item in CHANNELS["SQS"] if item.kind == "attribute"}
-    assert set(entry) - {"MessageBody"} == documented
+    assert set(entry) - {"MessageBody"} == set(documented("SQS", "attribute"))
 
 
 async def test_an_alert_has_the_documented_headers() -> None:

@@ -145,7 +145,8 @@ class Oracle:
 
     def on_event(self, event: dict[str, Any]) -> None:
         if event["type"] == "byoc.alert.v1":
-            self.order.append(f"{event['data']['fingerprint']} {event['data']['status']}")
+            number = int(event["data"]["labels"]["alertname"].removeprefix("A"))
+            self.order.append(f"{number:016x} {event['data']['status']}")
 
     def compare(self, bodies: list[bytes]) -> set[str]:
         """Return the ids of events that came with other bytes a second time."""

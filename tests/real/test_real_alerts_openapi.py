@@ -1,6 +1,6 @@
 """The OpenAPI file of docs/contracts against a receiver: schemathesis sends what the file allows.
 
-It also sends what the file forbids, and compares each answer with the file. It speaks to the real
+It also sends what the file forbids, and compares each answer with the file. It connects to the real
 daemon's webhook and to the reference receiver; two servers that break the file must fail.
 """
 

@@ -1,4 +1,4 @@
-"""The scraper's own life and its target's: paused, ended, restarted. Every CPU second is kept."""
+"""The scraper or its target is paused, ended or restarted. Every CPU second is kept."""
 
 import signal
 from collections.abc import Iterator

@@ -2,7 +2,9 @@
 
 The server is a real process of uid and gid 101 with no capability. The sidecar is tried with the
 chart's default ids (65532, with ClickHouse's gid as a supplementary group, as `fsGroup` gives it)
-and with ClickHouse's own ids, as `billingScraper.meter: cgroup` needs them.
+and with ClickHouse's own ids, as `billingScraper.meter: cgroup` needs them. With
+`meter: clickhouse` the pod has no shared process namespace: the sidecar is tried in a process
+namespace of its own, with both pairs of ids.
 """
 
 import json
@@ -14,13 +16,15 @@ from pathlib import Path
 
 import pytest
 
+from byoc_agents.app.keyed_ids import keyed_id
+
 pytestmark = pytest.mark.real
 
 REPOSITORY = Path(__file__).parents[2]
 CLICKHOUSE = 101
 AGENT = 65532
 SECRET = "CLICKHOUSE_PASSWORD=secret-of-the-server"
-NEEDED = {"stat", "statm", "cgroup"}
+NEEDED = {"find it by its name", "stat", "statm", "cgroup"}
 REFUSED = {
     "read a file through root",
     "write a file through root",
@@ -74,7 +78,18 @@ def attach():
         raise OSError(ctypes.get_errno(), "ptrace")
     # the tracee is released when this process ends
 
+def find():
+    for one in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            name = open(f"/proc/{one}/cmdline", "rb").read()
+        except OSError:  # ended since
+            continue
+        if name.startswith(b"clickhouse-server"):
+            return
+    raise ProcessLookupError("clickhouse-server")
+
 attempts = {
+    "find it by its name": find,
     "stat": lambda: open(f"{proc}/stat").read(),
     "statm": lambda: open(f"{proc}/statm").read(),
     "cgroup": lambda: open(f"{proc}/cgroup").read(),
@@ -131,12 +146,16 @@ def server(secret: Path) -> Iterator[subprocess.Popen[bytes]]:
         process.kill()
 
 
-def attempts(server: subprocess.Popen[bytes], ids: int, secret: Path) -> dict[str, str]:
-    """Return what each attempt of a process with these ids gives: `allowed`, or the error."""
+def attempts(
+    server: subprocess.Popen[bytes], ids: int, secret: Path, *, around: tuple[str, ...] = ()
+) -> dict[str, str]:
+    """Return what each attempt of a process with these ids gives: `allowed`, or the error.
+
+    `around` is the command that starts it, if another one than this process.
+    """
     arguments = [str(server.pid), str(ids), str(ids), str(secret)]
-    done = subprocess.run(
-        [sys.executable, "-c", TRY, *arguments], capture_output=True, text=True, check=True
-    )
+    command = [*around, sys.executable, "-c", TRY, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
     assert isinstance(found, dict)
     return found
@@ -160,6 +179,23 @@ def test_with_clickhouses_ids_all_of_it_is_open(
     assert {name for name, result in found.items() if result != "allowed"} == set()
 
 
+OWN_PROCESSES = ("unshare", "--pid", "--fork", "--mount-proc")
+
+
+@pytest.mark.parametrize("ids", [AGENT, CLICKHOUSE])
+def test_without_a_shared_process_namespace_nothing_of_the_server_exists(
+    server: subprocess.Popen[bytes], secret: Path, ids: int
+) -> None:
+    """That is `meter: clickhouse`: not even what the other meters need is there."""
+    found = attempts(server, ids, secret, around=OWN_PROCESSES)
+    missing = {"FileNotFoundError", "ProcessLookupError"}
+    assert set(found) == NEEDED | REFUSED
+    assert {name: result for name, result in found.items() if result not in missing} == {}
+    assert server.poll() is None
+    assert secret.read_text() == "customer data"
+
+
+SCOPE = ("org-1", "svc-1", "chi-0-0-0")  # organization, service, replica: as a daemon has them
 METER = """
 import asyncio, json, os, sys
 import byoc_agents.billing.sources.process_tree  # before the ids change: our files may be private
@@ -171,7 +207,10 @@ os.setgroups([101])
 os.setresgid(uid, uid, uid)
 os.setresuid(uid, uid, uid)
 target = open_target(
-    parse_target(sys.argv[1]), ClickHouse("http://127.0.0.1:1"), SystemClock(), meter=sys.argv[3]
+    parse_target(sys.argv[1]),
+    ClickHouse("http://127.0.0.1:1"),
+    SystemClock(*sys.argv[4:]),
+    meter=sys.argv[3],
 )
 seen = asyncio.run(target.read())
 reading = seen.reading
@@ -185,7 +224,7 @@ def test_the_default_meter_reads_a_server_of_another_user(
 ) -> None:
     wanted = f"pid:{server.pid}" if target == "pid" else "process:clickhouse-server"
     done = subprocess.run(
-        [sys.executable, "-c", METER, wanted, str(AGENT), "process"],
+        [sys.executable, "-c", METER, wanted, str(AGENT), "process", *SCOPE],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
@@ -193,6 +232,8 @@ def test_the_default_meter_reads_a_server_of_another_user(
     )
     source, incarnation, trouble = json.loads(done.stdout)
     stat = Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
+    original = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    boot = keyed_id(original, "boot", *SCOPE)[:8]
+    assert boot != original[:8]
     assert (source, trouble) == ("process", "")
     assert incarnation == f"{boot}-{server.pid}-{stat[19]}"

@@ -193,7 +193,7 @@ NOTES = {
 
 @pytest.mark.parametrize(("called", "words"), NOTES.items(), ids=NOTES)
 def test_the_notes_say_how_to_check(called: str, words: tuple[str, ...]) -> None:
-    """By Helm 4 alone: Helm 3 shows notes only where it reaches a cluster."""
+    """By Helm 4 alone: Helm 3 shows notes only if it reaches a cluster."""
     values = render.CHART / "ci" / f"{called}-values.yaml"
     arguments = ("byoc-agents", str(render.CHART), "-f", str(values), "--dry-run=client")
     done = render.run(helm.VERSIONS[1], "install", *arguments)

@@ -69,9 +69,11 @@ class Policy:
     def check(
         self, asked: list[str], container: dict[str, Any], document: Manifest
     ) -> tuple[int, str]:
-        """Compare a manifest with the table."""
-        self._manifest.write_text(yaml.safe_dump(document))
-        return self([*asked, f"--check={self._manifest}"], container)
+        """Compare a manifest with the table. Helm's `-n` puts it into its namespace."""
+        placed = document | {"metadata": document["metadata"] | {"namespace": "clickhouse"}}
+        self._manifest.write_text(yaml.safe_dump(placed))
+        flags = ["--namespace=clickhouse", f"--check={self._manifest}"]
+        return self([*asked, *flags], container)
 
 
 @pytest.fixture
@@ -124,6 +126,18 @@ def test_another_owners_pods_are_left_alone_unless_asked() -> None:
             for one in _policies(documents, "NetworkPolicy").values()
         ]
         assert any("byoc-agents/sidecars" in one for one in selectors) == wanted
+
+
+def test_the_values_of_the_installation_page_hold_the_sidecars(tmp_path: Path) -> None:
+    page = (render.CHART.parents[1] / "docs" / "install-kubernetes.md").read_text()
+    values = tmp_path / "values.yaml"
+    values.write_text(page.partition("```yaml\n")[2].partition("```")[0])
+    policies = _policies(render.manifests(values), "NetworkPolicy")
+    for daemon in ("billing-scraper", "state-exporter"):
+        spec = policies[f"byoc-agents-{daemon}"]["spec"]
+        assert "byoc-agents/sidecars" in spec["podSelector"]["matchLabels"]
+        assert "Egress" in spec["policyTypes"]
+    assert "0.0.0.0/0" not in str(policies)
 
 
 def test_every_address_is_allowed_only_if_asked_for() -> None:

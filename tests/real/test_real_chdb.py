@@ -17,6 +17,7 @@ from msgspec.structs import replace
 import byoc_agents.billing
 from byoc_agents.app.cloudevents import encode, parse_rfc3339
 from byoc_agents.audit import Audit, Report
+from byoc_agents.billing.archive import ArchiveBuilder, ArchiveKey, Shard
 from byoc_agents.billing.objects import Compression, SharedNumbers, runs, seal
 from byoc_agents.billing.record import UsageRecord
 from byoc_agents.delivery.sink import Message
@@ -127,6 +128,24 @@ def agree(database: chdb.session.Session, report: Report) -> None:
     for sums in found.values():
         del sums["gap_milliseconds"]  # in the table a gap may lie over records of another epoch
     assert found == expected(report)
+
+
+def test_an_archive_loads_with_the_same_query_mixed_with_its_objects(
+    database: chdb.session.Session, tmp_path: Path
+) -> None:
+    """As after a crash of the compactor between the archive and the deletion."""
+    messages = objects(records())
+    builder = ArchiveBuilder()
+    for message in messages:
+        builder.add(message.id, message.body)
+    manifest, body = builder.finish()
+    name = ArchiveKey("v1/", "2026-11-23", "12", Shard(0, 1))
+    root = stored(tmp_path, messages[::3])
+    (tmp_path / name.folder).mkdir(parents=True)
+    (tmp_path / name.body).write_bytes(body)
+    (tmp_path / name.manifest).write_bytes(manifest.encode())
+    load(database, f"file(\n    '{root}/v1/**/*.jsonl.{{zst,gz}}'")
+    agree(database, audited(messages))
 
 
 @pytest.mark.parametrize("compression", ["zstd", "gzip"])

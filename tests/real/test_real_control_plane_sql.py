@@ -160,7 +160,7 @@ def test_damaged_records_have_the_figures_of_the_verifier(
 
 
 def test_figures_are_those_of_their_day(database: chdb.session.Session, tmp_path: Path) -> None:
-    """A minute before midnight, then a day and two minutes that no record speaks of."""
+    """A minute before midnight, then a day and two minutes that no record covers."""
     midnight = NOON_MS + DAY_MS // 2
     story = Story(now_ms=midnight - 60_000)
     first = story.measured()

@@ -24,7 +24,7 @@ def test_a_container_is_shut_in_seen_and_removed(docker: Engine) -> None:
         assert container.execute("python3", "-c", WHO) == "65532"
         with pytest.raises(PartError, match="Read-only file system"):
             container.execute("touch", "/tmp/a")
-        assert container.stop(grace_seconds=1) == 137, "sleep as process 1 hears no SIGTERM"
+        assert container.stop(grace_seconds=1) == 137, "sleep as process 1 ignores SIGTERM"
     assert container.id not in docker.said("ps", "--all", "--quiet", "--no-trunc")
 
 

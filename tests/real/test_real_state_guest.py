@@ -14,10 +14,9 @@ from byoc_agents.billing.sources import clickhouse
 from byoc_agents.clickhouse import ClickHouse
 from byoc_agents.state import queries
 from byoc_agents.state.assess import Assessment, Memory, ServiceState, assess
-from byoc_agents.state.hysteresis import Now
 from byoc_agents.state.observation import ProbeSource, SourceResult, StateObservation
 from byoc_agents.state.probes import Prober
-from byoc_agents.state.thresholds import ReasonCode, Thresholds
+from byoc_agents.state.thresholds import Now, ReasonCode, Thresholds
 from lab.real.chdb_front import Engine, front
 from lab.real.guest import (
     GRANTS,

@@ -49,6 +49,14 @@ def test_no_fake_demo_or_test_is_part_of_the_package(wheel: set[str]) -> None:
     assert {name for name in wheel if words & set(re.split(r"[/._]", name))} == set()
 
 
+def test_every_image_is_built_on_one_base_of_a_digest() -> None:
+    files = [ROOT / "images" / "Dockerfile", ROOT / "control-plane" / "Dockerfile"]
+    text = "".join(file.read_text() for file in files)
+    bases = set(re.findall(r"^ARG BASE=(.+)$", text, re.MULTILINE))
+    (base,) = bases
+    assert re.fullmatch(r"python:\S+@sha256:[0-9a-f]{64}", base)
+
+
 def test_the_image_copies_the_package_and_two_programs() -> None:
     copied = re.findall(
         r"^COPY (?!--from)(.+)$", (ROOT / "images" / "Dockerfile").read_text(), re.MULTILINE

@@ -5,7 +5,7 @@ message, so after a crash either both or neither are stored. Forgetting a fact i
 reported again with the same id, which the receiver deduplicates. The bounds only limit memory and
 disk space. Keys begin with the time, so facts that are reported together are stored in one page of
 the file, and are forgotten together. Version 0.1.0 stored only the time, under another prefix,
-which is still read. It ignores the new keys.
+which is still read.
 """
 
 from collections import OrderedDict

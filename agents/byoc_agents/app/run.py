@@ -28,7 +28,12 @@ from byoc_agents.app.admin_server import serve
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.app.context import ClickHouseSettings, Runtime
 from byoc_agents.app.daemon import Daemon
-from byoc_agents.app.hardening import report_writable, restrict_directories, restrict_process
+from byoc_agents.app.hardening import (
+    report_parent,
+    report_writable,
+    restrict_directories,
+    restrict_process,
+)
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.app.settings import (
     CoreSettings,
@@ -41,7 +46,8 @@ from byoc_agents.app.settings import (
 )
 from byoc_agents.egress import destinations as table
 from byoc_agents.egress.audit_hook import enforce_process
-from byoc_agents.egress.destinations import Destination
+from byoc_agents.egress.aws_settings import identity_files
+from byoc_agents.egress.destinations import Destination, DestinationKind
 from byoc_agents.egress.gate import Gate, Refusal
 from byoc_agents.errors import (
     ConfigError,
@@ -153,6 +159,8 @@ def configure(
     by_name = {one.name: settings for one, settings in zip(daemons, own, strict=True)}
     files = files_of(structs, [core, clickhouse, *own], environ, file)
     files += [config_file] if config_file else []
+    if any(d.kind in {DestinationKind.S3, DestinationKind.SQS} for d in destinations):
+        files += identity_files(environ)
     return Configuration(core, clickhouse, by_name, tuple(destinations), environ, tuple(files))
 
 
@@ -309,6 +317,7 @@ def main(names: Sequence[str], config_file: str | None, *, only_drain: bool = Fa
     configuration = configure(names, os.environ, config_file)
     log.configure(configuration.core.log_level)
     restrict_process()
+    report_parent(Path(configuration.core.state_dir))
     restrict_directories(configuration.directories)
     report_writable(configuration.files)
     try:

@@ -1,12 +1,178 @@
 """The audit: it reads objects in any order and returns a report."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from byoc_agents.audit.evidence import Evidence
-from byoc_agents.audit.ingest import Intake
 from byoc_agents.audit.reconcile import conclude
-from byoc_agents.audit.report import Finding, Report
-from byoc_agents.billing.objects import parse_key
+from byoc_agents.audit.replica import ReplicaAudit, ReplicaName
+from byoc_agents.audit.report import Finding, Findings, ProblemKind, Report, stamp
+from byoc_agents.audit.sequences import CUT_GAPS, SOFT_GAPS, Link, Load, load_of, run_of
+from byoc_agents.audit.validate import (
+    CheckedPeriod,
+    contradiction,
+    decode,
+    impossible,
+    misplaced,
+    period,
+)
+from byoc_agents.billing.objects import ObjectKey, TornObjectError, parse_key, unseal
+from byoc_agents.billing.record import Usage, UsageRecord, cpu_bound
 
 RECENT_IDS = 32_768  # two generations of these are kept, 8 MiB: an hour of 500 replicas
+
+
+class Intake:
+    """Reads one object. A record that is invalid by itself is in no total and in no lane."""
+
+    def __init__(self, evidence: Evidence, key: str, name: ObjectKey) -> None:
+        self._evidence = evidence
+        self._key = key
+        self._name = name
+        self._claim = evidence.claim(name)
+        self._claim.named.add(name.first, name.last + 1)
+        self._before: dict[tuple[str, int], int] = {}  # the last sequence read, by pod and epoch
+        self._misplaced = False
+        self._counted: set[ReplicaName] = set()
+
+    def read(self, body: bytes) -> None:
+        """Read all records."""
+        try:
+            lines = unseal(self._key, body)
+        except TornObjectError as error:
+            self.torn(str(error))
+            return
+        self.take(lines)
+
+    def take(self, lines: Sequence[bytes]) -> None:
+        """Take in all records of a body that is whole."""
+        expected = self._name.last + 1 - self._name.first
+        if self._name.shared and len(lines) != expected:
+            self._damage("altered_object", f"{len(lines)} records, expected {expected} by its key")
+        for number, line in enumerate(lines, 1):
+            self._evidence.records += 1
+            try:
+                record = decode(line)
+                span = period(record.data)
+            except ValueError as error:  # msgspec's errors are ValueErrors
+                self.torn(f"line {number}: {error}")
+                continue
+            self._record(record, line, span)
+
+    def torn(self, detail: str) -> None:
+        """Report damage by which any of the object's sequences may be lost."""
+        self._damage("torn_object", detail)
+
+    def _damage(self, kind: ProblemKind, detail: str) -> None:
+        self._claim.damaged.add(self._name.first, self._name.last + 1)
+        self._evidence.findings.add(
+            Finding(
+                kind=kind,
+                organization_id=self._name.organization_id,
+                service_id=self._name.service_id,
+                epoch=self._name.epoch,
+                first_sequence=self._name.first,
+                last_sequence=self._name.last,
+                key=self._key,
+                detail=detail,
+            )
+        )
+
+    def _record(self, record: UsageRecord, line: bytes, span: CheckedPeriod) -> None:
+        usage = record.data
+        if detail := contradiction(record):
+            self._spoil(usage)
+            self._find("altered_record", usage, span, detail=detail)
+        elif detail := misplaced(usage, self._name, span.start_ms):
+            self._spoil(usage)
+            if not self._misplaced:
+                self._damage("altered_object", detail)
+            self._misplaced = True
+        elif kind := self._evidence.recent.seen(record.id, line):
+            self._find(kind, usage, span)
+        else:
+            self._in_order(usage)
+            self._sound(usage, span, record.id)
+
+    def _in_order(self, usage: Usage) -> None:
+        lane = (usage.pod_uid or usage.replica, usage.epoch)
+        if usage.sequence < (before := self._before.get(lane, -1)):
+            self._damage("altered_object", f"sequence {usage.sequence} after {before}")
+        self._before[lane] = usage.sequence
+
+    def _spoil(self, usage: Usage) -> None:
+        """Mark the sequence as damaged, so that it is not reported as missing too."""
+        claims = [self._evidence.claim_of(usage)]
+        claims += [] if self._name.shared else [self._claim]
+        for claim in claims:
+            claim.damaged.add(usage.sequence, usage.sequence + 1)
+
+    def _sound(self, usage: Usage, span: CheckedPeriod, name: str) -> None:
+        replica = self._evidence.replica(usage)
+        timeline = replica.timeline(usage)
+        held = replica.lane(usage.epoch).holds(usage.sequence)
+        if held and timeline.knows(usage, *span):
+            self._find("duplicate_uncompared", usage, span)
+            return
+        for twice in timeline.add(usage, *span):
+            self._find("overlap", usage, CheckedPeriod(*twice))
+        bound = cpu_bound(usage)
+        detail = impossible(usage, bound)
+        if held:
+            self._find("duplicate_sequence", usage, span)
+        else:
+            load = Load() if detail else load_of(usage, *span, name, bound)
+            self._chain(replica, usage, span, load)
+        if detail:
+            self._find(
+                "impossible_cpu",
+                usage,
+                span,
+                core_seconds=usage.used.cpu_core_seconds,
+                detail=f"record {name}: {detail}",
+            )
+            replica.sums.exclude(usage)
+        elif bound:
+            replica.note_cpus(usage)
+            replica.add(usage, *span, name, bound)
+        else:
+            replica.sums.add(usage, *span)
+            timeline.add_soft(usage, *span)
+        self._evidence.service_objects[replica.name[:2]] += not self._counted
+        replica.sums.objects += replica.name not in self._counted
+        self._counted.add(replica.name)
+
+    def _chain(self, replica: ReplicaAudit, usage: Usage, span: CheckedPeriod, load: Load) -> None:
+        links = replica.lane(usage.epoch).add(run_of(usage, *span, load))
+        if (
+            usage.quality == "gap"
+            and usage.counter
+            and usage.gap_reason not in SOFT_GAPS + CUT_GAPS
+        ):
+            rise = usage.counter.end - usage.counter.start
+            links += [Link("unrecorded", *span, rise)] if rise else []
+        for link in links:
+            if link.kind == "unrecorded":
+                replica.note_unrecorded(link)
+            else:
+                seam = CheckedPeriod(link.start_ms, link.end_ms)
+                self._find(link.kind, usage, seam, core_seconds=link.core_seconds)
+
+    def _find(self, kind: ProblemKind, usage: Usage, span: CheckedPeriod, **more: Any) -> None:
+        finding = Finding(
+            kind=kind,
+            organization_id=usage.organization_id,
+            service_id=usage.service_id,
+            replica=usage.replica,
+            epoch=usage.epoch,
+            first_sequence=usage.sequence,
+            last_sequence=usage.sequence,
+            start=stamp(span.start_ms),
+            end=stamp(span.end_ms),
+            key=self._key,
+            **more,
+        )
+        self._evidence.findings.add(finding)
 
 
 class Audit:
@@ -29,10 +195,29 @@ class Audit:
         if intake := self._intake(key):
             intake.read(body)
 
+    def add_lines(self, key: str, lines: Sequence[bytes]) -> None:
+        """Take the records of an object that an archive holds. Raises nothing."""
+        if intake := self._intake(key):
+            intake.take(lines)
+
+    def claim(self, key: str) -> None:
+        """Expect the records that a key names. Their object may follow, and is counted then."""
+        if name := parse_key(key):
+            self._evidence.claim(name).named.add(name.first, name.last + 1)
+
+    def find_torn(self, key: str, detail: str) -> None:
+        """Report a damaged archive or manifest, whose objects are not known."""
+        self._evidence.findings.add(Finding(kind="torn_object", key=key, detail=detail))
+
     def refuse(self, key: str, detail: str) -> None:
         """Record an object whose bytes could not be read completely."""
         if intake := self._intake(key):
             intake.torn(detail)
+
+    @property
+    def found(self) -> Findings:
+        """Return what is wrong so far, without what only shows when everything has been read."""
+        return self._evidence.findings
 
     def report(self, target: str) -> Report:
         """End the audit and return its report."""

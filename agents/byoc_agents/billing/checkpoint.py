@@ -25,7 +25,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _StoredState(msgspec.Struct, frozen=True, kw_only=True):
-    """MeterState as JSON, readable by 0.1.0: the fields of the open gap are not nested."""
+    """MeterState as JSON, in the form of 0.1.0: the fields of the open gap are not nested."""
 
     wall_ms: int
     boot_ns: int

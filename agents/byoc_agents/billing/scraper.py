@@ -13,12 +13,7 @@ import structlog
 
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.cloudevents import encode, rfc3339
-from byoc_agents.billing.checkpoint import (
-    Checkpoint,
-    DeferredPeriods,
-    encode_checkpoint,
-    same_position,
-)
+from byoc_agents.billing.checkpoint import Checkpoint, DeferredPeriods, same_position
 from byoc_agents.billing.meter import Meter
 from byoc_agents.billing.metrics import BillingMetrics
 from byoc_agents.billing.recorder import Recorder
@@ -79,11 +74,9 @@ class Scraper:
         self._end_hint = end_hint
         self._max_deferred = max_deferred
         self._log = structlog.get_logger().bind(daemon=daemon)
-        self._checkpoint: Checkpoint | None = None
-        self._epoch_start = EpochStart(reason="no_checkpoint")  # if there is no checkpoint
+        self._stored = sealer.checkpoint(key)
+        self._checkpoint: Checkpoint | None = None  # with the samples since the stored one
         self._secondary_window = -1
-        self._stale = True  # the checkpoint in memory may differ from the spool's
-        self._corruptions = 0  # of the spool, when the checkpoint was loaded
 
     async def run(self) -> None:
         """Sample at every full sample interval of the wall clock, until cancelled.
@@ -150,17 +143,16 @@ class Scraper:
         Raises SpoolError. Then the call can be repeated.
         """
         await self._record_sample(await self._take_sample())
-        if self._checkpoint:
-            checkpoint = await self._write_deferred(self._checkpoint)
+        checkpoint = await self._load_checkpoint()
+        if isinstance(checkpoint, Checkpoint):
+            checkpoint = await self._write_deferred(checkpoint)
             await self._write_periods(checkpoint, *self._meter.close(checkpoint.state))
         self._target.close()
 
     async def _record_sample(self, sample: Sample) -> None:
-        if self._stale or self._corruptions != self._spool.corruptions:
-            await self._load_checkpoint()
-        checkpoint = self._checkpoint
-        if checkpoint is None:
-            await self._start_epoch(sample)
+        checkpoint = await self._load_checkpoint()
+        if isinstance(checkpoint, EpochStart):
+            await self._start_epoch(checkpoint, sample)
             return
         try:
             checkpoint = await self._write_deferred(checkpoint)
@@ -197,19 +189,19 @@ class Scraper:
             self._checkpoint = checkpoint
         return checkpoint
 
-    async def _load_checkpoint(self) -> None:
-        """Load the stored checkpoint. Keep the one in memory, which knows more, if both agree."""
-        self._corruptions = self._spool.corruptions
-        found = await self._sealer.read_checkpoint(self._key)
-        if isinstance(found, EpochStart):
-            self._checkpoint, self._epoch_start = None, found
-        elif not (self._checkpoint and same_position(found, self._checkpoint)):
-            self._checkpoint = found
-        self._stale = False
+    async def _load_checkpoint(self) -> Checkpoint | EpochStart:
+        """Return the stored checkpoint, or the one in memory, which knows more, if both agree."""
+        stored, known = await self._stored.load(), self._checkpoint
+        if isinstance(stored, EpochStart):
+            self._checkpoint = None
+            return stored
+        if known is None or not same_position(stored, known):
+            self._checkpoint = known = stored
+        return known
 
-    async def _start_epoch(self, sample: Sample) -> None:
+    async def _start_epoch(self, start: EpochStart, sample: Sample) -> None:
         """Start an epoch without a checkpoint. Earlier usage becomes a gap."""
-        start, epoch = self._epoch_start, self._epoch_start.epoch
+        epoch = start.epoch
         if epoch is None:
             epoch = await self._spool.later_epoch(max(sample.wall_ms, start.least_epoch))
         state, periods = self._meter.start(sample, start.reason, since_ms=start.since_ms)
@@ -233,10 +225,7 @@ class Scraper:
                 for index, period in enumerate(periods)
             ]
             lines = [encode(record) for record in records]
-            self._stale = True  # until the outcome of the commit is known
-            state_after = {self._key: encode_checkpoint(after)}
-            await self._sealer.stage(lines, state_after, self._corruptions)
-            self._stale = False
+            await self._sealer.stage(lines, self._key, self._stored, after)
             self._metrics.spool_error = ""
             for record in records:
                 self._metrics.count_record(record.data)

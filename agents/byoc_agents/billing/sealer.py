@@ -6,20 +6,23 @@ nor repeats a record.
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import groupby
+from typing import NamedTuple
 
 import msgspec
 import structlog
 
 from byoc_agents.app.clock import Clock
-from byoc_agents.billing.checkpoint import Checkpoint
+from byoc_agents.billing.checkpoint import Checkpoint, encode_checkpoint
 from byoc_agents.billing.objects import Compression, SharedNumbers, runs, seal
 from byoc_agents.billing.record import charge_period_ms
-from byoc_agents.billing.streams import EpochStart, ObjectStream
+from byoc_agents.billing.streams import EpochStart, ObjectStream, advance_numbers
 from byoc_agents.billing.window import HOUR_MS
 from byoc_agents.delivery.sink import Message
+from byoc_agents.durable.checkpoint import Checkpointed
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import SpoolCorruptError
@@ -45,6 +48,13 @@ def seal_phase_ms(pod: str, seal_ms: int) -> int:
     """
     digest = hashlib.sha256(pod.encode()).digest()
     return int.from_bytes(digest[:8], "big") % seal_ms
+
+
+class Staged(NamedTuple):
+    """The staged records, and the numbers of the next object."""
+
+    lines: Sequence[bytes]  # oldest first
+    numbers: SharedNumbers | None  # None if they are the records' sequences
 
 
 class Sealer:
@@ -79,60 +89,64 @@ class Sealer:
         self._compression: Compression = compression
         self._sent = sent
         self._log = structlog.get_logger().bind(daemon=daemon)
-        self._lines: list[bytes] = []  # the staged ones, oldest first
+        self._staged = Checkpointed(spool, self._read_staged)
         self._interval: int | None = None  # of the last seal
-        self._stale = True  # the lines in memory may differ from the spool's
-        self._corruptions = 0  # of the spool, when the lines were read
         self._lock = asyncio.Lock()
 
     @property
     def staged(self) -> int:
         """The number of staged records."""
-        return len(self._lines)
+        staged = self._staged.latest
+        return len(staged.lines) if staged else 0
 
-    async def read_checkpoint(self, key: str) -> Checkpoint | EpochStart:
-        """Return a scraper's checkpoint, or how to begin without it."""
-        async with self._writing():
-            return await self._stream.read_checkpoint(key)
+    def checkpoint(self, key: str) -> Checkpointed[Checkpoint | EpochStart]:
+        """Return the checkpoint of a scraper, or how to begin without it. `stage` changes it."""
+        return Checkpointed(self._spool, partial(self._read_checkpoint, key))
 
     async def stage(
-        self, lines: Sequence[bytes], state: Mapping[str, bytes], corruptions: int
+        self,
+        lines: Sequence[bytes],
+        key: str,
+        checkpoint: Checkpointed[Checkpoint | EpochStart],
+        after: Checkpoint,
     ) -> None:
         """Store encoded records, and the checkpoint after them, in one commit.
 
-        `corruptions` are those of the spool when the checkpoint was read. Raises SpoolCorruptError
-        if another caller has found the file damaged since then.
+        `checkpoint` is that of `key`, and the records continue from it. Raises SpoolCorruptError if
+        another caller has found the file damaged since it was loaded.
         """
-        async with self._writing():
-            if corruptions != self._spool.corruptions:
+        async with self._writing() as staged:
+            if not checkpoint.is_current:
                 raise SpoolCorruptError("the file was replaced: expected the new checkpoint")
-            await self._commit(WriteBatch(stage=lines, state=state))
-            self._lines += lines
+            batch = WriteBatch(stage=lines, state={key: encode_checkpoint(after)})
+            with checkpoint.committing(after):
+                await self._staged.commit(batch, Staged([*staged.lines, *lines], staged.numbers))
 
     async def seal_due(self, wall_ms: int) -> None:
         """Seal at this pod's phase. Seal overdue records of an earlier run at once."""
-        async with self._writing():
+        async with self._writing() as staged:
             times = self._intervals
             interval = (wall_ms - times.seal_phase_ms) // times.seal_ms
-            if self._lines:
-                _, end_ms = charge_period_ms(self._lines[0])
+            if staged.lines:
+                _, end_ms = charge_period_ms(staged.lines[0])
                 overdue = wall_ms - end_ms >= times.seal_ms + times.window_ms
                 due = self._interval is not None and interval != self._interval
-                if due or overdue or len(self._lines) >= MAX_LINES:
-                    await self._seal_lines()
+                if due or overdue or len(staged.lines) >= MAX_LINES:
+                    await self._seal_lines(staged)
             self._interval = interval
 
     async def seal_all(self) -> None:
         """Seal all staged records."""
-        async with self._writing():
-            await self._seal_lines()
+        async with self._writing() as staged:
+            await self._seal_lines(staged)
 
-    async def _seal_lines(self) -> None:
-        for lines in self._batches():
-            message = self._seal(lines, self._stream.numbers())
-            state = self._stream.advance(len(lines))
-            await self._commit(WriteBatch(messages=[message], unstage=len(lines), state=state))
-            del self._lines[: len(lines)]
+    async def _seal_lines(self, staged: Staged) -> None:
+        for lines in _batches(staged):
+            message = self._seal(lines, staged.numbers)
+            numbers, state = advance_numbers(staged.numbers, len(lines))
+            staged = Staged(staged.lines[len(lines) :], numbers)
+            batch = WriteBatch(messages=[message], unstage=len(lines), state=state)
+            await self._staged.commit(batch, staged)
             self._log.info(
                 "billing.sealed", id=message.id, records=len(lines), bytes=len(message.body)
             )
@@ -151,35 +165,31 @@ class Sealer:
         times, wall_ms = self._intervals, self._clock.wall_ns() / 1e6
         return times.seal_ms - (wall_ms - times.seal_phase_ms) % times.seal_ms
 
-    def _batches(self) -> Iterator[list[bytes]]:
-        """Yield the records of each object: they follow each other and start in one hour."""
-        for run in runs(self._lines, shared=self._stream.shared):
-            for _, hour in groupby(run, lambda line: charge_period_ms(line)[0] // HOUR_MS):
-                lines = list(hour)
-                for start in range(0, len(lines), MAX_LINES):
-                    yield lines[start : start + MAX_LINES]
-
     @asynccontextmanager
-    async def _writing(self) -> AsyncIterator[None]:
+    async def _writing(self) -> AsyncIterator[Staged]:
         """Run the body alone, with the lines that the spool has."""
         async with self._lock:
-            if self._stale or self._corruptions != self._spool.corruptions:
-                await self._load()
-            yield
+            yield await self._staged.load()
 
-    async def _load(self) -> None:
+    async def _read_checkpoint(self, key: str) -> Checkpoint | EpochStart:
+        async with self._writing():
+            return await self._stream.read_checkpoint(key)
+
+    async def _read_staged(self) -> Staged:
         """Read the staged lines and remove those that were announced and need no new object."""
-        self._corruptions = self._spool.corruptions
-        self._lines = await self._spool.staged()
+        lines = await self._spool.staged()
         sent = await asyncio.to_thread(self._sent)
-        gone, resend, state = await self._stream.load(sent, self._lines)
+        numbers, gone, resend, state = await self._stream.load(sent, lines)
         if gone or state:
-            messages = [self._seal(lines, numbers) for lines, numbers in resend]
-            await self._commit(WriteBatch(messages=messages, unstage=gone, state=state))
-            del self._lines[:gone]
-        self._stale = False
+            messages = [self._seal(lost.lines, lost.numbers) for lost in resend]
+            await self._spool.commit(WriteBatch(messages=messages, unstage=gone, state=state))
+        return Staged(lines[gone:], numbers)
 
-    async def _commit(self, change: WriteBatch) -> None:
-        self._stale = True
-        await self._spool.commit(change)
-        self._stale = False
+
+def _batches(staged: Staged) -> Iterator[list[bytes]]:
+    """Yield the records of each object: they follow each other and start in one hour."""
+    for run in runs(staged.lines, shared=staged.numbers is not None):
+        for _, hour in groupby(run, lambda line: charge_period_ms(line)[0] // HOUR_MS):
+            lines = list(hour)
+            for start in range(0, len(lines), MAX_LINES):
+                yield lines[start : start + MAX_LINES]

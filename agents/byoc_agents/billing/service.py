@@ -13,7 +13,7 @@ import structlog
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.cloudevents import encode
 from byoc_agents.app.metrics import Metrics
-from byoc_agents.billing.checkpoint import Checkpoint, encode_checkpoint
+from byoc_agents.billing.checkpoint import Checkpoint
 from byoc_agents.billing.meter import Meter
 from byoc_agents.billing.metrics import BillingMetrics
 from byoc_agents.billing.recorder import Recorder
@@ -100,8 +100,9 @@ class ServiceScraper:
                 return
 
     async def _end_replica(self, name: str) -> None:
-        corruptions, key = self._spool.corruptions, checkpoint_key(name)
-        found = await self._sealer.read_checkpoint(key)
+        key = checkpoint_key(name)
+        checkpoint = self._sealer.checkpoint(key)
+        found = await checkpoint.load()
         if isinstance(found, EpochStart):  # it was lost: there is no last record to continue from
             return
         phase = found.state.phase
@@ -120,7 +121,7 @@ class ServiceScraper:
         ]
         after = Checkpoint(epoch=found.epoch, sequence=found.sequence + len(records), state=state)
         lines = [encode(record) for record in records]
-        await self._sealer.stage(lines, {key: encode_checkpoint(after)}, corruptions)
+        await self._sealer.stage(lines, key, checkpoint, after)
         metrics = BillingMetrics(self._daemon, self._metrics, name)
         for record in records:
             metrics.count_record(record.data)

@@ -49,20 +49,22 @@ class LostObject(NamedTuple):
 
 
 class Recovery(NamedTuple):
-    """The correction of a spool that is older than the last sends; to be stored in one commit."""
+    """The next object's numbers, and the correction of a spool that is older than the last sends.
 
+    The correction is to be stored in one commit.
+    """
+
+    numbers: SharedNumbers | None  # None if they are the records' sequences
     gone: int = 0  # how many of the oldest staged lines are in announced objects
     resend: Sequence[LostObject] = ()  # those of them that may not be stored
     state: Mapping[str, bytes] = {}
 
 
 class ObjectStream(Protocol):
-    """Numbers the records of objects, and knows how to begin where a checkpoint is lost."""
-
-    shared: bool
+    """Numbers the records of objects, and determines where to begin if a checkpoint is lost."""
 
     async def load(self, sent: Sequence[RecentSend], lines: Sequence[bytes]) -> Recovery:
-        """Compare the spool with the recently announced sends.
+        """Read the next object's numbers. Compare the spool with the recently announced sends.
 
         `lines` are the staged ones. Raises SpoolError. May be called again.
         """
@@ -72,19 +74,19 @@ class ObjectStream(Protocol):
         """Return the checkpoint, or how to begin without it. After `load`. Raises SpoolError."""
         ...
 
-    def numbers(self) -> SharedNumbers | None:
-        """Return the numbers of the next object; None if they are the records' sequences."""
-        ...
 
-    def advance(self, records: int) -> Mapping[str, bytes]:
-        """Count an object of so many records. Return what to store with it."""
-        ...
+def advance_numbers(
+    numbers: SharedNumbers | None, records: int
+) -> tuple[SharedNumbers | None, Mapping[str, bytes]]:
+    """Return the numbers after an object of so many records, and what to store with it."""
+    if numbers is None:  # the checkpoint has the sequence
+        return None, {}
+    numbers = msgspec.structs.replace(numbers, first=numbers.first + records)
+    return numbers, {NUMBERS: msgspec.json.encode(numbers)}
 
 
 class ReplicaStream:
     """The sequences of the only target's records."""
-
-    shared = False
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
@@ -93,7 +95,7 @@ class ReplicaStream:
     async def load(self, sent: Sequence[RecentSend], lines: Sequence[bytes]) -> Recovery:
         """Find the staged lines that are stored already."""
         self._sent = [one for one in sent if one.stream == STREAM]
-        return Recovery(count_stored_lines(lines, self._sent))
+        return Recovery(None, count_stored_lines(lines, self._sent))
 
     async def read_checkpoint(self, key: str) -> Checkpoint | EpochStart:
         """Return the checkpoint, unless records after it were announced."""
@@ -113,13 +115,6 @@ class ReplicaStream:
             since_ms=uncertain_since_ms(self._sent),
         )
 
-    def numbers(self) -> None:
-        """Return None: the numbers are the records' sequences."""
-
-    def advance(self, records: int) -> Mapping[str, bytes]:  # noqa: ARG002  of the protocol
-        """Return nothing: the checkpoint has the sequence."""
-        return {}
-
 
 class ServiceStream:
     """The numbers of the records of all replicas, in the order in which they were staged.
@@ -127,8 +122,6 @@ class ServiceStream:
     One stream is one epoch of the state directory. If the spool is lost, or older than the
     last sends, a new stream begins, and each replica begins a new epoch with a gap.
     """
-
-    shared = True
 
     def __init__(self, spool: Spool, clock: Clock, name: str, replicas: Sequence[str]) -> None:
         """`name` is that of a new stream; a stream keeps its name when the scraper gets another.
@@ -139,36 +132,34 @@ class ServiceStream:
         self._clock = clock
         self._name = name
         self._replicas = replicas
-        self._next: SharedNumbers | None = None
-        self._lost_since_ms: int | None = None  # if a checkpoint is lost
+        self._lost_since_ms: int | None = None  # if one replica's checkpoint is lost
 
     async def load(self, sent: Sequence[RecentSend], lines: Sequence[bytes]) -> Recovery:
         """Load the next number. Begin a new stream if it is lost or was used already."""
         sent = [one for one in sent if one.stream == SHARED_STREAM]
-        self._lost_since_ms = _lost_since_ms(sent, lines)
+        since_ms = _lost_since_ms(sent, lines)
         rows = await self._spool.state("billing/")
         found = _decode(rows.get(NUMBERS), SharedNumbers)
         newest = newest_sent(sent, SHARED_STREAM)
         if found and not (newest and newest >= (found.epoch, found.first)):
-            self._next = found
-            return Recovery()
+            self._lost_since_ms = since_ms or found.epoch - HOUR_MS
+            return Recovery(found)
         info = await self._spool.info()
         least = max(self._clock.wall_ns() // 1_000_000, newest.epoch + 1 if newest else 0)
         epoch = await self._spool.later_epoch(least)
-        self._next = SharedNumbers(name=self._name, epoch=epoch, first=0)
+        self._lost_since_ms = since_ms or epoch - HOUR_MS
+        numbers = SharedNumbers(name=self._name, epoch=epoch, first=0)
         corrupt = NUMBERS in rows or bool(sent) or info.replaced
         start = EpochStart(
             reason="spool_corrupt" if corrupt else "no_checkpoint",
-            since_ms=self._lost_since_ms,
+            since_ms=since_ms,
         )
-        structlog.get_logger().warning(
-            "billing.stream_started", epoch=self._next.epoch, reason=start.reason
-        )
+        structlog.get_logger().warning("billing.stream_started", epoch=epoch, reason=start.reason)
         keys = {key for key in rows if key.startswith(checkpoint_key(""))}
         keys |= {checkpoint_key(name) for name in self._replicas}
         state = dict.fromkeys(keys, msgspec.json.encode(start))
         gone, resend = _find_announced(found, sent, lines) if found else (0, ())
-        return Recovery(gone, resend, {**state, NUMBERS: msgspec.json.encode(self._next)})
+        return Recovery(numbers, gone, resend, {**state, NUMBERS: msgspec.json.encode(numbers)})
 
     async def read_checkpoint(self, key: str) -> Checkpoint | EpochStart:
         """Return the checkpoint. A damaged one concerns its replica only."""
@@ -177,20 +168,8 @@ class ServiceStream:
             return EpochStart(reason="no_checkpoint")
         found = decode_checkpoint(stored) or _decode(stored, EpochStart)
         if found is None:  # its last record is not older than the stream
-            since_ms = self._lost_since_ms or self.numbers().epoch - HOUR_MS
-            return EpochStart(reason="no_checkpoint", since_ms=since_ms)
+            return EpochStart(reason="no_checkpoint", since_ms=self._lost_since_ms)
         return found
-
-    def numbers(self) -> SharedNumbers:
-        """Return the numbers of the next object."""
-        assert self._next is not None  # noqa: S101  loaded
-        return self._next
-
-    def advance(self, records: int) -> Mapping[str, bytes]:
-        """Return the row of the next number."""
-        now = self.numbers()
-        self._next = msgspec.structs.replace(now, first=now.first + records)
-        return {NUMBERS: msgspec.json.encode(self._next)}
 
 
 def _lost_since_ms(sent: Sequence[RecentSend], lines: Sequence[bytes]) -> int | None:

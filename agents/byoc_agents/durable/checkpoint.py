@@ -1,7 +1,8 @@
 """A value in memory whose durable copy is in the spool, in the commits of the messages."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 from byoc_agents.durable.model import WriteBatch
@@ -32,9 +33,19 @@ class Checkpointed(Generic[T]):
         self._failures = 0  # commits whose result is unknown
         self._commits = 0
 
+    @property
+    def latest(self) -> T | None:
+        """The value in memory, which may be out of date. None before the first `load`."""
+        return None if self._read_at is None else self._value
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the value in memory is known to be the stored one."""
+        return self._read_at == self._disruptions()
+
     async def load(self) -> T:
         """Return the value, from memory if it is known to be the stored one. Raises SpoolError."""
-        if self._read_at != self._disruptions():
+        if not self.is_current:
             async with self._reading:
                 while self._read_at != (disruptions := self._disruptions()):
                     commits = self._commits
@@ -49,8 +60,17 @@ class Checkpointed(Generic[T]):
         Several commits may run at the same time if they all have the same `after`, an object that
         the caller changes when its commit has returned.
         """
-        try:
+        with self.committing(after):
             await self._spool.commit(batch)
+
+    @contextmanager
+    def committing(self, after: T) -> Iterator[None]:
+        """Run a commit of `after` that the caller makes. See `commit`.
+
+        For a batch that stores the values of several objects of this class.
+        """
+        try:
+            yield
         except SpoolFullError:
             raise
         except BaseException:

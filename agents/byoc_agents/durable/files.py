@@ -1,4 +1,4 @@
-"""Durable files: content that survives a failed sync, reserved space, and a locked directory.
+"""Durable files: atomic writes, content that survives a failed sync, reserved space, and locks.
 
 After a failed sync the state of its pages is unknown. The kernel has marked them clean, so they
 can be read, but the next successful sync does not write them (PostgreSQL calls this "fsyncgate").
@@ -6,9 +6,11 @@ So before anything depends on bytes that were read back after a failure, `rewrit
 the same bytes again, in place, and syncs them.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
+import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -73,6 +75,68 @@ def sync_directory(path: Path) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def create_file(path: Path, content: bytes, *, prefix: str) -> None:
+    """Create a file, complete or not at all, with durable content. Blocks. Raises OSError.
+
+    Raises FileExistsError if the name exists: unlike a rename, a link never replaces a file. The
+    name is durable after `sync_directory`. A killed process may leave a file with the prefix.
+    """
+    descriptor, temporary = tempfile.mkstemp(prefix=prefix, dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+class Disk:
+    """All writes of a ledger, so that a test can make each fail. Methods block, raise OSError."""
+
+    def write(self, descriptor: int, content: bytes) -> None:
+        """Append all of it. Raises OSError; a part may have been written."""
+        view = memoryview(content)
+        while view:
+            view = view[require_progress(os.write(descriptor, view)) :]
+
+    def sync(self, descriptor: int) -> None:
+        """Wait until all written bytes survive a power cut."""
+        os.fdatasync(descriptor)
+
+    def truncate(self, descriptor: int, size_bytes: int) -> None:
+        """Cut the file to this length in bytes."""
+        os.ftruncate(descriptor, size_bytes)
+
+    def place(self, content: bytes, path: Path) -> None:
+        """Create or replace a file atomically and durably."""
+        partial = path.with_name(f"{path.name}.partial")
+        descriptor = os.open(partial, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+        try:
+            self.write(descriptor, content)
+            self.sync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(partial, path)  # noqa: PTH105  its name states that it replaces
+        self.sync_directory(path.parent)
+
+    def remove(self, path: Path) -> None:
+        """Delete a file; it may be gone already."""
+        path.unlink(missing_ok=True)
+
+    def sync_directory(self, directory: Path) -> None:
+        """Make the entries of a directory durable."""
+        sync_directory(directory)
+
+
+def size_bytes(path: Path) -> int:
+    """Return the length of a file in bytes, or 0 if it does not exist. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_size
+    return 0
 
 
 class DiskReserve:

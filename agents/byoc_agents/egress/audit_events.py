@@ -1,8 +1,11 @@
 """The audit events of CPython 3.11 to 3.15 in one table: which are allowed after the start.
 
-The events are those of https://docs.python.org/3/library/audit_events.html. A test compares the
-table with that page for each version. An event that is not in the table is refused if it belongs to
-one of the `GUARDED` families, so a new version of Python cannot open a way out.
+The events are those of https://docs.python.org/3/library/audit_events.html, and names found in the
+interpreters. `tests/unit/egress/audit_events.json` has them for each version, with their source:
+those of 3.13 and 3.14 come from the pages of the versions around them. Tests compare the classes
+with that file, and with the standard library and the binaries of the Python that runs them. An
+event that is not in the table is refused if it belongs to one of the `GUARDED` families, so a new
+version of Python cannot open a way out.
 """
 
 from byoc_agents.egress.gate import Refusal

@@ -221,6 +221,17 @@ def profile_files(environ: Mapping[str, str]) -> list[tuple[str, str]]:
     ]
 
 
+def identity_files(environ: Mapping[str, str]) -> list[str]:
+    """Return the paths of the files of keys and tokens that AWS's variables name, or its defaults.
+
+    They need not exist.
+    """
+    variables = ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE")
+    named = [path for _, path in profile_files(environ)]
+    named += [environ.get(name, "") for name in variables]
+    return [os.path.expanduser(path) for path in named if path]  # noqa: PTH111  Path may raise
+
+
 def read_profile(environ: Mapping[str, str]) -> tuple[Profile, list[str]]:
     """Return the chosen profile of AWS's files, and the mistakes of files that cannot be read.
 

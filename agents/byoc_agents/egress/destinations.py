@@ -15,8 +15,8 @@ import msgspec
 from yarl import URL
 
 from byoc_agents.egress.aws_settings import aws_mistakes, irsa, static_keys
-from byoc_agents.egress.regions import names_s3, partition_of, s3_region, sqs_region
-from byoc_agents.errors import ConfigError
+from byoc_agents.egress.regions import is_sts, names_s3, partition_of, s3_region, sqs_region
+from byoc_agents.errors import ConfigError, remove_url_user
 
 SCHEMES = frozenset({"https", "http"})
 ECS_HOST = "169.254.170.2"  # botocore ContainerMetadataFetcher.IP_ADDRESS
@@ -24,12 +24,6 @@ POD_IDENTITY_HOSTS = frozenset({"169.254.170.23", "fd00:ec2::23"})  # EKS Pod Id
 AGENT_HOSTS = POD_IDENTITY_HOSTS | {ECS_HOST}
 # Names that no public resolver answers: a single label, Kubernetes, RFC 6762, RFC 9476, ICANN's.
 PRIVATE_SUFFIXES = (".svc", ".local", ".internal", ".localhost", ".test", ".alt")
-# Every suffix of https://docs.aws.amazon.com/general/latest/gr/rande.html, dual-stack ones included
-AWS_SUFFIXES = (
-    *(".amazonaws.com", ".amazonaws.com.cn", ".amazonaws.eu", ".api.aws"),
-    *(".api.amazonwebservices.com.cn", ".api.amazonwebservices.eu"),
-    *(".c2s.ic.gov", ".sc2s.sgov.gov", ".cloud.adc-e.uk", ".csp.hci.ic.gov"),
-)
 DNS_SUFFIXES = (  # botocore partitions.json: which regions are not under amazonaws.com
     ("cn-", "amazonaws.com.cn"),
     ("eusc-", "amazonaws.eu"),
@@ -145,9 +139,9 @@ def clickhouse_destination(url: str, **about: Any) -> Destination:
 
 
 def proxy_destination(url: str) -> Destination:
-    """Return the destination of the proxy, whose URL has no password. Raises ConfigError."""
+    """Return the destination of the proxy, without its password. Raises ConfigError."""
     return https_destination(
-        url,
+        remove_url_user(url),
         private=True,
         kind=DestinationKind.PROXY,
         purpose="the only proxy",
@@ -317,11 +311,10 @@ def mistakes(destinations: Iterable[Destination], *, allow_insecure: bool) -> li
         if d.scheme == "http" and not d.local and not allow_insecure
     ]
     wrong += [
-        f"{d.setting}: {d.host} is not a name of AWS, and would receive the token of the pod:"
+        f"{d.setting}: {d.host} is not a name of STS at AWS, and would receive the pod's token:"
         " expected sts.REGION.amazonaws.com or an interface endpoint"
         for d in destinations
-        if d.kind is DestinationKind.STS
-        and not (allow_insecure or d.local or d.host.endswith(AWS_SUFFIXES))
+        if d.kind is DestinationKind.STS and not (allow_insecure or d.local or is_sts(d.host))
     ]
     return wrong + [
         f"{d.setting or d.host}: leads to the instance metadata service: expected another host"

@@ -16,6 +16,7 @@ from typing import Any
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
+from multidict import CIMultiDict
 from yarl import URL
 
 from byoc_agents import __version__
@@ -27,7 +28,7 @@ from byoc_agents.egress.addresses import (
     may_lead_to,
 )
 from byoc_agents.egress.destinations import Destination, ip_literal, mistakes, proxy_destination
-from byoc_agents.errors import ConfigError, Reason, SendError
+from byoc_agents.errors import ConfigError, Reason, SendError, remove_url_user
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 USER_AGENT = {
@@ -98,8 +99,10 @@ class Gate:
         self.destinations = tuple(destinations)
         if wrong := mistakes(self.destinations, allow_insecure=allow_insecure):
             raise ConfigError(wrong)
-        self.proxy = URL(proxy).with_user(None) if proxy else None
-        self._proxy_auth = aiohttp.BasicAuth.from_url(URL(proxy)) if proxy else None
+        self.proxy: URL | None = None
+        self._proxy_auth: aiohttp.BasicAuth | None = None
+        if proxy:
+            self.proxy, self._proxy_auth = _proxy_parts(proxy)
         self._on_refused = on_refused
         self._reachable = [*self.destinations, *_proxy_destination(self.proxy)]
         self._addresses: dict[tuple[str, int], float] = {}  # until this time
@@ -254,7 +257,8 @@ class Gate:
         if destination.local:
             request.update_proxy(None, None, None)
         else:
-            request.update_proxy(self.proxy, self._proxy_auth, None)
+            # CONNECT too has no header that names the interpreter and its libraries.
+            request.update_proxy(self.proxy, self._proxy_auth, CIMultiDict(USER_AGENT))
         try:
             return await send(request)
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
@@ -316,6 +320,20 @@ class _Resolver(AbstractResolver):
 
 def _proxy_destination(proxy: URL | None) -> list[Destination]:
     return [proxy_destination(str(proxy))] if proxy else []
+
+
+def _proxy_parts(url: str) -> tuple[URL, aiohttp.BasicAuth | None]:
+    """Return the proxy's URL without a user, and its credentials. Raises ConfigError."""
+    proxy_destination(url)  # reports everything but the user and the password
+    bare = URL(remove_url_user(url))
+    try:
+        whole = URL(url)
+        if whole.with_user(None) != bare:  # a `/` in the password ends the host, for a parser
+            raise ValueError
+    except ValueError:
+        expected = "expected / ? # @ and % in them percent-encoded"
+        raise ConfigError([f"BYOC_HTTPS_PROXY: invalid user or password: {expected}"]) from None
+    return bare, aiohttp.BasicAuth.from_url(whole)
 
 
 def _hint(address: str) -> str:

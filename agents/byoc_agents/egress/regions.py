@@ -25,6 +25,13 @@ _SQS = (
 )
 _SQS_DUAL_STACK = _SQS[:1]
 _OLDEST_SQS = "queue"  # us-east-1
+# https://docs.aws.amazon.com/general/latest/gr/sts.html: global, standard, FIPS, and interface
+# endpoints. The region is needed: a customer's bucket may be called `sts` (`sts.s3.amazonaws.com`).
+_STS = (
+    re.compile(rf"sts(?:-fips)?\.{_REGION}"),
+    re.compile(rf"vpce-[a-z0-9-]+\.sts(?:-fips)?\.{_REGION}\.vpce"),
+)
+_GLOBAL_STS = "sts"
 
 NOWHERE = "no region (Transfer Acceleration)"
 AWS = "aws"  # the commercial partition; the S3 names without a region are its us-east-1
@@ -118,3 +125,19 @@ def sqs_region(host: str) -> str | None:
                 if (match := form.fullmatch(name)) and one.has(match["region"]):
                     return match["region"]
     return None
+
+
+def is_sts(host: str) -> bool:
+    """Return whether a host name is one of STS at AWS.
+
+    The suffix alone proves nothing: customers of AWS receive requests at names under it, such as
+    those of load balancers, instances and buckets.
+    """
+    for dual_stack in (False, True):
+        for name, one in _names(host, dual_stack=dual_stack):
+            if name == _GLOBAL_STS and one.name == AWS and not dual_stack:
+                return True
+            matches = (form.fullmatch(name) for form in _STS)
+            if any(match and one.has(match["region"]) for match in matches):
+                return True
+    return False

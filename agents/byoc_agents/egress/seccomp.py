@@ -20,7 +20,7 @@ NUMBER, ARCHITECTURE, ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data; lo
 KILL_PROCESS, ERRNO, ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
 SET_MODE_FILTER, ALL_THREADS = 1, 1
 # linux/prctl.h
-PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 4, 38
+PR_SET_NO_NEW_PRIVS = 38
 
 EPERM, ENOSYS = 1, 38
 AF_INET, AF_INET6 = 2, 10
@@ -228,7 +228,7 @@ def prepare_filter(machine_name: str = os.uname().machine) -> Callable[[], None]
 
     Everything that needs ctypes is done here, before the audit hook closes ctypes. Both raise
     OSError if the architecture is unknown or the kernel refuses. Also sets `no_new_privs`, without
-    which only root may install a filter, and makes the process unreadable for others of its uid.
+    which only root may install a filter.
     """
     machine = MACHINES.get(machine_name)
     if machine is None or struct.calcsize("P") != 8:  # noqa: PLR2004  bytes of a 64-bit pointer
@@ -248,7 +248,6 @@ def prepare_filter(machine_name: str = os.uname().machine) -> Callable[[], None]
             raise OSError(f"{what}: {why}")
 
     long, zero = ctypes.c_long, ctypes.c_long(0)
-    dumpable = (long(machine.prctl), long(PR_SET_DUMPABLE), zero, zero, zero, zero)
     no_privileges = (long(machine.prctl), long(PR_SET_NO_NEW_PRIVS), long(1), zero, zero, zero)
     filtering = (
         long(machine.seccomp),
@@ -259,7 +258,6 @@ def prepare_filter(machine_name: str = os.uname().machine) -> Callable[[], None]
 
     def install() -> None:
         assert memory  # noqa: S101  the kernel reads it: it must live until here
-        call("PR_SET_DUMPABLE", *dumpable)
         call("PR_SET_NO_NEW_PRIVS", *no_privileges)
         call("seccomp", *filtering)
 

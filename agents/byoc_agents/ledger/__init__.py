@@ -1,8 +1,9 @@
 """The ledger of sends: one line before and one after each, in a hash chain on local disk.
 
-Reading order: `format` (the lines), `reader` (reads one file), `segments` (the files), `chain` (the
-blocking writer), `writer` (its asynchronous interface), `verify`, `query` (sends with their
-outcomes). docs/contracts/ledger.md is for people who read the files.
+Reading order: `format` (the lines), `segments` (the files), `tree` (RFC 6962), `reader` (reads the
+lines). The daemon's side: `chain` (the blocking writer), `writer` (its asynchronous interface),
+`recent` (detects an old spool). The customer's side: `query` (sends with their outcomes), `heads`
+(checkpoints), `verify`. docs/contracts/ledger.md is for people who read the files.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,6 @@
-"""The blocking writer, for one thread. State in memory changes after a successful write.
+"""The blocking writer, for one thread: append, rotation, and recovery at a start.
+
+State in memory changes after a successful write.
 
 A group of lines is accepted as a whole or not at all. Lines that must come first (intents that a
 crash left open, receipts that could not be written) wait in `_pending` for the next group.
@@ -18,13 +20,12 @@ from byoc_agents import __version__
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.cloudevents import rfc3339
 from byoc_agents.delivery.sink import Message
-from byoc_agents.durable.files import lock_refusal, rewrite_and_sync
-from byoc_agents.ledger import recovery as opening
-from byoc_agents.ledger.appender import Tail
-from byoc_agents.ledger.files import Disk
+from byoc_agents.durable.files import Disk, lock_refusal, rewrite_and_sync
 from byoc_agents.ledger.format import (
     DURABLE,
     FORMAT,
+    START,
+    Head,
     Intent,
     Line,
     ReceiptLine,
@@ -35,14 +36,17 @@ from byoc_agents.ledger.format import (
     Unknown,
     digest,
     encode,
+    kind_of,
 )
-from byoc_agents.ledger.reader import START, Head
+from byoc_agents.ledger.reader import Scan, check_format, find_ends, find_mismatch, scan
 from byoc_agents.ledger.segments import Segments
 from byoc_agents.ledger.tree import TreeHead, hash_leaf
 
 MIN_BYTES = 64 * 1024
 SEGMENTS = 8  # how many share the bound: a removal takes an eighth of the history
 MAX_OPEN = 1000  # intents without an outcome; more only if a daemon were cancelled that often
+MAX_UNSYNCED_BYTES = 256 * 1024  # kept in memory until the next sync
+SYNC_NS = 1_000_000_000  # longest wait of other lines for a sync, if lines follow
 HEAD_BYTES = 128  # the numbers and hashes that a line gets when it is written, less than this
 
 
@@ -51,6 +55,76 @@ class Entry(msgspec.Struct, frozen=True):
 
     line: Line
     messages: Sequence[Message] = ()
+
+
+class Tail:
+    """The file that is written: its accepted bytes, and how many of them are durable.
+
+    Methods block and raise OSError: then call `drop`. `ready` opens the file again, cuts it to its
+    durable bytes and writes the other accepted bytes again: after a failed fsync the state of
+    their pages is unknown.
+    """
+
+    def __init__(self, disk: Disk, clock: Clock) -> None:
+        self.unsynced = b""  # the end of the file, accepted and not yet durable
+        self._disk = disk
+        self._clock = clock
+        self._path = Path()
+        self._file = -1
+        self._inode = 0
+        self._length = 0  # bytes that are accepted
+        self._synced_boot_ns = 0
+
+    def take(self, path: Path, length: int) -> None:
+        """Write this file from now on, after its first `length` bytes, which are durable."""
+        self.drop()
+        self._path, self._length, self.unsynced = path, length, b""
+
+    def ready(self) -> RecoveredWhy | None:
+        """Open the file if it is closed. Return how another process changed it, or None."""
+        try:
+            if self._file < 0:
+                return self._open()
+            seen = self._path.stat()
+        except FileNotFoundError:
+            return "gone"
+        if seen.st_ino != self._inode:
+            return "gone"
+        return None if seen.st_size == self._length else "damaged"
+
+    def _open(self) -> RecoveredWhy | None:
+        self._file = os.open(self._path, os.O_RDWR | os.O_APPEND)
+        seen = os.fstat(self._file)
+        self._inode = seen.st_ino
+        durable_bytes = self._length - len(self.unsynced)
+        if seen.st_size < durable_bytes:
+            return "damaged"
+        self._disk.truncate(self._file, durable_bytes)
+        self._disk.write(self._file, self.unsynced)
+        return None
+
+    def write(self, content: bytes, *, durable: bool) -> None:
+        """Append. Sync if it must be durable, or if enough bytes or time have accumulated."""
+        self._disk.write(self._file, content)
+        late = self._clock.boot_ns() - self._synced_boot_ns >= SYNC_NS
+        if durable or late or len(self.unsynced) + len(content) > MAX_UNSYNCED_BYTES:
+            self.sync()
+        else:
+            self.unsynced += content
+        self._length += len(content)
+
+    def sync(self) -> None:
+        """Make all accepted bytes durable."""
+        self._disk.sync(self._file)
+        self._synced_boot_ns = self._clock.boot_ns()
+        self.unsynced = b""
+
+    def drop(self) -> None:
+        """Close the file."""
+        if self._file >= 0:
+            with contextlib.suppress(OSError):
+                os.close(self._file)
+            self._file = -1
 
 
 class Chain:
@@ -94,7 +168,7 @@ class Chain:
 
     def check_format(self) -> None:
         """Raise LedgerNewerError if a later version wrote the files. Raises OSError."""
-        opening.check_format(self.segments)
+        check_format(self.segments)
 
     def open(self) -> None:
         """Open the files and write a line per recovery, unless already done."""
@@ -131,7 +205,7 @@ class Chain:
             return []
         first = self._head.sequence + 1
         content, head, tree = self._link_lines(lines)
-        self._tail.write(content, durable=any(_kind(line) in DURABLE for line in lines))
+        self._tail.write(content, durable=any(kind_of(line) in DURABLE for line in lines))
         self.segments.sizes[self._number] += len(content)
         self._advance(head, tree)
         return list(range(first, head.sequence + 1))
@@ -193,7 +267,7 @@ class Chain:
         return victims
 
     def _removal(self, number: int) -> Removed:
-        first, last = opening.ends(self.segments.path(number))
+        first, last = find_ends(self.segments.path(number))
         return Removed(
             segment=number,
             first_sequence=first,
@@ -214,8 +288,8 @@ class Chain:
         """Continue the chain of the last process."""
         self._take_lock()
         self.segments.load()
-        self.mismatch = opening.find_mismatch(self.segments, self._expected)
-        found = opening.find(self.segments)
+        self.mismatch = find_mismatch(self.segments, self._expected)
+        found = _find_end(self.segments)
         self._head = found.head
         self._pending = [*found.states, *(Unknown(intent=i, why="crash") for i in found.open)]
         if self.mismatch:
@@ -298,10 +372,97 @@ class Chain:
             self.durable, self.durable_tree = self._head, self._tree
 
 
-def _kind(line: Line) -> str:
-    return str(line.__struct_config__.tag)
-
-
 def _needed_bytes(line: Line) -> int:
     kept = sum(s.bytes for s in line.messages if s.kept) if isinstance(line, Intent) else 0
     return len(encode(line)) + HEAD_BYTES + kept
+
+
+# Recovery at a start: the end of the chain, torn writes, and the lines to add.
+
+
+class OpenedLedger(msgspec.Struct):
+    """Where to go on. `length` 0 = create this file, else cut it to this many bytes."""
+
+    number: int
+    length: int = 0
+    head: Head = START
+    tree: TreeHead | None = None  # None: a file of 0.1.0, or no file
+    max_bytes: int = 0  # the bound that the file states
+    open: Sequence[int] = ()  # intents without an outcome
+    removed: set[int] = msgspec.field(default_factory=set)  # files that were about to be deleted
+    states: list[Line] = msgspec.field(default_factory=list)
+
+
+def _find_end(segments: Segments) -> OpenedLedger:
+    """Look at the newest file with a chain in it. Torn ends are copied, nothing is cut.
+
+    Something in a file's place that is not a regular file is renamed, and so is a file whose end is
+    more than one write of ours can leave: its chain goes on in a copy without that end.
+    """
+    numbers = segments.numbers()
+    for number in reversed(numbers):
+        path = segments.path(number)
+        if not path.is_file():
+            segments.set_foreign_aside(number, None)
+            continue
+        seen = scan(path)
+        if seen.oversized:
+            segments.set_foreign_aside(number, seen.good_bytes)
+            seen.rest_bytes, seen.damaged = 0, False
+            if not seen.good_bytes:
+                continue
+        if seen.good_bytes or seen.damaged:
+            return _go_on(segments, number, seen)
+        _set_aside(segments, number, seen)  # not even a first line
+        segments.path(number).unlink()
+    number = numbers[0] if numbers else 1
+    return OpenedLedger(number, states=_unstated(segments, number, set()))
+
+
+def _go_on(segments: Segments, number: int, seen: Scan) -> OpenedLedger:
+    found = OpenedLedger(
+        number,
+        length=seen.good_bytes,
+        head=seen.head,
+        tree=seen.tree,
+        max_bytes=seen.max_bytes,
+        open=sorted(seen.open),
+        removed=seen.removed,
+    )
+    if seen.damaged:
+        found.number, found.length, found.head = number + 1, 0, seen.last
+        found.open, found.tree = sorted(seen.flying), seen.last_tree
+        found.states.append(
+            Recovered(segment=number, why="damaged", bytes=seen.rest_bytes, sha256="", aside="")
+        )
+    elif seen.rest_bytes:
+        _set_aside(segments, number, seen)
+    found.states += _unstated(segments, number, seen.asides)
+    return found
+
+
+def _set_aside(segments: Segments, number: int, seen: Scan) -> None:
+    content = segments.path(number).read_bytes()[seen.good_bytes :]
+    segments.set_aside(number, seen.good_bytes, content)
+
+
+def _unstated(segments: Segments, first: int, stated: set[str]) -> list[Line]:
+    """Return a line for each torn end that no line names: of now, or of a start that was cut."""
+    asides = [(n, path) for n, path in segments.asides() if n >= first and path.name not in stated]
+    foreign = [(n, path) for n, path in segments.foreign() if path.name not in stated]
+    return [
+        *(_of_aside(number, path) for number, path in sorted(asides)),
+        *(_of_foreign(number, path) for number, path in sorted(foreign) if number >= first),
+    ]
+
+
+def _of_foreign(number: int, path: Path) -> Recovered:
+    size = path.lstat().st_size
+    return Recovered(segment=number, why="damaged", bytes=size, sha256="", aside=path.name)
+
+
+def _of_aside(number: int, path: Path) -> Recovered:
+    content = path.read_bytes()
+    return Recovered(
+        segment=number, why="torn", bytes=len(content), sha256=digest(content), aside=path.name
+    )

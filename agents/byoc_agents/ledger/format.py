@@ -9,7 +9,7 @@ format begins in a new file. So every version detects files that it must not cha
 
 import hashlib
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -35,6 +35,20 @@ RecoveredWhy = Literal[
     "lost",  # the spool knows lines that are in no file: the ledger was deleted or replaced
     "older",  # the spool knows lines after the last one: the end was cut, or a copy restored
 ]
+
+
+class Head(NamedTuple):
+    """A place in the chain: a line's number and the hash of its bytes."""
+
+    sequence: int
+    sha256: str
+
+    def __str__(self) -> str:
+        """Return `41:9f86...`, as /status shows it and `ledger verify --anchor` takes it."""
+        return f"{self.sequence}:{self.sha256}"
+
+
+START = Head(-1, GENESIS)
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
@@ -153,6 +167,11 @@ def decode(raw: bytes) -> LedgerLine | None:
         return _DECODER.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
+
+
+def kind_of(line: Line | None) -> str:
+    """Return the line's `kind`, or "" for None."""
+    return "" if line is None else str(line.__struct_config__.tag)
 
 
 class _First(msgspec.Struct):

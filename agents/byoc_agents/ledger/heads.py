@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from byoc_agents.ledger.reader import Head
+from byoc_agents.ledger.format import Head
 from byoc_agents.ledger.tree import decode_hash, encode_hash
 
 if TYPE_CHECKING:  # 20 MiB, and only where a key is used: the extra `checkpoint`

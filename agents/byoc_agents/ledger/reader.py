@@ -1,15 +1,18 @@
-"""Read one ledger file: find the end of its chain, and the bytes after it."""
+"""Read the lines of a ledger: of one file, with the end of its chain, or of all files."""
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
 from byoc_agents.app.files import open_regular
+from byoc_agents.errors import LedgerNewerError
 from byoc_agents.ledger.format import (
     DURABLE,
-    GENESIS,
+    FORMAT,
+    START,
+    Head,
     Intent,
     LedgerLine,
     ReceiptLine,
@@ -19,25 +22,13 @@ from byoc_agents.ledger.format import (
     Unknown,
     decode,
     digest,
+    format_of,
+    kind_of,
 )
 from byoc_agents.ledger.segments import Segments
-from byoc_agents.ledger.tree import Leaves, TreeHead, hash_leaf
+from byoc_agents.ledger.tree import Leaves, TreeHead, encode_hash, hash_leaf
 
 MAX_LINE_BYTES = 4 << 20  # an intent of 1,000 messages has some 400 KiB
-
-
-class Head(NamedTuple):
-    """A place in the chain: a line's number and the hash of its bytes."""
-
-    sequence: int
-    sha256: str
-
-    def __str__(self) -> str:
-        """Return `41:9f86...`, as /status shows it and `ledger verify --anchor` takes it."""
-        return f"{self.sequence}:{self.sha256}"
-
-
-START = Head(-1, GENESIS)
 
 
 class Raw(NamedTuple):
@@ -90,7 +81,7 @@ def scan(path: Path) -> Scan:
         if found.rest_bytes or line is None or not _continues(found, line):
             found.rest_bytes += len(raw.content) + raw.whole
             holed = holed or b"\0" in raw.content
-            found.damaged |= raw.whole and (not holed or _kind(line) in DURABLE)
+            found.damaged |= raw.whole and (not holed or kind_of(line) in DURABLE)
         else:
             _take(found, raw, line)
         if line:
@@ -112,10 +103,6 @@ def extend(tree: TreeHead | None, content: bytes, line: LedgerLine | None) -> Tr
     if isinstance(line, Segment) and line.tree and line.tree.valid:
         tree = line.tree
     return tree.add(hash_leaf(content)) if tree else None
-
-
-def _kind(line: LedgerLine | None) -> str:
-    return "" if line is None else str(line.__struct_config__.tag)
 
 
 def _continues(found: Scan, line: LedgerLine) -> bool:
@@ -143,6 +130,68 @@ def _follow(flying: set[int], line: LedgerLine) -> None:
         flying.add(line.sequence)
     elif isinstance(line, ReceiptLine | Unknown):
         flying.discard(line.intent)
+
+
+def find_ends(path: Path) -> tuple[int, Head]:
+    """Return the number of a file's first line, and its last whole line. Raises OSError."""
+    first, last = b"", b""
+    for raw in raw_lines(path):
+        if raw.whole:
+            first, last = first or raw.content, raw.content
+    return _sequence(first), Head(_sequence(last), digest(last))
+
+
+def _sequence(content: bytes) -> int:
+    line = decode(content)
+    return -1 if line is None else line.sequence
+
+
+def check_format(segments: Segments) -> None:
+    """Raise LedgerNewerError if a later version wrote the files. Raises OSError."""
+    for number in segments.numbers():
+        path = segments.path(number)
+        if not path.is_file():  # the writer sets it aside
+            continue
+        first = next((raw.content for raw in raw_lines(path)), b"")
+        if (found := format_of(first)) > FORMAT:
+            raise LedgerNewerError(
+                f"{path} was written by a newer version (format {found}, this one reads up to "
+                f"{FORMAT}): run the newer version, or move its directory away"
+            )
+
+
+def find_mismatch(segments: Segments, expected: str) -> Literal["lost", "older"] | None:
+    """Return how the ledger differs from `SIZE ROOT`, a head that it had once.
+
+    None if it continues that head, or if the lines of that size were removed by rotation. Reads one
+    file. Raises OSError.
+    """
+    size_text, _, root = expected.partition(" ")
+    if not size_text.isdecimal():
+        return None
+    size = int(size_text)
+    starts = [(number, tree) for number in segments.numbers() if (tree := _start(segments, number))]
+    before = [(number, tree) for number, tree in starts if tree.size <= size]
+    if not before:
+        return None if starts else "lost"
+    number, tree = before[-1]
+    grown: TreeHead | None = tree
+    for raw in raw_lines(segments.path(number)):
+        if tree.size == size or not raw.whole:
+            break
+        grown = extend(grown, raw.content, decode(raw.content))
+        tree = grown or tree
+    if tree.size < size:
+        return "older" if number == starts[-1][0] else "lost"
+    return None if encode_hash(tree.root) == root else "lost"
+
+
+def _start(segments: Segments, number: int) -> TreeHead | None:
+    """Return the tree before a file's first line, or None if it states none."""
+    path = segments.path(number)
+    first = next((raw.content for raw in raw_lines(path)), b"") if path.is_file() else b""
+    line = decode(first)
+    return line.tree if isinstance(line, Segment) and line.tree and line.tree.valid else None
 
 
 class History(NamedTuple):

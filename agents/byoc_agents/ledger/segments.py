@@ -18,7 +18,7 @@ from pathlib import Path
 
 from byoc_agents.app.files import open_regular
 from byoc_agents.delivery.sink import Message
-from byoc_agents.ledger.files import Disk, size_bytes
+from byoc_agents.durable.files import Disk, size_bytes
 from byoc_agents.ledger.format import Sent
 
 NAME = re.compile(r"ledger-(\d{6,})\.jsonl")

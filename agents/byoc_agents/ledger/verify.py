@@ -20,6 +20,7 @@ from byoc_agents.ledger.chain import HEAD_BYTES, SEGMENTS
 from byoc_agents.ledger.format import (
     FORMAT,
     GENESIS,
+    Head,
     Intent,
     LedgerLine,
     ReceiptLine,
@@ -33,7 +34,7 @@ from byoc_agents.ledger.format import (
     digest,
 )
 from byoc_agents.ledger.heads import KeptHead, KeptHeads
-from byoc_agents.ledger.reader import MAX_LINE_BYTES, Head, Raw, extend, raw_lines
+from byoc_agents.ledger.reader import MAX_LINE_BYTES, Raw, extend, raw_lines
 from byoc_agents.ledger.segments import Segments
 from byoc_agents.ledger.tree import TreeHead, encode_hash
 

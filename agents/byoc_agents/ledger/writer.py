@@ -15,10 +15,10 @@ import structlog
 
 from byoc_agents.app.clock import Clock
 from byoc_agents.delivery.sink import Message, Outcome
+from byoc_agents.durable.files import Disk
 from byoc_agents.durable.worker import GroupCommitWorker
 from byoc_agents.errors import LedgerError
 from byoc_agents.ledger.chain import MIN_BYTES, Chain, Entry
-from byoc_agents.ledger.files import Disk
 from byoc_agents.ledger.format import SUPPRESSED, Refused, clean, intent_of, receipt_of
 from byoc_agents.ledger.recent import unfinished_batch
 from byoc_agents.ledger.tree import TreeHead

@@ -19,13 +19,13 @@ from byoc_agents.egress.destinations import DestinationKind, proxy_destination
 from byoc_agents.egress.regions import partition, sqs_region
 from byoc_agents.errors import ConfigError
 from byoc_agents.policy import aws as amazon
-from byoc_agents.policy import cilium, iam, kubernetes, table, union
+from byoc_agents.policy import cilium, iam, kubernetes, union
 from byoc_agents.policy import nftables as rules
 from byoc_agents.policy.drift import PolicyFinding, differences, matching
 from byoc_agents.policy.flows import ANYWHERE, NODE_LOCAL
 from byoc_agents.policy.inputs import Facts, Listener, Objects, Options, Rendered
 from byoc_agents.policy.manifest import DuplicateKeyError, documents
-from byoc_agents.policy.render import printed
+from byoc_agents.policy.render import destinations_table, printed
 from byoc_agents.state.daemon import Settings as StateSettings
 
 
@@ -44,7 +44,7 @@ class PolicyCommand:
 
 
 COMMANDS = {
-    "table": PolicyCommand(table.destinations_table, "text", "every destination"),
+    "table": PolicyCommand(destinations_table, "text", "every destination"),
     "networkpolicy": PolicyCommand(kubernetes.network_policy, "yaml", "Kubernetes NetworkPolicy"),
     "cilium": PolicyCommand(cilium.cilium_policy, "yaml", "CiliumNetworkPolicy: names too"),
     "iam": PolicyCommand(
@@ -67,7 +67,7 @@ exit codes: 0 = printed, or the manifest allows exactly what the table says; 1 =
 findings; 2 = a mistake in the settings or options, or a manifest that cannot be read
 
 example: byoc-agents policy networkpolicy billing-scraper --namespace db --check policy.yaml"""
-NO_NAMESPACE = "the namespace is not judged: expected --namespace NAME"
+NO_NAMESPACE = PolicyFinding("metadata.namespace", "is not judged", "--namespace NAME")
 # Policies contain no secrets, so none are needed to render them.
 STAND_INS = {
     "BYOC_ALERTS_TOKEN": "none",
@@ -121,9 +121,7 @@ def main(argv: Sequence[str]) -> int:
 def facts_of(configuration: Configuration) -> Facts:
     """Return the facts of a configuration that policies need. Raises ConfigError."""
     core = configuration.core
-    proxy = core.https_proxy and proxy_destination(
-        re.sub(r"//[^/@]*@", "//", core.https_proxy)  # without its password
-    )
+    proxy = core.https_proxy and proxy_destination(core.https_proxy)
     kinds = {destination.kind for destination in configuration.destinations}
     daemons = tuple(configuration.daemons)
     listeners = [Listener("+".join(daemons), "metrics", *core.listen, "BYOC_LISTEN")]
@@ -213,8 +211,10 @@ def _check(
         },
         accepted=frozenset(asked.accept),
     )
+    if COMMANDS[asked.command].form == "yaml" and not options.namespace:
+        found.append(NO_NAMESPACE)
     found += union.judge_metadata(document, options) + union.judge_others(document, given, pod)
-    return found, [] if options.namespace else [NO_NAMESPACE]
+    return found, []
 
 
 def _report(asked: argparse.Namespace, found: list[PolicyFinding]) -> str:
@@ -299,7 +299,7 @@ def _parser() -> argparse.ArgumentParser:
     for flag, metavar, meaning in (
         ("--config", "FILE", "YAML settings; the environment wins"),
         ("--check", "MANIFEST", "print how a manifest differs; - reads standard input"),
-        ("--namespace", "NAME", "of the manifest"),
+        ("--namespace", "NAME", "of the manifest; --check of a network policy needs it"),
         ("--prometheus", "NAMESPACE[/LABEL=VALUE]", "pods that may scrape, if that port is open"),
         ("--alertmanager", "NAMESPACE[/LABEL=VALUE]", "pods that may notify, if that port is open"),
         ("--role", "ARN", "the customer's role"),

@@ -13,16 +13,15 @@ import msgspec
 
 from byoc_agents.app.cloudevents import parse_rfc3339, rfc3339
 from byoc_agents.app.settings import CoreSettings, settings_of
-from byoc_agents.app.terminal import color_verdict
+from byoc_agents.ledger.format import Head
 from byoc_agents.ledger.heads import KeptHeads
 from byoc_agents.ledger.query import Filter, Send, events
-from byoc_agents.ledger.reader import Head
+from byoc_agents.ledger.segments import Segments
 from byoc_agents.ledger.verify import LedgerVerdict, verify
 from byoc_agents.report import checkpoint
 from byoc_agents.report.bodies import kept, plain
 from byoc_agents.report.cloudtrail import compare
-from byoc_agents.report.discovery import NoLedgerError, ledgers
-from byoc_agents.report.text import HEADING, event_text, trail_text, verdict_text
+from byoc_agents.report.text import HEADING, color_verdict, event_text, trail_text, verdict_text
 
 SENTENCE = {
     "show": "Print every send and every refused connection, one line each.",
@@ -42,6 +41,10 @@ END = """Without --heads, a change of the very last line, lines missing at the v
 that was replaced as a whole cannot be detected. Keep heads elsewhere: the output of `byoc-agents
 ledger checkpoint`, and size and root of the heartbeats, of /status or of the log event
 ledger.segment_started."""
+
+
+class NoLedgerError(Exception):
+    """No ledger was found. `str()` names the directories."""
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
@@ -181,7 +184,7 @@ def _filter(options: argparse.Namespace, message_id: str = "") -> Filter:
 
 
 def _show(options: argparse.Namespace) -> int:
-    found = events(ledgers(options.directories, options.daemon), _filter(options, options.id))
+    found = events(find_ledgers(options.directories, options.daemon), _filter(options, options.id))
     if options.body or options.raw:
         return _show_body(options)
     if not options.json:
@@ -198,7 +201,7 @@ def _show_body(options: argparse.Namespace) -> int:
     if not options.id:
         sys.stderr.write("byoc-agents ledger show: --body requires --id\n")
         return 2
-    where = ledgers(options.directories, options.daemon)
+    where = find_ledgers(options.directories, options.daemon)
     for event in events(where, _filter(options, options.id)):
         body = kept(event) if isinstance(event, Send) else None
         if body is not None:
@@ -213,7 +216,7 @@ def _show_body(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    where = ledgers(options.directories, options.daemon)
+    where = find_ledgers(options.directories, options.daemon)
     if options.anchor and len(where) > 1:
         sys.stderr.write("byoc-agents ledger verify: --anchor is for one ledger: add --daemon\n")
         return 2
@@ -266,11 +269,11 @@ def _write_verdict(name: str, verdict: LedgerVerdict, *, as_json: bool) -> None:
 
 
 def _checkpoint(options: argparse.Namespace) -> int:
-    return checkpoint.print_checkpoints(ledgers(options.directories, options.daemon), options)
+    return checkpoint.print_checkpoints(find_ledgers(options.directories, options.daemon), options)
 
 
 def _prove(options: argparse.Namespace) -> int:
-    return checkpoint.print_proof(ledgers(options.directories, options.daemon), options)
+    return checkpoint.print_proof(find_ledgers(options.directories, options.daemon), options)
 
 
 # report
@@ -279,7 +282,7 @@ def _prove(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from byoc_agents.report.page import render_page  # noqa: PLC0415  the schemas cost 0.2 s
 
-    where = ledgers(options.directories, options.daemon)
+    where = find_ledgers(options.directories, options.daemon)
     verdicts = {name: verify(path) for name, path in where.items()}
     html = render_page(where, verdicts, _filter(options))
     if options.html == "-":
@@ -287,3 +290,35 @@ def _report(options: argparse.Namespace) -> int:
     else:
         Path(options.html).write_text(html, encoding="utf-8")
     return 0 if all(verdict.ok for verdict in verdicts.values()) else 1
+
+
+# Finds ledgers by state directory, by a daemon's directory, or by the ledger's own.
+
+
+def find_ledgers(directories: Sequence[str], daemon: str) -> Mapping[str, Path]:
+    """Return daemon's name -> directory of its ledger. Raises NoLedgerError."""
+    found: dict[str, Path] = {}
+    for directory in map(Path, directories):
+        for path in _below(directory):
+            name = path.resolve().parent.name if path.name == "ledger" else path.name
+            found[name if name not in found else str(path)] = path
+    chosen = {name: path for name, path in found.items() if daemon in {"", name}}
+    if not chosen:
+        of_daemon = f" of {daemon}" if daemon else ""
+        raise NoLedgerError(f"no ledger{of_daemon} below {', '.join(directories)}")
+    return chosen
+
+
+def _below(directory: Path) -> list[Path]:
+    if _is_ledger(directory):
+        return [directory]
+    near = [directory / "ledger", *sorted(directory.glob("*/ledger"))]
+    return [path for path in near if _is_ledger(path)]
+
+
+def _is_ledger(directory: Path) -> bool:
+    return directory.is_dir() and ((directory / "lock").exists() or _has_files(directory))
+
+
+def _has_files(directory: Path) -> bool:
+    return bool(Segments(directory).numbers())

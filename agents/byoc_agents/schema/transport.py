@@ -1,7 +1,7 @@
 """The parts of a request other than its body: headers, object keys and queue attributes.
 
-They are a section of docs/contracts/fields.md; `tests/docs/test_transport_docs.py` compares the
-headers and attributes with recorded requests.
+They are a section of docs/contracts/fields.md; `tests/docs/test_transport_docs.py` compares them
+with recorded requests and with sealed objects.
 """
 
 from collections.abc import Iterator
@@ -10,9 +10,9 @@ import msgspec
 
 
 class Item(msgspec.Struct, frozen=True):
-    """One header, key or attribute."""
+    """One header, key, attribute or parameter."""
 
-    kind: str  # header, key, attribute
+    kind: str  # header, key, attribute, parameter of a form
     name: str
     meaning: str
 
@@ -25,7 +25,8 @@ _COMMON = _headers(
     Host="the host of the destination",
     User_Agent="`byoc-agents/VERSION`; no kernel, interpreter, library or variable",
     Accept="always `*/*`",
-    Accept_Encoding="`identity` to AWS, `gzip, deflate` to the control plane",
+    Accept_Encoding="`identity` to AWS; to the control plane `gzip, deflate`, with Python 3.14 also"
+    " `zstd`",
     Content_Type="the media type of the body",
     Content_Length="the size of the body in bytes",
 )
@@ -48,9 +49,51 @@ CHANNELS: dict[str, tuple[Item, ...]] = {
             Content_Encoding="`zstd` or `gzip` for compressed objects",
             X_Amz_Expected_Bucket_Owner="BYOC_BILLING_BUCKET_OWNER, if it is set",
         ),
-        Item("key", "org=, service=", "BYOC_ORGANIZATION_ID and BYOC_SERVICE_ID"),
-        Item("key", "date=, hour=", "UTC, start of the first record's period"),
-        Item("key", "POD-EPOCH-FIRST-LAST", "pod uid, or replica; epoch; first and last sequence"),
+        Item("key", "PREFIX", "BYOC_BILLING_PREFIX: `v1/` if it is not set"),
+        Item("key", "org=ORGANIZATION", "BYOC_ORGANIZATION_ID"),
+        Item("key", "service=SERVICE", "BYOC_SERVICE_ID"),
+        Item("key", "date=DATE", "UTC, start of the first record's period"),
+        Item("key", "hour=HOUR", "likewise"),
+        Item(
+            "key",
+            "POD-EPOCH-FIRST-LAST.jsonl.zst",
+            "keyed form of the pod's uid, or the replica if there is none; epoch; first and last"
+            " sequence; `.gz` for gzip",
+        ),
+        Item(
+            "key",
+            "SCRAPER-EPOCH-FIRST-LAST.shared.jsonl.zst",
+            "instead, if one scraper meters several servers: its own replica; epoch and numbers of"
+            " its stream",
+        ),
+    ),
+    "S3, when the billing scraper starts": _headers(
+        Host="the host of the destination; in this or in the path stands the bucket's name",
+        User_Agent=_COMMON[1].meaning,
+        Accept="always `*/*`",
+        Accept_Encoding="`gzip, deflate`; with Python 3.14 also `zstd`",
+    ),
+    "STS, for IRSA": (
+        *_COMMON,
+        *_headers(
+            amz_sdk_invocation_id="random, per request", amz_sdk_request="always `attempt=1`"
+        ),
+        Item("parameter", "Action", "always `AssumeRoleWithWebIdentity`"),
+        Item("parameter", "Version", "always `2011-06-15`"),
+        Item("parameter", "RoleArn", "the role that EKS names: AWS_ROLE_ARN"),
+        Item(
+            "parameter",
+            "RoleSessionName",
+            "AWS_ROLE_SESSION_NAME, or `botocore-session-` and seconds since 1970",
+        ),
+        Item("parameter", "WebIdentityToken", "the token that Kubernetes signed for the pod"),
+    ),
+    "The agent on the node, for EKS Pod Identity": _headers(
+        Host="the host of the agent",
+        User_Agent="`Python/VERSION aiohttp/VERSION`: this request stays on the node",
+        Accept="always `application/json`",
+        Accept_Encoding="always `identity`",
+        Authorization="the token that Kubernetes signed for the pod",
     ),
     "SQS": (
         *_COMMON,
@@ -79,8 +122,9 @@ HEAD = """## Headers, object keys and queue attributes
 
 Each request holds these in addition to its body, and no other. When the billing scraper starts
 with the name of a bucket, it also sends an unsigned HEAD request to S3, with the name and no data.
-AWS shows the owner of a bucket or queue the account, the role and the source address or endpoint
-of the request.
+The requests to STS and to the agent on the node are made by botocore; their sections name all that
+is in them. AWS shows the owner of a bucket or queue the account, the role and the source address or
+endpoint of the request.
 """
 
 

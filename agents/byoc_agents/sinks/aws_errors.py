@@ -15,8 +15,13 @@ from botocore import exceptions
 from byoc_agents.delivery.sink import Receipt
 from byoc_agents.egress.gate import REDIRECTS
 from byoc_agents.errors import Reason, SendError
-from byoc_agents.sinks.http_dates import retry_after_seconds, skew_hint
-from byoc_agents.sinks.transport_errors import proxy_error, tls_error, unreadable_answer
+from byoc_agents.sinks.http_answers import (
+    proxy_error,
+    retry_after_seconds,
+    skew_hint,
+    tls_error,
+    unreadable_answer,
+)
 
 SKEW = "the clock is off: AWS refuses a skew of more than 15 minutes"
 CLOCK_CODES = frozenset({"RequestTimeTooSkewed", "RequestExpired", "RequestInTheFuture"})

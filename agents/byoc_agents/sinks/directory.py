@@ -8,7 +8,6 @@ import errno
 import hashlib
 import os
 import stat
-import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -16,6 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from byoc_agents.delivery.sink import Message, Outcome, Receipt, Transmit, transmit_unrecorded
+from byoc_agents.durable.files import create_file, sync_directory
 from byoc_agents.errors import Reason, SendError
 
 MAX_BYTES = 5 * 1024**3  # as S3Sink
@@ -89,7 +89,7 @@ class DirectorySink:
 
     def _sync(self, directory: Path) -> None:
         """Make the new names durable, from the file's directory up to the root."""
-        _sync_directory(directory)
+        sync_directory(directory)
         if directory != self._root:
             self._sync(directory.parent)
 
@@ -110,25 +110,10 @@ def reason_of(error: OSError) -> Reason:
 
 
 def _store(path: Path, body: bytes) -> Receipt:
-    descriptor, temporary = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(body)
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(temporary, path)  # unlike a rename, a link never replaces a file
+        create_file(path, body, prefix=TEMPORARY)
     except FileExistsError:
         if not stat.S_ISREG(path.lstat().st_mode):  # also not a link to a file
             raise SendError(Reason.FORBIDDEN, "the path of the id is not a regular file") from None
         return Receipt(Reason.ALREADY_STORED, 0)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
     return Receipt(Reason.OK, 0, hashlib.sha256(body).hexdigest())
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

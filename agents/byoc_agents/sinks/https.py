@@ -20,8 +20,13 @@ from byoc_agents.app.cloudevents import stable_id
 from byoc_agents.delivery.sink import Message, Outcome, Receipt, Transmit, transmit_unrecorded
 from byoc_agents.errors import Reason, SendError
 from byoc_agents.sinks.control_plane import proves_rejection, proves_storage
-from byoc_agents.sinks.http_dates import retry_after_seconds, skew_hint
-from byoc_agents.sinks.transport_errors import proxy_error, tls_error, unreadable_answer
+from byoc_agents.sinks.http_answers import (
+    proxy_error,
+    retry_after_seconds,
+    skew_hint,
+    tls_error,
+    unreadable_answer,
+)
 
 SINGLE = "application/cloudevents+json; charset=utf-8"
 BATCH = "application/cloudevents-batch+json; charset=utf-8"

@@ -9,7 +9,6 @@ from enum import StrEnum
 
 import msgspec
 
-from byoc_agents.state.hysteresis import NS, Now, Track, update_track
 from byoc_agents.state.observation import (
     BLIND,
     UNCONFIRMED,
@@ -19,7 +18,15 @@ from byoc_agents.state.observation import (
     SourceResult,
     StateObservation,
 )
-from byoc_agents.state.thresholds import COUNTED, ReasonCode, Thresholds
+from byoc_agents.state.thresholds import (
+    COUNTED,
+    NS,
+    Now,
+    ReasonCode,
+    Thresholds,
+    Track,
+    update_track,
+)
 
 POLL_SOON_HOLD_SECONDS = 10.0  # a reason that may be raised within this time is polled faster
 

@@ -12,7 +12,6 @@ from byoc_agents.app.cloudevents import Agent, rfc3339
 from byoc_agents.delivery.sink import Message
 from byoc_agents.errors import SpoolError
 from byoc_agents.state.assess import Assessment, Memory, ShutdownScope, assess, restore_memory
-from byoc_agents.state.hysteresis import Now
 from byoc_agents.state.message import (
     MessageKind,
     Position,
@@ -23,7 +22,7 @@ from byoc_agents.state.message import (
 from byoc_agents.state.observation import StateObservation
 from byoc_agents.state.stream import Stream
 from byoc_agents.state.summary import ServiceSummary, summarize
-from byoc_agents.state.thresholds import Thresholds
+from byoc_agents.state.thresholds import Now, Thresholds
 
 POLL_SOON_SECONDS = 1.0  # until the next poll, if it may change the state
 

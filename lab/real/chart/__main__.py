@@ -14,7 +14,7 @@ PRINTED = render.CHART / "examples" / "bitnami" / "clickhouse-values.yaml"
 
 
 def main(arguments: list[str]) -> int:
-    """Return 1 where a lint fails."""
+    """Return 1 if a lint fails."""
     reference.FILE.write_text(reference.markdown())
     BUILD.mkdir(parents=True, exist_ok=True)
     for version in helm.VERSIONS:

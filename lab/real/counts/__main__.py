@@ -7,7 +7,7 @@ from lab.real.counts.counting import counted
 
 
 def main() -> int:
-    """Return 1 where something costs more than it may."""
+    """Return 1 if a part costs more than its limit."""
     counts, wrong = counted(), []
     if "--write" in sys.argv:
         gate.write(counts)

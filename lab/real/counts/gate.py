@@ -33,7 +33,7 @@ def write(counts: Counts) -> None:
 
 
 def excess(piece: str, values: dict[str, float], before: dict[str, float]) -> list[str]:
-    """Return what costs more than it may; nothing where all is as it was, or better."""
+    """Return the counts above their limit, empty if none has risen."""
     return [
         f"{piece}: {name} {values[name]:,.1f}, was {before[name]:,.1f}, may be {limit:,.1f}"
         for name, limit in limits(before).items()

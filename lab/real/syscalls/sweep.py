@@ -6,7 +6,7 @@ A directory as a kill leaves it is opened again and again, each time by a proces
 which another call fails: the first with ENOSPC, with EIO, ..., short by half, then the second, and
 so on; and the same with all calls from there on. What the process says is its fate, and after it a
 start without a fault has all stored messages: nothing lost, nothing doubled, nothing set aside as
-damaged, and a ledger that verifies. Prints a table; ends with 1 where that is not so.
+damaged, and a ledger that verifies. Prints a table; exits with 1 if that does not hold.
 """
 
 import argparse

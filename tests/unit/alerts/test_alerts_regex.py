@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from byoc_agents.alerts.regex import Pattern
+from byoc_agents.alerts.matchers import Pattern
 
 ATOMS = st.sampled_from(["a", "b", ".", "[ab]", "[^a]", r"\d", r"\W", "[a-c0]", "", "^", "$"])
 TREES = st.recursive(

@@ -13,8 +13,8 @@ from byoc_agents import __version__
 from byoc_agents.app.cli import COMMANDS, main
 from byoc_agents.app.completion import bash_script
 from byoc_agents.app.run import configure
-from byoc_agents.app.terminal import color_verdict
 from byoc_agents.errors import ConfigError
+from byoc_agents.report.text import color_verdict
 
 IDENTITY = {
     "BYOC_ORGANIZATION_ID": "org",

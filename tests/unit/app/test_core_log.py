@@ -114,7 +114,7 @@ def test_a_log_that_cannot_be_written_stops_nobody_and_says_so_later() -> None:
 
 def test_a_log_that_is_closed_stops_nobody(stream: io.StringIO) -> None:
     stream.close()
-    structlog.get_logger().error("nobody hears it")
+    structlog.get_logger().error("no reader")
 
 
 LINE = json.dumps({"text": "x" * 980}) + "\n"

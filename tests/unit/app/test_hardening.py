@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from byoc_agents.app.hardening import report_writable, restrict_directories
+from byoc_agents.app.hardening import report_parent, report_writable, restrict_directories
 from byoc_agents.app.run import configure
 from byoc_agents.egress.gate import Gate
 from byoc_agents.errors import ConfigError, hide_url_secrets
@@ -33,6 +33,26 @@ print(resource.getrlimit(resource.RLIMIT_CORE))
     assert done.stdout.strip() == "(0, 0)"
 
 
+@pytest.mark.parametrize(("modules", "dumpable"), [("ctypes", "0"), ("", "1")])
+def test_the_memory_is_readable_for_root_only_or_it_is_reported(
+    modules: str, dumpable: str
+) -> None:
+    """Whatever BYOC_SECCOMP is: nothing of the filter is loaded here."""
+    code = """
+import ctypes, sys
+if not sys.argv[1]:
+    sys.modules["ctypes"] = None
+from byoc_agents.app.hardening import restrict_process
+restrict_process()
+assert "byoc_agents.egress.seccomp" not in sys.modules
+print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))  # PR_GET_DUMPABLE
+"""
+    command = [sys.executable, "-c", code, modules]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split()[-1] == dumpable
+    assert ("process.readable" in done.stdout) == (not modules)
+
+
 def test_a_directory_that_is_open_to_others_is_closed_and_the_group_keeps_its_access(
     tmp_path: Path,
 ) -> None:
@@ -47,6 +67,43 @@ def test_a_directory_that_is_open_to_others_is_closed_and_the_group_keeps_its_ac
     assert [(line["event"], line["path"], line["mode"]) for line in logs] == [
         ("state.closed_to_others", str(paths[0]), "0777")
     ]
+
+
+def test_what_is_in_such_a_directory_is_closed_too(tmp_path: Path) -> None:
+    """A spool and a ledger of 0.1.0 were made with the umask of the container's runtime."""
+    state, elsewhere = tmp_path / "state", tmp_path / "elsewhere"
+    ledger = state / "ledger"
+    ledger.mkdir(parents=True)
+    modes = {ledger: 0o777, state / "spool.db": 0o644, ledger / "1.jsonl": 0o664, elsewhere: 0o644}
+    for path, mode in modes.items():
+        path.touch()
+        path.chmod(mode)
+    state.chmod(0o770)
+    (state / "link").symlink_to(elsewhere)
+    with structlog.testing.capture_logs() as logs:
+        restrict_directories([state])
+    assert {path: stat.S_IMODE(path.stat().st_mode) for path in modes} == {
+        ledger: 0o770,
+        state / "spool.db": 0o640,
+        ledger / "1.jsonl": 0o660,
+        elsewhere: 0o644,
+    }
+    assert {line["path"] for line in logs} == {str(path) for path in modes if path != elsewhere}
+    assert {line["event"] for line in logs} == {"state.closed_to_others"}
+
+
+def test_a_directory_in_which_everybody_may_rename_is_reported(tmp_path: Path) -> None:
+    modes = {"open": 0o777, "sticky": 0o1777, "readable": 0o755}
+    for name, mode in modes.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name).chmod(mode)
+    with structlog.testing.capture_logs() as logs:
+        for name in (*modes, "missing"):
+            report_parent(tmp_path / name)
+    assert [(line["event"], line["log_level"], line["path"], line["mode"]) for line in logs] == [
+        ("state.parent_writable", "warning", str(tmp_path / "open"), "0777")
+    ]
+    assert stat.S_IMODE((tmp_path / "open").stat().st_mode) == 0o777
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
@@ -83,6 +140,39 @@ def test_the_files_that_hold_secrets_are_known(tmp_path: Path) -> None:
     config.write_text(f"clickhouse_password_file: {secret}\n")
     environ = IDENTITY | {"BYOC_BILLING_BUCKET": "usage"}
     assert configure(["billing-scraper"], environ, str(config)).files == (str(secret), str(config))
+
+
+AWS_FILES = {
+    "AWS_CONFIG_FILE": "~/config",
+    "AWS_SHARED_CREDENTIALS_FILE": "/keys",
+    "AWS_WEB_IDENTITY_TOKEN_FILE": "/token",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE": "/agent-token",
+}
+
+
+@pytest.mark.parametrize(
+    ("daemon", "environ", "files"),
+    [
+        (
+            "billing-scraper",
+            AWS_FILES | {"AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/r"},
+            ("{home}/config", "/keys", "/token", "/agent-token"),
+        ),
+        ("billing-scraper", {}, ("{home}/.aws/config", "{home}/.aws/credentials")),
+        ("alert-forwarder", {}, ()),
+    ],
+    ids=["variables", "defaults", "no aws"],
+)
+def test_the_files_of_awss_keys_and_tokens_are_known(
+    daemon: str,
+    environ: dict[str, str],
+    files: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = configure([daemon], IDENTITY | ALL | environ | {"HOME": str(tmp_path)}).files
+    assert found == tuple(file.format(home=tmp_path) for file in files)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +226,14 @@ def test_no_mistake_prints_the_secrets_of_a_url(variable: str) -> None:
     environ = IDENTITY | ALL | {variable: SECRET_URLS[variable]}
     with pytest.raises(ConfigError) as caught:
         configure_and_start(daemons, environ)
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("password", ["hunter2/1", "1/hunter2", "hunter2?", "#hunter2"])
+def test_a_proxys_password_that_is_not_encoded_is_a_mistake(password: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Gate([], proxy=f"http://user:{password}@proxy.example:3128")
+    assert str(caught.value).startswith("BYOC_HTTPS_PROXY: invalid user or password: expected")
     assert "hunter2" not in str(caught.value)
 
 

@@ -24,7 +24,33 @@ sys.argv = ["byoc-agents", *{RUN!r}]
 from byoc_agents.app.cli import main
 sys.exit(main())
 """
-NO_FILTER = (sys.executable, "-c", WITHOUT_CTYPES)
+# A kernel that refuses seccomp(2), as one without CONFIG_SECCOMP_FILTER does. The parent's own
+# filter answers for it; it is put on with prctl(2).
+REFUSED_BY_KERNEL = f"""
+import ctypes, os, sys
+from byoc_agents.egress import seccomp
+machine = seccomp.MACHINES[os.uname().machine]
+steps = (
+    seccomp.Instruction(seccomp.LOAD, 0, 0, seccomp.NUMBER),
+    seccomp.Instruction(seccomp.JUMP_EQUAL, 0, 1, machine.seccomp),
+    seccomp.Instruction(seccomp.RETURN, 0, 0, seccomp.ERRNO | seccomp.ENOSYS),
+    seccomp.Instruction(seccomp.RETURN, 0, 0, seccomp.ALLOW),
+)
+class Program(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
+program = Program(len(steps), b"".join(map(bytes, steps)))
+prctl = ctypes.CDLL(None).prctl
+zero = ctypes.c_ulong(0)
+assert prctl(seccomp.PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), zero, zero, zero) == 0
+assert prctl(22, ctypes.c_ulong(2), ctypes.byref(program), zero, zero) == 0  # PR_SET_SECCOMP
+os.execv(sys.executable, {MODULE!r})
+"""
+REFUSALS = [
+    pytest.param((sys.executable, "-c", WITHOUT_CTYPES), "ctypes", id="no ctypes"),
+    pytest.param(
+        (sys.executable, "-c", REFUSED_BY_KERNEL), "seccomp: Function not implemented", id="kernel"
+    ),
+]
 
 
 @pytest.fixture
@@ -84,7 +110,13 @@ def enforced(log: dict[str, Any]) -> str:
 def test_the_kernel_holds_a_running_daemon_and_every_thread_of_it(
     environ: dict[str, str], tmp_path: Path
 ) -> None:
+    ledger = tmp_path / "state" / "alert-forwarder" / "ledger"
+    ledger.mkdir(parents=True)
+    for path in (ledger, tmp_path / "state"):
+        path.chmod(0o777)
     with started(MODULE, environ) as (pid, log, lines):
+        assert log["state.parent_writable"]["path"] == str(tmp_path / "state")
+        assert stat.S_IMODE(ledger.stat().st_mode) == 0o770
         events = [line["event"] for line in lines]
         assert events.index("webhook.listening") < events.index("seccomp.enforced")
         assert enforced(log) == "1.0"
@@ -100,15 +132,23 @@ def test_the_kernel_holds_a_running_daemon_and_every_thread_of_it(
         assert {stat.S_IMODE(path.stat().st_mode) for path in written} == {0o600}
 
 
-def test_without_the_filter_the_daemons_run_and_say_so(environ: dict[str, str]) -> None:
-    with started(NO_FILTER, environ) as (_, log, _lines):
+@pytest.mark.parametrize(("command", "why"), REFUSALS)
+def test_without_the_filter_the_daemons_run_and_say_so(
+    environ: dict[str, str], command: tuple[str, ...], why: str
+) -> None:
+    with started(command, environ) as (_, log, _lines):
+        assert "seccomp.enforced" not in log
         assert log["seccomp.refused"]["level"] == "error"
+        assert why in log["seccomp.refused"]["error"]
         assert enforced(log) == "0.0"
 
 
-def test_a_filter_that_is_required_and_refused_stops_the_start(environ: dict[str, str]) -> None:
+@pytest.mark.parametrize(("command", "why"), REFUSALS)
+def test_a_filter_that_is_required_and_refused_stops_the_start(
+    environ: dict[str, str], command: tuple[str, ...], why: str
+) -> None:
     done = subprocess.run(
-        NO_FILTER,
+        command,
         env=environ | {"BYOC_SECCOMP": "require"},
         capture_output=True,
         text=True,
@@ -116,7 +156,9 @@ def test_a_filter_that_is_required_and_refused_stops_the_start(environ: dict[str
         check=False,
     )
     assert done.returncode == 2
-    assert "BYOC_SECCOMP: the filter was refused: " in done.stderr
+    (mistake,) = [line for line in done.stderr.splitlines() if "BYOC_SECCOMP" in line]
+    assert "BYOC_SECCOMP: the filter was refused: " in mistake
+    assert why in mistake
     assert "expected a kernel with seccomp, or BYOC_SECCOMP=on" in done.stderr
 
 

@@ -83,7 +83,7 @@ def test_a_target_that_was_never_read_counts_from_the_agent_s_start_if_it_is_old
 def test_what_ran_before_a_start_that_could_not_read_it_is_stated_at_the_first_reading(
     born_seconds: int,
 ) -> None:
-    """The container's own life counts from its start on, once, and its past CPU not at all."""
+    """The container's time counts once, from its start; its past CPU does not count."""
     born = {"born_boot_ns": UP + born_seconds * SECOND}
     run = Run(sample(0)).feed([sample(s) for s in range(5, 200, 5)])
     run.feed([sample(s, reading(s + 7, **born), machine_cpus=64) for s in (200, 260)]).close()

@@ -21,7 +21,7 @@ LAST = (30, 40)  # the last record of each epoch
 
 
 def witnessed(record: UsageRecord) -> Iterator[UsageRecord]:
-    """Yield the record with each figure changed that something else speaks for."""
+    """Yield the record with each figure changed that another field confirms."""
     data, used, counter = record.data, record.data.used, record.data.counter
     for name in ("organization_id", "service_id", "replica", "pod_uid", "container_id"):
         yield altered(record, **{name: "x"})

@@ -193,7 +193,7 @@ RECORD_DAMAGE: dict[str, tuple[Callable[[Records], Records], dict[str, int]]] = 
     "an end before the start": (edit(4, lambda r: shifted_end(r, -60_000)), {"torn_object": 1}),
     "a counter that jumps": (lost_cpu, {"lost_cpu": 1}),
     "a counter out of line": (edit(4, shifted_counter), {"lost_cpu": 1, "doubled_cpu": 1}),
-    "another life, unannounced": (other_life, {"unannounced_life": 1}),
+    "an unannounced incarnation": (other_life, {"unannounced_life": 1}),
     "two records of one minute": (second_writer, {"overlap": 1, "unannounced_life": 1}),
 }
 

@@ -240,7 +240,7 @@ def assert_contiguous(periods: list[Period]) -> None:
 
 
 def test_a_quick_restart_of_a_process_is_metered_from_its_birth() -> None:
-    """Births 3 s apart, less than the tolerance, and a lower counter: another life all the same."""
+    """Births 3 s apart, within the tolerance, and a lower counter: another incarnation."""
     tree = {"source": "process", "resets_to_zero": False}
     first = {"incarnation": "boot-1-10", "born_boot_ns": UP + 10 * SECOND}
     second = {"incarnation": "boot-2-13", "born_boot_ns": UP + 13 * SECOND}

@@ -195,7 +195,7 @@ async def test_epochs_rise_even_if_the_clock_was_set_back(tmp_path: Path) -> Non
 
 
 async def test_the_epoch_begun_in_need_is_earlier_than_any_to_come(tmp_path: Path) -> None:
-    """Also where the ledger that tells of it is lost with the spool, but not the lock's number."""
+    """Even if the ledger is lost with the spool, but not the lock's number."""
     bench = Bench(tmp_path / "state")
     async with opened(bench):
         await bench.ticks(25)

@@ -244,9 +244,9 @@ async def test_a_counter_of_another_life_is_not_compared_with_the_one_before(
 
 
 async def billed(bench: Bench, looks: list[float]) -> float:
-    """Return the core seconds that are billed over these looks: what the kernel counts in each.
+    """Return the core seconds that are billed over samples, given the kernel's count in each.
 
-    ClickHouse uses 10 core seconds before each look.
+    ClickHouse uses 10 core seconds before each sample.
     """
     meter, state, used_usec = Meter(window_ms=60_000), None, 0
     for kernel in looks:
@@ -278,8 +278,8 @@ def used(period: Period) -> int:
 @pytest.mark.parametrize(
     ("before", "after", "expected"),
     [
-        (0, 60, 590.0),  # the first look is the baseline
-        (20, 40, 580.0),  # one look's use is lost
+        (0, 60, 590.0),  # the first sample is the baseline
+        (20, 40, 580.0),  # the usage before one sample is lost
         (30, 100, 1280.0),
     ],
 )

@@ -17,14 +17,14 @@ from byoc_agents.billing.streams import CHECKPOINT
 from byoc_agents.billing.window import HOUR_MS
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
-from byoc_agents.errors import SpoolFullError
+from byoc_agents.errors import SpoolFullError, SpoolUnavailableError
 from tests.unit.billing.scraper_bench import SECOND, Bench
 
 HOURS = 3
 
 
 class Deaf(Spool):
-    """A spool whose n-th commit is made, and whose caller never hears of it."""
+    """A spool whose n-th commit is stored but never returns."""
 
     def __init__(self, spool: Spool, number: int) -> None:
         self.__dict__ = dict(spool.__dict__)
@@ -37,6 +37,20 @@ class Deaf(Spool):
         if self._number == 0:
             self.made.set()
             await asyncio.Event().wait()
+
+
+class Unsure(Spool):
+    """A spool whose next commit is made and then reported as failed."""
+
+    def __init__(self, spool: Spool) -> None:
+        self.__dict__ = dict(spool.__dict__)
+        self._failed = False
+
+    async def commit(self, change: WriteBatch) -> None:
+        await super().commit(change)
+        if not self._failed:
+            self._failed = True
+            raise SpoolUnavailableError("disk")
 
 
 @pytest.fixture
@@ -223,6 +237,18 @@ async def test_a_stop_in_the_midst_of_a_write_loses_and_repeats_nothing(
     assert counters[-1].end == bench.clock.boot_ns() // SECOND
     assert [c.end for c in counters[:-1]] == [c.start for c in counters[1:]]
     assert await bench.spool.staged() == []
+
+
+async def test_a_last_window_stored_despite_an_error_is_not_stored_again(bench: Bench) -> None:
+    await bench.ticks(2)
+    bench.handle.spool = Unsure(bench.spool)
+    await bench.clock.advance(60)
+    await bench.scraper.finish()
+    data = [record.data for record in await bench.records()]
+    counters = [d.counter for d in data if d.counter]
+    assert [d.sequence for d in data] == list(range(len(data)))
+    assert counters[-1].end == bench.clock.boot_ns() // SECOND
+    assert [c.end for c in counters[:-1]] == [c.start for c in counters[1:]]
 
 
 async def test_trouble_is_logged_once_and_shown(

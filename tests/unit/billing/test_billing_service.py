@@ -15,11 +15,24 @@ from byoc_agents.audit import Report
 from byoc_agents.billing.objects import parse_key, unseal
 from byoc_agents.billing.streams import checkpoint_key
 from byoc_agents.durable.model import WriteBatch
+from byoc_agents.durable.spool import Spool
+from byoc_agents.errors import SpoolFullError
 from lab.fakes.core import settle
 from tests.unit.billing.buckets import pressed
 from tests.unit.billing.service_bench import SAMPLE_SECONDS, Process, Service
 
 NAMES = ("r0", "r1", "r2")
+
+
+class Bounded(Spool):
+    """A spool that has no room for objects while `full` is set."""
+
+    full = False
+
+    async def commit(self, change: WriteBatch) -> None:
+        if self.full and change.messages:
+            raise SpoolFullError("full")
+        await super().commit(change)
 
 
 @pytest.fixture
@@ -61,6 +74,24 @@ async def test_the_replicas_share_objects_and_keep_their_own_sequences(service: 
         assert len({one.epoch for one in own}) == 1
         used = service.servers[name].cpu_usec() - first_usec[name] - SAMPLE_SECONDS * 10**6
         assert billed(report)[name] == Decimal(used) / 10**6
+
+
+async def test_an_object_without_room_takes_no_numbers(service: Service) -> None:
+    async with Bounded(service.directory, max_bytes=1 << 22, clock=service.clock) as spool:
+        process = Process(service, spool)
+        await process.ticks(10)
+        spool.full = True
+        with pytest.raises(SpoolFullError):
+            await process.sealer.seal_all()
+        staged = process.sealer.staged
+        spool.full = False
+        await process.sealer.seal_all()
+        assert (staged > 0, process.sealer.staged) == (True, 0)
+        await process.ticks(10)
+        await stop(process)
+    keys = sorted((key.first, key.last) for key in map(parse_key, service.bucket) if key)
+    assert [first for first, _ in keys] == [0, *(last + 1 for _, last in keys[:-1])]
+    assert service.report().findings == []
 
 
 async def test_a_replica_that_hangs_delays_no_other(service: Service) -> None:

@@ -1,6 +1,7 @@
 """The consumer: insert before delete, poison set aside, nothing lost by a failing store."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
@@ -9,10 +10,13 @@ import pytest
 from aiobotocore.session import get_session
 from botocore.exceptions import ClientError
 
+from byoc_agents.app.settings import load
+from byoc_agents.errors import ConfigError
 from byoc_control_plane.consumer import Consumer
 from byoc_control_plane.inserter import Inserter
 from byoc_control_plane.metrics import PlaneMetrics
 from byoc_control_plane.progress import Progress
+from byoc_control_plane.settings import ConsumerSettings
 from byoc_control_plane.store import RowsRefusedError, StoreError
 from lab.control_plane.memory_store import MemoryStore
 from lab.control_plane.messages import Replica, message_id
@@ -31,13 +35,14 @@ class World:
         self.metrics = PlaneMetrics()
         self.inserter = Inserter(self.store, self.metrics)
         self.progress = Progress(self.store, self.clock, "state", "a", redelivery_seconds=30)
+        self.senders: set[tuple[str, str]] = set()
         self.consumer: Consumer
 
     def now_ms(self) -> int:
         return self.clock.wall_ns() // 1_000_000
 
     def monotonic(self) -> float:
-        """Return a time that passes with every look, so that a long poll ends."""
+        """Return a time that advances with every call, so that a long poll ends."""
         self.seconds += 0.5
         return self.seconds
 
@@ -68,6 +73,7 @@ async def world() -> AsyncIterator[World]:
                 made.progress,
                 made.metrics,
                 made.clock,
+                senders=made.senders,
                 loops=1,
             )
             task = asyncio.ensure_future(made.inserter.run())
@@ -108,6 +114,34 @@ async def test_poison_is_set_aside_with_its_text_and_the_group_continues(world: 
     (row,) = world.store.rows["byoc_rejected"]
     assert (row["body"], row["stream"], row["id"]) == ("no event at all", "state", "m-0")
     assert (world.count("rejected"), world.queue.waiting) == (1, 0)
+
+
+async def test_a_message_in_the_name_of_another_organization_is_set_aside(world: World) -> None:
+    world.senders |= {("org-1", "AROAONE"), ("org-2", "AROATWO")}
+    own = world.send(Replica(replica="r-0"))
+    world.send(Replica(replica="r-1", organization="org-2"))
+    world.queue.sender_id = "AROATWO:another"
+    own += world.send(Replica(replica="r-2", organization="org-2"))
+    world.send(Replica(replica="r-3"))
+    nobody = {"specversion": "1.0", "id": "1", "source": "s", "type": "of.tomorrow"}
+    nobody |= {"time": "2026-11-23T12:00:00Z"}  # without an organization
+    world.queue.add("service-1/r-4", "1", json.dumps(nobody))
+    assert await world.consumer.poll() == 5
+    assert sorted(world.store.ids("byoc_state")) == sorted(own)
+    assert (world.count("rejected"), world.queue.waiting) == (3, 0)
+    reasons = [row["reason"] for row in world.store.rows["byoc_rejected"]]
+    assert [reason.split(",")[0] for reason in reasons] == [
+        *("sent by AROAONE", "sent by AROATWO", "sent by AROATWO")
+    ]
+
+
+def test_the_senders_are_read_from_the_settings() -> None:
+    queue = {"BYOC_PLANE_QUEUE_URL": "https://sqs.eu-west-1.amazonaws.com/1/q.fifo"}
+    text = "org-1:AROAONE\norg-1:AROATWO"
+    (settings,) = load([ConsumerSettings], queue | {"BYOC_PLANE_SENDERS": text}, {})
+    assert settings.senders == {("org-1", "AROAONE"), ("org-1", "AROATWO")}
+    with pytest.raises(ConfigError, match="BYOC_PLANE_SENDERS: invalid value"):
+        load([ConsumerSettings], queue | {"BYOC_PLANE_SENDERS": "AROAONE"}, {})
 
 
 async def test_a_row_that_clickhouse_refuses_is_set_aside_alone(world: World) -> None:

@@ -1,4 +1,4 @@
-"""Many senders, few inserts; each sender hears of its own rows only."""
+"""Many senders, few inserts; each sender gets the result of its own rows only."""
 
 import asyncio
 from collections.abc import AsyncIterator

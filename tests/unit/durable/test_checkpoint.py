@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,34 @@ async def test_a_file_that_replaced_a_damaged_one_is_read(counter: Counter) -> N
     counter.spool.replaced = 1
     await Spool.commit(counter.spool, WriteBatch(state={"number": None}))
     assert await counter.checkpoint.load() == 0
+
+
+async def test_the_latest_value_is_known_without_reading(counter: Counter) -> None:
+    assert (counter.checkpoint.latest, counter.checkpoint.is_current) == (None, False)
+    await counter.checkpoint.load()
+    await counter.set(1)
+    assert (counter.checkpoint.latest, counter.checkpoint.is_current) == (1, True)
+    counter.spool.replaced = 1
+    assert (counter.checkpoint.latest, counter.checkpoint.is_current) == (1, False)
+    assert counter.reads == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "current"),
+    [(None, True), (SpoolFullError("full"), True), (SpoolUnavailableError("disk"), False)],
+)
+async def test_two_values_may_be_in_one_commit(
+    counter: Counter, error: SpoolError | None, *, current: bool
+) -> None:
+    other = Counter(counter.spool)
+    await counter.checkpoint.load()
+    await other.checkpoint.load()
+    counter.spool.error = error
+    with suppress(SpoolError), other.checkpoint.committing(1):
+        await counter.set(1)
+    assert [one.checkpoint.is_current for one in (counter, other)] == [current, current]
+    expected = 0 if error else 1
+    assert [one.checkpoint.latest for one in (counter, other)] == [expected, expected]
 
 
 async def test_a_read_that_failed_is_repeated(counter: Counter) -> None:

@@ -128,7 +128,26 @@ def test_credentials_need_exactly_their_own_endpoint(
 
 @pytest.mark.parametrize(
     "environ",
-    [{"AWS_ENDPOINT_URL_STS": "https://sts.evil.example"}, {"AWS_ENDPOINT_URL": "https://x.test"}],
+    [
+        {"AWS_ENDPOINT_URL": "https://x.test"},
+        *(
+            {"AWS_ENDPOINT_URL_STS": f"https://{host}"}
+            for host in (  # all but the first belong to customers of AWS
+                "sts.evil.example",
+                "abcde12345.execute-api.eu-west-1.amazonaws.com",
+                "sts.s3.amazonaws.com",
+                "sts.s3.eu-west-1.amazonaws.com",
+                "sts.s3-eu-west-1.amazonaws.com",
+                "sts-1.eu-west-1.elb.amazonaws.com",
+                "ec2-192-0-2-1.compute-1.amazonaws.com",
+                "vpce-0a-b.vpce-svc-0a.eu-west-1.vpce.amazonaws.com",
+                "vpce-0a.sts.eu-west-1.amazonaws.com",
+                "a.sts.eu-west-1.amazonaws.com",
+                "sts.cn-north-1.amazonaws.com",
+            )
+        ),
+    ],
+    ids=lambda environ: next(iter(environ.values())),
 )
 def test_an_sts_that_is_not_of_aws_is_a_mistake_of_its_own_variable(
     environ: Mapping[str, str],
@@ -144,7 +163,9 @@ def test_an_sts_that_is_not_of_aws_is_a_mistake_of_its_own_variable(
 @pytest.mark.parametrize(
     "host",
     [
+        "sts.amazonaws.com",
         "sts-fips.us-east-1.amazonaws.com",
+        "vpce-0a-b.sts-fips.us-east-1.vpce.amazonaws.com",
         "vpce-0a-b.sts.eu-west-1.vpce.amazonaws.com",
         "sts.cn-north-1.amazonaws.com.cn",
         "sts.eu-west-1.api.aws",

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat
 from cryptography.x509.oid import NameOID
 
+from byoc_agents import __version__
 from byoc_agents.egress.destinations import Destination, https_destination
 from byoc_agents.egress.gate import EgressRefusedError, Gate, Refusal
 from byoc_agents.errors import ConfigError
@@ -41,7 +42,10 @@ async def test_https_goes_through_the_proxy_by_connect() -> None:
     async with HttpDouble(always(reply(403))) as proxy:
         with pytest.raises(aiohttp.ClientHttpProxyError):
             await get(Gate([API], proxy=proxy.url), "https://api.example.com/v1")
-    assert [(r.method, r.target) for r in proxy.requests] == [("CONNECT", "api.example.com:443")]
+    (connect,) = proxy.requests
+    assert (connect.method, connect.target) == ("CONNECT", "api.example.com:443")
+    assert connect.headers["user-agent"] == f"byoc-agents/{__version__}"
+    assert "aiohttp" not in str(connect.headers)
 
 
 async def test_the_proxy_is_told_its_password_and_nobody_else_is() -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from byoc_agents.egress.audit_events import ALLOWED, DENIED
+
 PRELUDE = """
 import asyncio, socket, sys, urllib.request
 from byoc_agents.egress.destinations import https_destination
@@ -212,6 +214,24 @@ def test_an_unknown_event_of_a_guarded_family_is_refused(
                 print(error.refusal)
         """
     assert run(code, ports).split() == ["operation"] * 4 + ["open"] * 2
+
+
+def test_the_hook_refuses_every_denied_event_with_its_reason_and_no_allowed_one(
+    ports: tuple[socket.socket, socket.socket],
+) -> None:
+    code = """
+        from byoc_agents.egress.audit_events import ALLOWED, DENIED
+        for event in sorted({*ALLOWED, *DENIED}):
+            try:
+                sys.audit(event)
+                print(event, "open")
+            except EgressRefusedError as error:
+                print(event, error.refusal)
+        print("reported", len(refused))
+        """
+    found = dict(line.split() for line in run(code, ports).splitlines())
+    assert found.pop("reported") == str(len(DENIED))
+    assert found == dict.fromkeys(ALLOWED, "open") | {e: str(why) for e, why in DENIED.items()}
 
 
 def test_it_listens_on_the_configured_addresses_only(

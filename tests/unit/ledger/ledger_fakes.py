@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from byoc_agents.delivery.sink import Message, Outcome, Receipt
+from byoc_agents.durable.files import Disk
 from byoc_agents.errors import LedgerError, Reason, SendError
-from byoc_agents.ledger.files import Disk
-from byoc_agents.ledger.format import LedgerLine, decode
+from byoc_agents.ledger.format import Head, LedgerLine, decode
 from byoc_agents.ledger.heads import parse_heads
-from byoc_agents.ledger.reader import Head
 from byoc_agents.ledger.segments import Segments
 from byoc_agents.ledger.verify import LedgerVerdict, verify
 from byoc_agents.ledger.writer import FileLedger

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from byoc_agents.durable.files import Disk
 from byoc_agents.errors import LedgerError
 from byoc_agents.ledger import Ledger
-from byoc_agents.ledger.files import Disk
 from byoc_agents.ledger.format import Intent, ReceiptLine, Segment, Unknown
 from byoc_agents.ledger.writer import FileLedger
 from lab.fakes.core import FakeClock

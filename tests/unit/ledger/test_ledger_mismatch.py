@@ -15,7 +15,7 @@ from byoc_agents.durable.spool import Spool
 from byoc_agents.egress.gate import Gate
 from byoc_agents.ledger import FileLedger
 from byoc_agents.ledger.format import Recovered
-from byoc_agents.ledger.recovery import find_mismatch
+from byoc_agents.ledger.reader import find_mismatch
 from byoc_agents.ledger.segments import Segments
 from byoc_agents.ledger.tree import encode_hash
 from lab.fakes.core import ListSink

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from byoc_agents.ledger import FileLedger
-from byoc_agents.ledger.format import Intent, decode, digest, encode
-from byoc_agents.ledger.reader import Head
+from byoc_agents.ledger.format import Head, Intent, decode, digest, encode
 from byoc_agents.ledger.verify import verify
 from tests.unit.ledger.ledger_fakes import (
     QuickDisk,

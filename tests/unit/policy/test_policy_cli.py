@@ -25,6 +25,7 @@ SETTINGS = {
 ENDPOINT = "https://bucket.vpce-1a.s3.eu-west-1.vpce.amazonaws.com"
 ROLE = "arn:aws:iam::210987654321:role/r"
 GIVEN = ["--role", ROLE, "--vpce", "vpce-0abc", "--sqs-vpce", "vpce-0def", "--dns", "10.0.0.2/32"]
+GIVEN += ["--namespace", "clickhouse"]
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +65,7 @@ def test_every_destination_has_its_kind_whatever_setting_named_it(
 ) -> None:
     pod = SETTINGS | IDENTITIES[identity] | STAND_INS
     if variable:
-        pod[variable] = ENDPOINT
+        pod |= {variable: ENDPOINT, "AWS_ENDPOINT_URL_STS": "https://sts.eu-west-1.amazonaws.com"}
     found = configure(list(DAEMONS), pod, None).destinations
     assert {str(one.kind) for one in found} == {"clickhouse", "s3", "sqs", "control-plane"} | more
     assert {one.daemon for one in found if one.kind == "s3"} == {"billing-scraper"}
@@ -139,15 +140,14 @@ def test_a_check_finds_its_policy_in_a_rendered_chart(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chart = tmp_path / "chart.yaml"
-    mine = policy(capsys, "networkpolicy")
+    mine = policy(capsys, "networkpolicy", "--namespace", "db")
     spec = "spec: {podSelector: {}, egress: [{}]}"
     other = f"kind: NetworkPolicy\nmetadata: {{name: clickhouse}}\n{spec}"
     chart.write_text(f"---\n---\nkind: Service\n---\n{other}\n---\n{mine}")
-    check = ["policy", "networkpolicy", "--check", str(chart)]
+    check = ["policy", "networkpolicy", "--namespace", "db", "--check", str(chart)]
     assert main(check) == 1
     assert "NetworkPolicy clickhouse: spec.egress[0]: selects the" in capsys.readouterr().out
     assert main([*check, "--accept", "clickhouse"]) == 0
-    assert "note: the namespace is not judged" in capsys.readouterr().err
     chart.write_text(mine.replace("169.254.0.0/16", "169.254.170.0/24"))
     assert main(check) == 1
     assert "169.254.170.0/24" in capsys.readouterr().out
@@ -155,17 +155,23 @@ def test_a_check_finds_its_policy_in_a_rendered_chart(
     assert main(check) == 1
 
 
-def test_the_namespace_counts_where_it_is_given(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("kind", ["networkpolicy", "cilium"])
+def test_the_namespace_counts_and_has_to_be_given(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     manifest = tmp_path / "manifest"
-    given = ["networkpolicy", "--namespace", "clickhouse"]
+    given = [kind, "--namespace", "clickhouse"]
     text = policy(capsys, *given)
     manifest.write_text(text)
     assert policy(capsys, *given, "--check", str(manifest)) == ""
     manifest.write_text(text.replace("namespace: clickhouse", "namespace: kube-public"))
     assert main(["policy", *given, "--check", str(manifest)]) == 1
     assert capsys.readouterr().out == "metadata.namespace: is kube-public: expected clickhouse\n"
+    manifest.write_text(text)
+    assert main(["policy", kind, "--check", str(manifest)]) == 1
+    assert (
+        capsys.readouterr().out == "metadata.namespace: is not judged: expected --namespace NAME\n"
+    )
 
 
 WIDE = '{"Effect": "Allow", "Action": "*", "Resource": "*"}'
@@ -277,7 +283,7 @@ def test_no_secret_is_read_or_shown(
 ) -> None:
     for name in STAND_INS:
         environ.setenv(f"{name}_FILE", "/no/such/file")
-    environ.setenv("BYOC_HTTPS_PROXY", "http://me:hunter2@proxy.example:3128")
+    environ.setenv("BYOC_HTTPS_PROXY", "http://me:at@hunter2@proxy.example:3128")
     for command in COMMANDS:
         assert main(["policy", command]) == 0
         assert "hunter2" not in "".join(capsys.readouterr())

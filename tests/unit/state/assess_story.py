@@ -3,7 +3,6 @@
 from typing import Any
 
 from byoc_agents.state.assess import Assessment, Memory, ShutdownScope, assess
-from byoc_agents.state.hysteresis import NS, Now
 from byoc_agents.state.observation import (
     Figures,
     Login,
@@ -12,7 +11,7 @@ from byoc_agents.state.observation import (
     SourceResult,
     StateObservation,
 )
-from byoc_agents.state.thresholds import Thresholds
+from byoc_agents.state.thresholds import NS, Now, Thresholds
 
 ALL_SEEN = dict.fromkeys(ProbeSource, SourceResult.OK)
 FINE: dict[str, Any] = {

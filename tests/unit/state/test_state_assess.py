@@ -4,9 +4,8 @@ import msgspec
 import pytest
 
 from byoc_agents.state.assess import Memory, ServiceState, ShutdownScope, assess, restore_memory
-from byoc_agents.state.hysteresis import NS, Now
 from byoc_agents.state.observation import Login, Ping, ProbeSource, SourceResult, StateObservation
-from byoc_agents.state.thresholds import ReasonCode
+from byoc_agents.state.thresholds import NS, Now, ReasonCode
 from tests.unit.state.assess_story import LONG, UNREACHABLE, Story, codes, up
 
 

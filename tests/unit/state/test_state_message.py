@@ -9,7 +9,6 @@ import pytest
 
 from byoc_agents.delivery.sink import Message
 from byoc_agents.state.assess import Memory, ServiceState, ShutdownScope, assess
-from byoc_agents.state.hysteresis import Now
 from byoc_agents.state.message import (
     MAX_GROUP,
     SCHEMAS,
@@ -34,7 +33,7 @@ from byoc_agents.state.observation import (
     StateObservation,
 )
 from byoc_agents.state.summary import SummaryState, summarize
-from byoc_agents.state.thresholds import ReasonCode, Thresholds
+from byoc_agents.state.thresholds import Now, ReasonCode, Thresholds
 
 WHO = StateIdentity(
     organization_id="org", service_id="svc", region="eu-west-1", heartbeat_seconds=60

@@ -1,6 +1,9 @@
 -- Loads each new object by itself. The queue remembers which objects it has read in Keeper; keep its
 -- limit above the number of objects below the path, else it reads old ones again (which the table
--- forgives). Not 'ordered': the keys of several pods do not arrive in their order.
+-- forgives). A replica makes 96 objects per day at the default pace, so 100 replicas reach the limit
+-- after 104 days: delete objects before (a lifecycle rule), or let the control plane compact them
+-- and read only its archives, with the path v1/archive/**/*.jsonl.zst (docs/control-plane.md).
+-- Not 'ordered': the keys of several pods do not arrive in their order.
 CREATE TABLE byoc_usage_queue
 (
     specversion String,

@@ -1,6 +1,9 @@
 -- The user of the state exporter: it is granted the columns that the queries read, of nine system
 -- tables, and nothing else. The billing scraper with BYOC_BILLING_TARGET=clickhouse:URL reads three
 -- of them: events, asynchronous_metrics and metrics.
+-- The grants of columns bind only if the server has select_from_system_db_requires_grant (in
+-- access_control_improvements; config.xml of the packages sets it). Without it every user reads
+-- nearly all of system, such as the texts of queries in query_log.
 -- Run it as an administrator, with another password, on every replica (or with ON CLUSTER).
 -- At readonly = 1 the client itself can set nothing, so the limits and the comment stand here.
 CREATE SETTINGS PROFILE IF NOT EXISTS byoc_state_exporter SETTINGS

@@ -1,0 +1,54 @@
+"""What is wrong with the objects of one pod, before they are put into an archive."""
+
+from collections.abc import Sequence
+from typing import get_args
+
+from byoc_agents.audit.audit import Audit
+from byoc_agents.audit.report import ProblemKind
+
+# Problems between two sound records, whichever objects they are in. An archive holds both records,
+# so `verify` reports the same of it.
+BETWEEN_RECORDS: frozenset[ProblemKind] = frozenset(
+    (
+        "missing_sequence",
+        "missing_object",
+        "uncovered",
+        "lost_cpu",
+        "doubled_cpu",
+        "unannounced_life",
+    )
+)
+# Problems of two objects, of which the audit names the second.
+OF_TWO_OBJECTS: frozenset[ProblemKind] = frozenset(
+    (
+        "duplicate_identical",
+        "duplicate_conflicting",
+        "duplicate_uncompared",
+        "duplicate_sequence",
+        "overlap",
+    )
+)
+OF_ONE_OBJECT: frozenset[str] = frozenset(get_args(ProblemKind)) - BETWEEN_RECORDS - OF_TWO_OBJECTS
+
+
+def find_unfit(objects: Sequence[tuple[str, bytes]]) -> dict[str, str]:
+    """Return key -> reason of the objects that must stay as they are.
+
+    `objects` are keys and bodies of one pod and hour, in the order of their keys. Each is checked
+    exactly as `byoc-agents verify` does. If two of them conflict, all of them are unfit: the audit
+    cannot say which one is right.
+    """
+    audit = Audit(partial=True)
+    for key, body in objects:
+        audit.add(key, body)
+    found = audit.found
+    unfit = {
+        finding.key: f"{finding.kind}: {finding.detail}".removesuffix(": ")
+        for finding in found.kept
+        if finding.kind in OF_ONE_OBJECT
+    }
+    conflicts = sorted(found.counts.keys() & OF_TWO_OBJECTS)
+    if conflicts or sum(found.counts.values()) > len(found.kept):
+        reason = f"{', '.join(conflicts) or 'many problems'}: in the objects of this pod and hour"
+        unfit = {key: reason for key, _ in objects} | unfit
+    return unfit

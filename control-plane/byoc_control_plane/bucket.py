@@ -1,0 +1,113 @@
+"""The requests to S3 of the compactor.
+
+Requires `s3:ListBucket` on the bucket, and `s3:GetObject`, `s3:PutObject` and `s3:DeleteObject` on
+the prefix.
+"""
+
+import asyncio
+import base64
+import hashlib
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Sequence
+from typing import Any, NamedTuple
+
+from botocore.exceptions import ClientError, FlexibleChecksumError
+
+GETS_IN_FLIGHT = 32
+DELETES = 1000  # keys of one DeleteObjects; S3 quota
+
+
+class Listed(NamedTuple):
+    """One object of a listing."""
+
+    key: str
+    size: int  # bytes
+
+
+class ExistsError(Exception):
+    """An object exists with other bytes than those to be stored. `str()` is its key."""
+
+
+class Bucket:
+    """One bucket. All methods raise the client's errors, after its own retries."""
+
+    def __init__(self, client: Any, name: str) -> None:
+        """`client` is an S3 client of aiobotocore."""
+        self._client = client
+        self._name = name
+
+    async def list_objects(self, prefix: str) -> AsyncIterator[Listed]:
+        """Yield all objects with a prefix, in the order of their keys."""
+        pages = self._client.get_paginator("list_objects_v2")
+        async for page in pages.paginate(Bucket=self._name, Prefix=prefix):
+            for item in page.get("Contents", ()):
+                yield Listed(item["Key"], item["Size"])
+
+    async def get(self, key: str) -> bytes | str | None:
+        """Return an object's bytes. None: it does not exist. Text: why they cannot be had."""
+        try:
+            answer = await self._client.get_object(Bucket=self._name, Key=key)
+            async with answer["Body"] as stream:
+                body: bytes = await stream.read()
+                return body
+        except FlexibleChecksumError as error:
+            return str(error)
+        except ClientError as error:
+            if error.response["Error"]["Code"] == "NoSuchKey":
+                return None
+            raise
+
+    async def get_in_order(
+        self, items: AsyncIterable[Listed]
+    ) -> AsyncGenerator[tuple[Listed, bytes | str | None], None]:
+        """Yield each object with what `get` returns, with GETS_IN_FLIGHT requests at a time."""
+        flying: deque[tuple[Listed, asyncio.Task[bytes | str | None]]] = deque()
+        try:
+            async for item in items:
+                flying.append((item, asyncio.create_task(self.get(item.key))))
+                if len(flying) >= GETS_IN_FLIGHT:
+                    first, task = flying.popleft()
+                    yield first, await task
+            while flying:
+                first, task = flying.popleft()
+                yield first, await task
+        finally:
+            for _, task in flying:
+                task.cancel()
+            await asyncio.gather(*(task for _, task in flying), return_exceptions=True)
+
+    async def put_once(self, key: str, body: bytes) -> None:
+        """Store a new object. Raises ExistsError.
+
+        Returns also if it exists with these bytes: after an answer that was lost.
+        """
+        try:
+            await self._client.put_object(
+                Bucket=self._name,
+                Key=key,
+                Body=body,
+                IfNoneMatch="*",
+                ContentType="application/zstd",
+                ChecksumAlgorithm="SHA256",
+                ChecksumSHA256=base64.b64encode(hashlib.sha256(body).digest()).decode(),
+            )
+        except ClientError as error:
+            if error.response["Error"]["Code"] != "PreconditionFailed":
+                raise
+            if await self.get(key) != body:
+                raise ExistsError(key) from error
+
+    async def delete(self, keys: Sequence[str]) -> dict[str, str]:
+        """Delete objects; return key -> error code of those that S3 did not delete."""
+        failed: dict[str, str] = {}
+        for start in range(0, len(keys), DELETES):
+            answer = await self._client.delete_objects(
+                Bucket=self._name,
+                Delete={
+                    "Objects": [{"Key": key} for key in keys[start : start + DELETES]],
+                    "Quiet": True,
+                },
+            )
+            errors = answer.get("Errors") or ()
+            failed |= {one.get("Key", ""): one.get("Code", "") for one in errors}
+        return failed

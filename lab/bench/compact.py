@@ -1,0 +1,153 @@
+"""How many billing objects one core archives: `python -m lab.bench.compact --objects 100000`.
+
+The S3 double runs in a process of its own, and its CPU does not count. `--sources memory` measures
+the compactor without any HTTP: the checks, the archive and the digests.
+"""
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import os
+import resource
+import sys
+import time
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Event
+
+from byoc_agents.billing.archive import Shard
+from byoc_control_plane.bucket import Bucket, Listed
+from byoc_control_plane.compact import open_bucket
+from byoc_control_plane.compactor import Compactor, Tally
+from byoc_control_plane.metrics import PlaneMetrics
+from byoc_control_plane.settings import CompactorSettings
+from lab.fakes.billing import Story, objects
+from lab.fakes.s3 import FakeS3
+
+BEFORE = "2026-11-23T13"
+MINUTES = 60  # records of one pod in the hour
+RECORDS = 15  # of one object, at the default pace
+KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+
+
+def generate(wanted: int, records: int) -> dict[str, bytes]:
+    """Return so many objects of one hour, with so many records each."""
+    found: dict[str, bytes] = {}
+    for number in range(-(-wanted * records // MINUTES)):
+        story = Story(replica=f"r-{number}", pod_uid=f"uid-{number:08}", seed=number)
+        for message in objects((story.measured() for _ in range(MINUTES)), size=records):
+            found[message.id] = message.body
+    return dict(sorted(found.items())[:wanted])
+
+
+def serve_bucket(wanted: int, records: int, answer: Connection, stop: Event) -> None:
+    """Serve the objects until asked to stop; send the URL, then how many objects are left."""
+
+    async def run() -> None:
+        async with FakeS3() as double:
+            double.objects = generate(wanted, records)
+            answer.send(double.url)
+            while not stop.is_set():  # noqa: ASYNC110  another process sets it
+                await asyncio.sleep(0.2)
+            answer.send(len(double.objects))
+
+    asyncio.run(run())
+
+
+@asynccontextmanager
+async def served(wanted: int, records: int) -> AsyncIterator[str]:
+    """Yield the URL of a bucket in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    stop = context.Event()
+    child = context.Process(target=serve_bucket, args=(wanted, records, theirs, stop))
+    child.start()
+    try:
+        yield await asyncio.to_thread(ours.recv)
+        stop.set()
+        left = await asyncio.to_thread(ours.recv)
+        if left % 2:
+            raise RuntimeError(f"{left} objects left: expected archives and manifests only")
+    finally:
+        stop.set()
+        child.join(10)
+
+
+class MemoryBucket(Bucket):
+    """A bucket in this process: what the compactor itself costs."""
+
+    def __init__(self, stored: dict[str, bytes]) -> None:
+        """Hold these objects."""
+        super().__init__(None, "memory")
+        self._stored = stored
+
+    async def list_objects(self, prefix: str) -> AsyncIterator[Listed]:
+        """See `Bucket.list_objects`."""
+        for key in sorted(key for key in self._stored if key.startswith(prefix)):
+            yield Listed(key, len(self._stored[key]))
+
+    async def get_in_order(
+        self, items: AsyncIterable[Listed]
+    ) -> AsyncGenerator[tuple[Listed, bytes | str | None], None]:
+        """See `Bucket.get_in_order`."""
+        async for item in items:
+            yield item, self._stored.get(item.key)
+
+    async def put_once(self, key: str, body: bytes) -> None:
+        """See `Bucket.put_once`."""
+        self._stored[key] = body
+
+    async def delete(self, keys: Sequence[str]) -> dict[str, str]:
+        """See `Bucket.delete`."""
+        for key in keys:
+            del self._stored[key]
+        return {}
+
+
+async def measure(wanted: int, records: int, *, memory: bool) -> dict[str, float | str]:
+    """Archive the objects; return the figures."""
+    if memory:
+        stored = MemoryBucket(generate(wanted, records))
+        return await _archive(stored, wanted, records)
+    os.environ |= KEYS
+    async with served(wanted, records) as url:
+        own = CompactorSettings(bucket="usage", region="eu-west-1")
+        async with open_bucket(own, KEYS | {"AWS_ENDPOINT_URL_S3": url}) as bucket:
+            return await _archive(bucket, wanted, records)
+
+
+async def _archive(bucket: Bucket, wanted: int, records: int) -> dict[str, float | str]:
+    made = Compactor(bucket, "v1/", Shard(0, 1), PlaneMetrics())
+    began, cpu_began = time.monotonic(), time.process_time()
+    tally: Tally = await made.run(BEFORE)
+    wall, cpu = time.monotonic() - began, time.process_time() - cpu_began
+    if (tally.archived, tally.deleted, tally.held) != (wanted, wanted, 0):
+        raise RuntimeError(f"not everything was archived: {tally}")
+    return {
+        "objects": wanted,
+        "records_per_object": records,
+        "archives": tally.archives,
+        "wall_seconds": round(wall, 1),
+        "cpu_us_per_object": round(cpu / wanted * 1e6),
+        "objects_per_core_second": round(wanted / cpu),
+        "peak_rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }
+
+
+def main() -> None:
+    """Print one line of JSON."""
+    parser = argparse.ArgumentParser(prog="python -m lab.bench.compact", description=__doc__)
+    parser.add_argument("--objects", type=int, default=10_000)
+    parser.add_argument("--sources", choices=["s3", "memory"], default="s3")
+    parser.add_argument("--records", type=int, default=RECORDS, help="records of one object")
+    options = parser.parse_args()
+    figures = asyncio.run(
+        measure(options.objects, options.records, memory=options.sources == "memory")
+    )
+    sys.stdout.write(json.dumps(figures) + "\n")
+
+
+if __name__ == "__main__":
+    main()
