@@ -158,7 +158,7 @@ def test_with_digests_required_every_rendered_image_has_one() -> None:
     values = render.CHART / "ci" / "pod-identity-claims-values.yaml"
     assert yaml.safe_load(values.read_text())["image"]["requireDigest"] is True
     images = re.findall(r"^ *-? *image: *\"?([^\s\"]+)", render.text(values), re.MULTILINE)
-    assert len(images) == 4, "three daemons and ClickHouse"
+    assert len(images) == 7, "three daemons, their tests and ClickHouse"
     assert [image for image in images if not re.search("@sha256:[0-9a-f]{64}$", image)] == []
 
 

@@ -20,8 +20,9 @@ from typing import Any
 import pytest
 from botocore.session import get_session
 
+from byoc_agents.app.keyed_ids import keyed_id
 from lab.real.chart import render
-from lab.real.chart.pods import Pod, environment, pods
+from lab.real.chart.pods import DOWNWARD, Pod, environment, pods
 from lab.real.chart.run import Sandbox, resident_bytes, sandbox, used_core_seconds
 from lab.real.parts import clickhouse, install
 from lab.real.parts.docker import BASE, Container, Engine
@@ -203,7 +204,9 @@ def _billed(bucket: Bucket, identity: str, least: float, most: float) -> None:
     records = [one for one in usages(bucket.objects()) if one.quality != "gap"]
     assert {one.source for one in records} == {"process"}
     assert {one.container_id for one in records} == {identity}
-    assert {one.pod_uid for one in records} == {"0b8f6a3e-6f0c-4a53-9d0e-0a4a4b1f7c11"}
+    (record, *_) = records
+    service = (record.organization_id, record.service_id)
+    assert {one.pod_uid for one in records} == {keyed_id(DOWNWARD["metadata.uid"], "pod", *service)}
     report = bucket.verified()
     assert report.findings == []
     print(f"used {least:.2f} of {most:.2f} core-seconds, billed {billed(report):.2f}")
