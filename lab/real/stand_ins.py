@@ -36,7 +36,7 @@ from lab.real.parts.install import ROOT
 CALLS = "STAND_IN_CALLS"  # file of the calls; rendered manifests are next to it
 DOCKER = "STAND_IN_DOCKER"  # the real client
 MAKE = "/usr/bin/make"
-SECRETS = frozenset({"byoc-alerts"})
+SECRETS = frozenset({"byoc-alerts", "byoc-clickhouse"})  # of the page's owners
 
 
 def install(directory: Path, *programs: str) -> None:
@@ -104,11 +104,13 @@ def kubectl(arguments: list[str]) -> None:
     create.add_argument("kind", choices=["secret"])
     create.add_argument("type", choices=["generic"])
     create.add_argument("name")
-    create.add_argument("--from-file", action="append", type=Path, required=True)
+    create.add_argument("--from-file", action="append", type=Path, default=[])
+    create.add_argument("--from-literal", action="append", default=[])
     get = commands.add_parser("get")
-    get.add_argument("kind", choices=["pods"])
-    get.add_argument("-l", dest="label", required=True)
-    get.add_argument("-o", dest="output", choices=["name"])
+    get.add_argument("kind", choices=["pods", "networkpolicy"])
+    get.add_argument("name", nargs="?")
+    get.add_argument("-l", dest="label", default="")
+    get.add_argument("-o", dest="output", choices=["name", "yaml"])
     forward = commands.add_parser("port-forward")
     forward.add_argument("pod")
     forward.add_argument("ports", nargs="+", type=int)
@@ -121,8 +123,17 @@ def kubectl(arguments: list[str]) -> None:
     match given.command:
         case "create":
             _need(given.name in SECRETS, f"kubectl: {given.name} is not a secret of the values")
+            _need(bool(given.from_file or given.from_literal), "kubectl: an empty secret")
             missing = [str(path) for path in given.from_file if not path.is_file()]
             _need(not missing, f"kubectl: {missing}: no such file")
+            empty = [one for one in given.from_literal if not one.partition("=")[2]]
+            _need(not empty, f"kubectl: {empty}: expected key=value")
+        case "get" if given.kind == "networkpolicy":
+            policies = [one for one in _manifests() if one["kind"] == "NetworkPolicy"]
+            found = [one for one in policies if one["metadata"]["name"] == given.name]
+            _need(len(found) == 1, f"kubectl: no networkpolicy {given.name}")
+            found[0]["metadata"]["namespace"] = given.namespace  # as the API server states it
+            print(yaml.safe_dump(found[0]))
         case "get":
             name, _, value = given.label.partition("=")
             _need(value in _find_all(_manifests(), name), f"kubectl: no pod has {given.label}")
@@ -169,8 +180,11 @@ def aws(arguments: list[str]) -> None:
 
 def clickhouse_client(arguments: list[str]) -> None:
     """Accept statements on standard input."""
-    _need(not arguments, f"clickhouse-client: unexpected {arguments}")
-    statements = sys.stdin.read().upper()
+    unknown = set(arguments) - {"--multiquery"}
+    _need(not unknown, f"clickhouse-client: unexpected {sorted(unknown)}")
+    statements = sys.stdin.read()
+    _need("CHANGE_ME" not in statements, "clickhouse-client: the password is still the example's")
+    statements = statements.upper()
     _need("CREATE USER" in statements and "GRANT " in statements, "clickhouse-client: no user")
 
 
