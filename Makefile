@@ -22,6 +22,9 @@ python=; for candidate in $(PYTHON) python3.11 python3.12 python3.13 python3.14 
 	"python3 and python3-venv) or name one: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
 endef
 
+# pytest ends with 5 if the files that PYTEST_ARGS names have no such test.
+NONE_IN_FILES = [ "$$?$(findstring tests/,$(PYTEST_ARGS))" = 5tests/ ]
+
 DOCKER ?= docker
 BUILD_ARGS ?=
 IMAGES := build/images
@@ -51,7 +54,8 @@ test: $(READY) ## every test that needs no root, no network and no real part
 
 test-real: $(READY) ## fetch LocalStack, ClickHouse, Alertmanager, ... and test against them
 	@$(PY) -m lab.real.parts.install
-	@$(PY) -m pytest -m real $(PYTEST_ARGS)
+	@$(PY) -m pytest -n 2 --dist loadfile -m "real and not quiet" $(PYTEST_ARGS) || $(NONE_IN_FILES)
+	@$(PY) -m pytest -m "real and quiet" $(PYTEST_ARGS) || $(NONE_IN_FILES)
 	@FAULT_SEEDS=40 $(PY) -m pytest -n auto -rP tests/faults
 
 coverage: $(READY) ## branch coverage of `make test`: build/coverage/index.html; fails below the floor

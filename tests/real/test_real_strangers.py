@@ -23,6 +23,7 @@ from lab.strangers import (
     plan,
 )
 
+pytestmark = pytest.mark.quiet
 PLAN = list(plan(DAEMONS))
 Started = Callable[[str], RealProcess]
 
