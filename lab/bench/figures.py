@@ -40,7 +40,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def within(value: float, target: str) -> bool:
-    """Tell whether `value` fulfils a target such as "<= 0.8". Raises ValueError."""
+    """Return whether `value` meets a target such as "<= 0.8". Raises ValueError."""
     found = TARGET.fullmatch(target)
     if not found:
         raise ValueError(f"{target!r} is not a target")

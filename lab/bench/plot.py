@@ -53,11 +53,11 @@ def budget(row: Row) -> float:
 
 def _budget(row: Row, y: int) -> str:
     share = budget(row)
-    colour = WITHIN if row.holds else OVER
+    color = WITHIN if row.holds else OVER
     target = (row.target or "").replace("<=", "≤").replace(">=", "≥")
     said = f"{row.value:.3g} {row.unit} ({target})"
     name = f"memory: {row.name}" if row.group == "memory" else row.name
-    return _bar(name, share / FULL, said, colour, y)
+    return _bar(name, share / FULL, said, color, y)
 
 
 def _limit(top: int, bottom: int) -> str:
@@ -69,16 +69,16 @@ def _limit(top: int, bottom: int) -> str:
 def _memory(row: Row, y: int, rows: Sequence[Row]) -> str:
     most = max(one.value for one in rows)
     ours = row.name in {"all three in one process", "alert-forwarder alone"}
-    colour = OURS if ours else OTHERS
-    return _bar(MEMORY[row.name], row.value / most / 1.05, f"{row.value:.0f}", colour, y)
+    color = OURS if ours else OTHERS
+    return _bar(MEMORY[row.name], row.value / most / 1.05, f"{row.value:.0f}", color, y)
 
 
-def _bar(name: str, share: float, said: str, colour: str, y: int) -> str:
+def _bar(name: str, share: float, said: str, color: str, y: int) -> str:
     room = WIDTH - LEFT - RIGHT
     length = max(1.0, min(1.0, share) * room)
     return (
         _text(LEFT - 8, y + 12, name, anchor="end")
-        + f'<rect x="{LEFT}" y="{y}" width="{length:.0f}" height="{BAR}" fill="{colour}"/>'
+        + f'<rect x="{LEFT}" y="{y}" width="{length:.0f}" height="{BAR}" fill="{color}"/>'
         + _text(LEFT + length + 6, y + 12, said).replace("<text", HALO)
     )
 

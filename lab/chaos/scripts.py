@@ -1,4 +1,4 @@
-"""How each path misbehaves: behaviours of `lab.fakes.http` and the services' own errors."""
+"""How each path misbehaves: behaviors of `lab.fakes.http` and the services' own errors."""
 
 import asyncio
 import json
@@ -9,7 +9,7 @@ import msgspec
 
 from byoc_agents.sinks.control_plane import CODES, Rejected
 from lab.fakes.http import (
-    Behaviour,
+    Behavior,
     Exchange,
     Request,
     Script,
@@ -52,7 +52,7 @@ HTTP_ERRORS = {
 MIXED = ("reset", "close", "lost_answer", "half_answer", "server_error", "throttled", "slow")
 
 
-def slow(seconds: float) -> Behaviour:
+def slow(seconds: float) -> Behavior:
     """Do it, after a while."""
 
     async def behave(exchange: Exchange) -> None:
@@ -62,7 +62,7 @@ def slow(seconds: float) -> Behaviour:
     return behave
 
 
-def refuse(status: int) -> Behaviour:
+def refuse(status: int) -> Behavior:
     """Reject the delivery in the form of the control plane's contract."""
 
     async def behave(exchange: Exchange) -> None:
@@ -72,9 +72,9 @@ def refuse(status: int) -> Behaviour:
     return behave
 
 
-def behaviour(lane: str, kind: str, rng: random.Random) -> Behaviour:
+def behavior(lane: str, kind: str, rng: random.Random) -> Behavior:
     """Return what happens to one request."""
-    simple: dict[str, Callable[[], Behaviour]] = {
+    simple: dict[str, Callable[[], Behavior]] = {
         "rejected": lambda: refuse(rng.choice(REFUSALS)),
         "slow": lambda: slow(rng.uniform(0.1, 1.5)),
         "reset": lambda: reset,
@@ -89,7 +89,7 @@ def behaviour(lane: str, kind: str, rng: random.Random) -> Behaviour:
     return simple[kind]() if kind in simple else error(lane, kind)
 
 
-def error(lane: str, kind: str) -> Behaviour:
+def error(lane: str, kind: str) -> Behavior:
     """Answer as that service does."""
     if lane == "s3":
         told = s3_error(*S3_ERRORS[kind], headers=AFTER if kind == "throttled" else None)
@@ -105,9 +105,9 @@ def script(lane: str, kind: str, rng: random.Random) -> Script:
     """Return what happens to each request while the fault lasts: mixed with good ones or not."""
     mildly = rng.random() < 0.3  # some requests go through
 
-    def choose(_: Request) -> Behaviour:
+    def choose(_: Request) -> Behavior:
         if (mildly or kind in {"mixed", "rejected"}) and rng.random() < 0.3:
             return serve
-        return behaviour(lane, rng.choice(MIXED) if kind == "mixed" else kind, rng)
+        return behavior(lane, rng.choice(MIXED) if kind == "mixed" else kind, rng)
 
     return choose

@@ -7,7 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
-from lab.fakes.http import Behaviour, Request, lose, serve
+from lab.fakes.http import Behavior, Request, lose, serve
 from lab.fakes.s3 import FakeS3, Put
 
 
@@ -16,7 +16,7 @@ async def run(port: int, journal: Path, lose_every: int) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
 
-    def script(request: Request) -> Behaviour:
+    def script(request: Request) -> Behavior:
         return lose() if lose_every and request.number % lose_every == 0 else serve
 
     with journal.open("a") as file:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from lab.fakes.http import Behaviour, Exchange, Reply, Request, serve
+from lab.fakes.http import Behavior, Exchange, Reply, Request, serve
 from lab.fakes.sqs import FakeSqs, Sent, sqs_answer, sqs_error
 
 RECEIVE, DELETE = "AmazonSQS.ReceiveMessage", "AmazonSQS.DeleteMessageBatch"
@@ -75,7 +75,7 @@ class FakeFifo(FakeSqs):
             return self._delete(json.loads(request.body))
         return super().apply(request)
 
-    def _script(self, request: Request) -> Behaviour:
+    def _script(self, request: Request) -> Behavior:
         is_poll = request.headers.get("x-amz-target") == RECEIVE
         return self._long_poll if is_poll else serve
 

@@ -1,6 +1,6 @@
 """A scripted HTTP server: every way an exchange can go wrong.
 
-One request, one behaviour; a fault is a script. It listens on a loopback port in the test's loop.
+One request, one behavior; a fault is a script. It listens on a loopback port in the test's loop.
 """
 
 import asyncio
@@ -64,11 +64,11 @@ class Exchange:
         await self.writer.drain()
 
 
-Behaviour = Callable[[Exchange], Awaitable[None]]
-Script = Callable[[Request], Behaviour]
+Behavior = Callable[[Exchange], Awaitable[None]]
+Script = Callable[[Request], Behavior]
 
 
-# Behaviours.
+# Behaviors.
 
 
 async def serve(exchange: Exchange) -> None:
@@ -76,17 +76,17 @@ async def serve(exchange: Exchange) -> None:
     await exchange.write(exchange.apply(exchange.request).encode())
 
 
-def reply(status: int, headers: Mapping[str, str] | None = None, body: bytes = b"") -> Behaviour:
+def reply(status: int, headers: Mapping[str, str] | None = None, body: bytes = b"") -> Behavior:
     """Answer this, without doing anything."""
     return raw(Reply(status, headers or {}, body).encode())
 
 
-def redirect(url: str, status: int = 307) -> Behaviour:
+def redirect(url: str, status: int = 307) -> Behavior:
     """Answer with a redirect."""
     return reply(status, {"location": url})
 
 
-def raw(data: bytes) -> Behaviour:
+def raw(data: bytes) -> Behavior:
     """Answer these bytes, whatever they are."""
 
     async def behave(exchange: Exchange) -> None:
@@ -95,7 +95,7 @@ def raw(data: bytes) -> Behaviour:
     return behave
 
 
-def garbage(data: bytes = b"\x00\xff\x16\x03 no HTTP at all\r\n\r\n") -> Behaviour:
+def garbage(data: bytes = b"\x00\xff\x16\x03 no HTTP at all\r\n\r\n") -> Behavior:
     """Answer with bytes that are not HTTP, and close."""
 
     async def behave(exchange: Exchange) -> None:
@@ -111,7 +111,7 @@ async def hang(exchange: Exchange) -> None:
     exchange.writer.close()
 
 
-def drip(seconds: float = 0.02, after: bytes = b"HTTP/1.1 200 -\r\nx-slow: ") -> Behaviour:
+def drip(seconds: float = 0.02, after: bytes = b"HTTP/1.1 200 -\r\nx-slow: ") -> Behavior:
     """Answer one more byte every few seconds, without end."""
 
     async def behave(exchange: Exchange) -> None:
@@ -135,7 +135,7 @@ async def reset(exchange: Exchange) -> None:
     exchange.writer.transport.abort()
 
 
-def cut(after: int = 20) -> Behaviour:
+def cut(after: int = 20) -> Behavior:
     """Do it, send only the first bytes of the answer, close."""
 
     async def behave(exchange: Exchange) -> None:
@@ -145,7 +145,7 @@ def cut(after: int = 20) -> Behaviour:
     return behave
 
 
-def lose(then: Behaviour = close) -> Behaviour:
+def lose(then: Behavior = close) -> Behavior:
     """Do it, but lose the answer: the client cannot know."""
 
     async def behave(exchange: Exchange) -> None:
@@ -158,24 +158,24 @@ def lose(then: Behaviour = close) -> Behaviour:
 # Scripts.
 
 
-def in_order(*behaviours: Behaviour, then: Behaviour = serve) -> Script:
-    """Give each request the next behaviour, and `then` to all after them."""
-    left = list(behaviours)
+def in_order(*behaviors: Behavior, then: Behavior = serve) -> Script:
+    """Give each request the next behavior, and `then` to all after them."""
+    left = list(behaviors)
 
-    def script(_: Request) -> Behaviour:
+    def script(_: Request) -> Behavior:
         return left.pop(0) if left else then
 
     return script
 
 
-def serving(_: Request) -> Behaviour:
+def serving(_: Request) -> Behavior:
     """Do what every request asks."""
     return serve
 
 
-def always(behaviour: Behaviour) -> Script:
-    """Give every request the same behaviour."""
-    return in_order(then=behaviour)
+def always(behavior: Behavior) -> Script:
+    """Give every request the same behavior."""
+    return in_order(then=behavior)
 
 
 class HttpDouble:

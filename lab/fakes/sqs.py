@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from lab.fakes.http import (
-    Behaviour,
+    Behavior,
     HttpDouble,
     Reply,
     Request,
@@ -128,7 +128,7 @@ async def run(port: int, journal: Path, lose_every: int) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
 
-    def script(request: Request) -> Behaviour:
+    def script(request: Request) -> Behavior:
         return lose(close) if lose_every and request.number % lose_every == 0 else serve
 
     with journal.open("a") as file:

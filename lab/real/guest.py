@@ -1,6 +1,6 @@
 """A modern engine whose only user has the profile and the grants of the shipped SQL.
 
-The engine in this process takes users from a file only, refuses CREATE USER (code 514: no writeable
+The engine in this process takes users from a file only, refuses CREATE USER (code 514: no writable
 storage) and is always the user `default`. So that user gets what the statements say: each profile
 setting and each GRANT goes into the file word for word, and the engine parses and enforces it.
 

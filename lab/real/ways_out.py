@@ -257,7 +257,7 @@ def send_on_accepted(server: socket.socket, secret: str) -> None:
 
 
 def relayed(secret: str) -> None:
-    """Hand it to a neighbour by an abstract socket."""
+    """Hand it to a neighbor by an abstract socket."""
     tcp(socket.socket(socket.AF_UNIX), RELAY, secret)
 
 

@@ -64,8 +64,8 @@ def test_a_missing_identity_is_refused_with_everything_else_that_is_missing(vers
 
 
 REFUSED: dict[str, tuple[str, str]] = {
-    "misspelt": ("organisationId=a", "organisationId"),
-    "misspelt-inside": ("billingScraper.buckett=a", "buckett"),
+    "misspelled": ("organizationID=a", "organizationID"),
+    "misspelled-inside": ("billingScraper.buckett=a", "buckett"),
     "no-region": ("region=Frankfurt", "region"),
     "no-fifo": (
         "stateExporter.queueUrl=https://sqs.eu-central-1.amazonaws.com/1/plain",

@@ -180,7 +180,7 @@ async def test_usage_state_and_alert_arrive(  # noqa: PLR0917  fixtures
     assert report.ok, report
     assert worked / 1e6 <= float(billed(report)) <= total / 1e6
     measured = [one for one in usages(bucket.objects()) if one.quality != "gap"]
-    assert {one.source for one in measured} == {"cgroup.v1"}, "the best there is, as a neighbour"
+    assert {one.source for one in measured} == {"cgroup.v1"}, "the best there is, as a neighbor"
 
 
 def inside(docker: Engine, image: str, bucket: Bucket) -> Report:

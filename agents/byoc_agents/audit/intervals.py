@@ -1,6 +1,6 @@
 """A set of whole numbers kept as merged half-open intervals: milliseconds or sequence numbers.
 
-Its size is the number of holes, not of additions: a million neighbouring records are one interval.
+Its size is the number of holes, not of additions: a million neighboring records are one interval.
 """
 
 from bisect import bisect_left, bisect_right

@@ -172,7 +172,7 @@ class _Conclusion:
         return ""
 
     def _overloaded(self, epoch: int, found: Stretch) -> None:
-        """Report neighbouring records that are possible one by one, but not together."""
+        """Report neighboring records that are possible one by one, but not together."""
         most = Decimal(found.possible_usec + found.slack_usec).scaleb(-6)
         used = Decimal(found.used_usec).scaleb(-6)
         self._find(

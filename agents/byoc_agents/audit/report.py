@@ -26,7 +26,7 @@ ProblemKind = Literal[
     "duplicate_sequence",  # a sequence twice, with another id and another period
     "overlap",  # a period that is recorded twice under two ids
     "uncovered",  # time between two records that no gap states
-    "lost_cpu",  # the counter rose between two neighbouring records
+    "lost_cpu",  # the counter rose between two neighboring records
     "doubled_cpu",  # the counter fell: some CPU is in both records
     "unannounced_life",  # another incarnation of the counter that no record announces
 ]

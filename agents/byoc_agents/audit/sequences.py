@@ -1,6 +1,6 @@
 """Check the sequences and the CPU counter of a replica for missing and duplicate usage.
 
-A lane is one epoch of one replica. Neighbouring records are merged into runs, so a lane without
+A lane is one epoch of one replica. Neighboring records are merged into runs, so a lane without
 problems is a single run, for any length and any order of reading.
 """
 
@@ -37,7 +37,7 @@ class Link(NamedTuple):
 
 
 class Stretch(NamedTuple):
-    """Neighbouring records of one counter, with their used CPU and the CPU that was possible."""
+    """Neighboring records of one counter, with their used CPU and the CPU that was possible."""
 
     first: int  # sequences
     last: int
@@ -80,7 +80,7 @@ class Load(NamedTuple):
     worst: Stretch | None = None
 
     def join(self, after: "Load", *, same_counter: bool) -> "Load":
-        """Return the load of two neighbouring runs."""
+        """Return the load of two neighboring runs."""
         worst = _by_breach(self.worst, after.worst)
         if not same_counter:
             return Load(None, self.head, after.tail, worst)
@@ -119,7 +119,7 @@ def load_of(
     """Return the load of a single record.
 
     The slack is how far a counter is behind at one moment. What it is behind at a record's end is
-    in the next record, so neighbouring records have it once. The rate of the clock, however, can be
+    in the next record, so neighboring records have it once. The rate of the clock, however, can be
     wrong all the time: by up to 500 parts per million (MAXFREQ of the kernel's NTP).
     """
     if bound is None:
@@ -180,7 +180,7 @@ def run_of(usage: Usage, start_ms: int, end_ms: int, load: Load) -> Run:
 
 
 def link(tail: Point | None, head: Point | None, *, stated: bool) -> Link | None:
-    """Compare the counters of two neighbouring runs. Return None if there is no problem.
+    """Compare the counters of two neighboring runs. Return None if there is no problem.
 
     `stated`: a gap record is between them, so a rise is unrecorded instead of lost.
     """
@@ -199,7 +199,7 @@ def link(tail: Point | None, head: Point | None, *, stated: bool) -> Link | None
 
 
 def seam(left: Run, right: Run) -> Link | None:
-    """Compare the counters of two neighbouring runs."""
+    """Compare the counters of two neighboring runs."""
     return link(left.tail, right.head, stated=left.tail_gap or right.head_gap)
 
 

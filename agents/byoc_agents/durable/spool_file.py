@@ -36,7 +36,7 @@ class OperationKind(Enum):
     """The effect of an operation on disk usage."""
 
     READ = auto()
-    GROW = auto()  # stores new data: only while the reserve for acknowledgements is held
+    GROW = auto()  # stores new data: only while the reserve for acknowledgments is held
     SHRINK = auto()  # may use the reserve
 
 

@@ -1,6 +1,6 @@
 """Schemas of our own for the kinds that Kubernetes itself does not know: only what we use of them.
 
-Everything is closed: a field that is not here was misspelt, or its meaning was not looked up.
+Everything is closed: a field that is not here was misspelled, or its meaning was not looked up.
 """
 
 from typing import Any

@@ -2,7 +2,7 @@
 
 Read in prometheus-operator/prometheus-operator, pkg/alertmanager/amcfg.go (convertRoute,
 AddAlertmanagerConfigs, getEnforcer) at commit ef97620a867a2fba9ecf0d7dd36d53922959ea24. Only the
-fields that the chart uses are modelled; another field of a route is a KeyError.
+fields that the chart uses are modeled; another field of a route is a KeyError.
 """
 
 from typing import Any, Literal

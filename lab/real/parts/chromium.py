@@ -104,7 +104,7 @@ class Tab:
         return said["result"].get("value")
 
     async def look(self, width: int, height: int, scheme: str) -> None:
-        """Set the window's size and the preferred colours: light or dark."""
+        """Set the window's size and the preferred colors: light or dark."""
         await self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,

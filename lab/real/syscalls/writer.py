@@ -3,7 +3,7 @@
     python -m lab.real.syscalls.writer DIRECTORY MESSAGES
 
 Puts messages, and sends the oldest from time to time: an intent in the ledger, a receipt, an
-acknowledgement. A line a step on standard output, after the step: `put 7`, `sent 7 12` (the line of
+acknowledgment. A line a step on standard output, after the step: `put 7`, `sent 7 12` (the line of
 the intent), `gone 7`, `not put 7 SpoolUnavailableError`. It never gives up.
 """
 
