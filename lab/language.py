@@ -1,8 +1,8 @@
 """Count the words and constructions that the project does not use: `python -m lab.language`.
 
 The text is Markdown without its code, and the comments and strings of Python files: docstrings, log
-events and messages. No file may use them. The spelling is American everywhere, also in names, in code
-of pages, in templates and in SQL.
+events and messages. No file may use them. The spelling is American everywhere: in names, code of
+pages, templates and SQL, too.
 
     python -m lab.language            print every place; exit code 1 if there is any
     python -m lab.language FILE ...   check only these files
