@@ -1,4 +1,4 @@
-"""What unknown clients can do to the daemons: `python -m lab.strangers`, as root.
+"""Attack the daemons as an unknown client: `python -m lab.strangers`, as root.
 
 Each daemon runs with the usual log level in a control group with the chart's memory limit. Its CPU
 is not limited, unlike in the chart (100m). Each scenario is kept up for some seconds: closed

@@ -1,4 +1,4 @@
-"""How many billing objects one core archives: `python -m lab.bench.compact --objects 100000`.
+"""Measure how fast one core archives objects: `python -m lab.bench.compact --objects 100000`.
 
 The S3 double runs in a process of its own, and its CPU does not count. `--sources memory` measures
 the compactor without any HTTP: the checks, the archive and the digests.

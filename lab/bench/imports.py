@@ -1,4 +1,4 @@
-"""Where the memory is before any work: what each layer adds when it is imported, in its order."""
+"""Measure the memory before any work: the part that each layer adds when it is imported."""
 
 import json
 import subprocess

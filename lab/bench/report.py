@@ -1,4 +1,4 @@
-"""What the bench leaves: the table on the screen, `build/bench.json`, the page and the plot."""
+"""Write the bench's results: a table on the screen, `build/bench.json`, the page and the plot."""
 
 import os
 from collections.abc import Sequence

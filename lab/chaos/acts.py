@@ -1,4 +1,4 @@
-"""How each fault is begun and ended. Every act is a context manager: what it breaks, it mends."""
+"""Begin and end each fault. Every act is a context manager that repairs the damage it does."""
 
 import os
 import random

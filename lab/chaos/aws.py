@@ -92,7 +92,7 @@ class Queue:
 
 @dataclass
 class Stored:
-    """What S3 said it has stored in this life."""
+    """The objects that S3 confirmed to this process."""
 
     bucket: str
     objects: dict[str, bytes] = field(default_factory=dict)

@@ -24,7 +24,7 @@ RESTART_SECONDS = 0.3  # before it is started again; a kubelet waits longer
 
 @dataclass(frozen=True)
 class Figures:
-    """What a process holds, at one moment."""
+    """The resources of a process at one time."""
 
     pid: int
     rss_bytes: int

@@ -1,4 +1,4 @@
-"""What a run leaves behind: plain values, so that the oracle can be tried on altered ones."""
+"""The evidence of a run: plain values, so that tests can run the oracle on altered ones."""
 
 import json
 import subprocess

@@ -28,7 +28,7 @@ def fact(fingerprint: str, starts_at: str, status: str) -> Fact:
 
 @dataclass
 class Notified:
-    """What the path to the forwarder has seen."""
+    """The notifications that passed on the way to the forwarder."""
 
     offered: set[Fact] = field(default_factory=set)  # that reached the forwarder
     accepted: set[Fact] = field(default_factory=set)  # and were answered with 2xx

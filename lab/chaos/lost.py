@@ -1,4 +1,4 @@
-"""How many changes of the state found no room: by the exporter's log, and by its own count.
+"""Count the changes of state that found no room: by the exporter's log, and by its own count.
 
 The log has an entry for every observation that was due. The entries alone give how many changes
 were never reported; `lost_transitions` must be the same number.

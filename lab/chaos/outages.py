@@ -1,4 +1,4 @@
-"""What the exporter had said of a ClickHouse that nobody could reach, when it was to come back."""
+"""Compute the exporter's last report on an unreachable ClickHouse before it came back."""
 
 import time
 from dataclasses import dataclass

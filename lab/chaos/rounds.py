@@ -33,7 +33,7 @@ def rounds(seed: int, seconds: float) -> list[Plan]:
 
 @dataclass
 class Tally:
-    """What all rounds so far have done and compared."""
+    """The work and comparisons of all rounds so far."""
 
     seeds: list[int] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)  # lane -> how many

@@ -1,4 +1,4 @@
-"""How each path misbehaves: behaviors of `lab.fakes.http` and the services' own errors."""
+"""Scripts of faulty paths: behaviors of `lab.fakes.http` and the services' own errors."""
 
 import asyncio
 import json

@@ -23,7 +23,7 @@ LINKS = ("s3", "sqs", "plane", "webhook", "clickhouse")
 
 @dataclass
 class World:
-    """What a run works on."""
+    """The processes, paths and services of a run."""
 
     directory: Path
     aws: Aws

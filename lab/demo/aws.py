@@ -51,7 +51,7 @@ class Door:
 
 @dataclass(frozen=True, slots=True)
 class Aws:
-    """Where it listens, and clients for what we do ourselves: make a bucket, read it, ..."""
+    """The services' addresses, and clients for the demo's own requests: make a bucket, ..."""
 
     door: Door
     url: str

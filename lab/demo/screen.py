@@ -1,4 +1,4 @@
-"""What a person sees: lines that stay and, on a terminal, a live panel below them."""
+"""Print lines that stay and, on a terminal, a live panel below them."""
 
 import asyncio
 import sys

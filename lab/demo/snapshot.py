@@ -13,7 +13,7 @@ SCRAPER, EXPORTER, FORWARDER = "billing-scraper", "state-exporter", "alert-forwa
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """What one daemon holds on disk, sealed and not yet sent, and what holds it up."""
+    """The sealed messages of one daemon that are not yet sent, and the error that delays them."""
 
     records: int = 0
     oldest_seconds: float = 0.0

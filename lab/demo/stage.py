@@ -1,4 +1,4 @@
-"""What the scenes share: the directory, the vendor's side, the processes, the screen."""
+"""The parts that the scenes share: the directory, the vendor's side, the processes, the screen."""
 
 import asyncio
 import time

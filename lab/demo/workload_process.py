@@ -13,7 +13,7 @@ from lab.demo.process import Child, DemoError, end, started, written
 
 
 class Rusage(msgspec.Struct, frozen=True):
-    """What the kernel says about one life, in seconds on a core."""
+    """The kernel's figures for one process, in seconds on a core."""
 
     self_core_seconds: float
     children_core_seconds: float

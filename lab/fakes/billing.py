@@ -47,7 +47,7 @@ def event(usage: Usage) -> UsageRecord:
 
 @dataclass
 class Story:
-    """What one replica's scraper sees. Each method returns the record that it would write."""
+    """The history of one replica. Each method returns the record that its scraper would write."""
 
     organization_id: str = "org-1"
     service_id: str = "service-1"

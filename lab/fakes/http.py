@@ -20,7 +20,7 @@ LIMIT = 64 * 1024  # bytes of a request's head
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What arrived. Header names are in lower case."""
+    """A request as it arrived. Header names are in lower case."""
 
     number: int  # 0, 1, 2 ... in the order of arrival
     method: str

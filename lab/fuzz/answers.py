@@ -1,4 +1,4 @@
-"""What a ClickHouse server answers, or what answers in its place."""
+"""Generate the answers of a ClickHouse server, or of something else in its place."""
 
 import asyncio
 import contextlib

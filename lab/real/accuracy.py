@@ -74,7 +74,7 @@ class Meter:
 
 @dataclass(frozen=True)
 class Load:
-    """What a server is asked, in turn, until it has used that much CPU."""
+    """Queries for a server, in turn, until it has used that much CPU."""
 
     name: str
     queries: Sequence[str]

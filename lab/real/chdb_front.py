@@ -8,7 +8,7 @@ from lab.fakes.http import HttpDouble, Reply, Request
 
 
 class Engine(Protocol):
-    """What we need of `chdb.session.Session`. Raises RuntimeError with the server's own text."""
+    """The used part of `chdb.session.Session`. Raises RuntimeError with the server's own text."""
 
     def query(self, sql: str, fmt: str = "CSV") -> object: ...
 

@@ -1,4 +1,4 @@
-"""What an image costs: `python -m lab.real.image_figures` builds it and prints a table.
+"""Measure an image: `python -m lab.real.image_figures` builds it and prints a table.
 
 Start is from the engine's own time of the start to the log event `admin.listening`, the median of
 some runs; its CPU, which another load does not change, is the kernel's count for the container.

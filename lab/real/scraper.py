@@ -79,7 +79,7 @@ class Scraper:
 
     @property
     def state(self) -> Path:
-        """Where the spool lies."""
+        """Return the directory of the spool."""
         return Path(self.settings.get("BYOC_STATE_DIR", str(self.directory / "state")))
 
     def start(self) -> None:

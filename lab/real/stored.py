@@ -1,4 +1,4 @@
-"""What the scraper has stored: a bucket of LocalStack or a directory, and what `verify` says."""
+"""Read the scraper's objects from a bucket of LocalStack or a directory, and verify them."""
 
 import secrets
 import subprocess

@@ -1,4 +1,4 @@
-"""How many alerts reach a faulty receiver twice: `python -m lab.real.wire_doubles`.
+"""Count the alerts that reach a faulty receiver twice: `python -m lab.real.wire_doubles`.
 
 One sender posts numbered alerts, each until it is answered 200. The receiver answers 200, 503 or
 nothing, resets the connection, or stores a request and then loses the answer. The forwarder is

@@ -1,4 +1,4 @@
-"""What the oracle lets pass where the clock was set back and the spool was lost, and what not."""
+"""Tests of the oracle after the clock was set back and the spool was lost."""
 
 import pytest
 

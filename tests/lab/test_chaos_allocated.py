@@ -1,4 +1,4 @@
-"""What the oracle of allocated memory says, on records made by the meter and then altered."""
+"""Tests of the oracle of allocated memory, on records made by the meter and then altered."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""What the oracle says of alerts where a spool file was damaged, on evidence made by hand."""
+"""Tests of the oracle of alerts after damage to a spool file, on evidence made by hand."""
 
 import json
 from collections import Counter

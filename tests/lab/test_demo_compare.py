@@ -1,4 +1,4 @@
-"""What the demo concludes, and what it says: pure functions."""
+"""Tests of the demo's conclusions and of its output: pure functions."""
 
 import io
 from collections.abc import Sequence

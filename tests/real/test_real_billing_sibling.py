@@ -53,7 +53,7 @@ eval "$cgroups"
 
 @dataclass(frozen=True)
 class Layout:
-    """How a runtime shows control groups to its containers."""
+    """The view of control groups that a runtime gives to its containers."""
 
     source: str  # what the records must name
     controllers: tuple[str, ...] = ()  # of v1; none: v2

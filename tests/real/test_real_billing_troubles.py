@@ -1,4 +1,4 @@
-"""What a person must repair: named in the log and in /status, held, nothing dropped."""
+"""Errors that a person must repair are named in the log and in /status; nothing is dropped."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator

@@ -36,7 +36,7 @@ Fate = Literal[
 
 
 class Fault(NamedTuple):
-    """What fails, on which files of a daemon's directory (none: everywhere), and its fate."""
+    """A failing system call, the files it fails on (none: everywhere), and the expected result."""
 
     calls: Sequence[str]
     files: Sequence[str]

@@ -208,7 +208,7 @@ class Allowed(msgspec.Struct, frozen=True):
 
 
 class Sighting(msgspec.Struct, frozen=True):
-    """How and when an alert was received."""
+    """A reception of an alert: by which source, and when."""
 
     receiver: str  # its name in Alertmanager: part of the identity, never sent
     at_ms: int

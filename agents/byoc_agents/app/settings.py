@@ -37,7 +37,7 @@ MAX_PORT = 65535  # RFC 9293: ports are 16 bits
 
 
 class Setting(msgspec.Struct, frozen=True):
-    """How one field is read from a variable or from a YAML key.
+    """The rule for reading one field from a variable or from a YAML key.
 
     `parse` takes the text of a variable or of a YAML value, and returns the value. It raises
     ValueError with a description of the mistake. `meaning` completes "expected ..." in error

@@ -280,7 +280,7 @@ async def _refuse_another_kind(spool: Spool, *, several: bool) -> None:
 
 
 class _Parts(NamedTuple):
-    """What the scrapers of one process share."""
+    """The parts that the scrapers of one process share."""
 
     runtime: Runtime
     clickhouse: ClickHouseSettings

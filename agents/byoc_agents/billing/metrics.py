@@ -1,4 +1,4 @@
-"""What the billing scraper reports of its own work: metrics, log events, the latest errors."""
+"""The billing scraper's reports on its own work: metrics, log events, the latest errors."""
 
 from functools import cache, partial
 

@@ -36,7 +36,7 @@ MAX_RETRY_AFTER_SECONDS = 3600.0  # a longer Retry-After is cut to this
 
 
 class Action(Enum):
-    """What the shipper does after an attempt with a reason."""
+    """The shipper's step after an attempt with a reason."""
 
     DONE = "done"  # remove it from the spool
     RETRY = "retry"  # a temporary failure
@@ -76,7 +76,7 @@ SENDS_PER_DOUBLING = 3  # successful batches before the batch size doubles
 
 
 class LastError(msgspec.Struct, frozen=True):
-    """Why the first message of the spool was not delivered."""
+    """The reason why the first message of the spool was not delivered."""
 
     reason: Reason
     detail: str

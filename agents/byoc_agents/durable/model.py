@@ -52,7 +52,7 @@ class Totals(msgspec.Struct, frozen=True):
 
 
 class SpoolInfo(msgspec.Struct, frozen=True):
-    """How the spool's file came to be."""
+    """The origin of the spool's file, and its epoch."""
 
     epoch: int  # its creation, milliseconds since 1970; later than that of all earlier files here
     replaced: bool  # it replaced a damaged or lost file, so checkpoints were lost

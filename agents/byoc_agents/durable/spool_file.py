@@ -64,7 +64,7 @@ class Step(Enum):
 
 
 class Failure(Enum):
-    """Why a group could not be run."""
+    """The reason why a group could not be run."""
 
     DAMAGED = auto()  # the stored bytes are wrong
     REMOVED = auto()  # another file, or none, is at the path

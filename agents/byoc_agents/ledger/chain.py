@@ -381,7 +381,7 @@ def _needed_bytes(line: Line) -> int:
 
 
 class OpenedLedger(msgspec.Struct):
-    """Where to go on. `length` 0 = create this file, else cut it to this many bytes."""
+    """The place to continue at. `length` 0 = create this file, else cut it to this many bytes."""
 
     number: int
     length: int = 0

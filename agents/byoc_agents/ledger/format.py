@@ -94,7 +94,7 @@ class Intent(Line, frozen=True, kw_only=True, tag_field="kind", tag="intent"):
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How one message ended."""
+    """The result of one message."""
 
     id: str
     reason: str  # byoc_agents.errors.Reason
@@ -104,7 +104,7 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ReceiptLine(Line, frozen=True, kw_only=True, tag_field="kind", tag="receipt"):
-    """How the messages of an intent ended, in its order."""
+    """The results of the messages of an intent, in its order."""
 
     intent: int  # its sequence number
     outcomes: tuple[Ended, ...]

@@ -54,7 +54,7 @@ class TreeHead(msgspec.Struct, frozen=True):
 
     @property
     def valid(self) -> bool:
-        """Whether the number and the lengths of the hashes fit the size."""
+        """Return whether the number and the lengths of the hashes fit the size."""
         fits = self.size >= 0 and len(self.subtrees) == self.size.bit_count()
         return fits and all(len(one) == HASH_BYTES for one in self.subtrees)
 

@@ -94,7 +94,7 @@ class FileLedger:
 
     @property
     def last_error(self) -> str:
-        """Why the last write failed, or an empty string."""
+        """Return the error of the last write, or an empty string."""
         return self._file.last_error
 
     @property

@@ -12,7 +12,7 @@ NS = 1_000_000_000
 
 
 class ReasonCode(StrEnum):
-    """Why a replica is not simply running. A closed set; receivers may rely on its values."""
+    """A reason why a replica is not simply running. A closed set that receivers may rely on."""
 
     READONLY_REPLICA = "READONLY_REPLICA"
     KEEPER_SESSION_EXPIRED = "KEEPER_SESSION_EXPIRED"

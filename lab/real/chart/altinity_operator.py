@@ -1,4 +1,4 @@
-"""What Altinity's operator makes of a template and an installation: a model of some of its rules.
+"""Model some rules of Altinity's operator: the objects it makes of a template and an installation.
 
 Read in Altinity/clickhouse-operator at release-0.25.6 (commit
 8d7dc3f2c0f6ef2e4e6be99792dd44cbefeb424c): PodTemplate.MergeFrom,

@@ -1,4 +1,4 @@
-"""What the entrypoint of ClickHouse's image writes before the server starts: a model of the script.
+"""Model the entrypoint of ClickHouse's image: the files it writes before the server starts.
 
 Read in ClickHouse/docker-library at commit b34751676b4cd113caedf5d6f99ce21fa34ac480,
 server/25.8.29.51/entrypoint.sh and server/26.7.3.19/entrypoint.sh, which differ in nothing that

@@ -1,4 +1,4 @@
-"""What the tests look for in rendered documents: pods, our containers, their environment."""
+"""Find pods, our containers and their environment in rendered documents."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -44,7 +44,7 @@ Apply = Callable[[Request], Reply]
 
 @dataclass
 class FarSides:
-    """What each of them has seen and taken."""
+    """The receiving services, with the requests that each of them has seen and accepted."""
 
     policy: Mapping[str, Any]  # the bucket's; signatures are not checked here
     token: str

@@ -37,7 +37,7 @@ PATIENCE_SECONDS = 30.0  # a busy machine; each wait ends as soon as it may
 
 @dataclass
 class Birth:
-    """What the router had seen when each daemon had delivered for the first time."""
+    """The router's observations until each daemon had delivered for the first time."""
 
     packets: list[Packet]
     counts: dict[str, int]

@@ -1,4 +1,4 @@
-"""What a customer would apply: `byoc-agents policy ...` for the settings of the pod."""
+"""Render the customer's policies: `byoc-agents policy ...` for the settings of the pod."""
 
 import os
 import subprocess

@@ -32,7 +32,7 @@ READONLY = "system.metrics.ReadonlyReplica"
 
 @dataclass
 class House:
-    """What a test asks and tells."""
+    """The services, the environment and the daemon of one test."""
 
     directory: Path
     s3: FakeS3

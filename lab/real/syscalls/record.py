@@ -1,4 +1,4 @@
-r"""What a traced program did to its files, read back from `strace -f -y -xx`.
+r"""Read the file operations of a traced program from the output of `strace -f -y -xx`.
 
     4711 pwrite64(5</tmp/x/spool.db-wal>, "\x37\x7f...", 32, 0) = 32
     4711 fdatasync(5</tmp/x/spool.db-wal> <unfinished ...>

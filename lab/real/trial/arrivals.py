@@ -1,4 +1,4 @@
-"""What has arrived at the vendor: objects in the bucket, messages in the queue, events."""
+"""Collect the vendor's arrivals: objects in the bucket, messages in the queue, events."""
 
 import json
 from collections.abc import Iterator

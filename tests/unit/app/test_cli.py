@@ -1,4 +1,4 @@
-"""What a person meets on the command line: exit codes, every mistake at once, no secrets."""
+"""Tests of the command line: exit codes, every mistake at once, no secrets."""
 
 import contextlib
 import io

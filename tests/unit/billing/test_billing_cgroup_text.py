@@ -1,4 +1,4 @@
-"""What the kernel writes is understood, and no text makes a parser crash."""
+"""The kernel's formats are parsed, and no text makes a parser crash."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the ledger's tests share: messages, a disk that fails by script, and a ledger made by it."""
+"""Parts for the ledger's tests: messages, a disk that fails by script, and a ledger on it."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""What the tests of the S3 sink send, and a sink on a stand-in's address."""
+"""Parts for the tests of the S3 sink: messages, and a sink on a fake's address."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

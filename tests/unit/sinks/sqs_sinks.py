@@ -1,4 +1,4 @@
-"""What the tests of the SQS sink send, and a sink on a stand-in's address."""
+"""Parts for the tests of the SQS sink: messages, and a sink on a fake's address."""
 
 import json
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""What the S3 sink asks for and what never; real aiobotocore, real sockets."""
+"""The S3 sink's requests, and those it never makes; real aiobotocore, real sockets."""
 
 import asyncio
 import base64
