@@ -53,7 +53,7 @@ MIXED = ("reset", "close", "lost_answer", "half_answer", "server_error", "thrott
 
 
 def slow(seconds: float) -> Behavior:
-    """Do it, after a while."""
+    """Return a behavior that serves the request after a delay."""
 
     async def behave(exchange: Exchange) -> None:
         await asyncio.sleep(seconds)
@@ -73,7 +73,7 @@ def refuse(status: int) -> Behavior:
 
 
 def behavior(lane: str, kind: str, rng: random.Random) -> Behavior:
-    """Return what happens to one request."""
+    """Return the behavior for one request."""
     simple: dict[str, Callable[[], Behavior]] = {
         "rejected": lambda: refuse(rng.choice(REFUSALS)),
         "slow": lambda: slow(rng.uniform(0.1, 1.5)),
@@ -90,10 +90,10 @@ def behavior(lane: str, kind: str, rng: random.Random) -> Behavior:
 
 
 def error(lane: str, kind: str) -> Behavior:
-    """Answer as that service does."""
+    """Return the answer of that service to a failure."""
     if lane == "s3":
-        told = s3_error(*S3_ERRORS[kind], headers=AFTER if kind == "throttled" else None)
-        return reply(told.status, told.headers, told.body)
+        reported = s3_error(*S3_ERRORS[kind], headers=AFTER if kind == "throttled" else None)
+        return reply(reported.status, reported.headers, reported.body)
     if lane == "sqs":
         status, code = SQS_ERRORS[kind]
         body = json.dumps({"__type": f"com.amazonaws.sqs#{code}", "message": "-"}).encode()
@@ -102,7 +102,7 @@ def error(lane: str, kind: str) -> Behavior:
 
 
 def script(lane: str, kind: str, rng: random.Random) -> Script:
-    """Return what happens to each request while the fault lasts: mixed with good ones or not."""
+    """Return the script of a fault. A mixed one serves some requests well."""
     mildly = rng.random() < 0.3  # some requests go through
 
     def choose(_: Request) -> Behavior:

@@ -46,7 +46,7 @@ class Slope:
 
 
 def slopes(samples: Sequence[dict[str, Any]]) -> list[Slope]:
-    """Return what each figure did after the warm-up."""
+    """Return the fitted line of each figure after the warm-up."""
     return [_slope(bound, samples) for bound in BOUNDS]
 
 
@@ -67,7 +67,7 @@ def _points(bound: Bound, samples: Sequence[dict[str, Any]]) -> list[tuple[float
 
 
 def steepness(points: Sequence[tuple[float, float]]) -> float:
-    """Return the rise a second of the line of least squares."""
+    """Return the rise per second of the line of least squares."""
     middle_x = sum(x for x, _ in points) / len(points)
     middle_y = sum(y for _, y in points) / len(points)
     square = sum((x - middle_x) ** 2 for x, _ in points)

@@ -1,4 +1,4 @@
-"""An S3 in a process of its own: `python -m lab.fakes --port 0 --journal FILE`."""
+"""Serve an S3 in its own process: `python -m lab.fakes --port 0 --journal FILE`."""
 
 import argparse
 import asyncio
@@ -12,7 +12,7 @@ from lab.fakes.s3 import FakeS3, Put
 
 
 async def run(port: int, journal: Path, lose_every: int) -> None:
-    """Serve a FakeS3 until SIGTERM. One JSON line a PUT in the journal, before its answer."""
+    """Serve a FakeS3 until SIGTERM. The journal gets one JSON line per PUT before the answer."""
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
 

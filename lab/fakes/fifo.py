@@ -1,4 +1,4 @@
-"""An SQS FIFO queue that can also be read: visibility, order within a group, long polls."""
+"""An SQS FIFO queue with receive and delete: visibility, order within a group, long polls."""
 
 import asyncio
 import hashlib
@@ -65,7 +65,7 @@ class FakeFifo(FakeSqs):
         })  # fmt: skip
 
     def apply(self, request: Request) -> Reply:
-        """Do one request."""
+        """Execute one request."""
         target = request.headers.get("x-amz-target", "")
         if target in {RECEIVE, DELETE} and self.out_of_service:
             return sqs_error(503, "ServiceUnavailable")

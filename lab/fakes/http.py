@@ -1,4 +1,4 @@
-"""A scripted HTTP server: every way an exchange can go wrong.
+"""A scripted HTTP server that can fail in every way.
 
 One request, one behavior; a fault is a script. It listens on a loopback port in the test's loop.
 """
@@ -36,7 +36,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer. Content-Length is added."""
+    """A response. Content-Length is added."""
 
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -51,7 +51,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One request and the connection it came by. `apply` gives it to the receiver proper."""
+    """One request and its connection. `apply` passes it to the receiver."""
 
     request: Request
     reader: asyncio.StreamReader
@@ -72,12 +72,12 @@ Script = Callable[[Request], Behavior]
 
 
 async def serve(exchange: Exchange) -> None:
-    """Do it and say so."""
+    """Execute the request and answer."""
     await exchange.write(exchange.apply(exchange.request).encode())
 
 
 def reply(status: int, headers: Mapping[str, str] | None = None, body: bytes = b"") -> Behavior:
-    """Answer this, without doing anything."""
+    """Answer without executing the request."""
     return raw(Reply(status, headers or {}, body).encode())
 
 
@@ -87,7 +87,7 @@ def redirect(url: str, status: int = 307) -> Behavior:
 
 
 def raw(data: bytes) -> Behavior:
-    """Answer these bytes, whatever they are."""
+    """Answer with raw bytes."""
 
     async def behave(exchange: Exchange) -> None:
         await exchange.write(data)
@@ -106,13 +106,13 @@ def garbage(data: bytes = b"\x00\xff\x16\x03 no HTTP at all\r\n\r\n") -> Behavio
 
 
 async def hang(exchange: Exchange) -> None:
-    """Answer nothing until the client goes away."""
+    """Do not answer until the client disconnects."""
     await exchange.reader.read()
     exchange.writer.close()
 
 
 def drip(seconds: float = 0.02, after: bytes = b"HTTP/1.1 200 -\r\nx-slow: ") -> Behavior:
-    """Answer one more byte every few seconds, without end."""
+    """Answer one byte every few seconds, without end."""
 
     async def behave(exchange: Exchange) -> None:
         await exchange.write(after)
@@ -124,19 +124,19 @@ def drip(seconds: float = 0.02, after: bytes = b"HTTP/1.1 200 -\r\nx-slow: ") ->
 
 
 async def close(exchange: Exchange) -> None:
-    """Close the connection instead of answering; nothing was done."""
+    """Close the connection without executing the request."""
     exchange.writer.close()
 
 
 async def reset(exchange: Exchange) -> None:
-    """Reset the connection (RST) instead of answering; nothing was done."""
+    """Reset the connection (RST) without executing the request."""
     sock = exchange.writer.get_extra_info("socket")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     exchange.writer.transport.abort()
 
 
 def cut(after: int = 20) -> Behavior:
-    """Do it, send only the first bytes of the answer, close."""
+    """Execute the request, send only the first bytes of the answer, close."""
 
     async def behave(exchange: Exchange) -> None:
         await exchange.write(exchange.apply(exchange.request).encode()[:after])
@@ -146,7 +146,7 @@ def cut(after: int = 20) -> Behavior:
 
 
 def lose(then: Behavior = close) -> Behavior:
-    """Do it, but lose the answer: the client cannot know."""
+    """Execute the request, but lose the answer."""
 
     async def behave(exchange: Exchange) -> None:
         exchange.apply(exchange.request)
@@ -169,7 +169,7 @@ def in_order(*behaviors: Behavior, then: Behavior = serve) -> Script:
 
 
 def serving(_: Request) -> Behavior:
-    """Do what every request asks."""
+    """Serve every request."""
     return serve
 
 
@@ -181,7 +181,7 @@ def always(behavior: Behavior) -> Script:
 class HttpDouble:
     """A server on a loopback port. `async with` starts and stops it; `script` may be replaced.
 
-    `requests`, `connections` and `bytes_received` are what a test looks at.
+    Tests read `requests`, `connections` and `bytes_received`.
     """
 
     def __init__(
@@ -208,7 +208,7 @@ class HttpDouble:
         return f"https://localhost:{self.port}" if self._tls else f"http://127.0.0.1:{self.port}"
 
     async def __aenter__(self) -> Self:
-        """Listen; port 0 becomes the port that the system chose."""
+        """Listen; port 0 selects a free port."""
         self._server = await asyncio.start_server(
             self._accept, "127.0.0.1", self.port, limit=LIMIT, ssl=self._tls
         )

@@ -1,4 +1,4 @@
-"""A billing scraper with its sealer, put together as `byoc_agents.billing.daemon` does."""
+"""Make a billing scraper with its sealer, as `byoc_agents.billing.daemon` does."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -207,7 +207,7 @@ def shown_to(daemon: int, target: int) -> str:
 
 
 def empty(group: Path) -> bool:
-    """Tell whether all that ran in a group has been reaped."""
+    """Return whether all that ran in a group has been reaped."""
     return not (group / "cgroup.procs").read_text()
 
 

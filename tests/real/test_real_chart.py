@@ -213,7 +213,7 @@ def _with(version: str, change: str) -> Any:
 
 
 def _closed(node: dict[str, Any]) -> bool:
-    """Tell whether no object with fixed names takes others."""
+    """Return whether no object with fixed names takes others."""
     inner = node.get("properties", {})
     if inner and node.get("additionalProperties") is not False:
         return False

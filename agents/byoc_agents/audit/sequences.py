@@ -12,16 +12,16 @@ from typing import Literal, NamedTuple
 from byoc_agents.audit.intervals import Spans
 from byoc_agents.billing.record import CpuBound, Usage
 
-CUT = "cut"  # the life of a point that is not compared: the counter is known to have fallen
+CUT = "cut"  # the incarnation of a point that is not compared: the counter has fallen
 CUT_GAPS = ("counter_fell", "counter_impossible")  # the difference across them is not CPU used
 CLOCK_PPM = 500  # see `load_of`
 SOFT_GAPS = ("no_checkpoint", "spool_corrupt")  # may lie over records of earlier epochs
 
 
 class Point(NamedTuple):
-    """The cumulative counter at one end of a record. `life` is its incarnation; "" for a gap."""
+    """The cumulative counter at one end of a record. `incarnation` is "" for a gap."""
 
-    life: str
+    incarnation: str
     core_seconds: Decimal
     ms: int
     announced: bool  # the record states that a new incarnation or another source begins with it
@@ -171,10 +171,10 @@ def run_of(usage: Usage, start_ms: int, end_ms: int, load: Load) -> Run:
     if usage.gap_reason in CUT_GAPS:
         head = tail = Point(CUT, Decimal(0), end_ms, announced=False)
     elif usage.counter is not None and usage.gap_reason not in SOFT_GAPS:
-        life = "" if usage.quality == "gap" else usage.incarnation
+        incarnation = "" if usage.quality == "gap" else usage.incarnation
         announced = usage.restart_observed or usage.source_changed
-        head = Point(life, usage.counter.start, start_ms, announced)
-        tail = Point(life, usage.counter.end, end_ms, announced)
+        head = Point(incarnation, usage.counter.start, start_ms, announced)
+        tail = Point(incarnation, usage.counter.end, end_ms, announced)
     bare = head is None
     return Run(usage.sequence, usage.sequence, start_ms, end_ms, head, tail, bare, bare, load)
 
@@ -184,13 +184,15 @@ def link(tail: Point | None, head: Point | None, *, stated: bool) -> Link | None
 
     `stated`: a gap record is between them, so a rise is unrecorded instead of lost.
     """
-    if tail is None or head is None or CUT in {tail.life, head.life}:
+    if tail is None or head is None or CUT in {tail.incarnation, head.incarnation}:
         return None
     if tail.core_seconds == head.core_seconds:
         return None  # the incarnation's name may change if its birth is only known to the second
-    if head.announced and tail.life == head.life:
+    if head.announced and tail.incarnation == head.incarnation:
         return None  # a counter that was set to 0 under its old name
-    if tail.life != head.life and ((tail.life and head.life) or head.announced):
+    if tail.incarnation != head.incarnation and (
+        (tail.incarnation and head.incarnation) or head.announced
+    ):
         announced = head.announced or stated
         return None if announced else Link("unannounced_life", tail.ms, head.ms, Decimal(0))
     apart = head.core_seconds - tail.core_seconds

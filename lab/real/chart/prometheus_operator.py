@@ -1,4 +1,4 @@
-"""The alertmanager.yml that the Prometheus operator makes of an AlertmanagerConfig: a model.
+"""Model the Prometheus operator: the alertmanager.yml that it makes of an AlertmanagerConfig.
 
 Read in prometheus-operator/prometheus-operator, pkg/alertmanager/amcfg.go (convertRoute,
 AddAlertmanagerConfigs, getEnforcer) at commit ef97620a867a2fba9ecf0d7dd36d53922959ea24. Only the

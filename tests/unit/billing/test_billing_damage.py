@@ -62,7 +62,7 @@ def other_life(records: Records) -> Records:
 
 def second_writer(records: Records) -> Records:
     """Two containers of one name in one pod: both cannot be."""
-    story = Story(life=9, epoch=NOON_MS - 2)
+    story = Story(incarnation=9, epoch=NOON_MS - 2)
     return records + [story.measured() for _ in range(1)]
 
 
@@ -262,7 +262,7 @@ def conflicting(messages: list[Message]) -> list[Message]:
 
 def second_sequence(messages: list[Message]) -> list[Message]:
     """Count on from an older sequence in later minutes, as a restored directory does."""
-    story = Story(sequence=3, life=9, now_ms=NOON_MS + 41 * MINUTE_MS)
+    story = Story(sequence=3, incarnation=9, now_ms=NOON_MS + 41 * MINUTE_MS)
     return [*messages, *objects([story.gap("target_absent")])]
 
 

@@ -102,7 +102,7 @@ async def send(to: FileLedger, *batch: Message, destination: str = "https://cp.e
 
 
 async def tried(to: FileLedger, *batch: Message) -> bool:
-    """Tell whether the send would have happened."""
+    """Return whether the send would have happened."""
     try:
         await send(to, *batch)
     except LedgerError:
