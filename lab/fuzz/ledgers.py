@@ -47,7 +47,7 @@ def file(data: bytes) -> None:
 def chain() -> bytes:
     """Return a small valid ledger file."""
     messages = [Message(f"id-{n}", "t", b"body", 1) for n in range(2)]
-    intent = intent_of("s3://bucket", messages, -1)
+    intent = intent_of("s3://bucket", messages, None)
     receipt = receipt_of(1, messages, [Receipt(Reason.OK, 200, "etag")] * 2)
     content, before = b"", GENESIS
     for number, one in enumerate(

@@ -16,7 +16,7 @@ def environment(data: bytes) -> None:
     lines = (line.partition("=") for line in text(data).splitlines())
     environ = {name: value for name, _, value in lines if "_FILE" not in name}
     try:
-        described = str(configure(list(DAEMONS), environ).described())
+        described = str(configure(list(DAEMONS), environ).describe())
     except ConfigError as error:
         described = str(error.mistakes)
         judge(error)

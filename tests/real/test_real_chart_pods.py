@@ -58,7 +58,7 @@ def test_the_agents_take_every_setting_and_miss_none(
         for container in pod.ours:
             run, *daemons = container["args"]
             assert run == "run"
-            settings = configure(daemons, mounted(container, tmp_path)).described()
+            settings = configure(daemons, mounted(container, tmp_path)).describe()
             assert settings["BYOC_ORGANIZATION_ID"] == "org-1"
             if pod.with_clickhouse:
                 assert settings["BYOC_REPLICA"] == "chi-events-0-0-0"

@@ -1,4 +1,4 @@
-"""A newer version's files on disk: this version reports them, starts nothing changes nothing."""
+"""A newer version's files on disk: this version reports them, starts nothing, changes nothing."""
 
 import hashlib
 import json

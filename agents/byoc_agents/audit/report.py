@@ -114,7 +114,7 @@ class Total(msgspec.Struct, kw_only=True):
 _SUMMED = tuple(f for f, kind in Total.__annotations__.items() if kind in (int, Decimal))
 
 
-def summed(totals: Iterable[Total], objects: Mapping[tuple[str, str], int]) -> list[Total]:
+def sum_totals(totals: Iterable[Total], objects: Mapping[tuple[str, str], int]) -> list[Total]:
     """Return one total for each service, in the order given.
 
     `objects` are those of each service: one may have records of several replicas.

@@ -88,14 +88,14 @@ class Load(NamedTuple):
         if tail and head:
             worst = _by_breach(worst, tail.join(head))
         return Load(
-            _joined(self.whole, after.whole),
-            _by_excess(self.head, head and _joined(self.whole, head)),
-            _by_excess(after.tail, tail and _joined(tail, after.whole)),
+            _join(self.whole, after.whole),
+            _by_excess(self.head, head and _join(self.whole, head)),
+            _by_excess(after.tail, tail and _join(tail, after.whole)),
             worst,
         )
 
 
-def _joined(left: Stretch | None, right: Stretch | None) -> Stretch | None:
+def _join(left: Stretch | None, right: Stretch | None) -> Stretch | None:
     return left.join(right) if left and right else None
 
 

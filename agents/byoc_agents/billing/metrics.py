@@ -37,6 +37,10 @@ class BillingMetrics:
         if seen.error:
             self._metrics.billing_degraded_samples.labels(self._daemon).inc()
 
+    def log_epoch(self, epoch: int, reason: str) -> None:
+        """Log the start of an epoch without a checkpoint."""
+        self._log.warning("billing.epoch_started", epoch=epoch, reason=reason)
+
     def count_record(self, usage: Usage) -> None:
         """Count a stored record. Log a gap or a discontinuity."""
         self._metrics.billing_records.labels(self._daemon, usage.quality).inc()

@@ -31,7 +31,7 @@ class WriteBatch(msgspec.Struct, frozen=True):
         return not (self.stage or self.unstage or self.dead_letters)
 
 
-def merged(changes: Sequence[WriteBatch]) -> WriteBatch:
+def merge_batches(changes: Sequence[WriteBatch]) -> WriteBatch:
     """Return one change with the effect of these plain changes, in order."""
     state: dict[str, bytes | None] = {}
     for change in changes:
