@@ -35,7 +35,7 @@ class OutsideError(OSError):
 
 
 def stays_here(host: Any) -> bool:
-    """Tell whether an address is this machine: loopback, or all of its own (listening)."""
+    """Return whether an address is this machine: loopback, or all of its own (listening)."""
     try:
         address = ipaddress.ip_address(str(host).split("%", 1)[0])
     except ValueError:

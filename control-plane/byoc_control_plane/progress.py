@@ -1,4 +1,4 @@
-"""How far a stream is received, and who is silent because of it.
+"""Track how far each stream is received, and which of them are silent.
 
 Each process that receives writes one row per second: the time of its last complete reception, and
 since when reception has been uninterrupted and without backlog. The view `silent_now` counts

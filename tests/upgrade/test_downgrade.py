@@ -1,4 +1,4 @@
-"""What a newer version left on disk: this one says so, starts nothing and touches nothing."""
+"""A newer version's files on disk: this version reports them, starts nothing, changes nothing."""
 
 import hashlib
 import json

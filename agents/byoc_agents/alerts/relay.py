@@ -426,7 +426,7 @@ class Relay:
         for outcome, number in outcomes.items():
             self._counts.alerts(outcome, number)
         if truncated:
-            self._counts.truncated(truncated)
+            self._counts.add_truncated(truncated)
         write = self._log.warning if invalid or truncated else self._log.info
         write("webhook.accepted", truncated=truncated, **outcomes)
 

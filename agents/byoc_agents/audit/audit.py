@@ -12,8 +12,8 @@ from byoc_agents.audit.validate import (
     CheckedPeriod,
     contradiction,
     decode,
+    find_misplacement,
     impossible,
-    misplaced,
     period,
 )
 from byoc_agents.billing.objects import ObjectKey, TornObjectError, parse_key, unseal
@@ -83,12 +83,12 @@ class Intake:
         if detail := contradiction(record):
             self._spoil(usage)
             self._find("altered_record", usage, span, detail=detail)
-        elif detail := misplaced(usage, self._name, span.start_ms):
+        elif detail := find_misplacement(usage, self._name, span.start_ms):
             self._spoil(usage)
             if not self._misplaced:
                 self._damage("altered_object", detail)
             self._misplaced = True
-        elif kind := self._evidence.recent.seen(record.id, line):
+        elif kind := self._evidence.recent.check_duplicate(record.id, line):
             self._find(kind, usage, span)
         else:
             self._in_order(usage)

@@ -40,7 +40,7 @@ class Recent:
         self._young: dict[int, int] = {}
         self._old: dict[int, int] = {}
 
-    def seen(
+    def check_duplicate(
         self, record_id: str, line: bytes
     ) -> Literal["duplicate_identical", "duplicate_conflicting"] | None:
         """Add a record. Return the kind of duplicate, or None if it is new."""

@@ -40,7 +40,7 @@ class Hours(NamedTuple):
     since: str = ""
     until: str = ""
 
-    def chosen(self, key: str) -> bool:
+    def selects(self, key: str) -> bool:
         """Return whether to read an object. An object with an unknown name is always read."""
         archive = parse_archive_key(key)
         name = archive[0] if archive else parse_key(key)
@@ -55,7 +55,7 @@ def read_directory(audit: Audit, root: Path, hours: Hours, progress: Progress) -
     archives = Archives(audit)
     try:
         for path in _files(str(root.resolve(strict=True))):
-            if hours.chosen(path):
+            if hours.selects(path):
                 _read_file(audit, archives, path)
                 progress(audit.objects)
     except OSError as error:
@@ -108,7 +108,7 @@ async def read_bucket(
     try:
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
         async for page in pages:
-            listed = [item for item in page.get("Contents", []) if hours.chosen(item["Key"])]
+            listed = [item for item in page.get("Contents", []) if hours.selects(item["Key"])]
             for item in listed:
                 if archive := parse_archive_key(item["Key"]):
                     await reader.read_archive(*archive)

@@ -52,14 +52,14 @@ class Timeline:
         """
         taken = Spans(*self.covered)
         for _, _, start_ms, end_ms, size in sorted(self.soft, key=lambda gap: gap[:2]):
-            sums.allocate(size, sum(b - a for a, b in taken.uncovered(start_ms, end_ms)))
+            sums.allocate(size, sum(b - a for a, b in taken.find_uncovered(start_ms, end_ms)))
             taken.add(start_ms, end_ms)
 
     def knows(self, usage: Usage, start_ms: int, end_ms: int) -> bool:
         """Return whether records of this kind already cover the whole period."""
         soft = usage.gap_reason in SOFT_GAPS
         spans = self.gaps.get(usage.gap_reason, Spans()) if soft else self.covered
-        return not spans.uncovered(start_ms, end_ms)
+        return not spans.find_uncovered(start_ms, end_ms)
 
     def stated(self) -> dict[GapReason, Spans]:
         """Return the gaps, without the time that records cover if gaps may overlap them."""

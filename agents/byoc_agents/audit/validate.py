@@ -56,10 +56,10 @@ class CheckedPeriod(NamedTuple):
     end_ms: int
 
 
-def misplaced(usage: Usage, key: ObjectKey, start_ms: int) -> str:
+def find_misplacement(usage: Usage, key: ObjectKey, start_ms: int) -> str:
     """Return how a record contradicts its object's key; empty if it does not."""
     if key.shared:
-        return _misplaced_in_shared(usage, key, start_ms)
+        return _find_misplacement_in_shared(usage, key, start_ms)
     pod = usage.pod_uid or usage.replica
     says = (usage.organization_id, usage.service_id, pod, usage.epoch)
     named = (key.organization_id, key.service_id, key.pod, key.epoch)
@@ -72,7 +72,7 @@ def misplaced(usage: Usage, key: ObjectKey, start_ms: int) -> str:
     return ""
 
 
-def _misplaced_in_shared(usage: Usage, key: ObjectKey, start_ms: int) -> str:
+def _find_misplacement_in_shared(usage: Usage, key: ObjectKey, start_ms: int) -> str:
     if (says := (usage.organization_id, usage.service_id)) != key[:2]:
         return f"the record is of {says}"
     if rfc3339(start_ms)[:13] != f"{key.date}T{key.hour}":
@@ -121,10 +121,10 @@ def _sizes(usage: Usage) -> str:
         return "an elapsed time is negative"
     if usage.machine_cpus is not None and usage.machine_cpus < 1:
         return f"a machine of {usage.machine_cpus} CPUs"
-    return _resized(size) or _times(usage)
+    return _find_resize_problem(size) or _times(usage)
 
 
-def _resized(size: Allocated) -> str:
+def _find_resize_problem(size: Allocated) -> str:
     """Return how a size is not the smaller one of both ends of an unobserved change."""
     if (ends := size.resized) is None:
         return ""

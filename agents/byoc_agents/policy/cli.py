@@ -25,7 +25,7 @@ from byoc_agents.policy.drift import PolicyFinding, differences, matching
 from byoc_agents.policy.flows import ANYWHERE, NODE_LOCAL
 from byoc_agents.policy.inputs import Facts, Listener, Objects, Options, Rendered
 from byoc_agents.policy.manifest import DuplicateKeyError, documents
-from byoc_agents.policy.render import destinations_table, printed
+from byoc_agents.policy.render import destinations_table, print_rendered
 from byoc_agents.state.daemon import Settings as StateSettings
 
 
@@ -110,7 +110,7 @@ def main(argv: Sequence[str]) -> int:
         sys.stdout.write(_report(asked, found))
     else:
         found = []
-        text, more = printed(rendered, asked.format or COMMANDS[asked.command].form)
+        text, more = print_rendered(rendered, asked.format or COMMANDS[asked.command].form)
         sys.stdout.write(text)
         notes = [*more]
     for note in notes:

@@ -19,7 +19,7 @@ from byoc_agents.ledger.query import Filter, Send, events
 from byoc_agents.ledger.segments import Segments
 from byoc_agents.ledger.verify import LedgerVerdict, verify
 from byoc_agents.report import checkpoint
-from byoc_agents.report.bodies import kept, plain
+from byoc_agents.report.bodies import plain, read_kept
 from byoc_agents.report.cloudtrail import compare
 from byoc_agents.report.text import HEADING, color_verdict, event_text, trail_text, verdict_text
 
@@ -203,7 +203,7 @@ def _show_body(options: argparse.Namespace) -> int:
         return 2
     where = find_ledgers(options.directories, options.daemon)
     for event in events(where, _filter(options, options.id)):
-        body = kept(event) if isinstance(event, Send) else None
+        body = read_kept(event) if isinstance(event, Send) else None
         if body is not None:
             sys.stdout.buffer.write(body if options.raw else plain(body))
             sys.stdout.buffer.flush()

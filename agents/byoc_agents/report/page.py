@@ -21,7 +21,7 @@ from byoc_agents.app.cloudevents import Event, encode, rfc3339
 from byoc_agents.errors import ConfigError
 from byoc_agents.ledger.query import Filter, Send, events
 from byoc_agents.ledger.verify import LedgerVerdict
-from byoc_agents.report.bodies import events_in, kept
+from byoc_agents.report.bodies import events_in, read_kept
 from byoc_agents.report.summary import (
     DAY_MINUTES,
     Series,
@@ -232,7 +232,7 @@ def _check_bodies(
     stray: set[str] = set()
     damaged: list[str] = []
     for send in sends:
-        body = kept(send)
+        body = read_kept(send)
         if body is None:
             continue
         bodies += 1

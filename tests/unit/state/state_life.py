@@ -46,7 +46,7 @@ def readonly(second: int) -> bool:
 
 @dataclass(frozen=True)
 class Life:
-    """What one process does. Picklable."""
+    """The work of one process. Picklable."""
 
     directory: Path
     journal: Path  # one line an id of a transition, written when its commit has returned

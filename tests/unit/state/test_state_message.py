@@ -33,7 +33,7 @@ from byoc_agents.state.observation import (
     StateObservation,
 )
 from byoc_agents.state.summary import SummaryState, summarize
-from byoc_agents.state.thresholds import Now, ReasonCode, Thresholds
+from byoc_agents.state.thresholds import PollTime, ReasonCode, Thresholds
 
 WHO = StateIdentity(
     organization_id="org", service_id="svc", region="eu-west-1", heartbeat_seconds=60
@@ -56,7 +56,7 @@ def made(
     position: Position | None = None,
     replica: str = "r-0",
 ) -> Message:
-    now = Now(NOON_MS, 0)
+    now = PollTime(NOON_MS, 0)
     assessment, memory = assess(
         observation,
         Memory(state=ServiceState.RUNNING),
@@ -143,9 +143,9 @@ def test_a_message_has_state_reasons_and_position() -> None:
 
 
 def test_a_dead_servers_message_has_the_outcome_of_its_ping() -> None:
-    now = Now(NOON_MS, 0)
+    now = PollTime(NOON_MS, 0)
     _, memory = assess(DEAD, Memory(), Thresholds(), now)
-    assessment, memory = assess(DEAD, memory, Thresholds(), Now(NOON_MS + 2000, 2 * 10**9))
+    assessment, memory = assess(DEAD, memory, Thresholds(), PollTime(NOON_MS + 2000, 2 * 10**9))
     position = Position(epoch=7)
     message = state_message(
         WHO,
