@@ -55,10 +55,14 @@ class Recent:
 
 
 class Evidence:
-    """The evidence of all objects; if `partial`, an epoch need not begin with sequence 0."""
+    """The evidence of all objects; if `partial`, an epoch need not begin with sequence 0.
 
-    def __init__(self, *, partial: bool, recent_ids: int) -> None:
+    With `by_day` the sums of each replica are kept by UTC day.
+    """
+
+    def __init__(self, *, partial: bool, recent_ids: int, by_day: bool = False) -> None:
         self.partial = partial
+        self.by_day = by_day
         self.objects = 0
         self.records = 0
         self.findings = Findings()
@@ -76,7 +80,7 @@ class Evidence:
         self._pods[usage.organization_id, usage.service_id, pod] = usage.replica
         known = self.replicas.get(name)
         if known is None:
-            known = self.replicas[name] = ReplicaAudit(name)
+            known = self.replicas[name] = ReplicaAudit(name, by_day=self.by_day)
         return known
 
     def claim(self, key: ObjectKey) -> Claim:
