@@ -1,45 +1,140 @@
-"""A million records through the audit: what it remembers, and that one missing still shows."""
+"""A million records through the audit and `usage`: memory, time, and the totals of ClickHouse."""
 
+import json
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
 
+import chdb.session
 import psutil
 import pytest
 
 from byoc_agents.audit import Audit
+from byoc_agents.audit.readers import Hours, read_directory
 from byoc_agents.billing.record import UsageRecord
-from byoc_agents.delivery.sink import Message
 from lab.fakes.billing import Story, objects
+from tests.real.test_real_chdb import SQL, load, rows, statements, stored
 
 pytestmark = pytest.mark.real
 
-REPLICAS = 10
+REPLICAS = 10  # the last three are another service's
 OBJECTS = 334  # of each replica
-RECORDS = 300  # of each object
+RECORDS = 300  # of each object, at most
 MAX_BYTES = 24 * 1024**2  # the ids are 8 MiB, one object with its records and the imports the rest
+MAX_USAGE_BYTES = 64 * 1024**2  # of the whole process, Python included
+MAX_USAGE_SECONDS = 60.0  # of CPU: a machine that does other things as well needs longer
+# Runs `byoc-agents usage`, and prints the most memory that the process had and its CPU time.
+MEASURED = """
+import sys, time
+from byoc_agents.app.cli import main
+code = main(sys.argv[1:])
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+print(status["VmHWM"].split()[0], time.process_time(), file=sys.stderr)
+sys.exit(code)
+"""
 
 
-def interleaved() -> Iterator[Message]:
-    """Yield a million records, the pods' objects mixed as key order mixes them."""
-    stories = [Story(replica=f"r-{n}", pod_uid=f"uid-{n}", seed=n) for n in range(REPLICAS)]
-    for number in range(OBJECTS):
-        for story in stories:
-            yield from objects(told(story, skip=number == 200 and story.seed == 3), size=RECORDS)
+def told(story: Story, number: int) -> list[UsageRecord]:
+    """Return the records of one object, in which something may happen."""
+    if number == 200 and story.seed == 3:
+        return [story.measured() for _ in range(RECORDS)][:-1]  # one is missing
+    records = []
+    if number % 100 == 60:
+        records.append(story.lose_state(usec=3_000_000))
+    if number % 20 == 10:
+        records.append(story.gap("target_unreadable", usec=7_000_000))
+    if number % 50 == 30:
+        records.append(story.gap("target_restarted", period_ms=5_000))
+        story.restart()
+    return [*records, *(story.measured() for _ in range(RECORDS - len(records)))]
 
 
-def told(story: Story, *, skip: bool) -> list[UsageRecord]:
-    records = [story.measured() for _ in range(RECORDS)]
-    return records[:-1] if skip else records
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a directory with a million records; in key order the pods' objects are mixed."""
+    root = tmp_path_factory.mktemp("million")
+    for seed in range(REPLICAS):
+        story = Story(
+            service_id="service-1" if seed < REPLICAS - 3 else "service-2",
+            replica=f"r-{seed}",
+            pod_uid=f"uid-{seed}",
+            seed=seed,
+        )
+        for number in range(OBJECTS):
+            stored(root, objects(told(story, number), size=RECORDS))
+    return root
 
 
-def test_a_million_records_cost_24_mebibytes_at_most() -> None:
+def test_a_million_records_cost_24_mebibytes_at_most(directory: Path) -> None:
     """Measured as resident memory: what the decompressor and the allocator keep counts as well."""
     process, audit, most = psutil.Process(), Audit(), 0
     before = process.memory_info().rss
-    for message in interleaved():
-        audit.add(message.id, message.body)
+
+    def measure(_objects: int) -> None:
+        nonlocal most
         most = max(most, process.memory_info().rss - before)
+
+    read_directory(audit, directory, Hours(), measure)
     report = audit.report("")
     print(f"{most / 1024**2:.1f} MiB at most")
     assert report.records == REPLICAS * OBJECTS * RECORDS - 1
     assert report.counts == {"missing_sequence": 1}
     assert most < MAX_BYTES
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory, directory: Path) -> Iterator[Any]:
+    """Return a session with the million records in the billing team's table."""
+    session = chdb.session.Session(str(tmp_path_factory.mktemp("chdb")))
+    for statement in statements("table.sql"):
+        session.query(statement)
+    load(session, f"file(\n    '{directory}/v1/**/*.jsonl.{{zst,gz}}'")
+    yield session
+    session.close()
+
+
+def test_usage_of_a_million_records_is_that_of_the_table(directory: Path, table: Any) -> None:
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, "usage", str(directory), "--json"],
+        capture_output=True,
+        check=False,
+    )
+    kib, cpu_seconds = done.stderr.split()
+    print(
+        f"usage: {int(kib) / 1024:.1f} MiB at most, {float(cpu_seconds):.1f} s of CPU,"
+        f" {time.monotonic() - began:.1f} s"
+    )
+    assert done.returncode == 1
+    usage = json.loads(done.stdout, parse_float=Decimal)
+    assert usage["problems"] == {"missing_sequence": 1}
+    days = {(day["organization_id"], day["service_id"], day["date"]): day for day in usage["days"]}
+    assert len(days) > 2 * OBJECTS * RECORDS // 1440
+    totals = (SQL / "totals.sql").read_text().rstrip().rstrip(";")
+    found = rows(
+        table,
+        "SELECT organization_id, service_id, toString(toDate(minute)) date, sum(records) records,"
+        " sum(core_seconds) core_seconds, sum(byte_seconds) byte_seconds,"
+        " sum(allocated_core_seconds) allocated_core_seconds,"
+        " sum(allocated_byte_seconds) allocated_byte_seconds,"
+        " sum(measured_milliseconds) measured, sum(gap_milliseconds) gap"
+        f" FROM ({totals}) GROUP BY ALL ORDER BY ALL",
+    )
+    assert len(found) == len(days)
+    for row in found:
+        day = days[row["organization_id"], row["service_id"], row["date"]]
+        for name in (
+            *("records", "core_seconds", "byte_seconds"),
+            *("allocated_core_seconds", "allocated_byte_seconds"),
+        ):
+            assert Decimal(row[name]) == day[name], (row["date"], name)
+        assert Decimal(row["measured"]) == day["measured_seconds"] * 1000
+        gaps = sum(day["gap_seconds"].values()) + day["covered_gap_seconds"]
+        assert Decimal(row["gap"]) == gaps * 1000
+    assert sum(Decimal(row["gap"]) for row in found) > 0
+    assert int(kib) * 1024 <= MAX_USAGE_BYTES
+    assert float(cpu_seconds) <= MAX_USAGE_SECONDS

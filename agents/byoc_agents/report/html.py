@@ -12,7 +12,7 @@ from importlib import resources
 from typing import Any
 
 from byoc_agents.errors import ConfigError
-from byoc_agents.report.summary import DAY_MINUTES, Series, Span
+from byoc_agents.report.summary import DAY_MINUTES, Series, Span, outcome_class
 
 # The chart, in units of its SVG view box.
 WIDTH, HEIGHT = 520, 150
@@ -46,6 +46,7 @@ def make_environment(command: str, package: str = __package__) -> Any:
         "figure": lambda value, unit: FIGURES[unit](value),
         "minute": format_minute,
         "number": format_number,
+        "outcome": outcome_class,
         "plain": lambda text: text.replace("`", ""),
         "plural": format_plural,
         "size": format_size,
@@ -132,7 +133,8 @@ def layout_chart(series: Series, span: Span, base: int) -> dict[str, Any]:
         for part in (0.0, 0.5, 1.0)
     ]
     middle = round((LEFT + WIDTH - RIGHT) / 2)
-    places = ((0.0, LEFT, ""), (span.bars / 2, middle, "mid"), (span.bars, WIDTH - RIGHT, "end"))
+    last = span.bars - (span.step >= DAY_MINUTES)  # a date names its whole bar, a time its start
+    places = ((0.0, LEFT, ""), (span.bars / 2, middle, "mid"), (last, WIDTH - RIGHT, "end"))
     return {
         "width": WIDTH,
         "height": HEIGHT,

@@ -25,7 +25,6 @@ from byoc_agents.report.html import (
 from byoc_agents.report.summary import (
     Summary,
     Sums,
-    outcome_class,
     series_of,
     span_of,
     summarize,
@@ -59,7 +58,6 @@ def render_page(
     ConfigError if Jinja2 is not installed.
     """
     environment = make_environment("ledger report")
-    environment.filters["outcome"] = outcome_class
     environment.globals["series_of"] = series_of
     summary = summarize(events(ledgers, wanted))
     style, script = read_static("style.css"), read_static("report.js")
