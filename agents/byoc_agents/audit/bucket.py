@@ -20,17 +20,17 @@ from byoc_agents.billing.objects import MAX_BODY_BYTES, parse_key
 
 GETS_IN_FLIGHT = 16
 
-Connection = AbstractAsyncContextManager[Any]
+S3Connection = AbstractAsyncContextManager[Any]
 
 
-def s3_client(region: str | None) -> Connection:
+def s3_client(region: str | None) -> S3Connection:
     """Return an S3 client that botocore configures from the environment and its own files."""
-    client: Connection = get_session().create_client("s3", region_name=region)
+    client: S3Connection = get_session().create_client("s3", region_name=region)
     return client
 
 
 def read_url(
-    audit: Audit, url: str, hours: Hours, progress: Progress, connect: Callable[[], Connection]
+    audit: Audit, url: str, hours: Hours, progress: Progress, connect: Callable[[], S3Connection]
 ) -> None:
     """Audit all objects of `s3://BUCKET/PREFIX`. Blocks. Raises UnreadableError."""
     bucket, _, prefix = url.removeprefix(SCHEME).partition("/")

@@ -64,7 +64,7 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
         default=standard,
         metavar="DIRECTORY|s3://BUCKET/PREFIX",
         type=parse_target,
-        help="a state directory, whose ledgers keep the bodies of what was sent, or a place with "
+        help="a state directory, whose ledgers keep the bodies of the sends, or a place with "
         f"billing objects; default {variable}, now {standard}",
     )
     form = parser.add_mutually_exclusive_group()

@@ -147,7 +147,7 @@ def test_the_text_has_a_table_for_each_service(run: Run, tmp_path: Path) -> None
     assert lines[-1] == "OK: no missing, duplicate or damaged records"
 
 
-# What is read.
+# Sources.
 
 
 def test_archives_count_like_their_objects(run: Run, tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ async def test_since_and_until_choose_days(run: Run, tmp_path: Path) -> None:
             assert code == 0
 
 
-# What is wrong.
+# Problems.
 
 
 def test_damage_returns_1_and_is_shown(run: Run, tmp_path: Path) -> None:
