@@ -88,7 +88,7 @@ class Intake:
 
     def _record(self, record: UsageRecord, line: bytes, span: CheckedPeriod) -> None:
         usage = record.data
-        if detail := contradiction(record):
+        if detail := contradiction(record, span):
             self._spoil(usage)
             self._find("altered_record", usage, span, detail=detail)
         elif detail := misplaced(usage, self._name, span.start_ms):

@@ -72,15 +72,20 @@ class Evidence:
         self.service_objects: Counter[tuple[str, str]] = Counter()  # a shared one counts once
         self.streams: defaultdict[tuple[str, str, int], Claim] = defaultdict(Claim)
         self._pods: dict[tuple[str, str, str], str] = {}  # organization, service, pod -> replica
+        self._last: tuple[tuple[str, str, str, str], ReplicaAudit] | None = None
 
     def replica(self, usage: Usage) -> ReplicaAudit:
         """Return the evidence on the replica of a valid record."""
-        name = ReplicaName(usage.organization_id, usage.service_id, usage.replica)
         pod = usage.pod_uid or usage.replica
-        self._pods[usage.organization_id, usage.service_id, pod] = usage.replica
+        place = (usage.organization_id, usage.service_id, pod, usage.replica)
+        if self._last and place == self._last[0]:  # as a rule that of the record before
+            return self._last[1]
+        name = ReplicaName(usage.organization_id, usage.service_id, usage.replica)
+        self._pods[place[:3]] = usage.replica
         known = self.replicas.get(name)
         if known is None:
             known = self.replicas[name] = ReplicaAudit(name, by_day=self.by_day)
+        self._last = (place, known)
         return known
 
     def claim(self, key: ObjectKey) -> Claim:

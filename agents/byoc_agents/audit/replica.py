@@ -239,12 +239,18 @@ class ReplicaAudit:
 
     def lane(self, epoch: int) -> Lane:
         """Return the lane of an epoch."""
-        return self.lanes.setdefault(epoch, Lane())
+        found = self.lanes.get(epoch)
+        if found is None:
+            found = self.lanes[epoch] = Lane()
+        return found
 
     def timeline(self, usage: Usage) -> Timeline:
         """Return the timeline that a record belongs to."""
-        pod = usage.pod_uid or usage.replica
-        return self.timelines.setdefault((pod, usage.container_name), Timeline())
+        place = (usage.pod_uid or usage.replica, usage.container_name)
+        found = self.timelines.get(place)
+        if found is None:
+            found = self.timelines[place] = Timeline()
+        return found
 
     def sums_at(self, start_ms: int) -> UsageSums:
         """Return the sums of the records that start at a time."""
