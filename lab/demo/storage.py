@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from byoc_agents.audit import Audit, Report
-from byoc_agents.audit.readers import Hours, read_bucket
+from byoc_agents.audit.bucket import read_bucket
+from byoc_agents.audit.readers import Hours
 from byoc_agents.audit.validate import decode
 from byoc_agents.billing.objects import unseal
 from byoc_agents.billing.record import Usage

@@ -32,6 +32,9 @@ class Spans:
         """Add [start, end)."""
         if start >= end:
             return
+        if self._ends and start == self._ends[-1]:  # the usual case: the neighbor of the last one
+            self._ends[-1] = end
+            return
         low = bisect_left(self._ends, start)
         high = bisect_right(self._starts, end)
         if low < high:
@@ -42,7 +45,7 @@ class Spans:
 
     def overlap(self, start: int, end: int) -> list[Span]:
         """Return the parts of [start, end) that are in the set."""
-        if start >= end:
+        if start >= end or not self._ends or start >= self._ends[-1]:
             return []
         low = bisect_right(self._ends, start)
         high = bisect_left(self._starts, end)

@@ -41,9 +41,8 @@ def conclude(evidence: Evidence, target: str) -> Report:
         verdict = _Conclusion(evidence.findings, replica, own, partial=evidence.partial)
         epoch_ends += verdict.reach()
         for timeline in replica.timelines.values():
-            timeline.allocate(replica.sums)
-    counted = [r for r in replicas if r.sums.records or r.sums.excluded_records]
-    totals = [replica.sums.total(replica.name) for replica in counted]
+            timeline.settle(replica.sums_at)
+    totals = [replica.total() for replica in replicas if replica.sums]
     return Report(
         target=target,
         objects=evidence.objects,
