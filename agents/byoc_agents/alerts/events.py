@@ -145,7 +145,10 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
             "numbers may be missing."
         ),
     ]
-    interval_seconds: Annotated[float, describe("The next heartbeat comes within this time.")]
+    interval_seconds: Annotated[
+        float,
+        describe("The next heartbeat comes within this time. It is longer while nothing changes."),
+    ]
     stopping: Annotated[bool, describe("Whether this is the last one of a planned stop.")]
     last_notification_at: Annotated[
         str | None,
