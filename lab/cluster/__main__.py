@@ -51,6 +51,7 @@ def prepare() -> None:
         ("etcd, network plugins, iptables", parts.debian),
         ("kubectl, Helm", components.programs),
         ("LocalStack", install.localstack),
+        ("the Prometheus operator's definitions", parts.crds),
         ("images", parts.image_archive),
     ):
         started = time.monotonic()

@@ -6,14 +6,14 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lab.cluster import components
 from lab.cluster.components import Component
-from lab.cluster.machine import GROUPS, RUN
+from lab.cluster.machine import GROUPS, RUN, find_hierarchies
 from lab.real.parts.process import PartError
 from lab.real.scraper import eventually
 
@@ -28,11 +28,8 @@ class Cluster:
     """One running cluster. A command that fails raises PartError with all that it printed."""
 
     directory: Path
-    components: dict[str, Component] = field(default_factory=dict)
-
-    @property
-    def kubeconfig(self) -> Path:
-        return self.directory / "kubeconfig"
+    kubeconfig: Path
+    components: dict[str, Component] = field(default_factory=dict)  # none of another's cluster
 
     def kubectl(self, *arguments: str, given: str = "") -> str:
         """Run kubectl with `given` as standard input; return what it printed."""
@@ -99,9 +96,25 @@ class Cluster:
         events = self.attempt("kubectl", "-n", namespace, "get", *flags).stdout
         return pods + events[-4000:]
 
-    def kill(self, name: str) -> None:
-        """End a component with SIGKILL."""
-        self.components[name].end(signal.SIGKILL)
+    def kill(self, *names: str) -> None:
+        """End components with SIGKILL."""
+        for name in names:
+            self.components[name].end(signal.SIGKILL)
+
+    def start(self, *names: str) -> None:
+        """Start ended components again."""
+        for name in names:
+            self.components[name].start()
+
+    def end_processes(self, pods: Iterable[Manifest]) -> None:
+        """Kill every process of these pods at once, as a power cut of their node would."""
+        uids = [one["metadata"]["uid"] for one in pods]
+        for hierarchy in find_hierarchies():
+            for file in (hierarchy / os.environ[GROUPS]).rglob("cgroup.procs"):
+                if any(uid in str(file) for uid in uids):
+                    for pid in file.read_text().split():
+                        with suppress(ProcessLookupError):
+                            os.kill(int(pid), signal.SIGKILL)
 
     @contextmanager
     def forwarding(self, namespace: str, pod: str, port: int) -> Iterator[str]:
@@ -151,12 +164,10 @@ def running(report: Callable[[str], None]) -> Iterator[Cluster]:
 
     Raises PartError if they do not come up.
     """
-    if RUN not in os.environ:
-        raise PartError("not in a cluster's namespaces: expected `make cluster`")
     directory = Path(os.environ[RUN])
     started = time.monotonic()
     made = components.make(directory, os.environ[GROUPS])
-    cluster = Cluster(directory, made)
+    cluster = Cluster(directory, directory / "kubeconfig", made)
     for name in ("etcd", "kube-apiserver", "containerd"):
         made[name].start()
     eventually(lambda: components.socket(directory).exists(), START_SECONDS)

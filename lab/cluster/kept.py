@@ -8,12 +8,10 @@ from lab.cluster import world
 from lab.cluster.__main__ import report
 from lab.real.parts.process import PartError
 
-KEPT = "kept"  # a file that tells tests to use this cluster
 USE = """
 The cluster is up and the chart is installed. From another terminal, as root:
   {enter} kubectl get pods --all-namespaces
   {enter} helm list --namespace {namespace}
-Tests against it: {enter} .venv/bin/python -m pytest -m cluster tests/cluster
 Ctrl-C here takes it down.
 """
 
@@ -28,7 +26,6 @@ def main() -> int:
                 received.make()
             world.install_chart(cluster)
             world.wait_for_chart(cluster)
-            (cluster.directory / KEPT).touch()
             report(USE.format(enter=cluster.directory / "enter", namespace=world.NAMESPACE))
             signal.pause()
     except PartError as error:

@@ -5,6 +5,7 @@ CPUs. Only the stripped programs are kept, keyed by go.mod and go.sum.
 """
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -14,6 +15,7 @@ from pathlib import Path
 from lab.real.parts import docker, helm, images, install
 from lab.real.parts.docker import BASE, Engine
 from lab.real.parts.install import CACHE, ROOT
+from lab.real.parts.process import PartError
 
 GO = Path(__file__).with_name("go")
 VERSION = "v1.34.4"
@@ -25,6 +27,10 @@ LINKED = " ".join(
 COMMANDS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet")
 ROUTER = "github.com/cloudnativelabs/kube-router/v2/cmd/kube-router"
 DEBIAN = ("etcd-server", "containernetworking-plugins", "iptables", "ipset")
+OPERATOR = "github.com/prometheus-operator/prometheus-operator"
+OPERATOR_VERSION = "v0.85.0"
+OPERATOR_SUM = "h1:M5xLCLEoaW2IJfnuCwFzzpL+jSVQu3KGT84Pye+fW8s="  # of the module, as in a go.sum
+CRDS = ("podmonitors", "prometheusrules", "alertmanagerconfigs")
 HELM = helm.VERSIONS[-1]
 PAUSE = "byoc-test/pause:1"
 CLICKHOUSE = "clickhouse/clickhouse-server:25.8"  # the chart's default, here Debian's 18.16
@@ -66,6 +72,29 @@ def _build(directory: Path, package: str, program: Path, linked: str = "") -> No
         shutil.rmtree(cache, ignore_errors=True)
 
 
+def crds() -> Path:
+    """Return a directory with the definitions of the Prometheus operator's kinds that we use."""
+    place = CACHE / "monitoring-crds"
+    with install._once(place, OPERATOR_VERSION, OPERATOR_SUM, *CRDS) as missing:
+        if missing:
+            place.mkdir()
+            with tempfile.TemporaryDirectory() as name:
+                _copy_crds(Path(name), place)
+    return place
+
+
+def _copy_crds(directory: Path, place: Path) -> None:
+    *variables, go = install._go()
+    modules = f"GOMODCACHE={directory}"  # the module has 10 MB of which we want three files
+    asked = ["mod", "download", "-json", f"{OPERATOR}@{OPERATOR_VERSION}"]
+    module = json.loads(install._run(["env", *variables, modules, go, *asked], directory))
+    if module["Sum"] != OPERATOR_SUM:
+        raise PartError(f"{OPERATOR}: the sum is {module['Sum']}, pinned is {OPERATOR_SUM}")
+    for name in CRDS:
+        file = f"example/prometheus-operator-crd/monitoring.coreos.com_{name}.yaml"
+        shutil.copy(Path(module["Dir"]) / file, place)
+
+
 def debian() -> Path:
     """Return a directory with Debian's etcd, network plugins, iptables and ipset unpacked."""
     place = install._unpacked("cluster-debian", DEBIAN, CACHE / "cluster-archives")
@@ -95,18 +124,20 @@ def image_archive() -> Path:
 
     Made again when a source of the images has changed.
     """
-    place = CACHE / "cluster-images"
-    with install._once(place, _digest()) as missing:
-        if missing:
-            place.mkdir()
-            with docker.engine() as engine, tempfile.TemporaryDirectory() as name:
-                images.make(engine, Path(name))
-                _import_pause(engine, Path(name))
-                _build_clickhouse(engine, Path(name) / "clickhouse")
-                ours = [images.tag(target) for target in (*images.DAEMONS, images.ALL_IN_ONE)]
-                wanted = [*ours, BASE, PAUSE, CLICKHOUSE]
-                engine.said("save", "--output", str(place / "images.tar"), *wanted)
-    return place / "images.tar"
+    archive = CACHE / "cluster-images" / f"{_digest()}.tar"
+    if archive.exists():
+        return archive
+    shutil.rmtree(archive.parent, ignore_errors=True)  # older ones
+    archive.parent.mkdir(parents=True)
+    with docker.engine() as engine, tempfile.TemporaryDirectory() as name:
+        images.make(engine, Path(name))
+        _import_pause(engine, Path(name))
+        _build_clickhouse(engine, Path(name) / "clickhouse")
+        ours = [images.tag(target) for target in (*images.DAEMONS, images.ALL_IN_ONE)]
+        unfinished = archive.with_suffix(".part")
+        engine.said("save", "--output", str(unfinished), *ours, BASE, PAUSE, CLICKHOUSE)
+        unfinished.rename(archive)
+    return archive
 
 
 def _digest() -> str:

@@ -24,8 +24,13 @@ for port in map(int, sys.argv[2:]):
 print(json.dumps(found))
 """
 LISTEN = """
-import socket, sys, time
-listeners = [socket.create_server(("", int(port))) for port in sys.argv[1:]]
+import errno, socket, sys, time
+listeners = []
+for port in map(int, sys.argv[1:]):
+    try:
+        listeners.append(socket.create_server(("", port)))
+    except OSError as error:  # a newer ClickHouse than that of `make cluster` does already
+        assert error.errno == errno.EADDRINUSE, error
 print("listening", flush=True)
 time.sleep(86400)
 """

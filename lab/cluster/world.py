@@ -2,7 +2,6 @@
 
 import json
 import secrets
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,12 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import yaml
 from botocore.config import Config
 from botocore.session import get_session
 
 from lab.cluster import components
 from lab.cluster.cluster import Cluster, Manifest, is_ready
-from lab.real.parts import install
+from lab.real.parts import images, install
 from lab.real.parts.docker import BASE
 from lab.real.parts.install import ROOT
 from lab.real.parts.localstack import CREDENTIALS, REGION
@@ -43,13 +43,16 @@ RESTRICTED_CONTAINER = {
     "seccompProfile": {"type": "RuntimeDefault"},
 }
 DAEMONS = {"billing-scraper", "state-exporter", "alert-forwarder"}
+RECEIVER = ("__init__", "receiver")  # the modules that it is made of
 VOLUMES = 24
 RESOLVER_SCRIPT = Path(__file__).with_name("resolver.py")
 
 
 def prepare(cluster: Cluster) -> None:
     """Make everything that is there before the chart; return when all of it is ready."""
-    _start_resolver(cluster)
+    if cluster.components:  # of `make cluster`; other clusters have a resolver and volumes
+        _start_resolver(cluster)
+        cluster.apply(_volumes(cluster.directory))
     labels = {NAMESPACE: RESTRICTED}
     cluster.apply(
         {
@@ -59,8 +62,8 @@ def prepare(cluster: Cluster) -> None:
         }
         for name in NAMESPACES
     )
-    cluster.apply(_volumes(cluster.directory))
-    cluster.apply([*_secrets(), *_localstack(), *_control_plane(), *_clients()])
+    localstack = _installed_localstack() if cluster.components else _localstack_of_an_image()
+    cluster.apply([*_secrets(), *localstack, *_control_plane(), *_clients()])
     for namespace in NAMESPACES[1:]:
         cluster.wait_ready(namespace)
     cluster.wait_ready(NAMESPACE, "client")
@@ -269,9 +272,24 @@ def _secrets() -> Iterator[Manifest]:
         yield {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": content}
 
 
-def _localstack() -> Iterator[Manifest]:
+def _installed_localstack() -> Iterator[Manifest]:
+    """Yield LocalStack as the real part of this machine, which no registry is needed for."""
     python = install.localstack()
     command = [str(python.parent.resolve() / python.name), "-m", "localstack.runtime.main"]
+    pod = _localstack(BASE, command)
+    _mount(pod, python.parent.parent.resolve(), python.resolve().parents[1])
+    return _with_service(pod, 4566)
+
+
+def _localstack_of_an_image() -> Iterator[Manifest]:
+    """Yield LocalStack from the registry, at the version of `localstack/compose.yaml`."""
+    services = yaml.safe_load((ROOT / "localstack" / "compose.yaml").read_text())["services"]
+    pod = _localstack(services["localstack"]["image"], [])
+    pod["spec"]["containers"][0]["securityContext"] = {}
+    return _with_service(pod, 4566)
+
+
+def _localstack(image: str, command: list[str]) -> Manifest:
     pod = _pod("localstack", "localstack", command, 4566, "/_localstack/health")
     (container,) = pod["spec"]["containers"]
     settings = {
@@ -286,22 +304,32 @@ def _localstack() -> Iterator[Manifest]:
         "SQS_ENDPOINT_STRATEGY": "path",
     }
     container["env"] = [{"name": name, "value": value} for name, value in settings.items()]
-    _mount(pod, python.parent.parent.resolve(), _base(python))
-    return _with_service(pod, 4566)
+    container["image"] = image
+    return pod
 
 
 def _control_plane() -> Iterator[Manifest]:
-    """Yield the reference receiver, run from this checkout."""
-    python = Path(sys.executable)
-    command = [str(python), "-m", "lab.receiver", "--host=0.0.0.0", "--port=8080"]
+    """Yield the reference receiver, in the image of a daemon, whose packages it needs."""
+    files = {f"{name}.py": (ROOT / "lab" / f"{name}.py").read_text() for name in RECEIVER}
+    metadata = {"name": "receiver", "namespace": "control-plane"}
+    yield {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": files}
+    command = ["python3", "-m", "lab.receiver", "--host=0.0.0.0", "--port=8080"]
     command += [f"--{name}-file=/secrets/{name}" for name in ("token", "signing-secret")]
     pod = _pod("control-plane", "control-plane", command, 8080, "/")
     (container,) = pod["spec"]["containers"]
-    container["workingDir"] = str(ROOT)
-    _mount(pod, ROOT, _base(python))
-    container["volumeMounts"].append({"name": "secrets", "mountPath": "/secrets"})
-    pod["spec"]["volumes"].append({"name": "secrets", "secret": {"secretName": "byoc-alerts"}})
-    return _with_service(pod, 8080)
+    container["image"] = images.tag("alert-forwarder")
+    container["env"] = [
+        {"name": "PYTHONPATH", "value": "/opt/byoc-agents/code:/opt/byoc-agents/lib:/srv"}
+    ]
+    container["volumeMounts"] = [
+        {"name": "secrets", "mountPath": "/secrets"},
+        {"name": "receiver", "mountPath": "/srv/lab"},
+    ]
+    pod["spec"]["volumes"] = [
+        {"name": "secrets", "secret": {"secretName": "byoc-alerts"}},
+        {"name": "receiver", "configMap": {"name": "receiver"}},
+    ]
+    yield from _with_service(pod, 8080)
 
 
 def _clients() -> Iterator[Manifest]:
@@ -325,10 +353,11 @@ def _pod(
         "name": name,
         "image": BASE,
         "imagePullPolicy": "Never",
-        "command": command,
         "securityContext": {**RESTRICTED_CONTAINER, "runAsUser": 1000},
         "volumeMounts": [],
     }
+    if command:
+        container["command"] = command
     if name == "resolver":
         container["securityContext"] = {}  # port 53
     if ready_path:
@@ -360,11 +389,6 @@ def _mount(pod: Manifest, *paths: Path) -> None:
         container["volumeMounts"].append(mount)
         host = {"path": str(path), "type": "Directory"}
         pod["spec"]["volumes"].append({"name": f"host-{number}", "hostPath": host})
-
-
-def _base(python: Path) -> Path:
-    """Return the installation that a virtual environment's interpreter is from."""
-    return python.resolve().parents[1]
 
 
 def _with_service(pod: Manifest, port: int) -> Iterator[Manifest]:

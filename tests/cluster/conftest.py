@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,9 @@ from lab.cluster import cluster as cluster_part
 from lab.cluster import world
 from lab.cluster.__main__ import report
 from lab.cluster.cluster import Cluster
-from lab.cluster.kept import KEPT
 from lab.cluster.machine import RUN
 from lab.cluster.world import Received
+from lab.real.parts.process import PartError
 
 HERE = Path(__file__).parent
 
@@ -26,13 +27,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
-    """Start a cluster with all that the chart needs, or use one that was kept."""
-    directory = Path(os.environ.get(RUN, ""))
-    if (directory / KEPT).exists():
-        yield Cluster(directory)
-        return
-    with cluster_part.running(report) as made:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Start a cluster with all that the chart needs, or use that of KUBECONFIG, such as kind's."""
+    with ExitStack() as stack:
+        if RUN in os.environ:
+            made = stack.enter_context(cluster_part.running(report))
+        elif kubeconfig := os.environ.get("KUBECONFIG"):
+            made = Cluster(tmp_path_factory.mktemp("cluster"), Path(kubeconfig))
+        else:
+            raise PartError("no cluster: expected `make cluster`, or KUBECONFIG to name one")
         world.prepare(made)
         report("LocalStack, the control plane and the clients are ready")
         with world.receiving(made) as received:
