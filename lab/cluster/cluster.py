@@ -29,7 +29,7 @@ class Cluster:
 
     directory: Path
     kubeconfig: Path
-    components: dict[str, Component] = field(default_factory=dict)  # none of another's cluster
+    components: dict[str, Component] = field(default_factory=dict, repr=False)  # none if not ours
 
     def kubectl(self, *arguments: str, given: str = "") -> str:
         """Run kubectl with `given` as standard input; return what it printed."""

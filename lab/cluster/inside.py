@@ -28,6 +28,13 @@ def prepare(directory: Path) -> None:
     """Make the node's network, and mounts that the kubelet may share with containers."""
     run = subprocess.check_call
     run(["mount", "--make-rshared", "/"])
+    # runc, the network plugins, iptables and the kubelet keep files there, wherever they are run.
+    run(["mount", "-t", "tmpfs", "tmpfs", "/run"])
+    upper, work = directory / "var", directory / "var-work"
+    upper.mkdir()
+    work.mkdir()
+    layers = f"lowerdir=/var,upperdir={upper},workdir={work}"
+    run(["mount", "-t", "overlay", "overlay", "-o", layers, "/var"])
     for name, value in TUNABLES.items():
         copy = directory / "tunables" / name
         copy.parent.mkdir(parents=True, exist_ok=True)

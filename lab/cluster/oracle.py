@@ -43,7 +43,7 @@ class Billing:
 
 
 def billing(received: Received) -> Billing:
-    """Return what was billed. Raises AssertionError if a sequence or a second is missing."""
+    """Return records and report. Raises AssertionError if a sequence or a second is missing."""
     records = usages(received.bucket.objects())
     epochs: dict[tuple[str, int], list[Usage]] = defaultdict(list)
     for record in records:

@@ -29,7 +29,7 @@ BUCKET, QUEUE = "usage", "state.fifo"
 KEYS = "\n".join(["[default]", *(f"{name} = {value}" for name, value in CREDENTIALS.items()), ""])
 # The namespaces of the pages: of ClickHouse, of LocalStack, of the control plane, of Prometheus.
 NAMESPACES = (NAMESPACE, "localstack", "control-plane", "monitoring")
-RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
+RESTRICTED = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
 ALERTS = {
     "token": "control",
     "signing-secret": "whsec_" + "A" * 32,

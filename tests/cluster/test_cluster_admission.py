@@ -1,6 +1,7 @@
 """Every example of the chart is accepted by a real API server, in a namespace `restricted`."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,17 +17,36 @@ pytestmark = pytest.mark.cluster
 EVERY = [*render.CI, *render.EXAMPLES]
 NAMES = [f"{one.parent.name}-{render.name(one)}" for one in EVERY]
 # Kinds whose definitions no registry has; tests/real/test_real_chart_manifests.py has schemas.
+PLACED = render.CHART / "ci" / "placed-values.yaml"
 FOREIGN = {"cilium.io", "networking.istio.io", "clickhouse.altinity.com"}
+
+
+def priorities() -> list[Manifest]:
+    """Return the priorities that an example names."""
+    names = set(re.findall(r"priorityClassName: (\w+)", PLACED.read_text()))
+    kind = {"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "value": 1000}
+    return [kind | {"metadata": {"name": name}} for name in sorted(names)]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def definitions(cluster: Cluster) -> Iterator[None]:
     """Define the Prometheus operator's kinds, as the operator's own manifests do."""
+    cluster.apply(priorities())
     files = [argument for path in sorted(parts.crds().iterdir()) for argument in ("-f", str(path))]
     cluster.kubectl("apply", "--server-side", *files)
-    cluster.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+    cluster.wait(lambda: len(established(cluster)) == len(parts.CRDS), "the definitions")
     yield
     cluster.kubectl("delete", *files)
+
+
+def established(cluster: Cluster) -> list[str]:
+    """Return the kinds that are defined and served."""
+    return [
+        one["metadata"]["name"]
+        for one in cluster.items("customresourcedefinitions", NAMESPACE)
+        for condition in one.get("status", {}).get("conditions") or []
+        if condition["type"] == "Established" and condition["status"] == "True"
+    ]
 
 
 def native(documents: list[Manifest]) -> list[Manifest]:
@@ -47,7 +67,8 @@ def test_a_pod_that_is_not_restricted_is_a_warning(cluster: Cluster) -> None:
     """The control of the test before."""
     documents = native(render.manifests(render.CHART / "ci" / "default-values.yaml"))
     (found,) = [one for one in documents if one["kind"] == "StatefulSet"]
-    del found["spec"]["template"]["spec"]["containers"][0]["securityContext"]["seccompProfile"]
+    container, *_ = found["spec"]["template"]["spec"]["containers"]
+    container["securityContext"]["allowPrivilegeEscalation"] = True
     said = cluster.apply([found], "--dry-run=server", "-n", NAMESPACE)
     assert "would violate PodSecurity" in said
 
@@ -76,7 +97,7 @@ def test_a_wrong_field_is_refused(cluster: Cluster, tmp_path: Path) -> None:
     values = tmp_path / "values.json"
     values.write_text(json.dumps({**world.values(), "monitoring": MONITORING}))
     rendered = render.manifests(values)
-    (monitor,) = [one for one in rendered if one["kind"] == "PodMonitor"]
+    monitor, *_ = [one for one in rendered if one["kind"] == "PodMonitor"]
     monitor["spec"]["podMetricsEndpoints"][0]["intervall"] = "30s"
     with pytest.raises(Exception, match="intervall"):
         cluster.apply([monitor], "--validate=strict", "--dry-run=server", "-n", NAMESPACE)

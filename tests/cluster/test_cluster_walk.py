@@ -92,7 +92,7 @@ def test_the_policies_let_through_what_they_name_and_nothing_else(cluster: Clust
 
 
 def test_without_policies_everything_is_open(cluster: Cluster) -> None:
-    """The control of the test before: what was refused is reached when the policies are off."""
+    """The control of the test before: refused ports are reached when the policies are off."""
     values = world.write_values(cluster, {"networkPolicy": {"enabled": False}})
     cluster.helm("upgrade", RELEASE, str(world.CHART), "-n", NAMESPACE, "-f", str(values))
     world.wait_for_chart(cluster)
