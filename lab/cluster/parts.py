@@ -133,7 +133,7 @@ def image_archive() -> Path:
         images.make(engine, Path(name))
         _import_pause(engine, Path(name))
         _build_clickhouse(engine, Path(name) / "clickhouse")
-        ours = [images.tag(target) for target in (*images.DAEMONS, images.ALL_IN_ONE)]
+        ours = [images.tag(target) for target in images.DAEMONS]
         unfinished = archive.with_suffix(".part")
         engine.said("save", "--output", str(unfinished), *ours, BASE, PAUSE, CLICKHOUSE)
         unfinished.rename(archive)

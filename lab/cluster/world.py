@@ -5,7 +5,7 @@ import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,8 @@ def prepare(cluster: Cluster) -> None:
         }
         for name in NAMESPACES
     )
+    for name in NAMESPACES:  # a pod needs the account that a controller makes
+        cluster.wait(partial(cluster.items, "serviceaccounts", name), f"an account in {name}")
     localstack = _installed_localstack() if cluster.components else _localstack_of_an_image()
     cluster.apply([*_secrets(), *localstack, *_control_plane(), *_clients()])
     for namespace in NAMESPACES[1:]:
@@ -277,6 +279,9 @@ def _installed_localstack() -> Iterator[Manifest]:
     python = install.localstack()
     command = [str(python.parent.resolve() / python.name), "-m", "localstack.runtime.main"]
     pod = _localstack(BASE, command)
+    (container,) = pod["spec"]["containers"]
+    for name in ("FILESYSTEM_ROOT", "LOCALSTACK_VOLUME_DIR", "XDG_CACHE_HOME"):
+        container["env"].append({"name": name, "value": "/tmp/localstack"})
     _mount(pod, python.parent.parent.resolve(), python.resolve().parents[1])
     return _with_service(pod, 4566)
 

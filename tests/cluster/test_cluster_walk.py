@@ -53,7 +53,7 @@ def test_all_three_streams_arrive(cluster: Cluster, received: Received) -> None:
 
     cluster.wait(received.bucket.writes, "usage records", NAMESPACE)
     cluster.wait(state, "state of ClickHouse", NAMESPACE)
-    post_alerts(cluster, NAMESPACE, "alertmanager")
+    post_alerts(cluster, "monitoring", "alertmanager")
     cluster.wait(
         lambda: any(one.get("type") == "byoc.alert.v1" for one in received.events()),
         "alerts at the control plane",
