@@ -52,7 +52,7 @@ class Engineer(Document, frozen=True, kw_only=True):
     name: Annotated[str, msgspec.Meta(max_length=100)]
 
 
-class Cause(Document, frozen=True, kw_only=True):
+class Justification(Document, frozen=True, kw_only=True):
     """Why access is requested."""
 
     kind: Literal["incident", "maintenance", "question", "break_glass"]
@@ -79,7 +79,7 @@ class AccessRequest(Document, frozen=True, kw_only=True):
     role: Identifier  # a name of the customer's policy, never SQL
     endpoints: Annotated[tuple[Identifier, ...], msgspec.Meta(min_length=1, max_length=8)]
     engineer: Engineer
-    reason: Cause
+    reason: Justification
     vendor_approval: VendorApproval
     csr: Annotated[str, msgspec.Meta(max_length=MAX_CSR_CHARACTERS)]  # PEM
 

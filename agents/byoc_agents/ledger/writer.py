@@ -19,7 +19,16 @@ from byoc_agents.durable.files import Disk
 from byoc_agents.durable.worker import GroupCommitWorker
 from byoc_agents.errors import LedgerError
 from byoc_agents.ledger.chain import MIN_BYTES, Chain, Entry
-from byoc_agents.ledger.format import SUPPRESSED, Refused, clean, intent_of, receipt_of
+from byoc_agents.ledger.format import (
+    FORMAT,
+    FORMAT_WITH_FACTS,
+    SUPPRESSED,
+    FactLine,
+    Refused,
+    clean,
+    intent_of,
+    receipt_of,
+)
 from byoc_agents.ledger.recent import unfinished_batch
 from byoc_agents.ledger.tree import TreeHead
 
@@ -38,6 +47,12 @@ class _WriteRequest(NamedTuple):
     intent: int = 0  # 0 for an intent
     batch: Sequence[Message] = ()
     outcomes: Sequence[Outcome] = ()
+    fact: FactLine | None = None
+
+    @property
+    def has_line(self) -> bool:
+        """Whether it writes a line of its own."""
+        return bool(self.batch) or self.fact is not None
 
 
 class FileLedger:
@@ -59,14 +74,23 @@ class FileLedger:
         keep_bodies: bool = False,
         expected: str = "",
         disk: Disk | None = None,
+        facts: bool = False,
     ) -> None:
-        """Open nothing yet. `expected` is a head that the ledger must have: SIZE ROOT, or ""."""
+        """Open nothing yet. `expected` is a head that the ledger must have: SIZE ROOT, or "".
+
+        `facts` is for a ledger that `fact` is called on.
+        """
         if max_bytes < MIN_BYTES:
             raise ValueError(f"max_bytes is {max_bytes}; expected at least {MIN_BYTES}")
         self.directory = directory
         self._file = _LedgerFile(
             Chain(
-                directory, clock=clock, max_bytes=max_bytes, disk=disk or Disk(), expected=expected
+                directory,
+                clock=clock,
+                max_bytes=max_bytes,
+                disk=disk or Disk(),
+                expected=expected,
+                line_format=FORMAT_WITH_FACTS if facts else FORMAT,
             ),
             clock,
             keep=keep_bodies,
@@ -120,6 +144,14 @@ class FileLedger:
         power cut takes is stated as unknown at the next start.
         """
         await self._worker.ask(_WriteRequest(intent=intent, batch=batch, outcomes=outcomes))
+
+    async def fact(self, line: FactLine) -> int:
+        """Write a fact, durably, and return the number of the line. Waits for one fsync.
+
+        Raises LedgerError: then the fact must not take effect. After a cancellation it is unknown
+        whether the line was written.
+        """
+        return int(await self._worker.ask(_WriteRequest(fact=line)))
 
     def record_refusal(self, reason: str, detail: str) -> None:
         """Record a refusal of the egress gate. From any thread; never blocks, never raises.
@@ -188,7 +220,7 @@ class _LedgerFile:
     def _append(
         self, group: Sequence[_WriteRequest], refusals: Sequence[Refused]
     ) -> list[int | LedgerError]:
-        lines = [request for request in group if request.batch]
+        lines = [request for request in group if request.has_line]
         numbers: list[int] | None = []
         if lines or refusals:
             numbers = self._attempt(
@@ -200,9 +232,11 @@ class _LedgerFile:
             self.refusals.give_back(sum(line.count() for line in refusals))
             return [LedgerError(self.last_error)] * len(group)
         written = iter(numbers)
-        return [next(written) if request.batch else 0 for request in group]
+        return [next(written) if request.has_line else 0 for request in group]
 
     def _entry(self, request: _WriteRequest) -> Entry:
+        if request.fact is not None:
+            return Entry(request.fact)
         if request.destination:
             line = intent_of(request.destination, request.batch, self._kept_bytes)
             return Entry(line, request.batch if self._kept_bytes >= 0 else ())

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from byoc_agents.access import documents
 from byoc_agents.access.documents import AccessRequest, Approval, utc_text
 from byoc_agents.access.envelope import VerifyingKey, sign
+from byoc_agents.access.machine import GivenApproval, Grant, State
 from byoc_agents.access.policy import Policy, load_policy
 from lab.fakes.core import START_MS
 
@@ -134,3 +135,27 @@ def approval_envelope(
     }
     approval = msgspec.convert(fields | changes, Approval)
     return sign(documents.APPROVAL, msgspec.json.encode(approval), [(key_id, key)])
+
+
+def grant_of(state: State, **changes: Any) -> Grant:
+    """Return a grant that was approved by one person, and opened at START_MS if it is open."""
+    envelope = request_envelope()
+    payload = msgspec.json.encode(request_fields())
+    grant = Grant(
+        id=GRANT_ID,
+        state=state,
+        since_ms=START_MS - 1000,
+        envelope=envelope,
+        payload=payload,
+        payload_sha256=documents.sha256(payload),
+        vendor_keys=("vendor-1",),
+        role="system-reader",
+        duration_seconds=3600,
+        lapses_ms=START_MS + 4 * HOUR_MS,
+        policy_sha256="0" * 64,
+        approvals=(GivenApproval(by="sec-1", at_ms=START_MS),),
+        end_ms=START_MS + HOUR_MS,
+        end_boot_ns=5 * 10**12 + 3600 * 10**9,
+        boot_id="boot-1",
+    )
+    return msgspec.structs.replace(grant, **changes)
