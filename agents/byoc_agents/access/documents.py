@@ -23,10 +23,8 @@ MAX_PENDING_SECONDS = 4 * 86400  # Azure's Customer Lockbox: a request lapses af
 MAX_CSR_CHARACTERS = 4096
 
 # RFC 9562, version 7: the time of its creation is part of it.
-GrantId = Annotated[
-    str,
-    msgspec.Meta(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\Z"),
-]
+UUID7 = r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
+GrantId = Annotated[str, msgspec.Meta(pattern=rf"^{UUID7}\Z")]
 Identifier = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@:-]{0,63}\Z")]
 Ticket = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._:-]{1,64}\Z")]
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]

@@ -178,7 +178,8 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     opened_ms: int = 0  # 0 = never
     closed_ms: int = 0  # when no replica had the user any more; 0 = not yet
     certificate: str = ""  # PEM
-    touched: tuple[str, ...] = ()  # replicas on which the user may exist
+    replicas: tuple[str, ...] = ()  # on which the user was created, or may have been
+    touched: tuple[str, ...] = ()  # those of them on which it may still exist
     forgotten: tuple[str, ...] = ()  # replicas that the customer has declared gone
 
     @property

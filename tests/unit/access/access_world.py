@@ -71,7 +71,6 @@ def policy_text(**changes: Any) -> str:
             "system-metrics": {"clickhouse_role": "byoc_access_metrics", "max_duration": "30m"},
             "system-reader": {"clickhouse_role": "byoc_access_reader"},
             "query-text": {"clickhouse_role": "byoc_access_text", "approvals_needed": 2},
-            "kubernetes-view": {"endpoints": ["kubernetes"]},
         },
     }
     kept = {key: value for key, value in (fields | changes).items() if value is not None}
