@@ -135,7 +135,7 @@ def image_archive() -> Path:
         _build_clickhouse(engine, Path(name) / "clickhouse")
         ours = [images.tag(target) for target in images.DAEMONS]
         unfinished = archive.with_suffix(".part")
-        engine.said("save", "--output", str(unfinished), *ours, BASE, PAUSE, CLICKHOUSE)
+        engine.output("save", "--output", str(unfinished), *ours, BASE, PAUSE, CLICKHOUSE)
         unfinished.rename(archive)
     return archive
 
@@ -157,7 +157,7 @@ def _import_pause(engine: Engine, directory: Path) -> None:
     install._run(["env", *variables, go, *build], GO / "pause")
     install._run(["tar", "-cf", "pause.tar", "pause"], directory)
     change = '--change=ENTRYPOINT ["/pause"]'
-    engine.said("import", change, str(directory / "pause.tar"), PAUSE)
+    engine.output("import", change, str(directory / "pause.tar"), PAUSE)
 
 
 def _build_clickhouse(engine: Engine, directory: Path) -> None:

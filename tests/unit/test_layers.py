@@ -9,7 +9,7 @@ import pytest
 import byoc_agents
 
 PACKAGE = Path(byoc_agents.__file__).parent
-DAEMONS = ("billing", "state", "alerts")
+DAEMONS = ("billing", "state", "alerts", "access")
 TOGETHER = {"app", "policy", "schema"}  # they know several daemons
 WIRING = {"certificate", "context", "daemon", "http_server"}
 # Modules of `app` that every layer may import.

@@ -134,10 +134,21 @@ class Chain:
     cut, and the tree up to it. They never go back, so they can be pinned.
     """
 
-    def __init__(
-        self, directory: Path, *, clock: Clock, max_bytes: int, disk: Disk, expected: str = ""
+    def __init__(  # noqa: PLR0913  the directory, its limits, and the seams for tests
+        self,
+        directory: Path,
+        *,
+        clock: Clock,
+        max_bytes: int,
+        disk: Disk,
+        expected: str = "",
+        line_format: int = FORMAT,
     ) -> None:
-        """Open nothing yet. `expected` is a size and root that the ledger must have, or ""."""
+        """Open nothing yet. `expected` is a size and root that the ledger must have, or "".
+
+        New files are written in `line_format`.
+        """
+        self._format = line_format
         self.mismatch: Literal["lost", "older"] | None = None
         self._expected = expected
         self.segments = Segments(directory, disk)
@@ -350,7 +361,7 @@ class Chain:
         unknown = {line.intent for line in self._pending if isinstance(line, Unknown)}
         flying = tuple(sorted({*self._open, *unknown}))
         first = Segment(
-            format=FORMAT,
+            format=self._format,
             version=__version__,
             segment=number,
             open=flying,

@@ -1,4 +1,7 @@
-"""The format of a ledger line. This file defines format 1.
+"""The format of a ledger line. This file defines formats 1 and 2.
+
+Format 2 adds the lines `fact`, which only the access broker writes. The ledgers of all other
+daemons are in format 1.
 
 A line is one JSON object and a line end. `previous` is the SHA-256 of the line before it, in hex,
 over its bytes without the line end; so a line's own hash can be computed by anyone with sha256sum.
@@ -18,10 +21,19 @@ from byoc_agents.errors import SendError
 from byoc_agents.ledger.tree import TreeHead
 
 FORMAT = 1
+FORMAT_WITH_FACTS = 2
+FORMATS = (FORMAT, FORMAT_WITH_FACTS)  # that this version reads and writes
 GENESIS = "0" * 64
 MAX_TEXT = 300  # characters of a text from others: a detail, a reference
 SUPPRESSED = "suppressed"  # reason of a line that only counts refusals
-DURABLE = ("segment", "intent", "unknown", "removed", "recovered")  # kinds followed by an fsync
+DURABLE = (
+    "segment",
+    "intent",
+    "unknown",
+    "removed",
+    "recovered",
+    "fact",
+)  # kinds followed by an fsync
 
 UnknownWhy = Literal[
     "crash",  # found without an outcome at a start
@@ -150,7 +162,17 @@ class Recovered(Line, frozen=True, kw_only=True, tag_field="kind", tag="recovere
     expected: str = ""  # `lost`, `older`: size and root that the spool knows
 
 
-LedgerLine = Segment | Intent | ReceiptLine | Unknown | Refused | Removed | Recovered
+class FactLine(Line, frozen=True, kw_only=True, tag_field="kind", tag="fact"):
+    """A decision or a step of the access broker. Durable before it takes effect."""
+
+    fact: str  # what happens: a state of a grant, or another step
+    subject: str  # the grant's id, or "" if the line is about no grant
+    reason: str = ""
+    detail: dict[str, str] = {}  # further values, bounded by the writer
+    sha256: dict[str, str] = {}  # name -> digest of each document that belongs to it
+
+
+LedgerLine = Segment | Intent | ReceiptLine | Unknown | Refused | Removed | Recovered | FactLine
 
 _ENCODER = msgspec.json.Encoder()
 _DECODER: msgspec.json.Decoder[LedgerLine] = msgspec.json.Decoder(LedgerLine)

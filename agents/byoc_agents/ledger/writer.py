@@ -19,7 +19,16 @@ from byoc_agents.durable.files import Disk
 from byoc_agents.durable.worker import GroupCommitWorker
 from byoc_agents.errors import LedgerError
 from byoc_agents.ledger.chain import MIN_BYTES, Chain, Entry
-from byoc_agents.ledger.format import SUPPRESSED, Refused, clean, intent_of, receipt_of
+from byoc_agents.ledger.format import (
+    FORMAT,
+    FORMAT_WITH_FACTS,
+    SUPPRESSED,
+    FactLine,
+    Refused,
+    clean,
+    intent_of,
+    receipt_of,
+)
 from byoc_agents.ledger.recent import unfinished_batch
 from byoc_agents.ledger.tree import TreeHead
 
@@ -52,7 +61,15 @@ class _RefusalsRequest(NamedTuple):
     batch: Sequence[Message] = ()
 
 
-_WriteRequest = _IntentRequest | _ReceiptRequest | _RefusalsRequest
+class _FactRequest(NamedTuple):
+    """A fact line to write."""
+
+    line: FactLine
+    batch: Sequence[Message] = ()
+
+
+_LineRequest = _IntentRequest | _ReceiptRequest | _FactRequest
+_WriteRequest = _LineRequest | _RefusalsRequest
 
 
 class FileLedger:
@@ -74,14 +91,23 @@ class FileLedger:
         keep_bodies: bool = False,
         expected: str = "",
         disk: Disk | None = None,
+        facts: bool = False,
     ) -> None:
-        """Open nothing yet. `expected` is a head that the ledger must have: SIZE ROOT, or ""."""
+        """Open nothing yet. `expected` is a head that the ledger must have: SIZE ROOT, or "".
+
+        `facts` is for a ledger that `fact` is called on.
+        """
         if max_bytes < MIN_BYTES:
             raise ValueError(f"max_bytes is {max_bytes}; expected at least {MIN_BYTES}")
         self.directory = directory
         self._file = _LedgerFile(
             Chain(
-                directory, clock=clock, max_bytes=max_bytes, disk=disk or Disk(), expected=expected
+                directory,
+                clock=clock,
+                max_bytes=max_bytes,
+                disk=disk or Disk(),
+                expected=expected,
+                line_format=FORMAT_WITH_FACTS if facts else FORMAT,
             ),
             clock,
             keep=keep_bodies,
@@ -135,6 +161,14 @@ class FileLedger:
         power cut takes is stated as unknown at the next start.
         """
         await self._worker.ask(_ReceiptRequest(intent, batch, outcomes))
+
+    async def fact(self, line: FactLine) -> int:
+        """Write a fact, durably, and return the number of the line. Waits for one fsync.
+
+        Raises LedgerError: then the fact must not take effect. After a cancellation it is unknown
+        whether the line was written.
+        """
+        return int(await self._worker.ask(_FactRequest(line)))
 
     def record_refusal(self, reason: str, detail: str) -> None:
         """Record a refusal of the egress gate. From any thread; never blocks, never raises.
@@ -215,7 +249,9 @@ class _LedgerFile:
         written = iter(numbers)
         return [0 if isinstance(one, _RefusalsRequest) else next(written) for one in group]
 
-    def _entry(self, request: _IntentRequest | _ReceiptRequest) -> Entry:
+    def _entry(self, request: _LineRequest) -> Entry:
+        if isinstance(request, _FactRequest):
+            return Entry(request.line)
         if isinstance(request, _ReceiptRequest):
             return Entry(receipt_of(request.intent, request.batch, request.outcomes))
         line = intent_of(request.destination, request.batch, self._kept_bytes)

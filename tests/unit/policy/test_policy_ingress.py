@@ -263,7 +263,7 @@ def test_tls_of_clickhouse_itself_needs_no_certificate_of_the_gateway() -> None:
 
 
 def test_a_private_name_needs_dns01() -> None:
-    acme = {"acme": {"solvers": [{"http01": {}}]}}
+    acme: dict[str, Any] = {"acme": {"solvers": [{"http01": {}}]}}
     issuer = {
         "apiVersion": "cert-manager.io/v1",
         "kind": "ClusterIssuer",
