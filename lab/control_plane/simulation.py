@@ -193,7 +193,7 @@ async def opened_queue(directory: Path, *, real: bool) -> AsyncIterator[Queue]:
 
 
 class Run:
-    """One simulation: what was sent, and what the consumers cost."""
+    """The messages sent in one simulation, and the CPU of the consumers."""
 
     def __init__(self, directory: Path, queue: Queue, store_url: str, kills: int) -> None:
         self.sent: Counter[tuple[str, str]] = Counter()

@@ -18,7 +18,7 @@ from byoc_agents.billing.daemon import Settings as BillingSettings
 from byoc_agents.egress.destinations import DestinationKind, proxy_destination
 from byoc_agents.egress.regions import partition, sqs_region
 from byoc_agents.errors import ConfigError
-from byoc_agents.policy import audits, cilium, iam, kubernetes, union
+from byoc_agents.policy import account_checks, cilium, iam, kubernetes, union
 from byoc_agents.policy import aws as amazon
 from byoc_agents.policy import nftables as rules
 from byoc_agents.policy.drift import PolicyFinding, differences, matching
@@ -64,7 +64,7 @@ COMMANDS = {
 }
 EPILOG = (
     "without settings: "
-    + "; ".join(f"{name}: {audit.meaning}" for name, audit in audits.AUDITS.items())
+    + "; ".join(f"{name}: {check.meaning}" for name, check in account_checks.ACCOUNT_CHECKS.items())
     + """
 
 exit codes: 0 = printed, or the manifest allows exactly what the table says; 1 = --check has
@@ -107,8 +107,8 @@ def main(argv: Sequence[str]) -> int:
 
     Raises ConfigError, which the command line turns into exit code 2.
     """
-    if argv and argv[0] in audits.AUDITS:
-        return audits.main(argv)
+    if argv and argv[0] in account_checks.ACCOUNT_CHECKS:
+        return account_checks.main(argv)
     asked = _parser().parse_args(argv)
     facts, options = facts_of(_configure(asked)), _options(asked)
     rendered = COMMANDS[asked.command].render(facts, options)

@@ -116,7 +116,7 @@ def parse_entries(text: str) -> list[EntryOutput]:
 
 
 def judge_endpoint(cluster: Cluster, vendor: Vendor) -> tuple[list[PolicyFinding], list[str]]:
-    """Return the findings about the cluster itself, and notes that are no findings."""
+    """Return the findings about the cluster itself, and notes, which are not findings."""
     found, notes = [], []
     vpc = cluster.resources_vpc_config
     if not vpc.endpoint_private_access:

@@ -12,7 +12,7 @@ from typing import Any
 
 from byoc_agents.policy.drift import PolicyFinding
 
-Document = Mapping[str, Any]
+KubernetesObject = Mapping[str, Any]
 
 PORTS = frozenset({443, 8443, 9440})
 """HTTPS, ClickHouse's HTTPS, and its native protocol in TLS."""
@@ -44,7 +44,7 @@ def judge(given: Sequence[object]) -> list[PolicyFinding]:
     return found
 
 
-def _judge_service(service: Document) -> Iterator[PolicyFinding]:
+def _judge_service(service: KubernetesObject) -> Iterator[PolicyFinding]:
     where, spec = _name(service), _map(service.get("spec"))
     if spec.get("externalIPs"):
         yield PolicyFinding(f"{where}.spec.externalIPs", "opens node addresses", "none")
@@ -73,7 +73,9 @@ def _judge_service(service: Document) -> Iterator[PolicyFinding]:
             yield PolicyFinding(place, f"opens {_map(port).get('port')}", _ports())
 
 
-def _judge_gateway(gateway: Document, certificates: Sequence[Document]) -> Iterator[PolicyFinding]:
+def _judge_gateway(
+    gateway: KubernetesObject, certificates: Sequence[KubernetesObject]
+) -> Iterator[PolicyFinding]:
     where, spec = _name(gateway), _map(gateway.get("spec"))
     for number, server in enumerate(map(_map, _list(spec.get("servers")))):
         place = f"{where}.spec.servers[{number}]"
@@ -104,8 +106,8 @@ def _judge_certificate(
     place: str,
     hosts: Sequence[str],
     secret: str,
-    certificates: Sequence[Document],
-    gateway: Document,
+    certificates: Sequence[KubernetesObject],
+    gateway: KubernetesObject,
 ) -> Iterator[PolicyFinding]:
     made = [
         _map(one.get("spec"))
@@ -138,7 +140,7 @@ def _covers(name: str, host: str) -> bool:
 
 
 def _judge_authorization(
-    gateway: Document, policies: Sequence[Document]
+    gateway: KubernetesObject, policies: Sequence[KubernetesObject]
 ) -> Iterator[PolicyFinding]:
     where = _name(gateway)
     labels = _map(_map(gateway.get("spec")).get("selector"))
@@ -156,12 +158,12 @@ def _judge_authorization(
             yield from _judge_rule(f"{_name(policy)}.spec.rules[{number}]", _map(rule))
 
 
-def _selects(spec: Document, labels: Document) -> bool:
+def _selects(spec: KubernetesObject, labels: KubernetesObject) -> bool:
     wanted = _map(_map(spec.get("selector")).get("matchLabels"))
     return bool(labels) and all(labels.get(name) == value for name, value in wanted.items())
 
 
-def _judge_rule(place: str, rule: Document) -> Iterator[PolicyFinding]:
+def _judge_rule(place: str, rule: KubernetesObject) -> Iterator[PolicyFinding]:
     sources = [_map(_map(one).get("source")) for one in _list(rule.get("from"))]
     if not sources:
         yield PolicyFinding(f"{place}.from", "allows every client", "ipBlocks")
@@ -192,7 +194,7 @@ def _judge_blocks(place: str, blocks: object) -> Iterator[PolicyFinding]:
             yield PolicyFinding(place, f"{block} is every address", expected)
 
 
-def _judge_other(document: Document, *, private: bool) -> Iterator[PolicyFinding]:
+def _judge_other(document: KubernetesObject, *, private: bool) -> Iterator[PolicyFinding]:
     where, kind = _name(document), document.get("kind")
     if kind in {"Ingress", "HTTPRoute", "TLSRoute", "TCPRoute"} or _is(
         document, "gateway.networking.k8s.io/", "Gateway"
@@ -212,38 +214,38 @@ def _judge_other(document: Document, *, private: bool) -> Iterator[PolicyFinding
             )
 
 
-def _pod_of(document: Document) -> Document:
+def _pod_of(document: KubernetesObject) -> KubernetesObject:
     spec = _map(document.get("spec"))
     if document.get("kind") == "CronJob":
         spec = _map(_map(spec.get("jobTemplate")).get("spec"))
     return spec if document.get("kind") == "Pod" else _map(_map(spec.get("template")).get("spec"))
 
 
-def _balanced(service: Document) -> bool:
+def _balanced(service: KubernetesObject) -> bool:
     return _map(service.get("spec")).get("type") == "LoadBalancer"
 
 
-def _scheme(service: Document) -> str:
+def _scheme(service: KubernetesObject) -> str:
     return str(_annotations(service).get(f"{_LB}scheme", ""))
 
 
-def _annotations(document: Document) -> Document:
+def _annotations(document: KubernetesObject) -> KubernetesObject:
     return _map(_map(document.get("metadata")).get("annotations"))
 
 
-def _namespace(document: Document) -> object:
+def _namespace(document: KubernetesObject) -> object:
     return _map(document.get("metadata")).get("namespace")
 
 
-def _is(document: Document, group: str, kind: str) -> bool:
+def _is(document: KubernetesObject, group: str, kind: str) -> bool:
     return document.get("kind") == kind and str(document.get("apiVersion")).startswith(group)
 
 
-def _name(document: Document) -> str:
+def _name(document: KubernetesObject) -> str:
     return f"{document.get('kind')}/{_map(document.get('metadata')).get('name')}"
 
 
-def _map(value: object) -> Document:
+def _map(value: object) -> KubernetesObject:
     return value if isinstance(value, Mapping) else {}
 
 

@@ -192,7 +192,7 @@ CHANGES: dict[str, tuple[Callable[[Documents], None], str]] = {
         put(CERTIFICATE, "spec", "dnsNames", value=["*.example.com"]),
         f"{HOST} is not in the Certificate",
     ),
-    "a key for ever": (
+    "a key without an end": (
         put(CERTIFICATE, "spec", "privateKey", value=...),
         "privateKey.rotationPolicy: keeps one key: expected Always",
     ),

@@ -27,7 +27,7 @@ example: """
 
 
 @dataclass(frozen=True, slots=True)
-class Audit:
+class AccountCheck:
     """One command."""
 
     judge: Callable[[argparse.Namespace], Judged]
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     """Print the findings about a file; return 1 if there are any, else 0. Raises ConfigError."""
     name = argv[0]
     asked = _parser(name).parse_args(argv[1:])
-    found, notes = AUDITS[name].judge(asked)
+    found, notes = ACCOUNT_CHECKS[name].judge(asked)
     if asked.json:
         report = {"policy": name, "manifest": asked.check, "ok": not found}
         report |= {"findings": found, "notes": notes}
@@ -79,14 +79,14 @@ def _judge_ingress(asked: argparse.Namespace) -> Judged:
     return ingress.judge(given), []
 
 
-AUDITS = {
-    "eks-endpoint": Audit(
+ACCOUNT_CHECKS = {
+    "eks-endpoint": AccountCheck(
         _judge_eks,
         "judge the API endpoint of an EKS cluster and the vendor's access entries",
         "byoc-agents policy eks-endpoint --check cluster.json --access-entries entries.json"
         " --vendor-account 111122223333 --vendor-cidr 198.51.100.0/24",
     ),
-    "ingress": Audit(
+    "ingress": AccountCheck(
         _judge_ingress,
         "judge rendered manifests that open ClickHouse to clients",
         "byoc-agents policy ingress --check rendered.yaml",
@@ -95,11 +95,11 @@ AUDITS = {
 
 
 def _parser(name: str) -> argparse.ArgumentParser:
-    audit = AUDITS[name]
+    check = ACCOUNT_CHECKS[name]
     parser = argparse.ArgumentParser(
         prog=f"byoc-agents policy {name}",
-        description=f"{audit.meaning[0].upper()}{audit.meaning[1:]}.",
-        epilog=CODES + audit.example,
+        description=f"{check.meaning[0].upper()}{check.meaning[1:]}.",
+        epilog=CODES + check.example,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--check", metavar="FILE", required=True, help="- reads standard input")
