@@ -8,6 +8,7 @@ import asyncio
 import tempfile
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -175,7 +176,10 @@ class History(RuleBasedStateMachine):
         elif how == "broken":
             world.policy_file.write_text("[")
         else:
-            changes = {"shorter": {"max_duration": "5m"}, "two approvals": {"approvals_needed": 2}}
+            changes: dict[str, dict[str, Any]] = {
+                "shorter": {"max_duration": "5m"},
+                "two approvals": {"approvals_needed": 2},
+            }
             world.write_policy(**changes.get(how, {}))
         self._pass()
 
