@@ -45,7 +45,6 @@ MAY_IMPORT = {
     "audit": {*CORE, "billing", "audit"},
     "report": {*CORE, "schema", "report"},
     "usage": {*CORE, "billing", "audit", "report", "usage"},
-    "access": {*CORE, "egress", "sinks", "clickhouse", "wiring", "access"},
     **{d: {*CORE, "egress", "sinks", "clickhouse", "servers", "wiring", d} for d in DAEMONS},
 }
 NO_CLOUD = {"aiobotocore", "botocore", "boto3", "aiohttp", "moto", "requests", "urllib3"}

@@ -713,8 +713,13 @@ class Broker:
         return [a for a in self._admins.values() if a.name not in problems], problems
 
     async def _check_replica(self, admin: ClickHouseAdmin) -> str:
+        if self._policy is None:
+            return "unreachable: without a policy nothing is checked"
+        file = self._policy.file
         try:
-            problems = await admin.find_problems()
+            problems = await admin.find_problems(
+                plain_names=file.tables == "plain", allow_open_system=file.allow_open_system
+            )
             if problems:
                 return problems[0]
             skew_ms = abs(await admin.read_clock_ms() - self._now().wall_ms)

@@ -119,6 +119,8 @@ class PolicyFile(PolicyPart, frozen=True, kw_only=True):
     ticket: str = ""  # a regular expression; "" = any
     replicas: Literal["any", "all"] = "any"  # how many must be reached before access opens
     break_glass: bool = False
+    tables: Literal["hashed", "plain"] = "hashed"  # how the views show names of tables
+    allow_open_system: bool = False  # accept servers on which every user reads all of `system`
 
 
 class Policy(msgspec.Struct, frozen=True, dict=True):  # `dict`: for cached properties

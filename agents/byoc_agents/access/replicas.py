@@ -41,8 +41,11 @@ class ClickHouseAdmin(Protocol):
 
     name: str  # of the replica
 
-    async def find_problems(self) -> Sequence[str]:
-        """Return the names of the checks that this server fails; no grant opens on it then."""
+    async def find_problems(self, *, plain_names: bool, allow_open_system: bool) -> Sequence[str]:
+        """Return the names of the checks that this server fails; no grant opens on it then.
+
+        The arguments are what the policy allows: `tables: plain`, and `allow_open_system`.
+        """
         ...
 
     async def read_clock_ms(self) -> int:

@@ -178,6 +178,7 @@ class ScriptedServer:
         self.broken: dict[str, str] = {}
         self.stubborn = False  # queries survive a KILL
         self.attempts: list[tuple[str, int]] = []  # method and boot time, seconds
+        self.allowed = (True, True)  # of the last check
         self.gap = ""
         self.queries = 3
 
@@ -193,7 +194,8 @@ class ScriptedServer:
             raise ServerError(f"{self.name}: the answer is lost")
         return result
 
-    async def find_problems(self) -> Sequence[str]:
+    async def find_problems(self, *, plain_names: bool, allow_open_system: bool) -> Sequence[str]:
+        self.allowed = (plain_names, allow_open_system)
         return self.fail_or_do("find_problems", lambda: list(self.problems))
 
     async def read_clock_ms(self) -> int:

@@ -320,6 +320,14 @@ async def test_a_server_that_fails_a_check_is_not_opened(world: World) -> None:
     assert (world.grant().state, world.users) == (State.OPEN, {"r0": [], "r1": [USER]})
 
 
+async def test_a_server_is_checked_for_what_the_policy_allows(world: World) -> None:
+    await world.open_grant()
+    assert world.servers["r0"].allowed == (False, False)
+    world.write_policy(tables="plain", allow_open_system=True)
+    await world.passes(31)
+    assert world.servers["r0"].allowed == (True, True)
+
+
 async def test_it_fails_if_every_server_fails_a_check(world: World) -> None:
     for server in world.servers.values():
         server.problems = ["role_remote"]
@@ -410,6 +418,35 @@ async def test_the_certificate_leaves_only_with_the_open_grant(world: World) -> 
     await approve(world)
     assert world.users == NOBODY
     assert not any(event["certificate"] for event in await world.events())
+
+
+async def test_an_opening_whose_last_line_is_not_written_is_closed_at_once(world: World) -> None:
+    def fail(step: str) -> None:
+        if step == "r1.find_differences":
+            world.ledger_error = "hangs"  # noticed only by the line `open` itself
+
+    world.on_step = fail
+    await approve(world)
+    assert "r1.create_user" in world.steps
+    assert world.users == NOBODY
+
+
+async def test_a_step_without_its_line_is_not_stored(world: World) -> None:
+    await world.order(Submit(envelope=request_envelope()))
+    world.ledger_error = "disk full"
+    await world.order(Approve(id=GRANT_ID, by="anna"))
+    assert (await world.stored()).state is State.PENDING
+
+
+async def test_an_order_stays_until_its_effect_is_stored(world: World) -> None:
+    await world.open_grant()
+    world.store_error = "read-only"
+    assert await world.order(Revoke(id=GRANT_ID)) == ""
+    assert world.users == NOBODY
+    assert [one.name for one in world.orders.read()] == ["1"]  # a crash now would repeat it
+    world.store_error = ""
+    await world.passes(1)
+    assert world.orders.read() == []
 
 
 # Open.

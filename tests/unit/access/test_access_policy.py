@@ -1,5 +1,6 @@
 """The customer's policy: its file, and the verdicts about requests."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,6 +48,17 @@ def test_the_default_is_that_a_person_at_the_customer_approves() -> None:
     assert policy.file.approval == "local"
     assert policy.approvals_needed(request_of()) == 1
     assert policy.file.break_glass is False
+
+
+def test_the_policy_of_the_documentation_is_valid_and_states_the_defaults() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "access.md").read_text()
+    example = page.partition("```yaml\n")[2].partition("```")[0]
+    file = load_policy(example.encode()).file
+    shortest = policy_of(ticket=None, approvers=None).file
+    for field in ("threshold", "approvals_needed", "max_duration", "max_open", "replicas"):
+        assert getattr(file, field) == getattr(shortest, field)
+    assert list(file.roles) == ["system-metrics", "system-reader", "query-text"]
+    assert (file.approval, file.break_glass, file.tables) == ("local", False, "hashed")
 
 
 def test_the_digest_is_that_of_the_file() -> None:
