@@ -34,11 +34,8 @@ def test_no_event_of_the_daemons_is_left_out() -> None:
 
 def test_the_page_about_access_has_every_field_that_is_sent_about_a_grant() -> None:
     section = ACCESS.read_text().partition("## What the vendor is sent")[2].partition("\n## ")[0]
-    listed = {
-        name
-        for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
-        for name in row.split(", ")
-    }
+    cells = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
+    listed = {name for cell in cells for name in cell.split(", ")}
     assert listed == {f"`{name}`" for name in GrantState.__struct_fields__}
 
 
