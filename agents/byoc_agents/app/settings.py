@@ -42,13 +42,14 @@ class Setting(msgspec.Struct, frozen=True):
     `parse` takes the text of a variable or of a YAML value, and returns the value. It raises
     ValueError with a description of the mistake. `meaning` completes "expected ..." in error
     messages and is printed in docs/configuration.md. The value of a `secret` may come from the
-    file that the variable `<variable>_FILE` names.
+    file that the variable `<variable>_FILE` names, of at most `max_bytes`.
     """
 
     variable: str
     meaning: str
     secret: bool = False
     parse: Callable[[str], Any] | None = None
+    max_bytes: int = MAX_SECRET_BYTES
 
     @property
     def key(self) -> str:
@@ -267,7 +268,7 @@ def _find(
     path = _secret_file(setting, environ, file)
     if setting.secret and path:
         try:
-            text = read_within(path, MAX_SECRET_BYTES).decode().strip()
+            text = read_within(path, setting.max_bytes).decode().strip()
         except NotReadableError:
             raise
         except (OSError, ValueError) as error:
