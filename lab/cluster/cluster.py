@@ -168,19 +168,23 @@ def running(report: Callable[[str], None]) -> Iterator[Cluster]:
     started = time.monotonic()
     made = components.make(directory, os.environ[GROUPS])
     cluster = Cluster(directory, directory / "kubeconfig", made)
-    for name in ("etcd", "kube-apiserver", "containerd"):
-        made[name].start()
-    eventually(lambda: components.socket(directory).exists(), START_SECONDS)
-    components.import_images(directory)
-    report(f"images loaded after {time.monotonic() - started:.1f} s")
-    cluster.wait(
-        lambda: cluster.attempt("kubectl", "get", "--raw", "/readyz").stdout == "ok", "API"
-    )
-    for name in ("kube-controller-manager", "kube-scheduler", "kubelet", "kube-router"):
-        made[name].start()
-    cluster.wait(lambda: _node_ready(cluster), "the node")
-    report(f"node ready after {time.monotonic() - started:.1f} s")
-    yield cluster
+    try:
+        cluster.start("etcd", "kube-apiserver", "containerd")
+        eventually(lambda: components.socket(directory).exists(), START_SECONDS)
+        components.import_images(directory)
+        report(f"images loaded after {time.monotonic() - started:.1f} s")
+        cluster.wait(lambda: _answers(cluster), "the API server")
+        cluster.start("kube-controller-manager", "kube-scheduler", "kubelet")
+        cluster.wait(lambda: _node_ready(cluster), "the node")
+        cluster.start("kube-router")  # it ends if the node is not known yet
+        report(f"node ready after {time.monotonic() - started:.1f} s")
+        yield cluster
+    finally:
+        cluster.kill(*reversed(made))
+
+
+def _answers(cluster: Cluster) -> bool:
+    return cluster.attempt("kubectl", "get", "--raw", "/readyz").stdout == "ok"
 
 
 def _node_ready(cluster: Cluster) -> bool:

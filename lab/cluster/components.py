@@ -236,6 +236,7 @@ state = "{self.directory}/containerd-state"
                 "volumePluginDir": f"{self.directory}/plugins",
                 "podLogsDir": f"{self.directory}/pods-log",
                 "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%"},
+                "imageGCHighThresholdPercent": 100,  # never: no registry has these images
                 "syncFrequency": "10s",
             },
         )

@@ -165,7 +165,10 @@ def values() -> dict[str, Any]:
             "url": "http://control-plane.control-plane.svc:8080/v1/events",
             "secretName": "byoc-alerts",
             "resources": SMALL,
-            "settings": {"BYOC_ALERTS_HEARTBEAT_SECONDS": "5"},
+            "settings": {
+                "BYOC_ALERTS_HEARTBEAT_SECONDS": "5",
+                "BYOC_ALERTS_MATCHERS": 'alertname=~".+"',  # not of our own rules only
+            },
         },
         "allowInsecureEndpoints": True,
     }

@@ -72,12 +72,12 @@ REACHABLE = {
     ("monitoring", "stranger"): set[int](),
     (NAMESPACE, "client"): {8123, 9000},
 }
-PORTS = (22, 8123, 9000, 9363, 9464, 9465)
+PORTS = (2222, 8123, 9000, 9363, 9464, 9465)
 
 
 def test_the_policies_let_through_what_they_name_and_nothing_else(cluster: Cluster) -> None:
     """Something listens on every port that is tried; from the pod itself all are reached."""
-    listen_in(cluster, CLICKHOUSE_POD, 22, 9363)
+    listen_in(cluster, CLICKHOUSE_POD, 2222, 9363)
     address = cluster.get("pod", CLICKHOUSE_POD, NAMESPACE)["status"]["podIP"]
     inside = connect(cluster, NAMESPACE, CLICKHOUSE_POD, "127.0.0.1", *PORTS)
     assert inside == set(PORTS)
