@@ -7,6 +7,7 @@ fetched raises PartError with the reason.
 
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -75,6 +76,18 @@ PEER_PACKAGES = (
     "syslog-ng-mod-http",
     "prometheus-node-exporter",
 )
+GO_MODULES = (  # (module, its hash in a go.sum, the files)
+    (
+        "istio.io/api@v1.27.0",
+        "h1:KU1DeyIvZkY2k0pF9ZY+6D0ZVB1ZgvimaPkM55NVRWk=",
+        "kubernetes/customresourcedefinitions.gen.yaml",
+    ),
+    (
+        "github.com/cert-manager/cert-manager@v1.18.2",
+        "h1:H2P75ycGcTMauV3gvpkDqLdS3RSXonWF2S49QGA1PZE=",
+        "deploy/crds/crd-certificates.yaml",
+    ),
+)
 COUNTER_PACKAGES = ("valgrind", "strace")
 FAKETIME_PACKAGES = ("libfaketime",)
 
@@ -129,6 +142,26 @@ def ledger_oracle() -> Path:
             build = ["build", "-mod=readonly", "-trimpath", "-o", str(place / "oracle"), "."]
             _run(["env", *_go(), *build], GO_ORACLE)
     return place / "oracle"
+
+
+def resource_definitions() -> list[Path]:
+    """Return files with the CustomResourceDefinitions of Istio and cert-manager.
+
+    They are part of these projects' Go modules; `go mod download` gives the hash of each.
+    """
+    place = CACHE / "resource-definitions"
+    with _once(place, *map(str, GO_MODULES)) as missing:
+        if missing:
+            place.mkdir()
+            _run(["env", *_go(), "mod", "init", "parts"], place)
+            for module, wanted, pattern in GO_MODULES:
+                text = _run(["env", *_go(), "mod", "download", "-json", module], place)
+                made = json.loads(text)
+                if made["Sum"] != wanted:
+                    raise PartError(f"{module}: has {made['Sum']}, expected {wanted}")
+                for file in Path(made["Dir"]).glob(pattern):
+                    shutil.copy(file, place / file.name)
+    return sorted(place.glob("*.yaml"))
 
 
 def debian() -> Path:
@@ -349,7 +382,7 @@ def _run(command: list[str], directory: Path = ROOT) -> str:
 
 def main() -> int:
     """Fetch every part and print its time. Return 1 if one cannot be fetched."""
-    parts: dict[str, Callable[[], Path]] = {
+    parts: dict[str, Callable[[], object]] = {
         "ClickHouse 18.16, Prometheus, Alertmanager": debian,
         "LocalStack": localstack,
         "Docker Engine, a base image": base_image,
@@ -363,6 +396,7 @@ def main() -> int:
         "chdb": chdb,
         "schemathesis": schemathesis,
         "ledger oracle (Go)": ledger_oracle,
+        "resource definitions of Istio and cert-manager (Go)": resource_definitions,
         "valgrind, strace": counters,
     }
     for name, fetch in parts.items():
