@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = [sys.executable, "-m", "lab.cluster.kept"]
     if options.kubeconfig:
         return subprocess.run(command, cwd=ROOT, check=False).returncode
+    machine.exit_on_signals()  # a Docker Engine builds the images
     try:
         prepare()
         report(f"programs and images ready ({time.monotonic() - started:.0f} s)")

@@ -35,11 +35,16 @@ def run(command: Sequence[str], environment: Mapping[str, str]) -> int:
     """
     if os.geteuid() != 0:
         raise PartError("a cluster needs root: namespaces, mounts and control groups")
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: sys.exit(128 + number))  # removes all on its way
+    exit_on_signals()
     with _directory() as directory, _control_groups() as group:
         own = {RUN: str(directory), GROUPS: group, **environment}
         return _run(command, directory, {**os.environ, **own})
+
+
+def exit_on_signals() -> None:
+    """Let SIGTERM and SIGHUP end this process by an exception, which removes all on its way."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
 
 
 def _run(command: Sequence[str], directory: Path, environment: Mapping[str, str]) -> int:
