@@ -137,9 +137,9 @@ def test_the_projects_own_schema_knows_every_field(kind: str) -> None:
     known = schema(document)
     assert known
     assert [error.message for error in Draft7Validator(known).iter_errors(document)] == []
-    misspelt = copy.deepcopy(document)
-    misspelt["spec"]["selecter"] = {}
-    assert not Draft7Validator(known).is_valid(misspelt)
+    misspelled = copy.deepcopy(document)
+    misspelled["spec"]["selecter"] = {}
+    assert not Draft7Validator(known).is_valid(misspelled)
 
 
 def test_kubernetes_knows_every_field_of_the_rest() -> None:
