@@ -114,7 +114,7 @@ def session(
     own = (
         "<access_management>1</access_management>"
         if admin
-        else f"<grants>{_queries(map(over_copies, grants))}</grants>"
+        else f"<grants>{_queries(grants)}</grants>"
     )
     profile, quota = (_profile(), _quota()) if limits else ("", "")
     users.write_text(

@@ -237,18 +237,18 @@ def test_the_real_system_tables_have_the_rows_of_the_customers_tables(place: Pat
     """The views user sees them, although the engineer has no right to any of these tables."""
     made = "CREATE OR REPLACE VIEW byoc_access.real_parts"
     definer = f" DEFINER = {sql.VIEWS_USER} SQL SECURITY DEFINER AS "
+    shop = "hex(sipHash64Keyed((72623859790382856, 651345242494996240), 'shop'))"
     try:
         with session(place, "admin", admin=True) as engine:
             engine.query(f"{made}{definer}{sql.views()['parts']}")
-            total = str(engine.query("SELECT count() FROM system.parts", "TSVRaw"))
         with guest(place, READER, also=["GRANT SELECT ON byoc_access.real_parts"]) as engine:
-            seen = str(engine.query("SELECT count() FROM byoc_access.real_parts", "TSVRaw"))
-            own = str(engine.query("SELECT count() FROM system.parts", "TSVRaw"))
+            through = f"SELECT count() FROM byoc_access.real_parts WHERE database = {shop}"
+            seen = str(engine.query(through, "TSVRaw"))
+            own = "SELECT count() FROM system.parts WHERE database = 'shop'"
+            assert (int(seen), int(str(engine.query(own, "TSVRaw")))) == (1, 0)
     finally:
         with session(place, "admin", admin=True) as engine:
             engine.query("DROP VIEW byoc_access.real_parts")
-    assert int(own) < int(total)
-    assert int(seen) >= int(total) - 1
 
 
 # --- what no role can do ---
@@ -351,10 +351,11 @@ def test_killing_queries_ends_none_of_another_user(place: Path) -> None:
 
 def test_the_quota_counts_the_queries(place: Path) -> None:
     with guest(place, METRICS) as engine:
+        question = "SELECT metric FROM byoc_access.metrics LIMIT 1"
         for _ in range(600):
-            engine.query("SELECT 1")
+            engine.query(question)
         with pytest.raises(RuntimeError, match="Code: 201"):
-            engine.query("SELECT 1")
+            engine.query(question)
 
 
 # --- the broker ---
@@ -369,8 +370,8 @@ BROKER_MAY_NOT = {
     "to drop the default user": "DROP USER default",
     "to alter a grant's user": f"ALTER USER {USER.name} IDENTIFIED WITH no_password",
     "to alter the default user": "ALTER USER default IDENTIFIED WITH no_password",
-    "to grant": f"GRANT SELECT ON *.* TO {USER.name}",
-    "to grant a source": f"GRANT REMOTE ON *.* TO {USER.name}",
+    "to grant": f"GRANT SELECT ON *.* TO {sql.VIEWS_USER}",
+    "to grant a source": f"GRANT REMOTE ON *.* TO {sql.VIEWS_USER}",
     "to create a role": "CREATE ROLE x",
     "to alter the profile": "ALTER SETTINGS PROFILE byoc_access SETTINGS readonly = 0",
     "to drop the quota": "DROP QUOTA byoc_access",

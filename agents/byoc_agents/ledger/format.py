@@ -106,7 +106,7 @@ class Intent(Line, frozen=True, kw_only=True, tag_field="kind", tag="intent"):
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How one message ended."""
+    """The result of one message."""
 
     id: str
     reason: str  # byoc_agents.errors.Reason
@@ -116,7 +116,7 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ReceiptLine(Line, frozen=True, kw_only=True, tag_field="kind", tag="receipt"):
-    """How the messages of an intent ended, in its order."""
+    """The results of the messages of an intent, in its order."""
 
     intent: int  # its sequence number
     outcomes: tuple[Ended, ...]
@@ -215,16 +215,21 @@ def digest(raw: bytes) -> str:
     return hashlib.sha256(raw).hexdigest()
 
 
-def intent_of(destination: str, batch: Sequence[Message], max_kept_bytes: int) -> Intent:
-    """Return the line for a batch. Marks bodies as kept while their sum is within the bound."""
+def intent_of(destination: str, batch: Sequence[Message], max_kept_bytes: int | None) -> Intent:
+    """Return the line for a batch. Marks bodies as kept while their sum is within the bound.
+
+    No body is kept if the bound is None.
+    """
     sent: list[Sent] = []
+    total = 0
     for message in batch:
-        max_kept_bytes -= len(message.body)
-        sent.append(_sent(message, kept=max_kept_bytes >= 0))
+        total += len(message.body)
+        kept = max_kept_bytes is not None and total <= max_kept_bytes
+        sent.append(_make_sent(message, kept=kept))
     return Intent(destination=destination, messages=tuple(sent))
 
 
-def _sent(message: Message, *, kept: bool) -> Sent:
+def _make_sent(message: Message, *, kept: bool) -> Sent:
     return Sent(
         id=message.id,
         type=message.type,
@@ -243,10 +248,10 @@ def _sent(message: Message, *, kept: bool) -> Sent:
 def receipt_of(intent: int, batch: Sequence[Message], outcomes: Sequence[Outcome]) -> ReceiptLine:
     """Return the line for the outcomes of a sink."""
     pairs = zip(batch, outcomes, strict=True)
-    return ReceiptLine(intent=intent, outcomes=tuple(_ended(m.id, o) for m, o in pairs))
+    return ReceiptLine(intent=intent, outcomes=tuple(_make_ended(m.id, o) for m, o in pairs))
 
 
-def _ended(message_id: str, outcome: Outcome) -> Ended:
+def _make_ended(message_id: str, outcome: Outcome) -> Ended:
     reason = outcome.reason.value
     if isinstance(outcome, SendError):
         return Ended(id=message_id, reason=reason, detail=clean(outcome.detail))

@@ -39,7 +39,7 @@ class Raw(NamedTuple):
 
 
 class Scan(msgspec.Struct):
-    """What a file holds. `good_bytes` from its start are a chain; the rest is not."""
+    """The contents of a file. `good_bytes` from its start are a chain; the rest is not."""
 
     good_bytes: int = 0
     head: Head = START  # the last line of the chain

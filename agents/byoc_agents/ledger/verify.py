@@ -355,7 +355,7 @@ class _Verifier:
             self._problem(
                 self.verdict.directory, f"{lines} are missing and no line states their removal"
             )
-        for place, problem in self._bound.unneeded(self._segments.numbers()[:1]):
+        for place, problem in self._bound.find_unneeded(self._segments.numbers()[:1]):
             self._problem(place, problem)
         self._conclude_heads()
         for intent in self._open:
@@ -432,7 +432,7 @@ class _Bound:
         bound = min(self._lowest or self._max_bytes, self._max_bytes)
         self._removed.setdefault(line.segment, (place, line, self._used, bound))
 
-    def unneeded(self, first_file: Sequence[int]) -> list[tuple[str, str]]:
+    def find_unneeded(self, first_file: Sequence[int]) -> list[tuple[str, str]]:
         """Return the removal before the first file, with a text, if there was room without it.
 
         The files that were there at an earlier removal are not known any more.
