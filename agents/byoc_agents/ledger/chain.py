@@ -179,7 +179,7 @@ class Chain:
 
     def check_format(self) -> None:
         """Raise LedgerNewerError if a later version wrote the files. Raises OSError."""
-        check_format(self.segments)
+        check_format(self.segments, self._format)
 
     def open(self) -> None:
         """Open the files and write a line per recovery, unless already done."""

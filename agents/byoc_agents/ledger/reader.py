@@ -10,7 +10,6 @@ from byoc_agents.app.files import open_regular
 from byoc_agents.errors import LedgerNewerError
 from byoc_agents.ledger.format import (
     DURABLE,
-    FORMATS,
     START,
     Head,
     Intent,
@@ -146,17 +145,17 @@ def _sequence(content: bytes) -> int:
     return -1 if line is None else line.sequence
 
 
-def check_format(segments: Segments) -> None:
-    """Raise LedgerNewerError if a later version wrote the files. Raises OSError."""
+def check_format(segments: Segments, newest: int) -> None:
+    """Raise LedgerNewerError if a file has a format later than `newest`. Raises OSError."""
     for number in segments.numbers():
         path = segments.path(number)
         if not path.is_file():  # the writer sets it aside
             continue
         first = next((raw.content for raw in raw_lines(path)), b"")
-        if (found := format_of(first)) > max(FORMATS):
+        if (found := format_of(first)) > newest:
             raise LedgerNewerError(
                 f"{path} was written by a newer version (format {found}, this one reads up to "
-                f"{max(FORMATS)}): run the newer version, or move its directory away"
+                f"{newest}): run the newer version, or move its directory away"
             )
 
 

@@ -179,6 +179,7 @@ class ScriptedServer:
         self.stubborn = False  # queries survive a KILL
         self.attempts: list[tuple[str, int]] = []  # method and boot time, seconds
         self.allowed = (True, True)  # of the last check
+        self.keeps_users = False  # a DROP USER is answered and has no effect
         self.gap = ""
         self.queries = 3
 
@@ -222,7 +223,9 @@ class ScriptedServer:
         return self.fail_or_do("list_users", lambda: sorted(self.users))
 
     async def drop_user(self, user: str) -> None:
-        self.fail_or_do("drop_user", lambda: self.users.pop(user, None))
+        self.fail_or_do(
+            "drop_user", lambda: None if self.keeps_users else self.users.pop(user, None)
+        )
 
     async def kill_queries(self, user: str) -> None:
         def kill() -> None:

@@ -608,6 +608,17 @@ async def test_an_unreachable_server_is_tried_until_it_answers(world: World) -> 
     assert (await world.stored()).state is State.CLOSED
 
 
+async def test_a_user_that_is_still_listed_is_not_gone(world: World) -> None:
+    await world.open_grant()
+    world.servers["r1"].keeps_users = True
+    await world.order(Revoke(id=GRANT_ID))
+    await world.passes(31, 3)
+    assert (world.grant().state, world.grant().touched) == (State.CLOSING, ("r1",))
+    world.servers["r1"].keeps_users = False
+    await world.passes(31, 2)
+    assert (await world.stored()).state is State.CLOSED
+
+
 async def test_attempts_become_rarer_up_to_thirty_seconds(world: World) -> None:
     await world.open_grant()
     server = world.servers["r1"]

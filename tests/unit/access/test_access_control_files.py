@@ -35,6 +35,8 @@ def test_the_local_file_is_on_while_it_exists_in_any_form(local: Path) -> None:
 def test_a_folder_that_is_gone_or_is_not_a_folder_counts_as_on(tmp_path: Path) -> None:
     expected = "kill-switch cannot be read"
     assert KillSwitch(tmp_path / "gone" / "kill-switch").find_reason() == expected
+    too_long = "x" * 300  # any error but "does not exist"
+    assert KillSwitch(tmp_path / too_long).find_reason() == f"{too_long} cannot be read"
     (tmp_path / "file").touch()
     assert KillSwitch(tmp_path / "file" / "kill-switch").find_reason() == expected
 

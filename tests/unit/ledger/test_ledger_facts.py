@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from byoc_agents.errors import LedgerError
+from byoc_agents.errors import LedgerError, LedgerNewerError
 from byoc_agents.ledger.format import FactLine, Segment
 from byoc_agents.ledger.writer import FileLedger
 from lab.fakes.core import FakeClock
@@ -73,6 +73,13 @@ async def test_only_a_ledger_with_facts_is_in_format_2(tmp_path: Path) -> None:
         assert isinstance(first, Segment)
         formats.append(first.format)
     assert formats == [2, 1]
+
+
+async def test_a_ledger_without_facts_does_not_open_files_of_format_2(tmp_path: Path) -> None:
+    async with with_facts(tmp_path):
+        pass
+    with pytest.raises(LedgerNewerError, match="format 2, this one reads up to 1"):
+        await ledger(tmp_path, QuickDisk()).__aenter__()
 
 
 async def test_a_fact_in_a_file_of_format_1_is_a_problem(tmp_path: Path) -> None:
