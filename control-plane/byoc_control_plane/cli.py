@@ -1,4 +1,4 @@
-"""The command line: `run receiver consumer`, `compact --shard i/n` and `schema`."""
+"""The command line: `run receiver consumer`, `compact --shard i/n`, `tenant` and `schema`."""
 
 import argparse
 import asyncio
@@ -28,19 +28,23 @@ from byoc_agents.egress.destinations import (
 from byoc_agents.egress.gate import Gate
 from byoc_agents.egress.regions import sqs_region
 from byoc_agents.errors import ConfigError
-from byoc_control_plane import __version__
+from byoc_control_plane import __version__, tenant
 from byoc_control_plane.compact import compact
 from byoc_control_plane.consumer import Consumer
+from byoc_control_plane.credentials import Keyring, Parsed
 from byoc_control_plane.inserter import Inserter
 from byoc_control_plane.metrics import PlaneMetrics, serve_metrics
 from byoc_control_plane.progress import Progress, SilenceWatch, StreamName
 from byoc_control_plane.receiver import LIMITS, Receiver
 from byoc_control_plane.schema import PREFIXES, table_statements, tenant_statements
 from byoc_control_plane.settings import (
+    MAX_REGISTRY_BYTES,
     CompactorSettings,
     ConsumerSettings,
     PlaneSettings,
     ReceiverSettings,
+    Senders,
+    parse_senders,
 )
 from byoc_control_plane.store import Store, StoreError, create_tables, open_store
 
@@ -73,20 +77,16 @@ class Process:
     async def open_receiver(self, own: ReceiverSettings) -> tuple[Receiver, Progress]:
         """Listen for deliveries."""
         progress = self.progress("alerts", FORWARDER_PAUSE_SECONDS)
-        secrets = [
-            ReloadableSecret(text, path, check_seconds=SECRET_SECONDS)
-            for text, path in (
-                (own.token, own.token_file),
-                (own.signing_secret, own.signing_secret_file),
-            )
-        ]
+        keyring = Keyring(
+            _reloadable(own.token, own.token_file),
+            _reloadable(own.signing_secret, own.signing_secret_file),
+        )
         receiver = Receiver(
             self.inserter,
             progress,
             self.metrics,
             self.clock,
-            tokens=secrets[0].values,
-            signing_secrets=secrets[1],
+            keyring=keyring,
         )
         await progress.load()
         listen = Listen(*own.listen, own.tls_cert_file, own.tls_key_file)
@@ -126,11 +126,22 @@ class Process:
             progress,
             self.metrics,
             self.clock,
-            senders=own.senders,
+            senders=_load_senders(own),
             loops=own.loops,
             visibility_seconds=own.visibility_seconds,
         )
         return consumer, progress
+
+
+def _reloadable(text: str, path: str) -> ReloadableSecret:
+    limit = MAX_REGISTRY_BYTES
+    return ReloadableSecret(text, path, check_seconds=SECRET_SECONDS, max_bytes=limit)
+
+
+def _load_senders(own: ConsumerSettings) -> Parsed[Senders] | None:
+    if not own.senders:
+        return None
+    return Parsed(_reloadable(own.senders, own.senders_file), parse_senders)
 
 
 async def _run(names: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -227,12 +238,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     schema = commands.add_parser("schema", help="print the SQL of the tables and views")
     schema.add_argument("--engine", choices=sorted(PREFIXES), default="single")
     schema.add_argument("--tenants", action="store_true", help="print the row policies instead")
+    tenant.add_parser(commands)
     options = parser.parse_args(argv)
     if options.command == "schema":
         statements = tenant_statements() if options.tenants else table_statements(options.engine)
         sys.stdout.write(";\n\n".join(statements) + ";\n")
         return 0
     try:
+        if options.command == "tenant":
+            return tenant.run(options, os.environ)
         if options.command == "compact":
             _refuse_unknown(os.environ)
             return asyncio.run(compact(options.shard, os.environ, watch=options.watch))

@@ -9,7 +9,7 @@ to one of them at a time.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -46,13 +46,14 @@ class Consumer:
         metrics: PlaneMetrics,
         clock: Clock,
         *,
-        senders: AbstractSet[tuple[str, str]] = frozenset(),
+        senders: Callable[[], AbstractSet[tuple[str, str]]] | None = None,
         loops: int = 4,
         visibility_seconds: int = 30,
     ) -> None:
         """`client` is an SQS client of aiobotocore.
 
-        With `senders`, a message of another sender than its organization's is set aside.
+        With `senders`, a message of another sender than its organization's is set aside. They are
+        asked for with every message.
         """
         self._client = client
         self._queue_url = queue_url
@@ -139,7 +140,7 @@ class Consumer:
             row = build_row(message["Body"].encode(), _sent_ms(message))
             # AWS states the sender: a role's unique id and its session's name, or a user's id.
             sender = message["Attributes"].get("SenderId", "").partition(":")[0]
-            if self._senders and (row.organization_id, sender) not in self._senders:
+            if self._senders and (row.organization_id, sender) not in self._senders():
                 raise InvalidEventError(f"sent by {sender or 'nobody'}, who may not send for it")
         except InvalidEventError as error:
             self._log.error("message.rejected", id=message["MessageId"], error=str(error)[:300])

@@ -39,6 +39,12 @@ class PlaneMetrics:
             ["code"],
             registry=self.registry,
         )
+        self.old_credentials = Counter(
+            "byoc_plane_old_credentials_total",
+            "Deliveries with a token or signing secret that is not the newest of its organization",
+            ["organization_id"],
+            registry=self.registry,
+        )
         self.store_errors = Counter(
             "byoc_plane_store_errors_total",
             "Statements that ClickHouse did not execute",

@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import hmac
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 
 import msgspec
 import structlog
@@ -17,7 +17,8 @@ from aiohttp import web
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.http_server import SERVER_HEADER, ClientConnection, PortLimits
 from byoc_agents.sinks.control_plane import CODES, Rejected, Stored
-from byoc_agents.sinks.https import signatures, signing_keys
+from byoc_agents.sinks.https import signatures
+from byoc_control_plane.credentials import Credential, Keyring
 from byoc_control_plane.inserter import Inserter
 from byoc_control_plane.metrics import PlaneMetrics
 from byoc_control_plane.progress import INTERVAL_SECONDS, Progress
@@ -42,28 +43,23 @@ Decision = tuple[int, str | Stored]  # the status; the reason of a refusal
 class Receiver:
     """Checks, stores and answers deliveries."""
 
-    def __init__(  # noqa: PLR0913  two secrets, the store and the metrics
+    def __init__(  # noqa: PLR0913  the store, the metrics and the credentials
         self,
         inserter: Inserter,
         progress: Progress,
         metrics: PlaneMetrics,
         clock: Clock,
         *,
-        tokens: Callable[[], Sequence[str]],
-        signing_secrets: Callable[[], str],
+        keyring: Keyring,
         body_seconds: float = BODY_SECONDS,
         max_bodies: int = MAX_BODIES,
     ) -> None:
-        """`tokens` and `signing_secrets` return several of them, for example during a rotation.
-
-        A token `ORGANIZATION:TOKEN` is accepted for events of that organization only.
-        """
+        """Accept a token of an organization with its keys and for its events only."""
         self._inserter = inserter
         self._progress = progress
         self._metrics = metrics
         self._clock = clock
-        self._tokens = tokens
-        self._signing_secrets = signing_secrets
+        self._keyring = keyring
         self._body_seconds = body_seconds
         self._free = max_bodies
         self._stored: OrderedDict[bytes, int] = OrderedDict()  # delivery -> its events
@@ -99,7 +95,8 @@ class Receiver:
 
     async def _decide(self, request: web.BaseRequest) -> Decision:
         """Return the status, and the numbers stored or the reason of the refusal."""
-        if refused := self._refuse_head(request):
+        owners = self._keyring.find_owners(request.headers.get("Authorization", ""))
+        if refused := self._refuse_head(request, owners):
             return refused
         self._free -= 1
         try:
@@ -107,9 +104,11 @@ class Receiver:
                 body = await _read_body(request)
             if body is None:
                 return 413, "too large"
-            if not self._is_signed(request, body):
+            used = self._find_signing_keys(request, body, owners)
+            if not used:
                 return 401, "unauthorized"
-            return await self._store(request, body)
+            newest = all(owners.values()) and any(key.newest for key in used)
+            return await self._store(request, body, owners, newest=newest)
         except TimeoutError:
             return 503, "too slow"
         except (web.RequestPayloadError, ConnectionError):
@@ -117,12 +116,14 @@ class Receiver:
         finally:
             self._free += 1
 
-    def _refuse_head(self, request: web.BaseRequest) -> tuple[int, str] | None:
+    def _refuse_head(
+        self, request: web.BaseRequest, owners: Mapping[str, bool]
+    ) -> tuple[int, str] | None:
         """Return the answer to a request whose body is not read, or None."""
         checks = (
             (request.path == PATH, 404, "not found"),
             (request.method == "POST", 405, "expected POST"),
-            (self._owners(request), 401, "unauthorized"),
+            (owners, 401, "unauthorized"),
             (request.content_type in {SINGLE, BATCH}, 415, "expected CloudEvents in JSON"),
             ("Content-Encoding" not in request.headers, 415, "expected no Content-Encoding"),
             (self._free > 0, 503, "busy"),
@@ -135,7 +136,12 @@ class Receiver:
             return 503, "busy"
         return None
 
-    async def _store(self, request: web.BaseRequest, body: bytes) -> Decision:
+    async def _store(
+        self, request: web.BaseRequest, body: bytes, owners: Mapping[str, bool], *, newest: bool
+    ) -> Decision:
+        """Store a delivery of these organizations; `newest`: by no credential that is replaced."""
+        for owner in () if newest else owners:
+            self._metrics.old_credentials.labels(owner).inc()
         delivery_id = request.headers["webhook-id"]
         sender = request.headers["Authorization"]
         digest = hashlib.sha256(f"{sender}\n{delivery_id}\n".encode() + body).digest()
@@ -143,7 +149,7 @@ class Receiver:
             return 200, Stored(stored=0, duplicates=known)
         try:
             rows = _rows(request.content_type, body, self._progress.now_ms)
-            if not self._may_send(request, rows):
+            if not ("" in owners or {row.organization_id for row in rows} <= set(owners)):
                 return 403, "another organization"
             await self._inserter.insert(rows)
         except (InvalidEventError, RowsRefusedError) as error:
@@ -158,40 +164,31 @@ class Receiver:
             self._stored.popitem(last=False)
         return 200, Stored(stored=len(rows), duplicates=0)
 
-    def _owners(self, request: web.BaseRequest) -> list[str]:
-        """Return the organizations that the request's token belongs to; "" is every one."""
-        given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
-        known = [token.rpartition(":") for token in self._tokens()]  # no token holds a colon
-        return [
-            owner
-            for owner, _, token in known
-            if hmac.compare_digest(given, f"Bearer {token}".encode())
-        ]
-
-    def _may_send(self, request: web.BaseRequest, rows: Sequence[Row]) -> bool:
-        owners = set(self._owners(request))
-        return "" in owners or {row.organization_id for row in rows} <= owners
-
-    def _is_signed(self, request: web.BaseRequest, body: bytes) -> bool:
-        """Return whether one signature is by one of our keys and not too old."""
+    def _find_signing_keys(
+        self, request: web.BaseRequest, body: bytes, owners: Mapping[str, bool]
+    ) -> list[Credential]:
+        """Return the keys of the sender by which the delivery is signed, and not too long ago."""
         delivery_id = request.headers.get("webhook-id", "")
         timestamp = request.headers.get("webhook-timestamp", "")
         if not (delivery_id.isascii() and 0 < len(delivery_id) <= 64):  # noqa: PLR2004  the contract
-            return False
+            return []
         if not (timestamp.isascii() and timestamp.isdigit() and len(timestamp) <= 12):  # noqa: PLR2004
-            return False
+            return []
         age_seconds = self._clock.wall_ns() / 1e9 - int(timestamp)
         if abs(age_seconds) > TOLERANCE_SECONDS:
-            return False
-        keys = signing_keys(self._signing_secrets())
-        ours = signatures(keys, delivery_id, int(timestamp), body).split()
+            return []
+        keys = self._keyring.find_keys(owners)
+        ours = signatures([key.secret for key in keys], delivery_id, int(timestamp), body).split()
         theirs = request.headers.get("webhook-signature", "").split()[:10]
-        equal = (
-            hmac.compare_digest(a.encode(), b.encode("utf-8", "surrogateescape"))
-            for a in ours
-            for b in theirs
-        )
-        return sum(equal) > 0  # compares with each
+        # The sum compares with each, so that the time does not depend on which one is equal.
+        return [
+            key
+            for key, a in zip(keys, ours, strict=True)
+            if sum(
+                hmac.compare_digest(a.encode(), b.encode("utf-8", "surrogateescape"))
+                for b in theirs
+            )
+        ]
 
 
 def _answer(

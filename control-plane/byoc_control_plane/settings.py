@@ -6,10 +6,12 @@ import msgspec
 
 from byoc_agents.app.settings import Setting, host_and_port, level, number
 from byoc_agents.billing.objects import DEFAULT_PREFIX
-from byoc_agents.sinks.https import signing_keys
+from byoc_control_plane.credentials import parse_signing_secrets, parse_tokens, split_lines
 
 Tables = Literal["single", "replicated", "shared", "existing"]
 Senders = frozenset[tuple[str, str]]  # (organization, unique id of its role or user)
+# Of a file with a line per customer: some 200,000 customers, which are parsed in about a second.
+MAX_REGISTRY_BYTES = 16 * 1024**2
 
 
 def _store_url(text: str) -> str:
@@ -19,23 +21,26 @@ def _store_url(text: str) -> str:
 
 
 def _tokens(text: str) -> str:
-    if not (text.isascii() and text.replace("\n", " ").isprintable()):
-        raise ValueError("other characters")
-    if not all(word.rpartition(":")[2] for word in text.split()):
-        raise ValueError("an organization without a token")
+    parse_tokens(text)
     return text
 
 
 def _signing_secrets(text: str) -> str:
-    signing_keys(text)
+    parse_signing_secrets(text)
     return text
 
 
-def _senders(text: str) -> Senders:
-    pairs = [word.rpartition(":") for word in text.split()]
-    if not all(organization and sender for organization, _, sender in pairs):
+def parse_senders(text: str) -> Senders:
+    """Return (organization, sender) of each `ORGANIZATION:SENDER`. Raises ValueError."""
+    pairs = frozenset(split_lines(text))
+    if not all(organization and sender for organization, sender in pairs):
         raise ValueError("not ORGANIZATION:SENDER")
-    return frozenset((organization, sender) for organization, _, sender in pairs)
+    return pairs
+
+
+def _senders(text: str) -> str:
+    parse_senders(text)
+    return text
 
 
 def _loops(text: str) -> int:
@@ -102,15 +107,17 @@ class ReceiverSettings(msgspec.Struct, frozen=True, kw_only=True):
             "the bearer tokens of the forwarders, one per line: TOKEN, or ORGANIZATION:TOKEN",
             secret=True,
             parse=_tokens,
+            max_bytes=MAX_REGISTRY_BYTES,
         ),
     ]
     signing_secret: Annotated[
         str,
         Setting(
             "BYOC_PLANE_SIGNING_SECRET",
-            "whsec_ and 24 to 64 bytes in base64; old and new, on two lines, during a rotation",
+            "one per line: whsec_ and 24 to 64 bytes in base64, or ORGANIZATION: and that",
             secret=True,
             parse=_signing_secrets,
+            max_bytes=MAX_REGISTRY_BYTES,
         ),
     ]
     token_file: Annotated[
@@ -149,14 +156,19 @@ class ConsumerSettings(msgspec.Struct, frozen=True, kw_only=True):
         str, Setting("BYOC_PLANE_REGION", "the region of a queue whose URL has none")
     ] = "us-east-1"
     senders: Annotated[
-        Senders,
+        str,
         Setting(
             "BYOC_PLANE_SENDERS",
             "who may send for whom, one per line: ORGANIZATION:ID, the unique id of a role"
-            " (AROA...) or of a user; empty: every sender for every organization",
+            " (AROA...) or of a user; not set: every sender for every organization",
+            secret=True,  # so that a file may have it, as the receiver's credentials
             parse=_senders,
+            max_bytes=MAX_REGISTRY_BYTES,
         ),
-    ] = frozenset()
+    ] = ""
+    senders_file: Annotated[
+        str, Setting("BYOC_PLANE_SENDERS_FILE", "a file with the senders, reloaded on a change")
+    ] = ""
     loops: Annotated[
         int, Setting("BYOC_PLANE_LOOPS", "requests to the queue at a time, 1 to 8", parse=_loops)
     ] = 4

@@ -19,15 +19,17 @@ class ReloadableSecret:
         path: str = "",
         *,
         check_seconds: float = 0.0,
+        max_bytes: int = MAX_SECRET_BYTES,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """Create the secret from its text and the path of its file (empty = it never changes).
 
-        The file is checked for changes at most once per `check_seconds`.
+        The file is checked for changes at most once per `check_seconds`, and may have `max_bytes`.
         """
         self._text = text.strip()
         self._path = path
         self._check_seconds = check_seconds
+        self._max_bytes = max_bytes
         self._monotonic = monotonic
         self._checked_at = -check_seconds  # monotonic seconds
         self._version: Version | None = None
@@ -60,7 +62,7 @@ class ReloadableSecret:
 
     def _refresh(self) -> None:
         late = self._reading
-        reading = late or FileContent(self._path, MAX_SECRET_BYTES, self._version)
+        reading = late or FileContent(self._path, self._max_bytes, self._version)
         if not reading.wait(0 if late else WAIT_SECONDS):
             self._reading = reading
             if not late:

@@ -99,14 +99,14 @@ class Configuration(msgspec.Struct, frozen=True):
             *(d.listen for d in self.daemons.values() if hasattr(d, "listen")),
         ]
 
-    def described(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """Return variable -> effective value; secrets as ***."""
         structs = [self.core, self.clickhouse, *self.daemons.values()]
         return {name: value for struct in structs for name, value in describe(struct).items()}
 
     def text(self) -> str:
         """Return the effective settings as `check-config` prints them; secrets as ***."""
-        return msgspec.json.format(msgspec.json.encode(self.described())).decode() + "\n"
+        return msgspec.json.format(msgspec.json.encode(self.describe())).decode() + "\n"
 
 
 def daemon_spec(name: str) -> DaemonSpec:

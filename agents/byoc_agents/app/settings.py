@@ -37,18 +37,19 @@ MAX_PORT = 65535  # RFC 9293: ports are 16 bits
 
 
 class Setting(msgspec.Struct, frozen=True):
-    """How one field is read from a variable or from a YAML key.
+    """The rule for reading one field from a variable or from a YAML key.
 
     `parse` takes the text of a variable or of a YAML value, and returns the value. It raises
     ValueError with a description of the mistake. `meaning` completes "expected ..." in error
     messages and is printed in docs/configuration.md. The value of a `secret` may come from the
-    file that the variable `<variable>_FILE` names.
+    file that the variable `<variable>_FILE` names, of at most `max_bytes`.
     """
 
     variable: str
     meaning: str
     secret: bool = False
     parse: Callable[[str], Any] | None = None
+    max_bytes: int = MAX_SECRET_BYTES
 
     @property
     def key(self) -> str:
@@ -73,7 +74,7 @@ def load_file(path: str | None) -> dict[str, str]:
     import yaml  # noqa: PLC0415  1 MiB, needed only with a file
 
     try:
-        text = _decoded(read_within(path, MAX_CONFIG_BYTES))
+        text = _decode(read_within(path, MAX_CONFIG_BYTES))
         root = yaml.compose(text, Loader=yaml.BaseLoader)
     except yaml.MarkedYAMLError as error:
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
@@ -89,7 +90,7 @@ def load_file(path: str | None) -> dict[str, str]:
     return _entries(root, path)
 
 
-def _decoded(content: bytes) -> str:
+def _decode(content: bytes) -> str:
     """Return the text of UTF-8, or of UTF-16 with a byte order mark. Raises UnicodeDecodeError."""
     utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     return content.decode("utf-16" if utf_16 else "utf-8-sig")
@@ -267,7 +268,7 @@ def _find(
     path = _secret_file(setting, environ, file)
     if setting.secret and path:
         try:
-            text = read_within(path, MAX_SECRET_BYTES).decode().strip()
+            text = read_within(path, setting.max_bytes).decode().strip()
         except NotReadableError:
             raise
         except (OSError, ValueError) as error:

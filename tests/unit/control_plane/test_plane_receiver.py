@@ -18,6 +18,7 @@ from byoc_agents.delivery.sink import Message
 from byoc_agents.errors import Reason
 from byoc_agents.sinks.control_plane import proves_rejection, proves_storage
 from byoc_agents.sinks.https import HttpsSink, signatures, signing_keys
+from byoc_control_plane.credentials import Keyring
 from byoc_control_plane.inserter import Inserter
 from byoc_control_plane.metrics import PlaneMetrics
 from byoc_control_plane.progress import Progress
@@ -29,6 +30,7 @@ from lab.fakes.core import START_MS, FakeClock
 
 OLD = "whsec_" + base64.b64encode(b"o" * 32).decode()
 NEW = "whsec_" + base64.b64encode(b"n" * 32).decode()
+OWN = "whsec_" + base64.b64encode(b"2" * 32).decode()  # of org-2
 OTHER = "whsec_" + base64.b64encode(b"x" * 32).decode()
 
 
@@ -46,8 +48,10 @@ class World:
             self.progress,
             self.metrics,
             self.clock,
-            tokens=lambda: ["old", "new", "org-1:first", "org-1:next", "org-2:second"],
-            signing_secrets=lambda: f"{OLD}\n{NEW}",
+            keyring=Keyring(
+                lambda: "old\nnew\norg-1:first org-1:next\norg-2:second",
+                lambda: f"{OLD}\n{NEW}\norg-2:{OWN}",
+            ),
             body_seconds=0.2,
             max_bodies=2,
         )
@@ -160,6 +164,32 @@ async def test_a_token_of_one_organization_sends_for_no_other(
         given = await world.post(body, Authorization=f"Bearer {token}", Content_Type=kind)
         assert given == status
     assert bool(world.store.rows) == (status == 200)
+
+
+@pytest.mark.parametrize(("token", "status"), [("second", 403), ("first", 401), ("new", 401)])
+async def test_a_signing_secret_of_one_organization_signs_for_no_other(
+    world: World, token: str, status: int
+) -> None:
+    """The token of org-2 passes with its own secret, and is then refused another's event."""
+    assert await world.post(alert(), secret=OWN, Authorization=f"Bearer {token}") == status
+
+
+@pytest.mark.parametrize(
+    ("token", "secret", "old"),
+    [
+        ("new", NEW, None),
+        ("new", f"{OLD} {NEW}", None),
+        ("old", NEW, 1),
+        ("new", OLD, 1),
+        ("old", OTHER, None),
+    ],
+)
+async def test_a_credential_that_a_rotation_replaces_is_counted(
+    world: World, token: str, secret: str, old: float | None
+) -> None:
+    await world.post(alert(), secret=secret, Authorization=f"Bearer {token}")
+    counted = world.metrics.registry.get_sample_value
+    assert counted("byoc_plane_old_credentials_total", {"organization_id": ""}) == old
 
 
 async def test_a_known_delivery_of_another_sender_is_not_known(world: World) -> None:

@@ -9,7 +9,7 @@ from byoc_agents.durable.wal_shm import IN_USE_AT, WalIndex
 
 
 def is_locked(path: Path) -> bool:
-    """Ask as SQLite 3.51 and later do whether the lock of another owner is there."""
+    """Return whether a lock would conflict, which SQLite 3.51 and later ask of the kernel."""
     asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, IN_USE_AT, 1, 0)  # struct flock
     file = os.open(path, os.O_RDWR)
     try:

@@ -1,0 +1,136 @@
+"""The registry of customers: three files that receivers and consumers read while they run.
+
+`tokens`, `signing-secrets` and `senders` have one line per entry, `ORGANIZATION:VALUE`. They are
+what BYOC_PLANE_TOKEN_FILE, BYOC_PLANE_SIGNING_SECRET_FILE and BYOC_PLANE_SENDERS_FILE name. During
+a rotation an organization has two lines in the first two files, the newest last: both are accepted.
+"""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from byoc_agents.durable.files import sync_directory
+from byoc_control_plane.credentials import split_lines
+
+TOKENS, SIGNING_SECRETS, SENDERS = "tokens", "signing-secrets", "senders"
+# A file without entries is not empty: an empty file would not replace the last content.
+HEADERS = {
+    TOKENS: "# ORGANIZATION:TOKEN, written by byoc-control-plane tenant",
+    SIGNING_SECRETS: "# ORGANIZATION:whsec_BASE64, written by byoc-control-plane tenant",
+    SENDERS: "# ORGANIZATION:SENDER, written by byoc-control-plane tenant",
+}
+
+
+class RegistryError(Exception):
+    """The registry does not allow the step. `str()` says why and what is expected."""
+
+
+class Registry:
+    """The files in one directory. All methods block; they raise OSError and RegistryError."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Create the directory and its files, and keep other commands out. Raises OSError."""
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with (self._directory / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for name in HEADERS:
+                if not (self._directory / name).exists():
+                    self._write(name, [])
+            yield
+
+    def has(self, organization: str) -> bool:
+        """Return whether the organization has credentials."""
+        return bool(self._values(TOKENS, organization))
+
+    def has_rotation(self, organization: str) -> bool:
+        """Return whether two generations of its credentials are accepted."""
+        return len(self._values(TOKENS, organization)) > 1
+
+    def add_credentials(self, organization: str, token: str, signing_secret: str) -> None:
+        """Accept these in addition. Raises RegistryError during a rotation."""
+        if self.has_rotation(organization):
+            raise RegistryError(
+                f"{organization}: a rotation has begun: expected `tenant rotate {organization}"
+                " --finish`, or --cancel, first"
+            )
+        # The token decides whether there is a rotation: after a crash in between there is none.
+        self._append(SIGNING_SECRETS, organization, signing_secret)
+        self._append(TOKENS, organization, token)
+
+    def add_sender(self, organization: str, sender: str) -> None:
+        """Accept messages of the queue from this role or user."""
+        if sender not in self._values(SENDERS, organization):
+            self._append(SENDERS, organization, sender)
+
+    def finish_rotation(self, organization: str) -> None:
+        """Accept only the newest credentials. Raises RegistryError if there is no rotation."""
+        self._require_rotation(organization)
+        for name in (TOKENS, SIGNING_SECRETS):
+            self._keep(name, organization, lambda values: values[-1:])
+
+    def cancel_rotation(self, organization: str) -> None:
+        """Accept only the credentials before. Raises RegistryError if there is no rotation."""
+        self._require_rotation(organization)
+        for name in (TOKENS, SIGNING_SECRETS):
+            self._keep(name, organization, lambda values: values[:-1])
+
+    def remove(self, organization: str) -> int:
+        """Accept nothing of this organization; return how many lines were removed."""
+        return sum(self._keep(name, organization, lambda _: []) for name in HEADERS)
+
+    def _require_rotation(self, organization: str) -> None:
+        if not self.has_rotation(organization):
+            raise RegistryError(
+                f"{organization}: no rotation has begun: expected `tenant rotate {organization}"
+                " --secrets DIRECTORY` first"
+            )
+
+    def _values(self, name: str, organization: str) -> list[str]:
+        return [value for owner, value in self._read(name) if owner == organization]
+
+    def _append(self, name: str, organization: str, value: str) -> None:
+        self._write(name, [*self._read(name), (organization, value)])
+
+    def _keep(self, name: str, organization: str, choose: Callable[[list[str]], list[str]]) -> int:
+        entries = self._read(name)
+        chosen = choose([value for owner, value in entries if owner == organization])
+        kept = [
+            (owner, value) for owner, value in entries if owner != organization or value in chosen
+        ]
+        if len(kept) < len(entries):
+            self._write(name, kept)
+        return len(entries) - len(kept)
+
+    def _read(self, name: str) -> list[tuple[str, str]]:
+        return list(split_lines((self._directory / name).read_text()))
+
+    def _write(self, name: str, entries: Sequence[tuple[str, str]]) -> None:
+        """Replace a file at once; a file that exists keeps its owner and mode."""
+        path = self._directory / name
+        lines = [HEADERS[name], *(f"{owner}:{value}" for owner, value in entries)]
+        partial = path.with_name(f"{name}.partial")
+        partial.unlink(missing_ok=True)
+        write_secret(partial, "\n".join(lines) + "\n")
+        if path.exists():
+            shutil.copymode(path, partial)
+            found = path.stat()
+            with suppress(PermissionError):  # only root may; without it the owner is the same
+                os.chown(partial, found.st_uid, found.st_gid)
+        partial.replace(path)
+        sync_directory(self._directory)
+
+
+def write_secret(path: Path, text: str) -> None:
+    """Create a durable file that only its owner may read. Raises FileExistsError and OSError."""
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())

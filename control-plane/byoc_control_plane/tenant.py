@@ -1,0 +1,261 @@
+"""`byoc-control-plane tenant add|rotate|remove`: the customers of this control plane.
+
+`add` makes the credentials of a new organization and prints the values of the agents' chart for one
+of its services. `rotate` makes new credentials, and both are accepted until `rotate --finish`.
+`remove` accepts nothing more of an organization and ends the supervision of its daemons.
+"""
+
+import argparse
+import asyncio
+import base64
+import re
+import secrets
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from byoc_agents.app.settings import load, name
+from byoc_agents.billing.objects import DEFAULT_PREFIX
+from byoc_agents.durable.files import sync_directory
+from byoc_agents.errors import ConfigError
+from byoc_control_plane.registry import Registry, RegistryError, write_secret
+from byoc_control_plane.settings import PlaneSettings
+from byoc_control_plane.store import Store, StoreError, fetch_rows, open_store
+
+SECRET_BYTES = 32  # of a token and of a signing secret, which may have 24 to 64
+SECRET_NAME = "byoc-alerts"  # noqa: S105  of the Secret in Kubernetes, if the values name none
+ROLE = r"arn:[\w-]+:iam::(\d{12}):role/\S+"
+RETIRE = """\
+INSERT INTO byoc_agents (organization_id, service_id, replica, daemon, retired_at)
+SELECT organization_id, service_id, replica, daemon,
+    greatest(now64(3), max(byoc_agents.last_seen))
+FROM byoc_agents
+WHERE organization_id = '{organization}'
+GROUP BY organization_id, service_id, replica, daemon"""
+SUPERVISED = """\
+SELECT count() AS daemons FROM
+(
+    SELECT max(byoc_agents.last_seen) AS seen, max(byoc_agents.retired_at) AS retired
+    FROM byoc_agents
+    WHERE organization_id = '{organization}'
+    GROUP BY organization_id, service_id, replica, daemon
+)
+WHERE seen > retired"""
+TO_DELETE = """\
+{organization}: removed. Its deliveries are refused, and {daemons} of its daemons are not supervised
+any more. Without BYOC_PLANE_SENDERS the consumer accepts its messages until its role may not send.
+A message that arrives later supervises its daemon again: then run this command again.
+
+Delete by hand, after the last bill:
+- at the customer: the release of the chart, the role, and the Secret with the token
+- the statements of its role in the policies of bucket and queue, or its --account
+- its objects below {prefix}org={organization}/, with --tenants below
+  {prefix}account=ACCOUNT/org={organization}/; archives have the records of all organizations
+- its user in ClickHouse: DROP USER IF EXISTS `{organization}`
+- its rows:
+{statements}
+"""
+TABLES = ("byoc_usage", "byoc_state", "byoc_alerts", "byoc_agents")
+
+
+def add_parser(commands: Any) -> None:
+    """Add the commands to those of `byoc-control-plane`."""
+    tenant = commands.add_parser("tenant", help="add, rotate or remove a customer")
+    steps = tenant.add_subparsers(dest="step", required=True)
+    add = steps.add_parser("add", help="accept an organization; print the values of a service")
+    rotate = steps.add_parser("rotate", help="make new credentials, and accept both")
+    remove = steps.add_parser("remove", help="accept nothing more, and end the supervision")
+    for parser in (add, rotate, remove):
+        parser.add_argument("organization", type=_checked(name))
+        parser.add_argument(
+            "--registry", type=Path, required=True, metavar="DIRECTORY",
+            help="with the files tokens, signing-secrets and senders",
+        )  # fmt: skip
+    for parser in (add, rotate):
+        parser.add_argument(
+            "--secrets", type=Path, metavar="DIRECTORY",
+            help="gets the files token and signing-secret, for the customer",
+        )  # fmt: skip
+    add.add_argument("--service", required=True, type=_checked(name), help="the id of a service")
+    add.add_argument("--values", type=Path, metavar="FILE", help="values that are the same for all")
+    add.add_argument("--role", type=_checked(_role), metavar="ARN", help="of the pods")
+    add.add_argument(
+        "--sender", type=_checked(name), metavar="ID",
+        help="the unique id of the role, AROA...: it may send to the queue",
+    )  # fmt: skip
+    add.add_argument(
+        "--tenants", action="store_true", help="the bucket has the policy of `policy --tenants`"
+    )
+    ends = rotate.add_mutually_exclusive_group()
+    ends.add_argument("--finish", action="store_true", help="accept only the new credentials")
+    ends.add_argument("--cancel", action="store_true", help="accept only the old credentials")
+
+
+def run(asked: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Run one step; return the exit code. Raises ConfigError."""
+    registry = Registry(asked.registry)
+    try:
+        match asked.step:
+            case "add":
+                return _add(registry, asked)
+            case "rotate":
+                return _rotate(registry, asked)
+        return _remove(registry, asked.organization, environ)
+    except RegistryError as error:
+        raise ConfigError([str(error)]) from error
+    except FileExistsError as error:
+        why = f"{error.filename} exists: expected a directory without token and signing-secret"
+        raise ConfigError([f"--secrets: {why}"]) from error
+    except OSError as error:
+        why = f"{error.filename or asked.registry}: {error.strerror}"
+        raise ConfigError([f"{why}: expected writable directories and a readable file"]) from error
+
+
+def _add(registry: Registry, asked: argparse.Namespace) -> int:
+    values = _values(asked)  # before anything is changed
+    with registry.locked():
+        if registry.has(asked.organization):
+            if asked.secrets:
+                raise RegistryError(
+                    f"{asked.organization}: has credentials: expected no --secrets to print the"
+                    f" values of a service, or `tenant rotate {asked.organization}`"
+                )
+        else:
+            _make_credentials(registry, asked)
+        if asked.sender:
+            registry.add_sender(asked.organization, asked.sender)
+    sys.stdout.write(values)
+    return 0
+
+
+def _rotate(registry: Registry, asked: argparse.Namespace) -> int:
+    with registry.locked():
+        if not registry.has(asked.organization):
+            raise RegistryError(f"{asked.organization}: is unknown: expected `tenant add` first")
+        if asked.secrets and (asked.finish or asked.cancel):
+            raise RegistryError("--secrets: expected neither --finish nor --cancel with it")
+        if asked.finish:
+            registry.finish_rotation(asked.organization)
+        elif asked.cancel:
+            registry.cancel_rotation(asked.organization)
+        elif registry.has_rotation(asked.organization):
+            registry.add_credentials(asked.organization, "", "")  # raises
+        else:
+            _make_credentials(registry, asked)
+    return 0
+
+
+def _make_credentials(registry: Registry, asked: argparse.Namespace) -> None:
+    """Write new credentials for the customer, then accept them: none is accepted that is lost."""
+    if asked.secrets is None:
+        raise RegistryError("--secrets: is required: a directory for the new credentials")
+    token = secrets.token_urlsafe(SECRET_BYTES)
+    signing_secret = f"whsec_{base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode()}"
+    asked.secrets.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Without a line end: the customer puts the files into a Secret as they are.
+    write_secret(asked.secrets / "token", token)
+    write_secret(asked.secrets / "signing-secret", signing_secret)
+    sync_directory(asked.secrets)
+    registry.add_credentials(asked.organization, token, signing_secret)
+
+
+def _values(asked: argparse.Namespace) -> str:
+    """Return the values file. Raises ConfigError."""
+    values: dict[str, Any] = _read_values(asked.values) if asked.values else {}
+    values |= {"organizationId": asked.organization, "serviceId": asked.service}
+    if asked.role:
+        _section(values, "aws")["roleArn"] = asked.role
+    _section(values, "alertForwarder").setdefault("secretName", SECRET_NAME)
+    if asked.tenants:
+        if not asked.role:
+            raise ConfigError(["--tenants: expected --role: its account is part of the prefix"])
+        settings = _section(_section(values, "billingScraper"), "settings")
+        prefix = settings.get("BYOC_BILLING_PREFIX", DEFAULT_PREFIX).rstrip("/")
+        account = _role(asked.role)
+        settings["BYOC_BILLING_PREFIX"] = f"{prefix}/account={account}/".lstrip("/")
+    head = f"# Values of the chart byoc-agents for {asked.organization}, service {asked.service}.\n"
+    return head + yaml.safe_dump(values, sort_keys=False, width=96)
+
+
+def _read_values(path: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError([f"--values {path}: {why}: expected the values of a chart"]) from error
+    if not isinstance(found, dict):
+        raise ConfigError([f"--values {path}: expected a mapping of values"])
+    return found
+
+
+def _section(values: dict[str, Any], key: str) -> dict[str, Any]:
+    found = values.setdefault(key, {})
+    if not isinstance(found, dict):
+        raise ConfigError([f"--values: {key}: invalid value {found!r}: expected a mapping"])
+    return found
+
+
+def _remove(registry: Registry, organization: str, environ: Mapping[str, str]) -> int:
+    (plane,) = load([PlaneSettings], environ, {})  # before anything is changed
+    with registry.locked():
+        registry.remove(organization)
+    try:
+        daemons = asyncio.run(_retire(plane, organization))
+    except StoreError as error:
+        sys.stderr.write(
+            f"{organization}: its deliveries are refused, but its daemons are still supervised:"
+            f" {error}: expected ClickHouse at BYOC_PLANE_STORE_URL; run the command again\n"
+        )
+        return 1
+    statements = "\n".join(
+        f"  ALTER TABLE {table} DELETE WHERE organization_id = '{organization}';"
+        for table in TABLES
+    )
+    sys.stdout.write(
+        TO_DELETE.format(
+            organization=organization,
+            daemons=daemons,
+            prefix=DEFAULT_PREFIX,
+            statements=statements,
+        )
+    )
+    return 0
+
+
+async def _retire(plane: PlaneSettings, organization: str) -> int:
+    async with open_store(plane.store_url, plane.store_password) as store:
+        return await retire(store, organization)
+
+
+async def retire(store: Store, organization: str) -> int:
+    """End the supervision of an organization's daemons; return their number. Raises StoreError.
+
+    `organization` is a name that the settings accept, which has no quotes.
+    """
+    (found,) = await fetch_rows(store, SUPERVISED.format(organization=name(organization)))
+    await store.run(RETIRE.format(organization=name(organization)))
+    return int(found["daemons"])
+
+
+def _role(text: str) -> str:
+    """Return the account of a role. Raises ValueError."""
+    match = re.fullmatch(ROLE, text, re.ASCII)
+    if not match:
+        raise ValueError("not arn:aws:iam::111122223333:role/NAME")
+    return match[1]
+
+
+def _checked(parse: Callable[[str], str]) -> Callable[[str], str]:
+    """Return a type of argparse that keeps a text which `parse` accepts."""
+
+    def check(text: str) -> str:
+        try:
+            parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"invalid value {text!r}: {error}") from error
+        return text
+
+    return check
