@@ -1,6 +1,6 @@
 -- The views through which an engineer of the vendor reads this server. Each lists its columns, so a
 -- column that a new version of ClickHouse adds never appears by itself.
--- `byoc-agents access init-sql` prints this file with a random key; run it as an administrator on every
+-- `setup_script` in `clickhouse_sql.py` returns this file with a random key; run it as an administrator on every
 -- replica, with the same key.
 -- The views read the system tables with the grants of byoc_access_views. Nobody can log in as it.
 SYSTEM FLUSH LOGS;
