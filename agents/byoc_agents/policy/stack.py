@@ -306,7 +306,9 @@ def _role_answers(facts: Facts, options: Options, ids: Mapping[str, Any]) -> lis
     }
     return [
         Description(*get_role, facts_of_role, lambda answer: answer["Role"]),
-        Description(*get_role, substitute(_tags(facts), ids), lambda answer: as_tags(answer["Role"])),
+        Description(
+            *get_role, substitute(_tags(facts), ids), lambda answer: as_tags(answer["Role"])
+        ),
         Description(
             *get_role, documents["trust"],
             lambda answer: answer["Role"]["AssumeRolePolicyDocument"], policy=True,
