@@ -22,6 +22,9 @@ python=; for candidate in $(PYTHON) python3.11 python3.12 python3.13 python3.14 
 	"python3 and python3-venv) or name one: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
 endef
 
+# pytest ends with 5 if the files that PYTEST_ARGS names have no such test.
+NONE_IN_FILES = [ "$$?$(findstring tests/,$(PYTEST_ARGS))" = 5tests/ ]
+
 DOCKER ?= docker
 BUILD_ARGS ?=
 IMAGES := build/images
@@ -29,8 +32,8 @@ HOST_ARCH := $(patsubst aarch64,arm64,$(patsubst x86_64,amd64,$(shell uname -m))
 ARCH ?= $(HOST_ARCH)
 LOAD ?= yes
 
-.PHONY: help demo localstack control-plane test test-real coverage chart bench strangers chaos soak \
-	fuzz check docs images constraints clean
+.PHONY: help demo localstack control-plane test test-real coverage chart cluster bench strangers chaos \
+	soak fuzz check docs images constraints clean
 
 help: ## print this list
 	@echo "byoc-agents: what can be done here"
@@ -47,20 +50,25 @@ control-plane: $(READY) ## the vendor's side on chdb, fed by the daemons; ARGS="
 	@$(PY) -m lab.control_plane $(ARGS)
 
 test: $(READY) ## every test that needs no root, no network and no real part
-	@$(PY) -m pytest -n auto -m "not real" --ignore=tests/real $(PYTEST_ARGS)
+	@$(PY) -m pytest -n auto -m "not real" --ignore=tests/real --ignore=tests/cluster $(PYTEST_ARGS)
 
 test-real: $(READY) ## fetch LocalStack, ClickHouse, Alertmanager, ... and test against them
 	@$(PY) -m lab.real.parts.install
-	@$(PY) -m pytest -m real $(PYTEST_ARGS)
+	@$(PY) -m pytest -n 2 --dist loadfile --ignore=tests/cluster -m "real and not quiet" $(PYTEST_ARGS) || $(NONE_IN_FILES)
+	@$(PY) -m pytest --ignore=tests/cluster -m "real and quiet" $(PYTEST_ARGS) || $(NONE_IN_FILES)
 	@FAULT_SEEDS=40 $(PY) -m pytest -n auto -rP tests/faults
 
 coverage: $(READY) ## branch coverage of `make test`: build/coverage/index.html; fails below the floor
-	@$(PY) -m pytest -n auto -m "not real" --ignore=tests/real --cov --cov-report= $(PYTEST_ARGS)
+	@$(PY) -m pytest -n auto -m "not real" --ignore=tests/real --ignore=tests/cluster --cov --cov-report= \
+		$(PYTEST_ARGS)
 	@$(PY) -m coverage html -q -d build/coverage
 	@$(PY) -m coverage report --skip-covered
 
 chart: $(READY) ## lint and render the Helm chart with Helm 3 and 4 into build/chart; ARGS=--update
 	@$(PY) -m lab.real.chart $(ARGS)
+
+cluster: $(READY) ## the chart on a Kubernetes of its own, as root; ARGS=--short, ARGS=--keep for a person
+	@$(PY) -m lab.cluster $(ARGS)
 
 fuzz: $(READY) ## coverage-guided fuzzing of every parser of outside input; FUZZ="--seconds 300 webhook"
 	@$(PY) -m lab.fuzz.run $(FUZZ)

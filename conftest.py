@@ -14,6 +14,8 @@ from typing import Any
 import hypothesis
 import pytest
 
+from tests.real.workers import FileScheduling
+
 CONNECTING = frozenset({"socket.connect", "socket.sendto", "socket.sendmsg"})
 ASKING = frozenset({"socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr"})
 NO_QUESTION = frozenset({"", "localhost"})
@@ -33,7 +35,7 @@ class OutsideError(OSError):
 
 
 def stays_here(host: Any) -> bool:
-    """Tell whether an address is this machine: loopback, or all of its own (listening)."""
+    """Return whether an address is this machine: loopback, or all of its own (listening)."""
     try:
         address = ipaddress.ip_address(str(host).split("%", 1)[0])
     except ValueError:
@@ -67,6 +69,11 @@ def _check(event: str, host: Any) -> None:
 
 
 sys.addaudithook(hook)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FileScheduling | None:
+    """Spread the tests against real parts by `make test-real` in a way of their own."""
+    return FileScheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def _guarded(item: pytest.Item) -> Iterator[None]:

@@ -77,7 +77,7 @@ def rules(node: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_others(rule: dict[str, Any]) -> bool:
-    """Tell whether it is for directory buckets, Outposts, ARNs, or calls that we do not make."""
+    """Return whether it is for directory buckets, Outposts, ARNs, or calls we do not make."""
     return any(
         one == NO_BUCKET
         or one["fn"] == "aws.parseArn"

@@ -1,6 +1,6 @@
-"""The settings table of docs/configuration.md: `python -m lab.configuration` writes it.
+"""Write the settings table of docs/configuration.md: `python -m lab.configuration`.
 
-The text before the table is written by hand and kept.
+The text before the table is kept.
 """
 
 import sys

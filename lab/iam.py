@@ -1,4 +1,4 @@
-"""Enough of IAM to decide a request by the documents that `byoc-agents policy` prints.
+"""Decide requests by the documents that `byoc-agents policy` prints, as IAM does.
 
 Semantics: IAM user guide, "Policy evaluation logic", "IAM JSON policy elements: Condition
 operators", "Single-valued vs. multivalued context keys" and "IAM policy elements: Variables and
@@ -18,7 +18,7 @@ _NAME = re.compile(r"(?:(ForAllValues|ForAnyValue):)?(\w+?)(IfExists)?")
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One call: who, what, on which resource, with which condition keys."""
+    """One request: principal, action, resource and condition keys."""
 
     action: str
     resource: str
@@ -27,7 +27,7 @@ class Request:
 
     @property
     def keys(self) -> dict[str, list[str]]:
-        """Return the context with lower-case keys, and what IAM adds about the principal."""
+        """Return the context with lower-case keys, with IAM's own keys about the principal."""
         own: dict[str, str | Sequence[str]] = dict(self.context)
         if self.principal:
             account = self.principal.split(":")[4]
@@ -49,7 +49,7 @@ def decides(document: Mapping[str, Any], request: Request) -> str:
 
 
 def permits(request: Request, *documents: Mapping[str, Any]) -> bool:
-    """Return whether every one of the documents allows it, as across accounts all must."""
+    """Return whether each document allows the request, as is required across accounts."""
     return all(decides(document, request) == "Allow" for document in documents)
 
 
@@ -122,7 +122,7 @@ _NUMERIC: dict[str, Callable[[float, float], bool]] = {
 
 
 def _meets(operator: str, value: str, wanted: list[str], request: Request) -> bool:
-    """Return whether one value of the request is among those of the policy, or is not."""
+    """Return whether one value of the request meets the operator and the policy's values."""
     plain = operator.replace("Not", "")
     if plain in {"StringLike", "ArnLike", "ArnEquals"}:
         found = any(_like(one, value, request.keys) for one in wanted)

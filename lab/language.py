@@ -1,7 +1,8 @@
 """Count the words and constructions that the project does not use: `python -m lab.language`.
 
 The text is Markdown without its code, and the comments and strings of Python files: docstrings, log
-events and messages. No file may use them.
+events and messages. No file may use them. The spelling is American everywhere: in names, code of
+pages, templates and SQL, too.
 
     python -m lab.language            print every place; exit code 1 if there is any
     python -m lab.language FILE ...   check only these files
@@ -23,6 +24,18 @@ MARKDOWN = (
     *("localstack/*.md", "constraints/*.md", "lab/**/*.md", "control-plane/*.md"),
 )
 PYTHON = ("agents/**/*.py", "control-plane/**/*.py", "images/*.py", "lab/**/*.py", "tests/**/*.py")
+SPELLED = (
+    *("Makefile", "*.toml", "*.yml", ".github/**/*.y*ml", "docs/**/*.yaml", "images/*", ".ci/run"),
+    *(
+        "agents/**/*.sql",
+        "agents/**/*.html",
+        "agents/**/*.css",
+        "agents/**/*.js",
+        "agents/**/*.toml",
+    ),
+    *("control-plane/**/*.sql", "control-plane/**/*.y*ml", "control-plane/*.toml"),
+    *("helm/**/*.yaml", "helm/**/*.tpl", "helm/**/*.txt", "lab/**/*.sql", "localstack/*"),
+)
 # These files name the forbidden words in order to forbid them.
 EXEMPT = {"lab/language.py", "tests/docs/test_language.py"}
 
@@ -65,27 +78,47 @@ FORBIDDEN = {
         "the field's own term",
     ),
 }
+# British stems; a part of a name counts as a word.
+OUR = "behavi|col|end?eav|fav|flav|harb|hon|hum|lab|neighb|od|rig|rum|sav|vap|vig"
+ISE = (
+    "author|character|custom|final|general|initial|maxim|minim|normal|optim|organ|penal|priorit"
+    "|random|real|recogn|sanit|serial|special|standard|summar|synchron|token|util"
+)
+DOUBLED = (
+    "channel|counsel|dial|equal|funnel|initial|label|level|marvel|model|quarrel|signal|total"
+    "|travel|tunnel"
+)
+BRITISH = (
+    f"(?:{OUR})our",
+    rf"(?:(?:{ISE})is|(?:anal|catal|paral)ys)(?:e[drs]?(?![a-z])|ing|ation)",
+    f"(?:{DOUBLED})l(?:ed|er|ing)",
+    r"(?:centre|fibre|theatre|litre|\bmetre)s?(?![a-z])",
+    "(?:acknowledge|judge)ment|ageing|artefact|licence|defence|offence|pretence|practise",
+    "(?:ana|cata|dia)logue|programmes?(?![a-z])|(?:enrol|fulfil|instal)(?!l)|skilful|wilful",
+    r"learnt|(?:mis)?spelt|burnt|whilst|amongst|(?<!blue )\bgrey|mould|sceptic|writeable|sizeable",
+)
+SPELLING = re.compile("|".join(BRITISH), re.IGNORECASE)
 PATTERNS = {name: re.compile(pattern, re.IGNORECASE) for name, (pattern, _) in FORBIDDEN.items()}
 WORD = re.compile(r"[A-Za-z][A-Za-z'-]*")
 
 
 class Place(NamedTuple):
-    """One use of a forbidden construction."""
+    """One use of a forbidden construction or spelling."""
 
     file: str
     line: int
-    rule: str
     text: str
+    advice: str
 
     def __str__(self) -> str:
         """Return the place, the text, and the wording to use instead."""
-        return f"{self.file}:{self.line}: {self.text!r}: use {FORBIDDEN[self.rule][1]}"
+        return f"{self.file}:{self.line}: {self.text!r}: use {self.advice}"
 
 
 def files(root: Path = ROOT) -> list[Path]:
     """Return every file whose text is checked, sorted."""
-    found = {path for pattern in (*MARKDOWN, *PYTHON) for path in root.glob(pattern)}
-    return sorted(path for path in found if _is_checked(path.relative_to(root)))
+    found = {path for pattern in (*MARKDOWN, *PYTHON, *SPELLED) for path in root.glob(pattern)}
+    return sorted(path for path in found if path.is_file() and _is_checked(path.relative_to(root)))
 
 
 def _name(path: Path) -> str:
@@ -102,6 +135,7 @@ def texts(path: Path) -> Iterator[tuple[int, str]]:
     content = path.read_text()
     if path.suffix == ".md":
         yield 1, _without_code(content)
+    if path.suffix != ".py":
         return
     for token in tokenize.generate_tokens(io.StringIO(content).readline):
         if token.type == tokenize.COMMENT:
@@ -128,7 +162,10 @@ def places(path: Path) -> Iterator[Place]:
         for rule, pattern in PATTERNS.items():
             for match in pattern.finditer(text):
                 number = line + text.count("\n", 0, match.start())
-                yield Place(_name(path), number, rule, match[0])
+                yield Place(_name(path), number, match[0], FORBIDDEN[rule][1])
+    for number, text in enumerate(path.read_text().splitlines(), 1):
+        for match in SPELLING.finditer(text):
+            yield Place(_name(path), number, match[0], "the American spelling")
 
 
 def count_uses(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""Type names that mean two things: `python -m lab.names` prints them.
+"""Find type names with two meanings: `python -m lab.names` prints them.
 
 A reader who meets `State` wants to know which one. Every class and every type alias of the product
 has a name of its own; private ones (with an underscore) count as collisions only with public ones.
@@ -26,7 +26,7 @@ def types_of(path: Path) -> Iterator[str]:
 
 
 def _is_alias(value: ast.expr) -> bool:
-    """Tell whether a value is a type: `Literal[...]`, `Callable[...]`, a union of names."""
+    """Return whether a value is a type: `Literal[...]`, `Callable[...]`, a union of names."""
     if isinstance(value, ast.Subscript):
         return isinstance(value.value, ast.Name) and value.value.id[:1].isupper()
     return isinstance(value, ast.BinOp) and isinstance(value.op, ast.BitOr)

@@ -1,9 +1,9 @@
-"""The other side, small enough to read: what a control plane does with our deliveries.
+"""A reference receiver: the control plane's side of alert deliveries, small enough to read.
 
-Checks the bearer token and the Standard Webhooks signature, takes single events and batches whole
-or not at all, keeps each `source` + `id` once, and compares the open episodes of each heartbeat
-with its own. Used by the demo and the tests; run it with `python -m lab.receiver --help`. It keeps
-everything in memory: it is a model, not a product.
+Checks the bearer token and the Standard Webhooks signature, accepts single events and batches
+completely or not at all, keeps each `source` + `id` once, and compares the open episodes of each
+heartbeat with its own. The demo and the tests use it; `python -m lab.receiver --help` runs it. It
+keeps everything in memory: it is a model, not a product.
 """
 
 import argparse
@@ -66,14 +66,14 @@ class Episodes:
         self._open: dict[tuple[str, str], int] = {}  # fingerprint and start -> latest event, ms
 
     def apply(self, alert: dict[str, Any]) -> None:
-        """Take the data of one alert event."""
+        """Apply the data of one alert event."""
         episode = alert["fingerprint"], alert["starts_at"]
         self._open.pop(episode, None)
         if alert["status"] == "firing":
             self._open[episode] = parse_rfc3339(alert["received_at"])
 
     def summary(self, at_ms: int) -> tuple[int, str]:
-        """Return the number and the digest as a heartbeat of this time has them."""
+        """Return the number and the digest that a heartbeat of this time should have."""
         return summarize(key for key, ms in self._open.items() if ms >= at_ms - MAX_AGE_MS)
 
     def states(self, at_ms: int) -> dict[tuple[str, str], str]:
@@ -85,7 +85,7 @@ class Episodes:
 
 
 class Receiver:
-    """Keeps every event once, in the order in which each was first delivered."""
+    """Stores every event once, in the order of the first delivery."""
 
     def __init__(
         self,
@@ -97,9 +97,9 @@ class Receiver:
         fault: Fault = lambda _number, _request: None,
         on_mismatch: Callable[[Mismatch], None] = lambda _mismatch: None,
     ) -> None:
-        """`on_event` sees each event once; `fault` may answer instead of us.
+        """`on_event` is called once per event; `fault` may replace the answer.
 
-        `on_mismatch` sees each heartbeat whose open episodes differ from those delivered before.
+        `on_mismatch` is called for each heartbeat whose open episodes differ from the delivered.
         """
         self.events: dict[Key, dict[str, Any]] = {}
         self.bodies: list[bytes] = []  # as they came, of deliveries that were taken
@@ -115,14 +115,14 @@ class Receiver:
         self._on_mismatch = on_mismatch
 
     def application(self) -> web.Application:
-        """Return the application: one path for deliveries, and `/` for whoever looks on."""
+        """Return the application: one path for deliveries, and `/` to read the events."""
         app = web.Application(client_max_size=MAX_BODY_BYTES)
         app.router.add_post(PATH, self.post)
         app.router.add_get("/", self.kept)
         return app
 
     async def kept(self, _: web.Request) -> web.Response:
-        """Answer with every event there is, oldest first."""
+        """Answer with all events, oldest first."""
         return web.json_response(list(self.events.values()))
 
     async def post(self, request: web.Request) -> web.Response:
@@ -152,7 +152,7 @@ class Receiver:
         return hmac.compare_digest(given, bearer) and self._signed(request, body)
 
     def _signed(self, request: web.Request, body: bytes) -> bool:
-        """Return whether one of the signatures is of one of our keys, and of these minutes."""
+        """Return whether one of the signatures is valid for one of the keys, and recent."""
         delivery_id = request.headers.get("webhook-id", "")
         timestamp = request.headers.get("webhook-timestamp", "")
         if not (delivery_id and timestamp.isascii() and timestamp.isdigit()):
@@ -168,7 +168,7 @@ class Receiver:
         return abs(age_seconds) <= TOLERANCE_SECONDS and any(found)
 
     def _take(self, event: dict[str, Any]) -> bool:
-        """Keep an event unless it is there already. Return whether it is new."""
+        """Store an event unless its id is stored already. Return whether it is new."""
         key = event["source"], event["id"]
         if key in self.events:
             self.duplicates += 1
@@ -216,7 +216,7 @@ def _events(content_type: str, body: bytes) -> list[dict[str, Any]]:
 
 
 def _check(event: Any) -> None:
-    """Raise ValueError for what breaks the schema. A type of later versions is taken as it is."""
+    """Raise ValueError if an event breaks the schema. Types of later versions are accepted."""
     envelope = msgspec.convert(event, Event)
     known = KNOWN.get(envelope.type, Event)
     msgspec.convert(event, known)
@@ -234,7 +234,7 @@ def rejected(request: web.Request, status: int) -> web.Response:
 async def listening(
     receiver: Receiver, port: int = 0, host: str = "127.0.0.1"
 ) -> AsyncIterator[str]:
-    """Serve; give the URL to send to."""
+    """Serve; yield the URL for deliveries."""
     runner = web.AppRunner(receiver.application(), access_log=None, shutdown_timeout=1)
     await runner.setup()
     try:

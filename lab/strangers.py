@@ -1,7 +1,7 @@
-"""What unknown clients can do to the daemons: `python -m lab.strangers`, as root.
+"""Attack the daemons as an unknown client: `python -m lab.strangers`, as root.
 
 Each daemon runs with the usual log level in a control group with the chart's memory limit. Its CPU
-is not limited, unlike in the chart (100m). Each scenario is kept up for some seconds: closed
+is not limited, unlike in the chart (100m). Each scenario runs for some seconds: closed
 connections are opened again, up to 2,000 per second. Meanwhile a genuine client, which has the same
 address as the strangers, posts a recorded notification of a real Alertmanager, or asks for
 /healthz, on new connections. One line per scenario: the process's peak resident memory, the group's
@@ -127,7 +127,7 @@ def authenticated() -> list[Scenario]:
 
 
 class Strangers(threading.Thread):
-    """Keeps a scenario up until stopped, from one thread."""
+    """Runs a scenario from one thread until stopped."""
 
     def __init__(self, port: int, scenario: Scenario, first: str) -> None:
         super().__init__()

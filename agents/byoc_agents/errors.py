@@ -89,7 +89,7 @@ class LedgerNewerError(LedgerError):
 
 
 class Reason(StrEnum):
-    """Why an attempt to send ended as it did: the `result` of `byoc_send_attempts_total`."""
+    """The result of an attempt to send: the `result` of `byoc_send_attempts_total`."""
 
     OK = "ok"  # stored now
     ALREADY_STORED = "already_stored"  # stored by an earlier attempt with a lost answer

@@ -49,7 +49,7 @@ class HeldHourError(Exception):
 
 @dataclass
 class Tally:
-    """What one run did."""
+    """The results of one run."""
 
     archives: int = 0
     archived: int = 0  # objects
@@ -58,7 +58,7 @@ class Tally:
 
 
 class Archived(NamedTuple):
-    """Where an object is archived, and its SHA-256."""
+    """The archive of an object, and its SHA-256."""
 
     archive: ArchiveKey
     sha256: bytes

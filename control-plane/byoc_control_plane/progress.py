@@ -1,4 +1,4 @@
-"""How far a stream is received, and who is silent because of it.
+"""Track how far each stream is received, and which of them are silent.
 
 Each process that receives writes one row per second: the time of its last complete reception, and
 since when reception has been uninterrupted and without backlog. The view `silent_now` counts
@@ -26,14 +26,7 @@ SILENT = (
     "SELECT organization_id, service_id, replica, daemon, silent_seconds FROM silent_now "
     "ORDER BY silent_seconds DESC"
 )
-AGENTS = (
-    "SELECT daemon, count() AS agents FROM (SELECT organization_id, service_id, replica, daemon, "
-    "max(byoc_agents.latest) AS newest, max(byoc_agents.last_seen) AS seen, "
-    "max(byoc_agents.retired_at) AS retired FROM byoc_agents "
-    "GROUP BY organization_id, service_id, replica, daemon) "
-    "WHERE seen > retired AND NOT newest.4 GROUP BY daemon"
-)
-
+AGENTS = "SELECT daemon, count() AS agents FROM agents_now WHERE supervised GROUP BY daemon"
 
 PROGRESS = (
     "WITH horizons AS (SELECT stream, max(at) AS horizon FROM byoc_progress GROUP BY stream) "

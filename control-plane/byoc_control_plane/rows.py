@@ -39,6 +39,7 @@ ALERT_COLUMNS = (
     *("fingerprint", "starts_at", "ends_at", "received_at", "labels", "annotations", "started_at"),
     *("sequence", "interval_seconds", "stopping", "backlog_records", "dead_letters"),
 )
+AGENT_COLUMNS = ("configuration_sha256", "ledger_size", "ledger_root")  # fields of `data.agent`
 MAX_TIME_MS = 4_102_444_800_000  # 2100-01-01: DateTime64 and its partitions hold it
 
 _envelope = msgspec.json.Decoder(Event)
@@ -95,6 +96,9 @@ def _row(head: dict[str, Any], data: Mapping[str, Any], *, known: bool) -> Row:
     if known:
         columns = STATE_COLUMNS if is_state else ALERT_COLUMNS
         head |= {name: data[name] for name in columns if data.get(name) is not None}
+        if agent := data.get("agent"):  # messages of 0.1.0 have none
+            head["agent_version"] = agent["version"]
+            head |= {name: agent[name] for name in AGENT_COLUMNS}
         if head["type"] == STATE:
             codes = [reason["code"] for reason in data["reasons"]]
             head["reasons"] = codes

@@ -7,7 +7,10 @@ import byoc_agents.billing
 
 SQL = Path(__file__).parent / "sql"
 USAGE_SQL = Path(byoc_agents.billing.__file__).parent / "sql"
-VIEWS = ("silent_now", "fleet_now", "billing_completeness_daily", "slo_daily")  # in their order
+VIEWS = (  # in their order
+    *("agents_now", "silent_now", "fleet_now", "ledger_heads"),
+    *("billing_completeness_daily", "slo_daily"),
+)
 
 TableEngine = Literal["single", "replicated", "shared"]
 PREFIXES: dict[TableEngine, str] = {

@@ -1,4 +1,4 @@
-"""Where the rows go: ClickHouse by its HTTP interface, or an embedded chdb."""
+"""Stores for the rows: ClickHouse by its HTTP interface, or an embedded chdb."""
 
 import asyncio
 import json

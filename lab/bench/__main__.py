@@ -49,7 +49,7 @@ def main() -> int:
 def _measured(options: argparse.Namespace) -> list[Row]:
     rows: list[Row] = []
     made = image()
-    print(f"bench: {made.said}", flush=True)
+    print(f"bench: {made.description}", flush=True)
     with tempfile.TemporaryDirectory(prefix="byoc-bench-") as directory:
         for name in options.only:
             started = time.monotonic()

@@ -11,7 +11,7 @@ TRIES = 5  # refused sends, after which all is in memory that a refused send nee
 
 
 def measure(lab: Lab) -> list[Row]:
-    """Compare the same daemon with nothing and with that much waiting."""
+    """Compare the same daemon with an empty spool and with a full one."""
     size = GIB // 8 if lab.quick else GIB
     empty, full = [], []
     for _ in range(lab.runs(2)):

@@ -1,4 +1,4 @@
-"""How many billing objects one core archives: `python -m lab.bench.compact --objects 100000`.
+"""Measure how fast one core archives objects: `python -m lab.bench.compact --objects 100000`.
 
 The S3 double runs in a process of its own, and its CPU does not count. `--sources memory` measures
 the compactor without any HTTP: the checks, the archive and the digests.
@@ -33,7 +33,7 @@ KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
 
 
 def generate(wanted: int, records: int) -> dict[str, bytes]:
-    """Return so many objects of one hour, with so many records each."""
+    """Return `count` objects of one hour with `records` records each."""
     found: dict[str, bytes] = {}
     for number in range(-(-wanted * records // MINUTES)):
         story = Story(replica=f"r-{number}", pod_uid=f"uid-{number:08}", seed=number)
@@ -43,7 +43,7 @@ def generate(wanted: int, records: int) -> dict[str, bytes]:
 
 
 def serve_bucket(wanted: int, records: int, answer: Connection, stop: Event) -> None:
-    """Serve the objects until asked to stop; send the URL, then how many objects are left."""
+    """Serve the objects until asked to stop; send the URL, then the number of objects left."""
 
     async def run() -> None:
         async with FakeS3() as double:
@@ -76,10 +76,10 @@ async def served(wanted: int, records: int) -> AsyncIterator[str]:
 
 
 class MemoryBucket(Bucket):
-    """A bucket in this process: what the compactor itself costs."""
+    """A bucket in this process, to measure the compactor alone."""
 
     def __init__(self, stored: dict[str, bytes]) -> None:
-        """Hold these objects."""
+        """Store these objects."""
         super().__init__(None, "memory")
         self._stored = stored
 

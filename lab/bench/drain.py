@@ -1,4 +1,4 @@
-"""After an outage: a million usage records to S3, and alerts in batches against one at a time."""
+"""Drain a backlog: a million usage records to S3, and alerts in batches or one at a time."""
 
 import asyncio
 import time
@@ -19,7 +19,7 @@ EVENTS = 4000
 
 
 def measure(lab: Lab) -> list[Row]:
-    """Fill spools while nothing runs, then start the daemon and wait."""
+    """Fill spools while no daemon runs, then start it and wait until they are empty."""
     records = RECORDS // 10 if lab.quick else RECORDS
     rate, cpu = _records(lab, records)
     rounds = lab.runs(3)
@@ -36,7 +36,7 @@ def measure(lab: Lab) -> list[Row]:
 
 
 def _records(lab: Lab, records: int) -> tuple[float, float]:
-    """Return records a second and microseconds of CPU a record, the start included."""
+    """Return records per second and microseconds of CPU per record, with the start."""
     state, s3 = lab.place("state"), lab.receivers.s3
     objects = records // OF_AN_OBJECT
     asyncio.run(_put(state / SCRAPER, _sealed(objects)))
@@ -49,7 +49,7 @@ def _records(lab: Lab, records: int) -> tuple[float, float]:
 
 
 def _sealed(objects: int) -> list[Message]:
-    """Return objects of one story's records; every one has a key of its own."""
+    """Return sealed objects with the records of one replica, each with its own key."""
     story = Story()
     return [
         seal([encode(story.measured()) for _ in range(OF_AN_OBJECT)], created_at_ms=1)
@@ -58,7 +58,7 @@ def _sealed(objects: int) -> list[Message]:
 
 
 def _events(lab: Lab, batch: int) -> float:
-    """Return events a second that leave a forwarder's spool, its start not counted."""
+    """Return events per second that leave a forwarder's spool, without its start."""
     state, plane = lab.place("state"), lab.receivers.plane
     events = EVENTS // (1 if batch > 1 else 4)
     body = b'{"alertname": "A%d", "x": "' + b"y" * 900 + b'"}'

@@ -29,7 +29,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         return None if self.target is None else within(self.value, self.target)
 
     def public(self) -> dict[str, object]:
-        """Return what `build/bench.json` says of it."""
+        """Return the row's object in `build/bench.json`."""
         return {
             "name": self.name,
             "value": round(self.value, 4),
@@ -40,7 +40,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def within(value: float, target: str) -> bool:
-    """Tell whether `value` fulfils a target such as "<= 0.8". Raises ValueError."""
+    """Return whether `value` meets a target such as "<= 0.8". Raises ValueError."""
     found = TARGET.fullmatch(target)
     if not found:
         raise ValueError(f"{target!r} is not a target")
@@ -64,5 +64,5 @@ def row(
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Return the ratio of each run to the other's paired run: load that slowed both cancels out."""
+    """Return the ratio of each run to its paired run: load that slowed both cancels out."""
     return [a / b for a, b in zip(ours, theirs, strict=True)]

@@ -45,7 +45,7 @@ class Figures:
 
 @dataclass
 class Hop:
-    """One program: how to send alerts number `first` and on; returns the waits for an answer."""
+    """One program. `send` sends alerts from number `first` on and returns the response times."""
 
     pid: int
     send: Callable[[int], list[float]]
@@ -55,7 +55,7 @@ class Hop:
 
 
 def measure(lab: Lab) -> list[Row]:
-    """Run all of them side by side, taking turns."""
+    """Start all programs and measure them in turn."""
     with ExitStack() as stack:
         hops = _started(lab, stack)
         first = 0
@@ -72,14 +72,14 @@ def measure(lab: Lab) -> list[Row]:
 def _started(lab: Lab, stack: ExitStack) -> dict[str, Hop]:
     with one_core():
         hops = _pair(lab, stack, {"": MANY, WITH_FEW: FEW})
-        hops |= _beside(lab, stack)
+        hops |= _others(lab, stack)
     return hops | _pair(lab, stack, {ON_ALL: MANY}, alone=False)
 
 
 def _pair(
     lab: Lab, stack: ExitStack, ways: Mapping[str, int], *, alone: bool = True
 ) -> dict[str, Hop]:
-    """Start ours and Alertmanager; return them once for each number of senders."""
+    """Start the forwarder and Alertmanager; return both for each number of senders."""
     plane = lab.receivers.plane
     ours = stack.enter_context(lab.daemons(FORWARDER, **_to(plane.https_url, lab)))
     place = lab.place("alertmanager")
@@ -92,8 +92,8 @@ def _pair(
     return hops
 
 
-def _beside(lab: Lab, stack: ExitStack) -> dict[str, Hop]:
-    """Start syslog-ng, and the layers of ours."""
+def _others(lab: Lab, stack: ExitStack) -> dict[str, Hop]:
+    """Start syslog-ng, and the forwarder's layers."""
     plane = lab.receivers.plane
     none, nobody = 'alertname="none"', f"https://127.0.0.1:{free_port()}/"
     matched = lab.daemons(FORWARDER, BYOC_ALERTS_MATCHERS=none, **_to(plane.https_url, lab))
@@ -127,7 +127,7 @@ def _posts(url: str, senders: int, first: int) -> list[float]:
 
 
 def _lines(port: int, first: int) -> list[float]:
-    """Send lines; nobody answers, so there is no wait to tell."""
+    """Send lines. There are no answers, so no response times."""
     with socket.create_connection(("127.0.0.1", port)) as out:
         for body in sender.webhooks(ALERTS, first):
             out.sendall(body + b"\n")

@@ -1,4 +1,4 @@
-"""Memory over time: all three in one process under a steady load, at the start and at the end."""
+"""Measure memory over time: all three in one process under a steady load, first and last."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""Idle at a 1 s sample: CPU and wake-ups of a minute, side by side with collectd in that minute."""
+"""Measure CPU and wake-ups when idle at a 1 s sample, in the same minute as collectd."""
 
 import time
 from contextlib import ExitStack
@@ -13,7 +13,7 @@ OURS, ALL, THEIRS = "billing-scraper", "all three in one process", "collectd"
 
 
 def measure(lab: Lab) -> list[Row]:
-    """Let all of them idle for the same minute, as often as asked."""
+    """Let all of them idle for the same minute, in each run."""
     seconds = 15.0 if lab.quick else MINUTE
     cpu: dict[str, list[float]] = {name: [] for name in (OURS, ALL, THEIRS)}
     woken: dict[str, list[float]] = {name: [] for name in cpu}
@@ -33,7 +33,7 @@ def measure(lab: Lab) -> list[Row]:
 
 
 def _idled(lab: Lab, seconds: float) -> dict[str, tuple[float, float]]:
-    """Return milliseconds of CPU and voluntary context switches of each over these seconds."""
+    """Return each program's CPU (ms) and voluntary context switches over these seconds."""
     with ExitStack() as stack:
         settings = {"BYOC_BILLING_SAMPLE_SECONDS": "1"}
         pids = {

@@ -1,8 +1,8 @@
-"""The Python that the agents are measured with: the image's packages, data and trust, no image.
+"""Make the Python that is measured: the image's packages, data and CAs, without an image.
 
 Made once from `constraints/runtime.txt` and compiled. The interpreter is Debian's, an optimized
-build as in the images: what a version manager has built often is none, and slower. What
-`images/` cuts (botocore's models, the CAs) is used where that folder is there; `Image.said` tells.
+build as in the images; builds of version managers are often slower. The files that `images/` cuts
+(botocore's models, the CAs) are used if that folder exists, as `Image.description` states.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ class Image:
 
     python: Path
     environ: dict[str, str]
-    said: str
+    description: str
 
     @property
     def command(self) -> list[str]:
@@ -54,7 +54,7 @@ def image() -> Image:
         shutil.rmtree(PLACE, ignore_errors=True)
         _make()
         (PLACE / stamp).touch()
-    return Image(PLACE / "venv" / "bin" / "python", _environ(), _said())
+    return Image(PLACE / "venv" / "bin" / "python", _environ(), _describe())
 
 
 def packages() -> Path:
@@ -87,7 +87,7 @@ def _environ() -> dict[str, str]:
     return {**ENVIRON, **trust}
 
 
-def _said() -> str:
+def _describe() -> str:
     cut = "botocore's models cut" if CUT.exists() else "botocore's models whole"
     trust = "Amazon's CAs only" if TRUST.exists() else "the system's CAs"
     done = subprocess.run([interpreter(), "-V"], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""What an image adds to its base: our code and the packages it imports, compiled."""
+"""Measure the size an image adds to its base: our code and the packages it imports, compiled."""
 
 from pathlib import Path
 

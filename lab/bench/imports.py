@@ -1,4 +1,4 @@
-"""Where the memory is before any work: what each layer adds when it is imported, in its order."""
+"""Measure the memory before any work: the part that each layer adds when it is imported."""
 
 import json
 import subprocess
@@ -37,7 +37,7 @@ print(json.dumps(found))
 
 
 def measure(lab: Lab) -> list[Row]:
-    """Import layer after layer in a fresh process, as often as asked."""
+    """Import layer after layer in a new process, once per run."""
     steps: list[list[float]] = []
     for _ in range(lab.runs(3)):
         sizes = _sizes(lab)

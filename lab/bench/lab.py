@@ -1,4 +1,4 @@
-"""Starts our daemons as separate processes and reads their use of CPU and memory."""
+"""Start the daemons as separate processes, and read their use of CPU and memory."""
 
 import base64
 import os
@@ -27,7 +27,7 @@ PATIENCE_SECONDS = 120.0
 
 @dataclass
 class Lab:
-    """A directory, the receivers, and how thorough a run is."""
+    """The directory, the receivers and the options of a run."""
 
     directory: Path
     receivers: Receivers
@@ -39,13 +39,13 @@ class Lab:
     _numbers: Iterator[int] = field(default_factory=count)
 
     def place(self, name: str) -> Path:
-        """Return a fresh directory."""
+        """Return a new directory."""
         made = self.directory / f"{next(self._numbers)}-{name}"
         made.mkdir(parents=True)
         return made
 
     def runs(self, thorough: int, quick: int = 1) -> int:
-        """Return how often to repeat."""
+        """Return the number of repetitions."""
         return quick if self.quick else thorough
 
     @contextmanager
@@ -56,7 +56,7 @@ class Lab:
             yield made
 
     def environ(self, place: Path) -> dict[str, str]:
-        """Return every setting of the three, with their state in `place`."""
+        """Return every setting of the three daemons, with their state in `place`."""
         kept = {k: v for k, v in os.environ.items() if not k.upper().startswith(FOREIGN)}
         return {
             **kept,
@@ -89,7 +89,7 @@ class Lab:
 
 @contextmanager
 def one_core() -> Iterator[None]:
-    """Give programs started inside one core, the last, which `elsewhere` leaves to it."""
+    """Run programs started inside on the last core only; `elsewhere` keeps it free."""
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[-1:])
     try:
@@ -100,7 +100,7 @@ def one_core() -> Iterator[None]:
 
 @contextmanager
 def elsewhere() -> Iterator[None]:
-    """Keep the bench's own threads, sender and receivers, off that core."""
+    """Keep the bench's own threads, the sender and the receivers, off that core."""
     cores = sorted(os.sched_getaffinity(0))
     _confine(cores[:-1] or cores)
     try:
@@ -149,12 +149,12 @@ class Daemons:
 
     @property
     def probe(self) -> psutil.Process:
-        """Return the process, to be looked at."""
+        """Return the process as psutil shows it."""
         return psutil.Process(self.process.pid)
 
 
 def _theirs(name: str, daemons: Sequence[str]) -> bool:
-    """Tell whether a variable belongs to one of these daemons: another's would be a mistake."""
+    """Return whether a variable belongs to one of these daemons: another's would be a mistake."""
     starts = {SCRAPER: "BYOC_BILLING_", EXPORTER: "BYOC_STATE_", FORWARDER: "BYOC_ALERTS_"}
     if name == "BYOC_STATE_DIR":
         return True
@@ -176,12 +176,12 @@ def cpu_ns(pid: int) -> int:
 
 
 def rss_mib(probe: psutil.Process) -> float:
-    """Return the resident memory, libraries' pages included."""
+    """Return the resident memory in MiB, including the pages of libraries."""
     return float(probe.memory_info().rss) / MIB
 
 
 def wakeups(pid: int) -> int:
-    """Return how often the threads of a process went to sleep by themselves so far."""
+    """Return the number of voluntary context switches of a process's threads so far."""
     total = 0
     for task in Path(f"/proc/{pid}/task").iterdir():
         for line in (task / "status").read_text().splitlines():

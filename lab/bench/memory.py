@@ -1,4 +1,4 @@
-"""Resident memory after work, of what stays running: ours, a bare server, and the others."""
+"""Measure resident memory after work: the daemons, a bare server, and the peers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ ALONE = {SCRAPER: "<= 55", EXPORTER: "<= 54", FORWARDER: "<= 43"}
 
 
 def measure(lab: Lab) -> list[Row]:
-    """Run everything in turn, as often as asked."""
+    """Run every program in turn, once per run."""
     found: dict[str, list[float]] = {}
     for _ in range(lab.runs(3)):
         for name in DAEMONS:
@@ -56,7 +56,7 @@ def _ours(lab: Lab, *names: str) -> float:
 
 
 def worked(lab: Lab, running: Daemons) -> None:
-    """Wait until each daemon of the process has done its work: delivered, not only started."""
+    """Wait until each daemon of the process has delivered something."""
     receivers, names = lab.receivers, running.names
     puts, messages = len(receivers.s3.puts), len(receivers.sqs.messages)
     if FORWARDER in names:

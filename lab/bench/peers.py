@@ -1,4 +1,4 @@
-"""The peer programs, from Debian: how each is set up to do the same work."""
+"""Start the peer programs from Debian, each configured to do the same work."""
 
 import os
 import signal
@@ -65,7 +65,7 @@ web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]), access_log=None, print
 
 @contextmanager
 def collectd(place: Path, url: str, group: str) -> Iterator[int]:
-    """Run collectd with cgroups (this group) and write_http at 1 s; give its pid."""
+    """Run collectd with cgroups (this group) and write_http at 1 s; yield its pid."""
     parts = install.peers()
     config = place / "collectd.conf"
     config.write_text(
@@ -84,7 +84,7 @@ def collectd(place: Path, url: str, group: str) -> Iterator[int]:
 
 @contextmanager
 def syslog_ng(place: Path, url: str, ca_file: str) -> Iterator[tuple[int, int]]:
-    """Run syslog-ng: TCP lines in, a disk buffer, HTTPS out; give its pid and port."""
+    """Run syslog-ng: TCP lines in, a disk buffer, HTTPS out; yield its pid and port."""
     parts, port = install.peers(), free_port()
     config = place / "syslog-ng.conf"
     config.write_text(SYSLOG_NG.format(port=port, url=url, ca_file=ca_file, place=place))
@@ -100,7 +100,7 @@ def syslog_ng(place: Path, url: str, ca_file: str) -> Iterator[tuple[int, int]]:
 
 @contextmanager
 def alertmanager(place: Path, url: str, ca_file: str = "") -> Iterator[RealProcess]:
-    """Run Alertmanager, every alert its own notification, at once."""
+    """Run Alertmanager so that it sends each alert at once in its own notification."""
     config = ALERTMANAGER.format(url=url, ca_file=ca_file, token=WEBHOOK_TOKEN)
     with prometheus.alertmanager(place, config) as running:
         yield running
@@ -108,7 +108,7 @@ def alertmanager(place: Path, url: str, ca_file: str = "") -> Iterator[RealProce
 
 @contextmanager
 def node_exporter(place: Path) -> Iterator[tuple[int, str]]:
-    """Run node_exporter as Debian sets it up; give its pid and the URL of its page."""
+    """Run node_exporter with Debian's configuration; yield its pid and the URL of its page."""
     port = free_port()
     program = str(install.peers() / "usr/bin/prometheus-node-exporter")
     command = [program, f"--web.listen-address=127.0.0.1:{port}"]
@@ -120,7 +120,7 @@ def node_exporter(place: Path) -> Iterator[tuple[int, str]]:
 
 @contextmanager
 def bare_aiohttp(place: Path, python: Path) -> Iterator[tuple[int, str]]:
-    """Run the smallest aiohttp server there is, with the packages of our image."""
+    """Run a minimal aiohttp server with the packages of the image."""
     port = free_port()
     url = f"http://127.0.0.1:{port}/"
     with spawned([str(python), "-c", BARE, str(port)], place / "log", {}) as pid:
@@ -130,7 +130,7 @@ def bare_aiohttp(place: Path, python: Path) -> Iterator[tuple[int, str]]:
 
 @contextmanager
 def spawned(command: Sequence[str], log: Path, environ: Mapping[str, str]) -> Iterator[int]:
-    """Run a program until the end of the block. Raises PartError where it ended by itself."""
+    """Run a program until the end of the block. Raises PartError if it ended by itself."""
     with log.open("wb") as out:
         child = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env={**os.environ, **environ}

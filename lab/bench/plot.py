@@ -1,4 +1,4 @@
-"""The plot: how much of its budget each target takes, and the memory of what could run instead."""
+"""Draw the plot: each target's share of its budget, and the memory of the peers."""
 
 from collections.abc import Sequence
 from xml.sax.saxutils import escape
@@ -43,7 +43,7 @@ def drawn(rows: Sequence[Row]) -> str:
 
 
 def budget(row: Row) -> float:
-    """Return how much of its target a row takes: above 1 it is missed."""
+    """Return the row's share of its target; more than 1 misses it."""
     found = TARGET.fullmatch(row.target or "")
     if not found:
         raise ValueError(f"{row.name} has no target")
@@ -53,11 +53,11 @@ def budget(row: Row) -> float:
 
 def _budget(row: Row, y: int) -> str:
     share = budget(row)
-    colour = WITHIN if row.holds else OVER
+    color = WITHIN if row.holds else OVER
     target = (row.target or "").replace("<=", "≤").replace(">=", "≥")
-    said = f"{row.value:.3g} {row.unit} ({target})"
+    label = f"{row.value:.3g} {row.unit} ({target})"
     name = f"memory: {row.name}" if row.group == "memory" else row.name
-    return _bar(name, share / FULL, said, colour, y)
+    return _bar(name, share / FULL, label, color, y)
 
 
 def _limit(top: int, bottom: int) -> str:
@@ -69,17 +69,17 @@ def _limit(top: int, bottom: int) -> str:
 def _memory(row: Row, y: int, rows: Sequence[Row]) -> str:
     most = max(one.value for one in rows)
     ours = row.name in {"all three in one process", "alert-forwarder alone"}
-    colour = OURS if ours else OTHERS
-    return _bar(MEMORY[row.name], row.value / most / 1.05, f"{row.value:.0f}", colour, y)
+    color = OURS if ours else OTHERS
+    return _bar(MEMORY[row.name], row.value / most / 1.05, f"{row.value:.0f}", color, y)
 
 
-def _bar(name: str, share: float, said: str, colour: str, y: int) -> str:
+def _bar(name: str, share: float, label: str, color: str, y: int) -> str:
     room = WIDTH - LEFT - RIGHT
     length = max(1.0, min(1.0, share) * room)
     return (
         _text(LEFT - 8, y + 12, name, anchor="end")
-        + f'<rect x="{LEFT}" y="{y}" width="{length:.0f}" height="{BAR}" fill="{colour}"/>'
-        + _text(LEFT + length + 6, y + 12, said).replace("<text", HALO)
+        + f'<rect x="{LEFT}" y="{y}" width="{length:.0f}" height="{BAR}" fill="{color}"/>'
+        + _text(LEFT + length + 6, y + 12, label).replace("<text", HALO)
     )
 
 

@@ -1,6 +1,6 @@
-"""The receivers: S3, SQS, ClickHouse and a control plane, in a thread of the bench.
+"""Serve S3, SQS, ClickHouse and a control plane in a thread of the bench.
 
-They are as cheap as can be, and the same ones for us and for the peers.
+They use as little CPU as possible, and are the same for the daemons and for the peers.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: (\d+)")
 
 @dataclass
 class Plane:
-    """A control plane that takes everything: counts posts and distinct alert names."""
+    """A control plane that accepts every request, and counts posts and distinct alert names."""
 
     url: str = ""
     https_url: str = ""
@@ -37,26 +37,26 @@ class Plane:
     on_body: Callable[[bytes], None] = lambda _body: None
 
     def take(self, body: bytes) -> None:
-        """Note one delivery."""
+        """Count one delivery."""
         self.posts += 1
         self.names.update(NAMES.findall(body))
         self.on_body(body)
 
 
 class Connection(asyncio.Protocol):
-    """HTTP/1.1 with Content-Length and nothing else: what every sender here speaks."""
+    """A connection of HTTP/1.1 with Content-Length, the only form that the senders here use."""
 
     def __init__(self, plane: Plane) -> None:
         self._plane = plane
         self._data = bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep where to answer."""
+        """Keep the transport for the answers."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Answer each request that is whole."""
+        """Answer each complete request."""
         self._data += data
         while (end := self._data.find(b"\r\n\r\n")) >= 0:
             found = LENGTH.search(self._data, 0, end)

@@ -1,4 +1,4 @@
-"""A usage record: its bytes and CPU, against the JSON and gzip that most exporters send."""
+"""Compare a usage record's bytes and CPU with JSON and gzip, which most exporters send."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""What the bench leaves: the table on the screen, `build/bench.json`, the page and the plot."""
+"""Write the bench's results: a table on the screen, `build/bench.json`, the page and the plot."""
 
 import os
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ BEGIN, END = "<!-- {group}: written by `python -m lab.bench --write-docs` -->", 
 
 
 def write(rows: Sequence[Row]) -> None:
-    """Write both files; what an earlier run measured of other groups stays."""
+    """Write both files. Rows of groups that this run did not measure are kept."""
     JSON.parent.mkdir(exist_ok=True)
     groups = {row.group for row in rows}
     merged = [row for row in read() if row.group not in groups] + list(rows)
@@ -29,7 +29,7 @@ def write(rows: Sequence[Row]) -> None:
 
 
 def read() -> list[Row]:
-    """Return the rows of the last runs, which may be none."""
+    """Return the rows of the last runs; an empty list if there is no file."""
     return msgspec.json.decode(DETAIL.read_bytes(), type=list[Row]) if DETAIL.exists() else []
 
 
@@ -46,14 +46,14 @@ def show(rows: Sequence[Row], title: str) -> None:
 
 
 def number(value: float) -> str:
-    """Return three significant digits, and no more than a reader needs."""
+    """Return a number with three significant digits."""
     if value == 0 or abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.3g}"
 
 
 def write_docs() -> None:
-    """Put the last figures into the page between its marks, and draw the plot."""
+    """Write the last figures between the marks of the page, and draw the plot."""
     rows = read()
     text = DOCS.read_text()
     for group in dict.fromkeys(row.group for row in rows):
@@ -66,7 +66,7 @@ def write_docs() -> None:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Return Markdown."""
+    """Return the rows as a table in Markdown."""
     lines = ["| figure | median | spread | runs | target | |", "|---|---:|---|---:|---|---|"]
     for row in rows:
         verdict = {None: "", True: "holds", False: "**missed**"}[row.holds]
@@ -78,7 +78,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def counts() -> str:
-    """Return the gate's baseline as Markdown: one piece per line."""
+    """Return the baseline of `lab.real.counts` as Markdown: one line per piece of work."""
     pieces = gate.baseline()
     names = ("instructions", "calls", "fsyncs", "peak_bytes", "bytes")
     head = f"| piece | {' | '.join(name.replace('_', ' ') for name in names)} |"
@@ -105,5 +105,5 @@ def _machine() -> str:
 
 
 def _load() -> str:
-    """Return how busy the machine was with everything, the mean of 15 minutes."""
+    """Return the machine's load, the mean of 15 minutes."""
     return f"{os.getloadavg()[2]:.0f}"

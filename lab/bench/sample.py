@@ -1,4 +1,4 @@
-"""One sample, parsed: the scraper's, the same files with open() and read, and psutil."""
+"""Measure one parsed sample: the scraper's, open() and read of the same files, and psutil."""
 
 import asyncio
 import os
@@ -21,7 +21,7 @@ CONTAINERS = (1, 10, 100)
 
 
 def measure(lab: Lab) -> list[Row]:
-    """Read a real cgroup by each way; then many cgroups."""
+    """Read a real cgroup in each way, then many cgroups."""
     ours, files, library = _ways(lab.runs(15, 5))
     rows = [
         row(
@@ -60,7 +60,7 @@ def _source(path: Path) -> CgroupSource:
 
 
 def _sampled(sources: Sequence[CgroupSource], times: int) -> float:
-    """Return microseconds of CPU a sample."""
+    """Return microseconds of CPU per sample."""
 
     async def read() -> float:
         began = time.process_time()

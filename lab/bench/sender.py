@@ -1,4 +1,4 @@
-"""Sends alerts as Alertmanager or Prometheus would, over kept connections, and takes the times."""
+"""Send alerts as Alertmanager or Prometheus would, over kept connections, with timing."""
 
 import asyncio
 import datetime as dt
@@ -27,26 +27,26 @@ def alert(number: int) -> dict[str, Any]:
 
 
 def webhooks(count: int, first: int = 0) -> list[bytes]:
-    """Return what Alertmanager posts to us, one alert each."""
+    """Return the bodies that Alertmanager posts to the forwarder, one alert each."""
     group = {"version": "4", "receiver": "byoc", "status": "firing"}
     numbers = range(first, first + count)
     return [json.dumps(group | {"alerts": [alert(number)]}).encode() for number in numbers]
 
 
 def posts(count: int, first: int = 0) -> list[bytes]:
-    """Return the same alerts as Prometheus posts them to Alertmanager."""
+    """Return the bodies that Prometheus posts to Alertmanager, with the same alerts."""
     wanted = ("labels", "annotations", "startsAt", "endsAt")
     numbers = range(first, first + count)
     return [json.dumps([{k: alert(n)[k] for k in wanted}]).encode() for n in numbers]
 
 
 def names(count: int, first: int = 0) -> set[bytes]:
-    """Return the names that must arrive."""
+    """Return the names of the alerts that must arrive."""
     return {b"A%d" % number for number in range(first, first + count)}
 
 
 def send(url: str, bodies: Sequence[bytes], senders: int = SENDERS) -> list[float]:
-    """Post all of them, `senders` at a time; return the seconds each waited for its 200."""
+    """Post all of them, `senders` at a time; return the response time of each in seconds."""
     return asyncio.run(_send(url, bodies, senders))
 
 

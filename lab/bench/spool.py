@@ -1,4 +1,4 @@
-"""The spool alone: durable puts a second, their CPU, and opening a large file."""
+"""Measure the spool alone: durable puts per second, their CPU, and opening a large file."""
 
 import asyncio
 import time
@@ -34,12 +34,12 @@ def measure(lab: Lab) -> list[Row]:
 
 
 def message(number: int, body: bytes = BODY) -> Message:
-    """Return a message with an id of its own."""
+    """Return a message with a unique id."""
     return Message(id=f"m-{number}", type="bench", body=body, created_at_ms=1 + number)
 
 
 async def _put(directory: Path, producers: int, puts: int) -> tuple[float, float]:
-    """Return seconds and CPU seconds, this process's threads together."""
+    """Return wall seconds and the CPU seconds of all threads."""
     numbers = iter(range(puts))
     async with Spool(directory, max_bytes=GIB, clock=SystemClock()) as spool:
 
@@ -53,7 +53,7 @@ async def _put(directory: Path, producers: int, puts: int) -> tuple[float, float
 
 
 def filled(directory: Path, size: int) -> Path:
-    """Return the directory with a spool of that many bytes in it."""
+    """Return a directory with a spool of that many bytes."""
 
     async def fill() -> None:
         count = size // len(LARGE_BODY)

@@ -1,4 +1,4 @@
-"""Start to ready: CPU of the process and wall time until /readyz says 200."""
+"""Measure the start: CPU of the process and wall time until /readyz returns 200."""
 
 import time
 

@@ -1,6 +1,6 @@
-"""A storm: a real Alertmanager takes 10,000 alerts at once and tells us each; none may be late.
+"""Measure a storm: a real Alertmanager notifies the forwarder of 10,000 alerts at once.
 
-Ours has to have them all on disk and delivered within the minute.
+The forwarder must have stored and delivered all of them within a minute.
 """
 
 import json
@@ -17,7 +17,7 @@ ALERTS, OF_A_POST = 10_000, 100
 
 
 def measure(lab: Lab) -> list[Row]:
-    """Send the storm, wait until the last alert is at the control plane."""
+    """Send the storm, and wait until the control plane has the last alert."""
     count = ALERTS // 10 if lab.quick else ALERTS
     plane, wanted = lab.receivers.plane, sender.names(count)
     plane.names.clear()
@@ -46,7 +46,7 @@ def measure(lab: Lab) -> list[Row]:
 
 
 def _connections(ours: Daemons) -> int:
-    """Return how many there are at the webhook, whether they do something or not."""
+    """Return the number of open connections to the webhook, idle ones included."""
     port = urlsplit(ours.webhook).port
     found = ours.probe.net_connections("tcp")
     return sum(one.status == psutil.CONN_ESTABLISHED and one.laddr.port == port for one in found)

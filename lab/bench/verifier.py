@@ -1,6 +1,6 @@
-"""`byoc-agents verify`: records a second and the most memory, on a million records or ten.
+"""Measure `byoc-agents verify`: records per second and peak memory, on one or ten million records.
 
-Also the time that the report of a fleet takes.
+It also measures the time for the report of a fleet.
 """
 
 import gc
@@ -23,12 +23,12 @@ FLEETS, FLEET_RECORDS = (1_000, 100_000), 10  # replicas, each with one object o
 
 
 def measure(lab: Lab) -> list[Row]:
-    """Audit a bucket as its keys come; making the objects is not counted."""
+    """Audit a bucket in the order of its keys. Making the objects does not count."""
     fleets = FLEETS[:1] if lab.quick else FLEETS
     sizes = [100_000] if lab.quick else [millions * 1_000_000 for millions in lab.millions]
     with ProcessPoolExecutor(
         max_workers=1, mp_context=get_context("spawn"), max_tasks_per_child=1
-    ) as fresh:  # in a process that has held other things, memory says nothing
+    ) as fresh:  # in a process that has held other things, memory means nothing
         concluded = fresh.map(_concluded, fleets)
         return [row for rows in fresh.map(_audited, sizes) for row in rows] + list(concluded)
 
@@ -55,7 +55,7 @@ def _audited(wanted: int) -> list[Row]:
 
 
 def _concluded(replicas: int) -> Row:
-    """Measure what the report of a fleet costs once all objects are read, text included."""
+    """Measure the report of a fleet after all objects are read, with its text."""
     audit = Audit()
     for number in range(replicas):
         story = Story(replica=f"r-{number}", pod_uid=f"uid-{number}", seed=number)
@@ -73,7 +73,7 @@ def _concluded(replicas: int) -> Row:
 
 
 def _stored(wanted: int) -> Iterator[Message]:
-    """Yield objects in which so many records lie, the pods' mixed as key order mixes them."""
+    """Yield objects with that many records; the pods alternate as in the order of keys."""
     stories = [Story(replica=f"r-{n}", pod_uid=f"uid-{n}", seed=n) for n in range(REPLICAS)]
     left = wanted
     while left:

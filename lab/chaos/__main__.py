@@ -1,9 +1,9 @@
 """`python -m lab.chaos [--seed N] [--minutes M] [--hours H] [--plan]`, or `--soak --hours H`.
 
-Breaks everything that can break around the three daemons, then compares what arrived with what
-happened. Ends with `chaos: ok`, or exit 1 with what differs and the command that replays the seed.
-As root: it makes control groups and mounts small disks. docs/internals/reliability.md has the
-details.
+Injects faults into everything around the three daemons, then compares the received data with the
+real events. Prints `chaos: ok`, or exits with 1 after the differences and the command that replays
+the seed. Needs root: it makes control groups and mounts small disks. The details are in
+docs/internals/reliability.md.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""How each fault is begun and ended. Every act is a context manager: what it breaks, it mends."""
+"""Begin and end each fault. Every act is a context manager that repairs the damage it does."""
 
 import os
 import random
@@ -28,7 +28,7 @@ PROGRESS_SECONDS = 60.0  # between two lines of a run
 
 @dataclass
 class Stage:
-    """Everything that can be broken."""
+    """The processes, paths and devices that the faults act on."""
 
     world: World
     daemons: list[Daemon]
@@ -52,17 +52,17 @@ class Stage:
         return next(one for one in self.daemons if "state-exporter" in one.names)
 
     def note_outage(self, kind: str, began: float) -> None:
-        """Note what the exporter says of ClickHouse, before it comes back."""
+        """Record the exporter's state of ClickHouse before ClickHouse comes back."""
         self.outages.append(seen(kind, began, self.exporter))
 
     def resend(self) -> None:
-        """Send all dead letters again, while nobody starts, ends or repairs anything."""
+        """Send all dead letters again, while no fault starts, stops or repairs anything."""
         with self.lock:
             self.dead.update(resent(self.state_dir))
 
 
 def act(stage: Stage, fault: Fault) -> AbstractContextManager[None]:
-    """Return what breaks and mends."""
+    """Return the context manager of a fault."""
     rng = random.Random(fault.dice)
     match fault.lane:
         case "daemons":
@@ -81,7 +81,7 @@ def act(stage: Stage, fault: Fault) -> AbstractContextManager[None]:
 
 @contextmanager
 def _link(stage: Stage, lane: str, kind: str, rng: random.Random) -> Iterator[None]:
-    """Misbehave; what hangs in the end is cut, so that the next fault begins on a free line."""
+    """Misbehave, then cut hanging requests, so that the next fault begins on a free path."""
     link = stage.world.links[lane]
     if kind == "cut":
         link.cut()
@@ -129,7 +129,7 @@ def _daemons(stage: Stage, fault: Fault, rng: random.Random) -> Iterator[None]:
 
 
 def _damage(stage: Stage, daemon: Daemon, kind: str, rng: random.Random) -> None:
-    """End a daemon, by a kill or in good order, and damage the file of one of its spools."""
+    """Kill or stop a daemon, and damage the file of one of its spools."""
     ends = (signal.SIGKILL, signal.SIGTERM)  # the second leaves no journal
     with daemon.down(signal.SIGKILL if kind.startswith("journal_") else rng.choice(ends)):
         name = rng.choice(daemon.names)
@@ -148,7 +148,7 @@ def _damage(stage: Stage, daemon: Daemon, kind: str, rng: random.Random) -> None
 
 @contextmanager
 def _read_only(stage: Stage) -> Iterator[None]:
-    """Break the file system; the repair, as a node's new start, is while no daemon runs.
+    """Break the file system; repair it while no daemon runs, as a restart of the node does.
 
     No daemon may be inside an fdatasync when it breaks: ext4 can then answer that all is on the
     disk when it is not (`python -m lab.real.ext4_abort`), which nobody can see or undo.
@@ -166,7 +166,7 @@ def _read_only(stage: Stage) -> Iterator[None]:
 
 @contextmanager
 def _stepped(clock: Clock, fault: Fault) -> Iterator[None]:
-    """Step the wall clock, by twice the time that it stays wrong, and step it right again."""
+    """Step the wall clock by twice the time that it stays wrong, then correct it."""
     seconds = round(2 * fault.seconds)
     clock.set(seconds if fault.kind == "forward" else -seconds)
     yield
@@ -221,14 +221,14 @@ def _frozen(process: RealProcess) -> Iterator[None]:
 
 
 def _joined(threads: Sequence[threading.Thread], seconds: float) -> None:
-    """Wait for all of them, but no longer than that."""
+    """Wait for all threads, at most that long."""
     end = time.monotonic() + seconds
     for thread in threads:
         thread.join(max(0.0, end - time.monotonic()))
 
 
 class Lanes:
-    """Carries out a plan: a thread for each lane."""
+    """Executes a plan with one thread per lane."""
 
     def __init__(self, stage: Stage, faults: tuple[Fault, ...]) -> None:
         self.done: list[Fault] = []
@@ -237,7 +237,7 @@ class Lanes:
         self._faults = faults
 
     def run(self) -> None:
-        """Return when all are over."""
+        """Execute all faults."""
         began = time.monotonic()
         lanes = {fault.lane for fault in self._faults}
         threads = [threading.Thread(target=self._lane, args=(lane, began)) for lane in lanes]

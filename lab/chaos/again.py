@@ -1,7 +1,7 @@
-"""Time that passed twice: the clock was set back, and the spool was lost before it caught up.
+"""Find time that was recorded twice: the clock was set back, then the spool was lost.
 
-The new epoch cannot know how far ahead the old one was. Its records lie over those, and `verify`
-has to say so: then the finding is not a difference. Within one epoch it always is one.
+The new epoch cannot know how far ahead the old one was. Its records overlap the old ones, and
+`verify` has to report that: such a finding is expected. Within one epoch it is a difference.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,8 +18,8 @@ KINDS = frozenset({"overlap", "duplicate_conflicting", "missing_sequence"})
 Span = tuple[int, int, int, int]  # two epochs; from and to where both lie, milliseconds since 1970
 
 
-def lived_again(finding: Finding, objects: Mapping[str, bytes]) -> bool:
-    """Tell whether a finding is of what two epochs recorded, one after the other."""
+def is_recorded_twice(finding: Finding, objects: Mapping[str, bytes]) -> bool:
+    """Return whether a finding is about time that two epochs recorded."""
     if finding.kind not in KINDS or finding.epoch is None:
         return False
     start_ms, end_ms = parse_rfc3339(finding.start), parse_rfc3339(finding.end)
@@ -30,9 +30,9 @@ def lived_again(finding: Finding, objects: Mapping[str, bytes]) -> bool:
 
 
 def spans(objects: Mapping[str, bytes]) -> Iterator[Span]:
-    """Give where two epochs lie over each other, if no longer than a step.
+    """Return the times at which two epochs overlap, if no longer than a step of the clock.
 
-    Left aside are gaps that may lie over an earlier epoch: they reach back on purpose.
+    Gaps that may overlap an earlier epoch on purpose are left out.
     """
     ends: dict[int, list[int]] = {}
     for usage in usages(objects):

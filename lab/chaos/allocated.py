@@ -1,7 +1,7 @@
-"""The oracle for allocated memory, which is what a customer is billed for.
+"""Check the allocated memory, which a customer is billed for.
 
-It counts again from the periods alone, and compares with how long each life of the metered group
-was really there: every second of a life counts once, and no second counts without it.
+It counts again from the periods alone, and compares with the real age of each incarnation of the
+metered group: every second of an incarnation counts once, and no other second counts.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,12 +14,12 @@ from lab.chaos.evidence import Evidence
 from lab.real.stored import usages
 
 LIMIT_BYTES = 1 << 30  # that the downward API tells the scraper
-SLACK_MS = 1500  # two samples and the time to make or remove a group, for each life
+SLACK_MS = 1500  # two samples and the time to make or remove a group, for each incarnation
 RECORD_MS = 60  # wall clock and boot clock are read one after the other
 
 
 def allocated(found: Evidence) -> Iterator[str]:
-    """Return what differs, in words; nothing = it holds."""
+    """Return the differences as text; an empty list if there are none."""
     records = usages(found.objects)
     for one in records:
         size = one.allocated
@@ -38,9 +38,9 @@ def allocated(found: Evidence) -> Iterator[str]:
 
 
 def chains(lane: Sequence[Usage]) -> Iterator[tuple[int, list[Usage]]]:
-    """Yield each life's inode and its records in an epoch, with the gaps between and before them.
+    """Yield each incarnation's inode, and its records in an epoch with the gaps before them.
 
-    The gap before a life's first record may count for it: it was there before it was read.
+    The gap before an incarnation's first record may count for it: it existed before it was read.
     """
     names = [one.incarnation for one in lane if one.quality != "gap"]
     after = 0
@@ -53,13 +53,13 @@ def chains(lane: Sequence[Usage]) -> Iterator[tuple[int, list[Usage]]]:
 
 
 def milliseconds(chain: Sequence[Usage]) -> int:
-    """Return for how long the size counts, without the gaps that may lie over other records."""
+    """Return how long the size counts, without gaps that may overlap other records."""
     hard = (one for one in chain if one.gap_reason not in SOFT_GAPS)
     return sum(one.allocated.counted_milliseconds or 0 for one in hard)
 
 
 def _differs(chain: Sequence[Usage]) -> Iterator[str]:
-    """Check a life between its first and its last record, if no clock was set meanwhile."""
+    """Check an incarnation between its first and its last record, if no clock was set meanwhile."""
     first = next(n for n, one in enumerate(chain) if one.quality != "gap")
     within = chain[first:]
     set_clock = any(one.gap_reason == "clock_step" or one.clock_step_milliseconds for one in within)
@@ -81,11 +81,11 @@ def _differs(chain: Sequence[Usage]) -> Iterator[str]:
 def _against_the_kernel(
     found: Evidence, records: Sequence[Usage], counted: dict[int, int]
 ) -> Iterator[str]:
-    lived = {life.inode: life.seconds for life in found.lives if life.seconds}
+    lived = {one.inode: one.seconds for one in found.incarnations if one.seconds}
     for inode, seconds in lived.items():
         most_ms = seconds * 1000 + SLACK_MS
         if counted.get(inode, 0) > most_ms:
-            yield f"life {inode}: {counted[inode]} ms count, but it was there {seconds:.1f} s"
+            yield f"incarnation {inode}: {counted[inode]} ms count, of {seconds:.1f} s"
     if found.damaged or not lived:
         return
     stated_ms = sum(
@@ -100,7 +100,7 @@ def _against_the_kernel(
     total_ms = sum(counted.values()) + soft_ms
     least_ms = whole_ms - stated_ms - SLACK_MS * len(lived)
     if total_ms < least_ms:
-        yield f"{total_ms} ms count, {stated_ms} ms are gaps: of {whole_ms:.0f} ms of all lives"
+        yield f"{total_ms} ms count, {stated_ms} ms are gaps: of {whole_ms:.0f} ms in all"
 
 
 def period_ms(one: Usage) -> int:

@@ -1,7 +1,7 @@
-"""LocalStack with its bucket and its queue. A kill makes it forget all; the paths to it remember.
+"""LocalStack with a bucket and a queue. A kill makes it forget everything.
 
-What it had answered with success before a kill was delivered, though no object and no message of
-that life is left: the paths to it have seen each of them.
+The paths to it record each successful answer, so objects and messages from before a kill count as
+delivered.
 """
 
 import json
@@ -30,13 +30,15 @@ OK, ALREADY_THERE = 200, 412
 
 @dataclass
 class Queue:
-    """A FIFO queue of LocalStack, emptied by a thread as the control plane does."""
+    """A FIFO queue of LocalStack, and a thread that empties it as the control plane does."""
 
     client: Any
     name: str = field(default_factory=lambda: f"byoc-{secrets.token_hex(6)}.fifo")
     url: str = ""
     got: list[dict[str, Any]] = field(default_factory=list)  # bodies as they came
-    sent: list[dict[str, Any]] = field(default_factory=list)  # of this life: answered as taken
+    sent: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # of this incarnation: answered as taken
     lock: threading.Lock = field(default_factory=threading.Lock)
     _over: threading.Event = field(default_factory=threading.Event)
 
@@ -52,7 +54,7 @@ class Queue:
                 self._over.wait(0.5)  # frozen or killed: it is asked again
 
     def receive(self, wait_seconds: int) -> int:
-        """Take up to ten messages; return how many came."""
+        """Receive up to ten messages; return their number."""
         answer = self.client.receive_message(
             QueueUrl=self.url, MaxNumberOfMessages=10, WaitTimeSeconds=wait_seconds
         )
@@ -63,15 +65,15 @@ class Queue:
         return len(items)
 
     def taken(self, request: Request, reply: Reply) -> None:
-        """Note the messages that the queue says it has."""
+        """Record the messages that the queue confirms."""
         if reply.status != OK or not request.headers["x-amz-target"].endswith("SendMessageBatch"):
             return
         good = {one["Id"] for one in json.loads(reply.body).get("Successful", [])}
         entries = json.loads(request.body)["Entries"]
         self.sent += [json.loads(one["MessageBody"]) for one in entries if one["Id"] in good]
 
-    def end_life(self) -> None:
-        """Read what the queue took and its reader was never given: that was delivered."""
+    def record_delivered(self) -> None:
+        """Record the accepted messages that the reader never received: they were delivered."""
         seen = {body["id"] for body in self.got}
         for body in self.sent:
             if body["id"] not in seen:
@@ -92,7 +94,7 @@ class Queue:
 
 @dataclass
 class Stored:
-    """What S3 said it has stored in this life."""
+    """The objects that S3 confirmed to this process."""
 
     bucket: str
     objects: dict[str, bytes] = field(default_factory=dict)
@@ -100,7 +102,7 @@ class Stored:
     offered: dict[str, bytes] = field(default_factory=dict)  # the first that went there, by key
 
     def given(self, request: Request) -> None:
-        """Record each request to S3, whether an answer comes or not."""
+        """Record each request to S3, answered or not."""
         if key := self._key(request):
             self.offered.setdefault(key, request.body)
 
@@ -122,31 +124,31 @@ class Stored:
 
 @dataclass
 class Aws:
-    """One LocalStack; `lives` are those that a kill has ended, oldest first."""
+    """One LocalStack; `ended` has the objects of those that a kill ended."""
 
     server: RealProcess
     bucket: Bucket
     queue: Queue
     stored: Stored
-    lives: list[Stored] = field(default_factory=list)
+    ended: list[Stored] = field(default_factory=list)
 
     def make(self) -> None:
         """Make bucket and queue."""
         self.bucket.create()
         self.queue.create()
 
-    def end_life(self) -> None:
+    def record_delivered(self) -> None:
         """After a kill, record as delivered every message that got an answer."""
         with self.queue.lock:
-            self.queue.end_life()
+            self.queue.record_delivered()
         over = Stored(self.bucket.name, dict(self.stored.objects), Counter(self.stored.writes))
-        self.lives.append(over)
+        self.ended.append(over)
         self.stored.objects.clear()
         self.stored.writes.clear()
         self.stored.offered.clear()
 
     def start(self) -> None:
-        """Start it, as empty as it is, with the same bucket and the same queue."""
+        """Start an empty one, with the same bucket and the same queue."""
         self.server.start()
         self.make()
 

@@ -1,4 +1,4 @@
-"""Negative controls: what a run left behind, altered in one place. The oracle must notice each."""
+"""Negative controls: the evidence of a run, altered in one place. The oracle must notice each."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -10,7 +10,7 @@ from lab.chaos.allocated import allocated
 from lab.chaos.evidence import ALERT, Evidence
 from lab.chaos.order import ordered
 from lab.chaos.outages import Outage
-from lab.chaos.target import Life
+from lab.chaos.target import Incarnation
 
 Check = Callable[[Evidence], Iterator[str]]
 Control = tuple[str, Check, Evidence]
@@ -32,8 +32,8 @@ def _billing(found: Evidence) -> Iterator[Control]:
     rest = {key: body for key, body in found.objects.items() if key != middle}
     again = middle.replace("/service=service/", "/service=service/again/")
     doubled = {**found.objects, again: found.objects[middle]}
-    *before, last = found.lives
-    more = [*before, Life(last.inode, last.cpu_usec + 1)]
+    *before, last = found.incarnations
+    more = [*before, Incarnation(last.inode, last.cpu_usec + 1)]
     yield "an object is dropped", oracle.billing, replace(found, objects=rest)
     yield "an object is there twice", oracle.billing, replace(found, objects=doubled)
     yield (
@@ -41,10 +41,10 @@ def _billing(found: Evidence) -> Iterator[Control]:
         oracle.billing,
         replace(found, writes=found.writes + found.writes),
     )
-    yield "a microsecond is missing", oracle.billing, replace(found, lives=more)
-    longest = max(found.lives, key=lambda life: life.seconds)
-    short = [replace(one, seconds=0.001) if one is longest else one for one in found.lives]
-    yield "a size counts without its container", allocated, replace(found, lives=short)
+    yield "a microsecond is missing", oracle.billing, replace(found, incarnations=more)
+    longest = max(found.incarnations, key=lambda one: one.seconds)
+    short = [replace(one, seconds=0.001) if one is longest else one for one in found.incarnations]
+    yield "a size counts without its container", allocated, replace(found, incarnations=short)
     other = {middle: found.objects[middle] + b"-"}
     yield "a restart hid other bytes", oracle.billing, replace(found, before=[other])
 
@@ -99,7 +99,7 @@ def _rest(found: Evidence) -> Iterator[Control]:
 
 
 def _ends_what_was_in_time(found: Evidence, event: dict[str, Any]) -> bool:
-    """Tell whether an event ends an alert whose beginning was not refused at first."""
+    """Return whether an event ends an alert whose beginning was not refused at first."""
     ended = [one for one in oracle.facts_of([event]) if one.status == "resolved"]
     return any(oracle.begun(one) not in oracle.late_facts(found) for one in ended)
 

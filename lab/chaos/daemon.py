@@ -1,4 +1,4 @@
-"""Daemons of ours in one process, kept running as a kubelet does, and what one can see of it."""
+"""Run daemons in one process, restarted as a kubelet does, and read its pages and figures."""
 
 import json
 import signal
@@ -24,7 +24,7 @@ RESTART_SECONDS = 0.3  # before it is started again; a kubelet waits longer
 
 @dataclass(frozen=True)
 class Figures:
-    """What a process holds, at one moment."""
+    """The resources of a process at one time."""
 
     pid: int
     rss_bytes: int
@@ -36,7 +36,7 @@ class Figures:
 
 @dataclass(eq=False)
 class Daemon:
-    """One process with one or more daemons; started again whenever it ends."""
+    """One process with one or more daemons. It is started again when it ends."""
 
     names: tuple[str, ...]
     directory: Path
@@ -55,7 +55,7 @@ class Daemon:
         return self.directory / f"{'+'.join(self.names)}.log"
 
     def start(self) -> None:
-        """Begin to keep it running."""
+        """Start it, and restart it when it ends."""
         self.directory.mkdir(parents=True, exist_ok=True)
         self._wanted.set()
         threading.Thread(target=self._keep, daemon=True).start()
@@ -70,7 +70,7 @@ class Daemon:
 
     @contextmanager
     def still(self) -> Iterator[None]:
-        """Hold every thread of it for a moment, once none is inside a system call."""
+        """Stop every thread of it for a moment, while none is inside a system call."""
         with self._lock:
             process = self._process
             if process is None or process.poll() is not None or self.frozen:
@@ -85,7 +85,7 @@ class Daemon:
 
     @contextmanager
     def down(self, number: signal.Signals) -> Iterator[None]:
-        """End it with that signal, a kill if it takes too long, and keep it down for a while."""
+        """End it with a signal, by SIGKILL if it takes too long, and keep it down for a while."""
         self._wanted.clear()
         self.send(number)
         with suppress(AssertionError):
@@ -98,7 +98,7 @@ class Daemon:
             self._wanted.set()
 
     def stop(self) -> int:
-        """End it in good order, for good; return the exit code."""
+        """Stop it with SIGTERM and do not restart it; return the exit code."""
         self._end()
         with self._lock:
             process = self._process
@@ -108,7 +108,7 @@ class Daemon:
         return process.wait(2 * PATIENCE_SECONDS)
 
     def kill(self) -> None:
-        """End it at once, for good; whoever has files open keeps the disk from being unmounted."""
+        """Kill it and do not restart it: open files would keep the disk from being unmounted."""
         self._end()
         self.send(signal.SIGKILL)
         eventually(lambda: not self.running())
@@ -129,7 +129,7 @@ class Daemon:
             return None
 
     def status(self) -> dict[str, Any]:
-        """Return daemon -> its part of /status; nothing while nobody answers."""
+        """Return daemon -> its part of /status; empty without an answer."""
         text = self.page("status")
         return dict(json.loads(text)["daemons"]) if text else {}
 
@@ -155,7 +155,7 @@ class Daemon:
             return None
 
     def logged(self, *events: str) -> list[dict[str, Any]]:
-        """Return the lines of all lives' log with one of these events."""
+        """Return the log lines of all processes with one of these events."""
         found = []
         for line in self.log.read_text(errors="replace").split("\n"):
             if any(f'"{event}"' in line for event in events):
@@ -164,15 +164,15 @@ class Daemon:
         return [one for one in found if one.get("event") in events]
 
     def _end(self) -> None:
-        """Let nobody start it again."""
+        """Do not start it again."""
         self._over.set()
         self._wanted.set()  # who waits for that sees that it is over
 
     def _tasks(self) -> int:
         before = len(self.logged("chaos.tasks"))
         self.send(signal.SIGUSR1)
-        told = eventually(lambda: self.logged("chaos.tasks")[before:])
-        return int(told[-1]["tasks"])
+        reported = eventually(lambda: self.logged("chaos.tasks")[before:])
+        return int(reported[-1]["tasks"])
 
     def _keep(self) -> None:
         while not self._over.is_set():
@@ -201,7 +201,7 @@ class Daemon:
 
 
 def _held(pid: int) -> bool:
-    """Tell whether every thread has stopped or ended: in /proc/PID/task/TID/stat, field 3."""
+    """Return whether every thread has stopped or ended: in /proc/PID/task/TID/stat, field 3."""
     tasks = Path(f"/proc/{pid}/task").glob("*/stat")
     with suppress(OSError):  # one has ended while we look
         return all(task.read_text().rpartition(")")[2].split()[0] in "TZX" for task in tasks)

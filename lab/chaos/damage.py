@@ -1,4 +1,4 @@
-"""Damages a spool's file while nobody has it open, and returns its contents."""
+"""Damage a spool's file while no process has it open, and return its contents."""
 
 import os
 import random
@@ -30,7 +30,7 @@ def held(spool: Path) -> dict[str, bytes]:
 
 
 def damage(spool: Path, kind: str, rng: random.Random) -> None:
-    """Do to the file, or to its journal, what `kind` says."""
+    """Damage the file or its journal in the way of `kind`."""
     match kind:
         case "spool_header":
             _overwrite(spool, 0, bytes(HEADER_BYTES))
@@ -46,7 +46,7 @@ def damage(spool: Path, kind: str, rng: random.Random) -> None:
 
 
 def _damage_journal(journal: Path, kind: str, rng: random.Random) -> None:
-    """Damage the end of a journal. There is none, or an empty one, after an end in good order."""
+    """Damage the end of a journal. After a clean stop there is none, or an empty one."""
     frames = frames_in_use(journal)
     if not frames:
         return
@@ -66,7 +66,7 @@ def _damage_journal(journal: Path, kind: str, rng: random.Random) -> None:
 
 
 def frames_in_use(journal: Path) -> int:
-    """Return how many frames of a journal are of its present round; those behind are older."""
+    """Return the number of current frames in a journal; the frames after them are older."""
     if not journal.exists():
         return 0
     content = journal.read_bytes()

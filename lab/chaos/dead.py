@@ -1,4 +1,4 @@
-"""The operator's part: sends dead letters again while the daemons run."""
+"""Send dead letters again while the daemons run, as an operator does."""
 
 import subprocess
 from pathlib import Path

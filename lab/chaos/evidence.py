@@ -1,4 +1,4 @@
-"""What a run leaves behind: plain values, so that the oracle can be tried on altered ones."""
+"""The evidence of a run: plain values, so that tests can run the oracle on altered ones."""
 
 import json
 import subprocess
@@ -13,8 +13,8 @@ from lab.chaos.aws import Stored
 from lab.chaos.daemon import Daemon, Figures
 from lab.chaos.facts import Fact
 from lab.chaos.lost import START
-from lab.chaos.outages import TOLD, UNTOLD, Outage, last_word
-from lab.chaos.target import Life
+from lab.chaos.outages import REPORTED, UNREPORTED, Outage, last_word
+from lab.chaos.target import Incarnation
 from lab.real.scraper import PROGRAM, clean_environ
 
 ALERT = "byoc.alert.v1"
@@ -22,14 +22,14 @@ ALERT = "byoc.alert.v1"
 
 @dataclass
 class Evidence:
-    """All that the oracle looks at."""
+    """The input of the oracle."""
 
-    objects: dict[str, bytes]  # S3 key -> bytes, of all lives of LocalStack
-    writes: Counter[tuple[int, str]]  # (life, S3 key) -> how often it was written
-    before: list[dict[str, bytes]]  # of each life that a kill ended: S3 key -> bytes
-    lives: list[Life]  # of the metered group, oldest first, by the kernel
+    objects: dict[str, bytes]  # S3 key -> bytes, of all incarnations of LocalStack
+    writes: Counter[tuple[int, str]]  # (incarnation, S3 key) -> how often it was written
+    before: list[dict[str, bytes]]  # of each incarnation that a kill ended: S3 key -> bytes
+    incarnations: list[Incarnation]  # of the metered group, oldest first, by the kernel
     states: list[dict[str, Any]]  # bodies of the queue, as they came
-    told: list[dict[str, Any]]  # `state.published` of the exporter's log: written after the commit
+    reported: list[dict[str, Any]]  # `state.published` in the log, written after the commit
     offered: set[Fact]  # that reached the forwarder
     accepted: set[Fact]  # and were answered with 2xx
     events: list[dict[str, Any]]  # of the control plane, each source and id once, as they came
@@ -76,23 +76,23 @@ def collected(
     last_ends: dict[str, int],
     seen: Settled,
 ) -> Evidence:
-    """Gather it, after everything has ended."""
+    """Collect the evidence after everything has ended."""
     world, daemons = stage.world, stage.daemons
     state_dir = str(stage.state_dir)
-    lives = [*world.aws.lives, Stored("", world.bucket.objects(), world.bucket.writes())]
+    stored = [*world.aws.ended, Stored("", world.bucket.objects(), world.bucket.writes())]
     stops = [one for daemon in daemons for one in daemon.logged("daemon.stopped")]
     shown = _ledger("show", state_dir, "--json")
     assert shown.returncode == 0, shown.stderr
     verdict = _ledger("verify", state_dir)
     return Evidence(
-        objects={key: body for life in lives for key, body in life.objects.items()},
+        objects={key: body for one in stored for key, body in one.objects.items()},
         writes=Counter(
-            {(n, key): many for n, one in enumerate(lives) for key, many in one.writes.items()}
+            {(n, key): many for n, one in enumerate(stored) for key, many in one.writes.items()}
         ),
-        before=[life.objects for life in world.aws.lives],
-        lives=[*stage.target.lives, stage.target.life()],
+        before=[one.objects for one in world.aws.ended],
+        incarnations=[*stage.target.incarnations, stage.target.incarnation()],
         states=list(world.queue.got),
-        told=_logged(daemons, "state.published"),
+        reported=_logged(daemons, "state.published"),
         offered=world.notified.offered,
         accepted=world.notified.accepted,
         events=list(world.receiver.events.values()),
@@ -115,7 +115,7 @@ def collected(
         turned_away=world.notified.turned_away,
         outages=stage.outages,
         last_word=seen.last_word,
-        changes=stage.exporter.logged(START, TOLD, UNTOLD),
+        changes=stage.exporter.logged(START, REPORTED, UNREPORTED),
     )
 
 

@@ -1,4 +1,4 @@
-"""Alertmanager's notifications and their outcomes as plain facts: no request is kept for hours."""
+"""Record Alertmanager's notifications and their outcomes, without keeping the requests."""
 
 import hmac
 import json
@@ -22,13 +22,13 @@ class Fact:
 
 
 def fact(fingerprint: str, starts_at: str, status: str) -> Fact:
-    """Return it with its time as a number: the texts of one time differ."""
+    """Return a fact with its time as a number: one time can have several texts."""
     return Fact(fingerprint, parse_rfc3339(starts_at), status)
 
 
 @dataclass
 class Notified:
-    """What the path to the forwarder has seen."""
+    """The notifications that passed on the way to the forwarder."""
 
     offered: set[Fact] = field(default_factory=set)  # that reached the forwarder
     accepted: set[Fact] = field(default_factory=set)  # and were answered with 2xx
@@ -39,7 +39,7 @@ class Notified:
         self.offered.update(_facts(request))
 
     def taken(self, request: Request, reply: Reply) -> None:
-        """Note what it answered."""
+        """Record the forwarder's answer."""
         self.turned_away += reply.status == FULL
         if 200 <= reply.status < 300:
             self.accepted.update(_facts(request))

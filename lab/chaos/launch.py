@@ -1,4 +1,4 @@
-"""Runs daemons as `byoc-agents run` does, and tells how many tasks it has when SIGUSR1 asks.
+"""Run daemons as `byoc-agents run` does, and print the number of tasks on SIGUSR1.
 
 `python -m lab.chaos.launch DAEMON ...`. A line of JSON with `tasks` goes to standard error.
 """
@@ -11,8 +11,8 @@ import sys
 from byoc_agents.app import cli
 
 
-def tell(_number: int, _frame: object) -> None:
-    """Count the tasks of the running loop; there is none before and after it runs."""
+def print_tasks(_number: int, _frame: object) -> None:
+    """Print the number of tasks of the loop, if it runs."""
     try:
         tasks = len(asyncio.all_tasks())
     except RuntimeError:
@@ -22,5 +22,5 @@ def tell(_number: int, _frame: object) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGUSR1, tell)
+    signal.signal(signal.SIGUSR1, print_tasks)
     sys.exit(cli.main(["run", *sys.argv[1:]]))

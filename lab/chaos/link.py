@@ -1,6 +1,6 @@
-"""One network path: a loopback port that gives each request on to a real server behind it.
+"""A network path: a loopback port that forwards each request to a real server, or misbehaves.
 
-Or it does to a request what a bad network or a troubled service does.
+It can fail as a bad network or a broken service does.
 """
 
 import asyncio
@@ -18,10 +18,9 @@ HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect", "conten
 
 
 class Link:
-    """Requests come in one after the other where the server behind is slow, as by a thin line.
+    """A path to one server. Requests to a slow server are forwarded one at a time.
 
-    Nothing is kept of them: `given` and `taken` receive each that went to the server behind,
-    and of each that it did answer.
+    No request is kept: `given` receives each forwarded request, `taken` each answered one.
     """
 
     def __init__(self, name: str, upstream_port: int) -> None:
@@ -40,7 +39,7 @@ class Link:
         return self.http.url
 
     def mend(self) -> None:
-        """Listen, on the same port as before; the kernel may have lent it to a client meanwhile."""
+        """Listen on the same port as before; the kernel may have given it to a client meanwhile."""
         if not self._open:
             eventually(self._listening)
             self._open = True
@@ -61,7 +60,7 @@ class Link:
             self._open = False
 
     def block(self) -> None:
-        """Give nothing on from now; return when each request in flight has its answer, or none."""
+        """Stop forwarding; return when no request is in flight."""
         self.blocked = True
         self._thread.run(asyncio.sleep(0))
 
@@ -71,7 +70,7 @@ class Link:
 
     @contextmanager
     def behaving(self, script: Script) -> Iterator[None]:
-        """Do that to every request, for a while."""
+        """Apply a behavior to every request inside the block."""
         before, self.http.script = self.http.script, script
         try:
             yield
@@ -79,7 +78,7 @@ class Link:
             self.http.script = before
 
     def _apply(self, request: Request) -> Reply:
-        """Give it on. Raises ConnectionError when no answer comes: the connection is closed."""
+        """Forward a request. Raises ConnectionError without an answer: the connection is closed."""
         self.http.requests.clear()
         if self.blocked:
             raise ConnectionResetError("nobody is there")

@@ -13,7 +13,7 @@ LASTS_TURNS = 6
 
 
 class Alerts:
-    """Raises an alert every `every_seconds` and ends it some turns later, as a thread."""
+    """A thread that raises an alert every `every_seconds` and ends it some turns later."""
 
     def __init__(self, alertmanager: RealProcess, every_seconds: float) -> None:
         self.raised = 0

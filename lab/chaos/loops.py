@@ -1,4 +1,4 @@
-"""An event loop in a thread of its own, for what has to answer while the main thread waits."""
+"""An event loop in its own thread, for servers that answer while the main thread waits."""
 
 import asyncio
 import threading
@@ -20,11 +20,11 @@ class LoopThread:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Return what it returns. Raises what it raises."""
+        """Run a coroutine in the loop; return its result or raise its exception."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE_SECONDS)
 
     def close(self) -> None:
-        """End the thread; what still runs in it is dropped."""
+        """End the thread; tasks that still run are dropped."""
         self.run(asyncio.sleep(SETTLE_SECONDS))  # closed connections let go of their sockets
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(PATIENCE_SECONDS)
@@ -33,7 +33,7 @@ class LoopThread:
 
 @contextmanager
 def entered(manager: AbstractAsyncContextManager[T]) -> Iterator[T]:
-    """Enter an asynchronous context manager in a loop thread of its own."""
+    """Enter an asynchronous context manager in its own loop thread."""
     thread = LoopThread()
     try:
         yield thread.run(manager.__aenter__())

@@ -1,4 +1,4 @@
-"""How many changes of the state found no room: by the exporter's log, and by its own count.
+"""Count the changes of state that found no room: by the exporter's log, and by its own count.
 
 The log has an entry for every observation that was due. The entries alone give how many changes
 were never reported; `lost_transitions` must be the same number.
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from lab.chaos.outages import TOLD, UNTOLD
+from lab.chaos.outages import REPORTED, UNREPORTED
 
 START = "daemon.started"  # observations not reported by then are dropped
 
@@ -31,25 +31,28 @@ def miscounted(lines: Iterable[Mapping[str, Any]], arrived: Mapping[int, int]) -
 
 def _counted(lines: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, int | None]]:
     """Yield (sequence, changes lost right before it; None = the log does not say)."""
-    said, words, following = "", list[str](), 0
+    known, states, following = "", list[str](), 0
     for line in lines:
         if line["event"] == START:
-            words = []
-        elif line["event"] == UNTOLD:
-            words.append(line["state_key"])
-        elif line["event"] == TOLD:
+            states = []
+        elif line["event"] == UNREPORTED:
+            states.append(line["state_key"])
+        elif line["event"] == REPORTED:
             sequence = line["sequence"]
-            yield sequence, lost(said, words, line["state_key"]) if sequence == following else None
-            said, words, following = line["state_key"], [], sequence + 1
+            yield (
+                sequence,
+                lost(known, states, line["state_key"]) if sequence == following else None,
+            )
+            known, states, following = line["state_key"], [], sequence + 1
 
 
-def lost(said: str, words: Sequence[str], told: str) -> int:
+def lost(known: str, states: Sequence[str], reported: str) -> int:
     """Return how many of the entries, each until the next one, were never reported.
 
     >>> lost("running", ["failed", "failed", "degraded"], "degraded")
     1
     """
-    runs = [word for word, _ in groupby(words)]
-    if runs and runs[-1] == told:
+    runs = [state for state, _ in groupby(states)]
+    if runs and runs[-1] == reported:
         runs.pop()
-    return sum(word != said for word in runs)
+    return sum(state != known for state in runs)

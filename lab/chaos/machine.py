@@ -1,4 +1,4 @@
-"""The simulated node: the disk of the state directory and the clock, both of which we can break."""
+"""The simulated node: the disk of the state directory and the clock, both breakable."""
 
 import shutil
 import subprocess
@@ -26,7 +26,7 @@ class Clock:
         self.set(0)
 
     def set(self, offset_seconds: int) -> None:
-        """Step it; a reader sees the file before or after, never half of it."""
+        """Step the clock; the file is replaced atomically."""
         self.furthest = max(self.furthest, time.time() + self.offset_seconds)
         self.offset_seconds = offset_seconds
         fresh = self.file.with_name(f"{self.file.name}.new")
@@ -34,7 +34,7 @@ class Clock:
         fresh.replace(self.file)
 
     def caught_up(self) -> bool:
-        """Tell whether the real time has passed all that was ever shown."""
+        """Return whether the real time is later than every time the clock has shown."""
         return self.offset_seconds == 0 and time.time() > self.furthest
 
     @property
@@ -74,12 +74,12 @@ class Disk:
         self.last_errord, self.touched = False, time.monotonic()
 
     def break_(self) -> None:
-        """Let the kernel meet an error: it makes the file system read-only."""
+        """Trigger an error in the kernel, which makes the file system read-only."""
         self.last_errord = True
         make_read_only(self.path)
 
     def repair(self) -> None:
-        """Check and mount again, as a node does when it starts. Nobody may use it meanwhile.
+        """Check and mount again, as a node does when it starts. No process may use it meanwhile.
 
         A copy of the image: the kernel keeps the broken one while another mount namespace has it.
         """

@@ -1,4 +1,4 @@
-"""Judges what a run left behind. Every check returns what differs, in words; nothing = it holds."""
+"""Check the evidence of a run. Every check returns differences as text; none = it holds."""
 
 import json
 import tempfile
@@ -10,7 +10,7 @@ from typing import Any
 
 from byoc_agents.audit import Report
 from byoc_agents.billing.record import Usage
-from lab.chaos.again import lived_again
+from lab.chaos.again import is_recorded_twice
 from lab.chaos.allocated import allocated
 from lab.chaos.evidence import ALERT, Evidence, written
 from lab.chaos.facts import Fact, fact
@@ -31,18 +31,20 @@ BILLING, STATE, ALERTS = "billing-scraper", "state-exporter", "alert-forwarder"
 def judged(found: Evidence) -> list[str]:
     """Return every difference from the guarantees."""
     checks = (billing, allocated, states, outages, alerts, dead_letters, ledger, processes, growth)
-    return [f"{check.__name__}: {said}" for check in checks for said in check(found)]
+    return [f"{check.__name__}: {difference}" for check in checks for difference in check(found)]
 
 
 def billing(found: Evidence) -> Iterator[str]:
-    """Every second once or in a stated gap; CPU as the kernel counted it, to the microsecond."""
+    """Check that each second is recorded once, and CPU equals the kernel's to the microsecond."""
     yield from (f"{key} written {n} times" for key, n in found.writes.items() if n != 1)
-    for number, life in enumerate(found.before):
-        changed = [key for key, body in life.items() if found.objects.get(key) != body]
-        yield from (f"life {number} of S3 had {key} with other bytes" for key in changed)
+    for number, stored in enumerate(found.before):
+        changed = [key for key, body in stored.items() if found.objects.get(key) != body]
+        yield from (f"S3 before kill {number} had {key} with other bytes" for key in changed)
     with tempfile.TemporaryDirectory() as place:
         report = verified(str(written(found.objects, Path(place))))
-    again = [one for one in report.findings if found.damaged and lived_again(one, found.objects)]
+    again = [
+        one for one in report.findings if found.damaged and is_recorded_twice(one, found.objects)
+    ]
     for finding in report.findings:
         stated = found.damaged and finding.detail == "stated: spool_corrupt"
         if not stated and finding not in again:
@@ -61,32 +63,32 @@ def _cpu(found: Evidence, report: Report, allowed: Decimal) -> Iterator[str]:
     """
     by_inode: dict[int, list[Usage]] = {}
     for one in usages(found.objects):
-        if one.counter and one.quality != "gap":  # a gap's counter says what nobody bills
+        if one.counter and one.quality != "gap":  # a gap's counter has CPU that is not billed
             by_inode.setdefault(int(one.incarnation.rsplit("-", 1)[1]), []).append(one)
     unseen = Decimal(0)
-    for place, life in enumerate(found.lives):
-        records = by_inode.get(life.inode, [])
-        truth = Decimal(life.cpu_usec).scaleb(-6)
+    for place, incarnation in enumerate(found.incarnations):
+        records = by_inode.get(incarnation.inode, [])
+        truth = Decimal(incarnation.cpu_usec).scaleb(-6)
         first = min((one.counter.start for one in records if one.counter), default=truth)
         last = max((one.counter.end for one in records if one.counter), default=truth)
         if first and not found.damaged and records:
-            yield f"life {life.inode} begins at {first} core s: no record holds the time before"
-        if place == len(found.lives) - 1 and (last != truth or not records):
-            yield f"the last life ends at {last if records else 0} core s; the kernel says {truth}"
+            yield f"incarnation {incarnation.inode} begins at {first} core s, not at 0"
+        if place == len(found.incarnations) - 1 and (last != truth or not records):
+            yield f"the last one ends at {last if records else 0} core s; the kernel says {truth}"
         unseen += first + truth - last if records else truth
     stated = sum((one.core_seconds for one in report.unrecorded), allowed)
-    whole = Decimal(sum(life.cpu_usec for life in found.lives)).scaleb(-6)
+    whole = Decimal(sum(one.cpu_usec for one in found.incarnations)).scaleb(-6)
     if (total := billed(report) + stated + unseen) != whole:
         yield (
             f"billed {billed(report)} + unrecorded {stated} + unseen {unseen} = {total} core s;"
             f" the kernel says {whole}"
         )
     if unseen > (allowed := _gap_seconds(report) * CORES):
-        yield f"{unseen} core s unseen at the ends of lives; the gaps there allow {allowed}"
+        yield f"{unseen} core s unseen at the ends of incarnations; the gaps there allow {allowed}"
 
 
 def _gap_seconds(report: Report) -> Decimal:
-    """Return how long nothing was metered, but for the time before the first sample of all.
+    """Return the seconds without metering, except for the time before the very first sample.
 
     Time that a clock set forward has skipped counts: after it is set back, that time passes, and a
     container that ends in it has no other time to state.
@@ -97,7 +99,7 @@ def _gap_seconds(report: Report) -> Decimal:
 
 
 def states(found: Evidence) -> Iterator[str]:
-    """Every transition once per id, in order, without a number missing."""
+    """Check that every transition arrived once per id, in order, without a missing number."""
     seen: dict[str, dict[str, Any]] = {}
     for body in found.states:
         if seen.setdefault(body["id"], body) != body:
@@ -119,20 +121,20 @@ def _epoch(found: Evidence, epoch: int, bodies: list[dict[str, Any]]) -> Iterato
     sequences = [one["data"]["sequence"] for one in strict]
     if sequences != sorted(sequences):
         yield f"epoch {epoch} out of order: {sequences}"
-    told = [one["data"] for one in bodies]
-    numbers = [one["transition"] for one in told if one["kind"] == "transition"]
+    reported = [one["data"] for one in bodies]
+    numbers = [one["transition"] for one in reported if one["kind"] == "transition"]
     excused = _at_risk(found, epoch)
     wanted = set(range(1, max(numbers, default=0) + 1)) - {one["transition"] for one in excused}
     if len(numbers) != len(set(numbers)) or not wanted <= set(numbers):
         yield f"epoch {epoch}: transitions {numbers}"
-    if told[-1]["lost_transitions"] and not (found.disk_troubles or found.tight):
-        yield f"epoch {epoch} lost {told[-1]['lost_transitions']} transitions"
+    if reported[-1]["lost_transitions"] and not (found.disk_troubles or found.tight):
+        yield f"epoch {epoch} lost {reported[-1]['lost_transitions']} transitions"
     if found.damaged:
         return  # the log does not say of which epoch a number is
-    logged = {one["sequence"] for one in found.told if one["kind"] == "transition"}
-    if missing := logged - {one["sequence"] for one in told}:
+    logged = {one["sequence"] for one in found.reported if one["kind"] == "transition"}
+    if missing := logged - {one["sequence"] for one in reported}:
         yield f"committed and never sent: {sorted(missing)}"
-    counts = {one["sequence"]: one["lost_transitions"] for one in told}
+    counts = {one["sequence"]: one["lost_transitions"] for one in reported}
     yield from miscounted(found.changes, counts)
 
 
@@ -144,16 +146,16 @@ def _at_risk(found: Evidence, epoch: int) -> list[dict[str, Any]]:
 
 
 def outages(found: Evidence) -> Iterator[str]:
-    """Each outage of ClickHouse that nothing else hid was reported in time, then its end."""
+    """Check that each visible outage of ClickHouse was reported in time, then its end."""
     for one in found.outages:
         if one.quiet_seconds >= TOLD_SECONDS and "PING_FAILED" not in one.word:
-            yield f"{one.kind} for {one.quiet_seconds:.1f} s, and the exporter says {one.word!r}"
+            yield f"{one.kind} for {one.quiet_seconds:.1f} s, and the exporter reports {one.word!r}"
     if not found.last_word.startswith("running"):
-        yield f"all is well again, and the exporter says {found.last_word!r}"
+        yield f"everything is healthy again, and the exporter reports {found.last_word!r}"
 
 
 def alerts(found: Evidence) -> Iterator[str]:
-    """Every alert that was accepted is delivered once, none is invented, firing before resolved."""
+    """Check that every accepted alert was delivered once and no other, firing before resolved."""
     arrived = facts_of(found.events)
     yield from (f"{one} delivered {n} times" for one, n in Counter(arrived).items() if n != 1)
     bodies = [json.loads(body) for body in found.at_risk.values() if body.startswith(b"{")]
@@ -182,17 +184,17 @@ def facts_of(events: Iterable[dict[str, Any]]) -> list[Fact]:
 
 
 def late_facts(found: Evidence) -> set[Fact]:
-    """Return the messages that were refused, and delivered when they were sent again."""
+    """Return the messages that were rejected, and delivered when they were sent again."""
     return set(facts_of(one for one in found.events if (ALERTS, one["id"]) in found.dead))
 
 
 def begun(one: Fact) -> Fact:
-    """Return the beginning of what ended."""
+    """Return the firing alert of a resolved one."""
     return Fact(one.fingerprint, one.starts_at_ms, "firing")
 
 
 def dead_letters(found: Evidence) -> Iterator[str]:
-    """Nothing but what the control plane refuses dies; sent again, each arrives; none is left."""
+    """Check that only rejected messages became dead letters, and that all were delivered later."""
     if others := sorted(daemon for daemon, _ in found.dead if daemon != ALERTS):
         yield f"dead letters of {others}"
     arrived = {one["id"] for one in found.events}
@@ -206,7 +208,7 @@ def dead_letters(found: Evidence) -> Iterator[str]:
 
 
 def ledger(found: Evidence) -> Iterator[str]:
-    """Check that the chain is whole, and nothing arrived that it does not announce."""
+    """Check that the chain is complete, and announces everything that arrived."""
     if found.ledger_verdict:
         yield found.ledger_verdict.strip()
     announced = {send.get("id") for send in found.ledger}
@@ -216,7 +218,7 @@ def ledger(found: Evidence) -> Iterator[str]:
 
 
 def processes(found: Evidence) -> Iterator[str]:
-    """No process ended by itself unless the disk failed, and no process is left over."""
+    """Check that no process ended by itself unless the disk failed, and that none is left."""
     for name, codes in found.ends.items():
         good = GOOD_ENDS | ({NO_DISK} if found.disk_troubles else set())
         if bad := [code for code in codes if code not in good]:
@@ -229,7 +231,7 @@ def processes(found: Evidence) -> Iterator[str]:
 
 
 def growth(found: Evidence) -> Iterator[str]:
-    """No process holds more at the end than before the first fault, within `MORE`."""
+    """Check that no process uses more at the end than before the first fault, within `MORE`."""
     for name, (before, after) in found.figures.items():
         for what, more in MORE.items():
             was, now = getattr(before, what), getattr(after, what)
@@ -238,10 +240,10 @@ def growth(found: Evidence) -> Iterator[str]:
 
 
 def checked(found: Evidence) -> dict[str, int]:
-    """Return how many of each were looked at."""
+    """Return kind -> number of checked items."""
     return {
         "billing records": len(usages(found.objects)),
-        "lives of the group": len(found.lives),
+        "incarnations of the group": len(found.incarnations),
         "state messages": len({one["id"] for one in found.states}),
         "alert facts": len(found.accepted),
         "dead letters": len(found.dead),

@@ -1,7 +1,7 @@
-"""In which order states have to come: all but heartbeats that a later one may have replaced.
+"""Select the states whose order is fixed: all but heartbeats that a later one may have replaced.
 
-Only the latest heartbeat waits. One whose request timed out is replaced by the next, and the queue
-can take it after that one all the same. The ledger tells: no answer ever said that it was stored.
+Only the latest heartbeat is kept in the spool. After a timeout it is replaced by the next one, but
+the queue may still accept it later. The ledger has no receipt for such a heartbeat.
 """
 
 from collections.abc import Iterable
@@ -14,10 +14,10 @@ Send = dict[str, Any]  # or a refusal, which has no reason: a line of `ledger sh
 
 
 def ordered(bodies: Iterable[Body], ledger: Iterable[Send], *, damaged: bool) -> list[Body]:
-    """Return those of the states that have to come in order.
+    """Return the states that must arrive in order.
 
-    In a spool file that was damaged a heartbeat can come back that had been replaced: then only
-    transitions have to.
+    Recovery of a damaged spool file can bring back a replaced heartbeat: then only transitions
+    must arrive in order.
     """
     good = () if damaged else (one for one in ledger if one.get("reason") in STORED)
     stored = {one["id"] for one in good}

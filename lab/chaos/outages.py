@@ -1,12 +1,12 @@
-"""What the exporter had said of a ClickHouse that nobody could reach, when it was to come back."""
+"""Compute the exporter's last report on an unreachable ClickHouse before it came back."""
 
 import time
 from dataclasses import dataclass
 
 from lab.chaos.daemon import Daemon
 
-TOLD = "state.published"  # after the commit
-UNTOLD = "state.write_failed"  # there was no room; said again when there is
+REPORTED = "state.published"  # after the commit
+UNREPORTED = "state.write_failed"  # there was no room; repeated once there is
 
 
 @dataclass(frozen=True)
@@ -15,14 +15,13 @@ class Outage:
 
     kind: str
     quiet_seconds: float  # how long it had lasted while the exporter ran
-    word: str  # the last that it has said: the state and its reasons' codes
+    word: str  # its last report: the state and the codes of its reasons
 
 
 def seen(kind: str, began: float, exporter: Daemon) -> Outage:
-    """Return what the exporter knows of an outage that began then (monotonic), just before its end.
+    """Return the exporter's reports on an outage since `began` (monotonic), just before its end.
 
-    Whatever its path to the server does meanwhile, no ping is answered; and what finds no room on
-    a disk is logged as such.
+    No ping is answered during an outage. A report that found no room on the disk is in the log.
     """
     hindered = exporter.frozen or not exporter.running()
     quiet_seconds = time.monotonic() - max(began, exporter.touched)
@@ -30,6 +29,6 @@ def seen(kind: str, began: float, exporter: Daemon) -> Outage:
 
 
 def last_word(exporter: Daemon) -> str:
-    """Return the last state it reported, or would have if there had been room; "" for none."""
-    lines = exporter.logged(TOLD, UNTOLD)
+    """Return the last state that it reported, or had no room to report; "" for none."""
+    lines = exporter.logged(REPORTED, UNREPORTED)
     return str(lines[-1]["state_key"]) if lines else ""

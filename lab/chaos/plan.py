@@ -1,7 +1,7 @@
-"""The plan of faults: a pure function of a seed and a length, so that any seed can be replayed.
+"""Plan the faults: a pure function of a seed and a length, so that any seed can be replayed.
 
-Lanes run in parallel; within one a fault is over before the next begins. A lane deals its
-kinds like a deck of cards: each comes once before one comes again.
+Lanes run in parallel; within a lane one fault ends before the next begins. A lane shuffles its
+kinds like a deck of cards: each is used once before one is used again.
 """
 
 import random
@@ -37,7 +37,7 @@ QUIET_LANES = ("disk", "clock", "target")  # these pause longer
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault: when it begins, where, which, how long, and a random number for its details."""
+    """One fault: its start, lane, kind and duration, and a random number for its details."""
 
     at_seconds: float
     lane: str
@@ -51,7 +51,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A whole run. `apart`: each daemon in a process of its own."""
+    """The faults of a run. `apart`: each daemon in its own process."""
 
     seed: int
     seconds: float

@@ -1,4 +1,4 @@
-"""The soak as a picture: one small line chart a figure, in SVG."""
+"""Draw a soak: one small line chart per figure, in SVG."""
 
 from collections.abc import Sequence
 from html import escape
@@ -39,9 +39,9 @@ def _chart(slope: Slope) -> str:
     at = [(LEFT + wide * x / end, TOP + high * (1 - y / highest)) for x, y in points]
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
     bound = slope.bound
-    said = f"{bound.title}: {slope.an_hour:+.2f} {bound.unit} an hour (bound {bound.an_hour:g})"
+    label = f"{bound.title}: {slope.an_hour:+.2f} {bound.unit} an hour (bound {bound.an_hour:g})"
     return (
-        f'<text class="t" x="{LEFT}" y="{TOP - 8}">{escape(said)}</text>'
+        f'<text class="t" x="{LEFT}" y="{TOP - 8}">{escape(label)}</text>'
         f'<line x1="{LEFT}" x2="{LEFT + wide}" y1="{TOP + high}" y2="{TOP + high}"/>'
         f'<line x1="{LEFT}" x2="{LEFT}" y1="{TOP}" y2="{TOP + high}"/>'
         f'<text class="v" x="{LEFT - 5}" y="{TOP + 9}">{highest:.3g}</text>'

@@ -1,7 +1,7 @@
-"""A run of hours is rounds of ten minutes: each has a seed, is judged, and leaves nothing behind.
+"""Split a run of hours into rounds of ten minutes, each with its own seed, check and cleanup.
 
-So neither the evidence nor the temporary files grow with the length, and what differs is replayed
-by the round alone.
+So neither the evidence nor the temporary files grow with the length, and a difference is replayed
+by its round alone.
 """
 
 import math
@@ -25,7 +25,7 @@ MIB = 1024**2
 
 
 def rounds(seed: int, seconds: float) -> list[Plan]:
-    """Return the plans of a run: of as many seeds, from the first on, as it has rounds."""
+    """Return the plans of a run: one per round, with seeds that count up from the first."""
     number = math.ceil(seconds / ROUND_SECONDS)
     each = seconds if number == 1 else STEP_SECONDS * math.ceil(seconds / number / STEP_SECONDS)
     return [planned(seed + place, each) for place in range(number)]
@@ -33,7 +33,7 @@ def rounds(seed: int, seconds: float) -> list[Plan]:
 
 @dataclass
 class Tally:
-    """What all rounds so far have done and compared."""
+    """The work and comparisons of all rounds so far."""
 
     seeds: list[int] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)  # lane -> how many
@@ -49,7 +49,7 @@ class Tally:
         self.starts += sum(map(len, found.ends.values()))
 
     def lines(self) -> list[str]:
-        """Return it as it is printed."""
+        """Return the printed lines."""
         lanes = ", ".join(f"{lane} {n}" for lane, n in sorted(self.faults.items()))
         return [
             f"seeds: {', '.join(map(str, self.seeds))}",
@@ -60,7 +60,7 @@ class Tally:
 
 
 def broken(plans: list[Plan]) -> int:
-    """Do all rounds, up to the first that differs. Return the exit code."""
+    """Run all rounds up to the first with a difference. Return the exit code."""
     tally, began = Tally(), time.monotonic()
     for number, plan in enumerate(plans, 1):
         print(f"round {number} of {len(plans)}\n{plan}", flush=True)
@@ -73,18 +73,18 @@ def broken(plans: list[Plan]) -> int:
 
 
 def _round(plan: Plan, tally: Tally) -> int:
-    """Do one; return in how many places it differs from the guarantees."""
+    """Run one round; return the number of differences from the guarantees."""
     place = Path(tempfile.mkdtemp(prefix=f"chaos-{plan.seed}-"))
     found = run(plan, place)
     (place / "evidence.pickle").write_bytes(pickle.dumps(found))
     tally.add(plan, found)
-    _tell(plan, found, place)
+    _print_result(plan, found, place)
     wrong = judged(found)
     if not plan.damage:  # an oracle that excuses damaged messages would excuse some of these
         wrong += [f"the oracle does not notice that {name}" for name in unnoticed(found)]
         print(f"negative controls: {len(controls(found))}")
-    for said in wrong:
-        print(f"DIFFERS {said}")
+    for difference in wrong:
+        print(f"DIFFERS {difference}")
     if wrong:
         replay = f"python -m lab.chaos --seed {plan.seed} --minutes {plan.seconds / 60:g}"
         print(f"logs in {place}; replay: {replay}")
@@ -93,7 +93,7 @@ def _round(plan: Plan, tally: Tally) -> int:
     return len(wrong)
 
 
-def _tell(plan: Plan, found: Evidence, place: Path) -> None:
+def _print_result(plan: Plan, found: Evidence, place: Path) -> None:
     kinds = Counter(f"{fault.lane} {fault.kind}" for fault in plan.faults)
     print(f"injected: {', '.join(f'{n} {kind}' for kind, n in sorted(kinds.items()))}")
     print(f"damaged: {', '.join(found.damaged) or 'no file'}")

@@ -1,4 +1,4 @@
-"""One run: build the world, keep a plan going, lift everything, let it drain, judge."""
+"""Do one run: start the world, execute a plan, end all faults, drain, check."""
 
 import random
 import time
@@ -68,7 +68,7 @@ def _daemons(plan: Plan, of: World, state: Path, clock: Clock) -> list[Daemon]:
 
 
 class Watch:
-    """Says how long each part of a run took."""
+    """A stopwatch that prints the duration of each part of a run."""
 
     def __init__(self) -> None:
         self._last = time.monotonic()
@@ -80,7 +80,7 @@ class Watch:
 
 
 def run(plan: Plan, place: Path, aws: RealProcess | None = None) -> Evidence:
-    """Carry out the plan; return the evidence."""
+    """Execute the plan; return the evidence."""
     watch = Watch()
     with staged(plan, place, aws) as stage:
         alerts = Alerts(stage.world.alertmanager, ALERT_SECONDS)
@@ -109,7 +109,7 @@ def run(plan: Plan, place: Path, aws: RealProcess | None = None) -> Evidence:
 
 
 def figures(stage: Stage) -> dict[str, Figures]:
-    """Return what each process holds now."""
+    """Return the current resources of each process."""
     found = {}
     for daemon in stage.daemons:
         seen = daemon.figures()
@@ -119,9 +119,9 @@ def figures(stage: Stage) -> dict[str, Figures]:
 
 
 def drain(stage: Stage, plan: Plan) -> None:
-    """Wait until every daemon runs, the clock has caught up and nothing waits to be sent.
+    """Wait until every daemon runs, the clock has caught up and all messages are sent.
 
-    The short form does not wait long for the last: a SIGTERM drains as well.
+    The short form does not wait long for the messages: a SIGTERM drains as well.
     """
     eventually(stage.clock.caught_up)
     eventually(lambda: all(daemon.healthy() for daemon in stage.daemons), DRAIN_SECONDS)
@@ -134,7 +134,7 @@ def drain(stage: Stage, plan: Plan) -> None:
 def resend(stage: Stage) -> None:
     """Send the dead letters again; wait until none is left, and the exporter sees a sound server.
 
-    What they wait for is not demanded here: the oracle says if it has not come.
+    A timeout is not an error here: the oracle reports the difference.
     """
     stage.resend()
     with suppress(AssertionError):
@@ -144,13 +144,13 @@ def resend(stage: Stage) -> None:
 
 
 def read_out(queue: Queue) -> None:
-    """Wait until the queue's reader has the exporter's last word; the oracle says if it has not."""
+    """Wait until the queue's reader has the exporter's last state; the oracle reports a miss."""
     with suppress(AssertionError):
         eventually(lambda: queue.got and queue.got[-1]["data"]["state"] == "stopping", 30)
 
 
 def drained(daemon: Daemon) -> bool:
-    """Return whether nothing is held up; messages put in this second may still be in flight."""
+    """Return whether no message is delayed; messages of this second may still be in flight."""
     status = daemon.status()
     return bool(status) and all(
         one["last_error"] is None and one["backlog"]["records"] <= 3 for one in status.values()

@@ -1,4 +1,4 @@
-"""How each path misbehaves: behaviours of `lab.fakes.http` and the services' own errors."""
+"""Scripts of faulty paths: behaviors of `lab.fakes.http` and the services' own errors."""
 
 import asyncio
 import json
@@ -9,7 +9,7 @@ import msgspec
 
 from byoc_agents.sinks.control_plane import CODES, Rejected
 from lab.fakes.http import (
-    Behaviour,
+    Behavior,
     Exchange,
     Request,
     Script,
@@ -52,8 +52,8 @@ HTTP_ERRORS = {
 MIXED = ("reset", "close", "lost_answer", "half_answer", "server_error", "throttled", "slow")
 
 
-def slow(seconds: float) -> Behaviour:
-    """Do it, after a while."""
+def slow(seconds: float) -> Behavior:
+    """Return a behavior that serves the request after a delay."""
 
     async def behave(exchange: Exchange) -> None:
         await asyncio.sleep(seconds)
@@ -62,7 +62,7 @@ def slow(seconds: float) -> Behaviour:
     return behave
 
 
-def refuse(status: int) -> Behaviour:
+def refuse(status: int) -> Behavior:
     """Reject the delivery in the form of the control plane's contract."""
 
     async def behave(exchange: Exchange) -> None:
@@ -72,9 +72,9 @@ def refuse(status: int) -> Behaviour:
     return behave
 
 
-def behaviour(lane: str, kind: str, rng: random.Random) -> Behaviour:
-    """Return what happens to one request."""
-    simple: dict[str, Callable[[], Behaviour]] = {
+def behavior(lane: str, kind: str, rng: random.Random) -> Behavior:
+    """Return the behavior for one request."""
+    simple: dict[str, Callable[[], Behavior]] = {
         "rejected": lambda: refuse(rng.choice(REFUSALS)),
         "slow": lambda: slow(rng.uniform(0.1, 1.5)),
         "reset": lambda: reset,
@@ -89,11 +89,11 @@ def behaviour(lane: str, kind: str, rng: random.Random) -> Behaviour:
     return simple[kind]() if kind in simple else error(lane, kind)
 
 
-def error(lane: str, kind: str) -> Behaviour:
-    """Answer as that service does."""
+def error(lane: str, kind: str) -> Behavior:
+    """Return the answer of that service to a failure."""
     if lane == "s3":
-        told = s3_error(*S3_ERRORS[kind], headers=AFTER if kind == "throttled" else None)
-        return reply(told.status, told.headers, told.body)
+        reported = s3_error(*S3_ERRORS[kind], headers=AFTER if kind == "throttled" else None)
+        return reply(reported.status, reported.headers, reported.body)
     if lane == "sqs":
         status, code = SQS_ERRORS[kind]
         body = json.dumps({"__type": f"com.amazonaws.sqs#{code}", "message": "-"}).encode()
@@ -102,12 +102,12 @@ def error(lane: str, kind: str) -> Behaviour:
 
 
 def script(lane: str, kind: str, rng: random.Random) -> Script:
-    """Return what happens to each request while the fault lasts: mixed with good ones or not."""
+    """Return the script of a fault. A mixed one serves some requests well."""
     mildly = rng.random() < 0.3  # some requests go through
 
-    def choose(_: Request) -> Behaviour:
+    def choose(_: Request) -> Behavior:
         if (mildly or kind in {"mixed", "rejected"}) and rng.random() < 0.3:
             return serve
-        return behaviour(lane, rng.choice(MIXED) if kind == "mixed" else kind, rng)
+        return behavior(lane, rng.choice(MIXED) if kind == "mixed" else kind, rng)
 
     return choose

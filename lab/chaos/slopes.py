@@ -1,4 +1,4 @@
-"""Whether anything grew in a soak: a straight line through each figure, after the warm-up."""
+"""Find growth in a soak: fit a straight line through each figure, after the warm-up."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ MIB = 1024.0**2
 
 @dataclass(frozen=True)
 class Bound:
-    """How much a figure may rise in an hour, in `unit`; the plot's words."""
+    """The largest rise of a figure per hour, in `unit`, and its title in the plot."""
 
     figure: str
     title: str
@@ -34,7 +34,7 @@ BOUNDS = (
 
 @dataclass(frozen=True)
 class Slope:
-    """What one figure did."""
+    """The fitted line of one figure."""
 
     bound: Bound
     points: list[tuple[float, float]]  # seconds, value in the bound's unit
@@ -46,7 +46,7 @@ class Slope:
 
 
 def slopes(samples: Sequence[dict[str, Any]]) -> list[Slope]:
-    """Return what each figure did after the warm-up."""
+    """Return the fitted line of each figure after the warm-up."""
     return [_slope(bound, samples) for bound in BOUNDS]
 
 
@@ -67,7 +67,7 @@ def _points(bound: Bound, samples: Sequence[dict[str, Any]]) -> list[tuple[float
 
 
 def steepness(points: Sequence[tuple[float, float]]) -> float:
-    """Return the rise a second of the line of least squares."""
+    """Return the rise per second of the line of least squares."""
     middle_x = sum(x for x, _ in points) / len(points)
     middle_y = sum(y for _, y in points) / len(points)
     square = sum((x - middle_x) ** 2 for x, _ in points)

@@ -1,4 +1,4 @@
-"""All three daemons in one process under a steady load; what they hold, every few seconds.
+"""Run all three daemons in one process under a steady load, and sample their resources.
 
 `python -m lab.chaos --soak --hours 1` writes build/soak.json and build/soak.svg;
 `python -m lab.chaos.soak SAMPLES.jsonl DIRECTORY` writes the two from existing samples.
@@ -35,7 +35,7 @@ PACE = {
 
 
 def soak(place: Path, out: Path, seconds: float) -> int:
-    """Run that long; write samples, verdict and picture into `out`. Return the exit code."""
+    """Run that long; write samples, results and plot into `out`. Return the exit code."""
     out.mkdir(parents=True, exist_ok=True)
     samples_file = out / "soak.jsonl"
     with world(place) as of, burning("soak", of.group.command([])) as burner:
@@ -68,7 +68,7 @@ def _sampled(of: World, daemon: Daemon, file: Path, seconds: float) -> None:
 
 
 def sample(daemon: Daemon, of: World, alerts: Alerts, began: float) -> dict[str, Any]:
-    """Return the figures of this moment."""
+    """Return the current figures."""
     figures, status = daemon.figures(), daemon.status()
     assert figures is not None, "it has ended"
     backlogs = [one["backlog"] for one in status.values()]
@@ -99,9 +99,9 @@ def read(file: Path) -> list[dict[str, Any]]:
 def report(samples: Sequence[dict[str, Any]], out: Path, wrong: Sequence[str] = ()) -> int:
     """Write soak.json and soak.svg, and print a table. Return 1 if a bound does not hold."""
     found, last = slopes(samples), samples[-1]
-    lives = len({one["pid"] for one in samples})
+    processes = len({one["pid"] for one in samples})
     bad = [*wrong, *(f"{one.bound.figure} grows" for one in found if not one.holds)]
-    bad += [f"{lives} processes, not one"] if lives != 1 else []
+    bad += [f"{processes} processes, not one"] if processes != 1 else []
     bad += [f"{last['dead_letters']} dead letters"] if last["dead_letters"] else []
     rows = [_row(one) for one in found]
     verdict = {"seconds": last["seconds"], "last": last, "slopes": rows, "wrong": bad}

@@ -1,4 +1,4 @@
-"""The metered program: a process that uses CPU in a control group, both replaced now and then."""
+"""The metered program: a process that uses CPU in a control group. Faults replace both."""
 
 import random
 import threading
@@ -16,8 +16,8 @@ BURN_SECONDS = 0.06  # of CPU in each turn: about a seventh of a core
 
 
 @dataclass(frozen=True)
-class Life:
-    """One life of the group: its directory's inode and what the kernel counted in it."""
+class Incarnation:
+    """One incarnation of the group: its directory's inode and what the kernel counted in it."""
 
     inode: int
     cpu_usec: int
@@ -30,7 +30,7 @@ class Target:
 
     group: ControlGroup
     rng: random.Random
-    lives: list[Life] = field(default_factory=list)  # those that are over
+    incarnations: list[Incarnation] = field(default_factory=list)  # those that are over
     burners: int = 0
     made_at: float = field(default_factory=time.monotonic)
     _resources: ExitStack = field(default_factory=ExitStack)
@@ -61,8 +61,8 @@ class Target:
             self.begin()
 
     def remove(self) -> None:
-        """End this life of the group: its directories go."""
-        self.lives.append(self.life())
+        """Remove the group's directories, which ends this incarnation."""
+        self.incarnations.append(self.incarnation())
         for directory in self.group.directories.values():
             _remove(directory)
 
@@ -71,10 +71,10 @@ class Target:
             directory.mkdir()
         self.made_at = time.monotonic()
 
-    def life(self) -> Life:
-        """Return the present life, once nothing runs in it any more."""
+    def incarnation(self) -> Incarnation:
+        """Return the current incarnation, after its last process has ended."""
         seconds = time.monotonic() - self.made_at
-        return Life(self.group["cpuacct"].stat().st_ino, settled(self.group), seconds)
+        return Incarnation(self.group["cpuacct"].stat().st_ino, settled(self.group), seconds)
 
     def _work(self, burner: Burner) -> None:
         while not self._over.wait(TURN_SECONDS):

@@ -23,7 +23,7 @@ LINKS = ("s3", "sqs", "plane", "webhook", "clickhouse")
 
 @dataclass
 class World:
-    """What a run works on."""
+    """The processes, paths and services of a run."""
 
     directory: Path
     aws: Aws
@@ -45,12 +45,12 @@ class World:
 
     @contextmanager
     def without_aws(self) -> Iterator[None]:
-        """Kill LocalStack; nothing gets to the next one before bucket and queue are there."""
+        """Kill LocalStack; no request reaches the next one before it has its bucket and queue."""
         paths = self.links["s3"], self.links["sqs"]
         self.aws.server.kill()
         for path in paths:
             path.block()
-        self.aws.end_life()
+        self.aws.record_delivered()
         yield
         self.aws.start()
         for path in paths:
@@ -93,7 +93,7 @@ def _localstack(place: Path) -> RealProcess:
 
 
 def _witnessed(of: World) -> None:
-    """Let the paths remember what their ends may forget."""
+    """Let the paths record requests and answers, which their ends may forget."""
     of.links["webhook"].given = of.notified.given
     of.links["webhook"].taken = of.notified.taken
     of.links["s3"].given = of.aws.stored.given
@@ -102,7 +102,7 @@ def _witnessed(of: World) -> None:
 
 
 def settings(of: World, state: Path) -> dict[str, str]:
-    """Return what all daemons are given; their pace is another's choice."""
+    """Return the common settings of all daemons; the intervals are set elsewhere."""
     queue_path = of.queue.url.split("/", 3)[3]
     return {
         **SETTINGS,

@@ -1,1 +1,1 @@
-"""The control plane on one machine: messages to feed it, and `make control-plane`."""
+"""The control plane on one machine: messages for it, and `make control-plane`."""

@@ -31,7 +31,7 @@ from lab.demo.fifo import queue
 from lab.demo.process import DemoError, forget_accounts, started, written
 from lab.demo.snapshot import EXPORTER, FORWARDER, SCRAPER
 from lab.demo.storage import BUCKET, bucket
-from lab.demo.workload_process import living
+from lab.demo.workload_process import running_workload
 from lab.fakes.http import WEBHOOK_TOKEN
 from lab.fakes.state import HEALTHY, FakeClickHouse
 
@@ -60,7 +60,7 @@ async def running_store(directory: Path, url: str) -> AsyncIterator[str]:
 
 
 async def load_usage(store: Store, aws: Aws) -> None:
-    """Load every object of the bucket, again and again: the table keeps each record once."""
+    """Load every object of the bucket repeatedly: the table keeps each record once."""
     (statement,) = split_statements((USAGE_SQL / "load.sql").read_text())
     glob = "/v1/**/*.jsonl.{zst,gz}'"
     place = f"'{aws.url}/{BUCKET}{glob}, 'demo', 'demo'"
@@ -74,12 +74,12 @@ async def load_usage(store: Store, aws: Aws) -> None:
 
 
 async def counts(store: Store) -> dict[str, int]:
-    """Return table -> number of rows that were read back."""
+    """Return table -> number of its rows."""
     return {table: (await fetch_rows(store, query))[0]["n"] for table, query in STREAMS.items()}
 
 
 async def play(directory: Path, url: str, *, once: bool) -> int:
-    """Start everything and show what arrives. Raises DemoError."""
+    """Start everything and show the arriving rows. Raises DemoError."""
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         aws = await enter(embedded())
@@ -117,7 +117,7 @@ async def play(directory: Path, url: str, *, once: bool) -> int:
         names = (SCRAPER, EXPORTER, FORWARDER)
         daemons = await enter(Daemons(names, agents, directory, session))
         await daemons.start()
-        await enter(living(target, directory, 1))
+        await enter(running_workload(target, directory, 1))
         loading = asyncio.ensure_future(load_usage(store, aws))
         stack.callback(loading.cancel)
         await _notify(daemons, Alertmanager(session))
@@ -191,7 +191,7 @@ def _say(line: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run it; return 0 after rows of all three streams were read back."""
+    """Run it; return 0 once the tables have rows of all three streams."""
     parser = argparse.ArgumentParser(prog="make control-plane", description=__doc__)
     parser.add_argument("--once", action="store_true", help="end after all rows have arrived")
     parser.add_argument("--store", default="", help="URL of a ClickHouse; default: embedded chdb")

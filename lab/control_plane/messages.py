@@ -12,7 +12,7 @@ from byoc_agents.alerts.events import (
     Origin,
     build_heartbeat,
 )
-from byoc_agents.app.cloudevents import encode, rfc3339, source_uri, stable_id
+from byoc_agents.app.cloudevents import Agent, encode, rfc3339, source_uri, stable_id
 from byoc_agents.state.assess import ServiceState
 from byoc_agents.state.message import STATE, ReasonV1, StateEvent, StateV1
 from byoc_agents.state.thresholds import ReasonCode
@@ -28,6 +28,7 @@ class Replica:
     service: str = "service-1"
     replica: str = "r-0"
     heartbeat: float = 60
+    agent: Agent | None = None
     epoch: int = 1_795_435_200_000
     sequence: int = 0
     transition: int = 0
@@ -61,6 +62,7 @@ class Replica:
             uptime_seconds=4000,
             observed_at=rfc3339(now_ms),
             heartbeat_seconds=self.heartbeat,
+            agent=self.agent,
             epoch=self.epoch,
             sequence=self.sequence,
             transition=self.transition,
@@ -90,22 +92,30 @@ class Replica:
 
 
 def heartbeat_event(
-    now_ms: int, sequence: int, *, origin: Origin = ORIGIN, stopping: bool = False
+    now_ms: int,
+    sequence: int,
+    *,
+    origin: Origin = ORIGIN,
+    stopping: bool = False,
+    interval: float = 60,
+    started_at: str = "2026-11-23T11:00:00.000Z",
+    agent: Agent | None = None,
 ) -> HeartbeatEvent:
-    """Return a heartbeat of the forwarder, every 60 s."""
+    """Return a heartbeat of the forwarder."""
     data = Heartbeat(
         organization_id=origin.organization_id,
         service_id=origin.service_id,
         region=origin.region,
         replica=origin.replica,
-        started_at="2026-11-23T11:00:00.000Z",
+        started_at=started_at,
         sequence=sequence,
-        interval_seconds=60,
+        interval_seconds=interval,
         stopping=stopping,
         last_notification_at=None,
         last_watchdog_at=None,
         backlog_records=0,
         dead_letters=0,
+        agent=agent,
     )
     return build_heartbeat(data, origin, now_ms)
 

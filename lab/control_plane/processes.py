@@ -1,4 +1,4 @@
-"""Processes of the control plane that may be killed and started again."""
+"""Run processes of the control plane, which a test may kill and start again."""
 
 import os
 import signal
@@ -31,16 +31,16 @@ class PlaneProcess:
     events_url: str  # empty without a receiver
 
     async def kill(self) -> None:
-        """End it without a chance to write anything."""
+        """Kill it with SIGKILL."""
         await end(self.child, signal.SIGKILL)
 
     async def stop(self) -> int:
-        """End it in good order; return the exit code."""
+        """Stop it with SIGTERM; return the exit code."""
         return await end(self.child, signal.SIGTERM)
 
 
 def plane_environment() -> dict[str, str]:
-    """Return what a process needs to import both distributions and chdb."""
+    """Return the environment in which a process can import both distributions and chdb."""
     paths = [ROOT / "control-plane", ROOT / "agents", install.CHDB]
     return {"PYTHONPATH": os.pathsep.join(map(str, paths))}
 
@@ -49,7 +49,7 @@ def plane_environment() -> dict[str, str]:
 async def running_plane(
     parts: Sequence[str], log: Path, settings: Mapping[str, str]
 ) -> AsyncIterator[PlaneProcess]:
-    """Start a process and wait until it receives; whatever happens, it is gone at the end."""
+    """Start a process and wait until it receives; it is always ended at the exit."""
     argv = [sys.executable, "-m", "byoc_control_plane", "run", *parts]
     environ = {"BYOC_PLANE_LISTEN": "127.0.0.1:0"} | plane_environment() | dict(settings)
     async with started(argv, log, environ) as child:

@@ -1,4 +1,4 @@
-"""How many messages one core of the control plane stores: `python -m lab.control_plane.throughput`.
+"""Measure one core of the control plane: `python -m lab.control_plane.throughput`.
 
 Two figures: the consumer behind the SQS double, ten messages per request as SQS allows, and the
 receiver with batches of 100 events. The store is chdb in a process of its own, and its CPU does not

@@ -15,7 +15,7 @@ from lab.demo.process import DemoError, forget_accounts
 
 
 def main(argv: Sequence[str]) -> int:
-    """Play the demo. Return 0 when all agrees, 1 when it does not; raises ConfigError."""
+    """Play the demo. Return 0 if all figures agree, else 1. Raises ConfigError."""
     parser = argparse.ArgumentParser(prog="python -m lab.demo", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="keep the logs, the spool, the objects")
     options = parser.parse_args(argv)
@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _missing() -> list[str]:
-    """Return what this machine lacks."""
+    """Return the missing requirements of this machine."""
     lacks = []
     if not Path("/proc/self/stat").exists():
         lacks.append("demo: meters a process by Linux's /proc, which is not here")
@@ -45,7 +45,7 @@ def _missing() -> list[str]:
 async def _play(directory: Path) -> int:
     from lab.demo import story  # noqa: PLC0415  needs the extra
 
-    playing = asyncio.ensure_future(story.tell(directory))
+    playing = asyncio.ensure_future(story.play(directory))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, playing.cancel)

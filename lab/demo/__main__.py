@@ -1,4 +1,4 @@
-"""`python -m lab.demo`, which `make demo` runs."""
+"""Run the demo: `python -m lab.demo`, or `make demo`."""
 
 import sys
 

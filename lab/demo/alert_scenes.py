@@ -1,4 +1,4 @@
-"""Scenes of the alert forwarder: what Alertmanager hands over arrives, whoever is down."""
+"""Scenes of the alert forwarder: alerts arrive, also after outages."""
 
 from byoc_agents.alerts.payload import Status
 from lab.demo.alertmanager import PRIVATE
@@ -10,14 +10,14 @@ READONLY, DISK = "ClickHouseReplicaReadOnly", "ClickHouseDiskLow"
 
 
 async def an_alert_goes_out(stage: Stage) -> None:
-    """Hand over one alert while all is well."""
+    """Send one alert while everything works."""
     await _notify(stage, READONLY, "firing")
     await stage.until("the alert arrives", lambda now: len(now.alerts) == 1)
     stage.screen.say("it is at the control plane, signed; only allow-listed fields left")
 
 
 async def the_control_plane_is_down(stage: Stage) -> None:
-    """Hand over two more while nobody takes them."""
+    """Send two more alerts while the control plane is down."""
     stage.plane.down = True
     stage.screen.say("the control plane answers 503 from now on")
     await _notify(stage, READONLY, "resolved")
@@ -27,7 +27,7 @@ async def the_control_plane_is_down(stage: Stage) -> None:
 
 
 async def the_control_plane_is_back(stage: Stage) -> None:
-    """Let them go out."""
+    """Bring the control plane back; both alerts arrive."""
     stage.plane.down = False
     stage.screen.say(f"the control plane is back; it has refused {stage.plane.refused} deliveries")
     await stage.until(
@@ -43,7 +43,7 @@ async def _notify(stage: Stage, name: str, status: Status) -> None:
 
 
 def alert_faults(stage: Stage) -> list[str]:
-    """Return the problems with the alerts of the control plane."""
+    """Return the problems with the alerts that the control plane has."""
     arrived = [(alert.labels["alertname"], alert.status) for alert in stage.plane.alerts]
     accepted = stage.alertmanager.accepted
     wrong = [] if arrived == accepted else [f"{FORWARDER}: {arrived} arrived, not {accepted}"]

@@ -1,4 +1,4 @@
-"""Alertmanager's half: its notifications, as version 4 of its webhook has them."""
+"""Send notifications as Alertmanager does, in version 4 of its webhook."""
 
 import hashlib
 import time
@@ -18,14 +18,14 @@ PRIVATE = "sql-of-a-customer"  # appears in every field that is not on the allow
 
 @dataclass(slots=True)
 class Alertmanager:
-    """Tells the forwarder of one alert at a time. `accepted` are those it answered with 200."""
+    """Notifies the forwarder of one alert at a time. `accepted` are those answered with 200."""
 
     session: aiohttp.ClientSession
     accepted: list[tuple[str, str]] = field(default_factory=list)  # alertname, status
     _began_ms: dict[str, int] = field(default_factory=dict)
 
     async def notify(self, webhook: str, name: str, status: Status) -> None:
-        """Post one notification. Raises DemoError when it is not accepted."""
+        """Post one notification. Raises DemoError if it is not accepted."""
         now_ms = time.time_ns() // 1_000_000
         began_ms = self._began_ms.setdefault(name, now_ms)
         body = notification(name, began_ms, now_ms if status == "resolved" else None)
@@ -38,7 +38,7 @@ class Alertmanager:
 
 
 def notification(name: str, began_ms: int, ended_ms: int | None) -> dict[str, Any]:
-    """Return the body that tells of one alert; None = it fires. Milliseconds since 1970."""
+    """Return a notification of one alert. Times in ms since 1970; no end = it is firing."""
     status = "firing" if ended_ms is None else "resolved"
     labels = {"alertname": name, "severity": "critical", "query": PRIVATE}
     alert = {

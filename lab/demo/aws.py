@@ -1,4 +1,4 @@
-"""The embedded AWS: moto's server in threads of this process, behind a door that can be shut."""
+"""The embedded AWS: moto's server in threads of this process, with a switch for outages."""
 
 import asyncio
 import logging
@@ -26,7 +26,7 @@ WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 class Door:
-    """Lets requests through. While it is shut, every PUT of an object is answered 503 Slow Down."""
+    """A switch: while `shut`, every PUT of an object is answered 503 Slow Down."""
 
     def __init__(self, inside: WsgiApp) -> None:
         self.shut = False
@@ -51,7 +51,7 @@ class Door:
 
 @dataclass(frozen=True, slots=True)
 class Aws:
-    """Where it listens, and clients for what we do ourselves: make a bucket, read it, ..."""
+    """The services' addresses, and clients for the demo's own requests: make a bucket, ..."""
 
     door: Door
     url: str
@@ -66,7 +66,7 @@ class Aws:
         return made
 
     def environ(self) -> dict[str, str]:
-        """Return what a program needs in order to find this AWS and no other."""
+        """Return the environment in which a program uses this AWS and no other."""
         return {
             "AWS_ENDPOINT_URL": self.url,
             "AWS_ACCESS_KEY_ID": "demo",
@@ -78,7 +78,7 @@ class Aws:
 
 @asynccontextmanager
 async def embedded() -> AsyncIterator[Aws]:
-    """Serve S3 and SQS, empty, on a loopback port."""
+    """Serve an empty S3 and SQS on a loopback port."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     inside: WsgiApp = await asyncio.to_thread(DomainDispatcherApplication, create_backend_app)
     door = Door(inside)

@@ -1,4 +1,4 @@
-"""Was everything billed, and nothing twice? The records against the kernel's own account."""
+"""Compare the billed CPU of each run of the workload with the kernel's figures."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -6,14 +6,14 @@ from decimal import Decimal
 
 from byoc_agents.audit import Report
 from byoc_agents.billing.record import Usage
-from lab.demo.workload_process import Life
+from lab.demo.workload_process import WorkloadRun
 
-TOLERANCE_RATIO = 0.02  # of a life's CPU seconds
+TOLERANCE_RATIO = 0.02  # of a run's CPU seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One life of the workload: what the records bill, and what it used."""
+    """The billed and the used CPU of one run of the workload."""
 
     name: str
     billed_core_seconds: float
@@ -21,30 +21,30 @@ class Compared:
 
     @property
     def difference_ratio(self) -> float:
-        """Return how much more was billed than used, as a fraction of the use."""
+        """Return the excess of the billed CPU as a fraction of the used CPU."""
         if not self.used_core_seconds:
             return 0.0 if not self.billed_core_seconds else float("inf")
         return self.billed_core_seconds / self.used_core_seconds - 1
 
     @property
     def agrees(self) -> bool:
-        """Return whether that is next to nothing."""
+        """Return whether the difference is within the tolerance."""
         return abs(self.difference_ratio) <= TOLERANCE_RATIO
 
 
-def compare(records: Iterable[Usage], lives: Sequence[Life]) -> list[Compared]:
-    """Return one comparison for each life, and for each life that only the records know."""
+def compare(records: Iterable[Usage], runs: Sequence[WorkloadRun]) -> list[Compared]:
+    """Return one comparison per run, and per run that only the records have."""
     billed: dict[str, Decimal] = {}
     for usage in records:
         if usage.quality != "gap":
             before = billed.get(usage.incarnation, Decimal(0))
             billed[usage.incarnation] = before + usage.used.cpu_core_seconds
     found = []
-    for number, life in enumerate(lives, 1):
-        own = [name for name in billed if f"-{life.pid}-" in name]
+    for number, run in enumerate(runs, 1):
+        own = [name for name in billed if f"-{run.pid}-" in name]
         seconds = sum(billed.pop(name) for name in own)
-        name = f"life {number}, pid {life.pid}"
-        found.append(Compared(name, float(seconds), life.rusage.core_seconds))
+        name = f"run {number}, pid {run.pid}"
+        found.append(Compared(name, float(seconds), run.rusage.core_seconds))
     return found + [Compared(name, float(seconds), 0.0) for name, seconds in billed.items()]
 
 

@@ -1,4 +1,4 @@
-"""The vendor's control plane for alerts: the reference receiver, that can be down."""
+"""The vendor's control plane for alerts: the reference receiver, with outages."""
 
 import base64
 import secrets
@@ -17,7 +17,7 @@ from lab.receiver import Receiver, listening
 
 @dataclass(slots=True)
 class ControlPlane:
-    """Keeps each alert once, in the order of arrival. `down`: answers 503 to everything."""
+    """Stores each alert once, in the order of arrival. `down`: answers 503 to every request."""
 
     down: bool = False
     refused: int = 0
@@ -26,24 +26,24 @@ class ControlPlane:
 
     @property
     def alerts(self) -> list[Alert]:
-        """Return what has arrived, without heartbeats."""
+        """Return the received alerts, without heartbeats."""
         events = self.receiver.events.values() if self.receiver else ()
         return [msgspec.convert(e["data"], Alert) for e in events if e["type"] == ALERT]
 
     @property
     def bodies(self) -> list[bytes]:
-        """Return every delivery that was taken, as it came."""
+        """Return the body of every accepted delivery."""
         return self.receiver.bodies if self.receiver else []
 
     def answer(self, _number: int, _request: web.Request) -> web.Response | None:
-        """Refuse while down."""
+        """Return 503 while down."""
         self.refused += self.down
         return web.Response(status=503) if self.down else None
 
 
 @asynccontextmanager
 async def control_plane() -> AsyncIterator[tuple[ControlPlane, dict[str, str]]]:
-    """Serve it; give it with the settings of the forwarder that lead to it."""
+    """Serve it; yield it with the forwarder's settings for it."""
     token = secrets.token_urlsafe()
     signing_secret = f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}"
     plane = ControlPlane()

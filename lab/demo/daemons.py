@@ -1,4 +1,4 @@
-"""`byoc-agents run ...` as a process of its own, that may be killed and started again."""
+"""Run `byoc-agents run ...` as a process that may be killed and started again."""
 
 import signal
 import sys
@@ -23,7 +23,7 @@ class _Listen(msgspec.Struct):
 
 
 class Daemons:
-    """The agents' process: one at a time, all of them on the same state directory."""
+    """The daemons' process: one at a time, always on the same state directory."""
 
     def __init__(
         self,
@@ -44,11 +44,11 @@ class Daemons:
         self._lives = 0
 
     async def __aenter__(self) -> Self:
-        """Start nothing yet."""
+        """Return it, not started yet."""
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Leave no process behind."""
+        """Kill the process if it still runs."""
         await self._stack.aclose()
 
     async def start(self) -> int:
@@ -64,11 +64,11 @@ class Daemons:
         return child.pid
 
     async def kill(self) -> None:
-        """End them as a machine that fails does: no chance to write anything down."""
+        """Kill them with SIGKILL, as the failure of a machine does."""
         await self._end(signal.SIGKILL)
 
     async def stop(self) -> None:
-        """End them in good order. Raises DemoError when they do not end well."""
+        """Stop them with SIGTERM. Raises DemoError if the exit code is not 0."""
         if code := await self._end(signal.SIGTERM):
             raise DemoError(f"the agents ended with exit code {code}, see {self.log}")
 
@@ -78,12 +78,12 @@ class Daemons:
         return await end(child, number)
 
     async def status(self) -> dict[str, Any]:
-        """Return daemon -> its part of /status; nothing while they do not run."""
+        """Return daemon -> its part of /status; empty while they do not run."""
         page = await self._page("status")
         return dict(msgspec.json.decode(page)["daemons"]) if page else {}
 
     async def samples(self) -> int:
-        """Return how often this process has read the target."""
+        """Return the number of samples that this process has taken."""
         page = (await self._page("metrics")).decode()
         families = list(text_string_to_metric_families(page))
         found = [s for family in families for s in family.samples if s.name == SAMPLES]

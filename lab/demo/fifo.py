@@ -1,4 +1,4 @@
-"""The vendor's queue, and the one who reads it: the control plane's half of the state messages."""
+"""The vendor's queue and its reader, as a control plane has them."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,19 +14,19 @@ NAME = "demo-state.fifo"
 
 
 class Queue:
-    """Takes the messages off the queue and keeps each id once, in the order of arrival."""
+    """Receives and deletes the messages, and keeps each id once, in the order of arrival."""
 
     def __init__(self, client: Any, url: str) -> None:
         self.url = url
-        self.told: dict[str, StateV1] = {}  # id -> what it says
+        self.reported: dict[str, StateV1] = {}  # by id
         self._client = client
 
     async def refresh(self) -> None:
-        """Take what has come since the last time."""
+        """Receive the new messages."""
         while messages := await self._receive():
             for message in messages:
                 event = msgspec.json.decode(message["Body"], type=StateEvent)
-                self.told.setdefault(event.id, event.data)
+                self.reported.setdefault(event.id, event.data)
                 handle = message["ReceiptHandle"]
                 await self._client.delete_message(QueueUrl=self.url, ReceiptHandle=handle)
 
@@ -39,17 +39,17 @@ class Queue:
     @property
     def transitions(self) -> list[StateV1]:
         """Return the messages that are not heartbeats."""
-        return [told for told in self.told.values() if told.kind == "transition"]
+        return [reported for reported in self.reported.values() if reported.kind == "transition"]
 
     @property
     def states(self) -> list[str]:
         """Return the states in the order of arrival, without repetitions."""
-        return [str(state) for state, _ in groupby(told.state for told in self.transitions)]
+        return [str(state) for state, _ in groupby(reported.state for reported in self.transitions)]
 
 
 @asynccontextmanager
 async def queue(aws: Aws) -> AsyncIterator[Queue]:
-    """Make the queue."""
+    """Create the queue."""
     async with aws.client("sqs") as client:
         made = await client.create_queue(QueueName=NAME, Attributes={"FifoQueue": "true"})
         yield Queue(client, made["QueueUrl"])

@@ -1,4 +1,4 @@
-"""One process that the demo started: identified by its pid, and never left running."""
+"""Start and end one process of the demo by its pid; none is left running."""
 
 import asyncio
 import os
@@ -14,14 +14,14 @@ Child = asyncio.subprocess.Process
 
 
 class DemoError(Exception):
-    """The demo cannot go on. `str()` says what did not happen."""
+    """The demo cannot continue. The message states the reason."""
 
 
 @asynccontextmanager
 async def started(
     argv: Sequence[str], log: Path, environ: Mapping[str, str] | None = None
 ) -> AsyncIterator[Child]:
-    """Start a process that writes into `log`; whatever happens, it is gone at the end."""
+    """Start a process that writes into `log`; it is always ended at the exit."""
     with log.open("wb") as out:
         child = await asyncio.create_subprocess_exec(
             *argv,
@@ -40,7 +40,7 @@ async def started(
 
 
 async def end(child: Child, number: signal.Signals) -> int:
-    """Send a signal and return the exit code. Raises DemoError when it goes on running."""
+    """Send a signal and return the exit code. Raises DemoError if the process does not end."""
     child.send_signal(number)
     try:
         return await asyncio.wait_for(child.wait(), STOP_SECONDS)
@@ -61,7 +61,7 @@ async def written(log: Path, text: str, child: Child, seconds: float = STOP_SECO
 
 
 def whole_lines(log: Path) -> list[str]:
-    """Return the lines of a log that have an end."""
+    """Return the complete lines of a log."""
     return log.read_text(errors="replace").split("\n")[:-1]
 
 
@@ -71,7 +71,7 @@ def tail(log: Path, lines: int = 5) -> str:
 
 
 def forget_accounts(environ: MutableMapping[str, str]) -> None:
-    """Take out of an environment what leads to a person's own account, agents or proxy."""
+    """Remove the variables of a person's own account, daemons or proxy from an environment."""
     foreign = ("AWS_", "BYOC_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
     for name in [name for name in environ if name.upper().startswith(foreign)]:
         del environ[name]

@@ -1,4 +1,4 @@
-"""What a person sees: lines that stay and, on a terminal, a live panel below them."""
+"""Print permanent lines and, on a terminal, a live panel below them."""
 
 import asyncio
 import sys
@@ -24,7 +24,7 @@ LAST_RECORDS = 6
 
 
 class Screen:
-    """Lines for a pipe, lines and a panel for a terminal."""
+    """The demo's output: lines in a pipe, lines and a panel on a terminal."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or _console()
@@ -40,7 +40,7 @@ class Screen:
 
     @asynccontextmanager
     async def moving(self) -> AsyncIterator[None]:
-        """Show the panel, on a terminal, and take it away at the end."""
+        """Show the panel on a terminal, and remove it at the end."""
         if not self._moving:
             yield
             return
@@ -52,25 +52,25 @@ class Screen:
                 refreshing.cancel()
 
     async def _refresh(self) -> None:
-        """Draw again; not by rich's thread, which would draw in the middle of a line that stays."""
+        """Draw the panel again. Rich's own thread could draw in the middle of a permanent line."""
         while True:
             self._live.refresh()
             await asyncio.sleep(REFRESH_SECONDS)
 
     def scene(self, title: str, number: int, scenes: int) -> None:
-        """Begin a scene."""
+        """Print the title of a scene."""
         self._title, self._scene, self._scenes = title, number, scenes
         self.console.print(f"\n[bold cyan]{number}/{scenes}  {title}[/]")
 
     def say(self, text: str) -> None:
-        """Print a line that stays."""
+        """Print a permanent line."""
         clock = f"{time.monotonic() - self._began:4.0f} s"
         line = Table.grid(padding=(0, 2))
         line.add_row(Text(clock, style="dim"), Text(text))
         self.console.print(line)
 
     def show(self, sentences: Sequence[str], records: Sequence[Usage]) -> None:
-        """Show how things stand; in a pipe only what changed, and only now and then."""
+        """Show the state; in a pipe only changes, and at most every few seconds."""
         self._sentences, self._records = list(sentences), list(records)
         if self._moving or time.monotonic() - self._printed_at < PLAIN_SECONDS:
             return
@@ -80,7 +80,7 @@ class Screen:
         self._printed, self._printed_at = set(sentences), time.monotonic()
 
     def print(self, *what: RenderableType) -> None:
-        """Print something that stays."""
+        """Print a permanent text."""
         for one in what:
             self.console.print(one)
 

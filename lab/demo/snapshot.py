@@ -1,4 +1,4 @@
-"""A snapshot of everything: the status of the daemons, and the data that has arrived."""
+"""A snapshot of the status of the daemons and of the received data."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,7 +13,7 @@ SCRAPER, EXPORTER, FORWARDER = "billing-scraper", "state-exporter", "alert-forwa
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """What one daemon holds on disk, sealed and not yet sent, and what holds it up."""
+    """The sealed messages of one daemon that are not yet sent, and the error that delays them."""
 
     records: int = 0
     oldest_seconds: float = 0.0
@@ -28,7 +28,7 @@ class Backlog:
         return cls(backlog["records"], max(0.0, seconds), error["reason"] if error else "")
 
     def sentence(self, receiver: str) -> str:
-        """Return it in words."""
+        """Return the backlog as a sentence."""
         if not self.records:
             return "nothing is held up"
         why = f"{receiver} refuses ({self.last_error})" if self.last_error else "on the way"
@@ -36,8 +36,8 @@ class Backlog:
 
 
 @dataclass(frozen=True, slots=True)
-class Now:
-    """All of it at one moment."""
+class Snapshot:
+    """Status and received data at one time."""
 
     status: dict[str, Any]  # daemon -> its part of /status; empty while the agents do not run
     objects: int
@@ -46,31 +46,31 @@ class Now:
     alerts: list[Alert]  # that the control plane has
 
     def backlog(self, daemon: str) -> Backlog:
-        """Return the backlog of a daemon, empty if it does not run."""
+        """Return the backlog of a daemon; an empty one if it does not run."""
         return Backlog.of(self.status[daemon]) if daemon in self.status else Backlog()
 
     def held_up(self, daemon: str) -> int:
-        """Return how many records of a daemon its receiver does not take."""
+        """Return the number of messages of a daemon that its receiver does not accept."""
         backlog = self.backlog(daemon)
         return backlog.records if backlog.last_error else 0
 
     def has_sent_all(self, daemon: str) -> bool:
-        """Return whether a daemon runs and holds nothing."""
+        """Return whether a daemon runs and has an empty backlog."""
         return daemon in self.status and not self.backlog(daemon).records
 
     @property
     def target_error(self) -> str:
-        """Return what the scraper says of its target."""
+        """Return the scraper's error of its target, or an empty string."""
         return str(self.status.get(SCRAPER, {}).get("target_error", ""))
 
     @property
     def webhook(self) -> str:
-        """Return where the forwarder listens; empty while it does not."""
+        """Return the forwarder's address; empty while it does not listen."""
         return str(self.status.get(FORWARDER, {}).get("webhook_address", ""))
 
     @property
     def restarts(self) -> int:
-        """Return how many records in the bucket begin another incarnation of the target."""
+        """Return the number of records in the bucket that begin a new incarnation of the target."""
         return sum(usage.restart_observed for usage in self.records)
 
     def sentences(self) -> list[str]:

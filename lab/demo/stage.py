@@ -1,4 +1,4 @@
-"""What the scenes share: the directory, the vendor's side, the processes, the screen."""
+"""The parts that the scenes share: the directory, the vendor's side, the processes, the screen."""
 
 import asyncio
 import time
@@ -13,9 +13,9 @@ from lab.demo.daemons import Daemons
 from lab.demo.fifo import Queue
 from lab.demo.process import DemoError, tail
 from lab.demo.screen import Screen
-from lab.demo.snapshot import Now
+from lab.demo.snapshot import Snapshot
 from lab.demo.storage import Storage
-from lab.demo.workload_process import Life, living
+from lab.demo.workload_process import WorkloadRun, running_workload
 from lab.fakes.state import FakeClickHouse
 
 LOOK_SECONDS = 0.4
@@ -24,7 +24,7 @@ LONGEST_SECONDS = 90.0  # for one step; it takes a few on a machine that has not
 
 @dataclass(kw_only=True)
 class Stage:
-    """Given to every scene."""
+    """The parts that every scene uses."""
 
     directory: Path
     screen: Screen
@@ -36,20 +36,22 @@ class Stage:
     daemons: Daemons
     stack: AsyncExitStack  # ends what the scenes start
     target: str  # the workload's name
-    lives: list[Life] = field(default_factory=list)
+    runs: list[WorkloadRun] = field(default_factory=list)
 
-    async def new_life(self) -> Life:
+    async def start_workload(self) -> WorkloadRun:
         """Start the workload."""
-        number = len(self.lives) + 1
-        life = await self.stack.enter_async_context(living(self.target, self.directory, number))
-        self.lives.append(life)
-        return life
+        number = len(self.runs) + 1
+        run = await self.stack.enter_async_context(
+            running_workload(self.target, self.directory, number)
+        )
+        self.runs.append(run)
+        return run
 
-    async def look(self) -> Now:
-        """Look at the agents and at what has arrived, and show it."""
+    async def look(self) -> Snapshot:
+        """Take a snapshot and show it."""
         await self.storage.refresh()
         await self.queue.refresh()
-        now = Now(
+        now = Snapshot(
             status=await self.daemons.status(),
             objects=len(self.storage.bodies),
             records=list(self.storage.records),
@@ -59,8 +61,8 @@ class Stage:
         self.screen.show(now.sentences(), now.records)
         return now
 
-    async def until(self, what: str, happens: Callable[[Now], bool]) -> Now:
-        """Look again and again until it happens. Raises DemoError when it does not."""
+    async def until(self, what: str, happens: Callable[[Snapshot], bool]) -> Snapshot:
+        """Take snapshots until the condition holds. Raises DemoError after a timeout."""
         end = time.monotonic() + LONGEST_SECONDS
         while not happens(now := await self.look()):
             if time.monotonic() > end:
@@ -69,12 +71,12 @@ class Stage:
         return now
 
     async def pause(self, seconds: float) -> None:
-        """Let time pass, and show it."""
+        """Show snapshots for some seconds."""
         end = time.monotonic() + seconds
         await self.until(f"{seconds} s pass", lambda _now: time.monotonic() >= end)
 
     async def sampled(self, times: int) -> None:
-        """Wait until the scraper has read the target so often again."""
+        """Wait for that many more samples of the scraper."""
         wanted = await self.daemons.samples() + times
         end = time.monotonic() + LONGEST_SECONDS
         while await self.daemons.samples() < wanted:
@@ -82,7 +84,7 @@ class Stage:
                 raise DemoError(f"the scraper does not sample any more\n{tail(self.daemons.log)}")
             await asyncio.sleep(LOOK_SECONDS)
 
-    def _state_of(self, now: Now) -> str:
+    def _state_of(self, now: Snapshot) -> str:
         return "\n".join([*now.sentences(), f"the end of {self.daemons.log.name}:"]) + (
             f"\n{tail(self.daemons.log)}"
         )

@@ -1,4 +1,4 @@
-"""The vendor's bucket, as anyone with the right to read it sees it."""
+"""The vendor's bucket, as a reader of it sees it."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from byoc_agents.audit import Audit, Report
-from byoc_agents.audit.readers import Hours, read_bucket
+from byoc_agents.audit.bucket import read_bucket
+from byoc_agents.audit.readers import Hours
 from byoc_agents.audit.validate import decode
 from byoc_agents.billing.objects import unseal
 from byoc_agents.billing.record import Usage
@@ -16,7 +17,7 @@ BUCKET = "demo-usage"
 
 
 class Storage:
-    """The bucket's objects, read as they come."""
+    """The bucket's objects, read as they arrive."""
 
     def __init__(self, client: Any, door: Door) -> None:
         self.door = door
@@ -26,7 +27,7 @@ class Storage:
         self._puts_read = door.puts
 
     async def refresh(self) -> None:
-        """Read the objects that have come since the last time."""
+        """Read the new objects."""
         if self._puts_read == self.door.puts:
             return
         self._puts_read = self.door.puts
@@ -42,7 +43,7 @@ class Storage:
         self.records += [decode(line).data for line in unseal(key, self.bodies[key])]
 
     async def audit(self) -> Report:
-        """Read the whole bucket back, as `byoc-agents verify` does."""
+        """Audit the whole bucket, as `byoc-agents verify` does."""
         audit = Audit()
         await read_bucket(audit, self._client, (BUCKET, ""), Hours(), lambda _objects: None)
         return audit.report(f"s3://{BUCKET}")
@@ -57,7 +58,7 @@ class Storage:
 
 @asynccontextmanager
 async def bucket(aws: Aws) -> AsyncIterator[Storage]:
-    """Make the bucket."""
+    """Create the bucket."""
     async with aws.client("s3") as client:
         await client.create_bucket(Bucket=BUCKET)
         yield Storage(client, aws.door)

@@ -1,4 +1,4 @@
-"""The demo as a script: the scenes in their order, and the verdict."""
+"""The demo as a script: the scenes in their order, and the final comparison."""
 
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -26,14 +26,14 @@ DAEMONS = (SCRAPER, EXPORTER, FORWARDER)
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One thing that happens."""
+    """One scene: its title and its function."""
 
     title: str
     play: Callable[[Stage], Awaitable[None]]
 
 
 async def the_agents_start(stage: Stage) -> None:
-    """Be there before the workload, so that nothing precedes its first record."""
+    """Start the daemons before the workload, so that no CPU precedes its first record."""
     pid = await stage.daemons.start()
     stage.screen.say(f"byoc-agents run {' '.join(DAEMONS)}: one process, pid {pid}")
     await stage.until("the target is missed", lambda now: bool(now.target_error))
@@ -41,11 +41,11 @@ async def the_agents_start(stage: Stage) -> None:
 
 
 async def the_end(stage: Stage) -> None:
-    """Stop in good order: close the open window, seal, drain, exit 0."""
+    """Stop the daemons: they close the open window, seal, drain and exit with 0."""
     await billing_scenes.let_rest(stage)
     await stage.daemons.stop()
     stage.screen.say("SIGTERM: the agents have closed every open window, drained and exited with 0")
-    await stage.lives[-1].end()
+    await stage.runs[-1].end()
     await stage.look()
 
 
@@ -64,8 +64,8 @@ SCENES = (
 )
 
 
-async def tell(directory: Path) -> int:
-    """Play all scenes in a directory that is there. Return 0 when the figures agree, else 1."""
+async def play(directory: Path) -> int:
+    """Play all scenes in an existing directory. Return 0 if the figures agree, else 1."""
     screen = Screen()
     async with _set(directory, screen) as stage:
         async with screen.moving():
@@ -78,7 +78,7 @@ async def tell(directory: Path) -> int:
 
 @asynccontextmanager
 async def _set(directory: Path, screen: Screen) -> AsyncIterator[Stage]:
-    """Build the stage; what the scenes start on it ends with it."""
+    """Yield the stage; processes that the scenes start on it end with it."""
     target = f"demo-{os.getpid()}"  # comm holds 15 bytes
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context

@@ -1,4 +1,4 @@
-"""Records as people read them."""
+"""Tables of records, states and alerts for people."""
 
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
@@ -15,7 +15,7 @@ STYLES = {"measured": "green", "estimated": "yellow", "gap": "red"}
 
 
 def records_table(records: Iterable[Usage], title: str | None = None) -> Table:
-    """Return one row a record."""
+    """Return a table with one row per record."""
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     table.add_column("period (UTC)", no_wrap=True)
     table.add_column("quality", no_wrap=True)
@@ -23,7 +23,7 @@ def records_table(records: Iterable[Usage], title: str | None = None) -> Table:
     table.add_column("core s", justify="right", no_wrap=True)
     table.add_column("GB s", justify="right", no_wrap=True)
     table.add_column("samples", justify="right", no_wrap=True)
-    table.add_column("what it says", no_wrap=True)
+    table.add_column("remark", no_wrap=True)
     for usage in records:
         style = STYLES[usage.quality]
         table.add_row(*row(usage), style=None if usage.quality == "measured" else style)
@@ -46,20 +46,20 @@ def row(usage: Usage) -> tuple[str, ...]:
 
 def remark(usage: Usage) -> str:
     """Return a sentence on anything unusual."""
-    told = {
-        "a new life of the target": usage.restart_observed,
+    reported = {
+        "a new run of the target": usage.restart_observed,
         "another source took over": usage.source_changed,
         "the clock was set": bool(usage.clock_step_milliseconds),
         GAPS.get(usage.gap_reason, usage.gap_reason): usage.quality == "gap",
         "samples missed, no CPU lost": usage.quality == "estimated"
         and usage.samples.observed < usage.samples.expected,
     }
-    return ", ".join(text for text, is_so in told.items() if is_so)
+    return ", ".join(text for text, is_so in reported.items() if is_so)
 
 
 GAPS = {
     "target_absent": "nothing ran",
-    "target_restarted": "between two lives",
+    "target_restarted": "between two runs",
     "no_checkpoint": "before the first start",
 }
 
@@ -70,7 +70,7 @@ def gigabyte_seconds(usage: Usage) -> Decimal:
 
 
 def comparison_table(compared: Sequence[Compared]) -> Table:
-    """Return one row a life."""
+    """Return a table with one row per run."""
     table = Table(title="CPU: billed against used", box=box.SIMPLE_HEAD, title_justify="left")
     table.add_column("workload", no_wrap=True)
     table.add_column("billed, core s", justify="right")
@@ -88,20 +88,20 @@ def comparison_table(compared: Sequence[Compared]) -> Table:
 
 
 def states_table(transitions: Iterable[StateV1]) -> Table:
-    """Return one row a transition."""
+    """Return a table with one row per transition."""
     table = Table(title="The states in the queue", box=box.SIMPLE_HEAD, title_justify="left")
     for name in ("observed (UTC)", "transition", "state", "before", "reasons"):
         table.add_column(name, no_wrap=True)
-    for told in transitions:
-        reasons = ", ".join(f"{reason.code} {reason.value:g}" for reason in told.reasons)
-        before = str(told.previous_state or "")
-        at = told.observed_at[11:21]
-        table.add_row(at, str(told.transition), str(told.state), before, reasons)
+    for reported in transitions:
+        reasons = ", ".join(f"{reason.code} {reason.value:g}" for reason in reported.reasons)
+        before = str(reported.previous_state or "")
+        at = reported.observed_at[11:21]
+        table.add_row(at, str(reported.transition), str(reported.state), before, reasons)
     return table
 
 
 def alerts_table(alerts: Iterable[Alert]) -> Table:
-    """Return one row an alert."""
+    """Return a table with one row per alert."""
     table = Table(title="The alerts at the control plane", box=box.SIMPLE_HEAD)
     table.title_justify = "left"
     for name in ("received (UTC)", "alert", "status", "summary"):

@@ -1,4 +1,4 @@
-"""Was everything delivered, and nothing twice? The end of the story."""
+"""Check at the end of the demo that everything was delivered, and nothing twice."""
 
 from collections.abc import Sequence
 
@@ -15,9 +15,9 @@ from lab.demo.tables import alerts_table, comparison_table, records_table, state
 
 
 async def verdict(stage: Stage) -> int:
-    """Show what arrived, compare it with the truth, and return 0 when it agrees, else 1."""
+    """Show the received data, compare it with the real figures; return 0 if they agree, else 1."""
     records = sorted(stage.storage.records, key=lambda usage: (usage.epoch, usage.sequence))
-    compared = compare(records, stage.lives)
+    compared = compare(records, stage.runs)
     report = await stage.storage.audit()
     show = stage.screen.print
     show("", states_table(stage.queue.transitions), alerts_table(stage.plane.alerts))
@@ -27,7 +27,7 @@ async def verdict(stage: Stage) -> int:
 
 
 def conclude(stage: Stage, compared: Sequence[Compared], report: Report) -> int:
-    """Print whether all agrees. Return 0 when it does, else 1."""
+    """Print the result. Return 0 if all figures agree, else 1."""
     show = stage.screen.print
     wrong = [*usage_faults(compared, report), *state_faults(stage), *alert_faults(stage)]
     if wrong:

@@ -1,8 +1,8 @@
 """The metered process of the demo: `python -m lab.demo.workload NAME REPORT_FILE PARENT_PID`.
 
-Burns CPU in bursts, forks children that burn as well and waits for them, and holds now more, now
-less memory. SIGUSR1: rest. SIGTERM: write what the kernel says was used, and end. It also ends
-when its parent does, so that it never burns alone.
+Uses CPU in bursts, forks children that use CPU too and waits for them, and varies its memory.
+SIGUSR1: rest. SIGTERM: write the kernel's figures of its use, and exit. It also exits with its
+parent.
 """
 
 import json
@@ -28,18 +28,18 @@ def main(argv: Sequence[str]) -> int:
     name, report, parent = argv
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     Path("/proc/self/comm").write_text(name)  # what process:NAME looks for
-    tell("working")
+    print_state("working")
     if _work(int(parent)) == signal.SIGUSR1:
         _wait_for_children()
-        tell("resting")
+        print_state("resting")
         _rest(int(parent))
     _wait_for_children()
     Path(report).write_text(json.dumps(used()))
     return 0
 
 
-def tell(state: str) -> None:
-    """Say on standard output what it does now."""
+def print_state(state: str) -> None:
+    """Print the current state on standard output."""
     sys.stdout.write(f"{state}\n")
     sys.stdout.flush()
 
@@ -56,14 +56,14 @@ def used() -> dict[str, float]:
 
 
 def burn(seconds: float) -> None:
-    """Keep one core busy; real time, so a busy machine gives less CPU."""
+    """Keep one core busy for some seconds of wall time."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         sum(number * number for number in range(1000))
 
 
 def _work(parent: int) -> int:
-    """Burn until a signal comes. Return its number, SIGTERM where the parent has gone."""
+    """Use CPU until a signal arrives. Return its number, SIGTERM if the parent has exited."""
     for slot, (busy, mib) in enumerate(zip(cycle(BUSY_RATIOS), cycle(HELD_MIB), strict=False)):
         held = bytearray(b"x") * (mib << 20)
         if slot % SLOTS_A_CHILD == 1:

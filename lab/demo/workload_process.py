@@ -1,4 +1,4 @@
-"""The workload's lives: each is a process with a pid and an account of its own CPU."""
+"""Run the workload as a process that reports its own CPU at the end."""
 
 import os
 import signal
@@ -13,18 +13,18 @@ from lab.demo.process import Child, DemoError, end, started, written
 
 
 class Rusage(msgspec.Struct, frozen=True):
-    """What the kernel says about one life, in seconds on a core."""
+    """The kernel's figures for one process, in seconds on a core."""
 
     self_core_seconds: float
     children_core_seconds: float
 
     @property
     def core_seconds(self) -> float:
-        """Return all of it."""
+        """Return the CPU of the process and its children."""
         return self.self_core_seconds + self.children_core_seconds
 
 
-class Life:
+class WorkloadRun:
     """One process of the workload. `state` is starting, working, resting or ended."""
 
     def __init__(self, child: Child, log: Path, report: Path) -> None:
@@ -36,13 +36,13 @@ class Life:
         self._report = report
 
     async def rest(self) -> None:
-        """Make it idle; it has waited for its children when this returns."""
+        """Make it idle. It has waited for its children when this returns."""
         self._child.send_signal(signal.SIGUSR1)
         await written(self._log, "resting", self._child)
         self.state = "resting"
 
     async def end(self) -> None:
-        """Let it write its account and end."""
+        """Let it write its report and exit."""
         if code := await end(self._child, signal.SIGTERM):
             raise DemoError(f"the workload ended with exit code {code}, see {self._log}")
         self.state = "ended"
@@ -50,11 +50,11 @@ class Life:
 
 
 @asynccontextmanager
-async def living(name: str, directory: Path, number: int) -> AsyncIterator[Life]:
+async def running_workload(name: str, directory: Path, number: int) -> AsyncIterator[WorkloadRun]:
     """Start the workload once."""
     log, report = directory / f"workload-{number}.log", directory / f"rusage-{number}.json"
     own = str(os.getpid())
     argv = [sys.executable, "-m", "lab.demo.workload", name, str(report), own]
     async with started(argv, log) as child:
         await written(log, "working", child)
-        yield Life(child, log, report)
+        yield WorkloadRun(child, log, report)

@@ -1,4 +1,4 @@
-"""Scripted receivers for tests of every daemon: `http` speaks HTTP, `s3` stores objects.
+"""Scripted receivers for tests of every daemon: `http` is a server, `s3` stores objects.
 
-Shipped with the package, like `lab.fakes.core`, so that no test file mocks.
+They replace mocks in the tests, the demo and the lab.
 """

@@ -1,4 +1,4 @@
-"""An S3 in a process of its own: `python -m lab.fakes --port 0 --journal FILE`."""
+"""Serve an S3 in its own process: `python -m lab.fakes --port 0 --journal FILE`."""
 
 import argparse
 import asyncio
@@ -7,16 +7,16 @@ import signal
 import sys
 from pathlib import Path
 
-from lab.fakes.http import Behaviour, Request, lose, serve
+from lab.fakes.http import Behavior, Request, lose, serve
 from lab.fakes.s3 import FakeS3, Put
 
 
 async def run(port: int, journal: Path, lose_every: int) -> None:
-    """Serve a FakeS3 until SIGTERM. One JSON line a PUT in the journal, before its answer."""
+    """Serve a FakeS3 until SIGTERM. The journal gets one JSON line per PUT before the answer."""
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
 
-    def script(request: Request) -> Behaviour:
+    def script(request: Request) -> Behavior:
         return lose() if lose_every and request.number % lose_every == 0 else serve
 
     with journal.open("a") as file:

@@ -1,4 +1,4 @@
-"""Plausible billing records for tests: one replica's life, minute by minute."""
+"""Plausible billing records for tests: the history of one replica, minute by minute."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -35,7 +35,7 @@ def core_seconds(usec: int) -> Decimal:
 
 
 def event(usage: Usage) -> UsageRecord:
-    """Return the record with the envelope that belongs to it."""
+    """Return the record in its CloudEvents envelope."""
     return UsageRecord(
         id=record_id(usage),
         source=source_uri(usage.organization_id, usage.service_id, usage.replica),
@@ -47,7 +47,7 @@ def event(usage: Usage) -> UsageRecord:
 
 @dataclass
 class Story:
-    """What one replica's scraper sees. Each method returns the record that it would write."""
+    """The history of one replica. Each method returns the record that its scraper would write."""
 
     organization_id: str = "org-1"
     service_id: str = "service-1"
@@ -59,7 +59,7 @@ class Story:
     sequence: int = 0
     born_ms: int = NOON_MS  # of the container
     counter_usec: int = 0
-    life: int = 1
+    incarnation: int = 1
     restarted: bool = False
     random: Random = field(init=False)
 
@@ -67,7 +67,7 @@ class Story:
         self.random = Random(self.seed)
 
     def measured(self, *, period_ms: int = MINUTE_MS, quality: Quality = "measured") -> UsageRecord:
-        """One closed window."""
+        """Return the record of one closed window."""
         start_usec = self.counter_usec
         self.counter_usec += self.random.randrange(period_ms * 4000)  # up to 4 cores
         most = self.random.randrange(1 << 30, 8 << 30)
@@ -82,14 +82,14 @@ class Story:
         return record
 
     def gap(self, reason: GapReason, *, period_ms: int = MINUTE_MS, usec: int = 0) -> UsageRecord:
-        """Time without a reading, in which the counter rose by `usec` unseen."""
+        """Return the record of a gap in which the counter rose by `usec`."""
         self.counter_usec += usec
         end_ms = self.now_ms + period_ms
         return self._record(self.now_ms, end_ms, NOTHING, None, "gap", reason)
 
     def restart(self) -> None:
         """Restart the container: a new id, a counter that begins at 0."""
-        self.life += 1
+        self.incarnation += 1
         self.born_ms = self.now_ms
         self.counter_usec = 0
         self.restarted = True
@@ -124,7 +124,7 @@ class Story:
             region="eu-west-1",
             pod_uid=self.pod_uid,
             container_name="clickhouse",
-            container_id=f"{self.life:064x}",
+            container_id=f"{self.incarnation:064x}",
             charge_period_start=rfc3339(start_ms),
             charge_period_end=rfc3339(end_ms),
             elapsed_milliseconds=end_ms - start_ms,
@@ -133,7 +133,7 @@ class Story:
             counter=counter
             and Counter(start=core_seconds(counter[0]), end=core_seconds(counter[1])),
             source="none" if gap_reason else "cgroup.v2",
-            incarnation="" if gap_reason else f"cgroup.v2:{self.life}",
+            incarnation="" if gap_reason else f"cgroup.v2:{self.incarnation}",
             samples=Samples(expected=12, observed=0 if gap_reason else 12),
             quality=quality,
             gap_reason=gap_reason,
@@ -149,7 +149,7 @@ class Story:
 
 
 def eventful(story: Story) -> Iterator[UsageRecord]:
-    """Yield 41 records: a blind minute, a restart, a lost state directory, and quiet in between."""
+    """Yield 41 records, with an unreadable minute, a restart and a lost state directory."""
     yield from (story.measured() for _ in range(12))
     yield story.gap("target_unreadable", usec=7_000_000)
     yield story.measured(quality="estimated")
@@ -169,7 +169,7 @@ def objects(
     compression: Compression = "zstd",
     prefix: str = DEFAULT_PREFIX,
 ) -> list[Message]:
-    """Seal records into objects of at most `size`, and a new one where one must end."""
+    """Seal records into objects of at most `size` records; some records must begin a new object."""
     found = []
     for run in runs([encode(record) for record in records]):
         rest = iter(run)
@@ -179,5 +179,5 @@ def objects(
 
 
 def altered(record: UsageRecord, **fields: object) -> UsageRecord:
-    """Return a record with other usage fields under the id it had."""
+    """Return a record with other usage fields and the same id."""
     return replace(record, data=replace(record.data, **fields))

@@ -1,4 +1,4 @@
-"""Fakes that ship with the package, so that no test mocks and none of them sleeps."""
+"""A clock, a sink and ledgers for tests, which neither mock nor sleep."""
 
 import asyncio
 import heapq
@@ -16,7 +16,7 @@ NS = 1_000_000_000
 
 
 class FakeClock:
-    """A clock that stands still until a test moves it. `sleep` parks until then."""
+    """A clock that only a test moves. `sleep` waits until then."""
 
     def __init__(self, wall_ms: int = START_MS, boot_seconds: float = 1000.0) -> None:
         self.boot_id = "boot-1"
@@ -35,7 +35,7 @@ class FakeClock:
         return self._boot_ns
 
     async def sleep(self, seconds: float) -> None:
-        """Park until the test has moved the clock that far; 0 and less is one turn of the loop."""
+        """Wait until the test has moved the clock that far; 0 or less is one turn of the loop."""
         if seconds <= 0:
             await asyncio.sleep(0)
             return
@@ -46,19 +46,19 @@ class FakeClock:
 
     @property
     def waits(self) -> list[float]:
-        """Return the seconds that each parked sleeper still has to wait, soonest first."""
+        """Return the remaining seconds of each sleeper, shortest first."""
         waiting = sorted(entry for entry in self._parked if not entry[2].done())
         return [(deadline - self._boot_ns) / NS for deadline, _, _ in waiting]
 
     async def parked(self, sleepers: int = 1) -> list[float]:
-        """Wait until so many sleep, also for those who come back from a thread; return `waits`."""
+        """Wait until that many tasks sleep, also ones that now run in threads; return `waits`."""
         while len(self.waits) < sleepers:
             self._changed.clear()
             await self._changed.wait()
         return self.waits
 
     async def advance(self, seconds: float) -> None:
-        """Move both times on and wake the sleepers on the way, each at its own moment."""
+        """Advance both times, and wake each sleeper at its own time."""
         end = self._boot_ns + int(seconds * NS)
         while self._parked and self._parked[0][0] <= end:
             deadline, _, woken = heapq.heappop(self._parked)
@@ -70,7 +70,7 @@ class FakeClock:
         await settle()
 
     def step_wall(self, seconds: float) -> None:
-        """Set the wall clock as an operator or NTP does; boot time goes on as it was."""
+        """Set the wall clock as an operator or NTP does; boot time does not change."""
         self._wall_ns += int(seconds * NS)
 
     def _move(self, boot_ns: int) -> None:
@@ -80,13 +80,13 @@ class FakeClock:
 
 
 async def settle(turns: int = SETTLE_TURNS) -> None:
-    """Let every task that can go on without a thread or a socket go on."""
+    """Yield to the loop until no task can continue without a thread or a socket."""
     for _ in range(turns):
         await asyncio.sleep(0)
 
 
 class Hang(Enum):
-    """The things that a scripted send can do in addition to answering."""
+    """The actions of a scripted send in addition to answering."""
 
     FOREVER = "never answers; ends by cancellation"
     UNTIL_RELEASED = "answers OK once the test sets `released`"
@@ -103,10 +103,10 @@ Step = Answer | Exception | Raised | Hang
 
 
 class ScriptedSink:
-    """A receiver that follows a script, one step a send, and then takes everything.
+    """A receiver that follows a script, one step per send, and then accepts everything.
 
-    `stored` is the receiver's own view: what it took, first bytes first. `sent` is every message
-    of every send in order, whatever came of it.
+    `stored` has the messages that it accepted, each with its first bytes. `sent` has every message
+    of every send in order, whatever the result.
     """
 
     destination = "test://sink"
@@ -130,7 +130,7 @@ class ScriptedSink:
     async def send(
         self, batch: Sequence[Message], transmit: Transmit = transmit_unrecorded
     ) -> Sequence[Outcome]:
-        """Do the next step of the script."""
+        """Execute the next step of the script."""
         return await transmit(batch, lambda: self._step(batch))
 
     async def _step(self, batch: Sequence[Message]) -> Sequence[Outcome]:
@@ -156,7 +156,7 @@ class ScriptedSink:
         return outcomes
 
     def take(self, batch: Sequence[Message]) -> Receipt:
-        """Store a message as a receiver does that knows the ids it has."""
+        """Store a message unless its id is stored already."""
         (message,) = batch
         if message.id in self.stored:
             return Receipt(Reason.ALREADY_STORED, 412)
@@ -168,7 +168,7 @@ ListSink = ScriptedSink  # without a script it takes everything
 
 
 class NullLedger:
-    """Writes nothing."""
+    """A ledger that writes nothing."""
 
     async def intent(self, destination: str, batch: Sequence[Message]) -> int:  # noqa: ARG002
         """Return 0."""
@@ -181,7 +181,7 @@ class NullLedger:
 
 
 class ListLedger:
-    """Keeps its lines in memory; refuses while `refusal` is set."""
+    """A ledger in memory; it raises `refusal` while that is set."""
 
     def __init__(self) -> None:
         self.intents: list[tuple[str, list[str]]] = []  # destination, message ids
@@ -197,7 +197,7 @@ class ListLedger:
     async def receipt(
         self, intent: int, batch: Sequence[Message], outcomes: Sequence[Outcome]
     ) -> None:
-        """Note how it ended. Raises LedgerError while `refusal` is set."""
+        """Record the result. Raises LedgerError while `refusal` is set."""
         self._check()
         reasons = [outcome.reason for outcome in outcomes]
         self.receipts.append((intent, [message.id for message in batch], reasons))

@@ -1,4 +1,4 @@
-"""An SQS FIFO queue that can also be read: visibility, order within a group, long polls."""
+"""An SQS FIFO queue with receive and delete: visibility, order within a group, long polls."""
 
 import asyncio
 import hashlib
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from lab.fakes.http import Behaviour, Exchange, Reply, Request, serve
+from lab.fakes.http import Behavior, Exchange, Reply, Request, serve
 from lab.fakes.sqs import FakeSqs, Sent, sqs_answer, sqs_error
 
 RECEIVE, DELETE = "AmazonSQS.ReceiveMessage", "AmazonSQS.DeleteMessageBatch"
@@ -65,7 +65,7 @@ class FakeFifo(FakeSqs):
         })  # fmt: skip
 
     def apply(self, request: Request) -> Reply:
-        """Do one request."""
+        """Execute one request."""
         target = request.headers.get("x-amz-target", "")
         if target in {RECEIVE, DELETE} and self.out_of_service:
             return sqs_error(503, "ServiceUnavailable")
@@ -75,7 +75,7 @@ class FakeFifo(FakeSqs):
             return self._delete(json.loads(request.body))
         return super().apply(request)
 
-    def _script(self, request: Request) -> Behaviour:
+    def _script(self, request: Request) -> Behavior:
         is_poll = request.headers.get("x-amz-target") == RECEIVE
         return self._long_poll if is_poll else serve
 

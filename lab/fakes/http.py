@@ -1,6 +1,6 @@
-"""A scripted HTTP server: every way an exchange can go wrong.
+"""A scripted HTTP server that can fail in every way.
 
-One request, one behaviour; a fault is a script. It listens on a loopback port in the test's loop.
+One request, one behavior; a fault is a script. It listens on a loopback port in the test's loop.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ LIMIT = 64 * 1024  # bytes of a request's head
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What arrived. Header names are in lower case."""
+    """A request as it arrived. Header names are in lower case."""
 
     number: int  # 0, 1, 2 ... in the order of arrival
     method: str
@@ -36,7 +36,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer. Content-Length is added."""
+    """A response. Content-Length is added."""
 
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -51,7 +51,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One request and the connection it came by. `apply` gives it to the receiver proper."""
+    """One request and its connection. `apply` passes it to the receiver."""
 
     request: Request
     reader: asyncio.StreamReader
@@ -64,30 +64,30 @@ class Exchange:
         await self.writer.drain()
 
 
-Behaviour = Callable[[Exchange], Awaitable[None]]
-Script = Callable[[Request], Behaviour]
+Behavior = Callable[[Exchange], Awaitable[None]]
+Script = Callable[[Request], Behavior]
 
 
-# Behaviours.
+# Behaviors.
 
 
 async def serve(exchange: Exchange) -> None:
-    """Do it and say so."""
+    """Execute the request and answer."""
     await exchange.write(exchange.apply(exchange.request).encode())
 
 
-def reply(status: int, headers: Mapping[str, str] | None = None, body: bytes = b"") -> Behaviour:
-    """Answer this, without doing anything."""
+def reply(status: int, headers: Mapping[str, str] | None = None, body: bytes = b"") -> Behavior:
+    """Answer without executing the request."""
     return raw(Reply(status, headers or {}, body).encode())
 
 
-def redirect(url: str, status: int = 307) -> Behaviour:
+def redirect(url: str, status: int = 307) -> Behavior:
     """Answer with a redirect."""
     return reply(status, {"location": url})
 
 
-def raw(data: bytes) -> Behaviour:
-    """Answer these bytes, whatever they are."""
+def raw(data: bytes) -> Behavior:
+    """Answer with raw bytes."""
 
     async def behave(exchange: Exchange) -> None:
         await exchange.write(data)
@@ -95,7 +95,7 @@ def raw(data: bytes) -> Behaviour:
     return behave
 
 
-def garbage(data: bytes = b"\x00\xff\x16\x03 no HTTP at all\r\n\r\n") -> Behaviour:
+def garbage(data: bytes = b"\x00\xff\x16\x03 no HTTP at all\r\n\r\n") -> Behavior:
     """Answer with bytes that are not HTTP, and close."""
 
     async def behave(exchange: Exchange) -> None:
@@ -106,13 +106,13 @@ def garbage(data: bytes = b"\x00\xff\x16\x03 no HTTP at all\r\n\r\n") -> Behavio
 
 
 async def hang(exchange: Exchange) -> None:
-    """Answer nothing until the client goes away."""
+    """Do not answer until the client disconnects."""
     await exchange.reader.read()
     exchange.writer.close()
 
 
-def drip(seconds: float = 0.02, after: bytes = b"HTTP/1.1 200 -\r\nx-slow: ") -> Behaviour:
-    """Answer one more byte every few seconds, without end."""
+def drip(seconds: float = 0.02, after: bytes = b"HTTP/1.1 200 -\r\nx-slow: ") -> Behavior:
+    """Answer one byte every few seconds, without end."""
 
     async def behave(exchange: Exchange) -> None:
         await exchange.write(after)
@@ -124,19 +124,19 @@ def drip(seconds: float = 0.02, after: bytes = b"HTTP/1.1 200 -\r\nx-slow: ") ->
 
 
 async def close(exchange: Exchange) -> None:
-    """Close the connection instead of answering; nothing was done."""
+    """Close the connection without executing the request."""
     exchange.writer.close()
 
 
 async def reset(exchange: Exchange) -> None:
-    """Reset the connection (RST) instead of answering; nothing was done."""
+    """Reset the connection (RST) without executing the request."""
     sock = exchange.writer.get_extra_info("socket")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     exchange.writer.transport.abort()
 
 
-def cut(after: int = 20) -> Behaviour:
-    """Do it, send only the first bytes of the answer, close."""
+def cut(after: int = 20) -> Behavior:
+    """Execute the request, send only the first bytes of the answer, close."""
 
     async def behave(exchange: Exchange) -> None:
         await exchange.write(exchange.apply(exchange.request).encode()[:after])
@@ -145,8 +145,8 @@ def cut(after: int = 20) -> Behaviour:
     return behave
 
 
-def lose(then: Behaviour = close) -> Behaviour:
-    """Do it, but lose the answer: the client cannot know."""
+def lose(then: Behavior = close) -> Behavior:
+    """Execute the request, but lose the answer."""
 
     async def behave(exchange: Exchange) -> None:
         exchange.apply(exchange.request)
@@ -158,30 +158,30 @@ def lose(then: Behaviour = close) -> Behaviour:
 # Scripts.
 
 
-def in_order(*behaviours: Behaviour, then: Behaviour = serve) -> Script:
-    """Give each request the next behaviour, and `then` to all after them."""
-    left = list(behaviours)
+def in_order(*behaviors: Behavior, then: Behavior = serve) -> Script:
+    """Give each request the next behavior, and `then` to all after them."""
+    left = list(behaviors)
 
-    def script(_: Request) -> Behaviour:
+    def script(_: Request) -> Behavior:
         return left.pop(0) if left else then
 
     return script
 
 
-def serving(_: Request) -> Behaviour:
-    """Do what every request asks."""
+def serving(_: Request) -> Behavior:
+    """Serve every request."""
     return serve
 
 
-def always(behaviour: Behaviour) -> Script:
-    """Give every request the same behaviour."""
-    return in_order(then=behaviour)
+def always(behavior: Behavior) -> Script:
+    """Give every request the same behavior."""
+    return in_order(then=behavior)
 
 
 class HttpDouble:
     """A server on a loopback port. `async with` starts and stops it; `script` may be replaced.
 
-    `requests`, `connections` and `bytes_received` are what a test looks at.
+    Tests read `requests`, `connections` and `bytes_received`.
     """
 
     def __init__(
@@ -208,7 +208,7 @@ class HttpDouble:
         return f"https://localhost:{self.port}" if self._tls else f"http://127.0.0.1:{self.port}"
 
     async def __aenter__(self) -> Self:
-        """Listen; port 0 becomes the port that the system chose."""
+        """Listen; port 0 selects a free port."""
         self._server = await asyncio.start_server(
             self._accept, "127.0.0.1", self.port, limit=LIMIT, ssl=self._tls
         )

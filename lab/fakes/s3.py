@@ -1,4 +1,4 @@
-"""The part of S3 that we use, in memory and exact: the oracle of fault tests."""
+"""The used part of S3, in memory and exact: the oracle of fault tests."""
 
 import base64
 import hashlib
@@ -16,7 +16,7 @@ from lab.fakes.http import HttpDouble, Reply, Request, Script, serving
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """One PutObject that reached the store, and what the store said. 200 = it changed something."""
+    """One PutObject that reached the store, and the status. 200 = it changed something."""
 
     key: str
     sha256: str
@@ -24,10 +24,10 @@ class Put:
 
 
 class FakeS3:
-    """The part of S3 that we use, in memory and exact: conditional writes, checksums, listings.
+    """The used part of S3, in memory and exact: conditional writes, checksums, listings.
 
     `objects` is key -> bytes, `puts` every PUT that reached the store: the oracle of fault tests.
-    Any bucket name is taken; keys stand without it.
+    Any bucket name is accepted; keys do not include it.
     """
 
     def __init__(
@@ -62,11 +62,11 @@ class FakeS3:
         return self.http.url
 
     def applied(self, key: str) -> int:
-        """Return how often the key was really written: more than once is a broken guarantee."""
+        """Return how often the key was written: more than once breaks the guarantee."""
         return sum(put.key == key and put.status == Reply().status for put in self.puts)
 
     def apply(self, request: Request) -> Reply:
-        """Do what the request asks, at once and whole."""
+        """Execute the request atomically."""
         key = request.path.lstrip("/").partition("/")[2]
         if request.method == "GET" and not key:
             return self._list(dict(parse_qsl(urlsplit(request.target).query)))
@@ -104,7 +104,7 @@ class FakeS3:
         return Reply(200, {"content-type": "application/xml"}, text.encode())
 
     def _delete(self, body: bytes) -> Reply:
-        """Answer DeleteObjects. A key that does not exist is deleted, as S3 says."""
+        """Answer DeleteObjects. A key that does not exist counts as deleted, as in S3."""
         errors = ""
         for element in ET.fromstring(body).iter():
             if not element.tag.endswith("}Key"):

@@ -1,4 +1,4 @@
-"""A billing scraper with its sealer, put together as `byoc_agents.billing.daemon` does."""
+"""Make a billing scraper with its sealer, as `byoc_agents.billing.daemon` does."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -48,11 +48,8 @@ def make_scraper(  # noqa: PLR0917  test data
 ) -> Scraper:
     """Return a scraper. `more` are other arguments of `Scraper`."""
     return Scraper(
-        DAEMON,
         target=target,
         recorder=recorder,
-        intervals=intervals,
-        spool=spool,
         sealer=sealer or make_sealer(intervals, spool, clock),
         clock=clock,
         metrics=BillingMetrics(DAEMON, metrics or Metrics()),

@@ -1,6 +1,6 @@
-"""The part of SQS that we use, in memory and exact: the oracle of fault tests.
+"""The used part of SQS, in memory and exact: the oracle of fault tests.
 
-In a process of its own: `python -m lab.fakes.sqs --port 0 --journal FILE` prints its port.
+`python -m lab.fakes.sqs --port 0 --journal FILE` serves it in its own process and prints its port.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from lab.fakes.http import (
-    Behaviour,
+    Behavior,
     HttpDouble,
     Reply,
     Request,
@@ -31,7 +31,7 @@ MAX_ENTRIES = 10
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """One message that the queue took. A repeat inside the de-duplication window is none."""
+    """One accepted message. A repeat inside the deduplication window is not one."""
 
     group: str
     deduplication_id: str
@@ -43,11 +43,12 @@ Entry = Mapping[str, Any]
 
 
 class FakeSqs:
-    """One FIFO queue with any name: order, de-duplication, failures of single entries.
+    """One FIFO queue with any name: order, deduplication, failures of single entries.
 
-    `messages` is what a consumer would get, in order; `entries` counts every entry that reached
-    the queue, repeats included. `refuse` returns a failure (Code, Message, SenderFault) for an
-    entry, or None. De-duplication never ends here; SQS forgets after five minutes.
+    `messages` has the messages that a consumer would get, in order; `entries` counts every entry
+    that reached the queue, repeats included. `refuse` returns a failure (Code, Message,
+    SenderFault) for an entry, or None. Deduplication has no end here; in SQS it ends after five
+    minutes.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class FakeSqs:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Stop, and give the closed connections the turns in which they let go of their sockets."""
+        """Stop, and yield to the loop until the closed connections have released their sockets."""
         await self.http.__aexit__()
         for _turn in range(3):
             await asyncio.sleep(0)
@@ -82,7 +83,7 @@ class FakeSqs:
         return f"{self.http.url}/000000000000/state.fifo"
 
     def apply(self, request: Request) -> Reply:
-        """Do what the request asks, entry by entry."""
+        """Execute the request, entry by entry."""
         if request.headers.get("x-amz-target") != "AmazonSQS.SendMessageBatch":
             return sqs_error(400, "InvalidAction")
         asked = json.loads(request.body)["Entries"]
@@ -124,11 +125,11 @@ def sqs_error(status: int, code: str, headers: Mapping[str, str] | None = None) 
 
 
 async def run(port: int, journal: Path, lose_every: int) -> None:
-    """Serve until SIGTERM. One JSON line a message in the journal, before its answer."""
+    """Serve until SIGTERM. The journal gets one JSON line per message before the answer."""
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
 
-    def script(request: Request) -> Behaviour:
+    def script(request: Request) -> Behavior:
         return lose(close) if lose_every and request.number % lose_every == 0 else serve
 
     with journal.open("a") as file:

@@ -105,7 +105,7 @@ def _find_sources(sql: str) -> set[ProbeSource]:
 
 
 class FakeClickHouse:
-    """A `ScriptedServer` that speaks ClickHouse's HTTP on a loopback port.
+    """A `ScriptedServer` with ClickHouse's HTTP interface on a loopback port.
 
     `text` appears wherever a real server writes texts of its own or of its users: errors, headers,
     /replicas_status. Any password but `password` is refused.

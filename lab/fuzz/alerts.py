@@ -1,4 +1,4 @@
-"""The webhook's body, the matchers of the settings, and their patterns."""
+"""Harnesses of the webhook's body, the settings' matchers, and their patterns."""
 
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def matchers(data: bytes) -> None:
 
 
 def judge(error: ValueError) -> None:
-    """Check that it says where."""
+    """Check that the error has a position."""
     assert "column" in str(error)
 
 

@@ -1,4 +1,4 @@
-"""What a ClickHouse server answers, or what answers in its place."""
+"""Generate the answers of a ClickHouse server, or of something else in its place."""
 
 import asyncio
 import contextlib
@@ -30,17 +30,17 @@ def rows(data: bytes) -> None:
 
 
 class Answering(ClickHouse):
-    """A server that gives the same answer to every question."""
+    """A server that gives the same answer to every request."""
 
     def __init__(self, body: bytes) -> None:
         super().__init__("http://127.0.0.1:1")
         self._body = body
 
     async def ping(self) -> None:
-        """Be there."""
+        """Answer."""
 
     async def replicas_status(self) -> bool:
-        """Say nothing."""
+        """Return no lag."""
         return True
 
     async def query(
@@ -49,18 +49,18 @@ class Answering(ClickHouse):
         params: Mapping[str, str] | None = None,  # noqa: ARG002
         settings: Mapping[str, str] | None = None,  # noqa: ARG002
     ) -> list[Row]:
-        """Give it."""
+        """Return the answer."""
         return _rows(_Reply(200, 0, self._body))
 
 
 @cache
 def loop() -> asyncio.AbstractEventLoop:
-    """Return the loop of all runs; one a run would be most of the work."""
+    """Return one loop for all runs: a new one per run would take most of the time."""
     return asyncio.new_event_loop()
 
 
 def probes(data: bytes) -> None:
-    """Look at a server: an observation, whatever it says; its figures are numbers."""
+    """Probe a server: the result is an observation whose figures are numbers."""
     seen = loop().run_until_complete(Prober(Answering(data), clock=FakeClock()).observe())
     assert seen.ping is Ping.OK
     figures: dict[str, Any] = msgspec.structs.asdict(seen.figures)

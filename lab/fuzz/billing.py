@@ -1,4 +1,4 @@
-"""Billing objects and their keys, as the verifier finds them in a bucket."""
+"""Harnesses of billing objects and their keys, as the verifier finds them in a bucket."""
 
 import gzip
 from functools import cache
@@ -14,7 +14,7 @@ DATE = "2026-11-23"
 
 
 def key(data: bytes) -> None:
-    """Read a key: what it says leads back to it, or it is none of ours."""
+    """Parse a key: formatting the result gives the key again, or it is not a billing key."""
     found = parse_key(text(data))
     if found is None:
         return
@@ -24,7 +24,7 @@ def key(data: bytes) -> None:
 
 
 def body(data: bytes) -> None:
-    """Unseal bytes as they lie: lines, or TornObjectError; and the audit has a word for it."""
+    """Unseal bytes: lines, or TornObjectError, which the audit reports."""
     for ending in ("zst", "gz"):
         audit = Audit()
         audit.add(f"{name()}.{ending}", data)
@@ -38,7 +38,7 @@ def body(data: bytes) -> None:
 
 
 def records(data: bytes) -> None:
-    """Audit an object that is whole and holds these lines."""
+    """Audit a complete object with these lines."""
     for ending, packed in (("zst", _zstd(data)), ("gz", gzip.compress(data, 1))):
         audit = Audit()
         audit.add(f"{name()}.{ending}", packed)
@@ -54,7 +54,7 @@ def _zstd(data: bytes) -> bytes:
 
 @cache
 def sealed() -> tuple[str, bytes]:
-    """Return key and bytes of an object in good form."""
+    """Return the key and the bytes of a valid object."""
     message = objects(eventful(Story()))[0]
     return message.id, message.body
 

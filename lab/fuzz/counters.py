@@ -1,4 +1,4 @@
-"""The kernel's files about cgroups and processes, and damaged forms of them."""
+"""Harnesses of the kernel's files about cgroups and processes, and damaged forms of them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +26,7 @@ HIGHEST = 10**24  # 20 digits, times 1000 for millicores
 
 
 def cgroup(data: bytes) -> None:
-    """Read it as each of the files: a figure in its range, none, or ValueError."""
+    """Parse it as each of the files: a figure in its range, None, or ValueError."""
     for parse in PARSERS:
         try:
             figure = parse(data)
@@ -38,7 +38,7 @@ def cgroup(data: bytes) -> None:
 
 
 def proc_stat(data: bytes) -> None:
-    """Read /proc/PID/stat: state and start, or TargetUnreadableError."""
+    """Parse /proc/PID/stat: state and start, or TargetUnreadableError."""
     try:
         state, start_ticks = parse_stat(text(data))
     except TargetUnreadableError:
@@ -48,7 +48,7 @@ def proc_stat(data: bytes) -> None:
 
 
 def hierarchy(data: bytes) -> None:
-    """Read a membership and a mount table: no path in them leads out of its mount."""
+    """Parse a membership and a mount table: no path leads out of its mount."""
     first, _, second = data.partition(b"\n\n")
     found = container_id(text(data))
     assert len(found) in {0, 64}

@@ -1,8 +1,8 @@
-"""A harness: bytes from outside go into one parser, and its result is judged.
+"""A harness passes bytes from outside to one parser and checks the result.
 
-A harness raises AssertionError, or whatever the parser should not have raised. The same harnesses
-are run by `make test` (hypothesis, always the same inputs) and by `make fuzz` (atheris, guided by
-coverage, as long as is wished).
+A harness raises AssertionError, or any exception that the parser should not have raised. `make
+test` runs the harnesses with fixed inputs (hypothesis), `make fuzz` with inputs guided by coverage
+(atheris), for any time.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Harness(NamedTuple):
-    """One parser."""
+    """The harness of one parser."""
 
     feed: Callable[[bytes], None]
     seeds: Sequence[bytes]  # inputs in good form, to be changed
@@ -18,5 +18,5 @@ class Harness(NamedTuple):
 
 
 def text(data: bytes) -> str:
-    """Return bytes as a setting or a file gives them to us."""
+    """Decode bytes as settings and files are decoded."""
     return data.decode(errors="replace")

@@ -1,4 +1,4 @@
-"""Every parser of outside input, by name."""
+"""The harnesses of all parsers of outside input, by name."""
 
 from lab.fuzz import alerts, answers, billing, counters, ledgers, settings
 from lab.fuzz.harness import Harness

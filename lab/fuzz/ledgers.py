@@ -1,4 +1,4 @@
-"""Lines of a ledger, and whole files of it, as somebody else may have written them."""
+"""Harnesses of ledger lines and ledger files that somebody else may have written."""
 
 import hashlib
 import tempfile
@@ -21,13 +21,13 @@ from lab.fuzz.harness import Harness
 
 
 def line(data: bytes) -> None:
-    """Read a line: one that says the same when it is written again, or none."""
+    """Parse a line: formatting the result gives the same line, or it is not valid."""
     found = decode(data)
     assert found is None or decode(encode(found)) == found
 
 
 def file(data: bytes) -> None:
-    """Verify a file. Where that finds nothing, the hashes do form a chain."""
+    """Verify a file. If there is no finding, its hashes form a chain."""
     with tempfile.TemporaryDirectory(
         dir="/dev/shm" if Path("/dev/shm").is_dir() else None
     ) as place:
@@ -45,9 +45,9 @@ def file(data: bytes) -> None:
 
 @cache
 def chain() -> bytes:
-    """Return a small ledger file in good form."""
+    """Return a small valid ledger file."""
     messages = [Message(f"id-{n}", "t", b"body", 1) for n in range(2)]
-    intent = intent_of("s3://bucket", messages, -1)
+    intent = intent_of("s3://bucket", messages, None)
     receipt = receipt_of(1, messages, [Receipt(Reason.OK, 200, "etag")] * 2)
     content, before = b"", GENESIS
     for number, one in enumerate(

@@ -1,8 +1,8 @@
-"""`make fuzz`: every harness for some seconds, guided by the coverage it reaches (atheris).
+"""Run every harness for some seconds, guided by coverage (atheris): `make fuzz`.
 
 Prints for each parser the number of inputs, the coverage of its seeds and the coverage added.
-Ends with 1 if one was neither read nor refused as declared; the input is then stored in
-`build/fuzz/findings`, and `python -m lab.fuzz.run --replay FILE NAME` gives it once more.
+Exits with 1 if an input was neither parsed nor refused as declared. The input is then stored in
+`build/fuzz/findings`, and `python -m lab.fuzz.run --replay FILE NAME` runs it again.
 """
 
 import argparse
@@ -28,7 +28,7 @@ MADE_OF = re.compile(r"ERROR: libFuzzer: (.*)|Uncaught Python exception: ===\s*(
 
 
 class Outcome(NamedTuple):
-    """One harness's run."""
+    """The result of one harness."""
 
     executions: int
     seeds_covered: int
@@ -85,14 +85,14 @@ def _run(name: str, harness: Harness, seconds: int, seed: int) -> Outcome:
     return _read(name, (done.stdout + done.stderr).decode(errors="replace"), done.returncode)
 
 
-def _read(name: str, said: str, code: int) -> Outcome:
-    (PLACE / f"{name}.log").write_text(said)
-    covered = [(what, int(number)) for what, number in COVERED.findall(said)]
+def _read(name: str, output: str, code: int) -> Outcome:
+    (PLACE / f"{name}.log").write_text(output)
+    covered = [(what, int(number)) for what, number in COVERED.findall(output)]
     begun = next((number for what, number in covered if what == "INITED"), 0)
-    executed = EXECUTED.search(said)
+    executed = EXECUTED.search(output)
     finding = ""
     if code:
-        why = MADE_OF.search(said)
+        why = MADE_OF.search(output)
         finding = f"FOUND {(why[2] or why[1]) if why else f'exit {code}'}; build/fuzz/{name}.log"
     return Outcome(
         int(executed[1]) if executed else 0, begun, max((n for _, n in covered), default=0), finding

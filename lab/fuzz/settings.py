@@ -1,4 +1,4 @@
-"""Settings: an environment of `NAME=value` lines, and a YAML file."""
+"""Harnesses of settings: an environment of `NAME=value` lines, and a YAML file."""
 
 import tempfile
 from pathlib import Path
@@ -12,16 +12,16 @@ SECRET = "hunter2-is-secret"
 
 
 def environment(data: bytes) -> None:
-    """Configure all daemons: settings, or ConfigError; no secret is ever said."""
+    """Configure all daemons: settings, or a ConfigError without secrets."""
     lines = (line.partition("=") for line in text(data).splitlines())
     environ = {name: value for name, _, value in lines if "_FILE" not in name}
     try:
-        described = str(configure(list(DAEMONS), environ).described())
+        described = str(configure(list(DAEMONS), environ).describe())
     except ConfigError as error:
         described = str(error.mistakes)
         judge(error)
-    told = [name for name, value in environ.items() if SECRET in name + value]
-    assert SECRET not in described or told != ["BYOC_ALERTS_TOKEN"]
+    reported = [name for name, value in environ.items() if SECRET in name + value]
+    assert SECRET not in described or reported != ["BYOC_ALERTS_TOKEN"]
 
 
 def file(data: bytes) -> None:
@@ -38,7 +38,7 @@ def file(data: bytes) -> None:
 
 
 def judge(error: ConfigError) -> None:
-    """Check that it says what is wrong."""
+    """Check that the error names the mistake."""
     assert error.mistakes
 
 

@@ -1,7 +1,7 @@
-"""One harness under atheris: `python -m lab.fuzz.target NAME CORPUS [libFuzzer's options]`.
+"""Run one harness under atheris: `python -m lab.fuzz.target NAME CORPUS [libFuzzer's options]`.
 
-Runs until its time is over or something is found; then the input lies where `-artifact_prefix`
-says. The coverage counted is that of `agents`, which is instrumented as it is imported.
+It runs until its time is over or there is a finding, whose input is then stored at
+`-artifact_prefix`. Only `byoc_agents` is instrumented, when it is imported.
 """
 
 import sys
@@ -10,7 +10,7 @@ import atheris
 
 
 def main() -> None:
-    """Fuzz."""
+    """Run the harness until the end of its time."""
     with atheris.instrument_imports(include=["byoc_agents"]):
         from lab.fuzz.harnesses import HARNESSES  # noqa: PLC0415  under the instrumentation
     name, corpus, *options = sys.argv[1:]

@@ -1,10 +1,10 @@
-"""The meter against the kernel's account: `python -m lab.real.accuracy` prints the table.
+"""Compare the meter with the kernel's figures: `python -m lab.real.accuracy` prints the table.
 
 `python -m lab.real.accuracy --mixed SECONDS` compares the default meter with the kernel's cgroup
 counter under a mixed load, 3600 for an hour.
 
-One workload is metered by every source at the same time, each by a scraper process of its own:
-what a source sees is compared with the same CPU seconds, not with another run's.
+Every source meters the same workload at the same time, each in its own scraper process. So all
+sources are compared with the same CPU seconds.
 """
 
 import argparse
@@ -74,7 +74,7 @@ class Meter:
 
 @dataclass(frozen=True)
 class Load:
-    """What a server is asked, in turn, until it has used that much CPU."""
+    """Queries for a server, in turn, until it has used that much CPU."""
 
     name: str
     queries: Sequence[str]
@@ -90,7 +90,7 @@ def measured(place: Path) -> list[Row]:
 
 
 def burner_rows(place: Path) -> list[Row]:
-    """Meter a process with children, from before it starts until it rests."""
+    """Meter a process with children, from before its start until it is idle."""
     name = f"burn-{secrets.token_hex(3)}"
     with groups() as (v1, v2):
         meters = {
@@ -111,7 +111,7 @@ def burner_rows(place: Path) -> list[Row]:
 def mixed_row(place: Path, seconds: float) -> Row:
     """Meter a mixed load with short-lived children by the process tree alone.
 
-    `used` is the usage of the cgroup in which nothing else runs, from its creation on.
+    `used` is the usage of the process's own cgroup since its creation.
     """
     name = f"mix-{secrets.token_hex(3)}"
     with kernel.cgroup_v1("cpuacct") as v1:
@@ -128,7 +128,7 @@ def mixed_row(place: Path, seconds: float) -> Row:
 
 
 def clickhouse_rows(place: Path) -> list[Row]:
-    """Meter a server under two kinds of load, each from when every scraper sees it."""
+    """Meter a server under two kinds of load, after every scraper has read it."""
     (place / "server").mkdir(parents=True)
     with groups() as (v1, v2):
         server = old_clickhouse(place / "server")
@@ -162,7 +162,7 @@ def loaded_rows(place: Path, server: RealProcess, meters: Meters, load: Load) ->
 
 
 def sees(scraper: Scraper) -> bool:
-    """Tell whether its target has been read."""
+    """Return whether the scraper has read its target."""
     return bool(scraper.status().get("source"))
 
 
@@ -175,7 +175,7 @@ def groups() -> Iterator[tuple[kernel.ControlGroup, kernel.ControlGroup]]:
 
 @contextmanager
 def metering(place: Path, meters: Meters) -> Iterator[list[Scraper]]:
-    """Run one scraper a meter, each into a directory of its source's name."""
+    """Run one scraper per meter, each into a directory with its source's name."""
     with ExitStack() as stack:
         scrapers = [
             stack.enter_context(ending(scraper(place, source, meter)))
@@ -200,7 +200,7 @@ def scraper(place: Path, source: str, meter: Meter) -> Scraper:
 
 
 def stop(scrapers: Sequence[Scraper]) -> None:
-    """Let all of them take a last sample and deliver it."""
+    """Stop all of them; each takes a last sample and delivers it."""
     for one in scrapers:
         one.process.terminate()
     for one in scrapers:
@@ -208,7 +208,7 @@ def stop(scrapers: Sequence[Scraper]) -> None:
 
 
 def total(place: Path, source: str) -> float:
-    """Return the billed use: by this source alone, and accepted by the verifier."""
+    """Return the billed use. Check that all is by this source, and accepted by `verify`."""
     report = verified(str(place / source))
     assert report.ok, report.findings
     named = {usage.source for usage in usages(files(place / source))}
@@ -217,7 +217,7 @@ def total(place: Path, source: str) -> float:
 
 
 def apply(load: Load, server: RealProcess) -> None:
-    """Run queries, in turn, until the server has used its share of CPU."""
+    """Run the queries in turn until the server has used that much CPU."""
     end = cpu_seconds(server.pid) + load.core_seconds
     for sql in cycle(load.queries):
         with DIRECT.open(server.url, data=sql.encode(), timeout=60) as answer:

@@ -1,4 +1,4 @@
-"""The environment of the forwarder: Alertmanager's configuration, a control plane, the process."""
+"""Run the forwarder with Alertmanager's configuration, a control plane and its process."""
 
 import asyncio
 import base64
@@ -69,7 +69,7 @@ class Plane:
     def of(self, kind: str) -> list[dict[str, Any]]:
         return [event["data"] for event in self.seen if event["type"] == kind]
 
-    def told(self) -> list[tuple[str, str]]:
+    def delivered(self) -> list[tuple[str, str]]:
         alerts = self.of("byoc.alert.v1")
         return [(data["labels"]["alertname"], data["status"]) for data in alerts]
 
@@ -82,9 +82,9 @@ class Plane:
 
 @contextmanager
 def pair(directory: Path, config: str, *other: str, gossip: bool) -> Iterator[list[RealProcess]]:
-    """Run two Alertmanagers that know of each other, or have lost sight of each other.
+    """Run two Alertmanagers, with or without gossip between them.
 
-    The second has the configuration `other`, if it is given.
+    The second has the configuration `other` if it is set.
     """
     configs = [config, *(other or (config,))]
     peers = [prometheus.alertmanager(directory / f"am-{n}", configs[n]) for n in range(2)]
@@ -103,7 +103,7 @@ def pair(directory: Path, config: str, *other: str, gossip: bool) -> Iterator[li
 
 @asynccontextmanager
 async def control_plane() -> AsyncIterator[Plane]:
-    """Listen in this loop."""
+    """Serve the control plane in this loop."""
     plane = Plane()
     async with listening(plane.receiver) as url:
         plane.url = url
@@ -112,7 +112,7 @@ async def control_plane() -> AsyncIterator[Plane]:
 
 @dataclass
 class Forwarder:
-    """The real daemon in a process of its own."""
+    """The real daemon in its own process."""
 
     process: RealProcess
     webhook_port: int
@@ -150,7 +150,7 @@ async def daemon(url: str, directory: Path, **settings: str) -> AsyncIterator[Fo
     try:
         yield Forwarder(process, webhook_port)
     finally:
-        await asyncio.to_thread(process.stop)  # its last words reach the plane, in our loop
+        await asyncio.to_thread(process.stop)  # its last events reach the plane in this loop
 
 
 def post(url: str, value: object) -> None:
@@ -161,7 +161,7 @@ def post(url: str, value: object) -> None:
 
 
 async def raise_alert(alertmanager: RealProcess, name: str, *, ended: bool = False) -> None:
-    """Do as Prometheus does: a beginning, and an end in the future or in the past."""
+    """Post an alert as Prometheus does: with a start, and an end in the future or in the past."""
     now = dt.datetime.now(tz=dt.UTC)
     alert = {
         "labels": {"alertname": name, "severity": "critical", "instance": "secret-instance"},

@@ -1,10 +1,10 @@
-"""A process that burns CPU on command, and prints what the kernel counted for it.
+"""A process that uses CPU on command, and prints the kernel's figures of its use.
 
 As a program it reads one command per line: `burn SECONDS CHILDREN` uses that much CPU itself, while
-its children burn too and are waited for; `mix SECONDS` runs a mixed load with many short-lived
-children for that long; `pulse` goes on at half a core until the next line comes.
-It answers each with the core seconds that it and its children have used so far, then rests without
-using any. It ends with its standard input, so it never burns alone.
+its children use CPU too and are waited for; `mix SECONDS` runs a mixed load with many short-lived
+children for that long; `pulse` uses half a core until the next line. It answers each line with the
+core seconds that it and its children have used so far, and is idle until the next. It exits at the
+end of its standard input.
 """
 
 import os
@@ -30,7 +30,7 @@ PATIENCE_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Burner:
-    """The process, seen from the test."""
+    """The test's handle of the process."""
 
     process: subprocess.Popen[bytes]
 
@@ -39,25 +39,25 @@ class Burner:
         return self.process.pid
 
     def burn(self, core_seconds: float, children: int = 0) -> float:
-        """Burn, wait until that is done, return the core seconds used up to now."""
-        self.tell(f"burn {core_seconds} {children}")
+        """Run `burn` and wait for it; return the core seconds used so far."""
+        self.send(f"burn {core_seconds} {children}")
         return self.answer()
 
     def mix(self, seconds: float) -> float:
-        """Run the mixed load for that long, return the core seconds used up to now."""
-        self.tell(f"mix {seconds}")
+        """Run the mixed load for that long; return the core seconds used so far."""
+        self.send(f"mix {seconds}")
         return self.answer(seconds + PATIENCE_SECONDS)
 
     def pulse(self) -> None:
-        """Begin to burn half a core, until `rest`."""
-        self.tell("pulse")
+        """Start to use half a core, until `rest`."""
+        self.send("pulse")
 
     def rest(self) -> float:
-        """End a pulse; return the core seconds used up to now."""
-        self.tell("rest")
+        """End a pulse; return the core seconds used so far."""
+        self.send("rest")
         return self.answer()
 
-    def tell(self, command: str) -> None:
+    def send(self, command: str) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(f"{command}\n".encode())
         self.process.stdin.flush()
@@ -65,13 +65,13 @@ class Burner:
     def answer(self, patience_seconds: float = PATIENCE_SECONDS) -> float:
         assert self.process.stdout is not None
         answered, _, _ = select.select([self.process.stdout], [], [], patience_seconds)
-        assert answered, "the burner says nothing"
+        assert answered, "the burner has ended"
         return float(self.process.stdout.readline())
 
 
 @contextmanager
 def burning(name: str, *inside: list[str]) -> Iterator[Burner]:
-    """Start a burner called `name`, behind commands that run their arguments (a group's)."""
+    """Start a burner called `name`, by commands that run their arguments (a group's)."""
     command = [sys.executable, "-m", "lab.real.burner", name]
     with subprocess.Popen(
         [*(word for prefix in inside for word in prefix), *command],
@@ -88,7 +88,7 @@ def burning(name: str, *inside: list[str]) -> Iterator[Burner]:
 
 
 def main(name: str) -> int:
-    """Do what standard input says until it ends."""
+    """Execute the commands of standard input until its end."""
     Path("/proc/self/comm").write_text(name)  # what process:NAME looks for
     print(used(), flush=True)
     for line in iter(sys.stdin.readline, ""):
@@ -107,7 +107,7 @@ def main(name: str) -> int:
 
 
 def burn(core_seconds: float, children: int) -> None:
-    """Use that much CPU of our own; one child at a time burns in parallel."""
+    """Use that much CPU in this process; one child at a time runs in parallel."""
     end = time.process_time() + core_seconds
     for number in range(children):
         if os.fork() == 0:
@@ -119,7 +119,7 @@ def burn(core_seconds: float, children: int) -> None:
 
 
 def mix(seconds: float) -> None:
-    """Burn, rest, and run children of some milliseconds, with children of their own, in turn."""
+    """Use CPU, sleep, and run short-lived children with children, in turn."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         spend(time.process_time() + MIX_OWN_SECONDS)
@@ -141,13 +141,13 @@ def mix(seconds: float) -> None:
 
 
 def pulse() -> None:
-    """Use half a core until there is a line to read."""
+    """Use half a core until standard input has a line."""
     while not select.select([sys.stdin], [], [], SLICE_SECONDS)[0]:
         spend(time.process_time() + SLICE_SECONDS)
 
 
 def spend(until: float) -> None:
-    """Use CPU until our own CPU clock shows that, in seconds."""
+    """Use CPU until this process's CPU clock has reached that time in seconds."""
     while time.process_time() < until:
         sum(number * number for number in range(1000))
 

@@ -1,4 +1,4 @@
-"""ClickHouse's HTTP over an engine in this process: as modern as the engine is."""
+"""ClickHouse's HTTP interface on top of an engine in this process."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -8,13 +8,13 @@ from lab.fakes.http import HttpDouble, Reply, Request
 
 
 class Engine(Protocol):
-    """What we need of `chdb.session.Session`. Raises RuntimeError with the server's own text."""
+    """The used part of `chdb.session.Session`. Raises RuntimeError with the server's own text."""
 
     def query(self, sql: str, fmt: str = "CSV") -> object: ...
 
 
 class Front:
-    """Answers each request as the engine does, and keeps the queries."""
+    """A server that answers each request with the engine's result, and keeps the queries."""
 
     def __init__(self, engine: Engine) -> None:
         self.http = HttpDouble(apply=self.apply)

@@ -1,4 +1,4 @@
-"""The truth: what the kernel counted for a v1 control group, to the microsecond."""
+"""Read the kernel's CPU counter of a v1 control group, to the microsecond."""
 
 from lab.real.parts.kernel import ControlGroup
 from lab.real.scraper import eventually
@@ -7,12 +7,12 @@ STILL_LOOKS = 4  # as many readings in a row without a change: nothing runs in i
 
 
 def cpu_usec(group: ControlGroup) -> int:
-    """Return the CPU time of all that ever ran in it."""
+    """Return the CPU time of all processes that ever ran in the group."""
     return int((group["cpuacct"] / "cpuacct.usage").read_text()) // 1000
 
 
 def settled(group: ControlGroup) -> int:
-    """Return the CPU time once it has stopped rising."""
+    """Wait until the CPU time has stopped rising; return it."""
     seen: list[int] = []
 
     def still() -> bool:

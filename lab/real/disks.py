@@ -1,4 +1,4 @@
-"""File systems in trouble: full to the last byte, or read-only by an error that the kernel met."""
+"""Fill a file system to the last byte, or make it read-only by an error in the kernel."""
 
 import errno
 import os
@@ -11,7 +11,7 @@ BLOCK_BYTES = 64 * 1024
 
 
 def fill(file: Path) -> None:
-    """Write until nothing more goes in, not a byte."""
+    """Write until not one more byte fits."""
     size = BLOCK_BYTES
     with file.open("ab", buffering=0) as other:
         while size:
@@ -24,7 +24,7 @@ def fill(file: Path) -> None:
 
 
 def make_read_only(disk: Path) -> None:
-    """Let ext4 meet an error, with the option that distributions set for it.
+    """Trigger an error of ext4, with the mount option that distributions set for it.
 
     `mount -o remount,ro` is refused (EBUSY) while any file is open for writing.
     """
@@ -36,7 +36,7 @@ def make_read_only(disk: Path) -> None:
 def repair(disk: Path) -> None:
     """Check the file system and mount it again, as a node does when it starts.
 
-    A copy of it: the kernel keeps the broken one while any other mount namespace still has it.
+    It mounts a copy: the kernel keeps the broken one while another mount namespace uses it.
     """
     run("umount", str(disk))
     image = shutil.copy(disk.with_name(f"{disk.name}.img"), disk.with_name("repaired.img"))

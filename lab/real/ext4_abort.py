@@ -1,9 +1,9 @@
-"""`python -m lab.real.ext4_abort [--runs N]`: what an fdatasync is worth while ext4 stops itself.
+"""Test fdatasync while ext4 aborts: `python -m lab.real.ext4_abort [--runs N]`.
 
-A program of a few lines appends to a file on a small ext4 and syncs it, again and again, while the
-kernel is made to meet an error (`trigger_fs_error`; the file system turns read-only). Then it is
-checked, mounted again and read. Lines that fdatasync had called durable should all be there. Prints
-each run in which some are not, and how many such runs there were. Needs root.
+A small program repeatedly appends to a file on a small ext4 and syncs it, until an error in the
+kernel (`trigger_fs_error`) makes the file system read-only. Then it is checked, mounted again and
+read. All lines for which fdatasync returned success should exist. Prints each run with missing
+lines, and the number of such runs. Needs root.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def line(number: int) -> bytes:
 
 
 def missing(disk: Path, rng: random.Random) -> int:
-    """Let the file system break under a writer; return how many durable lines are gone."""
+    """Break the file system under a writer; return the number of lost durable lines."""
     durable = 0
     file = os.open(disk / "lines", os.O_CREAT | os.O_RDWR)
 
@@ -58,7 +58,7 @@ def missing(disk: Path, rng: random.Random) -> int:
 
 
 def main() -> int:
-    """Do the runs, each on a file system of its own."""
+    """Do the runs, each on its own file system."""
     parser = argparse.ArgumentParser(prog="python -m lab.real.ext4_abort", description=__doc__)
     parser.add_argument("--runs", type=int, default=60)
     runs, bad = parser.parse_args().runs, 0

@@ -1,8 +1,8 @@
 """A modern engine whose only user has the profile and the grants of the shipped SQL.
 
-The engine in this process takes users from a file only, refuses CREATE USER (code 514: no writeable
-storage) and is always the user `default`. So that user gets what the statements say: each profile
-setting and each GRANT goes into the file word for word, and the engine parses and enforces it.
+The engine in this process takes users from a file only, refuses CREATE USER (code 514: no writable
+storage) and is always the user `default`. So that user gets the statements' settings: each profile
+setting and each GRANT is copied into the file, and the engine parses and enforces it.
 
 It also lets everybody read `system` (a server does too, unless
 `select_from_system_db_requires_grant` is set, and this engine does not read that switch). So the
@@ -50,7 +50,7 @@ PREPARED = (
 
 
 class OverViews:
-    """The same queries, read from the views."""
+    """A client whose queries read the views."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -67,7 +67,7 @@ def prepare(place: Path) -> None:
 
 
 def all_columns(place: Path) -> set[str]:
-    """Return `table.column` of every column of the views, as an administrator sees them."""
+    """Return `table.column` of every column of the views, as an administrator."""
     sql = "SELECT concat('system.', table, '.', name) FROM system.columns WHERE database = '{}'"
     with _session(place, "admin", "", "<access_management>1</access_management>") as engine:
         found = str(engine.query(sql.format(VIEWS), "TSV")).split()
@@ -76,7 +76,7 @@ def all_columns(place: Path) -> set[str]:
 
 @contextmanager
 def guest(place: Path, *, without: str = "none", column: str = "none") -> Iterator[Engine]:
-    """Be the least-privileged user, one at a time.
+    """Run the engine as the least-privileged user; one at a time.
 
     Leave out the grants that contain the text `without`, and `column`, written as `table.column`.
     """

@@ -1,7 +1,7 @@
-"""What an image costs: `python -m lab.real.image_figures` builds it and prints a table.
+"""Measure an image: `python -m lab.real.image_figures` builds it and prints a table.
 
-Start is from the engine's own time of the start to the log event `admin.listening`, the median of
-some runs; its CPU, which another load does not change, is the kernel's count for the container.
+The start time is from the engine's time of the start to the log event `admin.listening`, the median
+of some runs. The CPU, which other load does not change, is the kernel's count for the container.
 """
 
 import datetime as dt
@@ -46,7 +46,7 @@ asyncio.run(main())
 
 
 def started(container: Container) -> float | None:
-    """Return the seconds from start to listening; None while it does not listen."""
+    """Return the seconds from start to listening; None before that."""
     lines = [json.loads(line) for line in container.logs().splitlines()]
     times = [line["timestamp"] for line in lines if line["event"] == "admin.listening"]
     if not times:
@@ -68,9 +68,9 @@ def one_start(docker: Engine, name: str) -> tuple[float, float, float]:
 
 
 def clients(docker: Engine, *options: str) -> float:
-    """Return MiB that botocore's clients take."""
+    """Return the memory of botocore's clients in MiB."""
     run = ["run", "--rm", "--network=none", "--entrypoint=python3", *options, tag(ALL_IN_ONE)]
-    return float(docker.said(*run, "-IS", "-c", CLIENTS))
+    return float(docker.output(*run, "-IS", "-c", CLIENTS))
 
 
 def report(docker: Engine) -> None:
@@ -87,7 +87,7 @@ def report(docker: Engine) -> None:
 
 
 def main() -> int:
-    """Build with an engine of our own, then measure."""
+    """Build with a separate engine, then measure."""
     with engine() as docker, tempfile.TemporaryDirectory() as directory:
         make(docker, Path(directory))
         report(docker)

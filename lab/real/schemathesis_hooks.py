@@ -1,7 +1,7 @@
-"""Loaded by schemathesis in its own environment: signs what it sends to `/v1/events`.
+"""Hooks for schemathesis that sign its requests to `/v1/events`.
 
-A request whose three Standard Webhooks headers have the documented form is signed over its bytes,
-in words of our own, so that it gets past the door; one with other headers goes as it was made.
+A request whose three Standard Webhooks headers have the documented form gets a signature over its
+bytes, so that it passes authentication. Other requests are sent unchanged.
 """
 
 import base64
@@ -24,7 +24,7 @@ FORMS = {
 
 
 def signed(request: Any) -> Any:
-    """Add the bearer token and, where they belong, time stamp and signature."""
+    """Add the bearer token and, to requests with the headers, time stamp and signature."""
     request.headers["Authorization"] = f"Bearer {TOKEN}"
     given = {name: encoded(request.headers.get(name, "")).decode("latin-1") for name in FORMS}
     if all(re.fullmatch(form, given[name], re.DOTALL) for name, form in FORMS.items()):

@@ -1,4 +1,4 @@
-"""`byoc-agents run billing-scraper` as a process of its own, to be killed, paused and asked."""
+"""Run `byoc-agents run billing-scraper` as a process that a test kills, pauses and reads."""
 
 import json
 import os
@@ -42,34 +42,34 @@ SETTINGS = {
 
 
 def eventually(look: Callable[[], T], seconds: float = PATIENCE_SECONDS) -> T:
-    """Return the first answer that is true. Raises AssertionError when none comes in time."""
+    """Poll until an answer is true; return it. Raises AssertionError after a timeout."""
     deadline = time.monotonic() + seconds
     while not (seen := look()):
-        assert time.monotonic() < deadline, f"{look} says {seen!r} after {seconds:.0f} s"
+        assert time.monotonic() < deadline, f"{look} returned {seen!r} after {seconds:.0f} s"
         time.sleep(POLL_SECONDS)
     return seen
 
 
 def passed(seconds: float) -> None:
-    """Wait until that much real time has gone by: for a pause, not for an event."""
+    """Wait until that much real time has passed."""
     end = time.monotonic() + seconds
     eventually(lambda: time.monotonic() >= end, seconds + PATIENCE_SECONDS)
 
 
 def clean_environ(settings: Mapping[str, str]) -> dict[str, str]:
-    """Return our environment with these settings instead of those of another account or daemon."""
+    """Return the environment with these settings and no others of an account or a daemon."""
     kept = {k: v for k, v in os.environ.items() if not k.upper().startswith(FOREIGN)}
     return {**kept, **settings}
 
 
 @dataclass(eq=False)
 class Scraper:
-    """One daemon on one state directory; one process at a time."""
+    """A scraper on one state directory, with one process at a time."""
 
     directory: Path
     settings: Mapping[str, str]
     prefix: Sequence[str] = ()  # a command that runs its arguments
-    lives: int = 0
+    starts: int = 0
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     @property
@@ -79,12 +79,12 @@ class Scraper:
 
     @property
     def state(self) -> Path:
-        """Where the spool lies."""
+        """Return the directory of the spool."""
         return Path(self.settings.get("BYOC_STATE_DIR", str(self.directory / "state")))
 
     def start(self) -> None:
-        """Spawn it; `listening` waits for it."""
-        self.lives += 1
+        """Spawn the process; `listening` waits for it."""
+        self.starts += 1
         self.directory.mkdir(parents=True, exist_ok=True)
         state = {"BYOC_STATE_DIR": str(self.state)}
         with self._log.open("wb") as log:
@@ -107,14 +107,14 @@ class Scraper:
         return self.process.wait(PATIENCE_SECONDS)
 
     def stop(self) -> int:
-        """Ask it to end in good order; return the exit code."""
+        """Stop it with SIGTERM; return the exit code."""
         return self.end(signal.SIGTERM)
 
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
     def page(self, name: str) -> tuple[int, str]:
-        """Return status and text of a page, (0, "") while nobody answers."""
+        """Return status and text of a page; (0, "") without an answer."""
         assert self.process.poll() is None, f"it ended with {self.process.returncode}: {self.log()}"
         listen = self.logged("admin.listening")
         if not listen:
@@ -129,33 +129,33 @@ class Scraper:
             return 0, ""
 
     def status(self) -> dict[str, Any]:
-        """Return its part of /status, nothing while nobody answers."""
+        """Return its part of /status; empty without an answer."""
         code, text = self.page("status")
         return dict(json.loads(text)["daemons"][NAME]) if code == 200 else {}
 
     def last_error(self) -> str:
-        """Return the reason that holds the oldest object up, "" where none does."""
+        """Return the reason that delays the oldest object; "" if there is none."""
         return str((self.status().get("last_error") or {}).get("reason", ""))
 
     def delivered(self) -> bool:
-        """Tell whether no object waits to be sent."""
+        """Return whether all objects are sent."""
         status = self.status()
         return bool(status) and status["backlog"]["oldest"] is None
 
     def counted(self, metric: str, **labels: str) -> int:
-        """Return the sum of a metric over all labels but the ones given."""
+        """Return the sum of a metric over all series with these labels."""
         text = eventually(lambda: self.page("metrics")[1])  # no answer would count as 0
         families = text_string_to_metric_families(text)
         samples = [one for family in families for one in family.samples if one.name == metric]
         return int(sum(one.value for one in samples if labels.items() <= one.labels.items()))
 
     def sampled(self, more: int = 2) -> None:
-        """Wait for samples that were begun after this was called: the second next is one."""
+        """Wait for a sample that begins after this call: the second next one."""
         before = self.counted("byoc_billing_samples_total")
         eventually(lambda: self.counted("byoc_billing_samples_total") >= before + more)
 
     def logged(self, event: str) -> list[dict[str, Any]]:
-        """Return the lines of this life's log with that event."""
+        """Return the lines of the current process's log with that event."""
         lines = self.log().split("\n")[:-1]
         events = [json.loads(line) for line in lines if line.startswith("{")]
         return [one for one in events if one.get("event") == event]
@@ -165,14 +165,14 @@ class Scraper:
 
     @property
     def _log(self) -> Path:
-        return self.directory / f"scraper-{self.lives}.log"
+        return self.directory / f"scraper-{self.starts}.log"
 
 
 @contextmanager
 def scraping(
     directory: Path, target: str, bucket: Mapping[str, str], *prefix: str, **settings: str
 ) -> Iterator[Scraper]:
-    """Start a scraper and wait for its pages; whatever happens, it is gone at the end."""
+    """Start a scraper and wait for its pages; it is always ended at the exit."""
     named = {"BYOC_BILLING_TARGET": target, **bucket, **settings}
     with ending(Scraper(directory, named, prefix)) as scraper:
         scraper.start()
@@ -182,7 +182,7 @@ def scraping(
 
 @contextmanager
 def ending(scraper: Scraper) -> Iterator[Scraper]:
-    """Leave no process behind, paused ones included."""
+    """Kill the process at the end, also a paused one."""
     try:
         yield scraper
     finally:

@@ -1,4 +1,4 @@
-"""What the scraper has stored: a bucket of LocalStack or a directory, and what `verify` says."""
+"""Read the scraper's objects from a bucket of LocalStack or a directory, and verify them."""
 
 import secrets
 import subprocess
@@ -32,7 +32,7 @@ def directory(path: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Bucket:
-    """A bucket of LocalStack, perhaps not yet made."""
+    """A bucket of LocalStack, which may not exist yet."""
 
     name: str
     url: str
@@ -40,11 +40,11 @@ class Bucket:
 
     @property
     def settings(self) -> dict[str, str]:
-        """The settings that let the scraper write into it."""
+        """Return the settings with which the scraper writes into it."""
         return {"BYOC_BILLING_BUCKET": self.name, "AWS_ENDPOINT_URL_S3": self.url, **KEYS}
 
     def create(self) -> None:
-        """Make it, with versions: a key that is written twice will show."""
+        """Create it with versioning, which shows keys that are written twice."""
         place = {"LocationConstraint": REGION}
         self.client.create_bucket(Bucket=self.name, CreateBucketConfiguration=place)
         self.client.put_bucket_versioning(
@@ -67,7 +67,7 @@ class Bucket:
             (place / key).write_bytes(body)
 
     def verified(self) -> Report:
-        """Return what `byoc-agents verify s3://bucket/v1/ --json` says."""
+        """Return the report of `byoc-agents verify s3://bucket/v1/ --json`."""
         settings = {"AWS_ENDPOINT_URL_S3": self.url, "AWS_DEFAULT_REGION": REGION, **KEYS}
         return verified(f"s3://{self.name}/{PREFIX}", settings)
 
@@ -78,7 +78,7 @@ class Bucket:
 
 @contextmanager
 def bucket_at(url: str) -> Iterator[Bucket]:
-    """Name a new bucket, behind a client that tries once and has patience."""
+    """Return a new bucket whose client tries once, with long timeouts."""
     config = Config(retries={"total_max_attempts": 1}, proxies={}, read_timeout=60)
     client = get_session().create_client(
         "s3", REGION, endpoint_url=url, config=config, **CREDENTIALS
@@ -90,7 +90,7 @@ def bucket_at(url: str) -> Iterator[Bucket]:
 
 
 def verified(target: str, settings: Mapping[str, str] | None = None) -> Report:
-    """Return what `byoc-agents verify TARGET --json` says. Its exit code must say the same."""
+    """Return the report of `byoc-agents verify TARGET --json`. Check that the exit code agrees."""
     done = subprocess.run(
         [str(PROGRAM), "verify", target, "--json"],
         capture_output=True,
@@ -112,7 +112,7 @@ def usages(objects: Mapping[str, bytes]) -> list[Usage]:
 
 
 def files(place: Path) -> dict[str, bytes]:
-    """Return key -> bytes of what the directory sink wrote."""
+    """Return key -> bytes of the directory sink's files."""
     found = [path for path in place.rglob("*.jsonl.*") if not path.name.startswith(".")]
     return {str(path.relative_to(place)): path.read_bytes() for path in found}
 
@@ -123,7 +123,7 @@ def billed(report: Report) -> Decimal:
 
 
 def billed_exactly(report: Report, from_usec: int, to_usec: int) -> None:
-    """Check that the records hold what a counter rose, to the microsecond, and nothing is wrong."""
+    """Check that the records equal the counter's rise to the microsecond, and `verify` is OK."""
     assert report.findings == []
     assert report.unrecorded == []
     assert billed(report) == Decimal(to_usec - from_usec).scaleb(-6)

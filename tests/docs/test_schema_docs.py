@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 import pytest
 
+from byoc_agents.access.events import GrantState
 from byoc_agents.alerts.schema import EVENTS
 from byoc_agents.app.cloudevents import Event, describe, encode
 from byoc_agents.schema import EXAMPLES, fields_of, stray_paths
@@ -14,6 +15,7 @@ from byoc_agents.schema.document import document, example_value
 from byoc_agents.state import message
 
 PAGE = Path(__file__).parents[2] / "docs" / "contracts" / "fields.md"
+ACCESS = PAGE.parents[1] / "access.md"
 each_event = pytest.mark.parametrize("event", EXAMPLES.values(), ids=list(EXAMPLES))
 
 
@@ -25,9 +27,16 @@ def test_the_page_is_what_the_code_gives() -> None:
 def test_no_event_of_the_daemons_is_left_out() -> None:
     structs = {type(event) for event in EXAMPLES.values()}
     assert structs >= {*EVENTS, message.StateEvent, message.SummaryEvent}
-    assert structs == {
-        cls for cls in Event.__subclasses__() if cls.__module__.startswith("byoc_agents.")
-    }
+    sent = {cls for cls in Event.__subclasses__() if cls.__module__.startswith("byoc_agents.")}
+    optional = {cls for cls in sent if cls.__module__.startswith("byoc_agents.access.")}
+    assert structs == sent - optional
+
+
+def test_the_page_about_access_has_every_field_that_is_sent_about_a_grant() -> None:
+    section = ACCESS.read_text().partition("## What the vendor is sent")[2].partition("\n## ")[0]
+    cells = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
+    listed = {name for cell in cells for name in cell.split(", ")}
+    assert listed == {f"`{name}`" for name in GrantState.__struct_fields__}
 
 
 @each_event

@@ -45,7 +45,7 @@ def cpu_usec(second: int) -> int:
 
 @dataclass(frozen=True)
 class Life:
-    """What one process does. Picklable."""
+    """The work of one process. Picklable."""
 
     directory: Path
     endpoint_url: str

@@ -19,7 +19,7 @@ import pytest
 
 from byoc_agents.audit import Audit, Report
 from lab.fakes.http import (
-    Behaviour,
+    Behavior,
     Request,
     always,
     cut,
@@ -40,7 +40,7 @@ CONTEXT.set_forkserver_preload(["tests.faults.billing_life"])
 os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])  # for the fork server's preload
 TICKS = 24  # two minutes: 12 windows, 4 objects
 SEEDS = range(int(os.environ.get("FAULT_SEEDS", "5")))  # `make test-real` runs 40
-BAD_ANSWERS: dict[str, Behaviour] = {
+BAD_ANSWERS: dict[str, Behavior] = {
     "409": reply(409, body=s3_error(409, "ConditionalRequestConflict").body),
     "403": reply(403, body=s3_error(403, "AccessDenied").body),
     "404": reply(404, body=s3_error(404, "NoSuchBucket").body),
@@ -149,9 +149,9 @@ async def test_kills_at_random_moments_while_s3_answers_badly(world: World, seed
     assert_exactly_once(world, report)
 
 
-@pytest.mark.parametrize("behaviour", BAD_ANSWERS.values(), ids=BAD_ANSWERS)
-async def test_nothing_is_dropped_while_s3_answers(world: World, behaviour: Behaviour) -> None:
-    world.s3.http.script = always(behaviour)
+@pytest.mark.parametrize("behavior", BAD_ANSWERS.values(), ids=BAD_ANSWERS)
+async def test_nothing_is_dropped_while_s3_answers(world: World, behavior: Behavior) -> None:
+    world.s3.http.script = always(behavior)
     assert await world.live(attempt_seconds=0.05) == 0
     assert_exactly_once(world, await world.settle())
 
@@ -190,9 +190,9 @@ async def test_a_lost_state_directory_is_stated_and_nothing_is_billed_twice(worl
 
 
 def badly(
-    rng: random.Random, behaviours: list[Behaviour], chance: float
-) -> Callable[[Request], Behaviour]:
-    return lambda _: rng.choice(behaviours) if rng.random() < chance else serve
+    rng: random.Random, behaviors: list[Behavior], chance: float
+) -> Callable[[Request], Behavior]:
+    return lambda _: rng.choice(behaviors) if rng.random() < chance else serve
 
 
 def spool_bytes(world: World) -> int:

@@ -1,17 +1,19 @@
-"""What the oracle lets pass where the clock was set back and the spool was lost, and what not."""
+"""Tests of the oracle after the clock was set back and the spool was lost."""
 
 import pytest
 
 from byoc_agents.audit import Report
 from byoc_agents.billing.record import UsageRecord
-from lab.chaos.again import KINDS, STEP_MS, lived_again, spans
+from lab.chaos.again import KINDS, STEP_MS, is_recorded_twice, spans
 from lab.fakes.billing import Story, objects
 from tests.unit.billing.buckets import audit
 
 SECOND_MS = 1000
 
 
-def told(back_ms: int, *, lose: bool = True, absent_ms: int = 0) -> tuple[Report, dict[str, bytes]]:
+def reported(
+    back_ms: int, *, lose: bool = True, absent_ms: int = 0
+) -> tuple[Report, dict[str, bytes]]:
     """Set the clock back after thirty seconds, lose the spool or not, go on for thirty."""
     story = Story()
     seconds: list[UsageRecord] = [story.measured(period_ms=SECOND_MS) for _ in range(30)]
@@ -28,22 +30,22 @@ def told(back_ms: int, *, lose: bool = True, absent_ms: int = 0) -> tuple[Report
 
 @pytest.mark.parametrize("back_ms", [2000, 2500, STEP_MS])
 def test_what_two_epochs_recorded_is_told_and_let_pass(back_ms: int) -> None:
-    report, stored = told(back_ms)
+    report, stored = reported(back_ms)
     assert set(report.counts) & KINDS
-    assert all(lived_again(one, stored) for one in report.findings if not one.detail)
+    assert all(is_recorded_twice(one, stored) for one in report.findings if not one.detail)
     assert len(list(spans(stored))) == 1
 
 
 def test_so_is_a_gap_that_the_new_epoch_measures() -> None:
-    report, stored = told(4000, absent_ms=5000)
+    report, stored = reported(4000, absent_ms=5000)
     assert report.counts["overlap"]
-    assert all(lived_again(one, stored) for one in report.findings if not one.detail)
+    assert all(is_recorded_twice(one, stored) for one in report.findings if not one.detail)
 
 
 @pytest.mark.parametrize(("back_ms", "lose"), [(STEP_MS + SECOND_MS, True), (2000, False)])
 def test_more_than_a_step_and_what_lies_in_one_epoch_is_a_difference(
     back_ms: int, *, lose: bool
 ) -> None:
-    report, stored = told(back_ms, lose=lose)
+    report, stored = reported(back_ms, lose=lose)
     assert report.counts
-    assert not any(lived_again(one, stored) for one in report.findings)
+    assert not any(is_recorded_twice(one, stored) for one in report.findings)

@@ -1,4 +1,4 @@
-"""What the oracle of allocated memory says, on records made by the meter and then altered."""
+"""Tests of the oracle of allocated memory, on records made by the meter and then altered."""
 
 from collections import Counter
 
@@ -11,7 +11,7 @@ from byoc_agents.billing.recorder import Recorder, UsageIdentity
 from byoc_agents.billing.window import Sample
 from lab.chaos.allocated import LIMIT_BYTES, allocated
 from lab.chaos.evidence import Evidence
-from lab.chaos.target import Life
+from lab.chaos.target import Incarnation
 from lab.fakes.billing import objects
 from tests.lab.test_chaos_oracle import evidence
 from tests.unit.billing.meter_run import SECOND, UP, Run, reading, sample
@@ -29,7 +29,7 @@ BARE = {"memory_limit_bytes": None, "cpu_limit_millicores": None, "container_id"
 
 
 def records() -> list[UsageRecord]:
-    """Return two lives: inode 7 for 300 s with two gaps, one late; inode 8 for 100 s."""
+    """Return two incarnations: inode 7 for 300 s with two gaps, one late; inode 8 for 100 s."""
     run = Run(sample(0, reading(0, **BARE, born_boot_ns=UP)))
     seen = [sample(s, reading(s, **BARE, born_boot_ns=UP)) for s in range(5, 100, 5)]
     blind = [sample(s) for s in range(100, 200, 5)]
@@ -47,7 +47,7 @@ def left(made: list[UsageRecord]) -> Evidence:
     found = evidence()
     found.objects = {one.id: one.body for one in objects(made)}
     found.writes = Counter()
-    found.lives = [Life(7, 0, seconds=300.0), Life(8, 0, seconds=100.0)]
+    found.incarnations = [Incarnation(7, 0, seconds=300.0), Incarnation(8, 0, seconds=100.0)]
     return found
 
 
@@ -91,13 +91,13 @@ def test_a_record_of_an_older_version_that_does_not_say_how_long_it_counts_is_no
 
 def test_a_life_that_counts_longer_than_the_kernel_had_it_is_noticed() -> None:
     found = left(records())
-    found.lives = [Life(7, 0, seconds=250.0), Life(8, 0, seconds=100.0)]
+    found.incarnations = [Incarnation(7, 0, seconds=250.0), Incarnation(8, 0, seconds=100.0)]
     assert list(allocated(found))
 
 
 def test_a_life_of_which_nothing_counts_is_noticed() -> None:
     found = left(records())
-    found.lives += [Life(9, 0, seconds=200.0)]
+    found.incarnations += [Incarnation(9, 0, seconds=200.0)]
     assert list(allocated(found))
 
 
@@ -108,7 +108,7 @@ def test_the_wall_clock_may_be_set_while_a_life_is_measured() -> None:
     recorder = Recorder(identity=WHO, sample_ms=5000)
     made = [recorder.record(one, 1, number) for number, one in enumerate(run.periods)]
     found = left(made)
-    found.lives = [Life(7, 0, seconds=125.0)]
+    found.incarnations = [Incarnation(7, 0, seconds=125.0)]
     assert list(allocated(found)) == []
 
 

@@ -13,7 +13,7 @@ from tests.unit.state.exporter_bench import MORE_BYTES, Bench, Brittle, healthy
 
 
 @pytest.mark.parametrize(
-    ("words", "told", "number"),
+    ("words", "reported", "number"),
     [
         ([], "a", 0),
         (["b", "b"], "b", 0),
@@ -27,9 +27,9 @@ from tests.unit.state.exporter_bench import MORE_BYTES, Bench, Brittle, healthy
     ],
 )
 def test_a_change_is_lost_when_another_came_before_it_was_told(
-    words: list[str], told: str, number: int
+    words: list[str], reported: str, number: int
 ) -> None:
-    assert lost("a", words, told) == number
+    assert lost("a", words, reported) == number
 
 
 async def lived(place: Path, seed: int) -> tuple[list[dict[str, Any]], dict[int, int]]:
@@ -48,19 +48,19 @@ async def lived(place: Path, seed: int) -> tuple[list[dict[str, Any]], dict[int,
                     one.start()
                     logs.append({"event": START})
                 await one.poll(rng.choice([10, 70]))
-            told = {data["sequence"]: data["lost_transitions"] for data in await one.unsent()}
-    return list(map(dict, logs)), told
+            reported = {data["sequence"]: data["lost_transitions"] for data in await one.unsent()}
+    return list(map(dict, logs)), reported
 
 
 @pytest.mark.parametrize("seed", range(20))
 async def test_the_exporters_count_is_that_of_its_log(tmp_path: Path, seed: int) -> None:
-    logs, told = await lived(tmp_path, seed)
-    assert sum(told.values())
-    assert list(miscounted(logs, told)) == []
+    logs, reported = await lived(tmp_path, seed)
+    assert sum(reported.values())
+    assert list(miscounted(logs, reported)) == []
 
 
 async def test_another_count_is_noticed(tmp_path: Path) -> None:
-    logs, told = await lived(tmp_path, 1)
-    later = max(told)
-    for count in (told[later] - 1, told[later] + 1):
-        assert list(miscounted(logs, {**told, later: count}))
+    logs, reported = await lived(tmp_path, 1)
+    later = max(reported)
+    for count in (reported[later] - 1, reported[later] + 1):
+        assert list(miscounted(logs, {**reported, later: count}))

@@ -1,4 +1,4 @@
-"""What the oracle says of alerts where a spool file was damaged, on evidence made by hand."""
+"""Tests of the oracle of alerts after damage to a spool file, on evidence made by hand."""
 
 import json
 from collections import Counter
@@ -27,9 +27,9 @@ def evidence(*arrived: str, at_risk: str = "") -> Evidence:
         objects={},
         writes=Counter(),
         before=[],
-        lives=[],
+        incarnations=[],
         states=[],
-        told=[],
+        reported=[],
         offered=accepted(),
         accepted=accepted(),
         events=[event(status) for status in arrived],

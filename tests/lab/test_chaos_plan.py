@@ -82,7 +82,7 @@ def test_what_a_killed_queue_took_and_never_gave_counts_as_delivered() -> None:
     queue.taken(request, Reply(503))
     queue.taken(request, Reply(200, {}, json.dumps(answer).encode()))
     queue.got.append({"id": 0})
-    queue.end_life()
+    queue.record_delivered()
     assert (queue.got, queue.sent) == ([{"id": 0}, {"id": 1}], [])
 
 

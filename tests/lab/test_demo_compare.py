@@ -1,4 +1,4 @@
-"""What the demo concludes, and what it says: pure functions."""
+"""Tests of the demo's conclusions and of its output: pure functions."""
 
 import io
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from lab.demo.alertmanager import PRIVATE, notification
 from lab.demo.compare import Compared, compare, usage_faults
 from lab.demo.process import forget_accounts, tail, whole_lines
 from lab.demo.screen import Screen
-from lab.demo.snapshot import Backlog, Now, count
+from lab.demo.snapshot import Backlog, Snapshot, count
 from lab.demo.state_scenes import STATES, in_order, state_faults
 from lab.demo.tables import remark, row
 from lab.demo.verdict import conclude
@@ -76,13 +76,13 @@ GAP = RECORDER.record(
 ).data
 
 
-def life(pid: int, used: float) -> Any:
+def run(pid: int, used: float) -> Any:
     return SimpleNamespace(pid=pid, rusage=Rusage(used - 1, 1))
 
 
 def test_each_life_is_compared_with_its_own_account() -> None:
     other = usage(reading=replace(READING, incarnation="8a6f3c2e-418-120", cpu_usec=5_000_000))
-    found = compare([usage(), usage(), GAP, other], [life(417, 6.5), life(418, 1.25)])
+    found = compare([usage(), usage(), GAP, other], [run(417, 6.5), run(418, 1.25)])
     assert [(one.billed_core_seconds, one.used_core_seconds) for one in found] == [
         (6.5, 6.5),
         (1.0, 1.25),
@@ -91,13 +91,13 @@ def test_each_life_is_compared_with_its_own_account() -> None:
 
 
 def test_what_is_billed_of_a_life_that_nobody_lived_never_agrees() -> None:
-    *_, stranger = compare([usage()], [life(4170, 3.0)])
+    *_, stranger = compare([usage()], [run(4170, 3.0)])
     assert stranger.billed_core_seconds == 3.25
     assert not stranger.agrees
 
 
 def test_a_life_that_is_not_billed_never_agrees() -> None:
-    assert [one.agrees for one in compare([GAP], [life(417, 3.0)])] == [False]
+    assert [one.agrees for one in compare([GAP], [run(417, 3.0)])] == [False]
 
 
 @pytest.mark.parametrize(
@@ -105,30 +105,30 @@ def test_a_life_that_is_not_billed_never_agrees() -> None:
     [(9.79, False), (9.8, True), (10.0, True), (10.199, True), (10.21, False)],
 )
 def test_two_percent(billed: float, agrees: bool) -> None:
-    assert Compared("life", billed, 10.0).agrees is agrees
+    assert Compared("run", billed, 10.0).agrees is agrees
 
 
 def test_faults_name_the_life_and_count_what_the_verifier_found() -> None:
     audit = Audit()
     audit.add("no/billing/object", b"")
     report = audit.report("s3://b")
-    assert usage_faults([Compared("life 1", 3.0, 4.0)], report) == [
-        "life 1: billed 3.000 core s, used 4.000",
+    assert usage_faults([Compared("run 1", 3.0, 4.0)], report) == [
+        "run 1: billed 3.000 core s, used 4.000",
         "the verifier found 1 things wrong",
     ]
-    assert usage_faults([Compared("life 1", 4.0, 4.0)], Audit().report("s3://b")) == []
+    assert usage_faults([Compared("run 1", 4.0, 4.0)], Audit().report("s3://b")) == []
 
 
 class Stood:
     """A stage after the last scene: what arrived, and the truth."""
 
-    def __init__(self, *, used: float, told: Sequence[str], arrived: int) -> None:
+    def __init__(self, *, used: float, reported: Sequence[str], arrived: int) -> None:
         self.out = io.StringIO()
         self.screen = Screen(Console(file=self.out, width=110))
-        self.lives = [life(417, used)]
+        self.runs = [run(417, used)]
         self.storage = SimpleNamespace(records=[usage()], audit=self.audit)
-        transitions = [SimpleNamespace(transition=number) for number in range(1, len(told) + 1)]
-        self.queue = SimpleNamespace(states=list(told), transitions=transitions)
+        transitions = [SimpleNamespace(transition=number) for number in range(1, len(reported) + 1)]
+        self.queue = SimpleNamespace(states=list(reported), transitions=transitions)
         self.alertmanager = SimpleNamespace(accepted=[("A", "firing")])
         self.plane = SimpleNamespace(alerts=[ALERT] * arrived, bodies=[b"{}"])
 
@@ -140,7 +140,7 @@ ALERT = SimpleNamespace(labels={"alertname": "A"}, status="firing")
 
 
 @pytest.mark.parametrize(
-    ("used", "told", "arrived", "faults"),
+    ("used", "reported", "arrived", "faults"),
     [
         (3.25, STATES, 1, 0),
         (4.0, STATES, 1, 1),
@@ -150,21 +150,21 @@ ALERT = SimpleNamespace(labels={"alertname": "A"}, status="firing")
         (4.0, STATES[1:], 0, 3),
     ],
 )
-async def test_the_verdict(used: float, told: Sequence[str], arrived: int, faults: int) -> None:
-    stage: Any = Stood(used=used, told=told, arrived=arrived)
-    assert conclude(stage, compare([usage()], stage.lives), await stage.audit()) == int(faults > 0)
+async def test_the_verdict(used: float, reported: Sequence[str], arrived: int, faults: int) -> None:
+    stage: Any = Stood(used=used, reported=reported, arrived=arrived)
+    assert conclude(stage, compare([usage()], stage.runs), await stage.audit()) == int(faults > 0)
     assert stage.out.getvalue().count("\n") >= 1 + faults
     assert ("FAILED" in stage.out.getvalue()) == (faults > 0)
 
 
 def test_an_order_of_transitions_that_has_a_hole_is_a_fault() -> None:
-    stage: Any = Stood(used=3.25, told=STATES, arrived=1)
+    stage: Any = Stood(used=3.25, reported=STATES, arrived=1)
     del stage.queue.transitions[1]
     assert len(state_faults(stage)) == 1
 
 
 def test_a_private_field_on_the_wire_is_a_fault() -> None:
-    stage: Any = Stood(used=3.25, told=STATES, arrived=1)
+    stage: Any = Stood(used=3.25, reported=STATES, arrived=1)
     stage.plane.bodies.append(PRIVATE.encode())
     assert len(alert_faults(stage)) == 1
 
@@ -186,7 +186,7 @@ def test_a_record_is_shown_with_its_figures() -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"restart_observed": True}, "a new life of the target"),
+        ({"restart_observed": True}, "a new run of the target"),
         ({"source_changed": True}, "another source took over"),
         ({"clock_step_ms": -5}, "the clock was set"),
         ({"estimated": True, "samples": 4}, "samples missed, no CPU lost"),
@@ -209,8 +209,8 @@ def status(records: int, reason: str = "", oldest_ms: int | None = None) -> dict
     return {"last_error": trouble, "backlog": {"records": records, "oldest": oldest}}
 
 
-def now(**agents: Any) -> Now:
-    return Now({name.replace("_", "-"): s for name, s in agents.items()}, 0, [], [], [])
+def now(**agents: Any) -> Snapshot:
+    return Snapshot({name.replace("_", "-"): s for name, s in agents.items()}, 0, [], [], [])
 
 
 def test_what_waits_is_told_with_the_reason() -> None:

@@ -23,7 +23,7 @@ from lab.demo.fifo import queue
 from lab.demo.process import DemoError, end, started, whole_lines, written
 from lab.demo.screen import Screen
 from lab.demo.storage import BUCKET, bucket
-from lab.demo.workload_process import living
+from lab.demo.workload_process import running_workload
 
 SLEEPER = [sys.executable, "-c", "print('ready', flush=True); import time; time.sleep(600)"]
 
@@ -56,17 +56,17 @@ async def test_the_exit_code_of_a_killed_process(tmp_path: Path) -> None:
 
 
 async def test_the_workload_has_a_name_rests_and_gives_account(tmp_path: Path) -> None:
-    async with living(f"demo-t-{os.getpid()}", tmp_path, 1) as life:
-        workload = psutil.Process(life.pid)
+    async with running_workload(f"demo-t-{os.getpid()}", tmp_path, 1) as run:
+        workload = psutil.Process(run.pid)
         assert workload.name() == f"demo-t-{os.getpid()}"
         await until(lambda: bool(workload.children()))
-        await life.rest()
+        await run.rest()
         assert workload.children() == [], "it has waited for them"
         times = workload.cpu_times()
-        await life.end()
+        await run.end()
     seen = times.user + times.system + times.children_user + times.children_system
-    assert life.rusage.children_core_seconds > 0
-    assert life.rusage.core_seconds == pytest.approx(seen, abs=0.2)
+    assert run.rusage.children_core_seconds > 0
+    assert run.rusage.core_seconds == pytest.approx(seen, abs=0.2)
 
 
 async def test_the_workload_does_not_outlive_who_started_it(tmp_path: Path) -> None:

@@ -64,5 +64,5 @@ async def test_all_of_it(tmp_path: Path) -> None:
     assert f"byoc-agents verify {kept / 'bucket'}" in out.decode()
     verify = [sys.executable, "-m", "byoc_agents.app.cli", "verify", str(kept / "bucket")]
     verified = await asyncio.create_subprocess_exec(*verify, stdout=PIPE)
-    told, _ = await verified.communicate()
-    assert (verified.returncode, b"OK: no missing" in told) == (0, True)
+    reported, _ = await verified.communicate()
+    assert (verified.returncode, b"OK: no missing" in reported) == (0, True)

@@ -13,6 +13,7 @@ from lab.real.parts import images as images_part
 from lab.real.parts import localstack as localstack_part
 from lab.real.parts import prometheus as prometheus_part
 from lab.real.parts.process import RealProcess
+from tests.real.workers import ON_DOCKER
 
 HERE = Path(__file__).parent
 Started = Callable[[str], RealProcess]
@@ -21,10 +22,13 @@ sys.path.append(str(install.CHDB))  # `import chdb`, installed next to .venv; .v
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Everything in this folder is `real`, whether its author marked it or not."""
+    """Mark everything in this folder as `real`. Raises UsageError for a file without its worker."""
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.real)
+            needs_docker = "docker" in getattr(item, "fixturenames", ())
+            if needs_docker and not item.path.name.startswith(ON_DOCKER):
+                raise pytest.UsageError(f"{item.path.name} uses Docker: expected in ON_DOCKER")
 
 
 @pytest.fixture(scope="session")

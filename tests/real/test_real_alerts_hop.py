@@ -66,7 +66,7 @@ async def test_a_rule_that_fires_is_told_and_so_is_its_end(
     await asyncio.to_thread(rules.write_text, RULES)
     first = alertmanager(AM_CONFIG.format(port=forwarder.webhook_port, hook=HOOK))
     prometheus(PROMETHEUS_CONFIG.format(rules=rules, alertmanager=first.port, target=target))
-    await plane.until(lambda: ("ClickHouseDown", "firing") in plane.told())
+    await plane.until(lambda: ("ClickHouseDown", "firing") in plane.delivered())
     await plane.until(lambda: plane.of("byoc.alert.watchdog.v1"))
 
     async def scraped(_: web.Request) -> web.Response:
@@ -78,10 +78,10 @@ async def test_a_rule_that_fires_is_told_and_so_is_its_end(
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", target).start()
     try:
-        await plane.until(lambda: ("ClickHouseDown", "resolved") in plane.told())
+        await plane.until(lambda: ("ClickHouseDown", "resolved") in plane.delivered())
     finally:
         await runner.cleanup()
-    assert plane.told() == [("ClickHouseDown", "firing"), ("ClickHouseDown", "resolved")]
+    assert plane.delivered() == [("ClickHouseDown", "firing"), ("ClickHouseDown", "resolved")]
     began, ended = plane.of("byoc.alert.v1")
     assert began["starts_at"] == ended["starts_at"] < ended["ends_at"]
     assert began["annotations"] == {"summary": "clickhouse is down"}
@@ -129,10 +129,10 @@ async def test_whatever_the_control_plane_answers_each_alert_is_told_once_and_in
     async with asyncio.timeout(PATIENCE_SECONDS):
         while plane.receiver.requests < before + 2:  # noqa: ASYNC110  faults wake nobody
             await asyncio.sleep(0.05)
-    assert plane.told() == []
+    assert plane.delivered() == []
     plane.fault = lambda _number, _request: None
-    await plane.until(lambda: len(plane.told()) == 3)
-    assert plane.told() == [("A", "firing"), ("B", "firing"), ("A", "resolved")]
+    await plane.until(lambda: len(plane.delivered()) == 3)
+    assert plane.delivered() == [("A", "firing"), ("B", "firing"), ("A", "resolved")]
     assert metric(forwarder, "byoc_dead_letters_total") == 0
 
 
@@ -147,10 +147,10 @@ async def test_the_control_plane_is_away_while_the_forwarder_is_killed_and_comes
     await raise_alert(first, "B")
     forwarder.process.start()
     plane.fault = lambda _number, _request: None
-    await plane.until(lambda: len(plane.told()) == 2)
+    await plane.until(lambda: len(plane.delivered()) == 2)
     await raise_alert(first, "A", ended=True)
-    await plane.until(lambda: len(plane.told()) == 3)
-    assert plane.told() == [("A", "firing"), ("B", "firing"), ("A", "resolved")]
+    await plane.until(lambda: len(plane.delivered()) == 3)
+    assert plane.delivered() == [("A", "firing"), ("B", "firing"), ("A", "resolved")]
 
 
 @pytest.mark.parametrize("status", [413, 422])
@@ -166,8 +166,8 @@ async def test_one_rejected_event_is_a_dead_letter_and_the_others_are_delivered(
     held = 'byoc_send_attempts_total{daemon="alert-forwarder",result="rejects_all"}'
     await reached(forwarder, held, 1)
     await raise_alert(first, "B")
-    await plane.until(plane.told)
-    assert plane.told() == [("B", "firing")]
+    await plane.until(plane.delivered)
+    assert plane.delivered() == [("B", "firing")]
     await reached(forwarder, "byoc_dead_letters_total{", 1)
 
 
@@ -187,8 +187,8 @@ async def test_a_control_plane_that_rejects_everything_is_held_and_loses_nothing
     )
     assert metric(forwarder, "byoc_dead_letters_total") == 0
     plane.fault = lambda _number, _request: None
-    await plane.until(plane.told)
-    assert plane.told() == [("A", "firing")]
+    await plane.until(plane.delivered)
+    assert plane.delivered() == [("A", "firing")]
 
 
 @pytest.mark.parametrize("gossip", [True, False], ids=["in sight", "out of sight"])
@@ -199,13 +199,13 @@ async def test_two_alertmanagers_tell_once(
     with pair(tmp_path, config, gossip=gossip) as (one, other):
         for peer in (one, other):
             await raise_alert(peer, "A")
-        await plane.until(plane.told)
+        await plane.until(plane.delivered)
         if not gossip:
             await reached(forwarder, DUPLICATES, 1)
         one.kill()
         await raise_alert(other, "B")
-        await plane.until(lambda: len(plane.told()) == 2)
+        await plane.until(lambda: len(plane.delivered()) == 2)
         await raise_alert(other, "A", ended=True)
-        await plane.until(lambda: len(plane.told()) == 3)
-    assert plane.told() == [("A", "firing"), ("B", "firing"), ("A", "resolved")]
+        await plane.until(lambda: len(plane.delivered()) == 3)
+    assert plane.delivered() == [("A", "firing"), ("B", "firing"), ("A", "resolved")]
     assert plane.receiver.duplicates == 0

@@ -137,7 +137,7 @@ def alert(number: int, status: str) -> dict[str, Any]:
 
 @dataclass
 class Oracle:
-    """What the control plane saw."""
+    """The control plane's observations, and the rules they must meet."""
 
     order: list[str] = field(default_factory=list)
     bytes_of: dict[str, bytes] = field(default_factory=dict)

@@ -139,10 +139,10 @@ async def test_each_alert_is_told_once_and_in_order_when_the_control_plane_is_ba
                 await reached(forwarder, RELAYED, number + 1)
             failed = f'byoc_send_attempts_total{{daemon="alert-forwarder",result="{reason}"}}'
             await reached(forwarder, failed, 2)
-            assert bool(plane.told()) == arrives
+            assert bool(plane.delivered()) == arrives
             await link.become(whole)
-            await plane.until(lambda: len(plane.told()) == 3)
+            await plane.until(lambda: len(plane.delivered()) == 3)
             await reached(forwarder, "byoc_messages_sent_total", 4)  # the three, and a heartbeat
             assert metric(forwarder, "byoc_dead_letters_total") == 0
-    assert plane.told() == [("A", "firing"), ("B", "firing"), ("A", "resolved")]
+    assert plane.delivered() == [("A", "firing"), ("B", "firing"), ("A", "resolved")]
     assert bool(plane.receiver.duplicates) == arrives

@@ -23,6 +23,7 @@ from aiohttp import web
 from lab.fakes.http import WEBHOOK_HEADERS, WEBHOOK_TOKEN
 from lab.real.parts.process import RealProcess, free_port
 
+pytestmark = pytest.mark.quiet
 Started = Callable[[str], RealProcess]
 ALERTS = 2000
 SENDERS = 8

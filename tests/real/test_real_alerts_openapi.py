@@ -40,7 +40,7 @@ FLAGS = (
 
 @dataclass
 class Verdict:
-    """What schemathesis ended with, and said."""
+    """The exit code and the output of schemathesis."""
 
     exit_code: int
     text: str

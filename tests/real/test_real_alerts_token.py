@@ -51,5 +51,5 @@ async def test_alertmanager_is_let_in(
         own = given.format(text=repr(text), file=file)
         sender = alertmanager(config.replace(f"credentials: {HOOK}", own))
         await raise_alert(sender, "A")
-        await plane.until(plane.told)
-    assert plane.told() == [("A", "firing")]
+        await plane.until(plane.delivered)
+    assert plane.delivered() == [("A", "firing")]

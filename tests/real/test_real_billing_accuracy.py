@@ -6,6 +6,7 @@ import pytest
 
 from lab.real.accuracy import TICKS_PER_SECOND, Row, measured, mixed_row, table
 
+pytestmark = pytest.mark.quiet
 TOLERANCE_PERCENT = 2.0
 MIXED_PERCENT = 0.2  # of `python -m lab.real.accuracy --mixed 3600`
 MIXED_SECONDS = 30

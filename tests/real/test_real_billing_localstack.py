@@ -164,7 +164,7 @@ def racer(tmp_path: Path, name: str, bucket: Bucket, group: ControlGroup) -> Ite
 
 
 def connected(scraper: Scraper, port: int) -> bool:
-    """Tell whether it has a connection to that port."""
+    """Return whether it has a connection to that port."""
     peers = psutil.Process(scraper.process.pid).net_connections("tcp4")
     return port in {peer.raddr[1] for peer in peers if peer.status == "ESTABLISHED"}
 

@@ -1,4 +1,4 @@
-"""What a process with the sidecar's ids can do to ClickHouse in a shared process namespace.
+"""Tests of the access that the sidecar's ids give to ClickHouse in a shared process namespace.
 
 The server is a real process of uid and gid 101 with no capability. The sidecar is tried with the
 chart's default ids (65532, with ClickHouse's gid as a supplementary group, as `fsGroup` gives it)

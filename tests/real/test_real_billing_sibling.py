@@ -53,7 +53,7 @@ eval "$cgroups"
 
 @dataclass(frozen=True)
 class Layout:
-    """How a runtime shows control groups to its containers."""
+    """The view of control groups that a runtime gives to its containers."""
 
     source: str  # what the records must name
     controllers: tuple[str, ...] = ()  # of v1; none: v2
@@ -207,7 +207,7 @@ def shown_to(daemon: int, target: int) -> str:
 
 
 def empty(group: Path) -> bool:
-    """Tell whether all that ran in a group has been reaped."""
+    """Return whether all that ran in a group has been reaped."""
     return not (group / "cgroup.procs").read_text()
 
 

@@ -1,4 +1,4 @@
-"""What a person must repair: named in the log and in /status, held, nothing dropped."""
+"""Errors that a person must repair are named in the log and in /status; nothing is dropped."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.fakes.http import Behaviour, Request, reply, serve
+from lab.fakes.http import Behavior, Request, reply, serve
 from lab.fakes.s3 import FakeS3, s3_error
 from lab.real.burner import burning
 from lab.real.counters import settled
@@ -71,7 +71,7 @@ async def strict_s3() -> AsyncIterator[FakeS3]:
     moved = s3_error(301, "PermanentRedirect", {"x-amz-bucket-region": REGION})
     refuse = reply(moved.status, moved.headers, moved.body)
 
-    def script(request: Request) -> Behaviour:
+    def script(request: Request) -> Behavior:
         return serve if f"/{REGION}/s3/" in request.headers["authorization"] else refuse
 
     async with FakeS3(script) as s3:

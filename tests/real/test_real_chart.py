@@ -64,8 +64,8 @@ def test_a_missing_identity_is_refused_with_everything_else_that_is_missing(vers
 
 
 REFUSED: dict[str, tuple[str, str]] = {
-    "misspelt": ("organisationId=a", "organisationId"),
-    "misspelt-inside": ("billingScraper.buckett=a", "buckett"),
+    "misspelled": ("organizationID=a", "organizationID"),
+    "misspelled-inside": ("billingScraper.buckett=a", "buckett"),
     "no-region": ("region=Frankfurt", "region"),
     "no-fifo": (
         "stateExporter.queueUrl=https://sqs.eu-central-1.amazonaws.com/1/plain",
@@ -213,7 +213,7 @@ def _with(version: str, change: str) -> Any:
 
 
 def _closed(node: dict[str, Any]) -> bool:
-    """Tell whether no object with fixed names takes others."""
+    """Return whether no object with fixed names takes others."""
     inner = node.get("properties", {})
     if inner and node.get("additionalProperties") is not False:
         return False

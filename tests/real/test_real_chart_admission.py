@@ -111,7 +111,7 @@ def test_a_cluster_of_ipv6_asks_its_own_agent_and_no_address_of_ipv4() -> None:
     assert "::/0" in text
     assert "0.0.0.0" not in text
     assert "169.254." not in text
-    (pod,) = [one for one in pods(documents) if one.beside]
+    (pod,) = [one for one in pods(documents) if one.with_clickhouse]
     outside = pod.annotations["traffic.sidecar.istio.io/excludeOutboundIPRanges"]
     assert outside == "fd00:ec2::23/128"
     for pod in pods(documents):
@@ -185,7 +185,7 @@ def test_the_altinity_example_does_not_cut_clickhouse_off(
 ) -> None:
     """By all policies that select its pods: they add up."""
     documents = render.manifests(values)
-    (labels,) = [one.labels for one in pods(documents) if one.beside]
+    (labels,) = [one.labels for one in pods(documents) if one.with_clickhouse]
     policies = [
         d["spec"]
         for d in documents
@@ -260,7 +260,7 @@ def test_an_operator_that_accepts_no_containers_needs_none() -> None:
     flags = [argument for one in settings for argument in ("--set", one)]
     found = list(pods(render.manifests(values, *flags)))
     assert {one.owner.split("/")[0] for one in found} == {"Deployment"}
-    assert not [one for one in found if one.beside]
+    assert not [one for one in found if one.with_clickhouse]
 
 
 def test_the_exporters_user_has_the_password_that_the_exporter_sends() -> None:
@@ -269,6 +269,8 @@ def test_the_exporters_user_has_the_password_that_the_exporter_sends() -> None:
     nothing = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     assert find_password_hash("byoc_state_exporter", users) == nothing
     assert find_password_hash("a", {"a/password": ""}) != nothing
-    (pod,) = [one for one in pods(render.manifests(ALTINITY / "values.yaml")) if one.beside]
+    (pod,) = [
+        one for one in pods(render.manifests(ALTINITY / "values.yaml")) if one.with_clickhouse
+    ]
     sent = [environment(one) for one in pod.ours]
     assert not [one for one in sent if "BYOC_CLICKHOUSE_PASSWORD_FILE" in one]

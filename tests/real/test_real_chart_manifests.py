@@ -54,7 +54,7 @@ def _documents(kubernetes: str) -> list[tuple[str, Manifest]]:
 
 @pytest.mark.parametrize(("schemas", "rendered_for"), VERSIONS.items(), ids=VERSIONS)
 def test_kubernetes_knows_every_field(schemas: str, rendered_for: str) -> None:
-    """Strictly: a misspelt field fails. A kind that it does not know has a schema of ours."""
+    """Strictly: a misspelled field fails. A kind that it does not know has a schema of ours."""
     known = [(w, d) for w, d in _documents(rendered_for) if crds.schema(d) is None]
     answers = manifests.mistakes([(schemas, document) for _, document in known])
     assert [f"{w}: {m}" for (w, _), m in zip(known, answers, strict=True) if m] == []
@@ -73,14 +73,14 @@ def test_kinds_of_others_have_a_closed_schema_of_ours() -> None:
     assert checked == {kind for _, kind in crds.SPECS}
 
 
-def test_a_misspelt_field_and_an_unknown_kind_are_noticed() -> None:
+def test_a_misspelled_field_and_an_unknown_kind_are_noticed() -> None:
     """The checks above can fail."""
     _, deployment = next(x for x in _documents(render.NEW) if x[1]["kind"] == "Deployment")
-    misspelt = copy.deepcopy(deployment)
-    container = misspelt["spec"]["template"]["spec"]["containers"][0]
+    misspelled = copy.deepcopy(deployment)
+    container = misspelled["spec"]["template"]["spec"]["containers"][0]
     container["readOnlyRootFilesytem"] = True
     unknown = deployment | {"kind": "Deploiment"}
-    wrong, unheard = manifests.mistakes([(render.NEW, misspelt), (render.NEW, unknown)])
+    wrong, unheard = manifests.mistakes([(render.NEW, misspelled), (render.NEW, unknown)])
     assert "readOnlyRootFilesytem" in wrong
     assert unheard.startswith("unknown: ")
     _, monitor = next(x for x in _documents(render.NEW) if x[1]["kind"] == "PodMonitor")

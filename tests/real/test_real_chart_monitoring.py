@@ -130,7 +130,7 @@ def _groups(file: str) -> list[dict[str, Any]]:
 FOREIGN = (
     {"alertname": "KubePodCrashLooping", "severity": "info", "namespace": "clickhouse"},
     {"alertname": "InfoInhibitor", "severity": "none", "namespace": "clickhouse"},
-    {"alertname": "Unlabelled", "namespace": "clickhouse"},
+    {"alertname": "Unlabeled", "namespace": "clickhouse"},
 )
 
 

@@ -1,4 +1,4 @@
-"""Where the pods run, what may be added to them, the objects' names, and `helm test`."""
+"""Tests of the pods' placement, additions to pods, the objects' names, and `helm test`."""
 
 import re
 import subprocess

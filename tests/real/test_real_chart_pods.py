@@ -58,9 +58,9 @@ def test_the_agents_take_every_setting_and_miss_none(
         for container in pod.ours:
             run, *daemons = container["args"]
             assert run == "run"
-            settings = configure(daemons, mounted(container, tmp_path)).described()
+            settings = configure(daemons, mounted(container, tmp_path)).describe()
             assert settings["BYOC_ORGANIZATION_ID"] == "org-1"
-            if pod.beside:
+            if pod.with_clickhouse:
                 assert settings["BYOC_REPLICA"] == "chi-events-0-0-0"
 
 
@@ -109,7 +109,7 @@ def test_sidecars_never_hold_clickhouse_back(values: Path, kubernetes: str) -> N
             port = int(environment(container)["BYOC_LISTEN"].rpartition(":")[2])
             assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": port}
             assert "startupProbe" not in container
-            assert ("readinessProbe" in container) == (not pod.beside)
+            assert ("readinessProbe" in container) == (not pod.with_clickhouse)
             assert container["resources"]["requests"] == container["resources"]["limits"]
             liveness = container["livenessProbe"]
             patience = liveness["periodSeconds"] * liveness["failureThreshold"]
@@ -122,7 +122,7 @@ def test_native_sidecars_start_before_clickhouse_and_stop_after_it(
 ) -> None:
     """Kubernetes stops native sidecars when the containers are gone, in the opposite order."""
     wanted = kubernetes == render.NEW and render.name(values) != "all-sidecars"
-    for pod in filter(lambda one: one.beside, every_pod(values, kubernetes)):
+    for pod in filter(lambda one: one.with_clickhouse, every_pod(values, kubernetes)):
         native = [one["name"] for one in pod.spec.get("initContainers", [])]
         plain = [one["name"] for one in pod.spec["containers"]]
         ours = [one["name"] for one in pod.ours]
@@ -134,7 +134,7 @@ def test_native_sidecars_start_before_clickhouse_and_stop_after_it(
 def test_there_is_time_to_drain(values: Path, kubernetes: str) -> None:
     for pod in every_pod(values, kubernetes):
         drain = {int(environment(one)["BYOC_SHUTDOWN_GRACE_SECONDS"]) for one in pod.ours}
-        before = 60 if pod.beside else 0  # clickhouse.stopSeconds
+        before = 60 if pod.with_clickhouse else 0  # clickhouse.stopSeconds
         assert pod.spec["terminationGracePeriodSeconds"] >= before + max(drain) + 10
 
 
@@ -183,7 +183,7 @@ def test_each_meter_gets_what_it_needs_and_no_more(
 ) -> None:
     """Only the cgroup's counters need ClickHouse's uid and gid."""
     values = render.CHART / "ci" / f"{called}-values.yaml"
-    (pod,) = [one for one in every_pod(values, render.NEW) if one.beside]
+    (pod,) = [one for one in every_pod(values, render.NEW) if one.with_clickhouse]
     scraper = next(one for one in pod.ours if "billing-scraper" in one["args"])
     assert environment(scraper)["BYOC_BILLING_TARGET"] == target
     assert environment(scraper)["BYOC_BILLING_METER"] == meter
@@ -195,7 +195,7 @@ def test_each_meter_gets_what_it_needs_and_no_more(
 
 
 def test_clickhouse_keeps_its_own_ids() -> None:
-    (pod,) = [one for one in every_pod(DEFAULT, render.NEW) if one.beside]
+    (pod,) = [one for one in every_pod(DEFAULT, render.NEW) if one.with_clickhouse]
     (clickhouse,) = pod.spec["containers"]
     for rights in (clickhouse["securityContext"], pod.spec["securityContext"]):
         assert (rights["runAsUser"], rights["runAsGroup"]) == (101, 101)
@@ -205,7 +205,7 @@ def test_clickhouse_keeps_its_own_ids() -> None:
 def test_an_account_that_the_customer_names_is_kept() -> None:
     """The role is then trusted for that account, by a token that only our containers hold."""
     documents = render.manifests(render.CHART / "ci" / "altinity-values.yaml")
-    (pod,) = [one for one in pods(documents) if one.beside]
+    (pod,) = [one for one in pods(documents) if one.with_clickhouse]
     assert pod.spec["serviceAccountName"] == "clickhouse"
     accounts = {d["metadata"]["name"] for d in documents if d["kind"] == "ServiceAccount"}
     assert accounts == {"byoc-agents-alert-forwarder"}, "no account that no pod uses"
@@ -219,7 +219,7 @@ def test_the_size_is_told_by_the_downward_api_where_there_is_one() -> None:
     named = {"BYOC_LIMITS_CPU_MILLICORES": "1m", "BYOC_LIMITS_MEMORY_BYTES": "1"}
     for called, wanted in (("default", named), ("refused", {})):
         values = render.CHART / "ci" / f"{called}-values.yaml"
-        (pod,) = [one for one in every_pod(values, render.NEW) if one.beside]
+        (pod,) = [one for one in every_pod(values, render.NEW) if one.with_clickhouse]
         scraper = next(one for one in pod.ours if "billing-scraper" in one["args"])
         fields = [one for one in scraper["env"] if "resourceFieldRef" in one.get("valueFrom", {})]
         found = {one["name"]: one["valueFrom"]["resourceFieldRef"] for one in fields}
@@ -244,7 +244,7 @@ def test_a_figure_without_a_limit_is_not_asked_of_the_downward_api(
     """It would give the node's size."""
     values = render.CHART / "ci" / "default-values.yaml"
     more = [argument for option in options for argument in ("--set", option)]
-    (pod,) = [one for one in pods(render.manifests(values, *more)) if one.beside]
+    (pod,) = [one for one in pods(render.manifests(values, *more)) if one.with_clickhouse]
     scraper = next(one for one in pod.ours if "billing-scraper" in one["args"])
     assert {one["name"] for one in scraper["env"] if "LIMITS" in one["name"]} == expected
 
@@ -262,8 +262,8 @@ def test_only_who_calls_aws_has_an_identity(values: Path, kubernetes: str) -> No
 def test_a_forwarder_of_its_own_has_an_account_without_a_role() -> None:
     documents = render.manifests(DEFAULT)
     accounts = {d["metadata"]["name"] for d in documents if d["kind"] == "ServiceAccount"}
-    (forwarder,) = [one for one in pods(documents) if not one.beside]
-    (clickhouse,) = [one for one in pods(documents) if one.beside]
+    (forwarder,) = [one for one in pods(documents) if not one.with_clickhouse]
+    (clickhouse,) = [one for one in pods(documents) if one.with_clickhouse]
     used = {one.spec["serviceAccountName"] for one in (forwarder, clickhouse)}
     assert used == accounts == {"byoc-agents", "byoc-agents-alert-forwarder"}
     assert not [name for name in environment(forwarder.ours[0]) if name.startswith("AWS_")]

@@ -108,7 +108,7 @@ def test_a_rule_too_much_is_noticed(policy: Policy) -> None:
     """The check above can fail."""
     values = render.CHART / "ci" / "default-values.yaml"
     documents = render.manifests(values)
-    (pod,) = [one for one in pods(documents) if one.beside]
+    (pod,) = [one for one in pods(documents) if one.with_clickhouse]
     scraper = pod.ours[0]
     document = _policies(documents, "NetworkPolicy")["byoc-agents-billing-scraper"]
     document["spec"]["egress"].append({"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]})
@@ -200,4 +200,4 @@ def test_the_mesh_leaves_the_pages_and_the_nodes_agent_alone() -> None:
         told = pod.annotations["traffic.sidecar.istio.io/excludeInboundPorts"]
         assert set(told.split(",")) == ports
         outside = pod.annotations.get("traffic.sidecar.istio.io/excludeOutboundIPRanges")
-        assert outside == ("169.254.170.23/32" if pod.beside else None)
+        assert outside == ("169.254.170.23/32" if pod.with_clickhouse else None)

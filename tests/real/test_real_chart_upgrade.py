@@ -1,4 +1,4 @@
-"""What an upgrade and an uninstall do to volumes, by real Helm and an API server's answers."""
+"""Tests of upgrade and uninstall with volumes, by real Helm and an API server's answers."""
 
 import json
 import threading

@@ -1,5 +1,7 @@
 """The control plane's views in the engine of ClickHouse: digit by digit what the verifier says."""
 
+import base64
+import json
 import random
 from collections.abc import Iterator
 from decimal import Decimal
@@ -9,7 +11,7 @@ import chdb.session
 import pytest
 from msgspec.structs import replace
 
-from byoc_agents.app.cloudevents import encode, parse_rfc3339
+from byoc_agents.app.cloudevents import Agent, encode, parse_rfc3339, rfc3339
 from byoc_agents.audit import Audit, Report
 from byoc_agents.billing.record import UsageRecord
 from byoc_agents.delivery.sink import Message
@@ -191,6 +193,17 @@ def test_a_message_that_arrives_twice_is_one_row(database: chdb.session.Session)
     assert (row["state"], row["kind"], row["sequence"]) == ("running", "transition", "0")
 
 
+def sender(version: str = "0.2.0", *, configuration: str = "a" * 64, size: int = 1) -> Agent:
+    """Return what a daemon says of itself; its ledger has so many lines."""
+    root = base64.b64encode(size.to_bytes(32, "big")).decode()
+    return Agent(
+        version=version,
+        configuration_sha256=configuration,
+        ledger_size=size,
+        ledger_root=root,
+    )
+
+
 def silent(database: chdb.session.Session) -> list[str]:
     found = rows(database, "SELECT replica, daemon FROM silent_now ORDER BY replica, daemon")
     return [f"{row['replica']} {row['daemon']}" for row in found]
@@ -211,6 +224,77 @@ def test_a_daemon_is_silent_after_three_heartbeats_of_its_own(
     assert found == [[], ["r-0 state-exporter"], ["r-0 state-exporter"], everyone]
     store_events(database, [slow.message(NOON_MS + 181_000)], NOON_MS + 181_000)
     assert silent(database) == everyone[:2]
+
+
+def is_first_silent_after(database: chdb.session.Session, from_ms: int, seconds: int) -> bool:
+    """Return whether somebody is silent after so many seconds, and nobody a second before."""
+    found = []
+    for passed in (seconds - 1, seconds):
+        database.query("TRUNCATE TABLE byoc_progress")
+        for stream, redelivery in (("state", 30), ("alerts", 60)):
+            at_ms = from_ms + passed * 1000
+            record_progress(database, at_ms, stream=stream, redelivery=redelivery)
+        found.append(silent(database))
+    return not found[0] and bool(found[1])
+
+
+def test_the_heartbeat_that_the_newest_message_states_counts(
+    database: chdb.session.Session,
+) -> None:
+    """The first message is of a start, the second of ten minutes later, the third of a change."""
+    replica, at_ms = Replica(heartbeat=60), NOON_MS
+    for heartbeat, state in ((60, "running"), (300, "running"), (60, "degraded")):
+        replica.heartbeat = heartbeat
+        store_events(database, [replica.message(at_ms, state)], at_ms)
+        assert is_first_silent_after(database, at_ms, 3 * heartbeat + 1)
+        at_ms += 600_000
+
+
+def test_a_message_without_a_stated_time_counts_as_one_of_60_seconds(
+    database: chdb.session.Session,
+) -> None:
+    row = {
+        "organization_id": "org-1",
+        "service_id": "service-1",
+        "replica": "r-0",
+        "arrived_at": rfc3339(NOON_MS),
+        "time": rfc3339(NOON_MS),
+    }
+    for table, more in (
+        ("byoc_state", {"type": "byoc.service.state.v1", "id": "1"}),
+        ("byoc_alerts", {"type": "byoc.alert.heartbeat.v1", "started_at": rfc3339(NOON_MS)}),
+    ):
+        insert = f"INSERT INTO {table} SETTINGS date_time_input_format='best_effort'"
+        database.query(f"{insert} FORMAT JSONEachRow {json.dumps(row | more)}")
+    found = rows(database, "SELECT heartbeat_seconds AS s FROM agents_now")
+    assert [float(row["s"]) for row in found] == [60, 60]
+    assert is_first_silent_after(database, NOON_MS, 181)
+
+
+def test_a_heartbeat_that_arrives_late_does_not_shorten_the_time(
+    database: chdb.session.Session,
+) -> None:
+    """The queue took it after a timeout, and the exporter had replaced it."""
+    replica = Replica(heartbeat=60)
+    early = replica.message(NOON_MS)
+    late = replica.message(NOON_MS + 60_000)
+    replica.heartbeat = 300
+    newest = replica.message(NOON_MS + 120_000)
+    for number, body in enumerate((early, newest, late)):
+        store_events(database, [body], NOON_MS + number * 60_000)
+    assert is_first_silent_after(database, NOON_MS + 120_000, 901)
+
+
+@pytest.mark.parametrize("stopping", [False, True])
+def test_a_daemon_that_starts_again_with_an_earlier_clock_is_judged_by_its_new_messages(
+    database: chdb.session.Session, *, stopping: bool
+) -> None:
+    """Its disk is lost too, so its numbers are lower than before."""
+    before = heartbeat_event(NOON_MS, 7, stopping=stopping)
+    after = heartbeat_event(NOON_MS + 1000, 0, interval=300, started_at="2026-11-23T10:59:00.000Z")
+    for body in (before, after):
+        store_events(database, [encode(body)], parse_rfc3339(body.time))
+    assert is_first_silent_after(database, NOON_MS + 1000, 901)
 
 
 def test_silence_counts_from_the_beginning_of_uninterrupted_reception(
@@ -272,8 +356,12 @@ def test_the_fleet_is_shown_with_its_newest_state(
     database: chdb.session.Session, tmp_path: Path
 ) -> None:
     replica = Replica(organization="org-1", service="service-1", replica="clickhouse-0")
-    bodies = [replica.message(NOON_MS), replica.message(NOON_MS + 60_000, state="degraded")]
-    store_events(database, [*bodies[::-1], encode(heartbeat_event(NOON_MS, 3))], NOON_MS + 61_000)
+    bodies = []
+    for number, state in enumerate(("running", "degraded")):
+        replica.agent = sender(f"0.2.{number}", configuration="ab"[number] * 64)
+        bodies.append(replica.message(NOON_MS + number * 60_000, state=state))
+    beat = heartbeat_event(NOON_MS, 3, agent=sender("0.3.0", configuration="c" * 64))
+    store_events(database, [*bodies[::-1], encode(beat)], NOON_MS + 61_000)
     load_usage(database, stored(tmp_path, objects([Story().measured()])))
     record_progress(database, NOON_MS + 61_000)
     (row,) = rows(database, "SELECT * FROM fleet_now")
@@ -281,6 +369,29 @@ def test_the_fleet_is_shown_with_its_newest_state(
     assert row["billed_until"] == "2026-11-23 12:01:00.000"
     assert row["alert_forwarder_seen"] == row["state_exporter_seen"] == "2026-11-23 12:01:01.000"
     assert row["silent_daemons"] == []
+    assert (row["state_exporter_version"], row["alert_forwarder_version"]) == ("0.2.1", "0.3.0")
+    assert row["state_exporter_configuration"] == "b" * 64
+    assert row["alert_forwarder_configuration"] == "c" * 64
+
+
+def test_each_daemon_is_shown_with_its_newest_ledger(database: chdb.session.Session) -> None:
+    replica = Replica(replica="clickhouse-0")
+    bodies = []
+    for size in (5, 9, 7):  # the last is of a ledger that was begun again
+        replica.agent = sender(size=size)
+        bodies.append(replica.message(NOON_MS))
+    beats = [heartbeat_event(NOON_MS, size, agent=sender(size=size)) for size in (3, 4)]
+    store_events(database, [*bodies[::-1], *map(encode, beats)], NOON_MS)
+    columns = "daemon, agent_version, configuration_sha256, ledger_size, ledger_root"
+    found = rows(database, f"SELECT {columns} FROM agents_now ORDER BY daemon")
+    assert [list(row.values()) for row in found] == [
+        [daemon, "0.2.0", "a" * 64, str(size), sender(size=size).ledger_root]
+        for daemon, size in (("alert-forwarder", 4), ("state-exporter", 7))
+    ]
+    replica.agent = None  # 0.1.0 again
+    store_events(database, [replica.message(NOON_MS)], NOON_MS)
+    (row,) = rows(database, f"SELECT {columns} FROM agents_now WHERE daemon = 'state-exporter'")
+    assert list(row.values()) == ["state-exporter", "", "", "0", ""]
 
 
 def test_delays_and_completeness_are_figures_of_a_day(

@@ -25,7 +25,7 @@ def test_a_container_is_shut_in_seen_and_removed(docker: Engine) -> None:
         with pytest.raises(PartError, match="Read-only file system"):
             container.execute("touch", "/tmp/a")
         assert container.stop(grace_seconds=1) == 137, "sleep as process 1 ignores SIGTERM"
-    assert container.id not in docker.said("ps", "--all", "--quiet", "--no-trunc")
+    assert container.id not in docker.output("ps", "--all", "--quiet", "--no-trunc")
 
 
 def test_a_command_that_ends_is_waited_for_and_read(docker: Engine) -> None:

@@ -101,7 +101,7 @@ def files(layout: Path) -> dict[str, tarfile.TarInfo]:
 def said(docker: Engine, image: str, *command: str, entrypoint: str) -> list[str]:
     """Run one command in a container of its own, shut in; return its lines."""
     run = ("run", "--rm", *ALONE, f"--entrypoint={entrypoint}", image, *command)
-    return docker.said(*run).splitlines()
+    return docker.output(*run).splitlines()
 
 
 @pytest.mark.parametrize("user", [65532, 12345], ids=["own-uid", "any-uid"])
@@ -195,7 +195,7 @@ def pins() -> set[tuple[str, str]]:
 
 def test_the_user_may_write_to_its_state_alone(docker: Engine, images: Images) -> None:
     options = ["run", "--rm", "--network=none", "--user=65532:65532", "--entrypoint=python3"]
-    paths = docker.said(*options, images(ALL_IN_ONE), "-c", WRITABLE).splitlines()
+    paths = docker.output(*options, images(ALL_IN_ONE), "-c", WRITABLE).splitlines()
     assert paths == ["/var/lib/byoc-agents"]
 
 

@@ -166,7 +166,7 @@ async def test_usage_state_and_alert_arrive(  # noqa: PLR0917  fixtures
             await asyncio.to_thread(agents.start, stack, values)
             before = used_usec(target)
             await raise_alert(sender, "ReadonlyReplica")
-            await plane.until(lambda: ("ReadonlyReplica", "firing") in plane.told())
+            await plane.until(lambda: ("ReadonlyReplica", "firing") in plane.delivered())
             await asyncio.to_thread(eventually, queue.states)
             await asyncio.to_thread(eventually, lambda: used_usec(target) - before > WORKED_USEC)
             worked = used_usec(target) - before
@@ -180,7 +180,7 @@ async def test_usage_state_and_alert_arrive(  # noqa: PLR0917  fixtures
     assert report.ok, report
     assert worked / 1e6 <= float(billed(report)) <= total / 1e6
     measured = [one for one in usages(bucket.objects()) if one.quality != "gap"]
-    assert {one.source for one in measured} == {"cgroup.v1"}, "the best there is, as a neighbour"
+    assert {one.source for one in measured} == {"cgroup.v1"}, "the best there is, as a neighbor"
 
 
 def inside(docker: Engine, image: str, bucket: Bucket) -> Report:
@@ -188,7 +188,7 @@ def inside(docker: Engine, image: str, bucket: Bucket) -> Report:
     values = {"AWS_ENDPOINT_URL_S3": bucket.url, "AWS_DEFAULT_REGION": REGION, **KEYS}
     options = ["--network=host", *hardened(), *environment(values)]
     command = ("verify", f"s3://{bucket.name}/{PREFIX}", "--json")
-    said = docker.said("run", "--rm", *options, image, *command)
+    said = docker.output("run", "--rm", *options, image, *command)
     return msgspec.json.decode(said, type=Report)
 
 

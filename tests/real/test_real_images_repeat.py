@@ -27,7 +27,7 @@ def builder_of_another_day(docker: Engine, directory: Path) -> None:
     (directory / "later" / "Dockerfile").write_text(DOCKERFILE)
     shutil.copy(install.faketime(), directory)
     docker.build(directory / "later" / "Dockerfile", LATER)
-    clock = docker.said("run", "--rm", "--network=none", LATER, "date", "+%s")
+    clock = docker.output("run", "--rm", "--network=none", LATER, "date", "+%s")
     now = subprocess.run(["date", "+%s"], capture_output=True, text=True, check=True).stdout
     assert int(clock) - int(now) > 86_400
 

@@ -174,7 +174,7 @@ async def test_no_failing_statement_degrades_the_replica(engine: Any) -> None:
 
 
 def test_every_counted_name_is_one_of_the_engines_own(engine: Any) -> None:
-    """A misspelt name would count nothing. `errorCodeToName` is the engine's own table."""
+    """A misspelled name would count nothing. `errorCodeToName` is the engine's own table."""
     names = str(engine.query("SELECT errorCodeToName(number) FROM numbers(1100)", "TSV"))
     assert set(queries.SERVER_ERRORS) <= set(names.split())
 

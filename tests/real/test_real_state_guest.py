@@ -16,7 +16,7 @@ from byoc_agents.state import queries
 from byoc_agents.state.assess import Assessment, Memory, ServiceState, assess
 from byoc_agents.state.observation import ProbeSource, SourceResult, StateObservation
 from byoc_agents.state.probes import Prober
-from byoc_agents.state.thresholds import Now, ReasonCode, Thresholds
+from byoc_agents.state.thresholds import PollTime, ReasonCode, Thresholds
 from lab.real.chdb_front import Engine, front
 from lab.real.guest import (
     GRANTS,
@@ -60,7 +60,7 @@ async def look(engine: Engine, polls: int = 1) -> tuple[StateObservation, list[i
 
 def judged(observation: StateObservation) -> Assessment:
     observation = msgspec.structs.replace(observation, uptime_seconds=UP_SECONDS)
-    return assess(observation, Memory(), Thresholds(), Now(0, 0))[0]
+    return assess(observation, Memory(), Thresholds(), PollTime(0, 0))[0]
 
 
 def rows(engine: Engine, sql: str) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What the state exporter sees of a real old ClickHouse, and what that writes down of us."""
+"""The state exporter polls a real old ClickHouse; the server's logs show the exporter's queries."""
 
 import asyncio
 import time

@@ -124,7 +124,7 @@ async def test_order_is_kept_and_a_repeat_is_no_second_message(queue: Queue) -> 
         assert mine == sorted(mine)
 
 
-async def test_an_entry_that_is_refused_alone_does_not_touch_its_neighbours(
+async def test_an_entry_that_is_refused_alone_does_not_touch_its_neighbors(
     queue: Queue, tmp_path: Path
 ) -> None:
     await queue.client.set_queue_attributes(

@@ -23,6 +23,7 @@ from lab.strangers import (
     plan,
 )
 
+pytestmark = pytest.mark.quiet
 PLAN = list(plan(DAEMONS))
 Started = Callable[[str], RealProcess]
 
@@ -73,6 +74,6 @@ def post_alert(alertmanager: str) -> None:
 
 
 def notified(pages: str) -> bool:
-    """Tell whether Alertmanager's notification was accepted."""
+    """Return whether Alertmanager's notification was accepted."""
     with DIRECT.open(f"{pages}/status", timeout=10) as answer:
         return bool(json.load(answer)["daemons"]["alert-forwarder"]["last_notification"])

@@ -17,13 +17,13 @@ import aiohttp
 from lab.real.burner import burning
 from lab.real.counters import settled
 from lab.real.parts.kernel import ControlGroup
-from lab.real.syscalls.house import (
+from lab.real.syscalls.daemons import (
     DAEMONS,
-    House,
+    Daemons,
     assert_alerts,
     assert_billed,
-    house,
     ledger_verifies,
+    running_daemons,
 )
 from lab.real.syscalls.strace import breaking, injected, shortening
 
@@ -36,7 +36,7 @@ Fate = Literal[
 
 
 class Fault(NamedTuple):
-    """What fails, on which files of a daemon's directory (none: everywhere), and its fate."""
+    """A failing system call, the files it fails on (none: everywhere), and the expected result."""
 
     calls: Sequence[str]
     files: Sequence[str]
@@ -83,98 +83,102 @@ FAULTS: dict[str, Fault] = {
 async def test_every_fault_has_its_fate_and_nothing_is_lost_or_doubled(
     tmp_path: Path, cgroup_v1: ControlGroup
 ) -> None:
-    async with house(tmp_path, f"cgroup:{cgroup_v1['cpuacct']}") as home:
+    async with running_daemons(tmp_path, f"cgroup:{cgroup_v1['cpuacct']}") as daemons:
         with burning("pulse", cgroup_v1.command([])) as burner:
             burner.pulse()
             for number, (name, fault) in enumerate(FAULTS.items()):
-                await met(home, fault, f"alert-{number}", tmp_path / f"strace-{number}")
+                await met(daemons, fault, f"alert-{number}", tmp_path / f"strace-{number}")
                 print(f"{injected(tmp_path / f'strace-{number}'):6} {name}: {fault.fate}")
-                await recovered(home, f"later-{number}")
+                await recovered(daemons, f"later-{number}")
         truth = settled(cgroup_v1)
-        await home.until(home.drained)
-        assert await home.stop() == 0
-        assert "daemon.task_failed" not in home.log.read_text()
-        assert_alerts(home)
-        assert_states(home)
-        assert_billed(home, truth)
-        ledger_verifies(home.state)
+        await daemons.until(daemons.drained)
+        assert await daemons.stop() == 0
+        assert "daemon.task_failed" not in daemons.log.read_text()
+        assert_alerts(daemons)
+        assert_states(daemons)
+        assert_billed(daemons, truth)
+        ledger_verifies(daemons.state)
 
 
-async def met(home: House, fault: Fault, alert: str, log: Path) -> None:
+async def met(daemons: Daemons, fault: Fault, alert: str, log: Path) -> None:
     """Let it happen until its fate is seen."""
-    directories = [home.state / daemon for daemon in DAEMONS]
+    directories = [daemons.state / daemon for daemon in DAEMONS]
     files = [place / name for place in directories for name in fault.files]
     attach = shortening if ":short=" in fault.calls[0] else breaking
-    attached = attach(home.process.pid, log, fault.calls, *files)
+    attached = attach(daemons.process.pid, log, fault.calls, *files)
     await asyncio.to_thread(attached.__enter__)
     try:
-        home.replica_turns()
-        await FATED[fault.fate](home, alert)
-        await home.until(lambda: broke(log, *fault.calls))
+        daemons.toggle_replica()
+        await FATED[fault.fate](daemons, alert)
+        await daemons.until(lambda: broke(log, *fault.calls))
     finally:
         await asyncio.to_thread(attached.__exit__, None, None, None)
-    assert (await home.page("healthz"))[0] == 200
+    assert (await daemons.page("healthz"))[0] == 200
 
 
-async def not_ready(home: House, alert: str) -> None:
+async def not_ready(daemons: Daemons, alert: str) -> None:
     names = (f"{alert}-{n}" for n in itertools.count())
 
     async def refused() -> bool:
-        return await home.post(next(names)) == 503
+        return await daemons.post(next(names)) == 503
 
-    await home.until(refused)
-    await home.until(home.unready)
+    await daemons.until(refused)
+    await daemons.until(daemons.unready)
 
 
-async def held(home: House, alert: str) -> None:
-    assert await home.post(alert) == 200
+async def held(daemons: Daemons, alert: str) -> None:
+    assert await daemons.post(alert) == 200
 
     async def by_ledger() -> bool:
-        return await home.reason("alert-forwarder") == "ledger"
+        return await daemons.reason("alert-forwarder") == "ledger"
 
-    await home.until(by_ledger)
-    assert alert not in {one.labels["alertname"] for one in home.plane.alerts}
+    await daemons.until(by_ledger)
+    assert alert not in {one.labels["alertname"] for one in daemons.plane.alerts}
 
 
-async def retried(home: House, alert: str) -> None:
+async def retried(daemons: Daemons, alert: str) -> None:
     async def taken() -> bool:
         try:
-            return await home.post(alert) == 200
+            return await daemons.post(alert) == 200
         except (OSError, aiohttp.ClientError):  # our own connection was cut
             return False
 
-    await home.until(taken)
+    await daemons.until(taken)
 
 
-async def whatever(home: House, alert: str) -> None:
-    assert await home.post(alert) in {200, 503}
+async def whatever(daemons: Daemons, alert: str) -> None:
+    assert await daemons.post(alert) in {200, 503}
 
 
 FATED = {"not ready": not_ready, "held: ledger": held, "retry": retried, "any": whatever}
 
 
 async def broke(log: Path, *calls: str) -> bool:
-    """Tell whether the first of them has failed, or for a read either of the two."""
+    """Return whether the first of them has failed, or for a read either of the two."""
     names = {call.partition(":")[0] for call in calls}
     wanted = names & {"read", "pread64"} or {calls[0].partition(":")[0]}
     return any(injected(log, f"{name}(") for name in wanted)
 
 
-async def recovered(home: House, alert: str) -> None:
+async def recovered(daemons: Daemons, alert: str) -> None:
     """Wait until it works as before, and the server's last transition has been reported."""
-    await home.until(home.ready)
-    await retried(home, alert)
-    turn = home.clickhouse.server.rows["system.metrics.ReadonlyReplica"] == "1"
+    await daemons.until(daemons.ready)
+    await retried(daemons, alert)
+    turn = daemons.clickhouse.server.rows["system.metrics.ReadonlyReplica"] == "1"
 
-    async def told() -> bool:
-        last = [one for one in home.told() if one.kind == "transition"][-1:]
+    async def is_reported() -> bool:
+        last = [one for one in daemons.state_messages() if one.kind == "transition"][-1:]
         return bool(last) and bool(last[0].reasons) == turn
 
-    await home.until(told)
+    await daemons.until(is_reported)
 
 
-def assert_states(home: House) -> None:
-    turns = [one for one in home.told() if one.kind == "transition" and one.state != "stopping"]
+def assert_states(daemons: Daemons) -> None:
+    turns = [
+        one
+        for one in daemons.state_messages()
+        if one.kind == "transition" and one.state != "stopping"
+    ]
     print(f"{len(turns)} transitions reported")
     assert [one.transition for one in turns] == list(range(1, len(turns) + 1))
     readonly = [bool(one.reasons) for one in turns[-len(FAULTS) :]]

@@ -16,13 +16,13 @@ from typing import Literal, NamedTuple
 from lab.real.burner import burning
 from lab.real.counters import settled
 from lab.real.parts.kernel import ControlGroup
-from lab.real.syscalls.house import (
+from lab.real.syscalls.daemons import (
     DAEMONS,
-    House,
+    Daemons,
     assert_alerts,
     assert_billed,
-    house,
     ledger_verifies,
+    running_daemons,
 )
 from lab.real.syscalls.strace import breaking, injected, starting
 
@@ -81,59 +81,59 @@ FAULTS: dict[str, Fault] = {
 async def test_every_fault_of_a_start_has_its_fate_and_a_full_spool_survives(
     tmp_path: Path, cgroup_v1: ControlGroup
 ) -> None:
-    async with house(tmp_path, f"cgroup:{cgroup_v1['cpuacct']}") as home:
+    async with running_daemons(tmp_path, f"cgroup:{cgroup_v1['cpuacct']}") as daemons:
         with burning("pulse", cgroup_v1.command([])) as burner:
             burner.pulse()
-            await killed_with_backlog(home, tmp_path / "held")
+            await killed_with_backlog(daemons, tmp_path / "held")
             for number, (name, fault) in enumerate(FAULTS.items()):
                 log = tmp_path / f"start-{number}"
-                await started(home, fault, log, DAEMONS[number % 3])
+                await started(daemons, fault, log, DAEMONS[number % 3])
                 print(f"{injected(log):6} {name}: {fault.fate}")
         truth = settled(cgroup_v1)
-        await home.start()
-        await home.until(home.drained)
-        assert await home.stop() == 0
-        assert_alerts(home)
-        turns = [one.transition for one in home.told() if one.kind == "transition"]
+        await daemons.start()
+        await daemons.until(daemons.drained)
+        assert await daemons.stop() == 0
+        assert_alerts(daemons)
+        turns = [one.transition for one in daemons.state_messages() if one.kind == "transition"]
         assert turns == list(range(1, len(turns) + 1))
-        assert_billed(home, truth)
-        ledger_verifies(home.state)
-        assert list(home.state.rglob("*.corrupt-*")) == []
+        assert_billed(daemons, truth)
+        ledger_verifies(daemons.state)
+        assert list(daemons.state.rglob("*.corrupt-*")) == []
 
 
-async def killed_with_backlog(home: House, log: Path) -> None:
+async def killed_with_backlog(daemons: Daemons, log: Path) -> None:
     """Let nothing leave until every spool holds something, then kill."""
-    files = [home.state / daemon / LEDGER[0] for daemon in DAEMONS]
-    attached = breaking(home.process.pid, log, ["write:error=ENOSPC"], *files)
+    files = [daemons.state / daemon / LEDGER[0] for daemon in DAEMONS]
+    attached = breaking(daemons.process.pid, log, ["write:error=ENOSPC"], *files)
     await asyncio.to_thread(attached.__enter__)
     try:
-        home.replica_turns()
-        assert await home.post(log.name) == 200
+        daemons.toggle_replica()
+        assert await daemons.post(log.name) == 200
 
         async def all_hold() -> bool:
-            return {await home.reason(daemon) for daemon in DAEMONS} == {"ledger"}
+            return {await daemons.reason(daemon) for daemon in DAEMONS} == {"ledger"}
 
-        await home.until(all_hold)
-        home.process.kill()
-        await home.process.wait()
+        await daemons.until(all_hold)
+        daemons.process.kill()
+        await daemons.process.wait()
     finally:
         await asyncio.to_thread(attached.__exit__, None, None, None)
 
 
-async def started(home: House, fault: Fault, log: Path, daemon: str) -> None:
+async def started(daemons: Daemons, fault: Fault, log: Path, daemon: str) -> None:
     """Start one daemon under the fault and see its fate."""
-    paths = [home.state / daemon / name for name in fault.files]
-    await home.launch(*starting(log, fault.calls, *paths), daemons=[daemon])
+    paths = [daemons.state / daemon / name for name in fault.files]
+    await daemons.launch(*starting(log, fault.calls, *paths), daemons=[daemon])
     if fault.fate == "exit 2":
-        assert await asyncio.wait_for(home.process.wait(), 60) == 2, home.log.read_text()
+        assert await asyncio.wait_for(daemons.process.wait(), 60) == 2, daemons.log.read_text()
     else:
-        await home.until(home.ready)
-        await home.until(home.drained)
-        home.process.kill()
-        await home.process.wait()
-        assert "ledger.write_failed" in home.log.read_text()
-    assert fault.said in home.log.read_text()
-    assert "spool.corrupted" not in home.log.read_text()
+        await daemons.until(daemons.ready)
+        await daemons.until(daemons.drained)
+        daemons.process.kill()
+        await daemons.process.wait()
+        assert "ledger.write_failed" in daemons.log.read_text()
+    assert fault.said in daemons.log.read_text()
+    assert "spool.corrupted" not in daemons.log.read_text()
     assert injected(log)
 
 

@@ -28,6 +28,7 @@ from byoc_agents.alerts.webhook import PATH, Webhook
 from byoc_agents.app import logging as log
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.cloudevents import parse_rfc3339
+from byoc_agents.app.heartbeat import HeartbeatIntervals
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.audit import Audit
 from byoc_agents.billing.recorder import Recorder
@@ -196,7 +197,9 @@ async def forwarding(
     async with Spool(memory, max_bytes=256 << 10, clock=clock) as spool:
         counts = Counts(Metrics(), "alert-forwarder")
         relay = Relay(rules, spool, clock, counts)
-        heartbeat = HeartbeatSender(origin, relay, spool, clock, interval_seconds=60)
+        heartbeat = HeartbeatSender(
+            origin, relay, spool, clock, intervals=HeartbeatIntervals(60, 300)
+        )
         webhook = Webhook(relay, ReloadableSecret(WEBHOOK_TOKEN), counts)
         client: Client = TestClient(RawTestServer(webhook.answer))
         async with client:

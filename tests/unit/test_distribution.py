@@ -1,4 +1,4 @@
-"""What users install: the wheel and the image hold the product and nothing else."""
+"""The wheel and the image that users install contain the product and nothing else."""
 
 import re
 import subprocess

@@ -9,12 +9,22 @@ import pytest
 import byoc_agents
 
 PACKAGE = Path(byoc_agents.__file__).parent
-DAEMONS = ("billing", "state", "alerts")
+DAEMONS = ("billing", "state", "alerts", "access")
 TOGETHER = {"app", "policy", "schema"}  # they know several daemons
 WIRING = {"certificate", "context", "daemon", "http_server"}
 # Modules of `app` that every layer may import.
 SHARED = {
-    *("clock", "cloudevents", "files", "keyed_ids", "listening", "metrics", "settings", "signals"),
+    *(
+        "clock",
+        "cloudevents",
+        "files",
+        "heartbeat",
+        "keyed_ids",
+        "listening",
+        "metrics",
+        "settings",
+    ),
+    "signals",
 }
 
 # Layer -> the layers of ours that it may import. A layer is a folder or a file right under
@@ -34,6 +44,7 @@ MAY_IMPORT = {
     "wiring": {*CORE, "egress", "clickhouse", "wiring"},
     "audit": {*CORE, "billing", "audit"},
     "report": {*CORE, "schema", "report"},
+    "usage": {*CORE, "billing", "audit", "report", "usage"},
     **{d: {*CORE, "egress", "sinks", "clickhouse", "servers", "wiring", d} for d in DAEMONS},
 }
 NO_CLOUD = {"aiobotocore", "botocore", "boto3", "aiohttp", "moto", "requests", "urllib3"}

@@ -1,4 +1,4 @@
-"""The guard in conftest.py, tried on tests that leave; and who in the house may open sockets."""
+"""The guard in conftest.py, tried on tests that leave; and the modules that may open sockets."""
 
 import ast
 import os

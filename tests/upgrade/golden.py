@@ -1,4 +1,4 @@
-"""What each version left on disk when it was killed with a backlog: `versions/VERSION/`.
+"""Write the files that a version leaves when it is killed with a backlog: `versions/VERSION/`.
 
 `python -m tests.upgrade.golden` writes the directory of the version that runs, once, for its
 release; directories of older versions are never written again. Until a version is released, remove

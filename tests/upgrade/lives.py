@@ -13,6 +13,7 @@ from byoc_agents.alerts.counts import Counts
 from byoc_agents.alerts.events import Allowed, Origin
 from byoc_agents.alerts.relay import Relay, Rules
 from byoc_agents.app.clock import Clock
+from byoc_agents.app.heartbeat import HeartbeatIntervals
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.billing.recorder import Recorder, UsageIdentity
 from byoc_agents.billing.scraper import Scraper
@@ -138,15 +139,13 @@ def exporter(life: Life, *, readonly: bool) -> Exporter:
     stream = Stream(
         STATE,
         "state/replica/replica-0",
-        heartbeat_seconds=30,
+        intervals=HeartbeatIntervals(30, 30),
         spool=life.spool,
         clock=life.clock,
         metrics=life.metrics,
     )
     return Exporter(
-        who=Speaker(
-            organization_id="org", service_id="svc", region="eu-west-1", heartbeat_seconds=30
-        ),
+        who=Speaker(organization_id="org", service_id="svc", region="eu-west-1"),
         replicas=[PolledReplica("replica-0", prober, stream)],
         thresholds=Thresholds(by_code={**DEFAULTS, ReasonCode.READONLY_REPLICA: Threshold(1, 0)}),
         poll_seconds=SAMPLE_SECONDS,

@@ -1,4 +1,4 @@
-"""What an older version left on disk, taken up by this one: nothing lost, doubled or renumbered."""
+"""An older version's files, continued by this one: nothing is lost, doubled or renumbered."""
 
 import json
 import sqlite3
@@ -40,7 +40,7 @@ AWAY_SECONDS = 95  # between the kill and the new version's start
 
 @dataclass(frozen=True)
 class Old:
-    """What a version left, laid out; read with nothing but sqlite3."""
+    """The unpacked files of a version, read with nothing but sqlite3."""
 
     version_dir: Path
     state_dir: Path

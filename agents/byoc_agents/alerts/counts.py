@@ -37,6 +37,6 @@ class Counts:
         """Count an answered request."""
         self._requests(status).inc()
 
-    def truncated(self, number: int) -> None:
+    def add_truncated(self, number: int) -> None:
         """Count alerts that Alertmanager left out of a notification."""
         self._truncated.inc(number)

@@ -41,7 +41,7 @@ def destinations(
             purpose="alerts to the control plane",
             daemon=NAME,
             setting="BYOC_ALERTS_URL",
-            frequency=f"at once, and every {own.heartbeat_seconds:g} s",
+            frequency=f"at once, and every {own.intervals}",
         )
     ]
 
@@ -99,7 +99,7 @@ def forwarder(  # noqa: PLR0913  the settings, and what the source works with
     )
     webhook = Webhook(relay, token, counts)
     heartbeat = HeartbeatSender(
-        rules.origin, relay, spool, clock, interval_seconds=own.heartbeat_seconds, agent=agent
+        rules.origin, relay, spool, clock, intervals=own.intervals, agent=agent
     )
     listen = Listen(
         *own.listen,

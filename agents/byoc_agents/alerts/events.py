@@ -145,7 +145,10 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
             "numbers may be missing."
         ),
     ]
-    interval_seconds: Annotated[float, describe("The next heartbeat comes within this time.")]
+    interval_seconds: Annotated[
+        float,
+        describe("The next heartbeat comes within this time. It is longer while nothing changes."),
+    ]
     stopping: Annotated[bool, describe("Whether this is the last one of a planned stop.")]
     last_notification_at: Annotated[
         str | None,
@@ -208,7 +211,7 @@ class Allowed(msgspec.Struct, frozen=True):
 
 
 class Sighting(msgspec.Struct, frozen=True):
-    """How and when an alert was received."""
+    """A reception of an alert: by which source, and when."""
 
     receiver: str  # its name in Alertmanager: part of the identity, never sent
     at_ms: int
@@ -274,8 +277,8 @@ def build_alert(  # noqa: PLR0913  the alert, its context, and the fact to repor
         received_at=rfc3339(seen.at_ms),
         labels=labels.values,
         annotations=annotations.values,
-        cut=_named(labels.cut, annotations.cut),
-        withheld=_named(labels.withheld, annotations.withheld),
+        cut=_name_paths(labels.cut, annotations.cut),
+        withheld=_name_paths(labels.withheld, annotations.withheld),
         group_truncated_alerts=seen.group_truncated,
     )
     return AlertEvent(
@@ -329,5 +332,5 @@ def build_heartbeat(data: Heartbeat, origin: Origin, at_ms: int) -> HeartbeatEve
     )
 
 
-def _named(labels: Sequence[str], annotations: Sequence[str]) -> list[str]:
+def _name_paths(labels: Sequence[str], annotations: Sequence[str]) -> list[str]:
     return [f"labels.{name}" for name in labels] + [f"annotations.{name}" for name in annotations]

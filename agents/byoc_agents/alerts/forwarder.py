@@ -11,13 +11,18 @@ from byoc_agents.alerts.relay import Relay, message
 from byoc_agents.alerts.webhook import LIMITS, Webhook
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.cloudevents import Agent, rfc3339
+from byoc_agents.app.heartbeat import HeartbeatIntervals
 from byoc_agents.app.http_server import Listen, serve
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import SpoolError
 
 
 class HeartbeatSender:
-    """Puts `byoc.alert.heartbeat.v1` into the spool, which keeps only the latest."""
+    """Puts `byoc.alert.heartbeat.v1` into the spool, which keeps only the latest.
+
+    It looks at the relay at each of the shorter intervals. A heartbeat is due when the time that
+    the last one stated is over, and at the first look after an alert began or ended.
+    """
 
     def __init__(  # noqa: PLR0913  its collaborators
         self,
@@ -26,7 +31,7 @@ class HeartbeatSender:
         spool: Spool,
         clock: Clock,
         *,
-        interval_seconds: float,
+        intervals: HeartbeatIntervals,
         agent: Callable[[], Agent | None] = lambda: None,
     ) -> None:
         """`agent` describes this process in each heartbeat."""
@@ -35,28 +40,46 @@ class HeartbeatSender:
         self._relay = relay
         self._spool = spool
         self._clock = clock
-        self._interval_seconds = interval_seconds
+        self._intervals = intervals
         self._started_ms = clock.wall_ns() // 1_000_000
         self._sequence = 0
+        self._sent_at_ns = self._due_at_ns = clock.boot_ns()
 
     async def run(self) -> None:
-        """Send heartbeats until cancelled. A heartbeat that cannot be stored is skipped."""
+        """Send heartbeats until cancelled. One that cannot be stored is tried at the next look."""
         while True:
             try:
-                await self.send()
+                await self._relay.confirm_reopened()
+                if self._is_due():
+                    await self._store_heartbeat(stopping=False)
             except SpoolError as error:
                 structlog.get_logger().error("heartbeat.write_failed", error=str(error))
-            await self._clock.sleep(self._interval_seconds)
+            left_seconds = (self._due_at_ns - self._clock.boot_ns()) / 1e9
+            if left_seconds <= 0 or left_seconds > self._intervals.seconds:
+                left_seconds = self._intervals.seconds
+            await self._clock.sleep(left_seconds)
 
     async def send(self, *, stopping: bool = False) -> None:
         """Report the beginnings that are due, then store a heartbeat. Raises SpoolError."""
         await self._relay.confirm_reopened()
+        await self._store_heartbeat(stopping=stopping)
+
+    def _is_due(self) -> bool:
+        changed = self._relay.changed_at_ns > self._sent_at_ns
+        return changed or self._clock.boot_ns() >= self._due_at_ns
+
+    async def _store_heartbeat(self, *, stopping: bool) -> None:
+        now_ns = self._clock.boot_ns()
         at_ms = self._clock.wall_ns() // 1_000_000
-        event = build_heartbeat(self._data(stopping=stopping), self._origin, at_ms)
+        interval_seconds = self._intervals.after(now_ns - self._relay.changed_at_ns)
+        data = self._data(interval_seconds, stopping=stopping)
+        event = build_heartbeat(data, self._origin, at_ms)
         self._sequence += 1
         await self._spool.put(message(event, at_ms, replaces="heartbeat"))
+        self._sent_at_ns = now_ns
+        self._due_at_ns = now_ns + int(interval_seconds * 1e9)
 
-    def _data(self, *, stopping: bool) -> Heartbeat:
+    def _data(self, interval_seconds: float, *, stopping: bool) -> Heartbeat:
         open_episodes, open_digest = self._relay.open_episodes()
         return Heartbeat(
             organization_id=self._origin.organization_id,
@@ -65,7 +88,7 @@ class HeartbeatSender:
             replica=self._origin.replica,
             started_at=rfc3339(self._started_ms),
             sequence=self._sequence,
-            interval_seconds=self._interval_seconds,
+            interval_seconds=interval_seconds,
             stopping=stopping,
             last_notification_at=_moment(self._relay.last_notification_ms),
             last_watchdog_at=_moment(self._relay.last_watchdog_ms),

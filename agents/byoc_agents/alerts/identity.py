@@ -30,12 +30,12 @@ def identities(secrets: Sequence[str], alert: Received, receiver: str) -> Iterat
     for secret in secrets:
         key = secret.encode()
         yield Identity(
-            fingerprint=_keyed(key, "fingerprint", alert.fingerprint)[:16],
-            receiver=_keyed(key, "receiver", receiver),
+            fingerprint=_hash_keyed(key, "fingerprint", alert.fingerprint)[:16],
+            receiver=_hash_keyed(key, "receiver", receiver),
             keyed=True,
         )
     yield Identity(fingerprint=alert.fingerprint, receiver=receiver, keyed=False)
 
 
-def _keyed(key: bytes, kind: str, value: str) -> str:
+def _hash_keyed(key: bytes, kind: str, value: str) -> str:
     return hmac.digest(key, f"{kind}\n{value}".encode(), "sha256").hex()[:32]

@@ -85,7 +85,7 @@ def read(body: bytes | bytearray) -> Group:
         slices = [group for group in _slices(body) if group]
         alerts = [alert for group in slices for alert in group.alerts]
         return msgspec.structs.replace(slices[0], alerts=alerts)
-    found = [_received(raw) for raw in group.alerts]
+    found = [_parse_alert(raw) for raw in group.alerts]
     alerts = [alert for alert in found if alert]
     return _group(alerts, len(found) - len(alerts), group.receiver, group.truncated)
 
@@ -112,7 +112,7 @@ def _slices(body: bytes | bytearray) -> Iterator[Group | None]:
         while at < len(bounds) and at - begin < 2 * SLICE_ALERTS:
             if alerts and bounds[at + 1] - bounds[begin] > SLICE_BYTES:
                 break
-            alert = _received(view[bounds[at] : bounds[at + 1]])
+            alert = _parse_alert(view[bounds[at] : bounds[at + 1]])
             if alert:
                 alerts.append(alert)
             else:
@@ -273,7 +273,7 @@ def _count(value: object) -> int:
     return min(value, MAX_TRUNCATED) if isinstance(value, int) and value > 0 else 0
 
 
-def _received(raw: msgspec.Raw | memoryview) -> Received | None:
+def _parse_alert(raw: msgspec.Raw | memoryview) -> Received | None:
     """Return the alert, or None if it has no status, no labels or no start."""
     try:
         alert = _ALERT.decode(raw)

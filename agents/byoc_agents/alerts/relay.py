@@ -109,6 +109,7 @@ class Relay:
     def __init__(self, rules: Rules, spool: Spool, clock: Clock, counts: Counts) -> None:
         self.last_notification_ms: int | None = None
         self.last_watchdog_ms: int | None = None
+        self.changed_at_ns = clock.boot_ns()  # last report of a beginning or end; at first: start
         self._rules = rules
         self._clock = clock
         self._counts = counts
@@ -189,6 +190,8 @@ class Relay:
             batch = WriteBatch(messages=plan.messages, state=state)
             await self._checkpoint.commit(batch, self._memory)
             self._memory.apply_commit(plan.facts, plan.unconfirmed, state)
+            if any(not message.replaces for message in plan.messages):  # no reminder or Watchdog
+                self.changed_at_ns = self._clock.boot_ns()
         finally:
             done.set_result(None)
             self._uncommitted = [other for other in self._uncommitted if other is not plan]
@@ -426,7 +429,7 @@ class Relay:
         for outcome, number in outcomes.items():
             self._counts.alerts(outcome, number)
         if truncated:
-            self._counts.truncated(truncated)
+            self._counts.add_truncated(truncated)
         write = self._log.warning if invalid or truncated else self._log.info
         write("webhook.accepted", truncated=truncated, **outcomes)
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from byoc_agents.alerts import matchers
+from byoc_agents.app.heartbeat import MAX_IDLE_SECONDS, HeartbeatIntervals
 from byoc_agents.app.settings import Setting, host_and_port, number
 from byoc_agents.sinks.https import signing_keys
 
@@ -220,8 +221,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = 360.0  # Alertmanager's default group_interval of 5 minutes, and four peers
     heartbeat_seconds: Annotated[
-        float, Setting("BYOC_ALERTS_HEARTBEAT_SECONDS", "1 to 3600 seconds", parse=number(1, 3600))
+        float,
+        Setting(
+            "BYOC_ALERTS_HEARTBEAT_SECONDS",
+            "1 to 3600 seconds between two heartbeats, for ten minutes after a change",
+            parse=number(1, 3600),
+        ),
     ] = 60.0
+    idle_heartbeat_seconds: Annotated[
+        float | None,
+        Setting(
+            "BYOC_ALERTS_IDLE_HEARTBEAT_SECONDS",
+            "1 to 1800 seconds between two heartbeats after that; default: five times as long,"
+            " at most 1800",
+            parse=number(1, MAX_IDLE_SECONDS),
+        ),
+    ] = None
     timeout_seconds: Annotated[
         float,
         Setting(
@@ -247,6 +262,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 100
 
     @property
+    def intervals(self) -> HeartbeatIntervals:
+        """Return the intervals of the heartbeats. Raises ValueError if they do not fit."""
+        return HeartbeatIntervals.choose(
+            "BYOC_ALERTS", self.heartbeat_seconds, self.idle_heartbeat_seconds
+        )
+
+    @property
     def selected(self) -> str:
         """Return the matchers that are used: the configured or the default ones."""
         if self.selector:
@@ -261,3 +283,4 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             names = "BYOC_ALERTS_TLS_CERT_FILE, BYOC_ALERTS_TLS_KEY_FILE"
             reason = f"{names}: only one is set: expected both or neither"
             raise ValueError(reason)
+        _ = self.intervals

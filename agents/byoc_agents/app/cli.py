@@ -43,6 +43,10 @@ COMMANDS = {
         "audit a bucket or a directory of billing objects",
         "byoc-agents verify s3://vendor-usage/v1/ --since 2026-11-23",
     ),
+    "usage": Command(
+        "print the CPU and memory of each service by day, used and allocated",
+        "byoc-agents usage --since 2026-11-01 --html usage.html",
+    ),
     "ledger": Command(
         "show, verify or report the data that left this machine",
         "byoc-agents ledger show --since 2026-11-23",
@@ -94,6 +98,10 @@ def _dispatch(arguments: list[str]) -> int:  # noqa: C901, PLR0911  one per comm
             from byoc_agents import audit
 
             return audit.main(rest)
+        case "usage":
+            from byoc_agents import usage
+
+            return usage.main(rest)
         case "ledger":
             from byoc_agents import report
 

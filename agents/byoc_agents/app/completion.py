@@ -77,17 +77,19 @@ SCRIPTS = {"bash": bash_script, "zsh": zsh_script, "fish": fish_script}
 
 def words_of_commands() -> dict[str, list[str]]:
     """Return command -> the words that may follow it: daemons, subcommands, options."""
-    from byoc_agents.policy.cli import COMMANDS as POLICIES  # noqa: PLC0415  loads the daemons
+    from byoc_agents.policy.account_checks import ACCOUNT_CHECKS  # noqa: PLC0415  loads the daemons
+    from byoc_agents.policy.cli import COMMANDS as POLICIES  # noqa: PLC0415  likewise
 
     words: dict[str, list[str]] = {name: [] for name in cli.COMMANDS}
     for name in ("run", "drain", "check-config"):
         words[name] = [*DAEMONS]
-    words["policy"] = [*POLICIES, *DAEMONS]
+    words["policy"] = [*POLICIES, *ACCOUNT_CHECKS, *DAEMONS]
     words["completion"] = [*SCRIPTS]
     for name, subcommands in SUBCOMMANDS.items():
         words[name] = [*subcommands]
     for name in set(words) - {"version"}:
-        pages = [[name]] + [[name, one] for one in SUBCOMMANDS.get(name, ())]
+        own = ACCOUNT_CHECKS if name == "policy" else SUBCOMMANDS.get(name, ())
+        pages = [[name]] + [[name, one] for one in own]
         options = {option for page in pages for option in _options_of(page)}
         words[name] += sorted(options)
     return words

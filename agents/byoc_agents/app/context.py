@@ -73,8 +73,12 @@ class Runtime(msgspec.Struct, frozen=True, dict=True):  # `dict`: for cached pro
         return Spool(self.directory(daemon), max_bytes=self.core.spool_max_bytes, clock=self.clock)
 
     @asynccontextmanager
-    async def ledger(self, daemon: str, spool: Spool) -> AsyncIterator[FileLedger]:
+    async def ledger(
+        self, daemon: str, spool: Spool, *, facts: bool = False
+    ) -> AsyncIterator[FileLedger]:
         """Open the daemon's ledger, and compare it with the head that the spool stores.
+
+        `facts` as for `FileLedger`.
 
         The spool's head is written with each delivery, and here once more at the end.
         """
@@ -87,6 +91,7 @@ class Runtime(msgspec.Struct, frozen=True, dict=True):  # `dict`: for cached pro
             max_bytes=self.core.ledger_max_bytes,
             keep_bodies=self.core.ledger_keep_bodies,
             expected=stored.get(HEAD_KEY, b"").decode(errors="replace"),
+            facts=facts,
         )
         async with ledger:
             self.ledgers.append(ledger)

@@ -68,7 +68,7 @@ def read_regular(path: str, max_bytes: int, known: Version | None = None) -> Con
             content += chunk
     finally:
         os.close(descriptor)
-    raise NotReadableError(f"{path} is too large; {_expected(max_bytes)}")
+    raise NotReadableError(f"{path} is too large; {_describe_limit(max_bytes)}")
 
 
 def open_regular(path: Path) -> BufferedReader:
@@ -90,16 +90,16 @@ def _kind(mode: int) -> str:
 
 def _check(path: str, found: os.stat_result, max_bytes: int) -> None:
     if not stat.S_ISREG(found.st_mode):
-        raise NotReadableError(f"{path} is {_kind(found.st_mode)}; {_expected(max_bytes)}")
+        raise NotReadableError(f"{path} is {_kind(found.st_mode)}; {_describe_limit(max_bytes)}")
     if found.st_size > max_bytes:
-        raise NotReadableError(f"{path} has {found.st_size} bytes; {_expected(max_bytes)}")
+        raise NotReadableError(f"{path} has {found.st_size} bytes; {_describe_limit(max_bytes)}")
 
 
 def _version(found: os.stat_result) -> Version:
     return Version(found.st_mtime_ns, found.st_size, found.st_ino)
 
 
-def _expected(max_bytes: int) -> str:
+def _describe_limit(max_bytes: int) -> str:
     return f"expected a regular file of at most {max_bytes} bytes"
 
 
@@ -135,7 +135,7 @@ class FileContent:
         """
         if not self._done.is_set():
             raise NotReadableError(
-                f"{self._path} does not answer (a hung mount?); {_expected(self._max_bytes)}"
+                f"{self._path} does not answer (a hung mount?); {_describe_limit(self._max_bytes)}"
             )
         if self._error:
             raise self._error

@@ -20,7 +20,7 @@ from typing import cast
 
 import msgspec
 import structlog
-from aiohttp import StreamReader, web
+from aiohttp import EMPTY_PAYLOAD, StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import RawRequestMessage
 
@@ -85,6 +85,7 @@ class ClientConnection(web.RequestHandler):
         self._owner = server
         self._malformed = False  # the last bytes were not HTTP
         self._unread_bytes = 0  # since the last answer
+        self._body: StreamReader = EMPTY_PAYLOAD  # of the last request
         self._late: asyncio.TimerHandle | None = None
         self._await_head(server.limits.header_seconds)
 
@@ -100,6 +101,8 @@ class ClientConnection(web.RequestHandler):
         self._await_head(None)
         super().connection_lost(exc)
         self._messages.clear()  # this object exists until the next run of the garbage collector
+        if self.idle_since < math.inf:  # aiohttp's task would wait LINGER_SECONDS for the rest
+            self._body.feed_eof()
 
     def data_received(self, data: bytes) -> None:
         """Start the timeout for the headers of the next request at its first byte."""
@@ -129,10 +132,10 @@ class ClientConnection(web.RequestHandler):
         """Count the connection as authenticated. Return False if the limit is reached."""
         return self._owner.authenticate(self)
 
-    def begin_request(self) -> None:
+    def begin_request(self, body: StreamReader) -> None:
         """Record that the headers were received."""
         self._await_head(None)
-        self.idle_since, self._unread_bytes = math.inf, 0
+        self.idle_since, self._unread_bytes, self._body = math.inf, 0, body
 
     def end_request(self) -> None:
         """Record that the request was answered."""
@@ -296,7 +299,7 @@ class HttpServer:
 
     async def _answer_request(self, request: web.BaseRequest) -> web.StreamResponse:
         connection = cast("ClientConnection", request.protocol)
-        connection.begin_request()
+        connection.begin_request(request.content)
         try:
             return await self._answer(request)
         finally:

@@ -7,7 +7,7 @@ import asyncio
 import hashlib
 import os
 from asyncio.sslproto import SSLProtocol
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Iterator, Mapping, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
@@ -99,14 +99,14 @@ class Configuration(msgspec.Struct, frozen=True):
             *(d.listen for d in self.daemons.values() if hasattr(d, "listen")),
         ]
 
-    def described(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """Return variable -> effective value; secrets as ***."""
         structs = [self.core, self.clickhouse, *self.daemons.values()]
         return {name: value for struct in structs for name, value in describe(struct).items()}
 
     def text(self) -> str:
         """Return the effective settings as `check-config` prints them; secrets as ***."""
-        return msgspec.json.format(msgspec.json.encode(self.described())).decode() + "\n"
+        return msgspec.json.format(msgspec.json.encode(self.describe())).decode() + "\n"
 
 
 def daemon_spec(name: str) -> DaemonSpec:
@@ -229,8 +229,8 @@ async def _build_daemons(
     log.count_lost(metrics.log_lost.labels(names).inc)
     on_refused: list[Callable[[str, str], None]] = []
     gate = _gate(configuration, metrics, on_refused)
-    confine = _confinement(core.seccomp, metrics.seccomp.labels(names))
-    enforce_process(gate, configuration.listeners)
+    confine, addresses = _confinement(core.seccomp, metrics.seccomp.labels(names))
+    enforce_process(gate, configuration.listeners, addresses)
     runtime = Runtime(
         core=core,
         environ=configuration.environ,
@@ -248,8 +248,10 @@ async def _build_daemons(
         yield daemons, metrics, confine
 
 
-def _confinement(mode: str, enforced: Gauge) -> Callable[[], None]:
+def _confinement(mode: str, enforced: Gauge) -> tuple[Callable[[], None], Container[int]]:
     """Return a function that puts the seccomp filter on the process, and reports the outcome.
+
+    Also returns the addresses of the C functions that it calls.
 
     To be called before the audit hook closes ctypes. `mode` is BYOC_SECCOMP. With `require` the
     function raises ConfigError if the kernel refuses.
@@ -257,7 +259,7 @@ def _confinement(mode: str, enforced: Gauge) -> Callable[[], None]:
     enforced.set(0)
     logger = structlog.get_logger()
     if mode == "off":
-        return lambda: logger.warning("seccomp.off", setting="BYOC_SECCOMP")
+        return lambda: logger.warning("seccomp.off", setting="BYOC_SECCOMP"), ()
 
     def report_failure(error: Exception) -> None:
         if mode == "require":
@@ -271,7 +273,7 @@ def _confinement(mode: str, enforced: Gauge) -> Callable[[], None]:
         install_filter = prepare_filter()
     except (ImportError, OSError) as error:  # a Python without ctypes, an unknown architecture
         found = error
-        return lambda: report_failure(found)
+        return lambda: report_failure(found), ()
 
     def confine() -> None:
         try:
@@ -282,7 +284,7 @@ def _confinement(mode: str, enforced: Gauge) -> Callable[[], None]:
             enforced.set(1)
             logger.info("seccomp.enforced")
 
-    return confine
+    return confine, install_filter.addresses
 
 
 def _gate(

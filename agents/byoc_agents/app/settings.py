@@ -37,7 +37,7 @@ MAX_PORT = 65535  # RFC 9293: ports are 16 bits
 
 
 class Setting(msgspec.Struct, frozen=True):
-    """How one field is read from a variable or from a YAML key.
+    """The rule for reading one field from a variable or from a YAML key.
 
     `parse` takes the text of a variable or of a YAML value, and returns the value. It raises
     ValueError with a description of the mistake. `meaning` completes "expected ..." in error
@@ -74,7 +74,7 @@ def load_file(path: str | None) -> dict[str, str]:
     import yaml  # noqa: PLC0415  1 MiB, needed only with a file
 
     try:
-        text = _decoded(read_within(path, MAX_CONFIG_BYTES))
+        text = _decode(read_within(path, MAX_CONFIG_BYTES))
         root = yaml.compose(text, Loader=yaml.BaseLoader)
     except yaml.MarkedYAMLError as error:
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
@@ -90,7 +90,7 @@ def load_file(path: str | None) -> dict[str, str]:
     return _entries(root, path)
 
 
-def _decoded(content: bytes) -> str:
+def _decode(content: bytes) -> str:
     """Return the text of UTF-8, or of UTF-16 with a byte order mark. Raises UnicodeDecodeError."""
     utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     return content.decode("utf-16" if utf_16 else "utf-8-sig")

@@ -1,4 +1,4 @@
-"""What is wrong with the objects of one pod, before they are put into an archive."""
+"""Check the objects of one pod before they are put into an archive."""
 
 from collections.abc import Sequence
 from typing import get_args

@@ -1,35 +1,25 @@
 """`byoc-agents verify`: read a bucket or a directory and report problems."""
 
 import argparse
-import asyncio
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from aiobotocore.session import get_session
-from botocore.exceptions import BotoCoreError
-
 from byoc_agents.app.cloudevents import encode, parse_rfc3339, rfc3339
 from byoc_agents.audit.audit import Audit
-from byoc_agents.audit.readers import Hours, UnreadableError, read_bucket, read_directory
+from byoc_agents.audit.readers import SCHEME, Hours, UnreadableError, read_directory
 from byoc_agents.audit.render import text
 from byoc_agents.audit.report import Report
 
 PROGRESS_OBJECTS = 10_000  # per progress line on stderr
-SCHEME = "s3://"
 
 Connect = Callable[[str | None], AbstractAsyncContextManager[Any]]
 
 
-def s3_client(region: str | None) -> AbstractAsyncContextManager[Any]:
-    """Return an S3 client that botocore configures from the environment and its own files."""
-    client: AbstractAsyncContextManager[Any] = get_session().create_client("s3", region_name=region)
-    return client
-
-
-def main(argv: Sequence[str], connect: Connect = s3_client) -> int:
+def main(argv: Sequence[str], connect: Connect | None = None) -> int:
     """Print the report. Return 0 if no problem was found, else 1.
 
     2 means that there is no result: wrong usage, or an unreadable bucket or directory.
@@ -38,10 +28,10 @@ def main(argv: Sequence[str], connect: Connect = s3_client) -> int:
         options = _parser().parse_args(argv)
     except SystemExit as stop:  # argparse has printed the reason
         return int(stop.code or 0)
-    audit = Audit(partial=bool(options.since) or "/date=" in options.target)
+    audit = Audit(partial=is_partial(options))
     try:
-        _read(audit, options, connect)
-    except (UnreadableError, BotoCoreError) as error:
+        read_target(audit, options, connect)
+    except UnreadableError as error:
         sys.stderr.write(f"byoc-agents verify: {error}\n")
         return 2
     report = audit.report(options.target)
@@ -57,18 +47,29 @@ def _parser() -> argparse.ArgumentParser:
         "example: byoc-agents verify s3://vendor-usage/v1/ --since 2026-11-23",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("target", metavar="s3://BUCKET/PREFIX|DIRECTORY", type=_target)
+    parser.add_argument("target", metavar="s3://BUCKET/PREFIX|DIRECTORY", type=parse_target)
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
-    parser.add_argument("--since", type=_hour, metavar="TIME", help=_HOUR_HELP)
-    parser.add_argument("--until", type=_hour, metavar="TIME", help="and before this")
-    parser.add_argument("--region", help="of the bucket; default as botocore finds it")
+    add_bounds(parser)
     return parser
 
 
 _HOUR_HELP = "only objects that begin in this UTC hour or later, e.g. 2026-11-23T12:00Z"
 
 
-def _target(value: str) -> str:
+def add_bounds(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what of a target is read."""
+    parser.add_argument("--since", type=_hour, metavar="TIME", help=_HOUR_HELP)
+    parser.add_argument("--until", type=_hour, metavar="TIME", help="and before this")
+    parser.add_argument("--region", help="of the bucket; default as botocore finds it")
+
+
+def is_partial(options: argparse.Namespace) -> bool:
+    """Return whether the beginning of the target's epochs is left out on purpose."""
+    return bool(options.since) or "/date=" in options.target
+
+
+def parse_target(value: str) -> str:
+    """Return a target that exists, or names a bucket. Raises ArgumentTypeError."""
     if value.startswith(SCHEME):
         if not value.removeprefix(SCHEME).partition("/")[0]:
             raise argparse.ArgumentTypeError(f"{value} names no bucket")
@@ -85,21 +86,24 @@ def _hour(value: str) -> str:
         raise argparse.ArgumentTypeError(f"{value}: {error}") from error
 
 
-def _read(audit: Audit, options: argparse.Namespace, connect: Connect) -> None:
-    hours, progress = Hours(options.since or "", options.until or ""), _ProgressLine()
+def chosen_hours(options: argparse.Namespace) -> Hours:
+    """Return the hours of the options of `add_bounds`."""
+    return Hours(options.since or "", options.until or "")
+
+
+def read_target(audit: Audit, options: argparse.Namespace, connect: Connect | None = None) -> None:
+    """Audit the objects of a bucket or a directory. Raises UnreadableError."""
+    hours, progress = chosen_hours(options), ProgressLine()
     if not options.target.startswith(SCHEME):
         read_directory(audit, Path(options.target), hours, progress)
         return
-    bucket, _, prefix = options.target.removeprefix(SCHEME).partition("/")
+    from byoc_agents.audit.bucket import read_url, s3_client  # noqa: PLC0415  costs 20 MiB
 
-    async def read() -> None:
-        async with connect(options.region) as client:
-            await read_bucket(audit, client, (bucket, prefix), hours, progress)
-
-    asyncio.run(read())
+    connection = partial(connect or s3_client, options.region)
+    read_url(audit, options.target, hours, progress, connection)
 
 
-class _ProgressLine:
+class ProgressLine:
     """Shows the progress on stderr: continuously on a terminal, else a line now and then."""
 
     def __init__(self) -> None:
@@ -108,6 +112,7 @@ class _ProgressLine:
         self._next = self._step
 
     def __call__(self, objects: int) -> None:
+        """Show that so many objects have been read."""
         if objects >= self._next:
             self._next = objects + self._step
             line = f"\r{objects} objects" if self._terminal else f"{objects} objects\n"

@@ -40,7 +40,7 @@ class Recent:
         self._young: dict[int, int] = {}
         self._old: dict[int, int] = {}
 
-    def seen(
+    def check_duplicate(
         self, record_id: str, line: bytes
     ) -> Literal["duplicate_identical", "duplicate_conflicting"] | None:
         """Add a record. Return the kind of duplicate, or None if it is new."""
@@ -55,10 +55,14 @@ class Recent:
 
 
 class Evidence:
-    """The evidence of all objects; if `partial`, an epoch need not begin with sequence 0."""
+    """The evidence of all objects; if `partial`, an epoch need not begin with sequence 0.
 
-    def __init__(self, *, partial: bool, recent_ids: int) -> None:
+    With `by_day` the sums of each replica are kept by UTC day.
+    """
+
+    def __init__(self, *, partial: bool, recent_ids: int, by_day: bool = False) -> None:
         self.partial = partial
+        self.by_day = by_day
         self.objects = 0
         self.records = 0
         self.findings = Findings()
@@ -68,15 +72,20 @@ class Evidence:
         self.service_objects: Counter[tuple[str, str]] = Counter()  # a shared one counts once
         self.streams: defaultdict[tuple[str, str, int], Claim] = defaultdict(Claim)
         self._pods: dict[tuple[str, str, str], str] = {}  # organization, service, pod -> replica
+        self._last: tuple[tuple[str, str, str, str], ReplicaAudit] | None = None
 
     def replica(self, usage: Usage) -> ReplicaAudit:
         """Return the evidence on the replica of a valid record."""
-        name = ReplicaName(usage.organization_id, usage.service_id, usage.replica)
         pod = usage.pod_uid or usage.replica
-        self._pods[usage.organization_id, usage.service_id, pod] = usage.replica
+        place = (usage.organization_id, usage.service_id, pod, usage.replica)
+        if self._last and place == self._last[0]:  # as a rule that of the record before
+            return self._last[1]
+        name = ReplicaName(usage.organization_id, usage.service_id, usage.replica)
+        self._pods[place[:3]] = usage.replica
         known = self.replicas.get(name)
         if known is None:
-            known = self.replicas[name] = ReplicaAudit(name)
+            known = self.replicas[name] = ReplicaAudit(name, by_day=self.by_day)
+        self._last = (place, known)
         return known
 
     def claim(self, key: ObjectKey) -> Claim:

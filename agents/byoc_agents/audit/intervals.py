@@ -1,6 +1,6 @@
 """A set of whole numbers kept as merged half-open intervals: milliseconds or sequence numbers.
 
-Its size is the number of holes, not of additions: a million neighbouring records are one interval.
+Its size is the number of holes, not of additions: a million neighboring records are one interval.
 """
 
 from bisect import bisect_left, bisect_right
@@ -32,6 +32,9 @@ class Spans:
         """Add [start, end)."""
         if start >= end:
             return
+        if self._ends and start == self._ends[-1]:  # the usual case: the neighbor of the last one
+            self._ends[-1] = end
+            return
         low = bisect_left(self._ends, start)
         high = bisect_right(self._starts, end)
         if low < high:
@@ -42,14 +45,14 @@ class Spans:
 
     def overlap(self, start: int, end: int) -> list[Span]:
         """Return the parts of [start, end) that are in the set."""
-        if start >= end:
+        if start >= end or not self._ends or start >= self._ends[-1]:
             return []
         low = bisect_right(self._ends, start)
         high = bisect_left(self._starts, end)
         pairs = zip(self._starts[low:high], self._ends[low:high], strict=True)
         return [(max(a, start), min(b, end)) for a, b in pairs]
 
-    def uncovered(self, start: int, end: int) -> list[Span]:
+    def find_uncovered(self, start: int, end: int) -> list[Span]:
         """Return the parts of [start, end) that are not in the set."""
         found = []
         for a, b in self.overlap(start, end):
@@ -60,7 +63,7 @@ class Spans:
 
     def minus(self, other: "Spans") -> "Spans":
         """Return the parts that are not in the other set."""
-        return Spans(*(part for span in self for part in other.uncovered(*span)))
+        return Spans(*(part for span in self for part in other.find_uncovered(*span)))
 
     def holes(self) -> "Spans":
         """Return the gaps between the first interval and the last one."""

@@ -18,7 +18,7 @@ from byoc_agents.audit.report import (
     Unrecorded,
     seconds,
     stamp,
-    summed,
+    sum_totals,
 )
 from byoc_agents.audit.sequences import Hole, Lane, Link, Point, Run, Stretch, link
 
@@ -41,9 +41,8 @@ def conclude(evidence: Evidence, target: str) -> Report:
         verdict = _Conclusion(evidence.findings, replica, own, partial=evidence.partial)
         epoch_ends += verdict.reach()
         for timeline in replica.timelines.values():
-            timeline.allocate(replica.sums)
-    counted = [r for r in replicas if r.sums.records or r.sums.excluded_records]
-    totals = [replica.sums.total(replica.name) for replica in counted]
+            timeline.settle(replica.sums_at)
+    totals = [replica.total() for replica in replicas if replica.sums]
     return Report(
         target=target,
         objects=evidence.objects,
@@ -51,9 +50,9 @@ def conclude(evidence: Evidence, target: str) -> Report:
         counts=dict(sorted(evidence.findings.counts.items())),
         findings=evidence.findings.kept,
         gaps=[gap for replica in replicas for gap in _gaps(replica)],
-        unrecorded=[item for replica in replicas for item in _unrecorded(replica)],
+        unrecorded=[item for replica in replicas for item in _list_unrecorded(replica)],
         epoch_ends=epoch_ends,
-        services=summed(totals, evidence.service_objects),
+        services=sum_totals(totals, evidence.service_objects),
         replicas=totals,
     )
 
@@ -121,13 +120,13 @@ class _Conclusion:
                 self._explain(place, hole)
             for run in self._lane(epoch).runs:
                 if run.load.worst:
-                    self._overloaded(epoch, run.load.worst)
+                    self._report_overload(epoch, run.load.worst)
         sound = [epoch for epoch in self._epochs if self._lane(epoch).runs]
         pairs = list(pairwise(sound))
         for ended, begun in pairs:
             self._succession(ended, begun)
         for (pod, container), timeline in self._replica.timelines.items():
-            self._uncovered(f"pod {pod} container {container}", timeline)
+            self._report_uncovered(f"pod {pod} container {container}", timeline)
         return [self._epoch_end(ended, begun) for ended, begun in pairs]
 
     def _lane(self, epoch: int) -> Lane:
@@ -145,7 +144,7 @@ class _Conclusion:
     def _missing(self, epoch: int, hole: Hole) -> None:
         across = link(*_sides(hole), stated=True)
         if across and across.kind == "doubled_cpu":
-            self._broken(across.kind, epoch, across)
+            self._report_link(across.kind, epoch, across)
         rise = across.core_seconds if across and across.kind == "unrecorded" else None
         claim = self._claims.get(epoch) or Claim()
         for first, end in Spans((hole.first, hole.last + 1)).minus(claim.damaged):
@@ -157,22 +156,22 @@ class _Conclusion:
                 start=stamp(hole.left.end_ms if hole.left else None),
                 end=stamp(hole.right.start_ms if hole.right else None),
                 core_seconds=rise,
-                detail=self._stated(hole),
+                detail=self._name_stated_gap(hole),
             )
 
-    def _stated(self, hole: Hole) -> str:
+    def _name_stated_gap(self, hole: Hole) -> str:
         """Return the gap that the records state for a hole, which is a finding anyway."""
         if not hole.left or not hole.right:
             return ""
         start_ms, end_ms = hole.left.end_ms, hole.right.start_ms
         for timeline in self._replica.timelines.values():
             spans = timeline.stated().get("spool_corrupt", Spans())
-            if start_ms < end_ms and not spans.uncovered(start_ms, end_ms):
+            if start_ms < end_ms and not spans.find_uncovered(start_ms, end_ms):
                 return "stated: spool_corrupt"
         return ""
 
-    def _overloaded(self, epoch: int, found: Stretch) -> None:
-        """Report neighbouring records that are possible one by one, but not together."""
+    def _report_overload(self, epoch: int, found: Stretch) -> None:
+        """Report neighboring records that are possible one by one, but not together."""
         most = Decimal(found.possible_usec + found.slack_usec).scaleb(-6)
         used = Decimal(found.used_usec).scaleb(-6)
         self._find(
@@ -207,18 +206,18 @@ class _Conclusion:
         if apart.kind == "unrecorded":
             self._replica.note_unrecorded(apart)
         else:
-            self._broken(apart.kind, begun, apart)
+            self._report_link(apart.kind, begun, apart)
 
     def _epoch_end(self, ended: int, begun: int) -> EpochEnd:
         last = self._lane(ended).runs[-1].last
         name = self._replica.name._asdict()
         return EpochEnd(**name, epoch=ended, last_sequence=last, next_epoch=begun)
 
-    def _uncovered(self, where: str, timeline: Timeline) -> None:
+    def _report_uncovered(self, where: str, timeline: Timeline) -> None:
         for start_ms, end_ms in timeline.holes().minus(self._explained):
             self._find("uncovered", start=stamp(start_ms), end=stamp(end_ms), detail=where)
 
-    def _broken(self, kind: ProblemKind, epoch: int, link: Link) -> None:
+    def _report_link(self, kind: ProblemKind, epoch: int, link: Link) -> None:
         self._find(
             kind,
             epoch=epoch,
@@ -257,7 +256,7 @@ def _gaps(replica: ReplicaAudit) -> list[Gap]:
     return sorted(gaps, key=lambda gap: gap.start)
 
 
-def _unrecorded(replica: ReplicaAudit) -> list[Unrecorded]:
+def _list_unrecorded(replica: ReplicaAudit) -> list[Unrecorded]:
     return [
         Unrecorded(
             **replica.name._asdict(),

@@ -37,6 +37,11 @@ def text(report: Report) -> Iterator[str]:
             for e in report.epoch_ends
         ],
     )
+    yield from problem_text(report)
+
+
+def problem_text(report: Report) -> Iterator[str]:
+    """Yield the lines about the problems; the last one is the verdict."""
     for kind, count in report.counts.items():
         lines = [_finding(f) for f in report.findings if f.kind == kind]
         yield from _section(f"problem {kind}", lines, count)

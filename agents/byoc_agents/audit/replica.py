@@ -1,6 +1,7 @@
 """The audit state of one replica: lanes, covered time, sums. Nothing is kept per record."""
 
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from byoc_agents.audit.sequences import SOFT_GAPS, Lane, Link
 from byoc_agents.billing.record import Allocated, CpuBound, GapReason, Usage
 
 MAX_UNRECORDED = 1000  # kept for each replica
+DAY_MS = 86_400_000
 
 
 class ReplicaName(NamedTuple):
@@ -20,6 +22,17 @@ class ReplicaName(NamedTuple):
     replica: str
 
 
+class SoftGap(NamedTuple):
+    """A gap that may lie over other records: what it adds to the sums is known at the end."""
+
+    epoch: int
+    sequence: int
+    reason: GapReason
+    start_ms: int
+    end_ms: int
+    size: Allocated
+
+
 class Timeline:
     """The time that the records of one container of one pod cover, milliseconds."""
 
@@ -28,7 +41,7 @@ class Timeline:
     def __init__(self) -> None:
         self.covered = Spans()  # by records whose periods must not overlap
         self.gaps: dict[GapReason, Spans] = {}  # by reason
-        self.soft: list[tuple[int, int, int, int, Allocated]] = []  # epoch, sequence, period, size
+        self.soft: list[SoftGap] = []
 
     def add(self, usage: Usage, start_ms: int, end_ms: int) -> list[tuple[int, int]]:
         """Add a period; return the parts that were covered before."""
@@ -41,25 +54,33 @@ class Timeline:
         return twice
 
     def add_soft(self, usage: Usage, start_ms: int, end_ms: int) -> None:
-        """Add a gap whose counted time depends on records that may be read later."""
-        if usage.gap_reason in SOFT_GAPS and usage.allocated.counted_milliseconds:
-            self.soft.append((usage.epoch, usage.sequence, start_ms, end_ms, usage.allocated))
+        """Add a gap whose time depends on records that may be read later."""
+        if (reason := usage.gap_reason) in SOFT_GAPS:
+            place = (usage.epoch, usage.sequence)
+            self.soft.append(SoftGap(*place, reason, start_ms, end_ms, usage.allocated))
 
-    def allocate(self, sums: "UsageSums") -> None:
-        """Add the size of soft gaps over the time that no other record covers, each instant once.
+    def settle(self, sums_at: Callable[[int], "UsageSums"]) -> None:
+        """Add the soft gaps over the time that no other record covers, each instant once.
 
-        If two soft gaps overlap, the one with the lower (epoch, sequence) counts.
+        If two overlap, the one with the lower (epoch, sequence) counts. A gap whose size is not
+        counted takes no time from the size of another one. `sums_at` returns the sums of a
+        record's start.
         """
-        taken = Spans(*self.covered)
-        for _, _, start_ms, end_ms, size in sorted(self.soft, key=lambda gap: gap[:2]):
-            sums.allocate(size, sum(b - a for a, b in taken.uncovered(start_ms, end_ms)))
-            taken.add(start_ms, end_ms)
+        stated, allocated = Spans(*self.covered), Spans(*self.covered)
+        for gap in sorted(self.soft, key=lambda gap: gap[:2]):
+            period = (gap.start_ms, gap.end_ms)
+            sums = sums_at(gap.start_ms)
+            sums.add_gap(gap.reason, *period, _length(stated.find_uncovered(*period)))
+            stated.add(*period)
+            if gap.size.counted_milliseconds:
+                sums.allocate(gap.size, _length(allocated.find_uncovered(*period)))
+                allocated.add(*period)
 
     def knows(self, usage: Usage, start_ms: int, end_ms: int) -> bool:
         """Return whether records of this kind already cover the whole period."""
         soft = usage.gap_reason in SOFT_GAPS
         spans = self.gaps.get(usage.gap_reason, Spans()) if soft else self.covered
-        return not spans.uncovered(start_ms, end_ms)
+        return not spans.find_uncovered(start_ms, end_ms)
 
     def stated(self) -> dict[GapReason, Spans]:
         """Return the gaps, without the time that records cover if gaps may overlap them."""
@@ -76,16 +97,21 @@ class Timeline:
         return known.holes()
 
 
+def _length(spans: list[tuple[int, int]]) -> int:
+    return sum(end - start for start, end in spans)
+
+
 @dataclass(slots=True)
 class UsageSums:
     """Exact integer sums; `total` gives them their units."""
 
-    objects: int = 0
     records: int = 0
     first_ms: int | None = None
     last_ms: int | None = None
     measured_ms: int = 0
     estimated_ms: int = 0
+    gap_ms: dict[GapReason, int] = field(default_factory=dict)  # by reason
+    covered_gap_ms: int = 0  # of soft gaps: time that other records cover, not in `gap_ms`
     core_seconds: Decimal = Decimal(0)
     byte_seconds: int = 0
     allocated_millicore_ms: int = 0
@@ -102,11 +128,13 @@ class UsageSums:
         self.first_ms = start_ms if self.first_ms is None else min(self.first_ms, start_ms)
         self.last_ms = end_ms if self.last_ms is None else max(self.last_ms, end_ms)
         size = usage.allocated
-        if usage.gap_reason not in SOFT_GAPS:  # those are added by `Timeline.allocate`
+        if usage.gap_reason not in SOFT_GAPS:  # those are added by `Timeline.settle`
             counted_ms = size.counted_milliseconds
             if counted_ms is None:  # a record of 0.1.0
                 counted_ms = 0 if usage.quality == "gap" else end_ms - start_ms
             self.allocate(size, counted_ms)
+            if usage.quality == "gap":
+                self.add_gap(usage.gap_reason, start_ms, end_ms, end_ms - start_ms)
         if usage.quality == "gap":
             return
         period_ms = end_ms - start_ms
@@ -123,7 +151,14 @@ class UsageSums:
         ends = [ms for ms in (self.last_ms, other.last_ms) if ms is not None]
         for name in _ADDED:
             setattr(self, name, getattr(self, name) + getattr(other, name))
+        for reason, gap_ms in other.gap_ms.items():
+            self.gap_ms[reason] = self.gap_ms.get(reason, 0) + gap_ms
         self.first_ms, self.last_ms = min(starts, default=None), max(ends, default=None)
+
+    def add_gap(self, reason: GapReason, start_ms: int, end_ms: int, own_ms: int) -> None:
+        """Add a gap, `own_ms` of which no other record covers."""
+        self.gap_ms[reason] = self.gap_ms.get(reason, 0) + own_ms
+        self.covered_gap_ms += end_ms - start_ms - own_ms
 
     def allocate(self, size: Allocated, counted_ms: int) -> None:
         """Add a size over time; for a figure that is unknown add the time to the unknown time."""
@@ -143,11 +178,11 @@ class UsageSums:
         self.excluded_records += 1
         self.excluded_core_seconds += usage.used.cpu_core_seconds
 
-    def total(self, name: ReplicaName) -> Total:
+    def total(self, name: ReplicaName, objects: int) -> Total:
         """Return the sums with their units."""
         return Total(
             **name._asdict(),
-            objects=self.objects,
+            objects=objects,
             records=self.records,
             first_start=stamp(self.first_ms),
             last_end=stamp(self.last_ms),
@@ -165,14 +200,18 @@ class UsageSums:
         )
 
 
-_ADDED = tuple(f.name for f in fields(UsageSums) if f.name not in {"first_ms", "last_ms"})
+_ADDED = (
+    *("records", "measured_ms", "estimated_ms", "covered_gap_ms", "core_seconds", "byte_seconds"),
+    *("allocated_millicore_ms", "allocated_byte_ms", "unallocated_ms", "unknown_cpu_ms"),
+    *("unknown_memory_ms", "excluded_records", "excluded_core_seconds"),
+)
 
 
 @dataclass(slots=True)
 class SizelessRecords:
     """Records of one pod that do not say how many CPUs the machine has (0.1.0 did not)."""
 
-    sums: UsageSums
+    sums: UsageSums  # of records that start on one day, if the audit is by day
     # Of the first record that was read:
     record_id: str
     epoch: int
@@ -187,22 +226,46 @@ class ReplicaAudit:
     """The evidence on one replica."""
 
     name: ReplicaName
+    by_day: bool = False
+    objects: int = 0
     lanes: dict[int, Lane] = field(default_factory=dict)  # by epoch
     timelines: dict[tuple[str, str], Timeline] = field(default_factory=dict)  # by pod, container
-    sums: UsageSums = field(default_factory=UsageSums)
+    # By the UTC day of the records' start, days since 1970; unless `by_day`, all of them under 0.
+    sums: dict[int, UsageSums] = field(default_factory=dict)
     unrecorded: list[Link] = field(default_factory=list)
     machine_cpus: dict[str, int] = field(default_factory=dict)  # the largest known, by pod
-    # By pod and by the number of CPUs that a record needs to be possible.
-    sizeless: dict[tuple[str, int], SizelessRecords] = field(default_factory=dict)
+    # By pod, by the number of CPUs that a record needs to be possible, and by day as `sums`.
+    sizeless: dict[tuple[str, int, int], SizelessRecords] = field(default_factory=dict)
 
     def lane(self, epoch: int) -> Lane:
         """Return the lane of an epoch."""
-        return self.lanes.setdefault(epoch, Lane())
+        found = self.lanes.get(epoch)
+        if found is None:
+            found = self.lanes[epoch] = Lane()
+        return found
 
     def timeline(self, usage: Usage) -> Timeline:
         """Return the timeline that a record belongs to."""
-        pod = usage.pod_uid or usage.replica
-        return self.timelines.setdefault((pod, usage.container_name), Timeline())
+        place = (usage.pod_uid or usage.replica, usage.container_name)
+        found = self.timelines.get(place)
+        if found is None:
+            found = self.timelines[place] = Timeline()
+        return found
+
+    def sums_at(self, start_ms: int) -> UsageSums:
+        """Return the sums of the records that start at a time."""
+        day = start_ms // DAY_MS if self.by_day else 0
+        found = self.sums.get(day)
+        if found is None:
+            found = self.sums[day] = UsageSums()
+        return found
+
+    def total(self) -> Total:
+        """Return the sums of all days with their units."""
+        sums = UsageSums()
+        for one in self.sums.values():
+            sums.merge(one)
+        return sums.total(self.name, self.objects)
 
     def note_unrecorded(self, link: Link) -> None:
         """Add CPU across a stated gap."""
@@ -214,11 +277,12 @@ class ReplicaAudit:
         pod = usage.pod_uid or usage.replica
         needed = bound.needs_cpus(usage.used.cpu_core_seconds)
         if usage.machine_cpus is not None or needed <= self.machine_cpus.get(pod, 1):
-            self.sums.add(usage, start_ms, end_ms)
+            self.sums_at(start_ms).add(usage, start_ms, end_ms)
             return
-        found = self.sizeless.get((pod, needed))
+        place = (pod, needed, start_ms // DAY_MS if self.by_day else 0)
+        found = self.sizeless.get(place)
         if found is None:
-            found = self.sizeless[pod, needed] = SizelessRecords(
+            found = self.sizeless[place] = SizelessRecords(
                 UsageSums(),
                 name,
                 usage.epoch,
@@ -241,12 +305,13 @@ class ReplicaAudit:
         Return the impossible ones, with the number of CPUs that they need and that exist.
         """
         refused = []
-        for (pod, needed), found in self.sizeless.items():
+        for (pod, needed, _), found in self.sizeless.items():
             cpus = self.machine_cpus.get(pod)
+            sums = self.sums_at(found.start_ms)
             if cpus is None or needed <= cpus:
-                self.sums.merge(found.sums)
+                sums.merge(found.sums)
             else:
-                self.sums.excluded_records += found.sums.records
-                self.sums.excluded_core_seconds += found.sums.core_seconds
+                sums.excluded_records += found.sums.records
+                sums.excluded_core_seconds += found.sums.core_seconds
                 refused.append((found, needed, cpus))
         return refused

@@ -26,7 +26,7 @@ ProblemKind = Literal[
     "duplicate_sequence",  # a sequence twice, with another id and another period
     "overlap",  # a period that is recorded twice under two ids
     "uncovered",  # time between two records that no gap states
-    "lost_cpu",  # the counter rose between two neighbouring records
+    "lost_cpu",  # the counter rose between two neighboring records
     "doubled_cpu",  # the counter fell: some CPU is in both records
     "unannounced_life",  # another incarnation of the counter that no record announces
 ]
@@ -114,7 +114,7 @@ class Total(msgspec.Struct, kw_only=True):
 _SUMMED = tuple(f for f, kind in Total.__annotations__.items() if kind in (int, Decimal))
 
 
-def summed(totals: Iterable[Total], objects: Mapping[tuple[str, str], int]) -> list[Total]:
+def sum_totals(totals: Iterable[Total], objects: Mapping[tuple[str, str], int]) -> list[Total]:
     """Return one total for each service, in the order given.
 
     `objects` are those of each service: one may have records of several replicas.

@@ -1,6 +1,6 @@
 """Check the sequences and the CPU counter of a replica for missing and duplicate usage.
 
-A lane is one epoch of one replica. Neighbouring records are merged into runs, so a lane without
+A lane is one epoch of one replica. Neighboring records are merged into runs, so a lane without
 problems is a single run, for any length and any order of reading.
 """
 
@@ -12,16 +12,16 @@ from typing import Literal, NamedTuple
 from byoc_agents.audit.intervals import Spans
 from byoc_agents.billing.record import CpuBound, Usage
 
-CUT = "cut"  # the life of a point that is not compared: the counter is known to have fallen
+CUT = "cut"  # the incarnation of a point that is not compared: the counter has fallen
 CUT_GAPS = ("counter_fell", "counter_impossible")  # the difference across them is not CPU used
 CLOCK_PPM = 500  # see `load_of`
 SOFT_GAPS = ("no_checkpoint", "spool_corrupt")  # may lie over records of earlier epochs
 
 
 class Point(NamedTuple):
-    """The cumulative counter at one end of a record. `life` is its incarnation; "" for a gap."""
+    """The cumulative counter at one end of a record. `incarnation` is "" for a gap."""
 
-    life: str
+    incarnation: str
     core_seconds: Decimal
     ms: int
     announced: bool  # the record states that a new incarnation or another source begins with it
@@ -37,7 +37,7 @@ class Link(NamedTuple):
 
 
 class Stretch(NamedTuple):
-    """Neighbouring records of one counter, with their used CPU and the CPU that was possible."""
+    """Neighboring records of one counter, with their used CPU and the CPU that was possible."""
 
     first: int  # sequences
     last: int
@@ -80,7 +80,7 @@ class Load(NamedTuple):
     worst: Stretch | None = None
 
     def join(self, after: "Load", *, same_counter: bool) -> "Load":
-        """Return the load of two neighbouring runs."""
+        """Return the load of two neighboring runs."""
         worst = _by_breach(self.worst, after.worst)
         if not same_counter:
             return Load(None, self.head, after.tail, worst)
@@ -88,14 +88,14 @@ class Load(NamedTuple):
         if tail and head:
             worst = _by_breach(worst, tail.join(head))
         return Load(
-            _joined(self.whole, after.whole),
-            _by_excess(self.head, head and _joined(self.whole, head)),
-            _by_excess(after.tail, tail and _joined(tail, after.whole)),
+            _join(self.whole, after.whole),
+            _by_excess(self.head, head and _join(self.whole, head)),
+            _by_excess(after.tail, tail and _join(tail, after.whole)),
             worst,
         )
 
 
-def _joined(left: Stretch | None, right: Stretch | None) -> Stretch | None:
+def _join(left: Stretch | None, right: Stretch | None) -> Stretch | None:
     return left.join(right) if left and right else None
 
 
@@ -119,7 +119,7 @@ def load_of(
     """Return the load of a single record.
 
     The slack is how far a counter is behind at one moment. What it is behind at a record's end is
-    in the next record, so neighbouring records have it once. The rate of the clock, however, can be
+    in the next record, so neighboring records have it once. The rate of the clock, however, can be
     wrong all the time: by up to 500 parts per million (MAXFREQ of the kernel's NTP).
     """
     if bound is None:
@@ -171,26 +171,28 @@ def run_of(usage: Usage, start_ms: int, end_ms: int, load: Load) -> Run:
     if usage.gap_reason in CUT_GAPS:
         head = tail = Point(CUT, Decimal(0), end_ms, announced=False)
     elif usage.counter is not None and usage.gap_reason not in SOFT_GAPS:
-        life = "" if usage.quality == "gap" else usage.incarnation
+        incarnation = "" if usage.quality == "gap" else usage.incarnation
         announced = usage.restart_observed or usage.source_changed
-        head = Point(life, usage.counter.start, start_ms, announced)
-        tail = Point(life, usage.counter.end, end_ms, announced)
+        head = Point(incarnation, usage.counter.start, start_ms, announced)
+        tail = Point(incarnation, usage.counter.end, end_ms, announced)
     bare = head is None
     return Run(usage.sequence, usage.sequence, start_ms, end_ms, head, tail, bare, bare, load)
 
 
 def link(tail: Point | None, head: Point | None, *, stated: bool) -> Link | None:
-    """Compare the counters of two neighbouring runs. Return None if there is no problem.
+    """Compare the counters of two neighboring runs. Return None if there is no problem.
 
     `stated`: a gap record is between them, so a rise is unrecorded instead of lost.
     """
-    if tail is None or head is None or CUT in {tail.life, head.life}:
+    if tail is None or head is None or CUT in {tail.incarnation, head.incarnation}:
         return None
     if tail.core_seconds == head.core_seconds:
         return None  # the incarnation's name may change if its birth is only known to the second
-    if head.announced and tail.life == head.life:
+    if head.announced and tail.incarnation == head.incarnation:
         return None  # a counter that was set to 0 under its old name
-    if tail.life != head.life and ((tail.life and head.life) or head.announced):
+    if tail.incarnation != head.incarnation and (
+        (tail.incarnation and head.incarnation) or head.announced
+    ):
         announced = head.announced or stated
         return None if announced else Link("unannounced_life", tail.ms, head.ms, Decimal(0))
     apart = head.core_seconds - tail.core_seconds
@@ -199,7 +201,7 @@ def link(tail: Point | None, head: Point | None, *, stated: bool) -> Link | None
 
 
 def seam(left: Run, right: Run) -> Link | None:
-    """Compare the counters of two neighbouring runs."""
+    """Compare the counters of two neighboring runs."""
     return link(left.tail, right.head, stated=left.tail_gap or right.head_gap)
 
 

@@ -56,10 +56,10 @@ class CheckedPeriod(NamedTuple):
     end_ms: int
 
 
-def misplaced(usage: Usage, key: ObjectKey, start_ms: int) -> str:
+def find_misplacement(usage: Usage, key: ObjectKey, start_ms: int) -> str:
     """Return how a record contradicts its object's key; empty if it does not."""
     if key.shared:
-        return _misplaced_in_shared(usage, key, start_ms)
+        return _find_misplacement_in_shared(usage, key, start_ms)
     pod = usage.pod_uid or usage.replica
     says = (usage.organization_id, usage.service_id, pod, usage.epoch)
     named = (key.organization_id, key.service_id, key.pod, key.epoch)
@@ -72,7 +72,7 @@ def misplaced(usage: Usage, key: ObjectKey, start_ms: int) -> str:
     return ""
 
 
-def _misplaced_in_shared(usage: Usage, key: ObjectKey, start_ms: int) -> str:
+def _find_misplacement_in_shared(usage: Usage, key: ObjectKey, start_ms: int) -> str:
     if (says := (usage.organization_id, usage.service_id)) != key[:2]:
         return f"the record is of {says}"
     if rfc3339(start_ms)[:13] != f"{key.date}T{key.hour}":
@@ -89,8 +89,8 @@ def period(usage: Usage) -> CheckedPeriod:
     return CheckedPeriod(start_ms, end_ms)
 
 
-def contradiction(record: UsageRecord) -> str:
-    """Return how a record contradicts itself; empty if it does not."""
+def contradiction(record: UsageRecord, span: CheckedPeriod) -> str:
+    """Return how a record with this period contradicts itself; empty if it does not."""
     usage = record.data
     if record.type != TYPE:
         return f"type {record.type!r}"
@@ -100,7 +100,7 @@ def contradiction(record: UsageRecord) -> str:
         return "its id does not recompute from its data"
     if (usage.quality == "gap") != bool(usage.gap_reason):
         return f"quality {usage.quality} with gap reason {usage.gap_reason!r}"
-    return _sizes(usage) or _figures(usage)
+    return _sizes(usage, span.end_ms - span.start_ms) or _figures(usage)
 
 
 def impossible(usage: Usage, bound: CpuBound | None) -> str:
@@ -113,7 +113,7 @@ def impossible(usage: Usage, bound: CpuBound | None) -> str:
     )
 
 
-def _sizes(usage: Usage) -> str:
+def _sizes(usage: Usage, period_ms: int) -> str:
     size = usage.allocated
     if min(size.cpu_millicores or 0, size.memory_bytes or 0, size.counted_milliseconds or 0) < 0:
         return "an allocated figure is negative"
@@ -121,10 +121,10 @@ def _sizes(usage: Usage) -> str:
         return "an elapsed time is negative"
     if usage.machine_cpus is not None and usage.machine_cpus < 1:
         return f"a machine of {usage.machine_cpus} CPUs"
-    return _resized(size) or _times(usage)
+    return _find_resize_problem(size) or _times(usage, period_ms)
 
 
-def _resized(size: Allocated) -> str:
+def _find_resize_problem(size: Allocated) -> str:
     """Return how a size is not the smaller one of both ends of an unobserved change."""
     if (ends := size.resized) is None:
         return ""
@@ -138,7 +138,7 @@ def _resized(size: Allocated) -> str:
     return ""
 
 
-def _times(usage: Usage) -> str:
+def _times(usage: Usage, period_ms: int) -> str:
     """Return how the time and the number of readings of a record contradict each other.
 
     A period may be shorter than the elapsed time if the wall clock was set back before. Between two
@@ -147,8 +147,6 @@ def _times(usage: Usage) -> str:
     samples, elapsed_ms = usage.samples, usage.elapsed_milliseconds
     if min(samples.expected, samples.observed) < 0:
         return "a number of samples is negative"
-    start_ms, end_ms = period(usage)
-    period_ms = end_ms - start_ms
     most = FEWEST_SAMPLES + max(elapsed_ms, period_ms) // SHORTEST_SAMPLE_MS
     if samples.observed > most:
         return f"{samples.observed} samples, expected at most {most} in the time"

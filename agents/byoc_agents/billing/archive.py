@@ -127,7 +127,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What one archive holds. Has no times, so the same sources give the same manifest."""
+    """The contents of one archive. Has no times, so the same sources give the same manifest."""
 
     version: Literal[1] = 1
     size: int  # bytes of the archive

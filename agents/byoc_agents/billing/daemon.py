@@ -24,7 +24,7 @@ from byoc_agents.billing.metrics import BillingMetrics
 from byoc_agents.billing.objects import DEFAULT_PREFIX
 from byoc_agents.billing.recorder import Recorder, UsageIdentity
 from byoc_agents.billing.rollback import read_key
-from byoc_agents.billing.scraper import Scraper
+from byoc_agents.billing.scraper import Scraper, TargetMachine
 from byoc_agents.billing.sealer import Intervals, Sealer, seal_phase_ms
 from byoc_agents.billing.service import ServiceScraper
 from byoc_agents.billing.sources.select import MeterKind, TargetName, open_target, parse_target
@@ -280,7 +280,7 @@ async def _refuse_another_kind(spool: Spool, *, several: bool) -> None:
 
 
 class _Parts(NamedTuple):
-    """What the scrapers of one process share."""
+    """The parts that the scrapers of one process share."""
 
     runtime: Runtime
     clickhouse: ClickHouseSettings
@@ -326,7 +326,6 @@ class _Parts(NamedTuple):
         server = await stack.enter_async_context(runtime.clickhouse(url, self.clickhouse))
         local = metered_url is None or _is_loopback(metered_url)
         return Scraper(
-            NAME,
             target=open_target(
                 target,
                 server,
@@ -335,14 +334,11 @@ class _Parts(NamedTuple):
                 meter=own.meter,
             ),
             recorder=self._recorder(identity),
-            intervals=self.intervals,
-            spool=self.spool,
             sealer=self.sealer,
             key=checkpoint_key(replica) if replica else CHECKPOINT,
             clock=runtime.clock,
             metrics=BillingMetrics(NAME, runtime.metrics, replica),
-            machine_cpus=_online_cpus if local else lambda: None,
-            asleep_ns=asleep_ns if local else lambda: None,
+            machine=TargetMachine(_online_cpus, asleep_ns) if local else TargetMachine(),
             end_hint=own.end_hint,
         )
 

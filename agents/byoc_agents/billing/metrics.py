@@ -1,4 +1,4 @@
-"""What the billing scraper reports of its own work: metrics, log events, the latest errors."""
+"""The billing scraper's reports on its own work: metrics, log events, the latest errors."""
 
 from functools import cache, partial
 
@@ -36,6 +36,10 @@ class BillingMetrics:
         self.target_error = seen.error
         if seen.error:
             self._metrics.billing_degraded_samples.labels(self._daemon).inc()
+
+    def log_epoch(self, epoch: int, reason: str) -> None:
+        """Log the start of an epoch without a checkpoint."""
+        self._log.warning("billing.epoch_started", epoch=epoch, reason=reason)
 
     def count_record(self, usage: Usage) -> None:
         """Count a stored record. Log a gap or a discontinuity."""

@@ -1,7 +1,7 @@
 """Billing objects: encodes records as one S3 object with its key, and decodes them.
 
 The key is computed from the records, so a repeated seal cannot store them twice. The body is
-compressed, but `content_encoding` stays empty. A client that honours Content-Encoding would
+compressed, but `content_encoding` stays empty. A client that honors Content-Encoding would
 decompress in transit and return bytes that match neither the key's suffix nor the stored checksum,
 while ClickHouse uses only the suffix (`.zst`, `.gz`).
 """

@@ -1,7 +1,7 @@
 """`byoc.billing.usage.v1`, the usage record. This file is the allow-list of its fields.
 
 Periods are half-open UTC intervals in FOCUS terms. CPU comes from a cumulative counter, so for two
-neighbouring records of one counter `counter.end` of the first equals `counter.start` of the second:
+neighboring records of one counter `counter.end` of the first equals `counter.start` of the second:
 a reader can prove that no CPU second is missing or duplicated.
 """
 

@@ -59,8 +59,8 @@ class Recorder(msgspec.Struct, frozen=True, kw_only=True):
             charge_period_start=rfc3339(period.start_ms),
             charge_period_end=rfc3339(period.end_ms),
             elapsed_milliseconds=window.elapsed_ns // NS_PER_MS if window else 0,
-            allocated=self._allocated(period),
-            used=_used(window) if window else NOTHING,
+            allocated=self._compute_allocated(period),
+            used=_compute_used(window) if window else NOTHING,
             counter=_counter(period),
             source=window.reading.source if window else "none",
             incarnation=name_incarnation(reading) if reading else "",
@@ -84,9 +84,9 @@ class Recorder(msgspec.Struct, frozen=True, kw_only=True):
             data=usage,
         )
 
-    def _allocated(self, period: Period) -> Allocated:
+    def _compute_allocated(self, period: Period) -> Allocated:
         start, end = _sizes(period)
-        before, after = self._with_declared(start), self._with_declared(end)
+        before, after = self._add_declared_limits(start), self._add_declared_limits(end)
         cpu_source: SizeSource = before.cpu_source or "unknown"
         memory_source: SizeSource = before.memory_source or "unknown"
         first = cpu_source if cpu_source != "unknown" else memory_source
@@ -100,7 +100,7 @@ class Recorder(msgspec.Struct, frozen=True, kw_only=True):
             resized=_limits_changed(before, after),
         )
 
-    def _with_declared(self, size: Size | None) -> Size:
+    def _add_declared_limits(self, size: Size | None) -> Size:
         """Return the size, with the downward API's value for each limit that no source shows.
 
         A limit whose source is `unknown` stays None: see `LimitSource`.
@@ -157,7 +157,7 @@ def _limits_changed(start: Size, end: Size) -> Resized | None:
     )
 
 
-def _used(window: Window) -> Used:
+def _compute_used(window: Window) -> Used:
     return Used(
         cpu_core_seconds=_core_seconds(window.reading.cpu_usec - window.cpu_start_usec),
         memory_byte_seconds=window.memory_byte_ns // 10**9,

@@ -6,10 +6,9 @@ A kill between any two steps therefore neither loses nor repeats a record.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
-import structlog
 
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.cloudevents import encode, rfc3339
@@ -17,11 +16,10 @@ from byoc_agents.billing.checkpoint import Checkpoint, DeferredPeriods, same_pos
 from byoc_agents.billing.meter import Meter
 from byoc_agents.billing.metrics import BillingMetrics
 from byoc_agents.billing.recorder import Recorder
-from byoc_agents.billing.sealer import Intervals, Sealer
+from byoc_agents.billing.sealer import Sealer
 from byoc_agents.billing.sources.select import Target
 from byoc_agents.billing.streams import CHECKPOINT, EpochStart
 from byoc_agents.billing.window import MeterState, Period, Sample, Window
-from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import SpoolCorruptError, SpoolError
 
 DEFERRED_PER_COMMIT = 6  # samples per commit of deferred periods: about 10 KiB
@@ -31,49 +29,45 @@ HINTED_SAMPLE_MS = 100  # the sample interval after the file has appeared
 HINTED_MS = 600_000  # for this long: more than any usual terminationGracePeriodSeconds
 
 
+class TargetMachine(NamedTuple):
+    """Figures of the target's machine. A function returns None if its figure is unknown."""
+
+    online_cpus: Callable[[], int | None] = lambda: None  # unknown: the bound is `record.MAX_CPUS`
+    asleep_ns: Callable[[], int | None] = lambda: None  # time asleep since the boot, nanoseconds
+
+
 class Scraper:
     """Meters one target, stores the records in a spool, and has them sealed into objects."""
 
     def __init__(  # noqa: PLR0913  its dependencies
         self,
-        daemon: str,
         *,
         target: Target,
         recorder: Recorder,
-        intervals: Intervals,
-        spool: Spool,
         sealer: Sealer,
-        key: str = CHECKPOINT,
         clock: Clock,
         metrics: BillingMetrics,
-        machine_cpus: Callable[[], int | None] = lambda: None,
-        asleep_ns: Callable[[], int | None] = lambda: None,
+        key: str = CHECKPOINT,
+        machine: TargetMachine = TargetMachine(),  # noqa: B008  a constant
         end_hint: Path | None = None,
         max_deferred: int = MAX_DEFERRED,
     ) -> None:
         """Take the dependencies.
 
-        `sealer` writes to `spool`. `key` is that of the checkpoint in the spool. `machine_cpus`
-        returns the number of CPUs of the target's machine, or None if it is unknown; the bound is
-        then `record.MAX_CPUS`. `asleep_ns` returns how long the machine has slept since its boot,
-        nanoseconds, or None if that is unknown. `end_hint` is a file that appears when the target
-        is about to end. From then on samples are taken every `HINTED_SAMPLE_MS`. `max_deferred` is
-        how many periods are kept in memory while the spool accepts none.
+        `key` is that of the checkpoint in the sealer's spool. `end_hint` is a file that appears
+        when the target is about to end. From then on samples are taken every `HINTED_SAMPLE_MS`.
+        `max_deferred` is how many periods are kept in memory while the spool accepts none.
         """
         self._target = target
         self._recorder = recorder
-        self._intervals = intervals
-        self._meter = Meter(window_ms=intervals.window_ms)
-        self._spool = spool
+        self._intervals = sealer.intervals
+        self._meter = Meter(window_ms=self._intervals.window_ms)
         self._sealer = sealer
-        self._key = key
         self._clock = clock
         self._metrics = metrics
-        self._machine_cpus = machine_cpus
-        self._asleep_ns = asleep_ns
+        self._machine = machine
         self._end_hint = end_hint
         self._max_deferred = max_deferred
-        self._log = structlog.get_logger().bind(daemon=daemon)
         self._stored = sealer.checkpoint(key)
         self._checkpoint: Checkpoint | None = None  # with the samples since the stored one
         self._secondary_window = -1
@@ -201,11 +195,9 @@ class Scraper:
 
     async def _start_epoch(self, start: EpochStart, sample: Sample) -> None:
         """Start an epoch without a checkpoint. Earlier usage becomes a gap."""
-        epoch = start.epoch
-        if epoch is None:
-            epoch = await self._spool.later_epoch(max(sample.wall_ms, start.least_epoch))
+        epoch = await self._sealer.choose_epoch(start, sample.wall_ms)
         state, periods = self._meter.start(sample, start.reason, since_ms=start.since_ms)
-        self._log.warning("billing.epoch_started", epoch=epoch, reason=start.reason)
+        self._metrics.log_epoch(epoch, start.reason)
         begun = Checkpoint(epoch=epoch, sequence=0, state=state)
         await self._write_periods(begun, state, periods, always=True)
 
@@ -225,7 +217,7 @@ class Scraper:
                 for index, period in enumerate(periods)
             ]
             lines = [encode(record) for record in records]
-            await self._sealer.stage(lines, self._key, self._stored, after)
+            await self._sealer.stage(lines, self._stored, after)
             self._metrics.spool_error = ""
             for record in records:
                 self._metrics.count_record(record.data)
@@ -248,8 +240,8 @@ class Scraper:
             secondary=seen.secondary,
             absent=seen.absent,
             read_ns=now_ns - began_ns,
-            asleep_ns=self._asleep_ns(),
-            machine_cpus=self._machine_cpus(),
+            asleep_ns=self._machine.asleep_ns(),
+            machine_cpus=self._machine.online_cpus(),
         )
 
     def _sample_wait_ms(self) -> float:

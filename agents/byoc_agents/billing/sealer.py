@@ -6,7 +6,7 @@ nor repeats a record.
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from itertools import groupby
@@ -57,6 +57,17 @@ class Staged(NamedTuple):
     numbers: SharedNumbers | None  # None if they are the records' sequences
 
 
+class ReplicaCheckpoint(Checkpointed[Checkpoint | EpochStart]):
+    """The checkpoint of one replica, or how to begin without it. `Sealer.stage` changes it."""
+
+    def __init__(
+        self, spool: Spool, read: Callable[[str], Awaitable[Checkpoint | EpochStart]], key: str
+    ) -> None:
+        """`key` is that of the checkpoint in the spool's state."""
+        super().__init__(spool, partial(read, key))
+        self.key = key
+
+
 class Sealer:
     """Stages encoded records in a spool and seals them into objects.
 
@@ -81,7 +92,7 @@ class Sealer:
 
         `sent` may block. It returns the objects that the ledger has announced recently.
         """
-        self._intervals = intervals
+        self.intervals = intervals
         self._spool = spool
         self._stream = stream
         self._clock = clock
@@ -99,33 +110,35 @@ class Sealer:
         staged = self._staged.latest
         return len(staged.lines) if staged else 0
 
-    def checkpoint(self, key: str) -> Checkpointed[Checkpoint | EpochStart]:
-        """Return the checkpoint of a scraper, or how to begin without it. `stage` changes it."""
-        return Checkpointed(self._spool, partial(self._read_checkpoint, key))
+    def checkpoint(self, key: str) -> ReplicaCheckpoint:
+        """Return the checkpoint that is stored under a key."""
+        return ReplicaCheckpoint(self._spool, self._read_checkpoint, key)
+
+    async def choose_epoch(self, start: EpochStart, wall_ms: int) -> int:
+        """Return the number of an epoch that begins now. Raises SpoolError."""
+        if start.epoch is not None:
+            return start.epoch
+        return await self._spool.later_epoch(max(wall_ms, start.least_epoch))
 
     async def stage(
-        self,
-        lines: Sequence[bytes],
-        key: str,
-        checkpoint: Checkpointed[Checkpoint | EpochStart],
-        after: Checkpoint,
+        self, lines: Sequence[bytes], checkpoint: ReplicaCheckpoint, after: Checkpoint
     ) -> None:
         """Store encoded records, and the checkpoint after them, in one commit.
 
-        `checkpoint` is that of `key`, and the records continue from it. Raises SpoolCorruptError if
-        another caller has found the file damaged since it was loaded.
+        The records continue from `checkpoint`. Raises SpoolCorruptError if another caller has found
+        the file damaged since it was loaded.
         """
         async with self._writing() as staged:
             if not checkpoint.is_current:
                 raise SpoolCorruptError("the file was replaced: expected the new checkpoint")
-            batch = WriteBatch(stage=lines, state={key: encode_checkpoint(after)})
+            batch = WriteBatch(stage=lines, state={checkpoint.key: encode_checkpoint(after)})
             with checkpoint.committing(after):
                 await self._staged.commit(batch, Staged([*staged.lines, *lines], staged.numbers))
 
     async def seal_due(self, wall_ms: int) -> None:
         """Seal at this pod's phase. Seal overdue records of an earlier run at once."""
         async with self._writing() as staged:
-            times = self._intervals
+            times = self.intervals
             interval = (wall_ms - times.seal_phase_ms) // times.seal_ms
             if staged.lines:
                 _, end_ms = charge_period_ms(staged.lines[0])
@@ -162,7 +175,7 @@ class Sealer:
 
     def wait_ms(self) -> float:
         """Return the time until the next regular seal, milliseconds."""
-        times, wall_ms = self._intervals, self._clock.wall_ns() / 1e6
+        times, wall_ms = self.intervals, self._clock.wall_ns() / 1e6
         return times.seal_ms - (wall_ms - times.seal_phase_ms) % times.seal_ms
 
     @asynccontextmanager

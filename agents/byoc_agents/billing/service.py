@@ -100,8 +100,7 @@ class ServiceScraper:
                 return
 
     async def _end_replica(self, name: str) -> None:
-        key = checkpoint_key(name)
-        checkpoint = self._sealer.checkpoint(key)
+        checkpoint = self._sealer.checkpoint(checkpoint_key(name))
         found = await checkpoint.load()
         if isinstance(found, EpochStart):  # it was lost: there is no last record to continue from
             return
@@ -121,7 +120,7 @@ class ServiceScraper:
         ]
         after = Checkpoint(epoch=found.epoch, sequence=found.sequence + len(records), state=state)
         lines = [encode(record) for record in records]
-        await self._sealer.stage(lines, key, checkpoint, after)
+        await self._sealer.stage(lines, checkpoint, after)
         metrics = BillingMetrics(self._daemon, self._metrics, name)
         for record in records:
             metrics.count_record(record.data)

@@ -33,7 +33,7 @@ def checkpoint_key(replica: str) -> str:
 
 
 class EpochStart(msgspec.Struct, frozen=True, kw_only=True):
-    """How an epoch begins without a checkpoint."""
+    """The way in which an epoch begins without a checkpoint."""
 
     reason: GapReason
     epoch: int | None = None  # None = one that is later than all earlier ones of the directory

@@ -173,10 +173,10 @@ def advance(  # noqa: PLR0913  the description of one interval
     spent: tuple[int, ...] = (0, 0, 0)
     for cut_ms in at_ms:
         done = cut_ms - origin.end_ms
-        cpu = _between(origin.reading.cpu_usec, reading.cpu_usec, done, span_ms)
-        memory = _between(origin.reading.memory_bytes, reading.memory_bytes, done, span_ms)
+        cpu = _interpolate(origin.reading.cpu_usec, reading.cpu_usec, done, span_ms)
+        memory = _interpolate(origin.reading.memory_bytes, reading.memory_bytes, done, span_ms)
         whole = (elapsed_ns, counter_ns, counted_ms)
-        until = tuple(_between(0, one, done, span_ms) for one in whole)
+        until = tuple(_interpolate(0, one, done, span_ms) for one in whole)
         there = replace(origin.reading, cpu_usec=cpu, memory_bytes=memory)
         window = _extend(window, cut_ms, there, *(b - a for a, b in zip(spent, until, strict=True)))
         spent = until
@@ -363,5 +363,5 @@ def _extend(  # noqa: PLR0913, PLR0917  the three durations of one interval
     )
 
 
-def _between(start: int, end: int, done: int, whole: int) -> int:
+def _interpolate(start: int, end: int, done: int, whole: int) -> int:
     return start + (end - start) * done // whole

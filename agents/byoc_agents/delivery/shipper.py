@@ -36,7 +36,7 @@ MAX_RETRY_AFTER_SECONDS = 3600.0  # a longer Retry-After is cut to this
 
 
 class Action(Enum):
-    """What the shipper does after an attempt with a reason."""
+    """The shipper's step after an attempt with a reason."""
 
     DONE = "done"  # remove it from the spool
     RETRY = "retry"  # a temporary failure
@@ -76,7 +76,7 @@ SENDS_PER_DOUBLING = 3  # successful batches before the batch size doubles
 
 
 class LastError(msgspec.Struct, frozen=True):
-    """Why the first message of the spool was not delivered."""
+    """The reason why the first message of the spool was not delivered."""
 
     reason: Reason
     detail: str
@@ -222,7 +222,7 @@ class Shipper:
         last_error = self._count(outcomes)
         if last_error is None:
             self._grow_batch()
-        elif _unanswered(outcomes):
+        elif _is_unanswered(outcomes):
             self._limit, self._answered = 1, 0
         rejected = any(one.reason is Reason.REJECTS_ALL for one in outcomes)
         if rejected:  # a larger batch may have an accepted one: then only the others are invalid
@@ -357,7 +357,7 @@ def _wrong_number(outcomes: Sequence[Outcome], messages: Sequence[Message]) -> s
     return f"{len(outcomes)} outcomes for {len(messages)} messages"
 
 
-def _unanswered(outcomes: Sequence[Outcome]) -> bool:
+def _is_unanswered(outcomes: Sequence[Outcome]) -> bool:
     """Return whether a request failed as a whole, not only some messages in its answer."""
     lost = {Reason.TIMEOUT, Reason.CONNECTION}
     return any(one.reason in lost for one in outcomes) or all(

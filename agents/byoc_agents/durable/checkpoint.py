@@ -40,7 +40,7 @@ class Checkpointed(Generic[T]):
 
     @property
     def is_current(self) -> bool:
-        """Whether the value in memory is known to be the stored one."""
+        """Return whether the value in memory is known to be the stored one."""
         return self._read_at == self._disruptions()
 
     async def load(self) -> T:

@@ -140,7 +140,7 @@ def size_bytes(path: Path) -> int:
 
 
 class DiskReserve:
-    """A file of zeros: disk space reserved for acknowledgements. Methods block.
+    """A file of zeros: disk space reserved for acknowledgments. Methods block.
 
     SQLite needs free space even to delete. Without a reserve, nothing could be acknowledged on a
     full disk: the same messages would be sent again and again, and no space would ever be freed.

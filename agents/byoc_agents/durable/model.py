@@ -31,7 +31,7 @@ class WriteBatch(msgspec.Struct, frozen=True):
         return not (self.stage or self.unstage or self.dead_letters)
 
 
-def merged(changes: Sequence[WriteBatch]) -> WriteBatch:
+def merge_batches(changes: Sequence[WriteBatch]) -> WriteBatch:
     """Return one change with the effect of these plain changes, in order."""
     state: dict[str, bytes | None] = {}
     for change in changes:
@@ -52,7 +52,7 @@ class Totals(msgspec.Struct, frozen=True):
 
 
 class SpoolInfo(msgspec.Struct, frozen=True):
-    """How the spool's file came to be."""
+    """The origin of the spool's file, and its epoch."""
 
     epoch: int  # its creation, milliseconds since 1970; later than that of all earlier files here
     replaced: bool  # it replaced a damaged or lost file, so checkpoints were lost

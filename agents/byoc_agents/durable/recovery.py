@@ -28,7 +28,7 @@ PROBED = 100_000  # newest positions that are tried if the first position cannot
 def make(path: Path, metadata: Mapping[str, bytes]) -> None:
     """Create an empty spool file with these metadata, all or nothing. Blocks. Raises SpoolError."""
     with translated():
-        _fill(_fresh(path), metadata, ())
+        _fill(_choose_unused_path(path), metadata, ())
         _replace_file(path)
 
 
@@ -49,7 +49,7 @@ def rebuild(path: Path, lost: Store | None, metadata: Mapping[str, bytes]) -> tu
     """
     with translated():
         if lost:
-            rows = _fill(_fresh(path), metadata, salvage(lost.connection))
+            rows = _fill(_choose_unused_path(path), metadata, salvage(lost.connection))
             lost.close()  # before the new file exists: SQLite deletes the journal by its name
         else:
             rows = _fill_from(path, metadata)
@@ -75,7 +75,7 @@ def set_aside(path: Path) -> Path:
     return aside
 
 
-def _fresh(path: Path) -> Path:
+def _choose_unused_path(path: Path) -> Path:
     fresh = path.with_name(f"{path.name}.new")
     _unlink(fresh)
     return fresh
@@ -84,9 +84,9 @@ def _fresh(path: Path) -> Path:
 def _fill_from(damaged: Path, metadata: Mapping[str, bytes]) -> int:
     try:
         with closing(connect_damaged(damaged)) as connection:
-            return _fill(_fresh(damaged), metadata, salvage(connection))
+            return _fill(_choose_unused_path(damaged), metadata, salvage(connection))
     except sqlite3.Error:  # nothing can be read
-        return _fill(_fresh(damaged), metadata, ())
+        return _fill(_choose_unused_path(damaged), metadata, ())
 
 
 def _fill(fresh: Path, metadata: Mapping[str, bytes], changes: Iterable[WriteBatch]) -> int:

@@ -127,6 +127,7 @@ class _Connection(sqlite3.Connection):
 
     def close(self) -> None:
         """Close the file, then the index."""
+        self.index.release()
         super().close()
         self.index.close()
 

@@ -15,7 +15,7 @@ import structlog
 
 from byoc_agents.app.clock import Clock
 from byoc_agents.durable.files import DirectoryLock, DiskReserve, rewrite_and_sync
-from byoc_agents.durable.model import SpoolInfo, Totals, WriteBatch, merged
+from byoc_agents.durable.model import SpoolInfo, Totals, WriteBatch, merge_batches
 from byoc_agents.durable.recovery import make, read_through, rebuild
 from byoc_agents.durable.schema import translated
 from byoc_agents.durable.store import Store
@@ -36,7 +36,7 @@ class OperationKind(Enum):
     """The effect of an operation on disk usage."""
 
     READ = auto()
-    GROW = auto()  # stores new data: only while the reserve for acknowledgements is held
+    GROW = auto()  # stores new data: only while the reserve for acknowledgments is held
     SHRINK = auto()  # may use the reserve
 
 
@@ -64,7 +64,7 @@ class Step(Enum):
 
 
 class Failure(Enum):
-    """Why a group could not be run."""
+    """The reason why a group could not be run."""
 
     DAMAGED = auto()  # the stored bytes are wrong
     REMOVED = auto()  # another file, or none, is at the path
@@ -270,7 +270,7 @@ def _run_merged(group: Sequence[Operation], store: Store) -> list[Any]:
     for plain, some in groupby(group, lambda operation: operation.added is not None):
         operations = list(some)
         if plain:
-            store.apply(merged([one.added for one in operations if one.added]))
+            store.apply(merge_batches([one.added for one in operations if one.added]))
             answers += [None] * len(operations)
         else:
             answers += [operation.work(store) for operation in operations]

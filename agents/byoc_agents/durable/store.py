@@ -265,7 +265,7 @@ class Store:
     def _select_checked(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         with translated():
             rows = self.connection.execute(query, values).fetchall()
-        return [checked(row) for row in rows]
+        return [check_row(row) for row in rows]
 
     def totals(self) -> Totals:
         """Return the totals of the file."""
@@ -393,7 +393,7 @@ def message_digest(columns: Sequence[Any]) -> bytes:
     return digest(*(columns if any(columns[UNNUMBERED:]) else columns[:UNNUMBERED]))
 
 
-def checked(
+def check_row(
     row: tuple[Any, ...], digest_of: Callable[[Sequence[Any]], bytes] = lambda row: digest(*row)
 ) -> tuple[Any, ...]:
     """Return the row without its hash, the last column. Raises SpoolCorruptError."""
@@ -405,7 +405,7 @@ def checked(
 
 def message_of(row: tuple[Any, ...]) -> Message:
     """Return the message of COLUMNS and its hash. Raises SpoolCorruptError."""
-    return Message(*checked(row, message_digest))
+    return Message(*check_row(row, message_digest))
 
 
 def count(connection: sqlite3.Connection) -> Totals:

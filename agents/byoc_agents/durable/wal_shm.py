@@ -56,6 +56,15 @@ class WalIndex:
             return False
         return True
 
+    def release(self) -> None:
+        """Drop the lock, before SQLite closes the database.
+
+        SQLite 3.51 and later take it for another process that uses the database, and then leave
+        the journal as it is instead of writing it into the database.
+        """
+        if self._descriptor >= 0:
+            self._lock(fcntl.F_UNLCK)
+
     def close(self) -> None:
         """Close the file. May be called again."""
         descriptor, self._descriptor = self._descriptor, -1

@@ -1,18 +1,18 @@
 """The audit events of CPython 3.11 to 3.15 in one table: which are allowed after the start.
 
-The events are those of https://docs.python.org/3/library/audit_events.html, and names found in the
-interpreters. `tests/unit/egress/audit_events.json` has them for each version, with their source:
-those of 3.13 and 3.14 come from the pages of the versions around them. Tests compare the classes
-with that file, and with the standard library and the binaries of the Python that runs them. An
-event that is not in the table is refused if it belongs to one of the `GUARDED` families, so a new
-version of Python cannot open a way out.
+`tests/unit/egress/audit_events.json` has the events of each version with their source: the page
+`library/audit_events.html` of that version's documentation, and the calls in its sources, its
+library and its binaries. Tests compare the classes with that file, and with the standard library
+and the binaries of the Python that runs them. An event that is not in the table is refused if it
+belongs to one of the `GUARDED` families, so a new version of Python cannot open a way out.
 """
 
 from byoc_agents.egress.gate import Refusal
 
-# Checked against the destinations and the configured addresses by `audit_hook.py`.
+# Checked by `audit_hook.py`, against the destinations and the configured addresses.
 CHECKED = frozenset(
     {
+        "ctypes.call_function",  # by the installer of the seccomp filter only
         "import",
         "socket.__new__",
         "socket.bind",
@@ -60,6 +60,7 @@ ALLOWED = frozenset(
         "object.__getattr__",
         "object.__setattr__",
         "open",
+        "os._clearenv",
         "os.chdir",
         "os.chflags",
         "os.chmod",
@@ -85,6 +86,7 @@ ALLOWED = frozenset(
         "os.walk",
         "pathlib.Path.glob",
         "pathlib.Path.rglob",
+        "pathlib.Path.walk",
         "pdb.Pdb",
         "pickle.find_class",
         "resource.prlimit",
@@ -153,11 +155,16 @@ CLIENTS = frozenset(  # of the standard library: one could ask the proxy for ano
 OPERATIONS = frozenset(  # programs, native code, other processes, the machine, other systems
     {
         "_posixsubprocess.fork_exec",
+        "_winapi.CopyFile2",
+        "_winapi.CreateEventW",
         "_winapi.CreateFile",
         "_winapi.CreateJunction",
+        "_winapi.CreateMutexW",
         "_winapi.CreateNamedPipe",
         "_winapi.CreatePipe",
         "_winapi.CreateProcess",
+        "_winapi.OpenEventW",
+        "_winapi.OpenMutexW",
         "_winapi.OpenProcess",
         "_winapi.TerminateProcess",
         "cpython.remote_debugger_script",
@@ -169,7 +176,6 @@ OPERATIONS = frozenset(  # programs, native code, other processes, the machine, 
         "cpython.run_stdin",
         "ctypes.PyObj_FromPtr",
         "ctypes.addressof",
-        "ctypes.call_function",
         "ctypes.cdata",
         "ctypes.cdata/buffer",
         "ctypes.create_string_buffer",

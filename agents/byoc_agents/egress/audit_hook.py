@@ -12,7 +12,7 @@ daemon has a few per second.
 import _socket
 import socket
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 from byoc_agents.egress.audit_events import ALLOWED, DENIED, GUARDED
@@ -38,15 +38,22 @@ PAIR = 2
 OWN_NAMES = frozenset({"localhost"})  # resolved without a packet
 
 
-def enforce_process(gate: Gate, listeners: Iterable[tuple[str, int]] = ()) -> None:
+def enforce_process(
+    gate: Gate,
+    listeners: Iterable[tuple[str, int]] = (),
+    callable_addresses: Container[int] = frozenset(),
+) -> None:
     """Refuse from now on what the gate does not allow, and what no daemon does.
 
     Connections, datagrams and name look-ups are checked against the destinations, `bind` against
     `listeners` (host, port). Programs, native code, reverse look-ups and sockets of other families
     are refused: EgressRefusedError is raised, and the gate reports it. The import of a native
     client raises ImportError. `audit_events.py` has the whole table. Cannot be undone.
+
+    `callable_addresses` has the C functions that may be called by ctypes, which CPython 3.14
+    reports: those of the installer of the seccomp filter, until it is done.
     """
-    checks = _checks(gate, frozenset(_bindable(listeners)))
+    checks = _checks(gate, frozenset(_bindable(listeners)), callable_addresses)
     allowed, denied, guarded, deny = ALLOWED, DENIED, GUARDED, gate.deny
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
@@ -65,7 +72,9 @@ def _bindable(listeners: Iterable[tuple[str, int]]) -> Iterable[tuple[str, int]]
     return ((each, port) for host, port in listeners for each in ALIASES.get(host, (host,)))
 
 
-def _checks(gate: Gate, listeners: frozenset[tuple[str, int]]) -> dict[str, Check]:
+def _checks(
+    gate: Gate, listeners: frozenset[tuple[str, int]], callable_addresses: Container[int]
+) -> dict[str, Check]:
     """Return the check of each event. Everything that they use is bound here, not when they run.
 
     Types are compared exactly: a subclass of `str` may print another address than the one that C
@@ -90,8 +99,13 @@ def _checks(gate: Gate, listeners: frozenset[tuple[str, int]]) -> dict[str, Chec
         if (host, port) not in listeners and (host, port) not in own_ports:
             raise deny(Refusal.LISTEN, f"{host} port {port} is not an address to listen on")
 
+    def check_call(args: tuple[Any, ...]) -> None:
+        if not args or type(args[0]) is not int or args[0] not in callable_addresses:
+            raise deny(Refusal.OPERATION, "ctypes.call_function")
+
     lookup = _lookup_check(gate)
     return {
+        "ctypes.call_function": check_call,
         "import": _check_import,
         "socket.__new__": _new_socket_check(gate),
         "socket.bind": check_bind,

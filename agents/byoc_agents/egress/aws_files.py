@@ -26,7 +26,7 @@ class AwsFiles:
 
     def __init__(self, paths: Iterable[str], *, seconds: float = READ_SECONDS) -> None:
         """Read nothing yet. Empty paths and /dev/null count as missing files."""
-        self._paths = [_expanded(path) for path in paths if path not in {"", os.devnull}]
+        self._paths = [_expand_path(path) for path in paths if path not in {"", os.devnull}]
         self._seconds = seconds
         self._contents: dict[str, Content] = {}
         self._errors: dict[str, Exception] = {}
@@ -55,7 +55,7 @@ class AwsFiles:
         A file that does not answer is an error even if it was read before: botocore keeps keys that
         are still valid.
         """
-        path = _expanded(path)
+        path = _expand_path(path)
         if path in self._errors:
             raise self._errors[path]
         if path not in self._contents:
@@ -120,6 +120,6 @@ def file_paths(session: Any) -> list[str]:
     ]
 
 
-def _expanded(path: str) -> str:
+def _expand_path(path: str) -> str:
     """Return a path as botocore opens it."""
     return os.path.expanduser(os.path.expandvars(path))  # noqa: PTH111  Path has no expandvars

@@ -1,4 +1,4 @@
-"""AWS's variables and files: what the daemons honour, and a mistake for everything else.
+"""AWS's variables and files: what the daemons honor, and a mistake for everything else.
 
 The destinations table is made before botocore runs. A setting of AWS that changes an endpoint or
 the identity must therefore be one that the table knows: the variables below. The same setting in
@@ -78,7 +78,7 @@ class Profile(NamedTuple):
 def aws_mistakes(
     environ: Mapping[str, str], services: Sequence[str], given: Iterable[str] = ()
 ) -> list[str]:
-    """Return a mistake for each setting of AWS that the daemons cannot honour.
+    """Return a mistake for each setting of AWS that the daemons cannot honor.
 
     `services` are the AWS services that the daemon calls, and `given` those of them whose endpoint
     a variable names. The messages repeat no value.

@@ -41,7 +41,7 @@ ADDRESS_SECONDS = 300.0
 
 
 class Refusal(StrEnum):
-    """Why the gate refused: a label of `byoc_egress_refused_total`. A closed set."""
+    """The reason of a refusal: a label of `byoc_egress_refused_total`. A closed set."""
 
     HOST = "host"  # a name or literal that is not a destination
     PORT = "port"  # the host of a destination, but another port

@@ -10,6 +10,7 @@ import ctypes
 import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 # linux/filter.h, linux/bpf_common.h
@@ -223,12 +224,27 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p))
 
 
-def prepare_filter(machine_name: str = os.uname().machine) -> Callable[[], None]:
-    """Return a function that puts the filter on all threads of this process. Call it once.
+@dataclass(frozen=True)
+class Installer:
+    """Puts the filter on all threads of this process when it is called. Call it once."""
 
-    Everything that needs ctypes is done here, before the audit hook closes ctypes. Both raise
-    OSError if the architecture is unknown or the kernel refuses. Also sets `no_new_privs`, without
-    which only root may install a filter.
+    install: Callable[[], None]
+    addresses: set[int]  # of the C functions that it calls; empty when it is done
+
+    def __call__(self) -> None:
+        """Install the filter. Raises OSError if the kernel refuses."""
+        try:
+            self.install()
+        finally:
+            self.addresses.clear()
+
+
+def prepare_filter(machine_name: str = os.uname().machine) -> Installer:
+    """Return the installer of the filter. Raises OSError if the architecture is unknown.
+
+    Everything that needs ctypes is done here, before the audit hook closes ctypes, except the calls
+    themselves: CPython 3.14 reports them, and the hook allows `addresses`. The installer also sets
+    `no_new_privs`, without which only root may install a filter.
     """
     machine = MACHINES.get(machine_name)
     if machine is None or struct.calcsize("P") != 8:  # noqa: PLR2004  bytes of a 64-bit pointer
@@ -261,7 +277,8 @@ def prepare_filter(machine_name: str = os.uname().machine) -> Callable[[], None]
         call("PR_SET_NO_NEW_PRIVS", *no_privileges)
         call("seccomp", *filtering)
 
-    return install
+    address = ctypes.cast(syscall, ctypes.c_void_p).value
+    return Installer(install, {address} if address else set())
 
 
 def _is_glibc() -> bool:

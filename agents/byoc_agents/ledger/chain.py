@@ -134,10 +134,21 @@ class Chain:
     cut, and the tree up to it. They never go back, so they can be pinned.
     """
 
-    def __init__(
-        self, directory: Path, *, clock: Clock, max_bytes: int, disk: Disk, expected: str = ""
+    def __init__(  # noqa: PLR0913  the directory, its limits, and the seams for tests
+        self,
+        directory: Path,
+        *,
+        clock: Clock,
+        max_bytes: int,
+        disk: Disk,
+        expected: str = "",
+        line_format: int = FORMAT,
     ) -> None:
-        """Open nothing yet. `expected` is a size and root that the ledger must have, or ""."""
+        """Open nothing yet. `expected` is a size and root that the ledger must have, or "".
+
+        New files are written in `line_format`.
+        """
+        self._format = line_format
         self.mismatch: Literal["lost", "older"] | None = None
         self._expected = expected
         self.segments = Segments(directory, disk)
@@ -350,7 +361,7 @@ class Chain:
         unknown = {line.intent for line in self._pending if isinstance(line, Unknown)}
         flying = tuple(sorted({*self._open, *unknown}))
         first = Segment(
-            format=FORMAT,
+            format=self._format,
             version=__version__,
             segment=number,
             open=flying,
@@ -381,7 +392,7 @@ def _needed_bytes(line: Line) -> int:
 
 
 class OpenedLedger(msgspec.Struct):
-    """Where to go on. `length` 0 = create this file, else cut it to this many bytes."""
+    """The place to continue at. `length` 0 = create this file, else cut it to this many bytes."""
 
     number: int
     length: int = 0
@@ -416,7 +427,7 @@ def _find_end(segments: Segments) -> OpenedLedger:
         _set_aside(segments, number, seen)  # not even a first line
         segments.path(number).unlink()
     number = numbers[0] if numbers else 1
-    return OpenedLedger(number, states=_unstated(segments, number, set()))
+    return OpenedLedger(number, states=_list_unstated(segments, number, set()))
 
 
 def _go_on(segments: Segments, number: int, seen: Scan) -> OpenedLedger:
@@ -437,7 +448,7 @@ def _go_on(segments: Segments, number: int, seen: Scan) -> OpenedLedger:
         )
     elif seen.rest_bytes:
         _set_aside(segments, number, seen)
-    found.states += _unstated(segments, number, seen.asides)
+    found.states += _list_unstated(segments, number, seen.asides)
     return found
 
 
@@ -446,7 +457,7 @@ def _set_aside(segments: Segments, number: int, seen: Scan) -> None:
     segments.set_aside(number, seen.good_bytes, content)
 
 
-def _unstated(segments: Segments, first: int, stated: set[str]) -> list[Line]:
+def _list_unstated(segments: Segments, first: int, stated: set[str]) -> list[Line]:
     """Return a line for each torn end that no line names: of now, or of a start that was cut."""
     asides = [(n, path) for n, path in segments.asides() if n >= first and path.name not in stated]
     foreign = [(n, path) for n, path in segments.foreign() if path.name not in stated]

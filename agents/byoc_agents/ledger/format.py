@@ -1,4 +1,7 @@
-"""The format of a ledger line. This file defines format 1.
+"""The format of a ledger line. This file defines formats 1 and 2.
+
+Format 2 adds the lines `fact`, which only the access broker writes. The ledgers of all other
+daemons are in format 1.
 
 A line is one JSON object and a line end. `previous` is the SHA-256 of the line before it, in hex,
 over its bytes without the line end; so a line's own hash can be computed by anyone with sha256sum.
@@ -18,10 +21,19 @@ from byoc_agents.errors import SendError
 from byoc_agents.ledger.tree import TreeHead
 
 FORMAT = 1
+FORMAT_WITH_FACTS = 2
+FORMATS = (FORMAT, FORMAT_WITH_FACTS)  # that this version reads and writes
 GENESIS = "0" * 64
 MAX_TEXT = 300  # characters of a text from others: a detail, a reference
 SUPPRESSED = "suppressed"  # reason of a line that only counts refusals
-DURABLE = ("segment", "intent", "unknown", "removed", "recovered")  # kinds followed by an fsync
+DURABLE = (
+    "segment",
+    "intent",
+    "unknown",
+    "removed",
+    "recovered",
+    "fact",
+)  # kinds followed by an fsync
 
 UnknownWhy = Literal[
     "crash",  # found without an outcome at a start
@@ -94,7 +106,7 @@ class Intent(Line, frozen=True, kw_only=True, tag_field="kind", tag="intent"):
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How one message ended."""
+    """The result of one message."""
 
     id: str
     reason: str  # byoc_agents.errors.Reason
@@ -104,7 +116,7 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ReceiptLine(Line, frozen=True, kw_only=True, tag_field="kind", tag="receipt"):
-    """How the messages of an intent ended, in its order."""
+    """The results of the messages of an intent, in its order."""
 
     intent: int  # its sequence number
     outcomes: tuple[Ended, ...]
@@ -150,7 +162,17 @@ class Recovered(Line, frozen=True, kw_only=True, tag_field="kind", tag="recovere
     expected: str = ""  # `lost`, `older`: size and root that the spool knows
 
 
-LedgerLine = Segment | Intent | ReceiptLine | Unknown | Refused | Removed | Recovered
+class FactLine(Line, frozen=True, kw_only=True, tag_field="kind", tag="fact"):
+    """A decision or a step of the access broker. Durable before it takes effect."""
+
+    fact: str  # what happens: a state of a grant, or another step
+    subject: str  # the grant's id, or "" if the line is about no grant
+    reason: str = ""
+    detail: dict[str, str] = {}  # further values, bounded by the writer
+    sha256: dict[str, str] = {}  # name -> digest of each document that belongs to it
+
+
+LedgerLine = Segment | Intent | ReceiptLine | Unknown | Refused | Removed | Recovered | FactLine
 
 _ENCODER = msgspec.json.Encoder()
 _DECODER: msgspec.json.Decoder[LedgerLine] = msgspec.json.Decoder(LedgerLine)
@@ -193,16 +215,21 @@ def digest(raw: bytes) -> str:
     return hashlib.sha256(raw).hexdigest()
 
 
-def intent_of(destination: str, batch: Sequence[Message], max_kept_bytes: int) -> Intent:
-    """Return the line for a batch. Marks bodies as kept while their sum is within the bound."""
+def intent_of(destination: str, batch: Sequence[Message], max_kept_bytes: int | None) -> Intent:
+    """Return the line for a batch. Marks bodies as kept while their sum is within the bound.
+
+    No body is kept if the bound is None.
+    """
     sent: list[Sent] = []
+    total = 0
     for message in batch:
-        max_kept_bytes -= len(message.body)
-        sent.append(_sent(message, kept=max_kept_bytes >= 0))
+        total += len(message.body)
+        kept = max_kept_bytes is not None and total <= max_kept_bytes
+        sent.append(_make_sent(message, kept=kept))
     return Intent(destination=destination, messages=tuple(sent))
 
 
-def _sent(message: Message, *, kept: bool) -> Sent:
+def _make_sent(message: Message, *, kept: bool) -> Sent:
     return Sent(
         id=message.id,
         type=message.type,
@@ -221,10 +248,10 @@ def _sent(message: Message, *, kept: bool) -> Sent:
 def receipt_of(intent: int, batch: Sequence[Message], outcomes: Sequence[Outcome]) -> ReceiptLine:
     """Return the line for the outcomes of a sink."""
     pairs = zip(batch, outcomes, strict=True)
-    return ReceiptLine(intent=intent, outcomes=tuple(_ended(m.id, o) for m, o in pairs))
+    return ReceiptLine(intent=intent, outcomes=tuple(_make_ended(m.id, o) for m, o in pairs))
 
 
-def _ended(message_id: str, outcome: Outcome) -> Ended:
+def _make_ended(message_id: str, outcome: Outcome) -> Ended:
     reason = outcome.reason.value
     if isinstance(outcome, SendError):
         return Ended(id=message_id, reason=reason, detail=clean(outcome.detail))

@@ -126,7 +126,7 @@ def _sends(
 ) -> Iterator[Send]:
     number, intent = pair
     for position, sent in enumerate(intent.messages):
-        ended = _ended(outcome, position)
+        ended = _find_result(outcome, position)
         path = segments.body_path(number, sent.sha256)
         yield Send(
             daemon=daemon,
@@ -148,7 +148,7 @@ def _sends(
         )
 
 
-def _ended(outcome: ReceiptLine | Unknown | None, position: int) -> Ended:
+def _find_result(outcome: ReceiptLine | Unknown | None, position: int) -> Ended:
     if isinstance(outcome, ReceiptLine) and position < len(outcome.outcomes):
         return outcome.outcomes[position]
     if isinstance(outcome, Unknown):

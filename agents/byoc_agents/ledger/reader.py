@@ -10,7 +10,7 @@ from byoc_agents.app.files import open_regular
 from byoc_agents.errors import LedgerNewerError
 from byoc_agents.ledger.format import (
     DURABLE,
-    FORMAT,
+    FORMATS,
     START,
     Head,
     Intent,
@@ -40,7 +40,7 @@ class Raw(NamedTuple):
 
 
 class Scan(msgspec.Struct):
-    """What a file holds. `good_bytes` from its start are a chain; the rest is not."""
+    """The contents of a file. `good_bytes` from its start are a chain; the rest is not."""
 
     good_bytes: int = 0
     head: Head = START  # the last line of the chain
@@ -153,10 +153,10 @@ def check_format(segments: Segments) -> None:
         if not path.is_file():  # the writer sets it aside
             continue
         first = next((raw.content for raw in raw_lines(path)), b"")
-        if (found := format_of(first)) > FORMAT:
+        if (found := format_of(first)) > max(FORMATS):
             raise LedgerNewerError(
                 f"{path} was written by a newer version (format {found}, this one reads up to "
-                f"{FORMAT}): run the newer version, or move its directory away"
+                f"{max(FORMATS)}): run the newer version, or move its directory away"
             )
 
 

@@ -64,7 +64,7 @@ def recently_sent(
         for line in _tail(directory):
             if isinstance(line, Intent):
                 for sent in line.messages:
-                    if sent.id not in found and (send := _numbered(sent) or read_id(sent.id)):
+                    if sent.id not in found and (send := _read_position(sent) or read_id(sent.id)):
                         found[sent.id] = send
             elif isinstance(line, ReceiptLine):
                 for one in line.outcomes:
@@ -76,7 +76,7 @@ def recently_sent(
     return list(found.values())
 
 
-def _numbered(sent: Sent) -> RecentSend | None:
+def _read_position(sent: Sent) -> RecentSend | None:
     if not sent.stream:
         return None
     last = StreamPosition(sent.epoch, sent.sequence)

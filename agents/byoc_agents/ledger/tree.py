@@ -54,7 +54,7 @@ class TreeHead(msgspec.Struct, frozen=True):
 
     @property
     def valid(self) -> bool:
-        """Whether the number and the lengths of the hashes fit the size."""
+        """Return whether the number and the lengths of the hashes fit the size."""
         fits = self.size >= 0 and len(self.subtrees) == self.size.bit_count()
         return fits and all(len(one) == HASH_BYTES for one in self.subtrees)
 
@@ -131,7 +131,7 @@ def prove_inclusion(leaves: Leaves, index: int, size: int) -> list[bytes]:
     From the leaf to the root. Raises IndexError if the tree has no such leaf, or it was removed.
     """
     if not leaves.start.size <= index < size <= leaves.size:
-        raise IndexError(f"leaf {index} of {size}: expected {_kept(leaves)}")
+        raise IndexError(f"leaf {index} of {size}: expected {_describe_kept(leaves)}")
     path: list[bytes] = []
     first, last = 0, size
     while last - first > 1:
@@ -151,7 +151,7 @@ def prove_consistency(leaves: Leaves, earlier: int, size: int) -> list[bytes]:
     Raises IndexError if the tree never had these sizes, or if the leaves of one were removed.
     """
     if not max(1, leaves.start.size) <= earlier <= size <= leaves.size:
-        raise IndexError(f"sizes {earlier} and {size}: expected {_kept(leaves)}")
+        raise IndexError(f"sizes {earlier} and {size}: expected {_describe_kept(leaves)}")
     return _subproof(leaves, 0, earlier, size, complete=True)
 
 
@@ -168,7 +168,7 @@ def _subproof(
     return [*right, leaves.root(first, middle)]
 
 
-def _kept(leaves: Leaves) -> str:
+def _describe_kept(leaves: Leaves) -> str:
     return f"{leaves.start.size} to {leaves.size}, which are kept"
 
 

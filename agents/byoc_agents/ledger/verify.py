@@ -19,7 +19,10 @@ from byoc_agents.app.files import open_regular
 from byoc_agents.ledger.chain import HEAD_BYTES, SEGMENTS
 from byoc_agents.ledger.format import (
     FORMAT,
+    FORMAT_WITH_FACTS,
+    FORMATS,
     GENESIS,
+    FactLine,
     Head,
     Intent,
     LedgerLine,
@@ -114,6 +117,7 @@ class _Verifier:
         self._bound = _Bound(max_bytes)
         self._head: Head | None = None  # number and hash of the line before
         self._readable = True  # whether that line could be decoded
+        self._format = FORMAT  # of the file
         self._place = ""  # file and number of that line
         self._cut_at: Head | None = None  # the last line that is gone, where the first is not 0
         self._open: dict[int, tuple[str, ...]] = {}  # intent -> ids; () where its line is gone
@@ -242,9 +246,12 @@ class _Verifier:
                 self._problem(place, "the first line of the file is missing")
         elif not first or line.segment != number:
             self._problem(place, f"is the first line of file {line.segment}")
-        elif line.format != FORMAT:
-            self._problem(place, f"is in format {line.format}; this version reads {FORMAT}")
+        elif line.format not in FORMATS:
+            self._problem(
+                place, f"is in format {line.format}; this version reads up to {max(FORMATS)}"
+            )
         if isinstance(line, Segment):
+            self._format = line.format
             self._bound.begin_file(line)
 
     def _anchor(self, head: Head, place: str) -> None:
@@ -284,6 +291,8 @@ class _Verifier:
                 self._removal(line, place)
             case Recovered():
                 self._recovery(line, place)
+            case FactLine() if self._format < FORMAT_WITH_FACTS:
+                self._problem(place, f"is a fact in a file of format {self._format}")
 
     def _close(self, intent: int, ids: Sequence[str], place: str) -> None:
         announced = self._open.pop(intent, None)
@@ -346,7 +355,7 @@ class _Verifier:
             self._problem(
                 self.verdict.directory, f"{lines} are missing and no line states their removal"
             )
-        for place, problem in self._bound.unneeded(self._segments.numbers()[:1]):
+        for place, problem in self._bound.find_unneeded(self._segments.numbers()[:1]):
             self._problem(place, problem)
         self._conclude_heads()
         for intent in self._open:
@@ -423,7 +432,7 @@ class _Bound:
         bound = min(self._lowest or self._max_bytes, self._max_bytes)
         self._removed.setdefault(line.segment, (place, line, self._used, bound))
 
-    def unneeded(self, first_file: Sequence[int]) -> list[tuple[str, str]]:
+    def find_unneeded(self, first_file: Sequence[int]) -> list[tuple[str, str]]:
         """Return the removal before the first file, with a text, if there was room without it.
 
         The files that were there at an earlier removal are not known any more.

@@ -19,7 +19,16 @@ from byoc_agents.durable.files import Disk
 from byoc_agents.durable.worker import GroupCommitWorker
 from byoc_agents.errors import LedgerError
 from byoc_agents.ledger.chain import MIN_BYTES, Chain, Entry
-from byoc_agents.ledger.format import SUPPRESSED, Refused, clean, intent_of, receipt_of
+from byoc_agents.ledger.format import (
+    FORMAT,
+    FORMAT_WITH_FACTS,
+    SUPPRESSED,
+    FactLine,
+    Refused,
+    clean,
+    intent_of,
+    receipt_of,
+)
 from byoc_agents.ledger.recent import unfinished_batch
 from byoc_agents.ledger.tree import TreeHead
 
@@ -31,13 +40,36 @@ REFUSED_REFILL_NS = 3_000_000_000  # one more after so long: 28,800 lines a day 
 T = TypeVar("T")
 
 
-class _WriteRequest(NamedTuple):
-    """A line to write. Without a batch: only the refusals that wait."""
+class _IntentRequest(NamedTuple):
+    """An intent line to write."""
 
-    destination: str = ""  # "" for a receipt
-    intent: int = 0  # 0 for an intent
+    destination: str
+    batch: Sequence[Message]
+
+
+class _ReceiptRequest(NamedTuple):
+    """A receipt line to write for the intent with this number."""
+
+    intent: int
+    batch: Sequence[Message]
+    outcomes: Sequence[Outcome]
+
+
+class _RefusalsRequest(NamedTuple):
+    """Only the refusals that wait are to be written."""
+
     batch: Sequence[Message] = ()
-    outcomes: Sequence[Outcome] = ()
+
+
+class _FactRequest(NamedTuple):
+    """A fact line to write."""
+
+    line: FactLine
+    batch: Sequence[Message] = ()
+
+
+_LineRequest = _IntentRequest | _ReceiptRequest | _FactRequest
+_WriteRequest = _LineRequest | _RefusalsRequest
 
 
 class FileLedger:
@@ -59,14 +91,23 @@ class FileLedger:
         keep_bodies: bool = False,
         expected: str = "",
         disk: Disk | None = None,
+        facts: bool = False,
     ) -> None:
-        """Open nothing yet. `expected` is a head that the ledger must have: SIZE ROOT, or ""."""
+        """Open nothing yet. `expected` is a head that the ledger must have: SIZE ROOT, or "".
+
+        `facts` is for a ledger that `fact` is called on.
+        """
         if max_bytes < MIN_BYTES:
             raise ValueError(f"max_bytes is {max_bytes}; expected at least {MIN_BYTES}")
         self.directory = directory
         self._file = _LedgerFile(
             Chain(
-                directory, clock=clock, max_bytes=max_bytes, disk=disk or Disk(), expected=expected
+                directory,
+                clock=clock,
+                max_bytes=max_bytes,
+                disk=disk or Disk(),
+                expected=expected,
+                line_format=FORMAT_WITH_FACTS if facts else FORMAT,
             ),
             clock,
             keep=keep_bodies,
@@ -94,7 +135,7 @@ class FileLedger:
 
     @property
     def last_error(self) -> str:
-        """Why the last write failed, or an empty string."""
+        """Return the error of the last write, or an empty string."""
         return self._file.last_error
 
     @property
@@ -109,7 +150,7 @@ class FileLedger:
 
     async def intent(self, destination: str, batch: Sequence[Message]) -> int:
         """Write the intent to send a batch, durably; see `Ledger`. Waits for one fsync."""
-        return int(await self._worker.ask(_WriteRequest(destination, batch=batch)))
+        return int(await self._worker.ask(_IntentRequest(destination, batch)))
 
     async def receipt(
         self, intent: int, batch: Sequence[Message], outcomes: Sequence[Outcome]
@@ -119,7 +160,15 @@ class FileLedger:
         Durable with the next intent or a second later, whichever comes first: a receipt that a
         power cut takes is stated as unknown at the next start.
         """
-        await self._worker.ask(_WriteRequest(intent=intent, batch=batch, outcomes=outcomes))
+        await self._worker.ask(_ReceiptRequest(intent, batch, outcomes))
+
+    async def fact(self, line: FactLine) -> int:
+        """Write a fact, durably, and return the number of the line. Waits for one fsync.
+
+        Raises LedgerError: then the fact must not take effect. After a cancellation it is unknown
+        whether the line was written.
+        """
+        return int(await self._worker.ask(_FactRequest(line)))
 
     def record_refusal(self, reason: str, detail: str) -> None:
         """Record a refusal of the egress gate. From any thread; never blocks, never raises.
@@ -128,7 +177,7 @@ class FileLedger:
         the `suppressed` of the next line.
         """
         if self._file.refusals.note(clean(str(reason)), clean(detail)):
-            self._worker.post(_WriteRequest())
+            self._worker.post(_RefusalsRequest())
 
     def status(self) -> dict[str, Any]:
         """Return what /status shows. `ledger verify --heads` takes both `head` and `tree`.
@@ -160,7 +209,7 @@ class _LedgerFile:
         self.last_error = ""  # why the last write failed
         self.unfinished: tuple[str, ...] = ()
         self._directory = chain.segments.directory
-        self._kept_bytes = self.chain.segment_bytes if keep else -1
+        self._kept_bytes = self.chain.segment_bytes if keep else None  # bodies of one intent
 
     def open(self) -> None:
         """Open the files. Raises LedgerNewerError; a failing disk becomes `last_error`."""
@@ -188,25 +237,25 @@ class _LedgerFile:
     def _append(
         self, group: Sequence[_WriteRequest], refusals: Sequence[Refused]
     ) -> list[int | LedgerError]:
-        lines = [request for request in group if request.batch]
+        lines = [one for one in group if not isinstance(one, _RefusalsRequest)]
         numbers: list[int] | None = []
         if lines or refusals:
             numbers = self._attempt(
-                lambda: self.chain.append(
-                    [*map(self._entry, lines), *(Entry(line) for line in refusals)]
-                )
+                lambda: self.chain.append([*map(self._entry, lines), *map(Entry, refusals)])
             )
         if numbers is None:
-            self.refusals.give_back(sum(line.count() for line in refusals))
+            self.refusals.restore(sum(line.count() for line in refusals))
             return [LedgerError(self.last_error)] * len(group)
         written = iter(numbers)
-        return [next(written) if request.batch else 0 for request in group]
+        return [0 if isinstance(one, _RefusalsRequest) else next(written) for one in group]
 
-    def _entry(self, request: _WriteRequest) -> Entry:
-        if request.destination:
-            line = intent_of(request.destination, request.batch, self._kept_bytes)
-            return Entry(line, request.batch if self._kept_bytes >= 0 else ())
-        return Entry(receipt_of(request.intent, request.batch, request.outcomes))
+    def _entry(self, request: _LineRequest) -> Entry:
+        if isinstance(request, _FactRequest):
+            return Entry(request.line)
+        if isinstance(request, _ReceiptRequest):
+            return Entry(receipt_of(request.intent, request.batch, request.outcomes))
+        line = intent_of(request.destination, request.batch, self._kept_bytes)
+        return Entry(line, () if self._kept_bytes is None else request.batch)
 
     def _attempt(self, work: Callable[[], T]) -> T | None:
         """Return the result of `work`, or None with `last_error` set."""
@@ -269,7 +318,7 @@ class _Refusals:
         self._waiting.append(line)
         self._suppressed = 0
 
-    def give_back(self, count: int) -> None:
+    def restore(self, count: int) -> None:
         """Count refusals whose lines could not be written."""
         with self._mutex:
             self._suppressed += count

@@ -11,7 +11,7 @@ from byoc_agents.policy.flows import (
     flows,
 )
 from byoc_agents.policy.inputs import Facts, Listener, Options, Rendered
-from byoc_agents.policy.kubernetes import comer, described, metadata, open_listeners
+from byoc_agents.policy.kubernetes import comer, describe_flows, metadata, open_listeners
 
 NAMESPACE_LABEL = "k8s:io.kubernetes.pod.namespace"
 KUBE_DNS = {NAMESPACE_LABEL: "kube-system", "k8s:k8s-app": "kube-dns"}
@@ -56,7 +56,7 @@ def cilium_policy(facts: Facts, options: Options) -> Rendered:
         "spec": spec,
     }
     node = [NODE_NOTE.format(port=f.port) for f in found if f.place is FlowTarget.NODE]
-    return Rendered(document, (*described(found), *NOTES, *node))
+    return Rendered(document, (*describe_flows(found), *NOTES, *node))
 
 
 def _in(listener: Listener, options: Options) -> dict[str, Any]:

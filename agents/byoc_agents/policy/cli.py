@@ -18,14 +18,14 @@ from byoc_agents.billing.daemon import Settings as BillingSettings
 from byoc_agents.egress.destinations import DestinationKind, proxy_destination
 from byoc_agents.egress.regions import partition, sqs_region
 from byoc_agents.errors import ConfigError
+from byoc_agents.policy import account_checks, cilium, iam, kubernetes, stack, union
 from byoc_agents.policy import aws as amazon
-from byoc_agents.policy import cilium, iam, kubernetes, stack, union
 from byoc_agents.policy import nftables as rules
 from byoc_agents.policy.drift import PolicyFinding, differences, matching
 from byoc_agents.policy.flows import ANYWHERE, NODE_LOCAL
 from byoc_agents.policy.inputs import Facts, Listener, Objects, Options, Rendered
 from byoc_agents.policy.manifest import DuplicateKeyError, documents
-from byoc_agents.policy.render import destinations_table, printed
+from byoc_agents.policy.render import destinations_table, print_rendered
 from byoc_agents.state.daemon import Settings as StateSettings
 
 
@@ -65,11 +65,16 @@ COMMANDS = {
     ),
     "egress-rules": PolicyCommand(rules.egress_rules, "text", "nftables; json: security group"),
 }
-EPILOG = """\
+EPILOG = (
+    "without settings: "
+    + "; ".join(f"{name}: {check.meaning}" for name, check in account_checks.ACCOUNT_CHECKS.items())
+    + """
+
 exit codes: 0 = printed, or the manifest allows exactly what the table says; 1 = --check has
 findings; 2 = a mistake in the settings or options, or a manifest that cannot be read
 
 example: byoc-agents policy networkpolicy billing-scraper --namespace db --check policy.yaml"""
+)
 NO_NAMESPACE = PolicyFinding("metadata.namespace", "is not judged", "--namespace NAME")
 # Policies contain no secrets, so none are needed to render them.
 STAND_INS = {
@@ -105,6 +110,8 @@ def main(argv: Sequence[str]) -> int:
 
     Raises ConfigError, which the command line turns into exit code 2.
     """
+    if argv and argv[0] in account_checks.ACCOUNT_CHECKS:
+        return account_checks.main(argv)
     asked = _parser().parse_args(argv)
     facts, options = facts_of(_configure(asked)), _options(asked)
     rendered = COMMANDS[asked.command].render(facts, options)
@@ -117,7 +124,7 @@ def main(argv: Sequence[str]) -> int:
         sys.stdout.write(_report(asked, found))
     else:
         found = []
-        text, more = printed(rendered, asked.format or COMMANDS[asked.command].form)
+        text, more = print_rendered(rendered, asked.format or COMMANDS[asked.command].form)
         sys.stdout.write(text)
         notes = [*more]
     for note in notes:

@@ -60,13 +60,13 @@ class Condition:
         if self.operator == "Null" or self.operator.startswith(("Numeric", "Date")):
             return set(self.values) == set(other.values)
         if self.negated:
-            return all(_covered(value, self.values, self) for value in other.values)
-        return all(_covered(value, other.values, other) for value in self.values)
+            return all(_is_covered(value, self.values, self) for value in other.values)
+        return all(_is_covered(value, other.values, other) for value in self.values)
 
     def __str__(self) -> str:
         quantifier = f"{self.quantifier}:" if self.quantifier else ""
         operator = f"{quantifier}{self.operator}{'IfExists' if self.if_exists else ''}"
-        return f"{operator} {self.key} {_listed(self.values)}"
+        return f"{operator} {self.key} {_join_values(self.values)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class Statement:
     conditions: tuple[Condition, ...]
     unknown: tuple[str, ...]  # names that IAM does not have
 
-    def uncovered(self, other: "Statement") -> list[str]:
+    def find_wider(self, other: "Statement") -> list[str]:
         """Return the elements in which this matches requests that the other does not match."""
         found = [name for name in ELEMENTS if not self._within(name, other)]
         return found + [
@@ -105,12 +105,14 @@ class Statement:
             return ", ".join(found) or "no condition on it"
         prefix = "Not" if element in self.inverted else ""
         patterns = self.elements.get(element)
-        return "nothing" if patterns is None else f"{prefix}{element} {_listed(sorted(patterns))}"
+        return (
+            "nothing" if patterns is None else f"{prefix}{element} {_join_values(sorted(patterns))}"
+        )
 
 
 def differences(wanted: Mapping[str, Any], given: object) -> list[PolicyFinding]:
     """Return the findings about a given document; none if it allows exactly the same."""
-    document = unwrapped(given)
+    document = unwrap_answer(given)
     if not isinstance(document, Mapping):
         return [
             PolicyFinding("document", "is not a policy", "an object with Version and Statement")
@@ -128,7 +130,7 @@ def differences(wanted: Mapping[str, Any], given: object) -> list[PolicyFinding]
     return found + wrong + _compare(_statements(wanted["Statement"])[0], have)
 
 
-def unwrapped(given: object) -> object:
+def unwrap_answer(given: object) -> object:
     """Return the document inside an answer of the AWS command line, e.g. of get-bucket-policy."""
     while isinstance(given, Mapping) and "Statement" not in given:
         inner = next((given[name] for name in WRAPPERS if name in given), None)
@@ -178,20 +180,20 @@ def _compare(wanted: list[Statement], given: list[Statement]) -> list[PolicyFind
     for mine in given:
         if mine.effect == "Allow":
             found += _wider(mine, [one for one in wanted if one.effect == "Allow"])
-        elif not any(_implied(mine, one) for one in wanted):
+        elif not any(_is_implied(mine, one) for one in wanted):
             found.append(
                 PolicyFinding(mine.name, "denies what the table does not deny", "no such Deny")
             )
     for one in wanted:
         same = [mine for mine in given if mine.effect == one.effect]
-        if not any(_implied(one, mine) for mine in same):
+        if not any(_is_implied(one, mine) for mine in same):
             lost = "denies less" if one.effect == "Deny" else "allows less"
             found += _missing(one, same, lost)
     return found
 
 
-def _implied(narrow: Statement, wide: Statement) -> bool:
-    return narrow.effect == wide.effect and not narrow.uncovered(wide)
+def _is_implied(narrow: Statement, wide: Statement) -> bool:
+    return narrow.effect == wide.effect and not narrow.find_wider(wide)
 
 
 def _wider(mine: Statement, wanted: list[Statement]) -> list[PolicyFinding]:
@@ -201,7 +203,7 @@ def _wider(mine: Statement, wanted: list[Statement]) -> list[PolicyFinding]:
     nearest = _nearest(mine, wanted)
     return [
         PolicyFinding(f"{mine.name}.{element}", _trouble(mine, element), nearest.describe(element))
-        for element in mine.uncovered(nearest)
+        for element in mine.find_wider(nearest)
     ]
 
 
@@ -215,7 +217,7 @@ def _missing(one: Statement, given: list[Statement], lost: str) -> list[PolicyFi
             f"{lost} than {one.name}: {nearest.describe(element)}",
             one.describe(element),
         )
-        for element in one.uncovered(nearest)
+        for element in one.find_wider(nearest)
     ]
 
 
@@ -225,7 +227,7 @@ def _nearest(one: Statement, others: Sequence[Statement]) -> Statement:
     return min(
         others,
         key=lambda o: (
-            len(one.uncovered(o)) + len(o.uncovered(one)),
+            len(one.find_wider(o)) + len(o.find_wider(one)),
             o.name.partition(" ")[2] != sid,
         ),
     )
@@ -252,7 +254,7 @@ def _same_operator(one: Condition, other: Condition) -> bool:
     return pair in {("StringEquals", "StringLike"), ("StringNotLike", "StringNotEquals")}
 
 
-def _covered(value: str, patterns: Iterable[str], condition: Condition) -> bool:
+def _is_covered(value: str, patterns: Iterable[str], condition: Condition) -> bool:
     """Return whether a value is among those of a condition, which may be patterns."""
     if "Like" in condition.operator or condition.operator.startswith("Arn"):
         return any(covers(pattern, value) for pattern in patterns)
@@ -340,5 +342,5 @@ def _texts(given: object) -> list[str]:
     return [str(one).lower() if isinstance(one, bool) else str(one) for one in listed]
 
 
-def _listed(values: Sequence[str]) -> str:
+def _join_values(values: Sequence[str]) -> str:
     return values[0] if len(values) == 1 else f"[{', '.join(values)}]"

@@ -64,7 +64,7 @@ def network_policy(facts: Facts, options: Options) -> Rendered:
         "metadata": metadata(options),
         "spec": spec,
     }
-    return Rendered(document, (*described(found), *_notes(found, facts, options)))
+    return Rendered(document, (*describe_flows(found), *_notes(found, facts, options)))
 
 
 def metadata(options: Options) -> dict[str, str]:
@@ -80,7 +80,7 @@ def open_listeners(facts: Facts) -> list[Listener]:
     return found
 
 
-def described(found: list[Flow]) -> list[str]:
+def describe_flows(found: list[Flow]) -> list[str]:
     """Return one line per flow, with its purpose and its daemons."""
     return [f"{f.host}:{f.port} = {f.purpose} ({', '.join(f.daemons)})" for f in found]
 

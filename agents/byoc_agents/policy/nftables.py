@@ -3,7 +3,7 @@
 from byoc_agents.egress.destinations import DestinationKind
 from byoc_agents.policy.flows import ANYWHERE, DNS_PORT, Flow, FlowTarget, flows
 from byoc_agents.policy.inputs import Facts, Options, Rendered
-from byoc_agents.policy.kubernetes import described
+from byoc_agents.policy.kubernetes import describe_flows
 
 RESOLVER = "<RESOLVER_CIDR>"
 NOTES = (
@@ -23,7 +23,7 @@ def egress_rules(facts: Facts, options: Options) -> Rendered:
         *_dns_rows(found, options),
         *(row for flow in found for row in _rows(flow, facts, options)),
     ]
-    return Rendered(rows, (*described(found), *NOTES), _nft(found, options))
+    return Rendered(rows, (*describe_flows(found), *NOTES), _nft(found, options))
 
 
 def _rows(flow: Flow, facts: Facts, options: Options) -> list[dict[str, object]]:

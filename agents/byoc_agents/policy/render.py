@@ -26,10 +26,10 @@ def destinations_table(facts: Facts, _options: Options) -> Rendered:
         )
         for d in every
     ]
-    return Rendered(rows, (facts.proxied,) if facts.proxy else (), aligned(rows))
+    return Rendered(rows, (facts.proxied,) if facts.proxy else (), align_columns(rows))
 
 
-def aligned(rows: Sequence[dict[str, object]]) -> str:
+def align_columns(rows: Sequence[dict[str, object]]) -> str:
     """Return rows of equal keys as columns of text."""
     lines = _cells(rows)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -53,7 +53,7 @@ def _cells(rows: Sequence[dict[str, object]]) -> list[list[str]]:
     return [head, *([str(value) for value in row.values()] for row in rows)]
 
 
-def printed(rendered: Rendered, form: str) -> tuple[str, tuple[str, ...]]:
+def print_rendered(rendered: Rendered, form: str) -> tuple[str, tuple[str, ...]]:
     """Return (text, notes that the form cannot contain). Raises ConfigError for an unfit form."""
     if form == "yaml":
         tree = msgspec.json.decode(msgspec.json.encode(rendered.document))  # no shared parts

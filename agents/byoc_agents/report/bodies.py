@@ -19,7 +19,9 @@ def plain(body: bytes) -> bytes:
     try:
         if body.startswith(ZSTD):
             decoder = zstandard.ZstdDecompressor().decompressobj()
-            text = decoder.decompress(body) if _declared(body) <= MAX_BODY_BYTES else None
+            text = (
+                decoder.decompress(body) if _read_declared_bytes(body) <= MAX_BODY_BYTES else None
+            )
             text = text if decoder.eof else None
         elif body.startswith(GZIP):
             stream = zlib.decompressobj(wbits=31)  # 31: a gzip header, as zlib numbers it
@@ -34,7 +36,7 @@ def plain(body: bytes) -> bytes:
     return text
 
 
-def _declared(body: bytes) -> int:
+def _read_declared_bytes(body: bytes) -> int:
     return int(zstandard.get_frame_parameters(body).content_size)
 
 
@@ -46,7 +48,7 @@ def events_in(body: bytes) -> list[Any]:
     return [decode_exactly(line) for line in text.splitlines() if line]
 
 
-def kept(send: Send) -> bytes | None:
+def read_kept(send: Send) -> bytes | None:
     """Return the exact bytes; None if they were not kept, or were removed by rotation."""
     try:
         if not send.body:

@@ -122,10 +122,10 @@ def _signing_key(options: argparse.Namespace) -> "Ed25519PrivateKey | None":
     if not options.key and not pem:
         return None
     content = Path(options.key).read_bytes() if options.key else pem
-    return _loaded(heads.load_signing_key, content, "--key" if options.key else KEY_VARIABLE)
+    return _load(heads.load_signing_key, content, "--key" if options.key else KEY_VARIABLE)
 
 
-def _loaded(load: Callable[[bytes], K], content: bytes, setting: str) -> K:
+def _load(load: Callable[[bytes], K], content: bytes, setting: str) -> K:
     try:
         return load(content)
     except ModuleNotFoundError as error:
@@ -150,15 +150,15 @@ def read_heads(file: str, key_file: str | None) -> KeptHeads:
     if not found.heads and not found.anchors:
         raise UsageError(f"{file}: no head: expected a checkpoint, or SIZE ROOT")
     if key_file:
-        key = _loaded(heads.load_public_key, Path(key_file).read_bytes(), "--key")
+        key = _load(heads.load_public_key, Path(key_file).read_bytes(), "--key")
         unsigned = [str(head.size) for head in found.heads if not heads.is_signed(head, key)]
         unsigned += [str(anchor) for anchor in found.anchors]
         if unsigned:
-            raise UsageError(f"{file}: not signed with the key: {_some(unsigned)}")
+            raise UsageError(f"{file}: not signed with the key: {_shorten(unsigned)}")
     return found
 
 
-def _some(texts: Sequence[str], most: int = 5) -> str:
+def _shorten(texts: Sequence[str], most: int = 5) -> str:
     more = f" and {len(texts) - most} more" if len(texts) > most else ""
     return ", ".join(texts[:most]) + more
 

@@ -19,7 +19,7 @@ from byoc_agents.ledger.query import Filter, Send, events
 from byoc_agents.ledger.segments import Segments
 from byoc_agents.ledger.verify import LedgerVerdict, verify
 from byoc_agents.report import checkpoint
-from byoc_agents.report.bodies import kept, plain
+from byoc_agents.report.bodies import plain, read_kept
 from byoc_agents.report.cloudtrail import compare
 from byoc_agents.report.text import HEADING, color_verdict, event_text, trail_text, verdict_text
 
@@ -130,21 +130,24 @@ def _command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=run)
-    setting, _ = settings_of(CoreSettings)["state_dir"]
-    standard = environ.get(setting.variable) or str(_default("state_dir"))
+    variable, standard = standard_state_dir(environ)
     parser.add_argument(
         "directories",
         nargs="*",
         default=[standard],
         metavar="DIRECTORY",
-        help=f"state directory, or one daemon's; default {setting.variable}, now {standard}",
+        help=f"state directory, or one daemon's; default {variable}, now {standard}",
     )
     parser.add_argument("--daemon", default="", help="only this one, e.g. billing-scraper")
     return parser
 
 
-def _default(name: str) -> object:
-    return next(f.default for f in msgspec.structs.fields(CoreSettings) if f.name == name)
+def standard_state_dir(environ: Mapping[str, str]) -> tuple[str, str]:
+    """Return the variable that names the state directory, and the directory."""
+    setting, _ = settings_of(CoreSettings)["state_dir"]
+    fields = msgspec.structs.fields(CoreSettings)
+    default = next(str(field.default) for field in fields if field.name == "state_dir")
+    return setting.variable, environ.get(setting.variable) or default
 
 
 def _add_filters(parser: argparse.ArgumentParser) -> None:
@@ -203,7 +206,7 @@ def _show_body(options: argparse.Namespace) -> int:
         return 2
     where = find_ledgers(options.directories, options.daemon)
     for event in events(where, _filter(options, options.id)):
-        body = kept(event) if isinstance(event, Send) else None
+        body = read_kept(event) if isinstance(event, Send) else None
         if body is not None:
             sys.stdout.buffer.write(body if options.raw else plain(body))
             sys.stdout.buffer.flush()

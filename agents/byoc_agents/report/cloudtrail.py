@@ -194,7 +194,7 @@ def _records_of(path: Path) -> Iterator[dict[str, Any]]:
         return
     records = found.get("Records", [found]) if isinstance(found, dict) else found
     for number, record in enumerate(records, 1):
-        yield _checked(record, f"{path}: record {number}")
+        yield _check_event(record, f"{path}: record {number}")
 
 
 def _json_lines(path: Path, content: bytes) -> Iterator[dict[str, Any]]:
@@ -208,10 +208,10 @@ def _json_lines(path: Path, content: bytes) -> Iterator[dict[str, Any]]:
             raise ValueError(f"{place}: {error}: expected an event of CloudTrail") from error
         records = found.get("Records", [found]) if isinstance(found, dict) else [found]
         for record in records:
-            yield _checked(record, place)
+            yield _check_event(record, place)
 
 
-def _checked(record: Any, place: str) -> dict[str, Any]:
+def _check_event(record: Any, place: str) -> dict[str, Any]:
     """Return the event if it has what every event has. Raises ValueError."""
     if isinstance(record, dict) and isinstance(record.get("eventSource"), str):
         try:

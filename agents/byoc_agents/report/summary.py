@@ -90,7 +90,7 @@ class Sums(msgspec.Struct):
 
 
 class RefusalCount(msgspec.Struct):
-    """How often the same connection was refused."""
+    """The number of refusals of the same connection."""
 
     count: int = 0
     first: str = ""  # RFC 3339

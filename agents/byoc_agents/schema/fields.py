@@ -89,7 +89,7 @@ def _without_none(kind: Any) -> tuple[Any, bool]:
 
 def _type_name(kind: Any) -> str:
     if isinstance(kind, types.LiteralType):
-        return "one of " + ", ".join(f"`{word}`" if word else '`""`' for word in _sorted(kind))
+        return "one of " + ", ".join(f"`{word}`" if word else '`""`' for word in _sort_values(kind))
     if isinstance(kind, types.EnumType):
         return "one of " + ", ".join(f"`{word.value}`" for word in kind.cls)
     if isinstance(kind, types.ListType | types.VarTupleType):
@@ -106,7 +106,7 @@ def _type_name(kind: Any) -> str:
     return names[type(kind)]
 
 
-def _sorted(kind: types.LiteralType) -> list[str]:
+def _sort_values(kind: types.LiteralType) -> list[str]:
     return sorted(str(word) for word in kind.values)
 
 

@@ -134,7 +134,7 @@ def from_answer(response: Mapping[str, Any], region: str, body: bytes, wall_ns: 
         return Receipt(Reason.ALREADY_STORED, status)
     theirs = headers.get("x-amz-bucket-region") or error.get("Region")
     reason = _reason(code, status, theirs, region)
-    detail = _detail(reason, f"{status} {word(code)}", theirs, region)
+    detail = _detail(reason, f"{status} {sanitize_code(code)}", theirs, region)
     raise sent_error(reason, detail, response, wall_ns)
 
 
@@ -225,10 +225,11 @@ def kms_reason(code: str) -> Reason | None:
 
 def _detail(reason: Reason, said: str, theirs: str | None, ours: str) -> str:
     if reason is Reason.WRONG_REGION:
-        return f"{said}: the bucket is in {word(theirs or 'another region')}, we are in {ours}"
+        actual = sanitize_code(theirs or "another region")
+        return f"{said}: the bucket is in {actual}, we are in {ours}"
     return said
 
 
-def word(text: str) -> str:
+def sanitize_code(text: str) -> str:
     """Return a receiver's code made safe for logs."""
     return re.sub(r"[^A-Za-z0-9 ./;=_-]", "?", text)[:64]

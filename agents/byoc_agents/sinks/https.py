@@ -120,7 +120,7 @@ class HttpsSink:
             outcomes = await self._one_by_one(batch, transmit)
         if accepting or any(isinstance(outcome, Receipt) for outcome in outcomes):
             return outcomes
-        return [_held(outcome) for outcome in outcomes]
+        return [_hold_rejection(outcome) for outcome in outcomes]
 
     async def _one_by_one(self, batch: Sequence[Message], transmit: Transmit) -> Sequence[Outcome]:
         """Send each message alone, in order; stop at a failure of more than one message."""
@@ -133,7 +133,7 @@ class HttpsSink:
         return outcomes
 
     async def _post_batch(self, batch: Sequence[Message]) -> Sequence[Outcome]:
-        outcome = await self._post(batch_id(batch), joined(batch), BATCH, len(batch))
+        outcome = await self._post(batch_id(batch), join_bodies(batch), BATCH, len(batch))
         return [outcome] * len(batch)
 
     async def _post_one(self, message: Message, transmit: Transmit) -> Outcome:
@@ -209,8 +209,10 @@ class HttpsSink:
             if is_page(answer.content_type, body):
                 why = f"status {answer.status} with a page, not the control plane's"
                 return SendError(Reason.BAD_RESPONSE, why)
-            if not self._proven(answer, body, delivery_id, events):
-                return cut or SendError(Reason.BAD_RESPONSE, _unproven(answer.status, reason))
+            if not self._has_proof(answer, body, delivery_id, events):
+                return cut or SendError(
+                    Reason.BAD_RESPONSE, _explain_missing_proof(answer.status, reason)
+                )
         if reason in ACCEPTED:
             self._accepting = True
             reference = answer.headers.get("X-Request-Id", "")[:MAX_REFERENCE]
@@ -222,7 +224,7 @@ class HttpsSink:
             detail += f"; {hint}, which refuses over 300 s"
         return SendError(reason, detail, retry_after_seconds=wait)
 
-    def _proven(
+    def _has_proof(
         self, answer: aiohttp.ClientResponse, body: bytes, delivery_id: str, events: int
     ) -> bool:
         if not self._proof:
@@ -245,7 +247,7 @@ async def _read_body(answer: aiohttp.ClientResponse) -> bytes:
     return body
 
 
-def _unproven(status: int, reason: Reason) -> str:
+def _explain_missing_proof(status: int, reason: Reason) -> str:
     form = "webhook_id and code" if reason in OF_ONE else "webhook-id, or stored and duplicates"
     return f"status {status} without the control plane's {form} (BYOC_ALERTS_CONTRACT)"
 
@@ -258,7 +260,7 @@ def is_page(content_type: str, body: bytes) -> bool:
     return declared or body.lstrip()[:1] == b"<"
 
 
-def _held(outcome: Outcome) -> Outcome:
+def _hold_rejection(outcome: Outcome) -> Outcome:
     if isinstance(outcome, SendError) and outcome.reason in OF_ONE:
         why = f"{outcome.detail}, and no other event was accepted: held until one is"
         return SendError(Reason.REJECTS_ALL, why)
@@ -279,7 +281,7 @@ def batch_id(batch: Sequence[Message]) -> str:
     return stable_id("batch", *(message.id for message in batch))
 
 
-def joined(batch: Sequence[Message]) -> bytes:
+def join_bodies(batch: Sequence[Message]) -> bytes:
     """Return a JSON array of the bodies, each exactly as stored in the spool."""
     return b"[" + b",".join(message.body for message in batch) + b"]"
 

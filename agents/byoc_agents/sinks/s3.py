@@ -31,7 +31,7 @@ from byoc_agents.sinks.aws_errors import (
     from_transport,
     keep_s3_form,
     md5_of,
-    word,
+    sanitize_code,
 )
 
 REGION_SECONDS = 3.0  # to ask for the bucket's region at the start; else the first put shows it
@@ -210,7 +210,7 @@ def _receipt(answer: dict[str, Any], message: Message) -> Receipt:
     etag = answer.get("ETag", "").strip('"')
     if not etag:
         kind = headers.get("content-type", "no content type")
-        raise SendError(Reason.BAD_RESPONSE, f"{status} without an ETag, {word(kind)}")
+        raise SendError(Reason.BAD_RESPONSE, f"{status} without an ETag, {sanitize_code(kind)}")
     checksum = answer.get("ChecksumSHA256")
     if checksum is not None and checksum != _sha256(message.body):
         raise SendError(Reason.CHECKSUM, "S3 reports a different SHA-256")

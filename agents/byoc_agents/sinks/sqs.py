@@ -274,7 +274,7 @@ def error_of_answer(response: Mapping[str, Any], wall_ns: int) -> SendError:
     letter for it.
     """
     status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    code = _word(response.get("Error", {}).get("Code", ""))
+    code = _sanitize_code(response.get("Error", {}).get("Code", ""))
     reason = _known(code) or _by_status(status)
     if reason in {Reason.REJECTED, Reason.TOO_LARGE} and status != aws_errors.CLIENT_ERROR:
         reason = Reason.BAD_RESPONSE  # SQS refuses a message with 400
@@ -310,7 +310,7 @@ def error_of_entry(failure: Mapping[str, Any]) -> SendError:
     Only InvalidMessageContents and a size above the queue's own bound are about the message. Any
     other code, `SenderFault` or not, is the same for every message, and is held or retried.
     """
-    code, text = _word(failure.get("Code", "")), str(failure.get("Message", ""))
+    code, text = _sanitize_code(failure.get("Code", "")), str(failure.get("Message", ""))
     known = _known(code)
     if known is None and "shorter than" in text:
         known = Reason.TOO_LARGE  # InvalidParameterValue: "Message must be shorter than N bytes"
@@ -339,6 +339,6 @@ def _by_status(status: int) -> Reason:
     return aws_errors.STATUSES.get(status, Reason.BAD_RESPONSE)
 
 
-def _word(text: object) -> str:
+def _sanitize_code(text: object) -> str:
     """Return a receiver's code made safe for logs."""
     return re.sub(r"[^A-Za-z0-9._-]", "?", str(text))[:64]

@@ -21,7 +21,7 @@ from byoc_agents.state.observation import (
 from byoc_agents.state.thresholds import (
     COUNTED,
     NS,
-    Now,
+    PollTime,
     ReasonCode,
     Thresholds,
     Track,
@@ -91,7 +91,7 @@ def assess(
     observation: StateObservation,
     memory: Memory,
     thresholds: Thresholds,
-    now: Now,
+    now: PollTime,
     *,
     shutdown: ShutdownScope = ShutdownScope.NONE,
 ) -> tuple[Assessment, Memory]:
@@ -124,7 +124,7 @@ def restore_memory(memory: Memory) -> Memory:
     return msgspec.structs.replace(memory, tracks=tracks, began_ns=None, was_up=False)
 
 
-def _record_start(memory: Memory, observation: StateObservation, now: Now) -> Memory:
+def _record_start(memory: Memory, observation: StateObservation, now: PollTime) -> Memory:
     """Record the first poll, and drop counters and tracks if the server has restarted."""
     began = now.boot_ns if memory.began_ns is None else memory.began_ns
     up, before = observation.uptime_seconds, memory.uptime_seconds
@@ -139,7 +139,7 @@ def _record_start(memory: Memory, observation: StateObservation, now: Now) -> Me
 
 
 def _update_tracks(
-    observation: StateObservation, memory: Memory, thresholds: Thresholds, now: Now
+    observation: StateObservation, memory: Memory, thresholds: Thresholds, now: PollTime
 ) -> dict[ReasonCode, Track]:
     values = _read_values(observation, memory, thresholds)
     tracks = {
@@ -244,7 +244,7 @@ def _derive_state(
     memory: Memory,
     tracks: Mapping[ReasonCode, Track],
     thresholds: Thresholds,
-    now: Now,
+    now: PollTime,
 ) -> ServiceState | None:
     """Return the state, or None if this poll does not decide it."""
     if tracks[ReasonCode.PING_FAILED].active:
@@ -261,7 +261,7 @@ def _derive_state(
 
 
 def _classify_silence(
-    observation: StateObservation, memory: Memory, thresholds: Thresholds, now: Now
+    observation: StateObservation, memory: Memory, thresholds: Thresholds, now: PollTime
 ) -> ServiceState:
     """Return the state of a server whose /ping fails."""
     if observation.ping is Ping.TLS:  # it listens; only our trust in its certificate is missing
@@ -325,7 +325,7 @@ def _list_active_reasons(
 def _list_circumstances(
     observation: StateObservation,
     thresholds: Thresholds,
-    now: Now,
+    now: PollTime,
     state: ServiceState | None,
     shutdown: ShutdownScope,
 ) -> list[StateReason]:
@@ -358,7 +358,7 @@ def _update_memory(
     observation: StateObservation,
     tracks: dict[ReasonCode, Track],
     state: ServiceState | None,
-    now: Now,
+    now: PollTime,
 ) -> Memory:
     counters = {
         code: count for code, count in _read_counters(observation).items() if count is not None

@@ -12,6 +12,7 @@ import msgspec
 
 from byoc_agents.app.context import ClickHouseSettings, Runtime
 from byoc_agents.app.daemon import Daemon
+from byoc_agents.app.heartbeat import MAX_IDLE_SECONDS, HeartbeatIntervals
 from byoc_agents.app.settings import CoreSettings, Setting, number
 from byoc_agents.delivery.sink import Sink
 from byoc_agents.durable.spool import Spool
@@ -70,10 +71,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         float,
         Setting(
             "BYOC_STATE_HEARTBEAT_SECONDS",
-            "1 to 3600 seconds, the longest time between two messages",
+            "1 to 3600 seconds between two messages, for ten minutes after a change",
             parse=number(1, 3600),
         ),
     ] = 60.0
+    idle_heartbeat_seconds: Annotated[
+        float | None,
+        Setting(
+            "BYOC_STATE_IDLE_HEARTBEAT_SECONDS",
+            "1 to 1800 seconds between two messages after that; default: five times as long,"
+            " at most 1800",
+            parse=number(1, MAX_IDLE_SECONDS),
+        ),
+    ] = None
     starting_seconds: Annotated[
         float,
         Setting(
@@ -99,6 +109,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = msgspec.field(default_factory=lambda: dict(DEFAULTS))
 
+    @property
+    def intervals(self) -> HeartbeatIntervals:
+        """Return the intervals of the heartbeats. Raises ValueError if they do not fit."""
+        return HeartbeatIntervals.choose(
+            "BYOC_STATE", self.heartbeat_seconds, self.idle_heartbeat_seconds
+        )
+
+    def __post_init__(self) -> None:
+        """Check settings that depend on each other. Raises ValueError."""
+        _ = self.intervals
+
 
 def destinations(
     core: CoreSettings, clickhouse: ClickHouseSettings, own: Settings, environ: Mapping[str, str]
@@ -121,7 +142,7 @@ def destinations(
         endpoint_url("sqs", environ),
         daemon=NAME,
         setting="BYOC_STATE_QUEUE_URL",
-        frequency=f"{own.heartbeat_seconds:g} s, and at every change",
+        frequency=f"{own.intervals}, and at every change",
     )
     queue = name_endpoint(queue, "sqs", environ)
     return [*found, queue, *credential_destinations(environ, core.region, NAME, ("sqs",))]
@@ -144,7 +165,7 @@ async def open_daemon(
                 PolledReplica(name, prober, _create_stream(runtime, own, spool, f"replica/{name}"))
             )
         exporter = Exporter(
-            who=_read_identity(runtime.core, own),
+            who=_read_identity(runtime.core),
             replicas=replicas,
             thresholds=_read_thresholds(own),
             poll_seconds=own.poll_seconds,
@@ -173,7 +194,7 @@ def _create_stream(runtime: Runtime, own: Settings, spool: Spool, name: str) -> 
     return Stream(
         NAME,
         f"state/{name}",
-        heartbeat_seconds=own.heartbeat_seconds,
+        intervals=own.intervals,
         spool=spool,
         clock=runtime.clock,
         metrics=runtime.metrics,
@@ -181,12 +202,9 @@ def _create_stream(runtime: Runtime, own: Settings, spool: Spool, name: str) -> 
     )
 
 
-def _read_identity(core: CoreSettings, own: Settings) -> StateIdentity:
+def _read_identity(core: CoreSettings) -> StateIdentity:
     return StateIdentity(
-        organization_id=core.organization_id,
-        service_id=core.service_id,
-        region=core.region,
-        heartbeat_seconds=own.heartbeat_seconds,
+        organization_id=core.organization_id, service_id=core.service_id, region=core.region
     )
 
 

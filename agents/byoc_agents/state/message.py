@@ -43,7 +43,11 @@ Kind = Annotated[
 ]
 ObservedAt = Annotated[str, describe("Time of the observation, RFC 3339, UTC.")]
 HeartbeatSeconds = Annotated[
-    float, describe("The next message comes within this time. Longer silence is an alarm.")
+    float,
+    describe(
+        "The next message comes within this time. It is longer while nothing changes. Longer "
+        "silence is an alarm."
+    ),
 ]
 Epoch = Annotated[
     int, describe("Creation of the spool. A later epoch numbers its messages from 0.")
@@ -157,12 +161,11 @@ class SummaryEvent(Event, frozen=True, kw_only=True):
 
 
 class StateIdentity(msgspec.Struct, frozen=True, kw_only=True):
-    """The service that the messages are about, their longest interval, and their sender."""
+    """The service that the messages are about, and their sender."""
 
     organization_id: str
     service_id: str
     region: str
-    heartbeat_seconds: float
     agent: Agent | None = None
 
 
@@ -175,6 +178,7 @@ def state_message(  # noqa: PLR0913  one argument per part of the message
     assessment: Assessment,
     memory: Memory,
     position: Position,
+    heartbeat_seconds: float,
     now_ms: int,
 ) -> Message:
     """Return the encoded message about one replica. `assessment.state` must be known."""
@@ -203,7 +207,7 @@ def state_message(  # noqa: PLR0913  one argument per part of the message
         version=observation.version,
         uptime_seconds=observation.uptime_seconds,
         observed_at=rfc3339(now_ms),
-        heartbeat_seconds=who.heartbeat_seconds,
+        heartbeat_seconds=heartbeat_seconds,
         agent=who.agent,
         **_position_fields(position, kind),
     )
@@ -217,8 +221,14 @@ def state_message(  # noqa: PLR0913  one argument per part of the message
     return _encode_message(event, kind, message_group(who.service_id, replica), now_ms)
 
 
-def summary_message(
-    who: StateIdentity, kind: MessageKind, summary: ServiceSummary, position: Position, now_ms: int
+def summary_message(  # noqa: PLR0913  one argument per part of the message
+    who: StateIdentity,
+    kind: MessageKind,
+    *,
+    summary: ServiceSummary,
+    position: Position,
+    heartbeat_seconds: float,
+    now_ms: int,
 ) -> Message:
     """Return the encoded message about a service."""
     data = SummaryV1(
@@ -229,7 +239,7 @@ def summary_message(
         state=summary.state,
         replicas=summary.replicas,
         observed_at=rfc3339(now_ms),
-        heartbeat_seconds=who.heartbeat_seconds,
+        heartbeat_seconds=heartbeat_seconds,
         agent=who.agent,
         **_position_fields(position, kind),
     )

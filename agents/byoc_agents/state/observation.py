@@ -6,7 +6,7 @@ import msgspec
 
 
 class ProbeSource(StrEnum):
-    """Where a figure is read from. OBSERVABILITY_PARTIAL publishes these names; a closed set."""
+    """The source of a figure. OBSERVABILITY_PARTIAL publishes these names; a closed set."""
 
     QUERIES = "queries"  # any query at all
     REPLICAS_STATUS = "replicas_status"  # HTTP GET /replicas_status
@@ -57,7 +57,7 @@ class Ping(StrEnum):
 
 
 class Login(StrEnum):
-    """Whether the server accepted the user. Unknown if no query was answered."""
+    """The server's decision about the user. Unknown if no query was answered."""
 
     UNKNOWN = "unknown"
     OK = "ok"

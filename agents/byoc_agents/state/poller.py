@@ -21,8 +21,8 @@ from byoc_agents.state.message import (
 )
 from byoc_agents.state.observation import StateObservation
 from byoc_agents.state.stream import Stream
-from byoc_agents.state.summary import ServiceSummary, summarize
-from byoc_agents.state.thresholds import Now, Thresholds
+from byoc_agents.state.summary import summarize
+from byoc_agents.state.thresholds import PollTime, Thresholds
 
 POLL_SOON_SECONDS = 1.0  # until the next poll, if it may change the state
 
@@ -111,7 +111,7 @@ class Exporter:
     def _assess_replica(
         self, replica: PolledReplica, observation: StateObservation, shutdown: ShutdownScope
     ) -> None:
-        now = Now(self._clock.wall_ns() // 1_000_000, self._clock.boot_ns())
+        now = PollTime(self._clock.wall_ns() // 1_000_000, self._clock.boot_ns())
         replica.observation = observation
         replica.assessment, replica.memory = assess(
             observation, replica.memory, self._thresholds, now, shutdown=shutdown
@@ -133,7 +133,9 @@ class Exporter:
 
         sender = self._sender()
 
-        def build(kind: MessageKind, position: Position, now_ms: int) -> Message:
+        def build(
+            kind: MessageKind, *, position: Position, heartbeat_seconds: float, now_ms: int
+        ) -> Message:
             return state_message(
                 sender,
                 replica.name,
@@ -142,6 +144,7 @@ class Exporter:
                 assessment=assessment,
                 memory=replica.memory,
                 position=position,
+                heartbeat_seconds=heartbeat_seconds,
                 now_ms=now_ms,
             )
 
@@ -154,24 +157,12 @@ class Exporter:
         if summary is None:
             return
 
-        sender = self._sender()
-
-        build = partial(_summary_message, sender, summary)
+        build = partial(summary_message, self._sender(), summary=summary)
         await stream.publish(f"{summary.state} {msgspec.to_builtins(summary.replicas)}", build)
 
     def status(self) -> dict[str, Any]:
         """Return the exporter's part of /status."""
         return {"replicas": {replica.name: _replica_status(replica) for replica in self._replicas}}
-
-
-def _summary_message(
-    sender: StateIdentity,
-    summary: ServiceSummary,
-    kind: MessageKind,
-    position: Position,
-    now_ms: int,
-) -> Message:
-    return summary_message(sender, kind, summary, position, now_ms)
 
 
 def state_key(assessment: Assessment) -> str:

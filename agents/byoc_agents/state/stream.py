@@ -7,12 +7,13 @@ room, with the number of changes that were lost in between.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 import structlog
 
 from byoc_agents.app.clock import Clock
+from byoc_agents.app.heartbeat import HeartbeatIntervals
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.checkpoint import Checkpointed
@@ -22,9 +23,13 @@ from byoc_agents.errors import SpoolError
 from byoc_agents.ledger.recent import RecentSend, newest_sent
 from byoc_agents.state.message import MessageKind, Position
 
-BuildMessage = Callable[
-    [MessageKind, Position, int], Message
-]  # of (kind, position, now in milliseconds)
+
+class BuildMessage(Protocol):
+    """Returns the message of a kind with this position and the interval that it states."""
+
+    def __call__(  # noqa: D102
+        self, kind: MessageKind, *, position: Position, heartbeat_seconds: float, now_ms: int
+    ) -> Message: ...
 
 
 class _StreamState(NamedTuple):
@@ -35,14 +40,18 @@ class _StreamState(NamedTuple):
 
 
 class Stream:
-    """Publishes changes at once, and an unchanged state as a heartbeat."""
+    """Publishes changes at once, and an unchanged state as a heartbeat.
+
+    A heartbeat is due when the time that the last message stated is over. A change, the start of
+    the process and a change that was lost make the stated time short again.
+    """
 
     def __init__(  # noqa: PLR0913  its collaborators
         self,
         daemon: str,
         key: str,
         *,
-        heartbeat_seconds: float,
+        intervals: HeartbeatIntervals,
         spool: Spool,
         clock: Clock,
         metrics: Metrics,
@@ -52,13 +61,14 @@ class Stream:
         self._daemon = daemon
         self._key = key
         self._keys = (f"{key}/position", f"{key}/more")
-        self._heartbeat_ns = int(heartbeat_seconds * 1e9)
+        self._intervals = intervals
         self._spool = spool
         self._checkpoint = Checkpointed(spool, self._read)
         self._clock = clock
         self._metrics = metrics
         self._sent = sent
-        self._published_at_ns: int | None = None
+        self._changed_at_ns = clock.boot_ns()  # last change, or start of the process
+        self._due_at_ns: int | None = None  # of the next heartbeat; None: the first message is due
         self._published_key = ""  # state key of the last message
         self._pending_change = ""  # state key of the last change for which there was no room
         self._lost_changes = 0  # earlier changes for which there was no room
@@ -114,12 +124,20 @@ class Stream:
     ) -> bool:
         now_ns = self._clock.boot_ns()
         kind: MessageKind = "heartbeat" if state_key == position.published else "transition"
-        if kind == "heartbeat" and not self._is_heartbeat_due(now_ns):
+        if kind == "heartbeat" and self._due_at_ns is not None and now_ns < self._due_at_ns:
             return True
         lost = self._lost_changes + (self._pending_change not in {"", state_key})
+        if kind == "transition" or lost:
+            self._changed_at_ns = now_ns
         position = msgspec.structs.replace(position, lost=position.lost + lost)
+        heartbeat_seconds = self._intervals.after(now_ns - self._changed_at_ns)
         message = msgspec.structs.replace(
-            build(kind, position, self._clock.wall_ns() // 1_000_000),
+            build(
+                kind,
+                position=position,
+                heartbeat_seconds=heartbeat_seconds,
+                now_ms=self._clock.wall_ns() // 1_000_000,
+            ),
             stream=self._key,
             epoch=position.epoch,
             sequence=position.sequence,
@@ -132,17 +150,16 @@ class Stream:
         )
         state = dict(zip(self._keys, (msgspec.json.encode(after), extra), strict=True))
         batch = WriteBatch(messages=[message], state=state)
+        due_at_ns = now_ns + int(heartbeat_seconds * 1e9)
+        if self._due_at_ns is not None:  # a commit that fails may have been made
+            self._due_at_ns = min(self._due_at_ns, due_at_ns)
         await self._checkpoint.commit(batch, _StreamState(after, extra))
-        self._published_at_ns, self._published_key = now_ns, state_key
+        self._due_at_ns, self._published_key = due_at_ns, state_key
         self._lost_changes, self._pending_change = 0, ""
         self._log.info(
             "state.published", kind=kind, sequence=position.sequence, state_key=state_key
         )
         return True
-
-    def _is_heartbeat_due(self, now_ns: int) -> bool:
-        published_at_ns = self._published_at_ns
-        return published_at_ns is None or now_ns - published_at_ns >= self._heartbeat_ns
 
     def _record_failed_write(self, error: SpoolError, state_key: str) -> None:
         """Count a change that could not be stored, once."""

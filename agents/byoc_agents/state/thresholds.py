@@ -12,7 +12,7 @@ NS = 1_000_000_000
 
 
 class ReasonCode(StrEnum):
-    """Why a replica is not simply running. A closed set; receivers may rely on its values."""
+    """A reason why a replica is not simply running. A closed set that receivers may rely on."""
 
     READONLY_REPLICA = "READONLY_REPLICA"
     KEEPER_SESSION_EXPIRED = "KEEPER_SESSION_EXPIRED"
@@ -132,7 +132,7 @@ def parse_threshold(text: str) -> Threshold:
     return threshold
 
 
-class Now(msgspec.Struct, frozen=True):
+class PollTime(msgspec.Struct, frozen=True):
     """Both clocks at one instant. Durations are measured on the boot clock only."""
 
     wall_ms: int
@@ -149,7 +149,7 @@ class Track(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def update_track(
-    track: Track, threshold: Threshold, value: float | None, now: Now, *, counted: bool = False
+    track: Track, threshold: Threshold, value: float | None, now: PollTime, *, counted: bool = False
 ) -> Track:
     """Return the track after one more poll. A value of None (not seen) changes nothing.
 

@@ -1,4 +1,5 @@
--- One row per replica: its newest state, its daemons, and how far its usage is billed.
+-- One row per replica: its newest state, its daemons with version and hash of the configuration, and how
+-- far its usage is billed.
 CREATE VIEW IF NOT EXISTS fleet_now AS
 WITH
     replicas AS
@@ -7,10 +8,12 @@ WITH
             organization_id,
             service_id,
             replica,
-            maxIf(byoc_agents.last_seen, daemon = 'state-exporter') AS state_seen,
-            maxIf(byoc_agents.last_seen, daemon = 'alert-forwarder') AS forwarder_seen,
-            max(byoc_agents.retired_at) AS retired
-        FROM byoc_agents
+            maxIf(last_seen, daemon = 'state-exporter') AS state_seen,
+            maxIf(last_seen, daemon = 'alert-forwarder') AS forwarder_seen,
+            anyIf((agent_version, configuration_sha256), daemon = 'state-exporter') AS exporter,
+            anyIf((agent_version, configuration_sha256), daemon = 'alert-forwarder') AS forwarder,
+            max(retired_at) AS retired
+        FROM agents_now
         GROUP BY organization_id, service_id, replica
     ),
     states AS
@@ -63,7 +66,11 @@ SELECT
     forwarders.newest.1 AS backlog_records,
     forwarders.newest.2 AS dead_letters,
     billed.until AS billed_until,
-    silent.daemons AS silent_daemons
+    silent.daemons AS silent_daemons,
+    replicas.exporter.1 AS state_exporter_version,
+    replicas.exporter.2 AS state_exporter_configuration,
+    replicas.forwarder.1 AS alert_forwarder_version,
+    replicas.forwarder.2 AS alert_forwarder_configuration
 FROM replicas
 LEFT JOIN states USING (organization_id, service_id, replica)
 LEFT JOIN forwarders USING (organization_id, service_id, replica)

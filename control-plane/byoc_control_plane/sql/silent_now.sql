@@ -1,7 +1,7 @@
 -- Daemons whose messages have stopped. Time counts up to the newest progress of the stream and from
 -- the later of two moments: the last message, and the beginning of uninterrupted reception. A daemon
--- is silent after three heartbeats, and never before a message that was lost with a consumer could
--- have been delivered again.
+-- is silent after three heartbeats, each as long as its newest message states, and never before a message
+-- that was lost with a consumer could have been delivered again.
 CREATE VIEW IF NOT EXISTS silent_now AS
 WITH
     horizons AS
@@ -19,30 +19,21 @@ WITH
         INNER JOIN horizons USING (stream)
         WHERE at >= horizon - INTERVAL 10 SECOND
         GROUP BY stream
-    ),
-    agents AS
-    (
-        SELECT
-            organization_id,
-            service_id,
-            replica,
-            daemon,
-            if(daemon = 'alert-forwarder', 'alerts', 'state') AS stream,
-            max(byoc_agents.last_seen) AS seen,
-            max(byoc_agents.retired_at) AS retired,
-            max(byoc_agents.latest) AS newest
-        FROM byoc_agents
-        GROUP BY organization_id, service_id, replica, daemon
     )
 SELECT
     organization_id,
     service_id,
     replica,
     daemon,
-    seen AS last_seen,
-    (toUnixTimestamp64Milli(now_at) - toUnixTimestamp64Milli(greatest(seen, steady))) / 1000
+    last_seen,
+    (toUnixTimestamp64Milli(now_at) - toUnixTimestamp64Milli(greatest(last_seen, steady))) / 1000
         AS silent_seconds,
-    greatest(3 * newest.3, newest.3 + redelivery) AS allowed_seconds
-FROM agents
+    greatest(3 * heartbeat_seconds, heartbeat_seconds + redelivery) AS allowed_seconds
+FROM
+(
+    SELECT *, if(daemon = 'alert-forwarder', 'alerts', 'state') AS stream
+    FROM agents_now
+    WHERE supervised
+) AS agents
 INNER JOIN progress USING (stream)
-WHERE seen > retired AND NOT newest.4 AND silent_seconds > allowed_seconds;
+WHERE silent_seconds > allowed_seconds;

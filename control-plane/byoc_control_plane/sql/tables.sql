@@ -26,6 +26,10 @@ CREATE TABLE IF NOT EXISTS byoc_state
     transition UInt64,
     lost_transitions UInt64,
     stopping Bool,
+    agent_version LowCardinality(String),
+    configuration_sha256 String,
+    ledger_size UInt64,
+    ledger_root String,
     event String CODEC(ZSTD(3))
 )
 ENGINE = {engine}ReplacingMergeTree
@@ -58,6 +62,10 @@ CREATE TABLE IF NOT EXISTS byoc_alerts
     stopping Bool,
     backlog_records UInt64,
     dead_letters UInt64,
+    agent_version LowCardinality(String),
+    configuration_sha256 String,
+    ledger_size UInt64,
+    ledger_root String,
     event String CODEC(ZSTD(3))
 )
 ENGINE = {engine}ReplacingMergeTree
@@ -66,7 +74,9 @@ ORDER BY (organization_id, service_id, type, time, source, id)
 TTL toDateTime(time) + INTERVAL 400 DAY;
 
 -- One row per replica and daemon: a message enrolls it, and so does nothing else.
--- `latest` is (epoch, sequence, heartbeat_seconds, stopping) of the newest message.
+-- `latest` is (epoch, sequence, heartbeat_seconds, stopping) of the message with the highest number,
+-- and `recent` is (arrived_at, epoch, heartbeat_seconds, stopping) of the one that arrived last. `agent`
+-- is (epoch, sequence, version, configuration_sha256, ledger_size, ledger_root), empty from 0.1.0.
 -- To end the supervision of a replica that will not return, insert its names with retired_at = now64(3).
 -- A later message enrolls it again.
 CREATE TABLE IF NOT EXISTS byoc_agents
@@ -78,12 +88,15 @@ CREATE TABLE IF NOT EXISTS byoc_agents
     first_seen SimpleAggregateFunction(min, Nullable(DateTime64(3, 'UTC'))),
     last_seen SimpleAggregateFunction(max, DateTime64(3, 'UTC')),
     retired_at SimpleAggregateFunction(max, DateTime64(3, 'UTC')),
-    latest SimpleAggregateFunction(max, Tuple(UInt64, UInt64, Float64, Bool))
+    latest SimpleAggregateFunction(max, Tuple(UInt64, UInt64, Float64, Bool)),
+    recent SimpleAggregateFunction(max, Tuple(DateTime64(3, 'UTC'), UInt64, Float64, Bool)),
+    agent SimpleAggregateFunction(max, Tuple(UInt64, UInt64, String, String, UInt64, String))
 )
 ENGINE = {engine}AggregatingMergeTree
 ORDER BY (organization_id, service_id, replica, daemon);
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS byoc_agents_from_state TO byoc_agents AS
+WITH if(heartbeat_seconds > 0, heartbeat_seconds, 60) AS seconds
 SELECT
     organization_id,
     service_id,
@@ -91,12 +104,18 @@ SELECT
     'state-exporter' AS daemon,
     min(toNullable(arrived_at)) AS first_seen,
     max(arrived_at) AS last_seen,
-    max((epoch, sequence, heartbeat_seconds, stopping)) AS latest
+    max((epoch, sequence, seconds, stopping)) AS latest,
+    max((arrived_at, epoch, seconds, stopping)) AS recent,
+    max((epoch, sequence, toString(agent_version), configuration_sha256, ledger_size, ledger_root))
+        AS agent
 FROM byoc_state
 WHERE type = 'byoc.service.state.v1'
 GROUP BY organization_id, service_id, replica;
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS byoc_agents_from_alerts TO byoc_agents AS
+WITH
+    if(interval_seconds > 0, interval_seconds, 60) AS seconds,
+    toUInt64(toUnixTimestamp64Milli(assumeNotNull(started_at))) AS epoch
 SELECT
     organization_id,
     service_id,
@@ -104,8 +123,10 @@ SELECT
     'alert-forwarder' AS daemon,
     min(toNullable(arrived_at)) AS first_seen,
     max(arrived_at) AS last_seen,
-    max((toUInt64(toUnixTimestamp64Milli(assumeNotNull(started_at))), sequence, interval_seconds,
-        stopping)) AS latest
+    max((epoch, sequence, seconds, stopping)) AS latest,
+    max((arrived_at, epoch, seconds, stopping)) AS recent,
+    max((epoch, sequence, toString(agent_version), configuration_sha256, ledger_size, ledger_root))
+        AS agent
 FROM byoc_alerts
 WHERE type = 'byoc.alert.heartbeat.v1'
 GROUP BY organization_id, service_id, replica;

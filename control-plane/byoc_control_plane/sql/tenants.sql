@@ -10,6 +10,8 @@ GRANT SELECT ON byoc_usage TO byoc_tenant;
 GRANT SELECT ON byoc_state TO byoc_tenant;
 GRANT SELECT ON byoc_alerts TO byoc_tenant;
 GRANT SELECT ON byoc_agents TO byoc_tenant;
+GRANT SELECT ON agents_now TO byoc_tenant;
+GRANT SELECT ON ledger_heads TO byoc_tenant;
 GRANT SELECT ON billing_totals TO byoc_tenant;
 GRANT SELECT ON billing_completeness_daily TO byoc_tenant;
 GRANT SELECT ON slo_daily TO byoc_tenant;

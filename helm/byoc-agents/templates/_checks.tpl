@@ -5,6 +5,12 @@
 {{- range $key := list "organizationId" "serviceId" "region" -}}
 {{- if not (index $v $key) -}}{{- $wrong = append $wrong (printf "%s: is required; it is part of every record" $key) -}}{{- end -}}
 {{- end -}}
+{{- with $v.ingress -}}{{- if .enabled -}}
+{{- if not .hosts -}}{{- $wrong = append $wrong "ingress.hosts: is required: the DNS names of the service" -}}{{- end -}}
+{{- if not .allowFrom -}}{{- $wrong = append $wrong "ingress.allowFrom: is required: the networks of the clients" -}}{{- end -}}
+{{- if not .issuer.name -}}{{- $wrong = append $wrong "ingress.issuer.name: is required: a cert-manager issuer" -}}{{- end -}}
+{{- if and (not .clickhouseHost) (ne $v.clickhouse.owner "chart") -}}{{- $wrong = append $wrong "ingress.clickhouseHost: is required: the Service of a ClickHouse that is not the chart's own" -}}{{- end -}}
+{{- end -}}{{- end -}}
 {{- $roles := include "byoc-agents.roles" . | fromJsonArray -}}
 {{- if not $roles -}}{{- $wrong = append $wrong "billingScraper, stateExporter, alertForwarder: at least one must be enabled" -}}{{- end -}}
 {{- if and $v.billingScraper.enabled (not $v.billingScraper.bucket) -}}{{- $wrong = append $wrong "billingScraper.bucket: is required: the vendor's bucket in this region" -}}{{- end -}}

@@ -1,4 +1,4 @@
-"""The chart, rendered by real Helm: `render` runs it, `pods` finds what matters in it.
+"""The chart, rendered by real Helm: `render` runs it, `pods` finds pods and containers in it.
 
 `crds` checks the kinds that Kubernetes has no schema for, `reference` writes VALUES.md, and
 `python -m lab.real.chart` is `make chart`. `altinity_operator`, `prometheus_operator` and

@@ -1,6 +1,6 @@
-"""`make chart`: lints and renders with Helm 3 and Helm 4 into build/chart, writes VALUES.md.
+"""Lint and render with Helm 3 and Helm 4 into build/chart, and write VALUES.md: `make chart`.
 
-With `--update` it also writes the golden renders and the example that is printed.
+With `--update` it also writes the golden renders and the printed example.
 """
 
 import sys

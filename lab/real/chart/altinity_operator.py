@@ -1,4 +1,4 @@
-"""What Altinity's operator makes of a template and an installation: a model of some of its rules.
+"""Model some rules of Altinity's operator: the objects it makes of a template and an installation.
 
 Read in Altinity/clickhouse-operator at release-0.25.6 (commit
 8d7dc3f2c0f6ef2e4e6be99792dd44cbefeb424c): PodTemplate.MergeFrom,
@@ -19,8 +19,8 @@ DEFAULT_PASSWORD = "default"  # clickhouse.config.user.default.password of the o
 def merge_pod_template(first: Any, second: Any) -> Any:
     """Return `first`, of the chart's template, filled up from `second`, of the installation.
 
-    What `first` has wins. Lists are merged by position, except a container's environment, which is
-    appended: so two lists with different entries become a list of mixtures.
+    Values of `first` win. Lists are merged by position, except a container's environment, which is
+    appended. So two lists with different entries become a list of mixed entries.
     """
     if isinstance(first, dict) and isinstance(second, dict):
         merged = {key: copy.deepcopy(value) for key, value in first.items()}

@@ -1,8 +1,8 @@
-"""What the entrypoint of ClickHouse's image writes before the server starts: a model of the script.
+"""Model the entrypoint of ClickHouse's image: the files it writes before the server starts.
 
 Read in ClickHouse/docker-library at commit b34751676b4cd113caedf5d6f99ce21fa34ac480,
-server/25.8.29.51/entrypoint.sh and server/26.7.3.19/entrypoint.sh, which differ in nothing that
-counts here. The script is not in any registry, so a test cannot run it.
+server/25.8.29.51/entrypoint.sh and server/26.7.3.19/entrypoint.sh, whose differences do not matter
+here. The script is not in any registry, so a test cannot run it.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ DIRECTORIES = (
 
 
 def find_writes(environment: Mapping[str, str], users: Mapping[str, str]) -> set[PurePosixPath]:
-    """Return every path that the entrypoint creates or writes, run as another user than root.
+    """Return every path that the entrypoint creates or writes if it does not run as root.
 
     `users` has the files that are mounted into users.d, by name.
     """

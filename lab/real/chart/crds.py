@@ -1,6 +1,6 @@
-"""Schemas of our own for the kinds that Kubernetes itself does not know: only what we use of them.
+"""Schemas of the custom kinds in the chart, with the used fields only.
 
-Everything is closed: a field that is not here was misspelt, or its meaning was not looked up.
+All objects are closed: another field is a mistake, or was not compared with its documentation.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Golden renders: what each file of values became, so that a change shows its effect."""
+"""Golden renders of each file of values, so that a change shows its effect."""
 
 import json
 from pathlib import Path
@@ -11,18 +11,18 @@ PLACE = Path(__file__).parent / "renders"
 
 
 def file(values: Path) -> Path:
-    """Return where the golden render of these values lies."""
+    """Return the path of the golden render of these values."""
     return PLACE / f"{name(values)}.yaml"
 
 
 def update() -> None:
-    """Write them all again."""
+    """Write all golden renders again."""
     for values in CI:
         file(values).write_text(settled(manifests(values)))
 
 
 def settled(documents: list[Manifest]) -> str:
-    """Return documents as YAML in an order of their own; files inside only by their size."""
+    """Return documents as YAML in a fixed order, with the size of each file instead of its text."""
     shortened = [_short(document) for document in documents]
     ordered = sorted(shortened, key=lambda one: (one["kind"], one["metadata"]["name"]))
     plain = json.loads(json.dumps(ordered))  # no YAML anchors
@@ -31,7 +31,7 @@ def settled(documents: list[Manifest]) -> str:
 
 
 def _short(given: Manifest) -> Manifest:
-    """Leave out what has tests of its own: the chart's labels, rules, files in ConfigMaps."""
+    """Leave out parts with their own tests: the chart's labels, rules, files in ConfigMaps."""
     metadata = {key: value for key, value in given["metadata"].items() if key != "labels"}
     document = given | {"metadata": metadata}
     if document["kind"] == "PrometheusRule":

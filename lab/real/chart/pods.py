@@ -1,4 +1,4 @@
-"""What the tests look for in rendered documents: pods, our containers, their environment."""
+"""Find pods, our containers and their environment in rendered documents."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ OURS = frozenset({"billing-scraper", "state-exporter", "alert-forwarder", "byoc-
 
 @dataclass(frozen=True)
 class Pod:
-    """A pod template: what owns it, its spec and labels."""
+    """A pod template: its owner, spec and labels."""
 
     owner: str  # kind/name
     spec: dict[str, Any]
@@ -30,17 +30,17 @@ class Pod:
 
     @property
     def ours(self) -> list[dict[str, Any]]:
-        """Our containers."""
+        """Return the project's containers."""
         return ours(self.spec)
 
     @property
-    def beside(self) -> bool:
-        """Tell whether ClickHouse is in this pod."""
+    def with_clickhouse(self) -> bool:
+        """Return whether ClickHouse is in this pod."""
         return "byoc-agents/sidecars" in self.labels
 
 
 def ours(spec: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return our containers of a pod, whether native sidecars or plain ones."""
+    """Return the project's containers of a pod, native sidecars and plain ones."""
     every = [*spec.get("initContainers", []), *spec["containers"]]
     return [one for one in every if one["name"] in OURS]
 
@@ -57,7 +57,7 @@ def pods(documents: list[Manifest]) -> Iterator[Pod]:
 
 
 def printed_pod(values: Path, kubernetes: str = render.NEW) -> Pod:
-    """Return a pod of another owner, with what `sidecars.print` gave put where it belongs."""
+    """Return a pod of another owner with the output of `sidecars.print` inserted."""
     given = yaml.safe_load(render.printed(values, kubernetes=kubernetes))
     clickhouse = {"name": "clickhouse", "image": "example.com/clickhouse:1"}
     if "spec" in given:
@@ -77,12 +77,12 @@ def printed_pod(values: Path, kubernetes: str = render.NEW) -> Pod:
 
 
 def environment(container: dict[str, Any]) -> dict[str, str]:
-    """Return a container's environment as it would find it in the pod."""
+    """Return a container's environment as the kubelet would set it."""
     return {one["name"]: _value(one) for one in container.get("env", [])}
 
 
 def as_manifest(pod: Pod) -> Manifest:
-    """Return the template as a Pod, which has a schema of its own."""
+    """Return the template as a Pod, for the schema of Pods."""
     metadata = {"name": "pod", "labels": pod.labels, "annotations": pod.annotations}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": pod.spec}
 

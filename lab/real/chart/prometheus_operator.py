@@ -1,8 +1,8 @@
-"""The alertmanager.yml that the Prometheus operator makes of an AlertmanagerConfig: a model.
+"""Model the Prometheus operator: the alertmanager.yml that it makes of an AlertmanagerConfig.
 
 Read in prometheus-operator/prometheus-operator, pkg/alertmanager/amcfg.go (convertRoute,
 AddAlertmanagerConfigs, getEnforcer) at commit ef97620a867a2fba9ecf0d7dd36d53922959ea24. Only the
-fields that the chart uses are modelled; another field of a route is a KeyError.
+fields that the chart uses are modeled; another field of a route is a KeyError.
 """
 
 from typing import Any, Literal

@@ -1,4 +1,4 @@
-"""VALUES.md, made from values.schema.json (meanings) and values.yaml (defaults)."""
+"""Write VALUES.md from values.schema.json (descriptions) and values.yaml (defaults)."""
 
 import json
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ LEAVES = frozenset({"resources"})  # objects that are one value
 
 
 def schema() -> dict[str, Any]:
-    """Return the schema as it lies."""
+    """Return the schema."""
     found: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text())
     return found
 
@@ -32,7 +32,7 @@ def defaults() -> dict[str, Any]:
 
 
 def described() -> Iterator[tuple[str, Any, str]]:
-    """Yield (path, default, meaning) of each value, in the schema's order."""
+    """Yield (path, default, description) of each value, in the schema's order."""
     yield from _described("", schema(), defaults())
 
 

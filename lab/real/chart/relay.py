@@ -1,7 +1,7 @@
-"""Listens on the loopback of one network namespace, connects to that of another.
+"""Relay connections from the loopback of one network namespace to that of another.
 
-`nsenter --net=POD python relay.py /proc/PID/ns/net LISTEN:CONNECT ...`: the sockets that listen are
-made where it was started, all others in the namespace of the first argument.
+`nsenter --net=POD python relay.py /proc/PID/ns/net LISTEN:CONNECT ...`: listening sockets are made
+in the namespace of the process, all others in the namespace of the first argument.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ async def _serve(listener: socket.socket, port: int) -> None:
 
 
 async def main(namespace: str, pairs: list[str]) -> None:
-    """Make the listeners, move, serve until killed; say `ready` in between."""
+    """Make the listeners, enter the namespace, print `ready`, serve until killed."""
     ports = [tuple(map(int, pair.split(":"))) for pair in pairs]
     listeners = [socket.create_server(("127.0.0.1", near)) for near, _ in ports]
     there = os.open(namespace, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""Runs Helm on the chart; what it rendered is kept, since many tests look at the same."""
+"""Run Helm on the chart, and cache its output for the tests."""
 
 import json
 import subprocess
@@ -19,19 +19,19 @@ Manifest = dict[str, Any]
 
 
 def name(values: Path) -> str:
-    """Return what a file of values is called: `default`, `altinity`."""
+    """Return the name of a file of values: `default`, `altinity`."""
     return values.name.removesuffix("-values.yaml")
 
 
 def run(version: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run Helm; the caller looks at its exit code."""
+    """Run Helm; the caller checks the exit code."""
     command = [str(helm.helm(version)), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @cache
 def text(values: Path, *flags: str, version: str = helm.VERSIONS[0], kubernetes: str = NEW) -> str:
-    """Return what `helm template` prints. Raises AssertionError with what Helm said."""
+    """Return the output of `helm template`. Raises AssertionError with Helm's error."""
     where = ["--namespace", NAMESPACE, "--kube-version", kubernetes]
     done = run(version, "template", RELEASE, str(CHART), "-f", str(values), *where, *flags)
     assert done.returncode == 0, done.stderr
@@ -55,6 +55,6 @@ def _parsed(rendered: str) -> str:
 
 
 def printed(values: Path, *more: str, kubernetes: str = NEW) -> str:
-    """Return what the pods of another owner need, as `sidecars.print` gives it."""
+    """Return the additions to another owner's pods, as `sidecars.print` prints them."""
     flags = ("--set", "sidecars.print=true", "--show-only", "templates/sidecars.yaml")
     return text(values, *flags, *more, kubernetes=kubernetes).split("\n", 2)[2]

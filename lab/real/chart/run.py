@@ -1,4 +1,4 @@
-"""Runs a rendered pod with a real Docker Engine: what the kubelet would make of it, as options.
+"""Run a rendered pod with a real Docker Engine, by options that equal the kubelet's work.
 
 One container acts as the pod's sandbox; the others share its network and process namespaces.
 """
@@ -23,7 +23,7 @@ Files = Mapping[str, Mapping[str, str]]  # volume -> file -> content
 
 @dataclass(frozen=True)
 class Sandbox:
-    """A pod that runs: its spec, its namespaces, its volumes as directories of this machine."""
+    """A running pod: its spec, its namespaces, and its volumes as directories of this machine."""
 
     engine: Engine
     pod: Pod
@@ -42,17 +42,17 @@ class Sandbox:
             yield container
 
     def get(self, url: str, data: bytes | None = None) -> str:
-        """Ask a URL from inside the pod's network. Raises CalledProcessError."""
+        """Get a URL from inside the pod's network. Raises CalledProcessError."""
         return self._inside([sys.executable, "-c", GET % (data,), url])
 
     def probe(self, spec: dict[str, Any], name: str) -> str:
-        """Ask what a rendered httpGet probe asks."""
+        """Send the request of a rendered httpGet probe."""
         asked = spec[name]["httpGet"]
         return self.get(f"http://127.0.0.1:{asked['port']}{asked['path']}")
 
     @contextmanager
     def relaying(self, ports: Mapping[int, int]) -> Iterator[None]:
-        """Make ports of this machine's loopback (values) ports of the pod's (keys)."""
+        """Relay ports of the pod's loopback (keys) to ports of this machine's loopback (values)."""
         pairs = [f"{near}:{far}" for near, far in ports.items()]
         here = f"/proc/{os.getpid()}/ns/net"
         command = [*self._enter(), sys.executable, str(RELAY), here, *pairs]
@@ -125,13 +125,13 @@ def limits(spec: dict[str, Any]) -> tuple[str, ...]:
 
 
 def resident_bytes(container: Container) -> int:
-    """Return what its control group holds of memory that cannot be dropped."""
+    """Return the container's memory that cannot be dropped, from its control group."""
     stat = Path("/sys/fs/cgroup/memory") / _group(container, "memory") / "memory.stat"
     return int(re.findall(r"^total_rss (\d+)$", stat.read_text(), re.MULTILINE)[0])
 
 
 def used_core_seconds(container: Container) -> float:
-    """Return the kernel's account of the container's CPU."""
+    """Return the container's CPU in core seconds, from the kernel."""
     usage = Path("/sys/fs/cgroup/cpuacct") / _group(container, "cpuacct") / "cpuacct.usage"
     return int(usage.read_text()) / 1e9
 

@@ -1,4 +1,4 @@
-"""Counts that do not depend on the machine: what five pieces of work cost, held by a baseline.
+"""Count the cost of five pieces of work independently of the machine, against a baseline.
 
 `workload` does the work, under valgrind's callgrind (instructions), tracemalloc (allocations) or
 strace (system calls, fsyncs); `counting` runs it and reads the counts.

@@ -15,7 +15,7 @@ def main() -> int:
         wrong += gate.excess(piece, counts[piece], before)
         for name, value in counts[piece].items():
             print(f"{piece:10} {name:14} {value:14,.1f}  baseline {before[name]:14,.1f}")
-    print("\n".join(wrong) or "counts: as the baseline says, or better")
+    print("\n".join(wrong) or "counts: as the baseline, or better")
     return 1 if wrong else 0
 
 

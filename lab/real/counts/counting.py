@@ -1,4 +1,4 @@
-"""Runs the workload under each counter and reads what it counted."""
+"""Run the workload under each counter, and read the counts."""
 
 import json
 import os
@@ -33,7 +33,7 @@ TRIGGER = re.compile(r"^desc: Trigger: Client Request: (\w+)", re.MULTILINE)
 
 
 def counted() -> Counts:
-    """Return all counts, each of doing a piece once. Raises PartError."""
+    """Return all counts, each for one run of a piece. Raises PartError."""
     found: Counts = {piece: {} for piece in ONE}
     for counts in (instructions(), calls(), memory()):
         for piece, values in counts.items():
@@ -42,7 +42,7 @@ def counted() -> Counts:
 
 
 def instructions() -> Counts:
-    """Count with callgrind, between the marks only: the rest runs some five times as fast."""
+    """Count with callgrind between the marks only: the rest runs about five times as fast."""
     place = install.counters()
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory) / "out"
@@ -81,7 +81,7 @@ def _read_calls(lines: Sequence[str]) -> Counts:
 
 
 def memory() -> Counts:
-    """Return the peak of what Python allocates, and what it still holds afterwards."""
+    """Return the peak of Python's allocated memory, and the memory still held afterwards."""
     with tempfile.TemporaryDirectory() as directory:
         found: Counts = json.loads(_run([], "memory", directory, {}))
         return found

@@ -1,4 +1,4 @@
-"""The baseline, and what a change may cost before somebody has to look."""
+"""The baseline, and the limits of a change's cost."""
 
 import json
 import sys
@@ -33,7 +33,7 @@ def write(counts: Counts) -> None:
 
 
 def excess(piece: str, values: dict[str, float], before: dict[str, float]) -> list[str]:
-    """Return the counts above their limit, empty if none has risen."""
+    """Return the counts above their limit; empty if there are none."""
     return [
         f"{piece}: {name} {values[name]:,.1f}, was {before[name]:,.1f}, may be {limit:,.1f}"
         for name, limit in limits(before).items()
@@ -42,7 +42,7 @@ def excess(piece: str, values: dict[str, float], before: dict[str, float]) -> li
 
 
 def limits(before: dict[str, float]) -> dict[str, float]:
-    """Return the most that each count may be."""
+    """Return the upper limit of each count."""
     return {
         name: value + KEPT_BLOCKS if name == "kept_blocks" else value * (1 + MARGINS[name])
         for name, value in before.items()

@@ -1,9 +1,9 @@
 """The counted work: `python -m lab.real.counts.workload HOW DIRECTORY`.
 
-Each piece is done once to warm up, then once between two marks. HOW is `calls` (the marks are stats
-of paths that are not there, seen by strace), `instructions` (callgrind is switched on and off by a
-client request) or `memory` (tracemalloc; prints JSON).
-`worse_webhook` is `webhook` done wastefully: the gate must see that.
+Each piece runs once to warm up, then once between two marks. HOW is `calls` (the marks are stat
+calls on missing paths, seen by strace), `instructions` (client requests switch callgrind on and
+off) or `memory` (tracemalloc; prints JSON).
+`worse_webhook` is `webhook` with wasteful code, which the gate must notice.
 """
 
 import asyncio
@@ -52,7 +52,7 @@ Work = Callable[[], Awaitable[int]]  # returns the bytes it made: to be kept, or
 
 
 class Marks:
-    """The marks before and after a piece, found by the counter that runs us."""
+    """The marks before and after a piece, for the counter that runs this process."""
 
     def __init__(self, how: str) -> None:
         self.found: dict[str, dict[str, int]] = {}
@@ -61,7 +61,7 @@ class Marks:
 
     @contextmanager
     def around(self, piece: str) -> Iterator[None]:
-        """Count the body of the block."""
+        """Put marks around the block."""
         if self._how == "memory":
             with self._memory(piece):
                 yield
@@ -77,7 +77,7 @@ class Marks:
             _stat("end")
 
     def note(self, piece: str, produced: int) -> None:
-        """Record how many bytes the piece made, in addition to its memory."""
+        """Record the size of the result in bytes, in addition to the memory."""
         if self._how == "memory":
             self.found[piece]["bytes"] = produced
 
@@ -140,7 +140,7 @@ async def sampling(stack: ExitStack) -> Work:
 
 
 def putting(spool: Spool) -> Work:
-    """Put messages one after the other, each durable before the next."""
+    """Put messages one after another, each durable before the next."""
     numbers = iter(range(10**6))
 
     async def work() -> int:
@@ -157,7 +157,7 @@ def _message(number: int) -> Message:
 
 
 class Wire(asyncio.Transport):
-    """A connection without a socket: what the server writes is kept."""
+    """A connection without a socket, which keeps the server's output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -165,12 +165,12 @@ class Wire(asyncio.Transport):
         self.answered = asyncio.Event()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Keep it."""
+        """Keep the data."""
         self.written += data
         self.answered.set()
 
     def is_closing(self) -> bool:
-        """Tell that it is open."""
+        """Return False: it is open."""
         return False
 
     def close(self) -> None:
@@ -178,7 +178,7 @@ class Wire(asyncio.Transport):
 
 
 async def receiving(spool: Spool) -> Work:
-    """Take one real notification of three alerts, from its bytes on the wire to the 200."""
+    """Receive a real notification of three alerts, from its bytes to the 200."""
     core = CoreSettings(organization_id="org", service_id="service", region="eu-central-1")
     own = Settings(
         url="http://127.0.0.1:1/",
@@ -219,7 +219,7 @@ def sealing() -> Work:
 
 
 async def delivering(spool: Spool, ledger: FileLedger) -> Work:
-    """Take messages from the spool to a sink, one a delivery, with both lines of the ledger."""
+    """Deliver messages from the spool to a sink one at a time, with both ledger lines."""
     shipper = Shipper(
         "count",
         spool=spool,
@@ -240,7 +240,7 @@ async def delivering(spool: Spool, ledger: FileLedger) -> Work:
 
 
 def wasting(work: Work) -> Work:
-    """Return the same work done worse in every way that is counted: the gate's own test."""
+    """Return the same work, worse in every counted way, to test the gate."""
     kept: list[object] = []
 
     async def twice() -> int:
@@ -253,7 +253,7 @@ def wasting(work: Work) -> Work:
 
 
 async def main(how: str, directory: Path) -> None:
-    """Do each piece twice, the second time between marks."""
+    """Run each piece twice, the second time between marks."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     marks, clock = Marks(how), FakeClock()
     async with AsyncExitStack() as stack:

@@ -6,7 +6,7 @@
 Both far sides answer the S3 prefix, with the same certificate: only the router's route decides.
 `namespaces` makes them, `rules` turns a rendered NetworkPolicy into the router's nftables rules,
 `wire` captures every packet at the router, `names` answers DNS there and logs every question,
-`far` serves S3, SQS and the control plane by TLS on port 443 (`certificates`), `policy` asks
-`byoc-agents policy`, `lab.iam` obeys the bucket policy it printed, `pod` runs the daemons,
-`escapes` are programs that try to get out, `lab` is all of it together.
+`far` serves S3, SQS and the control plane by TLS on port 443 (`certificates`), `policy` runs
+`byoc-agents policy`, `lab.iam` enforces the printed bucket policy, `pod` runs the daemons,
+`escapes` are programs that try to get out, `lab` combines all of it.
 """

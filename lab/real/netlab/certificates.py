@@ -1,4 +1,4 @@
-"""An own CA, as BYOC_CA_FILE names it, and one certificate for every name of the lab."""
+"""Make a CA for BYOC_CA_FILE, and one certificate for every name of the lab."""
 
 import datetime as dt
 import ssl
@@ -22,7 +22,7 @@ def authority(
 ) -> tuple[Path, ssl.SSLContext]:
     """Return the CA's PEM file and a server's context for all the names.
 
-    Each handshake appends to `asked` the name that the client sends (SNI).
+    Each handshake appends the client's SNI to `asked`.
     """
     root_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     root = _issued("byoc lab CA", root_key.public_key(), root_key, "byoc lab CA", [])

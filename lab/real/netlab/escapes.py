@@ -1,6 +1,6 @@
-"""Programs that try to leave the pod for another host, and tell how it went.
+"""Programs that try to connect from the pod to another host, and print the result.
 
-Their arguments: the stranger's name and address. They run in the environment of the daemons.
+Their arguments are the stranger's name and address. They run in the environment of the daemons.
 """
 
 # Through the very gate that `byoc-agents run` puts up, in three ways.

@@ -1,6 +1,6 @@
-"""The far sides, by TLS on port 443: S3 at two places, SQS, the control plane, and a stranger.
+"""The far sides, by TLS on port 443: S3 at two addresses, SQS, the control plane, and a stranger.
 
-The bucket is the same at both places, and so is its policy, the rendered one.
+Both addresses serve the same bucket with the rendered policy.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ Apply = Callable[[Request], Reply]
 
 @dataclass
 class FarSides:
-    """What each of them has seen and taken."""
+    """The receiving services, with the requests that each of them has seen and accepted."""
 
     policy: Mapping[str, Any]  # the bucket's; signatures are not checked here
     token: str
@@ -62,15 +62,15 @@ class FarSides:
         )
 
     def progress(self) -> tuple[int, int, int]:
-        """Return how much S3, SQS and the control plane have taken."""
+        """Return the number of deliveries at S3, SQS and the control plane."""
         return len(self.s3.objects), len(self.sqs.messages), len(self.receiver.events)
 
     def alerted(self) -> bool:
-        """Tell whether an alert has come to the control plane."""
+        """Return whether the control plane has an alert."""
         return any(event["type"] == ALERT for event in self.receiver.events.values())
 
     def s3_by(self, endpoint: str) -> Apply:
-        """Return S3 as it answers who comes by this endpoint; "" = from the internet."""
+        """Return S3 as seen through this endpoint; "" = from the internet."""
 
         def answer(request: Request) -> Reply:
             bucket = request.headers["host"].partition(".")[0]
@@ -87,7 +87,7 @@ class FarSides:
         return self._unless_sent_away(self.sqs.apply)(request)
 
     def answer_stranger(self, request: Request) -> Reply:
-        """Take everything, as a stranger would like to."""
+        """Accept every request."""
         self.stranger.append(request)
         return Reply()
 
@@ -134,7 +134,7 @@ async def served(
 
 
 def application(apply: Apply) -> web.Application:
-    """Return a server that answers what `apply` says, and closes: each request a new connection."""
+    """Return a server that answers with `apply` and closes the connection."""
 
     async def answer(request: web.Request) -> web.Response:
         headers = {name.lower(): value for name, value in request.headers.items()}
@@ -150,21 +150,21 @@ def application(apply: Apply) -> web.Application:
 
 
 def listening(address: str, port: int = HTTPS_PORT) -> socket.socket:
-    """Return a socket that listens; to be called inside a namespace."""
+    """Return a listening socket. Call it inside a namespace."""
     sock = socket.create_server((address, port))
     sock.settimeout(0)
     return sock
 
 
 async def reachable(namespace: Namespace, address: str, port: int) -> bool:
-    """Tell whether a process inside the namespace gets a TCP connection within a second."""
+    """Return whether a process inside the namespace gets a TCP connection within a second."""
     command = [sys.executable, "-c", CONNECT, address, str(port)]
     done = await namespace.do(partial(subprocess.run, command, check=False, capture_output=True))
     return done.returncode == 0
 
 
 async def within(seconds: float, happened: Callable[[], bool], what: str) -> None:
-    """Wait until it has happened, looking often. Raises AssertionError."""
+    """Poll until the condition holds. Raises AssertionError after a timeout."""
     try:
         async with asyncio.timeout(seconds):
             while not happened():  # noqa: ASYNC110  the other side is a process

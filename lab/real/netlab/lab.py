@@ -1,4 +1,4 @@
-"""The whole network with the daemons at work in it, and what the router saw of their birth."""
+"""The whole network with running daemons, and the router's view of their start."""
 
 import asyncio
 import os
@@ -37,7 +37,7 @@ PATIENCE_SECONDS = 30.0  # a busy machine; each wait ends as soon as it may
 
 @dataclass
 class Birth:
-    """What the router had seen when each daemon had delivered for the first time."""
+    """The router's observations until each daemon had delivered for the first time."""
 
     packets: list[Packet]
     counts: dict[str, int]
@@ -47,7 +47,7 @@ class Birth:
 
 @dataclass
 class Lab:
-    """The whole network, with the daemons at work in it."""
+    """The whole network, with running daemons."""
 
     spaces: dict[str, namespaces.Namespace]
     wire: wire.Wire
@@ -60,7 +60,7 @@ class Lab:
         return rules.counts(self.spaces[ROUTER])
 
     def load(self, *, endpoint_only: bool = True) -> None:
-        """Put the rules in force; all counters are 0 then."""
+        """Load the rules; all counters are 0 then."""
         rules.load(self.spaces[ROUTER], self.allowed, endpoint_only=endpoint_only)
 
     async def delivered(self, *, s3: bool = True) -> None:
@@ -74,12 +74,12 @@ class Lab:
         await within(PATIENCE_SECONDS, all_did, f"new deliveries after {before}")
 
     async def last_error(self, daemon: str = "billing-scraper") -> str:
-        """Return why a daemon's spool is not empty, as /status says."""
+        """Return the error that keeps a daemon's spool from draining, from /status."""
         status = await self.pod.status(daemon)
         return str((status["last_error"] or {}).get("reason", ""))
 
     async def back_to_normal(self) -> None:
-        """Put route and rules back; wait until all deliver, and nothing is wrong in the bucket."""
+        """Restore route and rules; wait until all daemons deliver, and verify the bucket."""
         namespaces.gateway_route(present=True)
         self.load()
         for daemon in pod.DAEMONS:
@@ -132,14 +132,14 @@ async def built(directory: Path) -> AsyncIterator[tuple[Lab, Birth]]:
 
 
 async def entered(stack: AsyncExitStack, context: AbstractContextManager[T]) -> T:
-    """Enter what blocks, while the loop goes on: the far sides are served by it."""
+    """Enter a blocking context manager in a thread: the loop serves the far sides."""
     entered = await asyncio.to_thread(context.__enter__)
     stack.push_async_callback(asyncio.to_thread, context.__exit__, None, None, None)
     return entered
 
 
 async def eventually(found: Callable[[], Awaitable[str]], wanted: set[str]) -> None:
-    """Ask often until the answer is one of those wanted. Raises AssertionError."""
+    """Poll until the answer is one of the expected. Raises AssertionError after a timeout."""
     answer = "nothing"
     try:
         async with asyncio.timeout(PATIENCE_SECONDS):

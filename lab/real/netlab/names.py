@@ -1,7 +1,7 @@
-"""The cluster's DNS: answers the names it is given, and logs every question.
+"""Serve the cluster's DNS for some names, and log every question.
 
-A process of its own, `python -m lab.real.netlab.names LOG NAME=ADDRESS ...`: the suite's guard
-lets no datagram leave the tests' process.
+It is a separate process, `python -m lab.real.netlab.names LOG NAME=ADDRESS ...`, because the
+tests' own process may not send datagrams.
 """
 
 import socket
@@ -34,7 +34,7 @@ class Names:
 
     @property
     def asked(self) -> list[str]:
-        """Return every name that was asked for, in order, in lower case."""
+        """Return every queried name, in order, in lower case."""
         return self.log.read_text().split()
 
 
@@ -60,7 +60,7 @@ def _started(command: Sequence[str]) -> subprocess.Popen[str]:
 
 
 def answer(query: bytes, addresses: Mapping[str, str]) -> tuple[str, bytes]:
-    """Return the name asked for and the response; AAAA has none, an unknown name is none."""
+    """Return the name in the question and the response: no AAAA, and NXDOMAIN for other names."""
     name, end = _name(query)
     kind = int.from_bytes(query[end : end + 2], "big")
     question, address = query[12 : end + 4], addresses.get(name)
@@ -72,7 +72,7 @@ def answer(query: bytes, addresses: Mapping[str, str]) -> tuple[str, bytes]:
 
 
 def _name(query: bytes) -> tuple[str, int]:
-    """Return the question's name in lower case, and where it ends."""
+    """Return the question's name in lower case, and the offset of its end."""
     labels, at = [], 12
     while size := query[at]:
         labels.append(query[at + 1 : at + 1 + size].decode().lower())
@@ -81,7 +81,7 @@ def _name(query: bytes) -> tuple[str, int]:
 
 
 def main(log: str, *pairs: str) -> None:
-    """Answer until killed; a name is in the log before its answer is sent."""
+    """Answer until killed. A name is in the log before its answer is sent."""
     addresses = dict(pair.split("=") for pair in pairs)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock, Path(log).open("a") as file:
         sock.bind((DNS_ADDRESS, PORT))

@@ -1,4 +1,4 @@
-"""The four namespaces and their wires: made under a lock, swept before and after."""
+"""Make the four namespaces and their links, under a lock; clean up before and after."""
 
 import asyncio
 import ctypes
@@ -34,18 +34,18 @@ FAR_ADDRESSES = {
 
 
 class Namespace:
-    """One namespace, with a thread that lives in it: what it starts and opens belongs there."""
+    """One namespace, with a thread in it. Its sockets and processes belong to the namespace."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._thread = ThreadPoolExecutor(1, name, initializer=_enter, initargs=(name,))
 
     def run(self, work: Callable[..., T], *arguments: object) -> T:
-        """Do the work inside and wait for it. Sockets and processes made there stay there."""
+        """Run a function inside and wait for it. Its sockets and processes stay inside."""
         return self._thread.submit(work, *arguments).result()
 
     async def do(self, work: Callable[..., T], *arguments: object) -> T:
-        """Do the work inside while the loop goes on."""
+        """Run a function inside, without blocking the loop."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
 
     def close(self) -> None:
@@ -55,7 +55,7 @@ class Namespace:
 
 @contextmanager
 def network() -> Iterator[dict[str, Namespace]]:
-    """Make the namespaces, one lab at a time on this machine; leave nothing of them behind."""
+    """Make the namespaces, and delete them at the end. One lab at a time per machine."""
     _need("ip", "nft")
     with LOCK.open("w") as lock, ExitStack() as stack:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -78,7 +78,7 @@ def gateway_route(*, present: bool) -> None:
 
 
 def run(*command: str, text: str | None = None) -> str:
-    """Run a program and return what it prints. Raises PartError with what it says."""
+    """Run a program and return its output. Raises PartError with its error."""
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     if done.returncode:
         raise PartError(f"{' '.join(command)}: {done.stderr.strip()} (root is needed)")
@@ -103,7 +103,7 @@ def _wire() -> None:
 
 
 def _prepare() -> None:
-    """Inside a new namespace: IPv4 only, forwarding (the hosts have one wire), loopback."""
+    """Configure a new namespace: IPv4 only, forwarding, loopback."""
     Path("/proc/sys/net/ipv6/conf/all/disable_ipv6").write_text("1")
     Path("/proc/sys/net/ipv6/conf/default/disable_ipv6").write_text("1")
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
@@ -121,7 +121,7 @@ def _ip(name: str, *arguments: str) -> None:
 
 
 def _sweep() -> None:
-    """Kill what runs in our namespaces, by pid, and delete them."""
+    """Kill the processes in the lab's namespaces, by pid, and delete the namespaces."""
     existing = {line.split()[0] for line in run("ip", "netns", "list").splitlines()}
     for name in existing & {PREFIX + name for name in (POD, ROUTER, S3, INTERNET)}:
         for pid in run("ip", "netns", "pids", name).split():
@@ -131,7 +131,7 @@ def _sweep() -> None:
 
 
 def _need(*programs: str) -> None:
-    """Fetch what is missing from Debian. Raises PartError."""
+    """Install missing programs from Debian. Raises PartError."""
     if all(shutil.which(program) for program in programs):
         return
     packages = ("nftables", "iproute2")

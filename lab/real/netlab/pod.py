@@ -35,7 +35,7 @@ OWN_NAMES = (
 
 
 def settings(directory: Path, ca_file: Path, clickhouse_pid: int) -> dict[str, str]:
-    """Return the environment of the daemons: fast, so that a test sees much in little time."""
+    """Return the environment of the daemons, with short intervals for tests."""
     return {
         "BYOC_ORGANIZATION_ID": "org",
         "BYOC_SERVICE_ID": "svc",
@@ -74,19 +74,19 @@ def settings(directory: Path, ca_file: Path, clickhouse_pid: int) -> dict[str, s
 
 @dataclass
 class Pod:
-    """The pod's network namespace with all that runs in it."""
+    """The pod's network namespace and its processes."""
 
     namespace: Namespace
     directory: Path
     environment: Mapping[str, str]
 
     async def status(self, daemon: str, port: int = PAGES_PORT) -> dict[str, Any]:
-        """Return what /status says of one daemon."""
+        """Return one daemon's part of /status."""
         page = await self.namespace.do(_get, f"http://127.0.0.1:{port}/status")
         return dict(json.loads(page)["daemons"][daemon])
 
     async def counted(self, metric: str, **labels: str) -> dict[str, float]:
-        """Return daemon -> a counter with these labels, as /metrics says."""
+        """Return daemon -> a counter with these labels, from /metrics."""
         page = await self.namespace.do(_get, f"http://127.0.0.1:{PAGES_PORT}/metrics")
         families = text_string_to_metric_families(page.decode())
         samples = [one for family in families for one in family.samples if one.name == metric]
@@ -98,14 +98,14 @@ class Pod:
         await self.namespace.do(_post, name)
 
     def command(self, *command: str) -> list[str]:
-        """Return a command that sees the pod's own resolver."""
+        """Return a command that uses the pod's own resolver."""
         return ["unshare", "--mount", "sh", "-ec", OWN_NAMES, str(self.directory), *command]
 
     @contextmanager
     def daemons(
         self, names: Sequence[str], port: int = PAGES_PORT, **others: str
     ) -> Iterator[RealProcess]:
-        """Run daemons, with `others` over the pod's settings; ready at entry, gone at exit."""
+        """Run daemons with the pod's settings and `others`; ready at entry, stopped at exit."""
         process = RealProcess(
             name=" ".join(names),
             command=self.command(sys.executable, "-m", "byoc_agents.app.cli", "run", *names),
@@ -123,7 +123,7 @@ class Pod:
 
 @contextmanager
 def running(namespace: Namespace, directory: Path, ca_file: Path) -> Iterator[Pod]:
-    """Start ClickHouse, then the three daemons; both are ready, and gone at the end."""
+    """Start ClickHouse, then the three daemons; wait until they are ready; stop them at the end."""
     server = clickhouse.old_clickhouse(directory / "clickhouse", CLICKHOUSE_PORT)
     _write_names(directory)
     try:

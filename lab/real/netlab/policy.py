@@ -1,4 +1,4 @@
-"""What a customer would apply: `byoc-agents policy ...` for the settings of the pod."""
+"""Render the customer's policies: `byoc-agents policy ...` for the settings of the pod."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ CIDRS = {"s3": S3_PREFIX, "sqs": f"{SQS_ADDRESS}/32", "control-plane": f"{PLANE_
 
 
 def network_policies(environment: Mapping[str, str], **cidrs: str) -> list[dict[str, Any]]:
-    """Return the NetworkPolicy; `cidrs` narrow it to the addresses that names have."""
+    """Return the NetworkPolicy; `cidrs` limits it to the addresses of the names."""
     narrowed = [f"--cidr={name}={cidr}" for name, cidr in cidrs.items()]
     return rendered("networkpolicy", environment, *narrowed)
 
@@ -29,7 +29,7 @@ def bucket_policy(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def rendered(kind: str, environment: Mapping[str, str], *options: str) -> list[dict[str, Any]]:
-    """Return the documents that the command prints. Raises PartError."""
+    """Return the command's documents. Raises PartError."""
     command = [sys.executable, "-m", "byoc_agents.app.cli", "policy", kind, *DAEMONS, *options]
     done = subprocess.run(
         command, env={**os.environ, **environment}, capture_output=True, text=True, check=False

@@ -1,7 +1,7 @@
-"""The router's nftables rules, made from rendered NetworkPolicies and from nothing else.
+"""Make the router's nftables rules from rendered NetworkPolicies.
 
-In addition there are two rules that no NetworkPolicy can express: that the S3 prefix leaves by the
-gateway endpoint only (a rule of the VPC, `endpoint_only`), and counters of what really left.
+Two additions cannot be expressed by a NetworkPolicy: the S3 prefix leaves by the gateway endpoint
+only (a rule of the VPC, `endpoint_only`), and counters of the forwarded packets.
 """
 
 import json
@@ -57,7 +57,7 @@ ENDPOINT_ONLY = f"oifname internet0 ip daddr {S3_PREFIX} counter name off_the_en
 
 @dataclass(frozen=True, slots=True)
 class Allow:
-    """One thing that a NetworkPolicy lets out: a block, and the ports in it. Empty = any."""
+    """One allowed destination of a NetworkPolicy: a block, and its ports. Empty = any."""
 
     block: str
     excepted: tuple[str, ...] = ()
@@ -65,7 +65,7 @@ class Allow:
     ports: str = ""
 
     def rule(self) -> str:
-        """Return it in the words of nftables."""
+        """Return the rule in nftables' syntax."""
         words = [f"ip daddr {self.block}"]
         words += [f"ip daddr != {{ {', '.join(self.excepted)} }}"] if self.excepted else []
         words += [
@@ -75,7 +75,7 @@ class Allow:
 
 
 def allowed(policies: Iterable[Mapping[str, Any]]) -> list[Allow]:
-    """Return all that may leave. Raises ValueError for what this lab does not understand."""
+    """Return the allowed destinations. Raises ValueError for unsupported forms."""
     found: list[Allow] = []
     for policy in policies:
         _only(policy, "apiVersion", "kind", "metadata", "spec")
@@ -90,7 +90,7 @@ def allowed(policies: Iterable[Mapping[str, Any]]) -> list[Allow]:
 
 
 def load(router: Namespace, outgoing: Sequence[Allow], *, endpoint_only: bool = True) -> None:
-    """Put the rules in force, all counters at 0. Raises PartError when they do not stand."""
+    """Load the rules, with all counters at 0. Raises PartError if nftables refuses them."""
     text = TABLE.format(
         counters="\n  ".join(f"counter {name} {{}}" for name in COUNTERS),
         endpoint_only=ENDPOINT_ONLY if endpoint_only else "",

@@ -1,4 +1,4 @@
-"""Every packet at the router's interfaces, by AF_PACKET: what a reviewer would ask tcpdump for."""
+"""Capture every packet at the router's interfaces by AF_PACKET, as tcpdump does."""
 
 import asyncio
 import socket
@@ -20,7 +20,7 @@ SYN, ACK = 0x02, 0x10
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """One packet, at the interface where it came in or went out."""
+    """One packet at an interface, received or sent."""
 
     interface: str
     leaving: bool  # by this interface, away from the router
@@ -35,19 +35,19 @@ class Packet:
 
 @dataclass
 class Wire:
-    """The capture. `packets` grows while the loop turns; `lost` must stay 0."""
+    """The capture. `packets` grows while the loop runs; `lost` must stay 0."""
 
     packets: list[Packet] = field(default_factory=list)
     _sockets: list[socket.socket] = field(default_factory=list)
 
     def catch_up(self) -> int:
-        """Read all that waits and return how many there are now: the mark of this moment."""
+        """Read the pending packets; return the number of all so far, as a mark."""
         for sock in self._sockets:
             self._read(sock)
         return len(self.packets)
 
     def lost(self) -> int:
-        """Return how many packets the capture itself missed since the last call."""
+        """Return the number of packets that the capture missed since the last call."""
         counts = [s.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8) for s in self._sockets]
         return sum(int(struct.unpack("II", count)[1]) for count in counts)
 
@@ -99,7 +99,7 @@ def _parsed(interface: str, leaving: bool, kind: int, head: bytes) -> Packet:
 
 
 def ends(packets: list[Packet], interface: str, *, leaving: bool) -> set[tuple[str, str, int]]:
-    """Return (address, protocol, port) of all that goes out of the router, or comes into it."""
+    """Return (address, protocol, port) of all packets that the router sends, or receives."""
     there = [p for p in packets if p.interface == interface and p.leaving == leaving]
     return {(p.target, p.protocol, p.target_port) for p in there if p.kind != ETH_P_ARP}
 

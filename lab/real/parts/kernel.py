@@ -1,6 +1,6 @@
-"""The kernel's own parts: real control groups, and file systems small enough to fill.
+"""Make real control groups, and file systems small enough to fill.
 
-Root only. Hierarchies that are mounted are used as they are; none is mounted or unmounted.
+Root only. Mounted hierarchies are used as they are; none is mounted or unmounted.
 """
 
 import errno
@@ -27,18 +27,18 @@ class ControlGroup:
         return self.directories[controller]
 
     def add(self, pid: int) -> None:
-        """Move a process in. What it used before stays counted where it was."""
+        """Move a process in. Its earlier usage stays in its former group."""
         for directory in self.directories.values():
             (directory / "cgroup.procs").write_text(str(pid))
 
     def peak_bytes(self) -> int:
-        """Return the most memory that the group ever had, page cache included."""
+        """Return the peak memory of the group, page cache included."""
         (directory,) = self.directories.values()
         found = [directory / name for name in ("memory.max_usage_in_bytes", "memory.peak")]
         return int(next(file for file in found if file.exists()).read_text())
 
     def command(self, command: list[str]) -> list[str]:
-        """Return a command that enters the group first, so that all it uses is counted."""
+        """Return a command that enters the group first, so that all of its usage counts."""
         files = [str(directory / "cgroup.procs") for directory in self.directories.values()]
         enter = "; ".join(f"echo $$ > {file}" for file in files)
         return ["sh", "-ec", f'{enter}; exec "$@"', "sh", *command]
@@ -53,7 +53,7 @@ def cgroup_v1(*controllers: str) -> Iterator[ControlGroup]:
 
 @contextmanager
 def cgroup_v2() -> Iterator[ControlGroup]:
-    """Make a group in the v2 hierarchy; `cpu.stat` is there even where no controller is."""
+    """Make a group in the v2 hierarchy; `cpu.stat` exists even without a controller."""
     with _made({"unified": _mounted("cgroup2", "")}) as group:
         yield group
 
@@ -114,7 +114,7 @@ def _made(hierarchies: dict[str, Path]) -> Iterator[ControlGroup]:
 
 
 def _remove(directory: Path) -> None:
-    """Remove a group. A process that stays in it is a test's mistake: PartError."""
+    """Remove a group. Raises PartError if a process stays in it."""
     deadline = time.monotonic() + REMOVE_SECONDS
     while _busy(directory):
         if time.monotonic() > deadline:
@@ -124,7 +124,7 @@ def _remove(directory: Path) -> None:
 
 
 def _busy(directory: Path) -> bool:
-    """Try to remove a group; tell whether the kernel refused, as it does while one dies in it."""
+    """Try to remove a group; return whether the kernel refused, as while a process exits."""
     try:
         directory.rmdir()
     except FileNotFoundError:

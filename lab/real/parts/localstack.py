@@ -16,7 +16,7 @@ CREDENTIALS = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}  # 
 
 
 def localstack(directory: Path, port: int | None = None) -> RealProcess:
-    """Return LocalStack, not yet started. It writes below `directory`, forgets all on a stop."""
+    """Return LocalStack, not started yet. It writes below `directory` and forgets all on a stop."""
     port = port or free_port()
     return RealProcess(
         name="localstack",
@@ -49,7 +49,7 @@ def _environment(directory: Path, port: int) -> dict[str, str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Run one LocalStack in the foreground, print its endpoint, stop it on Ctrl-C or SIGTERM."""
+    """Run LocalStack in the foreground until Ctrl-C or SIGTERM; print its endpoint."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     port = int(arguments[0]) if arguments else 4566
     with tempfile.TemporaryDirectory() as directory, localstack(Path(directory), port) as running:

@@ -40,7 +40,7 @@ def packages() -> Path:
 
 
 def mistakes(documents: list[tuple[str, Any]]) -> list[str]:
-    """Return what is wrong with each (Kubernetes version, document), `unknown: ...` for a kind."""
+    """Return the mistakes per (Kubernetes version, document); `unknown: ...` without schema."""
     found: list[str] = json.loads(_python(["-c", VALIDATE], json.dumps(documents)))
     return found
 
@@ -48,13 +48,13 @@ def mistakes(documents: list[tuple[str, Any]]) -> list[str]:
 def checkov(manifests: Path) -> list[dict[str, Any]]:
     """Return checkov's failed checks of the manifests in a directory."""
     flags = ["--framework", "kubernetes", "--skip-download", "--compact", "-o", "json"]
-    said = _python(["-m", "checkov.main", "-d", str(manifests), "--soft-fail", *flags])
-    found: list[dict[str, Any]] = json.loads(said)["results"]["failed_checks"]
+    output = _python(["-m", "checkov.main", "-d", str(manifests), "--soft-fail", *flags])
+    found: list[dict[str, Any]] = json.loads(output)["results"]["failed_checks"]
     return found
 
 
 def _fetch(place: Path) -> None:
-    """Fetch with uv; with pip where uv cannot be had or reaches no index."""
+    """Fetch with uv, or with pip if uv is missing or reaches no index."""
     tool = place / "uv"
     wanted = ["--no-deps", "--target", str(place), "-r", str(PINS)]
     try:

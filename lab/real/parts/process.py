@@ -1,4 +1,4 @@
-"""One real program of the tests: spawned, waited for, stopped by its process group."""
+"""Start, wait for and stop one real program, by its process group."""
 
 import http.client
 import os
@@ -21,7 +21,7 @@ DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopbac
 
 
 class PartError(RuntimeError):
-    """A real part is missing or did not start; the text says which, and why."""
+    """A real part is missing or did not start. The message names the part and the reason."""
 
 
 def free_port() -> int:
@@ -33,7 +33,7 @@ def free_port() -> int:
 
 
 def answers(url: str) -> bool:
-    """Tell whether a GET of `url` is answered with 2xx within two seconds."""
+    """Return whether a GET of `url` is answered with 2xx within two seconds."""
     try:
         with DIRECT.open(url, timeout=2) as answer:
             return bool(200 <= answer.status < 300)
@@ -69,7 +69,7 @@ class RealProcess:
 
     @property
     def pid(self) -> int:
-        """The leader's process id. Raises PartError while nothing runs."""
+        """Return the leader's process id. Raises PartError if nothing runs."""
         if self._process is None:
             raise PartError(f"{self.name} is not running")
         return self._process.pid
@@ -92,11 +92,11 @@ class RealProcess:
             raise
 
     def stop(self, grace_seconds: float = 15.0) -> None:
-        """Ask with SIGTERM, wait, then SIGKILL the rest of the group."""
+        """Send SIGTERM, wait, then send SIGKILL to the rest of the group."""
         self._end(signal.SIGTERM, grace_seconds)
 
     def kill(self) -> None:
-        """End the group at once, as a lost machine would."""
+        """Kill the group, as the loss of a machine does."""
         self._end(signal.SIGKILL, 15.0)
 
     def restart(self) -> None:

@@ -1,4 +1,4 @@
-"""Alertmanager and Prometheus from Debian: the real senders of our webhook."""
+"""Alertmanager and Prometheus from Debian, the real senders of notifications."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ SEEING_SHARE = ("unshare", "--mount", "sh", "-ec", OVERLAY)
 
 
 def alertmanager(directory: Path, config: str, port: int | None = None) -> RealProcess:
-    """Return Alertmanager with this configuration text, not yet started and without gossip."""
+    """Return Alertmanager with this configuration text, not started yet, without gossip."""
     return _server(
         "prometheus-alertmanager",
         ["--cluster.listen-address=", f"--storage.path={directory}/data"],
@@ -22,7 +22,7 @@ def alertmanager(directory: Path, config: str, port: int | None = None) -> RealP
 
 
 def prometheus(directory: Path, config: str, port: int | None = None) -> RealProcess:
-    """Return Prometheus with this configuration text, not yet started.
+    """Return Prometheus with this configuration text, not started yet.
 
     An alert active in its first second can arrive a minute late.
     """

@@ -1,4 +1,4 @@
-"""The images, published as a release does it: to a registry on loopback, signed with a key."""
+"""Publish the images as a release does: to a registry on loopback, signed with a key."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ RUN = "https://example.com/owner/byoc-agents/actions/runs/1"
 
 
 def environment() -> dict[str, str]:
-    """Return what lets skopeo and cosign run, and an empty password for cosign's key."""
+    """Return the environment of skopeo and cosign, with an empty password for cosign's key."""
     skopeo = install.registry()
     path = f"{skopeo}/usr/bin:{install.cosign().parent}:{os.environ['PATH']}"
     own = {"PATH": path, "COSIGN_PASSWORD": "", **install.library_path(skopeo)}
@@ -35,21 +35,21 @@ def run(*command: str, cwd: Path | None = None) -> str:
 
 
 def merge(target: Path, parts: Sequence[Path]) -> dict[str, str]:
-    """Make one layout of several architectures, return the digest of each image."""
+    """Make one layout of several architectures; return the digest of each image."""
     script = str(install.ROOT / "images/oci.py")
     lines = run(sys.executable, script, "merge", str(target), *map(str, parts)).splitlines()
     return dict(line.split() for line in lines)
 
 
 def make_key(directory: Path) -> Path:
-    """Make a key pair of cosign's; return the private one. The public one is `cosign.pub`."""
+    """Make a key pair with cosign; return the private key. The public one is `cosign.pub`."""
     run("cosign", "generate-key-pair", cwd=directory)
     return directory / "cosign.key"
 
 
 @dataclass(frozen=True)
 class Publication:
-    """The published images, and how they are found."""
+    """The published images and their references."""
 
     registry: RealProcess
     layout: Path
@@ -66,7 +66,7 @@ class Publication:
 
 
 def publish(registry: RealProcess, directory: Path, parts: Sequence[Path]) -> Publication:
-    """Merge, copy, sign and attest, by the script of the release."""
+    """Merge, copy, sign and attest by the release's script."""
     layout = directory / "layout"
     digests, key = merge(layout, parts), make_key(directory)
     made = Publication(registry, layout, key.with_name("cosign.pub"), digests)

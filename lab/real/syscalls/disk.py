@@ -1,8 +1,8 @@
 """A disk that keeps only synced data, and a random part of the rest.
 
-A sync that fails is the end of what it was for: the kernel has marked those pages clean, so the
-next sync does not write them, although a program that reads them still sees them (what PostgreSQL's
-people call fsyncgate). Names (create, rename, unlink) are in order and at once, as in a journal.
+After a failed sync its data are lost: the kernel has marked those pages clean, so the next sync
+does not write them, although a program that reads them still sees them (PostgreSQL's "fsyncgate").
+Names (create, rename, unlink) change in order and at once, as in a journal.
 """
 
 import random
@@ -51,7 +51,7 @@ class File:
 
 
 def put(content: bytearray, offset: int, data: bytes | None) -> None:
-    """Write at an offset, with zeros before it where nothing is; or cut off there."""
+    """Write at an offset, with zeros in a hole before it; or truncate there."""
     if data is None:
         del content[offset:]
         content.extend(bytes(max(0, offset - len(content))))
@@ -68,7 +68,7 @@ class Disk:
         self.files: dict[str, File] = {}
 
     def do(self, call: Call) -> None:
-        """Let one recorded call happen."""
+        """Apply one recorded call."""
         file = self.files.get(call.path)
         if call.name in SYNCS and file:
             file.sync(failed=call.result < 0)
@@ -99,7 +99,7 @@ class Disk:
                 file.truncate(call.numbers[-1])
 
     def after_power_cut(self, rng: random.Random) -> Mapping[str, bytes]:
-        """Return the files below the root when the power is back, by relative name."""
+        """Return the files below the root after the power cut, by relative name."""
         return {
             str(Path(name).relative_to(self._root)): file.after_power_cut(rng)
             for name, file in self.files.items()

@@ -1,8 +1,7 @@
-"""ptrace by ctypes: system calls that are altered on their way into the kernel.
+"""Alter system calls on their way into the kernel, by ptrace and ctypes.
 
-strace can let a call fail, but not let it do a part of its work: what it returns then is a lie.
-Here the count itself is made smaller before the kernel sees it, so that the program gets a
-true result. x86-64 only, as a register is named.
+strace can let a call fail, but cannot let it do a part of its work. Here the count is made smaller
+before the kernel sees it, so that the program gets a true result. x86-64 only: a register is named.
 """
 
 import ctypes
@@ -44,7 +43,7 @@ class Info(ctypes.Structure):
 
 
 class Call(NamedTuple):
-    """A system call before it is made."""
+    """A system call before its execution."""
 
     name: str
     path: str  # of its descriptor or its first name; `socket:[1234]` for a socket
@@ -56,7 +55,7 @@ Alter = Callable[[Call], int | None]
 
 
 class Tracer:
-    """Stands between processes and the kernel. All of it is called by one thread."""
+    """A tracer between processes and the kernel. Only one thread may call it."""
 
     def __init__(self, alter: Alter) -> None:
         if platform.machine() != "x86_64":
@@ -75,11 +74,11 @@ class Tracer:
 
     @property
     def busy(self) -> bool:
-        """Tell whether an altered call has not come back yet."""
+        """Return whether an altered call has not returned yet."""
         return bool(self._undo)
 
     def seize(self, pid: int, options: int = 0) -> None:
-        """Take all threads of a process. Raises OSError."""
+        """Attach to all threads of a process. Raises OSError."""
         taken: set[int] = set()
         while new := {int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()} - taken:
             for thread in new:
@@ -89,7 +88,7 @@ class Tracer:
             taken |= new
 
     def serve(self) -> bool:
-        """Wait for one stop and let it go on. Return False when nobody is left."""
+        """Wait for one stop and continue. Return False if no process is left."""
         try:
             thread, status = os.waitpid(-1, WALL)
         except ChildProcessError:

@@ -1,11 +1,11 @@
-r"""What a traced program did to its files, read back from `strace -f -y -xx`.
+r"""Read the file operations of a traced program from the output of `strace -f -y -xx`.
 
     4711 pwrite64(5</tmp/x/spool.db-wal>, "\x37\x7f...", 32, 0) = 32
     4711 fdatasync(5</tmp/x/spool.db-wal> <unfinished ...>
-    4712 writev(1</tmp/x/said>, [{iov_base="\x70\x75\x74\x20\x37\x0a", iov_len=6}], 1) = 6
+    4712 writev(1</tmp/x/output>, [{iov_base="\x70\x75\x74\x20\x37\x0a", iov_len=6}], 1) = 6
     4711 <... fdatasync resumed>) = -1 EIO (Input/output error) (INJECTED)
 
-A call counts from its end: output before that was written without it.
+A call takes effect at its end: earlier output was written before it.
 """
 
 import re
@@ -25,7 +25,7 @@ DESCRIPTOR = re.compile(r"^\d+<([^>]*)>")
 
 
 class Call(NamedTuple):
-    """One system call that was made, in the order of their ends."""
+    """One executed system call; calls are in the order of their ends."""
 
     name: str
     path: str  # of its descriptor or its first name

@@ -1,10 +1,10 @@
-"""Lets a running process write less than it asked for, as long as this program runs.
+"""Shorten the writes of a running process, as long as this program runs.
 
     python -m lab.real.syscalls.short PID LOG pwrite64:short=half -- PATH ...
     python -m lab.real.syscalls.short PID LOG sendto:short=none:when=1+3 --
 
-`half`: half of it, at least a byte; `none`: no byte. `when=1+3`: the first and every third after
-it. Without a path only sockets are concerned. A line a call that was altered goes to LOG.
+`half`: half of the bytes, at least one; `none`: no byte. `when=1+3`: the first and every third
+after it. Without a path only sockets are concerned. LOG gets one line per altered call.
 """
 
 import signal
@@ -19,7 +19,7 @@ from lab.real.syscalls.ptrace import Call, Tracer
 
 
 class Rule(NamedTuple):
-    """Which calls become short, and how."""
+    """The calls that become short, and how."""
 
     part: str
     first: int = 1
@@ -27,7 +27,7 @@ class Rule(NamedTuple):
 
     @classmethod
     def of(cls, text: str) -> tuple[str, "Rule"]:
-        """Read `sendto:short=none:when=1+3`."""
+        """Parse `sendto:short=none:when=1+3`."""
         call, *rest = text.split(":")
         words = dict(word.split("=") for word in rest)
         first, step = words.get("when", "1+1").split("+")
@@ -38,7 +38,7 @@ class Rule(NamedTuple):
 
 
 class Short:
-    """Decides which calls become short, and writes them down."""
+    """Decides which calls become short, and logs them."""
 
     def __init__(self, rules: Sequence[str], paths: Sequence[str], log: TextIO) -> None:
         self._rules = dict(map(Rule.of, rules))
@@ -63,7 +63,7 @@ class Short:
 
 
 def main(pid: int, log: Path, rules: Sequence[str], paths: Sequence[str]) -> None:
-    """Do it until SIGINT. The kernel lets the process go when we end."""
+    """Shorten writes until SIGINT. The kernel detaches the process at the exit."""
     ending = False
 
     def stop(_number: int, _frame: FrameType | None) -> None:

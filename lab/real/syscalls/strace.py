@@ -1,4 +1,4 @@
-"""strace as the thing that breaks system calls: from the start of a program, or for a while."""
+"""Break system calls with strace: from the start of a program, or for a while."""
 
 import signal
 import subprocess
@@ -16,7 +16,7 @@ LONGEST_BODY_BYTES = 1 << 20  # of one write, as the log shows it
 
 
 def traced(calls: str, log: Path, *options: str) -> list[str]:
-    """Return the start of a command that logs these system calls of all its threads, whole."""
+    """Return the prefix of a command that logs these system calls of all threads, untruncated."""
     whole = ["-f", "-y", "-xx", "-s", str(LONGEST_BODY_BYTES)]
     kept = ["-E", "LD_LIBRARY_PATH"]  # ours is for strace alone
     return [*_strace(), *whole, *kept, "-e", f"trace={calls}", *options, "-o", str(log)]
@@ -41,7 +41,7 @@ def breaking(pid: int, log: Path, faults: Sequence[str], *paths: Path) -> Iterat
 
 
 def starting(log: Path, faults: Sequence[str], *paths: Path) -> list[str]:
-    """Return the start of a command whose calls on these files break from its first one on.
+    """Return the prefix of a command whose calls on these files break from the first one on.
 
     The command stays our child; strace runs in parallel and ends with it.
     """
@@ -53,7 +53,7 @@ def starting(log: Path, faults: Sequence[str], *paths: Path) -> list[str]:
 
 @contextmanager
 def shortening(pid: int, log: Path, rules: Sequence[str], *paths: Path) -> Iterator[None]:
-    """Let a running process write less than it asks for; see `short.py`. Else as `breaking`."""
+    """Shorten the writes of a running process; see `short.py`. Otherwise as `breaking`."""
     module = [sys.executable, "-m", "lab.real.syscalls.short"]
     command = [*module, str(pid), f"{log}.calls", *rules, "--", *map(str, paths)]
     with _attached(command, pid, log):
@@ -61,16 +61,16 @@ def shortening(pid: int, log: Path, rules: Sequence[str], *paths: Path) -> Itera
 
 
 def injected(log: Path, call: str = "") -> int:
-    """Return how many calls (of that name) a `breaking` broke."""
+    """Return the number of calls (of that name) that `breaking` broke."""
     lines = Path(f"{log}.calls").read_text(errors="replace").splitlines()
     return sum("(INJECTED)" in line and call in line for line in lines)
 
 
 @contextmanager
 def _attached(command: Sequence[str], pid: int, log: Path) -> Iterator[None]:
-    """Run a tracer; go on when it has every thread."""
-    with log.open("wb") as said:
-        process = subprocess.Popen(command, stdout=said, stderr=said)
+    """Run a tracer; return when it has every thread."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output)
     try:
         _wait_attached(process, pid, log)
         yield
@@ -90,7 +90,7 @@ def _wait_attached(process: subprocess.Popen[bytes], pid: int, log: Path) -> Non
 
 
 def _has_all(pid: int, tracer: int) -> bool:
-    """Tell whether every thread of a process is traced."""
+    """Return whether every thread of a process is traced."""
     tasks = Path(f"/proc/{pid}/task")
     status = [(task / "status").read_text() for task in tasks.iterdir()]
     return all(f"TracerPid:\t{tracer}\n" in text for text in status)

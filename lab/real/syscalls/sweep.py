@@ -1,12 +1,12 @@
-"""Each system call that the opening of a spool and a ledger makes on their files fails once.
+"""Let each system call of opening a spool and a ledger fail once.
 
     python -m lab.real.syscalls.sweep DIRECTORY [--every N]
 
-A directory as a kill leaves it is opened again and again, each time by a process of its own in
-which another call fails: the first with ENOSPC, with EIO, ..., short by half, then the second, and
-so on; and the same with all calls from there on. What the process says is its fate, and after it a
-start without a fault has all stored messages: nothing lost, nothing doubled, nothing set aside as
-damaged, and a ledger that verifies. Prints a table; exits with 1 if that does not hold.
+A directory as a kill leaves it is opened repeatedly, each time by a new process in which another
+call fails: the first with ENOSPC, with EIO, ..., short by half, then the second, and so on; and the
+same with all calls from there on. After each, a start without a fault must have all stored
+messages: nothing lost, nothing doubled, no file set aside as damaged, and a ledger that verifies.
+Prints a table of the results; exits with 1 if that does not hold.
 """
 
 import argparse
@@ -40,14 +40,14 @@ DEFECT = 9  # exit code of a process that met an error not of ours
 
 
 class Fault(NamedTuple):
-    """The call that fails, counted from 1, and how; `on`: and every one after it."""
+    """The number of the failing call, from 1, and the failure; `on`: with every later one."""
 
     nth: int
     way: str
     on: bool
 
     def applies(self, call: Call) -> bool:
-        """Tell whether a call can fail in this way."""
+        """Return whether a call can fail in this way."""
         if self.way in SHORT:
             return call.name in COUNTED.values()
         return self.way not in {"EMFILE", "EACCES"} or call.name in OPENING
@@ -79,7 +79,7 @@ class Breaks:
 
 
 async def opened(directory: Path) -> str:
-    """Start as a daemon does, put one message, write one line; return the fate."""
+    """Start as a daemon does, put one message, write one line; return the result."""
     clock = SystemClock()
     spool = Spool(directory, max_bytes=1 << 30, clock=clock)
     ledger = FileLedger(directory / "ledger", clock=clock, max_bytes=1 << 16)
@@ -89,11 +89,11 @@ async def opened(directory: Path) -> str:
         return "exit 2"
     async with ledger:
         try:
-            said = [await tried(lambda: spool.put(message(THERE)))]
-            said += [await tried(lambda: ledger.intent("d", [message(0)]))]
+            succeeded = [await tried(lambda: spool.put(message(THERE)))]
+            succeeded += [await tried(lambda: ledger.intent("d", [message(0)]))]
         finally:
             await spool.__aexit__()
-    return f"{'takes' if said[0] else 'not ready'}, {'sends' if said[1] else 'held'}"
+    return f"{'takes' if succeeded[0] else 'not ready'}, {'sends' if succeeded[1] else 'held'}"
 
 
 async def tried(work: Callable[[], object]) -> bool:
@@ -108,7 +108,7 @@ ACTIONS = ("exit 2", *(f"{a}, {b}" for a in ("takes", "not ready") for b in ("se
 
 
 def child(directory: Path, go: int) -> None:
-    """Wait until we are traced, then open; the exit code is the number of the fate."""
+    """Wait for the tracer, then open; the exit code is the number of the result."""
     os.read(go, 1)
     try:
         code = ACTIONS.index(asyncio.run(opened(directory)))
@@ -119,7 +119,7 @@ def child(directory: Path, go: int) -> None:
 
 
 def run(directory: Path, fault: Fault) -> tuple[str, Breaks]:
-    """Open it with one fault. Return the fate and the broken calls."""
+    """Open the directory with one fault. Return the result and the broken calls."""
     breaks = Breaks(str(directory), fault)
     tracer = Tracer(breaks)
     waits, go = os.pipe()
@@ -137,7 +137,7 @@ def run(directory: Path, fault: Fault) -> tuple[str, Breaks]:
 
 
 def killed(directory: Path) -> None:
-    """Leave a directory as a kill does: messages, lines, checkpoints, a send under way."""
+    """Make a directory as a kill leaves it: messages, lines, checkpoints, an open send."""
     pid = os.fork()
     if pid == 0:
         asyncio.run(fill(directory))
@@ -184,7 +184,7 @@ def set_aside(directory: Path) -> list[str]:
 
 @dataclass
 class Sweep:
-    """All of it: which call in which way came to which end."""
+    """The results of all faults."""
 
     directory: Path
     every: int = 1  # of all faults only each so manieth
@@ -201,7 +201,7 @@ class Sweep:
                 self.one(golden, fault)
 
     def faults(self, golden: Path) -> Iterator[Fault]:
-        """Yield every fault there is: first it is counted how many calls are made."""
+        """Count the calls, then yield every fault."""
         _, breaks = run(copied(golden, self.directory / "counted"), Fault(0, "EIO", on=False))
         for way in WAYS:
             for on in (False, True):

@@ -3,8 +3,8 @@
     python -m lab.real.syscalls.writer DIRECTORY MESSAGES
 
 Puts messages, and sends the oldest from time to time: an intent in the ledger, a receipt, an
-acknowledgement. A line a step on standard output, after the step: `put 7`, `sent 7 12` (the line of
-the intent), `gone 7`, `not put 7 SpoolUnavailableError`. It never gives up.
+acknowledgment. It prints one line after each step: `put 7`, `sent 7 12` (the line of the intent),
+`gone 7`, `not put 7 SpoolUnavailableError`. It never gives up.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ def message(number: int) -> Message:
 
 
 async def main(directory: Path, messages: int) -> None:
-    """Do it."""
+    """Run the writer."""
     clock = SystemClock()
     spool = Spool(directory, max_bytes=1 << 30, clock=clock)
     ledger = FileLedger(directory / "ledger", clock=clock, max_bytes=1 << 16)
@@ -47,11 +47,11 @@ async def main(directory: Path, messages: int) -> None:
 
 async def _step(name: str, step: Coroutine[Any, Any, str]) -> None:
     try:
-        said = await step
+        result = await step
     except ByocError as error:
-        said = f"not {name} {type(error).__name__}"
-    if said:
-        _say(said)
+        result = f"not {name} {type(error).__name__}"
+    if result:
+        _say(result)
 
 
 def _say(line: str) -> None:

@@ -1,5 +1,5 @@
-"""`make localstack`: what localstack/compose.yaml runs, from the same files and without Docker.
+"""`make localstack`: the services of localstack/compose.yaml, from the same files, without Docker.
 
-`files` reads them with free ports in the place of the services' names, `parts` starts everything,
-`arrivals` looks at what has come, `__main__` is the program.
+`files` reads them with free ports instead of the services' names, `parts` starts everything,
+`arrivals` prints received data, `__main__` is the program.
 """

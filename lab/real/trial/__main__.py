@@ -1,4 +1,4 @@
-"""Runs the trial until Ctrl-C and shows what arrives; with --once until one of each has."""
+"""Run the trial and show arrivals until Ctrl-C; with --once until one of each kind."""
 
 import argparse
 import os
@@ -22,7 +22,7 @@ LOOK_SECONDS = 0.5
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Return 0 after Ctrl-C, or with --once when all has arrived and verifies; else 1."""
+    """Return 0 after Ctrl-C, or with --once if all kinds arrived and verify; else 1."""
     parser = argparse.ArgumentParser(prog="make localstack", description=__doc__)
     parser.add_argument("--once", action="store_true", help="end when one of each has arrived")
     parser.add_argument("--seconds", type=float, default=180, help="patience of --once (180)")
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def say(line: str) -> None:
-    """Print at once, also into a pipe."""
+    """Print without buffering."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 

@@ -1,4 +1,4 @@
-"""What has arrived at the vendor: objects in the bucket, messages in the queue, events."""
+"""Collect the vendor's arrivals: objects in the bucket, messages in the queue, events."""
 
 import json
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ ALERT = "byoc.alert.v1"
 
 @dataclass
 class Arrivals:
-    """Looks on; `seen` counts by kind: usage objects, state messages, alerts."""
+    """The arrivals so far; `seen` counts by kind: usage objects, state messages, alerts."""
 
     localstack_url: str
     plane_url: str
@@ -38,12 +38,12 @@ class Arrivals:
 
     @property
     def complete(self) -> bool:
-        """Tell whether at least one of each kind has arrived."""
+        """Return whether at least one of each kind has arrived."""
         return all(self.seen.values())
 
     def look(self) -> list[str]:
-        """Return a line for each arrival since the last look."""
-        return [*self._usage(), *self._state(), *self._told()]
+        """Return a line for each arrival since the last call."""
+        return [*self._usage(), *self._state(), *self._reported()]
 
     def close(self) -> None:
         """Close the connections."""
@@ -69,7 +69,7 @@ class Arrivals:
             self.seen["state"] += 1
             yield f"queue          {_state_line(json.loads(message['Body'])['data'])}"
 
-    def _told(self) -> Iterator[str]:
+    def _reported(self) -> Iterator[str]:
         with DIRECT.open(self.plane_url, timeout=10) as answer:
             events = json.load(answer)
         new, self._events = events[self._events :], len(events)

@@ -1,4 +1,4 @@
-"""The files of `localstack/`, with the services' names turned into ports of this machine."""
+"""Copy the files of `localstack/`, with ports of this machine instead of services' names."""
 
 import re
 import shutil
@@ -28,7 +28,7 @@ class Files:
             shutil.copytree(SOURCE / name, self.directory / name)
 
     def port(self, service: str, port: int) -> int:
-        """Return the local port used for a service's own; always the same one."""
+        """Return the local port used for a service's port, always the same one."""
         return self.ports.setdefault(f"{service}:{port}", free_port())
 
     def text(self, name: str) -> str:
@@ -54,7 +54,7 @@ def parse(text: str) -> dict[str, str]:
 
 
 def written(directory: Path, files: Mapping[str, str]) -> None:
-    """Write name -> text into a directory, made where it is missing."""
+    """Write name -> text into a directory, which is made if it is missing."""
     directory.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (directory / name).write_text(text)

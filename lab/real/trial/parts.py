@@ -1,4 +1,4 @@
-"""Starts everything that localstack/compose.yaml names, on loopback and free ports."""
+"""Start the services of localstack/compose.yaml on free loopback ports."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from lab.real.parts.process import DIRECT, POLL_SECONDS, PartError, RealProcess
 from lab.real.trial.files import DAEMONS, Files, written
 
 PROGRAM = Path(sys.executable).with_name("byoc-agents")
-INIT = "/_localstack/init/ready"  # what LocalStack says of the scripts it ran
+INIT = "/_localstack/init/ready"  # the results of the scripts that LocalStack ran
 INIT_SECONDS = 60  # for what takes two
 
 Say = Callable[[str], None]
@@ -73,7 +73,7 @@ def process(files: Files, name: str, clickhouse_pid: int) -> RealProcess:
 
 
 def daemon(files: Files, name: str, target_pid: int) -> RealProcess:
-    """Return one daemon; the scraper meters the process it is given: other servers may run here."""
+    """Return one daemon; the scraper meters a given process, as other servers may run here."""
     environment = files.environment(name) | {"BYOC_STATE_DIR": str(files.directory / "state")}
     if "BYOC_BILLING_TARGET" in environment:
         environment["BYOC_BILLING_TARGET"] = f"pid:{target_pid}"

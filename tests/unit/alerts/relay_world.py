@@ -34,6 +34,9 @@ class Clock(SystemClock):
     def wall_ns(self) -> int:
         return self.ms * 1_000_000
 
+    def boot_ns(self) -> int:
+        return self.ms * 1_000_000
+
 
 class Memory:
     """A fake spool: keeps commits in memory, or raises `refusal`."""

@@ -10,6 +10,7 @@ import pytest
 
 from byoc_agents.alerts.forwarder import HeartbeatSender
 from byoc_agents.app.clock import SystemClock
+from byoc_agents.app.heartbeat import HeartbeatIntervals
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import SpoolFullError
@@ -41,7 +42,7 @@ async def reported(world: World) -> list[tuple[str, str]]:
 
 async def send_heartbeat(world: World) -> dict[str, Any]:
     sender = HeartbeatSender(
-        RULES.origin, world.relay, world.spool, world.clock, interval_seconds=60
+        RULES.origin, world.relay, world.spool, world.clock, intervals=HeartbeatIntervals(60, 300)
     )
     await sender.send()
     data: dict[str, Any] = (await world.events())[-1]["data"]

@@ -224,7 +224,7 @@ class Peers(stateful.RuleBasedStateMachine):
         assert self.world.relay.open_episodes() == summarize(open_now)
 
     def teardown(self) -> None:
-        """When nothing changes any more, the last reported status is the true one."""
+        """Check that the last reported status is the true one when nothing changes any more."""
         if not hasattr(self, "world"):
             return
         try:

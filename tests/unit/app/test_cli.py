@@ -1,4 +1,4 @@
-"""What a person meets on the command line: exit codes, every mistake at once, no secrets."""
+"""Tests of the command line: exit codes, every mistake at once, no secrets."""
 
 import contextlib
 import io
@@ -217,7 +217,7 @@ def test_a_file_gives_settings_and_the_environment_wins(tmp_path: Path) -> None:
     file = tmp_path / "agents.yaml"
     file.write_text("region: us-west-2\nbilling_bucket: from-file\nbilling_sample_seconds: 2\n")
     environ = {k: v for k, v in GOOD.items() if k != "BYOC_BILLING_BUCKET"}
-    configured = configure(["billing-scraper"], environ, str(file)).described()
+    configured = configure(["billing-scraper"], environ, str(file)).describe()
     assert configured["BYOC_REGION"] == "eu-west-1"
     assert configured["BYOC_BILLING_BUCKET"] == "from-file"
     assert configured["BYOC_BILLING_SAMPLE_SECONDS"] == 2

@@ -31,7 +31,7 @@ ADDRESS = "host:port; port 0 selects a free port"
 
 
 class Own(msgspec.Struct, frozen=True, kw_only=True):
-    """What a daemon's settings look like."""
+    """Settings like those of a daemon."""
 
     token: Annotated[str, Setting("BYOC_X_TOKEN", "a token", secret=True)]
     pin: Annotated[int, Setting("BYOC_X_PIN", "a number", secret=True)] = 0

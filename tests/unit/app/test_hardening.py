@@ -238,5 +238,5 @@ def test_a_proxys_password_that_is_not_encoded_is_a_mistake(password: str) -> No
 
 
 def test_the_query_of_a_url_is_not_among_the_effective_settings() -> None:
-    shown = configure(["alert-forwarder"], IDENTITY | ALERTS).described()
+    shown = configure(["alert-forwarder"], IDENTITY | ALERTS).describe()
     assert shown["BYOC_ALERTS_URL"] == "https://control.example/v1?***"

@@ -52,7 +52,7 @@ class OneCore:
 
 
 class SpoolHandle:
-    """What a scraper has for a spool. Another one can be put in its place."""
+    """A handle for a scraper's spool, in which a test can replace the spool."""
 
     def __init__(self, spool: Spool) -> None:
         self.spool = spool

@@ -145,11 +145,8 @@ class Process:
     def _scraper(self, name: str) -> Scraper:
         target: Any = self.service.servers[name]
         return Scraper(
-            DAEMON,
             target=target,
             recorder=recorder_of(name),
-            intervals=INTERVALS,
-            spool=self.spool,
             sealer=self.sealer,
             key=checkpoint_key(name),
             clock=self.service.clock,

@@ -1,4 +1,4 @@
-"""What the kernel writes is understood, and no text makes a parser crash."""
+"""The kernel's formats are parsed, and no text makes a parser crash."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from byoc_agents.billing.sources import cgroup_files as counters
-from byoc_agents.billing.sources.cgroup_paths import parse_membership, parse_mounts, unescaped
+from byoc_agents.billing.sources.cgroup_paths import parse_membership, parse_mounts, unescape_path
 from tests.unit.billing.cgroup_host import HUGE
 
 
@@ -72,4 +72,4 @@ def test_the_real_tables_of_this_machine_are_understood() -> None:
 def test_a_mount_point_may_hold_a_space() -> None:
     line = r"31 23 0:28 / /sys/a\040b rw - cgroup2 cgroup2 rw"
     assert parse_mounts(line)[0].point == Path("/sys/a b")
-    assert unescaped(r"a\134b\9") == r"a\b\9"
+    assert unescape_path(r"a\134b\9") == r"a\b\9"

@@ -62,7 +62,7 @@ def other_life(records: Records) -> Records:
 
 def second_writer(records: Records) -> Records:
     """Two containers of one name in one pod: both cannot be."""
-    story = Story(life=9, epoch=NOON_MS - 2)
+    story = Story(incarnation=9, epoch=NOON_MS - 2)
     return records + [story.measured() for _ in range(1)]
 
 
@@ -244,7 +244,7 @@ def lines(
     return at(1, lambda message: rewritten(message, change))
 
 
-def relabelled(line: bytes, old: bytes, new: bytes) -> bytes:
+def relabeled(line: bytes, old: bytes, new: bytes) -> bytes:
     assert old in line
     return line.replace(old, new)
 
@@ -262,7 +262,7 @@ def conflicting(messages: list[Message]) -> list[Message]:
 
 def second_sequence(messages: list[Message]) -> list[Message]:
     """Count on from an older sequence in later minutes, as a restored directory does."""
-    story = Story(sequence=3, life=9, now_ms=NOON_MS + 41 * MINUTE_MS)
+    story = Story(sequence=3, incarnation=9, now_ms=NOON_MS + 41 * MINUTE_MS)
     return [*messages, *objects([story.gap("target_absent")])]
 
 
@@ -274,7 +274,7 @@ OBJECT_DAMAGE: dict[str, tuple[Callable[[list[Message]], list[Message]], dict[st
     "a line that is not JSON": (lines(lambda x: [x[0], b"{", *x[2:]]), {"torn_object": 1}),
     "a line of another schema": (lines(lambda x: [b"{}", *x[1:]]), {"torn_object": 1}),
     "a value that is not a number": (
-        lines(lambda x: [*x[:-1], relabelled(x[-1], b'"end":', b'"end":"sNaN","x":')]),
+        lines(lambda x: [*x[:-1], relabeled(x[-1], b'"end":', b'"end":"sNaN","x":')]),
         {"torn_object": 1},
     ),
     "the first record gone from an object": (lines(lambda x: x[1:]), {"missing_sequence": 1}),
@@ -290,15 +290,15 @@ OBJECT_DAMAGE: dict[str, tuple[Callable[[list[Message]], list[Message]], dict[st
     "lines out of order": (lines(lambda x: x[::-1]), {"altered_object": 4}),
     "a record twice in one object": (lines(lambda x: [*x, x[-1]]), {"duplicate_identical": 1}),
     "another sequence": (
-        lines(lambda x: [relabelled(x[0], b'"sequence":5', b'"sequence":7000'), *x[1:]]),
+        lines(lambda x: [relabeled(x[0], b'"sequence":5', b'"sequence":7000'), *x[1:]]),
         {"altered_object": 1},
     ),
     "another epoch": (
-        lines(lambda x: [relabelled(x[0], b'"epoch":1', b'"epoch":2'), *x[1:]]),
+        lines(lambda x: [relabeled(x[0], b'"epoch":1', b'"epoch":2'), *x[1:]]),
         {"altered_object": 1},
     ),
     "another organization": (
-        lines(lambda x: [relabelled(y, b'_id":"org-1"', b'_id":"org-2"') for y in x]),
+        lines(lambda x: [relabeled(y, b'_id":"org-1"', b'_id":"org-2"') for y in x]),
         {"altered_record": 5},
     ),
     "a key of another hour": (at(1, lambda m: renamed(m, "=12/", "=13/")), {"altered_object": 1}),

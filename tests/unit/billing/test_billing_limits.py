@@ -1,4 +1,4 @@
-"""Where a container's size is written, and which of several limits binds it."""
+"""Tests of the sources of a container's size, and of the limit that binds it."""
 
 from pathlib import Path
 

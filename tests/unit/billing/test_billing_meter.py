@@ -1,4 +1,4 @@
-"""What the meter decides, case by case: one core busy, 1000 bytes, a sample every 5 s."""
+"""Tests of the meter, case by case: one core busy, 1000 bytes, a sample every 5 s."""
 
 from itertools import pairwise
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.fakes.http import Behaviour, Request, always, close, reply, serve
+from lab.fakes.http import Behavior, Request, always, close, reply, serve
 from lab.fakes.s3 import FakeS3
 
 
@@ -30,7 +30,7 @@ async def start(s3: FakeS3, tmp_path: Path) -> Process:
     return await asyncio.create_subprocess_exec(*command, env=environ, stderr=PIPE)
 
 
-def of_region(region: str) -> Behaviour:
+def of_region(region: str) -> Behavior:
     """Return S3's answer to a stranger: no, but in that region."""
     return reply(403, {"x-amz-bucket-region": region})
 
@@ -51,9 +51,9 @@ async def test_it_stops_at_the_start_and_names_both_regions(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("answer", [of_region("eu-west-1"), reply(404), close, serve])
 async def test_it_starts_if_the_region_is_ours_or_not_reported(
-    answer: Behaviour, tmp_path: Path
+    answer: Behavior, tmp_path: Path
 ) -> None:
-    def script(request: Request) -> Behaviour:
+    def script(request: Request) -> Behavior:
         return answer if request.method == "HEAD" else serve
 
     async with FakeS3(script) as s3:

@@ -123,7 +123,7 @@ async def test_a_replica_that_is_down_has_gaps_and_the_others_have_none(service:
 
 
 class DefectError(Exception):
-    """What no one expected of a server's answer."""
+    """An error that the code under test does not know."""
 
 
 async def test_a_defect_of_one_replica_ends_only_its_own_task(service: Service) -> None:

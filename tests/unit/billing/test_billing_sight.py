@@ -179,7 +179,7 @@ def test_the_server_of_an_init_container_is_not_the_one_to_meter(pod: Node) -> N
         (f"4:cpu:/kubepods/burstable/pod{OTHERS}/abc\n", ""),
     ],
 )
-def test_with_the_host_s_pids_a_neighbour_s_server_is_never_ours(
+def test_with_the_host_s_pids_a_neighbor_s_server_is_never_ours(
     pod: Node, cgroup: str, mounts: str
 ) -> None:
     pod.process(42, SERVER, cgroup=cgroup, mounts=mounts)

@@ -16,7 +16,7 @@ from botocore.exceptions import ClientError, FlexibleChecksumError
 from moto.server import ThreadedMotoServer
 
 from byoc_agents.audit import Audit, main
-from byoc_agents.audit.readers import GETS_IN_FLIGHT
+from byoc_agents.audit.bucket import GETS_IN_FLIGHT
 from byoc_agents.delivery.sink import Message
 from lab.fakes.billing import Story, eventful, objects
 

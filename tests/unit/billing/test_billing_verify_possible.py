@@ -154,7 +154,7 @@ def test_such_records_are_found_in_any_order_of_the_objects(seed: int) -> None:
     )
 
 
-def test_the_bound_of_neighbouring_records_is_exact() -> None:
+def test_the_bound_of_neighboring_records_is_exact() -> None:
     """Time x CPUs, 500 millionths of it for the clock's rate, and the slack once."""
     rate_usec = FULL_USEC * 500 // 10**6
     for more, expected in ((0, {}), (1, {"impossible_cpu": 1})):

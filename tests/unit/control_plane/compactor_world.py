@@ -8,7 +8,8 @@ import msgspec
 from aiobotocore.session import get_session
 
 from byoc_agents.audit import Audit, Report
-from byoc_agents.audit.readers import Hours, read_bucket
+from byoc_agents.audit.bucket import read_bucket
+from byoc_agents.audit.readers import Hours
 from byoc_agents.billing.archive import Shard
 from byoc_agents.delivery.sink import Message
 from byoc_agents.egress.aws import aws_config

@@ -18,7 +18,7 @@ from byoc_agents.billing.archive import (
 from byoc_agents.billing.objects import SharedNumbers, parse_key, seal
 from byoc_agents.delivery.sink import Message
 from lab.fakes.billing import altered, core_seconds, objects
-from lab.fakes.http import Behaviour, Request, close, lose, serve, serving
+from lab.fakes.http import Behavior, Request, close, lose, serve, serving
 from tests.unit.billing.buckets import rewritten, torn
 from tests.unit.control_plane.compactor_world import (
     ARCHIVE,
@@ -86,17 +86,17 @@ async def test_the_order_of_arrival_does_not_change_the_bytes() -> None:
 # Crashes.
 
 
-def failing(number: int, behaviour: Behaviour) -> Callable[[Request], Behaviour]:
+def failing(number: int, behavior: Behavior) -> Callable[[Request], Behavior]:
     """Return a script in which one request has no answer."""
-    return lambda request: behaviour if request.number == number else serve
+    return lambda request: behavior if request.number == number else serve
 
 
 PARTS = ("jsonl", "manifest.json")
 
 
-@pytest.mark.parametrize("behaviour", [close, lose()], ids=["not done", "done, answer lost"])
+@pytest.mark.parametrize("behavior", [close, lose()], ids=["not done", "done, answer lost"])
 async def test_a_crash_at_any_request_leaves_the_same_bytes_and_counts_nothing_twice(
-    behaviour: Behaviour,
+    behavior: Behavior,
 ) -> None:
     messages = landing(3, size=8)
     async with opened(messages) as world:
@@ -108,7 +108,7 @@ async def test_a_crash_at_any_request_leaves_the_same_bytes_and_counts_nothing_t
     assert len(expected) == 6  # three archives and their manifests
     crashes = 0
     for number in range(requests):
-        async with opened(messages, failing(number, behaviour)) as world:
+        async with opened(messages, failing(number, behavior)) as world:
             try:
                 await world.compact(max_sources=4)
             except (BotoCoreError, ClientError):
@@ -127,10 +127,10 @@ async def test_many_crashes_in_a_row_leave_the_same_bytes(seed: int) -> None:
         originals = await world.verify()
         await world.compact(max_sources=4)
     expected = world.s3.objects
-    behaviours = [close, lose(), *([serve] * 30)]
+    behaviors = [close, lose(), *([serve] * 30)]
     async with opened(messages) as world:
         for _ in range(100):
-            world.s3.http.script = lambda _: random.choice(behaviours)
+            world.s3.http.script = lambda _: random.choice(behaviors)
             with suppress(BotoCoreError, ClientError):
                 await world.compact(max_sources=4)
             world.s3.http.script = serving

@@ -15,7 +15,7 @@ from byoc_control_plane.store import (
     insert_rows,
     open_store,
 )
-from lab.fakes.http import Behaviour, HttpDouble, Reply, always, close, garbage, hang, redirect
+from lab.fakes.http import Behavior, HttpDouble, Reply, always, close, garbage, hang, redirect
 from lab.fakes.http import reply as answer_with
 
 
@@ -67,7 +67,7 @@ async def test_an_error_in_the_data_is_for_good(
 
 
 @pytest.mark.parametrize(
-    "behaviour",
+    "behavior",
     [
         answer_with(500, {"X-ClickHouse-Exception-Code": "241"}),  # MEMORY_LIMIT_EXCEEDED
         answer_with(404, {"X-ClickHouse-Exception-Code": "60"}),  # UNKNOWN_TABLE: an administrator
@@ -83,9 +83,9 @@ async def test_an_error_in_the_data_is_for_good(
     ids=range(10),
 )
 async def test_every_other_failure_is_tried_again(
-    double: HttpDouble, session: aiohttp.ClientSession, behaviour: Behaviour
+    double: HttpDouble, session: aiohttp.ClientSession, behavior: Behavior
 ) -> None:
-    double.script = always(behaviour)
+    double.script = always(behavior)
     with pytest.raises(StoreError) as raised:
         await insert_rows(store_at(double, session), "t", [b"{}"])
     assert not isinstance(raised.value, RowsRefusedError)

@@ -35,7 +35,7 @@ async def test_what_needs_a_person_is_tried_every_five_minutes_in_the_end(tmp_pa
 @pytest.mark.parametrize(
     ("asked", "waits"), [(30.0, 30.0), (0.1, 0.5), (1e9, MAX_RETRY_AFTER_SECONDS)]
 )
-async def test_a_receivers_retry_after_is_honoured(
+async def test_a_receivers_retry_after_is_honored(
     tmp_path: Path, asked: float, waits: float
 ) -> None:
     slow = SendError(Reason.THROTTLED, "429", retry_after_seconds=asked)

@@ -1,4 +1,4 @@
-"""When a checkpointed value is read again: one test per row of the contract."""
+"""A checkpointed value is read again after errors: one test per row of the contract."""
 
 import asyncio
 from collections.abc import AsyncIterator

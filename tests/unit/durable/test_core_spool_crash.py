@@ -51,7 +51,7 @@ def started(program: str, *args: object) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def acknowledged(directory: Path, first: int, lines: int) -> set[int]:
-    """Kill a putting process after so many acknowledgements, wherever it is then."""
+    """Kill a putting process after so many acknowledgments, wherever it is then."""
     with started(KILLED, directory, first) as process:
         assert process.stdout
         told = [process.stdout.readline() for _ in range(lines)]
@@ -121,7 +121,7 @@ async def main():
             print(error)
         head = await spool.head(2000, 1 << 30)
         assert head[3:] == put, (len(head), len(put))
-        if mode == "disk":  # acknowledgements work without any room
+        if mode == "disk":  # acknowledgments work without any room
             while head := await spool.head(3, 1 << 30):
                 await spool.remove([m.id for m in head])
             put = []
@@ -148,7 +148,7 @@ def test_a_file_that_cannot_grow_refuses_loses_nothing_and_works_again(tmp_path:
 
 
 @pytest.mark.real
-def test_a_full_disk_still_takes_acknowledgements(tmp_path: Path) -> None:
+def test_a_full_disk_still_takes_acknowledgments(tmp_path: Path) -> None:
     """On a file system of 24 MiB of our own, which a user name space lets anybody mount."""
     mount = 'mount -t tmpfs -o size=24m tmpfs "$1" && exec "$0" -c "$2" "$1" disk'
     shell = ["sh", "-c", mount, sys.executable, str(tmp_path), FULL]

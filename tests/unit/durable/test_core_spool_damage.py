@@ -268,7 +268,7 @@ async def test_the_epoch_is_later_than_the_last_one_although_the_clock_went_back
         assert int((await spool.state(EPOCH))[EPOCH]) == START_MS + 1
 
 
-async def test_a_reserve_that_cannot_be_removed_is_no_room_for_an_acknowledgement(
+async def test_a_reserve_that_cannot_be_removed_is_no_room_for_an_acknowledgment(
     tmp_path: Path,
 ) -> None:
     """As on a disk that the kernel made read-only: it is reported, not tried again and again."""

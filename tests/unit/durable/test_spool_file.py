@@ -126,7 +126,7 @@ def test_a_file_that_the_disk_cannot_read_is_not_replaced(
 
 
 @pytest.mark.parametrize("script", [[DISK], [DAMAGED, DISK]], ids=["run", "confirm"])
-def test_an_acknowledgement_may_use_the_reserve(
+def test_an_acknowledgment_may_use_the_reserve(
     file: SpoolFile, directory: Path, script: Script
 ) -> None:
     file.serve([Work().operation(OperationKind.GROW)])

@@ -31,7 +31,7 @@ class FakeNames(AbstractResolver):
 
 
 class Counter:
-    """What the gate reported."""
+    """A recorder of the gate's reports."""
 
     def __init__(self) -> None:
         self.refused: list[Refusal] = []

@@ -1,4 +1,4 @@
-"""AWS's variables and files: each setting is honoured, or a mistake names the way out."""
+"""AWS's variables and files: each setting is honored, or a mistake names the way out."""
 
 import os
 from collections.abc import Mapping

@@ -234,6 +234,37 @@ def test_the_hook_refuses_every_denied_event_with_its_reason_and_no_allowed_one(
     assert found == dict.fromkeys(ALLOWED, "open") | {e: str(why) for e, why in DENIED.items()}
 
 
+def test_only_the_functions_of_the_installer_are_called_and_only_until_it_is_done() -> None:
+    """CPython 3.14 reports each call by ctypes, so the event is raised here for every version."""
+    code = """
+        import os, sys
+        from byoc_agents.egress.audit_hook import enforce_process
+        from byoc_agents.egress.gate import EgressRefusedError, Gate
+        from byoc_agents.egress.seccomp import prepare_filter
+        install = prepare_filter()
+        (address,) = install.addresses
+        enforce_process(Gate([]), (), install.addresses)
+
+        def attempt(*args):
+            try:
+                sys.audit("ctypes.call_function", *args)
+            except EgressRefusedError as error:
+                return str(error.refusal)
+            return "open"
+
+        class Other(int):
+            pass
+
+        print(attempt(address, ()), attempt(address + 1, ()), attempt(Other(address), ()))
+        install()
+        print(attempt(address, ()))
+        """
+    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["open", "operation", "operation", "operation"]
+
+
 def test_it_listens_on_the_configured_addresses_only(
     ports: tuple[socket.socket, socket.socket],
 ) -> None:

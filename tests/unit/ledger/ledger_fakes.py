@@ -1,4 +1,4 @@
-"""What the ledger's tests share: messages, a disk that fails by script, and a ledger made by it."""
+"""Parts for the ledger's tests: messages, a disk that fails by script, and a ledger on it."""
 
 import errno
 import os
@@ -102,7 +102,7 @@ async def send(to: FileLedger, *batch: Message, destination: str = "https://cp.e
 
 
 async def tried(to: FileLedger, *batch: Message) -> bool:
-    """Tell whether the send would have happened."""
+    """Return whether the send would have happened."""
     try:
         await send(to, *batch)
     except LedgerError:

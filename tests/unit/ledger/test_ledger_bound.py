@@ -1,4 +1,4 @@
-"""What the ledger removes to stay within its bound, and what it says of it."""
+"""The ledger removes segments to stay within its bound, and records the removal."""
 
 import hashlib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the shipper gets from the ledger: lines, syncs, errors, and no waiting for a slow disk."""
+"""The shipper's view of the ledger: lines, syncs, errors, and no waiting for a slow disk."""
 
 import asyncio
 import errno

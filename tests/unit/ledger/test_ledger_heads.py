@@ -1,4 +1,4 @@
-"""What a customer finds with the heads that were kept outside of the machine.
+"""Verification with heads that a customer has kept outside of the machine.
 
 Each test does to a ledger what somebody with write access to its volume can do, and needs no key.
 """

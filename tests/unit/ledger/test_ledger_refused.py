@@ -1,4 +1,4 @@
-"""What the gate gets from the ledger: refusals, bounded in rate and all of them counted."""
+"""The ledger records the gate's refusals, bounded in rate and all of them counted."""
 
 import asyncio
 from pathlib import Path

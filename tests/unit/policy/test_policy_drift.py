@@ -1,4 +1,4 @@
-"""What counts as a difference between a manifest and the table, and what does not."""
+"""Tests of the differences that are found between a manifest and the table."""
 
 import copy
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""What NetworkPolicy, Cilium's and the rules say, as the structures that a cluster would read."""
+"""Tests of NetworkPolicy, Cilium's policies and nftables rules as a cluster would read them."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,4 @@
-"""Who gets through the printed AWS documents, decided by an evaluator of IAM's semantics."""
+"""Access by the printed AWS documents, decided by an evaluator of IAM's semantics."""
 
 from dataclasses import replace
 from typing import Any

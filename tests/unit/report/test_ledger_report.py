@@ -26,7 +26,7 @@ EVIL = "<img src=x onerror=alert(1)>\"'&</script><script>alert(2)</script>"
 
 
 class Reader(HTMLParser):
-    """What a browser would make of the page."""
+    """A parser that collects the parts of a page as a browser would."""
 
     def __init__(self, html: str) -> None:
         super().__init__()

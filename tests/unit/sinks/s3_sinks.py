@@ -1,4 +1,4 @@
-"""What the tests of the S3 sink send, and a sink on a stand-in's address."""
+"""Parts for the tests of the S3 sink: messages, and a sink on a fake's address."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,7 +10,7 @@ from byoc_agents.delivery.sink import Message
 from byoc_agents.egress.destinations import s3_destination
 from byoc_agents.egress.gate import Gate
 from byoc_agents.sinks.s3 import S3Sink
-from lab.fakes.http import Behaviour, raw
+from lab.fakes.http import Behavior, raw
 from lab.fakes.s3 import s3_error
 
 MESSAGE = Message(
@@ -32,9 +32,7 @@ async def sink_to(url: str, session: AioSession, **options: Any) -> AsyncIterato
         yield sink
 
 
-def said(
-    status: int, code: str, headers: dict[str, str] | None = None, more: str = ""
-) -> Behaviour:
+def said(status: int, code: str, headers: dict[str, str] | None = None, more: str = "") -> Behavior:
     return raw(s3_error(status, code, headers, more).encode())
 
 

@@ -1,4 +1,4 @@
-"""What the tests of the SQS sink send, and a sink on a stand-in's address."""
+"""Parts for the tests of the SQS sink: messages, and a sink on a fake's address."""
 
 import json
 from collections.abc import AsyncIterator
@@ -12,7 +12,7 @@ from byoc_agents.egress.destinations import sqs_destination
 from byoc_agents.egress.gate import Gate
 from byoc_agents.errors import Reason
 from byoc_agents.sinks.sqs import SqsSink
-from lab.fakes.http import Behaviour, Script, raw, serving
+from lab.fakes.http import Behavior, Script, raw, serving
 from lab.fakes.sqs import FakeSqs, sqs_error
 
 HERE = "eu-west-1"
@@ -51,5 +51,5 @@ def reasons(outcomes: list[Outcome]) -> list[Reason]:
     return [outcome.reason for outcome in outcomes]
 
 
-def said(status: int, code: str, headers: dict[str, str] | None = None) -> Behaviour:
+def said(status: int, code: str, headers: dict[str, str] | None = None) -> Behavior:
     return raw(sqs_error(status, code, headers).encode())

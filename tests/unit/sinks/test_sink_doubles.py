@@ -9,7 +9,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from lab.fakes.http import Behaviour, HttpDouble, close, in_order, reply, reset
+from lab.fakes.http import Behavior, HttpDouble, close, in_order, reply, reset
 from lab.fakes.s3 import FakeS3
 
 SHA256_OF_X = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
@@ -42,14 +42,14 @@ async def test_what_was_put_is_read_back() -> None:
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "error"),
+    ("behavior", "error"),
     [(close, aiohttp.ServerDisconnectedError), (reset, aiohttp.ClientOSError)],
     ids=["closed", "reset"],
 )
 async def test_a_broken_connection_is_really_broken(
-    behaviour: Behaviour, error: type[Exception]
+    behavior: Behavior, error: type[Exception]
 ) -> None:
-    async with HttpDouble(in_order(behaviour)) as double, aiohttp.ClientSession() as session:
+    async with HttpDouble(in_order(behavior)) as double, aiohttp.ClientSession() as session:
         with pytest.raises(error):
             await session.post(double.url, data=b"x")
         assert (await session.post(double.url, data=b"x")).status == 200

@@ -1,4 +1,4 @@
-"""What the S3 sink asks for and what never; real aiobotocore, real sockets."""
+"""The S3 sink's requests, and those it never makes; real aiobotocore, real sockets."""
 
 import asyncio
 import base64
@@ -14,7 +14,7 @@ from byoc_agents.egress.gate import Gate
 from byoc_agents.errors import Reason, SendError
 from byoc_agents.sinks.s3 import S3Sink
 from lab.fakes.http import (
-    Behaviour,
+    Behavior,
     HttpDouble,
     always,
     close,
@@ -170,7 +170,7 @@ async def test_a_host_that_is_no_destination_is_refused(session: AioSession) -> 
 
 @pytest.mark.parametrize("lost", [lose(close), lose(reset), cut(9)], ids=["closed", "reset", "cut"])
 async def test_a_lost_answer_and_its_retry_have_one_effect(
-    lost: Behaviour, session: AioSession
+    lost: Behavior, session: AioSession
 ) -> None:
     async with FakeS3(in_order(lost)) as s3, sink_to(s3.url, session) as sink:
         outcomes = [(await sink.send([MESSAGE]))[0].reason for _ in range(2)]

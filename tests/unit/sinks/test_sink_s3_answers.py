@@ -12,7 +12,7 @@ from byoc_agents.delivery.sink import Outcome, Receipt
 from byoc_agents.errors import Reason, SendError
 from byoc_agents.sinks.s3 import S3Sink
 from lab.fakes.http import (
-    Behaviour,
+    Behavior,
     always,
     close,
     cut,
@@ -35,9 +35,9 @@ class Pair:
         self.s3 = s3
         self.sink = sink
 
-    async def answer_to(self, behaviour: Behaviour) -> Outcome:
+    async def answer_to(self, behavior: Behavior) -> Outcome:
         before = len(self.s3.http.requests)
-        self.s3.http.script = always(behaviour)
+        self.s3.http.script = always(behavior)
         (outcome,) = await self.sink.send([MESSAGE])
         assert len(self.s3.http.requests) == before + 1, "one attempt is one request"
         return outcome
@@ -185,20 +185,18 @@ ANSWERS = [
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(
-    ("behaviour", "reason"), [row[1:] for row in ANSWERS], ids=[row[0] for row in ANSWERS]
+    ("behavior", "reason"), [row[1:] for row in ANSWERS], ids=[row[0] for row in ANSWERS]
 )
-async def test_an_answer_becomes_its_reason(
-    behaviour: Behaviour, reason: Reason, pair: Pair
-) -> None:
-    outcome = await pair.answer_to(behaviour)
+async def test_an_answer_becomes_its_reason(behavior: Behavior, reason: Reason, pair: Pair) -> None:
+    outcome = await pair.answer_to(behavior)
     assert outcome.reason is reason
     assert isinstance(outcome, Receipt) == (reason in {Reason.OK, Reason.ALREADY_STORED})
 
 
 @pytest.mark.asyncio(loop_scope="module")
-@pytest.mark.parametrize("behaviour", [hang, lose(hang)], ids=["before", "after it was done"])
-async def test_silence_ends_with_the_read_time_out(behaviour: Behaviour, hasty: Pair) -> None:
-    outcome = await hasty.answer_to(behaviour)
+@pytest.mark.parametrize("behavior", [hang, lose(hang)], ids=["before", "after it was done"])
+async def test_silence_ends_with_the_read_time_out(behavior: Behavior, hasty: Pair) -> None:
+    outcome = await hasty.answer_to(behavior)
     assert outcome.reason is Reason.TIMEOUT
 
 
@@ -230,7 +228,7 @@ LONG_AGO = {"date": "Sun, 06 Nov 1994 08:49:37 GMT"}
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(
-    ("behaviour", "hint"),
+    ("behavior", "hint"),
     [
         (said(403, "RequestTimeTooSkewed"), "the clock is off: AWS refuses a skew"),
         (said(400, "RequestExpired"), "the clock is off"),
@@ -240,15 +238,15 @@ LONG_AGO = {"date": "Sun, 06 Nov 1994 08:49:37 GMT"}
         (said(403, "AccessDenied", LONG_AGO), "s ahead of the receiver's"),
     ],
 )
-async def test_a_wrong_clock_is_named(pair: Pair, behaviour: Behaviour, hint: str) -> None:
-    assert hint in str(await pair.answer_to(behaviour))
+async def test_a_wrong_clock_is_named(pair: Pair, behavior: Behavior, hint: str) -> None:
+    assert hint in str(await pair.answer_to(behavior))
 
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_right_clock_is_not_blamed(pair: Pair) -> None:
     now = {"date": email.utils.formatdate(usegmt=True)}
-    for behaviour in (said(403, "SignatureDoesNotMatch", now), said(403, "SignatureDoesNotMatch")):
-        assert "clock" not in str(await pair.answer_to(behaviour))
+    for behavior in (said(403, "SignatureDoesNotMatch", now), said(403, "SignatureDoesNotMatch")):
+        assert "clock" not in str(await pair.answer_to(behavior))
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -295,8 +293,8 @@ async def test_an_error_tells_no_secret(pair: Pair) -> None:
     assert isinstance(outcome, SendError)
     assert "\n" not in outcome.detail
     assert len(outcome.detail) < 80
-    for behaviour in (close, garbage(), said(403, "SignatureDoesNotMatch")):
-        text = repr(await pair.answer_to(behaviour))
+    for behavior in (close, garbage(), said(403, "SignatureDoesNotMatch")):
+        text = repr(await pair.answer_to(behavior))
         assert "secret" not in text
         assert "token-of-test" not in text
         assert MESSAGE.id not in text

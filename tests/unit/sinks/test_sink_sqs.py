@@ -1,4 +1,4 @@
-"""What the SQS sink asks for, in which order, and what never; real aiobotocore, real sockets."""
+"""The SQS sink's requests, their order, and those it never makes; real aiobotocore and sockets."""
 
 import asyncio
 import json

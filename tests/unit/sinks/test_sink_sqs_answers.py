@@ -9,7 +9,7 @@ import pytest_asyncio
 from aiobotocore.session import AioSession
 
 from byoc_agents.errors import Reason, SendError
-from lab.fakes.http import Behaviour, always, close, cut, garbage, hang, raw, reply, reset
+from lab.fakes.http import Behavior, always, close, cut, garbage, hang, raw, reply, reset
 from lab.fakes.sqs import FakeSqs, sqs_answer
 from tests.unit.sinks.sqs_sinks import Pair, message, reasons, said, sink_to
 
@@ -24,11 +24,11 @@ async def pair(session: AioSession) -> AsyncIterator[Pair]:
         yield Pair(sqs, sink)
 
 
-def entries(*failed: Mapping[str, Any], ok: tuple[Mapping[str, Any], ...] = ()) -> Behaviour:
+def entries(*failed: Mapping[str, Any], ok: tuple[Mapping[str, Any], ...] = ()) -> Behavior:
     return raw(sqs_answer({"Successful": list(ok), "Failed": list(failed)}).encode())
 
 
-def failed(code: str, text: str = "", fault: bool = True) -> Behaviour:
+def failed(code: str, text: str = "", fault: bool = True) -> Behavior:
     return entries({"Id": "0", "Code": code, "Message": text, "SenderFault": fault})
 
 
@@ -103,12 +103,10 @@ ANSWERS = [
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(
-    ("behaviour", "reason"), [x[1:] for x in ANSWERS], ids=[x[0] for x in ANSWERS]
+    ("behavior", "reason"), [x[1:] for x in ANSWERS], ids=[x[0] for x in ANSWERS]
 )
-async def test_every_answer_has_one_meaning(
-    pair: Pair, behaviour: Behaviour, reason: Reason
-) -> None:
-    (outcome,) = await pair.send(message("a"), script=always(behaviour))
+async def test_every_answer_has_one_meaning(pair: Pair, behavior: Behavior, reason: Reason) -> None:
+    (outcome,) = await pair.send(message("a"), script=always(behavior))
     assert outcome.reason is reason
     assert len(pair.sqs.http.requests) == 1, "one attempt is one request"
     assert "secret-key-of-test" not in str(outcome)
@@ -126,7 +124,7 @@ EXPIRED = {"__type": "x#InvalidSignatureException", "message": "Signature expire
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(
-    ("behaviour", "hint"),
+    ("behavior", "hint"),
     [
         (reply(403, AWS_JSON, json.dumps(EXPIRED).encode()), "the clock is off"),
         (said(403, "RequestTimeTooSkewed"), "the clock is off"),
@@ -136,8 +134,8 @@ EXPIRED = {"__type": "x#InvalidSignatureException", "message": "Signature expire
         (said(403, "ExpiredToken", LONG_AGO), "s ahead of the receiver's"),
     ],
 )
-async def test_a_wrong_clock_is_named(pair: Pair, behaviour: Behaviour, hint: str) -> None:
-    (outcome,) = await pair.send(message("a"), script=always(behaviour))
+async def test_a_wrong_clock_is_named(pair: Pair, behavior: Behavior, hint: str) -> None:
+    (outcome,) = await pair.send(message("a"), script=always(behavior))
     assert outcome.reason is Reason.CREDENTIALS
     assert hint in str(outcome)
 

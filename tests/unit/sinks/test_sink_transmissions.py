@@ -24,7 +24,7 @@ from byoc_agents.sinks.directory import DirectorySink
 from byoc_agents.sinks.https import HttpsSink
 from lab.fakes.core import FakeClock
 from lab.fakes.http import (
-    Behaviour,
+    Behavior,
     HttpDouble,
     Request,
     Script,
@@ -105,7 +105,7 @@ async def posted(script: Script, deliveries: Deliveries, number: int) -> tuple[S
 async def test_a_rejected_batch_and_each_of_its_events_have_their_lines(
     deliveries: Deliveries,
 ) -> None:
-    def no_batches(request: Request) -> Behaviour:
+    def no_batches(request: Request) -> Behavior:
         return reply(422) if "batch" in request.headers["content-type"] else serve
 
     sent, requests = await posted(no_batches, deliveries, 5)
@@ -149,7 +149,7 @@ async def test_a_queue_that_refuses_a_whole_request_has_lines_for_each_part(
 
 @pytest.mark.parametrize("ending", [close, reset, lose()])
 async def test_an_object_is_not_put_twice_behind_the_ledgers_back(
-    ending: Behaviour, deliveries: Deliveries, session: AioSession
+    ending: Behavior, deliveries: Deliveries, session: AioSession
 ) -> None:
     """The HTTP library repeats a PUT whose connection was closed, unless it cannot."""
     async with FakeS3() as s3, s3_sinks.sink_to(s3.url, session) as sink:

@@ -11,7 +11,7 @@ from byoc_agents.state.observation import (
     SourceResult,
     StateObservation,
 )
-from byoc_agents.state.thresholds import NS, Now, Thresholds
+from byoc_agents.state.thresholds import NS, PollTime, Thresholds
 
 ALL_SEEN = dict.fromkeys(ProbeSource, SourceResult.OK)
 FINE: dict[str, Any] = {
@@ -59,8 +59,8 @@ class Story:
         self.seconds = 1000.0
 
     @property
-    def now(self) -> Now:
-        return Now(round(self.seconds * 1000), round(self.seconds * NS))
+    def now(self) -> PollTime:
+        return PollTime(round(self.seconds * 1000), round(self.seconds * NS))
 
     def see(
         self,

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from byoc_agents.app.heartbeat import HeartbeatIntervals
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.clickhouse import ClickHouseUnreachableError
 from byoc_agents.delivery.sink import Message
@@ -22,9 +23,7 @@ from lab.fakes.core import FakeClock
 from lab.fakes.state import HEALTHY, ScriptedServer
 
 NAME = "state-exporter"
-WHO = StateIdentity(
-    organization_id="org", service_id="svc", region="eu-west-1", heartbeat_seconds=60
-)
+WHO = StateIdentity(organization_id="org", service_id="svc", region="eu-west-1")
 MORE_BYTES = 1 << 20
 
 
@@ -59,7 +58,7 @@ class Bench:
         return Stream(
             NAME,
             f"state/{name}",
-            heartbeat_seconds=60,
+            intervals=HeartbeatIntervals(60, 300),
             spool=self.spool,
             clock=self.clock,
             metrics=self.metrics,

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from byoc_agents.app.heartbeat import HeartbeatIntervals
 from byoc_agents.app.logging import configure
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.delivery.shipper import Shipper
@@ -46,7 +47,7 @@ def readonly(second: int) -> bool:
 
 @dataclass(frozen=True)
 class Life:
-    """What one process does. Picklable."""
+    """The work of one process. Picklable."""
 
     directory: Path
     journal: Path  # one line an id of a transition, written when its commit has returned
@@ -168,13 +169,13 @@ def _exporter(server: ScriptedServer, spool: Spool, clock: SimClock, metrics: Me
     stream = Stream(
         "state-exporter",
         "state/replica/r-0",
-        heartbeat_seconds=30,
+        intervals=HeartbeatIntervals(30, 30),
         spool=spool,
         clock=clock,
         metrics=metrics,
     )
     return Exporter(
-        who=StateIdentity(organization_id="o", service_id="s", region=HERE, heartbeat_seconds=30),
+        who=StateIdentity(organization_id="o", service_id="s", region=HERE),
         replicas=[PolledReplica("r-0", Prober(server, clock=clock), stream)],
         thresholds=Thresholds(by_code={**DEFAULTS, ReasonCode.READONLY_REPLICA: Threshold(1, 0)}),
         poll_seconds=POLL_SECONDS,

@@ -5,7 +5,7 @@ import pytest
 
 from byoc_agents.state.assess import Memory, ServiceState, ShutdownScope, assess, restore_memory
 from byoc_agents.state.observation import Login, Ping, ProbeSource, SourceResult, StateObservation
-from byoc_agents.state.thresholds import NS, Now, ReasonCode
+from byoc_agents.state.thresholds import NS, PollTime, ReasonCode
 from tests.unit.state.assess_story import LONG, UNREACHABLE, Story, codes, up
 
 
@@ -144,7 +144,7 @@ def test_a_certificate_that_we_do_not_trust_is_our_trouble_not_the_servers() -> 
 def test_a_wall_clock_that_jumps_raises_and_ends_nothing() -> None:
     story = Story()
     story.see(up(memory_used_ratio=0.95))
-    jumped = Now(10**15, story.now.boot_ns + NS)
+    jumped = PollTime(10**15, story.now.boot_ns + NS)
     found, _ = assess(up(memory_used_ratio=0.95), story.memory, story.thresholds, jumped)
     assert found.healthy
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from lab.fakes.http import Behaviour, Request, always, close, hang, lose, reply, reset, serve
+from lab.fakes.http import Behavior, Request, always, close, hang, lose, reply, reset, serve
 from lab.fakes.sqs import Entry, FakeSqs, sqs_error
 from tests.unit.state.state_life import POLL_SECONDS, Life, live, readonly
 
@@ -24,7 +24,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.unit.state.state_life"])
 TICKS = 12
 STEPS = 36  # of the fuse in a first life of TICKS; test_the_fuse_covers_a_whole_life counts them
-ANSWERS: list[Behaviour] = [serve, serve, lose(), lose(reset), reply(503), hang, close]
+ANSWERS: list[Behavior] = [serve, serve, lose(), lose(reset), reply(503), hang, close]
 
 
 @dataclass
@@ -119,7 +119,7 @@ async def test_a_kill_at_any_step_loses_and_repeats_nothing(world: World, step: 
 async def test_kills_and_bad_answers_at_random(world: World, seed: int) -> None:
     dice = random.Random(seed)
 
-    def script(_: Request) -> Behaviour:
+    def script(_: Request) -> Behavior:
         return dice.choice(ANSWERS)
 
     world.sqs.http.script = script
@@ -129,7 +129,7 @@ async def test_kills_and_bad_answers_at_random(world: World, seed: int) -> None:
     await world.end()
 
 
-BAD: dict[str, Behaviour] = {
+BAD: dict[str, Behavior] = {
     "throttled": reply(403, body=sqs_error(403, "RequestThrottled").body),
     "no queue": reply(
         400,

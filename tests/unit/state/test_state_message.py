@@ -33,11 +33,9 @@ from byoc_agents.state.observation import (
     StateObservation,
 )
 from byoc_agents.state.summary import SummaryState, summarize
-from byoc_agents.state.thresholds import Now, ReasonCode, Thresholds
+from byoc_agents.state.thresholds import PollTime, ReasonCode, Thresholds
 
-WHO = StateIdentity(
-    organization_id="org", service_id="svc", region="eu-west-1", heartbeat_seconds=60
-)
+WHO = StateIdentity(organization_id="org", service_id="svc", region="eu-west-1")
 NOON_MS = 1_795_435_200_000
 BAD = StateObservation(
     ping=Ping.OK,
@@ -56,7 +54,7 @@ def made(
     position: Position | None = None,
     replica: str = "r-0",
 ) -> Message:
-    now = Now(NOON_MS, 0)
+    now = PollTime(NOON_MS, 0)
     assessment, memory = assess(
         observation,
         Memory(state=ServiceState.RUNNING),
@@ -72,6 +70,7 @@ def made(
         assessment=assessment,
         memory=memory,
         position=position or Position(epoch=7),
+        heartbeat_seconds=60,
         now_ms=NOON_MS,
     )
 
@@ -143,9 +142,9 @@ def test_a_message_has_state_reasons_and_position() -> None:
 
 
 def test_a_dead_servers_message_has_the_outcome_of_its_ping() -> None:
-    now = Now(NOON_MS, 0)
+    now = PollTime(NOON_MS, 0)
     _, memory = assess(DEAD, Memory(), Thresholds(), now)
-    assessment, memory = assess(DEAD, memory, Thresholds(), Now(NOON_MS + 2000, 2 * 10**9))
+    assessment, memory = assess(DEAD, memory, Thresholds(), PollTime(NOON_MS + 2000, 2 * 10**9))
     position = Position(epoch=7)
     message = state_message(
         WHO,
@@ -155,6 +154,7 @@ def test_a_dead_servers_message_has_the_outcome_of_its_ping() -> None:
         assessment=assessment,
         memory=memory,
         position=position,
+        heartbeat_seconds=60,
         now_ms=NOON_MS + 2000,
     )
     validate(message)
@@ -218,7 +218,14 @@ def test_a_services_state_follows_from_its_replicas(
     assert summary
     assert summary.state is expected
     assert sum(summary.replicas.values()) == len(states)
-    message = summary_message(WHO, "transition", summary, Position(epoch=7), NOON_MS)
+    message = summary_message(
+        WHO,
+        "transition",
+        summary=summary,
+        position=Position(epoch=7),
+        heartbeat_seconds=60,
+        now_ms=NOON_MS,
+    )
     validate(message)
     assert message.group == "svc/"
 

@@ -178,7 +178,7 @@ class _OpenCgroup:
             return None
         pids = self._pids()
         try:
-            started = [self._started(pid) for pid in pids]
+            started = [self._read_start(pid) for pid in pids]
         except TargetUnreadableError:
             return None
         born_ns = min(filter(None, started), default=None)
@@ -209,7 +209,7 @@ class _OpenCgroup:
                 continue
         return pids
 
-    def _started(self, pid: int) -> int | None:
+    def _read_start(self, pid: int) -> int | None:
         """Return a process's start, None if it has ended. Raises TargetUnreadableError."""
         try:
             return self._proc.process(pid).born_boot_ns if pid != HIDDEN_PID else None

@@ -34,7 +34,7 @@ class KeptFile:
         """Return its content. Raises OSError, ENODEV after the cgroup was removed."""
         return os.pread(self._fd, _FILE_BYTES, 0)
 
-    def parsed(self, parse: Callable[[bytes], T]) -> T:
+    def parse(self, parse: Callable[[bytes], T]) -> T:
         """Return its value. Raises OSError, or TargetUnreadableError if it cannot be parsed."""
         content = self.read()
         try:
@@ -244,7 +244,7 @@ def _require_match(pattern: re.Pattern[bytes], content: bytes) -> re.Match[bytes
 
 
 def _parse_optional(file: KeptFile | None, parse: Callable[[bytes], T]) -> T | None:
-    return None if file is None else file.parsed(parse)
+    return None if file is None else file.parse(parse)
 
 
 def _open_files(wanted: Iterable[tuple[Path | None, str, bool]]) -> list[KeptFile | None]:

@@ -282,13 +282,13 @@ def parse_mounts(text: str) -> list[Mount]:
         fields, kinds = left.split(" "), right.split(" ")
         if len(fields) < 6 or len(kinds) < 3 or kinds[0] not in {"cgroup", "cgroup2"}:  # noqa: PLR2004 - proc(5)
             continue
-        root, point = unescaped(fields[3]), unescaped(fields[4])
+        root, point = unescape_path(fields[3]), unescape_path(fields[4])
         names = {UNIFIED} if kinds[0] == "cgroup2" else set(kinds[2].split(",")) - {UNIFIED}
         if root.startswith("/") and point.startswith("/"):
             found.append(Mount(PurePosixPath(root), Path(point), frozenset(names)))
     return found
 
 
-def unescaped(text: str) -> str:
+def unescape_path(text: str) -> str:
     r"""Return a path of mountinfo with escapes such as \040 decoded."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8) & 0xFF), text)

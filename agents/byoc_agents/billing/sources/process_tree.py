@@ -142,13 +142,13 @@ def read_consistent_tree(observe: Callable[[], _Tree]) -> _Tree:
     tree = observe()
     for _ in range(MAX_PASSES):
         again = observe()
-        if _reaped(again) == _reaped(tree):
+        if _sum_reaped(again) == _sum_reaped(tree):
             return tree
         tree = again
     raise TargetUnreadableError("its children start and end too quickly to be read")
 
 
-def _reaped(tree: _Tree) -> dict[psutil.Process, int]:
+def _sum_reaped(tree: _Tree) -> dict[psutil.Process, int]:
     return {process: use.reaped_usec for process, use in tree.items()}
 
 

@@ -1,4 +1,4 @@
-"""The three daemons as one real process, between doubles of all they talk to."""
+"""Run the three daemons as one real process, with fakes of all services they connect to."""
 
 import asyncio
 import json
@@ -31,8 +31,8 @@ READONLY = "system.metrics.ReadonlyReplica"
 
 
 @dataclass
-class House:
-    """What a test asks and tells."""
+class Daemons:
+    """The services, the environment and the daemon of one test."""
 
     directory: Path
     s3: FakeS3
@@ -55,7 +55,7 @@ class House:
         return self.directory / "agents.log"
 
     async def launch(self, *prefix: str, daemons: Sequence[str] = DAEMONS) -> None:
-        """Spawn it, by a command that runs its arguments; its log starts again."""
+        """Spawn the process by a command that runs its arguments, with a new log."""
         with self.log.open("wb") as log:
             self.process = await asyncio.create_subprocess_exec(
                 *prefix, str(PROGRAM), "run", *daemons, stdout=log, stderr=log, env=self.environ
@@ -64,14 +64,14 @@ class House:
     async def start(self) -> None:
         await self.launch()
         await self.until(self.ready)
-        await self.until(self.spoken)
+        await self.until(self.has_first_state)
 
-    async def spoken(self) -> bool:
-        """Tell whether the first state has come."""
+    async def has_first_state(self) -> bool:
+        """Return whether the first state message has arrived."""
         return bool(self.sqs.messages)
 
     async def until(self, reached: Callable[[], Any]) -> None:
-        """Wait until a question is answered with something true."""
+        """Poll until the answer is true."""
         async with asyncio.timeout(PATIENCE_SECONDS):
             while not await reached():
                 assert self.process.returncode is None, self.log.read_text()[-2000:]
@@ -88,18 +88,18 @@ class House:
         return (await self.page("readyz"))[0] == 200
 
     async def unready(self) -> bool:
-        """Tell whether all three say so."""
+        """Return whether all three daemons report it."""
         code, text = await self.page("readyz")
         return code == 503 and all(f"{name}: spool: " in text for name in DAEMONS)
 
     async def reason(self, daemon: str) -> str:
-        """Return why the oldest message of a daemon is still there."""
+        """Return the reason that delays the oldest message of a daemon."""
         code, text = await self.page("status")
         error = json.loads(text)["daemons"][daemon]["last_error"] if code == 200 else None
         return str(error["reason"]) if error else ""
 
     async def post(self, name: str) -> int:
-        """Tell of one alert as Alertmanager does; return the answer."""
+        """Post one alert as Alertmanager does; return the answer."""
         body = notification(name, 1_795_435_200_000, None)
         async with self.session.post(
             f"{self.hook}/v1/alerts", json=body, headers=WEBHOOK_HEADERS
@@ -113,8 +113,8 @@ class House:
         agents = json.loads(text)["daemons"].values() if code == 200 else [{}]
         return all(one.get("backlog", {}).get("oldest", "?") is None for one in agents)
 
-    def replica_turns(self) -> None:
-        """Let the watched server's replica become read-only, or well again."""
+    def toggle_replica(self) -> None:
+        """Make the replica of the watched server read-only, or writable again."""
         rows = self.clickhouse.server.rows
         rows[READONLY] = "0" if rows[READONLY] == "1" else "1"
 
@@ -124,8 +124,8 @@ class House:
             audit.add(key, body)
         return audit.report("bucket")
 
-    def told(self) -> list[StateV1]:
-        """Return the state messages in the order in which the queue gives them."""
+    def state_messages(self) -> list[StateV1]:
+        """Return the state messages in the order of the queue."""
         return [msgspec.json.decode(m.body, type=StateEvent).data for m in self.sqs.messages]
 
     async def stop(self) -> int:
@@ -134,8 +134,8 @@ class House:
 
 
 @asynccontextmanager
-async def house(directory: Path, target: str) -> AsyncIterator[House]:
-    """Start all of it; whatever happens, no process is left."""
+async def running_daemons(directory: Path, target: str) -> AsyncIterator[Daemons]:
+    """Start the services and the daemons; end them at the exit."""
     async with AsyncExitStack() as stack:
         s3, sqs, clickhouse = FakeS3(), FakeSqs(), FakeClickHouse()
         for double in (s3, sqs, clickhouse):
@@ -158,7 +158,7 @@ async def house(directory: Path, target: str) -> AsyncIterator[House]:
             "BYOC_STATE_LIMITS": "READONLY_REPLICA=1/0/0/0",
             "BYOC_CLICKHOUSE_URL": clickhouse.url,
         }  # fmt: skip
-        made = House(directory, s3, sqs, clickhouse, plane, session, clean_environ(environ))
+        made = Daemons(directory, s3, sqs, clickhouse, plane, session, clean_environ(environ))
         made.pages, made.hook = f"http://{pages}", f"http://{hook}"
         try:
             await made.start()
@@ -177,18 +177,18 @@ def ledger_verifies(state: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def assert_alerts(home: House) -> None:
+def assert_alerts(daemons: Daemons) -> None:
     """Compare the alerts answered 200 with those that the control plane received."""
-    told = [one.labels["alertname"] for one in home.plane.alerts]
-    print(f"{len(home.stored)} alerts stored, {len(told)} received")
-    assert len(told) == len(set(told)), "an event of the same alert under another id"
-    assert set(home.stored) <= set(told)
+    reported = [one.labels["alertname"] for one in daemons.plane.alerts]
+    print(f"{len(daemons.stored)} alerts stored, {len(reported)} received")
+    assert len(reported) == len(set(reported)), "an event of the same alert under another id"
+    assert set(daemons.stored) <= set(reported)
 
 
-def assert_billed(home: House, truth: int) -> None:
+def assert_billed(daemons: Daemons, truth: int) -> None:
     """Compare the bucket with the kernel's counter, to the microsecond."""
-    report = home.audited()
+    report = daemons.audited()
     assert report.findings == []
     assert report.unrecorded == []
-    assert all(home.s3.applied(key) == 1 for key in home.s3.objects)
+    assert all(daemons.s3.applied(key) == 1 for key in daemons.s3.objects)
     assert int(billed(report) * 1_000_000) == truth

@@ -1,0 +1,971 @@
+"""The broker: one pass reads what has changed, moves grants, and does the work of their states.
+
+Every change of a grant is a durable line of the ledger first, then a durable value of the store,
+and only then takes effect. Closing is the exception: it never waits for a disk. Its lines and
+values are kept in memory until the disk accepts them. The work of a state may be repeated at any
+time: after a crash the next broker loads the grants and goes on.
+"""
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+import structlog
+
+from byoc_agents.access.authority import Authority, read_signing_request, uri_of_grant
+from byoc_agents.access.control_files import KillSwitch, PolicySource
+from byoc_agents.access.documents import (
+    APPROVAL,
+    REQUEST,
+    WITHDRAWAL,
+    AccessRequest,
+    Approval,
+    Audience,
+    Withdrawal,
+    parse_document,
+    sha256,
+)
+from byoc_agents.access.envelope import Verified, open_envelope
+from byoc_agents.access.errors import (
+    AuthorityError,
+    DocumentError,
+    EnvelopeError,
+    PolicyError,
+    ServerError,
+)
+from byoc_agents.access.events import message_of
+from byoc_agents.access.grants import GrantStore, StoredGrants
+from byoc_agents.access.machine import (
+    ENDS,
+    LIVE,
+    WAITING,
+    Cause,
+    Conditions,
+    GivenApproval,
+    Grant,
+    GrantTime,
+    State,
+    change,
+    find_due,
+)
+from byoc_agents.access.orders import ALL, Approve, Deny, Forget, Order, OrderFolder, Revoke, Submit
+from byoc_agents.access.policy import (
+    Policy,
+    find_wait,
+    judge_approval,
+    judge_approved,
+    judge_request,
+)
+from byoc_agents.access.replicas import ClickHouseAdmin, CollectedLogs, GrantAccount, user_of
+from byoc_agents.app.clock import Clock
+from byoc_agents.delivery.sink import Message
+from byoc_agents.durable.files import Disk
+from byoc_agents.errors import LedgerError, SpoolError, SpoolFullError
+from byoc_agents.ledger.format import FactLine, clean
+
+MAX_PENDING = 64  # requests that wait for an answer
+PASS_SECONDS = 1.0  # between two passes; the longest delay of an order or a kill switch
+SWEEP_SECONDS = 30.0  # between two comparisons of the servers' users with the grants
+RETRY_SECONDS = 30.0  # between attempts after the disk has refused, and at most between attempts
+STUCK_SECONDS = 60.0  # after which queries that do not end are stated in the ledger
+RELEASES = frozenset({State.PENDING, State.APPROVED, State.OPENING, State.OPEN})
+
+
+class FactLedger(Protocol):
+    """The broker's side of the ledger."""
+
+    @property
+    def last_error(self) -> str:
+        """Why the last write failed, or ""."""
+        ...
+
+    async def fact(self, line: FactLine) -> int:
+        """Write a line, durably. Raises LedgerError."""
+        ...
+
+
+class BrokerLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """The settings of the broker."""
+
+    max_skew_seconds: float = 30.0  # of a server's clock
+    collect_seconds: float = 3600.0  # for reading the logs after the end
+    record_seconds: float = 5.0  # for a line or a value to be on disk; then it counts as refused
+    close_on_stop: bool = False
+
+
+class BrokerParts(msgspec.Struct, frozen=True, kw_only=True):
+    """What the broker works with."""
+
+    organization_id: str
+    service_id: str
+    directory: Path  # for collected logs
+    store: GrantStore
+    ledger: FactLedger
+    policy: PolicySource
+    kill_switch: KillSwitch
+    authority: Authority
+    admins: Sequence[ClickHouseAdmin]
+    orders: OrderFolder
+    clock: Clock
+    disk: Disk
+    limits: BrokerLimits = BrokerLimits()
+
+
+class RecordError(Exception):
+    """The ledger or the store has refused a step, which therefore must not take effect."""
+
+
+class ChangedError(Exception):
+    """The grant is not in the expected state any more; another step goes on with it."""
+
+
+class Broker:
+    """Holds the grants that have not ended. One task calls its methods."""
+
+    def __init__(self, parts: BrokerParts) -> None:
+        self._parts = parts
+        self._admins = {admin.name: admin for admin in parts.admins}
+        self._active: dict[str, Grant] = {}
+        self._seen: dict[str, str] = {}
+        self._created_ms = 0
+        self._highest_wall_ms = 0
+        self._policy: Policy | None = None
+        self._kill_switch = "not read yet"
+        self._record_error = ""
+        self._record_failed_boot_ns = 0
+        self._unwritten: list[FactLine] = []  # lines of closings that the ledger has refused
+        self._unsaved: dict[str, Grant] = {}  # ended or closing grants that the store has refused
+        self._unsent: dict[str, list[Message]] = {}  # events for which the spool has no room
+        self._swept_boot_ns: int | None = None
+        self._attempts: dict[str, tuple[int, float]] = {}  # id -> next attempt, seconds after it
+        self._stuck: set[str] = set()
+        self._collected: dict[str, dict[str, CollectedLogs]] = {}
+        self._loaded = False
+
+    # Reading.
+
+    @property
+    def grants(self) -> Sequence[Grant]:
+        """The grants that have not ended."""
+        return list(self._active.values())
+
+    def status(self) -> dict[str, Any]:
+        """Return the broker's fields of /status."""
+        now = self._now()
+        late = [g.end_ms for g in self._active.values() if g.touched and g.end_ms]
+        return {
+            "kill_switch": self._kill_switch or None,
+            "policy_sha256": self._policy.sha256 if self._policy else None,
+            "grants": {g.id: g.state.value for g in self._active.values()},
+            "overdue_seconds": max(0, *((now.wall_ms - end) // 1000 for end in late), 0),
+            "record_error": self._record_error or None,
+        }
+
+    # One pass.
+
+    async def run(self) -> None:
+        """Pass until cancelled. May be called again."""
+        while True:
+            await self.run_pass()
+            await self._parts.clock.sleep(PASS_SECONDS)
+
+    async def finish(self) -> None:
+        """Close the open grants if the settings say so. Called after `run` was cancelled."""
+        if not self._parts.limits.close_on_stop:
+            return
+        for grant in list(self._active.values()):
+            await self._apply(grant, Cause.STOPPING)
+        while any(grant.state is State.CLOSING for grant in self._active.values()):
+            await self._work()
+            await self._flush()
+            await self._parts.clock.sleep(PASS_SECONDS)
+
+    async def run_pass(self) -> None:
+        """Read the orders and conditions, move the grants, and do the work of their states."""
+        await self._load()
+        await self._flush()
+        await self._refresh()
+        await self._work()
+        await self._sweep()
+
+    async def _load(self) -> None:
+        """Read the store once. Raises SpoolError: until then nothing else is done."""
+        if self._loaded:
+            return
+        self._parts.orders.create()
+        stored: StoredGrants = await self._parts.store.load()
+        self._active, self._seen = stored.active, stored.seen
+        self._highest_wall_ms, self._created_ms = stored.highest_wall_ms, stored.created_ms
+        self._loaded = True
+
+    async def _refresh(self) -> None:
+        """Apply everything that can change a grant from outside, and the time."""
+        self._read_controls()
+        await self._take_orders()
+        for grant in list(self._active.values()):
+            await self._apply_due(grant.id)
+        now = self._now()
+        self._highest_wall_ms = max(self._highest_wall_ms, now.wall_ms)
+
+    def _read_controls(self) -> None:
+        reason, policy = self._parts.kill_switch.find_reason(), None
+        try:
+            policy = self._parts.policy.load()
+        except PolicyError as error:
+            reason = reason or "the policy cannot be read"
+            if self._policy is not None:
+                structlog.get_logger().error("access.policy_unreadable", error=str(error))
+        if policy is not None and not policy.file.enabled:
+            reason = reason or "the policy is disabled"
+        if reason != self._kill_switch:
+            structlog.get_logger().warning("access.kill_switch", reason=reason or None)
+        self._policy, self._kill_switch = policy, reason
+
+    def _now(self) -> GrantTime:
+        clock = self._parts.clock
+        return GrantTime(
+            wall_ms=clock.wall_ns() // 1_000_000,
+            boot_ns=clock.boot_ns(),
+            boot_id=clock.boot_id,
+            highest_wall_ms=self._highest_wall_ms,
+        )
+
+    # Changes of a grant.
+
+    async def _apply_due(self, grant_id: str) -> None:
+        grant = self._active.get(grant_id)
+        if grant is None:
+            return
+        due = find_due(grant, self._now(), self._conditions(grant))
+        if due is None:
+            return
+        replicas = tuple(self._admins)
+        fields = {"replicas": replicas, "touched": replicas} if due.cause is Cause.MAY_OPEN else {}
+        await self._apply(grant, due.cause, due.reason, fields)
+
+    def _conditions(self, grant: Grant) -> Conditions:
+        now, policy = self._now(), self._policy
+        record = self._find_record_error(grant)
+        if policy is None:
+            return Conditions(kill_switch=self._kill_switch, record=record)
+        if grant.state is State.PENDING:
+            rule = judge_request(policy, grant.request, now.wall_ms)
+            rule = "" if rule == "expired" else rule  # it lapses
+        else:
+            rule = judge_approved(policy, grant.request, grant.granted, now.wall_ms)
+        others = [g.request.engineer.id for g in self._active.values() if _counts_as_open(g)]
+        return Conditions(
+            kill_switch=self._kill_switch,
+            policy=rule,
+            record=record,
+            waits=find_wait(policy, grant.request, others, now.wall_ms),
+        )
+
+    def _find_record_error(self, grant: Grant) -> str:
+        """Return why the steps of a grant cannot be recorded, or ""."""
+        if self._unwritten or self._unsaved:
+            return "unwritten"
+        if error := self._record_error or self._parts.ledger.last_error:
+            waited_ns = self._parts.clock.boot_ns() - self._record_failed_boot_ns
+            if grant.state not in WAITING or waited_ns < RETRY_SECONDS * 1e9:
+                return error
+        return "" if grant.state in LIVE or self._parts.store.has_room() else "spool_full"
+
+    async def _apply(
+        self, grant: Grant, cause: Cause, reason: str = "", fields: Mapping[str, Any] | None = None
+    ) -> Grant:
+        """Record a change and make it. Return the grant, unchanged if it could not be recorded.
+
+        A change that ends access is made even if it cannot be recorded.
+        """
+        policy = {"policy_sha256": self._policy.sha256} if self._policy else {}
+        after = change(grant, cause, self._now(), reason, {**policy, **(fields or {})})
+        if after is None:
+            return grant
+        try:
+            await self._record(after)
+        except RecordError as error:
+            if after.state in RELEASES:
+                structlog.get_logger().error(
+                    "access.not_recorded", grant=grant.id, error=str(error)
+                )
+                return grant
+        structlog.get_logger().info(
+            "access.grant_changed", grant=after.id, state=after.state.value, reason=after.reason
+        )
+        self._keep(after)
+        return after
+
+    def _keep(self, grant: Grant) -> None:
+        self._seen[grant.id] = grant.payload_sha256
+        if grant.state in ENDS:
+            self._active.pop(grant.id, None)
+            self._collected.pop(grant.id, None)
+            self._attempts.pop(grant.id, None)
+        else:
+            self._active[grant.id] = grant
+
+    async def _record(
+        self, grant: Grant, detail: Mapping[str, str] | None = None, *, fact: str = ""
+    ) -> None:
+        """Write the line and store the grant. Raises RecordError.
+
+        If access ends with it, both are kept for later before the error is raised.
+        """
+        line = FactLine(
+            fact=fact or grant.state.value,
+            subject=grant.id,
+            reason=clean(grant.reason),
+            detail=_details(grant) | {k: clean(v) for k, v in (detail or {}).items()},
+            sha256=_digests(grant),
+        )
+        ends = grant.state not in RELEASES
+        messages = [] if fact else [self._message(grant)]
+        error = await self._write(line, keep=ends)
+        if error and not ends:
+            raise RecordError(error)
+        error = await self._save(grant, messages, keep=ends) or error
+        if error:
+            raise RecordError(error)
+        self._record_error = ""
+
+    def _message(self, grant: Grant) -> Message:
+        counts: dict[str, int] = {}
+        for logs in self._collected.get(grant.id, {}).values():
+            counts = {k: counts.get(k, 0) + v for k, v in logs.counts.items()}
+        parts = self._parts
+        return message_of(grant, parts.organization_id, parts.service_id, counts)
+
+    async def _write(self, line: FactLine, *, keep: bool) -> str:
+        """Write a line after all earlier ones. Return why it was not written, or ""."""
+        error = "earlier lines are not written" if self._unwritten else await self._write_now(line)
+        if error and keep:
+            self._unwritten.append(line)
+        return error
+
+    async def _write_now(self, line: FactLine) -> str:
+        try:
+            async with asyncio.timeout(self._parts.limits.record_seconds):
+                await self._parts.ledger.fact(line)
+        except (LedgerError, TimeoutError) as failure:
+            return self._fail(f"ledger: {str(failure) or 'no answer'}")
+        return ""
+
+    async def _save(self, grant: Grant, messages: Sequence[Message], *, keep: bool) -> str:
+        """Store a grant and its events. Return why the grant was not stored, or "".
+
+        A full spool stores no event, but it does store a grant that ends: its events follow.
+        """
+        messages = [*self._unsent.get(grant.id, ()), *messages]
+        try:
+            await self._store(grant, messages)
+        except SpoolFullError as failure:
+            if not keep:
+                return self._fail(f"store: {failure}")
+            self._unsent[grant.id] = messages
+            return await self._save_alone(grant)
+        except (SpoolError, TimeoutError) as failure:
+            if keep:
+                self._unsaved[grant.id] = grant
+                self._unsent[grant.id] = messages
+            return self._fail(f"store: {failure}")
+        self._unsaved.pop(grant.id, None)
+        self._unsent.pop(grant.id, None)
+        return ""
+
+    async def _save_alone(self, grant: Grant) -> str:
+        try:
+            await self._store(grant, ())
+        except (SpoolError, TimeoutError) as failure:
+            self._unsaved[grant.id] = grant
+            return self._fail(f"store: {failure}")
+        self._unsaved.pop(grant.id, None)
+        return ""
+
+    async def _store(self, grant: Grant, messages: Sequence[Message]) -> None:
+        async with asyncio.timeout(self._parts.limits.record_seconds):
+            await self._parts.store.save(grant, messages, self._highest_wall_ms)
+
+    def _fail(self, error: str) -> str:
+        self._record_error = error
+        self._record_failed_boot_ns = self._parts.clock.boot_ns()
+        return error
+
+    async def _flush(self) -> None:
+        """Write the lines and store the grants and events that the disk has refused."""
+        while self._unwritten:
+            if await self._write_now(self._unwritten[0]):
+                break
+            del self._unwritten[0]
+        for grant in list(self._unsaved.values()):
+            await self._save(grant, (), keep=True)
+        for grant_id, messages in list(self._unsent.items()):
+            try:
+                async with asyncio.timeout(self._parts.limits.record_seconds):
+                    await self._parts.store.send(messages)
+            except (SpoolError, TimeoutError):
+                break
+            self._unsent.pop(grant_id, None)
+
+    # Orders and envelopes.
+
+    async def _take_orders(self) -> None:
+        """Carry out the orders. One whose effect could not be recorded stays for the next pass."""
+        try:
+            files = await asyncio.to_thread(self._parts.orders.read)
+        except OSError as error:
+            structlog.get_logger().error("access.orders_unreadable", error=error.strerror)
+            return
+        for name, order, mistake in files:
+            try:
+                answer = await self._carry_out(order) if order else mistake
+            except RecordError as error:
+                structlog.get_logger().error("access.order_waits", order=name, error=str(error))
+                continue
+            if self._unsaved:  # an end that is not stored: a crash would forget it
+                continue
+            try:
+                await asyncio.to_thread(self._parts.orders.finish, name, answer)
+            except OSError as error:
+                structlog.get_logger().error("access.order_stays", order=name, error=error.strerror)
+
+    async def _carry_out(self, order: Order) -> str:
+        match order:
+            case Submit():
+                return await self.submit(order.envelope)
+            case Approve():
+                return await self._approve(order)
+            case Deny():
+                reason = f"denied: {order.comment}"
+                return await self._end(order.id, Cause.DENIED, reason, order.by)
+            case Revoke():
+                ids = list(self._active) if order.id == ALL else [order.id]
+                reason = f"revoked: {order.comment}" if order.comment else "revoked"
+                answers = [await self._end(one, Cause.REVOKED, reason, order.by) for one in ids]
+                return "\n".join(answers) or "nothing is open"
+            case Forget():
+                return await self._forget(order)
+
+    async def submit(self, raw: bytes) -> str:
+        """Take an envelope of the vendor. Return what became of it. Raises RecordError.
+
+        An envelope that is not trusted leaves no trace but a log line: a stranger must not be able
+        to use up an id.
+        """
+        if self._policy is None:
+            return "refused: the policy cannot be read"
+        policy, now = self._policy, self._now()
+        try:
+            verified = open_envelope(
+                raw, (WITHDRAWAL,), policy.vendor_keys, threshold=1, now_ms=now.wall_ms
+            )  # any vendor key may end access
+        except EnvelopeError:
+            try:
+                verified = open_envelope(
+                    raw,
+                    (REQUEST,),
+                    policy.vendor_keys,
+                    threshold=policy.file.threshold,
+                    now_ms=now.wall_ms,
+                )
+            except EnvelopeError as error:
+                structlog.get_logger().error("access.envelope_refused", reason=str(error))
+                return f"refused: {error}"
+        try:
+            document = parse_document(verified.payload_type, verified.payload)
+        except DocumentError as error:
+            structlog.get_logger().error("access.document_refused", reason=str(error))
+            return f"refused: {error}"
+        assert not isinstance(document, Approval)  # noqa: S101  its type is not accepted above
+        ours = Audience(organization=self._parts.organization_id, service=self._parts.service_id)
+        if document.audience != ours:
+            structlog.get_logger().error("access.wrong_audience", grant=document.id)
+            return "refused: the audience is another service"
+        if isinstance(document, Withdrawal):
+            return await self._end(document.id, Cause.WITHDRAWN, "withdrawn", "vendor")
+        return await self._receive(raw, verified, document, policy)
+
+    async def _receive(
+        self, raw: bytes, verified: Verified, request: AccessRequest, policy: Policy
+    ) -> str:
+        known, digest, now = self._seen.get(request.id), sha256(verified.payload), self._now()
+        if known == digest:
+            return f"{request.id}: known"
+        if known is not None:
+            structlog.get_logger().error("access.request_conflict", grant=request.id)
+            return "refused: the id was used by another request"
+        if request.issued_ms < self._created_ms:
+            # The store may have known it before it was lost.
+            return "refused: the request is older than the broker's store"
+        grant = Grant(
+            id=request.id,
+            state=State.RECEIVED,
+            since_ms=now.wall_ms,
+            envelope=raw,
+            payload=verified.payload,
+            payload_sha256=digest,
+            vendor_keys=verified.key_ids,
+            role=request.role,
+            duration_seconds=request.duration_seconds,
+            lapses_ms=min(request.expires_ms, now.wall_ms + policy.pending_ms),
+            policy_sha256=policy.sha256,
+        )
+        cause, rule = Cause.NEEDS_APPROVAL, judge_request(policy, request, now.wall_ms)
+        pending = sum(one.state is State.PENDING for one in self._active.values())
+        if not rule:
+            try:
+                read_signing_request(request.csr)
+            except AuthorityError:
+                rule = "csr"
+        if rule:
+            cause = Cause.POLICY_REFUSES
+        elif pending >= MAX_PENDING:
+            cause = Cause.TOO_MANY
+        elif not policy.approvals_needed(request):
+            cause = Cause.NEEDS_NO_APPROVAL
+        after = await self._apply(grant, cause, rule)
+        if after.state is State.RECEIVED:
+            raise RecordError("the request was not stored")
+        return f"{after.id}: {after.state.value}: {after.reason}"
+
+    async def _end(self, grant_id: str, cause: Cause, reason: str, by: str) -> str:
+        grant = self._active.get(grant_id)
+        if grant is None:
+            return f"{grant_id}: {'already ended' if grant_id in self._seen else 'unknown'}"
+        after = await self._apply(grant, cause, f"{reason} (by {by})")
+        return f"{after.id}: {after.state.value}"
+
+    async def _approve(self, order: Approve) -> str:
+        grant, policy = self._active.get(order.id), self._policy
+        if grant is None or grant.state is not State.PENDING:
+            return f"{order.id}: not pending"
+        if policy is None:
+            return "refused: the policy cannot be read"
+        try:
+            approval, given = self._read_approval(grant, order, policy)
+            fields = self._judge(grant, approval, given, policy)
+        except (EnvelopeError, DocumentError) as error:
+            await self._apply(grant, Cause.APPROVAL_REFUSED, f"approval_refused: {error}")
+            return f"refused: {error}"
+        if approval.decision == "deny":
+            return await self._end(grant.id, Cause.DENIED, approval.comment, given[0].by)
+        answered = msgspec.structs.replace(grant, **fields).granted
+        missing = judge_approved(policy, grant.request, answered, self._now().wall_ms)
+        cause = Cause.APPROVED_IN_PART if missing else Cause.APPROVED
+        after = await self._apply(grant, cause, "", fields)
+        if after is grant:
+            raise RecordError("the approval was not stored")
+        return f"{after.id}: {after.reason}"
+
+    def _judge(
+        self, grant: Grant, approval: Approval, given: Sequence[GivenApproval], policy: Policy
+    ) -> dict[str, Any]:
+        """Return the fields of the grant that the approval changes. Raises DocumentError."""
+        if rule := judge_approval(policy, grant.request, approval):
+            raise DocumentError(f"{rule}: expected no more than the request")
+        before = {one.by for one in grant.approvals}
+        asked = approval.duration_seconds or grant.duration_seconds
+        fields = {
+            "approvals": (*grant.approvals, *(one for one in given if one.by not in before)),
+            "role": _lesser(policy, grant.role, approval.role),
+            "duration_seconds": min(grant.duration_seconds, asked),
+        }
+        answered = msgspec.structs.replace(grant, **fields).granted
+        rule = judge_approved(policy, grant.request, answered, self._now().wall_ms)
+        if approval.decision == "approve" and rule not in {"", "approvals"}:
+            raise DocumentError(f"{rule}: the policy forbids the grant")
+        return fields
+
+    def _read_approval(
+        self, grant: Grant, order: Approve, policy: Policy
+    ) -> tuple[Approval, list[GivenApproval]]:
+        """Return the approval and the persons or keys that gave it. Raises EnvelopeError and more.
+
+        In mode `signed` only keys count. In the others the name is as the command gave it.
+        """
+        now_ms = self._now().wall_ms
+        if policy.file.approval != "signed":
+            approval = Approval(
+                id=grant.id,
+                request_sha256=grant.payload_sha256,
+                decision="approve",
+                by=order.by,
+                at="1970-01-01T00:00:00Z",
+                duration_seconds=order.duration_seconds,
+                role=order.role,
+            )
+            return approval, [GivenApproval(by=order.by, at_ms=now_ms, comment=order.comment)]
+        verified = open_envelope(
+            order.envelope, (APPROVAL,), policy.approver_keys, threshold=1, now_ms=now_ms
+        )
+        document = parse_document(verified.payload_type, verified.payload)
+        assert isinstance(document, Approval)  # noqa: S101  the only accepted type
+        if document.request_sha256 != grant.payload_sha256 or document.id != grant.id:
+            raise DocumentError("the approval is of another request")
+        given = [
+            GivenApproval(
+                by=key_id, at_ms=now_ms, envelope=order.envelope, comment=document.comment
+            )
+            for key_id in verified.key_ids
+        ]
+        return document, given
+
+    async def _forget(self, order: Forget) -> str:
+        """Take a replica off all grants that are closing. Live grants keep it."""
+        found = []
+        for grant in list(self._active.values()):
+            if grant.state is State.CLOSING and order.replica in grant.touched:
+                after = msgspec.structs.replace(
+                    grant,
+                    touched=tuple(one for one in grant.touched if one != order.replica),
+                    forgotten=(*grant.forgotten, order.replica),
+                )
+                detail = {"replica": order.replica, "comment": order.comment, "by": order.by}
+                await self._note(after, "replica_forgotten", detail)
+                found.append(f"{grant.id}: {order.replica} is given up")
+        return "\n".join(found) or f"{order.replica}: nothing is closing there"
+
+    async def _note(self, grant: Grant, fact: str, detail: Mapping[str, str]) -> None:
+        """Record a step within a state; it takes effect in memory even if the disk refuses."""
+        try:
+            await self._record(grant, detail, fact=fact)
+        except RecordError as error:
+            structlog.get_logger().error("access.not_recorded", grant=grant.id, error=str(error))
+        self._keep(grant)
+
+    # The work of the states.
+
+    async def _work(self) -> None:
+        for grant_id in list(self._active):
+            if (grant := self._active.get(grant_id)) and grant.state is State.OPENING:
+                await self._open(grant)
+        ends = (State.CLOSING, State.COLLECTING)
+        await asyncio.gather(
+            *(self._finish_grant(g) for g in self.grants if g.state in ends and self._is_due(g))
+        )
+
+    async def _finish_grant(self, grant: Grant) -> None:
+        if grant.state is State.CLOSING:
+            await self._close(grant)
+        else:
+            await self._collect(grant)
+
+    def _is_due(self, grant: Grant) -> bool:
+        return self._parts.clock.boot_ns() >= self._attempts.get(grant.id, (0, 0.0))[0]
+
+    def _try_later(self, grant: Grant) -> None:
+        """Wait 1 s before the next attempt, then twice as long each time, at most 30 s."""
+        seconds = min(RETRY_SECONDS, 2 * self._attempts.get(grant.id, (0, PASS_SECONDS / 2))[1])
+        at_ns = self._parts.clock.boot_ns() + int(seconds * 1e9)
+        self._attempts[grant.id] = (at_ns, seconds)
+
+    async def _require(self, grant_id: str, state: State) -> Grant:
+        """Return the grant after orders, conditions and the time. Raises ChangedError.
+
+        Called before each effect, so that a revocation is noticed between two of them.
+        """
+        await self._refresh()
+        grant = self._active.get(grant_id)
+        if grant is None or grant.state is not state:
+            raise ChangedError(grant_id)
+        return grant
+
+    async def _open(self, grant: Grant) -> None:
+        """Sign the certificate, create the user on the replicas, and open the grant."""
+        try:
+            reason = await self._prepare(grant.id)
+            current = await self._require(grant.id, State.OPENING)
+        except ChangedError:
+            return
+        if reason:
+            await self._apply(current, Cause.OPENING_FAILED, reason)
+            return
+        opened = await self._apply(current, Cause.OPENED)
+        if opened.state is State.OPENING:  # not recorded: nobody may get the certificate
+            await self._apply(opened, Cause.RECORD_FAILED, f"record_failed: {self._record_error}")
+
+    async def _prepare(self, grant_id: str) -> str:
+        """Return why the grant cannot open, or "" if it may. Raises ChangedError."""
+        usable, problems = await self._check_replicas()
+        current = await self._require(grant_id, State.OPENING)
+        assert self._policy is not None  # noqa: S101  else the kill switch has closed it just now
+        needs_all = self._policy.file.replicas == "all"
+        if not usable or (needs_all and problems):
+            return next(iter(problems.values()), "no replicas")
+        if not current.certificate:
+            try:
+                await self._certify(current)
+            except (AuthorityError, RecordError) as error:
+                return f"authority: {error}"
+        made = []
+        for admin in usable:
+            current = await self._require(grant_id, State.OPENING)
+            if await self._create(current, admin):
+                made.append(admin.name)
+        return "" if made and not (needs_all and len(made) < len(self._admins)) else "users"
+
+    async def _check_replicas(self) -> tuple[list[ClickHouseAdmin], dict[str, str]]:
+        """Return the replicas on which a user may be created, and why not on the others."""
+        answers = await asyncio.gather(*(self._check_replica(a) for a in self._admins.values()))
+        problems = {name: why for name, why in zip(self._admins, answers, strict=True) if why}
+        return [a for a in self._admins.values() if a.name not in problems], problems
+
+    async def _check_replica(self, admin: ClickHouseAdmin) -> str:
+        if self._policy is None:
+            return "unreachable: without a policy nothing is checked"
+        file = self._policy.file
+        try:
+            problems = await admin.find_problems(
+                plain_names=file.tables == "plain", allow_open_system=file.allow_open_system
+            )
+            if problems:
+                return problems[0]
+            skew_ms = abs(await admin.read_clock_ms() - self._now().wall_ms)
+        except ServerError as error:
+            return f"unreachable: {error}"
+        return "skew" if skew_ms > self._parts.limits.max_skew_seconds * 1000 else ""
+
+    async def _certify(self, grant: Grant) -> None:
+        """Sign the engineer's key, and store the certificate. Raises AuthorityError, RecordError.
+
+        It is handed out only after the grant is open.
+        """
+        made = await asyncio.to_thread(
+            self._parts.authority.sign,
+            read_signing_request(grant.request.csr),
+            grant.id,
+            grant.since_ms,
+            grant.end_ms,
+        )
+        after = msgspec.structs.replace(grant, certificate=made.pem)
+        await self._record(after, {"serial": made.serial}, fact="certificate")
+        self._keep(after)
+
+    def _account(self, grant: Grant) -> GrantAccount | None:
+        if self._policy is None or grant.role not in self._policy.file.roles:
+            return None
+        return GrantAccount(
+            grant_id=grant.id,
+            certificate_uri=uri_of_grant(self._parts.service_id, grant.id),
+            role=self._policy.file.roles[grant.role].clickhouse_role,
+            ticket=grant.request.reason.ticket,
+            end_ms=grant.end_ms,
+        )
+
+    async def _create(self, grant: Grant, admin: ClickHouseAdmin) -> bool:
+        """Create the user on one replica and read it back. Return whether it is as it must be."""
+        account = self._account(grant)
+        if account is None:
+            return False
+        try:
+            await admin.create_user(account)
+            differences = await admin.find_differences(account)
+            if not differences:
+                return True
+            await admin.drop_user(account.user)
+        except ServerError as error:
+            structlog.get_logger().warning(
+                "access.replica_failed", grant=grant.id, replica=admin.name, error=str(error)
+            )
+            return False
+        await self._note(
+            grant, "drift", {"replica": admin.name, "differences": ", ".join(differences)}
+        )
+        return False
+
+    async def _close(self, grant: Grant) -> None:
+        """Drop the user everywhere and end its queries. Tried until every replica confirms."""
+        missing = [name for name in grant.touched if name not in self._admins]
+        admins = [self._admins[name] for name in grant.touched if name in self._admins]
+        answers = await asyncio.gather(*(self._end_on(admin, grant) for admin in admins))
+        left = [admin.name for admin, done in zip(admins, answers, strict=True) if not done]
+        current = self._active.get(grant.id)
+        if current is None or current.state is not State.CLOSING:
+            return
+        left = [name for name in (*left, *missing) if name not in current.forgotten]
+        if left != list(current.touched):
+            current = msgspec.structs.replace(current, touched=tuple(left))
+            self._keep(current)
+        if left:
+            self._try_later(current)
+            return
+        self._attempts.pop(grant.id, None)
+        gone = Cause.USERS_GONE if current.opened_ms else Cause.USERS_GONE_UNOPENED
+        await self._apply(current, gone, current.ended_because)
+
+    async def _end_on(self, admin: ClickHouseAdmin, grant: Grant) -> bool:
+        """End a grant on one replica. Return whether the user and its queries are gone."""
+        user = user_of(grant.id)
+        try:
+            await admin.drop_user(user)
+            await admin.kill_queries(user)
+            if user in await admin.list_users():
+                return False
+            running = await admin.running_queries(user)
+        except ServerError as error:
+            structlog.get_logger().error(
+                "access.not_closed", grant=grant.id, replica=admin.name, error=str(error)
+            )
+            return False
+        waited_ms = self._now().wall_ms - grant.since_ms
+        if running and waited_ms >= STUCK_SECONDS * 1000 and grant.id not in self._stuck:
+            self._stuck.add(grant.id)
+            detail = {"replica": admin.name, "queries": ", ".join(running)}
+            await self._note(grant, "queries_running", detail)
+        return not running
+
+    async def _collect(self, grant: Grant) -> None:
+        """Read the logs of each replica into files. Replicas that fail are tried to a deadline."""
+        found = self._collected.setdefault(grant.id, {})
+        wanted = [r for r in grant.replicas if r not in grant.forgotten and r not in found]
+        errors: dict[str, str] = {}
+        for name in wanted:
+            try:
+                found[name] = await self._collect_from(grant, name)
+            except ServerError as error:
+                errors[name] = str(error)
+            except OSError as error:
+                errors[name] = f"disk: {error.strerror}"
+        waited_ms = self._now().wall_ms - grant.closed_ms
+        if errors and 0 <= waited_ms < self._parts.limits.collect_seconds * 1000:
+            self._try_later(grant)
+            return
+        gaps = errors | {name: logs.gap for name, logs in found.items() if logs.gap}
+        gaps |= dict.fromkeys(grant.forgotten, "given up")
+        reason = "; ".join(f"{name}: {why}" for name, why in sorted(gaps.items()))
+        if gaps:
+            await self._apply(grant, Cause.COLLECTED_IN_PART, f"{grant.ended_because}; {reason}")
+        else:
+            await self._apply(grant, Cause.COLLECTED, grant.ended_because)
+
+    async def _collect_from(self, grant: Grant, name: str) -> CollectedLogs:
+        if name not in self._admins:
+            raise ServerError("the replica is not configured any more")
+        logs = await self._admins[name].collect(user_of(grant.id), grant.opened_ms)
+        folder = self._parts.directory / "logs" / grant.id
+        digests = {}
+        for kind, content in (("queries", logs.queries), ("sessions", logs.sessions)):
+            path = folder / f"{name}-{kind}.jsonl"
+            await asyncio.to_thread(_place, self._parts.disk, content, path)
+            digests[kind] = sha256(content)
+        counts = {key: str(value) for key, value in logs.counts.items()}
+        await self._note(grant, "collected", {"replica": name, **digests, **counts})
+        return logs
+
+    # The sweep.
+
+    async def _sweep(self) -> None:
+        """Compare the users of every server with the grants, and correct the servers."""
+        now_ns = self._parts.clock.boot_ns()
+        if self._swept_boot_ns is not None and now_ns - self._swept_boot_ns < SWEEP_SECONDS * 1e9:
+            return
+        self._swept_boot_ns = now_ns
+        try:
+            await self._parts.store.save_time(self._highest_wall_ms)
+            if not self._unwritten and not self._unsaved and not self._parts.ledger.last_error:
+                self._record_error = ""
+        except SpoolError as error:
+            self._fail(f"store: {error}")
+        await asyncio.gather(*(self._drop_unknown(admin) for admin in self._admins.values()))
+        for grant in self.grants:
+            if grant.state is State.OPEN:
+                await self._watch(grant)
+
+    async def _drop_unknown(self, admin: ClickHouseAdmin) -> None:
+        """Drop every user of a grant that may not exist."""
+        try:
+            users = await admin.list_users()
+        except ServerError:
+            return
+        known = {user_of(g.id) for g in self._active.values() if _counts_as_open(g)}
+        for user in sorted(set(users) - known):
+            line = FactLine(
+                fact="drift",
+                subject="",
+                reason="orphan",
+                detail={"replica": admin.name, "user": user},
+            )
+            await self._write(line, keep=True)
+            try:
+                await admin.drop_user(user)
+                await admin.kill_queries(user)
+            except ServerError as error:
+                structlog.get_logger().error("access.orphan", user=user, error=str(error))
+
+    async def _watch(self, grant: Grant) -> None:
+        """Make each replica right again. Close the grant if none of them has the user."""
+        has_user = []
+        try:
+            for name in grant.touched:
+                current = await self._require(grant.id, State.OPEN)
+                has_user.append(await self._correct_on(current, name))
+            current = await self._require(grant.id, State.OPEN)
+        except ChangedError:
+            return
+        if not any(has_user):
+            await self._apply(current, Cause.USERS_LOST)
+
+    async def _correct_on(self, grant: Grant, name: str) -> bool:
+        """Return whether the replica has the user, or may have it."""
+        admin, account = self._admins.get(name), self._account(grant)
+        if admin is None or account is None:
+            return True
+        try:
+            return await self._correct(grant, account, admin)
+        except ServerError:
+            return True
+
+    async def _correct(self, grant: Grant, account: GrantAccount, admin: ClickHouseAdmin) -> bool:
+        """Create a missing user again; drop another one, or one on a server that fails a check.
+
+        Return whether the replica has the user now. Raises ServerError: it is unknown.
+        """
+        problem = await self._check_replica(admin)
+        if problem.startswith("unreachable"):
+            raise ServerError(problem)
+        differences = list(await admin.find_differences(account))
+        if differences == ["missing"]:
+            return not problem and await self._create(grant, admin)
+        if not problem and not differences:
+            return True
+        await admin.drop_user(account.user)
+        await admin.kill_queries(account.user)
+        detail = {"replica": admin.name, "differences": ", ".join(differences) or problem}
+        await self._note(grant, "drift", detail)
+        return False
+
+
+def _counts_as_open(grant: Grant) -> bool:
+    """Return whether a grant counts for the limits of open grants: also while it is closed."""
+    return grant.state in LIVE or grant.state is State.CLOSING
+
+
+def _lesser(policy: Policy, one: str, other: str | None) -> str:
+    return other if other is not None and policy.is_lesser_role(other, one) else one
+
+
+def _details(grant: Grant) -> dict[str, str]:
+    values = {
+        "role": grant.role,
+        "duration_seconds": str(grant.duration_seconds),
+        "end_ms": str(grant.end_ms) if grant.end_ms else "",
+        "vendor_keys": ", ".join(grant.vendor_keys),
+        "approvers": ", ".join(approval.by for approval in grant.approvals),
+        "touched": ", ".join(grant.touched),
+    }
+    return {name: clean(value) for name, value in values.items() if value}
+
+
+def _digests(grant: Grant) -> dict[str, str]:
+    found = {"request": grant.payload_sha256, "policy": grant.policy_sha256}
+    if grant.certificate:
+        found["certificate_pem"] = sha256(grant.certificate.encode())
+    envelopes: Iterable[bytes] = (a.envelope for a in grant.approvals if a.envelope)
+    return found | {f"approval_{n}": sha256(raw) for n, raw in enumerate(envelopes, 1)}
+
+
+def _place(disk: Disk, content: bytes, path: Path) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    disk.place(content, path)

@@ -1,0 +1,39 @@
+"""The errors of the access path. Each has a reason of a closed set, for logs and ledger lines."""
+
+from typing import ClassVar, Literal
+
+from byoc_agents.errors import ByocError
+
+EnvelopeReason = Literal[
+    "too_large",
+    "not_an_envelope",
+    "wrong_type",
+    "too_few_signatures",
+]
+
+
+class EnvelopeError(ByocError):
+    """The envelope cannot be trusted: `reason`, and a detail without any of its text."""
+
+    def __init__(self, reason: EnvelopeReason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class DocumentError(ByocError):
+    """The payload of a trusted envelope is not the document that its type names."""
+
+    reason: ClassVar[str] = "not_valid"
+
+
+class PolicyError(ByocError):
+    """The policy file is missing or not valid. `str()` has every mistake that was found."""
+
+
+class AuthorityError(ByocError):
+    """The certificate authority cannot be read, or cannot sign: a key, a CSR or a name."""
+
+
+class ServerError(ByocError):
+    """A ClickHouse server did not confirm a statement. After a time-out it may have run it."""

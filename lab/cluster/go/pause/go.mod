@@ -1,0 +1,3 @@
+module byoc-agents/lab/cluster/pause
+
+go 1.23

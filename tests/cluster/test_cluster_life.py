@@ -1,0 +1,193 @@
+"""Whether a record, an alert or a second is lost by what happens to a cluster.
+
+Each test ends with the same check: every sequence present, every second in a record or a gap,
+`verify` and `ledger verify` clean, and all that was accepted has arrived.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from lab.cluster import world
+from lab.cluster.cluster import Cluster
+from lab.cluster.oracle import Billing, backlog, billing, check_ledgers, wait_drained
+from lab.cluster.reach import post_alerts
+from lab.cluster.world import CLICKHOUSE_POD, NAMESPACE, RELEASE, Received
+from lab.real.scraper import passed
+
+pytestmark = pytest.mark.cluster
+NODE = "node"
+POD_LABEL = f"byoc-agents/sidecars={RELEASE}"
+DAEMONS = {"billing-scraper", "state-exporter", "alert-forwarder"}
+# More than the limit of ClickHouse's container, in one query.
+HOARD = (
+    "SELECT length(groupArray(concat(toString(number), toString(rand64())))) FROM numbers(60000000)"
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def installed(cluster: Cluster) -> Iterator[None]:
+    """Install the chart, and wait for the first records."""
+    world.install_chart(cluster)
+    try:
+        world.wait_for_chart(cluster)
+        with world.receiving(cluster) as received:
+            cluster.wait(received.bucket.writes, "usage records", NAMESPACE)
+        yield
+    finally:
+        world.remove_chart(cluster)
+
+
+@contextmanager
+def outage(cluster: Cluster) -> Iterator[None]:
+    """Take the addresses of S3, SQS and the control plane away, then give them back."""
+    services = ("localstack", "control-plane")
+    select(cluster, dict.fromkeys(services, "nothing"))
+    try:
+        yield
+    finally:
+        select(cluster, {name: name for name in services})
+
+
+def select(cluster: Cluster, apps: dict[str, str]) -> None:
+    """Let the Service of each name select the pods of an app."""
+    for name, app in apps.items():
+        patch = f'{{"spec": {{"selector": {{"app": "{app}"}}}}}}'
+        cluster.kubectl("-n", name, "patch", "service", name, "--type=merge", "-p", patch)
+
+
+def check_nothing_lost(cluster: Cluster, received: Received) -> Billing:
+    """Wait until all is sent, and compare."""
+    wait_drained(cluster)
+    before = len(billing(received).records)
+    cluster.wait(
+        lambda: len(billing(received).records) > before, "a record of the time after", NAMESPACE
+    )
+    found = billing(received)
+    assert found.findings == []
+    assert found.epochs == 1
+    assert check_ledgers(cluster) == DAEMONS
+    return found
+
+
+def restarts(cluster: Cluster) -> dict[str, int]:
+    """Return container -> how often it was started again."""
+    return {
+        one["name"]: one["restartCount"]
+        for pod in world.chart_pods(cluster)
+        for kind in ("initContainerStatuses", "containerStatuses")
+        for one in pod["status"].get(kind, [])
+    }
+
+
+def alerts(received: Received) -> int:
+    return sum(one.get("type") == "byoc.alert.v1" for one in received.events())
+
+
+def test_an_upgrade_and_a_rollback_keep_what_the_spools_hold(
+    cluster: Cluster, received: Received
+) -> None:
+    arrived = alerts(received)
+    with outage(cluster):
+        post_alerts(cluster, "monitoring", "alertmanager")
+        cluster.wait(lambda: set(backlog(cluster)) == DAEMONS, "messages in every spool", NAMESPACE)
+        held = backlog(cluster)
+        values = world.write_values(cluster, {"sidecars": {"shutdownGraceSeconds": 25}})
+        replaced(cluster, "upgrade", RELEASE, str(world.CHART), "-f", str(values))
+        replaced(cluster, "rollback", RELEASE)
+        cluster.wait(lambda: set(backlog(cluster)) == DAEMONS, "messages in every spool", NAMESPACE)
+        assert all(backlog(cluster)[name] >= held[name] for name in DAEMONS)
+    check_nothing_lost(cluster, received)
+    assert alerts(received) == arrived + 3  # of the notification
+
+
+def replaced(cluster: Cluster, command: str, *arguments: str) -> None:
+    """Run Helm, and wait until all pods are new."""
+    before = {one["metadata"]["uid"] for one in world.chart_pods(cluster)}
+    cluster.helm(command, *arguments, "-n", NAMESPACE)
+    cluster.wait(
+        lambda: not before & {one["metadata"]["uid"] for one in world.chart_pods(cluster)},
+        "the end of the old pods",
+        NAMESPACE,
+    )
+    world.wait_for_chart(cluster)
+
+
+def test_a_drain_evicts_the_pod_and_loses_nothing(cluster: Cluster, received: Received) -> None:
+    """ClickHouse's own logs and scratch are an emptyDir, so a drain needs its flag."""
+    drain = ("drain", NODE, "--timeout=120s", "--pod-selector", POD_LABEL)
+    refused = cluster.attempt("kubectl", *drain)
+    assert refused.returncode
+    assert "--delete-emptydir-data" in refused.stderr
+    try:
+        before = cluster.get("pod", CLICKHOUSE_POD, NAMESPACE)["metadata"]["uid"]
+        assert "drained" in cluster.kubectl(*drain, "--delete-emptydir-data")
+    finally:
+        cluster.kubectl("uncordon", NODE)
+    world.wait_for_chart(cluster)
+    assert cluster.get("pod", CLICKHOUSE_POD, NAMESPACE)["metadata"]["uid"] != before
+    found = check_nothing_lost(cluster, received)
+    assert {one.gap_reason for one in found.gaps} <= {"target_absent", "target_unreadable"}
+
+
+def test_a_killed_kubelet_stops_nothing(cluster: Cluster, received: Received) -> None:
+    before = restarts(cluster)
+    gaps = len(billing(received).gaps)
+    cluster.kill("kubelet")
+    try:
+        records = len(billing(received).records)
+        cluster.wait(
+            lambda: len(billing(received).records) >= records + 3, "records without a kubelet"
+        )
+        passed(5)
+    finally:
+        cluster.start("kubelet")
+    world.wait_for_chart(cluster)
+    found = check_nothing_lost(cluster, received)
+    assert restarts(cluster) == before
+    assert len(found.gaps) == gaps
+
+
+def test_a_container_that_is_out_of_memory_is_metered_until_then(
+    cluster: Cluster, received: Received
+) -> None:
+    before = restarts(cluster)
+    cluster.attempt(
+        "kubectl", "-n", NAMESPACE, "exec", "client", "--", "python3", "-c",
+        "import sys, urllib.request as u; u.urlopen(sys.argv[1], sys.argv[2].encode(), 120)",
+        f"http://{RELEASE}-clickhouse.{NAMESPACE}.svc:8123/", HOARD,
+    )  # fmt: skip
+    cluster.wait(
+        lambda: restarts(cluster)["clickhouse"] == before["clickhouse"] + 1,
+        "ClickHouse's next start",
+        NAMESPACE,
+    )
+    world.wait_for_chart(cluster)
+    pod = cluster.get("pod", CLICKHOUSE_POD, NAMESPACE)
+    (status,) = pod["status"]["containerStatuses"]
+    assert status["lastState"]["terminated"]["reason"] == "OOMKilled"
+    found = check_nothing_lost(cluster, received)
+    assert any(one.restart_observed for one in found.records)
+    assert restarts(cluster) == before | {"clickhouse": before["clickhouse"] + 1}
+
+
+def test_a_node_that_loses_its_power_loses_no_record(cluster: Cluster, received: Received) -> None:
+    """The kubelet, containerd and all of our containers die at once, with messages to send."""
+    arrived = alerts(received)
+    with outage(cluster):
+        post_alerts(cluster, "monitoring", "alertmanager")
+        cluster.wait(lambda: set(backlog(cluster)) == DAEMONS, "messages in every spool", NAMESPACE)
+        before = restarts(cluster)
+        pods = world.chart_pods(cluster)
+        cluster.kill("kubelet", "containerd")
+        cluster.end_processes(pods)
+        cluster.start("containerd", "kubelet")
+        cluster.wait(
+            lambda: all(count > before[name] for name, count in restarts(cluster).items()),
+            "the containers' next start",
+            NAMESPACE,
+        )
+    world.wait_for_chart(cluster)
+    check_nothing_lost(cluster, received)
+    assert alerts(received) == arrived + 3

@@ -1,0 +1,109 @@
+"""The policy file and the kill switch: whatever cannot be read counts as on."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from byoc_agents.access.control_files import KillSwitch, PolicySource
+from byoc_agents.access.errors import PolicyError
+from tests.unit.access.access_world import policy_text
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Path:
+    return tmp_path / "kill-switch"
+
+
+def test_the_switch_is_off_without_a_local_file(local: Path) -> None:
+    assert KillSwitch(local).find_reason() == ""
+
+
+def test_the_local_file_is_on_while_it_exists_in_any_form(local: Path) -> None:
+    switch = KillSwitch(local)
+    local.touch()
+    assert switch.find_reason() == "kill-switch"
+    local.unlink()
+    assert switch.find_reason() == ""
+    local.symlink_to("nowhere")
+    assert switch.find_reason() == "kill-switch"
+    local.unlink()
+    local.mkdir()
+    assert switch.find_reason() == "kill-switch"
+
+
+def test_a_folder_that_is_gone_or_is_not_a_folder_counts_as_on(tmp_path: Path) -> None:
+    expected = "kill-switch cannot be read"
+    assert KillSwitch(tmp_path / "gone" / "kill-switch").find_reason() == expected
+    (tmp_path / "file").touch()
+    assert KillSwitch(tmp_path / "file" / "kill-switch").find_reason() == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"off", ""),
+        (b"off\n", ""),
+        (b"on", "the mounted switch"),
+        (b"", "the mounted switch"),
+        (b"OFF", "the mounted switch"),
+        (b"off on", "the mounted switch"),
+        (b"\xff", "the mounted switch"),
+        (b"off" + b" " * 100, "the mounted switch cannot be read"),
+    ],
+)
+def test_only_the_word_off_is_off(local: Path, content: bytes, reason: str) -> None:
+    mounted = local.with_name("state")
+    mounted.write_bytes(content)
+    assert KillSwitch(local, str(mounted)).find_reason() == reason
+
+
+@pytest.mark.parametrize("kind", ["missing", "fifo", "directory"])
+def test_a_mounted_switch_that_cannot_be_read_is_on(local: Path, kind: str) -> None:
+    mounted = local.with_name("state")
+    if kind == "fifo":
+        os.mkfifo(mounted)
+    elif kind == "directory":
+        mounted.mkdir()
+    switch = KillSwitch(local, str(mounted))
+    assert switch.find_reason() == "the mounted switch cannot be read"
+    if kind == "missing":
+        mounted.write_text("off")  # readable again
+        assert switch.find_reason() == ""
+
+
+def test_a_switch_that_kubernetes_replaces_is_read_again(local: Path) -> None:
+    mounted = local.with_name("state")
+    mounted.write_text("off")
+    switch = KillSwitch(local, str(mounted))
+    assert switch.find_reason() == ""
+    new = local.with_name("new")
+    new.write_text("on ")
+    new.replace(mounted)
+    assert switch.find_reason() == "the mounted switch"
+
+
+def test_a_policy_is_read_again_when_it_changes(tmp_path: Path) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text(policy_text())
+    source = PolicySource(str(path))
+    first = source.load()
+    assert source.load() is first
+    path.write_text(policy_text(max_duration="30m"))
+    assert source.load().file.max_duration == "30m"
+
+
+@pytest.mark.parametrize("content", [None, "roles: ["])
+def test_a_policy_that_cannot_be_read_is_an_error_until_it_can(
+    tmp_path: Path, content: str | None
+) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text(policy_text())
+    source = PolicySource(str(path))
+    before = source.load()
+    path.unlink() if content is None else path.write_text(content)
+    for _ in range(2):
+        with pytest.raises(PolicyError, match=r"expected a policy file|not YAML"):
+            source.load()
+    path.write_text(policy_text())
+    assert source.load().sha256 == before.sha256
