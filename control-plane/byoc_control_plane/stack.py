@@ -19,7 +19,7 @@ from byoc_agents.policy import aws, live
 from byoc_agents.policy.cli import queue_arn
 from byoc_agents.policy.inputs import Facts, Objects, Options, Rendered
 from byoc_agents.policy.live import Description
-from byoc_agents.policy.render import printed
+from byoc_agents.policy.render import print_rendered
 from byoc_agents.policy.template import (
     Blocks,
     Json,
@@ -91,7 +91,7 @@ def run(asked: argparse.Namespace) -> int:
         sys.stdout.write("".join(f"{finding}\n" for finding in found))
         return 1 if found else 0
     rendered = Rendered(cloudformation(template), NOTES, terraform(template))
-    text, notes = printed(rendered, FORMS[asked.format])
+    text, notes = print_rendered(rendered, FORMS[asked.format])
     sys.stdout.write(text)
     for note in notes:
         sys.stderr.write(f"note: {note}\n")
