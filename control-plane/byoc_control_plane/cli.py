@@ -1,4 +1,4 @@
-"""The command line: `run receiver consumer`, `compact --shard i/n`, `tenant` and `schema`."""
+"""The command line: `run receiver consumer`, `compact`, `tenant`, `stack` and `schema`."""
 
 import argparse
 import asyncio
@@ -28,7 +28,7 @@ from byoc_agents.egress.destinations import (
 from byoc_agents.egress.gate import Gate
 from byoc_agents.egress.regions import sqs_region
 from byoc_agents.errors import ConfigError
-from byoc_control_plane import __version__, tenant
+from byoc_control_plane import __version__, stack, tenant
 from byoc_control_plane.compact import compact
 from byoc_control_plane.consumer import Consumer
 from byoc_control_plane.credentials import Keyring, Parsed
@@ -220,7 +220,7 @@ def _shard(text: str) -> Shard:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911  one per command
     """Run one command; return the exit code."""
     signals.install()
     parser = argparse.ArgumentParser(prog="byoc-control-plane", description=__doc__)
@@ -239,6 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     schema.add_argument("--engine", choices=sorted(PREFIXES), default="single")
     schema.add_argument("--tenants", action="store_true", help="print the row policies instead")
     tenant.add_parser(commands)
+    stack.add_parser(commands)
     options = parser.parse_args(argv)
     if options.command == "schema":
         statements = tenant_statements() if options.tenants else table_statements(options.engine)
@@ -247,6 +248,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if options.command == "tenant":
             return tenant.run(options, os.environ)
+        if options.command == "stack":
+            return stack.run(options)
         if options.command == "compact":
             _refuse_unknown(os.environ)
             return asyncio.run(compact(options.shard, os.environ, watch=options.watch))

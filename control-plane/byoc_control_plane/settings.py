@@ -1,5 +1,7 @@
 """The settings of the control plane, read from the environment."""
 
+import argparse
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import msgspec
@@ -57,6 +59,19 @@ def _close(text: str) -> int:
 
 def _prefix(text: str) -> str:
     return f"{text.rstrip('/')}/" if text.rstrip("/") else ""
+
+
+def checked_argument(parse: Callable[[str], str]) -> Callable[[str], str]:
+    """Return a type of argparse that keeps a text which `parse` accepts."""
+
+    def check(text: str) -> str:
+        try:
+            parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"invalid value {text!r}: {error}") from error
+        return text
+
+    return check
 
 
 class ProcessSettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,7 +11,7 @@ import base64
 import re
 import secrets
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from byoc_agents.billing.objects import DEFAULT_PREFIX
 from byoc_agents.durable.files import sync_directory
 from byoc_agents.errors import ConfigError
 from byoc_control_plane.registry import Registry, RegistryError, write_secret
-from byoc_control_plane.settings import PlaneSettings
+from byoc_control_plane.settings import PlaneSettings, checked_argument
 from byoc_control_plane.store import Store, StoreError, fetch_rows, open_store
 
 SECRET_BYTES = 32  # of a token and of a signing secret, which may have 24 to 64
@@ -69,7 +69,7 @@ def add_parser(commands: Any) -> None:
     rotate = steps.add_parser("rotate", help="make new credentials, and accept both")
     remove = steps.add_parser("remove", help="accept nothing more, and end the supervision")
     for parser in (add, rotate, remove):
-        parser.add_argument("organization", type=_checked(name))
+        parser.add_argument("organization", type=checked_argument(name))
         parser.add_argument(
             "--registry", type=Path, required=True, metavar="DIRECTORY",
             help="with the files tokens, signing-secrets and senders",
@@ -79,11 +79,13 @@ def add_parser(commands: Any) -> None:
             "--secrets", type=Path, metavar="DIRECTORY",
             help="gets the files token and signing-secret, for the customer",
         )  # fmt: skip
-    add.add_argument("--service", required=True, type=_checked(name), help="the id of a service")
-    add.add_argument("--values", type=Path, metavar="FILE", help="values that are the same for all")
-    add.add_argument("--role", type=_checked(_role), metavar="ARN", help="of the pods")
     add.add_argument(
-        "--sender", type=_checked(name), metavar="ID",
+        "--service", required=True, type=checked_argument(name), help="the id of a service"
+    )
+    add.add_argument("--values", type=Path, metavar="FILE", help="values that are the same for all")
+    add.add_argument("--role", type=checked_argument(_role), metavar="ARN", help="of the pods")
+    add.add_argument(
+        "--sender", type=checked_argument(name), metavar="ID",
         help="the unique id of the role, AROA...: it may send to the queue",
     )  # fmt: skip
     add.add_argument(
@@ -246,16 +248,3 @@ def _role(text: str) -> str:
     if not match:
         raise ValueError("not arn:aws:iam::111122223333:role/NAME")
     return match[1]
-
-
-def _checked(parse: Callable[[str], str]) -> Callable[[str], str]:
-    """Return a type of argparse that keeps a text which `parse` accepts."""
-
-    def check(text: str) -> str:
-        try:
-            parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"invalid value {text!r}: {error}") from error
-        return text
-
-    return check

@@ -18,7 +18,7 @@ from byoc_agents.billing.daemon import Settings as BillingSettings
 from byoc_agents.egress.destinations import DestinationKind, proxy_destination
 from byoc_agents.egress.regions import partition, sqs_region
 from byoc_agents.errors import ConfigError
-from byoc_agents.policy import account_checks, cilium, iam, kubernetes, union
+from byoc_agents.policy import account_checks, cilium, iam, kubernetes, stack, union
 from byoc_agents.policy import aws as amazon
 from byoc_agents.policy import nftables as rules
 from byoc_agents.policy.drift import PolicyFinding, differences, matching
@@ -60,6 +60,9 @@ COMMANDS = {
         amazon.sts_endpoint_policy, "json", "the interface endpoint of STS"
     ),
     "endpoint-policy": PolicyCommand(amazon.endpoint_policy, "json", "the gateway endpoint of S3"),
+    "stack": PolicyCommand(
+        stack.stack, "yaml", "role and endpoints of the customer: CloudFormation; text: Terraform"
+    ),
     "egress-rules": PolicyCommand(rules.egress_rules, "text", "nftables; json: security group"),
 }
 EPILOG = (
@@ -113,7 +116,11 @@ def main(argv: Sequence[str]) -> int:
     facts, options = facts_of(_configure(asked)), _options(asked)
     rendered = COMMANDS[asked.command].render(facts, options)
     if asked.check:
-        found, notes = _check(asked, rendered, facts, options)
+        found, notes = (
+            (stack.check_stack(asked.check, facts, options), [])
+            if asked.command == "stack"
+            else _check(asked, rendered, facts, options)
+        )
         sys.stdout.write(_report(asked, found))
     else:
         found = []
@@ -149,6 +156,8 @@ def facts_of(configuration: Configuration) -> Facts:
         listeners=tuple(listeners),
         objects=objects,
         queue_arn=queue,
+        organization=core.organization_id,
+        service=core.service_id,
     )
 
 
@@ -305,7 +314,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("daemon", nargs="*", help=f"{', '.join(DAEMONS)}; none = all")
     for flag, metavar, meaning in (
         ("--config", "FILE", "YAML settings; the environment wins"),
-        ("--check", "MANIFEST", "print how a manifest differs; - reads standard input"),
+        (
+            "--check",
+            "MANIFEST",
+            "print how it differs; - = standard input; of a stack: a directory",
+        ),
         ("--namespace", "NAME", "of the manifest; --check of a network policy needs it"),
         ("--prometheus", "NAMESPACE[/LABEL=VALUE]", "pods that may scrape, if that port is open"),
         ("--alertmanager", "NAMESPACE[/LABEL=VALUE]", "pods that may notify, if that port is open"),

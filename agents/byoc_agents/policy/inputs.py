@@ -45,6 +45,8 @@ class Facts:
     listeners: tuple[Listener, ...] = ()
     objects: Objects | None = None
     queue_arn: str = ""
+    organization: str = ""
+    service: str = ""
 
     @property
     def proxied(self) -> str:

@@ -30,6 +30,7 @@ LOCALSTACK_PYTHON = "3.13"  # it imports warnings.deprecated, new in 3.13
 CHDB = CACHE / f"chdb-py{sys.version_info[0]}{sys.version_info[1]}"
 CHDB_PINS = ROOT / "constraints" / "real.txt"
 GO_ORACLE = ROOT / "lab" / "real" / "ledger_oracle"
+HCL_ORACLE = ROOT / "lab" / "real" / "hcl_oracle"
 GO_DIRECTORY = "/usr/local/go/bin"  # where Go's own archives are unpacked
 DEBIAN_PACKAGES = (
     "clickhouse-server",
@@ -135,12 +136,20 @@ def hadolint() -> Path:
 
 def ledger_oracle() -> Path:
     """Return a program that verifies checkpoints and proofs with Go's own packages for them."""
-    sources = [GO_ORACLE / name for name in ("go.mod", "go.sum", "main.go")]
-    place = CACHE / "ledger-oracle"
+    return _go_oracle(GO_ORACLE, CACHE / "ledger-oracle")
+
+
+def hcl_oracle() -> Path:
+    """Return a program that reads a file of Terraform with HashiCorp's own parser."""
+    return _go_oracle(HCL_ORACLE, CACHE / "hcl-oracle")
+
+
+def _go_oracle(module: Path, place: Path) -> Path:
+    sources = [module / name for name in ("go.mod", "go.sum", "main.go")]
     with _once(place, *(source.read_text() for source in sources)) as missing:
         if missing:
             build = ["build", "-mod=readonly", "-trimpath", "-o", str(place / "oracle"), "."]
-            _run(["env", *_go(), *build], GO_ORACLE)
+            _run(["env", *_go(), *build], module)
     return place / "oracle"
 
 
@@ -396,6 +405,7 @@ def main() -> int:
         "chdb": chdb,
         "schemathesis": schemathesis,
         "ledger oracle (Go)": ledger_oracle,
+        "HCL oracle (Go)": hcl_oracle,
         "resource definitions of Istio and cert-manager (Go)": resource_definitions,
         "valgrind, strace": counters,
     }

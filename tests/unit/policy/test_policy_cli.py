@@ -26,6 +26,8 @@ ENDPOINT = "https://bucket.vpce-1a.s3.eu-west-1.vpce.amazonaws.com"
 ROLE = "arn:aws:iam::210987654321:role/r"
 GIVEN = ["--role", ROLE, "--vpce", "vpce-0abc", "--sqs-vpce", "vpce-0def", "--dns", "10.0.0.2/32"]
 GIVEN += ["--namespace", "clickhouse"]
+# A stack is compared with answers of AWS: test_policy_stack.py.
+POLICIES = [command for command in COMMANDS if command != "stack"]
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +107,7 @@ def test_the_pods_identity_counts_and_not_that_of_who_asks(
     assert ("sts." in text) is (identity == "irsa")
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", POLICIES)
 def test_every_policy_is_printed_and_is_found_unchanged_by_its_check(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,7 +118,7 @@ def test_every_policy_is_printed_and_is_found_unchanged_by_its_check(
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", POLICIES)
 def test_every_policy_sees_another_configuration(
     command: str,
     environ: pytest.MonkeyPatch,
@@ -284,8 +286,10 @@ def test_no_secret_is_read_or_shown(
     for name in STAND_INS:
         environ.setenv(f"{name}_FILE", "/no/such/file")
     environ.setenv("BYOC_HTTPS_PROXY", "http://me:at@hunter2@proxy.example:3128")
+    pods = ["--oidc-provider", "oidc.example/id", "--service-account", "db/clickhouse"]
+    stack = ["--role", ROLE, "--trust", "irsa", *pods]
     for command in COMMANDS:
-        assert main(["policy", command]) == 0
+        assert main(["policy", command, *(stack if command == "stack" else [])]) == 0
         assert "hunter2" not in "".join(capsys.readouterr())
 
 

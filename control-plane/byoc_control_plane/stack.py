@@ -1,0 +1,407 @@
+"""`byoc-control-plane stack`: the vendor's side as CloudFormation or Terraform, and a drift check.
+
+Bucket and queue have the policies of `byoc-agents policy bucket-policy --tenants` and
+`queue-policy --tenants`, made from the same destinations table.
+"""
+
+import argparse
+import re
+import sys
+from typing import Any
+
+from byoc_agents.app.settings import account_id
+from byoc_agents.app.settings import name as region_name
+from byoc_agents.billing.objects import DEFAULT_PREFIX
+from byoc_agents.egress.destinations import dns_suffix, s3_destination, sqs_destination
+from byoc_agents.egress.regions import partition
+from byoc_agents.errors import ConfigError
+from byoc_agents.policy import aws, live
+from byoc_agents.policy.cli import queue_arn
+from byoc_agents.policy.inputs import Facts, Objects, Options, Rendered
+from byoc_agents.policy.live import Description
+from byoc_agents.policy.render import print_rendered
+from byoc_agents.policy.template import (
+    Blocks,
+    Json,
+    Reference,
+    Resource,
+    Template,
+    cloudformation,
+    terraform,
+)
+from byoc_control_plane.settings import checked_argument
+
+NAME = "byoc-control-plane"
+QUEUE_NAME = r"[A-Za-z0-9_-]{1,67}\.fifo"  # SQS: 80 characters, with `-dead-letters`
+RETENTION_SECONDS = 1_209_600  # 14 days, the longest of SQS
+VISIBILITY_SECONDS = 30  # the default of BYOC_PLANE_VISIBILITY_SECONDS
+# The largest of SQS. A consumer that cannot insert receives a message again about every 30 s, so
+# messages reach the dead-letter queue only after some eight hours without ClickHouse.
+MAX_RECEIVES = 1000
+OLD_VERSION_DAYS = 30  # a compacted object can be restored for so long
+SESSION_SECONDS = 3600
+AUDIENCE = "sts.amazonaws.com"  # of the tokens of EKS for the vendor's own pods
+FORMS = {"cloudformation": "yaml", "json": "json", "terraform": "text"}
+HIGH_THROUGHPUT = {
+    "FifoQueue": True,
+    "DeduplicationScope": "messageGroup",
+    "FifoThroughputLimit": "perMessageGroupId",
+}
+NOTES = (
+    (
+        "Consumer: BYOC_PLANE_QUEUE_URL is the queue's URL. A message that was received 1,000 times"
+        " is moved to the dead-letter queue, from where `aws sqs start-message-move-task` returns"
+        " it after the outage."
+    ),
+    "Bucket and queues stay when the stack is deleted.",
+)
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to those of `byoc-control-plane`."""
+    parser = commands.add_parser("stack", help="print bucket, queues and roles as a template")
+    digits, names = checked_argument(account_id), checked_argument(region_name)
+    parser.add_argument("--region", required=True, type=names)
+    parser.add_argument("--bucket", required=True, metavar="NAME")
+    parser.add_argument("--queue", required=True, metavar="NAME.fifo")
+    parser.add_argument("--owner", required=True, type=digits, metavar="ID", help="your account")
+    parser.add_argument(
+        "--account", required=True, action="append", type=digits, metavar="ID",
+        help="the account of a customer; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--prefix", default=DEFAULT_PREFIX, help="BYOC_BILLING_PREFIX without account="
+    )
+    parser.add_argument(
+        "--oidc-provider", default="", metavar="HOST/PATH",
+        help="of the cluster of your control plane: adds a role for consumer and compactor",
+    )  # fmt: skip
+    parser.add_argument("--service-account", default="", metavar="NAMESPACE/NAME")
+    parser.add_argument("--format", choices=tuple(FORMS), default="cloudformation")
+    parser.add_argument(
+        "--check", default="", metavar="DIRECTORY", help="compare with answers of aws, as files"
+    )
+
+
+def run(asked: argparse.Namespace) -> int:
+    """Print the template, or with --check the findings; return 1 if there are any."""
+    template, answers = make_template(asked)
+    if asked.check:
+        found = live.differences(answers, live.read_answers(asked.check, answers))
+        sys.stdout.write("".join(f"{finding}\n" for finding in found))
+        return 1 if found else 0
+    rendered = Rendered(cloudformation(template), NOTES, terraform(template))
+    text, notes = print_rendered(rendered, FORMS[asked.format])
+    sys.stdout.write(text)
+    for note in notes:
+        sys.stderr.write(f"note: {note}\n")
+    return 0
+
+
+def make_template(asked: argparse.Namespace) -> tuple[Template, list[Description]]:
+    """Return the template, and the answers that AWS gives about it. Raises ConfigError."""
+    if not re.fullmatch(QUEUE_NAME, asked.queue, re.ASCII):
+        raise ConfigError(
+            [f"--queue: invalid value {asked.queue!r}: expected 1 to 67 of A-Z a-z 0-9 _ -, .fifo"]
+        )
+    if bool(asked.oidc_provider) != bool(asked.service_account):
+        raise ConfigError(["--oidc-provider: expected together with --service-account"])
+    url = f"https://sqs.{asked.region}.{dns_suffix(asked.region)}/{asked.owner}/{asked.queue}"
+    prefix = f"{asked.prefix.rstrip('/')}/" if asked.prefix.rstrip("/") else ""
+    facts = Facts(
+        daemons=("billing-scraper", "state-exporter"),
+        region=asked.region,
+        destinations=(
+            s3_destination(asked.bucket, asked.region, setting="--bucket"),
+            sqs_destination(url, setting="--queue"),
+        ),
+        objects=Objects(asked.bucket, prefix, asked.owner, prefix),
+        queue_arn=queue_arn(url, asked.region),
+    )
+    options = Options(tenants=True, accounts=tuple(asked.account))
+    documents = {
+        "bucket": aws.bucket_policy(facts, options).document,
+        "queue": aws.queue_policy(facts, options).document,
+    }
+    dead = facts.queue_arn.replace(".fifo", "-dead-letters.fifo")
+    resources = [
+        *_bucket(asked.bucket, documents["bucket"]),
+        *_queues(asked.queue, documents["queue"]),
+        *_permissions(facts, prefix),
+    ]
+    if asked.oidc_provider:
+        resources += _roles(facts, asked)
+    template = Template(
+        "byoc-control-plane: the vendor's bucket, queues and permissions", resources
+    )
+    answers = [*_bucket_answers(asked.bucket, documents["bucket"])]
+    answers += _queue_answers(asked.queue, documents["queue"], facts.queue_arn, dead)
+    return template, answers
+
+
+PRIVATE = {
+    "BlockPublicAcls": True,
+    "BlockPublicPolicy": True,
+    "IgnorePublicAcls": True,
+    "RestrictPublicBuckets": True,
+}
+
+
+def _bucket(name: str, policy: Any) -> list[Resource]:
+    bucket = Reference("Bucket")
+    return [
+        Resource(
+            "Bucket",
+            "AWS::S3::Bucket",
+            {
+                "BucketName": name,
+                "VersioningConfiguration": {"Status": "Enabled"},
+                "BucketEncryption": {
+                    "ServerSideEncryptionConfiguration": [
+                        {"ServerSideEncryptionByDefault": {"SSEAlgorithm": "AES256"}}
+                    ]
+                },
+                "PublicAccessBlockConfiguration": PRIVATE,
+                "OwnershipControls": {"Rules": [{"ObjectOwnership": "BucketOwnerEnforced"}]},
+                "LifecycleConfiguration": {
+                    "Rules": [
+                        {
+                            "Id": "old-versions",
+                            "Status": "Enabled",
+                            "NoncurrentVersionExpiration": {"NoncurrentDays": OLD_VERSION_DAYS},
+                            "ExpiredObjectDeleteMarker": True,
+                        }
+                    ]
+                },
+            },
+            {
+                "aws_s3_bucket": {"bucket": name},
+                "aws_s3_bucket_versioning": {
+                    "bucket": bucket,
+                    "versioning_configuration": Blocks([{"status": "Enabled"}]),
+                },
+                "aws_s3_bucket_server_side_encryption_configuration": {
+                    "bucket": bucket,
+                    "rule": Blocks(
+                        [
+                            {
+                                "apply_server_side_encryption_by_default": Blocks(
+                                    [{"sse_algorithm": "AES256"}]
+                                )
+                            }
+                        ]
+                    ),
+                },
+                "aws_s3_bucket_public_access_block": {
+                    "bucket": bucket,
+                    "block_public_acls": True,
+                    "block_public_policy": True,
+                    "ignore_public_acls": True,
+                    "restrict_public_buckets": True,
+                },
+                "aws_s3_bucket_ownership_controls": {
+                    "bucket": bucket,
+                    "rule": Blocks([{"object_ownership": "BucketOwnerEnforced"}]),
+                },
+                "aws_s3_bucket_lifecycle_configuration": {
+                    "bucket": bucket,
+                    "rule": Blocks(
+                        [
+                            {
+                                "id": "old-versions",
+                                "status": "Enabled",
+                                "filter": Blocks([{}]),
+                                "noncurrent_version_expiration": Blocks(
+                                    [{"noncurrent_days": OLD_VERSION_DAYS}]
+                                ),
+                                "expiration": Blocks([{"expired_object_delete_marker": True}]),
+                            }
+                        ]
+                    ),
+                },
+            },
+            keep=True,
+        ),
+        Resource(
+            "BucketPolicy",
+            "AWS::S3::BucketPolicy",
+            {"Bucket": bucket, "PolicyDocument": policy},
+            {"aws_s3_bucket_policy": {"bucket": bucket, "policy": Json(policy)}},
+        ),
+    ]
+
+
+def _queues(name: str, policy: Any) -> list[Resource]:
+    dead = Reference("DeadLetters", "Arn", "arn")
+    redrive = {"deadLetterTargetArn": dead, "maxReceiveCount": MAX_RECEIVES}
+    own = {"RedrivePolicy": redrive, "VisibilityTimeout": VISIBILITY_SECONDS}
+    terraform_own = {
+        "redrive_policy": Json(redrive),
+        "visibility_timeout_seconds": VISIBILITY_SECONDS,
+    }
+    queue = Reference("Queue")
+    return [
+        _queue("DeadLetters", name.replace(".fifo", "-dead-letters.fifo"), {}, {}),
+        _queue("Queue", name, own, terraform_own),
+        Resource(
+            "QueuePolicy",
+            "AWS::SQS::QueuePolicy",
+            {"Queues": [queue], "PolicyDocument": policy},
+            {"aws_sqs_queue_policy": {"queue_url": queue, "policy": Json(policy)}},
+        ),
+    ]
+
+
+def _queue(logical: str, name: str, own: dict[str, Any], terraform_own: dict[str, Any]) -> Resource:
+    return Resource(
+        logical,
+        "AWS::SQS::Queue",
+        {
+            "QueueName": name,
+            **HIGH_THROUGHPUT,
+            "MessageRetentionPeriod": RETENTION_SECONDS,
+            "SqsManagedSseEnabled": True,
+            **own,
+        },
+        {
+            "aws_sqs_queue": {
+                "name": name,
+                "fifo_queue": True,
+                "deduplication_scope": HIGH_THROUGHPUT["DeduplicationScope"],
+                "fifo_throughput_limit": HIGH_THROUGHPUT["FifoThroughputLimit"],
+                "message_retention_seconds": RETENTION_SECONDS,
+                "sqs_managed_sse_enabled": True,
+                **terraform_own,
+            }
+        },
+        keep=True,
+    )
+
+
+def _permissions(facts: Facts, prefix: str) -> list[Resource]:
+    """Return what the consumer and the compactor need, as their modules state it."""
+    assert facts.objects is not None  # noqa: S101  made above
+    bucket = f"arn:{partition(facts.region)}:s3:::{facts.objects.bucket}"
+    consume = {"Action": ["sqs:ReceiveMessage", "sqs:DeleteMessage"], "Resource": facts.queue_arn}
+    listing = {"Action": "s3:ListBucket", "Resource": bucket}
+    compact = {
+        "Action": ["s3:GetObject", "s3:PutObject", "s3:DeleteObject"],
+        "Resource": f"{bucket}/{aws.literal(prefix)}*",
+    }
+    statements: dict[str, list[dict[str, Any]]] = {
+        "Consumer": [consume],
+        "Compactor": [listing, compact],
+    }
+    found = []
+    for part, allowed in statements.items():
+        name = f"{NAME}-{part.lower()}"
+        document = {
+            "Version": aws.VERSION,
+            "Statement": [{"Effect": "Allow", **one} for one in allowed],
+        }
+        found.append(
+            Resource(
+                f"{part}Policy",
+                "AWS::IAM::ManagedPolicy",
+                {"ManagedPolicyName": name, "PolicyDocument": document},
+                {"aws_iam_policy": {"name": name, "policy": Json(document)}},
+            )
+        )
+    return found
+
+
+def _roles(facts: Facts, asked: argparse.Namespace) -> list[Resource]:
+    """Return a role for the consumer and one for the compactor, for pods of the same cluster."""
+    options = Options(
+        trust="irsa",
+        oidc_provider=asked.oidc_provider.removeprefix("https://"),
+        service_account=asked.service_account,
+        audience=AUDIENCE,
+        role=f"arn:{partition(facts.region)}:iam::{asked.owner}:role/{NAME}",
+    )
+    trust = aws.iam_policy(facts, options).document
+    return [
+        Resource(
+            f"{part}Role",
+            "AWS::IAM::Role",
+            {
+                "RoleName": f"{NAME}-{part.lower()}",
+                "AssumeRolePolicyDocument": trust,
+                "MaxSessionDuration": SESSION_SECONDS,
+                "ManagedPolicyArns": [Reference(f"{part}Policy")],
+            },
+            {
+                "aws_iam_role": {
+                    "name": f"{NAME}-{part.lower()}",
+                    "assume_role_policy": Json(trust),
+                    "max_session_duration": SESSION_SECONDS,
+                },
+                "aws_iam_role_policy_attachment": {
+                    "role": Reference(f"{part}Role", terraform="name"),
+                    "policy_arn": Reference(f"{part}Policy", terraform="arn"),
+                },
+            },
+        )
+        for part in ("Consumer", "Compactor")
+    ]
+
+
+def _bucket_answers(name: str, policy: Any) -> list[Description]:
+    def answer(operation: str, wanted: Any, *keys: str, policy: bool = False) -> Description:
+        def find(given: Any) -> Any:
+            for key in keys:
+                given = given[int(key)] if isinstance(given, list) else given[key]
+            return given
+
+        command = f"aws s3api {operation} --bucket {name}"
+        return Description(f"{operation}.json", command, wanted, find, policy)
+
+    encryption = ("ServerSideEncryptionConfiguration", "Rules", "0")
+    return [
+        answer("get-bucket-policy", policy, "Policy", policy=True),
+        answer("get-bucket-versioning", {"Status": "Enabled"}),
+        answer(
+            "get-bucket-encryption", {"SSEAlgorithm": "AES256"},
+            *encryption, "ApplyServerSideEncryptionByDefault",
+        ),
+        answer("get-public-access-block", PRIVATE, "PublicAccessBlockConfiguration"),
+        answer(
+            "get-bucket-ownership-controls", {"ObjectOwnership": "BucketOwnerEnforced"},
+            "OwnershipControls", "Rules", "0",
+        ),
+        answer(
+            "get-bucket-lifecycle-configuration",
+            {
+                "Status": "Enabled",
+                "NoncurrentVersionExpiration": {"NoncurrentDays": OLD_VERSION_DAYS},
+            },
+            "Rules", "0",
+        ),
+    ]  # fmt: skip
+
+
+def _queue_answers(name: str, policy: Any, arn: str, dead: str) -> list[Description]:
+    common = {
+        "MessageRetentionPeriod": RETENTION_SECONDS,
+        "SqsManagedSseEnabled": True,
+        **HIGH_THROUGHPUT,
+    }
+    redrive = {"deadLetterTargetArn": dead, "maxReceiveCount": MAX_RECEIVES}
+    url = "$(aws sqs get-queue-url --queue-name {} --output text)"
+    command = f"aws sqs get-queue-attributes --attribute-names All --queue-url {url}"
+    queue = ("get-queue-attributes.json", command.format(name))
+    return [
+        Description(
+            *queue,
+            {"QueueArn": arn, **common, "RedrivePolicy": redrive,
+             "VisibilityTimeout": VISIBILITY_SECONDS},
+            lambda answer: answer["Attributes"],
+        ),
+        Description(*queue, policy, lambda answer: answer["Attributes"]["Policy"], policy=True),
+        Description(
+            "get-queue-attributes-dead-letters.json",
+            command.format(dead.rpartition(":")[2]),
+            {"QueueArn": dead, **common},
+            lambda answer: answer["Attributes"],
+        ),
+    ]  # fmt: skip
