@@ -59,7 +59,7 @@ def newer_journal(state_dir: Path) -> None:
 
 def newer_ledger(state_dir: Path) -> None:
     """Let a newer version have begun a file with lines that we do not know."""
-    first = {"kind": "segment", "format": max(lines.FORMATS) + 1, "chain": "of another kind"}
+    first = {"kind": "segment", "format": lines.FORMAT + 1, "chain": "of another kind"}
     path = state_dir / STATE / "ledger" / "ledger-000002.jsonl"
     path.write_text(json.dumps(first) + "\n" + json.dumps({"kind": "sealed"}) + "\n")
 
@@ -98,7 +98,7 @@ def test_the_daemon_ends_with_2_says_why_and_leaves_every_byte(
         check=False,
     )
     assert done.returncode == 2
-    ours = max(lines.FORMATS) if make_newer is newer_ledger else VERSION
+    ours = lines.FORMAT if make_newer is newer_ledger else VERSION
     expected = f"was written by a newer version (format {ours + 1}, this one reads up to {ours})"
     assert expected in done.stderr
     assert "BYOC_STATE_DIR: " in done.stderr
