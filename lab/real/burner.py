@@ -64,8 +64,9 @@ class Burner:
 
     def answer(self, patience_seconds: float = PATIENCE_SECONDS) -> float:
         assert self.process.stdout is not None
-        answered, _, _ = select.select([self.process.stdout], [], [], patience_seconds)
-        assert answered, "the burner has ended"
+        poll = select.poll()  # `select` fails if this process has more than 1,024 open files
+        poll.register(self.process.stdout, select.POLLIN)
+        assert poll.poll(patience_seconds * 1000), "the burner has ended"
         return float(self.process.stdout.readline())
 
 

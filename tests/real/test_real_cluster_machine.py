@@ -59,7 +59,8 @@ def owning(directory: Path, rest: str) -> Iterator[subprocess.Popen[bytes]]:
     """Start an owner whose command is busy, then does the rest; give it when it is busy."""
     command = ["bash", "-c", f"{BUSY}\n{rest}"]
     environment = os.environ | {"TMPDIR": str(directory)}
-    arguments = [sys.executable, "-c", OWNER, *command]
+    # A background job of a shell ignores SIGINT, and so would its children.
+    arguments = ["env", "--default-signal=INT", sys.executable, "-c", OWNER, *command]
     with subprocess.Popen(arguments, cwd=ROOT, env=environment, start_new_session=True) as owner:
         try:
             eventually(lambda: list(directory.glob("*/ready")) or owner.poll() is not None)
