@@ -73,7 +73,7 @@ cluster: $(READY) ## the chart on a Kubernetes of its own, as root; ARGS=--short
 fuzz: $(READY) ## coverage-guided fuzzing of every parser of outside input; FUZZ="--seconds 300 webhook"
 	@$(PY) -m lab.fuzz.run $(FUZZ)
 
-bench: $(READY) ## what it costs, beside collectd, Alertmanager, ...: build/bench.json (20 minutes)
+bench: $(READY) ## what it costs, compared with collectd, Alertmanager, ...: build/bench.json (20 minutes)
 	@$(PY) -m lab.bench $(ARGS)
 
 strangers: $(READY) ## unknown clients against each daemon in its memory limit, as root (6 minutes)
@@ -105,7 +105,7 @@ images: ## build the images into build/images and load them; BUILD_ARGS and ARCH
 	if [ -n "$(LOAD)" ] && [ -d "$(IMAGES)/$(HOST_ARCH)" ]; then \
 		tar -C "$(IMAGES)/$(HOST_ARCH)" -c . | $(DOCKER) load --quiet; fi
 
-constraints: ## pin again what is installed; UPGRADE=--upgrade takes newer versions
+constraints: ## pin the dependencies again; UPGRADE=--upgrade takes newer versions
 	@$(find_python); [ -x build/pip-tools/bin/pip-compile ] || { \
 		"$$python" -m venv build/pip-tools; build/pip-tools/bin/pip install -qq pip-tools==7.6.2; }
 	@export CUSTOM_COMPILE_COMMAND="make constraints"; set -x; \

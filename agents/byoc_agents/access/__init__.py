@@ -2,6 +2,7 @@
 
 Reading order: `envelope` (signatures), `documents` (the signed requests and answers), `policy` (the
 customer's file), `machine` (the states of a grant), `grants` (their durable form), `authority` (the
-certificates), `servers` (the interface to ClickHouse), `broker` (does the work of each state). The
-other daemons import none of this.
+certificates), `clickhouse_sql` (the statements), `server_checks` (the checks of a server),
+`replicas` (the interface to ClickHouse), `control_files` and `orders` (the customer's files),
+`events`, `broker` (does the work of each state). The other daemons import none of this.
 """

@@ -147,7 +147,7 @@ class Authority:
             load_pem_private_key,
         )
 
-        expected = f"expected {CERTIFICATE_FILE} and {KEY_FILE} of `byoc-agents access init-ca`"
+        expected = f"expected {CERTIFICATE_FILE} and {KEY_FILE} of this service"
         try:
             names = (CERTIFICATE_FILE, KEY_FILE)
             files = [read_within(str(self._directory / n), MAX_SECRET_BYTES) for n in names]

@@ -550,7 +550,8 @@ class Broker:
             await self._apply(grant, Cause.APPROVAL_REFUSED, f"approval_refused: {error}")
             return f"refused: {error}"
         if approval.decision == "deny":
-            return await self._end(grant.id, Cause.DENIED, approval.comment, given[0].by)
+            reason = f"denied: {approval.comment}"
+            return await self._end(grant.id, Cause.DENIED, reason, given[0].by)
         answered = msgspec.structs.replace(grant, **fields).granted
         missing = judge_approved(policy, grant.request, answered, self._now().wall_ms)
         cause = Cause.APPROVED_IN_PART if missing else Cause.APPROVED

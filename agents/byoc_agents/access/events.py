@@ -3,6 +3,7 @@
 The names of approvers and the policy stay with the customer.
 """
 
+import re
 from typing import Annotated, Literal
 
 import msgspec
@@ -20,6 +21,7 @@ from byoc_agents.app.cloudevents import (
 from byoc_agents.delivery.sink import Message
 
 TYPE = "byoc.access.grant.v1"
+FIXED_WORDS = re.compile("[^:;(]*")  # of a reason; names and texts of the customer follow
 
 
 class GrantState(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,7 +63,7 @@ def message_of(
         grant_id=grant.id,
         state=grant.state.value,
         since=rfc3339(grant.since_ms),
-        reason=grant.reason.partition(":")[0],  # the rest may have the customer's words
+        reason=FIXED_WORDS.match(grant.reason)[0].strip(),  # type: ignore[index]  # it may be empty
         role=grant.role,
         duration_seconds=grant.duration_seconds,
         ends_at=rfc3339(grant.end_ms) if grant.end_ms else None,

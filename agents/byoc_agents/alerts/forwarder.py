@@ -20,8 +20,8 @@ from byoc_agents.errors import SpoolError
 class HeartbeatSender:
     """Puts `byoc.alert.heartbeat.v1` into the spool, which keeps only the latest.
 
-    It looks at the relay at each of the shorter intervals. A heartbeat is due when the time that
-    the last one stated is over, and at the first look after an alert began or ended.
+    It checks the relay at each of the shorter intervals. A heartbeat is due when the time that
+    the last one stated is over, and at the first check after an alert began or ended.
     """
 
     def __init__(  # noqa: PLR0913  its collaborators
@@ -46,7 +46,7 @@ class HeartbeatSender:
         self._sent_at_ns = self._due_at_ns = clock.boot_ns()
 
     async def run(self) -> None:
-        """Send heartbeats until cancelled. One that cannot be stored is tried at the next look."""
+        """Send heartbeats until cancelled. One that cannot be stored is tried at the next check."""
         while True:
             try:
                 await self._relay.confirm_reopened()

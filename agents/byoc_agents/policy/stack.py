@@ -1,6 +1,6 @@
 """The customer's side as a stack: role, boundary, VPC endpoints and their security group.
 
-Every policy in it is the document that the command of its own prints. `<S3_ENDPOINT>` and
+Every policy in it is the document that its own policy command prints. `<S3_ENDPOINT>` and
 `<SQS_ENDPOINT>` are replaced by the endpoints that the stack makes.
 """
 
