@@ -16,7 +16,15 @@ import structlog
 from byoc_agents.app.clock import Clock
 from byoc_agents.durable.files import DirectoryLock, DiskReserve, rewrite_and_sync
 from byoc_agents.durable.model import SpoolInfo, Totals, WriteBatch, merge_batches
-from byoc_agents.durable.recovery import make, read_through, rebuild
+from byoc_agents.durable.recovery import (
+    EPOCH,
+    ORIGIN,
+    discard_unfinished,
+    finish,
+    make,
+    read_through,
+    rebuild,
+)
 from byoc_agents.durable.schema import translated
 from byoc_agents.durable.store import Store
 from byoc_agents.errors import (
@@ -25,9 +33,6 @@ from byoc_agents.errors import (
     SpoolNewerError,
     SpoolUnavailableError,
 )
-
-EPOCH = "spool/epoch"  # creation of this file, milliseconds since 1970; later than all earlier ones
-ORIGIN = "spool/origin"  # reason for its creation: "created" or "corrupt"
 
 T = TypeVar("T")
 
@@ -160,7 +165,13 @@ class SpoolFile:
             if not self.path.exists():
                 if self._epoch:
                     raise SpoolCorruptError(f"{self.path} was removed")
-                make(self.path, self._metadata("created"))
+                if finish(self.path):
+                    self.corruptions += 1
+                    structlog.get_logger().error("spool.replacement_finished")
+                else:
+                    make(self.path, self._metadata("created"))
+            elif not self._epoch:  # otherwise it would replace this file if it is removed one day
+                discard_unfinished(self.path)
             with translated():  # not in `dead-letters`, which runs next to the daemon
                 rewrite_and_sync(self.path.with_name(f"{self.path.name}-wal"))
             self._store = Store(self.path, max_bytes=self._max_bytes)

@@ -10,8 +10,9 @@ import pytest
 
 from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.model import WriteBatch
+from byoc_agents.durable.recovery import EPOCH, ORIGIN
 from byoc_agents.durable.spool import Spool
-from byoc_agents.durable.spool_file import EPOCH, ORIGIN, OperationKind
+from byoc_agents.durable.spool_file import OperationKind
 from byoc_agents.durable.store import ROW_OVERHEAD_BYTES, Store
 from byoc_agents.errors import SpoolFullError, SpoolUnavailableError
 from lab.fakes.core import START_MS, FakeClock, settle
