@@ -1,6 +1,6 @@
 """Events as rows: which table an event belongs to, and its columns.
 
-An event of an unknown type is accepted as it is, so that newer agents lose nothing: its names and
+An event of an unknown type is accepted as it is, so that newer daemons lose nothing: its names and
 its whole text are stored. An event of a known type must have every field of its type.
 """
 
