@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from byoc_agents.app import signals
-from byoc_agents.app.program import Command, CommandModule, Program
+from byoc_agents.app.program import Command, CommandModule, CommandProgram
 from byoc_control_plane import __version__
 
 
@@ -41,7 +41,7 @@ def _schema() -> CommandModule:
     return schema
 
 
-PROGRAM = Program(
+PROGRAM = CommandProgram(
     "byoc-control-plane",
     __version__,
     {

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from byoc_agents import __version__
-from byoc_agents.app.program import Command, CommandModule, Program
+from byoc_agents.app.program import Command, CommandModule, CommandProgram
 
 if TYPE_CHECKING:
     from byoc_agents.app.command_line import CommandParser
@@ -137,7 +137,7 @@ OWN = {
         _alerts,
     ),
 }
-PROGRAM = Program("byoc-agents", __version__, OWN, example=OWN["check-config"].example)
+PROGRAM = CommandProgram("byoc-agents", __version__, OWN, example=OWN["check-config"].example)
 COMMANDS = PROGRAM.commands
 
 

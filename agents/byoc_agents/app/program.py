@@ -48,7 +48,7 @@ class Command(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Program:
+class CommandProgram:
     """One program. `completion` and `version` are added to its own commands."""
 
     name: str
@@ -65,9 +65,11 @@ class Program:
             "completion": Command(
                 "print a completion script for a shell",
                 f"{name} completion bash > /etc/bash_completion.d/{name}",
-                lambda: _Completion(self),
+                lambda: _CompletionCommand(self),
             ),
-            "version": Command("print the version", f"{name} version", lambda: _Version(self)),
+            "version": Command(
+                "print the version", f"{name} version", lambda: _VersionCommand(self)
+            ),
         }
 
     def main(self, arguments: Sequence[str]) -> int:
@@ -108,8 +110,8 @@ class Program:
         return 0
 
 
-class _Version:
-    def __init__(self, program: Program) -> None:
+class _VersionCommand:
+    def __init__(self, program: CommandProgram) -> None:
         self._program = program
 
     def make_parser(self) -> CommandParser:
@@ -121,8 +123,8 @@ class _Version:
         return 0
 
 
-class _Completion:
-    def __init__(self, program: Program) -> None:
+class _CompletionCommand:
+    def __init__(self, program: CommandProgram) -> None:
         self._program = program
 
     def make_parser(self) -> CommandParser:
