@@ -134,7 +134,7 @@ async def test_the_ledger_is_not_opened_and_leaves_no_thread(state_dir: Path) ->
 
 def test_dead_letters_refuses_as_well(state_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     newer_spool(state_dir)
-    assert dead_letters.main(["resend", "all"], str(state_dir)) == 2
+    assert dead_letters.main(["--state-dir", str(state_dir), "resend", "all"]) == 2
     assert "newer version" in capsys.readouterr().err
 
 

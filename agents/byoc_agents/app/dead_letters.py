@@ -4,7 +4,7 @@ Works while the daemon runs: SQLite isolates the two processes, and a requeued m
 after the daemon's next one. This command never deletes a message.
 """
 
-import argparse
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from byoc_agents.app.cloudevents import rfc3339
+from byoc_agents.app.command_line import CommandParser
 from byoc_agents.durable.model import DeadLetter
 from byoc_agents.durable.store import Store
 from byoc_agents.errors import SpoolError
@@ -24,9 +25,9 @@ ALL = "all"
 UNBOUNDED = 1 << 62  # no limit: a requeued letter takes the same number of bytes
 
 
-def main(argv: Sequence[str], state_dir: str = STATE_DIR) -> int:
+def main(argv: Sequence[str]) -> int:
     """Run the command. Return 0; 1 if a letter does not exist; 2 if the spool is unusable."""
-    options = _options(argv, state_dir)
+    options = make_parser().parse_args(argv)
     try:
         if options.action == "list":
             return _list(options.state_dir, bodies=options.bodies)
@@ -36,12 +37,13 @@ def main(argv: Sequence[str], state_dir: str = STATE_DIR) -> int:
         return UNUSABLE
 
 
-def _options(argv: Sequence[str], state_dir: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+def make_parser() -> CommandParser:
+    """Return the parser of the command."""
+    state_dir = os.environ.get("BYOC_STATE_DIR", STATE_DIR)
+    parser = CommandParser(
         prog="byoc-agents dead-letters",
         description=__doc__,
         epilog="example: byoc-agents dead-letters resend all",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--state-dir", type=Path, default=Path(state_dir))
     actions = parser.add_subparsers(dest="action", required=True)
@@ -49,7 +51,7 @@ def _options(argv: Sequence[str], state_dir: str) -> argparse.Namespace:
     listed.add_argument("--bodies", action="store_true", help="include the body of each message")
     resent = actions.add_parser("resend", help="append to the queue again")
     resent.add_argument("id", nargs="+", help="ids from `list`, or `all`")
-    return parser.parse_args(argv)
+    return parser
 
 
 def _spools(state_dir: Path) -> list[Path]:
