@@ -16,7 +16,7 @@ from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.files import sync_directory
 from byoc_agents.durable.model import DeadLetter, WriteBatch
 from byoc_agents.durable.schema import connect_damaged, translated
-from byoc_agents.durable.store import COLUMNS, Store, digest, message_digest
+from byoc_agents.durable.store import COLUMNS, SpoolStore, digest, message_digest
 from byoc_agents.errors import SpoolCorruptError
 
 INDEX = "-shm"
@@ -39,7 +39,7 @@ def finish(path: Path) -> bool:
         if not fresh.exists():
             return False
         try:
-            with closing(Store(fresh, max_bytes=0)) as store:
+            with closing(SpoolStore(fresh, max_bytes=0)) as store:
                 complete = bool(store.state(ORIGIN))  # written in one transaction with the rows
                 store.empty_journal()
         except SpoolCorruptError:
@@ -71,7 +71,7 @@ def read_through(path: Path) -> None:
                     pass
 
 
-def rebuild(path: Path, lost: Store | None, metadata: Mapping[str, bytes]) -> tuple[int, str]:
+def rebuild(path: Path, lost: SpoolStore | None, metadata: Mapping[str, bytes]) -> tuple[int, str]:
     """Replace a damaged file with a new one. Return (rows copied, location of the damaged file).
 
     `lost` is the open store of a file that was removed. It can still be read, and is closed at the
@@ -126,7 +126,7 @@ def _fill_from(damaged: Path, metadata: Mapping[str, bytes]) -> int:
 def _fill(fresh: Path, metadata: Mapping[str, bytes], changes: Iterable[WriteBatch]) -> int:
     rows = 0
     try:
-        with closing(Store(fresh, max_bytes=0)) as store:
+        with closing(SpoolStore(fresh, max_bytes=0)) as store:
             with store.transaction():
                 for change in changes:
                     store.apply(change, bounded=False)

@@ -38,7 +38,7 @@ UNNUMBERED = 9  # the columns up to `replaces`: all that the hash of an unnumber
 T = TypeVar("T")
 
 
-class Store:
+class SpoolStore:
     """One open file. Every method may block and is called from one thread.
 
     Methods that change the file are called inside a `transaction`, which undoes a failed one.

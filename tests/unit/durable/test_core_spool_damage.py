@@ -15,7 +15,7 @@ from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.recovery import EPOCH, KEPT_DAMAGED, ORIGIN, rebuild
 from byoc_agents.durable.schema import VERSION_AT, connect
 from byoc_agents.durable.spool import Spool
-from byoc_agents.durable.store import Store
+from byoc_agents.durable.store import SpoolStore
 from byoc_agents.errors import SpoolCorruptError, SpoolUnavailableError
 from lab.fakes.core import START_MS, FakeClock
 
@@ -211,7 +211,7 @@ def test_a_new_file_whose_journal_cannot_be_emptied_does_not_replace_the_damaged
     tmp_path: Path,
 ) -> None:
     """Only the file itself is renamed: what remained in its journal would be lost."""
-    lost, path = Store(tmp_path / "lost.db", max_bytes=1 << 20), tmp_path / "spool.db"
+    lost, path = SpoolStore(tmp_path / "lost.db", max_bytes=1 << 20), tmp_path / "spool.db"
     with lost.transaction():
         lost.apply(WriteBatch(messages=[message(1)]))
     path.write_bytes(b"damaged")
