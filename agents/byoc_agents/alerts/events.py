@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from byoc_agents.alerts.identity import Identity
 from byoc_agents.alerts.payload import Received, Status
 from byoc_agents.alerts.values import pick
 from byoc_agents.app.cloudevents import (
@@ -211,15 +212,11 @@ class Allowed(msgspec.Struct, frozen=True):
 
 
 class Sighting(msgspec.Struct, frozen=True):
-    """A reception of an alert: by which source, and when."""
+    """A reception of alerts: their identity, and when."""
 
-    receiver: str  # its name in Alertmanager: part of the identity, never sent
+    identity: Identity
     at_ms: int
     group_truncated: int = 0
-
-    def alert_key(self, fingerprint: str) -> str:
-        """Return the alert's key in the forwarder's own state; it ends with `fingerprint`."""
-        return f"{stable_id('receiver', self.receiver)[:8]}-{fingerprint}"
 
 
 def alert_id(  # noqa: PLR0913  the parts of the identity
@@ -304,7 +301,7 @@ def build_watchdog(
     """Return the event of a Watchdog. Each receipt gives a new event."""
     at = rfc3339(seen.at_ms)
     return WatchdogEvent(
-        id=origin.id_of(WATCHDOG, seen.receiver, alert.fingerprint, alert.status, at),
+        id=origin.id_of(WATCHDOG, seen.identity.receiver, alert.fingerprint, alert.status, at),
         source=origin.alerts_uri,
         subject=alert.fingerprint,
         time=at,

@@ -7,34 +7,60 @@ derived from the HMAC.
 """
 
 import hmac
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
 
 import msgspec
 
 from byoc_agents.alerts.payload import Received
+from byoc_agents.app.cloudevents import stable_id
+
+RECEIVER_KEY_DIGITS = 8
+MAX_KEPT_NAME = 256  # characters of a receiver whose identities are kept, which bounds the memory
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """The fingerprint and the receiver's name from which the ids are computed."""
+    """How the alerts of one receiver of Alertmanager are identified."""
 
-    fingerprint: str  # 16 hex digits
-    receiver: str
-    keyed: bool  # False = as in 0.1.0, without a secret
+    receiver: str  # the name from which the ids are computed; never sent
+    receiver_key: str  # the same in RECEIVER_KEY_DIGITS: begins the keys of its alerts
+    secret: bytes | None = None  # None = as in 0.1.0
+
+    def fingerprint_of(self, alert: Received) -> str:
+        """Return the fingerprint that is sent, 16 hex digits."""
+        if self.secret is None:
+            return alert.fingerprint
+        return _hash_keyed(self.secret, "fingerprint", alert.fingerprint)[:16]
+
+    def alert_key(self, fingerprint: str) -> str:
+        """Return the alert's key in the forwarder's own state; it ends with `fingerprint`."""
+        return f"{self.receiver_key}-{fingerprint}"
 
 
-def identities(secrets: Sequence[str], alert: Received, receiver: str) -> Iterator[Identity]:
-    """Yield the identity of an alert for each secret, the current secret first.
+def identities(secrets: Sequence[str], receiver: str) -> Sequence[Identity]:
+    """Return the identity of a receiver's alerts for each secret, the current secret first.
 
     The last identity is the one of version 0.1.0, without a secret.
     """
+    if len(receiver) > MAX_KEPT_NAME:
+        return _make_identities(tuple(secrets), receiver)
+    return _kept_identities(tuple(secrets), receiver)
+
+
+def _make_identities(secrets: tuple[str, ...], receiver: str) -> Sequence[Identity]:
+    found = []
     for secret in secrets:
         key = secret.encode()
-        yield Identity(
-            fingerprint=_hash_keyed(key, "fingerprint", alert.fingerprint)[:16],
-            receiver=_hash_keyed(key, "receiver", receiver),
-            keyed=True,
-        )
-    yield Identity(fingerprint=alert.fingerprint, receiver=receiver, keyed=False)
+        name = _hash_keyed(key, "receiver", receiver)
+        found.append(Identity(name, _receiver_key(name), key))
+    return (*found, Identity(receiver, _receiver_key(receiver)))
+
+
+_kept_identities = lru_cache(maxsize=64)(_make_identities)
+
+
+def _receiver_key(receiver: str) -> str:
+    return stable_id("receiver", receiver)[:RECEIVER_KEY_DIGITS]
 
 
 def _hash_keyed(key: bytes, kind: str, value: str) -> str:

@@ -159,7 +159,7 @@ async def test_alerts_are_delivered_in_order_after_an_outage_of_the_control_plan
     await world.plane.until(lambda: len(world.plane.alerts()) == 5)
     received = [(e["data"]["fingerprint"], e["data"]["status"]) for e in world.plane.alerts()]
     first, second, third = (
-        next(identities(["f" * 32], one, "byoc")).fingerprint for one in read(FIRING).alerts
+        identities(["f" * 32], "byoc")[0].fingerprint_of(one) for one in read(FIRING).alerts
     )
     assert received == [
         (first, "firing"),

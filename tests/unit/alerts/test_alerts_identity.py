@@ -73,14 +73,14 @@ async def test_a_later_start_ends_the_episode_under_its_own_identity() -> None:
 
 
 def test_the_receivers_name_is_keyed_too() -> None:
-    current, plain = identities([SECRET], received(), "byoc")
+    current, plain = identities([SECRET], "byoc")
     assert plain.receiver == "byoc"
     assert "byoc" not in current.receiver
     keyed, unkeyed = (
         alert_id(
             RULES.origin,
             receiver,
-            current.fingerprint,
+            current.fingerprint_of(received()),
             starts_at_ms=received().starts_at_ms,
             status="firing",
         )
