@@ -49,14 +49,15 @@ FORMS = tuple(
             r"(?i:passw(?:or)?d|secret|token|api[_-]?key|credentials?)\s*[=:]",
         ),
         (
-            ("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "xox", "sk-", "whsec_"),
+            ("_", "xox", "sk-"),
             r"\bgh[pousr]_\w{20}|\bxox[abp]-|\bsk-\w{20}|\bwhsec_",
         ),
     )
 )
-# A key or a hash is inside one run of these characters, which is longer than most names.
+# A key or a hash is inside one run of these characters, which is longer than most words.
+MIN_RUN = 32
 RUN = re.compile(r"[A-Za-z0-9+/]{32,}+")
-HEX = re.compile(r"[0-9A-Fa-f]{32}")
+HEX = re.compile(r"[0-9A-Fa-f][0-9A-Fa-f]{31}")  # `re` finds a single first character faster
 # base64: both cases and digits, longer than any name
 BASE64 = re.compile(
     r"(?=[a-z+/0-9]*+[A-Z])(?=[A-Z+/0-9]*+[a-z])(?=[A-Za-z+/]*+\d)[A-Za-z0-9+/]{40}"
@@ -108,6 +109,8 @@ def is_refused(value: str) -> bool:
     for form in FORMS:
         if form.is_in(value, folded):
             return True
+    if max(map(len, value.split()), default=0) < MIN_RUN:
+        return False
     return any(
         HEX.search(value, *run.span()) or BASE64.match(value, run.start())
         for run in RUN.finditer(value)
@@ -116,4 +119,4 @@ def is_refused(value: str) -> bool:
 
 def _is_text(value: str) -> bool:
     """Return whether a value has no invisible characters other than line ends and tabs."""
-    return value.replace("\n", "").replace("\t", "").isprintable()
+    return value.isprintable() or value.replace("\n", "").replace("\t", "").isprintable()

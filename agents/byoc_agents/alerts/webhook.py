@@ -98,9 +98,12 @@ class Webhook:
         if isinstance(request.protocol, ClientConnection) and not request.protocol.authenticate():
             return 503, "busy"
         try:
-            async with self._place(request), AsyncExitStack() as held:
-                body = await self._body(request, held)
-                await self._relay.accept(body)  # without a timeout: a commit cannot be undone
+            # The relay has no timeout: a commit cannot be undone.
+            if _is_small(request) and request.content.is_eof():  # most are, and need no limit
+                await self._relay.accept(request.content.read_nowait())
+            else:
+                async with self._place(request), AsyncExitStack() as held:
+                    await self._relay.accept(await self._body(request, held))
         except tuple(kind for kind, _, _ in REFUSALS) as error:
             if isinstance(error, SpoolError):
                 self._log.error("webhook.write_failed", error=str(error))
@@ -109,9 +112,7 @@ class Webhook:
 
     def _place(self, request: web.BaseRequest) -> AbstractAsyncContextManager[None]:
         """Return a context to hold while the body is in memory. Small bodies are not limited."""
-        length = request.content_length
-        small = length is not None and length <= SMALL_BODY_BYTES
-        return nullcontext() if small else self._large_place()
+        return nullcontext() if _is_small(request) else self._large_place()
 
     @asynccontextmanager
     async def _large_place(self) -> AsyncIterator[None]:
@@ -161,6 +162,11 @@ class Webhook:
         presented = given.strip().encode("utf-8", "surrogateescape")
         matches = [hmac.compare_digest(presented, token.encode()) for token in tokens]
         return scheme.lower() == "bearer" and any(matches)
+
+
+def _is_small(request: web.BaseRequest) -> bool:
+    length = request.content_length
+    return length is not None and length <= SMALL_BODY_BYTES
 
 
 def _response(status: int, text: str, **headers: str) -> web.Response:

@@ -105,12 +105,10 @@ class ClientConnection(web.RequestHandler):
             self._body.feed_eof()
 
     def data_received(self, data: bytes) -> None:
-        """Start the timeout for the headers of the next request at its first byte."""
+        """Start the timeout for the headers of the next request, unless they are complete."""
         if self._malformed:
             return
         if self.idle_since < math.inf:
-            if self._late is None:
-                self._await_head(self._owner.limits.header_seconds)
             self._unread_bytes += len(data)
             if self._unread_bytes > LINGER_BYTES and not self._owner.is_authenticated(self):
                 self.abort()
@@ -121,6 +119,8 @@ class ClientConnection(web.RequestHandler):
             if error is not None:  # ignore the rest: each part of it would be another error
                 error.__traceback__ = None  # breaks a reference cycle with the received bytes
                 self._malformed = True
+        if not self._messages and self.idle_since < math.inf and self._late is None:
+            self._await_head(self._owner.limits.header_seconds)
 
     def _await_head(self, seconds: float | None) -> None:
         """Close the connection if the headers do not end in time; None stops the timer."""

@@ -299,21 +299,8 @@ class SpoolStore:
 
 
 def row_of(message: Message) -> tuple[object, ...]:
-    """Return the values of COLUMNS and their hash."""
-    row = (
-        message.id,
-        message.type,
-        message.body,
-        message.created_at_ms,
-        message.records,
-        message.content_type,
-        message.content_encoding,
-        message.group,
-        message.replaces,
-        message.stream,
-        message.epoch,
-        message.sequence,
-    )
+    """Return the values of COLUMNS, which are the fields of a message in order, and their hash."""
+    row = msgspec.structs.astuple(message)
     return *row, message_digest(row)
 
 
