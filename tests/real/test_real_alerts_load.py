@@ -166,7 +166,7 @@ async def test_our_hop_beside_alertmanagers(
         f"ratio: delivered/s {beside.seconds / ours.seconds:.2f},"
         f" CPU {ours.cpu_microseconds / beside.cpu_microseconds:.2f}"
     )
-    # 2.1 to 2.8 in five runs on one machine: this finds a blunder. `test_real_counts.py` holds the
-    # instructions of each part to within a few percent.
-    assert ours.cpu_microseconds < 3.5 * beside.cpu_microseconds
+    # 1.1 to 1.4 in three runs on a busy machine: this finds a blunder. `test_real_counts.py` holds
+    # the instructions of each part to within a few percent.
+    assert ours.cpu_microseconds < 2.5 * beside.cpu_microseconds
     assert ours.rss_mib < 80
