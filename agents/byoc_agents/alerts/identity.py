@@ -24,13 +24,13 @@ class Identity(msgspec.Struct, frozen=True):
 
     receiver: str  # the name from which the ids are computed; never sent
     receiver_key: str  # the same in RECEIVER_KEY_DIGITS: begins the keys of its alerts
-    secret: bytes | None = None  # None = as in 0.1.0
+    keyed: hmac.HMAC | None = None  # with the secret, and nothing hashed; None = as in 0.1.0
 
     def fingerprint_of(self, alert: Received) -> str:
         """Return the fingerprint that is sent, 16 hex digits."""
-        if self.secret is None:
+        if self.keyed is None:
             return alert.fingerprint
-        return _hash_keyed(self.secret, "fingerprint", alert.fingerprint)[:16]
+        return _hash_keyed(self.keyed, "fingerprint", alert.fingerprint)[:16]
 
     def alert_key(self, fingerprint: str) -> str:
         """Return the alert's key in the forwarder's own state; it ends with `fingerprint`."""
@@ -50,9 +50,9 @@ def identities(secrets: Sequence[str], receiver: str) -> Sequence[Identity]:
 def _make_identities(secrets: tuple[str, ...], receiver: str) -> Sequence[Identity]:
     found = []
     for secret in secrets:
-        key = secret.encode()
-        name = _hash_keyed(key, "receiver", receiver)
-        found.append(Identity(name, _receiver_key(name), key))
+        keyed = hmac.new(secret.encode(), digestmod="sha256")
+        name = _hash_keyed(keyed, "receiver", receiver)
+        found.append(Identity(name, _receiver_key(name), keyed))
     return (*found, Identity(receiver, _receiver_key(receiver)))
 
 
@@ -63,5 +63,8 @@ def _receiver_key(receiver: str) -> str:
     return stable_id("receiver", receiver)[:RECEIVER_KEY_DIGITS]
 
 
-def _hash_keyed(key: bytes, kind: str, value: str) -> str:
-    return hmac.digest(key, f"{kind}\n{value}".encode(), "sha256").hex()[:32]
+def _hash_keyed(keyed: hmac.HMAC, kind: str, value: str) -> str:
+    """Return 32 hex digits. `hmac.digest` would release the interpreter for every alert."""
+    hashed = keyed.copy()
+    hashed.update(f"{kind}\n{value}".encode())
+    return hashed.hexdigest()[:32]

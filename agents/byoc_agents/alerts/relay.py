@@ -116,7 +116,7 @@ class Relay:
         self._memory = AlertMemory()
         self._checkpoint = Checkpointed(spool, lambda: self._memory.load(spool))
         self._in_flight: dict[str, asyncio.Future[None]] = {}  # alert -> done after its commit
-        self._uncommitted: list[Plan] = []  # in the order of their commits
+        self._uncommitted: dict[asyncio.Future[None], Plan] = {}  # in the order of their commits
         self._log = structlog.get_logger().bind()  # once, not at each line as by the proxy
 
     async def accept(self, body: bytes | bytearray) -> int:
@@ -169,7 +169,7 @@ class Relay:
         episodes = self._memory.episodes
         if self._uncommitted:
             episodes = episodes.copy()
-            for plan in self._uncommitted:
+            for plan in self._uncommitted.values():
                 episodes.apply(plan.facts.values())
         return episodes.summary(self._now_ms())
 
@@ -184,7 +184,7 @@ class Relay:
         state = self._memory.state(plan.facts, plan.unconfirmed, at_ms)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._in_flight |= dict.fromkeys(alerts, done)
-        self._uncommitted.append(plan)
+        self._uncommitted[done] = plan
         try:
             batch = WriteBatch(messages=plan.messages, state=state)
             await self._checkpoint.commit(batch, self._memory)
@@ -193,7 +193,7 @@ class Relay:
                 self.changed_at_ns = self._clock.boot_ns()
         finally:
             done.set_result(None)
-            self._uncommitted = [other for other in self._uncommitted if other is not plan]
+            del self._uncommitted[done]
             for alert in alerts:
                 del self._in_flight[alert]
 
@@ -220,7 +220,7 @@ class Relay:
             fingerprint = seen.identity.fingerprint_of(received)
             alert = msgspec.structs.replace(received, fingerprint=fingerprint)
             latest = plan.latest_episode(seen.identity.alert_key(fingerprint))
-            if latest is None and seen.identity.secret is None:
+            if latest is None and seen.identity.keyed is None:
                 latest = self._episode_of_0_1_0(plan, alert, seen)
             if latest is not None and _is_sighting_of(alert, latest):
                 return alert, seen, latest

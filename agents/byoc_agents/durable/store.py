@@ -377,12 +377,16 @@ def _chunk(rows: Sequence[T]) -> Iterator[Sequence[T]]:
 
 
 def digest(*columns: object) -> bytes:
-    """Return the SHA-256 that is stored with the columns, to detect damage."""
-    plain = [len(column) if isinstance(column, bytes) else column for column in columns]
+    """Return the SHA-256 that is stored with the columns, to detect damage.
+
+    At most one column is bytes: it is hashed after the others, which contain its length.
+    """
+    plain, content = list(columns), b""
+    for at, column in enumerate(columns):
+        if type(column) is bytes:
+            plain[at], content = len(column), column
     found = hashlib.sha256(repr(plain).encode())
-    for column in columns:
-        if isinstance(column, bytes):
-            found.update(column)
+    found.update(content)
     return found.digest()
 
 
