@@ -1,4 +1,4 @@
-"""The command line: `run receiver consumer`, `compact`, `tenant`, `stack` and `schema`."""
+"""The command line: `run`, `compact`, `import`, `tenant`, `stack` and `schema`."""
 
 import argparse
 import asyncio
@@ -28,7 +28,7 @@ from byoc_agents.egress.destinations import (
 from byoc_agents.egress.gate import Gate
 from byoc_agents.egress.regions import sqs_region
 from byoc_agents.errors import ConfigError
-from byoc_control_plane import __version__, stack, tenant
+from byoc_control_plane import __version__, handover, stack, tenant
 from byoc_control_plane.compact import compact
 from byoc_control_plane.consumer import Consumer
 from byoc_control_plane.credentials import Keyring, Parsed
@@ -245,6 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911  one per co
     schema.add_argument("--tenants", action="store_true", help="print the row policies instead")
     tenant.add_parser(commands)
     stack.add_parser(commands)
+    handover.add_parser(commands)
     options = parser.parse_args(argv)
     if options.command == "schema":
         statements = tenant_statements() if options.tenants else table_statements(options.engine)
@@ -255,6 +256,9 @@ def main(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911  one per co
             return tenant.run(options, os.environ)
         if options.command == "stack":
             return stack.run(options)
+        if options.command == "import":
+            _refuse_unknown(os.environ)
+            return handover.run(options, os.environ)
         if options.command == "compact":
             _refuse_unknown(os.environ)
             return asyncio.run(compact(options.shard, os.environ, watch=options.watch))

@@ -55,6 +55,14 @@ COMMANDS = {
         "list or resend messages that a receiver rejected for good",
         "byoc-agents dead-letters list",
     ),
+    "export": Command(
+        "write what waits in the spools into signed files, for a network without a way out",
+        "byoc-agents export --key export-key.pem --output /media/usb",
+    ),
+    "import-receipts": Command(
+        "remove from the spools what the receiver's receipts confirm",
+        "byoc-agents import-receipts --key vendor.pub receipt-*.byoc",
+    ),
     "policy": Command(
         "print the allowed destinations, as a table or as a policy to enforce",
         "byoc-agents policy table billing-scraper",
@@ -111,6 +119,15 @@ def _dispatch(arguments: list[str]) -> int:  # noqa: C901, PLR0911  one per comm
 
             state_dir = os.environ.get("BYOC_STATE_DIR", dead_letters.STATE_DIR)
             return dead_letters.main(rest, state_dir)
+        case "export" | "import-receipts":
+            from byoc_agents.airgap import cli as airgap
+            from byoc_agents.app import logging as log
+            from byoc_agents.app.dead_letters import STATE_DIR
+
+            log.configure("warning", sys.stderr)  # standard output is for the result
+            state_dir = os.environ.get("BYOC_STATE_DIR", STATE_DIR)
+            run = airgap.main_export if command == "export" else airgap.main_import
+            return run(rest, state_dir)
         case "policy":
             from byoc_agents.policy import cli as policy
 
@@ -134,7 +151,7 @@ def _dispatch(arguments: list[str]) -> int:  # noqa: C901, PLR0911  one per comm
 def _print_help() -> int:
     print("usage: byoc-agents COMMAND [OPTIONS]\n\ncommands:")
     for name, command in COMMANDS.items():
-        print(f"  {name:14}{command.summary}")
+        print(f"  {name:17}{command.summary}")
     print("\noptions:\n  --help        print this list\n  --version     print the version")
     print("\n`byoc-agents COMMAND --help` describes one command. For example:")
     print(f"  {COMMANDS['check-config'].example}")
