@@ -77,7 +77,7 @@ class Bucket:
             await asyncio.gather(*(task for _, task in flying), return_exceptions=True)
 
     async def put_once(
-        self, key: str, body: bytes, content_type: str = "application/zstd", encoding: str = ""
+        self, key: str, body: bytes, content_type: str = "application/zstd", encoding: str = "", /
     ) -> None:
         """Store a new object. Raises ExistsError.
 

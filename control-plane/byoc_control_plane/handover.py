@@ -100,7 +100,8 @@ class Importer:
         return Imported([Delivered(m.id, _digest(m.body)) for m in stored], refused)
 
     async def _store_objects(self, messages: Sequence[Message]) -> dict[str, str]:
-        bucket, refused = await self._bucket(), {}
+        bucket = await self._bucket()
+        refused: dict[str, str] = {}
         for message in messages:
             owner = _owner_of(message.id, self._prefix)
             if owner is None:
@@ -117,7 +118,8 @@ class Importer:
         return refused
 
     async def _store_events(self, messages: Sequence[Message]) -> dict[str, str]:
-        store, refused = await self._store(), {}
+        store = await self._store()
+        refused: dict[str, str] = {}
         for at in range(0, len(messages), GROUP):
             tables: dict[str, list[tuple[str, bytes]]] = {}
             for message in messages[at : at + GROUP]:
@@ -142,7 +144,7 @@ async def _insert(store: Store, table: str, rows: Sequence[tuple[str, bytes]]) -
     except RowsRefusedError as error:
         if len(rows) == 1:
             return {rows[0][0]: str(error)[:300]}
-        refused = {}
+        refused: dict[str, str] = {}
         for row in rows:  # find whose rows are refused
             refused |= await _insert(store, table, [row])
         return refused

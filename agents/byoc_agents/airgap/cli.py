@@ -18,7 +18,12 @@ SUCCESS, PROBLEMS, UNUSABLE = 0, 1, 2  # exit codes
 NO_CRYPTOGRAPHY = "needs cryptography: expected `pip install 'byoc-agents[checkpoint]'`"
 
 
-def main_export(argv: Sequence[str], state_dir: str) -> int:
+def main(command: str, argv: Sequence[str], state_dir: str) -> int:
+    """Run `export` or `import-receipts`; return the exit code. Raises ConfigError."""
+    return (_main_export if command == "export" else _main_import)(argv, state_dir)
+
+
+def _main_export(argv: Sequence[str], state_dir: str) -> int:
     """Write one file or more per daemon. Return 0, or 2 if one cannot be written."""
     parser = _parser(
         "export",
@@ -34,7 +39,7 @@ def main_export(argv: Sequence[str], state_dir: str) -> int:
     return _run("export", lambda: asyncio.run(_export(options)))
 
 
-def main_import(argv: Sequence[str], state_dir: str) -> int:
+def _main_import(argv: Sequence[str], state_dir: str) -> int:
     """Remove what receipts confirm. Return 0, 1 if a file is refused, 2 if nothing can be done."""
     parser = _parser(
         "import-receipts",

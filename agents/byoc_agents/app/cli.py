@@ -126,8 +126,7 @@ def _dispatch(arguments: list[str]) -> int:  # noqa: C901, PLR0911  one per comm
 
             log.configure("warning", sys.stderr)  # standard output is for the result
             state_dir = os.environ.get("BYOC_STATE_DIR", STATE_DIR)
-            run = airgap.main_export if command == "export" else airgap.main_import
-            return run(rest, state_dir)
+            return airgap.main(command, rest, state_dir)
         case "policy":
             from byoc_agents.policy import cli as policy
 
