@@ -57,7 +57,7 @@ class RefusedError(Exception):
 
 
 class Imported(NamedTuple):
-    """The result for one file: what was stored, and why the others were not."""
+    """The result for one file: the stored messages, and why the others were refused."""
 
     delivered: list[Delivered]
     refused: dict[str, str]  # id -> why

@@ -27,7 +27,7 @@ def _main_export(argv: Sequence[str], state_dir: str) -> int:
     """Write one file or more per daemon. Return 0, or 2 if one cannot be written."""
     parser = _parser(
         "export",
-        "Write what waits in the spools into signed files, one or more per daemon."
+        "Write the messages in the spools into signed files, one or more per daemon."
         " Nothing is removed: `import-receipts` does that.",
         "byoc-agents export --key export-key.pem --output /media/usb",
         state_dir,

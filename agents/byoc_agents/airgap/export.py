@@ -1,4 +1,4 @@
-"""Exports what waits in the spools, and removes what a receipt confirms.
+"""Exports the messages in the spools, and removes those that a receipt confirms.
 
 Both work while the daemons run, as `dead-letters` does: SQLite isolates the processes. A message
 stays in its spool, and the daemon goes on sending it, until a receipt or the receiver's own answer
@@ -52,7 +52,7 @@ class Confirmed(NamedTuple):
     removed: int  # messages that were still in the spool
 
 
-class Exporter:
+class SpoolExporter:
     """The two commands on one state directory. Use `opened`, which holds its lock."""
 
     def __init__(self, state_dir: Path, ledger: FileLedger, clock: Clock) -> None:
@@ -68,7 +68,7 @@ class Exporter:
         *,
         max_bytes: int = MAX_FILE_BYTES,
     ) -> list[Exported]:
-        """Write what waits in a daemon's spool into files of at most `max_bytes`, or one message.
+        """Write the messages in a daemon's spool into files of at most `max_bytes`, or one message.
 
         Raises SpoolError, LedgerError (then nothing was written) and OSError.
         """
@@ -163,7 +163,7 @@ class Exporter:
 
 
 @asynccontextmanager
-async def opened(state_dir: Path, clock: Clock) -> AsyncIterator[Exporter]:
+async def opened(state_dir: Path, clock: Clock) -> AsyncIterator[SpoolExporter]:
     """Hold the lock of the commands, and open their ledger.
 
     Raises SpoolUnavailableError if another command runs, and LedgerError.
@@ -173,7 +173,7 @@ async def opened(state_dir: Path, clock: Clock) -> AsyncIterator[Exporter]:
     try:
         directory = state_dir / OWN / "ledger"
         async with FileLedger(directory, clock=clock, max_bytes=LEDGER_BYTES, facts=True) as ledger:
-            yield Exporter(state_dir, ledger, clock)
+            yield SpoolExporter(state_dir, ledger, clock)
     finally:
         lock.release()
 

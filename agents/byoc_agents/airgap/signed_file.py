@@ -1,8 +1,8 @@
 """A file of lines whose first line is a signed statement about all others.
 
-The first line is a DSSE envelope (`access.envelope`) around a `Manifest`, which has the SHA-256 of
-everything after that line. So no line is parsed before a pinned key has vouched for it. Exports and
-receipts have payload types of their own: one is never taken for the other.
+The first line is a DSSE envelope (`access.envelope`) around a `FileManifest`, which has the SHA-256
+of everything after that line. So no line is parsed before a pinned key has vouched for it. Exports
+and receipts have payload types of their own: one is never taken for the other.
 """
 
 import hashlib
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-Kind = Literal["export", "receipt"]
-PAYLOAD_TYPES: dict[Kind, str] = {
+FileKind = Literal["export", "receipt"]
+PAYLOAD_TYPES: dict[FileKind, str] = {
     "export": "application/vnd.byoc.export.v1+json",
     "receipt": "application/vnd.byoc.export-receipt.v1+json",
 }
@@ -37,8 +37,8 @@ class SignedFileError(ByocError):
     """The file cannot be trusted, or is not the one that was expected. `str()` says why."""
 
 
-class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is signed."""
+class FileManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The signed statement."""
 
     daemon: str  # whose spool the messages were in
     made_at: str  # RFC 3339
@@ -58,7 +58,7 @@ class SignedFile(NamedTuple):
     """A file that a pinned key has signed. `id` is the SHA-256 of its manifest, in hex."""
 
     id: str
-    manifest: Manifest
+    manifest: FileManifest
     lines: list[bytes]
 
     def messages(self) -> list[Message]:
@@ -78,7 +78,7 @@ def _decode(line: bytes, kind: type[T]) -> T:
 
 
 def sign_file(  # noqa: PLR0913  the statement, its lines and the key
-    kind: Kind,
+    kind: FileKind,
     items: Sequence[Message] | Sequence[Delivered],
     key: "Ed25519PrivateKey",
     *,
@@ -90,13 +90,13 @@ def sign_file(  # noqa: PLR0913  the statement, its lines and the key
     lines = [msgspec.json.encode(item) + b"\n" for item in items]
     rest = b"".join(lines)
     digest = hashlib.sha256(rest).hexdigest()
-    manifest = Manifest(daemon=daemon, made_at=made_at, lines=len(lines), sha256=digest, of=of)
+    manifest = FileManifest(daemon=daemon, made_at=made_at, lines=len(lines), sha256=digest, of=of)
     payload = msgspec.json.encode(manifest)
     first = sign(PAYLOAD_TYPES[kind], payload, [("", key)])
     return hashlib.sha256(payload).hexdigest(), first + b"\n" + rest
 
 
-def open_file(raw: bytes, kind: Kind, key: "Ed25519PublicKey") -> SignedFile:
+def open_file(raw: bytes, kind: FileKind, key: "Ed25519PublicKey") -> SignedFile:
     """Return the content of a file that was signed with this key. Raises SignedFileError."""
     first, _, rest = raw.partition(b"\n")
     pinned = VerifyingKey("", key.public_bytes_raw())
@@ -104,7 +104,7 @@ def open_file(raw: bytes, kind: Kind, key: "Ed25519PublicKey") -> SignedFile:
         opened = open_envelope(first, [PAYLOAD_TYPES[kind]], [pinned], threshold=1, now_ms=0)
     except EnvelopeError as error:
         raise SignedFileError(_explain(error, kind)) from error
-    manifest = _decode(opened.payload, Manifest)
+    manifest = _decode(opened.payload, FileManifest)
     if hashlib.sha256(rest).hexdigest() != manifest.sha256:
         raise SignedFileError("changed or cut off: its lines do not have the signed SHA-256")
     lines = rest.splitlines()
@@ -113,7 +113,7 @@ def open_file(raw: bytes, kind: Kind, key: "Ed25519PublicKey") -> SignedFile:
     return SignedFile(hashlib.sha256(opened.payload).hexdigest(), manifest, lines)
 
 
-def _explain(error: EnvelopeError, kind: Kind) -> str:
+def _explain(error: EnvelopeError, kind: FileKind) -> str:
     if error.reason == "too_few_signatures":
         return "not signed with the given key: its first line was changed, or the key is another"
     if error.reason == "wrong_type":

@@ -56,7 +56,7 @@ COMMANDS = {
         "byoc-agents dead-letters list",
     ),
     "export": Command(
-        "write what waits in the spools into signed files, for a network without a way out",
+        "write the messages in the spools into signed files, for a network without a way out",
         "byoc-agents export --key export-key.pem --output /media/usb",
     ),
     "import-receipts": Command(

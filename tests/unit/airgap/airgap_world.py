@@ -7,7 +7,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from byoc_agents.airgap.export import Exporter, opened
+from byoc_agents.airgap.export import SpoolExporter, opened
 from byoc_agents.airgap.signed_file import open_file, sign_file
 from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.model import WriteBatch
@@ -26,7 +26,7 @@ BILLING = "billing-scraper"
 
 
 class MemoryBucket:
-    """Keeps objects, each once. Stands in for `Bucket` without HTTP."""
+    """Keeps objects, each once. As `Bucket`, without HTTP."""
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
@@ -90,7 +90,7 @@ class World:
 
     async def export(self, daemon: str = BILLING, **options: Any) -> list[bytes]:
         async with self.exporter() as exporter:
-            made: Exporter = exporter
+            made: SpoolExporter = exporter
             found = await made.export(daemon, self.output, CUSTOMER, **options)
         await self.clock.advance(1)  # so that the next export is another file
         new = [one.path.read_bytes() for one in found]
@@ -115,7 +115,7 @@ class World:
     async def confirm(self, raw: bytes) -> int:
         """Import a receipt; return how many messages were removed."""
         async with self.exporter() as exporter:
-            made: Exporter = exporter
+            made: SpoolExporter = exporter
             found = await made.confirm(open_file(raw, "receipt", VENDOR.public_key()))
         return found.removed
 

@@ -1,4 +1,4 @@
-"""Exports and receipts: what is trusted, what is refused, and what a person sees."""
+"""Exports and receipts: trusted and refused files, and the messages of the commands."""
 
 import asyncio
 import base64
