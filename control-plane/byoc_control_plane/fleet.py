@@ -11,7 +11,7 @@ import msgspec
 from byoc_control_plane.progress import PROGRESS
 from byoc_control_plane.store import Store, fetch_rows
 
-Rows = Sequence[Mapping[str, Any]]
+FleetRows = Sequence[Mapping[str, Any]]
 
 MAX_ROWS = 200  # of each table; the first are those that need a person
 DAYS = 14
@@ -168,18 +168,18 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True):
 
     now_ms: int  # milliseconds since 1970
     organization: str  # the only one that is shown, or empty
-    counts: Rows
-    rejected: Rows
-    progress: Rows
-    customers: Rows
-    silent: Rows
-    replicas: Rows
-    versions: Rows
-    servers: Rows
-    ages: Rows
-    gaps: Rows
-    incomplete: Rows
-    slo: Rows
+    counts: FleetRows
+    rejected: FleetRows
+    progress: FleetRows
+    customers: FleetRows
+    silent: FleetRows
+    replicas: FleetRows
+    versions: FleetRows
+    servers: FleetRows
+    ages: FleetRows
+    gaps: FleetRows
+    incomplete: FleetRows
+    slo: FleetRows
 
 
 def fill_query(query: str, now_ms: int, since: str, organization: str = "") -> str:
@@ -195,7 +195,7 @@ def fill_query(query: str, now_ms: int, since: str, organization: str = "") -> s
 
 async def read_fleet(store: Store, now_ms: int, since: str, organization: str = "") -> Fleet:
     """Read all tables, one query at a time. Raises as `Store.run`."""
-    found: dict[str, Rows] = {}
+    found: dict[str, FleetRows] = {}
     for table, query in QUERIES.items():
         found[table] = await fetch_rows(store, fill_query(query, now_ms, since, organization))
     return Fleet(now_ms=now_ms, organization=organization, **found)

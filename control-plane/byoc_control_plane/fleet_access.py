@@ -37,7 +37,7 @@ HEADERS = {
 }
 
 
-class _Page(NamedTuple):
+class _KeptPage(NamedTuple):
     text: str
     until_ns: int  # by the clock since boot
 
@@ -58,7 +58,7 @@ class FleetAccess:
         self._metrics = metrics
         self._token = token
         self._lock = asyncio.Lock()
-        self._pages: OrderedDict[str, _Page] = OrderedDict()
+        self._pages: OrderedDict[str, _KeptPage] = OrderedDict()
 
     async def answer(self, request: web.BaseRequest) -> web.Response:
         """Answer a request for PATH."""
@@ -114,7 +114,7 @@ class FleetAccess:
             text = render_fleet(await read_fleet(self._store, now_ms, since, organization))
             ended_ns = self._clock.boot_ns()
             rest_ns = max(int(FRESH_SECONDS * 1e9), int(REST * (ended_ns - began_ns)))
-            self._pages[organization] = _Page(text, ended_ns + rest_ns)
+            self._pages[organization] = _KeptPage(text, ended_ns + rest_ns)
             self._pages.move_to_end(organization)
             if len(self._pages) > MAX_PAGES:
                 self._pages.popitem(last=False)

@@ -9,6 +9,7 @@ file may be imported any number of times, in any order, and next to online deliv
 import argparse
 import asyncio
 import hashlib
+import os
 import re
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -27,6 +28,7 @@ from byoc_agents.airgap.signed_file import (
 )
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.app.cloudevents import rfc3339
+from byoc_agents.app.command_line import CommandParser
 from byoc_agents.app.settings import load, name
 from byoc_agents.billing.objects import parse_key
 from byoc_agents.delivery.sink import Message
@@ -34,9 +36,15 @@ from byoc_agents.durable.files import Disk
 from byoc_agents.errors import ConfigError
 from byoc_agents.ledger import heads
 from byoc_control_plane.bucket import Bucket, ExistsError
+from byoc_control_plane.cli import COMMANDS
 from byoc_control_plane.compact import FAILURES, open_bucket
 from byoc_control_plane.rows import InvalidEventError, build_row
-from byoc_control_plane.settings import CompactorSettings, PlaneSettings, checked_argument
+from byoc_control_plane.settings import (
+    CompactorSettings,
+    PlaneSettings,
+    checked_argument,
+    refuse_unknown,
+)
 from byoc_control_plane.store import (
     RowsRefusedError,
     Store,
@@ -161,26 +169,31 @@ def _digest(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()
 
 
-def add_parser(commands: Any) -> None:
-    """Add the command `import`."""
-    parser = commands.add_parser(
-        "import", help="store exports of a customer without a way out, and write receipts"
-    )
+def make_parser() -> CommandParser:
+    """Return the parser of the command."""
+    parser = COMMANDS["import"].parser()
     parser.add_argument("organization", type=checked_argument(name), help="whose exports they are")
     parser.add_argument("file", nargs="+", type=Path, help="exports, in any order")
     parser.add_argument("--key", required=True, help="the organization's public Ed25519 key")
     parser.add_argument("--sign", required=True, help="your private Ed25519 key, PEM")
     parser.add_argument("--receipts", required=True, type=Path, help="an existing directory")
+    return parser
 
 
-def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Import the files. Return 0, 1 if anything was refused, 2 if a store does not answer.
 
-    Raises ConfigError and OSError.
+    Raises ConfigError.
     """
-    if not options.receipts.is_dir():
-        raise ConfigError([f"--receipts: {options.receipts}: expected an existing directory"])
-    return asyncio.run(_import(options, environ))
+    asked = make_parser().parse_args(argv)
+    refuse_unknown(os.environ)
+    if not asked.receipts.is_dir():
+        raise ConfigError([f"--receipts: {asked.receipts}: expected an existing directory"])
+    try:
+        return asyncio.run(_import(asked, os.environ))
+    except OSError as error:
+        sys.stderr.write(f"byoc-control-plane import: {error}\n")
+        return UNUSABLE
 
 
 async def _import(options: argparse.Namespace, environ: Mapping[str, str]) -> int:

@@ -8,7 +8,7 @@ import msgspec
 from byoc_agents.alerts.events import Origin
 from byoc_agents.app.cloudevents import Agent, encode, rfc3339
 from byoc_agents.billing.record import UsageRecord
-from byoc_control_plane.rows import Row, build_row
+from byoc_control_plane.rows import TableRow, build_row
 from byoc_control_plane.store import Store, insert_rows
 from lab.control_plane.messages import heartbeat_event, watch_alert
 from lab.control_plane.simulation import START_MS, fleet_messages
@@ -29,7 +29,7 @@ def _agent(number: int) -> Agent:
     )
 
 
-def state_rows(replicas: int, seed: int) -> Iterator[Row]:
+def state_rows(replicas: int, seed: int) -> Iterator[TableRow]:
     """Yield the state messages; each SILENT_EVERY-th replica ends ten minutes early."""
     chance = random.Random(seed)
     for fed in fleet_messages(replicas, seed, HOURS):
@@ -41,7 +41,7 @@ def state_rows(replicas: int, seed: int) -> Iterator[Row]:
         yield build_row(msgspec.json.encode(event), fed.at_ms + chance.randrange(50, 4000))
 
 
-def alert_rows(replicas: int) -> Iterator[Row]:
+def alert_rows(replicas: int) -> Iterator[TableRow]:
     """Yield one heartbeat and one alert per service."""
     for number in range(0, replicas, 3):
         names = f"org-{number // 100}", f"s-{number // 3}", "eu-west-1", f"r-{number}"

@@ -2,78 +2,88 @@
 
 import argparse
 import asyncio
+import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import structlog
+
 from byoc_agents.airgap import export
 from byoc_agents.airgap.signed_file import MAX_FILE_BYTES, SignedFileError, open_file
 from byoc_agents.app.clock import SystemClock
+from byoc_agents.app.command_line import CommandParser
 from byoc_agents.errors import ConfigError, LedgerError, SpoolError
 from byoc_agents.ledger import heads
 
 T = TypeVar("T")
+STATE_DIR = "/var/lib/byoc-agents"  # BYOC_STATE_DIR's default
 SUCCESS, PROBLEMS, UNUSABLE = 0, 1, 2  # exit codes
 NO_CRYPTOGRAPHY = "needs cryptography: expected `pip install 'byoc-agents[checkpoint]'`"
 
 
-def main(command: str, argv: Sequence[str], state_dir: str) -> int:
-    """Run `export` or `import-receipts`; return the exit code. Raises ConfigError."""
-    return (_main_export if command == "export" else _main_import)(argv, state_dir)
+class AirgapCommand:
+    """One of the two commands."""
+
+    def __init__(self, name: str, description: str, example: str) -> None:
+        self._name = name
+        self._description = description
+        self._example = example
+
+    def make_parser(self) -> CommandParser:
+        """Return the parser of the command."""
+        state_dir = os.environ.get("BYOC_STATE_DIR", STATE_DIR)
+        parser = CommandParser(
+            prog=f"byoc-agents {self._name}",
+            description=self._description,
+            epilog=f"example: {self._example}",
+        )
+        parser.add_argument("--state-dir", type=Path, default=Path(state_dir))
+        if self._name == "export":
+            parser.add_argument("--key", required=True, help="your private Ed25519 key, PEM")
+            parser.add_argument("--output", required=True, type=Path, help="an existing directory")
+            parser.add_argument("--daemon", action="append", help="only this one; may be repeated")
+        else:
+            parser.add_argument("--key", required=True, help="the receiver's public Ed25519 key")
+            parser.add_argument("file", nargs="+", type=Path, help="receipts, in any order")
+        return parser
+
+    def main(self, argv: Sequence[str]) -> int:
+        """Run it. Return 0, 1 if a file is refused, 2 if nothing can be done.
+
+        Raises ConfigError.
+        """
+        options = self.make_parser().parse_args(argv)
+        before = structlog.get_config()
+        structlog.configure(  # standard output is for the result
+            wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+            logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        )
+        try:
+            return asyncio.run((_export if self._name == "export" else _import)(options))
+        except OSError as error:
+            text = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        except (SpoolError, LedgerError, SignedFileError) as error:
+            text = str(error)
+        finally:
+            structlog.configure(**before)
+        sys.stderr.write(f"byoc-agents {self._name}: {text}\n")
+        return UNUSABLE
 
 
-def _main_export(argv: Sequence[str], state_dir: str) -> int:
-    """Write one file or more per daemon. Return 0, or 2 if one cannot be written."""
-    parser = _parser(
-        "export",
-        "Write the messages in the spools into signed files, one or more per daemon."
-        " Nothing is removed: `import-receipts` does that.",
-        "byoc-agents export --key export-key.pem --output /media/usb",
-        state_dir,
-    )
-    parser.add_argument("--key", required=True, help="your private Ed25519 key, PEM")
-    parser.add_argument("--output", required=True, type=Path, help="an existing directory")
-    parser.add_argument("--daemon", action="append", help="only this daemon; may be repeated")
-    options = parser.parse_args(argv)
-    return _run("export", lambda: asyncio.run(_export(options)))
-
-
-def _main_import(argv: Sequence[str], state_dir: str) -> int:
-    """Remove what receipts confirm. Return 0, 1 if a file is refused, 2 if nothing can be done."""
-    parser = _parser(
-        "import-receipts",
-        "Remove from the spools what the receiver's receipts confirm."
-        " A file may be imported again.",
-        "byoc-agents import-receipts --key vendor.pub receipt-*.byoc",
-        state_dir,
-    )
-    parser.add_argument("--key", required=True, help="the receiver's public Ed25519 key")
-    parser.add_argument("file", nargs="+", type=Path, help="receipts, in any order")
-    options = parser.parse_args(argv)
-    return _run("import-receipts", lambda: asyncio.run(_import(options)))
-
-
-def _parser(name: str, description: str, example: str, state_dir: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"byoc-agents {name}",
-        description=description,
-        epilog=f"example: {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--state-dir", type=Path, default=Path(state_dir))
-    return parser
-
-
-def _run(command: str, work: Callable[[], int]) -> int:
-    try:
-        return work()
-    except OSError as error:
-        text = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    except (SpoolError, LedgerError, SignedFileError) as error:
-        text = str(error)
-    sys.stderr.write(f"byoc-agents {command}: {text}\n")
-    return UNUSABLE
+EXPORT = AirgapCommand(
+    "export",
+    "Write the messages in the spools into signed files, one or more per daemon."
+    " Nothing is removed: `import-receipts` does that.",
+    "byoc-agents export --key export-key.pem --output /media/usb",
+)
+IMPORT = AirgapCommand(
+    "import-receipts",
+    "Remove from the spools what the receiver's receipts confirm. A file may be imported again.",
+    "byoc-agents import-receipts --key vendor.pub receipt-*.byoc",
+)
 
 
 def load_key(load: Callable[[bytes], T], file: str, option: str) -> T:

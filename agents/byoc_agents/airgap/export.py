@@ -20,7 +20,7 @@ from byoc_agents.app.clock import Clock
 from byoc_agents.app.cloudevents import rfc3339
 from byoc_agents.delivery.sink import Message, Outcome, Receipt
 from byoc_agents.durable.files import DirectoryLock, create_file, sync_directory
-from byoc_agents.durable.store import Store
+from byoc_agents.durable.store import SpoolStore
 from byoc_agents.errors import Reason, SendError
 from byoc_agents.ledger import FileLedger
 from byoc_agents.ledger.format import FactLine
@@ -140,11 +140,11 @@ class SpoolExporter:
                 removed += len(ids)
         return removed
 
-    def _open_spool(self, daemon: str) -> Store:
+    def _open_spool(self, daemon: str) -> SpoolStore:
         path = self._state_dir / daemon / "spool.db"
         if not path.is_file():
             raise SignedFileError(f"{path}: no spool of {daemon}")
-        return Store(path, max_bytes=UNBOUNDED)
+        return SpoolStore(path, max_bytes=UNBOUNDED)
 
     def _remember(self, file_id: str, daemon: str) -> None:
         directory = self._state_dir / OWN / "made"

@@ -11,7 +11,7 @@ from byoc_agents.airgap.export import SpoolExporter, opened
 from byoc_agents.airgap.signed_file import open_file, sign_file
 from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.model import WriteBatch
-from byoc_agents.durable.store import Store
+from byoc_agents.durable.store import SpoolStore
 from byoc_agents.ledger.query import Filter, events
 from byoc_control_plane.bucket import ExistsError
 from byoc_control_plane.handover import Importer
@@ -66,11 +66,11 @@ class World:
             organization, bucket=bucket, prefix="v1/", store=store, now_ms=lambda: START_MS
         )
 
-    def spool(self, daemon: str = BILLING) -> Store:
+    def spool(self, daemon: str = BILLING) -> SpoolStore:
         """Open the spool as the daemon has it."""
         path = self.state_dir / daemon / "spool.db"
         path.parent.mkdir(parents=True, exist_ok=True)
-        return Store(path, max_bytes=1 << 30)
+        return SpoolStore(path, max_bytes=1 << 30)
 
     def add(self, *messages: Message, daemon: str = BILLING) -> None:
         with closing(self.spool(daemon)) as store, store.transaction():
