@@ -76,20 +76,24 @@ class Bucket:
                 task.cancel()
             await asyncio.gather(*(task for _, task in flying), return_exceptions=True)
 
-    async def put_once(self, key: str, body: bytes) -> None:
+    async def put_once(
+        self, key: str, body: bytes, content_type: str = "application/zstd", encoding: str = "", /
+    ) -> None:
         """Store a new object. Raises ExistsError.
 
         Returns also if it exists with these bytes: after an answer that was lost.
         """
+        coding = {"ContentEncoding": encoding} if encoding else {}
         try:
             await self._client.put_object(
                 Bucket=self._name,
                 Key=key,
                 Body=body,
                 IfNoneMatch="*",
-                ContentType="application/zstd",
+                ContentType=content_type,
                 ChecksumAlgorithm="SHA256",
                 ChecksumSHA256=base64.b64encode(hashlib.sha256(body).digest()).decode(),
+                **coding,
             )
         except ClientError as error:
             if error.response["Error"]["Code"] != "PreconditionFailed":

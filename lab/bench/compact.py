@@ -95,7 +95,7 @@ class MemoryBucket(Bucket):
         async for item in items:
             yield item, self._stored.get(item.key)
 
-    async def put_once(self, key: str, body: bytes) -> None:
+    async def put_once(self, key: str, body: bytes, *_: str) -> None:
         """See `Bucket.put_once`."""
         self._stored[key] = body
 

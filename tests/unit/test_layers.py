@@ -45,6 +45,7 @@ MAY_IMPORT = {
     "wiring": {*CORE, "egress", "clickhouse", "wiring"},
     "audit": {*CORE, "billing", "audit"},
     "report": {*CORE, "schema", "report"},
+    "airgap": {*CORE, "access", "airgap"},  # of the broker only its envelope
     "usage": {*CORE, "billing", "audit", "report", "usage"},
     **{d: {*CORE, "egress", "sinks", "clickhouse", "servers", "wiring", d} for d in DAEMONS},
 }

@@ -78,6 +78,18 @@ def _dead_letters() -> CommandModule:
     return dead_letters
 
 
+def _export() -> CommandModule:
+    from byoc_agents.airgap.cli import EXPORT
+
+    return EXPORT
+
+
+def _import_receipts() -> CommandModule:
+    from byoc_agents.airgap.cli import IMPORT
+
+    return IMPORT
+
+
 def _policy() -> CommandModule:
     from byoc_agents.policy import cli
 
@@ -125,6 +137,16 @@ OWN = {
         "list or resend messages that a receiver rejected for good",
         "byoc-agents dead-letters list",
         _dead_letters,
+    ),
+    "export": Command(
+        "write the messages in the spools into signed files, for a network without a way out",
+        "byoc-agents export --key export-key.pem --output /media/usb",
+        _export,
+    ),
+    "import-receipts": Command(
+        "remove from the spools what the receiver's receipts confirm",
+        "byoc-agents import-receipts --key vendor.pub receipt-*.byoc",
+        _import_receipts,
     ),
     "policy": Command(
         "print the allowed destinations, as a table or as a policy to enforce",

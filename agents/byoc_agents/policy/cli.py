@@ -268,6 +268,7 @@ FORMS = {  # option -> (pattern, example)
     ),
     "vpce": (r"vpce-\w+", "vpce-ID"),
     "sqs_vpce": (rf"vpce-\w+|{amazon.NO_ENDPOINT}", "vpce-ID or none"),
+    "issuer": (r"https://[\w.-]+(/[\w.~/-]*)?", "https://HOST/PATH, as the tokens state it"),
     "service_account": (r"[^/,\s]+/[^/,\s]+(,[^/,\s]+)*", "NAMESPACE/NAME[,NAME]"),
     "account": (r"\d{12}", "12 digits"),
 }
@@ -282,6 +283,8 @@ def _check_forms(asked: argparse.Namespace) -> None:
             if not re.fullmatch(pattern, value, re.ASCII):
                 flag = f"--{name.replace('_', '-')}"
                 wrong.append(f"{flag}: invalid value {value!r}: expected {example}")
+    if bool(asked.issuer) != (asked.trust == "web-identity"):
+        wrong.append("--issuer: expected together with --trust web-identity")
     if asked.account and not asked.tenants:
         wrong.append("--account: invalid without --tenants: expected both")
     if wrong:
@@ -316,7 +319,7 @@ def _options(asked: argparse.Namespace, facts: Facts) -> Options:
         accounts=tuple(asked.account),
         kms_key=asked.kms_key,
         trust=asked.trust,
-        oidc_provider=asked.oidc_provider.removeprefix("https://"),
+        oidc_provider=(asked.issuer or asked.oidc_provider).removeprefix("https://"),
         audience=asked.audience or usual.audience,
         cluster_arn=asked.cluster_arn,
         service_account=asked.service_account,
@@ -354,7 +357,8 @@ def make_parser() -> CommandParser:
         ("--sqs-vpce", "ID", "the interface endpoint of SQS; none = there is none"),
         ("--kms-key", "ARN", "the customer-managed key of bucket and queue, if there is one"),
         ("--oidc-provider", "HOST/PATH", "the cluster's, for --trust irsa"),
-        ("--audience", "NAME", "of the pod's token, for --trust irsa; byoc-agents if not given"),
+        ("--issuer", "URL", "of the cluster's tokens, for --trust web-identity: GKE, AKS, others"),
+        ("--audience", "NAME", "of the pod's token; byoc-agents if not given"),
         ("--cluster-arn", "ARN", "the EKS cluster, for --trust pod-identity"),
         ("--service-account", "NAMESPACE/NAME[,NAME]", "of the pods, for --trust"),
     ):
@@ -375,7 +379,7 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_const", const="json", dest="format", help="same as --format json"
     )
-    parser.add_argument("--trust", choices=("irsa", "pod-identity"), default="")
+    parser.add_argument("--trust", choices=("irsa", "web-identity", "pod-identity"), default="")
     parser.add_argument(
         "--identity",
         choices=("environment", *IDENTITIES),
