@@ -33,6 +33,13 @@ MAX_BREAK_GLASS_SECONDS = 30 * 60
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 EXPECTED = "expected a policy: docs/access.md has an example"
+RULES = frozenset(
+    {
+        *("disabled", "role", "break_glass", "expired", "duration", "endpoints", "ticket"),
+        *("vendor_keys", "approvals", "csr"),
+    }
+)
+"""The names of the rules by which a request or an approved grant is refused."""
 
 Approvals = Annotated[int, msgspec.Meta(ge=1, le=5)]
 RoleName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}\Z")]
