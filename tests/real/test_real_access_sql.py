@@ -532,7 +532,9 @@ async def test_the_pages_of_a_real_log_are_all_of_its_lines(place: Path) -> None
             self._engine = engine
 
         def query(self, text: str, fmt: str = "CSV") -> object:
-            text = text.replace(f"user = '{USER.name}'", "user = 'default' AND query LIKE '%zz_p'")
+            if "system.query_log" in text:
+                named = f"user = '{USER.name}'"
+                text = text.replace(named, "user = 'default' AND query LIKE '%zz_p'")
             return self._engine.query(text, fmt)
 
     with session(place, "admin", admin=True) as engine:

@@ -131,10 +131,11 @@ class PolicyFile(PolicyPart, frozen=True, kw_only=True):
 
 
 class Policy(msgspec.Struct, frozen=True, dict=True):  # `dict`: for cached properties
-    """A checked policy, and the SHA-256 of its file."""
+    """A checked policy, the SHA-256 of its file, and the file's bytes."""
 
     file: PolicyFile
     sha256: str
+    content: bytes
 
     @cached_property
     def vendor_keys(self) -> tuple[VerifyingKey, ...]:
@@ -191,7 +192,7 @@ def load_policy(content: bytes) -> Policy:
     mistakes = [mistake for check in CHECKS for mistake in check(file)]
     if mistakes:
         raise PolicyError("; ".join(mistakes))
-    return Policy(file, sha256(content))
+    return Policy(file, sha256(content), content)
 
 
 def judge_request(policy: Policy, request: AccessRequest, now_ms: int) -> str:
