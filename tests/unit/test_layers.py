@@ -22,6 +22,7 @@ SHARED = {
         "keyed_ids",
         "listening",
         "metrics",
+        "reloadable_secret",
         "settings",
     ),
     "signals",
@@ -44,6 +45,7 @@ MAY_IMPORT = {
     "wiring": {*CORE, "egress", "clickhouse", "wiring"},
     "audit": {*CORE, "billing", "audit"},
     "report": {*CORE, "schema", "report"},
+    "access_commands": {*CORE, "access", "report", "access_commands"},
     "usage": {*CORE, "billing", "audit", "report", "usage"},
     **{d: {*CORE, "egress", "sinks", "clickhouse", "servers", "wiring", d} for d in DAEMONS},
 }

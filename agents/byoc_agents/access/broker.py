@@ -952,7 +952,7 @@ class Broker:
         for kind, content in (("queries", logs.queries), ("sessions", logs.sessions)):
             path = folder / f"{name}-{kind}.jsonl"
             await asyncio.to_thread(_place, self._parts.disk, content, path)
-            digests[kind] = sha256(content)
+            digests[f"{kind}_sha256"] = sha256(content)
         counts = {key: str(value) for key, value in logs.counts.items()}
         await self._note(grant, "collected", {"replica": name, **digests, **counts})
         return msgspec.structs.replace(logs, queries=b"", sessions=b"")

@@ -63,6 +63,10 @@ COMMANDS = {
         "preview which alerts of Prometheus rule files would leave, and what of them",
         "byoc-agents alerts preview rules/*.yaml",
     ),
+    "access": Command(
+        "approve, end and report access of the vendor's engineers",
+        "byoc-agents access approve 0190a7c2 --for 30m --by anna",
+    ),
     "completion": Command(
         "print a completion script for a shell",
         "byoc-agents completion bash > /etc/bash_completion.d/byoc-agents",
@@ -119,6 +123,10 @@ def _dispatch(arguments: list[str]) -> int:  # noqa: C901, PLR0911  one per comm
             from byoc_agents.alerts import preview
 
             return preview.main(rest)
+        case "access":
+            from byoc_agents import access_commands
+
+            return access_commands.main(rest)
         case "completion":
             from byoc_agents.app import completion
 
@@ -149,7 +157,7 @@ def _report_unknown(command: str) -> int:
 
 
 def _parse_daemons(command: str, rest: list[str], at_least: str) -> argparse.Namespace:
-    from byoc_agents.app.run import DAEMONS
+    from byoc_agents.app.run import DAEMONS, OPTIONAL_DAEMONS
 
     parser = argparse.ArgumentParser(
         prog=f"byoc-agents {command}",
@@ -157,7 +165,7 @@ def _parse_daemons(command: str, rest: list[str], at_least: str) -> argparse.Nam
         epilog=f"example: {COMMANDS[command].example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("daemon", nargs=at_least, help=", ".join(DAEMONS))
+    parser.add_argument("daemon", nargs=at_least, help=", ".join([*DAEMONS, *OPTIONAL_DAEMONS]))
     parser.add_argument(
         "--config", metavar="FILE", help="YAML settings; environment variables take precedence"
     )

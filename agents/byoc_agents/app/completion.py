@@ -11,11 +11,15 @@ import re
 from collections.abc import Sequence
 
 from byoc_agents.app import cli
-from byoc_agents.app.run import DAEMONS
+from byoc_agents.app.run import DAEMONS, OPTIONAL_DAEMONS
 
 SUBCOMMANDS = {
     "ledger": ("show", "verify", "checkpoint", "prove", "report"),
     "dead-letters": ("list", "resend"),
+    "access": (
+        *("list", "show", "approve", "deny", "revoke", "kill", "status", "submit", "sign", "check"),
+        *("forget-replica", "policy", "sql", "init-ca", "report", "evidence"),
+    ),
 }
 
 BASH = """_byoc_agents() {{
@@ -82,8 +86,8 @@ def words_of_commands() -> dict[str, list[str]]:
 
     words: dict[str, list[str]] = {name: [] for name in cli.COMMANDS}
     for name in ("run", "drain", "check-config"):
-        words[name] = [*DAEMONS]
-    words["policy"] = [*POLICIES, *ACCOUNT_CHECKS, *DAEMONS]
+        words[name] = [*DAEMONS, *OPTIONAL_DAEMONS]
+    words["policy"] = [*POLICIES, *ACCOUNT_CHECKS, *DAEMONS, *OPTIONAL_DAEMONS]
     words["completion"] = [*SCRIPTS]
     for name, subcommands in SUBCOMMANDS.items():
         words[name] = [*subcommands]

@@ -58,6 +58,7 @@ class ClickHouseDouble:
     )
     hidden_lines: int = 0  # of query_log: counted, and not returned
     statements: list[str] = field(default_factory=list)
+    on_statement: Callable[[str], None] = lambda _: None  # after it has run, before the answer
 
     def __post_init__(self) -> None:
         self.http = HttpDouble(apply=self._apply)
@@ -66,10 +67,15 @@ class ClickHouseDouble:
         text = request.body.decode()
         statement = text.removesuffix("\nFORMAT JSONCompact")
         self.statements.append(statement)
+        reply = self._answer(statement, selects=text != statement)
+        self.on_statement(statement)
+        return reply
+
+    def _answer(self, statement: str, *, selects: bool) -> Reply:
         for part, code in self.refused.items():
             if part in statement:
                 return refuse(code)
-        if text != statement:
+        if selects:
             rows = self._select(statement)
             return refuse(62) if rows is None else answer(rows)
         return Reply() if self._execute(statement) else refuse(62)
@@ -126,6 +132,8 @@ class ClickHouseDouble:
         """Answer the checks as a server on which an administrator has run the shipped SQL."""
         if statement == "SELECT version() AS version":
             return [{"version": self.version}]
+        if statement == "SELECT is_done FROM system.mutations LIMIT 0":
+            return []
         found = CHECKED.search(statement)
         tables: dict[str, Callable[[], list[Row]]] = {
             "system.roles": lambda: [{"name": role} for role in sql.ROLES],
