@@ -53,7 +53,7 @@ from byoc_agents.access.machine import (
 from byoc_agents.access.orders import (
     ALL,
     Approve,
-    Check,
+    CheckServers,
     Deny,
     Forget,
     Order,
@@ -507,7 +507,7 @@ class Broker:
                 return "\n".join(answers) or "nothing is open"
             case Forget():
                 return await self._forget(order)
-            case Check():
+            case CheckServers():
                 problems = await self.check_servers()
                 lines = [f"{name}: {problem or 'ok'}" for name, problem in problems.items()]
                 return "\n".join(lines)

@@ -10,7 +10,7 @@ import datetime as dt
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -34,8 +34,6 @@ PAGE_ROWS = 500
 MAX_LOG_BYTES = 8 << 20  # of one log of one server; about 4,000 queries
 EARLIER = dt.timedelta(minutes=5)  # the server's clock may be behind: logs are read from then on
 UNKNOWN_TABLE = 60  # ClickHouse src/Common/ErrorCodes.cpp
-
-Row = dict[str, Any]
 
 
 class ClickHouseServer:

@@ -69,11 +69,11 @@ class Forget(_Order, frozen=True, kw_only=True):
     comment: Annotated[str, msgspec.Meta(min_length=1, max_length=500)]
 
 
-class Check(_Order, frozen=True, kw_only=True):
+class CheckServers(_Order, frozen=True, kw_only=True):
     """Check every server as before an opening, and answer with the problems."""
 
 
-Order = Submit | Approve | Deny | Revoke | Forget | Check
+Order = Submit | Approve | Deny | Revoke | Forget | CheckServers
 
 _DECODER = msgspec.json.Decoder(Order)
 

@@ -43,7 +43,7 @@ class BrokerSource:
             await self._clock.sleep(PASS_SECONDS)
 
     async def run_once(self) -> None:
-        """Make one pass, take what was polled, and check the servers if it is time."""
+        """Make one pass, submit the polled envelopes, and check the servers if it is time."""
         await self._broker.run_pass()
         await self._submit_polled()
         now_ns = self._clock.boot_ns()

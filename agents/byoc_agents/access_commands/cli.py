@@ -23,7 +23,7 @@ from byoc_agents.access.errors import AuthorityError, PolicyError
 from byoc_agents.access.orders import (
     ALL,
     Approve,
-    Check,
+    CheckServers,
     Deny,
     Forget,
     Order,
@@ -41,9 +41,10 @@ from byoc_agents.access_commands.state import (
     summarize,
 )
 from byoc_agents.access_commands.text import HEADING, grant_line, grant_text
+from byoc_agents.app.command_line import CommandParser
 from byoc_agents.app.files import MAX_SECRET_BYTES, read_within
 from byoc_agents.errors import SpoolError
-from byoc_agents.ledger.query import Fact
+from byoc_agents.ledger.query import RecordedFact
 from byoc_agents.report.cli import standard_state_dir
 
 ANSWER_SECONDS = 10.0  # for the broker's answer: it makes a pass each second
@@ -77,7 +78,7 @@ COMMANDS = {
 }
 
 
-class UsageError(Exception):
+class BadUsageError(Exception):
     """An argument cannot be used. `str()` says what is expected."""
 
 
@@ -88,14 +89,14 @@ def main(
 ) -> int:
     """Run one of the commands; return the exit code."""
     try:
-        options = _parser(environ).parse_args(argv)
+        options = make_parser(environ).parse_args(argv)
     except SystemExit as stop:  # argparse has printed the reason
         return int(stop.code or 0)
     options.state = BrokerState(Path(options.state_dir))
     options.environ, options.sleep = environ, sleep
     try:
         code: int = options.run(options)
-    except (NoBrokerError, UsageError, SpoolError, AuthorityError) as error:
+    except (NoBrokerError, BadUsageError, SpoolError, AuthorityError) as error:
         sys.stderr.write(f"byoc-agents access: {error}\n")
         return 2
     except OSError as error:
@@ -104,12 +105,12 @@ def main(
     return code
 
 
-def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def make_parser(environ: Mapping[str, str] = os.environ) -> CommandParser:
+    """Return the parser of the command."""
+    parser = CommandParser(
         prog="byoc-agents access",
         description="Approve, end and report access of the vendor's engineers.",
         epilog="example: byoc-agents access approve 0190a7c2 --for 30m --by anna",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     made = {name: _add(commands.add_parser, name, environ) for name in COMMANDS}
@@ -161,7 +162,6 @@ def _add(
         name,
         description=sentence,
         epilog=f"example: byoc-agents access {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     variable, standard = standard_state_dir(environ)
     parser.add_argument("--state-dir", default=standard, help=f"default {variable}, now {standard}")
@@ -191,14 +191,14 @@ def _write_json(value: object) -> None:
 
 
 def _read(path: str, max_bytes: int) -> bytes:
-    """Return a file's bytes, or those of standard input. Raises UsageError."""
+    """Return a file's bytes, or those of standard input. Raises BadUsageError."""
     if path == "-":
         return sys.stdin.buffer.read(max_bytes + 1)
     try:
         return read_within(path, max_bytes)
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
-        raise UsageError(f"{path}: {why}: expected a readable file") from None
+        raise BadUsageError(f"{path}: {why}: expected a readable file") from None
 
 
 # Reading.
@@ -263,7 +263,7 @@ def _report(options: argparse.Namespace) -> int:
         from byoc_agents.access_commands.page import AccessPage  # noqa: PLC0415  an extra
 
         page = AccessPage()
-    facts: dict[str, list[Fact]] = {}
+    facts: dict[str, list[RecordedFact]] = {}
     for fact in options.state.facts():
         facts.setdefault(fact.subject, []).append(fact)
     grants = [summarize(one, facts.get(one.id, ())) for one in options.state.grants()]
@@ -322,20 +322,20 @@ def _place(options: argparse.Namespace, order: Order) -> int:
 
 
 def _convert(order: Callable[..., Order], **values: object) -> Order:
-    """Return the order. Raises UsageError for a value that the broker would refuse."""
+    """Return the order. Raises BadUsageError for a value that the broker would refuse."""
     made = order(**values)
     try:
         msgspec.convert(msgspec.to_builtins(made), type(made))
     except msgspec.ValidationError as error:
-        raise UsageError(str(error)) from None
+        raise BadUsageError(str(error)) from None
     return made
 
 
 def _find(options: argparse.Namespace) -> str:
-    """Return the whole id of `options.id`. Raises UsageError."""
+    """Return the whole id of `options.id`. Raises BadUsageError."""
     grant = options.state.grant(options.id)
     if grant is None:
-        raise UsageError(f"{options.id}: no request, or several: expected one id")
+        raise BadUsageError(f"{options.id}: no request, or several: expected one id")
     return str(grant.id)
 
 
@@ -355,7 +355,7 @@ def _approve(options: argparse.Namespace) -> int:
 
 def _deny(options: argparse.Namespace) -> int:
     if not options.comment:
-        raise UsageError("--comment: expected a reason for the denial")
+        raise BadUsageError("--comment: expected a reason for the denial")
     return _place(
         options, _convert(Deny, id=_find(options), by=options.by, comment=options.comment)
     )
@@ -368,7 +368,7 @@ def _revoke(options: argparse.Namespace) -> int:
 
 def _forget(options: argparse.Namespace) -> int:
     if not options.comment:
-        raise UsageError("--comment: expected a reason")
+        raise BadUsageError("--comment: expected a reason")
     order = _convert(Forget, replica=options.replica, by=options.by, comment=options.comment)
     return _place(options, order)
 
@@ -378,7 +378,7 @@ def _submit(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    return _place(options, Check())
+    return _place(options, CheckServers())
 
 
 # The kill switch.
@@ -422,7 +422,7 @@ def _sign(options: argparse.Namespace) -> int:
     except (ValueError, TypeError):
         key = None
     if not isinstance(key, Ed25519PrivateKey):
-        raise UsageError(f"{options.key}: expected an Ed25519 private key in PEM, no password")
+        raise BadUsageError(f"{options.key}: expected an Ed25519 private key in PEM, no password")
     try:
         envelope = msgspec.json.decode(_read(options.file, MAX_ENVELOPE_BYTES), type=Envelope)
         payload = base64.b64decode(envelope.payload)
@@ -440,7 +440,7 @@ def _sign(options: argparse.Namespace) -> int:
             Approval,
         )
     except (msgspec.MsgspecError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{options.file}: {error}: expected the request of `show ID`") from None
+        raise BadUsageError(f"{options.file}: {error}: expected the request of `show ID`") from None
     _write(sign(APPROVAL, msgspec.json.encode(approval), [(options.key_id, key)]).decode())
     return 0
 

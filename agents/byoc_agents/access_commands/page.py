@@ -5,7 +5,7 @@ from typing import Any
 
 from byoc_agents import __version__
 from byoc_agents.access_commands.state import COUNTS, GrantSummary
-from byoc_agents.ledger.query import Fact
+from byoc_agents.ledger.query import RecordedFact
 from byoc_agents.report.html import make_environment, make_policy, read_static
 
 PACKAGE = "byoc_agents.access_commands"
@@ -21,7 +21,7 @@ class AccessPage:
     def render(
         self,
         grants: Sequence[GrantSummary],
-        facts: Mapping[str, Sequence[Fact]],
+        facts: Mapping[str, Sequence[RecordedFact]],
         *,
         kill_switch: str,
         written_at: str,

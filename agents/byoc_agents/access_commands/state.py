@@ -10,8 +10,8 @@ from byoc_agents.access.control_files import KillSwitch
 from byoc_agents.access.documents import utc_text
 from byoc_agents.access.grants import GRANTS
 from byoc_agents.access.machine import ENDS, LIVE, Grant, State
-from byoc_agents.durable.store import Store
-from byoc_agents.ledger.query import Fact, Filter, events
+from byoc_agents.durable.store import SpoolStore
+from byoc_agents.ledger.query import Filter, RecordedFact, events
 
 BROKER = "access-broker"  # the broker's directory below the state directory
 KILL_SWITCH = "kill-switch"
@@ -66,7 +66,7 @@ class BrokerState:
     def grants(self) -> list[Grant]:
         """Return every grant, the oldest first. Raises NoBrokerError, SpoolError."""
         self.check()
-        with closing(Store(self.directory / "spool.db", max_bytes=UNBOUNDED)) as store:
+        with closing(SpoolStore(self.directory / "spool.db", max_bytes=UNBOUNDED)) as store:
             raw = store.state(GRANTS)
         return sorted(map(_DECODER.decode, raw.values()), key=lambda grant: grant.request.issued_ms)
 
@@ -75,10 +75,10 @@ class BrokerState:
         found = [grant for grant in self.grants() if grant.id.startswith(grant_id)]
         return found[0] if len(found) == 1 else None
 
-    def facts(self, grant_id: str = "") -> list[Fact]:
+    def facts(self, grant_id: str = "") -> list[RecordedFact]:
         """Return the facts of a grant, or all of them."""
         found = events({BROKER: self.directory / "ledger"}, Filter(id=grant_id))
-        return [event for event in found if isinstance(event, Fact)]
+        return [event for event in found if isinstance(event, RecordedFact)]
 
     @property
     def kill_file(self) -> Path:
@@ -100,7 +100,7 @@ def is_ended(grant: Grant) -> bool:
     return grant.state in ENDS
 
 
-def summarize(grant: Grant, facts: Sequence[Fact]) -> GrantSummary:
+def summarize(grant: Grant, facts: Sequence[RecordedFact]) -> GrantSummary:
     """Return the summary of a grant; `facts` may be of others too."""
     request = grant.request
     return GrantSummary(
@@ -135,7 +135,7 @@ def _time(milliseconds: int) -> str:
     return utc_text(milliseconds) if milliseconds else ""
 
 
-def _counts(grant_id: str, facts: Sequence[Fact]) -> dict[str, int]:
+def _counts(grant_id: str, facts: Sequence[RecordedFact]) -> dict[str, int]:
     """Return the sums of the facts `collected`, one per replica: the last of each counts."""
     of_replica = {
         fact.detail["replica"]: fact.detail

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from byoc_agents.access_commands.state import GrantSummary
-from byoc_agents.ledger.query import Fact
+from byoc_agents.ledger.query import RecordedFact
 
 HEADING = f"{'id':36}  {'state':17} {'engineer':16} {'ticket':12} {'role':16} {'for':>5}  until"
 
@@ -17,7 +17,7 @@ def grant_line(grant: GrantSummary) -> str:
     )
 
 
-def grant_text(grant: GrantSummary, facts: Sequence[Fact]) -> Iterator[str]:
+def grant_text(grant: GrantSummary, facts: Sequence[RecordedFact]) -> Iterator[str]:
     """Yield the lines about one grant, with its history."""
     fields = {
         "id": grant.id,

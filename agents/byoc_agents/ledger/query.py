@@ -57,7 +57,7 @@ class RefusedConnections(msgspec.Struct, frozen=True, kw_only=True):
     count: int
 
 
-class Fact(msgspec.Struct, frozen=True, kw_only=True):
+class RecordedFact(msgspec.Struct, frozen=True, kw_only=True):
     """A decision or a step of the access broker. Nothing left."""
 
     daemon: str
@@ -70,7 +70,7 @@ class Fact(msgspec.Struct, frozen=True, kw_only=True):
     sha256: dict[str, str]
 
 
-LedgerEvent = Send | RefusedConnections | Fact
+LedgerEvent = Send | RefusedConnections | RecordedFact
 
 
 class Filter(msgspec.Struct, frozen=True):
@@ -88,7 +88,7 @@ class Filter(msgspec.Struct, frozen=True):
             return False
         if isinstance(event, RefusedConnections):
             return not (self.type or self.destination or self.id)
-        if isinstance(event, Fact):
+        if isinstance(event, RecordedFact):
             return not (self.type or self.destination) and self.id in {"", event.subject}
         pairs = ((event.type, self.type), (event.destination, self.destination))
         fits = all(not pattern or fnmatchcase(value, pattern) for value, pattern in pairs)
@@ -139,8 +139,8 @@ def _refusal(daemon: str, line: Refused) -> RefusedConnections:
     )
 
 
-def _fact(daemon: str, line: FactLine) -> Fact:
-    return Fact(
+def _fact(daemon: str, line: FactLine) -> RecordedFact:
+    return RecordedFact(
         daemon=daemon,
         sequence=line.sequence,
         time=line.time,

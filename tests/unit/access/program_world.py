@@ -17,7 +17,7 @@ import msgspec
 
 from byoc_agents.access.authority import create_authority
 from byoc_agents.access.orders import Order, OrderFolder
-from byoc_agents.durable.store import Store
+from byoc_agents.durable.store import SpoolStore
 from byoc_agents.ledger.format import FactLine, decode
 from byoc_agents.ledger.segments import Segments
 from lab.fakes.http import HttpDouble, Reply, Request
@@ -160,7 +160,7 @@ class Program:
 
     def stored(self) -> dict[str, dict[str, Any]]:
         """Return id -> grant, as the store has it."""
-        store = Store(self.state / "spool.db", max_bytes=1 << 62)
+        store = SpoolStore(self.state / "spool.db", max_bytes=1 << 62)
         try:
             found = [msgspec.json.decode(raw) for raw in store.state("access/grant/").values()]
         finally:

@@ -112,7 +112,7 @@ async def test_what_the_broker_refuses_is_exit_code_1(
         (("submit", "/no/such/file"), "expected a readable file"),
         (("approve", "x; DROP"), "expected the id of a request"),
         (("approve", SHORT, "--for", "soon"), "expected a duration such as 30m"),
-        (("kill", "maybe"), "invalid choice"),
+        (("kill", "maybe"), "invalid value"),
     ],
 )
 async def test_bad_usage_is_exit_code_2(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from byoc_agents.access.orders import Approve, Check, Revoke, Submit
+from byoc_agents.access.orders import Approve, CheckServers, Revoke, Submit
 from byoc_agents.access.replicas import user_of
 from byoc_agents.ledger.verify import verify
 from tests.unit.access.access_world import GRANT_ID
@@ -92,7 +92,7 @@ async def test_a_mounted_kill_switch_that_is_missing_counts_as_on(program: Progr
         program.plane.envelopes.append(program.request())
         await until(lambda: "pending" in program.plane.states(), program.process)
         await program.order(Approve(id=GRANT_ID, by="anna"), "approve")
-        await program.order(Check(), "later")
+        await program.order(CheckServers(), "later")
         assert program.users == NOBODY
 
 
@@ -127,7 +127,7 @@ async def test_sigterm_ends_access_if_the_settings_say_so(program: Program) -> N
 async def test_the_order_to_check_answers_with_each_server(program: Program) -> None:
     program.servers["r1"].version = "25.7.1.1"
     async with program.running():
-        answer = await program.order(Check(), "check")
+        answer = await program.order(CheckServers(), "check")
         metric = 'byoc_access_server_ready{daemon="access-broker",replica="r1"}'
         assert await program.metric(metric) == 0
     assert answer.splitlines()[0] == "r0: ok"
