@@ -86,7 +86,9 @@ class RequestPoller:
             except Exception as error:  # noqa: BLE001  a defect here must not end access control
                 self._failures += 1
                 self.last_error = type(error).__name__
-                structlog.get_logger().error("access.poll_failed", error=str(error), exc_info=True)
+                structlog.get_logger().error(
+                    "access.poll_unexpected", error=str(error), exc_info=True
+                )
             await self._clock.sleep(wait)
 
     async def poll(self) -> None:

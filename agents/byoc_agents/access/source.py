@@ -81,7 +81,7 @@ class BrokerSource:
 
 
 class BrokerCollector(Collector):
-    """The broker's metrics, read from it at each scrape. docs/operations.md describes them."""
+    """The broker's metrics, read from it at each scrape. docs/access.md describes them."""
 
     def __init__(self, daemon: str, broker: Broker, poller: RequestPoller | None) -> None:
         self._daemon = daemon

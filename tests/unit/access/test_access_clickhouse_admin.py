@@ -37,7 +37,7 @@ async def double() -> AsyncIterator[ClickHouseDouble]:
 
 @pytest.fixture
 async def server(double: ClickHouseDouble) -> AsyncIterator[ClickHouseServer]:
-    async with client(double) as one, client(double, answer_bytes=1 << 20) as logs:
+    async with client(double) as one, client(double, seconds=30.0) as logs:
         yield ClickHouseServer("r0", one, logs, Storage.DEFAULT)
 
 

@@ -28,61 +28,61 @@ MUTANTS = {
         "distinct = {key.public: key.id for key in current}\n    if len(distinct) < threshold:",
         "distinct = {key.public: key.id for key in current}\n"
         "    if len(signatures) < threshold or not distinct:",
-        f"{TESTS}/test_access_envelope.py",
+        "test_access_envelope.py::test_one_key_counts_once_however_often_it_signs_or_is_pinned",
     ),
     "an expired key counts": Mutant(
         "envelope.py",
         "if key.not_after_ms is None or now_ms < key.not_after_ms]",
         "]",
-        f"{TESTS}/test_access_envelope.py",
+        "test_access_envelope.py::test_an_expired_key_does_not_count_from_its_end_on",
     ),
     "closing leads back to open": Mutant(
         "machine.py",
         "_row(State.OPENING, Cause.OPENED, State.OPEN)",
         "_row(frozenset({State.OPENING, State.CLOSING}), Cause.OPENED, State.OPEN)",
-        f"{TESTS}/test_access_machine.py",
+        "test_access_machine.py::test_no_row_leads_back",
     ),
     "the end by boot time does not count": Mutant(
         "machine.py",
         "return by_boot or moment.wall_ms >= grant.end_ms",
         "return moment.wall_ms >= grant.end_ms",
-        f"{TESTS}/test_access_machine.py",
+        "test_access_machine.py::test_what_is_due",
     ),
     "a kill switch that cannot be read is off": Mutant(
         "control_files.py",
         'return "the mounted switch cannot be read"',
         'return ""',
-        f"{TESTS}/test_access_control_files.py",
+        "test_access_control_files.py::test_a_mounted_switch_that_cannot_be_read_is_on",
     ),
     "a step takes effect although the ledger refused it": Mutant(
         "broker.py",
         "        if error and not ends:\n            raise RecordError(error)\n",
         "",
-        f"{TESTS}/test_access_broker.py",
+        "test_access_broker.py::test_nothing_opens_while_the_ledger_fails_and_it_opens_later",
     ),
     "one approval is enough for a role that needs two": Mutant(
         "policy.py",
         "        if role.approvals_needed is not None:\n            return role.approvals_needed\n",
         "",
-        f"{TESTS}/test_access_policy.py",
+        "test_access_policy.py::test_how_many_must_approve",
     ),
     "a used id can be used again": Mutant(
         "broker.py",
         "        if known is not None:\n",
         "        if known == b'':\n",
-        f"{TESTS}/test_access_broker.py",
+        "test_access_broker.py::test_an_id_with_other_bytes_is_a_conflict",
     ),
     "the sweep leaves unknown users": Mutant(
         "broker.py",
         "for user in sorted(set(users) - known):",
         "for user in sorted(set(users) - known - set(users)):",
-        f"{TESTS}/test_access_broker.py",
+        "test_access_broker.py::test_an_unknown_user_of_a_grant_is_dropped_by_the_sweep",
     ),
     "a text of the customer is sent as a reason": Mutant(
         "events.py",
         "return words if words in REASONS else OTHER",
         "return words",
-        f"{TESTS}/test_access_events.py",
+        "test_access_events.py::test_a_text_that_begins_with_no_fixed_word_is_other",
     ),
 }
 
@@ -117,7 +117,7 @@ def test_a_mutant_of_the_access_path_is_found(copy: Path, mutant: Mutant) -> Non
     assert source.count(mutant.line) == 1
     path.write_text(source.replace(mutant.line, mutant.instead))
     try:
-        done = run_tests(copy, mutant.test)
+        done = run_tests(copy, f"{TESTS}/{mutant.test}")
     finally:
         path.write_text(source)
     assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
