@@ -11,12 +11,12 @@ from typing import Any
 import msgspec
 import structlog
 
-from byoc_agents.alerts.reloadable_secret import ReloadableSecret
 from byoc_agents.app import logging as log
 from byoc_agents.app import signals
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.app.command_line import CommandParser
 from byoc_agents.app.http_server import Listen, serve
+from byoc_agents.app.reloadable_secret import ReloadableSecret
 from byoc_agents.app.settings import load
 from byoc_agents.egress.aws import aws_config, aws_session, fetch_credentials
 from byoc_agents.egress.destinations import (

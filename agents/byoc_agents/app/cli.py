@@ -28,15 +28,16 @@ class _Daemons:
         self._name = name
 
     def make_parser(self) -> "CommandParser":
-        from byoc_agents.app.run import DAEMONS
+        from byoc_agents.app.run import DAEMONS, OPTIONAL_DAEMONS
 
+        names = (*DAEMONS, *OPTIONAL_DAEMONS)
         parser = COMMANDS[self._name].parser()
         parser.add_argument(
             "daemon",
             nargs="*" if self._name == "check-config" else "+",
-            choices=tuple(DAEMONS),
+            choices=names,
             metavar="daemon",
-            help=", ".join(DAEMONS),
+            help=", ".join(names),
         )
         parser.add_argument(
             "--config", metavar="FILE", help="YAML settings; environment variables take precedence"
@@ -102,6 +103,12 @@ def _alerts() -> CommandModule:
     return preview
 
 
+def _access() -> CommandModule:
+    from byoc_agents.access_commands import cli
+
+    return cli
+
+
 OWN = {
     "run": Command(
         "run one or more daemons in this process",
@@ -157,6 +164,11 @@ OWN = {
         "preview which alerts of Prometheus rule files would leave, and what of them",
         "byoc-agents alerts preview rules/*.yaml",
         _alerts,
+    ),
+    "access": Command(
+        "approve, end and report access of the vendor's engineers",
+        "byoc-agents access approve 0190a7c2 --for 30m --by anna",
+        _access,
     ),
 }
 PROGRAM = CommandProgram("byoc-agents", __version__, OWN, example=OWN["check-config"].example)

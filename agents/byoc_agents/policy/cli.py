@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from byoc_agents.alerts.daemon import Settings as AlertsSettings
 from byoc_agents.app.command_line import CommandParser, join, nearest
-from byoc_agents.app.run import DAEMONS, Configuration, configure
+from byoc_agents.app.run import DAEMONS, OPTIONAL_DAEMONS, Configuration, configure
 from byoc_agents.billing.daemon import Settings as BillingSettings
 from byoc_agents.egress.destinations import DestinationKind, ip_literal, proxy_destination
 from byoc_agents.egress.regions import partition, sqs_region
@@ -338,9 +338,9 @@ def make_parser() -> CommandParser:
     parser.add_argument(
         "daemon",
         nargs="*",
-        choices=tuple(DAEMONS),
+        choices=(*DAEMONS, *OPTIONAL_DAEMONS),
         metavar="daemon",
-        help=f"{', '.join(DAEMONS)}; none = all",
+        help=f"{', '.join([*DAEMONS, *OPTIONAL_DAEMONS])}; none = the first three",
     )
     for flag, metavar, meaning in (
         ("--config", "FILE", "YAML settings; the environment wins"),
