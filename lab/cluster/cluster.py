@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lab.cluster import components
-from lab.cluster.components import Component
+from lab.cluster import components, parts
 from lab.cluster.machine import GROUPS, RUN, find_hierarchies
-from lab.real.parts.process import PartError
+from lab.real.parts import install
+from lab.real.parts.process import PartError, Program
 from lab.real.scraper import eventually
 
 START_SECONDS = 120.0
@@ -29,7 +29,7 @@ class Cluster:
 
     directory: Path
     kubeconfig: Path
-    components: dict[str, Component] = field(default_factory=dict, repr=False)  # none if not ours
+    components: dict[str, Program] = field(default_factory=dict, repr=False)  # none if not ours
 
     def kubectl(self, *arguments: str, given: str = "") -> str:
         """Run kubectl with `given` as standard input; return what it printed."""
@@ -48,6 +48,10 @@ class Cluster:
         """Return one object."""
         found: Manifest = json.loads(self.kubectl("-n", namespace, "get", kind, name, "-ojson"))
         return found
+
+    def address(self, pod: str, namespace: str) -> str:
+        """Return the address of a pod."""
+        return str(self.get("pod", pod, namespace)["status"]["podIP"])
 
     def items(self, kind: str, namespace: str, label: str = "") -> list[Manifest]:
         """Return all objects of a kind, with a label if one is given."""
@@ -99,12 +103,17 @@ class Cluster:
     def kill(self, *names: str) -> None:
         """End components with SIGKILL."""
         for name in names:
-            self.components[name].end(signal.SIGKILL)
+            self.components[name].kill()
 
     def start(self, *names: str) -> None:
         """Start ended components again."""
         for name in names:
             self.components[name].start()
+
+    def iptables(self, *arguments: str) -> None:
+        """Change the packet filter of the node, past which the kubelet's port-forwards go."""
+        settings = [f"{name}={value}" for name, value in parts.environment().items()]
+        install._run(["env", *settings, "iptables", "--wait", *arguments])
 
     def end_processes(self, pods: Iterable[Manifest]) -> None:
         """Kill every process of these pods at once, as a power cut of their node would."""
