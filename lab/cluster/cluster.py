@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -106,9 +107,14 @@ class Cluster:
             self.components[name].kill()
 
     def start(self, *names: str) -> None:
-        """Start ended components again."""
+        """Start components, those that have ended again; containerd answers after it.
+
+        A kubelet ends if containerd does not answer.
+        """
         for name in names:
             self.components[name].start()
+            if name == "containerd":
+                eventually(lambda: _answers_at(components.socket(self.directory)), START_SECONDS)
 
     def iptables(self, *arguments: str) -> None:
         """Change the packet filter of the node, past which the kubelet's port-forwards go."""
@@ -130,12 +136,15 @@ class Cluster:
         """Make a pod's port one of this loopback, past NetworkPolicies; yield its URL."""
         command = [str(components.programs()["kubectl"]), f"--kubeconfig={self.kubeconfig}"]
         command += ["-n", namespace, "port-forward", f"pod/{pod}", f":{port}"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        with (
+            (self.directory / "port-forward.log").open("ab") as log,
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process,
+        ):
             try:
                 assert process.stdout is not None
                 line = process.stdout.readline()
                 if not line:
-                    raise PartError(f"port-forward to {pod}:{port} failed")
+                    raise PartError(f"port-forward to {pod}:{port} failed, see {log.name}")
                 yield "http://" + line.split(" -> ")[0].removeprefix("Forwarding from ")
             finally:
                 process.kill()
@@ -179,7 +188,6 @@ def running(report: Callable[[str], None]) -> Iterator[Cluster]:
     cluster = Cluster(directory, directory / "kubeconfig", made)
     try:
         cluster.start("etcd", "kube-apiserver", "containerd")
-        eventually(lambda: components.socket(directory).exists(), START_SECONDS)
         components.import_images(directory)
         report(f"images loaded after {time.monotonic() - started:.1f} s")
         cluster.wait(lambda: _answers(cluster), "the API server")
@@ -190,6 +198,12 @@ def running(report: Callable[[str], None]) -> Iterator[Cluster]:
         yield cluster
     finally:
         cluster.kill(*reversed(made))
+
+
+def _answers_at(path: Path) -> bool:
+    """Return whether something listens on a Unix socket; its file outlives a killed program."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
 
 
 def _answers(cluster: Cluster) -> bool:
