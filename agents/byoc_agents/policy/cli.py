@@ -265,6 +265,8 @@ def _check_forms(asked: argparse.Namespace) -> None:
                 wrong.append(f"{flag}: invalid value {value!r}: expected {example}")
     if asked.account and not asked.tenants:
         wrong.append("--account: invalid without --tenants: expected both")
+    if asked.tailnet and asked.command != "table":
+        wrong.append(f"--tailnet: invalid with {asked.command}: expected table")
     if wrong:
         raise ConfigError(wrong)
 
@@ -299,6 +301,7 @@ def _options(asked: argparse.Namespace) -> Options:
         audience=asked.audience or usual.audience,
         cluster_arn=asked.cluster_arn,
         service_account=asked.service_account,
+        tailnet=asked.tailnet,
     )
 
 
@@ -342,6 +345,12 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
         "--json", action="store_const", const="json", dest="format", help="same as --format json"
     )
     parser.add_argument("--trust", choices=("irsa", "pod-identity"), default="")
+    parser.add_argument(
+        "--tailnet",
+        choices=("relay", "direct"),
+        default="",
+        help="the table has the destinations of the chart's tailnet too, by its mode",
+    )
     parser.add_argument(
         "--identity",
         choices=("environment", *IDENTITIES),
