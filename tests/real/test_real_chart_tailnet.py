@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
 import yaml
@@ -105,8 +106,7 @@ def test_the_policy_of_a_pod(endpoint: str) -> None:
     assert {one["port"] for one in to_nginx["ports"]} == ENDPOINTS[endpoint]
     assert to_resolver["to"] == [{"ipBlock": {"cidr": "10.0.0.2/32"}}], "not the cluster's DNS"
     assert beyond["ports"] == [{"protocol": "TCP", "port": 443}], "no UDP: relay only"
-    (anywhere,) = beyond["to"]
-    assert set(anywhere["ipBlock"]["except"]) >= RANGES
+    assert beyond["to"] == [{"ipBlock": {"cidr": "192.0.2.0/24"}}]
 
 
 def test_direct_mode_adds_udp_and_nothing_else() -> None:
@@ -117,10 +117,12 @@ def test_direct_mode_adds_udp_and_nothing_else() -> None:
     assert direct == relay
 
 
-def test_narrower_addresses_replace_every_public_one() -> None:
-    flags = ("--set", "tailnet.cidrs={192.0.2.0/24}")
+def test_without_addresses_every_public_one_has_to_be_asked_for() -> None:
+    flags = ("--set", "tailnet.cidrs=null,networkPolicy.wide=true")
     *_, beyond = named("NetworkPolicy", f"{NAME}-metrics", *flags)["spec"]["egress"]
-    assert beyond["to"] == [{"ipBlock": {"cidr": "192.0.2.0/24"}}]
+    (anywhere,) = beyond["to"]
+    assert anywhere["ipBlock"]["cidr"] == "0.0.0.0/0"
+    assert set(anywhere["ipBlock"]["except"]) >= RANGES
 
 
 def test_nginx_is_reached_by_each_pod_on_its_ports_only() -> None:
@@ -177,6 +179,36 @@ def test_the_own_clickhouse_gets_the_listener() -> None:
     ), "the sidecars do not see its key"
 
 
+def test_the_operators_examples_have_the_same_listener() -> None:
+    source = (render.CHART / "files/access-listener.xml").read_text()
+    place = render.CHART / "examples/access-listener"
+    (chi,) = yaml.safe_load_all((place / "altinity.yaml").read_text())
+    assert chi["spec"]["configuration"]["files"]["config.d/access-listener.xml"] == source
+    config, cluster = yaml.safe_load_all((place / "clickhouse-operator.yaml").read_text())
+    assert config["data"]["access-listener.xml"] == source
+    mounts = cluster["spec"]["containerTemplate"]["volumeMounts"]
+    assert {one["mountPath"] for one in mounts} == {
+        "/etc/clickhouse-server/config.d/access-listener.xml",
+        "/etc/clickhouse-server/access",
+    }
+
+
+def test_the_listener_trusts_the_access_authority_only() -> None:
+    root = ET.fromstring((render.CHART / "files/access-listener.xml").read_text())
+    protocols = root.find("protocols")
+    assert protocols is not None
+    layers = {one.tag: {part.tag: part.text for part in one} for one in protocols}
+    open_to_clients = {layer["port"]: layer for layer in layers.values() if "port" in layer}
+    assert set(open_to_clients) == {"9441", "8444"}
+    for layer in open_to_clients.values():
+        assert layer["type"] == "tls"
+        assert layer["verificationMode"] == "strict"
+        assert layer["loadDefaultCAFile"] == "false"
+        assert layer["caConfig"] == "/etc/clickhouse-server/access/access-ca.crt"
+        assert layers[str(layer["impl"])]["type"] in {"tcp", "http"}
+    assert {one.tag for one in root} == {"protocols"}, "nothing of the other ports changes"
+
+
 REFUSED = {
     "tailnet.enabled: serves nothing": {
         "kubernetes": {"enabled": False},
@@ -195,6 +227,7 @@ REFUSED = {
     "tailnet.metrics.tlsSecretName: is required": {"metrics": {"tlsSecretName": ""}},
     "tailnet.metrics.address: is required": {"metrics": {"address": ""}},
     "tailnet.accessCaConfigMap: is required": {"accessCaConfigMap": ""},
+    "tailnet.cidrs: is required": {"cidrs": []},
     "tailnet.cidrs: 0.0.0.0/0 is wider than /8": {"cidrs": ["0.0.0.0/0"]},
     "hostname: metrics-svc-1 is another endpoint's": {"clickhouse": {"hostname": "metrics-svc-1"}},
     "mode": {"mode": "exit-node"},

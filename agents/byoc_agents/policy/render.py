@@ -21,7 +21,7 @@ def destinations_table(facts: Facts, options: Options) -> Rendered:
         (d.host, d.port, d.scheme, d.purpose, d.daemon or "all", d.frequency, d.setting)
         for d in every
     ]
-    notes = (facts.proxied,) if facts.proxy else ()
+    notes: tuple[str, ...] = (facts.proxied,) if facts.proxy else ()
     if options.tailnet:
         lines += tailnet.destinations_of_tailnet(options.tailnet)
         notes += (tailnet.NOTE,)

@@ -13,6 +13,7 @@ NOTE = (
 # tests/real/test_real_tailnet.py, but for the names of the relays, which the server gives.
 RELAYED = (
     ("controlplane.tailscale.com", 443, "https", "coordination", "while a pod runs", "loginServer"),
+    ("login.tailscale.com", 443, "https", "coordination", "while a pod runs", "loginServer"),
     ("derp*.tailscale.com", 443, "https", "relay", "while a pod runs", "loginServer"),
 )
 DIRECT = (

@@ -150,6 +150,7 @@ http {
 {{- if not $t.nginx.address -}}{{- $wrong = append $wrong "tailnet.nginx.address: is required: an unused address of the cluster's Service network; the pods cannot resolve the cluster's names" -}}{{- end -}}
 {{- if and $t.nginx.address (ne (contains ":" $t.nginx.address) (eq $v.networkPolicy.family "ipv6")) (ne $v.networkPolicy.family "dual") -}}{{- $wrong = append $wrong (printf "tailnet.nginx.address: %s is not of the family %s of networkPolicy.family" $t.nginx.address $v.networkPolicy.family) -}}{{- end -}}
 {{- if not $t.authKeySecret.name -}}{{- $wrong = append $wrong "tailnet.authKeySecret.name: is required: a Secret with a key of an ephemeral, tagged node" -}}{{- end -}}
+{{- if not (or $t.cidrs $v.networkPolicy.wide) -}}{{- $wrong = append $wrong "tailnet.cidrs: is required: the addresses of the coordination server and the relays, since a NetworkPolicy cannot contain names (or networkPolicy.wide: true for every public address)" -}}{{- end -}}
 {{- if not $t.dns -}}{{- $wrong = append $wrong "tailnet.dns: is required: the addresses of the nodes' resolver, which these pods ask instead of the cluster's" -}}{{- end -}}
 {{- if not $v.networkPolicy.enabled -}}{{- $wrong = append $wrong "networkPolicy.enabled: is required by tailnet.enabled: without a policy the pods reach the whole cluster" -}}{{- end -}}
 {{- if $v.httpsProxy -}}{{- $wrong = append $wrong "tailnet.enabled: does not use httpsProxy; expected a route to the coordination server and the relays, and no httpsProxy" -}}{{- end -}}
