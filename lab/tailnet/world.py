@@ -61,10 +61,12 @@ POD_SCRIPT = """
 set -e
 mount --bind "$PROGRAMS" /opt
 mount -t tmpfs -o mode=755 tmpfs /mnt
-mkdir /mnt/tailnet; cp -a "$FILES/." /mnt/tailnet/
-mount --bind /mnt /etc
+mkdir /mnt/tailnet
+mount --bind "$FILES" /mnt/tailnet
+mount --rbind /mnt /etc
 echo "nameserver $NAMESERVER" >/etc/resolv.conf
 echo "hosts: files dns" >/etc/nsswitch.conf
+mount -o remount,ro,bind /etc/tailnet
 mount -o remount,ro,bind /etc
 mount -t tmpfs -o size=16m,mode=1777,nosuid,nodev,noexec tmpfs /tmp
 mount -o remount,bind,ro /
@@ -142,6 +144,13 @@ class Held:
             raise PartError("the client ended without a word")
         self.lines.append(json.loads(line))
         return self.lines[-1]
+
+    def answer_from_now_on(self) -> str:
+        """Return an answer that came after this call, not one that has waited to be read."""
+        now = time.monotonic()
+        while (line := self.next())["at"] <= now:
+            pass
+        return str(line.get("answer", line))
 
     def until_error(self) -> dict[str, Any]:
         """Read until the connection ends, and return the error. Raises PartError if it does not."""
