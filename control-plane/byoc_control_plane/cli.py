@@ -1,262 +1,83 @@
-"""The command line: `run receiver consumer`, `compact`, `tenant`, `stack` and `schema`."""
+"""`byoc-control-plane COMMAND`: finds the command and runs it.
 
-import argparse
-import asyncio
-import os
-import socket
+Exit codes: 0 success, 1 problems found, 2 bad usage or configuration.
+"""
+
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
-from typing import Any
+from collections.abc import Sequence
 
-import msgspec
-import structlog
-
-from byoc_agents.alerts.reloadable_secret import ReloadableSecret
-from byoc_agents.app import logging as log
 from byoc_agents.app import signals
-from byoc_agents.app.clock import SystemClock
-from byoc_agents.app.http_server import Listen, serve
-from byoc_agents.app.settings import load, unknown
-from byoc_agents.billing.archive import Shard, parse_shard
-from byoc_agents.egress.aws import aws_config, aws_session, fetch_credentials
-from byoc_agents.egress.destinations import (
-    credential_destinations,
-    endpoint_url,
-    sqs_destination,
+from byoc_agents.app.program import Command, CommandModule, CommandProgram
+from byoc_control_plane import __version__
+
+
+def _run() -> CommandModule:
+    from byoc_control_plane import run
+
+    return run
+
+
+def _compact() -> CommandModule:
+    from byoc_control_plane import compact
+
+    return compact
+
+
+def _tenant() -> CommandModule:
+    from byoc_control_plane import tenant
+
+    return tenant
+
+
+def _stack() -> CommandModule:
+    from byoc_control_plane import stack
+
+    return stack
+
+
+def _schema() -> CommandModule:
+    from byoc_control_plane import schema
+
+    return schema
+
+
+PROGRAM = CommandProgram(
+    "byoc-control-plane",
+    __version__,
+    {
+        "run": Command(
+            "receive messages until SIGTERM; the settings are BYOC_PLANE_*",
+            "byoc-control-plane run receiver consumer",
+            _run,
+        ),
+        "compact": Command(
+            "archive the billing objects of closed hours",
+            "byoc-control-plane compact --shard 0/16",
+            _compact,
+        ),
+        "tenant": Command(
+            "add, rotate or remove a customer",
+            "byoc-control-plane tenant rotate org-1 --registry registry --secrets org-1-new",
+            _tenant,
+        ),
+        "stack": Command(
+            "print bucket, queues and roles as a template, or compare an account with it",
+            "byoc-control-plane stack --region eu-central-1 --bucket usage --queue state.fifo"
+            " --owner 444455556666 --account 111122223333",
+            _stack,
+        ),
+        "schema": Command(
+            "print the SQL of the tables and views",
+            "byoc-control-plane schema --engine replicated",
+            _schema,
+        ),
+    },
+    example="byoc-control-plane run receiver consumer",
 )
-from byoc_agents.egress.gate import Gate
-from byoc_agents.egress.regions import sqs_region
-from byoc_agents.errors import ConfigError
-from byoc_control_plane import __version__, stack, tenant
-from byoc_control_plane.compact import compact
-from byoc_control_plane.consumer import Consumer
-from byoc_control_plane.credentials import Keyring, Parsed
-from byoc_control_plane.inserter import Inserter
-from byoc_control_plane.metrics import PlaneMetrics, serve_metrics
-from byoc_control_plane.progress import Progress, SilenceWatch, StreamName
-from byoc_control_plane.receiver import LIMITS, Receiver
-from byoc_control_plane.schema import PREFIXES, table_statements, tenant_statements
-from byoc_control_plane.settings import (
-    MAX_REGISTRY_BYTES,
-    CompactorSettings,
-    ConsumerSettings,
-    PlaneSettings,
-    ReceiverSettings,
-    Senders,
-    parse_senders,
-)
-from byoc_control_plane.store import Store, StoreError, create_tables, open_store
-
-PARTS: dict[str, type[msgspec.Struct]] = {
-    "receiver": ReceiverSettings,
-    "consumer": ConsumerSettings,
-}
-FORWARDER_PAUSE_SECONDS = 60.0  # the longest pause of a forwarder between two attempts
-SECRET_SECONDS = 1.0  # between two checks of a secret's file
-STORE_PAUSE_SECONDS = 2.0  # between two attempts to reach ClickHouse at the start
+COMMANDS = PROGRAM.commands
 
 
-class Process:
-    """One process: the parts that were asked for, one store, one page of metrics."""
-
-    def __init__(self, store: Store, settings: PlaneSettings, stack: AsyncExitStack) -> None:
-        self.clock = SystemClock()
-        self.metrics = PlaneMetrics()
-        self.inserter = Inserter(store, self.metrics)
-        self._store = store
-        self._settings = settings
-        self._stack = stack
-
-    def progress(self, stream: StreamName, redelivery_seconds: float) -> Progress:
-        """Return the progress of this process on a stream."""
-        name = self._settings.name or socket.gethostname()
-        redelivery: dict[str, Any] = {"redelivery_seconds": redelivery_seconds}
-        return Progress(self._store, self.clock, stream, name, **redelivery)
-
-    async def open_receiver(self, own: ReceiverSettings) -> tuple[Receiver, Progress]:
-        """Listen for deliveries."""
-        progress = self.progress("alerts", FORWARDER_PAUSE_SECONDS)
-        keyring = Keyring(
-            _reloadable(own.token, own.token_file),
-            _reloadable(own.signing_secret, own.signing_secret_file),
-        )
-        receiver = Receiver(
-            self.inserter,
-            progress,
-            self.metrics,
-            self.clock,
-            keyring=keyring,
-        )
-        await progress.load()
-        listen = Listen(*own.listen, own.tls_cert_file, own.tls_key_file)
-        host, port = await self._stack.enter_async_context(serve(receiver.answer, listen, LIMITS))
-        structlog.get_logger().info("receiver.listening", host=host, port=port)
-        return receiver, progress
-
-    async def open_consumer(
-        self, own: ConsumerSettings, environ: Mapping[str, str]
-    ) -> tuple[Consumer, Progress]:
-        """Open a client of the queue. Raises ConfigError."""
-        endpoint = endpoint_url("sqs", environ)
-        queue = sqs_destination(own.queue_url, endpoint, setting="BYOC_PLANE_QUEUE_URL")
-        region = sqs_region(queue.host) or own.region
-        gate = Gate([queue, *credential_destinations(environ, region, services=["sqs"])])
-        session = aws_session(gate, region)
-        await fetch_credentials(session)
-        client = await self._stack.enter_async_context(
-            session.create_client(
-                "sqs",
-                region_name=region,
-                endpoint_url=endpoint or f"{queue.scheme}://{queue.host}:{queue.port}",
-                config=aws_config(
-                    gate,
-                    max_pool_connections=2 * own.loops,
-                    # Otherwise botocore composes a text for each request.
-                    user_agent=f"byoc-control-plane/{__version__}",
-                ),
-            )
-        )
-        progress = self.progress("state", own.visibility_seconds)
-        await progress.load()
-        consumer = Consumer(
-            client,
-            own.queue_url,
-            self.inserter,
-            progress,
-            self.metrics,
-            self.clock,
-            senders=_load_senders(own),
-            loops=own.loops,
-            visibility_seconds=own.visibility_seconds,
-        )
-        return consumer, progress
-
-
-def _reloadable(text: str, path: str) -> ReloadableSecret:
-    limit = MAX_REGISTRY_BYTES
-    return ReloadableSecret(text, path, check_seconds=SECRET_SECONDS, max_bytes=limit)
-
-
-def _load_senders(own: ConsumerSettings) -> Parsed[Senders] | None:
-    if not own.senders:
-        return None
-    return Parsed(_reloadable(own.senders, own.senders_file), parse_senders)
-
-
-async def _run(names: Sequence[str], environ: Mapping[str, str]) -> int:
-    structs: list[type[msgspec.Struct]] = [PlaneSettings, *(PARTS[name] for name in names)]
-    plane, *owns = load(structs, environ, {})
-    _refuse_unknown(environ)
-    log.configure(plane.log_level)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def set_stop() -> None:
-        loop.call_soon_threadsafe(stop.set)
-
-    with signals.stopping(set_stop):
-        async with AsyncExitStack() as stack:
-            store = await stack.enter_async_context(
-                open_store(plane.store_url, plane.store_password)
-            )
-            await _prepare(store, plane)
-            process = Process(store, plane, stack)
-            tasks = [asyncio.ensure_future(process.inserter.run())]
-            try:
-                for name, own in zip(names, owns, strict=True):
-                    part: Receiver | Consumer
-                    if name == "receiver":
-                        part, progress = await process.open_receiver(own)
-                    else:
-                        part, progress = await process.open_consumer(own, environ)
-                    tasks += [
-                        asyncio.ensure_future(part.run()),
-                        asyncio.ensure_future(progress.run()),
-                    ]
-                watch = SilenceWatch(store, process.clock, process.metrics)
-                tasks.append(asyncio.ensure_future(watch.run()))
-                host, port = await stack.enter_async_context(
-                    serve_metrics(process.metrics, plane.listen)
-                )
-                structlog.get_logger().info("metrics.listening", host=host, port=port)
-                stopped = asyncio.ensure_future(stop.wait())
-                done, _ = await asyncio.wait([*tasks, stopped], return_when="FIRST_COMPLETED")
-                for task in done:
-                    task.result()  # a defect ends the process with its own error
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
-    log.close()
-    return 0
-
-
-def _refuse_unknown(environ: Mapping[str, str]) -> None:
-    """Raise ConfigError for a variable of the control plane that no part has."""
-    own = {name: text for name, text in environ.items() if name.startswith("BYOC_PLANE_")}
-    if mistakes := unknown([PlaneSettings, CompactorSettings, *PARTS.values()], own, {}):
-        raise ConfigError(mistakes)
-
-
-async def _prepare(store: Store, settings: PlaneSettings) -> None:
-    """Wait for ClickHouse, and create the tables that are missing."""
-    while True:
-        try:
-            await store.run("SELECT 1")
-            if settings.tables != "existing":
-                await create_tables(store, settings.tables)
-        except StoreError as error:
-            structlog.get_logger().error("store.not_ready", error=str(error)[:300])
-            await asyncio.sleep(STORE_PAUSE_SECONDS)
-        else:
-            return
-
-
-def _shard(text: str) -> Shard:
-    try:
-        return parse_shard(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def main(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911  one per command
+def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code."""
     signals.install()
-    parser = argparse.ArgumentParser(prog="byoc-control-plane", description=__doc__)
-    parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="receive until SIGTERM; settings are BYOC_PLANE_*")
-    run.add_argument("part", nargs="+", choices=sorted(PARTS))
-    archive = commands.add_parser("compact", help="archive the billing objects of closed hours")
-    archive.add_argument(
-        "--shard", required=True, type=_shard, metavar="i/n", help="the part of all pods, from 0/n"
-    )
-    archive.add_argument(
-        "--watch", action="store_true", help="again every five minutes until SIGTERM, with metrics"
-    )
-    schema = commands.add_parser("schema", help="print the SQL of the tables and views")
-    schema.add_argument("--engine", choices=sorted(PREFIXES), default="single")
-    schema.add_argument("--tenants", action="store_true", help="print the row policies instead")
-    tenant.add_parser(commands)
-    stack.add_parser(commands)
-    options = parser.parse_args(argv)
-    if options.command == "schema":
-        statements = tenant_statements() if options.tenants else table_statements(options.engine)
-        sys.stdout.write(";\n\n".join(statements) + ";\n")
-        return 0
-    try:
-        if options.command == "tenant":
-            return tenant.run(options, os.environ)
-        if options.command == "stack":
-            return stack.run(options)
-        if options.command == "compact":
-            _refuse_unknown(os.environ)
-            return asyncio.run(compact(options.shard, os.environ, watch=options.watch))
-        return asyncio.run(_run(list(dict.fromkeys(options.part)), os.environ))
-    except ConfigError as error:
-        sys.stderr.write("\n".join(error.mistakes) + "\n")
-        return 2
-    except OSError as error:
-        sys.stderr.write(f"cannot start: {error}\n")
-        return 1
+    return PROGRAM.main(sys.argv[1:] if argv is None else argv)

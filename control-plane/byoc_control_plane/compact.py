@@ -1,11 +1,14 @@
 """`byoc-control-plane compact --shard i/n`: archive the closed hours once, or again and again."""
 
+import argparse
 import asyncio
+import os
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from typing import Any, TextIO
 
+import msgspec
 import structlog
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -13,8 +16,9 @@ from byoc_agents.app import logging as log
 from byoc_agents.app import signals
 from byoc_agents.app.clock import Clock, SystemClock
 from byoc_agents.app.cloudevents import rfc3339
+from byoc_agents.app.command_line import CommandParser, color_verdict
 from byoc_agents.app.settings import load
-from byoc_agents.billing.archive import Shard
+from byoc_agents.billing.archive import Shard, parse_shard
 from byoc_agents.egress.aws import aws_config, aws_session, fetch_credentials
 from byoc_agents.egress.destinations import (
     credential_destinations,
@@ -27,16 +31,51 @@ from byoc_agents.errors import SendError
 from byoc_agents.sinks.s3 import addressing
 from byoc_control_plane import __version__
 from byoc_control_plane.bucket import GETS_IN_FLIGHT, Bucket
-from byoc_control_plane.compactor import Compactor
+from byoc_control_plane.cli import COMMANDS
+from byoc_control_plane.compactor import Compactor, Tally
 from byoc_control_plane.metrics import PlaneMetrics, serve_metrics
-from byoc_control_plane.settings import CompactorSettings
+from byoc_control_plane.settings import CompactorSettings, refuse_unknown
 
 ATTEMPTS = 5  # of each request: S3 throttles by the prefix, and one failed request ends a run
 WATCH_SECONDS = 300.0  # between two runs with --watch
 FAILURES = (BotoCoreError, ClientError, SendError, OSError, TimeoutError)
 
 
-async def compact(shard: Shard, environ: Mapping[str, str], *, watch: bool) -> int:
+def main(argv: Sequence[str]) -> int:
+    """Run the command; return the exit code. Raises ConfigError."""
+    asked = make_parser().parse_args(argv)
+    refuse_unknown(os.environ)
+    running = compact(asked.shard, os.environ, watch=asked.watch, as_json=asked.json)
+    try:
+        return asyncio.run(running)
+    except OSError as error:
+        sys.stderr.write(f"cannot start: {error}\n")
+        return 1
+
+
+def make_parser() -> CommandParser:
+    """Return the parser of the command."""
+    parser = COMMANDS["compact"].parser()
+    parser.add_argument(
+        "--shard", required=True, type=_shard, metavar="i/n", help="the part of all pods, from 0/n"
+    )
+    parser.add_argument(
+        "--watch", action="store_true", help="again every five minutes until SIGTERM, with metrics"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object per run")
+    return parser
+
+
+def _shard(text: str) -> Shard:
+    try:
+        return parse_shard(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+async def compact(
+    shard: Shard, environ: Mapping[str, str], *, watch: bool, as_json: bool = False
+) -> int:
     """Return 0 if all is archived, 1 if something is held, 2 if S3 cannot be used.
 
     With `watch`, run until SIGTERM, serve the metrics, and return the code of the last run. Raises
@@ -48,7 +87,8 @@ async def compact(shard: Shard, environ: Mapping[str, str], *, watch: bool) -> i
     loop = asyncio.get_running_loop()
 
     async def run() -> int:
-        return await _run_until_stopped(shard, own, environ, (clock, metrics), watch=watch)
+        about = (clock, metrics, as_json)
+        return await _run_until_stopped(shard, own, environ, about, watch=watch)
 
     def set_stop() -> None:
         loop.call_soon_threadsafe(stop.set)
@@ -76,11 +116,11 @@ async def _run_until_stopped(
     shard: Shard,
     own: CompactorSettings,
     environ: Mapping[str, str],
-    about: tuple[Clock, PlaneMetrics],
+    about: tuple[Clock, PlaneMetrics, bool],
     *,
     watch: bool,
 ) -> int:
-    clock, metrics = about
+    clock, metrics, _ = about
     metrics.compacted.set(clock.wall_ns() / 1e9)
     while True:
         code = await run_once(shard, own, environ, about)
@@ -95,10 +135,13 @@ async def run_once(
     shard: Shard,
     own: CompactorSettings,
     environ: Mapping[str, str],
-    about: tuple[Clock, PlaneMetrics],
+    about: tuple[Clock, PlaneMetrics, bool],
 ) -> int:
-    """Archive the closed hours; return the exit code. Raises ConfigError."""
-    clock, metrics = about
+    """Archive the closed hours; return the exit code. Raises ConfigError.
+
+    The last of `about` is whether to print JSON.
+    """
+    clock, metrics, as_json = about
     closed_ms = clock.wall_ns() // 1_000_000 - own.close_seconds * 1000
     try:
         async with open_bucket(own, environ) as bucket:
@@ -107,13 +150,20 @@ async def run_once(
         metrics.bucket_errors.inc()
         structlog.get_logger().error("compact.failed", error=str(error)[:300])
         return 2
-    verdict = f"{tally.held} held: see the log" if tally.held else "OK"
-    sys.stdout.write(
-        f"{tally.archived} objects in {tally.archives} archives, {tally.deleted} deleted. "
-        f"{verdict}\n"
-    )
+    sys.stdout.write(describe(tally, sys.stdout, as_json=as_json))
     sys.stdout.flush()
     return 1 if tally.held else 0
+
+
+def describe(tally: Tally, stream: TextIO, *, as_json: bool) -> str:
+    """Return the line of one run, with a color if `stream` is a terminal."""
+    if as_json:
+        found = {"ok": not tally.held} | msgspec.to_builtins(tally)
+        return msgspec.json.encode(found).decode() + "\n"
+    verdict = f"{tally.held} held: see the log" if tally.held else "OK"
+    verdict = color_verdict(verdict, stream, ok=not tally.held)
+    done = f"{tally.archived} objects in {tally.archives} archives, {tally.deleted} deleted."
+    return f"{done} {verdict}\n"
 
 
 @asynccontextmanager

@@ -1,9 +1,13 @@
-"""The SQL of the control plane as a list of statements, for any of three table engines."""
+"""`byoc-control-plane schema`: the SQL of the control plane, for any of three table engines."""
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import byoc_agents.billing
+from byoc_agents.app.command_line import CommandParser
+from byoc_control_plane.cli import COMMANDS
 
 SQL = Path(__file__).parent / "sql"
 USAGE_SQL = Path(byoc_agents.billing.__file__).parent / "sql"
@@ -18,6 +22,24 @@ PREFIXES: dict[TableEngine, str] = {
     "replicated": "Replicated",  # keeper path and replica name come from the server's defaults
     "shared": "Shared",
 }
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the statements; return 0."""
+    asked = make_parser().parse_args(argv)
+    statements = tenant_statements() if asked.tenants else table_statements(asked.engine)
+    sys.stdout.write(";\n\n".join(statements) + ";\n")
+    return 0
+
+
+def make_parser() -> CommandParser:
+    """Return the parser of the command."""
+    parser = COMMANDS["schema"].parser()
+    parser.add_argument(
+        "--engine", choices=sorted(PREFIXES), default="single", help="of the tables"
+    )
+    parser.add_argument("--tenants", action="store_true", help="print the row policies instead")
+    return parser
 
 
 def split_statements(text: str) -> list[str]:

@@ -1,13 +1,14 @@
 """The settings of the control plane, read from the environment."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Literal
 
 import msgspec
 
-from byoc_agents.app.settings import Setting, host_and_port, level, number
+from byoc_agents.app.settings import Setting, host_and_port, level, number, unknown
 from byoc_agents.billing.objects import DEFAULT_PREFIX
+from byoc_agents.errors import ConfigError
 from byoc_control_plane.credentials import parse_signing_secrets, parse_tokens, split_lines
 
 Tables = Literal["single", "replicated", "shared", "existing"]
@@ -214,3 +215,17 @@ class CompactorSettings(ProcessSettings, frozen=True, kw_only=True):
             parse=_close,
         ),
     ] = 7200
+
+
+PARTS: dict[str, type[msgspec.Struct]] = {
+    "receiver": ReceiverSettings,
+    "consumer": ConsumerSettings,
+}
+"""Part of `run` -> its settings."""
+
+
+def refuse_unknown(environ: Mapping[str, str]) -> None:
+    """Raise ConfigError for a variable of the control plane that no command has."""
+    own = {name: text for name, text in environ.items() if name.startswith("BYOC_PLANE_")}
+    if mistakes := unknown([PlaneSettings, CompactorSettings, *PARTS.values()], own, {}):
+        raise ConfigError(mistakes)

@@ -7,8 +7,10 @@ Bucket and queue have the policies of `byoc-agents policy bucket-policy --tenant
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 from typing import Any
 
+from byoc_agents.app.command_line import CommandParser
 from byoc_agents.app.settings import account_id
 from byoc_agents.app.settings import name as region_name
 from byoc_agents.billing.objects import DEFAULT_PREFIX
@@ -19,7 +21,7 @@ from byoc_agents.policy import aws, live
 from byoc_agents.policy.cli import queue_arn
 from byoc_agents.policy.inputs import Facts, Objects, Options, Rendered
 from byoc_agents.policy.live import Description
-from byoc_agents.policy.render import print_rendered
+from byoc_agents.policy.render import STACK_FORMS, findings_json, print_rendered
 from byoc_agents.policy.template import (
     Blocks,
     Json,
@@ -29,6 +31,7 @@ from byoc_agents.policy.template import (
     cloudformation,
     terraform,
 )
+from byoc_control_plane.cli import COMMANDS
 from byoc_control_plane.settings import checked_argument
 
 NAME = "byoc-control-plane"
@@ -41,7 +44,6 @@ MAX_RECEIVES = 1000
 OLD_VERSION_DAYS = 30  # a compacted object can be restored for so long
 SESSION_SECONDS = 3600
 AUDIENCE = "sts.amazonaws.com"  # of the tokens of EKS for the vendor's own pods
-FORMS = {"cloudformation": "yaml", "json": "json", "terraform": "text"}
 HIGH_THROUGHPUT = {
     "FifoQueue": True,
     "DeduplicationScope": "messageGroup",
@@ -57,9 +59,9 @@ NOTES = (
 )
 
 
-def add_parser(commands: Any) -> None:
-    """Add the command to those of `byoc-control-plane`."""
-    parser = commands.add_parser("stack", help="print bucket, queues and roles as a template")
+def make_parser() -> CommandParser:
+    """Return the parser of the command."""
+    parser = COMMANDS["stack"].parser()
     digits, names = checked_argument(account_id), checked_argument(region_name)
     parser.add_argument("--region", required=True, type=names)
     parser.add_argument("--bucket", required=True, metavar="NAME")
@@ -77,21 +79,34 @@ def add_parser(commands: Any) -> None:
         help="of the cluster of your control plane: adds a role for consumer and compactor",
     )  # fmt: skip
     parser.add_argument("--service-account", default="", metavar="NAMESPACE/NAME")
-    parser.add_argument("--format", choices=tuple(FORMS), default="cloudformation")
+    parser.add_argument(
+        "--format", choices=tuple(STACK_FORMS), default="cloudformation",
+        help="json: CloudFormation in JSON; with --check the findings",
+    )  # fmt: skip
+    parser.add_argument(
+        "--json", action="store_const", const="json", dest="format", help="same as --format json"
+    )
     parser.add_argument(
         "--check", default="", metavar="DIRECTORY", help="compare with answers of aws, as files"
     )
+    return parser
 
 
-def run(asked: argparse.Namespace) -> int:
-    """Print the template, or with --check the findings; return 1 if there are any."""
+def main(argv: Sequence[str]) -> int:
+    """Print the template, or with --check the findings; return 1 if there are any.
+
+    Raises ConfigError.
+    """
+    asked = make_parser().parse_args(argv)
     template, answers = make_template(asked)
     if asked.check:
         found = live.differences(answers, live.read_answers(asked.check, answers))
-        sys.stdout.write("".join(f"{finding}\n" for finding in found))
+        lines = "".join(f"{finding}\n" for finding in found)
+        as_json = asked.format == "json"
+        sys.stdout.write(findings_json("stack", asked.check, found) if as_json else lines)
         return 1 if found else 0
     rendered = Rendered(cloudformation(template), NOTES, terraform(template))
-    text, notes = print_rendered(rendered, FORMS[asked.format])
+    text, notes = print_rendered(rendered, STACK_FORMS[asked.format])
     sys.stdout.write(text)
     for note in notes:
         sys.stderr.write(f"note: {note}\n")

@@ -8,19 +8,22 @@ of its services. `rotate` makes new credentials, and both are accepted until `ro
 import argparse
 import asyncio
 import base64
+import os
 import re
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from byoc_agents.app.command_line import CommandParser
 from byoc_agents.app.settings import load, name
 from byoc_agents.billing.objects import DEFAULT_PREFIX
 from byoc_agents.durable.files import sync_directory
 from byoc_agents.errors import ConfigError
+from byoc_control_plane.cli import COMMANDS
 from byoc_control_plane.registry import Registry, RegistryError, write_secret
 from byoc_control_plane.settings import PlaneSettings, checked_argument
 from byoc_control_plane.store import Store, StoreError, fetch_rows, open_store
@@ -61,13 +64,35 @@ Delete by hand, after the last bill:
 TABLES = ("byoc_usage", "byoc_state", "byoc_alerts", "byoc_agents")
 
 
-def add_parser(commands: Any) -> None:
-    """Add the commands to those of `byoc-control-plane`."""
-    tenant = commands.add_parser("tenant", help="add, rotate or remove a customer")
+STEPS = {  # step -> (summary, example)
+    "add": (
+        "accept an organization; print the values of a service",
+        "byoc-control-plane tenant add org-1 --service svc-1 --registry registry --secrets org-1",
+    ),
+    "rotate": (
+        "make new credentials, and accept both",
+        "byoc-control-plane tenant rotate org-1 --registry registry --finish",
+    ),
+    "remove": (
+        "accept nothing more, and end the supervision",
+        "byoc-control-plane tenant remove org-1 --registry registry",
+    ),
+}
+
+
+def make_parser() -> CommandParser:
+    """Return the parser of the command."""
+    tenant = COMMANDS["tenant"].parser()
     steps = tenant.add_subparsers(dest="step", required=True)
-    add = steps.add_parser("add", help="accept an organization; print the values of a service")
-    rotate = steps.add_parser("rotate", help="make new credentials, and accept both")
-    remove = steps.add_parser("remove", help="accept nothing more, and end the supervision")
+    add, rotate, remove = (
+        steps.add_parser(
+            step,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            epilog=f"example: {example}",
+        )
+        for step, (summary, example) in STEPS.items()
+    )
     for parser in (add, rotate, remove):
         parser.add_argument("organization", type=checked_argument(name))
         parser.add_argument(
@@ -94,10 +119,12 @@ def add_parser(commands: Any) -> None:
     ends = rotate.add_mutually_exclusive_group()
     ends.add_argument("--finish", action="store_true", help="accept only the new credentials")
     ends.add_argument("--cancel", action="store_true", help="accept only the old credentials")
+    return tenant
 
 
-def run(asked: argparse.Namespace, environ: Mapping[str, str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Run one step; return the exit code. Raises ConfigError."""
+    asked = make_parser().parse_args(argv)
     registry = Registry(asked.registry)
     try:
         match asked.step:
@@ -105,7 +132,7 @@ def run(asked: argparse.Namespace, environ: Mapping[str, str]) -> int:
                 return _add(registry, asked)
             case "rotate":
                 return _rotate(registry, asked)
-        return _remove(registry, asked.organization, environ)
+        return _remove(registry, asked.organization, os.environ)
     except RegistryError as error:
         raise ConfigError([str(error)]) from error
     except FileExistsError as error:

@@ -17,6 +17,7 @@ SHARED = {
     *(
         "clock",
         "cloudevents",
+        "command_line",
         "files",
         "heartbeat",
         "keyed_ids",

@@ -136,9 +136,9 @@ async def test_a_dead_letter_can_be_sent_again(
     old: Old, daemon: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ((letter, body),) = old.rows(daemon, "SELECT id, body FROM dead_letter")
-    assert dead_letters.main(["list"], str(old.state_dir)) == 0
+    assert dead_letters.main(["--state-dir", str(old.state_dir), "list"]) == 0
     assert letter in capsys.readouterr().out
-    assert dead_letters.main(["resend", letter], str(old.state_dir)) == 0
+    assert dead_letters.main(["--state-dir", str(old.state_dir), "resend", letter]) == 0
     sink = ListSink()
     async with life(old.state_dir, daemon, old.clock()) as one:
         await one.ship(sink)

@@ -5,7 +5,6 @@ metrics only have a value when the alert fires, so a matcher on such a label can
 exclude the alert; the preview marks these cases. Secrets are not required.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from byoc_agents.alerts.events import MAX_ANNOTATION, MAX_LABEL
 from byoc_agents.alerts.matchers import Selector
 from byoc_agents.alerts.settings import Settings
 from byoc_agents.alerts.values import pick
+from byoc_agents.app.command_line import CommandParser
 from byoc_agents.app.settings import load, load_file
 from byoc_agents.errors import ConfigError
 
@@ -107,16 +107,7 @@ def read_rules(path: str) -> list[Mapping[str, Any]]:
 
 def main(argv: Sequence[str]) -> int:
     """Print the preview; return 0. Raises ConfigError."""
-    parser = argparse.ArgumentParser(
-        prog="byoc-agents alerts",
-        description="Show which alerts of Prometheus rule files would leave, and which fields.",
-        epilog="example: byoc-agents alerts preview rules/*.yaml",
-    )
-    parser.add_argument("action", choices=["preview"])
-    parser.add_argument("rules", nargs="+", metavar="RULES", help="rule files or PrometheusRules")
-    parser.add_argument("--config", metavar="FILE", help="YAML settings, as for `run`")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    options = parser.parse_args(argv)
+    options = make_parser().parse_args(argv)
     given = {name: value for name, value in os.environ.items() if name not in STAND_INS}
     (settings,) = load([Settings], given | STAND_INS, load_file(options.config))
     found = [preview(settings, path, rule) for path in options.rules for rule in read_rules(path)]
@@ -125,6 +116,20 @@ def main(argv: Sequence[str]) -> int:
     else:
         sys.stdout.write("\n".join([*_lines(settings, found), ""]))
     return 0
+
+
+def make_parser() -> CommandParser:
+    """Return the parser of the command."""
+    parser = CommandParser(
+        prog="byoc-agents alerts",
+        description="Show which alerts of Prometheus rule files would leave, and which fields.",
+        epilog="example: byoc-agents alerts preview rules/*.yaml",
+    )
+    parser.add_argument("action", choices=["preview"])
+    parser.add_argument("rules", nargs="+", metavar="RULES", help="rule files or PrometheusRules")
+    parser.add_argument("--config", metavar="FILE", help="YAML settings, as for `run`")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser
 
 
 def _lines(settings: Settings, found: Sequence[Preview]) -> list[str]:

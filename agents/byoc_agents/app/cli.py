@@ -10,167 +10,140 @@ from byoc_agents.app import signals
 if sys.argv[1:2] in (["run"], ["drain"]):  # before the imports that take time
     signals.install()
 
-import argparse
-import difflib
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 from byoc_agents import __version__
-from byoc_agents.errors import ConfigError
+from byoc_agents.app.program import Command, CommandModule, CommandProgram
+
+if TYPE_CHECKING:
+    from byoc_agents.app.command_line import CommandParser
 
 
-class Command(NamedTuple):
-    """A command's line in the list of commands, and an example of its use."""
+class _Daemons:
+    """`run`, `drain` and `check-config`: commands with names of daemons."""
 
-    summary: str
-    example: str
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def make_parser(self) -> "CommandParser":
+        from byoc_agents.app.run import DAEMONS
+
+        parser = COMMANDS[self._name].parser()
+        parser.add_argument(
+            "daemon",
+            nargs="*" if self._name == "check-config" else "+",
+            choices=tuple(DAEMONS),
+            metavar="daemon",
+            help=", ".join(DAEMONS),
+        )
+        parser.add_argument(
+            "--config", metavar="FILE", help="YAML settings; environment variables take precedence"
+        )
+        return parser
+
+    def main(self, argv: Sequence[str]) -> int:
+        from byoc_agents.app import run
+
+        options = self.make_parser().parse_args(argv)
+        if self._name == "check-config":
+            found = run.configure(options.daemon or list(run.DAEMONS), os.environ, options.config)
+            sys.stdout.write(found.text())
+            return 0
+        return run.main(options.daemon, options.config, only_drain=self._name == "drain")
 
 
-COMMANDS = {
+def _verify() -> CommandModule:
+    from byoc_agents.audit import cli
+
+    return cli
+
+
+def _usage() -> CommandModule:
+    from byoc_agents.usage import cli
+
+    return cli
+
+
+def _ledger() -> CommandModule:
+    from byoc_agents.report import cli
+
+    return cli
+
+
+def _dead_letters() -> CommandModule:
+    from byoc_agents.app import dead_letters
+
+    return dead_letters
+
+
+def _policy() -> CommandModule:
+    from byoc_agents.policy import cli
+
+    return cli
+
+
+def _alerts() -> CommandModule:
+    from byoc_agents.alerts import preview
+
+    return preview
+
+
+OWN = {
     "run": Command(
         "run one or more daemons in this process",
         "byoc-agents run billing-scraper state-exporter --config /etc/byoc-agents/config.yaml",
+        lambda: _Daemons("run"),
     ),
     "drain": Command(
         "send all messages stored on disk, create no new ones, and exit",
         "byoc-agents drain billing-scraper",
+        lambda: _Daemons("drain"),
     ),
     "check-config": Command(
-        "print the effective settings, or all mistakes", "byoc-agents check-config billing-scraper"
+        "print the effective settings, or all mistakes",
+        "byoc-agents check-config billing-scraper",
+        lambda: _Daemons("check-config"),
     ),
     "verify": Command(
         "audit a bucket or a directory of billing objects",
         "byoc-agents verify s3://vendor-usage/v1/ --since 2026-11-23",
+        _verify,
     ),
     "usage": Command(
         "print the CPU and memory of each service by day, used and allocated",
         "byoc-agents usage --since 2026-11-01 --html usage.html",
+        _usage,
     ),
     "ledger": Command(
         "show, verify or report the data that left this machine",
         "byoc-agents ledger show --since 2026-11-23",
+        _ledger,
     ),
     "dead-letters": Command(
         "list or resend messages that a receiver rejected for good",
         "byoc-agents dead-letters list",
+        _dead_letters,
     ),
     "policy": Command(
         "print the allowed destinations, as a table or as a policy to enforce",
         "byoc-agents policy table billing-scraper",
+        _policy,
     ),
     "alerts": Command(
         "preview which alerts of Prometheus rule files would leave, and what of them",
         "byoc-agents alerts preview rules/*.yaml",
+        _alerts,
     ),
-    "completion": Command(
-        "print a completion script for a shell",
-        "byoc-agents completion bash > /etc/bash_completion.d/byoc-agents",
-    ),
-    "version": Command("print the version", "byoc-agents version"),
 }
+PROGRAM = CommandProgram("byoc-agents", __version__, OWN, example=OWN["check-config"].example)
+COMMANDS = PROGRAM.commands
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
-        return _dispatch(arguments)
-    except ConfigError as error:
-        for mistake in error.mistakes:
-            print(mistake, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-
-
-def _dispatch(arguments: list[str]) -> int:  # noqa: C901, PLR0911  one per command
-    command, rest = (arguments or ["help"])[0], arguments[1:]
-    match command:
-        case "run" | "drain":
-            from byoc_agents.app import run
-
-            options = _parse_daemons(command, rest, at_least="+")
-            return run.main(options.daemon, options.config, only_drain=command == "drain")
-        case "check-config":
-            return _check_config(rest)
-        case "verify":
-            from byoc_agents import audit
-
-            return audit.main(rest)
-        case "usage":
-            from byoc_agents import usage
-
-            return usage.main(rest)
-        case "ledger":
-            from byoc_agents import report
-
-            return report.main(rest)
-        case "dead-letters":
-            from byoc_agents.app import dead_letters
-
-            state_dir = os.environ.get("BYOC_STATE_DIR", dead_letters.STATE_DIR)
-            return dead_letters.main(rest, state_dir)
-        case "policy":
-            from byoc_agents.policy import cli as policy
-
-            return policy.main(rest)
-        case "alerts":
-            from byoc_agents.alerts import preview
-
-            return preview.main(rest)
-        case "completion":
-            from byoc_agents.app import completion
-
-            return completion.main(rest)
-        case "version" | "--version" | "-V":
-            print(__version__)
-            return 0
-        case "help" | "-h" | "--help":
-            return _dispatch([rest[0], "--help"]) if rest else _print_help()
-    return _report_unknown(command)
-
-
-def _print_help() -> int:
-    print("usage: byoc-agents COMMAND [OPTIONS]\n\ncommands:")
-    for name, command in COMMANDS.items():
-        print(f"  {name:14}{command.summary}")
-    print("\noptions:\n  --help        print this list\n  --version     print the version")
-    print("\n`byoc-agents COMMAND --help` describes one command. For example:")
-    print(f"  {COMMANDS['check-config'].example}")
-    return 0
-
-
-def _report_unknown(command: str) -> int:
-    similar = difflib.get_close_matches(command, COMMANDS, n=1)
-    hint = f"did you mean {similar[0]!r}?" if similar else "see `byoc-agents --help`"
-    print(f"byoc-agents: unknown command {command!r}; {hint}", file=sys.stderr)
-    return 2
-
-
-def _parse_daemons(command: str, rest: list[str], at_least: str) -> argparse.Namespace:
-    from byoc_agents.app.run import DAEMONS
-
-    parser = argparse.ArgumentParser(
-        prog=f"byoc-agents {command}",
-        description=f"{COMMANDS[command].summary.capitalize()}.",
-        epilog=f"example: {COMMANDS[command].example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("daemon", nargs=at_least, help=", ".join(DAEMONS))
-    parser.add_argument(
-        "--config", metavar="FILE", help="YAML settings; environment variables take precedence"
-    )
-    return parser.parse_args(rest)
-
-
-def _check_config(rest: list[str]) -> int:
-    from byoc_agents.app import run
-
-    options = _parse_daemons("check-config", rest, at_least="*")
-    found = run.configure(options.daemon or list(run.DAEMONS), os.environ, options.config)
-    print(found.text(), end="")
-    return 0
+    return PROGRAM.main(sys.argv[1:] if argv is None else argv)
 
 
 if __name__ == "__main__":

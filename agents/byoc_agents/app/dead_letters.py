@@ -4,7 +4,7 @@ Works while the daemon runs: SQLite isolates the two processes, and a requeued m
 after the daemon's next one. This command never deletes a message.
 """
 
-import argparse
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -14,8 +14,9 @@ from typing import Any
 import msgspec
 
 from byoc_agents.app.cloudevents import rfc3339
+from byoc_agents.app.command_line import CommandParser
 from byoc_agents.durable.model import DeadLetter
-from byoc_agents.durable.store import Store
+from byoc_agents.durable.store import SpoolStore
 from byoc_agents.errors import SpoolError
 
 STATE_DIR = "/var/lib/byoc-agents"  # BYOC_STATE_DIR's default
@@ -24,9 +25,9 @@ ALL = "all"
 UNBOUNDED = 1 << 62  # no limit: a requeued letter takes the same number of bytes
 
 
-def main(argv: Sequence[str], state_dir: str = STATE_DIR) -> int:
+def main(argv: Sequence[str]) -> int:
     """Run the command. Return 0; 1 if a letter does not exist; 2 if the spool is unusable."""
-    options = _options(argv, state_dir)
+    options = make_parser().parse_args(argv)
     try:
         if options.action == "list":
             return _list(options.state_dir, bodies=options.bodies)
@@ -36,12 +37,13 @@ def main(argv: Sequence[str], state_dir: str = STATE_DIR) -> int:
         return UNUSABLE
 
 
-def _options(argv: Sequence[str], state_dir: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+def make_parser() -> CommandParser:
+    """Return the parser of the command."""
+    state_dir = os.environ.get("BYOC_STATE_DIR", STATE_DIR)
+    parser = CommandParser(
         prog="byoc-agents dead-letters",
         description=__doc__,
         epilog="example: byoc-agents dead-letters resend all",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--state-dir", type=Path, default=Path(state_dir))
     actions = parser.add_subparsers(dest="action", required=True)
@@ -49,7 +51,7 @@ def _options(argv: Sequence[str], state_dir: str) -> argparse.Namespace:
     listed.add_argument("--bodies", action="store_true", help="include the body of each message")
     resent = actions.add_parser("resend", help="append to the queue again")
     resent.add_argument("id", nargs="+", help="ids from `list`, or `all`")
-    return parser.parse_args(argv)
+    return parser
 
 
 def _spools(state_dir: Path) -> list[Path]:
@@ -59,7 +61,7 @@ def _spools(state_dir: Path) -> list[Path]:
 
 def _list(state_dir: Path, *, bodies: bool) -> int:
     for path in _spools(state_dir):
-        with closing(Store(path, max_bytes=UNBOUNDED)) as store:
+        with closing(SpoolStore(path, max_bytes=UNBOUNDED)) as store:
             for letter in store.dead_letters():
                 line = msgspec.json.encode(_describe(path.parent.name, letter, bodies=bodies))
                 sys.stdout.write(line.decode() + "\n")
@@ -83,7 +85,7 @@ def _describe(daemon: str, letter: DeadLetter, *, bodies: bool) -> dict[str, Any
 def _resend(state_dir: Path, ids: Sequence[str]) -> int:
     missing = set(ids) - {ALL}
     for path in _spools(state_dir):
-        with closing(Store(path, max_bytes=UNBOUNDED)) as store:
+        with closing(SpoolStore(path, max_bytes=UNBOUNDED)) as store:
             there = [letter.message.id for letter in store.dead_letters()]
             wanted = [one for one in there if ALL in ids or one in missing]
             with store.transaction():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from byoc_agents.app.cloudevents import encode, parse_rfc3339, rfc3339
+from byoc_agents.app.command_line import CommandParser
 from byoc_agents.audit.audit import Audit
 from byoc_agents.audit.readers import SCHEME, Hours, UnreadableError, read_directory
 from byoc_agents.audit.render import text
@@ -25,7 +26,7 @@ def main(argv: Sequence[str], connect: Connect | None = None) -> int:
     2 means that there is no result: wrong usage, or an unreadable bucket or directory.
     """
     try:
-        options = _parser().parse_args(argv)
+        options = make_parser().parse_args(argv)
     except SystemExit as stop:  # argparse has printed the reason
         return int(stop.code or 0)
     audit = Audit(partial=is_partial(options))
@@ -39,13 +40,13 @@ def main(argv: Sequence[str], connect: Connect | None = None) -> int:
     return 0 if report.ok else 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def make_parser() -> CommandParser:
+    """Return the parser of the command."""
+    parser = CommandParser(
         prog="byoc-agents verify",
         description="Read billing objects back: missing, doubled, damaged records, and totals.",
         epilog="The loss of the newest records of the last epoch cannot be detected.\n\n"
         "example: byoc-agents verify s3://vendor-usage/v1/ --since 2026-11-23",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("target", metavar="s3://BUCKET/PREFIX|DIRECTORY", type=parse_target)
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")

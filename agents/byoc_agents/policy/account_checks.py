@@ -13,10 +13,12 @@ from pathlib import Path
 
 import msgspec
 
+from byoc_agents.app.command_line import CommandParser
 from byoc_agents.errors import ConfigError
 from byoc_agents.policy import eks, ingress
 from byoc_agents.policy.drift import PolicyFinding
 from byoc_agents.policy.manifest import DuplicateKeyError, documents
+from byoc_agents.policy.render import findings_json
 
 Judged = tuple[list[PolicyFinding], list[str]]
 _OUTPUTS = "the outputs of aws eks describe-access-entry and list-associated-access-policies"
@@ -38,12 +40,10 @@ class AccountCheck:
 def main(argv: Sequence[str]) -> int:
     """Print the findings about a file; return 1 if there are any, else 0. Raises ConfigError."""
     name = argv[0]
-    asked = _parser(name).parse_args(argv[1:])
+    asked = make_parser(name).parse_args(argv[1:])
     found, notes = ACCOUNT_CHECKS[name].judge(asked)
     if asked.json:
-        report = {"policy": name, "manifest": asked.check, "ok": not found}
-        report |= {"findings": found, "notes": notes}
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(report)).decode() + "\n")
+        sys.stdout.write(findings_json(name, asked.check, found, notes=notes))
     else:
         sys.stdout.write("".join(f"{finding}\n" for finding in found))
         sys.stderr.write("".join(f"note: {note}\n" for note in notes))
@@ -94,13 +94,13 @@ ACCOUNT_CHECKS = {
 }
 
 
-def _parser(name: str) -> argparse.ArgumentParser:
+def make_parser(name: str) -> CommandParser:
+    """Return the parser of one command."""
     check = ACCOUNT_CHECKS[name]
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=f"byoc-agents policy {name}",
         description=f"{check.meaning[0].upper()}{check.meaning[1:]}.",
         epilog=CODES + check.example,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--check", metavar="FILE", required=True, help="- reads standard input")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")

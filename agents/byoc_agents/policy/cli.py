@@ -4,18 +4,17 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import msgspec
-
 from byoc_agents.alerts.daemon import Settings as AlertsSettings
+from byoc_agents.app.command_line import CommandParser, join, nearest
 from byoc_agents.app.run import DAEMONS, Configuration, configure
 from byoc_agents.billing.daemon import Settings as BillingSettings
-from byoc_agents.egress.destinations import DestinationKind, proxy_destination
+from byoc_agents.egress.destinations import DestinationKind, ip_literal, proxy_destination
 from byoc_agents.egress.regions import partition, sqs_region
 from byoc_agents.errors import ConfigError
 from byoc_agents.policy import account_checks, cilium, iam, kubernetes, stack, union
@@ -25,7 +24,12 @@ from byoc_agents.policy.drift import PolicyFinding, differences, matching
 from byoc_agents.policy.flows import ANYWHERE, NODE_LOCAL
 from byoc_agents.policy.inputs import Facts, Listener, Objects, Options, Rendered
 from byoc_agents.policy.manifest import DuplicateKeyError, documents
-from byoc_agents.policy.render import destinations_table, print_rendered
+from byoc_agents.policy.render import (
+    STACK_FORMS,
+    destinations_table,
+    findings_json,
+    print_rendered,
+)
 from byoc_agents.state.daemon import Settings as StateSettings
 
 
@@ -61,7 +65,7 @@ COMMANDS = {
     ),
     "endpoint-policy": PolicyCommand(amazon.endpoint_policy, "json", "the gateway endpoint of S3"),
     "stack": PolicyCommand(
-        stack.stack, "yaml", "role and endpoints of the customer: CloudFormation; text: Terraform"
+        stack.stack, "yaml", "role and endpoints of the customer: CloudFormation or Terraform"
     ),
     "egress-rules": PolicyCommand(rules.egress_rules, "text", "nftables; json: security group"),
 }
@@ -75,6 +79,7 @@ findings; 2 = a mistake in the settings or options, or a manifest that cannot be
 
 example: byoc-agents policy networkpolicy billing-scraper --namespace db --check policy.yaml"""
 )
+NARROWED = ("s3", "sqs", "sts", "control-plane", "proxy")  # kinds of hosts beyond the node
 NO_NAMESPACE = PolicyFinding("metadata.namespace", "is not judged", "--namespace NAME")
 # Policies contain no secrets, so none are needed to render them.
 STAND_INS = {
@@ -112,8 +117,10 @@ def main(argv: Sequence[str]) -> int:
     """
     if argv and argv[0] in account_checks.ACCOUNT_CHECKS:
         return account_checks.main(argv)
-    asked = _parser().parse_args(argv)
-    facts, options = facts_of(_configure(asked)), _options(asked)
+    asked = make_parser().parse_args(argv)
+    form = _form(asked)
+    facts = facts_of(_configure(asked))
+    options = _options(asked, facts)
     rendered = COMMANDS[asked.command].render(facts, options)
     if asked.check:
         found, notes = (
@@ -124,12 +131,22 @@ def main(argv: Sequence[str]) -> int:
         sys.stdout.write(_report(asked, found))
     else:
         found = []
-        text, more = print_rendered(rendered, asked.format or COMMANDS[asked.command].form)
+        text, more = print_rendered(rendered, form)
         sys.stdout.write(text)
         notes = [*more]
     for note in notes:
         sys.stderr.write(f"note: {note}\n")
     return 1 if found else 0
+
+
+def _form(asked: argparse.Namespace) -> str:
+    """Return the form to print. A stack's forms have the names of its languages."""
+    given: str = asked.format
+    if asked.command == "stack":
+        if given and given not in STACK_FORMS:
+            raise ConfigError([f"--format: invalid value {given!r}: expected {join(STACK_FORMS)}"])
+        return STACK_FORMS[given or "cloudformation"]
+    return given or COMMANDS[asked.command].form
 
 
 def facts_of(configuration: Configuration) -> Facts:
@@ -209,7 +226,10 @@ def _check(
         raise ConfigError([f"--check {path}: cannot be read ({type(error).__name__})"]) from error
     document = matching(rendered.document, given)
     if document is None:
-        return [PolicyFinding(path, "holds no such policy, or several of another name", "one")], []
+        unnamed = COMMANDS[asked.command].aws and len(given) > 1
+        many = f"holds {len(given)} documents, and policies of AWS have no name to choose one by"
+        why = many if unnamed else "holds no such policy, or several of another name"
+        return [PolicyFinding(path, why, "one")], []
     if COMMANDS[asked.command].aws:
         try:
             return iam.differences(rendered.document, document), []
@@ -237,8 +257,7 @@ def _report(asked: argparse.Namespace, found: list[PolicyFinding]) -> str:
     """Return the findings as lines, or as JSON."""
     if asked.format != "json":
         return "".join(f"{finding}\n" for finding in found)
-    report = {"policy": asked.command, "manifest": asked.check, "ok": not found, "findings": found}
-    return msgspec.json.format(msgspec.json.encode(report)).decode() + "\n"
+    return findings_json(asked.command, asked.check, found)
 
 
 FORMS = {  # option -> (pattern, example)
@@ -271,10 +290,12 @@ def _check_forms(asked: argparse.Namespace) -> None:
         raise ConfigError(wrong)
 
 
-def _options(asked: argparse.Namespace) -> Options:
+def _options(asked: argparse.Namespace, facts: Facts) -> Options:
     _check_forms(asked)
     cidrs: dict[str, tuple[str, ...]] = {}
+    hosts = {d.host for d in (*facts.destinations, *([facts.proxy] if facts.proxy else ()))}
     for name, cidr in asked.cidr:
+        _check_name(name, hosts)
         cidrs[name] = (*cidrs.get(name, ()), _cidr(cidr))
     usual = Options()
     return Options(
@@ -305,16 +326,22 @@ def _options(asked: argparse.Namespace) -> Options:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def make_parser() -> CommandParser:
+    """Return the parser of the command."""
+    parser = CommandParser(
         prog="byoc-agents policy",
         description="Print a policy made from the settings, or compare one with a manifest.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     meanings = "; ".join(f"{name}: {command.meaning}" for name, command in COMMANDS.items())
     parser.add_argument("command", choices=COMMANDS, help=meanings)
-    parser.add_argument("daemon", nargs="*", help=f"{', '.join(DAEMONS)}; none = all")
+    parser.add_argument(
+        "daemon",
+        nargs="*",
+        choices=tuple(DAEMONS),
+        metavar="daemon",
+        help=f"{', '.join(DAEMONS)}; none = all",
+    )
     for flag, metavar, meaning in (
         ("--config", "FILE", "YAML settings; the environment wins"),
         (
@@ -336,11 +363,18 @@ def _parser() -> argparse.ArgumentParser:
     ):
         parser.add_argument(flag, metavar=metavar, default="", help=meaning)
     _add_choices(parser)
+    checks = account_checks.ACCOUNT_CHECKS
+    parser.others = {name: account_checks.make_parser(name) for name in checks}
     return parser
 
 
 def _add_choices(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--format", choices=("text", "json", "markdown", "yaml"), default="")
+    parser.add_argument(
+        "--format",
+        choices=("text", "json", "markdown", "yaml", "cloudformation", "terraform"),
+        default="",
+        help=f"of a stack: {join(STACK_FORMS)}",
+    )
     parser.add_argument(
         "--json", action="store_const", const="json", dest="format", help="same as --format json"
     )
@@ -359,7 +393,7 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
     )
     for flag, metavar, meaning in (
         ("--pod", "LABEL=VALUE", "the pods' labels; may be repeated"),
-        ("--cidr", "NAME=CIDR", "addresses of a host, or of s3, sqs, sts, control-plane, proxy"),
+        ("--cidr", "NAME=CIDR", f"addresses of a host, or of {join(NARROWED)}"),
     ):
         parser.add_argument(
             flag, metavar=metavar, action="append", default=[], type=_pair, help=meaning
@@ -379,6 +413,20 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
         default="ipv4",
         help="addresses of hosts that are known by name only",
     )
+
+
+def _check_name(name: str, hosts: Collection[str]) -> None:
+    """Raise ConfigError for a name of --cidr that nothing has.
+
+    A kind that the settings have no destination of is accepted: one list of networks may serve
+    several configurations.
+    """
+    if name in hosts or name in NARROWED:
+        return
+    known = [*NARROWED, *sorted(host for host in hosts if not ip_literal(host))]
+    similar = nearest(name, known)
+    hint = f"; did you mean {similar!r}?" if similar else ""
+    raise ConfigError([f"--cidr: invalid value {name!r}: expected {join(known)}{hint}"])
 
 
 def _pair(text: str) -> tuple[str, str]:

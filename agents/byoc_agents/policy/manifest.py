@@ -41,7 +41,9 @@ def _parse_yaml(text: str, name: str) -> list[object]:
         found = yaml.load_all(text, Loader=_UniqueKeys)
         return [document for document in found if document is not None]
     except yaml.YAMLError as error:
-        raise ConfigError([f"--check {name}: {str(error).splitlines()[0]}"]) from error
+        why = f"cannot be read ({str(error).splitlines()[0]})"
+        wanted = "one JSON document, or YAML documents with `---` between them"
+        raise ConfigError([f"--check {name}: {why}: expected {wanted}"]) from error
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -6,12 +6,16 @@ from collections.abc import Sequence
 import msgspec
 import yaml
 
+from byoc_agents.app.command_line import join
 from byoc_agents.errors import ConfigError
 from byoc_agents.policy import tailnet
+from byoc_agents.policy.drift import PolicyFinding
 from byoc_agents.policy.inputs import Facts, Options, Rendered
 
 COLUMNS = ("host", "port", "protocol", "purpose", "daemon", "how often", "setting")
 WIDTH = 96  # columns of a comment
+STACK_FORMS = {"cloudformation": "yaml", "json": "json", "terraform": "text"}
+"""Value of --format of a stack -> the form; JSON is CloudFormation's."""
 
 
 def destinations_table(facts: Facts, options: Options) -> Rendered:
@@ -53,12 +57,23 @@ def _cells(rows: Sequence[dict[str, object]]) -> list[list[str]]:
     return [head, *([str(value) for value in row.values()] for row in rows)]
 
 
+def findings_json(
+    policy: str, manifest: str, found: Sequence[PolicyFinding], **more: object
+) -> str:
+    """Return the findings of a check as one JSON object; `more` are entries of the check's own."""
+    report = {"policy": policy, "manifest": manifest, "ok": not found, "findings": found, **more}
+    return msgspec.json.format(msgspec.json.encode(report)).decode() + "\n"
+
+
 def print_rendered(rendered: Rendered, form: str) -> tuple[str, tuple[str, ...]]:
-    """Return (text, notes that the form cannot contain). Raises ConfigError for an unfit form."""
+    """Return (text, notes that the form cannot contain). Raises ConfigError for an unfit form.
+
+    YAML begins with `---`, so that several printed policies are one stream of documents.
+    """
     if form == "yaml":
         tree = msgspec.json.decode(msgspec.json.encode(rendered.document))  # no shared parts
         body = yaml.safe_dump(tree, sort_keys=False, width=WIDTH)
-        return comments(rendered.notes) + body, ()
+        return f"---\n{comments(rendered.notes)}{body}", ()
     if form == "json":
         return msgspec.json.format(msgspec.json.encode(rendered.document)).decode() + "\n", (
             rendered.notes
@@ -67,7 +82,9 @@ def print_rendered(rendered: Rendered, form: str) -> tuple[str, tuple[str, ...]]
         return markdown(rendered.document), rendered.notes
     if form == "text" and rendered.text:
         return rendered.text, rendered.notes
-    raise ConfigError([f"--format {form}: this command has no such form"])
+    fit = ["json", *["markdown"] * isinstance(rendered.document, list)]
+    fit += [*["text"] * bool(rendered.text), "yaml"]
+    raise ConfigError([f"--format: invalid value {form!r}: expected {join(fit)}"])
 
 
 def comments(notes: tuple[str, ...]) -> str:

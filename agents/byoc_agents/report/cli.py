@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from byoc_agents.app.cloudevents import parse_rfc3339, rfc3339
+from byoc_agents.app.command_line import CommandParser, color_verdict
 from byoc_agents.app.settings import CoreSettings, settings_of
 from byoc_agents.ledger.format import Head
 from byoc_agents.ledger.heads import KeptHeads
@@ -21,7 +22,7 @@ from byoc_agents.ledger.verify import LedgerVerdict, verify
 from byoc_agents.report import checkpoint
 from byoc_agents.report.bodies import plain, read_kept
 from byoc_agents.report.cloudtrail import compare
-from byoc_agents.report.text import HEADING, color_verdict, event_text, trail_text, verdict_text
+from byoc_agents.report.text import HEADING, event_text, trail_text, verdict_text
 
 SENTENCE = {
     "show": "Print every send and every refused connection, one line each.",
@@ -50,7 +51,7 @@ class NoLedgerError(Exception):
 def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
     """Run one of the commands."""
     try:
-        options = _parser(environ).parse_args(argv)
+        options = make_parser(environ).parse_args(argv)
     except SystemExit as stop:  # argparse has printed the reason
         return int(stop.code or 0)
     try:
@@ -67,12 +68,12 @@ def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
     return code
 
 
-def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def make_parser(environ: Mapping[str, str] = os.environ) -> CommandParser:
+    """Return the parser of the command."""
+    parser = CommandParser(
         prog="byoc-agents ledger",
         description="Show, verify, prove or report the data that left this machine.",
         epilog=f"example: {EXAMPLES['show']}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar=" | ".join(SENTENCE))
     show = _command(commands.add_parser, "show", _show, environ)
@@ -127,7 +128,6 @@ def _command(
         name,
         description=SENTENCE[name],
         epilog=f"example: {EXAMPLES[name]}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=run)
     variable, standard = standard_state_dir(environ)

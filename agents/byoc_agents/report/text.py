@@ -1,14 +1,11 @@
 """The ledger as text for a terminal."""
 
-import os
 from collections.abc import Iterator
-from typing import TextIO
 
 from byoc_agents.ledger.query import LedgerEvent, RefusedConnections
 from byoc_agents.ledger.verify import LedgerVerdict
 from byoc_agents.report.cloudtrail import TrailVerdict
 
-GREEN, RED, RESET = "\x1b[32m", "\x1b[31m", "\x1b[0m"
 HEADING = (
     f"{'time':24} {'daemon':16} {'outcome':15} {'bytes':>9} {'records':>7}  type  destination  id"
 )
@@ -59,13 +56,6 @@ def trail_text(verdict: TrailVerdict) -> Iterator[str]:
     for note in verdict.notes:
         yield _safe(f"  note     {note}")
     yield f"  {verdict.events} sends in the trail, {verdict.sends} sends in the ledgers"
-
-
-def color_verdict(text: str, stream: TextIO, *, ok: bool) -> str:
-    """Return the text in green or red if `stream` is a terminal and NO_COLOR is not set."""
-    if not stream.isatty() or os.environ.get("NO_COLOR"):
-        return text
-    return f"{GREEN if ok else RED}{text}{RESET}"
 
 
 def _safe(text: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from byoc_agents.app.cloudevents import encode
+from byoc_agents.app.command_line import CommandParser
 from byoc_agents.audit import Audit
 from byoc_agents.audit.cli import (
     Connect,
@@ -40,7 +41,7 @@ def main(
     2 means that there is no result: wrong usage, nothing to read, or an unreadable target.
     """
     try:
-        options = _parser(environ).parse_args(argv)
+        options = make_parser(environ).parse_args(argv)
     except SystemExit as stop:  # argparse has printed the reason
         return int(stop.code or 0)
     try:
@@ -50,13 +51,13 @@ def main(
         return 2
 
 
-def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
+def make_parser(environ: Mapping[str, str] = os.environ) -> CommandParser:
+    """Return the parser of the command."""
     variable, standard = standard_state_dir(environ)
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="byoc-agents usage",
         description="Print the CPU and memory of each service by day, used and allocated.",
         epilog=END,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "target",

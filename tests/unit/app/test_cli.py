@@ -3,6 +3,8 @@
 import contextlib
 import io
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +13,9 @@ import pytest
 
 from byoc_agents import __version__
 from byoc_agents.app.cli import COMMANDS, main
-from byoc_agents.app.completion import bash_script
+from byoc_agents.app.command_line import color_verdict
 from byoc_agents.app.run import configure
 from byoc_agents.errors import ConfigError
-from byoc_agents.report.text import color_verdict
 
 IDENTITY = {
     "BYOC_ORGANIZATION_ID": "org",
@@ -51,7 +52,7 @@ def test_the_version_has_its_usual_flags(flag: str, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out == f"{__version__}\n"
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "version"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_describes_itself_with_an_example(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -59,7 +60,7 @@ def test_every_command_describes_itself_with_an_example(
         main([command, "--help"])
     page = capsys.readouterr().out
     assert page.startswith(f"usage: byoc-agents {command}")
-    assert f"example: byoc-agents {command} " in page
+    assert f"example: byoc-agents {command}" in page
 
 
 @pytest.mark.parametrize(
@@ -67,6 +68,7 @@ def test_every_command_describes_itself_with_an_example(
     [
         ("chek-config", "did you mean 'check-config'?"),
         ("ledgr", "did you mean 'ledger'?"),
+        ("--versoin", "did you mean '--version'?"),
         ("frobnicate", "see `byoc-agents --help`"),
     ],
 )
@@ -84,13 +86,23 @@ def test_a_mistyped_command_suggests_the_right_one(
         (["run", "bill"], {"billing-scraper"}),
         (["ledger", ""], {"show", "verify", "checkpoint", "prove", "report"}),
         (["policy", "net"], {"networkpolicy"}),
+        (["policy", "ing"], {"ingress"}),
+        (["policy", "--vendor-a"], {"--vendor-account"}),
+        (["alerts", ""], {"preview"}),
+        (["dead-letters", ""], {"list", "resend"}),
+        (["check-config", "st"], {"state-exporter"}),
         (["verify", "--s"], {"--since"}),
         (["completion", ""], {"bash", "zsh", "fish"}),
     ],
 )
-def test_bash_completes_commands_daemons_and_options(words: list[str], expected: set[str]) -> None:
+def test_bash_completes_commands_daemons_and_options(
+    words: list[str], expected: set[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     typed = " ".join(f"'{word}'" for word in ["byoc-agents", *words])
-    script = f"{bash_script()}\nCOMP_WORDS=({typed}) COMP_CWORD={len(words)}; _byoc_agents\n"
+    assert main(["completion", "bash"]) == 0
+    script = (
+        f"{capsys.readouterr().out}\nCOMP_WORDS=({typed}) COMP_CWORD={len(words)}; _byoc_agents\n"
+    )
     script += 'printf "%s\\n" "${COMPREPLY[@]}"'
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
     found = {word for word in done.stdout.split() if not word.startswith("--") or words[-1]}
@@ -102,6 +114,27 @@ def test_each_shell_has_a_script(shell: str, capsys: pytest.CaptureFixture[str])
     assert main(["completion", shell]) == 0
     out = capsys.readouterr().out
     assert all(name in out for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_example_of_a_command_is_accepted_by_its_parser(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BYOC_STATE_DIR", str(tmp_path))
+    words = shlex.split(COMMANDS[command].example.partition(" > ")[0])
+    COMMANDS[command].load().make_parser().parse_args(words[2:])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_of_a_page_is_completed(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The page is the other side: its options are what a person reads."""
+    with contextlib.suppress(SystemExit):
+        main([command, "--help"])
+    usage = capsys.readouterr().out.split("\n\n")[0]
+    words = set(COMMANDS[command].load().make_parser().words())
+    assert set(re.findall(r"--[a-z][a-z-]+", usage)) <= words
 
 
 class Terminal(io.StringIO):

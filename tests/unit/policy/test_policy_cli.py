@@ -219,6 +219,53 @@ def test_a_key_that_appears_twice_is_found(
     assert "the key 'Statement' appears twice" in capsys.readouterr().out
 
 
+def test_printed_policies_may_be_one_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of Kubernetes are found by kind and name; AWS's have none."""
+    cluster = ["networkpolicy", "cilium"]
+    manifest = tmp_path / "all.yaml"
+    texts = [policy(capsys, command, *GIVEN) for command in cluster]
+    texts += [policy(capsys, command, *GIVEN, "--format", "yaml") for command in ("table", "iam")]
+    manifest.write_text("".join(texts))
+    for command in cluster:
+        assert policy(capsys, command, *GIVEN, "--check", str(manifest)) == ""
+    assert main(["policy", "iam", *GIVEN, "--check", str(manifest)]) == 1
+    said = f"{manifest}: holds 4 documents, and policies of AWS have no name to choose one by"
+    assert capsys.readouterr().out == f"{said}: expected one\n"
+
+
+def test_printed_json_in_one_file_is_a_clear_mistake(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = tmp_path / "all.json"
+    texts = [policy(capsys, command, *GIVEN) for command in ("iam", "boundary")]
+    manifest.write_text("".join(texts))
+    assert main(["policy", "iam", *GIVEN, "--check", str(manifest)]) == 2
+    said = capsys.readouterr().err
+    assert "expected one JSON document, or YAML documents with `---` between them" in said
+
+
+@pytest.mark.parametrize("name", ["s3", "proxy", "api.vendor.example"])
+def test_addresses_have_the_name_of_a_kind_or_of_a_host(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A kind without a destination is accepted: one list may serve several configurations."""
+    policy(capsys, "networkpolicy", "alert-forwarder", "--cidr", "s3=10.9.8.0/24")
+    policy(capsys, "networkpolicy", "--cidr", f"{name}=10.9.8.0/24")
+
+
+@pytest.mark.parametrize(
+    ("form", "start"),
+    [("cloudformation", "---\n"), ("json", "{"), ("terraform", "# ")],
+)
+def test_a_stack_has_the_forms_of_the_control_planes_stack(
+    form: str, start: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--trust", "irsa", "--oidc-provider", "o.example/id", "--service-account", "db/ch"]
+    assert policy(capsys, "stack", "--role", ROLE, *given, "--format", form).startswith(start)
+
+
 def test_a_merged_key_of_yaml_may_be_overridden() -> None:
     text = "base: &base {a: 1}\nmine:\n  <<: *base\n  a: 2\n"
     assert documents(text, "x") == [{"base": {"a": 1}, "mine": {"a": 2}}]
@@ -267,8 +314,23 @@ def test_a_policy_of_any_number_of_customers_follows_from_the_settings(
     [
         (["bucket-policy", "--check", "pyproject.toml"], "--check"),
         (["table", "--check", "no-such-file"], "cannot be read"),
-        (["iam", "--format", "text"], "no such form"),
-        (["networkpolicy", "--format", "markdown"], "no such form"),
+        (["iam", "--format", "text"], "--format: invalid value 'text': expected json or yaml"),
+        (
+            ["networkpolicy", "--format", "markdown"],
+            "'markdown': expected json or yaml",
+        ),
+        (["stack", "--format", "text"], "expected cloudformation, json or terraform"),
+        (["stack", "--format", "yaml"], "expected cloudformation, json or terraform"),
+        (["iam", "--format", "terraform"], "invalid value 'terraform': expected json or yaml"),
+        (
+            ["networkpolicy", "--cidr", "s4=10.0.0.0/8"],
+            "expected s3, sqs, sts, control-plane, proxy,",
+        ),
+        (["networkpolicy", "--cidr", "sqss=10.0.0.0/8"], "; did you mean 'sqs'?"),
+        (
+            ["networkpolicy", "--cidr", "api.vendor.exampel=10.0.0.0/8"],
+            "'api.vendor.example'?",
+        ),
         (["networkpolicy", "--cidr", "s3=10.0.0.1/8"], "--cidr: invalid value"),
         (["networkpolicy", "--dns", "resolver"], "--dns: invalid value"),
         (["bucket-policy", "--role", "agents"], "--role: invalid value 'agents': expected arn:"),
@@ -282,7 +344,7 @@ def test_a_policy_of_any_number_of_customers_follows_from_the_settings(
         (["queue-policy", "billing-scraper"], "BYOC_STATE_QUEUE_URL"),
         (["bucket-policy", "state-exporter"], "BYOC_BILLING_BUCKET"),
         (["table", "--config", "no-such-file"], "no-such-file"),
-        (["table", "billing"], "unknown daemon"),
+        (["table", "billing"], "invalid value 'billing': expected billing-scraper, state-exporter"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
