@@ -287,6 +287,8 @@ def _check_forms(asked: argparse.Namespace) -> None:
         wrong.append("--issuer: expected together with --trust web-identity")
     if asked.account and not asked.tenants:
         wrong.append("--account: invalid without --tenants: expected both")
+    if asked.tailnet and asked.command != "table":
+        wrong.append(f"--tailnet: invalid with {asked.command}: expected table")
     if wrong:
         raise ConfigError(wrong)
 
@@ -323,6 +325,7 @@ def _options(asked: argparse.Namespace, facts: Facts) -> Options:
         audience=asked.audience or usual.audience,
         cluster_arn=asked.cluster_arn,
         service_account=asked.service_account,
+        tailnet=asked.tailnet,
     )
 
 
@@ -380,6 +383,12 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
         "--json", action="store_const", const="json", dest="format", help="same as --format json"
     )
     parser.add_argument("--trust", choices=("irsa", "web-identity", "pod-identity"), default="")
+    parser.add_argument(
+        "--tailnet",
+        choices=("relay", "direct"),
+        default="",
+        help="the table has the destinations of the chart's tailnet too, by its mode",
+    )
     parser.add_argument(
         "--identity",
         choices=("environment", *IDENTITIES),

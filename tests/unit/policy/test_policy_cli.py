@@ -58,6 +58,28 @@ def test_the_table_has_a_row_for_each_destination_of_each_daemon(
     assert all(all(str(value) for value in row.values()) for row in rows), "every column says it"
 
 
+@pytest.mark.parametrize(
+    ("mode", "protocols"), [("relay", {"https"}), ("direct", {"https", "udp"})]
+)
+def test_the_tailnets_rows_are_marked_as_another_programs(
+    mode: str, protocols: set[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    usual = json.loads(policy(capsys, "table", "--format", "json"))
+    assert main(["policy", "table", "--tailnet", mode, "--format", "json"]) == 0
+    said = capsys.readouterr()
+    rows = json.loads(said.out)
+    added = [row for row in rows if row not in usual]
+    assert [row for row in rows if row in usual] == usual
+    assert {row["daemon"] for row in added} == {"tailnet (another program)"}
+    assert {row["protocol"] for row in added} == protocols
+    assert "NetworkPolicy only, not by the egress gate" in said.err
+
+
+def test_another_policy_has_no_rows_of_the_tailnet(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["policy", "networkpolicy", "--tailnet", "relay"]) == 2
+    assert "--tailnet: invalid with networkpolicy: expected table" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("variable", ["", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
 @pytest.mark.parametrize(
     ("identity", "more"), [("irsa", {"sts"}), ("pod-identity", {"pod-identity"}), ("keys", set())]
