@@ -133,7 +133,7 @@ def test_a_drain_evicts_the_pod_and_loses_nothing(cluster: Cluster, received: Re
 def test_a_killed_kubelet_stops_nothing(cluster: Cluster) -> None:
     """With a pod at rest: records are made and sent, and the next kubelet restarts nothing."""
     before = restarts(cluster)
-    with world.receiving(cluster) as received:  # through the kubelet, so anew after it
+    with world.receiving(cluster) as received:  # through the kubelet, so again after it
         gaps = len(billing(received).gaps)
     cluster.kill("kubelet")
     killed = datetime.now(UTC)
