@@ -4,7 +4,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
@@ -134,7 +134,7 @@ def main(argv: Sequence[str]) -> int:
         text, more = print_rendered(rendered, form)
         sys.stdout.write(text)
         notes = [*more]
-    for note in notes:
+    for note in [*_find_unused(asked, facts), *notes]:
         sys.stderr.write(f"note: {note}\n")
     return 1 if found else 0
 
@@ -296,9 +296,8 @@ def _check_forms(asked: argparse.Namespace) -> None:
 def _options(asked: argparse.Namespace, facts: Facts) -> Options:
     _check_forms(asked)
     cidrs: dict[str, tuple[str, ...]] = {}
-    hosts = {d.host for d in (*facts.destinations, *([facts.proxy] if facts.proxy else ()))}
     for name, cidr in asked.cidr:
-        _check_name(name, hosts)
+        _check_name(name, facts)
         cidrs[name] = (*cidrs.get(name, ()), _cidr(cidr))
     usual = Options()
     return Options(
@@ -419,18 +418,28 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _check_name(name: str, hosts: Collection[str]) -> None:
-    """Raise ConfigError for a name of --cidr that nothing has.
-
-    A kind that the settings have no destination of is accepted: one list of networks may serve
-    several configurations.
-    """
-    if name in hosts or name in NARROWED:
+def _check_name(name: str, facts: Facts) -> None:
+    """Raise ConfigError for a name of --cidr that is neither a kind nor a host."""
+    if name in {*NARROWED, *_hosts(facts)} or "." in name or ip_literal(name):
         return
-    known = [*NARROWED, *sorted(host for host in hosts if not ip_literal(host))]
-    similar = nearest(name, known)
+    similar = nearest(name, NARROWED)
     hint = f"; did you mean {similar!r}?" if similar else ""
-    raise ConfigError([f"--cidr: invalid value {name!r}: expected {join(known)}{hint}"])
+    expected = f"{', '.join(NARROWED)} or a host name"
+    raise ConfigError([f"--cidr: invalid value {name!r}: expected {expected}{hint}"])
+
+
+def _find_unused(asked: argparse.Namespace, facts: Facts) -> list[str]:
+    """Return a note for each host of --cidr that is no destination.
+
+    It is no mistake: one list of networks may serve several daemons.
+    """
+    known = {*NARROWED, *_hosts(facts)}
+    names = dict.fromkeys(name for name, _ in asked.cidr)
+    return [f"--cidr {name}: no destination has this host" for name in names if name not in known]
+
+
+def _hosts(facts: Facts) -> set[str]:
+    return {one.host for one in (*facts.destinations, *([facts.proxy] if facts.proxy else ()))}
 
 
 def _pair(text: str) -> tuple[str, str]:
