@@ -1,17 +1,23 @@
 """Find type names with two meanings: `python -m lab.names` prints them.
 
 A reader who meets `State` wants to know which one. Every class and every type alias of the product
-has a name of its own; private ones (with an underscore) count as collisions only with public ones.
+and of the control plane, which imports the product, has a name of its own. Private ones (with an
+underscore) count as collisions only with public ones.
 """
 
 import ast
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-SOURCE = Path(__file__).resolve().parents[1] / "agents" / "byoc_agents"
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = (ROOT / "agents" / "byoc_agents", ROOT / "control-plane" / "byoc_control_plane")
 PER_DAEMON = {"Settings"}  # each daemon's settings, always used with the daemon's name
+# Constants are in capitals and functions in lower case, so a name in CamelCase is a type, whatever
+# is assigned to it: `tuple[int, int]`, `Literal[...]`, a union, another name, a call.
+TYPE_NAME = re.compile(r"_?[A-Z][A-Z0-9]*[a-z][A-Za-z0-9]*")
 
 
 def types_of(path: Path) -> Iterator[str]:
@@ -21,24 +27,18 @@ def types_of(path: Path) -> Iterator[str]:
             yield node.name
         elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            if _is_alias(node.value):
-                yield from (one.id for one in targets if isinstance(one, ast.Name))
+            names = [target.id for target in targets if isinstance(target, ast.Name)]
+            yield from (name for name in names if TYPE_NAME.fullmatch(name))
 
 
-def _is_alias(value: ast.expr) -> bool:
-    """Return whether a value is a type: `Literal[...]`, `Callable[...]`, a union of names."""
-    if isinstance(value, ast.Subscript):
-        return isinstance(value.value, ast.Name) and value.value.id[:1].isupper()
-    return isinstance(value, ast.BinOp) and isinstance(value.op, ast.BitOr)
-
-
-def collisions(source: Path = SOURCE) -> dict[str, list[str]]:
+def collisions(*sources: Path) -> dict[str, list[str]]:
     """Return type name -> the modules that define it, if there is more than one."""
     places: dict[str, set[tuple[str, str]]] = defaultdict(set)
-    for path in sorted(source.rglob("*.py")):
-        module = ".".join(path.relative_to(source).with_suffix("").parts)
-        for name in types_of(path):
-            places[name.lstrip("_")].add((module, name))
+    for source in sources or SOURCES:
+        for path in sorted(source.rglob("*.py")):
+            module = ".".join(path.relative_to(source.parent).with_suffix("").parts)
+            for name in types_of(path):
+                places[name.lstrip("_")].add((module, name))
     return {
         name: sorted(f"{module}.{written}" for module, written in found)
         for name, found in sorted(places.items())

@@ -39,7 +39,7 @@ from byoc_control_plane.metrics import PlaneMetrics
 MAX_SOURCES = 50_000
 MAX_SOURCE_BYTES = 64 * 1024**2  # of the objects of one archive, as stored
 
-Pod = list[tuple[str, bytes]]  # keys and bodies of one pod and hour, in the order of their keys
+PodObjects = list[tuple[str, bytes]]  # keys and bodies of one pod and hour, sorted by key
 
 
 class HeldHourError(Exception):
@@ -179,7 +179,7 @@ class Compactor:
             await self._finish(hour_key._replace(generation=next(number)), builder)
         await self._delete(leftovers)
 
-    async def _find_leftovers(self, pod: Pod, archived: Mapping[str, Archived]) -> list[str]:
+    async def _find_leftovers(self, pod: PodObjects, archived: Mapping[str, Archived]) -> list[str]:
         """Return the keys of objects that an archive holds: an earlier run did not delete them."""
         found = []
         for key, body in pod:
@@ -265,9 +265,9 @@ class Compactor:
 
     async def _pods(
         self, date: str, hour: str, listed: list[Listed] | None
-    ) -> AsyncGenerator[Pod, None]:
+    ) -> AsyncGenerator[PodObjects, None]:
         """Yield the objects of an hour by pod. One that cannot be read is held."""
-        pod: Pod = []
+        pod: PodObjects = []
         before: tuple[str, str, str] | None = None
         async with aclosing(self._bucket.get_in_order(self._of_hour(date, hour, listed))) as bodies:
             async for item, body in bodies:
@@ -345,7 +345,7 @@ class _Earlier:
         self._archived = archived
         self._spans: defaultdict[tuple[str, str, str, int, bool], Spans] | None = None
 
-    def find_conflicts(self, fresh: Pod) -> dict[str, str]:
+    def find_conflicts(self, fresh: PodObjects) -> dict[str, str]:
         """Return key -> reason."""
         if not fresh or not self._archived:
             return {}

@@ -21,7 +21,7 @@ from byoc_agents.errors import SendError
 from byoc_control_plane.inserter import Inserter
 from byoc_control_plane.metrics import PlaneMetrics
 from byoc_control_plane.progress import OUTAGE_MS, Progress
-from byoc_control_plane.rows import InvalidEventError, Row, build_rejected, build_row
+from byoc_control_plane.rows import InvalidEventError, TableRow, build_rejected, build_row
 from byoc_control_plane.store import RowsRefusedError, StoreError
 
 BATCH = 10  # messages of one ReceiveMessage and of one DeleteMessageBatch; SQS quotas
@@ -125,7 +125,7 @@ class Consumer:
             outcome = "rejected" if row.table == "byoc_rejected" else "stored"
             self._metrics.messages.labels(STREAM, outcome).inc()
 
-    async def _store_one(self, message: Mapping[str, Any], row: Row) -> Row:
+    async def _store_one(self, message: Mapping[str, Any], row: TableRow) -> TableRow:
         """Store one row of a batch that ClickHouse refused; set it aside if it is the reason."""
         try:
             await self._inserter.insert([row])
@@ -135,7 +135,7 @@ class Consumer:
             return rejected
         return row
 
-    def _build(self, message: Mapping[str, Any]) -> Row:
+    def _build(self, message: Mapping[str, Any]) -> TableRow:
         try:
             row = build_row(message["Body"].encode(), _sent_ms(message))
             # AWS states the sender: a role's unique id and its session's name, or a user's id.
@@ -164,7 +164,7 @@ def _sent_ms(message: Mapping[str, Any]) -> int:
     return int(message["Attributes"]["SentTimestamp"])
 
 
-def _reject(message: Mapping[str, Any], reason: str) -> Row:
+def _reject(message: Mapping[str, Any], reason: str) -> TableRow:
     body = message["Body"].encode(errors="replace")
     return build_rejected(STREAM, message["MessageId"], body, reason, _sent_ms(message))
 

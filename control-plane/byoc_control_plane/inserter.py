@@ -7,14 +7,14 @@ from typing import NamedTuple
 import structlog
 
 from byoc_control_plane.metrics import PlaneMetrics
-from byoc_control_plane.rows import Row
+from byoc_control_plane.rows import TableRow
 from byoc_control_plane.store import RowsRefusedError, Store, StoreError, insert_rows
 
 MAX_ROWS = 10_000  # of one insert; some 20 MiB
 
 
 class _Waiting(NamedTuple):
-    rows: Sequence[Row]
+    rows: Sequence[TableRow]
     stored: asyncio.Future[None]
 
 
@@ -31,7 +31,7 @@ class Inserter:
         self._waiting: list[_Waiting] = []
         self._filled = asyncio.Event()
 
-    async def insert(self, rows: Sequence[Row]) -> None:
+    async def insert(self, rows: Sequence[TableRow]) -> None:
         """Return after ClickHouse has stored all rows. Raises as `Store.run`.
 
         After an error some of the rows may be stored: insert the same rows again.
@@ -73,7 +73,7 @@ class Inserter:
         for one in group:
             _resolve(one.stored, error)
 
-    async def _try(self, rows: Iterable[Row]) -> StoreError | None:
+    async def _try(self, rows: Iterable[TableRow]) -> StoreError | None:
         """Insert into each table; return the error instead of raising it."""
         tables: dict[str, dict[tuple[str, str], bytes]] = {}
         for row in rows:

@@ -86,11 +86,11 @@ class PlaneMetrics:
             ["stream"],
             registry=self.registry,
         )
-        self.agents = Gauge(
-            "byoc_plane_agents", "Supervised daemons", ["daemon"], registry=self.registry
+        self.daemons = Gauge(
+            "byoc_plane_daemons", "Supervised daemons", ["daemon"], registry=self.registry
         )
-        self.silent_agents = Gauge(
-            "byoc_plane_silent_agents", "Silent daemons", ["daemon"], registry=self.registry
+        self.silent_daemons = Gauge(
+            "byoc_plane_silent_daemons", "Silent daemons", ["daemon"], registry=self.registry
         )
         self.silent_seconds = Gauge(
             "byoc_plane_silent_seconds",

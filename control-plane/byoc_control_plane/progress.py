@@ -26,7 +26,7 @@ SILENT = (
     "SELECT organization_id, service_id, replica, daemon, silent_seconds FROM silent_now "
     "ORDER BY silent_seconds DESC"
 )
-AGENTS = "SELECT daemon, count() AS agents FROM agents_now WHERE supervised GROUP BY daemon"
+DAEMONS = "SELECT daemon, count() AS daemons FROM agents_now WHERE supervised GROUP BY daemon"
 
 PROGRESS = (
     "WITH horizons AS (SELECT stream, max(at) AS horizon FROM byoc_progress GROUP BY stream) "
@@ -132,17 +132,17 @@ class SilenceWatch:
     async def refresh(self) -> None:
         """Read the views once. Raises StoreError."""
         silent = await fetch_rows(self._store, SILENT)
-        agents = await fetch_rows(self._store, AGENTS)
+        daemons = await fetch_rows(self._store, DAEMONS)
         progress = await fetch_rows(self._store, PROGRESS)
         self._metrics.silent_seconds.clear()
         for row in silent[:MAX_SERIES]:
             names = (row["organization_id"], row["service_id"], row["replica"], row["daemon"])
             self._metrics.silent_seconds.labels(*names).set(row["silent_seconds"])
         for daemon in ("state-exporter", "alert-forwarder"):
-            known = sum(row["agents"] for row in agents if row["daemon"] == daemon)
-            self._metrics.agents.labels(daemon).set(known)
+            known = sum(row["daemons"] for row in daemons if row["daemon"] == daemon)
+            self._metrics.daemons.labels(daemon).set(known)
             count = sum(row["daemon"] == daemon for row in silent)
-            self._metrics.silent_agents.labels(daemon).set(count)
+            self._metrics.silent_daemons.labels(daemon).set(count)
         for row in progress:
             self._metrics.progress.labels(row["stream"]).set(row["at_ms"] / 1000)
             self._metrics.steady.labels(row["stream"]).set(row["steady_ms"] / 1000)

@@ -22,7 +22,7 @@ from byoc_control_plane.credentials import Credential, Keyring
 from byoc_control_plane.inserter import Inserter
 from byoc_control_plane.metrics import PlaneMetrics
 from byoc_control_plane.progress import INTERVAL_SECONDS, Progress
-from byoc_control_plane.rows import InvalidEventError, Row, build_row
+from byoc_control_plane.rows import InvalidEventError, TableRow, build_row
 from byoc_control_plane.store import RowsRefusedError, StoreError
 
 PATH = "/v1/events"
@@ -215,7 +215,7 @@ async def _read_body(request: web.BaseRequest) -> bytes | None:
     return b"".join(parts)
 
 
-def _rows(content_type: str, body: bytes, arrived_at_ms: int) -> list[Row]:
+def _rows(content_type: str, body: bytes, arrived_at_ms: int) -> list[TableRow]:
     """Return the rows of a delivery, of all its events. Raises InvalidEventError."""
     if content_type == SINGLE:
         return [build_row(body, arrived_at_ms)]

@@ -1,6 +1,6 @@
 """Events as rows: which table an event belongs to, and its columns.
 
-An event of an unknown type is accepted as it is, so that newer agents lose nothing: its names and
+An event of an unknown type is accepted as it is, so that newer daemons lose nothing: its names and
 its whole text are stored. An event of a known type must have every field of its type.
 """
 
@@ -47,7 +47,7 @@ _any = msgspec.json.Decoder()
 _known = {name: msgspec.json.Decoder(kind) for name, kind in KNOWN.items()}
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     """One row. `key` is the event's source and id: two rows with one key are the same event."""
 
     table: str
@@ -60,7 +60,7 @@ class InvalidEventError(ValueError):
     """The bytes are not an event of this contract. `str()` says why, without quoting the bytes."""
 
 
-def build_row(body: bytes, arrived_at_ms: int) -> Row:
+def build_row(body: bytes, arrived_at_ms: int) -> TableRow:
     """Return the row of one event. Raises InvalidEventError."""
     try:
         envelope = _envelope.decode(body)
@@ -91,7 +91,7 @@ def build_row(body: bytes, arrived_at_ms: int) -> Row:
     return _row(head, data if isinstance(data, dict) else {}, known=known is not None)
 
 
-def _row(head: dict[str, Any], data: Mapping[str, Any], *, known: bool) -> Row:
+def _row(head: dict[str, Any], data: Mapping[str, Any], *, known: bool) -> TableRow:
     is_state = head["type"].startswith("byoc.service.")
     if known:
         columns = STATE_COLUMNS if is_state else ALERT_COLUMNS
@@ -108,12 +108,12 @@ def _row(head: dict[str, Any], data: Mapping[str, Any], *, known: bool) -> Row:
         head |= {name: data[name] for name in names if isinstance(data.get(name), str)}
     table = STATE_TABLE if is_state else ALERTS_TABLE
     key = (head["source"], head["id"])
-    return Row(table, key, msgspec.json.encode(head), head.get("organization_id", ""))
+    return TableRow(table, key, msgspec.json.encode(head), head.get("organization_id", ""))
 
 
 def build_rejected(
     stream: str, message_id: str, body: bytes, reason: str, arrived_at_ms: int
-) -> Row:
+) -> TableRow:
     """Return the row that keeps a message that cannot become a row of its own table."""
     line = {
         "stream": stream,
@@ -122,4 +122,4 @@ def build_rejected(
         "reason": reason[:1000],
         "body": body.decode(errors="replace"),
     }
-    return Row(REJECTED_TABLE, (stream, message_id), msgspec.json.encode(line), "")
+    return TableRow(REJECTED_TABLE, (stream, message_id), msgspec.json.encode(line), "")

@@ -12,6 +12,7 @@ import chdb.session
 import pytest
 from aiobotocore.session import get_session
 
+from byoc_agents.app.heartbeat import HeartbeatIntervals
 from byoc_control_plane.consumer import Consumer
 from byoc_control_plane.inserter import Inserter
 from byoc_control_plane.metrics import PlaneMetrics
@@ -25,6 +26,8 @@ from tests.real.control_plane_world import empty
 pytestmark = pytest.mark.real
 
 HEARTBEAT = 20
+STEADY = HeartbeatIntervals(HEARTBEAT, HEARTBEAT)
+DEFAULT = HeartbeatIntervals.choose("BYOC_STATE", 60, None)  # 300 s after ten minutes
 ALLOWED = 3 * HEARTBEAT + 5  # seconds
 OUTAGE = 1800
 BATCHES = 40  # that a backlog may need within one step
@@ -39,18 +42,22 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[chdb.session.Se
 
 @dataclass
 class Fleet:
-    """Exporters that send a heartbeat every HEARTBEAT seconds, each at a second of its own."""
+    """Exporters that send a heartbeat after each interval, and state the next one."""
 
     queue: FakeFifo
     clock: FakeClock
+    intervals: HeartbeatIntervals = STEADY
     alive: dict[str, Replica] = field(default_factory=dict)
     last: dict[str, int] = field(default_factory=dict)  # second of the last message
+    changed: dict[str, int] = field(default_factory=dict)  # second of the last start
     second: int = 0
 
     def start(self, name: str) -> None:
         """Start an exporter, with a new epoch."""
         now_ms = self.clock.wall_ns() // 1_000_000
-        self.alive[name] = Replica(replica=name, heartbeat=HEARTBEAT, epoch=now_ms)
+        self.alive[name] = Replica(replica=name, epoch=now_ms)
+        self.changed[name] = self.second
+        self._state_interval(name)
         self._send(name, self.alive[name].message(now_ms))
 
     def stop(self, name: str) -> None:
@@ -67,8 +74,13 @@ class Fleet:
         self.second += 1
         now_ms = self.clock.wall_ns() // 1_000_000
         for name, replica in self.alive.items():
-            if self.second - self.last[name] >= HEARTBEAT:
+            if self.second - self.last[name] >= replica.heartbeat:
+                self._state_interval(name)
                 self._send(name, replica.message(now_ms))
+
+    def _state_interval(self, name: str) -> None:
+        unchanged_ns = (self.second - self.changed[name]) * 10**9
+        self.alive[name].heartbeat = self.intervals.after(unchanged_ns)
 
     def _send(self, name: str, body: bytes) -> None:
         self.last[name] = self.second
@@ -154,15 +166,21 @@ class Watched:
         for name in await self.world.silent():
             self.found.setdefault(name, self.world.fleet.second)
 
-    async def receive_until(self, second: int, acts: dict[int, Callable[[], None]]) -> None:
-        """Let time pass with a consumer that is started again at two moments."""
+    async def receive_until(
+        self, second: int, acts: dict[int, Callable[[], None]], *, step: int = 1
+    ) -> None:
+        """Let time pass with a consumer that is started again at two moments.
+
+        It receives every `step` seconds.
+        """
         fleet = self.world.fleet
         while fleet.second < second:
             await self.world.pass_second()
             acts.get(fleet.second, lambda: None)()
             if fleet.second in {70, 75}:
                 await self.restart()
-            await self.receive()
+            if fleet.second % step == 0:
+                await self.receive()
 
     async def restart(self) -> None:
         """Start the consumer again."""
@@ -212,3 +230,34 @@ async def test_a_silenced_replica_is_found_and_nobody_else_ever_is(watched: Watc
     fleet.start("r-4")
     await watched.receive_until(fleet.second + 1, {})
     assert await world.silent() == {"r-6"}
+
+
+async def test_the_interval_that_a_replica_stated_last_decides(watched: Watched) -> None:
+    """60 s for ten minutes after a start, then 300 s, and an outage of the consumer in between."""
+    world, fleet, found = watched.world, watched.world.fleet, watched.found
+    fleet.intervals, step = DEFAULT, 5
+    fast, slow = 3 * 60 + 5, 3 * 300 + 5
+    for number in range(10):
+        fleet.start(f"r-{number}")
+    acts: dict[int, Callable[[], None]] = {
+        130: partial(fleet.kill, "r-1"),  # it had stated 60 s
+        1000: partial(fleet.kill, "r-2"),  # it had stated 300 s
+        1100: partial(fleet.start, "r-3"),  # started again: 60 s
+        1500: partial(fleet.stop, "r-4"),
+    }
+    await watched.receive_until(1200, acts, step=step)
+    assert set(found) == {"r-1"}
+    assert fleet.last["r-1"] + 3 * 60 <= found["r-1"] <= fleet.last["r-1"] + fast + step
+    await watched.receive_until(1900, acts, step=step)
+    assert set(found) == {"r-1", "r-2"}
+    assert fleet.last["r-2"] + 3 * 300 <= found["r-2"] <= fleet.last["r-2"] + slow + step
+
+    for _ in range(OUTAGE):  # nobody receives
+        await world.pass_second()
+        if fleet.second == 2500:
+            fleet.kill("r-5")
+    await watched.restart()
+    back = fleet.second
+    await watched.receive_until(back + slow + 2 * step, {}, step=step)
+    assert set(found) == {"r-1", "r-2", "r-5"}
+    assert back + 3 * 300 <= found["r-5"] <= back + slow + 2 * step

@@ -3,13 +3,15 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from lab.real.parts import install
 from lab.real.parts.docker import BASE, Engine
-from lab.real.parts.images import make_other
+from lab.real.parts.images import make_foreign, make_other
 
 SOURCES = ("agents", "constraints", "images", "LICENSE", "Makefile", "pyproject.toml")
 LATER = "byoc-test/base-later:latest"
@@ -61,12 +63,20 @@ def copied(target: Path) -> Path:
     return target
 
 
-def test_two_builds_give_the_same_digests(docker: Engine, layout: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("make_again", [make_other, make_foreign], ids=["amd64", "arm64"])
+def test_two_builds_give_the_same_digests(
+    docker: Engine,
+    layout: Path,
+    foreign_layout: Path,
+    make_again: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    first = foreign_layout if make_again is make_foreign else layout
     builder_of_another_day(docker, tmp_path / "builder")
     with masked(0o077):
         source = copied(tmp_path / "elsewhere" / "byoc")
         options = ("--no-cache", f"--build-arg=BUILDER={LATER}")
-        again = make_other(docker, tmp_path, *options, source=source)
-    assert (again / "index.json").read_text() == (layout / "index.json").read_text()
-    blobs = [{file.name for file in (one / "blobs/sha256").iterdir()} for one in (layout, again)]
+        again = make_again(docker, tmp_path, *options, source=source)
+    assert (again / "index.json").read_text() == (first / "index.json").read_text()
+    blobs = [{file.name for file in (one / "blobs/sha256").iterdir()} for one in (first, again)]
     assert blobs[0] == blobs[1]

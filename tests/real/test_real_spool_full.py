@@ -21,8 +21,8 @@ MAKE = """
 import pathlib, sys
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.errors import SpoolError
-from byoc_agents.durable.store import Store
-store = Store(pathlib.Path(sys.argv[1]), max_bytes=1 << 30)
+from byoc_agents.durable.store import SpoolStore
+store = SpoolStore(pathlib.Path(sys.argv[1]), max_bytes=1 << 30)
 """
 USE = """
 print("open", flush=True)

@@ -17,7 +17,7 @@ from byoc_agents import __version__
 from byoc_agents.app import dead_letters
 from byoc_agents.durable.schema import VERSION
 from byoc_agents.durable.spool import Spool
-from byoc_agents.durable.store import Store
+from byoc_agents.durable.store import SpoolStore
 from byoc_agents.errors import LedgerNewerError, SpoolNewerError
 from byoc_agents.ledger import FileLedger
 from byoc_agents.ledger import format as lines
@@ -115,7 +115,7 @@ async def test_the_backlog_is_still_there_for_the_newer_version(
         waiting = [message.id for message in await one.spool.head(100)]
     make_newer(state_dir)
     with pytest.raises(SpoolNewerError):
-        Store(state_dir / STATE / "spool.db", max_bytes=BOUND)
+        SpoolStore(state_dir / STATE / "spool.db", max_bytes=BOUND)
     with closing(sqlite3.connect(state_dir / STATE / "spool.db")) as newer:
         newer.execute(f"PRAGMA user_version={VERSION}")  # the part of the newer version: it reads
         newer.commit()

@@ -11,7 +11,7 @@ from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.schema import VERSION
 from byoc_agents.durable.spool import Spool
-from byoc_agents.durable.store import Store, count
+from byoc_agents.durable.store import SpoolStore, count
 from byoc_agents.ledger.recent import newest_sent, recently_sent
 from tests.upgrade.golden import GOLDEN, clock_at, restore
 from tests.upgrade.lives import ALERTS, BILLING, BOUND, DAEMONS, STATE
@@ -33,8 +33,8 @@ def rows(spool: Path, query: str) -> list[tuple[object, ...]]:
         return database.execute(query).fetchall()
 
 
-def store_at(path: Path) -> Store:
-    return Store(path, max_bytes=BOUND)
+def store_at(path: Path) -> SpoolStore:
+    return SpoolStore(path, max_bytes=BOUND)
 
 
 @pytest.mark.parametrize("daemon", DAEMONS)

@@ -80,7 +80,7 @@ class Cause(StrEnum):
     COLLECTED_IN_PART = "collected_in_part"
 
 
-class Row(NamedTuple):
+class GrantTransition(NamedTuple):
     """One row of the table: in these states, this cause leads to that state."""
 
     states: frozenset[State]
@@ -88,8 +88,10 @@ class Row(NamedTuple):
     to: State | None  # None = the state stays; a ledger line is written
 
 
-def _row(states: State | frozenset[State], cause: Cause, to: State | None) -> Row:
-    return Row(states if isinstance(states, frozenset) else frozenset({states}), cause, to)
+def _row(states: State | frozenset[State], cause: Cause, to: State | None) -> GrantTransition:
+    return GrantTransition(
+        states if isinstance(states, frozenset) else frozenset({states}), cause, to
+    )
 
 
 TABLE = (

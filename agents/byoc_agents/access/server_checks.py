@@ -9,12 +9,10 @@ than the customer's policy states. All queries run with the grants of `sql/broke
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 from byoc_agents.access import clickhouse_sql as sql
-from byoc_agents.clickhouse import ClickHouseServerError
+from byoc_agents.clickhouse import ClickHouseServerError, Row
 
-Row = dict[str, Any]
 Query = Callable[[str], Awaitable[list[Row]]]
 """Runs one SELECT as the broker. Raises ClickHouseError, with `code` 497 for a missing grant."""
 

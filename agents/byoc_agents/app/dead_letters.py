@@ -16,7 +16,7 @@ import msgspec
 from byoc_agents.app.cloudevents import rfc3339
 from byoc_agents.app.command_line import CommandParser
 from byoc_agents.durable.model import DeadLetter
-from byoc_agents.durable.store import Store
+from byoc_agents.durable.store import SpoolStore
 from byoc_agents.errors import SpoolError
 
 STATE_DIR = "/var/lib/byoc-agents"  # BYOC_STATE_DIR's default
@@ -61,7 +61,7 @@ def _spools(state_dir: Path) -> list[Path]:
 
 def _list(state_dir: Path, *, bodies: bool) -> int:
     for path in _spools(state_dir):
-        with closing(Store(path, max_bytes=UNBOUNDED)) as store:
+        with closing(SpoolStore(path, max_bytes=UNBOUNDED)) as store:
             for letter in store.dead_letters():
                 line = msgspec.json.encode(_describe(path.parent.name, letter, bodies=bodies))
                 sys.stdout.write(line.decode() + "\n")
@@ -85,7 +85,7 @@ def _describe(daemon: str, letter: DeadLetter, *, bodies: bool) -> dict[str, Any
 def _resend(state_dir: Path, ids: Sequence[str]) -> int:
     missing = set(ids) - {ALL}
     for path in _spools(state_dir):
-        with closing(Store(path, max_bytes=UNBOUNDED)) as store:
+        with closing(SpoolStore(path, max_bytes=UNBOUNDED)) as store:
             there = [letter.message.id for letter in store.dead_letters()]
             wanted = [one for one in there if ALL in ids or one in missing]
             with store.transaction():

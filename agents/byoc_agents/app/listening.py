@@ -10,7 +10,7 @@ ANY_IPV6 = "::"
 NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)  # not in the kernel, or switched off
 
 IPV4 = 4
-Address = tuple[int, tuple[Any, ...]]  # family, (host, port)
+SocketAddress = tuple[int, tuple[Any, ...]]  # family, (host, port)
 
 
 async def open_sockets(host: str, port: int) -> list[socket.socket]:
@@ -27,7 +27,7 @@ async def open_sockets(host: str, port: int) -> list[socket.socket]:
     return sockets
 
 
-async def _find_addresses(host: str, port: int) -> list[Address]:
+async def _find_addresses(host: str, port: int) -> list[SocketAddress]:
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -37,7 +37,7 @@ async def _find_addresses(host: str, port: int) -> list[Address]:
     return [(socket.AF_INET if address.version == IPV4 else socket.AF_INET6, (host, port))]
 
 
-def _bind_all(addresses: list[Address]) -> list[socket.socket]:
+def _bind_all(addresses: list[SocketAddress]) -> list[socket.socket]:
     """Bind one socket per address; `localhost` may name an IPv6 address that does not exist."""
     sockets: list[socket.socket] = []
     refused: OSError | None = None

@@ -14,7 +14,7 @@ from botocore.exceptions import BotoCoreError, ClientError, FlexibleChecksumErro
 
 from byoc_agents.audit.archives import Archives
 from byoc_agents.audit.audit import Audit
-from byoc_agents.audit.readers import SCHEME, Hours, Progress, UnreadableError
+from byoc_agents.audit.readers import SCHEME, Hours, ProgressCallback, UnreadableError
 from byoc_agents.billing.archive import ArchiveKey, Part, parse_archive_key
 from byoc_agents.billing.objects import MAX_BODY_BYTES, parse_key
 
@@ -30,7 +30,11 @@ def s3_client(region: str | None) -> S3Connection:
 
 
 def read_url(
-    audit: Audit, url: str, hours: Hours, progress: Progress, connect: Callable[[], S3Connection]
+    audit: Audit,
+    url: str,
+    hours: Hours,
+    progress: ProgressCallback,
+    connect: Callable[[], S3Connection],
 ) -> None:
     """Audit all objects of `s3://BUCKET/PREFIX`. Blocks. Raises UnreadableError."""
     bucket, _, prefix = url.removeprefix(SCHEME).partition("/")
@@ -46,7 +50,7 @@ def read_url(
 
 
 async def read_bucket(
-    audit: Audit, client: Any, url: tuple[str, str], hours: Hours, progress: Progress
+    audit: Audit, client: Any, url: tuple[str, str], hours: Hours, progress: ProgressCallback
 ) -> None:
     """Audit all objects of (bucket, prefix), in the order of their keys. Raises UnreadableError."""
     bucket, prefix = url

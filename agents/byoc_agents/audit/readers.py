@@ -16,7 +16,7 @@ from byoc_agents.errors import ByocError
 
 SCHEME = "s3://"
 
-Progress = Callable[[int], None]  # takes the number of objects read so far
+ProgressCallback = Callable[[int], None]  # takes the number of objects read so far
 
 
 class UnreadableError(ByocError):
@@ -39,7 +39,7 @@ class Hours(NamedTuple):
         return self.since <= hour and (not self.until or hour < self.until)
 
 
-def read_directory(audit: Audit, root: Path, hours: Hours, progress: Progress) -> None:
+def read_directory(audit: Audit, root: Path, hours: Hours, progress: ProgressCallback) -> None:
     """Audit all files below a directory, in the order of their keys. Raises UnreadableError."""
     archives = Archives(audit)
     try:

@@ -1,7 +1,8 @@
 """Replace a damaged spool file: keep it under another name, copy rows whose hash is correct.
 
-The new file is created next to the damaged one and replaces it when it is complete. So after a
-kill in between, the damaged file is found again.
+The new file is created under a name of its own, and gets the spool's name when it is complete.
+After a kill before the damaged file was renamed, the next start finds the damage again. After a
+kill between the two renames, it finds no file at the path but the complete new one, and uses it.
 """
 
 import sqlite3
@@ -15,14 +16,43 @@ from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.files import sync_directory
 from byoc_agents.durable.model import DeadLetter, WriteBatch
 from byoc_agents.durable.schema import connect_damaged, translated
-from byoc_agents.durable.store import COLUMNS, Store, digest, message_digest
+from byoc_agents.durable.store import COLUMNS, SpoolStore, digest, message_digest
+from byoc_agents.errors import SpoolCorruptError
 
 INDEX = "-shm"
 JOURNALS = ("-wal", INDEX, "-journal")
 KEPT_DAMAGED = 3  # damaged files kept for inspection: the newest ones
 READ_BYTES = 1 << 20
+EPOCH = "spool/epoch"  # creation of this file, milliseconds since 1970; later than all earlier ones
+ORIGIN = "spool/origin"  # reason for its creation: "created" or "corrupt"
 COLUMNS_1 = COLUMNS.replace("stream, epoch, sequence", "'', 0, 0")  # of a file of format 1
 PROBED = 100_000  # newest positions that are tried if the first position cannot be read
+
+
+def finish(path: Path) -> bool:
+    """Rename the complete new file of a replacement that was interrupted. Return if there was one.
+
+    For a start that finds no file at the path. Blocks. Raises SpoolError.
+    """
+    fresh = _new_path(path)
+    with translated():
+        if not fresh.exists():
+            return False
+        try:
+            with closing(SpoolStore(fresh, max_bytes=0)) as store:
+                complete = bool(store.state(ORIGIN))  # written in one transaction with the rows
+                store.empty_journal()
+        except SpoolCorruptError:
+            return False
+        if complete:
+            _replace_file(path)
+        return complete
+
+
+def discard_unfinished(path: Path) -> None:
+    """Remove a new file that did not replace the one at the path. Raises SpoolError."""
+    with translated():
+        _unlink(_new_path(path))
 
 
 def make(path: Path, metadata: Mapping[str, bytes]) -> None:
@@ -41,7 +71,7 @@ def read_through(path: Path) -> None:
                     pass
 
 
-def rebuild(path: Path, lost: Store | None, metadata: Mapping[str, bytes]) -> tuple[int, str]:
+def rebuild(path: Path, lost: SpoolStore | None, metadata: Mapping[str, bytes]) -> tuple[int, str]:
     """Replace a damaged file with a new one. Return (rows copied, location of the damaged file).
 
     `lost` is the open store of a file that was removed. It can still be read, and is closed at the
@@ -75,8 +105,12 @@ def set_aside(path: Path) -> Path:
     return aside
 
 
+def _new_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.new")
+
+
 def _choose_unused_path(path: Path) -> Path:
-    fresh = path.with_name(f"{path.name}.new")
+    fresh = _new_path(path)
     _unlink(fresh)
     return fresh
 
@@ -92,11 +126,13 @@ def _fill_from(damaged: Path, metadata: Mapping[str, bytes]) -> int:
 def _fill(fresh: Path, metadata: Mapping[str, bytes], changes: Iterable[WriteBatch]) -> int:
     rows = 0
     try:
-        with closing(Store(fresh, max_bytes=0)) as store, store.transaction():
-            for change in changes:
-                store.apply(change, bounded=False)
-                rows += 1
-            store.apply(WriteBatch(state=metadata), bounded=False)
+        with closing(SpoolStore(fresh, max_bytes=0)) as store:
+            with store.transaction():
+                for change in changes:
+                    store.apply(change, bounded=False)
+                    rows += 1
+                store.apply(WriteBatch(state=metadata), bounded=False)
+            store.empty_journal()  # the file is renamed without its journal
     except BaseException:
         with suppress(OSError):
             _unlink(fresh)  # an incomplete file is useless
@@ -107,7 +143,7 @@ def _fill(fresh: Path, metadata: Mapping[str, bytes], changes: Iterable[WriteBat
 def _replace_file(path: Path) -> None:
     for suffix in JOURNALS:  # of the old file: SQLite would apply them to the new one
         path.with_name(path.name + suffix).unlink(missing_ok=True)
-    path.with_name(f"{path.name}.new").replace(path)
+    _new_path(path).replace(path)
     sync_directory(path.parent)
 
 

@@ -14,7 +14,7 @@ from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.files import DirectoryLock
 from byoc_agents.durable.model import DeadLetter, SpoolInfo, Totals, WriteBatch
 from byoc_agents.durable.spool_file import Operation, OperationKind, SpoolFile, read_info
-from byoc_agents.durable.store import Store
+from byoc_agents.durable.store import SpoolStore
 from byoc_agents.durable.worker import GroupCommitWorker
 from byoc_agents.errors import SpoolCorruptError, SpoolUnavailableError
 
@@ -60,8 +60,8 @@ class Spool:
         self._worker.start()
         try:
             with contextlib.suppress(SpoolCorruptError):  # a new file has replaced it
-                await self._ask(Store.totals, OperationKind.READ)
-            await self._ask(Store.totals, OperationKind.READ)
+                await self._ask(SpoolStore.totals, OperationKind.READ)
+            await self._ask(SpoolStore.totals, OperationKind.READ)
         except BaseException:
             await self.__aexit__()
             raise
@@ -117,7 +117,7 @@ class Spool:
         none of it. So a batch that may have been stored can be sent again unchanged.
         """
 
-        def read(store: Store) -> list[Message]:
+        def read(store: SpoolStore) -> list[Message]:
             found = store.head(max_messages, max_bytes)
             if pin:
                 self._file.pin(frozenset(m.id for m in found) if len(found) > 1 else frozenset())
@@ -132,7 +132,7 @@ class Spool:
     async def remove(self, ids: Sequence[str], state: Mapping[str, bytes] | None = None) -> None:
         """Delete messages that the receiver has stored, and write `state` with it."""
 
-        def work(store: Store) -> None:
+        def work(store: SpoolStore) -> None:
             store.remove(ids)
             if state:
                 store.apply(WriteBatch(state=state), bounded=False)
@@ -185,7 +185,7 @@ class Spool:
         await self.state("spool/")
 
     async def _ask(
-        self, work: Callable[[Store], T], kind: OperationKind, added: WriteBatch | None = None
+        self, work: Callable[[SpoolStore], T], kind: OperationKind, added: WriteBatch | None = None
     ) -> T:
         """Run `work` on the file's thread and wait until it is durable."""
         if not self._worker.is_open:

@@ -16,18 +16,23 @@ import structlog
 from byoc_agents.app.clock import Clock
 from byoc_agents.durable.files import DirectoryLock, DiskReserve, rewrite_and_sync
 from byoc_agents.durable.model import SpoolInfo, Totals, WriteBatch, merge_batches
-from byoc_agents.durable.recovery import make, read_through, rebuild
+from byoc_agents.durable.recovery import (
+    EPOCH,
+    ORIGIN,
+    discard_unfinished,
+    finish,
+    make,
+    read_through,
+    rebuild,
+)
 from byoc_agents.durable.schema import translated
-from byoc_agents.durable.store import Store
+from byoc_agents.durable.store import SpoolStore
 from byoc_agents.errors import (
     SpoolCorruptError,
     SpoolError,
     SpoolNewerError,
     SpoolUnavailableError,
 )
-
-EPOCH = "spool/epoch"  # creation of this file, milliseconds since 1970; later than all earlier ones
-ORIGIN = "spool/origin"  # reason for its creation: "created" or "corrupt"
 
 T = TypeVar("T")
 
@@ -43,7 +48,7 @@ class OperationKind(Enum):
 class Operation(NamedTuple):
     """Work on the store."""
 
-    work: Callable[[Store], Any]
+    work: Callable[[SpoolStore], Any]
     kind: OperationKind
     added: WriteBatch | None = None  # its whole effect, if it is a plain change
 
@@ -107,7 +112,7 @@ class SpoolFile:
         self._clock = clock
         self._lock = lock
         self._reserve = DiskReserve(directory / "reserve")
-        self._store: Store | None = None
+        self._store: SpoolStore | None = None
         self._totals = Totals()  # of the file when it was last read or written
         self._epoch = 0
         self._pinned: frozenset[str] = frozenset()
@@ -155,20 +160,26 @@ class SpoolFile:
         if store:
             store.close()
 
-    def _open(self) -> Store:
+    def _open(self) -> SpoolStore:
         if self._store is None:
             if not self.path.exists():
                 if self._epoch:
                     raise SpoolCorruptError(f"{self.path} was removed")
-                make(self.path, self._metadata("created"))
+                if finish(self.path):
+                    self.corruptions += 1
+                    structlog.get_logger().error("spool.replacement_finished")
+                else:
+                    make(self.path, self._metadata("created"))
+            elif not self._epoch:  # otherwise it would replace this file if it is removed one day
+                discard_unfinished(self.path)
             with translated():  # not in `dead-letters`, which runs next to the daemon
                 rewrite_and_sync(self.path.with_name(f"{self.path.name}-wal"))
-            self._store = Store(self.path, max_bytes=self._max_bytes)
+            self._store = SpoolStore(self.path, max_bytes=self._max_bytes)
             self._store.pinned = self._pinned
             self._epoch = max(self._epoch, read_info(self._store).epoch)
         return self._store
 
-    def _run(self, store: Store, group: Sequence[Operation]) -> list[Any]:
+    def _run(self, store: SpoolStore, group: Sequence[Operation]) -> list[Any]:
         if all(operation.kind is OperationKind.READ for operation in group):
             return [_answer(operation.work, store) for operation in group]
         if grows(group):
@@ -235,7 +246,7 @@ class SpoolFile:
         return {EPOCH: str(epoch).encode(), ORIGIN: origin.encode()}
 
 
-def read_info(store: Store) -> SpoolInfo:
+def read_info(store: SpoolStore) -> SpoolInfo:
     """Return how the file came to be. Raises SpoolCorruptError if it does not say so."""
     marks = store.state("spool/")
     if EPOCH not in marks:
@@ -243,7 +254,7 @@ def read_info(store: Store) -> SpoolInfo:
     return SpoolInfo(int(marks[EPOCH]), replaced=marks.get(ORIGIN) == b"corrupt")
 
 
-def run_group(group: Sequence[Operation], store: Store) -> list[Any]:
+def run_group(group: Sequence[Operation], store: SpoolStore) -> list[Any]:
     """Commit the operations and return one answer each: its value or its error.
 
     They run in one transaction. If one fails, nothing is kept and all run again, each in its own
@@ -259,7 +270,7 @@ def run_group(group: Sequence[Operation], store: Store) -> list[Any]:
             return [_answer(_isolate(operation.work), store) for operation in group]
 
 
-def _run_merged(group: Sequence[Operation], store: Store) -> list[Any]:
+def _run_merged(group: Sequence[Operation], store: SpoolStore) -> list[Any]:
     """Run the operations. Consecutive plain changes become one: SQLite is called a few times only.
 
     Each call of SQLite releases the interpreter to the thread of the event loop.
@@ -277,15 +288,15 @@ def _run_merged(group: Sequence[Operation], store: Store) -> list[Any]:
     return answers
 
 
-def _isolate(work: Callable[[Store], T]) -> Callable[[Store], T]:
-    def isolated(store: Store) -> T:
+def _isolate(work: Callable[[SpoolStore], T]) -> Callable[[SpoolStore], T]:
+    def isolated(store: SpoolStore) -> T:
         with store.savepoint():
             return work(store)
 
     return isolated
 
 
-def _answer(work: Callable[[Store], T], store: Store) -> T | Exception:
+def _answer(work: Callable[[SpoolStore], T], store: SpoolStore) -> T | Exception:
     """Return the value or the error. Raises SpoolCorruptError and SpoolUnavailableError."""
     try:
         return work(store)

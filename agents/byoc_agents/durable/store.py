@@ -38,7 +38,7 @@ UNNUMBERED = 9  # the columns up to `replaces`: all that the hash of an unnumber
 T = TypeVar("T")
 
 
-class Store:
+class SpoolStore:
     """One open file. Every method may block and is called from one thread.
 
     Methods that change the file are called inside a `transaction`, which undoes a failed one.
@@ -281,6 +281,17 @@ class Store:
             (free,) = self.connection.execute("PRAGMA freelist_count").fetchone()
             if free > VACUUM_PAGES:  # as a script: `execute` stops after the first page
                 self.connection.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
+
+    def empty_journal(self) -> None:
+        """Move all of the journal to the file. Not inside a transaction. Blocks.
+
+        Raises SpoolUnavailableError if something remains, because the disk is full or another
+        connection reads.
+        """
+        with translated():
+            (busy, *_) = self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            raise SpoolUnavailableError(f"{self._journal_path} could not be emptied: it is in use")
 
     def close(self) -> None:
         """Close the file. May block for a last checkpoint of the journal."""

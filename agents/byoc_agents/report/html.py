@@ -12,7 +12,7 @@ from importlib import resources
 from typing import Any
 
 from byoc_agents.errors import ConfigError
-from byoc_agents.report.summary import DAY_MINUTES, Series, Span, outcome_class
+from byoc_agents.report.summary import DAY_MINUTES, ChartSpan, Series, outcome_class
 
 # The chart, in units of its SVG view box.
 WIDTH, HEIGHT = 520, 150
@@ -117,7 +117,7 @@ FIGURES: dict[str, Callable[[float], str]] = {
 # The bar chart.
 
 
-def layout_chart(series: Series, span: Span, base: int) -> dict[str, Any]:
+def layout_chart(series: Series, span: ChartSpan, base: int) -> dict[str, Any]:
     """Return the coordinates of a bar chart, in units of its view box.
 
     `base` is 1024 for bytes, so that the scale ends at a round number of KiB or MiB, else 10.
@@ -152,7 +152,9 @@ def layout_chart(series: Series, span: Span, base: int) -> dict[str, Any]:
     }
 
 
-def _layout_bar(index: int, confirmed: int, other: int, span: Span, top: int) -> dict[str, Any]:
+def _layout_bar(
+    index: int, confirmed: int, other: int, span: ChartSpan, top: int
+) -> dict[str, Any]:
     pitch = (WIDTH - LEFT - RIGHT) / span.bars
     low, high = _bar_height(confirmed, top), _bar_height(other, top)
     floor = HEIGHT - BOTTOM
@@ -184,6 +186,6 @@ def _round_up(value: int, base: int) -> int:
     return next(n * power for n in (1, 2, 4, 6, 8, 10) if n * power >= value)
 
 
-def _time_of(span: Span, index: float) -> str:
+def _time_of(span: ChartSpan, index: float) -> str:
     moment = dt.datetime.fromtimestamp((span.first + int(index * span.step)) * 60, tz=dt.UTC)
     return f"{moment:%Y-%m-%d}" if span.step >= DAY_MINUTES else f"{moment:%m-%d %H:%M}"

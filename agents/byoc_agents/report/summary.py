@@ -148,7 +148,7 @@ def _add_refusal(summary: Summary, event: RefusedConnections) -> None:
 # The bars of a chart.
 
 
-class Span(NamedTuple):
+class ChartSpan(NamedTuple):
     """The minutes that a chart shows, and the number of minutes per bar."""
 
     first: int  # minutes since 1970, a multiple of `step`
@@ -164,18 +164,18 @@ class Series(NamedTuple):
     other: list[int]
 
 
-def span_of(minutes: Mapping[int, Volume]) -> Span:
+def span_of(minutes: Mapping[int, Volume]) -> ChartSpan:
     """Return a span over all of these minutes with a readable number of bars."""
     first, last = min(minutes), max(minutes)
     for step, most, unit in STEPS:
         begin = first // step * step
         bars = (last - begin) // step + 1
         if bars <= most:
-            return Span(begin, max(bars, MIN_BARS), step, unit)
+            return ChartSpan(begin, max(bars, MIN_BARS), step, unit)
     raise ValueError("a ledger of more than a hundred years")
 
 
-def series_of(minutes: Mapping[int, Volume], span: Span) -> tuple[Series, Series]:
+def series_of(minutes: Mapping[int, Volume], span: ChartSpan) -> tuple[Series, Series]:
     """Return bytes and sends of each bar."""
     bars = [Volume() for _ in range(span.bars)]
     for minute, volume in minutes.items():

@@ -46,7 +46,7 @@ def proves_storage(headers: Mapping[str, str], body: bytes, delivery_id: str, ev
 
     `headers` is case-insensitive. `delivery_id` is the `webhook-id` of the request.
     """
-    if headers.get(WEBHOOK_ID, "") == delivery_id:
+    if delivery_id and headers.get(WEBHOOK_ID, "") == delivery_id:
         return True
     try:
         found = msgspec.json.decode(body, type=Stored)

@@ -7,14 +7,16 @@ from pathlib import Path
 
 from byoc_agents.audit.audit import Audit
 from byoc_agents.audit.intervals import Spans
-from byoc_agents.audit.readers import Hours, Progress, UnreadableError
+from byoc_agents.audit.readers import Hours, ProgressCallback, UnreadableError
 from byoc_agents.billing.objects import ObjectKey, parse_key
 from byoc_agents.billing.record import TYPE
 from byoc_agents.ledger.query import Filter, Send, events
 from byoc_agents.report.bodies import read_kept
 
 
-def read_bodies(audit: Audit, ledgers: Mapping[str, Path], hours: Hours, progress: Progress) -> int:
+def read_bodies(
+    audit: Audit, ledgers: Mapping[str, Path], hours: Hours, progress: ProgressCallback
+) -> int:
     """Audit each object of the ledgers once, however often and with whatever outcome it was sent.
 
     `ledgers` maps a daemon's name to its ledger's directory. Returns the number of records

@@ -12,7 +12,7 @@ from byoc_agents.audit.render import problem_text
 from byoc_agents.audit.replica import DAY_MS
 from byoc_agents.audit.report import Report
 from byoc_agents.report.html import make_environment, make_policy, read_static
-from byoc_agents.report.summary import DAY_MINUTES, Series, Span
+from byoc_agents.report.summary import DAY_MINUTES, ChartSpan, Series
 from byoc_agents.usage.report import Amounts, UsageReport, dates_of
 from byoc_agents.usage.text import notes
 
@@ -81,7 +81,7 @@ class Page:
 class Chart(NamedTuple):
     """The bars of one figure, in thousandths of an hour."""
 
-    span: Span
+    span: ChartSpan
     series: Series  # used, and allocated but not used
     unit: str  # of time, of one bar
 
@@ -97,7 +97,7 @@ def chart_of(days: Sequence[Amounts], used: str, allocated: str) -> Chart:
         low, high = round(getattr(day, used) * 1000), round(getattr(day, allocated) * 1000)
         series.confirmed[bar] += low
         series.other[bar] += max(0, high - low)
-    span = Span(numbers[0] * DAY_MINUTES, bars, length * DAY_MINUTES, "")
+    span = ChartSpan(numbers[0] * DAY_MINUTES, bars, length * DAY_MINUTES, "")
     return Chart(span, series, "day" if length == 1 else "week")
 
 

@@ -4,7 +4,7 @@
 -- stop does not count either.
 CREATE VIEW IF NOT EXISTS agents_now AS
 WITH
-    agents AS
+    daemons AS
     (
         SELECT
             organization_id,
@@ -35,4 +35,4 @@ SELECT
     described.4 AS configuration_sha256,
     described.5 AS ledger_size,
     described.6 AS ledger_root
-FROM agents;
+FROM daemons;

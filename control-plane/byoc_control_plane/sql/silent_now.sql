@@ -34,6 +34,6 @@ FROM
     SELECT *, if(daemon = 'alert-forwarder', 'alerts', 'state') AS stream
     FROM agents_now
     WHERE supervised
-) AS agents
+) AS daemons
 INNER JOIN progress USING (stream)
 WHERE silent_seconds > allowed_seconds;

@@ -95,10 +95,10 @@ def make_other(docker: Engine, directory: Path, *options: str, source: Path = RO
     return _make(docker, directory, "amd64", BASE, *options, "LOAD=", source=source)
 
 
-def make_foreign(docker: Engine, directory: Path) -> Path:
+def make_foreign(docker: Engine, directory: Path, *options: str, source: Path = ROOT) -> Path:
     """Run `make images` for arm64; return the OCI layout. Its images are not loaded."""
     _load_foreign_base(docker)
-    return _make(docker, directory, "arm64", FOREIGN_BASE)
+    return _make(docker, directory, "arm64", FOREIGN_BASE, *options, source=source)
 
 
 def _load_foreign_base(docker: Engine) -> None:

@@ -6,7 +6,6 @@ import pytest
 
 from byoc_agents.access import clickhouse_sql as sql
 from byoc_agents.access.server_checks import (
-    Row,
     check_server,
     judge_broker,
     judge_profile,
@@ -14,7 +13,7 @@ from byoc_agents.access.server_checks import (
     judge_version,
     judge_views_user,
 )
-from byoc_agents.clickhouse import ClickHouseServerError
+from byoc_agents.clickhouse import ClickHouseServerError, Row
 
 FIXED = ["25.8.19.7", "25.8.20.1", "25.12.9.13", "26.1.5.7", "26.2.4.13", "26.3.1.1", "27.1.1.1"]
 NOT_FIXED = [

@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from byoc_agents.billing.sources.procfs import Finder, Process, ProcFs, container_id, parse_stat
+from byoc_agents.billing.sources.procfs import (
+    Finder,
+    ProcessIdentity,
+    ProcFs,
+    container_id,
+    parse_stat,
+)
 from byoc_agents.billing.sources.reading import TargetAbsentError, TargetUnreadableError
 
 ID = "0123456789abcdef" * 4
@@ -72,7 +78,7 @@ SERVERS = {
 def test_the_server_is_found_by_every_name_it_goes_by(fake: Fake, name: str) -> None:
     comm, arguments, exe = SERVERS[name]
     fake.process(41, comm, *arguments, exe=exe)
-    assert fake.finder("clickhouse-server").find() == Process(41, 500)
+    assert fake.finder("clickhouse-server").find() == ProcessIdentity(41, 500)
 
 
 OTHERS = {
@@ -141,9 +147,9 @@ def test_another_process_with_the_same_pid_is_not_it(fake: Fake, wanted: int | s
 def test_a_restart_by_name_is_a_new_life(fake: Fake) -> None:
     fake.process(41, "nginx", "nginx")
     finder = fake.finder("nginx")
-    assert finder.find() == Process(41, 500)
+    assert finder.find() == ProcessIdentity(41, 500)
     fake.process(41, "nginx", "nginx", start=900)
-    assert finder.find() == Process(41, 900)
+    assert finder.find() == ProcessIdentity(41, 900)
 
 
 def test_unseen_is_absent_only_if_it_would_be_visible(fake: Fake) -> None:

@@ -87,7 +87,7 @@ async def test_silent_daemons_are_series_and_those_that_return_are_not(store: Me
     names = {"organization_id": "o", "service_id": "s", "replica": "r", "daemon": "state-exporter"}
     store.answers = [
         ("silent_now", [names | {"silent_seconds": 181.5}]),
-        ("count()", [{"daemon": "state-exporter", "agents": 7}]),
+        ("count()", [{"daemon": "state-exporter", "daemons": 7}]),
         (PROGRESS, [{"stream": "state", "at_ms": START_MS, "steady_ms": START_MS - 1000}]),
     ]
     await watch.refresh()
@@ -96,13 +96,13 @@ async def test_silent_daemons_are_series_and_those_that_return_are_not(store: Me
         return metrics.registry.get_sample_value(name, labels)
 
     assert sample("byoc_plane_silent_seconds", **names) == 181.5
-    assert sample("byoc_plane_silent_agents", daemon="state-exporter") == 1
-    assert sample("byoc_plane_agents", daemon="state-exporter") == 7
+    assert sample("byoc_plane_silent_daemons", daemon="state-exporter") == 1
+    assert sample("byoc_plane_daemons", daemon="state-exporter") == 7
     assert sample("byoc_plane_progress_timestamp_seconds", stream="state") == START_MS / 1000
     store.answers[0] = ("silent_now", [])
     await watch.refresh()
     assert sample("byoc_plane_silent_seconds", **names) is None
-    assert sample("byoc_plane_silent_agents", daemon="state-exporter") == 0
+    assert sample("byoc_plane_silent_daemons", daemon="state-exporter") == 0
 
 
 async def test_slow_queries_are_asked_less_often(store: MemoryStore) -> None:
@@ -124,14 +124,14 @@ async def test_slow_queries_are_asked_less_often(store: MemoryStore) -> None:
 
 async def test_the_last_figures_stay_while_the_store_is_away(store: MemoryStore) -> None:
     clock, metrics = FakeClock(), PlaneMetrics()
-    store.answers = [("count()", [{"daemon": "state-exporter", "agents": 7}])]
+    store.answers = [("count()", [{"daemon": "state-exporter", "daemons": 7}])]
     watch = asyncio.ensure_future(SilenceWatch(store, clock, metrics).run())
     await clock.parked()
     store.error = StoreError("away")
     await clock.advance(1)
     await clock.parked()
     labels = {"daemon": "state-exporter"}
-    assert metrics.registry.get_sample_value("byoc_plane_agents", labels) == 7
+    assert metrics.registry.get_sample_value("byoc_plane_daemons", labels) == 7
     assert metrics.registry.get_sample_value("byoc_plane_store_errors_total") == 1
     watch.cancel()
     with suppress(asyncio.CancelledError):

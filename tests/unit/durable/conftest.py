@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from byoc_agents.durable.store import Store, count
+from byoc_agents.durable.store import SpoolStore, count
 
 
 @pytest.fixture
@@ -14,8 +14,8 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def store(path: Path) -> Iterator[Store]:
-    store = Store(path, max_bytes=1 << 20)
+def store(path: Path) -> Iterator[SpoolStore]:
+    store = SpoolStore(path, max_bytes=1 << 20)
     yield store
     assert store.totals() == count(store.connection)
     store.close()

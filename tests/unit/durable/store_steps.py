@@ -4,26 +4,26 @@ from collections.abc import Callable
 
 from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.model import WriteBatch
-from byoc_agents.durable.store import Store
+from byoc_agents.durable.store import SpoolStore
 
 
 def message(number: int, body: bytes = b"body", *, replaces: str = "") -> Message:
     return Message(f"m{number}", "t", body, created_at_ms=number, records=2, replaces=replaces)
 
 
-def do(store: Store, work: Callable[[], object]) -> None:
+def do(store: SpoolStore, work: Callable[[], object]) -> None:
     """One transaction."""
     with store.transaction():
         work()
 
 
-def apply(store: Store, **change: object) -> None:
+def apply(store: SpoolStore, **change: object) -> None:
     do(store, lambda: store.apply(WriteBatch(**change)))  # type: ignore[arg-type]
 
 
-def ids(store: Store) -> list[str]:
+def ids(store: SpoolStore) -> list[str]:
     return [m.id for m in store.head(1000, 1 << 30)]
 
 
-def seen(store: Store) -> object:
+def seen(store: SpoolStore) -> object:
     return store.head(1000, 1 << 30), store.staged(), store.state(""), store.dead_letters()

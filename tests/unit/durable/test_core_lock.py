@@ -11,10 +11,9 @@ import pytest
 
 from byoc_agents.durable.files import DirectoryLock
 from byoc_agents.durable.model import WriteBatch
-from byoc_agents.durable.recovery import make
+from byoc_agents.durable.recovery import EPOCH, make
 from byoc_agents.durable.schema import translated
 from byoc_agents.durable.spool import Spool
-from byoc_agents.durable.spool_file import EPOCH
 from byoc_agents.errors import SpoolUnavailableError, SpoolUnusableError
 from lab.fakes.core import FakeClock
 

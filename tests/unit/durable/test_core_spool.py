@@ -10,9 +10,10 @@ import pytest
 
 from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.model import WriteBatch
+from byoc_agents.durable.recovery import EPOCH, ORIGIN
 from byoc_agents.durable.spool import Spool
-from byoc_agents.durable.spool_file import EPOCH, ORIGIN, OperationKind
-from byoc_agents.durable.store import ROW_OVERHEAD_BYTES, Store
+from byoc_agents.durable.spool_file import OperationKind
+from byoc_agents.durable.store import ROW_OVERHEAD_BYTES, SpoolStore
 from byoc_agents.errors import SpoolFullError, SpoolUnavailableError
 from lab.fakes.core import START_MS, FakeClock, settle
 
@@ -42,7 +43,7 @@ class Held:
         self._gate = threading.Event()
         self.task = asyncio.ensure_future(spool._ask(self._wait, OperationKind.READ))
 
-    def _wait(self, _: Store) -> None:
+    def _wait(self, _: SpoolStore) -> None:
         self._gate.wait(30)
 
     async def close_file(self) -> None:
@@ -152,7 +153,7 @@ async def test_a_newer_format_is_refused_at_the_start(tmp_path: Path) -> None:
 
 
 async def test_a_defect_reaches_its_caller_only_and_the_thread_lives(spool: Spool) -> None:
-    def defect(store: Store) -> None:
+    def defect(store: SpoolStore) -> None:
         store.remove(["m0"])
         raise StopIteration
 

@@ -14,7 +14,7 @@ import pytest
 
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.durable.spool import Spool
-from byoc_agents.durable.store import Store, count
+from byoc_agents.durable.store import SpoolStore, count
 
 KILLED = """
 import asyncio, hashlib, sys
@@ -144,7 +144,7 @@ asyncio.run(main())
 def test_a_file_that_cannot_grow_refuses_loses_nothing_and_works_again(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", FULL, tmp_path, "limit"], check=True, stdout=-1)
     assert done.stdout.strip()
-    Store(tmp_path / "spool.db", max_bytes=1).close()
+    SpoolStore(tmp_path / "spool.db", max_bytes=1).close()
 
 
 @pytest.mark.real

@@ -3,6 +3,8 @@
 import asyncio
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,9 +12,10 @@ import pytest
 
 from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.model import WriteBatch
-from byoc_agents.durable.recovery import KEPT_DAMAGED
+from byoc_agents.durable.recovery import EPOCH, KEPT_DAMAGED, ORIGIN, rebuild
+from byoc_agents.durable.schema import VERSION_AT, connect
 from byoc_agents.durable.spool import Spool
-from byoc_agents.durable.spool_file import EPOCH, ORIGIN
+from byoc_agents.durable.store import SpoolStore
 from byoc_agents.errors import SpoolCorruptError, SpoolUnavailableError
 from lab.fakes.core import START_MS, FakeClock
 
@@ -202,6 +205,89 @@ async def test_a_stale_journal_is_never_read_into_a_new_file(tmp_path: Path) -> 
     async with spool_at(tmp_path) as spool:
         assert (spool.corruptions, await spool.head(9)) == (0, [])
         assert (await spool.state("spool/"))[ORIGIN] == b"created"
+
+
+def test_a_new_file_whose_journal_cannot_be_emptied_does_not_replace_the_damaged_one(
+    tmp_path: Path,
+) -> None:
+    """Only the file itself is renamed: what remained in its journal would be lost."""
+    lost, path = SpoolStore(tmp_path / "lost.db", max_bytes=1 << 20), tmp_path / "spool.db"
+    with lost.transaction():
+        lost.apply(WriteBatch(messages=[message(1)]))
+    path.write_bytes(b"damaged")
+    readers = []
+
+    def read_the_new_file(statement: str) -> None:
+        if "sqlite_sequence WHERE name = 'dead_letter'" in statement:  # after the message's copy
+            readers.append(connect(tmp_path / "spool.db.new"))
+            readers[0].execute("BEGIN")
+            readers[0].execute("SELECT count(*) FROM message").fetchone()
+
+    lost.connection.set_trace_callback(read_the_new_file)
+    with pytest.raises(SpoolUnavailableError, match="could not be emptied"):
+        rebuild(path, lost, {})
+    readers.pop().close()
+    assert path.read_bytes() == b"damaged"
+    assert not set_aside(tmp_path)
+    lost.connection.set_trace_callback(None)
+    assert rebuild(path, lost, {})[0] == 1
+
+
+KILLED_BETWEEN_RENAMES = """
+import os, sys
+from pathlib import Path
+from byoc_agents.durable.recovery import EPOCH, ORIGIN, rebuild
+
+left = int(sys.argv[2])
+
+def kill_before_the_change(event, arguments):
+    global left
+    if event in {"os.rename", "os.remove"}:
+        left -= 1
+        if left < 0:
+            os._exit(9)
+
+sys.addaudithook(kill_before_the_change)
+rebuild(Path(sys.argv[1]), None, {EPOCH: b"1", ORIGIN: b"corrupt"})
+"""
+
+
+def replace_and_kill(path: Path, changes: int) -> int:
+    """Replace the file in a process that ends before this change of the directory."""
+    command = [sys.executable, "-c", KILLED_BETWEEN_RENAMES, str(path), str(changes)]
+    return subprocess.run(command, check=False).returncode
+
+
+async def test_a_kill_at_any_change_of_a_replacement_loses_no_row(tmp_path: Path) -> None:
+    changes = 0
+    while True:
+        directory = tmp_path / str(changes)
+        messages = await fill(directory)
+        flip(directory / "spool.db", VERSION_AT.start, 4)  # all rows can still be read
+        killed = replace_and_kill(directory / "spool.db", changes)
+        async with spool_at(directory) as spool:
+            found = {m.id: m for m in await spool.head(99)}
+            assert (await spool.state(ORIGIN))[ORIGIN] == b"corrupt"
+            assert (await spool.staged()) == [b"line 1", b"line 2"]
+            assert not list(directory.glob("*.new*"))
+            assert spool.corruptions == (1 if killed else 0)
+        assert found == messages
+        if not killed:
+            break
+        assert killed == 9
+        changes += 1
+    assert changes > 4
+
+
+async def test_a_new_file_that_was_never_needed_does_not_come_back(tmp_path: Path) -> None:
+    await fill(tmp_path / "other", messages=1)
+    (tmp_path / "other" / "spool.db").rename(tmp_path / "spool.db.new")
+    async with spool_at(tmp_path / "daemon"):
+        pass
+    (tmp_path / "spool.db.new").rename(tmp_path / "daemon" / "spool.db.new")
+    async with spool_at(tmp_path / "daemon"):
+        pass
+    assert not (tmp_path / "daemon" / "spool.db.new").exists()
 
 
 async def test_only_the_newest_damaged_files_are_kept(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from byoc_agents.durable.schema import VERSION
-from byoc_agents.durable.store import Store, count
+from byoc_agents.durable.store import SpoolStore, count
 from byoc_agents.errors import SpoolCorruptError, SpoolUnavailableError
 from tests.unit.durable.store_steps import apply, do, message
 
@@ -27,7 +27,7 @@ from tests.unit.durable.store_steps import apply, do, message
     ],
 )
 def test_a_stored_value_that_has_changed_is_not_believed(
-    store: Store, table: str, column: str, read: Callable[[Store], object]
+    store: SpoolStore, table: str, column: str, read: Callable[[SpoolStore], object]
 ) -> None:
     apply(store, messages=[message(1), message(2)], stage=[b"l"], state={"k": b"v"})
     do(store, lambda: store.dead_letter(message(2), "rejected", "", 1))
@@ -38,14 +38,14 @@ def test_a_stored_value_that_has_changed_is_not_believed(
 
 
 def test_an_index_that_lost_a_message_is_damage_and_no_endless_resend(path: Path) -> None:
-    store = Store(path, max_bytes=1 << 20)
+    store = SpoolStore(path, max_bytes=1 << 20)
     apply(store, messages=[message(1)])
     store.close()
     pages = [path.read_bytes()[at : at + 4096] for at in range(0, path.stat().st_size, 4096)]
     index_leaf = b"\x0a"  # SQLite's file format, section 1.6
     pages = [p.replace(b"m1", b"mX") if p.startswith(index_leaf) else p for p in pages]
     path.write_bytes(b"".join(pages))
-    store = Store(path, max_bytes=1 << 20)
+    store = SpoolStore(path, max_bytes=1 << 20)
     with pytest.raises(SpoolCorruptError, match="index does not find m1"):
         do(store, lambda: store.remove(["m1"]))
     store.close()
@@ -53,7 +53,7 @@ def test_an_index_that_lost_a_message_is_damage_and_no_endless_resend(path: Path
 
 def test_a_closed_file_is_free_although_an_error_is_still_held(path: Path) -> None:
     """An open cursor would keep SQLite's handle, which later deletes the next file's journal."""
-    store = Store(path, max_bytes=1 << 20)
+    store = SpoolStore(path, max_bytes=1 << 20)
     apply(store, messages=[message(1), message(2)])
     store.connection.execute("UPDATE message SET body = x'00' WHERE id = 'm2'")
     with pytest.raises(SpoolCorruptError) as held:
@@ -64,12 +64,12 @@ def test_a_closed_file_is_free_although_an_error_is_still_held(path: Path) -> No
 
 
 def test_a_newer_format_is_refused_by_name_and_not_touched(path: Path) -> None:
-    Store(path, max_bytes=1).close()
+    SpoolStore(path, max_bytes=1).close()
     with sqlite3.connect(path) as connection:
         connection.execute(f"PRAGMA user_version = {VERSION + 1}")
     connection.close()
     before = path.read_bytes()
     with pytest.raises(SpoolUnavailableError, match=r"newer version \(format 3, .* up to 2\)"):
-        Store(path, max_bytes=1)
+        SpoolStore(path, max_bytes=1)
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == ["spool.db"]

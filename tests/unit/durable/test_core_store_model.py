@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.model import WriteBatch
-from byoc_agents.durable.store import ROW_OVERHEAD_BYTES, Store, count
+from byoc_agents.durable.store import ROW_OVERHEAD_BYTES, SpoolStore, count
 from byoc_agents.errors import SpoolFullError
 from tests.unit.durable.lost_writes import Image, cut_short, image
 from tests.unit.durable.plain_spool import Model
@@ -38,8 +38,8 @@ class StoreAgainstModel(RuleBasedStateMachine):
         self.store = self.opened()
         self.model = Model()
 
-    def opened(self) -> Store:
-        store = Store(self.directory / "spool.db", max_bytes=MAX_BYTES)
+    def opened(self) -> SpoolStore:
+        store = SpoolStore(self.directory / "spool.db", max_bytes=MAX_BYTES)
         store.connection.execute("PRAGMA synchronous=OFF")  # the cuts are made by `lost_writes`
         store.connection.execute("PRAGMA wal_autocheckpoint=8")  # the journal is often moved
         return store

@@ -15,7 +15,7 @@ from byoc_agents.durable.spool_file import (
     SpoolFile,
     Step,
 )
-from byoc_agents.durable.store import Store
+from byoc_agents.durable.store import SpoolStore
 from byoc_agents.errors import (
     SpoolCorruptError,
     SpoolError,
@@ -54,7 +54,7 @@ class Work:
         self.script = list(script)
         self.runs = 0
 
-    def __call__(self, _: Store) -> str:
+    def __call__(self, _: SpoolStore) -> str:
         self.runs += 1
         if self.script:
             failure = self.script.pop(0)

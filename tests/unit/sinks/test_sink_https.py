@@ -17,6 +17,7 @@ from byoc_agents.app.clock import SystemClock
 from byoc_agents.delivery.shipper import ACTIONS, Action
 from byoc_agents.delivery.sink import Message, Receipt
 from byoc_agents.errors import Reason, SendError
+from byoc_agents.sinks.control_plane import proves_storage
 from byoc_agents.sinks.http_answers import retry_after_seconds, skew_seconds
 from byoc_agents.sinks.https import (
     HttpsSink,
@@ -272,6 +273,10 @@ async def test_a_2xx_proves_itself_by_the_number_of_events(
     far.answer = lambda _: web.json_response(body)
     outcomes = await make().send([message(1), message(2)])
     assert reasons(outcomes) == [reason] * 2
+
+
+def test_an_absent_header_is_no_proof_for_an_empty_id() -> None:
+    assert not proves_storage({}, b"", "", 1)
 
 
 async def test_a_proof_in_several_pieces_is_read_to_its_end(make: Make) -> None:

@@ -24,7 +24,13 @@ import msgspec
 from byoc_agents.billing.record import MAX_CPUS
 from byoc_agents.billing.sources.cgroup_files import KeptFile, Limit, counters_of
 from byoc_agents.billing.sources.cgroup_paths import Hierarchy, Locator, identity
-from byoc_agents.billing.sources.procfs import Finder, Process, ProcFs, container_id, describe_error
+from byoc_agents.billing.sources.procfs import (
+    Finder,
+    ProcessIdentity,
+    ProcFs,
+    container_id,
+    describe_error,
+)
 from byoc_agents.billing.sources.reading import (
     LimitSource,
     Reading,
@@ -243,7 +249,7 @@ def of_process(locator: Locator, finder: Finder, proc: ProcFs) -> Callable[[], C
     process has ended (ESRCH) or was moved, even if the pid was reused. If a process never had the
     file (gVisor), a missing file does not mean that it has ended.
     """
-    had_membership: Process | None = None
+    had_membership: ProcessIdentity | None = None
 
     def locate() -> CgroupPlace:
         nonlocal had_membership

@@ -20,7 +20,7 @@ _MAX_DEPTH = 64  # levels of a path; runtimes create about six
 # The names that the kubelet gives to the cgroups above a pod's, by both of its drivers
 _NODE = re.compile(r"(.*-)?kubepods(-burstable|-besteffort)?(\.slice)?|burstable|besteffort")
 UNIFIED = ""  # the v2 hierarchy's name in /proc/PID/cgroup
-Identity = tuple[int, int]  # device and inode of a directory
+DirectoryIdentity = tuple[int, int]  # device and inode of a directory
 
 
 class Hierarchy(msgspec.Struct, frozen=True):
@@ -149,7 +149,7 @@ class _Search:
                 return True
             raise
 
-    def _identities(self, paths: dict[str, str]) -> set[Identity]:
+    def _identities(self, paths: dict[str, str]) -> set[DirectoryIdentity]:
         """Return the identities of our cgroups and all above them, up to their mount points."""
         found = set()
         for mount in self.own_mounts:
@@ -249,13 +249,13 @@ def is_root(directory: Path) -> bool:
     return (directory / "cgroup.sane_behavior").exists()
 
 
-def identity(directory: Path) -> Identity:
+def identity(directory: Path) -> DirectoryIdentity:
     """Return device and inode. Raises OSError."""
     status = directory.stat()
     return status.st_dev, status.st_ino
 
 
-def _identity_if_any(directory: Path) -> set[Identity]:
+def _identity_if_any(directory: Path) -> set[DirectoryIdentity]:
     try:
         return {identity(directory)}
     except OSError:

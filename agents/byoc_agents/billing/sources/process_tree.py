@@ -23,7 +23,7 @@ from functools import partial
 import msgspec
 import psutil
 
-from byoc_agents.billing.sources.procfs import Finder, Process, ProcFs
+from byoc_agents.billing.sources.procfs import Finder, ProcessIdentity, ProcFs
 from byoc_agents.billing.sources.reading import (
     Reading,
     SourceName,
@@ -54,7 +54,7 @@ class ProcessSource:
         self._finder = finder
         self._proc = proc
         self._boot_id = boot_id
-        self._root: Process | None = None
+        self._root: ProcessIdentity | None = None
         self._tree: _Tree = {}
         self._carried_usec = 0
 
@@ -81,7 +81,7 @@ class ProcessSource:
         """Forget the tree. The next reading may be lower by the carried time."""
         self._root, self._tree, self._carried_usec = None, {}, 0
 
-    def _reading(self, root: Process) -> Reading:
+    def _reading(self, root: ProcessIdentity) -> Reading:
         uses = self._tree.values()
         return Reading(
             source="process",

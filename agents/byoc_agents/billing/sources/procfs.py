@@ -34,7 +34,7 @@ _ONLY_SHOWN = frozenset({"--version", "-V", "--help", "-h"})  # these options pr
 _START_FIELD = 19  # field 22 of proc(5) stat, counted from the state (field 3) after the name
 
 
-class Process(msgspec.Struct, frozen=True):
+class ProcessIdentity(msgspec.Struct, frozen=True):
     """One process: a pid and its start time, since pids are reused."""
 
     pid: int
@@ -136,7 +136,7 @@ class ProcFs:
         match = re.search(r"^CapEff:\t([0-9a-f]+)$", status, re.MULTILINE)
         return bool(match and int(match[1], 16) & _CAP_SYS_PTRACE)
 
-    def process(self, pid: int) -> Process:
+    def process(self, pid: int) -> ProcessIdentity:
         """Return the process that has this pid now.
 
         Raises TargetAbsentError if there is none or it is a zombie, and TargetUnreadableError if
@@ -153,7 +153,7 @@ class ProcFs:
         state, start_ticks = parse_stat(stat)
         if state in "ZXx":
             raise TargetAbsentError(f"process {pid} has ended")
-        return Process(pid, start_ticks)
+        return ProcessIdentity(pid, start_ticks)
 
     def pids(self) -> list[int]:
         """Return all pids. Raises TargetUnreadableError."""
@@ -238,12 +238,12 @@ class Finder:
         self._wanted = wanted
         self._shared = shared
         self._container = container
-        self._found: Process | None = None
+        self._found: ProcessIdentity | None = None
 
     def __repr__(self) -> str:
         return f"{'pid' if isinstance(self._wanted, int) else 'process'} {self._wanted}"
 
-    def find(self) -> Process:
+    def find(self) -> ProcessIdentity:
         """Return the process. /proc is searched only after the process found before has ended.
 
         Raises TargetAbsentError, TargetUnreadableError or TargetForeignError.
@@ -255,13 +255,13 @@ class Finder:
             self._shared = True
         return self._found
 
-    def _still_runs(self, process: Process) -> bool:
+    def _still_runs(self, process: ProcessIdentity) -> bool:
         try:
             return self._proc.process(process.pid) == process
         except (TargetAbsentError, TargetUnreadableError):
             return False
 
-    def _by_pid(self, pid: int) -> Process:
+    def _by_pid(self, pid: int) -> ProcessIdentity:
         try:
             now = self._proc.process(pid)
         except TargetAbsentError as error:
@@ -272,7 +272,7 @@ class Finder:
         self._found = now
         return now
 
-    def _by_name(self, name: str) -> Process:
+    def _by_name(self, name: str) -> ProcessIdentity:
         matches, elsewhere, refusals = self._matches(name)
         if len(matches) == 1:
             return matches[0]
@@ -304,7 +304,7 @@ class Finder:
                 f"{text}: it is not running, or the pod needs shareProcessNamespace: true"
             )
 
-    def _matches(self, name: str) -> tuple[list[Process], set[str], list[str]]:
+    def _matches(self, name: str) -> tuple[list[ProcessIdentity], set[str], list[str]]:
         """Return (processes of that name, other containers of our pod with one, errors).
 
         Children of these processes (forks) are omitted.
