@@ -221,7 +221,9 @@ class ConsumerSettings(msgspec.Struct, frozen=True, kw_only=True):
 class CompactorSettings(ProcessSettings, frozen=True, kw_only=True):
     """Settings of the compactor."""
 
-    bucket: Annotated[str, Setting("BYOC_PLANE_BUCKET", "the name of the S3 bucket")]
+    bucket: Annotated[
+        str, Setting("BYOC_PLANE_BUCKET", "the name of the S3 bucket, or file:///DIRECTORY")
+    ]
     prefix: Annotated[
         str,
         Setting("BYOC_PLANE_PREFIX", "the BYOC_BILLING_PREFIX of the scrapers", parse=_prefix),
