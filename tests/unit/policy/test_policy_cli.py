@@ -259,10 +259,9 @@ def test_addresses_of_a_host_that_is_no_destination_are_noted(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """They may belong to another daemon's destination, so they are no mistake."""
-    assert cli.main(["networkpolicy", "--cidr", "api.vendor.exampel=10.9.8.0/24"]) == 0
-    assert (
-        "note: --cidr api.vendor.exampel: no destination has this host" in capsys.readouterr().err
-    )
+    assert main(["policy", "networkpolicy", "--cidr", "api.vendor.exampel=10.9.8.0/24"]) == 0
+    said = capsys.readouterr().err
+    assert "note: --cidr api.vendor.exampel: no destination has this host" in said
 
 
 @pytest.mark.parametrize(
