@@ -49,8 +49,13 @@ class DirectoryBucket(Bucket):
         async for item in items:
             yield item, await self.get(item.key)
 
-    async def put_once(self, key: str, body: bytes) -> None:
-        """See `Bucket.put_once`. The file is complete and durable, or does not exist."""
+    async def put_once(
+        self, key: str, body: bytes, _content_type: str = "", _encoding: str = "", /
+    ) -> None:
+        """See `Bucket.put_once`. The file is complete and durable, or does not exist.
+
+        A file has no place for the type and the encoding.
+        """
         path = self._root / key
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

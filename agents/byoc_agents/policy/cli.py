@@ -429,9 +429,9 @@ def _check_name(name: str, facts: Facts) -> None:
 
 
 def _find_unused(asked: argparse.Namespace, facts: Facts) -> list[str]:
-    """Return a note for each host of --cidr that is no destination.
+    """Return a note for each host of --cidr without a destination.
 
-    It is no mistake: one list of networks may serve several daemons.
+    One list of networks may serve several daemons, so this is not a mistake.
     """
     known = {*NARROWED, *_hosts(facts)}
     names = dict.fromkeys(name for name, _ in asked.cidr)

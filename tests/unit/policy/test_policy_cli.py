@@ -258,7 +258,7 @@ def test_addresses_have_the_name_of_a_kind_or_of_a_host(
 def test_addresses_of_a_host_that_is_no_destination_are_noted(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """They may belong to another daemon's destination, so they are no mistake."""
+    """They may belong to another daemon's destination, so this is not a mistake."""
     assert main(["policy", "networkpolicy", "--cidr", "api.vendor.exampel=10.9.8.0/24"]) == 0
     said = capsys.readouterr().err
     assert "note: --cidr api.vendor.exampel: no destination has this host" in said
