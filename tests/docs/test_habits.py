@@ -1,6 +1,7 @@
 """Workflows, templates and the site's navigation agree with the files that they name."""
 
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -194,3 +195,21 @@ def test_the_changelog_follows_keep_a_changelog() -> None:
     assert in_progress in ([], list(found)[:1])
     allowed = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
     assert set(re.findall(r"^### (.+)$", text, re.MULTILINE)) <= allowed
+
+
+# The bodies of earlier commits are partly empty.
+SINCE = "ec279e8365e88e5993f8618ed1f403a4459780a3"
+
+
+def test_every_commit_says_what_it_changes_and_why() -> None:
+    """`area: imperative`, and a body. Merges need none."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("a release without history")
+    log = ["git", "-C", str(ROOT), "log", "--no-merges", "--format=%h%x00%s%x00%b%x01"]
+    known = subprocess.run([*log[:3], "cat-file", "-e", SINCE], check=False, capture_output=True)
+    commits = [f"{SINCE}..HEAD"] if known.returncode == 0 else ["-1"]  # of a shallow clone
+    done = subprocess.run([*log, *commits], check=True, capture_output=True, text=True)
+    for commit in filter(None, (one.strip() for one in done.stdout.split("\x01"))):
+        name, subject, body = commit.split("\x00")
+        assert re.fullmatch(r"[A-Za-z0-9_./, -]+: \S.*[^.]", subject), (name, subject)
+        assert body.strip(), (name, subject)

@@ -96,8 +96,9 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / name, place / name, ignore=ignored)
     for name in ("pyproject.toml", "conftest.py", "lab/__init__.py"):
         shutil.copy(ROOT / name, place / name)
-    for path in (ROOT / "tests").glob("*.py"):
-        shutil.copy(path, place / "tests" / path.name)
+    (place / "tests" / "real").mkdir()  # conftest.py needs one file of it
+    for path in (*(ROOT / "tests").glob("*.py"), ROOT / "tests" / "real" / "workers.py"):
+        shutil.copy(path, place / path.relative_to(ROOT))
     return place
 
 
