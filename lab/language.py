@@ -51,7 +51,7 @@ FORBIDDEN = {
         "is not a(n)",
     ),
     "what is X": (
-        rf"(?<!at )\bwhat (?:{NOUNS})\b(?! (?:wrong|expected|missing)\b)(?![^.]*\?)",
+        rf"(?<!at )\bwhat (?:{NOUNS})\b(?!\s(?:wrong|expected|missing)\b)(?![^.]*\?)",
         "name the thing",
     ),
     "lies in": (r"\b(?:lies?|lay|lying) (?:in|on|under|at|there|beside)\b", "is stored in, is in"),

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,31 @@ def test_the_changelog_follows_keep_a_changelog() -> None:
     assert in_progress in ([], list(found)[:1])
     allowed = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
     assert set(re.findall(r"^### (.+)$", text, re.MULTILINE)) <= allowed
+
+
+GENERATED = {"configuration.md", "fields.md", "access-columns.md"}
+WIDTH = 112
+
+
+def prose(page: Path) -> Iterator[tuple[int, str]]:
+    """Yield (number, line) of a page without its tables, code and links."""
+    fenced = False
+    for number, line in enumerate(page.read_text().splitlines(), 1):
+        fenced ^= line.lstrip().startswith("```")
+        if not fenced and not line.lstrip().startswith(("|", "<", "```")):
+            yield number, re.sub(r"`[^`]*`|\]\([^)]*\)", "", line)
+
+
+def test_the_prose_of_a_page_can_be_read_and_compared_line_by_line() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "control-plane/README.md"]
+    found = [
+        f"{page.relative_to(ROOT)}:{number}"
+        for page in pages
+        if page.name not in GENERATED
+        for number, line in prose(page)
+        if len(line) > WIDTH
+    ]
+    assert found == []
 
 
 # The bodies of earlier commits are partly empty.
