@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from byoc_agents.audit.evidence import Evidence
 from byoc_agents.audit.reconcile import conclude
 from byoc_agents.audit.replica import ReplicaAudit, ReplicaName, UsageSums
 from byoc_agents.audit.report import Finding, Findings, ProblemKind, Report, stamp
 from byoc_agents.audit.sequences import CUT_GAPS, SOFT_GAPS, Link, Load, load_of, run_of
+from byoc_agents.audit.state import AuditState
 from byoc_agents.audit.validate import (
     CheckedPeriod,
     contradiction,
@@ -37,7 +37,7 @@ class Intake:
     """
 
     def __init__(
-        self, evidence: Evidence, key: str, name: ObjectKey, *, fitness_only: bool = False
+        self, evidence: AuditState, key: str, name: ObjectKey, *, fitness_only: bool = False
     ) -> None:
         self._evidence = evidence
         self._fitness_only = fitness_only
@@ -219,7 +219,7 @@ class Audit:
         recent_ids: int = RECENT_IDS,
     ) -> None:
         self._fitness_only = fitness_only
-        self._evidence = Evidence(partial=partial, by_day=by_day, recent_ids=recent_ids)
+        self._evidence = AuditState(partial=partial, by_day=by_day, recent_ids=recent_ids)
 
     @property
     def objects(self) -> int:

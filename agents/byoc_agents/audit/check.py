@@ -16,7 +16,7 @@ BETWEEN_RECORDS: frozenset[ProblemKind] = frozenset(
         "uncovered",
         "lost_cpu",
         "doubled_cpu",
-        "unannounced_life",
+        "unannounced_incarnation",
     )
 )
 # Problems of two objects, of which the audit names the second.
