@@ -316,7 +316,8 @@ def _period(since: datetime) -> str:
     """Return the condition; `event_date` is the table's partition, in the server's time zone."""
     if since.tzinfo is None:
         raise ValueError("since: expected a time zone")
-    seconds = int(since.timestamp())
+    # A Date before 1970 would be one of the year 2149.
+    seconds = max(2 * 24 * 3600, int(since.timestamp()))
     return (
         f"event_date >= toDate(toDateTime({seconds})) - 1"
         f" AND event_time_microseconds >= fromUnixTimestamp64Micro(toInt64({seconds * 1_000_000}))"
