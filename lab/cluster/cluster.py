@@ -117,7 +117,7 @@ class Cluster:
                 eventually(self._kubelet_answers, START_SECONDS)
 
     def _kubelet_answers(self) -> bool:
-        """Start it again if it has ended, as a service manager does: containerd may not be ready."""
+        """Start it again if it has ended, as a service manager does: containerd may be late."""
         try:
             self.components["kubelet"].check()
         except PartError:
