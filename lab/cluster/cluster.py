@@ -15,12 +15,13 @@ from typing import Any
 from lab.cluster import components, parts
 from lab.cluster.machine import GROUPS, RUN, find_hierarchies
 from lab.real.parts import install
-from lab.real.parts.process import PartError, Program
+from lab.real.parts.process import PartError, Program, answers
 from lab.real.scraper import eventually
 
 START_SECONDS = 120.0
 WAIT_SECONDS = 240.0  # for pods; some images' first start is slow on a busy machine
 COMMAND_SECONDS = 300.0
+KUBELET_HEALTH = "http://127.0.0.1:10248/healthz"
 Manifest = dict[str, Any]
 
 
@@ -107,14 +108,21 @@ class Cluster:
             self.components[name].kill()
 
     def start(self, *names: str) -> None:
-        """Start components, those that have ended again; containerd answers after it.
-
-        A kubelet ends if containerd does not answer.
-        """
+        """Start components, those that have ended again; containerd and the kubelet answer then."""
         for name in names:
             self.components[name].start()
             if name == "containerd":
                 eventually(lambda: _answers_at(components.socket(self.directory)), START_SECONDS)
+            if name == "kubelet":
+                eventually(self._kubelet_answers, START_SECONDS)
+
+    def _kubelet_answers(self) -> bool:
+        """Start it again if it has ended, as a service manager does: containerd may be late."""
+        try:
+            self.components["kubelet"].check()
+        except PartError:
+            self.components["kubelet"].start()
+        return answers(KUBELET_HEALTH)
 
     def iptables(self, *arguments: str) -> None:
         """Change the packet filter of the node, past which the kubelet's port-forwards go."""

@@ -248,7 +248,21 @@ def _start_resolver(cluster: Cluster) -> None:
 
 
 def _volumes(directory: Path) -> Iterator[Manifest]:
-    """Yield local volumes: unlike those of a host path they respect the pods' fsGroup."""
+    """Yield local volumes: unlike those of a host path they respect the pods' fsGroup.
+
+    Their class is bound with a claim's first pod. If claims are bound at once, a pod that is
+    scheduled in the same moment can wait for five minutes.
+    """
+    yield {
+        "apiVersion": "storage.k8s.io/v1",
+        "kind": "StorageClass",
+        "metadata": {
+            "name": "local",
+            "annotations": {"storageclass.kubernetes.io/is-default-class": "true"},
+        },
+        "provisioner": "kubernetes.io/no-provisioner",
+        "volumeBindingMode": "WaitForFirstConsumer",
+    }
     node = {"key": "kubernetes.io/hostname", "operator": "In", "values": [components.NODE_NAME]}
     for number in range(VOLUMES):
         place = directory / "volumes" / str(number)
@@ -258,6 +272,7 @@ def _volumes(directory: Path) -> Iterator[Manifest]:
             "kind": "PersistentVolume",
             "metadata": {"name": f"volume-{number}"},
             "spec": {
+                "storageClassName": "local",
                 "capacity": {"storage": "20Gi"},
                 "accessModes": ["ReadWriteOnce"],
                 "persistentVolumeReclaimPolicy": "Retain",
