@@ -192,6 +192,7 @@ class Relay:
             if any(not message.replaces for message in plan.messages):  # no reminder or Watchdog
                 self.changed_at_ns = self._clock.boot_ns()
         finally:
+            self._memory.end_commit(state)
             done.set_result(None)
             del self._uncommitted[done]
             for alert in alerts:
@@ -220,7 +221,7 @@ class Relay:
             fingerprint = seen.identity.fingerprint_of(received)
             alert = msgspec.structs.replace(received, fingerprint=fingerprint)
             latest = plan.latest_episode(seen.identity.alert_key(fingerprint))
-            if latest is None and seen.identity.keyed is None:
+            if latest is None and seen.identity.keyed is None and self._memory.has_facts_of_0_1_0:
                 latest = self._episode_of_0_1_0(plan, alert, seen)
             if latest is not None and _is_sighting_of(alert, latest):
                 return alert, seen, latest
