@@ -9,7 +9,7 @@ import pytest
 from byoc_agents.audit import Audit
 from byoc_agents.audit.check import OF_ONE_OBJECT, OF_TWO_OBJECTS, check_fitness
 from byoc_agents.billing.archive import Shard
-from byoc_agents.delivery.sink import SendError
+from byoc_agents.errors import SendError
 from byoc_control_plane.bucket import ExistsError, Listed
 from byoc_control_plane.cli import main
 from byoc_control_plane.compactor import Compactor
