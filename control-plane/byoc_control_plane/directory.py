@@ -10,9 +10,8 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterat
 from pathlib import Path
 
 from byoc_agents.durable.files import create_file, sync_directory
+from byoc_agents.sinks.directory import TEMPORARY, find_path
 from byoc_control_plane.bucket import Bucket, ExistsError, Listed
-
-TEMPORARY = ".partial-"  # files that a killed process leaves, as those of the scraper
 
 
 class DirectoryBucket(Bucket):
@@ -54,9 +53,10 @@ class DirectoryBucket(Bucket):
     ) -> None:
         """See `Bucket.put_once`. The file is complete and durable, or does not exist.
 
-        A file has no place for the type and the encoding.
+        A file has no place for the type and the encoding. Raises SendError if the key is not a
+        path below the directory.
         """
-        path = self._root / key
+        path = find_path(self._root, key)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             create_file(path, body, prefix=TEMPORARY)

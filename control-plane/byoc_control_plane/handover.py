@@ -161,7 +161,11 @@ async def _insert(store: Store, table: str, rows: Sequence[tuple[str, bytes]]) -
 
 def _owner_of(key: str, prefix: str) -> str | None:
     """Return the organization below whose folder the object is, None if it is not one."""
-    found = re.match(rf"{re.escape(prefix)}(?:account=\d{{12}}/)?(org=([^/]+)/(?!.*\borg=).*)", key)
+    if not key.isprintable():  # a line end could hide the rest from the expressions
+        return None
+    found = re.fullmatch(
+        rf"{re.escape(prefix)}(?:account=\d{{12}}/)?(org=([^/]+)/(?!.*\borg=).*)", key
+    )
     return found[2] if found and parse_key(found[1]) else None
 
 

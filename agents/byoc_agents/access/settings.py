@@ -11,7 +11,7 @@ from byoc_agents.access.errors import AuthorityError
 from byoc_agents.app.settings import CoreSettings, Setting, number
 from byoc_agents.errors import ConfigError
 from byoc_agents.servers import parse_servers
-from byoc_agents.sinks.https import signing_keys
+from byoc_agents.sinks.https import check_signing_secret, check_token
 
 
 def _servers(text: str) -> dict[str, str]:
@@ -25,17 +25,6 @@ def _events_url(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme not in {"http", "https"} and not text.startswith("file:///"):
         raise ValueError("not an https or file URL")
-    return text
-
-
-def _token(text: str) -> str:
-    if not (text.isascii() and text.isprintable() and " " not in text):
-        raise ValueError("not printable ASCII without spaces")
-    return text
-
-
-def _signing_secret(text: str) -> str:
-    signing_keys(text)
     return text
 
 
@@ -82,7 +71,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "BYOC_ACCESS_TOKEN",
             "the control plane's bearer token, with an https URL",
             secret=True,
-            parse=_token,
+            parse=check_token,
         ),
     ] = ""
     token_file: Annotated[
@@ -95,7 +84,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "whsec_ and 24 to 64 bytes in base64, with an https URL for events; two, separated by"
             " a space, during a rotation",
             secret=True,
-            parse=_signing_secret,
+            parse=check_signing_secret,
         ),
     ] = ""
     signing_secret_file: Annotated[

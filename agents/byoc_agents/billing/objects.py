@@ -39,7 +39,7 @@ _KEY = re.compile(
     r"(?:^|/)org=(?P<organization_id>[^/]+)/service=(?P<service_id>[^/]+)"
     r"/date=(?P<date>\d{4}-\d\d-\d\d)/hour=(?P<hour>\d\d)"
     r"/(?P<pod>[^/]+)-(?P<epoch>\d+)-(?P<first>\d+)-(?P<last>\d+)"
-    r"(?P<shared>\.shared)?\.jsonl\.(?:zst|gz)$"
+    r"(?P<shared>\.shared)?\.jsonl\.(?:zst|gz)\Z"
 )
 
 

@@ -1,5 +1,6 @@
 """The compactor on a directory: real SIGKILLs, the same bytes as in S3, and held objects."""
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from byoc_agents.audit import Audit
 from byoc_agents.audit.check import OF_ONE_OBJECT, OF_TWO_OBJECTS, check_fitness
 from byoc_agents.billing.archive import Shard
+from byoc_agents.errors import SendError
 from byoc_control_plane.bucket import ExistsError, Listed
 from byoc_control_plane.cli import main
 from byoc_control_plane.compactor import Compactor
@@ -89,6 +91,16 @@ async def test_an_existing_file_is_never_replaced(tmp_path: Path) -> None:
     assert await bucket.get("none") is None
     assert await bucket.delete(["a/b", "none"]) == {}
     assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize("key", ["../x", "a/../../x", "/x", "a//x", "a\n/../../x", "", "link/x"])
+def test_a_key_leads_to_no_file_outside(key: str, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "link").symlink_to(tmp_path)
+    with pytest.raises(SendError):
+        asyncio.run(DirectoryBucket(root).put_once(key, b"1"))
+    assert [path.name for path in tmp_path.rglob("*")] == ["root", "link"]
 
 
 def test_the_command_takes_a_directory(

@@ -98,6 +98,9 @@ async def test_an_object_with_other_bytes_is_refused_and_not_confirmed(world: Wo
         ("v1/org=org-2/x/{path}", "not the key"),
         ("{other}", "an object of another organization"),
         ("../{own}", "not the key"),
+        ("{own}\n", "not the key"),
+        ("{own}\n/../../../../../../evil", "not the key"),
+        ("{own}\0", "not the key"),
     ],
 )
 async def test_a_file_stores_objects_of_its_organization_only(
