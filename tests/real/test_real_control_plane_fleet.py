@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 import byoc_control_plane
+from byoc_agents.app.cloudevents import rfc3339
 from byoc_control_plane.fleet import MAX_ROWS, QUERIES, Fleet, read_fleet
 from byoc_control_plane.fleet_access import PATH, FleetAccess
 from byoc_control_plane.fleet_page import render_fleet
@@ -138,6 +139,7 @@ def expand(sql: str, organization: str = "") -> str:
     sql = re.sub(r"\$__dateFilter\((\w+)\)", days, sql)
     interval = r"toStartOfInterval(toDateTime(\1), INTERVAL 60 second)"
     sql = re.sub(r"\$__timeInterval\((\w+)\)", interval, sql)
+    sql = sql.replace("${__from:date:YYYY-MM-DD}", rfc3339(start * 1000)[:10])
     assert "$" not in sql
     return sql
 

@@ -180,6 +180,71 @@ def test_figures_are_those_of_their_day(database: chdb.session.Session, tmp_path
     ]
 
 
+DAILY = (
+    "organization_id, service_id, day, records, missing_sequences, uncovered_seconds, gap_seconds"
+)
+BY_DAY = "ORDER BY service_id, day"
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_figures_since_a_day_are_those_of_all_days(
+    database: chdb.session.Session, tmp_path: Path, seed: int
+) -> None:
+    """Three days of holes, with records of each replica on every day."""
+    chance = random.Random(seed)
+    found: list[UsageRecord] = []
+    for number in range(2):
+        story = Story(service_id=f"service-{number}", replica=f"r-{number}", seed=seed + number)
+        while story.now_ms < NOON_MS + 3 * DAY_MS:
+            found.append(story.measured())
+            if chance.random() < 0.1:
+                found.append(story.gap("spool_corrupt", period_ms=chance.randrange(1, 200_000)))
+            story.now_ms += chance.randrange(6 * 3_600_000)
+    load_usage(database, stored(tmp_path, objects([one for one in found if chance.random() > 0.2])))
+    whole = rows(database, f"SELECT {DAILY} FROM billing_completeness_daily {BY_DAY}")
+    assert {row["missing_sequences"] for row in whole} > {"0"}
+    for day in ("2026-11-23", "2026-11-24", "2026-11-25", "2026-11-26", "2026-11-27"):
+        since = rows(
+            database, f"SELECT {DAILY} FROM billing_completeness_since(since = '{day}') {BY_DAY}"
+        )
+        assert since == [row for row in whole if row["day"] >= day]
+
+
+def test_what_an_absence_over_the_first_day_lost_is_in_the_figures_of_all_days(
+    database: chdb.session.Session, tmp_path: Path
+) -> None:
+    story = Story()
+    first = story.measured()
+    story.now_ms += 4 * DAY_MS
+    story.sequence += 3
+    load_usage(database, stored(tmp_path, objects([first, story.measured(), story.measured()])))
+    missing = "SELECT sum(missing_sequences) n FROM"
+    assert rows(database, f"{missing} billing_completeness_daily") == [{"n": "3"}]
+    for day, count in (("2026-11-24", "3"), ("2026-11-25", "0"), ("2026-11-27", "0")):
+        since = f"billing_completeness_since(since = '{day}')"
+        assert rows(database, f"{missing} {since}") == [{"n": count}]
+
+
+def test_the_records_of_earlier_months_are_not_read(
+    database: chdb.session.Session, tmp_path: Path
+) -> None:
+    story = Story()
+    messages = objects([story.measured() for _ in range(50)])
+    story.now_ms += 120 * DAY_MS
+    load_usage(database, stored(tmp_path, [*messages, *objects([story.measured()])]))
+    since = rfc3339(story.now_ms)[:10]
+    for view in ("billing_completeness_since", "slo_since"):
+        plan = "\n".join(
+            row["explain"]
+            for row in rows(
+                database, f"EXPLAIN indexes = 1 SELECT * FROM {view}(since = '{since}')"
+            )
+        )
+        parts = {line.strip() for line in plan.splitlines() if "Parts:" in line}
+        assert "Parts: 1/2" in parts
+        assert "Parts: 2/2" not in parts
+
+
 def test_a_message_that_arrives_twice_is_one_row(database: chdb.session.Session) -> None:
     replica = Replica(replica="r-0", epoch=NOON_MS)
     bodies = [replica.message(NOON_MS + n * 60_000) for n in range(3)]
