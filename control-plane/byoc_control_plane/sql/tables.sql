@@ -131,8 +131,8 @@ FROM byoc_alerts
 WHERE type = 'byoc.alert.heartbeat.v1'
 GROUP BY organization_id, service_id, replica;
 
--- What `fleet_now` shows of each replica, kept up to date by each insert: the cost of a look grows with
--- the number of replicas, not of messages or records. Rows that were there before this table are not in it.
+-- What `fleet_now` shows of each replica, kept up to date by each insert: its cost grows with the number
+-- of replicas, not of messages or records. Rows that were there before this table are not in it.
 CREATE TABLE IF NOT EXISTS byoc_replicas
 (
     organization_id LowCardinality(String),
