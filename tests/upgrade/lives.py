@@ -25,9 +25,9 @@ from byoc_agents.delivery.sink import Sink
 from byoc_agents.durable.spool import Spool
 from byoc_agents.ledger import FileLedger
 from byoc_agents.state.message import StateIdentity as Speaker
+from byoc_agents.state.message_stream import MessageStream
 from byoc_agents.state.poller import Exporter, PolledReplica
 from byoc_agents.state.probes import Prober
-from byoc_agents.state.stream import Stream
 from byoc_agents.state.thresholds import DEFAULTS, ReasonCode, Threshold, Thresholds
 from lab.fakes.core import FakeClock
 from lab.fakes.scrapers import make_scraper
@@ -136,7 +136,7 @@ def exporter(life: Life, *, readonly: bool) -> Exporter:
     """Return the exporter of a life, with a server that is well or has a read-only replica."""
     rows = HEALTHY | {"system.metrics.ReadonlyReplica": str(int(readonly))}
     prober = Prober(ScriptedServer(rows=rows), clock=life.clock)
-    stream = Stream(
+    stream = MessageStream(
         STATE,
         "state/replica/replica-0",
         intervals=HeartbeatIntervals(30, 30),

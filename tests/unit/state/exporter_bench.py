@@ -15,9 +15,9 @@ from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import SpoolFullError, SpoolUnavailableError
 from byoc_agents.ledger.recent import RecentSend, StreamPosition
 from byoc_agents.state.message import StateIdentity
+from byoc_agents.state.message_stream import MessageStream
 from byoc_agents.state.poller import Exporter, PolledReplica
 from byoc_agents.state.probes import Prober
-from byoc_agents.state.stream import Stream
 from byoc_agents.state.thresholds import Thresholds
 from lab.fakes.core import FakeClock
 from lab.fakes.state import HEALTHY, ScriptedServer
@@ -54,8 +54,8 @@ class Bench:
         )
         return self.exporter
 
-    def _stream(self, name: str) -> Stream:
-        return Stream(
+    def _stream(self, name: str) -> MessageStream:
+        return MessageStream(
             NAME,
             f"state/{name}",
             intervals=HeartbeatIntervals(60, 300),

@@ -25,9 +25,9 @@ from byoc_agents.egress.destinations import sqs_destination
 from byoc_agents.egress.gate import Gate
 from byoc_agents.sinks.sqs import SqsSink
 from byoc_agents.state.message import StateIdentity
+from byoc_agents.state.message_stream import MessageStream
 from byoc_agents.state.poller import Exporter, PolledReplica
 from byoc_agents.state.probes import Prober
-from byoc_agents.state.stream import Stream
 from byoc_agents.state.thresholds import DEFAULTS, ReasonCode, Threshold, Thresholds
 from lab.fakes.core import NullLedger
 from lab.fakes.state import HEALTHY, ScriptedServer
@@ -166,7 +166,7 @@ async def _live(life: Life) -> None:
 
 
 def _exporter(server: ScriptedServer, spool: Spool, clock: SimClock, metrics: Metrics) -> Exporter:
-    stream = Stream(
+    stream = MessageStream(
         "state-exporter",
         "state/replica/r-0",
         intervals=HeartbeatIntervals(30, 30),
