@@ -14,11 +14,11 @@ from lab.chaos import scripts
 from lab.chaos.daemon import Daemon
 from lab.chaos.damage import damage, held
 from lab.chaos.dead import resent
+from lab.chaos.environment import Environment
 from lab.chaos.machine import Clock, Disk
 from lab.chaos.outages import Outage, seen
 from lab.chaos.plan import DAMAGE, LINK, Fault
 from lab.chaos.target import Target
-from lab.chaos.world import World
 from lab.real.parts.process import RealProcess
 from lab.real.scraper import eventually, passed
 
@@ -30,7 +30,7 @@ PROGRESS_SECONDS = 60.0  # between two lines of a run
 class Stage:
     """The processes, paths and devices that the faults act on."""
 
-    world: World
+    environment: Environment
     daemons: list[Daemon]
     disk: Disk
     clock: Clock
@@ -82,7 +82,7 @@ def act(stage: Stage, fault: Fault) -> AbstractContextManager[None]:
 @contextmanager
 def _link(stage: Stage, lane: str, kind: str, rng: random.Random) -> Iterator[None]:
     """Misbehave, then cut hanging requests, so that the next fault begins on a free path."""
-    link = stage.world.links[lane]
+    link = stage.environment.links[lane]
     if kind == "cut":
         link.cut()
         yield
@@ -188,27 +188,27 @@ def _target(target: Target, kind: str) -> Iterator[None]:
 
 @contextmanager
 def _part(stage: Stage, kind: str) -> Iterator[None]:
-    world, began = stage.world, time.monotonic()
+    environment, began = stage.environment, time.monotonic()
     match kind:
         case "clickhouse_killed":
-            world.clickhouse.kill()
+            environment.clickhouse.kill()
             yield
             stage.note_outage(kind, began)
-            world.clickhouse.start()
+            environment.clickhouse.start()
         case "clickhouse_paused":
-            with _frozen(world.clickhouse):
+            with _frozen(environment.clickhouse):
                 yield
                 stage.note_outage(kind, began)
         case "aws_paused":
-            with _frozen(world.aws.server):
+            with _frozen(environment.aws.server):
                 yield
         case "aws_killed":
-            with world.without_aws():
+            with environment.without_aws():
                 yield
         case _:
-            world.alertmanager.kill()
+            environment.alertmanager.kill()
             yield
-            world.alertmanager.start()
+            environment.alertmanager.start()
 
 
 @contextmanager

@@ -77,9 +77,12 @@ def collected(
     seen: Settled,
 ) -> Evidence:
     """Collect the evidence after everything has ended."""
-    world, daemons = stage.world, stage.daemons
+    environment, daemons = stage.environment, stage.daemons
     state_dir = str(stage.state_dir)
-    stored = [*world.aws.ended, Stored("", world.bucket.objects(), world.bucket.writes())]
+    stored = [
+        *environment.aws.ended,
+        Stored("", environment.bucket.objects(), environment.bucket.writes()),
+    ]
     stops = [one for daemon in daemons for one in daemon.logged("daemon.stopped")]
     shown = _ledger("show", state_dir, "--json")
     assert shown.returncode == 0, shown.stderr
@@ -89,13 +92,13 @@ def collected(
         writes=Counter(
             {(n, key): many for n, one in enumerate(stored) for key, many in one.writes.items()}
         ),
-        before=[one.objects for one in world.aws.ended],
+        before=[one.objects for one in environment.aws.ended],
         incarnations=[*stage.target.incarnations, stage.target.incarnation()],
-        states=list(world.queue.got),
+        states=list(environment.queue.got),
         reported=_logged(daemons, "state.published"),
-        offered=world.notified.offered,
-        accepted=world.notified.accepted,
-        events=list(world.receiver.events.values()),
+        offered=environment.notified.offered,
+        accepted=environment.notified.accepted,
+        events=list(environment.receiver.events.values()),
         ledger=[json.loads(line) for line in shown.stdout.splitlines()],
         ledger_verdict="" if verdict.returncode == 0 else verdict.stdout + verdict.stderr,
         ends={"+".join(one.names): one.ends for one in daemons},
@@ -112,7 +115,7 @@ def collected(
         at_risk=stage.at_risk,
         damaged=stage.damaged,
         disk_troubles=stage.disk.touched > 0,
-        turned_away=world.notified.turned_away,
+        turned_away=environment.notified.turned_away,
         outages=stage.outages,
         last_word=seen.last_word,
         changes=stage.exporter.logged(START, REPORTED, UNREPORTED),

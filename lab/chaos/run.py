@@ -1,4 +1,4 @@
-"""Do one run: start the world, execute a plan, end all faults, drain, check."""
+"""Do one run: start the environment, execute a plan, end all faults, drain, check."""
 
 import random
 import time
@@ -12,13 +12,13 @@ from lab.chaos.acts import Lanes, Stage
 from lab.chaos.allocated import LIMIT_BYTES
 from lab.chaos.aws import Queue
 from lab.chaos.daemon import Daemon, Figures
+from lab.chaos.environment import Environment, settings, start_environment
 from lab.chaos.evidence import Evidence, collected, settled
 from lab.chaos.load import Alerts
 from lab.chaos.machine import Clock, disk
 from lab.chaos.oracle import ALERTS, BILLING, STATE
 from lab.chaos.plan import Plan
 from lab.chaos.target import Target
-from lab.chaos.world import World, settings, world
 from lab.real.parts.process import RealProcess
 from lab.real.scraper import eventually
 
@@ -44,7 +44,7 @@ TIGHT = {"BYOC_SPOOL_MAX_BYTES": "8Ki"}  # five objects, four states or four ale
 @contextmanager
 def staged(plan: Plan, place: Path, aws: RealProcess | None) -> Iterator[Stage]:
     """Start everything, wait until it works."""
-    with world(place, aws) as of, disk(place / "disk", plan.disk) as small:
+    with start_environment(place, aws) as of, disk(place / "disk", plan.disk) as small:
         clock = Clock(place / "clock")
         target = Target(of.group, random.Random(plan.seed))
         stage = Stage(of, _daemons(plan, of, small.path / "state", clock), small, clock, target)
@@ -61,7 +61,7 @@ def staged(plan: Plan, place: Path, aws: RealProcess | None) -> Iterator[Stage]:
             target.end()
 
 
-def _daemons(plan: Plan, of: World, state: Path, clock: Clock) -> list[Daemon]:
+def _daemons(plan: Plan, of: Environment, state: Path, clock: Clock) -> list[Daemon]:
     processes = [(name,) for name in NAMES] if plan.apart else [NAMES]
     common = settings(of, state) | PACE | clock.settings | (TIGHT if plan.tight else {})
     return [Daemon(names, of.directory / "logs", common) for names in processes]
@@ -83,10 +83,10 @@ def run(plan: Plan, place: Path, aws: RealProcess | None = None) -> Evidence:
     """Execute the plan; return the evidence."""
     watch = Watch()
     with staged(plan, place, aws) as stage:
-        alerts = Alerts(stage.world.alertmanager, ALERT_SECONDS)
+        alerts = Alerts(stage.environment.alertmanager, ALERT_SECONDS)
         with alerts.raising():
-            taken = stage.world.notified.accepted
-            eventually(lambda: len(taken) > 2 and len(stage.world.queue.got) > 1)
+            taken = stage.environment.notified.accepted
+            eventually(lambda: len(taken) > 2 and len(stage.environment.queue.got) > 1)
             before = figures(stage)
             watch.lap("started")
             lanes = Lanes(stage, plan.faults)
@@ -104,7 +104,7 @@ def run(plan: Plan, place: Path, aws: RealProcess | None = None) -> Evidence:
             codes = list(pool.map(Daemon.stop, stage.daemons))
         last = {"+".join(one.names): code for one, code in zip(stage.daemons, codes, strict=True)}
         watch.lap("stopped")
-        read_out(stage.world.queue)
+        read_out(stage.environment.queue)
         return replace(collected(stage, pairs, last, seen), tight=plan.tight)
 
 

@@ -9,7 +9,7 @@ import structlog
 
 from lab.chaos.lost import START, lost, miscounted
 from lab.fakes.core import FakeClock
-from tests.unit.state.exporter_bench import MORE_BYTES, Bench, Brittle, healthy
+from tests.unit.state.exporter_harness import MORE_BYTES, Brittle, Harness, healthy
 
 
 @pytest.mark.parametrize(
@@ -33,11 +33,11 @@ def test_a_change_is_lost_when_another_came_before_it_was_told(
 
 
 async def lived(place: Path, seed: int) -> tuple[list[dict[str, Any]], dict[int, int]]:
-    """Let an exporter live through changes, a bad disk and restarts: its log, and its messages."""
+    """Run an exporter through changes, a bad disk and restarts: its log, and its messages."""
     rng, clock = random.Random(seed), FakeClock()
     with structlog.testing.capture_logs() as logs:
         async with Brittle(place, max_bytes=MORE_BYTES, clock=clock) as spool:
-            one = Bench(spool, clock, {"r-0": healthy()})
+            one = Harness(spool, clock, {"r-0": healthy()})
             for _ in range(80):
                 spool.full = rng.random() < 0.6
                 spool.lose_answers = rng.random() < 0.1

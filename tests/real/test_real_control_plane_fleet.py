@@ -30,7 +30,7 @@ from lab.demo.process import started, written
 from lab.fakes.core import FakeClock
 from lab.real.parts.chromium import Tab, tab
 from lab.real.parts.compose import compose
-from tests.real.control_plane_world import empty
+from tests.real.control_plane_tables import empty
 from tests.real.test_real_ledger_report import BLOCKED, CONTRAST, OVERFLOW
 
 pytestmark = pytest.mark.real

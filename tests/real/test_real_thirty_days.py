@@ -46,8 +46,8 @@ from lab.fakes.http import WEBHOOK_HEADERS, WEBHOOK_TOKEN
 from lab.fakes.scrapers import make_scraper
 from lab.fakes.state import HEALTHY, ScriptedServer
 from lab.real.stored import usages
-from tests.faults.billing_life import IDENTITY, SimClock, SimTarget, cpu_usec
-from tests.unit.state import state_life
+from tests.faults.killable_scraper import IDENTITY, SimClock, SimTarget, cpu_usec
+from tests.unit.state import killable_exporter
 
 DAY_SECONDS = 86_400
 DAYS = 30
@@ -113,7 +113,7 @@ async def test_billing_accounts_for_every_second_of_thirty_days(memory: Path) ->
         assert sink.stored == {}
         assert spool.totals.bytes > 0.9 * (1 << 20), "the bound was not reached"
         sink.up = True
-        for _ in range(20):  # an hour of life with the receiver back
+        for _ in range(20):  # an hour with the receiver back
             await caught_up(ship, spool, sink)
             await scraper.tick()
             clock.second += SAMPLE_SECONDS
@@ -152,10 +152,10 @@ def assert_accounted(stored: dict[str, bytes], seconds: int) -> None:
 
 
 async def test_state_keeps_its_transitions_in_order_and_the_latest_heartbeat(memory: Path) -> None:
-    clock, sink, turns = state_life.SimClock(0), Down(max_messages=10), 0
+    clock, sink, turns = killable_exporter.SimClock(0), Down(max_messages=10), 0
     server = ScriptedServer(rows=dict(HEALTHY))
     async with Spool(memory, max_bytes=1 << 20, clock=clock) as spool:
-        exporter = state_life._exporter(server, spool, clock, Metrics())
+        exporter = killable_exporter._exporter(server, spool, clock, Metrics())
         ship = shipper("state-exporter", spool, sink, clock)
         for step in range(DAYS * DAY_SECONDS // POLL_SECONDS):
             turn = (step // 42) % 2  # every seven hours

@@ -117,7 +117,7 @@ def test_any_lost_object_is_found_but_an_epochs_last(size: int, which: int) -> N
     assert audit(messages).ok == (unseal(gone.id, gone.body)[-1] in last)
 
 
-def test_records_sealed_by_the_story_are_sound_by_themselves() -> None:
+def test_records_of_a_replica_history_are_sound_by_themselves() -> None:
     """The damage above would prove little if these were not what a scraper writes."""
     for record in sound():
         assert event(record.data) == record

@@ -16,7 +16,7 @@ from byoc_agents.report import main
 from byoc_agents.report.bodies import events_in, plain
 from byoc_agents.schema import EXAMPLES
 from tests.unit.ledger.ledger_fakes import files, ledger, message, refused
-from tests.unit.report.ledger_story import BUCKET, story
+from tests.unit.report.ledger_example import BUCKET, write_example_ledger
 
 Output = pytest.CaptureFixture[str]
 
@@ -24,7 +24,7 @@ Output = pytest.CaptureFixture[str]
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("told")
-    asyncio.run(story(directory, hours=8))
+    asyncio.run(write_example_ledger(directory, hours=8))
     return directory
 
 
@@ -97,7 +97,7 @@ def test_show_prints_the_exact_bytes(state_dir: Path, capfdbinary: Any) -> None:
 
 
 async def test_show_says_when_no_bytes_are_kept(tmp_path: Path, capsys: Output) -> None:
-    await story(tmp_path, hours=1, keep_bodies=False)
+    await write_example_ledger(tmp_path, hours=1, keep_bodies=False)
     assert main(["show", str(tmp_path), "--id", f"{0:032x}", "--body"]) == 1
     assert "no body of this id is kept" in capsys.readouterr().err
 

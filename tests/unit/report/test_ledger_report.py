@@ -18,7 +18,7 @@ from byoc_agents.report import main
 from byoc_agents.report.summary import MAX_ROWS, Volume, series_of, span_of, summarize
 from byoc_agents.schema import EXAMPLES, fields_of
 from tests.unit.ledger.ledger_fakes import files, ledger
-from tests.unit.report.ledger_story import BUCKET, CONTROL_PLANE, QUEUE, story
+from tests.unit.report.ledger_example import BUCKET, CONTROL_PLANE, QUEUE, write_example_ledger
 
 STATIC = Path(byoc_agents.report.__file__).parent / "static"
 LOADS = {"src", "href", "srcset", "action", "data", "poster", "formaction", "ping", "style"}
@@ -50,7 +50,7 @@ def report(directory: Path, *filters: str) -> str:
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("told")
-    asyncio.run(story(directory, hours=8))
+    asyncio.run(write_example_ledger(directory, hours=8))
     return directory
 
 

@@ -35,7 +35,7 @@ class Dice(random.Random):
         return a + (b - a) * self.part
 
 
-class World:
+class Harness:
     """A spool on disk, a scripted receiver and a shipper between them."""
 
     def __init__(
@@ -86,7 +86,7 @@ class World:
 
 
 @asynccontextmanager
-async def world(
+async def harness(
     directory: Path,
     *script: object,
     messages: int = 1,
@@ -94,9 +94,9 @@ async def world(
     ledger: Ledger | None = None,
     part: float = 1.0,
     unfinished: Sequence[str] = (),
-) -> AsyncIterator[World]:
+) -> AsyncIterator[Harness]:
     sink = ScriptedSink(script, max_messages=max_messages)  # type: ignore[arg-type]
     async with Spool(directory, max_bytes=1 << 24, clock=FakeClock()) as spool:
         if messages:
             await spool.put(*map(message, range(messages)))
-        yield World(spool, sink, ledger or NullLedger(), Dice(part), unfinished)
+        yield Harness(spool, sink, ledger or NullLedger(), Dice(part), unfinished)
