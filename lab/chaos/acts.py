@@ -63,7 +63,7 @@ class Stage:
 
 def act(stage: Stage, fault: Fault) -> AbstractContextManager[None]:
     """Return the context manager of a fault."""
-    rng = random.Random(fault.dice)
+    rng = random.Random(fault.seed)
     match fault.lane:
         case "daemons":
             return _daemons(stage, fault, rng)

@@ -39,7 +39,7 @@ class Evidence:
     last_ends: dict[str, int]  # process -> exit code of the SIGTERM at the end
     backlogs: dict[str, int]  # daemon -> records left at the end
     dead: set[tuple[str, str]]  # (daemon, id) of dead letters that were sent again
-    buried: set[str]  # ids that the logs call dead letters
+    logged_dead: set[str]  # ids that the logs call dead letters
     dead_left: int  # after the last of them was sent again
     defects: list[str]  # `daemon.task_failed` and `sink.unexpected_error` of all logs
     figures: dict[str, tuple[Figures, Figures]]  # process -> before the first fault, at the end
@@ -105,7 +105,7 @@ def collected(
         last_ends=last_ends,
         backlogs={one["daemon"]: one["backlog_records"] for one in stops},
         dead=stage.dead,
-        buried={one["id"] for one in _logged(daemons, "message.dead_lettered")},
+        logged_dead={one["id"] for one in _logged(daemons, "message.dead_lettered")},
         dead_left=seen.dead_left,
         defects=[
             json.dumps(one)
