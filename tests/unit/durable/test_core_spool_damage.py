@@ -324,7 +324,7 @@ async def test_no_place_for_a_new_file_is_unavailable_until_there_is_one(tmp_pat
         with pytest.raises(SpoolUnavailableError):
             await spool.probe()
         directory.unlink()
-        with pytest.raises(SpoolCorruptError, match="1 rows taken over"):
+        with pytest.raises(SpoolCorruptError, match="1 rows copied"):
             await spool.probe()
         await spool.probe()
         await spool.put(message(3))
