@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lab.chaos.acts import Stage
 from lab.chaos.aws import Stored
 from lab.chaos.daemon import Daemon, Figures
 from lab.chaos.facts import Fact
+from lab.chaos.fault_injection import SystemUnderTest
 from lab.chaos.lost import START
 from lab.chaos.outages import REPORTED, UNREPORTED, Outage, last_word
 from lab.chaos.target import Incarnation
@@ -39,7 +39,7 @@ class Evidence:
     last_ends: dict[str, int]  # process -> exit code of the SIGTERM at the end
     backlogs: dict[str, int]  # daemon -> records left at the end
     dead: set[tuple[str, str]]  # (daemon, id) of dead letters that were sent again
-    buried: set[str]  # ids that the logs call dead letters
+    logged_dead: set[str]  # ids that the logs call dead letters
     dead_left: int  # after the last of them was sent again
     defects: list[str]  # `daemon.task_failed` and `sink.unexpected_error` of all logs
     figures: dict[str, tuple[Figures, Figures]]  # process -> before the first fault, at the end
@@ -61,9 +61,9 @@ class Settled:
     last_word: str
 
 
-def settled(stage: Stage) -> Settled:
-    left = (one["backlog"]["dead_letters"] for daemon in stage.daemons for one in _status(daemon))
-    return Settled(sum(left), last_word(stage.exporter))
+def settled(system: SystemUnderTest) -> Settled:
+    left = (one["backlog"]["dead_letters"] for daemon in system.daemons for one in _status(daemon))
+    return Settled(sum(left), last_word(system.exporter))
 
 
 def _status(daemon: Daemon) -> Iterable[dict[str, Any]]:
@@ -71,14 +71,14 @@ def _status(daemon: Daemon) -> Iterable[dict[str, Any]]:
 
 
 def collected(
-    stage: Stage,
+    system: SystemUnderTest,
     figures: dict[str, tuple[Figures, Figures]],
     last_ends: dict[str, int],
     seen: Settled,
 ) -> Evidence:
     """Collect the evidence after everything has ended."""
-    environment, daemons = stage.environment, stage.daemons
-    state_dir = str(stage.state_dir)
+    environment, daemons = system.environment, system.daemons
+    state_dir = str(system.state_dir)
     stored = [
         *environment.aws.ended,
         Stored("", environment.bucket.objects(), environment.bucket.writes()),
@@ -93,7 +93,7 @@ def collected(
             {(n, key): many for n, one in enumerate(stored) for key, many in one.writes.items()}
         ),
         before=[one.objects for one in environment.aws.ended],
-        incarnations=[*stage.target.incarnations, stage.target.incarnation()],
+        incarnations=[*system.target.incarnations, system.target.incarnation()],
         states=list(environment.queue.got),
         reported=_logged(daemons, "state.published"),
         offered=environment.notified.offered,
@@ -104,21 +104,21 @@ def collected(
         ends={"+".join(one.names): one.ends for one in daemons},
         last_ends=last_ends,
         backlogs={one["daemon"]: one["backlog_records"] for one in stops},
-        dead=stage.dead,
-        buried={one["id"] for one in _logged(daemons, "message.dead_lettered")},
+        dead=system.dead,
+        logged_dead={one["id"] for one in _logged(daemons, "message.dead_lettered")},
         dead_left=seen.dead_left,
         defects=[
             json.dumps(one)
             for one in _logged(daemons, "daemon.task_failed", "sink.unexpected_error")
         ],
         figures=figures,
-        at_risk=stage.at_risk,
-        damaged=stage.damaged,
-        disk_troubles=stage.disk.touched > 0,
+        at_risk=system.at_risk,
+        damaged=system.damaged,
+        disk_troubles=system.disk.touched > 0,
         turned_away=environment.notified.turned_away,
-        outages=stage.outages,
+        outages=system.outages,
         last_word=seen.last_word,
-        changes=stage.exporter.logged(START, REPORTED, UNREPORTED),
+        changes=system.exporter.logged(START, REPORTED, UNREPORTED),
     )
 
 

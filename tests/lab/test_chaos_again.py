@@ -29,7 +29,7 @@ def reported(
 
 
 @pytest.mark.parametrize("back_ms", [2000, 2500, STEP_MS])
-def test_what_two_epochs_recorded_is_told_and_let_pass(back_ms: int) -> None:
+def test_what_two_epochs_recorded_is_reported_and_let_pass(back_ms: int) -> None:
     report, stored = reported(back_ms)
     assert set(report.counts) & KINDS
     assert all(is_recorded_twice(one, stored) for one in report.findings if not one.detail)

@@ -26,13 +26,13 @@ from tests.unit.state.exporter_harness import MORE_BYTES, Brittle, Harness, heal
         (["b", "c", "b", "c"], "a", 4),
     ],
 )
-def test_a_change_is_lost_when_another_came_before_it_was_told(
+def test_a_change_is_lost_when_another_came_before_it_was_reported(
     words: list[str], reported: str, number: int
 ) -> None:
     assert lost("a", words, reported) == number
 
 
-async def lived(place: Path, seed: int) -> tuple[list[dict[str, Any]], dict[int, int]]:
+async def run_exporter(place: Path, seed: int) -> tuple[list[dict[str, Any]], dict[int, int]]:
     """Run an exporter through changes, a bad disk and restarts: its log, and its messages."""
     rng, clock = random.Random(seed), FakeClock()
     with structlog.testing.capture_logs() as logs:
@@ -54,13 +54,13 @@ async def lived(place: Path, seed: int) -> tuple[list[dict[str, Any]], dict[int,
 
 @pytest.mark.parametrize("seed", range(20))
 async def test_the_exporters_count_is_that_of_its_log(tmp_path: Path, seed: int) -> None:
-    logs, reported = await lived(tmp_path, seed)
+    logs, reported = await run_exporter(tmp_path, seed)
     assert sum(reported.values())
     assert list(miscounted(logs, reported)) == []
 
 
 async def test_another_count_is_noticed(tmp_path: Path) -> None:
-    logs, reported = await lived(tmp_path, 1)
+    logs, reported = await run_exporter(tmp_path, 1)
     later = max(reported)
     for count in (reported[later] - 1, reported[later] + 1):
         assert list(miscounted(logs, {**reported, later: count}))

@@ -115,7 +115,7 @@ def frozen(process: RealProcess) -> Iterator[None]:
         os.killpg(process.pid, signal.SIGCONT)
 
 
-def test_two_copies_of_one_agent_race_and_each_object_is_written_once(
+def test_two_copies_of_one_daemon_race_and_each_object_is_written_once(
     tmp_path: Path, bucket: Bucket, localstack: RealProcess, cgroup_v1: ControlGroup
 ) -> None:
     """As when a volume was restored while the first pod runs: same identity, same sealed bytes."""

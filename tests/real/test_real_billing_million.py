@@ -37,7 +37,7 @@ sys.exit(code)
 """
 
 
-def told(history: ReplicaHistory, number: int) -> list[UsageRecord]:
+def records_of(history: ReplicaHistory, number: int) -> list[UsageRecord]:
     """Return the records of one object, in which something may happen."""
     if number == 200 and history.seed == 3:
         return [history.measured() for _ in range(RECORDS)][:-1]  # one is missing
@@ -64,7 +64,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
             seed=seed,
         )
         for number in range(OBJECTS):
-            stored(root, objects(told(history, number), size=RECORDS))
+            stored(root, objects(records_of(history, number), size=RECORDS))
     return root
 
 

@@ -30,7 +30,7 @@ def scraper(tmp_path: Path, bucket: Path, cgroup_v1: ControlGroup) -> Iterator[S
         yield running
 
 
-def test_a_paused_agent_estimates_and_loses_nothing(
+def test_a_paused_daemon_estimates_and_loses_nothing(
     scraper: Scraper, cgroup_v1: ControlGroup, bucket: Path
 ) -> None:
     with burning("pulse", cgroup_v1.command([])) as burner:
@@ -113,7 +113,7 @@ def use_cpu(scraper: Scraper, name: str, core_seconds: float) -> float:
     return used
 
 
-def test_an_agent_that_was_killed_bills_what_was_used_meanwhile(
+def test_a_daemon_that_was_killed_bills_what_was_used_meanwhile(
     scraper: Scraper, cgroup_v1: ControlGroup, bucket: Path
 ) -> None:
     assert scraper.end(signal.SIGKILL) == -signal.SIGKILL

@@ -230,6 +230,6 @@ def _alive(made: Sandbox, spec: dict[str, Any]) -> bool:
 def _status(made: Sandbox) -> dict[str, Any]:
     (scraper,) = [one for one in made.pod.ours if one["name"] == "billing-scraper"]
     port = environment(scraper)["BYOC_LISTEN"].rpartition(":")[2]
-    agents = json.loads(made.get(f"http://127.0.0.1:{port}/status"))["daemons"]
-    found: dict[str, Any] = agents["billing-scraper"]
+    daemons = json.loads(made.get(f"http://127.0.0.1:{port}/status"))["daemons"]
+    found: dict[str, Any] = daemons["billing-scraper"]
     return found

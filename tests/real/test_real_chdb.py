@@ -209,18 +209,18 @@ def test_a_table_of_version_0_1_is_upgraded_in_place(
 
 def random_records(seed: int) -> list[UsageRecord]:
     """Return records with gaps, unknown sizes, counted time and impossible CPU."""
-    dice, history, found = random.Random(seed), ReplicaHistory(seed=seed), []
-    machine_cpus = dice.choice([2, 3, 64])  # with 2 or 3 some records of 0.1.0 are impossible
+    rng, history, found = random.Random(seed), ReplicaHistory(seed=seed), []
+    machine_cpus = rng.choice([2, 3, 64])  # with 2 or 3 some records of 0.1.0 are impossible
     for record in eventful(history):
         usage = record.data
         whole = parse_rfc3339(usage.charge_period_end) - parse_rfc3339(usage.charge_period_start)
         size = replace(
             usage.allocated,
-            cpu_millicores=dice.choice([None, 0, 1, 3999]),
-            memory_bytes=dice.choice([None, 1, 2**40 + 1]),
-            counted_milliseconds=dice.choice([None, 0, whole, whole + 7]),
+            cpu_millicores=rng.choice([None, 0, 1, 3999]),
+            memory_bytes=rng.choice([None, 1, 2**40 + 1]),
+            counted_milliseconds=rng.choice([None, 0, whole, whole + 7]),
         )
-        cpus, time_ms = dice.choice([(None, None), (1, 0), (machine_cpus, whole)])
+        cpus, time_ms = rng.choice([(None, None), (1, 0), (machine_cpus, whole)])
         found.append(
             altered(record, allocated=size, machine_cpus=cpus, counter_milliseconds=time_ms)
         )
@@ -272,10 +272,10 @@ def test_every_field_reaches_the_table(database: chdb.session.Session, tmp_path:
     history = ReplicaHistory()
     first, gap = history.measured(), history.gap("target_absent")
     size = replace(first.data.allocated, counted_milliseconds=61_007)
-    told = [altered(first, allocated=size, machine_cpus=96, counter_milliseconds=60_123), gap]
-    load(database, f"file('{stored(tmp_path, objects(told))}/v1/**/*.jsonl.{{zst,gz}}'")
+    records = [altered(first, allocated=size, machine_cpus=96, counter_milliseconds=60_123), gap]
+    load(database, f"file('{stored(tmp_path, objects(records))}/v1/**/*.jsonl.{{zst,gz}}'")
     for row, record in zip(
-        rows(database, "SELECT * FROM byoc_usage ORDER BY sequence"), told, strict=True
+        rows(database, "SELECT * FROM byoc_usage ORDER BY sequence"), records, strict=True
     ):
         usage = record.data
         assert (row["id"], row["source"]) == (record.id, record.source)

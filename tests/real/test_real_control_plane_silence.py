@@ -167,7 +167,7 @@ class Watched:
             self.found.setdefault(name, self.harness.fleet.second)
 
     async def receive_until(
-        self, second: int, acts: dict[int, Callable[[], None]], *, step: int = 1
+        self, second: int, changes: dict[int, Callable[[], None]], *, step: int = 1
     ) -> None:
         """Let time pass with a consumer that is started again at two moments.
 
@@ -176,7 +176,7 @@ class Watched:
         fleet = self.harness.fleet
         while fleet.second < second:
             await self.harness.pass_second()
-            acts.get(fleet.second, lambda: None)()
+            changes.get(fleet.second, lambda: None)()
             if fleet.second in {70, 75}:
                 await self.restart()
             if fleet.second % step == 0:
@@ -203,7 +203,7 @@ async def test_a_silenced_replica_is_found_and_nobody_else_ever_is(watched: Watc
     for number in range(30):
         fleet.start(f"r-{number}")
     crashed = fleet.alive["r-3"]
-    acts: dict[int, Callable[[], None]] = {
+    changes: dict[int, Callable[[], None]] = {
         19: partial(fleet.stop, "r-1"),  # deleted
         20: partial(fleet.stop, "r-2"),  # stopped, and started again
         110: partial(fleet.start, "r-2"),
@@ -211,7 +211,7 @@ async def test_a_silenced_replica_is_found_and_nobody_else_ever_is(watched: Watc
         60: partial(fleet.alive.__setitem__, "r-3", crashed),
         61: partial(fleet.kill, "r-4"),  # silenced
     }
-    await watched.receive_until(180, acts)
+    await watched.receive_until(180, changes)
     assert set(found) == {"r-4"}
     assert found["r-4"] <= fleet.last["r-4"] + ALLOWED
 
@@ -239,16 +239,16 @@ async def test_the_interval_that_a_replica_stated_last_decides(watched: Watched)
     fast, slow = 3 * 60 + 5, 3 * 300 + 5
     for number in range(10):
         fleet.start(f"r-{number}")
-    acts: dict[int, Callable[[], None]] = {
+    changes: dict[int, Callable[[], None]] = {
         130: partial(fleet.kill, "r-1"),  # it had stated 60 s
         1000: partial(fleet.kill, "r-2"),  # it had stated 300 s
         1100: partial(fleet.start, "r-3"),  # started again: 60 s
         1500: partial(fleet.stop, "r-4"),
     }
-    await watched.receive_until(1200, acts, step=step)
+    await watched.receive_until(1200, changes, step=step)
     assert set(found) == {"r-1"}
     assert fleet.last["r-1"] + 3 * 60 <= found["r-1"] <= fleet.last["r-1"] + fast + step
-    await watched.receive_until(1900, acts, step=step)
+    await watched.receive_until(1900, changes, step=step)
     assert set(found) == {"r-1", "r-2"}
     assert fleet.last["r-2"] + 3 * 300 <= found["r-2"] <= fleet.last["r-2"] + slow + step
 

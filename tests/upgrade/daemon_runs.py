@@ -160,8 +160,8 @@ def relay(run: DaemonRun) -> Relay:
 
 def notification(*alerts: tuple[str, str]) -> bytes:
     """Return what Alertmanager would send for these names and statuses."""
-    told = [_alert(name, status) for name, status in alerts]
-    return json.dumps({"version": "4", "receiver": "byoc", "alerts": told}).encode()
+    described = [_alert(name, status) for name, status in alerts]
+    return json.dumps({"version": "4", "receiver": "byoc", "alerts": described}).encode()
 
 
 def _alert(name: str, status: str) -> dict[str, Any]:

@@ -103,18 +103,18 @@ async def test_state_messages_go_on_with_the_next_number(old: Old) -> None:
         await one.ship(ListSink())
         await ticks(one, exporter(one, readonly=True), 1)
         await one.ship(sink)
-    (told,) = [json.loads(body)["data"] for body in sink.stored.values()]
-    assert (told["epoch"], told["sequence"]) == (before["epoch"], before["sequence"])
-    assert (told["kind"], told["previous_state"]) == ("transition", before["told"])
-    assert told["transition"] == before["transitions"] + 1
+    (data,) = [json.loads(body)["data"] for body in sink.stored.values()]
+    assert (data["epoch"], data["sequence"]) == (before["epoch"], before["sequence"])
+    assert (data["kind"], data["previous_state"]) == ("transition", before["told"])
+    assert data["transition"] == before["transitions"] + 1
 
 
-async def test_what_was_told_is_not_told_again_and_what_follows_is(old: Old) -> None:
+async def test_what_was_reported_is_not_reported_again_and_what_follows_is(old: Old) -> None:
     async with open_run(old.state_dir, ALERTS, old.clock()) as one:
-        told = relay(one)
+        again = relay(one)
         known = [("Down", "resolved"), ("Refused", "firing"), ("Full", "firing")]
-        assert await told.accept(notification(*known)) == 0
-        assert await told.accept(notification(("Full", "resolved"))) == 1
+        assert await again.accept(notification(*known)) == 0
+        assert await again.accept(notification(("Full", "resolved"))) == 1
 
 
 async def test_an_open_alert_counts_when_it_is_seen_again_and_a_later_start_ends_it(

@@ -195,7 +195,7 @@ def test_the_bucket_owner_is_exactly_12_digits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [
         (b"- a\n- b", "expected a mapping"),
         (b"just text", "expected a mapping"),
@@ -214,10 +214,10 @@ def test_the_bucket_owner_is_exactly_12_digits() -> None:
         (b"a: !!python/object/apply:os.system [id]", "could not determine a constructor"),
     ],
 )
-def test_a_yaml_mistake_is_a_config_error(tmp_path: Path, content: bytes, told: str) -> None:
+def test_a_yaml_mistake_is_a_config_error(tmp_path: Path, content: bytes, expected: str) -> None:
     path = tmp_path / "config.yaml"
     path.write_bytes(content)
-    with pytest.raises(ConfigError, match=told) as raised:
+    with pytest.raises(ConfigError, match=expected) as raised:
         load_file(str(path))
     assert all("config.yaml" in mistake for mistake in raised.value.mistakes)
 

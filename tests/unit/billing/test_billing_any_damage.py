@@ -20,7 +20,7 @@ quick = settings(max_examples=40, deadline=None, derandomize=True, database=None
 LAST = (30, 40)  # the last record of each epoch
 
 
-def witnessed(record: UsageRecord) -> Iterator[UsageRecord]:
+def with_counters(record: UsageRecord) -> Iterator[UsageRecord]:
     """Yield the record with each figure changed that another field confirms."""
     data, used, counter = record.data, record.data.used, record.data.counter
     for name in ("organization_id", "service_id", "replica", "pod_uid", "container_id"):
@@ -41,7 +41,7 @@ def witnessed(record: UsageRecord) -> Iterator[UsageRecord]:
 def test_any_altered_record_is_found(place: int, which: int) -> None:
     messages = objects(sound())
     record = sound()[place]
-    options = list(witnessed(record))
+    options = list(with_counters(record))
     bad = encode(options[which % len(options)])
     changed = [
         rewritten(m, lambda x: [bad if line == encode(record) else line for line in x])

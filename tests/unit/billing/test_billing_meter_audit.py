@@ -129,9 +129,9 @@ class Simulation:
         return audit.report("")
 
 
-def simulation(seed: int, told: list[str]) -> Simulation:
+def simulation(seed: int, events: list[str]) -> Simulation:
     found = Simulation(Random(seed), resets=seed % 2 == 0)
-    for what in told:
+    for what in events:
         found.happen(what)
     return found
 
@@ -140,9 +140,9 @@ quick = settings(max_examples=80, deadline=None, derandomize=True, database=None
 
 
 @quick
-@given(seed=st.integers(0, 1000), told=st.lists(st.sampled_from(SEEN), max_size=25))
-def test_events_of_a_container_leave_a_sound_bucket(seed: int, told: list[str]) -> None:
-    report = simulation(seed, ["seen", *told]).report()
+@given(seed=st.integers(0, 1000), events=st.lists(st.sampled_from(SEEN), max_size=25))
+def test_events_of_a_container_leave_a_sound_bucket(seed: int, events: list[str]) -> None:
+    report = simulation(seed, ["seen", *events]).report()
     assert report.ok, report.findings
 
 
@@ -150,22 +150,22 @@ def test_events_of_a_container_leave_a_sound_bucket(seed: int, told: list[str]) 
 @quick
 @given(
     seed=st.integers(0, 1000),
-    told=st.lists(st.sampled_from(SEEN), max_size=9),
+    events=st.lists(st.sampled_from(SEEN), max_size=9),
     at=st.integers(1, 5),
 )
 def test_what_befalls_a_scraper_leaves_a_sound_bucket(
-    step: str, seed: int, told: list[str], at: int
+    step: str, seed: int, events: list[str], at: int
 ) -> None:
-    report = simulation(seed, ["seen", *told[:at], step, *told[at:]]).report()
+    report = simulation(seed, ["seen", *events[:at], step, *events[at:]]).report()
     assert report.ok, report.findings
 
 
 @quick
 @given(
     seed=st.integers(0, 1000),
-    told=st.lists(st.sampled_from(SEEN), max_size=9),
+    events=st.lists(st.sampled_from(SEEN), max_size=9),
     at=st.integers(1, 5),
 )
-def test_a_clock_set_back_leaves_a_sound_bucket(seed: int, told: list[str], at: int) -> None:
-    report = simulation(seed, ["seen", *told[:at], "back", *told[at:], "seen"]).report()
+def test_a_clock_set_back_leaves_a_sound_bucket(seed: int, events: list[str], at: int) -> None:
+    report = simulation(seed, ["seen", *events[:at], "back", *events[at:], "seen"]).report()
     assert report.ok, report.findings

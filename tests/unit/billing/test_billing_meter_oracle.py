@@ -105,7 +105,7 @@ def test_every_cpu_second_that_was_seen_is_billed_once(seed: int) -> None:
     ledger = Ledger(simulation.cpu_usec)
     stored = state, copy.copy(ledger)
     for _ in range(300):
-        act(simulation, rng)
+        change_randomly(simulation, rng)
         if rng.random() < 0.03:  # killed: state that was not durable is lost
             state, ledger = stored[0], copy.copy(stored[1])
             continue
@@ -146,7 +146,7 @@ def test_sources_that_come_and_go_neither_lose_nor_double_a_second(seed: int) ->
     assert_well_formed(periods + closed)
 
 
-def act(simulation: Simulation, rng: random.Random) -> None:
+def change_randomly(simulation: Simulation, rng: random.Random) -> None:
     simulation.go(rng.choice([5, 5, 5, 5, 5.2, 4.9, 17, rng.random() * 4000]))
     if rng.random() < 0.04:
         simulation.wall_ms += rng.choice([-1, 1]) * rng.randrange(2_000, 900_000)

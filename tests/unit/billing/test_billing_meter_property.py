@@ -49,7 +49,7 @@ class Simulation:
     incarnation: int = 1
     cpu_usec: int = 5_000_000_000
     used_usec: int = 0  # by all incarnations, since noon
-    lived_ms: int = 3_600_000  # real time that the present container has been there
+    present_ms: int = 3_600_000  # real time that the present container has been there
     whole_ms: int = 3_600_000  # real time of all containers
     shown_off_usec: int = 0  # how far the counter shown is from the truth
     holding: bool = False
@@ -131,7 +131,7 @@ class Simulation:
         self.born_ns = self.boot_ns - self.asleep_ns - self.hidden_sleep_ns
         if self.source == "cgroup.v2":
             self.born_ns = self.boot_ns
-        self.cpu_usec = self.lived_ms = self.shown_off_usec = 0
+        self.cpu_usec = self.present_ms = self.shown_off_usec = 0
 
     def _run(self, ms: int) -> None:
         used_usec = self.random.randrange(ms * CPUS * 1000)
@@ -149,7 +149,7 @@ class Simulation:
     def _pass(self, ms: int) -> None:
         self.wall_ms += ms
         self.boot_ns += ms * NS_PER_MS
-        self.lived_ms += ms
+        self.present_ms += ms
         self.whole_ms += ms
 
     def _write(self, state: MeterState, periods: list[Period]) -> None:
@@ -163,7 +163,7 @@ class Simulation:
         return [recorder.record(one, 1, number) for number, one in enumerate(self.periods)]
 
 
-def lived(seed: int, source: SourceName, what: list[str]) -> Simulation:
+def simulate(seed: int, source: SourceName, what: list[str]) -> Simulation:
     simulation = Simulation(Random(seed), source)
     for one in ["tick", *what, "tick"]:
         simulation.happen(one)
@@ -185,7 +185,7 @@ SOURCES: tuple[SourceName, ...] = ("cgroup.v2", "clickhouse")
 def test_no_record_is_impossible_and_no_sum_is_more_than_was_used(
     source: SourceName, seed: int, what: list[str]
 ) -> None:
-    simulation = lived(seed, source, what)
+    simulation = simulate(seed, source, what)
     records = [record.data for record in simulation.records()]
     for one in records:
         most = most_core_seconds(one)
@@ -210,14 +210,14 @@ def test_no_record_is_impossible_and_no_sum_is_more_than_was_used(
 def test_every_millisecond_of_one_container_is_allocated_once(
     source: SourceName, seed: int, what: list[str]
 ) -> None:
-    simulation = lived(seed, source, what)
+    simulation = simulate(seed, source, what)
     records = [record.data for record in simulation.records()]
     counted = sum(one.allocated.counted_milliseconds or 0 for one in records)
     if simulation.state and isinstance(
         simulation.state.phase, Window
     ):  # a clock set back holds it open
         counted += simulation.state.phase.counted_ms
-    assert abs(counted - simulation.lived_ms) <= len(records)  # rounding
+    assert abs(counted - simulation.present_ms) <= len(records)  # rounding
     assert all(
         one.allocated.memory_bytes == SIZE for one in records if one.allocated.counted_milliseconds
     )

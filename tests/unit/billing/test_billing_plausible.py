@@ -241,7 +241,7 @@ async def test_an_ended_target_is_absent_also_after_doubt(harness: Harness) -> N
 
 
 @pytest.mark.parametrize(("incarnation", "born_ns"), [("a", 5), ("b", 5), ("a", 900 * NS)])
-async def test_a_counter_of_another_life_is_not_compared_with_the_one_before(
+async def test_a_counter_of_another_incarnation_is_not_compared_with_the_one_before(
     harness: Harness, incarnation: str, born_ns: int | None
 ) -> None:
     await harness.tick(kernel=100, clickhouse=50)

@@ -71,7 +71,7 @@ async def test_a_minute_is_staged_with_its_checkpoint_and_sealed_later(harness: 
     assert [m.records for m in await harness.spool.head(10)] == [1, 5]
 
 
-async def test_an_agent_that_dies_often_still_seals_in_time(harness: Harness) -> None:
+async def test_a_daemon_that_is_often_killed_still_seals_in_time(harness: Harness) -> None:
     for _ in range(8):
         await harness.ticks(13)
         harness.scraper = harness.made()

@@ -261,7 +261,7 @@ def child() -> Iterator[subprocess.Popen[bytes]]:
         process.kill()
 
 
-async def test_a_real_process_is_read_while_it_lives_and_absent_after(
+async def test_a_real_process_is_read_while_it_runs_and_absent_after(
     child: subprocess.Popen[bytes],
 ) -> None:
     """Our own child shares our cgroup, so only its process tree can be read."""

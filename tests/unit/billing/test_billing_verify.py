@@ -105,8 +105,8 @@ def test_a_corrupt_spool_states_what_may_be_lost_and_is_well() -> None:
 
 def test_two_losses_of_the_state_directory_state_one_birth() -> None:
     history = ReplicaHistory()
-    told = [history.lose_state(), history.measured(), history.lose_state(), history.measured()]
-    report = of(told)
+    records = [history.lose_state(), history.measured(), history.lose_state(), history.measured()]
+    report = of(records)
     assert report.ok, report.findings
     assert [g.seconds for g in report.gaps] == [60, 60]
 

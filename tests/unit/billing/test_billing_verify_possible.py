@@ -147,10 +147,10 @@ def test_records_that_are_possible_only_one_by_one_are_a_problem() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_such_records_are_found_in_any_order_of_the_objects(seed: int) -> None:
-    history, dice = ReplicaHistory(), Random(seed)
+    history, rng = ReplicaHistory(), Random(seed)
     usecs = [0] * 10 + [FULL_USEC + SLACK_USEC] * 9 + [FULL_USEC // 2] * 10
     messages = objects([_busy(history, usec) for usec in usecs], size=1)
-    dice.shuffle(messages)
+    rng.shuffle(messages)
     (finding,) = audit(messages).findings
     assert (finding.kind, finding.first_sequence, finding.last_sequence) == (
         "impossible_cpu",

@@ -147,7 +147,7 @@ def test_a_step_that_is_refused_changes_nothing(  # noqa: PLR0917  fixtures
 
 
 @pytest.mark.parametrize("organization", ["org 1", "org:1", "org'1", ""])
-def test_a_name_that_no_agent_has_is_refused(registry: Path, organization: str) -> None:
+def test_a_name_that_no_daemon_has_is_refused(registry: Path, organization: str) -> None:
     assert tenant(registry, "add", organization, "--service", "s") == 2
     assert not registry.exists()
 

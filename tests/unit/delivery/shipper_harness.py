@@ -24,7 +24,7 @@ def message(number: int) -> Message:
     return Message(f"m{number}", "t", b"body %d" % number, created_at_ms=number)
 
 
-class Dice(random.Random):
+class ScriptedRandom(random.Random):
     """Always throws the same part of the range."""
 
     def __init__(self, part: float) -> None:
@@ -43,12 +43,12 @@ class Harness:
         spool: Spool,
         sink: ScriptedSink,
         ledger: Ledger,
-        dice: Dice,
+        rng: ScriptedRandom,
         unfinished: Sequence[str] = (),
     ) -> None:
         self.unfinished = unfinished  # what the ledger of the last process names
         self.spool, self.sink, self.ledger = spool, sink, ledger
-        self.clock, self.metrics, self.dice = FakeClock(), Metrics(), dice
+        self.clock, self.metrics, self.rng = FakeClock(), Metrics(), rng
         self.shipper = self.restarted()
 
     def restarted(self) -> Shipper:
@@ -59,7 +59,7 @@ class Harness:
             ledger=self.ledger,
             clock=self.clock,
             metrics=self.metrics,
-            rng=self.dice,
+            rng=self.rng,
             unfinished=self.unfinished,
         )
         return self.shipper
@@ -99,4 +99,4 @@ async def harness(
     async with Spool(directory, max_bytes=1 << 24, clock=FakeClock()) as spool:
         if messages:
             await spool.put(*map(message, range(messages)))
-        yield Harness(spool, sink, ledger or NullLedger(), Dice(part), unfinished)
+        yield Harness(spool, sink, ledger or NullLedger(), ScriptedRandom(part), unfinished)

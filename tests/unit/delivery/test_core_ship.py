@@ -55,7 +55,7 @@ async def test_a_poison_head_does_not_block_the_rest(tmp_path: Path) -> None:
         assert it.spool.totals.dead_letters == 1
 
 
-async def test_the_loop_goes_on_after_the_only_message_was_buried(tmp_path: Path) -> None:
+async def test_the_loop_goes_on_after_the_only_message_was_dead_lettered(tmp_path: Path) -> None:
     async with harness(tmp_path, POISON) as it, it.running():
         await it.until_idle()
         await it.spool.put(message(1))

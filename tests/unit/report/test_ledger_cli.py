@@ -22,22 +22,22 @@ Output = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("told")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("example")
     asyncio.run(write_example_ledger(directory, hours=8))
     return directory
 
 
 @pytest.fixture
-def state_dir(told: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(told, tmp_path / "state"))
+def state_dir(example: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(example, tmp_path / "state"))
 
 
 def shown(capsys: Output) -> list[dict[str, Any]]:
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-def test_show_prints_all_agents_by_time(state_dir: Path, capsys: Output) -> None:
+def test_show_prints_all_daemons_by_time(state_dir: Path, capsys: Output) -> None:
     assert main(["show", str(state_dir), "--json"]) == 0
     found = shown(capsys)
     assert {event["daemon"] for event in found} == {

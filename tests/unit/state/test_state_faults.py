@@ -117,14 +117,14 @@ async def test_a_kill_at_any_step_loses_and_repeats_nothing(harness: Harness, st
 @pytest.mark.real
 @pytest.mark.parametrize("seed", range(5))
 async def test_kills_and_bad_answers_at_random(harness: Harness, seed: int) -> None:
-    dice = random.Random(seed)
+    rng = random.Random(seed)
 
     def script(_: Request) -> Behavior:
-        return dice.choice(ANSWERS)
+        return rng.choice(ANSWERS)
 
     harness.sqs.http.script = script
     for _ in range(4):
-        await harness.run(burn_at=dice.randrange(1, STEPS), ticks=6, patience_seconds=0.3)
+        await harness.run(burn_at=rng.randrange(1, STEPS), ticks=6, patience_seconds=0.3)
     assert -9 in harness.exits, f"seed {seed} killed nobody"
     await harness.end()
 
@@ -165,12 +165,12 @@ async def test_hours_offline_keep_every_transition_and_one_heartbeat(harness: Ha
 async def test_an_entry_that_fails_alone_holds_up_its_stream_and_nothing_is_overtaken(
     harness: Harness,
 ) -> None:
-    dice: Callable[[], float] = random.Random(7).random
+    rng: Callable[[], float] = random.Random(7).random
 
     def refuse(entry: Entry) -> dict[str, Any] | None:
         harness.note(entry)
         failure = {"Code": "InternalError", "Message": "-", "SenderFault": False}
-        return failure if dice() < 0.4 else None
+        return failure if rng() < 0.4 else None
 
     await harness.run(ticks=30, ship=False)
     harness.sqs.refuse = refuse

@@ -63,7 +63,7 @@ async def test_numbers_continue_if_nothing_later_was_sent(tmp_path: Path) -> Non
     async with harness(tmp_path / "state") as one:
         one.sent += sent
         await one.poll(70)
-        assert [told["sequence"] for told in await one.unsent()] == [0, 1]
+        assert [data["sequence"] for data in await one.unsent()] == [0, 1]
 
 
 async def test_a_rollback_is_detected_however_far_it_reaches(tmp_path: Path) -> None:
@@ -87,4 +87,4 @@ async def test_the_numbers_of_another_stream_do_not_count(tmp_path: Path) -> Non
     async with harness(tmp_path / "state") as one:
         one.sent += [msgspec.structs.replace(m, stream="state/replica/r-1") for m in sent]
         await one.poll(70)
-        assert [told["sequence"] for told in await one.unsent()] == [0, 1]
+        assert [data["sequence"] for data in await one.unsent()] == [0, 1]
