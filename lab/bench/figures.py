@@ -4,10 +4,12 @@ import operator
 import re
 from collections.abc import Callable, Sequence
 from statistics import median
+from typing import Literal
 
 import msgspec
 
 COMPARE: dict[str, Callable[[float, float], bool]] = {"<=": operator.le, ">=": operator.ge}
+Better = Literal["lower", "higher"]
 TARGET = re.compile(r"(<=|>=) ([0-9.]+)")
 
 
@@ -22,6 +24,14 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     low: float
     high: float
     runs: int
+    better: Better | None = None  # of a ratio of ours to a peer's: which side of 1 is ours
+
+    @property
+    def peer_is_better(self) -> bool:
+        """Return whether this is a ratio to a peer, and on the peer's side of 1."""
+        if self.better is None:
+            return False
+        return self.value > 1 if self.better == "lower" else self.value < 1
 
     @property
     def holds(self) -> bool | None:
@@ -48,7 +58,13 @@ def within(value: float, target: str) -> bool:
 
 
 def row(
-    group: str, name: str, values: Sequence[float], unit: str, target: str | None = None
+    group: str,
+    name: str,
+    values: Sequence[float],
+    unit: str,
+    target: str | None = None,
+    *,
+    better: Better | None = None,
 ) -> Row:
     """Return the row of these repeated measurements."""
     return Row(
@@ -60,6 +76,7 @@ def row(
         low=min(values),
         high=max(values),
         runs=len(values),
+        better=better,
     )
 
 

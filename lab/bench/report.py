@@ -38,6 +38,7 @@ def show(rows: Sequence[Row], title: str) -> None:
     print(f"\n{title}")
     for row in rows:
         verdict = {None: "", True: "holds", False: "MISSED"}[row.holds]
+        verdict += " peer better" * row.peer_is_better
         spread = f"{number(row.low)} .. {number(row.high)} ({row.runs})" if row.runs > 1 else ""
         target = row.target or ""
         value = number(row.value)
@@ -57,10 +58,12 @@ def write_docs() -> None:
     rows = read()
     text = DOCS.read_text()
     for group in dict.fromkeys(row.group for row in rows):
-        text = _replaced(text, group, table([row for row in rows if row.group == group]))
-    text = _replaced(text, "counts", counts())
+        shown = table([row for row in rows if row.group == group])
+        text = replace_between(text, BEGIN.format(group=group), shown)
+    text = replace_between(text, BEGIN.format(group="counts"), counts())
     now = datetime.fromtimestamp(JSON.stat().st_mtime, tz=UTC)
-    text = _replaced(text, "when", f"Measured on {now:%d %B %Y}: {_machine()}.")
+    when = f"Measured on {now:%d %B %Y}: {_machine()}."
+    text = replace_between(text, BEGIN.format(group="when"), when)
     DOCS.write_text(text)
     PLOT.write_text(plot.drawn(rows))
 
@@ -70,6 +73,9 @@ def table(rows: Sequence[Row]) -> str:
     lines = ["| figure | median | spread | runs | target | |", "|---|---:|---|---:|---|---|"]
     for row in rows:
         verdict = {None: "", True: "holds", False: "**missed**"}[row.holds]
+        verdict = "; ".join(
+            [*[verdict] * bool(verdict), *["the peer is better"] * row.peer_is_better]
+        )
         spread = f"{number(row.low)} to {number(row.high)}" if row.runs > 1 else ""
         target = (row.target or "").replace("<=", "≤").replace(">=", "≥")
         value = f"{number(row.value)} {row.unit}"
@@ -89,8 +95,8 @@ def counts() -> str:
     return "\n".join(lines)
 
 
-def _replaced(text: str, group: str, content: str) -> str:
-    begin = BEGIN.format(group=group)
+def replace_between(text: str, begin: str, content: str) -> str:
+    """Return a page with new content after the mark `begin`, up to the next end mark."""
     before, found, rest = text.partition(begin)
     if not found:
         return text

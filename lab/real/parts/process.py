@@ -32,6 +32,12 @@ def free_port() -> int:
         return port
 
 
+def listens(port: int) -> bool:
+    """Return whether a loopback TCP port accepts a connection."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def answers(url: str) -> bool:
     """Return whether a GET of `url` is answered with 2xx within two seconds."""
     try:
@@ -48,7 +54,8 @@ def answers(url: str) -> bool:
 class RealProcess:
     """A program that listens on 127.0.0.1, in a process group of its own.
 
-    `start` returns when a GET of `ready_path` is answered with 2xx.
+    `start` returns when a GET of `ready_path` is answered with 2xx, or, if that is empty, when the
+    port accepts a connection.
 
     A context manager: started on entry, stopped on exit. `start` after `stop` or `kill` runs the
     same command again, on the same port and files. Standard output and error go to `log`.
@@ -108,13 +115,16 @@ class RealProcess:
 
     def _wait_ready(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + self.ready_seconds
-        while not answers(self.url + self.ready_path):
+        while not self._ready():
             if self._ended_within(process, POLL_SECONDS):
                 raise PartError(f"{self.name} ended with {process.returncode}:\n{self.log_tail()}")
             if time.monotonic() > deadline:
                 raise PartError(
                     f"{self.name} not ready after {self.ready_seconds:.0f} s:\n{self.log_tail()}"
                 )
+
+    def _ready(self) -> bool:
+        return answers(self.url + self.ready_path) if self.ready_path else listens(self.port)
 
     def _end(self, first: signal.Signals, grace_seconds: float) -> None:
         process, self._process = self._process, None
