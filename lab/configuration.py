@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from byoc_agents.access.settings import Settings as Access
 from byoc_agents.alerts.settings import Settings as Alerts
 from byoc_agents.app.context import ClickHouseSettings
 from byoc_agents.app.settings import CoreSettings, settings_of
@@ -24,6 +25,7 @@ GROUPS: dict[str, type[msgspec.Struct]] = {
     "billing-scraper": Billing,
     "state-exporter": State,
     "alert-forwarder": Alerts,
+    "access-broker": Access,
 }
 
 

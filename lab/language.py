@@ -1,7 +1,8 @@
 """Count the words and constructions that the project does not use: `python -m lab.language`.
 
-The text is Markdown without its code, and the comments and strings of Python files: docstrings, log
-events and messages. No file may use them. The spelling is American everywhere: in names, code of
+The text is Markdown without its code, the comments and strings of Python files (docstrings, log
+events and messages), the comments of the Makefile, templates, SQL, TOML and YAML, and the notes of
+the chart. No file may use them. The spelling is American everywhere: in names, code of
 pages, templates and SQL, too.
 
     python -m lab.language            print every place; exit code 1 if there is any
@@ -50,7 +51,7 @@ FORBIDDEN = {
         "is not a(n)",
     ),
     "what is X": (
-        rf"(?<!at )\bwhat (?:{NOUNS})\b(?! (?:wrong|expected|missing)\b)(?![^.]*\?)",
+        rf"(?<!at )\bwhat (?:{NOUNS})\b(?!\s(?:wrong|expected|missing)\b)(?![^.]*\?)",
         "name the thing",
     ),
     "lies in": (r"\b(?:lies?|lay|lying) (?:in|on|under|at|there|beside)\b", "is stored in, is in"),
@@ -66,7 +67,10 @@ FORBIDDEN = {
         r"\b(?:(?:also|later|longer|none|nothing|1) where|where (?:all is well|not known))\b",
         "if, when",
     ),
-    "a look": (r"\b(?:a|another|each|every|further|one|two) looks?\b", "check, sample, reading"),
+    "a look": (
+        r"\b(?:a|another|each|every|further|one|two|the (?:first|last|next)|this) looks?\b",
+        "check, sample, reading",
+    ),
     "speaks of": (r"\b(?:speaks?|spoke) (?:for|of|to)\b", "states, covers, connects to"),
     "hears": (r"\b(?:hears?|heard)\b", "receives"),
     "life": (
@@ -99,6 +103,8 @@ BRITISH = (
 )
 SPELLING = re.compile("|".join(BRITISH), re.IGNORECASE)
 PATTERNS = {name: re.compile(pattern, re.IGNORECASE) for name, (pattern, _) in FORBIDDEN.items()}
+# To the end of a line, or a block of a template.
+COMMENT = re.compile(r"^[^\n\"']*?(?:#+|--) [^\n]*$|/\*.*?\*/", re.DOTALL | re.MULTILINE)
 WORD = re.compile(r"[A-Za-z][A-Za-z'-]*")
 
 
@@ -133,9 +139,12 @@ def _is_checked(name: Path) -> bool:
 def texts(path: Path) -> Iterator[tuple[int, str]]:
     """Yield (number of the first line, text) for each piece of prose in a file."""
     content = path.read_text()
-    if path.suffix == ".md":
+    if path.suffix in {".md", ".txt"}:
         yield 1, _without_code(content)
+        return
     if path.suffix != ".py":
+        for match in COMMENT.finditer(content):
+            yield content.count("\n", 0, match.start()) + 1, match[0]
         return
     for token in tokenize.generate_tokens(io.StringIO(content).readline):
         if token.type == tokenize.COMMENT:

@@ -175,6 +175,16 @@ class ClickHouse:
         self._check(reply)
         return _rows(reply)
 
+    async def execute(self, sql: str) -> None:
+        """Run one statement that returns no rows, or whose rows do not matter.
+
+        Raises ClickHouseError. After a time-out or a broken connection it may have been run.
+        """
+        body = sql.rstrip().rstrip(";").encode()
+        # The server then answers at the end, so that a late failure also has an error status.
+        reply = await self._request("POST", "/", {"wait_end_of_query": "1"}, body, self._login)
+        self._check(reply)
+
     async def _request(
         self,
         method: str,

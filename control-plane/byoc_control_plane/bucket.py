@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 from botocore.exceptions import ClientError, FlexibleChecksumError
 
+from byoc_control_plane.quick_get import QuickGet
+
 GETS_IN_FLIGHT = 32
 DELETES = 1000  # keys of one DeleteObjects; S3 quota
 
@@ -31,10 +33,11 @@ class ExistsError(Exception):
 class Bucket:
     """One bucket. All methods raise the client's errors, after its own retries."""
 
-    def __init__(self, client: Any, name: str) -> None:
-        """`client` is an S3 client of aiobotocore."""
+    def __init__(self, client: Any, name: str, quick: QuickGet | None = None) -> None:
+        """`client` is an S3 client of aiobotocore. `quick` tries each GET before it."""
         self._client = client
         self._name = name
+        self._quick = quick
 
     async def list_objects(self, prefix: str) -> AsyncIterator[Listed]:
         """Yield all objects with a prefix, in the order of their keys."""
@@ -45,6 +48,8 @@ class Bucket:
 
     async def get(self, key: str) -> bytes | str | None:
         """Return an object's bytes. None: it does not exist. Text: why they cannot be had."""
+        if self._quick and (found := await self._quick.get(key)) is not None:
+            return found
         try:
             answer = await self._client.get_object(Bucket=self._name, Key=key)
             async with answer["Body"] as stream:
@@ -76,20 +81,24 @@ class Bucket:
                 task.cancel()
             await asyncio.gather(*(task for _, task in flying), return_exceptions=True)
 
-    async def put_once(self, key: str, body: bytes) -> None:
+    async def put_once(
+        self, key: str, body: bytes, content_type: str = "application/zstd", encoding: str = "", /
+    ) -> None:
         """Store a new object. Raises ExistsError.
 
         Returns also if it exists with these bytes: after an answer that was lost.
         """
+        coding = {"ContentEncoding": encoding} if encoding else {}
         try:
             await self._client.put_object(
                 Bucket=self._name,
                 Key=key,
                 Body=body,
                 IfNoneMatch="*",
-                ContentType="application/zstd",
+                ContentType=content_type,
                 ChecksumAlgorithm="SHA256",
                 ChecksumSHA256=base64.b64encode(hashlib.sha256(body).digest()).decode(),
+                **coding,
             )
         except ClientError as error:
             if error.response["Error"]["Code"] != "PreconditionFailed":

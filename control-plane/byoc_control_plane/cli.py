@@ -23,6 +23,12 @@ def _compact() -> CommandModule:
     return compact
 
 
+def _import() -> CommandModule:
+    from byoc_control_plane import handover
+
+    return handover
+
+
 def _tenant() -> CommandModule:
     from byoc_control_plane import tenant
 
@@ -54,6 +60,12 @@ PROGRAM = CommandProgram(
             "archive the billing objects of closed hours",
             "byoc-control-plane compact --shard 0/16",
             _compact,
+        ),
+        "import": Command(
+            "store the exports of a customer without a way out, and write receipts",
+            "byoc-control-plane import org-1 --key customer.pub --sign vendor-key.pem"
+            " --receipts receipts export-*.byoc",
+            _import,
         ),
         "tenant": Command(
             "add, rotate or remove a customer",

@@ -6,8 +6,10 @@ import os
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any, TextIO
 
+import aiohttp
 import msgspec
 import structlog
 from botocore.exceptions import BotoCoreError, ClientError
@@ -19,7 +21,13 @@ from byoc_agents.app.cloudevents import rfc3339
 from byoc_agents.app.command_line import CommandParser, color_verdict
 from byoc_agents.app.settings import load
 from byoc_agents.billing.archive import Shard, parse_shard
-from byoc_agents.egress.aws import aws_config, aws_session, fetch_credentials
+from byoc_agents.egress.aws import (
+    CONNECT_SECONDS,
+    READ_SECONDS,
+    aws_config,
+    aws_session,
+    fetch_credentials,
+)
 from byoc_agents.egress.destinations import (
     credential_destinations,
     endpoint_url,
@@ -27,15 +35,18 @@ from byoc_agents.egress.destinations import (
     s3_destination,
 )
 from byoc_agents.egress.gate import Gate
-from byoc_agents.errors import SendError
+from byoc_agents.errors import ConfigError, SendError
 from byoc_agents.sinks.s3 import addressing
 from byoc_control_plane import __version__
 from byoc_control_plane.bucket import GETS_IN_FLIGHT, Bucket
 from byoc_control_plane.cli import COMMANDS
 from byoc_control_plane.compactor import Compactor, Tally
+from byoc_control_plane.directory import DirectoryBucket
 from byoc_control_plane.metrics import PlaneMetrics, serve_metrics
+from byoc_control_plane.quick_get import QuickGet
 from byoc_control_plane.settings import CompactorSettings, refuse_unknown
 
+SCHEME = "file://"  # of a directory, as BYOC_BILLING_BUCKET
 ATTEMPTS = 5  # of each request: S3 throttles by the prefix, and one failed request ends a run
 WATCH_SECONDS = 300.0  # between two runs with --watch
 FAILURES = (BotoCoreError, ClientError, SendError, OSError, TimeoutError)
@@ -166,9 +177,21 @@ def describe(tally: Tally, stream: TextIO, *, as_json: bool) -> str:
     return f"{done} {verdict}\n"
 
 
+def _open_directory(url: str) -> DirectoryBucket:
+    """Return a directory as a bucket. Raises ConfigError if it does not exist."""
+    root = Path(url.removeprefix(SCHEME))
+    if not root.is_absolute() or not root.is_dir():  # an unmounted volume is not an empty one
+        why = f"invalid value {url!r}: expected a bucket or file:///DIRECTORY of an existing one"
+        raise ConfigError([f"BYOC_PLANE_BUCKET: {why}"])
+    return DirectoryBucket(root)
+
+
 @asynccontextmanager
 async def open_bucket(own: CompactorSettings, environ: Mapping[str, str]) -> AsyncIterator[Bucket]:
     """Yield the bucket of the settings. Raises ConfigError and SendError."""
+    if own.bucket.startswith(SCHEME):
+        yield _open_directory(own.bucket)
+        return
     endpoint = endpoint_url("s3", environ)
     place = s3_destination(own.bucket, own.region, endpoint, setting="BYOC_PLANE_BUCKET")
     place = name_endpoint(place, "s3", environ)
@@ -184,4 +207,16 @@ async def open_bucket(own: CompactorSettings, environ: Mapping[str, str]) -> Asy
     async with session.create_client(
         "s3", region_name=own.region, endpoint_url=endpoint, config=aws_config(gate, **options)
     ) as client:
-        yield Bucket(client, own.bucket)
+        example = {"Bucket": own.bucket, "Key": "k"}
+        signed: str = await client.generate_presigned_url("get_object", Params=example)
+        credentials = await session.get_credentials()
+        async with gate.session(
+            timeout=aiohttp.ClientTimeout(sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS),
+            auto_decompress=False,
+            headers={"Accept-Encoding": "identity", "User-Agent": options["user_agent"]},
+            limit=GETS_IN_FLIGHT,
+        ) as http:
+            url = signed.partition("?")[0].removesuffix("k")
+            keys = credentials.get_frozen_credentials
+            quick = QuickGet(http, url, own.region, keys, SystemClock().wall_ns)
+            yield Bucket(client, own.bucket, quick)

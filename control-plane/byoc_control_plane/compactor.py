@@ -10,13 +10,14 @@ import hashlib
 import itertools
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import structlog
 
-from byoc_agents.audit.check import find_unfit
+from byoc_agents.audit.check import check_fitness
 from byoc_agents.audit.intervals import Spans
 from byoc_agents.billing.archive import (
     ArchiveBuilder,
@@ -33,7 +34,9 @@ from byoc_agents.billing.objects import MAX_BODY_BYTES, ObjectKey, TornObjectErr
 from byoc_control_plane.bucket import Bucket, ExistsError, Listed
 from byoc_control_plane.metrics import PlaneMetrics
 
-MAX_SOURCES = 50_000  # of one archive, which bounds the memory; more go to a further archive
+# Of one archive, which bounds the memory: more go to a further archive. So many objects of a
+# listing are remembered, 16 MiB.
+MAX_SOURCES = 50_000
 MAX_SOURCE_BYTES = 64 * 1024**2  # of the objects of one archive, as stored
 
 PodObjects = list[tuple[str, bytes]]  # keys and bodies of one pod and hour, sorted by key
@@ -93,30 +96,61 @@ class Compactor:
         """
         self._tally = Tally()
         self._confirmed.clear()
-        for date, hour in await self._scan(before):
-            try:
-                await self._compact(date, hour)
-            except HeldHourError as error:
-                self._hold(error.key, str(error))
-            except ExistsError as error:
-                self._hold(str(error), "it exists with other bytes: is another process at work?")
+        done: set[str] = set()
+        more = True
+        while more:
+            hours, more = await self._scan(before, done)
+            for moment, listed in sorted(hours.items()):
+                done.add(moment)
+                try:
+                    await self._compact(moment, listed)
+                except HeldHourError as error:
+                    self._hold(error.key, str(error))
+                except ExistsError as error:
+                    why = "it exists with other bytes: is another process at work?"
+                    self._hold(str(error), why)
         self._metrics.held_objects.set(self._tally.held)
         return self._tally
 
-    async def _scan(self, before: str) -> list[tuple[str, str]]:
-        """Return the closed hours that have objects; report objects with a foreign key."""
-        found: set[tuple[str, str]] = set()
+    async def _scan(
+        self, before: str, done: AbstractSet[str]
+    ) -> tuple[dict[str, list[Listed] | None], bool]:
+        """Return the oldest closed hours with their objects, and whether there are more hours.
+
+        An hour with so many objects that they must be listed again has None. The first scan
+        reports objects with a foreign key.
+        """
+        hours: dict[str, list[Listed] | None] = {}
+        kept, end = 0, before
         async for item in self._bucket.list_objects(f"{self._prefix}org="):
             name = parse_key(item.key)
             if name is None:
-                if not item.key.endswith("/") and self._shard.has(item.key):
+                if not done and not item.key.endswith("/") and self._shard.has(item.key):
                     self._hold(item.key, "foreign_object: not a billing object's key")
-            elif self._shard.has(name) and f"{name.date}T{name.hour}" < before:
-                found.add((name.date, name.hour))
-        return sorted(found)
+                continue
+            moment = f"{name.date}T{name.hour}"
+            if moment >= end or moment in done or not self._shard.has(name):
+                continue
+            listed = hours.setdefault(moment, [])
+            if listed is not None:
+                listed.append(item)
+                kept += 1
+            if kept > self._max_sources:
+                newest = max(hours)
+                kept -= len(hours[newest] or ())
+                if len(hours) == 1:
+                    hours[newest] = None
+                else:
+                    end = newest
+                    del hours[newest]
+        return hours, end != before
 
-    async def _compact(self, date: str, hour: str) -> None:
-        """Archive one hour: complete the archive of an earlier run, then archive the rest."""
+    async def _compact(self, moment: str, listed: list[Listed] | None) -> None:
+        """Archive one hour: complete the archive of an earlier run, then archive the rest.
+
+        `listed` are its objects; None lists them.
+        """
+        date, _, hour = moment.partition("T")
         archives = await self._list_archives(date, hour)
         archived: dict[str, Archived] = {}
         for name in sorted(archives):
@@ -127,16 +161,17 @@ class Compactor:
         number = itertools.count(max(own, default=-1) + 1)
         hour_key = ArchiveKey(self._prefix, date, hour, self._shard)
         earlier, builder, leftovers = _Earlier(archived), ArchiveBuilder(), list[str]()
-        async with aclosing(self._pods(date, hour)) as pods:
+        async with aclosing(self._pods(date, hour, listed)) as pods:
             async for pod in pods:
                 leftovers += await self._find_leftovers(pod, archived)
                 fresh = [one for one in pod if source_name(one[0]) not in archived]
-                unfit = find_unfit(fresh) | earlier.find_conflicts(fresh)
+                checked = check_fitness(fresh)
+                unfit = checked.unfit | earlier.find_conflicts(fresh)
                 for key, body in fresh:
                     if key in unfit:
                         self._hold(key, unfit[key])
                     else:
-                        builder.add(key, body)
+                        builder.add(key, body, checked.lines[key])
                 if self._is_full(builder):
                     await self._finish(hour_key._replace(generation=next(number)), builder)
                     builder = ArchiveBuilder()
@@ -228,11 +263,13 @@ class Compactor:
             raise HeldHourError(key, f"torn_object: {body or 'it does not exist'}")
         return body
 
-    async def _pods(self, date: str, hour: str) -> AsyncGenerator[PodObjects, None]:
+    async def _pods(
+        self, date: str, hour: str, listed: list[Listed] | None
+    ) -> AsyncGenerator[PodObjects, None]:
         """Yield the objects of an hour by pod. One that cannot be read is held."""
         pod: PodObjects = []
         before: tuple[str, str, str] | None = None
-        async with aclosing(self._bucket.get_in_order(self._of_hour(date, hour))) as bodies:
+        async with aclosing(self._bucket.get_in_order(self._of_hour(date, hour, listed))) as bodies:
             async for item, body in bodies:
                 if body is None:  # deleted by another process
                     continue
@@ -249,14 +286,20 @@ class Compactor:
         if pod:
             yield pod
 
-    async def _of_hour(self, date: str, hour: str) -> AsyncIterator[Listed]:
-        async for item in self._bucket.list_objects(f"{self._prefix}org="):
-            name = parse_key(item.key)
-            if name is None or (name.date, name.hour) != (date, hour) or not self._shard.has(name):
-                continue
+    async def _of_hour(
+        self, date: str, hour: str, listed: list[Listed] | None
+    ) -> AsyncIterator[Listed]:
+        found = self._list_hour(date, hour) if listed is None else _each(listed)
+        async for item in found:
             if item.size > MAX_BODY_BYTES:
                 self._hold(item.key, "torn_object: too large for a billing object")
             else:
+                yield item
+
+    async def _list_hour(self, date: str, hour: str) -> AsyncIterator[Listed]:
+        async for item in self._bucket.list_objects(f"{self._prefix}org="):
+            name = parse_key(item.key)
+            if name and (name.date, name.hour) == (date, hour) and self._shard.has(name):
                 yield item
 
     async def _finish(self, name: ArchiveKey, builder: ArchiveBuilder) -> None:
@@ -288,6 +331,11 @@ class Compactor:
     def _hold(self, key: str, reason: str) -> None:
         self._tally.held += 1
         self._log.error("object.held", key=key, reason=reason[:300])
+
+
+async def _each(items: Sequence[Listed]) -> AsyncIterator[Listed]:
+    for item in items:
+        yield item
 
 
 class _Earlier:

@@ -1,6 +1,6 @@
-"""The metrics of the control plane, and the page that shows them."""
+"""The metrics of the control plane, and the pages of a process."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 
 from aiohttp import web
@@ -100,14 +100,19 @@ class PlaneMetrics:
         )
 
 
+PageAnswer = Callable[[web.BaseRequest], Awaitable[web.Response]]
+
+
 @asynccontextmanager
 async def serve_metrics(
-    metrics: PlaneMetrics, listen: tuple[str, int]
+    metrics: PlaneMetrics, listen: tuple[str, int], pages: Mapping[str, PageAnswer] | None = None
 ) -> AsyncIterator[tuple[str, int]]:
-    """Serve /metrics and /healthz; yield the bound address. Raises OSError."""
+    """Serve /metrics, /healthz and other pages; yield the bound address. Raises OSError."""
 
     async def answer(request: web.BaseRequest) -> web.Response:
-        if request.path == "/metrics" and request.method in {"GET", "HEAD"}:
+        if page := (pages or {}).get(request.path):
+            response = await page(request)
+        elif request.path == "/metrics" and request.method in {"GET", "HEAD"}:
             body = generate_latest(metrics.registry)
             headers = {"Content-Type": CONTENT_TYPE_LATEST}
             response = web.Response(body=body, headers=SERVER_HEADER | headers)

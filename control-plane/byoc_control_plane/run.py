@@ -11,12 +11,12 @@ from typing import Any
 import msgspec
 import structlog
 
-from byoc_agents.alerts.reloadable_secret import ReloadableSecret
 from byoc_agents.app import logging as log
 from byoc_agents.app import signals
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.app.command_line import CommandParser
 from byoc_agents.app.http_server import Listen, serve
+from byoc_agents.app.reloadable_secret import ReloadableSecret
 from byoc_agents.app.settings import load
 from byoc_agents.egress.aws import aws_config, aws_session, fetch_credentials
 from byoc_agents.egress.destinations import (
@@ -30,6 +30,8 @@ from byoc_control_plane import __version__
 from byoc_control_plane.cli import COMMANDS
 from byoc_control_plane.consumer import Consumer
 from byoc_control_plane.credentials import Keyring, Parsed
+from byoc_control_plane.fleet_access import PATH as FLEET_PATH
+from byoc_control_plane.fleet_access import FleetAccess
 from byoc_control_plane.inserter import Inserter
 from byoc_control_plane.metrics import PlaneMetrics, serve_metrics
 from byoc_control_plane.progress import Progress, SilenceWatch, StreamName
@@ -189,8 +191,11 @@ async def _run(names: Sequence[str], environ: Mapping[str, str]) -> int:
                     ]
                 watch = SilenceWatch(store, process.clock, process.metrics)
                 tasks.append(asyncio.ensure_future(watch.run()))
+                token = _reloadable(plane.read_token, plane.read_token_file)
+                fleet = FleetAccess(store, process.clock, process.metrics, token)
+                pages = {FLEET_PATH: fleet.answer}
                 host, port = await stack.enter_async_context(
-                    serve_metrics(process.metrics, plane.listen)
+                    serve_metrics(process.metrics, plane.listen, pages)
                 )
                 structlog.get_logger().info("metrics.listening", host=host, port=port)
                 stopped = asyncio.ensure_future(stop.wait())

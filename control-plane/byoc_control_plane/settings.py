@@ -41,6 +41,12 @@ def parse_senders(text: str) -> Senders:
     return pairs
 
 
+def _read_tokens(text: str) -> str:
+    if not (text.isascii() and text.replace("\n", " ").isprintable() and text.split()):
+        raise ValueError("other characters")
+    return text
+
+
 def _senders(text: str) -> str:
     parse_senders(text)
     return text
@@ -110,6 +116,20 @@ class PlaneSettings(ProcessSettings, frozen=True, kw_only=True):
     ] = "single"
     name: Annotated[
         str, Setting("BYOC_PLANE_NAME", "the name of this process, the same after a restart")
+    ] = ""
+    read_token: Annotated[
+        str,
+        Setting(
+            "BYOC_PLANE_READ_TOKEN",
+            "who may read /fleet: tokens of printable ASCII, one per line; not set: only clients"
+            " on this machine",
+            secret=True,
+            parse=_read_tokens,
+        ),
+    ] = ""
+    read_token_file: Annotated[
+        str,
+        Setting("BYOC_PLANE_READ_TOKEN_FILE", "a file with the tokens, reloaded when it changes"),
     ] = ""
 
 
@@ -201,7 +221,9 @@ class ConsumerSettings(msgspec.Struct, frozen=True, kw_only=True):
 class CompactorSettings(ProcessSettings, frozen=True, kw_only=True):
     """Settings of the compactor."""
 
-    bucket: Annotated[str, Setting("BYOC_PLANE_BUCKET", "the name of the S3 bucket")]
+    bucket: Annotated[
+        str, Setting("BYOC_PLANE_BUCKET", "the name of the S3 bucket, or file:///DIRECTORY")
+    ]
     prefix: Annotated[
         str,
         Setting("BYOC_PLANE_PREFIX", "the BYOC_BILLING_PREFIX of the scrapers", parse=_prefix),

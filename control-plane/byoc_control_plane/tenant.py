@@ -1,7 +1,7 @@
 """`byoc-control-plane tenant add|rotate|remove`: the customers of this control plane.
 
-`add` makes the credentials of a new organization and prints the values of the agents' chart for one
-of its services. `rotate` makes new credentials, and both are accepted until `rotate --finish`.
+`add` makes the credentials of a new organization and prints the values of the daemons' chart for
+one of its services. `rotate` makes new credentials, and both are accepted until `rotate --finish`.
 `remove` accepts nothing more of an organization and ends the supervision of its daemons.
 """
 

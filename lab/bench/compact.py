@@ -1,7 +1,8 @@
 """Measure how fast one core archives objects: `python -m lab.bench.compact --objects 100000`.
 
 The S3 double runs in a process of its own, and its CPU does not count. `--sources memory` measures
-the compactor without any HTTP: the checks, the archive and the digests.
+the compactor without any HTTP: the checks, the archive and the digests. `--sources directory` reads
+and deletes files. With S3, the CPU of aiobotocore's GET of the same objects is measured as well.
 """
 
 import argparse
@@ -11,16 +12,21 @@ import multiprocessing
 import os
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Event
+from pathlib import Path
+
+from aiobotocore.session import get_session
 
 from byoc_agents.billing.archive import Shard
 from byoc_control_plane.bucket import Bucket, Listed
 from byoc_control_plane.compact import open_bucket
 from byoc_control_plane.compactor import Compactor, Tally
+from byoc_control_plane.directory import DirectoryBucket
 from byoc_control_plane.metrics import PlaneMetrics
 from byoc_control_plane.settings import CompactorSettings
 from lab.fakes.billing import Story, objects
@@ -28,6 +34,7 @@ from lab.fakes.s3 import FakeS3
 
 BEFORE = "2026-11-23T13"
 MINUTES = 60  # records of one pod in the hour
+LIBRARY_GETS = 1000
 RECORDS = 15  # of one object, at the default pace
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
 
@@ -75,6 +82,14 @@ async def served(wanted: int, records: int) -> AsyncIterator[str]:
         child.join(10)
 
 
+def write(root: Path, stored: dict[str, bytes]) -> None:
+    """Write the objects as files."""
+    for key, body in stored.items():
+        path = root / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(body)
+
+
 class MemoryBucket(Bucket):
     """A bucket in this process, to measure the compactor alone."""
 
@@ -95,7 +110,7 @@ class MemoryBucket(Bucket):
         async for item in items:
             yield item, self._stored.get(item.key)
 
-    async def put_once(self, key: str, body: bytes) -> None:
+    async def put_once(self, key: str, body: bytes, *_: str) -> None:
         """See `Bucket.put_once`."""
         self._stored[key] = body
 
@@ -106,19 +121,56 @@ class MemoryBucket(Bucket):
         return {}
 
 
-async def measure(wanted: int, records: int, *, memory: bool) -> dict[str, float | str]:
+Figures = dict[str, float | str]
+
+
+async def measure(wanted: int, records: int, source: str) -> Figures:
     """Archive the objects; return the figures."""
-    if memory:
+    if source == "memory":
         stored = MemoryBucket(generate(wanted, records))
         return await _archive(stored, wanted, records)
+    if source == "directory":
+        with tempfile.TemporaryDirectory() as root:
+            write(Path(root), generate(wanted, records))
+            return await _archive(DirectoryBucket(Path(root)), wanted, records)
     os.environ |= KEYS
     async with served(wanted, records) as url:
         own = CompactorSettings(bucket="usage", region="eu-west-1")
         async with open_bucket(own, KEYS | {"AWS_ENDPOINT_URL_S3": url}) as bucket:
-            return await _archive(bucket, wanted, records)
+            floor = await _measure_library(own, url)
+            found = await _archive(bucket, wanted, records)
+            ours = found["cpu_us_per_object"]
+            ratio = round(float(ours) / floor, 2)
+            return found | {"aiobotocore_get_us": round(floor), "ratio": ratio}
 
 
-async def _archive(bucket: Bucket, wanted: int, records: int) -> dict[str, float | str]:
+async def _measure_library(own: CompactorSettings, url: str) -> float:
+    """Return the CPU of one GET with aiobotocore and nothing else, microseconds."""
+    place = {"endpoint_url": url, "region_name": own.region}
+    async with get_session().create_client("s3", **place) as client:
+        bucket = Bucket(client, own.bucket)
+
+        async def first() -> AsyncIterator[Listed]:
+            count = 0
+            async for item in bucket.list_objects("v1/org="):
+                yield item
+                count += 1
+                if count == LIBRARY_GETS:
+                    return
+
+        items = [item async for item in first()]
+
+        async def each() -> AsyncIterator[Listed]:
+            for item in items:
+                yield item
+
+        began = time.process_time()
+        async for _ in bucket.get_in_order(each()):
+            pass
+        return (time.process_time() - began) / len(items) * 1e6
+
+
+async def _archive(bucket: Bucket, wanted: int, records: int) -> Figures:
     made = Compactor(bucket, "v1/", Shard(0, 1), PlaneMetrics())
     began, cpu_began = time.monotonic(), time.process_time()
     tally: Tally = await made.run(BEFORE)
@@ -132,6 +184,7 @@ async def _archive(bucket: Bucket, wanted: int, records: int) -> dict[str, float
         "wall_seconds": round(wall, 1),
         "cpu_us_per_object": round(cpu / wanted * 1e6),
         "objects_per_core_second": round(wanted / cpu),
+        "load_average": round(os.getloadavg()[0], 1),
         "peak_rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
 
@@ -140,12 +193,10 @@ def main() -> None:
     """Print one line of JSON."""
     parser = argparse.ArgumentParser(prog="python -m lab.bench.compact", description=__doc__)
     parser.add_argument("--objects", type=int, default=10_000)
-    parser.add_argument("--sources", choices=["s3", "memory"], default="s3")
+    parser.add_argument("--sources", choices=["s3", "directory", "memory"], default="s3")
     parser.add_argument("--records", type=int, default=RECORDS, help="records of one object")
     options = parser.parse_args()
-    figures = asyncio.run(
-        measure(options.objects, options.records, memory=options.sources == "memory")
-    )
+    figures = asyncio.run(measure(options.objects, options.records, options.sources))
     sys.stdout.write(json.dumps(figures) + "\n")
 
 

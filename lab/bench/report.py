@@ -16,6 +16,7 @@ JSON = ROOT / "build" / "bench.json"
 DETAIL = ROOT / "build" / "bench-detail.json"  # with the spread and the number of runs
 DOCS = ROOT / "docs" / "internals" / "performance.md"
 PLOT = ROOT / "docs" / "internals" / "performance.svg"
+PYTHON = "3.11"  # of the images: the figures on the page are its
 BEGIN, END = "<!-- {group}: written by `python -m lab.bench --write-docs` -->", "<!-- end -->"
 
 
@@ -85,7 +86,7 @@ def table(rows: Sequence[Row]) -> str:
 
 def counts() -> str:
     """Return the baseline of `lab.real.counts` as Markdown: one line per piece of work."""
-    pieces = gate.baseline()
+    pieces = gate.baseline(PYTHON)
     names = ("instructions", "calls", "fsyncs", "peak_bytes", "bytes")
     head = f"| piece | {' | '.join(name.replace('_', ' ') for name in names)} |"
     lines = [head, "|---" + "|---:" * len(names) + "|"]

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,15 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lab.cluster import components
-from lab.cluster.components import Component
+from lab.cluster import components, parts
 from lab.cluster.machine import GROUPS, RUN, find_hierarchies
-from lab.real.parts.process import PartError
+from lab.real.parts import install
+from lab.real.parts.process import PartError, Program, answers
 from lab.real.scraper import eventually
 
 START_SECONDS = 120.0
 WAIT_SECONDS = 240.0  # for pods; some images' first start is slow on a busy machine
 COMMAND_SECONDS = 300.0
+KUBELET_HEALTH = "http://127.0.0.1:10248/healthz"
 Manifest = dict[str, Any]
 
 
@@ -29,7 +31,7 @@ class Cluster:
 
     directory: Path
     kubeconfig: Path
-    components: dict[str, Component] = field(default_factory=dict, repr=False)  # none if not ours
+    components: dict[str, Program] = field(default_factory=dict, repr=False)  # none if not ours
 
     def kubectl(self, *arguments: str, given: str = "") -> str:
         """Run kubectl with `given` as standard input; return what it printed."""
@@ -48,6 +50,10 @@ class Cluster:
         """Return one object."""
         found: Manifest = json.loads(self.kubectl("-n", namespace, "get", kind, name, "-ojson"))
         return found
+
+    def address(self, pod: str, namespace: str) -> str:
+        """Return the address of a pod."""
+        return str(self.get("pod", pod, namespace)["status"]["podIP"])
 
     def items(self, kind: str, namespace: str, label: str = "") -> list[Manifest]:
         """Return all objects of a kind, with a label if one is given."""
@@ -99,12 +105,29 @@ class Cluster:
     def kill(self, *names: str) -> None:
         """End components with SIGKILL."""
         for name in names:
-            self.components[name].end(signal.SIGKILL)
+            self.components[name].kill()
 
     def start(self, *names: str) -> None:
-        """Start ended components again."""
+        """Start components, those that have ended again; containerd and the kubelet answer then."""
         for name in names:
             self.components[name].start()
+            if name == "containerd":
+                eventually(lambda: _answers_at(components.socket(self.directory)), START_SECONDS)
+            if name == "kubelet":
+                eventually(self._kubelet_answers, START_SECONDS)
+
+    def _kubelet_answers(self) -> bool:
+        """Start it again if it has ended, as a service manager does: containerd may be late."""
+        try:
+            self.components["kubelet"].check()
+        except PartError:
+            self.components["kubelet"].start()
+        return answers(KUBELET_HEALTH)
+
+    def iptables(self, *arguments: str) -> None:
+        """Change the packet filter of the node, past which the kubelet's port-forwards go."""
+        settings = [f"{name}={value}" for name, value in parts.environment().items()]
+        install._run(["env", *settings, "iptables", "--wait", *arguments])
 
     def end_processes(self, pods: Iterable[Manifest]) -> None:
         """Kill every process of these pods at once, as a power cut of their node would."""
@@ -121,12 +144,15 @@ class Cluster:
         """Make a pod's port one of this loopback, past NetworkPolicies; yield its URL."""
         command = [str(components.programs()["kubectl"]), f"--kubeconfig={self.kubeconfig}"]
         command += ["-n", namespace, "port-forward", f"pod/{pod}", f":{port}"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        with (
+            (self.directory / "port-forward.log").open("ab") as log,
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process,
+        ):
             try:
                 assert process.stdout is not None
                 line = process.stdout.readline()
                 if not line:
-                    raise PartError(f"port-forward to {pod}:{port} failed")
+                    raise PartError(f"port-forward to {pod}:{port} failed, see {log.name}")
                 yield "http://" + line.split(" -> ")[0].removeprefix("Forwarding from ")
             finally:
                 process.kill()
@@ -170,7 +196,6 @@ def running(report: Callable[[str], None]) -> Iterator[Cluster]:
     cluster = Cluster(directory, directory / "kubeconfig", made)
     try:
         cluster.start("etcd", "kube-apiserver", "containerd")
-        eventually(lambda: components.socket(directory).exists(), START_SECONDS)
         components.import_images(directory)
         report(f"images loaded after {time.monotonic() - started:.1f} s")
         cluster.wait(lambda: _answers(cluster), "the API server")
@@ -181,6 +206,12 @@ def running(report: Callable[[str], None]) -> Iterator[Cluster]:
         yield cluster
     finally:
         cluster.kill(*reversed(made))
+
+
+def _answers_at(path: Path) -> bool:
+    """Return whether something listens on a Unix socket; its file outlives a killed program."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
 
 
 def _answers(cluster: Cluster) -> bool:

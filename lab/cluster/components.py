@@ -14,78 +14,30 @@ iptables sees it. There is no kube-proxy, so only headless Services work.
 """
 
 import json
-import os
 import secrets
-import signal
-import subprocess
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from lab.cluster import parts
 from lab.cluster.inside import NODE
 from lab.real.parts import helm, install
-from lab.real.parts.process import LOG_TAIL_BYTES, PartError
+from lab.real.parts.process import Program
 
 NODE_NAME = "node"
 PODS = "10.77.0.0/24"
 RESOLVER = "10.77.0.2"  # the first pod's address; `world` starts the resolver first
 SERVICES = "10.79.0.0/24"
 SERVER = f"https://{NODE}:6443"
-END_SECONDS = 10.0
 
 
-@dataclass(eq=False)
-class Component:
-    """One program: started, killed and started again with the same command."""
-
-    name: str
-    command: list[str]
-    log: Path
-    environment: Mapping[str, str] = field(default_factory=dict)
-    _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
-
-    def start(self) -> None:
-        """Spawn it; who needs it waits until it answers."""
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                self.command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **self.environment},
-                start_new_session=True,
-            )
-
-    def end(self, number: signal.Signals) -> None:
-        """Send it a signal and wait. Raises PartError if it does not end."""
-        if self._process is None:
-            return
-        with suppress(ProcessLookupError):
-            os.kill(self._process.pid, number)
-        try:
-            self._process.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:
-            raise PartError(f"{self.name} did not end:\n{self.log_tail()}") from None
-
-    def check(self) -> None:
-        """Raise PartError, with the end of its log, if it has ended by itself."""
-        if self._process is not None and self._process.poll() is not None:
-            code = self._process.returncode
-            raise PartError(f"{self.name} ended with {code}:\n{self.log_tail()}")
-
-    def log_tail(self) -> str:
-        return self.log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
-
-
-def make(directory: Path, group: str) -> dict[str, Component]:
+def make(directory: Path, group: str) -> dict[str, Program]:
     """Write every program's configuration; return them by name, in the order of their start."""
     for name in ("log", "pki", "cni", "pods-log", "plugins"):
         (directory / name).mkdir()
     config = _Configuration(directory, group)
     return {
-        name: Component(name, command, directory / "log" / f"{name}.log", parts.environment())
+        name: Program(name, command, directory / "log" / f"{name}.log", parts.environment())
         for name, command in config.commands().items()
     }
 

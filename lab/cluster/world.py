@@ -19,7 +19,7 @@ from lab.real.parts import images, install
 from lab.real.parts.docker import BASE
 from lab.real.parts.install import ROOT
 from lab.real.parts.localstack import CREDENTIALS, REGION
-from lab.real.parts.process import DIRECT
+from lab.real.parts.process import DIRECT, PartError
 from lab.real.stored import Bucket
 
 CHART = ROOT / "helm" / "byoc-agents"
@@ -243,12 +243,26 @@ def _start_resolver(cluster: Cluster) -> None:
         ]
     )
     cluster.wait_ready("kube-system", "resolver")
-    found = cluster.get("pod", "resolver", "kube-system")["status"]["podIP"]
+    found = cluster.address("resolver", "kube-system")
     assert found == components.RESOLVER, f"the resolver has {found}"
 
 
 def _volumes(directory: Path) -> Iterator[Manifest]:
-    """Yield local volumes: unlike those of a host path they respect the pods' fsGroup."""
+    """Yield local volumes: unlike those of a host path they respect the pods' fsGroup.
+
+    Their class is bound with a claim's first pod. If claims are bound at once, a pod that is
+    scheduled in the same moment can wait for five minutes.
+    """
+    yield {
+        "apiVersion": "storage.k8s.io/v1",
+        "kind": "StorageClass",
+        "metadata": {
+            "name": "local",
+            "annotations": {"storageclass.kubernetes.io/is-default-class": "true"},
+        },
+        "provisioner": "kubernetes.io/no-provisioner",
+        "volumeBindingMode": "WaitForFirstConsumer",
+    }
     node = {"key": "kubernetes.io/hostname", "operator": "In", "values": [components.NODE_NAME]}
     for number in range(VOLUMES):
         place = directory / "volumes" / str(number)
@@ -258,6 +272,7 @@ def _volumes(directory: Path) -> Iterator[Manifest]:
             "kind": "PersistentVolume",
             "metadata": {"name": f"volume-{number}"},
             "spec": {
+                "storageClassName": "local",
                 "capacity": {"storage": "20Gi"},
                 "accessModes": ["ReadWriteOnce"],
                 "persistentVolumeReclaimPolicy": "Retain",
@@ -423,6 +438,20 @@ def wait_for_chart(cluster: Cluster) -> None:
         "the chart's pods",
         NAMESPACE,
     )
+    # The sidecars have no readiness probe: one may still be loading its modules.
+    every = [(pod, port) for pod in chart_pods(cluster) for port in ports(pod).values()]
+    cluster.wait(
+        lambda: all(_answers(cluster, pod, port) for pod, port in every),
+        "the daemons' pages",
+        NAMESPACE,
+    )
+
+
+def _answers(cluster: Cluster, pod: Manifest, port: int) -> bool:
+    try:
+        return bool(admin_page(cluster, pod, port, "healthz"))
+    except (OSError, PartError):  # a kubelet that has just started forwards nothing yet
+        return False
 
 
 def chart_pods(cluster: Cluster) -> list[Manifest]:

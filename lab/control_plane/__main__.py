@@ -101,6 +101,7 @@ async def play(directory: Path, url: str, *, once: bool) -> int:
         plane = await enter(running_plane(parts, directory / "control-plane.log", settings))
         _say(f"store    {store_url}  (curl {store_url} --data 'SELECT * FROM fleet_now')")
         _say(f"metrics  {plane.metrics_url}")
+        _say(f"fleet    {plane.fleet_url}")
         clickhouse = await enter(FakeClickHouse())
         clickhouse.server.rows = HEALTHY
         target = f"plane-{os.getpid()}"  # comm holds 15 bytes

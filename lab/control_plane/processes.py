@@ -30,6 +30,11 @@ class PlaneProcess:
     metrics_url: str
     events_url: str  # empty without a receiver
 
+    @property
+    def fleet_url(self) -> str:
+        """Return the URL of the page of the fleet."""
+        return self.metrics_url.removesuffix("/metrics") + "/fleet"
+
     async def kill(self) -> None:
         """Kill it with SIGKILL."""
         await end(self.child, signal.SIGKILL)

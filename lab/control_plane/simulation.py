@@ -283,6 +283,19 @@ async def simulate(
     }
 
 
+def count(messages: Iterator[Fed]) -> dict[str, float]:
+    """Return the figures of the messages alone, without keeping them."""
+    size = number = most = 0
+    second, in_second = 0, 0
+    for one in messages:
+        number, size = number + 1, size + len(one.body.encode())
+        if one.at_ms // 1000 != second:
+            second, in_second = one.at_ms // 1000, 0
+        in_second += 1
+        most = max(most, in_second)
+    return {"messages": number, "bytes": size, "most_in_one_second": most}
+
+
 def main() -> int:
     """Print the figures as JSON; return 1 if a message is missing or is there twice."""
     parser = argparse.ArgumentParser(
@@ -293,7 +306,12 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--localstack", action="store_true", help="a real queue; use few replicas")
+    parser.add_argument("--count", action="store_true", help="make the messages only")
     options = parser.parse_args()
+    if options.count:
+        figures = count(fleet_messages(options.replicas, options.seed, options.hours))
+        sys.stdout.write(json.dumps(figures) + "\n")
+        return 0
     messages = list(fleet_messages(options.replicas, options.seed, options.hours))
     with tempfile.TemporaryDirectory(prefix="byoc-fleet-") as directory:
         figures = asyncio.run(

@@ -29,7 +29,7 @@ PAGE = ROOT / "docs" / "install-kubernetes.md"
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 HEAD = """set -euo pipefail
 trap 'echo "failed: $BASH_COMMAND" >&2' ERR
-trap 'kill $(jobs -p) 2>&-' EXIT
+trap 'kill $(jobs -p) 2>&- || true' EXIT
 """
 
 

@@ -78,14 +78,14 @@ PORTS = (2222, 8123, 9000, 9363, 9464, 9465)
 def test_the_policies_let_through_what_they_name_and_nothing_else(cluster: Cluster) -> None:
     """Something listens on every port that is tried; from the pod itself all are reached."""
     listen_in(cluster, CLICKHOUSE_POD, 2222, 9363)
-    address = cluster.get("pod", CLICKHOUSE_POD, NAMESPACE)["status"]["podIP"]
+    address = cluster.address(CLICKHOUSE_POD, NAMESPACE)
     inside = connect(cluster, NAMESPACE, CLICKHOUSE_POD, "127.0.0.1", *PORTS)
     assert inside == set(PORTS)
     for (namespace, pod), ports in REACHABLE.items():
         reach = partial(connect, cluster, namespace, pod, address, *PORTS)
         assert reach() == ports, f"{pod} reaches {reach()}"
-    outside = cluster.get("pod", "localstack", "localstack")["status"]["podIP"]
-    plane = cluster.get("pod", "control-plane", "control-plane")["status"]["podIP"]
+    outside = cluster.address("localstack", "localstack")
+    plane = cluster.address("control-plane", "control-plane")
     assert connect(cluster, NAMESPACE, "client", plane, 8080) == {8080}  # no policy selects it
     assert connect(cluster, NAMESPACE, CLICKHOUSE_POD, outside, 4566) == {4566}
     assert connect(cluster, NAMESPACE, CLICKHOUSE_POD, plane, 8080) == set()
@@ -96,7 +96,7 @@ def test_without_policies_everything_is_open(cluster: Cluster) -> None:
     values = world.write_values(cluster, {"networkPolicy": {"enabled": False}})
     cluster.helm("upgrade", RELEASE, str(world.CHART), "-n", NAMESPACE, "-f", str(values))
     world.wait_for_chart(cluster)
-    address = cluster.get("pod", CLICKHOUSE_POD, NAMESPACE)["status"]["podIP"]
+    address = cluster.address(CLICKHOUSE_POD, NAMESPACE)
     open_ports = {8123, 9000, 9464, 9465}
     cluster.wait(
         lambda: connect(cluster, "monitoring", "stranger", address, *open_ports) == open_ports,

@@ -1,7 +1,9 @@
 """Workflows, templates and the site's navigation agree with the files that they name."""
 
 import re
+import subprocess
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -194,3 +196,46 @@ def test_the_changelog_follows_keep_a_changelog() -> None:
     assert in_progress in ([], list(found)[:1])
     allowed = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
     assert set(re.findall(r"^### (.+)$", text, re.MULTILINE)) <= allowed
+
+
+GENERATED = {"configuration.md", "fields.md", "access-columns.md"}
+WIDTH = 112
+
+
+def prose(page: Path) -> Iterator[tuple[int, str]]:
+    """Yield (number, line) of a page without its tables, code and links."""
+    fenced = False
+    for number, line in enumerate(page.read_text().splitlines(), 1):
+        fenced ^= line.lstrip().startswith("```")
+        if not fenced and not line.lstrip().startswith(("|", "<", "```")):
+            yield number, re.sub(r"`[^`]*`|\]\([^)]*\)", "", line)
+
+
+def test_the_prose_of_a_page_can_be_read_and_compared_line_by_line() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "control-plane/README.md"]
+    found = [
+        f"{page.relative_to(ROOT)}:{number}"
+        for page in pages
+        if page.name not in GENERATED
+        for number, line in prose(page)
+        if len(line) > WIDTH
+    ]
+    assert found == []
+
+
+# The bodies of earlier commits are partly empty.
+SINCE = "ec279e8365e88e5993f8618ed1f403a4459780a3"
+
+
+def test_every_commit_says_what_it_changes_and_why() -> None:
+    """`area: imperative`, and a body. Merges need none."""
+    git = ["git", "-C", str(ROOT)]
+    known = subprocess.run([*git, "cat-file", "-e", SINCE], check=False, capture_output=True)
+    if known.returncode:
+        pytest.skip(f"no history back to {SINCE[:7]} here: a shallow clone, or a release")
+    log = [*git, "log", "--no-merges", "--format=%h%x00%s%x00%b%x01", f"{SINCE}..HEAD"]
+    done = subprocess.run(log, check=True, capture_output=True, text=True)
+    for commit in filter(None, (one.strip() for one in done.stdout.split("\x01"))):
+        name, subject, body = commit.split("\x00")
+        assert re.fullmatch(r"[A-Za-z0-9_./, -]+: \S.*[^.]", subject), (name, subject)
+        assert body.strip(), (name, subject)

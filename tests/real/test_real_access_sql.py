@@ -12,6 +12,9 @@ import pytest
 
 from byoc_agents.access import clickhouse_sql as sql
 from byoc_agents.access import server_checks
+from byoc_agents.access.clickhouse_admin import PAGE_ROWS, ClickHouseServer
+from byoc_agents.access.errors import ServerError
+from byoc_agents.access.replicas import GrantAccount
 from byoc_agents.access.server_checks import ServerCheck
 from byoc_agents.clickhouse import ClickHouse
 from lab.real import access_columns
@@ -443,6 +446,7 @@ def test_every_question_of_the_broker_is_answered(place: Path) -> None:
         (clock,) = rows(engine, sql.server_clock())
         assert int(clock["milliseconds"]) > 1_700_000_000_000
         assert int(rows(engine, sql.count_queries(ID, SINCE))[0]["started"]) == 0
+        assert int(rows(engine, sql.count_sessions(ID, SINCE))[0]["lines"]) == 0
         names = {row["name"] for row in rows(engine, sql.session_log_columns())}
         assert names > {*sql.SESSION_COLUMNS, *sql.CERTIFICATE_COLUMNS} - {"time"}
 
@@ -490,6 +494,64 @@ def test_the_engine_parses_every_statement_as_we_mean_it(place: Path) -> None:
 def formatted(engine: Engine, statement: str) -> str:
     text = statement.replace("\\", "\\\\").replace("'", "\\'")
     return str(engine.query(f"SELECT formatQuerySingleLine('{text}')", "TSVRaw")).strip()
+
+
+# --- the broker's methods over HTTP ---
+
+
+async def test_the_brokers_methods_work_over_http_with_its_own_grants(place: Path) -> None:
+    """All but the creation of a user, which passes the access check and ends at 514."""
+    account = GrantAccount(
+        grant_id=ID,
+        certificate_uri=USER.certificate_uri,
+        role=READER,
+        ticket="CS-1234",
+        end_ms=int(USER.valid_until.timestamp()) * 1000,
+    )
+    with broker(place) as engine:
+        async with front(engine) as http, ClickHouse(http.http.url) as client:
+            server = ClickHouseServer("r0", client, client, sql.Storage.DEFAULT)
+            assert await server.read_clock_ms() > 1_700_000_000_000
+            assert await server.list_users() == []
+            assert await server.find_differences(account) == ["missing"]
+            with pytest.raises(ServerError, match="code 514"):
+                await server.create_user(account)
+            await server.kill_queries(USER.name)
+            await server.drop_user(USER.name)
+            assert await server.running_queries(USER.name) == []
+            logs = await server.collect(USER.name, 0)
+            assert (logs.queries, logs.sessions, logs.gap) == (b"", b"", "")
+            assert logs.counts["queries"] == logs.counts["failed_logins"] == 0
+
+
+async def test_the_pages_of_a_log_are_all_of_its_lines(place: Path) -> None:
+    """All lines have the same time, so only their order within it separates the pages."""
+    queries = PAGE_ROWS // 2 + 5
+
+    class OverCopies:
+        def __init__(self, engine: Engine) -> None:
+            self._engine = engine
+
+        def query(self, text: str, fmt: str = "CSV") -> object:
+            if "system.query_log" in text:
+                text = over_copies(text)
+            return self._engine.query(text, fmt)
+
+    with session(place, "admin", admin=True) as engine:
+        engine.query(
+            f"INSERT INTO {TABLES}.query_log (type, query_id, user, event_date, event_time,"
+            " event_time_microseconds) SELECT if(number % 2, 'QueryFinish', 'QueryStart'),"
+            f" toString(intDiv(number, 2)), '{USER.name}', today(), now(), now64(6)"
+            f" FROM numbers({2 * queries})"
+        )
+        async with front(OverCopies(engine)) as http, ClickHouse(http.http.url) as client:
+            server = ClickHouseServer("r0", client, client, sql.Storage.DEFAULT)
+            logs = await server.collect(USER.name, 0)
+        engine.query(f"ALTER TABLE {TABLES}.query_log DELETE WHERE user = '{USER.name}'")
+    lines = [json.loads(line) for line in logs.queries.splitlines()]
+    assert len(lines) == 2 * queries > PAGE_ROWS
+    assert len({(line["query_id"], line["type"]) for line in lines}) == len(lines)
+    assert (logs.counts["queries"], logs.gap) == (queries, "")
 
 
 # --- the checks of a server ---

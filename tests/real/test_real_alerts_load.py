@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import aiohttp
@@ -25,6 +26,7 @@ from lab.real.parts.process import RealProcess, free_port
 
 pytestmark = pytest.mark.quiet
 Started = Callable[[str], RealProcess]
+ROUNDS = 3
 ALERTS = 2000
 SENDERS = 8
 SECRET = "whsec_" + base64.b64encode(b"k" * 32).decode()
@@ -155,18 +157,17 @@ async def test_our_hop_beside_alertmanagers(
             async with session.post(f"{theirs.url}/api/v2/alerts", json=[one]) as answer:
                 assert answer.status == 200
 
-        ours = await measured(process, plain, to_us, first=0)
-        beside = await measured(theirs, plain, to_alertmanager, first=ALERTS)
-    for name, figures in (("forwarder", ours), ("alertmanager", beside)):
-        print(
-            f"{name}: {ALERTS / figures.seconds:.0f} alerts/s delivered,"
-            f" {figures.cpu_microseconds:.0f} us CPU each, {figures.rss_mib:.0f} MiB"
-        )
-    print(
-        f"ratio: delivered/s {beside.seconds / ours.seconds:.2f},"
-        f" CPU {ours.cpu_microseconds / beside.cpu_microseconds:.2f}"
-    )
-    # 2.1 to 2.8 in five runs on one machine: this finds a blunder. `test_real_counts.py` holds the
-    # instructions of each part to within a few percent.
-    assert ours.cpu_microseconds < 3.5 * beside.cpu_microseconds
+        ratios = []
+        for first in range(0, ROUNDS * 2 * ALERTS, 2 * ALERTS):  # in turn: noise affects both
+            ours = await measured(process, plain, to_us, first=first)
+            beside = await measured(theirs, plain, to_alertmanager, first=first + ALERTS)
+            ratios.append(ours.cpu_microseconds / beside.cpu_microseconds)
+            for name, figures in (("forwarder", ours), ("alertmanager", beside)):
+                print(
+                    f"{name}: {ALERTS / figures.seconds:.0f} alerts/s delivered,"
+                    f" {figures.cpu_microseconds:.0f} us CPU each, {figures.rss_mib:.0f} MiB"
+                )
+            print(f"ratio: delivered/s {beside.seconds / ours.seconds:.2f}, CPU {ratios[-1]:.2f}")
+    # `test_real_counts.py` holds the instructions of each part to within a few percent.
+    assert median(ratios) < 2.5
     assert ours.rss_mib < 80

@@ -9,6 +9,7 @@ import yaml
 from jsonschema import Draft7Validator  # type: ignore[import-untyped]
 
 from byoc_agents.app.cli import main
+from byoc_agents.app.run import configure
 from byoc_agents.policy import ingress
 from lab.real.chart import render
 from lab.real.chart.render import CI, Manifest
@@ -175,3 +176,96 @@ def test_the_engineers_role_reads_health_and_nothing_that_holds_a_secret() -> No
         {"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "byoc-support-view"}
     ]
     assert binding["roleRef"]["name"] == role["metadata"]["name"] == "byoc-support-view"
+
+
+# The access broker.
+
+BROKER = """
+accessBroker:
+  enabled: true
+  image: registry.example.com/byoc-agents-access:1
+  servers: {r0: "https://ch-0.shop.svc:8443", r1: "https://ch-1.shop.svc:8443"}
+  eventsUrl: https://control.example.com/v1/events
+  requestsUrl: https://control.example.com/v1/access
+  secretName: broker
+  caSecretName: broker-ca
+  policy: |
+    version: 1
+"""
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> tuple[str, ...]:
+    file = tmp_path / "broker.yaml"
+    file.write_text(BROKER)
+    return ("-f", str(file))
+
+
+@pytest.mark.parametrize("version", helm.VERSIONS)
+def test_the_broker_adds_its_own_objects_and_changes_no_other(
+    version: str, broker: tuple[str, ...]
+) -> None:
+    before = render.manifests(DEFAULT, version=version)
+    after = render.manifests(DEFAULT, *broker, version=version)
+    made = [one for one in after if one not in before]
+    assert [one for one in before if one not in after] == []
+    assert sorted(one["kind"] for one in made) == [
+        *("ConfigMap", "Deployment", "NetworkPolicy", "PersistentVolumeClaim", "ServiceAccount")
+    ]
+    assert {one["metadata"]["name"].endswith("-access-broker") for one in made} == {True}
+
+
+def deployment(broker: tuple[str, ...]) -> Manifest:
+    return next(one for one in added(*broker) if one["kind"] == "Deployment")
+
+
+def test_the_broker_has_no_rights_and_no_token_in_the_cluster(broker: tuple[str, ...]) -> None:
+    pod = deployment(broker)["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["automountServiceAccountToken"] is False
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert not any("subPath" in mount for mount in container["volumeMounts"])
+    assert "hostNetwork" not in pod
+
+
+def test_the_program_accepts_the_settings_of_its_container(
+    broker: tuple[str, ...], tmp_path: Path
+) -> None:
+    """The files of the Secret are other ones here; every other setting is as rendered."""
+    (container,) = deployment(broker)["spec"]["template"]["spec"]["containers"]
+    environ = {one["name"]: one["value"] for one in container["env"] if "value" in one}
+    for name, text in (
+        ("PASSWORD", "x"),
+        ("TOKEN", "token"),
+        ("SIGNING_SECRET", "whsec_" + "c2VjcmV0" * 5),
+    ):
+        file = tmp_path / name
+        file.write_text(text)
+        environ[f"BYOC_ACCESS_{name}_FILE"] = str(file)
+    found = configure(container["args"][1:], environ)
+    assert {(d.host, d.port) for d in found.destinations} == {
+        *(("ch-0.shop.svc", 8443), ("ch-1.shop.svc", 8443), ("control.example.com", 443))
+    }
+    policy = next(one for one in added(*broker) if one["kind"] == "NetworkPolicy")
+    ports = {port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]}
+    assert ports == {53, 443, 8443}
+    (comer,) = policy["spec"]["ingress"]
+    assert [port["port"] for port in comer["ports"]] == [container["ports"][0]["containerPort"]]
+
+
+def test_the_kill_switch_is_on_until_a_person_sets_it_off(broker: tuple[str, ...]) -> None:
+    for flags, text in (((), "on"), (("--set-string", "accessBroker.killSwitch=off"), "off")):
+        found = next(one for one in added(*broker, *flags) if one["kind"] == "ConfigMap")
+        assert found["data"]["kill-switch"] == text
+        assert found["data"]["policy.yaml"] == "version: 1\n"
+
+
+@pytest.mark.parametrize("field", ["image", "policy", "secretName", "caSecretName", "eventsUrl"])
+def test_a_broker_without_a_required_value_is_refused(broker: tuple[str, ...], field: str) -> None:
+    done = render.run(
+        *(helm.VERSIONS[0], "template", "x", str(render.CHART), "-f", str(DEFAULT)),
+        *(*broker, "--set", f"accessBroker.{field}="),
+    )
+    assert done.returncode
+    assert f"accessBroker.{field}: is required" in done.stderr

@@ -29,6 +29,8 @@ SKIPS: dict[str, tuple[set[str], str]] = {
             "ConfigMap",
             "NetworkPolicy",
             "PersistentVolumeClaim",
+            "Role",
+            "RoleBinding",
         },
         "the namespace is the release's: `helm install --namespace`",
     ),

@@ -189,6 +189,17 @@ def test_helm_test_checks_the_settings_of_every_container(values: Path) -> None:
         assert {one["name"] for one in mounted} == volumes
 
 
+@pytest.mark.parametrize("values", render.CI, ids=render.name)
+def test_every_hook_is_a_pod(values: Path) -> None:
+    """`helm test --logs` asks for the logs of each hook, and fails with one of another kind."""
+    hooks = [
+        one
+        for one in render.manifests(values)
+        if "helm.sh/hook" in one["metadata"].get("annotations", {})
+    ]
+    assert {one["kind"] for one in hooks} == {"Pod"}
+
+
 def test_helm_test_fails_if_a_setting_is_wrong() -> None:
     """The command of the pod, here: 0 with what the chart renders, 2 with a mistake."""
     (document,) = [d for d in render.manifests(CI / "refused-values.yaml") if d["kind"] == "Pod"]

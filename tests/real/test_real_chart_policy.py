@@ -17,7 +17,9 @@ from lab.real.chart.render import Manifest
 IDENTITY = {"irsa": "irsa", "podIdentity": "pod-identity", "secret": "environment"}
 KINDS = {"networkpolicy": "NetworkPolicy", "cilium": "CiliumNetworkPolicy"}
 # ClickHouse's own traffic, which no table of ours knows; the pods of `helm test` have none.
-OTHERS = {"byoc-agents-clickhouse", "byoc-agents-test"}
+OTHERS = {"byoc-agents-clickhouse", "byoc-agents-test"} | {  # programs that are not ours
+    f"byoc-agents-tailnet-{name}" for name in ("clickhouse", "kubernetes", "metrics", "nginx")
+}
 
 
 def _values(file: Path) -> dict[str, Any]:

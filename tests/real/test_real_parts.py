@@ -227,14 +227,16 @@ def test_a_small_disk_gets_full(small_disk: Path) -> None:
 
 def test_a_part_that_ends_instead_of_starting_shows_its_log(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "raise SystemExit('no such license')"]
-    part = RealProcess("broken", command, free_port(), "/", tmp_path / "log")
+    part = RealProcess("broken", command, tmp_path / "log", port=free_port(), ready_path="/")
     with pytest.raises(PartError, match="broken ended with 1:\nno such license"):
         part.start()
 
 
 def test_a_part_that_never_gets_ready_is_stopped(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
-    part = RealProcess("mute", command, free_port(), "/", tmp_path / "log", ready_seconds=0.2)
+    part = RealProcess(
+        "mute", command, tmp_path / "log", port=free_port(), ready_path="/", ready_seconds=0.2
+    )
     with pytest.raises(PartError, match="mute not ready"):
         part.start()
     with pytest.raises(PartError, match="mute is not running"):

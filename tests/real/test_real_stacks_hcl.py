@@ -58,7 +58,6 @@ def printed(side: str, form: str, capsys: pytest.CaptureFixture[str]) -> str:
     if side == "vendor":
         assert plane.main(["stack", *VENDOR, "--format", form]) == 0
     else:
-        form = form.replace("terraform", "text")
         assert agents.main(["policy", "stack", *CUSTOMER, "--format", form]) == 0
     return capsys.readouterr().out
 

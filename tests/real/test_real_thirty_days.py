@@ -23,13 +23,13 @@ from byoc_agents.alerts.events import Allowed, Origin
 from byoc_agents.alerts.forwarder import HeartbeatSender
 from byoc_agents.alerts.matchers import parse
 from byoc_agents.alerts.relay import Relay, Rules
-from byoc_agents.alerts.reloadable_secret import ReloadableSecret
 from byoc_agents.alerts.webhook import PATH, Webhook
 from byoc_agents.app import logging as log
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.cloudevents import parse_rfc3339
 from byoc_agents.app.heartbeat import HeartbeatIntervals
 from byoc_agents.app.metrics import Metrics
+from byoc_agents.app.reloadable_secret import ReloadableSecret
 from byoc_agents.audit import Audit
 from byoc_agents.billing.recorder import Recorder
 from byoc_agents.billing.scraper import Scraper

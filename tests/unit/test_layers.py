@@ -23,6 +23,7 @@ SHARED = {
         "keyed_ids",
         "listening",
         "metrics",
+        "reloadable_secret",
         "settings",
     ),
     "signals",
@@ -45,6 +46,8 @@ MAY_IMPORT = {
     "wiring": {*CORE, "egress", "clickhouse", "wiring"},
     "audit": {*CORE, "billing", "audit"},
     "report": {*CORE, "schema", "report"},
+    "airgap": {*CORE, "access", "airgap"},  # of the broker only its envelope
+    "access_commands": {*CORE, "access", "report", "access_commands"},
     "usage": {*CORE, "billing", "audit", "report", "usage"},
     **{d: {*CORE, "egress", "sinks", "clickhouse", "servers", "wiring", d} for d in DAEMONS},
 }

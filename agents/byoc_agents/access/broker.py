@@ -50,7 +50,17 @@ from byoc_agents.access.machine import (
     change,
     find_due,
 )
-from byoc_agents.access.orders import ALL, Approve, Deny, Forget, Order, OrderFolder, Revoke, Submit
+from byoc_agents.access.orders import (
+    ALL,
+    Approve,
+    CheckServers,
+    Deny,
+    Forget,
+    Order,
+    OrderFolder,
+    Revoke,
+    Submit,
+)
 from byoc_agents.access.policy import (
     Policy,
     find_wait,
@@ -70,6 +80,7 @@ PASS_SECONDS = 1.0  # between two passes; the longest delay of an order or a kil
 SWEEP_SECONDS = 30.0  # between two comparisons of the servers' users with the grants
 RETRY_SECONDS = 30.0  # between attempts after the disk has refused, and at most between attempts
 STUCK_SECONDS = 60.0  # after which queries that do not end are stated in the ledger
+LOGS, POLICIES = "logs", "policies"  # folders of the broker's directory
 RELEASES = frozenset({State.PENDING, State.APPROVED, State.OPENING, State.OPEN})
 
 
@@ -142,6 +153,10 @@ class Broker:
         self._attempts: dict[str, tuple[int, float]] = {}  # id -> next attempt, seconds after it
         self._stuck: set[str] = set()
         self._collected: dict[str, dict[str, CollectedLogs]] = {}
+        self._collectors: dict[str, asyncio.Task[dict[str, CollectedLogs | str]]] = {}
+        self._problems: dict[str, str] = {}  # of the last check of each server; "" = none
+        self._sweep_failures = 0
+        self._kept_policy = ""  # the SHA-256 of the policy whose file was kept last
         self._loaded = False
 
     # Reading.
@@ -151,15 +166,40 @@ class Broker:
         """The grants that have not ended."""
         return list(self._active.values())
 
+    @property
+    def kill_switch(self) -> str:
+        """Why the kill switch is on, or "" if it is off."""
+        return self._kill_switch
+
+    @property
+    def policy_sha256(self) -> str:
+        """The SHA-256 of the policy in use, or "" if it cannot be read."""
+        return self._policy.sha256 if self._policy else ""
+
+    @property
+    def problems(self) -> Mapping[str, str]:
+        """The first problem of each server at its last check; "" if it had none."""
+        return self._problems
+
+    @property
+    def sweep_failures(self) -> int:
+        """How often the users of a server could not be compared with the grants."""
+        return self._sweep_failures
+
+    @property
+    def overdue_seconds(self) -> float:
+        """For how long the user of a grant may exist after the grant's end."""
+        late = [g.end_ms for g in self._active.values() if g.touched and g.end_ms]
+        return max(0, *((self._now().wall_ms - end) / 1000 for end in late), 0)
+
     def status(self) -> dict[str, Any]:
         """Return the broker's fields of /status."""
-        now = self._now()
-        late = [g.end_ms for g in self._active.values() if g.touched and g.end_ms]
         return {
             "kill_switch": self._kill_switch or None,
-            "policy_sha256": self._policy.sha256 if self._policy else None,
+            "policy_sha256": self.policy_sha256 or None,
             "grants": {g.id: g.state.value for g in self._active.values()},
-            "overdue_seconds": max(0, *((now.wall_ms - end) // 1000 for end in late), 0),
+            "servers": {name: problem or None for name, problem in self._problems.items()},
+            "overdue_seconds": int(self.overdue_seconds),
             "record_error": self._record_error or None,
         }
 
@@ -170,6 +210,13 @@ class Broker:
         while True:
             await self.run_pass()
             await self._parts.clock.sleep(PASS_SECONDS)
+
+    async def close(self) -> None:
+        """End the reading of logs; the next broker reads them again."""
+        for task in self._collectors.values():
+            task.cancel()
+        await asyncio.gather(*self._collectors.values(), return_exceptions=True)
+        self._collectors.clear()
 
     async def finish(self) -> None:
         """Close the open grants if the settings say so. Called after `run` was cancelled."""
@@ -222,6 +269,19 @@ class Broker:
         if reason != self._kill_switch:
             structlog.get_logger().warning("access.kill_switch", reason=reason or None)
         self._policy, self._kill_switch = policy, reason
+        if policy is not None and policy.sha256 != self._kept_policy:
+            self._keep_policy(policy)
+
+    def _keep_policy(self, policy: Policy) -> None:
+        """Keep the file for the evidence of the grants; a failure is tried again, and logged."""
+        path = self._parts.directory / POLICIES / f"{policy.sha256}.yaml"
+        try:
+            if not path.exists():
+                _place(self._parts.disk, policy.content, path)
+        except OSError as error:
+            structlog.get_logger().error("access.policy_not_kept", error=error.strerror)
+            return
+        self._kept_policy = policy.sha256
 
     def _now(self) -> GrantTime:
         clock = self._parts.clock
@@ -447,6 +507,10 @@ class Broker:
                 return "\n".join(answers) or "nothing is open"
             case Forget():
                 return await self._forget(order)
+            case CheckServers():
+                problems = await self.check_servers()
+                lines = [f"{name}: {problem or 'ok'}" for name, problem in problems.items()]
+                return "\n".join(lines)
 
     async def submit(self, raw: bytes) -> str:
         """Take an envelope of the vendor. Return what became of it. Raises RecordError.
@@ -707,6 +771,11 @@ class Broker:
                 made.append(admin.name)
         return "" if made and not (needs_all and len(made) < len(self._admins)) else "users"
 
+    async def check_servers(self) -> Mapping[str, str]:
+        """Return the first problem of each server, as before an opening; "" if it has none."""
+        await asyncio.gather(*(self._check_replica(admin) for admin in self._admins.values()))
+        return {name: self._problems[name] for name in self._admins}
+
     async def _check_replicas(self) -> tuple[list[ClickHouseAdmin], dict[str, str]]:
         """Return the replicas on which a user may be created, and why not on the others."""
         answers = await asyncio.gather(*(self._check_replica(a) for a in self._admins.values()))
@@ -714,6 +783,15 @@ class Broker:
         return [a for a in self._admins.values() if a.name not in problems], problems
 
     async def _check_replica(self, admin: ClickHouseAdmin) -> str:
+        problem = await self._find_problem(admin)
+        if problem != self._problems.get(admin.name, ""):
+            structlog.get_logger().warning(
+                "access.server_checked", replica=admin.name, problem=problem or None
+            )
+        self._problems[admin.name] = problem
+        return problem
+
+    async def _find_problem(self, admin: ClickHouseAdmin) -> str:
         if self._policy is None:
             return "unreachable: without a policy nothing is checked"
         file = self._policy.file
@@ -818,15 +896,26 @@ class Broker:
         return not running
 
     async def _collect(self, grant: Grant) -> None:
-        """Read the logs of each replica into files. Replicas that fail are tried to a deadline."""
+        """Read the logs of each replica into files. Replicas that fail are tried to a deadline.
+
+        The logs are read in a task of its own: a slow server must not delay other grants.
+        """
         found = self._collected.setdefault(grant.id, {})
         wanted = [r for r in grant.replicas if r not in grant.forgotten and r not in found]
+        if grant.id not in self._collectors:
+            self._collectors[grant.id] = asyncio.create_task(self._read_logs(grant, wanted))
+        task = self._collectors[grant.id]
+        await asyncio.wait([task], timeout=PASS_SECONDS)
+        if not task.done():
+            return
+        del self._collectors[grant.id]
         errors: dict[str, str] = {}
-        for name in wanted:
+        for name, logs in task.result().items():
+            if isinstance(logs, str):
+                errors[name] = logs
+                continue
             try:
-                found[name] = await self._collect_from(grant, name)
-            except ServerError as error:
-                errors[name] = str(error)
+                found[name] = await self._place_logs(grant, name, logs)
             except OSError as error:
                 errors[name] = f"disk: {error.strerror}"
         waited_ms = self._now().wall_ms - grant.closed_ms
@@ -841,19 +930,32 @@ class Broker:
         else:
             await self._apply(grant, Cause.COLLECTED, grant.ended_because)
 
-    async def _collect_from(self, grant: Grant, name: str) -> CollectedLogs:
-        if name not in self._admins:
-            raise ServerError("the replica is not configured any more")
-        logs = await self._admins[name].collect(user_of(grant.id), grant.opened_ms)
-        folder = self._parts.directory / "logs" / grant.id
+    async def _read_logs(
+        self, grant: Grant, replicas: Sequence[str]
+    ) -> dict[str, CollectedLogs | str]:
+        """Return the logs of each replica, or why they could not be read."""
+        found: dict[str, CollectedLogs | str] = {}
+        for name in replicas:
+            if name not in self._admins:
+                found[name] = "the replica is not configured any more"
+                continue
+            try:
+                found[name] = await self._admins[name].collect(user_of(grant.id), grant.opened_ms)
+            except ServerError as error:
+                found[name] = str(error)
+        return found
+
+    async def _place_logs(self, grant: Grant, name: str, logs: CollectedLogs) -> CollectedLogs:
+        """Write the lines into files, and return the rest. Raises OSError."""
+        folder = self._parts.directory / LOGS / grant.id
         digests = {}
         for kind, content in (("queries", logs.queries), ("sessions", logs.sessions)):
             path = folder / f"{name}-{kind}.jsonl"
             await asyncio.to_thread(_place, self._parts.disk, content, path)
-            digests[kind] = sha256(content)
+            digests[f"{kind}_sha256"] = sha256(content)
         counts = {key: str(value) for key, value in logs.counts.items()}
         await self._note(grant, "collected", {"replica": name, **digests, **counts})
-        return logs
+        return msgspec.structs.replace(logs, queries=b"", sessions=b"")
 
     # The sweep.
 
@@ -878,7 +980,11 @@ class Broker:
         """Drop every user of a grant that may not exist."""
         try:
             users = await admin.list_users()
-        except ServerError:
+        except ServerError as error:
+            self._sweep_failures += 1
+            structlog.get_logger().warning(
+                "access.sweep_failed", replica=admin.name, error=str(error)
+            )
             return
         known = {user_of(g.id) for g in self._active.values() if _counts_as_open(g)}
         for user in sorted(set(users) - known):

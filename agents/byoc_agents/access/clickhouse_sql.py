@@ -190,9 +190,18 @@ def drop_user(grant_id: str) -> str:
 
 def drop_orphan(name: str) -> str:
     """Return the statement that drops a user of `grant_users`. Raises ValueError for another."""
+    return f"DROP USER IF EXISTS {_check_user(name)}"
+
+
+def kill_orphan(name: str) -> str:
+    """Return the statement that ends the queries of such a user. Raises ValueError for another."""
+    return f"KILL QUERY WHERE user = '{_check_user(name)}' ASYNC"
+
+
+def _check_user(name: str) -> str:
     if not re.fullmatch(rf"{USER_PREFIX}\w{{1,64}}", name, re.ASCII):
         raise ValueError(f"name: expected a user whose name begins with {USER_PREFIX}")
-    return f"DROP USER IF EXISTS {name}"
+    return name
 
 
 def kill_queries(grant_id: str) -> str:
@@ -247,23 +256,23 @@ def session_log_columns() -> str:
     )
 
 
-def collect_queries(grant_id: str, since: datetime, limit: int = MAX_ROWS) -> str:
+def collect_queries(grant_id: str, since: datetime, limit: int = MAX_ROWS, offset: int = 0) -> str:
     """Return the query for the lines of query_log of a grant since a time, oldest first.
 
     Each query has a line `QueryStart` and one about its end. `time` is in microseconds since 1970.
     """
-    return _collect("query_log", QUERY_COLUMNS, grant_id, since, limit)
+    return _collect("query_log", QUERY_COLUMNS, grant_id, since, (limit, offset))
 
 
 def collect_sessions(
-    grant_id: str, since: datetime, *, certificates: bool, limit: int = MAX_ROWS
+    grant_id: str, since: datetime, *, certificates: bool, limit: int = MAX_ROWS, offset: int = 0
 ) -> str:
     """Return the query for the lines of session_log of a grant since a time, oldest first.
 
     `certificates`: whether the server has the columns of CERTIFICATE_COLUMNS.
     """
     columns = SESSION_COLUMNS + (CERTIFICATE_COLUMNS if certificates else ())
-    return _collect("session_log", columns, grant_id, since, limit)
+    return _collect("session_log", columns, grant_id, since, (limit, offset))
 
 
 def count_queries(grant_id: str, since: datetime) -> str:
@@ -272,22 +281,34 @@ def count_queries(grant_id: str, since: datetime) -> str:
     return (
         "SELECT countIf(type = 'QueryStart') AS started, countIf(type = 'QueryFinish') AS finished,"
         " countIf(type IN ('ExceptionBeforeStart', 'ExceptionWhileProcessing')) AS failed,"
+        " count() AS lines,"
         " sum(result_rows) AS result_rows, sum(result_bytes) AS result_bytes,"
         " sum(read_rows) AS read_rows FROM system.query_log"
         f" WHERE {_period(since)} AND user = '{name}'"
     )
 
 
+def count_sessions(grant_id: str, since: datetime) -> str:
+    """Return the query for the number of lines of session_log, and of the failed logins in it."""
+    name = user_name(grant_id)
+    return (
+        "SELECT count() AS lines, countIf(type = 'LoginFailure') AS failed_logins"
+        f" FROM system.session_log WHERE {_period(since)} AND user = '{name}'"
+    )
+
+
 def _collect(
-    table: str, columns: tuple[str, ...], grant_id: str, since: datetime, limit: int
+    table: str, columns: tuple[str, ...], grant_id: str, since: datetime, page: tuple[int, int]
 ) -> str:
+    """Return the query of a page: so many lines after so many."""
+    limit, offset = page
     if not 0 < limit <= MAX_ROWS:
         raise ValueError(f"limit: expected 1 to {MAX_ROWS}")
     return (
         "SELECT toUnixTimestamp64Micro(event_time_microseconds) AS time,"
         f" {', '.join(columns)} FROM system.{table}"
         f" WHERE {_period(since)} AND user = '{user_name(grant_id)}'"
-        f" ORDER BY event_time_microseconds, type LIMIT {limit}"
+        f" ORDER BY event_time_microseconds, type, {columns[1]} LIMIT {limit} OFFSET {offset}"
     )
 
 
@@ -295,7 +316,8 @@ def _period(since: datetime) -> str:
     """Return the condition; `event_date` is the table's partition, in the server's time zone."""
     if since.tzinfo is None:
         raise ValueError("since: expected a time zone")
-    seconds = int(since.timestamp())
+    # A Date before 1970 would be one of the year 2149.
+    seconds = max(2 * 24 * 3600, int(since.timestamp()))
     return (
         f"event_date >= toDate(toDateTime({seconds})) - 1"
         f" AND event_time_microseconds >= fromUnixTimestamp64Micro(toInt64({seconds * 1_000_000}))"

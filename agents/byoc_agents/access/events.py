@@ -8,7 +8,9 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from byoc_agents.access.machine import ENDS, Grant, State
+from byoc_agents.access.machine import ENDS, Cause, Grant, State
+from byoc_agents.access.policy import RULES
+from byoc_agents.access.server_checks import ServerCheck
 from byoc_agents.app.cloudevents import (
     Event,
     OrganizationId,
@@ -21,7 +23,18 @@ from byoc_agents.app.cloudevents import (
 from byoc_agents.delivery.sink import Message
 
 TYPE = "byoc.access.grant.v1"
-FIXED_WORDS = re.compile("[^:;(]*")  # of a reason; names and texts of the customer follow
+FIRST_WORDS = re.compile("[^:;(]*")  # of a reason; names and texts of the customer follow
+REASONS = frozenset(
+    {
+        *(cause.value for cause in Cause),
+        *RULES,
+        *(check.value for check in ServerCheck),
+        *("unreachable", "skew", "no replicas", "users", "authority"),  # why nothing was opened
+        *("kill_switch", "clock", "not_before", "hours", "max_open", "max_open_per_engineer"),
+    }
+)
+"""Every reason that the vendor is sent. Others are errors of the customer's machines."""
+OTHER = "other"
 
 
 class GrantState(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,7 +76,7 @@ def message_of(
         grant_id=grant.id,
         state=grant.state.value,
         since=rfc3339(grant.since_ms),
-        reason=FIXED_WORDS.match(grant.reason)[0].strip(),  # type: ignore[index]  # it may be empty
+        reason=find_reason(grant.reason),
         role=grant.role,
         duration_seconds=grant.duration_seconds,
         ends_at=rfc3339(grant.end_ms) if grant.end_ms else None,
@@ -83,3 +96,10 @@ def message_of(
     return Message(
         id=event.id, type=TYPE, body=encode(event), created_at_ms=grant.since_ms, group=grant.id
     )
+
+
+def find_reason(reason: str) -> str:
+    """Return the fixed words of a grant's reason, or `other`: no text of an error is sent."""
+    found = FIRST_WORDS.match(reason)
+    words = found[0].strip() if found else ""
+    return words if words in REASONS else OTHER

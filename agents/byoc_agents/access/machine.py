@@ -276,7 +276,9 @@ def find_hold(moment: GrantTime, conditions: Conditions) -> str:
         return "kill_switch"
     if moment.stepped_back:
         return "clock"
-    return conditions.record or conditions.waits
+    if conditions.record:
+        return f"{Cause.RECORD_FAILED}: {conditions.record}"
+    return conditions.waits
 
 
 def _find_end(grant: Grant, moment: GrantTime, conditions: Conditions) -> Due | None:

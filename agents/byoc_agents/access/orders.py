@@ -69,7 +69,11 @@ class Forget(_Order, frozen=True, kw_only=True):
     comment: Annotated[str, msgspec.Meta(min_length=1, max_length=500)]
 
 
-Order = Submit | Approve | Deny | Revoke | Forget
+class CheckServers(_Order, frozen=True, kw_only=True):
+    """Check every server as before an opening, and answer with the problems."""
+
+
+Order = Submit | Approve | Deny | Revoke | Forget | CheckServers
 
 _DECODER = msgspec.json.Decoder(Order)
 

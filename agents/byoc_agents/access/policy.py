@@ -33,6 +33,13 @@ MAX_BREAK_GLASS_SECONDS = 30 * 60
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 EXPECTED = "expected a policy: docs/access.md has an example"
+RULES = frozenset(
+    {
+        *("disabled", "role", "break_glass", "expired", "duration", "endpoints", "ticket"),
+        *("vendor_keys", "approvals", "csr"),
+    }
+)
+"""The names of the rules by which a request or an approved grant is refused."""
 
 Approvals = Annotated[int, msgspec.Meta(ge=1, le=5)]
 RoleName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}\Z")]
@@ -124,10 +131,11 @@ class PolicyFile(PolicyPart, frozen=True, kw_only=True):
 
 
 class Policy(msgspec.Struct, frozen=True, dict=True):  # `dict`: for cached properties
-    """A checked policy, and the SHA-256 of its file."""
+    """A checked policy, the SHA-256 of its file, and the file's bytes."""
 
     file: PolicyFile
     sha256: str
+    content: bytes
 
     @cached_property
     def vendor_keys(self) -> tuple[VerifyingKey, ...]:
@@ -184,7 +192,7 @@ def load_policy(content: bytes) -> Policy:
     mistakes = [mistake for check in CHECKS for mistake in check(file)]
     if mistakes:
         raise PolicyError("; ".join(mistakes))
-    return Policy(file, sha256(content))
+    return Policy(file, sha256(content), content)
 
 
 def judge_request(policy: Policy, request: AccessRequest, now_ms: int) -> str:

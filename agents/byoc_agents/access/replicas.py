@@ -42,9 +42,10 @@ class ClickHouseAdmin(Protocol):
     name: str  # of the replica
 
     async def find_problems(self, *, plain_names: bool, allow_open_system: bool) -> Sequence[str]:
-        """Return the names of the checks that this server fails; no grant opens on it then.
+        """Return the checks that this server fails; no grant opens on it then.
 
-        The arguments are what the policy allows: `tables: plain`, and `allow_open_system`.
+        Each text begins with the name of the check, and a colon if more follows. The arguments are
+        what the policy allows: `tables: plain`, and `allow_open_system`.
         """
         ...
 

@@ -122,6 +122,8 @@ class AlertMemory:
         self._facts: OrderedDict[str, Fact] = OrderedDict()  # oldest first
         self.episodes = OpenEpisodes()
         self.unconfirmed: dict[str, Unconfirmed] = {}  # by alert
+        self.has_facts_of_0_1_0 = False  # then some do not name their episode
+        self._forgetting: set[str] = set()  # by a commit in progress
 
     def __len__(self) -> int:
         """Return the number of remembered facts."""
@@ -133,6 +135,7 @@ class AlertMemory:
             stored = await spool.state(OLD_PREFIX)
         except SpoolCorruptError:  # the damaged file has been replaced
             stored = await spool.state(OLD_PREFIX)
+        self.has_facts_of_0_1_0 = bool(stored)
         stored |= await spool.state(PREFIX)
         waiting = await spool.state(UNCONFIRMED)
         found: dict[str, Fact] = {}
@@ -157,12 +160,19 @@ class AlertMemory:
     def state(
         self, new: Mapping[str, Fact], unconfirmed: Mapping[str, Unconfirmed | None], now_ms: int
     ) -> dict[str, bytes | None]:
-        """Return key -> value to write for `new` and `unconfirmed`; None removes a key."""
+        """Return key -> value to write for `new` and `unconfirmed`; None removes a key.
+
+        Every call needs one of `end_commit` with the same value.
+        """
         replaced = [event_id for event_id in new if event_id in self._facts]
-        old = [*self._find_old(new, now_ms), *replaced]
-        removed = [key for i in old for key in _keys(i, self._facts[i].at_ms)]
-        state: dict[str, bytes | None] = dict.fromkeys(removed)
-        state |= {_keys(i, fact.at_ms)[0]: msgspec.json.encode(fact) for i, fact in new.items()}
+        forgotten = self._find_old(new, now_ms)
+        self._forgetting.update(forgotten)
+        state: dict[str, bytes | None] = {}
+        for event_id in (*forgotten, *replaced):
+            state[_key(event_id, self._facts[event_id].at_ms)] = None
+            if self.has_facts_of_0_1_0:
+                state[OLD_PREFIX + event_id] = None
+        state |= {_key(i, fact.at_ms): msgspec.json.encode(fact) for i, fact in new.items()}
         for alert, value in unconfirmed.items():
             state[UNCONFIRMED + alert] = msgspec.json.encode(value) if value else None
         return state
@@ -188,11 +198,20 @@ class AlertMemory:
             else:
                 self.unconfirmed.pop(alert, None)
 
+    def end_commit(self, state: Mapping[str, bytes | None]) -> None:
+        """Take note that the commit of the returned value of `state` was made, or has failed."""
+        if self._forgetting:
+            self._forgetting -= {_id_of(key) for key, value in state.items() if value is None}
+
     def _find_old(self, new: Mapping[str, Fact], now_ms: int) -> list[str]:
-        """Return the ids of facts to forget, because they are too old or too many."""
-        excess = len(self._facts) + len(new) - self._max_facts
+        """Return the ids of facts to forget, because they are too old or too many.
+
+        Those that a commit in progress forgets are left to it.
+        """
+        excess = len(self._facts) + len(new) - self._max_facts - len(self._forgetting)
         old: list[str] = []
-        for number, (key, fact) in enumerate(islice(self._facts.items(), MAX_FORGOTTEN)):
+        left = (item for item in self._facts.items() if item[0] not in self._forgetting)
+        for number, (key, fact) in enumerate(islice(left, MAX_FORGOTTEN)):
             if number >= excess and fact.at_ms >= now_ms - MAX_AGE_MS:
                 break  # the oldest come first
             if key not in new:
@@ -205,9 +224,8 @@ def _read(value: bytes) -> Fact:
     return Fact(stored) if isinstance(stored, int) else stored
 
 
-def _keys(event_id: str, at_ms: int) -> tuple[str, str]:
-    """Return the key of a fact, and its key in 0.1.0."""
-    return f"{PREFIX}{at_ms:015d}/{event_id}", OLD_PREFIX + event_id
+def _key(event_id: str, at_ms: int) -> str:
+    return f"{PREFIX}{at_ms:015d}/{event_id}"
 
 
 def _is_fact(key: str) -> bool:

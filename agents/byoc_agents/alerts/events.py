@@ -7,6 +7,7 @@ two Alertmanagers give the same `source` and `id`.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Annotated, Literal
 
 import msgspec
@@ -219,7 +220,12 @@ class Sighting(msgspec.Struct, frozen=True):
 
     def alert_key(self, fingerprint: str) -> str:
         """Return the alert's key in the forwarder's own state; it ends with `fingerprint`."""
-        return f"{stable_id('receiver', self.receiver)[:8]}-{fingerprint}"
+        return f"{_hash_receiver(self.receiver)}-{fingerprint}"
+
+
+@lru_cache(maxsize=64)  # each notification has one receiver, and there are a few
+def _hash_receiver(receiver: str) -> str:
+    return stable_id("receiver", receiver)[:8]
 
 
 def alert_id(  # noqa: PLR0913  the parts of the identity

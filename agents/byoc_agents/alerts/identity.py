@@ -8,6 +8,7 @@ derived from the HMAC.
 
 import hmac
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import msgspec
 
@@ -28,14 +29,26 @@ def identities(secrets: Sequence[str], alert: Received, receiver: str) -> Iterat
     The last identity is the one of version 0.1.0, without a secret.
     """
     for secret in secrets:
-        key = secret.encode()
         yield Identity(
-            fingerprint=_hash_keyed(key, "fingerprint", alert.fingerprint)[:16],
-            receiver=_hash_keyed(key, "receiver", receiver),
+            fingerprint=_hash_keyed(secret, "fingerprint", alert.fingerprint)[:16],
+            receiver=_hash_receiver(secret, receiver),
             keyed=True,
         )
     yield Identity(fingerprint=alert.fingerprint, receiver=receiver, keyed=False)
 
 
-def _hash_keyed(key: bytes, kind: str, value: str) -> str:
-    return hmac.digest(key, f"{kind}\n{value}".encode(), "sha256").hex()[:32]
+@lru_cache(maxsize=64)  # Alertmanager has a few receivers
+def _hash_receiver(secret: str, receiver: str) -> str:
+    return _hash_keyed(secret, "receiver", receiver)
+
+
+def _hash_keyed(secret: str, kind: str, value: str) -> str:
+    """Return 32 hex digits. `hmac.digest` would release the interpreter and wait for it again."""
+    keyed = _start(secret).copy()
+    keyed.update(f"{kind}\n{value}".encode())
+    return keyed.hexdigest()[:32]
+
+
+@lru_cache(maxsize=8)  # the current secret, and the former ones during a rotation
+def _start(secret: str) -> hmac.HMAC:
+    return hmac.new(secret.encode(), digestmod="sha256")

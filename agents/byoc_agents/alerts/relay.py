@@ -193,6 +193,7 @@ class Relay:
             if any(not message.replaces for message in plan.messages):  # no reminder or Watchdog
                 self.changed_at_ns = self._clock.boot_ns()
         finally:
+            self._memory.end_commit(state)
             done.set_result(None)
             self._uncommitted = [other for other in self._uncommitted if other is not plan]
             for alert in alerts:
@@ -220,7 +221,7 @@ class Relay:
                 msgspec.structs.replace(seen, receiver=identity.receiver),
             )
             latest = plan.latest_episode(known[1].alert_key(identity.fingerprint))
-            if latest is None and not identity.keyed:
+            if latest is None and not identity.keyed and self._memory.has_facts_of_0_1_0:
                 latest = self._episode_of_0_1_0(plan, *known)
             if latest is not None and _is_sighting_of(known[0], latest):
                 return *known, latest
@@ -270,8 +271,9 @@ class Relay:
                 plan.unconfirmed[latest.alert] = None
         before = len(plan.messages)
         for status in _statuses(alert):
-            if plan.fact(self._id_of(episode, seen, status)) is None:
-                self._plan_fact(plan, alert, seen, episode, status)
+            event_id = self._id_of(episode, seen, status)
+            if plan.fact(event_id) is None:
+                self._plan_fact(plan, alert, seen, episode, status, event_id=event_id)
         return "relayed" if len(plan.messages) > before else "duplicate"
 
     def _plan_inferred_end(
@@ -377,9 +379,10 @@ class Relay:
         episode: Episode,
         status: Status,
         *,
+        event_id: str | None = None,
         end_inferred: bool = False,
     ) -> None:
-        event_id = self._id_of(episode, seen, status)
+        event_id = event_id or self._id_of(episode, seen, status)
         ends_at_ms = alert.ends_at_ms if status == "resolved" else None
         plan.add_fact(event_id, Fact(seen.at_ms, status, episode, ends_at_ms), episode)
         event = self._build(

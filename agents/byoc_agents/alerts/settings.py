@@ -8,7 +8,7 @@ import msgspec
 from byoc_agents.alerts import matchers
 from byoc_agents.app.heartbeat import MAX_IDLE_SECONDS, HeartbeatIntervals
 from byoc_agents.app.settings import Setting, host_and_port, number
-from byoc_agents.sinks.https import signing_keys
+from byoc_agents.sinks.https import check_signing_secret, check_token
 
 MAX_NAMES = 32  # of labels, and of annotations: bounds an event's size
 LABELS = ("alertname", "severity", "cluster", "namespace", "pod", "replica", "reason")
@@ -89,12 +89,6 @@ def _matchers(text: str) -> str:
     return text
 
 
-def _token(text: str) -> str:
-    if not (text.isascii() and text.isprintable() and " " not in text):
-        raise ValueError("not printable ASCII without spaces")
-    return text
-
-
 def _webhook_token(text: str) -> str:
     """Return the tokens, one per line during a rotation. Each must fit in a request header."""
     if any(len(token) > MAX_TOKEN_CHARACTERS for token in text.split()):
@@ -110,18 +104,15 @@ def _fingerprint_secret(text: str) -> str:
     return text
 
 
-def _signing_secret(text: str) -> str:
-    signing_keys(text)
-    return text
-
-
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The webhook, the control plane, and the alerts and fields that are forwarded."""
 
     url: Annotated[str, Setting("BYOC_ALERTS_URL", "https://host[:port]/path of the control plane")]
     token: Annotated[
         str,
-        Setting("BYOC_ALERTS_TOKEN", "the control plane's bearer token", secret=True, parse=_token),
+        Setting(
+            "BYOC_ALERTS_TOKEN", "the control plane's bearer token", secret=True, parse=check_token
+        ),
     ]
     signing_secret: Annotated[
         str,
@@ -129,7 +120,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "BYOC_ALERTS_SIGNING_SECRET",
             "whsec_ and 24 to 64 bytes in base64; two, separated by a space, during a rotation",
             secret=True,
-            parse=_signing_secret,
+            parse=check_signing_secret,
         ),
     ]
     webhook_token: Annotated[

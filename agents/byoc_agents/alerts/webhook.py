@@ -21,8 +21,8 @@ from aiohttp import StreamReader, web
 from byoc_agents.alerts.counts import Counts
 from byoc_agents.alerts.payload import SMALL_BODY_BYTES, NotAWebhookError
 from byoc_agents.alerts.relay import Relay
-from byoc_agents.alerts.reloadable_secret import ReloadableSecret
 from byoc_agents.app.http_server import SERVER_HEADER, ClientConnection, PortLimits
+from byoc_agents.app.reloadable_secret import ReloadableSecret
 from byoc_agents.errors import SpoolError
 
 PATH = "/v1/alerts"

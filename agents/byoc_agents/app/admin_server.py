@@ -73,7 +73,7 @@ class Pages:
 
     async def status(self, request: web.BaseRequest) -> web.Response:
         """Return the state of every daemon as JSON, for people on this machine."""
-        if not _is_loopback(request.remote):
+        if not is_loopback(request.remote):
             return web.Response(status=403, text="403: expected a client on this machine\n")
         daemons = {daemon.name: daemon.status() for daemon in self._daemons}
         body = msgspec.json.format(
@@ -99,7 +99,8 @@ async def serve(
         yield host, port
 
 
-def _is_loopback(peer: str | None) -> bool:
+def is_loopback(peer: str | None) -> bool:
+    """Return whether the address of a client is one of this machine."""
     try:
         address = ipaddress.ip_address(peer or "")
     except ValueError:

@@ -28,15 +28,16 @@ class _Daemons:
         self._name = name
 
     def make_parser(self) -> "CommandParser":
-        from byoc_agents.app.run import DAEMONS
+        from byoc_agents.app.run import DAEMONS, OPTIONAL_DAEMONS
 
+        names = (*DAEMONS, *OPTIONAL_DAEMONS)
         parser = COMMANDS[self._name].parser()
         parser.add_argument(
             "daemon",
             nargs="*" if self._name == "check-config" else "+",
-            choices=tuple(DAEMONS),
+            choices=names,
             metavar="daemon",
-            help=", ".join(DAEMONS),
+            help=", ".join(names),
         )
         parser.add_argument(
             "--config", metavar="FILE", help="YAML settings; environment variables take precedence"
@@ -78,6 +79,18 @@ def _dead_letters() -> CommandModule:
     return dead_letters
 
 
+def _export() -> CommandModule:
+    from byoc_agents.airgap.cli import EXPORT
+
+    return EXPORT
+
+
+def _import_receipts() -> CommandModule:
+    from byoc_agents.airgap.cli import IMPORT
+
+    return IMPORT
+
+
 def _policy() -> CommandModule:
     from byoc_agents.policy import cli
 
@@ -88,6 +101,12 @@ def _alerts() -> CommandModule:
     from byoc_agents.alerts import preview
 
     return preview
+
+
+def _access() -> CommandModule:
+    from byoc_agents.access_commands import cli
+
+    return cli
 
 
 OWN = {
@@ -126,6 +145,16 @@ OWN = {
         "byoc-agents dead-letters list",
         _dead_letters,
     ),
+    "export": Command(
+        "write the messages in the spools into signed files, for a network without a way out",
+        "byoc-agents export --key export-key.pem --output /media/usb",
+        _export,
+    ),
+    "import-receipts": Command(
+        "remove from the spools what the receiver's receipts confirm",
+        "byoc-agents import-receipts --key vendor.pub receipt-*.byoc",
+        _import_receipts,
+    ),
     "policy": Command(
         "print the allowed destinations, as a table or as a policy to enforce",
         "byoc-agents policy table billing-scraper",
@@ -135,6 +164,11 @@ OWN = {
         "preview which alerts of Prometheus rule files would leave, and what of them",
         "byoc-agents alerts preview rules/*.yaml",
         _alerts,
+    ),
+    "access": Command(
+        "approve, end and report access of the vendor's engineers",
+        "byoc-agents access approve 0190a7c2 --for 30m --by anna",
+        _access,
     ),
 }
 PROGRAM = CommandProgram("byoc-agents", __version__, OWN, example=OWN["check-config"].example)

@@ -101,7 +101,7 @@ class CommandProgram:
         return 2
 
     def _print_help(self) -> int:
-        commands = "".join(f"  {n:14}{one.summary}\n" for n, one in self.commands.items())
+        commands = "".join(f"  {n:17}{one.summary}\n" for n, one in self.commands.items())
         sys.stdout.write(
             f"usage: {self.name} COMMAND [OPTIONS]\n\ncommands:\n{commands}\n"
             "options:\n  --help        print this list\n  --version     print the version\n\n"

@@ -65,6 +65,12 @@ DAEMONS = {
     "state-exporter": ("BYOC_STATE_",),
     "alert-forwarder": ("BYOC_ALERTS_",),
 }
+# Run only if they are named: no command adds them to "all daemons".
+OPTIONAL_DAEMONS = {"access-broker": ("BYOC_ACCESS_",)}
+
+
+def _load_nothing() -> None:
+    """Do nothing: the default `load` of a daemon without native libraries of its own."""
 
 
 class DaemonSpec(msgspec.Struct, frozen=True):
@@ -74,6 +80,7 @@ class DaemonSpec(msgspec.Struct, frozen=True):
     settings: type[msgspec.Struct]
     destinations: Callable[..., list[Destination]]
     open_daemon: Callable[..., AbstractAsyncContextManager[Daemon]]
+    load: Callable[[], None] = _load_nothing  # imports what the audit hook would refuse
 
 
 class Configuration(msgspec.Struct, frozen=True):
@@ -124,7 +131,18 @@ def daemon_spec(name: str) -> DaemonSpec:
             from byoc_agents.alerts import daemon as alerts  # noqa: PLC0415
 
             return DaemonSpec(name, alerts.Settings, alerts.destinations, alerts.open_daemon)
-    raise ConfigError([f"{name}: unknown daemon: expected {', '.join(DAEMONS)}"])
+        case "access-broker":
+            from byoc_agents.access import daemon as access  # noqa: PLC0415
+
+            return DaemonSpec(
+                name,
+                access.Settings,
+                access.destinations,
+                access.open_daemon,
+                access.load_libraries,
+            )
+    known = ", ".join([*DAEMONS, *OPTIONAL_DAEMONS])
+    raise ConfigError([f"{name}: unknown daemon: expected {known}"])
 
 
 def configure(
@@ -136,7 +154,8 @@ def configure(
     structs: list[type[msgspec.Struct]] = [CoreSettings, ClickHouseSettings]
     structs += [one.settings for one in daemons]
     # One environment may serve several processes: it may set the daemons of another.
-    others = sum((prefixes for name, prefixes in DAEMONS.items() if name not in names), ())
+    known = {**DAEMONS, **OPTIONAL_DAEMONS}
+    others = sum((prefixes for name, prefixes in known.items() if name not in names), ())
     mistakes = unknown(structs, environ, file, others)
     try:
         core, clickhouse, *own = load(structs, environ, file)
@@ -224,6 +243,8 @@ async def _build_daemons(
     if not hasattr(SSLProtocol, "max_size"):
         raise RuntimeError("asyncio's SSLProtocol has no max_size: TLS memory would be unbounded")
     SSLProtocol.max_size = TLS_BUFFER_BYTES
+    for name in configuration.daemons:
+        daemon_spec(name).load()
     core, metrics = configuration.core, Metrics()
     names = "+".join(configuration.daemons)
     log.count_lost(metrics.log_lost.labels(names).inc)

@@ -1,6 +1,6 @@
 """Check from a bucket alone that its billing records are complete, unique and unaltered.
 
-    readers -> Audit -> (intake: one object) -> evidence -> conclude -> Report -> text or JSON
+    readers -> Audit -> (intake: one object) -> state -> conclude -> Report -> text or JSON
 
 The audit cannot detect the loss of the newest records of the last epoch, because no object's key
 names them. It cannot detect changed figures that have no second source (memory, size, quality) if

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from byoc_agents.audit.evidence import Evidence
 from byoc_agents.audit.reconcile import conclude
 from byoc_agents.audit.replica import ReplicaAudit, ReplicaName, UsageSums
 from byoc_agents.audit.report import Finding, Findings, ProblemKind, Report, stamp
 from byoc_agents.audit.sequences import CUT_GAPS, SOFT_GAPS, Link, Load, load_of, run_of
+from byoc_agents.audit.state import AuditState
 from byoc_agents.audit.validate import (
     CheckedPeriod,
     contradiction,
@@ -31,10 +31,16 @@ class ServiceDay(NamedTuple):
 
 
 class Intake:
-    """Reads one object. A record that is invalid by itself is in no total and in no lane."""
+    """Reads one object. A record that is invalid by itself is in no total and in no lane.
 
-    def __init__(self, evidence: Evidence, key: str, name: ObjectKey) -> None:
+    With `fitness_only`, nothing is summed, and neighboring records are not compared.
+    """
+
+    def __init__(
+        self, evidence: AuditState, key: str, name: ObjectKey, *, fitness_only: bool = False
+    ) -> None:
         self._evidence = evidence
+        self._fitness_only = fitness_only
         self._key = key
         self._name = name
         self._claim = evidence.claim(name)
@@ -118,7 +124,7 @@ class Intake:
     def _sound(self, usage: Usage, span: CheckedPeriod, name: str) -> None:
         replica = self._evidence.replica(usage)
         timeline = replica.timeline(usage)
-        held = replica.lane(usage.epoch).holds(usage.sequence)
+        held = self._holds(replica, usage)
         if held and timeline.knows(usage, *span):
             self._find("duplicate_uncompared", usage, span)
             return
@@ -128,6 +134,8 @@ class Intake:
         detail = impossible(usage, bound)
         if held:
             self._find("duplicate_sequence", usage, span)
+        elif self._fitness_only:
+            replica.sequences(usage.epoch).add(usage.sequence, usage.sequence + 1)
         else:
             load = Load() if detail else load_of(usage, *span, name, bound)
             self._chain(replica, usage, span, load)
@@ -139,6 +147,9 @@ class Intake:
                 core_seconds=usage.used.cpu_core_seconds,
                 detail=f"record {name}: {detail}",
             )
+        if self._fitness_only:
+            return
+        if detail:
             replica.sums_at(span.start_ms).exclude(usage)
         elif bound:
             replica.note_cpus(usage)
@@ -149,6 +160,13 @@ class Intake:
         self._evidence.service_objects[replica.name[:2]] += not self._counted
         replica.objects += replica.name not in self._counted
         self._counted.add(replica.name)
+
+    def _holds(self, replica: ReplicaAudit, usage: Usage) -> bool:
+        """Return whether a sound record with this sequence was read before."""
+        if self._fitness_only:
+            sequence = usage.sequence
+            return bool(replica.sequences(usage.epoch).overlap(sequence, sequence + 1))
+        return replica.lane(usage.epoch).holds(usage.sequence)
 
     def _chain(self, replica: ReplicaAudit, usage: Usage, span: CheckedPeriod, load: Load) -> None:
         links = replica.lane(usage.epoch).add(run_of(usage, *span, load))
@@ -188,13 +206,20 @@ class Audit:
 
     `partial`: the beginning is left out on purpose, so an epoch need not begin with sequence 0.
     Every duplicate is found; those at most `recent_ids` records apart are also compared. With
-    `by_day`, `report_days` can be used: about 600 bytes for each replica and day.
+    `by_day`, `report_days` can be used: about 600 bytes for each replica and day. With
+    `fitness_only`, `found` has what is wrong with objects and pairs of them; there is no report.
     """
 
     def __init__(
-        self, *, partial: bool = False, by_day: bool = False, recent_ids: int = RECENT_IDS
+        self,
+        *,
+        partial: bool = False,
+        by_day: bool = False,
+        fitness_only: bool = False,
+        recent_ids: int = RECENT_IDS,
     ) -> None:
-        self._evidence = Evidence(partial=partial, by_day=by_day, recent_ids=recent_ids)
+        self._fitness_only = fitness_only
+        self._evidence = AuditState(partial=partial, by_day=by_day, recent_ids=recent_ids)
 
     @property
     def objects(self) -> int:
@@ -253,4 +278,4 @@ class Audit:
         if name is None:
             self._evidence.findings.add(Finding(kind="foreign_object", key=key))
             return None
-        return Intake(self._evidence, key, name)
+        return Intake(self._evidence, key, name, fitness_only=self._fitness_only)

@@ -1,10 +1,11 @@
 """Check the objects of one pod before they are put into an archive."""
 
 from collections.abc import Sequence
-from typing import get_args
+from typing import NamedTuple, get_args
 
 from byoc_agents.audit.audit import Audit
 from byoc_agents.audit.report import ProblemKind
+from byoc_agents.billing.objects import TornObjectError, unseal
 
 # Problems between two sound records, whichever objects they are in. An archive holds both records,
 # so `verify` reports the same of it.
@@ -15,7 +16,7 @@ BETWEEN_RECORDS: frozenset[ProblemKind] = frozenset(
         "uncovered",
         "lost_cpu",
         "doubled_cpu",
-        "unannounced_life",
+        "unannounced_incarnation",
     )
 )
 # Problems of two objects, of which the audit names the second.
@@ -31,16 +32,29 @@ OF_TWO_OBJECTS: frozenset[ProblemKind] = frozenset(
 OF_ONE_OBJECT: frozenset[str] = frozenset(get_args(ProblemKind)) - BETWEEN_RECORDS - OF_TWO_OBJECTS
 
 
-def find_unfit(objects: Sequence[tuple[str, bytes]]) -> dict[str, str]:
-    """Return key -> reason of the objects that must stay as they are.
+class Fitness(NamedTuple):
+    """The result of a check."""
+
+    unfit: dict[str, str]  # key -> reason, of the objects that must stay as they are
+    lines: dict[str, list[bytes]]  # key -> records, of the objects that could be read
+
+
+def check_fitness(objects: Sequence[tuple[str, bytes]]) -> Fitness:
+    """Return which objects must stay as they are, and the records of all that can be read.
 
     `objects` are keys and bodies of one pod and hour, in the order of their keys. Each is checked
     exactly as `byoc-agents verify` does. If two of them conflict, all of them are unfit: the audit
     cannot say which one is right.
     """
-    audit = Audit(partial=True)
+    audit = Audit(partial=True, fitness_only=True)
+    lines: dict[str, list[bytes]] = {}
     for key, body in objects:
-        audit.add(key, body)
+        try:
+            lines[key] = unseal(key, body)
+        except TornObjectError as error:
+            audit.refuse(key, str(error))
+        else:
+            audit.add_lines(key, lines[key])
     found = audit.found
     unfit = {
         finding.key: f"{finding.kind}: {finding.detail}".removesuffix(": ")
@@ -51,4 +65,4 @@ def find_unfit(objects: Sequence[tuple[str, bytes]]) -> dict[str, str]:
     if conflicts or sum(found.counts.values()) > len(found.kept):
         reason = f"{', '.join(conflicts) or 'many problems'}: in the objects of this pod and hour"
         unfit = {key: reason for key, _ in objects} | unfit
-    return unfit
+    return Fitness(unfit, lines)

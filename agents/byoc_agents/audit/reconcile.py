@@ -1,11 +1,10 @@
-"""Build the report from the evidence, with the findings that require all objects."""
+"""Build the report from the state of an audit, with the findings that require all objects."""
 
 from collections.abc import Sequence
 from decimal import Decimal
 from itertools import pairwise
 from typing import Any
 
-from byoc_agents.audit.evidence import Claim, Evidence
 from byoc_agents.audit.intervals import Spans
 from byoc_agents.audit.replica import ReplicaAudit, ReplicaName, SizelessRecords, Timeline
 from byoc_agents.audit.report import (
@@ -21,53 +20,54 @@ from byoc_agents.audit.report import (
     sum_totals,
 )
 from byoc_agents.audit.sequences import Hole, Lane, Link, Point, Run, Stretch, link
+from byoc_agents.audit.state import AuditState, Claim
 
 BEGINNING, END = -(2**62), 2**62  # of time, if no record bounds it
 
 
-def conclude(evidence: Evidence, target: str) -> Report:
-    """Return the report. It adds to the findings of the evidence, so it must be called once."""
+def conclude(state: AuditState, target: str) -> Report:
+    """Return the report. It adds to the findings of the state, so it must be called once."""
     claims: dict[ReplicaName, dict[int, Claim]] = {}
-    for (name, epoch), claim in evidence.claims_by_replica().items():  # once, so this is linear
+    for (name, epoch), claim in state.claims_by_replica().items():  # once, so this is linear
         claims.setdefault(name, {})[epoch] = claim
-    names = sorted({*evidence.replicas, *claims})
-    replicas = [evidence.replicas.get(name) or ReplicaAudit(name) for name in names]
+    names = sorted({*state.replicas, *claims})
+    replicas = [state.replicas.get(name) or ReplicaAudit(name) for name in names]
     epoch_ends: list[EpochEnd] = []
-    _find_missing_objects(evidence)
+    _find_missing_objects(state)
     for replica in replicas:
         own = claims.get(replica.name, {})
         for found, needed, cpus in replica.decide():
-            _refuse(evidence.findings, replica.name, found, needed, cpus)
-        verdict = _Conclusion(evidence.findings, replica, own, partial=evidence.partial)
+            _refuse(state.findings, replica.name, found, needed, cpus)
+        verdict = _Conclusion(state.findings, replica, own, partial=state.partial)
         epoch_ends += verdict.reach()
         for timeline in replica.timelines.values():
             timeline.settle(replica.sums_at)
     totals = [replica.total() for replica in replicas if replica.sums]
     return Report(
         target=target,
-        objects=evidence.objects,
-        records=evidence.records,
-        counts=dict(sorted(evidence.findings.counts.items())),
-        findings=evidence.findings.kept,
+        objects=state.objects,
+        records=state.records,
+        counts=dict(sorted(state.findings.counts.items())),
+        findings=state.findings.kept,
         gaps=[gap for replica in replicas for gap in _gaps(replica)],
         unrecorded=[item for replica in replicas for item in _list_unrecorded(replica)],
         epoch_ends=epoch_ends,
-        services=sum_totals(totals, evidence.service_objects),
+        services=sum_totals(totals, state.service_objects),
         replicas=totals,
     )
 
 
-def _find_missing_objects(evidence: Evidence) -> None:
+def _find_missing_objects(state: AuditState) -> None:
     """Report the numbers before the last one of each stream that no shared object has.
 
     The sequences of the lost records are reported by replica as well, except of its last ones.
     """
-    for (organization_id, service_id, epoch), claim in sorted(evidence.streams.items()):
+    for (organization_id, service_id, epoch), claim in sorted(state.streams.items()):
         missing = claim.named.holes()
         first = min(start for start, _ in claim.named)
-        missing.add(first if evidence.partial else 0, first)
+        missing.add(first if state.partial else 0, first)
         for start, end in missing:
-            evidence.findings.add(
+            state.findings.add(
                 Finding(
                     kind="missing_object",
                     organization_id=organization_id,

@@ -229,6 +229,7 @@ class ReplicaAudit:
     by_day: bool = False
     objects: int = 0
     lanes: dict[int, Lane] = field(default_factory=dict)  # by epoch
+    read: dict[int, Spans] = field(default_factory=dict)  # by epoch, instead of `lanes`
     timelines: dict[tuple[str, str], Timeline] = field(default_factory=dict)  # by pod, container
     # By the UTC day of the records' start, days since 1970; unless `by_day`, all of them under 0.
     sums: dict[int, UsageSums] = field(default_factory=dict)
@@ -236,6 +237,13 @@ class ReplicaAudit:
     machine_cpus: dict[str, int] = field(default_factory=dict)  # the largest known, by pod
     # By pod, by the number of CPUs that a record needs to be possible, and by day as `sums`.
     sizeless: dict[tuple[str, int, int], SizelessRecords] = field(default_factory=dict)
+
+    def sequences(self, epoch: int) -> Spans:
+        """Return the sequences that were read, of an audit that has no lanes."""
+        found = self.read.get(epoch)
+        if found is None:
+            found = self.read[epoch] = Spans()
+        return found
 
     def lane(self, epoch: int) -> Lane:
         """Return the lane of an epoch."""

@@ -28,7 +28,7 @@ ProblemKind = Literal[
     "uncovered",  # time between two records that no gap states
     "lost_cpu",  # the counter rose between two neighboring records
     "doubled_cpu",  # the counter fell: some CPU is in both records
-    "unannounced_life",  # another incarnation of the counter that no record announces
+    "unannounced_incarnation",  # another incarnation of the counter that no record announces
 ]
 
 

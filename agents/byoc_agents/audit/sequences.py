@@ -30,7 +30,7 @@ class Point(NamedTuple):
 class Link(NamedTuple):
     """Two points that should be equal. `core_seconds` is their difference, never negative."""
 
-    kind: Literal["unrecorded", "lost_cpu", "doubled_cpu", "unannounced_life"]
+    kind: Literal["unrecorded", "lost_cpu", "doubled_cpu", "unannounced_incarnation"]
     start_ms: int
     end_ms: int
     core_seconds: Decimal
@@ -194,7 +194,7 @@ def link(tail: Point | None, head: Point | None, *, stated: bool) -> Link | None
         (tail.incarnation and head.incarnation) or head.announced
     ):
         announced = head.announced or stated
-        return None if announced else Link("unannounced_life", tail.ms, head.ms, Decimal(0))
+        return None if announced else Link("unannounced_incarnation", tail.ms, head.ms, Decimal(0))
     apart = head.core_seconds - tail.core_seconds
     rise: Literal["unrecorded", "lost_cpu"] = "unrecorded" if stated else "lost_cpu"
     return Link(rise if apart > 0 else "doubled_cpu", tail.ms, head.ms, abs(apart))

@@ -40,11 +40,12 @@ def decode(line: bytes) -> UsageRecord:
 
 def _sane(usage: Usage) -> bool:
     counter = usage.counter
-    ends = (counter.start, counter.end) if counter else ()
     try:
-        return all(
-            0 <= figure < MAX_CORE_SECONDS for figure in (usage.used.cpu_core_seconds, *ends)
-        )
+        sound = 0 <= usage.used.cpu_core_seconds < MAX_CORE_SECONDS
+        if counter is None:
+            return sound
+        start_sound = 0 <= counter.start < MAX_CORE_SECONDS
+        return sound and start_sound and 0 <= counter.end < MAX_CORE_SECONDS  # noqa: TRY300
     except ArithmeticError:  # NaN compares with nothing
         return False
 

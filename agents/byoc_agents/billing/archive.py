@@ -22,7 +22,7 @@ FOLDER = "archive/"  # below the prefix of the objects; sorts before `org=`
 MAX_SHARDS = 9_999
 MAX_ARCHIVE_BYTES = 1024**3  # compressed, when one is read; the compactor writes far smaller ones
 MAX_MANIFEST_BYTES = 1024**3  # decompressed; about 4 million sources
-LEVEL = 3  # of zstd; part of the format, since the manifest has the digest of the archive
+LEVEL = 1  # of zstd; part of the format, since the manifest has the digest of the archive
 
 _NAME = re.compile(r"(?:^|/)(org=[^/]+/service=.+)$")
 _KEY = re.compile(
@@ -167,9 +167,13 @@ class ArchiveBuilder:
         self._stream = _compressor().compressobj()
         self._chunks: list[bytes] = []
 
-    def add(self, key: str, body: bytes) -> None:
-        """Add one stored object. Raises TornObjectError; then nothing was added."""
-        lines = unseal(key, body)
+    def add(self, key: str, body: bytes, lines: Sequence[bytes] | None = None) -> None:
+        """Add one stored object. Raises TornObjectError; then nothing was added.
+
+        `lines` are its records, if they are known already.
+        """
+        if lines is None:
+            lines = unseal(key, body)
         text = b"\n".join(lines) + b"\n"
         if chunk := self._stream.compress(text):
             self._chunks.append(chunk)

@@ -39,7 +39,7 @@ _KEY = re.compile(
     r"(?:^|/)org=(?P<organization_id>[^/]+)/service=(?P<service_id>[^/]+)"
     r"/date=(?P<date>\d{4}-\d\d-\d\d)/hour=(?P<hour>\d\d)"
     r"/(?P<pod>[^/]+)-(?P<epoch>\d+)-(?P<first>\d+)-(?P<last>\d+)"
-    r"(?P<shared>\.shared)?\.jsonl\.(?:zst|gz)$"
+    r"(?P<shared>\.shared)?\.jsonl\.(?:zst|gz)\Z"
 )
 
 
@@ -170,9 +170,9 @@ def parse_key(key: str) -> ObjectKey | None:
     match = _KEY.search(key)
     if match is None:
         return None
-    numbers = {name: int(match[name]) for name in ("epoch", "first", "last")}
-    texts = {k: v for k, v in match.groupdict().items() if k not in {*numbers, "shared"}}
-    return ObjectKey(**texts, **numbers, shared=match["shared"] is not None)  # type: ignore[arg-type] # a dict of str and int
+    organization_id, service_id, date, hour, pod, epoch, first, last, shared = match.groups()
+    numbers = (int(epoch), int(first), int(last))
+    return ObjectKey(organization_id, service_id, date, hour, pod, *numbers, shared is not None)
 
 
 def unseal(key: str, body: bytes) -> list[bytes]:

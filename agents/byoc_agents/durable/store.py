@@ -242,6 +242,24 @@ class SpoolStore:
                 found.append(message)
         return found
 
+    def waiting(self) -> list[tuple[str, int]]:
+        """Return the id and the bytes of each queued message, oldest first. Reads no body."""
+        query = "SELECT id, length(body) FROM message ORDER BY position"
+        with translated():
+            return [(message_id, size) for message_id, size in self.connection.execute(query)]
+
+    def read(self, ids: Sequence[str]) -> list[Message]:
+        """Return those of the messages that are queued, oldest first. Raises as `head`."""
+        found = []
+        for few in _chunk(ids):
+            places = ",".join("?" * len(few))
+            query = (
+                f"SELECT {COLUMNS}, sha256 FROM message WHERE id IN ({places}) ORDER BY position"  # noqa: S608
+            )
+            with translated(), closing(self.connection.execute(query, few)) as rows:
+                found += [message_of(row) for row in rows]
+        return found
+
     def staged(self) -> list[bytes]:
         """Return the staged lines, oldest first."""
         query = "SELECT line, sha256 FROM staged ORDER BY position"

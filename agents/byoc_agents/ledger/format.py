@@ -1,7 +1,7 @@
 """The format of a ledger line. This file defines formats 1 and 2.
 
-Format 2 adds the lines `fact`, which only the access broker writes. The ledgers of all other
-daemons are in format 1.
+Format 2 adds the lines `fact`, which only the access broker and the commands `export` and
+`import-receipts` write. The ledgers of the other daemons are in format 1.
 
 A line is one JSON object and a line end. `previous` is the SHA-256 of the line before it, in hex,
 over its bytes without the line end; so a line's own hash can be computed by anyone with sha256sum.
@@ -163,10 +163,10 @@ class Recovered(Line, frozen=True, kw_only=True, tag_field="kind", tag="recovere
 
 
 class FactLine(Line, frozen=True, kw_only=True, tag_field="kind", tag="fact"):
-    """A decision or a step of the access broker. Durable before it takes effect."""
+    """A step of the access broker, or a receipt for an export. Durable before it takes effect."""
 
     fact: str  # what happens: a state of a grant, or another step
-    subject: str  # the grant's id, or "" if the line is about no grant
+    subject: str  # the id of the grant or of the export, or "" if the line is about neither
     reason: str = ""
     detail: dict[str, str] = {}  # further values, bounded by the writer
     sha256: dict[str, str] = {}  # name -> digest of each document that belongs to it

@@ -1,4 +1,4 @@
-"""Read a ledger as events: each send with its outcome, and each refusal."""
+"""Read a ledger as events: each send with its outcome, each refusal, and each fact."""
 
 import heapq
 from collections.abc import Iterator, Mapping
@@ -9,6 +9,7 @@ import msgspec
 
 from byoc_agents.ledger.format import (
     Ended,
+    FactLine,
     Intent,
     LedgerLine,
     ReceiptLine,
@@ -56,7 +57,20 @@ class RefusedConnections(msgspec.Struct, frozen=True, kw_only=True):
     count: int
 
 
-LedgerEvent = Send | RefusedConnections
+class RecordedFact(msgspec.Struct, frozen=True, kw_only=True):
+    """A decision or a step of the access broker. Nothing left."""
+
+    daemon: str
+    sequence: int
+    time: str
+    fact: str
+    subject: str  # the grant's id, or ""
+    reason: str
+    detail: dict[str, str]
+    sha256: dict[str, str]
+
+
+LedgerEvent = Send | RefusedConnections | RecordedFact
 
 
 class Filter(msgspec.Struct, frozen=True):
@@ -74,13 +88,15 @@ class Filter(msgspec.Struct, frozen=True):
             return False
         if isinstance(event, RefusedConnections):
             return not (self.type or self.destination or self.id)
+        if isinstance(event, RecordedFact):
+            return not (self.type or self.destination) and self.id in {"", event.subject}
         pairs = ((event.type, self.type), (event.destination, self.destination))
         fits = all(not pattern or fnmatchcase(value, pattern) for value, pattern in pairs)
         return fits and self.id in {"", event.id}
 
 
 def events(ledgers: Mapping[str, Path], wanted: Filter) -> Iterator[LedgerEvent]:
-    """Yield the sends and refusals of these daemons, by time. Blocks. Raises OSError."""
+    """Yield the sends, refusals and facts of these daemons, by time. Blocks. Raises OSError."""
     each = (filter(wanted, _of_daemon(name, path)) for name, path in ledgers.items())
     return heapq.merge(*each, key=lambda event: event.time)
 
@@ -94,6 +110,8 @@ def _of_daemon(daemon: str, directory: Path) -> Iterator[LedgerEvent]:
                 flying[line.sequence] = (number, line)
             elif isinstance(line, Refused):
                 yield _refusal(daemon, line)
+            elif isinstance(line, FactLine):
+                yield _fact(daemon, line)
             elif isinstance(line, ReceiptLine | Unknown) and line.intent in flying:
                 yield from _sends(daemon, segments, flying.pop(line.intent), line)
     for pair in flying.values():
@@ -118,6 +136,19 @@ def _refusal(daemon: str, line: Refused) -> RefusedConnections:
         refused=line.reason,
         detail=line.detail,
         count=line.count(),
+    )
+
+
+def _fact(daemon: str, line: FactLine) -> RecordedFact:
+    return RecordedFact(
+        daemon=daemon,
+        sequence=line.sequence,
+        time=line.time,
+        fact=line.fact,
+        subject=line.subject,
+        reason=line.reason,
+        detail=line.detail,
+        sha256=line.sha256,
     )
 
 

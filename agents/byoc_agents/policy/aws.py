@@ -61,6 +61,10 @@ INTERFACE = (
 PRINCIPAL = (
     "An endpoint's policy names no role as Principal; the condition aws:PrincipalArn does it."
 )
+NO_PRIVATE_PATH = (
+    "A cluster outside AWS has no endpoint of a VPC: whoever has a token of these service accounts"
+    " can use the role from every network."
+)
 UNSIGNED = (
     "AssumeRoleWithWebIdentity is not signed, so the caller has no ARN: the role is the resource."
 )
@@ -362,7 +366,11 @@ def _key(
 
 
 def _trust(facts: Facts, options: Options) -> Rendered:
-    """Return the trust policy: service accounts of one cluster, by IRSA or EKS Pod Identity."""
+    """Return the trust policy: service accounts of one cluster, by a token or EKS Pod Identity.
+
+    AWS takes the issuer of a token to the letter: a slash at the end of AKS's is part of the
+    provider's ARN and of the condition keys.
+    """
     asked = options.service_account or "<NAMESPACE>/<SERVICE_ACCOUNT>"
     namespace, _, names = asked.partition("/")
     if options.trust == "pod-identity":
@@ -386,8 +394,10 @@ def _trust(facts: Facts, options: Options) -> Rendered:
     arn = f"arn:{partition(facts.region)}:iam::{account}:oidc-provider/{provider}"
     action = {"Action": "sts:AssumeRoleWithWebIdentity"}
     condition = {"StringEquals": claims}
-    document = _document([_statement("Irsa", action, {"Federated": arn}, condition)], TRUST)
-    return Rendered(document, (SESSION,))
+    outside = options.trust == "web-identity"
+    sid = "WebIdentity" if outside else "Irsa"
+    document = _document([_statement(sid, action, {"Federated": arn}, condition)], TRUST)
+    return Rendered(document, (SESSION, NO_PRIVATE_PATH) if outside else (SESSION,))
 
 
 def _one_or_list(values: list[str]) -> str | list[str]:

@@ -4,7 +4,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from byoc_agents.alerts.daemon import Settings as AlertsSettings
 from byoc_agents.app.command_line import CommandParser, join, nearest
-from byoc_agents.app.run import DAEMONS, Configuration, configure
+from byoc_agents.app.run import DAEMONS, OPTIONAL_DAEMONS, Configuration, configure
 from byoc_agents.billing.daemon import Settings as BillingSettings
 from byoc_agents.egress.destinations import DestinationKind, ip_literal, proxy_destination
 from byoc_agents.egress.regions import partition, sqs_region
@@ -134,7 +134,7 @@ def main(argv: Sequence[str]) -> int:
         text, more = print_rendered(rendered, form)
         sys.stdout.write(text)
         notes = [*more]
-    for note in notes:
+    for note in [*_find_unused(asked, facts), *notes]:
         sys.stderr.write(f"note: {note}\n")
     return 1 if found else 0
 
@@ -268,6 +268,7 @@ FORMS = {  # option -> (pattern, example)
     ),
     "vpce": (r"vpce-\w+", "vpce-ID"),
     "sqs_vpce": (rf"vpce-\w+|{amazon.NO_ENDPOINT}", "vpce-ID or none"),
+    "issuer": (r"https://[\w.-]+(/[\w.~/-]*)?", "https://HOST/PATH, as the tokens state it"),
     "service_account": (r"[^/,\s]+/[^/,\s]+(,[^/,\s]+)*", "NAMESPACE/NAME[,NAME]"),
     "account": (r"\d{12}", "12 digits"),
 }
@@ -282,8 +283,12 @@ def _check_forms(asked: argparse.Namespace) -> None:
             if not re.fullmatch(pattern, value, re.ASCII):
                 flag = f"--{name.replace('_', '-')}"
                 wrong.append(f"{flag}: invalid value {value!r}: expected {example}")
+    if bool(asked.issuer) != (asked.trust == "web-identity"):
+        wrong.append("--issuer: expected together with --trust web-identity")
     if asked.account and not asked.tenants:
         wrong.append("--account: invalid without --tenants: expected both")
+    if asked.tailnet and asked.command != "table":
+        wrong.append(f"--tailnet: invalid with {asked.command}: expected table")
     if wrong:
         raise ConfigError(wrong)
 
@@ -291,9 +296,8 @@ def _check_forms(asked: argparse.Namespace) -> None:
 def _options(asked: argparse.Namespace, facts: Facts) -> Options:
     _check_forms(asked)
     cidrs: dict[str, tuple[str, ...]] = {}
-    hosts = {d.host for d in (*facts.destinations, *([facts.proxy] if facts.proxy else ()))}
     for name, cidr in asked.cidr:
-        _check_name(name, hosts)
+        _check_name(name, facts)
         cidrs[name] = (*cidrs.get(name, ()), _cidr(cidr))
     usual = Options()
     return Options(
@@ -316,10 +320,11 @@ def _options(asked: argparse.Namespace, facts: Facts) -> Options:
         accounts=tuple(asked.account),
         kms_key=asked.kms_key,
         trust=asked.trust,
-        oidc_provider=asked.oidc_provider.removeprefix("https://"),
+        oidc_provider=(asked.issuer or asked.oidc_provider).removeprefix("https://"),
         audience=asked.audience or usual.audience,
         cluster_arn=asked.cluster_arn,
         service_account=asked.service_account,
+        tailnet=asked.tailnet,
     )
 
 
@@ -335,9 +340,9 @@ def make_parser() -> CommandParser:
     parser.add_argument(
         "daemon",
         nargs="*",
-        choices=tuple(DAEMONS),
+        choices=(*DAEMONS, *OPTIONAL_DAEMONS),
         metavar="daemon",
-        help=f"{', '.join(DAEMONS)}; none = all",
+        help=f"{', '.join([*DAEMONS, *OPTIONAL_DAEMONS])}; none = the first three",
     )
     for flag, metavar, meaning in (
         ("--config", "FILE", "YAML settings; the environment wins"),
@@ -354,7 +359,8 @@ def make_parser() -> CommandParser:
         ("--sqs-vpce", "ID", "the interface endpoint of SQS; none = there is none"),
         ("--kms-key", "ARN", "the customer-managed key of bucket and queue, if there is one"),
         ("--oidc-provider", "HOST/PATH", "the cluster's, for --trust irsa"),
-        ("--audience", "NAME", "of the pod's token, for --trust irsa; byoc-agents if not given"),
+        ("--issuer", "URL", "of the cluster's tokens, for --trust web-identity: GKE, AKS, others"),
+        ("--audience", "NAME", "of the pod's token; byoc-agents if not given"),
         ("--cluster-arn", "ARN", "the EKS cluster, for --trust pod-identity"),
         ("--service-account", "NAMESPACE/NAME[,NAME]", "of the pods, for --trust"),
     ):
@@ -375,7 +381,13 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_const", const="json", dest="format", help="same as --format json"
     )
-    parser.add_argument("--trust", choices=("irsa", "pod-identity"), default="")
+    parser.add_argument("--trust", choices=("irsa", "web-identity", "pod-identity"), default="")
+    parser.add_argument(
+        "--tailnet",
+        choices=("relay", "direct"),
+        default="",
+        help="the table has the destinations of the chart's tailnet too, by its mode",
+    )
     parser.add_argument(
         "--identity",
         choices=("environment", *IDENTITIES),
@@ -406,18 +418,28 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _check_name(name: str, hosts: Collection[str]) -> None:
-    """Raise ConfigError for a name of --cidr that nothing has.
-
-    A kind that the settings have no destination of is accepted: one list of networks may serve
-    several configurations.
-    """
-    if name in hosts or name in NARROWED:
+def _check_name(name: str, facts: Facts) -> None:
+    """Raise ConfigError for a name of --cidr that is neither a kind nor a host."""
+    if name in {*NARROWED, *_hosts(facts)} or "." in name or ip_literal(name):
         return
-    known = [*NARROWED, *sorted(host for host in hosts if not ip_literal(host))]
-    similar = nearest(name, known)
+    similar = nearest(name, NARROWED)
     hint = f"; did you mean {similar!r}?" if similar else ""
-    raise ConfigError([f"--cidr: invalid value {name!r}: expected {join(known)}{hint}"])
+    expected = f"{', '.join(NARROWED)} or a host name"
+    raise ConfigError([f"--cidr: invalid value {name!r}: expected {expected}{hint}"])
+
+
+def _find_unused(asked: argparse.Namespace, facts: Facts) -> list[str]:
+    """Return a note for each host of --cidr without a destination.
+
+    One list of networks may serve several daemons, so this is not a mistake.
+    """
+    known = {*NARROWED, *_hosts(facts)}
+    names = dict.fromkeys(name for name, _ in asked.cidr)
+    return [f"--cidr {name}: no destination has this host" for name in names if name not in known]
+
+
+def _hosts(facts: Facts) -> set[str]:
+    return {one.host for one in (*facts.destinations, *([facts.proxy] if facts.proxy else ()))}
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -89,6 +89,7 @@ class Options:
     audience: str = "byoc-agents"  # of the token that the chart mounts for our containers only
     cluster_arn: str = ""
     service_account: str = ""  # namespace/name, or namespace/name,name
+    tailnet: str = ""  # relay or direct: the table has the rows of the chart's tailnet too
 
 
 @dataclass(frozen=True, slots=True)

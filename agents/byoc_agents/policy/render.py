@@ -8,6 +8,7 @@ import yaml
 
 from byoc_agents.app.command_line import join
 from byoc_agents.errors import ConfigError
+from byoc_agents.policy import tailnet
 from byoc_agents.policy.drift import PolicyFinding
 from byoc_agents.policy.inputs import Facts, Options, Rendered
 
@@ -17,20 +18,19 @@ STACK_FORMS = {"cloudformation": "yaml", "json": "json", "terraform": "text"}
 """Value of --format of a stack -> the form; JSON is CloudFormation's."""
 
 
-def destinations_table(facts: Facts, _options: Options) -> Rendered:
-    """Return one row for each destination of each daemon, and the proxy's."""
+def destinations_table(facts: Facts, options: Options) -> Rendered:
+    """Return one row for each destination of each daemon, the proxy's and the tailnet's."""
     every = [*facts.destinations, *([facts.proxy] if facts.proxy else [])]
-    rows = [
-        dict(
-            zip(
-                COLUMNS,
-                (d.host, d.port, d.scheme, d.purpose, d.daemon or "all", d.frequency, d.setting),
-                strict=True,
-            )
-        )
+    lines: list[tuple[object, ...]] = [
+        (d.host, d.port, d.scheme, d.purpose, d.daemon or "all", d.frequency, d.setting)
         for d in every
     ]
-    return Rendered(rows, (facts.proxied,) if facts.proxy else (), align_columns(rows))
+    notes: tuple[str, ...] = (facts.proxied,) if facts.proxy else ()
+    if options.tailnet:
+        lines += tailnet.destinations_of_tailnet(options.tailnet)
+        notes += (tailnet.NOTE,)
+    rows = [dict(zip(COLUMNS, line, strict=True)) for line in lines]
+    return Rendered(rows, notes, align_columns(rows))
 
 
 def align_columns(rows: Sequence[dict[str, object]]) -> str:

@@ -93,6 +93,8 @@ def _require(facts: Facts, options: Options) -> None:
         ),
     }
     wrong = [f"{flag}: is required for a stack" for flag, value in needed.items() if not value]
+    if options.trust == "web-identity":
+        wrong.append("--trust: invalid value 'web-identity' for a stack: expected a cluster in AWS")
     if not (facts.objects or facts.queue_arn):
         wrong.append("stack: these daemons call no AWS service: expected another daemon")
     if facts.queue_arn and facts.queue_arn.split(":")[3] != facts.region:

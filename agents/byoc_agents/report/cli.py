@@ -25,7 +25,7 @@ from byoc_agents.report.cloudtrail import compare
 from byoc_agents.report.text import HEADING, event_text, trail_text, verdict_text
 
 SENTENCE = {
-    "show": "Print every send and every refused connection, one line each.",
+    "show": "Print every send, every refused connection and every fact, one line each.",
     "verify": "Check the hash chain, kept bodies, and kept heads. Exit code 1: problems found.",
     "checkpoint": "Print the size and the root of each ledger, signed with a key of yours.",
     "prove": "Print a proof that a line, or an earlier size, is part of the ledger.",
@@ -78,7 +78,9 @@ def make_parser(environ: Mapping[str, str] = os.environ) -> CommandParser:
     commands = parser.add_subparsers(required=True, metavar=" | ".join(SENTENCE))
     show = _command(commands.add_parser, "show", _show, environ)
     _add_filters(show)
-    show.add_argument("--id", default="", help="one message: S3 key, event id or delivery id")
+    show.add_argument(
+        "--id", default="", help="one message: S3 key, event id or delivery id; or one grant"
+    )
     show.add_argument("--body", action="store_true", help="with --id: its exact content, unpacked")
     show.add_argument("--raw", action="store_true", help="with --body: its exact bytes")
     show.add_argument("--json", action="store_true", help="one JSON object per line")

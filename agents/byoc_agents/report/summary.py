@@ -114,7 +114,7 @@ def summarize(events: Iterable[LedgerEvent]) -> Summary:
     for event in events:
         if isinstance(event, RefusedConnections):
             _add_refusal(summary, event)
-        else:
+        elif isinstance(event, Send):
             summary.all.add(event, event.type)
             summary.destinations.setdefault(event.destination, Sums()).add(event, event.type)
             summary.types.setdefault(event.type, Sums()).add(event, event.destination)

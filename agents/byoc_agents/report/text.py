@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from byoc_agents.ledger.query import LedgerEvent, RefusedConnections
+from byoc_agents.ledger.query import LedgerEvent, RecordedFact, RefusedConnections
 from byoc_agents.ledger.verify import LedgerVerdict
 from byoc_agents.report.cloudtrail import TrailVerdict
 
@@ -16,6 +16,10 @@ def event_text(event: LedgerEvent) -> str:
     if isinstance(event, RefusedConnections):
         outcome, tail = "REFUSED", f"{event.count} x {event.refused}: {event.detail}"
         return _safe(f"{event.time:24} {event.daemon:16} {outcome:15} {0:9} {0:7}  {tail}")
+    if isinstance(event, RecordedFact):
+        values = " ".join(f"{name}={value}" for name, value in event.detail.items())
+        tail = f"{event.reason}  {event.subject}  {values}".rstrip()
+        return _safe(f"{event.time:24} {event.daemon:16} {event.fact:15} {0:9} {0:7}  {tail}")
     outcome = f"{event.reason} {event.status}" if event.status else event.reason
     facts = f"{event.time:24} {event.daemon:16} {outcome:15} {event.bytes:9} {event.records:7}"
     said = f"  {event.reference or event.detail}" if event.reference or event.detail else ""

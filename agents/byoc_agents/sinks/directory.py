@@ -77,7 +77,7 @@ class DirectorySink:
 
     def _outcome(self, message: Message) -> Outcome:
         try:
-            path = self._path(message.id)
+            path = find_path(self._root, message.id)
             path.parent.mkdir(parents=True, exist_ok=True)
             receipt = _store(path, message.body)
             self._sync(path.parent)
@@ -93,15 +93,17 @@ class DirectorySink:
         if directory != self._root:
             self._sync(directory.parent)
 
-    def _path(self, key: str) -> Path:
-        parts = PurePosixPath(key).parts
-        odd = "/".join(parts) != key or not parts or ".." in parts or "\0" in key
-        if odd or parts[-1].startswith(TEMPORARY):
-            raise SendError(Reason.REJECTED, "the id is not a path below the root")
-        path = self._root.joinpath(*parts)
-        if not path.parent.resolve().is_relative_to(self._root.resolve(strict=True)):
-            raise SendError(Reason.FORBIDDEN, "a link below the root leads out of it")
-        return path
+
+def find_path(root: Path, key: str) -> Path:
+    """Return the path of a key below `root`. Raises SendError if the path is not below it."""
+    parts = PurePosixPath(key).parts
+    odd = "/".join(parts) != key or not parts or ".." in parts or "\0" in key
+    if odd or parts[-1].startswith(TEMPORARY):
+        raise SendError(Reason.REJECTED, "the id is not a path below the root")
+    path = root.joinpath(*parts)
+    if not path.parent.resolve().is_relative_to(root.resolve(strict=True)):
+        raise SendError(Reason.FORBIDDEN, "a link below the root leads out of it")
+    return path
 
 
 def reason_of(error: OSError) -> Reason:

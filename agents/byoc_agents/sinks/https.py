@@ -286,6 +286,19 @@ def join_bodies(batch: Sequence[Message]) -> bytes:
     return b"[" + b",".join(message.body for message in batch) + b"]"
 
 
+def check_token(text: str) -> str:
+    """Return a bearer token as given. Raises ValueError if it cannot be in a header."""
+    if not (text.isascii() and text.isprintable() and " " not in text):
+        raise ValueError("not printable ASCII without spaces")
+    return text
+
+
+def check_signing_secret(text: str) -> str:
+    """Return signing secrets as given. Raises ValueError as `signing_keys`."""
+    signing_keys(text)
+    return text
+
+
 def signing_keys(secrets: str) -> list[bytes]:
     """Return the keys of `whsec_BASE64`, several during a rotation. Raises ValueError."""
     keys = [_signing_key(secret) for secret in secrets.split()]

@@ -1,9 +1,9 @@
 -- What is missing from the usage records, by service and day: the verifier's rules as SQL.
 -- missing_sequences: numbers of an epoch that no record has. uncovered_seconds: time between the
--- first and the last record of a container that no record speaks of, and that no missing sequence
+-- first and the last record of a container that no record covers, and that no missing sequence
 -- explains. gap_seconds: time that the records themselves state as not measured, each reason once.
--- A missing sequence counts on the day of the record after it. What was never sent, or lay only in a
--- damaged object, cannot be seen in a table of records: `byoc-agents verify` reads the objects.
+-- A missing sequence counts on the day of the record after it. A record that was never sent, or is
+-- only in a damaged object, cannot be found in a table of records: `byoc-agents verify` reads the objects.
 CREATE VIEW IF NOT EXISTS billing_completeness_daily AS
 WITH
     records AS

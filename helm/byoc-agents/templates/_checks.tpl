@@ -62,6 +62,7 @@
 {{- if and (has $v.clickhouse.owner (list "chart" "altinity")) (not (regexMatch "@sha256:[0-9a-f]{64}$" $v.clickhouse.image)) -}}{{- $wrong = append $wrong (printf "clickhouse.image: %s has no digest, which image.requireDigest requires; expected NAME@sha256:DIGEST" $v.clickhouse.image) -}}{{- end -}}
 {{- end -}}
 {{- $wrong = concat $wrong (include "byoc-agents.wideRules" . | fromJsonArray) -}}
+{{- $wrong = concat $wrong (include "byoc-agents.tailnetChecks" . | fromJsonArray) -}}
 {{- $wrong = concat $wrong (include "byoc-agents.claimChanges" . | fromJsonArray) -}}
 {{- if $wrong -}}{{- fail (printf "\n\nbyoc-agents cannot be installed with these values:\n  - %s\n" (join "\n  - " (uniq $wrong))) -}}{{- end -}}
 {{- end -}}

@@ -27,6 +27,10 @@
 {{- $env = merge $env (include "byoc-agents.envAlerts" .root | fromJson) -}}
 {{- $settings = merge dict $v.alertForwarder.settings $settings -}}
 {{- end -}}
+{{- if has "access-broker" $role.daemons -}}
+{{- $env = merge $env (include "byoc-agents.envAccess" .root | fromJson) -}}
+{{- $settings = merge dict $v.accessBroker.settings $settings -}}
+{{- end -}}
 {{- range $name, $value := merge dict $settings $env }}
 - name: {{ $name }}
   value: {{ toString $value | quote }}
@@ -127,5 +131,21 @@
 {{- $_ := set $env "BYOC_ALERTS_TLS_CERT_FILE" "/etc/byoc-agents/alerts-tls/tls.crt" -}}
 {{- $_ := set $env "BYOC_ALERTS_TLS_KEY_FILE" "/etc/byoc-agents/alerts-tls/tls.key" -}}
 {{- end -}}
+{{- toJson $env -}}
+{{- end -}}
+
+{{- define "byoc-agents.envAccess" -}}
+{{- $own := .Values.accessBroker -}}
+{{- $env := dict
+  "BYOC_ACCESS_POLICY_FILE" "/etc/byoc-agents/access/policy.yaml"
+  "BYOC_ACCESS_KILL_SWITCH_FILE" "/etc/byoc-agents/access/kill-switch"
+  "BYOC_ACCESS_CA_DIR" "/etc/byoc-agents/access-ca"
+  "BYOC_ACCESS_SERVERS" (include "byoc-agents.serverList" $own.servers)
+  "BYOC_ACCESS_PASSWORD_FILE" "/etc/byoc-agents/access-secret/password"
+  "BYOC_ACCESS_EVENTS_URL" $own.eventsUrl
+  "BYOC_ACCESS_TOKEN_FILE" "/etc/byoc-agents/access-secret/token"
+  "BYOC_ACCESS_SIGNING_SECRET_FILE" "/etc/byoc-agents/access-secret/signing-secret"
+-}}
+{{- if $own.requestsUrl -}}{{- $_ := set $env "BYOC_ACCESS_REQUESTS_URL" $own.requestsUrl -}}{{- end -}}
 {{- toJson $env -}}
 {{- end -}}

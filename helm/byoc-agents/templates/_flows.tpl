@@ -53,6 +53,12 @@ holds both together. A flow: host, port, kind, place (node, cluster, beyond), ci
 {{- if has "alert-forwarder" .role.daemons -}}
 {{- $urls = append $urls (dict "kind" "control-plane" "url" $v.alertForwarder.url) -}}
 {{- end -}}
+{{- if has "access-broker" .role.daemons -}}
+{{- range $v.accessBroker.servers -}}{{- $urls = append $urls (dict "kind" "clickhouse" "url" .) -}}{{- end -}}
+{{- range list $v.accessBroker.eventsUrl $v.accessBroker.requestsUrl -}}
+{{- if . -}}{{- $urls = append $urls (dict "kind" "control-plane" "url" .) -}}{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- toJson $urls -}}
 {{- end -}}
 

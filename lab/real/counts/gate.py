@@ -12,12 +12,12 @@ MARGINS = {"instructions": 0.06, "calls": 0.03, "fsyncs": 0.0, "peak_bytes": 0.1
 KEPT_BLOCKS = 60  # more than before, of one time: caches fill; a leak goes on
 
 
-def baseline() -> Counts:
-    """Return the baseline of this Python. Raises LookupError if there is none."""
+def baseline(version: str = VERSION) -> Counts:
+    """Return the baseline of a Python, e.g. 3.11. Raises LookupError if there is none."""
     found = json.loads(BASELINE.read_text()) if BASELINE.exists() else {}
-    if VERSION not in found:
-        raise LookupError(f"no baseline for Python {VERSION}: `python -m lab.real.counts --write`")
-    counts: Counts = found[VERSION]
+    if version not in found:
+        raise LookupError(f"no baseline for Python {version}: `python -m lab.real.counts --write`")
+    counts: Counts = found[version]
     return counts
 
 

@@ -391,6 +391,8 @@ def _run(command: list[str], directory: Path = ROOT) -> str:
 
 def main() -> int:
     """Fetch every part and print its time. Return 1 if one cannot be fetched."""
+    from lab.tailnet import parts as tailnet  # noqa: PLC0415  it imports this module
+
     parts: dict[str, Callable[[], object]] = {
         "ClickHouse 18.16, Prometheus, Alertmanager": debian,
         "LocalStack": localstack,
@@ -408,6 +410,8 @@ def main() -> int:
         "HCL oracle (Go)": hcl_oracle,
         "resource definitions of Istio and cert-manager (Go)": resource_definitions,
         "valgrind, strace": counters,
+        "nginx": tailnet.nginx,
+        "Tailscale, a coordination server (Go)": tailnet.programs,
     }
     for name, fetch in parts.items():
         started = time.monotonic()

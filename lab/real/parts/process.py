@@ -51,28 +51,17 @@ def answers(url: str) -> bool:
 
 
 @dataclass(eq=False)
-class RealProcess:
-    """A program that listens on 127.0.0.1, in a process group of its own.
+class Program:
+    """A program in a process group of its own. Standard output and error go to `log`.
 
-    `start` returns when a GET of `ready_path` is answered with 2xx, or, if that is empty, when the
-    port accepts a connection.
-
-    A context manager: started on entry, stopped on exit. `start` after `stop` or `kill` runs the
-    same command again, on the same port and files. Standard output and error go to `log`.
+    `start` after `stop` or `kill` runs the same command again, on the same files.
     """
 
     name: str
     command: list[str]
-    port: int
-    ready_path: str
     log: Path
     environment: Mapping[str, str] = field(default_factory=dict)
-    ready_seconds: float = 60.0
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
 
     @property
     def pid(self) -> int:
@@ -82,7 +71,7 @@ class RealProcess:
         return self._process.pid
 
     def start(self) -> None:
-        """Spawn and wait until ready. Raises PartError, with the end of the log, if it is not."""
+        """Spawn it, and return at once."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self.command,
@@ -92,11 +81,12 @@ class RealProcess:
                 env={**os.environ, **self.environment},
                 start_new_session=True,
             )
-        try:
-            self._wait_ready(self._process)
-        except BaseException:
-            self.kill()
-            raise
+
+    def check(self) -> None:
+        """Raise PartError, with the end of the log, if it was started and has ended by itself."""
+        if self._process is not None and self._process.poll() is not None:
+            code = self._process.returncode
+            raise PartError(f"{self.name} ended with {code}:\n{self.log_tail()}")
 
     def stop(self, grace_seconds: float = 15.0) -> None:
         """Send SIGTERM, wait, then send SIGKILL to the rest of the group."""
@@ -112,19 +102,6 @@ class RealProcess:
 
     def log_tail(self) -> str:
         return self.log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
-
-    def _wait_ready(self, process: subprocess.Popen[bytes]) -> None:
-        deadline = time.monotonic() + self.ready_seconds
-        while not self._ready():
-            if self._ended_within(process, POLL_SECONDS):
-                raise PartError(f"{self.name} ended with {process.returncode}:\n{self.log_tail()}")
-            if time.monotonic() > deadline:
-                raise PartError(
-                    f"{self.name} not ready after {self.ready_seconds:.0f} s:\n{self.log_tail()}"
-                )
-
-    def _ready(self) -> bool:
-        return answers(self.url + self.ready_path) if self.ready_path else listens(self.port)
 
     def _end(self, first: signal.Signals, grace_seconds: float) -> None:
         process, self._process = self._process, None
@@ -147,6 +124,48 @@ class RealProcess:
     def _signal_group(group: int, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):
             os.killpg(group, number)
+
+
+@dataclass(eq=False, kw_only=True)
+class RealProcess(Program):
+    """A program that listens on 127.0.0.1.
+
+    `start` returns when a GET of `ready_path` is answered with 2xx, or, if that is empty, when the
+    port accepts a connection.
+
+    A context manager: started on entry, stopped on exit. `start` after `stop` or `kill` uses the
+    same port.
+    """
+
+    port: int
+    ready_path: str
+    ready_seconds: float = 60.0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Spawn and wait until ready. Raises PartError, with the end of the log, if it is not."""
+        super().start()
+        try:
+            self._wait_ready()
+        except BaseException:
+            self.kill()
+            raise
+
+    def _wait_ready(self) -> None:
+        deadline = time.monotonic() + self.ready_seconds
+        while not self._ready():
+            self.check()
+            if time.monotonic() > deadline:
+                raise PartError(
+                    f"{self.name} not ready after {self.ready_seconds:.0f} s:\n{self.log_tail()}"
+                )
+            time.sleep(POLL_SECONDS)
+
+    def _ready(self) -> bool:
+        return answers(self.url + self.ready_path) if self.ready_path else listens(self.port)
 
     def __enter__(self) -> Self:
         self.start()

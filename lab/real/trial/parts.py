@@ -119,7 +119,7 @@ def control_plane(files: Files) -> RealProcess:
     command += [f"--token-file={secrets / 'control-plane-token'}"]
     command += [f"--signing-secret-file={secrets / 'signing-secret'}"]
     log = files.directory / "control-plane.log"
-    return RealProcess("control-plane", command, port, ready_path="/", log=log)
+    return RealProcess("control-plane", command, log, port=port, ready_path="/")
 
 
 def _alertmanager(files: Files) -> RealProcess:

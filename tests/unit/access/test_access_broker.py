@@ -298,7 +298,24 @@ async def test_nothing_opens_without_room_for_its_events(tmp_path: Path) -> None
         await world.order(Approve(id=GRANT_ID, by="anna"))
         assert (world.grant().state, world.users) == (State.APPROVED, NOBODY)
         await world.passes(4 * 3600)
-        assert (await world.stored()).reason == "spool_full"
+        assert (await world.stored()).reason == "record_failed: spool_full"
+
+
+async def test_a_request_that_lapses_while_the_ledger_fails_sends_no_text_of_its_error(
+    world: World,
+) -> None:
+    await world.order(Submit(envelope=request_envelope(not_before=utc_text(START_MS + HOUR_MS))))
+    await world.order(Approve(id=GRANT_ID, by="anna"))
+    world.ledger_error = "No space left on device (ledger-1.jsonl)"
+    await world.passes(4 * 3600 - 10)
+    await world.passes(11)
+    world.ledger_error = ""
+    await world.passes(31, 2)
+    stored = await world.stored()
+    assert stored.state is State.LAPSED
+    assert stored.reason == "record_failed: ledger: No space left on device (ledger-1.jsonl)"
+    (sent,) = [one for one in await world.events() if one["state"] == "lapsed"]
+    assert sent["reason"] == "record_failed"
 
 
 # Opening.
@@ -669,7 +686,7 @@ async def test_the_logs_are_collected_into_files_that_the_ledger_names(world: Wo
     names = sorted(path.name for path in folder.iterdir())
     assert names == [f"{r}-{kind}.jsonl" for r in ("r0", "r1") for kind in ("queries", "sessions")]
     collected = [f.detail for f in world.facts() if f.fact == "collected"]
-    assert [one["queries"] for one in collected] != ["", ""]
+    assert [one["queries"] for one in collected] == ["3", "3"]
     (closed,) = [e for e in await world.events() if e["state"] == "closed"]
     assert (closed["counts"], closed["record"]) == ({"queries": 6, "failed_logins": 0}, "complete")
 

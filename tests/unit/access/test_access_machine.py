@@ -148,7 +148,12 @@ DUE: list[tuple[State, Changes, Changes, Due | None]] = [
     (State.APPROVED, {"highest_wall_ms": START_MS + 60_000}, {}, Due(Cause.MAY_OPEN)),
     (State.APPROVED, {}, POLICY, Due(Cause.POLICY_REFUSES, "role")),
     (State.APPROVED, {"wall_ms": START_MS + 4 * HOUR_MS}, {}, Due(Cause.NOT_OPENED, "expired")),
-    (State.APPROVED, {"wall_ms": START_MS + 4 * HOUR_MS}, RECORD, Due(Cause.NOT_OPENED, "ledger")),
+    (
+        State.APPROVED,
+        {"wall_ms": START_MS + 4 * HOUR_MS},
+        RECORD,
+        Due(Cause.NOT_OPENED, "record_failed: ledger"),
+    ),
     (
         State.APPROVED,
         {"wall_ms": START_MS + 4 * HOUR_MS},
@@ -190,7 +195,7 @@ def test_why_an_approved_grant_is_held() -> None:
     assert find_hold(NOW, Conditions()) == ""
     everything = Conditions(kill_switch="file", record="ledger", waits="hours")
     assert find_hold(NOW, everything) == "kill_switch"
-    assert find_hold(NOW, Conditions(record="ledger", waits="hours")) == "ledger"
+    assert find_hold(NOW, Conditions(record="ledger", waits="hours")) == "record_failed: ledger"
 
 
 def test_a_grant_has_its_request_and_what_was_granted() -> None:

@@ -7,10 +7,10 @@ import aiohttp
 import pytest
 
 from byoc_agents.alerts.counts import Counts
-from byoc_agents.alerts.reloadable_secret import ReloadableSecret
 from byoc_agents.alerts.webhook import Webhook
 from byoc_agents.app.http_server import Listen, PortLimits, serve
 from byoc_agents.app.metrics import Metrics
+from byoc_agents.app.reloadable_secret import ReloadableSecret
 from tests.unit.alerts.webhook_world import TOKEN, Make, Relay, World
 
 

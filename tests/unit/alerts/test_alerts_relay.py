@@ -188,6 +188,7 @@ async def test_the_memory_is_bounded_and_removes_the_oldest_facts_from_disk(tmp_
             state = memory.state(new, {}, at_ms)
             await spool.commit(WriteBatch(state=state))
             memory.apply_commit(new, {}, state)
+            memory.end_commit(state)
 
         for number in range(20):
             episode = Episode(f"r-{number:016x}", number)
@@ -198,6 +199,27 @@ async def test_the_memory_is_bounded_and_removes_the_oldest_facts_from_disk(tmp_
         await commit({}, 8 * 24 * 3600 * 1000)
         assert (len(memory), await spool.state("fact/")) == (0, {})
         assert memory.episodes.summary(19)[0] == 0
+
+
+def test_commits_in_progress_do_not_forget_the_same_fact_twice() -> None:
+    memory = AlertMemory(max_facts=2)
+
+    def begin(number: int) -> tuple[dict[str, Fact], dict[str, bytes | None]]:
+        new = {f"id-{number}": Fact(number, "firing", Episode(f"r-{number:016x}", number))}
+        return new, memory.state(new, {}, number)
+
+    for number in range(2):
+        new, state = begin(number)
+        memory.apply_commit(new, {}, state)
+        memory.end_commit(state)
+    (_, first), (_, second) = begin(2), begin(3)
+    forgotten = [f"fact/{0:015d}/id-0"]
+    assert [key for key, value in first.items() if value is None] == forgotten
+    assert None not in second.values()
+    memory.end_commit(first)  # it failed
+    memory.end_commit(second)
+    _, third = begin(4)
+    assert [key for key, value in third.items() if value is None] == forgotten
 
 
 async def test_a_fact_that_is_reported_again_has_one_key_even_if_0_1_0_wrote_it(

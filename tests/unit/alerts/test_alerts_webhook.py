@@ -7,7 +7,7 @@ import pytest
 import structlog
 
 from byoc_agents.alerts.payload import NotAWebhookError
-from byoc_agents.alerts.reloadable_secret import ReloadableSecret
+from byoc_agents.app.reloadable_secret import ReloadableSecret
 from byoc_agents.errors import SpoolFullError, SpoolUnavailableError
 from tests.unit.alerts.webhook_world import BEARER, BODY, Make
 

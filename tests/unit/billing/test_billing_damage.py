@@ -53,7 +53,7 @@ def lost_cpu(records: Records) -> Records:
     return [*records[:5], *(shifted_counter(record) for record in records[5:12])]
 
 
-def other_life(records: Records) -> Records:
+def other_incarnation(records: Records) -> Records:
     return [
         *records[:5],
         *(altered(shifted_counter(r), incarnation="cgroup.v2:x") for r in records[5:12]),
@@ -193,8 +193,8 @@ RECORD_DAMAGE: dict[str, tuple[Callable[[Records], Records], dict[str, int]]] = 
     "an end before the start": (edit(4, lambda r: shifted_end(r, -60_000)), {"torn_object": 1}),
     "a counter that jumps": (lost_cpu, {"lost_cpu": 1}),
     "a counter out of line": (edit(4, shifted_counter), {"lost_cpu": 1, "doubled_cpu": 1}),
-    "an unannounced incarnation": (other_life, {"unannounced_life": 1}),
-    "two records of one minute": (second_writer, {"overlap": 1, "unannounced_life": 1}),
+    "an unannounced incarnation": (other_incarnation, {"unannounced_incarnation": 1}),
+    "two records of one minute": (second_writer, {"overlap": 1, "unannounced_incarnation": 1}),
 }
 
 

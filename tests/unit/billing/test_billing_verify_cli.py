@@ -1,6 +1,7 @@
 """`byoc-agents verify`: what it reads, prints and returns; and how little it remembers."""
 
 import asyncio
+import gc
 import json
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -257,17 +258,22 @@ def test_a_body_that_fails_its_stored_checksum_is_torn(run: Run) -> None:
 
 
 def test_memory_does_not_grow_with_records() -> None:
-    """Once the ids kept for comparison are full, another 1,000 records cost under 10 bytes each."""
+    """Once the ids kept for comparison are full, another 4,000 records cost under 10 bytes each.
+
+    Garbage in cycles is collected first: when the collector runs by itself depends on the tests
+    before this one.
+    """
     story, audit = Story(), Audit(recent_ids=50)
     held = []
     tracemalloc.start()
-    for _ in range(3):
+    for _ in range(6):
         for message in objects((story.measured() for _ in range(1_000)), size=250):
             audit.add(message.id, message.body)
+        gc.collect()
         held.append(tracemalloc.get_traced_memory()[0])
     tracemalloc.stop()
     assert audit.report("").ok
-    assert held[2] - held[1] < 10_000, held
+    assert held[5] - held[1] < 40_000, held
 
 
 def test_duplicates_too_far_apart_to_compare_are_found_all_the_same() -> None:

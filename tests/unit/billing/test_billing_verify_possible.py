@@ -7,10 +7,10 @@ from random import Random
 import pytest
 from msgspec.structs import replace
 
-from byoc_agents.audit.evidence import Claim, Evidence, PodEpoch
 from byoc_agents.audit.reconcile import conclude
 from byoc_agents.audit.render import text
 from byoc_agents.audit.report import Total
+from byoc_agents.audit.state import AuditState, Claim, PodEpoch
 from byoc_agents.billing.record import Counter, UsageRecord
 from lab.fakes.billing import MINUTE_MS, NOON_MS, Story, altered, core_seconds, objects
 from tests.unit.billing.buckets import audit, of
@@ -75,7 +75,7 @@ class _Claims(dict[PodEpoch, Claim]):
 
 
 def test_the_conclusion_reads_all_claims_once_for_any_number_of_replicas() -> None:
-    evidence = Evidence(partial=False, recent_ids=1)
+    evidence = AuditState(partial=False, recent_ids=1)
     claims = _Claims({PodEpoch("o", "s", f"p-{n}", 0): Claim() for n in range(100)})
     evidence.claims = claims  # type: ignore[assignment]
     conclude(evidence, "")

@@ -44,7 +44,7 @@ def test_both_distributions_have_one_version() -> None:
     assert agents == plane
 
 
-def test_the_wheel_holds_the_package_with_its_sql_and_rules(tmp_path: Path) -> None:
+def test_the_wheel_holds_the_package_with_its_sql_rules_and_dashboard(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     shutil.copytree(
         ROOT / "control-plane", tree, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
@@ -57,5 +57,6 @@ def test_the_wheel_holds_the_package_with_its_sql_and_rules(tmp_path: Path) -> N
     assert found == {
         path.relative_to(source).as_posix()
         for path in (source / "byoc_control_plane").rglob("*")
-        if path.suffix in {".py", ".sql", ".yaml", ".typed"} and "__pycache__" not in path.parts
+        if path.suffix in {".py", ".sql", ".yaml", ".json", ".typed"}
+        and "__pycache__" not in path.parts
     }

@@ -23,7 +23,7 @@ def test_help_lists_the_commands(argv: list[str], capsys: pytest.CaptureFixture[
     assert main(argv) == 0
     page = capsys.readouterr().out
     assert page.startswith(f"usage: {NAME} COMMAND [OPTIONS]\n")
-    assert [line.split()[0] for line in page.splitlines()[3:10]] == list(COMMANDS)
+    assert [line.split()[0] for line in page.splitlines()[3:11]] == list(COMMANDS)
 
 
 @pytest.mark.parametrize("flag", ["version", "--version", "-V"])

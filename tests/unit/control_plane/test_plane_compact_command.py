@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 import subprocess
 import sys
 from asyncio.subprocess import PIPE
@@ -18,9 +19,11 @@ from byoc_control_plane.cli import main
 from byoc_control_plane.compact import compact
 from byoc_control_plane.settings import CompactorSettings
 from lab.control_plane.processes import plane_environment
+from lab.fakes.billing import objects
+from lab.fakes.http import Exchange, close, serve
 from lab.fakes.s3 import FakeS3
 from tests.unit.billing.buckets import audit
-from tests.unit.control_plane.compactor_world import landing, with_body
+from tests.unit.control_plane.compactor_world import landing, story, with_body
 
 KEYS = {
     "AWS_ACCESS_KEY_ID": "test",
@@ -201,3 +204,46 @@ async def test_watching_shows_metrics_until_sigterm() -> None:
     assert done == b"27 objects in 1 archives, 27 deleted. OK\n"
     assert 'byoc_plane_objects_total{outcome="archived"} 27.0' in page
     assert "byoc_plane_held_objects 0.0" in page
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["not done", "done"])
+async def test_sigkill_at_a_request_to_s3_leaves_the_same_bytes(lost: bool) -> None:
+    """The server kills the process at a request, before or after S3 executes it."""
+    one = story(0)
+    messages = objects((one.measured() for _ in range(4)), size=2)
+    async with FakeS3() as s3:
+        s3.objects = {message.id: message.body for message in messages}
+        assert await run_killed(s3) == 0
+        expected, requests = dict(s3.objects), len(s3.http.requests)
+    for number in range(requests):
+        async with FakeS3() as s3:
+            s3.objects = {message.id: message.body for message in messages}
+            assert await run_killed(s3, number, lost=lost) == -signal.SIGKILL
+            assert await run_killed(s3) == 0
+            assert s3.objects == expected, number
+
+
+async def run_killed(s3: FakeS3, number: int = -1, *, lost: bool = False) -> int | None:
+    """Run the command; kill it at its request of this number; return its exit code."""
+    started = asyncio.Event()
+    child: asyncio.subprocess.Process | None = None
+    first = len(s3.http.requests)
+
+    async def kill(exchange: Exchange) -> None:
+        await started.wait()
+        if lost:
+            exchange.apply(exchange.request)
+        assert child
+        child.kill()
+        await close(exchange)
+
+    s3.http.script = lambda request: kill if request.number == first + number else serve
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "byoc_control_plane", "compact", "--shard", "0/1"),
+        env=plane_environment() | KEYS | {"AWS_ENDPOINT_URL_S3": s3.url},
+        stdout=PIPE,
+        stderr=PIPE,
+    )
+    started.set()
+    await child.communicate()
+    return child.returncode

@@ -14,9 +14,9 @@ import aiohttp
 import pytest
 import yaml
 
-from byoc_agents.alerts.reloadable_secret import ReloadableSecret
 from byoc_agents.app.cloudevents import encode
 from byoc_agents.app.http_server import Listen, serve
+from byoc_agents.app.reloadable_secret import ReloadableSecret
 from byoc_agents.delivery.sink import Message, Outcome, Receipt
 from byoc_agents.errors import Reason, SendError
 from byoc_agents.sinks.https import HttpsSink

@@ -95,6 +95,7 @@ async def test_the_first_leaves_at_once_and_what_follows_closely_goes_together(
         await it.clock.advance(GATHER_SECONDS)
         await it.until_idle()
         assert [[m.id for m in batch] for batch in it.sink.batches] == [["m1"], ["m2", "m3"]]
+        assert await it.clock.parked() == [GATHER_SECONDS]
         await it.clock.advance(GATHER_SECONDS)
         await it.spool.put(message(4))
         assert await it.clock.parked() == [GATHER_SECONDS]

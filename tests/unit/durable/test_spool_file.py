@@ -114,7 +114,7 @@ def test_a_file_that_the_disk_cannot_read_is_not_replaced(
     file: SpoolFile, directory: Path, script: Script
 ) -> None:
     def make_unreadable() -> Exception:
-        file.close()  # as if the disk failed before the next look at the file
+        file.close()  # as if the disk failed before the file is read again
         (directory / "spool.db").rename(directory / "away")
         (directory / "spool.db").mkdir()
         return DAMAGED

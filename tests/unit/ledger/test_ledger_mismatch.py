@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.app.context import Runtime
@@ -102,19 +103,19 @@ def restore(directory: Path) -> None:
     [(remove, "lost"), (replace, "lost"), (cut, "older"), (restore, "older")],
 )
 def test_a_ledger_that_is_not_the_one_the_spool_knows_is_reported(
-    change: Callable[[Path], None], why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    change: Callable[[Path], None], why: str, tmp_path: Path
 ) -> None:
     directory = tmp_path / NAME / "ledger"
     asyncio.run(life(tmp_path, 2))
     shutil.copytree(directory, directory.with_name("snapshot"))
     before, _ = asyncio.run(life(tmp_path, 3))
     change(directory)
-    capsys.readouterr()
-    made, metrics = asyncio.run(life(tmp_path, 1))
+    with capture_logs() as logs:
+        made, metrics = asyncio.run(life(tmp_path, 1))
     assert made.status()["mismatch"] == why
     assert gauge(metrics, why) == 1
     assert gauge(metrics, "older" if why == "lost" else "lost") == 0
-    assert f"ledger.{why}" in capsys.readouterr().out
+    assert f"ledger.{why}" in [one["event"] for one in logs]
     (line,) = [one for one in lines(directory) if isinstance(one, Recovered)]
     assert (line.why, line.expected) == (why, str(before.tree))
     verdict = checked(directory)

@@ -58,6 +58,28 @@ def test_the_table_has_a_row_for_each_destination_of_each_daemon(
     assert all(all(str(value) for value in row.values()) for row in rows), "every column says it"
 
 
+@pytest.mark.parametrize(
+    ("mode", "protocols"), [("relay", {"https"}), ("direct", {"https", "udp"})]
+)
+def test_the_tailnets_rows_are_marked_as_another_programs(
+    mode: str, protocols: set[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    usual = json.loads(policy(capsys, "table", "--format", "json"))
+    assert main(["policy", "table", "--tailnet", mode, "--format", "json"]) == 0
+    said = capsys.readouterr()
+    rows = json.loads(said.out)
+    added = [row for row in rows if row not in usual]
+    assert [row for row in rows if row in usual] == usual
+    assert {row["daemon"] for row in added} == {"tailnet (another program)"}
+    assert {row["protocol"] for row in added} == protocols
+    assert "NetworkPolicy only, not by the egress gate" in said.err
+
+
+def test_another_policy_has_no_rows_of_the_tailnet(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["policy", "networkpolicy", "--tailnet", "relay"]) == 2
+    assert "--tailnet: invalid with networkpolicy: expected table" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("variable", ["", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
 @pytest.mark.parametrize(
     ("identity", "more"), [("irsa", {"sts"}), ("pod-identity", {"pod-identity"}), ("keys", set())]
@@ -233,6 +255,15 @@ def test_addresses_have_the_name_of_a_kind_or_of_a_host(
     policy(capsys, "networkpolicy", "--cidr", f"{name}=10.9.8.0/24")
 
 
+def test_addresses_of_a_host_that_is_no_destination_are_noted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """They may belong to another daemon's destination, so this is not a mistake."""
+    assert main(["policy", "networkpolicy", "--cidr", "api.vendor.exampel=10.9.8.0/24"]) == 0
+    said = capsys.readouterr().err
+    assert "note: --cidr api.vendor.exampel: no destination has this host" in said
+
+
 @pytest.mark.parametrize(
     ("form", "start"),
     [("cloudformation", "---\n"), ("json", "{"), ("terraform", "# ")],
@@ -302,13 +333,9 @@ def test_a_policy_of_any_number_of_customers_follows_from_the_settings(
         (["iam", "--format", "terraform"], "invalid value 'terraform': expected json or yaml"),
         (
             ["networkpolicy", "--cidr", "s4=10.0.0.0/8"],
-            "expected s3, sqs, sts, control-plane, proxy,",
+            "expected s3, sqs, sts, control-plane, proxy or a host name",
         ),
         (["networkpolicy", "--cidr", "sqss=10.0.0.0/8"], "; did you mean 'sqs'?"),
-        (
-            ["networkpolicy", "--cidr", "api.vendor.exampel=10.0.0.0/8"],
-            "'api.vendor.example'?",
-        ),
         (["networkpolicy", "--cidr", "s3=10.0.0.1/8"], "--cidr: invalid value"),
         (["networkpolicy", "--dns", "resolver"], "--dns: invalid value"),
         (["bucket-policy", "--role", "agents"], "--role: invalid value 'agents': expected arn:"),

@@ -1,7 +1,7 @@
 """A secret that may be rotated while the daemon runs: its file is read again when it changes."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import structlog
 
@@ -27,6 +27,7 @@ class ReloadableSecret:
         The file is checked for changes at most once per `check_seconds`, and may have `max_bytes`.
         """
         self._text = text.strip()
+        self._values = tuple(self._text.split())
         self._path = path
         self._check_seconds = check_seconds
         self._max_bytes = max_bytes
@@ -45,8 +46,10 @@ class ReloadableSecret:
         The last value is kept while the file is unreadable, empty, not a regular file, too large or
         slow to read.
         """
+        if not self._path:
+            return self._text
         now = self._monotonic()
-        if self._path and now - self._checked_at >= self._check_seconds:
+        if now - self._checked_at >= self._check_seconds:
             self._checked_at = now
             try:
                 self._refresh()
@@ -56,9 +59,10 @@ class ReloadableSecret:
                 self._keep(str(error))
         return self._text
 
-    def values(self) -> list[str]:
+    def values(self) -> Sequence[str]:
         """Return every secret of the file, which may hold the old and the new during a rotation."""
-        return self().split()
+        self()
+        return self._values
 
     def _refresh(self) -> None:
         late = self._reading
@@ -75,6 +79,7 @@ class ReloadableSecret:
         text = content.content.decode().strip()
         if text:
             self._text, self._version = text, content.version
+            self._values = tuple(text.split())
         else:
             self._keep("empty")
 

@@ -54,7 +54,7 @@ class Recent:
         return None
 
 
-class Evidence:
+class AuditState:
     """The evidence of all objects; if `partial`, an epoch need not begin with sequence 0.
 
     With `by_day` the sums of each replica are kept by UTC day.

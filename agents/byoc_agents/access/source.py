@@ -1,0 +1,143 @@
+"""The broker as the source of a daemon: passes, polled requests, and metrics."""
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from byoc_agents.access.broker import PASS_SECONDS, Broker, RecordError
+from byoc_agents.access.machine import ENDS, State
+from byoc_agents.access.requests import RequestPoller
+from byoc_agents.app.clock import Clock
+
+CHECK_SECONDS = 300.0  # between two checks of all servers: about ten small queries of each
+
+
+class BrokerSource:
+    """Runs the passes of the broker, and gives it what the poller has received."""
+
+    def __init__(self, broker: Broker, poller: RequestPoller | None, clock: Clock) -> None:
+        """Without a poller, requests are files only."""
+        self._broker = broker
+        self._poller = poller
+        self._clock = clock
+        self._checked_boot_ns: int | None = None
+        self._policy_sha256 = ""  # with which the last answer was dealt with
+
+    async def run(self) -> None:
+        """Pass and poll until cancelled. May be called again."""
+        async with asyncio.TaskGroup() as tasks:
+            if self._poller is not None:
+                tasks.create_task(self._poller.run())
+            tasks.create_task(self._pass())
+
+    async def finish(self) -> None:
+        """End all access if the settings say so. Called after `run` was cancelled."""
+        await self._broker.finish()
+
+    async def _pass(self) -> None:
+        while True:
+            await self.run_once()
+            await self._clock.sleep(PASS_SECONDS)
+
+    async def run_once(self) -> None:
+        """Make one pass, submit the polled envelopes, and check the servers if it is time."""
+        await self._broker.run_pass()
+        await self._submit_polled()
+        now_ns = self._clock.boot_ns()
+        checked_ns = self._checked_boot_ns
+        if checked_ns is None or now_ns - checked_ns >= CHECK_SECONDS * 1e9:
+            self._checked_boot_ns = now_ns
+            await self._broker.check_servers()
+
+    async def _submit_polled(self) -> None:
+        """Submit the polled envelopes; they stay if the policy or the disk does not allow it."""
+        poller, policy = self._poller, self._broker.policy_sha256
+        if poller is None or not policy:
+            return
+        if policy != self._policy_sha256:
+            poller.ask_for_all()
+            self._policy_sha256 = policy
+        answer = poller.take()
+        if answer is None:
+            return
+        for envelope in answer.envelopes:
+            try:
+                await self._broker.submit(envelope)
+            except RecordError:
+                return
+        poller.settle(answer)
+
+    def status(self) -> dict[str, Any]:
+        """Return the broker's fields of /status."""
+        poller = self._poller
+        polled = {
+            "requests": repr(poller) if poller else "files only",
+            "poll_error": (poller.last_error or None) if poller else None,
+        }
+        return self._broker.status() | polled
+
+
+class BrokerCollector(Collector):
+    """The broker's metrics, read from it at each scrape. docs/access.md describes them."""
+
+    def __init__(self, daemon: str, broker: Broker, poller: RequestPoller | None) -> None:
+        self._daemon = daemon
+        self._broker = broker
+        self._poller = poller
+
+    def collect(self) -> Iterable[GaugeMetricFamily | CounterMetricFamily]:
+        """Return the metrics."""
+        broker = self._broker
+        states = [grant.state for grant in broker.grants]
+        found = {
+            (state.value,): float(states.count(state))
+            for state in State
+            if state not in ENDS and state is not State.RECEIVED
+        }
+        yield self._gauge(
+            "byoc_access_grants", "Grants that have not ended, by state", found, ["state"]
+        )
+        yield self._gauge(
+            "byoc_access_kill_switch",
+            "1 if the kill switch is on, else 0",
+            {(): float(bool(broker.kill_switch))},
+        )
+        yield self._gauge(
+            "byoc_access_overdue_seconds",
+            "For how long a user may exist after the end of its grant; 0 = none does",
+            {(): broker.overdue_seconds},
+        )
+        yield self._gauge(
+            "byoc_access_server_ready",
+            "1 if the server passed its last checks, else 0",
+            {(name,): float(not problem) for name, problem in broker.problems.items()},
+            ["replica"],
+        )
+        if self._poller is not None:
+            yield self._gauge(
+                "byoc_access_last_poll_timestamp_seconds",
+                "When the control plane last answered a poll for requests",
+                {(): self._poller.last_success_ms / 1000},
+            )
+        failures = CounterMetricFamily(
+            "byoc_access_sweep_failures",
+            "How often the users of a server could not be compared with the grants",
+            labels=["daemon"],
+        )
+        failures.add_metric([self._daemon], broker.sweep_failures)
+        yield failures
+
+    def _gauge(
+        self,
+        name: str,
+        text: str,
+        values: dict[tuple[str, ...], float] | dict[tuple[()], float] | dict[tuple[str], float],
+        labels: Iterable[str] = (),
+    ) -> GaugeMetricFamily:
+        family = GaugeMetricFamily(name, text, labels=["daemon", *labels])
+        for own, value in values.items():
+            family.add_metric([self._daemon, *own], value)
+        return family

@@ -1,0 +1,217 @@
+"""Kill the compactor with SIGKILL, and compact a million objects, on a directory.
+
+`python -m lab.control_plane.compaction kills --kills 1000`: a child process compacts a directory
+and is killed at the n-th access to the file system, then the next one at another access, until one
+ends by itself. After each kill `verify` must report the same as before, and in the end each file
+must have the bytes of a run that was not killed.
+
+`python -m lab.control_plane.compaction million`: makes the objects, and compares the report of
+`verify` before and after a run, which is the only work of its process. Prints its memory and CPU.
+"""
+
+import argparse
+import asyncio
+import json
+import logging
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import msgspec
+import structlog
+
+from byoc_agents.audit import Audit, Report
+from byoc_agents.audit.readers import Hours, read_directory
+from byoc_agents.billing.archive import Shard
+from byoc_agents.billing.objects import HOUR_MS
+from byoc_agents.delivery.sink import Message
+from byoc_control_plane.compactor import Compactor
+from byoc_control_plane.directory import DirectoryBucket
+from byoc_control_plane.metrics import PlaneMetrics
+from lab.fakes.billing import NOON_MS, Story, eventful, objects
+
+BEFORE = "2026-12-31T00"  # all hours are closed
+ACCESSES = frozenset({"open", "os.scandir", "os.link", "os.remove", "os.mkdir", "tempfile.mkstemp"})
+MAX_SOURCES = 20  # of one archive of the killed runs, so that there are several
+
+
+def compact(root: Path, max_sources: int = 50_000) -> None:
+    """Compact a directory in this process; log errors only."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    bucket = DirectoryBucket(root)
+    made = Compactor(bucket, "v1/", Shard(0, 1), PlaneMetrics(), max_sources=max_sources)
+    asyncio.run(made.run(BEFORE))
+
+
+def compact_until(root: Path, access: int) -> bool:
+    """Compact in a child that kills itself before one access; return whether it was killed."""
+    child = os.fork()
+    if child:
+        _, status = os.waitpid(child, 0)
+        if os.WIFSIGNALED(status):
+            return os.WTERMSIG(status) == signal.SIGKILL
+        if os.waitstatus_to_exitcode(status):
+            raise RuntimeError(f"the compactor ended with {status}: expected 0 or SIGKILL")
+        return False
+    count = 0
+
+    def kill(event: str, _arguments: tuple[Any, ...]) -> None:
+        nonlocal count
+        if event in ACCESSES:
+            count += 1
+            if count == access:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    code = 1
+    try:
+        sys.addaudithook(kill)
+        compact(root, MAX_SOURCES)
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def verify(root: Path) -> Report:
+    """Return the report of `byoc-agents verify`, without the name of the directory."""
+    audit = Audit()
+    read_directory(audit, root, Hours(), lambda _objects: None)
+    return audit.report("v1/")
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """Return path -> bytes of all files but a killed writer's."""
+    files = (path for path in root.rglob("*") if path.is_file() and path.name[0] != ".")
+    return {str(path.relative_to(root)): path.read_bytes() for path in files}
+
+
+def landing() -> list[Message]:
+    """Return the objects of the killed runs: gaps, restarts and two epochs."""
+    stories = [Story(replica=f"r-{n}", pod_uid=f"uid-{n}", seed=n) for n in range(4)]
+    return [one for story in stories for one in objects(eventful(story), size=3)]
+
+
+def write(root: Path, messages: list[Message]) -> None:
+    """Write the objects as the scraper does with `file://`."""
+    for message in messages:
+        path = root / message.id
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(message.body)
+
+
+def kill_often(wanted: int, seed: int, directory: Path) -> dict[str, int]:
+    """Kill so often; return the figures. Raises RuntimeError if anything differs."""
+    random, messages = Random(seed), landing()
+    whole = directory / "whole"
+    write(whole, messages)
+    originals = verify(whole)
+    compact_until(whole, 0)
+    expected = contents(whole)
+    killed, rounds, points = 0, 0, set[int]()
+    while killed < wanted:
+        root = directory / "killed"
+        write(root, messages)
+        access = 1 + rounds % 400  # each point once, then again
+        while compact_until(root, access):
+            killed += 1
+            points.add(access)
+            if verify(root) != originals:
+                raise RuntimeError(f"seed {seed}, kill {killed}: verify differs from before")
+            access = random.randrange(1, 200)
+        if contents(root) != expected or verify(root) != originals:
+            raise RuntimeError(f"seed {seed}, kill {killed}: other files than without a kill")
+        rounds += 1
+        shutil.rmtree(root)
+    return {"objects": len(messages), "kills": killed, "points": len(points), "runs": rounds}
+
+
+def hours_of(wanted: int, records: int) -> Iterator[Message]:
+    """Yield so many objects of one day: of each replica one per hour."""
+    for number in range(-(-wanted // 24)):
+        story = Story(
+            organization_id=f"org-{number // 1000}",
+            service_id=f"service-{number // 10}",
+            replica=f"r-{number}",
+            pod_uid=f"uid-{number:08}",
+            seed=number,
+        )
+        for hour in range(min(24, wanted - 24 * number)):
+            story.now_ms = NOON_MS + hour * HOUR_MS
+            yield from objects((story.measured() for _ in range(records)), size=records)
+
+
+def run_alone(root: str, answer: Connection) -> None:
+    """Compact; send CPU in seconds and peak memory in MiB."""
+    compact(Path(root))
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    # Not ru_maxrss, which begins with the memory of the parent.
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (peak,) = (int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    answer.send((used.ru_utime + used.ru_stime, peak / 1024))
+
+
+def compact_many(wanted: int, records: int, directory: Path) -> dict[str, Any]:
+    """Compact so many objects; return the figures. Raises RuntimeError if a report differs."""
+    written = 0
+    for message in hours_of(wanted, records):
+        write(directory, [message])
+        written += 1
+    before = verify(directory)
+    load = os.getloadavg()[0]
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    began = time.monotonic()
+    child = context.Process(target=run_alone, args=(str(directory), theirs))
+    child.start()
+    theirs.close()
+    cpu, peak = ours.recv()
+    child.join()
+    wall = time.monotonic() - began
+    after = verify(directory)
+    left = sum(1 for path in directory.rglob("v1/org=*/**/*") if path.is_file())
+    if left or msgspec.json.encode(before) != msgspec.json.encode(after):
+        raise RuntimeError(f"{left} objects left, or verify of the archives differs")
+    return {
+        "objects": written,
+        "records": before.records,
+        "wall_seconds": round(wall, 1),
+        "cpu_us_per_object": round(cpu / written * 1e6),
+        "objects_per_core_second": round(written / cpu),
+        "peak_rss_mib": round(peak),
+        "load_average": round(load, 1),
+        "verify": "equal",
+    }
+
+
+def main() -> None:
+    """Print one line of JSON."""
+    parser = argparse.ArgumentParser(prog="python -m lab.control_plane.compaction")
+    steps = parser.add_subparsers(dest="step", required=True)
+    kills = steps.add_parser("kills")
+    kills.add_argument("--kills", type=int, default=1000)
+    kills.add_argument("--seed", type=int, default=0)
+    million = steps.add_parser("million")
+    million.add_argument("--objects", type=int, default=1_000_000)
+    million.add_argument("--records", type=int, default=1, help="records of one object")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        root = Path(directory)
+        figures = (
+            kill_often(options.kills, options.seed, root)
+            if options.step == "kills"
+            else compact_many(options.objects, options.records, root)
+        )
+    sys.stdout.write(json.dumps(figures) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,465 @@
+"""The engineers' network path with real Tailscale and nginx, as the chart configures them.
+
+The namespaces and programs are those of `lab/tailnet`. The pods get the environment, files and
+NetworkPolicies of a render of the chart.
+"""
+
+import itertools
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lab.real.chart import render
+from lab.real.chart.render import Manifest
+from lab.tailnet import certificates, policies, world
+from lab.tailnet.policies import CLUSTER_DNS, NODE_DNS, POD, PROMETHEUS, PROXY, SERVERS
+from lab.tailnet.world import (
+    API,
+    CLUSTER_NAME,
+    CONTROL,
+    ENGINEER,
+    HOSTS,
+    METRICS,
+    RELAY,
+    ROUTER,
+    RULES,
+    SERVICE,
+    World,
+)
+
+URI = f"spiffe://{SERVICE}.byoc/grant/{certificates.GRANT}"
+ANSWER = f"{URI} hello\n"
+CUT_SECONDS = 5.0  # as docs/access-network.md says
+HTTP = "GET /api/v1/query?query=up HTTP/1.1\r\nHost: {host}\r\n\r\n"
+# Fields of the node in its messages, and whether docs/access-network.md has them.
+SENT = {
+    *("Hostname", "RequestTags", "Services", "NetInfo", "BackendLogID", "NoLogsNoSupport"),
+    *("OS", "OSVersion", "Distro", "DistroVersion", "DistroCodeName", "Machine"),
+    *("GoArch", "GoArchVar", "GoVersion", "IPNVersion"),
+    *("Container", "Env", "Desktop", "Userspace", "UserspaceRouter"),
+    *("AppConnector", "StateEncrypted"),
+}
+
+
+@pytest.fixture(scope="module")
+def charts(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Manifest]]:
+    """Render the chart for the namespaces of the lab."""
+    place = tmp_path_factory.mktemp("values")
+
+    def rendered(mode: str = "relay", **options: str) -> list[Manifest]:
+        file = place / f"{mode}{len(options)}.yaml"
+        file.write_text(yaml.safe_dump(world.values(mode, **options)))
+        return render.manifests(file)
+
+    return rendered
+
+
+@pytest.fixture(scope="module")
+def lab(
+    charts: Callable[..., list[Manifest]], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[World]:
+    with world.built(tmp_path_factory.mktemp("tn"), charts()) as found:
+        yield found
+
+
+@pytest.fixture
+def relayed(lab: World, charts: Callable[..., list[Manifest]]) -> Iterator[str]:
+    """Run the pod of ClickHouse's endpoint, by relay only; give its address in the tailnet."""
+    yield lab.start_pod("clickhouse", charts())
+    lab.stop_pod()
+
+
+@pytest.fixture
+def direct(lab: World, charts: Callable[..., list[Manifest]]) -> Iterator[str]:
+    """Run the pod with `mode: direct`."""
+    yield lab.start_pod("clickhouse", charts("direct"))
+    lab.stop_pod()
+
+
+def path_of(lab: World) -> tuple[str, str]:
+    """Return the engineer's current path to the endpoint: (address, "") or ("", relay)."""
+    peer = lab.peer(HOSTS["clickhouse"])
+    assert peer is not None
+    return str(peer["CurAddr"]), str(peer["Relay"])
+
+
+def reach_directly(lab: World, address: str) -> None:
+    """Send pings until the path is direct, as traffic would."""
+    lab.tailscale("engineer", "ping", "--c=30", "--timeout=2s", "--until-direct", address)
+
+
+# --- the path ---
+
+
+def test_mutual_tls_passes_through_the_relay(lab: World, relayed: str) -> None:
+    """The certificate reaches the server untouched, by name, and no UDP is used."""
+    assert lab.ask(relayed)["answer"] == ANSWER
+    http = lab.ask(relayed, 8444, send="POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello")
+    assert http["answer"].endswith(ANSWER)
+    assert path_of(lab) == ("", "lab")
+
+
+def test_mutual_tls_passes_directly(lab: World, direct: str) -> None:
+    reach_directly(lab, direct)
+    assert lab.ask(direct)["answer"] == ANSWER
+    address, _ = path_of(lab)
+    assert address.startswith(f"{policies.PUBLIC}:"), "the cluster's public address"
+
+
+def test_an_open_connection_falls_back_to_the_relay(lab: World, direct: str) -> None:
+    """Measured: seconds of silence at the change, then the same connection goes on."""
+    reach_directly(lab, direct)
+    with lab.hold(direct) as held:
+        policies.block_udp(ROUTER, blocked=True)
+        try:
+            deadline = time.monotonic() + 40
+            while path_of(lab)[0] and time.monotonic() < deadline:
+                assert "answer" in held.next()
+            assert path_of(lab) == ("", "lab")
+            assert held.answer_from_now_on() == ANSWER
+        finally:
+            policies.block_udp(ROUTER, blocked=False)
+        times = [line["at"] for line in held.lines]
+        longest = max(after - before for before, after in itertools.pairwise(times))
+        assert longest < 20, "a client's timeout has to be longer"
+
+
+def test_nginx_logs_the_engineers_address_and_the_name(lab: World, relayed: str) -> None:
+    lab.ask(relayed)
+    own = lab.tailscale("engineer", "ip", "-4").strip()
+    found = [one for one in lab.proxy_log() if one.get("to") == f"{SERVERS}:9441"]
+    assert found[-1]["engineer"] == own
+    assert found[-1]["server_name"] == world.REPLICA
+    assert found[-1]["sent_bytes"] > 0
+
+
+# --- who is refused ---
+
+
+@pytest.mark.parametrize(
+    "certificate", ["", "expired", "foreign"], ids=["none", "expired", "foreign"]
+)
+@pytest.mark.parametrize("port", [9441, 8444])
+def test_a_peer_without_a_valid_certificate_is_refused(
+    lab: World, relayed: str, port: int, certificate: str
+) -> None:
+    """By ClickHouse's listener itself: the connection reaches it, and no answer comes."""
+    assert "answer" not in lab.ask(relayed, port, certificate=certificate)
+    assert lab.proxy_log()[-1]["to"] == f"{SERVERS}:{port}"
+
+
+@pytest.mark.parametrize("name", ["other.svc-1.byoc", ""], ids=["wrong", "none"])
+def test_a_peer_with_a_wrong_name_reaches_no_server(lab: World, relayed: str, name: str) -> None:
+    assert "error" in lab.ask(relayed, name=name)
+    assert lab.proxy_log()[-1]["to"] in {"", "-"}
+
+
+def test_a_peer_without_the_tag_sees_nothing(lab: World, relayed: str) -> None:
+    lab.start_engineer("stranger", "tag:other")
+    try:
+        assert lab.peers("stranger") == []
+        assert lab.dial(relayed, 9441, "stranger") != "open"
+    finally:
+        lab.stop_engineer("stranger")
+
+
+def test_more_connections_than_the_limit_are_closed(lab: World, relayed: str) -> None:
+    """Per address in the tailnet: nginx sees one pod for all engineers."""
+    with ExitStack() as stack:
+        for _ in range(8):
+            stack.enter_context(lab.hold(relayed))
+        assert "error" in lab.ask(relayed)
+    assert lab.ask(relayed)["answer"] == ANSWER
+
+
+# --- the ends ---
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["stopped", "killed"])
+def test_stopping_the_pod_cuts_an_open_connection(
+    lab: World, charts: Callable[..., list[Manifest]], number: signal.Signals
+) -> None:
+    """SIGKILL alone, as after a lost node, leaves the engineer with silence; nothing passes."""
+    address = lab.start_pod("clickhouse", charts())
+    with lab.hold(address, timeout=CUT_SECONDS) as held:
+        began = time.monotonic()
+        lab.stop_pod(number)
+        end = held.until_error()
+    assert end["at"] - began < CUT_SECONDS + 1, end
+    answers = [line["at"] for line in held.lines if "answer" in line]
+    assert answers[-1] - began < CUT_SECONDS
+    assert lab.dial(address, 9441) != "open"
+
+
+def test_a_change_of_the_tailnets_policy_is_no_end(lab: World, relayed: str) -> None:
+    """An open connection goes on, so it is not counted as an end of access."""
+    with lab.hold(relayed) as held:
+        lab.allow([{**RULES[0], "Ports": [9443]}])
+        try:
+            assert lab.dial(relayed, 9441) != "open"
+            assert held.answer_from_now_on() == ANSWER
+        finally:
+            lab.allow(RULES)
+
+
+def test_a_change_of_serve_is_no_end(lab: World, relayed: str) -> None:
+    """Neither is this. The chart's pods restart with a changed file, which is one."""
+    serve = lab.directory / "files-pod/serve/serve.json"
+    with lab.hold(relayed) as held:
+        serve.write_text(json.dumps({"TCP": {}}))
+        lab.running["pod"].wait_for(lambda: lab.dial(relayed, 9441) != "open", "the change")
+        assert held.answer_from_now_on() == ANSWER
+
+
+def test_expiry_by_the_tailnets_owner_cuts_at_once(lab: World, relayed: str) -> None:
+    with lab.hold(relayed, timeout=CUT_SECONDS) as held:
+        lab.order("expire/engineer")
+        assert "error" in held.until_error()
+    lab.stop_engineer()
+    lab.start_engineer()
+
+
+def test_without_the_coordination_server_connections_stay_and_no_pod_starts(
+    lab: World, charts: Callable[..., list[Manifest]]
+) -> None:
+    address = lab.start_pod("clickhouse", charts())
+    with lab.hold(address) as held:
+        lab.running.pop("control").stop()
+        assert lab.ask(address)["answer"] == ANSWER
+        assert held.answer_from_now_on() == ANSWER
+    lab.stop_pod()
+    assert lab.dial(address, 9441) != "open"
+    lab.start_endpoint("clickhouse", charts())
+    assert not lab.healthy()
+    lab.stop_pod()
+    lab.start_control()  # it knows no node any more
+    lab.stop_engineer()
+    lab.start_engineer()
+
+
+# --- what else can be reached ---
+
+OTHERS = [22, 80, 443, 6443, 8081, 9002, 9443]
+
+
+def test_only_the_served_ports_answer(lab: World, relayed: str) -> None:
+    """Whatever the tailnet's owner allows: a port without an entry in serve.json is refused."""
+    lab.allow([{**RULES[0], "Ports": [9441, 8444, *OTHERS]}])
+    try:
+        assert [port for port in (9441, 8444) if lab.dial(relayed, port) != "open"] == []
+        assert [port for port in OTHERS if lab.dial(relayed, port) == "open"] == []
+    finally:
+        lab.allow(RULES)
+
+
+def test_a_listener_on_the_pods_loopback_would_be_reached(lab: World, relayed: str) -> None:
+    """The reason why the pod has one container, and its health page is on the pod's address."""
+    listening = (
+        "import socket;s=socket.create_server(('127.0.0.1',7777));print(1,flush=True);s.accept()"
+    )
+    lab.allow([{**RULES[0], "Ports": [7777]}])
+    command = [*world.inside("pod"), sys.executable, "-c", listening]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert lab.dial(relayed, 7777) == "open"
+    finally:
+        process.kill()
+        process.communicate()
+        lab.allow(RULES)
+
+
+def test_nothing_on_the_pods_loopback_listens(lab: World, relayed: str) -> None:
+    assert relayed
+    sockets = lab.output("pod", "ss", "-Hltun").splitlines()
+    addresses = {line.split()[4] for line in sockets}
+    assert not {one for one in addresses if one.startswith(("127.", "[::1]"))}
+    assert f"{POD}:9002" in addresses
+
+
+def test_the_peer_api_gives_no_name_of_the_cluster(lab: World, relayed: str) -> None:
+    """It answers although the policy does not name its port, with the resolver of the pod."""
+    peer = lab.peer(HOSTS["clickhouse"])
+    assert peer is not None
+    assert relayed in peer["TailscaleIPs"]
+    (url,) = (one for one in peer["PeerAPIURL"] if "[" not in one)
+    assert lab.asked_names("cluster-dns") == set()
+    for name in (CLUSTER_NAME, "vendor.example.com"):
+        query = f"{url}/dns-query?q={name}&t=A"
+        answer = lab.output("engineer", "curl", "-s", "-m", "5", query, check=False)
+        assert "10.100.0.1" not in answer
+    assert lab.asked_names("cluster-dns") == set(), "the cluster's DNS was never asked"
+    assert lab.output("engineer", "curl", "-s", "-m", "5", url, check=False), "it does answer"
+    upload = ["curl", "-s", "-m", "5", "-X", "PUT", "-d", "x", f"{url}/v0/put/file"]
+    assert "200" not in lab.output("engineer", *upload, "-o", "/dev/null", "-w", "%{http_code}")
+
+
+def test_the_node_offers_no_route_no_exit_and_no_ssh(lab: World, relayed: str) -> None:
+    peer = lab.peer(HOSTS["clickhouse"])
+    assert peer is not None
+    assert [one.split("/")[0] for one in peer["AllowedIPs"]] == peer["TailscaleIPs"]
+    assert relayed in peer["TailscaleIPs"]
+    assert not peer["ExitNodeOption"]
+    assert not peer.get("sshHostKeys")
+    assert not peer.get("PrimaryRoutes")
+
+
+def test_the_cluster_is_not_reachable_from_the_engineer_or_the_pod(
+    lab: World, relayed: str
+) -> None:
+    assert relayed
+    for address, port in ((PROXY, 9441), (SERVERS, 9441), (PROMETHEUS, 9090), (POD, 9002)):
+        assert lab.dial(address, port, "engineer", 1) != "open"
+    for address, port in ((SERVERS, 9441), (PROMETHEUS, 9090), (PROXY, 8081), (PROXY, 9443)):
+        assert lab.dial(address, port, "pod", 1) != "open", "the NetworkPolicy of the pod"
+    assert lab.dial(PROXY, 9441, "pod") == "open"
+    assert lab.dial(SERVERS, 9441, "pod", 1) != "open"
+    for place in ("vendor", "stranger"):
+        assert lab.dial(PROXY, 9441, place, 1) != "open"
+
+
+def test_the_engineers_machine_takes_no_connection_from_the_cluster(
+    lab: World, relayed: str
+) -> None:
+    assert relayed
+    assert lab.dial(ENGINEER, 22, "pod", 1) != "open"
+
+
+# --- the other endpoints ---
+
+
+def test_the_api_server_is_reached_by_its_name_with_its_own_tls(
+    lab: World, charts: Callable[..., list[Manifest]]
+) -> None:
+    address = lab.start_pod("kubernetes", charts())
+    try:
+        assert lab.ask(address, 6443, name=API)["answer"] == ANSWER
+        assert "error" in lab.ask(address, 6443)
+        assert lab.dial(address, 9441) != "open"
+    finally:
+        lab.stop_pod()
+
+
+@pytest.fixture
+def metrics(lab: World, charts: Callable[..., list[Manifest]]) -> Iterator[str]:
+    yield lab.start_pod("metrics", charts())
+    lab.stop_pod()
+
+
+def test_metrics_are_read_with_a_certificate(lab: World, metrics: str) -> None:
+    text = HTTP.format(host=METRICS)
+    answer = lab.ask(metrics, 9443, name=METRICS, send=text)["answer"]
+    assert answer.startswith("HTTP/1.1 200")
+    assert '"path": "/api/v1/query?query=up"' in answer
+    assert lab.proxy_log()[-1]["verify"] == "SUCCESS"
+
+
+@pytest.mark.parametrize("certificate", ["", "expired", "foreign"])
+def test_metrics_are_refused_without_a_valid_certificate(
+    lab: World, metrics: str, certificate: str
+) -> None:
+    text = HTTP.format(host=METRICS)
+    found = lab.ask(metrics, 9443, name=METRICS, certificate=certificate, send=text)
+    assert found.get("answer", "").startswith("HTTP/1.1 400"), found
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        ("GET /api/v1/admin/tsdb/delete_series", 404),
+        ("GET /api/v1/query/../admin/tsdb/snapshot", 404),
+        ("GET /-/quit", 404),
+        ("DELETE /api/v1/query", 403),
+    ],
+)
+def test_other_parts_of_prometheus_are_not_served(
+    lab: World, metrics: str, line: str, status: int
+) -> None:
+    text = f"{line} HTTP/1.1\r\nHost: {METRICS}\r\n\r\n"
+    answer = lab.ask(metrics, 9443, name=METRICS, send=text)["answer"]
+    assert answer.startswith(f"HTTP/1.1 {status}")
+
+
+def test_metrics_are_not_served_by_another_name(lab: World, metrics: str) -> None:
+    assert "UNRECOGNIZED_NAME" in lab.ask(metrics, 9443, name="x.svc-1.byoc")["error"]
+
+
+# --- what the tailnet learns ---
+
+
+def test_what_the_pod_sends_to_the_coordination_server(
+    lab: World, charts: Callable[..., list[Manifest]]
+) -> None:
+    """The network page has this list: a field that a new version adds fails here."""
+    before = len(lab.records(HOSTS["clickhouse"]))
+    lab.start_pod("clickhouse", charts())
+    lab.stop_pod()
+    found = lab.records(HOSTS["clickhouse"])[before:]
+    about: dict[str, Any] = {}
+    for message in found:
+        about |= message.get("Hostinfo") or {}
+    assert set(about) <= SENT
+    assert about["Hostname"] == HOSTS["clickhouse"]
+    assert about["RequestTags"] == [world.ENDPOINT_TAG]
+    assert about["NoLogsNoSupport"] is True
+    services = {one["Proto"] for one in about.get("Services") or ()}
+    assert services <= {"peerapi4", "peerapi6", "peerapi-dns-proxy"}, "no service of the pod"
+    assert not about["NetInfo"]["WorkingUDP"]
+    assert SERVERS not in json.dumps(found), "no address of another pod"
+    endpoints = {one for message in found for one in message.get("Endpoints") or ()}
+    assert {one.rpartition(":")[0] for one in endpoints} == {POD}, "and no public one"
+
+
+def test_which_hosts_the_pod_tries(lab: World, relayed: str) -> None:
+    """Relay only: the coordination server, the relay, nginx, the nodes' resolver."""
+    assert lab.ask(relayed)["answer"] == ANSWER
+    found = {(host, protocol, port) for host, protocol, port in policies.tried(ROUTER)}
+    expected = {(CONTROL, "tcp", 443), (RELAY, "tcp", 443), (policies.PROXY_SERVICE, "tcp", 9441)}
+    blocked = {(RELAY, "udp", 3478)}  # STUN; the policy drops it
+    assert expected <= found
+    others = {one for one in found - expected - blocked if one[0] != NODE_DNS}
+    assert {one for one in others if one[1] == "udp" and one[0] == ENGINEER} == others, others
+
+
+def test_with_tailscales_own_server_it_asks_for_these_names(
+    lab: World, charts: Callable[..., list[Manifest]]
+) -> None:
+    """Nothing answers here. No log server is asked for, and no name of the cluster."""
+    before = lab.asked_names("node-dns")
+    documents = charts(login_server="")
+    policies.load(ROUTER, documents, "clickhouse")
+    lab.start_endpoint("clickhouse", documents)
+
+    def beyond() -> set[str]:
+        return {host for host, _, port in policies.tried(ROUTER) if port == 443}
+
+    lab.running["pod"].wait_for(lambda: bool(beyond()), "a connection by a built-in address")
+    lab.stop_pod()
+    names = {"controlplane.tailscale.com", "login.tailscale.com"}
+    assert lab.asked_names("node-dns") - before <= names
+    assert "controlplane.tailscale.com" in lab.asked_names("node-dns")
+    assert lab.asked_names("cluster-dns") == set()
+    found = policies.tried(ROUTER)
+    assert {host for host, _, port in found if port == 53} == {NODE_DNS}
+    gateway = POD.rpartition(".")[0] + ".1"
+    assert not {gateway, CLUSTER_DNS} & {host for host, *_ in found}, "and no port mapping"
+
+
+def test_the_pod_has_no_right_and_asks_no_kubernetes(lab: World, relayed: str) -> None:
+    assert relayed
+    status = Path(f"/proc/{lab.running['pod'].process.pid}/status").read_text()
+    fields = dict(line.split(":\t") for line in status.splitlines() if ":\t" in line)
+    assert fields["Uid"].split() == ["65532"] * 4
+    assert {fields[name] for name in ("CapEff", "CapPrm", "CapBnd")} == {"0000000000000000"}
+    assert fields["NoNewPrivs"] == "1"
+    assert "10.100.0.1" not in {host for host, *_ in policies.tried(ROUTER)}

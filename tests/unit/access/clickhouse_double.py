@@ -1,0 +1,215 @@
+"""ClickHouse's HTTP interface with a table of users, for the statements of the access broker only.
+
+It parses our statements strictly and refuses every other one (code 62), so a test sees a statement
+that changes. Users, queries and logs are as in ClickHouse's documentation of `CREATE USER`, `DROP
+USER` and `KILL QUERY`: an existing user stays unchanged, and a running query survives its user.
+Nobody can log in: the server that accepts certificates is not part of this double.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from byoc_agents.access import clickhouse_sql as sql
+from byoc_agents.access.server_checks import formatted_views
+from lab.fakes.http import HttpDouble, Reply, Request
+
+CREATE = re.compile(
+    r"CREATE USER IF NOT EXISTS (?P<name>byoc_grant_[0-9a-f]{32})(?P<storage> IN memory)?"
+    r" IDENTIFIED WITH ssl_certificate SAN '(?P<san>URI:[^']+)' VALID UNTIL '(?P<end>[^']+)'"
+    r" HOST ANY DEFAULT ROLE (?P<role>\w+) SETTINGS log_comment = '(?P<comment>[^']+)' CONST,"
+    r" PROFILE 'byoc_access' GRANTEES NONE"
+)
+DROP = re.compile(r"DROP USER IF EXISTS (byoc_grant_\w+)")
+KILL = re.compile(r"KILL QUERY WHERE user = '(byoc_grant_\w+)' ASYNC")
+NAMED = re.compile(r"'(byoc_grant_[0-9a-f]{32})'")
+CHECKED = re.compile(r"FROM (system\.\w+) WHERE (?!user = )")
+PAGE = re.compile(r"LIMIT (\d+) OFFSET (\d+)")
+
+Row = dict[str, Any]
+LIMITS = ("max_queries", "max_result_rows", "max_result_bytes", "max_execution_time")
+QUOTA: Row = {
+    "keys": ["user_name"],
+    "apply_to_list": list(sql.ROLES),
+    "apply_to_except": [sql.BROKER_USER],
+}
+LOCKED: Row = {"host_ip": [], "host_names": [], "host_names_regexp": [], "host_names_like": []}
+
+
+@dataclass
+class ClickHouseDouble:
+    """One server. Tests change its fields; `refused` maps a part of a statement to a code."""
+
+    clock_ms: Callable[[], int]
+    version: str = "26.3.1.1"
+    names: sql.Names = sql.Names.HASHED  # of the views
+    users: dict[str, Row] = field(default_factory=dict)
+    running: dict[str, list[str]] = field(default_factory=dict)
+    query_log: dict[str, list[Row]] = field(default_factory=dict)
+    session_log: dict[str, list[Row]] | None = None  # None = the server does not write one
+    refused: dict[str, int] = field(
+        default_factory=lambda: {
+            "SELECT is_done FROM system.mutations": 497
+        }  # not open to everybody
+    )
+    hidden_lines: int = 0  # of query_log: counted, and not returned
+    statements: list[str] = field(default_factory=list)
+    on_statement: Callable[[str], None] = lambda _: None  # after it has run, before the answer
+
+    def __post_init__(self) -> None:
+        self.http = HttpDouble(apply=self._apply)
+
+    def _apply(self, request: Request) -> Reply:
+        text = request.body.decode()
+        statement = text.removesuffix("\nFORMAT JSONCompact")
+        self.statements.append(statement)
+        reply = self._answer(statement, selects=text != statement)
+        self.on_statement(statement)
+        return reply
+
+    def _answer(self, statement: str, *, selects: bool) -> Reply:
+        for part, code in self.refused.items():
+            if part in statement:
+                return refuse(code)
+        if selects:
+            rows = self._select(statement)
+            return refuse(62) if rows is None else answer(rows)
+        return Reply() if self._execute(statement) else refuse(62)
+
+    def _execute(self, statement: str) -> bool:
+        """Run a statement without rows. Return whether it is known."""
+        if found := CREATE.fullmatch(statement):
+            self.users.setdefault(found["name"], _stored(found))
+        elif found := DROP.fullmatch(statement):
+            self.users.pop(found[1], None)
+        elif found := KILL.fullmatch(statement):
+            self.running.pop(found[1], None)
+        else:
+            return statement == "SYSTEM FLUSH LOGS"
+        return True
+
+    def _select(self, statement: str) -> list[Row] | None:  # noqa: PLR0911  one per query
+        """Return the rows of a query, or None if it is not one of ours."""
+        if statement.startswith("SELECT [formatQuery"):
+            asked = next(one for one in sql.Names if statement == formatted_views(one))
+            return [{"views": list(sql.views(asked).values())}]
+        named = NAMED.search(statement)
+        user = named[1] if named else ""
+        if statement.startswith("SELECT name, arrayMap"):
+            return [self.users[user]] if user in self.users else []
+        if statement == sql.grant_users():
+            return [{"name": name} for name in sorted(self.users)]
+        if statement == sql.server_clock():
+            return [{"milliseconds": self.clock_ms()}]
+        if "FROM system.processes" in statement:
+            return [{"query_id": one, "elapsed": 1.0} for one in self.running.get(user, [])]
+        if "FROM system.query_log" in statement or "FROM system.session_log" in statement:
+            return self._select_log(statement, user)
+        if statement == sql.session_log_columns():
+            columns = (*sql.SESSION_COLUMNS, *sql.CERTIFICATE_COLUMNS)
+            return [] if self.session_log is None else [{"name": one} for one in columns]
+        return self._select_for_check(statement)
+
+    def _select_log(self, statement: str, user: str) -> list[Row]:
+        queries = "FROM system.query_log" in statement
+        rows = (self.query_log if queries else self.session_log or {}).get(user, [])
+        if page := PAGE.search(statement):
+            limit, offset = int(page[1]), int(page[2])
+            return rows[: len(rows) - self.hidden_lines][offset : offset + limit]
+        if not queries:
+            failed = sum(row["type"] == "LoginFailure" for row in rows)
+            return [{"lines": len(rows), "failed_logins": failed}]
+        started = sum(row["type"] == "QueryStart" for row in rows)
+        total = sum(row.get("result_rows", 0) for row in rows)
+        sums = {"result_rows": total, "result_bytes": 8 * total, "read_rows": total}
+        return [{"lines": len(rows), "started": started, "finished": started, "failed": 0} | sums]
+
+    def _select_for_check(self, statement: str) -> list[Row] | None:
+        """Answer the checks as a server on which an administrator has run the shipped SQL."""
+        if statement == "SELECT version() AS version":
+            return [{"version": self.version}]
+        if statement == "SELECT is_done FROM system.mutations LIMIT 0":
+            return []
+        found = CHECKED.search(statement)
+        tables: dict[str, Callable[[], list[Row]]] = {
+            "system.roles": lambda: [{"name": role} for role in sql.ROLES],
+            "system.grants": lambda: _role_grants() if "role_name" in statement else [],
+            "system.role_grants": _members,
+            "system.settings_profile_elements": _profile,
+            "system.quotas": lambda: [QUOTA],
+            "system.quota_limits": lambda: [{"duration": 3600, **dict.fromkeys(LIMITS, 1)}],
+            "system.tables": lambda: [
+                {"name": name, "as_select": text, "definer": 1}
+                for name, text in sql.views(self.names).items()
+            ],
+            "system.users": lambda: [LOCKED],
+        }
+        return tables[found[1]]() if found and found[1] in tables else None
+
+
+def _role_grants() -> list[Row]:
+    usual = {"column": None, "is_partial_revoke": 0, "grant_option": 0}
+    return [
+        {"owner": role, "access_type": "SELECT", "database": sql.VIEWS, "table": view, **usual}
+        for role, (views, _) in sql.role_grants().items()
+        for view in sorted(views)
+    ]
+
+
+def _members() -> list[Row]:
+    return [
+        {"role_name": role, "granted_role_name": one}
+        for role, (_, inner) in sql.role_grants().items()
+        for one in inner
+    ]
+
+
+def _profile() -> list[Row]:
+    return [
+        {"setting_name": name, "value": value, "writability": "CONST", "inherit_profile": None}
+        for name, value in sql.profile_settings().items()
+    ]
+
+
+def _stored(found: re.Match[str]) -> Row:
+    """Return the user as `read_back` shows it."""
+    end = datetime.fromisoformat(found["end"])
+    settings = [["log_comment", found["comment"], "CONST", None], [None, None, None, "byoc_access"]]
+    return {
+        "name": found["name"],
+        "auth_type": ["ssl_certificate"],
+        "auth_params": [msgspec.json.encode({"subject_alt_names": [found["san"]]}).decode()],
+        "valid_until": [int(end.timestamp())],
+        "default_roles_list": [found["role"]],
+        "default_roles_all": 0,
+        "grantees_any": 0,
+        "roles": [found["role"]],
+        "grants": 0,
+        "settings": settings,
+    }
+
+
+def refuse(code: int) -> Reply:
+    return Reply(
+        403 if code == 497 else 500,
+        {"X-ClickHouse-Exception-Code": str(code)},
+        f"Code: {code}. DB::Exception: refused".encode(),
+    )
+
+
+def answer(rows: list[Row]) -> Reply:
+    """Return the rows in JSONCompact, with the types that our client converts."""
+    columns = list(rows[0]) if rows else []
+    body = {
+        "meta": [{"name": name, "type": _type_of(rows[0][name])} for name in columns],
+        "data": [[row[name] for name in columns] for row in rows],
+    }
+    return Reply(200, {}, msgspec.json.encode(body))
+
+
+def _type_of(value: Any) -> str:
+    return {int: "UInt64", float: "Float64"}.get(type(value), "String")

@@ -1,0 +1,264 @@
+"""`byoc-agents access`: the commands next to a broker that runs."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+
+from byoc_agents.access.machine import State
+from byoc_agents.access.orders import Submit
+from byoc_agents.access_commands import main
+from byoc_agents.access_commands.cli import COMMANDS
+from tests.unit.access.access_world import (
+    APPROVER,
+    GRANT_ID,
+    policy_text,
+    request_envelope,
+    withdrawal_envelope,
+)
+from tests.unit.access.broker_world import World
+
+SHORT = GRANT_ID[:13]
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    world = World(tmp_path)
+    (tmp_path / "access-broker").symlink_to(world.state)
+    async with world.running():
+        yield world
+    assert world.ledger_problems() == []
+
+
+async def run(world: World, *argv: str) -> int:
+    """Run a command in a thread, while the broker makes its passes."""
+    environ = {"BYOC_STATE_DIR": str(world.directory)}
+    command = asyncio.create_task(asyncio.to_thread(main, argv, environ))
+    while not command.done():
+        await world.broker.run_pass()
+        await asyncio.wait([command], timeout=0.01)
+    return command.result()
+
+
+def write(world: World, name: str, content: bytes) -> str:
+    path = world.directory / name
+    path.write_bytes(content)
+    return str(path)
+
+
+async def submit(world: World) -> None:
+    await world.order(Submit(envelope=request_envelope()))
+
+
+async def test_a_request_is_submitted_shown_approved_and_revoked(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert await run(world, "submit", write(world, "r.json", request_envelope())) == 0
+    assert await run(world, "list") == 0
+    assert "pending" in capsys.readouterr().out
+    assert await run(world, "show", SHORT) == 0
+    shown = capsys.readouterr().out
+    assert "eng-8841 (A. Example)" in shown
+    assert "incident, CS-1234: merge backlog, replica 2" in shown
+    assert await run(world, "approve", SHORT, "--for", "30m", "--by", "anna") == 0
+    await world.broker.run_pass()
+    assert (world.grant().state, world.grant().duration_seconds) == (State.OPEN, 1800)
+    assert await run(world, "status") == 1
+    assert "1 open" in capsys.readouterr().out
+    assert await run(world, "show", SHORT, "--certificate") == 0
+    assert capsys.readouterr().out == world.grant().certificate
+    assert await run(world, "revoke", SHORT, "--by", "anna", "--comment", "done") == 0
+    await world.passes(1)
+    assert await run(world, "status", "--json") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"open": {}, "kill_switch": None}
+    assert await run(world, "list", "--all", "--json") == 0
+    (ended,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (ended["state"], ended["approvers"], ended["counts"]["queries"]) == (
+        *("closed", ["anna"]),
+        6,
+    )
+
+
+async def test_a_denial_needs_a_reason(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    await submit(world)
+    assert await run(world, "deny", SHORT) == 2
+    assert "--comment: expected a reason" in capsys.readouterr().err
+    assert await run(world, "deny", SHORT, "--comment", "not now", "--by", "anna") == 0
+    assert (await world.stored()).reason == "denied: not now (by anna)"
+
+
+async def test_what_the_broker_refuses_is_exit_code_1(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await submit(world)
+    assert await run(world, "approve", SHORT, "--role", "query-text", "--by", "anna") == 1
+    assert "refused: role" in capsys.readouterr().out
+    assert await run(world, "submit", write(world, "x", b"{}")) == 1
+    assert await run(world, "deny", SHORT, "--comment", "no", "--by", "anna") == 0
+    assert await run(world, "approve", SHORT) == 1
+    assert await run(world, "revoke", SHORT) == 1
+    assert await run(world, "show", "ffff") == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        (("approve", "ffff"), "no request, or several"),
+        (("approve", SHORT, "--by", "a b"), "by"),
+        (("approve", SHORT, "--for", "10s"), "duration_seconds"),
+        (("submit", "/no/such/file"), "expected a readable file"),
+        (("approve", "x; DROP"), "expected the id of a request"),
+        (("approve", SHORT, "--for", "soon"), "expected a duration such as 30m"),
+        (("kill", "maybe"), "invalid value"),
+    ],
+)
+async def test_bad_usage_is_exit_code_2(
+    world: World, capsys: pytest.CaptureFixture[str], argv: tuple[str, ...], text: str
+) -> None:
+    await submit(world)
+    assert await run(world, *argv) == 2
+    assert text in capsys.readouterr().err
+
+
+async def test_a_vendor_can_end_access_by_a_file(world: World) -> None:
+    await world.open_grant()
+    assert await run(world, "submit", write(world, "w.json", withdrawal_envelope())) == 0
+    await world.passes(1, 2)
+    assert (await world.stored()).reason.startswith("withdrawn")
+
+
+async def test_the_kill_switch_ends_everything_and_is_waited_for(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await world.open_grant()
+    assert await run(world, "kill", "on", "--wait", "30") == 0
+    out = capsys.readouterr().out
+    assert "kill switch: on (kill-switch)" in out
+    assert "nobody has access" in out
+    assert world.users == {"r0": [], "r1": []}
+    assert await run(world, "kill", "status") == 0
+    assert await run(world, "kill", "off") == 0
+    assert "kill switch: off" in capsys.readouterr().out
+    assert not world.kill_file.exists()
+
+
+async def test_a_kill_switch_that_does_not_act_in_time_is_exit_code_1(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await world.open_grant()
+    world.servers["r1"].reachable = False
+    assert await run(world, "kill", "on", "--wait", "0.3") == 1
+    assert "not all access has ended in 0.3 s" in capsys.readouterr().out
+
+
+async def test_each_server_is_checked(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    world.servers["r1"].problems = ["version: has '1': expected 2"]
+    assert await run(world, "check") == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("r")]
+    assert lines == ["r0: ok", "r1: version: has '1': expected 2"]
+
+
+async def test_an_approval_is_signed_off_the_cluster(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.write_policy(approval="signed")
+    await submit(world)
+    assert await run(world, "show", SHORT, "--envelope") == 0
+    request = write(world, "request.json", capsys.readouterr().out.splitlines()[-1].encode())
+    pem = APPROVER.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    key = write(world, "anna.pem", pem)
+    command = ("sign", request, "--key", key, "--key-id", "sec-1", "--by", "anna", "--for", "20m")
+    assert main(command, {}) == 0
+    approval = write(world, "approval.json", capsys.readouterr().out.encode())
+    assert await run(world, "approve", SHORT, "--file", approval) == 0
+    await world.broker.run_pass()
+    assert (world.grant().state, world.grant().duration_seconds) == (State.OPEN, 1200)
+    assert [one.by for one in world.grant().approvals] == ["sec-1"]
+
+
+async def test_a_replica_that_is_lost_is_given_up(world: World) -> None:
+    await world.open_grant()
+    world.servers["r1"].reachable = False
+    await run(world, "revoke", "all", "--by", "anna")
+    assert await run(world, "forget-replica", "r1") == 2
+    assert await run(world, "forget-replica", "r1", "--comment", "lost", "--by", "anna") == 0
+    await world.passes(31, 3)
+    assert (await world.stored()).state is State.CLOSED_INCOMPLETE
+
+
+def test_without_a_running_broker_an_order_waits_and_that_is_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asyncio.run(stored_state(tmp_path))
+    waited: list[float] = []
+    assert main(["check", "--state-dir", str(tmp_path)], {}, waited.append) == 1
+    assert sum(waited) == pytest.approx(10)
+    assert "the order waits in" in capsys.readouterr().err
+
+
+async def stored_state(directory: Path) -> None:
+    world = World(directory / "w")
+    (directory / "access-broker").symlink_to(world.state)
+    async with world.running():
+        await world.broker.run_pass()
+
+
+@pytest.mark.parametrize("command", ["list", "status", "report", "check"])
+def test_without_a_broker_there_is_a_clear_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    assert main([command, "--state-dir", str(tmp_path)], {}) == 2
+    assert f"no broker below {tmp_path}" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_help_with_an_example(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--help"], {}) == 0
+    assert f"example: byoc-agents access {command}" in capsys.readouterr().out
+
+
+# Preparation.
+
+
+def test_the_sql_is_whole_and_has_a_new_key(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sql"], {}) == 0
+    first = capsys.readouterr().out
+    main(["sql"], {})
+    assert first != capsys.readouterr().out
+    assert "FIRST_HALF" not in first
+    assert first.count("CREATE ROLE IF NOT EXISTS") == 4
+    main(["sql", "--names", "plain"], {})
+    assert len(capsys.readouterr().out) < len(first)
+
+
+def test_a_policy_is_checked_before_it_is_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text(policy_text())
+    assert main(["policy", str(path)], {}) == 0
+    assert "system-metrics: at most 1800 s as byoc_access_metrics" in capsys.readouterr().out
+    path.write_text(policy_text(max_duration="9h"))
+    assert main(["policy", str(path)], {}) == 1
+    assert "max_duration: '9h': expected at most 28800 s" in capsys.readouterr().err
+
+
+def test_a_new_authority_never_replaces_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["init-ca", str(tmp_path), "--service", "svc-1"], {}) == 0
+    before = (tmp_path / "access-ca.key").read_bytes()
+    assert main(["init-ca", str(tmp_path), "--service", "svc-1"], {}) == 2
+    assert (tmp_path / "access-ca.key").read_bytes() == before
+    assert main(["init-ca", str(tmp_path), "--service", "a/b"], {}) == 2
+    assert "expected letters, digits and hyphens only" in capsys.readouterr().err

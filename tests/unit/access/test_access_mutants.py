@@ -1,0 +1,138 @@
+"""Ten defects of the access path, each put into a copy of the source: its test must fail there."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+TESTS = "tests/unit/access"
+
+
+class Mutant(NamedTuple):
+    """One changed line, and the test that must notice it."""
+
+    file: str
+    line: str
+    instead: str
+    test: str
+
+
+MUTANTS = {
+    "two signatures of one key count as two": Mutant(
+        "envelope.py",
+        "distinct = {key.public: key.id for key in current}\n    if len(distinct) < threshold:",
+        "distinct = {key.public: key.id for key in current}\n"
+        "    if len(signatures) < threshold or not distinct:",
+        "test_access_envelope.py::test_one_key_counts_once_however_often_it_signs_or_is_pinned",
+    ),
+    "an expired key counts": Mutant(
+        "envelope.py",
+        "if key.not_after_ms is None or now_ms < key.not_after_ms]",
+        "]",
+        "test_access_envelope.py::test_an_expired_key_does_not_count_from_its_end_on",
+    ),
+    "closing leads back to open": Mutant(
+        "machine.py",
+        "_row(State.OPENING, Cause.OPENED, State.OPEN)",
+        "_row(frozenset({State.OPENING, State.CLOSING}), Cause.OPENED, State.OPEN)",
+        "test_access_machine.py::test_no_row_leads_back",
+    ),
+    "the end by boot time does not count": Mutant(
+        "machine.py",
+        "return by_boot or moment.wall_ms >= grant.end_ms",
+        "return moment.wall_ms >= grant.end_ms",
+        "test_access_machine.py::test_what_is_due",
+    ),
+    "a kill switch that cannot be read is off": Mutant(
+        "control_files.py",
+        'return "the mounted switch cannot be read"',
+        'return ""',
+        "test_access_control_files.py::test_a_mounted_switch_that_cannot_be_read_is_on",
+    ),
+    "a step takes effect although the ledger refused it": Mutant(
+        "broker.py",
+        "            if after.state in RELEASES:\n",
+        "            if not after.state:\n",
+        "test_access_broker.py::test_nothing_opens_while_the_ledger_fails_and_it_opens_later",
+    ),
+    "one approval is enough for a role that needs two": Mutant(
+        "policy.py",
+        "        if role.approvals_needed is not None:\n            return role.approvals_needed\n",
+        "",
+        "test_access_policy.py::test_a_role_with_its_own_number_of_approvals_always_needs_them",
+    ),
+    "a used id can be used again": Mutant(
+        "broker.py",
+        "        if known is not None:\n",
+        "        if known == b'':\n",
+        "test_access_broker.py::test_an_id_with_other_bytes_is_a_conflict",
+    ),
+    "the sweep leaves unknown users": Mutant(
+        "broker.py",
+        "for user in sorted(set(users) - known):",
+        "for user in sorted(set(users) - known - set(users)):",
+        "test_access_broker.py::test_an_unknown_user_of_a_grant_is_dropped_by_the_sweep",
+    ),
+    "a text of the customer is sent as a reason": Mutant(
+        "events.py",
+        "return words if words in REASONS else OTHER",
+        "return words",
+        "test_access_events.py::test_a_text_that_begins_with_no_fixed_word_is_other",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a copy of the product and of what its tests need."""
+    place = tmp_path_factory.mktemp("mutants")
+    ignored = shutil.ignore_patterns("__pycache__")
+    for name in ("agents", "tests/unit", "lab/fakes", "control-plane"):
+        shutil.copytree(ROOT / name, place / name, ignore=ignored)
+    for name in ("pyproject.toml", "conftest.py", "lab/__init__.py"):
+        shutil.copy(ROOT / name, place / name)
+    (place / "tests" / "real").mkdir()  # conftest.py needs one file of it
+    for path in (*(ROOT / "tests").glob("*.py"), ROOT / "tests" / "real" / "workers.py"):
+        shutil.copy(path, place / path.relative_to(ROOT))
+    return place
+
+
+def run_tests(place: Path, test: str) -> subprocess.CompletedProcess[str]:
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    environ = own | {"PYTHONPATH": f"{place / 'agents'}:{place}"}
+    command = (sys.executable, "-m", "pytest", "-q", "-x", test)
+    return subprocess.run(
+        command, cwd=place, env=environ, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+@pytest.mark.parametrize("mutant", MUTANTS.values(), ids=MUTANTS)
+def test_a_mutant_of_the_access_path_is_found(copy: Path, mutant: Mutant) -> None:
+    path = copy / "agents" / "byoc_agents" / "access" / mutant.file
+    source = path.read_text()
+    assert source.count(mutant.line) == 1
+    path.write_text(source.replace(mutant.line, mutant.instead))
+    try:
+        done = run_tests(copy, f"{TESTS}/{mutant.test}")
+    finally:
+        path.write_text(source)
+    assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "1 failed" in done.stdout or "FAILED" in done.stdout
+
+
+def test_the_copy_without_a_change_passes(copy: Path) -> None:
+    """So it is the change that a test finds, and the copy's own source is what it runs."""
+    program = "import byoc_agents; print(byoc_agents.__file__)"
+    environ = os.environ | {"PYTHONPATH": f"{copy / 'agents'}:{copy}"}
+    found = subprocess.run(
+        (sys.executable, "-c", program), cwd=copy, env=environ, capture_output=True, text=True,
+        check=True, timeout=60,
+    )  # fmt: skip
+    assert Path(found.stdout.strip()).is_relative_to(copy)
+    done = run_tests(copy, f"{TESTS}/test_access_machine.py")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

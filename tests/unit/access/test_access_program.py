@@ -1,0 +1,188 @@
+"""The program `byoc-agents run access-broker`: settings in, statements and events out."""
+
+import json
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from byoc_agents.access.orders import Approve, CheckServers, Revoke, Submit
+from byoc_agents.access.replicas import user_of
+from byoc_agents.ledger.verify import verify
+from tests.unit.access.access_world import GRANT_ID
+from tests.unit.access.program_world import Program, until
+
+USER = user_of(GRANT_ID)
+BOTH = {"r0": [USER], "r1": [USER]}
+NOBODY: dict[str, list[str]] = {"r0": [], "r1": []}
+
+
+@pytest.fixture
+async def program(tmp_path: Path) -> AsyncIterator[Program]:
+    made = Program(tmp_path)
+    async with made.doubles():
+        yield made
+
+
+async def open_grant(program: Program) -> None:
+    """Let the vendor ask and the customer approve; access is open at the end."""
+    program.plane.envelopes.append(program.request())
+    await until(lambda: "pending" in program.plane.states(), program.process)
+    answer = await program.order(Approve(id=GRANT_ID, by="anna"), "approve")
+    assert answer == f"{GRANT_ID}: approved"
+    await until(lambda: "open" in program.plane.states(), program.process)
+
+
+async def test_the_whole_story_of_a_polled_request(program: Program) -> None:
+    async with program.running():
+        await open_grant(program)
+        assert program.users == BOTH
+        (opened,) = [event for event in program.plane.events if event["state"] == "open"]
+        assert opened["certificate"].startswith("-----BEGIN CERTIFICATE-----")
+        daemon = 'daemon="access-broker"'
+        assert await program.metric(f'byoc_access_grants{{{daemon},state="open"}}') == 1
+        assert await program.metric(f"byoc_access_kill_switch{{{daemon}}}") == 0
+        assert await program.metric(f'byoc_access_server_ready{{{daemon},replica="r0"}}') == 1
+        assert (
+            await program.metric(f"byoc_access_last_poll_timestamp_seconds{{{daemon}}}") or 0
+        ) > 1
+        assert await program.page("/readyz") == "ok\n"
+        answer = await program.order(Revoke(id=GRANT_ID, by="anna", comment="done"), "revoke")
+        assert answer == f"{GRANT_ID}: closing"
+        await until(lambda: "closed" in program.plane.states(), program.process)
+        assert program.users == NOBODY
+        closed = program.plane.events[-1]
+        assert (closed["record"], closed["reason"]) == ("complete", "revoked")
+        assert closed["counts"]["queries"] == 0
+        status = json.loads(await program.page("/status"))["daemons"]["access-broker"]
+        assert (status["grants"], status["servers"]) == ({}, {"r0": None, "r1": None})
+    assert program.process.returncode == 0
+    assert not verify(program.state / "ledger").problems
+    assert [fact.fact for fact in program.facts()][:4] == [
+        *("pending", "approved", "opening", "certificate")
+    ]
+
+
+async def test_the_poll_carries_the_token_and_asks_for_changes_only(program: Program) -> None:
+    async with program.running():
+        await until(lambda: len(program.plane.polls) >= 2, program.process)
+    first, second = program.plane.polls[:2]
+    assert first.headers["authorization"] == "Bearer token-of-the-vendor"
+    assert "if-none-match" not in first.headers
+    assert second.headers["if-none-match"] == '"0"'
+
+
+async def test_the_kill_switch_ends_access_within_seconds(program: Program) -> None:
+    async with program.running():
+        await open_grant(program)
+        program.servers["r0"].running[USER] = ["q-1"]
+        program.kill_switch.touch()
+        await until(lambda: program.users == NOBODY, program.process)
+        await until(lambda: not program.servers["r0"].running, program.process)
+        await until(lambda: "closed" in program.plane.states(), program.process)
+        assert program.plane.events[-1]["reason"] == "kill_switch"
+        metric = await program.metric('byoc_access_kill_switch{daemon="access-broker"}')
+        assert metric == 1
+
+
+async def test_a_mounted_kill_switch_that_is_missing_counts_as_on(program: Program) -> None:
+    missing = str(program.directory / "no-such-file")
+    async with program.running(BYOC_ACCESS_KILL_SWITCH_FILE=missing):
+        program.plane.envelopes.append(program.request())
+        await until(lambda: "pending" in program.plane.states(), program.process)
+        await program.order(Approve(id=GRANT_ID, by="anna"), "approve")
+        await program.order(CheckServers(), "later")
+        assert program.users == NOBODY
+
+
+async def test_a_policy_that_becomes_readable_accepts_the_polled_request(
+    program: Program,
+) -> None:
+    text = program.policy.read_text()
+    program.policy.write_text("version: 2")
+    async with program.running():
+        program.plane.envelopes.append(program.request())
+        await until(lambda: program.plane.polls, program.process)
+        assert program.plane.events == []
+        program.policy.write_text(text)
+        await until(lambda: "pending" in program.plane.states(), program.process)
+
+
+async def test_sigterm_leaves_access_open_and_the_next_start_goes_on(program: Program) -> None:
+    async with program.running():
+        await open_grant(program)
+    assert program.users == BOTH
+    async with program.running():
+        await program.order(Revoke(id="all", by="anna"), "revoke")
+        await until(lambda: program.users == NOBODY, program.process)
+
+
+async def test_sigterm_ends_access_if_the_settings_say_so(program: Program) -> None:
+    async with program.running(BYOC_ACCESS_CLOSE_ON_STOP="true"):
+        await open_grant(program)
+    assert (program.process.returncode, program.users) == (0, NOBODY)
+
+
+async def test_the_order_to_check_answers_with_each_server(program: Program) -> None:
+    program.servers["r1"].version = "25.7.1.1"
+    async with program.running():
+        answer = await program.order(CheckServers(), "check")
+        metric = 'byoc_access_server_ready{daemon="access-broker",replica="r1"}'
+        assert await program.metric(metric) == 0
+    assert answer.splitlines()[0] == "r0: ok"
+    assert answer.splitlines()[1].startswith("r1: version: has '25.7.1.1': expected")
+
+
+async def test_a_server_that_fails_its_checks_opens_nothing(program: Program) -> None:
+    for server in program.servers.values():
+        del server.refused["SELECT is_done FROM system.mutations"]
+    async with program.running():
+        program.plane.envelopes.append(program.request())
+        await until(lambda: "pending" in program.plane.states(), program.process)
+        await program.order(Approve(id=GRANT_ID, by="anna"), "approve")
+        await until(lambda: "failed" in program.plane.states(), program.process)
+    assert program.plane.events[-1]["reason"] == "system_open"
+    assert not any("CREATE USER" in text for text in program.servers["r0"].statements)
+
+
+# SIGKILL at each statement that changes a server, or reads it back.
+
+MARKS = ("CREATE USER", "DROP USER", "KILL QUERY", "SELECT name, arrayMap", "SYSTEM FLUSH LOGS")
+
+
+@pytest.mark.parametrize("replica", ["r0", "r1"])
+@pytest.mark.parametrize("mark", MARKS)
+async def test_after_a_kill_at_a_statement_the_next_start_ends_what_was_begun(
+    program: Program, mark: str, replica: str
+) -> None:
+    """The statement has run; the program dies before the answer."""
+    server = program.servers[replica]
+    steps = [False]
+
+    def kill(statement: str) -> None:
+        if mark in statement and not steps[0]:
+            steps[0] = True
+            program.process.send_signal(signal.SIGKILL)
+
+    server.on_statement = kill
+    async with program.running():
+        folder = program.orders()
+        folder.place("1", Submit(envelope=program.request()))
+        await until(lambda: "pending" in program.plane.states(), program.process)
+        folder.place("2", Approve(id=GRANT_ID, by="anna"))
+        await until(lambda: steps[0] or "open" in program.plane.states())
+        folder.place("3", Revoke(id=GRANT_ID, by="anna"))
+        await until(lambda: steps[0])
+        await program.process.wait()
+    assert program.process.returncode == -signal.SIGKILL
+    async with program.running():
+        answer = await program.order(Revoke(id=GRANT_ID, by="anna"), "4")
+        assert answer.startswith(GRANT_ID)
+        await until(lambda: program.users == NOBODY, program.process)
+        await until(lambda: set(program.plane.states()) & {"closed", "failed"}, program.process)
+    assert not verify(program.state / "ledger").problems
+    names = [fact.fact for fact in program.facts()]
+    assert names.index("opening") < names.index("certificate") < names.index("closing")
+    (stored,) = program.stored().values()
+    assert stored["state"] in {"closed", "failed"}

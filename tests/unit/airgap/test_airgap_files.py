@@ -1,0 +1,303 @@
+"""Exports and receipts: trusted and refused files, and the messages of the commands."""
+
+import asyncio
+import base64
+import json
+import shutil
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
+
+from byoc_agents.airgap.signed_file import SignedFileError, open_file, sign_file
+from byoc_agents.app.cli import main
+from byoc_agents.delivery.sink import Message
+from byoc_agents.errors import LedgerError
+from byoc_agents.ledger.format import FactLine, Intent, ReceiptLine, decode
+from byoc_agents.ledger.verify import verify
+from tests.unit.airgap.airgap_world import (
+    BILLING,
+    CUSTOMER,
+    STRANGER,
+    VENDOR,
+    World,
+    digest,
+)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def lines_of(world: World) -> list[Any]:
+    """Return the lines of the ledger of the exports."""
+    files = sorted((world.state_dir / "export" / "ledger").glob("*.jsonl"))
+    return [decode(line) for file in files for line in file.read_bytes().splitlines()]
+
+
+async def test_an_export_holds_the_messages_unchanged_and_removes_nothing(world: World) -> None:
+    made = world.add_objects(3)
+    (raw,) = await world.export()
+    file = open_file(raw, "export", CUSTOMER.public_key())
+    assert file.messages() == made
+    assert file.manifest.daemon == BILLING
+    assert world.waiting() == [message.id for message in made]
+
+
+async def test_a_receipt_removes_what_it_confirms_and_only_that(world: World) -> None:
+    first = world.add_objects(2)
+    (raw,) = await world.export()
+    later = world.add_objects(1)
+    receipt = await world.deliver(raw)
+    assert world.waiting() == [m.id for m in (*first, *later)]
+    assert await world.confirm(receipt) == 2
+    assert world.waiting() == [later[0].id]
+    assert await world.confirm(receipt) == 0  # again
+
+
+async def test_the_ledger_has_each_export_and_each_receipt(world: World) -> None:
+    made = world.add_objects(3)
+    (raw,) = await world.export()
+    await world.confirm(await world.deliver(raw))
+    lines = lines_of(world)
+    (intent,) = (line for line in lines if isinstance(line, Intent))
+    (written,) = (line for line in lines if isinstance(line, ReceiptLine))
+    (fact,) = (line for line in lines if isinstance(line, FactLine))
+    assert intent.destination == "export:billing-scraper"
+    assert [(one.id, one.sha256) for one in intent.messages] == [
+        (m.id, digest(m.body)) for m in made
+    ]
+    assert written.intent == intent.sequence
+    file_id = open_file(raw, "export", CUSTOMER.public_key()).id
+    assert {one.reference for one in written.outcomes} == {file_id}
+    assert (fact.fact, fact.subject, fact.reason) == ("export.receipt", file_id, "stored")
+    assert fact.detail == {"daemon": BILLING, "messages": "3"}
+    receipt = open_file(world.receipts[0], "receipt", VENDOR.public_key())
+    assert fact.sha256 == {"receipt": receipt.id}
+    verdict = verify(world.state_dir / "export" / "ledger")
+    assert verdict.ok, verdict.problems
+
+
+async def test_without_a_line_in_the_ledger_nothing_is_written(world: World) -> None:
+    world.add_objects(1)
+    (world.state_dir / "export").mkdir()
+    (world.state_dir / "export" / "ledger").touch()  # no directory: nothing can be written there
+    with pytest.raises(LedgerError):
+        await world.export()
+    assert list(world.output.iterdir()) == []
+
+
+async def test_a_receipt_that_the_ledger_cannot_hold_removes_nothing(world: World) -> None:
+    world.add_objects(1)
+    (raw,) = await world.export()
+    receipt = await world.deliver(raw)
+    shutil.rmtree(world.state_dir / "export" / "ledger")
+    (world.state_dir / "export" / "ledger").touch()
+    with pytest.raises(LedgerError):
+        await world.confirm(receipt)
+    assert len(world.waiting()) == 1
+
+
+async def test_a_file_that_cannot_be_written_is_an_error_and_no_export(world: World) -> None:
+    world.add_objects(1)
+    world.output.rmdir()
+    with pytest.raises(FileNotFoundError):
+        await world.export()
+    (written,) = (line for line in lines_of(world) if isinstance(line, ReceiptLine))
+    assert written.outcomes[0].reason == "internal"
+    assert len(world.waiting()) == 1
+
+
+async def test_large_spools_become_several_files(world: World) -> None:
+    made = world.add_objects(5)
+    size = len(made[0].body)
+    files = await world.export(max_bytes=2 * size + size // 2)
+    assert len(files) == 3
+    opened = [open_file(raw, "export", CUSTOMER.public_key()).messages() for raw in files]
+    assert [m for messages in opened for m in messages] == made
+    (one,) = await world.export(max_bytes=5 * size + 5 * 20)
+    assert len(open_file(one, "export", CUSTOMER.public_key()).lines) == 5
+
+
+@pytest.mark.parametrize("place", [0, 5, 40, -1, -30, "line end"])
+async def test_a_changed_byte_is_refused(world: World, place: int | str) -> None:
+    world.add_objects(2)
+    (raw,) = await world.export()
+    at = raw.index(b"\n") if isinstance(place, str) else place % len(raw)
+    changed = raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :]
+    with pytest.raises(SignedFileError):
+        open_file(changed, "export", CUSTOMER.public_key())
+
+
+async def test_every_changed_byte_is_refused(world: World) -> None:
+    world.add_objects(1)
+    (raw,) = await world.export()
+    signature = raw.index(b'"keyid"')  # what follows in the first line is a hint, unprotected
+    hint = range(signature, raw.index(b"\n"))
+    for at in range(len(raw)):
+        changed = raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :]
+        try:
+            opened = open_file(changed, "export", CUSTOMER.public_key())
+        except SignedFileError:
+            continue
+        assert at in hint or raw[at : at + 1].isalnum()  # spare bits of base64
+        assert opened == open_file(raw, "export", CUSTOMER.public_key())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda raw: raw[:-10], "changed or cut off: its lines do not have the signed SHA-256"),
+        (lambda raw: raw + b"{}\n", "changed or cut off"),
+        (lambda raw: raw.partition(b"\n")[0], "changed or cut off"),
+        (lambda _: b"", "the first line is not a signature"),
+        (lambda _: b"PK\x03\x04", "the first line is not a signature"),
+    ],
+)
+async def test_a_damaged_file_is_refused_with_the_reason(
+    world: World, change: Any, message: str
+) -> None:
+    world.add_objects(2)
+    (raw,) = await world.export()
+    with pytest.raises(SignedFileError, match=message):
+        open_file(change(raw), "export", CUSTOMER.public_key())
+
+
+async def test_another_key_and_another_kind_are_refused(world: World) -> None:
+    world.add_objects(1)
+    (raw,) = await world.export()
+    receipt = await world.deliver(raw)
+    with pytest.raises(SignedFileError, match="not signed with the given key"):
+        open_file(raw, "export", STRANGER.public_key())
+    with pytest.raises(SignedFileError, match="as another kind of file: expected receipt"):
+        open_file(raw, "receipt", CUSTOMER.public_key())
+    with pytest.raises(SignedFileError, match="as another kind of file: expected export"):
+        open_file(receipt, "export", VENDOR.public_key())
+
+
+async def test_the_receipt_of_another_installation_is_refused(world: World, tmp_path: Path) -> None:
+    other = World(tmp_path / "other", "org-2")
+    other.add_objects(1)
+    receipt = await other.deliver((await other.export())[0])
+    world.add_objects(1)
+    await world.export()
+    with pytest.raises(SignedFileError, match="which was not made in this state directory"):
+        await world.confirm(receipt)
+    assert len(world.waiting()) == 1
+
+
+@pytest.mark.parametrize("of", ["", "../made", "0" * 64, "x" * 64])
+async def test_a_receipt_for_nothing_is_refused(world: World, of: str) -> None:
+    world.add_objects(1)
+    await world.export()
+    _, raw = sign_file("receipt", [], VENDOR, daemon=BILLING, made_at="", of=of)
+    with pytest.raises(SignedFileError, match="not made in this state directory"):
+        await world.confirm(raw)
+
+
+async def test_a_receipt_that_names_another_daemon_is_refused(world: World) -> None:
+    world.add_objects(1)
+    (raw,) = await world.export()
+    file_id = open_file(raw, "export", CUSTOMER.public_key()).id
+    _, receipt = sign_file("receipt", [], VENDOR, daemon="x", made_at="", of=file_id)
+    with pytest.raises(SignedFileError, match="a receipt for x: the export was of billing"):
+        await world.confirm(receipt)
+
+
+async def test_a_message_with_other_bytes_is_not_removed(world: World) -> None:
+    (message,) = world.add_objects(1)
+    (raw,) = await world.export()
+    receipt = await world.deliver(raw)
+    with closing(world.spool()) as store, store.transaction():
+        store.remove([message.id])
+    world.add(msgspec.structs.replace(message, body=b"other"))
+    assert await world.confirm(receipt) == 0
+    assert world.waiting() == [message.id]
+
+
+# The commands.
+
+
+def keys(directory: Path) -> tuple[Path, Path]:
+    """Return the customer's private key and the vendor's public one, as files."""
+    private, public = directory / "own.pem", directory / "vendor.pub"
+    private.write_bytes(CUSTOMER.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    public.write_bytes(
+        VENDOR.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    )
+    return private, public
+
+
+def test_the_commands_export_and_confirm(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    private, public = keys(tmp_path)
+    world.add_objects(2)
+    world.spool("state-exporter").close()
+    state = ["--state-dir", str(world.state_dir)]
+    assert main(["export", "--key", str(private), "--output", str(world.output), *state]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("billing-scraper: 2 messages in ")
+    assert said[1] == "state-exporter: nothing waits"
+    (file,) = world.output.iterdir()
+    receipt = tmp_path / "receipt.byoc"
+    receipt.write_bytes(asyncio.run(world.deliver(file.read_bytes())))
+    foreign = tmp_path / "foreign.byoc"
+    foreign.write_bytes(file.read_bytes())
+    command = ["import-receipts", "--key", str(public), *state, str(foreign), str(receipt)]
+    assert main(command) == 1
+    done = capsys.readouterr()
+    assert f"{receipt}: 2 messages of billing-scraper confirmed, 2 removed" in done.out
+    assert (
+        done.err == f"{foreign}: refused: signed, but as another kind of file: expected receipt\n"
+    )
+    assert world.waiting() == []
+    assert main(["ledger", "verify", str(world.state_dir)]) == 0
+    assert main(["ledger", "show", "--daemon", "export", "--json", str(world.state_dir)]) == 0
+    shown = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line[:1] == "{"]
+    assert {one["destination"] for one in shown if "destination" in one} == {
+        "export:billing-scraper"
+    }
+    assert [one["fact"] for one in shown if "fact" in one] == ["export.receipt"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--key", "{key}", "--output", "{tmp}/none"], "expected an existing directory"),
+        (["--key", "{tmp}/none", "--output", "{tmp}"], "No such file"),
+        (["--key", "{public}", "--output", "{tmp}"], "--key: "),
+        (["--key", "{key}", "--output", "{tmp}", "--state-dir", "{tmp}"], "with spools"),
+        (["--key", "{key}", "--output", "{tmp}", "--daemon", "x"], "no spool of x"),
+    ],
+)
+def test_mistakes_in_the_options_are_named(
+    world: World,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    private, public = keys(tmp_path)
+    world.add_objects(1)
+    names = {"key": private, "public": public, "tmp": tmp_path}
+    given = [one.format(**names) for one in arguments]
+    state = [] if "--state-dir" in given else ["--state-dir", str(world.state_dir)]
+    assert main(["export", *state, *given]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_files_are_lines_that_other_programs_can_read() -> None:
+    _, raw = sign_file("export", [Message("a", "t", b"body", 0)], CUSTOMER, daemon="d", made_at="")
+    first, line = map(json.loads, raw.splitlines())
+    assert json.loads(base64.b64decode(first["payload"]))["lines"] == 1
+    assert base64.b64decode(line["body"]) == b"body"

@@ -1,0 +1,315 @@
+"""The page of the fleet: who may read it, how often ClickHouse is asked, and what it shows."""
+
+import base64
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+
+from byoc_control_plane.fleet import MAX_ROWS, QUERIES, Fleet, fill_query
+from byoc_control_plane.fleet_access import FRESH_SECONDS, MAX_PAGES, PATH, FleetAccess
+from byoc_control_plane.fleet_page import format_age, page_policy, page_style, render_fleet
+from byoc_control_plane.metrics import PlaneMetrics, serve_metrics
+from byoc_control_plane.store import StoreError
+from lab.control_plane.memory_store import MemoryStore
+from lab.fakes.core import START_MS, FakeClock
+
+EMPTY = {
+    "replicas": 0,
+    "healthy": 0,
+    "organizations": 0,
+    "silent": 0,
+    "backlog_records": 0,
+    "dead_letters": 0,
+}
+ATTACK = "<script>alert('x')</script>\"&"
+
+
+class World:
+    """The page over a store in memory, which counts the queries."""
+
+    def __init__(self, token: str = "") -> None:
+        self.clock = FakeClock()
+        self.store = MemoryStore()
+        self.metrics = PlaneMetrics()
+        self.queries: list[str] = []
+        self.store.answers = [
+            ("AS rejected", [{"rejected": 0}]),
+            ("uniqExact(organization_id) AS organizations", [EMPTY]),
+        ]
+        self.token = token
+        self.access = FleetAccess(self, self.clock, self.metrics, lambda: self.token)
+        self.url = ""
+        self.session: aiohttp.ClientSession
+
+    async def run(self, statement: str, data: bytes = b"") -> bytes:
+        self.queries.append(statement)
+        return await self.store.run(statement, data)
+
+    async def get(self, query: str = "", **headers: str) -> tuple[int, str]:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        async with self.session.get(f"{self.url}{query}", headers=named) as answer:
+            return answer.status, await answer.text()
+
+
+@asynccontextmanager
+async def serving(token: str = "") -> AsyncIterator[World]:
+    world = World(token)
+    pages = {PATH: world.access.answer}
+    async with (
+        serve_metrics(world.metrics, ("127.0.0.1", 0), pages) as (host, port),
+        aiohttp.ClientSession() as world.session,
+    ):
+        world.url = f"http://{host}:{port}{PATH}"
+        yield world
+
+
+def basic(password: str) -> str:
+    return "Basic " + base64.b64encode(f"reader:{password}".encode()).decode()
+
+
+async def test_without_a_token_only_this_machine_reads() -> None:
+    async with serving() as world:
+        assert (await world.get())[0] == 200
+        for headers in (
+            {"X_Forwarded_For": "203.0.113.9"},  # a proxy on this machine
+            {"Forwarded": "for=203.0.113.9"},
+            {"X_Real_IP": "203.0.113.9"},
+            {"Host": "rebound.example.com"},  # a page of another site, by DNS rebinding
+            {"Host": "203.0.113.9:9465"},
+            {"Host": "[::1"},
+        ):
+            status, text = await world.get(**headers)
+            assert status == 403, headers
+            assert "expected" in text
+        for host in ("localhost:9465", "127.0.0.1", "[::1]:9465"):
+            assert (await world.get(Host=host))[0] == 200
+
+
+class _Elsewhere:
+    """A request of a client that is not on this machine."""
+
+    def __init__(self, **headers: str) -> None:
+        self.method, self.remote = "GET", "192.0.2.7"
+        self.headers = {"Host": "127.0.0.1:9465"} | headers
+        self.query: dict[str, str] = {}
+
+
+async def test_a_client_elsewhere_needs_the_token() -> None:
+    request: Any = _Elsewhere()
+    answer = await World().access.answer(request)
+    assert answer.status == 403
+    assert "BYOC_PLANE_READ_TOKEN" in str(answer.text)
+    known: Any = _Elsewhere(Authorization="Bearer tok")
+    assert (await World("tok").access.answer(known)).status == 200
+
+
+@pytest.mark.parametrize(
+    ("authorization", "status"),
+    [
+        ("Bearer first", 200),
+        ("bearer second", 200),
+        (basic("second"), 200),
+        ("", 401),
+        ("Bearer ", 401),
+        ("Bearer other", 401),
+        ("Bearer first second", 401),
+        (basic("other"), 401),
+        ("Basic first", 401),
+        ("Basic /w==", 401),
+        ("Digest first", 401),
+    ],
+)
+async def test_with_a_token_everybody_needs_it(authorization: str, status: int) -> None:
+    async with serving("first\nsecond") as world:
+        assert (await world.get(Authorization=authorization))[0] == status
+        assert bool(world.queries) == (status == 200)
+
+
+async def test_a_browser_is_asked_for_the_token_and_a_new_one_counts_at_once() -> None:
+    async with serving("old") as world:
+        async with world.session.get(world.url) as answer:
+            assert answer.status == 401
+            assert answer.headers["WWW-Authenticate"].startswith("Basic realm=")
+            assert answer.headers["Cache-Control"] == "no-store"
+        assert (await world.get(Authorization=basic("old")))[0] == 200
+        world.token = "new"
+        assert (await world.get(Authorization=basic("old")))[0] == 401
+        assert (await world.get(Authorization=basic("new")))[0] == 200
+
+
+async def test_it_may_load_nothing_and_be_framed_by_nobody() -> None:
+    async with serving() as world, world.session.get(world.url) as answer:
+        policy = answer.headers["Content-Security-Policy"]
+        assert policy == page_policy()
+        assert policy.startswith("default-src 'none'; style-src 'sha256-")
+        assert "frame-ancestors 'none'" in policy
+        assert "script-src" not in policy
+        for name in ("X-Content-Type-Options", "Referrer-Policy", "Cross-Origin-Resource-Policy"):
+            assert answer.headers[name]
+        text = await answer.text()
+        assert f"<style>{page_style()}</style>" in text
+        assert not re.search(r"(?:src|href)=\"(?!#|\?)", text)
+
+
+async def test_it_is_read_only() -> None:
+    async with serving() as world:
+        for method in ("POST", "PUT", "DELETE"):
+            async with world.session.request(method, world.url) as answer:
+                assert answer.status == 405
+        assert world.queries == []
+        await world.get()
+        assert all(re.match(r"(?:SELECT|WITH)\b", query) for query in world.queries)
+
+
+async def test_reloading_asks_clickhouse_no_more_often_than_it_can() -> None:
+    async with serving() as world:
+        await world.get()
+        once = len(world.queries)
+        assert once == len(QUERIES)
+        await world.get()
+        assert len(world.queries) == once
+        await world.clock.advance(FRESH_SECONDS + 0.1)
+        await world.get()
+        assert len(world.queries) == 2 * once
+        for number in range(MAX_PAGES + 1):  # the first is forgotten, and so is read again
+            await world.get(f"?organization=org-{number}")
+        before = len(world.queries)
+        await world.get(f"?organization=org-{MAX_PAGES}")
+        assert len(world.queries) == before
+        await world.get()
+        assert len(world.queries) == before + once
+
+
+@pytest.mark.parametrize("organization", ["a' OR '1", "a\\", "%0a", "a;b", "x" * 129])
+async def test_an_organization_that_is_no_name_reaches_no_query(organization: str) -> None:
+    async with serving() as world:
+        status, text = await world.get(f"?organization={organization}")
+        assert status == 400
+        assert text.startswith("400: organization: invalid value: allowed are")
+        assert world.queries == []
+
+
+async def test_a_store_that_does_not_answer_is_reported_and_not_remembered() -> None:
+    async with serving() as world:
+        world.store.error = StoreError("away")
+        status, text = await world.get()
+        assert (status, text) == (503, "503: ClickHouse does not answer: see the log\n")
+        world.store.error = None
+        assert (await world.get())[0] == 200
+
+
+async def test_other_paths_need_no_token() -> None:
+    async with serving("tok") as world:
+        for path in ("/metrics", "/healthz"):
+            async with world.session.get(world.url.replace(PATH, path)) as answer:
+                assert answer.status == 200
+
+
+def fleet(**rows: Any) -> Fleet:
+    """Return a fleet of one replica, with other rows."""
+    names: dict[str, Any] = {name: [] for name in QUERIES}
+    names |= {
+        "counts": [EMPTY | {"replicas": 1, "healthy": 1, "organizations": 1}],
+        "rejected": [{"rejected": 0}],
+    }
+    return Fleet(now_ms=START_MS, **({"organization": ""} | names | rows))
+
+
+def hostile(**numbers: Any) -> list[dict[str, Any]]:
+    """Return one row whose texts are all an attack."""
+    texts = (
+        *("organization_id", "service_id", "replica", "region", "state", "version", "daemon"),
+        *("date", "stream"),
+    )
+    counts = (
+        *("services", "replicas", "unhealthy", "silent", "backlog_records", "unbilled"),
+        *("silent_seconds", "allowed_seconds", "seen_ms", "healthy", "dead_letters", "class"),
+        *("billed_until_ms", "state_exporter_seen_ms", "alert_forwarder_seen_ms", "daemons"),
+        *("configurations", "usage_records", "missing", "uncovered", "gaps", "messages"),
+        *("state_delay", "alert_delay", "complete", "at_ms", "steady_ms"),
+    )
+    lists = {"reasons": [ATTACK], "silent_daemons": [ATTACK]}
+    return [dict.fromkeys(texts, ATTACK) | dict.fromkeys(counts, 1) | lists | numbers]
+
+
+def test_every_text_is_escaped() -> None:
+    tables = (
+        *("progress", "customers", "silent", "replicas", "versions", "servers", "ages"),
+        *("gaps", "incomplete", "slo"),
+    )
+    text = render_fleet(fleet(organization=ATTACK, **{name: hostile() for name in tables}))
+    text += render_fleet(fleet(customers=hostile()))
+    assert "<script" not in text
+    assert text.count("&lt;script&gt;") >= 20
+    assert "?organization=" not in text  # no link to what could not be asked for
+
+
+def test_an_organization_links_to_its_own_page() -> None:
+    text = render_fleet(fleet(customers=hostile(organization_id="org-1")))
+    assert '<a href="?organization=org-1">org-1</a>' in text
+
+
+def test_an_empty_store_says_what_to_expect() -> None:
+    text = render_fleet(fleet(counts=[EMPTY]))
+    assert "No daemon has sent a message yet." in text
+    assert "No receiver and no consumer has run against this ClickHouse." in text
+    assert "✓" not in text
+    own = render_fleet(fleet(counts=[EMPTY], organization="org-1"))
+    assert "No daemon of this organization has sent a message." in own
+
+
+def test_the_verdict_names_each_problem() -> None:
+    assert "✓ every daemon reports, every replica is healthy" in render_fleet(fleet())
+    counts = EMPTY | {"replicas": 3, "healthy": 1, "silent": 1, "dead_letters": 4}
+    text = render_fleet(
+        fleet(
+            counts=[counts],
+            rejected=[{"rejected": 2}],
+            gaps=hostile(missing=5),
+            progress=[
+                {"stream": "state", "at_ms": START_MS - 61_000, "steady_ms": 0},
+                {"stream": "alerts", "at_ms": START_MS, "steady_ms": START_MS - 1000},
+            ],
+        )
+    )
+    for problem in (
+        "✗ 6 problems",
+        "state messages: nothing received for 61 s; silence is not judged meanwhile",
+        "1 daemon silent",
+        "2 replicas not healthy",
+        "4 dead letters in the forwarders&#x27; spools",
+        "5 usage records missing in 14 days",
+        "2 messages rejected in 14 days: see byoc_rejected",
+    ):
+        assert problem in text
+    assert '<span class="badge failed">stopped</span>' in text
+    assert '<span class="badge open">behind</span>' in text
+
+
+def test_a_table_that_is_cut_says_so() -> None:
+    counts = EMPTY | {"replicas": 1000, "healthy": 1000}
+    text = render_fleet(fleet(counts=[counts], replicas=hostile() * MAX_ROWS))
+    assert f"The first {MAX_ROWS} of 1,000." in text
+
+
+def test_every_query_is_bounded() -> None:
+    for name, query in QUERIES.items():
+        filled = fill_query(query, START_MS, "2026-11-01", "org-1")
+        assert "{" not in filled
+        groups = {"counts", "rejected", "progress", "ages"}  # one row, or one per fixed word
+        assert (f"LIMIT {MAX_ROWS}" in filled) == (name not in groups), name
+        unowned = {"rejected", "progress"}
+        assert ("organization_id = 'org-1'" in filled) == (name not in unowned), name
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-1, "0 s"), (45, "45 s"), (120, "2 min"), (7_199, "120 min"), (9_000, "2.5 h"),
+     (172_800, "2.0 d"), (86_400_000, "1,000.0 d")],
+)  # fmt: skip
+def test_an_age_is_short(seconds: float, text: str) -> None:
+    assert format_age(seconds) == text

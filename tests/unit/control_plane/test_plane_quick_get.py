@@ -1,0 +1,110 @@
+"""The compactor's own GET: botocore's signature, and botocore for everything but a whole answer."""
+
+import base64
+import datetime as dt
+import hashlib
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
+
+from byoc_agents.billing.archive import Shard
+from byoc_control_plane.bucket import Bucket
+from byoc_control_plane.compactor import Compactor
+from byoc_control_plane.metrics import PlaneMetrics
+from byoc_control_plane.quick_get import Keys, QuickGet
+from lab.fakes.http import HttpDouble, Script, close, cut, garbage, in_order, reply, serve
+from tests.unit.control_plane.compactor_world import BEFORE, landing, opened
+
+KEY = "v1/org=o 1/service=s+\u00fc/date=2026-11-23/hour=12/a~b_c-1-0-1.jsonl.zst"
+BODY = b"records"
+GOOD = base64.b64encode(hashlib.sha256(BODY).digest()).decode()
+
+
+async def keys() -> Keys:
+    return Keys("AKID", "secret", "token")
+
+
+@asynccontextmanager
+async def quick_get(url: str) -> AsyncIterator[QuickGet]:
+    async with aiohttp.ClientSession() as session:
+        yield QuickGet(session, f"{url}/usage/", "eu-west-1", keys, lambda: 10**18)
+
+
+@pytest.mark.parametrize("token", ["token", None])
+async def test_the_signature_is_that_of_botocore(token: str | None) -> None:
+    async with quick_get("http://127.0.0.1:9000") as quick:
+        path = quick.path(KEY)
+        headers = {"x-amz-checksum-mode": "ENABLED"}
+        request = AWSRequest("GET", f"http://127.0.0.1:9000{path}", headers)
+        S3SigV4Auth(Credentials("AKID", "secret", token), "s3", "eu-west-1").add_auth(request)
+        stamp = dt.datetime.strptime(request.headers["X-Amz-Date"], "%Y%m%dT%H%M%S%z")
+        now_ns = int(stamp.timestamp()) * 10**9
+        given = quick.sign(path, Keys("AKID", "secret", token), now_ns)
+    folder = "/usage/v1/org%3Do%201/service%3Ds%2B%C3%BC/date%3D2026-11-23/hour%3D12"
+    assert path == f"{folder}/a~b_c-1-0-1.jsonl.zst"
+    assert {name.lower(): text for name, text in given.items()} == {
+        name.lower(): text for name, text in request.headers.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "body", "found"),
+    [
+        (200, {}, BODY, BODY),
+        (200, {"x-amz-checksum-sha256": GOOD, "x-amz-checksum-type": "FULL_OBJECT"}, BODY, BODY),
+        (200, {"x-amz-checksum-sha256": GOOD}, b"other", None),
+        (200, {"x-amz-checksum-crc32": "AAAAAA=="}, BODY, None),  # botocore's part
+        (200, {}, b"", b""),
+        (301, {"location": "http://127.0.0.1:1/"}, BODY, None),
+        (403, {}, BODY, None),
+        (404, {}, BODY, None),
+        (503, {}, BODY, None),
+    ],
+)
+async def test_only_a_whole_answer_with_its_checksum_is_used(
+    status: int, headers: Mapping[str, str], body: bytes, found: bytes | None
+) -> None:
+    script = in_order(reply(status, headers, body))
+    async with HttpDouble(script) as server, quick_get(server.url) as quick:
+        assert await quick.get(KEY) == found
+        assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("behavior", [close, cut(), garbage()], ids=["closed", "cut", "garbage"])
+async def test_a_connection_that_fails_is_left_to_botocore(behavior: Any) -> None:
+    def script(_: object) -> Any:
+        return behavior
+
+    async with HttpDouble(script) as server, quick_get(server.url) as quick:
+        assert await quick.get(KEY) is None
+
+
+def failing(status: int) -> Script:
+    """Answer each GET of the compactor's own with a failure, and those of botocore as S3 does."""
+    failed = reply(status, {}, b"")
+    return lambda request: (
+        failed if request.method == "GET" and "aiohttp" in request.headers["user-agent"].lower()
+        and request.path.count("=") else serve
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("status", [200, 503])
+async def test_an_archive_is_the_same_with_either_get(status: int) -> None:
+    async with opened(landing()) as world:
+        await world.compact()
+    expected = world.s3.objects
+    script: Script = failing(status) if status != 200 else lambda _: serve
+    async with opened(landing(), script) as world, quick_get(world.s3.url) as quick:
+        bucket = Bucket(world.client, "usage", quick)
+        tally = await Compactor(bucket, "v1/", Shard(0, 1), PlaneMetrics()).run(BEFORE)
+        assert (tally.archived, tally.held) == (27, 0)
+        assert world.s3.objects == expected
+        reads = [one for one in world.s3.http.requests if one.path.endswith(".jsonl.zst")]
+        gets = sum(one.method == "GET" for one in reads)
+    assert gets == (27 if status == 200 else 54)
