@@ -17,7 +17,7 @@ from lab.real.parts.process import PartError
 
 NAMES = (
     "start", "imports", "memory", "hour", "backlog", "idle", "sample", "records", "verifier",
-    "spool", "drain", "hop", "storm", "image_size",
+    "spool", "drain", "hop", "outage", "storm", "growth", "image_size",
 )  # fmt: skip
 
 

@@ -6,6 +6,9 @@ after an fsync. Alertmanager answers from memory. syslog-ng accepts lines withou
 keeps them in a disk buffer without an fsync. Then the layers of the forwarder are measured one at a
 time: a bare aiohttp server that reads and answers, the forwarder with no alert selected, and the
 forwarder with no alert that can be delivered.
+
+A second series compares the forwarder with programs that are built from Go modules: Alertmanager
+0.35, and the OpenTelemetry Collector with a sending queue on disk, with and without fsync.
 """
 
 import socket
@@ -17,7 +20,7 @@ from functools import partial
 
 import psutil
 
-from lab.bench import peers, sender
+from lab.bench import collector, go_peers, peers, sender
 from lab.bench.figures import Row, ratios, row
 from lab.bench.lab import FORWARDER, Lab, cpu_ns, elsewhere, one_core, rss_mib, until
 from lab.real.parts.process import free_port
@@ -29,6 +32,9 @@ BARE = "a bare POST"  # nothing is read of it, kept or delivered
 MATCHED = "alert-forwarder, no alert selected"  # read and matched
 KEPT = "alert-forwarder, nobody to deliver to"  # on disk as well
 WITH_FEW, ON_ALL = f", {FEW} senders", ", all cores"  # in addition to the row that has the targets
+CURRENT = "Alertmanager 0.35"
+SYNCED, UNSYNCED = "Collector, fsync", "Collector, no fsync"
+AGAIN = "alert-forwarder, second series"  # the same program as in the first, in turn with these
 
 
 @dataclass
@@ -55,18 +61,26 @@ class Hop:
 
 
 def measure(lab: Lab) -> list[Row]:
-    """Start all programs and measure them in turn."""
+    """Start the programs of each series and measure them in turn."""
     with ExitStack() as stack:
-        hops = _started(lab, stack)
-        first = 0
-        for number in range(lab.runs(9, 2) + 1):
-            for hop in hops.values():
-                with elsewhere() if hop.alone else nullcontext():
-                    _round(lab, hop, first)
-                first += ALERTS
-                if not number:
-                    hop.figures = Figures()  # the first round warms up
-    return list(_rows(hops))
+        rows = list(_rows(_measured(lab, _started(lab, stack), lab.runs(9, 2))))
+    if not (lab.go_peers and go_peers.available("hop")):
+        return rows
+    with ExitStack() as stack:
+        hops = _measured(lab, _started_current(lab, stack), lab.runs(5, 2))
+    return [*rows, *_current_rows(hops)]
+
+
+def _measured(lab: Lab, hops: dict[str, Hop], rounds: int) -> dict[str, Hop]:
+    first = 0
+    for number in range(rounds + 1):
+        for hop in hops.values():
+            with elsewhere() if hop.alone else nullcontext():
+                _round(lab, hop, first)
+            first += ALERTS
+            if not number:
+                hop.figures = Figures()  # the first round warms up
+    return hops
 
 
 def _started(lab: Lab, stack: ExitStack) -> dict[str, Hop]:
@@ -109,6 +123,32 @@ def _others(lab: Lab, stack: ExitStack) -> dict[str, Hop]:
     return hops
 
 
+def _started_current(lab: Lab, stack: ExitStack) -> dict[str, Hop]:
+    """Start the second series: each program on one core, for each number of senders."""
+    plane = lab.receivers.plane
+    exporter = collector.Exporter(plane.https_url, plane.ca_file)
+    with one_core():
+        ours = stack.enter_context(lab.daemons(FORWARDER, **_to(plane.https_url, lab)))
+        theirs = stack.enter_context(
+            peers.current_alertmanager(lab.place("current"), plane.https_url, plane.ca_file)
+        )
+        collectors = {
+            name: stack.enter_context(
+                collector.logs(lab.place("otelcol"), exporter, collector.Queue(fsync=fsync))
+            )
+            for name, fsync in ((SYNCED, True), (UNSYNCED, False))
+        }
+    hops: dict[str, Hop] = {}
+    for way, senders in {"": MANY, WITH_FEW: FEW}.items():
+        hops[AGAIN + way] = _webhooks(ours.process.pid, ours.webhook, senders)
+        send = partial(_posts, f"{theirs.url}/api/v2/alerts", senders)
+        hops[CURRENT + way] = Hop(theirs.pid, send)
+        for name, running in collectors.items():
+            send = partial(_records, f"{running.url}/v1/logs", senders)
+            hops[name + way] = Hop(running.pid, send)
+    return hops
+
+
 def _to(url: str, lab: Lab) -> dict[str, str]:
     return {"BYOC_ALERTS_URL": url, "BYOC_CA_FILE": lab.receivers.plane.ca_file}
 
@@ -124,6 +164,10 @@ def _webhooks(
 
 def _posts(url: str, senders: int, first: int) -> list[float]:
     return sender.send(url, sender.posts(ALERTS, first), senders)
+
+
+def _records(url: str, senders: int, first: int) -> list[float]:
+    return sender.send(url, sender.records(ALERTS, first), senders)
 
 
 def _lines(port: int, first: int) -> list[float]:
@@ -157,11 +201,26 @@ def _rows(hops: Mapping[str, Hop]) -> Iterator[Row]:
         ours, theirs = hops[OURS + way].figures, hops[THEIRS + way].figures
         cpu, delivered = ratios(ours.cpu, theirs.cpu), ratios(ours.delivered, theirs.delivered)
         most, least = (None, None) if way else ("<= 0.8", ">= 1.2")
-        yield row("hop", f"alert hop{way}, CPU: {OURS} / {THEIRS}", cpu, "x", most)
-        yield row("hop", f"alert hop{way}, delivered: {OURS} / {THEIRS}", delivered, "x", least)
+        title = f"{OURS} / {THEIRS}"
+        yield row("hop", f"alert hop{way}, CPU: {title}", cpu, "x", most, better="lower")
+        yield row(
+            "hop", f"alert hop{way}, delivered: {title}", delivered, "x", least, better="higher"
+        )
     for name, hop in hops.items():
         if hop.alone:
             yield from _details(name, hop.figures)
+
+
+def _current_rows(hops: Mapping[str, Hop]) -> Iterator[Row]:
+    for theirs in (CURRENT, SYNCED, UNSYNCED):
+        for way in ("", WITH_FEW):
+            a, b = hops[AGAIN + way].figures, hops[theirs + way].figures
+            title = f"{OURS} / {theirs}"
+            cpu, delivered = ratios(a.cpu, b.cpu), ratios(a.delivered, b.delivered)
+            yield row("hop", f"alert hop{way}, CPU: {title}", cpu, "x", better="lower")
+            yield row("hop", f"alert hop{way}, delivered: {title}", delivered, "x", better="higher")
+    for name, hop in hops.items():
+        yield from _details(name, hop.figures)
 
 
 def _details(name: str, figures: Figures) -> Iterator[Row]:

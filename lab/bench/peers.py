@@ -1,17 +1,18 @@
-"""Start the peer programs from Debian, each configured to do the same work."""
+"""Start the peer programs, each configured to do the same work."""
 
 import os
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+from lab.bench import go_peers
 from lab.bench.lab import until
 from lab.fakes.http import WEBHOOK_TOKEN
 from lab.real.parts import install, prometheus
-from lab.real.parts.process import PartError, RealProcess, answers, free_port
+from lab.real.parts.process import PartError, RealProcess, answers, free_port, listens
 
 COLLECTD = """
 BaseDir "{place}"
@@ -43,11 +44,12 @@ destination d {{ http(url("{url}") tls(ca-file("{ca_file}")) method("POST")
 log {{ source(s); destination(d); flags(flow-control); }};
 """
 ALERTMANAGER = """
-route: {{receiver: r, group_by: ["..."], group_wait: 0s, group_interval: 1m, repeat_interval: 1h}}
+route: {{receiver: r, group_by: ["{group_by}"], group_wait: {group_wait},
+  group_interval: {group_interval}, repeat_interval: 1h}}
 receivers:
 - name: r
   webhook_configs:
-  - {{url: "{url}", send_resolved: false, http_config:
+  - {{url: "{url}", send_resolved: false, {timeout}http_config:
       {{tls_config: {{ca_file: "{ca_file}"}}, authorization: {{credentials: "{token}"}}}}}}
 """
 BARE = """
@@ -94,16 +96,56 @@ def syslog_ng(place: Path, url: str, ca_file: str) -> Iterator[tuple[int, int]]:
         f"--module-path={parts}/usr/lib/syslog-ng/3.38",
     ]  # fmt: skip
     with spawned(command, place / "log", _libraries(parts)) as pid:
-        until(lambda: _listens(port), 30)
+        until(lambda: listens(port), 30)
         yield pid, port
+
+
+@dataclass(frozen=True)
+class Route:
+    """How Alertmanager groups. As it is, each alert is sent at once in its own notification."""
+
+    group_by: str = "..."
+    group_wait: str = "0s"
+    group_interval: str = "1m"
+    timeout: str = ""  # of a notification; "" = the default, none
+
+    def config(self, url: str, ca_file: str) -> str:
+        """Return the configuration with one webhook."""
+        return ALERTMANAGER.format(
+            url=url,
+            ca_file=ca_file,
+            token=WEBHOOK_TOKEN,
+            group_by=self.group_by,
+            group_wait=self.group_wait,
+            group_interval=self.group_interval,
+            timeout=f"timeout: {self.timeout}, " if self.timeout else "",
+        )
 
 
 @contextmanager
 def alertmanager(place: Path, url: str, ca_file: str = "") -> Iterator[RealProcess]:
-    """Run Alertmanager so that it sends each alert at once in its own notification."""
-    config = ALERTMANAGER.format(url=url, ca_file=ca_file, token=WEBHOOK_TOKEN)
-    with prometheus.alertmanager(place, config) as running:
+    """Run Debian's Alertmanager so that it sends each alert at once in its own notification."""
+    with prometheus.alertmanager(place, Route().config(url, ca_file)) as running:
         yield running
+
+
+def current_alertmanager(
+    place: Path, url: str, ca_file: str = "", route: Route | None = None, *flags: str
+) -> RealProcess:
+    """Return Alertmanager 0.35, not yet started."""
+    config, port = place / "config.yml", free_port()
+    config.write_text((route or Route()).config(url, ca_file))
+    return RealProcess(
+        name="alertmanager-0.35",
+        command=[
+            str(go_peers.alertmanager()), f"--config.file={config}", "--cluster.listen-address=",
+            f"--storage.path={place}/data", f"--web.listen-address=127.0.0.1:{port}",
+            "--log.level=error", *flags,
+        ],
+        port=port,
+        ready_path="/-/ready",
+        log=place / "log",
+    )  # fmt: skip
 
 
 @contextmanager
@@ -153,8 +195,3 @@ def spawned(command: Sequence[str], log: Path, environ: Mapping[str, str]) -> It
 def _libraries(parts: Path) -> dict[str, str]:
     beside = install.library_path(parts)["LD_LIBRARY_PATH"]
     return {"LD_LIBRARY_PATH": f"{beside}:{parts}/usr/lib/syslog-ng"}
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0

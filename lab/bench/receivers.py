@@ -4,22 +4,28 @@ They use as little CPU as possible, and are the same for the daemons and for the
 """
 
 import asyncio
+import json
 import re
 import ssl
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from byoc_agents.billing.sources.clickhouse import CPU
 from lab.fakes.certificate import certificate
+from lab.fakes.http import Reply, Request
 from lab.fakes.s3 import FakeS3
 from lab.fakes.sqs import FakeSqs
 from lab.fakes.state import HEALTHY, FakeClickHouse
 from lab.real.parts.process import PartError
 
 NAMES = re.compile(rb'"alertname": ?"(A\d+)"')
+RECORD_NAMES = re.compile(rb"(A\d+)\n\talertname")  # the Collector writes the value first
+REFUSED = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n%s\r\n"  # with the proof of the contract
 PROOF = re.compile(rb"\r\n([Ww]ebhook-[Ii]d: [^\r\n]+\r\n)")
 LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: (\d+)")
@@ -27,20 +33,30 @@ LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: (\d+)")
 
 @dataclass
 class Plane:
-    """A control plane that accepts every request, and counts posts and distinct alert names."""
+    """A control plane that accepts every request, or none, and counts what it accepts."""
 
     url: str = ""
     https_url: str = ""
     ca_file: str = ""  # of the certificate at `https_url`
+    down: bool = False  # answer 503
+    refused: int = 0  # requests
     posts: int = 0
-    names: set[bytes] = field(default_factory=set)
+    copies: int = 0  # alert names in all posts; a name counts once per post
+    names: set[bytes] = field(default_factory=set)  # distinct
     on_body: Callable[[bytes], None] = lambda _body: None
 
     def take(self, body: bytes) -> None:
         """Count one delivery."""
         self.posts += 1
-        self.names.update(NAMES.findall(body))
+        found = find_names(body)
+        self.copies += len(found)
+        self.names |= found
         self.on_body(body)
+
+
+def find_names(body: bytes) -> set[bytes]:
+    """Return the names of the alerts in a request: JSON of any kind, or OTLP as protobuf."""
+    return set((NAMES if body[:1] in b"{[" else RECORD_NAMES).findall(body))
 
 
 class Connection(asyncio.Protocol):
@@ -65,9 +81,35 @@ class Connection(asyncio.Protocol):
                 return
             given = PROOF.search(self._data, 0, end + 2)
             proof = bytes(given[1]) if given else b""  # before the data changes
-            self._plane.take(bytes(self._data[end + 4 : size]))
+            body = bytes(self._data[end + 4 : size])
             del self._data[:size]
+            if self._plane.down:
+                self._plane.refused += 1
+                self._transport.write(REFUSED)
+                continue
+            self._plane.take(body)
             self._transport.write(OK % proof)
+
+
+class MeteredClickHouse(FakeClickHouse):
+    """A `FakeClickHouse` with the counters that a scraper reads: half a core is busy."""
+
+    def apply(self, request: Request) -> Reply:
+        """Answer the query for the counters, and all others as before."""
+        if CPU.encode() not in request.body:
+            return super().apply(request)
+        seconds = time.monotonic()
+        rows = [
+            (CPU, f"{seconds * 5e5:.0f}"),
+            ("MemoryResident", "1500000000"),
+            ("CGroupMemoryTotal", "8589934592"),
+            ("CGroupMaxCPU", "1.5"),
+            ("uptime", f"{seconds:.0f}"),
+            ("server_uuid", "7b3a1f5e-0000-4000-8000-000000000000"),
+            ("host_name", "clickhouse-0"),
+        ]
+        meta = [{"name": name, "type": "String"} for name in ("name", "value")]
+        return Reply(200, {}, json.dumps({"meta": meta, "data": rows}).encode())
 
 
 @dataclass
@@ -109,7 +151,7 @@ async def _opened(stack: AsyncExitStack) -> Receivers:
     plane = Plane()
     s3 = await stack.enter_async_context(FakeS3())
     sqs = await stack.enter_async_context(FakeSqs())
-    clickhouse = await stack.enter_async_context(FakeClickHouse())
+    clickhouse = await stack.enter_async_context(MeteredClickHouse())
     clickhouse.server.rows = dict(HEALTHY)
     place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     cert, key = certificate(place, "plane")

@@ -37,7 +37,7 @@ def measure(lab: Lab) -> list[Row]:
         row("sample", "psutil: cpu_times and memory_info of a process", library, "us"),
     ]
     for count in CONTAINERS:
-        each = _many(count, lab.runs(9, 3))
+        each = sampled_node(count, lab.runs(9, 3))
         rows.append(row("sample", f"a node with {count} containers, each container", each, "us"))
     return rows
 
@@ -97,7 +97,8 @@ def _by_psutil(pid: int) -> tuple[float, int]:
     return process.cpu_times().user, process.memory_info().rss
 
 
-def _many(count: int, rounds: int) -> list[float]:
+def sampled_node(count: int, rounds: int) -> list[float]:
+    """Return microseconds of CPU per sample on a node with so many containers, one per round."""
     with ExitStack() as stack:
         groups = [stack.enter_context(kernel.cgroup_v1("cpuacct", "memory")) for _ in range(count)]
         sources = [_source(group["cpuacct"]) for group in groups]

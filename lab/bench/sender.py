@@ -40,6 +40,24 @@ def posts(count: int, first: int = 0) -> list[bytes]:
     return [json.dumps([{k: alert(n)[k] for k in wanted}]).encode() for n in numbers]
 
 
+def records(count: int, first: int = 0) -> list[bytes]:
+    """Return the bodies that a sender of OTLP logs posts, one record with the same alert each."""
+    return [json.dumps(_logs(alert(n))).encode() for n in range(first, first + count)]
+
+
+def _logs(one: dict[str, Any]) -> dict[str, Any]:
+    texts = {**one["labels"], **one["annotations"], "fingerprint": one["fingerprint"]}
+    attributes = [{"key": k, "value": {"stringValue": text}} for k, text in texts.items()]
+    began = dt.datetime.fromisoformat(one["startsAt"])
+    record = {
+        "timeUnixNano": f"{int(began.timestamp() * 1e9)}",
+        "severityText": "ERROR",
+        "body": {"stringValue": one["status"]},
+        "attributes": attributes,
+    }
+    return {"resourceLogs": [{"scopeLogs": [{"logRecords": [record]}]}]}
+
+
 def names(count: int, first: int = 0) -> set[bytes]:
     """Return the names of the alerts that must arrive."""
     return {b"A%d" % number for number in range(first, first + count)}

@@ -34,6 +34,21 @@ def measure(lab: Lab) -> list[Row]:
 
 
 def _audited(wanted: int) -> list[Row]:
+    seconds, most = _audit(wanted)
+    title = f"verifier, {wanted:,} records"
+    return [
+        row("verifier", f"{title}: records a second of CPU", [wanted / seconds], "records/s"),
+        row("verifier", f"{title}: memory above the start", [most / MIB], "MiB"),
+    ]
+
+
+def audited_seconds(wanted: int) -> float:
+    """Return the CPU seconds of an audit of that many records."""
+    return _audit(wanted)[0]
+
+
+def _audit(wanted: int) -> tuple[float, int]:
+    """Return the CPU seconds and the most bytes of memory above the start."""
     process, audit = psutil.Process(), Audit()
     gc.collect()
     before, most, seconds = process.memory_info().rss, 0, 0.0
@@ -47,11 +62,7 @@ def _audited(wanted: int) -> list[Row]:
     seconds += time.process_time() - began
     if report.records != wanted or report.counts:
         raise RuntimeError(f"the audit found {report.records} records, {report.counts}")
-    title = f"verifier, {wanted:,} records"
-    return [
-        row("verifier", f"{title}: records a second of CPU", [wanted / seconds], "records/s"),
-        row("verifier", f"{title}: memory above the start", [most / MIB], "MiB"),
-    ]
+    return seconds, most
 
 
 def _concluded(replicas: int) -> Row:

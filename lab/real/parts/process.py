@@ -32,6 +32,12 @@ def free_port() -> int:
         return port
 
 
+def listens(port: int) -> bool:
+    """Return whether a loopback TCP port accepts a connection."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def answers(url: str) -> bool:
     """Return whether a GET of `url` is answered with 2xx within two seconds."""
     try:
@@ -124,7 +130,8 @@ class Program:
 class RealProcess(Program):
     """A program that listens on 127.0.0.1.
 
-    `start` returns when a GET of `ready_path` is answered with 2xx.
+    `start` returns when a GET of `ready_path` is answered with 2xx, or, if that is empty, when the
+    port accepts a connection.
 
     A context manager: started on entry, stopped on exit. `start` after `stop` or `kill` uses the
     same port.
@@ -149,13 +156,16 @@ class RealProcess(Program):
 
     def _wait_ready(self) -> None:
         deadline = time.monotonic() + self.ready_seconds
-        while not answers(self.url + self.ready_path):
+        while not self._ready():
             self.check()
             if time.monotonic() > deadline:
                 raise PartError(
                     f"{self.name} not ready after {self.ready_seconds:.0f} s:\n{self.log_tail()}"
                 )
             time.sleep(POLL_SECONDS)
+
+    def _ready(self) -> bool:
+        return answers(self.url + self.ready_path) if self.ready_path else listens(self.port)
 
     def __enter__(self) -> Self:
         self.start()
