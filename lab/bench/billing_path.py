@@ -17,10 +17,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Protocol
 
+import psutil
 import zstandard
 
 from lab.bench import collector, go_peers
@@ -39,6 +40,8 @@ OURS = SCRAPER
 OURS_GROUP = f"{SCRAPER}, meter cgroup"
 EVERY = "Collector, every reading"
 MINUTE = "Collector, one reading per record"
+OURS_MINUTE = f"{SCRAPER}, one reading per record"
+PAIRS = ((OURS, EVERY), (OURS_MINUTE, MINUTE), (OURS, MINUTE))  # ours, the peer's
 HOUR = 3600.0
 SPEED = 20  # of the hour of objects
 OBJECTS = 3  # of one value of bytes and objects, after the first one
@@ -70,14 +73,27 @@ class Pace:
         }
 
 
-DEFAULT = Pace(5, 60, 900)
+DEFAULT = Pace(5, 60, 900)  # of the scraper
 FAST = Pace(5 / SPEED, 60 // SPEED, 900 // SPEED)
 COUNTED = Pace(1, 10, 20)  # of the accuracy
 
 
+def settings() -> str:
+    """Return the intervals as a table in Markdown; the page has the same lines."""
+    paces = {"CPU": DEFAULT, "bytes and objects": FAST, "accuracy": COUNTED}
+    lines = [
+        "| measured | every reading | one reading per record | one record | one object |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for what, pace in paces.items():
+        seconds = (pace.sample, pace.window, pace.window, pace.seal)
+        lines.append(f"| {what} | {' | '.join(f'{one:g} s' for one in seconds)} |")
+    return "\n".join(lines)
+
+
 @dataclass(frozen=True)
 class Container:
-    """What is metered: a control group, and the name of the processes that run in it."""
+    """A control group, and the name of the processes that run in it."""
 
     name: str
     group: ControlGroup
@@ -219,9 +235,11 @@ class Field:
     stack: ExitStack
 
     def start_all(self, pace: Pace) -> dict[str, Contestant]:
-        """Start the scraper with its default meter, and the Collector in two ways."""
+        """Start the scraper with its default meter and the Collector, each in two ways."""
+        target = f"process:{self.container.name}"
         started: dict[str, Contestant] = {
-            OURS: self.start_scraper(pace, f"process:{self.container.name}")
+            OURS: self.start_scraper(pace, target),
+            OURS_MINUTE: self.start_scraper(replace(pace, sample=pace.window), target),
         }
         if not go_peers.missing(GROUP):
             started[EVERY] = self.start_collector(pace.sample, pace.seal)
@@ -270,8 +288,10 @@ def comparing(lab: Lab) -> Iterator[Field]:
 
 def measure(lab: Lab) -> list[Row]:
     """Measure the objects of an hour and their CPU, then the accuracy."""
+    print(settings(), flush=True)
     objects, sizes, cpu = _costs(lab)
     rows = [
+        row(GROUP, "processes on the machine", [len(psutil.pids())], ""),
         *_against("bytes per container-hour", sizes, "bytes"),
         *_against("objects per container-hour", objects, ""),
         *_against("CPU per container-hour", cpu, "s"),
@@ -285,12 +305,12 @@ Figures = dict[str, list[float]]  # by program
 
 
 def _against(what: str, found: Figures, unit: str) -> list[Row]:
-    peers = [name for name in found if name != OURS]
     compared = [
         row(
-            GROUP, f"{what}: {OURS} / {name}", ratios(found[OURS], found[name]), "x", better="lower"
+            GROUP, f"{what}: {ours} / {peer}", ratios(found[ours], found[peer]), "x", better="lower"
         )
-        for name in peers
+        for ours, peer in PAIRS
+        if peer in found
     ]
     return compared + [row(GROUP, f"{what}: {name}", found[name], unit) for name in found]
 
@@ -336,7 +356,7 @@ def _observed(
         for name, one in fast.items():
             new = len(one.objects()) - len(arrivals[name])
             arrivals[name] += [now] * min(new, wanted + 1 - len(arrivals[name]))
-        if now - began >= DEFAULT.window:  # what is done once per record is in each value
+        if now - began >= DEFAULT.window:  # so each value has the work of one record
             after = {name: cpu_ns(one.process.pid) for name, one in usual.items()}
             for name, ns in after.items():
                 cpu[name].append((ns - before[name]) / 1e9 / (now - began) * HOUR)
@@ -380,9 +400,11 @@ def _accuracy(lab: Lab, trial: Trial) -> list[Row]:
     for number in range(lab.runs(2)):
         truth, counted = _counted(lab, trial, random.Random(SEED + number))
         for name, seconds in counted.items():
-            missing = truth - seconds
-            error = missing / trial.restarts if trial.restarts else -missing / truth * 100
-            errors[name].append(error)
+            errors[name].append(
+                (truth - seconds) / trial.restarts
+                if trial.restarts
+                else (seconds - truth) / truth * 100
+            )
     if trial.restarts:
         what, unit = f"{trial.name}: CPU not counted at each", "core s"
     else:

@@ -6,7 +6,8 @@ import urllib.request
 import pytest
 import zstandard
 
-from lab.bench.billing_path import COUNTED, DEFAULT, FAST, SPEED, storing
+from lab.bench import report
+from lab.bench.billing_path import DEFAULT, FAST, SPEED, settings, storing
 from lab.bench.otlp import OtlpError, Point, count_seconds, decode_points
 
 # A request of the Collector 0.165.0: a process of half a core, read three times.
@@ -92,10 +93,12 @@ def test_a_process_that_was_there_before_counts_from_its_first_value() -> None:
 
 
 def test_the_fast_pace_is_the_default_one_with_other_seconds() -> None:
-    for pace in (DEFAULT, COUNTED):
-        assert 60 % pace.window == 0
     fast = (FAST.sample * SPEED, FAST.window * SPEED, FAST.seal * SPEED)
     assert fast == (DEFAULT.sample, DEFAULT.window, DEFAULT.seal)
+
+
+def test_the_page_has_the_intervals_that_are_used() -> None:
+    assert settings() in report.DOCS.read_text()
 
 
 def test_the_store_keeps_each_body_in_its_own_list() -> None:
