@@ -1,9 +1,14 @@
-"""A row of the bench: the median of repeated measurements, their spread, and the target."""
+"""The figures of the bench.
+
+A row is the median of repeated measurements with their spread and a target; a line is the cost of
+several amounts of work.
+"""
 
 import operator
 import re
 from collections.abc import Callable, Sequence
-from statistics import median
+from math import log
+from statistics import linear_regression, median
 from typing import Literal
 
 import msgspec
@@ -25,6 +30,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     high: float
     runs: int
     better: Better | None = None  # of a ratio of ours to a peer's: which side of 1 is ours
+    measured: str = ""  # the day and the machine
 
     @property
     def peer_is_better(self) -> bool:
@@ -47,6 +53,25 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
             "target": self.target,
             "holds": self.holds,
         }
+
+
+class Line(msgspec.Struct, frozen=True):
+    """The cost of several amounts of work, in microseconds of CPU."""
+
+    name: str
+    work: str  # the unit of the amounts
+    points: list[tuple[float, float]]  # amount, cost
+
+    def exponent(self) -> float:
+        """Return the slope of log(cost) over log(amount) in the last decade of the amounts.
+
+        Raises ValueError if fewer than two points are in it.
+        """
+        last = max(amount for amount, _ in self.points)
+        late = [(log(amount), log(cost)) for amount, cost in self.points if amount >= last / 10]
+        if len(late) < 2:
+            raise ValueError(f"{len(late)} points in the last decade: expected at least 2")
+        return linear_regression(*zip(*late, strict=True)).slope
 
 
 def within(value: float, target: str) -> bool:

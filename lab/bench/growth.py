@@ -14,10 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import partial
-from math import log
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import linear_regression
 
 import msgspec
 import structlog
@@ -29,7 +27,7 @@ from byoc_agents.errors import Reason
 from byoc_agents.ledger.verify import verify
 from byoc_agents.ledger.writer import FileLedger
 from lab.bench import sample, sender, verifier
-from lab.bench.figures import Row, row
+from lab.bench.figures import Line, Row, row
 from lab.bench.lab import EXPORTER, FORWARDER, MIB, SCRAPER, Lab, cpu_ns, until
 from lab.bench.spool import GIB, filled
 from lab.real.parts.install import ROOT
@@ -43,47 +41,32 @@ RECORDS = (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000,
 FILES = (1, 3, 10, 30, 100, 300, 1_000)
 BACKLOG_MIB = (1, 3, 10, 30, 100, 300, 1_024)
 SERVERS_SECONDS = 8.0  # of one point
-LINES_OF_A_FILE = 20  # intents, each with its receipt
+LINES_OF_A_FILE = 5  # intents, each with its receipt
 PUTS = 64
 OF_A_BATCH, BATCH_BYTES = 100, 4 * MIB  # of a drain
 
 
-class Line(msgspec.Struct, frozen=True):
-    """The cost of several amounts of work, in microseconds of CPU."""
-
-    name: str
-    work: str  # the unit of the amounts
-    points: list[tuple[float, float]]  # amount, cost
-
-
-def exponent(points: Sequence[tuple[float, float]]) -> float:
-    """Return the slope of log(cost) over log(amount) in the last decade of the amounts.
-
-    Raises ValueError if fewer than two points are in it.
-    """
-    last = max(amount for amount, _ in points)
-    late = [(log(amount), log(cost)) for amount, cost in points if amount >= last / 10]
-    if len(late) < 2:
-        raise ValueError(f"{len(late)} points in the last decade: expected at least 2")
-    return linear_regression(*zip(*late, strict=True)).slope
-
-
 def measure(lab: Lab) -> list[Row]:
     """Measure all lines, and store their points."""
-    with ProcessPoolExecutor(
-        max_workers=1, mp_context=get_context("spawn"), max_tasks_per_child=1
-    ) as fresh:  # a process that has held other things has a slower allocator
-        lines = [
-            _containers(lab),
-            *_servers(lab),
-            _alerts(lab),
-            _records(lab, fresh),
-            *_ledgers(lab, fresh),
-            *_backlogs(lab, fresh),
-        ]
+    lines = measured_lines(lab)
     JSON.parent.mkdir(exist_ok=True)
     JSON.write_bytes(msgspec.json.format(msgspec.json.encode(lines)))
     return [one for line in lines for one in _rows(line)]
+
+
+def measured_lines(lab: Lab) -> list[Line]:
+    """Measure all lines."""
+    with ProcessPoolExecutor(
+        max_workers=1, mp_context=get_context("spawn"), max_tasks_per_child=1
+    ) as fresh:  # a process that has held other things has a slower allocator
+        return [
+            _containers(lab),
+            *_servers(lab),
+            _alerts(lab),
+            *_ledgers(lab, fresh),
+            *_backlogs(lab, fresh),
+            _records(lab, fresh),
+        ]
 
 
 def read() -> list[Line]:
@@ -92,13 +75,14 @@ def read() -> list[Line]:
 
 
 def _rows(line: Line) -> Iterator[Row]:
-    yield row("growth", f"{line.name}: exponent", [exponent(line.points)], "", LINEAR)
+    yield row("growth", f"{line.name}: exponent", [line.exponent()], "", LINEAR)
     for amount, cost in (line.points[0], line.points[-1]):
-        yield row("growth", f"{line.name}: {amount:,g} {line.work}", [cost / 1e3], "ms")
+        yield row("growth", f"{line.name}: {amount:,.0f} {line.work}", [cost / 1e3], "ms")
 
 
-def _up_to(lab: Lab, amounts: Sequence[int], quick: int) -> list[int]:
-    return [amount for amount in amounts if not lab.quick or amount <= quick]
+def _up_to(lab: Lab, amounts: Sequence[int]) -> list[int]:
+    """Return the amounts of a run: of a quick one only the first decade."""
+    return [amount for amount in amounts if not lab.quick or amount <= 10 * amounts[0]]
 
 
 # Each kind of work.
@@ -106,7 +90,7 @@ def _up_to(lab: Lab, amounts: Sequence[int], quick: int) -> list[int]:
 
 def _containers(lab: Lab) -> Line:
     points = []
-    for count in CONTAINERS:
+    for count in _up_to(lab, CONTAINERS):
         each = min(sample.sampled_node(count, lab.runs(5, 3)))
         points.append((float(count), each * count))
     return Line("containers of a node, one sample of each", "containers", points)
@@ -115,7 +99,7 @@ def _containers(lab: Lab) -> Line:
 def _servers(lab: Lab) -> list[Line]:
     """Run the scraper and the exporter on several servers, and measure a second of each."""
     scraper, exporter = [], []
-    for count in SERVERS:
+    for count in _up_to(lab, SERVERS):
         a, b = _polled(lab, count)
         scraper.append((float(count), a))
         exporter.append((float(count), b))
@@ -154,14 +138,14 @@ def _polled(lab: Lab, count: int) -> tuple[float, float]:
 def _alerts(lab: Lab) -> Line:
     plane, first, points = lab.receivers.plane, 0, []
     with lab.daemons(FORWARDER) as running:
-        for count in (1000, *_up_to(lab, ALERTS, 1_000)):  # the first warms up
+        for count in (1_000, *_up_to(lab, ALERTS)):  # the first warms up
             times = max(1, 100 // count)
             plane.names.clear()
             wanted = sender.names(count * times, first)
             bodies = [_group(count, first + count * n) for n in range(times)]
             before = cpu_ns(running.process.pid)
             sender.send(running.webhook, bodies, senders=1)
-            until(lambda wanted=wanted: plane.names >= wanted)
+            until(partial(plane.names.issuperset, wanted))
             points.append((float(count), (cpu_ns(running.process.pid) - before) / 1e3 / times))
             first += count * times
     return Line("alerts of one notification, until delivered", "alerts", points[1:])
@@ -179,14 +163,14 @@ def _group(count: int, first: int) -> bytes:
 
 def _records(lab: Lab, fresh: ProcessPoolExecutor) -> Line:
     most = max(lab.millions) * 1_000_000
-    amounts = [amount for amount in _up_to(lab, RECORDS, 100_000) if amount <= most]
+    amounts = [amount for amount in _up_to(lab, RECORDS) if amount <= most]
     seconds = fresh.map(verifier.audited_seconds, amounts)
     points = [(float(n), cpu * 1e6) for n, cpu in zip(amounts, seconds, strict=True)]
-    return Line("records that `verify` reads", "records", points)
+    return Line("records that verify reads", "records", points)
 
 
 def _ledgers(lab: Lab, fresh: ProcessPoolExecutor) -> list[Line]:
-    amounts = _up_to(lab, FILES, 300)
+    amounts = _up_to(lab, FILES)
     costs = fresh.map(_ledger_costs, [lab.place("ledger") for _ in amounts], amounts)
     return _lines("ledger", "files", amounts, costs)
 
@@ -235,7 +219,7 @@ async def _ledger(directory: Path, count: int) -> dict[str, float]:
 
 
 def _backlogs(lab: Lab, fresh: ProcessPoolExecutor) -> list[Line]:
-    amounts = _up_to(lab, BACKLOG_MIB, 100)
+    amounts = _up_to(lab, BACKLOG_MIB)
     costs = fresh.map(_backlog_costs, [lab.place("backlog") for _ in amounts], amounts)
     return _lines("backlog", "MiB", amounts, costs)
 

@@ -36,6 +36,7 @@ class Lab:
     quick: bool = False
     millions: Sequence[int] = (1,)  # records that the verifier reads
     minutes: float = 2  # of steady load
+    go_peers: bool = True  # build and run the peers that are Go modules
     _numbers: Iterator[int] = field(default_factory=count)
 
     def place(self, name: str) -> Path:

@@ -176,7 +176,14 @@ def _forwarder(place: Path, url: str) -> RealProcess:
         "BYOC_ALERTS_TIMEOUT_SECONDS": TIMEOUT.removesuffix("s"),
     }
     command = [sys.executable, "-m", "byoc_agents.app.cli", "run", OURS]
-    return RealProcess(OURS, command, port, "", place / "log", environment)
+    return RealProcess(
+        name=OURS,
+        command=command,
+        log=place / "log",
+        environment=environment,
+        port=port,
+        ready_path="",
+    )
 
 
 def _collector(queue: collector.Queue) -> Callable[[Path, str], RealProcess]:
@@ -401,11 +408,13 @@ def _own_id(runs: Sequence[Found]) -> str:
 def write_docs(results: Sequence[Found]) -> None:
     """Write the tables between the marks of the page."""
     first = results[0]
+    faults = ", ".join(f"{share} % {how.replace('_', ' ')}" for how, share in MIX.items())
     intro = (
-        f"{first.sent:,} alerts and {first.kills} SIGKILLs per run, one run per seed;"
-        " the values are in the order of the seeds."
+        f"{first.sent:,} alerts and {first.kills} SIGKILLs per run, one run per seed; the values"
+        f" are in the order of the seeds.\nWhat the receiver does with a request: {faults}.\n"
+        f"Every program gives up on an answer after {TIMEOUT.removesuffix('s')} s."
     )
-    content = f"{intro}\n\n{table(results)}"
+    content = f"{intro}\n\n{table(results)}\n\nMeasured on {report.measured()}."
     DOCS.write_text(report.replace_between(DOCS.read_text(), BEGIN, content))
 
 
@@ -419,7 +428,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--most", type=int, default=50, help="our numbers that may come twice")
     parser.add_argument("--write-docs", action="store_true", help="figures into docs/")
     options = parser.parse_args(argv)
-    names = [OURS] if go_peers.missing("loss") else options.only
+    only_ours = options.only == [OURS]
+    names = options.only if only_ours or go_peers.available("loss") else [OURS]
     try:
         results = asyncio.run(measure(names, options.seeds, options.count, options.kills))
     except PartError as error:

@@ -70,7 +70,7 @@ def measure(lab: Lab) -> list[Row]:
 def _programs(lab: Lab) -> dict[str, Program]:
     plane = lab.receivers.plane
     programs = {FORWARDER: Program(partial(_forwarder, lab), sender.webhooks)}
-    if go_peers.missing("outage"):
+    if not (lab.go_peers and go_peers.available("outage")):
         return programs
     exporter = collector.Exporter(plane.url)
     for name, fsync in ((SYNCED, True), (UNSYNCED, False)):

@@ -1,13 +1,14 @@
 """Write the bench's results: a table on the screen, `build/bench.json`, the page and the plot."""
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
-from lab.bench import plot
+from lab.bench import growth, plot
 from lab.bench.figures import Row
 from lab.real.counts import gate
 from lab.real.parts.install import ROOT
@@ -16,15 +17,19 @@ JSON = ROOT / "build" / "bench.json"
 DETAIL = ROOT / "build" / "bench-detail.json"  # with the spread and the number of runs
 DOCS = ROOT / "docs" / "internals" / "performance.md"
 PLOT = ROOT / "docs" / "internals" / "performance.svg"
+GROWTH = ROOT / "docs" / "internals" / "growth.svg"
 PYTHON = "3.11"  # of the images: the figures on the page are its
 BEGIN, END = "<!-- {group}: written by `python -m lab.bench --write-docs` -->", "<!-- end -->"
+BLOCK = re.compile(rf"{BEGIN.format(group='([a-z_]+)')}\n(.*?){END}", re.DOTALL)
+LINE = re.compile(r"\| (.+?) \| ([0-9.,]+) (.*?) \| (.*?) \| (\d+) \| (.*?) \| .*\|")
 
 
 def write(rows: Sequence[Row]) -> None:
     """Write both files. Rows of groups that this run did not measure are kept."""
     JSON.parent.mkdir(exist_ok=True)
-    groups = {row.group for row in rows}
-    merged = [row for row in read() if row.group not in groups] + list(rows)
+    groups, when = {row.group for row in rows}, measured()
+    merged = [row for row in read() if row.group not in groups]
+    merged += [msgspec.structs.replace(row, measured=when) for row in rows]
     DETAIL.write_bytes(msgspec.json.format(msgspec.json.encode(merged)))
     JSON.write_bytes(msgspec.json.format(msgspec.json.encode([r.public() for r in merged])))
 
@@ -55,18 +60,20 @@ def number(value: float) -> str:
 
 
 def write_docs() -> None:
-    """Write the last figures between the marks of the page, and draw the plot."""
+    """Write the last figures between the marks of the page, and draw the plots.
+
+    Groups that were not measured keep their table, and their place in the plot of the page.
+    """
     rows = read()
     text = DOCS.read_text()
     for group in dict.fromkeys(row.group for row in rows):
         shown = table([row for row in rows if row.group == group])
         text = replace_between(text, BEGIN.format(group=group), shown)
     text = replace_between(text, BEGIN.format(group="counts"), counts())
-    now = datetime.fromtimestamp(JSON.stat().st_mtime, tz=UTC)
-    when = f"Measured on {now:%d %B %Y}: {_machine()}."
-    text = replace_between(text, BEGIN.format(group="when"), when)
     DOCS.write_text(text)
-    PLOT.write_text(plot.drawn(rows))
+    PLOT.write_text(plot.drawn([*parse(text)]))
+    if any(row.group == "growth" for row in rows):
+        GROWTH.write_text(plot.grown(growth.read()))
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -81,7 +88,26 @@ def table(rows: Sequence[Row]) -> str:
         target = (row.target or "").replace("<=", "≤").replace(">=", "≥")
         value = f"{number(row.value)} {row.unit}"
         lines.append(f"| {row.name} | {value} | {spread} | {row.runs} | {target} | {verdict} |")
+    if rows[0].measured:
+        lines += ["", f"Measured on {rows[0].measured}."]
     return "\n".join(lines)
+
+
+def parse(page: str) -> Iterator[Row]:
+    """Yield the rows of the page's tables, without their spread: `table`'s own form."""
+    for group, block in BLOCK.findall(page):
+        for name, value, unit, _, runs, target in LINE.findall(block):
+            median = float(value.replace(",", ""))
+            yield Row(
+                group=group,
+                name=name,
+                value=median,
+                unit=unit,
+                target=target.replace("≤", "<=").replace("≥", ">=") or None,
+                low=median,
+                high=median,
+                runs=int(runs),
+            )
 
 
 def counts() -> str:
@@ -102,6 +128,11 @@ def replace_between(text: str, begin: str, content: str) -> str:
     if not found:
         return text
     return f"{before}{begin}\n{content}\n{END}{rest.partition(END)[2]}"
+
+
+def measured() -> str:
+    """Return today's date and the machine with its load, for the end of a table."""
+    return f"{datetime.now(tz=UTC):%d %B %Y}: {_machine()}"
 
 
 def _machine() -> str:

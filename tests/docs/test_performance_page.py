@@ -3,6 +3,7 @@
 import re
 from xml.etree import ElementTree as ET
 
+import msgspec
 import pytest
 
 from images.oci import ENVIRONMENT
@@ -37,8 +38,33 @@ def test_a_row_is_the_median_with_its_spread() -> None:
 
 
 def test_the_page_has_a_place_for_every_measurement() -> None:
-    for name in (*NAMES, "when", "counts"):
+    for name in (*NAMES, "counts"):
         assert PAGE.count(report.BEGIN.format(group=name)) == 1, name
+
+
+def test_the_rows_of_a_table_can_be_read_from_the_page() -> None:
+    """So the plot has the rows of tables that a run did not measure."""
+    rows = [
+        row("hop", "CPU: ours / theirs", [0.4], "x", "<= 0.8"),
+        row("hop", "delivered", [3_242, 2_885, 4_179], "alerts/s"),
+        row("hop", "connections", [565], ""),
+    ]
+    text = report.BEGIN.format(group="hop") + f"\n{report.table(rows)}\n{report.END}"
+    keys = ("group", "name", "value", "unit", "target", "runs")
+    read = [[getattr(one, key) for key in keys] for one in report.parse(text)]
+    assert read == [[getattr(one, key) for key in keys] for one in rows]
+
+
+def test_a_table_names_the_day_and_the_machine_of_its_runs() -> None:
+    made = row("hop", "delivered", [3_242], "alerts/s")
+    assert "Measured" not in report.table([made])
+    shown = report.table([msgspec.structs.replace(made, measured="24 November 2026: 2 cores")])
+    assert shown.endswith("\n\nMeasured on 24 November 2026: 2 cores.")
+
+
+def test_a_peers_better_ratio_is_marked() -> None:
+    made = row("hop", "CPU: ours / theirs", [1.2], "x", better="lower")
+    assert report.table([made]).endswith("| the peer is better |")
 
 
 def test_the_page_shows_the_baseline_of_the_gate() -> None:
