@@ -241,7 +241,7 @@ class Field:
             OURS: self.start_scraper(pace, target),
             OURS_MINUTE: self.start_scraper(replace(pace, sample=pace.window), target),
         }
-        if not go_peers.missing(GROUP):
+        if self.lab.go_peers:
             started[EVERY] = self.start_collector(pace.sample, pace.seal)
             started[MINUTE] = self.start_collector(pace.window, pace.seal)
         return started
@@ -288,6 +288,8 @@ def comparing(lab: Lab) -> Iterator[Field]:
 
 def measure(lab: Lab) -> list[Row]:
     """Measure the objects of an hour and their CPU, then the accuracy."""
+    if lab.go_peers and not go_peers.available(GROUP):
+        lab = replace(lab, go_peers=False)
     print(settings(), flush=True)
     objects, sizes, cpu = _costs(lab)
     rows = [
@@ -398,7 +400,7 @@ def _accuracy(lab: Lab, trial: Trial) -> list[Row]:
     """Return each program's error against the kernel's counter."""
     errors: Figures = defaultdict(list)
     for number in range(lab.runs(2)):
-        truth, counted = _counted(lab, trial, random.Random(SEED + number))
+        truth, counted = count_trial(lab, trial, random.Random(SEED + number))
         for name, seconds in counted.items():
             errors[name].append(
                 (truth - seconds) / trial.restarts
@@ -412,7 +414,7 @@ def _accuracy(lab: Lab, trial: Trial) -> list[Row]:
     return [row(GROUP, f"{what}: {name}", values, unit) for name, values in errors.items()]
 
 
-def _counted(lab: Lab, trial: Trial, rng: random.Random) -> tuple[float, dict[str, float]]:
+def count_trial(lab: Lab, trial: Trial, rng: random.Random) -> tuple[float, dict[str, float]]:
     """Return the core seconds by the kernel, and by the objects of each program."""
     seconds = 15.0 if lab.quick else LOAD_SECONDS
     with comparing(lab) as field:
@@ -426,7 +428,7 @@ def _counted(lab: Lab, trial: Trial, rng: random.Random) -> tuple[float, dict[st
                 trial.load(burner, rng.uniform(0.5, 1.5) * seconds / (trial.restarts + 1))
             usec += settled(metered.group)
             metered.replace()
-        with metered.burning() as burner, ThreadPoolExecutor() as pool:
+        with metered.burning() as burner, ThreadPoolExecutor(len(running)) as pool:
             killers = [
                 pool.submit(kill_often, one.process, _moments(rng, trial.kills, seconds))
                 for one in running.values()
