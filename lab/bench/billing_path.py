@@ -44,12 +44,12 @@ OURS_MINUTE = f"{SCRAPER}, one reading per record"
 PAIRS = ((OURS, EVERY), (OURS_MINUTE, MINUTE), (OURS, MINUTE))  # ours, the peer's
 HOUR = 3600.0
 SPEED = 20  # of the hour of objects
-OBJECTS = 3  # of one value of bytes and objects, after the first one
+OBJECTS = 2  # of one value of bytes and objects, after the first one
 SETTLE_SECONDS = 5.0  # the start is measured elsewhere
 PATIENCE_SECONDS = 300.0
 DOWN_SECONDS = 0.2  # after a SIGKILL
 KILLS, RESTARTS = 10, 5
-LOAD_SECONDS = 60.0
+LOAD_SECONDS = 40.0
 LOOK_SECONDS = 0.1
 BATCH_POINTS = 100_000  # more than any object holds: the time alone ends a batch
 SEED = 7
@@ -347,7 +347,7 @@ def _observed(
     lab: Lab, usual: Mapping[str, Contestant], fast: Mapping[str, Contestant]
 ) -> tuple[Figures, Figures]:
     """Return CPU seconds per hour of `usual`, and the times at which objects of `fast` came."""
-    values, wanted = lab.runs(3), lab.runs(OBJECTS)
+    values, wanted = lab.runs(2), lab.runs(OBJECTS)
     cpu: Figures = {name: [] for name in usual}
     arrivals: Figures = {name: [] for name in fast}
     began, deadline = time.monotonic(), time.monotonic() + PATIENCE_SECONDS
