@@ -16,8 +16,8 @@ from lab.real.parts import kernel
 from lab.real.parts.process import PartError
 
 NAMES = (
-    "start", "imports", "memory", "hour", "backlog", "idle", "sample", "records", "verifier",
-    "spool", "drain", "hop", "outage", "storm", "growth", "image_size",
+    "start", "imports", "memory", "hour", "backlog", "idle", "sample", "records", "billing_path",
+    "verifier", "spool", "drain", "hop", "outage", "storm", "growth", "image_size",
 )  # fmt: skip
 
 
