@@ -51,7 +51,7 @@ from lab.real.parts.install import ROOT
 from lab.real.parts.process import PartError
 from lab.tailnet.certificates import GRANT
 from lab.tailnet.engineer import Held
-from lab.tailnet.world import SERVICE, launch
+from lab.tailnet.environment import SERVICE, launch
 
 DIRECTORY = ROOT / "build" / "demo-access"
 ORGANIZATION, REPLICA = "org-1", "r0"
@@ -106,7 +106,7 @@ def _print(text: str) -> None:
 
 
 def play(directory: Path, *, loopback: str = "", say: Callable[[str], None] = _print) -> list[Step]:
-    """Play the story in an emptied directory; return the steps. Raises DemoError and PartError.
+    """Play the scenario in an emptied directory; return the steps. Raises DemoError and PartError.
 
     `loopback` is the reason for not using a tailnet; empty = use it.
     """
@@ -118,7 +118,7 @@ def play(directory: Path, *, loopback: str = "", say: Callable[[str], None] = _p
     way = access_route.through_loopback if loopback else access_route.through_tailnet
     began, steps = time.monotonic(), []
     with way(directory) as route, (directory / RECORD).open("w") as record:
-        for step in Story(directory, route).steps():
+        for step in Scenario(directory, route).steps():
             steps.append(step)
             seconds = time.monotonic() - began
             record.write(json.dumps({"seconds": round(seconds, 1), **step._asdict()}) + "\n")
@@ -128,7 +128,7 @@ def play(directory: Path, *, loopback: str = "", say: Callable[[str], None] = _p
     return steps
 
 
-class Story:
+class Scenario:
     """The steps in order. Each raises DemoError if its result is not the expected one."""
 
     def __init__(self, directory: Path, route: Route) -> None:

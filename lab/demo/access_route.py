@@ -21,10 +21,10 @@ from lab.demo.access_server import Ready
 from lab.real.chart import render
 from lab.real.parts import helm
 from lab.real.parts.install import CACHE
-from lab.tailnet import certificates, parts, world
+from lab.tailnet import certificates, environment, parts
 from lab.tailnet.engineer import Engineer
+from lab.tailnet.environment import Program, inside, launch
 from lab.tailnet.listener import NATIVE_PORT
-from lab.tailnet.world import Program, inside, launch
 
 SERVER = "lab.demo.access_server"
 PARTS = ("tailnet", "nginx", *(f"helm-{version}" for version in helm.VERSIONS[:1]))
@@ -61,9 +61,9 @@ def find_obstacle() -> str:
 def through_tailnet(directory: Path) -> Iterator[Route]:
     """Start the lab with one pod of ClickHouse's endpoint, by relay only. Raises PartError."""
     values = directory / "values.yaml"
-    values.write_text(yaml.safe_dump(world.values()))
+    values.write_text(yaml.safe_dump(environment.values()))
     documents = render.manifests(values)
-    with world.built(directory, documents, [SERVER]) as lab:
+    with environment.built(directory, documents, [SERVER]) as lab:
         yield Route(
             name=f"Tailscale {parts.VERSION} by a relay, and nginx",
             engineer=lab.engineer(),
@@ -79,7 +79,7 @@ def through_tailnet(directory: Path) -> Iterator[Route]:
 @contextmanager
 def through_loopback(directory: Path) -> Iterator[Route]:
     """Start the server alone. Raises PartError."""
-    certificates.make(directory, world.SERVICE, dt.datetime.now(dt.UTC))
+    certificates.make(directory, environment.SERVICE, dt.datetime.now(dt.UTC))
     own = [LOOPBACK, *certificates.server_files(directory), "0", "0"]
     server = launch("listener", [sys.executable, "-m", SERVER, *own], directory, os.environ)
     try:

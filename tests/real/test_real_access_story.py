@@ -17,8 +17,8 @@ from lab.demo import access
 from lab.demo.access import Step
 from lab.demo.access_server import REFUSED
 from lab.tailnet.certificates import GRANT
+from lab.tailnet.environment import REPLICA, SERVICE
 from lab.tailnet.policies import SERVERS
-from lab.tailnet.world import REPLICA, SERVICE
 
 pytestmark = pytest.mark.quiet  # two times are measured
 REVOKED_SECONDS = 5.0  # as docs/access.md says
@@ -41,7 +41,7 @@ def printed() -> list[str]:
 
 @pytest.fixture(scope="module")
 def steps(directory: Path, printed: list[str]) -> dict[str, Step]:
-    """Play the story; give its steps by name."""
+    """Play the scenario; give its steps by name."""
     return {step.name: step for step in access.play(directory, say=printed.append)}
 
 

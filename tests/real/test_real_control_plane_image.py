@@ -8,7 +8,7 @@ from byoc_agents.airgap.signed_file import sign_file
 from lab.control_plane.processes import ROOT
 from lab.real.parts import docker as docker_part
 from lab.real.parts import images
-from tests.unit.airgap.airgap_world import BILLING, CUSTOMER, STRANGER, VENDOR
+from tests.unit.airgap.airgap_harness import BILLING, CUSTOMER, STRANGER, VENDOR
 from tests.unit.control_plane.test_plane_import import key_file
 
 pytestmark = pytest.mark.real

@@ -32,7 +32,7 @@ import byoc_agents
 from byoc_agents.app.cloudevents import encode
 from byoc_agents.billing.record import TYPE, UsageRecord, record_id
 from byoc_agents.schema import EXAMPLES
-from lab.demo.access import Step, Story
+from lab.demo.access import Scenario, Step
 from lab.demo.access_route import through_loopback
 from lab.real import stand_ins
 from lab.real.parts import install
@@ -279,10 +279,10 @@ def drill() -> list[str]:
 def test_the_drill_of_the_access_page_ends_an_open_grant(tmp_path: Path) -> None:
     """`status` exits with 1 while somebody has access, as the page says."""
     (script,) = drill()
-    steps = play_story(tmp_path / "story")
+    steps = play_scenario(tmp_path / "scenario")
     while next(steps).name != "approved":
         pass
-    environ = os.environ | {"BYOC_STATE_DIR": str(tmp_path / "story" / "state")}
+    environ = os.environ | {"BYOC_STATE_DIR": str(tmp_path / "scenario" / "state")}
     environ["PATH"] = f"{Path(sys.executable).parent}:{environ['PATH']}"
     done = [
         subprocess.run(
@@ -299,11 +299,11 @@ def test_the_drill_of_the_access_page_ends_an_open_grant(tmp_path: Path) -> None
     assert outputs[3] == "kill switch: off\n"
 
 
-def play_story(directory: Path) -> Generator[Step]:
+def play_scenario(directory: Path) -> Generator[Step]:
     """Yield the steps of `make demo-access`; its programs end with the generator."""
     directory.mkdir()
     with through_loopback(directory) as route:
-        yield from Story(directory, route).steps()
+        yield from Scenario(directory, route).steps()
 
 
 @pytest.mark.parametrize(

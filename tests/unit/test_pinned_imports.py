@@ -14,7 +14,7 @@ import pytest
 
 import byoc_agents
 from byoc_agents.airgap.signed_file import sign_file
-from tests.unit.airgap.airgap_world import BILLING, CUSTOMER, STRANGER, VENDOR
+from tests.unit.airgap.airgap_harness import BILLING, CUSTOMER, STRANGER, VENDOR
 from tests.unit.control_plane.test_plane_import import key_file
 
 ROOT = Path(byoc_agents.__file__).parents[2]

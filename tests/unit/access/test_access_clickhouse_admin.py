@@ -16,7 +16,7 @@ from byoc_agents.clickhouse import Bounds, ClickHouse
 from lab.fakes.access import ClickHouseDouble
 from lab.fakes.core import START_MS
 from lab.fakes.http import always, close, garbage, hang, lose, reply
-from tests.unit.access.access_world import GRANT_ID
+from tests.unit.access.access_documents import GRANT_ID
 
 USER = user_of(GRANT_ID)
 ACCOUNT = GrantAccount(
