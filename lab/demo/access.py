@@ -60,6 +60,7 @@ MINUTES = 30  # approved; the request asks for an hour
 END_SECONDS = (
     60.0  # the drill of docs/access.md; the printed times are far below on an idle machine
 )
+SILENCE_SECONDS = 5.0  # after which the client ends its connection; docs/access-network.md
 WAIT_SECONDS = 60.0  # for one step on a busy machine; each wait ends as soon as it may
 POLL_SECONDS = 0.05
 LINE = f"{QUERY}\n"
@@ -67,7 +68,7 @@ RECORD = "record.jsonl"
 
 
 class Step(NamedTuple):
-    """One step of the story. `seen` has the observations, for a test."""
+    """One step. `seen` has the observations, for a test."""
 
     name: str
     happened: str
@@ -301,7 +302,11 @@ class Scenario:
     def _end(self) -> Iterator[Step]:
         """Revoke access under an open connection, then close the network path."""
         with self._route.engineer.hold(
-            self._route.address, self._route.port, certificate="engineer", send=LINE
+            self._route.address,
+            self._route.port,
+            certificate="engineer",
+            send=LINE,
+            timeout=SILENCE_SECONDS,
         ) as held:
             yield self._revoke(held)
             yield self._refuse_after_revocation()
@@ -340,16 +345,17 @@ class Scenario:
         began = time.monotonic()
         close()
         end = held.until_error()
-        seconds = end["at"] - began
-        _expect(seconds < END_SECONDS, f"the open connection was cut after {seconds:.1f} s")
+        answered = [line["at"] for line in held.lines if "answer" in line]
+        last, seconds = max(0.0, answered[-1] - began), end["at"] - began
+        _expect(seconds < END_SECONDS, f"the open connection ended after {seconds:.1f} s")
         reached = self._route.engineer.dial(self._route.address, self._route.port)
         _expect(reached != "open", "the endpoint is scaled to 0, and a new connection opens")
         return Step(
             "cut",
-            f"the endpoint was scaled to 0, the open connection was cut {seconds:.1f} s later, and"
-            " no new one opens",
+            f"the endpoint was scaled to 0: nothing passed the open connection after {last:.1f} s,"
+            f" the client saw {end['error']!r} after {seconds:.1f} s, and no new one opens",
             "pod.log",
-            {"seconds": seconds, "error": end["error"], "reached": reached},
+            {"last": last, "seconds": seconds, "error": end["error"], "reached": reached},
         )
 
     # --- the evidence ---

@@ -50,7 +50,7 @@ def run(*command: str, cwd: Path, text: bytes = b"") -> str:
     return done.stdout.decode()
 
 
-# --- the story ---
+# --- the steps ---
 
 
 def test_the_steps_are_in_this_order(steps: dict[str, Step], printed: list[str]) -> None:
@@ -116,8 +116,10 @@ def test_after_the_revocation_new_connections_are_refused(steps: dict[str, Step]
 
 
 def test_the_closed_network_path_cuts_the_connection_in_time(steps: dict[str, Step]) -> None:
+    """The pod closes nothing through the relay: the client sees silence until its own timeout."""
     seen = steps["cut"].seen
-    assert seen["seconds"] < CUT_SECONDS
+    assert seen["last"] < CUT_SECONDS
+    assert seen["seconds"] < 2 * CUT_SECONDS
     assert seen["error"]
     assert seen["reached"] != "open"
 
