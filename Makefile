@@ -32,8 +32,8 @@ HOST_ARCH := $(patsubst aarch64,arm64,$(patsubst x86_64,amd64,$(shell uname -m))
 ARCH ?= $(HOST_ARCH)
 LOAD ?= yes
 
-.PHONY: help demo localstack control-plane test test-real coverage chart cluster bench strangers chaos \
-	soak fuzz check docs images constraints clean
+.PHONY: help demo demo-access localstack control-plane test test-real coverage chart cluster bench strangers \
+	chaos soak fuzz check docs images constraints clean
 
 help: ## print this list
 	@echo "byoc-agents: what can be done here"
@@ -41,6 +41,9 @@ help: ## print this list
 
 demo: $(READY) ## the three daemons against an embedded S3, SQS and control plane
 	@$(PY) -m lab.demo $(ARGS)
+
+demo-access: $(READY) ## one access of an engineer, request to evidence; as root with Tailscale; ARGS=--loopback
+	@$(PY) -m lab.demo.access $(ARGS)
 
 localstack: $(READY) ## the daemons against LocalStack, ClickHouse, Prometheus; ARGS=--once ends by itself
 	@$(PY) -m lab.real.trial $(ARGS)
@@ -113,6 +116,7 @@ constraints: ## pin the dependencies again; UPGRADE=--upgrade takes newer versio
 	$(COMPILE) pyproject.toml -c constraints/runtime.txt --all-build-deps \
 		--extra test -o constraints/dev.txt; \
 	$(COMPILE) constraints/images.in -c constraints/dev.txt -o constraints/images.txt; \
+	$(COMPILE) constraints/control-plane.in -c constraints/dev.txt -o constraints/control-plane.txt; \
 	$(COMPILE) constraints/real.in -c constraints/dev.txt -o constraints/real.txt; \
 	$(COMPILE) constraints/docs.in -c constraints/dev.txt -o constraints/docs.txt
 

@@ -11,7 +11,9 @@ the real program and fails if the real one would refuse them:
 | clickhouse-client | standard input has statements for users, grants or profiles | nothing |
 | curl | the port is one of the chart's containers | prints an empty JSON object |
 | make | the target exists (`make --dry-run`) | prints the commands |
-| docker | the real client and engine accept the arguments | adds `--detach` |
+| docker run | the real client and engine accept the arguments | adds `--detach` |
+| docker compose | the real Compose accepts the file, with its `.env` | prints the services |
+| byoc-control-plane | the real program; one that serves becomes healthy | ends it with SIGTERM |
 
 A stand-in appends its arguments to CALLS, one JSON list per line.
 """
@@ -22,6 +24,7 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +35,14 @@ from botocore.validate import validate_parameters
 
 from lab.real.parts import helm as helm_part
 from lab.real.parts.install import ROOT
+from lab.real.parts.process import POLL_SECONDS, answers
 
-CALLS = "STAND_IN_CALLS"  # file of the calls; rendered manifests are next to it
+CALLS = "STAND_IN_CALLS"  # file of the calls; rendered manifests and answers of EKS are next to it
+INSTALLED = "STAND_IN_INSTALLED"  # PYTHONPATH of the control plane that a page has installed
 DOCKER = "STAND_IN_DOCKER"  # the real client
+COMPOSE = "STAND_IN_COMPOSE"  # the real Docker Compose
 MAKE = "/usr/bin/make"
+READY_SECONDS = 60.0  # a busy machine; the wait ends as soon as it may
 SECRETS = frozenset({"byoc-alerts", "byoc-clickhouse"})  # of the page's owners
 
 
@@ -150,6 +157,7 @@ def aws(arguments: list[str]) -> None:
     """Check one request, built from options as the AWS CLI builds it: `file://` reads a file.
 
     It is not sent to moto, which ignores a bucket policy's conditions and lacks operations of IAM.
+    The answers of EKS are files next to CALLS.
     """
     service, operation, *options = arguments
     session = botocore.session.get_session()
@@ -176,6 +184,8 @@ def aws(arguments: list[str]) -> None:
             kept.write_text(given["Policy"])
         case "get-bucket-policy":
             print(json.dumps({"Policy": kept.read_text()}))
+        case _ if service == "eks":
+            print(Path(os.environ[CALLS]).with_name(f"{operation}.json").read_text())
 
 
 def clickhouse_client(arguments: list[str]) -> None:
@@ -204,10 +214,33 @@ def make(arguments: list[str]) -> None:
 
 
 def docker(arguments: list[str]) -> None:
-    """Run the container in the background with the real client; print its id."""
+    """Run the container in the background with the real client; print its id.
+
+    `docker compose up` pulls images, so the file is only read.
+    """
     command, *rest = arguments
+    if command == "compose":
+        *options, last, _ = rest
+        _need((last, rest[-1]) == ("up", "--build"), f"docker compose {rest}: no stand-in")
+        subprocess.run([os.environ[COMPOSE], *options, "config", "--services"], check=True)
+        return
     _need(command == "run", f"docker {command}: no stand-in")
     subprocess.run([os.environ[DOCKER], "run", "--detach", *rest], check=True)
+
+
+def byoc_control_plane(arguments: list[str]) -> None:
+    """Run the real program; end one that serves with SIGTERM as soon as it is healthy."""
+    command = [sys.executable, "-m", "byoc_control_plane", *arguments]
+    environ = {**os.environ, "PYTHONPATH": os.environ[INSTALLED]}
+    with subprocess.Popen(command, env=environ) as program:
+        if arguments[0] == "run" or "--watch" in arguments:
+            page = f"http://{environ['BYOC_PLANE_LISTEN']}/healthz"
+            deadline = time.monotonic() + READY_SECONDS
+            while program.poll() is None and not answers(page):
+                _need(time.monotonic() < deadline, f"{page}: not healthy")
+                time.sleep(POLL_SECONDS)
+            program.terminate()
+    _need(program.returncode == 0, f"byoc-control-plane {arguments}: {program.returncode}")
 
 
 PROGRAMS = {
@@ -218,6 +251,7 @@ PROGRAMS = {
     "curl": curl,
     "make": make,
     "docker": docker,
+    "byoc-control-plane": byoc_control_plane,
 }
 
 

@@ -26,6 +26,7 @@ from lab.real.parts import install
 from lab.real.parts.install import ROOT
 from lab.real.parts.process import POLL_SECONDS, PartError
 from lab.tailnet import certificates, parts, policies
+from lab.tailnet.engineer import Engineer, Held
 from lab.tailnet.policies import (
     CLUSTER_DNS,
     NODE_DNS,
@@ -130,42 +131,6 @@ class Program:
 
 
 @dataclass
-class Held:
-    """An open connection of an engineer. `lines` are the objects that the client prints."""
-
-    process: subprocess.Popen[str]
-    lines: list[dict[str, Any]] = field(default_factory=list)
-
-    def next(self) -> dict[str, Any]:
-        """Return the next answer, or the error that ended the connection."""
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise PartError("the client ended without a word")
-        self.lines.append(json.loads(line))
-        return self.lines[-1]
-
-    def answer_from_now_on(self) -> str:
-        """Return an answer that came after this call, not one that has waited to be read."""
-        now = time.monotonic()
-        while (line := self.next())["at"] <= now:
-            pass
-        return str(line.get("answer", line))
-
-    def until_error(self) -> dict[str, Any]:
-        """Read until the connection ends, and return the error. Raises PartError if it does not."""
-        deadline = time.monotonic() + READY_SECONDS
-        while "error" not in (line := self.next()):
-            if time.monotonic() > deadline:
-                raise PartError(f"the connection is still open after {READY_SECONDS:g} s")
-        return line
-
-    def close(self) -> None:
-        """End the client."""
-        self.process.communicate(timeout=30)
-
-
-@dataclass
 class Environment:
     """Everything that runs. Files of the test are in `directory`."""
 
@@ -173,6 +138,7 @@ class Environment:
     programs: Path
     stack: ExitStack
     running: dict[str, Program] = field(default_factory=dict)
+    listener: Sequence[str] = ("lab.tailnet.listener",)  # the module, and arguments after the files
 
     # --- the cluster ---
 
@@ -240,8 +206,9 @@ class Environment:
     def start_servers(self) -> None:
         """Start ClickHouse's listener, a Prometheus and the two resolvers."""
         python = [sys.executable, "-m"]
-        own = certificates.server_files(self.directory)
-        self._start("listener", "servers", [*python, "lab.tailnet.listener", SERVERS, *own])
+        module, *more = self.listener
+        own = [SERVERS, *certificates.server_files(self.directory), *more]
+        self._start("listener", "servers", [*python, module, *own])
         self._start("prometheus", "servers", [*python, "lab.tailnet.prometheus", PROMETHEUS])
         for name, host, known in (
             ("cluster-dns", CLUSTER_DNS, {CLUSTER_NAME: "10.100.0.1"}),
@@ -371,48 +338,21 @@ class Environment:
 
     def ask(self, address: str, port: int = 9441, **options: Any) -> dict[str, Any]:
         """Send one line over TLS; return the client's line: `answer` or `error`."""
-        command = self._client("ask", address, port, **options)
-        done = self.call(options.get("place", "engineer"), *command)
-        if not done.stdout:
-            raise PartError(done.stderr)
-        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        return found
+        return self.engineer(options.pop("place", "engineer")).ask(address, port, **options)
 
     def dial(self, address: str, port: int, place: str = "engineer", seconds: float = 3) -> str:
         """Connect only; return "open" or the error."""
-        command = self._client("dial", address, port, timeout=seconds)
-        found = json.loads(self.call(place, *command).stdout)
-        return "open" if "connected" in found else str(found["error"])
+        return self.engineer(place).dial(address, port, seconds)
 
     @contextmanager
     def hold(self, address: str, port: int = 9441, **options: Any) -> Iterator[Held]:
         """Keep a connection open, with a line every 100 ms; the first answer has come."""
-        command = self._client("hold", address, port, **{"timeout": 20.0} | options)
-        process = subprocess.Popen(
-            [*inside("engineer"), *command],
-            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        held = Held(process)
-        try:
-            first = held.next()
-            if "error" in first:
-                raise PartError(str(first))
+        with self.engineer().hold(address, port, **options) as held:
             yield held
-        finally:
-            held.close()
 
-    def _client(self, do: str, address: str, port: int, **options: Any) -> list[str]:
-        certificate = options.get("certificate", "good")
-        given = {
-            "name": options.get("name", REPLICA),
-            "authority": str(self.directory / "server-ca.crt"),
-            "certificate": str(self.directory / f"{certificate}.pem") if certificate else "",
-            "timeout": str(options.get("timeout", 8.0)),
-        }
-        if "send" in options:
-            given["send"] = options["send"]
-        flags = [f"--{name}={value}" for name, value in given.items()]
-        return [sys.executable, "-m", "lab.tailnet.client", do, address, str(port), *flags]
+    def engineer(self, place: str = "engineer") -> Engineer:
+        """Return the engineer in a namespace."""
+        return Engineer(self.directory, inside(place))
 
     # --- processes ---
 
@@ -436,15 +376,9 @@ class Environment:
         command: Sequence[str],
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        log = self.directory / f"{name}.log"
-        with log.open("ab") as output:
-            process = subprocess.Popen(
-                [*inside(place), *command],
-                cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-                env={**os.environ, **(environment or {})},
-            )  # fmt: skip
-        log.chmod(0o666)  # nginx opens its standard output again, as another user
-        self.running[name] = Program(name, process, log)
+        self.running[name] = launch(
+            name, [*inside(place), *command], self.directory, {**os.environ, **(environment or {})}
+        )
 
     def _start_unprivileged(
         self,
@@ -469,13 +403,32 @@ class Environment:
             program.stop(grace_seconds=5)
 
 
+def launch(
+    name: str, command: Sequence[str], directory: Path, environment: Mapping[str, str]
+) -> Program:
+    """Start a program; its output is the file NAME.log of the directory."""
+    log = directory / f"{name}.log"
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            env=environment,
+        )  # fmt: skip
+    log.chmod(0o666)  # nginx opens its standard output again, as another user
+    return Program(name, process, log)
+
+
 @contextmanager
-def built(directory: Path, documents: Sequence[Mapping[str, Any]]) -> Iterator[Environment]:
+def built(
+    directory: Path,
+    documents: Sequence[Mapping[str, Any]],
+    listener: Sequence[str] = ("lab.tailnet.listener",),
+) -> Iterator[Environment]:
     """Make the namespaces and start all but the pod: servers, nginx, the vendor, the engineer."""
     programs = parts.programs()
     with ExitStack() as stack:
         stack.enter_context(network())
-        environment = Environment(directory, programs, stack)
+        environment = Environment(directory, programs, stack, listener=listener)
         stack.callback(environment.stop)
         certificates.make(directory, SERVICE, dt.datetime.now(dt.UTC))
         (directory / "policy.json").write_text(json.dumps(RULES))

@@ -1,12 +1,13 @@
-"""Every command of README.md and docs/install*.md, run as written: one script per page, in order.
+"""Every command of README.md, docs/install*.md, docs/access.md and docs/control-plane.md.
 
-A page's script is all of its fenced blocks without a language; a block of YAML is the values file
-that the page names. `byoc-agents`, pip, openssl and the shell are real, and moto is the S3 that
-`verify` reads. `lab/real/stand_ins.py` lists the programs that are stand-ins, what each checks and
-what it does instead: Helm renders with both pinned versions, kubectl compares names and ports with
-the result, aws checks a request with botocore's model, docker starts the container with the real
-client and engine, make is `make --dry-run` (`.ci/run` runs `make test`, and
-tests/lab/test_demo_whole.py the demo).
+They are run as written: one script per page, in order. A page's script is all of its fenced blocks
+without a language; a block of YAML is the file that the page names. `byoc-agents`, pip, openssl and
+the shell are real, and moto is the S3 that `verify` reads. `lab/real/stand_ins.py` lists the
+programs that are stand-ins, what each checks and what it does instead: Helm renders with both
+pinned versions, kubectl compares names and ports with the result, aws checks a request with
+botocore's model, docker starts the container with the real client and engine, Compose reads its
+file, make is `make --dry-run` (`.ci/run` runs `make test`, and tests/lab/test_demo_whole.py and
+test_real_access_story.py the demos).
 
 A command that fails, or a program that is neither real nor a stand-in, fails the page's script. So
 no command can be added that is not run.
@@ -18,7 +19,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import botocore.session
@@ -31,14 +32,20 @@ import byoc_agents
 from byoc_agents.app.cloudevents import encode
 from byoc_agents.billing.record import TYPE, UsageRecord, record_id
 from byoc_agents.schema import EXAMPLES
+from lab.demo.access import Scenario, Step
+from lab.demo.access_route import through_loopback
 from lab.real import stand_ins
+from lab.real.parts import install
+from lab.real.parts.compose import compose
 from lab.real.parts.docker import Container, Engine
 from lab.real.parts.images import until_healthy
 from lab.real.parts.install import ROOT
 from lab.real.parts.process import RealProcess, free_port
+from tests.unit.policy import test_policy_eks
 
 pytestmark = pytest.mark.real
 INSTALL = sorted((ROOT / "docs").glob("install*.md"))
+ACCESS, PLANE = ROOT / "docs" / "access.md", ROOT / "docs" / "control-plane.md"
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 ACCOUNT = "111122223333"  # the customer's, on the pages
 BUCKET = "vendor-usage-eu-central-1"
@@ -110,11 +117,15 @@ def aws(tmp_path: Path) -> Iterator[str]:
 
 def run(page: Path, tree: Path, **environ: str) -> tuple[str, list[list[str]]]:
     """Run the commands of a page in a copy of the clone; return the output and the calls."""
+    return run_script("".join(blocks(page, "")), tree, **environ)
+
+
+def run_script(text: str, tree: Path, **environ: str) -> tuple[str, list[list[str]]]:
     programs = tree.parent / "programs"
     programs.mkdir()
     stand_ins.install(programs)
     script = tree.parent / "script"
-    script.write_text(HEAD + "".join(blocks(page, "")))
+    script.write_text(HEAD + text)
     calls = tree.parent / "calls.jsonl"
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("BYOC_", "AWS_", "DOCKER_"))}
     path = f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -131,10 +142,13 @@ def run(page: Path, tree: Path, **environ: str) -> tuple[str, list[list[str]]]:
     return done.stdout, [json.loads(line) for line in calls.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *INSTALL], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *INSTALL, ACCESS, PLANE], ids=lambda page: page.stem
+)
 def test_a_block_is_a_script_or_a_values_file(page: Path) -> None:
     """A block with another language would be a command that no test runs."""
-    assert {language for language, _ in BLOCK.findall(page.read_text())} <= {"", "yaml"}
+    more = {"sql", "text"} if page == PLANE else set()
+    assert {language for language, _ in BLOCK.findall(page.read_text())} <= {"", "yaml"} | more
     assert page.read_text().count("\n```") == 2 * len(BLOCK.findall(page.read_text()))
     assert blocks(page, "")
 
@@ -183,6 +197,115 @@ def test_the_commands_of_an_installation_page_run(page: Path, tree: Path, aws: s
     assert "kind: AlertmanagerConfig" in printed
 
 
+def test_the_commands_of_the_control_planes_page_run(tree: Path, aws: str) -> None:
+    """The blocks, then the rotation and the removal of its tables; `compact` archives the record.
+
+    pip installs without dependencies into a directory, the store is chdb, and Compose only reads
+    its file. The directory of the vendor's values and the queue exist before.
+    """
+    installed = tree.parent / "installed"
+    (tree / "vendor.yaml").write_text("region: eu-central-1\n")
+    names = "STORE_PASSWORD", "READ_TOKEN", "TOKEN", "SIGNING_SECRET"
+    secrets = [f"BYOC_PLANE_{name}=text\n" for name in names]
+    (tree / "control-plane/.env").write_text("".join([*secrets, "GRAFANA_PASSWORD=text\n"]))
+    clients = {"aws_access_key_id": "key", "aws_secret_access_key": "secret"}
+    session = botocore.session.get_session()
+    sqs = session.create_client("sqs", region_name="eu-central-1", endpoint_url=aws, **clients)
+    queue = sqs.create_queue(QueueName="state.fifo", Attributes={"FifoQueue": "true"})["QueueUrl"]
+    steps = re.findall(r"`(byoc-control-plane tenant [^`]* --registry [^`]*)`", PLANE.read_text())
+    assert [step.split()[2] for step in steps] == ["rotate", "rotate", "remove"]
+    text = "\n".join([*blocks(PLANE, ""), *steps])
+    printed, calls = run_script(
+        text,
+        tree,
+        PIP_TARGET=str(installed),
+        PIP_NO_DEPS="1",
+        PIP_NO_BUILD_ISOLATION="0",  # pip reads 0 as "no isolation": the build tools are here
+        AWS_ENDPOINT_URL=aws,
+        AWS_ACCESS_KEY_ID="key",
+        AWS_SECRET_ACCESS_KEY="secret",
+        BYOC_PLANE_BUCKET=BUCKET,
+        BYOC_PLANE_REGION="eu-central-1",
+        BYOC_PLANE_STORE_URL=f"chdb:{tree.parent / 'store'}",
+        BYOC_PLANE_QUEUE_URL=queue,
+        BYOC_PLANE_LISTEN=f"127.0.0.1:{free_port()}",
+        BYOC_PLANE_EVENTS_LISTEN=f"127.0.0.1:{free_port()}",
+        BYOC_PLANE_TOKEN="token",
+        BYOC_PLANE_SIGNING_SECRET=f"whsec_{'c2VjcmV0' * 5}",
+        **{
+            stand_ins.INSTALLED: f"{installed}:{install.CHDB}",
+            stand_ins.COMPOSE: str(compose()),
+        },
+    )
+    commands = [" ".join(call[:2]) for call in calls]
+    assert commands == [
+        *("byoc-control-plane run", "byoc-control-plane stack", "byoc-control-plane tenant"),
+        *("byoc-control-plane compact",) * 3,
+        *("docker compose", *("byoc-control-plane tenant",) * 3),
+    ]
+    assert {"receiver", "clickhouse", "grafana"} <= set(printed.splitlines())
+    assert yaml.safe_load((tree / "stack.yaml").read_text())["Resources"]
+    values = yaml.safe_load((tree / "org-1/values.yaml").read_text())
+    assert (values["organizationId"], values["region"]) == ("org-1", "eu-central-1")
+    assert (tree / "org-1-new/token").read_text() != (tree / "org-1/token").read_text()
+    assert "org-1:" not in (tree / "registry/tokens").read_text()
+    assert (installed / "byoc_control_plane").is_dir()
+
+
+def test_the_commands_of_the_access_page_run(tree: Path) -> None:
+    """All blocks but the drill, and the policy, which `access policy` accepts."""
+    (policy,) = blocks(ACCESS, "yaml")
+    (tree / "policy.yaml").write_text(policy)
+    for name, answer in (
+        ("describe-cluster", test_policy_eks.cluster()),
+        ("describe-access-entry", test_policy_eks.entry()),
+        ("list-associated-access-policies", test_policy_eks.policies()),
+    ):
+        (tree.parent / f"{name}.json").write_text(json.dumps(answer))
+    assert "`byoc-agents access policy policy.yaml`" in ACCESS.read_text()
+    scripts = [text for text in blocks(ACCESS, "") if text not in drill()]
+    printed, calls = run_script(
+        "".join([*scripts, "byoc-agents access policy policy.yaml\n"]), tree
+    )
+    assert [call[0] for call in calls] == ["make", "aws", "aws", "aws"]
+    assert "lab.demo.access" in printed
+    assert "policy.yaml: OK" in printed
+
+
+def drill() -> list[str]:
+    return [text for text in blocks(ACCESS, "") if "access kill" in text]
+
+
+def test_the_drill_of_the_access_page_ends_an_open_grant(tmp_path: Path) -> None:
+    """`status` exits with 1 while somebody has access, as the page says."""
+    (script,) = drill()
+    steps = play_scenario(tmp_path / "scenario")
+    while next(steps).name != "approved":
+        pass
+    environ = os.environ | {"BYOC_STATE_DIR": str(tmp_path / "scenario" / "state")}
+    environ["PATH"] = f"{Path(sys.executable).parent}:{environ['PATH']}"
+    done = [
+        subprocess.run(
+            ["bash", "-c", line], env=environ, capture_output=True, text=True, check=False
+        )
+        for line in script.splitlines()
+    ]
+    steps.close()
+    assert [one.returncode for one in done] == [1, 0, 0, 0], [one.stderr for one in done]
+    outputs = [one.stdout for one in done]
+    assert "1 open" in outputs[0]
+    assert "nobody has access" in outputs[1]
+    assert outputs[2].startswith("nobody has access\nkill switch: on")
+    assert outputs[3] == "kill switch: off\n"
+
+
+def play_scenario(directory: Path) -> Generator[Step]:
+    """Yield the steps of `make demo-access`; its programs end with the generator."""
+    directory.mkdir()
+    with through_loopback(directory) as route:
+        yield from Scenario(directory, route).steps()
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
@@ -195,6 +318,9 @@ def test_the_commands_of_an_installation_page_run(page: Path, tree: Path, aws: s
         ("clickhouse-client < /dev/null", "no user"),
         ("helm uninstall byoc-agents", "no stand-in"),
         ("make no-such-target", "No rule to make target"),
+        ("docker compose -f compose.yaml up --build", "compose.yaml"),
+        ("docker compose -f compose.yaml down", "no stand-in"),
+        ("aws eks describe-cluster --cluster CLUSTER", "no option --cluster"),
         ("unknown-program", "unknown-program"),
     ],
 )
@@ -205,4 +331,4 @@ def test_a_command_that_the_real_program_refuses_fails(
     page.write_text(f"```\n{command}\n```\n")
     (tmp_path / "tree").mkdir()
     with pytest.raises(AssertionError, match=message):
-        run(page, tmp_path / "tree")
+        run(page, tmp_path / "tree", **{stand_ins.COMPOSE: str(compose())})

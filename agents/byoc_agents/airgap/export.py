@@ -10,6 +10,7 @@ the first byte is written; a receipt is a fact, written before anything is remov
 """
 
 import hashlib
+import re
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -35,6 +36,7 @@ INTENT_MESSAGES = 500  # in one line of the ledger, which stays below its longes
 UNBOUNDED = 1 << 62  # nothing is added to a spool
 SUFFIX = ".byoc"
 PARTIAL = ".partial-"
+FILE_ID = re.compile("[0-9a-f]{64}")
 
 
 class Exported(NamedTuple):
@@ -107,6 +109,11 @@ class SpoolExporter:
         SpoolError, and LedgerError: then nothing is removed.
         """
         manifest = receipt.manifest
+        if not FILE_ID.fullmatch(manifest.of):
+            raise SignedFileError(
+                f"a receipt for {manifest.of[:16]!r}: expected the id of an export,"
+                " 64 hexadecimal digits"
+            )
         daemon = self._daemon_of(manifest.of)
         if daemon is None:
             raise SignedFileError(
@@ -154,8 +161,7 @@ class SpoolExporter:
         sync_directory(directory.parent)
 
     def _daemon_of(self, file_id: str) -> str | None:
-        if not (file_id.isascii() and file_id.isalnum()):
-            return None
+        """Return whose export it was. The id is the name of a file: it must be a FILE_ID."""
         try:
             return (self._state_dir / OWN / "made" / file_id).read_text()
         except FileNotFoundError:

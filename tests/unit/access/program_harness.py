@@ -20,9 +20,9 @@ from byoc_agents.access.orders import Order, OrderFolder
 from byoc_agents.durable.store import SpoolStore
 from byoc_agents.ledger.format import FactLine, decode
 from byoc_agents.ledger.segments import Segments
+from lab.fakes.access import ClickHouseDouble
 from lab.fakes.http import HttpDouble, Reply, Request
 from tests.unit.access.access_documents import policy_text, request_envelope
-from tests.unit.access.clickhouse_double import ClickHouseDouble
 
 LIMIT_SECONDS = 30.0
 SECRET = "whsec_" + "c2VjcmV0" * 5

@@ -197,11 +197,37 @@ async def test_the_receipt_of_another_installation_is_refused(
     assert len(harness.waiting()) == 1
 
 
-@pytest.mark.parametrize("of", ["", "../made", "0" * 64, "x" * 64])
-async def test_a_receipt_for_nothing_is_refused(harness: Harness, of: str) -> None:
+ODD_IDS = {
+    "empty": "",
+    "path": "../made",
+    "letters": "x" * 64,
+    "capitals": "A" * 64,
+    "short": "0" * 63,
+    "line": "0" * 64 + "\n",
+    "long": "0" * 256,  # longer than a file's name may be
+    "longest": "0" * 30_000,  # longer than a path may be
+    "nul": "0" * 63 + "\0",
+    "digits": "\u0660" * 64,  # Arabic ones
+}
+
+
+@pytest.mark.parametrize("of", ODD_IDS.values(), ids=ODD_IDS)
+async def test_a_receipt_for_something_else_than_an_export_is_refused(
+    harness: Harness, of: str
+) -> None:
     harness.add_objects(1)
     await harness.export()
     _, raw = sign_file("receipt", [], VENDOR, daemon=BILLING, made_at="", of=of)
+    with pytest.raises(SignedFileError, match="expected the id of an export, 64 hex") as refused:
+        await harness.confirm(raw)
+    assert len(str(refused.value)) < 200
+    assert str(refused.value).isprintable()
+
+
+async def test_a_receipt_for_an_unknown_export_is_refused(harness: Harness) -> None:
+    harness.add_objects(1)
+    await harness.export()
+    _, raw = sign_file("receipt", [], VENDOR, daemon=BILLING, made_at="", of="0" * 64)
     with pytest.raises(SignedFileError, match="not made in this state directory"):
         await harness.confirm(raw)
 
@@ -270,6 +296,25 @@ def test_the_commands_export_and_confirm(
         "export:billing-scraper"
     }
     assert [one["fact"] for one in shown if "fact" in one] == ["export.receipt"]
+
+
+def test_the_command_refuses_a_long_id_and_goes_on_with_the_next_receipt(
+    harness: Harness, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, public = keys(tmp_path)
+    harness.add_objects(1)
+    (raw,) = asyncio.run(harness.export())
+    long, good = tmp_path / "long.byoc", tmp_path / "good.byoc"
+    _, content = sign_file("receipt", [], VENDOR, daemon=BILLING, made_at="", of="0" * 256)
+    long.write_bytes(content)
+    good.write_bytes(asyncio.run(harness.deliver(raw)))
+    state = ["--state-dir", str(harness.state_dir)]
+    assert main(["import-receipts", "--key", str(public), *state, str(long), str(good)]) == 1
+    done = capsys.readouterr()
+    expected = "expected the id of an export, 64 hexadecimal digits"
+    assert done.err == f"{long}: refused: a receipt for '{'0' * 16}': {expected}\n"
+    assert f"{good}: 1 messages of billing-scraper confirmed, 1 removed" in done.out
+    assert harness.waiting() == []
 
 
 @pytest.mark.parametrize(

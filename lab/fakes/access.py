@@ -1,9 +1,10 @@
-"""ClickHouse's HTTP interface with a table of users, for the statements of the access broker only.
+"""ClickHouse with a table of users: the HTTP interface of the access broker, and users' queries.
 
 It parses our statements strictly and refuses every other one (code 62), so a test sees a statement
 that changes. Users, queries and logs are as in ClickHouse's documentation of `CREATE USER`, `DROP
 USER` and `KILL QUERY`: an existing user stays unchanged, and a running query survives its user.
-Nobody can log in: the server that accepts certificates is not part of this double.
+TLS is not part of it: a listener passes the name in a client's certificate to `run_query`, which
+knows the user and the end of its validity, and nothing of roles.
 """
 
 import re
@@ -29,6 +30,8 @@ KILL = re.compile(r"KILL QUERY WHERE user = '(byoc_grant_\w+)' ASYNC")
 NAMED = re.compile(r"'(byoc_grant_[0-9a-f]{32})'")
 CHECKED = re.compile(r"FROM (system\.\w+) WHERE (?!user = )")
 PAGE = re.compile(r"LIMIT (\d+) OFFSET (\d+)")
+
+QUERY = "SELECT currentUser()"
 
 Row = dict[str, Any]
 LIMITS = ("max_queries", "max_result_rows", "max_result_bytes", "max_execution_time")
@@ -62,6 +65,24 @@ class ClickHouseDouble:
 
     def __post_init__(self) -> None:
         self.http = HttpDouble(apply=self._apply)
+
+    def run_query(self, uri: str, text: str) -> str | None:
+        """Return the answer to a query as TSV, or None if no user has the certificate's name now.
+
+        Each query begins and ends in query_log. The only query with an answer is QUERY.
+        """
+        named = msgspec.json.encode({"subject_alt_names": [f"URI:{uri}"]}).decode()
+        found = (user for user in self.users.values() if user["auth_params"] == [named])
+        user = next(found, None)
+        if user is None or self.clock_ms() >= 1000 * user["valid_until"][0]:
+            return None
+        name, known = user["name"], text == QUERY
+        log = self.query_log.setdefault(name, [])
+        row = {"time": self.clock_ms(), "query_id": f"q-{len(log) // 2}", "query": text}
+        ended = "QueryFinish" if known else "ExceptionWhileProcessing"
+        log.append({**row, "type": "QueryStart", "result_rows": 0})
+        log.append({**row, "type": ended, "result_rows": int(known)})
+        return f"{name}\n" if known else "Code: 62. DB::Exception: Syntax error\n"
 
     def _apply(self, request: Request) -> Reply:
         text = request.body.decode()
