@@ -60,24 +60,24 @@ def count_seconds(points: Iterable[Point], since_ns: int = 0) -> float:
     total = 0.0
     ordered = sorted({one for one in points if one.time_ns >= since_ns and one.series[1] in USED})
     for _, series in groupby(ordered, key=lambda point: point.series):
-        for life in _lives(series):
-            first, last = life[0], life[-1]
+        for run in _runs(series):
+            first, last = run[0], run[-1]
             begun_before = first.start_ns + SAME_START_NS < since_ns
             total += last.seconds - (first.seconds if begun_before else 0.0)
     return total
 
 
-def _lives(points: Iterable[Point]) -> Iterator[list[Point]]:
-    life: list[Point] = []
+def _runs(points: Iterable[Point]) -> Iterator[list[Point]]:
+    run: list[Point] = []
     for point in points:
-        if life and (
-            point.seconds < life[-1].seconds or point.start_ns > life[0].start_ns + SAME_START_NS
+        if run and (
+            point.seconds < run[-1].seconds or point.start_ns > run[0].start_ns + SAME_START_NS
         ):
-            yield life
-            life = []
-        life.append(point)
-    if life:
-        yield life
+            yield run
+            run = []
+        run.append(point)
+    if run:
+        yield run
 
 
 def _points(metric: bytes, pid: str) -> Iterator[Point]:

@@ -83,7 +83,7 @@ def point(
         ),
     ],
 )
-def test_the_last_value_of_each_life_counts(points: list[Point], seconds: float) -> None:
+def test_the_last_value_of_each_run_counts(points: list[Point], seconds: float) -> None:
     assert count_seconds(points) == pytest.approx(seconds)
 
 
