@@ -7,7 +7,6 @@ The file PACKAGES (JSON) lists where they come from:
 `[{"name": "libc6", "version": "2.36-9", "distribution": "debian-12", "source": "glibc"}, ...]`.
 """
 
-import compileall
 import json
 import platform
 import re
@@ -17,7 +16,6 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
-from py_compile import PycInvalidationMode
 
 PYTHON = Path(sys.executable).resolve()  # the target's is at the same place
 STDLIB = Path(sysconfig.get_path("stdlib"))
@@ -110,13 +108,6 @@ def collect(base: Base, root: Path, extensions: list[Path]) -> list[Path]:
     (python.parent / "python3").symlink_to(PYTHON.name)
     shutil.copytree(base.root / STDLIB.relative_to("/"), library, ignore=LEFT_OUT, symlinks=True)
     files = [python, *library.rglob("*.py"), *library.rglob("*.so")]
-    compileall.compile_dir(
-        library,
-        quiet=1,
-        stripdir=str(root),
-        prependdir="/",
-        invalidation_mode=PycInvalidationMode.UNCHECKED_HASH,
-    )
     users = [python, *library.rglob("*.so"), *extensions]
     taken = [base.root / file.relative_to(root) for file in files]
     return [*taken, *copy_libraries(base, root, users)]

@@ -1,4 +1,4 @@
-"""Cuts botocore's data down to what the agents call: 0.3 of 27 MB, and 12 MiB less memory.
+"""Cuts botocore's data down to what the daemons call: 0.3 of 27 MB, and 12 MiB less memory.
 
 `python images/cut_botocore.py --in-place` does it to the botocore that it imports; with a new
 folder's name instead, the cut data go there. An image cuts in place: with endpoints.json from

@@ -2,8 +2,8 @@
 
 The text is Markdown without its code, the comments and strings of Python files (docstrings, log
 events and messages), the comments of the Makefile, templates, SQL, TOML and YAML, and the notes of
-the chart. No file may use them. The spelling is American everywhere: in names, code of
-pages, templates and SQL, too.
+the chart. No file may use them. A few metaphors are forbidden in the names of Python files, too.
+The spelling is American everywhere: in names, code of pages, templates and SQL, too.
 
     python -m lab.language            print every place; exit code 1 if there is any
     python -m lab.language FILE ...   check only these files
@@ -82,6 +82,14 @@ FORBIDDEN = {
         "the field's own term",
     ),
 }
+# Words that no identifier of Python has: each was replaced by the standard term.
+FORBIDDEN_IN_NAMES = {
+    **dict.fromkeys(("world", "worlds"), "harness, environment, simulation"),
+    **dict.fromkeys(("life", "lives", "lived"), "incarnation, run"),
+    **dict.fromkeys(("story", "stories"), "history, example, scenario"),
+    **dict.fromkeys(("guest", "ghost", "twin"), "the role or the thing itself"),
+    **dict.fromkeys(("buried", "dice", "told", "witness", "witnessed"), "the field's own term"),
+}
 # British stems; a part of a name counts as a word.
 OUR = "behavi|col|end?eav|fav|flav|harb|hon|hum|lab|neighb|od|rig|rum|sav|vap|vig"
 ISE = (
@@ -106,6 +114,7 @@ PATTERNS = {name: re.compile(pattern, re.IGNORECASE) for name, (pattern, _) in F
 # To the end of a line, or a block of a template.
 COMMENT = re.compile(r"^[^\n\"']*?(?:#+|--) [^\n]*$|/\*.*?\*/", re.DOTALL | re.MULTILINE)
 WORD = re.compile(r"[A-Za-z][A-Za-z'-]*")
+WORD_OF_NAME = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 
 class Place(NamedTuple):
@@ -154,6 +163,15 @@ def texts(path: Path) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.value
 
 
+def metaphors(source: str) -> Iterator[tuple[int, str, str]]:
+    """Yield (line, identifier, advice) for each name in Python code that has a forbidden word."""
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.NAME:
+            for word in WORD_OF_NAME.findall(token.string):
+                if advice := FORBIDDEN_IN_NAMES.get(word.lower()):
+                    yield token.start[0], token.string, advice
+
+
 def _without_code(markdown: str) -> str:
     """Blank out fenced and inline code; keep the line numbers."""
 
@@ -172,6 +190,9 @@ def places(path: Path) -> Iterator[Place]:
             for match in pattern.finditer(text):
                 number = line + text.count("\n", 0, match.start())
                 yield Place(_name(path), number, match[0], FORBIDDEN[rule][1])
+    if path.suffix == ".py":
+        for number, name, advice in metaphors(path.read_text()):
+            yield Place(_name(path), number, name, advice)
     for number, text in enumerate(path.read_text().splitlines(), 1):
         for match in SPELLING.finditer(text):
             yield Place(_name(path), number, match[0], "the American spelling")

@@ -116,7 +116,7 @@ SELECT
     sum(missing_sequences) AS missing,
     toFloat64(sum(uncovered_seconds)) AS uncovered,
     toFloat64(sum(gap_seconds)) AS gaps
-FROM billing_completeness_daily
+FROM billing_completeness_since(since = '{since}')
 WHERE day > toDate('{since}') {own}
 GROUP BY day
 ORDER BY day DESC
@@ -129,7 +129,7 @@ SELECT
     sum(missing_sequences) AS missing,
     toFloat64(sum(uncovered_seconds)) AS uncovered,
     toFloat64(sum(gap_seconds)) AS gaps
-FROM billing_completeness_daily
+FROM billing_completeness_since(since = '{since}')
 WHERE day > toDate('{since}') {own}
 GROUP BY organization_id, service_id
 HAVING missing > 0 OR uncovered > 0 OR gaps > 0
@@ -138,11 +138,11 @@ LIMIT {rows}"""
 SLO = """\
 SELECT
     toString(day) AS date,
-    sum(slo_daily.state_messages) AS messages,
+    sum(slo.state_messages) AS messages,
     max(state_delay_seconds) AS state_delay,
     max(alert_delay_seconds) AS alert_delay,
     min(usage_complete_ratio) AS complete
-FROM slo_daily
+FROM slo_since(since = '{since}') AS slo
 WHERE day > toDate('{since}') {own}
 GROUP BY day
 ORDER BY day DESC

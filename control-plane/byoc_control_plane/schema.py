@@ -13,7 +13,7 @@ SQL = Path(__file__).parent / "sql"
 USAGE_SQL = Path(byoc_agents.billing.__file__).parent / "sql"
 VIEWS = (  # in their order
     *("agents_now", "silent_now", "fleet_now", "ledger_heads"),
-    *("billing_completeness_daily", "slo_daily"),
+    *("billing_completeness_since", "billing_completeness_daily", "slo_since", "slo_daily"),
 )
 
 TableEngine = Literal["single", "replicated", "shared"]

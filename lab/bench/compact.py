@@ -29,7 +29,7 @@ from byoc_control_plane.compactor import Compactor, Tally
 from byoc_control_plane.directory import DirectoryBucket
 from byoc_control_plane.metrics import PlaneMetrics
 from byoc_control_plane.settings import CompactorSettings
-from lab.fakes.billing import Story, objects
+from lab.fakes.billing import ReplicaHistory, objects
 from lab.fakes.s3 import FakeS3
 
 BEFORE = "2026-11-23T13"
@@ -43,8 +43,8 @@ def generate(wanted: int, records: int) -> dict[str, bytes]:
     """Return `count` objects of one hour with `records` records each."""
     found: dict[str, bytes] = {}
     for number in range(-(-wanted * records // MINUTES)):
-        story = Story(replica=f"r-{number}", pod_uid=f"uid-{number:08}", seed=number)
-        for message in objects((story.measured() for _ in range(MINUTES)), size=records):
+        history = ReplicaHistory(replica=f"r-{number}", pod_uid=f"uid-{number:08}", seed=number)
+        for message in objects((history.measured() for _ in range(MINUTES)), size=records):
             found[message.id] = message.body
     return dict(sorted(found.items())[:wanted])
 

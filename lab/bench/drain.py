@@ -12,7 +12,7 @@ from byoc_agents.durable.spool import Spool
 from lab.bench.figures import Row, ratios, row
 from lab.bench.lab import FORWARDER, SCRAPER, Lab, cpu_ns, until
 from lab.bench.spool import GIB
-from lab.fakes.billing import Story
+from lab.fakes.billing import ReplicaHistory
 
 RECORDS, OF_AN_OBJECT = 1_000_000, 1000
 EVENTS = 4000
@@ -50,9 +50,9 @@ def _records(lab: Lab, records: int) -> tuple[float, float]:
 
 def _sealed(objects: int) -> list[Message]:
     """Return sealed objects with the records of one replica, each with its own key."""
-    story = Story()
+    history = ReplicaHistory()
     return [
-        seal([encode(story.measured()) for _ in range(OF_AN_OBJECT)], created_at_ms=1)
+        seal([encode(history.measured()) for _ in range(OF_AN_OBJECT)], created_at_ms=1)
         for _ in range(objects)
     ]
 

@@ -16,8 +16,8 @@ SETTLE_SECONDS = 5.0  # the start is measured elsewhere
 ALL, COLLECTD = "all three in one process", "collectd"
 COLLECTOR, CURRENT = "Collector, CPU and memory of the host", "Alertmanager 0.35"
 PAIRS = (
-    (SCRAPER, COLLECTD, "<= 1.0"),
-    (ALL, COLLECTD, None),
+    (SCRAPER, COLLECTD, "<= 0.7"),
+    (ALL, COLLECTD, "<= 1.2"),
     (SCRAPER, COLLECTOR, None),
     (ALL, COLLECTOR, None),
 )  # Alertmanager often uses no CPU at all in a run, which has no ratio

@@ -21,8 +21,11 @@ DEBIANS = Path(f"/usr/bin/python3.{sys.version_info.minor}")
 PINS = ROOT / "constraints" / "runtime.txt"
 IMAGES = Path(os.environ.get("BENCH_IMAGES", ROOT / "images"))
 CUT, TRUST = IMAGES / "cut_botocore.py", IMAGES / "trust.py"
+COMPILE = IMAGES / "compile_compact.py"
+CACHE = PLACE / "compiled"  # of all modules: the interpreter's own folder belongs to the system
+STANDARD = "import sysconfig; print(sysconfig.get_path('stdlib'))"
 
-ENVIRON = {"MALLOC_ARENA_MAX": "1"}  # as images/Dockerfile has it
+ENVIRON = {"MALLOC_ARENA_MAX": "1", "FROZENLIST_NO_EXTENSIONS": "1"}  # as images/oci.py has it
 LAUNCHER = """
 import sys
 sys.path[:0] = {paths!r}
@@ -41,14 +44,17 @@ class Image:
 
     @property
     def command(self) -> list[str]:
-        """Return `byoc-agents` as the image starts it: isolated, without the module `site`."""
-        launcher = LAUNCHER.format(paths=[str(ROOT / "agents"), str(packages())])
-        return [str(self.python), "-IS", "-c", launcher]
+        """Return `byoc-agents` as the image starts it."""
+        return self.run(LAUNCHER.format(paths=[str(ROOT / "agents"), str(packages())]))
+
+    def run(self, program: str) -> list[str]:
+        """Return the command that runs a program isolated, without the module `site`."""
+        return [str(self.python), "-X", f"pycache_prefix={CACHE}", "-IS", "-c", program]
 
 
 def image() -> Image:
     """Return the image, built if it is missing or its inputs changed. Raises PartError."""
-    inputs = [path for path in (PINS, CUT, TRUST, Path(__file__)) if path.exists()]
+    inputs = [path for path in (PINS, CUT, TRUST, COMPILE, Path(__file__)) if path.exists()]
     stamp = hashlib.sha256(b"".join(path.read_bytes() for path in inputs)).hexdigest()
     if not (PLACE / stamp).exists():
         shutil.rmtree(PLACE, ignore_errors=True)
@@ -73,7 +79,11 @@ def _make() -> None:
     _run(interpreter(), "-m", "venv", "--without-pip", PLACE / "venv")
     pip = (sys.executable, "-m", "pip", "--python", python)
     _run(*pip, "install", "-q", "--no-deps", "--require-hashes", "-r", PINS)
-    _run(python, "-m", "compileall", "-q", packages(), ROOT / "agents" / "byoc_agents")
+    cached = (python, "-X", f"pycache_prefix={CACHE}")
+    _run(*cached, "-m", "compileall", "-q", packages(), ROOT / "agents" / "byoc_agents")
+    if COMPILE.exists():
+        standard = _run(python, "-c", STANDARD).strip()
+        _run(*cached, "-X", "no_debug_ranges", COMPILE, "/", standard, packages())
     if CUT.exists():
         _run(python, CUT, "--in-place")
     if TRUST.exists():
@@ -90,11 +100,13 @@ def _environ() -> dict[str, str]:
 def _describe() -> str:
     cut = "botocore's models cut" if CUT.exists() else "botocore's models whole"
     trust = "Amazon's CAs only" if TRUST.exists() else "the system's CAs"
-    done = subprocess.run([interpreter(), "-V"], capture_output=True, text=True, check=True)
-    return f"{done.stdout.strip()} ({interpreter()}), the image's packages, {cut}, {trust}"
+    text = "without documentation strings" if COMPILE.exists() else "with documentation strings"
+    version = _run(interpreter(), "-V").strip()
+    return f"{version} ({interpreter()}), the image's packages {text}, {cut}, {trust}"
 
 
-def _run(*command: object) -> None:
+def _run(*command: object) -> str:
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False)
     if done.returncode:
         raise PartError(f"{' '.join(map(str, command[:5]))}: {done.stderr.strip()[-2000:]}")
+    return done.stdout

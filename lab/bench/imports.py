@@ -1,6 +1,7 @@
 """Measure the memory before any work: the part that each layer adds when it is imported."""
 
 import json
+import os
 import subprocess
 
 from lab.bench.figures import Row, row
@@ -51,7 +52,9 @@ def measure(lab: Lab) -> list[Row]:
 def _sizes(lab: Lab) -> list[float]:
     paths, modules = [str(ROOT), str(packages())], [modules for _, modules in LAYERS]
     script = SCRIPT.format(paths=paths, modules=modules)
-    command = [str(lab.image.python), "-IS", "-c", script]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    environ = {**os.environ, **lab.image.environ}
+    done = subprocess.run(
+        lab.image.run(script), env=environ, capture_output=True, text=True, check=True
+    )
     found: list[float] = json.loads(done.stdout)
     return found

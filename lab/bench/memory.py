@@ -19,7 +19,7 @@ BUSY = {  # an hour's work in some seconds
     "BYOC_STATE_HEARTBEAT_SECONDS": "1",
 }
 ALERTS, OBJECTS, MESSAGES = 500, 5, 5
-ALONE = {SCRAPER: "<= 55", EXPORTER: "<= 54", FORWARDER: "<= 43"}
+ALONE = {SCRAPER: "<= 48", EXPORTER: "<= 47", FORWARDER: "<= 40"}
 
 
 def measure(lab: Lab) -> list[Row]:
@@ -40,8 +40,8 @@ def measure(lab: Lab) -> list[Row]:
     against = ratios(found["all"], found["bare"])
     return [
         *rows,
-        row("memory", "all three in one process", found["all"], "MiB", "<= 60"),
-        row("memory", "all three / a bare aiohttp server", against, "x", "<= 1.6"),
+        row("memory", "all three in one process", found["all"], "MiB", "<= 52"),
+        row("memory", "all three / a bare aiohttp server", against, "x", "<= 1.45"),
         row("memory", "a bare aiohttp server", found["bare"], "MiB"),
         row("memory", f"Alertmanager after {ALERTS} alerts", found["am"], "MiB"),
         row("memory", "node_exporter after 20 scrapes", found["node"], "MiB"),

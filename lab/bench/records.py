@@ -13,7 +13,7 @@ from byoc_agents.billing.objects import seal
 from byoc_agents.billing.record import UsageRecord
 from lab.bench.figures import Row, ratios, row
 from lab.bench.lab import Lab
-from lab.fakes.billing import Story
+from lab.fakes.billing import ReplicaHistory
 
 RECORDS = 300  # five hours of minutes; an object at the default pace has 5, a backlog up to 1,000
 PACED = 5  # records of an object at the default pace
@@ -23,8 +23,8 @@ def measure(lab: Lab) -> list[Row]:
     """Seal the same records both ways, in turn."""
     rows = []
     for count in (PACED, RECORDS):
-        story = Story()
-        rows += _compared([story.measured() for _ in range(count)], lab.runs(15, 5))
+        history = ReplicaHistory()
+        rows += _compared([history.measured() for _ in range(count)], lab.runs(15, 5))
     return rows
 
 

@@ -16,7 +16,7 @@ from byoc_agents.audit.render import text
 from byoc_agents.delivery.sink import Message
 from lab.bench.figures import Row, row
 from lab.bench.lab import MIB, Lab
-from lab.fakes.billing import Story, objects
+from lab.fakes.billing import ReplicaHistory, objects
 
 REPLICAS, RECORDS = 10, 300  # records of one object
 FLEETS, FLEET_RECORDS = (1_000, 100_000), 10  # replicas, each with one object of so many records
@@ -69,8 +69,8 @@ def _concluded(replicas: int) -> Row:
     """Measure the report of a fleet after all objects are read, with its text."""
     audit = Audit()
     for number in range(replicas):
-        story = Story(replica=f"r-{number}", pod_uid=f"uid-{number}", seed=number)
-        records = [story.measured() for _ in range(FLEET_RECORDS)]
+        history = ReplicaHistory(replica=f"r-{number}", pod_uid=f"uid-{number}", seed=number)
+        records = [history.measured() for _ in range(FLEET_RECORDS)]
         for message in objects(records, size=FLEET_RECORDS):
             audit.add(message.id, message.body)
     began = time.process_time()
@@ -85,11 +85,13 @@ def _concluded(replicas: int) -> Row:
 
 def _stored(wanted: int) -> Iterator[Message]:
     """Yield objects with that many records; the pods alternate as in the order of keys."""
-    stories = [Story(replica=f"r-{n}", pod_uid=f"uid-{n}", seed=n) for n in range(REPLICAS)]
+    histories = [
+        ReplicaHistory(replica=f"r-{n}", pod_uid=f"uid-{n}", seed=n) for n in range(REPLICAS)
+    ]
     left = wanted
     while left:
-        for story in stories:
+        for history in histories:
             size = min(RECORDS, left)
             if size:
-                yield from objects([story.measured() for _ in range(size)], size=RECORDS)
+                yield from objects([history.measured() for _ in range(size)], size=RECORDS)
             left -= size

@@ -81,24 +81,24 @@ def _differs(chain: Sequence[Usage]) -> Iterator[str]:
 def _against_the_kernel(
     found: Evidence, records: Sequence[Usage], counted: dict[int, int]
 ) -> Iterator[str]:
-    lived = {one.inode: one.seconds for one in found.incarnations if one.seconds}
-    for inode, seconds in lived.items():
+    seconds_of = {one.inode: one.seconds for one in found.incarnations if one.seconds}
+    for inode, seconds in seconds_of.items():
         most_ms = seconds * 1000 + SLACK_MS
         if counted.get(inode, 0) > most_ms:
             yield f"incarnation {inode}: {counted[inode]} ms count, of {seconds:.1f} s"
-    if found.damaged or not lived:
+    if found.damaged or not seconds_of:
         return
     stated_ms = sum(
         period_ms(one)
         for one in records
         if one.quality == "gap" and not one.allocated.counted_milliseconds
     )
-    whole_ms = Decimal(sum(lived.values())) * 1000
+    whole_ms = Decimal(sum(seconds_of.values())) * 1000
     soft_ms = sum(
         one.allocated.counted_milliseconds or 0 for one in records if one.gap_reason in SOFT_GAPS
     )
     total_ms = sum(counted.values()) + soft_ms
-    least_ms = whole_ms - stated_ms - SLACK_MS * len(lived)
+    least_ms = whole_ms - stated_ms - SLACK_MS * len(seconds_of)
     if total_ms < least_ms:
         yield f"{total_ms} ms count, {stated_ms} ms are gaps: of {whole_ms:.0f} ms in all"
 

@@ -64,7 +64,7 @@ def _states(found: Evidence) -> Iterator[Control]:
     more = [_with_more_lost(one) for one in states]
     yield "lost changes are counted wrongly", oracle.states, replace(found, states=more)
     yield "an id has two contents", oracle.states, replace(found, states=[*states, twice])
-    blind = Outage("clickhouse_killed", oracle.TOLD_SECONDS, "running")
+    blind = Outage("clickhouse_killed", oracle.REPORT_SECONDS, "running")
     yield "an outage is not reported", oracle.outages, replace(found, outages=[blind])
     yield "its end is not reported", oracle.outages, replace(found, last_word="failed PING_FAILED")
 
@@ -83,7 +83,7 @@ def _dead(found: Evidence) -> Iterator[Control]:
     billing, alert = (oracle.BILLING, found.events[0]["id"]), (oracle.ALERTS, "another")
     yield "usage is a dead letter", oracle.dead_letters, replace(found, dead={billing})
     yield "a dead letter never comes", oracle.dead_letters, replace(found, dead={alert})
-    alone = replace(found, dead=set(), buried=_ids_of_alerts(found))
+    alone = replace(found, dead=set(), logged_dead=_ids_of_alerts(found))
     yield "a dead letter came by itself", oracle.dead_letters, alone
     yield "a dead letter is left", oracle.dead_letters, replace(found, dead_left=1)
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lab.chaos.acts import Stage
 from lab.chaos.aws import Stored
 from lab.chaos.daemon import Daemon, Figures
 from lab.chaos.facts import Fact
+from lab.chaos.fault_injection import SystemUnderTest
 from lab.chaos.lost import START
 from lab.chaos.outages import REPORTED, UNREPORTED, Outage, last_word
 from lab.chaos.target import Incarnation
@@ -39,7 +39,7 @@ class Evidence:
     last_ends: dict[str, int]  # process -> exit code of the SIGTERM at the end
     backlogs: dict[str, int]  # daemon -> records left at the end
     dead: set[tuple[str, str]]  # (daemon, id) of dead letters that were sent again
-    buried: set[str]  # ids that the logs call dead letters
+    logged_dead: set[str]  # ids that the logs call dead letters
     dead_left: int  # after the last of them was sent again
     defects: list[str]  # `daemon.task_failed` and `sink.unexpected_error` of all logs
     figures: dict[str, tuple[Figures, Figures]]  # process -> before the first fault, at the end
@@ -61,9 +61,9 @@ class Settled:
     last_word: str
 
 
-def settled(stage: Stage) -> Settled:
-    left = (one["backlog"]["dead_letters"] for daemon in stage.daemons for one in _status(daemon))
-    return Settled(sum(left), last_word(stage.exporter))
+def settled(system: SystemUnderTest) -> Settled:
+    left = (one["backlog"]["dead_letters"] for daemon in system.daemons for one in _status(daemon))
+    return Settled(sum(left), last_word(system.exporter))
 
 
 def _status(daemon: Daemon) -> Iterable[dict[str, Any]]:
@@ -71,15 +71,18 @@ def _status(daemon: Daemon) -> Iterable[dict[str, Any]]:
 
 
 def collected(
-    stage: Stage,
+    system: SystemUnderTest,
     figures: dict[str, tuple[Figures, Figures]],
     last_ends: dict[str, int],
     seen: Settled,
 ) -> Evidence:
     """Collect the evidence after everything has ended."""
-    world, daemons = stage.world, stage.daemons
-    state_dir = str(stage.state_dir)
-    stored = [*world.aws.ended, Stored("", world.bucket.objects(), world.bucket.writes())]
+    environment, daemons = system.environment, system.daemons
+    state_dir = str(system.state_dir)
+    stored = [
+        *environment.aws.ended,
+        Stored("", environment.bucket.objects(), environment.bucket.writes()),
+    ]
     stops = [one for daemon in daemons for one in daemon.logged("daemon.stopped")]
     shown = _ledger("show", state_dir, "--json")
     assert shown.returncode == 0, shown.stderr
@@ -89,33 +92,33 @@ def collected(
         writes=Counter(
             {(n, key): many for n, one in enumerate(stored) for key, many in one.writes.items()}
         ),
-        before=[one.objects for one in world.aws.ended],
-        incarnations=[*stage.target.incarnations, stage.target.incarnation()],
-        states=list(world.queue.got),
+        before=[one.objects for one in environment.aws.ended],
+        incarnations=[*system.target.incarnations, system.target.incarnation()],
+        states=list(environment.queue.got),
         reported=_logged(daemons, "state.published"),
-        offered=world.notified.offered,
-        accepted=world.notified.accepted,
-        events=list(world.receiver.events.values()),
+        offered=environment.notified.offered,
+        accepted=environment.notified.accepted,
+        events=list(environment.receiver.events.values()),
         ledger=[json.loads(line) for line in shown.stdout.splitlines()],
         ledger_verdict="" if verdict.returncode == 0 else verdict.stdout + verdict.stderr,
         ends={"+".join(one.names): one.ends for one in daemons},
         last_ends=last_ends,
         backlogs={one["daemon"]: one["backlog_records"] for one in stops},
-        dead=stage.dead,
-        buried={one["id"] for one in _logged(daemons, "message.dead_lettered")},
+        dead=system.dead,
+        logged_dead={one["id"] for one in _logged(daemons, "message.dead_lettered")},
         dead_left=seen.dead_left,
         defects=[
             json.dumps(one)
             for one in _logged(daemons, "daemon.task_failed", "sink.unexpected_error")
         ],
         figures=figures,
-        at_risk=stage.at_risk,
-        damaged=stage.damaged,
-        disk_troubles=stage.disk.touched > 0,
-        turned_away=world.notified.turned_away,
-        outages=stage.outages,
+        at_risk=system.at_risk,
+        damaged=system.damaged,
+        disk_troubles=system.disk.touched > 0,
+        turned_away=environment.notified.turned_away,
+        outages=system.outages,
         last_word=seen.last_word,
-        changes=stage.exporter.logged(START, REPORTED, UNREPORTED),
+        changes=system.exporter.logged(START, REPORTED, UNREPORTED),
     )
 
 

@@ -22,7 +22,7 @@ CORES = 2
 SAMPLE_SECONDS = 0.5
 GOOD_ENDS = {0, -9, -15}  # planned; killed; ended before it handled SIGTERM
 NO_DISK = 2  # exit code if the state directory cannot be used
-TOLD_SECONDS = 10.0  # from a silent server to the word: a ping's 2 s twice, and 5 to start
+REPORT_SECONDS = 10.0  # from a silent server to the message: a ping's 2 s twice, and 5 to start
 MORE = {"fds": 12, "threads": 6, "tasks": 8, "rss_bytes": 24 * 1024**2}  # than before the faults
 STATE_TYPE = "byoc.service.state.v1"
 BILLING, STATE, ALERTS = "billing-scraper", "state-exporter", "alert-forwarder"
@@ -148,7 +148,7 @@ def _at_risk(found: Evidence, epoch: int) -> list[dict[str, Any]]:
 def outages(found: Evidence) -> Iterator[str]:
     """Check that each visible outage of ClickHouse was reported in time, then its end."""
     for one in found.outages:
-        if one.quiet_seconds >= TOLD_SECONDS and "PING_FAILED" not in one.word:
+        if one.quiet_seconds >= REPORT_SECONDS and "PING_FAILED" not in one.word:
             yield f"{one.kind} for {one.quiet_seconds:.1f} s, and the exporter reports {one.word!r}"
     if not found.last_word.startswith("running"):
         yield f"everything is healthy again, and the exporter reports {found.last_word!r}"
@@ -201,7 +201,7 @@ def dead_letters(found: Evidence) -> Iterator[str]:
     if lost := {one for _, one in found.dead} - arrived - found.at_risk.keys():
         yield f"sent again and never delivered: {sorted(lost)}"
     alive = {one["id"] for one in found.events if one["type"] == ALERT}
-    if not found.damaged and (back := found.buried & alive - {one for _, one in found.dead}):
+    if not found.damaged and (back := found.logged_dead & alive - {one for _, one in found.dead}):
         yield f"dead letters, never sent again, and delivered: {sorted(back)}"
     if found.dead_left:
         yield f"{found.dead_left} dead letters are left"
@@ -247,6 +247,6 @@ def checked(found: Evidence) -> dict[str, int]:
         "state messages": len({one["id"] for one in found.states}),
         "alert facts": len(found.accepted),
         "dead letters": len(found.dead),
-        "outages": sum(one.quiet_seconds >= TOLD_SECONDS for one in found.outages),
+        "outages": sum(one.quiet_seconds >= REPORT_SECONDS for one in found.outages),
         "ledger lines": len(found.ledger),
     }

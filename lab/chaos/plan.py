@@ -43,7 +43,7 @@ class Fault:
     lane: str
     kind: str
     seconds: float
-    dice: int
+    seed: int
 
     def __str__(self) -> str:
         return f"{self.at_seconds:7.1f} s  {self.lane:<10} {self.kind:<22} for {self.seconds:.1f} s"

@@ -1,4 +1,4 @@
-"""Do one run: start the world, execute a plan, end all faults, drain, check."""
+"""Do one run: start the environment, execute a plan, end all faults, drain, check."""
 
 import random
 import time
@@ -8,17 +8,17 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from lab.chaos.acts import Lanes, Stage
 from lab.chaos.allocated import LIMIT_BYTES
 from lab.chaos.aws import Queue
 from lab.chaos.daemon import Daemon, Figures
+from lab.chaos.environment import Environment, settings, start_environment
 from lab.chaos.evidence import Evidence, collected, settled
+from lab.chaos.fault_injection import Lanes, SystemUnderTest
 from lab.chaos.load import Alerts
 from lab.chaos.machine import Clock, disk
 from lab.chaos.oracle import ALERTS, BILLING, STATE
 from lab.chaos.plan import Plan
 from lab.chaos.target import Target
-from lab.chaos.world import World, settings, world
 from lab.real.parts.process import RealProcess
 from lab.real.scraper import eventually
 
@@ -42,26 +42,28 @@ TIGHT = {"BYOC_SPOOL_MAX_BYTES": "8Ki"}  # five objects, four states or four ale
 
 
 @contextmanager
-def staged(plan: Plan, place: Path, aws: RealProcess | None) -> Iterator[Stage]:
+def prepared_system(plan: Plan, place: Path, aws: RealProcess | None) -> Iterator[SystemUnderTest]:
     """Start everything, wait until it works."""
-    with world(place, aws) as of, disk(place / "disk", plan.disk) as small:
+    with start_environment(place, aws) as of, disk(place / "disk", plan.disk) as small:
         clock = Clock(place / "clock")
         target = Target(of.group, random.Random(plan.seed))
-        stage = Stage(of, _daemons(plan, of, small.path / "state", clock), small, clock, target)
+        system = SystemUnderTest(
+            of, _daemons(plan, of, small.path / "state", clock), small, clock, target
+        )
         try:
-            for daemon in stage.daemons:
+            for daemon in system.daemons:
                 daemon.start()
-            eventually(lambda: all(daemon.healthy() for daemon in stage.daemons))
+            eventually(lambda: all(daemon.healthy() for daemon in system.daemons))
             eventually(of.bucket.writes)  # the empty group was sampled
             target.begin()
-            yield stage
+            yield system
         finally:
-            for daemon in stage.daemons:
+            for daemon in system.daemons:
                 daemon.kill()
             target.end()
 
 
-def _daemons(plan: Plan, of: World, state: Path, clock: Clock) -> list[Daemon]:
+def _daemons(plan: Plan, of: Environment, state: Path, clock: Clock) -> list[Daemon]:
     processes = [(name,) for name in NAMES] if plan.apart else [NAMES]
     common = settings(of, state) | PACE | clock.settings | (TIGHT if plan.tight else {})
     return [Daemon(names, of.directory / "logs", common) for names in processes]
@@ -82,65 +84,65 @@ class Watch:
 def run(plan: Plan, place: Path, aws: RealProcess | None = None) -> Evidence:
     """Execute the plan; return the evidence."""
     watch = Watch()
-    with staged(plan, place, aws) as stage:
-        alerts = Alerts(stage.world.alertmanager, ALERT_SECONDS)
+    with prepared_system(plan, place, aws) as system:
+        alerts = Alerts(system.environment.alertmanager, ALERT_SECONDS)
         with alerts.raising():
-            taken = stage.world.notified.accepted
-            eventually(lambda: len(taken) > 2 and len(stage.world.queue.got) > 1)
-            before = figures(stage)
+            taken = system.environment.notified.accepted
+            eventually(lambda: len(taken) > 2 and len(system.environment.queue.got) > 1)
+            before = figures(system)
             watch.lap("started")
-            lanes = Lanes(stage, plan.faults)
+            lanes = Lanes(system, plan.faults)
             lanes.run()
             assert not lanes.errors, lanes.errors
         watch.lap("broken")
-        drain(stage, plan)
-        resend(stage)
-        seen = settled(stage)
-        after = figures(stage)
+        drain(system, plan)
+        resend(system)
+        seen = settled(system)
+        after = figures(system)
         pairs = {name: (before[name], after[name]) for name in before}
         watch.lap("drained")
-        stage.target.end()
+        system.target.end()
         with ThreadPoolExecutor() as pool:  # together, as a pod's containers
-            codes = list(pool.map(Daemon.stop, stage.daemons))
-        last = {"+".join(one.names): code for one, code in zip(stage.daemons, codes, strict=True)}
+            codes = list(pool.map(Daemon.stop, system.daemons))
+        last = {"+".join(one.names): code for one, code in zip(system.daemons, codes, strict=True)}
         watch.lap("stopped")
-        read_out(stage.world.queue)
-        return replace(collected(stage, pairs, last, seen), tight=plan.tight)
+        read_out(system.environment.queue)
+        return replace(collected(system, pairs, last, seen), tight=plan.tight)
 
 
-def figures(stage: Stage) -> dict[str, Figures]:
+def figures(system: SystemUnderTest) -> dict[str, Figures]:
     """Return the current resources of each process."""
     found = {}
-    for daemon in stage.daemons:
+    for daemon in system.daemons:
         seen = daemon.figures()
         assert seen is not None, f"{daemon.names} ended: {daemon.log.read_text()[-2000:]}"
         found["+".join(daemon.names)] = seen
     return found
 
 
-def drain(stage: Stage, plan: Plan) -> None:
+def drain(system: SystemUnderTest, plan: Plan) -> None:
     """Wait until every daemon runs, the clock has caught up and all messages are sent.
 
     The short form does not wait long for the messages: a SIGTERM drains as well.
     """
-    eventually(stage.clock.caught_up)
-    eventually(lambda: all(daemon.healthy() for daemon in stage.daemons), DRAIN_SECONDS)
+    eventually(system.clock.caught_up)
+    eventually(lambda: all(daemon.healthy() for daemon in system.daemons), DRAIN_SECONDS)
     short = plan.seconds < SHORT_SECONDS
     with suppress(AssertionError) if short else nullcontext():
         seconds = SHORT_DRAIN_SECONDS if short else DRAIN_SECONDS
-        eventually(lambda: all(map(drained, stage.daemons)), seconds)
+        eventually(lambda: all(map(drained, system.daemons)), seconds)
 
 
-def resend(stage: Stage) -> None:
+def resend(system: SystemUnderTest) -> None:
     """Send the dead letters again; wait until none is left, and the exporter sees a sound server.
 
     A timeout is not an error here: the oracle reports the difference.
     """
-    stage.resend()
+    system.resend()
     with suppress(AssertionError):
-        eventually(lambda: settled(stage).dead_left == 0)
+        eventually(lambda: settled(system).dead_left == 0)
     with suppress(AssertionError):
-        eventually(lambda: settled(stage).last_word.startswith("running"))
+        eventually(lambda: settled(system).last_word.startswith("running"))
 
 
 def read_out(queue: Queue) -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from lab.chaos.daemon import Daemon
+from lab.chaos.environment import Environment, settings, start_environment
 from lab.chaos.load import Alerts
 from lab.chaos.oracle import ALERTS, BILLING, STATE
 from lab.chaos.plot import plot
 from lab.chaos.slopes import Slope, slopes
-from lab.chaos.world import World, settings, world
 from lab.real.burner import burning
 from lab.real.scraper import eventually, passed
 
@@ -38,7 +38,7 @@ def soak(place: Path, out: Path, seconds: float) -> int:
     """Run that long; write samples, results and plot into `out`. Return the exit code."""
     out.mkdir(parents=True, exist_ok=True)
     samples_file = out / "soak.jsonl"
-    with world(place) as of, burning("soak", of.group.command([])) as burner:
+    with start_environment(place) as of, burning("soak", of.group.command([])) as burner:
         daemon = Daemon(NAMES, place / "logs", settings(of, place / "state") | PACE)
         daemon.start()
         try:
@@ -55,7 +55,7 @@ def soak(place: Path, out: Path, seconds: float) -> int:
     return report(read(samples_file), out, wrong)
 
 
-def _sampled(of: World, daemon: Daemon, file: Path, seconds: float) -> None:
+def _sampled(of: Environment, daemon: Daemon, file: Path, seconds: float) -> None:
     alerts = Alerts(of.alertmanager, ALERT_SECONDS)
     began = time.monotonic()
     with alerts.raising(), file.open("w") as out:
@@ -67,7 +67,7 @@ def _sampled(of: World, daemon: Daemon, file: Path, seconds: float) -> None:
             passed(max(0.0, began + number * SAMPLE_SECONDS - time.monotonic()))
 
 
-def sample(daemon: Daemon, of: World, alerts: Alerts, began: float) -> dict[str, Any]:
+def sample(daemon: Daemon, of: Environment, alerts: Alerts, began: float) -> dict[str, Any]:
     """Return the current figures."""
     figures, status = daemon.figures(), daemon.status()
     assert figures is not None, "it has ended"

@@ -2,6 +2,6 @@
 
 `parts` builds and fetches the programs and images. `machine` makes namespaces and control groups,
 runs a command in them and removes everything; `inside` is the first process in them. `components`
-starts the programs, `cluster` is their client, and `world` adds what the chart needs: volumes,
+starts the programs, `cluster` is their client, and `environment` adds the chart's needs: volumes,
 LocalStack, a control plane, a ClickHouse.
 """

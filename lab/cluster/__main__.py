@@ -1,6 +1,7 @@
 """Brings a cluster up, tests the chart in it, and takes everything down: `make cluster`.
 
 With `--short` only the walk is tested: install, delivery, policies, upgrade, rollback, uninstall.
+With `--if-built` nothing is done unless Kubernetes has already been built, which takes minutes.
 With `--keep` no test runs: the chart is installed and left for a person until Ctrl-C. With
 `--kubeconfig` the walk is tested on the cluster of KUBECONFIG, such as kind's, whose node has the
 images. Other arguments are pytest's.
@@ -25,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code of the tests; 130 after Ctrl-C; 1 if a part cannot be had."""
     parser = argparse.ArgumentParser(prog="make cluster", description=__doc__)
     parser.add_argument("--short", action="store_true", help="only the walk")
+    parser.add_argument("--if-built", action="store_true", help="not if it takes a build")
     parser.add_argument("--keep", action="store_true", help="leave it for a person, until Ctrl-C")
     parser.add_argument("--kubeconfig", action="store_true", help="the walk on another cluster")
     options, others = parser.parse_known_args(argv)
@@ -36,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = [sys.executable, "-m", "lab.cluster.kept"]
     if options.kubeconfig:
         return subprocess.run(command, cwd=ROOT, check=False).returncode
+    if options.if_built and not parts.are_built():
+        report("Kubernetes is not built: no test has run. `make cluster` builds it and runs them.")
+        return 0
     machine.exit_on_signals()  # a Docker Engine builds the images
     try:
         prepare()

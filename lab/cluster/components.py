@@ -26,7 +26,7 @@ from lab.real.parts.process import Program
 
 NODE_NAME = "node"
 PODS = "10.77.0.0/24"
-RESOLVER = "10.77.0.2"  # the first pod's address; `world` starts the resolver first
+RESOLVER = "10.77.0.2"  # the first pod's address; `environment` starts the resolver first
 SERVICES = "10.79.0.0/24"
 SERVER = f"https://{NODE}:6443"
 

@@ -4,7 +4,7 @@ import signal
 import sys
 
 from lab.cluster import cluster as cluster_part
-from lab.cluster import world
+from lab.cluster import environment
 from lab.cluster.__main__ import report
 from lab.real.parts.process import PartError
 
@@ -21,12 +21,12 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with cluster_part.running(report) as cluster:
-            world.prepare(cluster)
-            with world.receiving(cluster) as received:
+            environment.prepare(cluster)
+            with environment.receiving(cluster) as received:
                 received.make()
-            world.install_chart(cluster)
-            world.wait_for_chart(cluster)
-            report(USE.format(enter=cluster.directory / "enter", namespace=world.NAMESPACE))
+            environment.install_chart(cluster)
+            environment.wait_for_chart(cluster)
+            report(USE.format(enter=cluster.directory / "enter", namespace=environment.NAMESPACE))
             signal.pause()
     except PartError as error:
         report(str(error))

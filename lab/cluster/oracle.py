@@ -10,9 +10,9 @@ from decimal import Decimal
 from itertools import pairwise
 
 from byoc_agents.billing.record import Usage
-from lab.cluster import world
+from lab.cluster import environment
 from lab.cluster.cluster import Cluster
-from lab.cluster.world import NAMESPACE, Received
+from lab.cluster.environment import NAMESPACE, Received
 from lab.real.stored import billed, usages
 
 STATE = "/var/lib/byoc-agents"
@@ -59,10 +59,10 @@ def billing(received: Received) -> Billing:
 def check_ledgers(cluster: Cluster) -> set[str]:
     """Run `ledger verify` in every container of ours; return the daemons that it was clean for."""
     clean = set()
-    for pod in world.chart_pods(cluster):
+    for pod in environment.chart_pods(cluster):
         spec, name = pod["spec"], pod["metadata"]["name"]
         for container in (*spec.get("initContainers", []), *spec["containers"]):
-            if container["name"] in world.DAEMONS:
+            if container["name"] in environment.DAEMONS:
                 command = ("byoc-agents", "ledger", "verify", "--daemon", container["name"])
                 cluster.execute(NAMESPACE, name, container["name"], *command)  # fails on a finding
                 clean.add(container["name"])
@@ -77,9 +77,9 @@ def wait_drained(cluster: Cluster) -> None:
 def backlog(cluster: Cluster) -> dict[str, int]:
     """Return daemon -> messages in its spool, of those that have any."""
     found = {}
-    for pod in world.chart_pods(cluster):
-        for daemon, port in world.ports(pod).items():
-            page = world.admin_page(cluster, pod, port, "metrics")
+    for pod in environment.chart_pods(cluster):
+        for daemon, port in environment.ports(pod).items():
+            page = environment.admin_page(cluster, pod, port, "metrics")
             lines = [line for line in page.splitlines() if line.startswith("byoc_spool_records")]
             if total := sum(int(float(line.rpartition(" ")[2])) for line in lines):
                 found[daemon] = total

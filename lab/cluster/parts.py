@@ -49,10 +49,25 @@ def kube_router() -> Path:
     return _built("kube_router", {"kube-router": ROUTER})
 
 
-def _built(module: str, targets: dict[str, str], linked: str = "") -> Path:
+def are_built() -> bool:
+    """Return whether the programs that take minutes to build are there."""
+    modules = {"kubernetes": LINKED, "kube_router": ""}
+    return all(install.is_made(_place(name), *_inputs(name, modules[name])) for name in modules)
+
+
+def _place(module: str) -> Path:
+    return CACHE / module.replace("_", "-")
+
+
+def _inputs(module: str, linked: str) -> list[str]:
+    """Return what the programs of a module are made from."""
     sources = sorted(GO.joinpath(module).glob("go.*"))
-    place = CACHE / module.replace("_", "-")
-    with install._once(place, linked, *(source.read_text() for source in sources)) as missing:
+    return [linked, *(source.read_text() for source in sources)]
+
+
+def _built(module: str, targets: dict[str, str], linked: str = "") -> Path:
+    place = _place(module)
+    with install._once(place, *_inputs(module, linked)) as missing:
         if missing:
             place.mkdir()
             for name, package in targets.items():

@@ -3,9 +3,9 @@
 import json
 from typing import Any
 
-from lab.cluster import world
+from lab.cluster import environment
 from lab.cluster.cluster import Cluster
-from lab.cluster.world import ALERTS, NAMESPACE, RELEASE
+from lab.cluster.environment import ALERTS, NAMESPACE, RELEASE
 from lab.real.parts.docker import BASE
 from lab.real.parts.install import ROOT
 
@@ -90,7 +90,7 @@ def _debugger(command: list[str], name: str) -> dict[str, Any]:
         "image": BASE,
         "imagePullPolicy": "Never",
         "command": command,
-        "securityContext": {**world.RESTRICTED_CONTAINER, "runAsUser": 1000},
+        "securityContext": {**environment.RESTRICTED_CONTAINER, "runAsUser": 1000},
     }
 
 

@@ -38,7 +38,7 @@ from byoc_agents.delivery.sink import Message
 from byoc_control_plane.compactor import Compactor
 from byoc_control_plane.directory import DirectoryBucket
 from byoc_control_plane.metrics import PlaneMetrics
-from lab.fakes.billing import NOON_MS, Story, eventful, objects
+from lab.fakes.billing import NOON_MS, ReplicaHistory, eventful, objects
 
 BEFORE = "2026-12-31T00"  # all hours are closed
 ACCESSES = frozenset({"open", "os.scandir", "os.link", "os.remove", "os.mkdir", "tempfile.mkstemp"})
@@ -96,8 +96,8 @@ def contents(root: Path) -> dict[str, bytes]:
 
 def landing() -> list[Message]:
     """Return the objects of the killed runs: gaps, restarts and two epochs."""
-    stories = [Story(replica=f"r-{n}", pod_uid=f"uid-{n}", seed=n) for n in range(4)]
-    return [one for story in stories for one in objects(eventful(story), size=3)]
+    histories = [ReplicaHistory(replica=f"r-{n}", pod_uid=f"uid-{n}", seed=n) for n in range(4)]
+    return [one for history in histories for one in objects(eventful(history), size=3)]
 
 
 def write(root: Path, messages: list[Message]) -> None:
@@ -137,7 +137,7 @@ def kill_often(wanted: int, seed: int, directory: Path) -> dict[str, int]:
 def hours_of(wanted: int, records: int) -> Iterator[Message]:
     """Yield so many objects of one day: of each replica one per hour."""
     for number in range(-(-wanted // 24)):
-        story = Story(
+        history = ReplicaHistory(
             organization_id=f"org-{number // 1000}",
             service_id=f"service-{number // 10}",
             replica=f"r-{number}",
@@ -145,8 +145,8 @@ def hours_of(wanted: int, records: int) -> Iterator[Message]:
             seed=number,
         )
         for hour in range(min(24, wanted - 24 * number)):
-            story.now_ms = NOON_MS + hour * HOUR_MS
-            yield from objects((story.measured() for _ in range(records)), size=records)
+            history.now_ms = NOON_MS + hour * HOUR_MS
+            yield from objects((history.measured() for _ in range(records)), size=records)
 
 
 def run_alone(root: str, answer: Connection) -> None:

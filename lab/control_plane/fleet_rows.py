@@ -12,7 +12,7 @@ from byoc_control_plane.rows import TableRow, build_row
 from byoc_control_plane.store import Store, insert_rows
 from lab.control_plane.messages import heartbeat_event, watch_alert
 from lab.control_plane.simulation import START_MS, fleet_messages
-from lab.fakes.billing import Story
+from lab.fakes.billing import ReplicaHistory
 
 HOURS = 0.5
 END_MS = START_MS + int(HOURS * 3_600_000)
@@ -61,7 +61,7 @@ def usage_records(replicas: int) -> Iterator[UsageRecord]:
     for number in range(replicas):
         if number % UNBILLED_EVERY == UNBILLED_EVERY - 1:
             continue
-        story = Story(
+        history = ReplicaHistory(
             organization_id=f"org-{number // 100}",
             service_id=f"s-{number // 3}",
             replica=f"r-{number}",
@@ -72,7 +72,7 @@ def usage_records(replicas: int) -> Iterator[UsageRecord]:
         )
         for minute in range(MINUTES):
             gap = minute == 3 and number % HOLE_EVERY == 1
-            record = story.gap("target_unreadable") if gap else story.measured()
+            record = history.gap("target_unreadable") if gap else history.measured()
             if not (minute == 7 and number % HOLE_EVERY == 2):
                 yield record
 

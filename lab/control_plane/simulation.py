@@ -44,7 +44,7 @@ CHANGED, RESTARTED = 0.05, 0.02  # of the replicas, within the hour
 LAGGING_MS = 600_000
 MAX_WAITING = 20_000  # messages in the double
 CONSUMERS = 2
-LIFE_SECONDS = 0.6  # at most, from the moment a consumer listens
+RUN_SECONDS = 0.6  # at most, from the moment a consumer listens
 
 
 class Fed(msgspec.Struct, frozen=True):
@@ -199,7 +199,7 @@ class Run:
         self.sent: Counter[tuple[str, str]] = Counter()
         self.killed = 0
         self.cpu_seconds = 0.0
-        self._lives = 0  # that end by a kill
+        self._starts = 0  # that end by a kill
         self._directory = directory
         self._queue = queue
         self._kills = kills
@@ -225,12 +225,12 @@ class Run:
         """Run consumers one after another; the last one empties the queue."""
         settings = KEYS | self._settings | self._queue.environment | {"BYOC_PLANE_NAME": name}
         log = self._directory / f"{name}.log"
-        while self._lives < self._kills:
-            self._lives += 1
+        while self._starts < self._kills:
+            self._starts += 1
             log.unlink(missing_ok=True)
             async with running_plane(["consumer"], log, settings) as process:
                 used = _cpu_seconds(process)
-                await asyncio.sleep(chance.uniform(0, LIFE_SECONDS))
+                await asyncio.sleep(chance.uniform(0, RUN_SECONDS))
                 self.cpu_seconds += _cpu_seconds(process) - used
                 await process.kill()
                 self.killed += 1

@@ -43,9 +43,9 @@ def _missing() -> list[str]:
 
 
 async def _play(directory: Path) -> int:
-    from lab.demo import story  # noqa: PLC0415  needs the extra
+    from lab.demo import script  # noqa: PLC0415  needs the extra
 
-    playing = asyncio.ensure_future(story.play(directory))
+    playing = asyncio.ensure_future(script.play(directory))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, playing.cancel)

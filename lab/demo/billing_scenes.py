@@ -43,7 +43,7 @@ async def s3_refuses(stage: Stage) -> None:
     stage.screen.say(now.backlog(SCRAPER).sentence("S3"))
 
 
-async def the_agents_are_killed(stage: Stage) -> None:
+async def the_daemons_are_killed(stage: Stage) -> None:
     """Kill the daemons with SIGKILL."""
     before = await stage.look()
     held = {daemon: before.backlog(daemon).records for daemon in (SCRAPER, FORWARDER)}

@@ -41,7 +41,7 @@ class Daemons:
         self._session = session
         self._stack = AsyncExitStack()
         self._url = ""
-        self._lives = 0
+        self._starts = 0
 
     async def __aenter__(self) -> Self:
         """Return it, not started yet."""
@@ -53,8 +53,8 @@ class Daemons:
 
     async def start(self) -> int:
         """Start them and wait until they listen. Return the pid."""
-        self._lives += 1
-        self.log = self._directory / f"agents-{self._lives}.log"
+        self._starts += 1
+        self.log = self._directory / f"agents-{self._starts}.log"
         argv = [sys.executable, "-m", "byoc_agents.app.cli", "run", *self._names]
         child = await self._stack.enter_async_context(started(argv, self.log, self._environ))
         line = await written(self.log, '"admin.listening"', child)
@@ -70,7 +70,7 @@ class Daemons:
     async def stop(self) -> None:
         """Stop them with SIGTERM. Raises DemoError if the exit code is not 0."""
         if code := await self._end(signal.SIGTERM):
-            raise DemoError(f"the agents ended with exit code {code}, see {self.log}")
+            raise DemoError(f"the daemons ended with exit code {code}, see {self.log}")
 
     async def _end(self, number: signal.Signals) -> int:
         child, self.child = self.child, None
@@ -93,9 +93,9 @@ class Daemons:
         if self.child is None:
             return b""
         if self.child.returncode is not None:
-            raise DemoError(f"the agents ended with exit code {self.child.returncode}")
+            raise DemoError(f"the daemons ended with exit code {self.child.returncode}")
         try:
             async with self._session.get(f"{self._url}/{name}", timeout=PATIENT) as answer:
                 return await answer.read()
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise DemoError(f"the agents do not answer: {error}\n{tail(self.log)}") from error
+            raise DemoError(f"the daemons do not answer: {error}\n{tail(self.log)}") from error

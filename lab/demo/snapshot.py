@@ -39,7 +39,7 @@ class Backlog:
 class Snapshot:
     """Status and received data at one time."""
 
-    status: dict[str, Any]  # daemon -> its part of /status; empty while the agents do not run
+    status: dict[str, Any]  # daemon -> its part of /status; empty while the daemons do not run
     objects: int
     records: list[Usage]  # in the bucket
     states: list[str]  # that reached the queue

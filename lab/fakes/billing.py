@@ -46,7 +46,7 @@ def event(usage: Usage) -> UsageRecord:
 
 
 @dataclass
-class Story:
+class ReplicaHistory:
     """The history of one replica. Each method returns the record that its scraper would write."""
 
     organization_id: str = "org-1"
@@ -148,18 +148,18 @@ class Story:
         return event(usage)
 
 
-def eventful(story: Story) -> Iterator[UsageRecord]:
+def eventful(history: ReplicaHistory) -> Iterator[UsageRecord]:
     """Yield 41 records, with an unreadable minute, a restart and a lost state directory."""
-    yield from (story.measured() for _ in range(12))
-    yield story.gap("target_unreadable", usec=7_000_000)
-    yield story.measured(quality="estimated")
-    yield from (story.measured() for _ in range(10))
-    yield story.gap("target_restarted", period_ms=5_000)
-    story.restart()
-    yield story.measured(period_ms=MINUTE_MS - 5_000)
-    yield from (story.measured() for _ in range(5))
-    yield story.lose_state(usec=3_000_000)
-    yield from (story.measured() for _ in range(9))
+    yield from (history.measured() for _ in range(12))
+    yield history.gap("target_unreadable", usec=7_000_000)
+    yield history.measured(quality="estimated")
+    yield from (history.measured() for _ in range(10))
+    yield history.gap("target_restarted", period_ms=5_000)
+    history.restart()
+    yield history.measured(period_ms=MINUTE_MS - 5_000)
+    yield from (history.measured() for _ in range(5))
+    yield history.lose_state(usec=3_000_000)
+    yield from (history.measured() for _ in range(9))
 
 
 def objects(

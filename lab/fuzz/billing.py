@@ -7,7 +7,7 @@ import zstandard
 
 from byoc_agents.audit import Audit
 from byoc_agents.billing.objects import TornObjectError, parse_key, unseal
-from lab.fakes.billing import Story, eventful, objects
+from lab.fakes.billing import ReplicaHistory, eventful, objects
 from lab.fuzz.harness import Harness, text
 
 DATE = "2026-11-23"
@@ -55,7 +55,7 @@ def _zstd(data: bytes) -> bytes:
 @cache
 def sealed() -> tuple[str, bytes]:
     """Return the key and the bytes of a valid object."""
-    message = objects(eventful(Story()))[0]
+    message = objects(eventful(ReplicaHistory()))[0]
     return message.id, message.body
 
 

@@ -80,9 +80,9 @@ def made_here(script: str) -> list[str]:
 
 
 @contextmanager
-def guest(place: Path, role: str, *, also: Iterable[str] = ()) -> Iterator[Engine]:
+def engineer(place: Path, role: str, *, also: Iterable[str] = ()) -> Iterator[Engine]:
     """Be an engineer with one of the roles, under the profile and the quota."""
-    with session(place, "guest", grants=(f"GRANT {role}", *also), limits=True) as engine:
+    with session(place, "engineer", grants=(f"GRANT {role}", *also), limits=True) as engine:
         yield engine
 
 

@@ -7,5 +7,5 @@
 The router enforces the chart's NetworkPolicies (`policies`). `vendor` has the coordination server
 (`control`, a Go program on Tailscale's own test package) and a relay. `parts` builds the programs,
 `listener` is a server that demands certificates of the access authority, `client` is what an
-engineer runs, and `world` starts all of it.
+engineer runs, and `environment` starts all of it.
 """

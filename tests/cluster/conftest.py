@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from lab.cluster import cluster as cluster_part
-from lab.cluster import world
+from lab.cluster import environment
 from lab.cluster.__main__ import report
 from lab.cluster.cluster import Cluster
+from lab.cluster.environment import Received
 from lab.cluster.machine import RUN
-from lab.cluster.world import Received
 from lab.real.parts.process import PartError
 
 HERE = Path(__file__).parent
@@ -36,9 +36,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             made = Cluster(tmp_path_factory.mktemp("cluster"), Path(kubeconfig))
         else:
             raise PartError("no cluster: expected `make cluster`, or KUBECONFIG to name one")
-        world.prepare(made)
+        environment.prepare(made)
         report("LocalStack, the control plane and the clients are ready")
-        with world.receiving(made) as received:
+        with environment.receiving(made) as received:
             received.make()
         yield made
 
@@ -46,5 +46,5 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 @pytest.fixture
 def received(cluster: Cluster) -> Iterator[Received]:
     """Give access to what has arrived."""
-    with world.receiving(cluster) as made:
+    with environment.receiving(cluster) as made:
         yield made

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lab.cluster import parts, world
+from lab.cluster import environment, parts
 from lab.cluster.cluster import Cluster, Manifest
-from lab.cluster.world import NAMESPACE
+from lab.cluster.environment import NAMESPACE
 from lab.real.chart import render
 
 pytestmark = pytest.mark.cluster
@@ -79,7 +79,7 @@ MONITORING = {"podMonitor": True, "prometheusRules": True, "alertmanagerConfig":
 def test_the_operators_objects_are_stored_as_rendered(cluster: Cluster, tmp_path: Path) -> None:
     """Real definitions drop unknown fields and refuse wrong ones; nothing of ours is lost."""
     values = tmp_path / "values.json"
-    values.write_text(json.dumps({**world.values(), "monitoring": MONITORING}))
+    values.write_text(json.dumps({**environment.values(), "monitoring": MONITORING}))
     rendered = render.manifests(values, "--api-versions", "monitoring.coreos.com/v1")
     ours = [one for one in rendered if "monitoring.coreos.com" in one["apiVersion"]]
     assert {one["kind"] for one in ours} == {"PodMonitor", "PrometheusRule", "AlertmanagerConfig"}
@@ -95,7 +95,7 @@ def test_the_operators_objects_are_stored_as_rendered(cluster: Cluster, tmp_path
 
 def test_a_wrong_field_is_refused(cluster: Cluster, tmp_path: Path) -> None:
     values = tmp_path / "values.json"
-    values.write_text(json.dumps({**world.values(), "monitoring": MONITORING}))
+    values.write_text(json.dumps({**environment.values(), "monitoring": MONITORING}))
     rendered = render.manifests(values)
     monitor, *_ = [one for one in rendered if one["kind"] == "PodMonitor"]
     monitor["spec"]["podMetricsEndpoints"][0]["intervall"] = "30s"

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lab.cluster import components, world
+from lab.cluster import components, environment
 from lab.cluster.cluster import Cluster, Manifest
-from lab.cluster.world import ALERTS, NAMESPACE, RELEASE, Received
+from lab.cluster.environment import ALERTS, NAMESPACE, RELEASE, Received
 from lab.real import stand_ins
 from lab.real.parts.install import ROOT
 from lab.real.stored import KEYS
@@ -55,7 +55,7 @@ def empty(cluster: Cluster) -> Iterator[None]:
     try:
         yield
     finally:
-        world.remove_chart(cluster)
+        environment.remove_chart(cluster)
         cluster.kubectl("-n", NAMESPACE, "delete", *secrets)
         cluster.apply([kept])
 
@@ -77,14 +77,14 @@ def write_programs(cluster: Cluster, directory: Path) -> None:
 def merged() -> Manifest:
     """Return the page's values with the parts replaced that this cluster does not have."""
     (text,) = blocks("yaml")
-    page, here = yaml.safe_load(text), world.values()
+    page, here = yaml.safe_load(text), environment.values()
     for name in ("aws", "clickhouse", "allowInsecureEndpoints"):
         page[name] = here[name]
     for name in ("networkPolicy", "monitoring", "settings", "image"):
         del page[name]  # addresses of AWS, another operator's kinds, a registry
     for name in ("billingScraper", "stateExporter", "alertForwarder", "sidecars"):
         page[name] = {**page[name], **here[name]}
-    assert page["billingScraper"]["bucket"] == world.BUCKET
+    assert page["billingScraper"]["bucket"] == environment.BUCKET
     return dict(page)
 
 
@@ -105,7 +105,7 @@ def test_every_command_of_the_page_works(
         section("Check it"),
         section("Upgrade"),
     )
-    environment = {
+    variables = {
         **{k: v for k, v in os.environ.items() if not k.startswith(("BYOC_", "AWS_"))},
         **KEYS,
         "AWS_ENDPOINT_URL_S3": received.localstack,
@@ -120,7 +120,7 @@ def test_every_command_of_the_page_works(
             ["bash", "-c", script],
             check=False,
             cwd=tree,
-            env=environment,
+            env=variables,
             capture_output=True,
             text=True,
         )
@@ -128,15 +128,15 @@ def test_every_command_of_the_page_works(
         return done.stdout
 
     assert "STATUS: deployed" in run(*install)
-    world.wait_for_chart(cluster)
+    environment.wait_for_chart(cluster)
     cluster.wait(received.bucket.writes, "usage records", NAMESPACE)
     (commands,) = check
     # The bucket of the page is the vendor's.
-    said = run(commands.replace("s3://vendor-usage-eu-central-1/", f"s3://{world.BUCKET}/"))
+    said = run(commands.replace("s3://vendor-usage-eu-central-1/", f"s3://{environment.BUCKET}/"))
     assert said.count("Succeeded") == 3
     assert '"source": "process"' in said or '"source":"process"' in said
     assert "OK" in said
     (commands,) = upgrade
     assert "STATUS: deployed" in run(commands)
-    world.wait_for_chart(cluster)
+    environment.wait_for_chart(cluster)
     cluster.helm("uninstall", RELEASE, "-n", NAMESPACE, "--wait")

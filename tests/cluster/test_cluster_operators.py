@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from lab.cluster import world
+from lab.cluster import environment
 from lab.cluster.cluster import Cluster, Manifest, is_ready
+from lab.cluster.environment import NAMESPACE, RELEASE, Received
 from lab.cluster.oracle import billing
-from lab.cluster.world import NAMESPACE, RELEASE, Received
 from lab.real.chart import render
 from lab.real.chart.altinity_operator import RELEASES, build_pod_spec
 
@@ -35,13 +35,13 @@ def cleared(cluster: Cluster) -> Iterator[None]:
     kinds = "statefulset,deployment,service,configmap,serviceaccount,networkpolicy"
     for label in ("owner=customer", f"app.kubernetes.io/instance={RELEASE}"):
         cluster.kubectl("-n", NAMESPACE, "delete", kinds, "-l", label)
-    world.remove_chart(cluster)
+    environment.remove_chart(cluster)
 
 
 def release(cluster: Cluster, owner: str, **changes: Any) -> tuple[Path, list[Manifest]]:
     """Install the chart without a ClickHouse of its own; return the values and all it renders."""
-    clickhouse = {"owner": owner, "resources": world.values()["clickhouse"]["resources"]}
-    values = world.write_values(cluster, {**OWNER, "clickhouse": clickhouse, **changes})
+    clickhouse = {"owner": owner, "resources": environment.values()["clickhouse"]["resources"]}
+    values = environment.write_values(cluster, {**OWNER, "clickhouse": clickhouse, **changes})
     rendered = render.manifests(values)
     known = [one for one in rendered if "altinity" not in one["apiVersion"]]
     cluster.apply([one for one in known if one["kind"] != "Pod"], "-n", NAMESPACE)
@@ -71,7 +71,7 @@ def shrink(spec: dict[str, Any]) -> None:
     """Ask for as much as this node has; the example's size is a production server's."""
     for container in spec["containers"]:
         if container["name"] == "clickhouse":
-            container["resources"] = world.values()["clickhouse"]["resources"]
+            container["resources"] = environment.values()["clickhouse"]["resources"]
 
 
 def wait_metered(cluster: Cluster, received: Received) -> None:
@@ -116,7 +116,11 @@ def test_a_customers_own_stateful_set_runs_with_the_printed_sidecars(
     server = {
         "name": "clickhouse",
         "image": "clickhouse/clickhouse-server:25.8",
-        "securityContext": {**world.RESTRICTED_CONTAINER, "runAsUser": 101, "runAsGroup": 101},
+        "securityContext": {
+            **environment.RESTRICTED_CONTAINER,
+            "runAsUser": 101,
+            "runAsGroup": 101,
+        },
         "volumeMounts": [{"name": "data", "mountPath": "/var/lib/clickhouse"}],
     }
     spec = {**printed["spec"], "containers": [server]}

@@ -10,11 +10,11 @@ from functools import partial
 
 import pytest
 
-from lab.cluster import world
+from lab.cluster import environment
 from lab.cluster.cluster import Cluster, Manifest
+from lab.cluster.environment import CLICKHOUSE_POD, NAMESPACE, RELEASE, Received
 from lab.cluster.oracle import billing, check_ledgers
 from lab.cluster.reach import connect, listen_in, post_alerts
-from lab.cluster.world import CLICKHOUSE_POD, NAMESPACE, RELEASE, Received
 
 pytestmark = pytest.mark.cluster
 FORWARDER = f"{RELEASE}-alert-forwarder"
@@ -24,16 +24,16 @@ CLAIMS = {FORWARDER, f"data-{CLICKHOUSE_POD}", f"byoc-spool-{CLICKHOUSE_POD}"}
 @pytest.fixture(scope="module", autouse=True)
 def installed(cluster: Cluster) -> Iterator[None]:
     """Install the chart; whatever a step does, nothing of it stays for other files."""
-    world.install_chart(cluster)
+    environment.install_chart(cluster)
     try:
         yield
     finally:
-        world.remove_chart(cluster)
+        environment.remove_chart(cluster)
 
 
 def test_every_pod_becomes_ready(cluster: Cluster) -> None:
     """ClickHouse's namespace enforces Pod Security `restricted`."""
-    world.wait_for_chart(cluster)
+    environment.wait_for_chart(cluster)
     pod = cluster.get("pod", CLICKHOUSE_POD, NAMESPACE)
     started = {
         one["name"]: one["state"]["running"]["startedAt"]
@@ -93,17 +93,17 @@ def test_the_policies_let_through_what_they_name_and_nothing_else(cluster: Clust
 
 def test_without_policies_everything_is_open(cluster: Cluster) -> None:
     """The control of the test before: refused ports are reached when the policies are off."""
-    values = world.write_values(cluster, {"networkPolicy": {"enabled": False}})
-    cluster.helm("upgrade", RELEASE, str(world.CHART), "-n", NAMESPACE, "-f", str(values))
-    world.wait_for_chart(cluster)
+    values = environment.write_values(cluster, {"networkPolicy": {"enabled": False}})
+    cluster.helm("upgrade", RELEASE, str(environment.CHART), "-n", NAMESPACE, "-f", str(values))
+    environment.wait_for_chart(cluster)
     address = cluster.address(CLICKHOUSE_POD, NAMESPACE)
     open_ports = {8123, 9000, 9464, 9465}
     cluster.wait(
         lambda: connect(cluster, "monitoring", "stranger", address, *open_ports) == open_ports,
         "a stranger's connections without policies",
     )
-    values = world.write_values(cluster)
-    cluster.helm("upgrade", RELEASE, str(world.CHART), "-n", NAMESPACE, "-f", str(values))
+    values = environment.write_values(cluster)
+    cluster.helm("upgrade", RELEASE, str(environment.CHART), "-n", NAMESPACE, "-f", str(values))
     cluster.wait(
         lambda: not connect(cluster, "monitoring", "stranger", address, *open_ports),
         "a stranger's refusal with policies",
@@ -114,8 +114,8 @@ def test_an_upgrade_replaces_the_pods_and_loses_nothing(
     cluster: Cluster, received: Received
 ) -> None:
     before = pods(cluster)
-    values = world.write_values(cluster, {"sidecars": {"shutdownGraceSeconds": 25}})
-    cluster.helm("upgrade", RELEASE, str(world.CHART), "-n", NAMESPACE, "-f", str(values))
+    values = environment.write_values(cluster, {"sidecars": {"shutdownGraceSeconds": 25}})
+    cluster.helm("upgrade", RELEASE, str(environment.CHART), "-n", NAMESPACE, "-f", str(values))
     wait_replaced(cluster, before)
     assert billing(received).findings == []
     check_ledgers(cluster)
@@ -145,8 +145,8 @@ def test_an_uninstall_keeps_every_claim_and_secret(cluster: Cluster, received: R
 
 def test_a_new_install_takes_the_claims_over(cluster: Cluster, received: Received) -> None:
     before = {one["metadata"]["name"]: volume(one) for one in claims(cluster)}
-    world.install_chart(cluster)
-    world.wait_for_chart(cluster)
+    environment.install_chart(cluster)
+    environment.wait_for_chart(cluster)
     assert {one["metadata"]["name"]: volume(one) for one in claims(cluster)} == before
     objects = len(received.bucket.writes())
     cluster.wait(lambda: len(received.bucket.writes()) > objects, "usage records", NAMESPACE)
@@ -162,13 +162,13 @@ def test_helms_own_tests_pass(cluster: Cluster) -> None:
 
 def pods(cluster: Cluster) -> set[str]:
     """Return the uids of the chart's pods."""
-    return {one["metadata"]["uid"] for one in world.chart_pods(cluster)}
+    return {one["metadata"]["uid"] for one in environment.chart_pods(cluster)}
 
 
 def wait_replaced(cluster: Cluster, before: set[str]) -> None:
     """Wait until none of these pods is left, and others are ready."""
     cluster.wait(lambda: not before & pods(cluster), "the end of the old pods", NAMESPACE)
-    world.wait_for_chart(cluster)
+    environment.wait_for_chart(cluster)
 
 
 def claims(cluster: Cluster) -> list[Manifest]:

@@ -111,6 +111,16 @@ def test_comments_docstrings_and_messages_are_read_and_names_are_not(tmp_path: P
     assert sorted(written(tmp_path, source, "code.py")) == ["anew", "told", "wants X"]
 
 
+@pytest.mark.parametrize("name", ["ship_world", "Life", "assessStory", "was_told", "LIFE_SECONDS"])
+def test_a_metaphor_is_found_as_a_word_of_a_name(name: str) -> None:
+    assert [found for _, found, _ in language.metaphors(f"{name} = 1\n")] == [name]
+
+
+@pytest.mark.parametrize("name", ["worldwide", "lifecycle", "history", "ClickHouse", "broadcast"])
+def test_a_longer_word_is_not_a_metaphor(name: str) -> None:
+    assert [*language.metaphors(f"{name} = 1  # a story\n")] == []
+
+
 @pytest.mark.parametrize(
     "word",
     [

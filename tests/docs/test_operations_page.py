@@ -125,11 +125,11 @@ def test_the_exceptional_events_are_really_written() -> None:
 
 def test_every_alert_of_the_chart_has_its_steps() -> None:
     """The chart's rules are where the alerts are; the page has the steps."""
-    told = set(re.findall(r"\bByoc[A-Z]\w+", PAGE))
+    named = set(re.findall(r"\bByoc[A-Z]\w+", PAGE))
     rules = [yaml.safe_load(path.read_text()) for path in ROOT.glob("helm/*/rules/agents.yaml")]
     alerts = {rule["alert"] for file in rules for g in file["groups"] for rule in g["rules"]}
-    assert alerts <= told
-    assert len(told) >= 11
+    assert alerts <= named
+    assert len(named) >= 11
 
 
 def test_the_format_numbers_are_those_of_the_code() -> None:

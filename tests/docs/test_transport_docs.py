@@ -21,7 +21,7 @@ from byoc_agents.egress.destinations import https_destination
 from byoc_agents.egress.gate import Gate
 from byoc_agents.schema.transport import CHANNELS
 from byoc_agents.sinks.https import HttpsSink
-from lab.fakes.billing import Story
+from lab.fakes.billing import ReplicaHistory
 from lab.fakes.http import HttpDouble, always, reply
 from lab.fakes.s3 import FakeS3
 from lab.fakes.sqs import FakeSqs
@@ -73,7 +73,7 @@ def test_an_objects_key_has_the_documented_parts() -> None:
     values |= {"DATE": "2026-11-23", "HOUR": "12", "POD": "pod-1", "SCRAPER": "scraper-0"}
     values |= {"EPOCH": "7", "FIRST": "0000000003", "LAST": "0000000003"}
     *folder, own, shared = documented("S3", "key")
-    line = encode(Story(pod_uid="pod-1", epoch=7, sequence=3).measured())
+    line = encode(ReplicaHistory(pod_uid="pod-1", epoch=7, sequence=3).measured())
     numbers = SharedNumbers(name="scraper-0", epoch=7, first=3)
     for last, given in ((own, None), (shared, numbers)):
         form = re.sub("[A-Z]+", lambda name: values[name[0]], "/".join([*folder, last]))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import byoc_agents
-from lab.fakes.billing import Story, eventful, objects
+from lab.fakes.billing import ReplicaHistory, eventful, objects
 from lab.fakes.s3 import FakeS3
 from tests.unit.usage.test_usage_cli import kept_in
 
@@ -31,7 +31,7 @@ def test_the_page_has_one_command_per_source_and_form() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 async def test_a_command_succeeds_as_written(command: str, tmp_path: Path) -> None:
-    messages = objects(eventful(Story(organization_id="ORG")))
+    messages = objects(eventful(ReplicaHistory(organization_id="ORG")))
     state_dir = await kept_in(tmp_path / "state", messages)
     async with FakeS3() as s3:
         s3.objects = {message.id: message.body for message in messages}

@@ -5,7 +5,7 @@ import pytest
 from byoc_agents.audit import Report
 from byoc_agents.billing.record import UsageRecord
 from lab.chaos.again import KINDS, STEP_MS, is_recorded_twice, spans
-from lab.fakes.billing import Story, objects
+from lab.fakes.billing import ReplicaHistory, objects
 from tests.unit.billing.buckets import audit
 
 SECOND_MS = 1000
@@ -15,21 +15,21 @@ def reported(
     back_ms: int, *, lose: bool = True, absent_ms: int = 0
 ) -> tuple[Report, dict[str, bytes]]:
     """Set the clock back after thirty seconds, lose the spool or not, go on for thirty."""
-    story = Story()
-    seconds: list[UsageRecord] = [story.measured(period_ms=SECOND_MS) for _ in range(30)]
+    history = ReplicaHistory()
+    seconds: list[UsageRecord] = [history.measured(period_ms=SECOND_MS) for _ in range(30)]
     if absent_ms:
-        seconds.append(story.gap("target_absent", period_ms=absent_ms))
-        story.restart()
-    story.now_ms -= back_ms
+        seconds.append(history.gap("target_absent", period_ms=absent_ms))
+        history.restart()
+    history.now_ms -= back_ms
     if lose:
-        seconds.append(story.lose_state("spool_corrupt", period_ms=0))
-    seconds += [story.measured(period_ms=SECOND_MS) for _ in range(30)]
+        seconds.append(history.lose_state("spool_corrupt", period_ms=0))
+    seconds += [history.measured(period_ms=SECOND_MS) for _ in range(30)]
     messages = objects(seconds, size=2)
     return audit(messages), {one.id: one.body for one in messages}
 
 
 @pytest.mark.parametrize("back_ms", [2000, 2500, STEP_MS])
-def test_what_two_epochs_recorded_is_told_and_let_pass(back_ms: int) -> None:
+def test_what_two_epochs_recorded_is_reported_and_let_pass(back_ms: int) -> None:
     report, stored = reported(back_ms)
     assert set(report.counts) & KINDS
     assert all(is_recorded_twice(one, stored) for one in report.findings if not one.detail)

@@ -89,19 +89,19 @@ def test_a_record_of_an_older_version_that_does_not_say_how_long_it_counts_is_no
     assert list(allocated(left(made)))
 
 
-def test_a_life_that_counts_longer_than_the_kernel_had_it_is_noticed() -> None:
+def test_an_incarnation_that_counts_longer_than_the_kernel_had_it_is_noticed() -> None:
     found = left(records())
     found.incarnations = [Incarnation(7, 0, seconds=250.0), Incarnation(8, 0, seconds=100.0)]
     assert list(allocated(found))
 
 
-def test_a_life_of_which_nothing_counts_is_noticed() -> None:
+def test_an_incarnation_of_which_nothing_counts_is_noticed() -> None:
     found = left(records())
     found.incarnations += [Incarnation(9, 0, seconds=200.0)]
     assert list(allocated(found))
 
 
-def test_the_wall_clock_may_be_set_while_a_life_is_measured() -> None:
+def test_the_wall_clock_may_be_set_while_an_incarnation_is_measured() -> None:
     off = {"wall_off_seconds": 600}
     run = Run(sample(0, reading(0, **BARE, born_boot_ns=UP)))
     run.feed([ran_bare(30), *(ran_bare(s, **off) for s in range(35, 130, 5))]).close()

@@ -9,7 +9,7 @@ import structlog
 
 from lab.chaos.lost import START, lost, miscounted
 from lab.fakes.core import FakeClock
-from tests.unit.state.exporter_bench import MORE_BYTES, Bench, Brittle, healthy
+from tests.unit.state.exporter_harness import MORE_BYTES, Brittle, Harness, healthy
 
 
 @pytest.mark.parametrize(
@@ -26,18 +26,18 @@ from tests.unit.state.exporter_bench import MORE_BYTES, Bench, Brittle, healthy
         (["b", "c", "b", "c"], "a", 4),
     ],
 )
-def test_a_change_is_lost_when_another_came_before_it_was_told(
+def test_a_change_is_lost_when_another_came_before_it_was_reported(
     words: list[str], reported: str, number: int
 ) -> None:
     assert lost("a", words, reported) == number
 
 
-async def lived(place: Path, seed: int) -> tuple[list[dict[str, Any]], dict[int, int]]:
-    """Let an exporter live through changes, a bad disk and restarts: its log, and its messages."""
+async def run_exporter(place: Path, seed: int) -> tuple[list[dict[str, Any]], dict[int, int]]:
+    """Run an exporter through changes, a bad disk and restarts: its log, and its messages."""
     rng, clock = random.Random(seed), FakeClock()
     with structlog.testing.capture_logs() as logs:
         async with Brittle(place, max_bytes=MORE_BYTES, clock=clock) as spool:
-            one = Bench(spool, clock, {"r-0": healthy()})
+            one = Harness(spool, clock, {"r-0": healthy()})
             for _ in range(80):
                 spool.full = rng.random() < 0.6
                 spool.lose_answers = rng.random() < 0.1
@@ -54,13 +54,13 @@ async def lived(place: Path, seed: int) -> tuple[list[dict[str, Any]], dict[int,
 
 @pytest.mark.parametrize("seed", range(20))
 async def test_the_exporters_count_is_that_of_its_log(tmp_path: Path, seed: int) -> None:
-    logs, reported = await lived(tmp_path, seed)
+    logs, reported = await run_exporter(tmp_path, seed)
     assert sum(reported.values())
     assert list(miscounted(logs, reported)) == []
 
 
 async def test_another_count_is_noticed(tmp_path: Path) -> None:
-    logs, reported = await lived(tmp_path, 1)
+    logs, reported = await run_exporter(tmp_path, 1)
     later = max(reported)
     for count in (reported[later] - 1, reported[later] + 1):
         assert list(miscounted(logs, {**reported, later: count}))

@@ -80,7 +80,7 @@ def run(pid: int, used: float) -> Any:
     return SimpleNamespace(pid=pid, rusage=Rusage(used - 1, 1))
 
 
-def test_each_life_is_compared_with_its_own_account() -> None:
+def test_each_incarnation_is_compared_with_its_own_account() -> None:
     other = usage(reading=replace(READING, incarnation="8a6f3c2e-418-120", cpu_usec=5_000_000))
     found = compare([usage(), usage(), GAP, other], [run(417, 6.5), run(418, 1.25)])
     assert [(one.billed_core_seconds, one.used_core_seconds) for one in found] == [
@@ -90,13 +90,13 @@ def test_each_life_is_compared_with_its_own_account() -> None:
     assert [one.agrees for one in found] == [True, False]
 
 
-def test_what_is_billed_of_a_life_that_nobody_lived_never_agrees() -> None:
+def test_what_is_billed_of_an_unknown_incarnation_never_agrees() -> None:
     *_, stranger = compare([usage()], [run(4170, 3.0)])
     assert stranger.billed_core_seconds == 3.25
     assert not stranger.agrees
 
 
-def test_a_life_that_is_not_billed_never_agrees() -> None:
+def test_an_incarnation_that_is_not_billed_never_agrees() -> None:
     assert [one.agrees for one in compare([GAP], [run(417, 3.0)])] == [False]
 
 
@@ -108,7 +108,7 @@ def test_two_percent(billed: float, agrees: bool) -> None:
     assert Compared("run", billed, 10.0).agrees is agrees
 
 
-def test_faults_name_the_life_and_count_what_the_verifier_found() -> None:
+def test_faults_name_the_incarnation_and_count_what_the_verifier_found() -> None:
     audit = Audit()
     audit.add("no/billing/object", b"")
     report = audit.report("s3://b")
@@ -213,7 +213,7 @@ def now(**agents: Any) -> Snapshot:
     return Snapshot({name.replace("_", "-"): s for name, s in agents.items()}, 0, [], [], [])
 
 
-def test_what_waits_is_told_with_the_reason() -> None:
+def test_what_waits_is_shown_with_the_reason() -> None:
     backlog = Backlog.of(status(12, "throttled", 0))
     said = backlog.sentence("S3")
     assert said.startswith("S3 refuses (throttled): 12 records on disk, oldest ")

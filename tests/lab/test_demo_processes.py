@@ -42,7 +42,7 @@ async def test_a_process_is_gone_when_its_block_ends_by_an_error(tmp_path: Path)
     assert not psutil.pid_exists(child.pid)
 
 
-async def test_a_process_that_ends_early_is_told_with_its_last_lines(tmp_path: Path) -> None:
+async def test_a_process_that_ends_early_is_reported_with_its_last_lines(tmp_path: Path) -> None:
     argv = [sys.executable, "-c", "raise SystemExit('no such setting')"]
     with pytest.raises(DemoError, match="no such setting"):
         async with started(argv, tmp_path / "log") as child:

@@ -34,7 +34,7 @@ def left_in(directory: Path) -> list[Path]:
     "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.real)]
 )
 async def test_it_can_be_stopped_and_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
-    """Stopped in the middle of a scene, with agents and workload at work."""
+    """Stopped in the middle of a scene, while daemons and workload run."""
     demo = await start(tmp_path)
     assert demo.stdout is not None
     async with asyncio.timeout(60):

@@ -21,7 +21,7 @@ from lab.real import access_columns
 from lab.real.access_engine import (
     TABLES,
     broker,
-    guest,
+    engineer,
     over_copies,
     prepare,
     role_grants,
@@ -166,7 +166,7 @@ IN_TEXT = {
 def readable(place: Path, role: str) -> tuple[set[str], set[str]]:
     """Return the views that the role may read, and every planted secret that they show."""
     seen, found = set(), set()
-    with guest(place, role) as engine:
+    with engineer(place, role) as engine:
         for view in sql.views():
             try:
                 text = str(engine.query(f"SELECT * FROM {sql.VIEWS}.{view}", "JSONEachRow"))
@@ -226,7 +226,7 @@ def test_a_table_has_one_hash_in_every_view(place: Path) -> None:
         engine.query(f"INSERT INTO {TABLES}.tables (database, name) VALUES ('shop', 'orders')")
         wanted = "hex(sipHash64Keyed((72623859790382856, 651345242494996240), 'shop.orders'))"
         (hashed,) = str(engine.query(f"SELECT {wanted}", "TSVRaw")).split()
-    with guest(place, READER) as engine:
+    with engineer(place, READER) as engine:
         for question in (
             f"SELECT count() FROM byoc_access.query_log WHERE has(tables, '{hashed}')",
             f"SELECT count() FROM byoc_access.parts WHERE table = '{hashed}'",
@@ -244,7 +244,7 @@ def test_the_real_system_tables_have_the_rows_of_the_customers_tables(place: Pat
     try:
         with session(place, "admin", admin=True) as engine:
             engine.query(f"{made}{definer}{sql.views()['parts']}")
-        with guest(place, READER, also=["GRANT SELECT ON byoc_access.real_parts"]) as engine:
+        with engineer(place, READER, also=["GRANT SELECT ON byoc_access.real_parts"]) as engine:
             through = f"SELECT count() FROM byoc_access.real_parts WHERE database = {shop}"
             seen = str(engine.query(through, "TSVRaw"))
             own = "SELECT count() FROM system.parts WHERE database = 'shop'"
@@ -330,7 +330,7 @@ def test_a_way_past_the_views_is_refused(
 @contextmanager
 def configured(place: Path, role: str, also: Iterable[str] = ()) -> Iterator[Engine]:
     grants = (f"GRANT {role}", *also)
-    with session(place, "guest", grants=grants, limits=True, config=CLUSTERS) as engine:
+    with session(place, "engineer", grants=grants, limits=True, config=CLUSTERS) as engine:
         yield engine
 
 
@@ -347,13 +347,13 @@ def test_with_read_on_remote_the_check_passes_and_only_the_network_stops_the_que
 
 
 def test_killing_queries_ends_none_of_another_user(place: Path) -> None:
-    with guest(place, TEXT) as engine:
+    with engineer(place, TEXT) as engine:
         assert "default" in str(engine.query("SELECT currentUser()", "TSVRaw"))
         assert str(engine.query("KILL QUERY WHERE user != 'default' ASYNC", "TSVRaw")) == ""
 
 
 def test_the_quota_counts_the_queries(place: Path) -> None:
-    with guest(place, METRICS) as engine:
+    with engineer(place, METRICS) as engine:
         question = "SELECT metric FROM byoc_access.metrics LIMIT 1"
         for _ in range(600):
             engine.query(question)

@@ -58,7 +58,7 @@ async def forwarder(plane: Plane, tmp_path: Path) -> AsyncIterator[Forwarder]:
         yield forwarder
 
 
-async def test_a_rule_that_fires_is_told_and_so_is_its_end(
+async def test_a_rule_that_fires_is_reported_and_so_is_its_end(
     plane: Plane, forwarder: Forwarder, alertmanager: Started, prometheus: Started, tmp_path: Path
 ) -> None:
     target = free_port()
@@ -114,7 +114,7 @@ TRANSIENT = {
 
 
 @pytest.mark.parametrize("fault", TRANSIENT.values(), ids=TRANSIENT.keys())
-async def test_whatever_the_control_plane_answers_each_alert_is_told_once_and_in_order(
+async def test_whatever_the_control_plane_answers_each_alert_is_reported_once_and_in_order(
     plane: Plane,
     forwarder: Forwarder,
     alertmanager: Started,
@@ -192,7 +192,7 @@ async def test_a_control_plane_that_rejects_everything_is_held_and_loses_nothing
 
 
 @pytest.mark.parametrize("gossip", [True, False], ids=["in sight", "out of sight"])
-async def test_two_alertmanagers_tell_once(
+async def test_two_alertmanagers_report_once(
     plane: Plane, forwarder: Forwarder, tmp_path: Path, gossip: bool
 ) -> None:
     config = AM_CONFIG.format(port=forwarder.webhook_port, hook=HOOK)

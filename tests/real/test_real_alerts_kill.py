@@ -2,8 +2,8 @@
 
 Every notification that was answered 200 is delivered, nothing is invented, the bytes of an event
 never differ, and of each alert the beginning comes before the end. The daemon is forked from a
-process that has imported everything, so that a life costs milliseconds instead of a second.
-The default number takes less than 90 s on a quiet machine of two cores (0.15 to 0.3 s a life, as
+process that has imported everything, so that a start costs milliseconds instead of a second.
+The default number takes less than 90 s on a quiet machine of two cores (0.15 to 0.3 s per run, as
 busy as the machine is); `ALERT_KILLS=3000` is for thousands, the command is in
 docs/contracts/alerts.md.
 """
@@ -34,8 +34,8 @@ from lab.receiver import Receiver, listening
 
 KILLS = int(os.environ.get("ALERT_KILLS", "300"))
 SECRET = "whsec_" + base64.b64encode(b"k" * 32).decode()
-BIRTH_SECONDS = 0.2  # from the fork to listening, about; a fifth of the lives end within it
-LIFE_SECONDS = 0.03  # at most, after the first accepted notification; one takes some 5 ms
+START_SECONDS = 0.2  # from the fork to listening, about; a fifth of the runs end within it
+RUN_SECONDS = 0.03  # at most, after the first accepted notification; one takes some 5 ms
 PATIENCE_SECONDS = 60
 FORKER = """
 import os, sys
@@ -52,7 +52,7 @@ for line in sys.stdin:
 
 
 @dataclass
-class Lives:
+class Runs:
     """Starts one forwarder after the other."""
 
     forker: asyncio.subprocess.Process
@@ -165,7 +165,7 @@ def webhook() -> str:
 
 
 @pytest.fixture
-async def lives(tmp_path: Path, plane: tuple[Receiver, str], webhook: str) -> AsyncIterator[Lives]:
+async def runs(tmp_path: Path, plane: tuple[Receiver, str], webhook: str) -> AsyncIterator[Runs]:
     environment = {
         "BYOC_ORGANIZATION_ID": "org",
         "BYOC_SERVICE_ID": "svc",
@@ -191,11 +191,11 @@ async def lives(tmp_path: Path, plane: tuple[Receiver, str], webhook: str) -> As
         stdout=subprocess.PIPE,
         env=os.environ | environment,
     )
-    lives = Lives(forker)
+    runs = Runs(forker)
     try:
-        yield lives
+        yield runs
     finally:
-        await lives.close()
+        await runs.close()
 
 
 @pytest.fixture
@@ -217,7 +217,7 @@ async def plane(oracle: Oracle) -> AsyncIterator[tuple[Receiver, str]]:
 
 
 async def test_whatever_was_accepted_is_delivered_however_often_it_is_killed(
-    lives: Lives, plane: tuple[Receiver, str], oracle: Oracle, webhook: str
+    runs: Runs, plane: tuple[Receiver, str], oracle: Oracle, webhook: str
 ) -> None:
     rng = random.Random(11)
     receiver, _ = plane
@@ -227,11 +227,11 @@ async def test_whatever_was_accepted_is_delivered_however_often_it_is_killed(
         sending = asyncio.create_task(sender.run())
         try:
             for _ in range(KILLS):
-                fruitful += await one_life(lives, sender, rng)
+                fruitful += await run_once(runs, sender, rng)
         finally:
             sending.cancel()
             await asyncio.wait([sending])
-    await lives.begin()
+    await runs.begin()
     print(f"undelivered after the last kill: {len(sender.stored - set(oracle.order))}")
     delivered = -1
     while not sender.stored <= set(oracle.order):
@@ -240,12 +240,12 @@ async def test_whatever_was_accepted_is_delivered_however_often_it_is_killed(
         async with asyncio.timeout(PATIENCE_SECONDS):
             while len(oracle.order) == delivered:  # noqa: ASYNC110  the wait for a process
                 await asyncio.sleep(0.05)
-    await lives.end(signal.SIGTERM)
+    await runs.end(signal.SIGTERM)
     print(
         f"kills={KILLS} with_accepts={fruitful} accepted={len(sender.stored)}"
         f" delivered={len(oracle.order)} redelivered={receiver.duplicates}"
     )
-    assert fruitful > KILLS / 4, "the lives were too short to prove anything"
+    assert fruitful > KILLS / 4, "the runs were too short to prove anything"
     assert len(oracle.order) == len(set(oracle.order))
     assert set(oracle.order) <= sender.sent | began(sender.sent), "something was invented"
     assert not oracle.compare(receiver.bodies), "the bytes of an event have changed"
@@ -254,26 +254,26 @@ async def test_whatever_was_accepted_is_delivered_however_often_it_is_killed(
     assert all(place[key.replace("resolved", "firing")] < place[key] for key in ends)
 
 
-async def one_life(lives: Lives, sender: Alertmanager, rng: random.Random) -> bool:
+async def run_once(runs: Runs, sender: Alertmanager, rng: random.Random) -> bool:
     """Start, let it work, kill. Return whether it accepted anything."""
     stored = len(sender.stored)
     sender.answered.clear()
-    await lives.begin()
+    await runs.begin()
     try:
         await moment(rng, sender.answered)
     except TimeoutError:
         pytest.fail(f"nothing was accepted for {PATIENCE_SECONDS} s; answer: {sender.last_answer}")
-    await lives.end(signal.SIGKILL)
+    await runs.end(signal.SIGKILL)
     return len(sender.stored) > stored
 
 
 async def moment(rng: random.Random, answered: asyncio.Event) -> None:
     """Wait for the moment to kill: mostly between accepting and sending, also while starting."""
     if rng.random() < 0.2:
-        return await asyncio.sleep(rng.uniform(0, BIRTH_SECONDS))
+        return await asyncio.sleep(rng.uniform(0, START_SECONDS))
     async with asyncio.timeout(PATIENCE_SECONDS):
         await answered.wait()
-    return await asyncio.sleep(rng.uniform(0, LIFE_SECONDS))
+    return await asyncio.sleep(rng.uniform(0, RUN_SECONDS))
 
 
 def began(keys: set[str]) -> set[str]:

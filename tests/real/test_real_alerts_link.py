@@ -116,7 +116,7 @@ async def linked(plane: Plane) -> AsyncIterator[Link]:
     ],
     ids=["down", "answers too late", "drips its answer"],
 )
-async def test_each_alert_is_told_once_and_in_order_when_the_control_plane_is_back(
+async def test_each_alert_is_reported_once_and_in_order_when_the_control_plane_is_back(
     plane: Plane,
     alertmanager: Started,
     tmp_path: Path,

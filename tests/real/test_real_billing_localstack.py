@@ -67,7 +67,7 @@ def test_killed_at_random_while_s3_freezes_and_restarts(
         scraper.sampled()
         burner.pulse()
         for kill in range(1, KILLS + 1):
-            live(scraper, localstack, rng)
+            run_scraper(scraper, localstack, rng)
             assert scraper.end(signal.SIGKILL) == -signal.SIGKILL
             if kill == RESTART_AT and seed == SEEDS[0]:
                 save(bucket, before)
@@ -86,7 +86,7 @@ def test_killed_at_random_while_s3_freezes_and_restarts(
     billed_exactly(report, 0, truth)
 
 
-def live(scraper: Scraper, localstack: RealProcess, rng: random.Random) -> None:
+def run_scraper(scraper: Scraper, localstack: RealProcess, rng: random.Random) -> None:
     """Let a while go by: during the start, or later; with S3 frozen for a part of it, or not."""
     if rng.random() < 0.75:
         scraper.listening()
@@ -115,10 +115,10 @@ def frozen(process: RealProcess) -> Iterator[None]:
         os.killpg(process.pid, signal.SIGCONT)
 
 
-def test_two_copies_of_one_agent_race_and_each_object_is_written_once(
+def test_two_copies_of_one_daemon_race_and_each_object_is_written_once(
     tmp_path: Path, bucket: Bucket, localstack: RealProcess, cgroup_v1: ControlGroup
 ) -> None:
-    """As when a volume was restored while the first pod lives: same identity, same sealed bytes."""
+    """As when a volume was restored while the first pod runs: same identity, same sealed bytes."""
     sealed = sealed_objects(tmp_path / "first", bucket, cgroup_v1)
     bucket.create()
     with ExitStack() as stack:

@@ -12,7 +12,7 @@ import chdb.session
 import pytest
 
 from byoc_agents.billing.record import UsageRecord
-from lab.fakes.billing import Story, objects
+from lab.fakes.billing import ReplicaHistory, objects
 from tests.real.test_real_chdb import SQL, load, rows, statements, stored
 
 pytestmark = pytest.mark.real
@@ -37,19 +37,19 @@ sys.exit(code)
 """
 
 
-def told(story: Story, number: int) -> list[UsageRecord]:
+def records_of(history: ReplicaHistory, number: int) -> list[UsageRecord]:
     """Return the records of one object, in which something may happen."""
-    if number == 200 and story.seed == 3:
-        return [story.measured() for _ in range(RECORDS)][:-1]  # one is missing
+    if number == 200 and history.seed == 3:
+        return [history.measured() for _ in range(RECORDS)][:-1]  # one is missing
     records = []
     if number % 100 == 60:
-        records.append(story.lose_state(usec=3_000_000))
+        records.append(history.lose_state(usec=3_000_000))
     if number % 20 == 10:
-        records.append(story.gap("target_unreadable", usec=7_000_000))
+        records.append(history.gap("target_unreadable", usec=7_000_000))
     if number % 50 == 30:
-        records.append(story.gap("target_restarted", period_ms=5_000))
-        story.restart()
-    return [*records, *(story.measured() for _ in range(RECORDS - len(records)))]
+        records.append(history.gap("target_restarted", period_ms=5_000))
+        history.restart()
+    return [*records, *(history.measured() for _ in range(RECORDS - len(records)))]
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +57,14 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a directory with a million records; in key order the pods' objects are mixed."""
     root = tmp_path_factory.mktemp("million")
     for seed in range(REPLICAS):
-        story = Story(
+        history = ReplicaHistory(
             service_id="service-1" if seed < REPLICAS - 3 else "service-2",
             replica=f"r-{seed}",
             pod_uid=f"uid-{seed}",
             seed=seed,
         )
         for number in range(OBJECTS):
-            stored(root, objects(told(story, number), size=RECORDS))
+            stored(root, objects(records_of(history, number), size=RECORDS))
     return root
 
 

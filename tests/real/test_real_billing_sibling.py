@@ -283,7 +283,7 @@ def test_without_the_right_the_refusal_says_what_to_set_and_the_process_tree_is_
     assert abs(bill.difference_percent) <= TOLERANCE_PERCENT
 
 
-def test_the_agents_own_control_group_is_never_billed() -> None:
+def test_the_daemons_own_control_group_is_never_billed() -> None:
     """A target and the daemon in one container: its tree is billed, the daemon's CPU is not."""
     name = f"sib-{secrets.token_hex(4)}"
     with (

@@ -202,7 +202,7 @@ def test_the_notes_say_how_to_check(called: str, words: tuple[str, ...]) -> None
     assert [word for word in (*words, "/status") if word not in notes] == []
 
 
-def test_the_charts_version_is_the_agents() -> None:
+def test_the_charts_version_is_the_products() -> None:
     chart = yaml.safe_load((render.CHART / "Chart.yaml").read_text())
     assert chart["appVersion"] == chart["version"] == __version__
 

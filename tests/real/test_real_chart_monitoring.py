@@ -61,7 +61,7 @@ def rendered(kind: str, values: Path = ALERTS) -> list[Manifest]:
 
 
 def known_metrics() -> set[str]:
-    """Return the names under which the agents' metrics are scraped."""
+    """Return the names under which the daemons' metrics are scraped."""
     families = Metrics().registry.collect()
     return {one.name + ("_total" if one.type == "counter" else "") for one in families}
 
@@ -286,7 +286,7 @@ def test_prometheus_can_read_every_query(file: Path, tmp_path: Path) -> None:
     tool("promtool", "check", "rules", "board.yaml", directory=tmp_path)
 
 
-def test_the_dashboards_leave_no_metric_of_the_agents_out() -> None:
+def test_the_dashboards_leave_no_metric_of_the_daemons_out() -> None:
     asked = " ".join(q for file in DASHBOARDS for q in queries(json.loads(file.read_text())))
     assert known_metrics() - set(re.findall(r"byoc_\w+", asked)) == set()
 

@@ -1,4 +1,4 @@
-"""The rendered pods: settings that the agents take, a ClickHouse left alone."""
+"""The rendered pods: settings that the daemons take, a ClickHouse left alone."""
 
 import re
 import subprocess
@@ -50,7 +50,7 @@ def mounted(container: dict[str, Any], directory: Path) -> dict[str, str]:
 
 
 @by_case
-def test_the_agents_take_every_setting_and_miss_none(
+def test_the_daemons_take_every_setting_and_miss_none(
     values: Path, kubernetes: str, tmp_path: Path
 ) -> None:
     """`configure` refuses BYOC_ variables it does not know, and says which are missing."""
@@ -80,7 +80,7 @@ def test_check_config_itself_says_so(tmp_path: Path) -> None:
         assert SECRETS["token"] not in done.stdout
 
 
-def test_every_setting_of_the_agents_has_a_place_in_the_chart() -> None:
+def test_every_setting_of_the_daemons_has_a_place_in_the_chart() -> None:
     """A new setting fails here until a value sets it or the schema lists it under `settings`."""
     structs: list[type[Struct]] = [CoreSettings, ClickHouseSettings]
     structs += [daemon_spec(name).settings for name in DAEMONS]
@@ -215,7 +215,7 @@ def test_an_account_that_the_customer_names_is_kept() -> None:
     assert "serviceAccount:" not in render.printed(printed, *named)
 
 
-def test_the_size_is_told_by_the_downward_api_where_there_is_one() -> None:
+def test_the_size_is_read_from_the_downward_api_where_there_is_one() -> None:
     named = {"BYOC_LIMITS_CPU_MILLICORES": "1m", "BYOC_LIMITS_MEMORY_BYTES": "1"}
     for called, wanted in (("default", named), ("refused", {})):
         values = render.CHART / "ci" / f"{called}-values.yaml"

@@ -199,7 +199,7 @@ def test_the_mesh_lets_out_the_same_hosts(policy: Policy) -> None:
 def test_the_mesh_leaves_the_pages_and_the_nodes_agent_alone() -> None:
     for pod in pods(render.manifests(render.CHART / "ci" / "mesh-operator-values.yaml")):
         ports = {environment(one)["BYOC_LISTEN"].rpartition(":")[2] for one in pod.ours}
-        told = pod.annotations["traffic.sidecar.istio.io/excludeInboundPorts"]
-        assert set(told.split(",")) == ports
+        excluded = pod.annotations["traffic.sidecar.istio.io/excludeInboundPorts"]
+        assert set(excluded.split(",")) == ports
         outside = pod.annotations.get("traffic.sidecar.istio.io/excludeOutboundIPRanges")
         assert outside == ("169.254.170.23/32" if pod.with_clickhouse else None)

@@ -128,7 +128,7 @@ def old_clickhouse(made: Sandbox) -> Iterator[Container]:
 
 
 @dataclass(frozen=True)
-class World:
+class Harness:
     """The pod's sandbox, and the three receivers that it can reach over its loopback."""
 
     made: Sandbox
@@ -138,7 +138,7 @@ class World:
 
 
 @pytest.fixture
-def world(docker: Engine, localstack: RealProcess, tmp_path: Path) -> Iterator[World]:
+def harness(docker: Engine, localstack: RealProcess, tmp_path: Path) -> Iterator[Harness]:
     """Make all of it for one rendered pod; no container of it runs yet."""
     volumes = tmp_path / "volumes"
     volumes.mkdir()
@@ -150,37 +150,37 @@ def world(docker: Engine, localstack: RealProcess, tmp_path: Path) -> Iterator[W
         pod = _rendered(bucket, queue.url.removeprefix(localstack.url))
         made = stack.enter_context(sandbox(docker, pod, volumes, FILES))
         stack.enter_context(made.relaying({4566: localstack.port, 9999: port}))
-        yield World(made, bucket, queue, events)
+        yield Harness(made, bucket, queue, events)
 
 
 @pytest.fixture
-def sidecars(world: World, images: Callable[[str], str]) -> Iterator[dict[str, Container]]:
+def sidecars(harness: Harness, images: Callable[[str], str]) -> Iterator[dict[str, Container]]:
     """Start every sidecar in the order of the pod, and wait for what its liveness probe asks."""
     with ExitStack() as stack:
         found = {}
-        for spec in world.made.pod.ours:
-            running = world.made.run(spec, images(spec["name"]))
+        for spec in harness.made.pod.ours:
+            running = harness.made.run(spec, images(spec["name"]))
             found[spec["name"]] = stack.enter_context(running)
-            eventually(partial(_alive, world.made, spec))
+            eventually(partial(_alive, harness.made, spec))
         yield found
 
 
 def test_the_rendered_pod_meters_tells_and_relays(
-    world: World, sidecars: dict[str, Container]
+    harness: Harness, sidecars: dict[str, Container]
 ) -> None:
     assert set(sidecars) == {"billing-scraper", "state-exporter", "alert-forwarder"}
-    with old_clickhouse(world.made) as target:
-        eventually(lambda: _status(world.made)["source"] == "process")
+    with old_clickhouse(harness.made) as target:
+        eventually(lambda: _status(harness.made)["source"] == "process")
         before = used_core_seconds(target)
-        world.made.get("http://127.0.0.1:8123/", BURN)
-        eventually(world.bucket.writes)  # while it runs, not only at the end
-        eventually(lambda: SEEN & {str(one["data"]["state"]) for one in world.queue.take()})
-        eventually(lambda: "byoc.alert.heartbeat.v1" in world.events.read_text())
+        harness.made.get("http://127.0.0.1:8123/", BURN)
+        eventually(harness.bucket.writes)  # while it runs, not only at the end
+        eventually(lambda: SEEN & {str(one["data"]["state"]) for one in harness.queue.take()})
+        eventually(lambda: "byoc.alert.heartbeat.v1" in harness.events.read_text())
         after = used_core_seconds(target)
         target.stop()
     for name, sidecar in reversed(sidecars.items()):
         _stopped_well(name, sidecar)
-    _billed(world.bucket, target.id, after - before, after)
+    _billed(harness.bucket, target.id, after - before, after)
 
 
 def _rendered(bucket: Bucket, queue: str) -> Pod:
@@ -230,6 +230,6 @@ def _alive(made: Sandbox, spec: dict[str, Any]) -> bool:
 def _status(made: Sandbox) -> dict[str, Any]:
     (scraper,) = [one for one in made.pod.ours if one["name"] == "billing-scraper"]
     port = environment(scraper)["BYOC_LISTEN"].rpartition(":")[2]
-    agents = json.loads(made.get(f"http://127.0.0.1:{port}/status"))["daemons"]
-    found: dict[str, Any] = agents["billing-scraper"]
+    daemons = json.loads(made.get(f"http://127.0.0.1:{port}/status"))["daemons"]
+    found: dict[str, Any] = daemons["billing-scraper"]
     return found

@@ -67,7 +67,7 @@ def test_a_pod_has_no_right_and_one_container(endpoint: str) -> None:
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
-def test_the_program_is_told_to_offer_nothing_else(endpoint: str) -> None:
+def test_the_program_is_configured_to_offer_nothing_else(endpoint: str) -> None:
     spec = pod(endpoint)
     given = {one["name"]: one.get("value") for one in spec["containers"][0]["env"]}
     assert given.pop("POD_IP") is None, "from the pod's status"

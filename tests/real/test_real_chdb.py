@@ -21,7 +21,7 @@ from byoc_agents.billing.archive import ArchiveBuilder, ArchiveKey, Shard
 from byoc_agents.billing.objects import Compression, SharedNumbers, runs, seal
 from byoc_agents.billing.record import UsageRecord
 from byoc_agents.delivery.sink import Message
-from lab.fakes.billing import NOON_MS, Story, altered, eventful, objects
+from lab.fakes.billing import NOON_MS, ReplicaHistory, altered, eventful, objects
 
 pytestmark = pytest.mark.real
 
@@ -58,12 +58,12 @@ def rows(database: chdb.session.Session, query: str) -> list[dict[str, Any]]:
 
 
 def records() -> list[UsageRecord]:
-    stories = [
-        Story(replica=f"r-{n}", pod_uid=f"uid-{n}", seed=n, counter_usec=n * FINE_USEC)
+    histories = [
+        ReplicaHistory(replica=f"r-{n}", pod_uid=f"uid-{n}", seed=n, counter_usec=n * FINE_USEC)
         for n in range(2)
     ]
-    stories.append(Story(service_id="service-2", seed=7))
-    return [record for story in stories for record in eventful(story)]
+    histories.append(ReplicaHistory(service_id="service-2", seed=7))
+    return [record for history in histories for record in eventful(history)]
 
 
 def audited(messages: list[Message]) -> Report:
@@ -167,10 +167,12 @@ def test_files_give_the_totals_of_the_verifier_however_often_they_are_loaded(
 def test_shared_objects_give_the_totals_of_the_verifier(
     database: chdb.session.Session, tmp_path: Path
 ) -> None:
-    stories = [Story(replica=f"r{number}", pod_uid="", seed=number) for number in range(3)]
-    lives = zip(*map(eventful, stories), strict=True)
+    histories = [
+        ReplicaHistory(replica=f"r{number}", pod_uid="", seed=number) for number in range(3)
+    ]
+    moments = zip(*map(eventful, histories), strict=True)
     messages, first = [], 0
-    for run in runs([encode(record) for moment in lives for record in moment], shared=True):
+    for run in runs([encode(record) for moment in moments for record in moment], shared=True):
         numbers = SharedNumbers(name="scraper", epoch=NOON_MS, first=first)
         messages.append(seal(run, created_at_ms=NOON_MS, numbers=numbers))
         first += len(run)
@@ -207,18 +209,18 @@ def test_a_table_of_version_0_1_is_upgraded_in_place(
 
 def random_records(seed: int) -> list[UsageRecord]:
     """Return records with gaps, unknown sizes, counted time and impossible CPU."""
-    dice, story, found = random.Random(seed), Story(seed=seed), []
-    machine_cpus = dice.choice([2, 3, 64])  # with 2 or 3 some records of 0.1.0 are impossible
-    for record in eventful(story):
+    rng, history, found = random.Random(seed), ReplicaHistory(seed=seed), []
+    machine_cpus = rng.choice([2, 3, 64])  # with 2 or 3 some records of 0.1.0 are impossible
+    for record in eventful(history):
         usage = record.data
         whole = parse_rfc3339(usage.charge_period_end) - parse_rfc3339(usage.charge_period_start)
         size = replace(
             usage.allocated,
-            cpu_millicores=dice.choice([None, 0, 1, 3999]),
-            memory_bytes=dice.choice([None, 1, 2**40 + 1]),
-            counted_milliseconds=dice.choice([None, 0, whole, whole + 7]),
+            cpu_millicores=rng.choice([None, 0, 1, 3999]),
+            memory_bytes=rng.choice([None, 1, 2**40 + 1]),
+            counted_milliseconds=rng.choice([None, 0, whole, whole + 7]),
         )
-        cpus, time_ms = dice.choice([(None, None), (1, 0), (machine_cpus, whole)])
+        cpus, time_ms = rng.choice([(None, None), (1, 0), (machine_cpus, whole)])
         found.append(
             altered(record, allocated=size, machine_cpus=cpus, counter_milliseconds=time_ms)
         )
@@ -256,8 +258,8 @@ def test_random_records_have_the_totals_of_the_verifier(
 def test_a_counter_beyond_any_float_is_read_digit_by_digit(
     database: chdb.session.Session, tmp_path: Path
 ) -> None:
-    story = Story(counter_usec=FINE_USEC)
-    record = story.measured()
+    history = ReplicaHistory(counter_usec=FINE_USEC)
+    record = history.measured()
     assert record.data.counter
     load(database, f"file('{stored(tmp_path, objects([record]))}/v1/**/*.jsonl.{{zst,gz}}'")
     query = "SELECT counter_start_core_seconds AS a, counter_end_core_seconds AS b FROM byoc_usage"
@@ -267,13 +269,13 @@ def test_a_counter_beyond_any_float_is_read_digit_by_digit(
 
 
 def test_every_field_reaches_the_table(database: chdb.session.Session, tmp_path: Path) -> None:
-    story = Story()
-    first, gap = story.measured(), story.gap("target_absent")
+    history = ReplicaHistory()
+    first, gap = history.measured(), history.gap("target_absent")
     size = replace(first.data.allocated, counted_milliseconds=61_007)
-    told = [altered(first, allocated=size, machine_cpus=96, counter_milliseconds=60_123), gap]
-    load(database, f"file('{stored(tmp_path, objects(told))}/v1/**/*.jsonl.{{zst,gz}}'")
+    records = [altered(first, allocated=size, machine_cpus=96, counter_milliseconds=60_123), gap]
+    load(database, f"file('{stored(tmp_path, objects(records))}/v1/**/*.jsonl.{{zst,gz}}'")
     for row, record in zip(
-        rows(database, "SELECT * FROM byoc_usage ORDER BY sequence"), told, strict=True
+        rows(database, "SELECT * FROM byoc_usage ORDER BY sequence"), records, strict=True
     ):
         usage = record.data
         assert (row["id"], row["source"]) == (record.id, record.source)
@@ -295,7 +297,7 @@ def test_every_field_reaches_the_table(database: chdb.session.Session, tmp_path:
 def test_figures_that_conflict_under_one_id_are_shown(
     database: chdb.session.Session, tmp_path: Path
 ) -> None:
-    first, second = Story(seed=1).measured(), Story(seed=2).measured()
+    first, second = ReplicaHistory(seed=1).measured(), ReplicaHistory(seed=2).measured()
     for number, record in enumerate((first, second)):
         place = stored(tmp_path / str(number), objects([record]))
         load(database, f"file('{place}/v1/**/*.jsonl.{{zst,gz}}'")
@@ -340,7 +342,7 @@ def test_the_key_prunes_by_organization_and_date(engine: chdb.session.Session, s
         "'JSONEachRow', 'id String') WHERE service = 'service-2' AND date >= '2026-11-23'"
     )
     (row,) = rows(engine, query)
-    assert int(row["n"]) == len(objects(list(eventful(Story(service_id="service-2")))))
+    assert int(row["n"]) == len(objects(list(eventful(ReplicaHistory(service_id="service-2")))))
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in SQL.glob("*.sql")))

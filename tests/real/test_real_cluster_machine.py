@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lab.cluster.machine import GROUP, find_hierarchies
+from lab.real.parts import install
 from lab.real.parts.install import ROOT
 from lab.real.scraper import eventually
 
@@ -112,3 +113,13 @@ def test_the_machines_own_settings_are_not_those_of_the_kubelet(tmp_path: Path) 
         owner.terminate()
         owner.wait()
     assert Path("/proc/sys/kernel/panic").read_text() == own
+
+
+def test_a_part_is_made_once_and_again_for_other_inputs(tmp_path: Path) -> None:
+    place = tmp_path / "part"
+    assert not install.is_made(place, "go.mod", "go.sum")
+    with install._once(place, "go.mod", "go.sum") as missing:
+        assert missing
+        place.mkdir()
+    assert install.is_made(place, "go.mod", "go.sum")
+    assert not install.is_made(place, "go.mod", "another go.sum")

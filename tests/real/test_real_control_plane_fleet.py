@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 import byoc_control_plane
+from byoc_agents.app.cloudevents import rfc3339
 from byoc_control_plane.fleet import MAX_ROWS, QUERIES, Fleet, read_fleet
 from byoc_control_plane.fleet_access import PATH, FleetAccess
 from byoc_control_plane.fleet_page import render_fleet
@@ -29,7 +30,7 @@ from lab.demo.process import started, written
 from lab.fakes.core import FakeClock
 from lab.real.parts.chromium import Tab, tab
 from lab.real.parts.compose import compose
-from tests.real.control_plane_world import empty
+from tests.real.control_plane_tables import empty
 from tests.real.test_real_ledger_report import BLOCKED, CONTRAST, OVERFLOW
 
 pytestmark = pytest.mark.real
@@ -138,6 +139,7 @@ def expand(sql: str, organization: str = "") -> str:
     sql = re.sub(r"\$__dateFilter\((\w+)\)", days, sql)
     interval = r"toStartOfInterval(toDateTime(\1), INTERVAL 60 second)"
     sql = re.sub(r"\$__timeInterval\((\w+)\)", interval, sql)
+    sql = sql.replace("${__from:date:YYYY-MM-DD}", rfc3339(start * 1000)[:10])
     assert "$" not in sql
     return sql
 

@@ -15,7 +15,7 @@ from byoc_agents.ledger import FileLedger
 from byoc_agents.ledger.tree import encode_hash
 from lab.control_plane.messages import ORIGIN, Replica, heartbeat_event
 from lab.fakes.billing import NOON_MS
-from tests.real.control_plane_world import empty, rows, store_events
+from tests.real.control_plane_tables import empty, rows, store_events
 from tests.unit.ledger.ledger_fakes import QuickDisk, files, ledger, message, send
 
 pytestmark = pytest.mark.real
@@ -46,7 +46,7 @@ def sender(made: FileLedger) -> Agent:
     )
 
 
-async def live(directory: Path, daemon: str, sends: int, *, first: int = 1) -> list[bytes]:
+async def deliver(directory: Path, daemon: str, sends: int, *, first: int = 1) -> list[bytes]:
     """Run a daemon: a message before the first send and after each. Return the messages."""
     names = {"organization": "org-1", "service": "service-1", "replica": "clickhouse-0"}
     replica, bodies = Replica(**names), []  # type: ignore[arg-type]
@@ -69,7 +69,7 @@ def state_dir(tmp_path: Path, engine: chdb.session.Session) -> Path:
     """Return the state directory of two daemons whose messages are in the control plane."""
     empty(engine)
     for daemon, sends in ((EXPORTER, 5), (FORWARDER, 3)):
-        bodies = asyncio.run(live(tmp_path / "state" / daemon / "ledger", daemon, sends))
+        bodies = asyncio.run(deliver(tmp_path / "state" / daemon / "ledger", daemon, sends))
         for _ in range(2):  # delivered twice
             store_events(engine, bodies, NOON_MS)
     return tmp_path / "state"
@@ -112,7 +112,7 @@ def test_a_ledger_that_was_cut_or_written_again_is_found(
     assert "lines were cut off the end" in capsys.readouterr().out
     newest.write_bytes(whole)
     shutil.rmtree(state_dir / EXPORTER)
-    another = live(state_dir / EXPORTER / "ledger", EXPORTER, 7, first=100)  # and longer
+    another = deliver(state_dir / EXPORTER / "ledger", EXPORTER, 7, first=100)  # and longer
     asyncio.run(another)
     assert verify(state_dir, heads) == 1
     assert "another history" in capsys.readouterr().out

@@ -26,7 +26,7 @@ from lab.control_plane.messages import Replica, message_id, watch_alert
 from lab.control_plane.processes import KEYS, plane_environment, running_plane
 from lab.fakes.fifo import FakeFifo
 from lab.real.parts.process import free_port
-from tests.real.control_plane_world import empty, rows
+from tests.real.control_plane_tables import empty, rows
 
 pytestmark = pytest.mark.real
 
@@ -93,10 +93,12 @@ async def test_two_consumers_that_are_killed_store_every_message_once(
 
         lasts = [asyncio.Event(), asyncio.Event()]
 
-        async def live(name: str, kills: int, reached_last: asyncio.Event) -> None:
+        async def consume(name: str, kills: int, reached_last: asyncio.Event) -> None:
             settings = consumer_settings(queue, server.http.url, name)
-            for life in range(kills):
-                async with running_plane(["consumer"], tmp_path / f"{name}-{life}", settings) as it:
+            for start in range(kills):
+                async with running_plane(
+                    ["consumer"], tmp_path / f"{name}-{start}", settings
+                ) as it:
                     await asyncio.sleep(chance.uniform(0, 0.5))
                     await it.kill()
             last = await stack.enter_async_context(
@@ -107,13 +109,13 @@ async def test_two_consumers_that_are_killed_store_every_message_once(
             assert await last.stop() == 0
 
         feeding = asyncio.ensure_future(feeder.run())
-        lives = [
-            asyncio.ensure_future(live(name, KILLS // 2, last))
+        consumers = [
+            asyncio.ensure_future(consume(name, KILLS // 2, last))
             for name, last in zip(("a", "b"), lasts, strict=True)
         ]
         await asyncio.wait_for(asyncio.gather(*(last.wait() for last in lasts)), 300)
         feeding.cancel()
-        await asyncio.gather(*lives)
+        await asyncio.gather(*consumers)
         repeated = queue.deliveries - len(feeder.sent)
     stored = rows(engine, "SELECT id, count() n FROM byoc_state FINAL GROUP BY id, source")
     assert sorted(row["id"] for row in stored) == sorted(feeder.sent)
@@ -132,8 +134,8 @@ async def test_an_embedded_store_that_is_killed_with_its_consumer_keeps_every_me
         feeder = Feeder(queue)
         settings = consumer_settings(queue, f"chdb:{tmp_path}/store", "a")
         feeding = asyncio.ensure_future(feeder.run())
-        for life in range(max(3, KILLS // 4)):
-            async with running_plane(["consumer"], tmp_path / f"log-{life}", settings) as it:
+        for start in range(max(3, KILLS // 4)):
+            async with running_plane(["consumer"], tmp_path / f"log-{start}", settings) as it:
                 await asyncio.sleep(chance.uniform(0.1, 0.6))
                 await it.kill()
         feeding.cancel()
@@ -198,8 +200,8 @@ async def test_a_receiver_that_is_killed_has_every_event_it_accepted_and_no_othe
 
     async with aiohttp.ClientSession() as session:
         lanes = [asyncio.ensure_future(forward(session, lane)) for lane in range(4)]
-        for life in range(KILLS):
-            async with running_plane(["receiver"], tmp_path / f"log-{life}", settings) as it:
+        for start in range(KILLS):
+            async with running_plane(["receiver"], tmp_path / f"log-{start}", settings) as it:
                 await asyncio.sleep(chance.uniform(0, 0.5))
                 await it.kill()
         async with running_plane(["receiver"], tmp_path / "log-last", settings) as it:

@@ -21,7 +21,7 @@ from byoc_control_plane.store import EmbeddedStore
 from lab.control_plane.messages import Replica, message_id
 from lab.fakes.core import FakeClock
 from lab.fakes.fifo import FakeFifo
-from tests.real.control_plane_world import empty
+from tests.real.control_plane_tables import empty
 
 pytestmark = pytest.mark.real
 
@@ -88,7 +88,7 @@ class Fleet:
 
 
 @dataclass
-class World:
+class Harness:
     """A fleet, a queue, and processes that may be away."""
 
     clock: FakeClock
@@ -97,11 +97,11 @@ class World:
     client: Any
     fleet: Fleet
     metrics: PlaneMetrics = field(default_factory=PlaneMetrics)
-    lives: int = 0
+    starts: int = 0
 
     async def connect(self, inserter: Inserter) -> tuple[Consumer, Progress]:
         """Start a consumer as after a restart."""
-        self.lives += 1
+        self.starts += 1
         progress = Progress(self.store, self.clock, "state", "a", redelivery_seconds=30)
         await progress.load()
         consumer = Consumer(
@@ -131,7 +131,7 @@ class World:
 
 
 @pytest.fixture
-async def world(engine: chdb.session.Session) -> AsyncIterator[World]:
+async def harness(engine: chdb.session.Session) -> AsyncIterator[Harness]:
     empty(engine)
     clock, looks = FakeClock(), iter(range(10**9))
     queue = FakeFifo(
@@ -144,14 +144,14 @@ async def world(engine: chdb.session.Session) -> AsyncIterator[World]:
             place: dict[str, Any] = {"endpoint_url": queue.http.url, "region_name": "us-east-1"}
             async with get_session().create_client("sqs", **place, **keys) as client:
                 store = EmbeddedStore(engine, thread)
-                yield World(clock, queue, store, client, Fleet(queue, clock))
+                yield Harness(clock, queue, store, client, Fleet(queue, clock))
 
 
 @dataclass
 class Watched:
-    """The world with a running consumer, and the second in which each silence was found."""
+    """The harness with a running consumer, and the second in which each silence was found."""
 
-    world: World
+    harness: Harness
     inserter: Inserter
     consumer: Consumer
     progress: Progress
@@ -163,20 +163,20 @@ class Watched:
             if not await self.consumer.poll():
                 break
         await self.progress.write()
-        for name in await self.world.silent():
-            self.found.setdefault(name, self.world.fleet.second)
+        for name in await self.harness.silent():
+            self.found.setdefault(name, self.harness.fleet.second)
 
     async def receive_until(
-        self, second: int, acts: dict[int, Callable[[], None]], *, step: int = 1
+        self, second: int, changes: dict[int, Callable[[], None]], *, step: int = 1
     ) -> None:
         """Let time pass with a consumer that is started again at two moments.
 
         It receives every `step` seconds.
         """
-        fleet = self.world.fleet
+        fleet = self.harness.fleet
         while fleet.second < second:
-            await self.world.pass_second()
-            acts.get(fleet.second, lambda: None)()
+            await self.harness.pass_second()
+            changes.get(fleet.second, lambda: None)()
             if fleet.second in {70, 75}:
                 await self.restart()
             if fleet.second % step == 0:
@@ -184,14 +184,14 @@ class Watched:
 
     async def restart(self) -> None:
         """Start the consumer again."""
-        self.consumer, self.progress = await self.world.connect(self.inserter)
+        self.consumer, self.progress = await self.harness.connect(self.inserter)
 
 
 @pytest.fixture
-async def watched(world: World) -> AsyncIterator[Watched]:
-    inserter = Inserter(world.store, world.metrics)
+async def watched(harness: Harness) -> AsyncIterator[Watched]:
+    inserter = Inserter(harness.store, harness.metrics)
     inserting = asyncio.ensure_future(inserter.run())
-    yield Watched(world, inserter, *await world.connect(inserter))
+    yield Watched(harness, inserter, *await harness.connect(inserter))
     inserting.cancel()
     with suppress(asyncio.CancelledError):
         await inserting
@@ -199,11 +199,11 @@ async def watched(world: World) -> AsyncIterator[Watched]:
 
 async def test_a_silenced_replica_is_found_and_nobody_else_ever_is(watched: Watched) -> None:
     """Restarts, deletions, a crash, two restarts of the consumer, and its outage of 30 minutes."""
-    world, fleet, found = watched.world, watched.world.fleet, watched.found
+    harness, fleet, found = watched.harness, watched.harness.fleet, watched.found
     for number in range(30):
         fleet.start(f"r-{number}")
     crashed = fleet.alive["r-3"]
-    acts: dict[int, Callable[[], None]] = {
+    changes: dict[int, Callable[[], None]] = {
         19: partial(fleet.stop, "r-1"),  # deleted
         20: partial(fleet.stop, "r-2"),  # stopped, and started again
         110: partial(fleet.start, "r-2"),
@@ -211,12 +211,12 @@ async def test_a_silenced_replica_is_found_and_nobody_else_ever_is(watched: Watc
         60: partial(fleet.alive.__setitem__, "r-3", crashed),
         61: partial(fleet.kill, "r-4"),  # silenced
     }
-    await watched.receive_until(180, acts)
+    await watched.receive_until(180, changes)
     assert set(found) == {"r-4"}
     assert found["r-4"] <= fleet.last["r-4"] + ALLOWED
 
     for _ in range(OUTAGE):  # nobody receives
-        await world.pass_second()
+        await harness.pass_second()
         if fleet.second == 400:
             fleet.stop("r-5")
         if fleet.second == 500:
@@ -226,34 +226,34 @@ async def test_a_silenced_replica_is_found_and_nobody_else_ever_is(watched: Watc
     await watched.receive_until(back + ALLOWED + 10, {})
     assert set(found) == {"r-4", "r-6"}
     assert back + 3 * HEARTBEAT <= found["r-6"] <= back + ALLOWED + 2
-    assert await world.silent() == {"r-4", "r-6"}
+    assert await harness.silent() == {"r-4", "r-6"}
     fleet.start("r-4")
     await watched.receive_until(fleet.second + 1, {})
-    assert await world.silent() == {"r-6"}
+    assert await harness.silent() == {"r-6"}
 
 
 async def test_the_interval_that_a_replica_stated_last_decides(watched: Watched) -> None:
     """60 s for ten minutes after a start, then 300 s, and an outage of the consumer in between."""
-    world, fleet, found = watched.world, watched.world.fleet, watched.found
+    harness, fleet, found = watched.harness, watched.harness.fleet, watched.found
     fleet.intervals, step = DEFAULT, 5
     fast, slow = 3 * 60 + 5, 3 * 300 + 5
     for number in range(10):
         fleet.start(f"r-{number}")
-    acts: dict[int, Callable[[], None]] = {
+    changes: dict[int, Callable[[], None]] = {
         130: partial(fleet.kill, "r-1"),  # it had stated 60 s
         1000: partial(fleet.kill, "r-2"),  # it had stated 300 s
         1100: partial(fleet.start, "r-3"),  # started again: 60 s
         1500: partial(fleet.stop, "r-4"),
     }
-    await watched.receive_until(1200, acts, step=step)
+    await watched.receive_until(1200, changes, step=step)
     assert set(found) == {"r-1"}
     assert fleet.last["r-1"] + 3 * 60 <= found["r-1"] <= fleet.last["r-1"] + fast + step
-    await watched.receive_until(1900, acts, step=step)
+    await watched.receive_until(1900, changes, step=step)
     assert set(found) == {"r-1", "r-2"}
     assert fleet.last["r-2"] + 3 * 300 <= found["r-2"] <= fleet.last["r-2"] + slow + step
 
     for _ in range(OUTAGE):  # nobody receives
-        await world.pass_second()
+        await harness.pass_second()
         if fleet.second == 2500:
             fleet.kill("r-5")
     await watched.restart()

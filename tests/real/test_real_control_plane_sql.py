@@ -17,8 +17,8 @@ from byoc_agents.billing.record import UsageRecord
 from byoc_agents.delivery.sink import Message
 from byoc_control_plane.schema import TableEngine, table_statements, tenant_statements
 from lab.control_plane.messages import Replica, heartbeat_event, watch_alert
-from lab.fakes.billing import NOON_MS, Story, altered, eventful, objects
-from tests.real.control_plane_world import empty, load_usage, record_progress, rows, store_events
+from lab.fakes.billing import NOON_MS, ReplicaHistory, altered, eventful, objects
+from tests.real.control_plane_tables import empty, load_usage, record_progress, rows, store_events
 from tests.upgrade.golden import GOLDEN
 
 pytestmark = pytest.mark.real
@@ -122,21 +122,21 @@ def damaged(seed: int) -> list[UsageRecord]:
     chance = random.Random(seed)
     found: list[UsageRecord] = []
     for number in range(3):
-        story = Story(
+        history = ReplicaHistory(
             service_id=f"service-{number % 2}",
             replica=f"r-{number}",
             pod_uid=f"uid-{number}" if number else "",
             seed=seed * 7 + number,
             now_ms=NOON_MS + 11 * 3_600_000 + chance.randrange(3_600_000),
         )
-        story.born_ms = story.now_ms
+        history.born_ms = history.now_ms
         for _ in range(chance.randrange(2, 4)):
-            found += eventful(story)
+            found += eventful(history)
             if chance.random() < 0.6:  # time of which no record speaks
-                story.now_ms += chance.randrange(1, DAY_MS)
-                found.append(story.measured())
+                history.now_ms += chance.randrange(1, DAY_MS)
+                found.append(history.measured())
             if chance.random() < 0.4:
-                found.append(story.gap("spool_corrupt", period_ms=chance.randrange(1, 200_000)))
+                found.append(history.gap("spool_corrupt", period_ms=chance.randrange(1, 200_000)))
     kept = [record for record in found if chance.random() > 0.1 * (seed % 4)]
     return [
         altered(
@@ -164,13 +164,13 @@ def test_damaged_records_have_the_figures_of_the_verifier(
 def test_figures_are_those_of_their_day(database: chdb.session.Session, tmp_path: Path) -> None:
     """A minute before midnight, then a day and two minutes that no record covers."""
     midnight = NOON_MS + DAY_MS // 2
-    story = Story(now_ms=midnight - 60_000)
-    first = story.measured()
-    story.now_ms = midnight + DAY_MS + 120_000
-    story.sequence += 2
-    third = story.measured()
-    story.now_ms += 5000
-    load_usage(database, stored(tmp_path, objects([first, third, story.measured()])))
+    history = ReplicaHistory(now_ms=midnight - 60_000)
+    first = history.measured()
+    history.now_ms = midnight + DAY_MS + 120_000
+    history.sequence += 2
+    third = history.measured()
+    history.now_ms += 5000
+    load_usage(database, stored(tmp_path, objects([first, third, history.measured()])))
     columns = "day, records, missing_sequences, uncovered_seconds"
     daily = rows(database, f"SELECT {columns} FROM billing_completeness_daily ORDER BY day")
     assert [list(row.values()) for row in daily] == [
@@ -178,6 +178,73 @@ def test_figures_are_those_of_their_day(database: chdb.session.Session, tmp_path
         ["2026-11-24", "0", "0", "0"],  # the missing sequences explain the time
         ["2026-11-25", "2", "2", "5"],
     ]
+
+
+DAILY = (
+    "organization_id, service_id, day, records, missing_sequences, uncovered_seconds, gap_seconds"
+)
+BY_DAY = "ORDER BY service_id, day"
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_figures_since_a_day_are_those_of_all_days(
+    database: chdb.session.Session, tmp_path: Path, seed: int
+) -> None:
+    """Three days of holes, with records of each replica on every day."""
+    chance = random.Random(seed)
+    found: list[UsageRecord] = []
+    for number in range(2):
+        history = ReplicaHistory(
+            service_id=f"service-{number}", replica=f"r-{number}", seed=seed + number
+        )
+        while history.now_ms < NOON_MS + 3 * DAY_MS:
+            found.append(history.measured())
+            if chance.random() < 0.1:
+                found.append(history.gap("spool_corrupt", period_ms=chance.randrange(1, 200_000)))
+            history.now_ms += chance.randrange(6 * 3_600_000)
+    load_usage(database, stored(tmp_path, objects([one for one in found if chance.random() > 0.2])))
+    whole = rows(database, f"SELECT {DAILY} FROM billing_completeness_daily {BY_DAY}")
+    assert {row["missing_sequences"] for row in whole} > {"0"}
+    for day in ("2026-11-23", "2026-11-24", "2026-11-25", "2026-11-26", "2026-11-27"):
+        since = rows(
+            database, f"SELECT {DAILY} FROM billing_completeness_since(since = '{day}') {BY_DAY}"
+        )
+        assert since == [row for row in whole if row["day"] >= day]
+
+
+def test_what_an_absence_over_the_first_day_lost_is_in_the_figures_of_all_days(
+    database: chdb.session.Session, tmp_path: Path
+) -> None:
+    history = ReplicaHistory()
+    first = history.measured()
+    history.now_ms += 4 * DAY_MS
+    history.sequence += 3
+    load_usage(database, stored(tmp_path, objects([first, history.measured(), history.measured()])))
+    missing = "SELECT sum(missing_sequences) n FROM"
+    assert rows(database, f"{missing} billing_completeness_daily") == [{"n": "3"}]
+    for day, count in (("2026-11-24", "3"), ("2026-11-25", "0"), ("2026-11-27", "0")):
+        since = f"billing_completeness_since(since = '{day}')"
+        assert rows(database, f"{missing} {since}") == [{"n": count}]
+
+
+def test_the_records_of_earlier_months_are_not_read(
+    database: chdb.session.Session, tmp_path: Path
+) -> None:
+    history = ReplicaHistory()
+    messages = objects([history.measured() for _ in range(50)])
+    history.now_ms += 120 * DAY_MS
+    load_usage(database, stored(tmp_path, [*messages, *objects([history.measured()])]))
+    since = rfc3339(history.now_ms)[:10]
+    for view in ("billing_completeness_since", "slo_since"):
+        plan = "\n".join(
+            row["explain"]
+            for row in rows(
+                database, f"EXPLAIN indexes = 1 SELECT * FROM {view}(since = '{since}')"
+            )
+        )
+        parts = {line.strip() for line in plan.splitlines() if "Parts:" in line}
+        assert "Parts: 1/2" in parts
+        assert "Parts: 2/2" not in parts
 
 
 def test_a_message_that_arrives_twice_is_one_row(database: chdb.session.Session) -> None:
@@ -362,7 +429,7 @@ def test_the_fleet_is_shown_with_its_newest_state(
         bodies.append(replica.message(NOON_MS + number * 60_000, state=state))
     beat = heartbeat_event(NOON_MS, 3, agent=sender("0.3.0", configuration="c" * 64))
     store_events(database, [*bodies[::-1], encode(beat)], NOON_MS + 61_000)
-    load_usage(database, stored(tmp_path, objects([Story().measured()])))
+    load_usage(database, stored(tmp_path, objects([ReplicaHistory().measured()])))
     record_progress(database, NOON_MS + 61_000)
     (row,) = rows(database, "SELECT * FROM fleet_now")
     assert (row["organization_id"], row["state"], row["version"]) == ("org-1", "degraded", "24.8.1")
@@ -400,8 +467,8 @@ def test_delays_and_completeness_are_figures_of_a_day(
     replica = Replica(organization="org-1", service="service-1")
     store_events(database, [replica.message(NOON_MS)], NOON_MS + 1500)
     store_events(database, [encode(watch_alert(NOON_MS, 1))], NOON_MS + 2500)
-    story = Story()
-    kept = [story.measured() for _ in range(4)]
+    history = ReplicaHistory()
+    kept = [history.measured() for _ in range(4)]
     load_usage(database, stored(tmp_path, objects([*kept[:2], kept[3]])))
     (row,) = rows(database, "SELECT * FROM slo_daily")
     assert row["state_delay_seconds"] == Decimal("1.5")

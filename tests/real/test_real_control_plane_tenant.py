@@ -17,7 +17,7 @@ from lab.fakes.core import START_MS
 from lab.real.chart import render
 from lab.real.chart.pods import environment, pods
 from lab.real.parts import helm
-from tests.real.control_plane_world import empty, record_progress, store_events
+from tests.real.control_plane_tables import empty, record_progress, store_events
 
 pytestmark = pytest.mark.real
 ROLE = "arn:aws:iam::111122223333:role/byoc-agents"

@@ -127,7 +127,9 @@ def test_all_three_run_in_one_container(docker: Engine, images: Images) -> None:
         assert container.stop() == 0
 
 
-def test_a_mistake_in_the_settings_is_told_and_ends_with_2(docker: Engine, images: Images) -> None:
+def test_a_mistake_in_the_settings_is_reported_and_ends_with_2(
+    docker: Engine, images: Images
+) -> None:
     with docker.run(images("state-exporter"), options=ALONE) as container:
         assert container.wait() == 2
         assert "BYOC_STATE_QUEUE_URL: is required" in container.logs()

@@ -1,6 +1,6 @@
 """The three real images against a real S3, SQS, ClickHouse, Alertmanager and a control plane.
 
-The target is a container of its own. The agents share its process namespace, as sidecars with
+The target is a container of its own. The daemons share its process namespace, as sidecars with
 `shareProcessNamespace` do, and are shut in.
 """
 
@@ -116,7 +116,7 @@ def settings(bucket: Bucket, queue: Queue, server: RealProcess) -> dict[str, str
 
 
 class Sidecars:
-    """The three agents as sidecars of one container."""
+    """The three daemons as sidecars of one container."""
 
     def __init__(self, docker: Engine, images: Callable[[str], str], beside: Container) -> None:
         self._docker, self._images, self._beside = docker, images, beside
@@ -162,8 +162,8 @@ async def test_usage_state_and_alert_arrive(  # noqa: PLR0917  fixtures
         values["BYOC_ALERTS_URL"] = plane.url
         with ExitStack() as stack:
             target = stack.enter_context(metered(docker))
-            agents = Sidecars(docker, images, target)
-            await asyncio.to_thread(agents.start, stack, values)
+            sidecars = Sidecars(docker, images, target)
+            await asyncio.to_thread(sidecars.start, stack, values)
             before = used_usec(target)
             await raise_alert(sender, "ReadonlyReplica")
             await plane.until(lambda: ("ReadonlyReplica", "firing") in plane.delivered())
@@ -171,7 +171,7 @@ async def test_usage_state_and_alert_arrive(  # noqa: PLR0917  fixtures
             await asyncio.to_thread(eventually, lambda: used_usec(target) - before > WORKED_USEC)
             worked = used_usec(target) - before
             await asyncio.to_thread(eventually, bucket.writes)
-            assert await asyncio.to_thread(agents.stop) == dict.fromkeys(DAEMONS, 0)
+            assert await asyncio.to_thread(sidecars.stop) == dict.fromkeys(DAEMONS, 0)
             total = used_usec(target)
     assert {*queue.states()} <= {"starting", "running", "stopping"}
     assert {message["type"] for message in queue.got} == {"byoc.service.state.v1"}

@@ -55,7 +55,7 @@ class Customer:
         self._key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         self._capsys = capsys
 
-    def live(self, sends: int = SENDS, *, first: int = 0, max_bytes: int = 1 << 20) -> None:
+    def deliver(self, sends: int = SENDS, *, first: int = 0, max_bytes: int = 1 << 20) -> None:
         async def run() -> None:
             async with ledger(self.directory, QuickDisk(), max_bytes=max_bytes) as made:
                 for number in range(first, first + sends):
@@ -83,7 +83,7 @@ class Customer:
 @pytest.fixture
 def customer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Customer:
     made = Customer(tmp_path, capsys)
-    made.live()
+    made.deliver()
     return made
 
 
@@ -134,7 +134,7 @@ def test_every_line_is_proven_and_no_other(oracle: Oracle, customer: Customer) -
 def test_a_later_checkpoint_continues_an_earlier_one(oracle: Oracle, customer: Customer) -> None:
     old = customer.checkpoint()
     size = old.splitlines()[1]
-    customer.live()
+    customer.deliver()
     proof = customer.run("prove", "--from", size)
     given = {"key": customer.verifier(), "old": old, "consistency": proof}
     assert oracle.error(given) == ""
@@ -142,13 +142,13 @@ def test_a_later_checkpoint_continues_an_earlier_one(oracle: Oracle, customer: C
     assert oracle.error(given | {"consistency": changed(proof, step, another(step))})
     (path,) = files(customer.directory)
     path.unlink()  # another history: the old checkpoint is not a part of it
-    customer.live(2 * SENDS, first=1000)
+    customer.deliver(2 * SENDS, first=1000)
     forged = customer.run("prove", "--from", size)
     assert oracle.error(given | {"consistency": forged})
 
 
 def test_proofs_after_a_rotation_need_no_removed_line(oracle: Oracle, customer: Customer) -> None:
-    customer.live(400, max_bytes=64 * 1024)
+    customer.deliver(400, max_bytes=64 * 1024)
     assert files(customer.directory)[0].name != "ledger-000001.jsonl"
     kept = customer.lines()
     key, first = customer.verifier(), json.loads(kept[0])["sequence"]
@@ -156,6 +156,6 @@ def test_proofs_after_a_rotation_need_no_removed_line(oracle: Oracle, customer: 
         proof = customer.run("prove", "--line", first + position)
         assert oracle.error({"key": key, "proof": proof, "line": kept[position]}) == ""
     old = customer.checkpoint()
-    customer.live(3, max_bytes=64 * 1024)
+    customer.deliver(3, max_bytes=64 * 1024)
     proof = customer.run("prove", "--from", old.splitlines()[1])
     assert oracle.error({"key": key, "old": old, "consistency": proof}) == ""

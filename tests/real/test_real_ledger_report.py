@@ -10,7 +10,7 @@ from byoc_agents.errors import Reason, SendError
 from byoc_agents.report import main
 from lab.real.parts.chromium import Tab, tab
 from tests.unit.ledger.ledger_fakes import ledger
-from tests.unit.report.ledger_story import BUCKET, story
+from tests.unit.report.ledger_example import BUCKET, write_example_ledger
 
 SHOWN = "document.getElementById('shown').textContent"
 VISIBLE = "[...document.querySelectorAll('#sends tbody tr')].filter(r => !r.hidden).length"
@@ -66,7 +66,7 @@ async def page_of(state_dir: Path) -> str:
 
 
 async def test_it_renders_and_loads_nothing(tmp_path: Path, browser: Tab) -> None:
-    url = await page_of(await story(tmp_path))
+    url = await page_of(await write_example_ledger(tmp_path))
     await browser.open(url)
     assert await browser.evaluate(SHOWN) == "418 of 418 shown"  # its script ran
     assert await browser.evaluate(PAINTED) > 100
@@ -76,14 +76,14 @@ async def test_it_renders_and_loads_nothing(tmp_path: Path, browser: Tab) -> Non
 
 async def test_the_browser_stops_whatever_it_would_load(tmp_path: Path, browser: Tab) -> None:
     """The control of the test above: the page's own policy refuses an image put into it."""
-    url = await page_of(await story(tmp_path, hours=1))
+    url = await page_of(await write_example_ledger(tmp_path, hours=1))
     await browser.open(url)
     assert await browser.evaluate(BLOCKED) == "img-src"
     assert browser.console
 
 
 async def test_its_table_filters(tmp_path: Path, browser: Tab) -> None:
-    await browser.open(await page_of(await story(tmp_path)))
+    await browser.open(await page_of(await write_example_ledger(tmp_path)))
     await browser.evaluate(CHOOSE % (2, BUCKET))
     assert await browser.evaluate(VISIBLE) == 120
     await browser.evaluate(TYPE_IN % "2026-11-24 OK")
@@ -99,7 +99,7 @@ async def test_its_table_filters(tmp_path: Path, browser: Tab) -> None:
 async def test_it_can_be_read(scheme: str, tmp_path: Path, browser: Tab) -> None:
     """WCAG AA: 4.5 for every text; nothing is cut off on a small screen."""
     await browser.look(1280, 900, scheme)
-    await browser.open(await page_of(await story(tmp_path)))
+    await browser.open(await page_of(await write_example_ledger(tmp_path)))
     assert len(await browser.screenshot()) > 20_000
     ratio, text = await browser.evaluate(CONTRAST)
     assert ratio >= 4.5, text

@@ -121,7 +121,7 @@ async def test_localstack_listens_on_loopback_only(localstack: RealProcess) -> N
     assert listening_addresses(localstack) == {"127.0.0.1"}
 
 
-def test_old_clickhouse_answers_as_the_agents_ask(old_clickhouse: RealProcess) -> None:
+def test_old_clickhouse_answers_as_the_daemons_ask(old_clickhouse: RealProcess) -> None:
     assert get(f"{old_clickhouse.url}/ping") == "Ok."
     assert get(f"{old_clickhouse.url}/replicas_status") == "Ok."
     assert query(old_clickhouse, "SELECT version()") == "18.16.1"
@@ -172,10 +172,10 @@ def test_alertmanager_starts_with_the_given_configuration(
     alertmanager: Callable[[str], RealProcess],
 ) -> None:
     running = alertmanager("route: {receiver: nobody}\nreceivers: [{name: nobody}]\n")
-    told = json.loads(get(f"{running.url}/api/v2/status"))
-    assert told["cluster"]["status"] == "disabled"
-    assert "receiver: nobody" in told["config"]["original"]
-    assert version(told["versionInfo"]["version"]) >= (0, 25)
+    status = json.loads(get(f"{running.url}/api/v2/status"))
+    assert status["cluster"]["status"] == "disabled"
+    assert "receiver: nobody" in status["config"]["original"]
+    assert version(status["versionInfo"]["version"]) >= (0, 25)
     assert listening_addresses(running) == {"127.0.0.1"}
 
 

@@ -83,18 +83,18 @@ async def test_what_was_acknowledged_is_there_wherever_the_power_goes(
     tmp_path: Path, faults: list[str]
 ) -> None:
     calls = list(recorded(tmp_path, faults))
-    rng, told = random.Random(7), DedupIndex()
+    rng, index = random.Random(7), DedupIndex()
     disk = Disk(tmp_path / "state")
     cuts = chosen(calls, rng)
     for at, call in enumerate(calls):
         disk.do(call)
         if call.name == "writev" and call.path == str(tmp_path / "said"):
-            told.take(call.data)
+            index.take(call.data)
         if at in cuts:
-            await assert_all_there(laid_out(tmp_path / f"cut-{at}", disk, rng), told)
+            await assert_all_there(laid_out(tmp_path / f"cut-{at}", disk, rng), index)
     broke = (tmp_path / "log").read_text(errors="replace").count("(INJECTED)")
-    print(f"{len(calls)} calls, {broke} broken; {len(told.put)} put, {told.refused} refused")
-    assert len(told.put) + told.refused >= MESSAGES
+    print(f"{len(calls)} calls, {broke} broken; {len(index.put)} put, {index.refused} refused")
+    assert len(index.put) + index.refused >= MESSAGES
     assert bool(broke) == bool(faults)
 
 
@@ -125,17 +125,17 @@ def laid_out(place: Path, disk: Disk, rng: random.Random) -> Path:
     return place
 
 
-async def assert_all_there(state: Path, told: DedupIndex) -> None:
+async def assert_all_there(state: Path, index: DedupIndex) -> None:
     async with Spool(state, max_bytes=1 << 30, clock=SystemClock()) as spool:
         assert spool.corruptions == 0, "a crash does not leave damage"
         found = {int(m.id[1:]): m for m in await spool.head(10_000, 1 << 30)}
     assert found == {number: message(number) for number in found}
-    assert told.put - found.keys() <= set(told.sent.values())
-    assert not told.gone & found.keys()
-    await assert_verifies(state / "ledger", told)
+    assert index.put - found.keys() <= set(index.sent.values())
+    assert not index.gone & found.keys()
+    await assert_verifies(state / "ledger", index)
 
 
-async def assert_verifies(directory: Path, told: DedupIndex) -> None:
+async def assert_verifies(directory: Path, index: DedupIndex) -> None:
     """Start once more, as a daemon does, and read all of it."""
     async with FileLedger(directory, clock=SystemClock(), max_bytes=1 << 16) as ledger:
         assert ledger.last_error == ""
@@ -144,4 +144,4 @@ async def assert_verifies(directory: Path, told: DedupIndex) -> None:
     raws = [raw for number in segments.numbers() for raw in raw_lines(segments.path(number))]
     intents = [line for raw in raws if isinstance(line := decode(raw.content), Intent)]
     written = {line.sequence: int(line.messages[0].id[1:]) for line in intents}
-    assert told.sent.items() <= written.items()
+    assert index.sent.items() <= written.items()

@@ -21,7 +21,7 @@ from byoc_agents.state.observation import ProbeSource, SourceResult, StateObserv
 from byoc_agents.state.probes import Prober
 from lab.fakes.sqs import FakeSqs
 from lab.real.chdb_front import front
-from lab.real.guest import STATEMENTS
+from lab.real.restricted_user import STATEMENTS
 
 SENTINEL = "CUSTOMERSECRET"
 TABLE = f"db_{SENTINEL}.t_{SENTINEL}"

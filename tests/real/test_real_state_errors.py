@@ -24,7 +24,7 @@ from byoc_agents.state.observation import UNCONFIRMED, ProbeSource, SourceResult
 from byoc_agents.state.probes import Prober
 from lab.real.chart import render
 from lab.real.chdb_front import front
-from tests.unit.state.assess_story import Story
+from tests.unit.state.assess_harness import Polls
 
 PREPARED = (
     "CREATE DATABASE d",
@@ -140,9 +140,9 @@ async def observe(engine: Any) -> StateObservation:
                 return observation
 
 
-def assert_running(story: Story, observation: StateObservation) -> None:
+def assert_running(polls: Polls, observation: StateObservation) -> None:
     """Assess as of a server that started an hour ago."""
-    found = story.see(msgspec.structs.replace(observation, uptime_seconds=UP_SECONDS), after=10)
+    found = polls.see(msgspec.structs.replace(observation, uptime_seconds=UP_SECONDS), after=10)
     assert (found.state, [str(reason.code) for reason in found.reasons]) == (
         ServiceState.RUNNING,
         ["OBSERVABILITY_PARTIAL"],  # this engine has no asynchronous_metrics
@@ -160,8 +160,8 @@ def run(engine: Any, statement: str) -> set[str]:
 
 
 async def test_no_failing_statement_degrades_the_replica(engine: Any) -> None:
-    story = Story()
-    assert_running(story, await observe(engine))
+    polls = Polls()
+    assert_running(polls, await observe(engine))
     events = count_events(engine)
     raised = {statement: run(engine, statement) for statement in STATEMENTS}
     missing = {
@@ -170,7 +170,7 @@ async def test_no_failing_statement_degrades_the_replica(engine: Any) -> None:
     assert missing == {}, "each statement has to fail in the way that it is here for"
     assert not set().union(*raised.values()) & set(queries.SERVER_ERRORS)
     assert count_events(engine) == events, "the chart's rules would fire"
-    assert_running(story, await observe(engine))
+    assert_running(polls, await observe(engine))
 
 
 def test_every_counted_name_is_one_of_the_engines_own(engine: Any) -> None:

@@ -210,8 +210,8 @@ async def test_a_server_that_is_killed_started_frozen_and_stopped_is_followed(
         monkeypatch.setenv(variable, value)
 
     def changes() -> list[dict[str, Any]]:
-        told = [body["data"] for body in queue.got]
-        return [data for data in told if data["kind"] == "transition"]
+        messages = [body["data"] for body in queue.got]
+        return [data for data in messages if data["kind"] == "transition"]
 
     async def says(state: str) -> None:
         await queue.until(lambda: [data["state"] for data in changes()][-1:] == [state])

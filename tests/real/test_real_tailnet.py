@@ -20,9 +20,8 @@ import yaml
 
 from lab.real.chart import render
 from lab.real.chart.render import Manifest
-from lab.tailnet import certificates, policies, world
-from lab.tailnet.policies import CLUSTER_DNS, NODE_DNS, POD, PROMETHEUS, PROXY, SERVERS
-from lab.tailnet.world import (
+from lab.tailnet import certificates, environment, policies
+from lab.tailnet.environment import (
     API,
     CLUSTER_NAME,
     CONTROL,
@@ -33,8 +32,9 @@ from lab.tailnet.world import (
     ROUTER,
     RULES,
     SERVICE,
-    World,
+    Environment,
 )
+from lab.tailnet.policies import CLUSTER_DNS, NODE_DNS, POD, PROMETHEUS, PROXY, SERVERS
 
 URI = f"spiffe://{SERVICE}.byoc/grant/{certificates.GRANT}"
 ANSWER = f"{URI} hello\n"
@@ -57,7 +57,7 @@ def charts(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Manif
 
     def rendered(mode: str = "relay", **options: str) -> list[Manifest]:
         file = place / f"{mode}{len(options)}.yaml"
-        file.write_text(yaml.safe_dump(world.values(mode, **options)))
+        file.write_text(yaml.safe_dump(environment.values(mode, **options)))
         return render.manifests(file)
 
     return rendered
@@ -66,33 +66,33 @@ def charts(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Manif
 @pytest.fixture(scope="module")
 def lab(
     charts: Callable[..., list[Manifest]], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[World]:
-    with world.built(tmp_path_factory.mktemp("tn"), charts()) as found:
+) -> Iterator[Environment]:
+    with environment.built(tmp_path_factory.mktemp("tn"), charts()) as found:
         yield found
 
 
 @pytest.fixture
-def relayed(lab: World, charts: Callable[..., list[Manifest]]) -> Iterator[str]:
+def relayed(lab: Environment, charts: Callable[..., list[Manifest]]) -> Iterator[str]:
     """Run the pod of ClickHouse's endpoint, by relay only; give its address in the tailnet."""
     yield lab.start_pod("clickhouse", charts())
     lab.stop_pod()
 
 
 @pytest.fixture
-def direct(lab: World, charts: Callable[..., list[Manifest]]) -> Iterator[str]:
+def direct(lab: Environment, charts: Callable[..., list[Manifest]]) -> Iterator[str]:
     """Run the pod with `mode: direct`."""
     yield lab.start_pod("clickhouse", charts("direct"))
     lab.stop_pod()
 
 
-def path_of(lab: World) -> tuple[str, str]:
+def path_of(lab: Environment) -> tuple[str, str]:
     """Return the engineer's current path to the endpoint: (address, "") or ("", relay)."""
     peer = lab.peer(HOSTS["clickhouse"])
     assert peer is not None
     return str(peer["CurAddr"]), str(peer["Relay"])
 
 
-def reach_directly(lab: World, address: str) -> None:
+def reach_directly(lab: Environment, address: str) -> None:
     """Send pings until the path is direct, as traffic would."""
     lab.tailscale("engineer", "ping", "--c=30", "--timeout=2s", "--until-direct", address)
 
@@ -100,7 +100,7 @@ def reach_directly(lab: World, address: str) -> None:
 # --- the path ---
 
 
-def test_mutual_tls_passes_through_the_relay(lab: World, relayed: str) -> None:
+def test_mutual_tls_passes_through_the_relay(lab: Environment, relayed: str) -> None:
     """The certificate reaches the server untouched, by name, and no UDP is used."""
     assert lab.ask(relayed)["answer"] == ANSWER
     http = lab.ask(relayed, 8444, send="POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello")
@@ -108,14 +108,14 @@ def test_mutual_tls_passes_through_the_relay(lab: World, relayed: str) -> None:
     assert path_of(lab) == ("", "lab")
 
 
-def test_mutual_tls_passes_directly(lab: World, direct: str) -> None:
+def test_mutual_tls_passes_directly(lab: Environment, direct: str) -> None:
     reach_directly(lab, direct)
     assert lab.ask(direct)["answer"] == ANSWER
     address, _ = path_of(lab)
     assert address.startswith(f"{policies.PUBLIC}:"), "the cluster's public address"
 
 
-def test_an_open_connection_falls_back_to_the_relay(lab: World, direct: str) -> None:
+def test_an_open_connection_falls_back_to_the_relay(lab: Environment, direct: str) -> None:
     """Measured: seconds of silence at the change, then the same connection goes on."""
     reach_directly(lab, direct)
     with lab.hold(direct) as held:
@@ -133,12 +133,12 @@ def test_an_open_connection_falls_back_to_the_relay(lab: World, direct: str) -> 
         assert longest < 20, "a client's timeout has to be longer"
 
 
-def test_nginx_logs_the_engineers_address_and_the_name(lab: World, relayed: str) -> None:
+def test_nginx_logs_the_engineers_address_and_the_name(lab: Environment, relayed: str) -> None:
     lab.ask(relayed)
     own = lab.tailscale("engineer", "ip", "-4").strip()
     found = [one for one in lab.proxy_log() if one.get("to") == f"{SERVERS}:9441"]
     assert found[-1]["engineer"] == own
-    assert found[-1]["server_name"] == world.REPLICA
+    assert found[-1]["server_name"] == environment.REPLICA
     assert found[-1]["sent_bytes"] > 0
 
 
@@ -150,7 +150,7 @@ def test_nginx_logs_the_engineers_address_and_the_name(lab: World, relayed: str)
 )
 @pytest.mark.parametrize("port", [9441, 8444])
 def test_a_peer_without_a_valid_certificate_is_refused(
-    lab: World, relayed: str, port: int, certificate: str
+    lab: Environment, relayed: str, port: int, certificate: str
 ) -> None:
     """By ClickHouse's listener itself: the connection reaches it, and no answer comes."""
     assert "answer" not in lab.ask(relayed, port, certificate=certificate)
@@ -158,12 +158,14 @@ def test_a_peer_without_a_valid_certificate_is_refused(
 
 
 @pytest.mark.parametrize("name", ["other.svc-1.byoc", ""], ids=["wrong", "none"])
-def test_a_peer_with_a_wrong_name_reaches_no_server(lab: World, relayed: str, name: str) -> None:
+def test_a_peer_with_a_wrong_name_reaches_no_server(
+    lab: Environment, relayed: str, name: str
+) -> None:
     assert "error" in lab.ask(relayed, name=name)
     assert lab.proxy_log()[-1]["to"] in {"", "-"}
 
 
-def test_a_peer_without_the_tag_sees_nothing(lab: World, relayed: str) -> None:
+def test_a_peer_without_the_tag_sees_nothing(lab: Environment, relayed: str) -> None:
     lab.start_engineer("stranger", "tag:other")
     try:
         assert lab.peers("stranger") == []
@@ -172,7 +174,7 @@ def test_a_peer_without_the_tag_sees_nothing(lab: World, relayed: str) -> None:
         lab.stop_engineer("stranger")
 
 
-def test_more_connections_than_the_limit_are_closed(lab: World, relayed: str) -> None:
+def test_more_connections_than_the_limit_are_closed(lab: Environment, relayed: str) -> None:
     """Per address in the tailnet: nginx sees one pod for all engineers."""
     with ExitStack() as stack:
         for _ in range(8):
@@ -186,7 +188,7 @@ def test_more_connections_than_the_limit_are_closed(lab: World, relayed: str) ->
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["stopped", "killed"])
 def test_stopping_the_pod_cuts_an_open_connection(
-    lab: World, charts: Callable[..., list[Manifest]], number: signal.Signals
+    lab: Environment, charts: Callable[..., list[Manifest]], number: signal.Signals
 ) -> None:
     """SIGKILL alone, as after a lost node, leaves the engineer with silence; nothing passes."""
     address = lab.start_pod("clickhouse", charts())
@@ -200,7 +202,7 @@ def test_stopping_the_pod_cuts_an_open_connection(
     assert lab.dial(address, 9441) != "open"
 
 
-def test_a_change_of_the_tailnets_policy_is_no_end(lab: World, relayed: str) -> None:
+def test_a_change_of_the_tailnets_policy_is_no_end(lab: Environment, relayed: str) -> None:
     """An open connection goes on, so it is not counted as an end of access."""
     with lab.hold(relayed) as held:
         lab.allow([{**RULES[0], "Ports": [9443]}])
@@ -211,7 +213,7 @@ def test_a_change_of_the_tailnets_policy_is_no_end(lab: World, relayed: str) -> 
             lab.allow(RULES)
 
 
-def test_a_change_of_serve_is_no_end(lab: World, relayed: str) -> None:
+def test_a_change_of_serve_is_no_end(lab: Environment, relayed: str) -> None:
     """Neither is this. The chart's pods restart with a changed file, which is one."""
     serve = lab.directory / "files-pod/serve/serve.json"
     with lab.hold(relayed) as held:
@@ -220,7 +222,7 @@ def test_a_change_of_serve_is_no_end(lab: World, relayed: str) -> None:
         assert held.answer_from_now_on() == ANSWER
 
 
-def test_expiry_by_the_tailnets_owner_cuts_at_once(lab: World, relayed: str) -> None:
+def test_expiry_by_the_tailnets_owner_cuts_at_once(lab: Environment, relayed: str) -> None:
     with lab.hold(relayed, timeout=CUT_SECONDS) as held:
         lab.order("expire/engineer")
         assert "error" in held.until_error()
@@ -229,7 +231,7 @@ def test_expiry_by_the_tailnets_owner_cuts_at_once(lab: World, relayed: str) -> 
 
 
 def test_without_the_coordination_server_connections_stay_and_no_pod_starts(
-    lab: World, charts: Callable[..., list[Manifest]]
+    lab: Environment, charts: Callable[..., list[Manifest]]
 ) -> None:
     address = lab.start_pod("clickhouse", charts())
     with lab.hold(address) as held:
@@ -251,7 +253,7 @@ def test_without_the_coordination_server_connections_stay_and_no_pod_starts(
 OTHERS = [22, 80, 443, 6443, 8081, 9002, 9443]
 
 
-def test_only_the_served_ports_answer(lab: World, relayed: str) -> None:
+def test_only_the_served_ports_answer(lab: Environment, relayed: str) -> None:
     """Whatever the tailnet's owner allows: a port without an entry in serve.json is refused."""
     lab.allow([{**RULES[0], "Ports": [9441, 8444, *OTHERS]}])
     try:
@@ -261,13 +263,13 @@ def test_only_the_served_ports_answer(lab: World, relayed: str) -> None:
         lab.allow(RULES)
 
 
-def test_a_listener_on_the_pods_loopback_would_be_reached(lab: World, relayed: str) -> None:
+def test_a_listener_on_the_pods_loopback_would_be_reached(lab: Environment, relayed: str) -> None:
     """The reason why the pod has one container, and its health page is on the pod's address."""
     listening = (
         "import socket;s=socket.create_server(('127.0.0.1',7777));print(1,flush=True);s.accept()"
     )
     lab.allow([{**RULES[0], "Ports": [7777]}])
-    command = [*world.inside("pod"), sys.executable, "-c", listening]
+    command = [*environment.inside("pod"), sys.executable, "-c", listening]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None
@@ -279,7 +281,7 @@ def test_a_listener_on_the_pods_loopback_would_be_reached(lab: World, relayed: s
         lab.allow(RULES)
 
 
-def test_nothing_on_the_pods_loopback_listens(lab: World, relayed: str) -> None:
+def test_nothing_on_the_pods_loopback_listens(lab: Environment, relayed: str) -> None:
     assert relayed
     sockets = lab.output("pod", "ss", "-Hltun").splitlines()
     addresses = {line.split()[4] for line in sockets}
@@ -287,7 +289,7 @@ def test_nothing_on_the_pods_loopback_listens(lab: World, relayed: str) -> None:
     assert f"{POD}:9002" in addresses
 
 
-def test_the_peer_api_gives_no_name_of_the_cluster(lab: World, relayed: str) -> None:
+def test_the_peer_api_gives_no_name_of_the_cluster(lab: Environment, relayed: str) -> None:
     """It answers although the policy does not name its port, with the resolver of the pod."""
     peer = lab.peer(HOSTS["clickhouse"])
     assert peer is not None
@@ -304,7 +306,7 @@ def test_the_peer_api_gives_no_name_of_the_cluster(lab: World, relayed: str) -> 
     assert "200" not in lab.output("engineer", *upload, "-o", "/dev/null", "-w", "%{http_code}")
 
 
-def test_the_node_offers_no_route_no_exit_and_no_ssh(lab: World, relayed: str) -> None:
+def test_the_node_offers_no_route_no_exit_and_no_ssh(lab: Environment, relayed: str) -> None:
     peer = lab.peer(HOSTS["clickhouse"])
     assert peer is not None
     assert [one.split("/")[0] for one in peer["AllowedIPs"]] == peer["TailscaleIPs"]
@@ -315,7 +317,7 @@ def test_the_node_offers_no_route_no_exit_and_no_ssh(lab: World, relayed: str) -
 
 
 def test_the_cluster_is_not_reachable_from_the_engineer_or_the_pod(
-    lab: World, relayed: str
+    lab: Environment, relayed: str
 ) -> None:
     assert relayed
     for address, port in ((PROXY, 9441), (SERVERS, 9441), (PROMETHEUS, 9090), (POD, 9002)):
@@ -329,7 +331,7 @@ def test_the_cluster_is_not_reachable_from_the_engineer_or_the_pod(
 
 
 def test_the_engineers_machine_takes_no_connection_from_the_cluster(
-    lab: World, relayed: str
+    lab: Environment, relayed: str
 ) -> None:
     assert relayed
     assert lab.dial(ENGINEER, 22, "pod", 1) != "open"
@@ -339,7 +341,7 @@ def test_the_engineers_machine_takes_no_connection_from_the_cluster(
 
 
 def test_the_api_server_is_reached_by_its_name_with_its_own_tls(
-    lab: World, charts: Callable[..., list[Manifest]]
+    lab: Environment, charts: Callable[..., list[Manifest]]
 ) -> None:
     address = lab.start_pod("kubernetes", charts())
     try:
@@ -351,12 +353,12 @@ def test_the_api_server_is_reached_by_its_name_with_its_own_tls(
 
 
 @pytest.fixture
-def metrics(lab: World, charts: Callable[..., list[Manifest]]) -> Iterator[str]:
+def metrics(lab: Environment, charts: Callable[..., list[Manifest]]) -> Iterator[str]:
     yield lab.start_pod("metrics", charts())
     lab.stop_pod()
 
 
-def test_metrics_are_read_with_a_certificate(lab: World, metrics: str) -> None:
+def test_metrics_are_read_with_a_certificate(lab: Environment, metrics: str) -> None:
     text = HTTP.format(host=METRICS)
     answer = lab.ask(metrics, 9443, name=METRICS, send=text)["answer"]
     assert answer.startswith("HTTP/1.1 200")
@@ -366,7 +368,7 @@ def test_metrics_are_read_with_a_certificate(lab: World, metrics: str) -> None:
 
 @pytest.mark.parametrize("certificate", ["", "expired", "foreign"])
 def test_metrics_are_refused_without_a_valid_certificate(
-    lab: World, metrics: str, certificate: str
+    lab: Environment, metrics: str, certificate: str
 ) -> None:
     text = HTTP.format(host=METRICS)
     found = lab.ask(metrics, 9443, name=METRICS, certificate=certificate, send=text)
@@ -383,14 +385,14 @@ def test_metrics_are_refused_without_a_valid_certificate(
     ],
 )
 def test_other_parts_of_prometheus_are_not_served(
-    lab: World, metrics: str, line: str, status: int
+    lab: Environment, metrics: str, line: str, status: int
 ) -> None:
     text = f"{line} HTTP/1.1\r\nHost: {METRICS}\r\n\r\n"
     answer = lab.ask(metrics, 9443, name=METRICS, send=text)["answer"]
     assert answer.startswith(f"HTTP/1.1 {status}")
 
 
-def test_metrics_are_not_served_by_another_name(lab: World, metrics: str) -> None:
+def test_metrics_are_not_served_by_another_name(lab: Environment, metrics: str) -> None:
     assert "UNRECOGNIZED_NAME" in lab.ask(metrics, 9443, name="x.svc-1.byoc")["error"]
 
 
@@ -398,7 +400,7 @@ def test_metrics_are_not_served_by_another_name(lab: World, metrics: str) -> Non
 
 
 def test_what_the_pod_sends_to_the_coordination_server(
-    lab: World, charts: Callable[..., list[Manifest]]
+    lab: Environment, charts: Callable[..., list[Manifest]]
 ) -> None:
     """The network page has this list: a field that a new version adds fails here."""
     before = len(lab.records(HOSTS["clickhouse"]))
@@ -410,7 +412,7 @@ def test_what_the_pod_sends_to_the_coordination_server(
         about |= message.get("Hostinfo") or {}
     assert set(about) <= SENT
     assert about["Hostname"] == HOSTS["clickhouse"]
-    assert about["RequestTags"] == [world.ENDPOINT_TAG]
+    assert about["RequestTags"] == [environment.ENDPOINT_TAG]
     assert about["NoLogsNoSupport"] is True
     services = {one["Proto"] for one in about.get("Services") or ()}
     assert services <= {"peerapi4", "peerapi6", "peerapi-dns-proxy"}, "no service of the pod"
@@ -420,7 +422,7 @@ def test_what_the_pod_sends_to_the_coordination_server(
     assert {one.rpartition(":")[0] for one in endpoints} == {POD}, "and no public one"
 
 
-def test_which_hosts_the_pod_tries(lab: World, relayed: str) -> None:
+def test_which_hosts_the_pod_tries(lab: Environment, relayed: str) -> None:
     """Relay only: the coordination server, the relay, nginx, the nodes' resolver."""
     assert lab.ask(relayed)["answer"] == ANSWER
     found = {(host, protocol, port) for host, protocol, port in policies.tried(ROUTER)}
@@ -432,7 +434,7 @@ def test_which_hosts_the_pod_tries(lab: World, relayed: str) -> None:
 
 
 def test_with_tailscales_own_server_it_asks_for_these_names(
-    lab: World, charts: Callable[..., list[Manifest]]
+    lab: Environment, charts: Callable[..., list[Manifest]]
 ) -> None:
     """Nothing answers here. No log server is asked for, and no name of the cluster."""
     before = lab.asked_names("node-dns")
@@ -455,7 +457,7 @@ def test_with_tailscales_own_server_it_asks_for_these_names(
     assert not {gateway, CLUSTER_DNS} & {host for host, *_ in found}, "and no port mapping"
 
 
-def test_the_pod_has_no_right_and_asks_no_kubernetes(lab: World, relayed: str) -> None:
+def test_the_pod_has_no_right_and_asks_no_kubernetes(lab: Environment, relayed: str) -> None:
     assert relayed
     status = Path(f"/proc/{lab.running['pod'].process.pid}/status").read_text()
     fields = dict(line.split(":\t") for line in status.splitlines() if ":\t" in line)

@@ -46,8 +46,8 @@ from lab.fakes.http import WEBHOOK_HEADERS, WEBHOOK_TOKEN
 from lab.fakes.scrapers import make_scraper
 from lab.fakes.state import HEALTHY, ScriptedServer
 from lab.real.stored import usages
-from tests.faults.billing_life import IDENTITY, SimClock, SimTarget, cpu_usec
-from tests.unit.state import state_life
+from tests.faults.killable_scraper import IDENTITY, SimClock, SimTarget, cpu_usec
+from tests.unit.state import killable_exporter
 
 DAY_SECONDS = 86_400
 DAYS = 30
@@ -113,7 +113,7 @@ async def test_billing_accounts_for_every_second_of_thirty_days(memory: Path) ->
         assert sink.stored == {}
         assert spool.totals.bytes > 0.9 * (1 << 20), "the bound was not reached"
         sink.up = True
-        for _ in range(20):  # an hour of life with the receiver back
+        for _ in range(20):  # an hour with the receiver back
             await caught_up(ship, spool, sink)
             await scraper.tick()
             clock.second += SAMPLE_SECONDS
@@ -141,21 +141,21 @@ def assert_accounted(stored: dict[str, bytes], seconds: int) -> None:
     assert report.findings == []
     records = [one for one in usages(stored) if one.quality != "gap"]
     longest = max(one.elapsed_milliseconds for one in records) // 1000
-    told = sum(one.elapsed_milliseconds for one in records) // 1000
+    recorded = sum(one.elapsed_milliseconds for one in records) // 1000
     billed = sum((total.cpu_core_seconds for total in report.replicas), Decimal(0))
     print(f"{len(stored)} objects, {len(records)} records, the longest of {longest} s")
     assert 3 * SAMPLE_SECONDS < longest <= HOUR_SECONDS
     starts = [parse_rfc3339(one.charge_period_start) // HOUR_MS for one in records]
     assert starts == [(parse_rfc3339(one.charge_period_end) - 1) // HOUR_MS for one in records]
-    assert seconds - SAMPLE_SECONDS <= told <= seconds
-    assert billed == Decimal(cpu_usec(told) - cpu_usec(0)) / 1_000_000
+    assert seconds - SAMPLE_SECONDS <= recorded <= seconds
+    assert billed == Decimal(cpu_usec(recorded) - cpu_usec(0)) / 1_000_000
 
 
 async def test_state_keeps_its_transitions_in_order_and_the_latest_heartbeat(memory: Path) -> None:
-    clock, sink, turns = state_life.SimClock(0), Down(max_messages=10), 0
+    clock, sink, turns = killable_exporter.SimClock(0), Down(max_messages=10), 0
     server = ScriptedServer(rows=dict(HEALTHY))
     async with Spool(memory, max_bytes=1 << 20, clock=clock) as spool:
-        exporter = state_life._exporter(server, spool, clock, Metrics())
+        exporter = killable_exporter._exporter(server, spool, clock, Metrics())
         ship = shipper("state-exporter", spool, sink, clock)
         for step in range(DAYS * DAY_SECONDS // POLL_SECONDS):
             turn = (step // 42) % 2  # every seven hours
@@ -166,15 +166,15 @@ async def test_state_keeps_its_transitions_in_order_and_the_latest_heartbeat(mem
             if step % 6 == 0:
                 await ship.attempt()
         await caught_up(ship, spool, sink)
-    told = [msgspec.json.decode(body, type=StateEvent).data for body in sink.stored.values()]
-    kinds = Counter(one.kind for one in told)
-    print(f"{kinds}, sequences up to {told[-1].sequence}")
-    transitions = [one for one in told if one.kind == "transition"]
+    recorded = [msgspec.json.decode(body, type=StateEvent).data for body in sink.stored.values()]
+    kinds = Counter(one.kind for one in recorded)
+    print(f"{kinds}, sequences up to {recorded[-1].sequence}")
+    transitions = [one for one in recorded if one.kind == "transition"]
     assert [one.transition for one in transitions] == list(range(1, turns + 2))
     assert [bool(one.reasons) for one in transitions] == [n % 2 == 1 for n in range(turns + 1)]
     assert kinds["heartbeat"] == 1
-    assert max(told, key=lambda one: one.sequence).kind == "heartbeat"
-    assert {one.lost_transitions for one in told} == {0}
+    assert max(recorded, key=lambda one: one.sequence).kind == "heartbeat"
+    assert {one.lost_transitions for one in recorded} == {0}
 
 
 Client = TestClient[web.BaseRequest, None]

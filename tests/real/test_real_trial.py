@@ -112,7 +112,7 @@ def test_every_image_is_pinned_and_ours_are_of_this_version(composed: dict[str, 
 
 
 @pytest.mark.parametrize("daemon", DAEMONS)
-def test_the_settings_of_an_agent_are_known_and_complete(
+def test_the_settings_of_a_daemon_are_known_and_complete(
     daemon: str, composed: dict[str, Any]
 ) -> None:
     service = composed[daemon]
@@ -123,7 +123,7 @@ def test_the_settings_of_an_agent_are_known_and_complete(
 
 
 @pytest.mark.parametrize("daemon", DAEMONS)
-def test_an_agent_is_hardened_by_compose_and_by_docker_run(
+def test_a_daemon_is_hardened_by_compose_and_by_docker_run(
     daemon: str, composed: dict[str, Any]
 ) -> None:
     service = composed[daemon]

@@ -12,7 +12,7 @@ import pytest
 
 from byoc_agents.billing.record import UsageRecord
 from byoc_agents.usage import main
-from lab.fakes.billing import NOON_MS, Story, objects
+from lab.fakes.billing import NOON_MS, ReplicaHistory, objects
 from lab.real.parts.chromium import Tab, tab
 from tests.real.test_real_chdb import SQL, load, random_records, rows, statements, stored
 from tests.real.test_real_ledger_report import CONTRAST, OVERFLOW, PAINTED
@@ -61,23 +61,23 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[chdb.session.Se
 
 def eventful_days(seed: int) -> list[UsageRecord]:
     """Return records of one replica over midnight, with state lost again and again."""
-    dice = random.Random(seed)
-    story = Story(seed=seed, now_ms=BEFORE_MIDNIGHT_MS, born_ms=BEFORE_MIDNIGHT_MS)
+    rng = random.Random(seed)
+    history = ReplicaHistory(seed=seed, now_ms=BEFORE_MIDNIGHT_MS, born_ms=BEFORE_MIDNIGHT_MS)
     found = []
     for _ in range(12):
-        found += [story.measured() for _ in range(dice.randrange(1, 6))]
-        event = dice.choice(["lost", "lost", "corrupt", "restart", "unreadable", "days"])
+        found += [history.measured() for _ in range(rng.randrange(1, 6))]
+        event = rng.choice(["lost", "lost", "corrupt", "restart", "unreadable", "days"])
         if event == "lost":
-            found.append(story.lose_state(period_ms=dice.randrange(1, 90_000)))
+            found.append(history.lose_state(period_ms=rng.randrange(1, 90_000)))
         elif event == "corrupt":
-            found.append(story.lose_state("spool_corrupt", period_ms=dice.randrange(1, 90_000)))
+            found.append(history.lose_state("spool_corrupt", period_ms=rng.randrange(1, 90_000)))
         elif event == "restart":
-            found.append(story.gap("target_restarted", period_ms=dice.randrange(1, 9_000)))
-            story.restart()
+            found.append(history.gap("target_restarted", period_ms=rng.randrange(1, 9_000)))
+            history.restart()
         elif event == "unreadable":
-            found.append(story.gap("target_unreadable"))
+            found.append(history.gap("target_unreadable"))
         else:
-            found.append(story.gap("target_absent", period_ms=dice.randrange(1, 3 * 86_400_000)))
+            found.append(history.gap("target_absent", period_ms=rng.randrange(1, 3 * 86_400_000)))
     return found
 
 

@@ -165,7 +165,7 @@ ERRORS: dict[str, tuple[int, dict[str, str], bytes, type[ClickHouseError]]] = {
 
 
 @pytest.mark.parametrize("name", ERRORS)
-async def test_every_bad_answer_is_one_of_the_six_errors_and_tells_nothing(
+async def test_every_bad_answer_is_one_of_the_six_errors_and_reveals_nothing(
     server: Started, client: ClickHouse, name: str
 ) -> None:
     status, headers, body, error = ERRORS[name]
@@ -179,7 +179,7 @@ async def test_every_bad_answer_is_one_of_the_six_errors_and_tells_nothing(
     assert len(server.script.seen) == 1  # neither a redirect followed nor a retry made
 
 
-async def test_the_code_is_told(server: Started, client: ClickHouse) -> None:
+async def test_the_code_is_reported(server: Started, client: ClickHouse) -> None:
     server.script.status, server.script.body = 404, b"Code: 60, e.displayText() = x"
     with pytest.raises(ClickHouseServerError, match="status 404, code 60") as caught:
         await client.query(SQL)

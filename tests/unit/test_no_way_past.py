@@ -12,8 +12,8 @@ import pytest
 
 import byoc_agents
 
-HOUSE = Path(byoc_agents.__file__).parent
-ROOT = HOUSE.parents[1]
+PACKAGE = Path(byoc_agents.__file__).parent
+ROOT = PACKAGE.parents[1]
 
 LEAVING = {
     "connect": 'socket.socket().connect(("192.0.2.1", 443))',
@@ -133,9 +133,9 @@ def opened(path: Path) -> set[str]:
     return {name for name in names if name == "socket.socket" or name.split(".")[-1] in OPENERS}
 
 
-FILES = [path.relative_to(HOUSE).as_posix() for path in sorted(HOUSE.rglob("*.py"))]
+FILES = [path.relative_to(PACKAGE).as_posix() for path in sorted(PACKAGE.rglob("*.py"))]
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if not name.startswith(NO_DAEMON)])
 def test_only_the_gate_opens_sockets(name: str) -> None:
-    assert opened(HOUSE / name) == MAY_OPEN.get(name, set())
+    assert opened(PACKAGE / name) == MAY_OPEN.get(name, set())

@@ -20,22 +20,22 @@ from byoc_agents import __version__
 from byoc_agents.delivery.sink import Message, Outcome, Sink, Transmit, transmit_unrecorded
 from byoc_agents.sinks.directory import DirectorySink
 from lab.fakes.core import START_MS, FakeClock, ListSink
-from tests.upgrade.lives import (
+from tests.upgrade.daemon_runs import (
     ALERTS,
     BILLING,
     DAEMONS,
     STATE,
-    Life,
+    DaemonRun,
     exporter,
-    life,
     notification,
+    open_run,
     relay,
     scraper,
     ticks,
 )
 
 GOLDEN = Path(__file__).parent / "versions"
-BOOT_SECONDS = 1000.0  # of the clock at the start of the story
+BOOT_SECONDS = 1000.0  # of the clock at the start of the runs
 SENT_TICKS, KEPT_TICKS = 132, 126  # of 5 s: 11 minutes that were delivered, 10 that were not
 END = "story.json"
 
@@ -66,11 +66,11 @@ def dumped(spool: Path) -> str:
 
 
 async def write(version_dir: Path) -> None:
-    """Play the story and keep what it left."""
+    """Run the daemons and keep the files that they leave."""
     with tempfile.TemporaryDirectory() as directory:
         state_dir, bucket, killed = (Path(directory) / x for x in ("state", "bucket", "killed"))
         bucket.mkdir()
-        seconds = await _story(state_dir, bucket, killed)
+        seconds = await _run_daemons(state_dir, bucket, killed)
         for daemon in DAEMONS:
             place = version_dir / daemon
             place.mkdir(parents=True)
@@ -83,18 +83,18 @@ async def write(version_dir: Path) -> None:
         (version_dir / END).write_text(json.dumps({"seconds": seconds}) + "\n")
 
 
-async def _story(state_dir: Path, bucket: Path, killed: Path) -> int:
-    """Let each daemon live and be killed: its files are copied while it still has them open."""
-    lives = {BILLING: _billing, STATE: _state, ALERTS: _alerts}
-    for daemon, play in lives.items():
-        async with life(state_dir, daemon, FakeClock(START_MS, BOOT_SECONDS)) as one:
+async def _run_daemons(state_dir: Path, bucket: Path, killed: Path) -> int:
+    """Run each daemon and kill it: its files are copied while it still has them open."""
+    runs = {BILLING: _billing, STATE: _state, ALERTS: _alerts}
+    for daemon, play in runs.items():
+        async with open_run(state_dir, daemon, FakeClock(START_MS, BOOT_SECONDS)) as one:
             await play(one, bucket)
             shutil.copytree(state_dir / daemon, killed / daemon)
             seconds = (one.clock.wall_ns() // 1_000_000 - START_MS) // 1000
     return seconds
 
 
-async def _billing(one: Life, bucket: Path) -> None:
+async def _billing(one: DaemonRun, bucket: Path) -> None:
     """Leave an object stored, others that wait, staged lines, an open window, a send in flight."""
     sink = _Named(DirectorySink(bucket), "s3://vendor-usage")
     source = scraper(one)
@@ -104,7 +104,7 @@ async def _billing(one: Life, bucket: Path) -> None:
     await one.ledger.intent(sink.destination, await one.spool.head())
 
 
-async def _state(one: Life, _bucket: Path) -> None:
+async def _state(one: DaemonRun, _bucket: Path) -> None:
     """Leave messages delivered, a transition that waits, a dead letter."""
     sink = _Named(ListSink(), "sqs://byoc-state.fifo")
     await ticks(one, exporter(one, readonly=False), SENT_TICKS)
@@ -115,7 +115,7 @@ async def _state(one: Life, _bucket: Path) -> None:
     await ticks(one, exporter(one, readonly=False), KEPT_TICKS // 2)
 
 
-async def _alerts(one: Life, _bucket: Path) -> None:
+async def _alerts(one: DaemonRun, _bucket: Path) -> None:
     """Leave a beginning delivered, its end and another beginning that wait, a dead letter."""
     sink = _Named(ListSink(), "https://control-plane.example/v1/events")
     await one.clock.advance(300)

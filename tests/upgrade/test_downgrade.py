@@ -22,8 +22,8 @@ from byoc_agents.errors import LedgerNewerError, SpoolNewerError
 from byoc_agents.ledger import FileLedger
 from byoc_agents.ledger import format as lines
 from lab.fakes.core import ListSink
+from tests.upgrade.daemon_runs import BILLING, BOUND, STATE, open_run
 from tests.upgrade.golden import GOLDEN, clock_at, restore
-from tests.upgrade.lives import BILLING, BOUND, STATE, life
 
 HERE = GOLDEN / __version__
 NOT_OURS = {"lock", "spool.db-shm"}  # made by whoever looks; they hold nothing
@@ -111,7 +111,7 @@ async def test_the_backlog_is_still_there_for_the_newer_version(
     make_newer: Callable[[Path], None], state_dir: Path
 ) -> None:
     sink = ListSink()
-    async with life(state_dir, STATE, clock_at(HERE)) as one:
+    async with open_run(state_dir, STATE, clock_at(HERE)) as one:
         waiting = [message.id for message in await one.spool.head(100)]
     make_newer(state_dir)
     with pytest.raises(SpoolNewerError):
@@ -119,7 +119,7 @@ async def test_the_backlog_is_still_there_for_the_newer_version(
     with closing(sqlite3.connect(state_dir / STATE / "spool.db")) as newer:
         newer.execute(f"PRAGMA user_version={VERSION}")  # the part of the newer version: it reads
         newer.commit()
-    async with life(state_dir, STATE, clock_at(HERE)) as one:
+    async with open_run(state_dir, STATE, clock_at(HERE)) as one:
         assert one.spool.corruptions == 0
         await one.ship(sink)
     assert list(sink.stored) == waiting

@@ -14,8 +14,8 @@ import pytest
 from byoc_agents import __version__
 from byoc_agents import audit as verify
 from byoc_agents.sinks.directory import DirectorySink
+from tests.upgrade.daemon_runs import BILLING, STATE, open_run, scraper, ticks
 from tests.upgrade.golden import GOLDEN, clock_at, restore
-from tests.upgrade.lives import BILLING, STATE, life, scraper, ticks
 
 HERE = GOLDEN / __version__
 PATIENCE_SECONDS = 60  # on a machine that is busy with other things
@@ -56,7 +56,7 @@ async def test_nothing_is_lost_or_doubled_when_another_directory_has_gone_on_mea
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = clock_at(HERE, 60)
-    async with life(place / "new", BILLING, clock) as one:
+    async with open_run(place / "new", BILLING, clock) as one:
         source = scraper(one)
         await ticks(one, source, 60)
         await source.finish()
@@ -67,7 +67,7 @@ async def test_nothing_is_lost_or_doubled_when_another_directory_has_gone_on_mea
     assert verify.main([str(place / "bucket"), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["findings"] == []
-    async with life(place / "aside", BILLING, clock) as one:
+    async with open_run(place / "aside", BILLING, clock) as one:
         assert one.spool.totals.records == 0
 
 

@@ -13,8 +13,8 @@ from byoc_agents.durable.schema import VERSION
 from byoc_agents.durable.spool import Spool
 from byoc_agents.durable.store import SpoolStore, count
 from byoc_agents.ledger.recent import newest_sent, recently_sent
+from tests.upgrade.daemon_runs import ALERTS, BILLING, BOUND, DAEMONS, STATE
 from tests.upgrade.golden import GOLDEN, clock_at, restore
-from tests.upgrade.lives import ALERTS, BILLING, BOUND, DAEMONS, STATE
 
 OLD = GOLDEN / "0.1.0"
 WAITING = "SELECT id, body FROM message ORDER BY position"

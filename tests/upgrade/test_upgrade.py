@@ -18,21 +18,21 @@ from byoc_agents.durable import schema
 from byoc_agents.report.cli import main as ledger
 from byoc_agents.sinks.directory import DirectorySink
 from lab.fakes.core import FakeClock, ListSink
-from tests.upgrade.golden import BOOT_SECONDS, GOLDEN, clock_at, restore, write
-from tests.upgrade.golden import main as golden
-from tests.upgrade.lives import (
+from tests.upgrade.daemon_runs import (
     ALERTS,
     BILLING,
     DAEMONS,
     SAMPLE_SECONDS,
     STATE,
     exporter,
-    life,
     notification,
+    open_run,
     relay,
     scraper,
     ticks,
 )
+from tests.upgrade.golden import BOOT_SECONDS, GOLDEN, clock_at, restore, write
+from tests.upgrade.golden import main as golden
 
 VERSIONS = sorted(path.name for path in GOLDEN.iterdir())
 AWAY_SECONDS = 95  # between the kill and the new version's start
@@ -72,7 +72,7 @@ async def test_a_backlog_is_delivered_in_its_order_with_its_own_bytes(
     waiting = old.rows(daemon, "SELECT id, body FROM message ORDER BY position")
     assert waiting
     sink = ListSink()
-    async with life(old.state_dir, daemon, old.clock()) as one:
+    async with open_run(old.state_dir, daemon, old.clock()) as one:
         assert one.spool.corruptions == 0
         await one.ship(sink)
     assert list(sink.stored.items()) == waiting
@@ -82,7 +82,7 @@ async def test_metering_goes_on_in_the_same_epoch_and_the_bucket_verifies(
     old: Old, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert old.rows(BILLING, "SELECT count(*) FROM staged")[0][0] > 0
-    async with life(old.state_dir, BILLING, old.clock()) as one:
+    async with open_run(old.state_dir, BILLING, old.clock()) as one:
         source = scraper(one)
         await ticks(one, source, 60)
         await source.finish()
@@ -99,28 +99,28 @@ async def test_metering_goes_on_in_the_same_epoch_and_the_bucket_verifies(
 async def test_state_messages_go_on_with_the_next_number(old: Old) -> None:
     before = old.state(STATE, "state/replica/replica-0/position")
     sink = ListSink()
-    async with life(old.state_dir, STATE, old.clock()) as one:
+    async with open_run(old.state_dir, STATE, old.clock()) as one:
         await one.ship(ListSink())
         await ticks(one, exporter(one, readonly=True), 1)
         await one.ship(sink)
-    (told,) = [json.loads(body)["data"] for body in sink.stored.values()]
-    assert (told["epoch"], told["sequence"]) == (before["epoch"], before["sequence"])
-    assert (told["kind"], told["previous_state"]) == ("transition", before["told"])
-    assert told["transition"] == before["transitions"] + 1
+    (data,) = [json.loads(body)["data"] for body in sink.stored.values()]
+    assert (data["epoch"], data["sequence"]) == (before["epoch"], before["sequence"])
+    assert (data["kind"], data["previous_state"]) == ("transition", before["told"])
+    assert data["transition"] == before["transitions"] + 1
 
 
-async def test_what_was_told_is_not_told_again_and_what_follows_is(old: Old) -> None:
-    async with life(old.state_dir, ALERTS, old.clock()) as one:
-        told = relay(one)
+async def test_what_was_reported_is_not_reported_again_and_what_follows_is(old: Old) -> None:
+    async with open_run(old.state_dir, ALERTS, old.clock()) as one:
+        again = relay(one)
         known = [("Down", "resolved"), ("Refused", "firing"), ("Full", "firing")]
-        assert await told.accept(notification(*known)) == 0
-        assert await told.accept(notification(("Full", "resolved"))) == 1
+        assert await again.accept(notification(*known)) == 0
+        assert await again.accept(notification(("Full", "resolved"))) == 1
 
 
 async def test_an_open_alert_counts_when_it_is_seen_again_and_a_later_start_ends_it(
     old: Old,
 ) -> None:
-    async with life(old.state_dir, ALERTS, old.clock()) as one:
+    async with open_run(old.state_dir, ALERTS, old.clock()) as one:
         firing = notification(("Full", "firing"), ("Refused", "firing"))
         assert await relay(one).accept(firing) == 0
         continued = relay(one)
@@ -140,7 +140,7 @@ async def test_a_dead_letter_can_be_sent_again(
     assert letter in capsys.readouterr().out
     assert dead_letters.main(["--state-dir", str(old.state_dir), "resend", letter]) == 0
     sink = ListSink()
-    async with life(old.state_dir, daemon, old.clock()) as one:
+    async with open_run(old.state_dir, daemon, old.clock()) as one:
         await one.ship(sink)
     assert list(sink.stored.items())[-1] == (letter, body)
 
@@ -153,7 +153,7 @@ async def test_a_ledger_goes_on_in_its_chain(
     directory = old.state_dir / daemon / "ledger"
     (file,) = directory.glob("*.jsonl")
     before = file.read_bytes()
-    async with life(old.state_dir, daemon, old.clock()) as one:
+    async with open_run(old.state_dir, daemon, old.clock()) as one:
         await one.ship(ListSink())
     after = b"".join(path.read_bytes() for path in sorted(directory.glob("*.jsonl")))
     assert after.startswith(before)
@@ -163,7 +163,7 @@ async def test_a_ledger_goes_on_in_its_chain(
 
 
 async def test_a_send_that_the_old_version_had_in_flight_is_stated_as_unknown(old: Old) -> None:
-    async with life(old.state_dir, BILLING, old.clock()):
+    async with open_run(old.state_dir, BILLING, old.clock()):
         pass
     written = sorted((old.state_dir / BILLING / "ledger").glob("*.jsonl"))
     unknown = [line for file in written for line in _json(file) if line["kind"] == "unknown"]

@@ -16,6 +16,7 @@ from typing import Self
 import msgspec
 
 from byoc_agents.alerts.events import AlertEvent
+from byoc_agents.alerts.identity import RECEIVER_KEY_DIGITS, Identity
 from byoc_agents.alerts.payload import Status
 from byoc_agents.app.cloudevents import rfc3339, stable_id
 from byoc_agents.durable.spool import Spool
@@ -33,7 +34,7 @@ FINGERPRINT_DIGITS = 16
 class Episode(msgspec.Struct, frozen=True, array_like=True):
     """A time during which one alert fired."""
 
-    alert: str  # the alert's key, which ends with its fingerprint; see `Sighting.alert_key`
+    alert: str  # the alert's key, which ends with its fingerprint; see `Identity.alert_key`
     starts_at_ms: int
     follows_ms: int | None = None  # end of the previous episode, if that has the same start
 
@@ -66,6 +67,7 @@ class OpenEpisodes:
 
     def __init__(self) -> None:
         self.latest: dict[str, Episode] = {}
+        self.receivers: set[str] = set()  # keys of the receivers of all alerts so far
         self._open: dict[str, int] = {}  # alert -> when its latest beginning was last reported
 
     def apply(self, facts: Iterable[Fact]) -> None:
@@ -101,6 +103,7 @@ class OpenEpisodes:
         latest = self.latest.get(episode.alert)
         if latest is None or episode.age >= latest.age:
             self.latest[episode.alert] = episode
+            self.receivers.add(episode.alert[:RECEIVER_KEY_DIGITS])
             self._open[episode.alert] = at_ms
 
 
@@ -156,6 +159,10 @@ class AlertMemory:
     def fact(self, event_id: str) -> Fact | None:
         """Return the fact that was reported under this id, or None."""
         return self._facts.get(event_id)
+
+    def may_know(self, identity: Identity) -> bool:
+        """Return whether alerts with this identity may have been reported."""
+        return self.has_facts_of_0_1_0 or identity.receiver_key in self.episodes.receivers
 
     def state(
         self, new: Mapping[str, Fact], unconfirmed: Mapping[str, Unconfirmed | None], now_ms: int

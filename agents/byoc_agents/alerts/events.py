@@ -7,11 +7,11 @@ two Alertmanagers give the same `source` and `id`.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Annotated, Literal
 
 import msgspec
 
+from byoc_agents.alerts.identity import Identity
 from byoc_agents.alerts.payload import Received, Status
 from byoc_agents.alerts.values import pick
 from byoc_agents.app.cloudevents import (
@@ -212,20 +212,11 @@ class Allowed(msgspec.Struct, frozen=True):
 
 
 class Sighting(msgspec.Struct, frozen=True):
-    """A reception of an alert: by which source, and when."""
+    """A reception of alerts: their identity, and when."""
 
-    receiver: str  # its name in Alertmanager: part of the identity, never sent
+    identity: Identity
     at_ms: int
     group_truncated: int = 0
-
-    def alert_key(self, fingerprint: str) -> str:
-        """Return the alert's key in the forwarder's own state; it ends with `fingerprint`."""
-        return f"{_hash_receiver(self.receiver)}-{fingerprint}"
-
-
-@lru_cache(maxsize=64)  # each notification has one receiver, and there are a few
-def _hash_receiver(receiver: str) -> str:
-    return stable_id("receiver", receiver)[:8]
 
 
 def alert_id(  # noqa: PLR0913  the parts of the identity
@@ -310,7 +301,7 @@ def build_watchdog(
     """Return the event of a Watchdog. Each receipt gives a new event."""
     at = rfc3339(seen.at_ms)
     return WatchdogEvent(
-        id=origin.id_of(WATCHDOG, seen.receiver, alert.fingerprint, alert.status, at),
+        id=origin.id_of(WATCHDOG, seen.identity.receiver, alert.fingerprint, alert.status, at),
         source=origin.alerts_uri,
         subject=alert.fingerprint,
         time=at,

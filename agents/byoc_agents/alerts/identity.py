@@ -7,48 +7,64 @@ derived from the HMAC.
 """
 
 import hmac
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
 import msgspec
 
 from byoc_agents.alerts.payload import Received
+from byoc_agents.app.cloudevents import stable_id
+
+RECEIVER_KEY_DIGITS = 8
+MAX_KEPT_NAME = 256  # characters of a receiver whose identities are kept, which bounds the memory
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """The fingerprint and the receiver's name from which the ids are computed."""
+    """How the alerts of one receiver of Alertmanager are identified."""
 
-    fingerprint: str  # 16 hex digits
-    receiver: str
-    keyed: bool  # False = as in 0.1.0, without a secret
+    receiver: str  # the name from which the ids are computed; never sent
+    receiver_key: str  # the same in RECEIVER_KEY_DIGITS: begins the keys of its alerts
+    keyed: hmac.HMAC | None = None  # with the secret, and nothing hashed; None = as in 0.1.0
+
+    def fingerprint_of(self, alert: Received) -> str:
+        """Return the fingerprint that is sent, 16 hex digits."""
+        if self.keyed is None:
+            return alert.fingerprint
+        return _hash_keyed(self.keyed, "fingerprint", alert.fingerprint)[:16]
+
+    def alert_key(self, fingerprint: str) -> str:
+        """Return the alert's key in the forwarder's own state; it ends with `fingerprint`."""
+        return f"{self.receiver_key}-{fingerprint}"
 
 
-def identities(secrets: Sequence[str], alert: Received, receiver: str) -> Iterator[Identity]:
-    """Yield the identity of an alert for each secret, the current secret first.
+def identities(secrets: Sequence[str], receiver: str) -> Sequence[Identity]:
+    """Return the identity of a receiver's alerts for each secret, the current secret first.
 
     The last identity is the one of version 0.1.0, without a secret.
     """
+    if len(receiver) > MAX_KEPT_NAME:
+        return _make_identities(tuple(secrets), receiver)
+    return _kept_identities(tuple(secrets), receiver)
+
+
+def _make_identities(secrets: tuple[str, ...], receiver: str) -> Sequence[Identity]:
+    found = []
     for secret in secrets:
-        yield Identity(
-            fingerprint=_hash_keyed(secret, "fingerprint", alert.fingerprint)[:16],
-            receiver=_hash_receiver(secret, receiver),
-            keyed=True,
-        )
-    yield Identity(fingerprint=alert.fingerprint, receiver=receiver, keyed=False)
+        keyed = hmac.new(secret.encode(), digestmod="sha256")
+        name = _hash_keyed(keyed, "receiver", receiver)
+        found.append(Identity(name, _receiver_key(name), keyed))
+    return (*found, Identity(receiver, _receiver_key(receiver)))
 
 
-@lru_cache(maxsize=64)  # Alertmanager has a few receivers
-def _hash_receiver(secret: str, receiver: str) -> str:
-    return _hash_keyed(secret, "receiver", receiver)
+_kept_identities = lru_cache(maxsize=64)(_make_identities)
 
 
-def _hash_keyed(secret: str, kind: str, value: str) -> str:
-    """Return 32 hex digits. `hmac.digest` would release the interpreter and wait for it again."""
-    keyed = _start(secret).copy()
-    keyed.update(f"{kind}\n{value}".encode())
-    return keyed.hexdigest()[:32]
+def _receiver_key(receiver: str) -> str:
+    return stable_id("receiver", receiver)[:RECEIVER_KEY_DIGITS]
 
 
-@lru_cache(maxsize=8)  # the current secret, and the former ones during a rotation
-def _start(secret: str) -> hmac.HMAC:
-    return hmac.new(secret.encode(), digestmod="sha256")
+def _hash_keyed(keyed: hmac.HMAC, kind: str, value: str) -> str:
+    """Return 32 hex digits. `hmac.digest` would release the interpreter for every alert."""
+    hashed = keyed.copy()
+    hashed.update(f"{kind}\n{value}".encode())
+    return hashed.hexdigest()[:32]

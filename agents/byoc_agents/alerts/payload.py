@@ -72,12 +72,40 @@ class _AlertBody(msgspec.Struct):
     fingerprint: Any = None
 
 
+class _UsualAlert(msgspec.Struct):
+    """An alert as Alertmanager writes it, without values of other types."""
+
+    status: Status
+    labels: dict[str, str]
+    annotations: dict[str, str]
+    starts_at: str = msgspec.field(name="startsAt")
+    ends_at: str = msgspec.field(name="endsAt")
+    fingerprint: str
+
+
+class _UsualBody(msgspec.Struct):
+    alerts: list[_UsualAlert]
+    receiver: str
+    truncated: int = msgspec.field(name="truncatedAlerts", default=0)
+
+
+_USUAL = msgspec.json.Decoder(_UsualBody)
 _BODY = msgspec.json.Decoder(_Body)
 _ALERT = msgspec.json.Decoder(_AlertBody)
 
 
 def read(body: bytes | bytearray) -> Group:
     """Return the notification. Raises NotAWebhookError if it is not one."""
+    try:
+        usual = _USUAL.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _read_unusual(body)
+    found = [_check_alert(alert, alert.labels, alert.annotations) for alert in usual.alerts]
+    return _group(found, usual.receiver, usual.truncated)
+
+
+def _read_unusual(body: bytes | bytearray) -> Group:
+    """Return a notification of which a value has an unexpected type or form."""
     try:
         group = _BODY.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -86,8 +114,7 @@ def read(body: bytes | bytearray) -> Group:
         alerts = [alert for group in slices for alert in group.alerts]
         return msgspec.structs.replace(slices[0], alerts=alerts)
     found = [_parse_alert(raw) for raw in group.alerts]
-    alerts = [alert for alert in found if alert]
-    return _group(alerts, len(found) - len(alerts), group.receiver, group.truncated)
+    return _group(found, _value(group.receiver), _value(group.truncated))
 
 
 def read_slices(body: bytes | bytearray) -> Iterator[Group | None]:
@@ -108,33 +135,24 @@ def _slices(body: bytes | bytearray) -> Iterator[Group | None]:
     at, bounds = 0, splitter.bounds
     while first or at < len(bounds):
         begin = at
-        alerts: list[Received] = []
+        alerts: list[Received | None] = []
         while at < len(bounds) and at - begin < 2 * SLICE_ALERTS:
             if alerts and bounds[at + 1] - bounds[begin] > SLICE_BYTES:
                 break
-            alert = _parse_alert(view[bounds[at] : bounds[at + 1]])
-            if alert:
-                alerts.append(alert)
-            else:
-                invalid += 1
+            alerts.append(_parse_alert(view[bounds[at] : bounds[at + 1]]))
             at += 2
-        group = _group(alerts, invalid, splitter.receiver, splitter.truncated)
-        yield msgspec.structs.replace(group, first=first)
+        group = _group(alerts, _value(splitter.receiver), _value(splitter.truncated))
+        yield msgspec.structs.replace(group, invalid=group.invalid + invalid, first=first)
         first, invalid = False, 0
 
 
-def _group(
-    alerts: list[Received],
-    invalid: int,
-    receiver: bytes | msgspec.Raw,
-    truncated: bytes | msgspec.Raw,
-) -> Group:
-    name = _value(receiver)
+def _group(found: Sequence[Received | None], receiver: object, truncated: object) -> Group:
+    alerts = [alert for alert in found if alert is not None]
     return Group(
-        receiver=name if isinstance(name, str) else "",
+        receiver=receiver if isinstance(receiver, str) else "",
         alerts=alerts,
-        invalid=invalid,
-        truncated=_count(_value(truncated)),
+        invalid=len(found) - len(alerts),
+        truncated=_count(truncated),
     )
 
 
@@ -277,16 +295,25 @@ def _parse_alert(raw: msgspec.Raw | memoryview) -> Received | None:
     """Return the alert, or None if it has no status, no labels or no start."""
     try:
         alert = _ALERT.decode(raw)
+    except (ValueError, RecursionError):
+        return None
+    return _check_alert(alert, _texts(alert.labels), _texts(alert.annotations))
+
+
+def _check_alert(
+    alert: _AlertBody | _UsualAlert, labels: dict[str, str], annotations: dict[str, str]
+) -> Received | None:
+    """Return the alert, or None if it has no valid start."""
+    try:
         starts_at_ms = parse_rfc3339(alert.starts_at)
-    except (ValueError, RecursionError, OverflowError):
+    except (ValueError, OverflowError):
         return None
     if starts_at_ms <= 0:  # Go's zero time: the start is part of the identity of an episode
         return None
-    labels = _texts(alert.labels)
     return Received(
         status=alert.status,
         labels=labels,
-        annotations=_texts(alert.annotations),
+        annotations=annotations,
         starts_at_ms=starts_at_ms,
         ends_at_ms=_ends_at_ms(alert),
         fingerprint=_fingerprint(alert.fingerprint, labels),
@@ -299,7 +326,7 @@ def _texts(value: object) -> dict[str, str]:
     return {name: text for name, text in value.items() if isinstance(text, str)}
 
 
-def _ends_at_ms(alert: _AlertBody) -> int | None:
+def _ends_at_ms(alert: _AlertBody | _UsualAlert) -> int | None:
     """Return the end. The `endsAt` of a firing alert is 0001-01-01 or an estimate: ignored."""
     if alert.status == "firing" or not isinstance(alert.ends_at, str):
         return None

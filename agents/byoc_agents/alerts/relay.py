@@ -116,7 +116,7 @@ class Relay:
         self._memory = AlertMemory()
         self._checkpoint = Checkpointed(spool, lambda: self._memory.load(spool))
         self._in_flight: dict[str, asyncio.Future[None]] = {}  # alert -> done after its commit
-        self._uncommitted: list[Plan] = []  # in the order of their commits
+        self._uncommitted: dict[asyncio.Future[None], Plan] = {}  # in the order of their commits
         self._log = structlog.get_logger().bind()  # once, not at each line as by the proxy
 
     async def accept(self, body: bytes | bytearray) -> int:
@@ -136,15 +136,14 @@ class Relay:
         return written
 
     async def _accept_group(self, group: Group, at_ms: int) -> int:
-        seen = Sighting(group.receiver, at_ms, group.truncated)
         await self._checkpoint.load()
-        plan = self._make_plan(group.alerts, seen)
+        plan = self._make_plan(group, at_ms)
         while commits := {self._in_flight[key] for key in plan.alerts() if key in self._in_flight}:
             await asyncio.wait(commits)  # a copy from the other peer is being committed
-            plan = self._make_plan(group.alerts, seen)
-        await self._commit(plan, seen.at_ms)
+            plan = self._make_plan(group, at_ms)
+        await self._commit(plan, at_ms)
         truncated = group.truncated if group.first else 0
-        self._record_outcomes(plan, seen, invalid=group.invalid, truncated=truncated)
+        self._record_outcomes(plan, at_ms, invalid=group.invalid, truncated=truncated)
         return len(plan.messages)
 
     async def confirm_reopened(self) -> int:
@@ -170,7 +169,7 @@ class Relay:
         episodes = self._memory.episodes
         if self._uncommitted:
             episodes = episodes.copy()
-            for plan in self._uncommitted:
+            for plan in self._uncommitted.values():
                 episodes.apply(plan.facts.values())
         return episodes.summary(self._now_ms())
 
@@ -185,7 +184,7 @@ class Relay:
         state = self._memory.state(plan.facts, plan.unconfirmed, at_ms)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._in_flight |= dict.fromkeys(alerts, done)
-        self._uncommitted.append(plan)
+        self._uncommitted[done] = plan
         try:
             batch = WriteBatch(messages=plan.messages, state=state)
             await self._checkpoint.commit(batch, self._memory)
@@ -195,18 +194,21 @@ class Relay:
         finally:
             self._memory.end_commit(state)
             done.set_result(None)
-            self._uncommitted = [other for other in self._uncommitted if other is not plan]
+            del self._uncommitted[done]
             for alert in alerts:
                 del self._in_flight[alert]
 
-    def _make_plan(self, alerts: Sequence[Received], seen: Sighting) -> Plan:
+    def _make_plan(self, group: Group, at_ms: int) -> Plan:
         plan = Plan(self._memory)
-        for alert in alerts:
-            plan.outcomes.append(self._plan_alert(plan, alert, seen))
+        current, *earlier = identities(self._rules.fingerprint_secrets, group.receiver)
+        known = [current, *filter(self._memory.may_know, earlier)]
+        sightings = [Sighting(identity, at_ms, group.truncated) for identity in known]
+        for alert in group.alerts:
+            plan.outcomes.append(self._plan_alert(plan, alert, sightings))
         return plan
 
     def _resolve_identity(
-        self, plan: Plan, alert: Received, seen: Sighting
+        self, plan: Plan, received: Received, sightings: Sequence[Sighting]
     ) -> tuple[Received, Sighting, Episode | None]:
         """Return the alert with the identity that is sent, and its latest episode.
 
@@ -215,33 +217,31 @@ class Relay:
         later start, this method plans that end.
         """
         current: tuple[Received, Sighting, Episode | None] | None = None
-        for identity in identities(self._rules.fingerprint_secrets, alert, seen.receiver):
-            known = (
-                msgspec.structs.replace(alert, fingerprint=identity.fingerprint),
-                msgspec.structs.replace(seen, receiver=identity.receiver),
-            )
-            latest = plan.latest_episode(known[1].alert_key(identity.fingerprint))
-            if latest is None and not identity.keyed and self._memory.has_facts_of_0_1_0:
-                latest = self._episode_of_0_1_0(plan, *known)
-            if latest is not None and _is_sighting_of(known[0], latest):
-                return *known, latest
+        for seen in sightings:
+            fingerprint = seen.identity.fingerprint_of(received)
+            alert = msgspec.structs.replace(received, fingerprint=fingerprint)
+            latest = plan.latest_episode(seen.identity.alert_key(fingerprint))
+            if latest is None and seen.identity.keyed is None and self._memory.has_facts_of_0_1_0:
+                latest = self._episode_of_0_1_0(plan, alert, seen)
+            if latest is not None and _is_sighting_of(alert, latest):
+                return alert, seen, latest
             if current is None:
-                current = (*known, latest)
-                continue
-            if latest is None or latest.starts_at_ms >= alert.starts_at_ms:
-                continue
-            if plan.fact(self._id_of(latest, known[1], "resolved")) is None:
-                self._plan_inferred_end(plan, *known, latest)
-        return current or (alert, seen, None)
+                current = (alert, seen, latest)
+            elif latest is not None and latest.starts_at_ms < alert.starts_at_ms:
+                self._plan_inferred_end(plan, alert, seen, latest)
+        assert current is not None  # noqa: S101  there is always a current identity
+        return current
 
-    def _plan_alert(self, plan: Plan, alert: Received, seen: Sighting) -> AlertOutcome:
+    def _plan_alert(
+        self, plan: Plan, alert: Received, sightings: Sequence[Sighting]
+    ) -> AlertOutcome:
         if self._rules.watchdog.matches(alert.labels):
             plan.watchdogs += 1
-            alert, seen, _ = self._resolve_identity(plan, alert, seen)
+            alert, seen, _ = self._resolve_identity(plan, alert, sightings)
             return self._plan_watchdog(plan, alert, seen)
         if not self._rules.selector.matches(alert.labels):
             return "not_selected"
-        alert, seen, latest = self._resolve_identity(plan, alert, seen)
+        alert, seen, latest = self._resolve_identity(plan, alert, sightings)
         if latest is None or not _is_sighting_of(alert, latest):
             return self._plan_start(plan, alert, seen, latest)
         alert = msgspec.structs.replace(alert, starts_at_ms=latest.starts_at_ms)
@@ -252,7 +252,7 @@ class Relay:
 
     def _episode_of_0_1_0(self, plan: Plan, alert: Received, seen: Sighting) -> Episode | None:
         """Return the episode with this start. 0.1.0 stored only ids, so it is added to the plan."""
-        episode = Episode(seen.alert_key(alert.fingerprint), alert.starts_at_ms)
+        episode = Episode(seen.identity.alert_key(alert.fingerprint), alert.starts_at_ms)
         for status in ("firing", "resolved"):
             event_id = self._id_of(episode, seen, status)
             if stored := plan.fact(event_id):
@@ -263,17 +263,14 @@ class Relay:
         self, plan: Plan, alert: Received, seen: Sighting, latest: Episode | None
     ) -> AlertOutcome:
         """Plan an episode with another start. A later start ends the latest episode."""
-        episode = Episode(seen.alert_key(alert.fingerprint), alert.starts_at_ms)
+        episode = Episode(seen.identity.alert_key(alert.fingerprint), alert.starts_at_ms)
         if latest and latest.starts_at_ms < alert.starts_at_ms:
-            if plan.fact(self._id_of(latest, seen, "resolved")) is None:
-                self._plan_inferred_end(plan, alert, seen, latest)
+            self._plan_inferred_end(plan, alert, seen, latest)
             if plan.unconfirmed_of(latest.alert):
                 plan.unconfirmed[latest.alert] = None
         before = len(plan.messages)
         for status in _statuses(alert):
-            event_id = self._id_of(episode, seen, status)
-            if plan.fact(event_id) is None:
-                self._plan_fact(plan, alert, seen, episode, status, event_id=event_id)
+            self._plan_fact(plan, alert, seen, episode, status)
         return "relayed" if len(plan.messages) > before else "duplicate"
 
     def _plan_inferred_end(
@@ -379,10 +376,12 @@ class Relay:
         episode: Episode,
         status: Status,
         *,
-        event_id: str | None = None,
         end_inferred: bool = False,
     ) -> None:
-        event_id = event_id or self._id_of(episode, seen, status)
+        """Plan to report a fact, unless it was reported or is planned."""
+        event_id = self._id_of(episode, seen, status)
+        if plan.fact(event_id) is not None:
+            return
         ends_at_ms = alert.ends_at_ms if status == "resolved" else None
         plan.add_fact(event_id, Fact(seen.at_ms, status, episode, ends_at_ms), episode)
         event = self._build(
@@ -394,7 +393,7 @@ class Relay:
         fingerprint = episode.alert[-FINGERPRINT_DIGITS:]
         return alert_id(
             self._rules.origin,
-            seen.receiver,
+            seen.identity.receiver,
             fingerprint,
             starts_at_ms=episode.starts_at_ms,
             status=status,
@@ -422,10 +421,10 @@ class Relay:
             end_inferred=end_inferred,
         )
 
-    def _record_outcomes(self, plan: Plan, seen: Sighting, *, invalid: int, truncated: int) -> None:
-        self.last_notification_ms = seen.at_ms
+    def _record_outcomes(self, plan: Plan, at_ms: int, *, invalid: int, truncated: int) -> None:
+        self.last_notification_ms = at_ms
         if plan.watchdogs:
-            self.last_watchdog_ms = seen.at_ms
+            self.last_watchdog_ms = at_ms
         outcomes = {one: plan.outcomes.count(one) for one in dict.fromkeys(plan.outcomes)}
         if invalid:
             outcomes["invalid"] = invalid

@@ -16,7 +16,11 @@ from contextlib import (
 )
 
 import structlog
-from aiohttp import StreamReader, web
+from aiohttp import StreamReader
+from aiohttp.web_exceptions import HTTPRequestEntityTooLarge
+from aiohttp.web_protocol import RequestPayloadError
+from aiohttp.web_request import BaseRequest
+from aiohttp.web_response import Response
 
 from byoc_agents.alerts.counts import Counts
 from byoc_agents.alerts.payload import SMALL_BODY_BYTES, NotAWebhookError
@@ -40,9 +44,9 @@ class BusyError(Exception):
 
 REFUSALS: tuple[tuple[type[Exception], int, str], ...] = (
     (NotAWebhookError, 400, "not an Alertmanager webhook"),
-    (web.RequestPayloadError, 400, "broken body"),
+    (RequestPayloadError, 400, "broken body"),
     (ConnectionError, 400, "broken body"),  # the client has disconnected: only the log shows it
-    (web.HTTPRequestEntityTooLarge, 413, "too large"),
+    (HTTPRequestEntityTooLarge, 413, "too large"),
     (TimeoutError, 503, "too slow"),
     (BusyError, 503, "busy"),
     (SpoolError, 503, "not stored"),
@@ -70,7 +74,7 @@ class Webhook:
         self._large = 0  # requests with a large body that is read or waits
         self._log = structlog.get_logger()
 
-    async def answer(self, request: web.BaseRequest) -> web.Response:
+    async def answer(self, request: BaseRequest) -> Response:
         """Answer a request. With one path and one method, no router is needed."""
         if request.path != PATH:
             return _response(404, "not found")
@@ -78,7 +82,7 @@ class Webhook:
             return _response(405, "expected POST", Allow="POST")
         return await self.post(request)
 
-    async def post(self, request: web.BaseRequest) -> web.Response:
+    async def post(self, request: BaseRequest) -> Response:
         """Answer one notification."""
         status, text = await self._store(request)
         self._counts.request(status)
@@ -89,7 +93,7 @@ class Webhook:
             return _response(status, text, **{"WWW-Authenticate": "Bearer"})
         return _response(status, text)
 
-    async def _store(self, request: web.BaseRequest) -> tuple[int, str]:
+    async def _store(self, request: BaseRequest) -> tuple[int, str]:
         """Store the notification of a request. Return the status code and text of the answer."""
         if not self.allowed(request.headers.get("Authorization", "")):
             return 401, "unauthorized"
@@ -98,20 +102,21 @@ class Webhook:
         if isinstance(request.protocol, ClientConnection) and not request.protocol.authenticate():
             return 503, "busy"
         try:
-            async with self._place(request), AsyncExitStack() as held:
-                body = await self._body(request, held)
-                await self._relay.accept(body)  # without a timeout: a commit cannot be undone
+            # The relay has no timeout: a commit cannot be undone.
+            if _is_small(request) and request.content.is_eof():  # most are, and need no limit
+                await self._relay.accept(request.content.read_nowait())
+            else:
+                async with self._place(request), AsyncExitStack() as held:
+                    await self._relay.accept(await self._body(request, held))
         except tuple(kind for kind, _, _ in REFUSALS) as error:
             if isinstance(error, SpoolError):
                 self._log.error("webhook.write_failed", error=str(error))
             return next((code, text) for kind, code, text in REFUSALS if isinstance(error, kind))
         return 200, "stored"
 
-    def _place(self, request: web.BaseRequest) -> AbstractAsyncContextManager[None]:
+    def _place(self, request: BaseRequest) -> AbstractAsyncContextManager[None]:
         """Return a context to hold while the body is in memory. Small bodies are not limited."""
-        length = request.content_length
-        small = length is not None and length <= SMALL_BODY_BYTES
-        return nullcontext() if small else self._large_place()
+        return nullcontext() if _is_small(request) else self._large_place()
 
     @asynccontextmanager
     async def _large_place(self) -> AsyncIterator[None]:
@@ -124,7 +129,7 @@ class Webhook:
         finally:
             self._large -= 1
 
-    async def _body(self, request: web.BaseRequest, held: AsyncExitStack) -> bytearray:
+    async def _body(self, request: BaseRequest, held: AsyncExitStack) -> bytearray:
         if request.content.is_eof():  # the body is already complete
             return await self._read(request.content, held)
         if request.headers.get("Expect", "").lower() == "100-continue":  # the client waits for it
@@ -145,7 +150,7 @@ class Webhook:
         while chunk := await content.readany():
             body += chunk
             if len(body) > MAX_BODY_BYTES:
-                raise web.HTTPRequestEntityTooLarge(MAX_BODY_BYTES, len(body))
+                raise HTTPRequestEntityTooLarge(MAX_BODY_BYTES, len(body))
             if len(body) > HUGE_BODY_BYTES and not alone:
                 await held.enter_async_context(self._huge)
                 alone = True
@@ -163,8 +168,13 @@ class Webhook:
         return scheme.lower() == "bearer" and any(matches)
 
 
-def _response(status: int, text: str, **headers: str) -> web.Response:
-    response = web.Response(
+def _is_small(request: BaseRequest) -> bool:
+    length = request.content_length
+    return length is not None and length <= SMALL_BODY_BYTES
+
+
+def _response(status: int, text: str, **headers: str) -> Response:
+    response = Response(
         body=b'{"status": "%s"}' % text.encode(),
         status=status,
         headers={**SERVER_HEADER, **headers},

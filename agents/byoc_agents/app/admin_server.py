@@ -13,7 +13,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import msgspec
 import structlog
-from aiohttp import web
+from aiohttp.web_request import BaseRequest
+from aiohttp.web_response import Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from byoc_agents import __version__
@@ -39,13 +40,13 @@ class Pages:
             "/status": self.status,
         }
 
-    async def answer(self, request: web.BaseRequest) -> web.Response:
+    async def answer(self, request: BaseRequest) -> Response:
         """Answer one request: without a body, four paths, one method."""
         page = self._pages.get(request.path)
         if page is None:
-            response = web.Response(status=404, text="404: Not Found")
+            response = Response(status=404, text="404: Not Found")
         elif request.method not in {"GET", "HEAD"}:
-            response = web.Response(status=405, text="405: expected GET", headers={"Allow": "GET"})
+            response = Response(status=405, text="405: expected GET", headers={"Allow": "GET"})
         else:
             response = await page(request)
         if page is None or request.can_read_body or response.status in {403, 405}:
@@ -53,33 +54,33 @@ class Pages:
         response.headers.update(SERVER_HEADER)
         return response
 
-    async def metrics(self, _: web.BaseRequest) -> web.Response:
+    async def metrics(self, _: BaseRequest) -> Response:
         """Return all metrics in Prometheus's text format."""
         for daemon in self._daemons:
             daemon.observe()
         body = generate_latest(self._metrics.registry)
-        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
+        return Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-    async def healthz(self, _: web.BaseRequest) -> web.Response:
+    async def healthz(self, _: BaseRequest) -> Response:
         """Return 200 while the writer thread of every spool runs, else 503."""
         dead = [daemon.name for daemon in self._daemons if not daemon.spool.alive]
-        return web.Response(status=503 if dead else 200, text=f"{'dead' if dead else 'ok'}\n")
+        return Response(status=503 if dead else 200, text=f"{'dead' if dead else 'ok'}\n")
 
-    async def readyz(self, _: web.BaseRequest) -> web.Response:
+    async def readyz(self, _: BaseRequest) -> Response:
         """Return 200 if every spool is writable and every task runs, else 503 with the reasons."""
         reasons = await asyncio.gather(*(daemon.not_ready_reason() for daemon in self._daemons))
         named = [f"{a.name}: {t}" for a, t in zip(self._daemons, reasons, strict=True) if t]
-        return web.Response(status=503 if named else 200, text="\n".join(named or ["ok"]) + "\n")
+        return Response(status=503 if named else 200, text="\n".join(named or ["ok"]) + "\n")
 
-    async def status(self, request: web.BaseRequest) -> web.Response:
+    async def status(self, request: BaseRequest) -> Response:
         """Return the state of every daemon as JSON, for people on this machine."""
         if not is_loopback(request.remote):
-            return web.Response(status=403, text="403: expected a client on this machine\n")
+            return Response(status=403, text="403: expected a client on this machine\n")
         daemons = {daemon.name: daemon.status() for daemon in self._daemons}
         body = msgspec.json.format(
             msgspec.json.encode({"version": __version__, "daemons": daemons})
         )
-        return web.Response(body=body, content_type="application/json")
+        return Response(body=body, content_type="application/json")
 
 
 @asynccontextmanager

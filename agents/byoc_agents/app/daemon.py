@@ -36,7 +36,7 @@ class EventSource(Protocol):
 
 
 async def _nothing_staged() -> None:
-    """Do nothing: the default `seal` of a source without staged lines."""
+    """Do nothing: the default `seal` of a daemon that does not seal records into objects."""
 
 
 async def _nothing_to_check() -> None:
@@ -44,10 +44,10 @@ async def _nothing_to_check() -> None:
 
 
 class Down(msgspec.Struct, frozen=True):
-    """A task that ended, and when it was started again."""
+    """The last unexpected end of a task."""
 
     why: str
-    restarted_boot_ns: int | None = None  # None = not yet
+    restarted_boot_ns: int | None = None  # boot clock of its next start; None = not yet
 
 
 class Daemon(msgspec.Struct, frozen=True):
@@ -61,10 +61,9 @@ class Daemon(msgspec.Struct, frozen=True):
     metrics: Metrics
     ledger_status: Callable[[], dict[str, Any]] = dict  # the ledger's fields of /status
     identity: Callable[[], dict[str, Any]] = dict  # the sender's identity for /status; no keys
-    seal: Callable[[], Awaitable[None]] = _nothing_staged  # turns staged lines into messages
-    check: Callable[[], Awaitable[None]] = (
-        _nothing_to_check  # raises ConfigError at the start of `run`
-    )
+    seal: Callable[[], Awaitable[None]] = _nothing_staged  # makes messages of the staged records
+    # Called before `run`; raises ConfigError if the daemon must not start.
+    check: Callable[[], Awaitable[None]] = _nothing_to_check
     down: dict[str, Down] = msgspec.field(default_factory=dict)  # tasks that failed, by name
     counted: dict[str, int] = msgspec.field(default_factory=dict)  # what `observe` has counted
 
@@ -143,10 +142,10 @@ class Daemon(msgspec.Struct, frozen=True):
         return True
 
     async def _keep(self, run: Any, task: str) -> None:
-        """Run a task until cancelled. A defect is logged with its trace; the task restarts.
+        """Run a task until cancelled. If it ends or fails, log it and start it again.
 
-        `down` names the task from its end on. `not_ready_reason` believes the restart after the
-        task has run for RESTART_SECONDS.
+        `down` has the task from then on, so that /readyz is 503 until the restarted task has run
+        for RESTART_SECONDS.
         """
         while True:
             try:

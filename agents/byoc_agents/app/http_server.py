@@ -7,6 +7,9 @@ connections is small. A new connection is always accepted: if the limit is reach
 connection of the client with the most connections is closed. A client that sends its request at
 once is therefore answered, however many silent connections there are. The numbers of connections,
 headers, bytes per header and unread bytes are bounded, which bounds the memory.
+
+`aiohttp.web` would also import routers, static files and WebSockets (1.1 MiB), so the modules that
+are used are imported instead.
 """
 
 import asyncio
@@ -20,9 +23,13 @@ from typing import cast
 
 import msgspec
 import structlog
-from aiohttp import EMPTY_PAYLOAD, StreamReader, web
+from aiohttp import EMPTY_PAYLOAD, StreamReader
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import RawRequestMessage
+from aiohttp.web_protocol import RequestHandler
+from aiohttp.web_request import BaseRequest
+from aiohttp.web_response import StreamResponse, json_response
+from aiohttp.web_server import Server
 
 from byoc_agents.app.certificate import Certificate
 from byoc_agents.app.listening import open_sockets
@@ -41,7 +48,7 @@ REPORT_SECONDS = 1.0  # between two log lines about closed connections
 STOP_SECONDS = 5.0  # for the requests in progress at a stop
 SERVER_HEADER = {"Server": "byoc-agents"}  # without the versions of libraries
 
-Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+Answer = Callable[[BaseRequest], Awaitable[StreamResponse]]
 
 
 class Listen(msgspec.Struct, frozen=True):
@@ -63,7 +70,7 @@ class PortLimits(msgspec.Struct, frozen=True):
     idle_seconds: float = 300.0  # between two requests; Alertmanager's own bound
 
 
-class ClientConnection(web.RequestHandler):
+class ClientConnection(RequestHandler):
     """One connection, from `accept` until it is closed."""
 
     def __init__(self, server: "HttpServer", peer: str) -> None:
@@ -105,12 +112,10 @@ class ClientConnection(web.RequestHandler):
             self._body.feed_eof()
 
     def data_received(self, data: bytes) -> None:
-        """Start the timeout for the headers of the next request at its first byte."""
+        """Start the timeout for the headers of the next request, unless they are complete."""
         if self._malformed:
             return
         if self.idle_since < math.inf:
-            if self._late is None:
-                self._await_head(self._owner.limits.header_seconds)
             self._unread_bytes += len(data)
             if self._unread_bytes > LINGER_BYTES and not self._owner.is_authenticated(self):
                 self.abort()
@@ -121,6 +126,8 @@ class ClientConnection(web.RequestHandler):
             if error is not None:  # ignore the rest: each part of it would be another error
                 error.__traceback__ = None  # breaks a reference cycle with the received bytes
                 self._malformed = True
+        if not self._messages and self.idle_since < math.inf and self._late is None:
+            self._await_head(self._owner.limits.header_seconds)
 
     def _await_head(self, seconds: float | None) -> None:
         """Close the connection if the headers do not end in time; None stops the timer."""
@@ -152,11 +159,11 @@ class ClientConnection(web.RequestHandler):
 
     def handle_error(
         self,
-        request: web.BaseRequest,
+        request: BaseRequest,
         status: int = 500,
         exc: BaseException | None = None,
         message: str | None = None,
-    ) -> web.StreamResponse:
+    ) -> StreamResponse:
         """Answer malformed HTTP with a fixed text that names no library version."""
         if status >= 500:  # noqa: PLR2004  an internal error, which is logged with its traceback
             answer = super().handle_error(request, status, exc, message)
@@ -165,7 +172,7 @@ class ClientConnection(web.RequestHandler):
             structlog.get_logger().warning(
                 "server.refused", status=status, why=why, peer=request.remote
             )
-            answer = web.json_response({"status": why}, status=status)
+            answer = json_response({"status": why}, status=status)
         answer.force_close()
         answer.headers.update(SERVER_HEADER)
         return answer
@@ -177,7 +184,7 @@ class HttpServer:
     def __init__(self, answer: Answer, listen: Listen, limits: PortLimits) -> None:
         """Load the certificate. Raises OSError (also ssl.SSLError) if it cannot be used."""
         self.limits = limits
-        self.requests = web.Server(self._answer_request, request_factory=_request)
+        self.requests = Server(self._answer_request, request_factory=_request)
         self._answer = answer
         self._listen = listen
         self._unauthenticated: dict[ClientConnection, None] = {}  # oldest first
@@ -297,7 +304,7 @@ class HttpServer:
         )
         self._closed = 0
 
-    async def _answer_request(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _answer_request(self, request: BaseRequest) -> StreamResponse:
         connection = cast("ClientConnection", request.protocol)
         connection.begin_request(request.content)
         try:
@@ -309,12 +316,12 @@ class HttpServer:
 def _request(
     message: RawRequestMessage,
     payload: StreamReader,
-    protocol: web.RequestHandler,
+    protocol: RequestHandler,
     writer: AbstractStreamWriter,
     task: asyncio.Task[None],
-) -> web.BaseRequest:
+) -> BaseRequest:
     """Return a request as aiohttp's factory does, without asking the kernel for the process id."""
-    return web.BaseRequest(message, payload, protocol, writer, task, task.get_loop())
+    return BaseRequest(message, payload, protocol, writer, task, task.get_loop())
 
 
 @asynccontextmanager

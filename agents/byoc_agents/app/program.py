@@ -7,10 +7,12 @@ A command is a module (or an object) with `main` and `make_parser`. It is import
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from byoc_agents.app.command_line import CommandParser, suggest
 from byoc_agents.errors import ConfigError
+
+if TYPE_CHECKING:
+    from byoc_agents.app.command_line import CommandParser
 
 
 class CommandModule(Protocol):
@@ -22,7 +24,7 @@ class CommandModule(Protocol):
         ...
 
     @property
-    def make_parser(self) -> Callable[[], CommandParser]:
+    def make_parser(self) -> "Callable[[], CommandParser]":
         """Return the parser of the arguments, from which the completion is made."""
         ...
 
@@ -34,11 +36,13 @@ class Command(NamedTuple):
     example: str
     load: Callable[[], CommandModule]
 
-    def parser(self, **options: Any) -> CommandParser:
+    def parser(self, **options: Any) -> "CommandParser":
         """Return a parser with the summary as description, and the example.
 
         `options` are those of CommandParser. An example is `PROGRAM COMMAND ...`.
         """
+        from byoc_agents.app.command_line import CommandParser  # noqa: PLC0415  no daemon needs it
+
         return CommandParser(
             prog=" ".join(self.example.split()[:2]),
             description=f"{self.summary[0].upper()}{self.summary[1:]}.",
@@ -95,6 +99,8 @@ class CommandProgram:
                 return self._dispatch(rest[0], "--help") if rest else self._print_help()
         if name in self.commands:
             return self.commands[name].load().main(rest)
+        from byoc_agents.app.command_line import suggest  # noqa: PLC0415  no daemon needs it
+
         known = [*self.commands, "--help", "--version"]
         hint = suggest(name, known, self.name)
         sys.stderr.write(f"{self.name}: unknown command {name!r}; {hint}\n")
@@ -114,7 +120,7 @@ class _VersionCommand:
     def __init__(self, program: CommandProgram) -> None:
         self._program = program
 
-    def make_parser(self) -> CommandParser:
+    def make_parser(self) -> "CommandParser":
         return self._program.commands["version"].parser()
 
     def main(self, argv: Sequence[str]) -> int:
@@ -127,7 +133,7 @@ class _CompletionCommand:
     def __init__(self, program: CommandProgram) -> None:
         self._program = program
 
-    def make_parser(self) -> CommandParser:
+    def make_parser(self) -> "CommandParser":
         from byoc_agents.app.completion import SCRIPTS  # noqa: PLC0415  for this command only
 
         parser = self._program.commands["completion"].parser()

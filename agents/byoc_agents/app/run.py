@@ -1,6 +1,9 @@
 """One process with one or more daemons.
 
-It reads the settings, sets up the gate, and runs the daemons until a signal stops it.
+It reads the settings, restricts itself to the configured destinations, and runs the daemons until a
+signal stops it. The restriction has three parts: the egress gate, which the clients ask before they
+connect (`egress/gate.py`); an audit hook, by which Python reports sockets and programs to the gate
+(`egress/audit_hook.py`); and a seccomp filter of the kernel, from the time when all daemons listen.
 """
 
 import asyncio
@@ -270,12 +273,11 @@ async def _build_daemons(
 
 
 def _confinement(mode: str, enforced: Gauge) -> tuple[Callable[[], None], Container[int]]:
-    """Return a function that puts the seccomp filter on the process, and reports the outcome.
+    """Return a function that puts the seccomp filter on the process and reports the outcome.
 
-    Also returns the addresses of the C functions that it calls.
-
-    To be called before the audit hook closes ctypes. `mode` is BYOC_SECCOMP. With `require` the
-    function raises ConfigError if the kernel refuses.
+    The second value has the addresses of the C functions that it calls: the audit hook allows them.
+    Must be called before the audit hook is installed, which refuses ctypes. `mode` is BYOC_SECCOMP.
+    With `require`, the returned function raises ConfigError if the kernel refuses the filter.
     """
     enforced.set(0)
     logger = structlog.get_logger()
@@ -313,9 +315,9 @@ def _gate(
     metrics: Metrics,
     on_refused: Sequence[Callable[[str, str], None]],
 ) -> Gate:
-    """Return the gate. It counts and logs each refusal, and calls `on_refused` with it.
+    """Return the gate. It counts and logs each refusal, and calls each function of `on_refused`.
 
-    `on_refused` may grow later.
+    The caller may append to `on_refused` later: the ledgers are opened after the gate.
     """
     core, logger = configuration.core, structlog.get_logger()
     names = "+".join(configuration.daemons)

@@ -30,7 +30,7 @@ class _StoredState(msgspec.Struct, frozen=True, kw_only=True):
     wall_ms: int
     boot_ns: int
     boot_id: str
-    place_ms: int
+    timeline_ms: int = msgspec.field(name="place_ms")
     window: Window | None = None
     gap_start_ms: int = 0
     gap_reason: GapReason = "target_absent"
@@ -59,7 +59,7 @@ def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
         wall_ms=state.wall_ms,
         boot_ns=state.boot_ns,
         boot_id=state.boot_id,
-        place_ms=state.place_ms,
+        timeline_ms=state.timeline_ms,
         boot_alias=state.boot_alias,
         asleep_ns=state.asleep_ns,
         machine_cpus=state.machine_cpus,
@@ -117,7 +117,7 @@ def _read_state(stored: _StoredState) -> MeterState:
         wall_ms=stored.wall_ms,
         boot_ns=stored.boot_ns,
         boot_id=stored.boot_id,
-        place_ms=stored.place_ms,
+        timeline_ms=stored.timeline_ms,
         phase=phase,
         boot_alias=stored.boot_alias,
         asleep_ns=stored.asleep_ns,

@@ -164,11 +164,11 @@ def keep_birth_time(before: Reading, now: Reading) -> Reading:
     return replace(now, born_boot_ns=born_boot_ns, named_born_boot_ns=named)
 
 
-def born_ms(reading: Reading, sample: Sample, place_ms: int) -> int | None:
+def born_ms(reading: Reading, sample: Sample, timeline_ms: int) -> int | None:
     """Return the birth on the sample's wall clock, milliseconds since 1970."""
     if reading.born_boot_ns is None:
         return None
-    return place_ms - (sample.boot_ns - reading.born_boot_ns) // NS_PER_MS
+    return timeline_ms - (sample.boot_ns - reading.born_boot_ns) // NS_PER_MS
 
 
 def uptime_stood_still(

@@ -280,7 +280,7 @@ async def _refuse_another_kind(spool: Spool, *, several: bool) -> None:
 
 
 class _Parts(NamedTuple):
-    """The parts that the scrapers of one process share."""
+    """The parts that the scrapers of one process share. `own` has the daemon's own settings."""
 
     runtime: Runtime
     clickhouse: ClickHouseSettings

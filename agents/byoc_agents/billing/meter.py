@@ -87,10 +87,10 @@ MeterResult = tuple[MeterState, list[Period]]
 class _Moment(msgspec.Struct, frozen=True):
     """The time of a sample, in relation to the sample before it."""
 
-    place_ms: int
+    timeline_ms: int
     elapsed_ns: int  # since the last sample
     jump_ms: int  # how far the wall clock was set since the last sample; 0 = not at all
-    unjumped_ms: int  # `place_ms` without that jump
+    unjumped_ms: int  # `timeline_ms` without that jump
     clock_set: bool  # the wall clock was set, or has not yet caught up after it was set back
     rebooted: bool  # the machine was rebooted since the last sample
     cpus: int  # upper bound of the machine's CPUs
@@ -103,12 +103,12 @@ class _Moment(msgspec.Struct, frozen=True):
         drift_ms = wall_ms - elapsed_ns // NS_PER_MS
         tolerance_ms = max(JUMP_TOLERANCE_MS, elapsed_ns / NS_PER_MS * JUMP_TOLERANCE_RATIO)
         jump_ms = drift_ms if not boot and abs(drift_ms) > tolerance_ms else 0
-        place_ms = max(sample.wall_ms, state.place_ms)
-        unjumped_ms = min(max(sample.wall_ms - jump_ms, state.place_ms), place_ms)
+        timeline_ms = max(sample.wall_ms, state.timeline_ms)
+        unjumped_ms = min(max(sample.wall_ms - jump_ms, state.timeline_ms), timeline_ms)
         cpus = max(state.machine_cpus or 0, sample.cpus())  # CPUs can be added and removed
-        behind = state.place_ms > state.wall_ms or place_ms > sample.wall_ms
+        behind = state.timeline_ms > state.wall_ms or timeline_ms > sample.wall_ms
         clock_set = not boot and (jump_ms != 0 or behind)
-        return cls(place_ms, elapsed_ns, jump_ms, unjumped_ms, clock_set, boot, cpus)
+        return cls(timeline_ms, elapsed_ns, jump_ms, unjumped_ms, clock_set, boot, cpus)
 
 
 class _Found(msgspec.Struct, frozen=True):
@@ -169,8 +169,8 @@ class Meter:
         """Close the open window or gap at the last sample, because the daemon stops."""
         phase = state.phase
         if isinstance(phase, OpenGap):
-            before = gap(phase.start_ms, state.place_ms, phase.reason)
-            return replace(state, phase=_restart_gap(phase, state.place_ms)), before
+            before = gap(phase.start_ms, state.timeline_ms, phase.reason)
+            return replace(state, phase=_restart_gap(phase, state.timeline_ms)), before
         if phase.end_ms == phase.start_ms:  # no time has passed, or the clock was set back
             return state, []
         window = replace(next_window(phase), pending_ns=phase.pending_ns)
@@ -190,7 +190,7 @@ class Meter:
         ended = OpenGap(start_ms=end_ms, reason="target_removed")
         return (
             MeterState(
-                wall_ms=wall_ms, boot_ns=boot_ns, boot_id=boot_id, place_ms=end_ms, phase=ended
+                wall_ms=wall_ms, boot_ns=boot_ns, boot_id=boot_id, timeline_ms=end_ms, phase=ended
             ),
             periods,
         )
@@ -198,7 +198,7 @@ class Meter:
     def _observe(self, state: MeterState, sample: Sample, window_ms: int) -> MeterResult:
         moment = _Moment.of(state, sample)
         if isinstance(state.phase, OpenGap):
-            lasting = _advance_gap(state.phase, state.place_ms, moment)
+            lasting = _advance_gap(state.phase, state.timeline_ms, moment)
             return _observe_in_gap(lasting, sample, moment, window_ms)
         window = add_clock_jump(state.phase, moment.jump_ms)
         window = replace(window, machine_cpus=max(window.machine_cpus or 0, moment.cpus))
@@ -215,20 +215,20 @@ class Meter:
             window = ensure_nonempty(window)
             periods += close_window(window)
             window = switch_source(next_window(window), sample.reading)
-        place_ms = max(moment.place_ms, window.end_ms)
-        return _state_at(sample, place_ms, _remember_sample(window, sample)), periods
+        timeline_ms = max(moment.timeline_ms, window.end_ms)
+        return _state_at(sample, timeline_ms, _remember_sample(window, sample)), periods
 
     def _observe_without_reading(
         self, window: Window, sample: Sample, moment: _Moment, window_ms: int
     ) -> MeterResult:
         """Process a sample without a reading: missed until the window's end, then a gap."""
-        over = cut_points(window.end_ms, moment.place_ms, self._window_ms)
+        over = cut_points(window.end_ms, moment.timeline_ms, self._window_ms)
         if not over and not sample.absent and moment.jump_ms <= 0 and not moment.rebooted:
             pending_ns = window.pending_ns + moment.elapsed_ns
-            return _state_at(sample, moment.place_ms, replace(window, pending_ns=pending_ns)), []
+            return _state_at(sample, moment.timeline_ms, replace(window, pending_ns=pending_ns)), []
         window = ensure_nonempty(window)
         opened = _open_gap_after(window, sample, moment)
-        opened, periods = _cut_gap(opened, moment.place_ms, window_ms)
+        opened, periods = _cut_gap(opened, moment.timeline_ms, window_ms)
         return _state_in_gap(sample, moment, opened), close_window(window) + periods
 
 
@@ -246,7 +246,7 @@ def _extend_window(  # noqa: PLR0913
     `unseen`: there was no sample for longer than a window.
     """
     reading = keep_birth_time(window.reading, reading)
-    to_ms = moment.unjumped_ms if moment.jump_ms > 0 else moment.place_ms
+    to_ms = moment.unjumped_ms if moment.jump_ms > 0 else moment.timeline_ms
     periods = list[Period]()
     another = not same_size(size_at(window), size)
     if unseen and another and window.end_ms > window.start_ms:
@@ -279,8 +279,8 @@ def _extend_window(  # noqa: PLR0913
         window = replace(window, machine_cpus=None)  # from the sample: see _remember_sample
     if moment.jump_ms > 0:
         window = ensure_nonempty(window)
-        periods += close_window(window) + gap(window.end_ms, moment.place_ms, "clock_step")
-        start_ms = max(window.end_ms, moment.place_ms)
+        periods += close_window(window) + gap(window.end_ms, moment.timeline_ms, "clock_step")
+        start_ms = max(window.end_ms, moment.timeline_ms)
         window = replace(next_window(window), start_ms=start_ms, end_ms=start_ms)
     return window, periods
 
@@ -327,7 +327,7 @@ def _observe_in_gap(
     elif found.late_ms:
         window = replace(window, counted_ms=found.late_ms)
     before += _gap_before_start(lasting, sample, reading, size, moment)
-    to_ms = max(moment.place_ms, start_ms)
+    to_ms = max(moment.timeline_ms, start_ms)
     at_ms = cut_points(start_ms, to_ms, window_ms)
     elapsed_ns = (to_ms - start_ms) * NS_PER_MS
     earlier_ns = max(0, found.late_ns - elapsed_ns)
@@ -341,10 +341,10 @@ def _gap_before_start(
     lasting: OpenGap, sample: Sample, reading: Reading, size: Size, moment: _Moment
 ) -> list[Period]:
     """Return the gap for usage before the meter's start, if this is the first reading."""
-    since, birth_ms = lasting.since, born_ms(reading, sample, moment.place_ms)
+    since, birth_ms = lasting.since, born_ms(reading, sample, moment.timeline_ms)
     if not lasting.unread or since is None or birth_ms is None or lasting.rebooted:
         return []
-    start_ms = moment.place_ms - (sample.boot_ns - since.boot_ns) // NS_PER_MS
+    start_ms = moment.timeline_ms - (sample.boot_ns - since.boot_ns) // NS_PER_MS
     counted_ms = start_ms - birth_ms
     reason = lasting.unread
     return gap(birth_ms, start_ms, reason, reading, sizes=(size, size), counted_ms=counted_ms)
@@ -352,13 +352,13 @@ def _gap_before_start(
 
 def _extend_gap(lasting: OpenGap, sample: Sample, moment: _Moment, window_ms: int) -> MeterResult:
     reason: GapReason = "target_absent" if sample.absent else "target_unreadable"
-    absent_ms = moment.place_ms if sample.absent else lasting.absent_ms
+    absent_ms = moment.timeline_ms if sample.absent else lasting.absent_ms
     changed = replace(lasting, reason=reason, absent_ms=absent_ms)
     if reason == lasting.reason:
-        changed, periods = _cut_gap(changed, moment.place_ms, window_ms)
+        changed, periods = _cut_gap(changed, moment.timeline_ms, window_ms)
     else:
-        periods = gap(lasting.start_ms, moment.place_ms, lasting.reason)
-        changed = _restart_gap(changed, moment.place_ms)
+        periods = gap(lasting.start_ms, moment.timeline_ms, lasting.reason)
+        changed = _restart_gap(changed, moment.timeline_ms)
     return _state_in_gap(sample, moment, changed), periods
 
 
@@ -381,7 +381,7 @@ def _restart_gap(lasting: OpenGap, at_ms: int) -> OpenGap:
 def _resume_metering(lasting: OpenGap, sample: Sample, reading: Reading, moment: _Moment) -> _Found:
     """Open a window for a target that can be read again, with the CPU not accounted for yet."""
     last, since = lasting.last, lasting.since
-    place_ms = max(moment.place_ms, lasting.start_ms)
+    timeline_ms = max(moment.timeline_ms, lasting.start_ms)
     late_ns = _rise_time_ns(lasting, sample, moment)
     if last is not None and not lasting.rebooted:
         late = same_counter(last, since, reading, sample)
@@ -389,37 +389,37 @@ def _resume_metering(lasting: OpenGap, sample: Sample, reading: Reading, moment:
         if handed is not None:  # the CPU of the gap is billed late, not lost
             late_usec = handed.cpu_usec - last.cpu_usec
             if late_usec > most_usec(moment.cpus, late_ns, last, reading):
-                return _start_at_baseline(lasting, place_ms, reading, "counter_impossible")
+                return _start_at_baseline(lasting, timeline_ms, reading, "counter_impossible")
             reading = keep_birth_time(last, reading) if late else reading
-            window = first_window(reading, place_ms, reading.cpu_usec - late_usec)
+            window = first_window(reading, timeline_ms, reading.cpu_usec - late_usec)
             window = replace(window, estimated=True, source_changed=not late)
             return _Found(window, reading, late_ns)
     if not _counts_from_zero(lasting, reading):
         lower = last is not None and not lasting.rebooted and counter_fell(last, reading)
-        return _start_at_baseline(lasting, place_ms, reading, "counter_fell" if lower else "")
+        return _start_at_baseline(lasting, timeline_ms, reading, "counter_fell" if lower else "")
     if reading.born_boot_ns is not None:
         late_ns = sample.boot_ns - reading.born_boot_ns
     if reading.cpu_usec > most_usec(moment.cpus, late_ns, reading):
         return _start_at_baseline(
-            lasting, place_ms, reading, "counter_impossible"
+            lasting, timeline_ms, reading, "counter_impossible"
         )  # the counter is older than its reported birth
-    birth_ms = born_ms(reading, sample, moment.place_ms)
-    start_ms = next((ms for ms in (birth_ms, lasting.absent_ms) if ms is not None), place_ms)
+    birth_ms = born_ms(reading, sample, moment.timeline_ms)
+    start_ms = next((ms for ms in (birth_ms, lasting.absent_ms) if ms is not None), timeline_ms)
     late_ms = 0 if birth_ms is None else max(0, lasting.start_ms - birth_ms)
-    start_ms = min(max(start_ms, lasting.start_ms), place_ms)
+    start_ms = min(max(start_ms, lasting.start_ms), timeline_ms)
     window = first_window(replace(reading, cpu_usec=0), start_ms, 0)
     window = replace(window, restart_observed=last is not None)
     return _Found(window, reading, late_ns, late_ms)
 
 
 def _start_at_baseline(
-    lasting: OpenGap, place_ms: int, reading: Reading, reason: GapReason
+    lasting: OpenGap, timeline_ms: int, reading: Reading, reason: GapReason
 ) -> _Found:
     """Start at the counter's present value: its earlier value is unknown or impossible."""
     last = lasting.last
     if reason:  # it is recorded with the gap, so the gap needs a length
-        place_ms = max(place_ms, lasting.start_ms + 1)
-    window = first_window(reading, place_ms, reading.cpu_usec)
+        timeline_ms = max(timeline_ms, lasting.start_ms + 1)
+    window = first_window(reading, timeline_ms, reading.cpu_usec)
     restarted = last is not None and not reason and last.source == reading.source
     return _Found(replace(window, restart_observed=restarted), reading, reason=reason)
 
@@ -516,13 +516,13 @@ def _account_for_sleep(state: MeterState, sample: Sample) -> MeterResult:
         reading=last,
         secondary=tuple(shift_birth_by_sleep(one, slept_ns) for one in window.secondary),
     )
-    place_ms = max(state.place_ms + slept_ms, end_ms)
-    return replace(state, phase=window, place_ms=place_ms), periods + slept
+    timeline_ms = max(state.timeline_ms + slept_ms, end_ms)
+    return replace(state, phase=window, timeline_ms=timeline_ms), periods + slept
 
 
 def _account_for_sleep_in_gap(state: MeterState, lasting: OpenGap, slept_ms: int) -> MeterResult:
     slept_ns = slept_ms * NS_PER_MS
-    start_ms = max(state.place_ms, lasting.start_ms)
+    start_ms = max(state.timeline_ms, lasting.start_ms)
     end_ms = start_ms + slept_ms
     periods = gap(lasting.start_ms, start_ms, lasting.reason)
     periods += gap(start_ms, end_ms, "suspended")
@@ -532,7 +532,7 @@ def _account_for_sleep_in_gap(state: MeterState, lasting: OpenGap, slept_ms: int
         since=since and replace(since, boot_ns=since.boot_ns + slept_ns),
         last=lasting.last and shift_birth_by_sleep(lasting.last, slept_ns),
     )
-    return replace(state, place_ms=end_ms, phase=after), periods
+    return replace(state, timeline_ms=end_ms, phase=after), periods
 
 
 def _slept_ms(state: MeterState, sample: Sample) -> int:
@@ -556,12 +556,12 @@ def _slept_ms(state: MeterState, sample: Sample) -> int:
     return max(0, slept_ns) // NS_PER_MS
 
 
-def _state_at(sample: Sample, place_ms: int, phase: Window | OpenGap) -> MeterState:
+def _state_at(sample: Sample, timeline_ms: int, phase: Window | OpenGap) -> MeterState:
     return MeterState(
         wall_ms=sample.wall_ms,
         boot_ns=sample.boot_ns,
         boot_id=sample.boot_id,
-        place_ms=place_ms,
+        timeline_ms=timeline_ms,
         phase=phase,
         asleep_ns=sample.asleep_ns,
         machine_cpus=sample.cpus(),
@@ -569,13 +569,13 @@ def _state_at(sample: Sample, place_ms: int, phase: Window | OpenGap) -> MeterSt
 
 
 def _state_in_gap(sample: Sample, moment: _Moment, lasting: OpenGap) -> MeterState:
-    state = _state_at(sample, moment.place_ms, lasting)
+    state = _state_at(sample, moment.timeline_ms, lasting)
     return replace(state, machine_cpus=moment.cpus)  # no reading shows fewer
 
 
 def _advance_gap(lasting: OpenGap, before_ms: int, moment: _Moment) -> OpenGap:
     """Return the open gap, extended from the last sample's time to that of the next."""
-    span_ms = moment.place_ms - before_ms
+    span_ms = moment.timeline_ms - before_ms
     return replace(
         lasting,
         # The wall clock may be set during the gap: the elapsed time is billed.
@@ -596,14 +596,14 @@ def _open_gap(sample: Sample, since_ms: int) -> OpenGap:
 
 def _open_gap_after(window: Window, sample: Sample, moment: _Moment) -> OpenGap:
     """Return the gap that begins at the end of a closed window."""
-    span_ms = moment.place_ms - window.end_ms
+    span_ms = moment.timeline_ms - window.end_ms
     return OpenGap(
         start_ms=window.end_ms,
         since=window.seen,
         last=window.reading,
         size=size_at(window),
         reason="target_absent" if sample.absent else "target_unreadable",
-        absent_ms=max(moment.place_ms, window.end_ms) if sample.absent else None,
+        absent_ms=max(moment.timeline_ms, window.end_ms) if sample.absent else None,
         # A jump of the wall clock is not elapsed time.
         late_ms=_counted_ms(span_ms, moment, window.pending_ns) - span_ms,
         rebooted=moment.rebooted,

@@ -1,5 +1,8 @@
 """The source of the billing scraper: sample -> meter -> record -> seal.
 
+A sample is one reading of the target's counters. The meter turns samples into periods: closed
+windows and gaps. Each period becomes one usage record, and due records are sealed into one object.
+
 A window's records, the checkpoint after them and their sequence numbers are stored in one commit.
 A kill between any two steps therefore neither loses nor repeats a record.
 """
@@ -70,7 +73,7 @@ class Scraper:
         self._max_deferred = max_deferred
         self._stored = sealer.checkpoint(key)
         self._checkpoint: Checkpoint | None = None  # with the samples since the stored one
-        self._secondary_window = -1
+        self._secondary_window = -1  # the last window in which the secondary source was read
 
     async def run(self) -> None:
         """Sample at every full sample interval of the wall clock, until cancelled.

@@ -123,7 +123,7 @@ class MeterState(msgspec.Struct, frozen=True, kw_only=True):
     wall_ms: int  # of the last sample
     boot_ns: int
     boot_id: str
-    place_ms: int  # of the last sample: its wall clock, but never before the previous sample's
+    timeline_ms: int  # of the last sample: its wall clock, but never before the previous sample's
     phase: Window | OpenGap
     boot_alias: str | None = None  # another boot id under which this boot was seen last
     asleep_ns: int | None = None  # of the last sample, as in Sample

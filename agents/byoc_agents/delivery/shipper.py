@@ -29,7 +29,7 @@ from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import LedgerError, Reason, SendError, SpoolError, uncertain
 from byoc_agents.ledger import Ledger
 
-FIRST_WAIT_SECONDS = 0.5  # AWS: full jitter over an exponential ceiling
+FIRST_WAIT_SECONDS = 0.5  # the upper bound of the first wait
 GATHER_SECONDS = 0.05  # after a batch that was not full: collects messages for the next one
 HURRIED_WAIT_SECONDS = 1.0  # at shutdown, within the grace period
 MAX_RETRY_AFTER_SECONDS = 3600.0  # a longer Retry-After is cut to this
@@ -114,7 +114,7 @@ class Shipper:
     ) -> None:
         """`unfinished` has the ids of the batch that the last process may have sent.
 
-        `ledger_state` returns what the spool stores with each delivery.
+        `ledger_state` returns the head of the ledger, which the spool stores with each delivery.
         """
         self.daemon = daemon
         self.destination = sink.destination
@@ -130,7 +130,7 @@ class Shipper:
         self._log = structlog.get_logger().bind(daemon=daemon)
         self._idle = asyncio.Event()
         self._hurry = asyncio.Event()
-        self._room = False  # in the last batch
+        self._room = False  # the last batch was not full: more messages can share the next one
         self._unfinished = tuple(unfinished)  # ids of a batch that may have been stored
         self._limit = 1 if unfinished else sink.max_messages  # messages in the next new batch
         self._answered = 0  # successful batches since `_limit` changed
@@ -205,13 +205,12 @@ class Shipper:
         return batch
 
     async def _deliver(self, batch: Sequence[Message]) -> LastError | None:
-        """Send a batch and decide what becomes of it. Return the error, or None after success.
+        """Send a batch and act on the outcomes. Return the first error, or None after success.
 
-        The batch must be sent again unchanged if its outcome is unknown: if this attempt ended
-        without a reliable answer, or if it repeats one that did, and failed again. It need not be
-        after a success, after REJECTS_ALL (the receiver has answered, and a larger batch is tried),
-        or after the first attempt failed with a reliable answer. After a LedgerError the messages
-        count as not sent.
+        The batch stays the same until its outcome is known. The outcome is unknown after an attempt
+        without a reliable answer, and after each failed repeat of it. It is known after a success,
+        after a first attempt that a reliable answer refused, and after REJECTS_ALL: then a larger
+        batch is tried. After a LedgerError the messages count as not sent.
         """
         repeated = bool(self._unfinished)
         try:

@@ -29,7 +29,7 @@ COLUMNS_1 = COLUMNS.replace("stream, epoch, sequence", "'', 0, 0")  # of a file 
 PROBED = 100_000  # newest positions that are tried if the first position cannot be read
 
 
-def finish(path: Path) -> bool:
+def finish_replacement(path: Path) -> bool:
     """Rename the complete new file of a replacement that was interrupted. Return if there was one.
 
     For a start that finds no file at the path. Blocks. Raises SpoolError.
@@ -55,7 +55,7 @@ def discard_unfinished(path: Path) -> None:
         _unlink(_new_path(path))
 
 
-def make(path: Path, metadata: Mapping[str, bytes]) -> None:
+def create_spool_file(path: Path, metadata: Mapping[str, bytes]) -> None:
     """Create an empty spool file with these metadata, all or nothing. Blocks. Raises SpoolError."""
     with translated():
         _fill(_choose_unused_path(path), metadata, ())

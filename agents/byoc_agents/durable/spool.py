@@ -27,6 +27,9 @@ T = TypeVar("T")
 class Spool:
     """A durable queue of messages, with staged lines, checkpoints and dead letters.
 
+    Staged lines are usage records that are not yet sealed into a message. Checkpoints are the bytes
+    that a daemon stores under keys of its own, here called its state.
+
     Every method may wait for the disk. Raises:
 
     - SpoolFullError: the size limit is reached.
@@ -42,7 +45,7 @@ class Spool:
         self.directory = directory
         self.max_bytes = max_bytes
         self.totals = Totals()
-        self.changed = asyncio.Event()  # set after a write if a message is queued
+        self.changed = asyncio.Event()  # set after each write that leaves a message in the queue
         self._clock = clock
         self._lock = DirectoryLock(directory)
         self._file = SpoolFile(directory, self._lock, max_bytes=max_bytes, clock=clock)

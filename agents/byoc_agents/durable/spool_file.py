@@ -19,9 +19,9 @@ from byoc_agents.durable.model import SpoolInfo, Totals, WriteBatch, merge_batch
 from byoc_agents.durable.recovery import (
     EPOCH,
     ORIGIN,
+    create_spool_file,
     discard_unfinished,
-    finish,
-    make,
+    finish_replacement,
     read_through,
     rebuild,
 )
@@ -165,14 +165,14 @@ class SpoolFile:
             if not self.path.exists():
                 if self._epoch:
                     raise SpoolCorruptError(f"{self.path} was removed")
-                if finish(self.path):
+                if finish_replacement(self.path):
                     self.corruptions += 1
                     structlog.get_logger().error("spool.replacement_finished")
                 else:
-                    make(self.path, self._metadata("created"))
-            elif not self._epoch:  # otherwise it would replace this file if it is removed one day
+                    create_spool_file(self.path, self._metadata("created"))
+            elif not self._epoch:  # it would replace this file if this one is removed later
                 discard_unfinished(self.path)
-            with translated():  # not in `dead-letters`, which runs next to the daemon
+            with translated():  # only here: the command `dead-letters` may run at the same time
                 rewrite_and_sync(self.path.with_name(f"{self.path.name}-wal"))
             self._store = SpoolStore(self.path, max_bytes=self._max_bytes)
             self._store.pinned = self._pinned
@@ -239,7 +239,7 @@ class SpoolFile:
         self.salvaged += rows
         structlog.get_logger().error("spool.corrupted", error=str(error), aside=aside, rows=rows)
         self.write_error = None
-        return SpoolCorruptError(f"{error}; {aside}, {rows} rows taken over")
+        return SpoolCorruptError(f"{error}; {aside}, {rows} rows copied to the new file")
 
     def _metadata(self, origin: str) -> dict[str, bytes]:
         epoch = self.next_epoch(self._clock.wall_ns() // 1_000_000)
@@ -247,7 +247,7 @@ class SpoolFile:
 
 
 def read_info(store: SpoolStore) -> SpoolInfo:
-    """Return how the file came to be. Raises SpoolCorruptError if it does not say so."""
+    """Return the epoch and the origin of the file. Raises SpoolCorruptError if it has no epoch."""
     marks = store.state("spool/")
     if EPOCH not in marks:
         raise SpoolCorruptError("the file has no epoch: expected the key spool/epoch")

@@ -317,21 +317,8 @@ class SpoolStore:
 
 
 def row_of(message: Message) -> tuple[object, ...]:
-    """Return the values of COLUMNS and their hash."""
-    row = (
-        message.id,
-        message.type,
-        message.body,
-        message.created_at_ms,
-        message.records,
-        message.content_type,
-        message.content_encoding,
-        message.group,
-        message.replaces,
-        message.stream,
-        message.epoch,
-        message.sequence,
-    )
+    """Return the values of COLUMNS, which are the fields of a message in order, and their hash."""
+    row = msgspec.structs.astuple(message)
     return *row, message_digest(row)
 
 
@@ -408,12 +395,16 @@ def _chunk(rows: Sequence[T]) -> Iterator[Sequence[T]]:
 
 
 def digest(*columns: object) -> bytes:
-    """Return the SHA-256 that is stored with the columns, to detect damage."""
-    plain = [len(column) if isinstance(column, bytes) else column for column in columns]
+    """Return the SHA-256 that is stored with the columns, to detect damage.
+
+    At most one column is bytes: it is hashed after the others, which contain its length.
+    """
+    plain, content = list(columns), b""
+    for at, column in enumerate(columns):
+        if type(column) is bytes:
+            plain[at], content = len(column), column
     found = hashlib.sha256(repr(plain).encode())
-    for column in columns:
-        if isinstance(column, bytes):
-            found.update(column)
+    found.update(content)
     return found.digest()
 
 

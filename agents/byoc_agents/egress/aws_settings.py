@@ -6,7 +6,6 @@ AWS's files is named as a mistake with the variable to use, since botocore would
 that the gate refuses, or would not follow it at all.
 """
 
-import configparser
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -262,6 +261,8 @@ def read_profile(environ: Mapping[str, str]) -> tuple[Profile, list[str]]:
 
 def read_sections(content: bytes) -> dict[str, dict[str, str]]:
     """Return section -> key -> value of an AWS file. Raises ValueError."""
+    import configparser  # noqa: PLC0415  0.2 MiB, which a daemon without AWS does not need
+
     parser = configparser.RawConfigParser(default_section="")
     try:
         parser.read_string(content.decode())

@@ -72,7 +72,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Segment(Line, frozen=True, kw_only=True, tag_field="kind", tag="segment"):
-    """The first line of a file. The last two fields are not in files of 0.1.0."""
+    """The first line of a file. Files of 0.1.0 do not have the fields `tree` and `max_bytes`."""
 
     format: int
     version: str  # of byoc-agents
@@ -99,7 +99,7 @@ class Sent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Intent(Line, frozen=True, kw_only=True, tag_field="kind", tag="intent"):
-    """This is about to be sent. Durable before the first byte leaves."""
+    """The messages of a request that is about to be made. Durable before its first byte leaves."""
 
     destination: str
     messages: tuple[Sent, ...]
@@ -110,7 +110,7 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     id: str
     reason: str  # byoc_agents.errors.Reason
-    status: int = 0  # HTTP status; 0 where there is none
+    status: int = 0  # HTTP status; 0 if there is none
     reference: str = ""  # the receiver's: ETag, MessageId, delivery id
     detail: str = ""  # of an error
 

@@ -4,7 +4,8 @@ Permissions: only the token. One event goes as application/cloudevents+json with
 `webhook-id`; several go as application/cloudevents-batch+json, whose `webhook-id` is computed from
 the ids of its events. After a crash the same events may form another batch: the receiver's key is
 the event's own `source` + `id`, never the `webhook-id` of a batch. Redirects are never followed.
-`byoc_agents.sinks.control_plane` has the form of the answers that store or reject an event.
+An answer stores or rejects an event only in a form that no proxy produces by accident:
+`byoc_agents.sinks.control_plane` defines this proof.
 """
 
 import base64
@@ -61,7 +62,8 @@ REASONS = {
     451: Reason.FORBIDDEN,
 }
 FIRST_3XX, FIRST_4XX, FIRST_5XX, LAST = 300, 400, 500, 599
-OF_ONE = frozenset({Reason.TOO_LARGE, Reason.REJECTED})  # a batch's rejection names no event
+# The reasons that concern single events. In the answer to a batch they do not name the event.
+OF_ONE = frozenset({Reason.TOO_LARGE, Reason.REJECTED})
 
 
 class HttpsSink:
@@ -82,7 +84,7 @@ class HttpsSink:
         """Send through `session`; both secrets are read again for each attempt.
 
         Without `proof`, any 2xx, 413, 415 or 422 with an empty body or JSON counts, as in the
-        contract of 0.1: any server behind the URL could then store or reject events.
+        contract of 0.1. Then any server behind the URL can store or reject events.
         """
         self.destination = url.split("?", maxsplit=1)[0]
         self.max_messages = max_messages
@@ -154,10 +156,10 @@ class HttpsSink:
                 timeout=self._timeout,
             ) as answer:
                 try:
-                    said, cut = await _read_body(answer), None
+                    content, cut = await _read_body(answer), None
                 except (aiohttp.ClientError, OSError) as error:
-                    said, cut = b"", self._failure(error)
-                return self._outcome(answer, said, delivery_id, events, cut)
+                    content, cut = b"", self._failure(error)
+                return self._outcome(answer, content, delivery_id, events, cut)
         except SendError as error:
             return error
         except (aiohttp.ClientError, OSError) as error:  # OSError: TimeoutError too

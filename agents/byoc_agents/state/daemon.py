@@ -30,9 +30,9 @@ from byoc_agents.servers import is_service, parse_servers
 from byoc_agents.sinks.directory import DirectorySink
 from byoc_agents.sinks.sqs import SqsSink
 from byoc_agents.state.message import StateIdentity
+from byoc_agents.state.message_stream import MessageStream
 from byoc_agents.state.poller import Exporter, PolledReplica
 from byoc_agents.state.probes import Prober
-from byoc_agents.state.stream import Stream
 from byoc_agents.state.thresholds import (
     DEFAULTS,
     ReasonCode,
@@ -190,8 +190,8 @@ def _open_sink(runtime: Runtime, own: Settings) -> AbstractAsyncContextManager[S
     )
 
 
-def _create_stream(runtime: Runtime, own: Settings, spool: Spool, name: str) -> Stream:
-    return Stream(
+def _create_stream(runtime: Runtime, own: Settings, spool: Spool, name: str) -> MessageStream:
+    return MessageStream(
         NAME,
         f"state/{name}",
         intervals=own.intervals,

@@ -19,8 +19,8 @@ from byoc_agents.state.message import (
     state_message,
     summary_message,
 )
+from byoc_agents.state.message_stream import MessageStream
 from byoc_agents.state.observation import StateObservation
-from byoc_agents.state.stream import Stream
 from byoc_agents.state.summary import summarize
 from byoc_agents.state.thresholds import PollTime, Thresholds
 
@@ -38,7 +38,7 @@ class PolledReplica(msgspec.Struct):
 
     name: str
     prober: Observer
-    stream: Stream
+    stream: MessageStream
     memory: Memory = msgspec.field(default_factory=Memory)
     observation: StateObservation | None = None
     assessment: Assessment | None = None
@@ -56,7 +56,7 @@ class Exporter:
         thresholds: Thresholds,
         poll_seconds: float,
         clock: Clock,
-        summary: Stream | None = None,
+        summary: MessageStream | None = None,
         agent: Callable[[], Agent | None] = lambda: None,
     ) -> None:
         """`agent` describes this process in each message."""
@@ -151,7 +151,7 @@ class Exporter:
         extra = msgspec.json.encode(replica.memory)
         return await replica.stream.publish(state_key(assessment), build, extra)
 
-    async def _publish_summary(self, stream: Stream) -> None:
+    async def _publish_summary(self, stream: MessageStream) -> None:
         states = [r.assessment.state if r.assessment else None for r in self._replicas]
         summary = summarize(states)
         if summary is None:

@@ -2,7 +2,7 @@
 -- far its usage is billed.
 CREATE VIEW IF NOT EXISTS fleet_now AS
 WITH
-    replicas AS
+    daemons AS
     (
         SELECT
             organization_id,
@@ -16,33 +16,16 @@ WITH
         FROM agents_now
         GROUP BY organization_id, service_id, replica
     ),
-    states AS
+    replicas AS
     (
         SELECT
             organization_id,
             service_id,
             replica,
-            argMax((region, state, state_since, healthy, reasons, version), (epoch, sequence))
-                AS newest
-        FROM byoc_state
-        WHERE type = 'byoc.service.state.v1'
-        GROUP BY organization_id, service_id, replica
-    ),
-    forwarders AS
-    (
-        SELECT
-            organization_id,
-            service_id,
-            replica,
-            argMax((backlog_records, dead_letters), (started_at, sequence)) AS newest
-        FROM byoc_alerts
-        WHERE type = 'byoc.alert.heartbeat.v1'
-        GROUP BY organization_id, service_id, replica
-    ),
-    billed AS
-    (
-        SELECT organization_id, service_id, replica, max(charge_period_end) AS until
-        FROM byoc_usage
+            max(byoc_replicas.billed_until) AS until,
+            argMaxMerge(newest_state) AS state_then,
+            argMaxMerge(newest_forwarder) AS forwarder_then
+        FROM byoc_replicas
         GROUP BY organization_id, service_id, replica
     ),
     silent AS
@@ -55,25 +38,23 @@ SELECT
     organization_id,
     service_id,
     replica,
-    states.newest.1 AS region,
-    states.newest.2 AS state,
-    states.newest.3 AS state_since,
-    states.newest.4 AS healthy,
-    states.newest.5 AS reasons,
-    states.newest.6 AS version,
-    replicas.state_seen AS state_exporter_seen,
-    replicas.forwarder_seen AS alert_forwarder_seen,
-    forwarders.newest.1 AS backlog_records,
-    forwarders.newest.2 AS dead_letters,
-    billed.until AS billed_until,
+    replicas.state_then.1 AS region,
+    replicas.state_then.2 AS state,
+    replicas.state_then.3 AS state_since,
+    replicas.state_then.4 AS healthy,
+    replicas.state_then.5 AS reasons,
+    replicas.state_then.6 AS version,
+    daemons.state_seen AS state_exporter_seen,
+    daemons.forwarder_seen AS alert_forwarder_seen,
+    replicas.forwarder_then.1 AS backlog_records,
+    replicas.forwarder_then.2 AS dead_letters,
+    replicas.until AS billed_until,
     silent.daemons AS silent_daemons,
-    replicas.exporter.1 AS state_exporter_version,
-    replicas.exporter.2 AS state_exporter_configuration,
-    replicas.forwarder.1 AS alert_forwarder_version,
-    replicas.forwarder.2 AS alert_forwarder_configuration
-FROM replicas
-LEFT JOIN states USING (organization_id, service_id, replica)
-LEFT JOIN forwarders USING (organization_id, service_id, replica)
-LEFT JOIN billed USING (organization_id, service_id, replica)
+    daemons.exporter.1 AS state_exporter_version,
+    daemons.exporter.2 AS state_exporter_configuration,
+    daemons.forwarder.1 AS alert_forwarder_version,
+    daemons.forwarder.2 AS alert_forwarder_configuration
+FROM daemons
+LEFT JOIN replicas USING (organization_id, service_id, replica)
 LEFT JOIN silent USING (organization_id, service_id, replica)
-WHERE greatest(replicas.state_seen, replicas.forwarder_seen) > replicas.retired;
+WHERE greatest(daemons.state_seen, daemons.forwarder_seen) > daemons.retired;

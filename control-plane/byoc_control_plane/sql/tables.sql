@@ -131,6 +131,52 @@ FROM byoc_alerts
 WHERE type = 'byoc.alert.heartbeat.v1'
 GROUP BY organization_id, service_id, replica;
 
+-- What `fleet_now` shows of each replica, kept up to date by each insert: its cost grows with the number
+-- of replicas, not of messages or records. Rows that were there before this table are not in it.
+CREATE TABLE IF NOT EXISTS byoc_replicas
+(
+    organization_id LowCardinality(String),
+    service_id LowCardinality(String),
+    replica LowCardinality(String),
+    billed_until SimpleAggregateFunction(max, DateTime64(3, 'UTC')),
+    newest_state AggregateFunction(
+        argMax,
+        Tuple(String, String, Nullable(DateTime64(3, 'UTC')), Nullable(Bool), Array(String), String),
+        Tuple(UInt64, UInt64)),
+    newest_forwarder AggregateFunction(
+        argMax, Tuple(UInt64, UInt64), Tuple(Nullable(DateTime64(3, 'UTC')), UInt64))
+)
+ENGINE = {engine}AggregatingMergeTree
+ORDER BY (organization_id, service_id, replica);
+
+CREATE MATERIALIZED VIEW IF NOT EXISTS byoc_replicas_from_usage TO byoc_replicas AS
+SELECT organization_id, service_id, replica, max(charge_period_end) AS billed_until
+FROM byoc_usage
+GROUP BY organization_id, service_id, replica;
+
+CREATE MATERIALIZED VIEW IF NOT EXISTS byoc_replicas_from_state TO byoc_replicas AS
+SELECT
+    organization_id,
+    service_id,
+    replica,
+    argMaxState(
+        (toString(region), toString(state), state_since, healthy,
+            CAST(reasons, 'Array(String)'), toString(version)),
+        (epoch, sequence)) AS newest_state
+FROM byoc_state
+WHERE type = 'byoc.service.state.v1'
+GROUP BY organization_id, service_id, replica;
+
+CREATE MATERIALIZED VIEW IF NOT EXISTS byoc_replicas_from_alerts TO byoc_replicas AS
+SELECT
+    organization_id,
+    service_id,
+    replica,
+    argMaxState((backlog_records, dead_letters), (started_at, sequence)) AS newest_forwarder
+FROM byoc_alerts
+WHERE type = 'byoc.alert.heartbeat.v1'
+GROUP BY organization_id, service_id, replica;
+
 -- How far each consumer and receiver has come. Silence is counted from these rows, never from the
 -- clock of the server: while nobody receives, nobody is silent.
 CREATE TABLE IF NOT EXISTS byoc_progress

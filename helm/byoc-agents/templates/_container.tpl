@@ -99,7 +99,7 @@ capabilities: {drop: [ALL]}
 {{- if eq .role.place "pod" -}}{{- .root.Values.sidecars.spool.volumeName | default "byoc-spool" -}}{{- else -}}byoc-spool{{- end -}}
 {{- end -}}
 
-{{/* The volumes of a role except its spool. Only the agents' containers mount them. */}}
+{{/* The volumes of a role except its spool. Only the daemons' containers mount them. */}}
 {{- define "byoc-agents.volumes" -}}
 {{- $v := .root.Values -}}
 {{- $daemons := .role.daemons -}}

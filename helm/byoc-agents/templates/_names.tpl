@@ -40,7 +40,7 @@ app.kubernetes.io/component: {{ .role.name }}
 {{- .Values.serviceAccount.name | default (include "byoc-agents.name" .) -}}
 {{- end -}}
 
-{{/* Every container of the agents: name, daemons, port of the status endpoints, place, values, spool. */}}
+{{/* Every container of the daemons: name, daemons, port of the status endpoints, place, values, spool. */}}
 {{- define "byoc-agents.roles" -}}
 {{- $v := .Values -}}
 {{- $all := list -}}

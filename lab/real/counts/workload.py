@@ -38,7 +38,7 @@ from byoc_agents.delivery.shipper import Shipper
 from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.spool import Spool
 from byoc_agents.ledger import FileLedger
-from lab.fakes.billing import Story
+from lab.fakes.billing import ReplicaHistory
 from lab.fakes.core import FakeClock, ListSink
 from lab.real.parts import kernel
 
@@ -209,8 +209,8 @@ async def receiving(spool: Spool) -> Work:
 
 def sealing() -> Work:
     """Encode and seal one object of some hours."""
-    story = Story()
-    records = [story.measured() for _ in range(RECORDS)]
+    history = ReplicaHistory()
+    records = [history.measured() for _ in range(RECORDS)]
 
     async def work() -> int:
         return len(seal([encode(record) for record in records], created_at_ms=0).body)

@@ -8,7 +8,7 @@ from pathlib import Path
 from lab.real.parts import install
 from lab.real.parts.process import RealProcess, free_port
 
-USER = "byoc"  # profile readonly=1, as the agents are meant to be given
+USER = "byoc"  # profile readonly=1, as the daemons are meant to be given
 PASSWORD = "loopback"
 ADMIN = "default"  # without a password, from 127.0.0.1 only
 

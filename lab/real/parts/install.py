@@ -307,17 +307,30 @@ def library_path(place: Path) -> dict[str, str]:
 def _once(place: Path, *inputs: str) -> Iterator[bool]:
     """Hold the cache's lock; yield True if `place` was not made from exactly these inputs."""
     CACHE.mkdir(parents=True, exist_ok=True)
-    stamp = CACHE / f"{place.name}.stamp"
-    wanted = hashlib.sha256("\n".join(inputs).encode()).hexdigest()
+    stamp = _stamp(place)
     with (CACHE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        missing = not stamp.exists() or stamp.read_text() != wanted
+        missing = not is_made(place, *inputs)
         if missing:
             shutil.rmtree(place, ignore_errors=True)
             stamp.unlink(missing_ok=True)
         yield missing
         if missing:
-            stamp.write_text(wanted)
+            stamp.write_text(_digest(inputs))
+
+
+def is_made(place: Path, *inputs: str) -> bool:
+    """Return whether `place` was made from exactly these inputs."""
+    stamp = _stamp(place)
+    return stamp.exists() and stamp.read_text() == _digest(inputs)
+
+
+def _stamp(place: Path) -> Path:
+    return place.with_name(f"{place.name}.stamp")
+
+
+def _digest(inputs: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(inputs).encode()).hexdigest()
 
 
 def find_python(version: str) -> Path:

@@ -110,8 +110,8 @@ class Daemons:
 
     async def drained(self) -> bool:
         code, text = await self.page("status")
-        agents = json.loads(text)["daemons"].values() if code == 200 else [{}]
-        return all(one.get("backlog", {}).get("oldest", "?") is None for one in agents)
+        daemons = json.loads(text)["daemons"].values() if code == 200 else [{}]
+        return all(one.get("backlog", {}).get("oldest", "?") is None for one in daemons)
 
     def toggle_replica(self) -> None:
         """Make the replica of the watched server read-only, or writable again."""

@@ -26,7 +26,7 @@ from byoc_agents.access.authority import (
 )
 from byoc_agents.access.errors import AuthorityError
 from lab.fakes.core import START_MS
-from tests.unit.access.access_world import ENGINEER, GRANT_ID, HOUR_MS, VENDOR, csr_of
+from tests.unit.access.access_documents import ENGINEER, GRANT_ID, HOUR_MS, VENDOR, csr_of
 
 COMMON_NAME = x509.NameAttribute(x509.NameOID.COMMON_NAME, "default")
 URI = f"spiffe://svc-1.byoc/grant/{GRANT_ID}"

@@ -15,7 +15,7 @@ from byoc_agents.access.replicas import CollectedLogs, GrantAccount, user_of
 from byoc_agents.clickhouse import Bounds, ClickHouse
 from lab.fakes.core import START_MS
 from lab.fakes.http import always, close, garbage, hang, lose, reply
-from tests.unit.access.access_world import GRANT_ID
+from tests.unit.access.access_documents import GRANT_ID
 from tests.unit.access.clickhouse_double import ClickHouseDouble
 
 USER = user_of(GRANT_ID)

@@ -12,69 +12,69 @@ from byoc_agents.access.machine import State
 from byoc_agents.access.orders import Submit
 from byoc_agents.access_commands import main
 from byoc_agents.access_commands.cli import COMMANDS
-from tests.unit.access.access_world import (
+from tests.unit.access.access_documents import (
     APPROVER,
     GRANT_ID,
     policy_text,
     request_envelope,
     withdrawal_envelope,
 )
-from tests.unit.access.broker_world import World
+from tests.unit.access.scripted_broker import Harness
 
 SHORT = GRANT_ID[:13]
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    world = World(tmp_path)
-    (tmp_path / "access-broker").symlink_to(world.state)
-    async with world.running():
-        yield world
-    assert world.ledger_problems() == []
+async def harness(tmp_path: Path) -> AsyncIterator[Harness]:
+    harness = Harness(tmp_path)
+    (tmp_path / "access-broker").symlink_to(harness.state)
+    async with harness.running():
+        yield harness
+    assert harness.ledger_problems() == []
 
 
-async def run(world: World, *argv: str) -> int:
+async def run(harness: Harness, *argv: str) -> int:
     """Run a command in a thread, while the broker makes its passes."""
-    environ = {"BYOC_STATE_DIR": str(world.directory)}
+    environ = {"BYOC_STATE_DIR": str(harness.directory)}
     command = asyncio.create_task(asyncio.to_thread(main, argv, environ))
     while not command.done():
-        await world.broker.run_pass()
+        await harness.broker.run_pass()
         await asyncio.wait([command], timeout=0.01)
     return command.result()
 
 
-def write(world: World, name: str, content: bytes) -> str:
-    path = world.directory / name
+def write(harness: Harness, name: str, content: bytes) -> str:
+    path = harness.directory / name
     path.write_bytes(content)
     return str(path)
 
 
-async def submit(world: World) -> None:
-    await world.order(Submit(envelope=request_envelope()))
+async def submit(harness: Harness) -> None:
+    await harness.order(Submit(envelope=request_envelope()))
 
 
 async def test_a_request_is_submitted_shown_approved_and_revoked(
-    world: World, capsys: pytest.CaptureFixture[str]
+    harness: Harness, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert await run(world, "submit", write(world, "r.json", request_envelope())) == 0
-    assert await run(world, "list") == 0
+    assert await run(harness, "submit", write(harness, "r.json", request_envelope())) == 0
+    assert await run(harness, "list") == 0
     assert "pending" in capsys.readouterr().out
-    assert await run(world, "show", SHORT) == 0
+    assert await run(harness, "show", SHORT) == 0
     shown = capsys.readouterr().out
     assert "eng-8841 (A. Example)" in shown
     assert "incident, CS-1234: merge backlog, replica 2" in shown
-    assert await run(world, "approve", SHORT, "--for", "30m", "--by", "anna") == 0
-    await world.broker.run_pass()
-    assert (world.grant().state, world.grant().duration_seconds) == (State.OPEN, 1800)
-    assert await run(world, "status") == 1
+    assert await run(harness, "approve", SHORT, "--for", "30m", "--by", "anna") == 0
+    await harness.broker.run_pass()
+    assert (harness.grant().state, harness.grant().duration_seconds) == (State.OPEN, 1800)
+    assert await run(harness, "status") == 1
     assert "1 open" in capsys.readouterr().out
-    assert await run(world, "show", SHORT, "--certificate") == 0
-    assert capsys.readouterr().out == world.grant().certificate
-    assert await run(world, "revoke", SHORT, "--by", "anna", "--comment", "done") == 0
-    await world.passes(1)
-    assert await run(world, "status", "--json") == 0
+    assert await run(harness, "show", SHORT, "--certificate") == 0
+    assert capsys.readouterr().out == harness.grant().certificate
+    assert await run(harness, "revoke", SHORT, "--by", "anna", "--comment", "done") == 0
+    await harness.passes(1)
+    assert await run(harness, "status", "--json") == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"open": {}, "kill_switch": None}
-    assert await run(world, "list", "--all", "--json") == 0
+    assert await run(harness, "list", "--all", "--json") == 0
     (ended,) = map(json.loads, capsys.readouterr().out.splitlines())
     assert (ended["state"], ended["approvers"], ended["counts"]["queries"]) == (
         *("closed", ["anna"]),
@@ -82,25 +82,27 @@ async def test_a_request_is_submitted_shown_approved_and_revoked(
     )
 
 
-async def test_a_denial_needs_a_reason(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    await submit(world)
-    assert await run(world, "deny", SHORT) == 2
+async def test_a_denial_needs_a_reason(
+    harness: Harness, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await submit(harness)
+    assert await run(harness, "deny", SHORT) == 2
     assert "--comment: expected a reason" in capsys.readouterr().err
-    assert await run(world, "deny", SHORT, "--comment", "not now", "--by", "anna") == 0
-    assert (await world.stored()).reason == "denied: not now (by anna)"
+    assert await run(harness, "deny", SHORT, "--comment", "not now", "--by", "anna") == 0
+    assert (await harness.stored()).reason == "denied: not now (by anna)"
 
 
 async def test_what_the_broker_refuses_is_exit_code_1(
-    world: World, capsys: pytest.CaptureFixture[str]
+    harness: Harness, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    await submit(world)
-    assert await run(world, "approve", SHORT, "--role", "query-text", "--by", "anna") == 1
+    await submit(harness)
+    assert await run(harness, "approve", SHORT, "--role", "query-text", "--by", "anna") == 1
     assert "refused: role" in capsys.readouterr().out
-    assert await run(world, "submit", write(world, "x", b"{}")) == 1
-    assert await run(world, "deny", SHORT, "--comment", "no", "--by", "anna") == 0
-    assert await run(world, "approve", SHORT) == 1
-    assert await run(world, "revoke", SHORT) == 1
-    assert await run(world, "show", "ffff") == 1
+    assert await run(harness, "submit", write(harness, "x", b"{}")) == 1
+    assert await run(harness, "deny", SHORT, "--comment", "no", "--by", "anna") == 0
+    assert await run(harness, "approve", SHORT) == 1
+    assert await run(harness, "revoke", SHORT) == 1
+    assert await run(harness, "show", "ffff") == 1
 
 
 @pytest.mark.parametrize(
@@ -116,81 +118,81 @@ async def test_what_the_broker_refuses_is_exit_code_1(
     ],
 )
 async def test_bad_usage_is_exit_code_2(
-    world: World, capsys: pytest.CaptureFixture[str], argv: tuple[str, ...], text: str
+    harness: Harness, capsys: pytest.CaptureFixture[str], argv: tuple[str, ...], text: str
 ) -> None:
-    await submit(world)
-    assert await run(world, *argv) == 2
+    await submit(harness)
+    assert await run(harness, *argv) == 2
     assert text in capsys.readouterr().err
 
 
-async def test_a_vendor_can_end_access_by_a_file(world: World) -> None:
-    await world.open_grant()
-    assert await run(world, "submit", write(world, "w.json", withdrawal_envelope())) == 0
-    await world.passes(1, 2)
-    assert (await world.stored()).reason.startswith("withdrawn")
+async def test_a_vendor_can_end_access_by_a_file(harness: Harness) -> None:
+    await harness.open_grant()
+    assert await run(harness, "submit", write(harness, "w.json", withdrawal_envelope())) == 0
+    await harness.passes(1, 2)
+    assert (await harness.stored()).reason.startswith("withdrawn")
 
 
 async def test_the_kill_switch_ends_everything_and_is_waited_for(
-    world: World, capsys: pytest.CaptureFixture[str]
+    harness: Harness, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    await world.open_grant()
-    assert await run(world, "kill", "on", "--wait", "30") == 0
+    await harness.open_grant()
+    assert await run(harness, "kill", "on", "--wait", "30") == 0
     out = capsys.readouterr().out
     assert "kill switch: on (kill-switch)" in out
     assert "nobody has access" in out
-    assert world.users == {"r0": [], "r1": []}
-    assert await run(world, "kill", "status") == 0
-    assert await run(world, "kill", "off") == 0
+    assert harness.users == {"r0": [], "r1": []}
+    assert await run(harness, "kill", "status") == 0
+    assert await run(harness, "kill", "off") == 0
     assert "kill switch: off" in capsys.readouterr().out
-    assert not world.kill_file.exists()
+    assert not harness.kill_file.exists()
 
 
 async def test_a_kill_switch_that_does_not_act_in_time_is_exit_code_1(
-    world: World, capsys: pytest.CaptureFixture[str]
+    harness: Harness, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    await world.open_grant()
-    world.servers["r1"].reachable = False
-    assert await run(world, "kill", "on", "--wait", "0.3") == 1
+    await harness.open_grant()
+    harness.servers["r1"].reachable = False
+    assert await run(harness, "kill", "on", "--wait", "0.3") == 1
     assert "not all access has ended in 0.3 s" in capsys.readouterr().out
 
 
-async def test_each_server_is_checked(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    world.servers["r1"].problems = ["version: has '1': expected 2"]
-    assert await run(world, "check") == 0
+async def test_each_server_is_checked(harness: Harness, capsys: pytest.CaptureFixture[str]) -> None:
+    harness.servers["r1"].problems = ["version: has '1': expected 2"]
+    assert await run(harness, "check") == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("r")]
     assert lines == ["r0: ok", "r1: version: has '1': expected 2"]
 
 
 async def test_an_approval_is_signed_off_the_cluster(
-    world: World, capsys: pytest.CaptureFixture[str]
+    harness: Harness, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    world.write_policy(approval="signed")
-    await submit(world)
-    assert await run(world, "show", SHORT, "--envelope") == 0
-    request = write(world, "request.json", capsys.readouterr().out.splitlines()[-1].encode())
+    harness.write_policy(approval="signed")
+    await submit(harness)
+    assert await run(harness, "show", SHORT, "--envelope") == 0
+    request = write(harness, "request.json", capsys.readouterr().out.splitlines()[-1].encode())
     pem = APPROVER.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    key = write(world, "anna.pem", pem)
+    key = write(harness, "anna.pem", pem)
     command = ("sign", request, "--key", key, "--key-id", "sec-1", "--by", "anna", "--for", "20m")
     assert main(command, {}) == 0
-    approval = write(world, "approval.json", capsys.readouterr().out.encode())
-    assert await run(world, "approve", SHORT, "--file", approval) == 0
-    await world.broker.run_pass()
-    assert (world.grant().state, world.grant().duration_seconds) == (State.OPEN, 1200)
-    assert [one.by for one in world.grant().approvals] == ["sec-1"]
+    approval = write(harness, "approval.json", capsys.readouterr().out.encode())
+    assert await run(harness, "approve", SHORT, "--file", approval) == 0
+    await harness.broker.run_pass()
+    assert (harness.grant().state, harness.grant().duration_seconds) == (State.OPEN, 1200)
+    assert [one.by for one in harness.grant().approvals] == ["sec-1"]
 
 
-async def test_a_replica_that_is_lost_is_given_up(world: World) -> None:
-    await world.open_grant()
-    world.servers["r1"].reachable = False
-    await run(world, "revoke", "all", "--by", "anna")
-    assert await run(world, "forget-replica", "r1") == 2
-    assert await run(world, "forget-replica", "r1", "--comment", "lost", "--by", "anna") == 0
-    await world.passes(31, 3)
-    assert (await world.stored()).state is State.CLOSED_INCOMPLETE
+async def test_a_replica_that_is_lost_is_given_up(harness: Harness) -> None:
+    await harness.open_grant()
+    harness.servers["r1"].reachable = False
+    await run(harness, "revoke", "all", "--by", "anna")
+    assert await run(harness, "forget-replica", "r1") == 2
+    assert await run(harness, "forget-replica", "r1", "--comment", "lost", "--by", "anna") == 0
+    await harness.passes(31, 3)
+    assert (await harness.stored()).state is State.CLOSED_INCOMPLETE
 
 
 def test_without_a_running_broker_an_order_waits_and_that_is_reported(
@@ -204,10 +206,10 @@ def test_without_a_running_broker_an_order_waits_and_that_is_reported(
 
 
 async def stored_state(directory: Path) -> None:
-    world = World(directory / "w")
-    (directory / "access-broker").symlink_to(world.state)
-    async with world.running():
-        await world.broker.run_pass()
+    harness = Harness(directory / "w")
+    (directory / "access-broker").symlink_to(harness.state)
+    async with harness.running():
+        await harness.broker.run_pass()
 
 
 @pytest.mark.parametrize("command", ["list", "status", "report", "check"])

@@ -7,7 +7,7 @@ import pytest
 
 from byoc_agents.access.control_files import KillSwitch, PolicySource
 from byoc_agents.access.errors import PolicyError
-from tests.unit.access.access_world import policy_text
+from tests.unit.access.access_documents import policy_text
 
 
 @pytest.fixture

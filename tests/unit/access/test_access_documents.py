@@ -18,7 +18,7 @@ from byoc_agents.access.documents import (
 )
 from byoc_agents.access.errors import DocumentError
 from lab.fakes.core import START_MS
-from tests.unit.access.access_world import AUDIENCE, GRANT_ID, HOUR_MS, request_fields
+from tests.unit.access.access_documents import AUDIENCE, GRANT_ID, HOUR_MS, request_fields
 
 
 def refusal(payload_type: str, fields: Any) -> str:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from byoc_agents.access.events import OTHER, REASONS, find_reason, message_of
 from byoc_agents.access.machine import Cause, State
-from tests.unit.access.access_world import grant_of
+from tests.unit.access.access_documents import grant_of
 
 
 def sent(state: State, **changes: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from byoc_agents.access.machine import (
     find_hold,
 )
 from lab.fakes.core import START_MS
-from tests.unit.access.access_world import HOUR_MS, grant_of
+from tests.unit.access.access_documents import HOUR_MS, grant_of
 
 NOW = GrantTime(wall_ms=START_MS, boot_ns=5 * 10**12, boot_id="boot-1", highest_wall_ms=START_MS)
 

@@ -19,7 +19,7 @@ from byoc_agents.access.policy import (
     parse_duration,
 )
 from lab.fakes.core import START_MS
-from tests.unit.access.access_world import (
+from tests.unit.access.access_documents import (
     APPROVER,
     HOUR_MS,
     STRANGER,

@@ -10,8 +10,8 @@ import pytest
 from byoc_agents.access.orders import Approve, CheckServers, Revoke, Submit
 from byoc_agents.access.replicas import user_of
 from byoc_agents.ledger.verify import verify
-from tests.unit.access.access_world import GRANT_ID
-from tests.unit.access.program_world import Program, until
+from tests.unit.access.access_documents import GRANT_ID
+from tests.unit.access.program_harness import Program, until
 
 USER = user_of(GRANT_ID)
 BOTH = {"r0": [USER], "r1": [USER]}
@@ -34,7 +34,7 @@ async def open_grant(program: Program) -> None:
     await until(lambda: "open" in program.plane.states(), program.process)
 
 
-async def test_the_whole_story_of_a_polled_request(program: Program) -> None:
+async def test_a_polled_request_from_approval_to_closing(program: Program) -> None:
     async with program.running():
         await open_grant(program)
         assert program.users == BOTH

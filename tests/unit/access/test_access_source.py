@@ -14,7 +14,7 @@ from byoc_agents.access.source import BrokerCollector
 from byoc_agents.errors import SendError
 from lab.fakes.core import FakeClock
 from lab.fakes.http import HttpDouble, Reply, always, close, garbage, hang, in_order, reply
-from tests.unit.access.broker_world import World
+from tests.unit.access.scripted_broker import Harness
 
 JSON = {"content-type": "application/json"}
 PAGE = Path(__file__).parents[3] / "docs" / "access.md"
@@ -88,9 +88,9 @@ async def test_a_failed_poll_gives_nothing_and_is_reported(
 
 
 async def test_the_metrics_are_those_of_the_page(tmp_path: Path, poller: RequestPoller) -> None:
-    world = World(tmp_path)
-    async with world.running() as broker:
-        await world.open_grant()
+    harness = Harness(tmp_path)
+    async with harness.running() as broker:
+        await harness.open_grant()
         families = list(BrokerCollector("access-broker", broker, poller).collect())
     found = {
         family.name + "_total" * (family.type == "counter"): {

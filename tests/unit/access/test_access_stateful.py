@@ -18,8 +18,8 @@ from byoc_agents.access.machine import ENDS, State
 from byoc_agents.access.orders import Approve, Deny, Order, Revoke, Submit
 from byoc_agents.access.replicas import USER_PREFIX, user_of
 from lab.fakes.core import START_MS
-from tests.unit.access.access_world import grant_id, request_envelope, withdrawal_envelope
-from tests.unit.access.broker_world import World, touch
+from tests.unit.access.access_documents import grant_id, request_envelope, withdrawal_envelope
+from tests.unit.access.scripted_broker import Harness, touch
 
 NUMBERS = st.integers(1, 3)
 METHODS = ["create_user", "drop_user", "find_differences", "list_users", "collect", "find_problems"]
@@ -31,13 +31,13 @@ class CrashError(BaseException):
 
 
 class History(RuleBasedStateMachine):
-    """One world, one broker after another."""
+    """One harness, one broker after another."""
 
     def __init__(self) -> None:
         super().__init__()
         self._folder = tempfile.TemporaryDirectory()
         self._loop = asyncio.new_event_loop()
-        self.world = World(Path(self._folder.name))
+        self.harness = Harness(Path(self._folder.name))
         self.orders = 0
         self.approved: set[str] = set()
         self.requests: dict[int, bytes] = {}
@@ -47,8 +47,8 @@ class History(RuleBasedStateMachine):
 
     def _start(self) -> None:
         self._stack = AsyncExitStack()
-        self.world.on_step = self._on_step
-        self._loop.run_until_complete(self._stack.enter_async_context(self.world.running()))
+        self.harness.on_step = self._on_step
+        self._loop.run_until_complete(self._stack.enter_async_context(self.harness.running()))
 
     def _on_step(self, step: str) -> None:
         if step.endswith(".create_user"):
@@ -60,8 +60,8 @@ class History(RuleBasedStateMachine):
 
     def _check_created(self) -> None:
         """Check that a user is created only for a grant that was approved, and after its lines."""
-        facts = self.world.facts()
-        for server in self.world.servers.values():
+        facts = self.harness.facts()
+        for server in self.harness.servers.values():
             for user, account in server.users.items():
                 own = [fact for fact in facts if fact.subject == account.grant_id]
                 names = [fact.fact for fact in own]
@@ -74,40 +74,40 @@ class History(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.crash_at = 0
-        world = self.world
+        harness = self.harness
         self._repair()
         self._place(Revoke(id="all", by="anna"))
-        world.kill_file.touch()
+        harness.kill_file.touch()
         for _ in range(CALM):
             self._pass(31)
-        waiting = {g.state for g in world.broker.grants}
+        waiting = {g.state for g in harness.broker.grants}
         assert waiting <= {State.PENDING, State.APPROVED}
-        assert world.users == {"r0": [], "r1": []}
+        assert harness.users == {"r0": [], "r1": []}
         self._loop.run_until_complete(self._stack.aclose())
-        assert world.ledger_problems() == []
+        assert harness.ledger_problems() == []
         self._check_one_end()
         self._loop.close()
         self._folder.cleanup()
 
     def _repair(self) -> None:
-        world = self.world
-        world.ledger_error = world.store_error = ""
-        for server in world.servers.values():
+        harness = self.harness
+        harness.ledger_error = harness.store_error = ""
+        for server in harness.servers.values():
             server.reachable, server.problems, server.skew_ms = True, [], 0
             server.broken.clear()
-        world.write_policy()
+        harness.write_policy()
 
     def _check_one_end(self) -> None:
         ends: dict[str, set[str]] = {}
-        for fact in self.world.facts():
+        for fact in self.harness.facts():
             if fact.fact in {end.value for end in ENDS}:
                 ends.setdefault(fact.subject, set()).add(fact.fact)
         assert all(len(kinds) == 1 for kinds in ends.values())
 
     def _pass(self, seconds: float = 0) -> None:
         async def run() -> None:
-            await self.world.clock.advance(seconds)
-            await self.world.broker.run_pass()
+            await self.harness.clock.advance(seconds)
+            await self.harness.broker.run_pass()
 
         try:
             self._loop.run_until_complete(run())
@@ -124,15 +124,15 @@ class History(RuleBasedStateMachine):
 
     def _place(self, order: Order) -> None:
         self.orders += 1
-        self.world.orders.create()
-        self.world.orders.place(f"{self.orders:06}", order)
+        self.harness.orders.create()
+        self.harness.orders.place(f"{self.orders:06}", order)
 
     # Orders.
 
     @rule(number=NUMBERS, again=st.booleans())
     def submit(self, number: int, again: bool) -> None:
         if number not in self.requests or not again:
-            now_ms = max(START_MS, self.world.clock.wall_ns() // 1_000_000)
+            now_ms = max(START_MS, self.harness.clock.wall_ns() // 1_000_000)
             engineer = {"id": f"eng-{number}", "name": "A"}
             self.requests[number] = request_envelope(
                 start_ms=now_ms, id=grant_id(number), engineer=engineer, duration_seconds=600
@@ -165,30 +165,30 @@ class History(RuleBasedStateMachine):
 
     @rule(on=st.booleans())
     def switch(self, on: bool) -> None:
-        touch(self.world.kill_file) if on else self.world.kill_file.unlink(missing_ok=True)
+        touch(self.harness.kill_file) if on else self.harness.kill_file.unlink(missing_ok=True)
         self._pass()
 
     @rule(how=st.sampled_from(["broken", "missing", "shorter", "two approvals", "restored"]))
     def change_policy(self, how: str) -> None:
-        world = self.world
+        harness = self.harness
         if how == "missing":
-            world.policy_file.unlink(missing_ok=True)
+            harness.policy_file.unlink(missing_ok=True)
         elif how == "broken":
-            world.policy_file.write_text("[")
+            harness.policy_file.write_text("[")
         else:
             changes: dict[str, dict[str, Any]] = {
                 "shorter": {"max_duration": "5m"},
                 "two approvals": {"approvals_needed": 2},
             }
-            world.write_policy(**changes.get(how, {}))
+            harness.write_policy(**changes.get(how, {}))
         self._pass()
 
     @rule(error=st.sampled_from(["", "disk full"]), part=st.sampled_from(["ledger", "store"]))
     def disk(self, error: str, part: str) -> None:
         if part == "ledger":
-            self.world.ledger_error = error
+            self.harness.ledger_error = error
         else:
-            self.world.store_error = error
+            self.harness.store_error = error
         self._pass(31)
 
     @rule(
@@ -197,18 +197,18 @@ class History(RuleBasedStateMachine):
         how=st.sampled_from(["before", "after", ""]),
     )
     def break_server(self, name: str, method: str, how: str) -> None:
-        server = self.world.servers[name]
+        server = self.harness.servers[name]
         server.broken = {method: how} if how else {}
         self._pass()
 
     @rule(name=st.sampled_from(["r0", "r1"]))
     def restart_server(self, name: str) -> None:
-        self.world.servers[name].users.clear()
+        self.harness.servers[name].users.clear()
         self._pass(31)
 
     @rule(name=st.sampled_from(["r0", "r1"]), problems=st.sampled_from([[], ["role_remote"]]))
     def check(self, name: str, problems: list[str]) -> None:
-        self.world.servers[name].problems = problems
+        self.harness.servers[name].problems = problems
         self._pass(31)
 
     # Time, and crashes.
@@ -219,7 +219,7 @@ class History(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([-7200, -61, -30, 30, 61, 7200]))
     def step_clock(self, seconds: int) -> None:
-        self.world.clock.step_wall(seconds)
+        self.harness.clock.step_wall(seconds)
         self._pass()
 
     @rule()
@@ -236,25 +236,25 @@ class History(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_open_under_a_kill_switch(self) -> None:
-        status = self.world.broker.status()
+        status = self.harness.broker.status()
         if status["kill_switch"] and status["kill_switch"] != "not read yet":
-            for name, users in self.world.users.items():
+            for name, users in self.harness.users.items():
                 assert not users or self._may_lag(name)
 
     @invariant()
     def nothing_outlives_its_end(self) -> None:
-        now_ms = self.world.clock.wall_ns() // 1_000_000
-        for name, server in self.world.servers.items():
+        now_ms = self.harness.clock.wall_ns() // 1_000_000
+        for name, server in self.harness.servers.items():
             for account in server.users.values():
                 assert account.user.startswith(USER_PREFIX)
                 assert now_ms < account.end_ms or self._may_lag(name)
 
     def _may_lag(self, name: str) -> bool:
         """Return whether a server may still have a user: it fails, or its next attempt is due."""
-        server = self.world.servers[name]
+        server = self.harness.servers[name]
         return bool(server.broken) or any(
             grant.state is State.CLOSING and name in grant.touched
-            for grant in self.world.broker.grants
+            for grant in self.harness.broker.grants
         )
 
 

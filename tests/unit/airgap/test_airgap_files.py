@@ -23,52 +23,52 @@ from byoc_agents.delivery.sink import Message
 from byoc_agents.errors import LedgerError
 from byoc_agents.ledger.format import FactLine, Intent, ReceiptLine, decode
 from byoc_agents.ledger.verify import verify
-from tests.unit.airgap.airgap_world import (
+from tests.unit.airgap.airgap_harness import (
     BILLING,
     CUSTOMER,
     STRANGER,
     VENDOR,
-    World,
+    Harness,
     digest,
 )
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
+def harness(tmp_path: Path) -> Harness:
+    return Harness(tmp_path)
 
 
-def lines_of(world: World) -> list[Any]:
+def lines_of(harness: Harness) -> list[Any]:
     """Return the lines of the ledger of the exports."""
-    files = sorted((world.state_dir / "export" / "ledger").glob("*.jsonl"))
+    files = sorted((harness.state_dir / "export" / "ledger").glob("*.jsonl"))
     return [decode(line) for file in files for line in file.read_bytes().splitlines()]
 
 
-async def test_an_export_holds_the_messages_unchanged_and_removes_nothing(world: World) -> None:
-    made = world.add_objects(3)
-    (raw,) = await world.export()
+async def test_an_export_holds_the_messages_unchanged_and_removes_nothing(harness: Harness) -> None:
+    made = harness.add_objects(3)
+    (raw,) = await harness.export()
     file = open_file(raw, "export", CUSTOMER.public_key())
     assert file.messages() == made
     assert file.manifest.daemon == BILLING
-    assert world.waiting() == [message.id for message in made]
+    assert harness.waiting() == [message.id for message in made]
 
 
-async def test_a_receipt_removes_what_it_confirms_and_only_that(world: World) -> None:
-    first = world.add_objects(2)
-    (raw,) = await world.export()
-    later = world.add_objects(1)
-    receipt = await world.deliver(raw)
-    assert world.waiting() == [m.id for m in (*first, *later)]
-    assert await world.confirm(receipt) == 2
-    assert world.waiting() == [later[0].id]
-    assert await world.confirm(receipt) == 0  # again
+async def test_a_receipt_removes_what_it_confirms_and_only_that(harness: Harness) -> None:
+    first = harness.add_objects(2)
+    (raw,) = await harness.export()
+    later = harness.add_objects(1)
+    receipt = await harness.deliver(raw)
+    assert harness.waiting() == [m.id for m in (*first, *later)]
+    assert await harness.confirm(receipt) == 2
+    assert harness.waiting() == [later[0].id]
+    assert await harness.confirm(receipt) == 0  # again
 
 
-async def test_the_ledger_has_each_export_and_each_receipt(world: World) -> None:
-    made = world.add_objects(3)
-    (raw,) = await world.export()
-    await world.confirm(await world.deliver(raw))
-    lines = lines_of(world)
+async def test_the_ledger_has_each_export_and_each_receipt(harness: Harness) -> None:
+    made = harness.add_objects(3)
+    (raw,) = await harness.export()
+    await harness.confirm(await harness.deliver(raw))
+    lines = lines_of(harness)
     (intent,) = (line for line in lines if isinstance(line, Intent))
     (written,) = (line for line in lines if isinstance(line, ReceiptLine))
     (fact,) = (line for line in lines if isinstance(line, FactLine))
@@ -81,66 +81,66 @@ async def test_the_ledger_has_each_export_and_each_receipt(world: World) -> None
     assert {one.reference for one in written.outcomes} == {file_id}
     assert (fact.fact, fact.subject, fact.reason) == ("export.receipt", file_id, "stored")
     assert fact.detail == {"daemon": BILLING, "messages": "3"}
-    receipt = open_file(world.receipts[0], "receipt", VENDOR.public_key())
+    receipt = open_file(harness.receipts[0], "receipt", VENDOR.public_key())
     assert fact.sha256 == {"receipt": receipt.id}
-    verdict = verify(world.state_dir / "export" / "ledger")
+    verdict = verify(harness.state_dir / "export" / "ledger")
     assert verdict.ok, verdict.problems
 
 
-async def test_without_a_line_in_the_ledger_nothing_is_written(world: World) -> None:
-    world.add_objects(1)
-    (world.state_dir / "export").mkdir()
-    (world.state_dir / "export" / "ledger").touch()  # no directory: nothing can be written there
+async def test_without_a_line_in_the_ledger_nothing_is_written(harness: Harness) -> None:
+    harness.add_objects(1)
+    (harness.state_dir / "export").mkdir()
+    (harness.state_dir / "export" / "ledger").touch()  # no directory: nothing can be written there
     with pytest.raises(LedgerError):
-        await world.export()
-    assert list(world.output.iterdir()) == []
+        await harness.export()
+    assert list(harness.output.iterdir()) == []
 
 
-async def test_a_receipt_that_the_ledger_cannot_hold_removes_nothing(world: World) -> None:
-    world.add_objects(1)
-    (raw,) = await world.export()
-    receipt = await world.deliver(raw)
-    shutil.rmtree(world.state_dir / "export" / "ledger")
-    (world.state_dir / "export" / "ledger").touch()
+async def test_a_receipt_that_the_ledger_cannot_hold_removes_nothing(harness: Harness) -> None:
+    harness.add_objects(1)
+    (raw,) = await harness.export()
+    receipt = await harness.deliver(raw)
+    shutil.rmtree(harness.state_dir / "export" / "ledger")
+    (harness.state_dir / "export" / "ledger").touch()
     with pytest.raises(LedgerError):
-        await world.confirm(receipt)
-    assert len(world.waiting()) == 1
+        await harness.confirm(receipt)
+    assert len(harness.waiting()) == 1
 
 
-async def test_a_file_that_cannot_be_written_is_an_error_and_no_export(world: World) -> None:
-    world.add_objects(1)
-    world.output.rmdir()
+async def test_a_file_that_cannot_be_written_is_an_error_and_no_export(harness: Harness) -> None:
+    harness.add_objects(1)
+    harness.output.rmdir()
     with pytest.raises(FileNotFoundError):
-        await world.export()
-    (written,) = (line for line in lines_of(world) if isinstance(line, ReceiptLine))
+        await harness.export()
+    (written,) = (line for line in lines_of(harness) if isinstance(line, ReceiptLine))
     assert written.outcomes[0].reason == "internal"
-    assert len(world.waiting()) == 1
+    assert len(harness.waiting()) == 1
 
 
-async def test_large_spools_become_several_files(world: World) -> None:
-    made = world.add_objects(5)
+async def test_large_spools_become_several_files(harness: Harness) -> None:
+    made = harness.add_objects(5)
     size = len(made[0].body)
-    files = await world.export(max_bytes=2 * size + size // 2)
+    files = await harness.export(max_bytes=2 * size + size // 2)
     assert len(files) == 3
     opened = [open_file(raw, "export", CUSTOMER.public_key()).messages() for raw in files]
     assert [m for messages in opened for m in messages] == made
-    (one,) = await world.export(max_bytes=5 * size + 5 * 20)
+    (one,) = await harness.export(max_bytes=5 * size + 5 * 20)
     assert len(open_file(one, "export", CUSTOMER.public_key()).lines) == 5
 
 
 @pytest.mark.parametrize("place", [0, 5, 40, -1, -30, "line end"])
-async def test_a_changed_byte_is_refused(world: World, place: int | str) -> None:
-    world.add_objects(2)
-    (raw,) = await world.export()
+async def test_a_changed_byte_is_refused(harness: Harness, place: int | str) -> None:
+    harness.add_objects(2)
+    (raw,) = await harness.export()
     at = raw.index(b"\n") if isinstance(place, str) else place % len(raw)
     changed = raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :]
     with pytest.raises(SignedFileError):
         open_file(changed, "export", CUSTOMER.public_key())
 
 
-async def test_every_changed_byte_is_refused(world: World) -> None:
-    world.add_objects(1)
-    (raw,) = await world.export()
+async def test_every_changed_byte_is_refused(harness: Harness) -> None:
+    harness.add_objects(1)
+    (raw,) = await harness.export()
     signature = raw.index(b'"keyid"')  # what follows in the first line is a hint, unprotected
     hint = range(signature, raw.index(b"\n"))
     for at in range(len(raw)):
@@ -164,18 +164,18 @@ async def test_every_changed_byte_is_refused(world: World) -> None:
     ],
 )
 async def test_a_damaged_file_is_refused_with_the_reason(
-    world: World, change: Any, message: str
+    harness: Harness, change: Any, message: str
 ) -> None:
-    world.add_objects(2)
-    (raw,) = await world.export()
+    harness.add_objects(2)
+    (raw,) = await harness.export()
     with pytest.raises(SignedFileError, match=message):
         open_file(change(raw), "export", CUSTOMER.public_key())
 
 
-async def test_another_key_and_another_kind_are_refused(world: World) -> None:
-    world.add_objects(1)
-    (raw,) = await world.export()
-    receipt = await world.deliver(raw)
+async def test_another_key_and_another_kind_are_refused(harness: Harness) -> None:
+    harness.add_objects(1)
+    (raw,) = await harness.export()
+    receipt = await harness.deliver(raw)
     with pytest.raises(SignedFileError, match="not signed with the given key"):
         open_file(raw, "export", STRANGER.public_key())
     with pytest.raises(SignedFileError, match="as another kind of file: expected receipt"):
@@ -184,44 +184,46 @@ async def test_another_key_and_another_kind_are_refused(world: World) -> None:
         open_file(receipt, "export", VENDOR.public_key())
 
 
-async def test_the_receipt_of_another_installation_is_refused(world: World, tmp_path: Path) -> None:
-    other = World(tmp_path / "other", "org-2")
+async def test_the_receipt_of_another_installation_is_refused(
+    harness: Harness, tmp_path: Path
+) -> None:
+    other = Harness(tmp_path / "other", "org-2")
     other.add_objects(1)
     receipt = await other.deliver((await other.export())[0])
-    world.add_objects(1)
-    await world.export()
+    harness.add_objects(1)
+    await harness.export()
     with pytest.raises(SignedFileError, match="which was not made in this state directory"):
-        await world.confirm(receipt)
-    assert len(world.waiting()) == 1
+        await harness.confirm(receipt)
+    assert len(harness.waiting()) == 1
 
 
 @pytest.mark.parametrize("of", ["", "../made", "0" * 64, "x" * 64])
-async def test_a_receipt_for_nothing_is_refused(world: World, of: str) -> None:
-    world.add_objects(1)
-    await world.export()
+async def test_a_receipt_for_nothing_is_refused(harness: Harness, of: str) -> None:
+    harness.add_objects(1)
+    await harness.export()
     _, raw = sign_file("receipt", [], VENDOR, daemon=BILLING, made_at="", of=of)
     with pytest.raises(SignedFileError, match="not made in this state directory"):
-        await world.confirm(raw)
+        await harness.confirm(raw)
 
 
-async def test_a_receipt_that_names_another_daemon_is_refused(world: World) -> None:
-    world.add_objects(1)
-    (raw,) = await world.export()
+async def test_a_receipt_that_names_another_daemon_is_refused(harness: Harness) -> None:
+    harness.add_objects(1)
+    (raw,) = await harness.export()
     file_id = open_file(raw, "export", CUSTOMER.public_key()).id
     _, receipt = sign_file("receipt", [], VENDOR, daemon="x", made_at="", of=file_id)
     with pytest.raises(SignedFileError, match="a receipt for x: the export was of billing"):
-        await world.confirm(receipt)
+        await harness.confirm(receipt)
 
 
-async def test_a_message_with_other_bytes_is_not_removed(world: World) -> None:
-    (message,) = world.add_objects(1)
-    (raw,) = await world.export()
-    receipt = await world.deliver(raw)
-    with closing(world.spool()) as store, store.transaction():
+async def test_a_message_with_other_bytes_is_not_removed(harness: Harness) -> None:
+    (message,) = harness.add_objects(1)
+    (raw,) = await harness.export()
+    receipt = await harness.deliver(raw)
+    with closing(harness.spool()) as store, store.transaction():
         store.remove([message.id])
-    world.add(msgspec.structs.replace(message, body=b"other"))
-    assert await world.confirm(receipt) == 0
-    assert world.waiting() == [message.id]
+    harness.add(msgspec.structs.replace(message, body=b"other"))
+    assert await harness.confirm(receipt) == 0
+    assert harness.waiting() == [message.id]
 
 
 # The commands.
@@ -238,19 +240,19 @@ def keys(directory: Path) -> tuple[Path, Path]:
 
 
 def test_the_commands_export_and_confirm(
-    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    harness: Harness, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     private, public = keys(tmp_path)
-    world.add_objects(2)
-    world.spool("state-exporter").close()
-    state = ["--state-dir", str(world.state_dir)]
-    assert main(["export", "--key", str(private), "--output", str(world.output), *state]) == 0
+    harness.add_objects(2)
+    harness.spool("state-exporter").close()
+    state = ["--state-dir", str(harness.state_dir)]
+    assert main(["export", "--key", str(private), "--output", str(harness.output), *state]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("billing-scraper: 2 messages in ")
     assert said[1] == "state-exporter: nothing waits"
-    (file,) = world.output.iterdir()
+    (file,) = harness.output.iterdir()
     receipt = tmp_path / "receipt.byoc"
-    receipt.write_bytes(asyncio.run(world.deliver(file.read_bytes())))
+    receipt.write_bytes(asyncio.run(harness.deliver(file.read_bytes())))
     foreign = tmp_path / "foreign.byoc"
     foreign.write_bytes(file.read_bytes())
     command = ["import-receipts", "--key", str(public), *state, str(foreign), str(receipt)]
@@ -260,9 +262,9 @@ def test_the_commands_export_and_confirm(
     assert (
         done.err == f"{foreign}: refused: signed, but as another kind of file: expected receipt\n"
     )
-    assert world.waiting() == []
-    assert main(["ledger", "verify", str(world.state_dir)]) == 0
-    assert main(["ledger", "show", "--daemon", "export", "--json", str(world.state_dir)]) == 0
+    assert harness.waiting() == []
+    assert main(["ledger", "verify", str(harness.state_dir)]) == 0
+    assert main(["ledger", "show", "--daemon", "export", "--json", str(harness.state_dir)]) == 0
     shown = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line[:1] == "{"]
     assert {one["destination"] for one in shown if "destination" in one} == {
         "export:billing-scraper"
@@ -281,17 +283,17 @@ def test_the_commands_export_and_confirm(
     ],
 )
 def test_mistakes_in_the_options_are_named(
-    world: World,
+    harness: Harness,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
     message: str,
 ) -> None:
     private, public = keys(tmp_path)
-    world.add_objects(1)
+    harness.add_objects(1)
     names = {"key": private, "public": public, "tmp": tmp_path}
     given = [one.format(**names) for one in arguments]
-    state = [] if "--state-dir" in given else ["--state-dir", str(world.state_dir)]
+    state = [] if "--state-dir" in given else ["--state-dir", str(harness.state_dir)]
     assert main(["export", *state, *given]) == 2
     assert message in capsys.readouterr().err
 

@@ -8,43 +8,43 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.airgap.airgap_world import World
+from tests.unit.airgap.airgap_harness import Harness
 
 STEP = st.tuples(
     st.sampled_from(["add", "export", "import", "confirm", "online"]), st.integers(0, 1000)
 )
 
 
-async def _take(world: World, step: tuple[str, int], added: dict[str, bytes]) -> None:
+async def _take(harness: Harness, step: tuple[str, int], added: dict[str, bytes]) -> None:
     what, number = step
     match what:
         case "add":
-            added.update({m.id: m.body for m in world.add_objects(1 + number % 3)})
+            added.update({m.id: m.body for m in harness.add_objects(1 + number % 3)})
         case "export":
-            await world.export()
-        case "import" if world.exports:
-            await world.deliver(world.exports[number % len(world.exports)])
-        case "confirm" if world.receipts:
-            await world.confirm(world.receipts[number % len(world.receipts)])
+            await harness.export()
+        case "import" if harness.exports:
+            await harness.deliver(harness.exports[number % len(harness.exports)])
+        case "confirm" if harness.receipts:
+            await harness.confirm(harness.receipts[number % len(harness.receipts)])
         case "online":
-            await world.send_first_online()
+            await harness.send_first_online()
 
 
 async def _run(directory: Path, steps: list[tuple[str, int]]) -> None:
-    world, added = World(directory), dict[str, bytes]()
-    world.spool().close()
+    harness, added = Harness(directory), dict[str, bytes]()
+    harness.spool().close()
     for step in steps:
-        await _take(world, step, added)
-        assert added.keys() <= {*world.waiting(), *world.bucket.objects}, step
-        assert world.bucket.objects.items() <= added.items()
-    await world.export()
+        await _take(harness, step, added)
+        assert added.keys() <= {*harness.waiting(), *harness.bucket.objects}, step
+        assert harness.bucket.objects.items() <= added.items()
+    await harness.export()
     chance = random.Random(len(steps))
-    for raw in chance.sample([*world.exports, *world.exports], 2 * len(world.exports)):
-        await world.deliver(raw)
-    for raw in chance.sample(world.receipts, len(world.receipts)):
-        await world.confirm(raw)
-    assert world.waiting() == []
-    assert world.bucket.objects == added
+    for raw in chance.sample([*harness.exports, *harness.exports], 2 * len(harness.exports)):
+        await harness.deliver(raw)
+    for raw in chance.sample(harness.receipts, len(harness.receipts)):
+        await harness.confirm(raw)
+    assert harness.waiting() == []
+    assert harness.bucket.objects == added
 
 
 @settings(max_examples=40, deadline=None)

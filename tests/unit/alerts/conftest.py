@@ -11,7 +11,7 @@ from byoc_agents.alerts.webhook import Webhook
 from byoc_agents.app.http_server import Listen, PortLimits, serve
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.app.reloadable_secret import ReloadableSecret
-from tests.unit.alerts.webhook_world import TOKEN, Make, Relay, World
+from tests.unit.alerts.webhook_harness import TOKEN, Harness, Make, Relay
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def make() -> Make:
     @asynccontextmanager
     async def make(
         token: ReloadableSecret | None = None, listen: Listen | None = None, **bounds: float
-    ) -> AsyncIterator[World]:
+    ) -> AsyncIterator[Harness]:
         relay, metrics = Relay(), Metrics()
         webhook = Webhook(
             relay,  # type: ignore[arg-type]
@@ -42,7 +42,7 @@ def make() -> Make:
             aiohttp.ClientSession() as session,
         ):
             scheme = "https" if where.cert_file else "http"
-            yield World(
+            yield Harness(
                 relay, f"{scheme}://{host}:{port}/v1/alerts", port, metrics.registry, session
             )
 

@@ -14,51 +14,55 @@ from byoc_agents.app.heartbeat import HeartbeatIntervals
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import SpoolFullError
-from tests.unit.alerts.relay_world import RULES, Memory, World, alert
+from tests.unit.alerts.relay_harness import RULES, Harness, Memory, alert
 
 WINDOW_MS, REMINDER_MS = 360_000, 900_000
 FIRST_END, SECOND_END = "2026-11-23T19:10:14.988Z", "2026-11-23T19:40:14.988Z"
 
 
 @pytest.fixture
-def world() -> World:
-    return World(Memory())
+def harness() -> Harness:
+    return Harness(Memory())
 
 
 @pytest.fixture
-async def durable(tmp_path: Path) -> AsyncIterator[World]:
+async def durable(tmp_path: Path) -> AsyncIterator[Harness]:
     async with Spool(tmp_path, max_bytes=1 << 20, clock=SystemClock()) as spool:
-        yield World(spool)
+        yield Harness(spool)
 
 
 def resolved(ends_at: str = FIRST_END, **changes: Any) -> dict[str, Any]:
     return alert(status="resolved", endsAt=ends_at, **changes)
 
 
-async def reported(world: World) -> list[tuple[str, str]]:
-    events = [event["data"] for event in await world.events()]
+async def reported(harness: Harness) -> list[tuple[str, str]]:
+    events = [event["data"] for event in await harness.events()]
     return [(data["status"], data["starts_at"][11:16]) for data in events]
 
 
-async def send_heartbeat(world: World) -> dict[str, Any]:
+async def send_heartbeat(harness: Harness) -> dict[str, Any]:
     sender = HeartbeatSender(
-        RULES.origin, world.relay, world.spool, world.clock, intervals=HeartbeatIntervals(60, 300)
+        RULES.origin,
+        harness.relay,
+        harness.spool,
+        harness.clock,
+        intervals=HeartbeatIntervals(60, 300),
     )
     await sender.send()
-    data: dict[str, Any] = (await world.events())[-1]["data"]
+    data: dict[str, Any] = (await harness.events())[-1]["data"]
     return data
 
 
-async def test_a_firing_long_after_the_end_is_a_new_fact_at_once(world: World) -> None:
-    await world.accept(resolved())
-    world.clock.ms += WINDOW_MS
-    assert await world.accept(alert()) == 1
-    assert await world.reported() == ["firing Down", "resolved Down", "firing Down"]
-    assert len({event["id"] for event in await world.events()}) == 3
+async def test_a_firing_long_after_the_end_is_a_new_fact_at_once(harness: Harness) -> None:
+    await harness.accept(resolved())
+    harness.clock.ms += WINDOW_MS
+    assert await harness.accept(alert()) == 1
+    assert await harness.reported() == ["firing Down", "resolved Down", "firing Down"]
+    assert len({event["id"] for event in await harness.events()}) == 3
 
 
 async def test_an_unconfirmed_firing_that_is_not_retracted_is_a_new_fact(
-    durable: World,
+    durable: Harness,
 ) -> None:
     await durable.accept(resolved())
     durable.clock.ms += WINDOW_MS - 1
@@ -85,7 +89,7 @@ async def test_an_unconfirmed_firing_that_is_not_retracted_is_a_new_fact(
     assert len({event["id"] for event in await durable.events()}) == 5
 
 
-async def test_a_copy_that_alertmanager_retracts_is_never_reported(durable: World) -> None:
+async def test_a_copy_that_alertmanager_retracts_is_never_reported(durable: Harness) -> None:
     await durable.accept(resolved())
     await durable.accept(alert())
     durable.clock.ms += WINDOW_MS - 1
@@ -96,85 +100,87 @@ async def test_a_copy_that_alertmanager_retracts_is_never_reported(durable: Worl
     assert await durable.reported() == ["firing Down", "resolved Down"]
 
 
-async def test_a_later_end_confirms_the_beginning_before_it(world: World) -> None:
-    await world.accept(resolved())
-    await world.accept(alert())
-    assert await world.accept(resolved(SECOND_END)) == 2
-    assert await world.reported() == ["firing Down", "resolved Down"] * 2
-    assert await world.accept(resolved(SECOND_END), resolved()) == 0
+async def test_a_later_end_confirms_the_beginning_before_it(harness: Harness) -> None:
+    await harness.accept(resolved())
+    await harness.accept(alert())
+    assert await harness.accept(resolved(SECOND_END)) == 2
+    assert await harness.reported() == ["firing Down", "resolved Down"] * 2
+    assert await harness.accept(resolved(SECOND_END), resolved()) == 0
 
 
-async def test_an_old_end_does_not_end_the_next_beginning(world: World) -> None:
-    await world.accept(resolved())
-    world.clock.ms += WINDOW_MS
-    await world.accept(alert())
-    assert await world.accept(resolved()) == 0
-    assert (await send_heartbeat(world))["open_episodes"] == 1
+async def test_an_old_end_does_not_end_the_next_beginning(harness: Harness) -> None:
+    await harness.accept(resolved())
+    harness.clock.ms += WINDOW_MS
+    await harness.accept(alert())
+    assert await harness.accept(resolved()) == 0
+    assert (await send_heartbeat(harness))["open_episodes"] == 1
 
 
-async def test_a_copy_that_is_retracted_too_late_is_ended(world: World) -> None:
-    await world.accept(resolved())
+async def test_a_copy_that_is_retracted_too_late_is_ended(harness: Harness) -> None:
+    await harness.accept(resolved())
     for _ in range(2):
-        await world.accept(alert())
-        world.clock.ms += WINDOW_MS
-        assert await world.relay.confirm_reopened() == 1
-        world.restart()
-        assert await world.accept(resolved()) == 1
-        assert await world.accept(resolved()) == 0
-    assert await world.reported() == ["firing Down", "resolved Down"] * 3
-    assert len({event["id"] for event in await world.events()}) == 6
+        await harness.accept(alert())
+        harness.clock.ms += WINDOW_MS
+        assert await harness.relay.confirm_reopened() == 1
+        harness.restart()
+        assert await harness.accept(resolved()) == 1
+        assert await harness.accept(resolved()) == 0
+    assert await harness.reported() == ["firing Down", "resolved Down"] * 3
+    assert len({event["id"] for event in await harness.events()}) == 6
 
 
-async def test_it_fires_again_any_number_of_times(world: World) -> None:
+async def test_it_fires_again_any_number_of_times(harness: Harness) -> None:
     for minute in range(10, 16):
-        await world.accept(alert())
-        world.restart()
-        await world.accept(resolved(f"2026-11-23T19:{minute}:00Z"))
-        world.clock.ms += WINDOW_MS
-    assert await world.reported() == ["firing Down", "resolved Down"] * 6
-    assert len({event["id"] for event in await world.events()}) == 12
+        await harness.accept(alert())
+        harness.restart()
+        await harness.accept(resolved(f"2026-11-23T19:{minute}:00Z"))
+        harness.clock.ms += WINDOW_MS
+    assert await harness.reported() == ["firing Down", "resolved Down"] * 6
+    assert len({event["id"] for event in await harness.events()}) == 12
 
 
 async def test_two_forwarders_give_a_beginning_after_an_end_the_same_id() -> None:
     """Even if one of them missed an earlier end."""
-    one, other = World(Memory()), World(Memory())
+    one, other = Harness(Memory()), Harness(Memory())
     await one.accept(resolved("2026-11-23T19:07:00Z"))
     one.clock.ms += WINDOW_MS
     await one.accept(alert())
     other.clock.ms += 15_000
-    for world in (one, other):
-        await world.accept(resolved())
-        world.clock.ms += WINDOW_MS
-        await world.accept(alert())
-        await world.accept(resolved(SECOND_END))
-    ids = [[event["id"] for event in await world.events()][-2:] for world in (one, other)]
+    for harness in (one, other):
+        await harness.accept(resolved())
+        harness.clock.ms += WINDOW_MS
+        await harness.accept(alert())
+        await harness.accept(resolved(SECOND_END))
+    ids = [[event["id"] for event in await harness.events()][-2:] for harness in (one, other)]
     assert ids[0] == ids[1]
 
 
-async def test_a_confirmed_beginning_that_cannot_be_stored_is_reported_later(world: World) -> None:
-    await world.accept(resolved())
-    await world.accept(alert())
-    world.clock.ms += WINDOW_MS
-    world.spool.refusal = SpoolFullError("full")
+async def test_a_confirmed_beginning_that_cannot_be_stored_is_reported_later(
+    harness: Harness,
+) -> None:
+    await harness.accept(resolved())
+    await harness.accept(alert())
+    harness.clock.ms += WINDOW_MS
+    harness.spool.refusal = SpoolFullError("full")
     with pytest.raises(SpoolFullError):
-        await world.relay.confirm_reopened()
-    world.spool.refusal = None
-    assert await world.relay.confirm_reopened() == 1
+        await harness.relay.confirm_reopened()
+    harness.spool.refusal = None
+    assert await harness.relay.confirm_reopened() == 1
 
 
-async def test_the_heartbeat_confirms_and_counts(world: World) -> None:
-    await world.accept(resolved())
-    await world.accept(alert())
-    assert (await send_heartbeat(world))["open_episodes"] == 0
-    world.clock.ms += WINDOW_MS
-    assert (await send_heartbeat(world))["open_episodes"] == 1
-    assert [event["type"] for event in await world.events()][-2:] == [
+async def test_the_heartbeat_confirms_and_counts(harness: Harness) -> None:
+    await harness.accept(resolved())
+    await harness.accept(alert())
+    assert (await send_heartbeat(harness))["open_episodes"] == 0
+    harness.clock.ms += WINDOW_MS
+    assert (await send_heartbeat(harness))["open_episodes"] == 1
+    assert [event["type"] for event in await harness.events()][-2:] == [
         "byoc.alert.v1",
         "byoc.alert.heartbeat.v1",
     ]
 
 
-async def test_a_later_start_ends_the_earlier_episode(durable: World) -> None:
+async def test_a_later_start_ends_the_earlier_episode(durable: Harness) -> None:
     await durable.accept(alert())
     durable.restart()
     await durable.accept(alert(startsAt="2026-11-23T19:30:00Z"))
@@ -195,30 +201,30 @@ async def test_a_later_start_ends_the_earlier_episode(durable: World) -> None:
 
 
 async def test_a_later_episode_with_only_its_end_received_ends_the_earlier_one(
-    world: World,
+    harness: Harness,
 ) -> None:
-    await world.accept(alert())
-    await world.accept(resolved(SECOND_END, startsAt="2026-11-23T19:30:00Z"))
-    assert [status for status, _ in await reported(world)] == ["firing", "resolved"] * 2
-    assert (await send_heartbeat(world))["open_episodes"] == 0
+    await harness.accept(alert())
+    await harness.accept(resolved(SECOND_END, startsAt="2026-11-23T19:30:00Z"))
+    assert [status for status, _ in await reported(harness)] == ["firing", "resolved"] * 2
+    assert (await send_heartbeat(harness))["open_episodes"] == 0
 
 
-async def test_a_later_start_drops_a_copy_that_was_not_confirmed(world: World) -> None:
-    await world.accept(resolved())
-    await world.accept(alert())
-    await world.accept(alert(startsAt="2026-11-23T19:30:00Z"))
-    world.clock.ms += WINDOW_MS
-    assert await world.relay.confirm_reopened() == 0
+async def test_a_later_start_drops_a_copy_that_was_not_confirmed(harness: Harness) -> None:
+    await harness.accept(resolved())
+    await harness.accept(alert())
+    await harness.accept(alert(startsAt="2026-11-23T19:30:00Z"))
+    harness.clock.ms += WINDOW_MS
+    assert await harness.relay.confirm_reopened() == 0
 
 
-async def test_an_earlier_start_that_still_fires_is_the_same_episode(world: World) -> None:
+async def test_an_earlier_start_that_still_fires_is_the_same_episode(harness: Harness) -> None:
     """Alertmanager merges overlapping alerts and keeps the earliest start."""
-    await world.accept(alert(startsAt="2026-11-23T19:06:00Z"))
-    assert await world.accept(alert()) == 0
-    world.clock.ms += REMINDER_MS
-    assert await world.accept(alert()) == 1
-    assert await world.accept(resolved()) == 1
-    assert await reported(world) == [
+    await harness.accept(alert(startsAt="2026-11-23T19:06:00Z"))
+    assert await harness.accept(alert()) == 0
+    harness.clock.ms += REMINDER_MS
+    assert await harness.accept(alert()) == 1
+    assert await harness.accept(resolved()) == 1
+    assert await reported(harness) == [
         ("firing", "19:06"),
         ("firing", "19:06"),
         ("resolved", "19:06"),
@@ -226,63 +232,63 @@ async def test_an_earlier_start_that_still_fires_is_the_same_episode(world: Worl
 
 
 async def test_an_earlier_episode_that_comes_late_is_reported_and_ends_nothing(
-    world: World,
+    harness: Harness,
 ) -> None:
-    await world.accept(alert(startsAt="2026-11-23T19:30:00Z"))
-    assert await world.accept(resolved()) == 2
-    assert await reported(world) == [
+    await harness.accept(alert(startsAt="2026-11-23T19:30:00Z"))
+    assert await harness.accept(resolved()) == 2
+    assert await reported(harness) == [
         ("firing", "19:30"),
         ("firing", "19:05"),
         ("resolved", "19:05"),
     ]
-    assert (await send_heartbeat(world))["open_episodes"] == 1
+    assert (await send_heartbeat(harness))["open_episodes"] == 1
 
 
-async def test_state_of_0_1_0_is_continued(world: World) -> None:
-    await world.accept(alert(), alert("Other"), resolved())
-    facts = [key.rpartition("/")[2] for key in world.spool.kept]
-    world.spool.kept = {f"told/{event_id}": b"%d" % world.clock.ms for event_id in facts}
-    world.restart()
-    world.clock.ms += WINDOW_MS
-    assert await world.accept(alert("Other")) == 0
-    assert (await send_heartbeat(world))["open_episodes"] == 1
-    assert await world.accept(alert()) == 1
-    world.restart()
-    assert (await send_heartbeat(world))["open_episodes"] == 2
+async def test_state_of_0_1_0_is_continued(harness: Harness) -> None:
+    await harness.accept(alert(), alert("Other"), resolved())
+    facts = [key.rpartition("/")[2] for key in harness.spool.kept]
+    harness.spool.kept = {f"told/{event_id}": b"%d" % harness.clock.ms for event_id in facts}
+    harness.restart()
+    harness.clock.ms += WINDOW_MS
+    assert await harness.accept(alert("Other")) == 0
+    assert (await send_heartbeat(harness))["open_episodes"] == 1
+    assert await harness.accept(alert()) == 1
+    harness.restart()
+    assert (await send_heartbeat(harness))["open_episodes"] == 2
 
 
-async def test_the_digest_is_computed_as_documented(world: World) -> None:
-    assert (await send_heartbeat(world))["open_digest"] == hashlib.sha256(b"").hexdigest()[:32]
-    await world.accept(alert("B"), alert("A"), alert("Gone"))
-    await world.accept(resolved(labels={"alertname": "Gone", "severity": "critical"},
+async def test_the_digest_is_computed_as_documented(harness: Harness) -> None:
+    assert (await send_heartbeat(harness))["open_digest"] == hashlib.sha256(b"").hexdigest()[:32]
+    await harness.accept(alert("B"), alert("A"), alert("Gone"))
+    await harness.accept(resolved(labels={"alertname": "Gone", "severity": "critical"},
                                 fingerprint=alert("Gone")["fingerprint"]))  # fmt: skip
     rows = sorted(f"{alert(name)['fingerprint']} 2026-11-23T19:05:54.988Z" for name in "AB")
-    data = await send_heartbeat(world)
+    data = await send_heartbeat(harness)
     assert data["open_episodes"] == 2
     assert data["open_digest"] == hashlib.sha256("\n".join(rows).encode()).hexdigest()[:32]
 
 
-async def test_an_episode_without_an_event_for_seven_days_is_not_counted(world: World) -> None:
-    await world.accept(alert())
-    world.clock.ms += 7 * 86_400_000
-    assert (await send_heartbeat(world))["open_episodes"] == 1
-    world.clock.ms += 1
-    assert (await send_heartbeat(world))["open_episodes"] == 0
+async def test_an_episode_without_an_event_for_seven_days_is_not_counted(harness: Harness) -> None:
+    await harness.accept(alert())
+    harness.clock.ms += 7 * 86_400_000
+    assert (await send_heartbeat(harness))["open_episodes"] == 1
+    harness.clock.ms += 1
+    assert (await send_heartbeat(harness))["open_episodes"] == 0
 
 
-async def test_a_heartbeat_counts_pending_commits(world: World) -> None:
-    commit, started, gate = world.spool.commit, asyncio.Event(), asyncio.Event()
+async def test_a_heartbeat_counts_pending_commits(harness: Harness) -> None:
+    commit, started, gate = harness.spool.commit, asyncio.Event(), asyncio.Event()
 
     async def slow(change: WriteBatch) -> None:
         started.set()
         await gate.wait()
         await commit(change)
 
-    await world.accept(alert("Other"))
-    world.spool.commit = slow
-    accepting = asyncio.create_task(world.accept(alert()))
+    await harness.accept(alert("Other"))
+    harness.spool.commit = slow
+    accepting = asyncio.create_task(harness.accept(alert()))
     await started.wait()
-    assert world.relay.open_episodes()[0] == 2
+    assert harness.relay.open_episodes()[0] == 2
     gate.set()
     await accepting
-    assert world.relay.open_episodes()[0] == 2
+    assert harness.relay.open_episodes()[0] == 2

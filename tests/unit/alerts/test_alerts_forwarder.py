@@ -30,7 +30,7 @@ from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import ConfigError
 from lab.receiver import Receiver, listening, rejected
 from tests.unit.alerts.forwarder_settings import INWARD, OUTWARD, SECRET, settings
-from tests.unit.alerts.webhook_world import eventually
+from tests.unit.alerts.webhook_harness import eventually
 
 DATA = Path(__file__).parent / "data"
 FIRING = (DATA / "alertmanager-webhook-firing-group3.json").read_bytes()
@@ -90,7 +90,7 @@ class Plane:
 
 
 @dataclass
-class World:
+class Harness:
     """A running forwarder between a webhook client and a control plane."""
 
     directory: Path
@@ -138,28 +138,28 @@ class World:
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
+async def harness(tmp_path: Path) -> AsyncIterator[Harness]:
     plane = Plane()
     receiver = Receiver(
         OUTWARD, SECRET, clock=SystemClock(), on_event=plane.on_event, fault=plane.fault
     )
     async with listening(receiver) as url:
         core, own = settings(BYOC_ALERTS_URL=url)
-        world = World(tmp_path, plane, receiver, own, core)
-        await world.start()
-        yield world
-        await world.end()
+        harness = Harness(tmp_path, plane, receiver, own, core)
+        await harness.start()
+        yield harness
+        await harness.end()
 
 
 async def test_alerts_are_delivered_in_order_after_an_outage_of_the_control_plane(
-    world: World,
+    harness: Harness,
 ) -> None:
-    assert [await world.notify(body) for body in (FIRING, FIRING, RESOLVED)] == [200] * 3
-    world.plane.status = 200
-    await world.plane.until(lambda: len(world.plane.alerts()) == 5)
-    received = [(e["data"]["fingerprint"], e["data"]["status"]) for e in world.plane.alerts()]
+    assert [await harness.notify(body) for body in (FIRING, FIRING, RESOLVED)] == [200] * 3
+    harness.plane.status = 200
+    await harness.plane.until(lambda: len(harness.plane.alerts()) == 5)
+    received = [(e["data"]["fingerprint"], e["data"]["status"]) for e in harness.plane.alerts()]
     first, second, third = (
-        next(identities(["f" * 32], one, "byoc")).fingerprint for one in read(FIRING).alerts
+        identities(["f" * 32], "byoc")[0].fingerprint_of(one) for one in read(FIRING).alerts
     )
     assert received == [
         (first, "firing"),
@@ -168,64 +168,68 @@ async def test_alerts_are_delivered_in_order_after_an_outage_of_the_control_plan
         (second, "resolved"),
         (third, "resolved"),
     ]
-    ended = world.plane.alerts()[3]["data"]
+    ended = harness.plane.alerts()[3]["data"]
     assert ended["starts_at"] == "2026-11-23T19:05:54.988Z"
     assert ended["ends_at"] == "2026-11-23T19:10:14.988Z"
 
 
-async def test_a_restart_between_accept_and_send_loses_and_repeats_nothing(world: World) -> None:
-    assert await world.notify(FIRING) == 200
-    await world.end()
-    await world.start()
-    assert await world.notify(FIRING) == 200
-    world.plane.status = 200
-    await world.plane.until(lambda: len(world.plane.alerts()) == 3)
-    assert world.receiver.duplicates == 0
+async def test_a_restart_between_accept_and_send_loses_and_repeats_nothing(
+    harness: Harness,
+) -> None:
+    assert await harness.notify(FIRING) == 200
+    await harness.end()
+    await harness.start()
+    assert await harness.notify(FIRING) == 200
+    harness.plane.status = 200
+    await harness.plane.until(lambda: len(harness.plane.alerts()) == 3)
+    assert harness.receiver.duplicates == 0
 
 
-async def test_a_control_plane_that_rejects_everything_is_held(world: World) -> None:
+async def test_a_control_plane_that_rejects_everything_is_held(harness: Harness) -> None:
     """The forwarder's heartbeat is rejected too, so nothing becomes a dead letter."""
-    world.plane.status = 422
-    assert await world.notify(FIRING) == 200
-    await eventually(lambda: world.daemon.shipper.last_error is not None)
-    assert world.daemon.spool.totals.dead_letters == 0
-    world.plane.status = 200
-    await world.plane.until(lambda: len(world.plane.alerts()) == 3)
-    assert world.daemon.spool.totals.dead_letters == 0
+    harness.plane.status = 422
+    assert await harness.notify(FIRING) == 200
+    await eventually(lambda: harness.daemon.shipper.last_error is not None)
+    assert harness.daemon.spool.totals.dead_letters == 0
+    harness.plane.status = 200
+    await harness.plane.until(lambda: len(harness.plane.alerts()) == 3)
+    assert harness.daemon.spool.totals.dead_letters == 0
 
 
 async def test_an_event_rejected_for_good_is_kept_and_the_others_are_delivered(
-    world: World,
+    harness: Harness,
 ) -> None:
-    world.plane.status, world.plane.rejected = 200, b"byoc.alert.v1"
-    assert await world.notify(FIRING) == 200
-    await eventually(lambda: world.daemon.spool.totals.dead_letters >= 3)
-    world.plane.rejected = b""
-    assert await world.notify(RESOLVED) == 200
-    await world.plane.until(lambda: len(world.plane.alerts()) == 2)
+    harness.plane.status, harness.plane.rejected = 200, b"byoc.alert.v1"
+    assert await harness.notify(FIRING) == 200
+    await eventually(lambda: harness.daemon.spool.totals.dead_letters >= 3)
+    harness.plane.rejected = b""
+    assert await harness.notify(RESOLVED) == 200
+    await harness.plane.until(lambda: len(harness.plane.alerts()) == 2)
     letters = [
-        dead for dead in await world.daemon.spool.dead_letters() if "alert.v1" in dead.message.type
+        dead
+        for dead in await harness.daemon.spool.dead_letters()
+        if "alert.v1" in dead.message.type
     ]
     assert [letter.reason for letter in letters] == ["rejected"] * 3
     for letter in letters:
-        assert await world.daemon.spool.requeue(letter.message.id)
-    await world.plane.until(lambda: len(world.plane.alerts()) == 5)
+        assert await harness.daemon.spool.requeue(letter.message.id)
+    await harness.plane.until(lambda: len(harness.plane.alerts()) == 5)
 
 
-async def test_heartbeats_are_sent_until_the_planned_stop(world: World) -> None:
-    world.plane.status = 200
-    await world.plane.until(lambda: len(world.plane.seen) >= 2)
-    assert await world.notify(FIRING) == 200
-    await world.plane.until(lambda: world.plane.seen[-1]["data"].get("last_notification_at"))
-    world.stop.set()
-    await world.task
-    heartbeats = [e["data"] for e in world.plane.seen if e["type"] == "byoc.alert.heartbeat.v1"]
+async def test_heartbeats_are_sent_until_the_planned_stop(harness: Harness) -> None:
+    harness.plane.status = 200
+    await harness.plane.until(lambda: len(harness.plane.seen) >= 2)
+    assert await harness.notify(FIRING) == 200
+    await harness.plane.until(lambda: harness.plane.seen[-1]["data"].get("last_notification_at"))
+    harness.stop.set()
+    await harness.task
+    heartbeats = [e["data"] for e in harness.plane.seen if e["type"] == "byoc.alert.heartbeat.v1"]
     sequences = [one["sequence"] for one in heartbeats]
     assert sequences == sorted(set(sequences))
     assert [one["stopping"] for one in heartbeats] == [False] * (len(heartbeats) - 1) + [True]
 
 
-async def test_nothing_but_allowed_fields_is_on_the_wire_or_in_the_logs(world: World) -> None:
+async def test_nothing_but_allowed_fields_is_on_the_wire_or_in_the_logs(harness: Harness) -> None:
     hidden = "hidden-3141"
     body = json.loads(FIRING)
     body |= {name: f"{hidden} {name}" for name in ("externalURL", "groupKey", "new", "status")}
@@ -234,14 +238,14 @@ async def test_nothing_but_allowed_fields_is_on_the_wire_or_in_the_logs(world: W
         alert["labels"]["instance"] = alert["annotations"]["description"] = hidden
         alert["generatorURL"] = f"http://{hidden}"
     with structlog.testing.capture_logs() as logs:
-        assert await world.notify(json.dumps(body).encode()) == 200
-        assert await world.notify(hidden.encode()) == 400
-        assert await world.notify(b"{}", token=hidden) == 401
-        world.plane.status = 200
-        await world.plane.until(lambda: len(world.plane.alerts()) == 3)
-        world.stop.set()
-        await world.task
-    wire = b"".join(world.receiver.bodies)
+        assert await harness.notify(json.dumps(body).encode()) == 200
+        assert await harness.notify(hidden.encode()) == 400
+        assert await harness.notify(b"{}", token=hidden) == 401
+        harness.plane.status = 200
+        await harness.plane.until(lambda: len(harness.plane.alerts()) == 3)
+        harness.stop.set()
+        await harness.task
+    wire = b"".join(harness.receiver.bodies)
     assert b"ClickHouseDown" in wire
     assert hidden.encode() not in wire
     assert {"webhook.accepted", "webhook.refused", "message.sent"} <= {
@@ -257,28 +261,30 @@ async def test_a_full_spool_is_503_until_there_is_room(tmp_path: Path) -> None:
     )
     async with listening(receiver) as url:
         core, own = settings(BYOC_ALERTS_URL=url, BYOC_ALERTS_MATCHERS="{}")
-        world = World(tmp_path, plane, receiver, own, core)
-        await world.start()
+        harness = Harness(tmp_path, plane, receiver, own, core)
+        await harness.start()
         bodies = [FIRING.replace(b"19:05:54.988Z", b"19:%02d:54.988Z" % n) for n in range(10)]
-        world.daemon.spool._file._store._max_bytes = 9000  # type: ignore[union-attr]
-        statuses = [await world.notify(body) for body in bodies]
+        harness.daemon.spool._file._store._max_bytes = 9000  # type: ignore[union-attr]
+        statuses = [await harness.notify(body) for body in bodies]
         assert statuses == [200] * statuses.count(200) + [503] * statuses.count(503)
         assert 0 < statuses.count(200) < 10
         plane.status = 200
         await plane.until(lambda: len(plane.alerts()) == 3 * statuses.count(200))
-        assert [await world.notify(body) for body in bodies[:1]] == [200]
-        await world.end()
+        assert [await harness.notify(body) for body in bodies[:1]] == [200]
+        await harness.end()
     assert len(plane.alerts()) == 3 * statuses.count(200)
 
 
-async def test_the_webhook_stays_open_while_a_failed_task_is_started_again(world: World) -> None:
+async def test_the_webhook_stays_open_while_a_failed_task_is_started_again(
+    harness: Harness,
+) -> None:
     """Once the daemons run, the kernel refuses new listening sockets."""
-    before = world.daemon.status()["webhook_address"]
-    source = world.daemon.source
+    before = harness.daemon.status()["webhook_address"]
+    source = harness.daemon.source
     assert isinstance(source, Forwarder)
     await source.listen()  # as the second `run` does
-    assert world.daemon.status()["webhook_address"] == before
-    assert await world.notify(FIRING) == 200
+    assert harness.daemon.status()["webhook_address"] == before
+    assert await harness.notify(FIRING) == 200
 
 
 async def test_an_address_in_use_is_a_configuration_error(tmp_path: Path) -> None:

@@ -6,13 +6,13 @@ import pytest
 from byoc_agents.alerts.events import alert_id
 from byoc_agents.alerts.identity import identities
 from byoc_agents.alerts.payload import Received, read
-from tests.unit.alerts.relay_world import RULES, Memory, World, alert, body
+from tests.unit.alerts.relay_harness import RULES, Harness, Memory, alert, body
 
 SECRET, OTHER = "s" * 32, "t" * 32
 
 
-def world(*secrets: str, spool: Memory | None = None) -> World:
-    made = World(spool or Memory())
+def harness(*secrets: str, spool: Memory | None = None) -> Harness:
+    made = Harness(spool or Memory())
     made.rules = msgspec.structs.replace(RULES, fingerprint_secrets=secrets)
     made.restart()
     return made
@@ -23,7 +23,7 @@ def received() -> Received:
 
 
 async def test_neither_the_fingerprint_nor_an_unkeyed_hash_of_it_is_sent() -> None:
-    keyed, plain = world(SECRET), world()
+    keyed, plain = harness(SECRET), harness()
     for one in (keyed, plain):
         await one.accept(alert(status="resolved"))
     (began, _), (old, _) = await keyed.events(), await plain.events()
@@ -33,7 +33,7 @@ async def test_neither_the_fingerprint_nor_an_unkeyed_hash_of_it_is_sent() -> No
 
 
 async def test_two_forwarders_with_the_same_secret_give_the_same_ids() -> None:
-    first, second, third = world(SECRET), world(SECRET), world(OTHER)
+    first, second, third = harness(SECRET), harness(SECRET), harness(OTHER)
     for one in (first, second, third):
         await one.accept(alert())
     ids = [(await one.events())[0]["id"] for one in (first, second, third)]
@@ -43,9 +43,9 @@ async def test_two_forwarders_with_the_same_secret_give_the_same_ids() -> None:
 @pytest.mark.parametrize("before", [(), (OTHER,)], ids=["0.1.0", "another secret"])
 async def test_an_episode_keeps_its_identity_until_its_end(before: tuple[str, ...]) -> None:
     spool = Memory()
-    old = world(*before, spool=spool)
+    old = harness(*before, spool=spool)
     await old.accept(alert())
-    new = world(SECRET, *before, spool=spool)
+    new = harness(SECRET, *before, spool=spool)
     await new.accept(alert(), alert("Later"))
     await new.accept(alert(status="resolved"), alert("Later", status="resolved"))
     events = await new.events()
@@ -61,9 +61,9 @@ async def test_an_episode_keeps_its_identity_until_its_end(before: tuple[str, ..
 
 async def test_a_later_start_ends_the_episode_under_its_own_identity() -> None:
     spool = Memory()
-    old = world(OTHER, spool=spool)
+    old = harness(OTHER, spool=spool)
     await old.accept(alert())
-    new = world(SECRET, OTHER, spool=spool)
+    new = harness(SECRET, OTHER, spool=spool)
     await new.accept(alert() | {"startsAt": "2026-11-23T20:00:00Z"})
     events = await new.events()
     began, ended, later = [(e["data"]["status"], e["subject"]) for e in events]
@@ -73,14 +73,14 @@ async def test_a_later_start_ends_the_episode_under_its_own_identity() -> None:
 
 
 def test_the_receivers_name_is_keyed_too() -> None:
-    current, plain = identities([SECRET], received(), "byoc")
+    current, plain = identities([SECRET], "byoc")
     assert plain.receiver == "byoc"
     assert "byoc" not in current.receiver
     keyed, unkeyed = (
         alert_id(
             RULES.origin,
             receiver,
-            current.fingerprint,
+            current.fingerprint_of(received()),
             starts_at_ms=received().starts_at_ms,
             status="firing",
         )

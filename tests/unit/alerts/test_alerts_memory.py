@@ -16,7 +16,7 @@ from pathlib import Path
 from lab.fakes.certificate import certificate
 from lab.real.parts.process import free_port
 from lab.real.scraper import clean_environ, eventually
-from tests.unit.alerts.webhook_world import BEARER, TOKEN, head
+from tests.unit.alerts.webhook_harness import BEARER, TOKEN, head
 
 CONNECTIONS = 64
 MIB = 1024**2

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from byoc_agents.alerts.dedup import summarize
 from byoc_agents.alerts.payload import Status
 from byoc_agents.app.cloudevents import parse_rfc3339, rfc3339
-from tests.unit.alerts.relay_world import Memory, World, alert
+from tests.unit.alerts.relay_harness import Harness, Memory, alert
 
 SECOND = 1000
 GROUP_INTERVAL, REPEAT_INTERVAL, HEARTBEAT = 300 * SECOND, 3600 * SECOND, 60 * SECOND
@@ -83,8 +83,8 @@ class Peers(stateful.RuleBasedStateMachine):
     @stateful.initialize(gossip=st.booleans(), offset=st.integers(0, 299))
     def begin(self, gossip: bool, offset: int) -> None:
         self.runner = asyncio.Runner()
-        self.world = World(Memory())
-        now = self.world.clock.ms
+        self.harness = Harness(Memory())
+        now = self.harness.clock.ms
         log = Log()
         self.peers = [
             Peer(log, now + SECOND),
@@ -99,7 +99,7 @@ class Peers(stateful.RuleBasedStateMachine):
     def fire(self, same_start: bool, lag: int) -> None:
         """Prometheus reports a beginning, with the same start if it retracts the last end."""
         self.advance(SECOND)
-        now = self.world.clock.ms
+        now = self.harness.clock.ms
         again = same_start and bool(self.beginnings)
         self.beginnings.append(now)
         self.change(View(self.truth.starts if again else now), lag)
@@ -108,14 +108,14 @@ class Peers(stateful.RuleBasedStateMachine):
     @stateful.rule(lag=st.integers(0, LAG))
     def end(self, lag: int) -> None:
         self.advance(SECOND)
-        self.change(View(self.truth.starts, self.world.clock.ms), lag)
+        self.change(View(self.truth.starts, self.harness.clock.ms), lag)
 
     @stateful.precondition(lambda self: self.truth.ends is None)
     @stateful.rule()
     def restart_monitoring(self) -> None:
         """Restart Prometheus and both peers: the alert begins again, with a flush at once."""
         self.advance(SECOND)
-        now = self.world.clock.ms
+        now = self.harness.clock.ms
         self.beginnings.append(now)
         self.truth = View(now)
         for peer in self.peers:
@@ -153,7 +153,7 @@ class Peers(stateful.RuleBasedStateMachine):
     @stateful.rule()
     def restart_forwarder(self) -> None:
         """Restart with a heartbeat, as the daemon does."""
-        self.runner.run(self.world.restart().confirm_reopened())
+        self.runner.run(self.harness.restart().confirm_reopened())
 
     @stateful.rule(seconds=st.sampled_from([1, 20, 60, 290, 310, 700, 4000]))
     def wait(self, seconds: int) -> None:
@@ -161,15 +161,15 @@ class Peers(stateful.RuleBasedStateMachine):
 
     def change(self, view: View, lag: int) -> None:
         self.truth = view
-        now = self.world.clock.ms
+        now = self.harness.clock.ms
         for peer, late in zip(self.peers, (0, lag), strict=True):
             last = peer.coming[-1][0] if peer.coming else now
             peer.coming.append((max(last, now + late), view))
 
     def advance(self, duration: int) -> None:
-        target = self.world.clock.ms + duration
+        target = self.harness.clock.ms + duration
         while (now := min([self.heartbeat, *(p.next_event() for p in self.peers)])) <= target:
-            self.world.clock.ms = max(self.world.clock.ms, now)
+            self.harness.clock.ms = max(self.harness.clock.ms, now)
             for peer in self.peers:
                 peer.receive(now)
                 if peer.arrives <= now:
@@ -178,23 +178,23 @@ class Peers(stateful.RuleBasedStateMachine):
                     peer.flush(now)
             if self.heartbeat <= now:
                 self.heartbeat += HEARTBEAT
-                self.runner.run(self.world.relay.confirm_reopened())
-        self.world.clock.ms = target
+                self.runner.run(self.harness.relay.confirm_reopened())
+        self.harness.clock.ms = target
 
     def deliver(self, peer: Peer) -> None:
         view, peer.sending, peer.arrives = peer.sending, None, NEVER
         assert view
-        peer.log.status, peer.log.at = view.status, self.world.clock.ms
+        peer.log.status, peer.log.at = view.status, self.harness.clock.ms
         ends = "0001-01-01T00:00:00Z" if view.ends is None else rfc3339(view.ends)
         sent = alert(status=view.status, startsAt=rfc3339(view.starts), endsAt=ends)
-        self.runner.run(self.world.accept(sent))
+        self.runner.run(self.harness.accept(sent))
 
     def reported(self) -> list[dict[str, Any]]:
-        return [event["data"] for event in self.runner.run(self.world.events())]
+        return [event["data"] for event in self.runner.run(self.harness.events())]
 
     @stateful.invariant()
     def every_fact_is_reported_once_and_in_order(self) -> None:
-        ids = [event["id"] for event in self.runner.run(self.world.events())]
+        ids = [event["id"] for event in self.runner.run(self.harness.events())]
         assert len(ids) == len(set(ids))
         facts = [data for data in self.reported() if data["notification"] == "transition"]
         cycle = itertools.cycle(["firing", "resolved"])
@@ -221,11 +221,11 @@ class Peers(stateful.RuleBasedStateMachine):
             for data in self.reported()[-1:]
             if data["status"] == "firing"
         }
-        assert self.world.relay.open_episodes() == summarize(open_now)
+        assert self.harness.relay.open_episodes() == summarize(open_now)
 
     def teardown(self) -> None:
         """Check that the last reported status is the true one when nothing changes any more."""
-        if not hasattr(self, "world"):
+        if not hasattr(self, "harness"):
             return
         try:
             self.advance(9 * GROUP_INTERVAL)  # before anything is repeated

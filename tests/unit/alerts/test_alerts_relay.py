@@ -11,46 +11,46 @@ from byoc_agents.app.clock import SystemClock
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import SpoolFullError, SpoolUnavailableError
-from tests.unit.alerts.relay_world import Memory, World, alert
+from tests.unit.alerts.relay_harness import Harness, Memory, alert
 
 
 @pytest.fixture
-def world() -> World:
-    return World(Memory())
+def harness() -> Harness:
+    return Harness(Memory())
 
 
 @pytest.fixture
-async def durable(tmp_path: Path) -> AsyncIterator[World]:
+async def durable(tmp_path: Path) -> AsyncIterator[Harness]:
     async with Spool(tmp_path, max_bytes=1 << 20, clock=SystemClock()) as spool:
-        yield World(spool)
+        yield Harness(spool)
 
 
-async def test_the_ids_are_those_of_every_forwarder_and_release(world: World) -> None:
+async def test_the_ids_are_those_of_every_forwarder_and_release(harness: Harness) -> None:
     """A different id would report every open alert again after an upgrade."""
     fixed = {"fingerprint": "b0aa59dc5775f441"}
-    await world.accept(alert(status="resolved", **fixed))
-    assert [event["id"] for event in await world.events()] == [
+    await harness.accept(alert(status="resolved", **fixed))
+    assert [event["id"] for event in await harness.events()] == [
         "2ee2448516e374096cac11584f61fe3c",
         "ef80ae3078c2449e08fb35b191cc5f51",
     ]
 
 
 async def test_retries_copies_of_the_peer_and_repeated_groups_are_reported_once(
-    world: World,
+    harness: Harness,
 ) -> None:
-    await world.accept(alert())
-    await world.accept(alert(), externalURL="http://other-peer")
-    await world.accept(alert(), alert("Other"))
-    assert await world.reported() == ["firing Down", "firing Other"]
-    assert world.outcomes() == {"relayed": 2, "duplicate": 2}
+    await harness.accept(alert())
+    await harness.accept(alert(), externalURL="http://other-peer")
+    await harness.accept(alert(), alert("Other"))
+    assert await harness.reported() == ["firing Down", "firing Other"]
+    assert harness.outcomes() == {"relayed": 2, "duplicate": 2}
 
 
-async def test_the_same_alert_twice_in_one_body_is_reported_once(world: World) -> None:
-    await world.accept(alert(), alert())
-    assert await world.reported() == ["firing Down"]
+async def test_the_same_alert_twice_in_one_body_is_reported_once(harness: Harness) -> None:
+    await harness.accept(alert(), alert())
+    assert await harness.reported() == ["firing Down"]
 
 
-async def test_copies_of_two_peers_at_the_same_time_are_reported_once(durable: World) -> None:
+async def test_copies_of_two_peers_at_the_same_time_are_reported_once(durable: Harness) -> None:
     await asyncio.gather(*(durable.accept(alert(), alert(status="resolved")) for _ in range(8)))
     assert await durable.reported() == ["firing Down", "resolved Down"]
     assert durable.outcomes() == {"relayed": 2, "duplicate": 7, "unconfirmed": 7}
@@ -58,36 +58,36 @@ async def test_copies_of_two_peers_at_the_same_time_are_reported_once(durable: W
     assert await durable.relay.confirm_reopened() == 0
 
 
-async def test_the_second_copy_is_stored_if_the_first_is_not(world: World) -> None:
+async def test_the_second_copy_is_stored_if_the_first_is_not(harness: Harness) -> None:
     refusals = iter([SpoolUnavailableError("once"), None])
-    commit = world.spool.commit
+    commit = harness.spool.commit
 
     async def slow(change: WriteBatch) -> None:
-        world.spool.refusal = next(refusals)
+        harness.spool.refusal = next(refusals)
         await asyncio.sleep(0)  # the other copy is planned meanwhile
         await commit(change)
 
-    world.spool.commit = slow
+    harness.spool.commit = slow
     outcomes = await asyncio.gather(
-        world.accept(alert()), world.accept(alert()), return_exceptions=True
+        harness.accept(alert()), harness.accept(alert()), return_exceptions=True
     )
     assert isinstance(outcomes[0], SpoolUnavailableError)
     assert outcomes[1] == 1
-    assert await world.reported() == ["firing Down"]
+    assert await harness.reported() == ["firing Down"]
 
 
-async def test_alerts_of_two_receivers_have_different_ids(world: World) -> None:
-    await world.accept(alert(), receiver="a")
-    await world.accept(alert(), receiver="b")
-    first, second = await world.events()
+async def test_alerts_of_two_receivers_have_different_ids(harness: Harness) -> None:
+    await harness.accept(alert(), receiver="a")
+    await harness.accept(alert(), receiver="b")
+    first, second = await harness.events()
     assert first["id"] != second["id"]
     assert first["data"] == second["data"]
 
 
-async def test_the_beginning_is_derived_if_only_the_end_is_received(world: World) -> None:
-    world.clock.ms += 3_600_000
-    await world.accept(alert(status="resolved"))
-    began, ended = await world.events()
+async def test_the_beginning_is_derived_if_only_the_end_is_received(harness: Harness) -> None:
+    harness.clock.ms += 3_600_000
+    await harness.accept(alert(status="resolved"))
+    began, ended = await harness.events()
     assert (began["data"]["status"], began["data"]["reconstructed"]) == ("firing", True)
     assert (ended["data"]["status"], ended["data"]["reconstructed"]) == ("resolved", False)
     assert (began["data"]["ends_at"], ended["data"]["ends_at"]) == (
@@ -99,26 +99,26 @@ async def test_the_beginning_is_derived_if_only_the_end_is_received(world: World
     )
 
 
-async def test_the_next_episode_is_reported(world: World) -> None:
-    await world.accept(alert(status="resolved"))
-    await world.accept(alert(startsAt="2026-11-23T19:30:00Z"))
-    assert await world.reported() == ["firing Down", "resolved Down", "firing Down"]
-    assert len({event["id"] for event in await world.events()}) == 3
+async def test_the_next_episode_is_reported(harness: Harness) -> None:
+    await harness.accept(alert(status="resolved"))
+    await harness.accept(alert(startsAt="2026-11-23T19:30:00Z"))
+    assert await harness.reported() == ["firing Down", "resolved Down", "firing Down"]
+    assert len({event["id"] for event in await harness.events()}) == 3
 
 
-async def test_repeats_are_kept_as_reminders(world: World) -> None:
-    await world.accept(alert())
+async def test_repeats_are_kept_as_reminders(harness: Harness) -> None:
+    await harness.accept(alert())
     for _ in range(2):
-        world.clock.ms += 900_000
-        await world.accept(alert())
-        await world.accept(alert())  # the other peer
-    events = await world.events()
+        harness.clock.ms += 900_000
+        await harness.accept(alert())
+        await harness.accept(alert())  # the other peer
+    events = await harness.events()
     assert [e["data"]["notification"] for e in events] == ["transition", "reminder", "reminder"]
     assert len({e["id"] for e in events}) == 3
     assert events[2]["time"] == events[2]["data"]["received_at"] == "2026-11-23T19:36:24.988Z"
 
 
-async def test_only_the_latest_of_several_queued_reminders_is_kept(durable: World) -> None:
+async def test_only_the_latest_of_several_queued_reminders_is_kept(durable: Harness) -> None:
     await durable.accept(alert())
     for _ in range(3):
         durable.clock.ms += 900_000
@@ -128,23 +128,23 @@ async def test_only_the_latest_of_several_queued_reminders_is_kept(durable: Worl
     assert events[1]["data"]["received_at"] == "2026-11-23T19:51:24.988Z"
 
 
-async def test_two_forwarders_give_a_reminder_the_same_id(world: World) -> None:
-    other = World(Memory())
-    for forwarder, late_ms in ((world, 0), (other, 15_000)):
+async def test_two_forwarders_give_a_reminder_the_same_id(harness: Harness) -> None:
+    other = Harness(Memory())
+    for forwarder, late_ms in ((harness, 0), (other, 15_000)):
         await forwarder.accept(alert())
         forwarder.clock.ms += 900_000 + late_ms
         await forwarder.accept(alert())
-    ids = [[event["id"] for event in await w.events()] for w in (world, other)]
+    ids = [[event["id"] for event in await w.events()] for w in (harness, other)]
     assert ids[0] == ids[1]
 
 
-async def test_alerts_that_are_not_selected_are_counted(world: World) -> None:
+async def test_alerts_that_are_not_selected_are_counted(harness: Harness) -> None:
     low = alert(labels={"alertname": "Low", "severity": "info"})
-    assert await world.accept(low, alert()) == 1
-    assert world.outcomes() == {"not_selected": 1, "relayed": 1}
+    assert await harness.accept(low, alert()) == 1
+    assert harness.outcomes() == {"not_selected": 1, "relayed": 1}
 
 
-async def test_only_the_latest_watchdog_is_kept(durable: World) -> None:
+async def test_only_the_latest_watchdog_is_kept(durable: Harness) -> None:
     for _ in range(3):
         durable.clock.ms += 60_000
         await durable.accept(alert("Watchdog"))
@@ -154,7 +154,7 @@ async def test_only_the_latest_watchdog_is_kept(durable: World) -> None:
     assert durable.relay.last_watchdog_ms == durable.clock.ms
 
 
-async def test_nothing_is_reported_twice_after_a_restart(durable: World) -> None:
+async def test_nothing_is_reported_twice_after_a_restart(durable: Harness) -> None:
     await durable.accept(alert())
     durable.restart()
     assert await durable.accept(alert(status="resolved")) == 1
@@ -163,21 +163,21 @@ async def test_nothing_is_reported_twice_after_a_restart(durable: World) -> None
 
 @pytest.mark.parametrize("refusal", [SpoolFullError("full"), SpoolUnavailableError("read-only")])
 async def test_an_alert_that_was_not_stored_is_reported_by_a_retry(
-    world: World, refusal: Exception
+    harness: Harness, refusal: Exception
 ) -> None:
-    world.spool.refusal = refusal
+    harness.spool.refusal = refusal
     with pytest.raises(type(refusal)):
-        await world.accept(alert())
-    world.spool.refusal = None
-    assert await world.accept(alert()) == 1
-    assert await world.reported() == ["firing Down"]
+        await harness.accept(alert())
+    harness.spool.refusal = None
+    assert await harness.accept(alert()) == 1
+    assert await harness.reported() == ["firing Down"]
 
 
-async def test_open_alerts_are_reported_again_after_the_spool_was_lost(world: World) -> None:
-    await world.accept(alert())
-    world.spool.kept.clear()
-    world.spool.corruptions += 1
-    assert await world.accept(alert()) == 1
+async def test_open_alerts_are_reported_again_after_the_spool_was_lost(harness: Harness) -> None:
+    await harness.accept(alert())
+    harness.spool.kept.clear()
+    harness.spool.corruptions += 1
+    assert await harness.accept(alert()) == 1
 
 
 async def test_the_memory_is_bounded_and_removes_the_oldest_facts_from_disk(tmp_path: Path) -> None:

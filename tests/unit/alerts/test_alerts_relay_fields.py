@@ -14,19 +14,19 @@ from prometheus_client import generate_latest
 
 from byoc_agents.alerts.events import MAX_ANNOTATION, MAX_LABEL
 from byoc_agents.alerts.schema import components
-from tests.unit.alerts.relay_world import Memory, World, alert
+from tests.unit.alerts.relay_harness import Harness, Memory, alert
 
 DATA = Path(__file__).parent / "data"
 
 
 @pytest.fixture
-def world() -> World:
-    return World(Memory())
+def harness() -> Harness:
+    return Harness(Memory())
 
 
-async def test_an_event_has_only_allowed_fields(world: World) -> None:
-    assert await world.accept(alert()) == 1
-    (event,) = await world.events()
+async def test_an_event_has_only_allowed_fields(harness: Harness) -> None:
+    assert await harness.accept(alert()) == 1
+    (event,) = await harness.events()
     assert event["source"] == "/organizations/org/services/svc/alerts"
     assert event["time"] == "2026-11-23T19:05:54.988Z"
     assert event["data"] == {
@@ -49,32 +49,32 @@ async def test_an_event_has_only_allowed_fields(world: World) -> None:
     }
 
 
-async def test_a_truncated_group_is_marked(world: World) -> None:
-    await world.relay.accept(
+async def test_a_truncated_group_is_marked(harness: Harness) -> None:
+    await harness.relay.accept(
         (DATA / "alertmanager-webhook-firing-truncated-max_alerts2.json").read_bytes()
     )
-    assert [e["data"]["group_truncated_alerts"] for e in await world.events()] == [1, 1]
+    assert [e["data"]["group_truncated_alerts"] for e in await harness.events()] == [1, 1]
     assert (
         'byoc_alerts_truncated_total{daemon="alert-forwarder"} 1.0'
-        in generate_latest(world.registry).decode()
+        in generate_latest(harness.registry).decode()
     )
 
 
-async def test_long_values_are_cut_and_listed(world: World) -> None:
+async def test_long_values_are_cut_and_listed(harness: Harness) -> None:
     long = alert(labels={"alertname": "x" * 9999, "severity": "critical"})
     long["annotations"] = {"summary": "é" * 9999}
-    await world.accept(long)
-    (event,) = await world.events()
+    await harness.accept(long)
+    (event,) = await harness.events()
     assert len(event["data"]["labels"]["alertname"]) == MAX_LABEL
     assert len(event["data"]["annotations"]["summary"]) == MAX_ANNOTATION
     assert event["data"]["cut"] == ["labels.alertname", "annotations.summary"]
 
 
-async def test_every_event_matches_its_schema(world: World) -> None:
-    await world.accept(alert(), alert("Watchdog"), alert("Gone", status="resolved"))
+async def test_every_event_matches_its_schema(harness: Harness) -> None:
+    await harness.accept(alert(), alert("Watchdog"), alert("Gone", status="resolved"))
     schemas = {"components": {"schemas": components()}}
     names = {"byoc.alert.v1": "AlertEvent", "byoc.alert.watchdog.v1": "WatchdogEvent"}
-    for event in await world.events():
+    for event in await harness.events():
         reference = {"$ref": f"#/components/schemas/{names[event['type']]}"}
         jsonschema.validate(event, schemas | reference)
 
@@ -116,9 +116,9 @@ PLANTED_BODY = st.builds(
 @given(PLANTED_BODY)
 def test_no_hidden_input_is_in_any_output(body: dict[str, Any]) -> None:
     """The outputs are the messages, ids, keys on disk, logs and metrics."""
-    world = World(Memory())
+    harness = Harness(Memory())
     with structlog.testing.capture_logs() as logs:
-        asyncio.run(world.relay.accept(json.dumps(body).encode()))
-    assert world.spool.messages or world.outcomes().get("invalid")
-    out = (world.spool.messages, world.spool.kept, logs, generate_latest(world.registry))
+        asyncio.run(harness.relay.accept(json.dumps(body).encode()))
+    assert harness.spool.messages or harness.outcomes().get("invalid")
+    out = (harness.spool.messages, harness.spool.kept, logs, generate_latest(harness.registry))
     assert SENTINEL not in repr(out)

@@ -1,10 +1,11 @@
 """Values that are sent, and values that are withheld."""
 
 import random
+import re
 
 import pytest
 
-from byoc_agents.alerts.values import REFUSED, SHORT_WORD, pick
+from byoc_agents.alerts.values import SHORT_WORD, is_refused, pick
 
 LONGEST = 256
 
@@ -83,4 +84,58 @@ def test_a_short_word_has_none_of_the_refused_forms() -> None:
     for _ in range(10_000):
         word = "".join(rng.choices(letters, k=rng.randrange(20)))
         assert SHORT_WORD.fullmatch(word)
-        assert not REFUSED.search(word)
+        assert not is_refused(word)
+
+
+# All forms in one expression, without the marks and runs that make `is_refused` fast.
+PLAIN = re.compile(
+    r"""(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.])
+    |(?:[0-9A-Fa-f]{1,4}:){3}|::[0-9A-Fa-f]
+    |\bip-\d+-\d+-\d+-\d+
+    |\w@[\w-]+\.\w
+    |\w://
+    |(?:AKIA|ASIA)[A-Z0-9]{16}
+    |\beyJ[\w-]{8,}\.
+    |-----BEGIN[ ]
+    |(?i:passw(?:or)?d|secret|token|api[_-]?key|credentials?)\s*[=:]
+    |\bgh[pousr]_\w{20}|\bxox[abp]-|\bsk-\w{20}|\bwhsec_
+    |[0-9A-Fa-f]{32}
+    |(?<![A-Za-z0-9+/])(?=[a-z+/0-9]*[A-Z])(?=[A-Z+/0-9]*[a-z])(?=[A-Za-z+/]*\d)[A-Za-z0-9+/]{40}
+    """,
+    re.VERBOSE,
+)
+# With letters that only fold to the letters of a form, and a digit that is not ASCII.
+PARTS = [
+    *(
+        "0",
+        "9",
+        ".",
+        ":",
+        "::",
+        "=",
+        "@",
+        "/",
+        "-",
+        "_",
+        "é",
+        "\u017f",
+        "\u212a",
+        "\u0131",
+        "x",
+        "A",
+    ),
+    *("10.", "255", "1.2.3.4", "f00:", "ip-", "1-2-3-4", "a@b.c", "://", "AKIA", "ASIA", "eyJ"),
+    *("-----BEGIN", "passw", "d", "or", "SECRET", "\u017fecret", "to\u212aen", "ap\u0131_key"),
+    *("toKen", "api-key", "credential", "ghp_", "xoxb-", "sk-", "whsec_", "\u0663", " ", "\n"),
+    *("0123456789abcdef", "aBcDeFgHiJ0123456789", "ABCDEFGHIJKLMNOP", "abcdefghijklmnop"),
+]
+
+
+def test_the_fast_check_finds_exactly_the_forms_of_one_expression() -> None:
+    rng = random.Random(2)
+    found = 0
+    for _ in range(30_000):
+        value = "".join(rng.choices(PARTS, k=rng.randrange(1, 9)))
+        assert is_refused(value) == (PLAIN.search(value) is not None), value
+        found += is_refused(value)
+    assert 5_000 < found < 25_000

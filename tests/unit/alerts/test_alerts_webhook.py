@@ -9,20 +9,20 @@ import structlog
 from byoc_agents.alerts.payload import NotAWebhookError
 from byoc_agents.app.reloadable_secret import ReloadableSecret
 from byoc_agents.errors import SpoolFullError, SpoolUnavailableError
-from tests.unit.alerts.webhook_world import BEARER, BODY, Make
+from tests.unit.alerts.webhook_harness import BEARER, BODY, Make
 
 
 async def test_a_notification_is_answered_after_it_is_stored(make: Make) -> None:
-    async with make() as world:
-        world.relay.may_commit.clear()
-        asked = asyncio.create_task(world.post())
+    async with make() as harness:
+        harness.relay.may_commit.clear()
+        asked = asyncio.create_task(harness.post())
         done, _ = await asyncio.wait([asked], timeout=0.05)
         assert not done
-        world.relay.may_commit.set()
+        harness.relay.may_commit.set()
         status, text, answer = await asked
     assert (status, text) == (200, '{"status": "stored"}')
     assert answer.headers["Server"] == "byoc-agents"
-    assert world.relay.bodies == [BODY]
+    assert harness.relay.bodies == [BODY]
 
 
 @pytest.mark.parametrize(
@@ -36,19 +36,19 @@ async def test_a_notification_is_answered_after_it_is_stored(make: Make) -> None
 async def test_the_status_of_a_storage_error_makes_alertmanager_retry(
     make: Make, error: Exception, status: int
 ) -> None:
-    async with make() as world:
-        world.relay.error = error
-        got, text, _ = await world.post()
+    async with make() as harness:
+        harness.relay.error = error
+        got, text, _ = await harness.post()
         assert got == status
         assert str(error) not in text
         requests = {"daemon": "a", "code": str(status)}
-        assert world.registry.get_sample_value("byoc_webhook_requests_total", requests) == 1
+        assert harness.registry.get_sample_value("byoc_webhook_requests_total", requests) == 1
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b"null", b"<html>"])
 async def test_a_malformed_body_is_400(make: Make, body: bytes) -> None:
-    async with make() as world:
-        assert (await world.post(body))[0] == 400
+    async with make() as harness:
+        assert (await harness.post(body))[0] == 400
 
 
 @pytest.mark.parametrize(
@@ -69,17 +69,17 @@ async def test_a_malformed_body_is_400(make: Make, body: bytes) -> None:
     ],
 )
 async def test_a_bearer_token_is_required(make: Make, header: str, status: int) -> None:
-    async with make(ReloadableSecret("right\nnew\n")) as world:
-        got, text, answer = await world.post(Authorization=header)
+    async with make(ReloadableSecret("right\nnew\n")) as harness:
+        got, text, answer = await harness.post(Authorization=header)
         assert got == status
         assert "right" not in text
         assert ("WWW-Authenticate" in answer.headers) == (status == 401)
-        assert len(world.relay.bodies) == (status == 200)
+        assert len(harness.relay.bodies) == (status == 200)
 
 
 async def test_an_unauthenticated_request_is_refused_before_its_body_is_read(make: Make) -> None:
-    async with make(ReloadableSecret("right")) as world:
-        reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
+    async with make(ReloadableSecret("right")) as harness:
+        reader, writer = await asyncio.open_connection("127.0.0.1", harness.port)
         writer.write(b"POST /v1/alerts HTTP/1.1\r\nHost: x\r\nContent-Length: 999999\r\n\r\n")
         assert (await reader.readline()).startswith(b"HTTP/1.1 401 ")
         writer.close()
@@ -90,15 +90,15 @@ async def test_a_rotated_token_is_used_at_once_and_an_empty_file_is_ignored(
 ) -> None:
     file = tmp_path / "token"
     file.write_text("first")
-    async with make(ReloadableSecret("first", str(file))) as world:
+    async with make(ReloadableSecret("first", str(file))) as harness:
         file.write_text("second\n")
-        assert (await world.post(Authorization="Bearer first"))[0] == 401
-        assert (await world.post(Authorization="Bearer second"))[0] == 200
+        assert (await harness.post(Authorization="Bearer first"))[0] == 401
+        assert (await harness.post(Authorization="Bearer second"))[0] == 200
         with structlog.testing.capture_logs() as logs:
             file.write_text("")
-            assert (await world.post(Authorization="Bearer second"))[0] == 200
+            assert (await harness.post(Authorization="Bearer second"))[0] == 200
             file.unlink()
-            assert (await world.post(Authorization="Bearer second"))[0] == 200
+            assert (await harness.post(Authorization="Bearer second"))[0] == 200
     assert [(line["event"], line["reason"]) for line in logs[:1]] == [
         ("secret.reload_failed", "empty")
     ]
@@ -107,13 +107,13 @@ async def test_a_rotated_token_is_used_at_once_and_an_empty_file_is_ignored(
 
 async def test_a_sender_that_waits_for_100_continue_is_answered(make: Make) -> None:
     async with (
-        make() as world,
-        world.session.post(
-            world.url, data=BODY, headers={"Authorization": BEARER}, expect100=True
+        make() as harness,
+        harness.session.post(
+            harness.url, data=BODY, headers={"Authorization": BEARER}, expect100=True
         ) as answer,
     ):
         assert answer.status == 200
-        assert world.relay.bodies == [BODY]
+        assert harness.relay.bodies == [BODY]
 
 
 @pytest.mark.parametrize(
@@ -123,18 +123,18 @@ async def test_a_sender_that_waits_for_100_continue_is_answered(make: Make) -> N
 async def test_no_other_path_is_served_and_no_version_is_shown(
     make: Make, method: str, path: str, status: int
 ) -> None:
-    async with make() as world:
-        url = f"http://127.0.0.1:{world.port}{path}"
-        async with world.session.request(method, url, data=BODY) as answer:
+    async with make() as harness:
+        url = f"http://127.0.0.1:{harness.port}{path}"
+        async with harness.session.request(method, url, data=BODY) as answer:
             assert answer.status == status
             assert answer.headers["Server"] == "byoc-agents"
             assert answer.headers.get("Allow") == ("POST" if status == 405 else None)
-        assert world.relay.bodies == []
+        assert harness.relay.bodies == []
 
 
 async def test_an_internal_error_shows_no_version(make: Make) -> None:
-    async with make() as world:
-        world.relay.error = RuntimeError("a defect")
-        status, text, answer = await world.post()
+    async with make() as harness:
+        harness.relay.error = RuntimeError("a defect")
+        status, text, answer = await harness.post()
     assert (status, answer.headers["Server"]) == (500, "byoc-agents")
     assert "a defect" not in text

@@ -13,7 +13,7 @@ from byoc_agents.app import files
 from byoc_agents.app.certificate import Certificate
 from byoc_agents.app.http_server import Listen, PortLimits, serve
 from lab.fakes.certificate import certificate
-from tests.unit.alerts.webhook_world import BEARER, BODY, Make, World
+from tests.unit.alerts.webhook_harness import BEARER, BODY, Harness, Make
 
 HEADERS = {"Authorization": BEARER}
 
@@ -37,21 +37,21 @@ async def test_tls_and_a_renewed_listen(make: Make, tmp_path: Path) -> None:
     trusts = {
         n: ssl.create_default_context(cafile=x.cert_file) for n, x in {"o": old, "n": new}.items()
     }
-    async with make(listen=old) as world:
-        async with world.session.post(
-            world.url, data=BODY, headers=HEADERS, ssl=trusts["o"]
+    async with make(listen=old) as harness:
+        async with harness.session.post(
+            harness.url, data=BODY, headers=HEADERS, ssl=trusts["o"]
         ) as answer:
             assert answer.status == 200
         renew(old, new)
         async with (
             aiohttp.ClientSession() as fresh,
-            fresh.post(world.url, data=BODY, headers=HEADERS, ssl=trusts["n"]) as answer,
+            fresh.post(harness.url, data=BODY, headers=HEADERS, ssl=trusts["n"]) as answer,
         ):
             assert answer.status == 200
         spoil(old.cert_file)
         async with (
             aiohttp.ClientSession() as fresh,
-            fresh.post(world.url, data=BODY, headers=HEADERS, ssl=trusts["n"]) as answer,
+            fresh.post(harness.url, data=BODY, headers=HEADERS, ssl=trusts["n"]) as answer,
         ):
             assert answer.status == 200
 
@@ -62,19 +62,19 @@ async def test_a_file_replaced_by_a_fifo_blocks_nothing(
 ) -> None:
     old, new = listen(tmp_path, "old"), listen(tmp_path, "new")
     trusts = [ssl.create_default_context(cafile=x.cert_file) for x in (old, new)]
-    async with make(listen=old) as world:
+    async with make(listen=old) as harness:
         become_fifo(getattr(old, file))
         for _ in range(2):
-            assert await post_on_new_connection(world, trusts[0]) == 200
+            assert await post_on_new_connection(harness, trusts[0]) == 200
         renew(old, new)
-        assert await post_on_new_connection(world, trusts[1]) == 200
+        assert await post_on_new_connection(harness, trusts[1]) == 200
 
 
-async def post_on_new_connection(world: World, trust: ssl.SSLContext) -> int:
+async def post_on_new_connection(harness: Harness, trust: ssl.SSLContext) -> int:
     """Post over a new connection."""
     async with (
         aiohttp.ClientSession() as fresh,
-        fresh.post(world.url, data=BODY, headers=HEADERS, ssl=trust) as answer,
+        fresh.post(harness.url, data=BODY, headers=HEADERS, ssl=trust) as answer,
     ):
         return answer.status
 

@@ -150,7 +150,7 @@ def test_color_is_for_terminals_only(monkeypatch: pytest.MonkeyPatch) -> None:
     assert color_verdict("FAILED", Terminal(), ok=False) == "FAILED"
 
 
-def test_every_mistake_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_mistake_is_reported_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check-config", "billing-scraper"]) == 2
     lines = capsys.readouterr().err.splitlines()
     starts = [line.split(":")[0] for line in lines]
@@ -173,7 +173,7 @@ def test_the_effective_settings_are_printed_without_secrets(
 
 
 @pytest.mark.parametrize(
-    ("setting", "told"),
+    ("setting", "expected"),
     [
         ({"BYOC_BILLING_BUCKET": "arn:aws:s3:::usage"}, "BYOC_BILLING_BUCKET: invalid value"),
         ({"BYOC_BILLING_TARGET": "pid:one"}, "BYOC_BILLING_TARGET: invalid value 'pid:one'"),
@@ -191,11 +191,11 @@ def test_the_effective_settings_are_printed_without_secrets(
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
 def test_a_mistake_names_the_variable_and_what_is_wanted(
-    setting: dict[str, str], told: str
+    setting: dict[str, str], expected: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
         configure(["billing-scraper"], GOOD | setting)
-    assert any(told in mistake for mistake in caught.value.mistakes)
+    assert any(expected in mistake for mistake in caught.value.mistakes)
 
 
 def test_a_setting_of_a_daemon_that_is_not_run_here_is_no_mistake() -> None:

@@ -81,12 +81,12 @@ def test_the_environment_wins_over_the_file_and_the_file_over_the_default() -> N
     assert (found.token, found.count, found.seconds, found.loud) == ("file", 4, 7.0, False)
 
 
-def test_a_secret_comes_from_the_file_that_its_twin_names(tmp_path: Path) -> None:
+def test_a_secret_comes_from_the_file_that_a_setting_names(tmp_path: Path) -> None:
     (tmp_path / "token").write_text(f"{SECRET}\n")
-    twin = str(tmp_path / "token")
-    assert own({"BYOC_X_TOKEN_FILE": twin}).token == SECRET
-    assert own({}, {"x_token_file": twin}).token == SECRET
-    assert own({"BYOC_X_TOKEN": "direct", "BYOC_X_TOKEN_FILE": twin}).token == "direct"
+    path = str(tmp_path / "token")
+    assert own({"BYOC_X_TOKEN_FILE": path}).token == SECRET
+    assert own({}, {"x_token_file": path}).token == SECRET
+    assert own({"BYOC_X_TOKEN": "direct", "BYOC_X_TOKEN_FILE": path}).token == "direct"
 
 
 @pytest.mark.parametrize("content", [None, b"", b" \n", b"\xff\xfe"])
@@ -119,7 +119,7 @@ def test_a_description_has_every_setting() -> None:
 def test_unknown_settings_are_mistakes_but_not_what_kubernetes_sets() -> None:
     environ = MINIMUM | {
         "BYOC_REGOIN": "x",
-        "BYOC_REGION_FILE": "only secrets have a twin",
+        "BYOC_REGION_FILE": "only secrets can be read from a file",
         "BYOC_X_TOKEN_FILE": "known",
         "BYOC_STATE_QUEUE_URL": "of another daemon",
         "PATH": "not ours",
@@ -195,7 +195,7 @@ def test_the_bucket_owner_is_exactly_12_digits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [
         (b"- a\n- b", "expected a mapping"),
         (b"just text", "expected a mapping"),
@@ -214,10 +214,10 @@ def test_the_bucket_owner_is_exactly_12_digits() -> None:
         (b"a: !!python/object/apply:os.system [id]", "could not determine a constructor"),
     ],
 )
-def test_a_yaml_mistake_is_a_config_error(tmp_path: Path, content: bytes, told: str) -> None:
+def test_a_yaml_mistake_is_a_config_error(tmp_path: Path, content: bytes, expected: str) -> None:
     path = tmp_path / "config.yaml"
     path.write_bytes(content)
-    with pytest.raises(ConfigError, match=told) as raised:
+    with pytest.raises(ConfigError, match=expected) as raised:
         load_file(str(path))
     assert all("config.yaml" in mistake for mistake in raised.value.mistakes)
 

@@ -1,4 +1,4 @@
-"""One daemon's life: start, defects, stop, finish, drain, end."""
+"""One daemon: start, defects, stop, finish, drain, end."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -49,7 +49,7 @@ class Source:
         return {"source": "fine"}
 
 
-class World:
+class Harness:
     def __init__(self, spool: Spool, sink: ScriptedSink, clock: FakeClock) -> None:
         self.spool, self.sink, self.clock = spool, sink, clock
         self.metrics, self.source, self.stop = Metrics(), Source(spool), asyncio.Event()
@@ -66,16 +66,16 @@ class World:
 
 
 @asynccontextmanager
-async def world(directory: Path, *script: Step) -> AsyncIterator[World]:
+async def harness(directory: Path, *script: Step) -> AsyncIterator[Harness]:
     clock = FakeClock()
     async with Spool(directory, max_bytes=1 << 20, clock=clock) as spool:
-        yield World(spool, ScriptedSink(script), clock)
+        yield Harness(spool, ScriptedSink(script), clock)
     assert [t.get_name() for t in asyncio.all_tasks() - {asyncio.current_task()}] == []
 
 
 async def test_stop_finishes_the_source_drains_and_ends(tmp_path: Path) -> None:
     with capture_logs() as logs:
-        async with world(tmp_path) as it:
+        async with harness(tmp_path) as it:
             run = it.run()
             await it.spool.put(message(1))
             it.stop.set()
@@ -90,7 +90,7 @@ async def test_stop_finishes_the_source_drains_and_ends(tmp_path: Path) -> None:
 
 async def test_a_defect_of_the_source_is_counted_and_it_starts_anew(tmp_path: Path) -> None:
     with capture_logs() as logs:
-        async with world(tmp_path) as it:
+        async with harness(tmp_path) as it:
             it.source.script = [ZeroDivisionError("a"), ZeroDivisionError("b")]
             run = it.run()
             for starts in (1, 2):
@@ -105,7 +105,7 @@ async def test_a_defect_of_the_source_is_counted_and_it_starts_anew(tmp_path: Pa
 
 
 async def test_a_source_that_returns_is_started_again_without_spinning(tmp_path: Path) -> None:
-    async with world(tmp_path) as it:
+    async with harness(tmp_path) as it:
         it.source.script = [None]
         run = it.run()
         assert await it.clock.parked() == [RESTART_SECONDS]
@@ -118,7 +118,7 @@ async def test_a_source_that_returns_is_started_again_without_spinning(tmp_path:
 async def test_a_failing_finish_does_not_keep_the_rest_from_being_sent(
     tmp_path: Path, error: Exception
 ) -> None:
-    async with world(tmp_path) as it:
+    async with harness(tmp_path) as it:
 
         async def fail() -> None:
             raise error
@@ -135,7 +135,7 @@ async def test_a_failing_finish_does_not_keep_the_rest_from_being_sent(
 async def test_a_finish_without_room_is_repeated_when_the_rest_has_been_sent(
     tmp_path: Path,
 ) -> None:
-    async with world(tmp_path) as it:
+    async with harness(tmp_path) as it:
 
         async def need_room() -> None:
             if it.spool.totals.records:
@@ -152,7 +152,7 @@ async def test_a_finish_without_room_is_repeated_when_the_rest_has_been_sent(
 
 async def test_when_the_grace_is_over_it_ends_and_keeps_what_is_left(tmp_path: Path) -> None:
     with capture_logs() as logs:
-        async with world(tmp_path, Hang.FOREVER) as it:
+        async with harness(tmp_path, Hang.FOREVER) as it:
             await it.spool.put(message(1))
             run = it.run(grace_seconds=0.05)
             await it.sink.entered.wait()
@@ -165,7 +165,7 @@ async def test_when_the_grace_is_over_it_ends_and_keeps_what_is_left(tmp_path: P
 
 @pytest.mark.parametrize("times", [1, 2])
 async def test_a_cancelled_run_leaves_no_task_behind(tmp_path: Path, times: int) -> None:
-    async with world(tmp_path, Hang.FOREVER) as it:
+    async with harness(tmp_path, Hang.FOREVER) as it:
         await it.spool.put(message(1))
         run = it.run(grace_seconds=0.05)
         await it.sink.entered.wait()
@@ -178,12 +178,12 @@ async def test_a_cancelled_run_leaves_no_task_behind(tmp_path: Path, times: int)
 
 
 async def test_its_repr_is_its_pipeline(tmp_path: Path) -> None:
-    async with world(tmp_path) as it:
+    async with harness(tmp_path) as it:
         assert repr(it.daemon) == f"daemon -> Source -> {tmp_path}/spool.db -> test://sink"
 
 
 async def test_the_gauges_tell_the_backlog_and_its_age(tmp_path: Path) -> None:
-    async with world(tmp_path) as it:
+    async with harness(tmp_path) as it:
         created = it.clock.wall_ns() // 1_000_000
         await it.spool.put(Message("a", "t", b"1234", created, records=3))
         await it.spool.put(Message("b", "t", b"1234", created))
@@ -201,7 +201,7 @@ async def test_the_gauges_tell_the_backlog_and_its_age(tmp_path: Path) -> None:
 
 
 async def test_a_future_time_stamp_is_no_negative_age(tmp_path: Path) -> None:
-    async with world(tmp_path) as it:
+    async with harness(tmp_path) as it:
         await it.spool.put(message(1))
         it.clock.step_wall(-2_000_000_000)
         it.daemon.observe()
@@ -210,7 +210,7 @@ async def test_a_future_time_stamp_is_no_negative_age(tmp_path: Path) -> None:
 
 
 async def test_each_damaged_spool_file_is_counted_once(tmp_path: Path) -> None:
-    async with world(tmp_path) as it:
+    async with harness(tmp_path) as it:
         counted = []
         for damaged in (False, True, False, True):
             if damaged:
@@ -225,7 +225,7 @@ async def test_each_damaged_spool_file_is_counted_once(tmp_path: Path) -> None:
 
 
 async def test_the_daemon_is_not_ready_without_its_spool(tmp_path: Path) -> None:
-    async with world(tmp_path) as it:
+    async with harness(tmp_path) as it:
         assert await it.daemon.not_ready_reason() == ""
         it.spool._file.write_error = SpoolUnavailableError("disk")
         assert await it.daemon.not_ready_reason() == ""  # a write works again
@@ -235,7 +235,7 @@ async def test_the_daemon_is_not_ready_without_its_spool(tmp_path: Path) -> None
 async def test_a_task_that_is_down_makes_the_daemon_unready_until_it_has_run_a_while(
     tmp_path: Path,
 ) -> None:
-    async with world(tmp_path) as it:
+    async with harness(tmp_path) as it:
         it.source.script = [OSError("cannot open the webhook: address in use")]
         run = it.run()
         await it.clock.parked()
@@ -254,7 +254,7 @@ async def test_a_task_that_is_down_makes_the_daemon_unready_until_it_has_run_a_w
 
 
 async def test_a_source_that_returned_makes_the_daemon_unready(tmp_path: Path) -> None:
-    async with world(tmp_path) as it:
+    async with harness(tmp_path) as it:
         it.source.script = [None]
         run = it.run()
         await it.clock.parked()

@@ -40,7 +40,7 @@ def test_every_designed_metric_is_there_with_its_labels() -> None:
     }
 
 
-def test_every_metric_has_our_prefix_the_agent_and_a_unit() -> None:
+def test_every_metric_has_our_prefix_the_daemon_and_a_unit() -> None:
     for name, labels in declared().items():
         assert name.startswith("byoc_")
         assert labels[0] == "daemon"

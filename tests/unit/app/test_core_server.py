@@ -31,7 +31,7 @@ class Idle:
 
 
 @dataclass
-class World:
+class Harness:
     spool: Spool
     url: str
     client: ClientSession
@@ -42,7 +42,7 @@ class World:
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
+async def harness(tmp_path: Path) -> AsyncIterator[Harness]:
     clock, metrics = FakeClock(), Metrics()
     async with Spool(tmp_path / "daemon", max_bytes=1 << 20, clock=clock) as spool:
         parts: dict[str, Any] = {"clock": clock, "metrics": metrics, "spool": spool}
@@ -53,46 +53,48 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
             serve([daemon], metrics, ("127.0.0.1", 0)) as (host, port),
             ClientSession() as client,
         ):
-            yield World(spool, f"http://{host}:{port}", client)
+            yield Harness(spool, f"http://{host}:{port}", client)
 
 
-async def test_a_sound_process_is_alive_and_ready(world: World) -> None:
-    assert await world.get("/healthz") == (200, "ok\n")
-    assert await world.get("/readyz") == (200, "ok\n")
+async def test_a_sound_process_is_alive_and_ready(harness: Harness) -> None:
+    assert await harness.get("/healthz") == (200, "ok\n")
+    assert await harness.get("/readyz") == (200, "ok\n")
 
 
-async def test_not_ready_while_the_spool_cannot_be_written_and_ready_again(world: World) -> None:
-    directory = world.spool.directory
+async def test_not_ready_while_the_spool_cannot_be_written_and_ready_again(
+    harness: Harness,
+) -> None:
+    directory = harness.spool.directory
     shutil.rmtree(directory)
     directory.write_text("in the place of the directory")
     with pytest.raises(Exception, match="no new file could be made"):
-        await world.spool.put(Message("a", "t", b"x", 1))
-    status, text = await world.get("/readyz")
+        await harness.spool.put(Message("a", "t", b"x", 1))
+    status, text = await harness.get("/readyz")
     assert status == 503
     assert text.startswith("daemon: spool: ")
-    assert (await world.get("/healthz"))[0] == 200
+    assert (await harness.get("/healthz"))[0] == 200
     directory.unlink()
-    await world.get("/readyz")  # the first one reports that the file was lost
-    assert await world.get("/readyz") == (200, "ok\n")
+    await harness.get("/readyz")  # the first one reports that the file was lost
+    assert await harness.get("/readyz") == (200, "ok\n")
 
 
-async def test_not_alive_when_a_writer_thread_has_ended(world: World) -> None:
-    await world.spool.__aexit__()
-    assert await world.get("/healthz") == (503, "dead\n")
-    assert (await world.get("/readyz"))[0] == 503
+async def test_not_alive_when_a_writer_thread_has_ended(harness: Harness) -> None:
+    await harness.spool.__aexit__()
+    assert await harness.get("/healthz") == (503, "dead\n")
+    assert (await harness.get("/readyz"))[0] == 503
 
 
-async def test_metrics_are_prometheus_text_with_the_gauges_of_now(world: World) -> None:
-    await world.spool.put(Message("a", "t", b"1234", 1, records=7))
-    async with world.client.get(world.url + "/metrics") as answer:
+async def test_metrics_are_prometheus_text_with_the_gauges_of_now(harness: Harness) -> None:
+    await harness.spool.put(Message("a", "t", b"1234", 1, records=7))
+    async with harness.client.get(harness.url + "/metrics") as answer:
         assert answer.headers["Content-Type"].startswith("text/plain; version=")
         text = await answer.text()
     assert 'byoc_spool_records{daemon="daemon"} 7.0' in text
     assert 'byoc_messages_sent_total{daemon="daemon"} 0.0' in text
 
 
-async def test_status_is_json_for_people(world: World) -> None:
-    async with world.client.get(world.url + "/status") as answer:
+async def test_status_is_json_for_people(harness: Harness) -> None:
+    async with harness.client.get(harness.url + "/status") as answer:
         page = await answer.json()
     assert page["daemons"]["daemon"]["target"] == "cgroup:/x"
     assert page["daemons"]["daemon"]["destination"] == "test://sink"
@@ -100,12 +102,12 @@ async def test_status_is_json_for_people(world: World) -> None:
     assert page["version"]
 
 
-async def test_every_other_page_is_404(world: World) -> None:
-    assert (await world.get("/"))[0] == 404
+async def test_every_other_page_is_404(harness: Harness) -> None:
+    assert (await harness.get("/"))[0] == 404
 
 
-async def test_a_taken_address_is_an_error_of_the_start(world: World) -> None:
-    port = int(world.url.rpartition(":")[2])
+async def test_a_taken_address_is_an_error_of_the_start(harness: Harness) -> None:
+    port = int(harness.url.rpartition(":")[2])
     expected = "^BYOC_LISTEN: .*address already in use: expected a free host:port$"
     with pytest.raises(ConfigError, match=expected):
         async with serve([], Metrics(), ("127.0.0.1", port)):
@@ -118,16 +120,16 @@ async def test_an_error_of_the_disk_while_it_serves_is_not_one_of_the_address() 
             raise OSError("the disk")
 
 
-async def test_no_answer_names_a_version(world: World) -> None:
+async def test_no_answer_names_a_version(harness: Harness) -> None:
     for path in ("/healthz", "/", "/status"):
-        async with world.client.get(world.url + path) as answer:
+        async with harness.client.get(harness.url + path) as answer:
             assert answer.headers["Server"] == "byoc-agents"
 
 
-async def test_only_reading_is_allowed(world: World) -> None:
-    async with world.client.post(world.url + "/healthz", data=b"x") as answer:
+async def test_only_reading_is_allowed(harness: Harness) -> None:
+    async with harness.client.post(harness.url + "/healthz", data=b"x") as answer:
         assert (answer.status, answer.headers["Allow"]) == (405, "GET")
-    async with world.client.head(world.url + "/healthz") as answer:
+    async with harness.client.head(harness.url + "/healthz") as answer:
         assert answer.status == 200
 
 
@@ -140,13 +142,13 @@ async def test_status_is_shown_on_this_machine_only(peer: str, status: int) -> N
     assert (await Pages([], Metrics()).answer(request)).status == status
 
 
-async def test_the_oldest_of_too_many_connections_is_closed(world: World) -> None:
-    port = int(world.url.rpartition(":")[2])
+async def test_the_oldest_of_too_many_connections_is_closed(harness: Harness) -> None:
+    port = int(harness.url.rpartition(":")[2])
     pairs = [
         await asyncio.open_connection("127.0.0.1", port)
         for _ in range(LIMITS.max_unauthenticated + 1)
     ]
     assert await pairs[0][0].read() == b""
-    assert await world.get("/healthz") == (200, "ok\n")
+    assert await harness.get("/healthz") == (200, "ok\n")
     for _, writer in pairs:
         writer.close()

@@ -25,7 +25,7 @@ def pause(*_):
     print("importing", flush=True)
     sys.stdin.read()
 sys.meta_path.insert(0, type("Finder", (), {
-    "find_spec": lambda self, name, *_: pause() if name == "argparse" else None
+    "find_spec": lambda self, name, *_: pause() if name == "dataclasses" else None
 })())
 from byoc_agents.app.cli import main
 """

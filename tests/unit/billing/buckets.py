@@ -10,7 +10,7 @@ from byoc_agents.audit import Audit, Report
 from byoc_agents.billing.objects import unseal
 from byoc_agents.billing.record import UsageRecord
 from byoc_agents.delivery.sink import Message
-from lab.fakes.billing import Story, eventful, objects
+from lab.fakes.billing import ReplicaHistory, eventful, objects
 
 Records = list[UsageRecord]
 
@@ -28,7 +28,7 @@ def of(records: Records, size: int = 5) -> Report:
 
 @cache
 def _sound() -> tuple[UsageRecord, ...]:
-    return tuple(eventful(Story()))
+    return tuple(eventful(ReplicaHistory()))
 
 
 def sound() -> Records:

@@ -41,7 +41,7 @@ def byte_seconds(usages: list[Usage]) -> Decimal:
 
 @pytest.mark.parametrize("away", [1, 5, 59, 61, HOUR, 24 * HOUR])
 @pytest.mark.parametrize("stopped", [True, False], ids=["stopped", "killed"])
-def test_the_time_that_the_agent_was_away_counts(away: int, stopped: bool) -> None:
+def test_the_time_that_the_daemon_was_away_counts(away: int, stopped: bool) -> None:
     run = Run().feed([ran(30)])
     run = run.close() if stopped else run
     run.feed([ran(30 + away), ran(90 + away)]).close()
@@ -74,7 +74,7 @@ def test_time_without_a_reading_counts_once_the_same_container_is_read_again(
     assert seconds(recorded(run.periods)) == blind + 60
 
 
-def test_a_target_that_was_never_read_counts_from_the_agent_s_start_if_it_is_older() -> None:
+def test_a_target_that_was_never_read_counts_from_the_daemons_start_if_it_is_older() -> None:
     run = Run(sample(0)).feed([*(sample(s) for s in range(5, 200, 5)), ran(200), ran(240)])
     assert seconds(recorded(run.close().periods)) == 240 + 100  # it is 100 s older
 
@@ -186,13 +186,13 @@ def test_a_resize_between_two_samples_ends_the_record_at_the_sample_that_sees_it
 
 
 def test_each_figure_of_the_size_falls_back_to_the_downward_api_by_itself() -> None:
-    told = UsageIdentity(
+    identity = UsageIdentity(
         **{field: getattr(WHO, field) for field in WHO.__struct_fields__}
         | {"cpu_limit_millicores": 8000, "memory_limit_bytes": 1 << 36}
     )
     seen = reading(0, cpu_limit_millicores=None)
     run = Run(sample(0, seen)).feed([sample(60, reading(60, cpu_limit_millicores=None))])
-    (usage,) = recorded(run.periods, told)
+    (usage,) = recorded(run.periods, identity)
     assert usage.allocated == Allocated(
         cpu_millicores=8000,
         memory_bytes=SIZE,

@@ -20,7 +20,7 @@ quick = settings(max_examples=40, deadline=None, derandomize=True, database=None
 LAST = (30, 40)  # the last record of each epoch
 
 
-def witnessed(record: UsageRecord) -> Iterator[UsageRecord]:
+def with_counters(record: UsageRecord) -> Iterator[UsageRecord]:
     """Yield the record with each figure changed that another field confirms."""
     data, used, counter = record.data, record.data.used, record.data.counter
     for name in ("organization_id", "service_id", "replica", "pod_uid", "container_id"):
@@ -41,7 +41,7 @@ def witnessed(record: UsageRecord) -> Iterator[UsageRecord]:
 def test_any_altered_record_is_found(place: int, which: int) -> None:
     messages = objects(sound())
     record = sound()[place]
-    options = list(witnessed(record))
+    options = list(with_counters(record))
     bad = encode(options[which % len(options)])
     changed = [
         rewritten(m, lambda x: [bad if line == encode(record) else line for line in x])
@@ -117,7 +117,7 @@ def test_any_lost_object_is_found_but_an_epochs_last(size: int, which: int) -> N
     assert audit(messages).ok == (unseal(gone.id, gone.body)[-1] in last)
 
 
-def test_records_sealed_by_the_story_are_sound_by_themselves() -> None:
+def test_records_of_a_replica_history_are_sound_by_themselves() -> None:
     """The damage above would prove little if these were not what a scraper writes."""
     for record in sound():
         assert event(record.data) == record

@@ -11,7 +11,7 @@ from byoc_agents.app.cloudevents import rfc3339
 from byoc_agents.billing.objects import seal, unseal
 from byoc_agents.billing.record import Counter, GapReason, Resized, Samples, UsageRecord
 from byoc_agents.delivery.sink import Message
-from lab.fakes.billing import MINUTE_MS, NOON_MS, Story, altered, objects
+from lab.fakes.billing import MINUTE_MS, NOON_MS, ReplicaHistory, altered, objects
 from tests.unit.billing.buckets import Records, audit, of, rewritten, sound, torn
 
 # Damage to records, which are then sealed again. Each gives the findings.
@@ -62,8 +62,8 @@ def other_incarnation(records: Records) -> Records:
 
 def second_writer(records: Records) -> Records:
     """Two containers of one name in one pod: both cannot be."""
-    story = Story(incarnation=9, epoch=NOON_MS - 2)
-    return records + [story.measured() for _ in range(1)]
+    history = ReplicaHistory(incarnation=9, epoch=NOON_MS - 2)
+    return records + [history.measured() for _ in range(1)]
 
 
 def size(**fields: object) -> Callable[[UsageRecord], UsageRecord]:
@@ -95,7 +95,7 @@ def resized(cpu: tuple[int | None, int | None], memory: tuple[int | None, int | 
     )
 
 
-SIZE, OTHER = (4000, 4000), (16 << 30, 16 << 30)  # of the story: cores, memory
+SIZE, OTHER = (4000, 4000), (16 << 30, 16 << 30)  # of the history: cores, memory
 
 SOUND: dict[str, Callable[[UsageRecord], UsageRecord]] = {
     "no time counted": size(counted_milliseconds=0),
@@ -138,8 +138,8 @@ ALTERED: dict[str, Callable[[UsageRecord], UsageRecord]] = {
 def test_a_record_that_an_honest_meter_may_write_is_well(
     change: Callable[[UsageRecord], UsageRecord],
 ) -> None:
-    story = Story()
-    report = of([story.measured(), change(story.measured()), story.measured()])
+    history = ReplicaHistory()
+    report = of([history.measured(), change(history.measured()), history.measured()])
     assert report.ok, report.findings
 
 
@@ -147,8 +147,8 @@ def test_a_record_that_an_honest_meter_may_write_is_well(
 def test_a_record_that_contradicts_itself_is_altered_and_in_no_total(
     change: Callable[[UsageRecord], UsageRecord],
 ) -> None:
-    story = Story()
-    report = of([story.measured(), change(story.measured()), story.measured()])
+    history = ReplicaHistory()
+    report = of([history.measured(), change(history.measured()), history.measured()])
     assert report.counts == {"altered_record": 1}
     assert report.findings[0].first_sequence == 1
     assert report.findings[0].detail
@@ -162,10 +162,10 @@ def test_the_counter_over_a_gap_in_which_it_is_not_believed_is_no_cpu(
 ) -> None:
     """Neither unrecorded nor lost nor counted twice; next to another gap it says the same."""
     for gaps in ((reason,), (reason, "target_unreadable"), ("target_unreadable", reason)):
-        story = Story(counter_usec=5_000_000)
-        first = [story.measured()]
-        first += [story.gap(each, usec=usec) for each in gaps]
-        report = of([*first, story.measured()])
+        history = ReplicaHistory(counter_usec=5_000_000)
+        first = [history.measured()]
+        first += [history.gap(each, usec=usec) for each in gaps]
+        report = of([*first, history.measured()])
         assert report.ok, report.findings
         assert report.unrecorded == []
 
@@ -256,14 +256,14 @@ def resealed_shorter(messages: list[Message]) -> list[Message]:
 
 
 def conflicting(messages: list[Message]) -> list[Message]:
-    story = Story(seed=99)
-    return [*messages, *objects([story.measured()])]
+    history = ReplicaHistory(seed=99)
+    return [*messages, *objects([history.measured()])]
 
 
 def second_sequence(messages: list[Message]) -> list[Message]:
     """Count on from an older sequence in later minutes, as a restored directory does."""
-    story = Story(sequence=3, incarnation=9, now_ms=NOON_MS + 41 * MINUTE_MS)
-    return [*messages, *objects([story.gap("target_absent")])]
+    history = ReplicaHistory(sequence=3, incarnation=9, now_ms=NOON_MS + 41 * MINUTE_MS)
+    return [*messages, *objects([history.gap("target_absent")])]
 
 
 OBJECT_DAMAGE: dict[str, tuple[Callable[[list[Message]], list[Message]], dict[str, int]]] = {

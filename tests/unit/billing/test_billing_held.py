@@ -14,7 +14,7 @@ from byoc_agents.billing.sources.select import TargetObservation
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import SpoolUnavailableError
-from tests.unit.billing.scraper_bench import SECOND, Bench
+from tests.unit.billing.scraper_harness import SECOND, Harness
 
 GIB = 1 << 30
 
@@ -34,11 +34,11 @@ class Refusing(Spool):
 
 
 class Container:
-    """A target of one busy core whose size and life a test changes."""
+    """A target of one busy core whose size and incarnation a test changes."""
 
-    def __init__(self, bench: Bench) -> None:
-        self.clock = bench.clock
-        self.life = 1
+    def __init__(self, harness: Harness) -> None:
+        self.clock = harness.clock
+        self.incarnation = 1
         self.born_ns = self.clock.boot_ns() - 100 * SECOND
         self.memory = 8 * GIB
         self.cpu = 2000
@@ -48,7 +48,7 @@ class Container:
         return "container"
 
     def restart(self) -> None:
-        self.life += 1
+        self.incarnation += 1
         self.born_ns = self.clock.boot_ns()
         self.running = True
 
@@ -59,8 +59,8 @@ class Container:
         return TargetObservation(
             Reading(
                 source="cgroup.v2",
-                incarnation=f"boot-1-{self.life}",
-                container_id=f"{self.life:064x}",
+                incarnation=f"boot-1-{self.incarnation}",
+                container_id=f"{self.incarnation:064x}",
                 cpu_usec=(self.clock.boot_ns() - self.born_ns) // 1000,
                 memory_bytes=GIB,
                 born_boot_ns=self.born_ns,
@@ -75,24 +75,24 @@ class Container:
 class Outage:
     """A scraper on a spool that refuses for a while."""
 
-    def __init__(self, bench: Bench) -> None:
-        self.bench = bench
-        self.spool = Refusing(bench.spool)
-        bench.spool = self.spool
-        self.container = Container(bench)
-        bench.target = self.container  # type: ignore[assignment]
-        bench.scraper = bench.made()
+    def __init__(self, harness: Harness) -> None:
+        self.harness = harness
+        self.spool = Refusing(harness.spool)
+        harness.spool = self.spool
+        self.container = Container(harness)
+        harness.target = self.container  # type: ignore[assignment]
+        harness.scraper = harness.made()
 
     async def usages(self) -> list[Usage]:
-        return [record.data for record in await self.bench.records()]
+        return [record.data for record in await self.harness.records()]
 
 
 @pytest.fixture
 async def outage(tmp_path: Path) -> AsyncIterator[Outage]:
-    bench = Bench(tmp_path / "state")
-    await bench.spool.__aenter__()
-    yield Outage(bench)
-    await bench.spool.__aexit__()
+    harness = Harness(tmp_path / "state")
+    await harness.spool.__aenter__()
+    yield Outage(harness)
+    await harness.spool.__aexit__()
 
 
 def allocated(usages: list[Usage]) -> Decimal:
@@ -114,17 +114,17 @@ PHASES = [0, 0.003, 2.5]
 async def test_a_resize_in_an_outage_of_hours_counts_both_sizes(
     outage: Outage, phase: float, before: int, after: int
 ) -> None:
-    bench, container = outage.bench, outage.container
+    harness, container = outage.harness, outage.container
     container.memory = before * GIB
-    await bench.clock.advance(phase)
-    await bench.ticks(14)
+    await harness.clock.advance(phase)
+    await harness.ticks(14)
     outage.spool.refuses = True
-    await bench.ticks(12)
+    await harness.ticks(12)
     container.memory = after * GIB
-    await bench.ticks(12 * 60 * 4)
+    await harness.ticks(12 * 60 * 4)
     outage.spool.refuses = False
-    await bench.ticks(14)
-    await bench.scraper.finish()
+    await harness.ticks(14)
+    await harness.scraper.finish()
     usages = await outage.usages()
     truth = Decimal(before) * (100 + 26 * 5) + Decimal(after) * (12 * 60 * 4 + 14) * 5
     one_sample = Decimal(abs(after - before) * 5)
@@ -133,40 +133,40 @@ async def test_a_resize_in_an_outage_of_hours_counts_both_sizes(
 
 
 @pytest.mark.parametrize("phase", PHASES)
-async def test_a_container_that_lived_and_died_in_an_outage_has_its_own_records(
+async def test_a_container_that_started_and_ended_in_an_outage_has_its_own_records(
     outage: Outage, phase: float
 ) -> None:
-    bench, container = outage.bench, outage.container
-    await bench.clock.advance(phase)
-    await bench.ticks(14)
+    harness, container = outage.harness, outage.container
+    await harness.clock.advance(phase)
+    await harness.ticks(14)
     outage.spool.refuses = True
-    await bench.ticks(3)
-    for _ in range(3):  # three lives of ten minutes, 15 s apart
+    await harness.ticks(3)
+    for _ in range(3):  # three incarnations of ten minutes, 15 s apart
         container.running = False
-        await bench.ticks(3)
+        await harness.ticks(3)
         container.restart()
-        await bench.ticks(120)
+        await harness.ticks(120)
     outage.spool.refuses = False
-    await bench.ticks(3)
-    await bench.scraper.finish()
+    await harness.ticks(3)
+    await harness.scraper.finish()
     usages = await outage.usages()
-    lives = {one.container_id for one in usages if one.quality != "gap"}
-    assert len(lives) == 4
-    for life in sorted(lives)[1:3]:
-        assert used([one for one in usages if one.container_id == life]) == 600
+    containers = {one.container_id for one in usages if one.quality != "gap"}
+    assert len(containers) == 4
+    for container_id in sorted(containers)[1:3]:
+        assert used([one for one in usages if one.container_id == container_id]) == 600
     assert [one.sequence for one in usages] == list(range(len(usages)))
 
 
 async def test_a_kill_in_an_outage_loses_what_was_held_and_no_cpu(outage: Outage) -> None:
-    bench, container = outage.bench, outage.container
-    await bench.ticks(14)
+    harness, container = outage.harness, outage.container
+    await harness.ticks(14)
     outage.spool.refuses = True
     container.memory = 64 * GIB
-    await bench.ticks(12 * 90)
+    await harness.ticks(12 * 90)
     outage.spool.refuses = False
-    bench.scraper = bench.made()
-    await bench.ticks(2)
-    await bench.scraper.finish()
+    harness.scraper = harness.made()
+    await harness.ticks(2)
+    await harness.scraper.finish()
     usages = await outage.usages()
     first = usages[0].counter
     assert first
@@ -179,26 +179,26 @@ async def test_a_kill_in_an_outage_loses_what_was_held_and_no_cpu(outage: Outage
 
 
 async def test_with_no_room_in_memory_either_cpu_is_still_exact(outage: Outage) -> None:
-    bench, container = outage.bench, outage.container
-    bench.scraper = bench.made(max_deferred=10)
-    await bench.ticks(14)
+    harness, container = outage.harness, outage.container
+    harness.scraper = harness.made(max_deferred=10)
+    await harness.ticks(14)
     outage.spool.refuses = True
     for number in range(40):
         container.memory = (8 + number % 2) * GIB
-        await bench.ticks(2)
-    assert bench.scraper.status()["deferred_periods"] <= 10
+        await harness.ticks(2)
+    assert harness.scraper.status()["deferred_periods"] <= 10
     outage.spool.refuses = False
-    await bench.ticks(3)
-    await bench.scraper.finish()
+    await harness.ticks(3)
+    await harness.scraper.finish()
     assert used(await outage.usages()) == Decimal((14 + 80 + 3 - 1) * 5)
 
 
 async def test_deferred_periods_are_never_part_of_the_checkpoint(outage: Outage) -> None:
-    bench = outage.bench
-    await bench.ticks(14)
+    harness = outage.harness
+    await harness.ticks(14)
     outage.spool.refuses = True
-    await bench.ticks(12 * 130)
-    assert bench.scraper.status()["deferred_periods"] == 2
-    stored = await bench.spool.state("billing/meter")
+    await harness.ticks(12 * 130)
+    assert harness.scraper.status()["deferred_periods"] == 2
+    stored = await harness.spool.state("billing/meter")
     assert b"held" not in stored["billing/meter"]
     assert msgspec.json.decode(stored["billing/meter"])["sequence"] == 2

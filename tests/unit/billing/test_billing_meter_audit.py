@@ -30,14 +30,14 @@ STEPS = ("forward", "stop and go on", "resize", "lose state", "fall", "switch", 
 
 
 @dataclass
-class World:
+class Simulation:
     """A container with a clock, and its scraper."""
 
     random: Random
     wall_ms: int = NOON_MS
     boot_ns: int = 2 * BIRTH_NS
     born_boot_ns: int = BIRTH_NS
-    life: int = 1
+    incarnation: int = 1
     cpu_usec: int = 500_000_000
     cores: int = 2000
     resets: bool = True  # a lower counter is a fresh one
@@ -56,7 +56,11 @@ class World:
     def happen(self, what: str) -> None:
         """Let one thing happen, then some time pass, then take a sample."""
         if what == "restart":
-            self.life, self.cpu_usec, self.born_boot_ns = self.life + 1, 0, self.boot_ns
+            self.incarnation, self.cpu_usec, self.born_boot_ns = (
+                self.incarnation + 1,
+                0,
+                self.boot_ns,
+            )
         elif what == "resize":
             self.cores = self.random.choice([1000, 2000, 4000])
         elif what == "fall":
@@ -94,8 +98,8 @@ class World:
     def _reading(self, source: SourceName) -> Reading:
         return Reading(
             source=source,
-            incarnation=str(self.life),
-            container_id=f"{self.life:064x}",
+            incarnation=str(self.incarnation),
+            container_id=f"{self.incarnation:064x}",
             cpu_usec=self.cpu_usec + 77 * (source == "clickhouse"),
             resets_to_zero=self.resets,
             memory_bytes=self.random.randrange(1 << 34),
@@ -125,9 +129,9 @@ class World:
         return audit.report("")
 
 
-def world(seed: int, told: list[str]) -> World:
-    found = World(Random(seed), resets=seed % 2 == 0)
-    for what in told:
+def simulation(seed: int, events: list[str]) -> Simulation:
+    found = Simulation(Random(seed), resets=seed % 2 == 0)
+    for what in events:
         found.happen(what)
     return found
 
@@ -136,9 +140,9 @@ quick = settings(max_examples=80, deadline=None, derandomize=True, database=None
 
 
 @quick
-@given(seed=st.integers(0, 1000), told=st.lists(st.sampled_from(SEEN), max_size=25))
-def test_events_of_a_container_leave_a_sound_bucket(seed: int, told: list[str]) -> None:
-    report = world(seed, ["seen", *told]).report()
+@given(seed=st.integers(0, 1000), events=st.lists(st.sampled_from(SEEN), max_size=25))
+def test_events_of_a_container_leave_a_sound_bucket(seed: int, events: list[str]) -> None:
+    report = simulation(seed, ["seen", *events]).report()
     assert report.ok, report.findings
 
 
@@ -146,22 +150,22 @@ def test_events_of_a_container_leave_a_sound_bucket(seed: int, told: list[str]) 
 @quick
 @given(
     seed=st.integers(0, 1000),
-    told=st.lists(st.sampled_from(SEEN), max_size=9),
+    events=st.lists(st.sampled_from(SEEN), max_size=9),
     at=st.integers(1, 5),
 )
 def test_what_befalls_a_scraper_leaves_a_sound_bucket(
-    step: str, seed: int, told: list[str], at: int
+    step: str, seed: int, events: list[str], at: int
 ) -> None:
-    report = world(seed, ["seen", *told[:at], step, *told[at:]]).report()
+    report = simulation(seed, ["seen", *events[:at], step, *events[at:]]).report()
     assert report.ok, report.findings
 
 
 @quick
 @given(
     seed=st.integers(0, 1000),
-    told=st.lists(st.sampled_from(SEEN), max_size=9),
+    events=st.lists(st.sampled_from(SEEN), max_size=9),
     at=st.integers(1, 5),
 )
-def test_a_clock_set_back_leaves_a_sound_bucket(seed: int, told: list[str], at: int) -> None:
-    report = world(seed, ["seen", *told[:at], "back", *told[at:], "seen"]).report()
+def test_a_clock_set_back_leaves_a_sound_bucket(seed: int, events: list[str], at: int) -> None:
+    report = simulation(seed, ["seen", *events[:at], "back", *events[at:], "seen"]).report()
     assert report.ok, report.findings

@@ -1,8 +1,8 @@
-"""The meter against a world that knows the truth, over many seeds.
+"""The meter against a simulation that knows the truth, over many seeds.
 
-The world is one container at a time that burns CPU at a changing rate. The seeds choose missed and
-late samples, kills of the scraper, restarts and absences of the target, changes of the source, a
-full spool, and steps of the wall clock both ways.
+The simulation is one container at a time that burns CPU at a changing rate. The seeds choose
+missed and late samples, kills of the scraper, restarts and absences of the target, changes of the
+source, a full spool, and steps of the wall clock both ways.
 """
 
 import copy
@@ -27,7 +27,7 @@ def read_again(state: MeterState) -> MeterState:
     return found.state
 
 
-class World:
+class Simulation:
     """Truth: boot time, how wrong the wall clock is, and the counter of the container."""
 
     def __init__(self, rng: random.Random, *, sources: int) -> None:
@@ -35,7 +35,7 @@ class World:
         self.boot_ns = 40_000 * SECOND
         self.wall_ms = 1_795_000_000_000
         self.cpu_usec = rng.randrange(10**9)
-        self.life = 0
+        self.incarnation = 0
         self.born_ns: int = self.boot_ns - 1000 * SECOND
         self.running = True
         self.readable = [True] * sources
@@ -48,7 +48,7 @@ class World:
             self.cpu_usec += round(seconds * self.rng.random() * 8e6)
 
     def restart(self) -> None:
-        self.life += 1
+        self.incarnation += 1
         self.born_ns = self.boot_ns
         self.cpu_usec = 0
         self.scale_off = [0] * len(self.scale_off)
@@ -59,7 +59,7 @@ class World:
         seen = [
             Reading(
                 source=names[index],  # type: ignore[arg-type]
-                incarnation=f"{self.life}",
+                incarnation=f"{self.incarnation}",
                 container_id="",
                 cpu_usec=self.cpu_usec + self.scale_off[index],
                 memory_bytes=self.rng.randrange(10**9),
@@ -83,13 +83,13 @@ class Ledger:
 
     def __init__(self, first_usec: int) -> None:
         self.past_usec = -first_usec
-        self.life = 0
+        self.incarnation = 0
         self.last_usec = first_usec
 
-    def seen(self, life: int, usec: int) -> None:
-        if life != self.life:  # the rest of the life before was seen by nobody
+    def seen(self, incarnation: int, usec: int) -> None:
+        if incarnation != self.incarnation:  # the rest of the incarnation before was seen by nobody
             self.past_usec += self.last_usec
-        self.life, self.last_usec = life, usec
+        self.incarnation, self.last_usec = incarnation, usec
 
     def billable_usec(self) -> int:
         return self.past_usec + self.last_usec
@@ -98,25 +98,25 @@ class Ledger:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_every_cpu_second_that_was_seen_is_billed_once(seed: int) -> None:
     rng = random.Random(seed)
-    world = World(rng, sources=1)
+    simulation = Simulation(rng, sources=1)
     meter = Meter(window_ms=60_000)
-    first = world.sample()
+    first = simulation.sample()
     state, periods = meter.start(first, "no_checkpoint")
-    ledger = Ledger(world.cpu_usec)
+    ledger = Ledger(simulation.cpu_usec)
     stored = state, copy.copy(ledger)
     for _ in range(300):
-        act(world, rng)
+        change_randomly(simulation, rng)
         if rng.random() < 0.03:  # killed: state that was not durable is lost
             state, ledger = stored[0], copy.copy(stored[1])
             continue
-        one = world.sample()
+        one = simulation.sample()
         full = rng.random() < 0.05
         after, closed = meter.observe(state, one, hours_only=full)
         if full and closed:
             continue  # the commit was refused: as if the sample had not been
         state, periods = after, periods + closed
         if one.reading:
-            ledger.seen(world.life, one.reading.cpu_usec)
+            ledger.seen(simulation.incarnation, one.reading.cpu_usec)
         if closed:
             stored = read_again(state), copy.copy(ledger)
     state, closed = meter.close(state)
@@ -130,32 +130,34 @@ def test_every_cpu_second_that_was_seen_is_billed_once(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(100))
 def test_sources_that_come_and_go_neither_lose_nor_double_a_second(seed: int) -> None:
     rng = random.Random(seed)
-    world = World(rng, sources=3)
+    simulation = Simulation(rng, sources=3)
     meter = Meter(window_ms=60_000)
-    start_usec = world.cpu_usec
-    state, periods = meter.start(world.sample(), "no_checkpoint")
+    start_usec = simulation.cpu_usec
+    state, periods = meter.start(simulation.sample(), "no_checkpoint")
     for _ in range(300):
-        world.go(5)
+        simulation.go(5)
         if rng.random() < 0.1:
-            world.readable = [rng.random() < 0.7 for _ in world.readable[:-1]] + [True]
-        state, closed = meter.observe(state, world.sample())
+            simulation.readable = [rng.random() < 0.7 for _ in simulation.readable[:-1]] + [True]
+        state, closed = meter.observe(state, simulation.sample())
         periods += closed
     state, closed = meter.close(state)
-    assert sum(map(used, periods + closed)) == world.cpu_usec - start_usec
+    assert sum(map(used, periods + closed)) == simulation.cpu_usec - start_usec
     assert not any(p.gap_reason == "source_changed" for p in periods)
     assert_well_formed(periods + closed)
 
 
-def act(world: World, rng: random.Random) -> None:
-    world.go(rng.choice([5, 5, 5, 5, 5.2, 4.9, 17, rng.random() * 4000]))
+def change_randomly(simulation: Simulation, rng: random.Random) -> None:
+    simulation.go(rng.choice([5, 5, 5, 5, 5.2, 4.9, 17, rng.random() * 4000]))
     if rng.random() < 0.04:
-        world.wall_ms += rng.choice([-1, 1]) * rng.randrange(2_000, 900_000)
+        simulation.wall_ms += rng.choice([-1, 1]) * rng.randrange(2_000, 900_000)
     if rng.random() < 0.04:
-        world.readable = [not readable for readable in world.readable]
-    if rng.random() < 0.04 and world.running:
-        world.running = False
-    elif (not world.running and rng.random() < 0.3) or (world.running and rng.random() < 0.03):
-        world.restart()
+        simulation.readable = [not readable for readable in simulation.readable]
+    if rng.random() < 0.04 and simulation.running:
+        simulation.running = False
+    elif (not simulation.running and rng.random() < 0.3) or (
+        simulation.running and rng.random() < 0.03
+    ):
+        simulation.restart()
 
 
 def used(period: Period) -> int:

@@ -1,8 +1,9 @@
 """Random containers and clocks: the billed usage is possible, correct and complete.
 
-The world knows the truth: what every life used, how long the container was there. The meter sees
-samples only. Unlike the oracle's world, this one also lies: counters that fall or jump, boot ids
-that change or stay over a reboot, a machine that sleeps with or without a clock that shows it.
+The simulation knows the truth: what every incarnation used, how long the container existed. The
+meter sees samples only. Unlike the oracle's simulation, this one also has counters that fall or
+jump, boot ids that change or stay over a reboot, a machine that sleeps with or without a clock that
+shows it.
 """
 
 from dataclasses import dataclass, field
@@ -34,7 +35,7 @@ ANOTHER = ["restart", "reboot", "reboot-same-id"]
 
 
 @dataclass
-class World:
+class Simulation:
     """One machine, one container at a time."""
 
     random: Random
@@ -45,10 +46,10 @@ class World:
     hidden_sleep_ns: int = 0  # that our clock does not show
     boot_id: str = "boot-0-0"
     born_ns: int = 3_600_000 * NS_PER_MS
-    life: int = 1
+    incarnation: int = 1
     cpu_usec: int = 5_000_000_000
-    used_usec: int = 0  # by all lives, since noon
-    lived_ms: int = 3_600_000  # real time that the present container has been there
+    used_usec: int = 0  # by all incarnations, since noon
+    present_ms: int = 3_600_000  # real time that the present container has been there
     whole_ms: int = 3_600_000  # real time of all containers
     shown_off_usec: int = 0  # how far the counter shown is from the truth
     holding: bool = False
@@ -116,8 +117,8 @@ class World:
         names = self.source == "cgroup.v2"
         return Reading(
             source=self.source,
-            incarnation=f"{self.boot_id[:8]}-{self.life}" if names else self.boot_id[:8],
-            container_id=f"{self.life:064x}" if names else "",
+            incarnation=f"{self.boot_id[:8]}-{self.incarnation}" if names else self.boot_id[:8],
+            container_id=f"{self.incarnation:064x}" if names else "",
             cpu_usec=max(0, self.cpu_usec + self.shown_off_usec),
             memory_bytes=self.random.randrange(1 << 30),
             born_boot_ns=born_ns,
@@ -126,11 +127,11 @@ class World:
         )
 
     def _begin(self) -> None:
-        self.life += 1
+        self.incarnation += 1
         self.born_ns = self.boot_ns - self.asleep_ns - self.hidden_sleep_ns
         if self.source == "cgroup.v2":
             self.born_ns = self.boot_ns
-        self.cpu_usec = self.lived_ms = self.shown_off_usec = 0
+        self.cpu_usec = self.present_ms = self.shown_off_usec = 0
 
     def _run(self, ms: int) -> None:
         used_usec = self.random.randrange(ms * CPUS * 1000)
@@ -148,7 +149,7 @@ class World:
     def _pass(self, ms: int) -> None:
         self.wall_ms += ms
         self.boot_ns += ms * NS_PER_MS
-        self.lived_ms += ms
+        self.present_ms += ms
         self.whole_ms += ms
 
     def _write(self, state: MeterState, periods: list[Period]) -> None:
@@ -162,13 +163,13 @@ class World:
         return [recorder.record(one, 1, number) for number, one in enumerate(self.periods)]
 
 
-def lived(seed: int, source: SourceName, what: list[str]) -> World:
-    world = World(Random(seed), source)
+def simulate(seed: int, source: SourceName, what: list[str]) -> Simulation:
+    simulation = Simulation(Random(seed), source)
     for one in ["tick", *what, "tick"]:
-        world.happen(one)
-    if world.holding:
-        world.happen("hold")
-    return world
+        simulation.happen(one)
+    if simulation.holding:
+        simulation.happen("hold")
+    return simulation
 
 
 many = settings(max_examples=150, deadline=None, derandomize=True, database=None)
@@ -184,20 +185,20 @@ SOURCES: tuple[SourceName, ...] = ("cgroup.v2", "clickhouse")
 def test_no_record_is_impossible_and_no_sum_is_more_than_was_used(
     source: SourceName, seed: int, what: list[str]
 ) -> None:
-    world = lived(seed, source, what)
-    records = [record.data for record in world.records()]
+    simulation = simulate(seed, source, what)
+    records = [record.data for record in simulation.records()]
     for one in records:
         most = most_core_seconds(one)
         assert most is None or one.used.cpu_core_seconds <= most, one
     billed = sum((one.used.cpu_core_seconds for one in records), Decimal(0))
     slack_usec = CPUS * SLACK_MS["clickhouse"] * 1000 * len(what)
-    assert billed <= Decimal(world.used_usec + slack_usec) / 1_000_000
+    assert billed <= Decimal(simulation.used_usec + slack_usec) / 1_000_000
     for before, after in pairwise(records):
         assert before.charge_period_end == after.charge_period_start, (before, after)
     counted_ms = sum(one.allocated.counted_milliseconds or 0 for one in records)
     # A second reboot some seconds after the first, under one id, looks like a step of the clock.
     slack_ms = 10_000 * max(0, what.count("reboot-same-id") + what.count("reboot") - 1)
-    assert counted_ms <= world.whole_ms + len(records) + slack_ms
+    assert counted_ms <= simulation.whole_ms + len(records) + slack_ms
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -209,12 +210,14 @@ def test_no_record_is_impossible_and_no_sum_is_more_than_was_used(
 def test_every_millisecond_of_one_container_is_allocated_once(
     source: SourceName, seed: int, what: list[str]
 ) -> None:
-    world = lived(seed, source, what)
-    records = [record.data for record in world.records()]
+    simulation = simulate(seed, source, what)
+    records = [record.data for record in simulation.records()]
     counted = sum(one.allocated.counted_milliseconds or 0 for one in records)
-    if world.state and isinstance(world.state.phase, Window):  # a clock set back holds it open
-        counted += world.state.phase.counted_ms
-    assert abs(counted - world.lived_ms) <= len(records)  # rounding
+    if simulation.state and isinstance(
+        simulation.state.phase, Window
+    ):  # a clock set back holds it open
+        counted += simulation.state.phase.counted_ms
+    assert abs(counted - simulation.present_ms) <= len(records)  # rounding
     assert all(
         one.allocated.memory_bytes == SIZE for one in records if one.allocated.counted_milliseconds
     )

@@ -22,20 +22,20 @@ from byoc_agents.billing.objects import (
     unseal,
 )
 from byoc_agents.billing.record import TYPE
-from lab.fakes.billing import NOON_MS, Story, altered
+from lab.fakes.billing import NOON_MS, ReplicaHistory, altered
 
 quick = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 COMPRESSIONS: list[Compression] = ["zstd", "gzip"]
 
 
-def lines(count: int, story: Story | None = None) -> list[bytes]:
-    story = story or Story()
-    return [encode(story.measured()) for _ in range(count)]
+def lines(count: int, history: ReplicaHistory | None = None) -> list[bytes]:
+    history = history or ReplicaHistory()
+    return [encode(history.measured()) for _ in range(count)]
 
 
 def test_the_key_names_org_service_hour_pod_epoch_and_sequences() -> None:
-    story = Story(pod_uid="uid-1", epoch=1_795_400_000_000, now_ms=NOON_MS + 59 * 60_000)
-    message = seal(lines(3, story), created_at_ms=7)
+    history = ReplicaHistory(pod_uid="uid-1", epoch=1_795_400_000_000, now_ms=NOON_MS + 59 * 60_000)
+    message = seal(lines(3, history), created_at_ms=7)
     assert message.id == (
         "v1/org=org-1/service=service-1/date=2026-11-23/hour=12/"
         "uid-1-1795400000000-0000000000-0000000002.jsonl.zst"
@@ -44,7 +44,7 @@ def test_the_key_names_org_service_hour_pod_epoch_and_sequences() -> None:
 
 
 def test_a_replica_without_a_pod_uid_goes_by_its_name() -> None:
-    key = parse_key(seal(lines(1, Story(pod_uid="")), created_at_ms=0).id)
+    key = parse_key(seal(lines(1, ReplicaHistory(pod_uid="")), created_at_ms=0).id)
     assert key is not None
     assert key.pod == "clickhouse-0"
 
@@ -53,7 +53,10 @@ NUMBERS = SharedNumbers(name="scraper", epoch=7, first=40)
 
 
 def test_the_key_of_a_shared_object_has_the_numbers_of_its_records_in_the_stream() -> None:
-    shared = [*lines(2, Story(replica="r0")), *lines(1, Story(replica="r1", epoch=9))]
+    shared = [
+        *lines(2, ReplicaHistory(replica="r0")),
+        *lines(1, ReplicaHistory(replica="r1", epoch=9)),
+    ]
     message = seal(shared, created_at_ms=0, numbers=NUMBERS)
     assert message.id.rpartition("/")[2] == "scraper-7-0000000040-0000000042.shared.jsonl.zst"
     assert (message.stream, message.epoch, message.sequence) == ("billing/shared", 7, 42)
@@ -64,8 +67,10 @@ def test_the_key_of_a_shared_object_has_the_numbers_of_its_records_in_the_stream
     assert unseal(message.id, message.body) == shared
 
 
-@pytest.mark.parametrize("other", [Story(now_ms=NOON_MS + 3_600_000), Story(service_id="other")])
-def test_a_shared_object_has_one_service_and_one_hour(other: Story) -> None:
+@pytest.mark.parametrize(
+    "other", [ReplicaHistory(now_ms=NOON_MS + 3_600_000), ReplicaHistory(service_id="other")]
+)
+def test_a_shared_object_has_one_service_and_one_hour(other: ReplicaHistory) -> None:
     mixed = [*lines(1), *lines(1, other)]
     with pytest.raises(ValueError, match="one service that start in one hour"):
         seal(mixed, created_at_ms=0, numbers=NUMBERS)
@@ -109,17 +114,17 @@ def test_keys_sort_as_sequences_do() -> None:
 
 
 def mixed_epoch() -> list[bytes]:
-    return [*lines(1), *lines(2, Story(epoch=5))[1:]]
+    return [*lines(1), *lines(2, ReplicaHistory(epoch=5))[1:]]
 
 
 def mixed_pod() -> list[bytes]:
-    story = Story()
-    return [*lines(1, story), *lines(1, replace_pod(story))]
+    history = ReplicaHistory()
+    return [*lines(1, history), *lines(1, replace_pod(history))]
 
 
-def replace_pod(story: Story) -> Story:
-    story.pod_uid = "another"
-    return story
+def replace_pod(history: ReplicaHistory) -> ReplicaHistory:
+    history.pod_uid = "another"
+    return history
 
 
 UNSEALABLE = {
@@ -133,7 +138,7 @@ UNSEALABLE = {
     "no usage": [b'{"data": {}}'],
     "a line end inside": [lines(1)[0] + b"\n"],
     "no date": [
-        encode(altered(Story().measured(), charge_period_start="2026-11-23T12:00:00")),
+        encode(altered(ReplicaHistory().measured(), charge_period_start="2026-11-23T12:00:00")),
     ],
 }
 
@@ -145,7 +150,7 @@ def test_records_that_are_not_contiguous_are_refused(staged: list[bytes]) -> Non
 
 
 def test_runs_end_where_an_object_must_end() -> None:
-    a, b = lines(5), lines(2, Story(epoch=1, pod_uid="p"))
+    a, b = lines(5), lines(2, ReplicaHistory(epoch=1, pod_uid="p"))
     assert runs([*a[:2], *a[3:], *b]) == [a[:2], a[3:], b]
     assert runs([]) == []
 
@@ -225,7 +230,7 @@ def test_a_flipped_bit_shows_or_changes_no_record(
 
 
 def test_two_records_with_other_figures_make_other_bytes() -> None:
-    record = Story().measured()
+    record = ReplicaHistory().measured()
     used = replace(record.data.used, memory_max_bytes=record.data.used.memory_max_bytes + 1)
     bodies = {seal([encode(r)], created_at_ms=0).body for r in (record, altered(record, used=used))}
     assert len(bodies) == 2

@@ -15,25 +15,25 @@ from byoc_agents.billing.rollback import uncertain_since_ms
 from byoc_agents.billing.sources.reading import Reading
 from byoc_agents.billing.sources.select import TargetObservation
 from byoc_agents.durable.spool import Spool
-from tests.unit.billing.scraper_bench import SECOND, Bench, recent_sends
+from tests.unit.billing.scraper_harness import SECOND, Harness, recent_sends
 
 MAX_BYTES = 1 << 20
 
 
 @asynccontextmanager
-async def opened(bench: Bench) -> AsyncIterator[None]:
+async def opened(harness: Harness) -> AsyncIterator[None]:
     """Be one process on the directory as it is."""
-    async with Spool(bench.directory, max_bytes=MAX_BYTES, clock=bench.clock) as bench.spool:
-        bench.scraper = bench.made()
+    async with Spool(harness.directory, max_bytes=MAX_BYTES, clock=harness.clock) as harness.spool:
+        harness.scraper = harness.made()
         yield
 
 
-async def shipped(bench: Bench) -> dict[str, bytes]:
+async def shipped(harness: Harness) -> dict[str, bytes]:
     """Take everything out of the spool, as the shipper does."""
-    messages = await bench.spool.head(1000, 1 << 30)
-    bench.sent |= dict.fromkeys((one.id for one in messages), True)
+    messages = await harness.spool.head(1000, 1 << 30)
+    harness.sent |= dict.fromkeys((one.id for one in messages), True)
     if messages:
-        await bench.spool.remove([one.id for one in messages])
+        await harness.spool.remove([one.id for one in messages])
     return {one.id: one.body for one in messages}
 
 
@@ -51,61 +51,61 @@ def audited(stored: dict[str, bytes]) -> Report:
 async def test_what_has_left_is_billed_once_and_the_rest_is_stated(
     tmp_path: Path, before: int, lost: int
 ) -> None:
-    bench, earlier = Bench(tmp_path / "state"), tmp_path / "earlier"
-    first_ns = bench.clock.boot_ns() + 5 * SECOND  # of the first sample
-    async with opened(bench):
-        await bench.ticks(before)
-        stored = await shipped(bench)
-    shutil.copytree(bench.directory, earlier)
-    async with opened(bench):
-        await bench.ticks(lost)
-        await bench.scraper.finish()
-        stored |= await shipped(bench)
-    shutil.rmtree(bench.directory)
-    earlier.rename(bench.directory)
-    async with opened(bench):
-        await bench.ticks(200)
-        await bench.scraper.finish()
-        for key, body in (await shipped(bench)).items():
+    harness, earlier = Harness(tmp_path / "state"), tmp_path / "earlier"
+    first_ns = harness.clock.boot_ns() + 5 * SECOND  # of the first sample
+    async with opened(harness):
+        await harness.ticks(before)
+        stored = await shipped(harness)
+    shutil.copytree(harness.directory, earlier)
+    async with opened(harness):
+        await harness.ticks(lost)
+        await harness.scraper.finish()
+        stored |= await shipped(harness)
+    shutil.rmtree(harness.directory)
+    earlier.rename(harness.directory)
+    async with opened(harness):
+        await harness.ticks(200)
+        await harness.scraper.finish()
+        for key, body in (await shipped(harness)).items():
             assert stored.setdefault(key, body) == body, "S3 keeps the first one"
     report = audited(stored)
     assert {one.detail for one in report.findings} <= {"stated: spool_corrupt"}
     billed = sum(total.cpu_core_seconds for total in report.services)
     unrecorded = sum(one.core_seconds for one in report.unrecorded)
-    assert billed + unrecorded == Decimal(bench.clock.boot_ns() - first_ns) / SECOND
+    assert billed + unrecorded == Decimal(harness.clock.boot_ns() - first_ns) / SECOND
 
 
 async def test_usage_is_billed_once_if_the_spool_falls_back_behind_the_start_of_an_epoch(
     tmp_path: Path,
 ) -> None:
     """The ledger is read only as far back as to the objects of the later epoch."""
-    bench, earlier = Bench(tmp_path / "state"), tmp_path / "earlier"
-    first_ns = bench.clock.boot_ns() + 5 * SECOND  # of the first sample
-    async with opened(bench):
-        await bench.ticks(75)
-        await bench.sealer.seal_all()
-        stored = await shipped(bench)
-    shutil.copytree(bench.directory, earlier)
+    harness, earlier = Harness(tmp_path / "state"), tmp_path / "earlier"
+    first_ns = harness.clock.boot_ns() + 5 * SECOND  # of the first sample
+    async with opened(harness):
+        await harness.ticks(75)
+        await harness.sealer.seal_all()
+        stored = await shipped(harness)
+    shutil.copytree(harness.directory, earlier)
     for _ in range(3):
-        bench.sent = dict(list(bench.sent.items())[-1:])
-        async with opened(bench):
-            await bench.ticks(80)
-            await bench.scraper.finish()
-            stored |= await shipped(bench)
-        shutil.rmtree(bench.directory)
-        shutil.copytree(earlier, bench.directory)
+        harness.sent = dict(list(harness.sent.items())[-1:])
+        async with opened(harness):
+            await harness.ticks(80)
+            await harness.scraper.finish()
+            stored |= await shipped(harness)
+        shutil.rmtree(harness.directory)
+        shutil.copytree(earlier, harness.directory)
     report = audited(stored)
     assert {one.detail for one in report.findings} <= {"stated: spool_corrupt"}
     billed = sum(total.cpu_core_seconds for total in report.services)
     unrecorded = sum(one.core_seconds for one in report.unrecorded)
-    assert billed + unrecorded == Decimal(bench.clock.boot_ns() - first_ns) / SECOND
+    assert billed + unrecorded == Decimal(harness.clock.boot_ns() - first_ns) / SECOND
 
 
 def absent() -> TargetObservation:
     return TargetObservation(None, absent=True)
 
 
-def born_now(bench: Bench) -> TargetObservation:
+def born_now(harness: Harness) -> TargetObservation:
     return TargetObservation(
         Reading(
             source="cgroup.v2",
@@ -113,7 +113,7 @@ def born_now(bench: Bench) -> TargetObservation:
             container_id="",
             cpu_usec=0,
             memory_bytes=1 << 30,
-            born_boot_ns=bench.clock.boot_ns(),
+            born_boot_ns=harness.clock.boot_ns(),
         )
     )
 
@@ -124,31 +124,31 @@ async def test_what_is_lost_is_stated_also_where_its_target_is_gone(
     tmp_path: Path, how: str, after: str
 ) -> None:
     """As after a restart of the pod: the container is younger than the lost records."""
-    bench, earlier = Bench(tmp_path / "state"), tmp_path / "earlier"
-    async with opened(bench):
-        await bench.ticks(75)
-        stored = await shipped(bench)
-    shutil.copytree(bench.directory, earlier)
-    async with opened(bench):
-        await bench.ticks(80)
+    harness, earlier = Harness(tmp_path / "state"), tmp_path / "earlier"
+    async with opened(harness):
+        await harness.ticks(75)
+        stored = await shipped(harness)
+    shutil.copytree(harness.directory, earlier)
+    async with opened(harness):
+        await harness.ticks(80)
         if how == "older":
-            await bench.scraper.finish()
-            stored |= await shipped(bench)
+            await harness.scraper.finish()
+            stored |= await shipped(harness)
         else:
-            await bench.ticks(30)
+            await harness.ticks(30)
     if how == "older":
-        shutil.rmtree(bench.directory)
-        earlier.rename(bench.directory)
+        shutil.rmtree(harness.directory)
+        earlier.rename(harness.directory)
     else:
-        (bench.directory / "spool.db").unlink()
-    await bench.clock.advance(30)
-    bench.target.observation = absent() if after == "absent" else born_now(bench)
-    async with opened(bench):
-        await bench.ticks(5)
-        bench.target.observation = born_now(bench)
-        await bench.ticks(200)
-        await bench.scraper.finish()
-        stored |= await shipped(bench)
+        (harness.directory / "spool.db").unlink()
+    await harness.clock.advance(30)
+    harness.target.observation = absent() if after == "absent" else born_now(harness)
+    async with opened(harness):
+        await harness.ticks(5)
+        harness.target.observation = born_now(harness)
+        await harness.ticks(200)
+        await harness.scraper.finish()
+        stored |= await shipped(harness)
     report = audited(stored)
     assert {one.detail for one in report.findings} <= {"stated: spool_corrupt"}
     reason = "spool_corrupt" if how == "older" else "no_checkpoint"
@@ -180,37 +180,39 @@ def test_usage_may_be_missing_from_the_newest_object_on_that_is_stored(
 
 async def test_epochs_rise_even_if_the_clock_was_set_back(tmp_path: Path) -> None:
     """`verify` goes by their order."""
-    bench = Bench(tmp_path / "state")
-    async with opened(bench):
-        await bench.ticks(25)
-        await bench.scraper.finish()
-        before = {key.epoch for key in filter(None, map(parse_key, await shipped(bench)))}
-    shutil.rmtree(bench.directory)
-    bench.clock.step_wall(-3600)
-    async with opened(bench):
-        await bench.ticks(25)
-        await bench.scraper.finish()
-        after = {key.epoch for key in filter(None, map(parse_key, await shipped(bench)))}
+    harness = Harness(tmp_path / "state")
+    async with opened(harness):
+        await harness.ticks(25)
+        await harness.scraper.finish()
+        before = {key.epoch for key in filter(None, map(parse_key, await shipped(harness)))}
+    shutil.rmtree(harness.directory)
+    harness.clock.step_wall(-3600)
+    async with opened(harness):
+        await harness.ticks(25)
+        await harness.scraper.finish()
+        after = {key.epoch for key in filter(None, map(parse_key, await shipped(harness)))}
     assert max(before) < min(after)
 
 
 async def test_the_epoch_begun_in_need_is_earlier_than_any_to_come(tmp_path: Path) -> None:
     """Even if the ledger is lost with the spool, but not the lock's number."""
-    bench = Bench(tmp_path / "state")
-    async with opened(bench):
-        await bench.ticks(25)
-        await bench.scraper.finish()
-        (first,) = {key.epoch for key in filter(None, map(parse_key, await shipped(bench)))}
-    bench.sent |= {name.replace(str(first), str(first + 9_000_000)): True for name in bench.sent}
-    (bench.directory / "spool.db").unlink()
+    harness = Harness(tmp_path / "state")
+    async with opened(harness):
+        await harness.ticks(25)
+        await harness.scraper.finish()
+        (first,) = {key.epoch for key in filter(None, map(parse_key, await shipped(harness)))}
+    harness.sent |= {
+        name.replace(str(first), str(first + 9_000_000)): True for name in harness.sent
+    }
+    (harness.directory / "spool.db").unlink()
     epochs = []
-    for sent in (bench.sent, {}):
-        bench.sent = dict(sent)
-        async with opened(bench):
-            await bench.ticks(25)
-            await bench.scraper.finish()
-            (epoch,) = {key.epoch for key in filter(None, map(parse_key, await shipped(bench)))}
-        (bench.directory / "spool.db").unlink()
-        bench.clock.step_wall(-3600)
+    for sent in (harness.sent, {}):
+        harness.sent = dict(sent)
+        async with opened(harness):
+            await harness.ticks(25)
+            await harness.scraper.finish()
+            (epoch,) = {key.epoch for key in filter(None, map(parse_key, await shipped(harness)))}
+        (harness.directory / "spool.db").unlink()
+        harness.clock.step_wall(-3600)
         epochs.append(epoch)
     assert first + 9_000_000 < epochs[0] < epochs[1]

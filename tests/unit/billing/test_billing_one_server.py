@@ -89,7 +89,7 @@ class Balancer:
         return web.json_response({"meta": columns, "data": list(figures.items())})
 
 
-class Bench:
+class Harness:
     def __init__(self, balancer: Balancer, source: ServerSource) -> None:
         self.balancer = balancer
         self.source = source
@@ -108,7 +108,7 @@ class Bench:
 
 
 @pytest.fixture
-async def bench() -> AsyncIterator[Bench]:
+async def harness() -> AsyncIterator[Harness]:
     balancer = Balancer(Now())
     app = web.Application()
     app.router.add_post("/", balancer.handle)
@@ -116,7 +116,7 @@ async def bench() -> AsyncIterator[Bench]:
         TestServer(app) as running,
         ClickHouse(str(running.make_url("")).rstrip("/")) as client,
     ):
-        yield Bench(balancer, ServerSource(client, balancer.clock))
+        yield Harness(balancer, ServerSource(client, balancer.clock))
 
 
 PAIRS = {
@@ -148,8 +148,10 @@ PAIRS = {
 
 
 @pytest.mark.parametrize("how", PAIRS)
-async def test_two_servers_in_turn_are_named_and_soon_none_is_read(bench: Bench, how: str) -> None:
-    answers = await bench.all(islice(cycle(PAIRS[how]), 200))
+async def test_two_servers_in_turn_are_named_and_soon_none_is_read(
+    harness: Harness, how: str
+) -> None:
+    answers = await harness.all(islice(cycle(PAIRS[how]), 200))
     assert not [answer for answer in answers[4:] if isinstance(answer, Reading)]
     trouble = answers[-1]
     assert "more than one server answers under this URL" in str(trouble)
@@ -160,17 +162,17 @@ async def test_two_servers_in_turn_are_named_and_soon_none_is_read(bench: Bench,
             assert name in str(trouble)
 
 
-async def test_three_servers_are_as_bad_as_two(bench: Bench) -> None:
+async def test_three_servers_are_as_bad_as_two(harness: Harness) -> None:
     three = [Replica(NOON - 9, names=named(f"ch-{n}", UUIDS[n])) for n in range(3)]
-    answers = await bench.all(islice(cycle(three), 100))
+    answers = await harness.all(islice(cycle(three), 100))
     assert not [answer for answer in answers[2:] if isinstance(answer, Reading)]
 
 
-async def test_readings_of_two_servers_have_two_incarnations(bench: Bench) -> None:
+async def test_readings_of_two_servers_have_two_incarnations(harness: Harness) -> None:
     first, second = PAIRS["by serverUUID"]
-    one = await bench.ask(first)
+    one = await harness.ask(first)
     for _ in range(SUCCESSOR_ANSWERS):
-        two = await bench.ask(second)
+        two = await harness.ask(second)
     assert isinstance(one, Reading)
     assert isinstance(two, Reading)
     assert one.incarnation.startswith("8cf25f06-")
@@ -179,77 +181,77 @@ async def test_readings_of_two_servers_have_two_incarnations(bench: Bench) -> No
 
 @pytest.mark.parametrize("how", ["by serverUUID", "by host name"])
 async def test_a_server_that_takes_another_one_s_place_for_good_is_accepted(
-    bench: Bench, how: str
+    harness: Harness, how: str
 ) -> None:
     first, second = PAIRS[how]
-    await bench.all([first] * 5)
-    answers = await bench.all([second] * SUCCESSOR_ANSWERS)
+    await harness.all([first] * 5)
+    answers = await harness.all([second] * SUCCESSOR_ANSWERS)
     assert all("another server answers now" in str(answer) for answer in answers[:-1])
     assert isinstance(answers[-1], Reading)
-    assert isinstance(await bench.ask(second), Reading)
+    assert isinstance(await harness.ask(second), Reading)
 
 
-async def test_one_of_several_is_accepted_when_it_has_long_answered_alone(bench: Bench) -> None:
+async def test_one_of_several_is_accepted_when_it_has_long_answered_alone(harness: Harness) -> None:
     first, second = PAIRS["by serverUUID"]
-    await bench.all(islice(cycle((first, second)), 10))
-    answers = await bench.all([first] * ALONE_ANSWERS)
+    await harness.all(islice(cycle((first, second)), 10))
+    answers = await harness.all([first] * ALONE_ANSWERS)
     assert not [answer for answer in answers[:-1] if isinstance(answer, Reading)]
     assert isinstance(answers[-1], Reading)
 
 
-async def test_a_pod_that_began_after_the_last_answer_is_a_restart(bench: Bench) -> None:
+async def test_a_pod_that_began_after_the_last_answer_is_a_restart(harness: Harness) -> None:
     """A pod that was moved: another host name and, without its volume, another serverUUID."""
     first, _ = PAIRS["by serverUUID"]
-    await bench.ask(first)
-    moved = Replica(bench.balancer.clock.seconds + 20, names=named("ch", UUIDS[2]))
-    assert isinstance(await bench.ask(moved, after=30), Reading)
+    await harness.ask(first)
+    moved = Replica(harness.balancer.clock.seconds + 20, names=named("ch", UUIDS[2]))
+    assert isinstance(await harness.ask(moved, after=30), Reading)
 
 
 @pytest.mark.parametrize("names", [{}, named("ch"), named("ch", UUIDS[0])])
 async def test_a_restart_of_the_same_server_is_read_at_once(
-    bench: Bench, names: dict[str, str]
+    harness: Harness, names: dict[str, str]
 ) -> None:
     first = Replica(NOON - 40_000, before=100_000, names=names)
-    before = await bench.ask(first)
-    again = Replica(bench.balancer.clock.seconds + 2, names=names)
-    after = await bench.ask(again)
+    before = await harness.ask(first)
+    again = Replica(harness.balancer.clock.seconds + 2, names=names)
+    after = await harness.ask(again)
     assert isinstance(before, Reading)
     assert isinstance(after, Reading)
-    assert after.incarnation == before.incarnation, "its birth tells the two lives apart"
+    assert after.incarnation == before.incarnation, "its birth distinguishes the two incarnations"
 
 
 @pytest.mark.parametrize("seconds", [3, 8, 600, 7200])
-async def test_a_suspended_machine_is_still_one_server(bench: Bench, seconds: float) -> None:
+async def test_a_suspended_machine_is_still_one_server(harness: Harness, seconds: float) -> None:
     """The uptime stands still meanwhile, so the start seems to move on by as much."""
-    await bench.all([Replica(NOON - 3600)] * 3)
+    await harness.all([Replica(NOON - 3600)] * 3)
     awake = Replica(NOON - 3600 + seconds)
-    assert isinstance(await bench.ask(awake, after=seconds), Reading)
+    assert isinstance(await harness.ask(awake, after=seconds), Reading)
 
 
-async def test_the_parts_of_a_second_make_no_second_server(bench: Bench) -> None:
+async def test_the_parts_of_a_second_make_no_second_server(harness: Harness) -> None:
     replica = Replica(NOON - 40_000.25)
     for after in [0.1, 0.7, 0.95, 0.31, 0.049, 59.99] * 20:
-        assert isinstance(await bench.ask(replica, after=after), Reading)
+        assert isinstance(await harness.ask(replica, after=after), Reading)
 
 
-async def test_a_clock_that_runs_a_little_fast_makes_no_second_server(bench: Bench) -> None:
+async def test_a_clock_that_runs_a_little_fast_makes_no_second_server(harness: Harness) -> None:
     """A day without an answer, at 100 parts per million."""
-    await bench.ask(Replica(NOON - 40_000))
-    assert isinstance(await bench.ask(Replica(NOON - 40_008.6), after=86_400), Reading)
+    await harness.ask(Replica(NOON - 40_000))
+    assert isinstance(await harness.ask(Replica(NOON - 40_008.6), after=86_400), Reading)
 
 
-async def test_a_server_from_before_serveruuid_is_asked_without_it(bench: Bench) -> None:
-    bench.balancer.old = True
+async def test_a_server_from_before_serveruuid_is_asked_without_it(harness: Harness) -> None:
+    harness.balancer.old = True
     replica = Replica(NOON, names=named("ch"))
-    assert all(isinstance(answer, Reading) for answer in await bench.all([replica] * 2))
-    asked = [query.removesuffix("\nFORMAT JSONCompact") for query in bench.balancer.asked]
+    assert all(isinstance(answer, Reading) for answer in await harness.all([replica] * 2))
+    asked = [query.removesuffix("\nFORMAT JSONCompact") for query in harness.balancer.asked]
     assert asked == [query.rstrip() for query in (SQL, OLD_SQL, OLD_SQL)]
 
 
 @pytest.mark.parametrize(("shown", "known"), [(0, None), (96, 96)])
 async def test_the_server_says_how_many_cpus_its_machine_has(
-    bench: Bench, shown: int, known: int | None
+    harness: Harness, shown: int, known: int | None
 ) -> None:
-    reading = await bench.ask(Replica(NOON, cpus=shown))
+    reading = await harness.ask(Replica(NOON, cpus=shown))
     assert isinstance(reading, Reading)
     assert reading.machine_cpus == known

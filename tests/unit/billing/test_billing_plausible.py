@@ -67,7 +67,7 @@ class Counting:
         pass
 
 
-class Bench:
+class Harness:
     """A machine whose ClickHouse uses CPU; the kernel may count it, or not."""
 
     def __init__(self) -> None:
@@ -94,8 +94,8 @@ class Bench:
 
 
 @pytest.fixture
-def bench() -> Bench:
-    return Bench()
+def harness() -> Harness:
+    return Harness()
 
 
 def sources(seen: TargetObservation) -> list[str]:
@@ -104,158 +104,166 @@ def sources(seen: TargetObservation) -> list[str]:
 
 
 async def test_a_counter_that_is_zero_for_ever_is_found_out_at_the_third_look(
-    bench: Bench,
+    harness: Harness,
 ) -> None:
     for _ in range(2):
-        assert sources(await bench.tick(kernel=0))[0] == "cgroup.v2"
-    seen = await bench.tick(kernel=0)
+        assert sources(await harness.tick(kernel=0))[0] == "cgroup.v2"
+    seen = await harness.tick(kernel=0)
     assert sources(seen) == ["clickhouse", "process"], "it is not a secondary either"
     assert seen.error.startswith(f"cgroup.v2: {STANDS}")
     for _ in range(100):
-        seen = await bench.tick(kernel=0)
+        seen = await harness.tick(kernel=0)
         assert (sources(seen)[0], STANDS in seen.error) == ("clickhouse", True)
 
 
 @pytest.mark.parametrize("minutes", [0, 1, 60])
-async def test_a_counter_that_freezes_costs_two_looks_at_most(bench: Bench, minutes: int) -> None:
+async def test_a_counter_that_freezes_costs_two_looks_at_most(
+    harness: Harness, minutes: int
+) -> None:
     for _ in range(12 * minutes + 5):
-        assert sources(await bench.tick())[0] == "cgroup.v2"
-    found = [sources(await bench.tick(kernel=0))[0] for _ in range(3)]
+        assert sources(await harness.tick())[0] == "cgroup.v2"
+    found = [sources(await harness.tick(kernel=0))[0] for _ in range(3)]
     assert found[1:] == ["clickhouse", "clickhouse"]
 
 
-async def test_a_counter_that_moves_is_compared_once_a_window_only(bench: Bench) -> None:
+async def test_a_counter_that_moves_is_compared_once_a_window_only(harness: Harness) -> None:
     for _ in range(120):
-        await bench.tick()
-    assert bench.clickhouse.reads == 10
+        await harness.tick()
+    assert harness.clickhouse.reads == 10
 
 
-async def test_a_counter_that_counts_a_part_is_found_out_by_what_it_lacks(bench: Bench) -> None:
+async def test_a_counter_that_counts_a_part_is_found_out_by_what_it_lacks(harness: Harness) -> None:
     """Half of 2 cores: a second each second, against LAG_SECONDS on each of 2 CPUs."""
-    seen = [sources(await bench.tick(kernel=5, clickhouse=10))[0] for _ in range(60)]
+    seen = [sources(await harness.tick(kernel=5, clickhouse=10))[0] for _ in range(60)]
     first = seen.index("clickhouse")
     assert LAG_SECONDS * 2 / 5 <= first <= LAG_SECONDS * 2 / 5 + 12
     assert set(seen[first:]) == {"clickhouse"}
 
 
-async def test_what_clickhouse_adds_late_is_no_contradiction(bench: Bench) -> None:
+async def test_what_clickhouse_adds_late_is_no_contradiction(harness: Harness) -> None:
     """A step of 10 s on both CPUs, which the kernel has counted before we first looked."""
-    await bench.tick(kernel=0.1, clickhouse=0)
+    await harness.tick(kernel=0.1, clickhouse=0)
     for _ in range(40):
-        seen = await bench.tick(kernel=0.1, clickhouse=0.5)
+        seen = await harness.tick(kernel=0.1, clickhouse=0.5)
         assert sources(seen)[0] == "cgroup.v2"
 
 
-async def test_clickhouse_counts_less_than_the_kernel_and_that_is_right(bench: Bench) -> None:
+async def test_clickhouse_counts_less_than_the_kernel_and_that_is_right(harness: Harness) -> None:
     for _ in range(200):
-        assert sources(await bench.tick(kernel=5, clickhouse=1))[0] == "cgroup.v2"
+        assert sources(await harness.tick(kernel=5, clickhouse=1))[0] == "cgroup.v2"
 
 
-async def test_without_clickhouse_the_process_tree_finds_a_frozen_counter(bench: Bench) -> None:
-    bench.clickhouse.error = TargetUnreadableError("no login")
+async def test_without_clickhouse_the_process_tree_finds_a_frozen_counter(harness: Harness) -> None:
+    harness.clickhouse.error = TargetUnreadableError("no login")
     for _ in range(12):
-        await bench.tick(kernel=0, process=5)
-    seen = await bench.tick(kernel=0, process=5)
+        await harness.tick(kernel=0, process=5)
+    seen = await harness.tick(kernel=0, process=5)
     assert sources(seen) == ["process"]
     assert STANDS in seen.error
 
 
-async def test_an_idle_target_is_no_contradiction(bench: Bench) -> None:
-    bench.clickhouse.error = TargetUnreadableError("no login")
+async def test_an_idle_target_is_no_contradiction(harness: Harness) -> None:
+    harness.clickhouse.error = TargetUnreadableError("no login")
     for _ in range(60):
-        assert sources(await bench.tick(kernel=0, clickhouse=0, process=0))[0] == "cgroup.v2"
-    assert bench.process.reads == 5, "nobody can say that it should have moved"
+        assert sources(await harness.tick(kernel=0, clickhouse=0, process=0))[0] == "cgroup.v2"
+    assert harness.process.reads == 5, "nobody can say that it should have moved"
 
 
-async def test_the_counter_is_believed_again_when_it_has_kept_up(bench: Bench) -> None:
+async def test_the_counter_is_believed_again_when_it_has_kept_up(harness: Harness) -> None:
     for _ in range(24):
-        await bench.tick(kernel=0)
-    found = [sources(await bench.tick(kernel=6))[0] for _ in range(12 * (AGREED + 1))]
+        await harness.tick(kernel=0)
+    found = [sources(await harness.tick(kernel=6))[0] for _ in range(12 * (AGREED + 1))]
     first = found.index("cgroup.v2")
     assert first >= 12 * (AGREED - 1)
     assert set(found[first:]) == {"cgroup.v2"}
 
 
-async def test_when_it_takes_over_again_both_are_read(bench: Bench) -> None:
+async def test_when_it_takes_over_again_both_are_read(harness: Harness) -> None:
     for _ in range(24):
-        await bench.tick(kernel=0)
-    looks = [await bench.tick(kernel=6) for _ in range(12 * (AGREED + 1))]
+        await harness.tick(kernel=0)
+    looks = [await harness.tick(kernel=6) for _ in range(12 * (AGREED + 1))]
     first = next(seen for seen in looks if sources(seen)[0] == "cgroup.v2")
     assert sources(first) == ["cgroup.v2", "clickhouse", "process"]
     assert not first.error
 
 
-async def test_another_container_begins_with_trust(bench: Bench) -> None:
+async def test_another_container_begins_with_trust(harness: Harness) -> None:
     for _ in range(24):
-        await bench.tick(kernel=0)
-    bench.kernel.reading = replace(bench.kernel.reading, incarnation="b", cpu_usec=0)
-    bench.clickhouse.reading = replace(bench.clickhouse.reading, born_boot_ns=900 * NS, cpu_usec=0)
-    seen = [sources(await bench.tick())[0] for _ in range(13)]
+        await harness.tick(kernel=0)
+    harness.kernel.reading = replace(harness.kernel.reading, incarnation="b", cpu_usec=0)
+    harness.clickhouse.reading = replace(
+        harness.clickhouse.reading, born_boot_ns=900 * NS, cpu_usec=0
+    )
+    seen = [sources(await harness.tick())[0] for _ in range(13)]
     assert seen[-1] == "cgroup.v2"
 
 
-async def test_a_restart_of_the_server_alone_is_no_contradiction(bench: Bench) -> None:
+async def test_a_restart_of_the_server_alone_is_no_contradiction(harness: Harness) -> None:
     for _ in range(13):
-        await bench.tick()
-    bench.clickhouse.reading = replace(bench.clickhouse.reading, born_boot_ns=900 * NS, cpu_usec=0)
+        await harness.tick()
+    harness.clickhouse.reading = replace(
+        harness.clickhouse.reading, born_boot_ns=900 * NS, cpu_usec=0
+    )
     for _ in range(60):
-        assert sources(await bench.tick())[0] == "cgroup.v2"
+        assert sources(await harness.tick())[0] == "cgroup.v2"
 
 
-async def test_a_counter_that_is_not_believed_is_no_last_resort(bench: Bench) -> None:
+async def test_a_counter_that_is_not_believed_is_no_last_resort(harness: Harness) -> None:
     for _ in range(3):
-        await bench.tick(kernel=0)
-    bench.clickhouse.error = TargetUnreadableError("busy")
-    bench.process.error = TargetUnreadableError("busy")
-    seen = await bench.tick(kernel=0)
+        await harness.tick(kernel=0)
+    harness.clickhouse.error = TargetUnreadableError("busy")
+    harness.process.error = TargetUnreadableError("busy")
+    seen = await harness.tick(kernel=0)
     assert (seen.reading, seen.absent) == (None, False)
     assert STANDS in seen.error
 
 
-async def test_what_surely_is_another_target_is_not_read_by_another_source(bench: Bench) -> None:
+async def test_what_surely_is_another_target_is_not_read_by_another_source(
+    harness: Harness,
+) -> None:
     """The server of an init container answers under our URL as well."""
-    bench.kernel.error = TargetForeignError("it runs in container init")
-    seen = await bench.tick()
+    harness.kernel.error = TargetForeignError("it runs in container init")
+    seen = await harness.tick()
     assert (seen.reading, seen.absent) == (None, False)
     assert seen.error == "cgroup.v2: it runs in container init"
-    assert bench.clickhouse.reads == 0
-    bench.kernel.error = None
-    assert sources(await bench.tick())[0] == "cgroup.v2"
+    assert harness.clickhouse.reads == 0
+    harness.kernel.error = None
+    assert sources(await harness.tick())[0] == "cgroup.v2"
 
 
-async def test_an_ended_target_is_absent_also_after_doubt(bench: Bench) -> None:
+async def test_an_ended_target_is_absent_also_after_doubt(harness: Harness) -> None:
     for _ in range(3):
-        await bench.tick(kernel=0)
-    for source in (bench.kernel, bench.process):
+        await harness.tick(kernel=0)
+    for source in (harness.kernel, harness.process):
         source.error = TargetAbsentError("gone")
-    bench.clickhouse.error = TargetUnreadableError("refused")
-    assert (await bench.tick()).absent
+    harness.clickhouse.error = TargetUnreadableError("refused")
+    assert (await harness.tick()).absent
 
 
 @pytest.mark.parametrize(("incarnation", "born_ns"), [("a", 5), ("b", 5), ("a", 900 * NS)])
-async def test_a_counter_of_another_life_is_not_compared_with_the_one_before(
-    bench: Bench, incarnation: str, born_ns: int | None
+async def test_a_counter_of_another_incarnation_is_not_compared_with_the_one_before(
+    harness: Harness, incarnation: str, born_ns: int | None
 ) -> None:
-    await bench.tick(kernel=100, clickhouse=50)
-    changed = replace(bench.kernel.reading, incarnation=incarnation, born_boot_ns=born_ns)
-    bench.kernel.reading = replace(changed, cpu_usec=90_000_000)
-    seen = await bench.target.read(secondary=True)
+    await harness.tick(kernel=100, clickhouse=50)
+    changed = replace(harness.kernel.reading, incarnation=incarnation, born_boot_ns=born_ns)
+    harness.kernel.reading = replace(changed, cpu_usec=90_000_000)
+    seen = await harness.target.read(secondary=True)
     assert sources(seen)[0] == "cgroup.v2"
 
 
-async def billed(bench: Bench, looks: list[float]) -> float:
+async def billed(harness: Harness, looks: list[float]) -> float:
     """Return the core seconds that are billed over samples, given the kernel's count in each.
 
     ClickHouse uses 10 core seconds before each sample.
     """
     meter, state, used_usec = Meter(window_ms=60_000), None, 0
     for kernel in looks:
-        seen = await bench.tick(kernel=kernel, clickhouse=10)
-        now_ns = bench.clock.boot_ns()
+        seen = await harness.tick(kernel=kernel, clickhouse=10)
+        now_ns = harness.clock.boot_ns()
         sample = Sample(
             wall_ms=now_ns // 1_000_000,
             boot_ns=now_ns,
-            boot_id=bench.clock.boot_id,
+            boot_id=harness.clock.boot_id,
             reading=seen.reading,
             secondary=seen.secondary,
             absent=seen.absent,
@@ -284,10 +292,10 @@ def used(period: Period) -> int:
     ],
 )
 async def test_a_frozen_counter_is_billed_by_clickhouse_s_own(
-    bench: Bench, before: int, after: int, expected: float
+    harness: Harness, before: int, after: int, expected: float
 ) -> None:
     looks = [10.0] * before + [0.0] * after
-    assert await billed(bench, looks) == expected
+    assert await billed(harness, looks) == expected
 
 
 class WithoutCgroup:
@@ -307,15 +315,15 @@ class WithoutCgroup:
 
 
 async def test_a_process_tree_that_stands_still_is_not_billed() -> None:
-    bench = WithoutCgroup()
-    await bench.tick(process=0, clickhouse=5)
-    seen = await bench.tick(process=0, clickhouse=5)
+    harness = WithoutCgroup()
+    await harness.tick(process=0, clickhouse=5)
+    seen = await harness.tick(process=0, clickhouse=5)
     assert sources(seen) == ["clickhouse"]
     assert seen.error.startswith(f"process: {STANDS}")
 
 
 async def test_a_rise_too_small_for_a_clock_tick_is_no_contradiction() -> None:
-    bench = WithoutCgroup()
+    harness = WithoutCgroup()
     for _ in range(50):
-        seen = await bench.tick(process=0, clickhouse=0.015)
+        seen = await harness.tick(process=0, clickhouse=0.015)
         assert sources(seen) == ["process", "clickhouse"]

@@ -110,7 +110,7 @@ def test_of_two_that_are_no_family_none_is_taken(fake: Fake) -> None:
         fake.finder("nginx").find()
 
 
-def test_the_agent_is_never_its_own_target(fake: Fake) -> None:
+def test_the_daemon_is_never_its_own_target(fake: Fake) -> None:
     fake.process(os.getpid(), "nginx", "nginx")
     with pytest.raises(TargetAbsentError):
         fake.finder("nginx").find()
@@ -144,7 +144,7 @@ def test_another_process_with_the_same_pid_is_not_it(fake: Fake, wanted: int | s
         finder.find()
 
 
-def test_a_restart_by_name_is_a_new_life(fake: Fake) -> None:
+def test_a_restart_by_name_is_a_new_incarnation(fake: Fake) -> None:
     fake.process(41, "nginx", "nginx")
     finder = fake.finder("nginx")
     assert finder.find() == ProcessIdentity(41, 500)

@@ -40,8 +40,8 @@ async def test_it_stops_at_the_start_and_names_both_regions(tmp_path: Path) -> N
         process = await start(s3, tmp_path)
         _, errors = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode == 2
-    told = errors.decode().splitlines()[-1]
-    assert told == (
+    printed = errors.decode().splitlines()[-1]
+    assert printed == (
         "BYOC_BILLING_BUCKET: the bucket is in us-west-2: expected BYOC_REGION, eu-west-1"
     )
     (asked,) = s3.http.requests

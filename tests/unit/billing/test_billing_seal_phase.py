@@ -15,15 +15,15 @@ from byoc_agents.billing.daemon import Settings
 from byoc_agents.billing.scraper import Scraper
 from byoc_agents.billing.sealer import Intervals, seal_phase_ms
 from byoc_agents.errors import ConfigError
-from tests.unit.billing.scraper_bench import SECOND, Bench
+from tests.unit.billing.scraper_harness import SECOND, Harness
 
 FLEET = 100_000
 SEAL_MS = 900_000
 
 
 @pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    made = Bench(tmp_path / "state")
+async def harness(tmp_path: Path) -> AsyncIterator[Harness]:
+    made = Harness(tmp_path / "state")
     await made.spool.__aenter__()
     yield made
     await made.spool.__aexit__()
@@ -55,22 +55,22 @@ def test_the_phase_is_the_same_after_a_restart_of_the_daemon() -> None:
     assert seal_phase_ms("0b51c2f4", SEAL_MS) == seal_phase_ms("0b51c2f4", SEAL_MS)
 
 
-async def sealed_at(bench: Bench, phase_ms: int, hours: int = 1) -> list[int]:
+async def sealed_at(harness: Harness, phase_ms: int, hours: int = 1) -> list[int]:
     """Run a scraper; return when its objects were sealed, milliseconds after the hour."""
-    bench.sample_seconds = 60
-    scraper: Scraper = bench.made(
+    harness.sample_seconds = 60
+    scraper: Scraper = harness.made(
         Intervals(sample_ms=60_000, window_ms=60_000, seal_ms=SEAL_MS, seal_phase_ms=phase_ms)
     )
     times: list[int] = []
     run = asyncio.create_task(scraper.run())
-    seen, start_ns = 0, bench.clock.wall_ns()
-    while bench.clock.wall_ns() - start_ns < hours * 3600 * SECOND:
-        (wait,) = await bench.clock.parked()
-        await bench.clock.advance(wait)
-        await bench.clock.parked()
-        objects = len(await bench.spool.head(1000, 1 << 30))
+    seen, start_ns = 0, harness.clock.wall_ns()
+    while harness.clock.wall_ns() - start_ns < hours * 3600 * SECOND:
+        (wait,) = await harness.clock.parked()
+        await harness.clock.advance(wait)
+        await harness.clock.parked()
+        objects = len(await harness.spool.head(1000, 1 << 30))
         if objects > seen:
-            times.append((bench.clock.wall_ns() - start_ns) // 1_000_000)
+            times.append((harness.clock.wall_ns() - start_ns) // 1_000_000)
             seen = objects
     run.cancel()
     await asyncio.wait([run])
@@ -79,48 +79,48 @@ async def sealed_at(bench: Bench, phase_ms: int, hours: int = 1) -> list[int]:
 
 @pytest.mark.parametrize("phase_ms", [0, 1, 59_999, 137_411, 899_999])
 async def test_a_running_scraper_seals_at_its_phase_and_not_with_a_sample(
-    bench: Bench, phase_ms: int
+    harness: Harness, phase_ms: int
 ) -> None:
-    times = await sealed_at(bench, phase_ms, hours=2)
+    times = await sealed_at(harness, phase_ms, hours=2)
     assert len(times) >= 7
     assert {(time - phase_ms) % SEAL_MS for time in times} <= {0, 1}  # the clock's ns to ms
 
 
-async def test_no_scraper_seals_because_an_hour_begins(bench: Bench) -> None:
-    times = await sealed_at(bench, 450_000, hours=3)
+async def test_no_scraper_seals_because_an_hour_begins(harness: Harness) -> None:
+    times = await sealed_at(harness, 450_000, hours=3)
     assert not any(time % 3_600_000 < 1000 for time in times)
 
 
-async def test_a_stop_seals_at_once(bench: Bench) -> None:
-    bench.scraper = bench.made(
+async def test_a_stop_seals_at_once(harness: Harness) -> None:
+    harness.scraper = harness.made(
         Intervals(sample_ms=5000, window_ms=60_000, seal_ms=SEAL_MS, seal_phase_ms=450_000)
     )
-    await bench.ticks(15)
-    assert await bench.spool.head(10) == []
-    await bench.scraper.finish()
-    assert len(await bench.spool.head(10)) == 2  # one for each hour
+    await harness.ticks(15)
+    assert await harness.spool.head(10) == []
+    await harness.scraper.finish()
+    assert len(await harness.spool.head(10)) == 2  # one for each hour
 
 
 async def test_the_end_hint_makes_samples_dense_until_the_container_is_gone(
-    bench: Bench, tmp_path: Path
+    harness: Harness, tmp_path: Path
 ) -> None:
     hint = tmp_path / "ending"
-    scraper = bench.made(end_hint=hint)
+    scraper = harness.made(end_hint=hint)
     run = asyncio.create_task(scraper.run())
-    (wait,) = await bench.clock.parked()
+    (wait,) = await harness.clock.parked()
     assert wait == 1  # the file is looked for every second
-    before = len(bench.target.secondary_reads)
+    before = len(harness.target.secondary_reads)
     hint.touch()
-    os.utime(hint, ns=(bench.clock.wall_ns(), bench.clock.wall_ns()))
+    os.utime(hint, ns=(harness.clock.wall_ns(), harness.clock.wall_ns()))
     for _ in range(11):
-        (wait,) = await bench.clock.parked()
-        await bench.clock.advance(wait)
-        await bench.clock.parked()
+        (wait,) = await harness.clock.parked()
+        await harness.clock.advance(wait)
+        await harness.clock.parked()
     assert wait == pytest.approx(0.1)
-    assert len(bench.target.secondary_reads) - before >= 10
-    await bench.clock.advance(600)  # it outlived its hint: a restart of the container
-    await bench.clock.parked()
-    assert bench.clock.waits != pytest.approx([0.1])
+    assert len(harness.target.secondary_reads) - before >= 10
+    await harness.clock.advance(600)  # it outlived its hint: a restart of the container
+    await harness.clock.parked()
+    assert harness.clock.waits != pytest.approx([0.1])
     run.cancel()
     await asyncio.wait([run])
 

@@ -19,7 +19,7 @@ from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import SpoolFullError
 from lab.fakes.core import settle
 from tests.unit.billing.buckets import pressed
-from tests.unit.billing.service_bench import SAMPLE_SECONDS, Process, Service
+from tests.unit.billing.service_harness import SAMPLE_SECONDS, Process, Service
 
 NAMES = ("r0", "r1", "r2")
 
@@ -299,20 +299,20 @@ STEPS = [
 ]
 
 
-LIVES = st.lists(st.sampled_from(STEPS), min_size=4, max_size=16)
+MIXED = st.lists(st.sampled_from(STEPS), min_size=4, max_size=16)
 QUIET = st.lists(st.sampled_from(["ticks", "kill", "ship", "idle"]), min_size=4, max_size=16)
 
 
-@given(LIVES | QUIET, st.integers(0, 2**32))
+@given(MIXED | QUIET, st.integers(0, 2**32))
 @settings(max_examples=30, deadline=None, derandomize=True, database=None)
-def test_any_life_of_the_service_is_billed_once_and_without_a_hole(
+def test_any_sequence_of_steps_is_billed_once_and_without_a_hole(
     tmp_path_factory: pytest.TempPathFactory, steps: list[str], seed: int
 ) -> None:
-    asyncio.run(live(tmp_path_factory.mktemp("life"), steps, Random(seed)))
+    asyncio.run(run_steps(tmp_path_factory.mktemp("steps"), steps, Random(seed)))
 
 
-async def live(place: Path, steps: list[str], random: Random) -> None:
-    """Let the steps happen; check the bucket against the rules of the records."""
+async def run_steps(place: Path, steps: list[str], random: Random) -> None:
+    """Run the steps; check the bucket against the rules of the records."""
     service = Service(place / "state")
     service.add(*NAMES)
     left = [*steps, "stop"]

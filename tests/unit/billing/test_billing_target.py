@@ -78,7 +78,7 @@ def reading(name: SourceName) -> Reading:
     )
 
 
-class Bench:
+class Harness:
     """A target of three scripted sources."""
 
     def __init__(self) -> None:
@@ -98,65 +98,65 @@ class Bench:
 
 
 @pytest.fixture
-def bench() -> Bench:
-    return Bench()
+def harness() -> Harness:
+    return Harness()
 
 
-async def test_the_best_source_alone_is_read(bench: Bench) -> None:
-    assert await bench.target.read() == TargetObservation(reading(CGROUP))
-    assert bench.reads() == [1, 0, 0]
+async def test_the_best_source_alone_is_read(harness: Harness) -> None:
+    assert await harness.target.read() == TargetObservation(reading(CGROUP))
+    assert harness.reads() == [1, 0, 0]
 
 
-async def test_for_secondaries_all_sources_are_read(bench: Bench) -> None:
-    bench.fail(None, DENIED, None)
-    seen = await bench.target.read(secondary=True)
+async def test_for_secondaries_all_sources_are_read(harness: Harness) -> None:
+    harness.fail(None, DENIED, None)
+    seen = await harness.target.read(secondary=True)
     assert seen == TargetObservation(reading(CGROUP), (reading("process"),))
-    assert bench.reads() == [1, 1, 1]
+    assert harness.reads() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("error", [GONE, DENIED])
 async def test_the_next_best_is_used_and_the_trouble_is_reported(
-    bench: Bench, error: Exception
+    harness: Harness, error: Exception
 ) -> None:
-    bench.fail(error, DENIED, None)
+    harness.fail(error, DENIED, None)
     expected = f"cgroup.v2: {error}; clickhouse: denied"
-    assert await bench.target.read() == TargetObservation(reading("process"), error=expected)
-    assert bench.reads() == [1, 1, 1]
-    assert (await bench.target.read()).error == expected  # and is reported again
-    assert bench.reads() == [0, 0, 1]
+    assert await harness.target.read() == TargetObservation(reading("process"), error=expected)
+    assert harness.reads() == [1, 1, 1]
+    assert (await harness.target.read()).error == expected  # and is reported again
+    assert harness.reads() == [0, 0, 1]
 
 
 async def test_a_better_source_that_is_back_is_used_at_the_next_secondary_reading(
-    bench: Bench,
+    harness: Harness,
 ) -> None:
-    bench.fail(DENIED, None, None)
-    assert (await bench.target.read()).reading == reading("clickhouse")
-    bench.fail(None, None, None)
-    assert (await bench.target.read()).reading == reading("clickhouse")
-    seen = await bench.target.read(secondary=True)
+    harness.fail(DENIED, None, None)
+    assert (await harness.target.read()).reading == reading("clickhouse")
+    harness.fail(None, None, None)
+    assert (await harness.target.read()).reading == reading("clickhouse")
+    seen = await harness.target.read(secondary=True)
     assert seen == TargetObservation(reading(CGROUP), (reading("clickhouse"), reading("process")))
-    assert await bench.target.read() == TargetObservation(reading(CGROUP))
+    assert await harness.target.read() == TargetObservation(reading(CGROUP))
 
 
 async def test_without_secondaries_it_is_used_after_a_while_with_the_other_one(
-    bench: Bench,
+    harness: Harness,
 ) -> None:
-    bench.fail(DENIED, None, None)
-    await bench.target.read()
-    bench.fail(None, None, None)
-    bench.clock.ns = PROBE_NS - 1
-    assert (await bench.target.read()).reading == reading("clickhouse")
-    bench.clock.ns = PROBE_NS
-    seen = await bench.target.read()
+    harness.fail(DENIED, None, None)
+    await harness.target.read()
+    harness.fail(None, None, None)
+    harness.clock.ns = PROBE_NS - 1
+    assert (await harness.target.read()).reading == reading("clickhouse")
+    harness.clock.ns = PROBE_NS
+    seen = await harness.target.read()
     assert (seen.reading, seen.secondary[0]) == (reading(CGROUP), reading("clickhouse"))
 
 
-async def test_if_the_source_of_last_time_fails_the_best_other_is_used(bench: Bench) -> None:
-    bench.fail(DENIED, DENIED, None)
-    await bench.target.read()
-    bench.fail(None, None, GONE)
+async def test_if_the_source_of_last_time_fails_the_best_other_is_used(harness: Harness) -> None:
+    harness.fail(DENIED, DENIED, None)
+    await harness.target.read()
+    harness.fail(None, None, GONE)
     secondary = (reading("clickhouse"),)
-    assert await bench.target.read() == TargetObservation(reading(CGROUP), secondary)
+    assert await harness.target.read() == TargetObservation(reading(CGROUP), secondary)
 
 
 @pytest.mark.parametrize(
@@ -168,25 +168,25 @@ async def test_if_the_source_of_last_time_fails_the_best_other_is_used(bench: Be
     ],
 )
 async def test_absent_is_only_what_a_source_is_sure_of(
-    bench: Bench, errors: Sequence[Exception], absent: bool
+    harness: Harness, errors: Sequence[Exception], absent: bool
 ) -> None:
-    bench.fail(*errors)
+    harness.fail(*errors)
     for secondary in (True, False):
-        seen = await bench.target.read(secondary=secondary)
+        seen = await harness.target.read(secondary=secondary)
         assert (seen.reading, seen.secondary, seen.absent) == (None, (), absent)
         assert seen.error.startswith(f"cgroup.v2: {errors[0]}; clickhouse: ")
 
 
-async def test_it_comes_back(bench: Bench) -> None:
-    bench.fail(GONE, DENIED, GONE)
-    await bench.target.read()
-    bench.fail(None, DENIED, None)
-    assert await bench.target.read() == TargetObservation(reading(CGROUP))
+async def test_it_comes_back(harness: Harness) -> None:
+    harness.fail(GONE, DENIED, GONE)
+    await harness.target.read()
+    harness.fail(None, DENIED, None)
+    assert await harness.target.read() == TargetObservation(reading(CGROUP))
 
 
-def test_close_closes_all(bench: Bench) -> None:
-    bench.target.close()
-    assert [source.closed for source in bench.sources] == [1, 1, 1]
+def test_close_closes_all(harness: Harness) -> None:
+    harness.target.close()
+    assert [source.closed for source in harness.sources] == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def child() -> Iterator[subprocess.Popen[bytes]]:
         process.kill()
 
 
-async def test_a_real_process_is_read_while_it_lives_and_absent_after(
+async def test_a_real_process_is_read_while_it_runs_and_absent_after(
     child: subprocess.Popen[bytes],
 ) -> None:
     """Our own child shares our cgroup, so only its process tree can be read."""

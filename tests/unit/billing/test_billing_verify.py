@@ -3,7 +3,7 @@
 import pytest
 
 from byoc_agents.app.cloudevents import rfc3339
-from lab.fakes.billing import MINUTE_MS, NOON_MS, Story, eventful, objects
+from lab.fakes.billing import MINUTE_MS, NOON_MS, ReplicaHistory, eventful, objects
 from tests.unit.billing.buckets import audit, of, sound, torn
 
 
@@ -38,8 +38,8 @@ def test_stated_gaps_are_listed_and_no_error() -> None:
 
 
 def test_services_add_up_their_replicas() -> None:
-    stories = [Story(replica=f"r-{n}", pod_uid=f"u-{n}", seed=n) for n in range(3)]
-    report = of([record for story in stories for record in eventful(story)])
+    histories = [ReplicaHistory(replica=f"r-{n}", pod_uid=f"u-{n}", seed=n) for n in range(3)]
+    report = of([record for history in histories for record in eventful(history)])
     (service,) = report.services
     assert report.ok
     assert service.cpu_core_seconds == sum(r.cpu_core_seconds for r in report.replicas)
@@ -47,28 +47,28 @@ def test_services_add_up_their_replicas() -> None:
 
 
 def test_a_state_directory_that_outlives_its_pod_goes_on_counting() -> None:
-    story = Story()
-    first = [story.measured() for _ in range(7)]
-    story.restart()
-    story.pod_uid = "another"
-    assert of(first + [story.measured() for _ in range(7)]).ok
+    history = ReplicaHistory()
+    first = [history.measured() for _ in range(7)]
+    history.restart()
+    history.pod_uid = "another"
+    assert of(first + [history.measured() for _ in range(7)]).ok
 
 
 def test_a_damaged_object_of_the_second_pod_is_one_finding() -> None:
-    story = Story()
-    first = [story.measured() for _ in range(5)]
-    story.restart()
-    story.pod_uid = "another"
-    messages = objects(first + [story.measured() for _ in range(10)])
+    history = ReplicaHistory()
+    first = [history.measured() for _ in range(5)]
+    history.restart()
+    history.pod_uid = "another"
+    messages = objects(first + [history.measured() for _ in range(10)])
     messages[1] = torn(messages[1])
     assert audit(messages).counts == {"torn_object": 1}
 
 
 def test_cpu_that_two_epochs_both_have_is_found() -> None:
-    story = Story()
-    first = [story.measured() for _ in range(3)]
-    story.counter_usec -= 1_000_000
-    second = [story.lose_state(), story.measured()]
+    history = ReplicaHistory()
+    first = [history.measured() for _ in range(3)]
+    history.counter_usec -= 1_000_000
+    second = [history.lose_state(), history.measured()]
     report = of(first + second)
     assert report.counts == {"doubled_cpu": 1}
     assert report.findings[0].core_seconds == 1
@@ -77,36 +77,36 @@ def test_cpu_that_two_epochs_both_have_is_found() -> None:
 @pytest.mark.parametrize("announced", [True, False])
 def test_a_counter_that_is_known_to_have_fallen_is_well(announced: bool) -> None:
     """Under the name it had: set to 0 at a restart, or smaller after a stated gap."""
-    story = Story()
-    first = [story.measured() for _ in range(3)]
+    history = ReplicaHistory()
+    first = [history.measured() for _ in range(3)]
     if announced:
-        story.restarted = True
+        history.restarted = True
     else:
-        first.append(story.gap("counter_fell"))
-    story.counter_usec //= 2
-    assert of([*first, *(story.measured() for _ in range(3))]).ok
+        first.append(history.gap("counter_fell"))
+    history.counter_usec //= 2
+    assert of([*first, *(history.measured() for _ in range(3))]).ok
 
 
 def test_an_epoch_that_begins_without_a_word_is_uncovered_and_lost_cpu() -> None:
-    story = Story()
-    first = [story.measured() for _ in range(3)]
-    story.lose_state(usec=5)
-    story.sequence = 0
-    assert of([*first, story.measured()]).counts == {"lost_cpu": 1, "uncovered": 1}
+    history = ReplicaHistory()
+    first = [history.measured() for _ in range(3)]
+    history.lose_state(usec=5)
+    history.sequence = 0
+    assert of([*first, history.measured()]).counts == {"lost_cpu": 1, "uncovered": 1}
 
 
 def test_a_corrupt_spool_states_what_may_be_lost_and_is_well() -> None:
-    story = Story()
-    first = [story.measured() for _ in range(3)]
-    report = of([*first, story.lose_state("spool_corrupt"), story.measured()])
+    history = ReplicaHistory()
+    first = [history.measured() for _ in range(3)]
+    report = of([*first, history.lose_state("spool_corrupt"), history.measured()])
     assert report.ok
     assert [(str(g.reason), int(g.seconds)) for g in report.gaps] == [("spool_corrupt", 60)]
 
 
 def test_two_losses_of_the_state_directory_state_one_birth() -> None:
-    story = Story()
-    told = [story.lose_state(), story.measured(), story.lose_state(), story.measured()]
-    report = of(told)
+    history = ReplicaHistory()
+    records = [history.lose_state(), history.measured(), history.lose_state(), history.measured()]
+    report = of(records)
     assert report.ok, report.findings
     assert [g.seconds for g in report.gaps] == [60, 60]
 

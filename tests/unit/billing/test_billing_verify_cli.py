@@ -19,7 +19,7 @@ from moto.server import ThreadedMotoServer
 from byoc_agents.audit import Audit, main
 from byoc_agents.audit.bucket import GETS_IN_FLIGHT
 from byoc_agents.delivery.sink import Message
-from lab.fakes.billing import Story, eventful, objects
+from lab.fakes.billing import ReplicaHistory, eventful, objects
 
 REGION = "eu-west-1"
 
@@ -33,7 +33,7 @@ def stored(root: Path, messages: list[Message]) -> Path:
 
 
 def sound() -> list[Message]:
-    return objects(eventful(Story()))
+    return objects(eventful(ReplicaHistory()))
 
 
 Run = Callable[..., tuple[int, str, str]]
@@ -79,8 +79,8 @@ def test_damage_returns_1_and_names_the_object(run: Run, tmp_path: Path) -> None
 
 
 def test_many_findings_of_a_kind_are_counted_not_printed(run: Run, tmp_path: Path) -> None:
-    story = Story()
-    records = [story.measured() for _ in range(80)][1::2]
+    history = ReplicaHistory()
+    records = [history.measured() for _ in range(80)][1::2]
     _, out, _ = run(stored(tmp_path, objects(records)))
     assert "problem missing_sequence: 40" in out
     assert "and 20 more" in out
@@ -93,8 +93,8 @@ def test_what_a_killed_writer_left_is_no_object(run: Run, tmp_path: Path) -> Non
 
 
 def test_hours_outside_since_and_until_are_not_read(run: Run, tmp_path: Path) -> None:
-    story = Story()
-    root = stored(tmp_path, objects([story.measured() for _ in range(300)], size=60))
+    history = ReplicaHistory()
+    root = stored(tmp_path, objects([history.measured() for _ in range(300)], size=60))
     span = ("--since", "2026-11-23T13:00Z", "--until", "2026-11-23T15:00Z")
     code, out, _ = run(root, *span)
     assert code == 0
@@ -227,7 +227,7 @@ class Bucket:
 
 
 def test_pages_are_followed_and_gets_in_flight_bounded(run: Run) -> None:
-    bucket = Bucket(objects(eventful(Story()), size=1), page_keys=17)
+    bucket = Bucket(objects(eventful(ReplicaHistory()), size=1), page_keys=17)
     code, out, _ = run("s3://b/", connect=bucket.connect)
     assert code == 0
     assert "41 objects" in out
@@ -263,11 +263,11 @@ def test_memory_does_not_grow_with_records() -> None:
     Garbage in cycles is collected first: when the collector runs by itself depends on the tests
     before this one.
     """
-    story, audit = Story(), Audit(recent_ids=50)
+    history, audit = ReplicaHistory(), Audit(recent_ids=50)
     held = []
     tracemalloc.start()
     for _ in range(6):
-        for message in objects((story.measured() for _ in range(1_000)), size=250):
+        for message in objects((history.measured() for _ in range(1_000)), size=250):
             audit.add(message.id, message.body)
         gc.collect()
         held.append(tracemalloc.get_traced_memory()[0])
@@ -277,8 +277,8 @@ def test_memory_does_not_grow_with_records() -> None:
 
 
 def test_duplicates_too_far_apart_to_compare_are_found_all_the_same() -> None:
-    story, audit = Story(), Audit(recent_ids=50)
-    messages = objects([*(story.measured() for _ in range(200)), story.lose_state()])
+    history, audit = ReplicaHistory(), Audit(recent_ids=50)
+    messages = objects([*(history.measured() for _ in range(200)), history.lose_state()])
     for message in [*messages, messages[0], messages[-1]]:
         audit.add(message.id, message.body)
     near = Audit(recent_ids=200)
@@ -290,8 +290,8 @@ def test_duplicates_too_far_apart_to_compare_are_found_all_the_same() -> None:
 
 def test_the_same_minute_in_a_later_epoch_is_found_even_far_apart() -> None:
     """Its id is the same as long ago; what shows is that the time was recorded already."""
-    story, audit = Story(), Audit(recent_ids=50)
-    first = [story.measured() for _ in range(200)]
-    for message in [*objects(first), *objects([Story(epoch=5).measured()])]:
+    history, audit = ReplicaHistory(), Audit(recent_ids=50)
+    first = [history.measured() for _ in range(200)]
+    for message in [*objects(first), *objects([ReplicaHistory(epoch=5).measured()])]:
         audit.add(message.id, message.body)
     assert audit.report("").counts["overlap"] == 1

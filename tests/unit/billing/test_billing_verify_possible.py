@@ -12,7 +12,7 @@ from byoc_agents.audit.render import text
 from byoc_agents.audit.report import Total
 from byoc_agents.audit.state import AuditState, Claim, PodEpoch
 from byoc_agents.billing.record import Counter, UsageRecord
-from lab.fakes.billing import MINUTE_MS, NOON_MS, Story, altered, core_seconds, objects
+from lab.fakes.billing import MINUTE_MS, NOON_MS, ReplicaHistory, altered, core_seconds, objects
 from tests.unit.billing.buckets import audit, of
 
 
@@ -21,8 +21,8 @@ def _sized(record: UsageRecord, **fields: object) -> UsageRecord:
 
 
 def test_more_cpu_than_the_machine_has_is_a_problem_and_in_no_sum() -> None:
-    story = Story()
-    first, second = story.measured(), story.measured()
+    history = ReplicaHistory()
+    first, second = history.measured(), history.measured()
     tiny = altered(first, machine_cpus=1, counter_milliseconds=0)
     report = of([tiny, second])
     (finding,) = report.findings
@@ -40,9 +40,12 @@ def test_more_cpu_than_the_machine_has_is_a_problem_and_in_no_sum() -> None:
 
 
 def test_an_unknown_size_is_shown_per_figure_and_not_summed_as_zero() -> None:
-    story = Story()
+    history = ReplicaHistory()
     (total,) = of(
-        [_sized(story.measured(), cpu_millicores=None), _sized(story.measured(), memory_bytes=None)]
+        [
+            _sized(history.measured(), cpu_millicores=None),
+            _sized(history.measured(), memory_bytes=None),
+        ]
     ).replicas
     assert total.unknown_allocated_cpu_seconds == 60
     assert total.unknown_allocated_memory_seconds == 60
@@ -52,12 +55,12 @@ def test_an_unknown_size_is_shown_per_figure_and_not_summed_as_zero() -> None:
 
 
 def test_counted_time_of_a_gap_is_allocated_and_a_gap_of_version_0_1_is_not() -> None:
-    story = Story()
+    history = ReplicaHistory()
     records = [
-        story.measured(),
-        _sized(story.gap("source_changed"), counted_milliseconds=MINUTE_MS),
-        story.gap("target_unreadable"),
-        story.measured(),
+        history.measured(),
+        _sized(history.gap("source_changed"), counted_milliseconds=MINUTE_MS),
+        history.gap("target_unreadable"),
+        history.measured(),
     ]
     (total,) = of(records).replicas
     assert total.allocated_byte_seconds == Decimal((16 << 30) * 180)
@@ -94,8 +97,8 @@ class _Totals(list[Total]):
 
 
 def test_the_text_reads_the_replicas_once_for_any_number_of_services() -> None:
-    stories = [Story(service_id=f"service-{n}", replica=f"r-{n}") for n in range(9)]
-    report = of([story.measured() for story in stories])
+    histories = [ReplicaHistory(service_id=f"service-{n}", replica=f"r-{n}") for n in range(9)]
+    report = of([history.measured() for history in histories])
     replicas = _Totals(report.replicas)
     lines = list(text(replace(report, replicas=replicas)))
     assert replicas.reads == 1
@@ -104,12 +107,14 @@ def test_the_text_reads_the_replicas_once_for_any_number_of_services() -> None:
         assert sum(line.startswith(f"  r-{n} ") for line in lines) == 1
 
 
-def _busy(story: Story, usec: int, *, cpus: int = 4, period_ms: int = MINUTE_MS) -> UsageRecord:
+def _busy(
+    history: ReplicaHistory, usec: int, *, cpus: int = 4, period_ms: int = MINUTE_MS
+) -> UsageRecord:
     """Return a record of `usec` CPU on a machine of `cpus`."""
-    start_usec, record = story.counter_usec, story.measured(period_ms=period_ms)
-    story.counter_usec = start_usec + usec
+    start_usec, record = history.counter_usec, history.measured(period_ms=period_ms)
+    history.counter_usec = start_usec + usec
     used = replace(record.data.used, cpu_core_seconds=core_seconds(usec))
-    counter = Counter(start=core_seconds(start_usec), end=core_seconds(story.counter_usec))
+    counter = Counter(start=core_seconds(start_usec), end=core_seconds(history.counter_usec))
     return altered(
         record, used=used, counter=counter, machine_cpus=cpus, counter_milliseconds=period_ms
     )
@@ -121,10 +126,10 @@ SLACK_USEC = 4 * 50_000
 
 def test_records_that_are_possible_only_one_by_one_are_a_problem() -> None:
     """Each uses its slack, which the counter's delay allows once for all of them."""
-    story = Story()
-    idle = [_busy(story, 0) for _ in range(20)]
-    busy = [_busy(story, FULL_USEC + SLACK_USEC) for _ in range(7)]
-    idle_later = [_busy(story, 0) for _ in range(20)]
+    history = ReplicaHistory()
+    idle = [_busy(history, 0) for _ in range(20)]
+    busy = [_busy(history, FULL_USEC + SLACK_USEC) for _ in range(7)]
+    idle_later = [_busy(history, 0) for _ in range(20)]
     report = of(idle + busy + idle_later)
     (finding,) = report.findings
     (total,) = report.replicas
@@ -142,10 +147,10 @@ def test_records_that_are_possible_only_one_by_one_are_a_problem() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_such_records_are_found_in_any_order_of_the_objects(seed: int) -> None:
-    story, dice = Story(), Random(seed)
+    history, rng = ReplicaHistory(), Random(seed)
     usecs = [0] * 10 + [FULL_USEC + SLACK_USEC] * 9 + [FULL_USEC // 2] * 10
-    messages = objects([_busy(story, usec) for usec in usecs], size=1)
-    dice.shuffle(messages)
+    messages = objects([_busy(history, usec) for usec in usecs], size=1)
+    rng.shuffle(messages)
     (finding,) = audit(messages).findings
     assert (finding.kind, finding.first_sequence, finding.last_sequence) == (
         "impossible_cpu",
@@ -158,40 +163,40 @@ def test_the_bound_of_neighboring_records_is_exact() -> None:
     """Time x CPUs, 500 millionths of it for the clock's rate, and the slack once."""
     rate_usec = FULL_USEC * 500 // 10**6
     for more, expected in ((0, {}), (1, {"impossible_cpu": 1})):
-        story = Story()
+        history = ReplicaHistory()
         usecs = [FULL_USEC + rate_usec] * 9 + [FULL_USEC + SLACK_USEC]
         usecs[0] += rate_usec // 2 + more
         usecs[1] += rate_usec // 2
-        assert of([_busy(story, usec) for usec in usecs]).counts == expected
+        assert of([_busy(history, usec) for usec in usecs]).counts == expected
 
 
 def test_a_full_machine_is_well_for_a_week_even_if_its_clock_is_slow() -> None:
     """The counter is late by the whole slack at the start, and the clock's rate is 400 ppm low."""
-    story = Story()
+    history = ReplicaHistory()
     usecs = [FULL_USEC + SLACK_USEC - 1] + [FULL_USEC + FULL_USEC * 400 // 10**6] * 10_079
-    report = of([_busy(story, usec) for usec in usecs], size=500)
+    report = of([_busy(history, usec) for usec in usecs], size=500)
     assert report.ok, report.findings
 
 
 @pytest.mark.parametrize("between", ["gap", "restart", "other_counter"])
 def test_records_of_two_counters_each_have_a_slack(between: str) -> None:
     """What both together may use beyond the time is twice the slack."""
-    story = Story()
-    records = [_busy(story, FULL_USEC + SLACK_USEC)]
+    history = ReplicaHistory()
+    records = [_busy(history, FULL_USEC + SLACK_USEC)]
     if between == "gap":
-        records.append(story.gap("target_unreadable", usec=5))
+        records.append(history.gap("target_unreadable", usec=5))
     elif between == "restart":
-        story.restart()
+        history.restart()
     else:
-        records.append(story.gap("counter_fell"))
-        story.counter_usec //= 2
-    records += [_busy(story, FULL_USEC + SLACK_USEC // 2) for _ in range(2)]
+        records.append(history.gap("counter_fell"))
+        history.counter_usec //= 2
+    records += [_busy(history, FULL_USEC + SLACK_USEC // 2) for _ in range(2)]
     assert of(records).ok
 
 
 def test_a_record_that_is_impossible_by_itself_is_reported_once() -> None:
-    story = Story()
-    records = [_busy(story, FULL_USEC), _busy(story, 2 * FULL_USEC), _busy(story, FULL_USEC)]
+    history = ReplicaHistory()
+    records = [_busy(history, FULL_USEC), _busy(history, 2 * FULL_USEC), _busy(history, FULL_USEC)]
     report = of(records)
     (finding,) = report.findings
     assert (finding.kind, finding.first_sequence) == ("impossible_cpu", 1)
@@ -199,26 +204,26 @@ def test_a_record_that_is_impossible_by_itself_is_reported_once() -> None:
 
 
 def test_a_machine_that_grows_has_the_time_of_each_size() -> None:
-    story = Story()
-    small = [_busy(story, FULL_USEC) for _ in range(5)]
-    large = [_busy(story, 2 * FULL_USEC, cpus=8) for _ in range(5)]
+    history = ReplicaHistory()
+    small = [_busy(history, FULL_USEC) for _ in range(5)]
+    large = [_busy(history, 2 * FULL_USEC, cpus=8) for _ in range(5)]
     assert of(small + large).ok
-    story = Story()
-    small = [_busy(story, FULL_USEC + SLACK_USEC) for _ in range(9)]
-    large = [_busy(story, 2 * FULL_USEC + SLACK_USEC, cpus=8) for _ in range(9)]
+    history = ReplicaHistory()
+    small = [_busy(history, FULL_USEC + SLACK_USEC) for _ in range(9)]
+    large = [_busy(history, 2 * FULL_USEC + SLACK_USEC, cpus=8) for _ in range(9)]
     assert of(small + large).counts == {"impossible_cpu": 1}
 
 
-def _older(story: Story, usec: int) -> UsageRecord:
+def _older(history: ReplicaHistory, usec: int) -> UsageRecord:
     """Return a record of 0.1.0, which does not say how many CPUs the machine has."""
-    return altered(_busy(story, usec), machine_cpus=None, counter_milliseconds=None)
+    return altered(_busy(history, usec), machine_cpus=None, counter_milliseconds=None)
 
 
 @pytest.mark.parametrize("newer_first", [False, True])
 def test_a_record_of_version_0_1_is_held_to_the_cpus_of_later_records(newer_first: bool) -> None:
-    story = Story()
-    older = [_older(story, usec) for usec in (FULL_USEC, 2 * FULL_USEC, 2 * FULL_USEC, 1)]
-    newer = [_busy(story, FULL_USEC, cpus=2, period_ms=2 * MINUTE_MS), _busy(story, FULL_USEC)]
+    history = ReplicaHistory()
+    older = [_older(history, usec) for usec in (FULL_USEC, 2 * FULL_USEC, 2 * FULL_USEC, 1)]
+    newer = [_busy(history, FULL_USEC, cpus=2, period_ms=2 * MINUTE_MS), _busy(history, FULL_USEC)]
     messages = objects(older) + objects(newer)
     report = audit(messages[::-1] if newer_first else messages)
     (finding,) = report.findings
@@ -235,17 +240,20 @@ def test_a_record_of_version_0_1_is_held_to_the_cpus_of_later_records(newer_firs
 
 def test_the_cpus_that_a_record_of_version_0_1_needs_are_exact() -> None:
     for usec, expected in ((FULL_USEC + SLACK_USEC, {}), (1, {"impossible_cpu": 1})):
-        story = Story()
+        history = ReplicaHistory()
         used = usec if usec > 1 else FULL_USEC + SLACK_USEC + 1
-        assert of([_older(story, used), _busy(story, 1)]).counts == expected
+        assert of([_older(history, used), _busy(history, 1)]).counts == expected
 
 
 def test_without_a_known_number_of_cpus_the_largest_machine_is_the_bound() -> None:
     """The CPUs of another pod say nothing: it may run on another machine."""
-    story, other = Story(), Story(pod_uid="another", epoch=5, now_ms=NOON_MS + 60 * MINUTE_MS)
-    story_usec, limit_usec = 500 * FULL_USEC, 2048 * (MINUTE_MS + 50) * 1000
-    records = [_older(story, story_usec), _older(story, limit_usec)]
+    history, other = (
+        ReplicaHistory(),
+        ReplicaHistory(pod_uid="another", epoch=5, now_ms=NOON_MS + 60 * MINUTE_MS),
+    )
+    history_usec, limit_usec = 500 * FULL_USEC, 2048 * (MINUTE_MS + 50) * 1000
+    records = [_older(history, history_usec), _older(history, limit_usec)]
     (total,) = of([*records, _busy(other, FULL_USEC)]).replicas
     assert (total.records, total.excluded_records) == (3, 0)
-    (total,) = of([_older(Story(), limit_usec + 1)]).replicas
+    (total,) = of([_older(ReplicaHistory(), limit_usec + 1)]).replicas
     assert (total.records, total.excluded_records) == (0, 1)

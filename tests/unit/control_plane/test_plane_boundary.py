@@ -1,4 +1,4 @@
-"""The agents never import the vendor's side."""
+"""The product never imports the vendor's side."""
 
 import ast
 import shutil
@@ -21,7 +21,7 @@ def imported(path: Path) -> set[str]:
     return found
 
 
-def test_no_module_of_the_agents_imports_the_control_plane() -> None:
+def test_no_module_of_the_product_imports_the_control_plane() -> None:
     modules = list((ROOT / "agents").rglob("*.py")) + list((ROOT / "images").rglob("*.py"))
     assert modules
     assert [path for path in modules if "byoc_control_plane" in imported(path)] == []

@@ -23,7 +23,7 @@ from lab.fakes.billing import objects
 from lab.fakes.http import Exchange, close, serve
 from lab.fakes.s3 import FakeS3
 from tests.unit.billing.buckets import audit
-from tests.unit.control_plane.compactor_world import landing, story, with_body
+from tests.unit.control_plane.compactor_harness import history, landing, with_body
 
 KEYS = {
     "AWS_ACCESS_KEY_ID": "test",
@@ -209,7 +209,7 @@ async def test_watching_shows_metrics_until_sigterm() -> None:
 @pytest.mark.parametrize("lost", [False, True], ids=["not done", "done"])
 async def test_sigkill_at_a_request_to_s3_leaves_the_same_bytes(lost: bool) -> None:
     """The server kills the process at a request, before or after S3 executes it."""
-    one = story(0)
+    one = history(0)
     messages = objects((one.measured() for _ in range(4)), size=2)
     async with FakeS3() as s3:
         s3.objects = {message.id: message.body for message in messages}

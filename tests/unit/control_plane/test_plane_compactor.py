@@ -20,60 +20,60 @@ from byoc_agents.delivery.sink import Message
 from lab.fakes.billing import altered, core_seconds, objects
 from lab.fakes.http import Behavior, Request, close, lose, serve, serving
 from tests.unit.billing.buckets import rewritten, torn
-from tests.unit.control_plane.compactor_world import (
+from tests.unit.control_plane.compactor_harness import (
     ARCHIVE,
     by_key,
+    history,
     landing,
     opened,
-    story,
     with_body,
 )
 
 
 async def test_the_archive_is_verified_like_the_originals_digit_by_digit() -> None:
-    async with opened(landing()) as world:
-        originals = await world.verify()
-        tally = await world.compact()
-        assert await world.verify() == originals
+    async with opened(landing()) as harness:
+        originals = await harness.verify()
+        tally = await harness.compact()
+        assert await harness.verify() == originals
     assert originals.objects == 27
     assert (tally.archives, tally.archived, tally.deleted, tally.held) == (1, 27, 27, 0)
-    assert sorted(world.s3.objects) == [f"{ARCHIVE}.jsonl.zst", f"{ARCHIVE}.manifest.json.zst"]
-    assert world.value("byoc_plane_objects_total", outcome="archived") == 27
-    assert world.value("byoc_plane_objects_total", outcome="deleted") == 27
+    assert sorted(harness.s3.objects) == [f"{ARCHIVE}.jsonl.zst", f"{ARCHIVE}.manifest.json.zst"]
+    assert harness.value("byoc_plane_objects_total", outcome="archived") == 27
+    assert harness.value("byoc_plane_objects_total", outcome="deleted") == 27
 
 
 async def test_problems_between_records_are_the_same_in_the_archive() -> None:
     """Missing records, uncovered time and a counter that jumps do not make an object damaged."""
     lost = landing()
     del lost[4], lost[12]
-    jumps = story(9)
+    jumps = history(9)
     first = [jumps.measured() for _ in range(5)]
     jumps.counter_usec += 1_000_000
     lost += objects([*first, *(jumps.measured() for _ in range(5))])
-    async with opened(lost) as world:
-        originals = await world.verify()
-        tally = await world.compact()
-        assert await world.verify() == originals
+    async with opened(lost) as harness:
+        originals = await harness.verify()
+        tally = await harness.compact()
+        assert await harness.verify() == originals
     assert {"missing_sequence", "lost_cpu"} <= originals.counts.keys()
     assert tally.held == 0
 
 
 async def test_an_open_hour_is_left_alone() -> None:
-    async with opened(landing()) as world:
-        assert (await world.compact(before="2026-11-23T12")).archived == 0
-    assert world.stored(archived=True) == {}
+    async with opened(landing()) as harness:
+        assert (await harness.compact(before="2026-11-23T12")).archived == 0
+    assert harness.stored(archived=True) == {}
 
 
 async def test_a_manifest_names_its_sources_with_sizes_digests_and_counts() -> None:
     messages = landing(1)
-    async with opened(messages) as world:
-        await world.compact()
-    manifest = decode_manifest(world.s3.objects[f"{ARCHIVE}.manifest.json.zst"])
+    async with opened(messages) as harness:
+        await harness.compact()
+    manifest = decode_manifest(harness.s3.objects[f"{ARCHIVE}.manifest.json.zst"])
     assert [f"v1/{source.name}" for source in manifest.sources] == [m.id for m in messages]
     assert [source.size for source in manifest.sources] == [len(m.body) for m in messages]
     assert [source.records for source in manifest.sources] == [m.records for m in messages]
     assert manifest.records == 41
-    assert manifest.size == len(world.s3.objects[f"{ARCHIVE}.jsonl.zst"])
+    assert manifest.size == len(harness.s3.objects[f"{ARCHIVE}.jsonl.zst"])
 
 
 async def test_the_order_of_arrival_does_not_change_the_bytes() -> None:
@@ -99,79 +99,79 @@ async def test_a_crash_at_any_request_leaves_the_same_bytes_and_counts_nothing_t
     behavior: Behavior,
 ) -> None:
     messages = landing(3, size=8)
-    async with opened(messages) as world:
-        originals = await world.verify()
-        before = len(world.s3.http.requests)
-        await world.compact(max_sources=4)
-        requests = len(world.s3.http.requests) - before
-    expected = world.s3.objects
+    async with opened(messages) as harness:
+        originals = await harness.verify()
+        before = len(harness.s3.http.requests)
+        await harness.compact(max_sources=4)
+        requests = len(harness.s3.http.requests) - before
+    expected = harness.s3.objects
     assert len(expected) == 6  # three archives and their manifests
     crashes = 0
     for number in range(requests):
-        async with opened(messages, failing(number, behavior)) as world:
+        async with opened(messages, failing(number, behavior)) as harness:
             try:
-                await world.compact(max_sources=4)
+                await harness.compact(max_sources=4)
             except (BotoCoreError, ClientError):
                 crashes += 1
-            assert await world.verify() == originals, number
-            await world.compact(max_sources=4)
-            assert await world.verify() == originals, number
-        assert world.s3.objects == expected, number
+            assert await harness.verify() == originals, number
+            await harness.compact(max_sources=4)
+            assert await harness.verify() == originals, number
+        assert harness.s3.objects == expected, number
     assert crashes > requests // 2
 
 
 @pytest.mark.parametrize("seed", range(10))
 async def test_many_crashes_in_a_row_leave_the_same_bytes(seed: int) -> None:
     messages, random = landing(3, size=8), Random(seed)
-    async with opened(messages) as world:
-        originals = await world.verify()
-        await world.compact(max_sources=4)
-    expected = world.s3.objects
+    async with opened(messages) as harness:
+        originals = await harness.verify()
+        await harness.compact(max_sources=4)
+    expected = harness.s3.objects
     behaviors = [close, lose(), *([serve] * 30)]
-    async with opened(messages) as world:
+    async with opened(messages) as harness:
         for _ in range(100):
-            world.s3.http.script = lambda _: random.choice(behaviors)
+            harness.s3.http.script = lambda _: random.choice(behaviors)
             with suppress(BotoCoreError, ClientError):
-                await world.compact(max_sources=4)
-            world.s3.http.script = serving
-            assert await world.verify() == originals
-            if not world.stored(archived=False):
+                await harness.compact(max_sources=4)
+            harness.s3.http.script = serving
+            assert await harness.verify() == originals
+            if not harness.stored(archived=False):
                 break
-    assert world.s3.objects == expected
+    assert harness.s3.objects == expected
 
 
 async def test_objects_that_arrive_after_a_crash_do_not_change_a_planned_archive() -> None:
-    other = story(7)
+    other = history(7)
     early, late = landing(2), objects((other.measured() for _ in range(6)), size=1)
-    async with opened(early) as world:
-        await world.compact()
-    expected = world.s3.objects[f"{ARCHIVE}.jsonl.zst"]
+    async with opened(early) as harness:
+        await harness.compact()
+    expected = harness.s3.objects[f"{ARCHIVE}.jsonl.zst"]
     for number in range(len(early) + 6):  # two listings more, two writes, a deletion
-        async with opened(early, failing(number, close)) as world:
+        async with opened(early, failing(number, close)) as harness:
             with suppress(BotoCoreError, ClientError):
-                await world.compact()
-            world.s3.http.script = serving
-            planned = f"{ARCHIVE}.manifest.json.zst" in world.s3.objects
-            world.add(late)
-            await world.compact()
-            report = await world.verify()
+                await harness.compact()
+            harness.s3.http.script = serving
+            planned = f"{ARCHIVE}.manifest.json.zst" in harness.s3.objects
+            harness.add(late)
+            await harness.compact()
+            report = await harness.verify()
         assert report.ok
         assert report.objects == len(early) + len(late)
-        assert world.stored(archived=False) == {}
+        assert harness.stored(archived=False) == {}
         if planned:
-            assert world.s3.objects[f"{ARCHIVE}.jsonl.zst"] == expected
+            assert harness.s3.objects[f"{ARCHIVE}.jsonl.zst"] == expected
 
 
 async def test_originals_that_were_not_deleted_are_not_counted_twice() -> None:
     messages = landing()
-    async with opened(messages) as world:
-        originals = await world.verify()
-        await world.compact()
-        world.add(messages[::2])
-        assert await world.verify() == originals
-        tally = await world.compact()
+    async with opened(messages) as harness:
+        originals = await harness.verify()
+        await harness.compact()
+        harness.add(messages[::2])
+        assert await harness.verify() == originals
+        tally = await harness.compact()
     assert (tally.archived, tally.deleted, tally.held) == (0, len(messages[::2]), 0)
-    assert world.stored(archived=False) == {}
+    assert harness.stored(archived=False) == {}
 
 
 # Late objects.
@@ -180,33 +180,33 @@ async def test_originals_that_were_not_deleted_are_not_counted_twice() -> None:
 async def test_late_objects_go_to_further_archives() -> None:
     messages = landing(3)
     parts = (messages[:9], messages[9:14], messages[14:])
-    async with opened(messages) as world:
-        originals = await world.verify()
-    async with opened() as world:
+    async with opened(messages) as harness:
+        originals = await harness.verify()
+    async with opened() as harness:
         for part in parts:
-            world.add(part)
-            await world.compact()
-        assert await world.verify() == originals
+            harness.add(part)
+            await harness.compact()
+        assert await harness.verify() == originals
     names = [f"{ARCHIVE}{more}.{part}.zst" for more in ("", "-1", "-2") for part in PARTS]
-    assert sorted(world.s3.objects) == sorted(names)
+    assert sorted(harness.s3.objects) == sorted(names)
     async with opened() as again:
         for part in parts:
             again.add(part)
             await again.compact()
-    assert again.s3.objects == world.s3.objects
+    assert again.s3.objects == harness.s3.objects
 
 
 async def test_a_late_object_with_archived_sequences_is_held() -> None:
-    one = story(0)
+    one = history(0)
     records = [one.measured() for _ in range(6)]
     early, doubled = objects(records, size=6), objects(records[2:4])
-    async with opened(early) as world:
-        await world.compact()
-        world.add(doubled)
-        tally = await world.compact()
-        report = await world.verify()
+    async with opened(early) as harness:
+        await harness.compact()
+        harness.add(doubled)
+        tally = await harness.compact()
+        report = await harness.verify()
     assert (tally.archived, tally.held) == (0, 1)
-    assert list(world.stored(archived=False)) == [doubled[0].id]
+    assert list(harness.stored(archived=False)) == [doubled[0].id]
     assert report.counts == {"duplicate_identical": 2}
 
 
@@ -214,7 +214,7 @@ async def test_a_late_object_with_archived_sequences_is_held() -> None:
 
 
 def _impossible(message: Message) -> Message:
-    record = story(0).measured()
+    record = history(0).measured()
     used = msgspec.structs.replace(record.data.used, cpu_core_seconds=core_seconds(10**12))
     return with_body(message, seal([encode(altered(record, used=used))], created_at_ms=0).body)
 
@@ -225,7 +225,7 @@ DAMAGE: dict[str, Callable[[Message], Message]] = {
     "a line is missing": lambda message: rewritten(message, lambda lines: lines[1:][::-1]),
     "no JSON": lambda message: rewritten(message, lambda lines: [*lines[:-1], b"{"]),
     "another pod's records": lambda message: with_body(
-        message, objects([story(8).measured()])[0].body
+        message, objects([history(8).measured()])[0].body
     ),
     "an altered figure": _impossible,
 }
@@ -235,29 +235,29 @@ DAMAGE: dict[str, Callable[[Message], Message]] = {
 async def test_a_damaged_object_stays_and_is_reported(change: Callable[[Message], Message]) -> None:
     messages = landing()
     messages[3] = change(messages[3])
-    async with opened(messages) as world:
-        originals = await world.verify()
-        tally = await world.compact()
-        again = await world.compact()
-        after = await world.verify()
+    async with opened(messages) as harness:
+        originals = await harness.verify()
+        tally = await harness.compact()
+        again = await harness.compact()
+        after = await harness.verify()
     assert originals.counts
-    assert world.stored(archived=False) == {messages[3].id: messages[3].body}
+    assert harness.stored(archived=False) == {messages[3].id: messages[3].body}
     assert (tally.held, again.held) == (1, 1)
     assert tally.archived == len(messages) - 1
-    assert world.value("byoc_plane_held_objects") == 1
+    assert harness.value("byoc_plane_held_objects") == 1
     assert by_key(after) == by_key(originals)
 
 
 async def test_objects_in_conflict_all_stay() -> None:
-    one = story(0)
+    one = history(0)
     records = [one.measured() for _ in range(10)]
-    other = story(0, counter_usec=7)
+    other = history(0, counter_usec=7)
     conflict = objects([other.measured() for _ in range(3)], size=3)
-    sound = objects([story(1).measured()])
-    async with opened([*objects(records), *conflict, *sound]) as world:
-        tally = await world.compact()
+    sound = objects([history(1).measured()])
+    async with opened([*objects(records), *conflict, *sound]) as harness:
+        tally = await harness.compact()
     assert tally.held == 3
-    assert len(world.stored(archived=False)) == 3
+    assert len(harness.stored(archived=False)) == 3
     assert tally.archived == 1
 
 
@@ -266,84 +266,86 @@ async def test_objects_in_conflict_all_stay() -> None:
     ["v1/org=o/readme.txt", "v1/org=o/service=s/date=2026-11-23/hour=12/x.jsonl.zst"],
 )
 async def test_a_foreign_object_stays_and_is_reported(key: str) -> None:
-    async with opened(landing()) as world:
-        world.s3.objects[key] = b"x"
-        tally = await world.compact()
+    async with opened(landing()) as harness:
+        harness.s3.objects[key] = b"x"
+        tally = await harness.compact()
     assert tally.held == 1
-    assert list(world.stored(archived=False)) == [key]
+    assert list(harness.stored(archived=False)) == [key]
 
 
 async def test_other_bytes_under_an_archived_name_stay_and_are_audited() -> None:
     messages = landing(1)
-    async with opened(messages) as world:
-        await world.compact()
-        world.add([with_body(messages[0], messages[1].body)])
-        tally = await world.compact()
-        report = await world.verify()
+    async with opened(messages) as harness:
+        await harness.compact()
+        harness.add([with_body(messages[0], messages[1].body)])
+        tally = await harness.compact()
+        report = await harness.verify()
     assert tally.held == 1
-    assert messages[0].id in world.s3.objects
+    assert messages[0].id in harness.s3.objects
     assert not report.ok
 
 
 async def test_no_object_is_deleted_for_a_damaged_archive() -> None:
     messages = landing()
-    async with opened(messages) as world:
-        await world.compact()
-        world.add(messages[:5])
-        world.s3.objects[f"{ARCHIVE}.jsonl.zst"] = b"x" + world.s3.objects[f"{ARCHIVE}.jsonl.zst"]
-        tally = await world.compact()
-        report = await world.verify()
+    async with opened(messages) as harness:
+        await harness.compact()
+        harness.add(messages[:5])
+        harness.s3.objects[f"{ARCHIVE}.jsonl.zst"] = (
+            b"x" + harness.s3.objects[f"{ARCHIVE}.jsonl.zst"]
+        )
+        tally = await harness.compact()
+        report = await harness.verify()
     assert (tally.deleted, tally.held) == (0, 1)
-    assert len(world.stored(archived=False)) == 5
+    assert len(harness.stored(archived=False)) == 5
     assert report.counts["torn_object"] == len(messages)
 
 
 async def test_a_plan_whose_object_is_gone_is_held_and_reported_missing() -> None:
     messages = landing(1)
-    async with opened(messages) as world:
-        await world.compact()
-        del world.s3.objects[f"{ARCHIVE}.jsonl.zst"]
-        world.add([*messages[:3], *messages[4:]])
-        tally = await world.compact()
-        report = await world.verify()
+    async with opened(messages) as harness:
+        await harness.compact()
+        del harness.s3.objects[f"{ARCHIVE}.jsonl.zst"]
+        harness.add([*messages[:3], *messages[4:]])
+        tally = await harness.compact()
+        report = await harness.verify()
     assert (tally.archives, tally.deleted, tally.held) == (0, 0, 1)
     assert report.counts["missing_sequence"] == 1
 
 
 async def test_an_archive_without_a_manifest_is_reported() -> None:
-    async with opened(landing(1)) as world:
-        await world.compact()
-        del world.s3.objects[f"{ARCHIVE}.manifest.json.zst"]
-        world.add(landing(1)[:1])
-        assert (await world.compact()).held == 1
-        assert "torn_object" in (await world.verify()).counts
+    async with opened(landing(1)) as harness:
+        await harness.compact()
+        del harness.s3.objects[f"{ARCHIVE}.manifest.json.zst"]
+        harness.add(landing(1)[:1])
+        assert (await harness.compact()).held == 1
+        assert "torn_object" in (await harness.verify()).counts
 
 
 async def test_a_damaged_manifest_is_reported() -> None:
-    async with opened(landing(1)) as world:
-        await world.compact()
-        world.s3.objects[f"{ARCHIVE}.manifest.json.zst"] = b"x"
-        world.add(landing(1)[:1])
-        assert (await world.compact()).held == 1
-        assert "torn_object" in (await world.verify()).counts
+    async with opened(landing(1)) as harness:
+        await harness.compact()
+        harness.s3.objects[f"{ARCHIVE}.manifest.json.zst"] = b"x"
+        harness.add(landing(1)[:1])
+        assert (await harness.compact()).held == 1
+        assert "torn_object" in (await harness.verify()).counts
 
 
 async def test_an_object_that_cannot_be_deleted_is_reported_and_not_counted_twice() -> None:
     messages = landing()
-    async with opened(messages) as world:
-        originals = await world.verify()
-        world.s3.undeletable = {messages[3].id}
-        tally = await world.compact()
-        assert await world.verify() == originals
+    async with opened(messages) as harness:
+        originals = await harness.verify()
+        harness.s3.undeletable = {messages[3].id}
+        tally = await harness.compact()
+        assert await harness.verify() == originals
     assert (tally.archived, tally.deleted, tally.held) == (27, 26, 1)
 
 
 async def test_another_process_with_other_objects_is_noticed() -> None:
     """Two compactors of one shard: the second one's manifest exists with other bytes."""
     messages = landing()
-    async with opened(messages) as world:
-        await world.compact()
-    manifest = world.s3.objects[f"{ARCHIVE}.manifest.json.zst"]
+    async with opened(messages) as harness:
+        await harness.compact()
+    manifest = harness.s3.objects[f"{ARCHIVE}.manifest.json.zst"]
 
     async with opened(messages[:-1]) as late:
         real = late.client.put_object
@@ -361,13 +363,13 @@ async def test_another_process_with_other_objects_is_noticed() -> None:
 
 
 async def test_shards_hold_every_object_exactly_once() -> None:
-    messages = [one for n in range(40) for one in objects([story(n).measured()])]
-    async with opened(messages) as world:
-        originals = await world.verify()
+    messages = [one for n in range(40) for one in objects([history(n).measured()])]
+    async with opened(messages) as harness:
+        originals = await harness.verify()
         for index in range(7):
-            await world.compact(Shard(index, 7))
-        assert await world.verify() == originals
-        archives = world.stored(archived=True)
+            await harness.compact(Shard(index, 7))
+        assert await harness.verify() == originals
+        archives = harness.stored(archived=True)
     names = [
         source.name
         for key, body in archives.items()
@@ -376,7 +378,7 @@ async def test_shards_hold_every_object_exactly_once() -> None:
     ]
     assert sorted(f"v1/{name}" for name in names) == sorted(message.id for message in messages)
     assert len(archives) == 14
-    assert world.stored(archived=False) == {}
+    assert harness.stored(archived=False) == {}
 
 
 async def test_all_objects_of_a_pod_are_in_one_shard() -> None:
@@ -390,27 +392,27 @@ async def test_all_objects_of_a_pod_are_in_one_shard() -> None:
 
 async def test_another_number_of_shards_archives_nothing_twice() -> None:
     messages = landing()
-    async with opened(messages) as world:
-        originals = await world.verify()
-        await world.compact(Shard(0, 1))
-        world.add(messages)
+    async with opened(messages) as harness:
+        originals = await harness.verify()
+        await harness.compact(Shard(0, 1))
+        harness.add(messages)
         for index in range(3):
-            await world.compact(Shard(index, 3))
-        assert await world.verify() == originals
-    assert len(world.s3.objects) == 2
+            await harness.compact(Shard(index, 3))
+        assert await harness.verify() == originals
+    assert len(harness.s3.objects) == 2
 
 
 async def test_an_unfinished_archive_of_another_number_of_shards_is_to_be_finished_first() -> None:
     messages = landing()
-    async with opened(messages) as world:
-        await world.compact()
-        del world.s3.objects[f"{ARCHIVE}.jsonl.zst"]
-        world.add(messages)
-        assert (await world.compact(Shard(1, 2))).held == 1
-        assert len(world.stored(archived=False)) == 27
-        await world.compact()
-        assert (await world.compact(Shard(1, 2))).held == 0
-    assert world.stored(archived=False) == {}
+    async with opened(messages) as harness:
+        await harness.compact()
+        del harness.s3.objects[f"{ARCHIVE}.jsonl.zst"]
+        harness.add(messages)
+        assert (await harness.compact(Shard(1, 2))).held == 1
+        assert len(harness.stored(archived=False)) == 27
+        await harness.compact()
+        assert (await harness.compact(Shard(1, 2))).held == 0
+    assert harness.stored(archived=False) == {}
 
 
 @pytest.mark.parametrize("text", ["", "1", "1/1", "-1/2", "1/0", "a/b", "0/10000", "0/٣"])
@@ -439,13 +441,13 @@ def test_other_keys_name_no_archive(key: str) -> None:
 async def test_some_thousand_objects_in_pages_and_several_archives() -> None:
     messages = []
     for number in range(100):
-        replica = story(number)
+        replica = history(number)
         messages += objects((replica.measured() for _ in range(20)), size=1)
-    async with opened(messages) as world:
-        world.s3.page_keys = 170
-        originals = await world.verify()
-        tally = await world.compact(max_sources=700)
-        assert await world.verify() == originals
+    async with opened(messages) as harness:
+        harness.s3.page_keys = 170
+        originals = await harness.verify()
+        tally = await harness.compact(max_sources=700)
+        assert await harness.verify() == originals
     assert originals.ok
     assert (tally.archived, tally.archives, tally.held) == (2000, 3, 0)
 
@@ -453,51 +455,51 @@ async def test_some_thousand_objects_in_pages_and_several_archives() -> None:
 async def test_an_object_that_is_sent_again_after_its_deletion_is_deleted_again() -> None:
     """Its scraper did not get the answer, or its spool was restored from a copy."""
     messages = landing()
-    async with opened(messages) as world:
-        originals = await world.verify()
-        await world.compact()
-        expected = dict(world.s3.objects)
-        await world.client.put_object(
+    async with opened(messages) as harness:
+        originals = await harness.verify()
+        await harness.compact()
+        expected = dict(harness.s3.objects)
+        await harness.client.put_object(
             Bucket="usage", Key=messages[0].id, Body=messages[0].body, IfNoneMatch="*"
         )
-        assert await world.verify() == originals
-        assert (await world.compact()).deleted == 1
-    assert world.s3.objects == expected
+        assert await harness.verify() == originals
+        assert (await harness.compact()).deleted == 1
+    assert harness.s3.objects == expected
 
 
 def shared(first: int, *, replicas: int = 3) -> Message:
     """Return an object with one record of each of several replicas."""
-    lines = [encode(story(number).measured()) for number in range(first, first + replicas)]
+    lines = [encode(history(number).measured()) for number in range(first, first + replicas)]
     return seal(lines, created_at_ms=0, numbers=SharedNumbers(name="s", epoch=7, first=first))
 
 
 async def test_objects_of_several_replicas_are_archived_like_the_others() -> None:
     messages = [shared(0), shared(3), shared(9)]  # the numbers 6 to 8 are missing
-    async with opened(messages) as world:
-        originals = await world.verify()
-        assert (await world.compact()).archived == 3
-        assert await world.verify() == originals
-        del world.s3.objects[f"{ARCHIVE}.jsonl.zst"]  # a plan
-        world.add(messages)
-        assert await world.verify() == originals
+    async with opened(messages) as harness:
+        originals = await harness.verify()
+        assert (await harness.compact()).archived == 3
+        assert await harness.verify() == originals
+        del harness.s3.objects[f"{ARCHIVE}.jsonl.zst"]  # a plan
+        harness.add(messages)
+        assert await harness.verify() == originals
     assert originals.counts == {"missing_object": 1}
 
 
 async def test_numbers_of_shared_objects_are_no_sequences_of_a_pod() -> None:
     """A late object of the pod `s` has the same name, epoch and numbers as a shared one."""
-    pod = story(5, epoch=7)
+    pod = history(5, epoch=7)
     pod.pod_uid = "s"
     late = objects([pod.measured() for _ in range(3)])
-    async with opened([shared(0)]) as world:
-        await world.compact()
-        world.add(late)
-        assert (await world.compact()).held == 0
-        assert (await world.verify()).ok
+    async with opened([shared(0)]) as harness:
+        await harness.compact()
+        harness.add(late)
+        assert (await harness.compact()).held == 0
+        assert (await harness.verify()).ok
 
 
 async def test_a_cut_shared_object_stays() -> None:
     cut = rewritten(shared(0), lambda lines: lines[:-1])
-    async with opened([cut, shared(3)]) as world:
-        tally = await world.compact()
+    async with opened([cut, shared(3)]) as harness:
+        tally = await harness.compact()
     assert (tally.archived, tally.held) == (1, 1)
-    assert list(world.stored(archived=False)) == [cut.id]
+    assert list(harness.stored(archived=False)) == [cut.id]

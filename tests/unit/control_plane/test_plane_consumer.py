@@ -24,7 +24,7 @@ from lab.fakes.core import START_MS, FakeClock
 from lab.fakes.fifo import FakeFifo
 
 
-class World:
+class Harness:
     """A queue, a consumer and a store in memory, with one clock."""
 
     def __init__(self) -> None:
@@ -60,8 +60,8 @@ class World:
 
 
 @pytest.fixture
-async def world() -> AsyncIterator[World]:
-    made = World()
+async def harness() -> AsyncIterator[Harness]:
+    made = Harness()
     keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
     async with made.queue:
         place: dict[str, Any] = {"endpoint_url": made.queue.http.url, "region_name": "us-east-1"}
@@ -83,53 +83,53 @@ async def world() -> AsyncIterator[World]:
                 await task
 
 
-async def test_messages_are_stored_and_then_deleted(world: World) -> None:
-    ids = world.send(Replica(replica="r-0"), 12) + world.send(Replica(replica="r-1"), 3)
-    while world.queue.waiting:
-        await world.consumer.poll()
-    assert sorted(world.store.ids("byoc_state")) == sorted(ids)
-    assert world.count("stored") == 15
-    assert world.store.rows["byoc_state"][0]["arrived_at"] == "2026-11-23T12:00:00.000Z"
+async def test_messages_are_stored_and_then_deleted(harness: Harness) -> None:
+    ids = harness.send(Replica(replica="r-0"), 12) + harness.send(Replica(replica="r-1"), 3)
+    while harness.queue.waiting:
+        await harness.consumer.poll()
+    assert sorted(harness.store.ids("byoc_state")) == sorted(ids)
+    assert harness.count("stored") == 15
+    assert harness.store.rows["byoc_state"][0]["arrived_at"] == "2026-11-23T12:00:00.000Z"
 
 
-async def test_a_store_that_is_away_leaves_the_messages_in_the_queue(world: World) -> None:
-    ids = world.send(Replica())
-    world.store.error = StoreError("away")
+async def test_a_store_that_is_away_leaves_the_messages_in_the_queue(harness: Harness) -> None:
+    ids = harness.send(Replica())
+    harness.store.error = StoreError("away")
     with pytest.raises(StoreError):
-        await world.consumer.poll()
-    assert world.queue.waiting == 1
-    world.store.error = None
-    world.seconds += 30  # visible again
-    assert await world.consumer.poll() == 1
-    assert world.store.ids("byoc_state") == ids
-    assert world.queue.waiting == 0
+        await harness.consumer.poll()
+    assert harness.queue.waiting == 1
+    harness.store.error = None
+    harness.seconds += 30  # visible again
+    assert await harness.consumer.poll() == 1
+    assert harness.store.ids("byoc_state") == ids
+    assert harness.queue.waiting == 0
 
 
-async def test_poison_is_set_aside_with_its_text_and_the_group_continues(world: World) -> None:
+async def test_poison_is_set_aside_with_its_text_and_the_group_continues(harness: Harness) -> None:
     replica = Replica()
-    world.queue.add(replica.group, "bad", "no event at all")
-    ids = world.send(replica)
-    assert await world.consumer.poll() == 2
-    assert world.store.ids("byoc_state") == ids
-    (row,) = world.store.rows["byoc_rejected"]
+    harness.queue.add(replica.group, "bad", "no event at all")
+    ids = harness.send(replica)
+    assert await harness.consumer.poll() == 2
+    assert harness.store.ids("byoc_state") == ids
+    (row,) = harness.store.rows["byoc_rejected"]
     assert (row["body"], row["stream"], row["id"]) == ("no event at all", "state", "m-0")
-    assert (world.count("rejected"), world.queue.waiting) == (1, 0)
+    assert (harness.count("rejected"), harness.queue.waiting) == (1, 0)
 
 
-async def test_a_message_in_the_name_of_another_organization_is_set_aside(world: World) -> None:
-    world.senders |= {("org-2", "AROATWO")}  # a customer that was added meanwhile
-    own = world.send(Replica(replica="r-0"))
-    world.send(Replica(replica="r-1", organization="org-2"))
-    world.queue.sender_id = "AROATWO:another"
-    own += world.send(Replica(replica="r-2", organization="org-2"))
-    world.send(Replica(replica="r-3"))
+async def test_a_message_in_the_name_of_another_organization_is_set_aside(harness: Harness) -> None:
+    harness.senders |= {("org-2", "AROATWO")}  # a customer that was added meanwhile
+    own = harness.send(Replica(replica="r-0"))
+    harness.send(Replica(replica="r-1", organization="org-2"))
+    harness.queue.sender_id = "AROATWO:another"
+    own += harness.send(Replica(replica="r-2", organization="org-2"))
+    harness.send(Replica(replica="r-3"))
     nobody = {"specversion": "1.0", "id": "1", "source": "s", "type": "of.tomorrow"}
     nobody |= {"time": "2026-11-23T12:00:00Z"}  # without an organization
-    world.queue.add("service-1/r-4", "1", json.dumps(nobody))
-    assert await world.consumer.poll() == 5
-    assert sorted(world.store.ids("byoc_state")) == sorted(own)
-    assert (world.count("rejected"), world.queue.waiting) == (3, 0)
-    reasons = [row["reason"] for row in world.store.rows["byoc_rejected"]]
+    harness.queue.add("service-1/r-4", "1", json.dumps(nobody))
+    assert await harness.consumer.poll() == 5
+    assert sorted(harness.store.ids("byoc_state")) == sorted(own)
+    assert (harness.count("rejected"), harness.queue.waiting) == (3, 0)
+    reasons = [row["reason"] for row in harness.store.rows["byoc_rejected"]]
     assert [reason.split(",")[0] for reason in reasons] == [
         *("sent by AROAONE", "sent by AROATWO", "sent by AROATWO")
     ]
@@ -144,65 +144,65 @@ def test_the_senders_are_read_from_the_settings() -> None:
         load([ConsumerSettings], queue | {"BYOC_PLANE_SENDERS": "AROAONE"}, {})
 
 
-async def test_a_row_that_clickhouse_refuses_is_set_aside_alone(world: World) -> None:
+async def test_a_row_that_clickhouse_refuses_is_set_aside_alone(harness: Harness) -> None:
     def refuse(table: str, row: dict[str, Any]) -> StoreError | None:
         bad = table == "byoc_state" and row["replica"] == "r-1"
         return RowsRefusedError("ClickHouse error 41") if bad else None
 
-    world.store.refuse = refuse
+    harness.store.refuse = refuse
     for number in range(3):
-        world.send(Replica(replica=f"r-{number}"))
-    await world.consumer.poll()
-    assert [row["replica"] for row in world.store.rows["byoc_state"]] == ["r-0", "r-2"]
-    (row,) = world.store.rows["byoc_rejected"]
+        harness.send(Replica(replica=f"r-{number}"))
+    await harness.consumer.poll()
+    assert [row["replica"] for row in harness.store.rows["byoc_state"]] == ["r-0", "r-2"]
+    (row,) = harness.store.rows["byoc_rejected"]
     assert "ClickHouse error 41" in row["reason"]
-    assert world.queue.waiting == 0
+    assert harness.queue.waiting == 0
 
 
-async def test_a_message_that_comes_again_is_the_same_row(world: World) -> None:
-    world.send(Replica())
-    world.store.error = StoreError("away")
+async def test_a_message_that_comes_again_is_the_same_row(harness: Harness) -> None:
+    harness.send(Replica())
+    harness.store.error = StoreError("away")
     with pytest.raises(StoreError):
-        await world.consumer.poll()
-    world.store.error = None
-    first = world.now_ms()
-    await world.clock.advance(25)
-    world.seconds += 30
-    await world.consumer.poll()
-    (row,) = world.store.rows["byoc_state"]
+        await harness.consumer.poll()
+    harness.store.error = None
+    first = harness.now_ms()
+    await harness.clock.advance(25)
+    harness.seconds += 30
+    await harness.consumer.poll()
+    (row,) = harness.store.rows["byoc_state"]
     assert first == START_MS
     assert row["arrived_at"] == "2026-11-23T12:00:00.000Z"  # of the queue, not of the reception
 
 
 @pytest.mark.parametrize(("age", "steady"), [(5, "11:00:00"), (11, "12:00:11")])
-async def test_old_messages_mean_a_backlog(world: World, age: int, steady: str) -> None:
-    world.progress.observe(START_MS - 3_600_000, caught_up=True)
+async def test_old_messages_mean_a_backlog(harness: Harness, age: int, steady: str) -> None:
+    harness.progress.observe(START_MS - 3_600_000, caught_up=True)
     for seconds in range(-3595, 1, 5):
-        world.progress.observe(START_MS + seconds * 1000, caught_up=True)
-    world.send(Replica())
-    world.progress.observe(START_MS + age * 1000 - 1, caught_up=True)
-    await world.clock.advance(age)
+        harness.progress.observe(START_MS + seconds * 1000, caught_up=True)
+    harness.send(Replica())
+    harness.progress.observe(START_MS + age * 1000 - 1, caught_up=True)
+    await harness.clock.advance(age)
     if age > 10:
-        world.progress.observe(START_MS + 5000, caught_up=True)
-    await world.consumer.poll()
-    await world.progress.write()
-    assert world.store.rows["byoc_progress"][-1]["steady_since"][11:19] == steady
+        harness.progress.observe(START_MS + 5000, caught_up=True)
+    await harness.consumer.poll()
+    await harness.progress.write()
+    assert harness.store.rows["byoc_progress"][-1]["steady_since"][11:19] == steady
 
 
-async def test_a_queue_that_fails_is_not_progress(world: World) -> None:
-    world.queue.out_of_service = True
-    running = asyncio.ensure_future(world.consumer.run())
-    await world.clock.parked()  # the pause after the failure
-    await world.progress.write()
-    assert "byoc_progress" not in world.store.rows
-    failures = world.metrics.registry.get_sample_value("byoc_plane_queue_errors_total")
+async def test_a_queue_that_fails_is_not_progress(harness: Harness) -> None:
+    harness.queue.out_of_service = True
+    running = asyncio.ensure_future(harness.consumer.run())
+    await harness.clock.parked()  # the pause after the failure
+    await harness.progress.write()
+    assert "byoc_progress" not in harness.store.rows
+    failures = harness.metrics.registry.get_sample_value("byoc_plane_queue_errors_total")
     assert failures == 1
-    world.queue.out_of_service = False
-    ids = world.send(Replica())
-    await world.clock.advance(0.5)
-    while world.queue.waiting:  # noqa: ASYNC110  the queue is on a socket
+    harness.queue.out_of_service = False
+    ids = harness.send(Replica())
+    await harness.clock.advance(0.5)
+    while harness.queue.waiting:  # noqa: ASYNC110  the queue is on a socket
         await asyncio.sleep(0.01)
     running.cancel()
     with suppress(asyncio.CancelledError, ClientError):
         await running
-    assert world.store.ids("byoc_state") == ids
+    assert harness.store.ids("byoc_state") == ids

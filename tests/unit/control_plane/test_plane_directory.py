@@ -18,7 +18,7 @@ from byoc_control_plane.metrics import PlaneMetrics
 from lab.control_plane.compaction import compact_many, compact_until, contents, kill_often, write
 from lab.fakes.billing import objects
 from tests.unit.billing.buckets import torn
-from tests.unit.control_plane.compactor_world import BEFORE, landing, opened, story, with_body
+from tests.unit.control_plane.compactor_harness import BEFORE, history, landing, opened, with_body
 
 
 def test_sigkill_at_any_access_leaves_the_same_bytes_and_the_same_report(tmp_path: Path) -> None:
@@ -47,9 +47,9 @@ async def test_a_directory_gives_the_bytes_of_a_bucket(tmp_path: Path) -> None:
     write(tmp_path, landing())
     made = Compactor(DirectoryBucket(tmp_path), "v1/", Shard(0, 1), PlaneMetrics())
     tally = await made.run(BEFORE)
-    async with opened(landing()) as world:
-        assert await world.compact() == tally
-        assert contents(tmp_path) == world.s3.objects
+    async with opened(landing()) as harness:
+        assert await harness.compact() == tally
+        assert contents(tmp_path) == harness.s3.objects
 
 
 @pytest.mark.parametrize("most", [1, 5, 20, 1000])
@@ -58,7 +58,7 @@ async def test_hours_that_do_not_fit_into_the_memory_are_listed_again(
 ) -> None:
     """The hours come in any order: those of a service come before those of the next one."""
     for number in range(4):
-        late = story(number, now_ms=1_795_435_200_000 + (3 - number) * 3_600_000)
+        late = history(number, now_ms=1_795_435_200_000 + (3 - number) * 3_600_000)
         write(tmp_path, objects((late.measured() for _ in range(8)), size=2))
     made = Compactor(
         DirectoryBucket(tmp_path), "v1/", Shard(0, 1), PlaneMetrics(), max_sources=most
@@ -126,7 +126,7 @@ def test_a_directory_must_exist(
 def test_the_short_check_finds_what_the_audit_finds() -> None:
     """Altered, torn, doubled and overlapping objects: the same kinds with the same keys."""
     good = landing(2)
-    records = [story(5).measured()]
+    records = [history(5).measured()]
     bad = [
         *good[:3],
         torn(good[3]),

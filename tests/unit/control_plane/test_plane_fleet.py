@@ -28,7 +28,7 @@ EMPTY = {
 ATTACK = "<script>alert('x')</script>\"&"
 
 
-class World:
+class Harness:
     """The page over a store in memory, which counts the queries."""
 
     def __init__(self, token: str = "") -> None:
@@ -56,15 +56,15 @@ class World:
 
 
 @asynccontextmanager
-async def serving(token: str = "") -> AsyncIterator[World]:
-    world = World(token)
-    pages = {PATH: world.access.answer}
+async def serving(token: str = "") -> AsyncIterator[Harness]:
+    harness = Harness(token)
+    pages = {PATH: harness.access.answer}
     async with (
-        serve_metrics(world.metrics, ("127.0.0.1", 0), pages) as (host, port),
-        aiohttp.ClientSession() as world.session,
+        serve_metrics(harness.metrics, ("127.0.0.1", 0), pages) as (host, port),
+        aiohttp.ClientSession() as harness.session,
     ):
-        world.url = f"http://{host}:{port}{PATH}"
-        yield world
+        harness.url = f"http://{host}:{port}{PATH}"
+        yield harness
 
 
 def basic(password: str) -> str:
@@ -72,8 +72,8 @@ def basic(password: str) -> str:
 
 
 async def test_without_a_token_only_this_machine_reads() -> None:
-    async with serving() as world:
-        assert (await world.get())[0] == 200
+    async with serving() as harness:
+        assert (await harness.get())[0] == 200
         for headers in (
             {"X_Forwarded_For": "203.0.113.9"},  # a proxy on this machine
             {"Forwarded": "for=203.0.113.9"},
@@ -82,11 +82,11 @@ async def test_without_a_token_only_this_machine_reads() -> None:
             {"Host": "203.0.113.9:9465"},
             {"Host": "[::1"},
         ):
-            status, text = await world.get(**headers)
+            status, text = await harness.get(**headers)
             assert status == 403, headers
             assert "expected" in text
         for host in ("localhost:9465", "127.0.0.1", "[::1]:9465"):
-            assert (await world.get(Host=host))[0] == 200
+            assert (await harness.get(Host=host))[0] == 200
 
 
 class _Elsewhere:
@@ -100,11 +100,11 @@ class _Elsewhere:
 
 async def test_a_client_elsewhere_needs_the_token() -> None:
     request: Any = _Elsewhere()
-    answer = await World().access.answer(request)
+    answer = await Harness().access.answer(request)
     assert answer.status == 403
     assert "BYOC_PLANE_READ_TOKEN" in str(answer.text)
     known: Any = _Elsewhere(Authorization="Bearer tok")
-    assert (await World("tok").access.answer(known)).status == 200
+    assert (await Harness("tok").access.answer(known)).status == 200
 
 
 @pytest.mark.parametrize(
@@ -124,25 +124,25 @@ async def test_a_client_elsewhere_needs_the_token() -> None:
     ],
 )
 async def test_with_a_token_everybody_needs_it(authorization: str, status: int) -> None:
-    async with serving("first\nsecond") as world:
-        assert (await world.get(Authorization=authorization))[0] == status
-        assert bool(world.queries) == (status == 200)
+    async with serving("first\nsecond") as harness:
+        assert (await harness.get(Authorization=authorization))[0] == status
+        assert bool(harness.queries) == (status == 200)
 
 
 async def test_a_browser_is_asked_for_the_token_and_a_new_one_counts_at_once() -> None:
-    async with serving("old") as world:
-        async with world.session.get(world.url) as answer:
+    async with serving("old") as harness:
+        async with harness.session.get(harness.url) as answer:
             assert answer.status == 401
             assert answer.headers["WWW-Authenticate"].startswith("Basic realm=")
             assert answer.headers["Cache-Control"] == "no-store"
-        assert (await world.get(Authorization=basic("old")))[0] == 200
-        world.token = "new"
-        assert (await world.get(Authorization=basic("old")))[0] == 401
-        assert (await world.get(Authorization=basic("new")))[0] == 200
+        assert (await harness.get(Authorization=basic("old")))[0] == 200
+        harness.token = "new"
+        assert (await harness.get(Authorization=basic("old")))[0] == 401
+        assert (await harness.get(Authorization=basic("new")))[0] == 200
 
 
 async def test_it_may_load_nothing_and_be_framed_by_nobody() -> None:
-    async with serving() as world, world.session.get(world.url) as answer:
+    async with serving() as harness, harness.session.get(harness.url) as answer:
         policy = answer.headers["Content-Security-Policy"]
         assert policy == page_policy()
         assert policy.startswith("default-src 'none'; style-src 'sha256-")
@@ -156,56 +156,56 @@ async def test_it_may_load_nothing_and_be_framed_by_nobody() -> None:
 
 
 async def test_it_is_read_only() -> None:
-    async with serving() as world:
+    async with serving() as harness:
         for method in ("POST", "PUT", "DELETE"):
-            async with world.session.request(method, world.url) as answer:
+            async with harness.session.request(method, harness.url) as answer:
                 assert answer.status == 405
-        assert world.queries == []
-        await world.get()
-        assert all(re.match(r"(?:SELECT|WITH)\b", query) for query in world.queries)
+        assert harness.queries == []
+        await harness.get()
+        assert all(re.match(r"(?:SELECT|WITH)\b", query) for query in harness.queries)
 
 
 async def test_reloading_asks_clickhouse_no_more_often_than_it_can() -> None:
-    async with serving() as world:
-        await world.get()
-        once = len(world.queries)
+    async with serving() as harness:
+        await harness.get()
+        once = len(harness.queries)
         assert once == len(QUERIES)
-        await world.get()
-        assert len(world.queries) == once
-        await world.clock.advance(FRESH_SECONDS + 0.1)
-        await world.get()
-        assert len(world.queries) == 2 * once
+        await harness.get()
+        assert len(harness.queries) == once
+        await harness.clock.advance(FRESH_SECONDS + 0.1)
+        await harness.get()
+        assert len(harness.queries) == 2 * once
         for number in range(MAX_PAGES + 1):  # the first is forgotten, and so is read again
-            await world.get(f"?organization=org-{number}")
-        before = len(world.queries)
-        await world.get(f"?organization=org-{MAX_PAGES}")
-        assert len(world.queries) == before
-        await world.get()
-        assert len(world.queries) == before + once
+            await harness.get(f"?organization=org-{number}")
+        before = len(harness.queries)
+        await harness.get(f"?organization=org-{MAX_PAGES}")
+        assert len(harness.queries) == before
+        await harness.get()
+        assert len(harness.queries) == before + once
 
 
 @pytest.mark.parametrize("organization", ["a' OR '1", "a\\", "%0a", "a;b", "x" * 129])
 async def test_an_organization_that_is_no_name_reaches_no_query(organization: str) -> None:
-    async with serving() as world:
-        status, text = await world.get(f"?organization={organization}")
+    async with serving() as harness:
+        status, text = await harness.get(f"?organization={organization}")
         assert status == 400
         assert text.startswith("400: organization: invalid value: allowed are")
-        assert world.queries == []
+        assert harness.queries == []
 
 
 async def test_a_store_that_does_not_answer_is_reported_and_not_remembered() -> None:
-    async with serving() as world:
-        world.store.error = StoreError("away")
-        status, text = await world.get()
+    async with serving() as harness:
+        harness.store.error = StoreError("away")
+        status, text = await harness.get()
         assert (status, text) == (503, "503: ClickHouse does not answer: see the log\n")
-        world.store.error = None
-        assert (await world.get())[0] == 200
+        harness.store.error = None
+        assert (await harness.get())[0] == 200
 
 
 async def test_other_paths_need_no_token() -> None:
-    async with serving("tok") as world:
+    async with serving("tok") as harness:
         for path in ("/metrics", "/healthz"):
-            async with world.session.get(world.url.replace(PATH, path)) as answer:
+            async with harness.session.get(harness.url.replace(PATH, path)) as answer:
                 assert answer.status == 200
 
 

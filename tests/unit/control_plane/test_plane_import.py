@@ -28,14 +28,14 @@ from lab.control_plane.processes import plane_environment
 from lab.fakes.billing import eventful, objects
 from lab.fakes.core import START_MS
 from lab.fakes.s3 import FakeS3
-from tests.unit.airgap.airgap_world import BILLING, CUSTOMER, STRANGER, VENDOR, World
-from tests.unit.control_plane.compactor_world import opened, story
+from tests.unit.airgap.airgap_harness import BILLING, CUSTOMER, STRANGER, VENDOR, Harness
+from tests.unit.control_plane.compactor_harness import history, opened
 from tests.unit.control_plane.test_plane_compact_command import KEYS
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
+def harness(tmp_path: Path) -> Harness:
+    return Harness(tmp_path)
 
 
 def state_messages(count: int, organization: str = "org-1") -> list[Message]:
@@ -47,44 +47,44 @@ def state_messages(count: int, organization: str = "org-1") -> list[Message]:
     ]
 
 
-async def test_imported_and_online_objects_are_one_history(world: World) -> None:
+async def test_imported_and_online_objects_are_one_history(harness: Harness) -> None:
     """The same keys, bytes, headers and report as if all had been delivered online."""
-    made = objects(eventful(story(1)), size=3)
+    made = objects(eventful(history(1)), size=3)
     async with opened(made) as online:
         expected, report = dict(online.s3.objects), await online.verify()
     assert report.ok
     chance = random.Random(3)
     async with opened() as mixed:
-        world.bucket = Bucket(mixed.client, "usage")
-        world.add(*made)
-        files = await world.export(max_bytes=600)
+        harness.bucket = Bucket(mixed.client, "usage")
+        harness.add(*made)
+        files = await harness.export(max_bytes=600)
         assert len(files) > 3
         for message in chance.sample(made, len(made) // 2):  # the way out works for some time
             mixed.add([message])
         for raw in chance.sample([*files, *files], 2 * len(files)):
-            await world.confirm(await world.deliver(raw))
+            await harness.confirm(await harness.deliver(raw))
         assert mixed.s3.objects == expected
         assert await mixed.verify() == report
-        assert world.waiting() == []
+        assert harness.waiting() == []
 
 
-async def test_an_object_has_the_headers_of_a_scraper(world: World) -> None:
-    world.add_objects(1)
-    await world.deliver((await world.export())[0])
-    (headers,) = world.bucket.headers.values()
-    (message,) = objects([story(0).measured()])
+async def test_an_object_has_the_headers_of_a_scraper(harness: Harness) -> None:
+    harness.add_objects(1)
+    await harness.deliver((await harness.export())[0])
+    (headers,) = harness.bucket.headers.values()
+    (message,) = objects([history(0).measured()])
     assert headers == (message.content_type, message.content_encoding)
 
 
-async def test_an_object_with_other_bytes_is_refused_and_not_confirmed(world: World) -> None:
-    made = world.add_objects(2)
-    world.bucket.objects[made[0].id] = b"other"
-    (raw,) = await world.export()
-    found = await world.importer.store_file(open_file(raw, "export", CUSTOMER.public_key()))
+async def test_an_object_with_other_bytes_is_refused_and_not_confirmed(harness: Harness) -> None:
+    made = harness.add_objects(2)
+    harness.bucket.objects[made[0].id] = b"other"
+    (raw,) = await harness.export()
+    found = await harness.importer.store_file(open_file(raw, "export", CUSTOMER.public_key()))
     assert found.refused == {made[0].id: "an object with this key and other bytes is stored"}
     assert [one.id for one in found.delivered] == [made[1].id]
-    assert await world.confirm(await world.deliver(raw)) == 1
-    assert world.waiting() == [made[0].id]
+    assert await harness.confirm(await harness.deliver(raw)) == 1
+    assert harness.waiting() == [made[0].id]
 
 
 @pytest.mark.parametrize(
@@ -104,66 +104,66 @@ async def test_an_object_with_other_bytes_is_refused_and_not_confirmed(world: Wo
     ],
 )
 async def test_a_file_stores_objects_of_its_organization_only(
-    world: World, key: str, why: str
+    harness: Harness, key: str, why: str
 ) -> None:
-    (message,) = objects([story(0).measured()])
+    (message,) = objects([history(0).measured()])
     path = message.id.removeprefix("v1/")
     other = message.id.replace("org=org-1", "org=org-2")
     named = msgspec.structs.replace(message, id=key.format(own=message.id, path=path, other=other))
-    world.add(named)
-    file = open_file((await world.export())[0], "export", CUSTOMER.public_key())
-    found = await world.importer.store_file(file)
+    harness.add(named)
+    file = open_file((await harness.export())[0], "export", CUSTOMER.public_key())
+    found = await harness.importer.store_file(file)
     assert why in found.refused.get(named.id, "")
     assert bool(found.refused) == bool(why)
-    assert bool(world.bucket.objects) == (not why)
+    assert bool(harness.bucket.objects) == (not why)
 
 
-async def test_states_and_alerts_become_the_rows_of_the_receivers(world: World) -> None:
+async def test_states_and_alerts_become_the_rows_of_the_receivers(harness: Harness) -> None:
     states = state_messages(3)
     events = [watch_alert(START_MS, 1), heartbeat_event(START_MS, 1)]
     alerts = [Message(e.id, e.type, msgspec.json.encode(e), START_MS) for e in events]
-    world.add(*states, daemon="state-exporter")
-    world.add(*alerts, daemon="alert-forwarder")
+    harness.add(*states, daemon="state-exporter")
+    harness.add(*alerts, daemon="alert-forwarder")
     for daemon in ("state-exporter", "alert-forwarder"):
-        (raw,) = await world.export(daemon)
-        await world.confirm(await world.deliver(raw))
-        assert world.waiting(daemon) == []
-    assert world.store.ids("byoc_state") == [message.id for message in states]
-    assert sorted(world.store.ids("byoc_alerts")) == sorted(message.id for message in alerts)
+        (raw,) = await harness.export(daemon)
+        await harness.confirm(await harness.deliver(raw))
+        assert harness.waiting(daemon) == []
+    assert harness.store.ids("byoc_state") == [message.id for message in states]
+    assert sorted(harness.store.ids("byoc_alerts")) == sorted(message.id for message in alerts)
 
 
-async def test_events_that_cannot_be_stored_stay_at_the_customer(world: World) -> None:
+async def test_events_that_cannot_be_stored_stay_at_the_customer(harness: Harness) -> None:
     good = state_messages(3)
     foreign = state_messages(1, "org-2")[0]
-    world.add(*good, foreign, Message("bad", "t", b"no event", 0), daemon="state-exporter")
+    harness.add(*good, foreign, Message("bad", "t", b"no event", 0), daemon="state-exporter")
 
     def refuse(_table: str, row: dict[str, Any]) -> StoreError | None:
         return RowsRefusedError("never") if row["id"] == good[1].id else None
 
-    world.store.refuse = refuse
-    (raw,) = await world.export("state-exporter")
+    harness.store.refuse = refuse
+    (raw,) = await harness.export("state-exporter")
     file = open_file(raw, "export", CUSTOMER.public_key())
-    found = await world.importer.store_file(file)
+    found = await harness.importer.store_file(file)
     assert found.refused.keys() == {good[1].id, foreign.id, "bad"}
     assert found.refused[foreign.id] == "an event of another organization"
     assert found.refused[good[1].id] == "never"
-    await world.confirm(await world.deliver(raw))
-    assert set(world.waiting("state-exporter")) == found.refused.keys()
+    await harness.confirm(await harness.deliver(raw))
+    assert set(harness.waiting("state-exporter")) == found.refused.keys()
 
 
-async def test_a_store_that_does_not_answer_gives_no_receipt(world: World) -> None:
-    world.add(*state_messages(1), daemon="state-exporter")
-    (raw,) = await world.export("state-exporter")
-    world.store.error = StoreError("away")
+async def test_a_store_that_does_not_answer_gives_no_receipt(harness: Harness) -> None:
+    harness.add(*state_messages(1), daemon="state-exporter")
+    (raw,) = await harness.export("state-exporter")
+    harness.store.error = StoreError("away")
     with pytest.raises(StoreError):
-        await world.deliver(raw)
-    assert world.receipts == []
+        await harness.deliver(raw)
+    assert harness.receipts == []
 
 
-async def test_an_export_of_an_unknown_daemon_is_refused(world: World) -> None:
+async def test_an_export_of_an_unknown_daemon_is_refused(harness: Harness) -> None:
     _, raw = sign_file("export", [], CUSTOMER, daemon="x", made_at="")
     with pytest.raises(SignedFileError, match="an export of 'x': expected billing-scraper"):
-        await world.deliver(raw)
+        await harness.deliver(raw)
 
 
 # The command.
@@ -218,12 +218,12 @@ def test_the_command_names_what_is_missing(
 
 
 async def test_the_command_stores_and_writes_a_receipt(
-    world: World, tmp_path: Path, options: list[str]
+    harness: Harness, tmp_path: Path, options: list[str]
 ) -> None:
     """With the S3 double, as a process: twice, with one receipt that removes everything."""
-    made = world.add_objects(3)
+    made = harness.add_objects(3)
     file = tmp_path / "export.byoc"
-    file.write_bytes((await world.export())[0])
+    file.write_bytes((await harness.export())[0])
     argv = [sys.executable, "-m", "byoc_control_plane", "import", "org-1", *options, str(file)]
     async with FakeS3() as s3:
         environ = os.environ | plane_environment() | KEYS | {"AWS_ENDPOINT_URL_S3": s3.url}
@@ -234,5 +234,5 @@ async def test_the_command_stores_and_writes_a_receipt(
             assert f"{file}: 3 messages stored: ".encode() in out
         assert s3.objects == {message.id: message.body for message in made}
     (receipt,) = (tmp_path / "receipts").iterdir()
-    assert await world.confirm(receipt.read_bytes()) == 3
-    assert world.waiting() == []
+    assert await harness.confirm(receipt.read_bytes()) == 3
+    assert harness.waiting() == []

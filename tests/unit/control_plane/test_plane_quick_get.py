@@ -19,7 +19,7 @@ from byoc_control_plane.compactor import Compactor
 from byoc_control_plane.metrics import PlaneMetrics
 from byoc_control_plane.quick_get import Keys, QuickGet
 from lab.fakes.http import HttpDouble, Script, close, cut, garbage, in_order, reply, serve
-from tests.unit.control_plane.compactor_world import BEFORE, landing, opened
+from tests.unit.control_plane.compactor_harness import BEFORE, landing, opened
 
 KEY = "v1/org=o 1/service=s+\u00fc/date=2026-11-23/hour=12/a~b_c-1-0-1.jsonl.zst"
 BODY = b"records"
@@ -96,15 +96,15 @@ def failing(status: int) -> Script:
 
 @pytest.mark.parametrize("status", [200, 503])
 async def test_an_archive_is_the_same_with_either_get(status: int) -> None:
-    async with opened(landing()) as world:
-        await world.compact()
-    expected = world.s3.objects
+    async with opened(landing()) as harness:
+        await harness.compact()
+    expected = harness.s3.objects
     script: Script = failing(status) if status != 200 else lambda _: serve
-    async with opened(landing(), script) as world, quick_get(world.s3.url) as quick:
-        bucket = Bucket(world.client, "usage", quick)
+    async with opened(landing(), script) as harness, quick_get(harness.s3.url) as quick:
+        bucket = Bucket(harness.client, "usage", quick)
         tally = await Compactor(bucket, "v1/", Shard(0, 1), PlaneMetrics()).run(BEFORE)
         assert (tally.archived, tally.held) == (27, 0)
-        assert world.s3.objects == expected
-        reads = [one for one in world.s3.http.requests if one.path.endswith(".jsonl.zst")]
+        assert harness.s3.objects == expected
+        reads = [one for one in harness.s3.http.requests if one.path.endswith(".jsonl.zst")]
         gets = sum(one.method == "GET" for one in reads)
     assert gets == (27 if status == 200 else 54)

@@ -34,7 +34,7 @@ OWN = "whsec_" + base64.b64encode(b"2" * 32).decode()  # of org-2
 OTHER = "whsec_" + base64.b64encode(b"x" * 32).decode()
 
 
-class World:
+class Harness:
     """A receiver over a store in memory."""
 
     def __init__(self) -> None:
@@ -93,8 +93,8 @@ class World:
 
 
 @pytest.fixture
-async def world() -> AsyncIterator[World]:
-    made = World()
+async def harness() -> AsyncIterator[Harness]:
+    made = Harness()
     task = asyncio.ensure_future(made.inserter.run())
     async with (
         serve(made.receiver.answer, Listen("127.0.0.1", 0), LIMITS) as (host, port),
@@ -118,10 +118,10 @@ def batch(*bodies: bytes) -> bytes:
 @pytest.mark.parametrize("secret", [OLD, NEW, f"{OTHER} {NEW}"])
 @pytest.mark.parametrize("token", ["old", "new"])
 async def test_both_tokens_and_keys_of_a_rotation_are_accepted(
-    world: World, secret: str, token: str
+    harness: Harness, secret: str, token: str
 ) -> None:
-    assert await world.post(alert(), secret=secret, Authorization=f"Bearer {token}") == 200
-    assert len(world.store.ids("byoc_alerts")) == 1
+    assert await harness.post(alert(), secret=secret, Authorization=f"Bearer {token}") == 200
+    assert len(harness.store.ids("byoc_alerts")) == 1
 
 
 @pytest.mark.parametrize(
@@ -144,34 +144,34 @@ async def test_both_tokens_and_keys_of_a_rotation_are_accepted(
     ],
     ids=str,
 )
-async def test_nobody_else_is_believed(world: World, changes: dict[str, Any]) -> None:
-    assert await world.post(alert(), **changes) == 401
-    assert world.store.rows == {}
+async def test_nobody_else_is_believed(harness: Harness, changes: dict[str, Any]) -> None:
+    assert await harness.post(alert(), **changes) == 401
+    assert harness.store.rows == {}
 
 
 @pytest.mark.parametrize("age", [300, -300])
-async def test_the_window_against_replays_is_five_minutes(world: World, age: int) -> None:
-    assert await world.post(alert(), age=age) == 200
+async def test_the_window_against_replays_is_five_minutes(harness: Harness, age: int) -> None:
+    assert await harness.post(alert(), age=age) == 200
 
 
 @pytest.mark.parametrize(
     ("token", "status"), [("first", 200), ("next", 200), ("second", 403), ("org-1:first", 401)]
 )
 async def test_a_token_of_one_organization_sends_for_no_other(
-    world: World, token: str, status: int
+    harness: Harness, token: str, status: int
 ) -> None:
     for body, kind in ((alert(), SINGLE), (batch(alert(1), alert(2)), BATCH)):
-        given = await world.post(body, Authorization=f"Bearer {token}", Content_Type=kind)
+        given = await harness.post(body, Authorization=f"Bearer {token}", Content_Type=kind)
         assert given == status
-    assert bool(world.store.rows) == (status == 200)
+    assert bool(harness.store.rows) == (status == 200)
 
 
 @pytest.mark.parametrize(("token", "status"), [("second", 403), ("first", 401), ("new", 401)])
 async def test_a_signing_secret_of_one_organization_signs_for_no_other(
-    world: World, token: str, status: int
+    harness: Harness, token: str, status: int
 ) -> None:
     """The token of org-2 passes with its own secret, and is then refused another's event."""
-    assert await world.post(alert(), secret=OWN, Authorization=f"Bearer {token}") == status
+    assert await harness.post(alert(), secret=OWN, Authorization=f"Bearer {token}") == status
 
 
 @pytest.mark.parametrize(
@@ -185,37 +185,37 @@ async def test_a_signing_secret_of_one_organization_signs_for_no_other(
     ],
 )
 async def test_a_credential_that_a_rotation_replaces_is_counted(
-    world: World, token: str, secret: str, old: float | None
+    harness: Harness, token: str, secret: str, old: float | None
 ) -> None:
-    await world.post(alert(), secret=secret, Authorization=f"Bearer {token}")
-    counted = world.metrics.registry.get_sample_value
+    await harness.post(alert(), secret=secret, Authorization=f"Bearer {token}")
+    counted = harness.metrics.registry.get_sample_value
     assert counted("byoc_plane_old_credentials_total", {"organization_id": ""}) == old
 
 
-async def test_a_known_delivery_of_another_sender_is_not_known(world: World) -> None:
-    assert await world.post(alert(), Authorization="Bearer first") == 200
-    assert await world.post(alert(), Authorization="Bearer second") == 403
+async def test_a_known_delivery_of_another_sender_is_not_known(harness: Harness) -> None:
+    assert await harness.post(alert(), Authorization="Bearer first") == 200
+    assert await harness.post(alert(), Authorization="Bearer second") == 403
 
 
-async def test_a_repeat_is_stored_once_whatever_it_is_packed_in(world: World) -> None:
-    assert await world.post(alert(1)) == 200
-    inserts = world.store.inserts
-    assert await world.post(alert(1)) == 200
-    assert world.store.inserts == inserts  # the same webhook-id and bytes: known
+async def test_a_repeat_is_stored_once_whatever_it_is_packed_in(harness: Harness) -> None:
+    assert await harness.post(alert(1)) == 200
+    inserts = harness.store.inserts
+    assert await harness.post(alert(1)) == 200
+    assert harness.store.inserts == inserts  # the same webhook-id and bytes: known
     both = batch(alert(1), alert(2))
-    assert await world.post(both, delivery_id="d-2", Content_Type=BATCH) == 200
-    assert len(set(world.store.ids("byoc_alerts"))) == 2
+    assert await harness.post(both, delivery_id="d-2", Content_Type=BATCH) == 200
+    assert len(set(harness.store.ids("byoc_alerts"))) == 2
 
 
-async def test_other_bytes_under_a_known_webhook_id_are_stored(world: World) -> None:
-    await world.post(alert(1))
-    await world.post(alert(2))
-    assert len(world.store.ids("byoc_alerts")) == 2
+async def test_other_bytes_under_a_known_webhook_id_are_stored(harness: Harness) -> None:
+    await harness.post(alert(1))
+    await harness.post(alert(2))
+    assert len(harness.store.ids("byoc_alerts")) == 2
 
 
-async def test_a_batch_is_taken_whole_or_not_at_all(world: World) -> None:
-    assert await world.post(batch(alert(1), b'{"id": "x"}'), Content_Type=BATCH) == 422
-    assert world.store.rows == {}
+async def test_a_batch_is_taken_whole_or_not_at_all(harness: Harness) -> None:
+    assert await harness.post(batch(alert(1), b'{"id": "x"}'), Content_Type=BATCH) == 422
+    assert harness.store.rows == {}
 
 
 @pytest.mark.parametrize(
@@ -232,106 +232,108 @@ async def test_a_batch_is_taken_whole_or_not_at_all(world: World) -> None:
     ids=range(7),
 )
 async def test_what_can_never_be_stored_is_refused_for_good(
-    world: World, body: bytes, kind: str, status: int
+    harness: Harness, body: bytes, kind: str, status: int
 ) -> None:
-    assert await world.post(body, Content_Type=kind) == status
-    assert world.store.rows == {}
+    assert await harness.post(body, Content_Type=kind) == status
+    assert harness.store.rows == {}
 
 
-async def test_a_compressed_body_is_refused_before_it_is_unpacked(world: World) -> None:
+async def test_a_compressed_body_is_refused_before_it_is_unpacked(harness: Harness) -> None:
     body = gzip.compress(b" " * 10_000_000)
-    assert await world.post(body, Content_Encoding="gzip") == 415
+    assert await harness.post(body, Content_Encoding="gzip") == 415
 
 
-async def test_an_unknown_path_and_method_are_refused(world: World) -> None:
-    async with world.session.post(world.url.replace(PATH, "/")) as answer:
+async def test_an_unknown_path_and_method_are_refused(harness: Harness) -> None:
+    async with harness.session.post(harness.url.replace(PATH, "/")) as answer:
         assert answer.status == 404
-    async with world.session.get(world.url) as answer:
+    async with harness.session.get(harness.url) as answer:
         assert answer.status == 405
         assert "aiohttp" not in answer.headers["Server"]
 
 
-async def test_a_store_that_is_away_is_503_and_the_delivery_comes_again(world: World) -> None:
+async def test_a_store_that_is_away_is_503_and_the_delivery_comes_again(harness: Harness) -> None:
     for seconds in (-10, -5, 0):
-        world.progress.observe(START_MS + seconds * 1000, caught_up=True)
-    world.store.error = StoreError("away")
-    assert await world.post(alert()) == 503
-    world.store.error = None
-    assert await world.post(alert()) == 200
-    assert len(world.store.ids("byoc_alerts")) == 1
-    await world.progress.write()  # a sender that was sent away must not look silent
-    (row,) = world.store.rows["byoc_progress"]
+        harness.progress.observe(START_MS + seconds * 1000, caught_up=True)
+    harness.store.error = StoreError("away")
+    assert await harness.post(alert()) == 503
+    harness.store.error = None
+    assert await harness.post(alert()) == 200
+    assert len(harness.store.ids("byoc_alerts")) == 1
+    await harness.progress.write()  # a sender that was sent away must not look silent
+    (row,) = harness.store.rows["byoc_progress"]
     assert row["steady_since"] == "2026-11-23T12:00:00.000Z"
 
 
-async def test_rows_that_clickhouse_refuses_are_422(world: World) -> None:
-    world.store.refuse = lambda _table, _row: RowsRefusedError("no")
-    assert await world.post(alert()) == 422
+async def test_rows_that_clickhouse_refuses_are_422(harness: Harness) -> None:
+    harness.store.refuse = lambda _table, _row: RowsRefusedError("no")
+    assert await harness.post(alert()) == 422
 
 
-async def test_a_body_that_comes_too_slowly_is_503_and_frees_its_place(world: World) -> None:
+async def test_a_body_that_comes_too_slowly_is_503_and_frees_its_place(harness: Harness) -> None:
     async def drip() -> AsyncIterator[bytes]:
         yield b"{"
         await asyncio.sleep(30)
 
     headers = {"Authorization": "Bearer new", "Content-Type": SINGLE}
     slow = [
-        asyncio.ensure_future(world.session.post(world.url, data=drip(), headers=headers))
+        asyncio.ensure_future(harness.session.post(harness.url, data=drip(), headers=headers))
         for _ in range(2)
     ]
     statuses = [(await one).status for one in slow]
     assert statuses == [503, 503]
-    assert await world.post(alert()) == 200
+    assert await harness.post(alert()) == 200
 
 
-async def test_more_bodies_than_there_is_room_for_are_sent_away(world: World) -> None:
+async def test_more_bodies_than_there_is_room_for_are_sent_away(harness: Harness) -> None:
     """Two deliveries wait for the store; the third is answered at once."""
-    world.store.released.clear()
-    two = [asyncio.ensure_future(world.post(alert(n), delivery_id=f"d-{n}")) for n in (1, 2)]
-    await world.store.entered.wait()
-    while await world.post(alert(3), delivery_id="d-3") != 503:
+    harness.store.released.clear()
+    two = [asyncio.ensure_future(harness.post(alert(n), delivery_id=f"d-{n}")) for n in (1, 2)]
+    await harness.store.entered.wait()
+    while await harness.post(alert(3), delivery_id="d-3") != 503:
         pass
-    world.store.released.set()
+    harness.store.released.set()
     assert await asyncio.gather(*two) == [200, 200]
 
 
-async def test_only_a_sender_with_a_token_takes_a_place_of_the_authenticated(world: World) -> None:
+async def test_only_a_sender_with_a_token_takes_a_place_of_the_authenticated(
+    harness: Harness,
+) -> None:
     """The bounds of the port are those of `http_server`; here there is no place."""
     limits = PortLimits(max_unauthenticated=2, max_authenticated=0)
-    async with serve(world.receiver.answer, Listen("127.0.0.1", 0), limits) as (host, port):
-        world.url = f"http://{host}:{port}{PATH}"
-        assert await world.post(alert(), Authorization="Bearer no") == 401
-        assert await world.post(alert()) == 503
-    assert world.store.rows == {}
+    async with serve(harness.receiver.answer, Listen("127.0.0.1", 0), limits) as (host, port):
+        harness.url = f"http://{host}:{port}{PATH}"
+        assert await harness.post(alert(), Authorization="Bearer no") == 401
+        assert await harness.post(alert()) == 503
+    assert harness.store.rows == {}
 
 
-async def test_the_forwarders_own_sink_is_understood(world: World) -> None:
+async def test_the_forwarders_own_sink_is_understood(harness: Harness) -> None:
     sink = HttpsSink(
-        world.url,
-        world.session,
+        harness.url,
+        harness.session,
         token=lambda: "new",
         signing_secret=lambda: NEW,
-        clock=world.clock,
+        clock=harness.clock,
     )
     events = [watch_alert(START_MS, 1), heartbeat_event(START_MS, 0)]
     messages = [Message(one.id, one.type, encode(one), START_MS) for one in events]
     for sent in (messages[:1], messages, messages):  # the last one is a repeat
         outcomes = await sink.send(sent)
         assert [outcome.reason for outcome in outcomes] == [Reason.OK] * len(sent)
-    assert set(world.store.ids("byoc_alerts")) == {one.id for one in events}
+    assert set(harness.store.ids("byoc_alerts")) == {one.id for one in events}
 
 
-async def test_the_forwarders_own_sink_gives_up_the_invalid_event_alone(world: World) -> None:
+async def test_the_forwarders_own_sink_gives_up_the_invalid_event_alone(harness: Harness) -> None:
     sink = HttpsSink(
-        world.url,
-        world.session,
+        harness.url,
+        harness.session,
         token=lambda: "new",
         signing_secret=lambda: NEW,
-        clock=world.clock,
+        clock=harness.clock,
     )
     valid = watch_alert(START_MS, 1)
     bodies = {valid.id: encode(valid), "invalid": b"{}"}
     messages = [Message(id_, "alert", body, START_MS) for id_, body in bodies.items()]
     outcomes = await sink.send(messages)
     assert [outcome.reason for outcome in outcomes] == [Reason.OK, Reason.REJECTED]
-    assert world.store.ids("byoc_alerts") == [valid.id]
+    assert harness.store.ids("byoc_alerts") == [valid.id]

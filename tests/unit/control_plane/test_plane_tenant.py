@@ -147,7 +147,7 @@ def test_a_step_that_is_refused_changes_nothing(  # noqa: PLR0917  fixtures
 
 
 @pytest.mark.parametrize("organization", ["org 1", "org:1", "org'1", ""])
-def test_a_name_that_no_agent_has_is_refused(registry: Path, organization: str) -> None:
+def test_a_name_that_no_daemon_has_is_refused(registry: Path, organization: str) -> None:
     assert tenant(registry, "add", organization, "--service", "s") == 2
     assert not registry.exists()
 
@@ -194,7 +194,7 @@ def test_files_keep_the_mode_that_the_receiver_needs(registry: Path, tmp_path: P
     assert stat.S_IMODE((registry / TOKENS).stat().st_mode) == 0o640
 
 
-class World:
+class Harness:
     """A receiver that reads the registry, and a forwarder's sink with the customer's Secret."""
 
     def __init__(self, registry: Path, mounted: Path) -> None:
@@ -260,10 +260,10 @@ class World:
 
 
 @pytest.fixture
-async def world(registry: Path, tmp_path: Path) -> AsyncIterator[World]:
+async def harness(registry: Path, tmp_path: Path) -> AsyncIterator[Harness]:
     mounted = tmp_path / "mounted"
     add(registry, mounted)
-    made = World(registry, mounted)
+    made = Harness(registry, mounted)
     task = asyncio.ensure_future(made.inserter.run())
     async with (
         serve(made.receiver.answer, Listen("127.0.0.1", 0), LIMITS) as (host, port),
@@ -276,56 +276,56 @@ async def world(registry: Path, tmp_path: Path) -> AsyncIterator[World]:
         await task
 
 
-async def test_a_rotation_under_load_refuses_no_delivery(world: World, tmp_path: Path) -> None:
+async def test_a_rotation_under_load_refuses_no_delivery(harness: Harness, tmp_path: Path) -> None:
     """The forwarder never stops, and reads token and signing secret at different moments."""
-    new, registry = tmp_path / "new", world.registry
-    sending = asyncio.ensure_future(world.send_always())
-    await world.send_more()
+    new, registry = tmp_path / "new", harness.registry
+    sending = asyncio.ensure_future(harness.send_always())
+    await harness.send_more()
     assert not tenant(registry, "rotate", "org-1", "--secrets", new)
-    await world.send_more()
-    assert world.old_deliveries() > 0
-    world.mount("token", new)
-    await world.send_more()
-    world.mount("signing-secret", new)
-    await world.send_more()
-    seen = world.old_deliveries()
-    await world.send_more()
-    assert world.old_deliveries() == seen  # so the rotation may end
+    await harness.send_more()
+    assert harness.old_deliveries() > 0
+    harness.mount("token", new)
+    await harness.send_more()
+    harness.mount("signing-secret", new)
+    await harness.send_more()
+    seen = harness.old_deliveries()
+    await harness.send_more()
+    assert harness.old_deliveries() == seen  # so the rotation may end
     assert not tenant(registry, "rotate", "org-1", "--finish")
-    await world.send_more()
+    await harness.send_more()
     sending.cancel()
     with suppress(asyncio.CancelledError):
         await sending
-    assert [one for one in world.outcomes if not isinstance(one, Receipt)] == []
-    assert len(set(world.store.ids("byoc_alerts"))) >= len(world.outcomes) >= 120
+    assert [one for one in harness.outcomes if not isinstance(one, Receipt)] == []
+    assert len(set(harness.store.ids("byoc_alerts"))) >= len(harness.outcomes) >= 120
 
 
 async def test_a_rotation_that_ends_too_early_is_refused_and_held(
-    world: World, tmp_path: Path
+    harness: Harness, tmp_path: Path
 ) -> None:
     """The check above would see a refused delivery."""
-    assert isinstance(await world.send(), Receipt)
-    assert not tenant(world.registry, "rotate", "org-1", "--secrets", tmp_path / "new")
-    assert not tenant(world.registry, "rotate", "org-1", "--finish")
-    outcome = await world.send()
+    assert isinstance(await harness.send(), Receipt)
+    assert not tenant(harness.registry, "rotate", "org-1", "--secrets", tmp_path / "new")
+    assert not tenant(harness.registry, "rotate", "org-1", "--finish")
+    outcome = await harness.send()
     assert isinstance(outcome, SendError)
     assert outcome.reason is Reason.CREDENTIALS
 
 
 async def test_the_last_customer_can_be_removed_while_the_receiver_runs(
-    world: World,
+    harness: Harness,
 ) -> None:
     """A store that does not answer leaves the daemons supervised, and the command says so."""
-    assert isinstance(await world.send(), Receipt)
+    assert isinstance(await harness.send(), Receipt)
     removing = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "byoc_control_plane", "tenant", "remove", "org-1"),
-        *("--registry", str(world.registry)),
+        *("--registry", str(harness.registry)),
         env=os.environ | {"BYOC_PLANE_STORE_URL": "http://127.0.0.1:1/", "PYTHONPATH": PATHS},
         stderr=asyncio.subprocess.PIPE,
     )
     _, said = await removing.communicate()
     assert (removing.returncode, b"run the command again" in said) == (1, True)
-    outcome = await world.send()
+    outcome = await harness.send()
     assert isinstance(outcome, SendError)
     assert outcome.reason is Reason.CREDENTIALS
 

@@ -1,4 +1,4 @@
-"""The control plane stores what each released version of the agents left in its spools."""
+"""The control plane stores what each released version of the daemons left in its spools."""
 
 import sqlite3
 from contextlib import closing

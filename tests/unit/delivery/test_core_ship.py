@@ -10,7 +10,7 @@ from byoc_agents.delivery.shipper import ACTIONS, Action
 from byoc_agents.delivery.sink import Message, Receipt
 from byoc_agents.errors import Reason, SendError, SpoolUnavailableError
 from lab.fakes.core import START_MS, ListLedger, Raised, settle
-from tests.unit.delivery.ship_world import BUSY, DENIED, OK, POISON, message, world
+from tests.unit.delivery.shipper_harness import BUSY, DENIED, OK, POISON, harness, message
 
 
 def test_every_reason_has_exactly_one_fate() -> None:
@@ -21,7 +21,7 @@ def test_every_reason_has_exactly_one_fate() -> None:
 async def test_what_a_reason_leads_to(tmp_path: Path, reason: Reason) -> None:
     done = {Reason.OK, Reason.ALREADY_STORED}
     step = Receipt(reason, 200) if reason in done else SendError(reason, "why")
-    async with world(tmp_path, step) as it:
+    async with harness(tmp_path, step) as it:
         trouble = await it.shipper.attempt()
         fate = ACTIONS[reason]
         kept = fate in {Action.RETRY, Action.HOLD}
@@ -39,7 +39,7 @@ async def test_what_a_reason_leads_to(tmp_path: Path, reason: Reason) -> None:
 
 
 async def test_in_a_batch_each_message_has_its_own_outcome(tmp_path: Path) -> None:
-    async with world(tmp_path, [OK, BUSY, POISON, DENIED], messages=5, max_messages=4) as it:
+    async with harness(tmp_path, [OK, BUSY, POISON, DENIED], messages=5, max_messages=4) as it:
         trouble = await it.shipper.attempt()
         assert trouble is not None
         assert trouble.reason is Reason.SERVER_ERROR
@@ -49,14 +49,14 @@ async def test_in_a_batch_each_message_has_its_own_outcome(tmp_path: Path) -> No
 
 
 async def test_a_poison_head_does_not_block_the_rest(tmp_path: Path) -> None:
-    async with world(tmp_path, POISON, messages=3) as it, it.running():
+    async with harness(tmp_path, POISON, messages=3) as it, it.running():
         await it.until_idle()
         assert list(it.sink.stored) == ["m1", "m2"]
         assert it.spool.totals.dead_letters == 1
 
 
-async def test_the_loop_goes_on_after_the_only_message_was_buried(tmp_path: Path) -> None:
-    async with world(tmp_path, POISON) as it, it.running():
+async def test_the_loop_goes_on_after_the_only_message_was_dead_lettered(tmp_path: Path) -> None:
+    async with harness(tmp_path, POISON) as it, it.running():
         await it.until_idle()
         await it.spool.put(message(1))
         await settle()
@@ -67,7 +67,7 @@ async def test_the_loop_goes_on_after_the_only_message_was_buried(tmp_path: Path
 async def test_nothing_is_sent_that_the_ledger_does_not_announce(tmp_path: Path) -> None:
     ledger = ListLedger()
     ledger.refusal = "disk full"
-    async with world(tmp_path, ledger=ledger) as it, it.running():
+    async with harness(tmp_path, ledger=ledger) as it, it.running():
         assert await it.clock.parked() == [0.5]
         assert it.sink.batches == []
         assert it.shipper.last_error is not None
@@ -86,7 +86,7 @@ async def test_a_send_whose_receipt_cannot_be_written_counts_as_not_sent(tmp_pat
         ledger.refusal = "disk full"
         return OK
 
-    async with world(tmp_path, full, ledger=ledger) as it:
+    async with harness(tmp_path, full, ledger=ledger) as it:
         trouble = await it.shipper.attempt()
         assert trouble is not None
         assert trouble.reason is Reason.LEDGER
@@ -97,7 +97,7 @@ async def test_a_send_whose_receipt_cannot_be_written_counts_as_not_sent(tmp_pat
     "step", [ZeroDivisionError("secret"), [OK, OK], []], ids=["raises", "too many", "too few"]
 )
 async def test_a_defect_of_a_sink_holds_the_message(tmp_path: Path, step: object) -> None:
-    async with world(tmp_path, step) as it:
+    async with harness(tmp_path, step) as it:
         with capture_logs() as logs:
             trouble = await it.shipper.attempt()
         assert trouble is not None
@@ -108,14 +108,14 @@ async def test_a_defect_of_a_sink_holds_the_message(tmp_path: Path, step: object
 
 
 async def test_a_raised_send_error_holds_for_the_whole_batch(tmp_path: Path) -> None:
-    async with world(tmp_path, Raised(BUSY), messages=3, max_messages=3) as it:
+    async with harness(tmp_path, Raised(BUSY), messages=3, max_messages=3) as it:
         trouble = await it.shipper.attempt()
         assert trouble is not None
         assert it.count("byoc_send_attempts_total", result="server_error") == 3
 
 
 async def test_a_failing_spool_is_waited_for(tmp_path: Path) -> None:
-    async with world(tmp_path) as it:
+    async with harness(tmp_path) as it:
         refusals = [SpoolUnavailableError("disk")] * 2
         head = it.spool.head
 
@@ -135,7 +135,7 @@ async def test_a_failing_spool_is_waited_for(tmp_path: Path) -> None:
 
 
 async def test_a_lost_spool_file_does_not_end_the_shipper(tmp_path: Path) -> None:
-    async with world(tmp_path) as it, it.running():
+    async with harness(tmp_path) as it, it.running():
         await it.until_idle()
         it.spool.path.unlink()
         with suppress(Exception):
@@ -147,7 +147,7 @@ async def test_a_lost_spool_file_does_not_end_the_shipper(tmp_path: Path) -> Non
 
 
 async def test_status_says_what_holds_the_head_up(tmp_path: Path) -> None:
-    async with world(tmp_path, DENIED) as it:
+    async with harness(tmp_path, DENIED) as it:
         await it.shipper.attempt()
         assert it.shipper.status() == {
             "destination": "test://sink",
@@ -167,7 +167,7 @@ async def test_status_says_what_holds_the_head_up(tmp_path: Path) -> None:
 
 async def test_logs_name_ids_and_reasons_and_never_bodies(tmp_path: Path) -> None:
     with capture_logs() as lines:
-        async with world(tmp_path, BUSY, DENIED, POISON, messages=2) as it, it.running():
+        async with harness(tmp_path, BUSY, DENIED, POISON, messages=2) as it, it.running():
             for wait in (0.5, 1.0):
                 assert await it.clock.parked() == [wait]
                 await it.clock.advance(wait)

@@ -9,7 +9,7 @@ from byoc_agents.delivery.sink import Message, Receipt
 from byoc_agents.errors import Reason, SendError
 from byoc_agents.ledger import FileLedger
 from lab.fakes.core import FakeClock
-from tests.unit.delivery.ship_world import OK, World, message, world
+from tests.unit.delivery.shipper_harness import OK, Harness, harness, message
 
 RESET = SendError(Reason.CONNECTION, "ClientOSError")
 LATE = SendError(Reason.TIMEOUT, "no answer in 30 s")
@@ -19,7 +19,7 @@ KILLED = SendError(Reason.INTERNAL, "no receipt is written")
 DENIED = SendError(Reason.FORBIDDEN, "status 403")
 
 
-def sent(it: World) -> list[list[str]]:
+def sent(it: Harness) -> list[list[str]]:
     return [[one.id for one in batch] for batch in it.sink.batches]
 
 
@@ -27,7 +27,7 @@ def sent(it: World) -> list[list[str]]:
 async def test_a_batch_whose_end_is_unknown_is_sent_again_as_it_was(
     tmp_path: Path, error: Exception
 ) -> None:
-    async with world(tmp_path, error, LATE, messages=3, max_messages=10) as it:
+    async with harness(tmp_path, error, LATE, messages=3, max_messages=10) as it:
         for number in range(3):
             await it.shipper.attempt()
             await it.spool.put(message(10 + number))
@@ -40,7 +40,7 @@ async def test_a_batch_whose_end_is_unknown_is_sent_again_as_it_was(
 async def test_a_refusal_after_an_unknown_end_does_not_split_the_batch(
     tmp_path: Path, refusal: SendError
 ) -> None:
-    async with world(tmp_path, RESET, refusal, messages=3, max_messages=10) as it:
+    async with harness(tmp_path, RESET, refusal, messages=3, max_messages=10) as it:
         for _ in range(3):
             await it.shipper.attempt()
         assert sent(it) == [["m0", "m1", "m2"]] * 3
@@ -50,7 +50,7 @@ async def test_a_refusal_after_an_unknown_end_does_not_split_the_batch(
 async def test_after_a_known_refusal_the_next_batch_is_one_message(
     tmp_path: Path, refusal: SendError
 ) -> None:
-    async with world(tmp_path, refusal, messages=3, max_messages=10) as it:
+    async with harness(tmp_path, refusal, messages=3, max_messages=10) as it:
         for _ in range(2):
             await it.shipper.attempt()
         assert sent(it) == [["m0", "m1", "m2"], ["m0"]]
@@ -59,7 +59,7 @@ async def test_after_a_known_refusal_the_next_batch_is_one_message(
 async def test_a_rejected_message_alone_is_sent_with_another_one_next(tmp_path: Path) -> None:
     """Only another accepted message proves that the rejection is its own fault."""
     rejects = SendError(Reason.REJECTS_ALL, "status 422")
-    async with world(tmp_path, LATE, LATE, rejects, messages=5, max_messages=1) as it:
+    async with harness(tmp_path, LATE, LATE, rejects, messages=5, max_messages=1) as it:
         it.sink.max_messages = 10
         for _ in range(4):
             await it.shipper.attempt()
@@ -67,7 +67,7 @@ async def test_a_rejected_message_alone_is_sent_with_another_one_next(tmp_path: 
 
 
 async def test_after_trouble_the_batches_grow_from_one_to_the_sinks_bound(tmp_path: Path) -> None:
-    async with world(tmp_path, DENIED, messages=60, max_messages=7) as it:
+    async with harness(tmp_path, DENIED, messages=60, max_messages=7) as it:
         for _ in range(13):
             await it.shipper.attempt()
         sizes = [len(batch) for batch in it.sink.batches]
@@ -77,7 +77,7 @@ async def test_after_trouble_the_batches_grow_from_one_to_the_sinks_bound(tmp_pa
 
 async def test_growth_begins_anew_with_each_trouble(tmp_path: Path) -> None:
     script = [DENIED, OK, OK, OK, RESET, OK]
-    async with world(tmp_path, *script, messages=30, max_messages=7) as it:
+    async with harness(tmp_path, *script, messages=30, max_messages=7) as it:
         for _ in range(9):
             await it.shipper.attempt()
         assert [len(batch) for batch in it.sink.batches] == [7, 1, 1, 1, 2, 2, 1, 1, 2]
@@ -87,7 +87,7 @@ async def test_a_later_message_does_not_replace_one_of_an_unfinished_batch(tmp_p
     def beat(number: int) -> Message:
         return Message(f"h{number}", "t", b"beat", created_at_ms=number, replaces="heartbeat")
 
-    async with world(tmp_path, RESET, RESET, messages=1, max_messages=10) as it:
+    async with harness(tmp_path, RESET, RESET, messages=1, max_messages=10) as it:
         await it.spool.put(beat(1))
         for number in (2, 3, 4):
             await it.shipper.attempt()
@@ -97,7 +97,7 @@ async def test_a_later_message_does_not_replace_one_of_an_unfinished_batch(tmp_p
 
 
 async def test_a_batch_that_was_partly_taken_is_not_sent_again_whole(tmp_path: Path) -> None:
-    async with world(tmp_path, [OK, RESET, RESET], messages=3, max_messages=3) as it:
+    async with harness(tmp_path, [OK, RESET, RESET], messages=3, max_messages=3) as it:
         for _ in range(3):
             await it.shipper.attempt()
         assert sent(it) == [["m0", "m1", "m2"], ["m1"], ["m2"]]
@@ -127,7 +127,7 @@ async def test_a_start_repeats_the_batch_that_was_in_flight(
     ledger = FileLedger(tmp_path / "ledger", clock=FakeClock(), max_bytes=1 << 20)
     async with (
         ledger,
-        world(
+        harness(
             tmp_path / "spool",
             messages=4,
             max_messages=10,
@@ -140,12 +140,12 @@ async def test_a_start_repeats_the_batch_that_was_in_flight(
 
 
 async def test_a_start_with_a_smaller_bound_sends_no_batch_above_it(tmp_path: Path) -> None:
-    async with world(tmp_path, messages=4, max_messages=2, unfinished=("m0", "m1", "m2")) as it:
+    async with harness(tmp_path, messages=4, max_messages=2, unfinished=("m0", "m1", "m2")) as it:
         await it.shipper.attempt()
         assert sent(it) == [["m0"]]
 
 
 async def test_a_start_whose_spool_lost_the_batch_sends_what_is_there(tmp_path: Path) -> None:
-    async with world(tmp_path, messages=4, max_messages=9, unfinished=("x", "m0")) as it:
+    async with harness(tmp_path, messages=4, max_messages=9, unfinished=("x", "m0")) as it:
         await it.shipper.attempt()
         assert sent(it) == [["m0"]]

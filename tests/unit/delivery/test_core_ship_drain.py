@@ -6,11 +6,11 @@ from pathlib import Path
 from byoc_agents.delivery.shipper import GATHER_SECONDS
 from byoc_agents.errors import Reason, SendError
 from lab.fakes.core import Hang, settle
-from tests.unit.delivery.ship_world import BUSY, message, world
+from tests.unit.delivery.shipper_harness import BUSY, harness, message
 
 
 async def test_drain_gathers_nothing(tmp_path: Path) -> None:
-    async with world(tmp_path, messages=0, max_messages=3) as it, it.running():
+    async with harness(tmp_path, messages=0, max_messages=3) as it, it.running():
         await it.spool.put(message(1))
         assert await it.clock.parked() == [GATHER_SECONDS]
         await it.spool.put(message(2))
@@ -19,7 +19,7 @@ async def test_drain_gathers_nothing(tmp_path: Path) -> None:
 
 
 async def test_drain_waits_for_what_was_put_a_moment_ago(tmp_path: Path) -> None:
-    async with world(tmp_path, messages=0) as it, it.running():
+    async with harness(tmp_path, messages=0) as it, it.running():
         await it.until_idle()
         await it.spool.put(message(1))
         await it.shipper.drain()
@@ -28,13 +28,13 @@ async def test_drain_waits_for_what_was_put_a_moment_ago(tmp_path: Path) -> None
 
 
 async def test_drain_of_an_empty_spool_ends_at_once(tmp_path: Path) -> None:
-    async with world(tmp_path, messages=0) as it, it.running():
+    async with harness(tmp_path, messages=0) as it, it.running():
         await it.shipper.drain()
 
 
 async def test_drain_cuts_a_long_wait_short_and_hurries_then(tmp_path: Path) -> None:
     slow = SendError(Reason.THROTTLED, "429", retry_after_seconds=1000)
-    async with world(tmp_path, slow, slow) as it, it.running():
+    async with harness(tmp_path, slow, slow) as it, it.running():
         assert await it.clock.parked() == [1000]
         drain = asyncio.create_task(it.shipper.drain())
         await settle()
@@ -46,7 +46,7 @@ async def test_drain_cuts_a_long_wait_short_and_hurries_then(tmp_path: Path) -> 
 
 
 async def test_drain_never_cancels_an_attempt(tmp_path: Path) -> None:
-    async with world(tmp_path, Hang.UNTIL_RELEASED) as it, it.running():
+    async with harness(tmp_path, Hang.UNTIL_RELEASED) as it, it.running():
         await it.sink.entered.wait()
         drain = asyncio.create_task(it.shipper.drain())
         await settle(100)
@@ -61,7 +61,7 @@ async def test_cancelled_at_any_point_nothing_is_lost(tmp_path: Path) -> None:
     """Every turn of the loop up to the end of the work, then a new shipper on the same spool."""
     for turns in range(0, 40, 2):
         directory = tmp_path / str(turns)
-        async with world(directory, BUSY, messages=4, max_messages=2, part=0.0) as it:
+        async with harness(directory, BUSY, messages=4, max_messages=2, part=0.0) as it:
             async with it.running():
                 await settle(turns)
                 await it.spool.state()  # as long as the disk takes

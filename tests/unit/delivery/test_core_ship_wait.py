@@ -9,12 +9,12 @@ from byoc_agents.delivery.shipper import FIRST_WAIT_SECONDS, GATHER_SECONDS, MAX
 from byoc_agents.delivery.sink import Message
 from byoc_agents.errors import Reason, SendError
 from lab.fakes.core import settle
-from tests.unit.delivery.ship_world import BUSY, DENIED, OK, message, world
+from tests.unit.delivery.shipper_harness import BUSY, DENIED, OK, harness, message
 
 
 @pytest.mark.parametrize("part", [0.0, 0.5, 1.0])
 async def test_waits_double_up_to_a_minute_with_full_jitter(tmp_path: Path, part: float) -> None:
-    async with world(tmp_path, *[BUSY] * 12, part=part) as it, it.running():
+    async with harness(tmp_path, *[BUSY] * 12, part=part) as it, it.running():
         for attempt in range(12):
             ceiling = min(FIRST_WAIT_SECONDS * 2**attempt, 60)
             if part:
@@ -25,7 +25,7 @@ async def test_waits_double_up_to_a_minute_with_full_jitter(tmp_path: Path, part
 
 
 async def test_what_needs_a_person_is_tried_every_five_minutes_in_the_end(tmp_path: Path) -> None:
-    async with world(tmp_path, *[DENIED] * 14) as it, it.running():
+    async with harness(tmp_path, *[DENIED] * 14) as it, it.running():
         for _ in range(13):
             (wait,) = await it.clock.parked()
             await it.clock.advance(wait)
@@ -39,12 +39,12 @@ async def test_a_receivers_retry_after_is_honored(
     tmp_path: Path, asked: float, waits: float
 ) -> None:
     slow = SendError(Reason.THROTTLED, "429", retry_after_seconds=asked)
-    async with world(tmp_path, slow) as it, it.running():
+    async with harness(tmp_path, slow) as it, it.running():
         assert await it.clock.parked() == [waits]
 
 
 async def test_the_back_off_starts_anew_after_a_success(tmp_path: Path) -> None:
-    async with world(tmp_path, BUSY, BUSY, OK, BUSY, messages=2) as it, it.running():
+    async with harness(tmp_path, BUSY, BUSY, OK, BUSY, messages=2) as it, it.running():
         for wait in (0.5, 1.0, 0.5):
             assert await it.clock.parked() == [wait]
             await it.clock.advance(wait)
@@ -52,7 +52,7 @@ async def test_the_back_off_starts_anew_after_a_success(tmp_path: Path) -> None:
 
 
 async def test_an_idle_shipper_does_nothing_until_something_is_put(tmp_path: Path) -> None:
-    async with world(tmp_path, messages=0) as it:
+    async with harness(tmp_path, messages=0) as it:
         asked = 0
         head = it.spool.head
 
@@ -76,7 +76,7 @@ async def test_an_idle_shipper_does_nothing_until_something_is_put(tmp_path: Pat
 
 async def test_no_wake_up_is_missed_whenever_the_put_comes(tmp_path: Path) -> None:
     """Puts that fall into every turn of the loop while the shipper goes to sleep."""
-    async with world(tmp_path, messages=0) as it, it.running():
+    async with harness(tmp_path, messages=0) as it, it.running():
         for number in range(60):
             await it.spool.put(message(number))
             await settle(number % 20)
@@ -87,7 +87,7 @@ async def test_no_wake_up_is_missed_whenever_the_put_comes(tmp_path: Path) -> No
 async def test_the_first_leaves_at_once_and_what_follows_closely_goes_together(
     tmp_path: Path,
 ) -> None:
-    async with world(tmp_path, messages=0, max_messages=3) as it, it.running():
+    async with harness(tmp_path, messages=0, max_messages=3) as it, it.running():
         await it.spool.put(message(1))
         assert await it.clock.parked() == [GATHER_SECONDS]
         await it.spool.put(message(2))
@@ -105,7 +105,7 @@ async def test_the_first_leaves_at_once_and_what_follows_closely_goes_together(
 @pytest.mark.parametrize("body", [b"small", b"b" * 300])
 async def test_a_backlog_is_not_slowed_down(tmp_path: Path, body: bytes) -> None:
     """Neither where the number of messages bounds a batch nor where their bytes do."""
-    async with world(tmp_path, messages=0, max_messages=3) as it:
+    async with harness(tmp_path, messages=0, max_messages=3) as it:
         it.sink.max_bytes = 1000
         await it.spool.put(*(replace(message(n), body=body) for n in range(9)))
         async with it.running():

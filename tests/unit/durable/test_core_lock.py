@@ -11,7 +11,7 @@ import pytest
 
 from byoc_agents.durable.files import DirectoryLock
 from byoc_agents.durable.model import WriteBatch
-from byoc_agents.durable.recovery import EPOCH, make
+from byoc_agents.durable.recovery import EPOCH, create_spool_file
 from byoc_agents.durable.schema import translated
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import SpoolUnavailableError, SpoolUnusableError
@@ -104,7 +104,7 @@ def refusing(number: int) -> DirectoryLock:
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL])
-def test_a_file_system_without_locks_is_not_another_agent(
+def test_a_file_system_without_locks_is_not_another_daemon(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -114,7 +114,7 @@ def test_a_file_system_without_locks_is_not_another_agent(
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
-def test_a_disk_that_fails_is_not_another_agent(
+def test_a_disk_that_fails_is_not_another_daemon(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -158,5 +158,5 @@ def test_a_disk_error_stays_one() -> None:
 def test_a_file_that_could_not_be_finished_is_removed(tmp_path: Path) -> None:
     path = tmp_path / "spool.db"
     with pytest.raises((sqlite3.Error, TypeError)):
-        make(path, {"mark": UNSTORABLE})
+        create_spool_file(path, {"mark": UNSTORABLE})
     assert not list(tmp_path.iterdir())

@@ -115,7 +115,7 @@ async def test_a_group_is_done_in_the_order_of_asking(spool: Spool) -> None:
     assert await spool.staged() == []
 
 
-async def test_a_second_process_is_told_which_directory_is_taken(
+async def test_a_second_process_is_shown_which_directory_is_taken(
     spool: Spool, tmp_path: Path
 ) -> None:
     with pytest.raises(SpoolUnavailableError, match=f"{tmp_path} is in use by another daemon"):
@@ -152,7 +152,7 @@ async def test_a_newer_format_is_refused_at_the_start(tmp_path: Path) -> None:
     assert (tmp_path / "spool.db").read_bytes() == before
 
 
-async def test_a_defect_reaches_its_caller_only_and_the_thread_lives(spool: Spool) -> None:
+async def test_a_defect_reaches_its_caller_only_and_the_thread_runs_on(spool: Spool) -> None:
     def defect(store: SpoolStore) -> None:
         store.remove(["m0"])
         raise StopIteration

@@ -54,18 +54,18 @@ def acknowledged(directory: Path, first: int, lines: int) -> set[int]:
     """Kill a putting process after so many acknowledgments, wherever it is then."""
     with started(KILLED, directory, first) as process:
         assert process.stdout
-        told = [process.stdout.readline() for _ in range(lines)]
+        lines_read = [process.stdout.readline() for _ in range(lines)]
         os.kill(process.pid, signal.SIGKILL)
-        told += process.stdout.readlines()
-    return {int(line) for line in told if line.endswith(b"\n")}
+        lines_read += process.stdout.readlines()
+    return {int(line) for line in lines_read if line.endswith(b"\n")}
 
 
 async def test_every_acknowledged_put_survives_sigkill(tmp_path: Path) -> None:
     """Killed again and again on one directory, at points that the seed and the machine choose."""
-    rng, told, first = random.Random(7), set[int](), 0
+    rng, confirmed, first = random.Random(7), set[int](), 0
     for _ in range(10):
-        told |= acknowledged(tmp_path, first, rng.randrange(1, 100))
-        first = max(told) + 100
+        confirmed |= acknowledged(tmp_path, first, rng.randrange(1, 100))
+        first = max(confirmed) + 100
     names: dict[str, Any] = {}
     exec(KILLED.partition("async def put")[0], names)  # the same messages
     async with Spool(tmp_path, max_bytes=1 << 30, clock=SystemClock()) as spool:
@@ -74,8 +74,8 @@ async def test_every_acknowledged_put_survives_sigkill(tmp_path: Path) -> None:
         state = await spool.state("k")
         assert spool._file._store is not None
         assert spool._file._store._totals == count(spool._file._store.connection)
-    assert len(told) > 100
-    assert {f"m{n}" for n in told} <= found.keys()
+    assert len(confirmed) > 100
+    assert {f"m{n}" for n in confirmed} <= found.keys()
     assert found == {name: names["message"](int(name[1:])) for name in found}
     assert state == {f"k{name[1:]}": name[1:].encode() for name in found}  # one commit each
 

@@ -298,16 +298,16 @@ async def test_only_the_newest_damaged_files_are_kept(tmp_path: Path) -> None:
     assert len(set_aside(tmp_path)) == KEPT_DAMAGED
 
 
-async def test_everybody_in_the_group_is_told_and_nobody_hangs(tmp_path: Path) -> None:
+async def test_everybody_in_the_group_gets_the_error_and_nobody_hangs(tmp_path: Path) -> None:
     async with spool_at(tmp_path) as spool:
         await spool.put(message(1))
         spool.path.unlink()
         answers = await asyncio.gather(
             *(spool.put(message(n)) for n in range(2, 9)), spool.head(), return_exceptions=True
         )
-        told = [a for a in answers if isinstance(a, SpoolCorruptError)]
-        assert told
-        assert len(set(map(id, told))) == len(told)
+        errors = [a for a in answers if isinstance(a, SpoolCorruptError)]
+        assert errors
+        assert len(set(map(id, errors))) == len(errors)
         kept = {m.id for m in await spool.head(99)}
         stored = {f"m{n}" for n, a in zip(range(2, 9), answers, strict=False) if a is None}
         assert kept == {"m1"} | stored
@@ -324,14 +324,14 @@ async def test_no_place_for_a_new_file_is_unavailable_until_there_is_one(tmp_pat
         with pytest.raises(SpoolUnavailableError):
             await spool.probe()
         directory.unlink()
-        with pytest.raises(SpoolCorruptError, match="1 rows taken over"):
+        with pytest.raises(SpoolCorruptError, match="1 rows copied"):
             await spool.probe()
         await spool.probe()
         await spool.put(message(3))
         assert [m.id for m in await spool.head(9)] == ["m1", "m3"]
 
 
-async def test_a_file_that_went_while_it_was_closed_is_told_as_lost(tmp_path: Path) -> None:
+async def test_a_file_that_went_while_it_was_closed_is_reported_as_lost(tmp_path: Path) -> None:
     async with spool_at(tmp_path) as spool:
         await spool.put(message(1))
         spool._file.close()

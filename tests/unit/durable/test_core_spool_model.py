@@ -111,10 +111,10 @@ class SpoolAgainstModel(RuleBasedStateMachine):
         """Return each way in which it can have gone."""
         answers = self.run(asked(self.spool, batch))
         ways = list(explained(self.model, batch, answers))
-        told = [
+        found = [
             (ask.name, ask.cancelled, answer) for ask, answer in zip(batch, answers, strict=True)
         ]
-        assert ways, told
+        assert ways, found
         return ways
 
     def adopt(self, candidates: Sequence[Model]) -> None:

@@ -105,12 +105,14 @@ FILE_SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize(("text", "told"), FILE_SETTINGS, ids=[text for text, _ in FILE_SETTINGS])
+@pytest.mark.parametrize(
+    ("text", "expected"), FILE_SETTINGS, ids=[text for text, _ in FILE_SETTINGS]
+)
 def test_a_setting_of_the_file_that_changes_an_endpoint_is_a_mistake(
-    tmp_path: Path, text: str, told: str
+    tmp_path: Path, text: str, expected: str
 ) -> None:
     environ = config(tmp_path, f"[default]\n{text}\n[services mine]\ns3 =\n  endpoint_url = x\n")
-    assert mistakes(environ) == [told]
+    assert mistakes(environ) == [expected]
 
 
 @pytest.mark.parametrize(
@@ -176,17 +178,19 @@ def test_both_files_and_the_chosen_profile_count(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [
         (b"[default\nx = 1\n", "line 1 cannot be parsed: expected `key = value`"),
         (b"[default]\nwhat is this\n", "line 2 cannot be parsed: expected `key = value`"),
         (b"[default]\nregion = \xff\n", "is not UTF-8: expected a text file"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_a_mistake(tmp_path: Path, content: bytes, told: str) -> None:
+def test_a_file_that_cannot_be_read_is_a_mistake(
+    tmp_path: Path, content: bytes, expected: str
+) -> None:
     path = tmp_path / "config"
     path.write_bytes(content)
-    assert mistakes({"AWS_CONFIG_FILE": str(path)}) == [f"AWS_CONFIG_FILE: {told}"]
+    assert mistakes({"AWS_CONFIG_FILE": str(path)}) == [f"AWS_CONFIG_FILE: {expected}"]
 
 
 @pytest.mark.parametrize("variable", ["AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"])
@@ -212,7 +216,7 @@ def test_the_files_of_the_home_directory_count(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("environ", "told"),
+    ("environ", "expected"),
     [
         (KEYS | {"AWS_SECRET_ACCESS_KEY": "sécret"}, "AWS_SECRET_ACCESS_KEY: holds a character"),
         (KEYS | {"AWS_ACCESS_KEY_ID": "AKIA\u200b"}, "AWS_ACCESS_KEY_ID: holds a character"),
@@ -226,25 +230,25 @@ def test_the_files_of_the_home_directory_count(tmp_path: Path) -> None:
     ids=str,
 )
 def test_an_unusable_variable_is_a_mistake_that_repeats_no_value(
-    environ: dict[str, str], told: str
+    environ: dict[str, str], expected: str
 ) -> None:
     (found,) = mistakes(environ)
-    assert told in found
+    assert expected in found
     assert not {"sécret", "AKIA", "tökén", "/t"} & set(found.split())
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "expected"),
     [
         ("aws_secret_access_key = sécret", "aws_secret_access_key: holds a character that is not"),
         ("aws_session_token = a b", "aws_session_token: holds white space"),
     ],
 )
-def test_an_unusable_key_of_a_file_is_a_mistake(tmp_path: Path, line: str, told: str) -> None:
+def test_an_unusable_key_of_a_file_is_a_mistake(tmp_path: Path, line: str, expected: str) -> None:
     path = tmp_path / "credentials"
     path.write_text(f"[default]\naws_access_key_id = AKIA\n{line}\n")
     (found,) = mistakes({"AWS_SHARED_CREDENTIALS_FILE": str(path)})
-    assert found.startswith(f"AWS_SHARED_CREDENTIALS_FILE, {told}")
+    assert found.startswith(f"AWS_SHARED_CREDENTIALS_FILE, {expected}")
 
 
 def test_a_path_may_have_any_letter() -> None:

@@ -300,13 +300,13 @@ AWS_MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("environ", "told"), AWS_MISTAKES, ids=[w for _, w in AWS_MISTAKES])
+@pytest.mark.parametrize(("environ", "expected"), AWS_MISTAKES, ids=[w for _, w in AWS_MISTAKES])
 def test_an_unusable_variable_of_aws_is_a_mistake_that_repeats_no_value(
-    environ: dict[str, str], told: str
+    environ: dict[str, str], expected: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
         credential_destinations(environ, "eu-west-1", services=("s3",))
-    assert told in str(caught.value)
+    assert expected in str(caught.value)
     assert "AKIA" not in str(caught.value)
 
 

@@ -48,7 +48,7 @@ async def test_https_goes_through_the_proxy_by_connect() -> None:
     assert "aiohttp" not in str(connect.headers)
 
 
-async def test_the_proxy_is_told_its_password_and_nobody_else_is() -> None:
+async def test_the_proxy_is_sent_its_password_and_nobody_else_is() -> None:
     async with HttpDouble(always(reply(407))) as proxy:
         url = proxy.url.replace("://", "://user:hush@")
         gate = Gate([API], proxy=url)

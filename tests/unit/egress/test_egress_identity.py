@@ -50,7 +50,7 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-class Bench:
+class Harness:
     """A sink in front of a double of S3: `send` returns who signed, or the failure."""
 
     def __init__(self, s3: HttpDouble, *more: str) -> None:
@@ -111,12 +111,12 @@ async def test_irsa_reads_the_rotated_token_when_its_keys_run_out(
         bare.setenv("AWS_ENDPOINT_URL_STS", receiver.url)
         bare.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/agents")
         bare.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(token))
-        bench = Bench(s3, receiver.url)
-        async with bench.sink:
-            assert await bench.send() == "ASIATOKEN1"
+        harness = Harness(s3, receiver.url)
+        async with harness.sink:
+            assert await harness.send() == "ASIATOKEN1"
             token.write_text("TOKEN2")  # noqa: ASYNC240  a few bytes
-            assert await bench.send() == "ASIATOKEN2"
-    assert provider_name(bench.session) == "assume-role-with-web-identity"
+            assert await harness.send() == "ASIATOKEN2"
+    assert provider_name(harness.session) == "assume-role-with-web-identity"
 
 
 async def test_irsa_asks_once_while_its_keys_are_good(
@@ -126,9 +126,9 @@ async def test_irsa_asks_once_while_its_keys_are_good(
         bare.setenv("AWS_ENDPOINT_URL_STS", receiver.url)
         bare.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/agents")
         bare.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(token))
-        bench = Bench(s3, receiver.url)
-        async with bench.sink:
-            assert [await bench.send(), await bench.send()] == ["ASIATOKEN1", "ASIATOKEN1"]
+        harness = Harness(s3, receiver.url)
+        async with harness.sink:
+            assert [await harness.send(), await harness.send()] == ["ASIATOKEN1", "ASIATOKEN1"]
     assert len(receiver.requests) == 1
 
 
@@ -138,12 +138,12 @@ async def test_pod_identity_reads_the_rotated_token_when_its_keys_run_out(
     async with HttpDouble(STORED) as s3, pod_agent(soon) as agent:
         bare.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{agent.url}/v1/credentials")
         bare.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", str(token))
-        bench = Bench(s3, agent.url)
-        async with bench.sink:
-            assert await bench.send() == "ASIATOKEN1"
+        harness = Harness(s3, agent.url)
+        async with harness.sink:
+            assert await harness.send() == "ASIATOKEN1"
             token.write_text("TOKEN2")  # noqa: ASYNC240  a few bytes
-            assert await bench.send() == "ASIATOKEN2"
-    assert provider_name(bench.session) == "container-role"
+            assert await harness.send() == "ASIATOKEN2"
+    assert provider_name(harness.session) == "container-role"
 
 
 async def test_pod_identity_asks_once_while_its_keys_are_good(
@@ -152,9 +152,9 @@ async def test_pod_identity_asks_once_while_its_keys_are_good(
     async with HttpDouble(STORED) as s3, pod_agent(lambda: NEVER) as agent:
         bare.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{agent.url}/v1/credentials")
         bare.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", str(token))
-        bench = Bench(s3, agent.url)
-        async with bench.sink:
-            assert [await bench.send(), await bench.send()] == ["ASIATOKEN1", "ASIATOKEN1"]
+        harness = Harness(s3, agent.url)
+        async with harness.sink:
+            assert [await harness.send(), await harness.send()] == ["ASIATOKEN1", "ASIATOKEN1"]
     assert len(agent.requests) == 1
 
 
@@ -162,11 +162,11 @@ async def test_keys_of_the_environment_are_used_as_they_are(bare: pytest.MonkeyP
     bare.setenv("AWS_ACCESS_KEY_ID", "AKIAENV")
     bare.setenv("AWS_SECRET_ACCESS_KEY", "s")
     async with HttpDouble(STORED) as s3:
-        bench = Bench(s3)
-        assert provider_name(bench.session) == ""
-        async with bench.sink:
-            assert await bench.send() == "AKIAENV"
-    assert provider_name(bench.session) == "env"
+        harness = Harness(s3)
+        assert provider_name(harness.session) == ""
+        async with harness.sink:
+            assert await harness.send() == "AKIAENV"
+    assert provider_name(harness.session) == "env"
     assert credential_destinations(os.environ, REGION) == []
 
 
@@ -178,15 +178,15 @@ async def test_a_file_of_keys_is_read_again_and_half_of_it_changes_nothing(tmp_p
     keys = "[default]\naws_access_key_id = {}\naws_secret_access_key = s\n"
     file.write_text(keys.format("AKIAONE"))
     async with HttpDouble(STORED) as s3:
-        bench = Bench(s3)
-        async with bench.sink:
-            assert await bench.send() == "AKIAONE"
+        harness = Harness(s3)
+        async with harness.sink:
+            assert await harness.send() == "AKIAONE"
             for text in (keys.format("AKIATWO"), *HALF):
                 file.write_text(text)
-                assert await bench.send() == "AKIATWO", text
+                assert await harness.send() == "AKIATWO", text
             file.unlink()
-            assert await bench.send() == "AKIATWO"
-    assert provider_name(bench.session) == "shared-credentials-file"
+            assert await harness.send() == "AKIATWO"
+    assert provider_name(harness.session) == "shared-credentials-file"
 
 
 def become_fifo(path: Path) -> None:
@@ -208,16 +208,16 @@ async def test_an_irsa_token_that_cannot_be_read_never_stops_the_loop(
         bare.setenv("AWS_ENDPOINT_URL_STS", receiver.url)
         bare.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/agents")
         bare.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(token))
-        bench = Bench(s3, receiver.url)
-        async with bench.sink:
-            outcome = await bench.send()
+        harness = Harness(s3, receiver.url)
+        async with harness.sink:
+            outcome = await harness.send()
             assert isinstance(outcome, SendError)
             assert outcome.reason is Reason.CREDENTIALS
             assert f"{token} is a FIFO; expected a regular file" in outcome.detail
             become_file(token, "TOKEN1")
-            assert await bench.send() == "ASIATOKEN1"
+            assert await harness.send() == "ASIATOKEN1"
             become_fifo(token)
-            again = await bench.send()
+            again = await harness.send()
             assert isinstance(again, SendError), "the keys end within a minute"
     assert not s3.requests[1:]
 
@@ -231,11 +231,11 @@ async def test_keys_that_last_stay_in_use_while_the_token_cannot_be_read(
         bare.setenv("AWS_ENDPOINT_URL_STS", receiver.url)
         bare.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/agents")
         bare.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(token))
-        bench = Bench(s3, receiver.url)
-        async with bench.sink:
-            assert await bench.send() == "ASIATOKEN1"
+        harness = Harness(s3, receiver.url)
+        async with harness.sink:
+            assert await harness.send() == "ASIATOKEN1"
             become_fifo(token)
-            assert await bench.send() == "ASIATOKEN1"
+            assert await harness.send() == "ASIATOKEN1"
 
 
 async def test_a_pod_identity_token_that_cannot_be_read_never_stops_the_loop(
@@ -245,13 +245,13 @@ async def test_a_pod_identity_token_that_cannot_be_read_never_stops_the_loop(
     async with HttpDouble(STORED) as s3, pod_agent(lambda: NEVER) as agent:
         bare.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{agent.url}/v1/credentials")
         bare.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", str(token))
-        bench = Bench(s3, agent.url)
-        async with bench.sink:
-            outcome = await bench.send()
+        harness = Harness(s3, agent.url)
+        async with harness.sink:
+            outcome = await harness.send()
             assert isinstance(outcome, SendError)
             assert f"{token} is a FIFO; expected a regular file" in outcome.detail
             become_file(token, "TOKEN1")
-            assert await bench.send() == "ASIATOKEN1"
+            assert await harness.send() == "ASIATOKEN1"
 
 
 async def test_a_file_of_keys_that_cannot_be_read_never_stops_the_loop(tmp_path: Path) -> None:
@@ -259,13 +259,13 @@ async def test_a_file_of_keys_that_cannot_be_read_never_stops_the_loop(tmp_path:
     keys = "[default]\naws_access_key_id = {}\naws_secret_access_key = s\n"
     file.write_text(keys.format("AKIAONE"))
     async with HttpDouble(STORED) as s3:
-        bench = Bench(s3)
-        async with bench.sink:
-            assert await bench.send() == "AKIAONE"
+        harness = Harness(s3)
+        async with harness.sink:
+            assert await harness.send() == "AKIAONE"
             become_fifo(file)
-            assert await bench.send() == "AKIAONE"
+            assert await harness.send() == "AKIAONE"
             become_file(file, keys.format("AKIATWO"))
-            assert await bench.send() == "AKIATWO"
+            assert await harness.send() == "AKIATWO"
 
 
 async def test_keys_of_the_configuration_file_and_of_a_profile_are_used(
@@ -276,10 +276,10 @@ async def test_keys_of_the_configuration_file_and_of_a_profile_are_used(
     bare.setenv("AWS_CONFIG_FILE", str(file))
     bare.setenv("AWS_PROFILE", "x")
     async with HttpDouble(STORED) as s3:
-        bench = Bench(s3)
-        async with bench.sink:
-            assert await bench.send() == "AKIAX"
-    assert provider_name(bench.session) == "config-file"
+        harness = Harness(s3)
+        async with harness.sink:
+            assert await harness.send() == "AKIAX"
+    assert provider_name(harness.session) == "config-file"
 
 
 async def test_a_mount_that_hangs_costs_one_wait_and_no_second_thread(
@@ -307,9 +307,9 @@ async def test_keys_that_a_header_cannot_hold_are_never_signed_with(tmp_path: Pa
     keys = "[default]\naws_access_key_id = AKIA\naws_secret_access_key = sécret\n"
     (tmp_path / "credentials").write_text(keys)
     async with HttpDouble(STORED) as s3:
-        bench = Bench(s3)
-        async with bench.sink:
-            outcome = await bench.send()
+        harness = Harness(s3)
+        async with harness.sink:
+            outcome = await harness.send()
     assert isinstance(outcome, SendError)
     assert (outcome.reason, outcome.detail) == (Reason.CREDENTIALS, NOT_ASCII)
     assert not s3.requests
@@ -318,9 +318,9 @@ async def test_keys_that_a_header_cannot_hold_are_never_signed_with(tmp_path: Pa
 async def test_the_nodes_role_is_refused_with_what_is_wanted(bare: pytest.MonkeyPatch) -> None:
     async with HttpDouble(STORED) as s3, HttpDouble() as imds:
         bare.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", imds.url)
-        bench = Bench(s3)
-        async with bench.sink:
-            outcome = await bench.send()
+        harness = Harness(s3)
+        async with harness.sink:
+            outcome = await harness.send()
     assert isinstance(outcome, SendError)
     assert (outcome.reason, outcome.detail) == (Reason.CREDENTIALS, NO_CREDENTIALS)
     assert imds.connections == 0

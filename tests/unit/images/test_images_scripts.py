@@ -26,7 +26,9 @@ ROOT = Path(__file__).parents[3]
         ("localhost:1", ("localhost", 1)),
     ],
 )
-def test_the_health_check_asks_where_the_agent_listens(listen: str, asked: tuple[str, int]) -> None:
+def test_the_health_check_asks_where_the_daemon_listens(
+    listen: str, asked: tuple[str, int]
+) -> None:
     assert address(listen) == asked
 
 

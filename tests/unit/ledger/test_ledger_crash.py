@@ -180,7 +180,7 @@ async def test_a_changed_line_is_never_cut_off_as_torn(position: int, tmp_path: 
     assert any("damaged" in note for note in verdict.notes)
 
 
-async def test_a_file_taken_away_under_the_agent_stays_visible_as_missing(tmp_path: Path) -> None:
+async def test_a_file_taken_away_under_the_daemon_stays_visible_as_missing(tmp_path: Path) -> None:
     async with ledger(tmp_path) as made:
         assert await tried(made, message(1))
         files(tmp_path)[0].unlink()
@@ -190,7 +190,7 @@ async def test_a_file_taken_away_under_the_agent_stays_visible_as_missing(tmp_pa
     assert kinds(tmp_path) == ["Segment", "Recovered", "Intent", "ReceiptLine"]
 
 
-async def test_bytes_added_to_the_file_under_the_agent_stay_visible(tmp_path: Path) -> None:
+async def test_bytes_added_to_the_file_under_the_daemon_stay_visible(tmp_path: Path) -> None:
     async with ledger(tmp_path) as made:
         assert await tried(made, message(1))
         with files(tmp_path)[0].open("ab") as file:
@@ -199,7 +199,7 @@ async def test_bytes_added_to_the_file_under_the_agent_stay_visible(tmp_path: Pa
     assert [p.split(" ")[0] for p in checked(tmp_path).problems] == ["ledger-000001.jsonl:4:"]
 
 
-async def test_a_directory_taken_away_under_the_agent_does_not_stop_it(tmp_path: Path) -> None:
+async def test_a_directory_taken_away_under_the_daemon_does_not_stop_it(tmp_path: Path) -> None:
     async with ledger(tmp_path / "ledger") as made:
         assert await tried(made, message(1))
         shutil.rmtree(tmp_path / "ledger")

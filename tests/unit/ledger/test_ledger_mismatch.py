@@ -20,7 +20,7 @@ from byoc_agents.ledger.reader import find_mismatch
 from byoc_agents.ledger.segments import Segments
 from byoc_agents.ledger.tree import encode_hash
 from lab.fakes.core import ListSink
-from tests.unit.alerts.webhook_world import eventually
+from tests.unit.alerts.webhook_harness import eventually
 from tests.unit.ledger.ledger_fakes import (
     QuickDisk,
     checked,
@@ -48,7 +48,7 @@ class Idle:
         return {}
 
 
-async def life(state_dir: Path, sends: int) -> tuple[FileLedger, Metrics]:
+async def deliver(state_dir: Path, sends: int) -> tuple[FileLedger, Metrics]:
     """Deliver messages as a daemon does; return its ledger and its metrics."""
     core = CoreSettings(
         organization_id="o", service_id="s", region="eu-west-1", replica="r",
@@ -106,12 +106,12 @@ def test_a_ledger_that_is_not_the_one_the_spool_knows_is_reported(
     change: Callable[[Path], None], why: str, tmp_path: Path
 ) -> None:
     directory = tmp_path / NAME / "ledger"
-    asyncio.run(life(tmp_path, 2))
+    asyncio.run(deliver(tmp_path, 2))
     shutil.copytree(directory, directory.with_name("snapshot"))
-    before, _ = asyncio.run(life(tmp_path, 3))
+    before, _ = asyncio.run(deliver(tmp_path, 3))
     change(directory)
     with capture_logs() as logs:
-        made, metrics = asyncio.run(life(tmp_path, 1))
+        made, metrics = asyncio.run(deliver(tmp_path, 1))
     assert made.status()["mismatch"] == why
     assert gauge(metrics, why) == 1
     assert gauge(metrics, "older" if why == "lost" else "lost") == 0
@@ -120,30 +120,30 @@ def test_a_ledger_that_is_not_the_one_the_spool_knows_is_reported(
     assert (line.why, line.expected) == (why, str(before.tree))
     verdict = checked(directory)
     assert any(f"the spool knew the head {before.tree}" in note for note in verdict.notes)
-    again, metrics = asyncio.run(life(tmp_path, 1))  # the new history is the known one from here
+    again, metrics = asyncio.run(deliver(tmp_path, 1))  # the new history is the known one from here
     assert again.status()["mismatch"] is None
     assert gauge(metrics, why) == 0
 
 
 def test_a_ledger_that_goes_on_is_not_reported(tmp_path: Path) -> None:
     for _ in range(3):
-        made, metrics = asyncio.run(life(tmp_path, 2))
+        made, metrics = asyncio.run(deliver(tmp_path, 2))
         assert made.status()["mismatch"] is None
     assert gauge(metrics, "lost") == gauge(metrics, "older") == 0
 
 
 def test_a_ledger_that_is_ahead_of_the_spool_is_not_reported(tmp_path: Path) -> None:
     """A kill between the ledger's line and the spool's commit leaves this."""
-    asyncio.run(life(tmp_path, 2))
+    asyncio.run(deliver(tmp_path, 2))
     asyncio.run(written(tmp_path / NAME / "ledger", sends=4))
-    assert asyncio.run(life(tmp_path, 1))[0].status()["mismatch"] is None
+    assert asyncio.run(deliver(tmp_path, 1))[0].status()["mismatch"] is None
 
 
 async def test_a_spool_without_a_head_reports_nothing(tmp_path: Path) -> None:
     """A spool of 0.1.0, and one that replaced a damaged file."""
-    await life(tmp_path, 2)
+    await deliver(tmp_path, 2)
     (tmp_path / NAME / "spool.db").unlink()
-    assert (await life(tmp_path, 1))[0].status()["mismatch"] is None
+    assert (await deliver(tmp_path, 1))[0].status()["mismatch"] is None
 
 
 async def test_the_head_is_stored_with_each_delivery(tmp_path: Path) -> None:

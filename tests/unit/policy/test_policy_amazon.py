@@ -56,7 +56,7 @@ def test_a_daemon_may_do_one_thing_and_nothing_else(
     assert all(s["Effect"] == "Allow" for s in found)
 
 
-def test_who_needs_no_aws_is_told_so() -> None:
+def test_who_needs_no_aws_gets_a_message() -> None:
     assert "no AWS service" in iam_policy(FORWARDER, GIVEN).notes[0]
 
 

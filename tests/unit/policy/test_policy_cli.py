@@ -353,7 +353,7 @@ def test_a_policy_of_any_number_of_customers_follows_from_the_settings(
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_a_mistake_is_told_with_exit_code_2(
+def test_a_mistake_is_reported_with_exit_code_2(
     argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["policy", *argv]) == 2
@@ -382,7 +382,7 @@ def test_no_secret_is_read_or_shown(
         assert "hunter2" not in "".join(capsys.readouterr())
 
 
-def test_json_and_tables_tell_their_notes_beside_and_yaml_inside(
+def test_json_and_tables_print_their_notes_beside_and_yaml_inside(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["policy", "iam"]) == 0

@@ -99,7 +99,7 @@ DRIFT: dict[str, tuple[Any, Change, str]] = {
 
 
 @pytest.mark.parametrize("name", DRIFT)
-def test_what_means_something_else_is_told_with_its_place(name: str) -> None:
+def test_what_means_something_else_is_reported_with_its_place(name: str) -> None:
     document, change, said = DRIFT[name]
     found = changed(document, change)
     assert any(line.startswith(said) for line in found), found

@@ -178,7 +178,7 @@ def test_a_service_of_the_cluster_is_reached_as_one() -> None:
     assert ciliums(facts)[-1]["toEntities"] == ["cluster"]
 
 
-def test_the_manifest_selects_the_pods_that_it_is_told() -> None:
+def test_the_manifest_selects_the_pods_that_it_is_given() -> None:
     options = Options(namespace="db", pod={"app": "ch"})
     for render, selector in ((network_policy, "podSelector"), (cilium_policy, "endpointSelector")):
         document = render(FACTS, options).document

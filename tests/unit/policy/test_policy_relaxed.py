@@ -181,14 +181,14 @@ def test_every_single_relaxation_is_found(name: str) -> None:
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_whatever_lets_a_request_through_is_found(name: str) -> None:
     """Documents of two random changes, judged by the evaluator: no findings, then no more."""
-    dice = random.Random(name)
+    rng = random.Random(name)
     tried = [document for _, document in relaxations(DOCUMENTS[name])]
-    requests = [some_request(dice) for _ in range(100)]
+    requests = [some_request(rng) for _ in range(100)]
     before = [decides(DOCUMENTS[name], request) for request in requests]
     opened = 0
     for _ in range(40):
-        (document,) = dice.sample(tried, 1)
-        (_, document) = dice.choice([*relaxations(document)])
+        (document,) = rng.sample(tried, 1)
+        (_, document) = rng.choice([*relaxations(document)])
         after = [decides(document, request) for request in requests]
         more = any(a == "Allow" != b for a, b in zip(after, before, strict=True))
         opened += more
@@ -196,7 +196,7 @@ def test_whatever_lets_a_request_through_is_found(name: str) -> None:
     assert opened, "some of them do let a request through"
 
 
-def some_request(dice: random.Random) -> Request:
+def some_request(rng: random.Random) -> Request:
     keys: dict[str, list[str | None]] = {
         "aws:SourceVpce": ["vpce-0abc", "vpce-0def", "other", None],
         "aws:SecureTransport": ["true", "true", "false"],
@@ -211,12 +211,12 @@ def some_request(dice: random.Random) -> Request:
         "aws:ResourceAccount": ["1" * 12, "other", None],
         "oidc.eks.eu-west-1.amazonaws.com/id/ABC:aud": ["byoc-agents", None],
     }
-    context = {key: dice.choice(values) for key, values in keys.items()}
+    context = {key: rng.choice(values) for key, values in keys.items()}
     folder = "arn:aws:s3:::vendor-usage/v1/org=o/service=s/x"
     return Request(
-        dice.choice(["s3:PutObject", "s3:GetObject", "sqs:SendMessage", "kms:Decrypt"]),
-        dice.choice([folder, "arn:aws:s3:::vendor-usage/v1/account=2/x", QUEUE_ARN, KEY, ROLE]),
-        dice.choice([ROLE, "arn:aws:iam::222222222222:role/x", ""]),
+        rng.choice(["s3:PutObject", "s3:GetObject", "sqs:SendMessage", "kms:Decrypt"]),
+        rng.choice([folder, "arn:aws:s3:::vendor-usage/v1/account=2/x", QUEUE_ARN, KEY, ROLE]),
+        rng.choice([ROLE, "arn:aws:iam::222222222222:role/x", ""]),
         {key: value for key, value in context.items() if value is not None},
     )
 

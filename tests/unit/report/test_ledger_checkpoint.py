@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
 from byoc_agents.ledger.tree import continues, decode_hash, hash_leaf, includes
 from byoc_agents.report import main
 from tests.unit.ledger.ledger_fakes import files, written
-from tests.unit.report.ledger_story import story
+from tests.unit.report.ledger_example import write_example_ledger
 
 Output = pytest.CaptureFixture[str]
 OLD = Path(__file__).parents[2] / "upgrade/versions/0.1.0"
@@ -29,7 +29,7 @@ DAEMONS = ("alert-forwarder", "billing-scraper", "state-exporter")
 
 @pytest.fixture
 def state_dir(tmp_path: Path) -> Path:
-    return asyncio.run(story(tmp_path / "state", hours=2))
+    return asyncio.run(write_example_ledger(tmp_path / "state", hours=2))
 
 
 def pem(key: Ed25519PrivateKey | X25519PrivateKey) -> bytes:

@@ -16,28 +16,28 @@ from byoc_agents.report import main
 from byoc_agents.report.bodies import events_in, plain
 from byoc_agents.schema import EXAMPLES
 from tests.unit.ledger.ledger_fakes import files, ledger, message, refused
-from tests.unit.report.ledger_story import BUCKET, story
+from tests.unit.report.ledger_example import BUCKET, write_example_ledger
 
 Output = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("told")
-    asyncio.run(story(directory, hours=8))
+def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("example")
+    asyncio.run(write_example_ledger(directory, hours=8))
     return directory
 
 
 @pytest.fixture
-def state_dir(told: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(told, tmp_path / "state"))
+def state_dir(example: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(example, tmp_path / "state"))
 
 
 def shown(capsys: Output) -> list[dict[str, Any]]:
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-def test_show_prints_all_agents_by_time(state_dir: Path, capsys: Output) -> None:
+def test_show_prints_all_daemons_by_time(state_dir: Path, capsys: Output) -> None:
     assert main(["show", str(state_dir), "--json"]) == 0
     found = shown(capsys)
     assert {event["daemon"] for event in found} == {
@@ -97,7 +97,7 @@ def test_show_prints_the_exact_bytes(state_dir: Path, capfdbinary: Any) -> None:
 
 
 async def test_show_says_when_no_bytes_are_kept(tmp_path: Path, capsys: Output) -> None:
-    await story(tmp_path, hours=1, keep_bodies=False)
+    await write_example_ledger(tmp_path, hours=1, keep_bodies=False)
     assert main(["show", str(tmp_path), "--id", f"{0:032x}", "--body"]) == 1
     assert "no body of this id is kept" in capsys.readouterr().err
 

@@ -18,7 +18,7 @@ from byoc_agents.report import main
 from byoc_agents.report.summary import MAX_ROWS, Volume, series_of, span_of, summarize
 from byoc_agents.schema import EXAMPLES, fields_of
 from tests.unit.ledger.ledger_fakes import files, ledger
-from tests.unit.report.ledger_story import BUCKET, CONTROL_PLANE, QUEUE, story
+from tests.unit.report.ledger_example import BUCKET, CONTROL_PLANE, QUEUE, write_example_ledger
 
 STATIC = Path(byoc_agents.report.__file__).parent / "static"
 LOADS = {"src", "href", "srcset", "action", "data", "poster", "formaction", "ping", "style"}
@@ -48,15 +48,15 @@ def report(directory: Path, *filters: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("told")
-    asyncio.run(story(directory, hours=8))
+def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("example")
+    asyncio.run(write_example_ledger(directory, hours=8))
     return directory
 
 
 @pytest.fixture
-def state_dir(told: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(told, tmp_path / "state"))
+def state_dir(example: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(example, tmp_path / "state"))
 
 
 def test_it_shows_who_what_and_how_it_ended(state_dir: Path) -> None:
@@ -209,7 +209,7 @@ def test_each_bar_of_a_chart_says_its_figures(state_dir: Path) -> None:
     page = report(state_dir)
     titles = re.findall(r"<title>(11-23 \d\d:00): ([^<]*)</title>", page)
     assert ("11-23 12:00", "4 confirmed") in titles
-    assert any("not" in told for _, told in titles)
+    assert any("not" in title for _, title in titles)
 
 
 def test_a_filter_is_exact_about_its_ends() -> None:

@@ -6,11 +6,11 @@ import pytest
 from byoc_agents.state.assess import Memory, ServiceState, ShutdownScope, assess, restore_memory
 from byoc_agents.state.observation import Login, Ping, ProbeSource, SourceResult, StateObservation
 from byoc_agents.state.thresholds import NS, PollTime, ReasonCode
-from tests.unit.state.assess_story import LONG, UNREACHABLE, Story, codes, up
+from tests.unit.state.assess_harness import LONG, UNREACHABLE, Polls, codes, up
 
 
 def test_a_server_that_shows_everything_and_has_nothing_is_healthy() -> None:
-    found = Story().see(up())
+    found = Polls().see(up())
     assert (found.state, found.reasons, found.healthy) == (ServiceState.RUNNING, (), True)
 
 
@@ -21,13 +21,13 @@ def test_a_server_that_shows_everything_and_has_nothing_is_healthy() -> None:
 def test_a_server_is_starting_until_three_minutes_of_uptime(
     uptime: int, state: ServiceState
 ) -> None:
-    found = Story().see(up(uptime=uptime))
+    found = Polls().see(up(uptime=uptime))
     assert found.state is state
     assert codes(found) == ([ReasonCode.STARTING_UP] if state is ServiceState.STARTING else [])
 
 
 def test_troubles_are_named_while_it_starts() -> None:
-    found = Story().see(up(uptime=3, readonly_replicas=1))
+    found = Polls().see(up(uptime=3, readonly_replicas=1))
     assert (found.state, codes(found)) == (
         ServiceState.STARTING,
         ["READONLY_REPLICA", "STARTING_UP"],
@@ -39,11 +39,11 @@ SILENCES = [Ping.REFUSED, Ping.TIMEOUT, Ping.RESET, Ping.UNREACHABLE, Ping.HTTP_
 
 @pytest.mark.parametrize("ping", SILENCES)
 def test_a_server_that_was_up_and_does_not_answer_has_failed(ping: Ping) -> None:
-    story = Story()
-    story.see(up(readonly_replicas=1))
-    first = story.see(StateObservation(ping=ping), after=10)
+    polls = Polls()
+    polls.see(up(readonly_replicas=1))
+    first = polls.see(StateObservation(ping=ping), after=10)
     assert (first.confirmed, first.poll_soon, first.state) == (False, True, ServiceState.DEGRADED)
-    found = story.see(StateObservation(ping=ping), after=2)
+    found = polls.see(StateObservation(ping=ping), after=2)
     assert (found.confirmed, found.state, codes(found)) == (
         True,
         ServiceState.FAILED,
@@ -53,51 +53,51 @@ def test_a_server_that_was_up_and_does_not_answer_has_failed(ping: Ping) -> None
 
 
 def test_one_lost_ping_changes_nothing() -> None:
-    story = Story()
-    story.see(up())
-    assert not story.see(StateObservation(ping=Ping.TIMEOUT), after=10).confirmed
-    assert story.see(up(), after=1).healthy
-    assert not story.see(StateObservation(ping=Ping.TIMEOUT), after=10).confirmed
+    polls = Polls()
+    polls.see(up())
+    assert not polls.see(StateObservation(ping=Ping.TIMEOUT), after=10).confirmed
+    assert polls.see(up(), after=1).healthy
+    assert not polls.see(StateObservation(ping=Ping.TIMEOUT), after=10).confirmed
 
 
 def test_a_server_that_was_never_up_is_starting_and_after_a_while_failed() -> None:
-    story = Story()
-    assert not story.see(UNREACHABLE).confirmed
-    assert story.see(UNREACHABLE, after=5).state is ServiceState.STARTING
-    assert story.see(UNREACHABLE, after=100).state is ServiceState.STARTING
-    assert story.see(UNREACHABLE, after=100).state is ServiceState.FAILED
+    polls = Polls()
+    assert not polls.see(UNREACHABLE).confirmed
+    assert polls.see(UNREACHABLE, after=5).state is ServiceState.STARTING
+    assert polls.see(UNREACHABLE, after=100).state is ServiceState.STARTING
+    assert polls.see(UNREACHABLE, after=100).state is ServiceState.FAILED
 
 
 def test_an_exporter_that_comes_back_to_a_dead_server_does_not_call_it_starting() -> None:
-    story = Story()
-    story.see(up())
-    story.memory = restore_memory(story.memory)
-    assert story.stays(UNREACHABLE, 5).state is ServiceState.FAILED
+    polls = Polls()
+    polls.see(up())
+    polls.memory = restore_memory(polls.memory)
+    assert polls.stays(UNREACHABLE, 5).state is ServiceState.FAILED
 
 
 def test_after_a_stop_that_was_asked_for_silence_is_a_start() -> None:
-    story = Story()
-    story.see(up())
-    assert story.see(up(), shutdown=ShutdownScope.POD).state is ServiceState.STOPPING
-    story.memory = restore_memory(story.memory)
-    assert story.stays(UNREACHABLE, 5).state is ServiceState.STARTING
+    polls = Polls()
+    polls.see(up())
+    assert polls.see(up(), shutdown=ShutdownScope.POD).state is ServiceState.STOPPING
+    polls.memory = restore_memory(polls.memory)
+    assert polls.stays(UNREACHABLE, 5).state is ServiceState.STARTING
 
 
 def test_stopping_differs_from_failing_and_names_its_evidence() -> None:
-    found = Story().see(up(), shutdown=ShutdownScope.POD)
+    found = Polls().see(up(), shutdown=ShutdownScope.POD)
     assert (found.state, codes(found)) == (ServiceState.STOPPING, [ReasonCode.AGENT_STOPPING])
 
 
 def test_an_exporter_outside_the_pod_that_stops_leaves_the_servers_state() -> None:
-    found = Story().see(up(), shutdown=ShutdownScope.DAEMON)
+    found = Polls().see(up(), shutdown=ShutdownScope.DAEMON)
     assert (found.state, codes(found)) == (ServiceState.RUNNING, [ReasonCode.AGENT_STOPPING])
 
 
 def test_a_server_that_answers_every_query_with_an_error_is_degraded_not_failed() -> None:
-    story = Story()
-    story.see(up())
+    polls = Polls()
+    polls.see(up())
     broken = StateObservation(ping=Ping.OK, sources={ProbeSource.QUERIES: SourceResult.FAILED})
-    found = story.stays(broken, 5)
+    found = polls.stays(broken, 5)
     assert (found.state, codes(found)) == (
         ServiceState.DEGRADED,
         [ReasonCode.OBSERVABILITY_PARTIAL, ReasonCode.QUERIES_FAILING],
@@ -105,19 +105,19 @@ def test_a_server_that_answers_every_query_with_an_error_is_degraded_not_failed(
 
 
 def test_one_poll_without_an_answer_changes_nothing() -> None:
-    story = Story()
-    story.see(up())
-    assert not story.see(
+    polls = Polls()
+    polls.see(up())
+    assert not polls.see(
         StateObservation(ping=Ping.OK, sources={ProbeSource.QUERIES: SourceResult.FAILED})
     ).confirmed
-    assert story.see(up()).healthy
+    assert polls.see(up()).healthy
 
 
 def test_a_wrong_password_is_blindness_not_failure() -> None:
     locked = StateObservation(
         ping=Ping.OK, login=Login.REFUSED, sources={ProbeSource.QUERIES: SourceResult.DENIED}
     )
-    found = Story().see(locked)
+    found = Polls().see(locked)
     assert (found.state, codes(found)) == (
         ServiceState.DEGRADED,
         [ReasonCode.AUTH_FAILED, ReasonCode.OBSERVABILITY_PARTIAL],
@@ -126,43 +126,46 @@ def test_a_wrong_password_is_blindness_not_failure() -> None:
 
 
 def test_a_right_password_ends_the_blindness() -> None:
-    story = Story()
-    story.see(
+    polls = Polls()
+    polls.see(
         StateObservation(
             ping=Ping.OK, login=Login.REFUSED, sources={ProbeSource.QUERIES: SourceResult.DENIED}
         )
     )
-    story.see(up(), after=10)
-    assert story.see(up(), after=30).healthy
+    polls.see(up(), after=10)
+    assert polls.see(up(), after=30).healthy
 
 
 def test_a_certificate_that_we_do_not_trust_is_our_trouble_not_the_servers() -> None:
-    found = Story().stays(StateObservation(ping=Ping.TLS), LONG)
+    found = Polls().stays(StateObservation(ping=Ping.TLS), LONG)
     assert (found.state, found.reasons[0].detail) == (ServiceState.DEGRADED, Ping.TLS)
 
 
 def test_a_wall_clock_that_jumps_raises_and_ends_nothing() -> None:
-    story = Story()
-    story.see(up(memory_used_ratio=0.95))
-    jumped = PollTime(10**15, story.now.boot_ns + NS)
-    found, _ = assess(up(memory_used_ratio=0.95), story.memory, story.thresholds, jumped)
+    polls = Polls()
+    polls.see(up(memory_used_ratio=0.95))
+    jumped = PollTime(10**15, polls.now.boot_ns + NS)
+    found, _ = assess(up(memory_used_ratio=0.95), polls.memory, polls.thresholds, jumped)
     assert found.healthy
 
 
 def test_the_memory_survives_json_and_a_restart_of_the_exporter() -> None:
-    story = Story()
-    story.see(up(memory_used_ratio=0.95, readonly_replicas=1, rejected_inserts=5))
-    kept = msgspec.json.decode(msgspec.json.encode(story.memory), type=Memory)
-    assert kept == story.memory
-    story.memory = restore_memory(kept)
-    found = story.see(up(memory_used_ratio=0.95, readonly_replicas=1, rejected_inserts=6), after=5)
+    polls = Polls()
+    polls.see(up(memory_used_ratio=0.95, readonly_replicas=1, rejected_inserts=5))
+    kept = msgspec.json.decode(msgspec.json.encode(polls.memory), type=Memory)
+    assert kept == polls.memory
+    polls.memory = restore_memory(kept)
+    found = polls.see(up(memory_used_ratio=0.95, readonly_replicas=1, rejected_inserts=6), after=5)
     assert codes(found) == [ReasonCode.INSERTS_REJECTED, ReasonCode.READONLY_REPLICA]
     assert found.reasons[1].since_ms == 1_000_000
 
 
 def test_the_memory_keeps_the_previous_state_and_the_time_of_the_change() -> None:
-    story = Story()
-    story.see(up())
-    story.see(up(readonly_replicas=1), after=10)
-    story.see(up(readonly_replicas=1), after=10)
-    assert (story.memory.previous, story.memory.state_since_ms) == (ServiceState.RUNNING, 1_010_000)
+    polls = Polls()
+    polls.see(up())
+    polls.see(up(readonly_replicas=1), after=10)
+    polls.see(up(readonly_replicas=1), after=10)
+    assert (polls.memory.previous, polls.memory.state_since_ms) == (
+        ServiceState.RUNNING,
+        1_010_000,
+    )

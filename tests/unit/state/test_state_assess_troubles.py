@@ -14,7 +14,7 @@ from byoc_agents.state.thresholds import (
     parse_threshold,
     parse_thresholds,
 )
-from tests.unit.state.assess_story import Story, codes, up
+from tests.unit.state.assess_harness import Polls, codes, up
 
 TROUBLES = [
     (ReasonCode.READONLY_REPLICA, {"readonly_replicas": 2}),
@@ -36,7 +36,7 @@ TROUBLES = [
 def test_each_trouble_alone_degrades_a_running_server(
     code: ReasonCode, figures: dict[str, Any]
 ) -> None:
-    found = Story().stays(up(**figures))
+    found = Polls().stays(up(**figures))
     assert (found.state, codes(found), found.healthy) == (ServiceState.DEGRADED, [code], False)
 
 
@@ -44,9 +44,9 @@ def test_each_trouble_alone_degrades_a_running_server(
 def test_each_trouble_ends_when_its_figure_is_fine_for_long_enough(
     figures: dict[str, Any],
 ) -> None:
-    story = Story()
-    story.stays(up(**figures))
-    found = story.stays(up())
+    polls = Polls()
+    polls.stays(up(**figures))
+    found = polls.stays(up())
     assert (found.state, found.reasons) == (ServiceState.RUNNING, ())
 
 
@@ -61,7 +61,7 @@ def test_each_trouble_ends_when_its_figure_is_fine_for_long_enough(
     ids=str,
 )
 def test_just_below_a_limit_is_healthy(figures: dict[str, Any]) -> None:
-    assert Story().stays(up(**figures)).healthy
+    assert Polls().stays(up(**figures)).healthy
 
 
 @pytest.mark.parametrize("code", sorted(COUNTED))
@@ -76,60 +76,60 @@ def test_a_counter_counts_by_its_growth_not_by_its_value(code: ReasonCode) -> No
         figures: dict[str, Any] = {name: count}
         return up(**figures)
 
-    story = Story()
-    story.memory = Memory(counters={code: 7})
-    assert story.see(counted(7)).healthy
-    found = story.see(counted(9), after=10)
+    polls = Polls()
+    polls.memory = Memory(counters={code: 7})
+    assert polls.see(counted(7)).healthy
+    found = polls.see(counted(9), after=10)
     assert (codes(found), found.reasons[0].value) == ([code], 2)
-    found = story.see(counted(12), after=10)
+    found = polls.see(counted(12), after=10)
     assert found.reasons[0].value == 5, "losses add up while the reason is active"
-    assert story.see(counted(12), after=10).reasons[0].value == 5
-    assert story.stays(counted(12)).healthy
+    assert polls.see(counted(12), after=10).reasons[0].value == 5
+    assert polls.stays(counted(12)).healthy
 
 
 def test_lost_data_counts_at_first_sight_and_old_rejections_do_not() -> None:
-    found = Story().see(up(lost_parts=3, rejected_inserts=3, server_errors=3))
+    found = Polls().see(up(lost_parts=3, rejected_inserts=3, server_errors=3))
     assert codes(found) == [ReasonCode.DATA_LOSS]
 
 
 def test_a_restarted_server_counts_from_zero_and_forgets_its_troubles() -> None:
-    story = Story()
-    story.see(up(rejected_inserts=50, readonly_replicas=1))
-    found = story.see(up(uptime=5, rejected_inserts=2), after=60)
+    polls = Polls()
+    polls.see(up(rejected_inserts=50, readonly_replicas=1))
+    found = polls.see(up(uptime=5, rejected_inserts=2), after=60)
     assert codes(found) == [ReasonCode.INSERTS_REJECTED, ReasonCode.STARTING_UP]
 
 
 def test_a_reason_is_held_before_it_is_raised_and_has_its_start() -> None:
-    story = Story()
-    assert story.see(up(memory_used_ratio=0.95)).healthy
-    assert story.see(up(memory_used_ratio=0.95), after=599).healthy
-    found = story.see(up(memory_used_ratio=0.93), after=1)
+    polls = Polls()
+    assert polls.see(up(memory_used_ratio=0.95)).healthy
+    assert polls.see(up(memory_used_ratio=0.95), after=599).healthy
+    found = polls.see(up(memory_used_ratio=0.93), after=1)
     reason = found.reasons[0]
     assert (reason.code, reason.value, reason.threshold) == (ReasonCode.MEMORY_PRESSURE, 0.93, 0.9)
     assert reason.since_ms == 1_000_000, "since it passed the limit, not since it was raised"
 
 
 def test_a_dip_below_the_threshold_restarts_the_hold() -> None:
-    story = Story()
-    story.see(up(memory_used_ratio=0.95))
-    story.see(up(memory_used_ratio=0.5), after=599)
-    assert story.see(up(memory_used_ratio=0.95), after=1).healthy
-    assert not story.see(up(memory_used_ratio=0.95), after=600).healthy
+    polls = Polls()
+    polls.see(up(memory_used_ratio=0.95))
+    polls.see(up(memory_used_ratio=0.5), after=599)
+    assert polls.see(up(memory_used_ratio=0.95), after=1).healthy
+    assert not polls.see(up(memory_used_ratio=0.95), after=600).healthy
 
 
 def test_between_leave_and_enter_nothing_changes() -> None:
-    story = Story()
-    assert story.see(up(replication_lag_seconds=200)).healthy
-    story.stays(up(replication_lag_seconds=301))
-    assert codes(story.stays(up(replication_lag_seconds=200))) == [ReasonCode.REPLICATION_LAG]
-    assert story.stays(up(replication_lag_seconds=60)).healthy
+    polls = Polls()
+    assert polls.see(up(replication_lag_seconds=200)).healthy
+    polls.stays(up(replication_lag_seconds=301))
+    assert codes(polls.stays(up(replication_lag_seconds=200))) == [ReasonCode.REPLICATION_LAG]
+    assert polls.stays(up(replication_lag_seconds=60)).healthy
 
 
 def test_a_figure_that_is_not_seen_neither_raises_nor_ends_a_reason() -> None:
-    story = Story()
-    story.stays(up(replication_lag_seconds=900))
-    assert codes(story.stays(up(replication_lag_seconds=None))) == [ReasonCode.REPLICATION_LAG]
-    assert Story().stays(up(replication_lag_seconds=None)).healthy
+    polls = Polls()
+    polls.stays(up(replication_lag_seconds=900))
+    assert codes(polls.stays(up(replication_lag_seconds=None))) == [ReasonCode.REPLICATION_LAG]
+    assert Polls().stays(up(replication_lag_seconds=None)).healthy
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_a_figure_that_is_not_seen_neither_raises_nor_ends_a_reason() -> None:
 def test_a_source_that_cannot_be_read_is_named_and_never_healthy(
     how: SourceResult, state: ServiceState
 ) -> None:
-    found = Story().see(up(sources={ProbeSource.REPLICAS: how, ProbeSource.DISKS: how}))
+    found = Polls().see(up(sources={ProbeSource.REPLICAS: how, ProbeSource.DISKS: how}))
     assert (found.state, found.healthy) == (state, False)
     assert codes(found) == [ReasonCode.OBSERVABILITY_PARTIAL]
     assert found.reasons[0].missing == (ProbeSource.DISKS, ProbeSource.REPLICAS)

@@ -79,13 +79,13 @@ async def running(
             await task
 
 
-def told(sqs: FakeSqs, replica: str = "r-0") -> list[dict[str, Any]]:
+def sent_data(sqs: FakeSqs, replica: str = "r-0") -> list[dict[str, Any]]:
     found = [json.loads(sent.body)["data"] for sent in sqs.messages]
     return [data for data in found if data.get("replica", "") == replica]
 
 
 def transitions(sqs: FakeSqs) -> list[str]:
-    return [data["state"] for data in told(sqs) if data["kind"] == "transition"]
+    return [data["state"] for data in sent_data(sqs) if data["kind"] == "transition"]
 
 
 class Queue(FakeSqs):
@@ -121,10 +121,10 @@ async def test_running_degraded_failed_and_back_arrive_in_order_and_stopping_at_
             await sqs.has_got("starting")
             clickhouse.server.rows["uptime"] = "181"
             await sqs.has_got("running")
-            await sqs.until(lambda: told(sqs)[-1]["kind"] == "heartbeat")
+            await sqs.until(lambda: sent_data(sqs)[-1]["kind"] == "heartbeat")
         states = ["running", "degraded", "failed", "starting", "running", "stopping"]
         assert transitions(sqs) == states
-        assert [data["transition"] for data in told(sqs) if data["kind"] == "transition"] == [
+        assert [data["transition"] for data in sent_data(sqs) if data["kind"] == "transition"] == [
             1,
             2,
             3,
@@ -132,7 +132,7 @@ async def test_running_degraded_failed_and_back_arrive_in_order_and_stopping_at_
             5,
             6,
         ]
-        sequences = [data["sequence"] for data in told(sqs)]
+        sequences = [data["sequence"] for data in sent_data(sqs)]
         assert sequences == sorted(set(sequences))
         for sent in sqs.messages:
             event = json.loads(sent.body)
@@ -194,11 +194,11 @@ async def test_an_exporter_of_a_service_publishes_each_replica_and_the_summary(
             await second.http.__aenter__()
         groups = {sent.group for sent in sqs.messages}
     assert groups == {"svc/a", "svc/b", "svc/"}
-    assert [d["state"] for d in told(sqs, "b") if d["kind"] == "transition"][:2] == [
+    assert [d["state"] for d in sent_data(sqs, "b") if d["kind"] == "transition"][:2] == [
         "running",
         "failed",
     ]
-    assert all(data["state"] == "running" for data in told(sqs, "a"))
+    assert all(data["state"] == "running" for data in sent_data(sqs, "a"))
 
 
 def test_every_destination_of_the_exporter_is_in_its_table(tmp_path: Path) -> None:

@@ -11,17 +11,17 @@ from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.store import ROW_OVERHEAD_BYTES
 from byoc_agents.errors import SpoolError
-from tests.unit.state.exporter_bench import Bench, bench
+from tests.unit.state.exporter_harness import Harness, harness
 
 
 @pytest.fixture
-async def one(tmp_path: Path) -> AsyncIterator[Bench]:
-    async with bench(tmp_path) as made:
+async def one(tmp_path: Path) -> AsyncIterator[Harness]:
+    async with harness(tmp_path) as made:
         yield made
 
 
 async def test_the_first_message_is_a_transition_and_the_next_a_heartbeat(
-    one: Bench,
+    one: Harness,
 ) -> None:
     for _ in range(6):
         await one.poll(10)
@@ -30,14 +30,14 @@ async def test_the_first_message_is_a_transition_and_the_next_a_heartbeat(
     assert await one.said() == [("transition", "running"), ("heartbeat", "running")]
 
 
-async def test_a_change_is_published_at_once_and_in_order(one: Bench) -> None:
+async def test_a_change_is_published_at_once_and_in_order(one: Harness) -> None:
     await one.poll()
     one.server.rows["system.metrics.ReadonlyReplica"] = "1"
     await one.poll()
-    one.die()
+    one.stop_server()
     assert await one.poll(), "it hurries"
     await one.poll(2)
-    one.live(uptime=5)
+    one.start_server(uptime=5)
     await one.poll()
     one.server.rows |= {"uptime": "200", "system.metrics.ReadonlyReplica": "0"}
     await one.poll(200)
@@ -50,7 +50,7 @@ async def test_a_change_is_published_at_once_and_in_order(one: Bench) -> None:
     assert unsent[2]["previous_state"] == "degraded"
 
 
-async def test_another_reason_is_a_transition_too(one: Bench) -> None:
+async def test_another_reason_is_a_transition_too(one: Harness) -> None:
     one.server.rows["system.metrics.ReadonlyReplica"] = "1"
     await one.poll()
     one.server.rows["system.metrics.ZooKeeperSession"] = "0"
@@ -58,17 +58,17 @@ async def test_another_reason_is_a_transition_too(one: Bench) -> None:
     assert await one.said() == [("transition", "degraded")] * 2
 
 
-async def test_one_lost_ping_publishes_nothing(one: Bench) -> None:
+async def test_one_lost_ping_publishes_nothing(one: Harness) -> None:
     await one.poll()
-    one.die()
+    one.stop_server()
     await one.poll()
-    one.live()
+    one.start_server()
     await one.poll(1)
     assert await one.said() == [("transition", "running")]
 
 
 async def test_while_nothing_can_be_sent_transitions_stay_and_heartbeats_collapse(
-    one: Bench,
+    one: Harness,
 ) -> None:
     for lag in ("0", "900", "0"):
         one.server.rows["system.asynchronous_metrics.ReplicasMaxAbsoluteDelay"] = lag
@@ -87,7 +87,7 @@ async def test_while_nothing_can_be_sent_transitions_stay_and_heartbeats_collaps
     assert last["transition"] == 3, "and that no transition is missing is seen as well"
 
 
-async def test_a_new_process_continues_at_the_position_of_the_last_one(one: Bench) -> None:
+async def test_a_new_process_continues_at_the_position_of_the_last_one(one: Harness) -> None:
     one.server.rows["system.metrics.ReadonlyReplica"] = "1"
     await one.poll()
     one.start()
@@ -104,7 +104,7 @@ async def test_a_new_process_continues_at_the_position_of_the_last_one(one: Benc
     assert unsent[0]["reasons"][0]["since"] == unsent[1]["reasons"][0]["since"]
 
 
-async def test_a_stop_is_published_with_its_evidence(one: Bench) -> None:
+async def test_a_stop_is_published_with_its_evidence(one: Harness) -> None:
     await one.poll()
     await one.exporter.finish()
     last = (await one.unsent())[-1]
@@ -112,7 +112,7 @@ async def test_a_stop_is_published_with_its_evidence(one: Bench) -> None:
     assert [reason["code"] for reason in last["reasons"]] == ["AGENT_STOPPING"]
 
 
-async def test_without_room_the_stop_is_published_at_the_second_attempt(one: Bench) -> None:
+async def test_without_room_the_stop_is_published_at_the_second_attempt(one: Harness) -> None:
     await one.poll()
     size = one.spool.max_bytes - one.spool.totals.bytes - ROW_OVERHEAD_BYTES
     await one.spool.put(Message("large", "t", b"x" * size, created_at_ms=1))
@@ -123,12 +123,12 @@ async def test_without_room_the_stop_is_published_at_the_second_attempt(one: Ben
     assert (await one.unsent())[-1]["state"] == "stopping"
 
 
-async def test_a_stop_before_the_first_poll_publishes_nothing(one: Bench) -> None:
+async def test_a_stop_before_the_first_poll_publishes_nothing(one: Harness) -> None:
     await one.exporter.finish()
     assert await one.said() == []
 
 
-async def test_a_lost_spool_begins_a_new_epoch_with_a_transition(one: Bench) -> None:
+async def test_a_lost_spool_begins_a_new_epoch_with_a_transition(one: Harness) -> None:
     await one.poll()
     before = (await one.unsent())[0]
     for suffix in ("", "-wal", "-shm"):
@@ -140,7 +140,7 @@ async def test_a_lost_spool_begins_a_new_epoch_with_a_transition(one: Bench) -> 
     assert after["epoch"] > before["epoch"]
 
 
-async def test_a_position_of_another_version_starts_a_new_epoch(one: Bench) -> None:
+async def test_a_position_of_another_version_starts_a_new_epoch(one: Harness) -> None:
     await one.poll()
     await one.spool.commit(WriteBatch(state={"state/replica/r-0/position": b"?"}))
     one.start()
@@ -151,9 +151,9 @@ async def test_a_position_of_another_version_starts_a_new_epoch(one: Bench) -> N
 
 
 async def test_each_replica_has_its_own_stream_and_the_service_another(tmp_path: Path) -> None:
-    async with bench(tmp_path, "r-0", "r-1") as many:
+    async with harness(tmp_path, "r-0", "r-1") as many:
         await many.poll()
-        many.die()
+        many.stop_server()
         await many.poll()
         await many.poll(2)
         unsent = await many.unsent()
@@ -172,7 +172,7 @@ async def test_each_replica_has_its_own_stream_and_the_service_another(tmp_path:
 async def test_an_exporter_of_many_does_not_call_them_stopping_when_it_stops(
     tmp_path: Path,
 ) -> None:
-    async with bench(tmp_path, "r-0", "r-1") as many:
+    async with harness(tmp_path, "r-0", "r-1") as many:
         await many.poll()
         await many.exporter.finish()
         unsent = await many.unsent()
@@ -180,20 +180,20 @@ async def test_an_exporter_of_many_does_not_call_them_stopping_when_it_stops(
     assert unsent[-1]["reasons"][0]["code"] == "AGENT_STOPPING"
 
 
-async def test_it_polls_at_its_interval_and_faster_if_the_state_may_change(one: Bench) -> None:
+async def test_it_polls_at_its_interval_and_faster_if_the_state_may_change(one: Harness) -> None:
     running = asyncio.create_task(one.exporter.run())
     waits = []
     for look in range(5):
         (wait,) = await one.clock.parked()
         waits.append(wait)
         if look == 1:
-            one.die()
+            one.stop_server()
         await one.clock.advance(wait)
     running.cancel()
     assert waits == [10, 10, 1, 1, 10]
 
 
-async def test_status_shows_the_observation_and_no_secret(one: Bench) -> None:
+async def test_status_shows_the_observation_and_no_secret(one: Harness) -> None:
     assert one.exporter.status() == {"replicas": {"r-0": {"state": None}}}
     await one.poll()
     status = one.exporter.status()["replicas"]["r-0"]

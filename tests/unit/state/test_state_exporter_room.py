@@ -6,18 +6,18 @@ from pathlib import Path
 import pytest
 
 from lab.fakes.core import FakeClock
-from tests.unit.state.exporter_bench import MORE_BYTES, Bench, Brittle, healthy
+from tests.unit.state.exporter_harness import MORE_BYTES, Brittle, Harness, healthy
 
 
 @pytest.fixture
-async def brittle(tmp_path: Path) -> AsyncIterator[tuple[Bench, Brittle]]:
+async def brittle(tmp_path: Path) -> AsyncIterator[tuple[Harness, Brittle]]:
     clock = FakeClock()
     async with Brittle(tmp_path, max_bytes=MORE_BYTES, clock=clock) as spool:
-        yield Bench(spool, clock, {"r-0": healthy()}), spool
+        yield Harness(spool, clock, {"r-0": healthy()}), spool
 
 
 async def test_without_room_the_latest_state_is_published_later_with_the_lost_changes(
-    brittle: tuple[Bench, Brittle],
+    brittle: tuple[Harness, Brittle],
 ) -> None:
     one, spool = brittle
     await one.poll()
@@ -26,7 +26,7 @@ async def test_without_room_the_latest_state_is_published_later_with_the_lost_ch
     await one.poll()
     one.server.rows["system.metrics.ZooKeeperSession"] = "0"
     await one.poll()
-    one.die()
+    one.stop_server()
     await one.poll()
     await one.poll(2)
     await one.poll()
@@ -39,7 +39,7 @@ async def test_without_room_the_latest_state_is_published_later_with_the_lost_ch
 
 
 async def test_changes_that_went_back_while_there_was_no_room_are_counted(
-    brittle: tuple[Bench, Brittle],
+    brittle: tuple[Harness, Brittle],
 ) -> None:
     one, spool = brittle
     await one.poll()
@@ -56,7 +56,7 @@ async def test_changes_that_went_back_while_there_was_no_room_are_counted(
 
 
 async def test_a_commit_whose_answer_is_lost_is_published_once(
-    brittle: tuple[Bench, Brittle],
+    brittle: tuple[Harness, Brittle],
 ) -> None:
     one, spool = brittle
     spool.lose_answers = True

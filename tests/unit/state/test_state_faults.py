@@ -18,18 +18,18 @@ import pytest
 
 from lab.fakes.http import Behavior, Request, always, close, hang, lose, reply, reset, serve
 from lab.fakes.sqs import Entry, FakeSqs, sqs_error
-from tests.unit.state.state_life import POLL_SECONDS, Life, live, readonly
+from tests.unit.state.killable_exporter import POLL_SECONDS, ExporterRun, readonly, run_exporter
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.unit.state.state_life"])
+CONTEXT.set_forkserver_preload(["tests.unit.state.killable_exporter"])
 TICKS = 12
-STEPS = 36  # of the fuse in a first life of TICKS; test_the_fuse_covers_a_whole_life counts them
+STEPS = 36  # of the fuse in a first run of TICKS; test_the_fuse_covers_a_whole_run counts them
 ANSWERS: list[Behavior] = [serve, serve, lose(), lose(reset), reply(503), hang, close]
 
 
 @dataclass
-class World:
-    """The queue, the disk and the exporter's lives one after another."""
+class Harness:
+    """The queue, the disk and the exporter's runs one after another."""
 
     place: Path
     sqs: FakeSqs
@@ -42,26 +42,26 @@ class World:
         assert self.bodies.setdefault(name, body) == body, "one id, two bodies"
         return None
 
-    async def live(self, **what: Any) -> int | None:
-        """Be one process to its end; return its exit code."""
-        life = Life(
+    async def run(self, **what: Any) -> int | None:
+        """Run one process to its end; return its exit code."""
+        run = ExporterRun(
             directory=self.place / "state",
             journal=self.place / "journal",
             queue_url=self.sqs.queue_url,
             start_second=self.second,
             **{"ticks": TICKS, **what},
         )
-        process = CONTEXT.Process(target=live, args=(life,))
+        process = CONTEXT.Process(target=run_exporter, args=(run,))
         process.start()
         await asyncio.to_thread(process.join)
-        self.second += life.ticks * POLL_SECONDS
+        self.second += run.ticks * POLL_SECONDS
         self.exits.append(process.exitcode)
         return process.exitcode
 
     async def end(self) -> None:
         """Drain, and hold everything that arrived against everything that is known."""
         self.sqs.http.script = always(serve)
-        assert await self.live(finish=True) == 0
+        assert await self.run(finish=True) == 0
         self.check()
 
     def check(self) -> None:
@@ -83,50 +83,50 @@ class World:
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
+async def harness(tmp_path: Path) -> AsyncIterator[Harness]:
     async with FakeSqs() as sqs:
-        made = World(tmp_path, sqs)
+        made = Harness(tmp_path, sqs)
         sqs.refuse = made.note
         yield made
 
 
-async def test_without_a_fault_every_change_arrives(world: World) -> None:
-    await world.live()
-    await world.end()
-    seconds = range(POLL_SECONDS, world.second + 1, POLL_SECONDS)
+async def test_without_a_fault_every_change_arrives(harness: Harness) -> None:
+    await harness.run()
+    await harness.end()
+    seconds = range(POLL_SECONDS, harness.second + 1, POLL_SECONDS)
     truth = [readonly(second) for second in seconds]
     changes = 1 + sum(a != b for a, b in pairwise(truth))
-    kinds = [json.loads(sent.body)["data"]["kind"] for sent in world.sqs.messages]
+    kinds = [json.loads(sent.body)["data"]["kind"] for sent in harness.sqs.messages]
     assert kinds.count("transition") == changes
 
 
-async def test_a_kill_loses_and_repeats_nothing(world: World) -> None:
-    """One life ends between a commit and its send, one between a send and its removal."""
+async def test_a_kill_loses_and_repeats_nothing(harness: Harness) -> None:
+    """One run ends between a commit and its send, one between a send and its removal."""
     for step in (2, 10):
-        assert await world.live(burn_at=step) == -9
-    await world.end()
+        assert await harness.run(burn_at=step) == -9
+    await harness.end()
 
 
 @pytest.mark.real  # a minute
 @pytest.mark.parametrize("step", range(1, STEPS + 1))
-async def test_a_kill_at_any_step_loses_and_repeats_nothing(world: World, step: int) -> None:
-    assert await world.live(burn_at=step) == -9
-    await world.end()
+async def test_a_kill_at_any_step_loses_and_repeats_nothing(harness: Harness, step: int) -> None:
+    assert await harness.run(burn_at=step) == -9
+    await harness.end()
 
 
 @pytest.mark.real
 @pytest.mark.parametrize("seed", range(5))
-async def test_kills_and_bad_answers_at_random(world: World, seed: int) -> None:
-    dice = random.Random(seed)
+async def test_kills_and_bad_answers_at_random(harness: Harness, seed: int) -> None:
+    rng = random.Random(seed)
 
     def script(_: Request) -> Behavior:
-        return dice.choice(ANSWERS)
+        return rng.choice(ANSWERS)
 
-    world.sqs.http.script = script
+    harness.sqs.http.script = script
     for _ in range(4):
-        await world.live(burn_at=dice.randrange(1, STEPS), ticks=6, patience_seconds=0.3)
-    assert -9 in world.exits, f"seed {seed} killed nobody"
-    await world.end()
+        await harness.run(burn_at=rng.randrange(1, STEPS), ticks=6, patience_seconds=0.3)
+    assert -9 in harness.exits, f"seed {seed} killed nobody"
+    await harness.end()
 
 
 BAD: dict[str, Behavior] = {
@@ -144,41 +144,41 @@ BAD: dict[str, Behavior] = {
 @pytest.mark.real
 @pytest.mark.parametrize("name", BAD)
 async def test_a_queue_that_refuses_for_a_while_gets_everything_later(
-    world: World, name: str
+    harness: Harness, name: str
 ) -> None:
-    world.sqs.http.script = always(BAD[name])
-    await world.live()
-    assert world.sqs.messages == []
-    await world.end()
+    harness.sqs.http.script = always(BAD[name])
+    await harness.run()
+    assert harness.sqs.messages == []
+    await harness.end()
 
 
 @pytest.mark.real
-async def test_hours_offline_keep_every_transition_and_one_heartbeat(world: World) -> None:
-    await world.live(ticks=700, ship=False)
-    await world.end()
-    kinds = [json.loads(sent.body)["data"]["kind"] for sent in world.sqs.messages]
+async def test_hours_offline_keep_every_transition_and_one_heartbeat(harness: Harness) -> None:
+    await harness.run(ticks=700, ship=False)
+    await harness.end()
+    kinds = [json.loads(sent.body)["data"]["kind"] for sent in harness.sqs.messages]
     assert kinds.count("transition") > 200
     assert kinds.count("heartbeat") < 10
 
 
 @pytest.mark.real
 async def test_an_entry_that_fails_alone_holds_up_its_stream_and_nothing_is_overtaken(
-    world: World,
+    harness: Harness,
 ) -> None:
-    dice: Callable[[], float] = random.Random(7).random
+    rng: Callable[[], float] = random.Random(7).random
 
     def refuse(entry: Entry) -> dict[str, Any] | None:
-        world.note(entry)
+        harness.note(entry)
         failure = {"Code": "InternalError", "Message": "-", "SenderFault": False}
-        return failure if dice() < 0.4 else None
+        return failure if rng() < 0.4 else None
 
-    await world.live(ticks=30, ship=False)
-    world.sqs.refuse = refuse
-    await world.live(ticks=30)
-    await world.end()
+    await harness.run(ticks=30, ship=False)
+    harness.sqs.refuse = refuse
+    await harness.run(ticks=30)
+    await harness.end()
 
 
 @pytest.mark.real
-async def test_the_fuse_covers_a_whole_life(world: World) -> None:
-    assert await world.live(burn_at=STEPS + 1) == 0, "STEPS is less than a life has"
-    await world.end()
+async def test_the_fuse_covers_a_whole_run(harness: Harness) -> None:
+    assert await harness.run(burn_at=STEPS + 1) == 0, "STEPS is less than a run has"
+    await harness.end()

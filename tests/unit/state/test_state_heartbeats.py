@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 
 from lab.fakes.core import FakeClock
-from tests.unit.state.exporter_bench import MORE_BYTES, Bench, Brittle, bench, healthy
+from tests.unit.state.exporter_harness import MORE_BYTES, Brittle, Harness, harness, healthy
 
 POLL_SECONDS = 10
 READONLY = "system.metrics.ReadonlyReplica"
@@ -23,12 +23,12 @@ class Seen(NamedTuple):
 
 
 @pytest.fixture
-async def one(tmp_path: Path) -> AsyncIterator[Bench]:
-    async with bench(tmp_path) as made:
+async def one(tmp_path: Path) -> AsyncIterator[Harness]:
+    async with harness(tmp_path) as made:
         yield made
 
 
-async def watch(one: Bench, seconds: int) -> list[Seen]:
+async def watch(one: Harness, seconds: int) -> list[Seen]:
     """Let time pass, and return the messages of that time."""
     seen, known = [], {data["sequence"] for data in await one.unsent()}
     for second in range(POLL_SECONDS, seconds + 1, POLL_SECONDS):
@@ -44,7 +44,7 @@ def seconds(seen: list[Seen]) -> list[int]:
     return [message.second for message in seen]
 
 
-async def test_heartbeats_slow_down_ten_minutes_after_the_start(one: Bench) -> None:
+async def test_heartbeats_slow_down_ten_minutes_after_the_start(one: Harness) -> None:
     seen = await watch(one, 3600)
     assert seconds(seen) == [*range(10, 611, 60), *range(910, 3600, 300)]
     assert [message.stated_seconds for message in seen] == [60] * 10 + [300] * 10
@@ -52,7 +52,7 @@ async def test_heartbeats_slow_down_ten_minutes_after_the_start(one: Bench) -> N
         assert following.second - message.second == message.stated_seconds
 
 
-async def test_a_change_makes_them_frequent_again_at_once(one: Bench) -> None:
+async def test_a_change_makes_them_frequent_again_at_once(one: Harness) -> None:
     await watch(one, 1500)
     one.server.rows[READONLY] = "1"
     seen = await watch(one, 1200)
@@ -61,7 +61,7 @@ async def test_a_change_makes_them_frequent_again_at_once(one: Bench) -> None:
     assert [message.stated_seconds for message in seen] == [60] * 10 + [300] * 2
 
 
-async def test_a_restart_makes_them_frequent_again_and_keeps_the_numbers(one: Bench) -> None:
+async def test_a_restart_makes_them_frequent_again_and_keeps_the_numbers(one: Harness) -> None:
     before = await watch(one, 1500)
     one.start()
     seen = await watch(one, 660)
@@ -72,7 +72,7 @@ async def test_a_restart_makes_them_frequent_again_and_keeps_the_numbers(one: Be
 
 
 async def test_a_service_of_several_replicas_slows_down_too(tmp_path: Path) -> None:
-    async with bench(tmp_path, "r-0", "r-1") as several:
+    async with harness(tmp_path, "r-0", "r-1") as several:
         for _ in range(70):
             await several.poll(POLL_SECONDS)
         unsent = await several.unsent()
@@ -87,14 +87,14 @@ async def test_a_service_of_several_replicas_slows_down_too(tmp_path: Path) -> N
 
 
 @pytest.fixture
-async def brittle(tmp_path: Path) -> AsyncIterator[tuple[Bench, Brittle]]:
+async def brittle(tmp_path: Path) -> AsyncIterator[tuple[Harness, Brittle]]:
     clock = FakeClock()
     async with Brittle(tmp_path, max_bytes=MORE_BYTES, clock=clock) as spool:
-        yield Bench(spool, clock, {"r-0": healthy()}), spool
+        yield Harness(spool, clock, {"r-0": healthy()}), spool
 
 
 async def test_a_change_that_was_lost_without_room_makes_them_frequent_again(
-    brittle: tuple[Bench, Brittle],
+    brittle: tuple[Harness, Brittle],
 ) -> None:
     one, spool = brittle
     await watch(one, 1500)
@@ -110,7 +110,7 @@ async def test_a_change_that_was_lost_without_room_makes_them_frequent_again(
 
 
 async def test_a_heartbeat_for_which_there_was_no_room_comes_with_the_next_poll(
-    brittle: tuple[Bench, Brittle],
+    brittle: tuple[Harness, Brittle],
 ) -> None:
     one, spool = brittle
     await watch(one, 1510)  # the next one is due in 300 s
@@ -121,7 +121,7 @@ async def test_a_heartbeat_for_which_there_was_no_room_comes_with_the_next_poll(
 
 
 async def test_after_a_commit_whose_answer_is_lost_the_stated_time_counts(
-    brittle: tuple[Bench, Brittle],
+    brittle: tuple[Harness, Brittle],
 ) -> None:
     one, spool = brittle
     await watch(one, 1510)

@@ -19,8 +19,8 @@ from byoc_agents.state.probes import REUSE_SECONDS, Prober
 from byoc_agents.state.thresholds import DEFAULTS, ReasonCode
 from lab.fakes.core import FakeClock
 from lab.fakes.state import HEALTHY, ScriptedServer
-from tests.unit.state.assess_story import Story, codes, up
-from tests.unit.state.exporter_bench import Bench, bench
+from tests.unit.state.assess_harness import Polls, codes, up
+from tests.unit.state.exporter_harness import Harness, harness
 
 TOO_MANY_QUERIES = ClickHouseServerError("status 500", 202)
 UNIX_TIME = "1795460814"
@@ -36,15 +36,15 @@ NO_ANSWERS: list[ClickHouseError] = [
 
 
 @pytest.fixture
-async def one(tmp_path: Path) -> AsyncIterator[Bench]:
-    async with bench(tmp_path) as made:
+async def one(tmp_path: Path) -> AsyncIterator[Harness]:
+    async with harness(tmp_path) as made:
         # an older server, whose detached parts are a query of their own
         del made.server.rows["system.asynchronous_metrics.NumberOfDetachedParts"]
         made.server.rows["system.detached_parts.detached"] = "0"
         yield made
 
 
-async def poll_until_slow(one: Bench) -> None:
+async def poll_until_slow(one: Harness) -> None:
     """Poll until the slow queries are due at the next poll."""
     for _ in range(6):
         await one.poll()
@@ -53,7 +53,7 @@ async def poll_until_slow(one: Bench) -> None:
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("error", NO_ANSWERS, ids=str)
 async def test_one_query_without_an_answer_changes_nothing(
-    one: Bench, source: ProbeSource, error: ClickHouseError
+    one: Harness, source: ProbeSource, error: ClickHouseError
 ) -> None:
     await poll_until_slow(one)
     one.server.broken = {source: error}
@@ -68,7 +68,7 @@ async def test_one_query_without_an_answer_changes_nothing(
 
 @pytest.mark.parametrize("source", SOURCES)
 async def test_two_queries_in_a_row_without_an_answer_count_and_one_answer_clears_them(
-    one: Bench, source: ProbeSource
+    one: Harness, source: ProbeSource
 ) -> None:
     await poll_until_slow(one)
     one.server.broken = {source: TOO_MANY_QUERIES}
@@ -86,7 +86,7 @@ async def test_two_queries_in_a_row_without_an_answer_count_and_one_answer_clear
 
 @pytest.mark.parametrize("source", queries.SLOW)
 async def test_a_slow_query_over_its_limit_is_asked_once_more_and_then_every_minute(
-    one: Bench, source: ProbeSource
+    one: Harness, source: ProbeSource
 ) -> None:
     await poll_until_slow(one)
     one.server.broken = {source: ClickHouseTimeoutError("none in 5 s")}
@@ -113,12 +113,12 @@ async def test_figures_of_a_query_without_an_answer_stay_for_one_poll_only() -> 
     assert second.sources[ProbeSource.DISKS] is SourceResult.FAILED
 
 
-async def test_an_old_answer_is_not_used_and_the_poll_decides_nothing(one: Bench) -> None:
+async def test_an_old_answer_is_not_used_and_the_poll_decides_nothing(one: Harness) -> None:
     await one.poll()
-    one.die()
+    one.stop_server()
     await one.poll()
     await one.poll(REUSE_SECONDS + 1)
-    one.live()
+    one.start_server()
     one.server.broken = {ProbeSource.DISKS: TOO_MANY_QUERIES}
     await one.poll()
     assert one.status["sources"][ProbeSource.DISKS] == "pending"
@@ -127,7 +127,7 @@ async def test_an_old_answer_is_not_used_and_the_poll_decides_nothing(one: Bench
     assert [state for _, state in await one.said()] == ["running", "failed", "running"]
 
 
-async def test_the_counters_of_a_server_before_its_restart_are_not_used(one: Bench) -> None:
+async def test_the_counters_of_a_server_before_its_restart_are_not_used(one: Harness) -> None:
     one.server.rows["system.events.RejectedInserts"] = "50"
     await one.poll()
     one.server.rows |= {"uptime": "200", "system.events.RejectedInserts": "0"}
@@ -141,7 +141,7 @@ async def test_the_counters_of_a_server_before_its_restart_are_not_used(one: Ben
 async def test_a_first_poll_with_an_unanswered_query_is_published_with_the_second(
     tmp_path: Path, source: ProbeSource
 ) -> None:
-    async with bench(tmp_path) as one:
+    async with harness(tmp_path) as one:
         del one.server.rows["system.asynchronous_metrics.NumberOfDetachedParts"]
         one.server.rows["system.detached_parts.detached"] = "0"
         one.server.broken = {source: TOO_MANY_QUERIES}
@@ -152,7 +152,7 @@ async def test_a_first_poll_with_an_unanswered_query_is_published_with_the_secon
         assert await one.said() == [("transition", "running")]
 
 
-async def test_a_missing_grant_counts_at_once(one: Bench) -> None:
+async def test_a_missing_grant_counts_at_once(one: Harness) -> None:
     await one.poll()
     one.server.broken = {ProbeSource.ERRORS: ClickHouseServerError("status 403", 497)}
     await one.poll()
@@ -160,7 +160,7 @@ async def test_a_missing_grant_counts_at_once(one: Bench) -> None:
 
 
 async def test_a_server_that_refuses_every_query_is_still_failing_after_five_seconds(
-    one: Bench,
+    one: Harness,
 ) -> None:
     await one.poll()
     one.server.query_error = TOO_MANY_QUERIES
@@ -177,7 +177,7 @@ async def test_a_server_that_refuses_every_query_is_still_failing_after_five_sec
 @pytest.mark.parametrize("delay", [UNIX_TIME, "315360000", str(2**64 - 1), str(2**63), "-1"])
 @pytest.mark.parametrize("polls", [1, 60])
 async def test_a_delay_that_is_not_possible_is_not_a_lag(
-    one: Bench, delay: str, polls: int
+    one: Harness, delay: str, polls: int
 ) -> None:
     await one.poll()
     one.server.rows |= {
@@ -199,16 +199,16 @@ async def test_the_delay_of_a_table_that_is_not_possible_hides_no_other_tables_l
     del server.rows[DELAY]
     figures = (await Prober(server, clock=FakeClock()).observe()).figures
     assert (figures.replication_lag_seconds, figures.replication_lag_unknown) == (900, True)
-    found = Story().stays(up(replication_lag_seconds=900, replication_lag_unknown=True))
+    found = Polls().stays(up(replication_lag_seconds=900, replication_lag_unknown=True))
     assert codes(found) == [ReasonCode.REPLICATION_LAG]
 
 
 def test_an_unknown_lag_of_a_table_does_not_end_the_reason() -> None:
-    story = Story()
-    story.stays(up(replication_lag_seconds=900))
+    polls = Polls()
+    polls.stays(up(replication_lag_seconds=900))
     unknown = up(replication_lag_seconds=0, replication_lag_unknown=True)
-    assert codes(story.stays(unknown)) == [ReasonCode.REPLICATION_LAG]
-    assert story.stays(up()).healthy
+    assert codes(polls.stays(unknown)) == [ReasonCode.REPLICATION_LAG]
+    assert polls.stays(up()).healthy
 
 
 @pytest.mark.parametrize(
@@ -222,14 +222,14 @@ def test_a_lag_is_held_for_a_minute_as_in_the_charts_rule(
     code: ReasonCode, figures: dict[str, Any]
 ) -> None:
     assert DEFAULTS[code].hold_seconds == 60
-    story = Story()
-    assert story.see(up(**figures)).healthy
-    assert story.see(up(**figures), after=59).healthy
-    assert codes(story.see(up(**figures), after=1)) == [code]
+    polls = Polls()
+    assert polls.see(up(**figures)).healthy
+    assert polls.see(up(**figures), after=59).healthy
+    assert codes(polls.see(up(**figures), after=1)) == [code]
 
 
 def test_a_pending_source_leaves_the_state_as_it_was() -> None:
-    story = Story()
-    story.memory = Memory(state=ServiceState.DEGRADED)
-    found = story.see(up(sources={ProbeSource.DISKS: SourceResult.PENDING}))
+    polls = Polls()
+    polls.memory = Memory(state=ServiceState.DEGRADED)
+    found = polls.see(up(sources={ProbeSource.DISKS: SourceResult.PENDING}))
     assert (found.state, found.confirmed) == (ServiceState.DEGRADED, False)

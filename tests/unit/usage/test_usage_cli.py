@@ -17,10 +17,10 @@ from byoc_agents.errors import Reason
 from byoc_agents.ledger import FileLedger
 from byoc_agents.usage import main
 from byoc_agents.usage.page import GAP_MEANINGS
-from lab.fakes.billing import NOON_MS, Story, eventful, objects
+from lab.fakes.billing import NOON_MS, ReplicaHistory, eventful, objects
 from lab.fakes.core import START_MS, FakeClock
 from tests.unit.ledger.ledger_fakes import QuickDisk
-from tests.unit.report.ledger_story import send, trouble
+from tests.unit.report.ledger_example import send, trouble
 
 BEFORE_MIDNIGHT_MS = NOON_MS + (11 * 60 + 50) * 60_000
 Run = Callable[..., tuple[int, str, str]]
@@ -49,7 +49,7 @@ def stored(root: Path, messages: Sequence[Message]) -> Path:
 
 def two_days() -> list[UsageRecord]:
     """Return 41 records: ten minutes before midnight, and the others after it."""
-    return list(eventful(Story(now_ms=BEFORE_MIDNIGHT_MS, born_ms=BEFORE_MIDNIGHT_MS)))
+    return list(eventful(ReplicaHistory(now_ms=BEFORE_MIDNIGHT_MS, born_ms=BEFORE_MIDNIGHT_MS)))
 
 
 def figures(out: str) -> Any:
@@ -121,11 +121,11 @@ def test_a_gap_counts_where_no_other_record_covers_it(run: Run, tmp_path: Path) 
         "target_restarted": 5,
         "target_unreadable": 60,
     }
-    assert second["covered_gap_seconds"] == 6 * 60 - 5  # of the container's life, recorded before
+    assert second["covered_gap_seconds"] == 6 * 60 - 5  # of the container's uptime, recorded before
 
 
 def test_a_service_has_the_sums_of_its_days(run: Run, tmp_path: Path) -> None:
-    records = [*two_days(), *eventful(Story(service_id="service-2", seed=5))]
+    records = [*two_days(), *eventful(ReplicaHistory(service_id="service-2", seed=5))]
     usage = figures(run(stored(tmp_path, objects(records)), "--json")[1])
     assert [one["service_id"] for one in usage["services"]] == ["service-1", "service-2"]
     for total in usage["services"]:

@@ -192,9 +192,9 @@ def _v1_at(search: _Search, path: Path) -> Hierarchy:
         if path.is_relative_to(mount.point) and mount.names != {UNIFIED}:
             below = path.relative_to(mount.point)
             for other in search.own_mounts:
-                twin = other.point / below
-                if twin.is_dir() and not search.refusal(twin):
-                    found |= dict.fromkeys(other.names, twin)
+                same = other.point / below
+                if same.is_dir() and not search.refusal(same):
+                    found |= dict.fromkeys(other.names, same)
             found |= dict.fromkeys(mount.names, path)
     for name, file in _FILES_V1.items():  # an unknown mount, or controllers mounted together
         if (path / file).exists():

@@ -25,9 +25,9 @@ from byoc_agents.delivery.sink import Sink
 from byoc_agents.durable.spool import Spool
 from byoc_agents.ledger import FileLedger
 from byoc_agents.state.message import StateIdentity as Speaker
+from byoc_agents.state.message_stream import MessageStream
 from byoc_agents.state.poller import Exporter, PolledReplica
 from byoc_agents.state.probes import Prober
-from byoc_agents.state.stream import Stream
 from byoc_agents.state.thresholds import DEFAULTS, ReasonCode, Threshold, Thresholds
 from lab.fakes.core import FakeClock
 from lab.fakes.scrapers import make_scraper
@@ -48,8 +48,8 @@ RULES = Rules(
 
 
 @dataclass
-class Life:
-    """One run of one daemon: what it has on disk, and the clock it lives by."""
+class DaemonRun:
+    """One run of one daemon: what it has on disk, and its clock."""
 
     daemon: str
     spool: Spool
@@ -72,7 +72,7 @@ class Life:
 
 
 @asynccontextmanager
-async def life(state_dir: Path, daemon: str, clock: FakeClock) -> AsyncIterator[Life]:
+async def open_run(state_dir: Path, daemon: str, clock: FakeClock) -> AsyncIterator[DaemonRun]:
     """Open what a daemon has on disk, in the order in which `byoc_agents.app.context` does."""
     async with AsyncExitStack() as stack:
         directory = state_dir / daemon
@@ -80,7 +80,7 @@ async def life(state_dir: Path, daemon: str, clock: FakeClock) -> AsyncIterator[
         await stack.enter_async_context(spool)
         ledger = FileLedger(directory / "ledger", clock=clock, max_bytes=BOUND)
         await stack.enter_async_context(ledger)
-        yield Life(daemon, spool, ledger, clock)
+        yield DaemonRun(daemon, spool, ledger, clock)
 
 
 class OneCore:
@@ -105,8 +105,8 @@ class OneCore:
         """Nothing to close."""
 
 
-def scraper(life: Life) -> Scraper:
-    """Return the scraper of a life, as `byoc_agents.billing.daemon` puts it together."""
+def scraper(run: DaemonRun) -> Scraper:
+    """Return the scraper of a run, as `byoc_agents.billing.daemon` puts it together."""
     who = UsageIdentity(
         organization_id="org",
         service_id="svc",
@@ -116,52 +116,52 @@ def scraper(life: Life) -> Scraper:
         container_name="clickhouse",
     )
     return make_scraper(
-        OneCore(life.clock),
+        OneCore(run.clock),
         Recorder(identity=who, sample_ms=SAMPLE_SECONDS * 1000),
         Intervals(sample_ms=SAMPLE_SECONDS * 1000, window_ms=60_000, seal_ms=300_000),
-        life.spool,
-        life.clock,
-        life.metrics,
+        run.spool,
+        run.clock,
+        run.metrics,
     )
 
 
-async def ticks(life: Life, source: Scraper | Exporter, count: int) -> None:
+async def ticks(run: DaemonRun, source: Scraper | Exporter, count: int) -> None:
     """Let that many sample intervals go by."""
     for _ in range(count):
-        await life.clock.advance(SAMPLE_SECONDS)
+        await run.clock.advance(SAMPLE_SECONDS)
         await source.tick()
 
 
-def exporter(life: Life, *, readonly: bool) -> Exporter:
-    """Return the exporter of a life, with a server that is well or has a read-only replica."""
+def exporter(run: DaemonRun, *, readonly: bool) -> Exporter:
+    """Return the exporter of a run, with a server that is well or has a read-only replica."""
     rows = HEALTHY | {"system.metrics.ReadonlyReplica": str(int(readonly))}
-    prober = Prober(ScriptedServer(rows=rows), clock=life.clock)
-    stream = Stream(
+    prober = Prober(ScriptedServer(rows=rows), clock=run.clock)
+    stream = MessageStream(
         STATE,
         "state/replica/replica-0",
         intervals=HeartbeatIntervals(30, 30),
-        spool=life.spool,
-        clock=life.clock,
-        metrics=life.metrics,
+        spool=run.spool,
+        clock=run.clock,
+        metrics=run.metrics,
     )
     return Exporter(
         who=Speaker(organization_id="org", service_id="svc", region="eu-west-1"),
         replicas=[PolledReplica("replica-0", prober, stream)],
         thresholds=Thresholds(by_code={**DEFAULTS, ReasonCode.READONLY_REPLICA: Threshold(1, 0)}),
         poll_seconds=SAMPLE_SECONDS,
-        clock=life.clock,
+        clock=run.clock,
     )
 
 
-def relay(life: Life) -> Relay:
-    """Return the relay of a life."""
-    return Relay(RULES, life.spool, life.clock, Counts(life.metrics, ALERTS))
+def relay(run: DaemonRun) -> Relay:
+    """Return the relay of a run."""
+    return Relay(RULES, run.spool, run.clock, Counts(run.metrics, ALERTS))
 
 
 def notification(*alerts: tuple[str, str]) -> bytes:
     """Return what Alertmanager would send for these names and statuses."""
-    told = [_alert(name, status) for name, status in alerts]
-    return json.dumps({"version": "4", "receiver": "byoc", "alerts": told}).encode()
+    described = [_alert(name, status) for name, status in alerts]
+    return json.dumps({"version": "4", "receiver": "byoc", "alerts": described}).encode()
 
 
 def _alert(name: str, status: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Two days of three agents as they would have written them, bodies and all."""
+"""Two days of three daemons as they would have written them, bodies and all."""
 
 from collections.abc import Sequence
 from decimal import Decimal
@@ -22,8 +22,10 @@ CONTROL_PLANE = "https://api.control-plane.example/v1/events"
 MINUTE_MS = 60_000
 
 
-async def story(state_dir: Path, hours: int = 30, *, keep_bodies: bool = True) -> Path:
-    """Write the ledgers of the three agents below the directory."""
+async def write_example_ledger(
+    state_dir: Path, hours: int = 30, *, keep_bodies: bool = True
+) -> Path:
+    """Write the ledgers of the three daemons below the directory."""
     clock = FakeClock(wall_ms=START_MS)
     made = [
         FileLedger(

@@ -1,4 +1,4 @@
-"""Begin and end each fault. Every act is a context manager that repairs the damage it does."""
+"""Begin and end each fault. Each is a context manager that repairs the damage it does."""
 
 import os
 import random
@@ -14,11 +14,11 @@ from lab.chaos import scripts
 from lab.chaos.daemon import Daemon
 from lab.chaos.damage import damage, held
 from lab.chaos.dead import resent
+from lab.chaos.environment import Environment
 from lab.chaos.machine import Clock, Disk
 from lab.chaos.outages import Outage, seen
 from lab.chaos.plan import DAMAGE, LINK, Fault
 from lab.chaos.target import Target
-from lab.chaos.world import World
 from lab.real.parts.process import RealProcess
 from lab.real.scraper import eventually, passed
 
@@ -27,10 +27,10 @@ PROGRESS_SECONDS = 60.0  # between two lines of a run
 
 
 @dataclass
-class Stage:
+class SystemUnderTest:
     """The processes, paths and devices that the faults act on."""
 
-    world: World
+    environment: Environment
     daemons: list[Daemon]
     disk: Disk
     clock: Clock
@@ -61,28 +61,28 @@ class Stage:
             self.dead.update(resent(self.state_dir))
 
 
-def act(stage: Stage, fault: Fault) -> AbstractContextManager[None]:
+def inject_fault(system: SystemUnderTest, fault: Fault) -> AbstractContextManager[None]:
     """Return the context manager of a fault."""
-    rng = random.Random(fault.dice)
+    rng = random.Random(fault.seed)
     match fault.lane:
         case "daemons":
-            return _daemons(stage, fault, rng)
+            return _daemons(system, fault, rng)
         case "disk":
-            return stage.disk.full() if fault.kind == "full" else _read_only(stage)
+            return system.disk.full() if fault.kind == "full" else _read_only(system)
         case "clock":
-            return _stepped(stage.clock, fault)
+            return _stepped(system.clock, fault)
         case "target":
-            return _target(stage.target, fault.kind)
+            return _target(system.target, fault.kind)
         case "parts":
-            return _part(stage, fault.kind)
+            return _part(system, fault.kind)
         case lane:
-            return _link(stage, lane, fault.kind, rng)
+            return _link(system, lane, fault.kind, rng)
 
 
 @contextmanager
-def _link(stage: Stage, lane: str, kind: str, rng: random.Random) -> Iterator[None]:
+def _link(system: SystemUnderTest, lane: str, kind: str, rng: random.Random) -> Iterator[None]:
     """Misbehave, then cut hanging requests, so that the next fault begins on a free path."""
-    link = stage.world.links[lane]
+    link = system.environment.links[lane]
     if kind == "cut":
         link.cut()
         yield
@@ -92,22 +92,22 @@ def _link(stage: Stage, lane: str, kind: str, rng: random.Random) -> Iterator[No
     with link.behaving(scripts.script(lane, kind, rng)):
         yield
     if kind == "rejected":
-        stage.resend()
+        system.resend()
     if kind in {"hang", "drip"}:
         link.cut()
         link.mend()
 
 
 @contextmanager
-def _daemons(stage: Stage, fault: Fault, rng: random.Random) -> Iterator[None]:
+def _daemons(system: SystemUnderTest, fault: Fault, rng: random.Random) -> Iterator[None]:
     if fault.kind in DAMAGE:  # a disk that takes no writes cannot be written to by us either
         with suppress(AssertionError):
-            eventually(lambda: not stage.disk.troubled, SOUND_DISK_SECONDS)
-    with stage.lock:
-        chosen = rng.choice(stage.daemons)
+            eventually(lambda: not system.disk.troubled, SOUND_DISK_SECONDS)
+    with system.lock:
+        chosen = rng.choice(system.daemons)
         match fault.kind:
             case "kill_all":
-                for one in stage.daemons:
+                for one in system.daemons:
                     one.send(signal.SIGKILL)
             case "kill" | "kill_twice":
                 chosen.send(signal.SIGKILL)
@@ -124,44 +124,44 @@ def _daemons(stage: Stage, fault: Fault, rng: random.Random) -> Iterator[None]:
             case "terminate":
                 chosen.send(signal.SIGTERM)
             case kind:
-                _damage(stage, chosen, kind, rng)
+                _damage(system, chosen, kind, rng)
     yield
 
 
-def _damage(stage: Stage, daemon: Daemon, kind: str, rng: random.Random) -> None:
+def _damage(system: SystemUnderTest, daemon: Daemon, kind: str, rng: random.Random) -> None:
     """Kill or stop a daemon, and damage the file of one of its spools."""
     ends = (signal.SIGKILL, signal.SIGTERM)  # the second leaves no journal
     with daemon.down(signal.SIGKILL if kind.startswith("journal_") else rng.choice(ends)):
         name = rng.choice(daemon.names)
-        spool = stage.state_dir / name / "spool.db"
-        if stage.disk.troubled or not spool.exists():
+        spool = system.state_dir / name / "spool.db"
+        if system.disk.troubled or not spool.exists():
             return
         before = held(spool)
-        stage.damaged.append(f"{name} {kind}")
+        system.damaged.append(f"{name} {kind}")
         with suppress(OSError):  # it got full or read-only just now
             damage(spool, kind, rng)
         after = (
             held(spool) if kind.startswith("journal_") else {}
         )  # the rest must still be delivered
-        stage.at_risk |= {one: body for one, body in before.items() if one not in after}
+        system.at_risk |= {one: body for one, body in before.items() if one not in after}
 
 
 @contextmanager
-def _read_only(stage: Stage) -> Iterator[None]:
+def _read_only(system: SystemUnderTest) -> Iterator[None]:
     """Break the file system; repair it while no daemon runs, as a restart of the node does.
 
     No daemon may be inside an fdatasync when it breaks: ext4 can then answer that all is on the
     disk when it is not (`python -m lab.real.ext4_abort`), which nobody can see or undo.
     """
-    with stage.lock, ExitStack() as still:
-        for one in stage.daemons:
+    with system.lock, ExitStack() as still:
+        for one in system.daemons:
             still.enter_context(one.still())
-        stage.disk.break_()
+        system.disk.break_()
     yield
-    with stage.lock, ExitStack() as down:
-        for one in stage.daemons:
+    with system.lock, ExitStack() as down:
+        for one in system.daemons:
             down.enter_context(one.down(signal.SIGTERM))
-        stage.disk.repair()
+        system.disk.repair()
 
 
 @contextmanager
@@ -187,28 +187,28 @@ def _target(target: Target, kind: str) -> Iterator[None]:
 
 
 @contextmanager
-def _part(stage: Stage, kind: str) -> Iterator[None]:
-    world, began = stage.world, time.monotonic()
+def _part(system: SystemUnderTest, kind: str) -> Iterator[None]:
+    environment, began = system.environment, time.monotonic()
     match kind:
         case "clickhouse_killed":
-            world.clickhouse.kill()
+            environment.clickhouse.kill()
             yield
-            stage.note_outage(kind, began)
-            world.clickhouse.start()
+            system.note_outage(kind, began)
+            environment.clickhouse.start()
         case "clickhouse_paused":
-            with _frozen(world.clickhouse):
+            with _frozen(environment.clickhouse):
                 yield
-                stage.note_outage(kind, began)
+                system.note_outage(kind, began)
         case "aws_paused":
-            with _frozen(world.aws.server):
+            with _frozen(environment.aws.server):
                 yield
         case "aws_killed":
-            with world.without_aws():
+            with environment.without_aws():
                 yield
         case _:
-            world.alertmanager.kill()
+            environment.alertmanager.kill()
             yield
-            world.alertmanager.start()
+            environment.alertmanager.start()
 
 
 @contextmanager
@@ -230,10 +230,10 @@ def _joined(threads: Sequence[threading.Thread], seconds: float) -> None:
 class Lanes:
     """Executes a plan with one thread per lane."""
 
-    def __init__(self, stage: Stage, faults: tuple[Fault, ...]) -> None:
+    def __init__(self, system: SystemUnderTest, faults: tuple[Fault, ...]) -> None:
         self.done: list[Fault] = []
         self.errors: list[str] = []
-        self._stage = stage
+        self._system = system
         self._faults = faults
 
     def run(self) -> None:
@@ -254,7 +254,7 @@ class Lanes:
                 continue
             passed(max(0.0, began + fault.at_seconds - time.monotonic()))
             try:
-                with act(self._stage, fault):
+                with inject_fault(self._system, fault):
                     passed(fault.seconds)
             except Exception as error:  # noqa: BLE001  a thread's end: the run reports it
                 self.errors.append(f"{fault}: {error!r}")

@@ -1,4 +1,4 @@
-"""One life of a state exporter in a process of its own, on simulated time, that can be killed.
+"""One run of a state exporter in a process of its own, on simulated time, that can be killed.
 
 Everything but time and the watched server is real: exporter, spool file, shipper, botocore. A fuse
 sends SIGKILL to the process itself at the n-th durable write or send. Forked from a server that
@@ -25,9 +25,9 @@ from byoc_agents.egress.destinations import sqs_destination
 from byoc_agents.egress.gate import Gate
 from byoc_agents.sinks.sqs import SqsSink
 from byoc_agents.state.message import StateIdentity
+from byoc_agents.state.message_stream import MessageStream
 from byoc_agents.state.poller import Exporter, PolledReplica
 from byoc_agents.state.probes import Prober
-from byoc_agents.state.stream import Stream
 from byoc_agents.state.thresholds import DEFAULTS, ReasonCode, Threshold, Thresholds
 from lab.fakes.core import NullLedger
 from lab.fakes.state import HEALTHY, ScriptedServer
@@ -46,7 +46,7 @@ def readonly(second: int) -> bool:
 
 
 @dataclass(frozen=True)
-class Life:
+class ExporterRun:
     """The work of one process. Picklable."""
 
     directory: Path
@@ -56,12 +56,12 @@ class Life:
     ticks: int
     burn_at: int = 0  # the step at which the fuse kills; 0 = never
     finish: bool = False  # drain at the end
-    ship: bool = True  # False: nothing can be sent in this life
+    ship: bool = True  # False: nothing can be sent in this run
     patience_seconds: float = 30.0  # for an answer; a send that times out makes fewer steps
 
 
 class SimClock:
-    """Time that passes by the life's own hand."""
+    """Time that only the run itself moves."""
 
     boot_id = "boot"
 
@@ -128,19 +128,19 @@ class FusedSink:
         return outcomes
 
 
-def live(life: Life) -> None:
+def run_exporter(run: ExporterRun) -> None:
     """Be that process; exit code 0 when it was not killed."""
-    configure("error", open(os.devnull, "w"))  # noqa: PTH123, SIM115  for the process's life
-    asyncio.run(_live(life))
+    configure("error", open(os.devnull, "w"))  # noqa: PTH123, SIM115  open while the process runs
+    asyncio.run(_run_exporter(run))
 
 
-async def _live(life: Life) -> None:
-    clock, fuse, metrics = SimClock(life.start_second), Fuse(life.burn_at), Metrics()
-    gate = Gate([sqs_destination(life.queue_url)])
-    spool = FusedSpool(life.directory, max_bytes=1 << 20, clock=clock)
-    spool.fuse, spool.journal = fuse, life.journal
+async def _run_exporter(run: ExporterRun) -> None:
+    clock, fuse, metrics = SimClock(run.start_second), Fuse(run.burn_at), Metrics()
+    gate = Gate([sqs_destination(run.queue_url)])
+    spool = FusedSpool(run.directory, max_bytes=1 << 20, clock=clock)
+    spool.fuse, spool.journal = fuse, run.journal
     aws = aws_session(gate, HERE)
-    patience, url = life.patience_seconds, life.queue_url
+    patience, url = run.patience_seconds, run.queue_url
     sqs = SqsSink(aws, gate, url, region=HERE, attempt_seconds=2 * patience, read_timeout=patience)
     async with spool, sqs:
         server = ScriptedServer(rows=dict(HEALTHY))
@@ -153,20 +153,20 @@ async def _live(life: Life) -> None:
             clock=clock,
             metrics=metrics,
         )
-        for _ in range(life.ticks):
+        for _ in range(run.ticks):
             clock.second += POLL_SECONDS
             server.rows["system.metrics.ReadonlyReplica"] = str(int(readonly(clock.second)))
             await exporter.tick()
-            if life.ship:
+            if run.ship:
                 await shipper.attempt()
-        if life.finish:
+        if run.finish:
             for _ in range(MAX_ATTEMPTS):
                 await shipper.attempt()
             assert spool.totals.records == 0, "not drained"
 
 
 def _exporter(server: ScriptedServer, spool: Spool, clock: SimClock, metrics: Metrics) -> Exporter:
-    stream = Stream(
+    stream = MessageStream(
         "state-exporter",
         "state/replica/r-0",
         intervals=HeartbeatIntervals(30, 30),
@@ -183,5 +183,5 @@ def _exporter(server: ScriptedServer, spool: Spool, clock: SimClock, metrics: Me
     )
 
 
-with contextlib.suppress(Exception):  # warm what every life needs, in the server it is forked from
+with contextlib.suppress(Exception):  # warm what every run needs, in the server it is forked from
     aws_session(Gate([]), HERE).get_component("data_loader").load_service_model("sqs", "service-2")

@@ -61,7 +61,7 @@ class SpoolHandle:
         return getattr(self.spool, name)
 
 
-class Bench:
+class Harness:
     """A scraper on a spool that can be opened again."""
 
     def __init__(self, directory: Path) -> None:

@@ -16,7 +16,7 @@ from byoc_agents.ledger.query import Filter, events
 from byoc_control_plane.bucket import ExistsError
 from byoc_control_plane.handover import Importer
 from lab.control_plane.memory_store import MemoryStore
-from lab.fakes.billing import Story, objects
+from lab.fakes.billing import ReplicaHistory, objects
 from lab.fakes.core import START_MS, FakeClock
 
 CUSTOMER = Ed25519PrivateKey.from_private_bytes(b"c" * 32)
@@ -40,7 +40,7 @@ class MemoryBucket:
         self.headers[key] = (content_type, encoding)
 
 
-class World:
+class Harness:
     """One state directory, one receiver, and every file so far."""
 
     def __init__(self, directory: Path, organization: str = "org-1") -> None:
@@ -52,7 +52,7 @@ class World:
         self.store = MemoryStore()
         self.exports: list[bytes] = []
         self.receipts: list[bytes] = []
-        self.story = Story(organization_id=organization)
+        self.history = ReplicaHistory(organization_id=organization)
         self.importer = self.importer_of(organization)
 
     def importer_of(self, organization: str) -> Importer:
@@ -77,7 +77,7 @@ class World:
             store.apply(WriteBatch(messages=messages))
 
     def add_objects(self, count: int) -> list[Message]:
-        made = objects([self.story.measured() for _ in range(count)], size=1)
+        made = objects([self.history.measured() for _ in range(count)], size=1)
         self.add(*made)
         return made
 

@@ -1,4 +1,4 @@
-"""One life of a billing scraper in a process of its own, on simulated time, that can be killed.
+"""One run of a billing scraper in a process of its own, on simulated time, that can be killed.
 
 Everything but time and the target is real: the scraper, the spool's file, the shipper, botocore.
 A fuse sends SIGKILL to the process itself at the n-th step of seal, put and ack; a parent may send
@@ -39,12 +39,12 @@ os.environ |= {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}
 
 
 def cpu_usec(second: int) -> int:
-    """Return the truth: the target's counter, `second` seconds after the world began."""
+    """Return the truth: the target's counter, `second` seconds after the test began."""
     return 77_000_000 + second * 1_400_000 + second * second * 11
 
 
 @dataclass(frozen=True)
-class Life:
+class ScraperRun:
     """The work of one process. Picklable."""
 
     directory: Path
@@ -152,27 +152,27 @@ class NoLedger:
     ) -> None: ...
 
 
-def live(life: Life) -> None:
-    """Be that process; exit code 0 when it was not killed."""
-    configure("error", open(os.devnull, "w"))  # noqa: PTH123, SIM115  for the process's life
-    if life.max_file_bytes:
+def run_scraper(run: ScraperRun) -> None:
+    """Run the scraper in this process; exit code 0 when it was not killed."""
+    configure("error", open(os.devnull, "w"))  # noqa: PTH123, SIM115  open while the process runs
+    if run.max_file_bytes:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (life.max_file_bytes, life.max_file_bytes))
-    asyncio.run(_live(life))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (run.max_file_bytes, run.max_file_bytes))
+    asyncio.run(_run_scraper(run))
 
 
-async def _live(life: Life) -> None:
-    clock, fuse, metrics = SimClock(life.start_second), Fuse(life.burn_at), Metrics()
-    gate = Gate([s3_destination("bucket", "us-east-1", life.endpoint_url)])
-    spool = FusedSpool(life.directory, max_bytes=1 << 20, clock=clock)
+async def _run_scraper(run: ScraperRun) -> None:
+    clock, fuse, metrics = SimClock(run.start_second), Fuse(run.burn_at), Metrics()
+    gate = Gate([s3_destination("bucket", "us-east-1", run.endpoint_url)])
+    spool = FusedSpool(run.directory, max_bytes=1 << 20, clock=clock)
     spool.fuse = fuse
     s3 = S3Sink(
         aws_session(gate, "us-east-1"),
         gate,
         "bucket",
         region="us-east-1",
-        endpoint_url=life.endpoint_url,
-        attempt_seconds=life.attempt_seconds,
+        endpoint_url=run.endpoint_url,
+        attempt_seconds=run.attempt_seconds,
     )
     async with spool, s3:
         scraper = _scraper(spool, clock, metrics)
@@ -184,11 +184,11 @@ async def _live(life: Life) -> None:
             clock=clock,
             metrics=metrics,
         )
-        for _ in range(life.ticks):
+        for _ in range(run.ticks):
             clock.second += SAMPLE_SECONDS
             await scraper.tick()
             await shipper.attempt()
-        if life.finish:
+        if run.finish:
             await scraper.finish()
             for _ in range(MAX_ATTEMPTS):
                 await shipper.attempt()
@@ -215,7 +215,7 @@ IDENTITY = UsageIdentity(
     container_name="clickhouse",
 )
 
-with contextlib.suppress(Exception):  # warm what every life needs, in the server it is forked from
+with contextlib.suppress(Exception):  # warm what every run needs, in the server it is forked from
     aws_session(Gate([]), "us-east-1").get_component("data_loader").load_service_model(
         "s3", "service-2"
     )

@@ -44,7 +44,7 @@ class Relay:
 
 
 @dataclass
-class World:
+class Harness:
     relay: Relay
     url: str
     port: int
@@ -59,7 +59,7 @@ class World:
             return answer.status, await answer.text(), answer
 
 
-Make = Callable[..., AbstractAsyncContextManager[World]]
+Make = Callable[..., AbstractAsyncContextManager[Harness]]
 
 
 async def eventually(reached: Callable[[], object]) -> None:

@@ -1,4 +1,4 @@
-"""The chart's surroundings: volumes, a resolver, S3 and SQS, a control plane, secrets."""
+"""The chart's environment: volumes, a resolver, S3 and SQS, a control plane, secrets."""
 
 import json
 import secrets

@@ -19,28 +19,28 @@ from byoc_agents.sinks.s3 import addressing
 from byoc_control_plane.bucket import Bucket
 from byoc_control_plane.compactor import Compactor, Tally
 from byoc_control_plane.metrics import PlaneMetrics
-from lab.fakes.billing import Story, eventful, objects
+from lab.fakes.billing import ReplicaHistory, eventful, objects
 from lab.fakes.http import Script, serving
 from lab.fakes.s3 import FakeS3
 
-BEFORE = "2026-11-23T14"  # the stories' records are of the hours 12 and 13
+BEFORE = "2026-11-23T14"  # the histories' records are of the hours 12 and 13
 ARCHIVE = "v1/archive/date=2026-11-23/hour=12/shard-0-of-1"
 WHOLE = Shard(0, 1)
 
 
-def story(number: int, **fields: Any) -> Story:
+def history(number: int, **fields: Any) -> ReplicaHistory:
     """Return a replica of its own."""
-    return Story(replica=f"r-{number}", pod_uid=f"uid-{number}", seed=number, **fields)
+    return ReplicaHistory(replica=f"r-{number}", pod_uid=f"uid-{number}", seed=number, **fields)
 
 
 def landing(replicas: int = 3, size: int = 5) -> list[Message]:
     """Return the objects of replicas with gaps, restarts and two epochs: 41 records each."""
     return [
-        one for number in range(replicas) for one in objects(eventful(story(number)), size=size)
+        one for number in range(replicas) for one in objects(eventful(history(number)), size=size)
     ]
 
 
-class World:
+class Harness:
     """One bucket."""
 
     def __init__(self, script: Script = serving) -> None:
@@ -76,20 +76,20 @@ class World:
 @asynccontextmanager
 async def opened(
     messages: Iterable[Message] = (), script: Script = serving
-) -> AsyncIterator[World]:
-    """Yield a world with these objects. Its client tries each request once."""
-    world = World(script)
-    world.add(messages)
+) -> AsyncIterator[Harness]:
+    """Yield a harness with these objects. Its client tries each request once."""
+    harness = Harness(script)
+    harness.add(messages)
     keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
-    async with world.s3:
-        url = world.s3.url
+    async with harness.s3:
+        url = harness.s3.url
         config = aws_config(
             Gate([s3_destination("usage", "eu-west-1", url)]), s3=addressing("usage", url)
         )
         place: dict[str, Any] = {"endpoint_url": url, "region_name": "eu-west-1"}
         async with get_session().create_client("s3", config=config, **place, **keys) as client:
-            world.client = client
-            yield world
+            harness.client = client
+            yield harness
 
 
 def with_body(message: Message, body: bytes) -> Message:

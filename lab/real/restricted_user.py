@@ -75,7 +75,9 @@ def all_columns(place: Path) -> set[str]:
 
 
 @contextmanager
-def guest(place: Path, *, without: str = "none", column: str = "none") -> Iterator[Engine]:
+def restricted_user(
+    place: Path, *, without: str = "none", column: str = "none"
+) -> Iterator[Engine]:
     """Run the engine as the least-privileged user; one at a time.
 
     Leave out the grants that contain the text `without`, and `column`, written as `table.column`.
@@ -84,7 +86,7 @@ def guest(place: Path, *, without: str = "none", column: str = "none") -> Iterat
     kept = (_leave_out(column, grant) for grant in GRANTS if without not in grant)
     granted = (grant.replace(" system.", f" {VIEWS}.") for grant in kept if grant)
     grants = "".join(f"<query>{escape(grant)}</query>" for grant in granted)
-    with _session(place, "guest", profile, f"<grants>{grants}</grants>") as engine:
+    with _session(place, "restricted_user", profile, f"<grants>{grants}</grants>") as engine:
         yield engine
 
 

@@ -24,7 +24,7 @@ from byoc_agents.billing.streams import ServiceStream, checkpoint_key
 from byoc_agents.durable.spool import Spool
 from lab.fakes.core import FakeClock
 from lab.fakes.scrapers import DAEMON, make_sealer
-from tests.unit.billing.scraper_bench import recent_sends
+from tests.unit.billing.scraper_harness import recent_sends
 
 NS = 1_000_000_000
 SAMPLE_SECONDS = 20
@@ -33,18 +33,18 @@ INTERVALS = Intervals(sample_ms=SAMPLE_SECONDS * 1000, window_ms=60_000, seal_ms
 
 @dataclass
 class Server:
-    """A ClickHouse server that keeps `cores` busy. `used_usec` is the truth over all its lives."""
+    """A ClickHouse server that keeps `cores` busy. `used_usec` is the sum of its incarnations."""
 
     clock: FakeClock
     cores: float
     born_ns: int
-    life: int = 1
+    incarnation: int = 1
     base_usec: int = 0  # of its counter, when `cores` was set last
     since_ns: int = 0
     up: bool = True
     blocked: asyncio.Event | None = None  # a reading waits for it
     reads: int = 0
-    earlier_usec: int = 0  # of its earlier lives
+    earlier_usec: int = 0  # of its earlier incarnations
 
     def used_usec(self) -> int:
         return self.earlier_usec + self.cpu_usec()
@@ -54,7 +54,7 @@ class Server:
 
     def restart(self) -> None:
         self.earlier_usec += self.cpu_usec()
-        self.life += 1
+        self.incarnation += 1
         self.born_ns = self.since_ns = self.clock.boot_ns()
         self.base_usec = 0
 
@@ -67,7 +67,7 @@ class Server:
         return TargetObservation(
             Reading(
                 source="clickhouse",
-                incarnation=f"boot-1-{self.life}",
+                incarnation=f"boot-1-{self.incarnation}",
                 container_id="",
                 cpu_usec=self.cpu_usec(),
                 memory_bytes=1 << 30,
@@ -82,7 +82,7 @@ class Server:
 
 @dataclass
 class Service:
-    """The bench. `servers` has all that ever were; `names` are those in the list."""
+    """The harness. `servers` has all that ever were; `names` are those in the list."""
 
     directory: Path
     clock: FakeClock = field(default_factory=FakeClock)

@@ -10,11 +10,11 @@ from datetime import UTC, datetime
 
 import pytest
 
-from lab.cluster import world
+from lab.cluster import environment
 from lab.cluster.cluster import Cluster
+from lab.cluster.environment import CLICKHOUSE_POD, NAMESPACE, RELEASE, Received
 from lab.cluster.oracle import Billing, backlog, billing, check_ledgers, wait_drained
 from lab.cluster.reach import post_alerts
-from lab.cluster.world import CLICKHOUSE_POD, NAMESPACE, RELEASE, Received
 from lab.real.scraper import passed
 
 pytestmark = pytest.mark.cluster
@@ -31,14 +31,14 @@ HOARD = (
 @pytest.fixture(scope="module", autouse=True)
 def installed(cluster: Cluster) -> Iterator[None]:
     """Install the chart, and wait for the first records."""
-    world.install_chart(cluster)
+    environment.install_chart(cluster)
     try:
-        world.wait_for_chart(cluster)
-        with world.receiving(cluster) as received:
+        environment.wait_for_chart(cluster)
+        with environment.receiving(cluster) as received:
             cluster.wait(received.bucket.writes, "usage records", NAMESPACE)
         yield
     finally:
-        world.remove_chart(cluster)
+        environment.remove_chart(cluster)
 
 
 @contextmanager
@@ -72,7 +72,7 @@ def restarts(cluster: Cluster) -> dict[str, int]:
     """Return container -> how often it was started again."""
     return {
         one["name"]: one["restartCount"]
-        for pod in world.chart_pods(cluster)
+        for pod in environment.chart_pods(cluster)
         for kind in ("initContainerStatuses", "containerStatuses")
         for one in pod["status"].get(kind, [])
     }
@@ -91,8 +91,8 @@ def test_an_upgrade_and_a_rollback_keep_what_the_spools_hold(
         post_alerts(cluster, "monitoring", "alertmanager")
         cluster.wait(lambda: set(backlog(cluster)) == DAEMONS, "messages in every spool", NAMESPACE)
         held = backlog(cluster)
-        values = world.write_values(cluster, {"sidecars": {"shutdownGraceSeconds": 25}})
-        replaced(cluster, "upgrade", RELEASE, str(world.CHART), "-f", str(values))
+        values = environment.write_values(cluster, {"sidecars": {"shutdownGraceSeconds": 25}})
+        replaced(cluster, "upgrade", RELEASE, str(environment.CHART), "-f", str(values))
         replaced(cluster, "rollback", RELEASE)
         cluster.wait(lambda: set(backlog(cluster)) == DAEMONS, "messages in every spool", NAMESPACE)
         assert all(backlog(cluster)[name] >= held[name] for name in DAEMONS)
@@ -102,14 +102,14 @@ def test_an_upgrade_and_a_rollback_keep_what_the_spools_hold(
 
 def replaced(cluster: Cluster, command: str, *arguments: str) -> None:
     """Run Helm, and wait until all pods are new."""
-    before = {one["metadata"]["uid"] for one in world.chart_pods(cluster)}
+    before = {one["metadata"]["uid"] for one in environment.chart_pods(cluster)}
     cluster.helm(command, *arguments, "-n", NAMESPACE)
     cluster.wait(
-        lambda: not before & {one["metadata"]["uid"] for one in world.chart_pods(cluster)},
+        lambda: not before & {one["metadata"]["uid"] for one in environment.chart_pods(cluster)},
         "the end of the old pods",
         NAMESPACE,
     )
-    world.wait_for_chart(cluster)
+    environment.wait_for_chart(cluster)
 
 
 def test_a_drain_evicts_the_pod_and_loses_nothing(cluster: Cluster, received: Received) -> None:
@@ -124,7 +124,7 @@ def test_a_drain_evicts_the_pod_and_loses_nothing(cluster: Cluster, received: Re
         assert "drained" in cluster.kubectl(*drain, "--delete-emptydir-data")
     finally:
         cluster.kubectl("uncordon", NODE)
-    world.wait_for_chart(cluster)
+    environment.wait_for_chart(cluster)
     assert cluster.get("pod", CLICKHOUSE_POD, NAMESPACE)["metadata"]["uid"] != before
     found = check_nothing_lost(cluster, received)
     assert {one.gap_reason for one in found.gaps[gaps:]} <= {"target_absent", "target_unreadable"}
@@ -133,7 +133,7 @@ def test_a_drain_evicts_the_pod_and_loses_nothing(cluster: Cluster, received: Re
 def test_a_killed_kubelet_stops_nothing(cluster: Cluster) -> None:
     """With a pod at rest: records are made and sent, and the next kubelet restarts nothing."""
     before = restarts(cluster)
-    with world.receiving(cluster) as received:  # through the kubelet, so again after it
+    with environment.receiving(cluster) as received:  # through the kubelet, so again after it
         gaps = len(billing(received).gaps)
     cluster.kill("kubelet")
     killed = datetime.now(UTC)
@@ -142,10 +142,12 @@ def test_a_killed_kubelet_stops_nothing(cluster: Cluster) -> None:
     finally:
         started = datetime.now(UTC)
         cluster.start("kubelet")
-    world.wait_for_chart(cluster)
-    with world.receiving(cluster) as received:
+    environment.wait_for_chart(cluster)
+    with environment.receiving(cluster) as received:
         found = check_nothing_lost(cluster, received)
-        versions = received.bucket.client.list_object_versions(Bucket=world.BUCKET)["Versions"]
+        versions = received.bucket.client.list_object_versions(Bucket=environment.BUCKET)[
+            "Versions"
+        ]
     assert any(killed < one["LastModified"] < started for one in versions)
     during = [
         one
@@ -172,7 +174,7 @@ def test_a_container_that_is_out_of_memory_is_metered_until_then(
         "ClickHouse's next start",
         NAMESPACE,
     )
-    world.wait_for_chart(cluster)
+    environment.wait_for_chart(cluster)
     pod = cluster.get("pod", CLICKHOUSE_POD, NAMESPACE)
     (status,) = pod["status"]["containerStatuses"]
     assert status["lastState"]["terminated"]["reason"] == "OOMKilled"
@@ -188,7 +190,7 @@ def test_a_node_that_loses_its_power_loses_no_record(cluster: Cluster, received:
         post_alerts(cluster, "monitoring", "alertmanager")
         cluster.wait(lambda: set(backlog(cluster)) == DAEMONS, "messages in every spool", NAMESPACE)
         before = restarts(cluster)
-        pods = world.chart_pods(cluster)
+        pods = environment.chart_pods(cluster)
         cluster.kill("kubelet", "containerd")
         cluster.end_processes(pods)
         cluster.start("containerd", "kubelet")
@@ -197,6 +199,6 @@ def test_a_node_that_loses_its_power_loses_no_record(cluster: Cluster, received:
             "the containers' next start",
             NAMESPACE,
         )
-    world.wait_for_chart(cluster)
+    environment.wait_for_chart(cluster)
     check_nothing_lost(cluster, received)
     assert alerts(received) == arrived + 3

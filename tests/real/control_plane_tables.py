@@ -12,7 +12,14 @@ from byoc_agents.app.cloudevents import rfc3339
 from byoc_control_plane.rows import build_row
 from byoc_control_plane.schema import USAGE_SQL, split_statements, table_statements
 
-TABLES = ("byoc_usage", "byoc_state", "byoc_alerts", "byoc_agents", "byoc_progress")
+TABLES = (
+    "byoc_usage",
+    "byoc_state",
+    "byoc_alerts",
+    "byoc_agents",
+    "byoc_replicas",
+    "byoc_progress",
+)
 URL = "https://BUCKET.s3.REGION.amazonaws.com"
 
 

@@ -30,7 +30,7 @@ def scraper(tmp_path: Path, bucket: Path, cgroup_v1: ControlGroup) -> Iterator[S
         yield running
 
 
-def test_a_paused_agent_estimates_and_loses_nothing(
+def test_a_paused_daemon_estimates_and_loses_nothing(
     scraper: Scraper, cgroup_v1: ControlGroup, bucket: Path
 ) -> None:
     with burning("pulse", cgroup_v1.command([])) as burner:
@@ -65,17 +65,17 @@ def test_the_last_partial_window_arrives_at_sigterm(
     assert 0 < last.elapsed_milliseconds < 60_000
 
 
-def test_a_target_that_ends_and_comes_back_is_two_lives(
+def test_a_target_that_ends_and_comes_back_is_two_incarnations(
     scraper: Scraper, cgroup_v1: ControlGroup, bucket: Path
 ) -> None:
     """As a container does: its group is removed, and another one is made at the same path."""
-    lives = []
+    used = []
     for core_seconds in (0.7, 0.4):
         with burning("burn", cgroup_v1.command([])) as burner:
             burner.burn(core_seconds)
-        lives.append(settled(cgroup_v1))
+        used.append(settled(cgroup_v1))
         scraper.sampled()
-        if len(lives) == 1:
+        if len(used) == 1:
             cgroup_v1["cpuacct"].rmdir()
             scraper.sampled()
             cgroup_v1["cpuacct"].mkdir()
@@ -86,25 +86,25 @@ def test_a_target_that_ends_and_comes_back_is_two_lives(
     assert len({one.incarnation for one in records if one.incarnation}) == 2
     assert sum(one.restart_observed for one in records) == 1
     assert {gap.reason for gap in report.gaps} == {"no_checkpoint", "target_absent"}
-    assert billed(report) == Decimal(sum(lives)).scaleb(-6)
+    assert billed(report) == Decimal(sum(used)).scaleb(-6)
 
 
-def test_a_restarted_process_is_two_lives(tmp_path: Path, bucket: Path) -> None:
+def test_a_restarted_process_is_two_incarnations(tmp_path: Path, bucket: Path) -> None:
     """Found by its name each time; what it used before it was found counts as well."""
-    name = f"life-{tmp_path.name[-8:]}"
+    name = f"target-{tmp_path.name[-8:]}"
     with scraping(tmp_path / "daemon", f"process:{name}", directory(bucket)) as scraper:
         scraper.sampled()
-        used = [life(scraper, name, seconds) for seconds in (1.5, 1.0)]
+        used = [use_cpu(scraper, name, seconds) for seconds in (1.5, 1.0)]
         assert scraper.stop() == 0
     report, records = verified(str(bucket)), usages(files(bucket))
-    lives = {one.incarnation for one in records if one.source == "process"}
+    incarnations = {one.incarnation for one in records if one.source == "process"}
     assert report.findings == []
     assert sum(one.restart_observed for one in records) == 1
-    assert len(lives) == 2
+    assert len(incarnations) == 2
     assert float(billed(report)) == pytest.approx(sum(used), abs=0.1)
 
 
-def life(scraper: Scraper, name: str, core_seconds: float) -> float:
+def use_cpu(scraper: Scraper, name: str, core_seconds: float) -> float:
     """Burn, let it be seen, end; return the core seconds."""
     with burning(name) as burner:
         used = burner.burn(core_seconds, children=1)
@@ -113,7 +113,7 @@ def life(scraper: Scraper, name: str, core_seconds: float) -> float:
     return used
 
 
-def test_an_agent_that_was_killed_bills_what_was_used_meanwhile(
+def test_a_daemon_that_was_killed_bills_what_was_used_meanwhile(
     scraper: Scraper, cgroup_v1: ControlGroup, bucket: Path
 ) -> None:
     assert scraper.end(signal.SIGKILL) == -signal.SIGKILL

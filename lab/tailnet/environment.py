@@ -166,7 +166,7 @@ class Held:
 
 
 @dataclass
-class World:
+class Environment:
     """Everything that runs. Files of the test are in `directory`."""
 
     directory: Path
@@ -470,23 +470,23 @@ class World:
 
 
 @contextmanager
-def built(directory: Path, documents: Sequence[Mapping[str, Any]]) -> Iterator[World]:
+def built(directory: Path, documents: Sequence[Mapping[str, Any]]) -> Iterator[Environment]:
     """Make the namespaces and start all but the pod: servers, nginx, the vendor, the engineer."""
     programs = parts.programs()
     with ExitStack() as stack:
         stack.enter_context(network())
-        world = World(directory, programs, stack)
-        stack.callback(world.stop)
+        environment = Environment(directory, programs, stack)
+        stack.callback(environment.stop)
         certificates.make(directory, SERVICE, dt.datetime.now(dt.UTC))
         (directory / "policy.json").write_text(json.dumps(RULES))
         (directory / "auth-key").write_text(f"tskey-auth-lab-{os.urandom(24).hex()}\n")
         policies.load(ROUTER, documents, "clickhouse")
-        world.start_servers()
-        world.start_proxy(documents)
-        world.start_relay()
-        world.start_control()
-        world.start_engineer()
-        yield world
+        environment.start_servers()
+        environment.start_proxy(documents)
+        environment.start_relay()
+        environment.start_control()
+        environment.start_engineer()
+        yield environment
 
 
 @contextmanager

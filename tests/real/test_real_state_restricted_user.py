@@ -18,7 +18,7 @@ from byoc_agents.state.observation import ProbeSource, SourceResult, StateObserv
 from byoc_agents.state.probes import Prober
 from byoc_agents.state.thresholds import PollTime, ReasonCode, Thresholds
 from lab.real.chdb_front import Engine, front
-from lab.real.guest import (
+from lab.real.restricted_user import (
     GRANTS,
     SETTINGS,
     TABLE,
@@ -26,8 +26,8 @@ from lab.real.guest import (
     OverViews,
     all_columns,
     granted_columns,
-    guest,
     prepare,
+    restricted_user,
 )
 
 SELECTS = [
@@ -42,7 +42,7 @@ UP_SECONDS = 4000  # an engine of this moment would be `starting`
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("guest")
+    made = tmp_path_factory.mktemp("restricted_user")
     prepare(made)
     return made
 
@@ -95,7 +95,7 @@ def test_every_query_ends_well_in_the_log_under_our_comment_and_within_the_profi
 ) -> None:
     real = [select for select in SELECTS if ProbeSource.ASYNCHRONOUS_METRICS not in select]
     asked = [queries.combine_selects([select]) for select in real]
-    with guest(place) as engine:
+    with restricted_user(place) as engine:
         for sql in asked:
             engine.query(sql)
         found = logged(engine, len(asked))
@@ -113,7 +113,7 @@ def test_every_query_ends_well_in_the_log_under_our_comment_and_within_the_profi
 async def test_the_cost_of_a_poll_is_what_the_log_says(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with guest(place) as engine:
+    with restricted_user(place) as engine:
         _, counts = await look(engine, polls=POLLS)
         found = logged(engine, sum(counts))
     assert counts == [5] + [1] * (POLLS - 1), "four of the first are asked once a minute"
@@ -136,7 +136,7 @@ def cost(found: list[dict[str, Any]], count: int) -> str:
 
 
 async def test_with_exactly_the_shipped_grants_all_is_seen_and_healthy(place: Path) -> None:
-    with guest(place) as engine:
+    with restricted_user(place) as engine:
         observation, _ = await look(engine)
     assert set(observation.sources.values()) == {SourceResult.OK}
     # The customer's 3; the parts of query_log, which is flushed meanwhile, are counted as well.
@@ -169,7 +169,7 @@ FORBIDDEN = {
 
 @pytest.mark.parametrize(("sql", "code"), FORBIDDEN.values(), ids=FORBIDDEN)
 def test_the_user_is_refused(place: Path, sql: str, code: int) -> None:
-    with guest(place) as engine, pytest.raises(RuntimeError, match=rf"Code: {code}\b"):
+    with restricted_user(place) as engine, pytest.raises(RuntimeError, match=rf"Code: {code}\b"):
         engine.query(sql)
 
 
@@ -187,7 +187,7 @@ async def test_without_one_grant_that_source_is_named_and_hides_no_other(
     place: Path, source: ProbeSource
 ) -> None:
     table = source.removeprefix("system.")
-    with guest(place, without=f" ON {source}") as engine:
+    with restricted_user(place, without=f" ON {source}") as engine:
         with pytest.raises(RuntimeError, match=r"Code: 497\b"):
             engine.query(f"SELECT * FROM {VIEWS}.{table}")
         observation, _ = await look(engine)
@@ -203,7 +203,7 @@ async def test_without_one_grant_that_source_is_named_and_hides_no_other(
 
 
 async def test_without_show_tables_empty_rows_are_no_health(place: Path) -> None:
-    with guest(place, without="SHOW TABLES") as engine:
+    with restricted_user(place, without="SHOW TABLES") as engine:
         assert rows(engine, f"SELECT active FROM {VIEWS}.parts") == [], "an empty answer, no error"
         observation, _ = await look(engine)
     hidden = {name for name, how in observation.sources.items() if how is SourceResult.HIDDEN}
@@ -223,7 +223,7 @@ COLUMNS = sorted(
 async def test_without_one_column_its_source_is_denied(place: Path, column: str) -> None:
     """No granted column is one that the queries could do without."""
     source = ProbeSource(column.rpartition(".")[0])
-    with guest(place, column=column) as engine:
+    with restricted_user(place, column=column) as engine:
         observation, _ = await look(engine)
     assert observation.sources[source] is SourceResult.DENIED
 
@@ -231,7 +231,7 @@ async def test_without_one_column_its_source_is_denied(place: Path, column: str)
 def test_every_other_column_of_these_tables_is_refused(place: Path) -> None:
     others = all_columns(place) - set(COLUMNS)
     assert len(others) > 80
-    with guest(place) as engine:
+    with restricted_user(place) as engine:
         for one in sorted(others):
             table, _, name = one.replace("system.", f"{VIEWS}.").rpartition(".")
             with pytest.raises(RuntimeError, match=r"Code: 497\b"):
@@ -240,13 +240,13 @@ def test_every_other_column_of_these_tables_is_refused(place: Path) -> None:
 
 def test_the_billing_scraper_needs_no_other_column(place: Path) -> None:
     """Its query as it is sent, under the same grants; a server of before serverUUID() too."""
-    with guest(place) as engine:
+    with restricted_user(place) as engine:
         for sql in (clickhouse.SQL, clickhouse.OLD_SQL):
             text = str(OverViews(engine).query(sql, "JSONEachRow"))
             assert '"machine_cpus"' in text
     for column in ("events.event", "events.value", "metrics.value", "asynchronous_metrics.metric"):
         with (
-            guest(place, column=f"system.{column}") as engine,
+            restricted_user(place, column=f"system.{column}") as engine,
             pytest.raises(RuntimeError, match=r"Code: 497\b"),
         ):
             OverViews(engine).query(clickhouse.OLD_SQL)

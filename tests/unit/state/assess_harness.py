@@ -50,7 +50,7 @@ def up(
     )
 
 
-class Story:
+class Polls:
     """Polls one after another on a clock that the test moves."""
 
     def __init__(self, thresholds: Thresholds | None = None) -> None:

@@ -39,7 +39,7 @@ class _StreamState(NamedTuple):
     extra: bytes | None
 
 
-class Stream:
+class MessageStream:
     """Publishes changes at once, and an unchanged state as a heartbeat.
 
     A heartbeat is due when the time that the last message stated is over. A change, the start of

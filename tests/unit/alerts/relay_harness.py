@@ -68,7 +68,7 @@ class Memory:
                 self.kept[key] = value
 
 
-class World:
+class Harness:
     """A relay with a spool, and the messages that it stored."""
 
     def __init__(self, spool: Any) -> None:

@@ -26,13 +26,13 @@ from byoc_agents.ledger.segments import Segments
 from byoc_agents.ledger.verify import verify
 from byoc_agents.ledger.writer import FileLedger
 from lab.fakes.core import START_MS, FakeClock
-from tests.unit.access.access_world import GRANT_ID, policy_text, request_envelope
+from tests.unit.access.access_documents import GRANT_ID, policy_text, request_envelope
 from tests.unit.ledger.ledger_fakes import QuickDisk
 
 T = TypeVar("T")
 
 
-class World:
+class Harness:
     """The clock, the folders and the servers: they survive a broker."""
 
     def __init__(self, directory: Path, replicas: Sequence[str] = ("r0", "r1")) -> None:
@@ -167,9 +167,9 @@ class ScriptedServer:
     (the effect happens, and the answer is lost).
     """
 
-    def __init__(self, name: str, world: World) -> None:
+    def __init__(self, name: str, harness: Harness) -> None:
         self.name = name
-        self._world = world
+        self._harness = harness
         self.users: dict[str, GrantAccount] = {}
         self.running: dict[str, list[str]] = {}
         self.problems: list[str] = []
@@ -184,13 +184,13 @@ class ScriptedServer:
         self.queries = 3
 
     def fail_or_do(self, method: str, effect: Callable[[], T]) -> T:
-        self.attempts.append((method, self._world.clock.boot_ns() // 10**9))
+        self.attempts.append((method, self._harness.clock.boot_ns() // 10**9))
         how = "" if self.reachable else "before"
         how = how or self.broken.get(method, "")
         if how == "before":
             raise ServerError(f"{self.name} does not answer")
         result = effect()
-        self._world.record_step(f"{self.name}.{method}")
+        self._harness.record_step(f"{self.name}.{method}")
         if how == "after":
             raise ServerError(f"{self.name}: the answer is lost")
         return result
@@ -200,7 +200,7 @@ class ScriptedServer:
         return self.fail_or_do("find_problems", lambda: list(self.problems))
 
     async def read_clock_ms(self) -> int:
-        now_ms = self._world.clock.wall_ns() // 1_000_000
+        now_ms = self._harness.clock.wall_ns() // 1_000_000
         return self.fail_or_do("read_clock_ms", lambda: now_ms + self.skew_ms)
 
     async def create_user(self, account: GrantAccount) -> None:
@@ -249,41 +249,41 @@ class ScriptedServer:
 
 
 class _CheckedLedger:
-    """The ledger; its writes are steps, and fail while the world says so."""
+    """The ledger; its writes are steps, and fail while the harness says so."""
 
-    def __init__(self, ledger: FileLedger, world: World) -> None:
+    def __init__(self, ledger: FileLedger, harness: Harness) -> None:
         self._ledger = ledger
-        self._world = world
+        self._harness = harness
 
     @property
     def last_error(self) -> str:
-        return self._world.ledger_error if self._world.ledger_error != "hangs" else ""
+        return self._harness.ledger_error if self._harness.ledger_error != "hangs" else ""
 
     async def fact(self, line: FactLine) -> int:
-        if self._world.ledger_error == "hangs":
+        if self._harness.ledger_error == "hangs":
             await asyncio.Event().wait()
-        if self._world.ledger_error:
-            raise LedgerError(self._world.ledger_error)
+        if self._harness.ledger_error:
+            raise LedgerError(self._harness.ledger_error)
         number = await self._ledger.fact(line)
-        self._world.record_step(f"fact.{line.fact}")
+        self._harness.record_step(f"fact.{line.fact}")
         return number
 
 
 class _CheckedSpool:
-    """The spool; its writes are steps, and fail while the world says so."""
+    """The spool; its writes are steps, and fail while the harness says so."""
 
-    def __init__(self, spool: Spool, world: World) -> None:
+    def __init__(self, spool: Spool, harness: Harness) -> None:
         self._spool = spool
-        self._world = world
+        self._harness = harness
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._spool, name)
 
     async def commit(self, change: WriteBatch) -> None:
-        if self._world.store_error:
-            raise SpoolUnavailableError(self._world.store_error)
+        if self._harness.store_error:
+            raise SpoolUnavailableError(self._harness.store_error)
         await self._spool.commit(change)
-        self._world.record_step("store")
+        self._harness.record_step("store")
 
 
 def account_of(grant: Grant, **changes: Any) -> GrantAccount:

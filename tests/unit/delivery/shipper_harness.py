@@ -24,7 +24,7 @@ def message(number: int) -> Message:
     return Message(f"m{number}", "t", b"body %d" % number, created_at_ms=number)
 
 
-class Dice(random.Random):
+class ScriptedRandom(random.Random):
     """Always throws the same part of the range."""
 
     def __init__(self, part: float) -> None:
@@ -35,7 +35,7 @@ class Dice(random.Random):
         return a + (b - a) * self.part
 
 
-class World:
+class Harness:
     """A spool on disk, a scripted receiver and a shipper between them."""
 
     def __init__(
@@ -43,12 +43,12 @@ class World:
         spool: Spool,
         sink: ScriptedSink,
         ledger: Ledger,
-        dice: Dice,
+        rng: ScriptedRandom,
         unfinished: Sequence[str] = (),
     ) -> None:
         self.unfinished = unfinished  # what the ledger of the last process names
         self.spool, self.sink, self.ledger = spool, sink, ledger
-        self.clock, self.metrics, self.dice = FakeClock(), Metrics(), dice
+        self.clock, self.metrics, self.rng = FakeClock(), Metrics(), rng
         self.shipper = self.restarted()
 
     def restarted(self) -> Shipper:
@@ -59,7 +59,7 @@ class World:
             ledger=self.ledger,
             clock=self.clock,
             metrics=self.metrics,
-            rng=self.dice,
+            rng=self.rng,
             unfinished=self.unfinished,
         )
         return self.shipper
@@ -86,7 +86,7 @@ class World:
 
 
 @asynccontextmanager
-async def world(
+async def harness(
     directory: Path,
     *script: object,
     messages: int = 1,
@@ -94,9 +94,9 @@ async def world(
     ledger: Ledger | None = None,
     part: float = 1.0,
     unfinished: Sequence[str] = (),
-) -> AsyncIterator[World]:
+) -> AsyncIterator[Harness]:
     sink = ScriptedSink(script, max_messages=max_messages)  # type: ignore[arg-type]
     async with Spool(directory, max_bytes=1 << 24, clock=FakeClock()) as spool:
         if messages:
             await spool.put(*map(message, range(messages)))
-        yield World(spool, sink, ledger or NullLedger(), Dice(part), unfinished)
+        yield Harness(spool, sink, ledger or NullLedger(), ScriptedRandom(part), unfinished)

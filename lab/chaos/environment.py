@@ -1,4 +1,4 @@
-"""The daemons' surroundings: real parts, the paths to them, a workload, received messages."""
+"""The daemons' environment: real parts, the paths to them, a workload, received messages."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -22,7 +22,7 @@ LINKS = ("s3", "sqs", "plane", "webhook", "clickhouse")
 
 
 @dataclass
-class World:
+class Environment:
     """The processes, paths and services of a run."""
 
     directory: Path
@@ -58,7 +58,9 @@ class World:
 
 
 @contextmanager
-def world(directory: Path, localstack: RealProcess | None = None) -> Iterator[World]:
+def start_environment(
+    directory: Path, localstack: RealProcess | None = None
+) -> Iterator[Environment]:
     """Start all parts, but for a LocalStack that runs already; stop them at the end."""
     directory.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -72,7 +74,7 @@ def world(directory: Path, localstack: RealProcess | None = None) -> Iterator[Wo
         upstream = dict(zip(LINKS, (*ports, webhook_port, of_clickhouse.port), strict=True))
         links = {name: use(linked(name, port)) for name, port in upstream.items()}
         config = AM_CONFIG.format(port=links["webhook"].http.port, hook=HOOK)
-        found = World(
+        found = Environment(
             directory=directory,
             aws=use(aws_at(server)),
             clickhouse=of_clickhouse,
@@ -83,7 +85,7 @@ def world(directory: Path, localstack: RealProcess | None = None) -> Iterator[Wo
             webhook_port=webhook_port,
             notified=Notified(),
         )
-        _witnessed(found)
+        _record_requests(found)
         yield found
 
 
@@ -92,7 +94,7 @@ def _localstack(place: Path) -> RealProcess:
     return localstack_part.localstack(place)
 
 
-def _witnessed(of: World) -> None:
+def _record_requests(of: Environment) -> None:
     """Let the paths record requests and answers, which their ends may forget."""
     of.links["webhook"].given = of.notified.given
     of.links["webhook"].taken = of.notified.taken
@@ -101,7 +103,7 @@ def _witnessed(of: World) -> None:
     of.links["sqs"].taken = of.aws.queue.taken
 
 
-def settings(of: World, state: Path) -> dict[str, str]:
+def settings(of: Environment, state: Path) -> dict[str, str]:
     """Return the common settings of all daemons; the intervals are set elsewhere."""
     queue_path = of.queue.url.split("/", 3)[3]
     return {

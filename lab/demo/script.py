@@ -32,7 +32,7 @@ class Scene:
     play: Callable[[Stage], Awaitable[None]]
 
 
-async def the_agents_start(stage: Stage) -> None:
+async def the_daemons_start(stage: Stage) -> None:
     """Start the daemons before the workload, so that no CPU precedes its first record."""
     pid = await stage.daemons.start()
     stage.screen.say(f"byoc-agents run {' '.join(DAEMONS)}: one process, pid {pid}")
@@ -44,19 +44,21 @@ async def the_end(stage: Stage) -> None:
     """Stop the daemons: they close the open window, seal, drain and exit with 0."""
     await billing_scenes.let_rest(stage)
     await stage.daemons.stop()
-    stage.screen.say("SIGTERM: the agents have closed every open window, drained and exited with 0")
+    stage.screen.say(
+        "SIGTERM: the daemons have closed every open window, drained and exited with 0"
+    )
     await stage.runs[-1].end()
     await stage.look()
 
 
 SCENES = (
-    Scene("The agents start", the_agents_start),
+    Scene("The daemons start", the_daemons_start),
     Scene("Usage reaches S3", billing_scenes.usage_reaches_s3),
     Scene("State reaches SQS: ClickHouse misbehaves", state_scenes.clickhouse_misbehaves),
     Scene("An alert reaches the control plane", alert_scenes.an_alert_goes_out),
     Scene("The control plane is down", alert_scenes.the_control_plane_is_down),
     Scene("S3 refuses", billing_scenes.s3_refuses),
-    Scene("The agents are killed", billing_scenes.the_agents_are_killed),
+    Scene("The daemons are killed", billing_scenes.the_daemons_are_killed),
     Scene("S3 is back", billing_scenes.s3_is_back),
     Scene("The control plane is back", alert_scenes.the_control_plane_is_back),
     Scene("The workload restarts", billing_scenes.the_workload_restarts),

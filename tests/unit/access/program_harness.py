@@ -21,7 +21,7 @@ from byoc_agents.durable.store import SpoolStore
 from byoc_agents.ledger.format import FactLine, decode
 from byoc_agents.ledger.segments import Segments
 from lab.fakes.http import HttpDouble, Reply, Request
-from tests.unit.access.access_world import policy_text, request_envelope
+from tests.unit.access.access_documents import policy_text, request_envelope
 from tests.unit.access.clickhouse_double import ClickHouseDouble
 
 LIMIT_SECONDS = 30.0

@@ -15,9 +15,9 @@ from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import SpoolFullError, SpoolUnavailableError
 from byoc_agents.ledger.recent import RecentSend, StreamPosition
 from byoc_agents.state.message import StateIdentity
+from byoc_agents.state.message_stream import MessageStream
 from byoc_agents.state.poller import Exporter, PolledReplica
 from byoc_agents.state.probes import Prober
-from byoc_agents.state.stream import Stream
 from byoc_agents.state.thresholds import Thresholds
 from lab.fakes.core import FakeClock
 from lab.fakes.state import HEALTHY, ScriptedServer
@@ -27,7 +27,7 @@ WHO = StateIdentity(organization_id="org", service_id="svc", region="eu-west-1")
 MORE_BYTES = 1 << 20
 
 
-class Bench:
+class Harness:
     """One exporter over real spool files, scripted servers and a clock that the test moves."""
 
     def __init__(self, spool: Spool, clock: FakeClock, servers: dict[str, ScriptedServer]) -> None:
@@ -54,8 +54,8 @@ class Bench:
         )
         return self.exporter
 
-    def _stream(self, name: str) -> Stream:
-        return Stream(
+    def _stream(self, name: str) -> MessageStream:
+        return MessageStream(
             NAME,
             f"state/{name}",
             intervals=HeartbeatIntervals(60, 300),
@@ -91,10 +91,10 @@ class Bench:
         first: dict[str, Any] = next(iter(shown["replicas"].values()))
         return first
 
-    def die(self) -> None:
+    def stop_server(self) -> None:
         self.server.ping_error = ClickHouseUnreachableError("")
 
-    def live(self, uptime: int = 4000) -> None:
+    def start_server(self, uptime: int = 4000) -> None:
         self.server.ping_error = None
         self.server.rows["uptime"] = str(uptime)
 
@@ -118,7 +118,7 @@ def healthy() -> ScriptedServer:
 
 
 @asynccontextmanager
-async def bench(place: Path, *names: str, max_bytes: int = MORE_BYTES) -> AsyncIterator[Bench]:
+async def harness(place: Path, *names: str, max_bytes: int = MORE_BYTES) -> AsyncIterator[Harness]:
     clock = FakeClock()
     async with Spool(place, max_bytes=max_bytes, clock=clock) as spool:
-        yield Bench(spool, clock, {name: healthy() for name in names or ("r-0",)})
+        yield Harness(spool, clock, {name: healthy() for name in names or ("r-0",)})
