@@ -411,7 +411,7 @@ def write_docs(results: Sequence[Found]) -> None:
     faults = ", ".join(f"{share} % {how.replace('_', ' ')}" for how, share in MIX.items())
     intro = (
         f"{first.sent:,} alerts and {first.kills} SIGKILLs per run, one run per seed; the values"
-        f" are in the order of the seeds.\nWhat the receiver does with a request: {faults}.\n"
+        f" are in the order of the seeds.\nWhat the receiver does with a request:\n{faults}.\n"
         f"Every program gives up on an answer after {TIMEOUT.removesuffix('s')} s."
     )
     content = f"{intro}\n\n{table(results)}\n\nMeasured on {report.measured()}."
