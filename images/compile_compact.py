@@ -5,7 +5,7 @@ folders. The recorded names are those of a system whose root is ROOT. `python -O
 the assertions, and with them checks that libraries rely on. With `-X no_debug_ranges` the tables of
 columns are left out: a traceback still shows each file, line and function.
 
-A module that reads its own `__doc__`, for a help text, keeps that one.
+A module that reads its own `__doc__`, for a help text, keeps all of its strings.
 """
 
 import ast
@@ -28,10 +28,10 @@ def compile_module(source: bytes, name: str) -> bytes:
 
 
 def remove_documentation(tree: ast.Module) -> None:
-    """Remove the documentation strings of a module and all that it defines."""
+    """Remove the documentation strings of a module, unless it reads its own."""
     nodes = list(ast.walk(tree))
     if any(isinstance(node, ast.Name) and node.id == "__doc__" for node in nodes):
-        nodes.remove(tree)
+        return
     for node in nodes:
         if isinstance(node, Documented) and ast.get_docstring(node, clean=False) is not None:
             (first, *rest) = node.body

@@ -199,6 +199,9 @@ class AlertMemory:
             self._facts[event_id] = fact
             self._facts.move_to_end(event_id)
         self.episodes.apply(new.values())
+        if len(self.episodes.receivers) > 2 * self._max_facts:  # most are of forgotten alerts
+            known = (fact.episode for fact in self._facts.values())
+            self.episodes.receivers = {one.alert[:RECEIVER_KEY_DIGITS] for one in known if one}
         for alert, value in unconfirmed.items():
             if value:
                 self.unconfirmed[alert] = value

@@ -5,12 +5,27 @@
 -- explains. gap_seconds: time that the records themselves state as not measured, each reason once.
 -- A missing sequence counts on the day of the record after it. A record that was never sent, or is
 -- only in a damaged object, cannot be found in a table of records: `byoc-agents verify` reads the objects.
--- Records are read from the day before `since` on, so the cost grows with the days asked for. The first
--- number of an epoch that is older than that is not judged: what a replica lost in an absence over that
--- whole day is in the figures of billing_completeness_daily only.
+-- Records are read that end on the day before `since` or later, so the cost grows with the days asked for:
+-- of earlier records, only two columns. The first number of an epoch that is older than that is not judged:
+-- what a replica lost in an absence over that whole day is in billing_completeness_daily only.
 CREATE VIEW IF NOT EXISTS billing_completeness_since AS
 WITH
     (toInt64(toUInt16({since:Date})) - 1) * 86400000 AS begin_ms,
+    read AS
+    (
+        SELECT
+            organization_id, service_id, replica, pod_uid, container_name, epoch, sequence, quality,
+            gap_reason, charge_period_start, charge_period_end
+        FROM byoc_usage FINAL
+        WHERE charge_period_start >= toDateTime64({since:Date}, 3, 'UTC') - INTERVAL 1 DAY
+        UNION ALL
+        SELECT DISTINCT -- a gap may be as long as a container has run: it began before, and ends later
+            organization_id, service_id, replica, pod_uid, container_name, epoch, sequence, quality,
+            gap_reason, charge_period_start, charge_period_end
+        FROM byoc_usage
+        WHERE charge_period_start < toDateTime64({since:Date}, 3, 'UTC') - INTERVAL 1 DAY
+            AND charge_period_end > toDateTime64({since:Date}, 3, 'UTC') - INTERVAL 1 DAY
+    ),
     records AS
     (
         SELECT
@@ -26,8 +41,7 @@ WITH
             gap_reason IN ('no_checkpoint', 'spool_corrupt') AS soft,
             toUnixTimestamp64Milli(charge_period_start) AS start_ms,
             toUnixTimestamp64Milli(charge_period_end) AS end_ms
-        FROM byoc_usage FINAL
-        WHERE charge_period_start >= toDateTime64({since:Date}, 3, 'UTC') - INTERVAL 1 DAY
+        FROM read
     ),
     containers AS
     (

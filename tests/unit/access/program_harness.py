@@ -117,6 +117,10 @@ class Program:
         try:
             self.url = await until(lambda: listening(log), self.process)
             yield
+        except BaseException:
+            answers = {path.name: path.read_text() for path in self.state.glob("answers/*")}
+            sys.stdout.write(f"{log.read_text()}\nanswers: {answers}\n")
+            raise
         finally:
             if self.process.returncode is None:
                 self.process.send_signal(signal.SIGTERM)

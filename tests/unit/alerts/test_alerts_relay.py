@@ -201,6 +201,19 @@ async def test_the_memory_is_bounded_and_removes_the_oldest_facts_from_disk(tmp_
         assert memory.episodes.summary(19)[0] == 0
 
 
+def test_the_receivers_of_forgotten_alerts_are_forgotten_too() -> None:
+    """Alertmanager may have any number of receivers over time."""
+    memory = AlertMemory(max_facts=5)
+    for number in range(50):
+        new = {f"id-{number}": Fact(number, "firing", Episode(f"{number:08x}-{7:016x}", number))}
+        state = memory.state(new, {}, number)
+        memory.apply_commit(new, {}, state)
+        memory.end_commit(state)
+        assert f"{number:08x}" in memory.episodes.receivers
+        assert len(memory.episodes.receivers) <= 10
+    assert {f"{number:08x}" for number in range(45, 50)} <= memory.episodes.receivers
+
+
 def test_commits_in_progress_do_not_forget_the_same_fact_twice() -> None:
     memory = AlertMemory(max_facts=2)
 

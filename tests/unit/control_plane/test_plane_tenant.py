@@ -27,7 +27,9 @@ from byoc_control_plane.metrics import PlaneMetrics
 from byoc_control_plane.progress import Progress
 from byoc_control_plane.receiver import LIMITS, PATH, Receiver
 from byoc_control_plane.registry import HEADERS, SENDERS, SIGNING_SECRETS, TOKENS
+from byoc_control_plane.schema import table_statements
 from byoc_control_plane.settings import parse_senders
+from byoc_control_plane.tenant import TABLES
 from lab.control_plane.memory_store import MemoryStore
 from lab.control_plane.messages import watch_alert
 from lab.fakes.core import START_MS, FakeClock
@@ -35,6 +37,16 @@ from lab.fakes.core import START_MS, FakeClock
 ROOT = Path(__file__).resolve().parents[3]
 PATHS = os.pathsep.join(str(ROOT / name) for name in ("agents", "control-plane"))
 ROLE = "arn:aws:iam::111122223333:role/byoc-agents"
+
+
+def test_the_printed_statements_delete_from_every_table_of_a_customer() -> None:
+    created = [one for one in table_statements() if one.lstrip("- ").find("CREATE TABLE") >= 0]
+    names = [
+        statement.partition("IF NOT EXISTS ")[2].split()[0]
+        for statement in created
+        if "\n    organization_id " in statement
+    ]
+    assert sorted(names) == sorted(TABLES)
 
 
 @pytest.fixture
