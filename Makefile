@@ -76,7 +76,7 @@ cluster: $(READY) ## the chart on a Kubernetes of its own, as root; ARGS=--short
 fuzz: $(READY) ## coverage-guided fuzzing of every parser of outside input; FUZZ="--seconds 300 webhook"
 	@$(PY) -m lab.fuzz.run $(FUZZ)
 
-bench: $(READY) ## what it costs, compared with collectd, Alertmanager, ...: build/bench.json (20 minutes)
+bench: $(READY) ## what it costs, compared with collectd, Alertmanager, ...: build/bench.json (an hour)
 	@$(PY) -m lab.bench $(ARGS)
 
 strangers: $(READY) ## unknown clients against each daemon in its memory limit, as root (6 minutes)

@@ -32,7 +32,7 @@ class Metrics:
         )
         self.spool_errors = counter(
             "byoc_spool_errors_total",
-            "Durable writes that did not happen: full, unavailable, corrupt",
+            "Durable writes that did not happen: full, unavailable, corrupt, stale",
             reason,
         )
         self.spool_dead_letters = gauge(
@@ -40,7 +40,7 @@ class Metrics:
         )
         self.task_failures = counter(
             "byoc_task_failures_total",
-            "Unexpected errors that restarted a task",
+            "Unexpected errors of a task",
             ("daemon", "task"),
         )
         self.send_attempts = counter(

@@ -2,7 +2,8 @@
 
 One attempt runs at a time, oldest messages first. The first message after an idle period is sent at
 once. Under load, the messages of GATHER_SECONDS share a request, a commit and two ledger lines.
-Backoff is exponential with full jitter, and never shorter than the receiver's Retry-After.
+Backoff is exponential with full jitter, and at least the receiver's Retry-After, up to an hour.
+While the process stops, no wait is longer than HURRIED_WAIT_SECONDS.
 
 A batch with an unknown outcome (no answer, a reset, a 5xx, a kill) may have been stored. It is sent
 again unchanged: the same messages in the same order. So a sink derives the same id from them, and a
