@@ -142,7 +142,7 @@ class Daemon(msgspec.Struct, frozen=True):
         return True
 
     async def _keep(self, run: Any, task: str) -> None:
-        """Run a task until cancelled. If it ends or fails, log it and start it again.
+        """Run a task until cancelled. If it ends or fails, log and count it and start it again.
 
         `down` has the task from then on, so that /readyz is 503 until the restarted task has run
         for RESTART_SECONDS.
@@ -150,7 +150,7 @@ class Daemon(msgspec.Struct, frozen=True):
         while True:
             try:
                 await run()
-                self.down[task] = Down("ended")
+                raise RuntimeError("ended")  # no task ends by itself
             except Exception as error:  # noqa: BLE001  the task boundary: state is on disk
                 self.down[task] = Down(str(error) or type(error).__name__)
                 structlog.get_logger().error(

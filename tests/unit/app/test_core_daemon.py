@@ -105,13 +105,16 @@ async def test_a_defect_of_the_source_is_counted_and_it_starts_anew(tmp_path: Pa
 
 
 async def test_a_source_that_returns_is_started_again_without_spinning(tmp_path: Path) -> None:
-    async with harness(tmp_path) as it:
-        it.source.script = [None]
-        run = it.run()
-        assert await it.clock.parked() == [RESTART_SECONDS]
-        assert it.defects("source") == 0
-        it.stop.set()
-        await run
+    with capture_logs() as logs:
+        async with harness(tmp_path) as it:
+            it.source.script = [None]
+            run = it.run()
+            assert await it.clock.parked() == [RESTART_SECONDS]
+            assert it.defects("source") == 1
+            it.stop.set()
+            await run
+    failed = [line["error"] for line in logs if line["event"] == "daemon.task_failed"]
+    assert failed == ["ended"]
 
 
 @pytest.mark.parametrize("error", [SpoolUnavailableError("disk"), ZeroDivisionError("defect")])
