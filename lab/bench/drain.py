@@ -27,7 +27,7 @@ def measure(lab: Lab) -> list[Row]:
     alone = [_events(lab, 1) for _ in range(rounds)]
     return [
         row("drain", f"drain of {records:,} usage records to S3", [rate], "records/s"),
-        row("drain", f"drain of {records:,} usage records: CPU a record", [cpu], "us"),
+        row("drain", f"drain of {records:,} usage records: CPU per record", [cpu], "us"),
         row("drain", "alerts drained, 100 a delivery / 1 a delivery", ratios(batched, alone), "x",
             ">= 10"),
         row("drain", "alerts drained, 100 a delivery", batched, "events/s"),

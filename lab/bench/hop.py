@@ -226,7 +226,7 @@ def _current_rows(hops: Mapping[str, Hop]) -> Iterator[Row]:
 def _details(name: str, figures: Figures) -> Iterator[Row]:
     if figures.delivered:
         yield row("hop", f"{name}: delivered", figures.delivered, "alerts/s")
-    yield row("hop", f"{name}: CPU an alert", figures.cpu, "us")
+    yield row("hop", f"{name}: CPU per alert", figures.cpu, "us")
     yield row("hop", f"{name}: memory", figures.rss, "MiB")
     if figures.p50:
         yield row("hop", f"{name}: accepted", figures.accepted, "alerts/s")

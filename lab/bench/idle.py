@@ -47,8 +47,8 @@ def measure(lab: Lab) -> list[Row]:
             for ours, theirs, target in PAIRS
             if theirs in cpu
         ],
-        *[row("idle", f"{title}: {name}", cpu[name], "ms a minute") for name in cpu],
-        *[row("idle", f"wake-ups: {name}", woken[name], "a minute") for name in cpu],
+        *[row("idle", f"{title}: {name}", cpu[name], "ms per minute") for name in cpu],
+        *[row("idle", f"wake-ups: {name}", woken[name], "per minute") for name in cpu],
     ]
 
 

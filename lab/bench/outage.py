@@ -158,6 +158,6 @@ def _details(name: str, figures: Outage, count: int) -> list[Row]:
         row("outage", f"{name}: accepted during the outage", figures.accepted, "alerts/s"),
         row("outage", f"{name}: requests during the outage", figures.refused, ""),
         row("outage", f"{name}: until all are delivered", figures.drained, "s"),
-        row("outage", f"{name}: CPU an alert of the drain", figures.cpu, "us"),
+        row("outage", f"{name}: CPU per alert of the drain", figures.cpu, "us"),
         row("outage", f"{name}: alerts that came twice", figures.twice, ""),
     ]

@@ -37,11 +37,11 @@ def _compared(records: Sequence[UsageRecord], rounds: int) -> list[Row]:
     small, large = len(_ours(records)) / len(records), len(_json_gzip(plain)) / len(records)
     of = f"of an object of {len(records)}"
     return [
-        row("records", f"bytes a record {of}: ours / JSON + gzip", [small / large], "x"),
-        row("records", f"CPU a record {of}: ours / JSON + gzip", ratios(ours, theirs), "x"),
-        row("records", f"bytes a record {of}", [small], "bytes"),
-        row("records", f"CPU a record {of}, encoded and sealed", ours, "us"),
-        row("records", f"CPU a record {of}, json.dumps and gzip", theirs, "us"),
+        row("records", f"bytes per record {of}: ours / JSON + gzip", [small / large], "x"),
+        row("records", f"CPU per record {of}: ours / JSON + gzip", ratios(ours, theirs), "x"),
+        row("records", f"bytes per record {of}", [small], "bytes"),
+        row("records", f"CPU per record {of}, encoded and sealed", ours, "us"),
+        row("records", f"CPU per record {of}, json.dumps and gzip", theirs, "us"),
     ]
 
 

@@ -26,8 +26,8 @@ def measure(lab: Lab) -> list[Row]:
             seconds.append(puts / wall)
             cpu.append(used * 1e6 / puts)
         title = f"spool, {producers} producer{'s' * (producers > 1)}, 1 KiB"
-        rows.append(row("spool", f"{title}: durable messages a second", seconds, "messages/s"))
-        rows.append(row("spool", f"{title}: CPU a message", cpu, "us"))
+        rows.append(row("spool", f"{title}: durable messages per second", seconds, "messages/s"))
+        rows.append(row("spool", f"{title}: CPU per message", cpu, "us"))
     size = GIB // 8 if lab.quick else GIB
     opened = asyncio.run(_opened(filled(lab.place("large"), size), lab.runs(3)))
     return [*rows, row("spool", f"opening a spool of {size / GIB:g} GiB", opened, "s")]

@@ -39,7 +39,7 @@ def measure(lab: Lab) -> list[Row]:
     return [
         row("storm", f"storm of {count:,} alerts: until all are delivered", [seconds], "s",
             "<= 60"),
-        row("storm", f"storm of {count:,} alerts: CPU an alert", [cpu / 1e3 / count], "us"),
+        row("storm", f"storm of {count:,} alerts: CPU per alert", [cpu / 1e3 / count], "us"),
         row("storm", f"storm of {count:,} alerts: connections that Alertmanager holds", held, ""),
         row("storm", f"storm of {count:,} alerts: memory after it", [memory], "MiB"),
     ]  # fmt: skip

@@ -37,7 +37,7 @@ def _audited(wanted: int) -> list[Row]:
     seconds, most = _audit(wanted)
     title = f"verifier, {wanted:,} records"
     return [
-        row("verifier", f"{title}: records a second of CPU", [wanted / seconds], "records/s"),
+        row("verifier", f"{title}: records per second of CPU", [wanted / seconds], "records/s"),
         row("verifier", f"{title}: memory above the start", [most / MIB], "MiB"),
     ]
 
