@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from byoc_agents.billing.sources.clickhouse import CPU
+from byoc_agents.state.probes import NO_LAG
 from lab.fakes.certificate import certificate
 from lab.fakes.http import Reply, Request
 from lab.fakes.s3 import FakeS3
@@ -152,7 +153,7 @@ async def _opened(stack: AsyncExitStack) -> Receivers:
     s3 = await stack.enter_async_context(FakeS3())
     sqs = await stack.enter_async_context(FakeSqs())
     clickhouse = await stack.enter_async_context(MeteredClickHouse())
-    clickhouse.server.rows = dict(HEALTHY)
+    clickhouse.server.rows = HEALTHY | {NO_LAG[0]: "0"}  # no table is behind
     place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     cert, key = certificate(place, "plane")
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

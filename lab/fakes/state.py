@@ -62,15 +62,20 @@ class ScriptedServer:
     ping_error: ClickHouseError | None = None
     query_error: ClickHouseError | None = None
     queries: list[str] = field(default_factory=list)
+    pings: int = 0
+    status_requests: int = 0
 
     async def ping(self) -> None:
-        """Raise `ping_error` if it is set."""
+        """Raise `ping_error` if it is set: the server answers nothing then."""
+        self.pings += 1
         if self.ping_error:
             raise self.ping_error
 
     async def replicas_status(self) -> bool:
         """Return whether it does not lag; raise the error in `broken`."""
-        if error := self.broken.get(ProbeSource.REPLICAS_STATUS):
+        self.status_requests += 1
+        error = self.ping_error or self.broken.get(ProbeSource.REPLICAS_STATUS)
+        if error:
             raise error
         return not self.lags
 
@@ -90,8 +95,8 @@ class ScriptedServer:
         return [(name, value) for name, value in self.rows.items() if name.startswith(wanted)]
 
     def _raise_scripted(self, sql: str, asked: set[ProbeSource]) -> None:
-        if self.query_error:
-            raise self.query_error
+        if refused := self.ping_error or self.query_error:
+            raise refused
         for source, error in self.broken.items():
             if source in asked:
                 raise error

@@ -42,6 +42,11 @@ ABSENT_CODES = frozenset({16, 46, 47, 60, 81})  # no such column, function, name
 DENIED_CODES = frozenset({291, 497})  # DATABASE_ACCESS_DENIED, ACCESS_DENIED
 # rows, time, slow, rows, memory, rows or bytes of a result, bytes
 BOUND_CODES = frozenset({158, 159, 160, 191, 241, 307, 396})
+# A replica cannot lag if both are 0. A read-only one fails /replicas_status.
+NO_LAG = (
+    f"{ProbeSource.ASYNCHRONOUS_METRICS}.ReplicasMaxAbsoluteDelay",
+    f"{ProbeSource.METRICS}.ReadonlyReplica",
+)
 NO_ANSWER = frozenset({SourceResult.FAILED, SourceResult.OVER_BOUND})
 """Outcomes that count only if the next attempt ends in one of them as well."""
 
@@ -93,28 +98,46 @@ class Prober:
         self._slow_sources: dict[ProbeSource, SourceResult] = {}  # outcome of the last attempt
         self._slow_due_at: dict[ProbeSource, float] = {}
         self._uptime: int | None = None
+        self._answered = False  # the query of the last poll was answered
 
     async def observe(self) -> StateObservation:
-        """Poll once. Takes some seconds at most; every failure of the server is in the result."""
-        ping = await self._send_ping()
-        if ping is not Ping.OK:
+        """Poll once. Takes some seconds at most; every failure of the server is in the result.
+
+        An answered query proves what an answered /ping does. So /ping is requested after a query
+        that fails, and before the query only if that of the last poll failed: a server that does
+        not answer is then found without waiting for a query.
+        """
+        pinged, self._answered = not self._answered, False
+        if pinged and (ping := await self._send_ping()) is not Ping.OK:
             return StateObservation(ping=ping)
         self._expire_missing()
+        wanted = [source for source in queries.FAST if source not in self._missing]
+        selects = [queries.FAST[source] for source in wanted]
+        observation = StateObservation(
+            ping=Ping.OK, login=Login.REFUSED, sources={ProbeSource.QUERIES: SourceResult.DENIED}
+        )
         try:
-            observation = await self._query_sources()
+            rows, outcome = await self._query_server(selects)
+            self._answered = outcome is SourceResult.OK
+            if self._answered or pinged or (ping := await self._send_ping()) is Ping.OK:
+                observation = await self._query_sources(wanted, rows, outcome)
+            else:
+                return StateObservation(ping=ping)
         except ClickHouseAuthError:
-            denied = {ProbeSource.QUERIES: SourceResult.DENIED}
-            return StateObservation(ping=ping, login=Login.REFUSED, sources=denied)
+            self._answered = True  # it refuses the login
         if (UNCONFIRMED | {SourceResult.FAILED}) & set(observation.sources.values()):
             ping = await self._send_ping()  # the server may have stopped during this poll
             return observation if ping is Ping.OK else StateObservation(ping=ping)
         return observation
 
-    async def _query_sources(self) -> StateObservation:
-        rows, sources = await self._query_fast_sources()
+    async def _query_sources(
+        self, wanted: Sequence[ProbeSource], rows: Rows, outcome: SourceResult
+    ) -> StateObservation:
+        """Build the observation from the answer to the query of all fast sources, `wanted`."""
+        rows, sources = await self._settle_fast_sources(wanted, rows, outcome)
         if sources[ProbeSource.QUERIES] is not SourceResult.OK:
             return StateObservation(ping=Ping.OK, sources=sources)
-        status_ok, sources[ProbeSource.REPLICAS_STATUS] = await self._request_replicas_status()
+        status_ok, sources[ProbeSource.REPLICAS_STATUS] = await self._check_replicas(rows)
         detached_known = any("NumberOfDetachedParts" in name for name in rows)
         slow_rows, slow_sources = await self._query_slow_sources(detached_known=detached_known)
         figures, hidden, shared = compute_figures(
@@ -156,6 +179,20 @@ class Prober:
             return Ping.HTTP_ERROR
         return Ping.OK
 
+    async def _check_replicas(self, rows: Rows) -> tuple[bool | None, SourceResult]:
+        """Return what /replicas_status says of the lag of this server's replicas.
+
+        The server asks every replicated table for it. So it is requested if the figures in memory
+        show a lag or a read-only replica, or do not exclude them, and otherwise once a minute.
+        """
+        source, now = ProbeSource.REPLICAS_STATUS, self._now_seconds()
+        has_no_lag = all(rows.get(name) == "0" for name in NO_LAG)
+        if has_no_lag and now < self._slow_due_at.get(source, float("-inf")):
+            return True, self._settle_answer(source, {}, SourceResult.OK)[1]
+        ok, outcome = await self._request_replicas_status()
+        self._slow_due_at[source] = now + SLOW_EVERY_SECONDS if ok else now
+        return ok, outcome
+
     async def _request_replicas_status(self) -> tuple[bool | None, SourceResult]:
         try:
             async with asyncio.timeout(self._bounds.fast_seconds):
@@ -166,10 +203,10 @@ class Prober:
             )[1]
         return ok, self._settle_answer(ProbeSource.REPLICAS_STATUS, {}, SourceResult.OK)[1]
 
-    async def _query_fast_sources(self) -> tuple[Rows, dict[ProbeSource, SourceResult]]:
-        """Query all fast sources at once; if that fails, query each alone."""
-        wanted = [source for source in queries.FAST if source not in self._missing]
-        rows, outcome = await self._query_server([queries.FAST[source] for source in wanted])
+    async def _settle_fast_sources(
+        self, wanted: Sequence[ProbeSource], rows: Rows, outcome: SourceResult
+    ) -> tuple[Rows, dict[ProbeSource, SourceResult]]:
+        """Return the rows and outcome of each source; if the one query failed, query each alone."""
         if outcome is SourceResult.OK:
             sources = {ProbeSource.QUERIES: outcome, **self._missing}
             for source in wanted:

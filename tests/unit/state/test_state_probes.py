@@ -12,7 +12,13 @@ from byoc_agents.clickhouse import (
 )
 from byoc_agents.state import queries
 from byoc_agents.state.observation import Login, Ping, ProbeSource, SourceResult, StateObservation
-from byoc_agents.state.probes import RELEARN_SECONDS, PollBounds, Prober
+from byoc_agents.state.probes import (
+    NO_LAG,
+    RELEARN_SECONDS,
+    SLOW_EVERY_SECONDS,
+    PollBounds,
+    Prober,
+)
 from lab.fakes.core import FakeClock
 from lab.fakes.state import ScriptedServer
 
@@ -53,6 +59,62 @@ async def test_a_modern_server_is_seen_whole_in_four_queries() -> None:
     assert figures.memory_used_ratio == 0.4
     assert figures.replicas_status_ok is True
     assert len(server.queries) == 4
+
+
+async def test_a_poll_of_an_idle_server_is_one_request() -> None:
+    server, clock = ScriptedServer(), FakeClock()
+    server.rows |= dict.fromkeys(NO_LAG, "0")
+    watcher = prober(server, clock)
+    first = await watcher.observe()
+    assert (server.pings, server.status_requests, len(server.queries)) == (1, 1, 4)
+    await clock.advance(10)
+    second = await watcher.observe()
+    assert (server.pings, server.status_requests, len(server.queries)) == (1, 1, 5)
+    assert second == first
+    await clock.advance(SLOW_EVERY_SECONDS)
+    await watcher.observe()
+    assert (server.pings, server.status_requests, len(server.queries)) == (1, 2, 9)
+
+
+@pytest.mark.parametrize("name", NO_LAG)
+@pytest.mark.parametrize("value", ["1", None], ids=["not 0", "not known"])
+async def test_a_server_that_may_lag_is_asked_for_its_replicas_at_every_poll(
+    name: str, value: str | None
+) -> None:
+    server, clock = ScriptedServer(lags=True), FakeClock()
+    server.rows |= dict.fromkeys(NO_LAG, "0") | ({} if value is None else {name: value})
+    if value is None:
+        del server.rows[name]
+    watcher = prober(server, clock)
+    for asked in (1, 2, 3):
+        assert (await watcher.observe()).figures.replicas_status_ok is False
+        assert server.status_requests == asked
+        await clock.advance(10)
+
+
+async def test_a_server_that_says_it_lags_is_asked_again_at_the_next_poll() -> None:
+    server, clock = ScriptedServer(lags=True), FakeClock()
+    server.rows |= dict.fromkeys(NO_LAG, "0")
+    watcher = prober(server, clock)
+    assert (await watcher.observe()).figures.replicas_status_ok is False
+    server.lags = False
+    assert (await watcher.observe()).figures.replicas_status_ok is True
+
+
+async def test_after_a_query_that_fails_a_ping_decides_and_comes_first_at_the_next_poll() -> None:
+    server, clock = ScriptedServer(), FakeClock()
+    watcher = prober(server, clock)
+    await watcher.observe()
+    server.ping_error = ClickHouseUnreachableError("")
+    asked = len(server.queries)
+    assert (await watcher.observe()).ping is Ping.UNREACHABLE
+    assert (server.pings, len(server.queries)) == (2, asked + 1)
+    assert (await watcher.observe()).ping is Ping.UNREACHABLE
+    assert (server.pings, len(server.queries)) == (3, asked + 1)
+    server.ping_error = None
+    assert (await watcher.observe()).ping is Ping.OK
+    assert (await watcher.observe()).ping is Ping.OK
+    assert server.pings == 4
 
 
 async def test_every_query_carries_the_comment() -> None:
