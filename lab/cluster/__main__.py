@@ -12,9 +12,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 
 from lab.cluster import components, machine, parts
-from lab.real.parts import install
+from lab.real.parts import helm, install
 from lab.real.parts.install import ROOT
 from lab.real.parts.process import PartError
 
@@ -61,7 +62,8 @@ def prepare() -> None:
         ("Kubernetes", parts.kubernetes),
         ("kube-router", parts.kube_router),
         ("etcd, network plugins, iptables", parts.debian),
-        ("kubectl, Helm", components.programs),
+        ("kubectl, Helm 4", components.programs),
+        ("Helm 3, which renders the examples", partial(helm.helm, helm.VERSIONS[0])),
         ("LocalStack", install.localstack),
         ("the Prometheus operator's definitions", parts.crds),
         ("images", parts.image_archive),

@@ -14,7 +14,7 @@ from prometheus_client import Counter
 import byoc_agents
 from byoc_agents.alerts.counts import OUTCOMES
 from byoc_agents.app.cli import COMMANDS, main
-from byoc_agents.app.metrics import Metrics
+from byoc_agents.app.metrics import Metrics, SampleCounter
 from byoc_agents.billing.record import GapReason, Quality
 from byoc_agents.billing.sources.reading import SourceName
 from byoc_agents.delivery.shipper import ACTIONS, WAIT_EVENTS, Action
@@ -61,7 +61,9 @@ def metrics() -> dict[str, list[str]]:
     """Return name as it is scraped -> labels other than `daemon`."""
     found = {}
     for metric in vars(Metrics()).values():
-        if hasattr(metric, "_labelnames"):
+        if isinstance(metric, SampleCounter):
+            found[metric.name] = [label for label in metric.labels if label != "daemon"]
+        elif hasattr(metric, "_labelnames"):
             name = metric._name + "_total" * isinstance(metric, Counter)
             found[name] = [label for label in metric._labelnames if label != "daemon"]
     return found

@@ -1,8 +1,36 @@
 """All metrics in one table. Each has the label `daemon`; names follow prometheus.io."""
 
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
 
 from byoc_agents import __version__
+
+
+class SampleCounter:
+    """A counter for every sample: its own thread adds without a lock, and a scrape reads it."""
+
+    def __init__(
+        self, name: str, text: str, labels: Sequence[str], *, registry: CollectorRegistry
+    ) -> None:
+        self.name = name
+        self.labels = tuple(labels)
+        self._text = text
+        self._counts = defaultdict[tuple[str, ...], int](int)
+        registry.register(self)
+
+    def inc(self, *values: str) -> None:
+        """Add 1 to the series with these label values."""
+        self._counts[values] += 1
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the family, as a collector of prometheus_client does."""
+        family = CounterMetricFamily(self.name, self._text, labels=self.labels)
+        for values, count in list(self._counts.items()):
+            family.add_metric(values, count)
+        yield family
 
 
 class Metrics:
@@ -67,10 +95,11 @@ class Metrics:
         self.seccomp = gauge(
             "byoc_seccomp_enforced", "1 if the kernel enforces the filter of system calls, else 0"
         )
-        self.billing_samples = counter(
+        self.billing_samples = SampleCounter(
             "byoc_billing_samples_total",
             "Readings of the target, by source or `none`",
             ("daemon", "source"),
+            registry=self.registry,
         )
         self.billing_degraded_samples = counter(
             "byoc_billing_degraded_samples_total",

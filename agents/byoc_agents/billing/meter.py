@@ -84,6 +84,34 @@ SLEEP_MS = 1000  # a shorter sleep of the machine counts as a late sample
 MeterResult = tuple[MeterState, list[Period]]
 
 
+def is_routine(before: Sample, sample: Sample, window_ms: int) -> bool:
+    """Return whether a sample shows no more than the one before, later in the same window.
+
+    The counter, the container, its limits, the machine and the clocks are the same. The meter then
+    closes no period, so the sample can be metered with the next one.
+    """
+    then, now = before.reading, sample.reading
+    if then is None or now is None or sample.secondary or now.cpu_usec < then.cpu_usec:
+        return False
+    wall_ms = sample.wall_ms - before.wall_ms
+    drift_ms = wall_ms - (sample.boot_ns - before.boot_ns) // NS_PER_MS
+    return (
+        wall_ms >= 0
+        and abs(drift_ms) <= JUMP_TOLERANCE_MS
+        and before.wall_ms // window_ms == sample.wall_ms // window_ms
+        and _slept_ns(before, sample) < SLEEP_MS * NS_PER_MS
+        and (before.boot_id, before.machine_cpus) == (sample.boot_id, sample.machine_cpus)
+        and replace(now, cpu_usec=then.cpu_usec, memory_bytes=then.memory_bytes) == then
+    )
+
+
+def _slept_ns(before: Sample, sample: Sample) -> int:
+    """Return how long the machine slept between two samples; 0 if it is not known."""
+    if before.asleep_ns is None or sample.asleep_ns is None:
+        return 0
+    return sample.asleep_ns - before.asleep_ns
+
+
 class _Moment(msgspec.Struct, frozen=True):
     """The time of a sample, in relation to the sample before it."""
 

@@ -1,7 +1,5 @@
 """The billing scraper's reports on its own work: metrics, log events, the latest errors."""
 
-from functools import cache, partial
-
 import structlog
 
 from byoc_agents.app.cloudevents import parse_rfc3339
@@ -23,14 +21,14 @@ class BillingMetrics:
         self.spool_error = ""  # "" after a successful write
         self._daemon = daemon
         self._metrics = metrics
-        self._samples = cache(partial(metrics.billing_samples.labels, daemon))  # by source
         self._log = structlog.get_logger().bind(daemon=daemon)
         if replica:
             self._log = self._log.bind(replica=replica)
 
     def count_sample(self, seen: TargetObservation) -> None:
         """Count a sample by its source. Log its error if it is another one than before."""
-        self._samples(seen.reading.source if seen.reading else "none").inc()
+        source = seen.reading.source if seen.reading else "none"
+        self._metrics.billing_samples.inc(self._daemon, source)
         if seen.error and seen.error != self.target_error:
             self._log.warning("billing.source_degraded", error=seen.error)
         self.target_error = seen.error

@@ -2,11 +2,15 @@
 
 A sample is one reading of the target's counters. The meter turns samples into periods: closed
 windows and gaps. Each period becomes one usage record, and due records are sealed into one object.
+Samples that only extend the open window are metered together, when another one follows them: a
+tick then costs little more than the reading. The records are the same, because nothing of an open
+window is stored before its end.
 
 A window's records, the checkpoint after them and their sequence numbers are stored in one commit.
 A kill between any two steps therefore neither loses nor repeats a record.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +20,7 @@ import msgspec
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.cloudevents import encode, rfc3339
 from byoc_agents.billing.checkpoint import Checkpoint, DeferredPeriods, same_position
-from byoc_agents.billing.meter import Meter
+from byoc_agents.billing.meter import Meter, is_routine
 from byoc_agents.billing.metrics import BillingMetrics
 from byoc_agents.billing.recorder import Recorder
 from byoc_agents.billing.sealer import Sealer
@@ -27,6 +31,7 @@ from byoc_agents.errors import SpoolCorruptError, SpoolError
 
 DEFERRED_PER_COMMIT = 6  # samples per commit of deferred periods: about 10 KiB
 MAX_DEFERRED = 10_000  # periods kept in memory while the spool is full, about 2 KiB each
+MAX_WAITING = 100  # samples that are metered together, about 0.5 KiB each
 HINT_POLL_MS = 1000  # interval of the checks for the file that announces the target's end
 HINTED_SAMPLE_MS = 100  # the sample interval after the file has appeared
 HINTED_MS = 600_000  # for this long: more than any usual terminationGracePeriodSeconds
@@ -72,8 +77,15 @@ class Scraper:
         self._end_hint = end_hint
         self._max_deferred = max_deferred
         self._stored = sealer.checkpoint(key)
-        self._checkpoint: Checkpoint | None = None  # with the samples since the stored one
+        self._checkpoint: Checkpoint | None = None  # with the samples metered since the stored one
+        self._waiting = deque[Sample]()  # not metered yet
+        self._last_sample: Sample | None = None  # None: the next sample is metered at once
         self._secondary_window = -1  # the last window in which the secondary source was read
+
+    @property
+    def waiting(self) -> int:
+        """The number of samples that are not metered yet."""
+        return len(self._waiting)
 
     async def run(self) -> None:
         """Sample at every full sample interval of the wall clock, until cancelled.
@@ -88,8 +100,12 @@ class Scraper:
         """Take one sample, store the closed periods, and seal the records that are due."""
         sample = await self._take_sample()
         try:
-            await self._record_sample(sample)
-            await self._sealer.seal_due(sample.wall_ms)
+            if self._can_wait(sample):
+                self._waiting.append(sample)
+            else:
+                await self._meter_samples(sample)
+            if not self._waiting or self._sealer.interval_ended(sample.wall_ms):
+                await self._sealer.seal_due(sample.wall_ms)
         except SpoolError as error:
             self._metrics.count_spool_error(error)
 
@@ -139,12 +155,32 @@ class Scraper:
 
         Raises SpoolError. Then the call can be repeated.
         """
-        await self._record_sample(await self._take_sample())
+        await self._meter_samples(await self._take_sample())
         checkpoint = await self._load_checkpoint()
         if isinstance(checkpoint, Checkpoint):
             checkpoint = await self._write_deferred(checkpoint)
             await self._write_periods(checkpoint, *self._meter.close(checkpoint.state))
         self._target.close()
+
+    def _can_wait(self, sample: Sample) -> bool:
+        """Return whether a sample may be metered later. No sample waits while the spool fails."""
+        before, self._last_sample = self._last_sample, sample
+        return (
+            before is not None
+            and not self._metrics.spool_error
+            and len(self._waiting) < MAX_WAITING
+            and is_routine(before, sample, self._intervals.window_ms)
+        )
+
+    async def _meter_samples(self, sample: Sample) -> None:
+        """Meter the waiting samples and this one. After an error the next one is not delayed."""
+        self._waiting.append(sample)
+        try:
+            while self._waiting:
+                await self._record_sample(self._waiting.popleft())
+        except BaseException:
+            self._last_sample = None
+            raise
 
     async def _record_sample(self, sample: Sample) -> None:
         checkpoint = await self._load_checkpoint()
@@ -235,16 +271,18 @@ class Scraper:
         self._secondary_window = window
         self._metrics.count_sample(seen)
         now_ns = self._clock.boot_ns()
+        reading = seen.reading
+        knows_cpus = reading is not None and reading.machine_cpus is not None
         return Sample(
             wall_ms=self._clock.wall_ns() // 1_000_000,
             boot_ns=now_ns,
             boot_id=self._clock.boot_id,
-            reading=seen.reading,
+            reading=reading,
             secondary=seen.secondary,
             absent=seen.absent,
             read_ns=now_ns - began_ns,
             asleep_ns=self._machine.asleep_ns(),
-            machine_cpus=self._machine.online_cpus(),
+            machine_cpus=None if knows_cpus else self._machine.online_cpus(),
         )
 
     def _sample_wait_ms(self) -> float:

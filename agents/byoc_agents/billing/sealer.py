@@ -135,11 +135,17 @@ class Sealer:
             with checkpoint.committing(after):
                 await self._staged.commit(batch, Staged([*staged.lines, *lines], staged.numbers))
 
+    def interval_ended(self, wall_ms: int) -> bool:
+        """Return whether a seal interval ended since the last `seal_due`."""
+        return self._interval != self._interval_at(wall_ms)
+
+    def _interval_at(self, wall_ms: int) -> int:
+        return (wall_ms - self.intervals.seal_phase_ms) // self.intervals.seal_ms
+
     async def seal_due(self, wall_ms: int) -> None:
         """Seal at this pod's phase. Seal overdue records of an earlier run at once."""
         async with self._writing() as staged:
-            times = self.intervals
-            interval = (wall_ms - times.seal_phase_ms) // times.seal_ms
+            times, interval = self.intervals, self._interval_at(wall_ms)
             if staged.lines:
                 _, end_ms = charge_period_ms(staged.lines[0])
                 overdue = wall_ms - end_ms >= times.seal_ms + times.window_ms

@@ -32,7 +32,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     absent: bool = False  # no reading, and the target certainly does not run
     read_ns: int = 0  # duration of the reading, which was taken at some time before `boot_ns`
     asleep_ns: int | None = None  # since boot, CLOCK_BOOTTIME - CLOCK_MONOTONIC; None = unknown
-    machine_cpus: int | None = None  # of the daemon's machine
+    machine_cpus: int | None = None  # of the daemon's machine, if the reading does not show it
 
     def cpus(self) -> int:
         """Return an upper bound of the number of CPUs that the target can use."""

@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Callable, Iterable
-from functools import lru_cache
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -56,7 +55,9 @@ class Limit(msgspec.Struct, frozen=True):
     @property
     def effective(self) -> int | None:
         """Return the smaller one, which applies; None if there is no limit."""
-        return min((x for x in (self.own, self.above) if x is not None), default=None)
+        if self.own is None or self.above is None:
+            return self.above if self.own is None else self.own
+        return min(self.own, self.above)
 
 
 class Counters(Protocol):
@@ -159,23 +160,38 @@ class _Limits:
         found = levels(directory, path) if directory else Levels((), ())
         self._own = [files for level in found.own if (files := _open_all(level, names))]
         self._above = [files for level in found.above if (files := _open_all(level, names))]
+        self._files = [file for files in self._own + self._above for file in files]
+        self._contents: list[bytes] = []  # of `_files`, for which `_limit` is the result
+        self._limit = Limit(None, None)
 
     def read(self, parse: Callable[..., int | None]) -> Limit:
-        """Return the limits. `parse` takes the content of each file and raises ValueError."""
-        return Limit(_smallest(self._own, parse), _smallest(self._above, parse))
+        """Return the limits. `parse` takes the content of each file and raises ValueError.
+
+        It is called only if a content has changed, which happens rarely.
+        """
+        contents = [file.read() for file in self._files]
+        if contents != self._contents:
+            read = dict(zip(self._files, contents, strict=True))
+            self._limit = Limit(
+                _smallest(self._own, read, parse), _smallest(self._above, read, parse)
+            )
+            self._contents = contents
+        return self._limit
 
     def close(self) -> None:
-        for files in self._own + self._above:
-            _close_files(files)
+        _close_files(self._files)
 
 
-def _smallest(groups: list[list[KeptFile]], parse: Callable[..., int | None]) -> int | None:
-    limits = (_limit(files, parse) for files in groups)
+def _smallest(
+    groups: list[list[KeptFile]], read: dict[KeptFile, bytes], parse: Callable[..., int | None]
+) -> int | None:
+    limits = (_parse_limit(files, [read[file] for file in files], parse) for files in groups)
     return min((limit for limit in limits if limit), default=None)  # a limit of 0 is not a size
 
 
-def _limit(files: list[KeptFile], parse: Callable[..., int | None]) -> int | None:
-    contents = [file.read() for file in files]
+def _parse_limit(
+    files: list[KeptFile], contents: list[bytes], parse: Callable[..., int | None]
+) -> int | None:
     try:
         return parse(*contents)
     except ValueError:
@@ -209,14 +225,12 @@ def parse_count(content: bytes) -> int:
     return int(_require_match(_COUNT, content)[1])
 
 
-@lru_cache  # here and below: a limit hardly ever changes
 def parse_cpu_max(content: bytes) -> int | None:
     """Return millicores of `max 100000` or `150000 100000`. Raises ValueError."""
     match = _require_match(_CPU_MAX, content)
     return None if match[1] == b"max" else int(match[1]) * 1000 // int(match[2])
 
 
-@lru_cache
 def parse_quota(content: bytes) -> int | None:
     """Return v1's cpu.cfs_quota_us, where -1 means none. Raises ValueError."""
     quota = int(_require_match(_QUOTA, content)[1])
@@ -229,7 +243,6 @@ def parse_cfs(quota_usec: bytes, period_usec: bytes) -> int | None:
     return quota * 1000 // period if quota is not None and period else None
 
 
-@lru_cache
 def parse_memory_max(content: bytes) -> int | None:
     """Return a limit in bytes; `max` and v1's huge number mean none. Raises ValueError."""
     limit = None if content.strip() == b"max" else parse_count(content)

@@ -127,6 +127,11 @@ class Plausibility:
         self._distrusted: Reading | None = None
         self._agreed = 0
 
+    @property
+    def doubts(self) -> bool:
+        """Return whether a kernel counter is distrusted."""
+        return self._distrusted is not None
+
     def reason_to_doubt(self, kernel: Reading, others: Sequence[Reading]) -> str:
         """Compare readings of one moment. Return why not to use the kernel's; "" to use it."""
         earlier = self._distrusted
@@ -171,6 +176,7 @@ class Target:
         """Take the sources, best first. `close` closes them."""
         self._name = name
         self._sources = tuple(sources)
+        self._servers = [i for i, source in enumerate(sources) if source.name == "clickhouse"]
         self._clock = clock
         self._active = 0
         self._probed_ns = clock.boot_ns()
@@ -195,7 +201,8 @@ class Target:
             self._probed_ns = now_ns
         readings: dict[int, Reading] = {}
         absent = False
-        order = range(len(self._sources)) if everything else self._active_first()
+        best_first = everything or not self._active
+        order = range(len(self._sources)) if best_first else self._active_first()
         for index in order:
             try:
                 reading = await self._sources[index].read()
@@ -225,11 +232,9 @@ class Target:
         if reading.source not in KERNEL:
             return False
         before, self._kernel = self._kernel, reading
-        if before is None or not continues(before, reading):
+        if before is None or before.cpu_usec != reading.cpu_usec or not continues(before, reading):
             return False
-        servers = [i for i, source in enumerate(self._sources) if source.name == "clickhouse"]
-        answers = any(index not in self._failures for index in servers)
-        return answers and before.cpu_usec == reading.cpu_usec
+        return any(index not in self._failures for index in self._servers)
 
     def _drop_implausible(self, readings: dict[int, Reading]) -> None:
         """Remove a kernel counter that another one contradicts, and report it as a failure."""
@@ -237,11 +242,15 @@ class Target:
         if best is None or best.source not in KERNEL:
             return
         others = [other for index, other in readings.items() if index]
+        if not others and not self._plausibility.doubts:
+            return
         if reason := self._plausibility.reason_to_doubt(best, others):
             self._failures[0] = f"{best.source}: {reason}"
             del readings[0]
 
     def _observation(self, readings: list[Reading], *, absent: bool) -> TargetObservation:
+        if readings and not self._failures:
+            return TargetObservation(readings[0], tuple(readings[1:]))
         better = range(self._active if readings else len(self._sources))
         error = "; ".join(self._failures[i] for i in better if i in self._failures)
         if not readings:
