@@ -21,11 +21,11 @@ import msgspec
 import structlog
 
 from byoc_agents.app.clock import SystemClock
-from byoc_agents.delivery.sink import Message, Receipt
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import Reason
 from byoc_agents.ledger.verify import verify
 from byoc_agents.ledger.writer import FileLedger
+from byoc_agents.message import Message, Receipt
 from lab.bench import sample, sender, verifier
 from lab.bench.figures import Line, Row, row
 from lab.bench.lab import EXPORTER, FORWARDER, MIB, SCRAPER, Lab, cpu_ns, until

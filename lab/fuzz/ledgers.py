@@ -5,7 +5,6 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from byoc_agents.delivery.sink import Message, Receipt
 from byoc_agents.errors import Reason
 from byoc_agents.ledger.format import (
     GENESIS,
@@ -17,6 +16,7 @@ from byoc_agents.ledger.format import (
     receipt_of,
 )
 from byoc_agents.ledger.verify import verify
+from byoc_agents.message import Message, Receipt
 from lab.fuzz.harness import Harness
 
 

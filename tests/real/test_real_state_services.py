@@ -20,12 +20,12 @@ from byoc_agents.app.context import Runtime
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.app.run import configure, daemon_spec
 from byoc_agents.delivery.shipper import Shipper
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.spool import Spool
 from byoc_agents.egress.aws import aws_config, aws_session
 from byoc_agents.egress.destinations import sqs_destination
 from byoc_agents.egress.gate import Gate
 from byoc_agents.errors import Reason
+from byoc_agents.message import Message
 from byoc_agents.sinks.sqs import SqsSink
 from byoc_agents.state.message import SCHEMAS
 from lab.fakes.core import NullLedger

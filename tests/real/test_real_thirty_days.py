@@ -36,9 +36,10 @@ from byoc_agents.billing.scraper import Scraper
 from byoc_agents.billing.sealer import Intervals
 from byoc_agents.billing.window import HOUR_MS
 from byoc_agents.delivery.shipper import Shipper
-from byoc_agents.delivery.sink import Message, Outcome, Transmit, transmit_unrecorded
+from byoc_agents.delivery.sink import Transmit, transmit_unrecorded
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import Reason, SendError
+from byoc_agents.message import Message, Outcome
 from byoc_agents.state.message import StateEvent
 from lab.demo.alertmanager import notification
 from lab.fakes.core import NullLedger, ScriptedSink

@@ -17,7 +17,8 @@ from contextlib import closing
 from pathlib import Path
 
 from byoc_agents import __version__
-from byoc_agents.delivery.sink import Message, Outcome, Sink, Transmit, transmit_unrecorded
+from byoc_agents.delivery.sink import Sink, Transmit, transmit_unrecorded
+from byoc_agents.message import Message, Outcome
 from byoc_agents.sinks.directory import DirectorySink
 from lab.fakes.core import START_MS, FakeClock, ListSink
 from tests.upgrade.daemon_runs import (

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from byoc_agents.billing.rollback import read_key
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.schema import VERSION
 from byoc_agents.durable.spool import Spool
 from byoc_agents.durable.store import SpoolStore, count
 from byoc_agents.ledger.recent import newest_sent, recently_sent
+from byoc_agents.message import Message
 from tests.upgrade.daemon_runs import ALERTS, BILLING, BOUND, DAEMONS, STATE
 from tests.upgrade.golden import GOLDEN, clock_at, restore
 

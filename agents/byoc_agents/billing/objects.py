@@ -19,7 +19,7 @@ import zstandard
 
 from byoc_agents.app.cloudevents import parse_rfc3339
 from byoc_agents.billing.record import TYPE
-from byoc_agents.delivery.sink import Message
+from byoc_agents.message import Message
 
 Compression = Literal["zstd", "gzip"]
 

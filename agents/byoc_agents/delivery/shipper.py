@@ -25,10 +25,11 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.cloudevents import rfc3339
 from byoc_agents.app.metrics import Metrics
-from byoc_agents.delivery.sink import Message, Outcome, Receipt, Request, Sink
+from byoc_agents.delivery.sink import Request, Sink
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import LedgerError, Reason, SendError, SpoolError, uncertain
 from byoc_agents.ledger import Ledger
+from byoc_agents.message import Message, Outcome, Receipt
 
 FIRST_WAIT_SECONDS = 0.5  # the upper bound of the first wait
 GATHER_SECONDS = 0.05  # after a batch that was not full: collects messages for the next one

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from byoc_agents.delivery.sink import Message
+from byoc_agents.message import Message
 
 
 class DeadLetter(msgspec.Struct, frozen=True):

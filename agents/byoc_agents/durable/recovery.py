@@ -12,12 +12,12 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.files import sync_directory
 from byoc_agents.durable.model import DeadLetter, WriteBatch
 from byoc_agents.durable.schema import connect_damaged, translated
 from byoc_agents.durable.store import COLUMNS, SpoolStore, digest, message_digest
 from byoc_agents.errors import SpoolCorruptError
+from byoc_agents.message import Message
 
 INDEX = "-shm"
 JOURNALS = ("-wal", INDEX, "-journal")

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from byoc_agents.app.clock import Clock
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.files import DirectoryLock
 from byoc_agents.durable.model import DeadLetter, SpoolInfo, Totals, WriteBatch
 from byoc_agents.durable.spool_file import Operation, OperationKind, SpoolFile, read_info
 from byoc_agents.durable.store import SpoolStore
 from byoc_agents.durable.worker import GroupCommitWorker
 from byoc_agents.errors import SpoolCorruptError, SpoolUnavailableError
+from byoc_agents.message import Message
 
 MAX_GROUP = 512  # operations that share one fsync
 PROBE = "spool/probe"  # written to test whether the disk accepts writes again

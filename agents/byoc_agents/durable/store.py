@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.model import UNKNOWN_MS, DeadLetter, Totals, WriteBatch
 from byoc_agents.durable.schema import connect, file_identity, translated
 from byoc_agents.errors import (
@@ -24,6 +23,7 @@ from byoc_agents.errors import (
     SpoolFullError,
     SpoolUnavailableError,
 )
+from byoc_agents.message import Message
 
 ROW_OVERHEAD_BYTES = 512  # keys, hash and index entries of one row, rounded up
 ROWS_PER_STATEMENT = 16  # each statement releases the interpreter lock and waits for it again

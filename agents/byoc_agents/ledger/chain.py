@@ -19,7 +19,6 @@ import structlog
 from byoc_agents import __version__
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.cloudevents import rfc3339
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.files import Disk, lock_refusal, rewrite_and_sync
 from byoc_agents.ledger.format import (
     DURABLE,
@@ -41,6 +40,7 @@ from byoc_agents.ledger.format import (
 from byoc_agents.ledger.reader import Scan, check_format, find_ends, find_mismatch, scan
 from byoc_agents.ledger.segments import Segments
 from byoc_agents.ledger.tree import TreeHead, hash_leaf
+from byoc_agents.message import Message
 
 MIN_BYTES = 64 * 1024
 SEGMENTS = 8  # how many share the bound: a removal takes an eighth of the history

@@ -16,9 +16,9 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from byoc_agents.delivery.sink import Message, Outcome
 from byoc_agents.errors import SendError
 from byoc_agents.ledger.tree import TreeHead
+from byoc_agents.message import Message, Outcome
 
 FORMAT = 1
 FORMAT_WITH_FACTS = 2

@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from byoc_agents.app.files import open_regular
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.files import Disk, size_bytes
 from byoc_agents.ledger.format import Sent
+from byoc_agents.message import Message
 
 NAME = re.compile(r"ledger-(\d{6,})\.jsonl")
 ASIDE = re.compile(r"aside-(\d{6,})-\d+")

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, Self, TypeVar
 import structlog
 
 from byoc_agents.app.clock import Clock
-from byoc_agents.delivery.sink import Message, Outcome
 from byoc_agents.durable.files import Disk
 from byoc_agents.durable.worker import GroupCommitWorker
 from byoc_agents.errors import LedgerError
@@ -31,6 +30,7 @@ from byoc_agents.ledger.format import (
 )
 from byoc_agents.ledger.recent import unfinished_batch
 from byoc_agents.ledger.tree import TreeHead
+from byoc_agents.message import Message, Outcome
 
 HEAD_KEY = "ledger/head"  # in the spool's state: size and root
 MAX_GROUP = 16  # lines that share one fsync

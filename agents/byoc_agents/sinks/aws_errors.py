@@ -12,9 +12,9 @@ from typing import Any
 import aiohttp
 from botocore import exceptions
 
-from byoc_agents.delivery.sink import Receipt
 from byoc_agents.egress.gate import REDIRECTS
 from byoc_agents.errors import Reason, SendError
+from byoc_agents.message import Receipt
 from byoc_agents.sinks.http_answers import (
     proxy_error,
     retry_after_seconds,

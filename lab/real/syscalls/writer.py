@@ -17,11 +17,11 @@ from typing import Any
 
 from byoc_agents.app import logging as log
 from byoc_agents.app.clock import SystemClock
-from byoc_agents.delivery.sink import Message, Receipt
 from byoc_agents.durable.spool import Spool
 from byoc_agents.durable.spool_file import OperationKind
 from byoc_agents.errors import ByocError, Reason
 from byoc_agents.ledger import FileLedger
+from byoc_agents.message import Message, Receipt
 
 CHECKPOINT_PAGES = 24  # SQLite's own 1,000 would not be reached here
 SEND_EVERY = 3

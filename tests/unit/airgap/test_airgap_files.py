@@ -19,10 +19,10 @@ from cryptography.hazmat.primitives.serialization import (
 
 from byoc_agents.airgap.signed_file import SignedFileError, open_file, sign_file
 from byoc_agents.app.cli import main
-from byoc_agents.delivery.sink import Message
 from byoc_agents.errors import LedgerError
 from byoc_agents.ledger.format import FactLine, Intent, ReceiptLine, decode
 from byoc_agents.ledger.verify import verify
+from byoc_agents.message import Message
 from tests.unit.airgap.airgap_harness import (
     BILLING,
     CUSTOMER,

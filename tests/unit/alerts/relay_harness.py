@@ -11,8 +11,8 @@ from byoc_agents.alerts.events import Allowed, Origin
 from byoc_agents.alerts.relay import Relay, Rules
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.app.metrics import Metrics
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.model import Totals, WriteBatch
+from byoc_agents.message import Message
 
 START_MS = 1795460754988
 RULES = Rules(

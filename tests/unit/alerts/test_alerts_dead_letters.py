@@ -10,8 +10,8 @@ import pytest
 
 from byoc_agents.app import dead_letters
 from byoc_agents.app.clock import SystemClock
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.spool import Spool
+from byoc_agents.message import Message
 
 
 @pytest.fixture

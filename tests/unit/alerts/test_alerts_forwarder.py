@@ -25,9 +25,9 @@ from byoc_agents.app.daemon import Daemon
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.app.settings import CoreSettings
 from byoc_agents.delivery.shipper import Shipper
-from byoc_agents.delivery.sink import Message, Outcome
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import ConfigError
+from byoc_agents.message import Message, Outcome
 from lab.receiver import Receiver, listening, rejected
 from tests.unit.alerts.forwarder_settings import INWARD, OUTWARD, SECRET, settings
 from tests.unit.alerts.webhook_harness import eventually

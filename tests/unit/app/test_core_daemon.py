@@ -12,9 +12,9 @@ from structlog.testing import capture_logs
 from byoc_agents.app.daemon import RESTART_SECONDS, Daemon
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.delivery.shipper import Shipper
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import SpoolCorruptError, SpoolFullError, SpoolUnavailableError
+from byoc_agents.message import Message
 from lab.fakes.core import FakeClock, Hang, NullLedger, ScriptedSink, Step, settle
 
 

@@ -15,9 +15,9 @@ from byoc_agents.app.admin_server import LIMITS, Pages, serve
 from byoc_agents.app.daemon import Daemon
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.delivery.shipper import Shipper
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import ConfigError
+from byoc_agents.message import Message
 from lab.fakes.core import FakeClock, NullLedger, ScriptedSink
 
 

@@ -16,7 +16,7 @@ from byoc_agents.billing.archive import (
     parse_shard,
 )
 from byoc_agents.billing.objects import SharedNumbers, parse_key, seal
-from byoc_agents.delivery.sink import Message
+from byoc_agents.message import Message
 from lab.fakes.billing import altered, core_seconds, objects
 from lab.fakes.http import Behavior, Request, close, lose, serve, serving
 from tests.unit.billing.buckets import rewritten, torn

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.delivery.shipper import Shipper
-from byoc_agents.delivery.sink import Message, Receipt
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import Reason, SendError
 from byoc_agents.ledger import Ledger
+from byoc_agents.message import Message, Receipt
 from lab.fakes.core import FakeClock, NullLedger, ScriptedSink
 
 OK = Receipt(Reason.OK, 200)

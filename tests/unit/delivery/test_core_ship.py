@@ -7,8 +7,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from byoc_agents.delivery.shipper import ACTIONS, Action
-from byoc_agents.delivery.sink import Message, Receipt
 from byoc_agents.errors import Reason, SendError, SpoolUnavailableError
+from byoc_agents.message import Message, Receipt
 from lab.fakes.core import START_MS, ListLedger, Raised, settle
 from tests.unit.delivery.shipper_harness import BUSY, DENIED, OK, POISON, harness, message
 

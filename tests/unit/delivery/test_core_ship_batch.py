@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from byoc_agents.delivery.sink import Message, Receipt
 from byoc_agents.errors import Reason, SendError
 from byoc_agents.ledger import FileLedger
+from byoc_agents.message import Message, Receipt
 from lab.fakes.core import FakeClock
 from tests.unit.delivery.shipper_harness import OK, Harness, harness, message
 

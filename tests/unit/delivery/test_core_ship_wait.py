@@ -6,8 +6,8 @@ import pytest
 from msgspec.structs import replace
 
 from byoc_agents.delivery.shipper import FIRST_WAIT_SECONDS, GATHER_SECONDS, MAX_RETRY_AFTER_SECONDS
-from byoc_agents.delivery.sink import Message
 from byoc_agents.errors import Reason, SendError
+from byoc_agents.message import Message
 from lab.fakes.core import settle
 from tests.unit.delivery.shipper_harness import BUSY, DENIED, OK, harness, message
 

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.store import ROW_OVERHEAD_BYTES
 from byoc_agents.errors import SpoolError, SpoolFullError
+from byoc_agents.message import Message
 
 
 @dataclass

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.store import SpoolStore
+from byoc_agents.message import Message
 
 
 def message(number: int, body: bytes = b"body", *, replaces: str = "") -> Message:

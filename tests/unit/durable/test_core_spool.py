@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.recovery import EPOCH, ORIGIN
 from byoc_agents.durable.spool import Spool
 from byoc_agents.durable.spool_file import OperationKind
 from byoc_agents.durable.store import ROW_OVERHEAD_BYTES, SpoolStore
 from byoc_agents.errors import SpoolFullError, SpoolUnavailableError
+from byoc_agents.message import Message
 from lab.fakes.core import START_MS, FakeClock, settle
 
 

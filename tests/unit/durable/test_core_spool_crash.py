@@ -21,7 +21,7 @@ import asyncio, hashlib, sys
 from pathlib import Path
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.app.clock import SystemClock
-from byoc_agents.delivery.sink import Message
+from byoc_agents.message import Message
 from byoc_agents.durable.spool import Spool
 
 def message(n):
@@ -85,7 +85,7 @@ import asyncio, os, resource, sys
 from pathlib import Path
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.errors import SpoolUnavailableError
-from byoc_agents.delivery.sink import Message
+from byoc_agents.message import Message
 from byoc_agents.durable.spool import Spool
 
 directory, mode = Path(sys.argv[1]), sys.argv[2]

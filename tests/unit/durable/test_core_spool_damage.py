@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.recovery import EPOCH, KEPT_DAMAGED, ORIGIN, rebuild
 from byoc_agents.durable.schema import VERSION_AT, connect
 from byoc_agents.durable.spool import Spool
 from byoc_agents.durable.store import SpoolStore
 from byoc_agents.errors import SpoolCorruptError, SpoolUnavailableError
+from byoc_agents.message import Message
 from lab.fakes.core import START_MS, FakeClock
 
 PAGE = 4096

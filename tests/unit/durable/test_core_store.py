@@ -7,10 +7,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.model import Totals
 from byoc_agents.durable.store import ROW_OVERHEAD_BYTES, VACUUM_PAGES, SpoolStore
 from byoc_agents.errors import SpoolError, SpoolFullError
+from byoc_agents.message import Message
 from tests.unit.durable.store_steps import apply, do, ids, message, seen
 
 

@@ -11,10 +11,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.store import ROW_OVERHEAD_BYTES, SpoolStore, count
 from byoc_agents.errors import SpoolFullError
+from byoc_agents.message import Message
 from tests.unit.durable.lost_writes import Image, cut_short, image
 from tests.unit.durable.plain_spool import Model
 

@@ -5,7 +5,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from byoc_agents.delivery.sink import Message, Outcome, Receipt
 from byoc_agents.durable.files import Disk
 from byoc_agents.errors import LedgerError, Reason, SendError
 from byoc_agents.ledger.format import Head, LedgerLine, decode
@@ -13,6 +12,7 @@ from byoc_agents.ledger.heads import parse_heads
 from byoc_agents.ledger.segments import Segments
 from byoc_agents.ledger.verify import LedgerVerdict, verify
 from byoc_agents.ledger.writer import FileLedger
+from byoc_agents.message import Message, Outcome, Receipt
 from lab.fakes.core import FakeClock
 
 SMALL = 64 * 1024

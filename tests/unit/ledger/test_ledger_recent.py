@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from byoc_agents.delivery.sink import Message, Outcome, Receipt
 from byoc_agents.errors import Reason, SendError
 from byoc_agents.ledger.recent import (
     TAIL_BYTES,
@@ -12,6 +11,7 @@ from byoc_agents.ledger.recent import (
     recently_sent,
 )
 from byoc_agents.ledger.writer import FileLedger
+from byoc_agents.message import Message, Outcome, Receipt
 from lab.fakes.core import FakeClock
 
 OK = Receipt(Reason.OK, 200, "")

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import byoc_agents.report
-from byoc_agents.delivery.sink import Message
 from byoc_agents.errors import Reason, SendError
 from byoc_agents.ledger.query import Filter, RefusedConnections, Send
+from byoc_agents.message import Message
 from byoc_agents.report import main
 from byoc_agents.report.summary import MAX_ROWS, Volume, series_of, span_of, summarize
 from byoc_agents.schema import EXAMPLES, fields_of

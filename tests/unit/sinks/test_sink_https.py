@@ -15,8 +15,8 @@ from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.delivery.shipper import ACTIONS, Action
-from byoc_agents.delivery.sink import Message, Receipt
 from byoc_agents.errors import Reason, SendError
+from byoc_agents.message import Message, Receipt
 from byoc_agents.sinks.control_plane import proves_storage
 from byoc_agents.sinks.http_answers import retry_after_seconds, skew_seconds
 from byoc_agents.sinks.https import (

@@ -8,8 +8,8 @@ import pytest
 import pytest_asyncio
 from aiobotocore.session import AioSession
 
-from byoc_agents.delivery.sink import Outcome, Receipt
 from byoc_agents.errors import Reason, SendError
+from byoc_agents.message import Outcome, Receipt
 from byoc_agents.sinks.s3 import S3Sink
 from lab.fakes.http import (
     Behavior,

@@ -11,11 +11,11 @@ from aiobotocore.session import AioSession
 from moto.server import ThreadedMotoServer
 
 from byoc_agents.delivery.shipper import ACTIONS, Action
-from byoc_agents.delivery.sink import Message, Receipt
 from byoc_agents.egress.aws import NO_CREDENTIALS, aws_config, aws_session
 from byoc_agents.egress.destinations import sqs_destination
 from byoc_agents.egress.gate import Gate
 from byoc_agents.errors import Reason, SendError
+from byoc_agents.message import Message, Receipt
 from byoc_agents.sinks.sqs import MAX_BYTES, OWN_ERRORS, SqsSink
 from lab.fakes.http import Exchange, always, drip, hang, in_order, lose, redirect
 from lab.fakes.sqs import Entry, FakeSqs

@@ -9,11 +9,11 @@ from typing import Any
 from byoc_agents.app.heartbeat import HeartbeatIntervals
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.clickhouse import ClickHouseUnreachableError
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import SpoolFullError, SpoolUnavailableError
 from byoc_agents.ledger.recent import RecentSend, StreamPosition
+from byoc_agents.message import Message
 from byoc_agents.state.message import StateIdentity
 from byoc_agents.state.message_stream import MessageStream
 from byoc_agents.state.poller import Exporter, PolledReplica

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from byoc_agents.delivery.sink import Message
+from byoc_agents.message import Message
 from tests.unit.state.exporter_harness import harness
 
 KEPT = 1 << 30
