@@ -12,7 +12,7 @@ class Message(msgspec.Struct, frozen=True):
     type: str  # type of the events inside, e.g. byoc.billing.usage.v1
     body: bytes
     created_at_ms: int  # wall clock at sealing, milliseconds since 1970
-    records: int = 1  # events inside the body
+    events: int = 1  # inside the body
     content_type: str = "application/json"
     content_encoding: str = ""  # S3 only: the compression of the body, or empty
     group: str = ""  # messages of a group stay in order (SQS MessageGroupId)

@@ -193,7 +193,7 @@ async def _run_scraper(run: ScraperRun) -> None:
             await scraper.finish()
             for _ in range(MAX_ATTEMPTS):
                 await shipper.attempt()
-            assert spool.totals.records == 0, "not drained"
+            assert spool.totals.events == 0, "not drained"
 
 
 def _scraper(spool: Spool, clock: SimClock, metrics: Metrics) -> Scraper:

@@ -134,7 +134,7 @@ async def test_an_entry_that_is_refused_alone_does_not_touch_its_neighbors(
     small, later = messages(2, groups=2)
     async with shipping(queue, tmp_path) as (spool, shipper):
         await spool.put(small, big, later)
-        while spool.totals.records:
+        while spool.totals.events:
             await shipper.attempt()
         (dead,) = await spool.dead_letters()
     assert (dead.message.id, dead.reason) == ("big", Reason.TOO_LARGE)
@@ -155,9 +155,9 @@ async def test_a_queue_that_is_lost_and_comes_back_gets_everything_in_order(
         trouble = await shipper.attempt()
         assert trouble is not None
         assert trouble.reason is Reason.NOT_FOUND
-        assert spool.totals.records == 3
+        assert spool.totals.events == 3
         await queue.create()
-        while spool.totals.records:  # after trouble the first batches hold one message
+        while spool.totals.events:  # after trouble the first batches hold one message
             assert await shipper.attempt() is None
     await queue.until(lambda: len(queue.got) == 6)
     assert [body["n"] for body in queue.got] == list(range(6))

@@ -120,7 +120,7 @@ async def test_billing_accounts_for_every_second_of_thirty_days(memory: Path) ->
             clock.second += SAMPLE_SECONDS
         await scraper.finish()
         await caught_up(ship, spool, sink)
-        assert spool.totals.records == 0
+        assert spool.totals.events == 0
     assert_accounted(sink.stored, clock.second)
 
 

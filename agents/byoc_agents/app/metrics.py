@@ -20,7 +20,7 @@ class Metrics:
         def gauge(name: str, text: str, labels: tuple[str, ...] = daemon) -> Gauge:
             return Gauge(name, text, labels, registry=self.registry)
 
-        self.spool_records = gauge("byoc_spool_records", "Records that wait to be sent")
+        self.spool_events = gauge("byoc_spool_events", "Events that wait to be sent")
         self.spool_bytes = gauge("byoc_spool_bytes", "Bytes the spool holds, dead letters included")
         self.spool_oldest_age_seconds = gauge(
             "byoc_spool_oldest_age_seconds", "Age of the oldest unsent message; 0 = none"

@@ -290,8 +290,8 @@ class Shipper:
         self._metrics.last_send_success.labels(self.daemon).set(self.last_success_ms / 1000)
         self._metrics.messages_sent.labels(self.daemon).inc(len(done))
         self._metrics.messages_sent_bytes.labels(self.daemon).inc(sum(len(m.body) for m in done))
-        records = sum(message.records for message in done)
-        self._log.info("message.sent", messages=len(done), records=records, last_id=done[-1].id)
+        events = sum(message.events for message in done)
+        self._log.info("message.sent", messages=len(done), events=events, last_id=done[-1].id)
 
     def _count(self, outcomes: Sequence[Outcome]) -> LastError | None:
         """Count the outcomes. Return the first error that is not a dead letter."""
@@ -317,7 +317,7 @@ class Shipper:
             detail=last_error.detail,
             attempt=state.attempt_number,
             wait_seconds=round(state.upcoming_sleep, 3),
-            backlog_records=self._spool.totals.records,
+            backlog_events=self._spool.totals.events,
         )
 
     def status(self) -> dict[str, Any]:
@@ -335,7 +335,7 @@ class Shipper:
             if last_error
             else None,
             "backlog": {
-                "records": totals.records,
+                "events": totals.events,
                 "bytes": totals.bytes,
                 "oldest": rfc3339(oldest) if oldest is not None else None,
                 "dead_letters": totals.dead_letters,

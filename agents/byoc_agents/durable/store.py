@@ -29,7 +29,7 @@ ROW_OVERHEAD_BYTES = 512  # keys, hash and index entries of one row, rounded up
 ROWS_PER_STATEMENT = 16  # each statement releases the interpreter lock and waits for it again
 VACUUM_PAGES = 1024  # 4 MiB: return free pages to the file system in this amount
 
-COLUMNS = (
+COLUMNS = (  # of the fields of Message; its `events` are in `records`
     "id, type, body, created_at_ms, records, content_type, content_encoding, grouped, replaces, "
     "stream, epoch, sequence"
 )
@@ -132,10 +132,10 @@ class SpoolStore:
     def _apply(self, change: WriteBatch) -> None:
         if change.unstage:
             size = unstage(self.connection, change.unstage)
-            self._tally(-size, rows=-change.unstage, records=-change.unstage)
+            self._tally(-size, rows=-change.unstage, events=-change.unstage)
         if change.stage:
             stage(self.connection, lines := change.stage)
-            self._tally(sum(map(len, lines)), rows=len(lines), records=len(lines))
+            self._tally(sum(map(len, lines)), rows=len(lines), events=len(lines))
         if change.messages:
             self._insert(change.messages)
         for letter in change.dead_letters:
@@ -157,19 +157,19 @@ class SpoolStore:
                     self._delete(same, replaces, *kept)
 
     def _put(self, messages: Sequence[Message]) -> int:
-        new, size, records = put(self.connection, messages)
-        self._tally(size, rows=new, records=records)
+        new, size, events = put(self.connection, messages)
+        self._tally(size, rows=new, events=events)
         return new
 
     def _delete(self, where: str, *values: str) -> None:
         """Delete rows in two statements: RETURNING would release the interpreter for each row."""
         sums = "SELECT count(*), total(length(body)), total(records) FROM message WHERE "
-        rows, size, records = self.connection.execute(sums + where, values).fetchone()
+        rows, size, events = self.connection.execute(sums + where, values).fetchone()
         self.connection.execute(f"DELETE FROM message WHERE {where}", values)  # noqa: S608
-        self._tally(-int(size), rows=-rows, records=-int(records))
+        self._tally(-int(size), rows=-rows, events=-int(events))
 
-    def _tally(self, size: int, *, rows: int, records: int = 0, dead: int = 0) -> None:
-        self._totals = apply_delta(self._totals, size, rows=rows, records=records, dead=dead)
+    def _tally(self, size: int, *, rows: int, events: int = 0, dead: int = 0) -> None:
+        self._totals = apply_delta(self._totals, size, rows=rows, events=events, dead=dead)
 
     def remove(self, ids: Sequence[str]) -> None:
         """Delete messages that the receiver has stored."""
@@ -200,7 +200,7 @@ class SpoolStore:
             (letter.reason, letter.detail, letter.died_at_ms, message_id),
         )
         run("DELETE FROM message WHERE id = ?", (message_id,))
-        self._tally(0, rows=0, records=-found[0], dead=1)
+        self._tally(0, rows=0, events=-found[0], dead=1)
 
     def _take_dead_letter(self, message_id: str) -> Message | None:
         row = self.connection.execute(
@@ -323,18 +323,18 @@ def row_of(message: Message) -> tuple[object, ...]:
 
 
 def put(connection: sqlite3.Connection, messages: Sequence[Message]) -> tuple[int, int, int]:
-    """Queue new messages. Return their number, bytes and records; ids that exist are ignored.
+    """Queue new messages. Return their number, bytes and events; ids that exist are ignored.
 
     Raises sqlite3.Error.
     """
     verb = f"INSERT OR IGNORE INTO message ({COLUMNS}, sha256)"
     added = _write(connection, verb, [row_of(message) for message in messages])
     if added == len(messages):
-        return added, sum(len(m.body) for m in messages), sum(m.records for m in messages)
+        return added, sum(len(m.body) for m in messages), sum(m.events for m in messages)
     last = "SELECT body, records FROM message ORDER BY position DESC LIMIT ?"
     sums = f"SELECT total(length(body)), total(records) FROM ({last})"  # noqa: S608
-    size, records = connection.execute(sums, (added,)).fetchone()
-    return added, int(size), int(records)
+    size, events = connection.execute(sums, (added,)).fetchone()
+    return added, int(size), int(events)
 
 
 def stage(connection: sqlite3.Connection, lines: Sequence[bytes]) -> None:
@@ -431,17 +431,17 @@ def message_of(row: tuple[Any, ...]) -> Message:
 def count(connection: sqlite3.Connection) -> Totals:
     """Return the totals of the file. Raises sqlite3.Error."""
 
-    def sums(table: str, body: str, records: str) -> tuple[int, int, int]:
-        query = f"SELECT count(*), coalesce(sum(length({body})), 0), {records} FROM {table}"  # noqa: S608
+    def sums(table: str, body: str, events: str) -> tuple[int, int, int]:
+        query = f"SELECT count(*), coalesce(sum(length({body})), 0), {events} FROM {table}"  # noqa: S608
         row: tuple[int, int, int] = connection.execute(query).fetchone()
         return row
 
-    messages, message_bytes, records = sums("message", "body", "coalesce(sum(records), 0)")
+    messages, message_bytes, events = sums("message", "body", "coalesce(sum(records), 0)")
     lines, line_bytes, _ = sums("staged", "line", "0")
     dead, dead_bytes, _ = sums("dead_letter", "body", "0")
     rows = messages + lines + dead
     size = message_bytes + line_bytes + dead_bytes + rows * ROW_OVERHEAD_BYTES
-    return Totals(records + lines, size, oldest_ms(connection), dead)
+    return Totals(events + lines, size, oldest_ms(connection), dead)
 
 
 def oldest_ms(connection: sqlite3.Connection) -> int | None:
@@ -451,7 +451,7 @@ def oldest_ms(connection: sqlite3.Connection) -> int | None:
     return at_ms
 
 
-def apply_delta(totals: Totals, size: int, *, rows: int, records: int, dead: int) -> Totals:
+def apply_delta(totals: Totals, size: int, *, rows: int, events: int, dead: int) -> Totals:
     """Return the totals plus these numbers, which may be negative. `size` is in bytes.
 
     If messages are added behind a queued one, the oldest message stays the same.
@@ -459,7 +459,7 @@ def apply_delta(totals: Totals, size: int, *, rows: int, records: int, dead: int
     oldest = totals.oldest_created_at_ms
     behind = rows > 0 and oldest is not None
     return Totals(
-        records=totals.records + records,
+        events=totals.events + events,
         bytes=totals.bytes + size + rows * ROW_OVERHEAD_BYTES,
         oldest_created_at_ms=oldest if behind else UNKNOWN_MS,
         dead_letters=totals.dead_letters + dead,

@@ -89,7 +89,7 @@ class Sent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     type: str
     bytes: int
     sha256: str
-    records: int
+    events: int = msgspec.field(name="records")  # inside the body
     content_type: str
     content_encoding: str = ""
     kept: bool = False  # the exact body is stored in bodies/<segment>/<sha256>
@@ -235,7 +235,7 @@ def _make_sent(message: Message, *, kept: bool) -> Sent:
         type=message.type,
         bytes=len(message.body),
         sha256=digest(message.body),
-        records=message.records,
+        events=message.events,
         content_type=message.content_type,
         content_encoding=message.content_encoding,
         kept=kept,

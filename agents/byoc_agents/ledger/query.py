@@ -36,7 +36,7 @@ class Send(msgspec.Struct, frozen=True, kw_only=True):
     type: str
     bytes: int
     sha256: str
-    records: int
+    events: int = msgspec.field(name="records")
     content_type: str
     reason: str  # byoc_agents.errors.Reason, or `unknown`, or `in_flight`
     status: int = 0
@@ -168,7 +168,7 @@ def _sends(
             type=sent.type,
             bytes=sent.bytes,
             sha256=sent.sha256,
-            records=sent.records,
+            events=sent.events,
             content_type=sent.content_type,
             reason=ended.reason,
             status=ended.status,

@@ -32,13 +32,13 @@ class RecentSend(msgspec.Struct, frozen=True):
     id: str
     stream: str
     last: StreamPosition  # of its last event
-    records: int  # events inside, with contiguous sequences
+    events: int  # inside, with contiguous sequences
     stored: bool = False  # the receiver confirmed it
 
     @property
     def first(self) -> StreamPosition:
         """Return the position of its first event."""
-        return StreamPosition(self.last.epoch, self.last.sequence - self.records + 1)
+        return StreamPosition(self.last.epoch, self.last.sequence - self.events + 1)
 
 
 def newest_sent(sends: Iterable[RecentSend], stream: str) -> StreamPosition | None:
@@ -80,7 +80,7 @@ def _read_position(sent: Sent) -> RecentSend | None:
     if not sent.stream:
         return None
     last = StreamPosition(sent.epoch, sent.sequence)
-    return RecentSend(sent.id, sent.stream, last, sent.records)
+    return RecentSend(sent.id, sent.stream, last, sent.events)
 
 
 def unfinished_batch(directory: Path) -> tuple[str, ...]:

@@ -55,7 +55,7 @@ class Memory:
 
     @property
     def totals(self) -> Totals:
-        return Totals(records=len(self.messages))
+        return Totals(events=len(self.messages))
 
     async def commit(self, change: WriteBatch) -> None:
         if self.refusal:

@@ -141,7 +141,7 @@ async def test_a_finish_without_room_is_repeated_when_the_rest_has_been_sent(
     async with harness(tmp_path) as it:
 
         async def need_room() -> None:
-            if it.spool.totals.records:
+            if it.spool.totals.events:
                 raise SpoolFullError("full")
             await it.source.put_last()
 
@@ -188,13 +188,13 @@ async def test_its_repr_is_its_pipeline(tmp_path: Path) -> None:
 async def test_the_gauges_tell_the_backlog_and_its_age(tmp_path: Path) -> None:
     async with harness(tmp_path) as it:
         created = it.clock.wall_ns() // 1_000_000
-        await it.spool.put(Message("a", "t", b"1234", created, records=3))
+        await it.spool.put(Message("a", "t", b"1234", created, events=3))
         await it.spool.put(Message("b", "t", b"1234", created))
         await it.spool.dead_letter(Message("b", "t", b"1234", created), "rejected", "")
         await it.clock.advance(90)
         it.daemon.observe()
         for name, value in {
-            "records": 3,
+            "events": 3,
             "bytes": 2 * 516,
             "oldest_age_seconds": 90,
             "dead_letters": 1,

@@ -85,11 +85,11 @@ async def test_not_alive_when_a_writer_thread_has_ended(harness: Harness) -> Non
 
 
 async def test_metrics_are_prometheus_text_with_the_gauges_of_now(harness: Harness) -> None:
-    await harness.spool.put(Message("a", "t", b"1234", 1, records=7))
+    await harness.spool.put(Message("a", "t", b"1234", 1, events=7))
     async with harness.client.get(harness.url + "/metrics") as answer:
         assert answer.headers["Content-Type"].startswith("text/plain; version=")
         text = await answer.text()
-    assert 'byoc_spool_records{daemon="daemon"} 7.0' in text
+    assert 'byoc_spool_events{daemon="daemon"} 7.0' in text
     assert 'byoc_messages_sent_total{daemon="daemon"} 0.0' in text
 
 

@@ -68,14 +68,14 @@ async def test_a_minute_is_staged_with_its_checkpoint_and_sealed_later(harness: 
     assert [r.data.sequence for r in records] == [0, 1, 2]
     assert await harness.spool.head(10) == []
     await harness.ticks(60)  # over 12:05, the phase; the gap is of the hour before
-    assert [m.records for m in await harness.spool.head(10)] == [1, 5]
+    assert [m.events for m in await harness.spool.head(10)] == [1, 5]
 
 
 async def test_a_daemon_that_is_often_killed_still_seals_in_time(harness: Harness) -> None:
     for _ in range(8):
         await harness.ticks(13)
         harness.scraper = harness.made()
-    assert sum(m.records for m in await harness.spool.head(10)) > 4
+    assert sum(m.events for m in await harness.spool.head(10)) > 4
 
 
 async def test_an_object_ends_with_the_hour(harness: Harness) -> None:
@@ -155,7 +155,7 @@ async def test_without_room_for_the_last_window_the_staged_records_are_sealed(
         await scraper.finish()
     assert await harness.spool.staged() == []
     sealed = await harness.spool.head(9)
-    assert sum(message.records for message in sealed) == staged
+    assert sum(message.events for message in sealed) == staged
     await harness.spool.remove([message.id for message in sealed])
     await scraper.finish()
     assert harness.target.closed

@@ -154,7 +154,7 @@ async def test_status_says_what_holds_the_head_up(tmp_path: Path) -> None:
             "last_success": None,
             "last_error": {"reason": "forbidden", "detail": "403", "action": Action.HOLD},
             "backlog": {
-                "records": 1,
+                "events": 1,
                 "bytes": 518,
                 "oldest": "1970-01-01T00:00:00.000Z",
                 "dead_letters": 0,

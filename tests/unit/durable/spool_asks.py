@@ -62,7 +62,7 @@ MESSAGES = st.builds(
     type=st.just("t"),
     body=BODIES,
     created_at_ms=st.integers(0, 9),
-    records=st.integers(0, 3),
+    events=st.integers(0, 3),
     replaces=st.sampled_from(["", "", "", "a", "b"]),
 )
 CHANGES = st.builds(

@@ -8,7 +8,7 @@ from byoc_agents.message import Message
 
 
 def message(number: int, body: bytes = b"body", *, replaces: str = "") -> Message:
-    return Message(f"m{number}", "t", body, created_at_ms=number, records=2, replaces=replaces)
+    return Message(f"m{number}", "t", body, created_at_ms=number, events=2, replaces=replaces)
 
 
 def do(store: SpoolStore, work: Callable[[], object]) -> None:

@@ -59,7 +59,7 @@ async def test_what_was_put_is_there_after_reopening(tmp_path: Path) -> None:
         marks = await spool.state("spool/")
     assert marks == {EPOCH: str(START_MS).encode(), ORIGIN: b"created"}
     async with spool_at(tmp_path / "new" / "directory") as spool:
-        assert spool.totals.records == 3
+        assert spool.totals.events == 3
         assert spool.totals.oldest_created_at_ms == 1
         assert await spool.head(9) == [message(1), message(2)]
         assert await spool.staged() == [b"line"]

@@ -368,4 +368,4 @@ async def test_a_reserve_that_cannot_be_removed_is_no_room_for_an_acknowledgment
         for name in ("reserve", "spool.db-wal"):
             (tmp_path / name).rmdir()
         await spool.remove(["m1"])
-        assert spool.totals.records == 0
+        assert spool.totals.events == 0

@@ -217,7 +217,7 @@ class SpoolAgainstModel(RuleBasedStateMachine):
     def same(self) -> None:
         assert self.seen() == self.model
         totals = self.spool.totals
-        assert totals.records == self.model.records()
+        assert totals.events == self.model.events()
         assert totals.bytes == self.model.bytes()
         assert totals.dead_letters == len(self.model.dead)
         oldest = self.model.queue[0].created_at_ms if self.model.queue else None

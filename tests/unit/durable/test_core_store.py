@@ -107,7 +107,7 @@ def test_many_messages_in_one_change_are_counted_once_each(store: SpoolStore) ->
     change = [message(number, b"b" * number) for number in range(40)]
     apply(store, messages=[*change, message(7, b"other")])
     assert ids(store) == ["m3", "m38", *(f"m{n}" for n in range(40) if n not in {3, 38})]
-    assert store.totals().records == 2 * 40
+    assert store.totals().events == 2 * 40
     wanted = sum(range(40)) - 3 - 38 + 2 * 5 + 40 * ROW_OVERHEAD_BYTES
     assert store.totals().bytes == wanted
 

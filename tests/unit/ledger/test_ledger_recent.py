@@ -76,4 +76,4 @@ def test_the_newest_position_is_that_of_the_latest_epoch() -> None:
 
 
 def test_the_first_position_of_an_object_follows_from_its_records() -> None:
-    assert RecentSend("", "s", StreamPosition(7, 12), records=5).first == (7, 8)
+    assert RecentSend("", "s", StreamPosition(7, 12), events=5).first == (7, 8)

@@ -197,4 +197,4 @@ async def test_nothing_is_sent_while_the_ledger_cannot_be_written(tmp_path: Path
         assert error
         assert error.reason is Reason.LEDGER
         assert list(root.iterdir()) == []
-        assert spool.totals.records == 1
+        assert spool.totals.events == 1

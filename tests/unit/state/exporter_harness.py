@@ -63,7 +63,7 @@ class Harness:
             clock=self.clock,
             metrics=self.metrics,
             sent=lambda: [
-                RecentSend(m.id, m.stream, StreamPosition(m.epoch, m.sequence), m.records)
+                RecentSend(m.id, m.stream, StreamPosition(m.epoch, m.sequence), m.events)
                 for m in self.sent
             ],
         )

@@ -163,7 +163,7 @@ async def _run_exporter(run: ExporterRun) -> None:
         if run.finish:
             for _ in range(MAX_ATTEMPTS):
                 await shipper.attempt()
-            assert spool.totals.records == 0, "not drained"
+            assert spool.totals.events == 0, "not drained"
 
 
 def _exporter(server: ScriptedServer, spool: Spool, clock: SimClock, metrics: Metrics) -> Exporter:
