@@ -242,7 +242,7 @@ async def _backlog(directory: Path) -> dict[str, float]:
             await spool.put(Message(id=f"p-{number}", type="bench", body=b"x", created_at_ms=1))
         costs[f"{PUTS} messages added"] = _since(began)
         began = time.process_time()
-        while batch := await spool.head(OF_A_BATCH, BATCH_BYTES):
+        while batch := await spool.peek(OF_A_BATCH, BATCH_BYTES):
             await spool.remove([message.id for message in batch])
         costs["drained"] = _since(began)
     return costs

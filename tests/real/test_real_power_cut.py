@@ -128,7 +128,7 @@ def laid_out(place: Path, disk: Disk, rng: random.Random) -> Path:
 async def assert_all_there(state: Path, index: DedupIndex) -> None:
     async with Spool(state, max_bytes=1 << 30, clock=SystemClock()) as spool:
         assert spool.corruptions == 0, "a crash does not leave damage"
-        found = {int(m.id[1:]): m for m in await spool.head(10_000, 1 << 30)}
+        found = {int(m.id[1:]): m for m in await spool.peek(10_000, 1 << 30)}
     assert found == {number: message(number) for number in found}
     assert index.put - found.keys() <= set(index.sent.values())
     assert not index.gone & found.keys()

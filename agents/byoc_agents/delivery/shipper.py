@@ -196,12 +196,12 @@ class Shipper:
         """Return the unfinished batch if all of it is still first in the spool, else a new one."""
         max_bytes = self._sink.max_bytes
         if 0 < len(self._unfinished) <= self._sink.max_messages:
-            batch = await self._spool.head(len(self._unfinished), max_bytes, pin=True)
+            batch = await self._spool.peek(len(self._unfinished), max_bytes, pin=True)
             if tuple(message.id for message in batch) == self._unfinished:
                 self._room, self._limit, self._answered = False, 1, 0
                 return batch
         self._unfinished = ()  # part of it has left the queue, or the sink accepts fewer now
-        batch = await self._spool.head(self._limit, max_bytes, pin=True)
+        batch = await self._spool.peek(self._limit, max_bytes, pin=True)
         size = sum(len(message.body) for message in batch)
         self._room = 0 < len(batch) < self._limit and size < max_bytes // 2
         return batch

@@ -106,7 +106,7 @@ class Spool:
         added = change if change.plain else None
         await self._ask(lambda store: store.apply(change), OperationKind.GROW, added)
 
-    async def head(
+    async def peek(
         self,
         max_messages: int = 1,
         max_bytes: int = 1 << 20,
@@ -121,7 +121,7 @@ class Spool:
         """
 
         def read(store: SpoolStore) -> list[Message]:
-            found = store.head(max_messages, max_bytes)
+            found = store.peek(max_messages, max_bytes)
             if pin:
                 self._file.pin(frozenset(m.id for m in found) if len(found) > 1 else frozenset())
             return found
@@ -129,7 +129,7 @@ class Spool:
         return await self._ask(read, OperationKind.READ)
 
     def unpin(self) -> None:
-        """Allow later messages to replace those that `head` has pinned. Does not block."""
+        """Allow later messages to replace those that `peek` has pinned. Does not block."""
         self._file.pin(frozenset())
 
     async def remove(self, ids: Sequence[str], state: Mapping[str, bytes] | None = None) -> None:

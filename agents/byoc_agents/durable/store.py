@@ -176,9 +176,9 @@ class SpoolStore:
         with translated():
             self._delete(f"id IN ({','.join('?' * len(ids))})", *ids)
             oldest = "SELECT id FROM message ORDER BY position LIMIT 1"
-            head = self.connection.execute(oldest).fetchone()
-        if head and head[0] in ids:  # it would be sent again and again
-            raise SpoolCorruptError(f"the index does not find {head[0]}")
+            first = self.connection.execute(oldest).fetchone()
+        if first and first[0] in ids:  # it would be sent again and again
+            raise SpoolCorruptError(f"the index does not find {first[0]}")
 
     def dead_letter(self, message: Message, reason: str, detail: str, died_at_ms: int) -> None:
         """Move a message to the dead letters, if it is still there. Its bytes stay the same."""
@@ -224,7 +224,7 @@ class SpoolStore:
                 self._insert([msgspec.structs.replace(message, replaces="")])
         return message is not None
 
-    def head(self, max_messages: int, max_bytes: int) -> list[Message]:
+    def peek(self, max_messages: int, max_bytes: int) -> list[Message]:
         """Return the oldest messages within both bounds, but at least one if any is queued.
 
         Reads no other messages. Raises SpoolCorruptError if stored bytes have changed.
@@ -249,7 +249,7 @@ class SpoolStore:
             return [(message_id, size) for message_id, size in self.connection.execute(query)]
 
     def read(self, ids: Sequence[str]) -> list[Message]:
-        """Return those of the messages that are queued, oldest first. Raises as `head`."""
+        """Return those of the messages that are queued, oldest first. Raises as `peek`."""
         found = []
         for few in _chunk(ids):
             places = ",".join("?" * len(few))

@@ -24,9 +24,9 @@ from byoc_agents.ledger.format import (
     DURABLE,
     FORMAT,
     START,
-    Head,
     Intent,
     Line,
+    LinePosition,
     ReceiptLine,
     Recovered,
     RecoveredWhy,
@@ -47,7 +47,7 @@ SEGMENTS = 8  # how many share the bound: a removal takes an eighth of the histo
 MAX_OPEN = 1000  # intents without an outcome; more only if a daemon were cancelled that often
 MAX_UNSYNCED_BYTES = 256 * 1024  # kept in memory until the next sync
 SYNC_NS = 1_000_000_000  # longest wait of other lines for a sync, if lines follow
-HEAD_BYTES = 128  # the numbers and hashes that a line gets when it is written, less than this
+LINK_BYTES = 128  # the numbers and hashes that a line gets when it is written, less than this
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -155,7 +155,7 @@ class Chain:
         self.segment_bytes = max_bytes // SEGMENTS
         self.durable = START
         self.durable_tree = TreeHead()
-        self._head = START
+        self._end = START
         self._tree = TreeHead()
         self._max_bytes = max_bytes
         self._clock = clock
@@ -214,30 +214,30 @@ class Chain:
     def _write(self, lines: Sequence[Line]) -> list[int]:
         if not lines:
             return []
-        first = self._head.sequence + 1
-        content, head, tree = self._link_lines(lines)
+        first = self._end.sequence + 1
+        content, end, tree = self._link_lines(lines)
         self._tail.write(content, durable=any(kind_of(line) in DURABLE for line in lines))
         self.segments.sizes[self._number] += len(content)
-        self._advance(head, tree)
-        return list(range(first, head.sequence + 1))
+        self._advance(end, tree)
+        return list(range(first, end.sequence + 1))
 
-    def _link_lines(self, lines: Sequence[Line]) -> tuple[bytes, Head, TreeHead]:
-        """Return the bytes of the lines with their numbers, time and hashes; and the new heads."""
-        head, tree, content = self._head, self._tree, []
+    def _link_lines(self, lines: Sequence[Line]) -> tuple[bytes, LinePosition, TreeHead]:
+        """Return the bytes of the lines (with numbers, time and hashes), the new end and tree."""
+        end, tree, content = self._end, self._tree, []
         now = rfc3339(self._clock.wall_ns() // 1_000_000)
         for line in lines:
-            number = head.sequence + 1
+            number = end.sequence + 1
             raw = encode(
-                msgspec.structs.replace(line, sequence=number, time=now, previous=head.sha256)
+                msgspec.structs.replace(line, sequence=number, time=now, previous=end.sha256)
             )
             content.append(raw + b"\n")
-            head, tree = Head(number, digest(raw)), tree.add(hash_leaf(raw))
-        return b"".join(content), head, tree
+            end, tree = LinePosition(number, digest(raw)), tree.add(hash_leaf(raw))
+        return b"".join(content), end, tree
 
-    def _advance(self, head: Head, tree: TreeHead) -> None:
-        self._head, self._tree = head, tree
+    def _advance(self, end: LinePosition, tree: TreeHead) -> None:
+        self._end, self._tree = end, tree
         if not self._tail.unsynced:
-            self.durable, self.durable_tree = head, tree
+            self.durable, self.durable_tree = end, tree
 
     def _track_intents(self, written: "zip[tuple[int, Line]]") -> None:
         """Update the open intents."""
@@ -274,7 +274,7 @@ class Chain:
             if total <= self._max_bytes or number >= self._number:
                 break
             victims.append(number)
-            total += 4 * HEAD_BYTES - self.segments.sizes[number]
+            total += 4 * LINK_BYTES - self.segments.sizes[number]
         return victims
 
     def _removal(self, number: int) -> Removed:
@@ -301,7 +301,7 @@ class Chain:
         self.segments.load()
         self.mismatch = find_mismatch(self.segments, self._expected)
         found = _find_end(self.segments)
-        self._head = found.head
+        self._end = found.end
         self._pending = [*found.states, *(Unknown(intent=i, why="crash") for i in found.open)]
         if self.mismatch:
             self._pending.insert(0, self._mismatch_line(self.mismatch, found.number))
@@ -310,7 +310,7 @@ class Chain:
             self._tail.take(self.segments.path(found.number), found.length)
             self._tail.ready()
             self._tail.sync()  # the last process may not have
-            self._number, self.durable = found.number, found.head
+            self._number, self.durable = found.number, found.end
             self._tree = self.durable_tree = found.tree or TreeHead()
             if found.tree is None or found.max_bytes != self._max_bytes:
                 self._rotate()  # a file of 0.1.0, or another bound: the next file states both
@@ -368,24 +368,24 @@ class Chain:
             tree=self._tree,
             max_bytes=self._max_bytes,
         )
-        content, head, tree = self._link_lines([first])
+        content, end, tree = self._link_lines([first])
         self.segments.create(number, content)
         self._tail.take(self.segments.path(number), len(content))
         self._number = number
-        self._advance(head, tree)
+        self._advance(end, tree)
         structlog.get_logger().info(
-            "ledger.segment_started", segment=number, head=str(head), tree=str(tree)
+            "ledger.segment_started", segment=number, head=str(end), tree=str(tree)
         )
 
     def _sync(self) -> None:
         if self._tail.unsynced:
             self._tail.sync()
-            self.durable, self.durable_tree = self._head, self._tree
+            self.durable, self.durable_tree = self._end, self._tree
 
 
 def _needed_bytes(line: Line) -> int:
     kept = sum(s.bytes for s in line.messages if s.kept) if isinstance(line, Intent) else 0
-    return len(encode(line)) + HEAD_BYTES + kept
+    return len(encode(line)) + LINK_BYTES + kept
 
 
 # Recovery at a start: the end of the chain, torn writes, and the lines to add.
@@ -396,7 +396,7 @@ class OpenedLedger(msgspec.Struct):
 
     number: int
     length: int = 0
-    head: Head = START
+    end: LinePosition = START
     tree: TreeHead | None = None  # None: a file of 0.1.0, or no file
     max_bytes: int = 0  # the bound that the file states
     open: Sequence[int] = ()  # intents without an outcome
@@ -434,14 +434,14 @@ def _go_on(segments: Segments, number: int, seen: Scan) -> OpenedLedger:
     found = OpenedLedger(
         number,
         length=seen.good_bytes,
-        head=seen.head,
+        end=seen.end,
         tree=seen.tree,
         max_bytes=seen.max_bytes,
         open=sorted(seen.open),
         removed=seen.removed,
     )
     if seen.damaged:
-        found.number, found.length, found.head = number + 1, 0, seen.last
+        found.number, found.length, found.end = number + 1, 0, seen.last
         found.open, found.tree = sorted(seen.flying), seen.last_tree
         found.states.append(
             Recovered(segment=number, why="damaged", bytes=seen.rest_bytes, sha256="", aside="")

@@ -49,7 +49,7 @@ RecoveredWhy = Literal[
 ]
 
 
-class Head(NamedTuple):
+class LinePosition(NamedTuple):
     """A place in the chain: a line's number and the hash of its bytes."""
 
     sequence: int
@@ -60,7 +60,7 @@ class Head(NamedTuple):
         return f"{self.sequence}:{self.sha256}"
 
 
-START = Head(-1, GENESIS)
+START = LinePosition(-1, GENESIS)
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):

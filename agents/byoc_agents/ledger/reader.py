@@ -11,9 +11,9 @@ from byoc_agents.errors import LedgerNewerError
 from byoc_agents.ledger.format import (
     DURABLE,
     START,
-    Head,
     Intent,
     LedgerLine,
+    LinePosition,
     ReceiptLine,
     Recovered,
     Removed,
@@ -42,7 +42,7 @@ class Scan(msgspec.Struct):
     """The contents of a file. `good_bytes` from its start are a chain; the rest is not."""
 
     good_bytes: int = 0
-    head: Head = START  # the last line of the chain
+    end: LinePosition = START  # the last line of the chain
     open: set[int] = msgspec.field(default_factory=set)  # intents of the chain without an outcome
     flying: set[int] = msgspec.field(default_factory=set)  # the same over all that can be read
     removed: set[int] = msgspec.field(default_factory=set)  # files that it says are removed
@@ -50,7 +50,7 @@ class Scan(msgspec.Struct):
     rest_bytes: int = 0
     oversized: bool = False  # the rest is more than one write of ours can leave
     damaged: bool = False  # the rest is more than the torn end of a write
-    last: Head = START  # the last whole line, in the chain or not
+    last: LinePosition = START  # the last whole line, in the chain or not
     max_bytes: int = 0  # the bound that the file states; 0 = none, as in 0.1.0
     tree: TreeHead | None = None  # over the chain; None = the file states none to start from
     last_tree: TreeHead | None = None  # the same over all whole lines
@@ -87,7 +87,7 @@ def scan(path: Path) -> Scan:
             _follow(found.flying, line)
         if raw.whole:
             sequence = found.last.sequence + 1 if line is None else line.sequence
-            found.last = Head(sequence, digest(raw.content))
+            found.last = LinePosition(sequence, digest(raw.content))
             found.last_tree = extend(found.last_tree, raw.content, line)
             found.tree = found.tree if found.rest_bytes else found.last_tree
         if found.rest_bytes > MAX_LINE_BYTES:  # however much follows: it was not written by us
@@ -105,14 +105,14 @@ def extend(tree: TreeHead | None, content: bytes, line: LedgerLine | None) -> Tr
 
 
 def _continues(found: Scan, line: LedgerLine) -> bool:
-    if found.head is START:
+    if found.end is START:
         return isinstance(line, Segment)
-    return (line.sequence - 1, line.previous) == found.head
+    return (line.sequence - 1, line.previous) == found.end
 
 
 def _take(found: Scan, raw: Raw, line: LedgerLine) -> None:
     found.good_bytes = raw.offset + len(raw.content) + 1
-    found.head = Head(line.sequence, digest(raw.content))
+    found.end = LinePosition(line.sequence, digest(raw.content))
     _follow(found.open, line)
     if isinstance(line, Segment):
         found.max_bytes = line.max_bytes
@@ -131,13 +131,13 @@ def _follow(flying: set[int], line: LedgerLine) -> None:
         flying.discard(line.intent)
 
 
-def find_ends(path: Path) -> tuple[int, Head]:
+def find_ends(path: Path) -> tuple[int, LinePosition]:
     """Return the number of a file's first line, and its last whole line. Raises OSError."""
     first, last = b"", b""
     for raw in raw_lines(path):
         if raw.whole:
             first, last = first or raw.content, raw.content
-    return _sequence(first), Head(_sequence(last), digest(last))
+    return _sequence(first), LinePosition(_sequence(last), digest(last))
 
 
 def _sequence(content: bytes) -> int:

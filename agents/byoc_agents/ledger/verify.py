@@ -16,16 +16,16 @@ from pathlib import Path
 import msgspec
 
 from byoc_agents.app.files import open_regular
-from byoc_agents.ledger.chain import HEAD_BYTES, SEGMENTS
+from byoc_agents.ledger.chain import LINK_BYTES, SEGMENTS
 from byoc_agents.ledger.format import (
     FORMAT,
     FORMAT_WITH_FACTS,
     FORMATS,
     GENESIS,
     FactLine,
-    Head,
     Intent,
     LedgerLine,
+    LinePosition,
     ReceiptLine,
     Recovered,
     Refused,
@@ -63,7 +63,7 @@ class LedgerVerdict(msgspec.Struct, kw_only=True):
     bodies: int = 0  # kept bodies with the size and hash of their line
     first_time: str = ""
     last_time: str = ""
-    head: str = ""  # SEQUENCE:SHA256 of the last line
+    head: str = ""  # position of the last line, as in /status: SEQUENCE:SHA256
     tree: str = ""  # SIZE ROOT over all lines since 0.2; "" = there are none
     heads: int = 0  # kept heads and anchors that this history has
 
@@ -104,7 +104,7 @@ class _Verifier:
         self.verdict = LedgerVerdict(directory=str(segments.directory))
         self._segments = segments
         self._settle = settle
-        self._anchors: dict[int, list[Head]] = {}
+        self._anchors: dict[int, list[LinePosition]] = {}
         for anchor in kept.anchors:
             self._anchors.setdefault(anchor.sequence, []).append(anchor)
         self._heads: dict[int, list[KeptHead]] = {}
@@ -115,11 +115,12 @@ class _Verifier:
         self._first_size: int | None = None  # of the tree before the first line that is kept
         self._first: int | None = None  # number of the first line
         self._bound = _Bound(max_bytes)
-        self._head: Head | None = None  # number and hash of the line before
+        self._before: LinePosition | None = None  # number and hash of the line before
         self._readable = True  # whether that line could be decoded
         self._format = FORMAT  # of the file
         self._place = ""  # file and number of that line
-        self._cut_at: Head | None = None  # the last line that is gone, where the first is not 0
+        # The last line that was removed, if the first one here is not line 0.
+        self._cut_at: LinePosition | None = None
         self._open: dict[int, tuple[str, ...]] = {}  # intent -> ids; () where its line is gone
 
     def run(self) -> LedgerVerdict:
@@ -183,11 +184,11 @@ class _Verifier:
             self._frame(line, place, number, first=first)
             self._count(line, place)
             self._meaning(line, place, number)
-        before = self._head.sequence if self._head else -1
-        self._head = Head(before + 1 if line is None else line.sequence, digest(raw.content))
-        self._first = self._head.sequence if self._first is None else self._first
+        sequence = self._before.sequence + 1 if self._before else 0
+        self._before = LinePosition(line.sequence if line else sequence, digest(raw.content))
+        self._first = self._before.sequence if self._first is None else self._first
         self._readable, self._place = line is not None, place
-        self._anchor(self._head, place)
+        self._anchor(self._before, place)
         self._bound.add_line(len(raw.content) + 1)
         self._grow(raw.content, line, place)
 
@@ -222,20 +223,20 @@ class _Verifier:
 
     def _link(self, line: LedgerLine, place: str) -> None:
         """Compare number and hash with the line before."""
-        if self._head is None:
+        if self._before is None:
             self._begin(line, place)
-        elif line.sequence > self._head.sequence + 1:
-            lost = f"{self._head.sequence + 1} to {line.sequence - 1}"
+        elif line.sequence > self._before.sequence + 1:
+            lost = f"{self._before.sequence + 1} to {line.sequence - 1}"
             self._problem(place, f"lines {lost} are missing before it")
-        elif line.sequence <= self._head.sequence:
-            after = self._head.sequence
+        elif line.sequence <= self._before.sequence:
+            after = self._before.sequence
             self._problem(place, f"out of order: line {line.sequence} after line {after}")
-        elif line.previous != self._head.sha256 and self._readable:
+        elif line.previous != self._before.sha256 and self._readable:
             self._problem(self._place, f"changed, or {place} is: the hash there is of other bytes")
 
     def _begin(self, line: LedgerLine, place: str) -> None:
         if line.sequence > 0:
-            self._cut_at = Head(line.sequence - 1, line.previous)
+            self._cut_at = LinePosition(line.sequence - 1, line.previous)
         elif line.previous != GENESIS:
             self._problem(place, "changed: the first line of all follows on 64 zeros")
 
@@ -254,13 +255,15 @@ class _Verifier:
             self._format = line.format
             self._bound.begin_file(line)
 
-    def _anchor(self, head: Head, place: str) -> None:
-        for wanted in self._anchors.pop(head.sequence, ()):
-            if wanted == head:
+    def _anchor(self, position: LinePosition, place: str) -> None:
+        for wanted in self._anchors.pop(position.sequence, ()):
+            if wanted == position:
                 self.verdict.heads += 1
-                self.verdict.notes.append(f"{place} is the given anchor {head.sequence}")
+                self.verdict.notes.append(f"{place} is the given anchor {position.sequence}")
             else:
-                self._problem(place, f"is not the given anchor {head.sequence}: another history")
+                self._problem(
+                    place, f"is not the given anchor {position.sequence}: another history"
+                )
 
     # What lines say.
 
@@ -273,7 +276,7 @@ class _Verifier:
         verdict.unknown += isinstance(line, Unknown)
         if isinstance(line, Refused):
             verdict.refused += line.count()
-        if isinstance(line, Segment) and self._head is None:
+        if isinstance(line, Segment) and self._before is None:
             self._open = dict.fromkeys(line.open, ())
             verdict.notes += [f"{place} carries {len(line.open)} open intents"] * bool(line.open)
 
@@ -302,7 +305,7 @@ class _Verifier:
             self._problem(place, f"names other ids than its intent, line {intent}")
 
     def _removal(self, line: Removed, place: str) -> None:
-        end = Head(line.last_sequence, line.last_sha256)
+        end = LinePosition(line.last_sequence, line.last_sha256)
         if end == self._cut_at:
             self._cut_at = None
             lines = f"lines 0 to {line.last_sequence}"
@@ -360,12 +363,12 @@ class _Verifier:
         self._conclude_heads()
         for intent in self._open:
             self.verdict.notes.append(f"line {intent} has no outcome yet: in flight, or a crash")
-        self.verdict.head = str(self._head) if self._head else ""
+        self.verdict.head = str(self._before) if self._before else ""
         self.verdict.tree = str(self._tree) if self._tree else ""
 
     def _conclude_heads(self) -> None:
         """Report the kept heads that no line has: lost at the end, or removed at the beginning."""
-        last = self._head.sequence if self._head else -1
+        last = self._before.sequence if self._before else -1
         for sequence in self._anchors:
             self._missing("anchor", sequence, (self._first or 0, last))
         size = self._tree.size if self._tree else 0
@@ -439,7 +442,7 @@ class _Bound:
         """
         for number in first_file:
             place, line, left, bound = self._removed.get(number - 1, ("", None, 0, 0))
-            write = GROUP_LINES * (self._longest_line + HEAD_BYTES)
+            write = GROUP_LINES * (self._longest_line + LINK_BYTES)
             write += min(GROUP_LINES * self._most_kept, bound // SEGMENTS + self._most_kept)
             if line and left + min(line.bytes, bound // SEGMENTS + write) + write < bound:
                 what = (

@@ -182,13 +182,15 @@ class FileLedger:
     def status(self) -> dict[str, Any]:
         """Return what /status shows. `ledger verify --heads` takes both `head` and `tree`.
 
+        `head` is the position of the last line, under the name that it had in 0.1.0.
+
         They are durable, and None if nothing could be written yet.
         """
-        segments, head = self._file.chain.segments, self._file.chain.durable
+        segments, end = self._file.chain.segments, self._file.chain.durable
         return {
-            "head": str(head) if head.sequence >= 0 else None,
+            "head": str(end) if end.sequence >= 0 else None,
             "tree": str(self.tree) if self.tree.size else None,
-            "lines": head.sequence + 1,
+            "lines": end.sequence + 1,
             "bytes": segments.total_bytes(),
             "segments": len(segments.sizes),
             "last_error": self.last_error or None,

@@ -164,7 +164,7 @@ async def differences(directory: Path, *, takes: bool) -> list[str]:
     """Start without a fault; return every difference from the expected state."""
     wrong = set_aside(directory)
     async with Spool(directory, max_bytes=1 << 30, clock=SystemClock()) as spool:
-        found = await spool.head(1000, 1 << 30)
+        found = await spool.peek(1000, 1 << 30)
         dead = [letter.message for letter in await spool.dead_letters()]
         rest = await spool.staged(), (await spool.state("k")).get("k"), spool.corruptions
     wrong += [] if found[:THERE] == list(map(message, range(THERE))) else [f"messages: {found}"]

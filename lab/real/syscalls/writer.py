@@ -66,14 +66,14 @@ async def _put(spool: Spool, number: int) -> str:
 
 
 async def _send(spool: Spool, ledger: FileLedger) -> str:
-    head = await spool.head()
-    if not head:
+    batch = await spool.peek()
+    if not batch:
         return ""
-    line = await ledger.intent("d", head)
-    _say(f"sent {head[0].id[1:]} {line}")
-    await ledger.receipt(line, head, [Receipt(Reason.OK, 200, "")])
-    await spool.remove([head[0].id])
-    return f"gone {head[0].id[1:]}"
+    line = await ledger.intent("d", batch)
+    _say(f"sent {batch[0].id[1:]} {line}")
+    await ledger.receipt(line, batch, [Receipt(Reason.OK, 200, "")])
+    await spool.remove([batch[0].id])
+    return f"gone {batch[0].id[1:]}"
 
 
 if __name__ == "__main__":

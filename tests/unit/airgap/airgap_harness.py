@@ -122,7 +122,7 @@ class Harness:
     async def send_first_online(self) -> None:
         """Deliver the first message as the daemon does."""
         with closing(self.spool()) as store:
-            for message in store.head(1, 1 << 30):
+            for message in store.peek(1, 1 << 30):
                 kind, coding = message.content_type, message.content_encoding
                 await self.bucket.put_once(message.id, message.body, kind, coding)
                 with store.transaction():

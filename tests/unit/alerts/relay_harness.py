@@ -90,7 +90,7 @@ class Harness:
     async def events(self) -> list[dict[str, Any]]:
         if isinstance(self.spool, Memory):
             return [json.loads(message.body) for message in self.spool.messages]
-        return [json.loads(message.body) for message in await self.spool.head(1000)]
+        return [json.loads(message.body) for message in await self.spool.peek(1000)]
 
     async def reported(self) -> list[str]:
         events = await self.events()

@@ -27,7 +27,7 @@ async def spool(tmp_path: Path) -> AsyncIterator[Spool]:
 
 
 async def queue(spool: Spool) -> list[tuple[str, bytes]]:
-    return [(message.id, message.body) for message in await spool.head(9)]
+    return [(message.id, message.body) for message in await spool.peek(9)]
 
 
 def run(tmp_path: Path, *argv: str) -> int:

@@ -161,7 +161,7 @@ async def test_when_the_grace_is_over_it_ends_and_keeps_what_is_left(tmp_path: P
             await it.sink.entered.wait()
             it.stop.set()
             await run
-            assert [m.id for m in await it.spool.head(9)] == ["m1", "m99"]
+            assert [m.id for m in await it.spool.peek(9)] == ["m1", "m99"]
     assert [line["event"] for line in logs][-2:] == ["daemon.shutdown_timeout", "daemon.stopped"]
     assert logs[-1]["backlog_records"] == 2
 
@@ -177,7 +177,7 @@ async def test_a_cancelled_run_leaves_no_task_behind(tmp_path: Path, times: int)
             await settle()
         await asyncio.wait([run])
         assert run.cancelled()
-        assert "m1" in {m.id for m in await it.spool.head(9)}
+        assert "m1" in {m.id for m in await it.spool.peek(9)}
 
 
 async def test_its_repr_is_its_pipeline(tmp_path: Path) -> None:

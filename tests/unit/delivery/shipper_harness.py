@@ -82,7 +82,7 @@ class Harness:
         await asyncio.wait_for(self.shipper._idle.wait(), 30)
 
     async def queued(self) -> list[str]:
-        return [m.id for m in await self.spool.head(1000, 1 << 30)]
+        return [m.id for m in await self.spool.peek(1000, 1 << 30)]
 
 
 @asynccontextmanager

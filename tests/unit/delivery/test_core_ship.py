@@ -117,14 +117,14 @@ async def test_a_raised_send_error_holds_for_the_whole_batch(tmp_path: Path) -> 
 async def test_a_failing_spool_is_waited_for(tmp_path: Path) -> None:
     async with harness(tmp_path) as it:
         refusals = [SpoolUnavailableError("disk")] * 2
-        head = it.spool.head
+        peek = it.spool.peek
 
         async def failing(*bounds: int, pin: bool = False) -> list[Message]:
             if refusals:
                 raise refusals.pop()
-            return await head(*bounds, pin=pin)
+            return await peek(*bounds, pin=pin)
 
-        it.spool.head = failing  # type: ignore[method-assign,assignment]
+        it.spool.peek = failing  # type: ignore[method-assign,assignment]
         async with it.running():
             for wait in (0.5, 1.0):
                 assert await it.clock.parked() == [wait]

@@ -54,14 +54,14 @@ async def test_the_back_off_starts_anew_after_a_success(tmp_path: Path) -> None:
 async def test_an_idle_shipper_does_nothing_until_something_is_put(tmp_path: Path) -> None:
     async with harness(tmp_path, messages=0) as it:
         asked = 0
-        head = it.spool.head
+        peek = it.spool.peek
 
         async def counted(*bounds: int, pin: bool = False) -> list[Message]:
             nonlocal asked
             asked += 1
-            return await head(*bounds, pin=pin)
+            return await peek(*bounds, pin=pin)
 
-        it.spool.head = counted  # type: ignore[method-assign,assignment]
+        it.spool.peek = counted  # type: ignore[method-assign,assignment]
         async with it.running():
             await it.until_idle()
             await settle(500)

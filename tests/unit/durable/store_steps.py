@@ -22,8 +22,8 @@ def apply(store: SpoolStore, **change: object) -> None:
 
 
 def ids(store: SpoolStore) -> list[str]:
-    return [m.id for m in store.head(1000, 1 << 30)]
+    return [m.id for m in store.peek(1000, 1 << 30)]
 
 
 def seen(store: SpoolStore) -> object:
-    return store.head(1000, 1 << 30), store.staged(), store.state(""), store.dead_letters()
+    return store.peek(1000, 1 << 30), store.staged(), store.state(""), store.dead_letters()

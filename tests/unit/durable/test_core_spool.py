@@ -27,7 +27,7 @@ def spool_at(directory: Path, max_bytes: int = 1 << 24) -> Spool:
 
 
 async def ids(spool: Spool) -> list[str]:
-    return [m.id for m in await spool.head(10_000, 1 << 30)]
+    return [m.id for m in await spool.peek(10_000, 1 << 30)]
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ async def test_what_was_put_is_there_after_reopening(tmp_path: Path) -> None:
     async with spool_at(tmp_path / "new" / "directory") as spool:
         assert spool.totals.events == 3
         assert spool.totals.oldest_created_at_ms == 1
-        assert await spool.head(9) == [message(1), message(2)]
+        assert await spool.peek(9) == [message(1), message(2)]
         assert await spool.staged() == [b"line"]
         assert await spool.state() == {"k": b"v"} | marks
 
@@ -178,7 +178,7 @@ async def test_a_defect_of_the_writer_itself_answers_everybody(spool: Spool) -> 
     assert store is not None
     spool._file._store = object()  # type: ignore[assignment]
     answers = await asyncio.gather(
-        spool.put(message(1)), spool.head(), spool.remove(["x"]), return_exceptions=True
+        spool.put(message(1)), spool.peek(), spool.remove(["x"]), return_exceptions=True
     )
     assert [type(answer) for answer in answers] == [RuntimeError] * 3
     store.close()
@@ -220,7 +220,7 @@ async def test_what_was_asked_before_the_end_is_done_and_later_questions_are_ref
     await asyncio.gather(*puts)
     assert not spool.alive
     with pytest.raises(SpoolUnavailableError, match="not open"):
-        await spool.head()
+        await spool.peek()
     async with spool_at(tmp_path) as again:
         assert await ids(again) == ["m0", "m1", "m2"]
 

@@ -17,7 +17,7 @@ from tests.unit.durable.store_steps import apply, do, ids, message, seen
 def test_every_field_of_a_message_comes_back_as_it_went_in(store: SpoolStore) -> None:
     whole = Message("i/d", "ty", b"\x00\xff", 7, 3, "c/t", "zstd", "group", "key", "s", 8, 9)
     apply(store, messages=[whole])
-    assert store.head(1, 1) == [whole]
+    assert store.peek(1, 1) == [whole]
     assert set(msgspec.structs.astuple(whole)).isdisjoint({"", 0})
 
 
@@ -42,7 +42,7 @@ def test_an_error_half_way_leaves_nothing_of_the_change(store: SpoolStore) -> No
 def test_the_first_bytes_of_an_id_stay_and_so_does_its_place(store: SpoolStore) -> None:
     apply(store, messages=[message(1, replaces="r"), message(2)])
     apply(store, messages=[message(1, b"other", replaces="r")])
-    assert store.head(9, 99) == [message(1, replaces="r"), message(2)]
+    assert store.peek(9, 99) == [message(1, replaces="r"), message(2)]
 
 
 def test_a_newer_message_replaces_the_unsent_ones_of_its_key_only(store: SpoolStore) -> None:
@@ -59,7 +59,7 @@ def test_the_head_is_the_oldest_within_both_bounds(
     store: SpoolStore, max_messages: int, max_bytes: int, expected: int
 ) -> None:
     apply(store, messages=[message(n, b"x" * 10) for n in (3, 1, 2)])
-    assert [m.id for m in store.head(max_messages, max_bytes)] == ["m3", "m1", "m2"][:expected]
+    assert [m.id for m in store.peek(max_messages, max_bytes)] == ["m3", "m1", "m2"][:expected]
 
 
 def test_over_the_bound_nothing_grows_and_everything_else_goes_on(path: Path) -> None:

@@ -15,12 +15,12 @@ from tests.unit.durable.store_steps import apply, do, message
 @pytest.mark.parametrize(
     ("table", "column", "read"),
     [
-        ("message", "body", lambda s: s.head(1, 1)),
-        ("message", "id", lambda s: s.head(1, 1)),
-        ("message", "records", lambda s: s.head(1, 1)),
-        ("message", "stream", lambda s: s.head(1, 1)),
-        ("message", "epoch", lambda s: s.head(1, 1)),
-        ("message", "sequence", lambda s: s.head(1, 1)),
+        ("message", "body", lambda s: s.peek(1, 1)),
+        ("message", "id", lambda s: s.peek(1, 1)),
+        ("message", "records", lambda s: s.peek(1, 1)),
+        ("message", "stream", lambda s: s.peek(1, 1)),
+        ("message", "epoch", lambda s: s.peek(1, 1)),
+        ("message", "sequence", lambda s: s.peek(1, 1)),
         ("staged", "line", lambda s: s.staged()),
         ("state", "value", lambda s: s.state("")),
         ("dead_letter", "body", lambda s: do(s, lambda: s.requeue("m2"))),
@@ -57,7 +57,7 @@ def test_a_closed_file_is_free_although_an_error_is_still_held(path: Path) -> No
     apply(store, messages=[message(1), message(2)])
     store.connection.execute("UPDATE message SET body = x'00' WHERE id = 'm2'")
     with pytest.raises(SpoolCorruptError) as held:
-        store.head(9, 999)
+        store.peek(9, 999)
     store.close()
     assert not path.with_name("spool.db-wal").exists()
     assert str(held.value)

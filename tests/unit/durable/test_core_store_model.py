@@ -133,7 +133,7 @@ class StoreAgainstModel(RuleBasedStateMachine):
         full = self.store.totals().bytes != after.bytes()
         found, committed = cut_short(before, image(self.directory), random.Random(seed))
         self.fall_back_to(found)
-        there = self.store.head(100, 1 << 20)
+        there = self.store.peek(100, 1 << 20)
         assert there in (
             [after.queue] if committed and not full else [after.queue, self.model.queue]
         )
@@ -151,7 +151,7 @@ class StoreAgainstModel(RuleBasedStateMachine):
 
     @invariant()
     def same(self) -> None:
-        assert self.store.head(100, 1 << 20) == self.model.queue
+        assert self.store.peek(100, 1 << 20) == self.model.queue
         assert self.store.staged() == self.model.staged
         assert self.store.state("") == self.model.state
         assert [letter.message for letter in self.store.dead_letters()] == self.model.dead

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from byoc_agents.durable.files import Disk
 from byoc_agents.errors import LedgerError, Reason, SendError
-from byoc_agents.ledger.format import Head, LedgerLine, decode
+from byoc_agents.ledger.format import LedgerLine, LinePosition, decode
 from byoc_agents.ledger.heads import parse_heads
 from byoc_agents.ledger.segments import Segments
 from byoc_agents.ledger.verify import LedgerVerdict, verify
@@ -137,7 +137,7 @@ def checked(
     directory: Path, anchors: dict[int, str] | None = None, *, heads: str = "", max_bytes: int = 0
 ) -> LedgerVerdict:
     kept = parse_heads(heads)
-    given = tuple(Head(*one) for one in (anchors or {}).items())
+    given = tuple(LinePosition(*one) for one in (anchors or {}).items())
     kept = kept._replace(anchors=kept.anchors + given)
     return verify(directory, kept, settle=lambda: None, max_bytes=max_bytes)
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from byoc_agents.ledger import FileLedger
-from byoc_agents.ledger.format import Head, Intent, decode, digest, encode
+from byoc_agents.ledger.format import Intent, LinePosition, decode, digest, encode
 from byoc_agents.ledger.verify import verify
 from tests.unit.ledger.ledger_fakes import (
     QuickDisk,
@@ -78,7 +78,7 @@ def test_a_sound_ledger_is_well(sound: Path) -> None:
     last = read(sound)[-1][-1].removesuffix(b"\n")
     line = decode(last)
     assert line
-    assert verdict.head == str(Head(line.sequence, digest(last)))
+    assert verdict.head == str(LinePosition(line.sequence, digest(last)))
 
 
 @settings(max_examples=150, deadline=None)

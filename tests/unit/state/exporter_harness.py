@@ -78,7 +78,7 @@ class Harness:
 
     async def unsent(self) -> list[dict[str, Any]]:
         """Return the data of all messages in the spool, oldest first."""
-        messages: list[Message] = await self.spool.head(1000, 1 << 30)
+        messages: list[Message] = await self.spool.peek(1000, 1 << 30)
         return [json.loads(message.body)["data"] for message in messages]
 
     async def said(self) -> list[tuple[str, str]]:
