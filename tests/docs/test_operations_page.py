@@ -102,9 +102,9 @@ def test_the_values_of_a_label_are_all_there(metric: str, values: set[str]) -> N
     assert set(quoted(meaning)) - {"daemon"} == values
 
 
-def test_every_reason_is_listed_with_its_fate() -> None:
+def test_every_reason_is_listed_with_its_action() -> None:
     documented = {quoted(row[0])[0]: row[1] for row in rows("### How an attempt ends")}
-    assert documented == {str(reason): WORDS[fate] for reason, fate in ACTIONS.items()}
+    assert documented == {str(reason): WORDS[action] for reason, action in ACTIONS.items()}
 
 
 def test_every_log_event_is_listed_with_its_level_and_no_other() -> None:

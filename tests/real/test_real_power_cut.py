@@ -18,7 +18,7 @@ import pytest
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.durable.spool import Spool
 from byoc_agents.ledger import FileLedger
-from byoc_agents.ledger.format import Intent, decode
+from byoc_agents.ledger.format import IntentLine, decode
 from byoc_agents.ledger.reader import raw_lines
 from byoc_agents.ledger.segments import Segments
 from byoc_agents.ledger.verify import verify
@@ -142,6 +142,6 @@ async def assert_verifies(directory: Path, index: DedupIndex) -> None:
     assert verify(directory).problems == []
     segments = Segments(directory)
     raws = [raw for number in segments.numbers() for raw in raw_lines(segments.path(number))]
-    intents = [line for raw in raws if isinstance(line := decode(raw.content), Intent)]
+    intents = [line for raw in raws if isinstance(line := decode(raw.content), IntentLine)]
     written = {line.sequence: int(line.messages[0].id[1:]) for line in intents}
     assert index.sent.items() <= written.items()

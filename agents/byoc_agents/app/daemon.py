@@ -83,8 +83,8 @@ class Daemon(msgspec.Struct, frozen=True):
         log = structlog.get_logger().bind(daemon=self.name)
         log.info("daemon.started", pipeline=repr(self))
         self.metrics.create_series(self.name)
-        source = asyncio.create_task(self._keep(self.source.run, "source"))
-        shipper = asyncio.create_task(self._keep(self.shipper.run, "shipper"))
+        source = asyncio.create_task(self._run_with_restarts(self.source.run, "source"))
+        shipper = asyncio.create_task(self._run_with_restarts(self.shipper.run, "shipper"))
         try:
             await stop.wait()
         finally:
@@ -102,7 +102,7 @@ class Daemon(msgspec.Struct, frozen=True):
         """
         structlog.get_logger().info("daemon.drain_started", daemon=self.name, pipeline=repr(self))
         await self.seal()
-        shipper = asyncio.create_task(self._keep(self.shipper.run, "shipper"))
+        shipper = asyncio.create_task(self._run_with_restarts(self.shipper.run, "shipper"))
         ends = [asyncio.create_task(end) for end in (self.shipper.empty(), stop.wait())]
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -136,12 +136,12 @@ class Daemon(msgspec.Struct, frozen=True):
         except SpoolError as error:  # the checkpoint has all but the last window
             log.error("daemon.finish_failed", error=str(error))
             return False
-        except Exception as error:  # a task boundary, as in `_keep`
+        except Exception as error:  # a task boundary, as in `_run_with_restarts`
             log.exception("daemon.task_failed", task="finish", error=str(error))
             self.metrics.task_failures.labels(self.name, "finish").inc()
         return True
 
-    async def _keep(self, run: Any, task: str) -> None:
+    async def _run_with_restarts(self, run: Any, task: str) -> None:
         """Run a task until cancelled. If it ends or fails, log and count it and start it again.
 
         `down` has the task from then on, so that /readyz is 503 until the restarted task has run

@@ -1,7 +1,7 @@
 """The shipper: the only place that decides retry, hold or dead letter.
 
 One attempt runs at a time, oldest messages first. The first message after an idle period is sent at
-once. Under load, the messages of GATHER_SECONDS share a request, a commit and two ledger lines.
+once. Under load, the messages of BATCH_WAIT_SECONDS share a request, a commit and two ledger lines.
 Backoff is exponential with full jitter, and at least the receiver's Retry-After, up to an hour.
 While the process stops, no wait is longer than HURRIED_WAIT_SECONDS.
 
@@ -32,7 +32,7 @@ from byoc_agents.ledger import Ledger
 from byoc_agents.message import Message, Outcome, Receipt
 
 FIRST_WAIT_SECONDS = 0.5  # the upper bound of the first wait
-GATHER_SECONDS = 0.05  # after a batch that was not full: collects messages for the next one
+BATCH_WAIT_SECONDS = 0.05  # after a batch that was not full: collects messages for the next one
 HURRIED_WAIT_SECONDS = 1.0  # at shutdown, within the grace period
 MAX_RETRY_AFTER_SECONDS = 3600.0  # a longer Retry-After is cut to this
 
@@ -154,7 +154,7 @@ class Shipper:
             if self._spool.totals.oldest_created_at_ms is None:
                 self._idle.set()
             if self._room and not self._hurry.is_set():
-                await self._pause(GATHER_SECONDS)
+                await self._pause(BATCH_WAIT_SECONDS)
             if self._idle.is_set():
                 await self._spool.changed.wait()
                 self._idle.clear()

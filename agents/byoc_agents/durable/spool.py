@@ -53,7 +53,7 @@ class Spool:
             "spool",
             self._file,
             max_group=MAX_GROUP,
-            gathers=lambda operation: operation.kind is OperationKind.GROW,
+            waits_for_group=lambda operation: operation.kind is OperationKind.GROW,
             on_served=self._on_served,
         )
 

@@ -142,7 +142,7 @@ class SpoolStore:
             put_dead(self.connection, letter)
             self._tally(len(letter.message.body), rows=1, dead=1)
         if change.state:
-            keep(self.connection, change.state)
+            write_state(self.connection, change.state)
 
     def _insert(self, messages: Sequence[Message]) -> None:
         for replaces, some in groupby(messages, lambda message: message.replaces):
@@ -190,10 +190,10 @@ class SpoolStore:
         found = run("SELECT records FROM message WHERE id = ?", (message_id,)).fetchone()
         if found is None:
             return
-        self._take_dead_letter(message_id)  # an earlier dead letter with the same id
+        self._pop_dead_letter(message_id)  # an earlier dead letter with the same id
         same = "SELECT id FROM dead_letter WHERE replaces = ? AND replaces <> ''"
         for (older_id,) in run(same, (letter.message.replaces,)).fetchall():
-            self._take_dead_letter(older_id)  # only the latest message of `replaces` is kept
+            self._pop_dead_letter(older_id)  # only the latest message of `replaces` is kept
         run(
             f"INSERT INTO dead_letter ({COLUMNS}, sha256, reason, detail, died_at_ms)"  # noqa: S608
             f" SELECT {COLUMNS}, sha256, ?, ?, ? FROM message WHERE id = ?",
@@ -202,7 +202,7 @@ class SpoolStore:
         run("DELETE FROM message WHERE id = ?", (message_id,))
         self._tally(0, rows=0, events=-found[0], dead=1)
 
-    def _take_dead_letter(self, message_id: str) -> Message | None:
+    def _pop_dead_letter(self, message_id: str) -> Message | None:
         row = self.connection.execute(
             f"DELETE FROM dead_letter WHERE id = ? RETURNING {COLUMNS}, sha256",  # noqa: S608
             (message_id,),
@@ -219,7 +219,7 @@ class SpoolStore:
         Its `replaces` is cleared, because the messages queued meanwhile are newer.
         """
         with translated():
-            message = self._take_dead_letter(message_id)
+            message = self._pop_dead_letter(message_id)
             if message:
                 self._insert([msgspec.structs.replace(message, replaces="")])
         return message is not None
@@ -300,7 +300,7 @@ class SpoolStore:
             if free > VACUUM_PAGES:  # as a script: `execute` stops after the first page
                 self.connection.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
 
-    def empty_journal(self) -> None:
+    def flush_journal(self) -> None:
         """Move all of the journal to the file. Not inside a transaction. Blocks.
 
         Raises SpoolUnavailableError if something remains, because the disk is full or another
@@ -339,7 +339,7 @@ def put(connection: sqlite3.Connection, messages: Sequence[Message]) -> tuple[in
 
 def stage(connection: sqlite3.Connection, lines: Sequence[bytes]) -> None:
     """Store lines that wait for their batch. Raises sqlite3.Error."""
-    _write(connection, "INSERT INTO staged (line, sha256)", [(x, digest(x)) for x in lines])
+    _write(connection, "INSERT INTO staged (line, sha256)", [(x, row_digest(x)) for x in lines])
 
 
 def unstage(connection: sqlite3.Connection, lines: int) -> int:
@@ -379,12 +379,12 @@ def _statement(verb: str, rows: int, columns: int) -> str:
     return f"{verb} VALUES {','.join([places] * rows)}"
 
 
-def keep(connection: sqlite3.Connection, state: Mapping[str, bytes | None]) -> None:
+def write_state(connection: sqlite3.Connection, state: Mapping[str, bytes | None]) -> None:
     """Write checkpoints; None removes one. Raises sqlite3.Error."""
     for few in _chunk([key for key, value in state.items() if value is None]):
         places = ",".join("?" * len(few))
         connection.execute(f"DELETE FROM state WHERE key IN ({places})", few)  # noqa: S608
-    kept = [(k, v, digest(k, v)) for k, v in state.items() if v is not None]
+    kept = [(k, v, row_digest(k, v)) for k, v in state.items() if v is not None]
     _write(connection, "INSERT OR REPLACE INTO state", kept)
 
 
@@ -394,7 +394,7 @@ def _chunk(rows: Sequence[T]) -> Iterator[Sequence[T]]:
         yield rows[start : start + ROWS_PER_STATEMENT]
 
 
-def digest(*columns: object) -> bytes:
+def row_digest(*columns: object) -> bytes:
     """Return the SHA-256 that is stored with the columns, to detect damage.
 
     At most one column is bytes: it is hashed after the others, which contain its length.
@@ -410,11 +410,11 @@ def digest(*columns: object) -> bytes:
 
 def message_digest(columns: Sequence[Any]) -> bytes:
     """Return the hash of COLUMNS. Without a stream it is that of format 1."""
-    return digest(*(columns if any(columns[UNNUMBERED:]) else columns[:UNNUMBERED]))
+    return row_digest(*(columns if any(columns[UNNUMBERED:]) else columns[:UNNUMBERED]))
 
 
 def check_row(
-    row: tuple[Any, ...], digest_of: Callable[[Sequence[Any]], bytes] = lambda row: digest(*row)
+    row: tuple[Any, ...], digest_of: Callable[[Sequence[Any]], bytes] = lambda row: row_digest(*row)
 ) -> tuple[Any, ...]:
     """Return the row without its hash, the last column. Raises SpoolCorruptError."""
     *columns, sha256 = row

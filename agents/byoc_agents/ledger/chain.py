@@ -24,18 +24,18 @@ from byoc_agents.ledger.format import (
     DURABLE,
     FORMAT,
     START,
-    Intent,
+    IntentLine,
     Line,
     LinePosition,
     ReceiptLine,
-    Recovered,
+    RecoveredLine,
     RecoveredWhy,
-    Removed,
-    Segment,
-    Unknown,
-    digest,
+    RemovedLine,
+    SegmentLine,
+    UnknownLine,
     encode,
     kind_of,
+    sha256_hex,
 )
 from byoc_agents.ledger.reader import Scan, check_format, find_ends, find_mismatch, scan
 from byoc_agents.ledger.segments import Segments
@@ -75,7 +75,7 @@ class Tail:
         self._length = 0  # bytes that are accepted
         self._synced_boot_ns = 0
 
-    def take(self, path: Path, length: int) -> None:
+    def begin_file(self, path: Path, length: int) -> None:
         """Write this file from now on, after its first `length` bytes, which are durable."""
         self.drop()
         self._path, self._length, self.unsynced = path, length, b""
@@ -187,7 +187,7 @@ class Chain:
 
     def close(self) -> None:
         """Write a line for each open intent, and close the files."""
-        self._pending += [Unknown(intent=intent, why="stopped") for intent in self._open]
+        self._pending += [UnknownLine(intent=intent, why="stopped") for intent in self._open]
         self._open.clear()
         try:
             if self._number:
@@ -204,8 +204,8 @@ class Chain:
         lines = [*self._pending, *(entry.line for entry in entries)]
         self._make_room(sum(_needed_bytes(line) for line in lines))
         for entry in entries:
-            if entry.messages and isinstance(entry.line, Intent):
-                self.segments.keep(self._number, entry.messages, entry.line.messages)
+            if entry.messages and isinstance(entry.line, IntentLine):
+                self.segments.keep_bodies(self._number, entry.messages, entry.line.messages)
         numbers = self._write(lines)
         self._pending.clear()
         self._track_intents(zip(numbers, lines, strict=True))
@@ -231,7 +231,7 @@ class Chain:
                 msgspec.structs.replace(line, sequence=number, time=now, previous=end.sha256)
             )
             content.append(raw + b"\n")
-            end, tree = LinePosition(number, digest(raw)), tree.add(hash_leaf(raw))
+            end, tree = LinePosition(number, sha256_hex(raw)), tree.add(hash_leaf(raw))
         return b"".join(content), end, tree
 
     def _advance(self, end: LinePosition, tree: TreeHead) -> None:
@@ -242,21 +242,21 @@ class Chain:
     def _track_intents(self, written: "zip[tuple[int, Line]]") -> None:
         """Update the open intents."""
         for number, line in written:
-            if isinstance(line, Intent):
+            if isinstance(line, IntentLine):
                 self._open[number] = None
-            elif isinstance(line, ReceiptLine | Unknown):
+            elif isinstance(line, ReceiptLine | UnknownLine):
                 self._open.pop(line.intent, None)
         while len(self._open) > MAX_OPEN:
             oldest = next(iter(self._open))
             del self._open[oldest]
-            self._pending.append(Unknown(intent=oldest, why="stopped"))
+            self._pending.append(UnknownLine(intent=oldest, why="stopped"))
 
     def _record_lost_receipts(self, entries: Sequence[Entry]) -> None:
         """Remember receipts that were not written: their intents' outcome is unknown here."""
         for entry in entries:
             if isinstance(entry.line, ReceiptLine) and entry.line.intent in self._open:
                 del self._open[entry.line.intent]
-                self._pending.append(Unknown(intent=entry.line.intent, why="receipt_lost"))
+                self._pending.append(UnknownLine(intent=entry.line.intent, why="receipt_lost"))
 
     # The bound.
 
@@ -277,9 +277,9 @@ class Chain:
             total += 4 * LINK_BYTES - self.segments.sizes[number]
         return victims
 
-    def _removal(self, number: int) -> Removed:
+    def _removal(self, number: int) -> RemovedLine:
         first, last = find_ends(self.segments.path(number))
-        return Removed(
+        return RemovedLine(
             segment=number,
             first_sequence=first,
             last_sequence=last.sequence,
@@ -297,17 +297,17 @@ class Chain:
 
     def _recover(self) -> None:
         """Continue the chain of the last process."""
-        self._take_lock()
+        self._acquire_lock()
         self.segments.load()
         self.mismatch = find_mismatch(self.segments, self._expected)
         found = _find_end(self.segments)
         self._end = found.end
-        self._pending = [*found.states, *(Unknown(intent=i, why="crash") for i in found.open)]
+        self._pending = [*found.states, *(UnknownLine(intent=i, why="crash") for i in found.open)]
         if self.mismatch:
             self._pending.insert(0, self._mismatch_line(self.mismatch, found.number))
         if found.length:
             rewrite_and_sync(self.segments.path(found.number))
-            self._tail.take(self.segments.path(found.number), found.length)
+            self._tail.begin_file(self.segments.path(found.number), found.length)
             self._tail.ready()
             self._tail.sync()  # the last process may not have
             self._number, self.durable = found.number, found.end
@@ -320,16 +320,16 @@ class Chain:
         for number in found.removed & set(self.segments.sizes):
             self.segments.remove(number)
 
-    def _mismatch_line(self, why: Literal["lost", "older"], number: int) -> Recovered:
+    def _mismatch_line(self, why: Literal["lost", "older"], number: int) -> RecoveredLine:
         if why == "lost":
             structlog.get_logger().error("ledger.lost", expected=self._expected)
         else:
             structlog.get_logger().error("ledger.older", expected=self._expected)
-        return Recovered(
+        return RecoveredLine(
             segment=number, why=why, bytes=0, sha256="", aside="", expected=self._expected
         )
 
-    def _take_lock(self) -> None:
+    def _acquire_lock(self) -> None:
         if self._lock >= 0:
             return
         self.segments.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -344,7 +344,7 @@ class Chain:
 
     def _abandon(self, why: RecoveredWhy) -> None:
         """Go on in a new file. `ledger verify` still reports the missing lines."""
-        lost = Recovered(segment=self._number, why=why, bytes=0, sha256="", aside="")
+        lost = RecoveredLine(segment=self._number, why=why, bytes=0, sha256="", aside="")
         structlog.get_logger().error("ledger.recovered", why=why, segment=self._number)
         self.segments.load()
         self._start(max([self._number, *self.segments.sizes]) + 1)
@@ -358,9 +358,9 @@ class Chain:
 
     def _start(self, number: int) -> None:
         """Create the next file with its first line, and write to it from now on."""
-        unknown = {line.intent for line in self._pending if isinstance(line, Unknown)}
+        unknown = {line.intent for line in self._pending if isinstance(line, UnknownLine)}
         flying = tuple(sorted({*self._open, *unknown}))
-        first = Segment(
+        first = SegmentLine(
             format=self._format,
             version=__version__,
             segment=number,
@@ -370,7 +370,7 @@ class Chain:
         )
         content, end, tree = self._link_lines([first])
         self.segments.create(number, content)
-        self._tail.take(self.segments.path(number), len(content))
+        self._tail.begin_file(self.segments.path(number), len(content))
         self._number = number
         self._advance(end, tree)
         structlog.get_logger().info(
@@ -384,7 +384,7 @@ class Chain:
 
 
 def _needed_bytes(line: Line) -> int:
-    kept = sum(s.bytes for s in line.messages if s.kept) if isinstance(line, Intent) else 0
+    kept = sum(s.bytes for s in line.messages if s.kept) if isinstance(line, IntentLine) else 0
     return len(encode(line)) + LINK_BYTES + kept
 
 
@@ -444,7 +444,7 @@ def _go_on(segments: Segments, number: int, seen: Scan) -> OpenedLedger:
         found.number, found.length, found.end = number + 1, 0, seen.last
         found.open, found.tree = sorted(seen.flying), seen.last_tree
         found.states.append(
-            Recovered(segment=number, why="damaged", bytes=seen.rest_bytes, sha256="", aside="")
+            RecoveredLine(segment=number, why="damaged", bytes=seen.rest_bytes, sha256="", aside="")
         )
     elif seen.rest_bytes:
         _set_aside(segments, number, seen)
@@ -467,13 +467,13 @@ def _list_unstated(segments: Segments, first: int, stated: set[str]) -> list[Lin
     ]
 
 
-def _of_foreign(number: int, path: Path) -> Recovered:
+def _of_foreign(number: int, path: Path) -> RecoveredLine:
     size = path.lstat().st_size
-    return Recovered(segment=number, why="damaged", bytes=size, sha256="", aside=path.name)
+    return RecoveredLine(segment=number, why="damaged", bytes=size, sha256="", aside=path.name)
 
 
-def _of_aside(number: int, path: Path) -> Recovered:
+def _of_aside(number: int, path: Path) -> RecoveredLine:
     content = path.read_bytes()
-    return Recovered(
-        segment=number, why="torn", bytes=len(content), sha256=digest(content), aside=path.name
+    return RecoveredLine(
+        segment=number, why="torn", bytes=len(content), sha256=sha256_hex(content), aside=path.name
     )

@@ -12,7 +12,7 @@ import msgspec
 
 from byoc_agents.app.files import open_regular
 from byoc_agents.errors import uncertain
-from byoc_agents.ledger.format import Intent, LedgerLine, ReceiptLine, Sent, decode
+from byoc_agents.ledger.format import IntentLine, LedgerLine, LedgerMessage, ReceiptLine, decode
 from byoc_agents.ledger.query import STORED
 from byoc_agents.ledger.segments import Segments
 
@@ -62,7 +62,7 @@ def recently_sent(
     found: dict[str, RecentSend] = {}
     try:
         for line in _tail(directory):
-            if isinstance(line, Intent):
+            if isinstance(line, IntentLine):
                 for sent in line.messages:
                     if sent.id not in found and (send := _read_position(sent) or read_id(sent.id)):
                         found[sent.id] = send
@@ -76,7 +76,7 @@ def recently_sent(
     return list(found.values())
 
 
-def _read_position(sent: Sent) -> RecentSend | None:
+def _read_position(sent: LedgerMessage) -> RecentSend | None:
     if not sent.stream:
         return None
     last = StreamPosition(sent.epoch, sent.sequence)
@@ -93,7 +93,7 @@ def unfinished_batch(directory: Path) -> tuple[str, ...]:
     certain: dict[int, bool] = {}  # intent of an attempt of `batch` -> whether it was refused
     try:
         for line in _tail(directory):
-            if isinstance(line, Intent):
+            if isinstance(line, IntentLine):
                 ids = tuple(sent.id for sent in line.messages)
                 certain = {**(certain if ids == batch else {}), line.sequence: False}
                 batch = ids

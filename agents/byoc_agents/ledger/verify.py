@@ -23,18 +23,18 @@ from byoc_agents.ledger.format import (
     FORMATS,
     GENESIS,
     FactLine,
-    Intent,
+    IntentLine,
     LedgerLine,
+    LedgerMessage,
     LinePosition,
     ReceiptLine,
-    Recovered,
-    Refused,
-    Removed,
-    Segment,
-    Sent,
-    Unknown,
+    RecoveredLine,
+    RefusedLine,
+    RemovedLine,
+    SegmentLine,
+    UnknownLine,
     decode,
-    digest,
+    sha256_hex,
 )
 from byoc_agents.ledger.heads import KeptHead, KeptHeads
 from byoc_agents.ledger.reader import MAX_LINE_BYTES, Raw, extend, raw_lines
@@ -185,7 +185,7 @@ class _Verifier:
             self._count(line, place)
             self._meaning(line, place, number)
         sequence = self._before.sequence + 1 if self._before else 0
-        self._before = LinePosition(line.sequence if line else sequence, digest(raw.content))
+        self._before = LinePosition(line.sequence if line else sequence, sha256_hex(raw.content))
         self._first = self._before.sequence if self._first is None else self._first
         self._readable, self._place = line is not None, place
         self._anchor(self._before, place)
@@ -194,13 +194,13 @@ class _Verifier:
 
     def _grow(self, content: bytes, line: LedgerLine | None, place: str) -> None:
         """Add the line to the tree, and compare the kept heads of its size."""
-        if isinstance(line, Segment):
+        if isinstance(line, SegmentLine):
             self._begin_tree(line, place)
         self._tree = extend(self._tree, content, line)
         if self._tree:
             self._compare(self._tree, place)
 
-    def _begin_tree(self, line: Segment, place: str) -> None:
+    def _begin_tree(self, line: SegmentLine, place: str) -> None:
         if line.tree is None or not line.tree.valid:
             if self._tree or line.tree:
                 self._problem(place, "states no valid tree, and an earlier file does")
@@ -242,7 +242,7 @@ class _Verifier:
 
     def _frame(self, line: LedgerLine, place: str, number: int, *, first: bool) -> None:
         """Check that each file begins with its own number, and nothing else does."""
-        if not isinstance(line, Segment):
+        if not isinstance(line, SegmentLine):
             if first:
                 self._problem(place, "the first line of the file is missing")
         elif not first or line.segment != number:
@@ -251,7 +251,7 @@ class _Verifier:
             self._problem(
                 place, f"is in format {line.format}; this version reads up to {max(FORMATS)}"
             )
-        if isinstance(line, Segment):
+        if isinstance(line, SegmentLine):
             self._format = line.format
             self._bound.begin_file(line)
 
@@ -271,28 +271,28 @@ class _Verifier:
         verdict = self.verdict
         verdict.first_time = verdict.first_time or line.time
         verdict.last_time = line.time
-        verdict.intents += isinstance(line, Intent)
+        verdict.intents += isinstance(line, IntentLine)
         verdict.receipts += isinstance(line, ReceiptLine)
-        verdict.unknown += isinstance(line, Unknown)
-        if isinstance(line, Refused):
+        verdict.unknown += isinstance(line, UnknownLine)
+        if isinstance(line, RefusedLine):
             verdict.refused += line.count()
-        if isinstance(line, Segment) and self._before is None:
+        if isinstance(line, SegmentLine) and self._before is None:
             self._open = dict.fromkeys(line.open, ())
             verdict.notes += [f"{place} carries {len(line.open)} open intents"] * bool(line.open)
 
     def _meaning(self, line: LedgerLine, place: str, number: int) -> None:
         match line:
-            case Intent():
+            case IntentLine():
                 self._open[line.sequence] = tuple(sent.id for sent in line.messages)
                 self._bodies(line, place, number)
             case ReceiptLine():
                 self._close(line.intent, tuple(ended.id for ended in line.outcomes), place)
-            case Unknown():
+            case UnknownLine():
                 self._close(line.intent, (), place)
                 self.verdict.notes.append(f"{place} states line {line.intent} unknown: {line.why}")
-            case Removed():
+            case RemovedLine():
                 self._removal(line, place)
-            case Recovered():
+            case RecoveredLine():
                 self._recovery(line, place)
             case FactLine() if self._format < FORMAT_WITH_FACTS:
                 self._problem(place, f"is a fact in a file of format {self._format}")
@@ -304,7 +304,7 @@ class _Verifier:
         elif announced and ids and announced != ids:
             self._problem(place, f"names other ids than its intent, line {intent}")
 
-    def _removal(self, line: Removed, place: str) -> None:
+    def _removal(self, line: RemovedLine, place: str) -> None:
         end = LinePosition(line.last_sequence, line.last_sha256)
         if end == self._cut_at:
             self._cut_at = None
@@ -313,7 +313,7 @@ class _Verifier:
         self._bound.remove(place, line)
         self._anchor(end, place)
 
-    def _recovery(self, line: Recovered, place: str) -> None:
+    def _recovery(self, line: RecoveredLine, place: str) -> None:
         text = f"{line.bytes} bytes kept in {line.aside}" if line.aside else "see there"
         if line.expected:
             text = f"the spool knew the head {line.expected}"
@@ -325,14 +325,16 @@ class _Verifier:
         if line.aside and line.sha256 and self._segments.path(line.segment).exists():
             self._same(aside, line.segment, line, place)
 
-    def _bodies(self, line: Intent, place: str, number: int) -> None:
+    def _bodies(self, line: IntentLine, place: str, number: int) -> None:
         self._bound.add_bodies({sent.sha256: sent.bytes for sent in line.messages if sent.kept})
         for sent in line.messages:
             if sent.kept:
                 path = self._segments.body_path(number, sent.sha256)
                 self.verdict.bodies += self._same(path, number, sent, place)
 
-    def _same(self, path: Path, number: int, stated: Sent | Recovered, place: str) -> bool:
+    def _same(
+        self, path: Path, number: int, stated: LedgerMessage | RecoveredLine, place: str
+    ) -> bool:
         """Return whether a kept file has the size and hash that its line states."""
         try:
             with open_regular(path) as file:
@@ -408,9 +410,9 @@ class _Bound:
         self._longest_line = 0
         self._most_kept = 0  # bytes of the bodies that one intent keeps
         self._kept: set[str] = set()  # bodies of the current file
-        self._removed: dict[int, tuple[str, Removed, int, int]] = {}
+        self._removed: dict[int, tuple[str, RemovedLine, int, int]] = {}
 
-    def begin_file(self, line: Segment) -> None:
+    def begin_file(self, line: SegmentLine) -> None:
         """Note the bound that a file states. A lower one is not believed."""
         self._kept.clear()
         self._max_bytes = max(self._max_bytes, line.max_bytes)
@@ -430,7 +432,7 @@ class _Bound:
         self._used += sum(size for sha256, size in sizes.items() if sha256 not in self._kept)
         self._kept |= sizes.keys()
 
-    def remove(self, place: str, line: Removed) -> None:
+    def remove(self, place: str, line: RemovedLine) -> None:
         """Note a stated removal, the first time."""
         bound = min(self._lowest or self._max_bytes, self._max_bytes)
         self._removed.setdefault(line.segment, (place, line, self._used, bound))

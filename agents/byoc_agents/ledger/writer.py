@@ -23,7 +23,7 @@ from byoc_agents.ledger.format import (
     FORMAT_WITH_FACTS,
     SUPPRESSED,
     FactLine,
-    Refused,
+    RefusedLine,
     clean,
     intent_of,
     receipt_of,
@@ -222,7 +222,7 @@ class _LedgerFile:
 
     def close(self) -> None:
         """Write the refusals that wait and a line for each open intent, and close the files."""
-        self._append([], self.refusals.take(last=True))
+        self._append([], self.refusals.pop_lines(last=True))
         self._attempt(self.chain.close)
 
     def serve(self, group: Sequence[_WriteRequest]) -> tuple[list[int | LedgerError], None]:
@@ -234,10 +234,10 @@ class _LedgerFile:
             if _body_bytes(part) > self.chain.segment_bytes:
                 answers += self._append(part, [])
                 part = []
-        return answers + self._append(part, self.refusals.take()), None
+        return answers + self._append(part, self.refusals.pop_lines()), None
 
     def _append(
-        self, group: Sequence[_WriteRequest], refusals: Sequence[Refused]
+        self, group: Sequence[_WriteRequest], refusals: Sequence[RefusedLine]
     ) -> list[int | LedgerError]:
         lines = [one for one in group if not isinstance(one, _RefusalsRequest)]
         numbers: list[int] | None = []
@@ -289,7 +289,7 @@ class _Refusals:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._mutex = threading.Lock()
-        self._waiting: deque[Refused] = deque()
+        self._waiting: deque[RefusedLine] = deque()
         self._suppressed = 0
         self._tokens = REFUSED_BURST
         self._refilled_ns = clock.boot_ns()
@@ -304,7 +304,7 @@ class _Refusals:
             self._wait(reason, detail)
             return True
 
-    def take(self, *, last: bool = False) -> list[Refused]:
+    def pop_lines(self, *, last: bool = False) -> list[RefusedLine]:
         """Return the queued lines, and one for the suppressed refusals if a token is left."""
         with self._mutex:
             self._refill()
@@ -316,7 +316,7 @@ class _Refusals:
 
     def _wait(self, reason: str, detail: str) -> None:
         self._tokens -= 1
-        line = Refused(reason=reason, detail=detail, suppressed=self._suppressed)
+        line = RefusedLine(reason=reason, detail=detail, suppressed=self._suppressed)
         self._waiting.append(line)
         self._suppressed = 0
 

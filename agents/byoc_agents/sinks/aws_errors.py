@@ -155,7 +155,7 @@ def sent_error(reason: Reason, detail: str, response: Mapping[str, Any], wall_ns
 _ERROR_DOCUMENT = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*\?>)?\s*<Error[\s/>]")
 
 
-def keep_s3_form(response_dict: dict[str, Any], **_: Any) -> None:
+def require_s3_form(response_dict: dict[str, Any], **_: Any) -> None:
     """Drop a body that is not S3's error document, so that it decides nothing.
 
     S3's success has no body, and its proof is in the headers. A handler of `before-parse`.

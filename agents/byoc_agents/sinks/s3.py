@@ -30,8 +30,8 @@ from byoc_agents.sinks.aws_errors import (
     KEYS_REFUSED,
     from_answer,
     from_transport,
-    keep_s3_form,
     md5_of,
+    require_s3_form,
     sanitize_code,
 )
 
@@ -182,7 +182,7 @@ class S3Sink:
             self._client = await self._resources.enter_async_context(made)
             # With a wildcard for the service it runs before botocore's own handler, which takes a
             # 200 with a body for the 500 that S3 may write into one.
-            self._client.meta.events.register_first("before-parse.*.PutObject", keep_s3_form)
+            self._client.meta.events.register_first("before-parse.*.PutObject", require_s3_form)
         return self._client
 
 

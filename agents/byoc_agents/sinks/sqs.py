@@ -171,7 +171,7 @@ class SqsSink:
             made = self._session.create_client("sqs", **self._client_options)
             self._client = await self._resources.enter_async_context(made)
             self._client.meta.events.register_first(
-                "before-parse.sqs.SendMessageBatch", keep_sqs_form
+                "before-parse.sqs.SendMessageBatch", require_sqs_form
             )
         return self._client
 
@@ -291,7 +291,7 @@ class _SqsAnswer(msgspec.Struct, frozen=True):
     message: str | None = None
 
 
-def keep_sqs_form(response_dict: dict[str, Any], **_: Any) -> None:
+def require_sqs_form(response_dict: dict[str, Any], **_: Any) -> None:
     """Empty a body that is not SQS's JSON, so that it decides nothing.
 
     Without a body an answer has neither results nor a typed error. A handler of `before-parse`.

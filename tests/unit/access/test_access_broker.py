@@ -1,4 +1,4 @@
-"""The broker: the rows of fates that need more than the table of states.
+"""The broker: the rows of the table of effects that need more than the table of states.
 
 The servers follow a script (see `scripted_broker`); store and ledger are real files.
 """

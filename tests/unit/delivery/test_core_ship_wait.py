@@ -5,7 +5,11 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from byoc_agents.delivery.shipper import FIRST_WAIT_SECONDS, GATHER_SECONDS, MAX_RETRY_AFTER_SECONDS
+from byoc_agents.delivery.shipper import (
+    BATCH_WAIT_SECONDS,
+    FIRST_WAIT_SECONDS,
+    MAX_RETRY_AFTER_SECONDS,
+)
 from byoc_agents.errors import Reason, SendError
 from byoc_agents.message import Message
 from lab.fakes.core import settle
@@ -89,16 +93,16 @@ async def test_the_first_leaves_at_once_and_what_follows_closely_goes_together(
 ) -> None:
     async with harness(tmp_path, messages=0, max_messages=3) as it, it.running():
         await it.spool.put(message(1))
-        assert await it.clock.parked() == [GATHER_SECONDS]
+        assert await it.clock.parked() == [BATCH_WAIT_SECONDS]
         await it.spool.put(message(2))
         await it.spool.put(message(3))
-        await it.clock.advance(GATHER_SECONDS)
+        await it.clock.advance(BATCH_WAIT_SECONDS)
         await it.until_idle()
         assert [[m.id for m in batch] for batch in it.sink.batches] == [["m1"], ["m2", "m3"]]
-        assert await it.clock.parked() == [GATHER_SECONDS]
-        await it.clock.advance(GATHER_SECONDS)
+        assert await it.clock.parked() == [BATCH_WAIT_SECONDS]
+        await it.clock.advance(BATCH_WAIT_SECONDS)
         await it.spool.put(message(4))
-        assert await it.clock.parked() == [GATHER_SECONDS]
+        assert await it.clock.parked() == [BATCH_WAIT_SECONDS]
         assert it.sink.sent[-1] == "m4"
 
 

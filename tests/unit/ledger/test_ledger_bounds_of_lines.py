@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from byoc_agents.ledger.chain import Chain
-from byoc_agents.ledger.format import Recovered
+from byoc_agents.ledger.format import RecoveredLine
 from byoc_agents.ledger.query import Filter, events
 from byoc_agents.ledger.reader import MAX_LINE_BYTES, raw_lines
 from byoc_agents.ledger.recent import recently_sent, unfinished_batch
@@ -83,12 +83,12 @@ async def test_a_start_renames_what_is_not_ours_and_goes_on_with_the_chain(
     spoil(path)
     spoiled_bytes = path.stat().st_size
     start(directory)
-    (stated,) = [line for line in lines(directory) if isinstance(line, Recovered)]
+    (stated,) = [line for line in lines(directory) if isinstance(line, RecoveredLine)]
     assert (directory / stated.aside).stat().st_size == spoiled_bytes == stated.bytes
     assert path.read_bytes().startswith(ours)
     assert checked(directory).problems == []
     start(directory)  # and it is stated once
-    assert len([line for line in lines(directory) if isinstance(line, Recovered)]) == 1
+    assert len([line for line in lines(directory) if isinstance(line, RecoveredLine)]) == 1
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])

@@ -177,10 +177,10 @@ TABLE = [
 ]
 
 
-@pytest.mark.parametrize(("statuses", "reason", "fate"), TABLE)
-def test_a_status_has_a_fate(statuses: str, reason: Reason, fate: Action) -> None:
+@pytest.mark.parametrize(("statuses", "reason", "action"), TABLE)
+def test_a_status_has_an_action(statuses: str, reason: Reason, action: Action) -> None:
     assert {reason_of(int(status)) for status in statuses.split()} == {reason}
-    assert ACTIONS[reason] is fate
+    assert ACTIONS[reason] is action
 
 
 @pytest.mark.parametrize("status", [200, 204, 207, 208, 301, 400, 401, 403, 404, 429, 500, 503])

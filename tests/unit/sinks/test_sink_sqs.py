@@ -90,8 +90,10 @@ async def test_a_message_that_is_refused_for_good_does_not_hold_up_its_group(fre
     assert reasons(outcomes) == [Reason.REJECTED, Reason.OK]
 
 
-def test_what_does_not_hold_up_a_group_is_what_the_shipper_buries() -> None:
-    assert {reason for reason, fate in ACTIONS.items() if fate is Action.DEAD_LETTER} == OWN_ERRORS
+def test_what_does_not_hold_up_a_group_is_what_becomes_a_dead_letter() -> None:
+    assert {
+        reason for reason, action in ACTIONS.items() if action is Action.DEAD_LETTER
+    } == OWN_ERRORS
 
 
 async def test_a_lost_answer_and_a_second_try_store_once(fresh: Pair) -> None:

@@ -19,7 +19,7 @@ from byoc_agents.egress.aws import AwsHttpSession
 from byoc_agents.egress.destinations import https_destination
 from byoc_agents.egress.gate import Gate
 from byoc_agents.errors import Reason
-from byoc_agents.ledger.format import Intent, ReceiptLine
+from byoc_agents.ledger.format import IntentLine, ReceiptLine
 from byoc_agents.message import Message
 from byoc_agents.sinks.directory import DirectorySink
 from byoc_agents.sinks.https import HttpsSink
@@ -73,7 +73,7 @@ class Deliveries:
                 [Reason(ended.reason) for ended in receipts[one.sequence].outcomes],
             )
             for one in found
-            if isinstance(one, Intent)
+            if isinstance(one, IntentLine)
         ]
 
 
