@@ -103,7 +103,7 @@ class Daemon(msgspec.Struct, frozen=True):
         structlog.get_logger().info("daemon.drain_started", daemon=self.name, pipeline=repr(self))
         await self.seal()
         shipper = asyncio.create_task(self._run_with_restarts(self.shipper.run, "shipper"))
-        ends = [asyncio.create_task(end) for end in (self.shipper.empty(), stop.wait())]
+        ends = [asyncio.create_task(end) for end in (self.shipper.wait_until_idle(), stop.wait())]
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:

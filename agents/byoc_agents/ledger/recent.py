@@ -11,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from byoc_agents.app.files import open_regular
-from byoc_agents.errors import uncertain
+from byoc_agents.errors import leaves_unknown
 from byoc_agents.ledger.format import IntentLine, LedgerLine, LedgerMessage, ReceiptLine, decode
 from byoc_agents.ledger.query import STORED
 from byoc_agents.ledger.segments import Segments
@@ -83,26 +83,26 @@ def _read_position(sent: LedgerMessage) -> RecentSend | None:
     return RecentSend(sent.id, sent.stream, last, sent.events)
 
 
-def unfinished_batch(directory: Path) -> tuple[str, ...]:
-    """Return the ids, in order, of the last announced batch if the receiver may have stored it.
+def unknown_batch(directory: Path) -> tuple[str, ...]:
+    """Return the ids, in order, of the last announced batch if its outcome is unknown.
 
     This is so if any attempt of exactly this batch has no receipt, or one that does not exclude
     it. The messages may be gone from the spool. Blocks. Returns () if the ledger cannot be read.
     """
     batch: tuple[str, ...] = ()
-    certain: dict[int, bool] = {}  # intent of an attempt of `batch` -> whether it was refused
+    refused: dict[int, bool] = {}  # intent of an attempt of `batch` -> whether it was refused
     try:
         for line in _tail(directory):
             if isinstance(line, IntentLine):
                 ids = tuple(sent.id for sent in line.messages)
-                certain = {**(certain if ids == batch else {}), line.sequence: False}
+                refused = {**(refused if ids == batch else {}), line.sequence: False}
                 batch = ids
-            elif isinstance(line, ReceiptLine) and line.intent in certain:
+            elif isinstance(line, ReceiptLine) and line.intent in refused:
                 reasons = [one.reason for one in line.outcomes]
-                certain[line.intent] = not (uncertain(reasons) or STORED & set(reasons))
+                refused[line.intent] = not (leaves_unknown(reasons) or STORED & set(reasons))
     except OSError:
         return ()
-    return () if all(certain.values()) else batch
+    return () if all(refused.values()) else batch
 
 
 def _tail(directory: Path) -> Iterator[LedgerLine]:

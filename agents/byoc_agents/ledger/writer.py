@@ -28,7 +28,7 @@ from byoc_agents.ledger.format import (
     intent_of,
     receipt_of,
 )
-from byoc_agents.ledger.recent import unfinished_batch
+from byoc_agents.ledger.recent import unknown_batch
 from byoc_agents.ledger.tree import TreeHead
 from byoc_agents.message import Message, Outcome
 
@@ -139,9 +139,9 @@ class FileLedger:
         return self._file.last_error
 
     @property
-    def unfinished(self) -> tuple[str, ...]:
-        """The ids of the batch that was in flight when the last process ended."""
-        return self._file.unfinished
+    def unknown_batch(self) -> tuple[str, ...]:
+        """The ids of the last process's last batch if its outcome is unknown."""
+        return self._file.unknown_batch
 
     @property
     def tree(self) -> TreeHead:
@@ -209,7 +209,7 @@ class _LedgerFile:
         self.chain = chain
         self.refusals = _Refusals(clock)
         self.last_error = ""  # why the last write failed
-        self.unfinished: tuple[str, ...] = ()
+        self.unknown_batch: tuple[str, ...] = ()
         self._directory = chain.segments.directory
         self._kept_bytes = self.chain.segment_bytes if keep else None  # bodies of one intent
 
@@ -217,7 +217,7 @@ class _LedgerFile:
         """Open the files. Raises LedgerNewerError; a failing disk becomes `last_error`."""
         with contextlib.suppress(OSError):  # the chain reports it below
             self.chain.check_format()
-        self.unfinished = unfinished_batch(self._directory)
+        self.unknown_batch = unknown_batch(self._directory)
         self._attempt(self.chain.open)
 
     def close(self) -> None:

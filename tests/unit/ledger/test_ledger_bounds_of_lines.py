@@ -11,7 +11,7 @@ from byoc_agents.ledger.chain import Chain
 from byoc_agents.ledger.format import RecoveredLine
 from byoc_agents.ledger.query import Filter, events
 from byoc_agents.ledger.reader import MAX_LINE_BYTES, raw_lines
-from byoc_agents.ledger.recent import recently_sent, unfinished_batch
+from byoc_agents.ledger.recent import recently_sent, unknown_batch
 from lab.fakes.core import FakeClock
 from tests.unit.ledger.ledger_fakes import (
     SMALL,
@@ -70,7 +70,7 @@ async def test_verify_and_show_stop_at_a_line_that_is_too_long(
     verdict = checked(tmp_path / "l")
     assert any("not a ledger line" in problem for problem in verdict.problems)
     assert len(list(events({"a": tmp_path / "l"}, Filter()))) == 2
-    assert unfinished_batch(tmp_path / "l") == () or recently_sent(tmp_path / "l")
+    assert unknown_batch(tmp_path / "l") == () or recently_sent(tmp_path / "l")
 
 
 @pytest.mark.parametrize("spoil", FOREIGN)
