@@ -9,7 +9,6 @@ from typing import Any, get_args
 
 import pytest
 import yaml
-from prometheus_client import Counter
 
 import byoc_agents
 from byoc_agents.alerts.counts import OUTCOMES
@@ -59,12 +58,8 @@ def quoted(text: str) -> list[str]:
 
 def metrics() -> dict[str, list[str]]:
     """Return name as it is scraped -> labels other than `daemon`."""
-    found = {}
-    for metric in vars(Metrics()).values():
-        if hasattr(metric, "_labelnames"):
-            name = metric._name + "_total" * isinstance(metric, Counter)
-            found[name] = [label for label in metric._labelnames if label != "daemon"]
-    return found
+    labels = Metrics().labels
+    return {name: [one for one in labels[name] if one != "daemon"] for name in labels}
 
 
 def events() -> Iterator[tuple[str, str]]:

@@ -11,13 +11,16 @@ class Metrics:
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
+        self.labels: dict[str, tuple[str, ...]] = {}  # of each metric, by its name
         daemon = ("daemon",)
         reason = ("daemon", "reason")
 
         def counter(name: str, text: str, labels: tuple[str, ...]) -> Counter:
+            self.labels[name] = labels
             return Counter(name, text, labels, registry=self.registry)
 
         def gauge(name: str, text: str, labels: tuple[str, ...] = daemon) -> Gauge:
+            self.labels[name] = labels
             return Gauge(name, text, labels, registry=self.registry)
 
         self.spool_events = gauge("byoc_spool_events", "Events that wait to be sent")

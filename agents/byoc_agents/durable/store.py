@@ -50,7 +50,7 @@ class SpoolStore:
         self.connection = connect(path)
         self._path = path
         self._journal_path = path.with_name(f"{path.name}-wal")
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self.pinned: frozenset[str] = frozenset()  # ids of messages that must not be replaced
         try:
             with translated():
@@ -126,8 +126,8 @@ class SpoolStore:
         before = self._totals.bytes
         with translated():
             self._apply(change)
-        if bounded and self._totals.bytes > max(self._max_bytes, before):
-            raise SpoolFullError(f"{self._totals.bytes} bytes are over {self._max_bytes}")
+        if bounded and self._totals.bytes > max(self.max_bytes, before):
+            raise SpoolFullError(f"{self._totals.bytes} bytes are over {self.max_bytes}")
 
     def _apply(self, change: WriteBatch) -> None:
         if change.unstage:

@@ -93,7 +93,7 @@ class SqsSink:
         self.destination = f"sqs://{parts.netloc}{parts.path}"
         self._session = session
         self._queue_url = queue_url
-        self._attempt_seconds = attempt_seconds
+        self.attempt_seconds = attempt_seconds
         self._client_options = {
             "region_name": sqs_region(parts.hostname or "") or region,
             "endpoint_url": endpoint_url or f"{parts.scheme}://{parts.netloc}",
@@ -144,11 +144,11 @@ class SqsSink:
 
     async def _attempt(self, entries: Sequence[Message]) -> Sequence[Outcome]:
         try:
-            async with asyncio.timeout(self._attempt_seconds):
+            async with asyncio.timeout(self.attempt_seconds):
                 await fetch_credentials(self._session)
                 return await self._send(entries)
         except TimeoutError:
-            why = f"no answer within {self._attempt_seconds:g} s"
+            why = f"no answer within {self.attempt_seconds:g} s"
             raise SendError(Reason.TIMEOUT, why) from None
 
     async def _send(self, entries: Sequence[Message]) -> Sequence[Outcome]:

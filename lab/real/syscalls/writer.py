@@ -60,7 +60,7 @@ def _say(line: str) -> None:
 
 async def _put(spool: Spool, number: int) -> str:
     pragma = f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}"
-    await spool._ask(lambda store: store.connection.execute(pragma).close(), OperationKind.READ)
+    await spool.run(lambda store: store.connection.execute(pragma).close(), OperationKind.READ)
     await spool.put(message(number))
     return f"put {number}"
 

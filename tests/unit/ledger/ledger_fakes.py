@@ -48,6 +48,11 @@ class FaultyDisk(QuickDisk):
         if kind in self.failing:
             raise OSError(self.errno, os.strerror(self.errno))
 
+    def crash(self) -> None:
+        """Take nothing from now on, not even half of a write."""
+        last = len(self.calls) - 1
+        self._crash_at = last if self._crash_at < 0 else min(self._crash_at, last)
+
     def write(self, descriptor: int, content: bytes) -> None:
         try:
             self._pass("write")

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -98,15 +97,6 @@ def _around(calls: list[str], kind: str) -> list[int]:
     return [n + offset for n in places[:5] for offset in (-1, 0, 1) if n + offset > 0]
 
 
-class Gone:
-    """The file of a process that was killed: nobody closes it."""
-
-    def serve(self, group: Sequence[object]) -> tuple[list[object], None]:
-        raise NotImplementedError
-
-    def close(self) -> None: ...
-
-
 async def _busy(directory: Path, disk: FaultyDisk, *, keep_bodies: bool) -> list[int]:
     """Send until the disk crashes; return the lines whose send went ahead."""
     acknowledged: list[int] = []
@@ -116,12 +106,8 @@ async def _busy(directory: Path, disk: FaultyDisk, *, keep_bodies: bool) -> list
         for number in range(11):
             batch = [message(1000 * number + n, b"%d" % number * 300) for n in range(30)]
             acknowledged.append(await send(made, *batch))
-    made._file.chain._tail.drop()  # the process is gone, and has written nothing at its end
-    if made._file.chain._lock >= 0:
-        os.close(made._file.chain._lock)
-    made._worker._file = Gone()
-    if made._worker.is_open:
-        await made._worker.stop()
+    disk.crash()  # nothing is written at the end
+    await made.__aexit__()
     return acknowledged
 
 

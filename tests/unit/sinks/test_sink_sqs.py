@@ -31,7 +31,7 @@ async def fresh(session: AioSession) -> AsyncIterator[Pair]:
 
 async def test_an_attempt_ends_however_slowly_the_answer_drips(fresh: Pair) -> None:
     assert reasons(await fresh.send(message("a"))) == [Reason.OK]
-    fresh.sink._attempt_seconds = 0.1
+    fresh.sink.attempt_seconds = 0.1
     assert reasons(await fresh.send(message("b"), script=always(drip()))) == [Reason.TIMEOUT]
 
 

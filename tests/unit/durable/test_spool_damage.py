@@ -14,6 +14,7 @@ from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.recovery import EPOCH, KEPT_DAMAGED, ORIGIN, rebuild
 from byoc_agents.durable.schema import VERSION_AT, connect
 from byoc_agents.durable.spool import Spool
+from byoc_agents.durable.spool_file import OperationKind
 from byoc_agents.durable.store import SpoolStore
 from byoc_agents.errors import SpoolCorruptError, SpoolUnavailableError
 from byoc_agents.message import Message
@@ -331,10 +332,15 @@ async def test_no_place_for_a_new_file_is_unavailable_until_there_is_one(tmp_pat
         assert [m.id for m in await spool.peek(9)] == ["m1", "m3"]
 
 
+def failing_read(_: SpoolStore) -> None:
+    raise SpoolUnavailableError("disk")
+
+
 async def test_a_file_that_went_while_it_was_closed_is_reported_as_lost(tmp_path: Path) -> None:
     async with spool_at(tmp_path) as spool:
         await spool.put(message(1))
-        spool._file.close()
+        with pytest.raises(SpoolUnavailableError, match="disk"):
+            await spool.run(failing_read, OperationKind.READ)  # an error closes the file
         spool.path.unlink()
         with pytest.raises(SpoolCorruptError):
             await spool.put(message(2))

@@ -71,7 +71,7 @@ def test_over_the_bound_nothing_grows_and_everything_else_goes_on(path: Path) ->
     assert seen(store) == before
     apply(store, state={"k": b"1"})
     apply(store, messages=[message(0)])  # known already
-    store._max_bytes = 1  # the setting was lowered: a change that shrinks is still taken
+    store.max_bytes = 1  # the setting was lowered: a change that shrinks is still taken
     do(store, lambda: store.remove(["m0"]))
     assert ids(store) == ["m1", "m2"]
     store.close()
@@ -92,7 +92,7 @@ def test_checkpoints_are_found_by_the_start_of_their_key(store: SpoolStore) -> N
 
 
 def test_free_pages_go_back_to_the_file_system(store: SpoolStore, path: Path) -> None:
-    store._max_bytes = 1 << 30
+    store.max_bytes = 1 << 30
     apply(store, messages=[message(1, b"x" * 3 * VACUUM_PAGES * 4096), message(2)])
     do(store, lambda: store.remove(["m1"]))
     for _ in range(3):

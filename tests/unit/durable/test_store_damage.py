@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from byoc_agents.durable.schema import VERSION
-from byoc_agents.durable.store import SpoolStore, count
+from byoc_agents.durable.store import SpoolStore
 from byoc_agents.errors import SpoolCorruptError, SpoolUnavailableError
 from tests.unit.durable.store_steps import apply, do, message
 
@@ -27,14 +27,15 @@ from tests.unit.durable.store_steps import apply, do, message
     ],
 )
 def test_a_stored_value_that_has_changed_is_not_believed(
-    store: SpoolStore, table: str, column: str, read: Callable[[SpoolStore], object]
+    path: Path, table: str, column: str, read: Callable[[SpoolStore], object]
 ) -> None:
+    store = SpoolStore(path, max_bytes=1 << 20)
     apply(store, messages=[message(1), message(2)], stage=[b"l"], state={"k": b"v"})
     do(store, lambda: store.dead_letter(message(2), "rejected", "", 1))
     store.connection.execute(f"UPDATE {table} SET {column} = 5")
     with pytest.raises(SpoolCorruptError):
         read(store)
-    store._totals = count(store.connection)
+    store.close()
 
 
 def test_an_index_that_lost_a_message_is_damage_and_no_endless_resend(path: Path) -> None:
