@@ -103,6 +103,7 @@ class Receiver:
         """
         self.events: dict[Key, dict[str, Any]] = {}
         self.bodies: list[bytes] = []  # as they came, of deliveries that were taken
+        self.last_body = b""  # of the last delivery, taken or not
         self.duplicates = 0
         self.requests = 0
         self.episodes: dict[Service, Episodes] = {}
@@ -132,6 +133,7 @@ class Receiver:
             body = await request.read()
         except web.HTTPRequestEntityTooLarge:
             return rejected(request, 413)
+        self.last_body = body
         if fault := self._fault(self.requests, request):
             return fault
         if not self._authentic(request, body):

@@ -92,7 +92,7 @@ class Reason(StrEnum):
     """The result of an attempt to send: the `result` of `byoc_send_attempts_total`."""
 
     OK = "ok"  # stored now
-    ALREADY_STORED = "already_stored"  # stored by an earlier attempt with a lost answer
+    ALREADY_STORED = "already_stored"  # stored by an earlier attempt with a lost response
     TIMEOUT = "timeout"
     CONNECTION = "connection"  # refused, reset, closed early, no DNS answer
     TLS = "tls"  # certificate not accepted: unknown CA, other name, wrong clock
@@ -114,7 +114,7 @@ class Reason(StrEnum):
     INTERNAL = "internal"  # a defect in byoc-agents; held, never dropped
 
 
-UNCERTAIN = frozenset(
+UNKNOWN_OUTCOME = frozenset(
     {
         Reason.TIMEOUT,
         Reason.CONNECTION,
@@ -126,9 +126,9 @@ UNCERTAIN = frozenset(
 )
 
 
-def uncertain(reasons: Iterable[str]) -> bool:
+def leaves_unknown(reasons: Iterable[str]) -> bool:
     """Return whether the receiver may have stored a message although the attempt failed."""
-    return any(reason in UNCERTAIN for reason in reasons)
+    return any(reason in UNKNOWN_OUTCOME for reason in reasons)
 
 
 class SendError(ByocError):

@@ -31,10 +31,10 @@ from byoc_agents.app.cloudevents import rfc3339
 from byoc_agents.app.command_line import CommandParser
 from byoc_agents.app.settings import load, name
 from byoc_agents.billing.objects import parse_key
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.files import Disk
 from byoc_agents.errors import ConfigError
 from byoc_agents.ledger import heads
+from byoc_agents.message import Message
 from byoc_control_plane.bucket import Bucket, ExistsError
 from byoc_control_plane.cli import COMMANDS
 from byoc_control_plane.compact import FAILURES, open_bucket

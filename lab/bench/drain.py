@@ -7,8 +7,8 @@ from pathlib import Path
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.app.cloudevents import encode
 from byoc_agents.billing.objects import seal
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.spool import Spool
+from byoc_agents.message import Message
 from lab.bench.figures import Row, ratios, row
 from lab.bench.lab import FORWARDER, SCRAPER, Lab, cpu_ns, until
 from lab.bench.spool import GIB

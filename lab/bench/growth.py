@@ -21,11 +21,11 @@ import msgspec
 import structlog
 
 from byoc_agents.app.clock import SystemClock
-from byoc_agents.delivery.sink import Message, Receipt
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import Reason
 from byoc_agents.ledger.verify import verify
 from byoc_agents.ledger.writer import FileLedger
+from byoc_agents.message import Message, Receipt
 from lab.bench import sample, sender, verifier
 from lab.bench.figures import Line, Row, row
 from lab.bench.lab import EXPORTER, FORWARDER, MIB, SCRAPER, Lab, cpu_ns, until
@@ -242,7 +242,7 @@ async def _backlog(directory: Path) -> dict[str, float]:
             await spool.put(Message(id=f"p-{number}", type="bench", body=b"x", created_at_ms=1))
         costs[f"{PUTS} messages added"] = _since(began)
         began = time.process_time()
-        while batch := await spool.head(OF_A_BATCH, BATCH_BYTES):
+        while batch := await spool.peek(OF_A_BATCH, BATCH_BYTES):
             await spool.remove([message.id for message in batch])
         costs["drained"] = _since(began)
     return costs

@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 
 from byoc_agents.app.clock import SystemClock
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.spool import Spool
+from byoc_agents.message import Message
 from lab.bench.figures import Row, row
 from lab.bench.lab import Lab
 

@@ -13,7 +13,7 @@ import psutil
 
 from byoc_agents.audit import Audit
 from byoc_agents.audit.render import text
-from byoc_agents.delivery.sink import Message
+from byoc_agents.message import Message
 from lab.bench.figures import Row, row
 from lab.bench.lab import MIB, Lab
 from lab.fakes.billing import ReplicaHistory, objects

@@ -58,7 +58,7 @@ class Daemon:
         """Start it, and restart it when it ends."""
         self.directory.mkdir(parents=True, exist_ok=True)
         self._wanted.set()
-        threading.Thread(target=self._keep, daemon=True).start()
+        threading.Thread(target=self._restart_until_over, daemon=True).start()
 
     def send(self, number: signal.Signals) -> None:
         """Send it a signal, if it runs."""
@@ -174,7 +174,7 @@ class Daemon:
         reported = eventually(lambda: self.logged("chaos.tasks")[before:])
         return int(reported[-1]["tasks"])
 
-    def _keep(self) -> None:
+    def _restart_until_over(self) -> None:
         while not self._over.is_set():
             self._wanted.wait()
             with self._lock:

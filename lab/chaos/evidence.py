@@ -37,7 +37,7 @@ class Evidence:
     ledger_verdict: str  # "" = whole
     ends: dict[str, list[int]]  # process -> exit codes
     last_ends: dict[str, int]  # process -> exit code of the SIGTERM at the end
-    backlogs: dict[str, int]  # daemon -> records left at the end
+    backlogs: dict[str, int]  # daemon -> events left at the end
     dead: set[tuple[str, str]]  # (daemon, id) of dead letters that were sent again
     logged_dead: set[str]  # ids that the logs call dead letters
     dead_left: int  # after the last of them was sent again
@@ -103,7 +103,7 @@ def collected(
         ledger_verdict="" if verdict.returncode == 0 else verdict.stdout + verdict.stderr,
         ends={"+".join(one.names): one.ends for one in daemons},
         last_ends=last_ends,
-        backlogs={one["daemon"]: one["backlog_records"] for one in stops},
+        backlogs={one["daemon"]: one["backlog_events"] for one in stops},
         dead=system.dead,
         logged_dead={one["id"] for one in _logged(daemons, "message.dead_lettered")},
         dead_left=seen.dead_left,

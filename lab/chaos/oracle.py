@@ -224,7 +224,7 @@ def processes(found: Evidence) -> Iterator[str]:
         if bad := [code for code in codes if code not in good]:
             yield f"{name} ended with {bad}"
     yield from (f"{name} ended with {code}" for name, code in found.last_ends.items() if code)
-    yield from (f"{name} kept {n} records" for name, n in found.backlogs.items() if n)
+    yield from (f"{name} kept {n} events" for name, n in found.backlogs.items() if n)
     if missing := {BILLING, STATE, ALERTS} - found.backlogs.keys():
         yield f"never stopped in good order: {missing}"
     yield from found.defects

@@ -155,5 +155,5 @@ def drained(daemon: Daemon) -> bool:
     """Return whether no message is delayed; messages of this second may still be in flight."""
     status = daemon.status()
     return bool(status) and all(
-        one["last_error"] is None and one["backlog"]["records"] <= 3 for one in status.values()
+        one["last_error"] is None and one["backlog"]["events"] <= 3 for one in status.values()
     )

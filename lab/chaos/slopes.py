@@ -26,7 +26,7 @@ BOUNDS = (
     Bound("threads", "threads", "", 1, 1),
     Bound("tasks", "asyncio tasks", "", 1, 2),
     Bound("cpu_percent", "CPU of one core", "%", 1, 0.5),
-    Bound("backlog_records", "records waiting to be sent", "", 1, 2),
+    Bound("backlog_events", "events waiting to be sent", "", 1, 2),
     Bound("backlog_bytes", "bytes waiting to be sent", "KiB", 1024, 8),
     Bound("disk_bytes", "state directory", "MiB", MIB, 64),
 )

@@ -81,7 +81,7 @@ def sample(daemon: Daemon, of: Environment, alerts: Alerts, began: float) -> dic
         "threads": figures.threads,
         "tasks": figures.tasks,
         "cpu_seconds": round(figures.cpu_seconds, 2),
-        "backlog_records": sum(one["records"] for one in backlogs),
+        "backlog_events": sum(one["events"] for one in backlogs),
         "backlog_bytes": sum(one["bytes"] for one in backlogs),
         "disk_bytes": sum(path.stat().st_size for path in spools.rglob("*") if path.is_file()),
         "dead_letters": sum(one["dead_letters"] for one in backlogs),

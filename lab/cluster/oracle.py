@@ -80,7 +80,7 @@ def backlog(cluster: Cluster) -> dict[str, int]:
     for pod in environment.chart_pods(cluster):
         for daemon, port in environment.ports(pod).items():
             page = environment.admin_page(cluster, pod, port, "metrics")
-            lines = [line for line in page.splitlines() if line.startswith("byoc_spool_records")]
+            lines = [line for line in page.splitlines() if line.startswith("byoc_spool_events")]
             if total := sum(int(float(line.rpartition(" ")[2])) for line in lines):
                 found[daemon] = total
     return found

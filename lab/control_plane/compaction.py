@@ -34,7 +34,7 @@ from byoc_agents.audit import Audit, Report
 from byoc_agents.audit.readers import Hours, read_directory
 from byoc_agents.billing.archive import Shard
 from byoc_agents.billing.objects import HOUR_MS
-from byoc_agents.delivery.sink import Message
+from byoc_agents.message import Message
 from byoc_control_plane.compactor import Compactor
 from byoc_control_plane.directory import DirectoryBucket
 from byoc_control_plane.metrics import PlaneMetrics

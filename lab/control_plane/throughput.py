@@ -19,8 +19,8 @@ import psutil
 
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.app.cloudevents import encode
-from byoc_agents.delivery.sink import Message
 from byoc_agents.errors import Reason
+from byoc_agents.message import Message
 from byoc_agents.sinks.https import HttpsSink
 from byoc_control_plane.store import HttpStore, fetch_rows
 from lab.control_plane.messages import Replica, message_id, watch_alert

@@ -46,7 +46,7 @@ async def s3_refuses(stage: Stage) -> None:
 async def the_daemons_are_killed(stage: Stage) -> None:
     """Kill the daemons with SIGKILL."""
     before = await stage.look()
-    held = {daemon: before.backlog(daemon).records for daemon in (SCRAPER, FORWARDER)}
+    held = {daemon: before.backlog(daemon).events for daemon in (SCRAPER, FORWARDER)}
     await stage.daemons.kill()
     unsent = ", ".join(f"{daemon} {number}" for daemon, number in held.items())
     stage.screen.say(f"kill -9, with records that are not sent yet: {unsent}")
@@ -56,7 +56,7 @@ async def the_daemons_are_killed(stage: Stage) -> None:
     stage.screen.say(f"started again: pid {pid}")
     await stage.until(
         "the backlog is there again",
-        lambda now: all(now.backlog(daemon).records >= number for daemon, number in held.items()),
+        lambda now: all(now.backlog(daemon).events >= number for daemon, number in held.items()),
     )
     stage.screen.say("all of them are still there")
 

@@ -15,7 +15,7 @@ SCRAPER, EXPORTER, FORWARDER = "billing-scraper", "state-exporter", "alert-forwa
 class Backlog:
     """The sealed messages of one daemon that are not yet sent, and the error that delays them."""
 
-    records: int = 0
+    events: int = 0
     oldest_seconds: float = 0.0
     last_error: str = ""  # the reason of the shipper's last error
 
@@ -25,14 +25,14 @@ class Backlog:
         backlog, error = status["backlog"], status["last_error"]
         oldest, now_ms = backlog["oldest"], datetime.now(UTC).timestamp() * 1000
         seconds = (now_ms - parse_rfc3339(oldest)) / 1000 if oldest else 0.0
-        return cls(backlog["records"], max(0.0, seconds), error["reason"] if error else "")
+        return cls(backlog["events"], max(0.0, seconds), error["reason"] if error else "")
 
     def sentence(self, receiver: str) -> str:
         """Return the backlog as a sentence."""
-        if not self.records:
+        if not self.events:
             return "nothing is held up"
         why = f"{receiver} refuses ({self.last_error})" if self.last_error else "on the way"
-        return f"{why}: {count(self.records, 'record')} on disk, oldest {self.oldest_seconds:.0f} s"
+        return f"{why}: {count(self.events, 'event')} on disk, oldest {self.oldest_seconds:.0f} s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +52,11 @@ class Snapshot:
     def held_up(self, daemon: str) -> int:
         """Return the number of messages of a daemon that its receiver does not accept."""
         backlog = self.backlog(daemon)
-        return backlog.records if backlog.last_error else 0
+        return backlog.events if backlog.last_error else 0
 
     def has_sent_all(self, daemon: str) -> bool:
         """Return whether a daemon runs and has an empty backlog."""
-        return daemon in self.status and not self.backlog(daemon).records
+        return daemon in self.status and not self.backlog(daemon).events
 
     @property
     def target_error(self) -> str:

@@ -22,7 +22,7 @@ from byoc_agents.billing.record import (
     Used,
     record_id,
 )
-from byoc_agents.delivery.sink import Message
+from byoc_agents.message import Message
 
 MINUTE_MS = 60_000
 NOON_MS = 1_795_435_200_000  # 2026-11-23T12:00:00Z

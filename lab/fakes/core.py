@@ -7,8 +7,9 @@ from enum import Enum
 from itertools import count
 from typing import NamedTuple
 
-from byoc_agents.delivery.sink import Message, Outcome, Receipt, Transmit, transmit_unrecorded
+from byoc_agents.delivery.sink import Transmit, transmit_unrecorded
 from byoc_agents.errors import LedgerError, Reason, SendError
+from byoc_agents.message import Message, Outcome, Receipt
 
 START_MS = 1_795_435_200_000  # 2026-11-23T12:00:00Z
 SETTLE_TURNS = 25  # turns of the loop that a woken task has to park itself again

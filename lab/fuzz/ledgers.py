@@ -5,18 +5,18 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from byoc_agents.delivery.sink import Message, Receipt
 from byoc_agents.errors import Reason
 from byoc_agents.ledger.format import (
     GENESIS,
-    Intent,
-    Segment,
+    IntentLine,
+    SegmentLine,
     decode,
     encode,
     intent_of,
     receipt_of,
 )
 from byoc_agents.ledger.verify import verify
+from byoc_agents.message import Message, Receipt
 from lab.fuzz.harness import Harness
 
 
@@ -51,7 +51,7 @@ def chain() -> bytes:
     receipt = receipt_of(1, messages, [Receipt(Reason.OK, 200, "etag")] * 2)
     content, before = b"", GENESIS
     for number, one in enumerate(
-        (Segment(format=1, version="1", segment=1, open=()), intent, receipt)
+        (SegmentLine(format=1, version="1", segment=1, open=()), intent, receipt)
     ):
         kind = type(one)
         fields = {name: getattr(one, name) for name in one.__struct_fields__}
@@ -66,7 +66,7 @@ WORDS = [b'"kind":"', b'"sequence":', b'"previous":"', b"intent", b"removed", b"
          b'"messages":[', b"[" * 40, b"1e9", b'"why":"torn"', b'"suppressed"']  # fmt: skip
 HARNESSES = {
     "ledger-line": Harness(
-        line, [*chain().splitlines(), encode(Intent(destination="d", messages=()))], WORDS
+        line, [*chain().splitlines(), encode(IntentLine(destination="d", messages=()))], WORDS
     ),
     "ledger-file": Harness(file, [chain()], WORDS),
 }

@@ -17,11 +17,12 @@ from aiobotocore.session import AioSession
 
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.delivery.shipper import ACTIONS, Action
-from byoc_agents.delivery.sink import Message, Outcome, Sink
+from byoc_agents.delivery.sink import Sink
 from byoc_agents.egress.aws import aws_session
 from byoc_agents.egress.destinations import s3_destination, sqs_destination
 from byoc_agents.egress.gate import Gate
 from byoc_agents.errors import Reason
+from byoc_agents.message import Message, Outcome
 from byoc_agents.sinks.directory import DirectorySink
 from byoc_agents.sinks.https import HttpsSink
 from byoc_agents.sinks.s3 import S3Sink

@@ -10,11 +10,12 @@ import pytest_asyncio
 from aiobotocore.session import AioSession
 from moto.server import ThreadedMotoServer
 
-from byoc_agents.delivery.sink import Message, Receipt, Sink
+from byoc_agents.delivery.sink import Sink
 from byoc_agents.egress.aws import aws_config, aws_session
 from byoc_agents.egress.destinations import s3_destination
 from byoc_agents.egress.gate import Gate
 from byoc_agents.errors import Reason, SendError
+from byoc_agents.message import Message, Receipt
 from byoc_agents.sinks.directory import DirectorySink
 from byoc_agents.sinks.s3 import S3Sink
 from lab.fakes.s3 import FakeS3

@@ -45,8 +45,10 @@ def test_each_line_of_the_table_of_answers_is_true_and_none_is_missing() -> None
     row = r"^\| ([\w, ]+) \| `(\w+)` \| (done|retried|held|dead letter)"
     rows = re.findall(row, text.split("## Liveness")[0], re.MULTILINE)
     documented: dict[int, tuple[str, str]] = {}
-    for statuses, reason, fate in sorted(rows, key=lambda row: row[0].isdigit() or ", " in row[0]):
-        documented |= dict.fromkeys(_statuses(statuses), (reason, fate))  # families, then numbers
+    for statuses, reason, action in sorted(
+        rows, key=lambda row: row[0].isdigit() or ", " in row[0]
+    ):
+        documented |= dict.fromkeys(_statuses(statuses), (reason, action))
     actual = {s: (reason_of(s).value, WORDS[ACTIONS[reason_of(s)]]) for s in range(200, 700)}
     assert documented == actual
 

@@ -15,10 +15,10 @@ from byoc_agents import __version__
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.app.cloudevents import encode
 from byoc_agents.billing.objects import SharedNumbers, seal
-from byoc_agents.delivery.sink import Message
 from byoc_agents.egress.aws import aws_session, fetch_credentials
 from byoc_agents.egress.destinations import https_destination
 from byoc_agents.egress.gate import Gate
+from byoc_agents.message import Message
 from byoc_agents.schema.transport import CHANNELS
 from byoc_agents.sinks.https import HttpsSink
 from lab.fakes.billing import ReplicaHistory

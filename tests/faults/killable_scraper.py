@@ -22,12 +22,13 @@ from byoc_agents.billing.sealer import Intervals
 from byoc_agents.billing.sources.reading import Reading
 from byoc_agents.billing.sources.select import TargetObservation
 from byoc_agents.delivery.shipper import Shipper
-from byoc_agents.delivery.sink import Message, Outcome, Transmit, transmit_unrecorded
+from byoc_agents.delivery.sink import Transmit, transmit_unrecorded
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
 from byoc_agents.egress.aws import aws_session
 from byoc_agents.egress.destinations import s3_destination
 from byoc_agents.egress.gate import Gate
+from byoc_agents.message import Message, Outcome
 from byoc_agents.sinks.s3 import S3Sink
 from lab.fakes.scrapers import make_scraper
 
@@ -192,7 +193,7 @@ async def _run_scraper(run: ScraperRun) -> None:
             await scraper.finish()
             for _ in range(MAX_ATTEMPTS):
                 await shipper.attempt()
-            assert spool.totals.records == 0, "not drained"
+            assert spool.totals.events == 0, "not drained"
 
 
 def _scraper(spool: Spool, clock: SimClock, metrics: Metrics) -> Scraper:

@@ -105,7 +105,7 @@ def test_what_s3_says_is_already_there_was_stored_though_the_answer_was_lost() -
 def samples(**growth: float) -> list[dict[str, Any]]:
     """Return an hour of samples; `growth` is what a figure rises in it."""
     flat = dict.fromkeys(
-        ("rss_bytes", "fds", "threads", "tasks", "backlog_records", "backlog_bytes", "disk_bytes"),
+        ("rss_bytes", "fds", "threads", "tasks", "backlog_events", "backlog_bytes", "disk_bytes"),
         50.0,
     )
     return [
@@ -127,7 +127,7 @@ def test_a_flat_hour_holds_and_is_drawn(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("figure", "rise"),
-    [("rss_bytes", 5 * 1024**2), ("fds", 4), ("threads", 2), ("tasks", 3), ("backlog_records", 3)],
+    [("rss_bytes", 5 * 1024**2), ("fds", 4), ("threads", 2), ("tasks", 3), ("backlog_events", 3)],
 )
 def test_a_leak_is_seen(figure: str, rise: float, tmp_path: Path) -> None:
     grown = slopes(samples(**{figure: rise}))

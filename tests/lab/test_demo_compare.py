@@ -203,10 +203,10 @@ def test_the_states_may_have_others_between_them_but_no_other_order() -> None:
     assert not in_order(STATES, STATES[:-1])
 
 
-def status(records: int, reason: str = "", oldest_ms: int | None = None) -> dict[str, Any]:
+def status(events: int, reason: str = "", oldest_ms: int | None = None) -> dict[str, Any]:
     oldest = None if oldest_ms is None else rfc3339(oldest_ms)
     trouble = {"reason": reason, "detail": "", "action": "retry"} if reason else None
-    return {"last_error": trouble, "backlog": {"records": records, "oldest": oldest}}
+    return {"last_error": trouble, "backlog": {"events": events, "oldest": oldest}}
 
 
 def now(**agents: Any) -> Snapshot:
@@ -216,7 +216,7 @@ def now(**agents: Any) -> Snapshot:
 def test_what_waits_is_shown_with_the_reason() -> None:
     backlog = Backlog.of(status(12, "throttled", 0))
     said = backlog.sentence("S3")
-    assert said.startswith("S3 refuses (throttled): 12 records on disk, oldest ")
+    assert said.startswith("S3 refuses (throttled): 12 events on disk, oldest ")
     assert Backlog.of(status(1, "", 0)).sentence("S3").startswith("on the way: 1 record on disk")
     assert Backlog.of(status(0)).sentence("S3") == "nothing is held up"
 

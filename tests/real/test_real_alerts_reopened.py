@@ -33,7 +33,7 @@ SETTINGS = {
     "BYOC_ALERTS_REMINDER_SECONDS": "60",
     "BYOC_ALERTS_HEARTBEAT_SECONDS": "1",
 }
-FATE = 'byoc_alerts_received_total{{daemon="alert-forwarder",outcome="{}"}}'
+RECEIVED = 'byoc_alerts_received_total{{daemon="alert-forwarder",outcome="{}"}}'
 PROMETHEUS_CONFIG = """
 global: {{scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}}
 rule_files: [{rules}]
@@ -98,7 +98,7 @@ async def test_prometheus_is_silent_for_a_while_and_the_alert_fires_again_with_i
                 await plane.until(lambda: statuses(plane) == ["firing", "resolved"])
             finally:
                 os.killpg(sender.pid, signal.SIGCONT)
-            await reached(forwarder, FATE.format("unconfirmed"), 1)
+            await reached(forwarder, RECEIVED.format("unconfirmed"), 1)
             forwarder.process.kill()
             forwarder.process.start()
             await plane.until(lambda: statuses(plane)[2:] == ["firing"])
@@ -176,8 +176,8 @@ async def test_an_out_of_date_copy_of_a_peer_is_taken_back_and_stays_silent(
             await tell(peers, down(starts, dt.datetime.now(tz=dt.UTC)))
             await plane.until(lambda: statuses(plane) == ["firing", "resolved"])
             between.let_through.set()
-            await reached(forwarder, FATE.format("unconfirmed"), 1)
-            await reached(forwarder, FATE.format("duplicate"), 1)
+            await reached(forwarder, RECEIVED.format("unconfirmed"), 1)
+            await reached(forwarder, RECEIVED.format("duplicate"), 1)
             beats = len(plane.of("byoc.alert.heartbeat.v1"))
             await plane.until(
                 lambda: len(plane.of("byoc.alert.heartbeat.v1")) > beats + REOPEN_SECONDS + 2
@@ -249,7 +249,7 @@ async def test_an_end_while_silenced_is_not_reported_and_the_heartbeat_still_cou
         await tell([first], down(starts, dt.datetime.now(tz=dt.UTC)))
         beats = len(plane.of("byoc.alert.heartbeat.v1"))
         await plane.until(lambda: len(plane.of("byoc.alert.heartbeat.v1")) > beats + 5)
-        assert metric(forwarder, FATE.format("relayed")) == 1
+        assert metric(forwarder, RECEIVED.format("relayed")) == 1
     assert plane.of("byoc.alert.heartbeat.v1")[-1]["open_episodes"] == 1
     (episodes,) = plane.receiver.episodes.values()
     received_ms = int(now.timestamp() * 1000)

@@ -108,7 +108,7 @@ def held_over_a_restart(scraper: Scraper, group: ControlGroup, reason: str, deta
     scraper.sampled()
     assert_held(scraper, reason, detail)
     assert scraper.stop() == 0
-    assert scraper.logged("daemon.stopped")[-1]["backlog_records"] > 0
+    assert scraper.logged("daemon.stopped")[-1]["backlog_events"] > 0
     start(scraper)
     assert_held(scraper, reason, detail)
     return truth
@@ -126,7 +126,7 @@ def assert_held(scraper: Scraper, reason: str, detail: str) -> None:
     status = scraper.status()
     assert detail in status["last_error"]["detail"]
     assert status["last_error"]["action"] == "hold"
-    assert status["backlog"]["records"] > 0
+    assert status["backlog"]["events"] > 0
     assert status["backlog"]["dead_letters"] == 0
     held = scraper.logged("message.held")[-1]
     assert (held["daemon"], held["level"], held["reason"]) == (NAME, "error", reason)

@@ -20,7 +20,7 @@ from byoc_agents.audit import Audit, Report
 from byoc_agents.billing.archive import ArchiveBuilder, ArchiveKey, Shard
 from byoc_agents.billing.objects import Compression, SharedNumbers, runs, seal
 from byoc_agents.billing.record import UsageRecord
-from byoc_agents.delivery.sink import Message
+from byoc_agents.message import Message
 from lab.fakes.billing import NOON_MS, ReplicaHistory, altered, eventful, objects
 
 pytestmark = pytest.mark.real

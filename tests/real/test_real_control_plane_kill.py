@@ -18,8 +18,8 @@ import pytest
 
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.app.cloudevents import encode
-from byoc_agents.delivery.sink import Message
 from byoc_agents.errors import Reason
+from byoc_agents.message import Message
 from byoc_agents.sinks.https import HttpsSink
 from lab.control_plane.chdb_http import ChdbServer, serving_chdb
 from lab.control_plane.messages import Replica, message_id, watch_alert

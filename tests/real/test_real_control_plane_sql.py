@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from byoc_agents.app.cloudevents import Agent, encode, parse_rfc3339, rfc3339
 from byoc_agents.audit import Audit, Report
 from byoc_agents.billing.record import UsageRecord
-from byoc_agents.delivery.sink import Message
+from byoc_agents.message import Message
 from byoc_control_plane.schema import TableEngine, table_statements, tenant_statements
 from lab.control_plane.messages import Replica, heartbeat_event, watch_alert
 from lab.fakes.billing import NOON_MS, ReplicaHistory, altered, eventful, objects

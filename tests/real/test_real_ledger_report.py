@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from byoc_agents.delivery.sink import Message
 from byoc_agents.errors import Reason, SendError
+from byoc_agents.message import Message
 from byoc_agents.report import main
 from lab.real.parts.chromium import Tab, tab
 from tests.unit.ledger.ledger_fakes import ledger

@@ -208,7 +208,7 @@ async def test_a_daemon_set_to_another_host_is_refused_by_the_rules(fresh: Lab) 
         await entered(stack, fresh.pod.daemons(["alert-forwarder"], 9465, **others))
         await within(PATIENCE_SECONDS, lambda: fresh.counts()["refused_out"] > 0, "a SYN")
         status = await fresh.pod.status("alert-forwarder", 9465)
-    assert status["backlog"]["records"] > 0
+    assert status["backlog"]["events"] > 0
     assert_stopped_by_the_rules(fresh, mark)
 
 

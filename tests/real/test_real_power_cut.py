@@ -18,7 +18,7 @@ import pytest
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.durable.spool import Spool
 from byoc_agents.ledger import FileLedger
-from byoc_agents.ledger.format import Intent, decode
+from byoc_agents.ledger.format import IntentLine, decode
 from byoc_agents.ledger.reader import raw_lines
 from byoc_agents.ledger.segments import Segments
 from byoc_agents.ledger.verify import verify
@@ -128,7 +128,7 @@ def laid_out(place: Path, disk: Disk, rng: random.Random) -> Path:
 async def assert_all_there(state: Path, index: DedupIndex) -> None:
     async with Spool(state, max_bytes=1 << 30, clock=SystemClock()) as spool:
         assert spool.corruptions == 0, "a crash does not leave damage"
-        found = {int(m.id[1:]): m for m in await spool.head(10_000, 1 << 30)}
+        found = {int(m.id[1:]): m for m in await spool.peek(10_000, 1 << 30)}
     assert found == {number: message(number) for number in found}
     assert index.put - found.keys() <= set(index.sent.values())
     assert not index.gone & found.keys()
@@ -142,6 +142,6 @@ async def assert_verifies(directory: Path, index: DedupIndex) -> None:
     assert verify(directory).problems == []
     segments = Segments(directory)
     raws = [raw for number in segments.numbers() for raw in raw_lines(segments.path(number))]
-    intents = [line for raw in raws if isinstance(line := decode(raw.content), Intent)]
+    intents = [line for raw in raws if isinstance(line := decode(raw.content), IntentLine)]
     written = {line.sequence: int(line.messages[0].id[1:]) for line in intents}
     assert index.sent.items() <= written.items()

@@ -20,12 +20,12 @@ from byoc_agents.app.context import Runtime
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.app.run import configure, daemon_spec
 from byoc_agents.delivery.shipper import Shipper
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.spool import Spool
 from byoc_agents.egress.aws import aws_config, aws_session
 from byoc_agents.egress.destinations import sqs_destination
 from byoc_agents.egress.gate import Gate
 from byoc_agents.errors import Reason
+from byoc_agents.message import Message
 from byoc_agents.sinks.sqs import SqsSink
 from byoc_agents.state.message import SCHEMAS
 from lab.fakes.core import NullLedger
@@ -134,7 +134,7 @@ async def test_an_entry_that_is_refused_alone_does_not_touch_its_neighbors(
     small, later = messages(2, groups=2)
     async with shipping(queue, tmp_path) as (spool, shipper):
         await spool.put(small, big, later)
-        while spool.totals.records:
+        while spool.totals.events:
             await shipper.attempt()
         (dead,) = await spool.dead_letters()
     assert (dead.message.id, dead.reason) == ("big", Reason.TOO_LARGE)
@@ -155,9 +155,9 @@ async def test_a_queue_that_is_lost_and_comes_back_gets_everything_in_order(
         trouble = await shipper.attempt()
         assert trouble is not None
         assert trouble.reason is Reason.NOT_FOUND
-        assert spool.totals.records == 3
+        assert spool.totals.events == 3
         await queue.create()
-        while spool.totals.records:  # after trouble the first batches hold one message
+        while spool.totals.events:  # after trouble the first batches hold one message
             assert await shipper.attempt() is None
     await queue.until(lambda: len(queue.got) == 6)
     assert [body["n"] for body in queue.got] == list(range(6))

@@ -1,4 +1,4 @@
-"""Three running daemons, and system calls of theirs that fail for a while: each fault has its fate.
+"""Three daemons, and system calls of theirs that fail for a while: each fault has its effect.
 
 strace attaches to the process and lets the calls fail that a table names, then lets go; or a tracer
 of our own does, and makes writes short, which strace cannot. All the while a container burns CPU, a
@@ -27,7 +27,7 @@ from lab.real.syscalls.daemons import (
 )
 from lab.real.syscalls.strace import breaking, injected, shortening
 
-Fate = Literal[
+Effect = Literal[
     "not ready",  # /readyz 503 and webhook 503: the sender keeps it; billing's windows grow
     "held: ledger",  # taken and kept; nothing leaves that the ledger cannot announce
     "retry",  # taken; what fails is tried again
@@ -40,7 +40,7 @@ class Fault(NamedTuple):
 
     calls: Sequence[str]
     files: Sequence[str]
-    fate: Fate
+    effect: Effect
 
 
 SPOOL = ("spool.db", "spool.db-wal")
@@ -80,7 +80,7 @@ FAULTS: dict[str, Fault] = {
 }  # fmt: skip
 
 
-async def test_every_fault_has_its_fate_and_nothing_is_lost_or_doubled(
+async def test_every_fault_has_its_effect_and_nothing_is_lost_or_doubled(
     tmp_path: Path, cgroup_v1: ControlGroup
 ) -> None:
     async with running_daemons(tmp_path, f"cgroup:{cgroup_v1['cpuacct']}") as daemons:
@@ -88,7 +88,7 @@ async def test_every_fault_has_its_fate_and_nothing_is_lost_or_doubled(
             burner.pulse()
             for number, (name, fault) in enumerate(FAULTS.items()):
                 await met(daemons, fault, f"alert-{number}", tmp_path / f"strace-{number}")
-                print(f"{injected(tmp_path / f'strace-{number}'):6} {name}: {fault.fate}")
+                print(f"{injected(tmp_path / f'strace-{number}'):6} {name}: {fault.effect}")
                 await recovered(daemons, f"later-{number}")
         truth = settled(cgroup_v1)
         await daemons.until(daemons.drained)
@@ -101,7 +101,7 @@ async def test_every_fault_has_its_fate_and_nothing_is_lost_or_doubled(
 
 
 async def met(daemons: Daemons, fault: Fault, alert: str, log: Path) -> None:
-    """Let it happen until its fate is seen."""
+    """Let it happen until its effect is seen."""
     directories = [daemons.state / daemon for daemon in DAEMONS]
     files = [place / name for place in directories for name in fault.files]
     attach = shortening if ":short=" in fault.calls[0] else breaking
@@ -109,7 +109,7 @@ async def met(daemons: Daemons, fault: Fault, alert: str, log: Path) -> None:
     await asyncio.to_thread(attached.__enter__)
     try:
         daemons.toggle_replica()
-        await FATED[fault.fate](daemons, alert)
+        await EXPECT[fault.effect](daemons, alert)
         await daemons.until(lambda: broke(log, *fault.calls))
     finally:
         await asyncio.to_thread(attached.__exit__, None, None, None)
@@ -150,7 +150,7 @@ async def whatever(daemons: Daemons, alert: str) -> None:
     assert await daemons.post(alert) in {200, 503}
 
 
-FATED = {"not ready": not_ready, "held: ledger": held, "retry": retried, "any": whatever}
+EXPECT = {"not ready": not_ready, "held: ledger": held, "retry": retried, "any": whatever}
 
 
 async def broke(log: Path, *calls: str) -> bool:

@@ -1,4 +1,4 @@
-"""System calls that fail while the daemons start: each has its fate, and a full spool survives.
+"""System calls that fail while the daemons start: each has its effect, and a full spool survives.
 
 The daemons are killed with something in every spool. Then they are started under strace, which lets
 calls on spool or ledger fail from the first one on; again and again, on what the start before left.
@@ -26,18 +26,18 @@ from lab.real.syscalls.daemons import (
 )
 from lab.real.syscalls.strace import breaking, injected, starting
 
-Fate = Literal[
+Effect = Literal[
     "exit 2",  # at once, with the directory and the trouble in one line
     "held: ledger",  # ready and taking; nothing leaves before it can be announced; then it does
 ]
 
 
 class Fault(NamedTuple):
-    """The failing call, the files of each daemon's directory, the message, and the fate."""
+    """The failing call, the files of each daemon's directory, the message, and the effect."""
 
     calls: Sequence[str]
     files: Sequence[str]
-    fate: Fate
+    effect: Effect
     said: str
 
 
@@ -78,7 +78,7 @@ FAULTS: dict[str, Fault] = {
 }  # fmt: skip
 
 
-async def test_every_fault_of_a_start_has_its_fate_and_a_full_spool_survives(
+async def test_every_fault_of_a_start_has_its_effect_and_a_full_spool_survives(
     tmp_path: Path, cgroup_v1: ControlGroup
 ) -> None:
     async with running_daemons(tmp_path, f"cgroup:{cgroup_v1['cpuacct']}") as daemons:
@@ -88,7 +88,7 @@ async def test_every_fault_of_a_start_has_its_fate_and_a_full_spool_survives(
             for number, (name, fault) in enumerate(FAULTS.items()):
                 log = tmp_path / f"start-{number}"
                 await started(daemons, fault, log, DAEMONS[number % 3])
-                print(f"{injected(log):6} {name}: {fault.fate}")
+                print(f"{injected(log):6} {name}: {fault.effect}")
         truth = settled(cgroup_v1)
         await daemons.start()
         await daemons.until(daemons.drained)
@@ -121,10 +121,10 @@ async def killed_with_backlog(daemons: Daemons, log: Path) -> None:
 
 
 async def started(daemons: Daemons, fault: Fault, log: Path, daemon: str) -> None:
-    """Start one daemon under the fault and see its fate."""
+    """Start one daemon under the fault and see its effect."""
     paths = [daemons.state / daemon / name for name in fault.files]
     await daemons.launch(*starting(log, fault.calls, *paths), daemons=[daemon])
-    if fault.fate == "exit 2":
+    if fault.effect == "exit 2":
         assert await asyncio.wait_for(daemons.process.wait(), 60) == 2, daemons.log.read_text()
     else:
         await daemons.until(daemons.ready)

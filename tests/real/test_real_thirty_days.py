@@ -36,9 +36,10 @@ from byoc_agents.billing.scraper import Scraper
 from byoc_agents.billing.sealer import Intervals
 from byoc_agents.billing.window import HOUR_MS
 from byoc_agents.delivery.shipper import Shipper
-from byoc_agents.delivery.sink import Message, Outcome, Transmit, transmit_unrecorded
+from byoc_agents.delivery.sink import Transmit, transmit_unrecorded
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import Reason, SendError
+from byoc_agents.message import Message, Outcome
 from byoc_agents.state.message import StateEvent
 from lab.demo.alertmanager import notification
 from lab.fakes.core import NullLedger, ScriptedSink
@@ -119,7 +120,7 @@ async def test_billing_accounts_for_every_second_of_thirty_days(memory: Path) ->
             clock.second += SAMPLE_SECONDS
         await scraper.finish()
         await caught_up(ship, spool, sink)
-        assert spool.totals.records == 0
+        assert spool.totals.events == 0
     assert_accounted(sink.stored, clock.second)
 
 

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -32,13 +33,14 @@ SHARED = {
 # Layer -> the layers of ours that it may import. A layer is a folder or a file right under
 # `byoc_agents`; `shared` are the modules of `app` named above, `wiring` is what a daemon is
 # started with (`app.daemon`, `app.context`).
-CORE = {"shared", "errors", "durable", "delivery", "ledger"}
+CORE = {"shared", "errors", "message", "durable", "delivery", "ledger"}
 MAY_IMPORT = {
     "errors": {"errors"},
     "shared": {"shared", "errors"},
-    "durable": {"shared", "errors", "durable", "delivery"},
+    "message": {"errors"},
+    "durable": {"shared", "errors", "message", "durable"},
+    "ledger": {"shared", "errors", "message", "durable", "ledger"},
     "delivery": CORE,
-    "ledger": CORE,
     "egress": {*CORE, "egress"},
     "sinks": {*CORE, "egress", "sinks"},
     "clickhouse": {*CORE, "egress", "clickhouse"},
@@ -111,6 +113,10 @@ def test_the_admin_server_takes_only_the_server_half_of_aiohttp() -> None:
     modules = {str(n.module) for n in tree if isinstance(n, ast.ImportFrom)}
     found = {name for name in modules if name.split(".")[0] == "aiohttp"}
     assert found == {"aiohttp.web_request", "aiohttp.web_response"}
+
+
+def test_no_two_layers_import_each_other() -> None:
+    TopologicalSorter({one: may - {one} for one, may in MAY_IMPORT.items()}).prepare()
 
 
 def test_several_daemons_are_imported_only_where_they_are_put_together() -> None:

@@ -17,7 +17,8 @@ from contextlib import closing
 from pathlib import Path
 
 from byoc_agents import __version__
-from byoc_agents.delivery.sink import Message, Outcome, Sink, Transmit, transmit_unrecorded
+from byoc_agents.delivery.sink import Sink, Transmit, transmit_unrecorded
+from byoc_agents.message import Message, Outcome
 from byoc_agents.sinks.directory import DirectorySink
 from lab.fakes.core import START_MS, FakeClock, ListSink
 from tests.upgrade.daemon_runs import (
@@ -101,7 +102,7 @@ async def _billing(one: DaemonRun, bucket: Path) -> None:
     await ticks(one, source, SENT_TICKS)
     await one.ship(sink)
     await ticks(one, source, KEPT_TICKS)
-    await one.ledger.intent(sink.destination, await one.spool.head())
+    await one.ledger.intent(sink.destination, await one.spool.peek())
 
 
 async def _state(one: DaemonRun, _bucket: Path) -> None:
@@ -110,7 +111,7 @@ async def _state(one: DaemonRun, _bucket: Path) -> None:
     await ticks(one, exporter(one, readonly=False), SENT_TICKS)
     await one.ship(sink)
     await ticks(one, exporter(one, readonly=True), KEPT_TICKS // 2)
-    (refused,) = await one.spool.head()
+    (refused,) = await one.spool.peek()
     await one.spool.dead_letter(refused, "rejected", "status 400")
     await ticks(one, exporter(one, readonly=False), KEPT_TICKS // 2)
 
@@ -123,7 +124,7 @@ async def _alerts(one: DaemonRun, _bucket: Path) -> None:
     await one.ship(sink)
     await one.clock.advance(300)
     await relay(one).accept(notification(("Refused", "firing")))
-    (refused,) = await one.spool.head()
+    (refused,) = await one.spool.peek()
     await one.spool.dead_letter(refused, "rejected", "status 422")
     await relay(one).accept(notification(("Down", "resolved"), ("Full", "firing")))
     await one.clock.advance((SENT_TICKS + KEPT_TICKS) * 5 - 600)

@@ -112,7 +112,7 @@ async def test_the_backlog_is_still_there_for_the_newer_version(
 ) -> None:
     sink = ListSink()
     async with open_run(state_dir, STATE, clock_at(HERE)) as one:
-        waiting = [message.id for message in await one.spool.head(100)]
+        waiting = [message.id for message in await one.spool.peek(100)]
     make_newer(state_dir)
     with pytest.raises(SpoolNewerError):
         SpoolStore(state_dir / STATE / "spool.db", max_bytes=BOUND)

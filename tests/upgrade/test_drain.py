@@ -68,7 +68,7 @@ async def test_nothing_is_lost_or_doubled_when_another_directory_has_gone_on_mea
     report = json.loads(capsys.readouterr().out)
     assert report["findings"] == []
     async with open_run(place / "aside", BILLING, clock) as one:
-        assert one.spool.totals.records == 0
+        assert one.spool.totals.events == 0
 
 
 def test_what_is_left_is_said_by_the_exit_code(place: Path) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from byoc_agents.billing.rollback import read_key
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.schema import VERSION
 from byoc_agents.durable.spool import Spool
 from byoc_agents.durable.store import SpoolStore, count
 from byoc_agents.ledger.recent import newest_sent, recently_sent
+from byoc_agents.message import Message
 from tests.upgrade.daemon_runs import ALERTS, BILLING, BOUND, DAEMONS, STATE
 from tests.upgrade.golden import GOLDEN, clock_at, restore
 
@@ -45,7 +45,7 @@ def test_all_rows_are_kept_and_numbered_messages_are_accepted(state_dir: Path, d
     with closing(store_at(path)) as store:
         with store.transaction():
             store.apply(WriteBatch(messages=[NUMBERED]))
-        found = store.head(1000, 1 << 30)
+        found = store.peek(1000, 1 << 30)
         assert [(m.id, m.body) for m in found[:-1]] == waiting
         assert {(m.stream, m.epoch, m.sequence) for m in found[:-1]} == {("", 0, 0)}
         assert found[-1] == NUMBERED
@@ -53,7 +53,7 @@ def test_all_rows_are_kept_and_numbered_messages_are_accepted(state_dir: Path, d
         assert store.totals() == count(store.connection)
     assert rows(path, "PRAGMA user_version") == [(VERSION,)]
     with closing(store_at(path)) as store:
-        assert store.head(1000, 1 << 30) == found
+        assert store.peek(1000, 1 << 30) == found
 
 
 @pytest.mark.parametrize("daemon", [STATE, ALERTS])
@@ -63,14 +63,14 @@ def test_a_dead_letter_of_format_1_goes_back_to_the_queue(state_dir: Path, daemo
     with closing(store_at(path)) as store:
         with store.transaction():
             assert store.requeue(str(letter))
-        assert [m.body for m in store.head(1000, 1 << 30) if m.id == letter] == [body]
+        assert [m.body for m in store.peek(1000, 1 << 30) if m.id == letter] == [body]
 
 
 def test_a_second_program_may_have_changed_the_file_meanwhile(state_dir: Path) -> None:
     """`dead-letters` opens the file next to the daemon."""
     path = state_dir / BILLING / "spool.db"
     with closing(store_at(path)) as one, closing(store_at(path)) as other:
-        assert one.head(1000, 1 << 30) == other.head(1000, 1 << 30)
+        assert one.peek(1000, 1 << 30) == other.peek(1000, 1 << 30)
 
 
 @pytest.mark.parametrize("daemon", DAEMONS)
@@ -84,7 +84,7 @@ async def test_the_rows_of_a_damaged_file_of_format_1_are_recovered(
         file.write(b"\xff\xff\xff\xff")
     async with Spool(path.parent, max_bytes=BOUND, clock=clock_at(OLD)) as spool:
         assert spool.corruptions == 1
-        assert [(m.id, m.body) for m in await spool.head(1000, 1 << 30)] == waiting
+        assert [(m.id, m.body) for m in await spool.peek(1000, 1 << 30)] == waiting
         letters = await spool.dead_letters()
         assert [(letter.message.id, letter.message.body) for letter in letters] == dead
 

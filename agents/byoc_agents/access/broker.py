@@ -70,10 +70,10 @@ from byoc_agents.access.policy import (
 )
 from byoc_agents.access.replicas import ClickHouseAdmin, CollectedLogs, GrantAccount, user_of
 from byoc_agents.app.clock import Clock
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.files import Disk
 from byoc_agents.errors import LedgerError, SpoolError, SpoolFullError
 from byoc_agents.ledger.format import FactLine, clean
+from byoc_agents.message import Message
 
 MAX_PENDING = 64  # requests that wait for an answer
 PASS_SECONDS = 1.0  # between two passes; the longest delay of an order or a kill switch

@@ -20,7 +20,7 @@ from byoc_agents.app.cloudevents import (
     rfc3339,
     stable_id,
 )
-from byoc_agents.delivery.sink import Message
+from byoc_agents.message import Message
 
 TYPE = "byoc.access.grant.v1"
 FIRST_WORDS = re.compile("[^:;(]*")  # of a reason; names and texts of the customer follow

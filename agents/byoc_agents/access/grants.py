@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import msgspec
 
 from byoc_agents.access.machine import ENDS, Grant
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
+from byoc_agents.message import Message
 
 GRANTS = "access/grant/"
 HIGHEST_WALL = "access/highest_wall_ms"

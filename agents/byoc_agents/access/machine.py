@@ -131,7 +131,7 @@ TABLE = (
     _row(State.COLLECTING, Cause.COLLECTED, State.CLOSED),
     _row(State.COLLECTING, Cause.COLLECTED_IN_PART, State.CLOSED_INCOMPLETE),
 )
-_FATES = {(state, row.cause): row for row in TABLE for state in row.states}
+_ROWS = {(state, row.cause): row for row in TABLE for state in row.states}
 
 
 class GrantTime(msgspec.Struct, frozen=True, kw_only=True):
@@ -229,7 +229,7 @@ def change(
 
     `reason` is the cause itself by default. `fields` are other fields that change with it.
     """
-    row = _FATES.get((grant.state, cause))
+    row = _ROWS.get((grant.state, cause))
     if row is None:
         return None
     to = row.to or grant.state

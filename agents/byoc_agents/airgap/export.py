@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from byoc_agents.airgap.signed_file import Delivered, SignedFile, SignedFileError, sign_file
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.cloudevents import rfc3339
-from byoc_agents.delivery.sink import Message, Outcome, Receipt
 from byoc_agents.durable.files import DirectoryLock, create_file, sync_directory
 from byoc_agents.durable.store import SpoolStore
 from byoc_agents.errors import Reason, SendError
 from byoc_agents.ledger import FileLedger
 from byoc_agents.ledger.format import FactLine
+from byoc_agents.message import Message, Outcome, Receipt
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

@@ -13,8 +13,8 @@ import msgspec
 
 from byoc_agents.access.envelope import VerifyingKey, open_envelope, sign
 from byoc_agents.access.errors import EnvelopeError
-from byoc_agents.delivery.sink import Message
 from byoc_agents.errors import ByocError
+from byoc_agents.message import Message
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import (

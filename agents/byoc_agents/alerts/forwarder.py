@@ -92,7 +92,7 @@ class HeartbeatSender:
             stopping=stopping,
             last_notification_at=_moment(self._relay.last_notification_ms),
             last_watchdog_at=_moment(self._relay.last_watchdog_ms),
-            backlog_records=self._spool.totals.records,
+            backlog_records=self._spool.totals.events,
             dead_letters=self._spool.totals.dead_letters,
             open_episodes=open_episodes,
             open_digest=open_digest,

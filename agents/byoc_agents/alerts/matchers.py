@@ -77,7 +77,7 @@ def parse(text: str) -> Selector:
     """Return the selector. Raises ValueError naming the column, and the line if it is not 1."""
     reader = _Reader(text)
     sets = []
-    reader.take(GAP)
+    reader.match(GAP)
     while reader.at < len(text):
         sets.append(reader.set())
         reader.end_of_set()
@@ -99,13 +99,13 @@ class _Reader:
         column = place - self.text.rfind("\n", 0, place)
         return ValueError(f"{f'line {line}, ' if line > 1 else ''}column {column}: {what}")
 
-    def take(self, regex: re.Pattern[str]) -> str | None:
+    def match(self, regex: re.Pattern[str]) -> str | None:
         match = regex.match(self.text, self.at)
         self.at = match.end() if match else self.at
         return match[0] if match else None
 
     def skip(self, character: str) -> bool:
-        self.take(SPACES)
+        self.match(SPACES)
         found = self.text.startswith(character, self.at)
         self.at += len(character) if found else 0
         return found
@@ -125,34 +125,34 @@ class _Reader:
         return tuple(matchers)
 
     def at_end(self, braces: bool) -> bool:
-        self.take(SPACES)
+        self.match(SPACES)
         rest = self.text[self.at : self.at + 1]
         return rest == "}" if braces else rest in {"", ";", "\n"}
 
     def end_of_set(self) -> None:
-        self.take(SPACES)
+        self.match(SPACES)
         if self.at < len(self.text) and self.text[self.at] not in ";\n":
             raise self.mistake("expected , between matchers and ; between sets")
-        self.take(GAP)
+        self.match(GAP)
 
     def matcher(self) -> Matcher:
         name = self.operand("a label name")
-        self.take(SPACES)
-        operator = self.take(OPERATOR)
+        self.match(SPACES)
+        operator = self.match(OPERATOR)
         if operator is None:
             raise self.mistake(f"expected =, !=, =~ or !~ after {name}")
-        self.take(SPACES)
+        self.match(SPACES)
         start = self.at
         value = self.operand(f"a value after {operator}")
         return Matcher(name, operator, value, self.pattern(operator, value, start))
 
     def operand(self, expected: str) -> str:
         if self.text.startswith('"', self.at):
-            quoted = self.take(QUOTED)
+            quoted = self.match(QUOTED)
             if quoted is None:
                 raise self.mistake('" without a closing "')
             return ESCAPE.sub(lambda m: "\n" if m[1] == "n" else m[1], quoted[1:-1])
-        bare = self.take(NAME)
+        bare = self.match(NAME)
         if bare is None:
             raise self.mistake(f"expected {expected}")
         return bare

@@ -40,10 +40,10 @@ from byoc_agents.alerts.matchers import Selector
 from byoc_agents.alerts.payload import Group, Received, Status, read_slices
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.cloudevents import Event, encode, parse_rfc3339
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.checkpoint import Checkpointed
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
+from byoc_agents.message import Message
 
 
 class Rules(msgspec.Struct, frozen=True):

@@ -139,7 +139,7 @@ class Runtime(msgspec.Struct, frozen=True, dict=True):  # `dict`: for cached pro
             ledger=ledger,
             clock=self.clock,
             metrics=self.metrics,
-            unfinished=ledger.unfinished,
+            unknown_batch=ledger.unknown_batch,
             ledger_state=ledger.state,
         )
         by_aws = any(d.daemon == name and d.kind in AWS_KINDS for d in self.gate.destinations)

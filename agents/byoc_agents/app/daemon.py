@@ -24,7 +24,7 @@ class EventSource(Protocol):
         ...
 
     async def finish(self) -> None:
-        """Put open records into the spool. Called after `run` was cancelled.
+        """Put the last events into the spool. Called after `run` was cancelled.
 
         Raises SpoolError. It is then called once more after the spool was emptied.
         """
@@ -36,7 +36,7 @@ class EventSource(Protocol):
 
 
 async def _nothing_staged() -> None:
-    """Do nothing: the default `seal` of a daemon that does not seal records into objects."""
+    """Do nothing: the default `seal` of a daemon that does not seal events into objects."""
 
 
 async def _nothing_to_check() -> None:
@@ -61,7 +61,7 @@ class Daemon(msgspec.Struct, frozen=True):
     metrics: Metrics
     ledger_status: Callable[[], dict[str, Any]] = dict  # the ledger's fields of /status
     identity: Callable[[], dict[str, Any]] = dict  # the sender's identity for /status; no keys
-    seal: Callable[[], Awaitable[None]] = _nothing_staged  # makes messages of the staged records
+    seal: Callable[[], Awaitable[None]] = _nothing_staged  # makes messages of the staged lines
     # Called before `run`; raises ConfigError if the daemon must not start.
     check: Callable[[], Awaitable[None]] = _nothing_to_check
     down: dict[str, Down] = msgspec.field(default_factory=dict)  # tasks that failed, by name
@@ -73,18 +73,18 @@ class Daemon(msgspec.Struct, frozen=True):
         return " -> ".join(map(str, parts))
 
     async def run(self, stop: asyncio.Event, grace_seconds: float) -> None:
-        """Run until `stop`, then close open records and drain within the grace period.
+        """Run until `stop`, then finish the source and drain within the grace period.
 
-        The order of the stop: (1) cancel the source's `run`; (2) `finish` puts its open records
+        The order of the stop: (1) cancel the source's `run`; (2) `finish` puts its last events
         into the spool; (3) the shipper, which still runs, empties the spool; (4) if the spool had
-        refused the records, 2 and 3 once more; (5) cancel the shipper. Steps 2 to 4 share the
+        refused the events, 2 and 3 once more; (5) cancel the shipper. Steps 2 to 4 share the
         grace period. At its end the remaining messages stay on disk.
         """
         log = structlog.get_logger().bind(daemon=self.name)
         log.info("daemon.started", pipeline=repr(self))
         self.metrics.create_series(self.name)
-        source = asyncio.create_task(self._keep(self.source.run, "source"))
-        shipper = asyncio.create_task(self._keep(self.shipper.run, "shipper"))
+        source = asyncio.create_task(self._run_with_restarts(self.source.run, "source"))
+        shipper = asyncio.create_task(self._run_with_restarts(self.shipper.run, "shipper"))
         try:
             await stop.wait()
         finally:
@@ -93,23 +93,23 @@ class Daemon(msgspec.Struct, frozen=True):
                 await self._end(grace_seconds)
             finally:
                 await _cancel(shipper)
-                log.info("daemon.stopped", backlog_records=self.spool.totals.records)
+                log.info("daemon.stopped", backlog_events=self.spool.totals.events)
 
     async def drain(self, stop: asyncio.Event) -> int:
         """Send until the spool is empty, or until `stop`. The source makes no new messages.
 
-        Returns the number of remaining records and dead letters. Raises SpoolError.
+        Returns the number of remaining events and dead letters. Raises SpoolError.
         """
         structlog.get_logger().info("daemon.drain_started", daemon=self.name, pipeline=repr(self))
         await self.seal()
-        shipper = asyncio.create_task(self._keep(self.shipper.run, "shipper"))
-        ends = [asyncio.create_task(end) for end in (self.shipper.empty(), stop.wait())]
+        shipper = asyncio.create_task(self._run_with_restarts(self.shipper.run, "shipper"))
+        ends = [asyncio.create_task(end) for end in (self.shipper.wait_until_idle(), stop.wait())]
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in (*ends, shipper):
                 await _cancel(task)
-        return self.spool.totals.records + self.spool.totals.dead_letters
+        return self.spool.totals.events + self.spool.totals.dead_letters
 
     async def _end(self, grace_seconds: float) -> None:
         log = structlog.get_logger().bind(daemon=self.name)
@@ -121,10 +121,10 @@ class Daemon(msgspec.Struct, frozen=True):
                     await self._finish()
                     await self.shipper.drain()
         except TimeoutError:
-            log.warning("daemon.shutdown_timeout", backlog_records=self.spool.totals.records)
+            log.warning("daemon.shutdown_timeout", backlog_events=self.spool.totals.events)
 
     async def _finish(self) -> bool:
-        """Close open records. Return whether a second call is useless.
+        """Finish the source. Return whether a second call is useless.
 
         False: the spool refused them, and may have room after the drain. True: they are stored, or
         a defect prevented it, which another call would meet again. A failure does not prevent
@@ -136,12 +136,12 @@ class Daemon(msgspec.Struct, frozen=True):
         except SpoolError as error:  # the checkpoint has all but the last window
             log.error("daemon.finish_failed", error=str(error))
             return False
-        except Exception as error:  # a task boundary, as in `_keep`
+        except Exception as error:  # a task boundary, as in `_run_with_restarts`
             log.exception("daemon.task_failed", task="finish", error=str(error))
             self.metrics.task_failures.labels(self.name, "finish").inc()
         return True
 
-    async def _keep(self, run: Any, task: str) -> None:
+    async def _run_with_restarts(self, run: Any, task: str) -> None:
         """Run a task until cancelled. If it ends or fails, log and count it and start it again.
 
         `down` has the task from then on, so that /readyz is 503 until the restarted task has run
@@ -169,7 +169,7 @@ class Daemon(msgspec.Struct, frozen=True):
         totals = self.spool.totals
         oldest = totals.oldest_created_at_ms
         age = 0.0 if oldest is None else max(0.0, self.clock.wall_ns() / 1e9 - oldest / 1e3)
-        self.metrics.spool_records.labels(self.name).set(totals.records)
+        self.metrics.spool_events.labels(self.name).set(totals.events)
         self.metrics.spool_bytes.labels(self.name).set(totals.bytes)
         self.metrics.spool_dead_letters.labels(self.name).set(totals.dead_letters)
         self.metrics.spool_oldest_age_seconds.labels(self.name).set(age)

@@ -15,9 +15,8 @@ class SampleCounter:
     def __init__(
         self, name: str, text: str, labels: Sequence[str], *, registry: CollectorRegistry
     ) -> None:
-        self.name = name
-        self.labels = tuple(labels)
-        self._text = text
+        self._description = name, text
+        self._labels = labels
         self._counts = defaultdict[tuple[str, ...], int](int)
         registry.register(self)
 
@@ -27,7 +26,7 @@ class SampleCounter:
 
     def collect(self) -> Iterator[Metric]:
         """Yield the family, as a collector of prometheus_client does."""
-        family = CounterMetricFamily(self.name, self._text, labels=self.labels)
+        family = CounterMetricFamily(*self._description, labels=self._labels)
         for values, count in list(self._counts.items()):
             family.add_metric(values, count)
         yield family
@@ -39,16 +38,23 @@ class Metrics:
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
+        self.labels: dict[str, tuple[str, ...]] = {}  # of each metric, by its name
         daemon = ("daemon",)
         reason = ("daemon", "reason")
 
         def counter(name: str, text: str, labels: tuple[str, ...]) -> Counter:
+            self.labels[name] = labels
             return Counter(name, text, labels, registry=self.registry)
 
+        def sample_counter(name: str, text: str, labels: tuple[str, ...]) -> SampleCounter:
+            self.labels[name] = labels
+            return SampleCounter(name, text, labels, registry=self.registry)
+
         def gauge(name: str, text: str, labels: tuple[str, ...] = daemon) -> Gauge:
+            self.labels[name] = labels
             return Gauge(name, text, labels, registry=self.registry)
 
-        self.spool_records = gauge("byoc_spool_records", "Records that wait to be sent")
+        self.spool_events = gauge("byoc_spool_events", "Events that wait to be sent")
         self.spool_bytes = gauge("byoc_spool_bytes", "Bytes the spool holds, dead letters included")
         self.spool_oldest_age_seconds = gauge(
             "byoc_spool_oldest_age_seconds", "Age of the oldest unsent message; 0 = none"
@@ -95,11 +101,10 @@ class Metrics:
         self.seccomp = gauge(
             "byoc_seccomp_enforced", "1 if the kernel enforces the filter of system calls, else 0"
         )
-        self.billing_samples = SampleCounter(
+        self.billing_samples = sample_counter(
             "byoc_billing_samples_total",
             "Readings of the target, by source or `none`",
             ("daemon", "source"),
-            registry=self.registry,
         )
         self.billing_degraded_samples = counter(
             "byoc_billing_degraded_samples_total",

@@ -54,9 +54,9 @@ class ReloadableSecret:
             try:
                 self._refresh()
             except (OSError, UnicodeDecodeError) as error:
-                self._keep(type(error).__name__)
+                self._log_failure(type(error).__name__)
             except ValueError as error:
-                self._keep(str(error))
+                self._log_failure(str(error))
         return self._text
 
     def values(self) -> Sequence[str]:
@@ -70,7 +70,7 @@ class ReloadableSecret:
         if not reading.wait(0 if late else WAIT_SECONDS):
             self._reading = reading
             if not late:
-                self._keep("timed out")
+                self._log_failure("timed out")
             return
         self._reading = None
         content = reading.result()
@@ -81,7 +81,7 @@ class ReloadableSecret:
             self._text, self._version = text, content.version
             self._values = tuple(text.split())
         else:
-            self._keep("empty")
+            self._log_failure("empty")
 
-    def _keep(self, reason: str) -> None:
+    def _log_failure(self, reason: str) -> None:
         structlog.get_logger().warning("secret.reload_failed", path=self._path, reason=reason)

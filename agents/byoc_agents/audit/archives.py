@@ -38,7 +38,7 @@ class Archives:
         """Remember that the records of an archive are stored."""
         self._bodies.add(name)
 
-    def take_body(self, name: ArchiveKey) -> bool:
+    def claim_body(self, name: ArchiveKey) -> bool:
         """Return whether the records of a manifest are stored. To be called once."""
         if name not in self._bodies:
             return False

@@ -56,10 +56,10 @@ class Intake:
         except TornObjectError as error:
             self.torn(str(error))
             return
-        self.take(lines)
+        self.audit_lines(lines)
 
-    def take(self, lines: Sequence[bytes]) -> None:
-        """Take in all records of a body that is whole."""
+    def audit_lines(self, lines: Sequence[bytes]) -> None:
+        """Audit the records of a whole body."""
         expected = self._name.last + 1 - self._name.first
         if self._name.shared and len(lines) != expected:
             self._damage("altered_object", f"{len(lines)} records, expected {expected} by its key")
@@ -232,9 +232,9 @@ class Audit:
             intake.read(body)
 
     def add_lines(self, key: str, lines: Sequence[bytes]) -> None:
-        """Take the records of an object that an archive holds. Raises nothing."""
+        """Audit the records of an object that an archive holds. Raises nothing."""
         if intake := self._intake(key):
-            intake.take(lines)
+            intake.audit_lines(lines)
 
     def claim(self, key: str) -> None:
         """Expect the records that a key names. Their object may follow, and is counted then."""

@@ -86,7 +86,7 @@ class _BucketReader:
         if part == "jsonl":
             self.archives.note_body(name)
             return
-        keys = [name.manifest, name.body] if self.archives.take_body(name) else [name.manifest]
+        keys = [name.manifest, name.body] if self.archives.claim_body(name) else [name.manifest]
         manifest, *bodies = [await self._get_part(key) for key in keys]
         self.archives.read(name, manifest, bodies[0] if bodies else None)
 

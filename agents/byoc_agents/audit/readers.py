@@ -70,7 +70,7 @@ def _read_file(audit: Audit, archives: Archives, path: str) -> None:
         if part == "jsonl":
             archives.note_body(name)
         else:
-            body = _small_file(name.body) if archives.take_body(name) else None
+            body = _small_file(name.body) if archives.claim_body(name) else None
             archives.read(name, _small_file(path), body)
     elif file.stat().st_size > MAX_BODY_BYTES:
         audit.refuse(path, "too large for a billing object")

@@ -19,7 +19,7 @@ import zstandard
 
 from byoc_agents.app.cloudevents import parse_rfc3339
 from byoc_agents.billing.record import TYPE
-from byoc_agents.delivery.sink import Message
+from byoc_agents.message import Message
 
 Compression = Literal["zstd", "gzip"]
 
@@ -139,7 +139,7 @@ def seal(
         type=TYPE,
         body=_compress(b"\n".join(lines) + b"\n", compression),
         created_at_ms=created_at_ms,
-        records=len(lines),
+        events=len(lines),
         content_type=_MEDIA_TYPES[compression],
         stream=SHARED_STREAM if key.shared else STREAM,
         epoch=key.epoch,

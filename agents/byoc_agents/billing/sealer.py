@@ -21,12 +21,12 @@ from byoc_agents.billing.objects import Compression, SharedNumbers, runs, seal
 from byoc_agents.billing.record import charge_period_ms
 from byoc_agents.billing.streams import EpochStart, ObjectStream, advance_numbers
 from byoc_agents.billing.window import HOUR_MS
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.checkpoint import Checkpointed
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import SpoolCorruptError
 from byoc_agents.ledger.recent import RecentSend
+from byoc_agents.message import Message
 
 MAX_LINES = 1000  # per object; about half a MiB of JSON
 

@@ -54,9 +54,9 @@ class ServiceScraper:
     async def run(self) -> None:
         """Run all scrapers until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._keep("", self._end_removed))
+            group.create_task(self._run_with_restarts("", self._end_removed))
             for name, scraper in self._scrapers.items():
-                group.create_task(self._keep(name, scraper.run))
+                group.create_task(self._run_with_restarts(name, scraper.run))
 
     async def finish(self) -> None:
         """Store the open windows of all replicas and seal all records.
@@ -70,7 +70,7 @@ class ServiceScraper:
             if error is not None:
                 raise error
 
-    async def _keep(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
+    async def _run_with_restarts(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
         """Run the task of one replica. A defect in it does not end the others' tasks."""
         while True:
             try:

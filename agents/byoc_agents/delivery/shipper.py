@@ -1,15 +1,33 @@
 """The shipper: the only place that decides retry, hold or dead letter.
 
 One attempt runs at a time, oldest messages first. The first message after an idle period is sent at
-once. Under load, the messages of GATHER_SECONDS share a request, a commit and two ledger lines.
+once. Under load, the messages of BATCH_WAIT_SECONDS share a request, a commit and two ledger lines.
 Backoff is exponential with full jitter, and at least the receiver's Retry-After, up to an hour.
 While the process stops, no wait is longer than HURRIED_WAIT_SECONDS.
 
-A batch with an unknown outcome (no answer, a reset, a 5xx, a kill) may have been stored. It is sent
-again unchanged: the same messages in the same order. So a sink derives the same id from them, and a
-receiver that deduplicates by this id drops the repeat. After a restart, the last intent in the
-ledger names the batch. After a failure the batches begin with one message and grow, because a lost
-answer causes a repeat of the whole request.
+A batch with an unknown outcome (no response, a reset, a 5xx, a kill) may have been stored. It is
+sent again unchanged: the same messages in the same order. So a sink derives the same id from them,
+and a receiver that deduplicates by this id drops the repeat. After a restart, the last intent in
+the ledger names the batch. After a failure the batches begin with one message and grow, because a
+lost response causes a repeat of the whole request.
+
+The next batch is new, made of the oldest messages, or it is the last batch again, whose outcome is
+unknown. `TRANSITIONS` is this table:
+
+| next batch | attempt                                                  | next batch then |
+|------------|----------------------------------------------------------|-----------------|
+| new        | done: every message is stored, or a dead letter          | new             |
+| new        | refused: the receiver has stored nothing but its results | new             |
+| new        | rejects_all: the same, and a larger batch is tried       | new             |
+| new        | unknown: the receiver may have stored more               | unknown         |
+| new        | not_sent: no request was made                            | new             |
+| unknown    | done                                                     | new             |
+| unknown    | refused: but the attempt before may have been stored     | unknown         |
+| unknown    | rejects_all                                              | new             |
+| unknown    | unknown                                                  | unknown         |
+| unknown    | not_sent                                                 | unknown         |
+
+The next batch is also new if part of the unknown one is no longer first in the spool.
 """
 
 import asyncio
@@ -25,13 +43,20 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.cloudevents import rfc3339
 from byoc_agents.app.metrics import Metrics
-from byoc_agents.delivery.sink import Message, Outcome, Receipt, Request, Sink
+from byoc_agents.delivery.sink import Request, Sink
 from byoc_agents.durable.spool import Spool
-from byoc_agents.errors import LedgerError, Reason, SendError, SpoolError, uncertain
+from byoc_agents.errors import (
+    LedgerError,
+    Reason,
+    SendError,
+    SpoolError,
+    leaves_unknown,
+)
 from byoc_agents.ledger import Ledger
+from byoc_agents.message import Message, Outcome, Receipt
 
 FIRST_WAIT_SECONDS = 0.5  # the upper bound of the first wait
-GATHER_SECONDS = 0.05  # after a batch that was not full: collects messages for the next one
+BATCH_WAIT_SECONDS = 0.05  # after a batch that was not full: collects messages for the next one
 HURRIED_WAIT_SECONDS = 1.0  # at shutdown, within the grace period
 MAX_RETRY_AFTER_SECONDS = 3600.0  # a longer Retry-After is cut to this
 
@@ -76,6 +101,37 @@ LONGEST_WAIT = {  # doubles with each attempt; the wait is a random part of it
 SENDS_PER_DOUBLING = 3  # successful batches before the batch size doubles
 
 
+class NextBatch(Enum):
+    """The batch of the next attempt."""
+
+    NEW = "new"  # the oldest messages
+    UNKNOWN = "unknown"  # the last batch again: its outcome is unknown
+
+
+class BatchResult(Enum):
+    """The end of an attempt, for the whole batch."""
+
+    DONE = "done"  # every message is stored, or a dead letter
+    REFUSED = "refused"  # the receiver has stored the messages that it confirmed, and no others
+    REJECTS_ALL = "rejects_all"  # refused, and the receiver accepts no message at all
+    UNKNOWN = "unknown"  # the receiver may have stored more than it confirmed
+    NOT_SENT = "not_sent"  # no request was made
+
+
+TRANSITIONS = {
+    (NextBatch.NEW, BatchResult.DONE): NextBatch.NEW,
+    (NextBatch.NEW, BatchResult.REFUSED): NextBatch.NEW,
+    (NextBatch.NEW, BatchResult.REJECTS_ALL): NextBatch.NEW,
+    (NextBatch.NEW, BatchResult.UNKNOWN): NextBatch.UNKNOWN,
+    (NextBatch.NEW, BatchResult.NOT_SENT): NextBatch.NEW,
+    (NextBatch.UNKNOWN, BatchResult.DONE): NextBatch.NEW,
+    (NextBatch.UNKNOWN, BatchResult.REFUSED): NextBatch.UNKNOWN,
+    (NextBatch.UNKNOWN, BatchResult.REJECTS_ALL): NextBatch.NEW,
+    (NextBatch.UNKNOWN, BatchResult.UNKNOWN): NextBatch.UNKNOWN,
+    (NextBatch.UNKNOWN, BatchResult.NOT_SENT): NextBatch.UNKNOWN,
+}
+
+
 class LastError(msgspec.Struct, frozen=True):
     """The reason why the first message of the spool was not delivered."""
 
@@ -110,10 +166,10 @@ class Shipper:
         clock: Clock,
         metrics: Metrics,
         rng: random.Random | None = None,
-        unfinished: Sequence[str] = (),
+        unknown_batch: Sequence[str] = (),
         ledger_state: Callable[[], Mapping[str, bytes]] = dict,
     ) -> None:
-        """`unfinished` has the ids of the batch that the last process may have sent.
+        """`unknown_batch` has the ids of the batch that the last process may have sent.
 
         `ledger_state` returns the head of the ledger, which the spool stores with each delivery.
         """
@@ -132,9 +188,10 @@ class Shipper:
         self._idle = asyncio.Event()
         self._hurry = asyncio.Event()
         self._room = False  # the last batch was not full: more messages can share the next one
-        self._unfinished = tuple(unfinished)  # ids of a batch that may have been stored
-        self._limit = 1 if unfinished else sink.max_messages  # messages in the next new batch
-        self._answered = 0  # successful batches since `_limit` changed
+        self._unknown_batch = tuple(unknown_batch)  # its ids; () if the next batch is new
+        self._requested = False  # the attempt has made a request, or is about to
+        self._limit = 1 if unknown_batch else sink.max_messages  # messages in the next new batch
+        self._successes = 0  # batches since `_limit` changed
         self._attempts = AsyncRetrying(
             retry=retry_if_exception_type(UndeliveredError),
             wait=self._choose_wait_seconds,
@@ -153,7 +210,7 @@ class Shipper:
             if self._spool.totals.oldest_created_at_ms is None:
                 self._idle.set()
             if self._room and not self._hurry.is_set():
-                await self._pause(GATHER_SECONDS)
+                await self._pause(BATCH_WAIT_SECONDS)
             if self._idle.is_set():
                 await self._spool.changed.wait()
                 self._idle.clear()
@@ -163,9 +220,9 @@ class Shipper:
         self._hurry.set()
         self._idle.clear()
         self._spool.changed.set()  # one more pass, so that idle is current
-        await self.empty()
+        await self.wait_until_idle()
 
-    async def empty(self) -> None:
+    async def wait_until_idle(self) -> None:
         """Wait until `run` finds no message to send."""
         await self._idle.wait()
 
@@ -192,15 +249,15 @@ class Shipper:
         return self.last_error
 
     async def _next_batch(self) -> list[Message]:
-        """Return the unfinished batch if all of it is still first in the spool, else a new one."""
+        """Return the unknown batch if all of it is still first in the spool, else a new one."""
         max_bytes = self._sink.max_bytes
-        if 0 < len(self._unfinished) <= self._sink.max_messages:
-            batch = await self._spool.head(len(self._unfinished), max_bytes, pin=True)
-            if tuple(message.id for message in batch) == self._unfinished:
-                self._room, self._limit, self._answered = False, 1, 0
+        if 0 < len(self._unknown_batch) <= self._sink.max_messages:
+            batch = await self._spool.peek(len(self._unknown_batch), max_bytes, pin=True)
+            if tuple(message.id for message in batch) == self._unknown_batch:
+                self._room, self._limit, self._successes = False, 1, 0
                 return batch
-        self._unfinished = ()  # part of it has left the queue, or the sink accepts fewer now
-        batch = await self._spool.head(self._limit, max_bytes, pin=True)
+        self._unknown_batch = ()  # part of it has left the queue, or the sink accepts fewer now
+        batch = await self._spool.peek(self._limit, max_bytes, pin=True)
         size = sum(len(message.body) for message in batch)
         self._room = 0 < len(batch) < self._limit and size < max_bytes // 2
         return batch
@@ -208,43 +265,57 @@ class Shipper:
     async def _deliver(self, batch: Sequence[Message]) -> LastError | None:
         """Send a batch and act on the outcomes. Return the first error, or None after success.
 
-        The batch stays the same until its outcome is known. The outcome is unknown after an attempt
-        without a reliable answer, and after each failed repeat of it. It is known after a success,
-        after a first attempt that a reliable answer refused, and after REJECTS_ALL: then a larger
-        batch is tried. After a LedgerError the messages count as not sent.
+        After a LedgerError the messages count as not sent.
         """
-        repeated = bool(self._unfinished)
+        before = NextBatch.UNKNOWN if self._unknown_batch else NextBatch.NEW
+        self._requested = False
         try:
             outcomes = await self._send(batch)
         except LedgerError as error:
-            return self._count([SendError(Reason.LEDGER, str(error))])
-        await self._apply_outcomes(batch, outcomes)
-        last_error = self._count(outcomes)
-        if last_error is None:
-            self._grow_batch()
-        elif _is_unanswered(outcomes):
-            self._limit, self._answered = 1, 0
-        rejected = any(one.reason is Reason.REJECTS_ALL for one in outcomes)
-        if rejected:  # a larger batch may have an accepted one: then only the others are invalid
-            self._limit = min(2 * len(batch), self._sink.max_messages)
-        unknown_outcome = repeated or uncertain(one.reason for one in outcomes)
-        if last_error is None or rejected or not unknown_outcome:
-            self._unfinished = ()
+            last_error = self._count([SendError(Reason.LEDGER, str(error))])
+            result = BatchResult.UNKNOWN if self._requested else BatchResult.NOT_SENT
+        else:
+            await self._apply_outcomes(batch, outcomes)
+            last_error = self._count(outcomes)
+            result = self._result_of(outcomes, last_error)
+            self._adapt_batch_size(batch, outcomes, result)
+        if TRANSITIONS[before, result] is NextBatch.NEW:
+            self._unknown_batch = ()
             self._spool.unpin()
         return last_error
 
-    def _grow_batch(self) -> None:
-        """Count a successful batch. After enough of them, double the batch size."""
-        self._answered += 1
-        if self._limit < self._sink.max_messages and self._answered >= SENDS_PER_DOUBLING:
-            self._limit, self._answered = min(2 * self._limit, self._sink.max_messages), 0
+    def _result_of(self, outcomes: Sequence[Outcome], last_error: LastError | None) -> BatchResult:
+        if last_error is None:
+            return BatchResult.DONE
+        reasons = {one.reason for one in outcomes}
+        if Reason.REJECTS_ALL in reasons:
+            return BatchResult.REJECTS_ALL
+        if not self._requested:
+            return BatchResult.NOT_SENT
+        return BatchResult.UNKNOWN if leaves_unknown(reasons) else BatchResult.REFUSED
+
+    def _adapt_batch_size(
+        self, batch: Sequence[Message], outcomes: Sequence[Outcome], result: BatchResult
+    ) -> None:
+        """Begin with one message after a failure, and double the size after some successes."""
+        most = self._sink.max_messages
+        if result is BatchResult.REJECTS_ALL:
+            # A larger batch may have an accepted message: then only the others are invalid.
+            self._limit, self._successes = min(2 * len(batch), most), 0
+        elif result is not BatchResult.DONE:
+            if _failed_as_a_whole(outcomes):
+                self._limit, self._successes = 1, 0
+        else:
+            self._successes += 1
+            if self._limit < most and self._successes >= SENDS_PER_DOUBLING:
+                self._limit, self._successes = min(2 * self._limit, most), 0
 
     async def _send(self, batch: Sequence[Message]) -> Sequence[Outcome]:
         """Send a batch in as many requests as the sink makes. Raises LedgerError."""
 
         async def transmit(messages: Sequence[Message], request: Request) -> Sequence[Outcome]:
             line = await self._ledger.intent(self.destination, messages)
-            self._unfinished = tuple(message.id for message in batch)
+            self._unknown_batch, self._requested = tuple(message.id for message in batch), True
             try:
                 outcomes = await request()
             except Exception as error:
@@ -289,8 +360,8 @@ class Shipper:
         self._metrics.last_send_success.labels(self.daemon).set(self.last_success_ms / 1000)
         self._metrics.messages_sent.labels(self.daemon).inc(len(done))
         self._metrics.messages_sent_bytes.labels(self.daemon).inc(sum(len(m.body) for m in done))
-        records = sum(message.records for message in done)
-        self._log.info("message.sent", messages=len(done), records=records, last_id=done[-1].id)
+        events = sum(message.events for message in done)
+        self._log.info("message.sent", messages=len(done), events=events, last_id=done[-1].id)
 
     def _count(self, outcomes: Sequence[Outcome]) -> LastError | None:
         """Count the outcomes. Return the first error that is not a dead letter."""
@@ -316,7 +387,7 @@ class Shipper:
             detail=last_error.detail,
             attempt=state.attempt_number,
             wait_seconds=round(state.upcoming_sleep, 3),
-            backlog_records=self._spool.totals.records,
+            backlog_events=self._spool.totals.events,
         )
 
     def status(self) -> dict[str, Any]:
@@ -334,7 +405,7 @@ class Shipper:
             if last_error
             else None,
             "backlog": {
-                "records": totals.records,
+                "events": totals.events,
                 "bytes": totals.bytes,
                 "oldest": rfc3339(oldest) if oldest is not None else None,
                 "dead_letters": totals.dead_letters,
@@ -357,8 +428,8 @@ def _wrong_number(outcomes: Sequence[Outcome], messages: Sequence[Message]) -> s
     return f"{len(outcomes)} outcomes for {len(messages)} messages"
 
 
-def _is_unanswered(outcomes: Sequence[Outcome]) -> bool:
-    """Return whether a request failed as a whole, not only some messages in its answer."""
+def _failed_as_a_whole(outcomes: Sequence[Outcome]) -> bool:
+    """Return whether a request failed as a whole, not only some messages in its response."""
     lost = {Reason.TIMEOUT, Reason.CONNECTION}
     return any(one.reason in lost for one in outcomes) or all(
         isinstance(one, SendError) for one in outcomes

@@ -151,7 +151,7 @@ class DiskReserve:
         self._path = path
         self._held = False
 
-    def take(self) -> None:
+    def allocate(self) -> None:
         """Allocate the space. Raises SpoolUnavailableError if the disk does not have it."""
         if self._held:
             return

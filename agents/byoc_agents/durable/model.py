@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from byoc_agents.delivery.sink import Message
+from byoc_agents.message import Message
 
 
 class DeadLetter(msgspec.Struct, frozen=True):
@@ -45,7 +45,7 @@ UNKNOWN_MS = -(1 << 63)  # the time must be read from the file again
 class Totals(msgspec.Struct, frozen=True):
     """The content of the spool. Bytes count bodies and lines, plus an overhead per row."""
 
-    records: int = 0  # events inside unsent messages, and staged lines
+    events: int = 0  # in unsent messages, and staged lines: events that are not in a message yet
     bytes: int = 0
     oldest_created_at_ms: int | None = None  # of the oldest unsent message
     dead_letters: int = 0

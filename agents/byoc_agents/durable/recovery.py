@@ -12,12 +12,12 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.files import sync_directory
 from byoc_agents.durable.model import DeadLetter, WriteBatch
 from byoc_agents.durable.schema import connect_damaged, translated
-from byoc_agents.durable.store import COLUMNS, SpoolStore, digest, message_digest
+from byoc_agents.durable.store import COLUMNS, SpoolStore, message_digest, row_digest
 from byoc_agents.errors import SpoolCorruptError
+from byoc_agents.message import Message
 
 INDEX = "-shm"
 JOURNALS = ("-wal", INDEX, "-journal")
@@ -41,7 +41,7 @@ def finish_replacement(path: Path) -> bool:
         try:
             with closing(SpoolStore(fresh, max_bytes=0)) as store:
                 complete = bool(store.state(ORIGIN))  # written in one transaction with the rows
-                store.empty_journal()
+                store.flush_journal()
         except SpoolCorruptError:
             return False
         if complete:
@@ -132,7 +132,7 @@ def _fill(fresh: Path, metadata: Mapping[str, bytes], changes: Iterable[WriteBat
                     store.apply(change, bounded=False)
                     rows += 1
                 store.apply(WriteBatch(state=metadata), bounded=False)
-            store.empty_journal()  # the file is renamed without its journal
+            store.flush_journal()  # the file is renamed without its journal
     except BaseException:
         with suppress(OSError):
             _unlink(fresh)  # an incomplete file is useless
@@ -163,7 +163,7 @@ def salvage(connection: sqlite3.Connection) -> Iterator[WriteBatch]:
         if sha256 == message_digest(columns):
             yield WriteBatch(messages=[Message(*columns)])
     for line, sha256 in _rows(connection, "staged", "line, sha256"):
-        if sha256 == digest(line):
+        if sha256 == row_digest(line):
             yield WriteBatch(stage=[line])
     names = _message_columns(connection, "dead_letter") + ", sha256, reason, detail, died_at_ms"
     for *columns, sha256, reason, detail, at_ms in _rows(connection, "dead_letter", names):

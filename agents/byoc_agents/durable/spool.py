@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from byoc_agents.app.clock import Clock
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.files import DirectoryLock
 from byoc_agents.durable.model import DeadLetter, SpoolInfo, Totals, WriteBatch
 from byoc_agents.durable.spool_file import Operation, OperationKind, SpoolFile, read_info
 from byoc_agents.durable.store import SpoolStore
 from byoc_agents.durable.worker import GroupCommitWorker
 from byoc_agents.errors import SpoolCorruptError, SpoolUnavailableError
+from byoc_agents.message import Message
 
 MAX_GROUP = 512  # operations that share one fsync
 PROBE = "spool/probe"  # written to test whether the disk accepts writes again
@@ -45,26 +45,26 @@ class Spool:
         self.directory = directory
         self.max_bytes = max_bytes
         self.totals = Totals()
+        self.lock = DirectoryLock(directory)
         self.changed = asyncio.Event()  # set after each write that leaves a message in the queue
         self._clock = clock
-        self._lock = DirectoryLock(directory)
-        self._file = SpoolFile(directory, self._lock, max_bytes=max_bytes, clock=clock)
+        self._file = SpoolFile(directory, self.lock, max_bytes=max_bytes, clock=clock)
         self._worker = GroupCommitWorker(
             "spool",
             self._file,
             max_group=MAX_GROUP,
-            gathers=lambda operation: operation.kind is OperationKind.GROW,
+            waits_for_group=lambda operation: operation.kind is OperationKind.GROW,
             on_served=self._on_served,
         )
 
     async def __aenter__(self) -> Self:
         """Open the file. Raises SpoolUnavailableError if the directory cannot be used."""
-        self._lock.hold()
+        self.lock.hold()
         self._worker.start()
         try:
             with contextlib.suppress(SpoolCorruptError):  # a new file has replaced it
-                await self._ask(SpoolStore.totals, OperationKind.READ)
-            await self._ask(SpoolStore.totals, OperationKind.READ)
+                await self.run(SpoolStore.totals, OperationKind.READ)
+            await self.run(SpoolStore.totals, OperationKind.READ)
         except BaseException:
             await self.__aexit__()
             raise
@@ -75,7 +75,7 @@ class Spool:
         try:
             await self._worker.stop()
         finally:
-            self._lock.release()
+            self.lock.release()
 
     @property
     def path(self) -> Path:
@@ -104,9 +104,9 @@ class Spool:
     async def commit(self, change: WriteBatch) -> None:
         """Store all of the change durably, or nothing."""
         added = change if change.plain else None
-        await self._ask(lambda store: store.apply(change), OperationKind.GROW, added)
+        await self.run(lambda store: store.apply(change), OperationKind.GROW, added)
 
-    async def head(
+    async def peek(
         self,
         max_messages: int = 1,
         max_bytes: int = 1 << 20,
@@ -121,15 +121,15 @@ class Spool:
         """
 
         def read(store: SpoolStore) -> list[Message]:
-            found = store.head(max_messages, max_bytes)
+            found = store.peek(max_messages, max_bytes)
             if pin:
                 self._file.pin(frozenset(m.id for m in found) if len(found) > 1 else frozenset())
             return found
 
-        return await self._ask(read, OperationKind.READ)
+        return await self.run(read, OperationKind.READ)
 
     def unpin(self) -> None:
-        """Allow later messages to replace those that `head` has pinned. Does not block."""
+        """Allow later messages to replace those that `peek` has pinned. Does not block."""
         self._file.pin(frozenset())
 
     async def remove(self, ids: Sequence[str], state: Mapping[str, bytes] | None = None) -> None:
@@ -140,35 +140,35 @@ class Spool:
             if state:
                 store.apply(WriteBatch(state=state), bounded=False)
 
-        await self._ask(work, OperationKind.SHRINK)
+        await self.run(work, OperationKind.SHRINK)
 
     async def dead_letter(self, message: Message, reason: str, detail: str) -> None:
         """Move a message that the receiver rejected for good to the dead letters."""
         died_at_ms = self._clock.wall_ns() // 1_000_000
-        await self._ask(
+        await self.run(
             lambda store: store.dead_letter(message, reason, detail, died_at_ms),
             OperationKind.SHRINK,
         )
 
     async def requeue(self, message_id: str) -> bool:
         """Queue a dead letter again. Return whether it existed."""
-        return await self._ask(lambda store: store.requeue(message_id), OperationKind.SHRINK)
+        return await self.run(lambda store: store.requeue(message_id), OperationKind.SHRINK)
 
     async def dead_letters(self) -> list[DeadLetter]:
         """Return the dead letters, oldest first."""
-        return await self._ask(lambda store: store.dead_letters(), OperationKind.READ)
+        return await self.run(lambda store: store.dead_letters(), OperationKind.READ)
 
     async def staged(self) -> list[bytes]:
         """Return the staged lines, oldest first."""
-        return await self._ask(lambda store: store.staged(), OperationKind.READ)
+        return await self.run(lambda store: store.staged(), OperationKind.READ)
 
     async def state(self, prefix: str = "") -> dict[str, bytes]:
         """Return the checkpoints whose key starts with `prefix`."""
-        return await self._ask(lambda store: store.state(prefix), OperationKind.READ)
+        return await self.run(lambda store: store.state(prefix), OperationKind.READ)
 
     async def info(self) -> SpoolInfo:
         """Return the epoch of the file, and whether it replaced a damaged one."""
-        return await self._ask(read_info, OperationKind.READ)
+        return await self.run(read_info, OperationKind.READ)
 
     async def later_epoch(self, least_ms: int) -> int:
         """Return an epoch of at least `least_ms` that is later than all earlier ones here.
@@ -176,7 +176,7 @@ class Spool:
         For a caller whose numbers must not repeat although the file is not new. Milliseconds since
         1970 if the clock is correct.
         """
-        return await self._ask(lambda _: self._file.next_epoch(least_ms), OperationKind.READ)
+        return await self.run(lambda _: self._file.next_epoch(least_ms), OperationKind.READ)
 
     async def probe(self) -> None:
         """Raise SpoolError if the file cannot be read or written.
@@ -187,10 +187,14 @@ class Spool:
             await self.commit(WriteBatch(state={PROBE: b""}))
         await self.state("spool/")
 
-    async def _ask(
+    async def run(
         self, work: Callable[[SpoolStore], T], kind: OperationKind, added: WriteBatch | None = None
     ) -> T:
-        """Run `work` on the file's thread and wait until it is durable."""
+        """Run `work` on the file's thread and wait until it is durable. Return its value.
+
+        Every other method is such a call. `added` is the whole effect of `work`, if it is a plain
+        change.
+        """
         if not self._worker.is_open:
             raise SpoolUnavailableError("the spool is not open")
         answer: T = await self._worker.ask(Operation(work, kind, added))

@@ -184,7 +184,7 @@ class SpoolFile:
             return [_answer(operation.work, store) for operation in group]
         if grows(group):
             store.check_location()  # before the reserve, which would fail in a removed directory
-            self._reserve.take()
+            self._reserve.allocate()
         answers = run_group(group, store)
         if any(operation.kind is OperationKind.SHRINK for operation in group):
             store.vacuum()

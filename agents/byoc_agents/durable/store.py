@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.model import UNKNOWN_MS, DeadLetter, Totals, WriteBatch
 from byoc_agents.durable.schema import connect, file_identity, translated
 from byoc_agents.errors import (
@@ -24,12 +23,13 @@ from byoc_agents.errors import (
     SpoolFullError,
     SpoolUnavailableError,
 )
+from byoc_agents.message import Message
 
 ROW_OVERHEAD_BYTES = 512  # keys, hash and index entries of one row, rounded up
 ROWS_PER_STATEMENT = 16  # each statement releases the interpreter lock and waits for it again
 VACUUM_PAGES = 1024  # 4 MiB: return free pages to the file system in this amount
 
-COLUMNS = (
+COLUMNS = (  # of the fields of Message; its `events` are in `records`
     "id, type, body, created_at_ms, records, content_type, content_encoding, grouped, replaces, "
     "stream, epoch, sequence"
 )
@@ -50,7 +50,7 @@ class SpoolStore:
         self.connection = connect(path)
         self._path = path
         self._journal_path = path.with_name(f"{path.name}-wal")
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self.pinned: frozenset[str] = frozenset()  # ids of messages that must not be replaced
         try:
             with translated():
@@ -126,23 +126,23 @@ class SpoolStore:
         before = self._totals.bytes
         with translated():
             self._apply(change)
-        if bounded and self._totals.bytes > max(self._max_bytes, before):
-            raise SpoolFullError(f"{self._totals.bytes} bytes are over {self._max_bytes}")
+        if bounded and self._totals.bytes > max(self.max_bytes, before):
+            raise SpoolFullError(f"{self._totals.bytes} bytes are over {self.max_bytes}")
 
     def _apply(self, change: WriteBatch) -> None:
         if change.unstage:
             size = unstage(self.connection, change.unstage)
-            self._tally(-size, rows=-change.unstage, records=-change.unstage)
+            self._tally(-size, rows=-change.unstage, events=-change.unstage)
         if change.stage:
             stage(self.connection, lines := change.stage)
-            self._tally(sum(map(len, lines)), rows=len(lines), records=len(lines))
+            self._tally(sum(map(len, lines)), rows=len(lines), events=len(lines))
         if change.messages:
             self._insert(change.messages)
         for letter in change.dead_letters:
             put_dead(self.connection, letter)
             self._tally(len(letter.message.body), rows=1, dead=1)
         if change.state:
-            keep(self.connection, change.state)
+            write_state(self.connection, change.state)
 
     def _insert(self, messages: Sequence[Message]) -> None:
         for replaces, some in groupby(messages, lambda message: message.replaces):
@@ -157,28 +157,28 @@ class SpoolStore:
                     self._delete(same, replaces, *kept)
 
     def _put(self, messages: Sequence[Message]) -> int:
-        new, size, records = put(self.connection, messages)
-        self._tally(size, rows=new, records=records)
+        new, size, events = put(self.connection, messages)
+        self._tally(size, rows=new, events=events)
         return new
 
     def _delete(self, where: str, *values: str) -> None:
         """Delete rows in two statements: RETURNING would release the interpreter for each row."""
         sums = "SELECT count(*), total(length(body)), total(records) FROM message WHERE "
-        rows, size, records = self.connection.execute(sums + where, values).fetchone()
+        rows, size, events = self.connection.execute(sums + where, values).fetchone()
         self.connection.execute(f"DELETE FROM message WHERE {where}", values)  # noqa: S608
-        self._tally(-int(size), rows=-rows, records=-int(records))
+        self._tally(-int(size), rows=-rows, events=-int(events))
 
-    def _tally(self, size: int, *, rows: int, records: int = 0, dead: int = 0) -> None:
-        self._totals = apply_delta(self._totals, size, rows=rows, records=records, dead=dead)
+    def _tally(self, size: int, *, rows: int, events: int = 0, dead: int = 0) -> None:
+        self._totals = apply_delta(self._totals, size, rows=rows, events=events, dead=dead)
 
     def remove(self, ids: Sequence[str]) -> None:
         """Delete messages that the receiver has stored."""
         with translated():
             self._delete(f"id IN ({','.join('?' * len(ids))})", *ids)
             oldest = "SELECT id FROM message ORDER BY position LIMIT 1"
-            head = self.connection.execute(oldest).fetchone()
-        if head and head[0] in ids:  # it would be sent again and again
-            raise SpoolCorruptError(f"the index does not find {head[0]}")
+            first = self.connection.execute(oldest).fetchone()
+        if first and first[0] in ids:  # it would be sent again and again
+            raise SpoolCorruptError(f"the index does not find {first[0]}")
 
     def dead_letter(self, message: Message, reason: str, detail: str, died_at_ms: int) -> None:
         """Move a message to the dead letters, if it is still there. Its bytes stay the same."""
@@ -190,19 +190,19 @@ class SpoolStore:
         found = run("SELECT records FROM message WHERE id = ?", (message_id,)).fetchone()
         if found is None:
             return
-        self._take_dead_letter(message_id)  # an earlier dead letter with the same id
+        self._pop_dead_letter(message_id)  # an earlier dead letter with the same id
         same = "SELECT id FROM dead_letter WHERE replaces = ? AND replaces <> ''"
         for (older_id,) in run(same, (letter.message.replaces,)).fetchall():
-            self._take_dead_letter(older_id)  # only the latest message of `replaces` is kept
+            self._pop_dead_letter(older_id)  # only the latest message of `replaces` is kept
         run(
             f"INSERT INTO dead_letter ({COLUMNS}, sha256, reason, detail, died_at_ms)"  # noqa: S608
             f" SELECT {COLUMNS}, sha256, ?, ?, ? FROM message WHERE id = ?",
             (letter.reason, letter.detail, letter.died_at_ms, message_id),
         )
         run("DELETE FROM message WHERE id = ?", (message_id,))
-        self._tally(0, rows=0, records=-found[0], dead=1)
+        self._tally(0, rows=0, events=-found[0], dead=1)
 
-    def _take_dead_letter(self, message_id: str) -> Message | None:
+    def _pop_dead_letter(self, message_id: str) -> Message | None:
         row = self.connection.execute(
             f"DELETE FROM dead_letter WHERE id = ? RETURNING {COLUMNS}, sha256",  # noqa: S608
             (message_id,),
@@ -219,12 +219,12 @@ class SpoolStore:
         Its `replaces` is cleared, because the messages queued meanwhile are newer.
         """
         with translated():
-            message = self._take_dead_letter(message_id)
+            message = self._pop_dead_letter(message_id)
             if message:
                 self._insert([msgspec.structs.replace(message, replaces="")])
         return message is not None
 
-    def head(self, max_messages: int, max_bytes: int) -> list[Message]:
+    def peek(self, max_messages: int, max_bytes: int) -> list[Message]:
         """Return the oldest messages within both bounds, but at least one if any is queued.
 
         Reads no other messages. Raises SpoolCorruptError if stored bytes have changed.
@@ -249,7 +249,7 @@ class SpoolStore:
             return [(message_id, size) for message_id, size in self.connection.execute(query)]
 
     def read(self, ids: Sequence[str]) -> list[Message]:
-        """Return those of the messages that are queued, oldest first. Raises as `head`."""
+        """Return those of the messages that are queued, oldest first. Raises as `peek`."""
         found = []
         for few in _chunk(ids):
             places = ",".join("?" * len(few))
@@ -300,7 +300,7 @@ class SpoolStore:
             if free > VACUUM_PAGES:  # as a script: `execute` stops after the first page
                 self.connection.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
 
-    def empty_journal(self) -> None:
+    def flush_journal(self) -> None:
         """Move all of the journal to the file. Not inside a transaction. Blocks.
 
         Raises SpoolUnavailableError if something remains, because the disk is full or another
@@ -323,23 +323,23 @@ def row_of(message: Message) -> tuple[object, ...]:
 
 
 def put(connection: sqlite3.Connection, messages: Sequence[Message]) -> tuple[int, int, int]:
-    """Queue new messages. Return their number, bytes and records; ids that exist are ignored.
+    """Queue new messages. Return their number, bytes and events; ids that exist are ignored.
 
     Raises sqlite3.Error.
     """
     verb = f"INSERT OR IGNORE INTO message ({COLUMNS}, sha256)"
     added = _write(connection, verb, [row_of(message) for message in messages])
     if added == len(messages):
-        return added, sum(len(m.body) for m in messages), sum(m.records for m in messages)
+        return added, sum(len(m.body) for m in messages), sum(m.events for m in messages)
     last = "SELECT body, records FROM message ORDER BY position DESC LIMIT ?"
     sums = f"SELECT total(length(body)), total(records) FROM ({last})"  # noqa: S608
-    size, records = connection.execute(sums, (added,)).fetchone()
-    return added, int(size), int(records)
+    size, events = connection.execute(sums, (added,)).fetchone()
+    return added, int(size), int(events)
 
 
 def stage(connection: sqlite3.Connection, lines: Sequence[bytes]) -> None:
     """Store lines that wait for their batch. Raises sqlite3.Error."""
-    _write(connection, "INSERT INTO staged (line, sha256)", [(x, digest(x)) for x in lines])
+    _write(connection, "INSERT INTO staged (line, sha256)", [(x, row_digest(x)) for x in lines])
 
 
 def unstage(connection: sqlite3.Connection, lines: int) -> int:
@@ -379,12 +379,12 @@ def _statement(verb: str, rows: int, columns: int) -> str:
     return f"{verb} VALUES {','.join([places] * rows)}"
 
 
-def keep(connection: sqlite3.Connection, state: Mapping[str, bytes | None]) -> None:
+def write_state(connection: sqlite3.Connection, state: Mapping[str, bytes | None]) -> None:
     """Write checkpoints; None removes one. Raises sqlite3.Error."""
     for few in _chunk([key for key, value in state.items() if value is None]):
         places = ",".join("?" * len(few))
         connection.execute(f"DELETE FROM state WHERE key IN ({places})", few)  # noqa: S608
-    kept = [(k, v, digest(k, v)) for k, v in state.items() if v is not None]
+    kept = [(k, v, row_digest(k, v)) for k, v in state.items() if v is not None]
     _write(connection, "INSERT OR REPLACE INTO state", kept)
 
 
@@ -394,7 +394,7 @@ def _chunk(rows: Sequence[T]) -> Iterator[Sequence[T]]:
         yield rows[start : start + ROWS_PER_STATEMENT]
 
 
-def digest(*columns: object) -> bytes:
+def row_digest(*columns: object) -> bytes:
     """Return the SHA-256 that is stored with the columns, to detect damage.
 
     At most one column is bytes: it is hashed after the others, which contain its length.
@@ -410,11 +410,11 @@ def digest(*columns: object) -> bytes:
 
 def message_digest(columns: Sequence[Any]) -> bytes:
     """Return the hash of COLUMNS. Without a stream it is that of format 1."""
-    return digest(*(columns if any(columns[UNNUMBERED:]) else columns[:UNNUMBERED]))
+    return row_digest(*(columns if any(columns[UNNUMBERED:]) else columns[:UNNUMBERED]))
 
 
 def check_row(
-    row: tuple[Any, ...], digest_of: Callable[[Sequence[Any]], bytes] = lambda row: digest(*row)
+    row: tuple[Any, ...], digest_of: Callable[[Sequence[Any]], bytes] = lambda row: row_digest(*row)
 ) -> tuple[Any, ...]:
     """Return the row without its hash, the last column. Raises SpoolCorruptError."""
     *columns, sha256 = row
@@ -431,17 +431,17 @@ def message_of(row: tuple[Any, ...]) -> Message:
 def count(connection: sqlite3.Connection) -> Totals:
     """Return the totals of the file. Raises sqlite3.Error."""
 
-    def sums(table: str, body: str, records: str) -> tuple[int, int, int]:
-        query = f"SELECT count(*), coalesce(sum(length({body})), 0), {records} FROM {table}"  # noqa: S608
+    def sums(table: str, body: str, events: str) -> tuple[int, int, int]:
+        query = f"SELECT count(*), coalesce(sum(length({body})), 0), {events} FROM {table}"  # noqa: S608
         row: tuple[int, int, int] = connection.execute(query).fetchone()
         return row
 
-    messages, message_bytes, records = sums("message", "body", "coalesce(sum(records), 0)")
+    messages, message_bytes, events = sums("message", "body", "coalesce(sum(records), 0)")
     lines, line_bytes, _ = sums("staged", "line", "0")
     dead, dead_bytes, _ = sums("dead_letter", "body", "0")
     rows = messages + lines + dead
     size = message_bytes + line_bytes + dead_bytes + rows * ROW_OVERHEAD_BYTES
-    return Totals(records + lines, size, oldest_ms(connection), dead)
+    return Totals(events + lines, size, oldest_ms(connection), dead)
 
 
 def oldest_ms(connection: sqlite3.Connection) -> int | None:
@@ -451,7 +451,7 @@ def oldest_ms(connection: sqlite3.Connection) -> int | None:
     return at_ms
 
 
-def apply_delta(totals: Totals, size: int, *, rows: int, records: int, dead: int) -> Totals:
+def apply_delta(totals: Totals, size: int, *, rows: int, events: int, dead: int) -> Totals:
     """Return the totals plus these numbers, which may be negative. `size` is in bytes.
 
     If messages are added behind a queued one, the oldest message stays the same.
@@ -459,7 +459,7 @@ def apply_delta(totals: Totals, size: int, *, rows: int, records: int, dead: int
     oldest = totals.oldest_created_at_ms
     behind = rows > 0 and oldest is not None
     return Totals(
-        records=totals.records + records,
+        events=totals.events + events,
         bytes=totals.bytes + size + rows * ROW_OVERHEAD_BYTES,
         oldest_created_at_ms=oldest if behind else UNKNOWN_MS,
         dead_letters=totals.dead_letters + dead,

@@ -13,8 +13,8 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from byoc_agents.errors import ByocError
 
-GATHER_SECONDS = 0.0005  # half an fsync: halves their number if operations come in groups
-ENOUGH = 16  # operations in the last group, above which there is no need to wait
+GROUP_WAIT_SECONDS = 0.0005  # half an fsync: halves their number if operations come in groups
+ENOUGH_FOR_A_GROUP = 16  # operations in the last group, above which there is no need to wait
 
 Operation_contra = TypeVar("Operation_contra", contravariant=True)
 
@@ -46,7 +46,7 @@ class GroupCommitWorker(Generic[Operation_contra]):
         *,
         max_group: int,
         drop_cancelled: bool = False,
-        gathers: Callable[[Operation_contra], bool] = lambda _: False,
+        waits_for_group: Callable[[Operation_contra], bool] = lambda _: False,
         on_served: Callable[[Sequence[Operation_contra], Any], None] = lambda *_: None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -54,7 +54,8 @@ class GroupCommitWorker(Generic[Operation_contra]):
 
         At most `max_group` operations share a commit. With `drop_cancelled`, an operation whose
         caller is cancelled while it is in the queue is not done; otherwise it is done. After a
-        group of several, an operation for which `gathers` is true waits GATHER_SECONDS for others.
+        group of several, an operation for which `waits_for_group` is true waits GROUP_WAIT_SECONDS
+        for others.
         `on_served` is called on the loop with the group and the file's totals after it, before any
         caller gets its answer. It must not block.
         """
@@ -62,7 +63,7 @@ class GroupCommitWorker(Generic[Operation_contra]):
         self._file = file
         self._max_group = max_group
         self._drop_cancelled = drop_cancelled
-        self._gathers = gathers
+        self._waits_for_group = waits_for_group
         self._on_served = on_served
         self._sleep = sleep
         self._operations: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
@@ -120,9 +121,9 @@ class GroupCommitWorker(Generic[Operation_contra]):
         waiting = self._operations.get()
         if waiting is None:
             return None
-        if 1 < self._last_size < ENOUGH and self._gathers(waiting.operation):
+        if 1 < self._last_size < ENOUGH_FOR_A_GROUP and self._waits_for_group(waiting.operation):
             with contextlib.suppress(OSError):  # libfaketime: the thread continues
-                self._sleep(GATHER_SECONDS)
+                self._sleep(GROUP_WAIT_SECONDS)
         group = [waiting]
         while len(group) < self._max_group:
             try:

@@ -9,8 +9,8 @@ lines). The daemon's side: `chain` (the blocking writer), `writer` (its asynchro
 from collections.abc import Sequence
 from typing import Protocol
 
-from byoc_agents.delivery.sink import Message, Outcome
 from byoc_agents.ledger.writer import FileLedger
+from byoc_agents.message import Message, Outcome
 
 __all__ = ["FileLedger", "Ledger"]
 

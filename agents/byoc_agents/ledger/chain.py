@@ -19,35 +19,35 @@ import structlog
 from byoc_agents import __version__
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.cloudevents import rfc3339
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.files import Disk, lock_refusal, rewrite_and_sync
 from byoc_agents.ledger.format import (
     DURABLE,
     FORMAT,
     START,
-    Head,
-    Intent,
+    IntentLine,
     Line,
+    LinePosition,
     ReceiptLine,
-    Recovered,
+    RecoveredLine,
     RecoveredWhy,
-    Removed,
-    Segment,
-    Unknown,
-    digest,
+    RemovedLine,
+    SegmentLine,
+    UnknownLine,
     encode,
     kind_of,
+    sha256_hex,
 )
 from byoc_agents.ledger.reader import Scan, check_format, find_ends, find_mismatch, scan
 from byoc_agents.ledger.segments import Segments
 from byoc_agents.ledger.tree import TreeHead, hash_leaf
+from byoc_agents.message import Message
 
 MIN_BYTES = 64 * 1024
 SEGMENTS = 8  # how many share the bound: a removal takes an eighth of the history
 MAX_OPEN = 1000  # intents without an outcome; more only if a daemon were cancelled that often
 MAX_UNSYNCED_BYTES = 256 * 1024  # kept in memory until the next sync
 SYNC_NS = 1_000_000_000  # longest wait of other lines for a sync, if lines follow
-HEAD_BYTES = 128  # the numbers and hashes that a line gets when it is written, less than this
+LINK_BYTES = 128  # the numbers and hashes that a line gets when it is written, less than this
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -75,7 +75,7 @@ class Tail:
         self._length = 0  # bytes that are accepted
         self._synced_boot_ns = 0
 
-    def take(self, path: Path, length: int) -> None:
+    def begin_file(self, path: Path, length: int) -> None:
         """Write this file from now on, after its first `length` bytes, which are durable."""
         self.drop()
         self._path, self._length, self.unsynced = path, length, b""
@@ -155,7 +155,7 @@ class Chain:
         self.segment_bytes = max_bytes // SEGMENTS
         self.durable = START
         self.durable_tree = TreeHead()
-        self._head = START
+        self._end = START
         self._tree = TreeHead()
         self._max_bytes = max_bytes
         self._clock = clock
@@ -187,7 +187,7 @@ class Chain:
 
     def close(self) -> None:
         """Write a line for each open intent, and close the files."""
-        self._pending += [Unknown(intent=intent, why="stopped") for intent in self._open]
+        self._pending += [UnknownLine(intent=intent, why="stopped") for intent in self._open]
         self._open.clear()
         try:
             if self._number:
@@ -204,8 +204,8 @@ class Chain:
         lines = [*self._pending, *(entry.line for entry in entries)]
         self._make_room(sum(_needed_bytes(line) for line in lines))
         for entry in entries:
-            if entry.messages and isinstance(entry.line, Intent):
-                self.segments.keep(self._number, entry.messages, entry.line.messages)
+            if entry.messages and isinstance(entry.line, IntentLine):
+                self.segments.keep_bodies(self._number, entry.messages, entry.line.messages)
         numbers = self._write(lines)
         self._pending.clear()
         self._track_intents(zip(numbers, lines, strict=True))
@@ -214,49 +214,49 @@ class Chain:
     def _write(self, lines: Sequence[Line]) -> list[int]:
         if not lines:
             return []
-        first = self._head.sequence + 1
-        content, head, tree = self._link_lines(lines)
+        first = self._end.sequence + 1
+        content, end, tree = self._link_lines(lines)
         self._tail.write(content, durable=any(kind_of(line) in DURABLE for line in lines))
         self.segments.sizes[self._number] += len(content)
-        self._advance(head, tree)
-        return list(range(first, head.sequence + 1))
+        self._advance(end, tree)
+        return list(range(first, end.sequence + 1))
 
-    def _link_lines(self, lines: Sequence[Line]) -> tuple[bytes, Head, TreeHead]:
-        """Return the bytes of the lines with their numbers, time and hashes; and the new heads."""
-        head, tree, content = self._head, self._tree, []
+    def _link_lines(self, lines: Sequence[Line]) -> tuple[bytes, LinePosition, TreeHead]:
+        """Return the bytes of the lines (with numbers, time and hashes), the new end and tree."""
+        end, tree, content = self._end, self._tree, []
         now = rfc3339(self._clock.wall_ns() // 1_000_000)
         for line in lines:
-            number = head.sequence + 1
+            number = end.sequence + 1
             raw = encode(
-                msgspec.structs.replace(line, sequence=number, time=now, previous=head.sha256)
+                msgspec.structs.replace(line, sequence=number, time=now, previous=end.sha256)
             )
             content.append(raw + b"\n")
-            head, tree = Head(number, digest(raw)), tree.add(hash_leaf(raw))
-        return b"".join(content), head, tree
+            end, tree = LinePosition(number, sha256_hex(raw)), tree.add(hash_leaf(raw))
+        return b"".join(content), end, tree
 
-    def _advance(self, head: Head, tree: TreeHead) -> None:
-        self._head, self._tree = head, tree
+    def _advance(self, end: LinePosition, tree: TreeHead) -> None:
+        self._end, self._tree = end, tree
         if not self._tail.unsynced:
-            self.durable, self.durable_tree = head, tree
+            self.durable, self.durable_tree = end, tree
 
     def _track_intents(self, written: "zip[tuple[int, Line]]") -> None:
         """Update the open intents."""
         for number, line in written:
-            if isinstance(line, Intent):
+            if isinstance(line, IntentLine):
                 self._open[number] = None
-            elif isinstance(line, ReceiptLine | Unknown):
+            elif isinstance(line, ReceiptLine | UnknownLine):
                 self._open.pop(line.intent, None)
         while len(self._open) > MAX_OPEN:
             oldest = next(iter(self._open))
             del self._open[oldest]
-            self._pending.append(Unknown(intent=oldest, why="stopped"))
+            self._pending.append(UnknownLine(intent=oldest, why="stopped"))
 
     def _record_lost_receipts(self, entries: Sequence[Entry]) -> None:
         """Remember receipts that were not written: their intents' outcome is unknown here."""
         for entry in entries:
             if isinstance(entry.line, ReceiptLine) and entry.line.intent in self._open:
                 del self._open[entry.line.intent]
-                self._pending.append(Unknown(intent=entry.line.intent, why="receipt_lost"))
+                self._pending.append(UnknownLine(intent=entry.line.intent, why="receipt_lost"))
 
     # The bound.
 
@@ -274,12 +274,12 @@ class Chain:
             if total <= self._max_bytes or number >= self._number:
                 break
             victims.append(number)
-            total += 4 * HEAD_BYTES - self.segments.sizes[number]
+            total += 4 * LINK_BYTES - self.segments.sizes[number]
         return victims
 
-    def _removal(self, number: int) -> Removed:
+    def _removal(self, number: int) -> RemovedLine:
         first, last = find_ends(self.segments.path(number))
-        return Removed(
+        return RemovedLine(
             segment=number,
             first_sequence=first,
             last_sequence=last.sequence,
@@ -297,20 +297,20 @@ class Chain:
 
     def _recover(self) -> None:
         """Continue the chain of the last process."""
-        self._take_lock()
+        self._acquire_lock()
         self.segments.load()
         self.mismatch = find_mismatch(self.segments, self._expected)
         found = _find_end(self.segments)
-        self._head = found.head
-        self._pending = [*found.states, *(Unknown(intent=i, why="crash") for i in found.open)]
+        self._end = found.end
+        self._pending = [*found.states, *(UnknownLine(intent=i, why="crash") for i in found.open)]
         if self.mismatch:
             self._pending.insert(0, self._mismatch_line(self.mismatch, found.number))
         if found.length:
             rewrite_and_sync(self.segments.path(found.number))
-            self._tail.take(self.segments.path(found.number), found.length)
+            self._tail.begin_file(self.segments.path(found.number), found.length)
             self._tail.ready()
             self._tail.sync()  # the last process may not have
-            self._number, self.durable = found.number, found.head
+            self._number, self.durable = found.number, found.end
             self._tree = self.durable_tree = found.tree or TreeHead()
             if found.tree is None or found.max_bytes != self._max_bytes:
                 self._rotate()  # a file of 0.1.0, or another bound: the next file states both
@@ -320,16 +320,16 @@ class Chain:
         for number in found.removed & set(self.segments.sizes):
             self.segments.remove(number)
 
-    def _mismatch_line(self, why: Literal["lost", "older"], number: int) -> Recovered:
+    def _mismatch_line(self, why: Literal["lost", "older"], number: int) -> RecoveredLine:
         if why == "lost":
             structlog.get_logger().error("ledger.lost", expected=self._expected)
         else:
             structlog.get_logger().error("ledger.older", expected=self._expected)
-        return Recovered(
+        return RecoveredLine(
             segment=number, why=why, bytes=0, sha256="", aside="", expected=self._expected
         )
 
-    def _take_lock(self) -> None:
+    def _acquire_lock(self) -> None:
         if self._lock >= 0:
             return
         self.segments.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -344,7 +344,7 @@ class Chain:
 
     def _abandon(self, why: RecoveredWhy) -> None:
         """Go on in a new file. `ledger verify` still reports the missing lines."""
-        lost = Recovered(segment=self._number, why=why, bytes=0, sha256="", aside="")
+        lost = RecoveredLine(segment=self._number, why=why, bytes=0, sha256="", aside="")
         structlog.get_logger().error("ledger.recovered", why=why, segment=self._number)
         self.segments.load()
         self._start(max([self._number, *self.segments.sizes]) + 1)
@@ -358,9 +358,9 @@ class Chain:
 
     def _start(self, number: int) -> None:
         """Create the next file with its first line, and write to it from now on."""
-        unknown = {line.intent for line in self._pending if isinstance(line, Unknown)}
+        unknown = {line.intent for line in self._pending if isinstance(line, UnknownLine)}
         flying = tuple(sorted({*self._open, *unknown}))
-        first = Segment(
+        first = SegmentLine(
             format=self._format,
             version=__version__,
             segment=number,
@@ -368,24 +368,24 @@ class Chain:
             tree=self._tree,
             max_bytes=self._max_bytes,
         )
-        content, head, tree = self._link_lines([first])
+        content, end, tree = self._link_lines([first])
         self.segments.create(number, content)
-        self._tail.take(self.segments.path(number), len(content))
+        self._tail.begin_file(self.segments.path(number), len(content))
         self._number = number
-        self._advance(head, tree)
+        self._advance(end, tree)
         structlog.get_logger().info(
-            "ledger.segment_started", segment=number, head=str(head), tree=str(tree)
+            "ledger.segment_started", segment=number, head=str(end), tree=str(tree)
         )
 
     def _sync(self) -> None:
         if self._tail.unsynced:
             self._tail.sync()
-            self.durable, self.durable_tree = self._head, self._tree
+            self.durable, self.durable_tree = self._end, self._tree
 
 
 def _needed_bytes(line: Line) -> int:
-    kept = sum(s.bytes for s in line.messages if s.kept) if isinstance(line, Intent) else 0
-    return len(encode(line)) + HEAD_BYTES + kept
+    kept = sum(s.bytes for s in line.messages if s.kept) if isinstance(line, IntentLine) else 0
+    return len(encode(line)) + LINK_BYTES + kept
 
 
 # Recovery at a start: the end of the chain, torn writes, and the lines to add.
@@ -396,7 +396,7 @@ class OpenedLedger(msgspec.Struct):
 
     number: int
     length: int = 0
-    head: Head = START
+    end: LinePosition = START
     tree: TreeHead | None = None  # None: a file of 0.1.0, or no file
     max_bytes: int = 0  # the bound that the file states
     open: Sequence[int] = ()  # intents without an outcome
@@ -434,17 +434,17 @@ def _go_on(segments: Segments, number: int, seen: Scan) -> OpenedLedger:
     found = OpenedLedger(
         number,
         length=seen.good_bytes,
-        head=seen.head,
+        end=seen.end,
         tree=seen.tree,
         max_bytes=seen.max_bytes,
         open=sorted(seen.open),
         removed=seen.removed,
     )
     if seen.damaged:
-        found.number, found.length, found.head = number + 1, 0, seen.last
+        found.number, found.length, found.end = number + 1, 0, seen.last
         found.open, found.tree = sorted(seen.flying), seen.last_tree
         found.states.append(
-            Recovered(segment=number, why="damaged", bytes=seen.rest_bytes, sha256="", aside="")
+            RecoveredLine(segment=number, why="damaged", bytes=seen.rest_bytes, sha256="", aside="")
         )
     elif seen.rest_bytes:
         _set_aside(segments, number, seen)
@@ -467,13 +467,13 @@ def _list_unstated(segments: Segments, first: int, stated: set[str]) -> list[Lin
     ]
 
 
-def _of_foreign(number: int, path: Path) -> Recovered:
+def _of_foreign(number: int, path: Path) -> RecoveredLine:
     size = path.lstat().st_size
-    return Recovered(segment=number, why="damaged", bytes=size, sha256="", aside=path.name)
+    return RecoveredLine(segment=number, why="damaged", bytes=size, sha256="", aside=path.name)
 
 
-def _of_aside(number: int, path: Path) -> Recovered:
+def _of_aside(number: int, path: Path) -> RecoveredLine:
     content = path.read_bytes()
-    return Recovered(
-        segment=number, why="torn", bytes=len(content), sha256=digest(content), aside=path.name
+    return RecoveredLine(
+        segment=number, why="torn", bytes=len(content), sha256=sha256_hex(content), aside=path.name
     )

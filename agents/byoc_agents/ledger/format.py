@@ -16,9 +16,9 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from byoc_agents.delivery.sink import Message, Outcome
 from byoc_agents.errors import SendError
 from byoc_agents.ledger.tree import TreeHead
+from byoc_agents.message import Message, Outcome
 
 FORMAT = 1
 FORMAT_WITH_FACTS = 2
@@ -49,7 +49,7 @@ RecoveredWhy = Literal[
 ]
 
 
-class Head(NamedTuple):
+class LinePosition(NamedTuple):
     """A place in the chain: a line's number and the hash of its bytes."""
 
     sequence: int
@@ -60,7 +60,7 @@ class Head(NamedTuple):
         return f"{self.sequence}:{self.sha256}"
 
 
-START = Head(-1, GENESIS)
+START = LinePosition(-1, GENESIS)
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,7 +71,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     previous: str = GENESIS
 
 
-class Segment(Line, frozen=True, kw_only=True, tag_field="kind", tag="segment"):
+class SegmentLine(Line, frozen=True, kw_only=True, tag_field="kind", tag="segment"):
     """The first line of a file. Files of 0.1.0 do not have the fields `tree` and `max_bytes`."""
 
     format: int
@@ -82,14 +82,14 @@ class Segment(Line, frozen=True, kw_only=True, tag_field="kind", tag="segment"):
     max_bytes: int = 0  # the bound while this file is written
 
 
-class Sent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class LedgerMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One message. Bytes and hash are of the body, before framing and TLS."""
 
     id: str
     type: str
     bytes: int
     sha256: str
-    records: int
+    events: int = msgspec.field(name="records")  # inside the body
     content_type: str
     content_encoding: str = ""
     kept: bool = False  # the exact body is stored in bodies/<segment>/<sha256>
@@ -98,14 +98,14 @@ class Sent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     sequence: int = 0
 
 
-class Intent(Line, frozen=True, kw_only=True, tag_field="kind", tag="intent"):
+class IntentLine(Line, frozen=True, kw_only=True, tag_field="kind", tag="intent"):
     """The messages of a request that is about to be made. Durable before its first byte leaves."""
 
     destination: str
-    messages: tuple[Sent, ...]
+    messages: tuple[LedgerMessage, ...]
 
 
-class Ended(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class LedgerOutcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The result of one message."""
 
     id: str
@@ -119,17 +119,17 @@ class ReceiptLine(Line, frozen=True, kw_only=True, tag_field="kind", tag="receip
     """The results of the messages of an intent, in its order."""
 
     intent: int  # its sequence number
-    outcomes: tuple[Ended, ...]
+    outcomes: tuple[LedgerOutcome, ...]
 
 
-class Unknown(Line, frozen=True, kw_only=True, tag_field="kind", tag="unknown"):
+class UnknownLine(Line, frozen=True, kw_only=True, tag_field="kind", tag="unknown"):
     """The outcome of this intent is unknown: it may have been sent."""
 
     intent: int
     why: UnknownWhy
 
 
-class Refused(Line, frozen=True, kw_only=True, tag_field="kind", tag="refused"):
+class RefusedLine(Line, frozen=True, kw_only=True, tag_field="kind", tag="refused"):
     """The egress gate refused the connection: nothing was sent."""
 
     reason: str
@@ -141,7 +141,7 @@ class Refused(Line, frozen=True, kw_only=True, tag_field="kind", tag="refused"):
         return self.suppressed + (self.reason != SUPPRESSED)
 
 
-class Removed(Line, frozen=True, kw_only=True, tag_field="kind", tag="removed"):
+class RemovedLine(Line, frozen=True, kw_only=True, tag_field="kind", tag="removed"):
     """The oldest file goes now, to stay within the bound. Durable before it is deleted."""
 
     segment: int
@@ -151,7 +151,7 @@ class Removed(Line, frozen=True, kw_only=True, tag_field="kind", tag="removed"):
     bytes: int  # of its lines and bodies
 
 
-class Recovered(Line, frozen=True, kw_only=True, tag_field="kind", tag="recovered"):
+class RecoveredLine(Line, frozen=True, kw_only=True, tag_field="kind", tag="recovered"):
     """Damage that was found when the ledger was opened."""
 
     segment: int  # number of the file concerned
@@ -172,7 +172,16 @@ class FactLine(Line, frozen=True, kw_only=True, tag_field="kind", tag="fact"):
     sha256: dict[str, str] = {}  # name -> digest of each document that belongs to it
 
 
-LedgerLine = Segment | Intent | ReceiptLine | Unknown | Refused | Removed | Recovered | FactLine
+LedgerLine = (
+    SegmentLine
+    | IntentLine
+    | ReceiptLine
+    | UnknownLine
+    | RefusedLine
+    | RemovedLine
+    | RecoveredLine
+    | FactLine
+)
 
 _ENCODER = msgspec.json.Encoder()
 _DECODER: msgspec.json.Decoder[LedgerLine] = msgspec.json.Decoder(LedgerLine)
@@ -210,32 +219,32 @@ def format_of(first_line: bytes) -> int:
     return first.format if first.kind == "segment" else 0
 
 
-def digest(raw: bytes) -> str:
+def sha256_hex(raw: bytes) -> str:
     """Return the SHA-256 in 64 hex digits: of a line without its line end, or of a body."""
     return hashlib.sha256(raw).hexdigest()
 
 
-def intent_of(destination: str, batch: Sequence[Message], max_kept_bytes: int | None) -> Intent:
+def intent_of(destination: str, batch: Sequence[Message], max_kept_bytes: int | None) -> IntentLine:
     """Return the line for a batch. Marks bodies as kept while their sum is within the bound.
 
     No body is kept if the bound is None.
     """
-    sent: list[Sent] = []
+    sent: list[LedgerMessage] = []
     total = 0
     for message in batch:
         total += len(message.body)
         kept = max_kept_bytes is not None and total <= max_kept_bytes
-        sent.append(_make_sent(message, kept=kept))
-    return Intent(destination=destination, messages=tuple(sent))
+        sent.append(_describe_message(message, kept=kept))
+    return IntentLine(destination=destination, messages=tuple(sent))
 
 
-def _make_sent(message: Message, *, kept: bool) -> Sent:
-    return Sent(
+def _describe_message(message: Message, *, kept: bool) -> LedgerMessage:
+    return LedgerMessage(
         id=message.id,
         type=message.type,
         bytes=len(message.body),
-        sha256=digest(message.body),
-        records=message.records,
+        sha256=sha256_hex(message.body),
+        events=message.events,
         content_type=message.content_type,
         content_encoding=message.content_encoding,
         kept=kept,
@@ -248,15 +257,15 @@ def _make_sent(message: Message, *, kept: bool) -> Sent:
 def receipt_of(intent: int, batch: Sequence[Message], outcomes: Sequence[Outcome]) -> ReceiptLine:
     """Return the line for the outcomes of a sink."""
     pairs = zip(batch, outcomes, strict=True)
-    return ReceiptLine(intent=intent, outcomes=tuple(_make_ended(m.id, o) for m, o in pairs))
+    return ReceiptLine(intent=intent, outcomes=tuple(_describe_outcome(m.id, o) for m, o in pairs))
 
 
-def _make_ended(message_id: str, outcome: Outcome) -> Ended:
+def _describe_outcome(message_id: str, outcome: Outcome) -> LedgerOutcome:
     reason = outcome.reason.value
     if isinstance(outcome, SendError):
-        return Ended(id=message_id, reason=reason, detail=clean(outcome.detail))
+        return LedgerOutcome(id=message_id, reason=reason, detail=clean(outcome.detail))
     reference = clean(outcome.reference)
-    return Ended(id=message_id, reason=reason, status=outcome.status, reference=reference)
+    return LedgerOutcome(id=message_id, reason=reason, status=outcome.status, reference=reference)
 
 
 def clean(text: str) -> str:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from byoc_agents.ledger.format import Head
+from byoc_agents.ledger.format import LinePosition
 from byoc_agents.ledger.tree import decode_hash, encode_hash
 
 if TYPE_CHECKING:  # 20 MiB, and only where a key is used: the extra `checkpoint`
@@ -46,7 +46,7 @@ class KeptHeads(NamedTuple):
     """The content of a file of heads."""
 
     heads: tuple[KeptHead, ...] = ()
-    anchors: tuple[Head, ...] = ()  # SEQUENCE:SHA256, from /status and the log
+    anchors: tuple[LinePosition, ...] = ()  # SEQUENCE:SHA256, from /status and the log
 
     def of_ledger(self, name: str) -> "KeptHeads":
         """Return the heads without those of other ledgers."""
@@ -61,7 +61,7 @@ def parse_heads(text: str) -> KeptHeads:
     Empty lines and lines that start with `#` separate them. Raises ValueError with the line.
     """
     heads: list[KeptHead] = []
-    anchors: list[Head] = []
+    anchors: list[LinePosition] = []
     lines = text.splitlines()
     at = 0
     while at < len(lines):
@@ -69,7 +69,7 @@ def parse_heads(text: str) -> KeptHeads:
         if not line.strip() or line.startswith("#"):
             at += 1
         elif found := ANCHOR.fullmatch(line):
-            anchors.append(Head(int(found[1]), found[2].lower()))
+            anchors.append(LinePosition(int(found[1]), found[2].lower()))
             at += 1
         elif found := PLAIN.fullmatch(line):
             heads.append(KeptHead(int(found[1]), _root(found[2], at), found[3] or "", ""))

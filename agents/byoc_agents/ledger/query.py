@@ -8,13 +8,13 @@ from pathlib import Path
 import msgspec
 
 from byoc_agents.ledger.format import (
-    Ended,
     FactLine,
-    Intent,
+    IntentLine,
     LedgerLine,
+    LedgerOutcome,
     ReceiptLine,
-    Refused,
-    Unknown,
+    RefusedLine,
+    UnknownLine,
     decode,
 )
 from byoc_agents.ledger.reader import raw_lines
@@ -36,7 +36,7 @@ class Send(msgspec.Struct, frozen=True, kw_only=True):
     type: str
     bytes: int
     sha256: str
-    records: int
+    events: int = msgspec.field(name="records")
     content_type: str
     reason: str  # byoc_agents.errors.Reason, or `unknown`, or `in_flight`
     status: int = 0
@@ -103,16 +103,16 @@ def events(ledgers: Mapping[str, Path], wanted: Filter) -> Iterator[LedgerEvent]
 
 def _of_daemon(daemon: str, directory: Path) -> Iterator[LedgerEvent]:
     segments = Segments(directory)
-    flying: dict[int, tuple[int, Intent]] = {}
+    flying: dict[int, tuple[int, IntentLine]] = {}
     for number in segments.numbers():
         for line in _lines(segments.path(number)):
-            if isinstance(line, Intent):
+            if isinstance(line, IntentLine):
                 flying[line.sequence] = (number, line)
-            elif isinstance(line, Refused):
+            elif isinstance(line, RefusedLine):
                 yield _refusal(daemon, line)
             elif isinstance(line, FactLine):
                 yield _fact(daemon, line)
-            elif isinstance(line, ReceiptLine | Unknown) and line.intent in flying:
+            elif isinstance(line, ReceiptLine | UnknownLine) and line.intent in flying:
                 yield from _sends(daemon, segments, flying.pop(line.intent), line)
     for pair in flying.values():
         yield from _sends(daemon, segments, pair, None)
@@ -128,7 +128,7 @@ def _lines(path: Path) -> Iterator[LedgerLine]:
         return
 
 
-def _refusal(daemon: str, line: Refused) -> RefusedConnections:
+def _refusal(daemon: str, line: RefusedLine) -> RefusedConnections:
     return RefusedConnections(
         daemon=daemon,
         sequence=line.sequence,
@@ -153,7 +153,10 @@ def _fact(daemon: str, line: FactLine) -> RecordedFact:
 
 
 def _sends(
-    daemon: str, segments: Segments, pair: tuple[int, Intent], outcome: ReceiptLine | Unknown | None
+    daemon: str,
+    segments: Segments,
+    pair: tuple[int, IntentLine],
+    outcome: ReceiptLine | UnknownLine | None,
 ) -> Iterator[Send]:
     number, intent = pair
     for position, sent in enumerate(intent.messages):
@@ -168,7 +171,7 @@ def _sends(
             type=sent.type,
             bytes=sent.bytes,
             sha256=sent.sha256,
-            records=sent.records,
+            events=sent.events,
             content_type=sent.content_type,
             reason=ended.reason,
             status=ended.status,
@@ -179,9 +182,9 @@ def _sends(
         )
 
 
-def _find_result(outcome: ReceiptLine | Unknown | None, position: int) -> Ended:
+def _find_result(outcome: ReceiptLine | UnknownLine | None, position: int) -> LedgerOutcome:
     if isinstance(outcome, ReceiptLine) and position < len(outcome.outcomes):
         return outcome.outcomes[position]
-    if isinstance(outcome, Unknown):
-        return Ended(id="", reason=UNKNOWN, detail=outcome.why)
-    return Ended(id="", reason=NO_OUTCOME)
+    if isinstance(outcome, UnknownLine):
+        return LedgerOutcome(id="", reason=UNKNOWN, detail=outcome.why)
+    return LedgerOutcome(id="", reason=NO_OUTCOME)

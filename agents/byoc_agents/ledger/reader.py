@@ -11,18 +11,18 @@ from byoc_agents.errors import LedgerNewerError
 from byoc_agents.ledger.format import (
     DURABLE,
     START,
-    Head,
-    Intent,
+    IntentLine,
     LedgerLine,
+    LinePosition,
     ReceiptLine,
-    Recovered,
-    Removed,
-    Segment,
-    Unknown,
+    RecoveredLine,
+    RemovedLine,
+    SegmentLine,
+    UnknownLine,
     decode,
-    digest,
     format_of,
     kind_of,
+    sha256_hex,
 )
 from byoc_agents.ledger.segments import Segments
 from byoc_agents.ledger.tree import Leaves, TreeHead, encode_hash, hash_leaf
@@ -42,7 +42,7 @@ class Scan(msgspec.Struct):
     """The contents of a file. `good_bytes` from its start are a chain; the rest is not."""
 
     good_bytes: int = 0
-    head: Head = START  # the last line of the chain
+    end: LinePosition = START  # the last line of the chain
     open: set[int] = msgspec.field(default_factory=set)  # intents of the chain without an outcome
     flying: set[int] = msgspec.field(default_factory=set)  # the same over all that can be read
     removed: set[int] = msgspec.field(default_factory=set)  # files that it says are removed
@@ -50,7 +50,7 @@ class Scan(msgspec.Struct):
     rest_bytes: int = 0
     oversized: bool = False  # the rest is more than one write of ours can leave
     damaged: bool = False  # the rest is more than the torn end of a write
-    last: Head = START  # the last whole line, in the chain or not
+    last: LinePosition = START  # the last whole line, in the chain or not
     max_bytes: int = 0  # the bound that the file states; 0 = none, as in 0.1.0
     tree: TreeHead | None = None  # over the chain; None = the file states none to start from
     last_tree: TreeHead | None = None  # the same over all whole lines
@@ -82,12 +82,12 @@ def scan(path: Path) -> Scan:
             holed = holed or b"\0" in raw.content
             found.damaged |= raw.whole and (not holed or kind_of(line) in DURABLE)
         else:
-            _take(found, raw, line)
+            _extend_chain(found, raw, line)
         if line:
             _follow(found.flying, line)
         if raw.whole:
             sequence = found.last.sequence + 1 if line is None else line.sequence
-            found.last = Head(sequence, digest(raw.content))
+            found.last = LinePosition(sequence, sha256_hex(raw.content))
             found.last_tree = extend(found.last_tree, raw.content, line)
             found.tree = found.tree if found.rest_bytes else found.last_tree
         if found.rest_bytes > MAX_LINE_BYTES:  # however much follows: it was not written by us
@@ -99,45 +99,45 @@ def scan(path: Path) -> Scan:
 
 def extend(tree: TreeHead | None, content: bytes, line: LedgerLine | None) -> TreeHead | None:
     """Return the tree with one more line. The first line of a file states where it begins."""
-    if isinstance(line, Segment) and line.tree and line.tree.valid:
+    if isinstance(line, SegmentLine) and line.tree and line.tree.valid:
         tree = line.tree
     return tree.add(hash_leaf(content)) if tree else None
 
 
 def _continues(found: Scan, line: LedgerLine) -> bool:
-    if found.head is START:
-        return isinstance(line, Segment)
-    return (line.sequence - 1, line.previous) == found.head
+    if found.end is START:
+        return isinstance(line, SegmentLine)
+    return (line.sequence - 1, line.previous) == found.end
 
 
-def _take(found: Scan, raw: Raw, line: LedgerLine) -> None:
+def _extend_chain(found: Scan, raw: Raw, line: LedgerLine) -> None:
     found.good_bytes = raw.offset + len(raw.content) + 1
-    found.head = Head(line.sequence, digest(raw.content))
+    found.end = LinePosition(line.sequence, sha256_hex(raw.content))
     _follow(found.open, line)
-    if isinstance(line, Segment):
+    if isinstance(line, SegmentLine):
         found.max_bytes = line.max_bytes
-    if isinstance(line, Removed):
+    if isinstance(line, RemovedLine):
         found.removed.add(line.segment)
-    elif isinstance(line, Recovered):
+    elif isinstance(line, RecoveredLine):
         found.asides.add(line.aside)
 
 
 def _follow(flying: set[int], line: LedgerLine) -> None:
-    if isinstance(line, Segment):
+    if isinstance(line, SegmentLine):
         flying.update(line.open)
-    elif isinstance(line, Intent):
+    elif isinstance(line, IntentLine):
         flying.add(line.sequence)
-    elif isinstance(line, ReceiptLine | Unknown):
+    elif isinstance(line, ReceiptLine | UnknownLine):
         flying.discard(line.intent)
 
 
-def find_ends(path: Path) -> tuple[int, Head]:
+def find_ends(path: Path) -> tuple[int, LinePosition]:
     """Return the number of a file's first line, and its last whole line. Raises OSError."""
     first, last = b"", b""
     for raw in raw_lines(path):
         if raw.whole:
             first, last = first or raw.content, raw.content
-    return _sequence(first), Head(_sequence(last), digest(last))
+    return _sequence(first), LinePosition(_sequence(last), sha256_hex(last))
 
 
 def _sequence(content: bytes) -> int:
@@ -190,7 +190,7 @@ def _start(segments: Segments, number: int) -> TreeHead | None:
     path = segments.path(number)
     first = next((raw.content for raw in raw_lines(path)), b"") if path.is_file() else b""
     line = decode(first)
-    return line.tree if isinstance(line, Segment) and line.tree and line.tree.valid else None
+    return line.tree if isinstance(line, SegmentLine) and line.tree and line.tree.valid else None
 
 
 class History(NamedTuple):
@@ -211,9 +211,9 @@ def read_history(directory: Path) -> History:
     for number in segments.numbers():
         for raw in raw_lines(segments.path(number)):
             line = decode(raw.content) if raw.whole else None
-            if isinstance(line, Segment) and line.tree and line.tree.valid and tree is None:
+            if isinstance(line, SegmentLine) and line.tree and line.tree.valid and tree is None:
                 tree, start, first_sequence = line.tree, line.tree, line.sequence
-            elif isinstance(line, Segment) and line.tree != tree:
+            elif isinstance(line, SegmentLine) and line.tree != tree:
                 place = segments.path(number).name
                 raise ValueError(f"{place} does not continue the tree: see `ledger verify`")
             if raw.whole and tree is not None:

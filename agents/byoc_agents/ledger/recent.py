@@ -11,8 +11,8 @@ from typing import NamedTuple
 import msgspec
 
 from byoc_agents.app.files import open_regular
-from byoc_agents.errors import uncertain
-from byoc_agents.ledger.format import Intent, LedgerLine, ReceiptLine, Sent, decode
+from byoc_agents.errors import leaves_unknown
+from byoc_agents.ledger.format import IntentLine, LedgerLine, LedgerMessage, ReceiptLine, decode
 from byoc_agents.ledger.query import STORED
 from byoc_agents.ledger.segments import Segments
 
@@ -32,13 +32,13 @@ class RecentSend(msgspec.Struct, frozen=True):
     id: str
     stream: str
     last: StreamPosition  # of its last event
-    records: int  # events inside, with contiguous sequences
+    events: int  # inside, with contiguous sequences
     stored: bool = False  # the receiver confirmed it
 
     @property
     def first(self) -> StreamPosition:
         """Return the position of its first event."""
-        return StreamPosition(self.last.epoch, self.last.sequence - self.records + 1)
+        return StreamPosition(self.last.epoch, self.last.sequence - self.events + 1)
 
 
 def newest_sent(sends: Iterable[RecentSend], stream: str) -> StreamPosition | None:
@@ -62,7 +62,7 @@ def recently_sent(
     found: dict[str, RecentSend] = {}
     try:
         for line in _tail(directory):
-            if isinstance(line, Intent):
+            if isinstance(line, IntentLine):
                 for sent in line.messages:
                     if sent.id not in found and (send := _read_position(sent) or read_id(sent.id)):
                         found[sent.id] = send
@@ -76,33 +76,33 @@ def recently_sent(
     return list(found.values())
 
 
-def _read_position(sent: Sent) -> RecentSend | None:
+def _read_position(sent: LedgerMessage) -> RecentSend | None:
     if not sent.stream:
         return None
     last = StreamPosition(sent.epoch, sent.sequence)
-    return RecentSend(sent.id, sent.stream, last, sent.records)
+    return RecentSend(sent.id, sent.stream, last, sent.events)
 
 
-def unfinished_batch(directory: Path) -> tuple[str, ...]:
-    """Return the ids, in order, of the last announced batch if the receiver may have stored it.
+def unknown_batch(directory: Path) -> tuple[str, ...]:
+    """Return the ids, in order, of the last announced batch if its outcome is unknown.
 
     This is so if any attempt of exactly this batch has no receipt, or one that does not exclude
     it. The messages may be gone from the spool. Blocks. Returns () if the ledger cannot be read.
     """
     batch: tuple[str, ...] = ()
-    certain: dict[int, bool] = {}  # intent of an attempt of `batch` -> whether it was refused
+    refused: dict[int, bool] = {}  # intent of an attempt of `batch` -> whether it was refused
     try:
         for line in _tail(directory):
-            if isinstance(line, Intent):
+            if isinstance(line, IntentLine):
                 ids = tuple(sent.id for sent in line.messages)
-                certain = {**(certain if ids == batch else {}), line.sequence: False}
+                refused = {**(refused if ids == batch else {}), line.sequence: False}
                 batch = ids
-            elif isinstance(line, ReceiptLine) and line.intent in certain:
+            elif isinstance(line, ReceiptLine) and line.intent in refused:
                 reasons = [one.reason for one in line.outcomes]
-                certain[line.intent] = not (uncertain(reasons) or STORED & set(reasons))
+                refused[line.intent] = not (leaves_unknown(reasons) or STORED & set(reasons))
     except OSError:
         return ()
-    return () if all(certain.values()) else batch
+    return () if all(refused.values()) else batch
 
 
 def _tail(directory: Path) -> Iterator[LedgerLine]:

@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from byoc_agents.app.files import open_regular
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.files import Disk, size_bytes
-from byoc_agents.ledger.format import Sent
+from byoc_agents.ledger.format import LedgerMessage
+from byoc_agents.message import Message
 
 NAME = re.compile(r"ledger-(\d{6,})\.jsonl")
 ASIDE = re.compile(r"aside-(\d{6,})-\d+")
@@ -103,7 +103,9 @@ class Segments:
         self._disk.place(content, self.path(number))
         self.sizes[number] = len(content)
 
-    def keep(self, number: int, messages: Sequence[Message], sent: Sequence[Sent]) -> None:
+    def keep_bodies(
+        self, number: int, messages: Sequence[Message], sent: Sequence[LedgerMessage]
+    ) -> None:
         """Store the bodies that are marked as kept, once each, durably."""
         bodies = self._bodies(number)
         for message, about in zip(messages, sent, strict=True):

@@ -115,7 +115,7 @@ class Leaves:
             raise IndexError(f"leaf {first}: expected {self.start.size} to {self.size - 1}")
         return self.hashes[first - self.start.size]
 
-    def head(self, size: int) -> bytes:
+    def root_at(self, size: int) -> bytes:
         """Return the root hash of the tree when it had `size` leaves. Raises IndexError."""
         return self.root(0, size) if size else EMPTY_ROOT
 

@@ -16,25 +16,25 @@ from pathlib import Path
 import msgspec
 
 from byoc_agents.app.files import open_regular
-from byoc_agents.ledger.chain import HEAD_BYTES, SEGMENTS
+from byoc_agents.ledger.chain import LINK_BYTES, SEGMENTS
 from byoc_agents.ledger.format import (
     FORMAT,
     FORMAT_WITH_FACTS,
     FORMATS,
     GENESIS,
     FactLine,
-    Head,
-    Intent,
+    IntentLine,
     LedgerLine,
+    LedgerMessage,
+    LinePosition,
     ReceiptLine,
-    Recovered,
-    Refused,
-    Removed,
-    Segment,
-    Sent,
-    Unknown,
+    RecoveredLine,
+    RefusedLine,
+    RemovedLine,
+    SegmentLine,
+    UnknownLine,
     decode,
-    digest,
+    sha256_hex,
 )
 from byoc_agents.ledger.heads import KeptHead, KeptHeads
 from byoc_agents.ledger.reader import MAX_LINE_BYTES, Raw, extend, raw_lines
@@ -63,7 +63,7 @@ class LedgerVerdict(msgspec.Struct, kw_only=True):
     bodies: int = 0  # kept bodies with the size and hash of their line
     first_time: str = ""
     last_time: str = ""
-    head: str = ""  # SEQUENCE:SHA256 of the last line
+    head: str = ""  # position of the last line, as in /status: SEQUENCE:SHA256
     tree: str = ""  # SIZE ROOT over all lines since 0.2; "" = there are none
     heads: int = 0  # kept heads and anchors that this history has
 
@@ -104,7 +104,7 @@ class _Verifier:
         self.verdict = LedgerVerdict(directory=str(segments.directory))
         self._segments = segments
         self._settle = settle
-        self._anchors: dict[int, list[Head]] = {}
+        self._anchors: dict[int, list[LinePosition]] = {}
         for anchor in kept.anchors:
             self._anchors.setdefault(anchor.sequence, []).append(anchor)
         self._heads: dict[int, list[KeptHead]] = {}
@@ -115,11 +115,12 @@ class _Verifier:
         self._first_size: int | None = None  # of the tree before the first line that is kept
         self._first: int | None = None  # number of the first line
         self._bound = _Bound(max_bytes)
-        self._head: Head | None = None  # number and hash of the line before
+        self._before: LinePosition | None = None  # number and hash of the line before
         self._readable = True  # whether that line could be decoded
         self._format = FORMAT  # of the file
         self._place = ""  # file and number of that line
-        self._cut_at: Head | None = None  # the last line that is gone, where the first is not 0
+        # The last line that was removed, if the first one here is not line 0.
+        self._cut_at: LinePosition | None = None
         self._open: dict[int, tuple[str, ...]] = {}  # intent -> ids; () where its line is gone
 
     def run(self) -> LedgerVerdict:
@@ -183,23 +184,23 @@ class _Verifier:
             self._frame(line, place, number, first=first)
             self._count(line, place)
             self._meaning(line, place, number)
-        before = self._head.sequence if self._head else -1
-        self._head = Head(before + 1 if line is None else line.sequence, digest(raw.content))
-        self._first = self._head.sequence if self._first is None else self._first
+        sequence = self._before.sequence + 1 if self._before else 0
+        self._before = LinePosition(line.sequence if line else sequence, sha256_hex(raw.content))
+        self._first = self._before.sequence if self._first is None else self._first
         self._readable, self._place = line is not None, place
-        self._anchor(self._head, place)
+        self._anchor(self._before, place)
         self._bound.add_line(len(raw.content) + 1)
         self._grow(raw.content, line, place)
 
     def _grow(self, content: bytes, line: LedgerLine | None, place: str) -> None:
         """Add the line to the tree, and compare the kept heads of its size."""
-        if isinstance(line, Segment):
+        if isinstance(line, SegmentLine):
             self._begin_tree(line, place)
         self._tree = extend(self._tree, content, line)
         if self._tree:
             self._compare(self._tree, place)
 
-    def _begin_tree(self, line: Segment, place: str) -> None:
+    def _begin_tree(self, line: SegmentLine, place: str) -> None:
         if line.tree is None or not line.tree.valid:
             if self._tree or line.tree:
                 self._problem(place, "states no valid tree, and an earlier file does")
@@ -222,26 +223,26 @@ class _Verifier:
 
     def _link(self, line: LedgerLine, place: str) -> None:
         """Compare number and hash with the line before."""
-        if self._head is None:
+        if self._before is None:
             self._begin(line, place)
-        elif line.sequence > self._head.sequence + 1:
-            lost = f"{self._head.sequence + 1} to {line.sequence - 1}"
+        elif line.sequence > self._before.sequence + 1:
+            lost = f"{self._before.sequence + 1} to {line.sequence - 1}"
             self._problem(place, f"lines {lost} are missing before it")
-        elif line.sequence <= self._head.sequence:
-            after = self._head.sequence
+        elif line.sequence <= self._before.sequence:
+            after = self._before.sequence
             self._problem(place, f"out of order: line {line.sequence} after line {after}")
-        elif line.previous != self._head.sha256 and self._readable:
+        elif line.previous != self._before.sha256 and self._readable:
             self._problem(self._place, f"changed, or {place} is: the hash there is of other bytes")
 
     def _begin(self, line: LedgerLine, place: str) -> None:
         if line.sequence > 0:
-            self._cut_at = Head(line.sequence - 1, line.previous)
+            self._cut_at = LinePosition(line.sequence - 1, line.previous)
         elif line.previous != GENESIS:
             self._problem(place, "changed: the first line of all follows on 64 zeros")
 
     def _frame(self, line: LedgerLine, place: str, number: int, *, first: bool) -> None:
         """Check that each file begins with its own number, and nothing else does."""
-        if not isinstance(line, Segment):
+        if not isinstance(line, SegmentLine):
             if first:
                 self._problem(place, "the first line of the file is missing")
         elif not first or line.segment != number:
@@ -250,17 +251,19 @@ class _Verifier:
             self._problem(
                 place, f"is in format {line.format}; this version reads up to {max(FORMATS)}"
             )
-        if isinstance(line, Segment):
+        if isinstance(line, SegmentLine):
             self._format = line.format
             self._bound.begin_file(line)
 
-    def _anchor(self, head: Head, place: str) -> None:
-        for wanted in self._anchors.pop(head.sequence, ()):
-            if wanted == head:
+    def _anchor(self, position: LinePosition, place: str) -> None:
+        for wanted in self._anchors.pop(position.sequence, ()):
+            if wanted == position:
                 self.verdict.heads += 1
-                self.verdict.notes.append(f"{place} is the given anchor {head.sequence}")
+                self.verdict.notes.append(f"{place} is the given anchor {position.sequence}")
             else:
-                self._problem(place, f"is not the given anchor {head.sequence}: another history")
+                self._problem(
+                    place, f"is not the given anchor {position.sequence}: another history"
+                )
 
     # What lines say.
 
@@ -268,28 +271,28 @@ class _Verifier:
         verdict = self.verdict
         verdict.first_time = verdict.first_time or line.time
         verdict.last_time = line.time
-        verdict.intents += isinstance(line, Intent)
+        verdict.intents += isinstance(line, IntentLine)
         verdict.receipts += isinstance(line, ReceiptLine)
-        verdict.unknown += isinstance(line, Unknown)
-        if isinstance(line, Refused):
+        verdict.unknown += isinstance(line, UnknownLine)
+        if isinstance(line, RefusedLine):
             verdict.refused += line.count()
-        if isinstance(line, Segment) and self._head is None:
+        if isinstance(line, SegmentLine) and self._before is None:
             self._open = dict.fromkeys(line.open, ())
             verdict.notes += [f"{place} carries {len(line.open)} open intents"] * bool(line.open)
 
     def _meaning(self, line: LedgerLine, place: str, number: int) -> None:
         match line:
-            case Intent():
+            case IntentLine():
                 self._open[line.sequence] = tuple(sent.id for sent in line.messages)
                 self._bodies(line, place, number)
             case ReceiptLine():
                 self._close(line.intent, tuple(ended.id for ended in line.outcomes), place)
-            case Unknown():
+            case UnknownLine():
                 self._close(line.intent, (), place)
                 self.verdict.notes.append(f"{place} states line {line.intent} unknown: {line.why}")
-            case Removed():
+            case RemovedLine():
                 self._removal(line, place)
-            case Recovered():
+            case RecoveredLine():
                 self._recovery(line, place)
             case FactLine() if self._format < FORMAT_WITH_FACTS:
                 self._problem(place, f"is a fact in a file of format {self._format}")
@@ -301,8 +304,8 @@ class _Verifier:
         elif announced and ids and announced != ids:
             self._problem(place, f"names other ids than its intent, line {intent}")
 
-    def _removal(self, line: Removed, place: str) -> None:
-        end = Head(line.last_sequence, line.last_sha256)
+    def _removal(self, line: RemovedLine, place: str) -> None:
+        end = LinePosition(line.last_sequence, line.last_sha256)
         if end == self._cut_at:
             self._cut_at = None
             lines = f"lines 0 to {line.last_sequence}"
@@ -310,7 +313,7 @@ class _Verifier:
         self._bound.remove(place, line)
         self._anchor(end, place)
 
-    def _recovery(self, line: Recovered, place: str) -> None:
+    def _recovery(self, line: RecoveredLine, place: str) -> None:
         text = f"{line.bytes} bytes kept in {line.aside}" if line.aside else "see there"
         if line.expected:
             text = f"the spool knew the head {line.expected}"
@@ -322,14 +325,16 @@ class _Verifier:
         if line.aside and line.sha256 and self._segments.path(line.segment).exists():
             self._same(aside, line.segment, line, place)
 
-    def _bodies(self, line: Intent, place: str, number: int) -> None:
+    def _bodies(self, line: IntentLine, place: str, number: int) -> None:
         self._bound.add_bodies({sent.sha256: sent.bytes for sent in line.messages if sent.kept})
         for sent in line.messages:
             if sent.kept:
                 path = self._segments.body_path(number, sent.sha256)
                 self.verdict.bodies += self._same(path, number, sent, place)
 
-    def _same(self, path: Path, number: int, stated: Sent | Recovered, place: str) -> bool:
+    def _same(
+        self, path: Path, number: int, stated: LedgerMessage | RecoveredLine, place: str
+    ) -> bool:
         """Return whether a kept file has the size and hash that its line states."""
         try:
             with open_regular(path) as file:
@@ -360,12 +365,12 @@ class _Verifier:
         self._conclude_heads()
         for intent in self._open:
             self.verdict.notes.append(f"line {intent} has no outcome yet: in flight, or a crash")
-        self.verdict.head = str(self._head) if self._head else ""
+        self.verdict.head = str(self._before) if self._before else ""
         self.verdict.tree = str(self._tree) if self._tree else ""
 
     def _conclude_heads(self) -> None:
         """Report the kept heads that no line has: lost at the end, or removed at the beginning."""
-        last = self._head.sequence if self._head else -1
+        last = self._before.sequence if self._before else -1
         for sequence in self._anchors:
             self._missing("anchor", sequence, (self._first or 0, last))
         size = self._tree.size if self._tree else 0
@@ -405,9 +410,9 @@ class _Bound:
         self._longest_line = 0
         self._most_kept = 0  # bytes of the bodies that one intent keeps
         self._kept: set[str] = set()  # bodies of the current file
-        self._removed: dict[int, tuple[str, Removed, int, int]] = {}
+        self._removed: dict[int, tuple[str, RemovedLine, int, int]] = {}
 
-    def begin_file(self, line: Segment) -> None:
+    def begin_file(self, line: SegmentLine) -> None:
         """Note the bound that a file states. A lower one is not believed."""
         self._kept.clear()
         self._max_bytes = max(self._max_bytes, line.max_bytes)
@@ -427,7 +432,7 @@ class _Bound:
         self._used += sum(size for sha256, size in sizes.items() if sha256 not in self._kept)
         self._kept |= sizes.keys()
 
-    def remove(self, place: str, line: Removed) -> None:
+    def remove(self, place: str, line: RemovedLine) -> None:
         """Note a stated removal, the first time."""
         bound = min(self._lowest or self._max_bytes, self._max_bytes)
         self._removed.setdefault(line.segment, (place, line, self._used, bound))
@@ -439,7 +444,7 @@ class _Bound:
         """
         for number in first_file:
             place, line, left, bound = self._removed.get(number - 1, ("", None, 0, 0))
-            write = GROUP_LINES * (self._longest_line + HEAD_BYTES)
+            write = GROUP_LINES * (self._longest_line + LINK_BYTES)
             write += min(GROUP_LINES * self._most_kept, bound // SEGMENTS + self._most_kept)
             if line and left + min(line.bytes, bound // SEGMENTS + write) + write < bound:
                 what = (

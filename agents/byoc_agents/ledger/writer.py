@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, Self, TypeVar
 import structlog
 
 from byoc_agents.app.clock import Clock
-from byoc_agents.delivery.sink import Message, Outcome
 from byoc_agents.durable.files import Disk
 from byoc_agents.durable.worker import GroupCommitWorker
 from byoc_agents.errors import LedgerError
@@ -24,13 +23,14 @@ from byoc_agents.ledger.format import (
     FORMAT_WITH_FACTS,
     SUPPRESSED,
     FactLine,
-    Refused,
+    RefusedLine,
     clean,
     intent_of,
     receipt_of,
 )
-from byoc_agents.ledger.recent import unfinished_batch
+from byoc_agents.ledger.recent import unknown_batch
 from byoc_agents.ledger.tree import TreeHead
+from byoc_agents.message import Message, Outcome
 
 HEAD_KEY = "ledger/head"  # in the spool's state: size and root
 MAX_GROUP = 16  # lines that share one fsync
@@ -139,9 +139,9 @@ class FileLedger:
         return self._file.last_error
 
     @property
-    def unfinished(self) -> tuple[str, ...]:
-        """The ids of the batch that was in flight when the last process ended."""
-        return self._file.unfinished
+    def unknown_batch(self) -> tuple[str, ...]:
+        """The ids of the last process's last batch if its outcome is unknown."""
+        return self._file.unknown_batch
 
     @property
     def tree(self) -> TreeHead:
@@ -182,13 +182,15 @@ class FileLedger:
     def status(self) -> dict[str, Any]:
         """Return what /status shows. `ledger verify --heads` takes both `head` and `tree`.
 
+        `head` is the position of the last line, under the name that it had in 0.1.0.
+
         They are durable, and None if nothing could be written yet.
         """
-        segments, head = self._file.chain.segments, self._file.chain.durable
+        segments, end = self._file.chain.segments, self._file.chain.durable
         return {
-            "head": str(head) if head.sequence >= 0 else None,
+            "head": str(end) if end.sequence >= 0 else None,
             "tree": str(self.tree) if self.tree.size else None,
-            "lines": head.sequence + 1,
+            "lines": end.sequence + 1,
             "bytes": segments.total_bytes(),
             "segments": len(segments.sizes),
             "last_error": self.last_error or None,
@@ -207,7 +209,7 @@ class _LedgerFile:
         self.chain = chain
         self.refusals = _Refusals(clock)
         self.last_error = ""  # why the last write failed
-        self.unfinished: tuple[str, ...] = ()
+        self.unknown_batch: tuple[str, ...] = ()
         self._directory = chain.segments.directory
         self._kept_bytes = self.chain.segment_bytes if keep else None  # bodies of one intent
 
@@ -215,12 +217,12 @@ class _LedgerFile:
         """Open the files. Raises LedgerNewerError; a failing disk becomes `last_error`."""
         with contextlib.suppress(OSError):  # the chain reports it below
             self.chain.check_format()
-        self.unfinished = unfinished_batch(self._directory)
+        self.unknown_batch = unknown_batch(self._directory)
         self._attempt(self.chain.open)
 
     def close(self) -> None:
         """Write the refusals that wait and a line for each open intent, and close the files."""
-        self._append([], self.refusals.take(last=True))
+        self._append([], self.refusals.pop_lines(last=True))
         self._attempt(self.chain.close)
 
     def serve(self, group: Sequence[_WriteRequest]) -> tuple[list[int | LedgerError], None]:
@@ -232,10 +234,10 @@ class _LedgerFile:
             if _body_bytes(part) > self.chain.segment_bytes:
                 answers += self._append(part, [])
                 part = []
-        return answers + self._append(part, self.refusals.take()), None
+        return answers + self._append(part, self.refusals.pop_lines()), None
 
     def _append(
-        self, group: Sequence[_WriteRequest], refusals: Sequence[Refused]
+        self, group: Sequence[_WriteRequest], refusals: Sequence[RefusedLine]
     ) -> list[int | LedgerError]:
         lines = [one for one in group if not isinstance(one, _RefusalsRequest)]
         numbers: list[int] | None = []
@@ -287,7 +289,7 @@ class _Refusals:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._mutex = threading.Lock()
-        self._waiting: deque[Refused] = deque()
+        self._waiting: deque[RefusedLine] = deque()
         self._suppressed = 0
         self._tokens = REFUSED_BURST
         self._refilled_ns = clock.boot_ns()
@@ -302,7 +304,7 @@ class _Refusals:
             self._wait(reason, detail)
             return True
 
-    def take(self, *, last: bool = False) -> list[Refused]:
+    def pop_lines(self, *, last: bool = False) -> list[RefusedLine]:
         """Return the queued lines, and one for the suppressed refusals if a token is left."""
         with self._mutex:
             self._refill()
@@ -314,7 +316,7 @@ class _Refusals:
 
     def _wait(self, reason: str, detail: str) -> None:
         self._tokens -= 1
-        line = Refused(reason=reason, detail=detail, suppressed=self._suppressed)
+        line = RefusedLine(reason=reason, detail=detail, suppressed=self._suppressed)
         self._waiting.append(line)
         self._suppressed = 0
 

@@ -70,9 +70,9 @@ def print_checkpoints(where: Mapping[str, Path], options: argparse.Namespace) ->
             continue
         leaves = _history(path).leaves
         if key is None:
-            sys.stdout.write(f"{leaves.size} {encode_hash(leaves.head(leaves.size))} {log}\n")
+            sys.stdout.write(f"{leaves.size} {encode_hash(leaves.root_at(leaves.size))} {log}\n")
         else:
-            sys.stdout.write(f"{_note(log, leaves.size, leaves.head(leaves.size), key)}\n")
+            sys.stdout.write(f"{_note(log, leaves.size, leaves.root_at(leaves.size), key)}\n")
     return 0
 
 
@@ -85,7 +85,7 @@ def print_proof(where: Mapping[str, Path], options: argparse.Namespace) -> int:
     size = history.leaves.size if options.size is None else options.size
     try:
         lines = _proof_lines(history, options, size)
-        root = history.leaves.head(size)
+        root = history.leaves.root_at(size)
     except IndexError as error:
         raise UsageError(str(error)) from error
     note = _note(f"{options.origin}/{name}", size, root, _signing_key(options))

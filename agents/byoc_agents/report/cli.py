@@ -14,7 +14,7 @@ import msgspec
 from byoc_agents.app.cloudevents import parse_rfc3339, rfc3339
 from byoc_agents.app.command_line import CommandParser, color_verdict
 from byoc_agents.app.settings import CoreSettings, settings_of
-from byoc_agents.ledger.format import Head
+from byoc_agents.ledger.format import LinePosition
 from byoc_agents.ledger.heads import KeptHeads
 from byoc_agents.ledger.query import Filter, Send, events
 from byoc_agents.ledger.segments import Segments
@@ -229,7 +229,9 @@ def _verify(options: argparse.Namespace) -> int:
     if len(where) > 1 and (heads.anchors or any(not head.name for head in heads.heads)):
         sys.stderr.write("byoc-agents ledger verify: heads without a name: add --daemon\n")
         return 2
-    heads = heads._replace(anchors=(*heads.anchors, *(Head(*one) for one in options.anchor)))
+    heads = heads._replace(
+        anchors=(*heads.anchors, *(LinePosition(*one) for one in options.anchor))
+    )
     verdicts = {
         name: checkpoint.verify_with(heads, name, path, options.max_bytes)
         for name, path in where.items()

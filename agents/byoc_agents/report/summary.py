@@ -65,7 +65,7 @@ class Sums(msgspec.Struct):
     """All sends to one destination, or of one type."""
 
     total: Volume = msgspec.field(default_factory=Volume)
-    records: int = 0  # in confirmed messages
+    events: int = 0  # in confirmed messages
     first: str = ""  # RFC 3339
     last: str = ""
     daemons: set[str] = msgspec.field(default_factory=set)
@@ -80,7 +80,7 @@ class Sums(msgspec.Struct):
         self.total.add(volume)
         minute = parse_rfc3339(send.time) // MINUTE_MS
         self.minutes.setdefault(minute, Volume()).add(volume)
-        self.records += send.records * volume.confirmed
+        self.events += send.events * volume.confirmed
         self.first, self.last = self.first or send.time, send.time
         self.daemons.add(send.daemon)
         self.names.add(name)

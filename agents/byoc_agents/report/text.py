@@ -7,7 +7,7 @@ from byoc_agents.ledger.verify import LedgerVerdict
 from byoc_agents.report.cloudtrail import TrailVerdict
 
 HEADING = (
-    f"{'time':24} {'daemon':16} {'outcome':15} {'bytes':>9} {'records':>7}  type  destination  id"
+    f"{'time':24} {'daemon':16} {'outcome':15} {'bytes':>9} {'events':>7}  type  destination  id"
 )
 
 
@@ -21,7 +21,7 @@ def event_text(event: LedgerEvent) -> str:
         tail = f"{event.reason}  {event.subject}  {values}".rstrip()
         return _safe(f"{event.time:24} {event.daemon:16} {event.fact:15} {0:9} {0:7}  {tail}")
     outcome = f"{event.reason} {event.status}" if event.status else event.reason
-    facts = f"{event.time:24} {event.daemon:16} {outcome:15} {event.bytes:9} {event.records:7}"
+    facts = f"{event.time:24} {event.daemon:16} {outcome:15} {event.bytes:9} {event.events:7}"
     said = f"  {event.reference or event.detail}" if event.reference or event.detail else ""
     return _safe(f"{facts}  {event.type}  {event.destination}  {event.id}{said}")
 

@@ -12,9 +12,9 @@ from typing import Any
 import aiohttp
 from botocore import exceptions
 
-from byoc_agents.delivery.sink import Receipt
 from byoc_agents.egress.gate import REDIRECTS
 from byoc_agents.errors import Reason, SendError
+from byoc_agents.message import Receipt
 from byoc_agents.sinks.http_answers import (
     proxy_error,
     retry_after_seconds,
@@ -155,7 +155,7 @@ def sent_error(reason: Reason, detail: str, response: Mapping[str, Any], wall_ns
 _ERROR_DOCUMENT = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*\?>)?\s*<Error[\s/>]")
 
 
-def keep_s3_form(response_dict: dict[str, Any], **_: Any) -> None:
+def require_s3_form(response_dict: dict[str, Any], **_: Any) -> None:
     """Drop a body that is not S3's error document, so that it decides nothing.
 
     S3's success has no body, and its proof is in the headers. A handler of `before-parse`.

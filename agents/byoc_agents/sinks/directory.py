@@ -14,9 +14,10 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Self
 
-from byoc_agents.delivery.sink import Message, Outcome, Receipt, Transmit, transmit_unrecorded
+from byoc_agents.delivery.sink import Transmit, transmit_unrecorded
 from byoc_agents.durable.files import create_file, sync_directory
 from byoc_agents.errors import Reason, SendError
+from byoc_agents.message import Message, Outcome, Receipt
 
 MAX_BYTES = 5 * 1024**3  # as S3Sink
 TEMPORARY = ".partial-"  # files that a killed process leaves; never a message

@@ -18,8 +18,9 @@ import aiohttp
 
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.cloudevents import stable_id
-from byoc_agents.delivery.sink import Message, Outcome, Receipt, Transmit, transmit_unrecorded
+from byoc_agents.delivery.sink import Transmit, transmit_unrecorded
 from byoc_agents.errors import Reason, SendError
+from byoc_agents.message import Message, Outcome, Receipt
 from byoc_agents.sinks.control_plane import proves_rejection, proves_storage
 from byoc_agents.sinks.http_answers import (
     proxy_error,

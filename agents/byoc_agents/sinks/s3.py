@@ -20,17 +20,18 @@ from aiobotocore.session import AioSession
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
-from byoc_agents.delivery.sink import Message, Outcome, Receipt, Transmit, transmit_unrecorded
+from byoc_agents.delivery.sink import Transmit, transmit_unrecorded
 from byoc_agents.egress.aws import KeyRefresh, aws_config, fetch_credentials
 from byoc_agents.egress.destinations import s3_destination
 from byoc_agents.egress.gate import Gate
 from byoc_agents.errors import Reason, SendError
+from byoc_agents.message import Message, Outcome, Receipt
 from byoc_agents.sinks.aws_errors import (
     KEYS_REFUSED,
     from_answer,
     from_transport,
-    keep_s3_form,
     md5_of,
+    require_s3_form,
     sanitize_code,
 )
 
@@ -72,7 +73,7 @@ class S3Sink:
         self._owner = (
             {"ExpectedBucketOwner": expected_bucket_owner} if expected_bucket_owner else {}
         )
-        self._attempt_seconds = attempt_seconds
+        self.attempt_seconds = attempt_seconds
         self._client_options = {
             "region_name": region,
             "endpoint_url": endpoint_url,
@@ -139,17 +140,17 @@ class S3Sink:
             why = f"a key of {len(message.id.encode())} bytes: expected 1 to {MAX_KEY_BYTES}"
             return SendError(Reason.REJECTED, why)
         try:
-            async with asyncio.timeout(self._attempt_seconds):
+            async with asyncio.timeout(self.attempt_seconds):
                 await fetch_credentials(self._session)
                 return await self._put(message)
         except TimeoutError:
-            return SendError(Reason.TIMEOUT, f"no answer within {self._attempt_seconds:g} s")
+            return SendError(Reason.TIMEOUT, f"no answer within {self.attempt_seconds:g} s")
         except SendError as error:
             return error
 
     async def _put(self, message: Message) -> Receipt:
         try:
-            client = await self._open_client()
+            client = await self.open_client()
             answer = await client.put_object(**self._request(message))
         except ClientError as error:
             if error.response.get("Error", {}).get("Code") in KEYS_REFUSED and self._keys.forget():
@@ -175,13 +176,14 @@ class S3Sink:
             **self._owner,
         }
 
-    async def _open_client(self) -> Any:
+    async def open_client(self) -> Any:
+        """Return the client. The first call reads botocore's models, which may take a second."""
         if self._client is None:
             made = self._session.create_client("s3", **self._client_options)
             self._client = await self._resources.enter_async_context(made)
             # With a wildcard for the service it runs before botocore's own handler, which takes a
             # 200 with a body for the 500 that S3 may write into one.
-            self._client.meta.events.register_first("before-parse.*.PutObject", keep_s3_form)
+            self._client.meta.events.register_first("before-parse.*.PutObject", require_s3_form)
         return self._client
 
 

@@ -19,11 +19,12 @@ from aiobotocore.session import AioSession
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
-from byoc_agents.delivery.sink import Message, Outcome, Receipt, Transmit, transmit_unrecorded
+from byoc_agents.delivery.sink import Transmit, transmit_unrecorded
 from byoc_agents.egress.aws import KeyRefresh, aws_config, fetch_credentials
 from byoc_agents.egress.gate import REDIRECTS, Gate
 from byoc_agents.egress.regions import sqs_region
 from byoc_agents.errors import Reason, SendError
+from byoc_agents.message import Message, Outcome, Receipt
 from byoc_agents.sinks import aws_errors
 
 ATTEMPT_SECONDS = 30.0  # one request with credentials and answer
@@ -92,7 +93,7 @@ class SqsSink:
         self.destination = f"sqs://{parts.netloc}{parts.path}"
         self._session = session
         self._queue_url = queue_url
-        self._attempt_seconds = attempt_seconds
+        self.attempt_seconds = attempt_seconds
         self._client_options = {
             "region_name": sqs_region(parts.hostname or "") or region,
             "endpoint_url": endpoint_url or f"{parts.scheme}://{parts.netloc}",
@@ -143,11 +144,11 @@ class SqsSink:
 
     async def _attempt(self, entries: Sequence[Message]) -> Sequence[Outcome]:
         try:
-            async with asyncio.timeout(self._attempt_seconds):
+            async with asyncio.timeout(self.attempt_seconds):
                 await fetch_credentials(self._session)
                 return await self._send(entries)
         except TimeoutError:
-            why = f"no answer within {self._attempt_seconds:g} s"
+            why = f"no answer within {self.attempt_seconds:g} s"
             raise SendError(Reason.TIMEOUT, why) from None
 
     async def _send(self, entries: Sequence[Message]) -> Sequence[Outcome]:
@@ -170,7 +171,7 @@ class SqsSink:
             made = self._session.create_client("sqs", **self._client_options)
             self._client = await self._resources.enter_async_context(made)
             self._client.meta.events.register_first(
-                "before-parse.sqs.SendMessageBatch", keep_sqs_form
+                "before-parse.sqs.SendMessageBatch", require_sqs_form
             )
         return self._client
 
@@ -290,7 +291,7 @@ class _SqsAnswer(msgspec.Struct, frozen=True):
     message: str | None = None
 
 
-def keep_sqs_form(response_dict: dict[str, Any], **_: Any) -> None:
+def require_sqs_form(response_dict: dict[str, Any], **_: Any) -> None:
     """Empty a body that is not SQS's JSON, so that it decides nothing.
 
     Without a body an answer has neither results nor a typed error. A handler of `before-parse`.

@@ -25,7 +25,7 @@ from byoc_agents.app.cloudevents import (
     source_uri,
     stable_id,
 )
-from byoc_agents.delivery.sink import Message
+from byoc_agents.message import Message
 from byoc_agents.state.assess import Assessment, Memory, ServiceState
 from byoc_agents.state.observation import Ping, ProbeSource, StateObservation
 from byoc_agents.state.summary import ServiceSummary, SummaryState

@@ -15,12 +15,12 @@ import structlog
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.heartbeat import HeartbeatIntervals
 from byoc_agents.app.metrics import Metrics
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.checkpoint import Checkpointed
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import SpoolError
 from byoc_agents.ledger.recent import RecentSend, newest_sent
+from byoc_agents.message import Message
 from byoc_agents.state.message import MessageKind, Position
 
 

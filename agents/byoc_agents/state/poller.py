@@ -9,8 +9,8 @@ import msgspec
 
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.cloudevents import Agent, rfc3339
-from byoc_agents.delivery.sink import Message
 from byoc_agents.errors import SpoolError
+from byoc_agents.message import Message
 from byoc_agents.state.assess import Assessment, Memory, ShutdownScope, assess, restore_memory
 from byoc_agents.state.message import (
     MessageKind,

@@ -35,9 +35,9 @@ from byoc_agents.billing.sources.cgroup import CgroupSource, at_path
 from byoc_agents.billing.sources.cgroup_paths import Locator
 from byoc_agents.billing.sources.procfs import ProcFs
 from byoc_agents.delivery.shipper import Shipper
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.spool import Spool
 from byoc_agents.ledger import FileLedger
+from byoc_agents.message import Message
 from lab.fakes.billing import ReplicaHistory
 from lab.fakes.core import FakeClock, ListSink
 from lab.real.parts import kernel

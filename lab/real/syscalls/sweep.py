@@ -164,7 +164,7 @@ async def differences(directory: Path, *, takes: bool) -> list[str]:
     """Start without a fault; return every difference from the expected state."""
     wrong = set_aside(directory)
     async with Spool(directory, max_bytes=1 << 30, clock=SystemClock()) as spool:
-        found = await spool.head(1000, 1 << 30)
+        found = await spool.peek(1000, 1 << 30)
         dead = [letter.message for letter in await spool.dead_letters()]
         rest = await spool.staged(), (await spool.state("k")).get("k"), spool.corruptions
     wrong += [] if found[:THERE] == list(map(message, range(THERE))) else [f"messages: {found}"]
@@ -188,7 +188,7 @@ class Sweep:
 
     directory: Path
     every: int = 1  # of all faults only each so manieth
-    fates: dict[tuple[str, str], Counter[str]] = field(default_factory=dict)
+    outcomes: dict[tuple[str, str], Counter[str]] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
     runs: int = 0
 
@@ -209,21 +209,21 @@ class Sweep:
 
     def one(self, golden: Path, fault: Fault) -> None:
         place = copied(golden, self.directory / "swept")
-        fate, breaks = run(place, fault)
+        outcome, breaks = run(place, fault)
         if not breaks.met:
             return  # no call of that number can fail like that
         self.runs += 1
         key = fault.way, "on" if fault.on else "once"
-        self.fates.setdefault(key, Counter())[fate] += 1
-        wrong = asyncio.run(differences(place, takes=fate.startswith("takes")))
-        wrong += [] if fate in ACTIONS else [fate]
-        self.wrong += [f"{fault} {breaks.met[0]}: {fate}: {what}" for what in wrong]
+        self.outcomes.setdefault(key, Counter())[outcome] += 1
+        wrong = asyncio.run(differences(place, takes=outcome.startswith("takes")))
+        wrong += [] if outcome in ACTIONS else [outcome]
+        self.wrong += [f"{fault} {breaks.met[0]}: {outcome}: {what}" for what in wrong]
 
     def table(self) -> str:
         head = ["fault", *ACTIONS]
         rows = [
-            [" ".join(key), *(str(fates[fate]) for fate in ACTIONS)]
-            for key, fates in self.fates.items()
+            [" ".join(key), *(str(outcomes[outcome]) for outcome in ACTIONS)]
+            for key, outcomes in self.outcomes.items()
         ]
         return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
 

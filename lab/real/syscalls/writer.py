@@ -17,11 +17,11 @@ from typing import Any
 
 from byoc_agents.app import logging as log
 from byoc_agents.app.clock import SystemClock
-from byoc_agents.delivery.sink import Message, Receipt
 from byoc_agents.durable.spool import Spool
 from byoc_agents.durable.spool_file import OperationKind
 from byoc_agents.errors import ByocError, Reason
 from byoc_agents.ledger import FileLedger
+from byoc_agents.message import Message, Receipt
 
 CHECKPOINT_PAGES = 24  # SQLite's own 1,000 would not be reached here
 SEND_EVERY = 3
@@ -60,20 +60,20 @@ def _say(line: str) -> None:
 
 async def _put(spool: Spool, number: int) -> str:
     pragma = f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}"
-    await spool._ask(lambda store: store.connection.execute(pragma).close(), OperationKind.READ)
+    await spool.run(lambda store: store.connection.execute(pragma).close(), OperationKind.READ)
     await spool.put(message(number))
     return f"put {number}"
 
 
 async def _send(spool: Spool, ledger: FileLedger) -> str:
-    head = await spool.head()
-    if not head:
+    batch = await spool.peek()
+    if not batch:
         return ""
-    line = await ledger.intent("d", head)
-    _say(f"sent {head[0].id[1:]} {line}")
-    await ledger.receipt(line, head, [Receipt(Reason.OK, 200, "")])
-    await spool.remove([head[0].id])
-    return f"gone {head[0].id[1:]}"
+    line = await ledger.intent("d", batch)
+    _say(f"sent {batch[0].id[1:]} {line}")
+    await ledger.receipt(line, batch, [Receipt(Reason.OK, 200, "")])
+    await spool.remove([batch[0].id])
+    return f"gone {batch[0].id[1:]}"
 
 
 if __name__ == "__main__":

@@ -147,7 +147,7 @@ class Harness:
         return list(map(str, verify(self.state / "ledger").problems))
 
     async def events(self) -> list[dict[str, Any]]:
-        found = await self.spool.head(1000, 1 << 24)
+        found = await self.spool.peek(1000, 1 << 24)
         return [msgspec.json.decode(message.body)["data"] for message in found]
 
     @property

@@ -1,4 +1,4 @@
-"""The broker: the rows of fates that need more than the table of states.
+"""The broker: the rows of the table of effects that need more than the table of states.
 
 The servers follow a script (see `scripted_broker`); store and ledger are real files.
 """
@@ -762,6 +762,6 @@ async def test_events_have_counts_and_nothing_of_the_customer(harness: Harness) 
     await harness.open_grant()
     await harness.order(Revoke(id=GRANT_ID, by="anna-secret", comment="comment-secret"))
     await harness.passes(1)
-    bodies = b"".join(m.body for m in await harness.spool.head(1000, 1 << 24))
+    bodies = b"".join(m.body for m in await harness.spool.peek(1000, 1 << 24))
     for text in (b"SELECT", b"comment-secret", b"CS-[0-9]"):
         assert text not in bodies

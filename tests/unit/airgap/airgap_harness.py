@@ -9,10 +9,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from byoc_agents.airgap.export import SpoolExporter, opened
 from byoc_agents.airgap.signed_file import open_file, sign_file
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.store import SpoolStore
 from byoc_agents.ledger.query import Filter, events
+from byoc_agents.message import Message
 from byoc_control_plane.bucket import ExistsError
 from byoc_control_plane.handover import Importer
 from lab.control_plane.memory_store import MemoryStore
@@ -122,7 +122,7 @@ class Harness:
     async def send_first_online(self) -> None:
         """Deliver the first message as the daemon does."""
         with closing(self.spool()) as store:
-            for message in store.head(1, 1 << 30):
+            for message in store.peek(1, 1 << 30):
                 kind, coding = message.content_type, message.content_encoding
                 await self.bucket.put_once(message.id, message.body, kind, coding)
                 with store.transaction():

@@ -19,10 +19,10 @@ from cryptography.hazmat.primitives.serialization import (
 
 from byoc_agents.airgap.signed_file import SignedFileError, open_file, sign_file
 from byoc_agents.app.cli import main
-from byoc_agents.delivery.sink import Message
 from byoc_agents.errors import LedgerError
-from byoc_agents.ledger.format import FactLine, Intent, ReceiptLine, decode
+from byoc_agents.ledger.format import FactLine, IntentLine, ReceiptLine, decode
 from byoc_agents.ledger.verify import verify
+from byoc_agents.message import Message
 from tests.unit.airgap.airgap_harness import (
     BILLING,
     CUSTOMER,
@@ -69,7 +69,7 @@ async def test_the_ledger_has_each_export_and_each_receipt(harness: Harness) -> 
     (raw,) = await harness.export()
     await harness.confirm(await harness.deliver(raw))
     lines = lines_of(harness)
-    (intent,) = (line for line in lines if isinstance(line, Intent))
+    (intent,) = (line for line in lines if isinstance(line, IntentLine))
     (written,) = (line for line in lines if isinstance(line, ReceiptLine))
     (fact,) = (line for line in lines if isinstance(line, FactLine))
     assert intent.destination == "export:billing-scraper"

@@ -11,8 +11,8 @@ from byoc_agents.alerts.events import Allowed, Origin
 from byoc_agents.alerts.relay import Relay, Rules
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.app.metrics import Metrics
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.model import Totals, WriteBatch
+from byoc_agents.message import Message
 
 START_MS = 1795460754988
 RULES = Rules(
@@ -55,7 +55,7 @@ class Memory:
 
     @property
     def totals(self) -> Totals:
-        return Totals(records=len(self.messages))
+        return Totals(events=len(self.messages))
 
     async def commit(self, change: WriteBatch) -> None:
         if self.refusal:
@@ -90,7 +90,7 @@ class Harness:
     async def events(self) -> list[dict[str, Any]]:
         if isinstance(self.spool, Memory):
             return [json.loads(message.body) for message in self.spool.messages]
-        return [json.loads(message.body) for message in await self.spool.head(1000)]
+        return [json.loads(message.body) for message in await self.spool.peek(1000)]
 
     async def reported(self) -> list[str]:
         events = await self.events()

@@ -10,8 +10,8 @@ import pytest
 
 from byoc_agents.app import dead_letters
 from byoc_agents.app.clock import SystemClock
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.spool import Spool
+from byoc_agents.message import Message
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ async def spool(tmp_path: Path) -> AsyncIterator[Spool]:
 
 
 async def queue(spool: Spool) -> list[tuple[str, bytes]]:
-    return [(message.id, message.body) for message in await spool.head(9)]
+    return [(message.id, message.body) for message in await spool.peek(9)]
 
 
 def run(tmp_path: Path, *argv: str) -> int:

@@ -25,9 +25,11 @@ from byoc_agents.app.daemon import Daemon
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.app.settings import CoreSettings
 from byoc_agents.delivery.shipper import Shipper
-from byoc_agents.delivery.sink import Message, Outcome
 from byoc_agents.durable.spool import Spool
+from byoc_agents.durable.spool_file import OperationKind
+from byoc_agents.durable.store import SpoolStore
 from byoc_agents.errors import ConfigError
+from byoc_agents.message import Message, Outcome
 from lab.receiver import Receiver, listening, rejected
 from tests.unit.alerts.forwarder_settings import INWARD, OUTWARD, SECRET, settings
 from tests.unit.alerts.webhook_harness import eventually
@@ -68,9 +70,15 @@ class Plane:
     wire: list[bytes] = field(default_factory=list)
     seen: list[dict[str, Any]] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    receiver: Receiver = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.receiver = Receiver(
+            OUTWARD, SECRET, clock=SystemClock(), on_event=self.on_event, fault=self.fault
+        )
 
     def fault(self, _number: int, request: web.Request) -> web.Response | None:
-        marked = self.rejected and self.rejected in (request._read_bytes or b"")
+        marked = self.rejected and self.rejected in self.receiver.last_body
         if marked or self.status == 422:
             return rejected(request, 422)
         return web.Response(status=self.status) if self.status != 200 else None
@@ -140,9 +148,7 @@ class Harness:
 @pytest.fixture
 async def harness(tmp_path: Path) -> AsyncIterator[Harness]:
     plane = Plane()
-    receiver = Receiver(
-        OUTWARD, SECRET, clock=SystemClock(), on_event=plane.on_event, fault=plane.fault
-    )
+    receiver = plane.receiver
     async with listening(receiver) as url:
         core, own = settings(BYOC_ALERTS_URL=url)
         harness = Harness(tmp_path, plane, receiver, own, core)
@@ -255,16 +261,17 @@ async def test_nothing_but_allowed_fields_is_on_the_wire_or_in_the_logs(harness:
 
 
 async def test_a_full_spool_is_503_until_there_is_room(tmp_path: Path) -> None:
+    def small(store: SpoolStore) -> None:
+        store.max_bytes = 9000
+
     plane = Plane()
-    receiver = Receiver(
-        OUTWARD, SECRET, clock=SystemClock(), on_event=plane.on_event, fault=plane.fault
-    )
+    receiver = plane.receiver
     async with listening(receiver) as url:
         core, own = settings(BYOC_ALERTS_URL=url, BYOC_ALERTS_MATCHERS="{}")
         harness = Harness(tmp_path, plane, receiver, own, core)
         await harness.start()
         bodies = [FIRING.replace(b"19:05:54.988Z", b"19:%02d:54.988Z" % n) for n in range(10)]
-        harness.daemon.spool._file._store._max_bytes = 9000  # type: ignore[union-attr]
+        await harness.daemon.spool.run(small, OperationKind.READ)
         statuses = [await harness.notify(body) for body in bodies]
         assert statuses == [200] * statuses.count(200) + [503] * statuses.count(503)
         assert 0 < statuses.count(200) < 10

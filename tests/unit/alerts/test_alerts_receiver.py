@@ -16,8 +16,8 @@ from standardwebhooks.webhooks import Webhook
 from byoc_agents.alerts.dedup import summarize
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.app.cloudevents import parse_rfc3339
-from byoc_agents.delivery.sink import Message
 from byoc_agents.errors import Reason
+from byoc_agents.message import Message
 from byoc_agents.sinks.https import HttpsSink
 from lab.receiver import PATH, Mismatch, Receiver, listening
 

@@ -9,7 +9,7 @@ import zstandard
 from byoc_agents.audit import Audit, Report
 from byoc_agents.billing.objects import unseal
 from byoc_agents.billing.record import UsageRecord
-from byoc_agents.delivery.sink import Message
+from byoc_agents.message import Message
 from lab.fakes.billing import ReplicaHistory, eventful, objects
 
 Records = list[UsageRecord]

@@ -119,7 +119,7 @@ class Harness:
     async def records(self) -> list[UsageRecord]:
         """Return the sealed and staged records, in order."""
         sealed = [
-            line for m in await self.spool.head(1000, 1 << 30) for line in unseal(m.id, m.body)
+            line for m in await self.spool.peek(1000, 1 << 30) for line in unseal(m.id, m.body)
         ]
         lines = [*sealed, *await self.spool.staged()]
         return [msgspec.json.decode(line, type=UsageRecord) for line in lines]

@@ -161,7 +161,7 @@ class Process:
 
     async def announce(self) -> list[str]:
         """Announce all messages, as the shipper does before it sends them. Return their keys."""
-        messages = await self.spool.head(1000, 1 << 30)
+        messages = await self.spool.peek(1000, 1 << 30)
         for message in messages:
             self.service.sent.setdefault(message.id, False)
         return [message.id for message in messages]
@@ -169,7 +169,7 @@ class Process:
     async def ship(self) -> None:
         """Send all messages. The bucket keeps the first object of a key."""
         await self.announce()
-        for message in await self.spool.head(1000, 1 << 30):
+        for message in await self.spool.peek(1000, 1 << 30):
             first = self.service.bucket.setdefault(message.id, message.body)
             assert first == message.body, "one key for two contents"
             self.service.sent[message.id] = True

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from byoc_agents.app.cloudevents import rfc3339
 from byoc_agents.billing.objects import seal, unseal
 from byoc_agents.billing.record import Counter, GapReason, Resized, Samples, UsageRecord
-from byoc_agents.delivery.sink import Message
+from byoc_agents.message import Message
 from lab.fakes.billing import MINUTE_MS, NOON_MS, ReplicaHistory, altered, objects
 from tests.unit.billing.buckets import Records, audit, of, rewritten, sound, torn
 

@@ -40,7 +40,7 @@ def test_the_key_names_org_service_hour_pod_epoch_and_sequences() -> None:
         "v1/org=org-1/service=service-1/date=2026-11-23/hour=12/"
         "uid-1-1795400000000-0000000000-0000000002.jsonl.zst"
     )
-    assert (message.type, message.records, message.created_at_ms) == (TYPE, 3, 7)
+    assert (message.type, message.events, message.created_at_ms) == (TYPE, 3, 7)
 
 
 def test_a_replica_without_a_pod_uid_goes_by_its_name() -> None:

@@ -30,7 +30,7 @@ async def opened(harness: Harness) -> AsyncIterator[None]:
 
 async def shipped(harness: Harness) -> dict[str, bytes]:
     """Take everything out of the spool, as the shipper does."""
-    messages = await harness.spool.head(1000, 1 << 30)
+    messages = await harness.spool.peek(1000, 1 << 30)
     harness.sent |= dict.fromkeys((one.id for one in messages), True)
     if messages:
         await harness.spool.remove([one.id for one in messages])

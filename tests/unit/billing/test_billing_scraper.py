@@ -66,23 +66,23 @@ async def test_a_minute_is_staged_with_its_checkpoint_and_sealed_later(harness: 
     records = await harness.records()
     assert [r.data.gap_reason for r in records] == ["no_checkpoint", "", ""]
     assert [r.data.sequence for r in records] == [0, 1, 2]
-    assert await harness.spool.head(10) == []
+    assert await harness.spool.peek(10) == []
     await harness.ticks(60)  # over 12:05, the phase; the gap is of the hour before
-    assert [m.records for m in await harness.spool.head(10)] == [1, 5]
+    assert [m.events for m in await harness.spool.peek(10)] == [1, 5]
 
 
 async def test_a_daemon_that_is_often_killed_still_seals_in_time(harness: Harness) -> None:
     for _ in range(8):
         await harness.ticks(13)
         harness.scraper = harness.made()
-    assert sum(m.records for m in await harness.spool.head(10)) > 4
+    assert sum(m.events for m in await harness.spool.peek(10)) > 4
 
 
 async def test_an_object_ends_with_the_hour(harness: Harness) -> None:
     await harness.ticks(1)
     await harness.clock.advance(3600 - 125)
     await harness.ticks(26)
-    *_, message = await harness.spool.head(10)
+    *_, message = await harness.spool.peek(10)
     lines = [msgspec.json.decode(x, type=UsageRecord) for x in unseal(message.id, message.body)]
     assert lines[-1].data.charge_period_end == "2026-11-23T13:00:00.000Z"
 
@@ -154,12 +154,12 @@ async def test_without_room_for_the_last_window_the_staged_records_are_sealed(
     with pytest.raises(SpoolFullError):
         await scraper.finish()
     assert await harness.spool.staged() == []
-    sealed = await harness.spool.head(9)
-    assert sum(message.records for message in sealed) == staged
+    sealed = await harness.spool.peek(9)
+    assert sum(message.events for message in sealed) == staged
     await harness.spool.remove([message.id for message in sealed])
     await scraper.finish()
     assert harness.target.closed
-    assert len(await harness.spool.head(9)) == 1
+    assert len(await harness.spool.peek(9)) == 1
 
 
 @pytest.mark.parametrize("end", ["room", "stop", "kill"])
@@ -210,7 +210,7 @@ def span(usage: Usage) -> tuple[int, int]:
 async def test_finish_seals_the_open_window_and_closes_the_target(harness: Harness) -> None:
     await harness.ticks(15)
     await harness.scraper.finish()
-    *_, message = await harness.spool.head(10)
+    *_, message = await harness.spool.peek(10)
     last = msgspec.json.decode(unseal(message.id, message.body)[-1], type=UsageRecord)
     assert last.data.quality == "measured"
     assert harness.target.closed

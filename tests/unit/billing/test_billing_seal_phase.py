@@ -68,7 +68,7 @@ async def sealed_at(harness: Harness, phase_ms: int, hours: int = 1) -> list[int
         (wait,) = await harness.clock.parked()
         await harness.clock.advance(wait)
         await harness.clock.parked()
-        objects = len(await harness.spool.head(1000, 1 << 30))
+        objects = len(await harness.spool.peek(1000, 1 << 30))
         if objects > seen:
             times.append((harness.clock.wall_ns() - start_ns) // 1_000_000)
             seen = objects
@@ -96,9 +96,9 @@ async def test_a_stop_seals_at_once(harness: Harness) -> None:
         Intervals(sample_ms=5000, window_ms=60_000, seal_ms=SEAL_MS, seal_phase_ms=450_000)
     )
     await harness.ticks(15)
-    assert await harness.spool.head(10) == []
+    assert await harness.spool.peek(10) == []
     await harness.scraper.finish()
-    assert len(await harness.spool.head(10)) == 2  # one for each hour
+    assert len(await harness.spool.peek(10)) == 2  # one for each hour
 
 
 async def test_the_end_hint_makes_samples_dense_until_the_container_is_gone(

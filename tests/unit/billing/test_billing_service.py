@@ -141,7 +141,10 @@ async def test_a_defect_of_one_replica_ends_only_its_own_task(service: Service) 
         assert service.servers["r0"].reads > 2
         run.cancel()
         await asyncio.wait([run])
-    assert service.metrics.task_failures.labels("billing-scraper", "source")._value.get() > 1
+    labels = {"daemon": "billing-scraper", "task": "source"}
+    failures = service.metrics.registry.get_sample_value("byoc_task_failures_total", labels)
+    assert failures is not None
+    assert failures > 1
 
 
 async def test_the_end_of_a_removed_replica_is_stated_once(service: Service) -> None:

@@ -18,7 +18,7 @@ from moto.server import ThreadedMotoServer
 
 from byoc_agents.audit import Audit, main
 from byoc_agents.audit.bucket import GETS_IN_FLIGHT
-from byoc_agents.delivery.sink import Message
+from byoc_agents.message import Message
 from lab.fakes.billing import ReplicaHistory, eventful, objects
 
 REGION = "eu-west-1"

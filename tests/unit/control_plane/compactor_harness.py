@@ -11,10 +11,10 @@ from byoc_agents.audit import Audit, Report
 from byoc_agents.audit.bucket import read_bucket
 from byoc_agents.audit.readers import Hours
 from byoc_agents.billing.archive import Shard
-from byoc_agents.delivery.sink import Message
 from byoc_agents.egress.aws import aws_config
 from byoc_agents.egress.destinations import s3_destination
 from byoc_agents.egress.gate import Gate
+from byoc_agents.message import Message
 from byoc_agents.sinks.s3 import addressing
 from byoc_control_plane.bucket import Bucket
 from byoc_control_plane.compactor import Compactor, Tally

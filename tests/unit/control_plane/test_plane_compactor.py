@@ -16,7 +16,7 @@ from byoc_agents.billing.archive import (
     parse_shard,
 )
 from byoc_agents.billing.objects import SharedNumbers, parse_key, seal
-from byoc_agents.delivery.sink import Message
+from byoc_agents.message import Message
 from lab.fakes.billing import altered, core_seconds, objects
 from lab.fakes.http import Behavior, Request, close, lose, serve, serving
 from tests.unit.billing.buckets import rewritten, torn
@@ -71,7 +71,7 @@ async def test_a_manifest_names_its_sources_with_sizes_digests_and_counts() -> N
     manifest = decode_manifest(harness.s3.objects[f"{ARCHIVE}.manifest.json.zst"])
     assert [f"v1/{source.name}" for source in manifest.sources] == [m.id for m in messages]
     assert [source.size for source in manifest.sources] == [len(m.body) for m in messages]
-    assert [source.records for source in manifest.sources] == [m.records for m in messages]
+    assert [source.records for source in manifest.sources] == [m.events for m in messages]
     assert manifest.records == 41
     assert manifest.size == len(harness.s3.objects[f"{ARCHIVE}.jsonl.zst"])
 

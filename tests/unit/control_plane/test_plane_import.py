@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from byoc_agents.airgap.signed_file import SignedFileError, open_file, sign_file
-from byoc_agents.delivery.sink import Message
+from byoc_agents.message import Message
 from byoc_control_plane.bucket import Bucket
 from byoc_control_plane.cli import main
 from byoc_control_plane.store import RowsRefusedError, StoreError

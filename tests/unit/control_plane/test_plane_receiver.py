@@ -14,8 +14,8 @@ import pytest
 
 from byoc_agents.app.cloudevents import encode
 from byoc_agents.app.http_server import Listen, PortLimits, serve
-from byoc_agents.delivery.sink import Message
 from byoc_agents.errors import Reason
+from byoc_agents.message import Message
 from byoc_agents.sinks.control_plane import proves_rejection, proves_storage
 from byoc_agents.sinks.https import HttpsSink, signatures, signing_keys
 from byoc_control_plane.credentials import Keyring

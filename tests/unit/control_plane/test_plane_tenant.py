@@ -17,8 +17,8 @@ import yaml
 from byoc_agents.app.cloudevents import encode
 from byoc_agents.app.http_server import Listen, serve
 from byoc_agents.app.reloadable_secret import ReloadableSecret
-from byoc_agents.delivery.sink import Message, Outcome, Receipt
 from byoc_agents.errors import Reason, SendError
+from byoc_agents.message import Message, Outcome, Receipt
 from byoc_agents.sinks.https import HttpsSink
 from byoc_control_plane import cli
 from byoc_control_plane.credentials import Keyring, Parsed

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.delivery.shipper import Shipper
-from byoc_agents.delivery.sink import Message, Receipt
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import Reason, SendError
 from byoc_agents.ledger import Ledger
+from byoc_agents.message import Message, Receipt
 from lab.fakes.core import FakeClock, NullLedger, ScriptedSink
 
 OK = Receipt(Reason.OK, 200)
@@ -44,9 +44,9 @@ class Harness:
         sink: ScriptedSink,
         ledger: Ledger,
         rng: ScriptedRandom,
-        unfinished: Sequence[str] = (),
+        unknown_batch: Sequence[str] = (),
     ) -> None:
-        self.unfinished = unfinished  # what the ledger of the last process names
+        self.unknown_batch = unknown_batch  # what the ledger of the last process names
         self.spool, self.sink, self.ledger = spool, sink, ledger
         self.clock, self.metrics, self.rng = FakeClock(), Metrics(), rng
         self.shipper = self.restarted()
@@ -60,7 +60,7 @@ class Harness:
             clock=self.clock,
             metrics=self.metrics,
             rng=self.rng,
-            unfinished=self.unfinished,
+            unknown_batch=self.unknown_batch,
         )
         return self.shipper
 
@@ -79,10 +79,10 @@ class Harness:
             assert task.cancelled()
 
     async def until_idle(self) -> None:
-        await asyncio.wait_for(self.shipper._idle.wait(), 30)
+        await asyncio.wait_for(self.shipper.wait_until_idle(), 30)
 
     async def queued(self) -> list[str]:
-        return [m.id for m in await self.spool.head(1000, 1 << 30)]
+        return [m.id for m in await self.spool.peek(1000, 1 << 30)]
 
 
 @asynccontextmanager
@@ -93,10 +93,10 @@ async def harness(
     max_messages: int = 1,
     ledger: Ledger | None = None,
     part: float = 1.0,
-    unfinished: Sequence[str] = (),
+    unknown_batch: Sequence[str] = (),
 ) -> AsyncIterator[Harness]:
     sink = ScriptedSink(script, max_messages=max_messages)  # type: ignore[arg-type]
     async with Spool(directory, max_bytes=1 << 24, clock=FakeClock()) as spool:
         if messages:
             await spool.put(*map(message, range(messages)))
-        yield Harness(spool, sink, ledger or NullLedger(), ScriptedRandom(part), unfinished)
+        yield Harness(spool, sink, ledger or NullLedger(), ScriptedRandom(part), unknown_batch)

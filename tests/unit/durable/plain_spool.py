@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.store import ROW_OVERHEAD_BYTES
 from byoc_agents.errors import SpoolError, SpoolFullError
+from byoc_agents.message import Message
 
 
 @dataclass
@@ -25,8 +25,8 @@ class Model:
         sizes = [len(m.body) for m in self.queue + self.dead] + [len(x) for x in self.staged]
         return sum(sizes) + len(sizes) * ROW_OVERHEAD_BYTES
 
-    def records(self) -> int:
-        return sum(m.records for m in self.queue) + len(self.staged)
+    def events(self) -> int:
+        return sum(m.events for m in self.queue) + len(self.staged)
 
     def put(self, message: Message) -> None:
         if any(m.id == message.id for m in self.queue):
@@ -61,7 +61,7 @@ class Model:
     def requeue(self, message_id: str) -> bool:
         found = self._take(message_id, self.dead)
         if found:  # it replaces nothing any more
-            self.put(Message(found.id, found.type, found.body, found.created_at_ms, found.records))
+            self.put(Message(found.id, found.type, found.body, found.created_at_ms, found.events))
         return found is not None
 
     def _take(self, message_id: str, shelf: list[Message]) -> Message | None:

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 from hypothesis import strategies as st
 
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
 from byoc_agents.durable.store import ROW_OVERHEAD_BYTES
 from byoc_agents.errors import SpoolError, SpoolUnavailableError
+from byoc_agents.message import Message
 from tests.unit.durable.plain_spool import Model
 
 MAX_BYTES = 10 * ROW_OVERHEAD_BYTES + 6000
@@ -62,7 +62,7 @@ MESSAGES = st.builds(
     type=st.just("t"),
     body=BODIES,
     created_at_ms=st.integers(0, 9),
-    records=st.integers(0, 3),
+    events=st.integers(0, 3),
     replaces=st.sampled_from(["", "", "", "a", "b"]),
 )
 CHANGES = st.builds(

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.store import SpoolStore
+from byoc_agents.message import Message
 
 
 def message(number: int, body: bytes = b"body", *, replaces: str = "") -> Message:
-    return Message(f"m{number}", "t", body, created_at_ms=number, records=2, replaces=replaces)
+    return Message(f"m{number}", "t", body, created_at_ms=number, events=2, replaces=replaces)
 
 
 def do(store: SpoolStore, work: Callable[[], object]) -> None:
@@ -22,8 +22,8 @@ def apply(store: SpoolStore, **change: object) -> None:
 
 
 def ids(store: SpoolStore) -> list[str]:
-    return [m.id for m in store.head(1000, 1 << 30)]
+    return [m.id for m in store.peek(1000, 1 << 30)]
 
 
 def seen(store: SpoolStore) -> object:
-    return store.head(1000, 1 << 30), store.staged(), store.state(""), store.dead_letters()
+    return store.peek(1000, 1 << 30), store.staged(), store.state(""), store.dead_letters()

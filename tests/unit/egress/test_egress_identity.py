@@ -20,12 +20,12 @@ from byoc_agents.app.context import ClickHouseSettings, Runtime
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.app.settings import CoreSettings
 from byoc_agents.billing import daemon as billing
-from byoc_agents.delivery.sink import Message, Outcome
 from byoc_agents.egress.aws import NO_CREDENTIALS, NOT_ASCII, aws_session, provider_name
 from byoc_agents.egress.aws_files import AwsFiles
 from byoc_agents.egress.destinations import credential_destinations, https_destination
 from byoc_agents.egress.gate import Gate
 from byoc_agents.errors import Reason, SendError
+from byoc_agents.message import Message, Outcome
 from byoc_agents.sinks.s3 import S3Sink
 from lab.fakes.http import HttpDouble, Request, always, reply
 

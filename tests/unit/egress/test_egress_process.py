@@ -176,7 +176,7 @@ def test_the_container_credential_fetcher_cannot_be_led_astray(
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_a_sink_still_reaches_its_destination(host: str, tmp_path: Path) -> None:
     code = """
-        from byoc_agents.delivery.sink import Message
+        from byoc_agents.message import Message
         from byoc_agents.egress.aws import aws_session
         from byoc_agents.sinks.s3 import S3Sink
 

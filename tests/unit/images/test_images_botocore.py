@@ -14,11 +14,11 @@ import pytest
 from botocore.exceptions import EndpointConnectionError
 from botocore.loaders import Loader
 
-from byoc_agents.delivery.sink import Message
 from byoc_agents.egress.aws import aws_session
 from byoc_agents.egress.destinations import dns_suffix
 from byoc_agents.egress.gate import Gate
 from byoc_agents.errors import SendError
+from byoc_agents.message import Message
 from byoc_agents.sinks.s3 import S3Sink
 from byoc_agents.sinks.sqs import SqsSink
 from images.cut_botocore import SERVICES, cut

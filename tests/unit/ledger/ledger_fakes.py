@@ -5,14 +5,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from byoc_agents.delivery.sink import Message, Outcome, Receipt
 from byoc_agents.durable.files import Disk
 from byoc_agents.errors import LedgerError, Reason, SendError
-from byoc_agents.ledger.format import Head, LedgerLine, decode
+from byoc_agents.ledger.format import LedgerLine, LinePosition, decode
 from byoc_agents.ledger.heads import parse_heads
 from byoc_agents.ledger.segments import Segments
 from byoc_agents.ledger.verify import LedgerVerdict, verify
 from byoc_agents.ledger.writer import FileLedger
+from byoc_agents.message import Message, Outcome, Receipt
 from lab.fakes.core import FakeClock
 
 SMALL = 64 * 1024
@@ -47,6 +47,11 @@ class FaultyDisk(QuickDisk):
             raise CrashError
         if kind in self.failing:
             raise OSError(self.errno, os.strerror(self.errno))
+
+    def crash(self) -> None:
+        """Take nothing from now on, not even half of a write."""
+        last = len(self.calls) - 1
+        self._crash_at = last if self._crash_at < 0 else min(self._crash_at, last)
 
     def write(self, descriptor: int, content: bytes) -> None:
         try:
@@ -137,7 +142,7 @@ def checked(
     directory: Path, anchors: dict[int, str] | None = None, *, heads: str = "", max_bytes: int = 0
 ) -> LedgerVerdict:
     kept = parse_heads(heads)
-    given = tuple(Head(*one) for one in (anchors or {}).items())
+    given = tuple(LinePosition(*one) for one in (anchors or {}).items())
     kept = kept._replace(anchors=kept.anchors + given)
     return verify(directory, kept, settle=lambda: None, max_bytes=max_bytes)
 

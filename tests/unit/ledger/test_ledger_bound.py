@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from byoc_agents.ledger.format import Intent, Removed
+from byoc_agents.ledger.format import IntentLine, RemovedLine
 from tests.unit.ledger.ledger_fakes import (
     SMALL,
     FaultyDisk,
@@ -35,7 +35,7 @@ async def test_the_directory_stays_within_its_bound_and_says_what_it_removed(
     assert max(sizes) <= SMALL
     assert max(sizes) > SMALL * 3 // 4
     found = lines(tmp_path)
-    removed = [line for line in found if isinstance(line, Removed)]
+    removed = [line for line in found if isinstance(line, RemovedLine)]
     assert found[0].sequence == removed[-1].last_sequence + 1 > 0
     assert found[0].previous == removed[-1].last_sha256
     verdict = checked(tmp_path)
@@ -55,7 +55,7 @@ async def test_an_anchor_of_a_removed_file_is_still_confirmed(tmp_path: Path) ->
     async with ledger(tmp_path, QuickDisk()) as made:
         for number in range(60):
             await send(made, *(message(1000 * number + n) for n in range(10)))
-    removed = [line for line in lines(tmp_path) if isinstance(line, Removed)][-1]
+    removed = [line for line in lines(tmp_path) if isinstance(line, RemovedLine)][-1]
     assert checked(tmp_path, {removed.last_sequence: removed.last_sha256}).ok
     assert not checked(tmp_path, {removed.last_sequence: "0" * 64}).ok
 
@@ -80,7 +80,7 @@ async def test_a_body_that_would_fill_the_ledger_is_not_kept(tmp_path: Path) -> 
     async with ledger(tmp_path, keep_bodies=True) as made:
         await send(made, message(0, b"x" * SMALL))
     intent = lines(tmp_path)[1]
-    assert isinstance(intent, Intent)
+    assert isinstance(intent, IntentLine)
     assert not intent.messages[0].kept
     assert not (tmp_path / "bodies").exists()
 
@@ -90,7 +90,7 @@ async def test_a_body_that_cannot_be_kept_is_not_sent(tmp_path: Path) -> None:
     async with ledger(tmp_path, disk, keep_bodies=True) as made:
         disk.failing = ("place",)
         assert not await tried(made, message())
-    assert "Intent" not in kinds(tmp_path)
+    assert "IntentLine" not in kinds(tmp_path)
 
 
 def test_a_bound_that_holds_nothing_is_refused(tmp_path: Path) -> None:

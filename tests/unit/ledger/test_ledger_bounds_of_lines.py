@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from byoc_agents.ledger.chain import Chain
-from byoc_agents.ledger.format import Recovered
+from byoc_agents.ledger.format import RecoveredLine
 from byoc_agents.ledger.query import Filter, events
 from byoc_agents.ledger.reader import MAX_LINE_BYTES, raw_lines
-from byoc_agents.ledger.recent import recently_sent, unfinished_batch
+from byoc_agents.ledger.recent import recently_sent, unknown_batch
 from lab.fakes.core import FakeClock
 from tests.unit.ledger.ledger_fakes import (
     SMALL,
@@ -70,7 +70,7 @@ async def test_verify_and_show_stop_at_a_line_that_is_too_long(
     verdict = checked(tmp_path / "l")
     assert any("not a ledger line" in problem for problem in verdict.problems)
     assert len(list(events({"a": tmp_path / "l"}, Filter()))) == 2
-    assert unfinished_batch(tmp_path / "l") == () or recently_sent(tmp_path / "l")
+    assert unknown_batch(tmp_path / "l") == () or recently_sent(tmp_path / "l")
 
 
 @pytest.mark.parametrize("spoil", FOREIGN)
@@ -83,12 +83,12 @@ async def test_a_start_renames_what_is_not_ours_and_goes_on_with_the_chain(
     spoil(path)
     spoiled_bytes = path.stat().st_size
     start(directory)
-    (stated,) = [line for line in lines(directory) if isinstance(line, Recovered)]
+    (stated,) = [line for line in lines(directory) if isinstance(line, RecoveredLine)]
     assert (directory / stated.aside).stat().st_size == spoiled_bytes == stated.bytes
     assert path.read_bytes().startswith(ours)
     assert checked(directory).problems == []
     start(directory)  # and it is stated once
-    assert len([line for line in lines(directory) if isinstance(line, Recovered)]) == 1
+    assert len([line for line in lines(directory) if isinstance(line, RecoveredLine)]) == 1
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pytest
 
 from byoc_agents.errors import LedgerError
 from byoc_agents.ledger.chain import Chain
-from byoc_agents.ledger.format import Intent, Recovered, Unknown
+from byoc_agents.ledger.format import IntentLine, RecoveredLine, UnknownLine
 from lab.fakes.core import FakeClock
 from tests.unit.ledger.ledger_fakes import (
     SMALL,
@@ -52,7 +51,7 @@ async def test_a_file_cut_at_any_byte_of_its_last_lines_is_closed_out(tmp_path: 
         assert checked(directory).ok == (cut in ends)
         started(directory)
         assert checked(directory).problems == []
-        stated = [line for line in lines(directory) if isinstance(line, Recovered)]
+        stated = [line for line in lines(directory) if isinstance(line, RecoveredLine)]
         torn = cut - max(end for end in ends if end <= cut)
         assert [line.bytes for line in stated] == ([torn] if torn else [])
         if torn:
@@ -88,7 +87,7 @@ async def test_a_crash_at_any_write_leaves_a_chain(tmp_path: Path, *, keep_bodie
         started(directory)
         verdict = checked(directory)
         assert verdict.problems == [], f"crash at step {step}"
-        intents = {line.sequence for line in lines(directory) if isinstance(line, Intent)}
+        intents = {line.sequence for line in lines(directory) if isinstance(line, IntentLine)}
         assert set(acknowledged[-2:]) <= intents
         shutil.rmtree(directory)
 
@@ -96,15 +95,6 @@ async def test_a_crash_at_any_write_leaves_a_chain(tmp_path: Path, *, keep_bodie
 def _around(calls: list[str], kind: str) -> list[int]:
     places = [n for n, call in enumerate(calls, start=1) if call == kind]
     return [n + offset for n in places[:5] for offset in (-1, 0, 1) if n + offset > 0]
-
-
-class Gone:
-    """The file of a process that was killed: nobody closes it."""
-
-    def serve(self, group: Sequence[object]) -> tuple[list[object], None]:
-        raise NotImplementedError
-
-    def close(self) -> None: ...
 
 
 async def _busy(directory: Path, disk: FaultyDisk, *, keep_bodies: bool) -> list[int]:
@@ -116,12 +106,8 @@ async def _busy(directory: Path, disk: FaultyDisk, *, keep_bodies: bool) -> list
         for number in range(11):
             batch = [message(1000 * number + n, b"%d" % number * 300) for n in range(30)]
             acknowledged.append(await send(made, *batch))
-    made._file.chain._tail.drop()  # the process is gone, and has written nothing at its end
-    if made._file.chain._lock >= 0:
-        os.close(made._file.chain._lock)
-    made._worker._file = Gone()
-    if made._worker.is_open:
-        await made._worker.stop()
+    disk.crash()  # nothing is written at the end
+    await made.__aexit__()
     return acknowledged
 
 
@@ -133,10 +119,10 @@ async def test_an_intent_without_a_receipt_is_stated_as_unknown_after_a_crash(
     files(tmp_path)[0].write_bytes(b"".join(content[:-1]))  # the last receipt never came
     started(tmp_path)
     last = lines(tmp_path)[-1]
-    assert isinstance(last, Unknown)
+    assert isinstance(last, UnknownLine)
     assert (last.intent, last.why) == (3, "crash")
     started(tmp_path)
-    assert kinds(tmp_path).count("Unknown") == 1
+    assert kinds(tmp_path).count("UnknownLine") == 1
 
 
 async def test_an_open_intent_is_carried_over_into_the_next_file(tmp_path: Path) -> None:
@@ -146,7 +132,7 @@ async def test_an_open_intent_is_carried_over_into_the_next_file(tmp_path: Path)
             await send(made, message(number))
         assert len(files(tmp_path)) > 1
     unknown = lines(tmp_path)[-1]
-    assert isinstance(unknown, Unknown)
+    assert isinstance(unknown, UnknownLine)
     assert unknown.intent == line
     assert checked(tmp_path).ok
 
@@ -159,7 +145,7 @@ async def test_a_hole_that_a_power_cut_left_is_closed_out(tmp_path: Path) -> Non
     path.write_bytes(b"".join(raw[:-1]) + b"\0" * (len(raw[-1]) - 1) + b"\n")
     started(tmp_path)
     assert checked(tmp_path).problems == []
-    assert kinds(tmp_path)[-2:] == ["Recovered", "Unknown"]
+    assert kinds(tmp_path)[-2:] == ["RecoveredLine", "UnknownLine"]
 
 
 @pytest.mark.parametrize("position", [1, 2, 3], ids=["intent", "receipt", "intent before last"])
@@ -187,7 +173,7 @@ async def test_a_file_taken_away_under_the_daemon_stays_visible_as_missing(tmp_p
         assert await tried(made, message(2))
     verdict = checked(tmp_path)
     assert "lines 0 to 2 are missing" in verdict.problems[0]
-    assert kinds(tmp_path) == ["Segment", "Recovered", "Intent", "ReceiptLine"]
+    assert kinds(tmp_path) == ["SegmentLine", "RecoveredLine", "IntentLine", "ReceiptLine"]
 
 
 async def test_bytes_added_to_the_file_under_the_daemon_stay_visible(tmp_path: Path) -> None:
@@ -243,6 +229,6 @@ async def test_nothing_that_was_announced_is_lost_by_kill_9(sends: int, tmp_path
         process.send_signal(signal.SIGKILL)
     started(tmp_path)
     assert checked(tmp_path).problems == []
-    intents = {line.sequence for line in lines(tmp_path) if isinstance(line, Intent)}
+    intents = {line.sequence for line in lines(tmp_path) if isinstance(line, IntentLine)}
     assert set(printed) <= intents
     assert json.loads(files(tmp_path)[0].read_bytes().splitlines()[0])["kind"] == "segment"

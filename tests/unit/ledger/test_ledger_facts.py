@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from byoc_agents.errors import LedgerError, LedgerNewerError
-from byoc_agents.ledger.format import FactLine, Segment
+from byoc_agents.ledger.format import FactLine, SegmentLine
 from byoc_agents.ledger.writer import FileLedger
 from lab.fakes.core import FakeClock
 from tests.unit.ledger.ledger_fakes import (
@@ -36,7 +36,7 @@ async def test_a_fact_is_a_line_of_the_chain_between_the_sends(tmp_path: Path) -
         number = await made.fact(FACT)
         await send(made, message())
         assert await made.fact(FACT) == number + 3
-    assert kinds(tmp_path) == ["Segment", "FactLine", "Intent", "ReceiptLine", "FactLine"]
+    assert kinds(tmp_path) == ["SegmentLine", "FactLine", "IntentLine", "ReceiptLine", "FactLine"]
     found = lines(tmp_path)[1]
     assert isinstance(found, FactLine)
     assert (found.fact, found.subject, found.reason) == ("opening", "0190", "approved")
@@ -70,7 +70,7 @@ async def test_only_a_ledger_with_facts_is_in_format_2(tmp_path: Path) -> None:
     formats = []
     for name in ("access-broker", "other"):
         first = lines(tmp_path / name)[0]
-        assert isinstance(first, Segment)
+        assert isinstance(first, SegmentLine)
         formats.append(first.format)
     assert formats == [2, 1]
 

@@ -11,7 +11,7 @@ import pytest
 from byoc_agents.durable.files import Disk
 from byoc_agents.errors import LedgerError
 from byoc_agents.ledger import Ledger
-from byoc_agents.ledger.format import Intent, ReceiptLine, Segment, Unknown
+from byoc_agents.ledger.format import IntentLine, ReceiptLine, SegmentLine, UnknownLine
 from byoc_agents.ledger.writer import FileLedger
 from lab.fakes.core import FakeClock
 from tests.unit.ledger.ledger_fakes import (
@@ -37,8 +37,8 @@ async def test_one_line_before_and_one_after_each_send(tmp_path: Path) -> None:
         line = await made.intent("s3://bucket", batch)
         await made.receipt(line, batch, [stored(batch)[0], refused(batch, "status 503")[1]])
     first, intent, receipt = lines(tmp_path)
-    assert isinstance(first, Segment)
-    assert isinstance(intent, Intent)
+    assert isinstance(first, SegmentLine)
+    assert isinstance(intent, IntentLine)
     assert isinstance(receipt, ReceiptLine)
     assert (intent.sequence, intent.destination, receipt.intent) == (line, "s3://bucket", line)
     assert [(m.id, m.bytes) for m in intent.messages] == [("id-1", 3), ("id-2", 5)]
@@ -100,7 +100,7 @@ async def test_what_the_disk_refuses_is_not_sent_and_it_recovers_with_the_disk(
         assert await tried(made, message(3))
         assert made.status()["last_error"] is None
     assert checked(tmp_path).problems == []
-    assert [line.messages[0].id for line in lines(tmp_path) if isinstance(line, Intent)] == [
+    assert [line.messages[0].id for line in lines(tmp_path) if isinstance(line, IntentLine)] == [
         "id-1",
         "id-3",
     ]
@@ -115,8 +115,14 @@ async def test_a_receipt_that_finds_no_room_leaves_a_stated_unknown(tmp_path: Pa
             await made.receipt(line, [message(1)], stored([message(1)]))
         disk.failing = ()
         await send(made, message(1))
-    assert kinds(tmp_path) == ["Segment", "Intent", "Unknown", "Intent", "ReceiptLine"]
-    assert [(u.intent, u.why) for u in lines(tmp_path) if isinstance(u, Unknown)] == [
+    assert kinds(tmp_path) == [
+        "SegmentLine",
+        "IntentLine",
+        "UnknownLine",
+        "IntentLine",
+        "ReceiptLine",
+    ]
+    assert [(u.intent, u.why) for u in lines(tmp_path) if isinstance(u, UnknownLine)] == [
         (line, "receipt_lost")
     ]
     assert checked(tmp_path).ok
@@ -185,7 +191,7 @@ async def test_a_cancelled_send_is_stated_as_unknown_at_the_end(tmp_path: Path) 
     async with ledger(tmp_path) as made:
         await made.intent("d", [message()])
     last = lines(tmp_path)[-1]
-    assert isinstance(last, Unknown)
+    assert isinstance(last, UnknownLine)
     assert last.why == "stopped"
     assert checked(tmp_path).ok
 
@@ -203,7 +209,7 @@ async def test_what_is_cancelled_before_it_is_written_is_not_written(tmp_path: P
         await asyncio.wait([second])
         disk.gate.set()
         await first
-    assert kinds(tmp_path) == ["Segment", "Intent", "Unknown"]
+    assert kinds(tmp_path) == ["SegmentLine", "IntentLine", "UnknownLine"]
 
 
 async def test_a_defect_inside_is_an_error_and_not_a_hang(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from byoc_agents.ledger.format import GENESIS, digest
+from byoc_agents.ledger.format import GENESIS, sha256_hex
 from byoc_agents.ledger.heads import parse_heads
 from tests.unit.ledger.ledger_fakes import (
     QuickDisk,
@@ -57,11 +57,11 @@ def forge_removal(directory: Path) -> None:
         "kind": "removed",
         "sequence": json.loads(last)["sequence"] + 1,
         "time": json.loads(last)["time"],
-        "previous": digest(last),
+        "previous": sha256_hex(last),
         "segment": 1,
         "first_sequence": 0,
         "last_sequence": json.loads(gone[-1])["sequence"],
-        "last_sha256": digest(gone[-1]),
+        "last_sha256": sha256_hex(gone[-1]),
         "bytes": BOUND,
     }
     oldest.unlink()
@@ -78,7 +78,7 @@ def write_again(directory: Path, edit: Callable[[dict[str, Any]], None]) -> None
             fields = json.loads(raw)
             edit(fields)
             made.append(encoded(fields | {"previous": previous}))
-            previous = digest(made[-1])
+            previous = sha256_hex(made[-1])
         path.write_bytes(b"\n".join(made) + b"\n")
 
 

@@ -15,7 +15,7 @@ from byoc_agents.app.settings import CoreSettings
 from byoc_agents.durable.spool import Spool
 from byoc_agents.egress.gate import Gate
 from byoc_agents.ledger import FileLedger
-from byoc_agents.ledger.format import Recovered
+from byoc_agents.ledger.format import RecoveredLine
 from byoc_agents.ledger.reader import find_mismatch
 from byoc_agents.ledger.segments import Segments
 from byoc_agents.ledger.tree import encode_hash
@@ -116,7 +116,7 @@ def test_a_ledger_that_is_not_the_one_the_spool_knows_is_reported(
     assert gauge(metrics, why) == 1
     assert gauge(metrics, "older" if why == "lost" else "lost") == 0
     assert f"ledger.{why}" in [one["event"] for one in logs]
-    (line,) = [one for one in lines(directory) if isinstance(one, Recovered)]
+    (line,) = [one for one in lines(directory) if isinstance(one, RecoveredLine)]
     assert (line.why, line.expected) == (why, str(before.tree))
     verdict = checked(directory)
     assert any(f"the spool knew the head {before.tree}" in note for note in verdict.notes)
@@ -180,4 +180,4 @@ async def test_a_mismatch_is_stated_once_the_disk_takes_it(tmp_path: Path) -> No
         assert made.last_error
         blocked.unlink()
         await send(made, message(1))
-    assert [line.why for line in lines(blocked) if isinstance(line, Recovered)] == ["lost"]
+    assert [line.why for line in lines(blocked) if isinstance(line, RecoveredLine)] == ["lost"]

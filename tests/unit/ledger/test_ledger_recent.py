@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from byoc_agents.delivery.sink import Message, Outcome, Receipt
 from byoc_agents.errors import Reason, SendError
 from byoc_agents.ledger.recent import (
     TAIL_BYTES,
@@ -12,6 +11,7 @@ from byoc_agents.ledger.recent import (
     recently_sent,
 )
 from byoc_agents.ledger.writer import FileLedger
+from byoc_agents.message import Message, Outcome, Receipt
 from lab.fakes.core import FakeClock
 
 OK = Receipt(Reason.OK, 200, "")
@@ -76,4 +76,4 @@ def test_the_newest_position_is_that_of_the_latest_epoch() -> None:
 
 
 def test_the_first_position_of_an_object_follows_from_its_records() -> None:
-    assert RecentSend("", "s", StreamPosition(7, 12), records=5).first == (7, 8)
+    assert RecentSend("", "s", StreamPosition(7, 12), events=5).first == (7, 8)

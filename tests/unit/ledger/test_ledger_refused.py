@@ -3,7 +3,7 @@
 import asyncio
 from pathlib import Path
 
-from byoc_agents.ledger.format import Refused
+from byoc_agents.ledger.format import RefusedLine
 from byoc_agents.ledger.writer import REFUSED_BURST, FileLedger
 from lab.fakes.core import FakeClock
 from tests.unit.ledger.ledger_fakes import SMALL, FaultyDisk, checked, ledger, lines, message, tried
@@ -18,7 +18,7 @@ async def test_refusals_are_bounded_in_rate_and_none_goes_uncounted(tmp_path: Pa
         made.record_refusal("port", "late")
         for _ in range(500):
             made.record_refusal("host", "again")
-    found = [line for line in lines(tmp_path) if isinstance(line, Refused)]
+    found = [line for line in lines(tmp_path) if isinstance(line, RefusedLine)]
     assert len(found) == REFUSED_BURST + 2
     assert sum(line.count() for line in found) == 1501
     assert checked(tmp_path).refused == 1501
@@ -31,7 +31,7 @@ async def test_refusals_that_find_no_room_are_counted(tmp_path: Path) -> None:
         made.record_refusal("host", "evil.example")
         assert not await tried(made, message())
         disk.failing = ()
-    (line,) = [line for line in lines(tmp_path) if isinstance(line, Refused)]
+    (line,) = [line for line in lines(tmp_path) if isinstance(line, RefusedLine)]
     assert (line.reason, line.count()) == ("suppressed", 1)
 
 
@@ -39,6 +39,6 @@ async def test_a_refusal_from_any_thread_and_after_the_end_is_harmless(tmp_path:
     async with ledger(tmp_path) as made:
         await asyncio.to_thread(made.record_refusal, "host", "from a thread \ud800 \n" + "x" * 9999)
     made.record_refusal("host", "too late")
-    (line,) = [line for line in lines(tmp_path) if isinstance(line, Refused)]
+    (line,) = [line for line in lines(tmp_path) if isinstance(line, RefusedLine)]
     assert line.detail.startswith("from a thread ? \n")
     assert len(line.detail) == 300

@@ -48,9 +48,9 @@ def test_the_values_that_certificate_transparency_publishes() -> None:
     assert hash_leaf(b"").hex().startswith("6e340b9cffb37a98")
     inputs = ["", "00", "10", "2021", "3031", "40414243", "5051525354555657"]
     leaves = [hash_leaf(bytes.fromhex(text)) for text in inputs]
-    assert known(leaves).head(2).hex().startswith("fac54203e7cc696c")
-    assert known(leaves).head(3).hex().startswith("aeb6bcfe274b70a1")
-    assert known(leaves).head(7).hex().startswith("ddb89be403809e32")
+    assert known(leaves).root_at(2).hex().startswith("fac54203e7cc696c")
+    assert known(leaves).root_at(3).hex().startswith("aeb6bcfe274b70a1")
+    assert known(leaves).root_at(7).hex().startswith("ddb89be403809e32")
 
 
 @pytest.mark.parametrize("size", [0, *SIZES])
@@ -112,7 +112,7 @@ def test_proofs_about_what_is_kept_do_not_need_what_was_removed(removed: int) ->
     for index in range(removed, size):
         assert prove_inclusion(kept, index, size) == prove_inclusion(known(LEAVES), index, size)
     for earlier in range(removed, size + 1):
-        assert kept.head(earlier) == defined_root(LEAVES[:earlier])
+        assert kept.root_at(earlier) == defined_root(LEAVES[:earlier])
         proof = prove_consistency(kept, earlier, size)
         assert proof == prove_consistency(known(LEAVES), earlier, size)
     with pytest.raises(IndexError, match=f"expected {removed} to 40, which are kept"):

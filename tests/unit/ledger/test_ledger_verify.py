@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from byoc_agents.ledger import FileLedger
-from byoc_agents.ledger.format import Head, Intent, decode, digest, encode
+from byoc_agents.ledger.format import IntentLine, LinePosition, decode, encode, sha256_hex
 from byoc_agents.ledger.verify import verify
 from tests.unit.ledger.ledger_fakes import (
     QuickDisk,
@@ -78,7 +78,7 @@ def test_a_sound_ledger_is_well(sound: Path) -> None:
     last = read(sound)[-1][-1].removesuffix(b"\n")
     line = decode(last)
     assert line
-    assert verdict.head == str(Head(line.sequence, digest(last)))
+    assert verdict.head == str(LinePosition(line.sequence, sha256_hex(last)))
 
 
 @settings(max_examples=150, deadline=None)
@@ -171,10 +171,10 @@ def test_a_history_made_anew_from_some_line_on_is_found_by_an_anchor(copy: Path)
     for line in found:
         assert line
         fields = {"previous": previous} if previous else {}
-        if isinstance(line, Intent):
+        if isinstance(line, IntentLine):
             fields["destination"] = "https://innocent.example"
         raw = encode(type(line)(**{f: getattr(line, f) for f in line.__struct_fields__} | fields))
-        previous = digest(raw)
+        previous = sha256_hex(raw)
         forged.append(raw)
     path.write_bytes(b"\n".join(forged) + b"\n")
     assert checked(copy).ok

@@ -13,11 +13,11 @@ from urllib.parse import parse_qs
 import pytest
 
 from byoc_agents.app.cli import main
-from byoc_agents.delivery.sink import Message, Receipt
 from byoc_agents.egress.aws import aws_session
 from byoc_agents.egress.destinations import https_destination
 from byoc_agents.egress.gate import Gate
 from byoc_agents.errors import Reason, SendError
+from byoc_agents.message import Message, Receipt
 from byoc_agents.sinks.s3 import S3Sink
 from lab.fakes.http import Behavior, HttpDouble, Request, always, reply
 

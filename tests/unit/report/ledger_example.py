@@ -8,9 +8,9 @@ import msgspec
 
 from byoc_agents.app.cloudevents import Event, encode, rfc3339
 from byoc_agents.billing.objects import seal
-from byoc_agents.delivery.sink import Message, Outcome, Receipt
 from byoc_agents.errors import Reason, SendError
 from byoc_agents.ledger import FileLedger
+from byoc_agents.message import Message, Outcome, Receipt
 from byoc_agents.schema import EXAMPLES
 from lab.fakes.core import START_MS, FakeClock
 from tests.unit.ledger.ledger_fakes import QuickDisk

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from byoc_agents.delivery.sink import Message, Receipt
 from byoc_agents.errors import Reason, SendError
 from byoc_agents.ledger import FileLedger
+from byoc_agents.message import Message, Receipt
 from byoc_agents.report import main
 from lab.fakes.core import FakeClock
 from tests.unit.ledger.ledger_fakes import QuickDisk

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import byoc_agents.report
-from byoc_agents.delivery.sink import Message
 from byoc_agents.errors import Reason, SendError
 from byoc_agents.ledger.query import Filter, RefusedConnections, Send
+from byoc_agents.message import Message
 from byoc_agents.report import main
 from byoc_agents.report.summary import MAX_ROWS, Volume, series_of, span_of, summarize
 from byoc_agents.schema import EXAMPLES, fields_of
@@ -158,7 +158,7 @@ def a_send(number: int, *, reason: str = "ok", size: int = 10) -> Send:
         type="t",
         bytes=size,
         sha256="",
-        records=2,
+        events=2,
         content_type="",
         reason=reason,
     )
@@ -167,7 +167,7 @@ def a_send(number: int, *, reason: str = "ok", size: int = 10) -> Send:
 def test_the_sums_are_of_all_sends_and_the_rows_of_the_newest() -> None:
     summary = summarize(a_send(n, reason="ok" if n % 2 else "timeout") for n in range(5000))
     assert (summary.all.total.confirmed, summary.all.total.other) == (2500, 2500)
-    assert (summary.all.total.confirmed_bytes, summary.all.records) == (25_000, 5000)
+    assert (summary.all.total.confirmed_bytes, summary.all.events) == (25_000, 5000)
     assert [send.id for send in (summary.rows[0], summary.rows[-1])] == ["3000", "4999"]
     assert len(summary.rows) == MAX_ROWS
 

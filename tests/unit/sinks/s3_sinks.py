@@ -6,9 +6,9 @@ from typing import Any
 
 from aiobotocore.session import AioSession
 
-from byoc_agents.delivery.sink import Message
 from byoc_agents.egress.destinations import s3_destination
 from byoc_agents.egress.gate import Gate
+from byoc_agents.message import Message
 from byoc_agents.sinks.s3 import S3Sink
 from lab.fakes.http import Behavior, raw
 from lab.fakes.s3 import s3_error

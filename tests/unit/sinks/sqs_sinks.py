@@ -7,10 +7,10 @@ from typing import Any
 
 from aiobotocore.session import AioSession
 
-from byoc_agents.delivery.sink import Message, Outcome
 from byoc_agents.egress.destinations import sqs_destination
 from byoc_agents.egress.gate import Gate
 from byoc_agents.errors import Reason
+from byoc_agents.message import Message, Outcome
 from byoc_agents.sinks.sqs import SqsSink
 from lab.fakes.http import Behavior, Script, raw, serving
 from lab.fakes.sqs import FakeSqs, sqs_error

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from byoc_agents.delivery.sink import Message
 from byoc_agents.errors import Reason
+from byoc_agents.message import Message
 from byoc_agents.sinks.directory import DirectorySink, reason_of
 
 

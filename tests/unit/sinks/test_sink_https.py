@@ -15,8 +15,8 @@ from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.delivery.shipper import ACTIONS, Action
-from byoc_agents.delivery.sink import Message, Receipt
 from byoc_agents.errors import Reason, SendError
+from byoc_agents.message import Message, Receipt
 from byoc_agents.sinks.control_plane import proves_storage
 from byoc_agents.sinks.http_answers import retry_after_seconds, skew_seconds
 from byoc_agents.sinks.https import (
@@ -177,10 +177,10 @@ TABLE = [
 ]
 
 
-@pytest.mark.parametrize(("statuses", "reason", "fate"), TABLE)
-def test_a_status_has_a_fate(statuses: str, reason: Reason, fate: Action) -> None:
+@pytest.mark.parametrize(("statuses", "reason", "action"), TABLE)
+def test_a_status_has_an_action(statuses: str, reason: Reason, action: Action) -> None:
     assert {reason_of(int(status)) for status in statuses.split()} == {reason}
-    assert ACTIONS[reason] is fate
+    assert ACTIONS[reason] is action
 
 
 @pytest.mark.parametrize("status", [200, 204, 207, 208, 301, 400, 401, 403, 404, 429, 500, 503])

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from aiobotocore.session import AioSession
 
-from byoc_agents.delivery.sink import Receipt
 from byoc_agents.egress.aws import NO_CREDENTIALS, aws_session
 from byoc_agents.egress.gate import Gate
 from byoc_agents.errors import Reason, SendError
+from byoc_agents.message import Receipt
 from byoc_agents.sinks.s3 import S3Sink
 from lab.fakes.http import (
     Behavior,

@@ -8,8 +8,8 @@ import pytest
 import pytest_asyncio
 from aiobotocore.session import AioSession
 
-from byoc_agents.delivery.sink import Outcome, Receipt
 from byoc_agents.errors import Reason, SendError
+from byoc_agents.message import Outcome, Receipt
 from byoc_agents.sinks.s3 import S3Sink
 from lab.fakes.http import (
     Behavior,
@@ -54,7 +54,7 @@ async def hasty(session: AioSession) -> AsyncIterator[Pair]:
     """Give a sink with short time-outs."""
     options = {"read_timeout": 0.5, "attempt_seconds": 1.5}
     async with FakeS3() as s3, sink_to(s3.url, session, **options) as sink:
-        await sink._open_client()  # which may take longer than an attempt here
+        await sink.open_client()  # which may take longer than an attempt here
         yield Pair(s3, sink)
 
 

@@ -11,11 +11,11 @@ from aiobotocore.session import AioSession
 from moto.server import ThreadedMotoServer
 
 from byoc_agents.delivery.shipper import ACTIONS, Action
-from byoc_agents.delivery.sink import Message, Receipt
 from byoc_agents.egress.aws import NO_CREDENTIALS, aws_config, aws_session
 from byoc_agents.egress.destinations import sqs_destination
 from byoc_agents.egress.gate import Gate
 from byoc_agents.errors import Reason, SendError
+from byoc_agents.message import Message, Receipt
 from byoc_agents.sinks.sqs import MAX_BYTES, OWN_ERRORS, SqsSink
 from lab.fakes.http import Exchange, always, drip, hang, in_order, lose, redirect
 from lab.fakes.sqs import Entry, FakeSqs
@@ -31,7 +31,7 @@ async def fresh(session: AioSession) -> AsyncIterator[Pair]:
 
 async def test_an_attempt_ends_however_slowly_the_answer_drips(fresh: Pair) -> None:
     assert reasons(await fresh.send(message("a"))) == [Reason.OK]
-    fresh.sink._attempt_seconds = 0.1
+    fresh.sink.attempt_seconds = 0.1
     assert reasons(await fresh.send(message("b"), script=always(drip()))) == [Reason.TIMEOUT]
 
 
@@ -90,8 +90,10 @@ async def test_a_message_that_is_refused_for_good_does_not_hold_up_its_group(fre
     assert reasons(outcomes) == [Reason.REJECTED, Reason.OK]
 
 
-def test_what_does_not_hold_up_a_group_is_what_the_shipper_buries() -> None:
-    assert {reason for reason, fate in ACTIONS.items() if fate is Action.DEAD_LETTER} == OWN_ERRORS
+def test_what_does_not_hold_up_a_group_is_what_becomes_a_dead_letter() -> None:
+    assert {
+        reason for reason, action in ACTIONS.items() if action is Action.DEAD_LETTER
+    } == OWN_ERRORS
 
 
 async def test_a_lost_answer_and_a_second_try_store_once(fresh: Pair) -> None:

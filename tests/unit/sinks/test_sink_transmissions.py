@@ -13,13 +13,14 @@ from botocore.exceptions import BotoCoreError
 
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.delivery.shipper import Shipper
-from byoc_agents.delivery.sink import Message, Sink
+from byoc_agents.delivery.sink import Sink
 from byoc_agents.durable.spool import Spool
 from byoc_agents.egress.aws import AwsHttpSession
 from byoc_agents.egress.destinations import https_destination
 from byoc_agents.egress.gate import Gate
 from byoc_agents.errors import Reason
-from byoc_agents.ledger.format import Intent, ReceiptLine
+from byoc_agents.ledger.format import IntentLine, ReceiptLine
+from byoc_agents.message import Message
 from byoc_agents.sinks.directory import DirectorySink
 from byoc_agents.sinks.https import HttpsSink
 from lab.fakes.core import FakeClock
@@ -72,7 +73,7 @@ class Deliveries:
                 [Reason(ended.reason) for ended in receipts[one.sequence].outcomes],
             )
             for one in found
-            if isinstance(one, Intent)
+            if isinstance(one, IntentLine)
         ]
 
 
@@ -196,4 +197,4 @@ async def test_nothing_is_sent_while_the_ledger_cannot_be_written(tmp_path: Path
         assert error
         assert error.reason is Reason.LEDGER
         assert list(root.iterdir()) == []
-        assert spool.totals.records == 1
+        assert spool.totals.events == 1

@@ -9,11 +9,11 @@ from typing import Any
 from byoc_agents.app.heartbeat import HeartbeatIntervals
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.clickhouse import ClickHouseUnreachableError
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import SpoolFullError, SpoolUnavailableError
 from byoc_agents.ledger.recent import RecentSend, StreamPosition
+from byoc_agents.message import Message
 from byoc_agents.state.message import StateIdentity
 from byoc_agents.state.message_stream import MessageStream
 from byoc_agents.state.poller import Exporter, PolledReplica
@@ -63,7 +63,7 @@ class Harness:
             clock=self.clock,
             metrics=self.metrics,
             sent=lambda: [
-                RecentSend(m.id, m.stream, StreamPosition(m.epoch, m.sequence), m.records)
+                RecentSend(m.id, m.stream, StreamPosition(m.epoch, m.sequence), m.events)
                 for m in self.sent
             ],
         )
@@ -78,7 +78,7 @@ class Harness:
 
     async def unsent(self) -> list[dict[str, Any]]:
         """Return the data of all messages in the spool, oldest first."""
-        messages: list[Message] = await self.spool.head(1000, 1 << 30)
+        messages: list[Message] = await self.spool.peek(1000, 1 << 30)
         return [json.loads(message.body)["data"] for message in messages]
 
     async def said(self) -> list[tuple[str, str]]:

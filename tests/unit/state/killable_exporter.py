@@ -17,12 +17,13 @@ from byoc_agents.app.heartbeat import HeartbeatIntervals
 from byoc_agents.app.logging import configure
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.delivery.shipper import Shipper
-from byoc_agents.delivery.sink import Message, Outcome, Transmit, transmit_unrecorded
+from byoc_agents.delivery.sink import Transmit, transmit_unrecorded
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
 from byoc_agents.egress.aws import aws_session
 from byoc_agents.egress.destinations import sqs_destination
 from byoc_agents.egress.gate import Gate
+from byoc_agents.message import Message, Outcome
 from byoc_agents.sinks.sqs import SqsSink
 from byoc_agents.state.message import StateIdentity
 from byoc_agents.state.message_stream import MessageStream
@@ -162,7 +163,7 @@ async def _run_exporter(run: ExporterRun) -> None:
         if run.finish:
             for _ in range(MAX_ATTEMPTS):
                 await shipper.attempt()
-            assert spool.totals.records == 0, "not drained"
+            assert spool.totals.events == 0, "not drained"
 
 
 def _exporter(server: ScriptedServer, spool: Spool, clock: SimClock, metrics: Metrics) -> Exporter:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.store import ROW_OVERHEAD_BYTES
 from byoc_agents.errors import SpoolError
+from byoc_agents.message import Message
 from tests.unit.state.exporter_harness import Harness, harness
 
 

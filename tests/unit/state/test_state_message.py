@@ -7,7 +7,7 @@ import jsonschema  # type: ignore[import-untyped]
 import msgspec
 import pytest
 
-from byoc_agents.delivery.sink import Message
+from byoc_agents.message import Message
 from byoc_agents.state.assess import Memory, ServiceState, ShutdownScope, assess
 from byoc_agents.state.message import (
     MAX_GROUP,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from byoc_agents.delivery.sink import Message
+from byoc_agents.message import Message
 from tests.unit.state.exporter_harness import harness
 
 KEPT = 1 << 30
@@ -20,7 +20,7 @@ async def roll_back(place: Path) -> list[Message]:
     async with harness(state) as one:
         for _ in range(30):
             await one.poll()
-        sent = await one.spool.head(1000, KEPT)
+        sent = await one.spool.peek(1000, KEPT)
     shutil.rmtree(state)
     earlier.rename(state)
     return sent
@@ -34,7 +34,7 @@ async def test_a_number_that_was_sent_is_not_used_again(tmp_path: Path) -> None:
         await one.clock.advance(1000)
         await one.poll()
         known = {message.id for message in sent}
-        fresh = [m for m in await one.spool.head(1000, KEPT) if m.id not in known]
+        fresh = [m for m in await one.spool.peek(1000, KEPT) if m.id not in known]
         last = (await one.unsent())[-1]
     assert len(fresh) == 1
     assert last["epoch"] > before[-1]["epoch"]
@@ -59,7 +59,7 @@ async def test_an_epoch_started_after_a_rollback_is_earlier_than_later_ones(tmp_
 async def test_numbers_continue_if_nothing_later_was_sent(tmp_path: Path) -> None:
     async with harness(tmp_path / "state") as one:
         await one.poll()
-        sent = await one.spool.head(1000, KEPT)
+        sent = await one.spool.peek(1000, KEPT)
     async with harness(tmp_path / "state") as one:
         one.sent += sent
         await one.poll(70)

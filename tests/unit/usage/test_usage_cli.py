@@ -12,9 +12,9 @@ import pytest
 
 from byoc_agents.billing.archive import ArchiveBuilder, ArchiveKey, Shard
 from byoc_agents.billing.record import GapReason, UsageRecord
-from byoc_agents.delivery.sink import Message, Outcome
 from byoc_agents.errors import Reason
 from byoc_agents.ledger import FileLedger
+from byoc_agents.message import Message, Outcome
 from byoc_agents.usage import main
 from byoc_agents.usage.page import GAP_MEANINGS
 from lab.fakes.billing import NOON_MS, ReplicaHistory, eventful, objects

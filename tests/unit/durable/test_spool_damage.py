@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.recovery import EPOCH, KEPT_DAMAGED, ORIGIN, rebuild
 from byoc_agents.durable.schema import VERSION_AT, connect
 from byoc_agents.durable.spool import Spool
+from byoc_agents.durable.spool_file import OperationKind
 from byoc_agents.durable.store import SpoolStore
 from byoc_agents.errors import SpoolCorruptError, SpoolUnavailableError
+from byoc_agents.message import Message
 from lab.fakes.core import START_MS, FakeClock
 
 PAGE = 4096
@@ -79,7 +80,7 @@ async def test_damage_seen_at_the_start_is_set_aside(
         assert spool.corruptions == 1
         assert (await spool.state())[ORIGIN] == b"corrupt"
         await spool.put(message(100))
-        assert [m.id for m in await spool.head(99)] == ["m100"]
+        assert [m.id for m in await spool.peek(99)] == ["m100"]
     (aside,) = set_aside(tmp_path)
     assert aside.read_bytes() == raw
 
@@ -90,9 +91,9 @@ async def test_a_file_cut_short_gives_what_is_left(tmp_path: Path) -> None:
     cut(path, path.stat().st_size * 2 // 3)
     async with spool_at(tmp_path) as spool:
         try:
-            found = await spool.head(99)
+            found = await spool.peek(99)
         except SpoolCorruptError:
-            found = await spool.head(99)
+            found = await spool.peek(99)
         assert spool.corruptions == 1
         assert 0 < len(found) < 20
         assert all(put[m.id] == m for m in found)
@@ -103,10 +104,10 @@ async def test_a_changed_body_is_found_when_it_is_read_and_only_it_is_lost(tmp_p
     flip_body(tmp_path / "spool.db")
     async with spool_at(tmp_path) as spool:
         before = await spool.state()
-        assert [m.id for m in await spool.head(7)] == [f"m{n}" for n in range(7)]
+        assert [m.id for m in await spool.peek(7)] == [f"m{n}" for n in range(7)]
         with pytest.raises(SpoolCorruptError, match=r"set aside as .*, 22 rows"):
-            await spool.head(20)
-        assert {m.id for m in await spool.head(99)} == WHOLE - {"m7"}
+            await spool.peek(20)
+        assert {m.id for m in await spool.peek(99)} == WHOLE - {"m7"}
         assert await spool.staged() == [b"line 1", b"line 2"]
         assert [letter.message for letter in await spool.dead_letters()] == [message(99)]
         after = await spool.state()
@@ -116,7 +117,7 @@ async def test_a_changed_body_is_found_when_it_is_read_and_only_it_is_lost(tmp_p
         await spool.put(message(50))
     async with spool_at(tmp_path) as spool:
         assert spool.corruptions == 0
-        assert {m.id for m in await spool.head(99)} == (WHOLE | {"m50"}) - {"m7"}
+        assert {m.id for m in await spool.peek(99)} == (WHOLE | {"m50"}) - {"m7"}
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -130,13 +131,13 @@ async def test_any_flipped_byte_loses_no_more_than_its_page_and_changes_nothing_
     async with spool_at(tmp_path) as spool:
         for _ in range(200):
             try:
-                head = await spool.head(3)
-                if not head:
+                batch = await spool.peek(3)
+                if not batch:
                     break
-                await spool.remove([m.id for m in head])
+                await spool.remove([m.id for m in batch])
             except SpoolCorruptError:
                 continue
-            got |= {m.id: m for m in head}
+            got |= {m.id: m for m in batch}
         assert spool.totals.oldest_created_at_ms is None
         assert spool.corruptions <= 3
     assert all(put.get(name) == found for name, found in got.items() if name != "m99")
@@ -159,7 +160,7 @@ async def test_a_file_deleted_while_running_is_still_read_and_written_again(
         assert (spool.corruptions, spool.salvaged) == (1, 1)
         assert (await spool.state("spool/"))[ORIGIN] == b"corrupt"
         await spool.put(message(3))
-        assert [m.id for m in await spool.head(9)] == ["m1", "m3"]
+        assert [m.id for m in await spool.peek(9)] == ["m1", "m3"]
         with pytest.raises(SpoolUnavailableError, match="in use"):
             await spool_at(directory).__aenter__()
         files = {path.name: path.read_bytes() for path in directory.glob("spool.db*")}
@@ -169,7 +170,7 @@ async def test_a_file_deleted_while_running_is_still_read_and_written_again(
         (killed / name).write_bytes(raw)
     (killed / "spool.db-shm").unlink()
     async with spool_at(killed) as spool:
-        assert [m.id for m in await spool.head(9)] == ["m1", "m3"]
+        assert [m.id for m in await spool.peek(9)] == ["m1", "m3"]
 
 
 async def test_a_file_replaced_while_running_is_not_written_to(tmp_path: Path) -> None:
@@ -179,7 +180,7 @@ async def test_a_file_replaced_while_running_is_not_written_to(tmp_path: Path) -
         (tmp_path / "other" / "spool.db").replace(spool.path)
         with pytest.raises(SpoolCorruptError, match="set aside as"):
             await spool.put(message(6))
-        assert [m.id for m in await spool.head(9)] == ["m5"]
+        assert [m.id for m in await spool.peek(9)] == ["m5"]
 
 
 async def test_an_empty_journal_is_an_older_state_and_no_damage(tmp_path: Path) -> None:
@@ -203,7 +204,7 @@ async def test_a_stale_journal_is_never_read_into_a_new_file(tmp_path: Path) -> 
     (tmp_path / "spool.db-wal").write_bytes(journal)
     (tmp_path / "spool.db.new").write_bytes(b"half made")
     async with spool_at(tmp_path) as spool:
-        assert (spool.corruptions, await spool.head(9)) == (0, [])
+        assert (spool.corruptions, await spool.peek(9)) == (0, [])
         assert (await spool.state("spool/"))[ORIGIN] == b"created"
 
 
@@ -266,7 +267,7 @@ async def test_a_kill_at_any_change_of_a_replacement_loses_no_row(tmp_path: Path
         flip(directory / "spool.db", VERSION_AT.start, 4)  # all rows can still be read
         killed = replace_and_kill(directory / "spool.db", changes)
         async with spool_at(directory) as spool:
-            found = {m.id: m for m in await spool.head(99)}
+            found = {m.id: m for m in await spool.peek(99)}
             assert (await spool.state(ORIGIN))[ORIGIN] == b"corrupt"
             assert (await spool.staged()) == [b"line 1", b"line 2"]
             assert not list(directory.glob("*.new*"))
@@ -303,12 +304,12 @@ async def test_everybody_in_the_group_gets_the_error_and_nobody_hangs(tmp_path: 
         await spool.put(message(1))
         spool.path.unlink()
         answers = await asyncio.gather(
-            *(spool.put(message(n)) for n in range(2, 9)), spool.head(), return_exceptions=True
+            *(spool.put(message(n)) for n in range(2, 9)), spool.peek(), return_exceptions=True
         )
         errors = [a for a in answers if isinstance(a, SpoolCorruptError)]
         assert errors
         assert len(set(map(id, errors))) == len(errors)
-        kept = {m.id for m in await spool.head(99)}
+        kept = {m.id for m in await spool.peek(99)}
         stored = {f"m{n}" for n, a in zip(range(2, 9), answers, strict=False) if a is None}
         assert kept == {"m1"} | stored
 
@@ -328,13 +329,18 @@ async def test_no_place_for_a_new_file_is_unavailable_until_there_is_one(tmp_pat
             await spool.probe()
         await spool.probe()
         await spool.put(message(3))
-        assert [m.id for m in await spool.head(9)] == ["m1", "m3"]
+        assert [m.id for m in await spool.peek(9)] == ["m1", "m3"]
+
+
+def failing_read(_: SpoolStore) -> None:
+    raise SpoolUnavailableError("disk")
 
 
 async def test_a_file_that_went_while_it_was_closed_is_reported_as_lost(tmp_path: Path) -> None:
     async with spool_at(tmp_path) as spool:
         await spool.put(message(1))
-        spool._file.close()
+        with pytest.raises(SpoolUnavailableError, match="disk"):
+            await spool.run(failing_read, OperationKind.READ)  # an error closes the file
         spool.path.unlink()
         with pytest.raises(SpoolCorruptError):
             await spool.put(message(2))
@@ -368,4 +374,4 @@ async def test_a_reserve_that_cannot_be_removed_is_no_room_for_an_acknowledgment
         for name in ("reserve", "spool.db-wal"):
             (tmp_path / name).rmdir()
         await spool.remove(["m1"])
-        assert spool.totals.records == 0
+        assert spool.totals.events == 0

@@ -3,16 +3,16 @@
 import asyncio
 from pathlib import Path
 
-from byoc_agents.delivery.shipper import GATHER_SECONDS
+from byoc_agents.delivery.shipper import BATCH_WAIT_SECONDS
 from byoc_agents.errors import Reason, SendError
 from lab.fakes.core import Hang, settle
 from tests.unit.delivery.shipper_harness import BUSY, harness, message
 
 
-async def test_drain_gathers_nothing(tmp_path: Path) -> None:
+async def test_drain_does_not_wait_to_fill_a_batch(tmp_path: Path) -> None:
     async with harness(tmp_path, messages=0, max_messages=3) as it, it.running():
         await it.spool.put(message(1))
-        assert await it.clock.parked() == [GATHER_SECONDS]
+        assert await it.clock.parked() == [BATCH_WAIT_SECONDS]
         await it.spool.put(message(2))
         await it.shipper.drain()
         assert list(it.sink.stored) == ["m1", "m2"]

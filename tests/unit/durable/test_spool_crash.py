@@ -14,6 +14,7 @@ import pytest
 
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.durable.spool import Spool
+from byoc_agents.durable.spool_file import OperationKind
 from byoc_agents.durable.store import SpoolStore, count
 
 KILLED = """
@@ -21,7 +22,7 @@ import asyncio, hashlib, sys
 from pathlib import Path
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.app.clock import SystemClock
-from byoc_agents.delivery.sink import Message
+from byoc_agents.message import Message
 from byoc_agents.durable.spool import Spool
 
 def message(n):
@@ -70,10 +71,12 @@ async def test_every_acknowledged_put_survives_sigkill(tmp_path: Path) -> None:
     exec(KILLED.partition("async def put")[0], names)  # the same messages
     async with Spool(tmp_path, max_bytes=1 << 30, clock=SystemClock()) as spool:
         assert spool.corruptions == 0
-        found = {m.id: m for m in await spool.head(1 << 20, 1 << 30)}
+        found = {m.id: m for m in await spool.peek(1 << 20, 1 << 30)}
         state = await spool.state("k")
-        assert spool._file._store is not None
-        assert spool._file._store._totals == count(spool._file._store.connection)
+        kept, counted = await spool.run(
+            lambda store: (store.totals(), count(store.connection)), OperationKind.READ
+        )
+        assert kept == counted
     assert len(confirmed) > 100
     assert {f"m{n}" for n in confirmed} <= found.keys()
     assert found == {name: names["message"](int(name[1:])) for name in found}
@@ -85,7 +88,7 @@ import asyncio, os, resource, sys
 from pathlib import Path
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.errors import SpoolUnavailableError
-from byoc_agents.delivery.sink import Message
+from byoc_agents.message import Message
 from byoc_agents.durable.spool import Spool
 
 directory, mode = Path(sys.argv[1]), sys.argv[2]
@@ -119,11 +122,11 @@ async def main():
             raise SystemExit("a full disk took a message")
         except SpoolUnavailableError as error:
             print(error)
-        head = await spool.head(2000, 1 << 30)
-        assert head[3:] == put, (len(head), len(put))
+        queue = await spool.peek(2000, 1 << 30)
+        assert queue[3:] == put, (len(queue), len(put))
         if mode == "disk":  # acknowledgments work without any room
-            while head := await spool.head(3, 1 << 30):
-                await spool.remove([m.id for m in head])
+            while batch := await spool.peek(3, 1 << 30):
+                await spool.remove([m.id for m in batch])
             put = []
             try:
                 await spool.probe()
@@ -134,7 +137,7 @@ async def main():
         give_room()
         await spool.probe()
         await spool.put(Message("late", "t", b"late", 0))
-        assert [m.id for m in (await spool.head(2000, 1 << 30))[-len(put) - 1:]] == [
+        assert [m.id for m in (await spool.peek(2000, 1 << 30))[-len(put) - 1:]] == [
             *(m.id for m in put), "late"]
 
 asyncio.run(main())

@@ -7,17 +7,17 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.model import Totals
 from byoc_agents.durable.store import ROW_OVERHEAD_BYTES, VACUUM_PAGES, SpoolStore
 from byoc_agents.errors import SpoolError, SpoolFullError
+from byoc_agents.message import Message
 from tests.unit.durable.store_steps import apply, do, ids, message, seen
 
 
 def test_every_field_of_a_message_comes_back_as_it_went_in(store: SpoolStore) -> None:
     whole = Message("i/d", "ty", b"\x00\xff", 7, 3, "c/t", "zstd", "group", "key", "s", 8, 9)
     apply(store, messages=[whole])
-    assert store.head(1, 1) == [whole]
+    assert store.peek(1, 1) == [whole]
     assert set(msgspec.structs.astuple(whole)).isdisjoint({"", 0})
 
 
@@ -42,7 +42,7 @@ def test_an_error_half_way_leaves_nothing_of_the_change(store: SpoolStore) -> No
 def test_the_first_bytes_of_an_id_stay_and_so_does_its_place(store: SpoolStore) -> None:
     apply(store, messages=[message(1, replaces="r"), message(2)])
     apply(store, messages=[message(1, b"other", replaces="r")])
-    assert store.head(9, 99) == [message(1, replaces="r"), message(2)]
+    assert store.peek(9, 99) == [message(1, replaces="r"), message(2)]
 
 
 def test_a_newer_message_replaces_the_unsent_ones_of_its_key_only(store: SpoolStore) -> None:
@@ -59,7 +59,7 @@ def test_the_head_is_the_oldest_within_both_bounds(
     store: SpoolStore, max_messages: int, max_bytes: int, expected: int
 ) -> None:
     apply(store, messages=[message(n, b"x" * 10) for n in (3, 1, 2)])
-    assert [m.id for m in store.head(max_messages, max_bytes)] == ["m3", "m1", "m2"][:expected]
+    assert [m.id for m in store.peek(max_messages, max_bytes)] == ["m3", "m1", "m2"][:expected]
 
 
 def test_over_the_bound_nothing_grows_and_everything_else_goes_on(path: Path) -> None:
@@ -71,7 +71,7 @@ def test_over_the_bound_nothing_grows_and_everything_else_goes_on(path: Path) ->
     assert seen(store) == before
     apply(store, state={"k": b"1"})
     apply(store, messages=[message(0)])  # known already
-    store._max_bytes = 1  # the setting was lowered: a change that shrinks is still taken
+    store.max_bytes = 1  # the setting was lowered: a change that shrinks is still taken
     do(store, lambda: store.remove(["m0"]))
     assert ids(store) == ["m1", "m2"]
     store.close()
@@ -92,7 +92,7 @@ def test_checkpoints_are_found_by_the_start_of_their_key(store: SpoolStore) -> N
 
 
 def test_free_pages_go_back_to_the_file_system(store: SpoolStore, path: Path) -> None:
-    store._max_bytes = 1 << 30
+    store.max_bytes = 1 << 30
     apply(store, messages=[message(1, b"x" * 3 * VACUUM_PAGES * 4096), message(2)])
     do(store, lambda: store.remove(["m1"]))
     for _ in range(3):
@@ -107,7 +107,7 @@ def test_many_messages_in_one_change_are_counted_once_each(store: SpoolStore) ->
     change = [message(number, b"b" * number) for number in range(40)]
     apply(store, messages=[*change, message(7, b"other")])
     assert ids(store) == ["m3", "m38", *(f"m{n}" for n in range(40) if n not in {3, 38})]
-    assert store.totals().records == 2 * 40
+    assert store.totals().events == 2 * 40
     wanted = sum(range(40)) - 3 - 38 + 2 * 5 + 40 * ROW_OVERHEAD_BYTES
     assert store.totals().bytes == wanted
 

@@ -1,14 +1,18 @@
 """Which messages share a request: after trouble, after a lost answer and after a restart."""
 
+import re
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import pytest
 
-from byoc_agents.delivery.sink import Message, Receipt
+from byoc_agents.delivery import shipper
+from byoc_agents.delivery.shipper import TRANSITIONS, BatchResult, NextBatch
 from byoc_agents.errors import Reason, SendError
 from byoc_agents.ledger import FileLedger
-from lab.fakes.core import FakeClock
+from byoc_agents.message import Message, Receipt
+from lab.fakes.core import FakeClock, ListLedger
 from tests.unit.delivery.shipper_harness import OK, Harness, harness, message
 
 RESET = SendError(Reason.CONNECTION, "ClientOSError")
@@ -75,7 +79,7 @@ async def test_after_trouble_the_batches_grow_from_one_to_the_sinks_bound(tmp_pa
         assert it.sink.sent[7:] == [f"m{n}" for n in range(42)]
 
 
-async def test_growth_begins_anew_with_each_trouble(tmp_path: Path) -> None:
+async def test_growth_begins_again_with_each_trouble(tmp_path: Path) -> None:
     script = [DENIED, OK, OK, OK, RESET, OK]
     async with harness(tmp_path, *script, messages=30, max_messages=7) as it:
         for _ in range(9):
@@ -83,7 +87,7 @@ async def test_growth_begins_anew_with_each_trouble(tmp_path: Path) -> None:
         assert [len(batch) for batch in it.sink.batches] == [7, 1, 1, 1, 2, 2, 1, 1, 2]
 
 
-async def test_a_later_message_does_not_replace_one_of_an_unfinished_batch(tmp_path: Path) -> None:
+async def test_a_later_message_does_not_replace_one_of_an_unknown_batch(tmp_path: Path) -> None:
     def beat(number: int) -> Message:
         return Message(f"h{number}", "t", b"beat", created_at_ms=number, replaces="heartbeat")
 
@@ -132,7 +136,7 @@ async def test_a_start_repeats_the_batch_that_was_in_flight(
             messages=4,
             max_messages=10,
             ledger=ledger,
-            unfinished=ledger.unfinished,
+            unknown_batch=ledger.unknown_batch,
         ) as it,
     ):
         await it.shipper.attempt()
@@ -140,12 +144,50 @@ async def test_a_start_repeats_the_batch_that_was_in_flight(
 
 
 async def test_a_start_with_a_smaller_bound_sends_no_batch_above_it(tmp_path: Path) -> None:
-    async with harness(tmp_path, messages=4, max_messages=2, unfinished=("m0", "m1", "m2")) as it:
+    async with harness(
+        tmp_path, messages=4, max_messages=2, unknown_batch=("m0", "m1", "m2")
+    ) as it:
         await it.shipper.attempt()
         assert sent(it) == [["m0"]]
 
 
 async def test_a_start_whose_spool_lost_the_batch_sends_what_is_there(tmp_path: Path) -> None:
-    async with harness(tmp_path, messages=4, max_messages=9, unfinished=("x", "m0")) as it:
+    async with harness(tmp_path, messages=4, max_messages=9, unknown_batch=("x", "m0")) as it:
         await it.shipper.attempt()
         assert sent(it) == [["m0"]]
+
+
+def test_the_table_of_the_docstring_is_the_table_of_the_code() -> None:
+    row = r"^\| (new|unknown) +\| (\w+)[: ].*\| (new|unknown) +\|$"
+    rows = re.findall(row, shipper.__doc__ or "", re.MULTILINE)
+    written = {(NextBatch(now), BatchResult(end)): NextBatch(then) for now, end, then in rows}
+    assert written == TRANSITIONS
+    assert TRANSITIONS.keys() == set(product(NextBatch, BatchResult))
+
+
+REJECTS_ALL = SendError(Reason.REJECTS_ALL, "status 422")
+
+
+@pytest.mark.parametrize(("now", "end"), TRANSITIONS)
+async def test_each_row_of_the_table(tmp_path: Path, now: NextBatch, end: BatchResult) -> None:
+    """A new batch has fewer or more messages than the last one, or others."""
+    scripts: dict[BatchResult, list[Receipt | SendError]] = {
+        BatchResult.DONE: [OK],
+        BatchResult.REFUSED: [DENIED],
+        BatchResult.REJECTS_ALL: [REJECTS_ALL],
+        BatchResult.UNKNOWN: [RESET],
+        BatchResult.NOT_SENT: [],
+    }
+    script = scripts[end]
+    unknown = ("m0", "m1") if now is NextBatch.UNKNOWN else ()
+    ledger = ListLedger()
+    ledger.refusal = "" if script else "the disk is full"
+    async with harness(
+        tmp_path, *script, messages=2, max_messages=9, ledger=ledger, unknown_batch=unknown
+    ) as it:
+        await it.shipper.attempt()
+        ledger.refusal = ""
+        await it.spool.put(*map(message, range(10, 13)))
+        await it.shipper.attempt()
+        again = sent(it)[-1] == ["m0", "m1"]
+    assert again == (TRANSITIONS[now, end] is NextBatch.UNKNOWN)

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from byoc_agents.durable.worker import GATHER_SECONDS, GroupCommitWorker
+from byoc_agents.durable.worker import GROUP_WAIT_SECONDS, GroupCommitWorker
 from lab.fakes.core import settle
 
 
@@ -35,7 +35,9 @@ async def test_a_sleep_that_fails_does_not_end_the_thread() -> None:
         raise OSError(errno.EINVAL, "Invalid argument")
 
     served = Counting()
-    writer = GroupCommitWorker("file", served, max_group=512, gathers=lambda _: True, sleep=sleep)
+    writer = GroupCommitWorker(
+        "file", served, max_group=512, waits_for_group=lambda _: True, sleep=sleep
+    )
     writer.start()
     async with asyncio.timeout(30):
         small_group = asyncio.gather(*(writer.ask(f"{number}") for number in range(8)))
@@ -45,4 +47,4 @@ async def test_a_sleep_that_fails_does_not_end_the_thread() -> None:
         await writer.ask("8")
         await writer.stop()
     assert sum(served.groups) == 9
-    assert set(waits) == {GATHER_SECONDS}
+    assert set(waits) == {GROUP_WAIT_SECONDS}

@@ -7,13 +7,13 @@ import pytest
 from structlog.testing import capture_logs
 
 from byoc_agents.delivery.shipper import ACTIONS, Action
-from byoc_agents.delivery.sink import Message, Receipt
 from byoc_agents.errors import Reason, SendError, SpoolUnavailableError
+from byoc_agents.message import Message, Receipt
 from lab.fakes.core import START_MS, ListLedger, Raised, settle
 from tests.unit.delivery.shipper_harness import BUSY, DENIED, OK, POISON, harness, message
 
 
-def test_every_reason_has_exactly_one_fate() -> None:
+def test_every_reason_has_exactly_one_action() -> None:
     assert ACTIONS.keys() == set(Reason)
 
 
@@ -23,18 +23,18 @@ async def test_what_a_reason_leads_to(tmp_path: Path, reason: Reason) -> None:
     step = Receipt(reason, 200) if reason in done else SendError(reason, "why")
     async with harness(tmp_path, step) as it:
         trouble = await it.shipper.attempt()
-        fate = ACTIONS[reason]
-        kept = fate in {Action.RETRY, Action.HOLD}
+        action = ACTIONS[reason]
+        kept = action in {Action.RETRY, Action.HOLD}
         assert (trouble is not None) is kept
         assert it.shipper.last_error == trouble
         assert await it.queued() == (["m0"] if kept else [])
         dead = [(d.message.id, d.reason, d.detail) for d in await it.spool.dead_letters()]
-        assert dead == ([("m0", reason, "why")] if fate is Action.DEAD_LETTER else [])
+        assert dead == ([("m0", reason, "why")] if action is Action.DEAD_LETTER else [])
         assert it.count("byoc_send_attempts_total", result=reason) == 1
-        assert it.count("byoc_messages_sent_total") == (fate is Action.DONE)
-        assert it.count("byoc_messages_sent_bytes_total") == 6 * (fate is Action.DONE)
-        assert it.count("byoc_dead_letters_total", reason=reason) == (fate is Action.DEAD_LETTER)
-        success = START_MS / 1000 if fate is Action.DONE else 0
+        assert it.count("byoc_messages_sent_total") == (action is Action.DONE)
+        assert it.count("byoc_messages_sent_bytes_total") == 6 * (action is Action.DONE)
+        assert it.count("byoc_dead_letters_total", reason=reason) == (action is Action.DEAD_LETTER)
+        success = START_MS / 1000 if action is Action.DONE else 0
         assert it.count("byoc_last_send_success_timestamp_seconds") == success
 
 
@@ -117,14 +117,14 @@ async def test_a_raised_send_error_holds_for_the_whole_batch(tmp_path: Path) -> 
 async def test_a_failing_spool_is_waited_for(tmp_path: Path) -> None:
     async with harness(tmp_path) as it:
         refusals = [SpoolUnavailableError("disk")] * 2
-        head = it.spool.head
+        peek = it.spool.peek
 
         async def failing(*bounds: int, pin: bool = False) -> list[Message]:
             if refusals:
                 raise refusals.pop()
-            return await head(*bounds, pin=pin)
+            return await peek(*bounds, pin=pin)
 
-        it.spool.head = failing  # type: ignore[method-assign,assignment]
+        it.spool.peek = failing  # type: ignore[method-assign,assignment]
         async with it.running():
             for wait in (0.5, 1.0):
                 assert await it.clock.parked() == [wait]
@@ -154,7 +154,7 @@ async def test_status_says_what_holds_the_head_up(tmp_path: Path) -> None:
             "last_success": None,
             "last_error": {"reason": "forbidden", "detail": "403", "action": Action.HOLD},
             "backlog": {
-                "records": 1,
+                "events": 1,
                 "bytes": 518,
                 "oldest": "1970-01-01T00:00:00.000Z",
                 "dead_letters": 0,

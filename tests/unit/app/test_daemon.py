@@ -12,9 +12,11 @@ from structlog.testing import capture_logs
 from byoc_agents.app.daemon import RESTART_SECONDS, Daemon
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.delivery.shipper import Shipper
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.spool import Spool
+from byoc_agents.durable.spool_file import OperationKind
+from byoc_agents.durable.store import SpoolStore
 from byoc_agents.errors import SpoolCorruptError, SpoolFullError, SpoolUnavailableError
+from byoc_agents.message import Message
 from lab.fakes.core import FakeClock, Hang, NullLedger, ScriptedSink, Step, settle
 
 
@@ -85,7 +87,7 @@ async def test_stop_finishes_the_source_drains_and_ends(tmp_path: Path) -> None:
         "daemon.started",
         "daemon.stopped",
     ]
-    assert logs[-1]["backlog_records"] == 0
+    assert logs[-1]["backlog_events"] == 0
 
 
 async def test_a_defect_of_the_source_is_counted_and_it_starts_anew(tmp_path: Path) -> None:
@@ -141,7 +143,7 @@ async def test_a_finish_without_room_is_repeated_when_the_rest_has_been_sent(
     async with harness(tmp_path) as it:
 
         async def need_room() -> None:
-            if it.spool.totals.records:
+            if it.spool.totals.events:
                 raise SpoolFullError("full")
             await it.source.put_last()
 
@@ -161,9 +163,9 @@ async def test_when_the_grace_is_over_it_ends_and_keeps_what_is_left(tmp_path: P
             await it.sink.entered.wait()
             it.stop.set()
             await run
-            assert [m.id for m in await it.spool.head(9)] == ["m1", "m99"]
+            assert [m.id for m in await it.spool.peek(9)] == ["m1", "m99"]
     assert [line["event"] for line in logs][-2:] == ["daemon.shutdown_timeout", "daemon.stopped"]
-    assert logs[-1]["backlog_records"] == 2
+    assert logs[-1]["backlog_events"] == 2
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -177,7 +179,7 @@ async def test_a_cancelled_run_leaves_no_task_behind(tmp_path: Path, times: int)
             await settle()
         await asyncio.wait([run])
         assert run.cancelled()
-        assert "m1" in {m.id for m in await it.spool.head(9)}
+        assert "m1" in {m.id for m in await it.spool.peek(9)}
 
 
 async def test_its_repr_is_its_pipeline(tmp_path: Path) -> None:
@@ -188,13 +190,13 @@ async def test_its_repr_is_its_pipeline(tmp_path: Path) -> None:
 async def test_the_gauges_tell_the_backlog_and_its_age(tmp_path: Path) -> None:
     async with harness(tmp_path) as it:
         created = it.clock.wall_ns() // 1_000_000
-        await it.spool.put(Message("a", "t", b"1234", created, records=3))
+        await it.spool.put(Message("a", "t", b"1234", created, events=3))
         await it.spool.put(Message("b", "t", b"1234", created))
         await it.spool.dead_letter(Message("b", "t", b"1234", created), "rejected", "")
         await it.clock.advance(90)
         it.daemon.observe()
         for name, value in {
-            "records": 3,
+            "events": 3,
             "bytes": 2 * 516,
             "oldest_age_seconds": 90,
             "dead_letters": 1,
@@ -227,10 +229,15 @@ async def test_each_damaged_spool_file_is_counted_once(tmp_path: Path) -> None:
         assert counted == [0, 1, 1, 2]
 
 
+def failing_write(_: SpoolStore) -> None:
+    raise SpoolUnavailableError("disk")
+
+
 async def test_the_daemon_is_not_ready_without_its_spool(tmp_path: Path) -> None:
     async with harness(tmp_path) as it:
         assert await it.daemon.not_ready_reason() == ""
-        it.spool._file.write_error = SpoolUnavailableError("disk")
+        with pytest.raises(SpoolUnavailableError, match="disk"):
+            await it.spool.run(failing_write, OperationKind.GROW)
         assert await it.daemon.not_ready_reason() == ""  # a write works again
     assert await it.daemon.not_ready_reason() == "spool: the spool is not open"
 

@@ -30,7 +30,7 @@ def test_a_letter_that_another_process_requeues_is_counted(store: SpoolStore, pa
         do(other, lambda: other.requeue("m1"))
     apply(store, messages=[message(2)])
     now = store.totals()
-    assert (now.records, now.bytes, now.dead_letters) == (4, 2 * size, 0)
+    assert (now.events, now.bytes, now.dead_letters) == (4, 2 * size, 0)
     do(store, lambda: store.remove(["m1", "m2"]))
     assert store.totals() == Totals()
 

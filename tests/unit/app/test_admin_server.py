@@ -15,9 +15,9 @@ from byoc_agents.app.admin_server import LIMITS, Pages, serve
 from byoc_agents.app.daemon import Daemon
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.delivery.shipper import Shipper
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import ConfigError
+from byoc_agents.message import Message
 from lab.fakes.core import FakeClock, NullLedger, ScriptedSink
 
 
@@ -85,11 +85,11 @@ async def test_not_alive_when_a_writer_thread_has_ended(harness: Harness) -> Non
 
 
 async def test_metrics_are_prometheus_text_with_the_gauges_of_now(harness: Harness) -> None:
-    await harness.spool.put(Message("a", "t", b"1234", 1, records=7))
+    await harness.spool.put(Message("a", "t", b"1234", 1, events=7))
     async with harness.client.get(harness.url + "/metrics") as answer:
         assert answer.headers["Content-Type"].startswith("text/plain; version=")
         text = await answer.text()
-    assert 'byoc_spool_records{daemon="daemon"} 7.0' in text
+    assert 'byoc_spool_events{daemon="daemon"} 7.0' in text
     assert 'byoc_messages_sent_total{daemon="daemon"} 0.0' in text
 
 

@@ -99,11 +99,11 @@ class SpoolAgainstModel(RuleBasedStateMachine):
 
         async def read() -> Model:
             spool = self.spool
-            head, staged, state, dead = await asyncio.gather(
-                spool.head(*ALL), spool.staged(), spool.state(), spool.dead_letters()
+            queue, staged, state, dead = await asyncio.gather(
+                spool.peek(*ALL), spool.staged(), spool.state(), spool.dead_letters()
             )
             own = {key: value for key, value in state.items() if not key.startswith(MARKS)}
-            return Model(head, staged, own, [letter.message for letter in dead])
+            return Model(queue, staged, own, [letter.message for letter in dead])
 
         return self.run(read())
 
@@ -144,11 +144,11 @@ class SpoolAgainstModel(RuleBasedStateMachine):
         self.adopt([way[-1] for way in ways])
 
     @rule(number=st.integers(1, 4), size=st.integers(0, 9000))
-    def head(self, number: int, size: int) -> None:
+    def peek(self, number: int, size: int) -> None:
         wanted = self.model.queue[:number]
         while len(wanted) > 1 and sum(len(m.body) for m in wanted) > size:
             wanted.pop()
-        assert self.run(self.spool.head(number, size)) == wanted
+        assert self.run(self.spool.peek(number, size)) == wanted
 
     @rule()
     def reopen(self) -> None:
@@ -205,7 +205,7 @@ class SpoolAgainstModel(RuleBasedStateMachine):
         path.write_bytes(content.replace(victim.body[:20], bytes(20)))
         self.open_in(self.directory)
         with pytest.raises(SpoolCorruptError, match="set aside"):
-            self.run(self.spool.head(*ALL))
+            self.run(self.spool.peek(*ALL))
         left, dead = (
             [m for m in shelf if not m.body.startswith(victim.body[:20])]
             for shelf in (self.model.queue, self.model.dead)
@@ -217,7 +217,7 @@ class SpoolAgainstModel(RuleBasedStateMachine):
     def same(self) -> None:
         assert self.seen() == self.model
         totals = self.spool.totals
-        assert totals.records == self.model.records()
+        assert totals.events == self.model.events()
         assert totals.bytes == self.model.bytes()
         assert totals.dead_letters == len(self.model.dead)
         oldest = self.model.queue[0].created_at_ms if self.model.queue else None

@@ -5,9 +5,13 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from byoc_agents.delivery.shipper import FIRST_WAIT_SECONDS, GATHER_SECONDS, MAX_RETRY_AFTER_SECONDS
-from byoc_agents.delivery.sink import Message
+from byoc_agents.delivery.shipper import (
+    BATCH_WAIT_SECONDS,
+    FIRST_WAIT_SECONDS,
+    MAX_RETRY_AFTER_SECONDS,
+)
 from byoc_agents.errors import Reason, SendError
+from byoc_agents.message import Message
 from lab.fakes.core import settle
 from tests.unit.delivery.shipper_harness import BUSY, DENIED, OK, harness, message
 
@@ -54,14 +58,14 @@ async def test_the_back_off_starts_anew_after_a_success(tmp_path: Path) -> None:
 async def test_an_idle_shipper_does_nothing_until_something_is_put(tmp_path: Path) -> None:
     async with harness(tmp_path, messages=0) as it:
         asked = 0
-        head = it.spool.head
+        peek = it.spool.peek
 
         async def counted(*bounds: int, pin: bool = False) -> list[Message]:
             nonlocal asked
             asked += 1
-            return await head(*bounds, pin=pin)
+            return await peek(*bounds, pin=pin)
 
-        it.spool.head = counted  # type: ignore[method-assign,assignment]
+        it.spool.peek = counted  # type: ignore[method-assign,assignment]
         async with it.running():
             await it.until_idle()
             await settle(500)
@@ -89,16 +93,16 @@ async def test_the_first_leaves_at_once_and_what_follows_closely_goes_together(
 ) -> None:
     async with harness(tmp_path, messages=0, max_messages=3) as it, it.running():
         await it.spool.put(message(1))
-        assert await it.clock.parked() == [GATHER_SECONDS]
+        assert await it.clock.parked() == [BATCH_WAIT_SECONDS]
         await it.spool.put(message(2))
         await it.spool.put(message(3))
-        await it.clock.advance(GATHER_SECONDS)
+        await it.clock.advance(BATCH_WAIT_SECONDS)
         await it.until_idle()
         assert [[m.id for m in batch] for batch in it.sink.batches] == [["m1"], ["m2", "m3"]]
-        assert await it.clock.parked() == [GATHER_SECONDS]
-        await it.clock.advance(GATHER_SECONDS)
+        assert await it.clock.parked() == [BATCH_WAIT_SECONDS]
+        await it.clock.advance(BATCH_WAIT_SECONDS)
         await it.spool.put(message(4))
-        assert await it.clock.parked() == [GATHER_SECONDS]
+        assert await it.clock.parked() == [BATCH_WAIT_SECONDS]
         assert it.sink.sent[-1] == "m4"
 
 

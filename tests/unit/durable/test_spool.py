@@ -4,17 +4,18 @@ import asyncio
 import sqlite3
 import threading
 from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.recovery import EPOCH, ORIGIN
 from byoc_agents.durable.spool import Spool
 from byoc_agents.durable.spool_file import OperationKind
 from byoc_agents.durable.store import ROW_OVERHEAD_BYTES, SpoolStore
 from byoc_agents.errors import SpoolFullError, SpoolUnavailableError
+from byoc_agents.message import Message
 from lab.fakes.core import START_MS, FakeClock, settle
 
 
@@ -27,7 +28,7 @@ def spool_at(directory: Path, max_bytes: int = 1 << 24) -> Spool:
 
 
 async def ids(spool: Spool) -> list[str]:
-    return [m.id for m in await spool.head(10_000, 1 << 30)]
+    return [m.id for m in await spool.peek(10_000, 1 << 30)]
 
 
 @pytest.fixture
@@ -40,11 +41,16 @@ class Held:
     """Keeps the writer thread busy until it is released, so that a test decides the order."""
 
     def __init__(self, spool: Spool) -> None:
-        self._gate = threading.Event()
-        self.task = asyncio.ensure_future(spool._ask(self._wait, OperationKind.READ))
+        self._begun, self._gate = threading.Event(), threading.Event()
+        self.task = asyncio.ensure_future(spool.run(self._wait, OperationKind.READ))
 
     def _wait(self, _: SpoolStore) -> None:
+        self._begun.set()
         self._gate.wait(30)
+
+    async def begin(self) -> None:
+        """Wait until the thread is busy: what is asked for from now on is in the next group."""
+        await asyncio.to_thread(self._begun.wait, 30)
 
     async def close_file(self) -> None:
         await settle()  # what has been asked for waits in the queue by now
@@ -59,9 +65,9 @@ async def test_what_was_put_is_there_after_reopening(tmp_path: Path) -> None:
         marks = await spool.state("spool/")
     assert marks == {EPOCH: str(START_MS).encode(), ORIGIN: b"created"}
     async with spool_at(tmp_path / "new" / "directory") as spool:
-        assert spool.totals.records == 3
+        assert spool.totals.events == 3
         assert spool.totals.oldest_created_at_ms == 1
-        assert await spool.head(9) == [message(1), message(2)]
+        assert await spool.peek(9) == [message(1), message(2)]
         assert await spool.staged() == [b"line"]
         assert await spool.state() == {"k": b"v"} | marks
 
@@ -86,7 +92,7 @@ async def test_64_producers_share_few_transactions(spool: Spool) -> None:
         nonlocal commits
         commits += statement == "COMMIT"
 
-    await spool._ask(lambda s: s.connection.set_trace_callback(count), OperationKind.READ)
+    await spool.run(lambda s: s.connection.set_trace_callback(count), OperationKind.READ)
     held = Held(spool)
     puts = asyncio.gather(*(spool.put(message(n)) for n in range(64)))
     await held.close_file()
@@ -161,7 +167,7 @@ async def test_a_defect_reaches_its_caller_only_and_the_thread_runs_on(spool: Sp
     held = Held(spool)
     group = [
         spool.put(message(1)),
-        spool._ask(defect, OperationKind.SHRINK),
+        spool.run(defect, OperationKind.SHRINK),
         spool.put(message(2)),
     ]
     gathered = asyncio.gather(*group, return_exceptions=True)
@@ -174,15 +180,19 @@ async def test_a_defect_reaches_its_caller_only_and_the_thread_runs_on(spool: Sp
 
 
 async def test_a_defect_of_the_writer_itself_answers_everybody(spool: Spool) -> None:
-    store = spool._file._store
-    assert store is not None
-    spool._file._store = object()  # type: ignore[assignment]
-    answers = await asyncio.gather(
-        spool.put(message(1)), spool.head(), spool.remove(["x"]), return_exceptions=True
-    )
-    assert [type(answer) for answer in answers] == [RuntimeError] * 3
-    store.close()
-    spool._file._store = None
+    def break_store(store: SpoolStore) -> None:
+        store.transaction = defect  # type: ignore[method-assign, assignment]
+
+    def defect() -> AbstractContextManager[None]:
+        raise ZeroDivisionError
+
+    await spool.run(break_store, OperationKind.READ)
+    held = Held(spool)
+    await held.begin()
+    group = [spool.put(message(1)), spool.peek(), spool.remove(["x"])]
+    gathered = asyncio.gather(*group, return_exceptions=True)
+    await held.close_file()
+    assert [type(answer) for answer in await gathered] == [RuntimeError] * 3
     await spool.put(message(2))
     assert await ids(spool) == ["m2"]
 
@@ -220,7 +230,7 @@ async def test_what_was_asked_before_the_end_is_done_and_later_questions_are_ref
     await asyncio.gather(*puts)
     assert not spool.alive
     with pytest.raises(SpoolUnavailableError, match="not open"):
-        await spool.head()
+        await spool.peek()
     async with spool_at(tmp_path) as again:
         assert await ids(again) == ["m0", "m1", "m2"]
 

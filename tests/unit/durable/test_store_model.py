@@ -11,10 +11,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from byoc_agents.delivery.sink import Message
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.store import ROW_OVERHEAD_BYTES, SpoolStore, count
 from byoc_agents.errors import SpoolFullError
+from byoc_agents.message import Message
 from tests.unit.durable.lost_writes import Image, cut_short, image
 from tests.unit.durable.plain_spool import Model
 
@@ -26,7 +26,7 @@ MESSAGES = st.builds(
     type=st.just("t"),
     body=st.binary(max_size=64),
     created_at_ms=st.integers(0, 9),
-    records=st.integers(0, 3),
+    events=st.integers(0, 3),
     replaces=st.sampled_from(["", "", "a", "b"]),
 )
 
@@ -133,7 +133,7 @@ class StoreAgainstModel(RuleBasedStateMachine):
         full = self.store.totals().bytes != after.bytes()
         found, committed = cut_short(before, image(self.directory), random.Random(seed))
         self.fall_back_to(found)
-        there = self.store.head(100, 1 << 20)
+        there = self.store.peek(100, 1 << 20)
         assert there in (
             [after.queue] if committed and not full else [after.queue, self.model.queue]
         )
@@ -151,7 +151,7 @@ class StoreAgainstModel(RuleBasedStateMachine):
 
     @invariant()
     def same(self) -> None:
-        assert self.store.head(100, 1 << 20) == self.model.queue
+        assert self.store.peek(100, 1 << 20) == self.model.queue
         assert self.store.staged() == self.model.staged
         assert self.store.state("") == self.model.state
         assert [letter.message for letter in self.store.dead_letters()] == self.model.dead

@@ -84,11 +84,11 @@ async def test_an_epoch_that_cannot_be_kept_is_not_given_and_the_spool_goes_on(
 ) -> None:
     async with Spool(tmp_path, max_bytes=1 << 20, clock=FakeClock()) as spool:
         first = await spool.later_epoch(0)
-        spool._lock.release()  # a write to the lock's file fails from here
+        spool.lock.release()  # a write to the lock's file fails from here
         with pytest.raises(SpoolUnavailableError, match=r": Bad file descriptor"):
             await spool.later_epoch(0)
         await spool.commit(WriteBatch(state={"key": b"value"}))
-        spool._lock.hold()
+        spool.lock.hold()
         assert await spool.later_epoch(0) == first + 1
         assert await spool.state("key") == {"key": b"value"}
 
