@@ -765,3 +765,11 @@ async def test_events_have_counts_and_nothing_of_the_customer(harness: Harness) 
     bodies = b"".join(m.body for m in await harness.spool.head(1000, 1 << 24))
     for text in (b"SELECT", b"comment-secret", b"CS-[0-9]"):
         assert text not in bodies
+
+
+async def test_counts_of_one_server_are_sent_if_another_has_no_such_log(harness: Harness) -> None:
+    harness.servers["r0"].failed_logins, harness.servers["r1"].failed_logins = 1, None
+    await harness.open_grant()
+    await harness.order(Revoke(id=GRANT_ID, by="anna"))
+    await harness.passes(1, 2)
+    assert (await harness.events())[-1]["counts"] == {"queries": 6, "failed_logins": 1}
