@@ -394,7 +394,7 @@ class Broker:
     def _message(self, grant: Grant) -> Message:
         counts: dict[str, int] = {}
         for logs in self._collected.get(grant.id, {}).values():
-            counts = {k: counts.get(k, 0) + v for k, v in logs.counts.items()}
+            counts |= {k: counts.get(k, 0) + v for k, v in logs.counts.items()}
         parts = self._parts
         return message_of(grant, parts.organization_id, parts.service_id, counts)
 
