@@ -177,5 +177,6 @@ def _open_sink(
             signing_secret=secret,
             clock=runtime.clock,
             timeout_seconds=own.timeout_seconds,
+            setting="BYOC_ACCESS_EVENTS_URL",
         )
     )
