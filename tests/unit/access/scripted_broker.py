@@ -46,6 +46,7 @@ class Harness:
         self.ledger_error = ""
         self.store_error = ""
         self.spool_bytes = 1 << 24
+        self.contact_boot_ns: int | None = 0  # the last answer of the control plane; None: files
         self.state.mkdir(parents=True)
         (directory / "ca").mkdir()
         create_authority(directory / "ca", "svc-1", START_MS - 86_400_000)
@@ -95,9 +96,14 @@ class Harness:
                 clock=self.clock,
                 disk=disk,
                 limits=self.limits,
+                contact=None if self.contact_boot_ns is None else self._read_contact,
             )
             self.broker = Broker(parts)
             yield self.broker
+
+    def _read_contact(self) -> int:
+        assert self.contact_boot_ns is not None
+        return self.contact_boot_ns
 
     @property
     def orders(self) -> OrderFolder:
