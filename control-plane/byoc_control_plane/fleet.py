@@ -147,6 +147,28 @@ WHERE day > toDate('{since}') {own}
 GROUP BY day
 ORDER BY day DESC
 LIMIT {rows}"""
+GRANTS = """\
+SELECT
+    organization_id,
+    service_id,
+    grant_id,
+    engineer,
+    ticket,
+    role,
+    state,
+    reason,
+    ended,
+    toUnixTimestamp64Milli(since) AS since_ms,
+    ifNull(toUnixTimestamp64Milli(sent_at), 0) AS sent_ms,
+    ifNull(toUnixTimestamp64Milli(opened_at), 0) AS opened_ms,
+    ifNull(toUnixTimestamp64Milli(ends_at), 0) AS ends_ms,
+    counts['queries'] AS queries,
+    counts['result_rows'] AS rows_read,
+    record
+FROM grants_now
+WHERE (NOT ended OR since >= toDateTime('{since} 00:00:00', 'UTC')) {own}
+ORDER BY ended, since DESC, organization_id, service_id, grant_id
+LIMIT {rows}"""
 QUERIES = {
     "counts": COUNTS,
     "rejected": REJECTED,
@@ -160,6 +182,7 @@ QUERIES = {
     "gaps": GAPS,
     "incomplete": INCOMPLETE,
     "slo": SLO,
+    "grants": GRANTS,
 }
 
 
@@ -180,6 +203,7 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True):
     gaps: FleetRows
     incomplete: FleetRows
     slo: FleetRows
+    grants: FleetRows = ()
 
 
 def fill_query(query: str, now_ms: int, since: str, organization: str = "") -> str:

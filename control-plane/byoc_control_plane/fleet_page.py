@@ -61,6 +61,8 @@ def render_fleet(fleet: Fleet) -> str:
         parts += [] if fleet.organization else [_customers(fleet)]
         parts += [_replicas(fleet), _versions(fleet), _ages(fleet)]
         parts += [_completeness(fleet), _incomplete(fleet)]
+    if fleet.grants:
+        parts.append(_grants(fleet))
     parts.append("</main>")
     parts.append(
         f"<footer>byoc-control-plane {_escape(__version__)}, read {_escape(rfc3339(fleet.now_ms))}."
@@ -179,6 +181,7 @@ SECTIONS = {
     "age": "Age of the usage",
     "completeness": "Completeness and delays",
     "incomplete": "Missing usage",
+    "access": "Access",
 }
 
 
@@ -189,6 +192,9 @@ def _head(fleet: Fleet) -> str:
         shown = {"reception": SECTIONS["reception"]}
     elif fleet.organization:
         del shown["customers"]
+    shown.pop("access", None)
+    if fleet.grants:
+        shown["access"] = SECTIONS["access"]
     links = "".join(f'<a href="#{anchor}">{_escape(title)}</a>' for anchor, title in shown.items())
     scope = (
         f'organization <strong>{_escape(fleet.organization)}</strong> &middot; <a href="?">all'
@@ -224,6 +230,9 @@ def _problems(fleet: Fleet) -> list[str]:
         found.append(f"{format_plural(letters, 'dead letter')} in the forwarders' spools")
     if missing := sum(row["missing"] for row in fleet.gaps):
         found.append(f"{format_plural(int(missing), 'usage record')} missing in {DAYS} days")
+    late = [row for row in fleet.grants if _is_overdue(fleet.now_ms, row)]
+    if late:
+        found.append(f"{format_plural(len(late), 'grant')} of access not reported as ended in time")
     rejected = fleet.rejected[0]["rejected"]
     if rejected and not fleet.organization:
         found.append(
@@ -458,3 +467,55 @@ def _incomplete(fleet: Fleet) -> str:
     )
     table = _table(heads, rows, tall=True) if rows else _empty("All usage has arrived.")
     return _section("incomplete", SECTIONS["incomplete"], note, table)
+
+
+# The state of a request -> the class of its badge; an end that is not listed is `failed`.
+GRANT_BADGES = {"closed": "ok", "withdrawn": "ok"}
+OVERDUE_SECONDS = 60.0  # after the agreed end; as the broker's metric byoc_access_overdue_seconds
+
+
+def _is_overdue(now_ms: int, row: Mapping[str, Any]) -> bool:
+    """Return whether access was opened and its end was not reported in time."""
+    waits = row["state"] in {"opening", "open", "closing"}
+    return waits and 0 < row["ends_ms"] < now_ms - OVERDUE_SECONDS * 1000
+
+
+def _grants(fleet: Fleet) -> str:
+    note = (
+        f"Requests for access that have not ended, then those that ended in {DAYS} days, as the"
+        f" customers' brokers report them; {MAX_ROWS} at most."
+    )
+    rows = [
+        _organization(row["organization_id"])
+        + _cell(row["service_id"])
+        + _cell(row["grant_id"], "whole")
+        + _cell(row["engineer"])
+        + _cell(row["ticket"], "whole")
+        + _cell(row["role"], "whole")
+        + f'<td class="reasons">{_grant_state(fleet.now_ms, row)}</td>'
+        + _cell(_minute(row["sent_ms"]), "time")
+        + _cell(_minute(row["opened_ms"]), "time")
+        + _cell(_minute(row["since_ms"] if row["ended"] else row["ends_ms"]), "time")
+        + _numbers(_count(row["queries"]), _count(row["rows_read"]))
+        + _cell(row["record"], "whole")
+        for row in fleet.grants
+    ]
+    heads = (
+        *("organization", "service", "request", "engineer", "ticket", "role", "state and reason"),
+        *("sent (UTC)", "opened (UTC)", "ended or ends (UTC)", "#queries", "#rows", "record"),
+    )
+    return _section("access", SECTIONS["access"], note, _table(heads, rows, tall=True))
+
+
+def _grant_state(now_ms: int, row: Mapping[str, Any]) -> str:
+    kind = GRANT_BADGES.get(row["state"], "failed") if row["ended"] else "open"
+    if _is_overdue(now_ms, row):
+        kind = "failed"
+    found = [_badge(row["state"], kind)]
+    if row["reason"] and row["reason"] != row["state"]:
+        found.append(_badge(row["reason"], "open"))
+    return "".join(found)
+
+
+def _minute(at_ms: float) -> str:
+    return format_minute(rfc3339(int(at_ms))) if at_ms > 0 else ""

@@ -1,4 +1,6 @@
-"""`POST /v1/events`: what the alert forwarders deliver. 2xx only after the insert.
+"""`POST /v1/events`: what the daemons deliver over HTTPS. 2xx only after the insert.
+
+`GET /v1/access/requests` answers the access brokers, if there is a directory of requests.
 
 The contract is docs/contracts/control-plane.openapi.yaml. A 2xx and a rejection have the form by
 which the forwarder knows that this receiver answered, and no device on the path.
@@ -22,7 +24,8 @@ from byoc_control_plane.credentials import Credential, Keyring
 from byoc_control_plane.inserter import Inserter
 from byoc_control_plane.metrics import PlaneMetrics
 from byoc_control_plane.progress import INTERVAL_SECONDS, Progress
-from byoc_control_plane.rows import InvalidEventError, TableRow, build_row
+from byoc_control_plane.requests import REQUESTS_PATH, RequestFolder
+from byoc_control_plane.rows import InvalidEventError, TableRow, build_row, build_sent
 from byoc_control_plane.store import RowsRefusedError, StoreError
 
 PATH = "/v1/events"
@@ -53,8 +56,12 @@ class Receiver:
         keyring: Keyring,
         body_seconds: float = BODY_SECONDS,
         max_bodies: int = MAX_BODIES,
+        requests: RequestFolder | None = None,
     ) -> None:
-        """Accept a token of an organization with its keys and for its events only."""
+        """Accept a token of an organization with its keys and for its events only.
+
+        Without `requests`, the path of the access requests is not found.
+        """
         self._inserter = inserter
         self._progress = progress
         self._metrics = metrics
@@ -63,6 +70,8 @@ class Receiver:
         self._body_seconds = body_seconds
         self._free = max_bodies
         self._stored: OrderedDict[bytes, int] = OrderedDict()  # delivery -> its events
+        self._requests = requests
+        self._sent: OrderedDict[str, None] = OrderedDict()  # ids of requests with a row `sent`
         self._log = structlog.get_logger().bind(stream=STREAM)
 
     async def run(self) -> None:
@@ -73,6 +82,8 @@ class Receiver:
 
     async def answer(self, request: web.BaseRequest) -> web.Response:
         """Answer one request."""
+        if self._requests is not None and request.path == REQUESTS_PATH:
+            return await self._answer_poll(request, self._requests)
         status, content = await self._decide(request)
         self._metrics.requests.labels(str(status)).inc()
         if status >= 500:  # noqa: PLR2004  a sender that is sent away may look silent
@@ -92,6 +103,51 @@ class Receiver:
         if not request.content.is_eof():
             response.force_close()  # the rest of the body is not read
         return response
+
+    async def _answer_poll(self, request: web.BaseRequest, folder: RequestFolder) -> web.Response:
+        """Answer a broker with the envelopes for its organization, or with 304."""
+        owners = self._keyring.find_owners(request.headers.get("Authorization", ""))
+        headers = dict(SERVER_HEADER)
+        status, body = (401, b"") if not owners else (405, b"")
+        if owners and request.method == "GET":
+            try:
+                status, body, etag = await self._list_requests(request, owners, folder)
+                headers["ETag"] = etag
+            except (OSError, StoreError) as error:
+                self._log.error("requests.not_listed", error=str(error)[:300])
+                status, headers["Retry-After"] = 503, RETRY_SECONDS
+        self._metrics.requests.labels(str(status)).inc()
+        response = web.Response(
+            status=status, body=body or None, content_type="application/json", headers=headers
+        )
+        if status == 401:  # noqa: PLR2004  RFC 9110
+            response.headers["WWW-Authenticate"] = "Bearer"
+            response.force_close()
+        if not request.content.is_eof():
+            response.force_close()
+        return response
+
+    async def _list_requests(
+        self, request: web.BaseRequest, owners: Mapping[str, bool], folder: RequestFolder
+    ) -> tuple[int, bytes, str]:
+        """Return status, body and ETag. Raises OSError, StoreError: the broker asks again.
+
+        The row `sent` of each request is stored before the first answer with it.
+        """
+        service, now_ms = request.query.get("service", ""), self._progress.now_ms
+        found = await asyncio.to_thread(folder.list_for, owners, service, now_ms)
+        if request.headers.get("If-None-Match") == found.etag:
+            return 304, b"", found.etag
+        new = [one for one in found.requests if one.id not in self._sent]
+        try:
+            await self._inserter.insert([build_sent(one, now_ms) for one in new])
+        except RowsRefusedError as error:  # it must not keep the others back
+            self._log.error("requests.not_recorded", error=str(error)[:300])
+        for one in new:
+            self._sent[one.id] = None
+            if len(self._sent) > REMEMBERED:
+                self._sent.popitem(last=False)
+        return 200, found.body, found.etag
 
     async def _decide(self, request: web.BaseRequest) -> Decision:
         """Return the status, and the numbers stored or the reason of the refusal."""

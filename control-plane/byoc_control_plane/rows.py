@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from byoc_agents.access.documents import AccessRequest
+from byoc_agents.access.events import TYPE as GRANT
+from byoc_agents.access.events import GrantEvent
 from byoc_agents.alerts.events import (
     ALERT,
     HEARTBEAT,
@@ -17,16 +20,18 @@ from byoc_agents.alerts.events import (
     HeartbeatEvent,
     WatchdogEvent,
 )
-from byoc_agents.app.cloudevents import Event, parse_rfc3339, rfc3339
+from byoc_agents.app.cloudevents import Event, parse_rfc3339, rfc3339, stable_id
 from byoc_agents.state.message import STATE, SUMMARY, StateEvent, SummaryEvent
 
 STATE_TABLE, ALERTS_TABLE, REJECTED_TABLE = "byoc_state", "byoc_alerts", "byoc_rejected"
+GRANTS_TABLE = "byoc_grants"
 KNOWN: dict[str, type[Event]] = {
     STATE: StateEvent,
     SUMMARY: SummaryEvent,
     ALERT: AlertEvent,
     WATCHDOG: WatchdogEvent,
     HEARTBEAT: HeartbeatEvent,
+    GRANT: GrantEvent,
 }
 # Columns that are fields of `data` under the same name.
 STATE_COLUMNS = (
@@ -39,6 +44,11 @@ ALERT_COLUMNS = (
     *("fingerprint", "starts_at", "ends_at", "received_at", "labels", "annotations", "started_at"),
     *("sequence", "interval_seconds", "stopping", "backlog_records", "dead_letters"),
 )
+GRANT_COLUMNS = (
+    *("organization_id", "service_id", "grant_id", "state", "since", "reason", "role"),
+    *("duration_seconds", "ends_at", "counts", "record"),
+)
+SENT, PLANE_SOURCE = "sent", "/control-plane/access/requests"  # of the rows that this side makes
 AGENT_COLUMNS = ("configuration_sha256", "ledger_size", "ledger_root")  # fields of `data.agent`
 MAX_TIME_MS = 4_102_444_800_000  # 2100-01-01: DateTime64 and its partitions hold it
 
@@ -93,8 +103,11 @@ def build_row(body: bytes, arrived_at_ms: int) -> TableRow:
 
 def _row(head: dict[str, Any], data: Mapping[str, Any], *, known: bool) -> TableRow:
     is_state = head["type"].startswith("byoc.service.")
+    table = STATE_TABLE if is_state else ALERTS_TABLE
     if known:
-        columns = STATE_COLUMNS if is_state else ALERT_COLUMNS
+        columns: tuple[str, ...] = STATE_COLUMNS if is_state else ALERT_COLUMNS
+        if head["type"] == GRANT:
+            table, columns = GRANTS_TABLE, GRANT_COLUMNS
         head |= {name: data[name] for name in columns if data.get(name) is not None}
         if agent := data.get("agent"):  # messages of 0.1.0 have none
             head["agent_version"] = agent["version"]
@@ -106,9 +119,31 @@ def _row(head: dict[str, Any], data: Mapping[str, Any], *, known: bool) -> Table
     else:  # only the names by which a customer's rows are found
         names = ("organization_id", "service_id", "replica", "region")
         head |= {name: data[name] for name in names if isinstance(data.get(name), str)}
-    table = STATE_TABLE if is_state else ALERTS_TABLE
     key = (head["source"], head["id"])
     return TableRow(table, key, msgspec.json.encode(head), head.get("organization_id", ""))
+
+
+def build_sent(request: AccessRequest, at_ms: int) -> TableRow:
+    """Return the row that a broker has been sent a request. The first one of a request counts."""
+    audience = request.audience
+    key = (PLANE_SOURCE, stable_id(PLANE_SOURCE, audience.organization, request.id))
+    line = {
+        "source": key[0],
+        "id": key[1],
+        "type": GRANT,
+        "time": request.issued_at,  # the same in each copy of the row
+        "arrived_at": rfc3339(at_ms),
+        "organization_id": audience.organization,
+        "service_id": audience.service,
+        "grant_id": request.id,
+        "state": SENT,
+        "since": rfc3339(at_ms),
+        "role": request.role,
+        "duration_seconds": request.duration_seconds,
+        "engineer": request.engineer.id,
+        "ticket": request.reason.ticket,
+    }
+    return TableRow(GRANTS_TABLE, key, msgspec.json.encode(line), audience.organization)
 
 
 def build_rejected(

@@ -6,6 +6,7 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -36,6 +37,7 @@ from byoc_control_plane.inserter import Inserter
 from byoc_control_plane.metrics import PlaneMetrics, serve_metrics
 from byoc_control_plane.progress import Progress, SilenceWatch, StreamName
 from byoc_control_plane.receiver import LIMITS, Receiver
+from byoc_control_plane.requests import RequestFolder
 from byoc_control_plane.settings import (
     MAX_REGISTRY_BYTES,
     PARTS,
@@ -102,6 +104,7 @@ class Process:
             self.metrics,
             self.clock,
             keyring=keyring,
+            requests=RequestFolder(Path(own.requests_dir)) if own.requests_dir else None,
         )
         await progress.load()
         listen = Listen(*own.listen, own.tls_cert_file, own.tls_key_file)

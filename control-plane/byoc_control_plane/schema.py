@@ -12,7 +12,7 @@ from byoc_control_plane.cli import COMMANDS
 SQL = Path(__file__).parent / "sql"
 USAGE_SQL = Path(byoc_agents.billing.__file__).parent / "sql"
 VIEWS = (  # in their order
-    *("agents_now", "silent_now", "fleet_now", "ledger_heads"),
+    *("agents_now", "silent_now", "fleet_now", "ledger_heads", "grants_now"),
     *("billing_completeness_since", "billing_completeness_daily", "slo_since", "slo_daily"),
 )
 

@@ -176,6 +176,15 @@ class ReceiverSettings(msgspec.Struct, frozen=True, kw_only=True):
         str, Setting("BYOC_PLANE_TLS_KEY_FILE", "the private key of the certificate, PEM")
     ] = ""
 
+    requests_dir: Annotated[
+        str,
+        Setting(
+            "BYOC_PLANE_REQUESTS_DIR",
+            "a directory with signed requests for access, *.dsse.json, for the brokers; not set:"
+            " none are listed",
+        ),
+    ] = ""
+
     def __post_init__(self) -> None:
         """Raise ValueError if one of the two files of TLS is missing."""
         if bool(self.tls_cert_file) != bool(self.tls_key_file):

@@ -61,7 +61,7 @@ Delete by hand, after the last bill:
 - its rows:
 {statements}
 """
-TABLES = ("byoc_usage", "byoc_state", "byoc_alerts", "byoc_agents", "byoc_replicas")
+TABLES = ("byoc_usage", "byoc_state", "byoc_alerts", "byoc_agents", "byoc_replicas", "byoc_grants")
 
 
 STEPS = {  # step -> (summary, example)

@@ -18,6 +18,7 @@ TABLES = (
     "byoc_alerts",
     "byoc_agents",
     "byoc_replicas",
+    "byoc_grants",
     "byoc_progress",
 )
 URL = "https://BUCKET.s3.REGION.amazonaws.com"
@@ -52,10 +53,14 @@ def store_events(session: chdb.session.Session, bodies: Iterable[bytes], arrived
     """Insert events as the receiving processes do."""
     for body in bodies:
         row = build_row(body, arrived_ms)
-        session.query(
-            f"INSERT INTO {row.table} SETTINGS date_time_input_format='best_effort' "
-            f"FORMAT JSONEachRow\n{row.line.decode()}"
-        )
+        store_rows(session, row.table, [row.line])
+
+
+def store_rows(session: chdb.session.Session, table: str, lines: Iterable[bytes]) -> None:
+    """Insert rows, each a JSON object, with one statement."""
+    text = b"\n".join(lines).decode()
+    settings = "date_time_input_format='best_effort'"
+    session.query(f"INSERT INTO {table} SETTINGS {settings} FORMAT JSONEachRow\n{text}")
 
 
 def record_progress(

@@ -7,7 +7,7 @@ time: after a crash the next broker loads the grants and goes on.
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -79,6 +79,7 @@ MAX_PENDING = 64  # requests that wait for an answer
 PASS_SECONDS = 1.0  # between two passes; the longest delay of an order or a kill switch
 SWEEP_SECONDS = 30.0  # between two comparisons of the servers' users with the grants
 RETRY_SECONDS = 30.0  # between attempts after the disk has refused, and at most between attempts
+LEASE_SECONDS = 300.0  # without an answer of the control plane, if the policy says `leases`
 STUCK_SECONDS = 60.0  # after which queries that do not end are stated in the ledger
 LOGS, POLICIES = "logs", "policies"  # folders of the broker's directory
 RELEASES = frozenset({State.PENDING, State.APPROVED, State.OPENING, State.OPEN})
@@ -122,6 +123,8 @@ class BrokerParts(msgspec.Struct, frozen=True, kw_only=True):
     clock: Clock
     disk: Disk
     limits: BrokerLimits = BrokerLimits()
+    # When the control plane last answered, boot time; 0 = never. None = it is never asked.
+    contact: Callable[[], int] | None = None
 
 
 class RecordError(Exception):
@@ -158,6 +161,7 @@ class Broker:
         self._sweep_failures = 0
         self._kept_policy = ""  # the SHA-256 of the policy whose file was kept last
         self._loaded = False
+        self._started_boot_ns = parts.clock.boot_ns()
 
     # Reading.
 
@@ -320,8 +324,19 @@ class Broker:
             kill_switch=self._kill_switch,
             policy=rule,
             record=record,
+            contact=self._find_lost_contact(policy),
             waits=find_wait(policy, grant.request, others, now.wall_ms),
         )
+
+    def _find_lost_contact(self, policy: Policy) -> str:
+        """Return for how long the control plane has not answered, if that ends access."""
+        if not policy.file.leases:
+            return ""
+        if self._parts.contact is None:
+            return "no control plane is polled"
+        since_ns = max(self._started_boot_ns, self._parts.contact())
+        seconds = (self._parts.clock.boot_ns() - since_ns) / 1e9
+        return f"no answer for {seconds:.0f} s" if seconds >= LEASE_SECONDS else ""
 
     def _find_record_error(self, grant: Grant) -> str:
         """Return why the steps of a grant cannot be recorded, or ""."""
@@ -394,7 +409,7 @@ class Broker:
     def _message(self, grant: Grant) -> Message:
         counts: dict[str, int] = {}
         for logs in self._collected.get(grant.id, {}).values():
-            counts = {k: counts.get(k, 0) + v for k, v in logs.counts.items()}
+            counts |= {k: counts.get(k, 0) + v for k, v in logs.counts.items()}
         parts = self._parts
         return message_of(grant, parts.organization_id, parts.service_id, counts)
 

@@ -6,6 +6,8 @@ as a kill switch that is on: nothing opens, and everything that is open is close
 
 import errno
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from byoc_agents.access.errors import PolicyError
@@ -13,26 +15,51 @@ from byoc_agents.access.policy import MAX_POLICY_BYTES, Policy, load_policy
 from byoc_agents.app.files import FileContent, Version
 
 MAX_SWITCH_BYTES = 64
-WAIT_SECONDS = 0.2  # at most per read; a slower file counts as unreadable until it answers
+WAIT_SECONDS = 0.2  # at most per read of a file whose content is known
+# A busy machine needs longer to start a thread. A file that does not answer within this time counts
+# as unreadable until it does; together with one pass it is well below the 5 s of docs/access.md.
+SLOW_SECONDS = 2.0
 OFF = b"off"  # the only content of a kill switch that allows access
+
+
+StartReading = Callable[[str, int, Version | None], FileContent]
 
 
 class WatchedFile:
     """The content of a file that others replace."""
 
-    def __init__(self, path: str, max_bytes: int) -> None:
+    def __init__(
+        self,
+        path: str,
+        max_bytes: int,
+        start: StartReading = FileContent,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`start` begins to read the file, and `monotonic` is a clock in seconds."""
         self.path = path
         self._max_bytes = max_bytes
+        self._start = start
+        self._monotonic = monotonic
         self._content = b""
-        self._version: Version | None = None
+        self._version: Version | None = None  # None = the content is not known
         self._reading: FileContent | None = None  # a read that has not ended
+        self._started = 0.0  # when it began
 
     def read(self) -> bytes:
-        """Return the content. Blocks for WAIT_SECONDS at most. Raises OSError, ValueError."""
+        """Return the content. Raises OSError, ValueError.
+
+        Blocks for WAIT_SECONDS at most, and for SLOW_SECONDS if no content is known. A known
+        content counts while a read takes longer, but never for more than SLOW_SECONDS.
+        """
         late = self._reading
-        reading = late or FileContent(self.path, self._max_bytes, self._version)
-        if not reading.wait(0 if late else WAIT_SECONDS):
+        if late is None:
+            self._started = self._monotonic()
+        reading = late or self._start(self.path, self._max_bytes, self._version)
+        patience = WAIT_SECONDS if self._version else SLOW_SECONDS
+        if not reading.wait(0 if late else patience):
             self._reading = reading
+            if self._version and self._monotonic() - self._started < SLOW_SECONDS:
+                return self._content
             reading.result()  # raises NotReadableError
         self._reading = None
         try:

@@ -90,6 +90,7 @@ async def open_daemon(
         session = await stack.enter_async_context(runtime.gate.session())
         core, clock, directory = runtime.core, runtime.clock, runtime.directory(NAME)
         token = ReloadableSecret(own.token, own.token_file, check_seconds=SECRET_SECONDS)
+        poller = _poller(own, session, runtime, token) if own.requests_url else None
         parts = BrokerParts(
             organization_id=core.organization_id,
             service_id=core.service_id,
@@ -108,10 +109,10 @@ async def open_daemon(
                 collect_seconds=own.collect_seconds,
                 close_on_stop=own.close_on_stop,
             ),
+            contact=poller.read_contact if poller else None,
         )
         broker = Broker(parts)
         stack.push_async_callback(broker.close)
-        poller = _poller(own, session, runtime, token) if own.requests_url else None
         collector = BrokerCollector(NAME, broker, poller)
         runtime.metrics.registry.register(collector)
         stack.callback(runtime.metrics.registry.unregister, collector)
@@ -177,5 +178,6 @@ def _open_sink(
             signing_secret=secret,
             clock=runtime.clock,
             timeout_seconds=own.timeout_seconds,
+            setting="BYOC_ACCESS_EVENTS_URL",
         )
     )

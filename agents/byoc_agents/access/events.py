@@ -84,10 +84,9 @@ def message_of(
         counts=counts if grant.state in ENDS else {},
         record=closed.get(grant.state, ""),  # type: ignore[arg-type]
     )
-    source = f"/organizations/{organization_id}/services/{service_id}/access"
     event = GrantEvent(
-        id=stable_id(source, grant.id, grant.state),
-        source=source,
+        id=event_id(organization_id, service_id, grant.id, grant.state),
+        source=_source(organization_id, service_id),
         type=TYPE,
         subject=grant.id,
         time=rfc3339(grant.since_ms),
@@ -96,6 +95,15 @@ def message_of(
     return Message(
         id=event.id, type=TYPE, body=encode(event), created_at_ms=grant.since_ms, group=grant.id
     )
+
+
+def event_id(organization_id: str, service_id: str, grant_id: str, state: State) -> str:
+    """Return the id of the event about a state: the same for the same state."""
+    return stable_id(_source(organization_id, service_id), grant_id, state)
+
+
+def _source(organization_id: str, service_id: str) -> str:
+    return f"/organizations/{organization_id}/services/{service_id}/access"
 
 
 def find_reason(reason: str) -> str:

@@ -71,6 +71,7 @@ class Cause(StrEnum):
     POLICY_CHANGED = "policy_changed"
     RECORD_FAILED = "record_failed"  # the ledger or the store cannot be written
     CLOCK_STEPPED = "clock_stepped"
+    CONTACT_LOST = "contact_lost"  # to the control plane, and the policy requires it
     EXPIRED = "expired"
     USERS_LOST = "users_lost"  # no replica has the user as it must be
     STOPPING = "stopping"  # the broker stops, and must not leave access open
@@ -122,6 +123,7 @@ TABLE = (
     _row(LIVE, Cause.POLICY_CHANGED, State.CLOSING),
     _row(LIVE, Cause.RECORD_FAILED, State.CLOSING),
     _row(LIVE, Cause.CLOCK_STEPPED, State.CLOSING),
+    _row(LIVE, Cause.CONTACT_LOST, State.CLOSING),
     _row(LIVE, Cause.EXPIRED, State.CLOSING),
     _row(LIVE, Cause.STOPPING, State.CLOSING),
     _row(State.OPEN, Cause.USERS_LOST, State.CLOSING),
@@ -208,6 +210,9 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True):
     kill_switch: str = ""  # why it is on; "" = off
     policy: str = ""  # the rule that forbids the grant; "" = none
     waits: str = ""  # why an approved grant may not open yet; "" = it may
+    contact: str = (
+        ""  # for how long the control plane is lost; "" = it is not, or it does not count
+    )
     record: str = ""  # why the ledger or the store cannot be written; "" = they can
 
 
@@ -278,6 +283,8 @@ def find_hold(moment: GrantTime, conditions: Conditions) -> str:
         return "clock"
     if conditions.record:
         return f"{Cause.RECORD_FAILED}: {conditions.record}"
+    if conditions.contact:
+        return f"{Cause.CONTACT_LOST}: {conditions.contact}"
     return conditions.waits
 
 
@@ -290,6 +297,8 @@ def _find_end(grant: Grant, moment: GrantTime, conditions: Conditions) -> Due | 
         return Due(Cause.RECORD_FAILED, f"record_failed: {conditions.record}")
     if moment.stepped_back:
         return Due(Cause.CLOCK_STEPPED)
+    if conditions.contact:
+        return Due(Cause.CONTACT_LOST, f"{Cause.CONTACT_LOST}: {conditions.contact}")
     return Due(Cause.EXPIRED) if is_over(grant, moment) else None
 
 

@@ -126,6 +126,7 @@ class PolicyFile(PolicyPart, frozen=True, kw_only=True):
     ticket: str = ""  # a regular expression; "" = any
     replicas: Literal["any", "all"] = "any"  # how many must be reached before access opens
     break_glass: bool = False
+    leases: bool = False  # access ends if the control plane has not answered for five minutes
     tables: Literal["hashed", "plain"] = "hashed"  # how the views show names of tables
     allow_open_system: bool = False  # accept servers on which every user reads all of `system`
 

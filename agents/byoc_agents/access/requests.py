@@ -69,6 +69,7 @@ class RequestPoller:
         self._settled = ""  # the ETag of the answer that the broker has dealt with completely
         self._failures = 0  # since the last answer
         self.last_success_ms = 0  # wall time; 0 = never
+        self._answered_boot_ns = 0  # the same moment, by the clock since boot
         self.last_error = ""
 
     def __repr__(self) -> str:
@@ -103,8 +104,13 @@ class RequestPoller:
             raise
         self._failures, self.last_error = 0, ""
         self.last_success_ms = self._clock.wall_ns() // 1_000_000
+        self._answered_boot_ns = self._clock.boot_ns()
         if answer is not None:
             self._waiting = answer
+
+    def read_contact(self) -> int:
+        """Return when the control plane last answered, by the clock since boot; 0 = never."""
+        return self._answered_boot_ns
 
     def take(self) -> PolledEnvelopes | None:
         """Return the last answer, or None. The same one again until `settle` is called."""

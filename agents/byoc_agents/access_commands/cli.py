@@ -5,6 +5,7 @@ Exit codes: 0 success, 1 refused, not found or access is still open, 2 bad usage
 
 import argparse
 import base64
+import datetime as dt
 import os
 import re
 import secrets
@@ -17,9 +18,24 @@ import msgspec
 
 from byoc_agents.access import clickhouse_sql
 from byoc_agents.access.authority import create_authority
-from byoc_agents.access.documents import APPROVAL, Approval, sha256, utc_text
-from byoc_agents.access.envelope import MAX_ENVELOPE_BYTES, Envelope, sign
-from byoc_agents.access.errors import AuthorityError, PolicyError
+from byoc_agents.access.documents import (
+    APPROVAL,
+    REQUEST,
+    AccessRequest,
+    Approval,
+    parse_document,
+    sha256,
+    utc_text,
+)
+from byoc_agents.access.envelope import (
+    KEY_BYTES,
+    MAX_ENVELOPE_BYTES,
+    Envelope,
+    VerifyingKey,
+    open_envelope,
+    sign,
+)
+from byoc_agents.access.errors import AuthorityError, DocumentError, EnvelopeError, PolicyError
 from byoc_agents.access.orders import (
     ALL,
     Approve,
@@ -31,7 +47,14 @@ from byoc_agents.access.orders import (
     Revoke,
     Submit,
 )
-from byoc_agents.access.policy import MAX_POLICY_BYTES, load_policy, parse_duration
+from byoc_agents.access.policy import (
+    MAX_POLICY_BYTES,
+    Policy,
+    find_wait,
+    judge_request,
+    load_policy,
+    parse_duration,
+)
 from byoc_agents.access_commands.evidence import collect_pack, write_pack
 from byoc_agents.access_commands.state import (
     BrokerState,
@@ -40,10 +63,13 @@ from byoc_agents.access_commands.state import (
     may_have_access,
     summarize,
 )
-from byoc_agents.access_commands.text import HEADING, grant_line, grant_text
+from byoc_agents.access_commands.text import HEADING, grant_line, grant_text, printable
+from byoc_agents.access_commands.verify import verify_pack
 from byoc_agents.app.command_line import CommandParser
 from byoc_agents.app.files import MAX_SECRET_BYTES, read_within
 from byoc_agents.errors import SpoolError
+from byoc_agents.ledger.format import Head
+from byoc_agents.ledger.heads import parse_heads
 from byoc_agents.ledger.query import RecordedFact
 from byoc_agents.report.cli import standard_state_dir
 
@@ -75,6 +101,10 @@ COMMANDS = {
     "init-ca": ("Write a new certificate authority.", "init-ca ca --service svc-1"),
     "report": ("Report all requests and their use.", "report --html access.html"),
     "evidence": ("Write the evidence of one grant.", "evidence 0190a7c2 --out evidence"),
+    "verify": (
+        "Verify the evidence of one grant, without a broker.",
+        "verify evidence --vendor-key vendor.pem --anchor 41:9f86d081884c7d659a2feaa0...",
+    ),
 }
 
 
@@ -102,6 +132,10 @@ def main(
     except OSError as error:
         sys.stderr.write(f"byoc-agents access: {error.filename}: {error.strerror}\n")
         return 2
+    except ModuleNotFoundError as error:
+        extra = f"{error.name} is not installed: pip install 'byoc-agents[access]'"
+        sys.stderr.write(f"byoc-agents access: {extra}\n")
+        return 2
     return code
 
 
@@ -112,7 +146,7 @@ def make_parser(environ: Mapping[str, str] = os.environ) -> CommandParser:
         description="Approve, end and report access of the vendor's engineers.",
         epilog="example: byoc-agents access approve 0190a7c2 --for 30m --by anna",
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     made = {name: _add(commands.add_parser, name, environ) for name in COMMANDS}
     for name in ("show", "approve", "deny", "evidence"):
         made[name].add_argument("id", type=_id, help="the id, or the beginning of it")
@@ -120,7 +154,7 @@ def make_parser(environ: Mapping[str, str] = os.environ) -> CommandParser:
     for name in ("approve", "deny", "revoke", "forget-replica", "sign"):
         made[name].add_argument("--by", default=f"uid-{os.getuid()}", help="your name")
         made[name].add_argument("--comment", default="", help="for the record")
-    for name in ("list", "show", "report", "status"):
+    for name in ("list", "show", "report", "status", "verify"):
         made[name].add_argument("--json", action="store_true", help="print JSON")
     made["list"].add_argument("--all", action="store_true", help="ended ones too")
     form = made["show"].add_mutually_exclusive_group()
@@ -141,6 +175,9 @@ def make_parser(environ: Mapping[str, str] = os.environ) -> CommandParser:
     made["sign"].add_argument("--deny", action="store_true", help="deny; needs --comment")
     made["forget-replica"].add_argument("replica", help="its name in BYOC_ACCESS_SERVERS")
     made["policy"].add_argument("file", help="the policy, YAML")
+    made["policy"].add_argument(
+        "--request", metavar="FILE", help="what would become of this signed request, and why"
+    )
     made["sql"].add_argument(
         "--names",
         choices=[*clickhouse_sql.Names],
@@ -150,7 +187,27 @@ def make_parser(environ: Mapping[str, str] = os.environ) -> CommandParser:
     made["init-ca"].add_argument("directory", help="an existing directory")
     made["init-ca"].add_argument("--service", required=True, help="BYOC_SERVICE_ID")
     made["report"].add_argument("--html", metavar="FILE", help="write one HTML page; - = stdout")
+    made["report"].add_argument(
+        "--since", type=_since, default=0, metavar="TIME", help="issued then or later: 2026-11-01"
+    )
     made["evidence"].add_argument("--out", required=True, metavar="DIRECTORY", help="a new one")
+    made["verify"].add_argument("directory", help="the evidence")
+    for side, keys in (("vendor", "vendor_keys"), ("approver", "approvers")):
+        made["verify"].add_argument(
+            f"--{side}-key",
+            action="append",
+            default=[],
+            metavar="KEY",
+            help=f"base64 as in `{keys}` of the policy, or a PEM file; may be given again",
+        )
+    made["verify"].add_argument(
+        "--anchor",
+        type=_anchor,
+        action="append",
+        default=[],
+        metavar="SEQUENCE:SHA256",
+        help="a line of the ledger that was kept elsewhere, from /status or the log",
+    )
     return parser
 
 
@@ -160,6 +217,7 @@ def _add(
     sentence, example = COMMANDS[name]
     parser = add(
         name,
+        help=sentence,
         description=sentence,
         epilog=f"example: byoc-agents access {example}",
     )
@@ -180,6 +238,23 @@ def _seconds(text: str) -> int:
         return parse_duration(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _since(text: str) -> int:
+    try:
+        moment = dt.datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a date or a time") from None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
+    return int(moment.timestamp() * 1000)
+
+
+def _anchor(text: str) -> Head:
+    try:
+        (head,) = parse_heads(text).anchors
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected SEQUENCE:SHA256") from None
+    return head
 
 
 def _write(text: str) -> None:
@@ -230,7 +305,8 @@ def _show(options: argparse.Namespace) -> int:
         if options.json:
             _write_json({"grant": summary, "facts": facts})
         else:
-            sys.stdout.writelines(f"{line}\n" for line in grant_text(summary, facts))
+            lines = grant_text(summary, facts, options.state.readable(grant))
+            sys.stdout.writelines(f"{line}\n" for line in lines)
     return 0
 
 
@@ -266,7 +342,8 @@ def _report(options: argparse.Namespace) -> int:
     facts: dict[str, list[RecordedFact]] = {}
     for fact in options.state.facts():
         facts.setdefault(fact.subject, []).append(fact)
-    grants = [summarize(one, facts.get(one.id, ())) for one in options.state.grants()]
+    found = (one for one in options.state.grants() if one.request.issued_ms >= options.since)
+    grants = [summarize(one, facts.get(one.id, ())) for one in found]
     if options.html:
         text = page.render(
             grants,
@@ -296,6 +373,54 @@ def _evidence(options: argparse.Namespace) -> int:
     _write(f"{options.out}: {len(pack.files)} files; check them with sha256sum -c SHA256SUMS")
     sys.stderr.writelines(f"missing: {line}\n" for line in pack.missing)
     return int(bool(pack.missing))
+
+
+def _verify(options: argparse.Namespace) -> int:
+    vendor, approver = (
+        [_read_key(text, f"{side} key {n}") for n, text in enumerate(given, 1)]
+        for side, given in (("vendor", options.vendor_key), ("approver", options.approver_key))
+    )
+    verdict = verify_pack(Path(options.directory), vendor, approver, options.anchor)
+    if options.json:
+        _write_json(verdict)
+        return int(not verdict.ok)
+    count = len(verdict.problems)
+    found = f"{count} problem{'s' * (count > 1)} found" if count else "OK"
+    _write(f"{options.directory}: {found}")
+    for problem in verdict.problems:
+        _write(printable(f"  problem: {problem}"))
+    signed = ", ".join(dict.fromkeys(verdict.signed_by)) or "nobody"
+    _write(
+        printable(
+            f"  grant {verdict.grant_id or 'unknown'}: {verdict.files} files, {verdict.lines}"
+            f" lines of the ledger, {verdict.queries} queries; signed by {signed}"
+        )
+    )
+    for note in verdict.notes:
+        _write(printable(f"  note: {note}"))
+    return int(not verdict.ok)
+
+
+def _read_key(text: str, name: str) -> VerifyingKey:
+    """Return a key from base64 or from a PEM file. Raises BadUsageError."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import (  # noqa: PLC0415  an extra
+        Ed25519PublicKey,
+    )
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key  # noqa: PLC0415
+
+    try:
+        raw = base64.b64decode(text, validate=True)
+    except ValueError:
+        raw = b""
+    if len(raw) == KEY_BYTES:
+        return VerifyingKey(name, raw)
+    try:
+        key = load_pem_public_key(_read(text, MAX_SECRET_BYTES))
+    except (ValueError, TypeError):
+        key = None
+    if not isinstance(key, Ed25519PublicKey):
+        raise BadUsageError(f"{text}: expected an Ed25519 public key, 32 bytes in base64 or PEM")
+    return VerifyingKey(name, key.public_bytes_raw())
 
 
 # Orders.
@@ -452,8 +577,34 @@ def _policy(options: argparse.Namespace) -> int:
         sys.stderr.write(f"{options.file}: {error}\n")
         return 1
     _write(f"{options.file}: OK, sha256 {policy.sha256}")
+    if options.request:
+        return _explain(policy, _read(options.request, MAX_ENVELOPE_BYTES))
     for name, role in policy.file.roles.items():
         _write(f"  {name}: at most {policy.max_seconds(role)} s as {role.clickhouse_role}")
+    return 0
+
+
+def _explain(policy: Policy, raw: bytes) -> int:
+    """Print what would become of a request now. Return 1 if it would be refused."""
+    now_ms = time.time_ns() // 1_000_000
+    try:
+        verified = open_envelope(
+            raw, (REQUEST,), policy.vendor_keys, threshold=policy.file.threshold, now_ms=now_ms
+        )
+        request = parse_document(REQUEST, verified.payload)
+    except (EnvelopeError, DocumentError) as error:
+        _write(f"refused: {error}")
+        return 1
+    assert isinstance(request, AccessRequest)  # noqa: S101  the only accepted type
+    _write(f"signed by {', '.join(verified.key_ids)}")
+    if rule := judge_request(policy, request, now_ms):
+        _write(f"rejected: {rule}")
+        return 1
+    needed = policy.approvals_needed(request)
+    people = "nobody needs to approve" if not needed else f"{needed} must approve"
+    _write(f"{request.id}: accepted; {people} (approval: {policy.file.approval})")
+    if wait := find_wait(policy, request, (), now_ms):
+        _write(f"would not open now: {wait}")
     return 0
 
 
@@ -488,4 +639,5 @@ RUN: dict[str, Callable[[argparse.Namespace], int]] = {
     "init-ca": _init_ca,
     "report": _report,
     "evidence": _evidence,
+    "verify": _verify,
 }

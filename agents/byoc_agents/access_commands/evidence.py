@@ -1,8 +1,9 @@
 """The evidence of one grant: a folder that can be checked without this program.
 
-`sha256sum -c SHA256SUMS` checks the files, `openssl` the certificate, and any DSSE library the
-request and the signed approvals. `ledger.jsonl` has whole lines of the ledger: each has the SHA-256
-of the line before it in `previous`.
+`byoc-agents access verify` makes every check. Without it, `sha256sum -c SHA256SUMS` checks the
+files, `openssl` the certificate, and any DSSE library the request and the signed approvals.
+`ledger.jsonl` has whole lines of the ledger: each has the SHA-256 of the line before it in
+`previous`.
 """
 
 from collections.abc import Iterator
@@ -15,13 +16,14 @@ import msgspec
 from byoc_agents.access.authority import CERTIFICATE_FILE
 from byoc_agents.access.broker import LOGS, POLICIES
 from byoc_agents.access.documents import sha256
-from byoc_agents.access.machine import Grant
+from byoc_agents.access.events import event_id
+from byoc_agents.access.machine import Grant, State
 from byoc_agents.access_commands.state import BrokerState, summarize
-from byoc_agents.ledger.format import FactLine, decode
+from byoc_agents.ledger.format import FactLine, Intent, ReceiptLine, decode
 from byoc_agents.ledger.reader import raw_lines
 from byoc_agents.ledger.segments import Segments
 
-SUMS = "SHA256SUMS"
+SUMS, MISSING = "SHA256SUMS", "missing.txt"
 README = """Evidence of one grant of access, written by byoc-agents.
 
 summary.json            who, why, when, and the counts of the queries
@@ -29,12 +31,14 @@ request.dsse.json       the vendor's signed request
 approval-N.dsse.json    an approval, if it was signed
 policy-SHA256.yaml      the policies under which the steps were taken
 certificate.pem         the certificate of the engineer; access-ca.crt is its authority
-ledger.jsonl            the ledger from the first to the last line about this grant
+ledger.jsonl            the ledger from the first to the last line about this grant and its events
 *-queries.jsonl         the rows of each server's query_log about the grant's user
 *-sessions.jsonl        the rows of each server's session_log
 missing.txt             what could not be found, if anything
 
-To check it:
+To check it, with your own copies of the keys and an anchor of the ledger that you have kept:
+  byoc-agents access verify DIRECTORY --vendor-key KEY --approver-key KEY --anchor SEQUENCE:SHA256
+Without byoc-agents:
   sha256sum -c SHA256SUMS
   openssl verify -CAfile access-ca.crt -no_check_time certificate.pem
   head -1 ledger.jsonl | tr -d '\\n' | sha256sum
@@ -60,7 +64,7 @@ def collect_pack(state: BrokerState, grant: Grant, ca_dir: str = "") -> Pack:
     if grant.certificate:
         files["certificate.pem"] = grant.certificate.encode()
         _add(files, missing, CERTIFICATE_FILE, Path(ca_dir or ".") / CERTIFICATE_FILE)
-    lines = list(_lines_about(state.directory / "ledger", grant.id))
+    lines = list(_lines_about(state.directory / "ledger", grant))
     files["ledger.jsonl"] = b"".join(raw + b"\n" for raw in lines)
     facts = [line for line in map(decode, lines) if isinstance(line, FactLine)]
     own = [fact for fact in facts if fact.subject == grant.id]
@@ -78,7 +82,7 @@ def collect_pack(state: BrokerState, grant: Grant, ca_dir: str = "") -> Pack:
     summary = summarize(grant, state.facts(grant.id))
     files["summary.json"] = msgspec.json.format(msgspec.json.encode(summary)) + b"\n"
     if missing:
-        files["missing.txt"] = "".join(f"{line}\n" for line in missing).encode()
+        files[MISSING] = "".join(f"{line}\n" for line in missing).encode()
     sums = "".join(f"{sha256(content)}  {name}\n" for name, content in sorted(files.items()))
     return Pack({**files, SUMS: sums.encode()}, missing)
 
@@ -103,16 +107,29 @@ def _add(
     files[name] = content
 
 
-def _lines_about(ledger: Path, grant_id: str) -> Iterator[bytes]:
-    """Yield the whole lines of the ledger from the first to the last one about a grant."""
-    about = [n for n, raw in enumerate(_whole_lines(ledger)) if _is_about(raw, grant_id)]
+def _lines_about(ledger: Path, grant: Grant) -> Iterator[bytes]:
+    """Yield the whole lines of the ledger from the first to the last one about a grant.
+
+    The lines about the events to the vendor count too: their receipts come after the last fact.
+    """
+    audience = grant.request.audience
+    names = (audience.organization, audience.service, grant.id)
+    ids = frozenset(event_id(*names, state) for state in State)
+    about = [n for n, raw in enumerate(_whole_lines(ledger)) if _is_about(raw, grant.id, ids)]
     if about:
         yield from islice(_whole_lines(ledger), about[0], about[-1] + 1)
 
 
-def _is_about(raw: bytes, grant_id: str) -> bool:
-    line = decode(raw) if grant_id.encode() in raw else None
-    return isinstance(line, FactLine) and line.subject == grant_id
+def _is_about(raw: bytes, grant_id: str, event_ids: frozenset[str]) -> bool:
+    line = decode(raw)
+    match line:
+        case FactLine():
+            return line.subject == grant_id
+        case Intent():
+            return any(sent.id in event_ids for sent in line.messages)
+        case ReceiptLine():
+            return any(ended.id in event_ids for ended in line.outcomes)
+    return False
 
 
 def _whole_lines(ledger: Path) -> Iterator[bytes]:

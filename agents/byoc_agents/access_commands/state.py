@@ -6,11 +6,16 @@ from pathlib import Path
 
 import msgspec
 
+from byoc_agents.access import clickhouse_sql
+from byoc_agents.access.broker import POLICIES
 from byoc_agents.access.control_files import KillSwitch
 from byoc_agents.access.documents import utc_text
+from byoc_agents.access.errors import PolicyError
 from byoc_agents.access.grants import GRANTS
 from byoc_agents.access.machine import ENDS, LIVE, Grant, State
+from byoc_agents.access.policy import load_policy
 from byoc_agents.durable.store import SpoolStore
+from byoc_agents.ledger.format import FactLine
 from byoc_agents.ledger.query import Filter, RecordedFact, events
 
 BROKER = "access-broker"  # the broker's directory below the state directory
@@ -80,6 +85,17 @@ class BrokerState:
         found = events({BROKER: self.directory / "ledger"}, Filter(id=grant_id))
         return [event for event in found if isinstance(event, RecordedFact)]
 
+    def readable(self, grant: Grant) -> list[str]:
+        """Return the views that the grant's role may read, or nothing if its policy is gone."""
+        try:
+            path = self.directory / POLICIES / f"{grant.policy_sha256}.yaml"
+            roles = load_policy(path.read_bytes()).file.roles
+        except (OSError, PolicyError):
+            return []
+        if grant.role not in roles:
+            return []
+        return _views_of(roles[grant.role].clickhouse_role)
+
     @property
     def kill_file(self) -> Path:
         """The kill switch that the commands set: it is on while the file exists."""
@@ -88,6 +104,13 @@ class BrokerState:
     def kill_reason(self, mounted: str = "") -> str:
         """Return why the kill switch is on, or "". `mounted` is BYOC_ACCESS_KILL_SWITCH_FILE."""
         return KillSwitch(self.kill_file, mounted).find_reason()
+
+
+def _views_of(clickhouse_role: str) -> list[str]:
+    """Return the views that a shipped role and the roles in it may read."""
+    views, inner = clickhouse_sql.role_grants().get(clickhouse_role, ((), ()))
+    found = {f"{clickhouse_sql.VIEWS}.{view}" for view in views}
+    return sorted(found.union(*map(_views_of, inner)))
 
 
 def may_have_access(grant: Grant) -> bool:
@@ -127,7 +150,7 @@ def summarize(grant: Grant, facts: Sequence[RecordedFact]) -> GrantSummary:
         request_sha256=grant.payload_sha256,
         policy_sha256=grant.policy_sha256,
         replicas=grant.replicas,
-        counts=_counts(grant.id, facts),
+        counts=sum_counts(grant.id, facts),
     )
 
 
@@ -135,7 +158,7 @@ def _time(milliseconds: int) -> str:
     return utc_text(milliseconds) if milliseconds else ""
 
 
-def _counts(grant_id: str, facts: Sequence[RecordedFact]) -> dict[str, int]:
+def sum_counts(grant_id: str, facts: Sequence[RecordedFact | FactLine]) -> dict[str, int]:
     """Return the sums of the facts `collected`, one per replica: the last of each counts."""
     of_replica = {
         fact.detail["replica"]: fact.detail

@@ -11,14 +11,16 @@ HEADING = f"{'id':36}  {'state':17} {'engineer':16} {'ticket':12} {'role':16} {'
 def grant_line(grant: GrantSummary) -> str:
     """Return one line of the list."""
     until = grant.closed_at or grant.ends_at
-    return _safe(
+    return printable(
         f"{grant.id:36}  {grant.state:17} {grant.engineer:16} {grant.ticket:12} {grant.role:16}"
         f" {_duration(grant.duration_seconds):>5}  {until}".rstrip()
     )
 
 
-def grant_text(grant: GrantSummary, facts: Sequence[RecordedFact]) -> Iterator[str]:
-    """Yield the lines about one grant, with its history."""
+def grant_text(
+    grant: GrantSummary, facts: Sequence[RecordedFact], readable: Sequence[str] = ()
+) -> Iterator[str]:
+    """Yield the lines about one grant, with its history; `readable` are the role's views."""
     fields = {
         "id": grant.id,
         "state": f"{grant.state}, since {grant.since}",
@@ -26,6 +28,7 @@ def grant_text(grant: GrantSummary, facts: Sequence[RecordedFact]) -> Iterator[s
         "engineer": f"{grant.engineer} ({grant.engineer_name})",
         "why": f"{grant.kind}, {grant.ticket}: {grant.text}",
         "role": _asked(grant.role, grant.requested_role),
+        "may read": ", ".join(readable),
         "duration": _asked(_duration(grant.duration_seconds), _duration(grant.requested_seconds)),
         "signed by": ", ".join(grant.vendor_keys),
         "approved by": ", ".join(grant.approvers),
@@ -39,10 +42,10 @@ def grant_text(grant: GrantSummary, facts: Sequence[RecordedFact]) -> Iterator[s
         "request": f"sha256 {grant.request_sha256}",
         "policy": f"sha256 {grant.policy_sha256}",
     }
-    yield from (_safe(f"{name:12} {value}") for name, value in fields.items() if value)
+    yield from (printable(f"{name:12} {value}") for name, value in fields.items() if value)
     for fact in facts:
         detail = " ".join(f"{name}={value}" for name, value in fact.detail.items())
-        yield _safe(f"{fact.time}  line {fact.sequence}: {fact.fact}: {fact.reason}  {detail}")
+        yield printable(f"{fact.time}  line {fact.sequence}: {fact.fact}: {fact.reason}  {detail}")
 
 
 def _asked(approved: str, requested: str) -> str:
@@ -55,5 +58,6 @@ def _duration(seconds: int) -> str:
     return f"{hours}h" if hours and not rest else f"{hours}h{minutes}" if hours else minutes
 
 
-def _safe(text: str) -> str:
+def printable(text: str) -> str:
+    """Return the text without control characters: it may come from others."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)

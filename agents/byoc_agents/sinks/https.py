@@ -81,8 +81,11 @@ class HttpsSink:
         max_messages: int = 100,
         timeout_seconds: float = 30.0,
         proof: bool = True,
+        setting: str = "BYOC_ALERTS_CONTRACT",
     ) -> None:
         """Send through `session`; both secrets are read again for each attempt.
+
+        `setting` is named in the error of an answer that proves nothing: what to correct.
 
         Without `proof`, any 2xx, 413, 415 or 422 with an empty body or JSON counts, as in the
         contract of 0.1. Then any server behind the URL can store or reject events.
@@ -97,6 +100,7 @@ class HttpsSink:
         self._clock = clock
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
         self._proof = proof
+        self._setting = setting
         self._accepting = False  # the last answer accepted something
 
     def __repr__(self) -> str:
@@ -214,7 +218,7 @@ class HttpsSink:
                 return SendError(Reason.BAD_RESPONSE, why)
             if not self._has_proof(answer, body, delivery_id, events):
                 return cut or SendError(
-                    Reason.BAD_RESPONSE, _explain_missing_proof(answer.status, reason)
+                    Reason.BAD_RESPONSE, self._explain_missing_proof(answer.status, reason)
                 )
         if reason in ACCEPTED:
             self._accepting = True
@@ -226,6 +230,10 @@ class HttpsSink:
         if answer.status in {400, 401, 403} and (hint := skew_hint(date, now_ns)):
             detail += f"; {hint}, which refuses over 300 s"
         return SendError(reason, detail, retry_after_seconds=wait)
+
+    def _explain_missing_proof(self, status: int, reason: Reason) -> str:
+        form = "webhook_id and code" if reason in OF_ONE else "webhook-id, or stored and duplicates"
+        return f"status {status} without the control plane's {form} ({self._setting})"
 
     def _has_proof(
         self, answer: aiohttp.ClientResponse, body: bytes, delivery_id: str, events: int
@@ -248,11 +256,6 @@ async def _read_body(answer: aiohttp.ClientResponse) -> bytes:
         if len(body) > MAX_ANSWER_BYTES:
             break
     return body
-
-
-def _explain_missing_proof(status: int, reason: Reason) -> str:
-    form = "webhook_id and code" if reason in OF_ONE else "webhook-id, or stored and duplicates"
-    return f"status {status} without the control plane's {form} (BYOC_ALERTS_CONTRACT)"
 
 
 def is_page(content_type: str, body: bytes) -> bool:

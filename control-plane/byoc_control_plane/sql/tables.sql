@@ -177,6 +177,36 @@ FROM byoc_alerts
 WHERE type = 'byoc.alert.heartbeat.v1'
 GROUP BY organization_id, service_id, replica;
 
+-- The states of requests for access. A broker's events have numbers about the use, and no query. `engineer`
+-- and `ticket` are in the rows `sent` only, which this side writes when a broker is sent a request. `event`
+-- of the state `open` has the engineer's certificate.
+CREATE TABLE IF NOT EXISTS byoc_grants
+(
+    source String,
+    id String,
+    type LowCardinality(String),
+    time DateTime64(3, 'UTC'),
+    arrived_at DateTime64(3, 'UTC'),
+    organization_id LowCardinality(String),
+    service_id LowCardinality(String),
+    grant_id String,
+    state LowCardinality(String),
+    since DateTime64(3, 'UTC'),
+    reason LowCardinality(String),
+    role LowCardinality(String),
+    duration_seconds UInt32,
+    ends_at Nullable(DateTime64(3, 'UTC')),
+    counts Map(LowCardinality(String), UInt64),
+    record LowCardinality(String),
+    engineer String,
+    ticket String,
+    event String CODEC(ZSTD(3))
+)
+ENGINE = {engine}ReplacingMergeTree
+PARTITION BY toYYYYMM(time)
+ORDER BY (organization_id, service_id, grant_id, state, since, source, id)
+TTL toDateTime(time) + INTERVAL 400 DAY;
+
 -- How far each consumer and receiver has come. Silence is counted from these rows, never from the
 -- clock of the server: while nobody receives, nobody is silent.
 CREATE TABLE IF NOT EXISTS byoc_progress

@@ -18,7 +18,7 @@ import msgspec
 from byoc_agents.access.authority import create_authority
 from byoc_agents.access.orders import Order, OrderFolder
 from byoc_agents.durable.store import SpoolStore
-from byoc_agents.ledger.format import FactLine, decode
+from byoc_agents.ledger.format import FactLine, LedgerLine, ReceiptLine, decode
 from byoc_agents.ledger.segments import Segments
 from lab.fakes.access import ClickHouseDouble
 from lab.fakes.http import HttpDouble, Reply, Request
@@ -36,6 +36,7 @@ class ControlPlane:
         self.envelopes: list[bytes] = []
         self.events: list[dict[str, Any]] = []
         self.polls: list[Request] = []
+        self.proves = True  # its answers name the delivery that they are about
 
     def _apply(self, request: Request) -> Reply:
         if request.method == "GET":
@@ -47,7 +48,7 @@ class ControlPlane:
             return Reply(200, {"content-type": "application/json", "etag": etag}, body)
         found = json.loads(request.body)
         self.events += [one["data"] for one in (found if isinstance(found, list) else [found])]
-        return Reply(204, {"webhook-id": request.headers["webhook-id"]})
+        return Reply(204, {"webhook-id": request.headers["webhook-id"]} if self.proves else {})
 
     def states(self) -> list[str]:
         return [event["state"] for event in self.events]
@@ -153,14 +154,22 @@ class Program:
     def request(self, **changes: Any) -> bytes:
         return request_envelope(start_ms=now_ms() - now_ms() % 1000 + 1000, **changes)
 
-    def facts(self) -> list[FactLine]:
+    def lines(self) -> list[LedgerLine]:
         segments = Segments(self.state / "ledger")
-        lines = [
+        found = [
             decode(raw)
             for number in segments.numbers()
             for raw in segments.path(number).read_bytes().splitlines()
         ]
-        return [line for line in lines if isinstance(line, FactLine)]
+        return [line for line in found if line is not None]
+
+    def facts(self) -> list[FactLine]:
+        return [line for line in self.lines() if isinstance(line, FactLine)]
+
+    def errors(self) -> list[str]:
+        """Return the errors of the deliveries, as the ledger has them."""
+        receipts = [line for line in self.lines() if isinstance(line, ReceiptLine)]
+        return [ended.detail for line in receipts for ended in line.outcomes if ended.detail]
 
     def stored(self) -> dict[str, dict[str, Any]]:
         """Return id -> grant, as the store has it."""

@@ -46,6 +46,7 @@ class Harness:
         self.ledger_error = ""
         self.store_error = ""
         self.spool_bytes = 1 << 24
+        self.contact_boot_ns: int | None = 0  # the last answer of the control plane; None: files
         self.state.mkdir(parents=True)
         (directory / "ca").mkdir()
         create_authority(directory / "ca", "svc-1", START_MS - 86_400_000)
@@ -95,9 +96,14 @@ class Harness:
                 clock=self.clock,
                 disk=disk,
                 limits=self.limits,
+                contact=None if self.contact_boot_ns is None else self._read_contact,
             )
             self.broker = Broker(parts)
             yield self.broker
+
+    def _read_contact(self) -> int:
+        assert self.contact_boot_ns is not None
+        return self.contact_boot_ns
 
     @property
     def orders(self) -> OrderFolder:
@@ -182,6 +188,7 @@ class ScriptedServer:
         self.keeps_users = False  # a DROP USER is answered and has no effect
         self.gap = ""
         self.queries = 3
+        self.failed_logins: int | None = 0  # None: the server has no session_log
 
     def fail_or_do(self, method: str, effect: Callable[[], T]) -> T:
         self.attempts.append((method, self._harness.clock.boot_ns() // 10**9))
@@ -238,12 +245,11 @@ class ScriptedServer:
         return self.fail_or_do("running_queries", lambda: self.running.get(user, []))
 
     async def collect(self, user: str, since_ms: int) -> CollectedLogs:
-        lines = b"".join(
-            msgspec.json.encode({"user": user, "query": f"SELECT {n}", "since_ms": since_ms})
-            + b"\n"
-            for n in range(self.queries)
-        )
-        counts = {"queries": self.queries, "failed_logins": 0}
+        row = {"user": user, "type": "QueryStart", "since_ms": since_ms}
+        rows = (msgspec.json.encode({**row, "query": f"SELECT {n}"}) for n in range(self.queries))
+        lines = b"".join(line + b"\n" for line in rows)
+        counts = {"queries": self.queries}
+        counts |= {} if self.failed_logins is None else {"failed_logins": self.failed_logins}
         logs = CollectedLogs(queries=lines, sessions=b"", counts=counts, gap=self.gap)
         return self.fail_or_do("collect", lambda: logs)
 

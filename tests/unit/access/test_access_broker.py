@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from cryptography import x509
 
-from byoc_agents.access.broker import MAX_PENDING
+from byoc_agents.access.broker import LEASE_SECONDS, MAX_PENDING
 from byoc_agents.access.documents import utc_text
 from byoc_agents.access.events import message_of
 from byoc_agents.access.machine import State
@@ -765,3 +765,61 @@ async def test_events_have_counts_and_nothing_of_the_customer(harness: Harness) 
     bodies = b"".join(m.body for m in await harness.spool.peek(1000, 1 << 24))
     for text in (b"SELECT", b"comment-secret", b"CS-[0-9]"):
         assert text not in bodies
+
+
+async def test_counts_of_one_server_are_sent_if_another_has_no_such_log(harness: Harness) -> None:
+    harness.servers["r0"].failed_logins, harness.servers["r1"].failed_logins = 1, None
+    await harness.open_grant()
+    await harness.order(Revoke(id=GRANT_ID, by="anna"))
+    await harness.passes(1, 2)
+    assert (await harness.events())[-1]["counts"] == {"queries": 6, "failed_logins": 1}
+
+
+# Leases: the policy lets access end if the control plane does not answer.
+
+
+async def test_access_ends_five_minutes_after_the_last_answer_of_the_control_plane(
+    harness: Harness,
+) -> None:
+    harness.write_policy(leases=True)
+    await harness.open_grant()
+    await harness.passes(200)
+    harness.contact_boot_ns = harness.clock.boot_ns()  # an answer, also one that is not changed
+    await harness.passes(LEASE_SECONDS - 1)
+    assert harness.grant().state is State.OPEN
+    await harness.passes(1, 2)
+    grant = await harness.stored()
+    assert (grant.state, grant.reason) == (State.CLOSED, "contact_lost: no answer for 300 s")
+    assert harness.users == {"r0": [], "r1": []}
+    assert (await harness.events())[-1]["reason"] == "contact_lost"
+
+
+async def test_without_leases_access_runs_to_its_end_although_nobody_answers(
+    harness: Harness,
+) -> None:
+    await harness.open_grant()
+    await harness.passes(LEASE_SECONDS + 60)
+    assert harness.grant().state is State.OPEN
+
+
+async def test_with_leases_nothing_opens_while_nobody_answers(harness: Harness) -> None:
+    harness.write_policy(leases=True)
+    await harness.passes(LEASE_SECONDS)
+    await harness.order(Submit(envelope=request_envelope()))
+    await harness.order(Approve(id=GRANT_ID, by="anna"))
+    await harness.passes(1)
+    assert harness.grant().state is State.APPROVED
+    harness.contact_boot_ns = harness.clock.boot_ns()
+    await harness.passes(1)
+    assert harness.grant().state is State.OPEN
+
+
+async def test_leases_need_a_control_plane_that_is_polled(tmp_path: Path) -> None:
+    """With files only, nobody could ever extend the lease."""
+    harness = Harness(tmp_path)
+    harness.contact_boot_ns = None
+    async with harness.running():
+        await harness.open_grant()
+        harness.write_policy(leases=True)
+        await harness.passes(1, 2)
+        assert (await harness.stored()).reason == "contact_lost: no control plane is polled"

@@ -2,19 +2,23 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 
+from byoc_agents.access.documents import utc_text
 from byoc_agents.access.machine import State
 from byoc_agents.access.orders import Submit
 from byoc_agents.access_commands import main
 from byoc_agents.access_commands.cli import COMMANDS
+from lab.fakes.core import START_MS
 from tests.unit.access.access_documents import (
     APPROVER,
     GRANT_ID,
+    STRANGER,
     policy_text,
     request_envelope,
     withdrawal_envelope,
@@ -63,6 +67,9 @@ async def test_a_request_is_submitted_shown_approved_and_revoked(
     shown = capsys.readouterr().out
     assert "eng-8841 (A. Example)" in shown
     assert "incident, CS-1234: merge backlog, replica 2" in shown
+    assert "may read     byoc_access.asynchronous_metrics, " in shown
+    assert "byoc_access.query_log," in shown
+    assert "query_log_text" not in shown
     assert await run(harness, "approve", SHORT, "--for", "30m", "--by", "anna") == 0
     await harness.broker.run_pass()
     assert (harness.grant().state, harness.grant().duration_seconds) == (State.OPEN, 1800)
@@ -253,6 +260,54 @@ def test_a_policy_is_checked_before_it_is_used(
     path.write_text(policy_text(max_duration="9h"))
     assert main(["policy", str(path)], {}) == 1
     assert "max_duration: '9h': expected at most 28800 s" in capsys.readouterr().err
+
+
+def test_what_would_become_of_a_request_is_explained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A request that is not signed by a pinned key, that the policy refuses, and a good one."""
+    path, request = tmp_path / "policy.yaml", tmp_path / "request.json"
+    path.write_text(policy_text())
+    now_ms = time.time_ns() // 1_000_000
+    command = ["policy", str(path), "--request", str(request)]
+    request.write_bytes(request_envelope(("vendor-1", STRANGER), start_ms=now_ms))
+    assert main(command, {}) == 1
+    assert "refused: too_few_signatures" in capsys.readouterr().out
+    request.write_bytes(request_envelope(start_ms=now_ms, role="system-metrics"))
+    assert main(command, {}) == 1
+    assert capsys.readouterr().out.endswith("signed by vendor-1\nrejected: duration\n")
+    request.write_bytes(request_envelope(start_ms=now_ms))
+    assert main(command, {}) == 0
+    expected = f"{GRANT_ID}: accepted; 1 must approve (approval: local)\n"
+    assert capsys.readouterr().out.endswith(expected)
+    later = utc_text(now_ms + 3_600_000)
+    path.write_text(policy_text(approval="transparency"))
+    request.write_bytes(request_envelope(start_ms=now_ms, not_before=later))
+    assert main(command, {}) == 0
+    out = capsys.readouterr().out
+    assert "nobody needs to approve" in out
+    assert out.endswith("would not open now: not_before\n")
+
+
+async def test_the_report_begins_at_a_time(
+    harness: Harness, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await submit(harness)
+    capsys.readouterr()
+    day = utc_text(START_MS)[:10]
+    assert await run(harness, "report", "--json", "--since", day) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    later = utc_text(START_MS + 1000)
+    assert await run(harness, "report", "--json", "--since", later) == 0
+    assert capsys.readouterr().out == ""
+    assert await run(harness, "report", "--since", "yesterday") == 2
+    assert "expected a date or a time" in capsys.readouterr().err
+
+
+def test_the_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"], {}) == 0
+    words = capsys.readouterr().out.split()
+    assert set(COMMANDS) <= set(words)
 
 
 def test_a_new_authority_never_replaces_one(

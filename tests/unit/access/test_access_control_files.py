@@ -1,12 +1,20 @@
 """The policy file and the kill switch: whatever cannot be read counts as on."""
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
-from byoc_agents.access.control_files import KillSwitch, PolicySource
+from byoc_agents.access.control_files import (
+    SLOW_SECONDS,
+    WAIT_SECONDS,
+    KillSwitch,
+    PolicySource,
+    WatchedFile,
+)
 from byoc_agents.access.errors import PolicyError
+from byoc_agents.app.files import Content, FileContent, Version
 from tests.unit.access.access_documents import policy_text
 
 
@@ -109,3 +117,95 @@ def test_a_policy_that_cannot_be_read_is_an_error_until_it_can(
             source.load()
     path.write_text(policy_text())
     assert source.load().sha256 == before.sha256
+
+
+# A file that answers late.
+
+
+class SlowReading(FileContent):
+    """A read that ends when the test says so. `waited` are the seconds that a caller would wait."""
+
+    def __init__(self, slow: "SlowFile", path: str, max_bytes: int, known: Version | None) -> None:
+        super().__init__(path, max_bytes, known)
+        assert super().wait(30)
+        self._slow = slow
+
+    def wait(self, seconds: float) -> bool:
+        if self._slow.answers:
+            return True
+        self._slow.waited.append(seconds)
+        self._slow.now += seconds
+        return False
+
+    def result(self) -> Content | None:
+        if not self._slow.answers:
+            raise OSError(errno.ETIMEDOUT, "does not answer")
+        return super().result()
+
+
+class SlowFile:
+    """A switch whose file answers only while `answers` is true, with a clock of its own."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.answers = True
+        self.now = 1000.0
+        self.waited: list[float] = []
+        self.file = WatchedFile(
+            str(path), 64, lambda *given: SlowReading(self, *given), lambda: self.now
+        )
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> SlowFile:
+    path = tmp_path / "state"
+    path.write_text("off")
+    return SlowFile(path)
+
+
+def test_a_late_answer_keeps_the_known_content_for_a_bounded_time(slow: SlowFile) -> None:
+    """A machine under load must not close every grant; a hung mount must."""
+    assert slow.file.read() == b"off"
+    slow.answers = False
+    assert slow.file.read() == b"off"
+    slow.now += SLOW_SECONDS - WAIT_SECONDS - 0.1
+    assert slow.file.read() == b"off"
+    slow.now += 0.1
+    for _ in range(2):
+        with pytest.raises(OSError, match="does not answer"):
+            slow.file.read()
+    assert slow.waited == [WAIT_SECONDS, 0, 0, 0], "it blocks once"
+    slow.answers = True
+    assert slow.file.read() == b"off"
+
+
+def test_a_late_answer_is_followed_by_a_new_read(slow: SlowFile) -> None:
+    assert slow.file.read() == b"off"
+    slow.answers = False
+    assert slow.file.read() == b"off"
+    slow.path.write_text("on")
+    slow.answers = True
+    assert slow.file.read() == b"on"
+
+
+def test_without_a_known_content_the_first_read_waits_longer_and_then_counts_as_on(
+    slow: SlowFile,
+) -> None:
+    slow.answers = False
+    with pytest.raises(OSError, match="does not answer"):
+        slow.file.read()
+    assert slow.waited == [SLOW_SECONDS]
+    with pytest.raises(OSError, match="does not answer"):
+        slow.file.read()
+    assert slow.waited == [SLOW_SECONDS, 0]
+
+
+def test_after_an_error_the_old_content_does_not_count(slow: SlowFile) -> None:
+    assert slow.file.read() == b"off"
+    slow.path.unlink()
+    with pytest.raises(FileNotFoundError):
+        slow.file.read()
+    slow.path.write_text("off")
+    slow.answers = False
+    with pytest.raises(OSError, match="does not answer"):
+        slow.file.read()

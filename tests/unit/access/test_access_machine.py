@@ -50,6 +50,7 @@ opening     kill_switch          closing
 opening     policy_changed       closing
 opening     record_failed        closing
 opening     clock_stepped        closing
+opening     contact_lost         closing
 opening     expired              closing
 opening     stopping             closing
 open        withdrawn            closing
@@ -58,6 +59,7 @@ open        kill_switch          closing
 open        policy_changed       closing
 open        record_failed        closing
 open        clock_stepped        closing
+open        contact_lost         closing
 open        expired              closing
 open        stopping             closing
 open        users_lost           closing
@@ -160,6 +162,15 @@ DUE: list[tuple[State, Changes, Changes, Due | None]] = [
         KILL,
         Due(Cause.NOT_OPENED, "kill_switch"),
     ),
+    (State.PENDING, {}, {"contact": "300 s"}, None),
+    (State.APPROVED, {}, {"contact": "300 s"}, None),
+    (
+        State.APPROVED,
+        {"wall_ms": START_MS + 4 * HOUR_MS},
+        {"contact": "300 s"},
+        Due(Cause.NOT_OPENED, "contact_lost: 300 s"),
+    ),
+    (State.CLOSING, {}, {"contact": "300 s"}, None),
     (State.CLOSING, {}, KILL, None),
     (State.COLLECTING, {}, KILL, None),
     *((end, {}, KILL | POLICY | RECORD, None) for end in sorted(ENDS)),
@@ -172,6 +183,7 @@ for live in (State.OPENING, State.OPEN):
         (live, {}, POLICY, Due(Cause.POLICY_CHANGED, "policy_changed: role")),
         (live, {}, RECORD, Due(Cause.RECORD_FAILED, "record_failed: ledger")),
         (live, {}, KILL | POLICY | RECORD, Due(Cause.KILL_SWITCH, "kill_switch: file")),
+        (live, {}, {"contact": "300 s"}, Due(Cause.CONTACT_LOST, "contact_lost: 300 s")),
         (live, BACK, {}, Due(Cause.CLOCK_STEPPED)),
         (live, {"wall_ms": START_MS + HOUR_MS - 1}, {}, None),
         (live, {"wall_ms": START_MS + HOUR_MS}, {}, Due(Cause.EXPIRED)),
@@ -196,6 +208,7 @@ def test_why_an_approved_grant_is_held() -> None:
     everything = Conditions(kill_switch="file", record="ledger", waits="hours")
     assert find_hold(NOW, everything) == "kill_switch"
     assert find_hold(NOW, Conditions(record="ledger", waits="hours")) == "record_failed: ledger"
+    assert find_hold(NOW, Conditions(contact="300 s", waits="hours")) == "contact_lost: 300 s"
 
 
 def test_a_grant_has_its_request_and_what_was_granted() -> None:

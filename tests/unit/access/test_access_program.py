@@ -96,6 +96,16 @@ async def test_a_mounted_kill_switch_that_is_missing_counts_as_on(program: Progr
         assert program.users == NOBODY
 
 
+async def test_an_answer_that_proves_nothing_names_the_brokers_setting(program: Program) -> None:
+    program.plane.proves = False
+    async with program.running():
+        program.plane.envelopes.append(program.request())
+        await until(lambda: program.plane.events, program.process)
+        await until(program.errors, program.process)
+    expected = "status 204 without the control plane's webhook-id, or stored and duplicates"
+    assert program.errors()[0] == f"{expected} (BYOC_ACCESS_EVENTS_URL)"
+
+
 async def test_a_policy_that_becomes_readable_accepts_the_polled_request(
     program: Program,
 ) -> None:

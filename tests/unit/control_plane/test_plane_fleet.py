@@ -223,7 +223,7 @@ def hostile(**numbers: Any) -> list[dict[str, Any]]:
     """Return one row whose texts are all an attack."""
     texts = (
         *("organization_id", "service_id", "replica", "region", "state", "version", "daemon"),
-        *("date", "stream"),
+        *("date", "stream", "grant_id", "engineer", "ticket", "role", "reason", "record"),
     )
     counts = (
         *("services", "replicas", "unhealthy", "silent", "backlog_records", "unbilled"),
@@ -231,6 +231,7 @@ def hostile(**numbers: Any) -> list[dict[str, Any]]:
         *("billed_until_ms", "state_exporter_seen_ms", "alert_forwarder_seen_ms", "daemons"),
         *("configurations", "usage_records", "missing", "uncovered", "gaps", "messages"),
         *("state_delay", "alert_delay", "complete", "at_ms", "steady_ms"),
+        *("since_ms", "sent_ms", "opened_ms", "ends_ms", "queries", "rows_read", "ended"),
     )
     lists = {"reasons": [ATTACK], "silent_daemons": [ATTACK]}
     return [dict.fromkeys(texts, ATTACK) | dict.fromkeys(counts, 1) | lists | numbers]
@@ -313,3 +314,59 @@ def test_every_query_is_bounded() -> None:
 )  # fmt: skip
 def test_an_age_is_short(seconds: float, text: str) -> None:
     assert format_age(seconds) == text
+
+
+# Requests for access.
+
+
+def grant_row(state: str, reason: str, **changes: Any) -> dict[str, Any]:
+    fields = {
+        "organization_id": "org-1",
+        "service_id": "svc-1",
+        "grant_id": "0190a7c2",
+        "engineer": "eng-8841",
+        "ticket": "CS-1234",
+        "role": "system-reader",
+        "record": "",
+        "state": state,
+        "reason": reason,
+        "ended": 0,
+        "since_ms": START_MS,
+        "sent_ms": START_MS,
+        "opened_ms": 0,
+        "ends_ms": 0,
+        "queries": 0,
+        "rows_read": 0,
+    }
+    return fields | changes
+
+
+def test_without_a_request_the_page_says_nothing_of_access() -> None:
+    assert "access" not in render_fleet(fleet()).partition("<main>")[2]
+
+
+def test_the_state_of_each_request_is_shown() -> None:
+    ended = grant_row("closed", "revoked", ended=1, queries=12, rows_read=3400, record="complete")
+    text = render_fleet(fleet(grants=[grant_row("pending", "needs_approval"), ended]))
+    assert '<a href="#access">Access</a>' in text
+    section = text.partition('<section id="access">')[2]
+    assert '<span class="badge open">pending</span>' in section
+    assert '<span class="badge ok">closed</span><span class="badge open">revoked</span>' in section
+    for part in ("eng-8841", "CS-1234", "system-reader", "3,400", "complete"):
+        assert part in section
+    assert "every daemon reports" in text
+
+
+def test_it_is_shown_before_any_other_daemon_has_reported() -> None:
+    text = render_fleet(fleet(counts=[EMPTY], grants=[grant_row("sent", "")]))
+    assert '<a href="#access">Access</a>' in text
+    assert '<span class="badge open">sent</span>' in text
+
+
+def test_access_that_is_not_reported_as_ended_is_a_problem() -> None:
+    late = grant_row("open", "opened", ends_ms=START_MS - 61_000)
+    text = render_fleet(fleet(grants=[late]))
+    assert "1 grant of access not reported as ended in time" in text
+    assert '<span class="badge failed">open</span>' in text
+    in_time = grant_row("open", "opened", ends_ms=START_MS - 59_000)
+    assert "not reported as ended" not in render_fleet(fleet(grants=[in_time]))

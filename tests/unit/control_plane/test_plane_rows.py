@@ -6,9 +6,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from byoc_agents.access.events import message_of
+from byoc_agents.access.machine import State
 from byoc_agents.app.cloudevents import encode
-from byoc_control_plane.rows import InvalidEventError, build_row
+from byoc_control_plane.rows import InvalidEventError, build_row, build_sent
 from lab.control_plane.messages import Replica, heartbeat_event, watch_alert
+from tests.unit.access.access_documents import GRANT_ID, grant_of, request_of
 
 NOW_MS = 1_795_435_200_000
 
@@ -84,3 +87,40 @@ GOOD = json.loads(Replica().message(NOW_MS))
 def test_other_bytes_are_an_invalid_event(body: bytes) -> None:
     with pytest.raises(InvalidEventError):
         build_row(body, NOW_MS)
+
+
+# The broker's events.
+
+
+def grant_message(state: State, **changes: Any) -> bytes:
+    grant = grant_of(state, since_ms=NOW_MS, reason="revoked: done (by anna)", **changes)
+    return message_of(grant, "org-1", "svc-1", {"queries": 3, "result_rows": 7}).body
+
+
+def test_a_state_of_a_grant_has_its_fields_and_its_own_text() -> None:
+    body = grant_message(State.CLOSED)
+    table, row = row_of(body)
+    assert table == "byoc_grants"
+    assert (row["organization_id"], row["service_id"], row["grant_id"]) == (
+        *("org-1", "svc-1", GRANT_ID),
+    )
+    assert (row["state"], row["reason"], row["record"]) == ("closed", "revoked", "complete")
+    assert row["counts"] == {"queries": 3, "result_rows": 7}
+    assert (row["role"], row["duration_seconds"]) == ("system-reader", 3600)
+    assert row["event"].encode() == body
+
+
+@pytest.mark.parametrize("state", [state for state in State if state is not State.RECEIVED])
+def test_every_state_of_a_grant_is_a_row(state: State) -> None:
+    assert row_of(grant_message(state))[0] == "byoc_grants"
+
+
+def test_a_request_that_was_sent_is_a_row_without_an_event() -> None:
+    row = build_sent(request_of(), NOW_MS)
+    again = build_sent(request_of(), NOW_MS + 1000)
+    assert (row.table, row.key, row.organization_id) == ("byoc_grants", again.key, "org-1")
+    fields = msgspec.json.decode(row.line)
+    assert (fields["state"], fields["engineer"], fields["ticket"]) == (
+        *("sent", "eng-8841", "CS-1234"),
+    )
+    assert fields["time"] == msgspec.json.decode(again.line)["time"]

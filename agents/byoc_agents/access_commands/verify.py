@@ -1,0 +1,446 @@
+"""Verify the evidence of one grant: every file, digest, signature and step, without a broker.
+
+What the evidence cannot prove of itself is that its keys and its lines are the true ones. The keys
+are therefore given from outside, or they are those of the policy in the evidence. An anchor, a line
+of the ledger that was kept elsewhere, binds all lines before it.
+"""
+
+import base64
+import datetime as dt
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from byoc_agents.access.authority import CERTIFICATE_FILE, read_signing_request, uri_of_grant
+from byoc_agents.access.documents import (
+    APPROVAL,
+    REQUEST,
+    AccessRequest,
+    Approval,
+    parse_document,
+    sha256,
+)
+from byoc_agents.access.envelope import Envelope, VerifyingKey, open_envelope
+from byoc_agents.access.errors import AuthorityError, DocumentError, EnvelopeError, PolicyError
+from byoc_agents.access.events import event_id
+from byoc_agents.access.machine import ENDS, TABLE, State
+from byoc_agents.access.policy import Policy, load_policy
+from byoc_agents.access_commands.evidence import MISSING, SUMS
+from byoc_agents.access_commands.state import sum_counts
+from byoc_agents.app.cloudevents import parse_rfc3339
+from byoc_agents.errors import Reason
+from byoc_agents.ledger.format import (
+    MAX_TEXT,
+    FactLine,
+    Head,
+    LedgerLine,
+    ReceiptLine,
+    decode,
+    digest,
+)
+
+SUM = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9._-]+)")
+RECEIVED = frozenset({Reason.OK.value, Reason.ALREADY_STORED.value})
+STEPS = frozenset((state, row.to or state) for row in TABLE for state in row.states)
+STATES = frozenset(state.value for state in State)
+
+
+class EvidenceVerdict(msgspec.Struct, kw_only=True):
+    """The result for one directory."""
+
+    directory: str
+    grant_id: str = ""
+    problems: list[str] = []
+    notes: list[str] = []
+    files: int = 0
+    lines: int = 0
+    queries: int = 0
+    signed_by: list[str] = []  # ids of the keys whose signatures were verified
+
+    @property
+    def ok(self) -> bool:
+        """Return whether there is no problem."""
+        return not self.problems
+
+
+def verify_pack(
+    directory: Path,
+    vendor_keys: Sequence[VerifyingKey] = (),
+    approver_keys: Sequence[VerifyingKey] = (),
+    anchors: Sequence[Head] = (),
+) -> EvidenceVerdict:
+    """Return everything that is wrong with the evidence. Raises OSError if it cannot be read.
+
+    Without keys, those of the policies in the evidence count.
+    """
+    files = {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
+    verdict = EvidenceVerdict(directory=str(directory), files=len(files))
+    verdict.problems += _find_changed_files(files)
+    check = _EvidenceCheck(verdict, files, vendor_keys, approver_keys)
+    verdict.problems += check.find_broken_chain(anchors)
+    try:
+        check.read_request()
+    except (msgspec.MsgspecError, ValueError, KeyError, DocumentError) as error:
+        verdict.problems.append(f"request.dsse.json: not a request: {error}")
+        return verdict
+    check.run()
+    return verdict
+
+
+def _find_changed_files(files: Mapping[str, bytes]) -> Iterator[str]:
+    """Compare every file with SHA256SUMS."""
+    listed: dict[str, str] = {}
+    for number, line in enumerate(files.get(SUMS, b"").decode(errors="replace").splitlines(), 1):
+        if found := SUM.fullmatch(line):
+            listed[found[2]] = found[1]
+        else:
+            yield f"{SUMS}: line {number} is not a digest and a name"
+    if SUMS not in files:
+        yield f"{SUMS}: no such file"
+        return
+    for name, expected in sorted(listed.items()):
+        if name not in files:
+            yield f"{name}: no such file, and {SUMS} lists it"
+        elif sha256(files[name]) != expected:
+            yield f"{name}: the file was changed: not the digest of {SUMS}"
+    for name in sorted(files.keys() - listed.keys() - {SUMS}):
+        yield f"{name}: not listed in {SUMS}"
+    for line in files.get(MISSING, b"").decode(errors="replace").splitlines():
+        yield f"was not found when the evidence was written: {line}"
+
+
+class _EvidenceCheck:
+    """The checks of one grant. Each adds what it finds to the verdict."""
+
+    def __init__(
+        self,
+        verdict: EvidenceVerdict,
+        files: Mapping[str, bytes],
+        vendor_keys: Sequence[VerifyingKey],
+        approver_keys: Sequence[VerifyingKey],
+    ) -> None:
+        self._verdict = verdict
+        self._files = files
+        self._vendor_keys = vendor_keys
+        self._approver_keys = approver_keys
+        raw = files.get("ledger.jsonl", b"")
+        self._raw = [line for line in raw.split(b"\n") if line]
+        self._lines: list[LedgerLine | None] = [decode(line) for line in self._raw]
+        self._facts: list[FactLine] = []  # about the grant
+        self._request: AccessRequest
+        self._payload = b""
+        self._policies: dict[str, Policy] = {}
+
+    def _add(self, problem: str) -> None:
+        self._verdict.problems.append(problem)
+
+    def find_broken_chain(self, anchors: Sequence[Head]) -> Iterator[str]:
+        """Compare each line with the hash in the next one, and the anchors with the lines."""
+        self._verdict.lines = len(self._raw)
+        heads = {}
+        for raw, line in zip(self._raw, self._lines, strict=True):
+            if line is None:
+                yield f"ledger.jsonl: not a line of a ledger: {raw[:60]!r}"
+            else:
+                heads[line.sequence] = digest(raw)
+        for (raw, _), (_, after) in itertools.pairwise(zip(self._raw, self._lines, strict=True)):
+            if after is not None and after.previous != digest(raw):
+                yield f"ledger.jsonl: line {after.sequence}: `previous` is not the line before it"
+        numbers = [line.sequence for line in self._lines if line is not None]
+        if numbers != list(range(numbers[0], numbers[0] + len(numbers)) if numbers else []):
+            yield "ledger.jsonl: the numbers of the lines have a gap"
+        for anchor in anchors:
+            found = heads.get(anchor.sequence)
+            if found is None:
+                kept = f"{numbers[0]} to {numbers[-1]}" if numbers else "none"
+                yield f"anchor {anchor.sequence}: the evidence has the lines {kept}"
+            elif found != anchor.sha256:
+                yield f"anchor {anchor.sequence}: another history: the line has another hash"
+
+    def read_request(self) -> None:
+        """Read the request, and the facts about it. Raises ValueError and more."""
+        envelope = msgspec.json.decode(self._files.get("request.dsse.json", b""), type=Envelope)
+        self._payload = base64.b64decode(envelope.payload)
+        document = parse_document(REQUEST, self._payload)
+        assert isinstance(document, AccessRequest)  # noqa: S101  the type of REQUEST
+        self._request = document
+        self._verdict.grant_id = document.id
+        facts = (line for line in self._lines if isinstance(line, FactLine))
+        self._facts = [fact for fact in facts if fact.subject == document.id]
+
+    def run(self) -> None:
+        """Make the checks that need the request."""
+        if not self._facts:
+            self._add("ledger.jsonl: no line about the grant")
+            return
+        self._check_steps()
+        self._check_policies()
+        self._check_request()
+        self._check_approvals()
+        self._check_certificate()
+        self._check_logs()
+        self._check_summary()
+        self._count_receipts()
+
+    def _states(self) -> list[str]:
+        return [fact.fact for fact in self._facts if fact.fact in STATES]
+
+    def _check_steps(self) -> None:
+        """Check that each step follows from one before, up to an end.
+
+        A crash between a line and its effect leaves a line without effect: the next step may then
+        follow from the step before that line.
+        """
+        possible = {State.RECEIVED}
+        for fact in self._facts:
+            if fact.fact not in STATES:
+                continue
+            step = State(fact.fact)
+            before = {one for one in possible if one is step or (one, step) in STEPS}
+            if not before:
+                known = " or ".join(sorted(possible))
+                self._add(f"ledger.jsonl: line {fact.sequence}: {step} does not follow {known}")
+            possible = {step, *before}
+        states = self._states()
+        if not states or states[-1] not in ENDS:
+            last = states[-1] if states else "none"
+            self._add(f"ledger.jsonl: the grant has not ended: its last step is {last}")
+        elif states[-1] == State.CLOSED_INCOMPLETE:
+            reason = self._facts[-1].reason
+            self._add(f"the record of the servers' logs has a gap: {reason}")
+
+    def _check_policies(self) -> None:
+        named = {fact.sha256["policy"] for fact in self._facts if "policy" in fact.sha256}
+        for name in sorted(named):
+            content = self._files.get(f"policy-{name}.yaml")
+            if content is None:
+                self._add(f"policy-{name}.yaml: no such file, and the ledger names it")
+            elif sha256(content) != name:
+                self._add(f"policy-{name}.yaml: not the policy of the ledger")
+            else:
+                try:
+                    self._policies[name] = load_policy(content)
+                except PolicyError as error:
+                    self._add(f"policy-{name}.yaml: {error}")
+
+    def _policy_of(self, fact: FactLine) -> Policy | None:
+        return self._policies.get(fact.sha256.get("policy", ""))
+
+    def _check_request(self) -> None:
+        payload = sha256(self._payload)
+        if any(fact.sha256.get("request", payload) != payload for fact in self._facts):
+            self._add("request.dsse.json: not the request of the ledger")
+        policy = self._policy_of(self._facts[0])
+        keys = self._vendor_keys or (policy.vendor_keys if policy else ())
+        threshold = policy.file.threshold if policy else 1
+        if not self._vendor_keys:
+            self._verdict.notes.append("the vendor's keys are those of the evidence's policy")
+        self._verify("request.dsse.json", REQUEST, keys, threshold)
+
+    def _verify(
+        self, name: str, kind: str, keys: Sequence[VerifyingKey], threshold: int = 1
+    ) -> tuple[bytes, tuple[str, ...]]:
+        """Return the payload and the keys that signed it, or nothing and a problem."""
+        try:
+            found = open_envelope(
+                self._files[name],
+                (kind,),
+                keys,
+                threshold=threshold,
+                now_ms=int(parse_rfc3339(self._facts[0].time)),
+            )
+        except EnvelopeError as error:
+            self._add(f"{name}: {error}")
+            return b"", ()
+        self._verdict.signed_by += found.key_ids
+        return found.payload, found.key_ids
+
+    def _check_approvals(self) -> None:
+        """Check each signed approval, and that there were enough when the grant opened."""
+        named = {
+            value
+            for fact in self._facts
+            for name, value in fact.sha256.items()
+            if name.startswith("approval_")
+        }
+        names = sorted(name for name in self._files if name.startswith("approval-"))
+        of_name = {name: sha256(self._files[name]) for name in names}
+        if missing := named - set(of_name.values()):
+            self._add(f"approvals of the ledger that are not in the evidence: {len(missing)}")
+        opening = next((fact for fact in self._facts if fact.fact == State.OPENING), None)
+        policy = self._policy_of(opening or self._facts[-1])
+        keys = self._approver_keys or (policy.approver_keys if policy else ())
+        signers: set[str] = set()
+        for name in names:
+            if of_name[name] not in named:
+                self._add(f"{name}: not an approval of the ledger")
+            payload, key_ids = self._verify(name, APPROVAL, keys)
+            if payload:
+                self._check_approval(name, payload)
+                signers.update(key_ids)
+        if opening is None or policy is None:
+            return
+        signed = policy.file.approval == "signed"
+        if signed and not self._approver_keys:
+            self._verdict.notes.append("the approvers' keys are those of the evidence's policy")
+        given = _split(opening, "approvers")
+        self._check_enough(policy, opening, len(signers) if signed else len(given))
+        if given and not signed:
+            who = ", ".join(given)
+            self._verdict.notes.append(f"approved by {who}: a name as it was given, not signed")
+
+    def _check_approval(self, name: str, payload: bytes) -> None:
+        try:
+            approval = parse_document(APPROVAL, payload)
+        except DocumentError as error:
+            self._add(f"{name}: {error}")
+            return
+        assert isinstance(approval, Approval)  # noqa: S101  the type of APPROVAL
+        if approval.request_sha256 != sha256(self._payload) or approval.decision != "approve":
+            self._add(f"{name}: not an approval of this request")
+
+    def _check_enough(self, policy: Policy, opening: FactLine, given: int) -> None:
+        role = opening.detail.get("role", "")
+        if role not in policy.file.roles:
+            self._add(f"ledger.jsonl: line {opening.sequence}: the policy has no role {role!r}")
+            return
+        needed = policy.approvals_needed(msgspec.structs.replace(self._request, role=role))
+        if given < needed:
+            line = f"ledger.jsonl: line {opening.sequence}"
+            self._add(f"{line}: opened with {given} approvals: the policy needs {needed}")
+
+    def _check_certificate(self) -> None:
+        """Check the certificate's digest, authority, name, key and end."""
+        digests = {
+            f.sha256["certificate_pem"] for f in self._facts if "certificate_pem" in f.sha256
+        }
+        content = self._files.get("certificate.pem", b"")
+        if not digests and not content:
+            return
+        if digests != {sha256(content)}:
+            self._add("certificate.pem: not the certificate of the ledger")
+            return
+        ends = {f.detail["end_ms"] for f in self._facts if "end_ms" in f.detail}
+        for problem in self._find_certificate_problems(content, ends):
+            self._add(f"certificate.pem: {problem}")
+
+    def _find_certificate_problems(self, content: bytes, ends: set[str]) -> Iterator[str]:
+        from cryptography import x509  # noqa: PLC0415  an extra
+        from cryptography.exceptions import InvalidSignature  # noqa: PLC0415
+
+        try:
+            made = x509.load_pem_x509_certificate(content)
+            issuer = x509.load_pem_x509_certificate(self._files.get(CERTIFICATE_FILE, b""))
+            made.verify_directly_issued_by(issuer)
+            kind = x509.SubjectAlternativeName
+            names = list(made.extensions.get_extension_for_class(kind).value)
+            key = read_signing_request(self._request.csr).public_key
+        except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound, AuthorityError):
+            yield f"expected a certificate that {CERTIFICATE_FILE} has signed"
+            return
+        uri = uri_of_grant(self._request.audience.service, self._request.id)
+        if names != [x509.UniformResourceIdentifier(uri)]:
+            yield f"expected the only name {uri}"
+        if made.public_key() != key:
+            yield "another key than the request's"
+        end_ms = int(made.not_valid_after_utc.timestamp() * 1000)
+        if ends != {str(end_ms)}:
+            text = dt.datetime.fromtimestamp(end_ms / 1000, tz=dt.UTC).isoformat()
+            yield f"it ends at {text}, and the ledger has another end of the grant"
+
+    def _check_logs(self) -> None:
+        """Check the rows of every server on which the grant had a user, and count them."""
+        collected = {f.detail.get("replica", ""): f for f in self._facts if f.fact == "collected"}
+        for replica, fact in sorted(collected.items()):
+            for kind in ("queries", "sessions"):
+                name, expected = f"{replica}-{kind}.jsonl", fact.detail.get(f"{kind}_sha256")
+                if name not in self._files:
+                    self._add(f"{name}: no such file, and the ledger names it")
+                elif sha256(self._files[name]) != expected:
+                    self._add(f"{name}: not the rows that were collected")
+            self._count_rows(replica, fact, "queries", "QueryStart", "queries")
+            self._count_rows(replica, fact, "sessions", "LoginFailure", "failed_logins")
+        last = self._facts[-1]
+        if last.fact == State.CLOSED and (opening := self._find(State.OPENING)) is not None:
+            for replica in sorted(set(_split(opening, "touched")) - collected.keys()):
+                self._add(f"{replica}: no rows were collected, and the grant is closed")
+
+    def _find(self, state: State) -> FactLine | None:
+        return next((fact for fact in self._facts if fact.fact == state), None)
+
+    def _count_rows(self, replica: str, fact: FactLine, kind: str, row: str, count: str) -> None:
+        """Compare the number of rows of one kind with the count in the ledger."""
+        name, stated = f"{replica}-{kind}.jsonl", fact.detail.get(count, "")
+        lines = self._files.get(name, b"").splitlines()
+        try:
+            rows = [msgspec.json.decode(line, type=_CollectedRow) for line in lines]
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            self._add(f"{name}: expected one JSON object per line")
+            return
+        found = sum(one.type == row for one in rows)
+        if count == "queries":
+            self._verdict.queries += found
+        if stated and str(found) != stated:
+            self._add(f"{name}: {found} rows {row}, and the ledger has {count} {stated}")
+
+    def _check_summary(self) -> None:
+        """Compare the summary, which the ledger has no digest of, with the ledger."""
+        try:
+            found = msgspec.json.decode(self._files.get("summary.json", b""), type=_StatedSummary)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            self._add("summary.json: expected the summary of a grant")
+            return
+        states, last = self._states(), self._facts[-1]
+        expected = _StatedSummary(
+            id=self._request.id,
+            state=states[-1] if states else "",
+            role=last.detail.get("role", ""),
+            engineer=self._request.engineer.id,
+            ticket=self._request.reason.ticket,
+            request_sha256=sha256(self._payload),
+            counts=sum_counts(self._request.id, self._facts),
+        )
+        for field in _StatedSummary.__struct_fields__:
+            if getattr(found, field) != getattr(expected, field):
+                self._add(f"summary.json: `{field}` is not that of the request and the ledger")
+
+    def _count_receipts(self) -> None:
+        """Note how many of the events about the grant the vendor has received."""
+        audience, steps = self._request.audience, set(self._states())
+        ids = {
+            event_id(audience.organization, audience.service, self._request.id, State(step))
+            for step in steps
+        }
+        received = {
+            ended.id
+            for line in self._lines
+            if isinstance(line, ReceiptLine)
+            for ended in line.outcomes
+            if ended.reason in RECEIVED
+        }
+        count = f"{len(ids & received)} of {len(ids)}"
+        self._verdict.notes.append(f"the vendor has received {count} events about the grant")
+
+
+def _split(fact: FactLine, name: str) -> list[str]:
+    """Return the names in a text of a line; the ledger cuts a long text after MAX_TEXT."""
+    text = fact.detail.get(name, "")
+    found = [one for one in text.split(", ") if one]
+    return found if len(text) < MAX_TEXT else found[:-1]
+
+
+class _CollectedRow(msgspec.Struct):
+    type: str = ""
+
+
+class _StatedSummary(msgspec.Struct):
+    id: str
+    state: str
+    role: str
+    engineer: str
+    ticket: str
+    request_sha256: str
+    counts: dict[str, int]

@@ -1,0 +1,120 @@
+"""The states of requests for access in ClickHouse: one row per request, whatever the order."""
+
+import itertools
+import json
+from collections.abc import Iterator
+
+import chdb.session
+import msgspec
+import pytest
+
+from byoc_agents.access.events import message_of
+from byoc_agents.access.machine import State
+from byoc_control_plane.fleet import GRANTS, fill_query
+from byoc_control_plane.rows import build_row, build_sent
+from lab.fakes.core import START_MS
+from tests.real.control_plane_tables import empty, rows, store_rows
+from tests.unit.access.access_documents import GRANT_ID, grant_of, request_of
+
+pytestmark = pytest.mark.real
+
+STEPS = (State.PENDING, State.APPROVED, State.OPENING, State.OPEN, State.CLOSING, State.COLLECTING)
+COUNTS = {"queries": 3, "failed_logins": 0, "result_rows": 7}
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[chdb.session.Session]:
+    session = chdb.session.Session(str(tmp_path_factory.mktemp("chdb")))
+    yield session
+    session.close()
+
+
+def lines(*states: State, reason: str = "revoked: done (by anna)") -> list[bytes]:
+    """Return the rows of these states, each a second after the one before."""
+    found = []
+    for number, state in enumerate(states):
+        grant = grant_of(state, since_ms=START_MS + 1000 * number, reason=reason)
+        body = message_of(grant, "org-1", "svc-1", COUNTS).body
+        found.append(build_row(body, START_MS + 60_000).line)
+    return found
+
+
+def sent(at_ms: int) -> bytes:
+    return build_sent(request_of(), at_ms).line
+
+
+def page(engine: chdb.session.Session, organization: str = "") -> list[dict[str, object]]:
+    query = fill_query(GRANTS, START_MS, "2026-01-01", organization)
+    settings = "output_format_json_quote_64bit_integers=0"
+    text = str(engine.query(f"{query} SETTINGS {settings}", "JSONEachRow"))
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_request_has_one_row_with_all_its_states(
+    engine: chdb.session.Session, order: int
+) -> None:
+    """Also if the events arrive in the reverse order, and some of them twice."""
+    empty(engine)
+    made = [sent(START_MS - 5000), *lines(*STEPS, State.CLOSED)]
+    for line in [*made[::order], made[1], made[-1], sent(START_MS - 1000)]:
+        store_rows(engine, "byoc_grants", [line])
+    (row,) = rows(engine, "SELECT * FROM grants_now")
+    assert (row["organization_id"], row["service_id"], row["grant_id"]) == (
+        *("org-1", "svc-1", GRANT_ID),
+    )
+    assert (row["engineer"], row["ticket"]) == ("eng-8841", "CS-1234")
+    assert (row["state"], row["reason"], row["record"]) == ("closed", "revoked", "complete")
+    assert row["ended"] in {1, "1"}
+    assert {name: int(n) for name, n in row["counts"].items()} == COUNTS
+    (shown,) = page(engine)
+    assert (shown["sent_ms"], shown["opened_ms"]) == (START_MS - 5000, START_MS + 3000)
+    assert (shown["since_ms"], shown["queries"], shown["rows_read"]) == (START_MS + 6000, 3, 7)
+    assert page(engine, "org-2") == []
+
+
+@pytest.mark.parametrize("state", [state for state in State if state is not State.RECEIVED])
+def test_every_state_of_the_broker_is_known_to_the_view(
+    engine: chdb.session.Session, state: State
+) -> None:
+    """A state that the view does not know would never be shown as the newest."""
+    empty(engine)
+    store_rows(engine, "byoc_grants", [sent(START_MS - 5000), *lines(state)])
+    (row,) = rows(engine, "SELECT state FROM grants_now")
+    assert row["state"] == state.value
+
+
+@pytest.mark.parametrize(
+    ("states", "reason", "expected"),
+    [
+        ((), "", ("sent", "", 0)),
+        ((State.PENDING,), "needs_approval", ("pending", "needs_approval", 0)),
+        ((State.PENDING, State.DENIED), "denied: no (by anna)", ("denied", "denied", 1)),
+        ((State.PENDING, State.LAPSED), "not_answered", ("lapsed", "not_answered", 1)),
+        ((*STEPS[:4],), "opened", ("open", "opened", 0)),
+        ((*STEPS, State.CLOSED), "expired", ("closed", "expired", 1)),
+        ((*STEPS, State.CLOSED), "kill_switch: kill-switch", ("closed", "kill_switch", 1)),
+        ((*STEPS, State.CLOSED), "withdrawn (by vendor)", ("closed", "withdrawn", 1)),
+    ],
+)
+def test_the_state_and_the_end_of_each_request(
+    engine: chdb.session.Session,
+    states: tuple[State, ...],
+    reason: str,
+    expected: tuple[str, str, int],
+) -> None:
+    empty(engine)
+    store_rows(engine, "byoc_grants", [sent(START_MS), *lines(*states, reason=reason)])
+    (shown,) = page(engine)
+    assert (shown["state"], shown["reason"], shown["ended"]) == expected
+
+
+def test_open_grants_come_first_on_the_page(engine: chdb.session.Session) -> None:
+    empty(engine)
+    for state, number in itertools.product((State.CLOSED, State.OPEN), range(2)):
+        grant = grant_of(state, id=f"{state}-{number}", since_ms=START_MS + number)
+        body = message_of(grant, "org-1", "svc-1", {}).body
+        store_rows(engine, "byoc_grants", [build_row(body, START_MS).line])
+    found = [row["grant_id"] for row in page(engine)]
+    assert found == ["open-1", "open-0", "closed-1", "closed-0"]
+    assert msgspec.json.decode(lines(State.OPEN)[0])["event"]

@@ -1,0 +1,411 @@
+"""`byoc-agents access verify`: it accepts true evidence, and finds every change of it."""
+
+import base64
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from byoc_agents.access.authority import create_authority
+from byoc_agents.access.documents import sha256
+from byoc_agents.access.events import event_id
+from byoc_agents.access.machine import State
+from byoc_agents.access.orders import Approve, Deny, Revoke, Submit
+from byoc_agents.access_commands import main
+from byoc_agents.delivery.sink import Message, Receipt
+from byoc_agents.errors import Reason
+from byoc_agents.ledger.format import digest
+from byoc_agents.ledger.writer import FileLedger
+from lab.fakes.core import START_MS, FakeClock
+from tests.unit.access.access_documents import (
+    APPROVER,
+    GRANT_ID,
+    STRANGER,
+    VENDOR,
+    approval_envelope,
+    base64_of,
+    request_envelope,
+)
+from tests.unit.access.scripted_broker import Harness
+from tests.unit.ledger.ledger_fakes import QuickDisk
+
+KEYS = ("--vendor-key", base64_of(VENDOR), "--approver-key", base64_of(APPROVER))
+
+
+@pytest.fixture
+async def harness(tmp_path: Path) -> AsyncIterator[Harness]:
+    harness = Harness(tmp_path)
+    (tmp_path / "access-broker").symlink_to(harness.state)
+    harness.write_policy(approval="signed")
+    async with harness.running():
+        yield harness
+
+
+async def use(harness: Harness) -> None:
+    """Let a grant be opened by a signed approval, used, and revoked."""
+    request = request_envelope()
+    await harness.order(Submit(envelope=request))
+    await harness.order(Approve(id=GRANT_ID, envelope=approval_envelope(request)))
+    await harness.order(Revoke(id=GRANT_ID, by="anna"))
+    await harness.passes(1, 2)
+
+
+def write(harness: Harness, code: int = 0) -> Path:
+    out = harness.directory / "evidence"
+    environ = {
+        "BYOC_STATE_DIR": str(harness.directory),
+        "BYOC_ACCESS_CA_DIR": str(harness.directory / "ca"),
+    }
+    assert main(["evidence", GRANT_ID, "--out", str(out)], environ) == code
+    return out
+
+
+@pytest.fixture
+async def pack(harness: Harness) -> Path:
+    await use(harness)
+    return write(harness)
+
+
+def files_of(pack: Path) -> list[Path]:
+    return sorted(pack.iterdir())
+
+
+def sum_again(pack: Path) -> None:
+    """Write SHA256SUMS as somebody would who hides a change."""
+    names = sorted(path.name for path in pack.iterdir() if path.name != "SHA256SUMS")
+    sums = "".join(f"{sha256((pack / name).read_bytes())}  {name}\n" for name in names)
+    (pack / "SHA256SUMS").write_text(sums)
+
+
+class Found:
+    """What the command prints about a directory."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], pack: Path, *options: str) -> None:
+        capsys.readouterr()
+        self.code = main(["verify", str(pack), "--json", *options], {})
+        found = json.loads(capsys.readouterr().out)
+        self.problems, self.notes, self.signed_by = (
+            *(found["problems"], found["notes"], found["signed_by"]),
+        )
+        self.queries = found["queries"]
+
+
+async def test_true_evidence_is_accepted(pack: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = Found(capsys, pack, *KEYS)
+    assert (found.code, found.problems) == (0, [])
+    assert found.queries == 6
+    assert found.signed_by == ["vendor key 1", "approver key 1"]
+    assert not any("keys are those" in note for note in found.notes)
+
+
+async def test_it_needs_no_broker_and_prints_one_line_per_finding(
+    pack: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", str(pack)], {"BYOC_STATE_DIR": "/no/such/directory"}) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == f"{pack}: OK"
+    assert f"grant {GRANT_ID}: 13 files" in out[1]
+    assert out[1].endswith("6 queries; signed by vendor-1, sec-1")
+    assert "the vendor's keys are those of the evidence's policy" in "\n".join(out)
+    (pack / "r0-queries.jsonl").write_bytes(b"")
+    assert main(["verify", str(pack)], {}) == 1
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == f"{pack}: 3 problems found"
+    assert sum(line.startswith("  problem: r0-queries.jsonl: ") for line in out) == 3
+
+
+async def test_a_key_may_be_a_pem_file(pack: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pem = VENDOR.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    key = pack.parent / "vendor.pem"
+    key.write_bytes(pem)
+    assert Found(capsys, pack, "--vendor-key", str(key)).signed_by[0] == "vendor key 1"
+    key.write_text("not a key")
+    assert main(["verify", str(pack), "--vendor-key", str(key)], {}) == 2
+    assert "expected an Ed25519 public key" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("side", ["vendor", "approver"])
+async def test_a_key_that_did_not_sign_is_a_problem(
+    pack: Path, side: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = Found(capsys, pack, f"--{side}-key", base64_of(STRANGER))
+    name = "request" if side == "vendor" else "approval-1"
+    assert any(one.startswith(f"{name}.dsse.json: too_few_signatures") for one in found.problems), (
+        found.problems
+    )
+
+
+async def test_any_changed_byte_of_any_file_is_found(
+    pack: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in files_of(pack):
+        before = path.read_bytes()
+        if not before or path.name == "SHA256SUMS":
+            continue
+        path.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+        found = Found(capsys, pack, *KEYS)
+        assert f"{path.name}: the file was changed: not the digest of SHA256SUMS" in found.problems
+        path.write_bytes(before)
+    assert Found(capsys, pack, *KEYS).problems == []
+
+
+async def test_a_missing_and_an_added_file_are_found(
+    pack: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (pack / "r1-sessions.jsonl").unlink()
+    (pack / "added.txt").write_text("x")
+    problems = Found(capsys, pack, *KEYS).problems
+    assert "r1-sessions.jsonl: no such file, and SHA256SUMS lists it" in problems
+    assert "added.txt: not listed in SHA256SUMS" in problems
+
+
+# Changes by somebody who also writes SHA256SUMS again.
+
+
+def edit_lines(pack: Path, change: Callable[[list[bytes]], list[bytes]], *, chain: bool) -> None:
+    """Change the lines of the ledger; with `chain`, compute the hashes and numbers again."""
+    path = pack / "ledger.jsonl"
+    lines = change(path.read_bytes().splitlines())
+    if chain:
+        made: list[bytes] = []
+        for number, raw in enumerate(lines):
+            fields = json.loads(raw)
+            if made:
+                fields["previous"] = digest(made[-1])
+                fields["sequence"] = json.loads(made[0])["sequence"] + number
+            made.append(json.dumps(fields).encode())
+        lines = made
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    sum_again(pack)
+
+
+def without(fact: str) -> Callable[[list[bytes]], list[bytes]]:
+    return lambda lines: [raw for raw in lines if json.loads(raw).get("fact") != fact]
+
+
+async def test_a_removed_line_breaks_the_chain(
+    pack: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit_lines(pack, without("certificate"), chain=False)
+    problems = Found(capsys, pack, *KEYS).problems
+    assert any("`previous` is not the line before it" in one for one in problems)
+    assert "ledger.jsonl: the numbers of the lines have a gap" in problems
+
+
+async def test_only_a_kept_anchor_shows_a_history_that_was_written_again(
+    pack: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = (pack / "ledger.jsonl").read_bytes().splitlines()
+    last = json.loads(raw[-1])["sequence"]
+    anchor = f"{last}:{digest(raw[-1])}"
+    assert Found(capsys, pack, "--anchor", anchor).problems == []
+    edit_lines(pack, lambda lines: [*lines[:1], *lines[1:]], chain=True)
+    assert Found(capsys, pack).problems == []
+    problems = Found(capsys, pack, "--anchor", anchor).problems
+    assert problems == [f"anchor {last}: another history: the line has another hash"]
+    problems = Found(capsys, pack, "--anchor", f"{last + 1}:{digest(b'')}").problems
+    assert problems[0].startswith(f"anchor {last + 1}: the evidence has the lines ")
+    assert main(["verify", str(pack), "--anchor", "x"], {}) == 2
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        ("approved", "opening does not follow"),
+        ("opening", "open does not follow"),
+        ("closing", "collecting does not follow"),
+        ("closed", "the grant has not ended: its last step is collecting"),
+    ],
+)
+async def test_a_step_that_is_missing_is_found(
+    pack: Path, step: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit_lines(pack, without(step), chain=True)
+    assert any(expected in one for one in Found(capsys, pack, *KEYS).problems)
+
+
+async def test_a_line_that_a_crash_left_without_effect_is_no_problem(
+    pack: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The broker died between the line and the store, and made the step again."""
+
+    def twice(lines: list[bytes]) -> list[bytes]:
+        at = next(n for n, raw in enumerate(lines) if json.loads(raw).get("fact") == "opening")
+        return [*lines[: at + 1], *lines[at:]]
+
+    edit_lines(pack, twice, chain=True)
+    assert Found(capsys, pack, *KEYS).problems == []
+
+
+async def test_rows_that_do_not_agree_with_the_ledger_are_found(
+    pack: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = pack / "r0-queries.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+    sum_again(pack)
+    problems = Found(capsys, pack, *KEYS).problems
+    assert problems == [
+        "r0-queries.jsonl: not the rows that were collected",
+        "r0-queries.jsonl: 2 rows QueryStart, and the ledger has queries 3",
+    ]
+
+
+async def test_a_server_without_rows_is_found(
+    pack: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def drop(lines: list[bytes]) -> list[bytes]:
+        return [raw for raw in lines if b'"replica":"r1"' not in raw]
+
+    edit_lines(pack, drop, chain=True)
+    problems = Found(capsys, pack, *KEYS).problems
+    assert "r1: no rows were collected, and the grant is closed" in problems
+
+
+async def test_another_request_or_approval_is_found(
+    pack: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = request_envelope(duration_seconds=1800)
+    (pack / "request.dsse.json").write_bytes(other)
+    (pack / "approval-1.dsse.json").write_bytes(approval_envelope(other))
+    sum_again(pack)
+    problems = Found(capsys, pack, *KEYS).problems
+    assert "request.dsse.json: not the request of the ledger" in problems
+    assert "approvals of the ledger that are not in the evidence: 1" in problems
+    assert "approval-1.dsse.json: not an approval of the ledger" in problems
+
+
+async def test_an_approval_that_is_not_there_is_found(
+    pack: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (pack / "approval-1.dsse.json").unlink()
+    sum_again(pack)
+    problems = Found(capsys, pack, *KEYS).problems
+    assert "approvals of the ledger that are not in the evidence: 1" in problems
+    assert any("opened with 0 approvals: the policy needs 1" in one for one in problems)
+
+
+async def test_a_foreign_authority_is_found(pack: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = pack.parent / "other"
+    other.mkdir()
+    create_authority(other, "svc-1", START_MS - 86_400_000)
+    (pack / "access-ca.crt").write_bytes((other / "access-ca.crt").read_bytes())
+    sum_again(pack)
+    problems = Found(capsys, pack, *KEYS).problems
+    assert problems == ["certificate.pem: expected a certificate that access-ca.crt has signed"]
+
+
+async def test_a_summary_that_says_something_else_is_found(
+    pack: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = pack / "summary.json"
+    fields = json.loads(path.read_text()) | {"engineer": "eng-1", "counts": {"queries": 1}}
+    path.write_text(json.dumps(fields))
+    sum_again(pack)
+    assert Found(capsys, pack, *KEYS).problems == [
+        "summary.json: `engineer` is not that of the request and the ledger",
+        "summary.json: `counts` is not that of the request and the ledger",
+    ]
+
+
+# Other ends.
+
+
+async def test_a_gap_in_the_record_is_a_problem(
+    harness: Harness, capsys: pytest.CaptureFixture[str]
+) -> None:
+    harness.servers["r1"].gap = "the server has no query_log"
+    await use(harness)
+    (problem,) = Found(capsys, write(harness), *KEYS).problems
+    assert problem.startswith("the record of the servers' logs has a gap: ")
+    assert "r1: the server has no query_log" in problem
+
+
+async def test_what_was_missing_when_it_was_written_is_a_problem(
+    harness: Harness, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await use(harness)
+    (harness.state / "logs" / GRANT_ID / "r0-queries.jsonl").unlink()
+    problems = Found(capsys, write(harness, 1), *KEYS).problems
+    assert problems[0].startswith("was not found when the evidence was written: r0-queries.jsonl")
+
+
+async def test_an_open_grant_is_not_complete(
+    harness: Harness, capsys: pytest.CaptureFixture[str]
+) -> None:
+    request = request_envelope()
+    await harness.order(Submit(envelope=request))
+    await harness.order(Approve(id=GRANT_ID, envelope=approval_envelope(request)))
+    problems = Found(capsys, write(harness), *KEYS).problems
+    assert problems == ["ledger.jsonl: the grant has not ended: its last step is open"]
+
+
+async def test_a_denied_request_needs_no_certificate(
+    harness: Harness, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await harness.order(Submit(envelope=request_envelope()))
+    await harness.order(Deny(id=GRANT_ID, by="anna", comment="no"))
+    assert Found(capsys, write(harness), *KEYS).problems == []
+
+
+async def test_unsigned_approvals_are_named_as_such(
+    harness: Harness, capsys: pytest.CaptureFixture[str]
+) -> None:
+    harness.write_policy()
+    await harness.open_grant()
+    await harness.order(Revoke(id=GRANT_ID, by="anna"))
+    await harness.passes(1, 2)
+    found = Found(capsys, write(harness), *KEYS)
+    assert found.problems == []
+    assert "approved by anna: a name as it was given, not signed" in found.notes
+
+
+async def test_an_expired_vendor_key_counted_when_the_request_came(
+    harness: Harness, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And a key that had expired before it does not count."""
+    keys = [{"id": "vendor-1", "ed25519": base64_of(VENDOR), "not_after": "2027-01-01T00:00:00Z"}]
+    harness.write_policy(approval="signed", vendor_keys=keys)
+    await use(harness)
+    assert Found(capsys, write(harness)).problems == []
+
+
+def test_a_directory_without_evidence_is_a_problem_or_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", str(tmp_path / "no")], {}) == 2
+    assert "No such file" in capsys.readouterr().err
+    found = Found(capsys, tmp_path)
+    assert "SHA256SUMS: no such file" in found.problems
+    (tmp_path / "request.dsse.json").write_bytes(
+        json.dumps({"payload": base64.b64encode(b"{}").decode(), "payloadType": "x"}).encode()
+    )
+    assert any("not a request" in one for one in Found(capsys, tmp_path).problems)
+
+
+# Receipts of the events to the vendor.
+
+
+async def test_the_receipts_of_the_events_are_in_the_evidence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The line of the last receipt comes after the last step, and is in the evidence."""
+    harness = Harness(tmp_path)
+    (tmp_path / "access-broker").symlink_to(harness.state)
+    harness.write_policy(approval="signed")
+    async with harness.running():
+        await use(harness)
+    clock = FakeClock()
+    ledger = FileLedger(
+        harness.state / "ledger", clock=clock, max_bytes=1 << 22, disk=QuickDisk(), facts=True
+    )
+    async with ledger:
+        for state in (State.OPEN, State.CLOSED):
+            name = event_id("org-1", "svc-1", GRANT_ID, state)
+            message = Message(id=name, type="t", body=b"{}", created_at_ms=START_MS)
+            intent = await ledger.intent("https://vendor.test", [message])
+            await ledger.receipt(intent, [message], [Receipt(Reason.OK, 204, "r")])
+    found = Found(capsys, write(harness), *KEYS)
+    assert found.problems == []
+    assert "the vendor has received 2 of 7 events about the grant" in found.notes
