@@ -18,6 +18,7 @@ from byoc_agents.access.grants import GrantStore
 from byoc_agents.access.machine import Grant, State
 from byoc_agents.access.orders import Approve, Order, OrderFolder, Submit
 from byoc_agents.access.replicas import CollectedLogs, GrantAccount
+from byoc_agents.access.tailnet import Tailnet
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import LedgerError, SpoolUnavailableError
@@ -46,6 +47,7 @@ class Harness:
         self.ledger_error = ""
         self.store_error = ""
         self.spool_bytes = 1 << 24
+        self.tailnet: Tailnet | None = None
         self.state.mkdir(parents=True)
         (directory / "ca").mkdir()
         create_authority(directory / "ca", "svc-1", START_MS - 86_400_000)
@@ -95,6 +97,7 @@ class Harness:
                 clock=self.clock,
                 disk=disk,
                 limits=self.limits,
+                tailnet=self.tailnet,
             )
             self.broker = Broker(parts)
             yield self.broker
