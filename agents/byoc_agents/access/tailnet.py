@@ -23,7 +23,7 @@ from byoc_agents.access.errors import TailnetError
 from byoc_agents.app.clock import Clock
 from byoc_agents.errors import SendError
 
-PASS_SECONDS = 1.0  # between two looks at what is needed
+PASS_SECONDS = 1.0  # between two checks of which endpoints are needed
 CHECK_SECONDS = 30.0  # between two patches that change nothing, and at most between attempts
 SILENT_SECONDS = 120.0  # without a word of the broker; then no endpoint counts as needed
 TIMEOUT_SECONDS = 5.0  # for the complete answer; an opening waits for it
@@ -130,7 +130,7 @@ async def _read(answer: aiohttp.ClientResponse) -> bytes:
 
 
 class _Endpoint:
-    """What is known of one Deployment."""
+    """The last answer about one Deployment, and the next attempt."""
 
     def __init__(self, name: str, deployment: str) -> None:
         self.name = name
