@@ -284,6 +284,7 @@ def test_the_brokers_own_layer_has_its_packages_and_its_sbom_only(layout: Path) 
 def provided(tmp_path: Path) -> Path:
     """Make the files that the broker needs: an authority, and the policy of docs/access.md."""
     place = tmp_path / "provided"
+    place.mkdir()
     assert main(["access", "init-ca", str(place), "--service", "svc"]) == 0
     page = (install.ROOT / "docs/access.md").read_text()
     (policy,) = re.findall(r"^```yaml\n(version: 1\n.*?)^```$", page, re.DOTALL | re.MULTILINE)
