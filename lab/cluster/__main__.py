@@ -64,6 +64,7 @@ def prepare() -> None:
         ("kubectl, Helm", components.programs),
         ("LocalStack", install.localstack),
         ("the Prometheus operator's definitions", parts.crds),
+        ("the definitions of Istio and cert-manager", install.resource_definitions),
         ("images", parts.image_archive),
     ):
         started = time.monotonic()
