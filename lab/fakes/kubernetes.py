@@ -8,6 +8,7 @@ without the token, 403 for another verb, 404 for another Deployment.
 
 import json
 import re
+import ssl
 
 from lab.fakes.http import HttpDouble, Reply, Request
 
@@ -18,12 +19,17 @@ JSON = {"content-type": "application/json"}
 class KubernetesDouble:
     """Deployments by NAMESPACE/NAME. Tests change `replicas` and `pods`."""
 
-    def __init__(self, *deployments: str, token: str = "token-of-the-account") -> None:
+    def __init__(
+        self,
+        *deployments: str,
+        token: str = "token-of-the-account",
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.replicas = dict.fromkeys(deployments, 0)
         self.pods = dict.fromkeys(deployments, 0)
         self.token = token
         self.instant = True  # whether pods come and go with the patch
-        self.http = HttpDouble(apply=self._apply)
+        self.http = HttpDouble(apply=self._apply, tls=tls)
 
     def _apply(self, request: Request) -> Reply:
         if request.headers.get("authorization") != f"Bearer {self.token}":

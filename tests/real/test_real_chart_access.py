@@ -463,7 +463,7 @@ def test_the_broker_may_patch_the_scale_of_its_endpoints_and_nothing_else() -> N
 
 def test_the_addresses_of_the_api_server_are_required_and_the_only_ones_of_its_port() -> None:
     command = ("template", "x", str(render.CHART), "-f", str(ACCESS))
-    without = ("--set", "networkPolicy.cidrs.kubernetes={}")
+    without = ("--set-json", "networkPolicy.cidrs.kubernetes=[]")
     refused = render.run(helm.VERSIONS[0], *command, *without)
     assert refused.returncode
     assert "networkPolicy.cidrs.kubernetes: is required" in refused.stderr

@@ -321,13 +321,19 @@ async def test_a_token_that_no_header_can_contain_is_not_sent(
     assert api.http.requests == []
 
 
-async def test_only_the_clusters_own_authority_is_trusted(account: Path, tmp_path: Path) -> None:
-    """A token must not reach a server that another authority vouches for."""
-    served, key = certificate(tmp_path, "localhost")
-    (tmp_path / "other").mkdir()
-    stranger, _ = certificate(tmp_path / "other", "localhost")
+def server_context(directory: Path) -> tuple[ssl.SSLContext, Path]:
+    """Return the TLS of a server at 127.0.0.1, and its certificate, which is its own CA."""
+    served, key = certificate(directory, "localhost")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(served, key)
+    return context, served
+
+
+async def test_only_the_clusters_own_authority_is_trusted(account: Path, tmp_path: Path) -> None:
+    """A token must not reach a server that another authority vouches for."""
+    context, served = server_context(tmp_path)
+    (tmp_path / "other").mkdir()
+    stranger, _ = certificate(tmp_path / "other", "localhost")
     answer = Reply(200, JSON, scale_of(1))
     async with (
         HttpDouble(apply=lambda _: answer, tls=context) as server,
@@ -542,11 +548,14 @@ async def test_a_broker_that_closes_at_its_stop_scales_to_0(
 async def test_the_program_scales_the_endpoint_for_the_time_of_the_grant(
     tmp_path: Path, account: Path
 ) -> None:
-    program, api = Program(tmp_path), KubernetesDouble("db/tailnet-clickhouse")
+    """Over TLS, with the process's gate and its system calls as they are in a pod."""
+    context, served = server_context(tmp_path)
+    (account / "ca.crt").write_bytes(served.read_bytes())
+    program, api = Program(tmp_path), KubernetesDouble("db/tailnet-clickhouse", tls=context)
     async with program.doubles(), api.http:
         environ = {
             "BYOC_ACCESS_TAILNET": "clickhouse=db/tailnet-clickhouse",
-            "BYOC_ACCESS_KUBERNETES_URL": api.http.url,
+            "BYOC_ACCESS_KUBERNETES_URL": api.http.url.replace("localhost", "127.0.0.1"),
             "BYOC_ACCESS_KUBERNETES_DIR": str(account),
         }
         async with program.running(**environ):
