@@ -115,6 +115,7 @@ constraints: ## pin the dependencies again; UPGRADE=--upgrade takes newer versio
 	$(COMPILE) pyproject.toml -o constraints/runtime.txt; \
 	$(COMPILE) pyproject.toml -c constraints/runtime.txt --all-build-deps \
 		--extra test -o constraints/dev.txt; \
+	$(COMPILE) constraints/access.in -c constraints/dev.txt -o constraints/access.txt; \
 	$(COMPILE) constraints/images.in -c constraints/dev.txt -o constraints/images.txt; \
 	$(COMPILE) constraints/control-plane.in -c constraints/dev.txt -o constraints/control-plane.txt; \
 	$(COMPILE) constraints/real.in -c constraints/dev.txt -o constraints/real.txt; \

@@ -1,8 +1,9 @@
 """Writes the images as an OCI layout whose bytes depend on nothing but the files and the arguments.
 
-`python oci.py write LAYERS LAYOUT --architecture amd64 ...` makes a layer of each folder in LAYERS
-and four images of them, for one architecture. `python oci.py merge LAYOUT PART ...` makes an index
-of the same images of several architectures. Times are the commit's, owners and modes are fixed, and
+`python oci.py write LAYERS LAYOUT --own OWN --architecture amd64 ...` makes a layer of each folder
+in LAYERS and five images of them, for one architecture. A folder in OWN/NAME is a layer that only
+the image NAME has, above the others. `python oci.py merge LAYOUT PART ...` makes an index of the
+same images of several architectures. Times are the commit's, owners and modes are fixed, and
 names are sorted, so that two builds of one commit have the same digests.
 
 `manifest.json` is for `docker load`, which reads the same files.
@@ -18,13 +19,14 @@ import shutil
 import stat
 import tarfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 DAEMONS = ("billing-scraper", "state-exporter", "alert-forwarder")
 DESCRIPTIONS = {
     "billing-scraper": "Meters ClickHouse's CPU and memory into an S3 bucket.",
     "state-exporter": "Reports the state of ClickHouse to an SQS FIFO queue.",
     "alert-forwarder": "Relays Alertmanager's alerts, signed, over HTTPS.",
+    "access-broker": "Opens and ends the access of the vendor's engineers.",
     "byoc-agents": "billing-scraper, state-exporter, alert-forwarder.",
 }
 STATE = "var/lib/byoc-agents"  # of the spool and the ledger
@@ -120,18 +122,34 @@ def blob(descriptor: dict[str, Any]) -> str:
     return "blobs/" + str(descriptor["digest"]).replace(":", "/")
 
 
+class Layers(NamedTuple):
+    """The layers of an image, from the lowest."""
+
+    descriptors: list[dict[str, Any]]
+    diffs: list[str]  # digests of the same layers, not compressed
+
+
+def add_layers(layout: Layout, parent: Path, seconds: int) -> Layers:
+    """Store a layer of each folder in `parent`; there are none if it does not exist."""
+    made = Layers([], [])
+    for folder in sorted(parent.iterdir()) if parent.is_dir() else ():
+        data = layer(folder, seconds)
+        made.diffs.append(f"sha256:{hashlib.sha256(data).hexdigest()}")
+        made.descriptors.append(layout.add(compress(data), "layer.v1.tar+gzip"))
+    return made
+
+
 def write(options: argparse.Namespace) -> None:
-    """Write the four images of one architecture."""
+    """Write the five images of one architecture."""
     created = dt.datetime.fromisoformat(options.created).astimezone(dt.UTC)
     moment, seconds = created.strftime("%Y-%m-%dT%H:%M:%SZ"), int(created.timestamp())
-    layout, layers, diffs = Layout(options.layout), [], []
-    for folder in sorted(options.layers.iterdir()):
-        data = layer(folder, seconds)
-        diffs.append(f"sha256:{hashlib.sha256(data).hexdigest()}")
-        layers.append(layout.add(compress(data), "layer.v1.tar+gzip"))
+    layout = Layout(options.layout)
+    shared = add_layers(layout, options.layers, seconds)
     platform = {"architecture": options.architecture, "os": "linux"}
     entries, loadable = [], []
     for name, description in DESCRIPTIONS.items():
+        own = add_layers(layout, options.own / name, seconds)
+        layers, diffs = shared.descriptors + own.descriptors, shared.diffs + own.diffs
         labels = {
             "title": name,
             "description": description,
@@ -211,6 +229,7 @@ def main() -> None:
     one = commands.add_parser("write")
     one.add_argument("layers", type=Path)
     one.add_argument("layout", type=Path)
+    one.add_argument("--own", type=Path, required=True)
     for name in ("architecture", "version", "revision", "created", "base"):
         one.add_argument(f"--{name}", required=True)
     one.set_defaults(run=write)

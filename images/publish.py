@@ -17,6 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PINS = ("constraints/runtime.txt", "constraints/images.txt")
+OWN_PINS = {"access-broker": ("constraints/access.txt",)}  # of layers that only one image has
 LABEL = "org.opencontainers.image."
 
 
@@ -45,7 +46,7 @@ def provenance(about: dict[str, str], options: argparse.Namespace) -> dict[str, 
         base["digest"] = {"sha256": digest.removeprefix("sha256:")}
     pins = [
         {"uri": path, "digest": {"sha256": hashlib.sha256((ROOT / path).read_bytes()).hexdigest()}}
-        for path in PINS
+        for path in (*PINS, *OWN_PINS.get(about["title"], ()))
     ]
     source = {"uri": options.source, "digest": {"gitCommit": about["revision"]}}
     return {
@@ -60,6 +61,12 @@ def provenance(about: dict[str, str], options: argparse.Namespace) -> dict[str, 
             "metadata": {"invocationId": options.invocation},
         },
     }
+
+
+def sbom_of(name: str, file: Path) -> Path:
+    """Return the image's own SBOM `sbom-NAME.json` next to `sbom.json`, else `sbom.json`."""
+    own = file.with_name(f"{file.stem}-{name}{file.suffix}")
+    return own if own.exists() else file
 
 
 def publish(index: dict[str, Any], options: argparse.Namespace) -> str:
@@ -79,7 +86,7 @@ def publish(index: dict[str, Any], options: argparse.Namespace) -> str:
     with tempfile.TemporaryDirectory() as directory:
         made = Path(directory) / "provenance.json"
         made.write_text(json.dumps(provenance(labels(options.layout, index), options)))
-        documents = [("cyclonedx", file) for file in sorted(options.sboms)]
+        documents = [("cyclonedx", sbom_of(name, file)) for file in sorted(options.sboms)]
         documents += [("slsaprovenance1", made), ("openvex", ROOT / "images/vex.json")]
         for kind, file in documents:
             run("cosign", "attest", "--type", kind, "--predicate", str(file), *flags, target)

@@ -66,6 +66,7 @@ def prepare() -> None:
         ("Helm 3, which renders the examples", partial(helm.helm, helm.VERSIONS[0])),
         ("LocalStack", install.localstack),
         ("the Prometheus operator's definitions", parts.crds),
+        ("the definitions of Istio and cert-manager", install.resource_definitions),
         ("images", parts.image_archive),
     ):
         started = time.monotonic()

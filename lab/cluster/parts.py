@@ -148,7 +148,7 @@ def image_archive() -> Path:
         images.make(engine, Path(name))
         _import_pause(engine, Path(name))
         _build_clickhouse(engine, Path(name) / "clickhouse")
-        ours = [images.tag(target) for target in images.DAEMONS]
+        ours = [images.tag(target) for target in (*images.DAEMONS, images.ACCESS_BROKER)]
         unfinished = archive.with_suffix(".part")
         engine.output("save", "--output", str(unfinished), *ours, BASE, PAUSE, CLICKHOUSE)
         unfinished.rename(archive)

@@ -1,6 +1,9 @@
 """The optional objects of the chart for access: the ingress and the engineers' ClusterRole."""
 
+import asyncio
 import copy
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +11,16 @@ import pytest
 import yaml
 from jsonschema import Draft7Validator  # type: ignore[import-untyped]
 
+from byoc_agents import __version__
+from byoc_agents.access.orders import Approve, Submit
 from byoc_agents.app.cli import main
 from byoc_agents.app.run import configure
 from byoc_agents.policy import ingress
 from lab.real.chart import render
 from lab.real.chart.render import CI, Manifest
 from lab.real.parts import helm, install, manifests
+from tests.unit.access.access_documents import GRANT_ID
+from tests.unit.access.program_harness import Program, until
 
 DEFAULT = CI[[render.name(one) for one in CI].index("default")]
 ON = (
@@ -21,6 +28,7 @@ ON = (
     *("--set", "ingress.allowFrom={203.0.113.0/24}", "--set", "ingress.issuer.name=letsencrypt"),
 )
 PRIVATE = (*ON, "--set", "ingress.variant=private")
+ACCESS = render.CHART / "ci" / "access-values.yaml"
 SUPPORT = ("--set", "supportView.enabled=true")
 OURS = {"Service", "Certificate", "Gateway", "VirtualService", "AuthorizationPolicy"}
 
@@ -69,7 +77,7 @@ def test_every_other_object_is_the_same_with_and_without() -> None:
     for values in CI:
         text = render.text(values)
         assert "LoadBalancer" not in text
-        assert "byoc-support-view" not in text
+        assert ("byoc-support-view" in text) == (values == ACCESS)
         assert "-ingress" not in text
 
 
@@ -183,7 +191,6 @@ def test_the_engineers_role_reads_health_and_nothing_that_holds_a_secret() -> No
 BROKER = """
 accessBroker:
   enabled: true
-  image: registry.example.com/byoc-agents-access:1
   servers: {r0: "https://ch-0.shop.svc:8443", r1: "https://ch-1.shop.svc:8443"}
   eventsUrl: https://control.example.com/v1/events
   requestsUrl: https://control.example.com/v1/access
@@ -210,9 +217,11 @@ def test_the_broker_adds_its_own_objects_and_changes_no_other(
     made = [one for one in after if one not in before]
     assert [one for one in before if one not in after] == []
     assert sorted(one["kind"] for one in made) == [
-        *("ConfigMap", "Deployment", "NetworkPolicy", "PersistentVolumeClaim", "ServiceAccount")
+        *("ConfigMap", "Deployment", "Job", "NetworkPolicy", "NetworkPolicy"),
+        *("PersistentVolumeClaim", "ServiceAccount"),
     ]
-    assert {one["metadata"]["name"].endswith("-access-broker") for one in made} == {True}
+    ends = ("-access-broker", "-access-broker-end")
+    assert {one["metadata"]["name"].endswith(ends) for one in made} == {True}
 
 
 def deployment(broker: tuple[str, ...]) -> Manifest:
@@ -247,7 +256,9 @@ def test_the_program_accepts_the_settings_of_its_container(
     assert {(d.host, d.port) for d in found.destinations} == {
         *(("ch-0.shop.svc", 8443), ("ch-1.shop.svc", 8443), ("control.example.com", 443))
     }
-    policy = next(one for one in added(*broker) if one["kind"] == "NetworkPolicy")
+    (policy,) = [
+        one for one in added(*broker) if one["kind"] == "NetworkPolicy" and "egress" in one["spec"]
+    ]
     ports = {port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]}
     assert ports == {53, 443, 8443}
     (comer,) = policy["spec"]["ingress"]
@@ -261,7 +272,7 @@ def test_the_kill_switch_is_on_until_a_person_sets_it_off(broker: tuple[str, ...
         assert found["data"]["policy.yaml"] == "version: 1\n"
 
 
-@pytest.mark.parametrize("field", ["image", "policy", "secretName", "caSecretName", "eventsUrl"])
+@pytest.mark.parametrize("field", ["policy", "secretName", "caSecretName", "eventsUrl"])
 def test_a_broker_without_a_required_value_is_refused(broker: tuple[str, ...], field: str) -> None:
     done = render.run(
         *(helm.VERSIONS[0], "template", "x", str(render.CHART), "-f", str(DEFAULT)),
@@ -269,3 +280,227 @@ def test_a_broker_without_a_required_value_is_refused(broker: tuple[str, ...], f
     )
     assert done.returncode
     assert f"accessBroker.{field}: is required" in done.stderr
+
+
+# Its image.
+
+
+def images_of(documents: list[Manifest]) -> set[str]:
+    """Return the images of the broker and of its hook."""
+    pods = [
+        one["spec"]["template"]["spec"] for one in documents if one["kind"] in {"Deployment", "Job"}
+    ]
+    return {container["image"] for pod in pods for container in pod["containers"]}
+
+
+def test_the_image_is_that_of_the_release_unless_another_one_is_given(
+    broker: tuple[str, ...],
+) -> None:
+    digest = "sha256:" + "1" * 64
+    for flags, image in (
+        ((), f"byoc-agents/access-broker:{__version__}"),
+        (
+            ("--set", "image.repository=r.example.com/x"),
+            f"r.example.com/x/access-broker:{__version__}",
+        ),
+        (("--set", f"image.digests.access-broker={digest}"), f"byoc-agents/access-broker@{digest}"),
+        (("--set", "accessBroker.image=r.example.com/own:2"), "r.example.com/own:2"),
+    ):
+        made = [
+            one
+            for one in render.manifests(DEFAULT, *broker, *flags)
+            if "-access-broker" in one["metadata"]["name"]
+        ]
+        assert images_of(made) == {image}
+
+
+def test_a_required_digest_is_required_of_the_broker_too(broker: tuple[str, ...]) -> None:
+    digest = "sha256:" + "1" * 64
+    names = ("billing-scraper", "state-exporter", "alert-forwarder")
+    flags = [f"--set=image.digests.{name}={digest}" for name in names]
+    flags += ["--set=image.requireDigest=true", f"--set=clickhouse.image=clickhouse@{digest}"]
+    command = ("template", "x", str(render.CHART), "-f", str(DEFAULT), *broker, *flags)
+    refused = render.run(helm.VERSIONS[0], *command)
+    assert refused.returncode
+    assert "image.digests.access-broker: is required by image.requireDigest" in refused.stderr
+    given = f"--set=image.digests.access-broker={digest}"
+    assert render.run(helm.VERSIONS[0], *command, given).returncode == 0
+
+
+def test_only_settings_of_the_broker_are_further_settings(broker: tuple[str, ...]) -> None:
+    command = (helm.VERSIONS[0], "template", "x", str(render.CHART), "-f", str(DEFAULT), *broker)
+    for setting, taken in (("BYOC_ACCESS_STORAGE", True), ("BYOC_ALERTS_MATCHERS", False)):
+        done = render.run(*command, "--set-string", f"accessBroker.settings.{setting}=memory")
+        assert (done.returncode == 0) is taken, setting
+
+
+# The end of all access before an uninstall.
+
+
+def test_an_uninstall_sets_the_kill_switch_first_and_waits(broker: tuple[str, ...]) -> None:
+    flags = ("--set", "accessBroker.uninstallWaitSeconds=90")
+    made = added(*broker, *flags)
+    (job,) = [one for one in made if one["kind"] == "Job"]
+    (deployment,) = [one for one in made if one["kind"] == "Deployment"]
+    assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-delete"
+    assert job["spec"]["backoffLimit"] == 0
+    assert job["spec"]["activeDeadlineSeconds"] > 90
+    pod, running = (one["spec"]["template"]["spec"] for one in (job, deployment))
+    (container,), (daemon,) = pod["containers"], running["containers"]
+    assert container["args"] == ["access", "kill", "on", "--wait", "90"]
+    for field in ("image", "securityContext"):
+        assert container[field] == daemon[field], "the same user may write into the same volume"
+    assert pod["securityContext"] == running["securityContext"]
+    (volume,), (mount,) = pod["volumes"], container["volumeMounts"]
+    assert volume in running["volumes"]
+    assert mount in daemon["volumeMounts"]
+    (state,) = [one for one in daemon["env"] if one["name"] == "BYOC_STATE_DIR"]
+    assert container["env"] == [state]
+    (rule,) = pod["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert rule["labelSelector"] == deployment["spec"]["selector"]
+    labels = job["spec"]["template"]["metadata"]["labels"]
+    for policy in (one for one in made if one["kind"] == "NetworkPolicy"):
+        selected = policy["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
+        assert selected == policy["metadata"]["name"].endswith("-end")
+        assert not (selected and {"ingress", "egress"} & policy["spec"].keys()), "it has no network"
+    (claim,) = [one for one in made if one["kind"] == "PersistentVolumeClaim"]
+    assert claim["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+
+
+async def test_the_command_of_the_hook_ends_all_access(
+    broker: tuple[str, ...], tmp_path: Path
+) -> None:
+    """With the program itself, and servers that follow a script; again without the broker."""
+    (job,) = [one for one in added(*broker) if one["kind"] == "Job"]
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    program = Program(made_folder(tmp_path))
+    async with program.doubles():
+        async with program.running():
+            await program.order(Submit(envelope=program.request()), "1")
+            await program.order(Approve(id=GRANT_ID, by="anna"), "2")
+            await until(lambda: "open" in program.plane.states(), program.process)
+            code, said = await run_as_hook(program, container)
+            assert (code, said.splitlines()[-1]) == (0, "nobody has access")
+            assert program.users == {"r0": [], "r1": []}
+            assert program.kill_switch.exists()
+        code, said = await run_as_hook(program, container)
+        assert (code, said.splitlines()[-1]) == (0, "nobody has access")
+
+
+async def test_the_hook_fails_while_access_is_open(broker: tuple[str, ...], tmp_path: Path) -> None:
+    """Without a running broker, nobody ends an open grant: the uninstall must not go on."""
+    flags = ("--set", "accessBroker.uninstallWaitSeconds=1")
+    (job,) = [one for one in added(*broker, *flags) if one["kind"] == "Job"]
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    program = Program(made_folder(tmp_path))
+    async with program.doubles():
+        async with program.running():
+            await program.order(Submit(envelope=program.request()), "1")
+            await program.order(Approve(id=GRANT_ID, by="anna"), "2")
+            await until(lambda: "open" in program.plane.states(), program.process)
+        code, said = await run_as_hook(program, container)
+        assert code == 1, said
+        assert "not all access has ended in 1 s" in said
+
+
+def made_folder(directory: Path) -> Path:
+    folder = directory / "program"
+    folder.mkdir()
+    return folder
+
+
+async def run_as_hook(program: Program, container: dict[str, Any]) -> tuple[int, str]:
+    """Run the arguments of the hook's container with the state of the program."""
+    command = (sys.executable, "-m", "byoc_agents.app.cli", *map(str, container["args"]))
+    environ = {one["name"]: one["value"] for one in container["env"]}
+    assert environ == {"BYOC_STATE_DIR": "/var/lib/byoc-agents"}
+    environ["BYOC_STATE_DIR"] = str(program.directory / "state")
+    done = await asyncio.create_subprocess_exec(
+        *command,
+        env={"PATH": os.environ["PATH"], **environ},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    said, _ = await done.communicate()
+    return done.returncode or 0, said.decode()
+
+
+# The endpoints of the tailnet, which the broker scales.
+
+
+def test_the_broker_may_patch_the_scale_of_its_endpoints_and_nothing_else() -> None:
+    documents = {(one["kind"], one["metadata"]["name"]): one for one in render.manifests(ACCESS)}
+    name = "byoc-agents-access-broker"
+    role = documents["Role", name]
+    assert role["rules"] == [
+        {
+            "apiGroups": ["apps"],
+            "resources": ["deployments/scale"],
+            "resourceNames": ["byoc-agents-tailnet-clickhouse"],
+            "verbs": ["patch"],
+        }
+    ], "not the endpoint that is always on"
+    binding = documents["RoleBinding", name]
+    (subject,) = binding["subjects"]
+    assert (subject["kind"], subject["name"]) == ("ServiceAccount", name)
+    assert binding["roleRef"]["name"] == name
+    bound = [one for kind, one in documents if "Binding" in kind and name in one]
+    assert bound == [name]
+    pod = documents["Deployment", name]["spec"]["template"]["spec"]
+    assert pod["automountServiceAccountToken"] is False
+    (volume,) = [one for one in pod["volumes"] if "projected" in one]
+    token, authority = volume["projected"]["sources"]
+    assert token == {"serviceAccountToken": {"expirationSeconds": 3600, "path": "token"}}
+    assert authority["configMap"]["name"] == "kube-root-ca.crt"
+    (container,) = pod["containers"]
+    environ = {one["name"]: one.get("value") for one in container["env"]}
+    assert environ["BYOC_ACCESS_TAILNET"] == "clickhouse=clickhouse/byoc-agents-tailnet-clickhouse"
+    (mount,) = [one for one in container["volumeMounts"] if one["name"] == volume["name"]]
+    assert mount["mountPath"] == environ["BYOC_ACCESS_KUBERNETES_DIR"]
+    scaled = documents["Deployment", "byoc-agents-tailnet-clickhouse"]
+    assert scaled["spec"]["replicas"] == 0
+
+
+def test_the_addresses_of_the_api_server_are_required_and_the_only_ones_of_its_port() -> None:
+    command = ("template", "x", str(render.CHART), "-f", str(ACCESS))
+    without = ("--set-json", "networkPolicy.cidrs.kubernetes=[]")
+    refused = render.run(helm.VERSIONS[0], *command, *without)
+    assert refused.returncode
+    assert "networkPolicy.cidrs.kubernetes: is required" in refused.stderr
+    flags = ("--set", "accessBroker.kubernetesUrl=https://10.0.1.5:6443")
+    for given, port, cidrs in (
+        ((), 443, {"10.0.1.0/24", "10.0.2.0/24"}),
+        (flags, 6443, {"10.0.1.5/32"}),
+    ):
+        (policy,) = [
+            one
+            for one in render.manifests(ACCESS, *given)
+            if one["kind"] == "NetworkPolicy" and one["metadata"]["name"].endswith("access-broker")
+        ]
+        reached = {
+            peer["ipBlock"]["cidr"]
+            for rule in policy["spec"]["egress"]
+            if rule["ports"] == [{"protocol": "TCP", "port": port}]
+            for peer in rule["to"]
+            if "ipBlock" in peer
+        }
+        assert cidrs <= reached
+        assert reached - cidrs <= {"203.0.113.0/24"}, "the control plane's"
+
+
+def test_without_an_endpoint_to_scale_the_broker_has_no_token(broker: tuple[str, ...]) -> None:
+    for documents in (
+        added(*broker),
+        render.manifests(ACCESS, "--set", "tailnet.clickhouse.alwaysOn=true"),
+        render.manifests(ACCESS, "--set", "tailnet.enabled=false"),
+    ):
+        (found,) = [
+            one
+            for one in documents
+            if one["kind"] == "Deployment" and one["metadata"]["name"].endswith("access-broker")
+        ]
+        pod = found["spec"]["template"]["spec"]
+        assert not any("projected" in one for one in pod["volumes"])
+        assert "BYOC_ACCESS_TAILNET" not in str(pod)
+        roles = [one["metadata"]["name"] for one in documents if one["kind"] == "Role"]
+        assert "byoc-agents-access-broker" not in roles

@@ -61,12 +61,18 @@ def rendered(kind: str, values: Path = ALERTS) -> list[Manifest]:
 
 
 def known_metrics() -> set[str]:
-    """Return the names under which the daemons' metrics are scraped."""
+    """Return the names under which the metrics of the three daemons are scraped."""
     families = Metrics().registry.collect()
     return {one.name + ("_total" if one.type == "counter" else "") for one in families}
 
 
-@pytest.mark.parametrize("file", ["agents", "clickhouse"])
+def metrics_of_the_broker() -> set[str]:
+    """Return the names on the page about access; a test of the broker holds the page to it."""
+    page = (install.ROOT / "docs" / "access.md").read_text()
+    return set(re.findall(r"^\| `(byoc_access_\w+)` \|", page, re.MULTILINE))
+
+
+@pytest.mark.parametrize("file", ["agents", "clickhouse", "access"])
 def test_the_rules_fire_when_they_should(file: str, tmp_path: Path) -> None:
     shutil.copy(RULES / f"{file}.yaml", tmp_path)
     shutil.copy(CASES / f"{file}.test.yaml", tmp_path)
@@ -74,7 +80,7 @@ def test_the_rules_fire_when_they_should(file: str, tmp_path: Path) -> None:
     assert "SUCCESS" in tool("promtool", "test", "rules", f"{file}.test.yaml", directory=tmp_path)
 
 
-@pytest.mark.parametrize("file", ["agents", "clickhouse"])
+@pytest.mark.parametrize("file", ["agents", "clickhouse", "access"])
 def test_every_rule_is_tested_firing_and_silent(file: str) -> None:
     firing: set[str] = set()
     silent: set[str] = set()
@@ -271,7 +277,8 @@ def queries(board: dict[str, Any]) -> list[str]:
 def test_a_dashboard_asks_for_metrics_that_exist(file: Path) -> None:
     board = json.loads(file.read_text())
     asked = " ".join(queries(board))
-    assert set(re.findall(r"byoc_\w+", asked)) <= known_metrics()
+    known = metrics_of_the_broker() if file.stem == "byoc-access" else known_metrics()
+    assert set(re.findall(r"byoc_\w+", asked)) <= known
     assert board["uid"] == file.stem
     assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
 
@@ -288,12 +295,45 @@ def test_prometheus_can_read_every_query(file: Path, tmp_path: Path) -> None:
 
 def test_the_dashboards_leave_no_metric_of_the_daemons_out() -> None:
     asked = " ".join(q for file in DASHBOARDS for q in queries(json.loads(file.read_text())))
-    assert known_metrics() - set(re.findall(r"byoc_\w+", asked)) == set()
+    asked_for = set(re.findall(r"byoc_\w+", asked))
+    assert (known_metrics() | metrics_of_the_broker()) - asked_for == set()
 
 
 def test_the_rules_ask_for_metrics_that_exist() -> None:
     for rule in rules("agents"):
         assert set(re.findall(r"byoc_\w+", rule["expr"])) <= known_metrics()
+    for rule in rules("access"):
+        assert set(re.findall(r"byoc_\w+", rule["expr"])) <= metrics_of_the_broker()
+
+
+def test_the_brokers_rules_and_dashboard_are_installed_with_the_broker_only() -> None:
+    values = render.CHART / "ci" / "access-values.yaml"
+    for flags, there in (((), True), (("--set", "accessBroker.enabled=false"), False)):
+        documents = render.manifests(values, *flags)
+        (rule,) = [one for one in documents if one["kind"] == "PrometheusRule"]
+        groups = {group["name"] for group in rule["spec"]["groups"]}
+        boards = {
+            name
+            for one in documents
+            if one["kind"] == "ConfigMap"
+            for name in one["data"]
+            if name.startswith("byoc-")
+        }
+        monitors = {one["metadata"]["name"] for one in documents if one["kind"] == "PodMonitor"}
+        assert ("byoc-access" in groups) is there
+        assert boards - {"byoc-access.json"} == {"byoc-agents.json", "byoc-clickhouse.json"}
+        assert ("byoc-access.json" in boards) is there
+        assert ("byoc-agents-access-broker" in monitors) is there
+
+
+def test_no_alert_about_access_leaves_by_default() -> None:
+    """They are about the vendor's engineers, and for the customer."""
+    usual = AlertsSettings(
+        url="https://a", token="t", signing_secret="s", webhook_token="w", fingerprint_secret="f"
+    )
+    selector = matchers.parse(usual.selected)
+    for rule in rules("access"):
+        assert not selector.matches(rule["labels"] | {"alertname": rule["alert"]})
 
 
 def test_clickhouse_has_the_metrics_that_are_asked_for() -> None:

@@ -190,12 +190,12 @@ def test_helm_test_checks_the_settings_of_every_container(values: Path) -> None:
 
 
 @pytest.mark.parametrize("values", render.CI, ids=render.name)
-def test_every_hook_is_a_pod(values: Path) -> None:
+def test_every_hook_of_helm_test_is_a_pod(values: Path) -> None:
     """`helm test --logs` asks for the logs of each hook, and fails with one of another kind."""
     hooks = [
         one
         for one in render.manifests(values)
-        if "helm.sh/hook" in one["metadata"].get("annotations", {})
+        if one["metadata"].get("annotations", {}).get("helm.sh/hook") == "test"
     ]
     assert {one["kind"] for one in hooks} == {"Pod"}
 

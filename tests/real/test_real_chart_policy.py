@@ -17,7 +17,7 @@ from lab.real.chart.render import Manifest
 IDENTITY = {"irsa": "irsa", "podIdentity": "pod-identity", "secret": "environment"}
 KINDS = {"networkpolicy": "NetworkPolicy", "cilium": "CiliumNetworkPolicy"}
 # ClickHouse's own traffic, which no table of ours knows; the pods of `helm test` have none.
-OTHERS = {"byoc-agents-clickhouse", "byoc-agents-test"} | {  # programs that are not ours
+OTHERS = {"byoc-agents-clickhouse", "byoc-agents-test", "byoc-agents-access-broker-end"} | {
     f"byoc-agents-tailnet-{name}" for name in ("clickhouse", "kubernetes", "metrics", "nginx")
 }
 
@@ -99,7 +99,8 @@ def test_no_policy_says_more_or_less_than_the_table(
     left = _policies(documents, KINDS[kind])
     wanted = kind == "networkpolicy" or _values(values)["policy"]["cilium"]
     for pod in pods(documents):
-        for container in pod.ours if wanted else ():
+        broker = [one for one in pod.spec["containers"] if one["name"] == "access-broker"]
+        for container in (*pod.ours, *broker) if wanted else ():
             document = left.pop(f"byoc-agents-{container['name']}")
             asked = _asked(kind, pod, container, values)
             assert policy.check(asked, container, document) == (0, "")

@@ -11,13 +11,18 @@ from typing import Any
 import pytest
 
 from byoc_agents import __version__
+from byoc_agents.app.cli import main
 from images.collect import Elf
 from lab.real.parts import install
 from lab.real.parts.docker import BASE, Engine
 from lab.real.parts.images import (
+    ACCESS_BROKER,
     ALL_IN_ONE,
+    BROKER_SETTINGS,
     DAEMONS,
     DOCKERFILE,
+    PROVIDED,
+    environment,
     hardened,
     load,
     make_other,
@@ -85,14 +90,25 @@ for ca in ssl.create_default_context().get_ca_certs():
     print(dict(part[0] for part in ca["subject"]).get("organizationName"))
 """
 
+OWN_PACKAGES = re.compile(
+    r"opt/byoc-agents/lib/(cffi|cryptography|pycparser)(-[\d.]+\.dist-info)?/"
+)
+OWN_FILES = {"opt/byoc-agents/code/sbom.json", "opt/byoc-agents/lib/_cffi_backend"}
+
 Images = Callable[[str], str]
 
 
-def files(layout: Path) -> dict[str, tarfile.TarInfo]:
-    """Return every file and link in the layers of the images, by path."""
-    (*_, last) = json.loads((layout / "manifest.json").read_bytes())
+def layers(layout: Path, name: str) -> list[str]:
+    """Return the layers of an image, from the lowest."""
+    content = json.loads((layout / "manifest.json").read_bytes())
+    (found,) = [one["Layers"] for one in content if f"/{name}:" in one["RepoTags"][0]]
+    return list(found)
+
+
+def files(layout: Path, name: str = ALL_IN_ONE) -> dict[str, tarfile.TarInfo]:
+    """Return every file and link in the layers of an image, by path."""
     found: dict[str, tarfile.TarInfo] = {}
-    for layer in last["Layers"]:
+    for layer in layers(layout, name):
         with tarfile.open(layout / layer) as archive:
             found |= {entry.name: entry for entry in archive if not entry.isdir()}
     return found
@@ -141,14 +157,18 @@ def test_the_health_check_says_no_where_nothing_listens(docker: Engine, images: 
         assert container.wait() == 1
 
 
-def test_the_four_images_are_the_same_layers(docker: Engine, images: Images) -> None:
-    layers = {
-        tuple(docker.image(images(name))["RootFS"]["Layers"]) for name in (*DAEMONS, ALL_IN_ONE)
+def test_four_images_are_the_same_layers_and_the_brokers_has_one_more(
+    docker: Engine, images: Images
+) -> None:
+    found = {
+        name: docker.image(images(name))["RootFS"]["Layers"]
+        for name in (*DAEMONS, ALL_IN_ONE, ACCESS_BROKER)
     }
-    assert len(layers) == 1
+    *shared, _ = found.pop(ACCESS_BROKER)
+    assert [one for one in found.values() if one != shared] == []
 
 
-@pytest.mark.parametrize("name", [*DAEMONS, ALL_IN_ONE])
+@pytest.mark.parametrize("name", [*DAEMONS, ACCESS_BROKER, ALL_IN_ONE])
 def test_an_image_says_what_it_is(docker: Engine, images: Images, name: str) -> None:
     config = docker.image(images(name))["Config"]
     prefix = "org.opencontainers.image."
@@ -181,6 +201,10 @@ def test_the_sbom_lists_every_pin_every_package_of_the_base_and_nothing_else(
         kinds[part["purl"].split(":")[1].split("/")[0]].append(part)
     assert {named(part) for part in kinds["pypi"]} == pins()
     assert {part["name"] for part in kinds["deb"]} == BASE_PACKAGES
+    own = json.loads((layout / "sbom-access-broker.json").read_text())
+    added = [one for one in own["components"] if one not in sbom["components"]]
+    assert {named(part) for part in added} == pins("access.txt")
+    assert [one for one in sbom["components"] if one not in own["components"]] == []
     assert all("arch=amd64&distro=debian-12" in part["purl"] for part in kinds["deb"])
 
 
@@ -188,8 +212,8 @@ def named(part: dict[str, Any]) -> tuple[str, str]:
     return re.sub(r"[-_.]+", "-", part["name"]).lower(), part["version"]
 
 
-def pins() -> set[tuple[str, str]]:
-    text = (install.ROOT / "constraints" / "runtime.txt").read_text()
+def pins(file: str = "runtime.txt") -> set[tuple[str, str]]:
+    text = (install.ROOT / "constraints" / file).read_text()
     return {
         (name, version) for name, version in re.findall(r"^([\w.-]+)==([\w.]+)", text, re.MULTILINE)
     }
@@ -207,9 +231,8 @@ def test_what_is_imported_is_compiled(docker: Engine, images: Images) -> None:
 
 def test_what_is_compiled_is_used_whatever_the_time_of_its_source(layout: Path) -> None:
     """By PEP 552: bit 0 of the flags says that the file has a hash, bit 1 that it is checked."""
-    (*_, last) = json.loads((layout / "manifest.json").read_bytes())
     flags: set[int] = set()
-    for layer in last["Layers"]:
+    for layer in layers(layout, ACCESS_BROKER):
         with tarfile.open(layout / layer) as archive:
             for entry in archive:
                 file = archive.extractfile(entry) if entry.name.endswith(".pyc") else None
@@ -236,16 +259,66 @@ def test_nothing_is_inside_but_python_and_the_daemons(layout: Path) -> None:
 
 
 def test_every_library_that_is_named_is_inside(layout: Path) -> None:
-    inside = {Path(name).name for name in files(layout)}
+    inside = {Path(name).name for name in files(layout, ACCESS_BROKER)}
     missing = set()
-    (*_, last) = json.loads((layout / "manifest.json").read_bytes())
-    for layer in last["Layers"]:
+    for layer in layers(layout, ACCESS_BROKER):
         with tarfile.open(layout / layer) as archive:
             for entry in archive:
                 file = archive.extractfile(entry) if entry.isfile() else None
                 if file and (entry.name == PYTHON or ".so" in Path(entry.name).suffixes):
                     missing |= {*Elf(file.read()).needed} - inside
     assert missing == set()
+
+
+def test_the_brokers_own_layer_has_its_packages_and_its_sbom_only(layout: Path) -> None:
+    *_, own = layers(layout, ACCESS_BROKER)
+    with tarfile.open(layout / own) as archive:
+        names = {entry.name for entry in archive if not entry.isdir()}
+    rest = {name.partition(".cpython")[0] for name in names if not OWN_PACKAGES.match(name)}
+    assert rest == OWN_FILES
+    before = {*files(layout)}
+    assert names & before == {"opt/byoc-agents/code/sbom.json"}
+
+
+@pytest.fixture
+def provided(tmp_path: Path) -> Path:
+    """Make the files that the broker needs: an authority, and the policy of docs/access.md."""
+    place = tmp_path / "provided"
+    place.mkdir()
+    assert main(["access", "init-ca", str(place), "--service", "svc"]) == 0
+    page = (install.ROOT / "docs/access.md").read_text()
+    (policy,) = re.findall(r"^```yaml\n(version: 1\n.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    (place / "policy.yaml").write_text(policy)
+    for path in (tmp_path, place, *place.iterdir()):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return place
+
+
+@pytest.mark.parametrize("user", [65532, 12345], ids=["own-uid", "any-uid"])
+def test_the_access_broker_runs_shut_in_obeys_its_commands_and_ends_well(
+    docker: Engine, images: Images, provided: Path, user: int
+) -> None:
+    options = [*hardened(user), "--network=none", *environment(BROKER_SETTINGS)]
+    options.append(f"--volume={provided}:{PROVIDED}:ro")
+    with docker.run(images(ACCESS_BROKER), options=options) as container:
+        until_healthy(container)
+        pages = container.execute("python3", "-c", GET, "/healthz", "/metrics")
+        assert pages.splitlines() == ["200 ok", "200 #"]
+        status = json.loads(container.execute("python3", "-c", STATUS))
+        assert status["daemons"].keys() == {ACCESS_BROKER}
+        said = container.execute("byoc-agents", "access", "kill", "on", "--wait", "10")
+        assert "nobody has access" in said
+        assert container.stop() == 0
+
+
+@pytest.mark.parametrize("name", [*DAEMONS, ALL_IN_ONE])
+def test_no_other_image_can_run_the_access_broker(
+    docker: Engine, images: Images, provided: Path, name: str
+) -> None:
+    options = [*ALONE, *environment(BROKER_SETTINGS), f"--volume={provided}:{PROVIDED}:ro"]
+    with docker.run(images(name), "run", ACCESS_BROKER, options=options) as container:
+        assert container.wait() == 2
+        assert "access-broker needs cryptography" in container.logs()
 
 
 def test_the_systems_cas_are_trusted(docker: Engine, images: Images) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from lab.real.parts import install
 from lab.real.parts.docker import BASE
-from lab.real.parts.images import ALL_IN_ONE, DAEMONS
+from lab.real.parts.images import ACCESS_BROKER, ALL_IN_ONE, DAEMONS
 from lab.real.parts.process import PartError
 from lab.real.parts.publication import BUILDER, SOURCE, Publication, make_key, publish, run
 from lab.real.parts.registry import registry
@@ -107,7 +107,7 @@ def signed_bytes(envelope: dict[str, Any]) -> bytes:
     return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
 
 
-@pytest.mark.parametrize("name", [*DAEMONS, ALL_IN_ONE])
+@pytest.mark.parametrize("name", [*DAEMONS, ACCESS_BROKER, ALL_IN_ONE])
 def test_the_digest_of_every_image_is_signed(
     published: Publication, tmp_path: Path, name: str
 ) -> None:
@@ -155,6 +155,18 @@ def test_an_image_has_an_sbom_for_each_architecture_provenance_and_vex(
     for pin in pins:
         content = (install.ROOT / pin["uri"]).read_bytes()
         assert pin["digest"] == {"sha256": hashlib.sha256(content).hexdigest()}
+
+
+def test_the_access_broker_has_attestations_of_its_own_packages(
+    published: Publication, tmp_path: Path
+) -> None:
+    image = save(published, ACCESS_BROKER, tmp_path / "image")
+    for statement in attested(published.key, image, "cyclonedx"):
+        names = {part["name"] for part in statement["predicate"]["components"]}
+        assert {"aiohttp", "cryptography"} <= names
+    (statement,) = attested(published.key, image, "slsaprovenance1")
+    pins = statement["predicate"]["buildDefinition"]["resolvedDependencies"][2:]
+    assert "constraints/access.txt" in {pin["uri"] for pin in pins}
 
 
 def test_openssl_verifies_the_signature_and_every_attestation(
@@ -288,7 +300,7 @@ def test_what_the_vex_document_says_is_true_of_the_images(layout: Path) -> None:
     for statement in document["statements"]:
         products = statement["products"]
         assert [one["@id"] for one in products] == [
-            f"pkg:oci/{name}" for name in (*DAEMONS, ALL_IN_ONE)
+            f"pkg:oci/{name}" for name in (*DAEMONS, ACCESS_BROKER, ALL_IN_ONE)
         ]
         assert {part["@id"] for one in products for part in one["subcomponents"]} <= components
         assert statement["status"] == "not_affected"
@@ -301,8 +313,8 @@ def test_what_the_vex_document_says_is_true_of_the_images(layout: Path) -> None:
 def naming(layout: Path, symbol: bytes) -> set[str]:
     """Return the programs and libraries that import or export a symbol."""
     found = set()
-    (*_, last) = json.loads((layout / "manifest.json").read_bytes())
-    for layer in last["Layers"]:
+    images = json.loads((layout / "manifest.json").read_bytes())
+    for layer in {layer for image in images for layer in image["Layers"]}:
         with tarfile.open(layout / layer) as archive:
             for entry in archive:
                 file = archive.extractfile(entry) if entry.isfile() else None

@@ -64,6 +64,7 @@ def test_the_image_copies_the_package_and_two_programs() -> None:
     assert copied == [
         "constraints/images.txt /pins.txt",
         "constraints/runtime.txt /pins.txt",
+        "constraints/access.txt /pins.txt",
         "agents/byoc_agents /layers/3-code/opt/byoc-agents/code/byoc_agents",
         "images/launcher.py images/healthcheck.py LICENSE /layers/3-code/opt/byoc-agents/code/",
     ]

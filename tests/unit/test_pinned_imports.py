@@ -18,7 +18,7 @@ from tests.unit.airgap.airgap_harness import BILLING, CUSTOMER, STRANGER, VENDOR
 from tests.unit.control_plane.test_plane_import import key_file
 
 ROOT = Path(byoc_agents.__file__).parents[2]
-RUNTIME, PLANE = "runtime.txt", "control-plane.txt"
+RUNTIME, PLANE, ACCESS = "runtime.txt", "control-plane.txt", "access.txt"
 HIDE = """
 import importlib.metadata, re, sys
 
@@ -101,6 +101,7 @@ def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     ("module", "files", "extras"),
     [
         ("byoc_agents.app.cli", [RUNTIME], ["cryptography", "jinja2"]),
+        ("byoc_agents.app.cli", [RUNTIME, ACCESS], ["jinja2"]),
         ("byoc_control_plane.cli", [RUNTIME, PLANE], ["chdb", "jinja2"]),
     ],
 )
@@ -128,6 +129,19 @@ def test_the_image_of_the_control_plane_installs_its_pins_and_those_of_its_extra
         (wanted,) = tomllib.load(file)["project"]["optional-dependencies"]["exports"]
     listed = (ROOT / "constraints" / "control-plane.in").read_text().split("  #")[0]
     assert listed == wanted
+
+
+def test_the_pins_of_the_access_broker_are_those_of_its_extra() -> None:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        (wanted,) = tomllib.load(file)["project"]["optional-dependencies"]["access"]
+    listed = (ROOT / "constraints" / "access.in").read_text().split("  #")[0]
+    assert listed == wanted
+    ours = set(
+        re.findall(r"^[\w-]+==\S+", (ROOT / "constraints" / ACCESS).read_text(), re.MULTILINE)
+    )
+    tested = (ROOT / "constraints" / "dev.txt").read_text()
+    assert ours
+    assert ours <= set(re.findall(r"^[\w-]+==\S+", tested, re.MULTILINE))
 
 
 @pytest.mark.parametrize(

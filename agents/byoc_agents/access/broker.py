@@ -34,6 +34,7 @@ from byoc_agents.access.errors import (
     EnvelopeError,
     PolicyError,
     ServerError,
+    TailnetError,
 )
 from byoc_agents.access.events import message_of
 from byoc_agents.access.grants import GrantStore, StoredGrants
@@ -69,6 +70,7 @@ from byoc_agents.access.policy import (
     judge_request,
 )
 from byoc_agents.access.replicas import ClickHouseAdmin, CollectedLogs, GrantAccount, user_of
+from byoc_agents.access.tailnet import Tailnet
 from byoc_agents.app.clock import Clock
 from byoc_agents.durable.files import Disk
 from byoc_agents.errors import LedgerError, SpoolError, SpoolFullError
@@ -125,6 +127,7 @@ class BrokerParts(msgspec.Struct, frozen=True, kw_only=True):
     limits: BrokerLimits = BrokerLimits()
     # When the control plane last answered, boot time; 0 = never. None = it is never asked.
     contact: Callable[[], int] | None = None
+    tailnet: Tailnet | None = None  # None = the broker scales nothing
 
 
 class RecordError(Exception):
@@ -159,6 +162,7 @@ class Broker:
         self._collectors: dict[str, asyncio.Task[dict[str, CollectedLogs | str]]] = {}
         self._problems: dict[str, str] = {}  # of the last check of each server; "" = none
         self._sweep_failures = 0
+        self._unexpected_users = 0
         self._kept_policy = ""  # the SHA-256 of the policy whose file was kept last
         self._loaded = False
         self._started_boot_ns = parts.clock.boot_ns()
@@ -191,6 +195,26 @@ class Broker:
         return self._sweep_failures
 
     @property
+    def unexpected_users(self) -> int:
+        """How often a user of no live grant was found on a server."""
+        return self._unexpected_users
+
+    @property
+    def controls_unreadable(self) -> bool:
+        """Whether the kill switch is on only because it or the policy cannot be read."""
+        return self._kill_switch.endswith("cannot be read")
+
+    @property
+    def record_failed(self) -> bool:
+        """Whether the ledger or the store has refused something that is not written yet."""
+        return bool(self._record_error or self._unwritten or self._unsaved)
+
+    @property
+    def tailnet(self) -> Tailnet | None:
+        """The endpoints that the broker scales."""
+        return self._parts.tailnet
+
+    @property
     def overdue_seconds(self) -> float:
         """For how long the user of a grant may exist after the grant's end."""
         late = [g.end_ms for g in self._active.values() if g.touched and g.end_ms]
@@ -205,6 +229,9 @@ class Broker:
             "servers": {name: problem or None for name, problem in self._problems.items()},
             "overdue_seconds": int(self.overdue_seconds),
             "record_error": self._record_error or None,
+            "tailnet": {k: v or None for k, v in self.tailnet.errors.items()}
+            if self.tailnet
+            else None,
         }
 
     # One pass.
@@ -229,6 +256,7 @@ class Broker:
         for grant in list(self._active.values()):
             await self._apply(grant, Cause.STOPPING)
         while any(grant.state is State.CLOSING for grant in self._active.values()):
+            self._state_endpoints()
             await self._work()
             await self._flush()
             await self._parts.clock.sleep(PASS_SECONDS)
@@ -259,6 +287,13 @@ class Broker:
             await self._apply_due(grant.id)
         now = self._now()
         self._highest_wall_ms = max(self._highest_wall_ms, now.wall_ms)
+        self._state_endpoints()
+
+    def _state_endpoints(self) -> None:
+        """State which endpoints of the tailnet the live grants need."""
+        if self.tailnet is not None:
+            live = [grant for grant in self._active.values() if grant.state in LIVE]
+            self.tailnet.set_needed({name for g in live for name in g.request.endpoints})
 
     def _read_controls(self) -> None:
         reason, policy = self._parts.kill_switch.find_reason(), None
@@ -779,6 +814,11 @@ class Broker:
                 await self._certify(current)
             except (AuthorityError, RecordError) as error:
                 return f"authority: {error}"
+        if self.tailnet is not None:
+            try:
+                await self.tailnet.open(current.request.endpoints)
+            except TailnetError as error:
+                return f"tailnet: {error}"
         made = []
         for admin in usable:
             current = await self._require(grant_id, State.OPENING)
@@ -987,6 +1027,10 @@ class Broker:
         except SpoolError as error:
             self._fail(f"store: {error}")
         await asyncio.gather(*(self._drop_unknown(admin) for admin in self._admins.values()))
+        for endpoint in self.tailnet.take_unexpected() if self.tailnet else ():
+            detail = {"endpoint": endpoint}
+            line = FactLine(fact="drift", subject="", reason="tailnet", detail=detail)
+            await self._write(line, keep=True)
         for grant in self.grants:
             if grant.state is State.OPEN:
                 await self._watch(grant)
@@ -1003,6 +1047,7 @@ class Broker:
             return
         known = {user_of(g.id) for g in self._active.values() if _counts_as_open(g)}
         for user in sorted(set(users) - known):
+            self._unexpected_users += 1
             line = FactLine(
                 fact="drift",
                 subject="",

@@ -22,6 +22,7 @@ from byoc_agents.access.orders import OrderFolder
 from byoc_agents.access.requests import RequestPoller
 from byoc_agents.access.settings import Settings, check_service
 from byoc_agents.access.source import BrokerCollector, BrokerSource
+from byoc_agents.access.tailnet import CHECK_SECONDS, KubernetesScaler, Tailnet, path_of_scale
 from byoc_agents.app.context import ClickHouseSettings, Runtime
 from byoc_agents.app.daemon import Daemon
 from byoc_agents.app.reloadable_secret import ReloadableSecret
@@ -49,7 +50,7 @@ SECRET_SECONDS = 1.0  # between two checks of a secret's file
 def destinations(
     core: CoreSettings, _clickhouse: ClickHouseSettings, own: Settings, _environ: Mapping[str, str]
 ) -> list[Destination]:
-    """Return all destinations of the broker: the control plane, and each server."""
+    """Return all destinations of the broker: control plane, servers, and the Kubernetes API."""
     check_service(core)
     found = [
         clickhouse_destination(
@@ -76,6 +77,18 @@ def destinations(
                 frequency=f"{own.poll_seconds:g} s",
             )
         )
+    found += [
+        https_destination(
+            own.kubernetes_url.rstrip("/") + path_of_scale(deployment),
+            private=True,
+            kind=DestinationKind.KUBERNETES,
+            daemon=NAME,
+            purpose="scale of an endpoint of the tailnet",
+            setting="BYOC_ACCESS_KUBERNETES_URL",
+            frequency=f"each {CHECK_SECONDS:g} s, and per grant",
+        )
+        for deployment in own.tailnet.values()
+    ]
     return found
 
 
@@ -110,6 +123,7 @@ async def open_daemon(
                 close_on_stop=own.close_on_stop,
             ),
             contact=poller.read_contact if poller else None,
+            tailnet=_tailnet(own, session, runtime) if own.tailnet else None,
         )
         broker = Broker(parts)
         stack.push_async_callback(broker.close)
@@ -147,6 +161,11 @@ async def _open_server(
 
     storage = Storage.MEMORY if own.storage == "memory" else Storage.DEFAULT
     return ClickHouseServer(name, await connect(BOUNDS), await connect(LOG_BOUNDS), storage)
+
+
+def _tailnet(own: Settings, session: aiohttp.ClientSession, runtime: Runtime) -> Tailnet:
+    scaler = KubernetesScaler(own.kubernetes_url, Path(own.kubernetes_dir), session)
+    return Tailnet(own.tailnet, scaler, runtime.clock)
 
 
 def _poller(

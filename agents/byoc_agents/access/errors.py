@@ -35,5 +35,9 @@ class AuthorityError(ByocError):
     """The certificate authority cannot be read, or cannot sign: a key, a CSR or a name."""
 
 
+class TailnetError(ByocError):
+    """The Kubernetes API did not confirm that an endpoint of the tailnet was scaled."""
+
+
 class ServerError(ByocError):
     """A ClickHouse server did not confirm a statement. After a time-out it may have run it."""

@@ -1,5 +1,6 @@
 """The settings of the access broker."""
 
+import re
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -13,6 +14,8 @@ from byoc_agents.errors import ConfigError
 from byoc_agents.servers import parse_servers
 from byoc_agents.sinks.https import check_signing_secret, check_token
 
+_DEPLOYMENT = re.compile(r"([a-z0-9-]+)=([a-z0-9-]+/[a-z0-9.-]+)")
+
 
 def _servers(text: str) -> dict[str, str]:
     """Return replica name -> URL. Raises ValueError."""
@@ -25,6 +28,26 @@ def _events_url(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme not in {"http", "https"} and not text.startswith("file:///"):
         raise ValueError("not an https or file URL")
+    return text
+
+
+def _tailnet(text: str) -> dict[str, str]:
+    """Return endpoint -> NAMESPACE/NAME of its Deployment. Raises ValueError."""
+    found: dict[str, str] = {}
+    for pair in text.split(",") if text.strip() else ():
+        match = _DEPLOYMENT.fullmatch(pair.strip())
+        if not match:
+            raise ValueError("expected endpoint=namespace/name,endpoint=namespace/name")
+        if match[1] in found:
+            raise ValueError(f"{match[1]} is given twice")
+        found[match[1]] = match[2]
+    return found
+
+
+def _kubernetes_url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in {"http", "https"} or parts.path not in {"", "/"} or parts.query:
+        raise ValueError("expected https://host[:port]")
     return text
 
 
@@ -145,6 +168,31 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "true to end all access when the broker stops; a rolling update then ends it too",
         ),
     ] = False
+
+    tailnet: Annotated[
+        dict[str, str],
+        Setting(
+            "BYOC_ACCESS_TAILNET",
+            "endpoint=namespace/name,...: Deployments of the tailnet, scaled to 1 while a grant for"
+            " the endpoint is live, else to 0; empty = none",
+            parse=_tailnet,
+        ),
+    ] = msgspec.field(default_factory=dict)
+    kubernetes_url: Annotated[
+        str,
+        Setting(
+            "BYOC_ACCESS_KUBERNETES_URL",
+            "https://host[:port] of the Kubernetes API, with BYOC_ACCESS_TAILNET",
+            parse=_kubernetes_url,
+        ),
+    ] = "https://kubernetes.default.svc"
+    kubernetes_dir: Annotated[
+        str,
+        Setting(
+            "BYOC_ACCESS_KUBERNETES_DIR",
+            "a directory with the service account's token and the cluster's ca.crt",
+        ),
+    ] = "/var/run/secrets/kubernetes.io/serviceaccount"
 
     @property
     def sends_to_directory(self) -> bool:

@@ -29,6 +29,8 @@ class BrokerSource:
     async def run(self) -> None:
         """Pass and poll until cancelled. May be called again."""
         async with asyncio.TaskGroup() as tasks:
+            if self._broker.tailnet is not None:
+                tasks.create_task(self._broker.tailnet.run())
             if self._poller is not None:
                 tasks.create_task(self._poller.run())
             tasks.create_task(self._pass())
@@ -36,6 +38,8 @@ class BrokerSource:
     async def finish(self) -> None:
         """End all access if the settings say so. Called after `run` was cancelled."""
         await self._broker.finish()
+        if self._broker.tailnet is not None:
+            await self._broker.tailnet.reconcile()
 
     async def _pass(self) -> None:
         while True:
@@ -106,6 +110,16 @@ class BrokerCollector(Collector):
             {(): float(bool(broker.kill_switch))},
         )
         yield self._gauge(
+            "byoc_access_controls_unreadable",
+            "1 if the kill switch is on because it or the policy cannot be read, else 0",
+            {(): float(broker.controls_unreadable)},
+        )
+        yield self._gauge(
+            "byoc_access_record_failed",
+            "1 if the ledger or the store has refused something that is not written yet, else 0",
+            {(): float(broker.record_failed)},
+        )
+        yield self._gauge(
             "byoc_access_overdue_seconds",
             "For how long a user may exist after the end of its grant; 0 = none does",
             {(): broker.overdue_seconds},
@@ -122,13 +136,39 @@ class BrokerCollector(Collector):
                 "When the control plane last answered a poll for requests",
                 {(): self._poller.last_success_ms / 1000},
             )
-        failures = CounterMetricFamily(
+        yield self._counter(
             "byoc_access_sweep_failures",
             "How often the users of a server could not be compared with the grants",
-            labels=["daemon"],
+            broker.sweep_failures,
         )
-        failures.add_metric([self._daemon], broker.sweep_failures)
-        yield failures
+        yield self._counter(
+            "byoc_access_unexpected_users",
+            "How often a user of no live grant was found on a server",
+            broker.unexpected_users,
+        )
+        if (tailnet := broker.tailnet) is None:
+            return
+        yield self._gauge(
+            "byoc_access_tailnet_pods",
+            "Pods of an endpoint of the tailnet, when the Kubernetes API last answered",
+            {(name,): float(pods) for name, pods in tailnet.pods.items()},
+            ["endpoint"],
+        )
+        yield self._gauge(
+            "byoc_access_tailnet_late_seconds",
+            "For how long an endpoint of the tailnet has not been as it must be; 0 = all are",
+            {(): tailnet.late_seconds},
+        )
+        yield self._counter(
+            "byoc_access_tailnet_unexpected",
+            "How often an endpoint of the tailnet had a pod although nobody had access",
+            tailnet.unexpected_count,
+        )
+
+    def _counter(self, name: str, text: str, value: float) -> CounterMetricFamily:
+        family = CounterMetricFamily(name, text, labels=["daemon"])
+        family.add_metric([self._daemon], value)
+        return family
 
     def _gauge(
         self,

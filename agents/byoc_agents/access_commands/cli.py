@@ -68,7 +68,7 @@ from byoc_agents.access_commands.verify import verify_pack
 from byoc_agents.app.command_line import CommandParser
 from byoc_agents.app.files import MAX_SECRET_BYTES, read_within
 from byoc_agents.errors import SpoolError
-from byoc_agents.ledger.format import Head
+from byoc_agents.ledger.format import LinePosition
 from byoc_agents.ledger.heads import parse_heads
 from byoc_agents.ledger.query import RecordedFact
 from byoc_agents.report.cli import standard_state_dir
@@ -249,7 +249,7 @@ def _since(text: str) -> int:
     return int(moment.timestamp() * 1000)
 
 
-def _anchor(text: str) -> Head:
+def _anchor(text: str) -> LinePosition:
     try:
         (head,) = parse_heads(text).anchors
     except ValueError:

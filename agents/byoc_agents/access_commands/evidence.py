@@ -19,7 +19,7 @@ from byoc_agents.access.documents import sha256
 from byoc_agents.access.events import event_id
 from byoc_agents.access.machine import Grant, State
 from byoc_agents.access_commands.state import BrokerState, summarize
-from byoc_agents.ledger.format import FactLine, Intent, ReceiptLine, decode
+from byoc_agents.ledger.format import FactLine, IntentLine, ReceiptLine, decode
 from byoc_agents.ledger.reader import raw_lines
 from byoc_agents.ledger.segments import Segments
 
@@ -125,7 +125,7 @@ def _is_about(raw: bytes, grant_id: str, event_ids: frozenset[str]) -> bool:
     match line:
         case FactLine():
             return line.subject == grant_id
-        case Intent():
+        case IntentLine():
             return any(sent.id in event_ids for sent in line.messages)
         case ReceiptLine():
             return any(ended.id in event_ids for ended in line.outcomes)

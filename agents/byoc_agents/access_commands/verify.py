@@ -35,11 +35,11 @@ from byoc_agents.errors import Reason
 from byoc_agents.ledger.format import (
     MAX_TEXT,
     FactLine,
-    Head,
     LedgerLine,
+    LinePosition,
     ReceiptLine,
     decode,
-    digest,
+    sha256_hex,
 )
 
 SUM = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9._-]+)")
@@ -70,7 +70,7 @@ def verify_pack(
     directory: Path,
     vendor_keys: Sequence[VerifyingKey] = (),
     approver_keys: Sequence[VerifyingKey] = (),
-    anchors: Sequence[Head] = (),
+    anchors: Sequence[LinePosition] = (),
 ) -> EvidenceVerdict:
     """Return everything that is wrong with the evidence. Raises OSError if it cannot be read.
 
@@ -137,7 +137,7 @@ class _EvidenceCheck:
     def _add(self, problem: str) -> None:
         self._verdict.problems.append(problem)
 
-    def find_broken_chain(self, anchors: Sequence[Head]) -> Iterator[str]:
+    def find_broken_chain(self, anchors: Sequence[LinePosition]) -> Iterator[str]:
         """Compare each line with the hash in the next one, and the anchors with the lines."""
         self._verdict.lines = len(self._raw)
         heads = {}
@@ -145,9 +145,9 @@ class _EvidenceCheck:
             if line is None:
                 yield f"ledger.jsonl: not a line of a ledger: {raw[:60]!r}"
             else:
-                heads[line.sequence] = digest(raw)
+                heads[line.sequence] = sha256_hex(raw)
         for (raw, _), (_, after) in itertools.pairwise(zip(self._raw, self._lines, strict=True)):
-            if after is not None and after.previous != digest(raw):
+            if after is not None and after.previous != sha256_hex(raw):
                 yield f"ledger.jsonl: line {after.sequence}: `previous` is not the line before it"
         numbers = [line.sequence for line in self._lines if line is not None]
         if numbers != list(range(numbers[0], numbers[0] + len(numbers)) if numbers else []):

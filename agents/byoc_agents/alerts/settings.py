@@ -14,7 +14,7 @@ MAX_NAMES = 32  # of labels, and of annotations: bounds an event's size
 LABELS = ("alertname", "severity", "cluster", "namespace", "pod", "replica", "reason")
 
 
-SHIPPED_RULES = (  # the alerts of helm/byoc-agents/rules, except the Watchdog
+SHIPPED_RULES = (  # of the chart, except the Watchdog and those about access
     "ClickHouseDown",
     "ClickHouseReadonlyReplica",
     "ClickHouseKeeperSessionExpired",

@@ -50,6 +50,7 @@ class DestinationKind(StrEnum):
     STS = "sts"
     POD_IDENTITY = "pod-identity"  # the agent of EKS or ECS on the node
     CLICKHOUSE = "clickhouse"
+    KUBERNETES = "kubernetes"  # the API server
     PROXY = "proxy"
 
 

@@ -3,6 +3,7 @@
 from ipaddress import ip_network
 from typing import Any
 
+from byoc_agents.egress.destinations import DestinationKind
 from byoc_agents.policy.flows import (
     DNS_PORT,
     OPENSHIFT_DNS_PORT,
@@ -108,7 +109,8 @@ def _by_address(flow: Flow) -> list[dict[str, Any]]:
         return []
     ports = _ports(flow.port)
     if flow.place is FlowTarget.CLUSTER:
-        return [{"toEntities": ["cluster"], "toPorts": ports}]
+        api = flow.kind is DestinationKind.KUBERNETES  # it may run outside of the cluster
+        return [{"toEntities": ["kube-apiserver" if api else "cluster"], "toPorts": ports}]
     node = [{"toEntities": ["host"], "toPorts": ports}] if flow.place is FlowTarget.NODE else []
     return [{"toCIDR": list(flow.cidrs), "toPorts": ports}, *node]
 

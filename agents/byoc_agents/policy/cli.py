@@ -79,7 +79,7 @@ findings; 2 = a mistake in the settings or options, or a manifest that cannot be
 
 example: byoc-agents policy networkpolicy billing-scraper --namespace db --check policy.yaml"""
 )
-NARROWED = ("s3", "sqs", "sts", "control-plane", "proxy")  # kinds of hosts beyond the node
+NARROWED = ("s3", "sqs", "sts", "control-plane", "proxy", "kubernetes")  # beyond the pod network
 NO_NAMESPACE = PolicyFinding("metadata.namespace", "is not judged", "--namespace NAME")
 # Policies contain no secrets, so none are needed to render them.
 STAND_INS = {
@@ -88,6 +88,9 @@ STAND_INS = {
     "BYOC_ALERTS_WEBHOOK_TOKEN": "none",
     "BYOC_ALERTS_FINGERPRINT_SECRET": "0" * 32,
     "BYOC_CLICKHOUSE_PASSWORD": "none",
+    "BYOC_ACCESS_PASSWORD": "none",
+    "BYOC_ACCESS_TOKEN": "none",
+    "BYOC_ACCESS_SIGNING_SECRET": "whsec_" + "A" * 32,
 }
 IDENTITIES = {  # the variables that EKS sets in a pod
     "irsa": {

@@ -147,5 +147,10 @@
   "BYOC_ACCESS_SIGNING_SECRET_FILE" "/etc/byoc-agents/access-secret/signing-secret"
 -}}
 {{- if $own.requestsUrl -}}{{- $_ := set $env "BYOC_ACCESS_REQUESTS_URL" $own.requestsUrl -}}{{- end -}}
+{{- with include "byoc-agents.scaledEndpoints" . -}}
+{{- $_ := set $env "BYOC_ACCESS_TAILNET" . -}}
+{{- $_ := set $env "BYOC_ACCESS_KUBERNETES_URL" $own.kubernetesUrl -}}
+{{- $_ := set $env "BYOC_ACCESS_KUBERNETES_DIR" "/var/run/secrets/byoc-agents/kubernetes" -}}
+{{- end -}}
 {{- toJson $env -}}
 {{- end -}}

@@ -58,6 +58,7 @@ holds both together. A flow: host, port, kind, place (node, cluster, beyond), ci
 {{- range list $v.accessBroker.eventsUrl $v.accessBroker.requestsUrl -}}
 {{- if . -}}{{- $urls = append $urls (dict "kind" "control-plane" "url" .) -}}{{- end -}}
 {{- end -}}
+{{- if include "byoc-agents.scaledEndpoints" .root -}}{{- $urls = append $urls (dict "kind" "kubernetes" "url" $v.accessBroker.kubernetesUrl) -}}{{- end -}}
 {{- end -}}
 {{- toJson $urls -}}
 {{- end -}}
@@ -185,7 +186,7 @@ ports:
 {{- if and (not .literal) (eq .place "beyond") -}}
 {{- $_ := set $byPort (toString .port) (append (index $byPort (toString .port) | default list) $match) -}}
 {{- else if eq .place "cluster" -}}
-{{- $rules = append $rules (dict "toEntities" (list "cluster") "toPorts" $ports) -}}
+{{- $rules = append $rules (dict "toEntities" (list (eq .kind "kubernetes" | ternary "kube-apiserver" "cluster")) "toPorts" $ports) -}}
 {{- else -}}
 {{- $rules = append $rules (dict "toCIDR" .cidrs "toPorts" $ports) -}}
 {{- if eq .place "node" -}}{{- $rules = append $rules (dict "toEntities" (list "host") "toPorts" $ports) -}}{{- end -}}

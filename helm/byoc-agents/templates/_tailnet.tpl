@@ -17,6 +17,16 @@ nginx, which knows the servers by name. Templates exchange lists and maps as JSO
 {{- toJson $found -}}
 {{- end -}}
 
+{{/* The endpoints that the broker scales, as the setting BYOC_ACCESS_TAILNET; empty if there is none. */}}
+{{- define "byoc-agents.scaledEndpoints" -}}
+{{- $root := . -}}
+{{- $pairs := list -}}
+{{- range include "byoc-agents.tailnetEndpoints" . | fromJsonArray -}}
+{{- if eq (int .replicas) 0 -}}{{- $pairs = append $pairs (printf "%s=%s/%s-%s" .name $root.Release.Namespace (include "byoc-agents.name" $root) .component) -}}{{- end -}}
+{{- end -}}
+{{- join "," $pairs -}}
+{{- end -}}
+
 {{/* The labels of a pod: dict root, component. */}}
 {{- define "byoc-agents.tailnetLabels" -}}
 app.kubernetes.io/name: byoc-agents

@@ -22,6 +22,7 @@ from lab.real.parts.process import POLL_SECONDS, PartError
 DOCKERFILE = ROOT / "images" / "Dockerfile"
 DAEMONS = ("billing-scraper", "state-exporter", "alert-forwarder")
 ALL_IN_ONE = "byoc-agents"
+ACCESS_BROKER = "access-broker"
 CA_IN_BUILD = "/run/secrets/ca.pem"  # where the Dockerfile mounts the secret `ca`
 KEPT = ("index-url", "extra-index-url", "trusted-host", "proxy", "default-timeout")
 
@@ -41,6 +42,18 @@ SETTINGS = {  # every daemon's, with nowhere to send to but its own disk
     "BYOC_ALERTS_SIGNING_SECRET": "whsec_" + "a2tr" * 8,
     "BYOC_ALERTS_WEBHOOK_TOKEN": "token",
     "BYOC_ALERTS_FINGERPRINT_SECRET": "f" * 32,
+}
+PROVIDED = "/etc/byoc-agents/access"  # where the files of the access broker are mounted
+BROKER_SETTINGS = {  # of the access broker, with a server that does not answer
+    "BYOC_ORGANIZATION_ID": "org",
+    "BYOC_SERVICE_ID": "svc",
+    "BYOC_REGION": "eu-central-1",
+    "BYOC_SHUTDOWN_GRACE_SECONDS": "1",
+    "BYOC_ACCESS_POLICY_FILE": f"{PROVIDED}/policy.yaml",
+    "BYOC_ACCESS_CA_DIR": PROVIDED,
+    "BYOC_ACCESS_SERVERS": "r0=https://127.0.0.1:1",
+    "BYOC_ACCESS_PASSWORD": "password",
+    "BYOC_ACCESS_EVENTS_URL": "file:///var/lib/byoc-agents",
 }
 OF_DAEMON = {
     "billing-scraper": "BYOC_BILLING_",

@@ -18,6 +18,7 @@ from byoc_agents.access.grants import GrantStore
 from byoc_agents.access.machine import Grant, State
 from byoc_agents.access.orders import Approve, Order, OrderFolder, Submit
 from byoc_agents.access.replicas import CollectedLogs, GrantAccount
+from byoc_agents.access.tailnet import Tailnet
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import LedgerError, SpoolUnavailableError
@@ -47,6 +48,7 @@ class Harness:
         self.store_error = ""
         self.spool_bytes = 1 << 24
         self.contact_boot_ns: int | None = 0  # the last answer of the control plane; None: files
+        self.tailnet: Tailnet | None = None
         self.state.mkdir(parents=True)
         (directory / "ca").mkdir()
         create_authority(directory / "ca", "svc-1", START_MS - 86_400_000)
@@ -97,6 +99,7 @@ class Harness:
                 disk=disk,
                 limits=self.limits,
                 contact=None if self.contact_boot_ns is None else self._read_contact,
+                tailnet=self.tailnet,
             )
             self.broker = Broker(parts)
             yield self.broker

@@ -14,10 +14,10 @@ from byoc_agents.access.events import event_id
 from byoc_agents.access.machine import State
 from byoc_agents.access.orders import Approve, Deny, Revoke, Submit
 from byoc_agents.access_commands import main
-from byoc_agents.delivery.sink import Message, Receipt
 from byoc_agents.errors import Reason
-from byoc_agents.ledger.format import digest
+from byoc_agents.ledger.format import sha256_hex
 from byoc_agents.ledger.writer import FileLedger
+from byoc_agents.message import Message, Receipt
 from lab.fakes.core import START_MS, FakeClock
 from tests.unit.access.access_documents import (
     APPROVER,
@@ -173,7 +173,7 @@ def edit_lines(pack: Path, change: Callable[[list[bytes]], list[bytes]], *, chai
         for number, raw in enumerate(lines):
             fields = json.loads(raw)
             if made:
-                fields["previous"] = digest(made[-1])
+                fields["previous"] = sha256_hex(made[-1])
                 fields["sequence"] = json.loads(made[0])["sequence"] + number
             made.append(json.dumps(fields).encode())
         lines = made
@@ -199,13 +199,13 @@ async def test_only_a_kept_anchor_shows_a_history_that_was_written_again(
 ) -> None:
     raw = (pack / "ledger.jsonl").read_bytes().splitlines()
     last = json.loads(raw[-1])["sequence"]
-    anchor = f"{last}:{digest(raw[-1])}"
+    anchor = f"{last}:{sha256_hex(raw[-1])}"
     assert Found(capsys, pack, "--anchor", anchor).problems == []
     edit_lines(pack, lambda lines: [*lines[:1], *lines[1:]], chain=True)
     assert Found(capsys, pack).problems == []
     problems = Found(capsys, pack, "--anchor", anchor).problems
     assert problems == [f"anchor {last}: another history: the line has another hash"]
-    problems = Found(capsys, pack, "--anchor", f"{last + 1}:{digest(b'')}").problems
+    problems = Found(capsys, pack, "--anchor", f"{last + 1}:{sha256_hex(b'')}").problems
     assert problems[0].startswith(f"anchor {last + 1}: the evidence has the lines ")
     assert main(["verify", str(pack), "--anchor", "x"], {}) == 2
 

@@ -61,6 +61,7 @@ def test_only_programs_and_libraries_may_be_run_and_only_the_state_is_the_users(
 def layout(place: Path, layers: Path, architecture: str) -> Path:
     """Write a layout of these layers."""
     about = {"version": "1.2.3", "revision": "r", "base": "b@sha256:0", "layers": layers}
+    about |= {"own": layers.parent / "own"}
     created = "2026-11-01T12:00:00+01:00"
     write(argparse.Namespace(layout=place, architecture=architecture, created=created, **about))
     return place
@@ -72,7 +73,7 @@ def test_a_layout_holds_what_it_names(tmp_path: Path) -> None:
     blobs = {file.name: file.read_bytes() for file in (place / "blobs/sha256").iterdir()}
     assert all(hashlib.sha256(data).hexdigest() == name for name, data in blobs.items())
     index = json.loads((place / "index.json").read_text())
-    assert len(index["manifests"]) == 4
+    assert len(index["manifests"]) == 5
     for entry in index["manifests"]:
         manifest = json.loads(blobs[entry["digest"].removeprefix("sha256:")])
         config = json.loads(blobs[manifest["config"]["digest"].removeprefix("sha256:")])
@@ -80,6 +81,28 @@ def test_a_layout_holds_what_it_names(tmp_path: Path) -> None:
         for part, diff in zip(manifest["layers"], config["rootfs"]["diff_ids"], strict=True):
             data = gzip.decompress(blobs[part["digest"].removeprefix("sha256:")])
             assert f"sha256:{hashlib.sha256(data).hexdigest()}" == diff
+
+
+def test_a_layer_of_one_image_changes_no_other(tmp_path: Path) -> None:
+    tree(tmp_path / "layers/1", 0o644, 1)
+    entries = []
+    for name in ("without", "with"):
+        if name == "with":
+            tree(tmp_path / "own/access-broker/4-access", 0o644, 1)
+        place = layout(tmp_path / name, tmp_path / "layers", "amd64")
+        entries.append(
+            {
+                entry["annotations"]["org.opencontainers.image.ref.name"]: entry
+                for entry in json.loads((place / "index.json").read_text())["manifests"]
+            }
+        )
+    without, made = entries
+    changed = {name for name, entry in made.items() if entry != without[name]}
+    assert changed == {"access-broker"}
+    manifest = json.loads(
+        (tmp_path / "with/blobs" / made["access-broker"]["digest"].replace(":", "/")).read_text()
+    )
+    assert len(manifest["layers"]) == 2
 
 
 def test_several_architectures_become_one_index_in_any_order(
