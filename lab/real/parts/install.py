@@ -305,7 +305,13 @@ def library_path(place: Path) -> dict[str, str]:
 
 @contextmanager
 def _once(place: Path, *inputs: str) -> Iterator[bool]:
-    """Hold the cache's lock; yield True if `place` was not made from exactly these inputs."""
+    """Yield True, with the cache's lock, if `place` was not made from exactly these inputs.
+
+    What is made is used without the lock, so that nobody waits for the build of another part.
+    """
+    if is_made(place, *inputs):
+        yield False
+        return
     CACHE.mkdir(parents=True, exist_ok=True)
     stamp = _stamp(place)
     with (CACHE / "lock").open("w") as lock:
