@@ -81,7 +81,7 @@ def restarts(cluster: Cluster) -> dict[str, int]:
 def running(cluster: Cluster) -> dict[str, str]:
     """Return container -> id of each that runs.
 
-    After a power loss a pod gets a new sandbox, in which a count of restarts may begin anew.
+    After a power loss a pod gets a new sandbox, in which a count of restarts may start at 0 again.
     """
     return {
         one["name"]: one["containerID"]

@@ -307,7 +307,7 @@ def library_path(place: Path) -> dict[str, str]:
 def _once(place: Path, *inputs: str) -> Iterator[bool]:
     """Yield True, with the cache's lock, if `place` was not made from exactly these inputs.
 
-    What is made is used without the lock, so that nobody waits for the build of another part.
+    A made part needs no lock, so that nobody waits for the build of another part.
     """
     if is_made(place, *inputs):
         yield False

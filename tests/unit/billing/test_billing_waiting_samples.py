@@ -89,12 +89,12 @@ async def test_the_records_are_those_of_samples_metered_one_by_one(
 ) -> None:
     random = Random(seed)
     samples: list[Sample] = []
-    told = Simulation(random=random, source=source, meter=RecordingMeter(samples))
+    simulation = Simulation(random=random, source=source, meter=RecordingMeter(samples))
     for event in random.choices(QUIET + EVENTS, k=150):
-        told.happen(event)
-    state = told.state
+        simulation.happen(event)
+    state = simulation.state
     assert state is not None
-    periods = told.periods + Meter.close(state)[1]
+    periods = simulation.periods + Meter.close(state)[1]
     recorder = Recorder(identity=IDENTITY, sample_ms=5000)
     machine = SampleMachine(samples)
     intervals = Intervals(sample_ms=5000, window_ms=WINDOW_MS, seal_ms=10**12)
