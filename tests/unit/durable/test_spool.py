@@ -49,7 +49,7 @@ class Held:
         self._gate.wait(30)
 
     async def begin(self) -> None:
-        """Wait until the thread is busy: what is asked for from now on is in the next group."""
+        """Wait until the thread is busy: later operations are in the next group."""
         await asyncio.to_thread(self._begun.wait, 30)
 
     async def close_file(self) -> None:
