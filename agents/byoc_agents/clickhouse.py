@@ -43,7 +43,7 @@ class ClickHouseUnreachableError(ClickHouseError):
 
 
 class ClickHouseTimeoutError(ClickHouseError):
-    """No complete answer in time."""
+    """No complete response in time."""
 
 
 class ClickHouseAuthError(ClickHouseError):
@@ -55,11 +55,11 @@ class ClickHouseServerError(ClickHouseError):
 
 
 class ClickHouseResponseError(ClickHouseError):
-    """An answer not from ClickHouse: a redirect, a proxy's page, cut or broken JSON."""
+    """A response not from ClickHouse: a redirect, a proxy's page, cut or broken JSON."""
 
 
 class ClickHouseTooLargeError(ClickHouseError):
-    """The answer is longer than the limit in bytes. The rest was not read."""
+    """The response is longer than the limit in bytes. The rest was not read."""
 
 
 class _Columns(msgspec.Struct):
@@ -67,7 +67,7 @@ class _Columns(msgspec.Struct):
     type: str
 
 
-class _QueryAnswer(msgspec.Struct):
+class _QueryResponse(msgspec.Struct):
     meta: list[_Columns]
     data: list[list[Any]]
 
@@ -78,7 +78,7 @@ class _Reply(msgspec.Struct, frozen=True):
     body: bytes
 
 
-_DECODER = msgspec.json.Decoder(_QueryAnswer)
+_DECODER = msgspec.json.Decoder(_QueryResponse)
 _HEADERS = {
     "User-Agent": f"byoc-agents/{__version__}",  # identifies the queries in query_log
     "Accept-Encoding": "identity",
@@ -90,7 +90,7 @@ class Bounds(msgspec.Struct, frozen=True):
     """Limits of one request."""
 
     seconds: float = 5.0  # from the connection to the last byte
-    answer_bytes: int = 1024 * 1024  # answers to the exporter have a few KiB
+    response_bytes: int = 1024 * 1024  # responses to the exporter have a few KiB
 
 
 BOUNDS = Bounds()
@@ -143,7 +143,7 @@ class ClickHouse:
         reply = await self._request("GET", "/ping")
         self._check(reply)
         if reply.body.strip() != b"Ok.":
-            raise ClickHouseResponseError("/ping: not ClickHouse's answer")
+            raise ClickHouseResponseError("/ping: not ClickHouse's response")
 
     async def replicas_status(self) -> bool:
         """Return False if the server reports that a replica lags (503), else True. Needs no login.
@@ -216,9 +216,9 @@ class ClickHouse:
         content = bytearray()
         async for chunk in response.content.iter_chunked(64 * 1024):
             content += chunk
-            if len(content) > self._bounds.answer_bytes:
+            if len(content) > self._bounds.response_bytes:
                 response.close()
-                raise ClickHouseTooLargeError(f"more than {self._bounds.answer_bytes} bytes")
+                raise ClickHouseTooLargeError(f"more than {self._bounds.response_bytes} bytes")
         return bytes(content)
 
     def _open(self) -> aiohttp.ClientSession:
@@ -274,15 +274,15 @@ def _code(response: aiohttp.ClientResponse, content: bytes) -> int:
 
 def _rows(reply: _Reply) -> list[Row]:
     try:
-        answer = _DECODER.decode(reply.body)
-        converters = [(column.name, _converter(column.type)) for column in answer.meta]
+        response = _DECODER.decode(reply.body)
+        converters = [(column.name, _converter(column.type)) for column in response.meta]
         return [
             {name: convert(value) for (name, convert), value in zip(converters, row, strict=True)}
-            for row in answer.data
+            for row in response.data
         ]
     except (msgspec.MsgspecError, ValueError, TypeError):
         if match := _CODE.search(reply.body[-4096:]):  # an error after the first bytes of a 200
-            raise ClickHouseServerError("in a broken answer", int(match[1])) from None
+            raise ClickHouseServerError("in a broken response", int(match[1])) from None
         raise ClickHouseResponseError("broken JSON") from None
 
 

@@ -100,7 +100,7 @@ def main(argv: Sequence[str]) -> int:
     asked = make_parser().parse_args(argv)
     template, answers = make_template(asked)
     if asked.check:
-        found = live.differences(answers, live.read_answers(asked.check, answers))
+        found = live.differences(answers, live.read_responses(asked.check, answers))
         lines = "".join(f"{finding}\n" for finding in found)
         as_json = asked.format == "json"
         sys.stdout.write(findings_json("stack", asked.check, found) if as_json else lines)

@@ -36,7 +36,7 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True):
     native: int  # port for engineers
 
 
-def answer_of(server: ClickHouseDouble) -> Answer:
+def response_of(server: ClickHouseDouble) -> Answer:
     """Return the answers to the engineers' queries: REFUSED without a user."""
 
     def answer(query: Query) -> tuple[int, bytes]:
@@ -53,7 +53,7 @@ async def main(host: str, *arguments: str) -> None:
     server = ClickHouseDouble(lambda: time.time_ns() // 1_000_000)
     context = strict_context(Path(certificate), Path(key), Path(authority))
     ports = (int(native), int(https))
-    async with server.http, listening(host, context, answer_of(server), ports) as (port, _):
+    async with server.http, listening(host, context, response_of(server), ports) as (port, _):
         line = msgspec.json.encode(Ready(state=READY, http=server.http.url, native=port))
         print(line.decode(), flush=True)
         await asyncio.Event().wait()

@@ -194,7 +194,7 @@ async def test_an_answer_is_read_up_to_the_bound_only(server: Started, body: byt
     server.script.body = body
     if body[:2] == b"\x1f\x8b":
         server.script.headers = {"Content-Encoding": "gzip"}
-    async with ClickHouse(server.url, bounds=Bounds(answer_bytes=1000)) as client:
+    async with ClickHouse(server.url, bounds=Bounds(response_bytes=1000)) as client:
         with pytest.raises(ClickHouseTooLargeError):
             await client.ping()
 

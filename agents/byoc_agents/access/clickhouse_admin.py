@@ -28,8 +28,8 @@ from byoc_agents.clickhouse import (
 
 METHOD_SECONDS = 10.0
 COLLECT_SECONDS = 60.0
-BOUNDS = Bounds(seconds=5.0, answer_bytes=4 << 20)  # of one request of the broker
-LOG_BOUNDS = Bounds(seconds=30.0, answer_bytes=4 << 20)  # of one page of a log
+BOUNDS = Bounds(seconds=5.0, response_bytes=4 << 20)  # of one request of the broker
+LOG_BOUNDS = Bounds(seconds=30.0, response_bytes=4 << 20)  # of one page of a log
 PAGE_ROWS = 500
 MAX_LOG_BYTES = 8 << 20  # of one log of one server; about 4,000 queries
 EARLIER = dt.timedelta(minutes=5)  # the server's clock may be behind: logs are read from then on

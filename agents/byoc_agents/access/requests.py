@@ -17,11 +17,11 @@ import structlog
 
 from byoc_agents.app.clock import Clock
 from byoc_agents.errors import Reason, SendError
-from byoc_agents.sinks.http_answers import (
+from byoc_agents.sinks.http_responses import (
     proxy_error,
     retry_after_seconds,
     tls_error,
-    unreadable_answer,
+    unreadable_response,
 )
 from byoc_agents.sinks.https import is_page, reason_of
 
@@ -159,7 +159,7 @@ class RequestPoller:
         except aiohttp.ClientHttpProxyError as error:
             raise proxy_error(error) from None
         except aiohttp.ClientResponseError as error:
-            raise unreadable_answer(error) from None
+            raise unreadable_response(error) from None
         except aiohttp.ClientSSLError as error:
             raise tls_error(error) from None
         except (aiohttp.ClientError, OSError) as error:

@@ -1,8 +1,8 @@
 """Exports the messages in the spools, and removes those that a receipt confirms.
 
 Both work while the daemons run, as `dead-letters` does: SQLite isolates the processes. A message
-stays in its spool, and the daemon goes on sending it, until a receipt or the receiver's own answer
-confirms it.
+stays in its spool, and the daemon goes on sending it, until a receipt or the receiver's own
+response confirms it.
 
 `STATE_DIR/export/` has what the commands remember: their own ledger, and one file per export with
 the name of the daemon. In that ledger an export is a send to `export:DAEMON`, with an intent before

@@ -232,7 +232,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         float,
         Setting(
             "BYOC_ALERTS_TIMEOUT_SECONDS",
-            "0.1 to 300 seconds for the complete answer of the control plane",
+            "0.1 to 300 seconds for the complete response of the control plane",
             parse=number(0.1, 300),
         ),
     ] = 30.0
@@ -240,7 +240,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Literal["0.2", "0.1"],
         Setting(
             "BYOC_ALERTS_CONTRACT",
-            "0.2, or 0.1 if the control plane's answers do not list the stored events",
+            "0.2, or 0.1 if the control plane's responses do not list the stored events",
         ),
     ] = "0.2"
     max_batch: Annotated[

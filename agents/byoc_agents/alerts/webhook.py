@@ -2,7 +2,7 @@
 
 Alertmanager retries after a 5xx or a broken connection, and drops the notification after any other
 error. Therefore a full or failing spool and a slow body are answered with 503, and 429 is never
-used. Alertmanager logs the answer, so the answers are fixed texts.
+used. Alertmanager logs the response, so the responses are fixed texts.
 """
 
 import asyncio
@@ -86,7 +86,7 @@ class Webhook:
         """Answer one notification."""
         status, text = await self._store(request)
         self._counts.request(status)
-        if status == 200:  # noqa: PLR2004  every other answer can mean a lost alert
+        if status == 200:  # noqa: PLR2004  every other response can mean a lost alert
             return _response(status, text)
         self._log.warning("webhook.refused", status=status, why=text, peer=request.remote)
         if status == 401:  # noqa: PLR2004  RFC 9110 requires a challenge
@@ -94,7 +94,7 @@ class Webhook:
         return _response(status, text)
 
     async def _store(self, request: BaseRequest) -> tuple[int, str]:
-        """Store the notification of a request. Return the status code and text of the answer."""
+        """Store the notification of a request. Return the status code and text of the response."""
         if not self.allowed(request.headers.get("Authorization", "")):
             return 401, "unauthorized"
         if "Content-Encoding" in request.headers:  # Alertmanager never compresses

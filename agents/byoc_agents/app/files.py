@@ -111,14 +111,14 @@ class FileContent:
         self._path = path
         self._max_bytes = max_bytes
         self._known = known
-        self._answer: Content | None = None
+        self._content: Content | None = None
         self._error: Exception | None = None
         self._done = threading.Event()
         threading.Thread(target=self._run, name="file", daemon=True).start()
 
     def _run(self) -> None:
         try:
-            self._answer = read_regular(self._path, self._max_bytes, self._known)
+            self._content = read_regular(self._path, self._max_bytes, self._known)
         except (OSError, ValueError) as error:  # ValueError: also a path with a NUL
             self._error = error
         finally:
@@ -139,7 +139,7 @@ class FileContent:
             )
         if self._error:
             raise self._error
-        return self._answer
+        return self._content
 
 
 def read_within(path: str, max_bytes: int, seconds: float = START_SECONDS) -> bytes:

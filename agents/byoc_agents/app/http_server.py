@@ -48,7 +48,7 @@ REPORT_SECONDS = 1.0  # between two log lines about closed connections
 STOP_SECONDS = 5.0  # for the requests in progress at a stop
 SERVER_HEADER = {"Server": "byoc-agents"}  # without the versions of libraries
 
-Answer = Callable[[BaseRequest], Awaitable[StreamResponse]]
+Handler = Callable[[BaseRequest], Awaitable[StreamResponse]]
 
 
 class Listen(msgspec.Struct, frozen=True):
@@ -91,7 +91,7 @@ class ClientConnection(RequestHandler):
         self.idle_since = math.inf  # monotonic; inf before the first request and during one
         self._owner = server
         self._malformed = False  # the last bytes were not HTTP
-        self._unread_bytes = 0  # since the last answer
+        self._unread_bytes = 0  # since the last response
         self._body: StreamReader = EMPTY_PAYLOAD  # of the last request
         self._late: asyncio.TimerHandle | None = None
         self._await_head(server.limits.header_seconds)
@@ -166,26 +166,26 @@ class ClientConnection(RequestHandler):
     ) -> StreamResponse:
         """Answer malformed HTTP with a fixed text that names no library version."""
         if status >= 500:  # noqa: PLR2004  an internal error, which is logged with its traceback
-            answer = super().handle_error(request, status, exc, message)
+            response = super().handle_error(request, status, exc, message)
         else:
             why = "malformed request"
             structlog.get_logger().warning(
                 "server.refused", status=status, why=why, peer=request.remote
             )
-            answer = json_response({"status": why}, status=status)
-        answer.force_close()
-        answer.headers.update(SERVER_HEADER)
-        return answer
+            response = json_response({"status": why}, status=status)
+        response.force_close()
+        response.headers.update(SERVER_HEADER)
+        return response
 
 
 class HttpServer:
     """Accepts connections and enforces the limits of the port."""
 
-    def __init__(self, answer: Answer, listen: Listen, limits: PortLimits) -> None:
+    def __init__(self, handler: Handler, listen: Listen, limits: PortLimits) -> None:
         """Load the certificate. Raises OSError (also ssl.SSLError) if it cannot be used."""
         self.limits = limits
         self.requests = Server(self._answer_request, request_factory=_request)
-        self._answer = answer
+        self._handler = handler
         self._listen = listen
         self._unauthenticated: dict[ClientConnection, None] = {}  # oldest first
         self._authenticated: dict[ClientConnection, None] = {}
@@ -308,7 +308,7 @@ class HttpServer:
         connection = cast("ClientConnection", request.protocol)
         connection.begin_request(request.content)
         try:
-            return await self._answer(request)
+            return await self._handler(request)
         finally:
             connection.end_request()
 
@@ -326,13 +326,13 @@ def _request(
 
 @asynccontextmanager
 async def serve(
-    answer: Answer, listen: Listen, limits: PortLimits
+    handler: Handler, listen: Listen, limits: PortLimits
 ) -> AsyncIterator[tuple[str, int]]:
     """Serve and yield the bound address.
 
     Raises OSError if the address cannot be bound or the certificate cannot be used.
     """
-    server = HttpServer(answer, listen, limits)
+    server = HttpServer(handler, listen, limits)
     sockets = await open_sockets(listen.host, listen.port)
     accepting: list[asyncio.Task[None]] = []
     try:

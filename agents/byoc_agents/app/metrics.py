@@ -122,7 +122,7 @@ class Metrics:
         )
         self.webhook_requests = counter(
             "byoc_webhook_requests_total",
-            "Webhook requests, by the HTTP status code of the answer",
+            "Webhook requests, by the HTTP status code of the response",
             ("daemon", "code"),
         )
         self.alerts_truncated = counter(

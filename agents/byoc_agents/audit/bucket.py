@@ -121,7 +121,7 @@ class _BucketReader:
             return b""
 
     async def _get_whole(self, key: str) -> bytes:
-        answer = await self._client.get_object(Bucket=self._bucket, Key=key)
-        async with answer["Body"] as stream:
+        response = await self._client.get_object(Bucket=self._bucket, Key=key)
+        async with response["Body"] as stream:
             body: bytes = await stream.read()
             return body

@@ -1,7 +1,7 @@
 """botocore behind the gate: no redirects, no proxies of the environment, no node role, no retries.
 
 aiobotocore's own HTTP session follows redirects and resends the body with its session token. It is
-replaced here by a session that returns every 3xx as an ordinary answer.
+replaced here by a session that returns every 3xx as an ordinary response.
 """
 
 import io
@@ -281,10 +281,10 @@ class AwsHttpSession:
             key.decode("latin-1").lower(): value.decode("latin-1")
             for key, value in response.raw_headers
         }
-        answer = AioAWSResponse(str(response.url), response.status, headers, response)
+        result = AioAWSResponse(str(response.url), response.status, headers, response)
         if not request.stream_output:
-            await answer.content
-        return answer
+            await result.content
+        return result
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -334,7 +334,7 @@ TRANSLATIONS: tuple[tuple[type[Exception], Any], ...] = (
     (aiohttp.ServerDisconnectedError, exceptions.ConnectionClosedError),
     (aiohttp.ClientPayloadError, exceptions.ConnectionClosedError),
     (aiohttp.ClientConnectionError, exceptions.EndpointConnectionError),
-    (aiohttp.ClientError, exceptions.HTTPClientError),  # an answer that is not HTTP
+    (aiohttp.ClientError, exceptions.HTTPClientError),  # a response that is not HTTP
     (TimeoutError, exceptions.ReadTimeoutError),
     (OSError, exceptions.EndpointConnectionError),
 )

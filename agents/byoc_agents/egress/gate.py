@@ -72,7 +72,7 @@ def refusal_in(error: BaseException | None) -> EgressRefusedError | None:
     return error
 
 
-# One header of an answer. aiohttp's 8190 is less than some proxies and security policies add.
+# One header of a response. aiohttp's 8190 is less than some proxies and security policies add.
 MAX_HEADER_BYTES = 64 * 1024
 
 

@@ -203,7 +203,7 @@ class FileLedger:
 
 
 class _LedgerFile:
-    """The files of the ledger, for one thread. An error is an answer and becomes `last_error`."""
+    """The files of the ledger, for one thread. An error is a result and becomes `last_error`."""
 
     def __init__(self, chain: Chain, clock: Clock, *, keep: bool) -> None:
         self.chain = chain

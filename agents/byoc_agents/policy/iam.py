@@ -112,7 +112,7 @@ class Statement:
 
 def differences(wanted: Mapping[str, Any], given: object) -> list[PolicyFinding]:
     """Return the findings about a given document; none if it allows exactly the same."""
-    document = unwrap_answer(given)
+    document = unwrap_response(given)
     if not isinstance(document, Mapping):
         return [
             PolicyFinding("document", "is not a policy", "an object with Version and Statement")
@@ -130,8 +130,8 @@ def differences(wanted: Mapping[str, Any], given: object) -> list[PolicyFinding]
     return found + wrong + _compare(_statements(wanted["Statement"])[0], have)
 
 
-def unwrap_answer(given: object) -> object:
-    """Return the document inside an answer of the AWS command line, e.g. of get-bucket-policy."""
+def unwrap_response(given: object) -> object:
+    """Return the document inside a response of the AWS command line, e.g. of get-bucket-policy."""
     while isinstance(given, Mapping) and "Statement" not in given:
         inner = next((given[name] for name in WRAPPERS if name in given), None)
         if inner is None:

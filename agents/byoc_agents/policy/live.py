@@ -1,7 +1,8 @@
-"""Compares the resources of a template with the answers of `aws ...`, given as files.
+"""Compares the resources of a template with the responses of `aws ...`, given as files.
 
-A directory holds one file per answer, named after its operation. Policies are compared by what they
-allow, other attributes by their values; attributes that the template does not set are not judged.
+A directory holds one file per response, named after its operation. Policies are compared by what
+they allow, other attributes by their values; attributes that the template does not set are not
+judged.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,10 +18,10 @@ from byoc_agents.policy.manifest import DuplicateKeyError, parse_json
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """One answer of the AWS command line, and what it should say.
+    """One response of the AWS command line, and what it should say.
 
     `find` returns the part that is compared; it raises KeyError, IndexError or TypeError if the
-    answer has no such part.
+    response has no such part.
     """
 
     file: str
@@ -30,11 +31,11 @@ class Description:
     policy: bool = False  # compared by what it allows
 
 
-def read_answers(directory: str, answers: Sequence[Description]) -> dict[str, Any]:
-    """Return file -> answer. Raises ConfigError if one is missing or is not JSON."""
+def read_responses(directory: str, responses: Sequence[Description]) -> dict[str, Any]:
+    """Return file -> response. Raises ConfigError if one is missing or is not JSON."""
     found: dict[str, Any] = {}
     mistakes = []
-    for file, command in {one.file: one.command for one in answers}.items():
+    for file, command in {one.file: one.command for one in responses}.items():
         try:
             found[file] = parse_json((Path(directory) / file).read_text())
         except FileNotFoundError:
@@ -46,27 +47,27 @@ def read_answers(directory: str, answers: Sequence[Description]) -> dict[str, An
     return found
 
 
-def differences(answers: Sequence[Description], given: Mapping[str, Any]) -> list[PolicyFinding]:
+def differences(responses: Sequence[Description], given: Mapping[str, Any]) -> list[PolicyFinding]:
     """Return each difference, with the file it is in."""
-    return [finding for one in answers for finding in _judge(one, given[one.file])]
+    return [finding for one in responses for finding in _judge(one, given[one.file])]
 
 
-def _judge(answer: Description, given: Any) -> Iterator[PolicyFinding]:
+def _judge(response: Description, given: Any) -> Iterator[PolicyFinding]:
     try:
-        found = answer.find(given)
+        found = response.find(given)
     except (KeyError, IndexError, TypeError) as error:
-        yield PolicyFinding(answer.file, f"has no {error}", f"`{answer.command}`")
+        yield PolicyFinding(response.file, f"has no {error}", f"`{response.command}`")
         return
-    if not answer.policy:
-        yield from _compare(answer.file, answer.wanted, found)
+    if not response.policy:
+        yield from _compare(response.file, response.wanted, found)
         return
     document = {"Policy": found} if isinstance(found, str) else found
     try:
-        findings = iam.differences(answer.wanted, document)
+        findings = iam.differences(response.wanted, document)
     except ValueError as error:
         findings = [PolicyFinding("document", str(error), "a policy document")]
     for one in findings:
-        yield PolicyFinding(f"{answer.file}: {one.where}", one.problem, one.expected)
+        yield PolicyFinding(f"{response.file}: {one.where}", one.problem, one.expected)
 
 
 def _compare(where: str, wanted: Any, given: Any) -> Iterator[PolicyFinding]:

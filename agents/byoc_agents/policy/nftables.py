@@ -9,7 +9,7 @@ RESOLVER = "<RESOLVER_CIDR>"
 NOTES = (
     (
         "Security groups know no names: a peer that is 0.0.0.0/0 or ::/0 means the host in the row;"
-        " --cidr NAME=CIDR narrows it. They are stateful and need no rule for answers."
+        " --cidr NAME=CIDR narrows it. They are stateful and need no rule for responses."
     ),
     "They do not filter the VPC's own resolver, nor link-local addresses.",
     "S3's prefix list is the one that the gateway endpoint's route uses.",

@@ -251,11 +251,11 @@ def _security_group() -> Resource:
 
 
 def check_stack(directory: str, facts: Facts, options: Options) -> list[PolicyFinding]:
-    """Return how the account differs from the stack. Raises ConfigError if an answer is missing."""
+    """Return how the account differs from the stack. Raises ConfigError if a file is missing."""
     template = customer_template(facts, options)
     wanted = [one for one in template.resources if one.kind == "AWS::EC2::VPCEndpoint"]
-    answers = [answer for one in wanted for answer in _endpoint_answers(one)]
-    given = live.read_answers(directory, [*answers, *_role_answers(facts, options, {})])
+    responses = [response for one in wanted for response in _endpoint_responses(one)]
+    given = live.read_responses(directory, [*responses, *_role_responses(facts, options, {})])
     ids = {}
     for mark, reference in MADE.items():
         service = next((o for o in wanted if o.name == reference.resource), None)
@@ -265,17 +265,17 @@ def check_stack(directory: str, facts: Facts, options: Options) -> list[PolicyFi
                 ids[mark] = endpoint["VpcEndpointId"]
             except (KeyError, TypeError):
                 continue  # the endpoint is missing, which is a finding of its own
-    return live.differences([*answers, *_role_answers(facts, options, ids)], given)
+    return live.differences([*responses, *_role_responses(facts, options, ids)], given)
 
 
 ENDPOINTS = "describe-vpc-endpoints.json"
 
 
 def _endpoint(service: str) -> Any:
-    """Return a function that finds the only endpoint of a service in an answer."""
+    """Return a function that finds the only endpoint of a service in a response."""
 
-    def find(answer: Any) -> Any:
-        found = [one for one in answer["VpcEndpoints"] if one["ServiceName"] == service]
+    def find(response: Any) -> Any:
+        found = [one for one in response["VpcEndpoints"] if one["ServiceName"] == service]
         if len(found) != 1:
             raise KeyError(f"single endpoint of {service}, but {len(found)}")
         return found[0]
@@ -283,7 +283,7 @@ def _endpoint(service: str) -> Any:
     return find
 
 
-def _endpoint_answers(resource: Resource) -> list[Description]:
+def _endpoint_responses(resource: Resource) -> list[Description]:
     wanted = resource.properties
     find = _endpoint(wanted["ServiceName"])
     command = "aws ec2 describe-vpc-endpoints"
@@ -292,12 +292,12 @@ def _endpoint_answers(resource: Resource) -> list[Description]:
         Description(ENDPOINTS, command, plain | {"State": "available"}, find),
         Description(
             ENDPOINTS, command, wanted["PolicyDocument"],
-            lambda answer: find(answer)["PolicyDocument"], policy=True,
+            lambda response: find(response)["PolicyDocument"], policy=True,
         ),
     ]  # fmt: skip
 
 
-def _role_answers(facts: Facts, options: Options, ids: Mapping[str, Any]) -> list[Description]:
+def _role_responses(facts: Facts, options: Options, ids: Mapping[str, Any]) -> list[Description]:
     documents = {key: substitute(one, ids) for key, one in _documents(facts, options).items()}
     name = options.role.rpartition("/")[2]
     get_role = ("get-role.json", f"aws iam get-role --role-name {name}")
@@ -307,23 +307,24 @@ def _role_answers(facts: Facts, options: Options, ids: Mapping[str, Any]) -> lis
         "PermissionsBoundary": {"PermissionsBoundaryArn": boundary},
     }
     return [
-        Description(*get_role, facts_of_role, lambda answer: answer["Role"]),
+        Description(*get_role, facts_of_role, lambda response: response["Role"]),
         Description(
-            *get_role, substitute(_tags(facts), ids), lambda answer: as_tags(answer["Role"])
+            *get_role, substitute(_tags(facts), ids), lambda response: as_tags(response["Role"])
         ),
         Description(
             *get_role, documents["trust"],
-            lambda answer: answer["Role"]["AssumeRolePolicyDocument"], policy=True,
+            lambda response: response["Role"]["AssumeRolePolicyDocument"], policy=True,
         ),
         Description(
             "get-role-policy.json",
             f"aws iam get-role-policy --role-name {name} --policy-name {NAME}",
-            documents["permissions"], lambda answer: answer["PolicyDocument"], policy=True,
+            documents["permissions"], lambda response: response["PolicyDocument"], policy=True,
         ),
         Description(
             "get-policy-version.json",
             f"aws iam get-policy-version --policy-arn {boundary} --version-id VERSION",
-            documents["boundary"], lambda answer: answer["PolicyVersion"]["Document"], policy=True,
+            documents["boundary"], lambda response: response["PolicyVersion"]["Document"],
+            policy=True,
         ),
     ]  # fmt: skip
 

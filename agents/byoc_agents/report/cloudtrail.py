@@ -1,8 +1,8 @@
 """`byoc-agents ledger verify --cloudtrail FILE`: the ledger against the customer's own records.
 
 CloudTrail records each PutObject and SendMessage if the trail has data events. Such an event has no
-body, but the object's key, or the message's de-duplication id and the MessageId of the answer: the
-ledger has all of them.
+body, but the object's key, or the message's de-duplication id and the MessageId of the response:
+the ledger has all of them.
 """
 
 import gzip
@@ -152,7 +152,7 @@ def _time_ms(record: Mapping[str, Any]) -> int:
 
 
 def _sends(record: Mapping[str, Any], by_message_id: Mapping[str, Key]) -> Iterator[TrailSend]:
-    request, answer = record.get("requestParameters") or {}, record.get("responseElements") or {}
+    request, response = record.get("requestParameters") or {}, record.get("responseElements") or {}
     about = f"{record['eventTime']} {record['eventName']}"
     event = f"(event {record.get('eventID', 'without id')})"
     if "bucketName" in request:
@@ -161,9 +161,9 @@ def _sends(record: Mapping[str, Any], by_message_id: Mapping[str, Key]) -> Itera
         return
     queue = urlsplit(str(request.get("queueUrl", ""))).path
     entries = request.get("entries") or [request]
-    answers = {str(one.get("id")): one for one in answer.get("successful") or ()}
+    responses = {str(one.get("id")): one for one in response.get("successful") or ()}
     for entry in entries:
-        ended = answers.get(str(entry.get("id"))) or answer
+        ended = responses.get(str(entry.get("id"))) or response
         message_id = str(ended.get("messageId", ""))
         dedup_id = str(entry.get("messageDeduplicationId", ""))
         key = by_message_id.get(message_id) or Key(queue, dedup_id or message_id)

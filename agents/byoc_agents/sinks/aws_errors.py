@@ -1,6 +1,6 @@
-"""S3's answers as reasons: one table from error code and status to reason.
+"""S3's responses as reasons: one table from error code and status to reason.
 
-Only S3's own form of answer, an XML document with a known code, proves that an object is already
+Only S3's own form of response, an XML document with a known code, proves that an object is already
 stored or can never be stored. A status alone may come from a proxy, so the message is held.
 """
 
@@ -15,12 +15,12 @@ from botocore import exceptions
 from byoc_agents.egress.gate import REDIRECTS
 from byoc_agents.errors import Reason, SendError
 from byoc_agents.message import Receipt
-from byoc_agents.sinks.http_answers import (
+from byoc_agents.sinks.http_responses import (
     proxy_error,
     retry_after_seconds,
     skew_hint,
     tls_error,
-    unreadable_answer,
+    unreadable_response,
 )
 
 SKEW = "the clock is off: AWS refuses a skew of more than 15 minutes"
@@ -118,7 +118,7 @@ TRANSPORT: tuple[tuple[type[Exception], Reason], ...] = (  # the first match win
 )
 
 
-def from_answer(response: Mapping[str, Any], region: str, body: bytes, wall_ns: int) -> Receipt:
+def from_response(response: Mapping[str, Any], region: str, body: bytes, wall_ns: int) -> Receipt:
     """Return a receipt if S3 says that the object exists already. Raises SendError otherwise.
 
     Proof is S3's XML code PreconditionFailed for our own condition, or the 304 that MinIO answered
@@ -139,7 +139,7 @@ def from_answer(response: Mapping[str, Any], region: str, body: bytes, wall_ns: 
 
 
 def sent_error(reason: Reason, detail: str, response: Mapping[str, Any], wall_ns: int) -> SendError:
-    """Return the error of an answer, with its Retry-After and a hint if the clock is wrong."""
+    """Return the error of a response, with its Retry-After and a hint if the clock is wrong."""
     headers = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
     error, date = response.get("Error", {}), headers.get("date", "")
     if reason in {Reason.CREDENTIALS, Reason.FORBIDDEN}:
@@ -181,12 +181,12 @@ def md5_of(body: bytes) -> str:
 
 
 def from_transport(error: Exception) -> SendError:
-    """Return the error of an exchange that ended without an answer."""
+    """Return the error of an exchange that ended without a response."""
     cause = getattr(error, "kwargs", {}).get("error")
     if isinstance(cause, aiohttp.ClientHttpProxyError):
         return proxy_error(cause)
     if isinstance(cause, aiohttp.ClientResponseError):
-        return unreadable_answer(cause)
+        return unreadable_response(cause)
     reason = next(
         (reason for kind, reason in TRANSPORT if isinstance(error, kind)), Reason.INTERNAL
     )

@@ -1,4 +1,4 @@
-"""The control plane's answers: what proves that it answered, and not a device on the path.
+"""The control plane's responses: what proves that it answered, and not a device on the path.
 
 A captive portal, a firewall or another server behind the same name may answer any status. So a 2xx
 and a rejection count only in the form of docs/contracts/control-plane.openapi.yaml, which no other
@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-WEBHOOK_ID = "webhook-id"  # of the request; repeated in the answer it proves the answer
+WEBHOOK_ID = "webhook-id"  # of the request; repeated in the response it proves the response
 
 Code = Literal["too_large", "unsupported_media_type", "invalid_event"]
 Count = Annotated[int, msgspec.Meta(ge=0)]

@@ -4,7 +4,7 @@ Permissions: only the token. One event goes as application/cloudevents+json with
 `webhook-id`; several go as application/cloudevents-batch+json, whose `webhook-id` is computed from
 the ids of its events. After a crash the same events may form another batch: the receiver's key is
 the event's own `source` + `id`, never the `webhook-id` of a batch. Redirects are never followed.
-An answer stores or rejects an event only in a form that no proxy produces by accident:
+A response stores or rejects an event only in a form that no proxy produces by accident:
 `byoc_agents.sinks.control_plane` defines this proof.
 """
 
@@ -22,12 +22,12 @@ from byoc_agents.delivery.sink import Transmit, transmit_unrecorded
 from byoc_agents.errors import Reason, SendError
 from byoc_agents.message import Message, Outcome, Receipt
 from byoc_agents.sinks.control_plane import proves_rejection, proves_storage
-from byoc_agents.sinks.http_answers import (
+from byoc_agents.sinks.http_responses import (
     proxy_error,
     retry_after_seconds,
     skew_hint,
     tls_error,
-    unreadable_answer,
+    unreadable_response,
 )
 
 SINGLE = "application/cloudevents+json; charset=utf-8"
@@ -63,7 +63,7 @@ REASONS = {
     451: Reason.FORBIDDEN,
 }
 FIRST_3XX, FIRST_4XX, FIRST_5XX, LAST = 300, 400, 500, 599
-# The reasons that concern single events. In the answer to a batch they do not name the event.
+# The reasons that concern single events. In the response to a batch they do not name the event.
 OF_ONE = frozenset({Reason.TOO_LARGE, Reason.REJECTED})
 
 
@@ -101,7 +101,7 @@ class HttpsSink:
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
         self._proof = proof
         self._setting = setting
-        self._accepting = False  # the last answer accepted something
+        self._accepting = False  # the last response accepted something
 
     def __repr__(self) -> str:
         """Return the destination, without its query."""
@@ -159,26 +159,26 @@ class HttpsSink:
                 headers=headers,
                 allow_redirects=False,
                 timeout=self._timeout,
-            ) as answer:
+            ) as response:
                 try:
-                    content, cut = await _read_body(answer), None
+                    content, cut = await _read_body(response), None
                 except (aiohttp.ClientError, OSError) as error:
                     content, cut = b"", self._failure(error)
-                return self._outcome(answer, content, delivery_id, events, cut)
+                return self._outcome(response, content, delivery_id, events, cut)
         except SendError as error:
             return error
         except (aiohttp.ClientError, OSError) as error:  # OSError: TimeoutError too
             return self._failure(error)
 
     def _failure(self, error: Exception) -> SendError:
-        """Return the error of an exchange that ended without an answer."""
+        """Return the error of an exchange that ended without a response."""
         match error:
             case TimeoutError():
-                return SendError(Reason.TIMEOUT, f"no answer in {self._timeout.total:g} s")
+                return SendError(Reason.TIMEOUT, f"no response in {self._timeout.total:g} s")
             case aiohttp.ClientHttpProxyError():
                 return proxy_error(error)
             case aiohttp.ClientResponseError():  # a head that cannot be parsed
-                return unreadable_answer(error)
+                return unreadable_response(error)
             case aiohttp.ClientSSLError():
                 return tls_error(error)
         return SendError(Reason.CONNECTION, type(error).__name__)
@@ -203,31 +203,31 @@ class HttpsSink:
 
     def _outcome(
         self,
-        answer: aiohttp.ClientResponse,
+        response: aiohttp.ClientResponse,
         body: bytes,
         delivery_id: str,
         events: int,
         cut: SendError | None,
     ) -> Outcome:
-        """Return the outcome of an answer. `cut` is why its body did not arrive completely."""
-        reason, now_ns = reason_of(answer.status), self._clock.wall_ns()
+        """Return the outcome of a response. `cut` is why its body did not arrive completely."""
+        reason, now_ns = reason_of(response.status), self._clock.wall_ns()
         self._accepting = False
         if reason in ACCEPTED or reason in OF_ONE:
-            if is_page(answer.content_type, body):
-                why = f"status {answer.status} with a page, not the control plane's"
+            if is_page(response.content_type, body):
+                why = f"status {response.status} with a page, not the control plane's"
                 return SendError(Reason.BAD_RESPONSE, why)
-            if not self._has_proof(answer, body, delivery_id, events):
+            if not self._has_proof(response, body, delivery_id, events):
                 return cut or SendError(
-                    Reason.BAD_RESPONSE, self._explain_missing_proof(answer.status, reason)
+                    Reason.BAD_RESPONSE, self._explain_missing_proof(response.status, reason)
                 )
         if reason in ACCEPTED:
             self._accepting = True
-            reference = answer.headers.get("X-Request-Id", "")[:MAX_REFERENCE]
-            return Receipt(reason, answer.status, reference or delivery_id)
-        date = answer.headers.get("Date", "")
-        wait = retry_after_seconds(answer.headers.get("Retry-After", ""), now_ns, date)
-        detail = f"status {answer.status}"
-        if answer.status in {400, 401, 403} and (hint := skew_hint(date, now_ns)):
+            reference = response.headers.get("X-Request-Id", "")[:MAX_REFERENCE]
+            return Receipt(reason, response.status, reference or delivery_id)
+        date = response.headers.get("Date", "")
+        wait = retry_after_seconds(response.headers.get("Retry-After", ""), now_ns, date)
+        detail = f"status {response.status}"
+        if response.status in {400, 401, 403} and (hint := skew_hint(date, now_ns)):
             detail += f"; {hint}, which refuses over 300 s"
         return SendError(reason, detail, retry_after_seconds=wait)
 
@@ -236,22 +236,22 @@ class HttpsSink:
         return f"status {status} without the control plane's {form} ({self._setting})"
 
     def _has_proof(
-        self, answer: aiohttp.ClientResponse, body: bytes, delivery_id: str, events: int
+        self, response: aiohttp.ClientResponse, body: bytes, delivery_id: str, events: int
     ) -> bool:
         if not self._proof:
             return True
-        if reason_of(answer.status) in OF_ONE:
-            return proves_rejection(answer.status, body, delivery_id)
-        return proves_storage(answer.headers, body, delivery_id, events)
+        if reason_of(response.status) in OF_ONE:
+            return proves_rejection(response.status, body, delivery_id)
+        return proves_storage(response.headers, body, delivery_id, events)
 
 
 ACCEPTED = frozenset({Reason.OK, Reason.ALREADY_STORED})
 
 
-async def _read_body(answer: aiohttp.ClientResponse) -> bytes:
+async def _read_body(response: aiohttp.ClientResponse) -> bytes:
     """Return the body, or its first bytes if it has more than MAX_ANSWER_BYTES."""
     body = b""
-    async for chunk in answer.content.iter_any():
+    async for chunk in response.content.iter_any():
         body += chunk
         if len(body) > MAX_ANSWER_BYTES:
             break

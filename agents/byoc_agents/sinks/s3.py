@@ -28,7 +28,7 @@ from byoc_agents.errors import Reason, SendError
 from byoc_agents.message import Message, Outcome, Receipt
 from byoc_agents.sinks.aws_errors import (
     KEYS_REFUSED,
-    from_answer,
+    from_response,
     from_transport,
     md5_of,
     require_s3_form,
@@ -36,7 +36,7 @@ from byoc_agents.sinks.aws_errors import (
 )
 
 REGION_SECONDS = 3.0  # to ask for the bucket's region at the start; else the first put shows it
-ATTEMPT_SECONDS = 60.0  # one attempt with credentials, upload and answer, however slow
+ATTEMPT_SECONDS = 60.0  # one attempt with credentials, upload and response, however slow
 MAX_BYTES = 5 * 1024**3  # one PutObject; Amazon S3 quotas
 MAX_KEY_BYTES = 1024  # UTF-8; "Creating object key names"
 
@@ -116,9 +116,9 @@ class S3Sink:
         try:
             async with (
                 self._gate.session(timeout=timeout) as session,
-                session.head(self._bucket_url, allow_redirects=False) as answer,
+                session.head(self._bucket_url, allow_redirects=False) as response,
             ):
-                return answer.headers.get("x-amz-bucket-region", "")
+                return response.headers.get("x-amz-bucket-region", "")
         except (SendError, aiohttp.ClientError, OSError):  # the first put shows it
             return ""
 
@@ -144,23 +144,23 @@ class S3Sink:
                 await fetch_credentials(self._session)
                 return await self._put(message)
         except TimeoutError:
-            return SendError(Reason.TIMEOUT, f"no answer within {self.attempt_seconds:g} s")
+            return SendError(Reason.TIMEOUT, f"no response within {self.attempt_seconds:g} s")
         except SendError as error:
             return error
 
     async def _put(self, message: Message) -> Receipt:
         try:
             client = await self.open_client()
-            answer = await client.put_object(**self._request(message))
+            response = await client.put_object(**self._request(message))
         except ClientError as error:
             if error.response.get("Error", {}).get("Code") in KEYS_REFUSED and self._keys.forget():
                 await self._drop_client()  # it holds the old keys
-            return from_answer(error.response, self._region, message.body, self._wall_ns())
+            return from_response(error.response, self._region, message.body, self._wall_ns())
         except ResponseParserError as error:
-            raise SendError(Reason.BAD_RESPONSE, "the answer is not in S3's form") from error
+            raise SendError(Reason.BAD_RESPONSE, "the response is not in S3's form") from error
         except BotoCoreError as error:
             raise from_transport(error) from error
-        return _receipt(answer, message)
+        return _receipt(response, message)
 
     def _request(self, message: Message) -> dict[str, Any]:
         coding = {"ContentEncoding": message.content_encoding} if message.content_encoding else {}
@@ -200,25 +200,25 @@ def addressing(bucket: str, endpoint_url: str | None) -> dict[str, Any]:
 _ETAG = re.compile(r"[0-9a-f]{32}(-[0-9]+)?")
 
 
-def _receipt(answer: dict[str, Any], message: Message) -> Receipt:
+def _receipt(response: dict[str, Any], message: Message) -> Receipt:
     """Return the receipt of a 200 that is proven to come from S3.
 
-    A proxy's page may have an ETag too, so the answer must also repeat our checksum, have the MD5
+    A proxy's page may have an ETag too, so the response must also repeat our checksum, have the MD5
     of our body as its ETag, or have S3's request id and an ETag in S3's form: the ETag of an
     encrypted object is not an MD5, and some stores repeat no checksum. Raises SendError otherwise.
     """
-    meta = answer["ResponseMetadata"]
+    meta = response["ResponseMetadata"]
     status, headers = meta["HTTPStatusCode"], meta.get("HTTPHeaders", {})
-    etag = answer.get("ETag", "").strip('"')
+    etag = response.get("ETag", "").strip('"')
     if not etag:
         kind = headers.get("content-type", "no content type")
         raise SendError(Reason.BAD_RESPONSE, f"{status} without an ETag, {sanitize_code(kind)}")
-    checksum = answer.get("ChecksumSHA256")
+    checksum = response.get("ChecksumSHA256")
     if checksum is not None and checksum != _sha256(message.body):
         raise SendError(Reason.CHECKSUM, "S3 reports a different SHA-256")
     by_id = headers.get("x-amz-request-id") and _ETAG.fullmatch(etag)
     if not (checksum or etag == md5_of(message.body) or by_id):
-        raise SendError(Reason.BAD_RESPONSE, f"{status} with an ETag, but not S3's answer")
+        raise SendError(Reason.BAD_RESPONSE, f"{status} with an ETag, but not S3's response")
     return Receipt(Reason.OK, status, etag)
 
 

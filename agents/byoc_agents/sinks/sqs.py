@@ -27,7 +27,7 @@ from byoc_agents.errors import Reason, SendError
 from byoc_agents.message import Message, Outcome, Receipt
 from byoc_agents.sinks import aws_errors
 
-ATTEMPT_SECONDS = 30.0  # one request with credentials and answer
+ATTEMPT_SECONDS = 30.0  # one request with credentials and response
 MAX_ENTRIES = 10  # of one SendMessageBatch; AWS SQS quotas
 MAX_BYTES = 256 * 1024  # of one request: some queues accept 1 MiB, all accept 256 KiB
 OWN_ERRORS = frozenset({Reason.REJECTED, Reason.TOO_LARGE})
@@ -127,8 +127,8 @@ class SqsSink:
             index: error for index, message in enumerate(batch) if (error := refused_here(message))
         }
         while waiting := _next_request(batch, outcomes):
-            answers = await self._outcomes([batch[index] for index in waiting], transmit)
-            outcomes |= dict(zip(waiting, answers, strict=True))
+            some = await self._outcomes([batch[index] for index in waiting], transmit)
+            outcomes |= dict(zip(waiting, some, strict=True))
             _hold_back(batch, outcomes)
         return [outcomes[index] for index in range(len(batch))]
 
@@ -148,23 +148,23 @@ class SqsSink:
                 await fetch_credentials(self._session)
                 return await self._send(entries)
         except TimeoutError:
-            why = f"no answer within {self.attempt_seconds:g} s"
+            why = f"no response within {self.attempt_seconds:g} s"
             raise SendError(Reason.TIMEOUT, why) from None
 
     async def _send(self, entries: Sequence[Message]) -> Sequence[Outcome]:
         request = [_entry(number, message) for number, message in enumerate(entries)]
         try:
             client = await self._open_client()
-            answer = await client.send_message_batch(QueueUrl=self._queue_url, Entries=request)
+            response = await client.send_message_batch(QueueUrl=self._queue_url, Entries=request)
         except ClientError as error:
             if error.response.get("Error", {}).get("Code") in aws_errors.KEYS_REFUSED:
                 self._keys.forget()
-            raise error_of_answer(error.response, self._wall_ns()) from error
+            raise error_of_response(error.response, self._wall_ns()) from error
         except ResponseParserError as error:
-            raise SendError(Reason.BAD_RESPONSE, "the answer is not in SQS's form") from error
+            raise SendError(Reason.BAD_RESPONSE, "the response is not in SQS's form") from error
         except BotoCoreError as error:
             raise aws_errors.from_transport(error) from error
-        return [_outcome(answer, str(number), m) for number, m in enumerate(entries)]
+        return [_outcome(response, str(number), m) for number, m in enumerate(entries)]
 
     async def _open_client(self) -> Any:
         if self._client is None:
@@ -242,13 +242,13 @@ def _entry(number: int, message: Message) -> dict[str, Any]:
     }
 
 
-def _outcome(answer: Mapping[str, Any], entry_id: str, message: Message) -> Outcome:
-    """Return the outcome of one entry; an entry missing from the answer is a failure."""
-    status = answer["ResponseMetadata"]["HTTPStatusCode"]
-    for success in answer.get("Successful", ()):
+def _outcome(response: Mapping[str, Any], entry_id: str, message: Message) -> Outcome:
+    """Return the outcome of one entry; an entry missing from the response is a failure."""
+    status = response["ResponseMetadata"]["HTTPStatusCode"]
+    for success in response.get("Successful", ()):
         if success.get("Id") == entry_id:
             return _receipt(success, status, message)
-    for failure in answer.get("Failed", ()):
+    for failure in response.get("Failed", ()):
         if failure.get("Id") == entry_id:
             return error_of_entry(failure)
     return SendError(Reason.BAD_RESPONSE, f"{status} without a result for an entry")
@@ -268,7 +268,7 @@ def _receipt(success: Mapping[str, Any], status: int, message: Message) -> Outco
 # Reasons of refusals, for whole requests and for entries of a batch.
 
 
-def error_of_answer(response: Mapping[str, Any], wall_ns: int) -> SendError:
+def error_of_response(response: Mapping[str, Any], wall_ns: int) -> SendError:
     """Return the error for a whole request.
 
     An unknown code is held and alarmed: it is not about one message, so none may become a dead
@@ -282,8 +282,8 @@ def error_of_answer(response: Mapping[str, Any], wall_ns: int) -> SendError:
     return aws_errors.sent_error(reason, f"{status} {code}", response, wall_ns)
 
 
-class _SqsAnswer(msgspec.Struct, frozen=True):
-    """The members of an answer of SQS that botocore and the sink read, with their types."""
+class _SqsResponse(msgspec.Struct, frozen=True):
+    """The members of a response of SQS that botocore and the sink read, with their types."""
 
     Successful: list[dict[str, Any]] | None = None
     Failed: list[dict[str, Any]] | None = None
@@ -294,11 +294,11 @@ class _SqsAnswer(msgspec.Struct, frozen=True):
 def require_sqs_form(response_dict: dict[str, Any], **_: Any) -> None:
     """Empty a body that is not SQS's JSON, so that it decides nothing.
 
-    Without a body an answer has neither results nor a typed error. A handler of `before-parse`.
+    Without a body a response has neither results nor a typed error. A handler of `before-parse`.
     """
     kind = response_dict["headers"].get("content-type", "")
     try:
-        msgspec.json.decode(response_dict["body"].decode(), type=_SqsAnswer)
+        msgspec.json.decode(response_dict["body"].decode(), type=_SqsResponse)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         kind = ""
     if not kind.lower().startswith("application/x-amz-json"):

@@ -293,7 +293,7 @@ def _is_degraded(observation: StateObservation, tracks: Mapping[ReasonCode, Trac
 def missing_sources(observation: StateObservation) -> tuple[ProbeSource, ...]:
     """Return the sources that could not be read, in the order of their names.
 
-    A source without an answer at one poll only is not among them.
+    A source without a response at one poll only is not among them.
     """
     if observation.login is Login.REFUSED:
         return (ProbeSource.QUERIES,)

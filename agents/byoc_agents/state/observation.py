@@ -31,8 +31,8 @@ class SourceResult(StrEnum):
     HIDDEN = "hidden"  # no rows, and no other figure proves that there are none
     OVER_BOUND = "over_bound"  # the request's or the profile's limit was reached, twice in a row
     FAILED = "failed"  # another error, or the connection broke, twice in a row
-    RETRYING = "retrying"  # OVER_BOUND or FAILED once: the last answer is used for one more poll
-    PENDING = "pending"  # the same, but there is no recent answer to use
+    RETRYING = "retrying"  # OVER_BOUND or FAILED once: the last response is used for one more poll
+    PENDING = "pending"  # the same, but there is no recent response to use
 
 
 BLIND = frozenset(
@@ -41,7 +41,7 @@ BLIND = frozenset(
 """Sources that should be readable and are not. ABSENT and EMPTY depend on the server's version."""
 
 UNCONFIRMED = frozenset({SourceResult.RETRYING, SourceResult.PENDING})
-"""One query without an answer. It is asked again at the next poll before it counts."""
+"""One query without a response. It is asked again at the next poll before it counts."""
 
 
 class Ping(StrEnum):
@@ -50,7 +50,7 @@ class Ping(StrEnum):
     OK = "ok"
     REFUSED = "refused"  # nobody listens
     TIMEOUT = "timeout"
-    RESET = "reset"  # accepted, then closed without an answer
+    RESET = "reset"  # accepted, then closed without a response
     UNREACHABLE = "unreachable"  # unknown host name, no route, or refused by the egress gate
     TLS = "tls"  # something listens, but its certificate is not trusted
     HTTP_ERROR = "http_error"  # another status or another body

@@ -1,8 +1,8 @@
 """Query one server's health with a few bounded queries. A query that fails hides no other figure.
 
-A query that gets no answer (an error, or its time limit) is asked again at the next poll before it
-counts: `TOO_MANY_SIMULTANEOUS_QUERIES` comes in bursts of seconds. Until then the last answer is
-used, if it is recent (`RETRYING`); without one the poll decides nothing (`PENDING`).
+A query that gets no response (an error, or its time limit) is asked again at the next poll before
+it counts: `TOO_MANY_SIMULTANEOUS_QUERIES` comes in bursts of seconds. Until then the last response
+is used, if it is recent (`RETRYING`); without one the poll decides nothing (`PENDING`).
 """
 
 import asyncio
@@ -35,7 +35,7 @@ from byoc_agents.state.server_stats import compute_figures
 
 SLOW_EVERY_SECONDS = 60.0  # for queries that read every table
 RELEARN_SECONDS = 600.0  # how long a missing table or grant is remembered as missing
-REUSE_SECONDS = 150.0  # twice SLOW_EVERY_SECONDS and some polls: how old a used answer may be
+REUSE_SECONDS = 150.0  # twice SLOW_EVERY_SECONDS and some polls: how old a used response may be
 
 # ClickHouse src/Common/ErrorCodes.cpp
 ABSENT_CODES = frozenset({16, 46, 47, 60, 81})  # no such column, function, name, table, database
@@ -47,7 +47,7 @@ NO_LAG = (
     f"{ProbeSource.ASYNCHRONOUS_METRICS}.ReplicasMaxAbsoluteDelay",
     f"{ProbeSource.METRICS}.ReadonlyReplica",
 )
-NO_ANSWER = frozenset({SourceResult.FAILED, SourceResult.OVER_BOUND})
+NO_RESPONSE = frozenset({SourceResult.FAILED, SourceResult.OVER_BOUND})
 """Outcomes that count only if the next attempt ends in one of them as well."""
 
 Rows = dict[str, str]
@@ -74,15 +74,15 @@ class PollBounds(msgspec.Struct, frozen=True, kw_only=True):
 DEFAULT_BOUNDS = PollBounds()
 
 
-class SourceAnswer(msgspec.Struct, frozen=True):
-    """The last good answer of a source."""
+class SourceResponse(msgspec.Struct, frozen=True):
+    """The last good response of a source."""
 
     rows: Rows
     at_seconds: float  # boot clock
 
 
 class Prober:
-    """Polls one server. Remembers missing sources, last answers and unanswered queries."""
+    """Polls one server. Remembers missing sources, last responses and unanswered queries."""
 
     def __init__(
         self, server: Server, *, clock: Clock, bounds: PollBounds = DEFAULT_BOUNDS
@@ -93,8 +93,8 @@ class Prober:
         self._missing: dict[ProbeSource, SourceResult] = {}
         self._variants: dict[ProbeSource, int] = {}
         self._learned_at = float("-inf")
-        self._answers: dict[ProbeSource, SourceAnswer] = {}
-        self._unanswered: set[ProbeSource] = set()  # the last attempt got no answer
+        self._responses: dict[ProbeSource, SourceResponse] = {}
+        self._unanswered: set[ProbeSource] = set()  # the last attempt got no response
         self._slow_sources: dict[ProbeSource, SourceResult] = {}  # outcome of the last attempt
         self._slow_due_at: dict[ProbeSource, float] = {}
         self._uptime: int | None = None
@@ -163,7 +163,7 @@ class Prober:
         if self._uptime is not None and uptime_seconds < self._uptime:  # the server has restarted
             self._learned_at = float("-inf")
             self._slow_due_at.clear()
-            self._answers.clear()
+            self._responses.clear()
             self._unanswered.clear()
         self._uptime = uptime_seconds
 
@@ -188,7 +188,7 @@ class Prober:
         source, now = ProbeSource.REPLICAS_STATUS, self._now_seconds()
         has_no_lag = all(rows.get(name) == "0" for name in NO_LAG)
         if has_no_lag and now < self._slow_due_at.get(source, float("-inf")):
-            return True, self._settle_answer(source, {}, SourceResult.OK)[1]
+            return True, self._settle_response(source, {}, SourceResult.OK)[1]
         ok, outcome = await self._request_replicas_status()
         self._slow_due_at[source] = now + SLOW_EVERY_SECONDS if ok else now
         return ok, outcome
@@ -198,10 +198,10 @@ class Prober:
             async with asyncio.timeout(self._bounds.fast_seconds):
                 ok = await self._server.replicas_status()
         except (TimeoutError, ClickHouseError) as error:
-            return None, self._settle_answer(
+            return None, self._settle_response(
                 ProbeSource.REPLICAS_STATUS, {}, _classify_error(error)
             )[1]
-        return ok, self._settle_answer(ProbeSource.REPLICAS_STATUS, {}, SourceResult.OK)[1]
+        return ok, self._settle_response(ProbeSource.REPLICAS_STATUS, {}, SourceResult.OK)[1]
 
     async def _settle_fast_sources(
         self, wanted: Sequence[ProbeSource], rows: Rows, outcome: SourceResult
@@ -211,7 +211,7 @@ class Prober:
             sources = {ProbeSource.QUERIES: outcome, **self._missing}
             for source in wanted:
                 found = _select_rows(rows, source)
-                _, sources[source] = self._settle_answer(source, found, outcome)
+                _, sources[source] = self._settle_response(source, found, outcome)
         else:
             rows, sources = await self._query_one_by_one(wanted)
         if sources.get(ProbeSource.ASYNCHRONOUS_METRICS) is SourceResult.OK and not _select_rows(
@@ -233,7 +233,7 @@ class Prober:
             found, outcome = await self._run_query(
                 [queries.FAST[source]], self._bounds.fast_seconds
             )
-            more, sources[source] = self._settle_answer(source, found, outcome)
+            more, sources[source] = self._settle_response(source, found, outcome)
             rows |= more
         return rows, sources
 
@@ -251,7 +251,7 @@ class Prober:
     async def _query_slow_sources(
         self, *, detached_known: bool
     ) -> tuple[Rows, dict[ProbeSource, SourceResult]]:
-        """Query the slow sources that are due; return the last answers of the others."""
+        """Query the slow sources that are due; return the last responses of the others."""
         rows: Rows = {}
         sources: dict[ProbeSource, SourceResult] = {}
         for source in queries.SLOW:
@@ -261,7 +261,7 @@ class Prober:
                 await self._query_slow_source(source)
             sources[source] = self._slow_sources[source]
             if sources[source] in {SourceResult.OK, SourceResult.RETRYING}:
-                rows |= self._answers[source].rows
+                rows |= self._responses[source].rows
         return rows, sources
 
     async def _query_slow_source(self, source: ProbeSource) -> None:
@@ -270,7 +270,7 @@ class Prober:
             outcome = self._missing[source]
         else:
             found, raw = await self._query_variants(source)
-            _, outcome = self._settle_answer(source, found, raw)
+            _, outcome = self._settle_response(source, found, raw)
         self._slow_sources[source] = outcome
         # A refusal is cheap for the server, so it is asked at every poll until it answers. A query
         # that reached its limit is not: it is asked once more, then every minute.
@@ -287,29 +287,29 @@ class Prober:
                 break
         return rows, outcome
 
-    def _settle_answer(
+    def _settle_response(
         self, source: ProbeSource, rows: Rows, outcome: SourceResult
     ) -> tuple[Rows, SourceResult]:
         """Return the rows to use and the outcome to report for one attempt."""
         outcome = self._confirm_outcome(source, outcome)
         if outcome is SourceResult.OK:
-            self._answers[source] = SourceAnswer(rows, self._now_seconds())
+            self._responses[source] = SourceResponse(rows, self._now_seconds())
         if outcome in {SourceResult.ABSENT, SourceResult.DENIED}:
             self._missing[source] = outcome
         if outcome is SourceResult.RETRYING:
-            return self._answers[source].rows, outcome
+            return self._responses[source].rows, outcome
         return rows, outcome
 
     def _confirm_outcome(self, source: ProbeSource, outcome: SourceResult) -> SourceResult:
-        """Return the outcome; the first of several attempts without an answer is not confirmed."""
-        if outcome not in NO_ANSWER:
+        """Return the outcome; the first of several attempts without a response is not confirmed."""
+        if outcome not in NO_RESPONSE:
             self._unanswered.discard(source)
             return outcome
         if source in self._unanswered:
             return outcome
         self._unanswered.add(source)
-        answer = self._answers.get(source)
-        recent = answer is not None and self._now_seconds() - answer.at_seconds <= REUSE_SECONDS
+        response = self._responses.get(source)
+        recent = response is not None and self._now_seconds() - response.at_seconds <= REUSE_SECONDS
         return SourceResult.RETRYING if recent else SourceResult.PENDING
 
     async def _run_query(self, selects: Sequence[str], seconds: float) -> tuple[Rows, SourceResult]:

@@ -1,4 +1,4 @@
-"""Compute the figures from the rows of the probes, and check whether empty answers are true.
+"""Compute the figures from the rows of the probes, and check whether empty responses are true.
 
 Without SHOW TABLES on a table, system.parts, replicas, mutations and detached_parts omit its rows
 without an error. `system.metrics` is not filtered, so it shows whether rows should be there.

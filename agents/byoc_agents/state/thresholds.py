@@ -89,7 +89,7 @@ DEFAULTS: Mapping[ReasonCode, Threshold] = {
     ReasonCode.PING_FAILED: Threshold(1, 0, 2, 0),
     ReasonCode.QUERIES_FAILING: Threshold(1, 0, 5, 5),  # ours
     ReasonCode.AUTH_FAILED: Threshold(1, 0, 0, 0),
-    # ours: a source counts after two attempts without an answer (probes.py) and clears at the first
+    # ours: a source counts after two attempts without a response (probes.py), clears at the first
     ReasonCode.OBSERVABILITY_PARTIAL: Threshold(1, 0, 0, 0),
 }
 

@@ -42,7 +42,7 @@ async def server(double: ClickHouseDouble) -> AsyncIterator[ClickHouseServer]:
 
 
 def client(double: ClickHouseDouble, **bounds: Any) -> ClickHouse:
-    limits = Bounds(**{"seconds": 0.5, "answer_bytes": 1 << 20} | bounds)
+    limits = Bounds(**{"seconds": 0.5, "response_bytes": 1 << 20} | bounds)
     return ClickHouse(double.http.url, BROKER_USER, "secret", bounds=limits)
 
 

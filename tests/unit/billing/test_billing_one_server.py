@@ -9,10 +9,10 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from byoc_agents.billing.sources.clickhouse import (
-    ALONE_ANSWERS,
+    ALONE_RESPONSES,
     OLD_SQL,
     SQL,
-    SUCCESSOR_ANSWERS,
+    SUCCESSOR_RESPONSES,
     ServerSource,
 )
 from byoc_agents.billing.sources.reading import Reading, TargetUnreadableError
@@ -171,7 +171,7 @@ async def test_three_servers_are_as_bad_as_two(harness: Harness) -> None:
 async def test_readings_of_two_servers_have_two_incarnations(harness: Harness) -> None:
     first, second = PAIRS["by serverUUID"]
     one = await harness.ask(first)
-    for _ in range(SUCCESSOR_ANSWERS):
+    for _ in range(SUCCESSOR_RESPONSES):
         two = await harness.ask(second)
     assert isinstance(one, Reading)
     assert isinstance(two, Reading)
@@ -185,7 +185,7 @@ async def test_a_server_that_takes_another_one_s_place_for_good_is_accepted(
 ) -> None:
     first, second = PAIRS[how]
     await harness.all([first] * 5)
-    answers = await harness.all([second] * SUCCESSOR_ANSWERS)
+    answers = await harness.all([second] * SUCCESSOR_RESPONSES)
     assert all("another server answers now" in str(answer) for answer in answers[:-1])
     assert isinstance(answers[-1], Reading)
     assert isinstance(await harness.ask(second), Reading)
@@ -194,7 +194,7 @@ async def test_a_server_that_takes_another_one_s_place_for_good_is_accepted(
 async def test_one_of_several_is_accepted_when_it_has_long_answered_alone(harness: Harness) -> None:
     first, second = PAIRS["by serverUUID"]
     await harness.all(islice(cycle((first, second)), 10))
-    answers = await harness.all([first] * ALONE_ANSWERS)
+    answers = await harness.all([first] * ALONE_RESPONSES)
     assert not [answer for answer in answers[:-1] if isinstance(answer, Reading)]
     assert isinstance(answers[-1], Reading)
 

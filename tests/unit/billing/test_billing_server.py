@@ -146,8 +146,8 @@ async def test_memory_that_is_tracked_below_zero_is_none(
         ({"status": 500, "headers": {"X-ClickHouse-Exception-Code": "241"}}, "code 241$"),
         ({"figures": {"uptime": "1"}}, "schedstat or CAP_NET_ADMIN"),
         ({"figures": MODERN | {"OSCPUVirtualTimeMicroseconds": "nan"}}, "schedstat"),
-        ({"figures": {}}, "not ClickHouse's answer"),
-        ({"figures": MODERN | {"uptime": "1e999999999"}}, "not ClickHouse's answer"),
+        ({"figures": {}}, "not ClickHouse's response"),
+        ({"figures": MODERN | {"uptime": "1e999999999"}}, "not ClickHouse's response"),
     ],
 )
 async def test_without_the_counter_there_is_no_reading(

@@ -16,7 +16,7 @@ from lab.fakes.core import FakeClock, ListLedger
 from tests.unit.delivery.shipper_harness import OK, Harness, harness, message
 
 RESET = SendError(Reason.CONNECTION, "ClientOSError")
-LATE = SendError(Reason.TIMEOUT, "no answer in 30 s")
+LATE = SendError(Reason.TIMEOUT, "no response in 30 s")
 GATEWAY = SendError(Reason.SERVER_ERROR, "status 502")
 THROTTLED = SendError(Reason.THROTTLED, "status 429")
 KILLED = SendError(Reason.INTERNAL, "no receipt is written")

@@ -44,7 +44,7 @@ async def write_example_ledger(
             await send(billing, BUCKET, [usage(now_ms, quarter)])
             down = hours * 2 < quarter < hours * 2 + 8
             for beat in range(2):
-                outcome = trouble(Reason.TIMEOUT, "no answer within 10 s") if down else None
+                outcome = trouble(Reason.TIMEOUT, "no response within 10 s") if down else None
                 await send(state, QUEUE, [heartbeat(now_ms, quarter * 2 + beat)], outcome)
             if quarter % 9 == 0:
                 batch = [alert(now_ms, quarter * 10 + n) for n in range(1 + quarter % 7)]

@@ -18,7 +18,7 @@ from byoc_agents.delivery.shipper import ACTIONS, Action
 from byoc_agents.errors import Reason, SendError
 from byoc_agents.message import Message, Receipt
 from byoc_agents.sinks.control_plane import proves_storage
-from byoc_agents.sinks.http_answers import retry_after_seconds, skew_seconds
+from byoc_agents.sinks.http_responses import retry_after_seconds, skew_seconds
 from byoc_agents.sinks.https import (
     HttpsSink,
     batch_id,
@@ -401,7 +401,7 @@ async def test_an_unreadable_head_is_held_with_the_readers_own_reason(
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
         (outcome,) = await make(url).send([message(1)])
     assert outcome.reason is reason
-    assert reason is Reason.OK or "unreadable answer: " in str(outcome)
+    assert reason is Reason.OK or "unreadable response: " in str(outcome)
 
 
 @pytest.mark.parametrize("status", [400, 401, 403])

@@ -203,7 +203,7 @@ async def test_silence_ends_with_the_read_time_out(behavior: Behavior, hasty: Pa
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_drip_that_never_ends_ends_with_the_attempt(hasty: Pair) -> None:
     outcome = await hasty.answer_to(drip())
-    assert (outcome.reason, outcome.detail) == (Reason.TIMEOUT, "no answer within 1.5 s")  # type: ignore[union-attr]
+    assert (outcome.reason, outcome.detail) == (Reason.TIMEOUT, "no response within 1.5 s")  # type: ignore[union-attr]
 
 
 async def test_a_port_that_nobody_listens_on_is_a_connection_error(session: AioSession) -> None:
@@ -276,7 +276,7 @@ async def test_retry_after_is_handed_on(
 async def test_an_unreadable_head_is_held_with_the_readers_own_reason(pair: Pair) -> None:
     outcome = await pair.answer_to(garbage(b"HTTP/1.1 200 OK\r\nX : a\r\n\r\n"))
     assert outcome.reason is Reason.BAD_RESPONSE
-    assert "unreadable answer: " in str(outcome)
+    assert "unreadable response: " in str(outcome)
     assert "Invalid header" in str(outcome)
 
 

@@ -164,5 +164,5 @@ async def test_an_unreadable_head_is_held_with_the_readers_own_reason(pair: Pair
     script = always(garbage(b"HTTP/1.1 200 OK\r\nX : a\r\n\r\n"))
     (outcome,) = await pair.send(message("a"), script=script)
     assert outcome.reason is Reason.BAD_RESPONSE
-    assert "unreadable answer: " in str(outcome)
+    assert "unreadable response: " in str(outcome)
     assert "Invalid header" in str(outcome)

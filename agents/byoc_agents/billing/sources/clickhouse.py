@@ -33,9 +33,9 @@ UPTIME = "uptime"
 MACHINE_CPUS = "machine_cpus"
 SERVER_UUID, HOST_NAME = "server_uuid", "host_name"
 NO_UUID = "00000000-0000-0000-0000-000000000000"
-SUCCESSOR_ANSWERS = 12  # consecutive answers before a server that replaces another one is accepted
-ALONE_ANSWERS = 60  # the same if several have answered; by chance for two servers: 2**-59
-UPTIME_SLACK_NS = 250_000_000  # for the duration of an answer; uptime() is cut to whole seconds
+SUCCESSOR_RESPONSES = 12  # consecutive ones before a server that replaces another one is accepted
+ALONE_RESPONSES = 60  # the same if several have answered; by chance for two servers: 2**-59
+UPTIME_SLACK_NS = 250_000_000  # for the duration of a response; uptime() is cut to whole seconds
 _NO_LIMIT_BYTES = 2**62
 _MAX_VALUE = 2**64  # UInt64
 _ACCESS_DENIED, _UNKNOWN_TABLE, _UNKNOWN_FUNCTION = (
@@ -68,7 +68,7 @@ GRANT = (
 )
 
 
-class ServerAnswer(msgspec.Struct, frozen=True):
+class ServerResponse(msgspec.Struct, frozen=True):
     """The identity of the server that answered, and the values that distinguish servers."""
 
     server_uuid: str  # "" before ClickHouse 21.12
@@ -97,12 +97,12 @@ class ServerAnswer(msgspec.Struct, frozen=True):
         """Return the earliest possible start of the server, on our boot clock."""
         return self.asked_ns - self.uptime_ns - 1_000_000_000 - UPTIME_SLACK_NS
 
-    def began_after(self, before: "ServerAnswer") -> bool:
-        """Return whether this server may have started after an earlier answer."""
+    def began_after(self, before: "ServerResponse") -> bool:
+        """Return whether this server may have started after an earlier response."""
         return self.latest_start_ns >= before.asked_ns
 
-    def is_same_server(self, before: "ServerAnswer") -> bool:
-        """Return whether one server can have given both answers, this one later.
+    def is_same_server(self, before: "ServerResponse") -> bool:
+        """Return whether one server can have given both responses, this one later.
 
         A restart does not change serverUUID and host name. Without a serverUUID, uptime and counter
         must agree: the start of one server never moves back (it moves forward while the machine
@@ -119,48 +119,48 @@ class ServerAnswer(msgspec.Struct, frozen=True):
 
 
 class OneServer:
-    """Checks that all answers under one URL are from one server.
+    """Checks that all responses under one URL are from one server.
 
     Behind a Service or a load balancer several replicas answer in turn. Their counters are not one
     counter, so none is billed until only one of them answers. A permanent successor (of a pod that
-    was moved) is accepted at once if it started after the last answer of the earlier server, and
-    otherwise after `SUCCESSOR_ANSWERS` consecutive answers. After two servers have answered in
-    turn, it takes `ALONE_ANSWERS` consecutive answers.
+    was moved) is accepted at once if it started after the last response of the earlier server, and
+    otherwise after `SUCCESSOR_RESPONSES` consecutive responses. After two servers have answered in
+    turn, it takes `ALONE_RESPONSES` consecutive responses.
     """
 
     def __init__(self) -> None:
-        self._accepted: ServerAnswer | None = None
-        self._last: ServerAnswer | None = None
+        self._accepted: ServerResponse | None = None
+        self._last: ServerResponse | None = None
         self._in_a_row = 0
-        self._refused: ServerAnswer | None = None  # since the last accepted one
-        self._several: tuple[ServerAnswer, ServerAnswer] | None = None
+        self._refused: ServerResponse | None = None  # since the last accepted one
+        self._several: tuple[ServerResponse, ServerResponse] | None = None
 
-    def check(self, answer: ServerAnswer) -> None:
-        """Check the newest answer. Raises TargetUnreadableError if it is not accepted."""
+    def check(self, response: ServerResponse) -> None:
+        """Check the newest response. Raises TargetUnreadableError if it is not accepted."""
         last, accepted = self._last, self._accepted
-        self._last = answer
+        self._last = response
         if last is None or accepted is None:
-            self._accepted, self._in_a_row = answer, 1
+            self._accepted, self._in_a_row = response, 1
             return
-        self._in_a_row = self._in_a_row + 1 if answer.is_same_server(last) else 1
-        ours = answer.is_same_server(accepted)
-        if ours and self._refused:  # answers again after another server did
+        self._in_a_row = self._in_a_row + 1 if response.is_same_server(last) else 1
+        ours = response.is_same_server(accepted)
+        if ours and self._refused:  # it answers again, after another one did
             self._several = self._several or (accepted, self._refused)
         if self._several:
-            believed = self._in_a_row >= ALONE_ANSWERS
+            believed = self._in_a_row >= ALONE_RESPONSES
         else:
-            successor = answer.began_after(accepted) or self._in_a_row >= SUCCESSOR_ANSWERS
+            successor = response.began_after(accepted) or self._in_a_row >= SUCCESSOR_RESPONSES
             believed = ours or successor
         if not believed:
-            self._refused = answer
-            raise TargetUnreadableError(self._describe_conflict(answer, accepted))
-        self._accepted, self._refused, self._several = answer, None, None
+            self._refused = response
+            raise TargetUnreadableError(self._describe_conflict(response, accepted))
+        self._accepted, self._refused, self._several = response, None, None
 
-    def _describe_conflict(self, answer: ServerAnswer, accepted: ServerAnswer) -> str:
+    def _describe_conflict(self, response: ServerResponse, accepted: ServerResponse) -> str:
         if not self._several:
             return (
-                f"another server answers now: {answer} instead of {accepted}; it is taken as the "
-                f"successor after {SUCCESSOR_ANSWERS} answers in a row"
+                f"another server answers now: {response} instead of {accepted}; it is taken as the "
+                f"successor after {SUCCESSOR_RESPONSES} responses in a row"
             )
         one, two = self._several
         names = f"{one} and {two}" if one.known and str(one) != str(two) else "by their uptimes"
@@ -191,16 +191,16 @@ class ServerSource:
         answered_ns = self._clock.boot_ns()
         figures = figures_of(rows)
         if UPTIME not in figures:
-            raise TargetUnreadableError(f"{self._client}: not ClickHouse's answer")
+            raise TargetUnreadableError(f"{self._client}: not ClickHouse's response")
         if CPU not in figures:
             raise TargetUnreadableError(f"{self._client}: {_NO_CPU}")
-        answer = answer_of(rows, figures, asked_ns, answered_ns)
+        response = response_of(rows, figures, asked_ns, answered_ns)
         try:
-            self._one.check(answer)
+            self._one.check(response)
         except TargetUnreadableError as error:
             raise TargetUnreadableError(f"{self._client}: {error}") from None
         now_ns = (asked_ns + answered_ns) // 2
-        return reading_of(figures, now_ns, self._clock.boot_id, answer)
+        return reading_of(figures, now_ns, self._clock.boot_id, response)
 
     async def _ask(self) -> list[Row]:
         try:
@@ -235,13 +235,13 @@ def figures_of(rows: list[Row]) -> dict[str, Decimal]:
     return figures
 
 
-def answer_of(
+def response_of(
     rows: list[Row], figures: Mapping[str, Decimal], asked_ns: int, answered_ns: int
-) -> ServerAnswer:
+) -> ServerResponse:
     """Return the identity of the server. Values that an old server does not have are empty."""
     texts = {str(row.get("name")): str(row.get("value")) for row in rows}
     uuid = texts.get(SERVER_UUID, "")
-    return ServerAnswer(
+    return ServerResponse(
         server_uuid="" if uuid == NO_UUID else uuid,
         host_name=texts.get(HOST_NAME, ""),
         cpu_usec=int(figures[CPU]),
@@ -252,16 +252,19 @@ def answer_of(
 
 
 def reading_of(
-    figures: Mapping[str, Decimal], now_ns: int, boot_id: str, answer: ServerAnswer | None = None
+    figures: Mapping[str, Decimal],
+    now_ns: int,
+    boot_id: str,
+    response: ServerResponse | None = None,
 ) -> Reading:
     """Return the reading. `now_ns` is boot time; the server's start is known to about a second.
 
     The start distinguishes one run of the server from the next, so `incarnation` is the boot id
-    and, if `answer` identifies it, the server.
+    and, if `response` identifies it, the server.
     """
     server = ""
-    if answer and answer.known:
-        name = f"{answer.server_uuid} {answer.host_name}"
+    if response and response.known:
+        name = f"{response.server_uuid} {response.host_name}"
         server = f"-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     cpus = figures.get(MACHINE_CPUS, Decimal(0))
     memory = next((figures[name] for name in MEMORY if name in figures), Decimal(0))

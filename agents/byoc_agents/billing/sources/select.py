@@ -227,7 +227,7 @@ class Target:
     def _has_not_moved(self, reading: Reading) -> bool:
         """Return whether a kernel counter did not move and ClickHouse's can be read to check it.
 
-        A ClickHouse that answers uses CPU for the answer, so this is rare.
+        A ClickHouse that answers uses CPU for the response, so this is rare.
         """
         if reading.source not in KERNEL:
             return False

@@ -1,4 +1,4 @@
-"""HTTP as every sink sees it: failures below an answer, and the times in an answer's headers."""
+"""HTTP as every sink sees it: failures below a response, and the times in a response's headers."""
 
 import email.utils
 import re
@@ -17,10 +17,10 @@ def proxy_error(error: aiohttp.ClientHttpProxyError) -> SendError:
     return SendError(reason, f"the proxy answered {error.status}")
 
 
-def unreadable_answer(error: aiohttp.ClientResponseError) -> SendError:
-    """Return the error of an answer that is not HTTP, with the parser's own reason."""
+def unreadable_response(error: aiohttp.ClientResponseError) -> SendError:
+    """Return the error of a response that is not HTTP, with the parser's own reason."""
     text = "".join(c if c.isascii() and c.isprintable() else " " for c in error.message)
-    return SendError(Reason.BAD_RESPONSE, f"unreadable answer: {text[:200].strip()}")
+    return SendError(Reason.BAD_RESPONSE, f"unreadable response: {text[:200].strip()}")
 
 
 def tls_error(error: BaseException) -> SendError:
@@ -42,7 +42,7 @@ def _sentence(text: str) -> str:
 def retry_after_seconds(header: str, wall_ns: int, date: str = "") -> float | None:
     """Return the seconds to wait for `120` or an HTTP date; None if the value is unusable.
 
-    A date counts from the answer's own `Date` header if it has one, else from `wall_ns`.
+    A date counts from the response's own `Date` header if it has one, else from `wall_ns`.
     """
     text = header.strip()
     if text.isascii() and text.isdigit():
