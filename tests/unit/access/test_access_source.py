@@ -11,10 +11,12 @@ import pytest
 
 from byoc_agents.access.requests import MAX_ANSWER_BYTES, RequestPoller
 from byoc_agents.access.source import BrokerCollector
+from byoc_agents.access.tailnet import Tailnet
 from byoc_agents.errors import SendError
 from lab.fakes.core import FakeClock
 from lab.fakes.http import HttpDouble, Reply, always, close, garbage, hang, in_order, reply
 from tests.unit.access.scripted_broker import Harness
+from tests.unit.access.test_access_tailnet import DEPLOYMENTS, ScriptedScaler
 
 JSON = {"content-type": "application/json"}
 PAGE = Path(__file__).parents[3] / "docs" / "access.md"
@@ -89,7 +91,9 @@ async def test_a_failed_poll_gives_nothing_and_is_reported(
 
 async def test_the_metrics_are_those_of_the_page(tmp_path: Path, poller: RequestPoller) -> None:
     harness = Harness(tmp_path)
+    harness.tailnet = Tailnet(DEPLOYMENTS, ScriptedScaler(), harness.clock)
     async with harness.running() as broker:
+        await harness.tailnet.reconcile()
         await harness.open_grant()
         families = list(BrokerCollector("access-broker", broker, poller).collect())
     found = {
