@@ -60,10 +60,6 @@ GROUP = 500  # rows of one insert
 DONE, PROBLEMS, UNUSABLE = 0, 1, 2  # exit codes
 
 
-class RefusedError(Exception):
-    """The receiver does not store the message. `str()` says why."""
-
-
 class Imported(NamedTuple):
     """The result for one file: the stored messages, and why the others were refused."""
 

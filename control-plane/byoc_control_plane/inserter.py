@@ -45,7 +45,7 @@ class Inserter:
         """Insert until cancelled."""
         while True:
             await self._filled.wait()
-            group = self._take_group()
+            group = self._next_group()
             try:
                 await self._insert_group(group)
             finally:
@@ -53,7 +53,7 @@ class Inserter:
                     if not one.stored.done():
                         one.stored.set_exception(StoreError("the process is stopping"))
 
-    def _take_group(self) -> list[_Waiting]:
+    def _next_group(self) -> list[_Waiting]:
         count = size = 0
         for one in self._waiting:
             if count and size + len(one.rows) > self._max_rows:

@@ -73,17 +73,17 @@ class Registry:
         """Accept only the newest credentials. Raises RegistryError if there is no rotation."""
         self._require_rotation(organization)
         for name in (TOKENS, SIGNING_SECRETS):
-            self._keep(name, organization, lambda values: values[-1:])
+            self._select_values(name, organization, lambda values: values[-1:])
 
     def cancel_rotation(self, organization: str) -> None:
         """Accept only the credentials before. Raises RegistryError if there is no rotation."""
         self._require_rotation(organization)
         for name in (TOKENS, SIGNING_SECRETS):
-            self._keep(name, organization, lambda values: values[:-1])
+            self._select_values(name, organization, lambda values: values[:-1])
 
     def remove(self, organization: str) -> int:
         """Accept nothing of this organization; return how many lines were removed."""
-        return sum(self._keep(name, organization, lambda _: []) for name in HEADERS)
+        return sum(self._select_values(name, organization, lambda _: []) for name in HEADERS)
 
     def _require_rotation(self, organization: str) -> None:
         if not self.has_rotation(organization):
@@ -98,7 +98,9 @@ class Registry:
     def _append(self, name: str, organization: str, value: str) -> None:
         self._write(name, [*self._read(name), (organization, value)])
 
-    def _keep(self, name: str, organization: str, choose: Callable[[list[str]], list[str]]) -> int:
+    def _select_values(
+        self, name: str, organization: str, choose: Callable[[list[str]], list[str]]
+    ) -> int:
         entries = self._read(name)
         chosen = choose([value for owner, value in entries if owner == organization])
         kept = [

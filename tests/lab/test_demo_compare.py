@@ -217,7 +217,7 @@ def test_what_waits_is_shown_with_the_reason() -> None:
     backlog = Backlog.of(status(12, "throttled", 0))
     said = backlog.sentence("S3")
     assert said.startswith("S3 refuses (throttled): 12 events on disk, oldest ")
-    assert Backlog.of(status(1, "", 0)).sentence("S3").startswith("on the way: 1 record on disk")
+    assert Backlog.of(status(1, "", 0)).sentence("S3").startswith("on the way: 1 event on disk")
     assert Backlog.of(status(0)).sentence("S3") == "nothing is held up"
 
 
@@ -227,7 +227,7 @@ def test_an_agent_that_does_not_run_has_neither_sent_nor_held_anything() -> None
     assert all("does not run" in sentence for sentence in now().sentences())
 
 
-def test_records_count_as_held_up_when_there_is_a_reason() -> None:
+def test_events_count_as_held_up_when_there_is_a_reason() -> None:
     looked = now(billing_scraper=status(2, "throttled", 0), state_exporter=status(1, "", 0))
     assert looked.held_up("billing-scraper") == 2
     assert looked.held_up("state-exporter") == 0

@@ -9,7 +9,6 @@ the name of the daemon. In that ledger an export is a send to `export:DAEMON`, w
 the first byte is written; a receipt is a fact, written before anything is removed.
 """
 
-import hashlib
 import re
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, closing
@@ -23,7 +22,7 @@ from byoc_agents.durable.files import DirectoryLock, create_file, sync_directory
 from byoc_agents.durable.store import SpoolStore
 from byoc_agents.errors import Reason, SendError
 from byoc_agents.ledger import FileLedger
-from byoc_agents.ledger.format import FactLine
+from byoc_agents.ledger.format import FactLine, sha256_hex
 from byoc_agents.message import Message, Outcome, Receipt
 
 if TYPE_CHECKING:
@@ -141,7 +140,7 @@ class SpoolExporter:
             for at in range(0, len(delivered), INTENT_MESSAGES):
                 named = {one.id: one.sha256 for one in delivered[at : at + INTENT_MESSAGES]}
                 with store.transaction():
-                    ids = [m.id for m in store.read([*named]) if named[m.id] == _digest(m.body)]
+                    ids = [m.id for m in store.read([*named]) if named[m.id] == sha256_hex(m.body)]
                     if ids:
                         store.remove(ids)
                 removed += len(ids)
@@ -187,10 +186,6 @@ async def opened(state_dir: Path, clock: Clock) -> AsyncIterator[SpoolExporter]:
 def find_daemons(state_dir: Path) -> list[str]:
     """Return the daemons with a spool, sorted."""
     return sorted(path.parent.name for path in state_dir.glob("*/spool.db"))
-
-
-def _digest(body: bytes) -> str:
-    return hashlib.sha256(body).hexdigest()
 
 
 def _group(waiting: Sequence[tuple[str, int]], max_bytes: int) -> Iterator[list[str]]:

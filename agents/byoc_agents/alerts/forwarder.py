@@ -7,7 +7,7 @@ from typing import Any
 import structlog
 
 from byoc_agents.alerts.events import Heartbeat, Origin, build_heartbeat
-from byoc_agents.alerts.relay import Relay, message
+from byoc_agents.alerts.relay import Relay, build_message
 from byoc_agents.alerts.webhook import LIMITS, Webhook
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.cloudevents import Agent, rfc3339
@@ -75,7 +75,7 @@ class HeartbeatSender:
         data = self._data(interval_seconds, stopping=stopping)
         event = build_heartbeat(data, self._origin, at_ms)
         self._sequence += 1
-        await self._spool.put(message(event, at_ms, replaces="heartbeat"))
+        await self._spool.put(build_message(event, at_ms, replaces="heartbeat"))
         self._sent_at_ns = now_ns
         self._due_at_ns = now_ns + int(interval_seconds * 1e9)
 

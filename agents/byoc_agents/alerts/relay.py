@@ -341,7 +341,7 @@ class Relay:
         fact = Fact(received_ms, "firing", waiting.episode, waited=True)
         plan.add_fact(waiting.event.id, fact, waiting.episode)
         plan.unconfirmed[waiting.episode.alert] = None
-        plan.messages.append(message(waiting.event, now_ms))
+        plan.messages.append(build_message(waiting.event, now_ms))
 
     def _plan_reminder(
         self, plan: Plan, alert: Received, seen: Sighting, episode: Episode
@@ -360,12 +360,14 @@ class Relay:
             event_id=reminder_id(first_id, period),
             notification="reminder",
         )
-        plan.messages.append(message(event, seen.at_ms, replaces=f"reminder/{first_id}"))
+        plan.messages.append(build_message(event, seen.at_ms, replaces=f"reminder/{first_id}"))
         return "reminder"
 
     def _plan_watchdog(self, plan: Plan, alert: Received, seen: Sighting) -> AlertOutcome:
         event = build_watchdog(self._rules.origin, self._rules.allowed, alert, seen)
-        plan.messages.append(message(event, seen.at_ms, replaces=f"watchdog/{alert.fingerprint}"))
+        plan.messages.append(
+            build_message(event, seen.at_ms, replaces=f"watchdog/{alert.fingerprint}")
+        )
         return "watchdog"
 
     def _plan_fact(  # noqa: PLR0913  the alert, its context, and the fact to report
@@ -387,7 +389,7 @@ class Relay:
         event = self._build(
             alert, seen, status=status, event_id=event_id, end_inferred=end_inferred
         )
-        plan.messages.append(message(event, seen.at_ms))
+        plan.messages.append(build_message(event, seen.at_ms))
 
     def _id_of(self, episode: Episode, seen: Sighting, status: Status) -> str:
         fingerprint = episode.alert[-FINGERPRINT_DIGITS:]
@@ -459,7 +461,7 @@ def _statuses(alert: Received) -> Iterator[Status]:
         yield "resolved"
 
 
-def message(event: Event, at_ms: int, *, replaces: str = "") -> Message:
+def build_message(event: Event, at_ms: int, *, replaces: str = "") -> Message:
     """Return the message that carries the event."""
     kind = str(getattr(event, "type", ""))
     return Message(

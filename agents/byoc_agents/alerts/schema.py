@@ -1,4 +1,4 @@
-"""The JSON Schema of the events and of the responses to them, generated from the structs.
+"""The JSON Schema of the events, generated from the structs.
 
 `python -m byoc_agents.alerts.schema` prints it. A test compares it with
 docs/contracts/control-plane.openapi.yaml.
@@ -10,17 +10,15 @@ from typing import Any
 import msgspec
 
 from byoc_agents.alerts.events import AlertEvent, HeartbeatEvent, WatchdogEvent
-from byoc_agents.sinks.control_plane import Rejected, Stored
 
 EVENTS = (AlertEvent, WatchdogEvent, HeartbeatEvent)
-RESPONSES = (Stored, Rejected)
 TEMPLATE = "#/components/schemas/{name}"
 # Fields that events of 0.1.0 do not have.
 ADDED = frozenset({"end_inferred", "withheld", "open_episodes", "open_digest", "agent"})
 
 
 def components() -> dict[str, Any]:
-    """Return name -> JSON Schema of the events, their parts, and the responses.
+    """Return name -> JSON Schema of the events and their parts.
 
     Every field of 0.1.0 is required, because `encode` also writes fields with a default.
     """

@@ -239,6 +239,8 @@ class CpuBound(NamedTuple):
 def cpu_bound(usage: Usage, unknown_cpus: int = MAX_CPUS) -> CpuBound | None:
     """Return the bound of a record's CPU, with `unknown_cpus` if the number of CPUs is missing.
 
+    It is what the machine could do while the record's counter rose: more must not be billed.
+
     None if there is no bound: for a gap, and for a record of 0.1.0 that may contain CPU of an
     earlier time (quality `estimated`).
     """
@@ -249,15 +251,6 @@ def cpu_bound(usage: Usage, unknown_cpus: int = MAX_CPUS) -> CpuBound | None:
         elapsed_ms = usage.elapsed_milliseconds
     slack_ms = max(SLACK_MS.values()) if usage.source_changed else SLACK_MS[usage.source]
     return CpuBound(usage.machine_cpus or unknown_cpus, elapsed_ms, slack_ms)
-
-
-def most_core_seconds(usage: Usage) -> Decimal | None:
-    """Return the CPU that the machine could do at most while the record's counter rose.
-
-    More than that was never used: such a figure must not be billed. None as of `cpu_bound`.
-    """
-    bound = cpu_bound(usage)
-    return bound and bound.core_seconds
 
 
 def name_incarnation(reading: Reading) -> str:

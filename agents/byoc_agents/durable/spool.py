@@ -197,8 +197,8 @@ class Spool:
         """
         if not self._worker.is_open:
             raise SpoolUnavailableError("the spool is not open")
-        answer: T = await self._worker.ask(Operation(work, kind, added))
-        return answer
+        result: T = await self._worker.ask(Operation(work, kind, added))
+        return result
 
     def _on_served(self, group: Sequence[Operation], totals: Totals) -> None:
         """Wake the shipper. Done here because the caller of `put` may have been cancelled."""

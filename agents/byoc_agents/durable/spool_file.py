@@ -132,20 +132,20 @@ class SpoolFile:
         return self._epoch
 
     def serve(self, group: Sequence[Operation]) -> tuple[list[Any], Totals]:
-        """Return one answer per operation (its value or its error), and the file's totals."""
+        """Return one result per operation (its value or its error), and the file's totals."""
         return self._serve(group), self._totals
 
     def _serve(self, group: Sequence[Operation]) -> list[Any]:
         step = Step.RUN
         while step in {Step.RUN, Step.CONFIRM}:
             try:
-                answers = self._run(self._open(), group)
+                results = self._run(self._open(), group)
                 self._totals = self._open().totals()
             except (SpoolCorruptError, SpoolUnavailableError) as failed:
                 failure, error = self._examine(failed, group)
                 step = TRANSITIONS[step, failure]
             else:
-                return answers
+                return results
         if step is Step.SPLIT:
             return [self._serve([operation])[0] for operation in group]
         if step is Step.REPLACE:
@@ -181,16 +181,16 @@ class SpoolFile:
 
     def _run(self, store: SpoolStore, group: Sequence[Operation]) -> list[Any]:
         if all(operation.kind is OperationKind.READ for operation in group):
-            return [_answer(operation.work, store) for operation in group]
+            return [_run_one(operation.work, store) for operation in group]
         if grows(group):
             store.check_location()  # before the reserve, which would fail in a removed directory
             self._reserve.allocate()
-        answers = run_group(group, store)
+        results = run_group(group, store)
         if any(operation.kind is OperationKind.SHRINK for operation in group):
             store.vacuum()
         if grows(group):
             self.write_error = None
-        return answers
+        return results
 
     def _examine(self, error: SpoolError, group: Sequence[Operation]) -> tuple[Failure, SpoolError]:
         """Return the kind of the failure and the error to report. Closes the file.
@@ -255,7 +255,7 @@ def read_info(store: SpoolStore) -> SpoolInfo:
 
 
 def run_group(group: Sequence[Operation], store: SpoolStore) -> list[Any]:
-    """Commit the operations and return one answer each: its value or its error.
+    """Commit the operations and return one result each: its value or its error.
 
     They run in one transaction. If one fails, nothing is kept and all run again, each in its own
     savepoint, so that the others are stored. Raises SpoolCorruptError and SpoolUnavailableError.
@@ -267,7 +267,7 @@ def run_group(group: Sequence[Operation], store: SpoolStore) -> list[Any]:
         raise  # the whole transaction is lost
     except Exception:  # noqa: BLE001  raised again below, and returned to its caller
         with store.transaction():
-            return [_answer(_isolate(operation.work), store) for operation in group]
+            return [_run_one(_isolate(operation.work), store) for operation in group]
 
 
 def _run_merged(group: Sequence[Operation], store: SpoolStore) -> list[Any]:
@@ -277,15 +277,15 @@ def _run_merged(group: Sequence[Operation], store: SpoolStore) -> list[Any]:
     """
     if len(group) == 1:
         return [group[0].work(store)]
-    answers: list[Any] = []
+    results: list[Any] = []
     for plain, some in groupby(group, lambda operation: operation.added is not None):
         operations = list(some)
         if plain:
             store.apply(merge_batches([one.added for one in operations if one.added]))
-            answers += [None] * len(operations)
+            results += [None] * len(operations)
         else:
-            answers += [operation.work(store) for operation in operations]
-    return answers
+            results += [operation.work(store) for operation in operations]
+    return results
 
 
 def _isolate(work: Callable[[SpoolStore], T]) -> Callable[[SpoolStore], T]:
@@ -296,7 +296,7 @@ def _isolate(work: Callable[[SpoolStore], T]) -> Callable[[SpoolStore], T]:
     return isolated
 
 
-def _answer(work: Callable[[SpoolStore], T], store: SpoolStore) -> T | Exception:
+def _run_one(work: Callable[[SpoolStore], T], store: SpoolStore) -> T | Exception:
     """Return the value or the error. Raises SpoolCorruptError and SpoolUnavailableError."""
     try:
         return work(store)

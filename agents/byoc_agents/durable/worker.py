@@ -23,7 +23,7 @@ class Served(Protocol[Operation_contra]):
     """The file that the operations are for. Its methods run on the thread and may block."""
 
     def serve(self, group: Sequence[Operation_contra]) -> tuple[Sequence[Any], Any]:
-        """Return one answer per operation (its value or its error), and the file's totals."""
+        """Return one result per operation (its value or its error), and the file's totals."""
         ...
 
     def close(self) -> None:
@@ -57,7 +57,7 @@ class GroupCommitWorker(Generic[Operation_contra]):
         group of several, an operation for which `waits_for_group` is true waits GROUP_WAIT_SECONDS
         for others.
         `on_served` is called on the loop with the group and the file's totals after it, before any
-        caller gets its answer. It must not block.
+        caller gets its result. It must not block.
         """
         self._name = name
         self._file = file
@@ -89,7 +89,7 @@ class GroupCommitWorker(Generic[Operation_contra]):
         await asyncio.to_thread(self._thread.join)
 
     async def ask(self, operation: Operation_contra) -> Any:
-        """Run the operation and return its answer, or raise it if it is an error.
+        """Run the operation and return its result, or raise it if it is an error.
 
         See `drop_cancelled` for a caller that is cancelled meanwhile.
         """
@@ -98,7 +98,7 @@ class GroupCommitWorker(Generic[Operation_contra]):
         return await future
 
     def post(self, operation: Operation_contra) -> None:
-        """Queue an operation whose answer nobody needs. From any thread; does not block."""
+        """Queue an operation whose result nobody needs. From any thread; does not block."""
         self._operations.put(_Waiting(operation, None))
 
     def _run(self) -> None:
@@ -108,13 +108,13 @@ class GroupCommitWorker(Generic[Operation_contra]):
             operations = [waiting.operation for waiting in group]
             totals: Any = None
             try:
-                answers, totals = self._file.serve(operations)
+                results, totals = self._file.serve(operations)
             except Exception as error:  # noqa: BLE001  the thread continues, the callers get the error
-                answers = [error] * len(group)
+                results = [error] * len(group)
                 with contextlib.suppress(Exception):
                     self._file.close()
             with contextlib.suppress(RuntimeError):  # the loop is closed: no caller waits
-                self._loop.call_soon_threadsafe(self._answer, group, answers, totals)
+                self._loop.call_soon_threadsafe(self._hand_out, group, results, totals)
         self._file.close()
 
     def _next_group(self) -> list[_Waiting] | None:
@@ -137,16 +137,16 @@ class GroupCommitWorker(Generic[Operation_contra]):
         self._last_size = len(group)
         return group
 
-    def _answer(self, group: Sequence[_Waiting], answers: Sequence[Any], totals: Any) -> None:
+    def _hand_out(self, group: Sequence[_Waiting], results: Sequence[Any], totals: Any) -> None:
         if totals is not None:
             self._on_served([waiting.operation for waiting in group], totals)
-        for (_, future), answer in zip(group, answers, strict=True):
+        for (_, future), result in zip(group, results, strict=True):
             if future is None or future.done():  # nobody waits, or it was cancelled
                 continue
-            if isinstance(answer, Exception):
-                future.set_exception(self._copy_error(answer))
+            if isinstance(result, Exception):
+                future.set_exception(self._copy_error(result))
             else:
-                future.set_result(answer)
+                future.set_result(result)
 
     def _copy_error(self, error: Exception) -> Exception:
         """Return an error for one caller: a shared one would collect the tracebacks of all."""

@@ -24,14 +24,6 @@ POD_IDENTITY_HOSTS = frozenset({"169.254.170.23", "fd00:ec2::23"})  # EKS Pod Id
 AGENT_HOSTS = POD_IDENTITY_HOSTS | {ECS_HOST}
 # Names that no public resolver answers: a single label, Kubernetes, RFC 6762, RFC 9476, ICANN's.
 PRIVATE_SUFFIXES = (".svc", ".local", ".internal", ".localhost", ".test", ".alt")
-DNS_SUFFIXES = (  # botocore partitions.json: which regions are not under amazonaws.com
-    ("cn-", "amazonaws.com.cn"),
-    ("eusc-", "amazonaws.eu"),
-    ("us-iso-", "c2s.ic.gov"),
-    ("us-isob-", "sc2s.sgov.gov"),
-    ("eu-isoe-", "cloud.adc-e.uk"),
-    ("us-isof-", "csp.hci.ic.gov"),
-)
 LEGACY_STS_REGIONS = frozenset(  # AWS_STS_REGIONAL_ENDPOINTS=legacy sends these to the global name
     {
         *("ap-northeast-1", "ap-south-1", "ap-southeast-1", "ap-southeast-2", "ca-central-1"),

@@ -9,7 +9,7 @@ addresses: those are left to the gate and to the rules of the network. amd64 and
 import ctypes
 import os
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -287,8 +287,3 @@ def _is_glibc() -> bool:
         return bool(os.confstr("CS_GNU_LIBC_VERSION"))
     except ValueError:
         return False
-
-
-def denied_numbers(machine: Machine) -> Iterator[int]:
-    """Return the numbers of the system calls that are refused whatever their arguments."""
-    return (number for row in DENIED.values() if (number := row[machine.column]) is not None)

@@ -226,15 +226,15 @@ class _LedgerFile:
         self._attempt(self.chain.close)
 
     def serve(self, group: Sequence[_WriteRequest]) -> tuple[list[int | LedgerError], None]:
-        """Return one answer per request: the number of its line, or the error."""
-        answers: list[int | LedgerError] = []
+        """Return one result per request: the number of its line, or the error."""
+        results: list[int | LedgerError] = []
         part: list[_WriteRequest] = []
         for request in group:  # the bodies of one write fit into one file
             part.append(request)
             if _body_bytes(part) > self.chain.segment_bytes:
-                answers += self._append(part, [])
+                results += self._append(part, [])
                 part = []
-        return answers + self._append(part, self.refusals.pop_lines()), None
+        return results + self._append(part, self.refusals.pop_lines()), None
 
     def _append(
         self, group: Sequence[_WriteRequest], refusals: Sequence[RefusedLine]
@@ -262,7 +262,7 @@ class _LedgerFile:
     def _attempt(self, work: Callable[[], T]) -> T | None:
         """Return the result of `work`, or None with `last_error` set."""
         try:
-            answer = work()
+            result = work()
         except OSError as error:
             name = Path(error.filename).name if error.filename else self._directory.name
             self._set_last_error(f"{error.strerror or error} ({name})")
@@ -271,7 +271,7 @@ class _LedgerFile:
             self._set_last_error(type(error).__name__, exc_info=True)
             return None
         self.last_error = ""
-        return answer
+        return result
 
     def _set_last_error(self, error: str, *, exc_info: bool = False) -> None:
         if error != self.last_error:

@@ -32,7 +32,7 @@ from byoc_agents.sinks.http_responses import (
 
 SINGLE = "application/cloudevents+json; charset=utf-8"
 BATCH = "application/cloudevents-batch+json; charset=utf-8"
-MAX_ANSWER_BYTES = 64 * 1024  # read so that the connection can be used again
+MAX_RESPONSE_BYTES = 64 * 1024  # read so that the connection can be used again
 MAX_REFERENCE = 128  # characters of the receiver's request id that go into the ledger
 MIN_SECRET_BYTES, MAX_SECRET_BYTES = 24, 64  # the Standard Webhooks specification
 
@@ -249,11 +249,11 @@ ACCEPTED = frozenset({Reason.OK, Reason.ALREADY_STORED})
 
 
 async def _read_body(response: aiohttp.ClientResponse) -> bytes:
-    """Return the body, or its first bytes if it has more than MAX_ANSWER_BYTES."""
+    """Return the body, or its first bytes if it has more than MAX_RESPONSE_BYTES."""
     body = b""
     async for chunk in response.content.iter_any():
         body += chunk
-        if len(body) > MAX_ANSWER_BYTES:
+        if len(body) > MAX_RESPONSE_BYTES:
             break
     return body
 

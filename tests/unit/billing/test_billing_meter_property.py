@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from byoc_agents.app.cloudevents import parse_rfc3339
 from byoc_agents.billing.meter import Meter
-from byoc_agents.billing.record import SLACK_MS, UsageRecord, most_core_seconds
+from byoc_agents.billing.record import SLACK_MS, UsageRecord, cpu_bound
 from byoc_agents.billing.recorder import Recorder
 from byoc_agents.billing.sources.reading import Reading, SourceName
 from byoc_agents.billing.window import MeterState, Period, Sample, Window
@@ -188,8 +188,8 @@ def test_no_record_is_impossible_and_no_sum_is_more_than_was_used(
     simulation = simulate(seed, source, what)
     records = [record.data for record in simulation.records()]
     for one in records:
-        most = most_core_seconds(one)
-        assert most is None or one.used.cpu_core_seconds <= most, one
+        bound = cpu_bound(one)
+        assert bound is None or one.used.cpu_core_seconds <= bound.core_seconds, one
     billed = sum((one.used.cpu_core_seconds for one in records), Decimal(0))
     slack_usec = CPUS * SLACK_MS["clickhouse"] * 1000 * len(what)
     assert billed <= Decimal(simulation.used_usec + slack_usec) / 1_000_000

@@ -4,7 +4,7 @@ import pytest
 from msgspec.structs import replace
 
 from byoc_agents.billing.checkpoint import Checkpoint, decode_checkpoint, encode_checkpoint
-from byoc_agents.billing.record import MAX_CPUS, most_core_seconds
+from byoc_agents.billing.record import MAX_CPUS, cpu_bound
 from byoc_agents.billing.recorder import Recorder
 from byoc_agents.billing.window import Sample, Window
 from tests.unit.billing.meter_run import NOON, SECOND, UP, Run, every, ran, reading, sample, used
@@ -62,9 +62,9 @@ def test_late_cpu_of_a_long_gap_is_possible_and_the_record_says_over_how_long() 
     record = Recorder(identity=WHO, sample_ms=5000).record(run.periods[-1], 1, 0).data
     assert record.used.cpu_core_seconds == 150
     assert (record.elapsed_milliseconds, record.counter_milliseconds) == (30_000, 150_000)
-    most = most_core_seconds(record)
-    assert most
-    assert record.used.cpu_core_seconds <= most
+    bound = cpu_bound(record)
+    assert bound
+    assert record.used.cpu_core_seconds <= bound.core_seconds
 
 
 def test_impossible_late_cpu_of_a_long_gap_is_not_billed() -> None:
@@ -213,6 +213,6 @@ def test_a_checkpoint_of_0_1_0_goes_on_in_the_middle_of_a_window(late: int) -> N
     assert run.shown() == [(0, 60, 60 + late)]
     record = Recorder(identity=WHO, sample_ms=5000).record(run.periods[0], 1, 0).data
     assert record.allocated.counted_milliseconds == 60_000
-    most = most_core_seconds(record)
-    assert most
-    assert record.used.cpu_core_seconds <= most
+    bound = cpu_bound(record)
+    assert bound
+    assert record.used.cpu_core_seconds <= bound.core_seconds
