@@ -17,7 +17,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,7 +48,7 @@ from lab.demo import access_route
 from lab.demo.access_route import Route
 from lab.demo.access_server import REFUSED
 from lab.demo.process import DemoError, forget_accounts
-from lab.fakes.access import QUERY
+from lab.fakes.access import CANCELLED, LONG_QUERY, QUERY, RUNNING_QUERY
 from lab.real.parts.install import ROOT
 from lab.real.parts.process import PartError
 from lab.tailnet.certificates import GRANT
@@ -60,6 +62,7 @@ MINUTES = 30  # approved; the request asks for an hour
 END_SECONDS = (
     60.0  # the drill of docs/access.md; the printed times are far below on an idle machine
 )
+SECOND = "0190a7c2-7e5b-7c3e-8d21-f0a4b6c8d9e1"  # the grant that the kill switch ends
 SILENCE_SECONDS = 5.0  # after which the client ends its connection; docs/access-network.md
 WAIT_SECONDS = 60.0  # for one step on a busy machine; each wait ends as soon as it may
 POLL_SECONDS = 0.05
@@ -138,6 +141,7 @@ class Scenario:
         self._vendor, self._approver = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
         self._engineer = ec.generate_private_key(ec.SECP256R1())
         self._queries = 0  # answered ones
+        self._asked: dict[str, int] = {}  # other queries, by text
         self._password = secrets.token_urlsafe()  # of the broker's login
 
     def steps(self) -> Iterator[Step]:
@@ -207,10 +211,30 @@ class Scenario:
     # --- the vendor asks, the customer answers ---
 
     def _request(self) -> Step:
+        request = self._make_request(GRANT)
+        file = self._directory / "request.dsse.json"
+        stranger = sign(REQUEST, request, [(VENDOR, Ed25519PrivateKey.generate())])
+        file.write_bytes(stranger)
+        refused = self._access("submit", str(file), code=1)
+        self._submit(GRANT, file)
+        return Step(
+            "requested",
+            "the vendor's key signed a request for an hour, and it waits for the customer; the same"
+            " request signed by another key was refused",
+            f"byoc-agents access show {GRANT[:8]}",
+            {"refused": refused},
+        )
+
+    def _submit(self, grant_id: str, file: Path) -> None:
+        file.write_bytes(sign(REQUEST, self._make_request(grant_id), [(VENDOR, self._vendor)]))
+        self._access("submit", str(file))
+        self._wait_for("pending", grant_id)
+
+    def _make_request(self, grant_id: str) -> bytes:
         now_ms = time.time_ns() // 1_000_000
         csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
         fields = {
-            "id": GRANT,
+            "id": grant_id,
             "audience": {"organization": ORGANIZATION, "service": SERVICE},
             "issued_at": utc_text(now_ms),
             "expires_at": utc_text(now_ms + 4 * 3_600_000),
@@ -223,21 +247,7 @@ class Scenario:
             "vendor_approval": {"by": "eng-12", "at": utc_text(now_ms)},
             "csr": csr.sign(self._engineer, hashes.SHA256()).public_bytes(Encoding.PEM).decode(),
         }
-        request = msgspec.json.encode(msgspec.convert(fields, AccessRequest))
-        file = self._directory / "request.dsse.json"
-        stranger = sign(REQUEST, request, [(VENDOR, Ed25519PrivateKey.generate())])
-        file.write_bytes(stranger)
-        refused = self._access("submit", str(file), code=1)
-        file.write_bytes(sign(REQUEST, request, [(VENDOR, self._vendor)]))
-        self._access("submit", str(file))
-        self._wait_for("pending")
-        return Step(
-            "requested",
-            "the vendor's key signed a request for an hour, and it waits for the customer; the same"
-            " request signed by another key was refused",
-            f"byoc-agents access show {GRANT[:8]}",
-            {"refused": refused},
-        )
+        return msgspec.json.encode(msgspec.convert(fields, AccessRequest))
 
     def _refuse_before_approval(self) -> Step:
         """Ask without a certificate, with a foreign one, and with one of the true authority."""
@@ -253,15 +263,7 @@ class Scenario:
         )
 
     def _approve(self) -> Step:
-        envelope = self._access("show", GRANT, "--envelope")
-        shown = self._directory / "shown.dsse.json"
-        shown.write_text(envelope)
-        key = ["--key", str(self._directory / "approver.pem"), "--key-id", APPROVER]
-        shorter = ["--for", f"{MINUTES}m", "--by", "anna"]
-        approval = self._directory / "approval.dsse.json"
-        approval.write_text(self._access("sign", str(shown), *key, *shorter))
-        answer = self._access("approve", GRANT, "--file", str(approval))
-        opened = self._wait_for("open")
+        answer, opened = self._sign_approval(GRANT)
         return Step(
             "approved",
             f"the customer signed an approval of {MINUTES} minutes, and access is open until"
@@ -270,11 +272,23 @@ class Scenario:
             {"answer": answer, "event": opened},
         )
 
+    def _sign_approval(self, grant_id: str) -> tuple[str, dict[str, Any]]:
+        """Sign an approval and hand it over; return the answer and the event that it is open."""
+        envelope = self._access("show", grant_id, "--envelope")
+        shown = self._directory / "shown.dsse.json"
+        shown.write_text(envelope)
+        key = ["--key", str(self._directory / "approver.pem"), "--key-id", APPROVER]
+        shorter = ["--for", f"{MINUTES}m", "--by", "anna"]
+        approval = self._directory / "approval.dsse.json"
+        approval.write_text(self._access("sign", str(shown), *key, *shorter))
+        answer = self._access("approve", grant_id, "--file", str(approval))
+        return answer, self._wait_for("open", grant_id)
+
     # --- the engineer works ---
 
     def _take_certificate(self) -> Step:
         pem = self._wait_for("open")["certificate"]
-        (self._directory / "engineer.pem").write_bytes(pem.encode() + _private(self._engineer))
+        self._write_certificate("engineer", pem)
         certificate = x509.load_pem_x509_certificate(pem.encode())
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         (uri,) = names.get_values_for_type(x509.UniformResourceIdentifier)
@@ -297,6 +311,25 @@ class Scenario:
             {"answer": answer},
         )
 
+    def _write_certificate(self, name: str, pem: str) -> None:
+        (self._directory / f"{name}.pem").write_bytes(pem.encode() + _private(self._engineer))
+
+    @contextmanager
+    def _long_query(self, certificate: str) -> Iterator["Future[dict[str, Any]]"]:
+        """Run LONG_QUERY on a connection of its own; it runs on the server when this is entered."""
+        with ThreadPoolExecutor(1) as thread:
+            answer = thread.submit(self._ask, certificate, LONG_QUERY, timeout=END_SECONDS)
+            deadline = time.monotonic() + WAIT_SECONDS
+            while True:
+                found = self._ask(certificate, RUNNING_QUERY).get("answer")
+                self._asked[RUNNING_QUERY] = self._asked.get(RUNNING_QUERY, 0) + 1
+                if found == "1\n":
+                    break
+                _expect(not answer.done(), f"the long query has ended: {answer}")
+                _expect(time.monotonic() < deadline, f"the long query does not run: {found}")
+                time.sleep(POLL_SECONDS)
+            yield answer
+
     # --- the end ---
 
     def _end(self) -> Iterator[Step]:
@@ -308,12 +341,17 @@ class Scenario:
             send=LINE,
             timeout=SILENCE_SECONDS,
         ) as held:
-            yield self._revoke(held)
+            with self._long_query("engineer") as running:
+                self._asked[LONG_QUERY] = 1
+                polls = dict(self._asked)
+                yield self._revoke(held, running)
             yield self._refuse_after_revocation()
+            yield self._kill()
+            self._asked = polls  # of the first grant, whose evidence is verified
             if self._route.close:
                 yield self._cut(held, self._route.close)
 
-    def _revoke(self, held: Held) -> Step:
+    def _revoke(self, held: Held, running: "Future[dict[str, Any]]") -> Step:
         began = time.monotonic()
         answer = self._access("revoke", GRANT, "--by", "anna", "--comment", "solved")
         while held.lines[-1].get("answer") != REFUSED:
@@ -322,12 +360,43 @@ class Scenario:
             held.next()
         seconds = held.lines[-1]["at"] - began
         self._queries += len(held.lines) - 1
+        killed = _wait_for_kill(running, began)
         return Step(
             "revoked",
             f"the customer revoked access, and {seconds:.1f} s later the open connection got"
-            f" {REFUSED.strip()!r}, after {len(held.lines) - 1} answers",
+            f" {REFUSED.strip()!r}, after {len(held.lines) - 1} answers; a query that was running"
+            f" ended after {killed:.1f} s with {CANCELLED.strip()!r}",
             f"byoc-agents access show {GRANT[:8]}",
-            {"answer": answer, "seconds": seconds, "answers": len(held.lines) - 1},
+            {
+                "answer": answer,
+                "seconds": seconds,
+                "answers": len(held.lines) - 1,
+                "killed_seconds": killed,
+            },
+        )
+
+    def _kill(self) -> Step:
+        """Open a second grant, and end its running query by the kill switch."""
+        self._wait_for("closed")
+        self._submit(SECOND, self._directory / "second.dsse.json")
+        _, opened = self._sign_approval(SECOND)
+        self._write_certificate("second", opened["certificate"])
+        with self._long_query("second") as running:
+            began = time.monotonic()
+            printed = self._access("kill", "on", "--wait", f"{END_SECONDS:g}")
+            waited = time.monotonic() - began
+            killed = _wait_for_kill(running, began)
+        after = self._ask("second")
+        _expect(after.get("answer") == REFUSED, str(after))
+        closed = self._wait_for("closed", SECOND)
+        self._access("kill", "off")
+        return Step(
+            "kill switch",
+            f"a second grant was open, and the kill switch ended its running query after"
+            f" {killed:.1f} s; the command printed {printed.splitlines()[-1]!r} after"
+            f" {waited:.1f} s",
+            f"byoc-agents access show {SECOND}",
+            {"printed": printed, "killed_seconds": killed, "event": closed, "after": after},
         )
 
     def _refuse_after_revocation(self) -> Step:
@@ -387,15 +456,24 @@ class Scenario:
             (digest, _) = _run("sha256sum", cwd=pack, text=before).split()
             _expect(json.loads(after)["previous"] == digest, "the chain of ledger.jsonl is broken")
         rows = map(json.loads, (pack / f"{REPLICA}-queries.jsonl").read_text().splitlines())
-        queries = [row["query"] for row in rows if row["type"] == "QueryStart"]
-        _expect(queries == [QUERY] * self._queries, f"{self._queries} answers, and {queries}")
+        queries = Counter(row["query"] for row in rows if row["type"] == "QueryStart")
+        expected = {QUERY: self._queries, **self._asked}
+        _expect(queries == expected, f"expected {expected}, found {queries}")
+        keys = ["--vendor-key", _public(self._vendor), "--approver-key", _public(self._approver)]
+        printed = self._access("verify", str(pack), *keys)
+        _expect(": OK\n" in printed, printed)
         return Step(
             "verified",
             f"sha256sum and openssl agree: {sums.count(': OK')} files, {certificate}, signatures of"
             f" {' and '.join(signed)}, {len(lines)} lines of the ledger in a chain, and each of the"
-            f" {len(queries)} answered queries",
+            f" {queries.total()} queries; so does `access verify`",
             f"{pack.name}/README.txt",
-            {"files": sums.count(": OK"), "queries": len(queries), "signed": signed},
+            {
+                "files": sums.count(": OK"),
+                "queries": queries.total(),
+                "signed": signed,
+                "printed": printed,
+            },
         )
 
     def _verify_envelope(self, pack: Path, name: str, keys: str) -> str:
@@ -445,26 +523,40 @@ class Scenario:
         _expect(found == code, shown)
         return out.getvalue().strip()
 
-    def _wait_for(self, state: str) -> dict[str, Any]:
+    def _wait_for(self, state: str, grant_id: str = GRANT) -> dict[str, Any]:
         """Return the event that the vendor was sent about this state. Raises DemoError."""
         deadline = time.monotonic() + WAIT_SECONDS
         while True:
             files = [one for one in (self._directory / "vendor").rglob("*") if one.is_file()]
             events = [json.loads(one.read_bytes())["data"] for one in files]
+            events = [one for one in events if one["grant_id"] == grant_id]
             if found := [one for one in events if one["state"] == state]:
                 return dict(found[0])
             _expect(time.monotonic() < deadline, f"no event {state}: {events}")
             time.sleep(POLL_SECONDS)
 
-    def _ask(self, certificate: str) -> dict[str, Any]:
+    def _ask(self, certificate: str, query: str = QUERY, timeout: float = 8.0) -> dict[str, Any]:
         route = self._route
-        return route.engineer.ask(route.address, route.port, certificate=certificate, send=LINE)
+        return route.engineer.ask(
+            route.address,
+            route.port,
+            certificate=certificate,
+            send=f"{query}\n",
+            timeout=timeout,
+        )
 
     def _ask_with(self, *certificates: str) -> dict[str, dict[str, Any]]:
         return {one or "none": self._ask(one) for one in certificates}
 
     def _connections(self) -> str:
         return self._route.log or RECORD
+
+
+def _wait_for_kill(running: "Future[dict[str, Any]]", began: float) -> float:
+    """Return the seconds until a running query was cancelled. Raises DemoError."""
+    found = running.result(timeout=END_SECONDS)
+    _expect(found.get("answer") == CANCELLED, str(found))
+    return float(found["at"]) - began
 
 
 def _expect(condition: object, message: str) -> None:

@@ -39,8 +39,8 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True):
 def response_of(server: ClickHouseDouble) -> Answer:
     """Return the answers to the engineers' queries: REFUSED without a user."""
 
-    def answer(query: Query) -> tuple[int, bytes]:
-        found = server.run_query(query.uri, query.text)
+    async def answer(query: Query) -> tuple[int, bytes]:
+        found = await server.run_query(query.uri, query.text)
         return (403, REFUSED.encode()) if found is None else (200, found.encode())
 
     return answer

@@ -7,6 +7,7 @@ TLS is not part of it: a listener passes the name in a client's certificate to `
 knows the user and the end of its validity, and nothing of roles.
 """
 
+import asyncio
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -32,6 +33,10 @@ CHECKED = re.compile(r"FROM (system\.\w+) WHERE (?!user = )")
 PAGE = re.compile(r"LIMIT (\d+) OFFSET (\d+)")
 
 QUERY = "SELECT currentUser()"
+LONG_QUERY = "SELECT sleepEachRow(1) FROM numbers(600)"  # ends by KILL QUERY, or after 600 s
+RUNNING_QUERY = "SELECT count() FROM byoc_access.processes WHERE query LIKE 'SELECT sleep%'"
+LONG_SECONDS = 600
+CANCELLED = "Code: 394. DB::Exception: Query was cancelled\n"
 
 Row = dict[str, Any]
 LIMITS = ("max_queries", "max_result_rows", "max_result_bytes", "max_execution_time")
@@ -65,24 +70,47 @@ class ClickHouseDouble:
 
     def __post_init__(self) -> None:
         self.http = HttpDouble(apply=self._apply)
+        self._kills: dict[str, asyncio.Event] = {}  # user -> set by KILL QUERY
 
-    def run_query(self, uri: str, text: str) -> str | None:
+    async def run_query(self, uri: str, text: str) -> str | None:
         """Return the answer to a query as TSV, or None if no user has the certificate's name now.
 
-        Each query begins and ends in query_log. The only query with an answer is QUERY.
+        Each query begins and ends in query_log. The queries with an answer are QUERY, RUNNING_QUERY
+        and LONG_QUERY, which is in system.processes while it runs. It goes on after its user was
+        dropped: only KILL QUERY ends it.
         """
         named = msgspec.json.encode({"subject_alt_names": [f"URI:{uri}"]}).decode()
         found = (user for user in self.users.values() if user["auth_params"] == [named])
         user = next(found, None)
         if user is None or self.clock_ms() >= 1000 * user["valid_until"][0]:
             return None
-        name, known = user["name"], text == QUERY
+        name = user["name"]
         log = self.query_log.setdefault(name, [])
-        row = {"time": self.clock_ms(), "query_id": f"q-{len(log) // 2}", "query": text}
-        ended = "QueryFinish" if known else "ExceptionWhileProcessing"
+        started = sum(row["type"] == "QueryStart" for row in log)
+        row = {"time": self.clock_ms(), "query_id": f"q-{started}", "query": text}
         log.append({**row, "type": "QueryStart", "result_rows": 0})
+        answer = await self._answer_query(name, row["query_id"], text)
+        known = not answer.startswith("Code: ")
+        ended = "QueryFinish" if known else "ExceptionWhileProcessing"
         log.append({**row, "type": ended, "result_rows": int(known)})
-        return f"{name}\n" if known else "Code: 62. DB::Exception: Syntax error\n"
+        return answer
+
+    async def _answer_query(self, user: str, query_id: str, text: str) -> str:
+        if text == QUERY:
+            return f"{user}\n"
+        if text == RUNNING_QUERY:
+            return f"{len(self.running.get(user, []))}\n"
+        if text != LONG_QUERY:
+            return "Code: 62. DB::Exception: Syntax error\n"
+        killed = self._kills.setdefault(user, asyncio.Event())
+        self.running.setdefault(user, []).append(query_id)
+        try:
+            async with asyncio.timeout(LONG_SECONDS):
+                await killed.wait()
+        except TimeoutError:
+            self.running[user].remove(query_id)
+            return "0\n" * LONG_SECONDS
+        return CANCELLED
 
     def _apply(self, request: Request) -> Reply:
         text = request.body.decode()
@@ -109,6 +137,8 @@ class ClickHouseDouble:
             self.users.pop(found[1], None)
         elif found := KILL.fullmatch(statement):
             self.running.pop(found[1], None)
+            if killed := self._kills.pop(found[1], None):
+                killed.set()
         else:
             return statement == "SYSTEM FLUSH LOGS"
         return True
@@ -145,9 +175,13 @@ class ClickHouseDouble:
             failed = sum(row["type"] == "LoginFailure" for row in rows)
             return [{"lines": len(rows), "failed_logins": failed}]
         started = sum(row["type"] == "QueryStart" for row in rows)
+        failed = sum(row["type"].startswith("Exception") for row in rows)
         total = sum(row.get("result_rows", 0) for row in rows)
         sums = {"result_rows": total, "result_bytes": 8 * total, "read_rows": total}
-        return [{"lines": len(rows), "started": started, "finished": started, "failed": 0} | sums]
+        return [
+            {"lines": len(rows), "started": started, "failed": failed, "finished": started - failed}
+            | sums
+        ]
 
     def _select_for_check(self, statement: str) -> list[Row] | None:
         """Answer the checks as a server on which an administrator has run the shipped SQL."""

@@ -42,10 +42,10 @@ def _do(asked: argparse.Namespace) -> None:
             return
         with _context(asked).wrap_socket(plain, server_hostname=asked.name or None) as tls:
             if asked.do == "ask":
-                _print(at=time.monotonic(), answer=_exchange(tls, asked.send))
+                _print_answer(tls, asked.send)
                 return
             while not select.select([sys.stdin], [], [], INTERVAL_SECONDS)[0]:
-                _print(at=time.monotonic(), answer=_exchange(tls, asked.send))
+                _print_answer(tls, asked.send)
 
 
 def _context(asked: argparse.Namespace) -> ssl.SSLContext:
@@ -54,6 +54,12 @@ def _context(asked: argparse.Namespace) -> ssl.SSLContext:
     if asked.certificate:
         context.load_cert_chain(asked.certificate)
     return context
+
+
+def _print_answer(tls: ssl.SSLSocket, text: str) -> None:
+    """Print the answer with the time at which it came."""
+    answer = _exchange(tls, text)
+    _print(at=time.monotonic(), answer=answer)
 
 
 def _exchange(tls: ssl.SSLSocket, text: str) -> str:

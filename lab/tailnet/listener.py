@@ -11,9 +11,10 @@ process, for example that of the embedded engine: `engine_answer`.
 """
 
 import asyncio
+import inspect
 import ssl
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +40,8 @@ class Query:
     headers: Mapping[str, str] = field(default_factory=dict)  # names in lower case
 
 
-Answer = Callable[[Query], tuple[int, bytes]]  # HTTP status and body
+Answered = tuple[int, bytes]  # HTTP status and body
+Answer = Callable[[Query], Answered | Awaitable[Answered]]  # awaited: a query that takes long
 
 
 def name_and_text(query: Query) -> tuple[int, bytes]:
@@ -110,7 +112,7 @@ def _closing(serve: Callable[..., Any], answer: Answer) -> Callable[..., Any]:
 async def _serve_lines(streams: Streams, answer: Answer) -> None:
     reader, writer = streams
     while line := await reader.readline():
-        _, body = answer(_query(writer, line.decode().rstrip("\r\n")))
+        _, body = await _finish(answer(_query(writer, line.decode().rstrip("\r\n"))))
         writer.write(body)
         await writer.drain()
 
@@ -127,10 +129,14 @@ async def _serve_http(streams: Streams, answer: Answer) -> None:
         if not 0 <= size <= MAX_BODY_BYTES:
             raise ValueError(f"content-length {size}: expected at most {MAX_BODY_BYTES}")
         text = (await reader.readexactly(size)).decode()
-        status, body = answer(_query(writer, text, target, headers))
+        status, body = await _finish(answer(_query(writer, text, target, headers)))
         head = f"HTTP/1.1 {status} {'OK' if status == 200 else 'Error'}\r\n"
         writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         await writer.drain()
+
+
+async def _finish(found: Answered | Awaitable[Answered]) -> Answered:
+    return await found if inspect.isawaitable(found) else found
 
 
 def _query(

@@ -7,16 +7,22 @@ import sys
 from asyncio.subprocess import PIPE
 from pathlib import Path
 
+import aiohttp
 import psutil
 import pytest
 
+from byoc_agents.access.replicas import user_of
 from lab.demo import access_route
 from lab.demo.access import RECORD
+from lab.fakes.access import CANCELLED, LONG_QUERY, RUNNING_QUERY, ClickHouseDouble
+from lab.tailnet.certificates import GRANT
 
+USER, URI = user_of(GRANT), f"spiffe://svc-1.byoc/grant/{GRANT}"
+USER_PARAMS = json.dumps({"subject_alt_names": [f"URI:{URI}"]}, separators=(",", ":"))
 SECONDS = 300  # it takes ten; this is for a machine that is very busy
 STEPS = [
     *("prepared", "checked", "requested", "refused before the approval", "approved"),
-    *("certificate", "queried", "revoked", "refused after the revocation"),
+    *("certificate", "queried", "revoked", "refused after the revocation", "kill switch"),
     *("collected", "verified"),
 ]
 
@@ -62,3 +68,37 @@ def test_a_machine_without_the_parts_gets_the_reason(
     monkeypatch.setenv("PATH", "")
     expected = "network namespaces need root" if euid else "no ip, nft, curl here"
     assert access_route.find_obstacle() == expected
+
+
+# The stand-in's query that runs.
+
+
+@pytest.fixture
+def double() -> ClickHouseDouble:
+    double = ClickHouseDouble(lambda: 0)
+    double.users[USER] = {"auth_params": [USER_PARAMS], "valid_until": [1], "name": USER}
+    return double
+
+
+async def post(double: ClickHouseDouble, statement: str) -> None:
+    async with aiohttp.ClientSession() as session, session.post(double.http.url, data=statement):
+        pass
+
+
+async def test_a_long_query_survives_its_user_and_ends_by_kill_query(
+    double: ClickHouseDouble,
+) -> None:
+    """As ClickHouse's documentation of DROP USER and KILL QUERY says."""
+    async with double.http:
+        running = asyncio.create_task(double.run_query(URI, LONG_QUERY))
+        await asyncio.sleep(0)  # it begins
+        assert await double.run_query(URI, RUNNING_QUERY) == "1\n"
+        await post(double, f"DROP USER IF EXISTS {USER}")
+        assert await double.run_query(URI, RUNNING_QUERY) is None
+        assert not running.done()
+        assert len(double.running[USER]) == 1
+        await post(double, f"KILL QUERY WHERE user = '{USER}' ASYNC")
+        assert await running == CANCELLED
+    assert double.running == {}
+    rows = [row["type"] for row in double.query_log[USER] if row["query"] == LONG_QUERY]
+    assert rows == ["QueryStart", "ExceptionWhileProcessing"]

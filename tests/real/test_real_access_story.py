@@ -16,6 +16,7 @@ import yaml
 from lab.demo import access
 from lab.demo.access import Step
 from lab.demo.access_server import REFUSED
+from lab.fakes.access import LONG_QUERY
 from lab.tailnet.certificates import GRANT
 from lab.tailnet.environment import REPLICA, SERVICE
 from lab.tailnet.policies import SERVERS
@@ -56,7 +57,14 @@ def run(*command: str, cwd: Path, text: bytes = b"") -> str:
 def test_the_steps_are_in_this_order(steps: dict[str, Step], printed: list[str]) -> None:
     assert [*steps] == [
         *("prepared", "checked", "requested", "refused before the approval", "approved"),
-        *("certificate", "queried", "revoked", "refused after the revocation", "cut"),
+        *(
+            "certificate",
+            "queried",
+            "revoked",
+            "refused after the revocation",
+            "kill switch",
+            "cut",
+        ),
         *("collected", "verified"),
     ]
     assert "Tailscale" in steps["prepared"].happened
@@ -108,6 +116,18 @@ def test_after_the_revocation_the_open_connection_is_refused_in_time(
     assert seen["seconds"] < REVOKED_SECONDS
 
 
+def test_the_revocation_ends_a_running_query_in_time(steps: dict[str, Step]) -> None:
+    assert 0 < steps["revoked"].seen["killed_seconds"] < REVOKED_SECONDS
+
+
+def test_the_kill_switch_ends_a_running_query_in_time(steps: dict[str, Step]) -> None:
+    seen = steps["kill switch"].seen
+    assert 0 < seen["killed_seconds"] < REVOKED_SECONDS
+    assert seen["printed"].splitlines()[-1] == "nobody has access"
+    assert seen["event"]["reason"] == "kill_switch"
+    assert seen["after"]["answer"] == REFUSED
+
+
 def test_after_the_revocation_new_connections_are_refused(steps: dict[str, Step]) -> None:
     seen = steps["refused after the revocation"].seen
     assert seen["engineer"]["answer"] == REFUSED
@@ -127,7 +147,7 @@ def test_the_closed_network_path_cuts_the_connection_in_time(steps: dict[str, St
 def test_the_vendor_is_sent_counts_and_no_query(steps: dict[str, Step], directory: Path) -> None:
     event = steps["collected"].seen["event"]
     assert (event["reason"], event["record"], event["certificate"]) == ("revoked", "complete", "")
-    assert event["counts"]["queries"] == steps["revoked"].seen["answers"] + 1
+    assert event["counts"]["queries"] == steps["verified"].seen["queries"]
     sent = [one.read_text() for one in (directory / "vendor").rglob("*") if one.is_file()]
     assert not any(QUERY in text for text in sent)
 
@@ -194,7 +214,8 @@ def test_the_ledger_is_a_chain_from_the_request_to_the_end(pack: Path) -> None:
     lines = (pack / "ledger.jsonl").read_bytes().splitlines()
     for one, after in itertools.pairwise(lines):
         assert json.loads(after)["previous"] == run("sha256sum", cwd=pack, text=one).split()[0]
-    facts = [json.loads(line).get("fact") for line in lines]
+    own = [line for line in map(json.loads, lines) if line.get("subject") == GRANT]
+    facts = [line["fact"] for line in own]
     found = [fact for fact in facts if fact in {"pending", "approved", "open", "closing", "closed"}]
     assert found == ["pending", "approved", "open", "closing", "closed"]
 
@@ -204,8 +225,13 @@ def test_the_logs_have_every_answered_query_and_the_digest_of_the_ledger(
 ) -> None:
     rows = [json.loads(row) for row in (pack / "r0-queries.jsonl").read_text().splitlines()]
     started = [row["query"] for row in rows if row["type"] == "QueryStart"]
-    assert started == [QUERY] * (steps["revoked"].seen["answers"] + 1)
+    assert started.count(QUERY) == steps["revoked"].seen["answers"] + 1
+    assert started.count(LONG_QUERY) == 1
+    assert len(started) == steps["verified"].seen["queries"]
+    ended = [row["query"] for row in rows if row["type"] == "ExceptionWhileProcessing"]
+    assert ended == [LONG_QUERY], "KILL QUERY ended it"
     lines = map(json.loads, (pack / "ledger.jsonl").read_text().splitlines())
-    (detail,) = [line["detail"] for line in lines if line.get("fact") == "collected"]
+    about = (line for line in lines if line.get("subject") == GRANT)
+    (detail,) = [line["detail"] for line in about if line["fact"] == "collected"]
     digest = run("sha256sum", "r0-queries.jsonl", cwd=pack).split()[0]
     assert detail["queries_sha256"] == digest

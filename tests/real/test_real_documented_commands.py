@@ -19,7 +19,9 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Generator, Iterator
+import time
+from collections.abc import Callable, Generator, Iterator
+from importlib.metadata import version as version_of
 from pathlib import Path
 
 import botocore.session
@@ -270,6 +272,106 @@ def test_the_commands_of_the_access_page_run(tree: Path) -> None:
     assert [call[0] for call in calls] == ["make", "aws", "aws", "aws"]
     assert "lab.demo.access" in printed
     assert "policy.yaml: OK" in printed
+
+
+def steps_to_set_up() -> list[str]:
+    """Return the commands of the numbered list of the access page, as written."""
+    section = ACCESS.read_text().partition("## Set it up\n")[2].partition("\n\nThe broker ")[0]
+    return re.findall(r"`((?:pip|byoc-agents) [^`]+)`", section)
+
+
+def test_the_steps_to_set_up_access_run_as_written(tree: Path) -> None:
+    """A wheel of this checkout is installed without an index; ClickHouse is the demo's stand-in.
+
+    The servers, the organization and the file names are settings; the broker is stopped by SIGTERM.
+    """
+    place = tree.parent
+    install_command, *prepare, start, check = steps_to_set_up()
+    assert install_command == "pip install 'byoc-agents[access]'"
+    assert [" ".join(one.split()[1:3]) for one in prepare] == [
+        *("access sql", "access init-ca", "access policy"),
+    ]
+    assert (start, check) == ("byoc-agents run access-broker", "byoc-agents access check")
+    installed, wheels = place / "installed", place / "wheels"
+    pip = {"PIP_NO_DEPS": "1", "PIP_NO_BUILD_ISOLATION": "0"}  # pip reads 0 as "no isolation"
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("BYOC_", "PIP_"))}
+    environ = kept | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"} | pip
+
+    def call(command: str, **own: str) -> str:
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=tree, env=environ | own, capture_output=True, text=True,
+            timeout=300, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "does not provide the extra" not in done.stderr
+        return done.stdout
+
+    call(f"pip wheel -w {wheels} .")
+    own = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels), "PIP_TARGET": str(installed)}
+    call(install_command, **own)
+    environ |= {"PATH": f"{installed / 'bin'}:{environ['PATH']}", "PYTHONPATH": str(installed)}
+    used = call("python -c 'import byoc_agents; print(byoc_agents.__file__)'")
+    assert used.startswith(str(installed))
+    for one in requirements_of_extra(installed, "access"):
+        assert version_of(one), f"{one} is not installed here"
+    (policy,) = blocks(ACCESS, "yaml")
+    (tree / "policy.yaml").write_text(policy)
+    (tree / "DIRECTORY").mkdir()
+    sql, _, checked = (call(one) for one in prepare)
+    assert "CREATE ROLE IF NOT EXISTS byoc_access_reader" in sql
+    assert {path.name for path in (tree / "DIRECTORY").iterdir()} == {
+        *("access-ca.crt", "access-ca.key"),
+    }
+    assert checked.startswith("policy.yaml: OK")
+    (place / "route").mkdir()
+    with through_loopback(place / "route") as route:
+        environ |= {
+            "BYOC_ORGANIZATION_ID": "org-1",
+            "BYOC_SERVICE_ID": "SERVICE",
+            "BYOC_REGION": "eu-central-1",
+            "BYOC_REPLICA": "broker",
+            "BYOC_STATE_DIR": str(place / "state"),
+            "BYOC_LISTEN": f"127.0.0.1:{free_port()}",
+            "BYOC_ACCESS_POLICY_FILE": "policy.yaml",
+            "BYOC_ACCESS_CA_DIR": "DIRECTORY",
+            "BYOC_ACCESS_SERVERS": f"r0={route.server_url}",
+            "BYOC_ACCESS_PASSWORD": "text",
+            "BYOC_ACCESS_EVENTS_URL": f"file://{place / 'vendor'}",
+        }
+        for name in ("state", "vendor"):
+            (place / name).mkdir()
+        with (place / "broker.log").open("wb") as log:
+            broker = subprocess.Popen(
+                ["bash", "-c", f"exec {start}"], cwd=tree, env=environ, stdout=log, stderr=log
+            )
+            try:
+                until(lambda: b"admin.listening" in (place / "broker.log").read_bytes(), broker)
+                assert call(check) == "r0: ok\n"
+            finally:
+                broker.terminate()
+                code = broker.wait(60)
+    assert code == 0, (place / "broker.log").read_text()
+
+
+def until(met: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    """Wait for a condition; fail if the process ends or after a minute."""
+    deadline = time.monotonic() + 60
+    while not met():
+        assert process.poll() is None, "the program has ended"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def requirements_of_extra(installed: Path, extra: str) -> list[str]:
+    """Return the names of the packages that an extra of the installed wheel needs."""
+    (metadata,) = installed.glob("byoc_agents-*.dist-info/METADATA")
+    found = re.findall(
+        rf"^Requires-Dist: ([A-Za-z0-9_.-]+).*; extra == ['\"]{extra}['\"]$",
+        metadata.read_text(),
+        re.MULTILINE,
+    )
+    assert found
+    return found
 
 
 def drill() -> list[str]:

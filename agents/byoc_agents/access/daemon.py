@@ -17,6 +17,7 @@ from byoc_agents.access.broker import Broker, BrokerLimits, BrokerParts
 from byoc_agents.access.clickhouse_admin import BOUNDS, LOG_BOUNDS, ClickHouseServer
 from byoc_agents.access.clickhouse_sql import BROKER_USER, Storage
 from byoc_agents.access.control_files import KillSwitch, PolicySource
+from byoc_agents.access.errors import PolicyError
 from byoc_agents.access.grants import GrantStore
 from byoc_agents.access.orders import OrderFolder
 from byoc_agents.access.requests import RequestPoller
@@ -40,7 +41,14 @@ from byoc_agents.errors import ConfigError
 from byoc_agents.sinks.directory import DirectorySink
 from byoc_agents.sinks.https import HttpsSink
 
-__all__ = ["NAME", "Settings", "destinations", "load_libraries", "open_daemon"]
+__all__ = [
+    "NAME",
+    "Settings",
+    "destinations",
+    "find_mistakes",
+    "load_libraries",
+    "open_daemon",
+]
 
 NAME = "access-broker"
 KILL_SWITCH = "kill-switch"  # the file in the broker's directory that the command line creates
@@ -133,6 +141,15 @@ async def open_daemon(
         sink = await stack.enter_async_context(_open_sink(own, session, runtime, token))
         source = BrokerSource(broker, poller, clock)
         yield runtime.daemon(NAME, source=source, spool=spool, sink=sink, ledger=ledger)
+
+
+def find_mistakes(own: Settings) -> list[str]:
+    """Return what is wrong with the policy. A running broker treats it as its kill switch."""
+    try:
+        PolicySource(own.policy_file).load()
+    except PolicyError as error:
+        return [f"BYOC_ACCESS_POLICY_FILE: {error}"]
+    return []
 
 
 def load_libraries() -> None:

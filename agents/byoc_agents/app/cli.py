@@ -50,6 +50,7 @@ class _Daemons:
         names, config = self._parse(argv)
         if self._name == "check-config":
             found = run.configure(names or list(run.DAEMONS), os.environ, config)
+            run.check_files(found)
             sys.stdout.write(found.text())
             return 0
         return run.main(names, config, only_drain=self._name == "drain")

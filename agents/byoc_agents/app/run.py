@@ -76,6 +76,11 @@ def _load_nothing() -> None:
     """Do nothing: the default `load` of a daemon without native libraries of its own."""
 
 
+def _find_no_mistakes(_settings: Any) -> list[str]:
+    """Return nothing: the default `find_mistakes` of a daemon without files of its own."""
+    return []
+
+
 class DaemonSpec(msgspec.Struct, frozen=True):
     """One daemon before it is built: its settings, its destinations, and how to open it."""
 
@@ -84,6 +89,8 @@ class DaemonSpec(msgspec.Struct, frozen=True):
     destinations: Callable[..., list[Destination]]
     open_daemon: Callable[..., AbstractAsyncContextManager[Daemon]]
     load: Callable[[], None] = _load_nothing  # imports what the audit hook would refuse
+    # In files that a running daemon reads again, so that they must not end it at its start.
+    find_mistakes: Callable[[Any], list[str]] = _find_no_mistakes
 
 
 class Configuration(msgspec.Struct, frozen=True):
@@ -143,6 +150,7 @@ def daemon_spec(name: str) -> DaemonSpec:
                 access.destinations,
                 access.open_daemon,
                 access.load_libraries,
+                access.find_mistakes,
             )
     known = ", ".join([*DAEMONS, *OPTIONAL_DAEMONS])
     raise ConfigError([f"{name}: unknown daemon: expected {known}"])
@@ -270,6 +278,14 @@ async def _build_daemons(
             opened = daemon_spec(name).open_daemon(runtime, configuration.clickhouse, settings)
             daemons.append(await stack.enter_async_context(opened))
         yield daemons, metrics, confine
+
+
+def check_files(configuration: Configuration) -> None:
+    """Raise ConfigError for mistakes in files that the daemons read while they run."""
+    settings = configuration.daemons.items()
+    mistakes = [one for name, own in settings for one in daemon_spec(name).find_mistakes(own)]
+    if mistakes:
+        raise ConfigError(mistakes)
 
 
 def _confinement(mode: str, enforced: Gauge) -> tuple[Callable[[], None], Container[int]]:

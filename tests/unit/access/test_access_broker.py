@@ -19,6 +19,8 @@ from byoc_agents.access.events import message_of
 from byoc_agents.access.machine import State
 from byoc_agents.access.orders import Approve, Deny, Forget, Revoke, Submit
 from byoc_agents.access.replicas import user_of
+from byoc_agents.durable.spool import Spool
+from byoc_agents.errors import SpoolUnusableError
 from lab.fakes.core import START_MS
 from tests.unit.access.access_documents import (
     APPROVER,
@@ -362,6 +364,12 @@ async def test_it_fails_if_every_clock_is_wrong(harness: Harness) -> None:
     assert await failed(harness) == "skew"
 
 
+async def test_a_server_whose_clock_is_wrong_is_left_out(harness: Harness) -> None:
+    harness.servers["r1"].skew_ms = 30_001
+    await approve(harness)
+    assert (harness.grant().state, harness.users) == (State.OPEN, {"r0": [USER], "r1": []})
+
+
 async def test_all_replicas_are_needed_if_the_policy_says_so(harness: Harness) -> None:
     harness.write_policy(replicas="all")
     harness.servers["r1"].broken["create_user"] = "before"
@@ -634,6 +642,20 @@ async def test_an_unreachable_server_is_tried_until_it_answers(harness: Harness)
     assert (await harness.stored()).state is State.CLOSED
 
 
+async def test_a_user_after_its_end_is_overdue_until_it_is_gone(harness: Harness) -> None:
+    """The right to drop was taken away: the metric rises, and the next attempts go on."""
+    await harness.open_grant()
+    harness.servers["r1"].broken["drop_user"] = "before"
+    await harness.passes(3600)
+    assert harness.broker.overdue_seconds == 0
+    await harness.passes(30, 3)
+    assert harness.broker.overdue_seconds == 90
+    assert harness.broker.status()["overdue_seconds"] == 90
+    del harness.servers["r1"].broken["drop_user"]
+    await harness.passes(31, 2)
+    assert (harness.broker.overdue_seconds, harness.users) == (0, NOBODY)
+
+
 async def test_a_user_that_is_still_listed_is_not_gone(harness: Harness) -> None:
     await harness.open_grant()
     harness.servers["r1"].keeps_users = True
@@ -749,6 +771,29 @@ async def test_a_lost_state_directory_closes_everything_within_one_sweep(tmp_pat
     async with harness.running() as broker:
         await broker.run_pass()
         assert harness.users == NOBODY
+
+
+async def test_a_second_broker_in_the_same_directory_does_not_start(harness: Harness) -> None:
+    second = Spool(harness.state, max_bytes=1 << 24, clock=harness.clock)
+    with pytest.raises(SpoolUnusableError):
+        async with second:
+            pass
+
+
+async def test_a_second_broker_with_another_directory_drops_the_users_of_the_first(
+    tmp_path: Path, harness: Harness
+) -> None:
+    """Safe and visible: both have lines about it, and access is never wider than one of them."""
+    await harness.open_grant()
+    second = Harness(tmp_path / "second")
+    second.servers = harness.servers
+    async with second.running() as broker:
+        await broker.run_pass()
+        assert harness.users == NOBODY
+        dropped = [fact.detail["user"] for fact in second.facts() if fact.reason == "orphan"]
+        assert dropped == [USER, USER]
+    await harness.passes(31)
+    assert harness.users == BOTH
 
 
 async def test_an_order_that_is_not_one_is_answered(harness: Harness) -> None:

@@ -1,4 +1,4 @@
-"""Ten defects of the access path, each put into a copy of the source: its test must fail there."""
+"""Defects of the access path, each put into a copy of the source: its test must fail there."""
 
 import os
 import shutil
@@ -77,6 +77,19 @@ MUTANTS = {
         "for user in sorted(set(users) - known):",
         "for user in sorted(set(users) - known - set(users)):",
         "test_access_broker.py::test_an_unknown_user_of_a_grant_is_dropped_by_the_sweep",
+    ),
+    "a hung mount is believed without end": Mutant(
+        "control_files.py",
+        "            if self._version and self._monotonic() - self._started < SLOW_SECONDS:\n",
+        "            if self._version:\n",
+        "test_access_control_files.py"
+        "::test_a_late_answer_keeps_the_known_content_for_a_bounded_time",
+    ),
+    "a lost lease does not end access": Mutant(
+        "machine.py",
+        "        return Due(Cause.CONTACT_LOST,",
+        "        return None and Due(Cause.CONTACT_LOST,",
+        "test_access_machine.py::test_what_is_due",
     ),
     "a text of the customer is sent as a reason": Mutant(
         "events.py",

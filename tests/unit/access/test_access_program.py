@@ -1,7 +1,9 @@
 """The program `byoc-agents run access-broker`: settings in, statements and events out."""
 
+import asyncio
 import json
 import signal
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -117,6 +119,31 @@ async def test_a_policy_that_becomes_readable_accepts_the_polled_request(
         assert program.plane.events == []
         program.policy.write_text(text)
         await until(lambda: "pending" in program.plane.states(), program.process)
+
+
+@pytest.mark.parametrize("content", [None, "version: 2"])
+async def test_check_config_finds_a_mistake_in_the_policy_and_the_broker_stays_up(
+    program: Program, content: str | None
+) -> None:
+    """It has access to end, so a broken policy is its kill switch, and no reason not to start."""
+    check = (sys.executable, "-m", "byoc_agents.app.cli", "check-config", "access-broker")
+    pipe = asyncio.subprocess.PIPE
+
+    async def run_check() -> tuple[int | None, str]:
+        made = await asyncio.create_subprocess_exec(*check, env=program.environ(), stderr=pipe)
+        _, err = await made.communicate()
+        return made.returncode, err.decode()
+
+    assert await run_check() == (0, "")
+    program.policy.unlink() if content is None else program.policy.write_text(content)
+    code, err = await run_check()
+    assert code == 2
+    assert "BYOC_ACCESS_POLICY_FILE: " in err
+    async with program.running():
+        await program.order(Revoke(id="all", by="anna"), "1")
+        status = json.loads(await program.page("/status"))["daemons"]["access-broker"]
+    assert status["kill_switch"] == "the policy cannot be read"
+    assert program.process.returncode == 0
 
 
 async def test_sigterm_leaves_access_open_and_the_next_start_goes_on(program: Program) -> None:
