@@ -87,9 +87,10 @@ class ClickHouseDouble:
         name = user["name"]
         log = self.query_log.setdefault(name, [])
         started = sum(row["type"] == "QueryStart" for row in log)
-        row = {"time": self.clock_ms(), "query_id": f"q-{started}", "query": text}
+        query_id = f"q-{started}"
+        row = {"time": self.clock_ms(), "query_id": query_id, "query": text}
         log.append({**row, "type": "QueryStart", "result_rows": 0})
-        answer = await self._answer_query(name, row["query_id"], text)
+        answer = await self._answer_query(name, query_id, text)
         known = not answer.startswith("Code: ")
         ended = "QueryFinish" if known else "ExceptionWhileProcessing"
         log.append({**row, "type": ended, "result_rows": int(known)})
