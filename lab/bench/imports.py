@@ -12,7 +12,7 @@ from lab.real.parts.install import ROOT
 LAYERS = (
     ("Python itself", "sys"),
     ("asyncio and ssl", "asyncio"),
-    ("aiohttp, client and server", "aiohttp.web"),
+    ("aiohttp, client and server", "byoc_agents.app.http_server"),
     (
         "msgspec, structlog, prometheus-client, tenacity",
         "byoc_agents.app.settings,byoc_agents.app.metrics",
@@ -50,7 +50,7 @@ def measure(lab: Lab) -> list[Row]:
 
 
 def _sizes(lab: Lab) -> list[float]:
-    paths, modules = [str(ROOT), str(packages())], [modules for _, modules in LAYERS]
+    paths, modules = [str(ROOT / "agents"), str(packages())], [modules for _, modules in LAYERS]
     script = SCRIPT.format(paths=paths, modules=modules)
     environ = {**os.environ, **lab.image.environ}
     done = subprocess.run(
