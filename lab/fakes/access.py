@@ -87,7 +87,7 @@ class ClickHouseDouble:
         name = user["name"]
         log = self.query_log.setdefault(name, [])
         started = sum(row["type"] == "QueryStart" for row in log)
-        row = {"time": self.clock_ms(), "query_id": f"q-{started}", "query": text}
+        row: Row = {"time": self.clock_ms(), "query_id": f"q-{started}", "query": text}
         log.append({**row, "type": "QueryStart", "result_rows": 0})
         answer = await self._answer_query(name, row["query_id"], text)
         known = not answer.startswith("Code: ")
