@@ -333,7 +333,7 @@ def test_a_policy_of_any_number_of_customers_follows_from_the_settings(
         (["iam", "--format", "terraform"], "invalid value 'terraform': expected json or yaml"),
         (
             ["networkpolicy", "--cidr", "s4=10.0.0.0/8"],
-            "expected s3, sqs, sts, control-plane, proxy or a host name",
+            "expected s3, sqs, sts, control-plane, proxy, kubernetes or a host name",
         ),
         (["networkpolicy", "--cidr", "sqss=10.0.0.0/8"], "; did you mean 'sqs'?"),
         (["networkpolicy", "--cidr", "s3=10.0.0.1/8"], "--cidr: invalid value"),
