@@ -197,9 +197,10 @@ def test_a_container_that_is_out_of_memory_is_metered_until_then(
     assert restarts(cluster) == before | {"clickhouse": before["clickhouse"] + 1}
 
 
-def test_a_node_that_loses_its_power_loses_no_record(cluster: Cluster, received: Received) -> None:
+def test_a_node_that_loses_its_power_loses_no_record(cluster: Cluster) -> None:
     """The kubelet, containerd and all of our containers die at once, with messages to send."""
-    arrived = alerts(received)
+    with environment.receiving(cluster) as received:  # through the kubelet, so again after it
+        arrived = alerts(received)
     with outage(cluster):
         post_alerts(cluster, "monitoring", "alertmanager")
         cluster.wait(lambda: set(backlog(cluster)) == DAEMONS, "messages in every spool", NAMESPACE)
@@ -217,5 +218,6 @@ def test_a_node_that_loses_its_power_loses_no_record(cluster: Cluster, received:
             NAMESPACE,
         )
     environment.wait_for_chart(cluster)
-    check_nothing_lost(cluster, received)
-    assert alerts(received) == arrived + 3
+    with environment.receiving(cluster) as received:
+        check_nothing_lost(cluster, received)
+        assert alerts(received) == arrived + 3
