@@ -11,6 +11,7 @@ import pytest
 
 from byoc_agents.access.requests import MAX_ANSWER_BYTES, RequestPoller
 from byoc_agents.access.source import BrokerCollector
+from byoc_agents.access.tailnet import Tailnet
 from byoc_agents.errors import SendError
 from lab.fakes.core import FakeClock
 from lab.fakes.http import HttpDouble, Reply, always, close, garbage, hang, in_order, reply
@@ -87,8 +88,16 @@ async def test_a_failed_poll_gives_nothing_and_is_reported(
     assert "secret" not in repr(poller) + poller.last_error
 
 
+class OnePod:
+    """A Deployment whose pod is there at once."""
+
+    async def scale(self, _deployment: str, replicas: int) -> int:
+        return replicas
+
+
 async def test_the_metrics_are_those_of_the_page(tmp_path: Path, poller: RequestPoller) -> None:
     harness = Harness(tmp_path)
+    harness.tailnet = Tailnet({"clickhouse": "db/t"}, OnePod(), harness.clock)
     async with harness.running() as broker:
         await harness.open_grant()
         families = list(BrokerCollector("access-broker", broker, poller).collect())
