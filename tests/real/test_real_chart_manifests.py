@@ -15,7 +15,7 @@ from lab.real.parts import manifests
 
 VERSIONS = {"1.25.0": render.OLD, "1.29.0": render.NEW, "1.37.0": render.NEW}
 EXAMPLES = render.CHART / "examples"
-BESIDE, EVERY = {"StatefulSet", "Pod"}, {"StatefulSet", "Pod", "Deployment"}
+BESIDE, EVERY = {"StatefulSet", "Pod"}, {"StatefulSet", "Pod", "Deployment", "Job"}
 # check -> (what it may fail on, why we do not do as it says)
 SKIPS: dict[str, tuple[set[str], str]] = {
     "CKV_K8S_8": ({"Pod"}, "a pod of `helm test` ends by itself"),

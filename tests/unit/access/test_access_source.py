@@ -16,7 +16,6 @@ from byoc_agents.errors import SendError
 from lab.fakes.core import FakeClock
 from lab.fakes.http import HttpDouble, Reply, always, close, garbage, hang, in_order, reply
 from tests.unit.access.scripted_broker import Harness
-from tests.unit.access.test_access_tailnet import DEPLOYMENTS, ScriptedScaler
 
 JSON = {"content-type": "application/json"}
 PAGE = Path(__file__).parents[3] / "docs" / "access.md"
@@ -89,11 +88,17 @@ async def test_a_failed_poll_gives_nothing_and_is_reported(
     assert "secret" not in repr(poller) + poller.last_error
 
 
+class OnePod:
+    """A Deployment whose pod is there at once."""
+
+    async def scale(self, _deployment: str, replicas: int) -> int:
+        return replicas
+
+
 async def test_the_metrics_are_those_of_the_page(tmp_path: Path, poller: RequestPoller) -> None:
     harness = Harness(tmp_path)
-    harness.tailnet = Tailnet(DEPLOYMENTS, ScriptedScaler(), harness.clock)
+    harness.tailnet = Tailnet({"clickhouse": "db/t"}, OnePod(), harness.clock)
     async with harness.running() as broker:
-        await harness.tailnet.reconcile()
         await harness.open_grant()
         families = list(BrokerCollector("access-broker", broker, poller).collect())
     found = {
