@@ -41,7 +41,7 @@ def test_its_event_schemas_are_those_of_the_code() -> None:
 
 
 def test_each_line_of_the_table_of_answers_is_true_and_none_is_missing() -> None:
-    text = (CONTRACTS / "alerts.md").read_text().split("### What follows an answer")[1]
+    text = (CONTRACTS / "alerts.md").read_text().split("### What follows a response")[1]
     row = r"^\| ([\w, ]+) \| `(\w+)` \| (done|retried|held|dead letter)"
     rows = re.findall(row, text.split("## Liveness")[0], re.MULTILINE)
     documented: dict[int, tuple[str, str]] = {}
