@@ -43,7 +43,8 @@ def definitions(cluster: Cluster) -> Iterator[set[str]]:
     }
     files = [yaml.safe_load_all(file.read_text()) for file in install.resource_definitions()]
     found = [
-        one
+        # Without its labels: cert-manager's chart would fill them in.
+        one | {"metadata": {"name": one["metadata"]["name"]}}
         for documents in files
         for one in documents
         if one and (one["spec"]["group"], one["spec"]["names"]["kind"]) in used
