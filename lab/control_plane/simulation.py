@@ -31,7 +31,8 @@ from aiobotocore.session import get_session
 
 from byoc_control_plane.store import HttpStore, create_tables, fetch_rows
 from lab.control_plane.messages import Replica
-from lab.control_plane.processes import KEYS, PlaneProcess, plane_environment, running_plane
+from lab.control_plane.forked import start_forked
+from lab.control_plane.processes import KEYS, plane_environment
 from lab.demo.process import started, written
 from lab.fakes.fifo import FakeFifo
 from lab.real.parts.localstack import localstack
@@ -227,25 +228,27 @@ class Run:
         log = self._directory / f"{name}.log"
         while self._starts < self._kills:
             self._starts += 1
-            log.unlink(missing_ok=True)
-            async with running_plane(["consumer"], log, settings) as process:
-                used = _cpu_seconds(process)
+            child = await start_forked(log, settings)
+            try:
+                used = _cpu_seconds(child.pid)
                 await asyncio.sleep(chance.uniform(0, RUN_SECONDS))
-                self.cpu_seconds += _cpu_seconds(process) - used
-                await process.kill()
-                self.killed += 1
-        log.unlink(missing_ok=True)
-        async with running_plane(["consumer"], log, settings) as process:
-            used = _cpu_seconds(process)
+                self.cpu_seconds += _cpu_seconds(child.pid) - used
+            finally:
+                await child.kill()
+            self.killed += 1
+        child = await start_forked(log, settings)
+        try:
+            used = _cpu_seconds(child.pid)
             await self._fed.wait()
             while await self._queue.waiting():  # noqa: ASYNC110  other processes empty it
                 await asyncio.sleep(0.05)
-            self.cpu_seconds += _cpu_seconds(process) - used
-            await process.stop()
+            self.cpu_seconds += _cpu_seconds(child.pid) - used
+        finally:
+            await child.kill()
 
 
-def _cpu_seconds(process: PlaneProcess) -> float:
-    used = psutil.Process(process.child.pid).cpu_times()
+def _cpu_seconds(pid: int) -> float:
+    used = psutil.Process(pid).cpu_times()
     return float(used.user + used.system)
 
 

@@ -7,17 +7,20 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-import aiohttp
 import pytest
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
 from byoc_agents.billing.archive import Shard
+from byoc_agents.egress.destinations import s3_destination
+from byoc_agents.egress.gate import Gate
 from byoc_control_plane.bucket import Bucket
 from byoc_control_plane.compactor import Compactor
 from byoc_control_plane.metrics import PlaneMetrics
-from byoc_control_plane.quick_get import Keys, QuickGet
+from byoc_control_plane.quick_get import QuickGet
+from byoc_control_plane.quick_http import QuickHttp
+from byoc_control_plane.signature import Keys
 from lab.fakes.http import HttpDouble, Script, close, cut, garbage, in_order, reply, serve
 from tests.unit.control_plane.compactor_harness import BEFORE, landing, opened
 
@@ -32,8 +35,9 @@ async def keys() -> Keys:
 
 @asynccontextmanager
 async def quick_get(url: str) -> AsyncIterator[QuickGet]:
-    async with aiohttp.ClientSession() as session:
-        yield QuickGet(session, f"{url}/usage/", "eu-west-1", keys, lambda: 10**18)
+    gate = Gate([s3_destination("usage", "eu-west-1", url, setting="BUCKET")])
+    async with QuickHttp(gate, url, user_agent="quick", max_body_bytes=1000) as http:
+        yield QuickGet(http, f"{url}/usage/", "eu-west-1", keys, lambda: 10**18)
 
 
 @pytest.mark.parametrize("token", ["token", None])
@@ -89,7 +93,7 @@ def failing(status: int) -> Script:
     """Answer each GET of the compactor's own with a failure, and those of botocore as S3 does."""
     failed = reply(status, {}, b"")
     return lambda request: (
-        failed if request.method == "GET" and "aiohttp" in request.headers["user-agent"].lower()
+        failed if request.method == "GET" and request.headers["user-agent"] == "quick"
         and request.path.count("=") else serve
     )  # fmt: skip
 
