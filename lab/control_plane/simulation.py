@@ -2,8 +2,8 @@
 
 `python -m lab.control_plane.simulation` simulates 10,000 replicas for one hour: their heartbeats,
 and the changes and restarts of a few of them. The messages pass the SQS double, or with
-`--localstack` the queue of LocalStack, and two consumers that are killed with SIGKILL at random
-moments, into chdb. At the end the rows are compared with the messages by (source, id).
+`--localstack` the queue of LocalStack, and two consumers (`--consumers`) that are killed with
+SIGKILL at random moments, into chdb. At the end the rows are compared with the messages by (source, id).
 
 The times in the messages are simulated; the queue is filled as fast as the consumers empty it, but
 never faster than the kills are done, so the last kill is among the last messages. The CPU of the
@@ -44,7 +44,6 @@ FAST_FOR_MS = 600_000  # after a change
 CHANGED, RESTARTED = 0.05, 0.02  # of the replicas, within the hour
 LAGGING_MS = 600_000
 MAX_WAITING = 20_000  # messages in the double
-CONSUMERS = 2
 RUN_SECONDS = 0.6  # at most, from the moment a consumer listens
 
 
@@ -253,7 +252,7 @@ def _cpu_seconds(pid: int) -> float:
 
 
 async def simulate(
-    directory: Path, messages: list[Fed], *, kills: int, seed: int, real: bool
+    directory: Path, messages: list[Fed], *, kills: int, seed: int, real: bool, consumers: int = 2
 ) -> dict[str, float]:
     """Send the messages through killed consumers; return the figures."""
     argv = [sys.executable, "-m", "lab.control_plane.chdb_http", str(directory / "chdb")]
@@ -267,7 +266,7 @@ async def simulate(
             began = time.monotonic()
             async with asyncio.TaskGroup() as group:
                 group.create_task(run.feed(messages))
-                for number in range(CONSUMERS):
+                for number in range(consumers):
                     chance = random.Random(f"{seed}/consumer-{number}")
                     group.create_task(run.consume(f"c-{number}", chance))
             wall = time.monotonic() - began
@@ -307,6 +306,7 @@ def main() -> int:
     parser.add_argument("--replicas", type=int, default=10_000)
     parser.add_argument("--hours", type=float, default=1.0)
     parser.add_argument("--kills", type=int, default=1000)
+    parser.add_argument("--consumers", type=int, default=2, help="at a time")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--localstack", action="store_true", help="a real queue; use few replicas")
     parser.add_argument("--count", action="store_true", help="make the messages only")
@@ -324,6 +324,7 @@ def main() -> int:
                 kills=options.kills,
                 seed=options.seed,
                 real=options.localstack,
+                consumers=options.consumers,
             )
         )
     sys.stdout.write(json.dumps(figures) + "\n")
