@@ -1,19 +1,30 @@
-"""GETs of S3 objects with a small part of botocore's work per request.
+"""Lists and gets S3 objects with a small part of botocore's work per request.
 
 botocore resolves the endpoint, builds a request, signs it and parses the answer again for each
-object. Here the first is done once, and one signature is computed per request. Only a whole answer
+object, and for each key of a list by the model of the answer. Here the first is done once, and one signature is computed per request. Only a whole answer
 with status 200 is used; everything else is left to botocore, with its retries and errors.
 """
 
 import base64
 import hashlib
+import re
 from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 from urllib.parse import quote, urlsplit
+from xml.etree import ElementTree as ET
 
 from byoc_control_plane.quick_http import Answer, QuickHttp
 from byoc_control_plane.signature import EMPTY_SHA256, Keys, Signer
 
+SIMPLE = re.compile(r"[A-Za-z0-9/_.~=-]*")  # a key with one character to quote
 CHECKSUM = "x-amz-checksum-"  # of the headers with a checksum of the object
+
+
+class Page(NamedTuple):
+    """A page of a list."""
+
+    items: list[tuple[str, int]]  # key, bytes
+    token: str  # of the next page; empty after the last one
 
 
 class QuickGet:
@@ -44,14 +55,49 @@ class QuickGet:
         answer = await self._http.send("GET", path, headers)
         return answer.body if answer and _is_whole(answer) else None
 
+    async def list_page(self, prefix: str, token: str) -> Page | None:
+        """Return a page of a list; None if botocore must send the request. `token`: of the last.
+
+        Raises the gate's EgressRefusedError.
+        """
+        asked = {"continuation-token": token} if token else {}
+        asked |= {"list-type": "2", "prefix": prefix}
+        query = "&".join([f"{name}={quote(text, safe='-_.~')}" for name, text in asked.items()])
+        headers = self.sign(self._folder, await self._keys(), self._wall_ns(), query)
+        answer = await self._http.send("GET", f"{self._folder}?{query}", headers)
+        return answer and _read_page(answer.body)
+
     def path(self, key: str) -> str:
         """Return the path of an object's URL, which is also signed."""
+        if SIMPLE.fullmatch(key):  # of a scraper whose names are DNS labels, as Kubernetes has them
+            return self._folder + key.replace("=", "%3D")
         return self._folder + quote(key, safe="/-_.~")
 
-    def sign(self, path: str, keys: Keys, wall_ns: int) -> dict[str, str]:
+    def sign(self, path: str, keys: Keys, wall_ns: int, query: str = "") -> dict[str, str]:
         """Return the headers of a GET."""
-        extra = {"x-amz-checksum-mode": "ENABLED", "x-amz-content-sha256": EMPTY_SHA256}
-        return self._signer.sign("GET", (self._http.host, path), extra, EMPTY_SHA256, keys, wall_ns)
+        place, extra = (self._http.host, path, query), {"x-amz-content-sha256": EMPTY_SHA256}
+        if not query:
+            extra["x-amz-checksum-mode"] = "ENABLED"
+        return self._signer.sign("GET", place, extra, EMPTY_SHA256, keys, wall_ns)
+
+
+def _read_page(body: bytes) -> Page | None:
+    """Return a page of a list; None if a key cannot be written in XML, or is missing."""
+    try:
+        root = ET.fromstring(body)  # noqa: S314  botocore parses the same answer with it
+        items = []
+        texts: dict[str, str] = {}
+        for element in root:
+            name = element.tag.rpartition("}")[2]
+            if name == "Contents":
+                found = {one.tag.rpartition("}")[2]: one.text or "" for one in element}
+                items.append((found["Key"], int(found["Size"])))
+            else:
+                texts[name] = element.text or ""
+        more = {"true": True, "false": False}[texts["IsTruncated"]]
+        return Page(items, texts["NextContinuationToken"] if more else "")
+    except (ET.ParseError, KeyError, ValueError):
+        return None
 
 
 def _is_whole(answer: Answer) -> bool:

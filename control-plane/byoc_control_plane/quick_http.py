@@ -76,9 +76,9 @@ class QuickHttp:
     ) -> Answer | None:
         """Send a request once. Return the answer, or None if it is not a whole one with status 200.
 
-        `path` is percent-encoded. Raises the gate's EgressRefusedError.
+        `path` is percent-encoded and may have a query. Raises the gate's EgressRefusedError.
         """
-        self._gate.check_url(self._origin.with_path(path, encoded=True))
+        self._gate.check_url(self._origin.with_path(path.partition("?")[0], encoded=True))
         lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
         size = f"Content-Length: {len(body)}\r\n" if body else ""
         head = f"{method} {path}{self._fixed}{''.join(lines)}{size}\r\n"

@@ -62,7 +62,7 @@ class QuickQueue:
         body = _encode(asked)
         headers = {"content-type": CONTENT_TYPE, "x-amz-target": f"{TARGET}{operation}"}
         digest = hashlib.sha256(body).hexdigest()
-        place, keys = (self._http.host, self._path), await self._keys()
+        place, keys = (self._http.host, self._path, ""), await self._keys()
         signed = self._signer.sign("POST", place, headers, digest, keys, self._wall_ns())
         answer = await self._http.send("POST", self._path, signed, body)
         if answer is None:

@@ -30,7 +30,7 @@ class Signer:
     def sign(  # noqa: PLR0913, PLR0917  what a signature is computed of
         self,
         method: str,
-        place: tuple[str, str],
+        place: tuple[str, str, str],
         headers: Mapping[str, str],
         body_sha256: str,
         keys: Keys,
@@ -38,10 +38,10 @@ class Signer:
     ) -> dict[str, str]:
         """Return the headers of a request, the given ones and those of its signature.
 
-        `place` is the header Host and the path, percent-encoded. `headers` have lower-case names.
-        All of them are signed.
+        `place` is the header Host, the path, and the query with its names sorted, both
+        percent-encoded. `headers` have lower-case names. All of them are signed.
         """
-        host, path = place
+        host, path, query = place
         stamp = self._format(wall_ns // 10**9)
         found = {**headers, "x-amz-date": stamp}
         if keys.token:
@@ -49,7 +49,7 @@ class Signer:
         signed = sorted([("host", host), *found.items()])
         names = ";".join([name for name, _ in signed])
         lines = "".join([f"{name}:{value}\n" for name, value in signed])
-        request = f"{method}\n{path}\n\n{lines}\n{names}\n{body_sha256}"
+        request = f"{method}\n{path}\n{query}\n{lines}\n{names}\n{body_sha256}"
         scope = f"{stamp[:8]}/{self._region}/{self._service}/aws4_request"
         digest = hashlib.sha256(request.encode()).hexdigest()
         text = f"{ALGORITHM}\n{stamp}\n{scope}\n{digest}"
