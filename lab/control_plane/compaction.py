@@ -142,9 +142,9 @@ def kill_often(wanted: int, seed: int, directory: Path) -> dict[str, int]:
     return {"objects": len(messages), "kills": killed, "points": len(points), "runs": rounds}
 
 
-def hours_of(wanted: int, records: int) -> Iterator[Message]:
+def hours_of(wanted: int, records: int, hours: int = 24) -> Iterator[Message]:
     """Yield so many objects of one day: of each replica one per hour."""
-    for number in range(-(-wanted // 24)):
+    for number in range(-(-wanted // hours)):
         history = ReplicaHistory(
             organization_id=f"org-{number // 1000}",
             service_id=f"service-{number // 10}",
@@ -152,7 +152,7 @@ def hours_of(wanted: int, records: int) -> Iterator[Message]:
             pod_uid=f"uid-{number:08}",
             seed=number,
         )
-        for hour in range(min(24, wanted - 24 * number)):
+        for hour in range(min(hours, wanted - hours * number)):
             history.now_ms = NOON_MS + hour * HOUR_MS
             yield from objects((history.measured() for _ in range(records)), size=records)
 
@@ -172,10 +172,10 @@ def used_so_far() -> tuple[float, float]:
     return used.ru_utime + used.ru_stime, peak / 1024
 
 
-def compact_many(wanted: int, records: int, directory: Path) -> dict[str, Any]:
+def compact_many(wanted: int, records: int, hours: int, directory: Path) -> dict[str, Any]:
     """Compact so many objects; return the figures. Raises RuntimeError if a report differs."""
     written = 0
-    for message in hours_of(wanted, records):
+    for message in hours_of(wanted, records, hours):
         write(directory, [message])
         written += 1
     before = verify(directory)
@@ -213,7 +213,7 @@ def figures_of(
     }
 
 
-def serve_million(wanted: int, records: int, answer: Connection) -> None:
+def serve_million(wanted: int, records: int, hours: int, answer: Connection) -> None:
     """Serve the objects from memory, until asked to stop.
 
     Sends the report of `verify` on the originals and the URL; then, at each request, how many
@@ -223,10 +223,11 @@ def serve_million(wanted: int, records: int, answer: Connection) -> None:
     async def run() -> None:
         async with FakeS3() as double:
             audit = Audit()
-            messages = {one.id: one.body for one in hours_of(wanted, records)}
+            messages = {one.id: one.body for one in hours_of(wanted, records, hours)}
             for key in sorted(messages):
                 audit.add(key, messages[key])
-            double.objects = messages
+                double.objects[key] = messages[key]
+            messages.clear()
             answer.send((audit.report("v1/"), double.url))
             while await asyncio.to_thread(answer.recv) != "stop":
                 answer.send(sum(1 for key in double.objects if key.startswith("v1/org=")))
@@ -248,7 +249,7 @@ def run_alone_over_http(url: str, answer: Connection) -> None:
     answer.send(used_so_far())
 
 
-def compact_over_http(wanted: int, records: int) -> dict[str, Any]:
+def compact_over_http(wanted: int, records: int, hours: int) -> dict[str, Any]:
     """Compact a bucket of the S3 double in a process of its own; return the figures.
 
     The originals are verified in the double's memory, and the archives over HTTP. Raises
@@ -256,7 +257,7 @@ def compact_over_http(wanted: int, records: int) -> dict[str, Any]:
     """
     context = multiprocessing.get_context("spawn")
     (store, theirs), (ours, childs) = context.Pipe(), context.Pipe()
-    double = context.Process(target=serve_million, args=(wanted, records, theirs))
+    double = context.Process(target=serve_million, args=(wanted, records, hours, theirs))
     double.start()
     try:
         before, url = store.recv()
@@ -298,6 +299,7 @@ def main() -> None:
     million = steps.add_parser("million")
     million.add_argument("--objects", type=int, default=1_000_000)
     million.add_argument("--records", type=int, default=1, help="records of one object")
+    million.add_argument("--hours", type=int, default=24, help="of each replica, 1 to 24")
     million.add_argument("--sources", choices=["s3", "directory"], default="s3")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
@@ -305,9 +307,9 @@ def main() -> None:
         if options.step == "kills":
             figures: dict[str, Any] = kill_often(options.kills, options.seed, root)
         elif options.sources == "s3":
-            figures = compact_over_http(options.objects, options.records)
+            figures = compact_over_http(options.objects, options.records, options.hours)
         else:
-            figures = compact_many(options.objects, options.records, root)
+            figures = compact_many(options.objects, options.records, options.hours, root)
     sys.stdout.write(json.dumps(figures) + "\n")
 
 
