@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from botocore.exceptions import ClientError, FlexibleChecksumError
 
-from byoc_control_plane.quick_get import Page, QuickGet
+from byoc_control_plane.quick_get import ListPage, QuickGet
 
 GETS_IN_FLIGHT = 32
 DELETES = 1000  # keys of one DeleteObjects; S3 quota
@@ -50,11 +50,11 @@ class Bucket:
                 yield Listed(key, size)
             token, more = page.token, bool(page.token)
 
-    async def _list_page(self, prefix: str, token: str) -> Page:
+    async def _list_page(self, prefix: str, token: str) -> ListPage:
         after = {"ContinuationToken": token} if token else {}
         page = await self._client.list_objects_v2(Bucket=self._name, Prefix=prefix, **after)
         items = [(item["Key"], item["Size"]) for item in page.get("Contents", ())]
-        return Page(items, page.get("NextContinuationToken", ""))
+        return ListPage(items, page.get("NextContinuationToken", ""))
 
     async def get(self, key: str) -> bytes | str | None:
         """Return an object's bytes. None: it does not exist. Text: why they cannot be had."""

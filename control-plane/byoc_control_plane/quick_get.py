@@ -1,8 +1,9 @@
 """Lists and gets S3 objects with a small part of botocore's work per request.
 
 botocore resolves the endpoint, builds a request, signs it and parses the answer again for each
-object, and for each key of a list by the model of the answer. Here the first is done once, and one signature is computed per request. Only a whole answer
-with status 200 is used; everything else is left to botocore, with its retries and errors.
+object, and for each key of a list by the model of the answer. Here the first is done once, and one
+signature is computed per request. Only a whole answer with status 200 is used; everything else is
+left to botocore, with its retries and errors.
 """
 
 import base64
@@ -13,14 +14,14 @@ from typing import NamedTuple
 from urllib.parse import quote, urlsplit
 from xml.etree import ElementTree as ET
 
-from byoc_control_plane.quick_http import Answer, QuickHttp
+from byoc_control_plane.quick_http import PlainAnswer, QuickHttp
 from byoc_control_plane.signature import EMPTY_SHA256, Keys, Signer
 
 SIMPLE = re.compile(r"[A-Za-z0-9/_.~=-]*")  # a key with one character to quote
 CHECKSUM = "x-amz-checksum-"  # of the headers with a checksum of the object
 
 
-class Page(NamedTuple):
+class ListPage(NamedTuple):
     """A page of a list."""
 
     items: list[tuple[str, int]]  # key, bytes
@@ -55,7 +56,7 @@ class QuickGet:
         answer = await self._http.send("GET", path, headers)
         return answer.body if answer and _is_whole(answer) else None
 
-    async def list_page(self, prefix: str, token: str) -> Page | None:
+    async def list_page(self, prefix: str, token: str) -> ListPage | None:
         """Return a page of a list; None if botocore must send the request. `token`: of the last.
 
         Raises the gate's EgressRefusedError.
@@ -81,7 +82,7 @@ class QuickGet:
         return self._signer.sign("GET", place, extra, EMPTY_SHA256, keys, wall_ns)
 
 
-def _read_page(body: bytes) -> Page | None:
+def _read_page(body: bytes) -> ListPage | None:
     """Return a page of a list; None if a key cannot be written in XML, or is missing."""
     try:
         root = ET.fromstring(body)  # noqa: S314  botocore parses the same answer with it
@@ -95,12 +96,12 @@ def _read_page(body: bytes) -> Page | None:
             else:
                 texts[name] = element.text or ""
         more = {"true": True, "false": False}[texts["IsTruncated"]]
-        return Page(items, texts["NextContinuationToken"] if more else "")
+        return ListPage(items, texts["NextContinuationToken"] if more else "")
     except (ET.ParseError, KeyError, ValueError):
         return None
 
 
-def _is_whole(answer: Answer) -> bool:
+def _is_whole(answer: PlainAnswer) -> bool:
     """Return whether the bytes have the checksum of the answer, if S3 gives one.
 
     False also for a checksum that only botocore knows.

@@ -22,7 +22,7 @@ ENCODED = frozenset({"transfer-encoding", "content-encoding"})  # the body is no
 DIGITS = 16  # a length has fewer
 
 
-class Answer(NamedTuple):
+class PlainAnswer(NamedTuple):
     """A whole answer with status 200."""
 
     headers: dict[str, str]  # by lower-case name
@@ -73,7 +73,7 @@ class QuickHttp:
 
     async def send(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes = b""
-    ) -> Answer | None:
+    ) -> PlainAnswer | None:
         """Send a request once. Return the answer, or None if it is not a whole one with status 200.
 
         `path` is percent-encoded and may have a query. Raises the gate's EgressRefusedError.
@@ -95,7 +95,7 @@ class QuickHttp:
         return answer
 
     async def _connect(self) -> "_Connection":
-        """Raises OSError and EgressRefusedError."""
+        """Open a connection. Raises OSError and EgressRefusedError."""
         host, port = self._origin.raw_host or "", self._origin.port or 0
         context = self._gate.ssl_context() if self._origin.scheme == "https" else None
         async with asyncio.timeout(CONNECT_SECONDS):
@@ -115,7 +115,7 @@ class QuickHttp:
         kind = (family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         sock = self._gate.socket_factory((*kind, "", address))
         try:
-            sock.setblocking(False)
+            sock.settimeout(0)
             await loop.sock_connect(sock, address)
             _, connection = await loop.create_connection(
                 lambda: _Connection(self._forget, self._max_body_bytes, self._read_seconds),
@@ -149,7 +149,7 @@ class _Connection(asyncio.Protocol):
         self._read_seconds = read_seconds
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None  # None: closed
-        self._waiting: asyncio.Future[Answer | None] | None = None
+        self._waiting: asyncio.Future[PlainAnswer | None] | None = None
         self._buffer = bytearray()
         self._headers: dict[str, str] = {}
         self._body_at = 0  # in the buffer; 0: the head is not complete
@@ -161,7 +161,7 @@ class _Connection(asyncio.Protocol):
         """Return whether another request may be sent."""
         return self._transport is not None
 
-    async def exchange(self, data: bytes) -> Answer | None:
+    async def exchange(self, data: bytes) -> PlainAnswer | None:
         """Send a request; return its answer, or None. If cancelled, the connection is closed."""
         if self._transport is None:
             return None
@@ -204,7 +204,7 @@ class _Connection(asyncio.Protocol):
         self._read_at = self._loop.time()
         if not self._body_at or len(self._buffer) < self._end:
             return
-        answer = Answer(self._headers, bytes(self._buffer[self._body_at :]))
+        answer = PlainAnswer(self._headers, bytes(self._buffer[self._body_at :]))
         waiting, self._waiting = self._waiting, None
         self._buffer.clear()
         self._body_at = 0
@@ -226,7 +226,7 @@ class _Connection(asyncio.Protocol):
             self._end = self._body_at + int(headers["content-length"])
         return len(self._buffer) <= self._end
 
-    def _check_time(self, waiting: "asyncio.Future[Answer | None]") -> None:
+    def _check_time(self, waiting: "asyncio.Future[PlainAnswer | None]") -> None:
         """Close the connection if the other side has sent nothing for so long."""
         if waiting is not self._waiting:
             return

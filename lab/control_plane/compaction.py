@@ -30,7 +30,6 @@ from typing import Any
 
 import msgspec
 import structlog
-
 from aiobotocore.session import get_session
 
 from byoc_agents.audit import Audit, Report
@@ -217,7 +216,7 @@ def serve_million(wanted: int, records: int, hours: int, answer: Connection) -> 
     """Serve the objects from memory, until asked to stop.
 
     Sends the report of `verify` on the originals and the URL; then, at each request, how many
-    objects are left that are no archives.
+    objects are left in addition to the archives.
     """
 
     async def run() -> None:

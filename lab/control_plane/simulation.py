@@ -3,7 +3,8 @@
 `python -m lab.control_plane.simulation` simulates 10,000 replicas for one hour: their heartbeats,
 and the changes and restarts of a few of them. The messages pass the SQS double, or with
 `--localstack` the queue of LocalStack, and two consumers (`--consumers`) that are killed with
-SIGKILL at random moments, into chdb. At the end the rows are compared with the messages by (source, id).
+SIGKILL at random moments, into chdb. At the end the rows are compared with the messages by
+(source, id).
 
 The times in the messages are simulated; the queue is filled as fast as the consumers empty it, but
 never faster than the kills are done, so the last kill is among the last messages. The CPU of the
@@ -30,8 +31,8 @@ import psutil
 from aiobotocore.session import get_session
 
 from byoc_control_plane.store import HttpStore, create_tables, fetch_rows
-from lab.control_plane.messages import Replica
 from lab.control_plane.forked import start_forked
+from lab.control_plane.messages import Replica
 from lab.control_plane.processes import KEYS, plane_environment
 from lab.demo.process import started, written
 from lab.fakes.fifo import FakeFifo

@@ -30,9 +30,7 @@ def are_plain(objects: Sequence[tuple[str, Sequence[bytes]]]) -> bool:
     records = 0
     for key, lines in objects:
         name = parse_key(key)
-        if name is None or name.shared:
-            return False
-        if (name.epoch, name.first) <= (last_epoch, last_sequence):
+        if name is None or name.shared or (name.epoch, name.first) <= (last_epoch, last_sequence):
             return False
         last_epoch, last_sequence = name.epoch, name.first - 1
         for line in lines:
@@ -42,11 +40,14 @@ def are_plain(objects: Sequence[tuple[str, Sequence[bytes]]]) -> bool:
             except ValueError:
                 return False
             usage = record.data
-            if usage.sequence <= last_sequence or span.start_ms < last_end_ms:
-                return False
-            if usage.gap_reason in SOFT_GAPS or contradiction(record, span):
-                return False
-            if find_misplacement(usage, name, span.start_ms) or impossible(usage, cpu_bound(usage)):
+            if (
+                usage.sequence <= last_sequence
+                or span.start_ms < last_end_ms
+                or usage.gap_reason in SOFT_GAPS
+                or contradiction(record, span)
+                or find_misplacement(usage, name, span.start_ms)
+                or impossible(usage, cpu_bound(usage))
+            ):
                 return False
             last_sequence, last_end_ms = usage.sequence, span.end_ms
             ids.add(record.id)

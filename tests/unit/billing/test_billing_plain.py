@@ -81,9 +81,7 @@ def test_usual_objects_are_plain() -> None:
 def test_a_record_that_breaks_a_rule_is_not_plain(number: int) -> None:
     history = ReplicaHistory()
     records = [history.measured() for _ in range(4)]
-    (key, lines), *_ = [
-        (one.id, unseal(one.id, one.body)) for one in objects(records, size=4)
-    ]
+    (key, lines), *_ = [(one.id, unseal(one.id, one.body)) for one in objects(records, size=4)]
     lines[1] = encode(changes(records[1])[number])
     assert not finds_nothing([(key, lines)])
     assert not are_plain([(key, lines)])

@@ -122,7 +122,7 @@ async def test_a_list_is_the_same_with_and_without_botocore(*, quick_too: bool) 
         double.page_keys = 3
         names = [f"v1/org=o{n}/a b&<\u00fc>" for n in range(8)]
         names += [] if quick_too else ["v1/org=x/y"]
-        double.objects = {name: b"12" for name in names} | {"v2": b"1"}
+        double.objects = dict.fromkeys(names, b"12") | {"v2": b"1"}
         options = {"aws_access_key_id": "AKID", "aws_secret_access_key": "secret"}
         client = await stack.enter_async_context(
             get_session().create_client(
