@@ -43,9 +43,8 @@ class Bucket:
         """Yield all objects with a prefix, in the order of their keys."""
         token, more = "", True
         while more:
-            page = self._quick and await self._quick.list_page(prefix, token)
-            if page is None:
-                page = await self._list_page(prefix, token)
+            found = await self._quick.list_page(prefix, token) if self._quick else None
+            page = found or await self._list_page(prefix, token)
             for key, size in page.items:
                 yield Listed(key, size)
             token, more = page.token, bool(page.token)

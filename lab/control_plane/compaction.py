@@ -171,7 +171,7 @@ def used_so_far() -> tuple[float, float]:
     return used.ru_utime + used.ru_stime, peak / 1024
 
 
-def compact_many(wanted: int, records: int, hours: int, directory: Path) -> dict[str, Any]:
+def compact_many(wanted: int, records: int, directory: Path, hours: int = 24) -> dict[str, Any]:
     """Compact so many objects; return the figures. Raises RuntimeError if a report differs."""
     written = 0
     for message in hours_of(wanted, records, hours):
@@ -308,7 +308,7 @@ def main() -> None:
         elif options.sources == "s3":
             figures = compact_over_http(options.objects, options.records, options.hours)
         else:
-            figures = compact_many(options.objects, options.records, options.hours, root)
+            figures = compact_many(options.objects, options.records, root, options.hours)
     sys.stdout.write(json.dumps(figures) + "\n")
 
 
