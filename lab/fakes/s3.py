@@ -44,7 +44,6 @@ class FakeS3:
         self.undeletable: set[str] = set()  # keys whose deletion is refused
         self.page_keys = 1000  # of one answer to ListObjectsV2; S3 quota
         self.http = HttpDouble(script, apply=self.apply, port=port)
-        self._sorted: tuple[object, list[str]] = (None, [])
         self._owner = owner
         self._on_put = on_put
 
@@ -86,7 +85,7 @@ class FakeS3:
     def _list(self, query: Mapping[str, str]) -> Reply:
         """Answer ListObjectsV2. A token is the last key, so deleted keys shift no page."""
         prefix, after = query.get("prefix", ""), query.get("continuation-token", "")
-        names = self._sort()
+        names = sorted(self.objects)
         start = max(bisect_right(names, after), bisect_left(names, prefix))
         keys = names[start : start + self.page_keys + 1]
         keys = list(takewhile(lambda key: key.startswith(prefix), keys))
@@ -103,13 +102,6 @@ class FakeS3:
             "</ListBucketResult>"
         )
         return Reply(200, {"content-type": "application/xml"}, text.encode())
-
-    def _sort(self) -> list[str]:
-        """Return the keys in order; they are sorted once per change, not once per page."""
-        now = (id(self.objects), len(self.objects), next(reversed(self.objects), ""))
-        if now != self._sorted[0]:
-            self._sorted = (now, sorted(self.objects))
-        return self._sorted[1]
 
     def _delete(self, body: bytes) -> Reply:
         """Answer DeleteObjects. A key that does not exist counts as deleted, as in S3."""
