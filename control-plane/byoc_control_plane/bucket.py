@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from botocore.exceptions import ClientError, FlexibleChecksumError
 
-from byoc_control_plane.quick_get import QuickGet
+from byoc_control_plane.quick_get import ListPage, QuickGet
 
 GETS_IN_FLIGHT = 32
 DELETES = 1000  # keys of one DeleteObjects; S3 quota
@@ -34,17 +34,26 @@ class Bucket:
     """One bucket. All methods raise the client's errors, after its own retries."""
 
     def __init__(self, client: Any, name: str, quick: QuickGet | None = None) -> None:
-        """`client` is an S3 client of aiobotocore. `quick` tries each GET before it."""
+        """`client` is an S3 client of aiobotocore. `quick` tries each GET and list before it."""
         self._client = client
         self._name = name
         self._quick = quick
 
     async def list_objects(self, prefix: str) -> AsyncIterator[Listed]:
         """Yield all objects with a prefix, in the order of their keys."""
-        pages = self._client.get_paginator("list_objects_v2")
-        async for page in pages.paginate(Bucket=self._name, Prefix=prefix):
-            for item in page.get("Contents", ()):
-                yield Listed(item["Key"], item["Size"])
+        token, more = "", True
+        while more:
+            found = await self._quick.list_page(prefix, token) if self._quick else None
+            page = found or await self._list_page(prefix, token)
+            for key, size in page.items:
+                yield Listed(key, size)
+            token, more = page.token, bool(page.token)
+
+    async def _list_page(self, prefix: str, token: str) -> ListPage:
+        after = {"ContinuationToken": token} if token else {}
+        page = await self._client.list_objects_v2(Bucket=self._name, Prefix=prefix, **after)
+        items = [(item["Key"], item["Size"]) for item in page.get("Contents", ())]
+        return ListPage(items, page.get("NextContinuationToken", ""))
 
     async def get(self, key: str) -> bytes | str | None:
         """Return an object's bytes. None: it does not exist. Text: why they cannot be had."""

@@ -9,7 +9,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-import aiohttp
 import msgspec
 import structlog
 from botocore.exceptions import BotoCoreError, ClientError
@@ -21,13 +20,8 @@ from byoc_agents.app.cloudevents import rfc3339
 from byoc_agents.app.command_line import CommandParser, color_verdict
 from byoc_agents.app.settings import load
 from byoc_agents.billing.archive import Shard, parse_shard
-from byoc_agents.egress.aws import (
-    CONNECT_SECONDS,
-    READ_SECONDS,
-    aws_config,
-    aws_session,
-    fetch_credentials,
-)
+from byoc_agents.billing.objects import MAX_BODY_BYTES
+from byoc_agents.egress.aws import aws_config, aws_session, fetch_credentials
 from byoc_agents.egress.destinations import (
     credential_destinations,
     endpoint_url,
@@ -44,6 +38,7 @@ from byoc_control_plane.compactor import Compactor, Tally
 from byoc_control_plane.directory import DirectoryBucket
 from byoc_control_plane.metrics import PlaneMetrics, serve_metrics
 from byoc_control_plane.quick_get import QuickGet
+from byoc_control_plane.quick_http import QuickHttp
 from byoc_control_plane.settings import CompactorSettings, refuse_unknown
 
 SCHEME = "file://"  # of a directory, as BYOC_BILLING_BUCKET
@@ -210,12 +205,8 @@ async def open_bucket(own: CompactorSettings, environ: Mapping[str, str]) -> Asy
         example = {"Bucket": own.bucket, "Key": "k"}
         signed: str = await client.generate_presigned_url("get_object", Params=example)
         credentials = await session.get_credentials()
-        async with gate.session(
-            timeout=aiohttp.ClientTimeout(sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS),
-            auto_decompress=False,
-            headers={"Accept-Encoding": "identity", "User-Agent": options["user_agent"]},
-            limit=GETS_IN_FLIGHT,
-        ) as http:
+        agent = options["user_agent"]
+        async with QuickHttp(gate, signed, user_agent=agent, max_body_bytes=MAX_BODY_BYTES) as http:
             url = signed.partition("?")[0].removesuffix("k")
             keys = credentials.get_frozen_credentials
             quick = QuickGet(http, url, own.region, keys, SystemClock().wall_ns)

@@ -24,6 +24,7 @@ from byoc_agents.airgap.signed_file import (
     SignedFile,
     SignedFileError,
     open_file,
+    printable,
     sign_file,
 )
 from byoc_agents.app.clock import SystemClock
@@ -207,11 +208,12 @@ async def _import(options: argparse.Namespace, environ: Mapping[str, str]) -> in
                 file = open_file(read_file(path), "export", key)
                 found = await importer.store_file(file)
             except SignedFileError as error:
-                sys.stderr.write(f"{path}: refused: {error}\n")
+                sys.stderr.write(f"{path}: refused: {printable(str(error))}\n")
                 code = max(code, PROBLEMS)
                 continue
             except (StoreError, *FAILURES) as error:
-                sys.stderr.write(f"{path}: not stored, import it again: {str(error)[:300]}\n")
+                why = printable(str(error)[:300])
+                sys.stderr.write(f"{path}: not stored, import it again: {why}\n")
                 code = UNUSABLE
                 continue
             made_at = rfc3339(SystemClock().wall_ns() // 1_000_000)
@@ -228,7 +230,7 @@ async def _import(options: argparse.Namespace, environ: Mapping[str, str]) -> in
             Disk().place(content, receipt)
             sys.stdout.write(f"{path}: {len(found.delivered)} messages stored: {receipt}\n")
             for message_id, why in found.refused.items():
-                sys.stderr.write(f"{path}: {message_id!r} refused: {why}\n")
+                sys.stderr.write(f"{path}: {message_id!r} refused: {printable(why)}\n")
                 code = max(code, PROBLEMS)
     return code
 

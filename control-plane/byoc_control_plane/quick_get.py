@@ -1,53 +1,50 @@
-"""GETs of S3 objects with a fifth of botocore's work per request.
+"""Lists and gets S3 objects with a small part of botocore's work per request.
 
 botocore resolves the endpoint, builds a request, signs it and parses the answer again for each
-object. Here the first three are done once, and one signature is computed per request. Only a whole
-answer with status 200 is used; everything else is left to botocore, with its retries and errors.
+object, and for each key of a list by the model of the answer. Here the first is done once, and one
+signature is computed per request. Only a whole answer with status 200 is used; everything else is
+left to botocore, with its retries and errors.
 """
 
 import base64
-import datetime as dt
 import hashlib
-import hmac
+import re
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 from urllib.parse import quote, urlsplit
+from xml.etree import ElementTree as ET
 
-import aiohttp
-from yarl import URL
+from byoc_control_plane.quick_http import PlainAnswer, QuickHttp
+from byoc_control_plane.signature import EMPTY_SHA256, Keys, Signer
 
-EMPTY = hashlib.sha256(b"").hexdigest()  # of the body of a GET
+SIMPLE = re.compile(r"[A-Za-z0-9/_.~=-]*")  # a key with one character to quote
 CHECKSUM = "x-amz-checksum-"  # of the headers with a checksum of the object
-ALGORITHM = "AWS4-HMAC-SHA256"
 
 
-class Keys(NamedTuple):
-    """Credentials as botocore's `get_frozen_credentials` returns them."""
+class ListPage(NamedTuple):
+    """A page of a list."""
 
-    access_key: str
-    secret_key: str
-    token: str | None
+    items: list[tuple[str, int]]  # key, bytes
+    token: str  # of the next page; empty after the last one
 
 
 class QuickGet:
-    """Reads objects of one bucket with one HTTP session."""
+    """Reads objects of one bucket."""
 
     def __init__(
         self,
-        session: aiohttp.ClientSession,
+        http: QuickHttp,
         url: str,
         region: str,
         keys: Callable[[], Awaitable[Keys]],
         wall_ns: Callable[[], int],
     ) -> None:
         """`url` is that of the bucket, and ends with /. `keys` returns fresh credentials."""
-        self._session = session
-        self._place = urlsplit(url)
-        self._origin = f"{self._place.scheme}://{self._place.netloc}"
-        self._region = region
+        self._http = http
+        self._folder = urlsplit(url).path
+        self._signer = Signer("s3", region)
         self._keys = keys
         self._wall_ns = wall_ns
-        self._signing: tuple[tuple[str, str], bytes] = (("", ""), b"")
 
     async def get(self, key: str) -> bytes | None:
         """Return an object's bytes; None if botocore must send the request.
@@ -56,68 +53,64 @@ class QuickGet:
         """
         path = self.path(key)
         headers = self.sign(path, await self._keys(), self._wall_ns())
-        try:
-            async with self._session.get(
-                URL(self._origin + path, encoded=True), headers=headers, allow_redirects=False
-            ) as answer:
-                if answer.status != 200:  # noqa: PLR2004  the only one with the object
-                    return None
-                body = await answer.read()
-                return body if _is_whole(body, answer) else None
-        except (aiohttp.ClientError, TimeoutError):
-            return None
+        answer = await self._http.send("GET", path, headers)
+        return answer.body if answer and _is_whole(answer) else None
+
+    async def list_page(self, prefix: str, token: str) -> ListPage | None:
+        """Return a page of a list; None if botocore must send the request. `token`: of the last.
+
+        Raises the gate's EgressRefusedError.
+        """
+        asked = {"continuation-token": token} if token else {}
+        asked |= {"list-type": "2", "prefix": prefix}
+        query = "&".join([f"{name}={quote(text, safe='-_.~')}" for name, text in asked.items()])
+        headers = self.sign(self._folder, await self._keys(), self._wall_ns(), query)
+        answer = await self._http.send("GET", f"{self._folder}?{query}", headers)
+        return answer and _read_page(answer.body)
 
     def path(self, key: str) -> str:
         """Return the path of an object's URL, which is also signed."""
-        return self._place.path + quote(key, safe="/-_.~")
+        if SIMPLE.fullmatch(key):  # of a scraper whose names are DNS labels, as Kubernetes has them
+            return self._folder + key.replace("=", "%3D")
+        return self._folder + quote(key, safe="/-_.~")
 
-    def sign(self, path: str, keys: Keys, wall_ns: int) -> dict[str, str]:
-        """Return the headers of a GET: Signature Version 4 of AWS, as `botocore.auth` makes it."""
-        moment = dt.datetime.fromtimestamp(wall_ns // 10**9, tz=dt.UTC)
-        stamp = f"{moment:%Y%m%dT%H%M%SZ}"
-        headers = {
-            "x-amz-checksum-mode": "ENABLED",
-            "x-amz-content-sha256": EMPTY,
-            "x-amz-date": stamp,
-        }
-        if keys.token:
-            headers["x-amz-security-token"] = keys.token
-        signed = {"host": self._place.netloc, **headers}
-        names = ";".join(signed)
-        lines = "".join(f"{name}:{value}\n" for name, value in signed.items())
-        request = f"GET\n{path}\n\n{lines}\n{names}\n{EMPTY}"
-        scope = f"{stamp[:8]}/{self._region}/s3/aws4_request"
-        digest = hashlib.sha256(request.encode()).hexdigest()
-        text = f"{ALGORITHM}\n{stamp}\n{scope}\n{digest}"
-        signature = _mac(self._signing_key(keys.secret_key, stamp[:8]), text).hex()
-        credential = f"{keys.access_key}/{scope}"
-        headers["Authorization"] = (
-            f"{ALGORITHM} Credential={credential}, SignedHeaders={names}, Signature={signature}"
-        )
-        return headers
-
-    def _signing_key(self, secret_key: str, date: str) -> bytes:
-        """Return the key of one day, which is computed once."""
-        if self._signing[0] != (secret_key, date):
-            key = _mac(f"AWS4{secret_key}".encode(), date)
-            for part in (self._region, "s3", "aws4_request"):
-                key = _mac(key, part)
-            self._signing = ((secret_key, date), key)
-        return self._signing[1]
+    def sign(self, path: str, keys: Keys, wall_ns: int, query: str = "") -> dict[str, str]:
+        """Return the headers of a GET."""
+        place, extra = (self._http.host, path, query), {"x-amz-content-sha256": EMPTY_SHA256}
+        if not query:
+            extra["x-amz-checksum-mode"] = "ENABLED"
+        return self._signer.sign("GET", place, extra, EMPTY_SHA256, keys, wall_ns)
 
 
-def _mac(key: bytes, text: str) -> bytes:
-    return hmac.digest(key, text.encode(), "sha256")
+def _read_page(body: bytes) -> ListPage | None:
+    """Return a page of a list; None if a key cannot be written in XML, or is missing."""
+    try:
+        root = ET.fromstring(body)  # noqa: S314  botocore parses the same answer with it
+        items = []
+        texts: dict[str, str] = {}
+        for element in root:
+            name = element.tag.rpartition("}")[2]
+            if name == "Contents":
+                found = {one.tag.rpartition("}")[2]: one.text or "" for one in element}
+                items.append((found["Key"], int(found["Size"])))
+            else:
+                texts[name] = element.text or ""
+        more = {"true": True, "false": False}[texts["IsTruncated"]]
+        return ListPage(items, texts["NextContinuationToken"] if more else "")
+    except (ET.ParseError, KeyError, ValueError):
+        return None
 
 
-def _is_whole(body: bytes, answer: aiohttp.ClientResponse) -> bool:
+def _is_whole(answer: PlainAnswer) -> bool:
     """Return whether the bytes have the checksum of the answer, if S3 gives one.
 
-    False also for a checksum that only botocore knows. aiohttp compares the length.
+    False also for a checksum that only botocore knows.
     """
-    given = {n.lower(): v for n, v in answer.headers.items() if n.lower().startswith(CHECKSUM)}
+    given = {name: text for name, text in answer.headers.items() if name.startswith(CHECKSUM)}
+    if not given:
+        return True
     given.pop(f"{CHECKSUM}type", None)
     expected = given.pop(f"{CHECKSUM}sha256", None)
     if expected is None:
         return not given
-    return base64.b64encode(hashlib.sha256(body).digest()).decode() == expected
+    return base64.b64encode(hashlib.sha256(answer.body).digest()).decode() == expected

@@ -36,6 +36,8 @@ from byoc_control_plane.fleet_access import FleetAccess
 from byoc_control_plane.inserter import Inserter
 from byoc_control_plane.metrics import PlaneMetrics, serve_metrics
 from byoc_control_plane.progress import Progress, SilenceWatch, StreamName
+from byoc_control_plane.quick_http import QuickHttp
+from byoc_control_plane.quick_queue import MAX_ANSWER_BYTES, QuickQueue
 from byoc_control_plane.receiver import LIMITS, Receiver
 from byoc_control_plane.requests import RequestFolder
 from byoc_control_plane.settings import (
@@ -122,19 +124,19 @@ class Process:
         gate = Gate([queue, *credential_destinations(environ, region, services=["sqs"])])
         session = aws_session(gate, region)
         await fetch_credentials(session)
+        url = endpoint or f"{queue.scheme}://{queue.host}:{queue.port}"
+        # Otherwise botocore composes a text for each request.
+        agent = f"byoc-control-plane/{__version__}"
+        config = aws_config(gate, max_pool_connections=2 * own.loops, user_agent=agent)
         client = await self._stack.enter_async_context(
-            session.create_client(
-                "sqs",
-                region_name=region,
-                endpoint_url=endpoint or f"{queue.scheme}://{queue.host}:{queue.port}",
-                config=aws_config(
-                    gate,
-                    max_pool_connections=2 * own.loops,
-                    # Otherwise botocore composes a text for each request.
-                    user_agent=f"byoc-control-plane/{__version__}",
-                ),
-            )
+            session.create_client("sqs", region_name=region, endpoint_url=url, config=config)
         )
+        credentials = await session.get_credentials()
+        http = await self._stack.enter_async_context(
+            QuickHttp(gate, url, user_agent=agent, max_body_bytes=MAX_ANSWER_BYTES)
+        )
+        keys = credentials.get_frozen_credentials
+        client = QuickQueue(client, http, url, region, keys, self.clock.wall_ns)
         progress = self.progress("state", own.visibility_seconds)
         await progress.load()
         consumer = Consumer(

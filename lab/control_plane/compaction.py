@@ -5,8 +5,9 @@ and is killed at the n-th access to the file system, then the next one at anothe
 ends by itself. After each kill `verify` must report the same as before, and in the end each file
 must have the bytes of a run that was not killed.
 
-`python -m lab.control_plane.compaction million`: makes the objects, and compares the report of
-`verify` before and after a run, which is the only work of its process. Prints its memory and CPU.
+`python -m lab.control_plane.compaction million`: makes the objects in the S3 double, or with
+`--sources directory` on the disk, and compares the report of `verify` before and after a run, which
+is the only work of its process. Prints its memory and CPU.
 """
 
 import argparse
@@ -29,19 +30,25 @@ from typing import Any
 
 import msgspec
 import structlog
+from aiobotocore.session import get_session
 
 from byoc_agents.audit import Audit, Report
+from byoc_agents.audit.bucket import S3Connection, read_url
 from byoc_agents.audit.readers import Hours, read_directory
 from byoc_agents.billing.archive import Shard
 from byoc_agents.billing.objects import HOUR_MS
 from byoc_agents.message import Message
+from byoc_control_plane.compact import open_bucket
 from byoc_control_plane.compactor import Compactor
 from byoc_control_plane.directory import DirectoryBucket
 from byoc_control_plane.metrics import PlaneMetrics
+from byoc_control_plane.settings import CompactorSettings
 from lab.fakes.billing import NOON_MS, ReplicaHistory, eventful, objects
+from lab.fakes.s3 import FakeS3
 
 BEFORE = "2026-12-31T00"  # all hours are closed
 ACCESSES = frozenset({"open", "os.scandir", "os.link", "os.remove", "os.mkdir", "tempfile.mkstemp"})
+KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
 MAX_SOURCES = 20  # of one archive of the killed runs, so that there are several
 
 
@@ -134,9 +141,9 @@ def kill_often(wanted: int, seed: int, directory: Path) -> dict[str, int]:
     return {"objects": len(messages), "kills": killed, "points": len(points), "runs": rounds}
 
 
-def hours_of(wanted: int, records: int) -> Iterator[Message]:
+def hours_of(wanted: int, records: int, hours: int = 24) -> Iterator[Message]:
     """Yield so many objects of one day: of each replica one per hour."""
-    for number in range(-(-wanted // 24)):
+    for number in range(-(-wanted // hours)):
         history = ReplicaHistory(
             organization_id=f"org-{number // 1000}",
             service_id=f"service-{number // 10}",
@@ -144,7 +151,7 @@ def hours_of(wanted: int, records: int) -> Iterator[Message]:
             pod_uid=f"uid-{number:08}",
             seed=number,
         )
-        for hour in range(min(24, wanted - 24 * number)):
+        for hour in range(min(hours, wanted - hours * number)):
             history.now_ms = NOON_MS + hour * HOUR_MS
             yield from objects((history.measured() for _ in range(records)), size=records)
 
@@ -152,17 +159,22 @@ def hours_of(wanted: int, records: int) -> Iterator[Message]:
 def run_alone(root: str, answer: Connection) -> None:
     """Compact; send CPU in seconds and peak memory in MiB."""
     compact(Path(root))
+    answer.send(used_so_far())
+
+
+def used_so_far() -> tuple[float, float]:
+    """Return CPU in seconds and peak memory in MiB of this process."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     # Not ru_maxrss, which begins with the memory of the parent.
     lines = Path("/proc/self/status").read_text().splitlines()
     (peak,) = (int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-    answer.send((used.ru_utime + used.ru_stime, peak / 1024))
+    return used.ru_utime + used.ru_stime, peak / 1024
 
 
-def compact_many(wanted: int, records: int, directory: Path) -> dict[str, Any]:
+def compact_many(wanted: int, records: int, directory: Path, hours: int = 24) -> dict[str, Any]:
     """Compact so many objects; return the figures. Raises RuntimeError if a report differs."""
     written = 0
-    for message in hours_of(wanted, records):
+    for message in hours_of(wanted, records, hours):
         write(directory, [message])
         written += 1
     before = verify(directory)
@@ -178,6 +190,14 @@ def compact_many(wanted: int, records: int, directory: Path) -> dict[str, Any]:
     wall = time.monotonic() - began
     after = verify(directory)
     left = sum(1 for path in directory.rglob("v1/org=*/**/*") if path.is_file())
+    return figures_of(written, (before, after, left), (cpu, peak, wall, load))
+
+
+def figures_of(
+    written: int, found: tuple[Report, Report, int], used: tuple[float, float, float, float]
+) -> dict[str, Any]:
+    """Return the figures of a run. Raises RuntimeError if the two reports differ."""
+    (before, after, left), (cpu, peak, wall, load) = found, used
     if left or msgspec.json.encode(before) != msgspec.json.encode(after):
         raise RuntimeError(f"{left} objects left, or verify of the archives differs")
     return {
@@ -192,6 +212,82 @@ def compact_many(wanted: int, records: int, directory: Path) -> dict[str, Any]:
     }
 
 
+def serve_million(wanted: int, records: int, hours: int, answer: Connection) -> None:
+    """Serve the objects from memory, until asked to stop.
+
+    Sends the report of `verify` on the originals and the URL; then, at each request, how many
+    objects are left in addition to the archives.
+    """
+
+    async def run() -> None:
+        async with FakeS3() as double:
+            audit = Audit()
+            messages = {one.id: one.body for one in hours_of(wanted, records, hours)}
+            for key in sorted(messages):
+                audit.add(key, messages[key])
+                double.objects[key] = messages[key]
+            messages.clear()
+            answer.send((audit.report("v1/"), double.url))
+            while await asyncio.to_thread(answer.recv) != "stop":
+                answer.send(sum(1 for key in double.objects if key.startswith("v1/org=")))
+
+    asyncio.run(run())
+
+
+def run_alone_over_http(url: str, answer: Connection) -> None:
+    """Compact a bucket; send CPU in seconds and peak memory in MiB."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    os.environ.update(KEYS)
+    own = CompactorSettings(bucket="usage", region="eu-west-1")
+
+    async def run() -> None:
+        async with open_bucket(own, KEYS | {"AWS_ENDPOINT_URL_S3": url}) as bucket:
+            await Compactor(bucket, "v1/", Shard(0, 1), PlaneMetrics()).run(BEFORE)
+
+    asyncio.run(run())
+    answer.send(used_so_far())
+
+
+def compact_over_http(wanted: int, records: int, hours: int) -> dict[str, Any]:
+    """Compact a bucket of the S3 double in a process of its own; return the figures.
+
+    The originals are verified in the double's memory, and the archives over HTTP. Raises
+    RuntimeError if the reports differ.
+    """
+    context = multiprocessing.get_context("spawn")
+    (store, theirs), (ours, childs) = context.Pipe(), context.Pipe()
+    double = context.Process(target=serve_million, args=(wanted, records, hours, theirs))
+    double.start()
+    try:
+        before, url = store.recv()
+        sys.stderr.write(f"{before.records} records are served\n")
+        load, began = os.getloadavg()[0], time.monotonic()
+        child = context.Process(target=run_alone_over_http, args=(url, childs))
+        child.start()
+        childs.close()
+        cpu, peak = ours.recv()
+        child.join()
+        wall = time.monotonic() - began
+        sys.stderr.write(f"compacted: {cpu:.0f} s of CPU, {peak:.0f} MiB\n")
+        store.send("count")
+        left = store.recv()
+        audit, keys = Audit(), {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
+
+        def connect() -> S3Connection:
+            made: S3Connection = get_session().create_client(
+                "s3", endpoint_url=url, region_name="eu-west-1", **keys
+            )
+            return made
+
+        read_url(audit, "s3://usage/v1/", Hours(), lambda _objects: None, connect)
+        after = audit.report("v1/")
+        store.send("stop")
+    finally:
+        double.terminate()
+        double.join()
+    return figures_of(wanted, (before, after, left), (cpu, peak, wall, load))
+
+
 def main() -> None:
     """Print one line of JSON."""
     parser = argparse.ArgumentParser(prog="python -m lab.control_plane.compaction")
@@ -202,14 +298,17 @@ def main() -> None:
     million = steps.add_parser("million")
     million.add_argument("--objects", type=int, default=1_000_000)
     million.add_argument("--records", type=int, default=1, help="records of one object")
+    million.add_argument("--hours", type=int, default=24, help="of each replica, 1 to 24")
+    million.add_argument("--sources", choices=["s3", "directory"], default="s3")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         root = Path(directory)
-        figures = (
-            kill_often(options.kills, options.seed, root)
-            if options.step == "kills"
-            else compact_many(options.objects, options.records, root)
-        )
+        if options.step == "kills":
+            figures: dict[str, Any] = kill_often(options.kills, options.seed, root)
+        elif options.sources == "s3":
+            figures = compact_over_http(options.objects, options.records, options.hours)
+        else:
+            figures = compact_many(options.objects, options.records, root, options.hours)
     sys.stdout.write(json.dumps(figures) + "\n")
 
 

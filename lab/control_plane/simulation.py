@@ -2,8 +2,9 @@
 
 `python -m lab.control_plane.simulation` simulates 10,000 replicas for one hour: their heartbeats,
 and the changes and restarts of a few of them. The messages pass the SQS double, or with
-`--localstack` the queue of LocalStack, and two consumers that are killed with SIGKILL at random
-moments, into chdb. At the end the rows are compared with the messages by (source, id).
+`--localstack` the queue of LocalStack, and two consumers (`--consumers`) that are killed with
+SIGKILL at random moments, into chdb. At the end the rows are compared with the messages by
+(source, id).
 
 The times in the messages are simulated; the queue is filled as fast as the consumers empty it, but
 never faster than the kills are done, so the last kill is among the last messages. The CPU of the
@@ -30,8 +31,9 @@ import psutil
 from aiobotocore.session import get_session
 
 from byoc_control_plane.store import HttpStore, create_tables, fetch_rows
+from lab.control_plane.forked import start_forked
 from lab.control_plane.messages import Replica
-from lab.control_plane.processes import KEYS, PlaneProcess, plane_environment, running_plane
+from lab.control_plane.processes import KEYS, plane_environment
 from lab.demo.process import started, written
 from lab.fakes.fifo import FakeFifo
 from lab.real.parts.localstack import localstack
@@ -43,7 +45,6 @@ FAST_FOR_MS = 600_000  # after a change
 CHANGED, RESTARTED = 0.05, 0.02  # of the replicas, within the hour
 LAGGING_MS = 600_000
 MAX_WAITING = 20_000  # messages in the double
-CONSUMERS = 2
 RUN_SECONDS = 0.6  # at most, from the moment a consumer listens
 
 
@@ -227,30 +228,32 @@ class Run:
         log = self._directory / f"{name}.log"
         while self._starts < self._kills:
             self._starts += 1
-            log.unlink(missing_ok=True)
-            async with running_plane(["consumer"], log, settings) as process:
-                used = _cpu_seconds(process)
+            child = await start_forked(log, settings)
+            try:
+                used = _cpu_seconds(child.pid)
                 await asyncio.sleep(chance.uniform(0, RUN_SECONDS))
-                self.cpu_seconds += _cpu_seconds(process) - used
-                await process.kill()
-                self.killed += 1
-        log.unlink(missing_ok=True)
-        async with running_plane(["consumer"], log, settings) as process:
-            used = _cpu_seconds(process)
+                self.cpu_seconds += _cpu_seconds(child.pid) - used
+            finally:
+                await child.kill()
+            self.killed += 1
+        child = await start_forked(log, settings)
+        try:
+            used = _cpu_seconds(child.pid)
             await self._fed.wait()
             while await self._queue.waiting():  # noqa: ASYNC110  other processes empty it
                 await asyncio.sleep(0.05)
-            self.cpu_seconds += _cpu_seconds(process) - used
-            await process.stop()
+            self.cpu_seconds += _cpu_seconds(child.pid) - used
+        finally:
+            await child.kill()
 
 
-def _cpu_seconds(process: PlaneProcess) -> float:
-    used = psutil.Process(process.child.pid).cpu_times()
+def _cpu_seconds(pid: int) -> float:
+    used = psutil.Process(pid).cpu_times()
     return float(used.user + used.system)
 
 
 async def simulate(
-    directory: Path, messages: list[Fed], *, kills: int, seed: int, real: bool
+    directory: Path, messages: list[Fed], *, kills: int, seed: int, real: bool, consumers: int = 2
 ) -> dict[str, float]:
     """Send the messages through killed consumers; return the figures."""
     argv = [sys.executable, "-m", "lab.control_plane.chdb_http", str(directory / "chdb")]
@@ -264,7 +267,7 @@ async def simulate(
             began = time.monotonic()
             async with asyncio.TaskGroup() as group:
                 group.create_task(run.feed(messages))
-                for number in range(CONSUMERS):
+                for number in range(consumers):
                     chance = random.Random(f"{seed}/consumer-{number}")
                     group.create_task(run.consume(f"c-{number}", chance))
             wall = time.monotonic() - began
@@ -304,6 +307,7 @@ def main() -> int:
     parser.add_argument("--replicas", type=int, default=10_000)
     parser.add_argument("--hours", type=float, default=1.0)
     parser.add_argument("--kills", type=int, default=1000)
+    parser.add_argument("--consumers", type=int, default=2, help="at a time")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--localstack", action="store_true", help="a real queue; use few replicas")
     parser.add_argument("--count", action="store_true", help="make the messages only")
@@ -321,6 +325,7 @@ def main() -> int:
                 kills=options.kills,
                 seed=options.seed,
                 real=options.localstack,
+                consumers=options.consumers,
             )
         )
     sys.stdout.write(json.dumps(figures) + "\n")

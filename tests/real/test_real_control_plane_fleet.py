@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +126,11 @@ def board() -> dict[str, Any]:
 PANELS = board()["panels"]
 
 
-def expand(sql: str, organization: str = "") -> str:
-    """Return a query as Grafana sends it: the macros of its plugin for ClickHouse."""
+def expand(sql: str, organization: str = "", *, zone_days: int = 0) -> str:
+    """Return a query as Grafana sends it: the macros of its plugin for ClickHouse.
+
+    `zone_days`: how far the date in the browser's time zone is from that in UTC.
+    """
     chosen = f"'{organization}'"
     keep = r"\1" if organization else "1=1"
     sql = re.sub(r"\$__conditionalAll\((.*?\)), \$organization\)", keep, sql)
@@ -135,11 +138,13 @@ def expand(sql: str, organization: str = "") -> str:
     start, end = END_MS // 1000 - 7 * 86_400, END_MS // 1000 + 86_400
     moments = rf"\1 >= toDateTime({start}) AND \1 <= toDateTime({end})"
     sql = re.sub(r"\$__timeFilter\((\w+)\)", moments, sql)
-    days = rf"\1 >= toDate(toDateTime({start})) AND \1 <= toDate(toDateTime({end}))"
+    first, last = rfc3339(start * 1000)[:10], rfc3339(end * 1000)[:10]
+    days = rf"\1 >= toDate('{first}') AND \1 <= toDate('{last}')"
     sql = re.sub(r"\$__dateFilter\((\w+)\)", days, sql)
     interval = r"toStartOfInterval(toDateTime(\1), INTERVAL 60 second)"
     sql = re.sub(r"\$__timeInterval\((\w+)\)", interval, sql)
-    sql = sql.replace("${__from:date:YYYY-MM-DD}", rfc3339(start * 1000)[:10])
+    local = rfc3339((start + zone_days * 86_400) * 1000)[:10]
+    sql = sql.replace("${__from:date:YYYY-MM-DD}", local)
     assert "$" not in sql
     return sql
 
@@ -184,6 +189,49 @@ async def test_the_dashboard_has_the_figures_of_the_page(full: _Direct) -> None:
     assert [row["complete"] for row in await ask("SLO: usage that arrived")] == [
         row["complete"] for row in page.slo
     ]
+
+
+@contextmanager
+def time_zone(engine: chdb.session.Session, name: str) -> Iterator[None]:
+    """Let the server be in another time zone than UTC."""
+    engine.query(f"SET session_timezone = '{name}'")
+    try:
+        yield
+    finally:
+        engine.query("SET session_timezone = ''")
+
+
+@pytest.mark.parametrize("name", ["Asia/Kathmandu", "America/Los_Angeles", "Pacific/Kiritimati"])
+async def test_a_server_in_another_time_zone_shows_the_same(
+    full: _Direct, engine: chdb.session.Session, name: str
+) -> None:
+    async def ask(panel: dict[str, Any]) -> list[dict[str, Any]]:
+        query = expand(panel["targets"][0]["rawSql"])
+        if panel["type"] == "timeseries":  # Grafana gets moments, not texts
+            query = f"SELECT * REPLACE toUnixTimestamp(time) AS time FROM ({query})"
+        return await fetch_rows(full, query)
+
+    expected = [await ask(panel) for panel in PANELS]
+    page = await read(full)
+    with time_zone(engine, name):
+        (zone,) = await fetch_rows(full, "SELECT timezone() AS name, toString(now()) AS now")
+        assert zone["name"] == name
+        for panel, rows in zip(PANELS, expected, strict=True):
+            found = await ask(panel)
+            if panel["type"] == "timeseries":
+                assert found == rows, panel["title"]
+            assert len(found) == len(rows), panel["title"]
+        assert await read(full) == page
+
+
+@pytest.mark.parametrize("zone_days", [-1, 1])
+async def test_a_browser_in_another_time_zone_shows_the_same(full: _Direct, zone_days: int) -> None:
+    """Grafana writes the first day of the range in the browser's zone."""
+    for panel in PANELS:
+        sql = panel["targets"][0]["rawSql"]
+        if "${__from" in sql:
+            found = await fetch_rows(full, expand(sql, zone_days=zone_days))
+            assert found == await fetch_rows(full, expand(sql)), panel["title"]
 
 
 async def test_every_panel_has_an_answer_without_any_rows(tmp_path: Path) -> None:

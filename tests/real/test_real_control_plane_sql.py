@@ -461,6 +461,24 @@ def test_the_fleet_is_shown_with_its_newest_state(
     assert row["alert_forwarder_configuration"] == "c" * 64
 
 
+def test_an_end_far_in_the_future_is_not_the_end_of_the_usage(
+    database: chdb.session.Session, tmp_path: Path
+) -> None:
+    """A clock that is wrong once does not hide that usage is missing since."""
+    replica = Replica(organization="org-1", service="service-1", replica="clickhouse-0")
+    store_events(database, [replica.message(NOON_MS)], NOON_MS)
+    record_progress(database, NOON_MS)
+    good, wrong = ReplicaHistory(), ReplicaHistory(pod_uid="another")
+    wrong.now_ms = parse_rfc3339("2099-01-01T00:00:00Z")
+    load_usage(database, stored(tmp_path, objects([wrong.measured()])))
+    (row,) = rows(database, "SELECT billed_until FROM fleet_now")
+    assert row["billed_until"] == "1970-01-01 00:00:00.000"  # none
+    load_usage(database, stored(tmp_path, objects([good.measured()])))
+    (row,) = rows(database, "SELECT billed_until FROM fleet_now")
+    assert row["billed_until"] == "2026-11-23 12:01:00.000"
+    assert rows(database, "SELECT count() AS n FROM byoc_usage FINAL") == [{"n": "2"}]
+
+
 def test_each_daemon_is_shown_with_its_newest_ledger(database: chdb.session.Session) -> None:
     replica = Replica(replica="clickhouse-0")
     bodies = []

@@ -12,7 +12,12 @@ from typing import TypeVar
 import structlog
 
 from byoc_agents.airgap import export
-from byoc_agents.airgap.signed_file import MAX_FILE_BYTES, SignedFileError, open_file
+from byoc_agents.airgap.signed_file import (
+    MAX_FILE_BYTES,
+    SignedFileError,
+    open_file,
+    printable,
+)
 from byoc_agents.app.clock import SystemClock
 from byoc_agents.app.command_line import CommandParser
 from byoc_agents.errors import ConfigError, LedgerError, SpoolError
@@ -45,6 +50,9 @@ class AirgapCommand:
             parser.add_argument("--key", required=True, help="your private Ed25519 key, PEM")
             parser.add_argument("--output", required=True, type=Path, help="an existing directory")
             parser.add_argument("--daemon", action="append", help="only this one; may be repeated")
+            parser.add_argument(
+                "--kept", action="store_true", help="also messages whose bodies the ledgers keep"
+            )
         else:
             parser.add_argument("--key", required=True, help="the receiver's public Ed25519 key")
             parser.add_argument("file", nargs="+", type=Path, help="receipts, in any order")
@@ -66,7 +74,7 @@ class AirgapCommand:
         except OSError as error:
             text = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         except (SpoolError, LedgerError, SignedFileError) as error:
-            text = str(error)
+            text = printable(str(error))
         finally:
             structlog.configure(**before)
         sys.stderr.write(f"byoc-agents {self._name}: {text}\n")
@@ -75,7 +83,8 @@ class AirgapCommand:
 
 EXPORT = AirgapCommand(
     "export",
-    "Write the messages in the spools into signed files, one or more per daemon."
+    "Write the messages in the spools into signed files, one or more per daemon. With --kept, also"
+    " those that left the spool and whose bodies the ledger keeps."
     " Nothing is removed: `import-receipts` does that.",
     "byoc-agents export --key export-key.pem --output /media/usb",
 )
@@ -107,17 +116,32 @@ async def _export(options: argparse.Namespace) -> int:
     key = load_key(heads.load_signing_key, options.key, "--key")
     if not options.output.is_dir():
         raise ConfigError([f"--output: {options.output}: expected an existing directory"])
-    daemons = options.daemon or export.find_daemons(options.state_dir)
+    daemons = options.daemon or export.find_daemons(options.state_dir, kept=options.kept)
     if not daemons:
         raise ConfigError([f"--state-dir: {options.state_dir}: expected a directory with spools"])
     async with export.opened(options.state_dir, SystemClock()) as exporter:
+        code = SUCCESS
         for daemon in daemons:
-            written = await exporter.export(daemon, options.output, key)
-            if not written:
-                sys.stdout.write(f"{daemon}: nothing waits\n")
-            for one in written:
-                sys.stdout.write(f"{daemon}: {one.messages} messages in {one.path}\n")
-    return SUCCESS
+            has_spool = (options.state_dir / daemon / "spool.db").is_file()
+            if has_spool or not options.kept:
+                written = await exporter.export(daemon, options.output, key)
+                _print_files(daemon, written, "messages", "nothing waits")
+            if options.kept:
+                found = await exporter.export_kept(daemon, options.output, key)
+                _print_files(daemon, found.files, "messages with kept bodies", "no kept body")
+                if found.unkept:
+                    sys.stdout.write(f"{daemon}: {found.unkept} messages have no kept body\n")
+                for path in found.damaged:
+                    code = PROBLEMS
+                    sys.stderr.write(f"{path}: damaged: expected the SHA-256 of its name\n")
+    return code
+
+
+def _print_files(daemon: str, files: Sequence[export.Exported], what: str, none: str) -> None:
+    if not files:
+        sys.stdout.write(f"{daemon}: {none}\n")
+    for one in files:
+        sys.stdout.write(f"{daemon}: {one.messages} {what} in {one.path}\n")
 
 
 async def _import(options: argparse.Namespace) -> int:
@@ -129,7 +153,7 @@ async def _import(options: argparse.Namespace) -> int:
                 found = await exporter.confirm(open_file(read_file(path), "receipt", key))
             except SignedFileError as error:
                 refused += 1
-                sys.stderr.write(f"{path}: refused: {error}\n")
+                sys.stderr.write(f"{path}: refused: {printable(str(error))}\n")
                 continue
             sys.stdout.write(
                 f"{path}: {found.confirmed} messages of {found.daemon} confirmed, "

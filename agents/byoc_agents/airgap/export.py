@@ -1,5 +1,7 @@
 """Exports the messages in the spools, and removes those that a receipt confirms.
 
+With the bodies that a ledger keeps, messages that left the spool long ago are exported as well.
+
 Both work while the daemons run, as `dead-letters` does: SQLite isolates the processes. A message
 stays in its spool, and the daemon goes on sending it, until a receipt or the receiver's own
 response confirms it.
@@ -10,11 +12,12 @@ the first byte is written; a receipt is a fact, written before anything is remov
 """
 
 import re
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from byoc_agents.airgap.kept import KeptBodies
 from byoc_agents.airgap.signed_file import Delivered, SignedFile, SignedFileError, sign_file
 from byoc_agents.app.clock import Clock
 from byoc_agents.app.cloudevents import rfc3339
@@ -43,6 +46,14 @@ class Exported(NamedTuple):
 
     path: Path
     messages: int
+
+
+class KeptExport(NamedTuple):
+    """The result of an export of kept bodies."""
+
+    files: list[Exported]
+    unkept: int  # messages without a kept body
+    damaged: list[str]  # files with other bytes than those that were sent
 
 
 class Confirmed(NamedTuple):
@@ -79,6 +90,29 @@ class SpoolExporter:
                 for ids in _group(store.waiting(), max_bytes)
                 if (batch := store.read(ids))  # the daemon may have sent the others meanwhile
             ]
+
+    async def export_kept(
+        self,
+        daemon: str,
+        output: Path,
+        key: "Ed25519PrivateKey",
+        *,
+        max_bytes: int = MAX_FILE_BYTES,
+    ) -> KeptExport:
+        """Write the messages whose bodies a daemon's ledger keeps, but not those in its spool.
+
+        Raises as `export`.
+        """
+        waiting: set[str] = set()
+        if self._spool_path(daemon).is_file():
+            with closing(self._open_spool(daemon)) as store:
+                waiting = {message_id for message_id, _ in store.waiting()}
+        kept = KeptBodies(self._state_dir / daemon / "ledger")
+        files = [
+            await self._write(daemon, batch, output, key)
+            for batch in _batches(kept.messages(without=waiting), max_bytes)
+        ]
+        return KeptExport(files, kept.unkept, kept.damaged)
 
     async def _write(
         self, daemon: str, batch: Sequence[Message], output: Path, key: "Ed25519PrivateKey"
@@ -120,7 +154,7 @@ class SpoolExporter:
                 " directory"
             )
         if daemon != manifest.daemon:
-            raise SignedFileError(f"a receipt for {manifest.daemon}: the export was of {daemon}")
+            raise SignedFileError(f"a receipt for {manifest.daemon!r}: the export was of {daemon}")
         delivered = receipt.delivered()
         await self._ledger.fact(
             FactLine(
@@ -136,6 +170,8 @@ class SpoolExporter:
 
     def _remove(self, daemon: str, delivered: Sequence[Delivered]) -> int:
         removed = 0
+        if not self._spool_path(daemon).is_file():  # the export was of kept bodies
+            return removed
         with closing(self._open_spool(daemon)) as store:
             for at in range(0, len(delivered), INTENT_MESSAGES):
                 named = {one.id: one.sha256 for one in delivered[at : at + INTENT_MESSAGES]}
@@ -147,10 +183,13 @@ class SpoolExporter:
         return removed
 
     def _open_spool(self, daemon: str) -> SpoolStore:
-        path = self._state_dir / daemon / "spool.db"
+        path = self._spool_path(daemon)
         if not path.is_file():
             raise SignedFileError(f"{path}: no spool of {daemon}")
         return SpoolStore(path, max_bytes=UNBOUNDED)
+
+    def _spool_path(self, daemon: str) -> Path:
+        return self._state_dir / daemon / "spool.db"
 
     def _remember(self, file_id: str, daemon: str) -> None:
         directory = self._state_dir / OWN / "made"
@@ -183,9 +222,26 @@ async def opened(state_dir: Path, clock: Clock) -> AsyncIterator[SpoolExporter]:
         lock.release()
 
 
-def find_daemons(state_dir: Path) -> list[str]:
-    """Return the daemons with a spool, sorted."""
-    return sorted(path.parent.name for path in state_dir.glob("*/spool.db"))
+def find_daemons(state_dir: Path, *, kept: bool = False) -> list[str]:
+    """Return the daemons with a spool, or with `kept` a ledger, sorted."""
+    found = {path.parent.name for path in state_dir.glob("*/spool.db")}
+    if kept:
+        found |= {path.parent.name for path in state_dir.glob("*/ledger")} - {OWN}
+    return sorted(found)
+
+
+def _batches(messages: Iterable[Message], max_bytes: int) -> Iterator[list[Message]]:
+    """Yield the messages of each file, in order; those of one file are in memory at a time."""
+    batch: list[Message] = []
+    total = 0
+    for message in messages:
+        if batch and total + len(message.body) > max_bytes:
+            yield batch
+            batch, total = [], 0
+        batch.append(message)
+        total += len(message.body)
+    if batch:
+        yield batch
 
 
 def _group(waiting: Sequence[tuple[str, int]], max_bytes: int) -> Iterator[list[str]]:

@@ -113,6 +113,14 @@ def open_file(raw: bytes, kind: FileKind, key: "Ed25519PublicKey") -> SignedFile
     return SignedFile(hashlib.sha256(opened.payload).hexdigest(), manifest, lines)
 
 
+def printable(text: str) -> str:
+    """Return a text from a file of another party with its control characters escaped."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
 def _explain(error: EnvelopeError, kind: FileKind) -> str:
     if error.reason == "too_few_signatures":
         return "not signed with the given key: its first line was changed, or the key is another"

@@ -1,10 +1,11 @@
 """Check the objects of one pod before they are put into an archive."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, get_args
 
 from byoc_agents.audit.audit import Audit
-from byoc_agents.audit.report import ProblemKind
+from byoc_agents.audit.plain import are_plain
+from byoc_agents.audit.report import Findings, ProblemKind
 from byoc_agents.billing.objects import TornObjectError, unseal
 
 # Problems between two sound records, whichever objects they are in. An archive holds both records,
@@ -46,16 +47,16 @@ def check_fitness(objects: Sequence[tuple[str, bytes]]) -> Fitness:
     exactly as `byoc-agents verify` does. If two of them conflict, all of them are unfit: the audit
     cannot say which one is right.
     """
-    audit = Audit(partial=True, fitness_only=True)
     lines: dict[str, list[bytes]] = {}
+    torn: dict[str, str] = {}
     for key, body in objects:
         try:
             lines[key] = unseal(key, body)
         except TornObjectError as error:
-            audit.refuse(key, str(error))
-        else:
-            audit.add_lines(key, lines[key])
-    found = audit.found
+            torn[key] = str(error)
+    if len(lines) == len(objects) and are_plain(list(lines.items())):
+        return Fitness({}, lines)
+    found = _audit(objects, lines, torn)
     unfit = {
         finding.key: f"{finding.kind}: {finding.detail}".removesuffix(": ")
         for finding in found.kept
@@ -66,3 +67,17 @@ def check_fitness(objects: Sequence[tuple[str, bytes]]) -> Fitness:
         reason = f"{', '.join(conflicts) or 'many problems'}: in the objects of this pod and hour"
         unfit = {key: reason for key, _ in objects} | unfit
     return Fitness(unfit, lines)
+
+
+def _audit(
+    objects: Sequence[tuple[str, bytes]],
+    lines: Mapping[str, Sequence[bytes]],
+    torn: Mapping[str, str],
+) -> Findings:
+    audit = Audit(partial=True, fitness_only=True)
+    for key, _ in objects:
+        if key in torn:
+            audit.refuse(key, torn[key])
+        else:
+            audit.add_lines(key, lines[key])
+    return audit.found

@@ -9,8 +9,10 @@ while ClickHouse uses only the suffix (`.zst`, `.gz`).
 import datetime as dt
 import gzip
 import re
+import threading
 import zlib
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
@@ -102,6 +104,7 @@ class _ObjectLine(msgspec.Struct):
 
 
 _decode = msgspec.json.Decoder(_ObjectLine).decode
+_of_thread = threading.local()
 
 
 def seal(
@@ -165,6 +168,7 @@ def runs(lines: Sequence[bytes], *, shared: bool = False) -> list[list[bytes]]:
     return found
 
 
+@lru_cache(maxsize=256)  # a reader parses the key of an object several times
 def parse_key(key: str) -> ObjectKey | None:
     """Return the fields of a key with any prefix, or None if it is not a billing object's."""
     match = _KEY.search(key)
@@ -227,9 +231,17 @@ def _read_zstd(body: bytes) -> bytes:
         frame = zstandard.get_frame_parameters(body)
         if not frame.has_checksum or frame.content_size > MAX_BODY_BYTES:
             raise TornObjectError("the zstd frame has no checksum, or no sane size")
-        return zstandard.ZstdDecompressor().decompress(body, allow_extra_data=False)
+        return _decompressor().decompress(body, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise TornObjectError(f"bad zstd frame: {error}") from error
+
+
+def _decompressor() -> zstandard.ZstdDecompressor:
+    """Return the decompressor of this thread: making one takes as long as an object's body."""
+    found: zstandard.ZstdDecompressor | None = getattr(_of_thread, "decompressor", None)
+    if found is None:
+        found = _of_thread.decompressor = zstandard.ZstdDecompressor()
+    return found
 
 
 def _read_gzip(body: bytes) -> bytes:

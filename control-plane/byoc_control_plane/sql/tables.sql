@@ -149,8 +149,10 @@ CREATE TABLE IF NOT EXISTS byoc_replicas
 ENGINE = {engine}AggregatingMergeTree
 ORDER BY (organization_id, service_id, replica);
 
+-- An end far in the future, of a wrong clock, would stay the latest one: it is left out here.
 CREATE MATERIALIZED VIEW IF NOT EXISTS byoc_replicas_from_usage TO byoc_replicas AS
-SELECT organization_id, service_id, replica, max(charge_period_end) AS billed_until
+SELECT organization_id, service_id, replica,
+    maxIf(charge_period_end, charge_period_end < now() + INTERVAL 1 DAY) AS billed_until
 FROM byoc_usage
 GROUP BY organization_id, service_id, replica;
 

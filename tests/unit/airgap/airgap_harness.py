@@ -7,12 +7,14 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from byoc_agents.airgap.export import SpoolExporter, opened
+from byoc_agents.airgap.export import KeptExport, SpoolExporter, opened
 from byoc_agents.airgap.signed_file import open_file, sign_file
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.store import SpoolStore
+from byoc_agents.errors import Reason
+from byoc_agents.ledger import FileLedger
 from byoc_agents.ledger.query import Filter, events
-from byoc_agents.message import Message
+from byoc_agents.message import Message, Receipt
 from byoc_control_plane.bucket import ExistsError
 from byoc_control_plane.handover import Importer
 from lab.control_plane.memory_store import MemoryStore
@@ -97,6 +99,27 @@ class Harness:
         self.exports += new
         return new
 
+    async def export_kept(self, daemon: str = BILLING, **options: Any) -> KeptExport:
+        """Export what the daemon's ledger keeps."""
+        async with self.exporter() as exporter:
+            made: SpoolExporter = exporter
+            found = await made.export_kept(daemon, self.output, CUSTOMER, **options)
+        await self.clock.advance(1)
+        self.exports += [one.path.read_bytes() for one in found.files]
+        return found
+
+    async def announce(
+        self, *messages: Message, daemon: str = BILLING, keep_bodies: bool = True
+    ) -> None:
+        """Write messages into the daemon's ledger as it does before a request."""
+        directory = self.state_dir / daemon / "ledger"
+        async with FileLedger(
+            directory, clock=self.clock, max_bytes=1 << 26, keep_bodies=keep_bodies
+        ) as ledger:
+            for message in messages:
+                intent = await ledger.intent("s3://usage/v1/", [message])
+                await ledger.receipt(intent, [message], [Receipt(Reason.OK, 200)])
+
     async def deliver(self, raw: bytes) -> bytes:
         """Import an export; return the receipt."""
         file = open_file(raw, "export", CUSTOMER.public_key())
@@ -123,6 +146,7 @@ class Harness:
         """Deliver the first message as the daemon does."""
         with closing(self.spool()) as store:
             for message in store.peek(1, 1 << 30):
+                await self.announce(message)
                 kind, coding = message.content_type, message.content_encoding
                 await self.bucket.put_once(message.id, message.body, kind, coding)
                 with store.transaction():

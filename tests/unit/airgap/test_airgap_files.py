@@ -237,7 +237,7 @@ async def test_a_receipt_that_names_another_daemon_is_refused(harness: Harness) 
     (raw,) = await harness.export()
     file_id = open_file(raw, "export", CUSTOMER.public_key()).id
     _, receipt = sign_file("receipt", [], VENDOR, daemon="x", made_at="", of=file_id)
-    with pytest.raises(SignedFileError, match="a receipt for x: the export was of billing"):
+    with pytest.raises(SignedFileError, match="a receipt for 'x': the export was of billing"):
         await harness.confirm(receipt)
 
 
@@ -315,6 +315,29 @@ def test_the_command_refuses_a_long_id_and_goes_on_with_the_next_receipt(
     assert done.err == f"{long}: refused: a receipt for '{'0' * 16}': {expected}\n"
     assert f"{good}: 1 messages of billing-scraper confirmed, 1 removed" in done.out
     assert harness.waiting() == []
+
+
+def test_control_characters_of_a_file_are_escaped(
+    harness: Harness, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A name that clears the screen, or that adds a line to the output."""
+    _, public = keys(tmp_path)
+    harness.add_objects(1)
+    (raw,) = asyncio.run(harness.export())
+    file_id = open_file(raw, "export", CUSTOMER.public_key()).id
+    named, unknown = tmp_path / "named.byoc", tmp_path / "unknown.byoc"
+    daemon = "\x1b[2Jx\nOK\u202e"
+    named.write_bytes(sign_file("receipt", [], VENDOR, daemon=daemon, made_at="", of=file_id)[1])
+    line = Message(daemon, "t", b"", 0)  # a line of an export in a receipt: its fields are others
+    unknown.write_bytes(
+        sign_file("receipt", [line], VENDOR, daemon=BILLING, made_at="", of=file_id)[1]
+    )
+    state = ["--state-dir", str(harness.state_dir)]
+    assert main(["import-receipts", "--key", str(public), *state, str(named), str(unknown)]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert all(line.isprintable() for line in lines)
+    assert r"a receipt for '\x1b[2Jx\nOK\u202e'" in lines[0]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.unit.airgap.airgap_harness import Harness
 
 STEP = st.tuples(
-    st.sampled_from(["add", "export", "import", "confirm", "online"]), st.integers(0, 1000)
+    st.sampled_from(["add", "export", "import", "confirm", "online", "kept"]), st.integers(0, 1000)
 )
 
 
@@ -28,6 +28,8 @@ async def _take(harness: Harness, step: tuple[str, int], added: dict[str, bytes]
             await harness.confirm(harness.receipts[number % len(harness.receipts)])
         case "online":
             await harness.send_first_online()
+        case "kept":
+            await harness.export_kept()
 
 
 async def _run(directory: Path, steps: list[tuple[str, int]]) -> None:
@@ -38,6 +40,7 @@ async def _run(directory: Path, steps: list[tuple[str, int]]) -> None:
         assert added.keys() <= {*harness.waiting(), *harness.bucket.objects}, step
         assert harness.bucket.objects.items() <= added.items()
     await harness.export()
+    await harness.export_kept()
     chance = random.Random(len(steps))
     for raw in chance.sample([*harness.exports, *harness.exports], 2 * len(harness.exports)):
         await harness.deliver(raw)

@@ -4,21 +4,26 @@ import base64
 import datetime as dt
 import hashlib
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
-import aiohttp
 import pytest
+from aiobotocore.session import get_session
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
 from byoc_agents.billing.archive import Shard
+from byoc_agents.egress.destinations import s3_destination
+from byoc_agents.egress.gate import Gate
 from byoc_control_plane.bucket import Bucket
 from byoc_control_plane.compactor import Compactor
 from byoc_control_plane.metrics import PlaneMetrics
-from byoc_control_plane.quick_get import Keys, QuickGet
+from byoc_control_plane.quick_get import QuickGet
+from byoc_control_plane.quick_http import QuickHttp
+from byoc_control_plane.signature import Keys
 from lab.fakes.http import HttpDouble, Script, close, cut, garbage, in_order, reply, serve
+from lab.fakes.s3 import FakeS3
 from tests.unit.control_plane.compactor_harness import BEFORE, landing, opened
 
 KEY = "v1/org=o 1/service=s+\u00fc/date=2026-11-23/hour=12/a~b_c-1-0-1.jsonl.zst"
@@ -32,8 +37,9 @@ async def keys() -> Keys:
 
 @asynccontextmanager
 async def quick_get(url: str) -> AsyncIterator[QuickGet]:
-    async with aiohttp.ClientSession() as session:
-        yield QuickGet(session, f"{url}/usage/", "eu-west-1", keys, lambda: 10**18)
+    gate = Gate([s3_destination("usage", "eu-west-1", url, setting="BUCKET")])
+    async with QuickHttp(gate, url, user_agent="quick", max_body_bytes=1000) as http:
+        yield QuickGet(http, f"{url}/usage/", "eu-west-1", keys, lambda: 10**18)
 
 
 @pytest.mark.parametrize("token", ["token", None])
@@ -89,7 +95,7 @@ def failing(status: int) -> Script:
     """Answer each GET of the compactor's own with a failure, and those of botocore as S3 does."""
     failed = reply(status, {}, b"")
     return lambda request: (
-        failed if request.method == "GET" and "aiohttp" in request.headers["user-agent"].lower()
+        failed if request.method == "GET" and request.headers["user-agent"] == "quick"
         and request.path.count("=") else serve
     )  # fmt: skip
 
@@ -108,3 +114,35 @@ async def test_an_archive_is_the_same_with_either_get(status: int) -> None:
         reads = [one for one in harness.s3.http.requests if one.path.endswith(".jsonl.zst")]
         gets = sum(one.method == "GET" for one in reads)
     assert gets == (27 if status == 200 else 54)
+
+
+@pytest.mark.parametrize("quick_too", [True, False])
+async def test_a_list_is_the_same_with_and_without_botocore(*, quick_too: bool) -> None:
+    async with FakeS3() as double, AsyncExitStack() as stack:
+        double.page_keys = 3
+        names = [f"v1/org=o{n}/a b&<\u00fc>" for n in range(8)]
+        names += [] if quick_too else ["v1/org=x/y"]
+        double.objects = dict.fromkeys(names, b"12") | {"v2": b"1"}
+        options = {"aws_access_key_id": "AKID", "aws_secret_access_key": "secret"}
+        client = await stack.enter_async_context(
+            get_session().create_client(
+                "s3", endpoint_url=double.url, region_name="eu-west-1", **options
+            )
+        )
+        quick = await stack.enter_async_context(quick_get(double.url))
+        bucket = Bucket(client, "usage", quick if quick_too else None)
+        found = [(one.key, one.size) async for one in bucket.list_objects("v1/org=")]
+        assert found == [(name, 2) for name in sorted(names)]
+        agents = {one.headers["user-agent"] == "quick" for one in double.http.requests}
+        assert agents == {quick_too}
+        assert len(double.http.requests) == 3
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"<html>", b"<ListBucketResult/>", b"<a><IsTruncated>true</IsTruncated></a>",
+     b"<a><IsTruncated>false</IsTruncated><Contents><Key>k</Key></Contents></a>"],
+)  # fmt: skip
+async def test_an_answer_that_is_not_a_list_is_left_to_botocore(body: bytes) -> None:
+    async with HttpDouble(in_order(reply(200, {}, body))) as server, quick_get(server.url) as quick:
+        assert await quick.list_page("v1/", "") is None
