@@ -318,4 +318,4 @@ def test_an_uninstall_ends_access_first_and_keeps_the_volume(cluster: Cluster, b
     volume = cluster.get("persistentvolume", kept["spec"]["volumeName"], NAMESPACE)
     assert (Path(volume["spec"]["local"]["path"]) / "access-broker" / "kill-switch").exists()
     assert cluster.items("jobs", NAMESPACE) == []
-    assert pods(cluster, "access-broker") == []
+    cluster.wait(lambda: not pods(cluster, "access-broker"), "the end of the pod", NAMESPACE)
