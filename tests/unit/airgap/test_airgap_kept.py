@@ -24,7 +24,7 @@ async def test_messages_that_left_the_spool_are_exported_unchanged(harness: Harn
     (one,) = found.files
     assert (one.messages, found.unkept, found.damaged) == (3, 0, [])
     again = open_file(one.path.read_bytes(), "export", CUSTOMER.public_key()).messages()
-    fields = ("id", "type", "body", "records", "content_type", "content_encoding", "stream")
+    fields = ("id", "type", "body", "events", "content_type", "content_encoding", "stream")
     assert [[getattr(m, name) for name in fields] for m in again] == [
         [getattr(m, name) for name in fields] for m in made
     ]
