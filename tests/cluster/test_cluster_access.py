@@ -113,7 +113,7 @@ def find_missing(wanted: Any, found: Any, where: str = "spec") -> list[str]:
     [
         ("Gateway", {"selecter": {}}, "selecter"),
         ("Gateway", {"servers": [{"port": {"number": "443"}}]}, r"servers\[0\]"),
-        ("Certificate", {"issuerRef": {}}, "issuerRef.name"),
+        ("Certificate", {"issuerRef": {}}, 'missing required field "name"'),
         ("AuthorizationPolicy", {"action": "PERMIT"}, "PERMIT"),
         ("VirtualService", {"http": [{"rout": []}]}, "rout"),
         ("Service", {"externalTrafficPolicy": "Near"}, "Near"),

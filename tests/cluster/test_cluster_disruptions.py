@@ -220,4 +220,5 @@ def test_a_node_that_loses_its_power_loses_no_record(cluster: Cluster) -> None:
     environment.wait_for_chart(cluster)
     with environment.receiving(cluster) as received:
         check_nothing_lost(cluster, received)
+        cluster.wait(lambda: alerts(received) >= arrived + 3, "the alerts of the notification")
         assert alerts(received) == arrived + 3
