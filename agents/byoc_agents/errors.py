@@ -47,8 +47,8 @@ class SpoolError(ByocError):
     After SpoolFullError nothing was stored. After any other error the caller does not know the
     stored state and must read it again.
 
-    `reason` is the label of `byoc_spool_errors_total`. `stale`: the file no longer holds the lines
-    that the caller expects, so it must be read again.
+    `reason` is the label of `byoc_spool_errors_total`. `stale`: the file no longer holds the
+    staged lines that the caller expects, so it must be read again.
     """
 
     reason: ClassVar[SpoolErrorReason] = "stale"
@@ -81,7 +81,10 @@ class SpoolCorruptError(SpoolError):
 
 
 class LedgerError(ByocError):
-    """A ledger line could not be written, so the send it announces must not happen."""
+    """A ledger line could not be written.
+
+    Without its intent a request is not made. Without its receipt the messages count as not sent.
+    """
 
 
 class LedgerNewerError(LedgerError):

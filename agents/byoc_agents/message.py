@@ -6,12 +6,12 @@ from byoc_agents.errors import Reason, SendError
 
 
 class Message(msgspec.Struct, frozen=True):
-    """The exact bytes to be sent, sealed before the first attempt and never changed after it."""
+    """The exact bytes to be sent. They are final before the first attempt."""
 
     id: str  # S3 object key, SQS de-duplication id, webhook-id: stable over retries and restarts
     type: str  # type of the events inside, e.g. byoc.billing.usage.v1
     body: bytes
-    created_at_ms: int  # wall clock at sealing, milliseconds since 1970
+    created_at_ms: int  # wall clock when it was made, milliseconds since 1970
     events: int = 1  # inside the body
     content_type: str = "application/json"
     content_encoding: str = ""  # S3 only: the compression of the body, or empty

@@ -1,9 +1,10 @@
 """Lists and gets S3 objects with a small part of botocore's work per request.
 
-botocore resolves the endpoint, builds a request, signs it and parses the answer again for each
-object, and for each key of a list by the model of the answer. Here the first is done once, and one
-signature is computed per request. Only a whole answer with status 200 is used; everything else is
-left to botocore, with its retries and errors.
+For each object, botocore resolves the endpoint, builds a request, signs it and parses the answer.
+For each key of a list, it also looks up the fields in a description of the answer. Here the
+endpoint is resolved once, and a request costs one signature. "Quick": see `quick_http.py`. Only a
+whole answer with status 200 is used; everything else is left to botocore, with its retries and
+errors.
 """
 
 import base64
@@ -17,7 +18,7 @@ from xml.etree import ElementTree as ET
 from byoc_control_plane.quick_http import PlainAnswer, QuickHttp
 from byoc_control_plane.signature import EMPTY_SHA256, Keys, Signer
 
-SIMPLE = re.compile(r"[A-Za-z0-9/_.~=-]*")  # a key with one character to quote
+SIMPLE = re.compile(r"[A-Za-z0-9/_.~=-]*")  # a key in which only = is to be quoted
 CHECKSUM = "x-amz-checksum-"  # of the headers with a checksum of the object
 
 
@@ -57,9 +58,9 @@ class QuickGet:
         return answer.body if answer and _is_whole(answer) else None
 
     async def list_page(self, prefix: str, token: str) -> ListPage | None:
-        """Return a page of a list; None if botocore must send the request. `token`: of the last.
+        """Return a page of a list; None if botocore must send the request.
 
-        Raises the gate's EgressRefusedError.
+        `token` is that of the page before, or empty. Raises the gate's EgressRefusedError.
         """
         asked = {"continuation-token": token} if token else {}
         asked |= {"list-type": "2", "prefix": prefix}
@@ -70,7 +71,7 @@ class QuickGet:
 
     def path(self, key: str) -> str:
         """Return the path of an object's URL, which is also signed."""
-        if SIMPLE.fullmatch(key):  # of a scraper whose names are DNS labels, as Kubernetes has them
+        if SIMPLE.fullmatch(key):  # so if its names are DNS labels
             return self._folder + key.replace("=", "%3D")
         return self._folder + quote(key, safe="/-_.~")
 

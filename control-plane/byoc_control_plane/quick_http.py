@@ -1,9 +1,11 @@
 """HTTP with a fifth of the usual work per request, for the requests that are made most often.
 
+"Quick" in the names of modules and types means: sent in this way instead of by botocore.
+
 botocore and aiohttp make many objects per request, for every case of HTTP. Here a request is one
-write, and only a plain answer is read: status 200 and a Content-Length, as S3 and SQS answer each
-request that succeeds. Everything else is None, and the caller leaves the request to botocore, with
-its retries and errors.
+write, and only a plain answer is read: one with status 200 and a Content-Length, as S3 and SQS give
+it for each request that succeeds. Everything else is None, and the caller leaves the request to
+botocore, with its retries and errors.
 """
 
 import asyncio

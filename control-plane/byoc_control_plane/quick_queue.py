@@ -1,8 +1,8 @@
 """Receives and deletes messages of SQS with a small part of botocore's work per request.
 
-Takes the place of botocore's client for the two requests that a consumer makes. Only an answer with
-status 200, and with the checksum of each message, is used; everything else is left to botocore,
-with its errors.
+Takes the place of botocore's client for the two requests that a consumer makes. "Quick": see
+`quick_http.py`. Only an answer with status 200, and with the checksum of each message, is used;
+everything else is left to botocore, with its errors.
 """
 
 import hashlib

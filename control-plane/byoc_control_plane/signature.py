@@ -1,4 +1,4 @@
-"""Signature Version 4 of AWS, as `botocore.auth` makes it, with the work of one day done once."""
+"""Signature Version 4 of AWS, as `botocore.auth` makes it. The key of a day is computed once."""
 
 import hashlib
 import hmac
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 ALGORITHM = "AWS4-HMAC-SHA256"
-EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()  # of no body
+EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()  # of an empty body
 
 
 class Keys(NamedTuple):
@@ -27,7 +27,7 @@ class Signer:
         self._key: tuple[tuple[str, str], bytes] = (("", ""), b"")
         self._stamp: tuple[int, str] = (-1, "")
 
-    def sign(  # noqa: PLR0913, PLR0917  what a signature is computed of
+    def sign(  # noqa: PLR0913, PLR0917  what a signature is computed from
         self,
         method: str,
         place: tuple[str, str, str],

@@ -1,9 +1,10 @@
 """Scales the endpoints of the tailnet: to one pod while a live grant needs them, else to none.
 
-The broker states which endpoints are needed. Another task makes the Deployments so, and repeats it,
+An endpoint is a Deployment of the chart, through which an engineer reaches one part of the cluster.
+The broker states which endpoints are needed. Another task scales the Deployments, again and again,
 so the end of a grant never waits for the Kubernetes API. Only an opening waits: it fails if its
-endpoints cannot be scaled. Whatever fails or is unknown leaves an endpoint late, which is a metric,
-and is tried again.
+endpoints cannot be scaled. An endpoint that does not have its number of pods, or of which this is
+unknown, is late: a metric shows for how long, and the task tries again.
 
 Permissions: `patch` on `deployments/scale` of the named Deployments. The answer to a patch that
 changes nothing has the number of pods, so nothing else is read.
@@ -25,7 +26,7 @@ from byoc_agents.errors import SendError
 
 PASS_SECONDS = 1.0  # between two checks of which endpoints are needed
 CHECK_SECONDS = 30.0  # between two patches that change nothing, and at most between attempts
-SILENT_SECONDS = 120.0  # without a word of the broker; then no endpoint counts as needed
+SILENT_SECONDS = 120.0  # since the broker's last statement; then no endpoint counts as needed
 TIMEOUT_SECONDS = 5.0  # for the complete answer; an opening waits for it
 MAX_ANSWER_BYTES = 64 * 1024
 OK = 200
@@ -218,7 +219,7 @@ class Tailnet:
     async def open(self, endpoints: Iterable[str]) -> None:
         """Scale needed endpoints to one pod now. Raises TailnetError if one was not scaled.
 
-        Endpoints without a Deployment are not this class' matter: they may always be on.
+        Endpoints without a Deployment here are left out: they may always be on.
         """
         wanted = [self._endpoints[name] for name in endpoints if name in self._endpoints]
         await asyncio.gather(*map(self._scale, wanted))

@@ -140,12 +140,12 @@ class _EvidenceCheck:
     def find_broken_chain(self, anchors: Sequence[LinePosition]) -> Iterator[str]:
         """Compare each line with the hash in the next one, and the anchors with the lines."""
         self._verdict.lines = len(self._raw)
-        heads = {}
+        hashes = {}
         for raw, line in zip(self._raw, self._lines, strict=True):
             if line is None:
                 yield f"ledger.jsonl: not a line of a ledger: {raw[:60]!r}"
             else:
-                heads[line.sequence] = sha256_hex(raw)
+                hashes[line.sequence] = sha256_hex(raw)
         for (raw, _), (_, after) in itertools.pairwise(zip(self._raw, self._lines, strict=True)):
             if after is not None and after.previous != sha256_hex(raw):
                 yield f"ledger.jsonl: line {after.sequence}: `previous` is not the line before it"
@@ -153,7 +153,7 @@ class _EvidenceCheck:
         if numbers != list(range(numbers[0], numbers[0] + len(numbers)) if numbers else []):
             yield "ledger.jsonl: the numbers of the lines have a gap"
         for anchor in anchors:
-            found = heads.get(anchor.sequence)
+            found = hashes.get(anchor.sequence)
             if found is None:
                 kept = f"{numbers[0]} to {numbers[-1]}" if numbers else "none"
                 yield f"anchor {anchor.sequence}: the evidence has the lines {kept}"

@@ -18,7 +18,7 @@ class KeptBodies:
     def __init__(self, directory: Path) -> None:
         self._segments = Segments(directory)
         self._read: set[bytes] = set()  # digests of id and body
-        self._named: dict[bytes, str] = {}  # the same of messages without a body so far -> id
+        self._named: dict[bytes, str] = {}  # such digests of messages without a body so far -> id
         self.damaged: list[str] = []  # files whose bytes are not those that were sent
 
     @property
@@ -29,7 +29,8 @@ class KeptBodies:
     def messages(self, without: Container[str] = ()) -> Iterator[Message]:
         """Yield each message once, however often and with whatever outcome it was sent.
 
-        Not those whose id is in `without`. The daemon may write meanwhile. Raises OSError.
+        Messages whose id is in `without` are left out. The daemon may write meanwhile. Raises
+        OSError.
         """
         for number in self._segments.numbers():
             try:

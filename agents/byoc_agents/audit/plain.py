@@ -1,9 +1,9 @@
-"""Recognize objects in which the audit finds nothing, with a third of its CPU.
+"""Recognize objects in which the audit finds no fault, with a third of its CPU.
 
 Nearly every object is plain: the records of one pod, each sound by itself, in the order of their
-sequences and periods, without a gap. For these, order alone excludes duplicates and overlaps, so
-none of the audit's state is needed. Each record is checked by the same functions as in the audit.
-Whatever is not plain is left to the audit, which decides.
+sequences and periods, without a gap of a kind in `SOFT_GAPS`. For these, order alone excludes
+duplicates and overlaps, so none of the audit's state is needed. Each record is checked by the same
+functions as in the audit. Whatever is not plain is left to the audit, which decides.
 """
 
 from collections.abc import Sequence
@@ -21,9 +21,10 @@ from byoc_agents.billing.record import cpu_bound
 
 
 def are_plain(objects: Sequence[tuple[str, Sequence[bytes]]]) -> bool:
-    """Return whether all objects are plain: then the audit finds nothing in or between them.
+    """Return whether all objects are plain: then the audit finds no fault in or between them.
 
-    `objects` are keys and records of one pod and hour, in the order of their keys.
+    `objects` are keys and records of one pod and hour, in the order of their keys. A missing
+    sequence is not a fault of an object.
     """
     last_epoch = last_sequence = last_end_ms = -1
     ids: set[str] = set()

@@ -85,10 +85,10 @@ MeterResult = tuple[MeterState, list[Period]]
 
 
 def is_routine(before: Sample, sample: Sample, window_ms: int) -> bool:
-    """Return whether a sample shows no more than the one before, later in the same window.
+    """Return whether a sample only extends the window of the one before.
 
-    The counter, the container, its limits, the machine and the clocks are the same. The meter then
-    closes no period, so the sample can be metered with the next one.
+    Only the used CPU and memory differ: the counter, the container, its limits, the machine and the
+    clocks are the same. So the sample can be metered later: only impossible CPU closes a period.
     """
     then, now = before.reading, sample.reading
     if then is None or now is None or sample.secondary or now.cpu_usec < then.cpu_usec:

@@ -2,9 +2,9 @@
 
 A sample is one reading of the target's counters. The meter turns samples into periods: closed
 windows and gaps. Each period becomes one usage record, and due records are sealed into one object.
-Samples that only extend the open window are metered together, when another one follows them: a
-tick then costs little more than the reading. The records are the same, because nothing of an open
-window is stored before its end.
+Samples that only extend the open window wait, and are metered together with the next other sample.
+A sample that waits costs little more than its reading. The records are the same, because nothing
+of an open window is stored before its end.
 
 A window's records, the checkpoint after them and their sequence numbers are stored in one commit.
 A kill between any two steps therefore neither loses nor repeats a record.
@@ -97,7 +97,7 @@ class Scraper:
             await self._wait_for_sample()
 
     async def tick(self) -> None:
-        """Take one sample, store the closed periods, and seal the records that are due."""
+        """Take one sample, and meter it or let it wait. Seal the records that are due."""
         sample = await self._take_sample()
         try:
             if self._can_wait(sample):
@@ -203,8 +203,8 @@ class Scraper:
         missed. CPU stays exact: it is distributed evenly over the time until there is space.
         """
         state, periods = self._meter.observe(checkpoint.state, sample, hours_only=True)
-        waiting = sum(len(deferred.periods) for deferred in checkpoint.deferred)
-        if periods and waiting + len(periods) > self._max_deferred:
+        already = sum(len(deferred.periods) for deferred in checkpoint.deferred)
+        if periods and already + len(periods) > self._max_deferred:
             return
         deferred = checkpoint.deferred
         if periods:

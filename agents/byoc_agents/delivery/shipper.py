@@ -17,7 +17,7 @@ unknown. `TRANSITIONS` is this table:
 | next batch | attempt                                                  | next batch then |
 |------------|----------------------------------------------------------|-----------------|
 | new        | done: every message is stored, or a dead letter          | new             |
-| new        | refused: the receiver has stored nothing but its results | new             |
+| new        | refused: the receiver stored what it reported, no more   | new             |
 | new        | rejects_all: the same, and a larger batch is tried       | new             |
 | new        | unknown: the receiver may have stored more               | unknown         |
 | new        | not_sent: no request was made                            | new             |

@@ -6,6 +6,7 @@ from typing import Protocol
 from byoc_agents.message import Message, Outcome
 
 Request = Callable[[], Awaitable[Sequence[Outcome]]]  # sends once; an outcome for each message
+# Makes a request, with a ledger line before and after it.
 Transmit = Callable[[Sequence[Message], Request], Awaitable[Sequence[Outcome]]]
 
 
@@ -15,7 +16,7 @@ async def transmit_unrecorded(_messages: Sequence[Message], request: Request) ->
 
 
 class Sink(Protocol):
-    """One destination. The shipper, not the sink, holds the queue, retries and decides."""
+    """One destination. The shipper reads the queue, repeats attempts and decides."""
 
     destination: str  # as the ledger and /status print it: s3://bucket, sqs://queue, https://host
     max_messages: int  # of one `send`
@@ -28,7 +29,8 @@ class Sink(Protocol):
 
         Each request is made by `transmit(messages, request)`, with exactly the messages in it: the
         ledger has a line before and one after it. `transmit` returns what the request returns, and
-        raises what it raises; or LedgerError, which the sink does not catch: nothing was sent.
+        raises what it raises. It also raises LedgerError, which the sink does not catch: the
+        request was not made, or its outcomes could not be recorded.
 
         May be called again with the same message: the effect at the receiver must be the same as
         after one call. A raised SendError applies to every message of the batch. Raises no other

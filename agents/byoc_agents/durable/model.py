@@ -21,7 +21,7 @@ class WriteBatch(msgspec.Struct, frozen=True):
 
     messages: Sequence[Message] = ()  # a message whose id is already queued is ignored
     state: Mapping[str, bytes | None] = msgspec.field(default_factory=dict)  # None removes the key
-    stage: Sequence[bytes] = ()  # lines that wait for their batch
+    stage: Sequence[bytes] = ()  # lines that wait to be sealed into a message
     unstage: int = 0  # number of the oldest staged lines to delete (now in `messages`)
     dead_letters: Sequence[DeadLetter] = ()  # only when a damaged file is replaced
 
