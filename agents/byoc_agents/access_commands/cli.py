@@ -511,6 +511,7 @@ def _check(options: argparse.Namespace) -> int:
 
 def _kill(options: argparse.Namespace) -> int:
     state: BrokerState = options.state
+    unused = state.is_unused
     if options.switch == "on":
         state.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         state.kill_file.touch(mode=0o600)
@@ -518,6 +519,9 @@ def _kill(options: argparse.Namespace) -> int:
         state.kill_file.unlink(missing_ok=True)
     reason = _kill_reason(options)
     _write(f"kill switch: {f'on ({reason})' if reason else 'off'}")
+    if options.wait and unused:
+        _write(f"nobody has access: no broker has ever run below {state.directory.parent}")
+        return 0
     if options.wait:
         return _wait_until_closed(options)
     return 0

@@ -68,6 +68,16 @@ class BrokerState:
         if not (self.directory / "spool.db").is_file():
             raise NoBrokerError(f"no broker below {self.directory.parent}: expected its directory")
 
+    @property
+    def is_unused(self) -> bool:
+        """Whether no broker has ever run here: the folder above exists, and this one is empty.
+
+        A kill switch, which the commands set, does not count.
+        """
+        if not self.directory.exists():
+            return self.directory.parent.is_dir()
+        return {path.name for path in self.directory.iterdir()} <= {KILL_SWITCH}
+
     def grants(self) -> list[Grant]:
         """Return every grant, the oldest first. Raises NoBrokerError, SpoolError."""
         self.check()

@@ -244,13 +244,19 @@ class _EvidenceCheck:
         self, name: str, kind: str, keys: Sequence[VerifyingKey], threshold: int = 1
     ) -> tuple[bytes, tuple[str, ...]]:
         """Return the payload and the keys that signed it, or nothing and a problem."""
+        first = self._facts[0]
+        try:
+            now_ms = parse_rfc3339(first.time)
+        except ValueError:
+            self._add(f"{name}: line {first.sequence} of the ledger has no time to verify it at")
+            return b"", ()
         try:
             found = open_envelope(
                 self._files[name],
                 (kind,),
                 keys,
                 threshold=threshold,
-                now_ms=int(parse_rfc3339(self._facts[0].time)),
+                now_ms=now_ms,
             )
         except EnvelopeError as error:
             self._add(f"{name}: {error}")

@@ -26,6 +26,7 @@ MAX_CORE_SECONDS = Decimal(10) ** 15  # far beyond any machine; the sums stay ex
 # Readings are at least 100 ms apart; ten times as many are impossible.
 SHORTEST_SAMPLE_MS, FEWEST_SAMPLES = 10, 100
 STEP_TOLERANCE_MS = 1000  # the meter's
+YEAR_1_MS, YEAR_10000_MS = -62_135_596_800_000, 253_402_300_800_000  # other years have no text
 
 _decode = msgspec.json.Decoder(UsageRecord).decode
 _milliseconds = lru_cache(maxsize=1024)(parse_rfc3339)  # one record's end is the next one's start
@@ -86,11 +87,16 @@ def _find_misplacement_in_shared(usage: Usage, key: ObjectKey, start_ms: int) ->
 
 
 def period(usage: Usage) -> CheckedPeriod:
-    """Return the period. Raises ValueError if it is malformed or empty."""
+    """Return the period. Raises ValueError if it is malformed, empty or in no year of 4 digits."""
     start_ms = _milliseconds(usage.charge_period_start)
     end_ms = _milliseconds(usage.charge_period_end)
     if start_ms >= end_ms:
         raise ValueError(f"the period ends at {usage.charge_period_end}, not after its start")
+    if start_ms < YEAR_1_MS or end_ms >= YEAR_10000_MS:
+        raise ValueError(
+            f"the period {usage.charge_period_start} to {usage.charge_period_end} is not in the "
+            "years 1 to 9999"
+        )
     return CheckedPeriod(start_ms, end_ms)
 
 
@@ -105,6 +111,8 @@ def contradiction(record: UsageRecord, span: CheckedPeriod) -> str:
         return "its id does not recompute from its data"
     if (usage.quality == "gap") != bool(usage.gap_reason):
         return f"quality {usage.quality} with gap reason {usage.gap_reason!r}"
+    if usage.source == "none" and usage.quality != "gap":
+        return f"quality {usage.quality} without a source"
     return _sizes(usage, span.end_ms - span.start_ms) or _figures(usage)
 
 

@@ -226,6 +226,20 @@ async def test_a_step_that_is_missing_is_found(
     assert any(expected in one for one in Found(capsys, pack, *KEYS).problems)
 
 
+async def test_a_line_without_a_time_is_found(
+    pack: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def untimed(lines: list[bytes]) -> list[bytes]:
+        return [json.dumps(json.loads(raw) | {"time": "yesterday"}).encode() for raw in lines]
+
+    edit_lines(pack, untimed, chain=True)
+    problems = Found(capsys, pack, *KEYS).problems
+    for name in ("request", "approval-1"):
+        assert any(
+            one.startswith(f"{name}.dsse.json: line ") and "no time" in one for one in problems
+        )
+
+
 async def test_a_line_that_a_crash_left_without_effect_is_no_problem(
     pack: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -184,6 +184,15 @@ RECORD_DAMAGE: dict[str, tuple[Callable[[Records], Records], dict[str, int]]] = 
     "no counter": (edit(4, usage(counter=None)), {"altered_record": 1}),
     "more memory than its peak": (edit(4, too_much_memory), {"altered_record": 1}),
     "a gap with usage": (edit(4, usage(quality="gap")), {"altered_record": 1}),
+    "a measurement without a source": (edit(4, usage(source="none")), {"altered_record": 1}),
+    "an end in the year 10000": (
+        edit(4, usage(charge_period_end="9999-12-31T23:59:59.9999Z")),
+        {"torn_object": 1},
+    ),
+    "a start in the year 0": (
+        edit(4, usage(charge_period_start="0001-01-01T00:00:00+23:59")),
+        {"torn_object": 1},
+    ),
     "a moved start": (
         edit(4, usage(charge_period_start=rfc3339(NOON_MS + 241_000))),
         {"altered_record": 1},

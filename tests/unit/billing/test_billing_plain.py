@@ -55,6 +55,8 @@ def changes(record: UsageRecord) -> list[UsageRecord]:
         altered(record, machine_cpus=0),
         altered(record, gap_reason="target_absent"),
         altered(record, quality="gap"),
+        altered(record, source="none"),
+        altered(record, charge_period_start="0001-01-01T00:00:00+23:59"),
         replace(record, id=record.id[::-1]),
         replace(record, source=record.source + "x"),
         replace(record, type="x"),
