@@ -88,15 +88,17 @@ def is_routine(before: Sample, sample: Sample, window_ms: int) -> bool:
     """Return whether a sample only extends the window of the one before.
 
     Only the used CPU and memory differ: the counter, the container, its limits, the machine and the
-    clocks are the same. So the sample can be metered later: only impossible CPU closes a period.
+    clocks are the same, and the machine could use that CPU. The meter then closes no period, so the
+    sample can be metered later.
     """
     then, now = before.reading, sample.reading
     if then is None or now is None or sample.secondary or now.cpu_usec < then.cpu_usec:
         return False
-    wall_ms = sample.wall_ms - before.wall_ms
-    drift_ms = wall_ms - (sample.boot_ns - before.boot_ns) // NS_PER_MS
+    wall_ms, elapsed_ns = sample.wall_ms - before.wall_ms, sample.boot_ns - before.boot_ns
+    drift_ms = wall_ms - elapsed_ns // NS_PER_MS
     return (
         wall_ms >= 0
+        and (now.cpu_usec - then.cpu_usec) * 1000 <= elapsed_ns * sample.cpus()
         and abs(drift_ms) <= JUMP_TOLERANCE_MS
         and before.wall_ms // window_ms == sample.wall_ms // window_ms
         and _slept_ns(before, sample) < SLEEP_MS * NS_PER_MS

@@ -1,12 +1,13 @@
 """Samples that are metered together give the same records as samples metered one by one."""
 
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
 import msgspec
 import pytest
 
-from byoc_agents.billing.meter import Meter
+from byoc_agents.billing.meter import Meter, is_routine
 from byoc_agents.billing.record import Usage
 from byoc_agents.billing.recorder import Recorder
 from byoc_agents.billing.scraper import MAX_WAITING, TargetMachine
@@ -129,6 +130,16 @@ class UsageLine(msgspec.Struct):
     """The part of a stored record that the meter decides."""
 
     data: Usage
+
+
+def test_a_rise_that_the_machine_cannot_do_is_metered_at_once() -> None:
+    """A kill before the end of the window would forget when it was."""
+    samples: list[Sample] = []
+    simulation = Simulation(random=Random(1), source="cgroup.v2", meter=RecordingMeter(samples))
+    for event in ("tick", "tick", "tick", "spike"):
+        simulation.happen(event)
+    routine = [is_routine(a, b, 3_600_000) for a, b in pairwise(samples)]
+    assert routine == [True, True, False]
 
 
 async def test_a_kill_loses_no_more_than_the_open_window(tmp_path: Path) -> None:
