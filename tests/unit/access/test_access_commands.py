@@ -228,19 +228,23 @@ def test_without_a_broker_there_is_a_clear_error(
     assert list(tmp_path.iterdir()) == []
 
 
+def refuse_to_wait(seconds: float) -> None:
+    pytest.fail(f"waited for {seconds} s")
+
+
 def test_a_broker_that_never_ran_is_not_waited_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """So an uninstall goes on; it may be repeated. Only an existing volume shows that none ran."""
     command = ["kill", "on", "--wait", "60", "--state-dir"]
     for _ in range(2):
-        assert main([*command, str(tmp_path)], {}, sleep=pytest.fail) == 0
+        assert main([*command, str(tmp_path)], {}, sleep=refuse_to_wait) == 0
         said = f"nobody has access: no broker has ever run below {tmp_path}"
         assert capsys.readouterr().out.splitlines()[-1] == said
     assert [path.name for path in (tmp_path / "access-broker").iterdir()] == ["kill-switch"]
-    assert main([*command, str(tmp_path / "no-volume")], {}, sleep=pytest.fail) == 2
+    assert main([*command, str(tmp_path / "no-volume")], {}, sleep=refuse_to_wait) == 2
     (tmp_path / "access-broker" / "ledger").mkdir()
-    assert main([*command, str(tmp_path)], {}, sleep=pytest.fail) == 2, "its grants are lost"
+    assert main([*command, str(tmp_path)], {}, sleep=refuse_to_wait) == 2, "its grants are lost"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
