@@ -32,6 +32,7 @@ class Segments:
     def __init__(self, directory: Path, disk: Disk | None = None) -> None:
         self.directory = directory
         self.sizes: dict[int, int] = {}  # bytes of everything that has this number
+        self._aside_of: dict[int, list[Path]] = {}  # since `load`: a list of the directory is long
         self._disk = disk or Disk()
 
     def load(self) -> None:
@@ -41,6 +42,9 @@ class Segments:
             self._disk.sync_directory(self.directory.parent)
         for partial in self.directory.glob("*.partial"):
             partial.unlink()
+        self._aside_of = {}
+        for number, path in self.asides():
+            self._aside_of.setdefault(number, []).append(path)
         self.sizes = {number: self._measure(number) for number in self.numbers()}
 
     def numbers(self) -> list[int]:
@@ -69,6 +73,7 @@ class Segments:
         """Keep bytes that are cut off a segment's end."""
         path = self.directory / f"aside-{number:06}-{offset}"
         self._disk.place(content, path)
+        self._aside_of.setdefault(number, []).append(path)
         self.sizes[number] = self.sizes.get(number, 0) + len(content)
         return path
 
@@ -122,19 +127,17 @@ class Segments:
         """Delete a segment; its lines go last, so that a crash half-way is finished later."""
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self._bodies(number))
-        for aside in self._asides_of(number):
+        for aside in self._aside_of.get(number, ()):
             self._disk.remove(aside)
         self._disk.remove(self.path(number))
+        self._aside_of.pop(number, None)
         self.sizes.pop(number, None)
 
     def _bodies(self, number: int) -> Path:
         return self.directory / "bodies" / f"{number:06}"
 
-    def _asides_of(self, number: int) -> list[Path]:
-        return [path for segment, path in self.asides() if segment == number]
-
     def _measure(self, number: int) -> int:
-        files = [self.path(number), *self._asides_of(number)]
+        files = [self.path(number), *self._aside_of.get(number, ())]
         with contextlib.suppress(FileNotFoundError):
             files += self._bodies(number).iterdir()
         return sum(size_bytes(file) for file in files)
