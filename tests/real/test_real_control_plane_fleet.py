@@ -156,8 +156,11 @@ async def test_every_panel_asks_what_clickhouse_answers(
 ) -> None:
     for target in panel["targets"]:
         found = await fetch_rows(full, expand(target["rawSql"], organization))
-        assert found or panel["title"] == "Rejected messages"
         named = {one["matcher"]["options"] for one in panel["fieldConfig"]["overrides"]}
+        if panel["title"] == "Access":  # this fleet has no grants: test_real_control_plane_grants
+            assert (found, named) == ([], set())
+            continue
+        assert found or panel["title"] == "Rejected messages"
         assert named <= found[0].keys()
         if panel["type"] == "timeseries":
             assert all(row["time"].startswith("2026-11-23") for row in found)
