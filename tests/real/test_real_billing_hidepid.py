@@ -1,6 +1,7 @@
 """A real /proc: one that hides other users' processes, and one in which a pid is used again."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ import pytest
 
 pytestmark = pytest.mark.real
 
-SERVER = "clickhouse-server"
+SERVER = f"server-{os.getpid()}"  # another test may run a clickhouse-server at the same time
 LOOK = """
 import os, sys
 from byoc_agents.billing.sources.procfs import Finder, ProcFs
