@@ -18,7 +18,7 @@ import pytest
 
 from byoc_agents.app.keyed_ids import keyed_id
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.quiet]  # no other program may have the name of a server
 
 REPOSITORY = Path(__file__).parents[2]
 CLICKHOUSE = 101
