@@ -60,6 +60,7 @@ def image() -> Image:
         shutil.rmtree(PLACE, ignore_errors=True)
         _make()
         (PLACE / stamp).touch()
+    _compile_agents()
     return Image(PLACE / "venv" / "bin" / "python", _environ(), _describe())
 
 
@@ -80,7 +81,7 @@ def _make() -> None:
     pip = (sys.executable, "-m", "pip", "--python", python)
     _run(*pip, "install", "-q", "--no-deps", "--require-hashes", "-r", PINS)
     cached = (python, "-X", f"pycache_prefix={CACHE}")
-    _run(*cached, "-m", "compileall", "-q", packages(), ROOT / "agents" / "byoc_agents")
+    _run(*cached, "-m", "compileall", "-q", packages())
     if COMPILE.exists():
         standard = _run(python, "-c", STANDARD).strip()
         _run(*cached, "-X", "no_debug_ranges", COMPILE, "/", standard, packages())
@@ -88,6 +89,14 @@ def _make() -> None:
         _run(python, CUT, "--in-place")
     if TRUST.exists():
         _run(python, TRUST, "amazon", PLACE / "ca.pem")
+
+
+def _compile_agents() -> None:
+    """Compile the agents each time: the compiled files are not compared with their sources."""
+    command = (COMPILE, "/") if COMPILE.exists() else ("-m", "compileall", "-qf")
+    python = PLACE / "venv" / "bin" / "python"
+    options = ("-X", f"pycache_prefix={CACHE}", "-X", "no_debug_ranges")
+    _run(python, *options, *command, ROOT / "agents" / "byoc_agents")
 
 
 def _environ() -> dict[str, str]:

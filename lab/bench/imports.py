@@ -27,6 +27,8 @@ LAYERS = (
 SCRIPT = """
 import importlib, json, sys
 sys.path[:0] = {paths!r}
+from byoc_agents.app import deferred_imports
+deferred_imports.install()
 found = []
 for modules in {modules!r}:
     for module in modules.split(","):

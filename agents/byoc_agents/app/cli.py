@@ -7,8 +7,11 @@ import sys
 
 from byoc_agents.app import signals
 
-if sys.argv[1:2] in (["run"], ["drain"]):  # before the imports that take time
+if sys.argv[1:2] in (["run"], ["drain"]):  # before the imports that take time and memory
     signals.install()
+    from byoc_agents.app import deferred_imports
+
+    deferred_imports.install()
 
 import os
 from collections.abc import Sequence
