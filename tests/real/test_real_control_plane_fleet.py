@@ -338,7 +338,7 @@ async def serving(session: chdb.session.Session) -> AsyncIterator[str]:
     async with serving_chdb(session) as server, aiohttp.ClientSession() as client:
         metrics = PlaneMetrics()
         access = FleetAccess(HttpStore(server.http.url, client), clock, metrics, lambda: "")
-        async with serve_metrics(metrics, ("127.0.0.1", 0), {PATH: access.answer}) as (host, port):
+        async with serve_metrics(metrics, ("127.0.0.1", 0), {PATH: access.handle}) as (host, port):
             yield f"http://{host}:{port}{PATH}"
 
 

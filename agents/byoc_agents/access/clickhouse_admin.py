@@ -202,12 +202,12 @@ class ClickHouseServer:
             name = type(error).__name__.removeprefix("ClickHouse").removesuffix("Error").lower()
             raise ServerError(f"{self.name}: {name}: {error}") from error
         except TimeoutError:
-            raise ServerError(f"{self.name}: no answer in {seconds:g} s") from None
+            raise ServerError(f"{self.name}: no response in {seconds:g} s") from None
         except ValueError as error:  # a value of the policy or of a request that is not allowed
             raise ServerError(f"{self.name}: {error}") from error
         except (LookupError, TypeError) as error:  # the server must not end the broker's pass
             name = type(error).__name__
-            raise ServerError(f"{self.name}: an answer of another form: {name}") from error
+            raise ServerError(f"{self.name}: a response of another form: {name}") from error
 
 
 class _Log(NamedTuple):
