@@ -70,12 +70,12 @@ QUERIES = [
 def test_the_modern_engine_runs_every_query(
     engine: chdb.session.Session, source: ProbeSource, number: int
 ) -> None:
-    answer = json.loads(
+    response = json.loads(
         str(engine.query(queries.combine_selects([ALL[source][number]]), "JSONCompact"))
     )
-    assert [column["name"] for column in answer["meta"]] == ["name", "value"]
-    assert {column["type"] for column in answer["meta"]} == {"String"}
-    for name, value in answer["data"]:
+    assert [column["name"] for column in response["meta"]] == ["name", "value"]
+    assert {column["type"] for column in response["meta"]} == {"String"}
+    for name, value in response["data"]:
         assert name.startswith(f"{source}.")
         assert float(value) >= 0
 

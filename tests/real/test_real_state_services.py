@@ -52,10 +52,10 @@ class Queue:
 
     async def receive(self, seconds: int = 1) -> None:
         """Take every available item, and wait for the first if there is none."""
-        answer = await self.client.receive_message(
+        response = await self.client.receive_message(
             QueueUrl=self.url, MaxNumberOfMessages=10, WaitTimeSeconds=seconds
         )
-        for item in answer.get("Messages", []):
+        for item in response.get("Messages", []):
             self.got.append(json.loads(item["Body"]))
             await self.client.delete_message(QueueUrl=self.url, ReceiptHandle=item["ReceiptHandle"])
 

@@ -202,7 +202,7 @@ async def forwarding(
             origin, relay, spool, clock, intervals=HeartbeatIntervals(60, 300)
         )
         webhook = Webhook(relay, ReloadableSecret(WEBHOOK_TOKEN), counts)
-        client: Client = TestClient(RawTestServer(webhook.answer))
+        client: Client = TestClient(RawTestServer(webhook.handle))
         async with client:
             yield clock, spool, heartbeat, client
 
@@ -217,10 +217,10 @@ async def test_alerts_are_refused_when_full_and_no_watchdog_is_replayed(
         now_ms = clock.wall_ns() // 1_000_000
         for name in (f"alert-{hour}", "Watchdog"):
             body = notification(name, now_ms if name != "Watchdog" else 1, None)
-            async with client.post(PATH, json=body, headers=WEBHOOK_HEADERS) as answer:
-                assert answer.status in {200, 503}
-                refused += answer.status == 503
-                stored += [name] if answer.status == 200 and name != "Watchdog" else []
+            async with client.post(PATH, json=body, headers=WEBHOOK_HEADERS) as response:
+                assert response.status in {200, 503}
+                refused += response.status == 503
+                stored += [name] if response.status == 200 and name != "Watchdog" else []
         await ship.attempt()
         clock.second += HOUR_SECONDS
     await caught_up(ship, spool, sink)

@@ -74,8 +74,8 @@ class Webhook:
         self._large = 0  # requests with a large body that is read or waits
         self._log = structlog.get_logger()
 
-    async def answer(self, request: BaseRequest) -> Response:
-        """Answer a request. With one path and one method, no router is needed."""
+    async def handle(self, request: BaseRequest) -> Response:
+        """Handle a request. With one path and one method, no router is needed."""
         if request.path != PATH:
             return _response(404, "not found")
         if request.method != "POST":
@@ -83,7 +83,7 @@ class Webhook:
         return await self.post(request)
 
     async def post(self, request: BaseRequest) -> Response:
-        """Answer one notification."""
+        """Handle one notification."""
         status, text = await self._store(request)
         self._counts.request(status)
         if status == 200:  # noqa: PLR2004  every other response can mean a lost alert

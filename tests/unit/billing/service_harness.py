@@ -63,7 +63,7 @@ class Server:
         if self.blocked:
             await self.blocked.wait()
         if not self.up:
-            return TargetObservation(None, error="does not answer")
+            return TargetObservation(None, error="does not respond")
         return TargetObservation(
             Reading(
                 source="clickhouse",

@@ -58,7 +58,7 @@ class ExporterRun:
     burn_at: int = 0  # the step at which the fuse kills; 0 = never
     finish: bool = False  # drain at the end
     ship: bool = True  # False: nothing can be sent in this run
-    patience_seconds: float = 30.0  # for an answer; a send that times out makes fewer steps
+    patience_seconds: float = 30.0  # for a response; a send that times out makes fewer steps
 
 
 class SimClock:

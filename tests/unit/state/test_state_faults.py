@@ -1,4 +1,4 @@
-"""Kills at every step, lost and bad answers, hours offline: each transition arrives once, in order.
+"""Kills at every step, lost and bad responses, hours offline: transitions arrive once, in order.
 
 The oracle is the queue's double (the messages a consumer gets), a journal of accepted ones, and
 the truth about the watched server.
@@ -24,7 +24,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.unit.state.killable_exporter"])
 TICKS = 12
 STEPS = 36  # of the fuse in a first run of TICKS; test_the_fuse_covers_a_whole_run counts them
-ANSWERS: list[Behavior] = [serve, serve, lose(), lose(reset), reply(503), hang, close]
+RESPONSES: list[Behavior] = [serve, serve, lose(), lose(reset), reply(503), hang, close]
 
 
 @dataclass
@@ -116,11 +116,11 @@ async def test_a_kill_at_any_step_loses_and_repeats_nothing(harness: Harness, st
 
 @pytest.mark.real
 @pytest.mark.parametrize("seed", range(5))
-async def test_kills_and_bad_answers_at_random(harness: Harness, seed: int) -> None:
+async def test_kills_and_bad_responses_at_random(harness: Harness, seed: int) -> None:
     rng = random.Random(seed)
 
     def script(_: Request) -> Behavior:
-        return rng.choice(ANSWERS)
+        return rng.choice(RESPONSES)
 
     harness.sqs.http.script = script
     for _ in range(4):
