@@ -100,12 +100,12 @@ class PlaneMetrics:
         )
 
 
-Page = Callable[[web.BaseRequest], Awaitable[web.Response]]
+PageHandler = Callable[[web.BaseRequest], Awaitable[web.Response]]
 
 
 @asynccontextmanager
 async def serve_metrics(
-    metrics: PlaneMetrics, listen: tuple[str, int], pages: Mapping[str, Page] | None = None
+    metrics: PlaneMetrics, listen: tuple[str, int], pages: Mapping[str, PageHandler] | None = None
 ) -> AsyncIterator[tuple[str, int]]:
     """Serve /metrics, /healthz and other pages; yield the bound address. Raises OSError."""
 

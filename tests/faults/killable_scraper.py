@@ -20,7 +20,7 @@ from byoc_agents.billing.recorder import Recorder, UsageIdentity
 from byoc_agents.billing.scraper import Scraper
 from byoc_agents.billing.sealer import Intervals
 from byoc_agents.billing.sources.reading import Reading
-from byoc_agents.billing.sources.select import TargetObservation
+from byoc_agents.billing.sources.target import TargetObservation
 from byoc_agents.delivery.shipper import Shipper
 from byoc_agents.delivery.sink import Transmit, transmit_unrecorded
 from byoc_agents.durable.model import WriteBatch

@@ -11,9 +11,9 @@ import chdb.session
 import pytest
 
 from byoc_agents.app.clock import SystemClock
-from byoc_agents.app.context import Runtime
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.app.run import configure, daemon_spec
+from byoc_agents.app.runtime import Runtime
 from byoc_agents.clickhouse import ClickHouse
 from byoc_agents.egress.gate import Gate
 from byoc_agents.state import queries

@@ -16,9 +16,9 @@ import pytest
 from aiobotocore.session import AioSession
 
 from byoc_agents.app.clock import SystemClock
-from byoc_agents.app.context import Runtime
 from byoc_agents.app.metrics import Metrics
 from byoc_agents.app.run import configure, daemon_spec
+from byoc_agents.app.runtime import Runtime
 from byoc_agents.delivery.shipper import Shipper
 from byoc_agents.durable.spool import Spool
 from byoc_agents.egress.aws import aws_config, aws_session

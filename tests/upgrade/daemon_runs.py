@@ -19,14 +19,14 @@ from byoc_agents.billing.recorder import Recorder, UsageIdentity
 from byoc_agents.billing.scraper import Scraper
 from byoc_agents.billing.sealer import Intervals
 from byoc_agents.billing.sources.reading import Reading
-from byoc_agents.billing.sources.select import TargetObservation
+from byoc_agents.billing.sources.target import TargetObservation
 from byoc_agents.delivery.shipper import Shipper
 from byoc_agents.delivery.sink import Sink
 from byoc_agents.durable.spool import Spool
 from byoc_agents.ledger import FileLedger
+from byoc_agents.state.exporter import Exporter, PolledReplica
 from byoc_agents.state.message import StateIdentity as Speaker
 from byoc_agents.state.message_stream import MessageStream
-from byoc_agents.state.poller import Exporter, PolledReplica
 from byoc_agents.state.probes import Prober
 from byoc_agents.state.thresholds import DEFAULTS, ReasonCode, Threshold, Thresholds
 from lab.fakes.core import FakeClock
@@ -73,7 +73,7 @@ class DaemonRun:
 
 @asynccontextmanager
 async def open_run(state_dir: Path, daemon: str, clock: FakeClock) -> AsyncIterator[DaemonRun]:
-    """Open what a daemon has on disk, in the order in which `byoc_agents.app.context` does."""
+    """Open what a daemon has on disk, in the order in which `byoc_agents.app.runtime` does."""
     async with AsyncExitStack() as stack:
         directory = state_dir / daemon
         spool = Spool(directory, max_bytes=BOUND, clock=clock)

@@ -15,6 +15,12 @@ import msgspec
 import structlog
 
 from byoc_agents.access.authority import Authority, read_signing_request, uri_of_grant
+from byoc_agents.access.clickhouse_admin import (
+    ClickHouseAdmin,
+    CollectedLogs,
+    GrantAccount,
+    user_of,
+)
 from byoc_agents.access.control_files import KillSwitch, PolicySource
 from byoc_agents.access.documents import (
     APPROVAL,
@@ -69,7 +75,6 @@ from byoc_agents.access.policy import (
     judge_approved,
     judge_request,
 )
-from byoc_agents.access.replicas import ClickHouseAdmin, CollectedLogs, GrantAccount, user_of
 from byoc_agents.access.tailnet import Tailnet
 from byoc_agents.app.clock import Clock
 from byoc_agents.durable.files import Disk

@@ -29,7 +29,6 @@ from byoc_agents.app import logging as log
 from byoc_agents.app import signals
 from byoc_agents.app.admin_server import serve
 from byoc_agents.app.clock import SystemClock
-from byoc_agents.app.context import ClickHouseSettings, Runtime
 from byoc_agents.app.daemon import Daemon
 from byoc_agents.app.hardening import (
     report_parent,
@@ -38,6 +37,7 @@ from byoc_agents.app.hardening import (
     restrict_process,
 )
 from byoc_agents.app.metrics import Metrics
+from byoc_agents.app.runtime import ClickHouseSettings, Runtime
 from byoc_agents.app.settings import (
     CoreSettings,
     describe,

@@ -12,12 +12,12 @@ import msgspec
 
 from byoc_agents.access.authority import Authority, create_authority, uri_of_grant
 from byoc_agents.access.broker import Broker, BrokerLimits, BrokerParts
+from byoc_agents.access.clickhouse_admin import CollectedLogs, GrantAccount
 from byoc_agents.access.control_files import KillSwitch, PolicySource
 from byoc_agents.access.errors import ServerError
 from byoc_agents.access.grants import GrantStore
 from byoc_agents.access.machine import Grant, State
 from byoc_agents.access.orders import Approve, Order, OrderFolder, Submit
-from byoc_agents.access.replicas import CollectedLogs, GrantAccount
 from byoc_agents.access.tailnet import Tailnet
 from byoc_agents.durable.model import WriteBatch
 from byoc_agents.durable.spool import Spool

@@ -14,11 +14,11 @@ import pytest
 from cryptography import x509
 
 from byoc_agents.access.broker import LEASE_SECONDS, MAX_PENDING
+from byoc_agents.access.clickhouse_admin import user_of
 from byoc_agents.access.documents import utc_text
 from byoc_agents.access.events import message_of
 from byoc_agents.access.machine import State
 from byoc_agents.access.orders import Approve, Deny, Forget, Revoke, Submit
-from byoc_agents.access.replicas import user_of
 from byoc_agents.durable.spool import Spool
 from byoc_agents.errors import SpoolUnusableError
 from lab.fakes.core import START_MS

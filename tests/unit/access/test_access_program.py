@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from byoc_agents.access.clickhouse_admin import user_of
 from byoc_agents.access.orders import Approve, CheckServers, Revoke, Submit
-from byoc_agents.access.replicas import user_of
 from byoc_agents.ledger.verify import verify
 from tests.unit.access.access_documents import GRANT_ID
 from tests.unit.access.program_harness import Program, until

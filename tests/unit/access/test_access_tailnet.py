@@ -23,8 +23,8 @@ from byoc_agents.access.tailnet import (
     KubernetesScaler,
     Tailnet,
 )
-from byoc_agents.app.context import ClickHouseSettings
 from byoc_agents.app.run import configure
+from byoc_agents.app.runtime import ClickHouseSettings
 from byoc_agents.egress.destinations import DestinationKind
 from byoc_agents.egress.gate import EgressRefusedError, Gate
 from byoc_agents.errors import ConfigError

@@ -16,7 +16,7 @@ from byoc_agents.ledger import FileLedger
 from byoc_agents.ledger.query import Filter, events
 from byoc_agents.message import Message, Receipt
 from byoc_control_plane.bucket import ExistsError
-from byoc_control_plane.handover import Importer
+from byoc_control_plane.importer import Importer
 from lab.control_plane.memory_store import MemoryStore
 from lab.fakes.billing import ReplicaHistory, objects
 from lab.fakes.core import START_MS, FakeClock

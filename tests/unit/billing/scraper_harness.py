@@ -13,7 +13,7 @@ from byoc_agents.billing.rollback import read_key
 from byoc_agents.billing.scraper import MAX_DEFERRED, Scraper
 from byoc_agents.billing.sealer import Intervals
 from byoc_agents.billing.sources.reading import Reading
-from byoc_agents.billing.sources.select import TargetObservation
+from byoc_agents.billing.sources.target import TargetObservation
 from byoc_agents.durable.spool import Spool
 from byoc_agents.ledger.recent import RecentSend
 from lab.fakes.core import FakeClock

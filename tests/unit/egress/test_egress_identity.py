@@ -16,8 +16,8 @@ from aiobotocore.session import AioSession
 
 from byoc_agents.app import files
 from byoc_agents.app.clock import SystemClock
-from byoc_agents.app.context import ClickHouseSettings, Runtime
 from byoc_agents.app.metrics import Metrics
+from byoc_agents.app.runtime import ClickHouseSettings, Runtime
 from byoc_agents.app.settings import CoreSettings
 from byoc_agents.billing import daemon as billing
 from byoc_agents.egress.aws import NO_CREDENTIALS, NOT_ASCII, aws_session, provider_name

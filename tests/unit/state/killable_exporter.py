@@ -25,9 +25,9 @@ from byoc_agents.egress.destinations import sqs_destination
 from byoc_agents.egress.gate import Gate
 from byoc_agents.message import Message, Outcome
 from byoc_agents.sinks.sqs import SqsSink
+from byoc_agents.state.exporter import Exporter, PolledReplica
 from byoc_agents.state.message import StateIdentity
 from byoc_agents.state.message_stream import MessageStream
-from byoc_agents.state.poller import Exporter, PolledReplica
 from byoc_agents.state.probes import Prober
 from byoc_agents.state.thresholds import DEFAULTS, ReasonCode, Threshold, Thresholds
 from lab.fakes.core import NullLedger

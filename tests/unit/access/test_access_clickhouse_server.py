@@ -8,10 +8,10 @@ import msgspec
 import pytest
 
 from byoc_agents.access.authority import uri_of_grant
-from byoc_agents.access.clickhouse_admin import MAX_LOG_BYTES, PAGE_ROWS, ClickHouseServer
+from byoc_agents.access.clickhouse_admin import CollectedLogs, GrantAccount, user_of
+from byoc_agents.access.clickhouse_server import MAX_LOG_BYTES, PAGE_ROWS, ClickHouseServer
 from byoc_agents.access.clickhouse_sql import BROKER_USER, Names, Storage
 from byoc_agents.access.errors import ServerError
-from byoc_agents.access.replicas import CollectedLogs, GrantAccount, user_of
 from byoc_agents.clickhouse import Bounds, ClickHouse
 from lab.fakes.access import ClickHouseDouble
 from lab.fakes.core import START_MS
