@@ -126,7 +126,7 @@ async def test_a_kill_at_every_step_of_seal_put_and_ack(harness: Harness) -> Non
     exit_code: int | None = -9
     while exit_code == -9:
         step += 1
-        exit_code = await harness.run(ticks=13, burn_at=step)
+        exit_code = await harness.run(ticks=13, kill_at=step)
     report = await harness.settle()
     print(f"kills={harness.kills} steps={step} objects={report.objects} records={report.records}")
     assert harness.kills >= 20
