@@ -748,11 +748,11 @@ class Broker:
                     forgotten=(*grant.forgotten, order.replica),
                 )
                 detail = {"replica": order.replica, "comment": order.comment, "by": order.by}
-                await self._note(after, "replica_forgotten", detail)
+                await self._record_step(after, "replica_forgotten", detail)
                 found.append(f"{grant.id}: {order.replica} is given up")
         return "\n".join(found) or f"{order.replica}: nothing is closing there"
 
-    async def _note(self, grant: Grant, fact: str, detail: Mapping[str, str]) -> None:
+    async def _record_step(self, grant: Grant, fact: str, detail: Mapping[str, str]) -> None:
         """Record a step within a state; it takes effect in memory even if the disk refuses."""
         try:
             await self._record(grant, detail, fact=fact)
@@ -914,7 +914,7 @@ class Broker:
                 "access.replica_failed", grant=grant.id, replica=admin.name, error=str(error)
             )
             return False
-        await self._note(
+        await self._record_step(
             grant, "drift", {"replica": admin.name, "differences": ", ".join(differences)}
         )
         return False
@@ -957,7 +957,7 @@ class Broker:
         if running and waited_ms >= STUCK_SECONDS * 1000 and grant.id not in self._stuck:
             self._stuck.add(grant.id)
             detail = {"replica": admin.name, "queries": ", ".join(running)}
-            await self._note(grant, "queries_running", detail)
+            await self._record_step(grant, "queries_running", detail)
         return not running
 
     async def _collect(self, grant: Grant) -> None:
@@ -1019,7 +1019,7 @@ class Broker:
             await asyncio.to_thread(_place, self._parts.disk, content, path)
             digests[f"{kind}_sha256"] = sha256(content)
         counts = {key: str(value) for key, value in logs.counts.items()}
-        await self._note(grant, "collected", {"replica": name, **digests, **counts})
+        await self._record_step(grant, "collected", {"replica": name, **digests, **counts})
         return msgspec.structs.replace(logs, queries=b"", sessions=b"")
 
     # The sweep.
@@ -1110,7 +1110,7 @@ class Broker:
         await admin.drop_user(account.user)
         await admin.kill_queries(account.user)
         detail = {"replica": admin.name, "differences": ", ".join(differences) or problem}
-        await self._note(grant, "drift", detail)
+        await self._record_step(grant, "drift", detail)
         return False
 
 

@@ -95,7 +95,7 @@ class Webhook:
 
     async def _store(self, request: BaseRequest) -> tuple[int, str]:
         """Store the notification of a request. Return the status code and text of the response."""
-        if not self.allowed(request.headers.get("Authorization", "")):
+        if not self.is_allowed(request.headers.get("Authorization", "")):
             return 401, "unauthorized"
         if "Content-Encoding" in request.headers:  # Alertmanager never compresses
             return 415, "compressed"
@@ -156,7 +156,7 @@ class Webhook:
                 alone = True
         return body
 
-    def allowed(self, header: str) -> bool:
+    def is_allowed(self, header: str) -> bool:
         """Return whether the header has a valid token; compared in constant time.
 
         Each line of the token's file is valid, for rotations.

@@ -35,12 +35,12 @@ _milliseconds = lru_cache(maxsize=1024)(parse_rfc3339)  # one record's end is th
 def decode(line: bytes) -> UsageRecord:
     """Return a record. Raises ValueError if it is not one, or has an invalid CPU figure."""
     record = _decode(line)
-    if not _sane(record.data):
+    if not _has_possible_figures(record.data):
         raise ValueError("a CPU figure is negative, too large or no number")
     return record
 
 
-def _sane(usage: Usage) -> bool:
+def _has_possible_figures(usage: Usage) -> bool:
     counter = usage.counter
     try:
         sound = NO_CPU <= usage.used.cpu_core_seconds < MAX_CORE_SECONDS
@@ -100,7 +100,7 @@ def period(usage: Usage) -> CheckedPeriod:
     return CheckedPeriod(start_ms, end_ms)
 
 
-def contradiction(record: UsageRecord, span: CheckedPeriod) -> str:
+def find_contradiction(record: UsageRecord, span: CheckedPeriod) -> str:
     """Return how a record with this period contradicts itself; empty if it does not."""
     usage = record.data
     if record.type != TYPE:
@@ -116,7 +116,7 @@ def contradiction(record: UsageRecord, span: CheckedPeriod) -> str:
     return _sizes(usage, span.end_ms - span.start_ms) or _figures(usage)
 
 
-def impossible(usage: Usage, bound: CpuBound | None) -> str:
+def find_impossible_cpu(usage: Usage, bound: CpuBound | None) -> str:
     """Return the rule that a record's CPU breaks, with both figures; empty if it breaks none."""
     if bound is None or usage.used.cpu_core_seconds <= bound.core_seconds:
         return ""
