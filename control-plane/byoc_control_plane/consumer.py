@@ -3,9 +3,9 @@
 Requires the permissions `sqs:ReceiveMessage` and `sqs:DeleteMessage` on the queue (DeleteMessage
 includes DeleteMessageBatch), and `kms:Decrypt` if the queue uses a customer key.
 
-The consumer keeps nothing. If it dies between insert and delete, the message is delivered again and
-replaces its own row. Any number of consumers may read one queue: SQS gives the messages of a group
-to one of them at a time.
+The consumer stores nothing itself. If it is killed between insert and delete, the message is
+delivered again and replaces its own row. Any number of consumers may read one queue: SQS gives the
+messages of a group to one of them at a time.
 """
 
 import asyncio
@@ -88,7 +88,7 @@ class Consumer:
                 pause_seconds = FIRST_PAUSE_SECONDS
 
     async def poll(self) -> int:
-        """Receive, store and delete one batch; return its size.
+        """Receive, store and delete one batch; return its number of messages.
 
         Raises the errors of the client and StoreError; then nothing of the batch was deleted.
         """

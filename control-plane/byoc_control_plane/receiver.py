@@ -86,7 +86,7 @@ class Receiver:
             return await self._handle_poll(request, self._requests)
         status, content = await self._decide(request)
         self._metrics.requests.labels(str(status)).inc()
-        if status >= 500:  # noqa: PLR2004  a sender that is sent away may look silent
+        if status >= 500:  # noqa: PLR2004  a sender that is refused may look silent
             self._progress.observe(self._progress.now_ms, caught_up=False)
         if status != 200:  # noqa: PLR2004  the only success
             self._log.warning("delivery.refused", status=status, why=content, peer=request.remote)

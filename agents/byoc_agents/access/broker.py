@@ -86,7 +86,7 @@ MAX_PENDING = 64  # requests that wait for an approval
 PASS_SECONDS = 1.0  # between two passes; the longest delay of an order or a kill switch
 SWEEP_SECONDS = 30.0  # between two comparisons of the servers' users with the grants
 RETRY_SECONDS = 30.0  # between attempts after the disk has refused, and at most between attempts
-LEASE_SECONDS = 300.0  # without a response of the control plane, if the policy says `leases`
+LEASE_SECONDS = 300.0  # without a response of the control plane, if the policy has `leases`
 STUCK_SECONDS = 60.0  # after which queries that do not end are stated in the ledger
 LOGS, POLICIES = "logs", "policies"  # folders of the broker's directory
 RELEASES = frozenset({State.PENDING, State.APPROVED, State.OPENING, State.OPEN})
@@ -101,7 +101,7 @@ class FactLedger(Protocol):
         ...
 
     async def fact(self, line: FactLine) -> int:
-        """Write a line, durably. Raises LedgerError."""
+        """Write a line, durably; return its number. Raises LedgerError."""
         ...
 
 
@@ -575,8 +575,8 @@ class Broker:
     async def submit(self, raw: bytes) -> str:
         """Take an envelope of the vendor. Return what became of it. Raises RecordError.
 
-        An envelope that is not trusted leaves no trace but a log line: a stranger must not be able
-        to use up an id.
+        An envelope that is not trusted leaves no trace but a log line: an unknown sender must not
+        be able to use up an id.
         """
         if self._policy is None:
             return "refused: the policy cannot be read"

@@ -80,7 +80,10 @@ class KubernetesScaler:
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
 
     async def scale(self, deployment: str, replicas: int) -> int:
-        """Patch the scale. Raises TailnetError without any text of the response."""
+        """Patch the scale; return the number of pods.
+
+        Raises TailnetError without any text of the response.
+        """
         try:
             token, context = await asyncio.to_thread(self._read_credentials)
             async with self._session.patch(

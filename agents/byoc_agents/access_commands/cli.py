@@ -109,7 +109,7 @@ COMMANDS = {
 
 
 class BadUsageError(Exception):
-    """An argument cannot be used. `str()` says what is expected."""
+    """An argument cannot be used. `str()` states what is expected."""
 
 
 def main(

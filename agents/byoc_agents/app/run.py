@@ -354,7 +354,7 @@ def _gate(
 
 
 def main(names: Sequence[str], config_file: str | None, *, only_drain: bool = False) -> int:
-    """Run or drain the named daemons; the process's entry point. Raises ConfigError."""
+    """Run or drain the named daemons; return the exit code. Raises ConfigError."""
     configuration = configure(names, os.environ, config_file)
     log.configure(configuration.core.log_level)
     restrict_process()

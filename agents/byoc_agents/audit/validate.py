@@ -79,8 +79,8 @@ def find_misplacement(usage: Usage, key: ObjectKey, start_ms: int) -> str:
 
 
 def _find_misplacement_in_shared(usage: Usage, key: ObjectKey, start_ms: int) -> str:
-    if (says := (usage.organization_id, usage.service_id)) != key[:2]:
-        return f"the record is of {says}"
+    if (owner := (usage.organization_id, usage.service_id)) != key[:2]:
+        return f"the record is of {owner}"
     if rfc3339(start_ms)[:13] != f"{key.date}T{key.hour}":
         return f"a record starts at {usage.charge_period_start}"
     return ""

@@ -164,7 +164,9 @@ class _Verifier:
                 self._check_line(raw, place, number, first=position == 1)
             elif not last or self._is_cut_off(path, raw):
                 why = (
-                    "; a crash does this, and the next start of the daemon says so" if last else ""
+                    "; a crash does this, and the next start of the daemon reports it"
+                    if last
+                    else ""
                 )
                 self._add_problem(place, f"the line is cut off{why}")
 

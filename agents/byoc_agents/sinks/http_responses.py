@@ -1,4 +1,4 @@
-"""HTTP as every client sees it: failures below a response, its body, and times in its headers."""
+"""HTTP for every client: failures below a response, its body, and times in its headers."""
 
 import email.utils
 import re

@@ -208,10 +208,10 @@ def _next_request(batch: Sequence[Message], outcomes: Mapping[int, Outcome]) -> 
 def _fitting(batch: Sequence[Message], chosen: Sequence[int]) -> list[int]:
     """Return as many of the indexes as one request may contain, at least one."""
     fitting: list[int] = []
-    size = 0
+    size_bytes = 0
     for index in chosen[:MAX_ENTRIES]:
-        size += len(batch[index].body)
-        if fitting and size > MAX_BYTES:
+        size_bytes += len(batch[index].body)
+        if fitting and size_bytes > MAX_BYTES:
             break
         fitting.append(index)
     return fitting
